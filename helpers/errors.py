@@ -1,0 +1,95 @@
+"""Errors a person can act on.
+
+Every message is one line that says what was given, what is allowed and what to do.
+All of them derive from `HelpersError`, so a caller can catch "the user must change something"
+apart from a bug.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HelpersError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class UnknownMethod(HelpersError):
+    """No pruning method is registered under that name."""
+
+
+class UnknownModel(HelpersError):
+    """No model can be found under that name or path."""
+
+
+class UnsupportedModel(HelpersError):
+    """The model has a part that the block loop cannot prune faithfully."""
+
+
+class BadPattern(HelpersError):
+    """The sparsity pattern is neither "unstructured" nor a valid "N:M"."""
+
+
+class BadSparsity(HelpersError):
+    """The sparsity is not a fraction in [0, 1), or contradicts the pattern."""
+
+
+class BadMask(HelpersError):
+    """A mask given by the caller does not fit the weight, the pattern or the sparsity."""
+
+
+class BadParameter(HelpersError):
+    """A parameter or option is unknown, of the wrong type or out of range."""
+
+
+class BadText(HelpersError):
+    """A text source is missing, empty or not UTF-8."""
+
+
+class CalibrationTooShort(HelpersError):
+    """The calibration text is shorter than what was asked for."""
+
+
+class AssetError(HelpersError):
+    """A pinned download is missing, corrupted or cannot be fetched."""
+
+
+class NonFinite(HelpersError):
+    """NaN or infinity in a weight, a gram or an activation."""
+
+
+class NotPositiveDefinite(HelpersError):
+    """A gram cannot be factored, even at the top of the damping ladder."""
+
+
+class ParityError(HelpersError):
+    """Blocks replayed one by one do not give the model's own logits."""
+
+
+class RecordError(HelpersError):
+    """A record cannot be written, read or trusted."""
+
+
+class RunError(HelpersError):
+    """A run file or a plan is wrong, or a run failed."""
+
+
+def allowed(names: Iterable[object]) -> str:
+    """The names in sorted order, joined for a message."""
+    return ", ".join(sorted(str(name) for name in names))
+
+
+def check_choice(
+    what: str,
+    value: object,
+    choices: Iterable[str],
+    error: type[HelpersError] = BadParameter,
+) -> str:
+    """Return `value` if it is one of `choices`, else raise `error` with the nearest choice."""
+    choices = list(choices)
+    if isinstance(value, str) and value in choices:
+        return value
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise error(f"{what} {value!r} is unknown: choose one of {allowed(choices)}{hint}")
