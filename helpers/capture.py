@@ -1,0 +1,276 @@
+"""Run one decoder block with the arguments the model itself gave it.
+
+Families and versions differ in what they hand to a block (masks, positions, caches, and in
+some families something else for each block). So nothing is named here: the arguments of every
+block are recorded once and replayed verbatim, and a parity check against the model's own logits
+decides whether that is faithful.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from helpers.errors import BadParameter, NonFinite, ParityError, UnsupportedModel, allowed
+from helpers.gram import Gram
+from helpers.models import find_blocks, find_layers, read_weight
+
+# relative to the largest logit; replay was exact on every supported family in float32
+PARITY_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one block, apart from the stream itself."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What one forward pass showed: the stream entering block 0, and each block's arguments."""
+
+    stream: Tensor
+    calls: list[Call]
+    logits: Tensor
+
+
+class _Captured(Exception):
+    """Ends a forward pass as soon as block 0 has been reached."""
+
+
+def capture(model: nn.Module, tokens: Tensor) -> Capture:
+    """Run the model on tokens (batch, length) and record what its blocks were given.
+
+    The arguments hold for every batch of that shape without padding.
+    """
+    streams: list[Tensor] = []
+    calls: list[Call] = []
+
+    def record(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        stream, call = _split(block, args, kwargs)
+        streams.append(stream)
+        calls.append(call)
+
+    blocks = find_blocks(model)
+    with contextlib.ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(_removed(block.register_forward_pre_hook(record, with_kwargs=True)))
+        logits = forward(model, tokens)
+    if len(calls) != len(blocks):
+        raise UnsupportedModel(
+            f"{type(model).__name__} ran {len(calls)} blocks of {len(blocks)}: models that skip or "
+            "share blocks are not supported"
+        )
+    return Capture(streams[0], calls, logits)
+
+
+def _split(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Call]:
+    """Part the stream (a block's first argument, however it is passed) from the rest."""
+    if args:
+        return args[0], Call(tuple(args[1:]), dict(kwargs))
+    first = next(iter(inspect.signature(block.forward).parameters))
+    rest = {name: value for name, value in kwargs.items() if name != first}
+    return kwargs[first], Call((), rest)
+
+
+@contextlib.contextmanager
+def _removed(handle: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def forward(model: nn.Module, tokens: Tensor) -> Tensor:
+    """The model's logits (batch, length, vocabulary) for tokens (batch, length)."""
+    with torch.no_grad():
+        return model(input_ids=tokens.to(model.device), use_cache=False).logits
+
+
+def first_stream(model: nn.Module, tokens: Tensor) -> Tensor:
+    """The stream (batch, length, width) entering block 0; no block is run."""
+    found: list[Tensor] = []
+
+    def stop(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append(_split(block, args, kwargs)[0])
+        raise _Captured
+
+    handle = find_blocks(model)[0].register_forward_pre_hook(stop, with_kwargs=True)
+    with _removed(handle), contextlib.suppress(_Captured):
+        forward(model, tokens)
+    return found[0]
+
+
+def run_block(block: nn.Module, stream: Tensor, call: Call) -> Tensor:
+    """The stream after one block. Blocks return a tensor or, in some families, a tuple."""
+    with torch.no_grad():
+        output = block(stream, *call.args, **call.kwargs)
+    return output[0] if isinstance(output, tuple) else output
+
+
+def advance(block: nn.Module, stream: Tensor, call: Call, batch: int, name: str) -> Tensor:
+    """Replace stream (sequences, length, width) in place by its values after the block.
+
+    Raises NonFinite, naming the block.
+    """
+    for rows in stream.split(batch):
+        rows.copy_(run_block(block, rows, call))
+    check_stream(stream, f"after {name}")
+    return stream
+
+
+def check_stream(stream: Tensor, where: str) -> None:
+    """Raise NonFinite if the stream holds NaN or infinity."""
+    if not torch.isfinite(stream).all():
+        raise NonFinite(
+            f"activations {where} hold NaN or infinity: check the weights, or use dtype float32"
+        )
+
+
+def check_parity(model: nn.Module, calls: list[Call], tokens: Tensor) -> float:
+    """Replay the blocks on tokens of the captured shape and compare with the model's logits.
+
+    Give other tokens than those of the capture, so that an argument that depends on the text
+    is caught too. Returns the largest difference relative to the largest logit.
+    Raises ParityError.
+    """
+    blocks = find_blocks(model)
+    logits = forward(model, tokens)
+    stream = first_stream(model, tokens)
+    for block, call in zip(blocks, calls, strict=True):
+        stream = run_block(block, stream, call)
+
+    def replace(_block: nn.Module, _args: Any, output: Any) -> Any:
+        return (stream, *output[1:]) if isinstance(output, tuple) else stream
+
+    with _removed(blocks[-1].register_forward_hook(replace)):
+        replayed = forward(model, tokens)
+    difference = ((logits - replayed).abs().max() / logits.abs().max()).item()
+    limit = PARITY_TOLERANCE.get(logits.dtype, 1e-4)
+    if not difference <= limit:
+        raise ParityError(
+            f"{type(model).__name__} replayed block by block differs from its own logits by "
+            f"{difference:.2g} (allowed {limit:g}): nothing was pruned, choose another model"
+        )
+    return difference
+
+
+class GramHooks:
+    """Collects the grams of a block's layers while it runs; layers with one input share one.
+
+    In Llama q, k and v read the same tensor, gate and up another: four grams for seven layers.
+    `seconds` is the time spent on them.
+    """
+
+    def __init__(self, layers: dict[str, nn.Module]) -> None:
+        self.layers = layers
+        self.grams: dict[str, Gram] = {}
+        self.seconds = 0.0
+        self._leader: dict[str, str] = {}
+        self._seen: list[tuple[str, Tensor]] = []
+
+    def __enter__(self) -> GramHooks:
+        self._handles = [
+            layer.register_forward_pre_hook(self._hook(name)) for name, layer in self.layers.items()
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def new_batch(self) -> None:
+        """Forget the inputs of the batch before: identity of tensors means nothing across."""
+        self._seen.clear()
+
+    def _hook(self, name: str) -> Any:
+        def add(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            started = time.perf_counter()
+            self._add(name, layer, args[0])
+            self.seconds += time.perf_counter() - started
+
+        return add
+
+    def _add(self, name: str, layer: nn.Module, inputs: Tensor) -> None:
+        """Add `inputs` unless they are the very tensor that another layer has just added."""
+        twin = next((other for other, tensor in self._seen if tensor is inputs), None)
+        self._seen.append((name, inputs))
+        if name not in self._leader:
+            self._leader[name] = twin or name
+            self.grams[name] = self.grams[twin] if twin else _gram_for(layer)
+        leader = self._leader[name]
+        if leader != (twin or name):
+            raise UnsupportedModel(
+                f"layer {name} shares its input with {leader} in some batches and not in others: "
+                "this family is not supported"
+            )
+        if leader == name:
+            self.grams[name].add(inputs)
+
+
+def _gram_for(layer: nn.Module) -> Gram:
+    return Gram(read_weight(layer).shape[1], layer.weight.device)
+
+
+def layer_grams(
+    block: nn.Module, stream: Tensor, call: Call, batch: int, name: str = "block"
+) -> tuple[dict[str, Gram], float]:
+    """Run a block over the stream and return the gram of each of its layers' inputs.
+
+    Layers that share an input share the object. Also returns the seconds spent on grams. The
+    stream is left as it is.
+    Raises UnsupportedModel if a layer saw no input, NonFinite, naming the layer.
+    """
+    layers = find_layers(block, name)
+    with GramHooks(layers) as hooks:
+        for rows in stream.split(batch):
+            hooks.new_batch()
+            run_block(block, rows, call)
+    for layer in layers:
+        if layer not in hooks.grams:
+            raise UnsupportedModel(
+                f"layer {name} {layer} saw no calibration token: this family is not supported, or "
+                "the calibration is too short for its experts"
+            )
+        if not torch.isfinite(hooks.grams[layer].matrix).all():
+            raise NonFinite(
+                f"inputs of layer {name} {layer} hold NaN or infinity: check the weights before it"
+            )
+    return hooks.grams, hooks.seconds
+
+
+def layer_gram(
+    model: nn.Module, tokens: Tensor, block: int, layer: str, *, batch: int = 4
+) -> tuple[Tensor, Tensor]:
+    """One layer of the dense model: its weight (d_out, d_in) and its gram (d_in, d_in).
+
+    Args: tokens (sequences, length); block, from 0; layer, such as "self_attn.q_proj".
+    Raises BadParameter if there is no such block or layer.
+    """
+    blocks = find_blocks(model)
+    if not 0 <= block < len(blocks):
+        raise BadParameter(f"block {block!r} does not exist: give 0 to {len(blocks) - 1}")
+    layers = find_layers(blocks[block], f"block {block}")
+    if layer not in layers:
+        raise BadParameter(f"layer {layer!r} is unknown: choose one of {allowed(layers)}")
+    batch = largest_divisor(len(tokens), batch)
+    calls = capture(model, tokens[:batch]).calls
+    stream = torch.cat([first_stream(model, rows) for rows in tokens.split(batch)])
+    for index in range(block):
+        advance(blocks[index], stream, calls[index], batch, f"block {index}")
+    grams, _ = layer_grams(blocks[block], stream, calls[block], batch, f"block {block}")
+    return read_weight(layers[layer]).float().clone(), grams[layer].matrix
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` up to `limit`: batches of one size replay one capture."""
+    return next(d for d in range(max(1, min(limit, number)), 0, -1) if number % d == 0)

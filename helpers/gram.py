@@ -1,0 +1,125 @@
+"""The gram XᵀX of a layer's inputs: accumulate, normalise, damp, factor.
+
+A gram is (d_in, d_in), float32, summed over calibration tokens and not averaged. It is all
+that the layer-wise problem min ‖XW − XŴ‖² needs to know about the data.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from helpers.errors import BadParameter, NonFinite, NotPositiveDefinite
+
+SYMMETRY_TOLERANCE = 1e-4
+
+
+class Gram:
+    """Running XᵀX over batches of inputs.
+
+    Memory: 4·d_in² bytes. `tokens` counts the rows added so far.
+    """
+
+    def __init__(self, d_in: int, device: torch.device | str = "cpu") -> None:
+        self.matrix = torch.zeros(d_in, d_in, dtype=torch.float32, device=device)
+        self.tokens = 0
+
+    def add(self, inputs: Tensor) -> None:
+        """Add inputs of shape (..., d_in), any float type; the sum is kept in float32."""
+        rows = inputs.detach().reshape(-1, self.matrix.shape[0]).float()
+        self.matrix.addmm_(rows.T, rows)
+        self.tokens += rows.shape[0]
+
+
+def gram_of(inputs: Tensor) -> Tensor:
+    """XᵀX of inputs (..., d_in) in one go, float32 (d_in, d_in)."""
+    gram = Gram(inputs.shape[-1], inputs.device)
+    gram.add(inputs)
+    return gram.matrix
+
+
+def check_gram(gram: Tensor, d_in: int) -> None:
+    """Raise unless `gram` is a finite, symmetric (d_in, d_in) matrix with diagonal ≥ 0.
+
+    Raises BadParameter (shape, symmetry), NonFinite, NotPositiveDefinite (negative diagonal).
+    """
+    if gram.shape != (d_in, d_in):
+        raise BadParameter(
+            f"gram has shape {tuple(gram.shape)} but the weight has {d_in} inputs: "
+            f"give XᵀX of that layer, shape ({d_in}, {d_in})"
+        )
+    if not torch.isfinite(gram).all():
+        raise NonFinite("gram holds NaN or infinity: check the activations it was summed from")
+    scale = gram.abs().max()
+    if (gram - gram.T).abs().max() > SYMMETRY_TOLERANCE * scale:
+        raise BadParameter("gram is not symmetric: give XᵀX, for example from gram_of(inputs)")
+    if gram.diagonal().min() < 0:
+        raise NotPositiveDefinite(
+            "gram has a negative diagonal, so it is no XᵀX: recompute it from the inputs"
+        )
+
+
+def dead_inputs(gram: Tensor) -> Tensor:
+    """Boolean (d_in,), True where an input was zero on every calibration token."""
+    return gram.diagonal() == 0
+
+
+def normalise(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale the inputs to unit norm: (G, n) with n = sqrt(diag(gram)), G = gram/(n nᵀ).
+
+    Dead inputs get n = 1, so that nothing is divided by zero; their row and column of G stay 0.
+    Source: the paper's preconditioning (section 3).
+    """
+    norms = gram.diagonal().sqrt()
+    norms = torch.where(dead_inputs(gram), torch.ones_like(norms), norms)
+    return gram / norms / norms[:, None], norms
+
+
+def damp(matrix: Tensor, damping: float) -> Tensor:
+    """matrix + damping · mean(diag(matrix)) · I, as a new tensor."""
+    ridge = damping * matrix.diagonal().mean()
+    damped = matrix.clone()
+    damped.diagonal().add_(ridge)
+    return damped
+
+
+def factor(matrix: Tensor, damping: float, *, shift: float = 0.0) -> tuple[Tensor, float]:
+    """Lower Cholesky factor of damp(matrix, damping) + shift·I, and the damping that was used.
+
+    A matrix that cannot be factored is retried with ten times the damping (from 0: with 1e-4),
+    up to 1. The damping that succeeded is returned so that it can be recorded.
+
+    Raises NotPositiveDefinite past the top of the ladder.
+    """
+    for rung in damping_ladder(damping):
+        damped = damp(matrix, rung)
+        damped.diagonal().add_(shift)
+        lower, info = torch.linalg.cholesky_ex(damped)
+        if info.item() == 0 and torch.isfinite(lower).all():
+            return lower, rung
+    raise NotPositiveDefinite(
+        f"gram cannot be factored with damping from {damping:g} up to {rung:g}: "
+        "it is not positive semi-definite; recompute it from the layer's inputs"
+    )
+
+
+def damping_ladder(damping: float) -> list[float]:
+    """The dampings to try in order: the one asked for, then ten times more each, up to 1."""
+    rungs = [damping]
+    while rungs[-1] < 1.0:
+        rungs.append(min(1.0, rungs[-1] * 10 if rungs[-1] > 0 else 1e-4))
+    return rungs
+
+
+def relative_error(weight: Tensor, new_weight: Tensor, gram: Tensor) -> float:
+    """‖XW − XŴ‖² / ‖XW‖² from the gram of X; weights are (d_out, d_in).
+
+    1 means that nothing is left of the output. A layer whose output is zero everywhere has
+    nothing to lose: 0.
+    """
+    dense, new = weight.float(), new_weight.float()
+    change = dense - new
+    total = ((dense @ gram) * dense).sum().item()
+    if total <= 0:
+        return 0.0
+    return max(0.0, ((change @ gram) * change).sum().item() / total)

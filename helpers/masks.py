@@ -1,0 +1,173 @@
+"""Which weights stay: scores, top-k, N:M groups, the cubic sparsity schedule.
+
+A score is a (d_out, d_in) tensor; `keep` is boolean of the same shape, True where the weight
+stays. Every selection is exact: the number of zeros is round(sparsity · weights), and ties are
+broken by position, the earlier weight staying.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import re
+
+import torch
+from torch import Tensor
+
+from helpers.errors import BadMask, BadParameter, BadPattern, BadSparsity, check_choice
+
+BUDGETS = ("matrix", "output")
+
+
+def parse_pattern(pattern: str) -> tuple[int, int] | None:
+    """None for "unstructured", (N, M) for "N:M": keep N of every M along the input.
+
+    Raises BadPattern.
+    """
+    if pattern == "unstructured":
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None
+    if match and 0 < int(match[1]) < int(match[2]):
+        return int(match[1]), int(match[2])
+    raise BadPattern(
+        f'pattern {pattern!r} is not allowed: use "unstructured" or "N:M" with 0 < N < M, '
+        'for example "2:4"'
+    )
+
+
+def check_sparsity(sparsity: object) -> float:
+    """Return `sparsity` as a float in [0, 1), else raise BadSparsity."""
+    number = isinstance(sparsity, numbers.Real) and not isinstance(sparsity, bool)
+    if number and 0 <= float(sparsity) < 1:
+        return float(sparsity)
+    hint = ""
+    if number and 1 < float(sparsity) < 100:
+        hint = f"; for {sparsity} % write {float(sparsity) / 100:g}"
+    raise BadSparsity(
+        f"sparsity {sparsity!r} is not allowed: give the fraction of weights set to zero, "
+        f"a number in [0, 1){hint}"
+    )
+
+
+def check_target(sparsity: float | None, pattern: str) -> float:
+    """The final sparsity that `sparsity` and `pattern` ask for together.
+
+    With N:M the sparsity is 1 − N/M and may be left out.
+    Raises BadPattern, BadSparsity.
+    """
+    groups = parse_pattern(pattern)
+    if groups is None:
+        if sparsity is None:
+            raise BadSparsity("sparsity is missing: unstructured pruning needs a number in [0, 1)")
+        return check_sparsity(sparsity)
+    implied = 1 - groups[0] / groups[1]
+    if sparsity is not None and not math.isclose(check_sparsity(sparsity), implied, abs_tol=1e-6):
+        raise BadSparsity(
+            f"sparsity {sparsity!r} contradicts pattern {pattern!r}, which gives {implied:g}: "
+            "leave sparsity out or change the pattern"
+        )
+    return implied
+
+
+def check_divides(pattern: str, d_in: int) -> None:
+    """Raise BadPattern unless the groups of an N:M pattern divide the d_in inputs."""
+    groups = parse_pattern(pattern)
+    if groups and d_in % groups[1]:
+        raise BadPattern(
+            f"pattern {pattern!r} does not fit a layer with {d_in} inputs: "
+            f"the group size {groups[1]} must divide the number of inputs"
+        )
+
+
+def check_keep(keep: Tensor, shape: torch.Size, sparsity: float | None, pattern: str) -> float:
+    """The sparsity of a mask given by the caller, after checking that it fits what was asked.
+
+    Raises BadMask if it is not boolean, has another shape, keeps more than N in a group of M,
+    or contradicts a given `sparsity` (by more than half a weight).
+    """
+    if keep.dtype != torch.bool or keep.shape != shape:
+        raise BadMask(
+            f"keep is {keep.dtype} of shape {tuple(keep.shape)}: give a torch.bool mask of the "
+            f"weight's shape {tuple(shape)}, True where a weight stays"
+        )
+    groups = parse_pattern(pattern)
+    if groups:
+        check_divides(pattern, shape[1])
+        fullest = int(keep.unflatten(1, (-1, groups[1])).sum(-1).max())
+        if fullest > groups[0]:
+            raise BadMask(
+                f"keep has a group with {fullest} weights, pattern {pattern} allows "
+                f"{groups[0]}: mend the mask or leave the pattern unstructured"
+            )
+        return _sparsity_of(keep)
+    zeros = int((~keep).sum())
+    if sparsity is not None and zeros != round(check_sparsity(sparsity) * keep.numel()):
+        raise BadMask(
+            f"keep has sparsity {_sparsity_of(keep):.6g} but sparsity={sparsity!r} was asked for: "
+            "leave sparsity out when you give a mask"
+        )
+    return _sparsity_of(keep)
+
+
+def _sparsity_of(keep: Tensor) -> float:
+    return 1 - int(keep.sum()) / keep.numel()
+
+
+def top_k(score: Tensor, sparsity: float, budget: str = "matrix") -> Tensor:
+    """Keep the largest scores, with round(sparsity · n) zeros.
+
+    `budget` says where the zeros are counted: over the whole "matrix" or in each "output" row.
+    The k-th value is found by selection, not by sorting, and compared with.
+    """
+    check_choice("budget", budget, BUDGETS, BadParameter)
+    rows = score.reshape(1, -1) if budget == "matrix" else score
+    return _largest(rows, round(sparsity * rows.shape[1])).view(score.shape)
+
+
+def _largest(rows: Tensor, zeros: int) -> Tensor:
+    """In each row keep all but the `zeros` smallest; of equal values the earlier stay."""
+    if zeros == 0:
+        return torch.ones_like(rows, dtype=torch.bool)
+    threshold = rows.kthvalue(zeros, dim=1, keepdim=True).values
+    keep = rows > threshold
+    missing = rows.shape[1] - zeros - keep.sum(1, keepdim=True)
+    if missing.any():
+        ties = rows == threshold
+        keep |= ties & (ties.cumsum(1) <= missing)
+    return keep
+
+
+def top_nm(score: Tensor, n: int, m: int) -> Tensor:
+    """Keep the n largest of every m neighbours along the input (the last dimension).
+
+    A weight's rank is the number of weights in its group that beat it, so equal scores are
+    settled by position and nothing is sorted.
+    """
+    groups = score.unflatten(-1, (-1, m))
+    position = torch.arange(m, device=score.device)
+    rank = torch.zeros_like(groups, dtype=torch.int16)
+    for j in range(m):
+        rival = groups[..., j : j + 1]
+        rank += (rival > groups) | ((rival == groups) & (j < position))
+    return (rank < n).view(score.shape)
+
+
+def cubic_schedule(final: float, step: int, steps: int) -> float:
+    """Sparsity after `step` of `steps`: s_f − s_f (1 − step/steps)³ (Zhu & Gupta 2017)."""
+    return final - final * (1 - min(step, steps) / steps) ** 3
+
+
+def select(score: Tensor, sparsity: float, pattern: str, budget: str = "matrix") -> Tensor:
+    """The mask at `sparsity` on the way to `pattern`.
+
+    Unstructured: top-k. N:M: the top N of each group always stay and the rest fall by the given
+    sparsity, so that at 1 − N/M each group holds exactly N.
+    """
+    groups = parse_pattern(pattern)
+    if groups is None:
+        return top_k(score, sparsity, budget)
+    check_divides(pattern, score.shape[1])
+    protected = top_nm(score, *groups)
+    if sparsity >= 1 - groups[0] / groups[1]:
+        return protected
+    return top_k(score.masked_fill(protected, math.inf), sparsity, budget)

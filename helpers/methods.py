@@ -1,0 +1,310 @@
+"""Every layer method behind one signature, and the registry `METHODS`.
+
+A method is a function
+
+    method(weight, gram, *, sparsity, pattern, keep=None, **options) -> LayerResult
+
+with weight (d_out, d_in) and gram (d_in, d_in) in float32. `register` wraps it: arguments are
+checked before it runs, its answer is checked after (shape, finite, exact sparsity, zero outside
+`keep`), and error and dead inputs are filled in. A method therefore cannot misreport itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from helpers.admm import admm_grad, refit
+from helpers.errors import BadMask, BadParameter, NonFinite, UnknownMethod, allowed, check_choice
+from helpers.gram import check_gram, dead_inputs, factor, relative_error
+from helpers.masks import check_divides, check_keep, check_target, parse_pattern, select, top_nm
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """What a method returns for one layer.
+
+    weight: (d_out, d_in), zero outside keep. keep: bool, True where a weight stays.
+    error: ‖XW − XŴ‖²/‖XW‖² on the calibration gram, None without a gram.
+    damping: the ridge that was used, as a fraction of mean(diag), None if the method has none.
+    dead_inputs: number of inputs that were zero on every calibration token.
+    """
+
+    weight: Tensor
+    keep: Tensor
+    error: float | None = None
+    damping: float | None = None
+    dead_inputs: int = 0
+
+
+Method = Callable[..., LayerResult]
+METHODS: dict[str, Method] = {}
+
+_COMMON = ("weight", "gram", "sparsity", "pattern", "keep")
+
+
+def register(name: str, *, needs_calibration: bool = True) -> Callable[[Method], Method]:
+    """Add a method to `METHODS` under `name`; see the module's text for its signature.
+
+    `needs_calibration=False` allows `gram=None`. A name can be registered again, which replaces
+    the method, so that a notebook cell may be run twice.
+    """
+
+    def add(function: Method) -> Method:
+        @functools.wraps(function)
+        def method(
+            weight: Tensor,
+            gram: Tensor | None = None,
+            *,
+            sparsity: float | None = None,
+            pattern: str = "unstructured",
+            keep: Tensor | None = None,
+            **options: Any,
+        ) -> LayerResult:
+            check_options(name, options)
+            sparsity = _check_layer(name, weight, gram, sparsity, pattern, keep)
+            dense = weight.detach().float()
+            gram = None if gram is None else gram.float()
+            result = function(dense, gram, sparsity=sparsity, pattern=pattern, keep=keep, **options)
+            return _finish(name, weight, gram, sparsity, pattern, result)
+
+        method.needs_calibration = needs_calibration
+        METHODS[name] = method
+        return method
+
+    return add
+
+
+def get_method(name: str) -> Method:
+    """The method registered under `name`. Raises UnknownMethod."""
+    return METHODS[check_choice("method", name, METHODS, UnknownMethod)]
+
+
+def check_options(name: str, options: dict[str, Any]) -> None:
+    """Raise BadParameter if the method takes no option of that name."""
+    parameters = inspect.signature(get_method(name).__wrapped__).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    known = [p.name for p in parameters if p.name not in _COMMON]
+    for option in options:
+        if option not in known:
+            raise BadParameter(
+                f"method {name!r} has no option {option!r}: it takes {allowed(known) or 'none'}"
+            )
+
+
+def _check_layer(
+    name: str,
+    weight: Tensor,
+    gram: Tensor | None,
+    sparsity: float | None,
+    pattern: str,
+    keep: Tensor | None,
+) -> float:
+    """Check a layer's arguments and return its final sparsity."""
+    if weight.ndim != 2 or not weight.is_floating_point():
+        raise BadParameter(
+            f"weight is {weight.dtype} of shape {tuple(weight.shape)}: give a floating-point "
+            "matrix (d_out, d_in)"
+        )
+    if keep is None:
+        target = check_target(sparsity, pattern)
+    else:
+        target = check_keep(keep, weight.shape, sparsity, pattern)
+    check_divides(pattern, weight.shape[1])
+    if not torch.isfinite(weight).all():
+        raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
+    if gram is not None:
+        check_gram(gram, weight.shape[1])
+    elif METHODS[name].needs_calibration:
+        raise BadParameter(
+            f"method {name!r} needs calibration: give the gram of the layer's inputs"
+        )
+    return target
+
+
+def _finish(
+    name: str,
+    weight: Tensor,
+    gram: Tensor | None,
+    sparsity: float,
+    pattern: str,
+    result: LayerResult,
+) -> LayerResult:
+    """Check a method's answer and complete it, with the weight in the type it came in."""
+    new, keep = result.weight, result.keep
+    if new.shape != weight.shape:
+        raise BadParameter(
+            f"method {name!r} returned a weight of shape {tuple(new.shape)} for "
+            f"{tuple(weight.shape)}: return (d_out, d_in)"
+        )
+    if not torch.isfinite(new).all():
+        raise NonFinite(f"method {name!r} returned NaN or infinity: check its damping")
+    check_keep(keep, weight.shape, None, pattern)
+    zeros = keep.numel() - int(keep.sum())
+    # budgets per output or per block of columns round once for each, hence one weight an output
+    if abs(zeros - sparsity * keep.numel()) > max(weight.shape):
+        raise BadMask(
+            f"method {name!r} returned sparsity {zeros / keep.numel():.4f} instead of "
+            f"{sparsity:.4f}: select exactly, for example with select(score, sparsity, pattern)"
+        )
+    if (new[~keep] != 0).any():
+        raise BadMask(f"method {name!r} returned weights outside its mask: multiply by keep")
+    new = new.to(weight.dtype)
+    if gram is None:
+        return dataclasses.replace(result, weight=new)
+    return dataclasses.replace(
+        result,
+        weight=new,
+        error=relative_error(weight, new, gram),
+        dead_inputs=int(dead_inputs(gram).sum()),
+    )
+
+
+@register("magnitude", needs_calibration=False)
+def magnitude(weight, gram, *, sparsity, pattern, keep=None, budget="matrix"):
+    """Keep the largest |W|; weights are not updated (Han et al. 2015)."""
+    if keep is None:
+        keep = select(weight.abs(), sparsity, pattern, budget)
+    return LayerResult(weight * keep, keep)
+
+
+@register("wanda")
+def wanda(weight, gram, *, sparsity, pattern, keep=None, budget="output"):
+    """Keep the largest |W|·‖x‖ in each output; weights are not updated (Sun et al. 2024)."""
+    if keep is None:
+        keep = select(weight.abs() * gram.diagonal().sqrt(), sparsity, pattern, budget)
+    return LayerResult(weight * keep, keep)
+
+
+@register("admm1")
+def admm1(
+    weight,
+    gram,
+    *,
+    sparsity,
+    pattern,
+    keep=None,
+    rho=1.0,
+    iterations=20,
+    damping=0.1,
+    budget="matrix",
+):
+    """One mask from |W|·‖x‖, then ADMM on it (the paper's ADMM1)."""
+    if keep is None:
+        keep = select(weight.abs() * gram.diagonal().sqrt(), sparsity, pattern, budget)
+    solved = refit(weight, gram, keep, rho=rho, iterations=iterations, damping=damping)
+    return LayerResult(solved.weight, keep, damping=solved.damping)
+
+
+@register("admm-grad")
+def admm_gradual(
+    weight,
+    gram,
+    *,
+    sparsity,
+    pattern,
+    keep=None,
+    schedule="paper",
+    rho=1.0,
+    iterations=20,
+    mask_steps=15,
+    damping=0.1,
+    budget="matrix",
+):
+    """ADMM with a gradually growing mask (the paper's ADMM-Grad); with `keep`, on that mask."""
+    common = dict(rho=rho, iterations=iterations, damping=damping)
+    if keep is not None:
+        solved = refit(weight, gram, keep, **common)
+    else:
+        solved = admm_grad(
+            weight,
+            gram,
+            sparsity=sparsity,
+            pattern=pattern,
+            schedule=schedule,
+            mask_steps=mask_steps,
+            budget=budget,
+            **common,
+        )
+    return LayerResult(solved.weight, solved.keep, damping=solved.damping)
+
+
+@register("sparsegpt")
+def sparsegpt(weight, gram, *, sparsity, pattern, keep=None, damping=0.01, block_size=128):
+    """Column-by-column optimal brain surgeon (Frantar & Alistarh 2023, Algorithm 1).
+
+    The mask is chosen for `block_size` columns at a time (N:M: for each group of M) by
+    w²/[H⁻¹]², from weights that already carry the updates of the columns before; then each
+    pruned weight's error is spread over the columns after it.
+    """
+    _check_block_size(block_size, pattern)
+    inverse, used = _inverse_factor(gram, damping)
+    alive = ~dead_inputs(gram)
+    work, chosen = weight.clone(), torch.ones_like(weight, dtype=torch.bool)
+    for start in range(0, work.shape[1], block_size):
+        columns = slice(start, min(start + block_size, work.shape[1]))
+        given = None if keep is None else keep[:, columns]
+        errors, chosen[:, columns] = _prune_columns(
+            work[:, columns], inverse[columns, columns], alive[columns], sparsity, pattern, given
+        )
+        work[:, columns.stop :] -= errors @ inverse[columns, columns.stop :]
+    return LayerResult(work * chosen, chosen, damping=used)
+
+
+def _prune_columns(
+    work: Tensor,
+    inverse: Tensor,
+    alive: Tensor,
+    sparsity: float,
+    pattern: str,
+    keep: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """SparseGPT on one block of columns, in place on the view `work` (d_out, block).
+
+    `inverse` is the block of the upper factor of H⁻¹. Returns the scaled errors, which the
+    caller spreads over the later blocks, and the mask.
+    """
+    diagonal = inverse.diagonal()
+    groups = parse_pattern(pattern)
+    adaptive = keep is None
+    if adaptive and groups is None:
+        keep = select((work / diagonal) ** 2 * alive, sparsity, pattern)
+    elif adaptive:
+        keep = torch.ones_like(work, dtype=torch.bool)
+    errors = torch.zeros_like(work)
+    for j in range(work.shape[1]):
+        if adaptive and groups and j % groups[1] == 0:
+            group = slice(j, j + groups[1])
+            keep[:, group] = top_nm((work[:, group] / diagonal[group]) ** 2 * alive[group], *groups)
+        errors[:, j] = work[:, j] * ~keep[:, j] / diagonal[j]
+        # column j itself becomes zero where it is pruned, and keeps its value elsewhere
+        work[:, j:] -= errors[:, j : j + 1] * inverse[j, j:]
+    return errors, keep
+
+
+def _inverse_factor(gram: Tensor, damping: float) -> tuple[Tensor, float]:
+    """Upper Cholesky factor of the damped gram's inverse, and the damping used.
+
+    A dead input gets a unit diagonal before damping, so that it touches no other.
+    """
+    dead = dead_inputs(gram).to(gram.dtype)
+    lower, used = factor(gram + torch.diag(dead), damping)
+    inverse = torch.cholesky_inverse(lower)
+    return torch.linalg.cholesky(inverse, upper=True), used
+
+
+def _check_block_size(block_size: int, pattern: str) -> None:
+    groups = parse_pattern(pattern)
+    if block_size < 1 or (groups and block_size % groups[1]):
+        raise BadParameter(
+            f"block_size {block_size!r} is not allowed with pattern {pattern!r}: give a positive "
+            "multiple of the group size, for example 128"
+        )

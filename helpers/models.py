@@ -1,0 +1,188 @@
+"""Load a model; find its decoder blocks and the linear layers inside them, in any family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers.pytorch_utils import Conv1D
+
+from helpers.assets import ASSETS, embedded_model_folder
+from helpers.device import pick_device, pick_dtype
+from helpers.errors import NonFinite, UnknownModel, UnsupportedModel
+
+IDENTITY = "pruning_identity"
+
+
+def load_model(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str | torch.dtype | None = None,
+) -> tuple[nn.Module, Any]:
+    """Load a causal language model in eval mode, with its tokenizer.
+
+    Args: name, one of "embedded" (SmolLM2-135M-Instruct, no account needed), "tiny" (random
+    weights, for tests), a local folder, or a hub id; revision, needed for a hub id: a commit
+    hash, or "main" for whatever is newest (the resolved commit is recorded); device "auto",
+    "cpu", "cuda" …; dtype, by default float32 on CPU and float16 on a GPU.
+    Raises UnknownModel, AssetError, BadParameter.
+    """
+    where = pick_device(device)
+    kind = pick_dtype(dtype, where)
+    if str(name) == "tiny":
+        model, tokenizer = _tiny_model()
+    elif str(name) == "embedded":
+        model, tokenizer = _load(embedded_model_folder(), None, kind)
+    else:
+        model, tokenizer = _load(*_locate(name, revision), kind)
+    model.to(device=where, dtype=kind).eval()
+    setattr(model, IDENTITY, _identity(str(name), model))
+    return model, tokenizer
+
+
+def _locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | None]:
+    """The folder or (hub id, revision) that a model's name stands for."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UnknownModel(f"folder {folder} holds no config.json: give a saved model's folder")
+        return folder, None
+    text = str(name)
+    if text.startswith((".", "/", "~")) or text.count("/") != 1:
+        raise UnknownModel(
+            f'model {text!r} is unknown: use "embedded", "tiny", an existing folder or a hub id '
+            'such as "owner/name"'
+        )
+    if revision is None:
+        raise UnknownModel(
+            f'model {text!r} on the hub needs revision=: give a commit hash, or "main" for '
+            "whatever is newest (the resolved commit is recorded)"
+        )
+    return text, revision
+
+
+def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    """Load from a folder or the hub, refusing pickles and remote code."""
+    common = dict(revision=revision, trust_remote_code=False)
+    if isinstance(source, Path):
+        common = dict(local_files_only=True, trust_remote_code=False)
+    try:
+        AutoConfig.from_pretrained(source, **common)
+        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, **common
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UnknownModel(
+            f"model {str(source)!r} cannot be loaded ({reason}): check the name, the revision, "
+            "the network and your access to it"
+        ) from error
+    return model, tokenizer
+
+
+def _tiny_model() -> tuple[nn.Module, Any]:
+    """A random 2-block Llama with the embedded tokenizer: the same weights every time."""
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model_folder(), local_files_only=True)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config), tokenizer
+
+
+def _identity(name: str, model: nn.Module) -> dict[str, Any]:
+    identity: dict[str, Any] = {"name": name}
+    if name == "embedded":
+        identity["sha256"] = next(iter(ASSETS["model"].members.values()))
+    identity["revision"] = getattr(model.config, "_commit_hash", None)
+    identity["architecture"] = type(model).__name__
+    identity["parameters"] = sum(p.numel() for p in model.parameters())
+    identity["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return identity
+
+
+def model_identity(model: nn.Module) -> dict[str, Any]:
+    """What a record says of the model: name, revision or sha256, architecture, size, dtype.
+
+    For a model that `load_model` did not load the name is its config's `_name_or_path`.
+    """
+    known = getattr(model, IDENTITY, None)
+    return dict(known or _identity(getattr(model.config, "_name_or_path", "") or "unnamed", model))
+
+
+def find_blocks(model: nn.Module) -> nn.ModuleList:
+    """The decoder blocks: the shallowest ModuleList as long as the config's number of layers.
+
+    Raises UnsupportedModel.
+    """
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedModel(
+            f"{type(model).__name__} is an encoder-decoder: give a decoder-only language model"
+        )
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    found = [
+        (name.count("."), module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    if not found:
+        raise UnsupportedModel(
+            f"{type(model).__name__} has no list of {count} decoder blocks: "
+            "its family is not supported, choose another model"
+        )
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+def find_layers(block: nn.Module, where: str = "block") -> dict[str, nn.Module]:
+    """The linear layers of a block by name: `nn.Linear` and GPT-2's `Conv1D`.
+
+    Raises UnsupportedModel where weights would stay dense without a word: experts fused in one
+    3-D parameter, or quantised weights.
+    """
+    for name, parameter in block.named_parameters():
+        if parameter.ndim >= 3:
+            raise UnsupportedModel(
+                f"{where} {name} has shape {tuple(parameter.shape)} (fused experts or a "
+                "convolution), which cannot be pruned layer by layer: choose a dense model"
+            )
+    layers = {n: m for n, m in block.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+    if not layers:
+        raise UnsupportedModel(f"{where} has no linear layer to prune: choose another model")
+    for name, layer in layers.items():
+        if not layer.weight.is_floating_point() or layer.weight.ndim != 2:
+            raise UnsupportedModel(
+                f"{where} {name} has a {layer.weight.dtype} weight: load the model unquantised"
+            )
+    return layers
+
+
+def read_weight(layer: nn.Module) -> Tensor:
+    """The weight as (d_out, d_in); for Conv1D, which stores it transposed, a transposed view."""
+    weight = layer.weight.detach()
+    return weight.T if isinstance(layer, Conv1D) else weight
+
+
+def write_weight(layer: nn.Module, weight: Tensor) -> None:
+    """Overwrite the layer's weight in place with `weight` (d_out, d_in)."""
+    with torch.no_grad():
+        read_weight(layer).copy_(weight)
+
+
+def check_weights(name: str, layer: nn.Module) -> None:
+    """Raise NonFinite, naming the layer, if its weight holds NaN or infinity."""
+    if not torch.isfinite(layer.weight).all():
+        raise NonFinite(f"weight of {name} holds NaN or infinity: check the checkpoint")

@@ -1,0 +1,280 @@
+"""`prune_model`: the only loop over blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from helpers.capture import (
+    Call,
+    advance,
+    capture,
+    check_parity,
+    check_stream,
+    first_stream,
+    largest_divisor,
+    layer_grams,
+)
+from helpers.errors import BadParameter, CalibrationTooShort, HelpersError
+from helpers.gram import Gram
+from helpers.masks import check_divides, check_target
+from helpers.methods import check_options, get_method
+from helpers.models import check_weights, find_blocks, find_layers, read_weight, write_weight
+
+# progress(layers done, layers in all, name of the layer just done)
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What happened to one layer. `error` and `damping` are None where a method has none."""
+
+    block: int
+    name: str
+    shape: tuple[int, int]
+    sparsity: float
+    error: float | None
+    damping: float | None
+    dead_inputs: int
+    seconds: float
+
+
+@dataclass
+class PruneReport:
+    """What `prune_model` did, layer by layer and in all."""
+
+    method: str
+    pattern: str
+    layers: list[LayerReport] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    parity: float | None = None
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros over all pruned layers together."""
+        sizes = [layer.shape[0] * layer.shape[1] for layer in self.layers]
+        zeros = sum(s * layer.sparsity for s, layer in zip(sizes, self.layers, strict=True))
+        return zeros / sum(sizes)
+
+    @property
+    def error(self) -> float | None:
+        """Mean relative error ‖XW − XŴ‖²/‖XW‖² over layers, None without calibration."""
+        errors = [layer.error for layer in self.layers if layer.error is not None]
+        return sum(errors) / len(errors) if errors else None
+
+    @property
+    def dead_inputs(self) -> int:
+        """Inputs that were zero on every calibration token, summed over layers."""
+        return sum(layer.dead_inputs for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values for a record."""
+        return {
+            "method": self.method,
+            "pattern": self.pattern,
+            "sparsity": self.sparsity,
+            "error": self.error,
+            "dead_inputs": self.dead_inputs,
+            "parity": self.parity,
+            "seconds": dict(self.seconds),
+            "layers": [dataclasses.asdict(layer) for layer in self.layers],
+        }
+
+
+def prune_model(
+    model: nn.Module,
+    tokens: Tensor | None = None,
+    *,
+    method: str,
+    sparsity: float | None = None,
+    pattern: str = "unstructured",
+    batch: int = 4,
+    progress: Progress | None = None,
+    after_block: Callable[[int, nn.Module, Tensor, Call], None] | None = None,
+    **options: Any,
+) -> PruneReport:
+    """Prune all linear layers of the decoder blocks, in place, block by block.
+
+    The statistics of a block come from the stream that the already pruned blocks before it
+    give; all layers of a block are measured in one pass; then the block runs again with its new
+    weights. Everything that can be checked is checked before the first weight changes, and a
+    parity gate compares the replayed blocks with the model's own logits.
+
+    Args: tokens, int64 (sequences, length), None for a method that needs no calibration;
+    sparsity, a fraction, to be left out with an N:M pattern; batch, sequences in one forward
+    pass (lowered to a divisor of `sequences`); progress, called after each layer;
+    after_block(index, block, stream, call), called once a block's layers are pruned and before
+    it runs again, for a step on the whole block; options, those of the method.
+
+    Memory beyond the model, in bytes: the stream, sequences · length · width · (size of dtype);
+    the grams of one block, 4 · Σ d_in² over its different inputs (Llama: three of width², one of
+    ff²); the solver's, 16 · d_out · d_in + 12 · d_in² for its largest layer; and one batch of
+    activations, in the parity gate with its logits.
+
+    Raises UnknownMethod, BadParameter, BadPattern, BadSparsity, CalibrationTooShort,
+    UnsupportedModel, ParityError, NonFinite, NotPositiveDefinite.
+    """
+    started = time.perf_counter()
+    report = PruneReport(method, pattern)
+    _check_request(model, tokens, method, sparsity, pattern, options)
+    loop = _Loop(model, report, method, dict(options, sparsity=sparsity, pattern=pattern), progress)
+    with _eval_mode(model):
+        if tokens is None or not get_method(method).needs_calibration:
+            loop.run_uncalibrated()
+        else:
+            loop.run(tokens, largest_divisor(len(tokens), batch), after_block)
+    report.seconds = {"total": time.perf_counter() - started, **loop.seconds}
+    return report
+
+
+def _check_request(
+    model: nn.Module,
+    tokens: Tensor | None,
+    method: str,
+    sparsity: float | None,
+    pattern: str,
+    options: dict[str, Any],
+) -> None:
+    """Everything that can be refused before a weight changes."""
+    needed = get_method(method).needs_calibration
+    check_options(method, options)
+    if "keep" in options:
+        raise BadParameter(
+            "prune_model takes no keep=, which fits one layer: call METHODS[method](...) for that"
+        )
+    check_target(sparsity, pattern)
+    if needed:
+        _check_tokens(model, method, tokens)
+    for index, block in enumerate(find_blocks(model)):
+        for name, layer in find_layers(block, f"block {index}").items():
+            check_divides(pattern, read_weight(layer).shape[1])
+            check_weights(f"block {index} {name}", layer)
+
+
+def _check_tokens(model: nn.Module, method: str, tokens: Tensor | None) -> None:
+    if tokens is None:
+        raise BadParameter(
+            f"method {method!r} needs calibration tokens: give calibration_tokens(...), "
+            'or use method "magnitude"'
+        )
+    if tokens.ndim != 2 or tokens.dtype != torch.int64:
+        raise BadParameter(
+            f"calibration tokens are {tokens.dtype} of shape {tuple(tokens.shape)}: "
+            "give int64 (sequences, length), for example from calibration_tokens(...)"
+        )
+    if tokens.numel() == 0:
+        raise CalibrationTooShort("calibration holds no token: give at least one sequence")
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if tokens.min() < 0 or tokens.max() >= vocabulary:
+        raise BadParameter(
+            f"calibration tokens lie in {int(tokens.min())} … {int(tokens.max())} but the model "
+            f"knows 0 … {vocabulary - 1}: use the model's own tokenizer"
+        )
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout off while pruning; the model's mode is restored whatever happens."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+class _Loop:
+    """One run over a model's blocks: where the time goes, and the report as it grows."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        report: PruneReport,
+        method: str,
+        arguments: dict[str, Any],
+        progress: Progress | None,
+    ) -> None:
+        self.model, self.report, self.arguments = model, report, arguments
+        self.method = get_method(method)
+        self.progress = progress
+        self.blocks = find_blocks(model)
+        self.total = sum(len(find_layers(block)) for block in self.blocks)
+        self.seconds = {"forward": 0.0, "gram": 0.0, "solve": 0.0}
+
+    def run_uncalibrated(self) -> None:
+        """Prune from the weights alone: the model is never run."""
+        for index in range(len(self.blocks)):
+            self.prune_block(index, None)
+
+    def run(self, tokens: Tensor, batch: int, after_block: Callable[..., None] | None) -> None:
+        """Prune from the stream that the pruned blocks give."""
+        with self.timed("forward"):
+            calls, stream = self.start(tokens, batch)
+        for index, (block, call) in enumerate(zip(self.blocks, calls, strict=True)):
+            name = f"block {index}"
+            with self.timed("forward"):
+                grams, gram_seconds = layer_grams(block, stream, call, batch, name)
+            self.seconds["forward"] -= gram_seconds
+            self.seconds["gram"] += gram_seconds
+            self.prune_block(index, grams)
+            if after_block:
+                after_block(index, block, stream, call)
+            if index + 1 < len(self.blocks):
+                with self.timed("forward"):
+                    advance(block, stream, call, batch, name)
+
+    def start(self, tokens: Tensor, batch: int) -> tuple[list[Call], Tensor]:
+        """Record the blocks' arguments, pass the parity gate, and embed the calibration."""
+        calls = capture(self.model, tokens[:batch]).calls
+        # reversed text has the same shape and another content, which exposes arguments that
+        # depend on the tokens
+        self.report.parity = check_parity(self.model, calls, tokens[:batch].flip(1))
+        stream = torch.cat([first_stream(self.model, rows) for rows in tokens.split(batch)])
+        check_stream(stream, "entering block 0")
+        return calls, stream
+
+    def prune_block(self, index: int, grams: dict[str, Gram] | None) -> None:
+        """Solve and overwrite each layer of one block."""
+        layers = find_layers(self.blocks[index], f"block {index}")
+        for name, layer in layers.items():
+            with self.timed("solve"):
+                self.prune_layer(index, name, layer, grams and grams[name].matrix)
+            if self.progress:
+                self.progress(len(self.report.layers), self.total, f"block {index} {name}")
+
+    def prune_layer(self, index: int, name: str, layer: nn.Module, gram: Tensor | None) -> None:
+        """Solve and overwrite one layer, and add its line to the report."""
+        started = time.perf_counter()
+        weight = read_weight(layer)
+        try:
+            result = self.method(weight, gram, **self.arguments)
+        except HelpersError as error:
+            done = f"; blocks before {index} are already pruned, reload the model" if index else ""
+            raise type(error)(f"block {index} {name}: {error}{done}") from error
+        write_weight(layer, result.weight)
+        self.report.layers.append(
+            LayerReport(
+                block=index,
+                name=name,
+                shape=tuple(weight.shape),
+                sparsity=1 - int(result.keep.sum()) / result.keep.numel(),
+                error=result.error,
+                damping=result.damping,
+                dead_inputs=result.dead_inputs,
+                seconds=time.perf_counter() - started,
+            )
+        )
+
+    @contextlib.contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Add the seconds spent inside to self.seconds[what]."""
+        started = time.perf_counter()
+        yield
+        self.seconds[what] += time.perf_counter() - started
