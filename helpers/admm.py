@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from helpers.errors import BadParameter, NonFinite, check_choice
+from helpers.errors import BadParameter, NonFinite, check_choice, check_real, check_whole
 from helpers.gram import check_gram, damp, dead_inputs, factor, normalise
 from helpers.masks import check_target, cubic_schedule, select
 
@@ -110,7 +110,8 @@ class _Layer:
     """
 
     def __init__(self, weight: Tensor, gram: Tensor, *, rho: float, damping: float) -> None:
-        _check_numbers(rho, damping)
+        check_real("rho", rho, above=0)
+        check_real("damping", damping)
         check_gram(gram, weight.shape[1])
         if not torch.isfinite(weight).all():
             raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
@@ -172,16 +173,10 @@ def _solve_symmetric(system: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.pinv(system, hermitian=True) @ right
 
 
-def _check_numbers(rho: float, damping: float) -> None:
-    if not rho > 0:
-        raise BadParameter(f"rho {rho!r} is not allowed: give a number above 0, for example 1.0")
-    if not damping >= 0:
-        raise BadParameter(f"damping {damping!r} is not allowed: give 0 or more, for example 0.1")
-
-
 def _check_steps(iterations: int, mask_steps: int) -> None:
-    if iterations < 1 or not 0 <= mask_steps <= iterations:
+    check_whole("iterations", iterations)
+    if check_whole("mask_steps", mask_steps, least=0) > iterations:
         raise BadParameter(
-            f"iterations {iterations!r} with mask_steps {mask_steps!r} is not allowed: "
-            "give iterations of at least 1 and mask_steps from 0 to iterations"
+            f"mask_steps {mask_steps!r} is more than the {iterations} iterations: "
+            "give 0 to iterations"
         )

@@ -18,7 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers.errors import BadParameter, NonFinite, ParityError, UnsupportedModel, allowed
+from helpers.errors import (
+    BadParameter,
+    CalibrationTooShort,
+    NonFinite,
+    ParityError,
+    UnsupportedModel,
+    check_choice,
+    check_whole,
+)
 from helpers.gram import Gram
 from helpers.models import find_blocks, find_layers, read_weight
 
@@ -90,6 +98,51 @@ def _removed(handle: Any) -> Iterator[None]:
         handle.remove()
 
 
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout off; the model's mode is restored whatever happens."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def check_tokens(model: nn.Module, tokens: Tensor, dimensions: int = 2) -> None:
+    """Raise unless tokens are int64 ids of this model's vocabulary, (sequences, length) or
+    (tokens,), and no sequence is longer than the model can take.
+
+    Raises BadParameter, CalibrationTooShort (no sequence at all).
+    """
+    shape = "(sequences, length)" if dimensions == 2 else "(tokens,)"
+    if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64 or tokens.ndim != dimensions:
+        given = [getattr(tokens, "dtype", type(tokens).__name__), *getattr(tokens, "shape", ())]
+        raise BadParameter(
+            f"tokens are {given}: give int64 {shape}, for example from calibration_tokens(...)"
+        )
+    if dimensions == 2 and tokens.numel() == 0:
+        raise CalibrationTooShort("tokens are empty: give at least one sequence of text")
+    size = model.get_input_embeddings().weight.shape[0]
+    if tokens.numel() and (tokens.min() < 0 or tokens.max() >= size):
+        raise BadParameter(
+            f"tokens lie in {int(tokens.min())} … {int(tokens.max())} but the model knows "
+            f"0 … {size - 1}: use the model's own tokenizer"
+        )
+    if dimensions == 2:
+        check_length(model, tokens.shape[1])
+
+
+def check_length(model: nn.Module, length: int) -> None:
+    """Raise BadParameter if the model cannot take a sequence of that length."""
+    config = model.config.get_text_config(decoder=True)
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and length > longest:
+        raise BadParameter(
+            f"length {length} is more than the {longest} tokens this model can take: lower it"
+        )
+
+
 def forward(model: nn.Module, tokens: Tensor) -> Tensor:
     """The model's logits (batch, length, vocabulary) for tokens (batch, length)."""
     with torch.no_grad():
@@ -108,6 +161,16 @@ def first_stream(model: nn.Module, tokens: Tensor) -> Tensor:
     with _removed(handle), contextlib.suppress(_Captured):
         forward(model, tokens)
     return found[0]
+
+
+def embed(model: nn.Module, tokens: Tensor, batch: int) -> Tensor:
+    """The stream (sequences, length, width) of all tokens as it enters block 0, in new memory.
+
+    Raises NonFinite.
+    """
+    stream = torch.cat([first_stream(model, rows) for rows in tokens.split(batch)])
+    check_stream(stream, "entering block 0")
+    return stream
 
 
 def run_block(block: nn.Module, stream: Tensor, call: Call) -> Tensor:
@@ -141,13 +204,16 @@ def check_parity(model: nn.Module, calls: list[Call], tokens: Tensor) -> float:
 
     Give other tokens than those of the capture, so that an argument that depends on the text
     is caught too. Returns the largest difference relative to the largest logit.
-    Raises ParityError.
+    Raises ParityError, and NonFinite where the dense model itself breaks down.
     """
     blocks = find_blocks(model)
-    logits = forward(model, tokens)
     stream = first_stream(model, tokens)
-    for block, call in zip(blocks, calls, strict=True):
+    check_stream(stream, "entering block 0")
+    for index, (block, call) in enumerate(zip(blocks, calls, strict=True)):
         stream = run_block(block, stream, call)
+        check_stream(stream, f"after block {index}")
+    logits = forward(model, tokens)
+    check_stream(logits, "called logits")
 
     def replace(_block: nn.Module, _args: Any, output: Any) -> Any:
         return (stream, *output[1:]) if isinstance(output, tuple) else stream
@@ -260,17 +326,22 @@ def layer_gram(
     if not 0 <= block < len(blocks):
         raise BadParameter(f"block {block!r} does not exist: give 0 to {len(blocks) - 1}")
     layers = find_layers(blocks[block], f"block {block}")
-    if layer not in layers:
-        raise BadParameter(f"layer {layer!r} is unknown: choose one of {allowed(layers)}")
+    check_choice("layer", layer, layers)
+    check_tokens(model, tokens)
     batch = largest_divisor(len(tokens), batch)
-    calls = capture(model, tokens[:batch]).calls
-    stream = torch.cat([first_stream(model, rows) for rows in tokens.split(batch)])
-    for index in range(block):
-        advance(blocks[index], stream, calls[index], batch, f"block {index}")
-    grams, _ = layer_grams(blocks[block], stream, calls[block], batch, f"block {block}")
+    with eval_mode(model):
+        calls = capture(model, tokens[:batch]).calls
+        stream = embed(model, tokens, batch)
+        for index in range(block):
+            advance(blocks[index], stream, calls[index], batch, f"block {index}")
+        grams, _ = layer_grams(blocks[block], stream, calls[block], batch, f"block {block}")
     return read_weight(layers[layer]).float().clone(), grams[layer].matrix
 
 
 def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of `number` up to `limit`: batches of one size replay one capture."""
+    """The largest divisor of `number` up to `limit`: batches of one size replay one capture.
+
+    Raises BadParameter unless `limit` is a whole number of at least 1.
+    """
+    check_whole("batch", limit)
     return next(d for d in range(max(1, min(limit, number)), 0, -1) if number % d == 0)

@@ -8,6 +8,8 @@ apart from a bug.
 from __future__ import annotations
 
 import difflib
+import math
+import numbers
 from collections.abc import Iterable
 
 
@@ -93,3 +95,23 @@ def check_choice(
     near = difflib.get_close_matches(str(value), choices, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise error(f"{what} {value!r} is unknown: choose one of {allowed(choices)}{hint}")
+
+
+def check_whole(what: str, value: object, *, least: int = 1) -> int:
+    """Return `value` if it is a whole number of at least `least`, else raise BadParameter."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if whole and value >= least:
+        return int(value)
+    raise BadParameter(f"{what} {value!r} is not allowed: give a whole number, {least} or more")
+
+
+def check_real(what: str, value: object, *, above: float | None = None) -> float:
+    """Return `value` if it is a finite number of at least 0, or strictly above `above`.
+
+    Raises BadParameter.
+    """
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if real and math.isfinite(value) and (value >= 0 if above is None else value > above):
+        return float(value)
+    wanted = "0 or more" if above is None else f"above {above:g}"
+    raise BadParameter(f"{what} {value!r} is not allowed: give a finite number {wanted}")

@@ -6,8 +6,10 @@ import math
 
 from torch import Tensor, nn
 
-from helpers.capture import forward
-from helpers.errors import BadParameter, CalibrationTooShort, NonFinite
+from helpers.capture import check_length, check_tokens, eval_mode, forward
+from helpers.errors import CalibrationTooShort, NonFinite, check_whole
+
+LARGEST = 700.0  # exp of a larger mean loss is no longer a float
 
 
 def perplexity(
@@ -28,39 +30,31 @@ def perplexity(
     Raises BadParameter, CalibrationTooShort (less text than asked for), NonFinite.
     """
     windows = _windows(model, tokens, length, limit)
-    training = model.training
-    model.eval()
-    try:
+    check_whole("batch", batch)
+    with eval_mode(model):
         total = sum(_negative_log_likelihood(model, rows) for rows in windows.split(batch))
-    finally:
-        model.train(training)
     mean = total / (windows.shape[0] * (length - 1))
-    if not math.isfinite(mean):
-        raise NonFinite("the model's logits hold NaN or infinity: evaluate in dtype float32")
+    if not mean < LARGEST:
+        raise NonFinite(
+            f"the mean loss is {mean:g}, which has no perplexity: the model's logits are broken; "
+            "evaluate in dtype float32"
+        )
     return math.exp(mean)
 
 
 def _windows(model: nn.Module, tokens: Tensor, length: int, limit: int | None) -> Tensor:
     """The first `limit` windows, (windows, length)."""
-    longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if length < 2 or (longest and length > longest):
-        raise BadParameter(
-            f"length {length!r} is not allowed: give a window of 2 to {longest or 'any number of'} "
-            "tokens for this model"
-        )
-    if limit is not None and limit < 1:
-        raise BadParameter(f"limit {limit!r} is not allowed: give 1 or more windows, None for all")
-    if tokens.ndim != 1:
-        raise BadParameter(
-            f"evaluation tokens have shape {tuple(tokens.shape)}: give one long row (tokens,)"
-        )
+    check_length(model, check_whole("length", length, least=2))
+    if limit is not None:
+        check_whole("limit", limit)
+    check_tokens(model, tokens, dimensions=1)
     available = len(tokens) // length
-    wanted = available if limit is None else limit
-    if available == 0 or wanted > available:
+    if available < (limit or 1):
         raise CalibrationTooShort(
-            f"{len(tokens)} tokens hold {available} windows of {length}, not the {limit or 1} asked "
-            "for: lower limit or length, or give more text"
+            f"{len(tokens)} tokens hold {available} windows of {length}, not the {limit or 1} "
+            "asked for: lower limit or length, or give more text"
         )
+    wanted = limit or available
     return tokens[: wanted * length].view(wanted, length)
 
 

@@ -85,14 +85,16 @@ def check_keep(keep: Tensor, shape: torch.Size, sparsity: float | None, pattern:
     Raises BadMask if it is not boolean, has another shape, keeps more than N in a group of M,
     or contradicts a given `sparsity` (by more than half a weight).
     """
-    if keep.dtype != torch.bool or keep.shape != shape:
+    given = f"{getattr(keep, 'dtype', type(keep).__name__)} of {tuple(getattr(keep, 'shape', ()))}"
+    if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != shape:
         raise BadMask(
-            f"keep is {keep.dtype} of shape {tuple(keep.shape)}: give a torch.bool mask of the "
-            f"weight's shape {tuple(shape)}, True where a weight stays"
+            f"keep is {given}: give a torch.bool mask of the weight's shape {tuple(shape)}, "
+            "True where a weight stays"
         )
     groups = parse_pattern(pattern)
     if groups:
         check_divides(pattern, shape[1])
+        check_target(sparsity, pattern)
         fullest = int(keep.unflatten(1, (-1, groups[1])).sum(-1).max())
         if fullest > groups[0]:
             raise BadMask(
@@ -121,10 +123,10 @@ def top_k(score: Tensor, sparsity: float, budget: str = "matrix") -> Tensor:
     """
     check_choice("budget", budget, BUDGETS, BadParameter)
     rows = score.reshape(1, -1) if budget == "matrix" else score
-    return _largest(rows, round(sparsity * rows.shape[1])).view(score.shape)
+    return keep_largest(rows, round(sparsity * rows.shape[1])).view(score.shape)
 
 
-def _largest(rows: Tensor, zeros: int) -> Tensor:
+def keep_largest(rows: Tensor, zeros: int) -> Tensor:
     """In each row keep all but the `zeros` smallest; of equal values the earlier stay."""
     if zeros == 0:
         return torch.ones_like(rows, dtype=torch.bool)

@@ -22,9 +22,26 @@ import torch
 from torch import Tensor
 
 from helpers.admm import admm_grad, refit
-from helpers.errors import BadMask, BadParameter, NonFinite, UnknownMethod, allowed, check_choice
+from helpers.errors import (
+    BadMask,
+    BadParameter,
+    NonFinite,
+    UnknownMethod,
+    allowed,
+    check_choice,
+    check_real,
+    check_whole,
+)
 from helpers.gram import check_gram, dead_inputs, factor, relative_error
-from helpers.masks import check_divides, check_keep, check_target, parse_pattern, select, top_nm
+from helpers.masks import (
+    check_divides,
+    check_keep,
+    check_target,
+    keep_largest,
+    parse_pattern,
+    select,
+    top_nm,
+)
 
 
 @dataclass(frozen=True)
@@ -149,8 +166,8 @@ def _finish(
         raise NonFinite(f"method {name!r} returned NaN or infinity: check its damping")
     check_keep(keep, weight.shape, None, pattern)
     zeros = keep.numel() - int(keep.sum())
-    # budgets per output or per block of columns round once for each, hence one weight an output
-    if abs(zeros - sparsity * keep.numel()) > max(weight.shape):
+    # a budget per output rounds once for each
+    if abs(zeros - sparsity * keep.numel()) > (weight.shape[0] + 1) / 2:
         raise BadMask(
             f"method {name!r} returned sparsity {zeros / keep.numel():.4f} instead of "
             f"{sparsity:.4f}: select exactly, for example with select(score, sparsity, pattern)"
@@ -248,12 +265,15 @@ def sparsegpt(weight, gram, *, sparsity, pattern, keep=None, damping=0.01, block
     _check_block_size(block_size, pattern)
     inverse, used = _inverse_factor(gram, damping)
     alive = ~dead_inputs(gram)
+    rows = weight.shape[0]
     work, chosen = weight.clone(), torch.ones_like(weight, dtype=torch.bool)
     for start in range(0, work.shape[1], block_size):
         columns = slice(start, min(start + block_size, work.shape[1]))
         given = None if keep is None else keep[:, columns]
+        # counted from the left, so that rounding does not add up over the blocks
+        zeros = round(sparsity * rows * columns.stop) - round(sparsity * rows * start)
         errors, chosen[:, columns] = _prune_columns(
-            work[:, columns], inverse[columns, columns], alive[columns], sparsity, pattern, given
+            work[:, columns], inverse[columns, columns], alive[columns], zeros, pattern, given
         )
         work[:, columns.stop :] -= errors @ inverse[columns, columns.stop :]
     return LayerResult(work * chosen, chosen, damping=used)
@@ -263,20 +283,22 @@ def _prune_columns(
     work: Tensor,
     inverse: Tensor,
     alive: Tensor,
-    sparsity: float,
+    zeros: int,
     pattern: str,
     keep: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """SparseGPT on one block of columns, in place on the view `work` (d_out, block).
 
-    `inverse` is the block of the upper factor of H⁻¹. Returns the scaled errors, which the
+    `inverse` is the block of the upper factor of H⁻¹; `zeros` of the block's weights fall if the
+    pattern is unstructured and no `keep` is given. Returns the scaled errors, which the
     caller spreads over the later blocks, and the mask.
     """
     diagonal = inverse.diagonal()
     groups = parse_pattern(pattern)
     adaptive = keep is None
     if adaptive and groups is None:
-        keep = select((work / diagonal) ** 2 * alive, sparsity, pattern)
+        score = ((work / diagonal) ** 2 * alive).reshape(1, -1)
+        keep = keep_largest(score, zeros).view(work.shape)
     elif adaptive:
         keep = torch.ones_like(work, dtype=torch.bool)
     errors = torch.zeros_like(work)
@@ -295,6 +317,7 @@ def _inverse_factor(gram: Tensor, damping: float) -> tuple[Tensor, float]:
 
     A dead input gets a unit diagonal before damping, so that it touches no other.
     """
+    check_real("damping", damping)
     dead = dead_inputs(gram).to(gram.dtype)
     lower, used = factor(gram + torch.diag(dead), damping)
     inverse = torch.cholesky_inverse(lower)
@@ -302,9 +325,10 @@ def _inverse_factor(gram: Tensor, damping: float) -> tuple[Tensor, float]:
 
 
 def _check_block_size(block_size: int, pattern: str) -> None:
+    check_whole("block_size", block_size)
     groups = parse_pattern(pattern)
-    if block_size < 1 or (groups and block_size % groups[1]):
+    if groups and block_size % groups[1]:
         raise BadParameter(
-            f"block_size {block_size!r} is not allowed with pattern {pattern!r}: give a positive "
-            "multiple of the group size, for example 128"
+            f"block_size {block_size!r} is not allowed with pattern {pattern!r}: give a multiple "
+            f"of the group size, for example {16 * groups[1]}"
         )

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from helpers.capture import (
@@ -17,12 +16,13 @@ from helpers.capture import (
     advance,
     capture,
     check_parity,
-    check_stream,
-    first_stream,
+    check_tokens,
+    embed,
+    eval_mode,
     largest_divisor,
     layer_grams,
 )
-from helpers.errors import BadParameter, CalibrationTooShort, HelpersError
+from helpers.errors import BadParameter, HelpersError, check_whole
 from helpers.gram import Gram
 from helpers.masks import check_divides, check_target
 from helpers.methods import check_options, get_method
@@ -124,8 +124,9 @@ def prune_model(
     started = time.perf_counter()
     report = PruneReport(method, pattern)
     _check_request(model, tokens, method, sparsity, pattern, options)
+    check_whole("batch", batch)
     loop = _Loop(model, report, method, dict(options, sparsity=sparsity, pattern=pattern), progress)
-    with _eval_mode(model):
+    with eval_mode(model):
         if tokens is None or not get_method(method).needs_calibration:
             loop.run_uncalibrated()
         else:
@@ -150,44 +151,17 @@ def _check_request(
             "prune_model takes no keep=, which fits one layer: call METHODS[method](...) for that"
         )
     check_target(sparsity, pattern)
-    if needed:
-        _check_tokens(model, method, tokens)
-    for index, block in enumerate(find_blocks(model)):
-        for name, layer in find_layers(block, f"block {index}").items():
-            check_divides(pattern, read_weight(layer).shape[1])
-            check_weights(f"block {index} {name}", layer)
-
-
-def _check_tokens(model: nn.Module, method: str, tokens: Tensor | None) -> None:
-    if tokens is None:
+    if needed and tokens is None:
         raise BadParameter(
             f"method {method!r} needs calibration tokens: give calibration_tokens(...), "
             'or use method "magnitude"'
         )
-    if tokens.ndim != 2 or tokens.dtype != torch.int64:
-        raise BadParameter(
-            f"calibration tokens are {tokens.dtype} of shape {tuple(tokens.shape)}: "
-            "give int64 (sequences, length), for example from calibration_tokens(...)"
-        )
-    if tokens.numel() == 0:
-        raise CalibrationTooShort("calibration holds no token: give at least one sequence")
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    if tokens.min() < 0 or tokens.max() >= vocabulary:
-        raise BadParameter(
-            f"calibration tokens lie in {int(tokens.min())} … {int(tokens.max())} but the model "
-            f"knows 0 … {vocabulary - 1}: use the model's own tokenizer"
-        )
-
-
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off while pruning; the model's mode is restored whatever happens."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
+    if needed:
+        check_tokens(model, tokens)
+    for index, block in enumerate(find_blocks(model)):
+        for name, layer in find_layers(block, f"block {index}").items():
+            check_divides(pattern, read_weight(layer).shape[1])
+            check_weights(f"block {index} {name}", layer)
 
 
 class _Loop:
@@ -236,9 +210,7 @@ class _Loop:
         # reversed text has the same shape and another content, which exposes arguments that
         # depend on the tokens
         self.report.parity = check_parity(self.model, calls, tokens[:batch].flip(1))
-        stream = torch.cat([first_stream(self.model, rows) for rows in tokens.split(batch)])
-        check_stream(stream, "entering block 0")
-        return calls, stream
+        return calls, embed(self.model, tokens, batch)
 
     def prune_block(self, index: int, grams: dict[str, Gram] | None) -> None:
         """Solve and overwrite each layer of one block."""

@@ -1,0 +1,64 @@
+# Targets name actions, or files inside .venv: never a file that is committed.
+PLAN ?= laptop
+JOBS ?= auto
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV ?= .venv
+
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+RUN := $(PY) -m helpers.run
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup assets reproduce tables accept plan lab test lint clean
+
+help: ## show this list
+	@echo "make TARGET [PLAN=smoke|laptop|full|t4|paper] [JOBS=n] [PYTHON=python3.12] [PIP_ARGS=...]"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(INSTALLED) ## create .venv and install what is needed
+
+# pip of an older Python cannot resume a download that broke off, so it is renewed first
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PY) -m pip --version >/dev/null 2>&1 || { \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "Python 3.11 or newer is needed and '$(PYTHON)' is not: give one, as in make setup PYTHON=python3.12" >&2; exit 1; }; \
+	  echo "creating $(VENV)"; \
+	  $(PYTHON) -m venv --clear $(VENV) || { \
+	    echo "could not create $(VENV): install Python's venv module (Debian: python3-venv) and run make again" >&2; exit 1; }; }
+	@echo "installing packages into $(VENV); the first time this takes some minutes"
+	@$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --upgrade "pip>=25.1" && \
+	  $(PY) -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[dev]" || { \
+	    echo "pip could not install the packages (its reason is above): check the network, then run make again" >&2; exit 1; }
+	@touch $@
+
+assets: $(INSTALLED) ## download the embedded model and texts (once; PRUNING_CACHE moves them)
+	@$(PY) -m helpers.assets
+
+reproduce: assets ## run a plan, write its tables and figures, compare with the committed results
+	@$(RUN) reproduce --plan $(PLAN) --jobs $(JOBS)
+
+tables: $(INSTALLED) ## write tables and figures again from the records of a plan
+	@$(RUN) tables --plan $(PLAN)
+
+accept: $(INSTALLED) ## make the results of a plan here the committed reference
+	@$(RUN) accept --plan $(PLAN)
+
+plan: $(INSTALLED) ## list the runs of a plan and what is still to do
+	@$(RUN) list --plan $(PLAN)
+
+lab: $(INSTALLED) ## open JupyterLab on the notebooks
+	@$(PY) -m jupyter lab notebooks/00_start_here.ipynb
+
+test: assets ## run the tests
+	@$(PY) -m pytest
+
+lint: $(INSTALLED) ## check style, syntax and that notebooks are stripped
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+	@$(PY) -m compileall -q helpers tests
+	@$(PY) -m nbstripout --verify notebooks/*.ipynb
+
+clean: ## remove the results made here and caches; .venv, downloads and the reference stay
+	@rm -rf .pytest_cache .ruff_cache build *.egg-info helpers/__pycache__ tests/__pycache__
+	@[ ! -d results ] || find results -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} +

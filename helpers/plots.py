@@ -1,0 +1,570 @@
+"""Figures as pure functions of records (and of the series that a record holds).
+
+Every figure is a `matplotlib.figure.Figure` of its own: pyplot and its global state are never
+touched, so nothing needs closing. Colours are Okabe and Ito's, which colour-blind readers can
+tell apart; markers and dashes differ too, for print in grey.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from helpers.paths import replace_file
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", "--", "-.", ":")
+
+# the order of tables and legends, with the look of each method in every figure
+METHOD_LOOK = {"magnitude": 3, "wanda": 4, "sparsegpt": 1, "admm1": 2, "admm-grad": 0}
+KEPT, PRUNED = "#0072B2", "#F4F4F4"
+DENSE = "#555555"
+Record = Mapping[str, Any]
+
+
+class Picture(Figure):
+    """A Figure that Jupyter can show without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return to_png(self, dpi=100)
+
+
+def to_png(figure: Figure, dpi: int = 150) -> bytes:
+    """The figure as PNG bytes."""
+    return _render(figure, "png", dpi)
+
+
+def _render(figure: Figure, kind: str, dpi: int) -> bytes:
+    """The figure as a file's bytes, the same bytes each time: no date, fixed SVG ids."""
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    with matplotlib.rc_context({"svg.hashsalt": "figure", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _picture(columns: int = 1, *, size: tuple[float, float], **layout: Any) -> tuple[Picture, Any]:
+    """A new figure and its axes, in the house style."""
+    figure = Picture(figsize=size, layout="constrained")
+    axes = figure.subplots(1, columns, **layout)
+    for ax in axes if columns > 1 else [axes]:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
+        ax.set_axisbelow(True)
+    return figure, axes
+
+
+def style_of(label: str, position: int = 0) -> dict[str, Any]:
+    """Colour, marker and dash of a method (the same in every figure) or of the n-th curve."""
+    index = METHOD_LOOK.get(label, position)
+    if label.partition(" (")[0] in METHOD_LOOK and label not in METHOD_LOOK:
+        index = 5 + position % 3  # a method with other options: none of the methods' own looks
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": DASHES[index % len(DASHES)],
+        "markersize": 5,
+    }
+
+
+# ------------------------------------------------------------------ records of 04_prune_model
+
+
+def method_label(record: Record) -> str:
+    """The method, with its options where they differ from the defaults."""
+    parameters = record["parameters"]
+    options = parameters.get("options") or {}
+    extra = ", ".join(f"{key} {value}" for key, value in options.items())
+    return f"{parameters['method']} ({extra})" if extra else parameters["method"]
+
+
+def target_label(record: Record) -> str:
+    """What the run was asked for: "60 %" or "2:4"."""
+    parameters = record["parameters"]
+    if parameters["pattern"] != "unstructured":
+        return parameters["pattern"]
+    return f"{100 * parameters['sparsity']:.0f} %"
+
+
+def prune_records(records: Iterable[Record]) -> list[Record]:
+    """The records of 04_prune_model, plain methods first, in the order of METHOD_LOOK."""
+    chosen = [record for record in records if record["notebook"] == "04_prune_model"]
+    return sorted(chosen, key=lambda record: (_rank(method_label(record)), _seed(record)))
+
+
+def _rank(label: str) -> tuple[int, str]:
+    order = list(METHOD_LOOK)
+    return order.index(label) if label in order else len(order), label
+
+
+def _seed(record: Record) -> int:
+    return record["parameters"].get("calibration_seed", 0)
+
+
+def _model_of(record: Record) -> str:
+    return str(record["parameters"].get("model", ""))
+
+
+def _perplexities(records: Iterable[Record]) -> dict[str, dict[str, list[float]]]:
+    """Perplexities by method label and target, one for each seed."""
+    table: dict[str, dict[str, list[float]]] = {}
+    for record in records:
+        cell = table.setdefault(method_label(record), {}).setdefault(target_label(record), [])
+        cell.append(record["metrics"]["perplexity"]["value"])
+    return table
+
+
+def _note(ax: Axes, text: str) -> None:
+    """Say why a panel is empty."""
+    ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, color=DENSE)
+
+
+def perplexity_figure(records: Iterable[Record]) -> Figure:
+    """Perplexity against sparsity, and of the N:M patterns, on a log axis with the dense line.
+
+    Points are means over seeds, as in the table; a whisker spans the seeds. Only the
+    records of `04_prune_model` count; several models are drawn in several figures by the caller.
+    """
+    table = _perplexities(prune_records(records))
+    dense = [value for cell in table.pop("dense", {}).values() for value in cell]
+    targets = {target for cells in table.values() for target in cells}
+    patterns = sorted((t for t in targets if ":" in t), key=_by_group)
+    ratio = [3, 0.5 + 0.5 * max(1, len(patterns))]
+    layout = {"sharey": True, "gridspec_kw": {"width_ratios": ratio}}
+    figure, (left, right) = _picture(2, size=(8.0, 4.2), **layout)
+    for position, (label, cells) in enumerate(table.items()):
+        style = style_of(label, position)
+        _draw_targets(left, cells, [t for t in cells if ":" not in t], style, label)
+        shift = 0.12 * (position - (len(table) - 1) / 2)
+        _draw_targets(right, cells, patterns, style | {"linestyle": "none"}, None, shift)
+    for ax in (left, right):
+        if dense:
+            ax.axhline(dense[0], color=DENSE, linestyle=(0, (4, 3)), linewidth=1.2)
+    left.set_xticks(sorted(float(t.split()[0]) for t in targets if ":" not in t))
+    _finish_perplexity(left, right, dense, patterns)
+    return figure
+
+
+def _by_group(pattern: str) -> int:
+    return int(pattern.split(":")[1])
+
+
+def _draw_targets(
+    ax: Axes,
+    cells: Mapping[str, Sequence[float]],
+    targets: Sequence[str],
+    style: Mapping[str, Any],
+    label: str | None,
+    shift: float = 0.0,
+) -> None:
+    """One method's points: at its sparsity in %, or at a pattern's position moved by `shift`."""
+    points = []
+    for position, target in enumerate(targets):
+        if target in cells:
+            x = position + shift if ":" in target else float(target.split()[0])
+            values = cells[target]
+            points.append((x, sum(values) / len(values), min(values), max(values)))
+    points.sort()
+    if not points:
+        return
+    x, y, low, high = zip(*points, strict=True)
+    ax.plot(x, y, **style, label=label)
+    ax.vlines(x, low, high, color=style["color"], linewidth=2.5, alpha=0.5)
+
+
+def _finish_perplexity(left: Axes, right: Axes, dense: list[float], patterns: list[str]) -> None:
+    left.set_yscale("log")
+    left.set(xlabel="sparsity (% of the pruned layers' weights)", ylabel="perplexity (log scale)")
+    left.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f} %"))
+    plain = FuncFormatter(lambda y, _: f"{y:,.0f}" if y >= 10 else f"{y:g}")
+    left.yaxis.set_major_formatter(plain)
+    left.yaxis.set_minor_formatter(NullFormatter())
+    right.set(xlabel="pattern", xlim=(-0.5, max(1, len(patterns)) - 0.5))
+    right.set_xticks(range(len(patterns)), patterns)
+    right.tick_params(axis="y", labelleft=False)
+    if not patterns:
+        _note(right, "no N:M\nruns")
+    if dense:
+        right.annotate(
+            f"dense {dense[0]:.1f}",
+            (1, dense[0]),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="right",
+            color=DENSE,
+            fontsize=9,
+        )
+    if left.get_legend_handles_labels()[1]:
+        left.legend(frameon=False)
+
+
+def layer_error_figure(records: Iterable[Record], sparsity: float = 0.6) -> Figure:
+    """Mean relative error of a block's layers by depth, one curve per method, log axis.
+
+    Takes the unstructured runs at `sparsity` with the lowest seed. Methods that saw no
+    calibration text have no errors and are left out.
+    """
+    figure, ax = _picture(size=(7.0, 4.0))
+    seen: set[str] = set()
+    for record in prune_records(records):
+        label = method_label(record)
+        errors = _block_errors(record.get("layers") or [])
+        if target_label(record) == f"{100 * sparsity:.0f} %" and errors and label not in seen:
+            ax.plot(list(errors), list(errors.values()), label=label, **style_of(label, len(seen)))
+            seen.add(label)
+    _finish_depth(ax, f"mean relative error of a block at {100 * sparsity:.0f} %")
+    if not seen:
+        _note(ax, f"no layer errors recorded at {100 * sparsity:.0f} %")
+    return figure
+
+
+def _block_errors(layers: Iterable[Mapping[str, Any]]) -> dict[int, float]:
+    """Mean relative error by block, of the layers that have one."""
+    blocks: dict[int, list[float]] = {}
+    for layer in layers:
+        if layer.get("error") is not None:
+            blocks.setdefault(layer["block"], []).append(layer["error"])
+    return {block: sum(errors) / len(errors) for block, errors in sorted(blocks.items())}
+
+
+def _finish_depth(ax: Axes, ylabel: str) -> None:
+    ax.set(xlabel="block (0 is next to the embedding)", ylabel=f"{ylabel}\n‖XW − XŴ‖² / ‖XW‖²")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if ax.get_legend_handles_labels()[1]:
+        ax.set_yscale("log")
+        _plain_log(ax)
+        ax.legend(frameon=False, ncols=2, fontsize=9)
+
+
+def _plain_log(ax: Axes) -> None:
+    """Label a log axis in plain numbers, also between decades where it spans few of them."""
+    low, high = ax.get_ylim()
+    span = high / max(low, 1e-300)
+    digits = "23456789" if span < 5 else "235" if span < 30 else ""
+    plain = FuncFormatter(lambda y, _: f"{y:.3g}")
+    between = FuncFormatter(lambda y, _: f"{y:.3g}" if f"{y:.1e}"[0] in digits else "")
+    ax.yaxis.set_major_formatter(plain)
+    ax.yaxis.set_minor_formatter(between if digits else NullFormatter())
+
+
+def depth_figure(layers: Iterable[Mapping[str, Any]], title: str = "") -> Figure:
+    """Relative error by depth of one run, a curve for each kind of layer; log axis.
+
+    Args: layers, rows with "block", "name" and "error" as a record holds them.
+    """
+    figure, ax = _picture(size=(7.0, 4.0))
+    kinds: dict[str, dict[int, float]] = {}
+    for layer in layers:
+        if layer.get("error") is not None:
+            kind = str(layer["name"]).split(".")[-1]
+            kinds.setdefault(kind, {})[layer["block"]] = layer["error"]
+    for position, (kind, errors) in enumerate(kinds.items()):
+        ax.plot(list(errors), list(errors.values()), label=kind, **style_of("", position))
+    _finish_depth(ax, "relative error of a layer")
+    ax.set_title(title or "error by depth")
+    if not kinds:
+        _note(ax, "no layer errors recorded")
+    return figure
+
+
+# ------------------------------------------------------------------ series of 01, 02 and 03
+
+
+def convergence_figure(series: Mapping[str, Any]) -> Figure:
+    """How ADMM on a fixed mask approaches the optimum (series "convergence" of notebook 02).
+
+    Left: relative error after each iteration, with the other solvers as lines. Right: distance
+    of the weights to the exact least-squares optimum on the same mask, log axis.
+    Series: "iterations" [n], "error" and "distance" {curve: [n]}, "references" {name: error},
+    "layer", "sparsity".
+    """
+    figure, (left, right) = _picture(2, size=(9.0, 3.9))
+    steps = series["iterations"]
+    for position, (name, errors) in enumerate(series["error"].items()):
+        style = style_of("", position)
+        left.plot(steps, errors, label=name, **style)
+        right.plot(steps, series["distance"][name], label=name, **style)
+    _draw_references(left, series["references"])
+    left.set(xlabel="iteration", ylabel="relative error ‖XW − XŴ‖² / ‖XW‖²", yscale="log")
+    right.set(xlabel="iteration", ylabel="‖Ŵ − Ŵ*‖ / ‖Ŵ*‖ (to the optimum)", yscale="log")
+    left.set_title(f"{series['layer']} at {100 * series['sparsity']:.0f} %", fontsize=10)
+    right.set_title("distance to exact least squares", fontsize=10)
+    _leave_room(left)
+    _plain_log(left)
+    for ax in (left, right):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _draw_references(ax: Axes, references: Mapping[str, float]) -> None:
+    """Horizontal lines with their names: the lowest below its line, the others above."""
+    dashes = cycle([(0, (4, 2)), (0, (1, 1.5)), (0, (6, 1, 1, 1))])
+    lowest = min(references.values(), default=None)
+    for (name, value), dash in zip(references.items(), dashes, strict=False):
+        ax.axhline(value, color="black", linestyle=dash, linewidth=1.2)
+        below = value == lowest and len(references) > 1
+        ax.annotate(
+            f"{name}: {value:.4f}",
+            (1, value),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, -4 if below else 3),
+            textcoords="offset points",
+            ha="right",
+            va="top" if below else "bottom",
+            fontsize=8.5,
+        )
+
+
+def _leave_room(ax: Axes) -> None:
+    """Widen a log axis by a tenth of its height at both ends, for labels beside the curves."""
+    low, high = ax.get_ylim()
+    room = (high / low) ** 0.1
+    ax.set_ylim(low / room, high * room)
+
+
+def schedule_figure(series: Mapping[str, Any]) -> Figure:
+    """What growing the mask gradually buys (series "schedule" of notebook 03).
+
+    Left: the sparsity of the mask at each iteration. Right: relative error by pattern, as a
+    share of the one-shot mask's, averaged (geometrically) over the layers.
+    Series: "sparsity" {schedule: [n]}, "ratio" {pattern: {schedule: ratio to one-shot}}.
+    """
+    figure, (left, right) = _picture(2, size=(9.0, 3.9))
+    for position, (name, values) in enumerate(series["sparsity"].items()):
+        percent = [100 * value for value in values]
+        style = style_of("", position) | {"markersize": 4}
+        if position == 0:  # a broad band, so that a curve on top of it does not hide it
+            style |= {"marker": "", "linestyle": "-", "linewidth": 7, "alpha": 0.35}
+        left.plot(range(1, len(values) + 1), percent, label=name, **style)
+    left.set(xlabel="iteration", ylabel="sparsity of the mask (%)", ylim=(0, None))
+    left.set_title("the mask grows", fontsize=10)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.legend(frameon=False, fontsize=9, loc="lower right")
+    _draw_bars(right, series["ratio"], list(series["sparsity"]))
+    right.set(ylabel="relative error (% of one-shot's)")
+    right.set_title("and the error falls", fontsize=10)
+    return figure
+
+
+def _draw_bars(ax: Axes, ratios: Mapping[str, Mapping[str, float]], names: list[str]) -> None:
+    """Grouped bars, each with its number: a group for every pattern, a bar for every schedule."""
+    width = 0.8 / max(1, len(names))
+    hatches = ("", "//", "..", "xx")
+    for position, name in enumerate(names):
+        for group, values in enumerate(ratios.values()):
+            if name not in values:
+                continue
+            x = group + (position - (len(names) - 1) / 2) * width
+            look = {
+                "color": COLOURS[position],
+                "hatch": hatches[position % 4],
+                "edgecolor": "white",
+            }
+            ax.bar(x, 100 * values[name], width * 0.95, **look)
+            ax.annotate(
+                f"{100 * values[name]:.0f}",
+                (x, 100 * values[name]),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+    ax.set_xticks(range(len(ratios)), list(ratios))
+    ax.grid(False, axis="x")
+
+
+def spectrum_figure(series: Mapping[str, Any]) -> Figure:
+    """What a gram looks like (series "spectrum" of notebook 01).
+
+    Left: eigenvalues of the gram, largest first, as a share of the largest. Right: the norm of
+    every input over the calibration text, largest first, as a multiple of the median.
+    Series: "eigenvalues" and "norms", each {layer: [values, largest first]}.
+    """
+    figure, (left, right) = _picture(2, size=(9.0, 3.9))
+    for position, name in enumerate(series["eigenvalues"]):
+        style = style_of("", position) | {"marker": ""}
+        values = series["eigenvalues"][name]
+        left.plot(_percent_of(values), _positive(values, values[0]), label=name, **style)
+        norms = series["norms"][name]
+        median = sorted(norms)[len(norms) // 2]
+        right.plot(_percent_of(norms), _positive(norms, median), label=name, **style)
+    left.set(xlabel="eigenvalue, largest first (%)", ylabel="eigenvalue / largest", yscale="log")
+    right.set(xlabel="input, largest first (%)", ylabel="input norm / median", yscale="log")
+    left.set_title("spectrum of XᵀX", fontsize=10)
+    right.set_title("norm of each input", fontsize=10)
+    right.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _percent_of(values: Sequence[float]) -> list[float]:
+    return [100 * index / max(1, len(values) - 1) for index in range(len(values))]
+
+
+def _positive(values: Sequence[float], unit: float) -> list[float]:
+    """values / unit; what is zero or below (round-off, a dead input) leaves a gap in a log plot."""
+    unit = unit if unit > 0 else 1.0
+    return [value / unit if value > 0 else float("nan") for value in values]
+
+
+# ------------------------------------------------------------------ masks and single solves
+
+
+def draw_mask(ax: Axes, keep: Any, title: str = "") -> None:
+    """A mask as an image: kept weights dark, pruned ones pale. keep is (d_out, d_in)."""
+    colours = matplotlib.colors.ListedColormap([PRUNED, KEPT])
+    ax.imshow(keep, cmap=colours, vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+    ax.grid(False)
+    ax.set(xlabel="input", ylabel="output")
+    ax.set_title(title, fontsize=10)
+
+
+def mask_picture(keep: Any, *, size: int = 48, title: str = "") -> Figure:
+    """The corner of a mask, `size` outputs by twice as many inputs; kept weights are dark."""
+    figure, ax = _picture(size=(6.4, 3.6))
+    corner = keep[:size, : 2 * size]
+    draw_mask(ax, corner, title or f"kept weights (dark), {_kept(keep)}")
+    return figure
+
+
+def _kept(keep: Any) -> str:
+    rows, columns = keep.shape
+    return f"{100 * float(keep.sum()) / (rows * columns):.0f} % of {rows} × {columns}"
+
+
+def solve_figure(
+    errors: Sequence[float],
+    keep: Any,
+    *,
+    references: Mapping[str, float],
+    title: str,
+    size: int = 48,
+) -> Figure:
+    """One solve: relative error after each iteration, and the corner of the mask it ended with."""
+    layout = {"gridspec_kw": {"width_ratios": [1.1, 1]}}
+    figure, (left, right) = _picture(2, size=(9.0, 3.7), **layout)
+    steps = range(1, len(errors) + 1)
+    left.plot(steps, errors, **style_of("admm-grad") | {"markersize": 4})
+    _draw_references(left, references)
+    left.set(xlabel="iteration", ylabel="relative error ‖XW − XŴ‖² / ‖XW‖²", yscale="log")
+    left.set_title(title, fontsize=10)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _leave_room(left)
+    _plain_log(left)
+    draw_mask(right, keep[:size, :size], f"kept weights (dark), {_kept(keep)}")
+    return figure
+
+
+def growth_figure(
+    sparsity: Sequence[float],
+    errors: Sequence[float],
+    keep: Any,
+    one_shot: Any,
+    *,
+    size: int = 40,
+) -> Figure:
+    """One gradual solve: sparsity and error by iteration, and the mask against one-shot's.
+
+    Args: sparsity and errors, one number an iteration; keep and one_shot, (d_out, d_in) masks at
+    the same sparsity, whose top left corner is drawn.
+    """
+    layout = {"gridspec_kw": {"width_ratios": [1, 1, 1.2]}}
+    figure, (left, middle, right) = _picture(3, size=(11.0, 3.7), **layout)
+    steps = range(1, len(errors) + 1)
+    left.plot(steps, [100 * value for value in sparsity], **style_of("", 0) | {"markersize": 4})
+    left.set(xlabel="iteration", ylabel="sparsity of the mask (%)", ylim=(0, 100))
+    left.set_title(f"the mask ends at {100 * sparsity[-1]:.0f} %", fontsize=10)
+    middle.plot(steps, errors, **style_of("", 1) | {"markersize": 4})
+    middle.set(xlabel="iteration", ylabel="relative error ‖XW − XŴ‖² / ‖XW‖²", ylim=(0, None))
+    middle.set_title(f"the error ends at {errors[-1]:.4f}", fontsize=10)
+    for ax in (left, middle):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _draw_mask_change(right, keep, one_shot, size)
+    return figure
+
+
+def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, size: int) -> None:
+    """Kept by both, by neither, or by one of two masks, with the share that moved."""
+    names = ("pruned by both", "kept by one-shot only", "kept by gradual only", "kept by both")
+    colours = (PRUNED, COLOURS[1], "black", COLOURS[5])
+    kind = 2 * keep.int() + one_shot.int()  # 0 neither, 1 one-shot only, 2 gradual only, 3 both
+    look = matplotlib.colors.ListedColormap(colours)
+    ax.imshow(kind[:size, :size], cmap=look, vmin=0, vmax=3, interpolation="nearest")
+    ax.grid(False)
+    ax.set(xlabel="input", ylabel="output")
+    moved = 100 * float((keep & ~one_shot).sum()) / max(1, int(one_shot.sum()))
+    ax.set_title(f"{moved:.1f} % of the kept weights are others", fontsize=10)
+    patches = [
+        Patch(facecolor=colour, edgecolor="#999999", label=name)
+        for colour, name in zip(colours, names, strict=True)
+    ]
+    ax.legend(
+        handles=patches,
+        fontsize=7.5,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.16),
+        ncols=2,
+        frameon=False,
+    )
+
+
+# ------------------------------------------------------------------ files
+
+
+def write_figures(records: Iterable[Record], folder: str | Path) -> list[Path]:
+    """Draw every figure that the records allow into `folder`, as PNG (150 dpi) and SVG.
+
+    Returns the paths written. A figure whose records are missing is not drawn.
+    Raises RecordError when the folder cannot be written.
+    """
+    paths = []
+    for name, figure in figures(list(records)).items():
+        for kind in ("png", "svg"):
+            path = Path(folder) / f"{name}.{kind}"
+            paths.append(replace_file(path, _render(figure, kind, 150)))
+    return paths
+
+
+def figures(records: Sequence[Record]) -> dict[str, Figure]:
+    """Every figure that the records allow, by file name without its ending."""
+    drawn: dict[str, Figure] = {}
+    models: dict[str, list[Record]] = {}
+    for record in prune_records(records):
+        models.setdefault(_model_of(record), []).append(record)
+    for model, runs in models.items():
+        suffix = "" if len(models) == 1 else "_" + model.rsplit("/", 1)[-1].lower()
+        drawn[f"perplexity{suffix}"] = perplexity_figure(runs)
+        sparsity = _common_sparsity(runs)
+        if sparsity is not None:
+            drawn[f"layer_error{suffix}"] = layer_error_figure(runs, sparsity)
+    drawers = {
+        "spectrum": spectrum_figure,
+        "convergence": convergence_figure,
+        "schedule": schedule_figure,
+    }
+    for name, draw in drawers.items():
+        found = [record for record in records if name in (record.get("series") or {})]
+        if found:
+            drawn[name] = draw(found[0]["series"][name])
+    return drawn
+
+
+def _common_sparsity(runs: Iterable[Record]) -> float | None:
+    """The sparsity to compare layers at: 0.6 where it was run, else the first there is."""
+    found = {
+        run["parameters"]["sparsity"]
+        for run in runs
+        if run["parameters"]["pattern"] == "unstructured" and _block_errors(run.get("layers") or [])
+    }
+    return 0.6 if 0.6 in found else min(found, default=None)

@@ -1,0 +1,301 @@
+"""A run's record: one JSON file with everything a table, a figure or a reader needs.
+
+A record is the only thing that leaves a notebook. Tables and figures read records and nothing
+else, so what is not in the record does not exist: parameters, metrics with units, seeds, identity
+of model and data, versions, wall seconds, peak memory, device and git commit.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from helpers.errors import BadParameter, RecordError
+from helpers.paths import replace_file, results_dir, root
+
+SCHEMA = 1
+# what has to be there for a record to be used, and the type it has in JSON
+FIELDS: dict[str, tuple[type, ...]] = {
+    "schema": (int,),
+    "notebook": (str,),
+    "name": (str,),
+    "parameters": (dict,),
+    "metrics": (dict,),
+    "model": (dict, NoneType),
+    "data": (dict, NoneType),
+    "seeds": (dict,),
+    "seconds": (int, float),
+    "device": (str,),
+    "peak_memory_bytes": (int,),
+    "series": (dict, NoneType),
+    "layers": (list, NoneType),
+    "versions": (dict,),
+    "git": (dict, NoneType),
+    "platform": (dict,),
+    "created": (str,),
+}
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "pandas")
+# what decides a number; a change elsewhere in the tree does not make a record "dirty"
+SOURCES = ("helpers", "notebooks", "runs", "pyproject.toml", "constraints.txt")
+EXPONENT_WITHOUT_POINT = re.compile(r"([-+]?\d+)[eE]([-+]?\d+)")
+
+
+def make_record(
+    *,
+    notebook: str,
+    name: str,
+    parameters: Mapping[str, Any],
+    metrics: Mapping[str, Mapping[str, Any]],
+    model: Mapping[str, Any] | None,
+    data: Mapping[str, Any] | None,
+    seeds: Mapping[str, int],
+    seconds: float,
+    device: str,
+    peak_memory_bytes: int,
+    series: Mapping[str, Any] | None = None,
+    layers: Iterable[Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """The record of one run, ready for `write_record`.
+
+    `metrics` maps a name to {"value": number, "unit": text}, with "1" as the unit of a pure number;
+    a third key "tolerance" (a fraction) overrides how closely a rerun must agree. `seconds` is wall
+    time; `series` holds curves for figures, `layers` one row per pruned layer. Values from numpy
+    and torch become plain numbers and lists. `record_path` is dropped from the parameters, because
+    it says where this machine keeps the record and not what was run.
+
+    Raises RecordError for NaN or infinity anywhere, a metric without value or unit, or a value that
+    JSON cannot hold.
+    """
+    record = {
+        "schema": SCHEMA,
+        "notebook": notebook,
+        "name": name,
+        "parameters": {key: value for key, value in parameters.items() if key != "record_path"},
+        "metrics": {key: _metric(key, value) for key, value in metrics.items()},
+        "model": model,
+        "data": data,
+        "seeds": seeds,
+        "seconds": seconds,
+        "device": device,
+        "peak_memory_bytes": peak_memory_bytes,
+        "series": series,
+        "layers": None if layers is None else list(layers),
+        "versions": _versions(),
+        "git": _git_state(),
+        "platform": _platform(),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    return check_record({key: _plain(value, key) for key, value in record.items()})
+
+
+def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Path:
+    """Write a record whole or not at all; "" puts it into results/scratch/records/.
+
+    Raises RecordError for a record that `check_record` refuses and for a folder that cannot be
+    written.
+    """
+    if not os.fspath(path):
+        folder = results_dir("scratch") / "records"
+        path = folder / f"{record['notebook']}--{record['name']}.json"
+    return replace_file(path, _to_json(check_record(_plain(record, "record"))))
+
+
+def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The record in a file.
+
+    Raises RecordError if it cannot be read, is not JSON, or lacks a field.
+    """
+    path = Path(path)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise RecordError(f"cannot read record {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise RecordError(
+            f"record {path} is not JSON ({_one_line(error)}): delete it and run again"
+        ) from error
+    return check_record(record, str(path))
+
+
+def read_records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """All records of a folder, sorted by file name; none if the folder does not exist.
+
+    Raises RecordError if one of them cannot be used.
+    """
+    return [read_record(path) for path in sorted(Path(folder).glob("*.json"))]
+
+
+def check_record(record: Any, where: str = "record") -> dict[str, Any]:
+    """Return the record if every field is there with its type, else raise RecordError."""
+    if not isinstance(record, dict):
+        raise RecordError(f"{where} is not a mapping: delete it and run again")
+    for field, types in FIELDS.items():
+        if field not in record:
+            raise RecordError(f"{where} lacks {field!r}: delete it and run again")
+        if not isinstance(record[field], types):
+            raise RecordError(f"{where} has {field} = {record[field]!r:.60}: delete it, run again")
+    if record["schema"] != SCHEMA:
+        raise RecordError(f"{where} has schema {record['schema']}, not {SCHEMA}: run it again")
+    for name, metric in record["metrics"].items():
+        _metric(name, metric, where)
+    return record
+
+
+def check_parameters(**parameters: tuple[Any, ...]) -> None:
+    """Check the types of a notebook's parameters: `check_parameters(rho=(rho, float), ...)`.
+
+    Each keyword is (value, type, ...more allowed types); None stands for its own type. A bool is
+    not an int, an int is accepted for a float, and a float must be finite.
+
+    Raises BadParameter that names the parameter, the value and the types allowed.
+    """
+    for name, (value, *allowed_types) in parameters.items():
+        check_type(name, value, allowed_types)
+
+
+def check_type(name: str, value: Any, allowed_types: Iterable[type | None]) -> None:
+    """Raise BadParameter unless `value` is of one of the types (see `check_parameters`)."""
+    types = {NoneType if kind is None else kind for kind in allowed_types}
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadParameter(f"{name} = {value} is not a finite number: give one")
+    if type(value) in types or (type(value) is int and float in types):
+        return
+    if not isinstance(value, (bool, NoneType)) and isinstance(value, tuple(types)):
+        return  # a subclass, such as a numpy float
+    wanted = " or ".join(sorted("None" if kind is NoneType else kind.__name__ for kind in types))
+    raise BadParameter(
+        f"{name} = {value!r} is of type {type(value).__name__}: give {wanted}{_hint(value, types)}"
+    )
+
+
+def _hint(value: Any, types: set[type]) -> str:
+    """What to write instead, for the two ways in which YAML changes a type behind one's back."""
+    if isinstance(value, str) and types & {int, float}:
+        if match := EXPONENT_WITHOUT_POINT.fullmatch(value.strip()):
+            return f" (YAML reads {value} as text: write {match[1]}.0e{int(match[2]):+d})"
+        try:
+            float(value)
+        except ValueError:
+            return ""
+        return f" (write {value.strip()} without quotes)"
+    if str in types and not isinstance(value, (str, dict, list, NoneType)):
+        return ' (YAML reads 2:4 and "no" as other types: put the text in quotes)'
+    return ""
+
+
+def _metric(name: str, metric: Any, where: str = "record") -> dict[str, Any]:
+    """The metric as a dict, if it has a numeric value and a unit; else RecordError."""
+    fits = isinstance(metric, Mapping) and {"value", "unit"} <= set(metric) <= {
+        "value",
+        "unit",
+        "tolerance",
+    }
+    if not fits or not isinstance(metric["unit"], str):
+        raise RecordError(
+            f'{where}: metric {name} is {metric!r:.60}; give value and unit ("1" for a ratio)'
+        )
+    value = _plain(metric["value"], f"metric {name}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise RecordError(f"{where}: metric {name} has value {value!r:.60}: give one finite number")
+    return {**metric, "value": value}
+
+
+def _plain(value: Any, where: str) -> Any:
+    """The value in JSON's own types, scalars and arrays of numpy and torch included.
+
+    Raises RecordError for NaN, infinity and anything else that JSON cannot hold.
+    """
+    if hasattr(value, "tolist") and not isinstance(value, type):
+        value = value.tolist()
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, (int, float)):
+        if not math.isfinite(value):
+            raise RecordError(f"{where} is {value}: a record holds finite numbers only")
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    raise RecordError(
+        f"{where} is a {type(value).__name__}: give a number, text, list, mapping or None"
+    )
+
+
+def _to_json(record: Mapping[str, Any]) -> str:
+    """JSON with one field, and one layer, a line, so that a diff of two records can be read."""
+    lines = []
+    for key, value in record.items():
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        if key == "layers" and value:
+            rows = ",\n  ".join(json.dumps(row, allow_nan=False) for row in value)
+            text = f"[\n  {rows}\n ]"
+        lines.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can change a number."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _platform() -> dict[str, Any]:
+    """System, architecture and cores; no host name."""
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count() or 1,
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    """{"commit", "dirty"} of the project, or None outside a git checkout.
+
+    "dirty" is True when the code that decides numbers differs from the commit.
+    """
+    top = _git("rev-parse", "--show-toplevel")
+    commit = _git("rev-parse", "HEAD")
+    if not top or not commit or Path(top).resolve() != root():
+        return None
+    return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--", *SOURCES))}
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command in the project's root, or None if there is no answer."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root()), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _refuse_constant(name: str) -> float:
+    """Called by the JSON reader for NaN and infinity, which JSON itself does not know."""
+    raise ValueError(f"it holds {name}")
+
+
+def _one_line(error: Exception) -> str:
+    """The message of an error without line breaks."""
+    return " ".join(str(error).split())

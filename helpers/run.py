@@ -1,0 +1,561 @@
+"""Run a plan: every run file through papermill, then tables, figures and the verdict.
+
+    python -m helpers.run [reproduce] --plan laptop [--jobs 2] [--only '04*']
+    python -m helpers.run run | tables | verdict | accept | list --plan laptop
+
+Run files are checked by `helpers.plan` before anything starts. Each run is a process of its own
+(`helpers.execute`), so a kernel that dies, or a machine that runs out of memory, costs one run.
+
+By default two runs go side by side where there are two cores, 8 GB of memory and no GPU to share;
+the cores are divided between them through OMP_NUM_THREADS and its relatives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from helpers import plan as plans
+from helpers.errors import HelpersError, RecordError, RunError
+from helpers.paths import reference_dir, replace_file, results_dir, root
+from helpers.plan import Run
+from helpers.records import read_record, read_records
+from helpers.verdict import Tolerances, compare, same_run, to_lines
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+MEMORY_FOR_TWO = 7.5e9  # bytes; what a machine sold with 8 GB reports
+PRODUCTS = ("records", "tables", "figures")
+INTERRUPTED = 130  # the shell's code for Ctrl-C
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that failed, with its error in one line."""
+
+    run: Run
+    error: str
+
+
+@dataclass
+class Active:
+    """A run that is being executed."""
+
+    run: Run
+    process: subprocess.Popen[bytes]
+    started: float  # time.monotonic()
+    outcome: Path  # the child writes its error here
+    log: Path
+
+
+def say(text: str) -> None:
+    """Write a line for the person who waits."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def complain(text: str) -> None:
+    """Write an error line."""
+    sys.stdout.flush()
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+# --- the machine ---------------------------------------------------------------------------
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def choose_jobs(wanted: str) -> int:
+    """How many runs go side by side: a number, or "auto" (see the module's docstring).
+
+    Raises RunError for anything else.
+    """
+    if wanted == "auto":
+        roomy = cores() >= 2 and psutil.virtual_memory().total >= MEMORY_FOR_TWO
+        return 2 if roomy and shutil.which("nvidia-smi") is None else 1
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise RunError(f'jobs = {wanted!r} is not possible: give "auto" or a number from 1')
+    return int(wanted)
+
+
+def _environment(jobs: int, scratch: Path) -> dict[str, str]:
+    """The environment of a run: its share of the threads, this Python as kernel, no user profile.
+
+    JUPYTER_PATH comes before every other place, so a "python3" kernel that the user has installed
+    for another Python cannot be picked up.
+    """
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": argv, "display_name": "Python 3", "language": "python"}
+    replace_file(scratch / "jupyter" / "kernels" / "python3" / "kernel.json", json.dumps(spec))
+    environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
+    for variable in THREAD_VARIABLES:
+        environment.setdefault(variable, str(max(1, cores() // jobs)))
+    environment.update(
+        JUPYTER_PATH=os.pathsep.join(
+            filter(None, [str(scratch / "jupyter"), os.environ.get("JUPYTER_PATH")])
+        ),
+        JUPYTER_RUNTIME_DIR=str(scratch / "runtime"),
+        IPYTHONDIR=str(scratch / "ipython"),
+        PYDEVD_DISABLE_FILE_VALIDATION="1",
+        PYTHONHASHSEED="0",
+        TOKENIZERS_PARALLELISM="false",
+    )
+    return environment
+
+
+@contextlib.contextmanager
+def _workplace(plan: str) -> Iterator[Path]:
+    """A scratch folder inside the plan's results, held by one runner at a time.
+
+    Raises RunError if the results folder cannot be written or another runner holds it.
+    """
+    folder = results_dir(plan)
+    scratch = folder / ".runner"
+    try:
+        for name in ("records", "runs"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115 - held until the end of this function
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RunError(
+            f"cannot write to {folder}: {reason}; make it writable or set PRUNING_RESULTS"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(f"plan {plan} is being run already: wait, or stop that run") from error
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+# --- time left -----------------------------------------------------------------------------
+
+
+class Clock:
+    """Estimates the time left from the committed records, at this machine's own pace."""
+
+    def __init__(self, runs: list[Run], jobs: int) -> None:
+        self._jobs = jobs
+        self._waiting = {run.id: run for run in runs}
+        self._expected = {run.id: _reference_seconds(run) for run in runs}
+        self._took: dict[str, float] = {}
+
+    def finish(self, run: Run, seconds: float) -> None:
+        """Note that a run has ended after some seconds."""
+        self._took[run.id] = seconds
+        self._waiting.pop(run.id)
+
+    def left(self, elapsed: dict[str, float]) -> float | None:
+        """Seconds left, given the seconds since the start of the runs under way; None: unknown."""
+        known = [key for key in self._took if self._expected[key]]
+        expected = sum(self._expected[key] for key in known)
+        pace = sum(self._took[key] for key in known) / expected if expected else 1.0
+        total = 0.0
+        for key in self._waiting:
+            guess = (self._expected[key] or 0) * pace or self._mean()
+            if not guess:
+                return None
+            total += max(guess - elapsed.get(key, 0.0), 0.0)
+        return total / max(1, min(self._jobs, len(self._waiting)))
+
+    def _mean(self) -> float:
+        """Mean seconds of the runs that have ended; 0 if there are none."""
+        return sum(self._took.values()) / len(self._took) if self._took else 0.0
+
+
+def _reference_seconds(run: Run) -> float | None:
+    """How long the committed run took, if there is one."""
+    try:
+        record = read_record(reference_dir(run.plan) / "records" / f"{run.id}.json")
+    except RecordError:
+        return None
+    return record.get("run_seconds", record["seconds"])
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration for people: "41 s", "12 min", "2.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+# --- running -------------------------------------------------------------------------------
+
+
+class Runner:
+    """Executes runs side by side and tells how far it is."""
+
+    def __init__(self, all_runs: list[Run], scratch: Path, jobs: int) -> None:
+        self._places = {run.id: place for place, run in enumerate(all_runs, start=1)}
+        self._scratch = scratch
+        self._jobs = jobs
+        self._environment = _environment(jobs, scratch)
+        self._active: list[Active] = []
+        self._failures: list[Failure] = []
+
+    def execute(self, runs: list[Run], clock: Clock) -> list[Failure]:
+        """Execute the runs and return those that failed. Ctrl-C stops them all and goes on up."""
+        waiting = list(runs)
+        try:
+            while waiting or self._active:
+                while waiting and len(self._active) < self._jobs:
+                    self._start(waiting.pop(0))
+                self._collect(clock)
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            for active in self._active:
+                self._abandon(active)
+            raise
+        failures, self._failures = self._failures, []
+        return failures
+
+    def _start(self, run: Run) -> None:
+        """Start a run; what an earlier one left is removed first, so it cannot pass for new."""
+        for path in (run.record_path, run.executed_path, run.failed_path):
+            path.unlink(missing_ok=True)
+        outcome = self._scratch / f"{run.id}.error"
+        job = {
+            "plan": run.plan,
+            "notebook": run.notebook,
+            "name": run.name,
+            "source": str(run.source_path),
+            "failed": str(run.failed_path),
+            "executed": str(run.executed_path),
+            "record": str(run.record_path),
+            "given": run.parameters,
+            "effective": run.effective,
+            "fingerprint": plans.fingerprint(run),
+            "outcome": str(outcome),
+        }
+        job_path = replace_file(self._scratch / f"{run.id}.job.json", json.dumps(job))
+        log = run.executed_path.with_name(f"{run.id}.log")
+        with open(log, "wb") as stream:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "helpers.execute", str(job_path)],
+                cwd=root(),
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C comes here alone; this process stops the others
+            )
+        self._active.append(Active(run, process, time.monotonic(), outcome, log))
+        self._tell(run, "…")
+
+    def _tell(self, run: Run, text: str) -> None:
+        """One progress line."""
+        total = len(self._places)
+        place = str(self._places[run.id]).rjust(len(str(total)))
+        say(f"[{place}/{total}] {run.notebook} {run.name} {text}")
+
+    def _collect(self, clock: Clock) -> None:
+        """Take in the runs that have ended."""
+        for active in [item for item in self._active if item.process.poll() is not None]:
+            self._active.remove(active)
+            now = time.monotonic()
+            seconds = now - active.started
+            clock.finish(active.run, seconds)
+            left = clock.left({item.run.id: now - item.started for item in self._active})
+            error = self._finish(active)
+            text = f"done in {format_seconds(seconds)}" if error is None else f"FAILED: {error}"
+            if left is not None and left >= 1:
+                text += f"; about {format_seconds(left)} left"
+            self._tell(active.run, text)
+
+    def _finish(self, active: Active) -> str | None:
+        """Tidy up after a run that has ended, and return its error if it failed."""
+        if active.process.returncode == 0:
+            active.log.unlink(missing_ok=True)
+            return None
+        active.run.record_path.unlink(missing_ok=True)  # a failed run has no record
+        if active.outcome.is_file():
+            error = active.outcome.read_text(encoding="utf-8")
+            active.log.unlink(missing_ok=True)
+        else:
+            error = _died(active)
+        self._failures.append(Failure(active.run, error))
+        return error
+
+    def _abandon(self, active: Active) -> None:
+        """Stop a run with its kernel and remove what it has half written."""
+        stop_family(active.process)
+        for path in (active.run.record_path, active.run.failed_path, active.log):
+            path.unlink(missing_ok=True)
+
+
+def stop_family(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and all its descendants: a kernel lives in a session of its own."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        family = [parent, *parent.children(recursive=True)]
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+    process.wait()
+
+
+def _died(active: Active) -> str:
+    """The error of a run whose process ended without leaving one."""
+    code = active.process.returncode
+    if code < 0:
+        return f"its process was killed by signal {-code}: was there enough memory?"
+    lines = active.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f"{lines[-1] if lines else f'exit code {code}'} (log: {show_path(active.log)})"
+
+
+def show_path(path: Path) -> str:
+    """A path relative to the project's root where it lies in there."""
+    return str(path.relative_to(root())) if path.is_relative_to(root()) else str(path)
+
+
+def run_plan(plan: str, *, jobs: str = "auto", only: str | None = None) -> list[Failure]:
+    """Execute the runs of a plan that are not done, the tables notebook last; return failures.
+
+    Raises RunError for a wrong plan or run file before anything is started.
+    """
+    every_run = plans.read_plan(plan)
+    runs = plans.read_plan(plan, only)
+    count = choose_jobs(jobs)
+    with _workplace(plan) as scratch:
+        _note_orphans(plan, every_run)
+        todo = [run for run in runs if not plans.is_done(run)]
+        # a changed record changes what the tables notebook shows
+        last = [run for run in runs if run.notebook == plans.TABLES_NOTEBOOK]
+        first = [run for run in todo if run not in last]
+        todo = first + [run for run in last if run in todo or first]
+        clock = Clock(todo, count)
+        _announce(plan, len(runs), len(todo), count, clock.left({}))
+        runner = Runner(runs, scratch, count)
+        failures = runner.execute(first, clock)
+        return failures + runner.execute([run for run in last if not plans.is_done(run)], clock)
+
+
+def _note_orphans(plan: str, runs: list[Run]) -> None:
+    """Move records without a run file aside, and say so."""
+    moved = plans.move_orphans(plan, runs)
+    if moved:
+        where = show_path(results_dir(plan) / "stale")
+        say(f"moved {len(moved)} records without a run file to {where}")
+
+
+def _announce(plan: str, total: int, todo: int, jobs: int, left: float | None) -> None:
+    """Say what is going to happen."""
+    if not todo:
+        say(f"plan {plan}: nothing to run, {total} of {total} runs are up to date")
+        return
+    time_left = "" if left is None else f", about {format_seconds(left)}"
+    say(f"plan {plan}: {todo} of {total} runs to do, {min(jobs, todo)} at a time{time_left}")
+
+
+# --- commands ------------------------------------------------------------------------------
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    """Run the plan, write tables and figures, give the verdict; failures come last."""
+    failures = run_plan(options.plan, jobs=options.jobs, only=options.only)
+    try:
+        status = write_products(options) or give_verdict(options)
+    except HelpersError as error:
+        complain(str(error))
+        status = 1
+    return _report(failures) or status
+
+
+def run_only(options: argparse.Namespace) -> int:
+    """Run the plan and nothing else."""
+    return _report(run_plan(options.plan, jobs=options.jobs, only=options.only))
+
+
+def _report(failures: list[Failure]) -> int:
+    """Name the failed runs, each with its error and its notebook; the exit code."""
+    if not failures:
+        return 0
+    complain(f"{len(failures)} run{'s' if len(failures) > 1 else ''} failed; run again to repeat:")
+    for failure in failures:
+        run = failure.run
+        place = f" [{show_path(run.failed_path)}]" if run.failed_path.is_file() else ""
+        complain(f"  {run.notebook} {run.name}: {failure.error}{place}")
+    return 1
+
+
+def write_products(options: argparse.Namespace) -> int:
+    """Write tables and figures from the records of a plan. No model is loaded."""
+    folder = results_dir(options.plan)
+    records = _records_here(options.plan)
+    # loaded by name and only here: pandas and matplotlib take seconds
+    importlib.import_module("helpers.tables").write_tables(records, folder / "tables")
+    importlib.import_module("helpers.plots").write_figures(records, folder / "figures")
+    say(f"tables and figures of {len(records)} records: {show_path(folder)}/tables, figures")
+    return 0
+
+
+def _records_here(plan: str) -> list[dict[str, Any]]:
+    """The records of a plan's runs on this machine; RunError if there are none."""
+    known = {run.record_path.name for run in plans.read_plan(plan)}
+    folder = results_dir(plan) / "records"
+    paths = [path for path in sorted(folder.glob("*.json")) if path.name in known]
+    if not paths:
+        raise RunError(f"no records in {folder}: run make reproduce PLAN={plan} first")
+    return [read_record(path) for path in paths]
+
+
+def give_verdict(options: argparse.Namespace) -> int:
+    """Compare the records here with the committed ones of the same runs; 1 if one is apart."""
+    references = {_id(record): record for record in _reference_records(options.plan)}
+    spread = Tolerances([*references.values(), *_reference_records("full")])
+    comparisons, reproduced, compared, without = [], 0, 0, 0
+    for run in plans.read_plan(options.plan, options.only):
+        if run.notebook == plans.TABLES_NOTEBOOK:
+            continue  # it measures nothing of its own
+        reference = references.get(run.id)
+        record = read_record(run.record_path) if run.record_path.is_file() else None
+        asked = {"notebook": run.notebook, "parameters": run.effective}
+        if reference is None or not same_run(asked, reference):
+            without += 1
+            continue
+        found = compare(record, reference, spread)
+        if found:
+            comparisons += found
+            compared += 1
+            reproduced += all(item.within for item in found)
+    for line in to_lines(comparisons) if comparisons else ():
+        say(line)
+    if without:
+        say(f"no reference for {without} runs")
+    if compared:
+        say(f"reproduced {reproduced} of {compared}")
+    return int(reproduced < compared)
+
+
+def _id(record: dict[str, Any]) -> str:
+    """The id of the run that a record is of."""
+    return f"{record['notebook']}--{record['name']}"
+
+
+def _reference_records(plan: str) -> list[dict[str, Any]]:
+    """The committed records of a plan."""
+    return read_records(reference_dir(plan) / "records")
+
+
+def accept(options: argparse.Namespace) -> int:
+    """Copy records, tables and figures of a plan over its committed reference."""
+    runs = plans.read_plan(options.plan)
+    missing = [f"{run.notebook} {run.name}" for run in runs if not plans.is_done(run)]
+    if missing:
+        raise RunError(
+            f"{len(missing)} runs of plan {options.plan} are not up to date ({missing[0]} …): "
+            f"run make reproduce PLAN={options.plan} first"
+        )
+    records = _records_here(options.plan)
+    unclean = sum((record["git"] or {"dirty": True})["dirty"] for record in records)
+    if unclean:
+        say(f"note: {unclean} of {len(records)} records come from code that was not committed")
+    target = reference_dir(options.plan)
+    try:
+        _replace_folder(results_dir(options.plan), target)
+    except OSError as error:
+        raise RunError(f"cannot write {target}: {error.strerror or error}") from error
+    say(f"accepted {len(records)} records into {show_path(target)}")
+    return 0
+
+
+def _replace_folder(source: Path, target: Path) -> None:
+    """Put copies of the products of `source` in the place of `target`."""
+    fresh = target.with_name(f".{target.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    for product in PRODUCTS:
+        if (source / product).is_dir():
+            shutil.copytree(source / product, fresh / product)
+    shutil.rmtree(target, ignore_errors=True)
+    fresh.rename(target)
+
+
+def list_runs(options: argparse.Namespace) -> int:
+    """Say what a plan holds: done, failed or to do, and how long the committed run took."""
+    for run in plans.read_plan(options.plan, options.only):
+        state = "done" if plans.is_done(run) else "to do"
+        if state == "to do" and run.failed_path.is_file():
+            state = "failed"
+        seconds = _reference_seconds(run)
+        cost = "" if seconds is None else f"  {format_seconds(seconds)}"
+        say(f"{state:6}  {run.notebook}  {run.name}{cost}")
+    return 0
+
+
+COMMANDS = {
+    "reproduce": reproduce,
+    "run": run_only,
+    "tables": write_products,
+    "verdict": give_verdict,
+    "accept": accept,
+    "list": list_runs,
+}
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.run", description="Run a plan.")
+    parser.add_argument("command", nargs="?", default="reproduce", choices=COMMANDS)
+    parser.add_argument("--plan", default="laptop", help="a folder of runs/ (default: laptop)")
+    parser.add_argument("--jobs", default="auto", help='runs side by side, or "auto"')
+    parser.add_argument("--only", metavar="GLOB", help="runs whose notebook or name matches")
+    return parser.parse_args(arguments)
+
+
+def _stop(signum: int, frame: object) -> None:
+    """Treat being told to end like Ctrl-C, so that kernels are stopped too."""
+    raise KeyboardInterrupt
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what the command line says and return the exit code; errors are one line each."""
+    options = _options(sys.argv[1:] if arguments is None else arguments)
+    handler = signal.signal(signal.SIGTERM, _stop)
+    try:
+        return COMMANDS[options.command](options)
+    except HelpersError as error:
+        complain(str(error))
+        return 1
+    except OSError as error:
+        complain(f"{error.strerror or type(error).__name__}: {error.filename or error}")
+        return 1
+    except KeyboardInterrupt:
+        complain("interrupted; the same command goes on with the runs that are missing")
+        return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

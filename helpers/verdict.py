@@ -1,0 +1,164 @@
+"""The verdict: what was measured here beside the committed record of the same run.
+
+How close is close enough comes from the spread between seeds, because a rerun with the same seed
+on another machine differs by less than a rerun with another seed does. Records that differ in
+nothing but their seeds form a group; the tolerance of a metric is the group's relative half spread
+(max - min) / (2 |mean|). A run takes the largest of the groups with its own method, sparsity and
+pattern, else the largest of all groups of its notebook, kept between FLOOR and CEILING; where no
+seeds were run it is UNKNOWN. A metric that carries its own "tolerance" uses that. Sparsity and
+whole numbers must be equal; times and memory belong to a machine and are not judged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Record = Mapping[str, Any]
+
+FLOOR = 0.02  # rounding differs between CPUs and moves a few weights across a mask's edge
+CEILING = 0.15  # beyond this two methods could no longer be told apart
+UNKNOWN = 0.05
+ABSOLUTE = 1e-6  # differences this small are rounding, whatever the value
+NOT_JUDGED = ("s", "min", "h", "bytes", "MB", "MiB", "GB", "GiB")
+EXACT = ("sparsity",)
+CELL = ("method", "sparsity", "pattern")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of one run: here, in the reference, and how far apart they may be."""
+
+    run: str
+    metric: str
+    value: float | None  # None: the run here has no such metric
+    reference: float
+    tolerance: float  # a fraction of the reference; 0 means equal
+
+    @property
+    def difference(self) -> float | None:
+        """(value - reference) / |reference|; None where it has no meaning."""
+        if self.value is None or self.reference == 0:
+            return None
+        return (self.value - self.reference) / abs(self.reference)
+
+    @property
+    def within(self) -> bool:
+        """Whether the value is as close to the reference as the tolerance asks."""
+        if self.value is None:
+            return False
+        gap = abs(self.value - self.reference)
+        return gap <= max(self.tolerance * abs(self.reference), ABSOLUTE)
+
+
+class Tolerances:
+    """Relative half spreads between seeds, looked up by run and metric."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        groups: dict[str, list[Record]] = defaultdict(list)
+        for record in records:
+            groups[_without_seeds(record)].append(record)
+        self._of_cell: dict[tuple[str, str, str], float] = {}
+        self._of_notebook: dict[tuple[str, str], float] = {}
+        for group in groups.values():
+            if len({json.dumps(_seeds(record), sort_keys=True) for record in group}) > 1:
+                self._add(group)
+
+    def _add(self, group: list[Record]) -> None:
+        """Take in the spread of every metric that all records of a group have."""
+        first = group[0]
+        for name in first["metrics"]:
+            values = [r["metrics"][name]["value"] for r in group if name in r["metrics"]]
+            mean = abs(sum(values) / len(values))
+            if len(values) < 2 or mean == 0:
+                continue
+            spread = (max(values) - min(values)) / (2 * mean)
+            key = (first["notebook"], name)
+            self._of_notebook[key] = max(spread, self._of_notebook.get(key, 0.0))
+            cell = (*key, _cell(first))
+            self._of_cell[cell] = max(spread, self._of_cell.get(cell, 0.0))
+
+    def of(self, reference: Record, metric: str) -> float:
+        """The tolerance of a metric of a run, a fraction of its reference value."""
+        entry = reference["metrics"][metric]
+        if "tolerance" in entry:
+            return float(entry["tolerance"])
+        if metric in EXACT or isinstance(entry["value"], int):
+            return 0.0
+        key = (reference["notebook"], metric)
+        spread = self._of_cell.get((*key, _cell(reference)), self._of_notebook.get(key))
+        return UNKNOWN if spread is None else min(max(spread, FLOOR), CEILING)
+
+
+def same_run(record: Record, reference: Record) -> bool:
+    """Whether two records have the same notebook and parameters; the device may differ."""
+    return record["notebook"] == reference["notebook"] and _asked(record) == _asked(reference)
+
+
+def compare(record: Record | None, reference: Record, tolerances: Tolerances) -> list[Comparison]:
+    """The judged metrics of a reference record beside those of the run here (None: no record)."""
+    run = f"{reference['notebook']} {reference['name']}"
+    here = {} if record is None else record["metrics"]
+    return [
+        Comparison(
+            run=run,
+            metric=name,
+            value=here[name]["value"] if name in here else None,
+            reference=entry["value"],
+            tolerance=tolerances.of(reference, name),
+        )
+        for name, entry in reference["metrics"].items()
+        if entry["unit"] not in NOT_JUDGED
+    ]
+
+
+def to_lines(comparisons: Iterable[Comparison]) -> list[str]:
+    """The comparisons as aligned lines of text with a heading."""
+    rows = [("run", "metric", "here", "reference", "apart", "allowed", "")]
+    for item in comparisons:
+        rows.append(
+            (
+                item.run,
+                item.metric,
+                "missing" if item.value is None else f"{item.value:.5g}",
+                f"{item.reference:.5g}",
+                "" if item.difference is None else f"{100 * item.difference:+.2f} %",
+                f"{100 * item.tolerance:.1f} %" if item.tolerance else "equal",
+                "" if item.within else "OUT",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [_align(row, widths) for row in rows]
+
+
+def _align(row: tuple[str, ...], widths: list[int]) -> str:
+    """One line: names to the left, numbers to the right."""
+    cells = [
+        text.ljust(width) if column in (0, 1, 6) else text.rjust(width)
+        for column, (text, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    return "  ".join(cells).rstrip()
+
+
+def _asked(record: Record) -> dict[str, Any]:
+    """The parameters that define a run, wherever it runs."""
+    return {key: value for key, value in record["parameters"].items() if key != "device"}
+
+
+def _seeds(record: Record) -> dict[str, Any]:
+    """The parameters that are seeds."""
+    return {key: value for key, value in record["parameters"].items() if "seed" in key}
+
+
+def _without_seeds(record: Record) -> str:
+    """What the records of one group have in common."""
+    asked = {key: value for key, value in _asked(record).items() if "seed" not in key}
+    return json.dumps([record["notebook"], asked], sort_keys=True)
+
+
+def _cell(record: Record) -> str:
+    """The table cell that a record belongs to."""
+    return json.dumps([record["parameters"].get(key) for key in CELL])

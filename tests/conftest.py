@@ -1,0 +1,42 @@
+"""What the tests share: one thread, no hub, and a check that an error is one useful line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+from helpers.errors import HelpersError
+
+
+@pytest.fixture(autouse=True)
+def _quiet_and_repeatable() -> Iterator[None]:
+    """Same seed, same single thread in every test: results do not depend on the order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def one_line_error() -> Callable:
+    """`with one_line_error(BadPattern, "5:4"):` the error is ours, one line, and says so much."""
+
+    @contextmanager
+    def expect(kind: type[HelpersError] | tuple, *words: str) -> Iterator[None]:
+        with pytest.raises(kind) as caught:
+            yield
+        assert isinstance(caught.value, HelpersError)
+        message = str(caught.value)
+        assert message.strip() and "\n" not in message
+        for word in words:
+            assert word in message, f"{word!r} is not in {message!r}"
+
+    return expect

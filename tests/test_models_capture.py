@@ -1,0 +1,346 @@
+"""Finding what to prune in 14 tiny families, and replaying their blocks against the models."""
+
+from __future__ import annotations
+
+import inspect
+
+import families as fam
+import pytest
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+from helpers import capture as cap
+from helpers.errors import BadParameter, HelpersError, NonFinite, ParityError, UnsupportedModel
+from helpers.models import find_blocks, find_layers, model_identity, read_weight, write_weight
+
+EVERY = sorted(fam.FAMILIES)
+BATCH = 2
+
+
+def streams_by_hook(model: nn.Module, family: str, tokens: Tensor) -> list[Tensor]:
+    """Output of each block in one plain forward pass, seen by hooks of this test's own."""
+    seen, blocks = [], model.get_submodule(fam.FAMILIES[family].blocks)
+
+    def keep(_: nn.Module, __: object, output: object) -> None:
+        seen.append((output[0] if isinstance(output, tuple) else output).clone())
+
+    handles = [block.register_forward_hook(keep) for block in blocks]
+    with torch.no_grad():
+        model(tokens, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def inputs_by_hook(model: nn.Module, names: list[str], tokens: Tensor) -> dict[str, Tensor]:
+    """float64 (tokens, d_in) inputs of named layers in one plain forward pass."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str):
+        return lambda _, args: seen.__setitem__(name, args[0].double().flatten(0, -2).clone())
+
+    handles = [model.get_submodule(n).register_forward_pre_hook(keep(n)) for n in names]
+    with torch.no_grad():
+        model(tokens, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def hook_count(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+# ---------------------------------------------------------------- models
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_blocks_and_layers_are_those_listed_by_hand(family: str) -> None:
+    model = fam.build(family)
+    blocks = find_blocks(model)
+    assert blocks is model.get_submodule(fam.FAMILIES[family].blocks)
+    assert len(blocks) == fam.FAMILIES[family].depth
+    for block in blocks:
+        assert set(find_layers(block)) == set(fam.FAMILIES[family].layers)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "falcon"])
+def test_a_weight_is_d_out_by_d_in_and_maps_inputs_to_outputs(family: str) -> None:
+    # gpt2's Conv1D stores it the other way round.
+    model = fam.build(family)
+    for layer in find_layers(find_blocks(model)[0]).values():
+        weight = read_weight(layer).double()
+        inputs = torch.randn(5, weight.shape[1])
+        bias = layer.bias if layer.bias is not None else 0
+        expected = inputs.double() @ weight.T + bias
+        torch.testing.assert_close(layer(inputs).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_writing_a_weight_changes_that_weight_only(family: str) -> None:
+    model = fam.build(family)
+    before = fam.snapshot(model)
+    name = fam.pruned_names(family)[1]
+    layer = model.get_submodule(name)
+    parameter, new = layer.weight, torch.randn_like(read_weight(layer))
+    write_weight(layer, new)
+    assert torch.equal(fam.matrix_of(layer), new)
+    assert layer.weight is parameter and parameter.requires_grad
+    assert fam.changed(model, before) == {f"{name}.weight"}
+
+
+def test_fused_experts_are_refused(one_line_error) -> None:
+    model = fam.build_mixture()
+    with one_line_error(UnsupportedModel, "experts"):
+        for block in find_blocks(model):
+            find_layers(block)
+
+
+def test_encoder_decoders_and_blockless_models_are_refused(one_line_error) -> None:
+    sizes = dict(vocab_size=97, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=2)
+    with one_line_error(UnsupportedModel, "T5"):
+        find_blocks(hf.T5ForConditionalGeneration(hf.T5Config(**sizes)))
+    model = fam.build("llama")
+    model.model.layers = nn.ModuleDict({"0": model.model.layers[0], "1": model.model.layers[1]})
+    with one_line_error(UnsupportedModel, "Llama"):
+        find_blocks(model)
+
+
+def test_a_multimodal_model_is_pruned_in_its_text_part() -> None:
+    # Both towers are two blocks deep: only the config says which is the language model's.
+    text = fam.FAMILIES["llama"].config().to_dict()
+    vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+                  num_attention_heads=2, image_size=8, patch_size=4, projection_dim=16)  # fmt: skip
+    config = hf.LlavaConfig(vision_config=dict(vision, model_type="clip_vision_model"),
+                            text_config=text, image_token_index=96)  # fmt: skip
+    model = hf.LlavaForConditionalGeneration(config)
+    try:
+        blocks = find_blocks(model)
+    except UnsupportedModel:
+        return  # refusing is honest; pruning the vision tower in silence is not
+    assert "q_proj" in " ".join(find_layers(blocks[0])) and hasattr(blocks[0].mlp, "gate_proj")
+
+
+def test_identity() -> None:
+    model = fam.build("llama")
+    identity = model_identity(model)
+    assert identity["architecture"] == "LlamaForCausalLM"
+    assert identity["dtype"] == "float32"
+    assert identity["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+# ---------------------------------------------------------------- replay
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_replaying_blocks_gives_the_models_own_stream_and_logits(family: str) -> None:
+    model, tokens = fam.build(family), fam.random_tokens(BATCH)
+    expected = streams_by_hook(model, family, tokens)
+    with torch.no_grad():
+        logits = model(tokens).logits
+    captured = cap.capture(model, tokens)
+    torch.testing.assert_close(captured.logits, logits, rtol=0, atol=1e-6)
+    stream = captured.stream
+    for block, call, wanted in zip(find_blocks(model), captured.calls, expected, strict=True):
+        stream = cap.run_block(block, stream, call)
+        torch.testing.assert_close(stream, wanted, rtol=0, atol=1e-6)
+    assert not torch.allclose(expected[0], expected[-1], atol=1e-2)  # blocks do something
+    assert hook_count(model) == 0
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_captured_arguments_hold_for_other_text_of_the_same_shape(family: str) -> None:
+    model = fam.build(family)
+    calls = cap.capture(model, fam.random_tokens(BATCH, seed=1)).calls
+    other = fam.random_tokens(BATCH, seed=2)
+    expected = streams_by_hook(model, family, other)
+    stream = cap.first_stream(model, other)
+    for block, call, wanted in zip(find_blocks(model), calls, expected, strict=True):
+        stream = cap.run_block(block, stream, call)
+        torch.testing.assert_close(stream, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_the_parity_gate_passes_and_finds_no_difference(family: str) -> None:
+    model, tokens = fam.build(family), fam.random_tokens(BATCH)
+    calls = cap.capture(model, tokens).calls
+    assert 0 <= cap.check_parity(model, calls, tokens.flip(1)) < 1e-6
+    assert hook_count(model) == 0
+
+
+def test_each_block_gets_its_own_arguments() -> None:
+    # Gemma-3 alternates sliding and global attention: swapped arguments must not pass the gate.
+    model, tokens = fam.build("gemma3"), fam.random_tokens(BATCH)
+    calls = cap.capture(model, tokens).calls
+    with pytest.raises(ParityError):
+        cap.check_parity(model, [calls[1], calls[0], *calls[2:]], tokens)
+
+
+def test_the_gate_stops_a_model_that_cannot_be_replayed(one_line_error) -> None:
+    # A block whose answer depends on how often it was called: a stand-in for hidden state.
+    model, tokens = fam.build("llama"), fam.random_tokens(BATCH)
+    calls, count = cap.capture(model, tokens).calls, iter(range(100))
+
+    def drift(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        return output + 0.1 * next(count)
+
+    handle = model.model.layers[1].register_forward_hook(drift)
+    with one_line_error(ParityError, "LlamaForCausalLM"):
+        cap.check_parity(model, calls, tokens)
+    handle.remove()
+    assert hook_count(model) == 0
+
+
+def test_the_gate_catches_arguments_that_depend_on_the_text(one_line_error) -> None:
+    model, tokens = fam.build("llama"), fam.random_tokens(BATCH)
+    fam.let_rotations_depend_on_the_text(model)
+    calls = cap.capture(model, tokens).calls
+    with one_line_error(ParityError):
+        cap.check_parity(model, calls, tokens.flip(1))
+
+
+class Block(nn.Module):
+    """Takes a scale and, by name or position, a shift; answers a tuple, as Bloom's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, states: Tensor, scale: float, *, shift: float) -> tuple[Tensor, None]:
+        return states + scale * self.linear(states) + shift, None
+
+
+class Toy(nn.Module):
+    """Passes a block's arguments by position, or the stream itself by name."""
+
+    def __init__(self, by_name: bool) -> None:
+        super().__init__()
+        self.config = hf.LlamaConfig(num_hidden_layers=2, vocab_size=97, hidden_size=16)
+        self.embed, self.head = nn.Embedding(97, 16), nn.Linear(16, 97)
+        self.blocks = nn.ModuleList([Block(), Block()])
+        self.by_name, self.device = by_name, torch.device("cpu")
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> object:
+        x = self.embed(input_ids)
+        for index, block in enumerate(self.blocks):
+            if self.by_name:
+                x = block(shift=0.5 + index, states=x, scale=3.0 - index)[0]
+            else:
+                x = block(x, 3.0 - index, shift=0.5 + index)[0]
+        return hf.modeling_outputs.CausalLMOutput(logits=self.head(x))
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_arguments_are_replayed_however_they_were_passed(by_name: bool) -> None:
+    model, tokens = Toy(by_name), fam.random_tokens(BATCH)
+    with torch.no_grad():
+        expected = model(tokens).logits
+    captured = cap.capture(model, tokens)
+    stream = captured.stream
+    assert torch.equal(stream, model.embed(tokens))
+    for block, call in zip(model.blocks, captured.calls, strict=True):
+        stream = cap.run_block(block, stream, call)
+    assert torch.equal(model.head(stream), expected)
+    assert cap.check_parity(model, captured.calls, tokens.flip(1)) == 0
+    with pytest.raises(ParityError):
+        cap.check_parity(model, captured.calls[::-1], tokens)
+
+
+def test_capture_cleans_up_when_the_model_fails() -> None:
+    model = fam.build("llama")
+    with pytest.raises(IndexError):
+        cap.capture(model, torch.full((1, 4), 10_000))
+    assert hook_count(model) == 0
+
+
+# ---------------------------------------------------------------- grams
+
+
+@pytest.mark.parametrize("family", EVERY)
+@pytest.mark.parametrize("batch", [2, 4])
+def test_grams_equal_those_of_an_independent_hook(family: str, batch: int) -> None:
+    model, tokens = fam.build(family), fam.random_tokens(4)
+    names = fam.pruned_names(family)
+    inputs = inputs_by_hook(model, names, tokens)
+    calls = cap.capture(model, tokens[:batch]).calls
+    stream = torch.cat([cap.first_stream(model, rows) for rows in tokens.split(batch)])
+    prefix = fam.FAMILIES[family].blocks
+    for index, (block, call) in enumerate(zip(find_blocks(model), calls, strict=True)):
+        before = stream.clone()
+        grams = cap.layer_grams(block, stream, call, batch)[0]
+        assert torch.equal(stream, before)
+        assert set(grams) == set(fam.FAMILIES[family].layers)
+        for layer, gram in grams.items():
+            x = inputs[f"{prefix}.{index}.{layer}"]
+            assert gram.tokens == len(x) == tokens.numel()
+            scale = (x.T @ x).abs().max().item()
+            torch.testing.assert_close(gram.matrix.double(), x.T @ x, rtol=1e-4, atol=1e-5 * scale)
+        cap.advance(block, stream, call, batch, f"block {index}")
+    assert hook_count(model) == 0
+
+
+def test_layers_that_read_the_same_input_share_one_gram() -> None:
+    model, tokens = fam.build("llama"), fam.random_tokens(4)
+    call = cap.capture(model, tokens[:2]).calls[0]
+    stream = torch.cat([cap.first_stream(model, rows) for rows in tokens.split(2)])
+    grams = cap.layer_grams(find_blocks(model)[0], stream, call, 2)[0]
+    assert grams["self_attn.q_proj"] is grams["self_attn.k_proj"] is grams["self_attn.v_proj"]
+    assert grams["mlp.gate_proj"] is grams["mlp.up_proj"]
+    assert len({id(gram) for gram in grams.values()}) == 4
+
+
+def test_layer_gram_is_that_of_the_dense_model() -> None:
+    for family, layer in (("llama", "mlp.down_proj"), ("gpt2", "mlp.c_proj")):
+        model, tokens = fam.build(family), fam.random_tokens(5)
+        before = fam.snapshot(model)
+        name = f"{fam.FAMILIES[family].blocks}.1.{layer}"
+        x = inputs_by_hook(model, [name], tokens)[name]
+        weight, gram = cap.layer_gram(model, tokens, 1, layer)
+        torch.testing.assert_close(gram.double(), x.T @ x, rtol=1e-4, atol=1e-3)
+        assert torch.equal(weight, fam.matrix_of(model.get_submodule(name)))
+        assert not fam.changed(model, before)
+
+
+def test_layer_gram_ignores_dropout() -> None:
+    model, tokens = fam.build("opt"), fam.random_tokens(4)
+    expected = cap.layer_gram(model, tokens, 1, "fc2")[1]
+    model.train()
+    torch.testing.assert_close(cap.layer_gram(model, tokens, 1, "fc2")[1], expected)
+    assert model.training
+
+
+def test_layer_gram_refuses_unknown_places(one_line_error) -> None:
+    model, tokens = fam.build("llama"), fam.random_tokens(2)
+    for block in (2, -1):
+        with one_line_error(BadParameter, "block"):
+            cap.layer_gram(model, tokens, block, "mlp.up_proj")
+    with one_line_error(BadParameter, "mlp.upproj", "mlp.up_proj"):
+        cap.layer_gram(model, tokens, 0, "mlp.upproj")
+
+
+def test_a_layer_that_no_token_reaches_is_not_passed_over(one_line_error) -> None:
+    model, tokens = fam.build("llama"), fam.random_tokens(2)
+    block = find_blocks(model)[0]
+    block.mlp.spare = nn.Linear(32, 32)
+    call = cap.capture(model, tokens).calls[0]
+    with one_line_error(UnsupportedModel, "mlp.spare"):
+        cap.layer_grams(block, cap.first_stream(model, tokens), call, 2)
+
+
+def test_bad_numbers_in_an_input_name_the_layer(one_line_error) -> None:
+    model, tokens = fam.build("llama"), fam.random_tokens(2)
+    captured = cap.capture(model, tokens)
+    block = find_blocks(model)[0]
+    with torch.no_grad():
+        block.post_attention_layernorm.weight[3] = float("inf")
+    with one_line_error(NonFinite, "block 0", "mlp.gate_proj"):
+        cap.layer_grams(block, captured.stream, captured.calls[0], 2, "block 0")
+
+
+def test_every_error_of_the_package_has_one_base() -> None:
+    import helpers.errors as errors
+
+    classes = [c for _, c in inspect.getmembers(errors, inspect.isclass) if c.__module__ ==
+               "helpers.errors"]  # fmt: skip
+    assert len(classes) > 10 and all(issubclass(c, HelpersError) for c in classes)

@@ -1,0 +1,153 @@
+"""Records: what goes in comes out, and what would mislead a table is refused in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers import records
+from helpers.errors import BadParameter, HelpersError, RecordError
+
+
+def a_record(**changes: object) -> dict:
+    fields = dict(
+        notebook="04_prune_model",
+        name="wanda-50",
+        parameters={"method": "wanda", "sparsity": 0.5, "record_path": "here.json"},
+        metrics={"perplexity": {"value": 12.5, "unit": "1"}},
+        model={"name": "tiny"},
+        data=None,
+        seeds={"calibration": 0},
+        seconds=1.5,
+        device="cpu, 1 thread",
+        peak_memory_bytes=1000,
+    )
+    return records.make_record(**(fields | changes))
+
+
+def one_line(error: pytest.ExceptionInfo[HelpersError]) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    record = a_record(layers=[{"block": 0, "error": 0.25}, {"block": 1, "error": None}])
+    path = records.write_record(tmp_path / "deep" / "a.json", record)
+    assert records.read_record(path) == record
+    assert records.read_records(tmp_path / "deep") == [record]
+    assert {"python", "torch", "transformers"} <= set(record["versions"])
+    assert record["parameters"] == {"method": "wanda", "sparsity": 0.5}  # no path of this machine
+
+
+def test_numpy_values_become_plain() -> None:
+    record = a_record(
+        metrics={"perplexity": {"value": np.float32(2.5), "unit": "1"}},
+        series={"curve": {"y": np.arange(3), "z": (1, 2)}},
+    )
+    assert record["metrics"]["perplexity"]["value"] == 2.5
+    assert json.loads(json.dumps(record))["series"] == {"curve": {"y": [0, 1, 2], "z": [1, 2]}}
+
+
+def test_empty_path_means_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
+    path = records.write_record("", a_record())
+    assert path == tmp_path / "scratch" / "records" / "04_prune_model--wanda-50.json"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float64("nan")])
+def test_nan_never_becomes_a_record(value: float, tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="perplexity"):
+        a_record(metrics={"perplexity": {"value": value, "unit": "1"}})
+    with pytest.raises(RecordError, match="series.y"):
+        a_record(series={"y": [1.0, value]})
+    record = a_record()
+    record["metrics"]["perplexity"]["value"] = value
+    with pytest.raises(RecordError):
+        records.write_record(tmp_path / "a.json", record)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "metric", [1.0, {"value": 1.0}, {"value": "1", "unit": "1"}, {"unit": "s"}]
+)
+def test_metric_needs_value_and_unit(metric: object) -> None:
+    with pytest.raises(RecordError, match="metric m"):
+        a_record(metrics={"m": metric})
+
+
+def test_values_json_cannot_hold() -> None:
+    with pytest.raises(RecordError, match=r"parameters\.x is a set"):
+        a_record(parameters={"x": {1, 2}})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"schema": 1', "not JSON"),
+        ("", "not JSON"),
+        ("[]", "not a mapping"),
+        ("{}", "lacks 'schema'"),
+        ('{"schema": NaN}', "NaN"),
+    ],
+)
+def test_corrupted_file(text: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(RecordError, match=reason) as error:
+        records.read_records(tmp_path)
+    assert "bad.json" in one_line(error)
+
+
+def test_another_schema_and_a_wrong_field(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(a_record() | {"schema": 99}))
+    with pytest.raises(RecordError, match="schema 99"):
+        records.read_record(path)
+    path.write_text(json.dumps(a_record() | {"metrics": "none"}))
+    with pytest.raises(RecordError, match="metrics = 'none'"):
+        records.read_record(path)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="cannot read") as error:
+        records.read_record(tmp_path / "none.json")
+    one_line(error)
+    assert records.read_records(tmp_path / "none") == []
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RecordError, match="cannot write") as error:
+        records.write_record(tmp_path / "file" / "a.json", a_record())
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    "good",
+    [(0.5, float), (1, float), (None, float, None), ("x", str), ([], list), (np.float64(2), float)],
+)
+def test_parameter_types_accepted(good: tuple) -> None:
+    records.check_parameters(p=good)
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (("1e-3", float), "write 1.0e-3"),
+        (("2E5", int, float), r"write 2.0e\+5"),
+        (("0.5", float), "without quotes"),
+        (("half", float), "give float"),
+        ((True, int), "bool"),
+        ((0.5, int), "give int"),
+        ((None, float), "NoneType"),
+        ((124, str), "quotes"),
+        ((float("nan"), float), "finite"),
+    ],
+)
+def test_parameter_types_refused(bad: tuple, reason: str) -> None:
+    with pytest.raises(BadParameter, match=reason) as error:
+        records.check_parameters(rho=bad)
+    assert one_line(error).startswith("rho = ")
