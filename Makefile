@@ -36,7 +36,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 assets: $(INSTALLED) ## download the embedded model and texts (once; PRUNING_CACHE moves them)
 	@$(PY) -m helpers.assets
 
-reproduce: assets ## run a plan, write its tables and figures, compare with the committed results
+# the plan is checked before anything is downloaded for it
+reproduce: $(INSTALLED) ## run a plan, write its tables and figures, compare with the committed results
+	@$(RUN) list --plan $(PLAN) >/dev/null
+	@$(PY) -m helpers.assets
 	@$(RUN) reproduce --plan $(PLAN) --jobs $(JOBS)
 
 tables: $(INSTALLED) ## write tables and figures again from the records of a plan
@@ -57,7 +60,7 @@ test: assets ## run the tests
 lint: $(INSTALLED) ## check style, syntax and that notebooks are stripped
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
 	@$(PY) -m compileall -q helpers tests
-	@$(PY) -m nbstripout --verify notebooks/*.ipynb
+	@$(PY) -m nbstripout --keep-id --verify notebooks/*.ipynb
 
 clean: ## remove the results made here and caches; .venv, downloads and the reference stay
 	@rm -rf .pytest_cache .ruff_cache build *.egg-info helpers/__pycache__ tests/__pycache__

@@ -120,25 +120,32 @@ class _Layer:
         self.rho = rho
         self.alive = ~dead_inputs(gram)
         self.inverse = torch.cholesky_inverse(lower)
-        self.W = weight.float() * self.norms
-        self.U = torch.zeros_like(self.W)
+        scaled_weight = weight.float() * self.norms
         # G W₀ (G + ρI)⁻¹ is the same in every iteration, which leaves one product for each
-        self.base = self.W @ damp(scaled, self.damping) @ self.inverse
+        self.base = scaled_weight @ damp(scaled, self.damping) @ self.inverse
+        self.total = scaled_weight  # W + U, with U = 0
+        self.Z, self.U = torch.empty_like(self.total), torch.empty_like(self.total)
 
     def score(self) -> Tensor:
         """|W + U|, and 0 for dead inputs, which therefore lose their weights first."""
-        return (self.W + self.U).abs() * self.alive
+        score = self.total.abs()
+        return score if self.alive.all() else score * self.alive
 
     def step(self, keep: Tensor) -> None:
-        """Z = (W + U) ⊙ keep;  U = U + W − Z;  W = (G W₀ + ρ (Z − U)) (G + ρI)⁻¹."""
-        total = self.W + self.U
-        Z = total * keep
-        self.U = total - Z
-        self.W = torch.addmm(self.base, Z - self.U, self.inverse, alpha=self.rho)
+        """Z = (W + U) ⊙ keep;  U = U + W − Z;  W = (G W₀ + ρ (Z − U)) (G + ρI)⁻¹.
+
+        W and U are only ever needed as their sum, `total`; everything is done in place, since
+        fresh memory for each term costs more than the term.
+        """
+        torch.mul(self.total, keep, out=self.Z)
+        torch.sub(self.total, self.Z, out=self.U)
+        self.Z.sub_(self.U)
+        torch.addmm(self.base, self.Z, self.inverse, alpha=self.rho, out=self.total)
+        self.total.add_(self.U)
 
     def solution(self, keep: Tensor) -> Tensor:
         """Z' = (W + U) ⊙ keep in the units of the original weight."""
-        return (self.W + self.U) * keep / self.norms
+        return self.total * keep / self.norms
 
 
 def exact_least_squares(

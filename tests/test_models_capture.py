@@ -216,7 +216,7 @@ class Toy(nn.Module):
 
     def __init__(self, by_name: bool) -> None:
         super().__init__()
-        self.config = hf.LlamaConfig(num_hidden_layers=2, vocab_size=97, hidden_size=16)
+        self.config = fam.FAMILIES["llama"].config()
         self.embed, self.head = nn.Embedding(97, 16), nn.Linear(16, 97)
         self.blocks = nn.ModuleList([Block(), Block()])
         self.by_name, self.device = by_name, torch.device("cpu")
