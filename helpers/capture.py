@@ -100,13 +100,14 @@ def _removed(handle: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off; the model's mode is restored whatever happens."""
-    training = model.training
+    """Dropout off; each module's mode is restored whatever happens."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def check_tokens(model: nn.Module, tokens: Tensor, dimensions: int = 2) -> None:
@@ -136,7 +137,8 @@ def check_tokens(model: nn.Module, tokens: Tensor, dimensions: int = 2) -> None:
 def check_length(model: nn.Module, length: int) -> None:
     """Raise BadParameter if the model cannot take a sequence of that length."""
     config = model.config.get_text_config(decoder=True)
-    longest = getattr(config, "max_position_embeddings", None)
+    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    longest = next((limit for limit in limits if limit is not None), None)
     if longest is not None and length > longest:
         raise BadParameter(
             f"length {length} is more than the {longest} tokens this model can take: lower it"

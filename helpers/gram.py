@@ -6,6 +6,8 @@ that the layer-wise problem min ‖XW − XŴ‖² needs to know about the data.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -115,11 +117,12 @@ def relative_error(weight: Tensor, new_weight: Tensor, gram: Tensor) -> float:
     """‖XW − XŴ‖² / ‖XW‖² from the gram of X; weights are (d_out, d_in).
 
     1 means that nothing is left of the output. A layer whose output is zero everywhere has
-    nothing to lose: 0.
+    nothing to lose: 0. Raises NonFinite where the sums overflow float32.
     """
     dense, new = weight.float(), new_weight.float()
     change = dense - new
     total = ((dense @ gram) * dense).sum().item()
-    if total <= 0:
-        return 0.0
-    return max(0.0, ((change @ gram) * change).sum().item() / total)
+    lost = ((change @ gram) * change).sum().item()
+    if not (math.isfinite(total) and math.isfinite(lost)):
+        raise NonFinite("the layer's error overflows float32: its activations are far too large")
+    return max(0.0, lost / total) if total > 0 else 0.0

@@ -91,24 +91,27 @@ def check_keep(keep: Tensor, shape: torch.Size, sparsity: float | None, pattern:
             f"keep is {given}: give a torch.bool mask of the weight's shape {tuple(shape)}, "
             "True where a weight stays"
         )
-    groups = parse_pattern(pattern)
-    if groups:
-        check_divides(pattern, shape[1])
-        check_target(sparsity, pattern)
-        fullest = int(keep.unflatten(1, (-1, groups[1])).sum(-1).max())
-        if fullest > groups[0]:
-            raise BadMask(
-                f"keep has a group with {fullest} weights, pattern {pattern} allows "
-                f"{groups[0]}: mend the mask or leave the pattern unstructured"
-            )
-        return _sparsity_of(keep)
+    if parse_pattern(pattern):
+        _check_groups(keep, pattern)
     zeros = int((~keep).sum())
-    if sparsity is not None and zeros != round(check_sparsity(sparsity) * keep.numel()):
+    if sparsity is not None and zeros != round(check_target(sparsity, pattern) * keep.numel()):
         raise BadMask(
             f"keep has sparsity {_sparsity_of(keep):.6g} but sparsity={sparsity!r} was asked for: "
             "leave sparsity out when you give a mask"
         )
     return _sparsity_of(keep)
+
+
+def _check_groups(keep: Tensor, pattern: str) -> None:
+    """Raise BadMask if a group of M holds more than N."""
+    n, m = parse_pattern(pattern)
+    check_divides(pattern, keep.shape[1])
+    fullest = int(keep.unflatten(1, (-1, m)).sum(-1).max())
+    if fullest > n:
+        raise BadMask(
+            f"keep has a group with {fullest} weights, pattern {pattern} allows {n}: "
+            "mend the mask or leave the pattern unstructured"
+        )
 
 
 def _sparsity_of(keep: Tensor) -> float:

@@ -126,11 +126,7 @@ def _check_layer(
     keep: Tensor | None,
 ) -> float:
     """Check a layer's arguments and return its final sparsity."""
-    if weight.ndim != 2 or not weight.is_floating_point():
-        raise BadParameter(
-            f"weight is {weight.dtype} of shape {tuple(weight.shape)}: give a floating-point "
-            "matrix (d_out, d_in)"
-        )
+    _check_matrix("weight", weight)
     if keep is None:
         target = check_target(sparsity, pattern)
     else:
@@ -139,12 +135,23 @@ def _check_layer(
     if not torch.isfinite(weight).all():
         raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
     if gram is not None:
+        _check_matrix("gram", gram)
         check_gram(gram, weight.shape[1])
     elif METHODS[name].needs_calibration:
         raise BadParameter(
             f"method {name!r} needs calibration: give the gram of the layer's inputs"
         )
     return target
+
+
+def _check_matrix(what: str, matrix: Tensor) -> None:
+    is_matrix = isinstance(matrix, Tensor) and matrix.ndim == 2 and matrix.numel() > 0
+    if not is_matrix or not matrix.is_floating_point():
+        kind = getattr(matrix, "dtype", type(matrix).__name__)
+        raise BadParameter(
+            f"{what} is {kind} of shape {tuple(getattr(matrix, 'shape', ()))}: give a "
+            "floating-point torch tensor, weight (d_out, d_in) and gram (d_in, d_in)"
+        )
 
 
 def _finish(

@@ -104,6 +104,12 @@ def test_bad_length(length: object, one_line_error) -> None:
         perplexity(fam.build("gpt2"), long_text(), length=length)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "opt", "mpt"])
+def test_windows_longer_than_the_model_can_take(family: str, one_line_error) -> None:
+    with one_line_error(BadParameter, "length", "128"):
+        perplexity(fam.build(family), long_text(), length=129)
+
+
 @pytest.mark.parametrize("limit", [0, -1, 2.5, "3", True])
 def test_bad_limit(limit: object, one_line_error) -> None:
     with one_line_error(BadParameter, "limit"):

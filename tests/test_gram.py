@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
@@ -118,6 +120,15 @@ def test_a_small_error_is_not_lost_to_rounding() -> None:
     inputs, weight = torch.randn(300, 32) + 3, torch.randn(16, 32)
     error = relative_error(weight.double(), 0.999 * weight.double(), gram_of(inputs))
     assert error == pytest.approx(1e-6, rel=1e-2)
+
+
+def test_an_error_that_overflows_float32_is_not_reported_as_none() -> None:
+    # Each entry is finite, their sum is not: 0 would be a lie, the ratio is what it was.
+    inputs, weight = torch.randn(30, 8), torch.randn(4, 8)
+    pruned, gram = weight * (torch.rand(4, 8) > 0.5), gram_of(inputs)
+    expected = relative_error(weight, pruned, gram)
+    with contextlib.suppress(NonFinite):  # saying so is as good
+        assert relative_error(weight, pruned, 1e36 * gram) == pytest.approx(expected, rel=1e-3)
 
 
 def test_check_gram(one_line_error) -> None:
