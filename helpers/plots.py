@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
@@ -68,7 +70,7 @@ def style_of(label: str, position: int = 0) -> dict[str, Any]:
     """Colour, marker and dash of a method (the same in every figure) or of the n-th curve."""
     index = METHOD_LOOK.get(label, position)
     if label.partition(" (")[0] in METHOD_LOOK and label not in METHOD_LOOK:
-        index = 5 + position % 3  # a method with other options: none of the methods' own looks
+        index = 5 + len(label) % 3  # a method with other options: not the look of a method
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": MARKERS[index % len(MARKERS)],
@@ -423,8 +425,8 @@ def _positive(values: Sequence[float], unit: float) -> list[float]:
 
 def draw_mask(ax: Axes, keep: Any, title: str = "") -> None:
     """A mask as an image: kept weights dark, pruned ones pale. keep is (d_out, d_in)."""
-    colours = matplotlib.colors.ListedColormap([PRUNED, KEPT])
-    ax.imshow(keep, cmap=colours, vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+    colours = ListedColormap([PRUNED, KEPT])
+    ax.imshow(_array(keep), cmap=colours, vmin=0, vmax=1, interpolation="nearest", aspect="equal")
     ax.grid(False)
     ax.set(xlabel="input", ylabel="output")
     ax.set_title(title, fontsize=10)
@@ -436,6 +438,11 @@ def mask_picture(keep: Any, *, size: int = 48, title: str = "") -> Figure:
     corner = keep[:size, : 2 * size]
     draw_mask(ax, corner, title or f"kept weights (dark), {_kept(keep)}")
     return figure
+
+
+def _array(keep: Any) -> np.ndarray:
+    """A mask as a numpy array, wherever the tensor lies."""
+    return keep.cpu().numpy() if hasattr(keep, "cpu") else np.asarray(keep)
 
 
 def _kept(keep: Any) -> str:
@@ -498,8 +505,10 @@ def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, size: int) -> None:
     """Kept by both, by neither, or by one of two masks, with the share that moved."""
     names = ("pruned by both", "kept by one-shot only", "kept by gradual only", "kept by both")
     colours = (PRUNED, COLOURS[1], "black", COLOURS[5])
-    kind = 2 * keep.int() + one_shot.int()  # 0 neither, 1 one-shot only, 2 gradual only, 3 both
-    look = matplotlib.colors.ListedColormap(colours)
+    kind = _array(
+        2 * keep.int() + one_shot.int()
+    )  # 0 neither, 1 one-shot only, 2 gradual only, 3 both
+    look = ListedColormap(colours)
     ax.imshow(kind[:size, :size], cmap=look, vmin=0, vmax=3, interpolation="nearest")
     ax.grid(False)
     ax.set(xlabel="input", ylabel="output")

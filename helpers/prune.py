@@ -95,7 +95,7 @@ def prune_model(
     method: str,
     sparsity: float | None = None,
     pattern: str = "unstructured",
-    batch: int = 4,
+    batch: int = 1,
     progress: Progress | None = None,
     after_block: Callable[[int, nn.Module, Tensor, Call], None] | None = None,
     **options: Any,

@@ -1,0 +1,203 @@
+"""Figures: synthetic records in, Figure objects out, with the right numbers on the axes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from helpers import plots
+from helpers.errors import RecordError
+
+LAYERS = ("self_attn.q_proj", "mlp.down_proj")
+
+
+def record(method: str, sparsity: float, perplexity: float, **parameters: object) -> dict:
+    blind = method in ("dense", "magnitude")
+    layers = [
+        {"block": block, "name": name, "error": None if blind else sparsity * (block + 1) / 100}
+        for block in range(4)
+        for name in LAYERS
+    ]
+    settings = {"model": "embedded", "pattern": "unstructured", "options": {}}
+    return {
+        "notebook": "04_prune_model",
+        "parameters": settings | {"method": method, "sparsity": sparsity} | parameters,
+        "metrics": {"perplexity": {"value": perplexity, "unit": "1"}},
+        "layers": [] if method == "dense" else layers,
+        "series": None,
+    }
+
+
+def series_record(name: str, series: dict) -> dict:
+    return {
+        "notebook": "x",
+        "parameters": {},
+        "metrics": {},
+        "layers": None,
+        "series": {name: series},
+    }
+
+
+CONVERGENCE = {
+    "iterations": [1, 2, 3],
+    "error": {"ρ = 1": [0.3, 0.2, 0.15]},
+    "distance": {"ρ = 1": [0.5, 0.1, 0.02]},
+    "references": {"no update": 0.4, "exact optimum": 0.149},
+    "layer": "block 0 o_proj",
+    "sparsity": 0.6,
+}
+SCHEDULE = {
+    "sparsity": {"one-shot": [0.6, 0.6], "released": [0.6, 0.6], "paper": [0.4, 0.6]},
+    "ratio": {"2:4": {"one-shot": 1.0, "released": 0.9, "paper": 0.8}},
+}
+SPECTRUM = {
+    "eigenvalues": {"q_proj": [4.0, 1.0, 0.0], "o_proj": [9.0, 3.0, -1e-9]},
+    "norms": {"q_proj": [8.0, 2.0, 0.0], "o_proj": [3.0, 2.0, 1.0]},
+}
+
+
+@pytest.fixture
+def records() -> list[dict]:
+    return [
+        record("admm-grad", 0.5, 30.0),
+        record("admm-grad", 0.6, 60.0, calibration_seed=0),
+        record("admm-grad", 0.6, 70.0, calibration_seed=1),
+        record("admm-grad", 0.6, 90.0, options={"schedule": "released"}),
+        record("magnitude", 0.5, 500.0),
+        record("magnitude", 0.5, 800.0, pattern="2:4"),
+        record("admm-grad", 0.5, 80.0, pattern="2:4"),
+        record("dense", 0.0, 17.5),
+        series_record("convergence", CONVERGENCE),
+        series_record("schedule", SCHEDULE),
+        series_record("spectrum", SPECTRUM),
+    ]
+
+
+def curves(figure: Figure, panel: int = 0) -> dict[str, tuple[list, list]]:
+    """Label to (x, y) of a panel's labelled lines."""
+    lines = figure.axes[panel].get_lines()
+    return {
+        line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
+        for line in lines
+        if not str(line.get_label()).startswith("_")
+    }
+
+
+def test_perplexity_figure_has_means_over_seeds_and_the_dense_line(records: list[dict]) -> None:
+    figure = plots.perplexity_figure(records)
+    left, right = figure.axes
+    found = curves(figure)
+    assert list(found) == ["magnitude", "admm-grad", "admm-grad (schedule released)"]
+    assert found["admm-grad"] == ([50.0, 60.0], [30.0, 65.0])
+    assert found["admm-grad (schedule released)"] == ([60.0], [90.0])
+    assert left.get_yscale() == "log" and "%" in left.get_xlabel()
+    assert [label.get_text() for label in right.get_xticklabels()] == ["2:4"]
+    for ax in figure.axes:
+        assert any(list(line.get_ydata()) == [17.5, 17.5] for line in ax.get_lines())
+
+
+def test_perplexity_figure_with_the_dense_run_alone() -> None:
+    plots.to_png(plots.perplexity_figure([record("dense", 0.0, 17.5)]))
+
+
+def test_layer_error_figure_averages_a_block_and_leaves_out_blind_methods(
+    records: list[dict],
+) -> None:
+    found = curves(plots.layer_error_figure(records, 0.5))
+    assert list(found) == ["admm-grad"]
+    blocks, errors = found["admm-grad"]
+    assert blocks == [0, 1, 2, 3]
+    assert errors == pytest.approx([0.005, 0.01, 0.015, 0.02])
+
+
+def test_depth_figure_has_a_curve_for_each_kind_of_layer() -> None:
+    found = curves(plots.depth_figure(record("wanda", 0.5, 1.0)["layers"], "wanda"))
+    assert list(found) == ["q_proj", "down_proj"]
+
+
+def test_depth_figure_says_so_when_there_is_nothing_to_draw() -> None:
+    figure = plots.depth_figure([])
+    assert "no layer errors" in figure.axes[0].texts[0].get_text()
+
+
+def test_methods_keep_their_look_and_variants_do_not_borrow_it() -> None:
+    looks = [plots.style_of(name) for name in plots.METHOD_LOOK]
+    assert len({look["color"] for look in looks}) == len({look["marker"] for look in looks}) == 5
+    variant = plots.style_of("admm-grad (schedule released)", 3)
+    assert variant["color"] not in {look["color"] for look in looks}
+    assert plots.style_of("wanda", 0) == plots.style_of("wanda", 4)
+
+
+def test_convergence_figure(records: list[dict]) -> None:
+    figure = plots.convergence_figure(CONVERGENCE)
+    assert curves(figure)["ρ = 1"] == ([1, 2, 3], [0.3, 0.2, 0.15])
+    assert curves(figure, 1)["ρ = 1"] == ([1, 2, 3], [0.5, 0.1, 0.02])
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["no update: 0.4000", "exact optimum: 0.1490"]
+
+
+def test_schedule_figure_writes_the_number_on_each_bar() -> None:
+    figure = plots.schedule_figure(SCHEDULE)
+    assert curves(figure)["paper"] == ([1, 2], [40.0, 60.0])
+    assert [text.get_text() for text in figure.axes[1].texts] == ["100", "90", "80"]
+
+
+def test_spectrum_figure_leaves_a_gap_where_a_log_axis_has_no_value() -> None:
+    figure = plots.spectrum_figure(SPECTRUM)
+    values = figure.axes[0].get_lines()[1].get_ydata()
+    assert values[:2] == pytest.approx([1.0, 1 / 3]) and values[2] != values[2]
+
+
+def test_mask_picture_shows_the_corner() -> None:
+    keep = torch.rand(100, 300) > 0.5
+    image = plots.mask_picture(keep, size=10).axes[0].get_images()[0]
+    assert image.get_array().shape == (10, 20)
+    assert (torch.tensor(image.get_array().data).bool() == keep[:10, :20]).all()
+
+
+def test_growth_figure_counts_what_moved() -> None:
+    keep, one_shot = torch.tensor([[True, False], [True, True]]), torch.ones(2, 2).bool()
+    one_shot[0, 0] = False
+    figure = plots.growth_figure([0.1, 0.25], [0.2, 0.3], keep, one_shot)
+    assert figure.axes[2].get_title().startswith("33.3 %")
+    assert figure.axes[2].get_images()[0].get_array().tolist() == [[2, 1], [3, 3]]
+
+
+def test_write_figures_writes_png_and_svg_and_the_same_bytes_again(
+    records: list[dict], tmp_path
+) -> None:
+    paths = plots.write_figures(records, tmp_path)
+    names = {"perplexity", "layer_error", "convergence", "schedule", "spectrum"}
+    assert {path.name for path in paths} == {f"{n}.{k}" for n in names for k in ("png", "svg")}
+    before = {path: path.read_bytes() for path in paths}
+    assert all(before.values())
+    plots.write_figures(records, tmp_path)
+    assert before == {path: path.read_bytes() for path in paths}
+
+
+def test_several_models_get_a_figure_each(records: list[dict]) -> None:
+    drawn = plots.figures([*records, record("dense", 0.0, 5.6, model="huggyllama/llama-7b")])
+    assert {"perplexity_embedded", "perplexity_llama-7b"} <= set(drawn)
+
+
+def test_no_records_no_figures(tmp_path) -> None:
+    assert plots.write_figures([], tmp_path) == []
+
+
+def test_write_figures_into_a_file_is_one_line(
+    records: list[dict], tmp_path, one_line_error
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("x")
+    with one_line_error(RecordError, "cannot write"):
+        plots.write_figures(records, blocked / "figures")
+
+
+def test_figures_show_in_jupyter_and_pyplot_stays_out() -> None:
+    assert plots.mask_picture(torch.ones(4, 4).bool())._repr_png_().startswith(b"\x89PNG")
+    code = "import sys, helpers.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
