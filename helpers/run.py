@@ -225,7 +225,7 @@ class Runner:
         self._failures: list[Failure] = []
 
     def execute(self, runs: list[Run], clock: Clock) -> list[Failure]:
-        """Execute the runs and return those that failed. Ctrl-C stops them all and goes on up."""
+        """Execute the runs; return the failures in the plan's order. Ctrl-C stops them all."""
         waiting = list(runs)
         try:
             while waiting or self._active:
@@ -238,7 +238,7 @@ class Runner:
                 self._abandon(active)
             raise
         failures, self._failures = self._failures, []
-        return failures
+        return sorted(failures, key=lambda failure: self._places[failure.run.id])
 
     def _start(self, run: Run) -> None:
         """Start a run; what an earlier one left is removed first, so it cannot pass for new."""

@@ -1,0 +1,115 @@
+"""Loading: the names that work, what a record says of them, and every way to get it wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import families as fam
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from helpers import load_model, model_identity
+from helpers.assets import ASSETS, embedded_model_folder
+from helpers.errors import BadParameter, UnknownModel
+from helpers.models import find_blocks, find_layers
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny GPT-2 with a tokenizer, saved as safetensors."""
+    folder = tmp_path_factory.mktemp("saved")
+    fam.build("gpt2").save_pretrained(folder)
+    AutoTokenizer.from_pretrained(embedded_model_folder()).save_pretrained(folder)
+    return folder
+
+
+def test_the_embedded_model_is_a_real_llama() -> None:
+    model, tokenizer = load_model("embedded", device="cpu")
+    blocks = find_blocks(model)
+    assert type(model).__name__ == "LlamaForCausalLM" and len(blocks) == 30
+    assert len(find_layers(blocks[0])) == 7 and model.dtype == torch.float32 and not model.training
+    said = tokenizer.decode(
+        model.generate(**tokenizer("The capital of France is", return_tensors="pt"),
+                       max_new_tokens=3, do_sample=False)[0]
+    )  # fmt: skip
+    assert "Paris" in said
+    identity = model_identity(model)
+    assert identity["name"] == "embedded" and identity["parameters"] == 134_515_008
+    assert identity["sha256"] in ASSETS["model"].members.values()
+
+
+def test_tiny_is_the_same_every_time_and_leaves_the_random_state_alone() -> None:
+    state = torch.random.get_rng_state()
+    (one, _), (two, _) = load_model("tiny"), load_model("tiny")
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_a_local_folder(saved: Path) -> None:
+    model, tokenizer = load_model(saved, dtype="bfloat16")
+    assert model.dtype == torch.bfloat16 and tokenizer("a").input_ids
+    expected = fam.build("gpt2").state_dict()["transformer.h.0.attn.c_attn.weight"]
+    assert torch.equal(
+        model.state_dict()["transformer.h.0.attn.c_attn.weight"], expected.to(torch.bfloat16)
+    )
+    identity = model_identity(model)
+    assert identity["architecture"] == "GPT2LMHeadModel" and identity["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("embeded", "embedded"), ("./nowhere", "folder"), ("/no/such/folder", "folder"),
+     ("a/b/c", "owner/name"), ("", "embedded")],
+)  # fmt: skip
+def test_unknown_names(name: str, hint: str, one_line_error) -> None:
+    with one_line_error(UnknownModel, name, hint):
+        load_model(name)
+
+
+def test_a_hub_model_needs_a_revision(one_line_error) -> None:
+    with one_line_error(UnknownModel, "owner/name", "revision="):
+        load_model("owner/name")
+
+
+def test_a_hub_model_without_a_hub(one_line_error) -> None:
+    with one_line_error(UnknownModel, "owner/name", "network"):
+        load_model("owner/name", revision="0" * 40)
+
+
+def test_a_folder_without_a_model(tmp_path: Path, one_line_error) -> None:
+    with one_line_error(UnknownModel, "config.json"):
+        load_model(tmp_path)
+
+
+def copy_of(saved: Path, to: Path, leave_out: str = "") -> Path:
+    for path in saved.iterdir():
+        if path.name != leave_out:
+            (to / path.name).write_bytes(path.read_bytes())
+    return to
+
+
+def test_a_truncated_checkpoint(saved: Path, tmp_path: Path, one_line_error) -> None:
+    weights = copy_of(saved, tmp_path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with one_line_error(UnknownModel, str(tmp_path)):
+        load_model(tmp_path)
+
+
+def test_pickles_are_not_loaded(saved: Path, tmp_path: Path, one_line_error) -> None:
+    copy_of(saved, tmp_path, leave_out="model.safetensors")
+    torch.save(fam.build("gpt2").state_dict(), tmp_path / "pytorch_model.bin")
+    with one_line_error(UnknownModel, str(tmp_path)):
+        load_model(tmp_path)
+
+
+def test_a_config_that_is_no_json(saved: Path, tmp_path: Path, one_line_error) -> None:
+    (copy_of(saved, tmp_path) / "config.json").write_text("{", encoding="utf-8")
+    with one_line_error(UnknownModel, str(tmp_path)):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"device": "tpu"}, {"dtype": "float12"}])
+def test_bad_device_and_dtype(wrong: dict, one_line_error) -> None:
+    with one_line_error(BadParameter, *wrong.values()):
+        load_model("tiny", **wrong)
