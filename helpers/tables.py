@@ -188,7 +188,7 @@ def _cells(records: Iterable[Record], summary: Callable[[list[float]], float]) -
 
 
 def labelled(records: list[Record]) -> list[tuple[Record, str]]:
-    """Each record of the pruning notebook with its row: the method, and whatever sets it apart from most records."""
+    """Each record with its row: the method, and whatever sets it apart from most records."""
     common = _common(records)
     return [(record, _label(record, common)) for record in records]
 
@@ -197,7 +197,7 @@ def _label(record: Record, common: Mapping[str, Any]) -> str:
     """The row that a run belongs to."""
     parameters = record["parameters"]
     # a run that read no calibration text is the same run whatever the calibration would be
-    ignored = CELL if "calibration" in (record["data"] or {}) else (*CELL, *CALIBRATION)
+    ignored = CELL if "calibration" in (record.get("data") or {}) else (*CELL, *CALIBRATION)
     differences = dict(parameters.get("options") or {})
     differences |= {
         key: value
