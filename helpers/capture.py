@@ -325,7 +325,7 @@ def layer_gram(
     Raises BadParameter if there is no such block or layer.
     """
     blocks = find_blocks(model)
-    if not 0 <= block < len(blocks):
+    if check_whole("block", block, least=0) >= len(blocks):
         raise BadParameter(f"block {block!r} does not exist: give 0 to {len(blocks) - 1}")
     layers = find_layers(blocks[block], f"block {block}")
     check_choice("layer", layer, layers)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from helpers.assets import ASSETS, fetch_asset
-from helpers.errors import AssetError, BadParameter, BadText, CalibrationTooShort
+from helpers.errors import AssetError, BadParameter, BadText, CalibrationTooShort, check_whole
 from helpers.paths import cache_dir
 
 LOG = logging.getLogger(__name__)
@@ -87,9 +87,9 @@ def calibration_tokens(
     one sequence, and AssetError when a download fails.
     """
     source = _check_source(source, CALIBRATION_SOURCES)
-    sequences = _check_count("sequences", sequences, 1)
-    length = _check_count("length", length, 1)
-    draw = random.Random(_check_count("seed", seed, 0))
+    sequences = check_whole("sequences", sequences)
+    length = check_whole("length", length)
+    draw = random.Random(check_whole("seed", seed, least=0))
     if source == "c4":
         rows = _load_dataset(C4, "train")
         return _windows_of_documents(rows, tokenizer, sequences, length, draw)
@@ -182,13 +182,6 @@ def _check_source(source: str | os.PathLike[str], names: Sequence[str]) -> str:
     near = difflib.get_close_matches(text, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise BadParameter(f"text source {text!r} is unknown: {kinds}{hint}")
-
-
-def _check_count(name: str, value: int, least: int) -> int:
-    """The value, if it is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BadParameter(f"{name} {value!r} is not allowed: give a whole number >= {least}")
-    return value
 
 
 def _require_length(source: str, tokens: int, length: int) -> None:

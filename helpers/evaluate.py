@@ -29,7 +29,7 @@ def perplexity(
     only the first `limit` windows, None for all; batch, windows in one forward pass.
     Raises BadParameter, CalibrationTooShort (less text than asked for), NonFinite.
     """
-    windows = _windows(model, tokens, length, limit)
+    windows = check_windows(model, tokens, length, limit)
     check_whole("batch", batch)
     with eval_mode(model):
         total = sum(_negative_log_likelihood(model, rows) for rows in windows.split(batch))
@@ -42,8 +42,11 @@ def perplexity(
     return math.exp(mean)
 
 
-def _windows(model: nn.Module, tokens: Tensor, length: int, limit: int | None) -> Tensor:
-    """The first `limit` windows, (windows, length)."""
+def check_windows(model: nn.Module, tokens: Tensor, length: int, limit: int | None) -> Tensor:
+    """The first `limit` windows (windows, length) of tokens (tokens,); None: all there are.
+
+    Raises what `perplexity` raises for them, so that it can be known before a long pruning.
+    """
     check_length(model, check_whole("length", length, least=2))
     if limit is not None:
         check_whole("limit", limit)

@@ -24,6 +24,8 @@ from helpers.errors import HelpersError, RunError
 from helpers.paths import replace_file, root
 from helpers.records import read_record, write_record
 
+_ABSENT = object()
+
 
 def execute_job(path: Path) -> int:
     """Execute one notebook as a job file says, and leave its error, if any, in one line."""
@@ -68,8 +70,9 @@ def _execute(job: dict[str, Any]) -> None:
     os.replace(job["failed"], job["executed"])
     # last: with a fingerprint the run counts as done
     stamp = {key: job[key] for key in ("plan", "notebook", "name", "fingerprint")}
-    record |= stamp | {"parameters": job["effective"]}
-    write_record(job["record"], record | {"run_seconds": round(time.monotonic() - started, 1)})
+    write_record(
+        job["record"], record | stamp | {"run_seconds": round(time.monotonic() - started, 1)}
+    )
 
 
 def _check_complete(notebook: Any) -> None:
@@ -87,10 +90,11 @@ def _check_record(job: dict[str, Any]) -> dict[str, Any]:
     if not Path(job["record"]).is_file():
         raise RunError("the notebook wrote no record: end it with write_record(record_path, …)")
     record = read_record(job["record"])
-    for key, value in job["given"].items():
-        used = record["parameters"].get(key, value)
+    for key, value in job["effective"].items():
+        used = record["parameters"].get(key, _ABSENT)
         if used != value:
-            raise RunError(f"the record has {key} = {used!r}, but the run file gave {value!r}")
+            said = "lacks" if used is _ABSENT else f"has {key} = {used!r} instead of"
+            raise RunError(f"the record {said} the run's {key} = {value!r}: mend its record cell")
     return record
 
 

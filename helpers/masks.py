@@ -168,6 +168,7 @@ def select(score: Tensor, sparsity: float, pattern: str, budget: str = "matrix")
     Unstructured: top-k. N:M: the top N of each group always stay and the rest fall by the given
     sparsity, so that at 1 − N/M each group holds exactly N.
     """
+    check_choice("budget", budget, BUDGETS, BadParameter)
     groups = parse_pattern(pattern)
     if groups is None:
         return top_k(score, sparsity, budget)

@@ -21,18 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helpers.admm import admm_grad, refit
+from helpers.admm import SCHEDULES, admm_grad, check_steps, refit
 from helpers.errors import (
     BadMask,
     BadParameter,
     NonFinite,
+    NotPositiveDefinite,
     UnknownMethod,
     allowed,
     check_choice,
     check_real,
     check_whole,
 )
-from helpers.gram import check_gram, dead_inputs, factor, relative_error
+from helpers.gram import check_gram, damping_ladder, dead_inputs, factor, relative_error
 from helpers.masks import (
     check_divides,
     check_keep,
@@ -75,6 +76,8 @@ def register(name: str, *, needs_calibration: bool = True) -> Callable[[Method],
     """
 
     def add(function: Method) -> Method:
+        _check_signature(name, function)
+
         @functools.wraps(function)
         def method(
             weight: Tensor,
@@ -97,6 +100,18 @@ def register(name: str, *, needs_calibration: bool = True) -> Callable[[Method],
         return method
 
     return add
+
+
+def _check_signature(name: str, function: Method) -> None:
+    """Raise BadParameter unless the function can be called as a method is."""
+    parameters = inspect.signature(function).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    missing = [wanted for wanted in _COMMON if wanted not in parameters]
+    if missing and not (anything and not {"weight", "gram"} & set(missing)):
+        raise BadParameter(
+            f"method {name!r} takes no {allowed(missing)}: define it as "
+            "(weight, gram, *, sparsity, pattern, keep=None, **options)"
+        )
 
 
 def get_method(name: str) -> Method:
@@ -163,6 +178,10 @@ def _finish(
     result: LayerResult,
 ) -> LayerResult:
     """Check a method's answer and complete it, with the weight in the type it came in."""
+    if not isinstance(result, LayerResult):
+        raise BadParameter(
+            f"method {name!r} returned a {type(result).__name__}: return LayerResult(weight, keep)"
+        )
     new, keep = result.weight, result.keep
     if new.shape != weight.shape:
         raise BadParameter(
@@ -244,6 +263,8 @@ def admm_gradual(
     budget="matrix",
 ):
     """ADMM with a gradually growing mask (the paper's ADMM-Grad); with `keep`, on that mask."""
+    check_choice("schedule", schedule, SCHEDULES)
+    check_steps(iterations, mask_steps)
     common = dict(rho=rho, iterations=iterations, damping=damping)
     if keep is not None:
         solved = refit(weight, gram, keep, **common)
@@ -325,10 +346,17 @@ def _inverse_factor(gram: Tensor, damping: float) -> tuple[Tensor, float]:
     A dead input gets a unit diagonal before damping, so that it touches no other.
     """
     check_real("damping", damping)
-    dead = dead_inputs(gram).to(gram.dtype)
-    lower, used = factor(gram + torch.diag(dead), damping)
-    inverse = torch.cholesky_inverse(lower)
-    return torch.linalg.cholesky(inverse, upper=True), used
+    alive = gram + torch.diag(dead_inputs(gram).to(gram.dtype))
+    for rung in damping_ladder(damping):
+        lower, used = factor(alive, rung)
+        # the inverse of a barely positive matrix need not be positive after rounding
+        upper, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if info.item() == 0 and torch.isfinite(upper).all():
+            return upper, used
+    raise NotPositiveDefinite(
+        f"the gram's inverse cannot be factored with damping from {damping:g} up to {rung:g}: "
+        "recompute the gram from the layer's inputs"
+    )
 
 
 def _check_block_size(block_size: int, pattern: str) -> None:

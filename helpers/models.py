@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from transformers.pytorch_utils import Conv1D
@@ -15,6 +18,7 @@ from helpers.device import pick_device, pick_dtype
 from helpers.errors import NonFinite, UnknownModel, UnsupportedModel
 
 IDENTITY = "pruning_identity"
+_NAMES = 'use "embedded", "tiny", an existing folder or a hub id such as "owner/name"'
 
 
 def load_model(
@@ -41,12 +45,14 @@ def load_model(
     else:
         model, tokenizer = _load(*_locate(name, revision), kind)
     model.to(device=where, dtype=kind).eval()
-    setattr(model, IDENTITY, _identity(str(name), model))
+    setattr(model, IDENTITY, _identity(name, model))
     return model, tokenizer
 
 
 def _locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | None]:
     """The folder or (hub id, revision) that a model's name stands for."""
+    if not isinstance(name, (str, os.PathLike)) or not str(name):
+        raise UnknownModel(f"model {name!r} is unknown: {_NAMES}")
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -54,10 +60,7 @@ def _locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | N
         return folder, None
     text = str(name)
     if text.startswith((".", "/", "~")) or text.count("/") != 1:
-        raise UnknownModel(
-            f'model {text!r} is unknown: use "embedded", "tiny", an existing folder or a hub id '
-            'such as "owner/name"'
-        )
+        raise UnknownModel(f"model {text!r} is unknown: {_NAMES}")
     if revision is None:
         raise UnknownModel(
             f'model {text!r} on the hub needs revision=: give a commit hash, or "main" for '
@@ -74,15 +77,22 @@ def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple
     try:
         AutoConfig.from_pretrained(source, **common)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, **common
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **common
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnknownModel(
             f"model {str(source)!r} cannot be loaded ({reason}): check the name, the revision, "
             "the network and your access to it"
         ) from error
+    # transformers fills what is missing with random numbers and goes on
+    absent = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+    if absent:
+        raise UnknownModel(
+            f"model {str(source)!r} lacks {len(absent)} of its weights, first {absent[0]}: "
+            "its checkpoint is incomplete, fetch or save it again"
+        )
     return model, tokenizer
 
 
@@ -104,15 +114,28 @@ def _tiny_model() -> tuple[nn.Module, Any]:
         return AutoModelForCausalLM.from_config(config), tokenizer
 
 
-def _identity(name: str, model: nn.Module) -> dict[str, Any]:
-    identity: dict[str, Any] = {"name": name}
-    if name == "embedded":
+def _identity(name: str | Path, model: nn.Module) -> dict[str, Any]:
+    folder = Path(name).expanduser()
+    identity: dict[str, Any] = {"name": str(name)}
+    if str(name) == "embedded":
         identity["sha256"] = next(iter(ASSETS["model"].members.values()))
+    elif str(name) != "tiny" and folder.is_dir():  # its place on this machine says nothing
+        identity |= {"name": folder.resolve().name, "sha256": _sha256(folder)}
     identity["revision"] = getattr(model.config, "_commit_hash", None)
     identity["architecture"] = type(model).__name__
     identity["parameters"] = sum(p.numel() for p in model.parameters())
     identity["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
     return identity
+
+
+def _sha256(folder: Path) -> str:
+    """One hash over the names and hashes of the folder's safetensors files."""
+    total = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        total.update(f"{path.name} {digest}\n".encode())
+    return total.hexdigest()
 
 
 def model_identity(model: nn.Module) -> dict[str, Any]:

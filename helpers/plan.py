@@ -296,8 +296,9 @@ def _types(value: Any, annotation: ast.expr | None) -> set[type]:
 
 
 def fingerprint(run: Run) -> str:
-    """sha256 of everything that decides the run's numbers and can be seen from here.
+    """sha256 of parameters, notebook code and helpers, which decide the run's numbers.
 
+    Package versions are not part of it (a record names them): an upgrade reruns nothing.
     A text file named by a parameter counts with its content. The tables notebook depends on the
     records of all other runs and on how they are shown.
     """

@@ -22,6 +22,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from helpers.paths import replace_file
+from helpers.tables import PRUNE_NOTEBOOK, column_of, labelled
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -82,26 +83,13 @@ def style_of(label: str, position: int = 0) -> dict[str, Any]:
 # ------------------------------------------------------------------ records of 04_prune_model
 
 
-def method_label(record: Record) -> str:
-    """The method, with its options where they differ from the defaults."""
-    parameters = record["parameters"]
-    options = parameters.get("options") or {}
-    extra = ", ".join(f"{key} {value}" for key, value in options.items())
-    return f"{parameters['method']} ({extra})" if extra else parameters["method"]
+def prune_records(records: Iterable[Record]) -> list[tuple[Record, str]]:
+    """The records of 04_prune_model with their label, which is their row in the tables.
 
-
-def target_label(record: Record) -> str:
-    """What the run was asked for: "60 %" or "2:4"."""
-    parameters = record["parameters"]
-    if parameters["pattern"] != "unstructured":
-        return parameters["pattern"]
-    return f"{100 * parameters['sparsity']:.0f} %"
-
-
-def prune_records(records: Iterable[Record]) -> list[Record]:
-    """The records of 04_prune_model, plain methods first, in the order of METHOD_LOOK."""
-    chosen = [record for record in records if record["notebook"] == "04_prune_model"]
-    return sorted(chosen, key=lambda record: (_rank(method_label(record)), _seed(record)))
+    Plain methods come first, in the order of METHOD_LOOK, and lower seeds before higher ones.
+    """
+    chosen = [record for record in records if record["notebook"] == PRUNE_NOTEBOOK]
+    return sorted(labelled(chosen), key=lambda pair: (_rank(pair[1]), _seed(pair[0])))
 
 
 def _rank(label: str) -> tuple[int, str]:
@@ -117,11 +105,11 @@ def _model_of(record: Record) -> str:
     return str(record["parameters"].get("model", ""))
 
 
-def _perplexities(records: Iterable[Record]) -> dict[str, dict[str, list[float]]]:
+def _perplexities(records: Iterable[tuple[Record, str]]) -> dict[str, dict[str, list[float]]]:
     """Perplexities by method label and target, one for each seed."""
     table: dict[str, dict[str, list[float]]] = {}
-    for record in records:
-        cell = table.setdefault(method_label(record), {}).setdefault(target_label(record), [])
+    for record, label in records:
+        cell = table.setdefault(label, {}).setdefault(column_of(record) or "dense", [])
         cell.append(record["metrics"]["perplexity"]["value"])
     return table
 
@@ -219,10 +207,9 @@ def layer_error_figure(records: Iterable[Record], sparsity: float = 0.6) -> Figu
     """
     figure, ax = _picture(size=(7.0, 4.0))
     seen: set[str] = set()
-    for record in prune_records(records):
-        label = method_label(record)
+    for record, label in prune_records(records):
         errors = _block_errors(record.get("layers") or [])
-        if target_label(record) == f"{100 * sparsity:.0f} %" and errors and label not in seen:
+        if column_of(record) == f"{100 * sparsity:.4g} %" and errors and label not in seen:
             ax.plot(list(errors), list(errors.values()), label=label, **style_of(label, len(seen)))
             seen.add(label)
     _finish_depth(ax, f"mean relative error of a block at {100 * sparsity:.0f} %")
@@ -549,7 +536,7 @@ def figures(records: Sequence[Record]) -> dict[str, Figure]:
     """Every figure that the records allow, by file name without its ending."""
     drawn: dict[str, Figure] = {}
     models: dict[str, list[Record]] = {}
-    for record in prune_records(records):
+    for record, _ in prune_records(records):
         models.setdefault(_model_of(record), []).append(record)
     for model, runs in models.items():
         suffix = "" if len(models) == 1 else "_" + model.rsplit("/", 1)[-1].lower()

@@ -107,7 +107,8 @@ def prune_model(
     weights. Everything that can be checked is checked before the first weight changes, and a
     parity gate compares the replayed blocks with the model's own logits.
 
-    Args: tokens, int64 (sequences, length), None for a method that needs no calibration;
+    Args: tokens, int64 (sequences, length); a method that needs no calibration never reads them,
+    and its report then holds no errors;
     sparsity, a fraction, to be left out with an N:M pattern; batch, sequences in one forward
     pass (lowered to a divisor of `sequences`); progress, called after each layer;
     after_block(index, block, stream, call), called once a block's layers are pruned and before
@@ -115,7 +116,7 @@ def prune_model(
 
     Memory beyond the model, in bytes: the stream, sequences · length · width · (size of dtype);
     the grams of one block, 4 · Σ d_in² over its different inputs (Llama: three of width², one of
-    ff²); the solver's, 16 · d_out · d_in + 12 · d_in² for its largest layer; and one batch of
+    ff²); the solver's, 28 · d_out · d_in + 12 · d_in² for its largest layer; and one batch of
     activations, in the parity gate with its logits.
 
     Raises UnknownMethod, BadParameter, BadPattern, BadSparsity, CalibrationTooShort,
@@ -123,7 +124,7 @@ def prune_model(
     """
     started = time.perf_counter()
     report = PruneReport(method, pattern)
-    _check_request(model, tokens, method, sparsity, pattern, options)
+    _check_request(model, tokens, method, sparsity, pattern, after_block, options)
     check_whole("batch", batch)
     loop = _Loop(model, report, method, dict(options, sparsity=sparsity, pattern=pattern), progress)
     with eval_mode(model):
@@ -141,6 +142,7 @@ def _check_request(
     method: str,
     sparsity: float | None,
     pattern: str,
+    after_block: Callable[..., None] | None,
     options: dict[str, Any],
 ) -> None:
     """Everything that can be refused before a weight changes."""
@@ -158,6 +160,10 @@ def _check_request(
         )
     if needed:
         check_tokens(model, tokens)
+    elif after_block:
+        raise BadParameter(
+            f"method {method!r} runs no block, so after_block would never be called: leave it out"
+        )
     for index, block in enumerate(find_blocks(model)):
         for name, layer in find_layers(block, f"block {index}").items():
             check_divides(pattern, read_weight(layer).shape[1])
@@ -228,7 +234,9 @@ class _Loop:
         try:
             result = self.method(weight, gram, **self.arguments)
         except HelpersError as error:
-            done = f"; blocks before {index} are already pruned, reload the model" if index else ""
+            count = len(self.report.layers)
+            done = f"; {count} layers before it are already pruned, reload the model"
+            done = done if count else ""
             raise type(error)(f"block {index} {name}: {error}{done}") from error
         write_weight(layer, result.weight)
         self.report.layers.append(

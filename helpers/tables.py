@@ -52,7 +52,7 @@ def cost_table(records: Iterable[Record]) -> pd.DataFrame:
     record is of the pruning notebook.
     """
     rows: dict[str, list[Record]] = defaultdict(list)
-    for record, label in _labelled(_prune_records(records)):
+    for record, label in labelled(_prune_records(records)):
         rows[label].append(record)
     table = {
         label: {
@@ -172,7 +172,7 @@ def _prune_records(records: Iterable[Record]) -> list[Record]:
 def _cells(records: Iterable[Record], summary: Callable[[list[float]], float]) -> pd.DataFrame:
     """Methods by sparsity, each cell a summary of the perplexities of its runs."""
     values: dict[str, dict[str | None, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for record, label in _labelled(_prune_records(records)):
+    for record, label in labelled(_prune_records(records)):
         value = record["metrics"]["perplexity"]["value"]
         values[label][column_of(record)].append(value)
     columns = sorted({key for row in values.values() for key in row if key}, key=_column_key)
@@ -187,7 +187,7 @@ def _cells(records: Iterable[Record], summary: Callable[[list[float]], float]) -
     return pd.DataFrame.from_dict(table, orient="index", columns=columns).rename_axis("method")
 
 
-def _labelled(records: list[Record]) -> list[tuple[Record, str]]:
+def labelled(records: list[Record]) -> list[tuple[Record, str]]:
     """Each record with its row: the method, and whatever sets it apart from most records."""
     common = _common(records)
     return [(record, _label(record, common)) for record in records]
@@ -197,7 +197,7 @@ def _label(record: Record, common: Mapping[str, Any]) -> str:
     """The row that a run belongs to."""
     parameters = record["parameters"]
     # a run that read no calibration text is the same run whatever the calibration would be
-    ignored = CELL if "calibration" in (record["data"] or {}) else (*CELL, *CALIBRATION)
+    ignored = CELL if "calibration" in (record.get("data") or {}) else (*CELL, *CALIBRATION)
     differences = dict(parameters.get("options") or {})
     differences |= {
         key: value

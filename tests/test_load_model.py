@@ -7,6 +7,7 @@ from pathlib import Path
 import families as fam
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from helpers import load_model, model_identity
@@ -113,3 +114,36 @@ def test_a_config_that_is_no_json(saved: Path, tmp_path: Path, one_line_error) -
 def test_bad_device_and_dtype(wrong: dict, one_line_error) -> None:
     with one_line_error(BadParameter, *wrong.values()):
         load_model("tiny", **wrong)
+
+
+def test_a_checkpoint_that_lacks_weights(saved: Path, tmp_path: Path, one_line_error) -> None:
+    # transformers would fill them with random numbers and only print a report
+    weights = copy_of(saved, tmp_path) / "model.safetensors"
+    state = load_file(weights)
+    del state["transformer.h.1.mlp.c_fc.weight"]
+    save_file(state, weights, metadata={"format": "pt"})
+    with one_line_error(UnknownModel, "lacks 1", "h.1.mlp.c_fc.weight"):
+        load_model(tmp_path)
+
+
+def test_an_empty_checkpoint(saved: Path, tmp_path: Path, one_line_error) -> None:
+    (copy_of(saved, tmp_path) / "model.safetensors").write_bytes(b"")
+    with one_line_error(UnknownModel, str(tmp_path)):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", [None, 3, ["embedded"]])
+def test_a_name_that_is_no_name(name: object, one_line_error) -> None:
+    with one_line_error(UnknownModel, repr(name)):
+        load_model(name)
+
+
+def test_a_local_model_is_known_by_its_content(saved: Path, tmp_path: Path) -> None:
+    one = model_identity(load_model(saved)[0])
+    weights = copy_of(saved, tmp_path) / "model.safetensors"
+    assert model_identity(load_model(tmp_path)[0])["sha256"] == one["sha256"]
+    state = load_file(weights)
+    state["transformer.h.1.mlp.c_fc.weight"][0, 0] += 1
+    save_file(state, weights, metadata={"format": "pt"})
+    assert model_identity(load_model(tmp_path)[0])["sha256"] != one["sha256"]
+    assert str(saved.parent) not in str(one)

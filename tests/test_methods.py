@@ -690,3 +690,61 @@ def test_a_method_that_answers_wrongly_is_caught(
     inputs, weight = layer()
     with one_line_error(HelpersError, scratch_method):
         METHODS[scratch_method](weight, gram_of(inputs), sparsity=0.5)
+
+
+# ---------------------------------------------------------------- what a new method may get wrong
+
+
+@pytest.mark.parametrize(
+    ("answer", "word"),
+    [
+        (lambda weight: weight, "LayerResult"),
+        (lambda weight: LayerResult(weight, torch.ones_like(weight, dtype=torch.bool)), "sparsity"),
+        (lambda weight: LayerResult(weight, top_k(weight.abs(), 0.5)), "outside its mask"),
+        (lambda weight: LayerResult(weight[:1], top_k(weight.abs(), 0.5)), "shape"),
+    ],
+)
+def test_a_method_cannot_misreport_itself(answer, word: str, one_line_error) -> None:
+    inputs, weight = layer()
+
+    @register("liar")
+    def liar(weight, gram, *, sparsity, pattern, keep=None):
+        return answer(weight)
+
+    try:
+        with one_line_error((BadMask, BadParameter), "liar", word):
+            METHODS["liar"](weight, gram_of(inputs), sparsity=0.5)
+    finally:
+        del METHODS["liar"]
+
+
+def test_a_method_that_takes_no_keep_is_not_registered(one_line_error) -> None:
+    with one_line_error(BadParameter, "keep"):
+        register("short")(lambda weight, gram, *, sparsity, pattern: None)
+    assert "short" not in METHODS
+
+
+@pytest.mark.parametrize("options", [{"schedule": "papr"}, {"mask_steps": -3}])
+def test_options_are_checked_with_a_given_mask_too(options: dict, one_line_error) -> None:
+    inputs, weight = layer()
+    keep = top_k(weight.abs(), 0.5)
+    with one_line_error(BadParameter, next(iter(options))):
+        METHODS["admm-grad"](weight, gram_of(inputs), keep=keep, **options)
+
+
+@pytest.mark.parametrize("name", ["magnitude", "wanda", "admm1", "admm-grad"])
+def test_a_wrong_budget_with_groups(name: str, one_line_error) -> None:
+    inputs, weight = layer()
+    with one_line_error(BadParameter, "budget"):
+        METHODS[name](weight, gram_of(inputs), pattern="2:4", budget="rowz")
+
+
+def test_sparsegpt_climbs_the_ladder_and_never_leaves_by_another_door() -> None:
+    # rank one plus rounding: undamped, either the gram or its inverse cannot be factored
+    torch.manual_seed(0)
+    for _ in range(200):
+        inputs = torch.randn(1, 24).repeat(8, 1) * torch.logspace(-3, 3, 24)
+        result = METHODS["sparsegpt"](
+            torch.randn(6, 24), gram_of(inputs), sparsity=0.5, damping=0.0
+        )
+        assert torch.isfinite(result.weight).all() and result.damping > 0

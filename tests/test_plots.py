@@ -91,9 +91,9 @@ def test_perplexity_figure_has_means_over_seeds_and_the_dense_line(records: list
     figure = plots.perplexity_figure(records)
     left, right = figure.axes
     found = curves(figure)
-    assert list(found) == ["magnitude", "admm-grad", "admm-grad (schedule released)"]
+    assert list(found) == ["magnitude", "admm-grad", "admm-grad (schedule=released)"]
     assert found["admm-grad"] == ([50.0, 60.0], [30.0, 65.0])
-    assert found["admm-grad (schedule released)"] == ([60.0], [90.0])
+    assert found["admm-grad (schedule=released)"] == ([60.0], [90.0])
     assert left.get_yscale() == "log" and "%" in left.get_xlabel()
     assert [label.get_text() for label in right.get_xticklabels()] == ["2:4"]
     for ax in figure.axes:
@@ -127,7 +127,7 @@ def test_depth_figure_says_so_when_there_is_nothing_to_draw() -> None:
 def test_methods_keep_their_look_and_variants_do_not_borrow_it() -> None:
     looks = [plots.style_of(name) for name in plots.METHOD_LOOK]
     assert len({look["color"] for look in looks}) == len({look["marker"] for look in looks}) == 5
-    variant = plots.style_of("admm-grad (schedule released)", 3)
+    variant = plots.style_of("admm-grad (schedule=released)", 3)
     assert variant["color"] not in {look["color"] for look in looks}
     assert plots.style_of("wanda", 0) == plots.style_of("wanda", 4)
 

@@ -568,3 +568,30 @@ def test_an_interrupt_leaves_no_hooks_and_the_models_mode() -> None:
     with pytest.raises(KeyboardInterrupt):
         prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.5, progress=stop)
     assert hook_count(model) == 0 and model.training
+
+
+def test_after_block_without_blocks_to_run_is_refused() -> None:
+    error = refused(
+        fam.build("llama"), None, method="magnitude", sparsity=0.5, after_block=lambda *_: None
+    )
+    assert isinstance(error, BadParameter) and "after_block" in str(error)
+
+
+def test_a_failure_says_how_much_is_pruned_already() -> None:
+    # a registered method that fails at the third layer of block 0
+    calls = []
+
+    @register("third")
+    def third(weight, gram, *, sparsity, pattern, keep=None):
+        calls.append(weight)
+        if len(calls) == 3:
+            raise NonFinite("no more")
+        return LayerResult(torch.zeros_like(weight), torch.zeros_like(weight, dtype=torch.bool))
+
+    try:
+        with pytest.raises((NonFinite, HelpersError)) as caught:
+            prune_model(fam.build("llama"), fam.random_tokens(), method="third", sparsity=0.999999)
+    finally:
+        del METHODS["third"]
+    assert "2 layers before it are already pruned" in str(caught.value)
+    assert "block 0" in str(caught.value)

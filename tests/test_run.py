@@ -43,7 +43,9 @@ if pattern == "die":
     os.kill(os.getpid(), 9)
 if pattern == "sleep":
     import time; time.sleep(600)
-parameters = dict(rho=rho, steps=steps, pattern=pattern)
+parameters = dict(rho=rho, steps=steps, options=options, limit=limit, fast=fast)
+if pattern != "forget":
+    parameters["pattern"] = pattern
 metrics = {"value": {"value": rho * 10, "unit": "1"}}
 seen = {"cwd": os.getcwd(), "python": sys.executable, "threads": os.environ["OMP_NUM_THREADS"]}
 record = make_record(notebook="x", name="y", parameters=parameters, metrics=metrics, model=None,
@@ -296,6 +298,10 @@ def test_failures_reruns_and_records(project: Project, capsys: pytest.CaptureFix
     assert code == 1 and "1 of 2 runs to do" in out and "moved 1 records" in out
     assert "the notebook wrote no record" in err
     assert project.result("stale/01_work--gone.json").is_file()
+
+    project.run_file("bad.yaml", "pattern: forget")
+    code, out, err = call(capsys, "run")
+    assert code == 1 and "the record lacks the run's pattern = 'forget'" in err
 
     project.run_file("bad.yaml", "pattern: mended")
     code, out, err = call(capsys, "run")
