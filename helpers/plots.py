@@ -196,7 +196,7 @@ def _finish_perplexity(left: Axes, right: Axes, dense: list[float], patterns: li
             fontsize=9,
         )
     if left.get_legend_handles_labels()[1]:
-        left.legend(frameon=False)
+        left.legend(frameon=False, fontsize=8.5, labelspacing=0.35)
 
 
 def layer_error_figure(records: Iterable[Record], sparsity: float = 0.6) -> Figure:

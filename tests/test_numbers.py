@@ -1,0 +1,95 @@
+"""The numbers that the notebooks tell a reader to expect are those of the committed records."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from helpers.paths import notebooks_dir, reference_dir, root
+from helpers.records import read_record
+
+
+def value(notebook: str, name: str, metric: str, plan: str = "laptop") -> float:
+    record = read_record(reference_dir(plan) / "records" / f"{notebook}--{name}.json")
+    return record["metrics"][metric]["value"]
+
+
+def perplexity(name: str) -> str:
+    return f"{value('04_prune_model', name, 'perplexity'):.1f}"
+
+
+def tour(metric: str) -> str:
+    return f"{value('00_start_here', 'tour', metric, 'full'):.0f}"
+
+
+def solve(metric: str) -> str:
+    return f"{value('02_admm_layer_solve', 'default', metric):.3f}"
+
+
+def schedule(metric: str) -> str:
+    return f"{value('03_mask_schedule', 'default', metric):.0%}".replace("%", " %")
+
+
+def expected(notebook: str) -> list[str]:
+    """The bold numbers of a notebook's "What to notice", in the order of its text."""
+    if notebook == "00_start_here":
+        return [tour(f"perplexity_{name}") for name in ("dense", "admm-grad", "magnitude")]
+    if notebook == "02_admm_layer_solve":
+        errors = [solve(f"error_{name}") for name in ("no_update", "admm", "sparsegpt")]
+        distance = value("02_admm_layer_solve", "default", "distance_to_optimum")
+        return [*errors, f"{distance:.1%}".replace("%", " %")]
+    if notebook == "03_mask_schedule":
+        names = ("paper_unstructured", "released_unstructured", "paper_2:4", "paper_4:8")
+        return [schedule(name) for name in names]
+    if notebook == "04_prune_model":
+        return [perplexity(n) for n in ("admm-grad-60", "sparsegpt-60", "wanda-60", "dense")]
+    names = ("admm-grad-50", "sparsegpt-50", "admm-grad-70", "sparsegpt-70")
+    return [perplexity(n) for n in (*names, "admm-grad-2of4", "admm-grad-50")]
+
+
+def what_to_notice(notebook: str) -> str:
+    book = json.loads((notebooks_dir() / f"{notebook}.ipynb").read_text(encoding="utf-8"))
+    texts = ["".join(cell["source"]) for cell in book["cells"]]
+    (text,) = [text for text in texts if "## What to notice" in text]
+    return text
+
+
+@pytest.mark.parametrize(
+    "notebook",
+    ["00_start_here", "02_admm_layer_solve", "03_mask_schedule", "04_prune_model",
+     "06_tables_and_plots"],
+)  # fmt: skip
+def test_bold_numbers_are_those_of_the_records(notebook: str) -> None:
+    bold = re.findall(r"\*\*([\d.,]+(?: %)?)\*\*", what_to_notice(notebook))
+    assert bold == expected(notebook)
+
+
+def test_admm_grad_is_best_in_every_column() -> None:
+    # what 06 and the README say
+    for target in ("50", "60", "70", "2of4"):
+        others = [f"{m}-{target}" for m in ("magnitude", "wanda", "sparsegpt", "admm1")]
+        best = value("04_prune_model", f"admm-grad-{target}", "perplexity")
+        assert all(best < value("04_prune_model", name, "perplexity") for name in others)
+
+
+def full(name: str) -> float:
+    return value("04_prune_model", name, "perplexity", "full")
+
+
+def test_what_the_readme_says_of_the_full_table() -> None:
+    targets = ("50", "60", "70", "80", "2of4", "4of8")
+    for target in targets:
+        others = ("magnitude", "wanda", "sparsegpt", "admm1")
+        assert full(f"admm-grad-{target}") < min(full(f"{name}-{target}") for name in others)
+    better = [t for t in targets if full(f"admm1-{t}") < full(f"sparsegpt-{t}")]
+    assert better == ["50", "60", "2of4", "4of8"]
+    text = (root() / "README.md").read_text(encoding="utf-8")
+    pair = f"{full('admm-grad-60-released'):.2f}\n  against {full('admm-grad-60'):.2f}"
+    assert pair in text
+
+
+def test_no_number_is_left_open() -> None:
+    for path in notebooks_dir().glob("*.ipynb"):
+        assert "**NN**" not in path.read_text(encoding="utf-8"), path.name
