@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from helpers.paths import notebooks_dir, reference_dir, root
-from helpers.records import read_record
+from helpers.plan import read_plan
+from helpers.records import read_record, read_records
+from helpers.tables import write_tables
 
 
 def value(notebook: str, name: str, metric: str, plan: str = "laptop") -> float:
@@ -93,3 +96,18 @@ def test_what_the_readme_says_of_the_full_table() -> None:
 def test_no_number_is_left_open() -> None:
     for path in notebooks_dir().glob("*.ipynb"):
         assert "**NN**" not in path.read_text(encoding="utf-8"), path.name
+
+
+@pytest.mark.parametrize("plan", ["laptop", "full"])
+def test_committed_tables_are_what_todays_code_makes_of_the_records(
+    plan: str, tmp_path: Path
+) -> None:
+    for path in write_tables(read_records(reference_dir(plan) / "records"), tmp_path):
+        committed = reference_dir(plan) / "tables" / path.name
+        assert committed.read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("plan", ["laptop", "full"])
+def test_every_run_of_a_plan_has_its_record(plan: str) -> None:
+    records = {path.stem for path in (reference_dir(plan) / "records").glob("*.json")}
+    assert records == {run.id for run in read_plan(plan)}
