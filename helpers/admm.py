@@ -75,7 +75,7 @@ def admm_grad(
     budget: str = "matrix",
     trace: Trace | None = None,
 ) -> Solution:
-    """ADMM with a gradually growing mask (the paper's Algorithm 2, "ADMM-Grad").
+    """ADMM with a gradually growing mask (the paper's "ADMM-Grad").
 
     In each of the first `mask_steps` iterations `keep` is chosen anew from |W + U| at the
     sparsity of the cubic schedule; the remaining iterations refit on the final mask.

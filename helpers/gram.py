@@ -70,7 +70,7 @@ def normalise(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Scale the inputs to unit norm: (G, n) with n = sqrt(diag(gram)), G = gram/(n nᵀ).
 
     Dead inputs get n = 1, so that nothing is divided by zero; their row and column of G stay 0.
-    Source: the paper's preconditioning (section 3).
+    Source: the paper's preconditioning.
     """
     norms = gram.diagonal().sqrt()
     norms = torch.where(dead_inputs(gram), torch.ones_like(norms), norms)

@@ -284,7 +284,7 @@ def admm_gradual(
 
 @register("sparsegpt")
 def sparsegpt(weight, gram, *, sparsity, pattern, keep=None, damping=0.01, block_size=128):
-    """Column-by-column optimal brain surgeon (Frantar & Alistarh 2023, Algorithm 1).
+    """Column-by-column optimal brain surgeon (Frantar & Alistarh 2023).
 
     The mask is chosen for `block_size` columns at a time (N:M: for each group of M) by
     w²/[H⁻¹]², from weights that already carry the updates of the columns before; then each
