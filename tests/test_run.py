@@ -317,7 +317,9 @@ def test_failures_reruns_and_records(project: Project, capsys: pytest.CaptureFix
 def test_interrupt_stops_kernels_and_leaves_nothing_half_done(project: Project) -> None:
     project.run_file("slow.yaml", "pattern: sleep")
     start = (
-        "import pathlib, sys; from helpers import plan, run;"
+        "import pathlib, signal, sys; from helpers import plan, run;"
+        # a shell starts background jobs with Ctrl-C ignored, and these tests may run in one
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"
         f"plan.notebooks_dir = lambda: pathlib.Path({str(project.folder / 'notebooks')!r});"
         "sys.exit(run.main(['run', '--plan', 'p']))"
     )
