@@ -217,3 +217,23 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 def changed(model: nn.Module, before: dict[str, Tensor]) -> set[str]:
     """State entries whose bits differ from the snapshot."""
     return {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+
+
+def inputs_by_hook(model: nn.Module, names: list[str], tokens: Tensor) -> dict[str, Tensor]:
+    """(tokens, d_in) inputs of named layers in one plain forward pass of the whole model."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str):
+        return lambda _, args: seen.__setitem__(name, args[0].flatten(0, -2).clone())
+
+    handles = [model.get_submodule(n).register_forward_pre_hook(keep(n)) for n in names]
+    with torch.no_grad():
+        model(tokens, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def hook_count(model: nn.Module) -> int:
+    """Forward hooks left on a model."""
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())

@@ -33,25 +33,6 @@ def streams_by_hook(model: nn.Module, family: str, tokens: Tensor) -> list[Tenso
     return seen
 
 
-def inputs_by_hook(model: nn.Module, names: list[str], tokens: Tensor) -> dict[str, Tensor]:
-    """float64 (tokens, d_in) inputs of named layers in one plain forward pass."""
-    seen: dict[str, Tensor] = {}
-
-    def keep(name: str):
-        return lambda _, args: seen.__setitem__(name, args[0].double().flatten(0, -2).clone())
-
-    handles = [model.get_submodule(n).register_forward_pre_hook(keep(n)) for n in names]
-    with torch.no_grad():
-        model(tokens, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    return seen
-
-
-def hook_count(model: nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-
-
 # ---------------------------------------------------------------- models
 
 
@@ -146,7 +127,7 @@ def test_replaying_blocks_gives_the_models_own_stream_and_logits(family: str) ->
         stream = cap.run_block(block, stream, call)
         torch.testing.assert_close(stream, wanted, rtol=0, atol=1e-6)
     assert not torch.allclose(expected[0], expected[-1], atol=1e-2)  # blocks do something
-    assert hook_count(model) == 0
+    assert fam.hook_count(model) == 0
 
 
 @pytest.mark.parametrize("family", EVERY)
@@ -166,7 +147,7 @@ def test_the_parity_gate_passes_and_finds_no_difference(family: str) -> None:
     model, tokens = fam.build(family), fam.random_tokens(BATCH)
     calls = cap.capture(model, tokens).calls
     assert 0 <= cap.check_parity(model, calls, tokens.flip(1)) < 1e-6
-    assert hook_count(model) == 0
+    assert fam.hook_count(model) == 0
 
 
 def test_each_block_gets_its_own_arguments() -> None:
@@ -189,7 +170,7 @@ def test_the_gate_stops_a_model_that_cannot_be_replayed(one_line_error) -> None:
     with one_line_error(ParityError, "LlamaForCausalLM"):
         cap.check_parity(model, calls, tokens)
     handle.remove()
-    assert hook_count(model) == 0
+    assert fam.hook_count(model) == 0
 
 
 def test_the_gate_catches_arguments_that_depend_on_the_text(one_line_error) -> None:
@@ -251,7 +232,7 @@ def test_capture_cleans_up_when_the_model_fails() -> None:
     model = fam.build("llama")
     with pytest.raises(IndexError):
         cap.capture(model, torch.full((1, 4), 10_000))
-    assert hook_count(model) == 0
+    assert fam.hook_count(model) == 0
 
 
 # ---------------------------------------------------------------- grams
@@ -262,7 +243,7 @@ def test_capture_cleans_up_when_the_model_fails() -> None:
 def test_grams_equal_those_of_an_independent_hook(family: str, batch: int) -> None:
     model, tokens = fam.build(family), fam.random_tokens(4)
     names = fam.pruned_names(family)
-    inputs = inputs_by_hook(model, names, tokens)
+    inputs = {n: x.double() for n, x in fam.inputs_by_hook(model, names, tokens).items()}
     calls = cap.capture(model, tokens[:batch]).calls
     stream = torch.cat([cap.first_stream(model, rows) for rows in tokens.split(batch)])
     prefix = fam.FAMILIES[family].blocks
@@ -272,12 +253,12 @@ def test_grams_equal_those_of_an_independent_hook(family: str, batch: int) -> No
         assert torch.equal(stream, before)
         assert set(grams) == set(fam.FAMILIES[family].layers)
         for layer, gram in grams.items():
-            x = inputs[f"{prefix}.{index}.{layer}"]
+            x = inputs[f"{prefix}.{index}.{layer}"].double()
             assert gram.tokens == len(x) == tokens.numel()
             scale = (x.T @ x).abs().max().item()
             torch.testing.assert_close(gram.matrix.double(), x.T @ x, rtol=1e-4, atol=1e-5 * scale)
         cap.advance(block, stream, call, batch, f"block {index}")
-    assert hook_count(model) == 0
+    assert fam.hook_count(model) == 0
 
 
 def test_layers_that_read_the_same_input_share_one_gram() -> None:
@@ -295,7 +276,7 @@ def test_layer_gram_is_that_of_the_dense_model() -> None:
         model, tokens = fam.build(family), fam.random_tokens(5)
         before = fam.snapshot(model)
         name = f"{fam.FAMILIES[family].blocks}.1.{layer}"
-        x = inputs_by_hook(model, [name], tokens)[name]
+        x = fam.inputs_by_hook(model, [name], tokens)[name].double()
         weight, gram = cap.layer_gram(model, tokens, 1, layer)
         torch.testing.assert_close(gram.double(), x.T @ x, rtol=1e-4, atol=1e-3)
         assert torch.equal(weight, fam.matrix_of(model.get_submodule(name)))

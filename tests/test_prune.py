@@ -36,25 +36,6 @@ def zero_fractions(model: nn.Module, family: str) -> dict[str, float]:
     return {name: (w == 0).float().mean().item() for name, w in weights.items()}
 
 
-def sample_inputs(model: nn.Module, names: list[str], tokens: Tensor) -> dict[str, Tensor]:
-    """(tokens, d_in) inputs of named layers in one plain forward pass of the whole model."""
-    seen: dict[str, Tensor] = {}
-
-    def keep(name: str):
-        return lambda _, args: seen.__setitem__(name, args[0].flatten(0, -2).clone())
-
-    handles = [model.get_submodule(n).register_forward_pre_hook(keep(n)) for n in names]
-    with torch.no_grad():
-        model(tokens, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    return seen
-
-
-def hook_count(model: nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-
-
 # ---------------------------------------------------------------- what changes, what does not
 
 
@@ -71,7 +52,7 @@ def test_all_that_should_be_pruned_is_and_nothing_else(family: str, method: str)
     prefix = fam.FAMILIES[family].blocks
     assert {f"{prefix}.{layer.block}.{layer.name}" for layer in report.layers} == set(names)
     assert len(report.layers) == len(names)
-    assert hook_count(model) == 0
+    assert fam.hook_count(model) == 0
     with torch.no_grad():
         assert torch.isfinite(model(tokens).logits).all()
 
@@ -166,10 +147,10 @@ def test_statistics_come_from_the_already_pruned_stream(family: str, method: str
     byhand, dense_stats = copy.deepcopy(model), copy.deepcopy(model)
     names = fam.pruned_names(family)
     width = len(fam.FAMILIES[family].layers)
-    all_dense = sample_inputs(dense_stats, names, tokens)
+    all_dense = fam.inputs_by_hook(dense_stats, names, tokens)
     for start in range(0, len(names), width):
         part = names[start : start + width]
-        inputs = sample_inputs(byhand, part, tokens)
+        inputs = fam.inputs_by_hook(byhand, part, tokens)
         for name in part:
             _prune_one(byhand.get_submodule(name), inputs[name], method)
     for name in names:
@@ -259,7 +240,7 @@ def test_the_report_adds_up() -> None:
     assert 0 < spent["forward"] + spent["gram"] + spent["solve"] <= spent["total"]
     # the error of block 0, whose inputs are the dense model's: ‖XW − XŴ‖²/‖XW‖² by hand
     name = "model.layers.0.mlp.down_proj"
-    x = sample_inputs(dense, [name], tokens)[name].double()
+    x = fam.inputs_by_hook(dense, [name], tokens)[name].double()
     old, new = (x @ m.get_submodule(name).weight.double().T for m in (dense, model))
     expected = ((old - new).norm() ** 2 / old.norm() ** 2).item()
     reported = {(layer.block, layer.name): layer.error for layer in report.layers}
@@ -392,7 +373,7 @@ def refused(model: nn.Module, tokens: object, **arguments: object) -> HelpersErr
     with pytest.raises(HelpersError) as caught:
         prune_model(model, tokens, **arguments)
     assert not fam.changed(model, before)
-    assert hook_count(model) == 0
+    assert fam.hook_count(model) == 0
     assert "\n" not in str(caught.value)
     return caught.value
 
@@ -483,7 +464,7 @@ def refused_nan(model: nn.Module, method: str) -> str:
         prune_model(model, fam.random_tokens(), method=method, sparsity=0.5)
     now = model.state_dict()
     assert all(torch.equal(torch.nan_to_num(now[k], nan=7.0), v) for k, v in before.items())
-    assert "\n" not in str(caught.value) and hook_count(model) == 0
+    assert "\n" not in str(caught.value) and fam.hook_count(model) == 0
     return str(caught.value)
 
 
@@ -526,7 +507,7 @@ def test_a_model_that_cannot_be_replayed_is_left_alone() -> None:
         prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.5)
     assert not fam.changed(model, before)
     handle.remove()
-    assert hook_count(model) == 0
+    assert fam.hook_count(model) == 0
 
 
 def test_a_model_whose_arguments_depend_on_the_text_is_left_alone() -> None:
@@ -567,7 +548,7 @@ def test_an_interrupt_leaves_no_hooks_and_the_models_mode() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.5, progress=stop)
-    assert hook_count(model) == 0 and model.training
+    assert fam.hook_count(model) == 0 and model.training
 
 
 def test_after_block_without_blocks_to_run_is_refused() -> None:
