@@ -1,4 +1,10 @@
-"""`prune_model`: the only loop over blocks."""
+"""`prune_model`: the only loop over blocks.
+
+The statistics of a block come from the stream that the already pruned blocks before it give; all
+layers of a block are measured in one pass; then the block runs again with its new weights.
+Everything that can be checked is checked before the first weight changes, and a parity gate
+compares the replayed blocks with the model's own logits.
+"""
 
 from __future__ import annotations
 
@@ -100,19 +106,13 @@ def prune_model(
     after_block: Callable[[int, nn.Module, Tensor, Call], None] | None = None,
     **options: Any,
 ) -> PruneReport:
-    """Prune all linear layers of the decoder blocks, in place, block by block.
+    """Prune all linear layers of the decoder blocks, in place: see the module's text for how.
 
-    The statistics of a block come from the stream that the already pruned blocks before it
-    give; all layers of a block are measured in one pass; then the block runs again with its new
-    weights. Everything that can be checked is checked before the first weight changes, and a
-    parity gate compares the replayed blocks with the model's own logits.
-
-    Args: tokens, int64 (sequences, length); a method that needs no calibration never reads them,
-    and its report then holds no errors;
-    sparsity, a fraction, to be left out with an N:M pattern; batch, sequences in one forward
-    pass (lowered to a divisor of `sequences`); progress, called after each layer;
-    after_block(index, block, stream, call), called once a block's layers are pruned and before
-    it runs again, for a step on the whole block; options, those of the method.
+    Args: tokens, int64 (sequences, length), which a method that needs no calibration never reads
+    (its report then holds no errors); sparsity, a fraction, to be left out with an N:M pattern;
+    batch, sequences in one forward pass (lowered to a divisor of `sequences`); progress, called
+    after each layer; after_block(index, block, stream, call), called before a pruned block runs
+    again, for a step on the whole block; options, those of the method.
 
     Memory beyond the model, in bytes: the stream, sequences · length · width · (size of dtype);
     the grams of one block, 4 · Σ d_in² over its different inputs (Llama: three of width², one of
@@ -124,8 +124,8 @@ def prune_model(
     """
     started = time.perf_counter()
     report = PruneReport(method, pattern)
-    _check_request(model, tokens, method, sparsity, pattern, after_block, options)
     check_whole("batch", batch)
+    _check_request(model, tokens, method, sparsity, pattern, after_block, options)
     loop = _Loop(model, report, method, dict(options, sparsity=sparsity, pattern=pattern), progress)
     with eval_mode(model):
         if tokens is None or not get_method(method).needs_calibration:

@@ -67,14 +67,11 @@ def make_record(
 ) -> dict[str, Any]:
     """The record of one run, ready for `write_record`.
 
-    `metrics` maps a name to {"value": number, "unit": text}, with "1" as the unit of a pure number;
-    a third key "tolerance" (a fraction) overrides how closely a rerun must agree. `seconds` is wall
-    time; `series` holds curves for figures, `layers` one row per pruned layer. Values from numpy
-    and torch become plain numbers and lists. `record_path` is dropped from the parameters, because
-    it says where this machine keeps the record and not what was run.
-
-    Raises RecordError for NaN or infinity anywhere, a metric without value or unit, or a value that
-    JSON cannot hold.
+    `metrics` maps a name to {"value": number, "unit": text}, "1" for a pure number; a third key
+    "tolerance" (a fraction) overrides how closely a rerun must agree. `seconds` is wall time;
+    `series` holds curves, `layers` a row per pruned layer; numpy and torch values become plain.
+    `record_path` is left out of the parameters: it says where this machine keeps the record.
+    Raises RecordError for NaN, infinity, a metric without unit, or what JSON cannot hold.
     """
     record = {
         "schema": SCHEMA,
@@ -90,12 +87,19 @@ def make_record(
         "peak_memory_bytes": peak_memory_bytes,
         "series": series,
         "layers": None if layers is None else list(layers),
+        **_provenance(),
+    }
+    return check_record({key: _plain(value, key) for key, value in record.items()})
+
+
+def _provenance() -> dict[str, Any]:
+    """With what, from which commit, where and when a record was made."""
+    return {
         "versions": _versions(),
         "git": _git_state(),
         "platform": _platform(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    return check_record({key: _plain(value, key) for key, value in record.items()})
 
 
 def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Path:
