@@ -49,6 +49,12 @@ def describe_device(device: torch.device | str) -> str:
     return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
 
 
+def synchronise(device: torch.device | str) -> None:
+    """Wait until a GPU has done what it was given, so that a clock means something."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def peak_memory_bytes(device: torch.device | str) -> int:
     """Peak memory so far, in bytes: what torch allocated on a GPU, else the resident process."""
     device = torch.device(device)

@@ -28,9 +28,10 @@ from helpers.capture import (
     largest_divisor,
     layer_grams,
 )
+from helpers.device import synchronise
 from helpers.errors import BadParameter, HelpersError, check_whole
 from helpers.gram import Gram
-from helpers.masks import check_divides, check_target
+from helpers.masks import check_divides, check_target, selection_clock
 from helpers.methods import check_options, get_method
 from helpers.models import check_weights, find_blocks, find_layers, read_weight, write_weight
 
@@ -54,7 +55,11 @@ class LayerReport:
 
 @dataclass
 class PruneReport:
-    """What `prune_model` did, layer by layer and in all."""
+    """What `prune_model` did, layer by layer and in all.
+
+    `seconds` holds "total" and its parts: "forward" and "solve", and on a CPU apart from these
+    two "gram" and "selection" (of masks).
+    """
 
     method: str
     pattern: str
@@ -127,7 +132,7 @@ def prune_model(
     check_whole("batch", batch)
     _check_request(model, tokens, method, sparsity, pattern, after_block, options)
     loop = _Loop(model, report, method, dict(options, sparsity=sparsity, pattern=pattern), progress)
-    with eval_mode(model):
+    with eval_mode(model), loop.told():
         if tokens is None or not get_method(method).needs_calibration:
             loop.run_uncalibrated()
         else:
@@ -186,7 +191,12 @@ class _Loop:
         self.progress = progress
         self.blocks = find_blocks(model)
         self.total = sum(len(find_layers(block)) for block in self.blocks)
-        self.seconds = {"forward": 0.0, "gram": 0.0, "solve": 0.0}
+        self.seconds = {"forward": 0.0, "solve": 0.0}
+        self.device = next(model.parameters()).device
+        # a GPU works on after a call has returned, so parts of a block cannot be told apart there
+        self.parts = self.device.type == "cpu"
+        if self.parts:
+            self.seconds |= {"gram": 0.0, "selection": 0.0}
 
     def run_uncalibrated(self) -> None:
         """Prune from the weights alone: the model is never run."""
@@ -201,8 +211,9 @@ class _Loop:
             name = f"block {index}"
             with self.timed("forward"):
                 grams, gram_seconds = layer_grams(block, stream, call, batch, name)
-            self.seconds["forward"] -= gram_seconds
-            self.seconds["gram"] += gram_seconds
+            if self.parts:
+                self.seconds["forward"] -= gram_seconds
+                self.seconds["gram"] += gram_seconds
             self.prune_block(index, grams)
             if after_block:
                 after_block(index, block, stream, call)
@@ -222,8 +233,11 @@ class _Loop:
         """Solve and overwrite each layer of one block."""
         layers = find_layers(self.blocks[index], f"block {index}")
         for name, layer in layers.items():
-            with self.timed("solve"):
+            with self.timed("solve"), selection_clock() as choosing:
                 self.prune_layer(index, name, layer, grams and grams[name].matrix)
+            if self.parts:
+                self.seconds["selection"] += choosing.seconds
+                self.seconds["solve"] -= choosing.seconds
             if self.progress:
                 self.progress(len(self.report.layers), self.total, f"block {index} {name}")
 
@@ -234,10 +248,7 @@ class _Loop:
         try:
             result = self.method(weight, gram, **self.arguments)
         except HelpersError as error:
-            count = len(self.report.layers)
-            done = f"; {count} layers before it are already pruned, reload the model"
-            done = done if count else ""
-            raise type(error)(f"block {index} {name}: {error}{done}") from error
+            raise type(error)(f"block {index} {name}: {error}") from error
         write_weight(layer, result.weight)
         self.report.layers.append(
             LayerReport(
@@ -253,8 +264,21 @@ class _Loop:
         )
 
     @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """Add to an error how much of the model has been changed by then."""
+        try:
+            yield
+        except HelpersError as error:
+            count = len(self.report.layers)
+            if not count:
+                raise
+            done = f"{count} layers before it are already pruned, reload the model"
+            raise type(error)(f"{error}; {done}") from error
+
+    @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
         """Add the seconds spent inside to self.seconds[what]."""
         started = time.perf_counter()
         yield
+        synchronise(self.device)
         self.seconds[what] += time.perf_counter() - started

@@ -44,7 +44,10 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "platform": (dict,),
     "created": (str,),
 }
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "pandas")
+PACKAGES = (
+    *("torch", "transformers", "tokenizers", "safetensors", "datasets", "lm-eval"),
+    *("numpy", "pandas"),
+)
 # what decides a number; a change elsewhere in the tree does not make a record "dirty"
 SOURCES = ("helpers", "notebooks", "runs", "pyproject.toml", "constraints.txt")
 EXPONENT_WITHOUT_POINT = re.compile(r"([-+]?\d+)[eE]([-+]?\d+)")

@@ -1,4 +1,4 @@
-"""`prune_model` on 14 tiny families: what must change, what must not, and in which order."""
+"""`prune_model` on many tiny families: what must change, what must not, and in which order."""
 
 from __future__ import annotations
 
