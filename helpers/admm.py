@@ -16,8 +16,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from helpers.errors import BadParameter, NonFinite, check_choice, check_real, check_whole
-from helpers.gram import check_gram, damp, dead_inputs, factor, normalise
+from helpers.errors import (
+    BadParameter,
+    NonFinite,
+    NotPositiveDefinite,
+    check_choice,
+    check_real,
+    check_whole,
+)
+from helpers.gram import check_gram, damp, damping_ladder, dead_inputs, normalise
 from helpers.masks import check_target, cubic_schedule, select
 
 SCHEDULES = ("paper", "released")
@@ -43,16 +50,18 @@ def refit(
     rho: float = 1.0,
     iterations: int = 20,
     damping: float = 0.1,
+    precondition: bool = True,
     trace: Trace | None = None,
 ) -> Solution:
     """ADMM on a fixed mask.
 
     Args: weight (d_out, d_in); gram (d_in, d_in), see `helpers.gram`; keep (d_out, d_in) bool;
     rho, the penalty (the inputs are scaled to unit norm, so 1 suits every layer); damping, a
-    ridge as a fraction of mean(diag G) that pulls towards the dense weights.
+    ridge as a fraction of mean(diag G) that pulls towards the dense weights; precondition,
+    False to solve the same problem without the paper's scaling, see `damped_system`.
     Raises BadParameter, NonFinite, NotPositiveDefinite.
     """
-    layer = _Layer(weight, gram, rho=rho, damping=damping)
+    layer = _Layer(weight, gram, rho=rho, damping=damping, precondition=precondition)
     check_steps(iterations, 0)
     for iteration in range(1, iterations + 1):
         layer.step(keep)
@@ -73,6 +82,7 @@ def admm_grad(
     mask_steps: int = 15,
     damping: float = 0.1,
     budget: str = "matrix",
+    precondition: bool = True,
     trace: Trace | None = None,
 ) -> Solution:
     """ADMM with a gradually growing mask (the paper's "ADMM-Grad").
@@ -90,7 +100,7 @@ def admm_grad(
     final = check_target(sparsity, pattern)
     check_steps(iterations, mask_steps)
     shortcut = schedule == "released" and pattern == "unstructured" and budget == "matrix"
-    layer = _Layer(weight, gram, rho=rho, damping=damping)
+    layer = _Layer(weight, gram, rho=rho, damping=damping, precondition=precondition)
     keep = select(layer.score(), final, pattern, budget) if mask_steps == 0 else None
     for iteration in range(1, iterations + 1):
         if iteration <= mask_steps:
@@ -102,33 +112,81 @@ def admm_grad(
     return Solution(layer.solution(keep), keep, layer.damping)
 
 
+def damped_system(
+    gram: Tensor, damping: float, *, precondition: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The quadratic of a layer's objective in a solver's coordinates: (matrix, scale).
+
+    With scale s the solver works on s·weight, and the objective is
+    f(Ŵ) = tr(s(Ŵ − W) matrix (Ŵ − W)ᵀs) = tr((Ŵ − W) D (Ŵ − W)ᵀ),
+    where D = N (G + damping · mean(diag G) · I) N, N = diag(n), and (G, n) is the scaled gram.
+
+    - precondition: s = n, shape (d_in,), and the matrix is the damped G (the paper's choice).
+    - else: s is one number for all inputs, shape (), such that the gram/s² has a mean diagonal
+      of 1 over the inputs that are not dead. The objective and its optimum are the same; only
+      the path of a solver differs, and a rho of 1 still means "as large as a typical input".
+    """
+    scaled, norms = normalise(gram)
+    damped = damp(scaled, damping)
+    if precondition:
+        return damped, norms
+    dead = dead_inputs(gram)
+    typical = norms.square()[~dead].mean() if not dead.all() else norms.new_ones(())
+    return damped * norms * (norms[:, None] / typical), typical.sqrt()
+
+
 class _Layer:
     """The ADMM state of one layer, with its inputs scaled to unit norm.
 
-    Scaled, |W| is Wanda's score |W|·‖x‖, and one rho suits every layer.
+    Scaled, |W| is Wanda's score |W|·‖x‖, and one rho suits every layer. Without
+    `precondition` all inputs share one scale, and the score is scaled instead.
     Memory: four (d_out, d_in) and three (d_in, d_in) float32 matrices.
     """
 
-    def __init__(self, weight: Tensor, gram: Tensor, *, rho: float, damping: float) -> None:
+    def __init__(
+        self, weight: Tensor, gram: Tensor, *, rho: float, damping: float, precondition: bool
+    ) -> None:
         check_real("rho", rho, above=0)
         check_real("damping", damping)
+        check_switch("precondition", precondition)
         check_gram(gram, weight.shape[1])
         if not torch.isfinite(weight).all():
             raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
-        scaled, self.norms = normalise(gram.float())
-        lower, self.damping = factor(scaled, damping, shift=rho)
         self.rho = rho
         self.alive = ~dead_inputs(gram)
+        damped, lower = self._factor(gram.float(), damping, precondition)
         self.inverse = torch.cholesky_inverse(lower)
         scaled_weight = weight.float() * self.norms
         # G W₀ (G + ρI)⁻¹ is the same in every iteration, which leaves one product for each
-        self.base = scaled_weight @ damp(scaled, self.damping) @ self.inverse
+        self.base = scaled_weight @ damped @ self.inverse
         self.total = scaled_weight  # W + U, with U = 0
         self.Z, self.U = torch.empty_like(self.total), torch.empty_like(self.total)
 
+    def _factor(self, gram: Tensor, damping: float, precondition: bool) -> tuple[Tensor, Tensor]:
+        """The damped system, and the lower Cholesky factor of it + ρI.
+
+        Climbs the same ladder as `helpers.gram.factor`, but with the damping always in the
+        scaled metric; sets `norms`, `damping` and the scale of the score.
+        """
+        for rung in damping_ladder(damping):
+            damped, self.norms = damped_system(gram, rung, precondition=precondition)
+            shifted = damped.clone()
+            shifted.diagonal().add_(self.rho)
+            lower, info = torch.linalg.cholesky_ex(shifted)
+            if info.item() == 0 and torch.isfinite(lower).all():
+                self.damping = rung
+                self.to_score = None if precondition else normalise(gram)[1] / self.norms
+                return damped, lower
+        raise NotPositiveDefinite(
+            f"gram cannot be factored with damping from {damping:g} up to {rung:g}: "
+            "it is not positive semi-definite; recompute it from the layer's inputs"
+        )
+
     def score(self) -> Tensor:
-        """|W + U|, and 0 for dead inputs, which therefore lose their weights first."""
+        """|W + U| in units of output, and 0 for dead inputs, whose weights therefore fall first."""
         score = self.total.abs()
+        if self.to_score is not None:
+            score *= self.to_score
         return score if self.alive.all() else score * self.alive
 
     def step(self, keep: Tensor) -> None:
@@ -178,6 +236,13 @@ def _solve_symmetric(system: Tensor, right: Tensor) -> Tensor:
     if info.item() == 0:
         return torch.cholesky_solve(right[:, None], lower).squeeze(1)
     return torch.linalg.pinv(system, hermitian=True) @ right
+
+
+def check_switch(what: str, value: object) -> bool:
+    """Return `value` if it is True or False, else raise BadParameter."""
+    if isinstance(value, bool):
+        return value
+    raise BadParameter(f"{what} {value!r} is not allowed: give True or False")
 
 
 def check_steps(iterations: int, mask_steps: int) -> None:

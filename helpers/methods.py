@@ -239,11 +239,13 @@ def admm1(
     iterations=20,
     damping=0.1,
     budget="matrix",
+    precondition=True,
 ):
     """One mask from |W|·‖x‖, then ADMM on it (the paper's ADMM1)."""
     if keep is None:
         keep = select(weight.abs() * gram.diagonal().sqrt(), sparsity, pattern, budget)
-    solved = refit(weight, gram, keep, rho=rho, iterations=iterations, damping=damping)
+    common = dict(rho=rho, iterations=iterations, damping=damping, precondition=precondition)
+    solved = refit(weight, gram, keep, **common)
     return LayerResult(solved.weight, keep, damping=solved.damping)
 
 
@@ -261,11 +263,12 @@ def admm_gradual(
     mask_steps=15,
     damping=0.1,
     budget="matrix",
+    precondition=True,
 ):
     """ADMM with a gradually growing mask (the paper's ADMM-Grad); with `keep`, on that mask."""
     check_choice("schedule", schedule, SCHEDULES)
     check_steps(iterations, mask_steps)
-    common = dict(rho=rho, iterations=iterations, damping=damping)
+    common = dict(rho=rho, iterations=iterations, damping=damping, precondition=precondition)
     if keep is not None:
         solved = refit(weight, gram, keep, **common)
     else:

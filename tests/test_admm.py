@@ -379,6 +379,82 @@ def test_inputs_are_not_modified() -> None:
         assert torch.equal(now, before)
 
 
+# ---------------------------------------------------------------- without preconditioning
+
+
+def unscaled_lines(
+    weight: np.ndarray, gram: np.ndarray, keep: np.ndarray, iterations: int, damping: float
+) -> np.ndarray:
+    """The paper's loop on the gram as it is, but for one number that makes its mean diagonal 1."""
+    c2 = np.diag(gram).mean()
+    G = (gram + damping * np.diag(np.diag(gram))) / c2
+    W0 = W = weight.T
+    U, inverse = np.zeros_like(W), np.linalg.inv(G + np.eye(len(G)))
+    for _ in range(iterations):
+        Z = (W + U) * keep.T
+        U = U + W - Z
+        W = inverse @ (G @ W0 + Z - U)
+    return ((W + U) * keep.T).T
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 20])
+def test_without_preconditioning_it_is_the_same_loop_on_the_plain_gram(iterations: int) -> None:
+    inputs, weight = layer(d_out=20, d_in=24, tokens=120)
+    keep = random_keep(weight.shape, 0.6)
+    gram = inputs.double().T @ inputs.double()
+    expected = unscaled_lines(weight.double().numpy(), gram.numpy(), keep.numpy(), iterations, 0.1)
+    solved = refit(weight, gram.float(), keep, iterations=iterations, precondition=False)
+    gap = np.abs(solved.weight.double().numpy() - expected).max()
+    assert gap < 2e-4 * np.abs(expected).max()
+    scaled = refit(weight, gram.float(), keep, iterations=iterations).weight
+    assert not torch.allclose(scaled, solved.weight, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.1])
+def test_without_preconditioning_the_optimum_is_the_same(damping: float) -> None:
+    inputs, weight = layer()
+    inputs[:, 2] = 0  # a dead input must not count towards the common scale
+    keep, gram = random_keep(weight.shape), gram_of(inputs)
+    solved = refit(
+        weight, gram, keep, rho=0.3, iterations=20000, damping=damping, precondition=False
+    )
+    # the ridge is a fraction of mean(diag G), which is 15/16 with one dead input of sixteen
+    expected = restricted_lstsq(inputs, weight, keep, damping * 15 / 16)
+    alive = np.arange(16) != 2
+    norms = inputs.double().norm(dim=0).numpy()[alive]
+    gap = np.abs((solved.weight.double().numpy() - expected)[:, alive] * norms).max()
+    assert gap < 2e-3 * np.abs(expected[:, alive] * norms).max()
+
+
+def test_without_preconditioning_masks_still_go_by_output() -> None:
+    # Wanda's score, whatever coordinates the solve is in; with |W| alone they would differ
+    inputs, weight = layer(d_out=20, d_in=32, tokens=160)
+    gram = gram_of(inputs)
+    settings = {"sparsity": 0.6, "mask_steps": 0}
+    plain = admm_grad(weight, gram, precondition=False, **settings).keep
+    assert torch.equal(plain, admm_grad(weight, gram, **settings).keep)
+    sizes = weight.abs().flatten()
+    by_size = torch.ones_like(sizes, dtype=torch.bool)
+    by_size[sizes.argsort()[: round(0.6 * sizes.numel())]] = False
+    assert (plain.flatten() != by_size).float().mean() > 0.1
+    dead = inputs.clone()
+    dead[:, 5] = 0
+    grown = admm_grad(weight, gram_of(dead), sparsity=0.6, precondition=False)
+    assert not grown.keep[:, 5].any(), "weights of a dead input fall first"
+    assert not torch.equal(grown.keep, admm_grad(weight, gram_of(dead), sparsity=0.6).keep)
+
+
+def test_without_preconditioning_rho_means_the_same_in_every_layer() -> None:
+    inputs, weight = layer()
+    inputs[:, 2] = 0  # whose norm of 0 is replaced by 1, which must not count
+    keep, gram = random_keep(weight.shape), gram_of(inputs)
+    plain = refit(weight, gram, keep, iterations=5, precondition=False).weight
+    alive = torch.arange(16) != 2
+    for factor in (1e-6, 1e3):
+        other = refit(weight, factor * gram, keep, iterations=5, precondition=False).weight
+        torch.testing.assert_close(other[:, alive], plain[:, alive], rtol=1e-4, atol=1e-5)
+
+
 # ---------------------------------------------------------------- bad input
 
 
@@ -390,7 +466,7 @@ def test_inputs_are_not_modified() -> None:
         {"iterations": True}, {"damping": -0.1}, {"damping": float("nan")},
         {"damping": float("inf")}, {"damping": "0.1"}, {"damping": None},
         {"mask_steps": -1}, {"mask_steps": 21}, {"mask_steps": 1.5}, {"schedule": "papr"},
-        {"schedule": None}, {"budget": "column"},
+        {"schedule": None}, {"budget": "column"}, {"precondition": 1}, {"precondition": "no"},
     ],
     ids=str,
 )  # fmt: skip

@@ -248,13 +248,26 @@ def test_admm1_takes_a_budget_per_output() -> None:
     assert (keep.sum(1) == 8).all()
 
 
+def test_admm1_without_preconditioning_keeps_the_mask_and_solves_otherwise() -> None:
+    inputs, weight = layer()
+    gram = gram_of(inputs)
+    plain = METHODS["admm1"](weight, gram, sparsity=0.7)
+    other = METHODS["admm1"](weight, gram, sparsity=0.7, precondition=False)
+    assert torch.equal(plain.keep, other.keep)
+    expected = refit(weight, gram, plain.keep, precondition=False).weight
+    torch.testing.assert_close(other.weight, expected)
+    assert not torch.allclose(other.weight, plain.weight, rtol=1e-2)
+    given = METHODS["admm-grad"](weight, gram, keep=plain.keep, precondition=False)
+    torch.testing.assert_close(given.weight, expected)
+
+
 def test_options_reach_the_solver() -> None:
     inputs, weight = layer()
     gram = gram_of(inputs)
     plain = METHODS["admm-grad"](weight, gram, sparsity=0.7)
     for option in (
         {"schedule": "released"}, {"rho": 3.0}, {"iterations": 16}, {"mask_steps": 5},
-        {"damping": 0.5}, {"budget": "output"},
+        {"damping": 0.5}, {"budget": "output"}, {"precondition": False},
     ):  # fmt: skip
         other = METHODS["admm-grad"](weight, gram, sparsity=0.7, **option)
         assert not torch.equal(other.weight, plain.weight), option

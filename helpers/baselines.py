@@ -1,0 +1,209 @@
+"""What the paper compares ADMM with on a fixed mask: gradient methods and conjugate gradients.
+
+All of them minimise the objective of `helpers.admm.refit`,
+f(Ŵ) = tr((Ŵ − W) D (Ŵ − W)ᵀ) with Ŵ zero outside `keep`, D as in `damped_system`, and all start
+from the masked weight. They work in place with one matrix product an iteration, as ADMM does, so
+that seconds can be compared. A float64 weight is solved in float64, any other in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from helpers.admm import Solution, Trace, check_switch, damped_system
+from helpers.errors import BadParameter, NonFinite, check_choice, check_real, check_whole
+from helpers.gram import check_gram
+from helpers.masks import check_keep
+
+OPTIMISERS = ("adam", "sgd")
+ADAM_DECAY = (0.9, 0.999)  # torch's defaults, as is the epsilon
+ADAM_EPSILON = 1e-8
+POWER_STEPS = 100
+
+# step(iteration, current, slope): move `current` against `slope`, both in place
+Step = Callable[[int, Tensor, Tensor], None]
+
+
+def gradient_refit(
+    weight: Tensor,
+    gram: Tensor,
+    keep: Tensor,
+    *,
+    optimiser: str,
+    learning_rate: float,
+    iterations: int,
+    damping: float = 0.1,
+    precondition: bool = False,
+    momentum: float = 0.9,
+    trace: Trace | None = None,
+) -> Solution:
+    """Refit by full-batch gradient descent, 2 (Ŵ − W) D masked by `keep` (AdaPrune's way).
+
+    Hubara et al., "Accelerated Sparse Neural Training", 2021, do this with Adam on a layer's
+    outputs; the gradient over all calibration tokens needs nothing but the gram.
+
+    Args: weight, gram, keep, damping, trace as in `helpers.admm.refit`; precondition, True to
+    descend in inputs scaled to unit norm. learning_rate is relative, so that one suits every
+    layer: for "adam" (torch's defaults otherwise) in units of the root mean square of the
+    surviving weights, for "sgd" in units of 1/L with L the largest eigenvalue of 2 D, from 100
+    power iterations. "sgd" has heavy-ball `momentum`, in [0, 1), and stays finite for a
+    learning rate below 2 (1 + momentum); 0 is plain descent.
+    Raises BadParameter, BadMask, and NonFinite if it diverged.
+    """
+    check_choice("optimiser", optimiser, OPTIMISERS)
+    check_real("learning_rate", learning_rate, above=0)
+    if check_real("momentum", momentum) >= 1:
+        raise BadParameter(f"momentum {momentum!r} is not allowed: give a number in [0, 1)")
+    problem = _Problem(weight, gram, keep, iterations, damping, precondition)
+    current = problem.start()
+    if optimiser == "adam":
+        step = _adam(current, learning_rate * problem.typical_weight(current))
+    else:
+        step = _momentum(current, learning_rate / problem.curvature(), momentum)
+    slope = torch.empty_like(current)
+    for iteration in range(1, iterations + 1):
+        problem.gradient(current, out=slope)
+        step(iteration, current, slope)
+        if trace:
+            trace(iteration, current / problem.scale, keep)
+    return problem.solution(current, optimiser)
+
+
+def _adam(like: Tensor, rate: float) -> Step:
+    """Adam's update (Kingma & Ba 2015) for weights shaped `like`, in place."""
+    mean, square, root = torch.zeros_like(like), torch.zeros_like(like), torch.empty_like(like)
+    first, second = ADAM_DECAY
+
+    def step(iteration: int, current: Tensor, slope: Tensor) -> None:
+        mean.lerp_(slope, 1 - first)
+        square.mul_(second).addcmul_(slope, slope, value=1 - second)
+        # both bias corrections as one number: a pass over the matrix fewer
+        correction = math.sqrt(1 - second**iteration)
+        torch.sqrt(square, out=root)
+        root.add_(ADAM_EPSILON * correction)
+        current.addcdiv_(mean, root, value=-rate * correction / (1 - first**iteration))
+
+    return step
+
+
+def _momentum(like: Tensor, rate: float, momentum: float) -> Step:
+    """Heavy-ball descent (Polyak 1964) for weights shaped `like`, in place."""
+    velocity = torch.zeros_like(like)
+
+    def step(_: int, current: Tensor, slope: Tensor) -> None:
+        velocity.mul_(momentum).add_(slope)
+        current.sub_(velocity, alpha=rate)
+
+    return step
+
+
+def conjugate_gradients(
+    weight: Tensor,
+    gram: Tensor,
+    keep: Tensor,
+    *,
+    iterations: int,
+    damping: float = 0.1,
+    precondition: bool = True,
+    trace: Trace | None = None,
+) -> Solution:
+    """Refit by conjugate gradients (Hestenes & Stiefel 1952) on each output's own support.
+
+    All outputs go together, each with its own step lengths. With `precondition` the inputs are
+    scaled to unit norm, which is Jacobi's preconditioner. In exact arithmetic an output with k
+    surviving weights is solved after k iterations.
+    Arguments as in `helpers.admm.refit`. Raises BadParameter, BadMask, NonFinite.
+    """
+    problem = _Problem(weight, gram, keep, iterations, damping, precondition)
+    current = problem.start()
+    residual = problem.gradient(current, out=torch.empty_like(current)).mul_(-0.5)
+    search, image = residual.clone(), torch.empty_like(current)
+    size = _dot(residual, residual)
+    for iteration in range(1, iterations + 1):
+        torch.mm(search, problem.matrix, out=image)
+        image.mul_(keep)
+        length = _ratio(size, _dot(search, image))
+        current.addcmul_(search, length)
+        residual.addcmul_(image, length, value=-1)
+        before, size = size, _dot(residual, residual)
+        search.mul_(_ratio(size, before)).add_(residual)
+        if trace:
+            trace(iteration, current / problem.scale, keep)
+    return problem.solution(current, "conjugate gradients")
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Inner product of each output's row, shape (d_out, 1)."""
+    return torch.linalg.vecdot(left, right).unsqueeze(1)
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    """above / below, and 0 for an output that has arrived, where both vanish."""
+    return torch.where(below > 0, above / below, torch.zeros_like(above))
+
+
+class _Problem:
+    """The layer's least-squares problem in the coordinates a solver works in.
+
+    `matrix` is D there, `scale` the factor from weights to those coordinates.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        gram: Tensor,
+        keep: Tensor,
+        iterations: int,
+        damping: float,
+        precondition: bool,
+    ) -> None:
+        check_whole("iterations", iterations)
+        self.damping = check_real("damping", damping)
+        check_switch("precondition", precondition)
+        check_gram(gram, weight.shape[1])
+        check_keep(keep, weight.shape, None, "unstructured")
+        if not torch.isfinite(weight).all():
+            raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
+        kind = torch.promote_types(weight.dtype, torch.float32)
+        self.keep = keep
+        self.matrix, self.scale = damped_system(gram.to(kind), damping, precondition=precondition)
+        self.dense = weight.to(kind) * self.scale
+        self.target = self.dense @ self.matrix
+
+    def start(self) -> Tensor:
+        """The masked weight, a new tensor."""
+        return self.dense * self.keep
+
+    def gradient(self, current: Tensor, out: Tensor) -> Tensor:
+        """2 (current − dense) D on the support and 0 elsewhere, written to `out`."""
+        torch.addmm(self.target, current, self.matrix, beta=-2, alpha=2, out=out)
+        return out.mul_(self.keep)
+
+    def typical_weight(self, start: Tensor) -> float:
+        """Root mean square of the surviving weights, in these coordinates."""
+        return (start.square().sum() / self.keep.sum().clamp(min=1)).sqrt().item()
+
+    def curvature(self) -> float:
+        """Largest eigenvalue of 2 D, by power iteration: what a step length is measured by."""
+        generator = torch.Generator().manual_seed(0)
+        vector = torch.randn(len(self.matrix), generator=generator, dtype=self.matrix.dtype)
+        vector = vector.to(self.matrix.device)
+        for _ in range(POWER_STEPS):
+            vector = self.matrix @ (vector / vector.norm())
+        largest = 2 * vector.norm().item()
+        if largest > 0:
+            return largest
+        raise BadParameter(
+            "gram is zero and damping is 0, so nothing can be fitted: "
+            "give a gram of real inputs, or a damping above 0"
+        )
+
+    def solution(self, current: Tensor, solver: str) -> Solution:
+        """The answer in the units of the original weight. Raises NonFinite if it diverged."""
+        if not torch.isfinite(current).all():
+            raise NonFinite(f"{solver} diverged: give a smaller learning rate or more damping")
+        return Solution(current / self.scale, self.keep, self.damping)

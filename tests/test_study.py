@@ -1,0 +1,267 @@
+"""The studies on small random layers, against sums written out in float64."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import time
+
+import pytest
+import torch
+
+from helpers import study as studies
+from helpers.admm import exact_least_squares
+from helpers.capture import layer_gram
+from helpers.errors import BadParameter, BadSparsity
+from helpers.methods import METHODS
+from helpers.models import load_model
+from helpers.study import Stopwatch, layer_problems, mask_study, trace_points, update_study
+
+ROW = ("sparsity", "solver", "rho", "precondition", "damping", "learning_rate", "iterations",
+       "error", "heldout", "excess", "seconds")  # fmt: skip
+CURVE = ("sparsity", "solver", "rho", "precondition", "damping", "learning_rate", "iterations",
+         "seconds", "error", "excess")  # fmt: skip
+
+
+def gram_of_random(seed: int, d_in: int = 32, tokens: int = 120) -> torch.Tensor:
+    """Gram of correlated inputs: the mixing is that of every seed, the tokens are not."""
+    mixing = torch.randn(d_in, d_in, generator=torch.Generator().manual_seed(99)) / 4
+    scales = torch.logspace(-0.5, 0.5, d_in)
+    draw = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(tokens, d_in, generator=draw) @ (torch.eye(d_in) + mixing) * scales
+    return inputs.T @ inputs
+
+
+@pytest.fixture(scope="module")
+def layer() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    weight = torch.randn(24, 32, generator=torch.Generator().manual_seed(5))
+    return weight, gram_of_random(1), gram_of_random(2)
+
+
+@pytest.fixture(scope="module")
+def study(layer) -> dict:
+    return update_study(*layer, sparsities=(0.5, 0.7), iterations=60)
+
+
+def pick(study: dict, **wanted: object) -> list[dict]:
+    return [row for row in study["update"] if all(row[k] == v for k, v in wanted.items())]
+
+
+def relative(weight: torch.Tensor, new: torch.Tensor, gram: torch.Tensor) -> float:
+    w, n, g = weight.double(), new.double(), gram.double()
+    return (torch.trace((w - n) @ g @ (w - n).T) / torch.trace(w @ g @ w.T)).item()
+
+
+def objective(weight: torch.Tensor, new: torch.Tensor, gram: torch.Tensor, damping: float) -> float:
+    g, change = gram.double(), weight.double() - new.double()
+    damped = g + damping * torch.diag(g.diagonal())
+    return torch.trace(change @ damped @ change.T).item()
+
+
+def wanda_keep(weight: torch.Tensor, gram: torch.Tensor, sparsity: float) -> torch.Tensor:
+    score = (weight.abs() * gram.diagonal().sqrt()).flatten()
+    keep = torch.ones_like(score, dtype=torch.bool)
+    keep[score.argsort()[: round(sparsity * score.numel())]] = False
+    return keep.view(weight.shape)
+
+
+# ---------------------------------------------------------------- update_study
+
+
+def test_rows_and_curves_have_the_fields_of_the_schema_and_are_json(study: dict) -> None:
+    assert set(study) == {"update", "curves"}
+    assert all(tuple(row) == ROW for row in study["update"])
+    assert all(tuple(curve) == CURVE for curve in study["curves"])
+    assert json.loads(json.dumps(study, allow_nan=False)) == study
+
+
+def test_every_solver_is_there_at_every_sparsity(study: dict) -> None:
+    for sparsity in (0.5, 0.7):
+        assert len(pick(study, sparsity=sparsity, solver="none")) == 1
+        assert [r["damping"] for r in pick(study, sparsity=sparsity, solver="exact")] == [
+            0.1, 0.01, 0.0]  # fmt: skip
+        assert [r["damping"] for r in pick(study, sparsity=sparsity, solver="sparsegpt")] == [0.01]
+        admm = pick(study, sparsity=sparsity, solver="admm")
+        settings = {(r["rho"], r["precondition"], r["damping"]) for r in admm}
+        assert settings == {
+            *((rho, True, 0.1) for rho in (0.1, 0.3, 1.0, 3.0, 10.0)),
+            *((rho, False, 0.1) for rho in (0.1, 1.0, 10.0)),
+            (1.0, True, 0.01),
+        }
+        for one, rows in itertools.groupby(admm, lambda r: (r["rho"], r["precondition"])):
+            assert sorted({r["iterations"] for r in rows}) == [5, 10, 20, 50], one
+        for solver in ("adam", "sgd"):
+            rows = pick(study, sparsity=sparsity, solver=solver, precondition=False)
+            assert sorted({r["iterations"] for r in rows}) == [20, 60] and len(rows) == 6
+        (end,) = pick(study, sparsity=sparsity, solver="adam", precondition=True, iterations=60)
+        plain = pick(study, sparsity=sparsity, solver="adam", precondition=False, iterations=60)
+        assert end["learning_rate"] == min(plain, key=lambda r: r["excess"])["learning_rate"]
+        cg = pick(study, sparsity=sparsity, solver="cg")
+        assert [(r["precondition"], r["iterations"]) for r in cg] == [
+            (True, 20), (True, 50), (False, 20), (False, 50)]  # fmt: skip
+    assert len(study["curves"]) == 2 * (9 + 2 + 4 + 3)
+
+
+def test_numbers_are_those_of_the_definitions(layer, study: dict) -> None:
+    weight, gram, heldout = layer
+    keep = wanda_keep(weight, gram, 0.7)
+    best = exact_least_squares(weight.double(), gram.double(), keep, damping=0.1)
+    floor = objective(weight, best, gram, 0.1)
+    answers = {
+        ("none", None): weight * keep,
+        ("exact", 0.0): exact_least_squares(weight.double(), gram, keep, damping=0.0),
+        ("sparsegpt", 0.01): METHODS["sparsegpt"](weight, gram, keep=keep).weight,
+    }
+    for (solver, damping), new in answers.items():
+        (row,) = pick(study, sparsity=0.7, solver=solver, damping=damping)
+        assert row["error"] == pytest.approx(relative(weight, new, gram), rel=1e-4)
+        assert row["heldout"] == pytest.approx(relative(weight, new, heldout), rel=1e-4)
+        above = objective(weight, new, gram, 0.1) / floor - 1
+        assert row["excess"] == pytest.approx(above, rel=1e-3)
+    (row,) = pick(study, sparsity=0.7, solver="exact", damping=0.1)
+    assert row["excess"] < 1e-6 and row["heldout"] != row["error"]
+
+
+def test_an_iterations_numbers_are_those_of_its_definition(layer, study: dict) -> None:
+    # at iteration 5 ADMM is still well above the optimum, so an excess of 0 would show
+    weight, gram, _ = layer
+    keep = wanda_keep(weight, gram, 0.5)
+    new = METHODS["admm1"](weight, gram, keep=keep, iterations=5, rho=3.0).weight
+    best = exact_least_squares(weight.double(), gram.double(), keep, damping=0.1)
+    (row,) = pick(study, sparsity=0.5, solver="admm", rho=3.0, iterations=5)
+    above = objective(weight, new, gram, 0.1) / objective(weight, best, gram, 0.1) - 1
+    assert row["excess"] == pytest.approx(above, rel=1e-3) and above > 1e-3
+    assert row["error"] == pytest.approx(relative(weight, new, gram), rel=1e-4)
+
+
+def test_nothing_is_below_the_optimum_and_admm_arrives(study: dict) -> None:
+    assert all(row["excess"] >= 0 for row in study["update"])
+    assert all(min(curve["excess"]) >= 0 for curve in study["curves"])
+    for sparsity in (0.5, 0.7):
+        (none,) = pick(study, sparsity=sparsity, solver="none")
+        (end,) = pick(study, sparsity=sparsity, solver="admm", rho=1.0, precondition=True,
+                      damping=0.1, iterations=50)  # fmt: skip
+        assert end["excess"] < 1e-3 * none["excess"]
+        # another damping has another optimum: it must not look converged
+        (other,) = pick(study, sparsity=sparsity, solver="admm", damping=0.01, iterations=50)
+        assert other["excess"] > 10 * end["excess"]
+
+
+def test_curves_end_at_their_rows(study: dict) -> None:
+    for curve in study["curves"]:
+        key = {k: curve[k] for k in CURVE[:6]}
+        last = max(pick(study, **key), key=lambda row: row["iterations"])
+        assert curve["iterations"][-1] == last["iterations"]
+        for name in ("error", "excess", "seconds"):
+            assert curve[name][-1] == pytest.approx(last[name], rel=1e-4)
+        assert curve["seconds"] == sorted(curve["seconds"])
+        assert len({len(curve[k]) for k in CURVE[6:]}) == 1
+
+
+def test_a_point_for_each_early_iteration_and_about_eight_a_decade() -> None:
+    assert trace_points(5) == [1, 2, 3, 4, 5]
+    # by hand: 10^(11/8) = 23.7, 10^(12/8) = 31.6, 42.2, 56.2, 75.0, 100, 133.4, 177.8
+    assert trace_points(200)[20:] == [24, 32, 42, 56, 75, 100, 133, 178, 200]
+    assert trace_points(100)[20:] == [24, 32, 42, 56, 75, 100]
+    assert trace_points(20) == list(range(1, 21))
+
+
+def test_measuring_does_not_count(layer, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = studies._Case.measure
+
+    def slow(self, new):
+        time.sleep(0.02)
+        return measure(self, new)
+
+    monkeypatch.setattr(studies._Case, "measure", slow)
+    monkeypatch.setattr(studies, "LEARNING_RATES", {"adam": (0.01,), "sgd": (1.0,)})
+    monkeypatch.setattr(studies, "RHOS", (1.0,))
+    monkeypatch.setattr(studies, "PLAIN_RHOS", ())
+    started = time.perf_counter()
+    study = update_study(*layer, sparsities=(0.5,), iterations=20)
+    total = time.perf_counter() - started
+    assert total > 2.8  # 7 curves of 20 points or more
+    # each of these curves slept 0.4 s and more while it was traced
+    assert all(curve["seconds"][-1] < 0.2 for curve in study["curves"])
+
+
+def test_a_stopwatch_counts_work_and_not_pauses() -> None:
+    watch = Stopwatch(torch.device("cpu"))
+    time.sleep(0.02)
+    with watch.paused() as before:
+        time.sleep(0.1)
+    time.sleep(0.02)
+    assert 0.02 <= before < 0.06 and before + 0.02 <= watch.seconds < 0.1
+
+
+def test_a_diverged_curve_is_cut_and_its_rows_are_missing(
+    layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studies, "LEARNING_RATES", {"adam": (0.01,), "sgd": (1.0, 1e4)})
+    study = update_study(*layer, sparsities=(0.5,), iterations=100)
+    fine, cut = (c for c in study["curves"] if c["solver"] == "sgd")
+    assert fine["iterations"][-1] == 100
+    assert cut["iterations"] and cut["iterations"][-1] < 100
+    assert all(map(math.isfinite, cut["error"] + cut["excess"]))
+    assert not pick(study, solver="sgd", learning_rate=1e4, iterations=100)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 1.0, -0.1, 60])
+def test_bad_sparsities(layer, sparsity: float, one_line_error) -> None:
+    with one_line_error(BadSparsity, "sparsity"):
+        update_study(*layer, sparsities=(0.5, sparsity))
+
+
+def test_bad_arguments(layer, one_line_error) -> None:
+    weight, gram, heldout = layer
+    with one_line_error(BadParameter, "iterations"):
+        update_study(*layer, iterations=0)
+    with one_line_error(BadParameter, "gram"):
+        update_study(weight, gram, heldout[:-1, :-1])
+    with one_line_error(BadParameter, "gram"):
+        mask_study(weight, gram, heldout[:-1, :-1])
+
+
+# ---------------------------------------------------------------- mask_study
+
+
+def test_mask_study_changes_one_rule_at_a_time(layer) -> None:
+    weight, gram, heldout = layer
+    rows = mask_study(*layer, sparsities=(0.5, 0.7), patterns=("unstructured", "2:4"))
+    fields = ("pattern", "sparsity", "mask_steps", "schedule", "budget", "iterations", "error",
+              "heldout")  # fmt: skip
+    assert all(tuple(row) == fields for row in rows)
+    rules = [tuple(row.values())[:5] for row in rows]
+    steps = [(n, "paper", "matrix") for n in (0, 5, 10, 15)]
+    free = [*steps, (15, "released", "matrix"), (15, "paper", "output")]
+    assert rules == [
+        *(("unstructured", 0.5, *rule) for rule in free),
+        *(("unstructured", 0.7, *rule) for rule in free),
+        *(("2:4", 0.5, *rule) for rule in steps),
+    ]
+    for row in rows:
+        options = {k: row[k] for k in ("mask_steps", "schedule", "budget", "iterations")}
+        target = {"pattern": row["pattern"], "sparsity": row["sparsity"]}
+        new = METHODS["admm-grad"](weight, gram, **target, **options).weight
+        assert row["error"] == pytest.approx(relative(weight, new, gram), rel=1e-4)
+        assert row["heldout"] == pytest.approx(relative(weight, new, heldout), rel=1e-4)
+    assert len({row["error"] for row in rows}) == len(rows), "every rule has an effect"
+
+
+# ---------------------------------------------------------------- layer_problems
+
+
+def test_layer_problems_are_layer_grams(one_line_error) -> None:
+    model, _ = load_model("tiny")
+    tokens = torch.randint(0, 100, (4, 16))
+    layers = ["self_attn.q_proj", "mlp.down_proj"]
+    found = layer_problems(model, tokens, 1, layers)
+    assert list(found) == layers
+    for layer, (weight, gram) in found.items():
+        expected = layer_gram(model, tokens, 1, layer)
+        assert torch.equal(weight, expected[0]) and torch.equal(gram, expected[1])
+    with one_line_error(BadParameter, "block"):
+        layer_problems(model, tokens, 9, layers)
+    with one_line_error(BadParameter, "layer", "q_proj"):
+        layer_problems(model, tokens, 1, ["self_attn.qproj"])
