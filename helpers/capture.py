@@ -304,10 +304,11 @@ def layer_grams(
             hooks.new_batch()
             run_block(block, rows, call)
     for layer in layers:
-        if layer not in hooks.grams:
+        # an expert that was called with no rows is as unmeasured as one that was never called
+        if layer not in hooks.grams or hooks.grams[layer].tokens == 0:
             raise UnsupportedModel(
-                f"layer {name} {layer} saw no calibration token: this family is not supported, or "
-                "the calibration is too short for its experts"
+                f"layer {name} {layer} saw no calibration token: if it is an expert, give more "
+                "calibration text, otherwise choose another model"
             )
         if not torch.isfinite(hooks.grams[layer].matrix).all():
             raise NonFinite(

@@ -174,14 +174,9 @@ def find_layers(block: nn.Module, where: str = "block") -> dict[str, nn.Module]:
     """The linear layers of a block by name: `nn.Linear` and GPT-2's `Conv1D`.
 
     Raises UnsupportedModel where weights would stay dense without a word: experts fused in one
-    3-D parameter, or quantised weights.
+    parameter, whether 3-D or 2-D, convolutions, recurrences, or quantised weights.
     """
-    for name, parameter in block.named_parameters():
-        if parameter.ndim >= 3:
-            raise UnsupportedModel(
-                f"{where} {name} has shape {tuple(parameter.shape)} (fused experts or a "
-                "convolution), which cannot be pruned layer by layer: choose a dense model"
-            )
+    _refuse_other_matrices(block, where)
     layers = {n: m for n, m in block.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
     if not layers:
         raise UnsupportedModel(f"{where} has no linear layer to prune: choose another model")
@@ -191,6 +186,26 @@ def find_layers(block: nn.Module, where: str = "block") -> dict[str, nn.Module]:
                 f"{where} {name} has a {layer.weight.dtype} weight: load the model unquantised"
             )
     return layers
+
+
+def _refuse_other_matrices(block: nn.Module, where: str) -> None:
+    """Raise UnsupportedModel, naming the largest, if a matrix belongs to no linear layer."""
+    others = {}
+    for module_name, module in block.named_modules():
+        # a norm may hold one scale per head and channel: a matrix that nothing is multiplied by
+        known = isinstance(module, (nn.Linear, Conv1D, nn.Embedding))
+        known |= "Norm" in type(module).__name__
+        for name, parameter in module.named_parameters(module_name, recurse=False):
+            if parameter.ndim >= (3 if known else 2):
+                others[name] = parameter
+    if others:
+        name = max(others, key=lambda key: others[key].numel())
+        raise UnsupportedModel(
+            f"{where} {name} is not the weight of a linear layer: with shape "
+            f"{tuple(others[name].shape)} it looks like fused experts, quantised weights, "
+            "a convolution or a recurrence, and would stay dense; choose a model of linear layers "
+            "only, such as Llama"
+        )
 
 
 def read_weight(layer: nn.Module) -> Tensor:

@@ -31,6 +31,7 @@ class Family:
 
 _ATTENTION = tuple(f"self_attn.{part}_proj" for part in "qkvo")
 _LLAMA_LAYERS = (*_ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+_OPT_LAYERS = (*(f"self_attn.{part}_proj" for part in ("k", "v", "q", "out")), "fc1", "fc2")
 _NEOX_LAYERS = ("query_key_value", "dense")
 _NEOX_MLP = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
 
@@ -63,13 +64,28 @@ def _gpt_neo() -> hf.PretrainedConfig:
     )  # fmt: skip
 
 
+_GPT2 = dict(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, **_IDS)
+
+
 def _gpt2(**changes: object) -> hf.PretrainedConfig:
-    sizes = dict(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128)
-    return hf.GPT2Config(**sizes, **_IDS, **changes)
+    return hf.GPT2Config(**_GPT2, **changes)
 
 
 def _mpt() -> hf.PretrainedConfig:
     return hf.MptConfig(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=128)
+
+
+def _xglm() -> hf.PretrainedConfig:
+    return hf.XGLMConfig(
+        vocab_size=VOCABULARY, d_model=32, ffn_dim=64, num_layers=2, attention_heads=4,
+        max_position_embeddings=128, **_IDS,
+    )  # fmt: skip
+
+
+# a window shorter than the text in the first block, none in the second
+_ALTERNATING = dict(
+    sliding_window=SHORT_WINDOW, layer_types=["sliding_attention", "full_attention"]
+)
 
 
 FAMILIES: dict[str, Family] = {
@@ -97,7 +113,7 @@ FAMILIES: dict[str, Family] = {
             "opt",
             _opt,
             "model.decoder.layers",
-            (*(f"self_attn.{part}_proj" for part in ("k", "v", "q", "out")), "fc1", "fc2"),
+            _OPT_LAYERS,
         ),
         Family(
             "gpt-neox",
@@ -147,7 +163,200 @@ FAMILIES: dict[str, Family] = {
                 "mlp.c_proj",
             ),
         ),
+        Family(
+            "phi3",
+            lambda: hf.Phi3Config(**_LLAMA, sliding_window=SHORT_WINDOW),
+            "model.layers",
+            ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"),
+        ),
+        Family(
+            "stablelm",
+            lambda: hf.StableLmConfig(**_LLAMA, use_parallel_residual=True, qk_layernorm=True),
+            "model.layers",
+            _LLAMA_LAYERS,
+        ),
+        Family(
+            "starcoder2",
+            lambda: hf.Starcoder2Config(**_LLAMA, sliding_window=SHORT_WINDOW),
+            "model.layers",
+            (*_ATTENTION, "mlp.c_fc", "mlp.c_proj"),
+        ),
+        Family("olmo", lambda: hf.OlmoConfig(**_LLAMA), "model.layers", _LLAMA_LAYERS),
+        Family("olmo2", lambda: hf.Olmo2Config(**_LLAMA), "model.layers", _LLAMA_LAYERS),
+        Family(
+            "olmo3",
+            lambda: hf.Olmo3Config(**_LLAMA, **_ALTERNATING),
+            "model.layers",
+            _LLAMA_LAYERS,
+        ),
+        Family("granite", lambda: hf.GraniteConfig(**_LLAMA), "model.layers", _LLAMA_LAYERS),
+        Family(
+            "cohere",
+            # its norms of queries and keys hold matrices, which are nobody's linear layer
+            lambda: hf.CohereConfig(**_LLAMA, use_qk_norm=True),
+            "model.layers",
+            _LLAMA_LAYERS,
+        ),
+        Family(
+            "cohere2",
+            lambda: hf.Cohere2Config(**_LLAMA, **_ALTERNATING),
+            "model.layers",
+            _LLAMA_LAYERS,
+        ),
+        Family(
+            "gpt-j",
+            lambda: hf.GPTJConfig(**_GPT2, rotary_dim=4),
+            "transformer.h",
+            (*(f"attn.{part}_proj" for part in ("k", "v", "q", "out")), "mlp.fc_in", "mlp.fc_out"),
+        ),
+        Family(
+            "codegen",
+            lambda: hf.CodeGenConfig(**_GPT2, rotary_dim=4),
+            "transformer.h",
+            ("attn.qkv_proj", "attn.out_proj", "mlp.fc_in", "mlp.fc_out"),
+        ),
+        Family(
+            "gpt-bigcode",
+            lambda: hf.GPTBigCodeConfig(**_GPT2),
+            "transformer.h",
+            ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+        ),
+        Family(
+            "gemma",
+            lambda: hf.GemmaConfig(**dict(_LLAMA, num_key_value_heads=1), head_dim=16),
+            "model.layers",
+            _LLAMA_LAYERS,
+        ),
+        Family(
+            "gemma2",
+            lambda: hf.Gemma2Config(**_LLAMA, **_ALTERNATING, head_dim=16),
+            "model.layers",
+            _LLAMA_LAYERS,
+        ),
+        Family("smollm3", lambda: hf.SmolLM3Config(**_LLAMA), "model.layers", _LLAMA_LAYERS),
+        Family(
+            "glm4",
+            lambda: hf.Glm4Config(**_LLAMA, head_dim=8),
+            "model.layers",
+            (*_ATTENTION, "mlp.gate_up_proj", "mlp.down_proj"),
+        ),
+        Family(
+            "nemotron",
+            lambda: hf.NemotronConfig(**_LLAMA),
+            "model.layers",
+            (*_ATTENTION, "mlp.up_proj", "mlp.down_proj"),
+        ),
+        Family(
+            "persimmon",
+            lambda: hf.PersimmonConfig(**_BASE, intermediate_size=64, max_position_embeddings=128),
+            "model.layers",
+            (*(f"self_attn.{part}" for part in _NEOX_LAYERS), *_NEOX_MLP),
+        ),
+        Family(
+            "exaone4",
+            lambda: hf.Exaone4Config(**_LLAMA, **_ALTERNATING),
+            "model.layers",
+            _LLAMA_LAYERS,
+        ),
+        Family(
+            "apertus",
+            lambda: hf.ApertusConfig(**_LLAMA),
+            "model.layers",
+            (*_ATTENTION, "mlp.up_proj", "mlp.down_proj"),
+        ),
+        Family(
+            "biogpt",
+            lambda: hf.BioGptConfig(**_BASE, intermediate_size=64, max_position_embeddings=128),
+            "biogpt.layers",
+            _OPT_LAYERS,
+        ),
+        Family("xglm", _xglm, "model.layers", _OPT_LAYERS),
+        Family(
+            "ctrl",
+            lambda: hf.CTRLConfig(**_GPT2, dff=64),
+            "transformer.h",
+            (*(f"multi_head_attention.{p}" for p in ("Wq", "Wk", "Wv", "dense")), "ffn.0", "ffn.2"),
+        ),
     )
+}
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A family that must be refused: its config, and the parameter that would stay dense."""
+
+    config: Callable[[], hf.PretrainedConfig]
+    parameter: str
+
+
+_EXPERTS = dict(moe_intermediate_size=16, num_experts_per_tok=2)
+_FUSED = "mlp.experts.gate_up_proj"
+
+
+def _dbrx() -> hf.PretrainedConfig:
+    return hf.DbrxConfig(
+        vocab_size=VOCABULARY, d_model=32, n_heads=4, n_layers=2, max_seq_len=128,
+        attn_config=dict(kv_n_heads=2, rope_theta=10000.0),
+        ffn_config=dict(ffn_hidden_size=16, moe_num_experts=4, moe_top_k=2),
+    )  # fmt: skip
+
+
+def _deepseek3() -> hf.PretrainedConfig:
+    # the first block is dense, as in the published models
+    return hf.DeepseekV3Config(
+        **dict(_LLAMA, num_key_value_heads=4), **_EXPERTS, n_routed_experts=4, n_shared_experts=1,
+        first_k_dense_replace=1, n_group=1, topk_group=1, kv_lora_rank=8, q_lora_rank=8,
+        qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8,
+    )  # fmt: skip
+
+
+def _jetmoe() -> hf.PretrainedConfig:
+    return hf.JetMoeConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_key_value_heads=2,
+        kv_channels=8, intermediate_size=64, num_local_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+
+
+REFUSED: dict[str, Refused] = {
+    "mixtral": Refused(
+        lambda: hf.MixtralConfig(**_LLAMA, num_local_experts=4), f"block 0 {_FUSED}"
+    ),
+    "qwen2-moe": Refused(
+        lambda: hf.Qwen2MoeConfig(**_LLAMA, **_EXPERTS, num_experts=4), f"block 0 {_FUSED}"
+    ),
+    "qwen3-moe": Refused(
+        lambda: hf.Qwen3MoeConfig(**_LLAMA, **_EXPERTS, num_experts=4), f"block 0 {_FUSED}"
+    ),
+    "olmoe": Refused(
+        lambda: hf.OlmoeConfig(**_LLAMA, num_experts=4, num_experts_per_tok=2), f"block 0 {_FUSED}"
+    ),
+    "phimoe": Refused(lambda: hf.PhimoeConfig(**_LLAMA, num_local_experts=4), f"block 0 {_FUSED}"),
+    "granitemoe": Refused(
+        lambda: hf.GraniteMoeConfig(**_LLAMA, num_local_experts=4, num_experts_per_tok=2),
+        "block 0 block_sparse_moe.experts.gate_up_proj",
+    ),
+    "gpt-oss": Refused(
+        lambda: hf.GptOssConfig(**_LLAMA, num_local_experts=4, num_experts_per_tok=2, head_dim=8),
+        f"block 0 {_FUSED}",
+    ),
+    "deepseek-v3": Refused(_deepseek3, f"block 1 {_FUSED}"),
+    "jetmoe": Refused(_jetmoe, "block 0 mlp.input_linear.weight"),
+    # all experts of a matrix stacked in two dimensions
+    "dbrx": Refused(_dbrx, "block 0 ffn.experts.mlp.w1"),
+    "mamba": Refused(
+        lambda: hf.MambaConfig(
+            vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4
+        ),
+        "block 0 mixer.A_log",
+    ),
+    "recurrent-gemma": Refused(
+        lambda: hf.RecurrentGemmaConfig(**_BASE, intermediate_size=64),
+        "block 0 temporal_block.rg_lru.input_gate_weight",
+    ),
+    "lfm2": Refused(
+        lambda: hf.Lfm2Config(**_LLAMA, layer_types=["conv", "full_attention"]),
+        "block 0 conv.conv.weight",
+    ),
 }
 
 
@@ -175,7 +384,7 @@ def build_from(config: hf.PretrainedConfig, seed: int = 0) -> nn.Module:
 
 def build_mixture(seed: int = 0) -> nn.Module:
     """A Mixtral: its experts are fused three-dimensional parameters, not linears."""
-    return build_from(hf.MixtralConfig(**_LLAMA, num_local_experts=4), seed)
+    return build_from(REFUSED["mixtral"].config(), seed)
 
 
 def let_rotations_depend_on_the_text(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Finding what to prune in 14 tiny families, and replaying their blocks against the models."""
+"""Finding what to prune in many tiny families, and replaying their blocks against the models."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from helpers import capture as cap
 from helpers.errors import BadParameter, HelpersError, NonFinite, ParityError, UnsupportedModel
+from helpers.gram import Gram
 from helpers.models import find_blocks, find_layers, model_identity, read_weight, write_weight
 
 EVERY = sorted(fam.FAMILIES)
@@ -307,6 +308,56 @@ def test_a_layer_that_no_token_reaches_is_not_passed_over(one_line_error) -> Non
     call = cap.capture(model, tokens).calls[0]
     with one_line_error(UnsupportedModel, "mlp.spare"):
         cap.layer_grams(block, cap.first_stream(model, tokens), call, 2)
+
+
+class Experts(nn.Module):
+    """Sends each token to one of three experts, each a module of its own."""
+
+    def __init__(self, calls_idle_experts: bool = False, never: int | None = None) -> None:
+        super().__init__()
+        self.router = nn.Linear(32, 3)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(32, 32)) for _ in range(3))
+        self.calls_idle_experts, self.never = calls_idle_experts, never
+
+    def forward(self, states: Tensor) -> Tensor:
+        scores = self.router(states)
+        if self.never is not None:
+            scores[..., self.never] = -torch.inf
+        chosen, output = scores.argmax(-1), torch.zeros_like(states)
+        for index, expert in enumerate(self.experts):
+            mine = chosen == index
+            if mine.any() or self.calls_idle_experts:
+                output[mine] = expert(states[mine])
+        return output
+
+
+def with_experts(**options: object) -> tuple[nn.Module, dict[str, Gram]]:
+    """A Llama with experts in block 0, and the grams of that block."""
+    model, tokens = fam.build("llama"), fam.random_tokens(4)
+    block = find_blocks(model)[0]
+    block.mlp = Experts(**options)
+    call = cap.capture(model, tokens[:2]).calls[0]
+    stream = torch.cat([cap.first_stream(model, rows) for rows in tokens.split(2)])
+    return model, cap.layer_grams(block, stream, call, 2, "block 0")[0]
+
+
+def test_experts_that_are_modules_have_statistics_of_their_own_tokens() -> None:
+    model, grams = with_experts()
+    names = [f"mlp.experts.{index}.0" for index in range(3)]
+    inputs = fam.inputs_by_hook(
+        model, [f"model.layers.0.{name}" for name in names], fam.random_tokens(4)
+    )
+    assert sum(grams[name].tokens for name in names) == grams["mlp.router"].tokens == 96
+    for name in names:
+        x = inputs[f"model.layers.0.{name}"].double()
+        assert 0 < len(x) < 96 and grams[name].tokens == len(x)
+        torch.testing.assert_close(grams[name].matrix.double(), x.T @ x, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("calls_idle_experts", [False, True])
+def test_an_expert_without_tokens_is_named(calls_idle_experts: bool, one_line_error) -> None:
+    with one_line_error(UnsupportedModel, "block 0 mlp.experts.1.0", "more calibration text"):
+        with_experts(calls_idle_experts=calls_idle_experts, never=1)
 
 
 def test_bad_numbers_in_an_input_name_the_layer(one_line_error) -> None:
