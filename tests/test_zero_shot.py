@@ -1,0 +1,390 @@
+"""Zero-shot scores against likelihoods summed by hand, and against lm-eval's own report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import random
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub.constants
+import lm_eval
+import numpy as np
+import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from helpers import evaluate
+from helpers.errors import AssetError, BadParameter, NonFinite
+from helpers.evaluate import (
+    TaskScore,
+    check_zero_shot,
+    zero_shot,
+    zero_shot_examples,
+    zero_shot_metrics,
+)
+from helpers.models import load_model
+from helpers.tasks import TASKS, choose_items, task_rows
+
+NORMALISED = ("hellaswag", "arc_easy", "arc_challenge", "openbookqa")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[torch.nn.Module, Any]:
+    return load_model("tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def all_scores(tiny: tuple) -> dict[str, TaskScore]:
+    """All seven tasks, eight items each."""
+    return zero_shot(*tiny, limit=8, batch=4)
+
+
+# --- against sums by hand ------------------------------------------------------------------
+
+
+def worded(task: str, row: dict) -> tuple[list[tuple[str, str]], int]:
+    """(given, asked) for each choice and the right one, written down from lm-eval's YAML files."""
+    if task == "boolq":
+        given = f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:"
+        return [(given, " no"), (given, " yes")], row["label"]
+    if task == "rte":
+        given = f"{row['sentence1']}\nQuestion: {row['sentence2']} True or False?\nAnswer:"
+        return [(given, " True"), (given, " False")], row["label"]
+    if task == "winogrande":
+        before, after = row["sentence"].split("_")
+        options = (row["option1"], row["option2"])
+        return [(before + o, " " + after.strip()) for o in options], int(row["answer"]) - 1
+    if task == "hellaswag":
+        given = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}".strip()
+        return [(given, f" {ending}") for ending in row["endings"]], int(row["label"])
+    given = row.get("question_stem") or f"Question: {row['question']}\nAnswer:"
+    right = row["choices"]["label"].index(row["answerKey"])
+    return [(given, f" {text}") for text in row["choices"]["text"]], right
+
+
+def log_likelihood(model: torch.nn.Module, tokenizer: Any, given: str, asked: str) -> float:
+    """Sum of log p of the tokens of `asked`, which follow `given`."""
+    start = len(tokenizer(given)["input_ids"])
+    tokens = torch.tensor([tokenizer(given + asked)["input_ids"]])
+    with torch.no_grad():
+        logits = model(tokens).logits[0].double()
+    total = 0.0
+    for position in range(start, tokens.shape[1]):
+        scores = logits[position - 1]
+        total += (scores[tokens[0, position]] - scores.logsumexp(0)).item()
+    return total
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_choices_are_those_of_sums_by_hand(tiny: tuple, all_scores: dict, task: str) -> None:
+    score, rows = all_scores[task], task_rows(task)
+    assert (score.acc_norm is not None) == (task in NORMALISED)
+    for place, item in enumerate(score.items):
+        pairs, right = worded(task, rows[item])
+        if task == "hellaswag" and any("[" in text for pair in pairs for text in pair):
+            continue  # lm-eval takes out WikiHow's marks
+        sums = [log_likelihood(*tiny, given, asked) for given, asked in pairs]
+        assert score.acc[place] == int(sums.index(max(sums)) == right)
+        if score.acc_norm is not None:
+            means = [s / (len(asked) - 1) for s, (_, asked) in zip(sums, pairs, strict=True)]
+            assert score.acc_norm[place] == int(means.index(max(means)) == right)
+
+
+def test_some_items_are_right_and_some_are_wrong(all_scores: dict) -> None:
+    # otherwise the test above would pass with scores that never change
+    for score in all_scores.values():
+        assert len(score.items) == len(score.acc) == 8 and set(score.acc) == {0, 1}
+
+
+# --- against lm-eval -----------------------------------------------------------------------
+
+
+def test_scores_are_those_of_the_stock_task_on_a_file(tiny: tuple, tmp_path: Path) -> None:
+    # The whole split as a JSON file under the stock definition, scored without our code.
+    rows = tmp_path / "rows.json"
+    rows.write_text("\n".join(json.dumps(row) for row in task_rows("openbookqa")))
+    ours = zero_shot(*tiny, tasks=["openbookqa"], limit=12)["openbookqa"]
+    task = dict(task="openbookqa", dataset_path="json", dataset_name=None, training_split=None)
+    task |= dict(dataset_kwargs=dict(data_files={"test": str(rows)}, cache_dir=str(tmp_path)))
+    task |= dict(validation_split=None)
+    model, tokenizer = tiny
+    folder = str(Path(lm_eval.tasks.__file__).parent / "openbookqa")
+    answer = lm_eval.simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1),
+        tasks=[dict(group="stock", task=[task])],
+        num_fewshot=0,
+        samples={"openbookqa": ours.items},
+        task_manager=TaskManager(include_path=folder, include_defaults=False),
+    )
+    samples = answer["samples"]["openbookqa"]
+    assert [int(sample["acc"]) for sample in samples] == ours.acc
+    assert [int(sample["acc_norm"]) for sample in samples] == ours.acc_norm
+    report = answer["results"]["openbookqa"]
+    assert ours.accuracy == pytest.approx(report["acc,none"])
+    assert ours.stderr == pytest.approx(report["acc_stderr,none"])
+    assert ours.accuracy_norm == pytest.approx(report["acc_norm,none"])
+    assert ours.stderr_norm == pytest.approx(report["acc_norm_stderr,none"])
+    assert ours.version == answer["versions"]["openbookqa"]
+    assert ours.size == answer["n-samples"]["openbookqa"]["original"] == 500
+
+
+def hub_stand_in(calls: list) -> Callable:
+    """What `datasets.load_dataset` would give, made of the embedded rows."""
+    names = {"allenai/openbookqa": ("openbookqa", "test"), "nyu-mll/glue": ("rte", "validation")}
+
+    def load(path: str, name: str | None = None, **kwargs: Any) -> dict:
+        calls.append((path, name, kwargs))
+        task, split = names[path]
+        table = datasets.Dataset.from_list(task_rows(task))
+        return dict.fromkeys(("train", "validation", "test", split), table)
+
+    return load
+
+
+def test_hub_source_is_lm_evals_own_at_a_pinned_revision(tiny: tuple, monkeypatch) -> None:
+    calls: list = []
+    embedded = zero_shot(*tiny, tasks=["rte", "openbookqa"], limit=6, seed=3)
+    monkeypatch.setattr(datasets, "load_dataset", hub_stand_in(calls))
+    hub = zero_shot(*tiny, tasks=["rte", "openbookqa"], limit=6, seed=3, source="hub")
+    assert hub == embedded
+    assert [call[:2] for call in calls] == [("nyu-mll/glue", "rte"), ("allenai/openbookqa", "main")]
+    for _, _, kwargs in calls:
+        assert len(kwargs["revision"]) == 40
+        assert kwargs["cache_dir"].startswith(str(evaluate.cache_dir()))
+
+
+def test_a_hub_split_of_another_size(tiny: tuple, monkeypatch, one_line_error) -> None:
+    def load(path: str, name: str, **_: Any) -> dict:
+        table = datasets.Dataset.from_list(task_rows("rte")[:200])
+        return {"train": table, "validation": table}
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with one_line_error(AssetError, "rte", "200", "277"):
+        zero_shot(*tiny, tasks=["rte"], limit=4, source="hub")
+
+
+def test_no_hub(tiny: tuple, monkeypatch, one_line_error, tmp_path: Path) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(evaluate, "cache_dir", lambda: tmp_path)
+    with one_line_error(AssetError, "rte", 'source "embedded"'):
+        zero_shot(*tiny, tasks=["rte"], limit=4, source="hub")
+    with one_line_error(AssetError, "rte"):
+        zero_shot_examples(["rte"], source="hub")
+
+
+# --- the same for every model --------------------------------------------------------------
+
+
+def test_two_models_get_the_same_items_and_different_scores(tiny: tuple) -> None:
+    other, tokenizer = load_model("tiny", device="cpu")
+    with torch.no_grad():
+        other.model.layers[0].mlp.down_proj.weight.mul_(-20)
+    one = zero_shot(*tiny, tasks=["arc_easy"], limit=12, seed=5)["arc_easy"]
+    two = zero_shot(other, tokenizer, tasks=["arc_easy"], limit=12, seed=5)["arc_easy"]
+    assert one.items == two.items and one.acc != two.acc
+    third = zero_shot(*tiny, tasks=["arc_easy"], limit=12, seed=6)["arc_easy"]
+    assert third.items != one.items
+
+
+def test_batch_company_and_repetition_change_nothing(tiny: tuple, all_scores: dict) -> None:
+    for batch in (1, 7):
+        scores = zero_shot(*tiny, tasks=["winogrande", "openbookqa"], limit=8, batch=batch)
+        assert list(scores) == ["winogrande", "openbookqa"]
+        assert all(score == all_scores[name] for name, score in scores.items())
+
+
+def test_half_precision_is_summed_in_float32(tiny: tuple, monkeypatch) -> None:
+    half, tokenizer = load_model("tiny", device="cpu", dtype="bfloat16")
+    seen: list[float] = []
+    score = evaluate._task_score
+
+    def spy(name: str, version: Any, items: list, samples: list) -> TaskScore:
+        seen.extend(likelihood for s in samples for likelihood, _ in s["filtered_resps"])
+        return score(name, version, items, samples)
+
+    monkeypatch.setattr(evaluate, "_task_score", spy)
+    zero_shot(half, tokenizer, tasks=["openbookqa"], limit=8)
+    assert seen != torch.tensor(seen).bfloat16().tolist()
+
+
+# --- traces --------------------------------------------------------------------------------
+
+
+def switches() -> tuple:
+    """Everything that the call changes for a while."""
+    return (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist(),
+        datasets.config.HF_HUB_OFFLINE,
+        huggingface_hub.constants.HF_HUB_OFFLINE,
+        logging.getLogger("lm_eval").level,
+    )
+
+
+def test_nothing_is_left_changed(monkeypatch) -> None:
+    model, tokenizer = load_model("tiny", device="cpu")
+    model.train()
+    model.model.norm.eval()
+    tokenizer.pad_token = None
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    before = switches()
+    zero_shot(model, tokenizer, tasks=["rte"], limit=4)
+    assert switches() == before
+    assert model.training and not model.model.norm.training and tokenizer.pad_token is None
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_switches_come_back_after_a_failure(tiny: tuple, monkeypatch) -> None:
+    def fail(**_: Any) -> None:
+        random.random(), np.random.rand(), torch.rand(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(lm_eval, "evaluate", fail)
+    before = switches()
+    with pytest.raises(KeyboardInterrupt):
+        zero_shot(*tiny, tasks=["rte"], limit=4)
+    assert switches() == before
+
+
+def test_embedded_rows_need_no_network_and_leave_no_files(
+    tiny: tuple, monkeypatch, tmp_path: Path, capfd
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a connection was opened")
+
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home))
+    monkeypatch.chdir(home)
+    files = sorted(os.walk(evaluate.cache_dir()))
+    zero_shot(*tiny, tasks=["hellaswag", "rte"], limit=3)
+    assert list(home.iterdir()) == [] and sorted(os.walk(evaluate.cache_dir())) == files
+    assert capfd.readouterr() == ("", "")
+
+
+# --- what cannot be ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "word"),
+    [
+        (dict(tasks=["piqa"]), "piqa"),
+        (dict(tasks=["rte", "rte"]), "2 times"),
+        (dict(tasks=[]), "tasks"),
+        (dict(tasks=["rte"], limit=278), "277"),
+        (dict(limit=0), "limit"),
+        (dict(limit=1), "limit"),
+        (dict(seed=-1), "seed"),
+        (dict(batch=0), "batch"),
+        (dict(batch="auto"), "batch"),
+        (dict(source="disk"), "source"),
+    ],
+)
+def test_bad_arguments(tiny: tuple, wanted: dict, word: str, one_line_error) -> None:
+    with one_line_error(BadParameter, word):
+        zero_shot(*tiny, **wanted)
+    defaults = dict(tasks=TASKS, limit=None, seed=0, source="embedded", batch=1)
+    with one_line_error(BadParameter, word):  # known before anything is loaded
+        check_zero_shot(**defaults | wanted)
+
+
+def test_a_broken_model_has_no_score(one_line_error) -> None:
+    model, tokenizer = load_model("tiny", device="cpu")
+    with torch.no_grad():
+        model.model.norm.weight[3] = float("nan")
+    with one_line_error(NonFinite, "rte item"):
+        zero_shot(model, tokenizer, tasks=["rte"], limit=4)
+
+
+def test_another_lm_eval_that_has_no_such_task(monkeypatch, one_line_error) -> None:
+    moved = dict.fromkeys(("rte",), evaluate.TASK_TABLE["boolq"])
+    monkeypatch.setattr(evaluate, "TASK_TABLE", evaluate.TASK_TABLE | moved)
+    with one_line_error(AssetError, "rte", "constraints.txt"):
+        zero_shot_examples(["rte"])
+
+
+def test_texts_that_do_not_fit_are_counted(caplog) -> None:
+    model, tokenizer = load_model("tiny", device="cpu")
+    rows, items = task_rows("rte"), choose_items(277, 20, 0)
+    pairs = [pair for item in items for pair in worded("rte", rows[item])[0]]
+    lengths = sorted(len(tokenizer(given + asked)["input_ids"]) for given, asked in pairs)
+    # the last token is only predicted, so a text of one token more still fits
+    model.config.max_position_embeddings = longest = lengths[20] - 1
+    cut = sum(length > longest + 1 for length in lengths)
+    with caplog.at_level(logging.WARNING, logger="helpers"):
+        zero_shot(model, tokenizer, tasks=["rte", "arc_easy"], limit=20)
+    assert 0 < cut < 20
+    assert f"rte: the beginning of {cut} texts is cut to {longest} tokens" in caplog.messages
+
+
+# --- what a record and a reader get --------------------------------------------------------
+
+
+def test_scores_by_hand() -> None:
+    score = TaskScore("rte", 1.0, 277, [1, 5, 7, 9], acc=[1, 0, 1, 1], acc_norm=[0, 0, 1, 0])
+    # three of four: squares 3 · 1/16 + 9/16 = 3/4, deviation sqrt(1/4), over sqrt(4)
+    assert score.accuracy == 0.75 and score.stderr == pytest.approx(0.25)
+    assert score.accuracy_norm == 0.25 and score.stderr_norm == pytest.approx(0.25)
+    plain = TaskScore("rte", 1.0, 277, [1, 5], acc=[0, 0], acc_norm=None)
+    assert plain.accuracy == plain.stderr == 0
+    assert plain.accuracy_norm is None and plain.stderr_norm is None
+    assert plain.to_dict() == {
+        "version": 1.0,
+        "size": 277,
+        "items": [1, 5],
+        "acc": [0, 0],
+        "acc_norm": None,
+    }
+
+
+def test_metrics_by_hand() -> None:
+    four = TaskScore("arc_easy", 1.0, 2376, [1, 5, 7, 9], [1, 0, 1, 1], [0, 0, 1, 0])
+    none = TaskScore("rte", 1.0, 277, [1, 5], acc=[0, 0], acc_norm=None)
+    metrics = zero_shot_metrics({"arc_easy": four, "rte": none})
+    assert list(metrics) == [
+        *("arc_easy_acc", "arc_easy_acc_stderr", "arc_easy_acc_norm", "arc_easy_acc_norm_stderr"),
+        *("rte_acc", "rte_acc_stderr", "mean_acc"),
+    ]
+    assert metrics["arc_easy_acc"] == {
+        "value": 0.75,
+        "unit": "1",
+        "tolerance": pytest.approx(1 / 3),
+    }
+    assert metrics["arc_easy_acc_norm"]["tolerance"] == pytest.approx(1.0)
+    assert metrics["arc_easy_acc_stderr"]["tolerance"] == 0.5
+    assert metrics["rte_acc"] == {"value": 0.0, "unit": "1", "tolerance": 0.02}
+    mean = metrics["mean_acc"]
+    assert mean["value"] == 0.375
+    assert mean["tolerance"] == pytest.approx(math.sqrt(0.25**2 + 0) / 2 / 0.375)
+
+
+def test_a_narrow_error_leaves_two_percent() -> None:
+    score = TaskScore("rte", 1.0, 277, list(range(200)), [1] * 199 + [0], None)
+    assert zero_shot_metrics({"rte": score})["rte_acc"]["tolerance"] == 0.02
+
+
+def test_examples_begin_with_the_right_choice() -> None:
+    examples = zero_shot_examples()
+    assert tuple(examples) == TASKS
+    assert examples["winogrande"] == [
+        "Sarah was a much better surgeon than Maria so Maria |  always got the easier cases.",
+        "Sarah was a much better surgeon than Maria so Sarah |  always got the easier cases.",
+    ]
+    for task, texts in examples.items():
+        pairs, right = worded(task, task_rows(task)[0])
+        assert texts[0] == " | ".join(pairs[right])
+        assert set(texts) == {" | ".join(pair) for pair in pairs}
