@@ -19,10 +19,24 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
 
 from helpers.paths import replace_file
-from helpers.tables import PRUNE_NOTEBOOK, column_of, labelled
+from helpers.tables import (
+    PRUNE_NOTEBOOK,
+    column_of,
+    cost_table,
+    labelled,
+    plain_runs,
+    variant_table,
+    zero_shot_table,
+)
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -86,9 +100,10 @@ def style_of(label: str, position: int = 0) -> dict[str, Any]:
 def prune_records(records: Iterable[Record]) -> list[tuple[Record, str]]:
     """The records of 04_prune_model with their label, which is their row in the tables.
 
-    Plain methods come first, in the order of METHOD_LOOK, and lower seeds before higher ones.
+    Plain methods come first, in the order of METHOD_LOOK, and lower seeds before higher ones;
+    variants are left to their own figure.
     """
-    chosen = [record for record in records if record["notebook"] == PRUNE_NOTEBOOK]
+    chosen = plain_runs([r for r in records if r["notebook"] == PRUNE_NOTEBOOK])
     return sorted(labelled(chosen), key=lambda pair: (_rank(pair[1]), _seed(pair[0])))
 
 
@@ -515,6 +530,184 @@ def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, size: int) -> None:
     )
 
 
+# ------------------------------------------------------------------ the update study
+
+
+def update_figure(
+    rows: Sequence[Mapping[str, Any]],
+    curves: Sequence[Mapping[str, Any]],
+    sparsity: float,
+    title: str = "",
+) -> Figure:
+    """How fast each way of refitting gets to the optimum of one layer on a fixed mask.
+
+    Relative error against iterations (left) and against seconds (right), log axes; the exact
+    optimum is the floor, SparseGPT, which does not iterate, a dot. Args: rows and curves as
+    `helpers.study.update_study` returns them; sparsity, one that is in them.
+    """
+    figure, axes = _picture(2, size=(9.5, 4.0), sharey=True)
+    _draw_update(axes, rows, curves, sparsity)
+    axes[0].set_ylabel("relative error ‖XW − XŴ‖² / ‖XW‖²")
+    figure.suptitle(title or f"one fixed mask at {100 * sparsity:.4g} %", fontsize=10)
+    _legend_below(figure, axes[0])
+    return figure
+
+
+def update_grid_figure(records: Sequence[Record], sparsity: float) -> Figure:
+    """The panels of `update_figure` for several layers: one column a record of notebook 02."""
+    figure = Picture(figsize=(3.1 * len(records) + 0.6, 5.6), layout="constrained")
+    grid = figure.subplots(2, len(records), squeeze=False)
+    for column, record in enumerate(records):
+        series, asked = record["series"], record["parameters"]
+        axes = grid[:, column]
+        _draw_update(axes, series["update"], series["curves"], sparsity)
+        axes[0].set_title(f"block {asked['block']} {asked['layer'].split('.')[-1]}", fontsize=10)
+    for ax in grid.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
+    for ax in grid[:, 0]:
+        ax.set_ylabel("relative error")
+    _legend_below(figure, grid[0, 0])
+    return figure
+
+
+def _draw_update(
+    axes: Sequence[Axes],
+    rows: Sequence[Mapping[str, Any]],
+    curves: Sequence[Mapping[str, Any]],
+    sparsity: float,
+) -> None:
+    """Error by iterations in the first of two axes, by seconds in the second."""
+    for position, (label, curve) in enumerate(_best_curves(curves, sparsity).items()):
+        look = style_of("", position) | {"markersize": 3}
+        if label != "ADMM":
+            look |= {"marker": "", "linewidth": 1.3}
+        for ax, x in zip(axes, ("iterations", "seconds"), strict=True):
+            ax.plot(curve[x], curve["error"], label=label, **look)
+    at = [row for row in rows if row["sparsity"] == sparsity]
+    floor = [r["error"] for r in at if r["solver"] == "exact" and r["damping"] == 0.1]
+    dots = [row for row in at if row["solver"] == "sparsegpt"]
+    for ax, x in zip(axes, ("iterations", "seconds"), strict=True):
+        for error in floor:
+            ax.axhline(error, color="black", linestyle=(0, (4, 2)), linewidth=1, label="optimum")
+        for row in dots:
+            place = row["seconds"] if x == "seconds" else 1
+            ax.plot(place, row["error"], "k*", markersize=9, label="SparseGPT")
+        ax.set(xscale="log", yscale="log", xlabel={"iterations": "iteration"}.get(x, x))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    _fit_to(axes, at)
+
+
+def _best_curves(
+    curves: Sequence[Mapping[str, Any]], sparsity: float
+) -> dict[str, Mapping[str, Any]]:
+    """The curves worth a line: ADMM with and without preconditioning, and each rival's best."""
+    found: dict[str, Mapping[str, Any]] = {}
+    order = ("admm", "cg", "adam", "sgd")
+    at = [c for c in curves if c["sparsity"] == sparsity and c["error"] and c["solver"] in order]
+    for curve in sorted(at, key=lambda c: order.index(c["solver"])):
+        if curve["solver"] == "admm" and (curve["rho"], curve["damping"]) != (1.0, 0.1):
+            continue
+        usual = curve["precondition"] == (curve["solver"] in ("admm", "cg"))
+        details = (
+            "" if usual else ", preconditioned" if curve["precondition"] else ", not preconditioned"
+        )
+        label = {"admm": "ADMM", "cg": "CG", "adam": "Adam", "sgd": "SGD"}[
+            curve["solver"]
+        ] + details
+        if label not in found or curve["error"][-1] < found[label]["error"][-1]:
+            found[label] = curve
+    return found
+
+
+def _fit_to(axes: Sequence[Axes], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Cut the error axis at what a reader compares: from the optimum to "no update"."""
+    errors = {row["solver"]: row["error"] for row in rows if row["error"] > 0}
+    if not errors:
+        return
+    low, high = min(errors.values()), errors.get("none", max(errors.values()))
+    ticks = [float(f"{value:.2g}") for value in np.geomspace(low, high, 5)]
+    for ax in axes:
+        ax.set_ylim(low * 0.95, 1.15 * high)
+        ax.yaxis.set_major_locator(FixedLocator(ticks))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+        ax.yaxis.set_minor_locator(NullLocator())
+
+
+def _legend_below(figure: Figure, ax: Axes) -> None:
+    """One legend for the whole figure, under its panels."""
+    handles, labels = ax.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    place = {"loc": "outside lower center", "ncols": 4, "frameon": False, "fontsize": 9}
+    figure.legend(unique.values(), unique.keys(), **place)
+
+
+# ------------------------------------------------------------------ variants and zero-shot
+
+
+def variant_figure(records: Sequence[Record]) -> Figure:
+    """What each changed option does to perplexity, in percent of the defaults' (a bar each)."""
+    table = variant_table(records)
+    figure, ax = _picture(size=(7.0, 1.2 + 0.34 * len(table)))
+    names = [name.removeprefix("admm-grad ").strip("()") for name in table.index][::-1]
+    changes = list(table["change (%)"])[::-1]
+    colours = [COLOURS[1] if change > 0 else COLOURS[2] for change in changes]
+    ax.barh(range(len(names)), changes, color=colours)
+    for place, change in enumerate(changes):
+        side = "left" if change >= 0 else "right"
+        ax.annotate(
+            f"{change:+.1f} %",
+            (change, place),
+            xytext=(3 if change >= 0 else -3, 0),
+            textcoords="offset points",
+            ha=side,
+            va="center",
+            fontsize=8.5,
+        )
+    ax.axvline(0, color=DENSE, linewidth=1)
+    ax.set_yticks(range(len(names)), names)
+    ax.grid(False, axis="y")
+    ax.margins(x=0.15)
+    ax.set_xlabel("change of perplexity against the defaults (%); to the left is better")
+    return figure
+
+
+def zero_shot_figure(records: Sequence[Record]) -> Figure:
+    """Accuracy of each model on each task with one standard error."""
+    frame, spread = zero_shot_table(records)
+    figure, ax = _picture(size=(9.0, 4.0))
+    width = 0.8 / len(frame)
+    for position, label in enumerate(frame.index):
+        look = style_of(label.partition(",")[0], position)
+        places = [c + (position - (len(frame) - 1) / 2) * width for c in range(len(frame.columns))]
+        colour = DENSE if label == "dense" else look["color"]
+        errors = {"yerr": spread.loc[label], "error_kw": {"linewidth": 0.9}}
+        ax.bar(places, frame.loc[label], width * 0.92, color=colour, label=label, **errors)
+    ax.set_xticks(range(len(frame.columns)), list(frame.columns))
+    ax.set_ylabel("accuracy, ± one standard error")
+    ax.grid(False, axis="x")
+    ax.legend(frameon=False, ncols=4, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 1.13))
+    return figure
+
+
+def cost_figure(records: Sequence[Record]) -> Figure:
+    """Where the seconds of pruning go, a bar a method."""
+    table = cost_table(records).drop(index="dense", errors="ignore")
+    figure, ax = _picture(size=(7.5, 1.4 + 0.42 * len(table)))
+    left = np.zeros(len(table))
+    for position, part in enumerate(("forward", "gram", "solve", "selection")):
+        seconds = table[f"{part} (s)"].fillna(0).to_numpy()
+        look = {"color": COLOURS[position], "hatch": ("", "//", "..", "xx")[position]}
+        ax.barh(list(table.index), seconds, left=left, label=part, edgecolor="white", **look)
+        left += seconds
+    ax.invert_yaxis()
+    ax.grid(False, axis="y")
+    ax.set_xlabel("seconds to prune the whole model")
+    ax.legend(frameon=False, fontsize=9, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
+    return figure
+
+
 # ------------------------------------------------------------------ files
 
 
@@ -544,6 +737,7 @@ def figures(records: Sequence[Record]) -> dict[str, Figure]:
         sparsity = _common_sparsity(runs)
         if sparsity is not None:
             drawn[f"layer_error{suffix}"] = layer_error_figure(runs, sparsity)
+    drawn |= _study_figures(records)
     drawers = {
         "spectrum": spectrum_figure,
         "convergence": convergence_figure,
@@ -554,6 +748,32 @@ def figures(records: Sequence[Record]) -> dict[str, Figure]:
         if found:
             drawn[name] = draw(found[0]["series"][name])
     return drawn
+
+
+def _study_figures(records: Sequence[Record]) -> dict[str, Figure]:
+    """The figures of studies, variants, cost and zero-shot, as far as there are records."""
+    drawn: dict[str, Figure] = {}
+    studied = [record for record in records if "curves" in (record.get("series") or {})]
+    if studied:
+        drawn["weight_update"] = update_grid_figure(*_choose_layers(studied))
+    if any("forward_seconds" in record["metrics"] for record in records):
+        drawn["cost"] = cost_figure(records)
+    if variant_table(records) is not None:
+        drawn["variants"] = variant_figure(records)
+    if zero_shot_table(records) is not None:
+        drawn["zero_shot"] = zero_shot_figure(records)
+    return drawn
+
+
+def _choose_layers(studied: Sequence[Record]) -> tuple[list[Record], float]:
+    """At most four layers, those of the middle block among the blocks studied, and a sparsity."""
+    blocks = sorted({record["parameters"]["block"] for record in studied})
+    middle = blocks[len(blocks) // 2]
+    counts = {b: sum(r["parameters"]["block"] == b for r in studied) for b in blocks}
+    block = middle if counts[middle] == max(counts.values()) else max(counts, key=counts.get)
+    chosen = [record for record in studied if record["parameters"]["block"] == block][:4]
+    shared = set.intersection(*({row["sparsity"] for row in r["series"]["update"]} for r in chosen))
+    return chosen, 0.6 if 0.6 in shared else min(shared)
 
 
 def _common_sparsity(runs: Iterable[Record]) -> float | None:
