@@ -1,6 +1,8 @@
 # Targets name actions, or files inside .venv: never a file that is committed.
 PLAN ?= laptop
 JOBS ?= auto
+ONLY ?=
+MACHINE ?=
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV ?= .venv
@@ -8,13 +10,14 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 RUN := $(PY) -m helpers.run
+CHOSEN = --plan $(PLAN) $(if $(ONLY),--only '$(ONLY)')
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup assets reproduce tables accept plan lab test lint clean
 
 help: ## show this list
-	@echo "make TARGET [PLAN=smoke|laptop|full|t4|paper] [JOBS=n] [PYTHON=python3.12] [PIP_ARGS=...]"
+	@echo "make TARGET [PLAN=smoke|laptop|full|t4|paper] [ONLY=glob] [JOBS=n] [MACHINE=a100-80g] [PYTHON=python3.12] [PIP_ARGS=...]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(INSTALLED) ## create .venv and install what is needed
@@ -38,18 +41,17 @@ assets: $(INSTALLED) ## download the embedded model and texts (once; PRUNING_CAC
 
 # the plan is checked before anything is downloaded for it
 reproduce: $(INSTALLED) ## run a plan, write its tables and figures, compare with the committed results
-	@$(RUN) list --plan $(PLAN) >/dev/null
-	@$(PY) -m helpers.assets
-	@$(RUN) reproduce --plan $(PLAN) --jobs $(JOBS)
+	@$(RUN) assets $(CHOSEN)
+	@$(RUN) reproduce $(CHOSEN) --jobs $(JOBS)
 
 tables: $(INSTALLED) ## write tables and figures again from the records of a plan
 	@$(RUN) tables --plan $(PLAN)
 
 accept: $(INSTALLED) ## make the results of a plan here the committed reference
-	@$(RUN) accept --plan $(PLAN)
+	@$(RUN) accept $(CHOSEN)
 
-plan: $(INSTALLED) ## list the runs of a plan and what is still to do
-	@$(RUN) list --plan $(PLAN)
+plan: $(INSTALLED) ## list the runs of a plan: what is to do, what it takes, what is missing
+	@$(RUN) list $(CHOSEN) $(if $(MACHINE),--machine $(MACHINE))
 
 lab: $(INSTALLED) ## open JupyterLab on the notebooks
 	@$(PY) -m jupyter lab notebooks/00_start_here.ipynb

@@ -6,8 +6,8 @@ report the default's number under another name, so everything is compared here w
 the notebook's one `parameters` cell.
 
 A run is done when its record carries the run's fingerprint: a hash of its parameters, of the
-notebook's code and of the helpers that decide numbers. Comments, docstrings and layout do not
-count.
+notebook's code and of the helpers that the notebook uses, directly or through others. Comments,
+docstrings and layout do not count.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from typing import Any
 
 import yaml
 
+import helpers
 from helpers.errors import BadParameter, RecordError, RunError, allowed, check_choice
 from helpers.paths import notebooks_dir, results_dir, root, runs_dir
 from helpers.records import EXPONENT_WITHOUT_POINT, check_type, read_record
 
 # reads the records of all other runs, so it goes last
 TABLES_NOTEBOOK = "06_tables_and_plots"
-# these show numbers or start runs, and decide none
-NOT_IN_FINGERPRINT = ("tables", "plots", "widgets", "plan", "verdict", "execute", "run")
+# these show numbers and decide none
+ONLY_SHOW = ("tables", "published", "claims", "plots", "widgets")
 TYPE_NAMES = {"int": int, "float": float, "str": str, "bool": bool, "dict": dict, "list": list}
 
 
@@ -296,18 +297,17 @@ def _types(value: Any, annotation: ast.expr | None) -> set[type]:
 
 
 def fingerprint(run: Run) -> str:
-    """sha256 of parameters, notebook code and helpers, which decide the run's numbers.
+    """sha256 of parameters, notebook code and the helpers it uses: what decides the run's numbers.
 
     Package versions are not part of it (a record names them): an upgrade reruns nothing.
     A text file named by a parameter counts with its content. The tables notebook depends on the
     records of all other runs and on how they are shown.
     """
     shows = run.notebook == TABLES_NOTEBOOK
-    excluded = ("widgets", "plan", "verdict", "execute", "run") if shows else NOT_IN_FINGERPRINT
-    parts = [json.dumps(run.effective, sort_keys=True), *_notebook_code(run.source_path)]
-    for path in sorted((root() / "helpers").glob("*.py")):
-        if path.stem not in excluded:
-            parts.append(f"{path.name} {_normalised(path.read_text(encoding='utf-8'))}")
+    code = _notebook_code(run.source_path)
+    parts = [json.dumps(run.effective, sort_keys=True), *map(_normalised, code)]
+    for name in sorted(_modules_used(tuple(code)).difference(() if shows else ONLY_SHOW)):
+        parts.append(f"{name} {_normalised(_module_source(name))}")
     parts += [_hash(path.read_bytes()) for path in _named_files(run)]
     if shows:
         records = sorted(run.record_path.parent.glob("*.json"))
@@ -323,17 +323,58 @@ def _hash(data: bytes) -> str:
 def _notebook_code(path: Path) -> list[str]:
     """The code cells of a notebook."""
     cells = read_notebook(path)["cells"]
-    return [_normalised(_source(cell)) for cell in cells if cell["cell_type"] == "code"]
+    return [_source(cell) for cell in cells if cell["cell_type"] == "code"]
+
+
+def _module_source(name: str) -> str:
+    """The source of one module of helpers."""
+    return (root() / "helpers" / f"{name}.py").read_text(encoding="utf-8")
+
+
+@functools.lru_cache(maxsize=64)
+def _modules_used(sources: tuple[str, ...]) -> frozenset[str]:
+    """The modules of helpers that code imports, and those that they import in turn."""
+    found: set[str] = set()
+    waiting = [name for source in sources for name in _imported(source)]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += _imported(_module_source(name))
+    return frozenset(found)
+
+
+def _imported(source: str) -> list[str]:
+    """The modules of helpers that source imports anywhere, also inside a function."""
+    names = []
+    for node in ast.walk(_tree(source) or ast.Module([])):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.append(node.module)
+            # a public name of the package, or one of its modules
+            names += [f"helpers.{alias.name}" for alias in node.names if node.module == "helpers"]
+    parts = [name.split(".")[1] for name in names if name.startswith("helpers.")]
+    homes = (helpers._HOME.get(part, part) for part in parts)
+    return [home for home in homes if (root() / "helpers" / f"{home}.py").is_file()]
+
+
+def _tree(source: str) -> ast.Module | None:
+    """The syntax tree of Python source, None for other text.
+
+    A notebook may hold %magic lines; they are blanked, as they only set up Colab or the display.
+    """
+    try:
+        return ast.parse(re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", source))
+    except SyntaxError:
+        return None
 
 
 @functools.lru_cache(maxsize=512)
 def _normalised(source: str) -> str:
     """Python source without comments, docstrings and layout; other text as it is."""
-    # a notebook may hold %magic lines; blank them, as they only set up Colab or the display
-    code = re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", source)
-    try:
-        tree = ast.parse(code)
-    except SyntaxError:
+    tree = _tree(source)
+    if tree is None:
         return source
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -348,6 +389,18 @@ def _named_files(run: Run) -> list[Path]:
     """Text files that the parameters name, so that a changed text is a changed run."""
     paths = [root() / value for value in run.effective.values() if isinstance(value, str) and value]
     return [path for path in paths if path.suffix in (".txt", ".jsonl") and path.is_file()]
+
+
+def assets_needed(runs: Iterable[Run]) -> list[str]:
+    """The pinned downloads that runs read (names of `helpers.assets.ASSETS`), in a fixed order."""
+    wanted = {
+        "model": lambda asked: asked.get("model") in ("embedded", "tiny"),  # "tiny": its tokenizer
+        "c4": lambda asked: asked.get("calibration") == "embedded",
+        "wiki": lambda asked: asked.get("evaluation") == "embedded",
+        "tasks": lambda asked: "tasks" in asked and asked.get("source") == "embedded",
+    }
+    every = [run.effective for run in runs]
+    return [name for name, reads in wanted.items() if any(map(reads, every))]
 
 
 def recorded_fingerprint(run: Run) -> str | None:

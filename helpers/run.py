@@ -1,7 +1,7 @@
 """Run a plan: every run file through papermill, then tables, figures and the verdict.
 
     python -m helpers.run [reproduce] --plan laptop [--jobs 2] [--only '04*']
-    python -m helpers.run run | tables | verdict | accept | list --plan laptop
+    python -m helpers.run run | tables | verdict | accept | assets | list --plan laptop
 
 Run files are checked by `helpers.plan` before anything starts. Each run is a process of its own
 (`helpers.execute`), so a kernel that dies, or a machine that runs out of memory, costs one run.
@@ -34,7 +34,7 @@ from helpers import plan as plans
 from helpers.errors import HelpersError, RecordError, RunError
 from helpers.paths import reference_dir, replace_file, results_dir, root
 from helpers.plan import Run
-from helpers.records import read_record, read_records
+from helpers.records import read_record, read_records, write_record
 from helpers.verdict import Tolerances, compare, same_run, to_lines
 
 THREAD_VARIABLES = (
@@ -45,7 +45,12 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
 )
 MEMORY_FOR_TWO = 7.5e9  # bytes; what a machine sold with 8 GB reports
-PRODUCTS = ("records", "tables", "figures")
+WRITERS = {
+    "tables": "write_tables",
+    "published": "write_published",
+    "claims": "write_claims",
+    "plots": "write_figures",
+}
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 POLL_SECONDS = 0.1
 
@@ -413,9 +418,7 @@ def write_products(options: argparse.Namespace) -> int:
     """Write tables and figures from the records of a plan. No model is loaded."""
     folder = results_dir(options.plan)
     records = _records_here(options.plan)
-    # loaded by name and only here: pandas and matplotlib take seconds
-    importlib.import_module("helpers.tables").write_tables(records, folder / "tables")
-    importlib.import_module("helpers.plots").write_figures(records, folder / "figures")
+    _draw(records, folder)
     say(f"tables and figures of {len(records)} records: {show_path(folder)}/tables, figures")
     return 0
 
@@ -441,7 +444,7 @@ def give_verdict(options: argparse.Namespace) -> int:
         reference = references.get(run.id)
         record = read_record(run.record_path) if run.record_path.is_file() else None
         asked = {"notebook": run.notebook, "parameters": run.effective}
-        if reference is None or not same_run(asked, reference):
+        if reference is None or not same_run(asked, reference, run.defaults):
             without += 1
             continue
         found = compare(record, reference, spread)
@@ -469,47 +472,107 @@ def _reference_records(plan: str) -> list[dict[str, Any]]:
 
 
 def accept(options: argparse.Namespace) -> int:
-    """Copy records, tables and figures of a plan over its committed reference."""
-    runs = plans.read_plan(options.plan)
-    missing = [f"{run.notebook} {run.name}" for run in runs if not plans.is_done(run)]
-    if missing:
+    """Make the records that are up to date here the committed reference of their runs.
+
+    Runs that were not done here keep the record they have, so that a long plan can be accepted in
+    parts. Tables and figures are made again from all of them.
+    """
+    runs = plans.read_plan(options.plan, options.only)
+    fresh = [read_record(run.record_path) for run in runs if plans.is_done(run)]
+    if not fresh:
         raise RunError(
-            f"{len(missing)} runs of plan {options.plan} are not up to date ({missing[0]} …): "
+            f"no run of plan {options.plan} is up to date here: "
             f"run make reproduce PLAN={options.plan} first"
         )
-    records = _records_here(options.plan)
-    unclean = sum((record["git"] or {"dirty": True})["dirty"] for record in records)
-    if unclean:
-        say(f"note: {unclean} of {len(records)} records come from code that was not committed")
+    kept, without = _kept_records(options.plan, {_id(record) for record in fresh})
     target = reference_dir(options.plan)
     try:
-        _replace_folder(results_dir(options.plan), target)
+        _replace_reference(target, sorted([*fresh, *kept], key=_id))
     except OSError as error:
         raise RunError(f"cannot write {target}: {error.strerror or error}") from error
-    say(f"accepted {len(records)} records into {show_path(target)}")
+    unclean = sum((record["git"] or {"dirty": True})["dirty"] for record in fresh)
+    if unclean:
+        say(f"note: {unclean} of {len(fresh)} records come from code that was not committed")
+    say(f"accepted {len(fresh)} records into {show_path(target)}, kept {len(kept)} of before")
+    if without:
+        say(f"{without} runs of the plan have no record yet")
     return 0
 
 
-def _replace_folder(source: Path, target: Path) -> None:
-    """Put copies of the products of `source` in the place of `target`."""
+def _kept_records(plan: str, replaced: set[str]) -> tuple[list[dict[str, Any]], int]:
+    """Committed records that still belong to a run file, and how many run files have none."""
+    committed = {_id(record): record for record in _reference_records(plan)}
+    kept, without = [], 0
+    for run in plans.read_plan(plan):
+        if run.id in replaced:
+            continue
+        record = committed.get(run.id)
+        asked = {"notebook": run.notebook, "parameters": run.effective}
+        if record is not None and same_run(asked, record, run.defaults):
+            kept.append(record)
+        else:
+            without += 1
+    return kept, without
+
+
+def _replace_reference(target: Path, records: list[dict[str, Any]]) -> None:
+    """Put records, and the tables and figures made of them, in the place of `target`."""
     fresh = target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    for product in PRODUCTS:
-        if (source / product).is_dir():
-            shutil.copytree(source / product, fresh / product)
+    for record in records:
+        write_record(fresh / "records" / f"{_id(record)}.json", record)
+    _draw(records, fresh)
     shutil.rmtree(target, ignore_errors=True)
     fresh.rename(target)
 
 
+def _draw(records: list[dict[str, Any]], folder: Path) -> None:
+    """Write the tables and figures of records into a folder. No model is loaded."""
+    # loaded by name and only here: pandas and matplotlib take seconds
+    for module, write in WRITERS.items():
+        product = "figures" if module == "plots" else "tables"
+        getattr(importlib.import_module(f"helpers.{module}"), write)(records, folder / product)
+
+
+def fetch_assets(options: argparse.Namespace) -> int:
+    """Download what the runs of a plan read, and nothing else."""
+    names = plans.assets_needed(plans.read_plan(options.plan, options.only))
+    return importlib.import_module("helpers.assets").main(names) if names else 0
+
+
 def list_runs(options: argparse.Namespace) -> int:
-    """Say what a plan holds: done, failed or to do, and how long the committed run took."""
-    for run in plans.read_plan(options.plan, options.only):
-        state = "done" if plans.is_done(run) else "to do"
-        if state == "to do" and run.failed_path.is_file():
-            state = "failed"
+    """Say what a plan holds: done, failed or to do, and how long each committed run took.
+
+    For a plan that was never run, here or for the reference, or with --machine: what each run
+    would need, and what is missing here; nothing is downloaded for that.
+    """
+    runs = plans.read_plan(options.plan, options.only)
+    states = [_state(run) for run in runs]
+    known = _reference_records(options.plan) or set(states) != {"to do"}
+    if options.machine or not known:
+        return _list_needs(runs, options)
+    for run, state in zip(runs, states, strict=True):
         seconds = _reference_seconds(run)
         cost = "" if seconds is None else f"  {format_seconds(seconds)}"
         say(f"{state:6}  {run.notebook}  {run.name}{cost}")
+    return 0
+
+
+def _state(run: Run) -> str:
+    """Whether a run is done, failed or to do."""
+    if plans.is_done(run):
+        return "done"
+    return "failed" if run.failed_path.is_file() else "to do"
+
+
+def _list_needs(runs: list[Run], options: argparse.Namespace) -> int:
+    """Memory, disk and hours of each run, and what is missing."""
+    done = [_state(run) for run in runs].count("done")
+    say(f"plan {options.plan}: {done} of {len(runs)} runs are done")
+    estimate = importlib.import_module("helpers.estimate")  # loads torch, which takes seconds
+    machine = estimate.machine_named(options.machine) if options.machine else None
+    for line in estimate.plan_lines(runs, machine):
+        say(line)
     return 0
 
 
@@ -519,6 +582,7 @@ COMMANDS = {
     "tables": write_products,
     "verdict": give_verdict,
     "accept": accept,
+    "assets": fetch_assets,
     "list": list_runs,
 }
 
@@ -530,6 +594,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--plan", default="laptop", help="a folder of runs/ (default: laptop)")
     parser.add_argument("--jobs", default="auto", help='runs side by side, or "auto"')
     parser.add_argument("--only", metavar="GLOB", help="runs whose notebook or name matches")
+    parser.add_argument("--machine", help="for list: what it would take on t4, a100-80g …")
     return parser.parse_args(arguments)
 
 

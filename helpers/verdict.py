@@ -93,9 +93,15 @@ class Tolerances:
         return UNKNOWN if spread is None else min(max(spread, FLOOR), CEILING)
 
 
-def same_run(record: Record, reference: Record) -> bool:
-    """Whether two records have the same notebook and parameters; the device may differ."""
-    return record["notebook"] == reference["notebook"] and _asked(record) == _asked(reference)
+def same_run(record: Record, reference: Record, defaults: Mapping[str, Any] | None = None) -> bool:
+    """Whether two records have the same notebook and parameters; the device may differ.
+
+    A parameter that the notebook has gained since the reference was made counts there with the
+    value in `defaults`.
+    """
+    asked = _asked(record)
+    since = {key: value for key, value in (defaults or {}).items() if key in asked}
+    return record["notebook"] == reference["notebook"] and asked == since | _asked(reference)
 
 
 def compare(record: Record | None, reference: Record, tolerances: Tolerances) -> list[Comparison]:

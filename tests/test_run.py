@@ -448,27 +448,99 @@ def test_tables_without_records(project: Project, capsys: pytest.CaptureFixture[
     assert code == 1 and "make reproduce PLAN=p" in err and err.count("\n") == 1
 
 
-def test_accept(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_accept_takes_what_is_there_and_keeps_the_rest(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "abc":
+        project.run_file(f"{name}.yaml", "")
+    code, _, err = call(capsys, "accept")
+    assert code == 1 and "no run of plan p is up to date" in err and err.count("\n") == 1
+    stamped(project, "a", 10.0)
+    stamped(project, "a", 3.0, "reference/p")
+    stamped(project, "b", 4.0, "reference/p")
+    stamped(project, "c", 5.0, "reference/p", rho=9.0)  # of another run than c.yaml asks for
+    project.run_file("gone.yaml", "")
+    stamped(project, "gone", 6.0, "reference/p")
+    (project.folder / "runs/p/01_work/gone.yaml").unlink()
+    code, out, _ = call(capsys, "accept")
+    assert code == 0
+    assert "accepted 1 records" in out and "kept 1 of before" in out
+    assert "1 runs of the plan have no record yet" in out
+    folder = project.folder / "reference/p/records"
+    values = {p.stem: read_record(p)["metrics"]["perplexity"]["value"] for p in folder.iterdir()}
+    assert values == {"01_work--a": 10.0, "01_work--b": 4.0}
+
+
+def test_accept_draws_tables_of_all_records(
+    project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(runner, "_draw", lambda records, _: drawn.append(len(records)))
     project.run_file("a.yaml", "")
     project.run_file("b.yaml", "")
     stamped(project, "a", 10.0)
-    code, _, err = call(capsys, "accept")
-    assert code == 1 and "1 runs of plan p are not up to date (01_work b" in err
-    stamped(project, "b", 10.0)
-    old = project.folder / "reference/p/records/old.json"
-    old.parent.mkdir(parents=True)
-    old.write_text("{}")
-    (project.result("tables")).mkdir()
-    (project.result("tables") / "t.md").write_text("x")
-    code, out, _ = call(capsys, "accept")
-    assert code == 0 and "accepted 2 records" in out
-    reference = project.folder / "reference"
-    assert sorted(path.name for path in reference.rglob("*.*")) == [
-        "01_work--a.json",
-        "01_work--b.json",
-        "t.md",
-    ]
-    assert call(capsys, "verdict")[0] == 0
+    stamped(project, "b", 4.0, "reference/p")
+    assert call(capsys, "accept", "--only", "*a")[0] == 0
+    assert drawn == [2]
+
+
+def test_a_reference_from_before_a_parameter_was_added(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.run_file("a.yaml", "")
+    stamped(project, "a", 10.0)
+    stamped(project, "a", 10.0, "reference/p")
+    path = project.folder / "reference/p/records/01_work--a.json"
+    record = read_record(path)
+    del record["parameters"]["steps"]
+    write_record(path, record)
+    assert "reproduced 1 of 1" in call(capsys, "verdict")[1]
+    project.run_file("a.yaml", "steps: 4")  # no longer what the reference can have meant
+    assert "no reference for 1 runs" in call(capsys, "verdict")[1]
+
+
+def test_a_run_depends_only_on_the_helpers_it_uses(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.run_file("a.yaml", "")
+    (run,) = plans.read_plan("p")
+    before = plans.fingerprint(run)
+    changed: set[str] = set()
+    real = plans._module_source
+
+    def source(name: str) -> str:
+        return real(name) + ("\nextra = 1\n" if name in changed else "")
+
+    monkeypatch.setattr(plans, "_module_source", source)
+    changed.add("corpora")  # the notebook imports records, which imports errors and paths
+    assert plans.fingerprint(run) == before
+    changed.add("paths")
+    assert plans.fingerprint(run) != before
+
+
+def test_a_plan_that_was_never_run_lists_what_it_needs(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.run_file("a.yaml", "")
+    code, out, _ = call(capsys, "list")
+    assert code == 0 and "plan p: 0 of 1 runs are done" in out and "not estimated: 1 run" in out
+    code, out, _ = call(capsys, "list", "--machine", "t4")
+    assert code == 0 and "On t4 (" in out and "not measured" in out
+    code, _, err = call(capsys, "list", "--machine", "t5")
+    assert code == 1 and "machine 't5' is unknown" in err and err.count("\n") == 1
+    stamped(project, "a", 10.0)
+    assert call(capsys, "list")[1] == "done    01_work  a\n"
+
+
+def test_what_a_plan_downloads() -> None:
+    def needs(**asked: object) -> list[str]:
+        return plans.assets_needed([plans.Run("p", "01", "a", {}, asked)])
+
+    assert needs(model="embedded", calibration="c4", evaluation="wikitext2") == ["model"]
+    assert needs(model="tiny", calibration="embedded") == ["model", "c4"]
+    assert needs(model="owner/name", calibration="c4", tasks=[], source="hub") == []
+    assert needs(tasks=["rte"], source="embedded") == ["tasks"]
+    assert needs(plan="laptop", source="reference") == []
 
 
 def row(value: float, seed: int = 0, method: str = "wanda", **metric: object) -> dict:
