@@ -13,7 +13,7 @@ _PUBLIC = {
     "capture": ("layer_gram",),
     "corpora": ("calibration_tokens", "corpus_identity", "evaluation_tokens"),
     "errors": ("HelpersError",),
-    "evaluate": ("perplexity",),
+    "evaluate": ("perplexity", "zero_shot"),
     "gram": ("gram_of", "relative_error"),
     "masks": ("cubic_schedule", "select", "top_k", "top_nm"),
     "methods": ("METHODS", "LayerResult", "register"),
