@@ -555,6 +555,10 @@ def update_figure(
 
 def update_grid_figure(records: Sequence[Record], sparsity: float) -> Figure:
     """The panels of `update_figure` for several layers: one column a record of notebook 02."""
+    if len(records) == 1:
+        series, asked = records[0]["series"], records[0]["parameters"]
+        title = f"block {asked['block']} {asked['layer']} at {100 * sparsity:.4g} %"
+        return update_figure(series["update"], series["curves"], sparsity, title)
     figure = Picture(figsize=(3.1 * len(records) + 0.6, 5.6), layout="constrained")
     grid = figure.subplots(2, len(records), squeeze=False)
     for column, record in enumerate(records):
@@ -567,7 +571,7 @@ def update_grid_figure(records: Sequence[Record], sparsity: float) -> Figure:
         ax.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
     for ax in grid[:, 0]:
         ax.set_ylabel("relative error")
-    _legend_below(figure, grid[0, 0])
+    _legend_below(figure, grid[0, 0], 4 if len(records) > 2 else 2)
     return figure
 
 
@@ -641,11 +645,11 @@ def _fit_to(axes: Sequence[Axes], rows: Iterable[Mapping[str, Any]]) -> None:
         ax.yaxis.set_minor_locator(NullLocator())
 
 
-def _legend_below(figure: Figure, ax: Axes) -> None:
+def _legend_below(figure: Figure, ax: Axes, columns: int = 4) -> None:
     """One legend for the whole figure, under its panels."""
     handles, labels = ax.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    place = {"loc": "outside lower center", "ncols": 4, "frameon": False, "fontsize": 9}
+    place = {"loc": "outside lower center", "ncols": columns, "frameon": False, "fontsize": 9}
     figure.legend(unique.values(), unique.keys(), **place)
 
 

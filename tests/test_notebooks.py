@@ -39,6 +39,7 @@ METRICS = {
         "evaluate_seconds",
         "peak_memory",
     },
+    "05_zero_shot": {"winogrande_acc", "openbookqa_acc_norm", "mean_acc", "prune_seconds"},
     "06_tables_and_plots": {"records"},
 }
 

@@ -200,3 +200,90 @@ def test_figures_show_in_jupyter_and_pyplot_stays_out() -> None:
     assert plots.mask_picture(torch.ones(4, 4).bool())._repr_png_().startswith(b"\x89PNG")
     code = "import sys, helpers.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# ------------------------------------------------------------------ studies
+
+
+def study(block: int = 14, layer: str = "mlp.down_proj") -> dict:
+    """A record of the update study: each rival at two learning rates, at two sparsities."""
+    base = dict.fromkeys(("rho", "precondition", "damping", "learning_rate"))
+    curves, rows = [], []
+    for sparsity in (0.5, 0.6):
+        for solver, rates in {"admm": [None], "adam": [0.1, 0.01], "cg": [None]}.items():
+            for rate in rates:
+                # the small rate ends a little lower but arrives later
+                late = rate == 0.01
+                excess = [0.5, 0.2, 0.0001] if late else [0.5, 0.005, 0.001]
+                settings = {"solver": solver, "sparsity": sparsity, "learning_rate": rate}
+                settings |= {"precondition": solver != "adam", "damping": 0.1}
+                settings |= {"rho": 1.0 if solver == "admm" else None}
+                errors = [0.1 * (1 + value) for value in excess]
+                points = {"iterations": [1, 10, 100], "seconds": [0.1, 1.0, 10.0]}
+                curves.append(base | settings | points | {"excess": excess, "error": errors})
+        for solver, error, damping in (
+            ("none", 0.2, None),
+            ("sparsegpt", 0.12, 0.01),
+            ("exact", 0.1, 0.1),
+            ("exact", 0.09, 0.0),
+        ):
+            row = {"solver": solver, "sparsity": sparsity, "error": error, "damping": damping}
+            rows.append(base | row | {"seconds": 2.0, "iterations": None, "excess": 0.0})
+    series = {"update": rows, "curves": curves}
+    return {
+        "notebook": "02_admm_layer_solve",
+        "parameters": {"model": "embedded", "block": block, "layer": layer},
+        "metrics": {},
+        "series": series,
+    }
+
+
+def test_update_figure_draws_the_rate_that_arrives_first() -> None:
+    series = study()["series"]
+    figure = plots.update_figure(series["update"], series["curves"], 0.6)
+    by_iteration, by_second = curves(figure), curves(figure, 1)
+    assert list(by_iteration) == ["ADMM", "CG", "Adam", "optimum", "SparseGPT"]
+    assert by_iteration["Adam"][1] == pytest.approx([0.15, 0.1005, 0.1001])  # not the lower end
+    assert by_second["ADMM"][0] == [0.1, 1.0, 10.0]
+    assert by_iteration["optimum"][1] == [0.1, 0.1]  # of the damping that the curves have
+    assert by_second["SparseGPT"] == ([2.0], [0.12])
+    low, high = figure.axes[0].get_ylim()
+    assert low < 0.09 and high > 0.2
+
+
+def test_layers_of_the_middle_block_are_drawn_side_by_side() -> None:
+    records = [study(block, name) for block in (2, 14, 27) for name in ("a.q_proj", "b.o_proj")]
+    records.append(study(12, "c.o_proj"))  # one layer more, of a block of its own
+    drawn = plots.figures(records)["weight_update"]
+    assert [ax.get_title() for ax in drawn.axes[:2]] == ["block 14 q_proj", "block 14 o_proj"]
+    assert len(plots.figures(records[:1])["weight_update"].axes) == 2
+
+
+def test_variant_figure_names_what_changed(records: list[dict]) -> None:
+    figure = plots.variant_figure(records)
+    (ax,) = figure.axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["schedule=released"]
+    assert ax.patches[0].get_width() == pytest.approx(50.0)  # 90 against 60 with the same seed
+
+
+def test_cost_figure_stacks_the_parts() -> None:
+    runs = [record("wanda", 0.5, 40.0), record("admm-grad", 0.5, 30.0)]
+    for run in runs:
+        parts = {"forward": 5.0, "gram": 2.0, "solve": 3.0, "selection": 1.0}
+        run["metrics"] |= {f"{k}_seconds": {"value": v, "unit": "s"} for k, v in parts.items()}
+        run |= {"peak_memory_bytes": 1, "device": "cpu, 1 thread"}
+    (ax,) = plots.cost_figure(runs).axes
+    ends = [bar.get_x() + bar.get_width() for bar in ax.patches]
+    assert ends == [5.0, 5.0, 7.0, 7.0, 10.0, 10.0, 11.0, 11.0]
+
+
+def test_zero_shot_figure_has_a_bar_for_each_model_and_task() -> None:
+    def scored(method: str, value: float) -> dict:
+        run = record(method, 0.5, 1.0)
+        metrics = {"rte_acc": value, "rte_acc_stderr": 0.05}
+        run["metrics"] = {k: {"value": v, "unit": "1"} for k, v in metrics.items()}
+        return run | {"notebook": "05_zero_shot", "data": {}}
+
+    (ax,) = plots.zero_shot_figure([scored("dense", 0.5), scored("wanda", 0.25)]).axes
+    assert [bar.get_height() for bar in ax.patches] == [0.5, 0.5, 0.25, 0.25]  # RTE and the mean
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["RTE", "mean"]
