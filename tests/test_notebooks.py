@@ -23,9 +23,9 @@ IDS = ["--".join(run) for run in RUNS]
 PICTURES = {
     "00_start_here": ["mask"],
     "01_calibration_capture": ["spectrum"],
-    "02_admm_layer_solve": ["mask", "convergence", "explorer-still"],
+    "02_admm_layer_solve": ["mask", "convergence", "study", "explorer-still"],
     "03_mask_schedule": ["schedule", "explorer-still"],
-    "06_tables_and_plots": ["figures"],
+    "06_tables_and_plots": ["perplexity", "cost", "update", "mask", "zero-shot", "rest"],
 }
 METRICS = {
     "00_start_here": {"perplexity_dense", "perplexity_magnitude", "perplexity_admm-grad"},
@@ -142,6 +142,13 @@ def test_widgets_are_there_with_a_still_picture_beside_them(smoke: Path) -> None
 def test_tables_notebook_writes_tables_and_figures(smoke: Path) -> None:
     table = (smoke / "tables/perplexity.md").read_text(encoding="utf-8")
     assert "dense" in table and "admm-grad" in table and "50 %" in table
+    claims = (smoke / "tables/claims.md").read_text(encoding="utf-8")
+    assert "**not tested here**" in claims and "ADMM beats gradient methods" in claims
+    for name in ("cost", "zero_shot", "weight_update", "mask"):
+        assert (smoke / f"tables/{name}.md").read_text(encoding="utf-8").count("\n| ") > 2, name
     names = {path.name for path in (smoke / "figures").iterdir()}
-    for name in ("perplexity", "layer_error", "convergence", "schedule", "spectrum"):
+    for name in (
+        *("perplexity", "layer_error", "convergence", "schedule", "spectrum"),
+        *("weight_update", "cost", "zero_shot"),
+    ):
         assert {f"{name}.png", f"{name}.svg"} <= names
