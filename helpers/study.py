@@ -42,13 +42,11 @@ from helpers.masks import check_sparsity, parse_pattern, select
 from helpers.methods import METHODS
 from helpers.models import find_blocks, find_layers, read_weight
 
-# of the solvers that are no gradient method; all have converged or stalled by then
-DIRECT_ITERATIONS = 50
+DIRECT_ITERATIONS = 50  # of ADMM and conjugate gradients, which get far in few
 RHOS = (0.1, 0.3, 1.0, 3.0, 10.0)
-PLAIN_RHOS = (0.1, 1.0, 10.0)  # without preconditioning
 LIGHT_DAMPING = 0.01
-# relative units, see `gradient_refit`; the middle ones are usually the best
-LEARNING_RATES = {"adam": (0.001, 0.01, 0.1), "sgd": (0.3, 1.0, 3.0)}
+# relative units, see `gradient_refit`; the last of "sgd" is near where it diverges
+LEARNING_RATES = {"adam": (0.03, 0.1, 0.3), "sgd": (1.0, 2.0, 3.5)}
 EVERY_ITERATION_TO = 20
 POINTS_A_DECADE = 8
 ADMM_ROWS = (5, 10, 20, 50)
@@ -122,7 +120,7 @@ def update_study(
     iterations: int = 200,
     damping: float = 0.1,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Every weight update on the same Wanda masks of one layer (budget per matrix).
+    """Every weight update on the same masks of one layer, by Wanda's score in the whole matrix.
 
     Args: weight (d_out, d_in); gram and heldout (d_in, d_in), of the calibration text and of other
     text; iterations of the gradient methods (ADMM and conjugate gradients stop at 50); damping of
@@ -149,44 +147,27 @@ def update_study(
         study["update"] += case.references()
         for variant in [*_direct(damping), *_gradient(iterations, damping)]:
             case.run(variant, study)
-        best = _best_adam(study, sparsity, iterations, damping)
-        if best:
-            case.run(best, study)
     return study
 
 
 def _direct(damping: float) -> list[_Variant]:
     """ADMM with its options changed one at a time, and conjugate gradients."""
     last = DIRECT_ITERATIONS
-    with_rho = [_Variant("admm", last, rho, True, damping) for rho in RHOS]
-    plain = [_Variant("admm", last, rho, False, damping) for rho in PLAIN_RHOS]
+    both = (True, False)
+    with_rho = [_Variant("admm", last, rho, scaled, damping) for scaled in both for rho in RHOS]
     light = [_Variant("admm", last, 1.0, True, LIGHT_DAMPING)] if damping != LIGHT_DAMPING else []
-    exact = [_Variant("cg", last, None, scaled, damping) for scaled in (True, False)]
-    return [*with_rho, *plain, *light, *exact]
+    exact = [_Variant("cg", last, None, scaled, damping) for scaled in both]
+    return [*with_rho, *light, *exact]
 
 
 def _gradient(iterations: int, damping: float) -> list[_Variant]:
-    """The gradient methods in the original coordinates, with every learning rate."""
+    """The gradient methods with every learning rate, in original and in scaled coordinates."""
     return [
-        _Variant(solver, iterations, None, False, damping, rate)
+        _Variant(solver, iterations, None, scaled, damping, rate)
         for solver, rates in LEARNING_RATES.items()
+        for scaled in (False, True)
         for rate in rates
     ]
-
-
-def _best_adam(
-    study: dict[str, list[dict[str, Any]]], sparsity: float, iterations: int, damping: float
-) -> _Variant | None:
-    """Adam in scaled coordinates, with the rate that ended lowest; None if all diverged."""
-    ends = [
-        row
-        for row in study["update"]
-        if (row["solver"], row["sparsity"], row["iterations"]) == ("adam", sparsity, iterations)
-    ]
-    if not ends:
-        return None
-    rate = min(ends, key=lambda row: row["excess"])["learning_rate"]
-    return _Variant("adam", iterations, None, True, damping, rate)
 
 
 def trace_points(last: int) -> list[int]:
