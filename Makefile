@@ -66,4 +66,5 @@ lint: $(INSTALLED) ## check style, syntax and that notebooks are stripped
 
 clean: ## remove the results made here and caches; .venv, downloads and the reference stay
 	@rm -rf .pytest_cache .ruff_cache build *.egg-info helpers/__pycache__ tests/__pycache__
-	@[ ! -d results ] || find results -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} +
+	@[ ! -d results ] || find results -mindepth 1 -maxdepth 1 ! -name reference ! -name published \
+	  ! -name families.md -exec rm -rf {} +

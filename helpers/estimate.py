@@ -680,7 +680,10 @@ def _missing(parameters: Mapping[str, Any], machine: Machine) -> list[_Missing]:
     found = [*_missing_window(model, parameters), *_missing_token(model)]
     wants_gpu = parameters["dtype"] != "float32" or str(parameters["device"]).startswith("cuda")
     if wants_gpu and not machine.gpu:
-        text = f"{model}: no GPU, and {parameters['dtype']} needs one: find a machine that has one"
+        text = (
+            f"{model}: no GPU, and {parameters['dtype']} needs one: find a machine that has one, "
+            "or see what one would take (make plan MACHINE=a100-80g)"
+        )
         return [*found, _Missing(("gpu", model), 0, text), *_missing_disk(parameters, machine)]
     kind = "GPU memory" if machine.gpu else "RAM"
     found += _too_little(model, kind, needs.memory_bytes, machine.memory, machine.name)
@@ -767,13 +770,15 @@ def plan_lines(runs: Iterable[Run], machine: Machine | None = None) -> list[str]
         parameters = run.effective
         try:
             needs = estimate(parameters, machine)
-            missing += _missing(parameters, machine)
+            lacks = _missing(parameters, machine)
         except HelpersError:
             rows.append((run.id, str(parameters.get("model", "–")), "–", "–", "–"))
             totals.unknown += 1
             continue
-        totals.add(needs, downloads(parameters))
-        hours = f"{needs.total_seconds / 3600:.2f} h"
+        missing += lacks
+        possible = not any(item.key[0] == "gpu" for item in lacks)
+        totals.add(needs, downloads(parameters), needs.total_seconds if possible else 0.0)
+        hours = f"{needs.total_seconds / 3600:.2f} h" if possible else "–"
         room = [f"{_gigabytes(size)} GB" for size in (needs.memory_bytes, needs.disk_bytes)]
         rows.append((run.id, str(parameters["model"]), *room, hours))
     head = f"On {machine.name} ({machine.note}); starting and downloading not counted."
@@ -790,10 +795,10 @@ class _Totals:
     memory: int = 0
     disk: dict[str, int] = dataclasses.field(default_factory=dict)
 
-    def add(self, needs: Estimate, found: Mapping[str, int]) -> None:
+    def add(self, needs: Estimate, found: Mapping[str, int], seconds: float) -> None:
         """Count one run."""
         self.runs += 1
-        self.seconds += needs.total_seconds
+        self.seconds += seconds
         self.memory = max(self.memory, needs.memory_bytes)
         self.disk |= found
 

@@ -306,7 +306,7 @@ def fingerprint(run: Run) -> str:
     shows = run.notebook == TABLES_NOTEBOOK
     code = _notebook_code(run.source_path)
     parts = [json.dumps(run.effective, sort_keys=True), *map(_normalised, code)]
-    for name in sorted(_modules_used(tuple(code)).difference(() if shows else ONLY_SHOW)):
+    for name in sorted(_modules_used(tuple(code), () if shows else ONLY_SHOW)):
         parts.append(f"{name} {_normalised(_module_source(name))}")
     parts += [_hash(path.read_bytes()) for path in _named_files(run)]
     if shows:
@@ -332,13 +332,16 @@ def _module_source(name: str) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _modules_used(sources: tuple[str, ...]) -> frozenset[str]:
-    """The modules of helpers that code imports, and those that they import in turn."""
+def _modules_used(sources: tuple[str, ...], without: tuple[str, ...] = ()) -> frozenset[str]:
+    """The modules of helpers that code imports, and those that they import in turn.
+
+    Modules in `without` are left out, with what only they import.
+    """
     found: set[str] = set()
     waiting = [name for source in sources for name in _imported(source)]
     while waiting:
         name = waiting.pop()
-        if name not in found:
+        if name not in found and name not in without:
             found.add(name)
             waiting += _imported(_module_source(name))
     return frozenset(found)

@@ -30,6 +30,7 @@ from matplotlib.ticker import (
 from helpers.paths import replace_file
 from helpers.tables import (
     PRUNE_NOTEBOOK,
+    USUAL,
     column_of,
     cost_table,
     labelled,
@@ -589,7 +590,8 @@ def _draw_update(
         for ax, x in zip(axes, ("iterations", "seconds"), strict=True):
             ax.plot(curve[x], curve["error"], label=label, **look)
     at = [row for row in rows if row["sparsity"] == sparsity]
-    floor = [r["error"] for r in at if r["solver"] == "exact" and r["damping"] == 0.1]
+    damping = _study_damping(curves)
+    floor = [r["error"] for r in at if r["solver"] == "exact" and r["damping"] == damping]
     dots = [row for row in at if row["solver"] == "sparsegpt"]
     for ax, x in zip(axes, ("iterations", "seconds"), strict=True):
         for error in floor:
@@ -609,9 +611,10 @@ def _best_curves(
     """The curves worth a line: ADMM with and without preconditioning, and each rival's best."""
     found: dict[str, Mapping[str, Any]] = {}
     order = ("admm", "cg", "adam", "sgd")
+    usual = (USUAL["rho"], _study_damping(curves))
     at = [c for c in curves if c["sparsity"] == sparsity and c["error"] and c["solver"] in order]
     for curve in sorted(at, key=lambda c: order.index(c["solver"])):
-        if curve["solver"] == "admm" and (curve["rho"], curve["damping"]) != (1.0, 0.1):
+        if curve["solver"] == "admm" and (curve["rho"], curve["damping"]) != usual:
             continue
         usual = curve["precondition"] == (curve["solver"] in ("admm", "cg"))
         details = (
@@ -623,6 +626,59 @@ def _best_curves(
         if label not in found or _arrival(curve) < _arrival(found[label]):
             found[label] = curve
     return found
+
+
+def _study_damping(curves: Iterable[Mapping[str, Any]]) -> float | None:
+    """The damping of a study: that of its gradient methods, which have no other."""
+    return next((c["damping"] for c in curves if c["solver"] != "admm"), USUAL["damping"])
+
+
+def update_median_figure(records: Sequence[Record]) -> Figure:
+    """Excess over the optimum by iteration: the median over all layers and sparsities studied.
+
+    Left: ADMM beside its rivals, each at the learning rate that arrives first on its problem.
+    Right: ADMM at every ρ, with preconditioning (solid) and without (dashed).
+    """
+    figure, (left, right) = _picture(2, size=(9.5, 4.2), sharey=True)
+    rivals: dict[str, list[Mapping[str, Any]]] = {}
+    settings: dict[tuple[bool, float], list[Mapping[str, Any]]] = {}
+    for record in records:
+        curves = record["series"]["curves"]
+        damping = _study_damping(curves)
+        for sparsity in sorted({curve["sparsity"] for curve in curves}):
+            for label, curve in _best_curves(curves, sparsity).items():
+                rivals.setdefault(label, []).append(curve)
+        for curve in curves:
+            if curve["solver"] == "admm" and curve["damping"] == damping:
+                key = (not curve["precondition"], curve["rho"])
+                settings.setdefault(key, []).append(curve)
+    for position, (label, found) in enumerate(rivals.items()):
+        left.plot(*_median_curve(found), label=label, **style_of("", position) | {"marker": ""})
+    rhos = sorted({rho for _, rho in settings})
+    for (plain, rho), found in sorted(settings.items()):
+        look = {"color": COLOURS[rhos.index(rho)], "linestyle": "--" if plain else "-"}
+        right.plot(*_median_curve(found), label=None if plain else f"ρ = {rho:g}", **look)
+    _finish_median(left, right, sum(map(len, rivals.values())) // max(1, len(rivals)))
+    return figure
+
+
+def _median_curve(curves: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[float]]:
+    """Iterations that all curves have, and the median excess at each."""
+    shared = set.intersection(*(set(curve["iterations"]) for curve in curves))
+    steps = sorted(shared)
+    by_step = [dict(zip(curve["iterations"], curve["excess"], strict=True)) for curve in curves]
+    return steps, [float(np.median([found[step] for found in by_step])) for step in steps]
+
+
+def _finish_median(left: Axes, right: Axes, problems: int) -> None:
+    for ax in (left, right):
+        ax.axhline(0.01, color=DENSE, linewidth=0.8, linestyle=(0, (1, 2)))
+        ax.set(xscale="log", yscale="log", xlabel="iteration", ylim=(1e-9, None))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.legend(frameon=False, fontsize=8.5)
+    left.set_ylabel(f"excess over the optimum\n(median of {problems} problems)")
+    left.set_title("ADMM and its rivals; dotted: 1 %", fontsize=10)
+    right.set_title("ADMM; dashed: not preconditioned", fontsize=10)
 
 
 def _arrival(curve: Mapping[str, Any]) -> tuple[float, float]:
@@ -766,6 +822,7 @@ def _study_figures(records: Sequence[Record]) -> dict[str, Figure]:
     studied = [record for record in records if "curves" in (record.get("series") or {})]
     if studied:
         drawn["weight_update"] = update_grid_figure(*_choose_layers(studied))
+        drawn["weight_update_median"] = update_median_figure(studied)
     if any("forward_seconds" in record["metrics"] for record in records):
         drawn["cost"] = cost_figure(records)
     if variant_table(records) is not None:

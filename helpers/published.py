@@ -36,7 +36,7 @@ MODEL_NAMES = {
     "meta-llama/Meta-Llama-3-8B": "LLaMA-3-8B",
 }
 PERPLEXITIES = {"wikitext2": "wikitext2_ppl"}
-ZERO_SHOT_METRIC = re.compile(r"\w+_acc(_norm)?")
+ZERO_SHOT_METRIC = re.compile(r"(?!mean_)\w+_acc(_norm)?")
 
 
 @dataclass(frozen=True)

@@ -442,7 +442,10 @@ def give_verdict(options: argparse.Namespace) -> int:
         if run.notebook == plans.TABLES_NOTEBOOK:
             continue  # it measures nothing of its own
         reference = references.get(run.id)
-        record = read_record(run.record_path) if run.record_path.is_file() else None
+        there = run.record_path.is_file()
+        record = read_record(run.record_path) if there else None
+        if there and not plans.is_done(run):
+            record = None  # of other code or parameters, so it says nothing about these
         asked = {"notebook": run.notebook, "parameters": run.effective}
         if reference is None or not same_run(asked, reference, run.defaults):
             without += 1
@@ -494,6 +497,10 @@ def accept(options: argparse.Namespace) -> int:
     if unclean:
         say(f"note: {unclean} of {len(fresh)} records come from code that was not committed")
     say(f"accepted {len(fresh)} records into {show_path(target)}, kept {len(kept)} of before")
+    prints = {run.id: plans.fingerprint(run) for run in plans.read_plan(options.plan)}
+    older = sum(record.get("fingerprint") != prints[_id(record)] for record in kept)
+    if older:
+        say(f"note: {older} of those kept were made by other code than today's")
     if without:
         say(f"{without} runs of the plan have no record yet")
     return 0
@@ -519,11 +526,14 @@ def _replace_reference(target: Path, records: list[dict[str, Any]]) -> None:
     """Put records, and the tables and figures made of them, in the place of `target`."""
     fresh = target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    for record in records:
-        write_record(fresh / "records" / f"{_id(record)}.json", record)
-    _draw(records, fresh)
-    shutil.rmtree(target, ignore_errors=True)
-    fresh.rename(target)
+    try:
+        for record in records:
+            write_record(fresh / "records" / f"{_id(record)}.json", record)
+        _draw(records, fresh)
+        shutil.rmtree(target, ignore_errors=True)
+        fresh.rename(target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _draw(records: list[dict[str, Any]], folder: Path) -> None:

@@ -9,6 +9,7 @@ shown beside the default in a table of their own.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -50,6 +51,7 @@ SOLVERS = {
     "admm": "ADMM",
     "exact": "exact optimum",
 }
+USUAL = {"rho": 1.0, "precondition": True, "damping": 0.1}  # ADMM's defaults
 DEFAULT_MASK = "default"
 PARTS = ("forward", "gram", "solve", "selection", "prune", "evaluate")
 
@@ -160,8 +162,12 @@ def column_of(record: Record) -> str | None:
     parameters = record["parameters"]
     if parameters.get("method") == "dense":
         return None
-    pattern = parameters.get("pattern", "unstructured")
-    return f"{100 * parameters['sparsity']:.4g} %" if pattern == "unstructured" else pattern
+    return target_name(parameters.get("pattern", "unstructured"), parameters["sparsity"])
+
+
+def target_name(pattern: str, sparsity: float) -> str:
+    """A pattern as it is, unstructured pruning as its sparsity: "60 %"."""
+    return f"{100 * sparsity:.4g} %" if pattern == "unstructured" else pattern
 
 
 def to_markdown(frame: pd.DataFrame, spread: pd.DataFrame | None = None, missing: str = "–") -> str:
@@ -310,11 +316,13 @@ def zero_shot_table(
         row = {t: metrics[f"{t}_{metric}"] for t in TASK_NAMES if f"{t}_{metric}" in metrics}
         if not row:
             continue
-        spread = {t: metrics[f"{t}_{metric}_stderr"]["value"] for t in row}
-        values[label] = {TASK_NAMES[t]: cell["value"] for t, cell in row.items()}
-        values[label]["mean"] = sum(cell["value"] for cell in row.values()) / len(row)
-        errors[label] = {TASK_NAMES[t]: value for t, value in spread.items()}
-        errors[label]["mean"] = sum(value**2 for value in spread.values()) ** 0.5 / len(row)
+        pairs = {
+            TASK_NAMES[t]: (cell["value"], metrics[f"{t}_{metric}_stderr"]["value"])
+            for t, cell in row.items()
+        }
+        pairs["mean"] = mean_of_tasks(pairs.values())
+        values[label] = {name: value for name, (value, _) in pairs.items()}
+        errors[label] = {name: error for name, (_, error) in pairs.items()}
     if not values:
         return None
     columns = [
@@ -323,6 +331,26 @@ def zero_shot_table(
     frames = (pd.DataFrame.from_dict(d, orient="index", columns=columns) for d in (values, errors))
     frame, spread = (frame.rename_axis("model") for frame in frames)
     return frame, spread
+
+
+def mean_of_tasks(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """Mean of (value, standard error) over tasks, which are taken as independent, and its error."""
+    values, errors = zip(*pairs, strict=True)
+    return sum(values) / len(values), math.hypot(*errors) / len(values)
+
+
+def paired_tasks(
+    one: Mapping[str, Any], other: Mapping[str, Any]
+) -> dict[str, tuple[float, float]]:
+    """one − other in acc with its standard error, by task, on the tasks asked with the same items.
+
+    Args: series "zero_shot" of two records.
+    """
+    return {
+        task: paired_difference(one[task]["acc"], other[task]["acc"])
+        for task in TASK_NAMES
+        if task in one and task in other and one[task]["items"] == other[task]["items"]
+    }
 
 
 def paired_table(records: Iterable[Record]) -> pd.DataFrame | None:
@@ -335,24 +363,14 @@ def paired_table(records: Iterable[Record]) -> pd.DataFrame | None:
     rows = {}
     for index, (first, one) in enumerate(runs):
         for second, other in runs[index + 1 :]:
-            pairs = {
-                TASK_NAMES[task]: paired_difference(other[task]["acc"], one[task]["acc"])
-                for task in TASK_NAMES
-                if task in one and task in other and one[task]["items"] == other[task]["items"]
-            }
+            pairs = {TASK_NAMES[t]: pair for t, pair in paired_tasks(other, one).items()}
             if pairs:
-                rows[f"{second} − {first}"] = _paired_row(pairs)
+                cells = pairs | {"mean": mean_of_tasks(pairs.values())}
+                rows[f"{second} − {first}"] = {n: _paired_cell(*c) for n, c in cells.items()}
     if not rows:
         return None
     columns = [c for c in (*TASK_NAMES.values(), "mean") if any(c in row for row in rows.values())]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("difference")
-
-
-def _paired_row(pairs: dict[str, tuple[float, float]]) -> dict[str, str]:
-    """The text cells of one row of `paired_table`, the mean over its tasks last."""
-    differences, errors = zip(*pairs.values(), strict=True)
-    mean = sum(differences) / len(pairs), sum(e**2 for e in errors) ** 0.5 / len(pairs)
-    return {name: _paired_cell(*pair) for name, pair in (pairs | {"mean": mean}).items()}
 
 
 def _paired_cell(difference: float, error: float) -> str:
@@ -364,9 +382,13 @@ def _zero_shot_records(records: Iterable[Record]) -> list[tuple[Record, str]]:
     """The records of the zero-shot notebook, each with its row, in the order of the methods."""
     found = [r for r in records if r["notebook"] == ZERO_SHOT_NOTEBOOK]
     rows = []
+    seeds = {record["parameters"].get("calibration_seed") for record in found}
     for record, label in labelled(found):
         column = column_of(record)
-        rows.append((record, f"{label}, {column}" if column else label))
+        name = f"{label}, {column}" if column else label
+        if len(seeds) > 1 and column:
+            name += f", seed {record['parameters']['calibration_seed']}"
+        rows.append((record, name))
     return sorted(rows, key=lambda pair: _row_key(pair[1].replace(",", " ", 1)))
 
 
@@ -381,18 +403,27 @@ def _zero_shot_sections(records: list[Record]) -> list[Section]:
             made.append(Section(f"{_model(records)} {metric}", note, *table))
     paired = paired_table(records)
     if paired is not None:
-        note = "Paired differences in accuracy; bold where they exceed two standard errors."
+        note = (
+            "Paired differences in accuracy on the same items; bold where they exceed two standard "
+            "errors. One in twenty would do so by chance."
+        )
         made.append(Section(f"{_model(records)} paired", note, paired))
     return made
 
 
 def _items_note(records: Iterable[Record]) -> str:
-    """How many items of each task were asked, and by which harness."""
+    """How many items of each task were asked, whether of all the same, and by which harness."""
     runs = [record for record, _ in _zero_shot_records(records)]
-    counts = sorted({len(t["items"]) for r in runs for t in r["series"]["zero_shot"].values()})
-    harness = sorted({r["versions"].get("lm-eval", "?") for r in runs})
+    asked: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        for task, series in run["series"]["zero_shot"].items():
+            asked[task].add(json.dumps(series["items"]))
+    counts = sorted({len(json.loads(text)) for items in asked.values() for text in items})
     amount = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"{amount} items a task, the same for every model; lm-eval {', '.join(harness)}."
+    same = all(len(items) == 1 for items in asked.values())
+    whom = "the same for every model" if same else "not the same for every model"
+    harness = sorted({run["versions"].get("lm-eval", "?") for run in runs})
+    return f"{amount} items a task, {whom}; lm-eval {', '.join(harness)}."
 
 
 # ------------------------------------------------------------------ layer studies
@@ -402,9 +433,10 @@ def update_table(records: Iterable[Record]) -> pd.DataFrame | None:
     """Ways to refit the weights on one fixed mask (series "update" of notebook 02).
 
     Columns: problems (layers times sparsities) and, over them, mean relative error on calibration
-    and on held-out text; median and worst excess of the damped objective over its optimum, in
-    percent; mean seconds. For Adam and SGD the best learning rate of each problem counts; ADMM with
-    other settings than its defaults is shown after 20 iterations. None without such records.
+    and on held-out text; mean and worst excess of the damped objective over its optimum, in percent
+    (for solvers that minimise that objective); mean seconds. For Adam and SGD the best learning
+    rate of each problem counts; ADMM with other settings than its defaults is shown after 20
+    iterations. None without such records.
     """
     rows: dict[tuple[Any, ...], dict[Any, Mapping[str, Any]]] = defaultdict(dict)
     for number, record in enumerate(records):
@@ -421,7 +453,7 @@ def update_table(records: Iterable[Record]) -> pd.DataFrame | None:
 
 def _is_shown(row: Mapping[str, Any]) -> bool:
     """Other settings of ADMM than its defaults are compared after 20 iterations only."""
-    usual = (row["rho"], row["precondition"], row["damping"]) == (1.0, True, 0.1)
+    usual = all(row[key] == value for key, value in USUAL.items())
     return row["solver"] != "admm" or usual or row["iterations"] == 20
 
 
@@ -442,16 +474,22 @@ def _update_row(problems: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
     """One row of `update_table`."""
     rows = list(problems.values())
     frame = pd.DataFrame(rows)
+    excess = 100 * frame["excess"] if _has_excess(rows[0]) else pd.Series([math.nan])
     return {
         "update": update_label(rows[0]),
         "iterations": rows[0]["iterations"],
         "problems": len(rows),
         "error": frame["error"].mean(),
         "held-out": frame["heldout"].mean(),
-        "excess, median (%)": 100 * frame["excess"].median(),
-        "excess, worst (%)": 100 * frame["excess"].max(),
+        "excess, mean (%)": excess.mean(),
+        "excess, worst (%)": excess.max(),
         "seconds": frame["seconds"].mean(),
     }
+
+
+def _has_excess(row: Mapping[str, Any]) -> bool:
+    """Whether a row's solver minimises the objective whose excess is measured."""
+    return row["solver"] == "none" or row["damping"] == USUAL["damping"]
 
 
 def update_label(row: Mapping[str, Any]) -> str:
@@ -464,7 +502,11 @@ def update_label(row: Mapping[str, Any]) -> str:
     usual = row["solver"] in ("admm", "cg")
     if row["precondition"] is not None and row["precondition"] != usual:
         details.append("preconditioned" if row["precondition"] else "not preconditioned")
-    if row["damping"] is not None and row["solver"] != "sparsegpt" and row["damping"] != 0.1:
+    if (
+        row["damping"] is not None
+        and row["solver"] != "sparsegpt"
+        and row["damping"] != USUAL["damping"]
+    ):
         details.append(f"damping {row['damping']:g}")
     name = SOLVERS[row["solver"]]
     return f"{name} ({', '.join(details)})" if details else name
@@ -485,10 +527,7 @@ def mask_table(records: Iterable[Record], text: str = "error") -> pd.DataFrame |
     if not rows:
         return None
     frame = pd.DataFrame(rows)
-    frame["target"] = [
-        f"{100 * s:.4g} %" if p == "unstructured" else p
-        for p, s in zip(frame["pattern"], frame["sparsity"], strict=True)
-    ]
+    frame["target"] = list(map(target_name, frame["pattern"], frame["sparsity"]))
     frame["variant"] = [mask_label(row) for row in rows]
     problem = ["record", "block", "layer", "target"]
     wide = frame.pivot_table(index=problem, columns="variant", values=text)
@@ -515,8 +554,8 @@ def _update_sections(records: list[Record]) -> list[Section]:
     """The comparison of solvers on fixed masks."""
     frame = update_table(records)
     note = (
-        "Refitting the kept weights on one fixed Wanda mask, means over layers and sparsities. "
-        "Excess: the damped objective over its exact optimum."
+        "Refitting the kept weights on one fixed mask by Wanda's score (budget per matrix), over "
+        "layers and sparsities. Excess: the damped objective over its exact optimum."
     )
     return [] if frame is None else [Section(_model(records), note, frame)]
 
@@ -584,19 +623,30 @@ def labelled(records: list[Record]) -> list[tuple[Record, str]]:
     return [(record, _label(record, common)) for record in records]
 
 
+def common_setting(records: Iterable[Record]) -> list[Record]:
+    """The records that differ from most in nothing but the cell: same model, texts and sizes."""
+    found = list(records)
+    common = _common(found)
+    return [record for record in found if not _differences(record, common)]
+
+
 def _label(record: Record, common: Mapping[str, Any]) -> str:
     """The row that a run belongs to."""
     parameters = record["parameters"]
-    # a run that read no calibration text is the same run whatever the calibration would be
-    ignored = CELL if "calibration" in (record.get("data") or {}) else (*CELL, *CALIBRATION)
-    differences = dict(parameters.get("options") or {})
-    differences |= {
-        key: value
-        for key, value in parameters.items()
-        if key not in ignored and common.get(key) != value
-    }
+    differences = dict(parameters.get("options") or {}) | _differences(record, common)
     details = ", ".join(f"{key}={value}" for key, value in sorted(differences.items()))
     return f"{parameters['method']} ({details})" if details else parameters["method"]
+
+
+def _differences(record: Record, common: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a run that are not those of most runs."""
+    # a run that read no calibration text is the same run whatever the calibration would be
+    ignored = CELL if "calibration" in (record.get("data") or {}) else (*CELL, *CALIBRATION)
+    return {
+        key: value
+        for key, value in record["parameters"].items()
+        if key not in ignored and common.get(key) != value
+    }
 
 
 def _common(records: Iterable[Record]) -> dict[str, Any]:

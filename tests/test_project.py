@@ -363,3 +363,19 @@ def test_no_path_of_a_machine_is_committed() -> None:
         if path.suffix in text_files and "__pycache__" not in path.parts:
             found = MACHINE_PATH.search(path.read_text(encoding="utf-8"))
             assert found is None, f"{path.relative_to(ROOT)} holds {found and found[0]}"
+
+
+@needs_make
+def test_make_clean_leaves_what_is_committed(tmp_path: Path) -> None:
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "results"], capture_output=True, text=True, check=False
+    )
+    files = listed.stdout.split() or ["results/reference/x", "results/families.md"]
+    made = ["results/laptop/records/a.json", "results/scratch/b.json"]
+    for name in [*files, *made]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    subprocess.run(["make", "-s", "-C", str(tmp_path), "clean"], check=True)
+    assert all((tmp_path / name).exists() for name in files)
+    assert not any((tmp_path / name).exists() for name in made)
