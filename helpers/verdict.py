@@ -1,17 +1,24 @@
 """The verdict: what was measured here beside the committed record of the same run.
 
-How close is close enough comes from the spread between seeds, because a rerun with the same seed
-on another machine differs by less than a rerun with another seed does. Records that differ in
-nothing but their seeds form a group; the tolerance of a metric is the group's relative half spread
-(max - min) / (2 |mean|). A run takes the largest of the groups with its own method, sparsity and
-pattern, else the largest of all groups of its notebook, kept between FLOOR and CEILING; where no
-seeds were run it is UNKNOWN. A metric that carries its own "tolerance" uses that. Sparsity and
-whole numbers must be equal; times and memory belong to a machine and are not judged.
+How close is close enough comes from the spread between seeds. Rounding differs between kinds of
+CPU and moves weights across a mask's edge, block after block, so that a rerun with the same seed
+may end up as far away as one with another seed. Records that differ in nothing but their seeds
+form a group; the tolerance of a metric is the group's relative range (max - min) / |mean|. A run
+takes the largest of the groups with its own method, sparsity and pattern, else the largest of all
+groups of its notebook, kept between FLOOR and CEILING; where no seeds were run it is UNKNOWN.
+
+The spread of a perplexity grows with the damage that pruning did, ln(perplexity / dense). So it is
+taken as a share of the damage, and a run is allowed that share of its own damage; where the dense
+model's perplexity is not known it is relative like all others.
+
+A metric that carries its own "tolerance" uses that. Sparsity and whole numbers must be equal; times
+and memory belong to a machine and are not judged.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,13 +26,16 @@ from typing import Any
 
 Record = Mapping[str, Any]
 
-FLOOR = 0.02  # rounding differs between CPUs and moves a few weights across a mask's edge
+FLOOR = 0.02  # what rounding alone may do
 CEILING = 0.15  # beyond this two methods could no longer be told apart
 UNKNOWN = 0.05
 ABSOLUTE = 1e-6  # differences this small are rounding, whatever the value
 NOT_JUDGED = ("s", "min", "h", "bytes", "MB", "MiB", "GB", "GiB")
 EXACT = ("sparsity",)
 CELL = ("method", "sparsity", "pattern")
+# what two perplexities must have in common to be compared with one dense model
+MEASURED_ON = ("model", "revision", "evaluation", "window", "windows", "dtype")
+LEAST_DAMAGE = 0.1  # of seeds; a spread that is a share of less says nothing
 
 
 @dataclass(frozen=True)
@@ -55,14 +65,21 @@ class Comparison:
 
 
 class Tolerances:
-    """Relative half spreads between seeds, looked up by run and metric."""
+    """Relative ranges over seeds, looked up by run and metric."""
 
     def __init__(self, records: Iterable[Record]) -> None:
+        records = list(records)
+        self._dense = {
+            _measured_on(record): record["metrics"]
+            for record in records
+            if record["parameters"].get("method") == "dense"
+        }
         groups: dict[str, list[Record]] = defaultdict(list)
         for record in records:
             groups[_without_seeds(record)].append(record)
-        self._of_cell: dict[tuple[str, str, str], float] = {}
-        self._of_notebook: dict[tuple[str, str], float] = {}
+        # the last of a key: whether the spread is a share of the damage
+        self._of_cell: dict[tuple[str, str, str, bool], float] = {}
+        self._of_notebook: dict[tuple[str, str, bool], float] = {}
         for group in groups.values():
             if len({json.dumps(_seeds(record), sort_keys=True) for record in group}) > 1:
                 self._add(group)
@@ -71,15 +88,35 @@ class Tolerances:
         """Take in the spread of every metric that all records of a group have."""
         first = group[0]
         for name in first["metrics"]:
-            values = [r["metrics"][name]["value"] for r in group if name in r["metrics"]]
-            mean = abs(sum(values) / len(values))
+            found = [record for record in group if name in record["metrics"]]
+            values = [record["metrics"][name]["value"] for record in found]
+            mean = sum(values) / len(values)
             if len(values) < 2 or mean == 0:
                 continue
-            spread = (max(values) - min(values)) / (2 * mean)
-            key = (first["notebook"], name)
-            self._of_notebook[key] = max(spread, self._of_notebook.get(key, 0.0))
-            cell = (*key, _cell(first))
-            self._of_cell[cell] = max(spread, self._of_cell.get(cell, 0.0))
+            self._keep(first, name, False, (max(values) - min(values)) / abs(mean))
+            damages = [self._damage(record, name) for record in found]
+            if None not in damages and min(damages) >= LEAST_DAMAGE:
+                share = (max(damages) - min(damages)) / (sum(damages) / len(damages))
+                self._keep(first, name, True, share)
+
+    def _keep(self, record: Record, name: str, by_damage: bool, spread: float) -> None:
+        """Remember a spread if it is the largest so far of its cell or notebook."""
+        key = (record["notebook"], name, by_damage)
+        self._of_notebook[key] = max(spread, self._of_notebook.get(key, 0.0))
+        cell = (*key, _cell(record))
+        self._of_cell[cell] = max(spread, self._of_cell.get(cell, 0.0))
+
+    def _damage(self, record: Record, name: str) -> float | None:
+        """ln(perplexity / dense perplexity), at least 0; None if not a perplexity or not known."""
+        dense = self._dense.get(_measured_on(record), {}).get(name)
+        if not name.startswith("perplexity") or dense is None:
+            return None
+        return max(0.0, math.log(record["metrics"][name]["value"] / dense["value"]))
+
+    def _spread(self, record: Record, name: str, by_damage: bool) -> float | None:
+        """The spread of the run's own cell, else of its notebook; None if no seeds were run."""
+        key = (record["notebook"], name, by_damage)
+        return self._of_cell.get((*key, _cell(record)), self._of_notebook.get(key))
 
     def of(self, reference: Record, metric: str) -> float:
         """The tolerance of a metric of a run, a fraction of its reference value."""
@@ -88,8 +125,10 @@ class Tolerances:
             return float(entry["tolerance"])
         if metric in EXACT or isinstance(entry["value"], int):
             return 0.0
-        key = (reference["notebook"], metric)
-        spread = self._of_cell.get((*key, _cell(reference)), self._of_notebook.get(key))
+        spread, damage = self._spread(reference, metric, False), self._damage(reference, metric)
+        share = self._spread(reference, metric, True)
+        if damage is not None and share is not None:
+            spread = math.expm1(share * damage)
         return UNKNOWN if spread is None else min(max(spread, FLOOR), CEILING)
 
 
@@ -163,6 +202,12 @@ def _without_seeds(record: Record) -> str:
     """What the records of one group have in common."""
     asked = {key: value for key, value in _asked(record).items() if "seed" not in key}
     return json.dumps([record["notebook"], asked], sort_keys=True)
+
+
+def _measured_on(record: Record) -> str:
+    """The model, text and windows of a record, and its notebook."""
+    asked = record["parameters"]
+    return json.dumps([record["notebook"], [asked.get(key) for key in MEASURED_ON]])
 
 
 def _cell(record: Record) -> str:

@@ -6,6 +6,7 @@ Tiny notebooks in a temporary project stand in for the real ones; no model is lo
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -556,12 +557,28 @@ def test_tolerance_comes_from_the_seeds() -> None:
     spread = verdict.Tolerances(
         [row(10.0), row(11.0, 1), row(20.0, method="a"), row(20.1, 1, "a"), row(7.0, method="lone")]
     )
-    assert spread.of(row(9.0), "perplexity") == pytest.approx(0.5 / 10.5)
+    assert spread.of(row(9.0), "perplexity") == pytest.approx(1 / 10.5)
     assert spread.of(row(9.0, method="a"), "perplexity") == verdict.FLOOR
-    assert spread.of(row(9.0, method="new"), "perplexity") == pytest.approx(0.5 / 10.5)
+    assert spread.of(row(9.0, method="new"), "perplexity") == pytest.approx(1 / 10.5)
     assert spread.of(row(9.0, tolerance=0.3), "perplexity") == 0.3
     assert verdict.Tolerances([row(1.0)]).of(row(1.0), "perplexity") == verdict.UNKNOWN
     assert verdict.Tolerances([row(1.0), row(9.0, 1)]).of(row(1.0), "perplexity") == verdict.CEILING
+
+
+def test_tolerance_of_a_perplexity_grows_with_the_damage() -> None:
+    dense, near = row(10.0, method="dense"), row(10.2, method="near")
+    seeds = [row(20.0), row(21.0, 1)]
+    spread = verdict.Tolerances([dense, *seeds])
+    share = math.log(21 / 20) / (math.log(420 / 100) / 2)  # of the mean damage, ln 2 and ln 2.1
+    assert spread.of(row(20.0), "perplexity") == pytest.approx(2**share - 1)
+    assert spread.of(row(40.0, method="new"), "perplexity") == pytest.approx(4**share - 1)
+    assert spread.of(near, "perplexity") == spread.of(dense, "perplexity") == verdict.FLOOR
+    # a dense model that was measured on other text, or seeds with hardly any damage: relative
+    close = verdict.Tolerances([dense, row(10.1), row(10.6, 1)])
+    assert close.of(row(40.0), "perplexity") == pytest.approx(0.5 / 10.35)
+    dense["parameters"]["windows"] = 3
+    other = verdict.Tolerances([dense, *seeds])
+    assert other.of(row(40.0, method="new"), "perplexity") == pytest.approx(1 / 20.5)
 
 
 def test_exact_metrics_must_be_equal() -> None:
