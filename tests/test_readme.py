@@ -22,6 +22,20 @@ def test_the_tables_are_those_of_the_committed_records(table: str) -> None:
     assert "\n".join(rows) in readme()
 
 
+def test_the_verdicts_are_those_of_the_committed_records() -> None:
+    claims = (reference_dir("full") / "tables" / "claims.md").read_text(encoding="utf-8")
+    wanted: dict[str, list[str]] = {}
+    for sentence, verdict in re.findall(
+        r"^\| \d+ \| (.+?) \| \*\*(.+?)\*\* \|", claims, re.MULTILINE
+    ):
+        wanted.setdefault(verdict, []).append(sentence)
+    text = re.sub(r"\n  (?=\S)", " ", readme())  # a bullet in one line
+    said = re.findall(r"^- \*\*(.+?)\*\* \((\d+)\): (.+)$", text, re.MULTILINE)
+    assert {verdict: (int(count), words) for verdict, count, words in said} == {
+        verdict: (len(sentences), " ".join(sentences)) for verdict, sentences in wanted.items()
+    }
+
+
 def test_the_linked_files_are_there() -> None:
     links = re.findall(r"\]\(((?!http)[^)#]+)\)", readme())
     assert len(links) >= 3
