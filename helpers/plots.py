@@ -16,6 +16,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -47,6 +48,8 @@ DASHES = ("-", "--", "-.", ":")
 METHOD_LOOK = {"magnitude": 3, "wanda": 4, "sparsegpt": 1, "admm1": 2, "admm-grad": 0}
 KEPT, PRUNED = "#0072B2", "#F4F4F4"
 DENSE = "#555555"
+# the solvers that have curves, in the order of legends
+RACERS = {"admm": "ADMM", "cg": "CG", "adam": "Adam", "sgd": "SGD"}
 Record = Mapping[str, Any]
 
 
@@ -248,19 +251,19 @@ def _finish_depth(ax: Axes, ylabel: str) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if ax.get_legend_handles_labels()[1]:
         ax.set_yscale("log")
-        _plain_log(ax)
+        _plain_log(ax.yaxis)
         ax.legend(frameon=False, ncols=2, fontsize=9)
 
 
-def _plain_log(ax: Axes) -> None:
+def _plain_log(axis: Axis) -> None:
     """Label a log axis in plain numbers, also between decades where it spans few of them."""
-    low, high = ax.get_ylim()
+    low, high = axis.get_view_interval()
     span = high / max(low, 1e-300)
-    digits = "23456789" if span < 5 else "235" if span < 30 else ""
+    digits = "23456789" if span < 5 else "235" if span < 30 else "25" if span < 100 else ""
     plain = FuncFormatter(lambda y, _: f"{y:.3g}")
     between = FuncFormatter(lambda y, _: f"{y:.3g}" if f"{y:.1e}"[0] in digits else "")
-    ax.yaxis.set_major_formatter(plain)
-    ax.yaxis.set_minor_formatter(between if digits else NullFormatter())
+    axis.set_major_formatter(plain)
+    axis.set_minor_formatter(between if digits else NullFormatter())
 
 
 def depth_figure(layers: Iterable[Mapping[str, Any]], title: str = "") -> Figure:
@@ -306,7 +309,7 @@ def convergence_figure(series: Mapping[str, Any]) -> Figure:
     left.set_title(f"{series['layer']} at {100 * series['sparsity']:.0f} %", fontsize=10)
     right.set_title("distance to exact least squares", fontsize=10)
     _leave_room(left)
-    _plain_log(left)
+    _plain_log(left.yaxis)
     for ax in (left, right):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.legend(frameon=False, fontsize=9)
@@ -471,7 +474,7 @@ def solve_figure(
     left.set_title(title, fontsize=10)
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     _leave_room(left)
-    _plain_log(left)
+    _plain_log(left.yaxis)
     draw_mask(right, keep[:size, :size], f"kept weights (dark), {_kept(keep)}")
     return figure
 
@@ -600,8 +603,7 @@ def _draw_update(
             place = row["seconds"] if x == "seconds" else 1
             ax.plot(place, row["error"], "k*", markersize=9, label="SparseGPT")
         ax.set(xscale="log", yscale="log", xlabel={"iterations": "iteration"}.get(x, x))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        _plain_log(ax.xaxis)
     _fit_to(axes, at)
 
 
@@ -610,22 +612,23 @@ def _best_curves(
 ) -> dict[str, Mapping[str, Any]]:
     """The curves worth a line: ADMM with and without preconditioning, and each rival's best."""
     found: dict[str, Mapping[str, Any]] = {}
-    order = ("admm", "cg", "adam", "sgd")
     usual = (USUAL["rho"], _study_damping(curves))
-    at = [c for c in curves if c["sparsity"] == sparsity and c["error"] and c["solver"] in order]
-    for curve in sorted(at, key=lambda c: order.index(c["solver"])):
+    at = [c for c in curves if c["sparsity"] == sparsity and c["error"] and c["solver"] in RACERS]
+    for curve in sorted(at, key=lambda c: list(RACERS).index(c["solver"])):
         if curve["solver"] == "admm" and (curve["rho"], curve["damping"]) != usual:
             continue
-        usual = curve["precondition"] == (curve["solver"] in ("admm", "cg"))
-        details = (
-            "" if usual else ", preconditioned" if curve["precondition"] else ", not preconditioned"
-        )
-        label = {"admm": "ADMM", "cg": "CG", "adam": "Adam", "sgd": "SGD"}[
-            curve["solver"]
-        ] + details
+        label = _racer(curve)
         if label not in found or _arrival(curve) < _arrival(found[label]):
             found[label] = curve
     return found
+
+
+def _racer(curve: Mapping[str, Any]) -> str:
+    """A solver's name, with its coordinates where they are not the ones it usually has."""
+    scaled = curve["precondition"]
+    if scaled == (curve["solver"] in ("admm", "cg")):
+        return RACERS[curve["solver"]]
+    return f"{RACERS[curve['solver']]}, {'' if scaled else 'not '}preconditioned"
 
 
 def _study_damping(curves: Iterable[Mapping[str, Any]]) -> float | None:
@@ -676,7 +679,8 @@ def _finish_median(left: Axes, right: Axes, problems: int) -> None:
         ax.set(xscale="log", yscale="log", xlabel="iteration", ylim=(1e-9, None))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.legend(frameon=False, fontsize=8.5)
-    left.set_ylabel(f"excess over the optimum\n(median of {problems} problems)")
+    middle = f"\n(median of {problems} problems)" if problems > 1 else ""
+    left.set_ylabel(f"excess over the optimum{middle}")
     left.set_title("ADMM and its rivals; dotted: 1 %", fontsize=10)
     right.set_title("ADMM; dashed: not preconditioned", fontsize=10)
 

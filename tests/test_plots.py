@@ -251,6 +251,15 @@ def test_update_figure_draws_the_rate_that_arrives_first() -> None:
     assert low < 0.09 and high > 0.2
 
 
+def test_update_figure_has_each_solver_in_both_coordinates() -> None:
+    series = study()["series"]
+    other = [curve | {"precondition": not curve["precondition"]} for curve in series["curves"]]
+    other += [curve | {"rho": 9.0} for curve in other if curve["solver"] == "admm"]  # left out
+    found = curves(plots.update_figure(series["update"], series["curves"] + other, 0.6))
+    names = ["ADMM", "ADMM, not preconditioned", "CG", "CG, not preconditioned"]
+    assert list(found) == [*names, "Adam", "Adam, preconditioned", "optimum", "SparseGPT"]
+
+
 def test_layers_of_the_middle_block_are_drawn_side_by_side() -> None:
     records = [study(block, name) for block in (2, 14, 27) for name in ("a.q_proj", "b.o_proj")]
     records.append(study(12, "c.o_proj"))  # one layer more, of a block of its own
