@@ -48,6 +48,7 @@ DASHES = ("-", "--", "-.", ":")
 METHOD_LOOK = {"magnitude": 3, "wanda": 4, "sparsegpt": 1, "admm1": 2, "admm-grad": 0}
 KEPT, PRUNED = "#0072B2", "#F4F4F4"
 DENSE = "#555555"
+THIN = "thin lines: other learning rates"
 # the solvers that have curves, in the order of legends
 RACERS = {"admm": "ADMM", "cg": "CG", "adam": "Adam", "sgd": "SGD"}
 Record = Mapping[str, Any]
@@ -546,13 +547,16 @@ def update_figure(
     """How fast each way of refitting gets to the optimum of one layer on a fixed mask.
 
     Relative error against iterations (left) and against seconds (right), log axes; the exact
-    optimum is the floor, SparseGPT, which does not iterate, a dot. Args: rows and curves as
+    optimum is the floor; SparseGPT, which sweeps once over the columns, is a star, put at
+    iteration 1. Adam and SGD are drawn at the rate that arrives first, their other rates as thin
+    lines. Args: rows and curves as
     `helpers.study.update_study` returns them; sparsity, one that is in them.
     """
     figure, axes = _picture(2, size=(9.5, 4.0), sharey=True)
     _draw_update(axes, rows, curves, sparsity)
     axes[0].set_ylabel("relative error ‖XW − XŴ‖² / ‖XW‖²")
-    figure.suptitle(title or f"one fixed mask at {100 * sparsity:.4g} %", fontsize=10)
+    title = title or f"one fixed mask at {100 * sparsity:.4g} %"
+    figure.suptitle(f"{title}; {THIN}", fontsize=10)
     _legend_below(figure, axes[0])
     return figure
 
@@ -575,6 +579,7 @@ def update_grid_figure(records: Sequence[Record], sparsity: float) -> Figure:
         ax.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
     for ax in grid[:, 0]:
         ax.set_ylabel("relative error")
+    figure.suptitle(f"one fixed mask at {100 * sparsity:.4g} %; {THIN}", fontsize=10)
     _legend_below(figure, grid[0, 0], 4 if len(records) > 2 else 2)
     return figure
 
@@ -586,7 +591,9 @@ def _draw_update(
     sparsity: float,
 ) -> None:
     """Error by iterations in the first of two axes, by seconds in the second."""
-    for position, (label, curve) in enumerate(_best_curves(curves, sparsity).items()):
+    best = _best_curves(curves, sparsity)
+    for position, (label, curve) in enumerate(best.items()):
+        _draw_other_rates(axes, [c for c in curves if c["sparsity"] == sparsity], curve, position)
         look = style_of("", position) | {"markersize": 3}
         if label != "ADMM":
             look |= {"marker": "", "linewidth": 1.3}
@@ -601,10 +608,25 @@ def _draw_update(
             ax.axhline(error, color="black", linestyle=(0, (4, 2)), linewidth=1, label="optimum")
         for row in dots:
             place = row["seconds"] if x == "seconds" else 1
-            ax.plot(place, row["error"], "k*", markersize=9, label="SparseGPT")
+            ax.plot(place, row["error"], "k*", markersize=9, label="SparseGPT (one sweep)")
         ax.set(xscale="log", yscale="log", xlabel={"iterations": "iteration"}.get(x, x))
         _plain_log(ax.xaxis)
     _fit_to(axes, at)
+
+
+def _draw_other_rates(
+    axes: Sequence[Axes],
+    curves: Sequence[Mapping[str, Any]],
+    best: Mapping[str, Any],
+    position: int,
+) -> None:
+    """The same solver at the learning rates that arrive later, thin and without a name."""
+    look = {"color": style_of("", position)["color"], "linewidth": 0.7, "alpha": 0.35}
+    for curve in curves:
+        same = all(curve[key] == best[key] for key in ("solver", "precondition", "damping"))
+        if same and curve["learning_rate"] != best["learning_rate"]:
+            for ax, x in zip(axes, ("iterations", "seconds"), strict=True):
+                ax.plot(curve[x], curve["error"], **look)
 
 
 def _best_curves(
@@ -637,32 +659,62 @@ def _study_damping(curves: Iterable[Mapping[str, Any]]) -> float | None:
 
 
 def update_median_figure(records: Sequence[Record]) -> Figure:
-    """Excess over the optimum by iteration: the median over all layers and sparsities studied.
+    """Excess over the optimum: the median over all layers and sparsities studied.
 
-    Left: ADMM beside its rivals, each at the learning rate that arrives first on its problem.
-    Right: ADMM at every ρ, with preconditioning (solid) and without (dashed).
+    Left: ADMM beside its rivals by iteration, each at the learning rate that arrives first on its
+    problem. Middle: the same by time, in units of what 20 iterations of ADMM take on the problem,
+    because layers differ in size. Right: ADMM at every ρ by iteration (an iteration takes the same
+    time whatever ρ is), with preconditioning (solid) and without (dashed).
     """
-    figure, (left, right) = _picture(2, size=(9.5, 4.2), sharey=True)
+    figure, (left, middle, right) = _picture(3, size=(13.0, 4.4), sharey=True)
     rivals: dict[str, list[Mapping[str, Any]]] = {}
     settings: dict[tuple[bool, float], list[Mapping[str, Any]]] = {}
     for record in records:
         curves = record["series"]["curves"]
         damping = _study_damping(curves)
         for sparsity in sorted({curve["sparsity"] for curve in curves}):
-            for label, curve in _best_curves(curves, sparsity).items():
-                rivals.setdefault(label, []).append(curve)
+            best = _best_curves(curves, sparsity)
+            for label, curve in best.items():
+                relative = _in_units_of(best.get("ADMM"), curve)
+                rivals.setdefault(label, []).append(curve | {"relative": relative})
         for curve in curves:
             if curve["solver"] == "admm" and curve["damping"] == damping:
                 key = (not curve["precondition"], curve["rho"])
                 settings.setdefault(key, []).append(curve)
     for position, (label, found) in enumerate(rivals.items()):
-        left.plot(*_median_curve(found), label=label, **style_of("", position) | {"marker": ""})
+        look = style_of("", position) | {"marker": ""}
+        left.plot(*_median_curve(found), label=label, **look)
+        middle.plot(*_median_in_time(found), **look)
     rhos = sorted({rho for _, rho in settings})
     for (plain, rho), found in sorted(settings.items()):
-        look = {"color": COLOURS[rhos.index(rho)], "linestyle": "--" if plain else "-"}
+        look = style_of("", rhos.index(rho)) | {"linestyle": "--" if plain else "-"}
+        look |= {"markevery": 4, "markersize": 4}
         right.plot(*_median_curve(found), label=None if plain else f"ρ = {rho:g}", **look)
-    _finish_median(left, right, sum(map(len, rivals.values())) // max(1, len(rivals)))
+    _finish_median(left, middle, right, sum(map(len, rivals.values())) // max(1, len(rivals)))
     return figure
+
+
+def _in_units_of(ours: Mapping[str, Any] | None, curve: Mapping[str, Any]) -> list[float]:
+    """The seconds of a curve as multiples of ADMM's after 20 iterations; [] without that."""
+    if ours is None or 20 not in ours["iterations"]:
+        return []
+    unit = ours["seconds"][ours["iterations"].index(20)]
+    return [seconds / unit for seconds in curve["seconds"]]
+
+
+def _median_in_time(curves: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    """Relative times that all curves cover, and the median excess at each, between points."""
+    timed = [curve for curve in curves if curve["relative"]]
+    if not timed:
+        return [], []
+    first = max(curve["relative"][0] for curve in timed)
+    last = min(curve["relative"][-1] for curve in timed)
+    times = np.geomspace(first, last, 60) if first < last else np.array([])
+    found = [
+        np.interp(np.log(times), np.log(c["relative"]), np.log(np.maximum(c["excess"], 1e-12)))
+        for c in timed
+    ]
+    return list(times), list(np.exp(np.median(found, axis=0)))
 
 
 def _median_curve(curves: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[float]]:
@@ -673,15 +725,18 @@ def _median_curve(curves: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[
     return steps, [float(np.median([found[step] for found in by_step])) for step in steps]
 
 
-def _finish_median(left: Axes, right: Axes, problems: int) -> None:
-    for ax in (left, right):
+def _finish_median(left: Axes, middle: Axes, right: Axes, problems: int) -> None:
+    for ax in (left, middle, right):
         ax.axhline(0.01, color=DENSE, linewidth=0.8, linestyle=(0, (1, 2)))
         ax.set(xscale="log", yscale="log", xlabel="iteration", ylim=(1e-9, None))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    for ax in (left, right):
         ax.legend(frameon=False, fontsize=8.5)
-    middle = f"\n(median of {problems} problems)" if problems > 1 else ""
-    left.set_ylabel(f"excess over the optimum{middle}")
+    amount = f"\n(median of {problems} problems)" if problems > 1 else ""
+    left.set_ylabel(f"excess over the optimum{amount}")
     left.set_title("ADMM and its rivals; dotted: 1 %", fontsize=10)
+    middle.set_xlabel("time (1: 20 iterations of ADMM)")
+    middle.set_title("the same by time", fontsize=10)
     right.set_title("ADMM; dashed: not preconditioned", fontsize=10)
 
 
@@ -717,18 +772,22 @@ def _legend_below(figure: Figure, ax: Axes, columns: int = 4) -> None:
 
 
 def variant_figure(records: Sequence[Record]) -> Figure:
-    """What each changed option does to perplexity, in percent of the defaults' (a bar each)."""
+    """What each changed option does to perplexity, in percent of the defaults' (a bar each).
+
+    The line on a bar is one standard error of the mean over seeds.
+    """
     table = variant_table(records)
     figure, ax = _picture(size=(7.0, 1.2 + 0.34 * len(table)))
     names = [name.removeprefix("admm-grad ").strip("()") for name in table.index][::-1]
     changes = list(table["change (%)"])[::-1]
     colours = [COLOURS[1] if change > 0 else COLOURS[2] for change in changes]
-    ax.barh(range(len(names)), changes, color=colours)
-    for place, change in enumerate(changes):
+    errors = table["± (%)"].fillna(0).to_numpy()[::-1]
+    ax.barh(range(len(names)), changes, xerr=errors, color=colours, ecolor=DENSE)
+    for place, (change, error) in enumerate(zip(changes, errors, strict=True)):
         side = "left" if change >= 0 else "right"
         ax.annotate(
             f"{change:+.1f} %",
-            (change, place),
+            (change + (error if change >= 0 else -error), place),
             xytext=(3 if change >= 0 else -3, 0),
             textcoords="offset points",
             ha=side,
@@ -767,9 +826,15 @@ def cost_figure(records: Sequence[Record]) -> Figure:
     figure, ax = _picture(size=(7.5, 1.4 + 0.42 * len(table)))
     left = np.zeros(len(table))
     for position, part in enumerate(("forward", "gram", "solve", "selection")):
-        seconds = table[f"{part} (s)"].fillna(0).to_numpy()
+        column = table[f"{part} (s)"]
+        if column.isna().all():  # on a GPU it is not timed apart
+            continue
+        within = {"forward": "gram", "solve": "selection"}.get(part)
+        alone = within is None or table[f"{within} (s)"].notna().any()
+        seconds = column.fillna(0).to_numpy()
         look = {"color": COLOURS[position], "hatch": ("", "//", "..", "xx")[position]}
-        ax.barh(list(table.index), seconds, left=left, label=part, edgecolor="white", **look)
+        look |= {"label": part if alone else f"{part} and {within}", "edgecolor": "white"}
+        ax.barh(list(table.index), seconds, left=left, **look)
         left += seconds
     ax.invert_yaxis()
     ax.grid(False, axis="y")

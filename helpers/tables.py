@@ -23,7 +23,7 @@ import pandas as pd
 
 from helpers.errors import RecordError
 from helpers.paths import replace_file
-from helpers.tasks import paired_difference
+from helpers.tasks import mean_and_error, paired_difference
 
 Record = Mapping[str, Any]
 
@@ -53,6 +53,11 @@ SOLVERS = {
 }
 USUAL = {"rho": 1.0, "precondition": True, "damping": 0.1}  # ADMM's defaults
 DEFAULT_MASK = "default"
+EMBEDDED = {
+    "model": "SmolLM2-135M-Instruct",
+    "evaluation": "Wikipedia text",
+    "calibration": "C4 text",
+}  # what "embedded" stands for
 PARTS = ("forward", "gram", "solve", "selection", "prune", "evaluate")
 
 
@@ -77,10 +82,12 @@ def cost_table(records: Iterable[Record]) -> pd.DataFrame:
     """What each method cost: the paper's overhead table, with every part of the seconds.
 
     Columns: runs; mean seconds of forward passes, grams, solves and selection of masks; of pruning
-    in all, which holds a little more than its parts (checks, the parity gate); of evaluation; and
-    the largest peak memory of a process in GB, model and text included. N:M runs, whose selection
-    is another, and variants are left out where a method has plain unstructured runs. A part that
-    was not measured apart is NaN. Raises RecordError if no record is of the pruning notebook.
+    in all, which holds a little more than its parts (the checks before the first block); of
+    evaluation; and the largest peak memory of a process in GB, model and text included. "forward"
+    holds the parity gate, "solve" the checks of a layer and the measuring of its error. N:M runs,
+    whose selection is another, and variants are left out where a method has plain unstructured
+    runs. A part that was not measured apart is NaN. Raises RecordError if no record is of the
+    pruning notebook.
     """
     rows: dict[str, list[Record]] = defaultdict(list)
     for record, label in labelled(plain_runs(_prune_records(records))):
@@ -105,8 +112,9 @@ def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
     """Runs with other options beside their method's defaults; None if there are none.
 
     One row for a variant: the cell it was run in, its perplexity (mean over its seeds), that of the
-    defaults with the same seeds, the change in percent, and both mean layer errors. A variant
-    without a run of the defaults in its cell is left out.
+    defaults with the same seeds, the mean of the changes seed by seed in percent with its standard
+    error (NaN for one seed), and both mean layer errors. A variant without a run of the defaults in
+    its cell is left out.
     """
     runs = [r for r in records if _measures_perplexity(r)]
     plain = {_cell_key(record): record for record in runs if not _is_variant(record, runs)}
@@ -127,11 +135,16 @@ def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
 def _changes(pairs: list[tuple[Record, Record]]) -> dict[str, float]:
     """Perplexity and layer error of a variant beside the defaults, means over seeds."""
     values, defaults = zip(*pairs, strict=True)
-    here, there = _mean(list(values), "perplexity"), _mean(list(defaults), "perplexity")
+    here, there = (
+        [run["metrics"]["perplexity"]["value"] for run in side] for side in (values, defaults)
+    )
+    changes = [100 * (one / other - 1) for one, other in zip(here, there, strict=True)]
+    change, error = mean_and_error(changes) if len(changes) > 1 else (changes[0], math.nan)
     return {
-        "perplexity": here,
-        "default": there,
-        "change (%)": 100 * (here / there - 1),
+        "perplexity": sum(here) / len(here),
+        "default": sum(there) / len(there),
+        "change (%)": change,
+        "± (%)": error,
         "layer error": _mean(list(values), "mean_layer_error"),
         "default's": _mean(list(defaults), "mean_layer_error"),
     }
@@ -205,19 +218,24 @@ def format_number(value: float | str, missing: str = "–") -> str:
 def setting(records: Iterable[Record]) -> str:
     """One line on the setting that most records of the pruning notebook share."""
     common = _common(_prune_records(records))
-    model = common.get("model", "?")
-    text = f"Model: {model}."
+    text = f"Model: {_named(common, 'model')}."
     if "evaluation" in common:
-        text += f" Perplexity on {common['evaluation']} text"
+        text += f" Perplexity on {_named(common, 'evaluation')}"
         if "windows" in common and "window" in common:
-            text += f", {common['windows']} windows of {common['window']} tokens"
+            text += f", {common['windows'] or 'all'} windows of {common['window']} tokens"
         text += "."
     if "calibration" in common:
-        text += f" Calibration on {common['calibration']} text"
+        text += f" Calibration on {_named(common, 'calibration')}"
         if "sequences" in common and "length" in common:
             text += f", {common['sequences']} x {common['length']} tokens"
         text += "."
     return text
+
+
+def _named(common: Mapping[str, Any], what: str) -> str:
+    """A model or text by its name, and what the embedded ones are."""
+    name = str(common.get(what, "?"))
+    return f"{EMBEDDED[what]} (embedded)" if name == "embedded" else name
 
 
 @dataclass(frozen=True)
@@ -286,14 +304,21 @@ def _cost_sections(records: list[Record]) -> list[Section]:
     """Setting, devices and cost table of one model."""
     if not any(map(_measures_perplexity, records)):
         return []
-    note = f"{setting(records)} {_devices(records)} Means over unstructured runs."
+    note = (
+        f"{setting(records)} {_devices(records)} Means over unstructured runs. Solve holds the "
+        "checks of a layer and the measuring of its error, which is all of it for methods that do "
+        "not update weights; peak memory is the process's, evaluation included."
+    )
     return [Section(_model(records), note, cost_table(records))]
 
 
 def _variant_sections(records: list[Record]) -> list[Section]:
     """Variants beside the defaults."""
     frame = variant_table(records)
-    note = "Other options beside the defaults, same cell and same calibration seeds."
+    note = (
+        "Other options beside the defaults, same cell and same calibration seeds. The change is "
+        "the mean over seeds, ± its standard error."
+    )
     if frame is None:
         return []
     return [Section(_model(records), f"{setting(records)} {note}", frame)]
@@ -553,11 +578,32 @@ def mask_label(row: Mapping[str, Any]) -> str:
 def _update_sections(records: list[Record]) -> list[Section]:
     """The comparison of solvers on fixed masks."""
     frame = update_table(records)
+    if frame is None:
+        return []
     note = (
-        "Refitting the kept weights on one fixed mask by Wanda's score (budget per matrix), over "
-        "layers and sparsities. Excess: the damped objective over its exact optimum."
+        "Refitting the kept weights on one fixed mask by Wanda's score (budget per matrix): "
+        f"{_studied(records)}. Excess: the damped objective over its exact optimum. Adam and SGD "
+        "count with the rate that is best for a problem after so many iterations, and only its own "
+        "seconds count."
     )
-    return [] if frame is None else [Section(_model(records), note, frame)]
+    return [Section(_model(records), note, frame)]
+
+
+def _studied(records: Iterable[Record]) -> str:
+    """Which layers, of which blocks, at which sparsities an update study is about."""
+    blocks: dict[str, set[int]] = defaultdict(set)
+    targets: set[float] = set()
+    for record in records:
+        rows = (record.get("series") or {}).get("update", ())
+        targets.update(row["sparsity"] for row in rows)
+        if rows:
+            asked = record["parameters"]
+            blocks[asked.get("layer", "?").rpartition(".")[2]].add(asked.get("block", "?"))
+    layers = "; ".join(
+        f"{layer} of {'blocks' if len(found) > 1 else 'block'} {', '.join(map(str, sorted(found)))}"
+        for layer, found in sorted(blocks.items())
+    )
+    return f"{layers}; at {', '.join(f'{100 * target:.4g}' for target in sorted(targets))} %"
 
 
 def _mask_sections(records: list[Record]) -> list[Section]:

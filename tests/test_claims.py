@@ -116,7 +116,7 @@ def test_admm_grad_must_beat_both() -> None:
 
 
 def test_the_papers_own_models_are_tested_on_their_records() -> None:
-    name = "ADMM-Grad wins on LLaMA"
+    name = "ADMM-Grad wins on the paper's own"
     runs = [r for m, v in (("admm-grad", 5.0), ("wanda", 6.0), ("sparsegpt", 7.0))
             for r in table(m, v)]  # fmt: skip
     assert verdict(name, runs).verdict == UNTESTED
@@ -136,6 +136,10 @@ def test_an_option_is_judged_by_its_change_seed_by_seed() -> None:
     outcome = verdict(name, plain + seeded(102.0, 106.0, precondition=False))
     assert outcome.verdict == HOLDS and "mean +4.00 ± 0.08 %" in outcome.numbers
     assert verdict(name, plain + seeded(98.5, 102.5, precondition=False)).verdict == FAILS
+    # +0.5 ± 0.5 %: at most 1 %, but two standard errors allow more
+    assert verdict(name, plain + seeded(98.0, 103.0, precondition=False)).verdict == OPEN
+    # +1.4 ± 0.4 %: more than nothing, but perhaps not more than 1 %
+    assert verdict(name, plain + seeded(99.0, 103.9, precondition=False)).verdict == OPEN
     # +9.2 and −0.98 %: large on average, and nothing can be said
     assert verdict(name, plain + seeded(107.0, 101.0, precondition=False)).verdict == OPEN
     assert verdict(name, plain + seeded(120.0, precondition=False)).verdict == OPEN  # one seed
@@ -144,13 +148,16 @@ def test_an_option_is_judged_by_its_change_seed_by_seed() -> None:
     assert verdict(name, plain + seeded(94.0, 98.0, iterations=50)).verdict == FAILS
     assert verdict(name, plain + seeded(100.0, 104.0, iterations=50)).verdict == HOLDS  # worse
     assert verdict(name, plain + seeded(89.0, 101.5, iterations=50)).verdict == OPEN
+    assert verdict(name, plain + seeded(98.0, 100.0, iterations=50)).verdict == OPEN  # −1 ± 1 %
 
 
 @pytest.mark.parametrize(
     ("values", "expected", "word"),
     [
-        ((99.0, 101.0), HOLDS, "equals"),  # +1 and −1 %
-        ((99.0, 103.5), FAILS, "loses to"),  # +1.02 and +1.47 %: small and steady
+        ((98.5, 102.5), HOLDS, "mean +0.50"),
+        ((97.5, 101.7), HOLDS, "mean -0.40"),
+        ((99.0, 101.0), OPEN, "mean +0.02"),  # +1 and −1 %: two standard errors are 2 %
+        ((99.0, 103.5), OPEN, "mean +1.25"),  # +1.02 and +1.47 %: two standard errors reach 0.8
         ((96.0, 99.0), FAILS, "beats"),
         ((103.0, 107.0), FAILS, "loses to"),
         ((103.0,), OPEN, "one seed"),
@@ -180,6 +187,17 @@ def test_overhead_takes_the_same_passes_for_both() -> None:
     assert verdict("Its overhead", runs).verdict == FAILS  # 175 / 120
     del runs[0]["metrics"]["selection_seconds"]  # solve of such a run holds the selection
     assert verdict("Its overhead", runs).verdict == UNTESTED
+
+
+def test_overhead_on_a_gpu_takes_the_parts_that_are_timed_there() -> None:
+    runs = [timed("admm-grad", 80.0, 60.0), timed("sparsegpt", 80.0, 40.0)]
+    for record in runs:
+        record["device"] = "cuda"
+        for part in ("gram", "selection"):  # within forward and solve
+            del record["metrics"][f"{part}_seconds"]
+    outcome = verdict("Its overhead", runs)
+    assert outcome.verdict == HOLDS and "1.17 times" in outcome.numbers  # 140 / 120
+    assert "32 x ? calibration tokens, cuda" in outcome.numbers
 
 
 # ------------------------------------------------------------------ layers
@@ -245,6 +263,15 @@ def test_a_rival_that_was_stopped_early_has_not_been_beaten() -> None:
     assert outcome.verdict == UNTESTED
 
 
+def test_a_rival_that_diverged_and_an_excess_of_rounding_decide_nothing_by_themselves() -> None:
+    gone = curve("adam") | {"iterations": [], "seconds": []}  # no point: infinite at once
+    there = curve("sgd", 0.9, 1e-7, 1e-7)  # the optimum within rounding, after 30 iterations
+    name = "ADMM beats gradient methods per iteration"
+    outcome = verdict(name, layers(8, [row("admm", 0.0)], [gone, there]))
+    assert outcome.verdict == HOLDS and "did not get there" not in outcome.numbers
+    assert verdict(name, layers(8, [row("admm", 0.05)], [gone])).verdict == UNTESTED
+
+
 def test_cost_between_two_points_is_on_a_straight_line_of_the_logarithm() -> None:
     found = curve("sgd", 1.0, 0.01, 0.001)  # at 10, 30 and 100 iterations
     assert claims.cost_to_reach(found, 0.1, "iterations") == pytest.approx(20)
@@ -280,17 +307,22 @@ def test_preconditioning_is_compared_at_the_best_rho_without() -> None:
     assert outcome.verdict == HOLDS and "miss 1 % on 8 of 8" in outcome.numbers  # 27 iterations
     outcome = verdict(name, layers(8, [row("admm", 0.1)], [scaled, plain, plain | later]))
     assert outcome.verdict == FAILS and "more without on 0" in outcome.numbers
+    # where it does not get there either, it is not what matters
+    outcome = verdict(name, layers(8, [row("admm", 0.1)], [scaled | later, plain | late]))
+    assert outcome.verdict == FAILS and "miss 1 % on 8 of 8" in outcome.numbers
 
 
 def test_one_rho_and_better_update() -> None:
-    rows = [row("admm", x, rho=r) for r, x in ((0.1, 0.3), (1.0, 0.1), (10.0, 0.2))]
-    rows.append(row("sparsegpt", 0.2, None))
+    rows = [row("admm", x, rho=r) for r, x in ((0.1, 0.3), (1.0, 0.009), (10.0, 0.2))]
+    rows.append(row("sparsegpt", 0.018, None))
     assert verdict("One ρ", layers(8, rows)).verdict == HOLDS
     outcome = verdict("On one mask", layers(8, rows))
     assert outcome.verdict == HOLDS and "median 50 %" in outcome.numbers
-    rows.append(row("admm", 0.01, rho=0.3))
+    rows.append(row("admm", 0.0001, rho=0.3))  # nearer still, which one ρ = 1 need not be
     outcome = verdict("One ρ", layers(8, rows))
-    assert outcome.verdict == FAILS and "ρ = 0.3 on 8" in outcome.numbers
+    assert outcome.verdict == HOLDS and "ρ = 0.3 on 8" in outcome.numbers
+    rows[1]["excess"] = 0.02
+    assert verdict("One ρ", layers(8, rows)).verdict == FAILS
 
 
 # ------------------------------------------------------------------ zero-shot

@@ -60,6 +60,12 @@ def test_the_paper_grid_is_complete() -> None:
         for method in METHODS:
             for suffix, target in TARGETS.items():
                 expected[f"{short}-{method}-{suffix}"] = (model, second, method, *target)
+    for short in ("llama-7b", "llama-2-7b"):
+        for method in set(METHODS) - {"magnitude"}:
+            for seed in (1, 2):
+                cell = (*PAPER_MODELS[short], method, *TARGETS["60"])
+                expected[f"{short}-{method}-60-seed{seed}"] = cell
+                assert runs[f"{short}-{method}-60-seed{seed}"].effective["calibration_seed"] == seed
     asked = {}
     for name, run in runs.items():
         given = run.effective
@@ -69,7 +75,7 @@ def test_the_paper_grid_is_complete() -> None:
         assert protocol == ("c4", 128, 2048), name
         text = (given["evaluation"], given["window"], given["windows"], given["options"])
         assert text == ("wikitext2", 2048, 0, {}), name
-    assert asked == expected and len(expected) == 4 * 31
+    assert asked == expected and len(expected) == 4 * 31 + 2 * 8
 
 
 @needs_zero_shot

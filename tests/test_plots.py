@@ -242,11 +242,15 @@ def test_update_figure_draws_the_rate_that_arrives_first() -> None:
     series = study()["series"]
     figure = plots.update_figure(series["update"], series["curves"], 0.6)
     by_iteration, by_second = curves(figure), curves(figure, 1)
-    assert list(by_iteration) == ["ADMM", "CG", "Adam", "optimum", "SparseGPT"]
+    assert list(by_iteration) == ["ADMM", "CG", "Adam", "optimum", "SparseGPT (one sweep)"]
     assert by_iteration["Adam"][1] == pytest.approx([0.15, 0.1005, 0.1001])  # not the lower end
     assert by_second["ADMM"][0] == [0.1, 1.0, 10.0]
     assert by_iteration["optimum"][1] == [0.1, 0.1]  # of the damping that the curves have
-    assert by_second["SparseGPT"] == ([2.0], [0.12])
+    assert by_second["SparseGPT (one sweep)"] == ([2.0], [0.12])
+    # the rate that arrives later is a thin line without a name
+    (other,) = [line for line in figure.axes[1].lines if line.get_alpha()]
+    assert list(other.get_ydata()) == pytest.approx([0.15, 0.12, 0.10001])
+    assert other.get_label().startswith("_")
     low, high = figure.axes[0].get_ylim()
     assert low < 0.09 and high > 0.2
 
@@ -257,7 +261,33 @@ def test_update_figure_has_each_solver_in_both_coordinates() -> None:
     other += [curve | {"rho": 9.0} for curve in other if curve["solver"] == "admm"]  # left out
     found = curves(plots.update_figure(series["update"], series["curves"] + other, 0.6))
     names = ["ADMM", "ADMM, not preconditioned", "CG", "CG, not preconditioned"]
-    assert list(found) == [*names, "Adam", "Adam, preconditioned", "optimum", "SparseGPT"]
+    assert list(found) == [
+        *names,
+        "Adam",
+        "Adam, preconditioned",
+        "optimum",
+        "SparseGPT (one sweep)",
+    ]
+
+
+def test_median_figure_in_iterations_and_in_admms_own_time() -> None:
+    def with_twenty(record: dict) -> dict:
+        for curve in record["series"]["curves"]:
+            slow = 3.0 if curve["solver"] == "cg" else 1.0
+            curve["iterations"] = [1, 20, 100]
+            curve["seconds"] = [slow * record["unit"] * step for step in (1, 20, 100)]
+        return record
+
+    records = [with_twenty(study() | {"unit": unit}) for unit in (0.1, 7.0)]  # layers of two sizes
+    figure = plots.update_median_figure(records)
+    left, middle, right = figure.axes
+    ours, cg, _ = (dict(zip(*line.get_data(), strict=True)) for line in middle.lines[:3])
+    assert min(ours) == pytest.approx(0.05) and max(ours) == pytest.approx(5)  # 1 and 100 of 20
+    assert min(cg) == pytest.approx(0.15) and max(cg) == pytest.approx(15)
+    assert ours[max(ours)] == pytest.approx(0.001) and cg[min(cg)] == pytest.approx(0.5)
+    assert list(left.lines[0].get_ydata()) == pytest.approx([0.5, 0.005, 0.001])
+    assert "median of 4 problems" in left.get_ylabel()
+    assert right.lines[0].get_marker() != "None"
 
 
 def test_layers_of_the_middle_block_are_drawn_side_by_side() -> None:
@@ -284,6 +314,12 @@ def test_cost_figure_stacks_the_parts() -> None:
     (ax,) = plots.cost_figure(runs).axes
     ends = [bar.get_x() + bar.get_width() for bar in ax.patches]
     assert ends == [5.0, 5.0, 7.0, 7.0, 10.0, 10.0, 11.0, 11.0]
+    for run in runs:  # as on a GPU
+        for part in ("gram", "selection"):
+            del run["metrics"][f"{part}_seconds"]
+    (ax,) = plots.cost_figure(runs).axes
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == ["forward and gram", "solve and selection"]
 
 
 def test_zero_shot_figure_has_a_bar_for_each_model_and_task() -> None:

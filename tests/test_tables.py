@@ -121,7 +121,10 @@ def test_variants_are_compared_with_the_same_seeds(runs: list[dict]) -> None:
     assert (row["at"], row["seeds"]) == ("60 %", 2)
     assert row["perplexity"] == pytest.approx((31.0 + 36.3) / 2)
     assert row["default"] == pytest.approx((30.0 + 33.0) / 2)
-    assert row["change (%)"] == pytest.approx(100 * (67.3 / 63.0 - 1))
+    # +3.33 and +10 %: their mean, and the standard error of two
+    assert row["change (%)"] == pytest.approx(6.6667, abs=1e-3)
+    assert row["± (%)"] == pytest.approx(3.3333, abs=1e-3)
+    assert pd.isna(tables.variant_table(runs[:-2]).iloc[0]["± (%)"])  # one seed
     assert tables.variant_table(runs[:3]) is None
 
 
@@ -180,8 +183,10 @@ def test_weight_update_takes_the_best_rate_of_each_problem() -> None:
     fast = update("adam", 0.2, 200, learning_rate=0.01, precondition=False, damping=0.1)
     ours = update("admm", 0.1, 20, rho=1.0, precondition=True, damping=0.1)
     odd = update("admm", 0.4, 20, rho=1.0, precondition=False, damping=0.1)
+    asked = {"model": "m", "block": 2, "layer": "mlp.up_proj"}
     first = {"series": {"update": [slow, fast, ours, odd, update("none", 0.9)]}}
     second = {"series": {"update": [slow, ours | {"error": 0.3}]}}
+    first, second = first | {"parameters": asked}, second | {"parameters": asked | {"block": 5}}
     frame = tables.update_table([first, second, {"series": None}])
     assert list(frame.index) == [
         "no update",
@@ -193,6 +198,10 @@ def test_weight_update_takes_the_best_rate_of_each_problem() -> None:
     assert frame.loc["ADMM (ρ = 1)", ["error", "held-out"]].tolist() == pytest.approx([0.2, 0.2])
     assert frame.loc["ADMM (ρ = 1)", "excess, worst (%)"] == pytest.approx(0.0)
     assert tables.update_table([{"series": None}]) is None
+    (section,) = tables.sections([first | {"notebook": "x"}, second | {"notebook": "x"}])[
+        "weight_update"
+    ]
+    assert "up_proj of blocks 2, 5; at 60 %" in section.note
 
 
 def test_mask_rules_are_shares_of_the_default_on_the_same_layer() -> None:
@@ -252,7 +261,10 @@ def test_files(runs: list[dict], tmp_path: Path) -> None:
         "variants.md",
     ]
     text = (tmp_path / "tables" / "perplexity.md").read_text()
-    assert text.startswith("Model: embedded. Perplexity on embedded text, 20 windows of 512 tokens")
+    assert text.startswith(
+        "Model: SmolLM2-135M-Instruct (embedded). Perplexity on Wikipedia text (embedded), "
+        "20 windows of 512 tokens. Calibration on C4 text (embedded), 16 x 512 tokens."
+    )
     assert "16 x 512 tokens" in text and "half the range over seeds" in text
     frame = pd.read_csv(tmp_path / "tables" / "perplexity.csv", index_col="method")
     assert frame.loc["dense", "60 %"] == 17.7
@@ -268,6 +280,9 @@ def test_a_section_for_each_model(tmp_path: Path) -> None:
     tables.write_tables(runs, tmp_path)
     text = (tmp_path / "perplexity.md").read_text()
     assert text.count("| dense |") == 2 and "Model: b/big." in text
+    for run in runs:
+        run["parameters"] |= {"windows": 0, "evaluation": "wikitext2"}
+    assert "Perplexity on wikitext2, all windows of 512 tokens." in tables.setting(runs)
     frame = pd.read_csv(tmp_path / "perplexity.csv", index_col=["about", "method"])
     assert frame.loc[("b/big", "dense"), "0 %"] == 4.0
 
