@@ -92,8 +92,8 @@ def test_zero_shot_runs_of_the_paper() -> None:
 @needs_zero_shot
 def test_zero_shot_runs_of_t4() -> None:
     runs = by_name("t4", ZERO_SHOT)
-    short = "tinyllama-1.1b"
-    assert set(runs) == {f"{short}-{end}" for end in ("dense", "wanda-50", "admm-grad-50")}
+    short, ends = "tinyllama-1.1b", ("dense", "wanda-50", "sparsegpt-50", "admm-grad-50")
+    assert set(runs) == {f"{short}-{end}" for end in ends}
     for run in runs.values():
         assert (run.effective["limit"], run.effective["source"]) == (100, "embedded")
 
