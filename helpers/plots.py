@@ -730,11 +730,13 @@ def _finish_median(left: Axes, middle: Axes, right: Axes, problems: int) -> None
         ax.axhline(0.01, color=DENSE, linewidth=0.8, linestyle=(0, (1, 2)))
         ax.set(xscale="log", yscale="log", xlabel="iteration", ylim=(1e-9, None))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
     for ax in (left, right):
         ax.legend(frameon=False, fontsize=8.5)
     amount = f"\n(median of {problems} problems)" if problems > 1 else ""
     left.set_ylabel(f"excess over the optimum{amount}")
     left.set_title("ADMM and its rivals; dotted: 1 %", fontsize=10)
+    _plain_log(middle.xaxis)
     middle.set_xlabel("time (1: 20 iterations of ADMM)")
     middle.set_title("the same by time", fontsize=10)
     right.set_title("ADMM; dashed: not preconditioned", fontsize=10)
