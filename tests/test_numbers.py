@@ -11,7 +11,7 @@ import pytest
 from helpers.paths import notebooks_dir, reference_dir
 from helpers.plan import read_plan
 from helpers.records import read_record, read_records
-from helpers.tables import write_tables
+from helpers.tables import sections, write_tables
 
 
 def value(notebook: str, name: str, metric: str, plan: str = "laptop") -> float:
@@ -19,8 +19,8 @@ def value(notebook: str, name: str, metric: str, plan: str = "laptop") -> float:
     return record["metrics"][metric]["value"]
 
 
-def perplexity(name: str) -> str:
-    return f"{value('04_prune_model', name, 'perplexity'):.1f}"
+def perplexity(name: str, plan: str = "laptop") -> str:
+    return f"{value('04_prune_model', name, 'perplexity', plan):.1f}"
 
 
 def tour(metric: str) -> str:
@@ -57,7 +57,7 @@ def expected(notebook: str) -> list[str]:
         means = [accuracy(name, "mean") for name in names]
         return means + [accuracy(n, t) for n in names[:2] for t in ("hellaswag", "arc_easy")]
     names = ("admm-grad-50", "sparsegpt-50", "admm-grad-70", "sparsegpt-70")
-    return [perplexity(n) for n in (*names, "admm-grad-2of4", "admm-grad-50")]
+    return [perplexity(n, "full") for n in (*names, "admm-grad-2of4", "admm-grad-50")]
 
 
 def what_to_notice(notebook: str) -> str:
@@ -78,18 +78,31 @@ def test_bold_numbers_are_those_of_the_records(notebook: str) -> None:
 
 
 def test_admm_grad_is_best_in_every_column() -> None:
-    # what 06 and the README say
+    # in the default plan too
     for target in ("50", "60", "70", "2of4"):
         others = [f"{m}-{target}" for m in ("magnitude", "wanda", "sparsegpt", "admm1")]
         best = value("04_prune_model", f"admm-grad-{target}", "perplexity")
         assert all(best < value("04_prune_model", name, "perplexity") for name in others)
 
 
-def full(name: str) -> float:
-    return value("04_prune_model", name, "perplexity", "full")
+def full(name: str, metric: str = "perplexity") -> float:
+    return value("04_prune_model", name, metric, "full")
 
 
-def test_what_the_readme_says_of_the_full_table() -> None:
+def test_layer_error_and_perplexity_disagree_where_06_says_so() -> None:
+    pairs = [("admm1-70", "sparsegpt-70"), ("admm1-80", "sparsegpt-80")]
+    for one, other in [*pairs, ("admm-grad-60", "admm-grad-60-budget-output")]:
+        assert full(one, "mean_layer_error") < full(other, "mean_layer_error")
+        assert full(one) > full(other)
+
+
+def test_no_mean_accuracy_is_surely_another_as_05_says() -> None:
+    (table,) = [s for s in sections(read_records(reference_dir("full") / "records"))["zero_shot"]
+                if "paired" in s.about]  # fmt: skip
+    assert not table.frame["mean"].str.contains("**", regex=False).any()
+
+
+def test_what_readme_06_and_changes_say_of_the_full_table() -> None:
     targets = ("50", "60", "70", "80", "2of4", "4of8")
     for target in targets:
         others = ("magnitude", "wanda", "sparsegpt", "admm1")
