@@ -780,7 +780,10 @@ def variant_figure(records: Sequence[Record]) -> Figure:
     """
     table = variant_table(records)
     figure, ax = _picture(size=(7.0, 1.2 + 0.34 * len(table)))
-    names = [name.removeprefix("admm-grad ").strip("()") for name in table.index][::-1]
+    names = [
+        name.removeprefix("admm-grad ").strip("()") + (" (one seed)" if seeds == 1 else "")
+        for name, seeds in zip(table.index, table["seeds"], strict=True)
+    ][::-1]
     changes = list(table["change (%)"])[::-1]
     colours = [COLOURS[1] if change > 0 else COLOURS[2] for change in changes]
     errors = table["± (%)"].fillna(0).to_numpy()[::-1]

@@ -301,7 +301,7 @@ def test_layers_of_the_middle_block_are_drawn_side_by_side() -> None:
 def test_variant_figure_names_what_changed(records: list[dict]) -> None:
     figure = plots.variant_figure(records)
     (ax,) = figure.axes
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["schedule=released"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["schedule=released (one seed)"]
     assert ax.patches[0].get_width() == pytest.approx(50.0)  # 90 against 60 with the same seed
 
 
