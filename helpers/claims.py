@@ -21,6 +21,7 @@ from helpers.paths import replace_file
 from helpers.published import MODEL_NAMES
 from helpers.tables import (
     PRUNE_NOTEBOOK,
+    PRUNE_PARTS,
     USUAL,
     ZERO_SHOT_NOTEBOOK,
     column_of,
@@ -459,8 +460,7 @@ def _overhead(findings: Findings) -> Outcome:
 
 def _parts(run: Record) -> set[str]:
     """The parts of a run's pruning that were timed: on a GPU gram and selection are in others."""
-    names = ("forward", "gram", "solve", "selection")
-    return {name for name in names if f"{name}_seconds" in run["metrics"]}
+    return {name for name in PRUNE_PARTS if f"{name}_seconds" in run["metrics"]}
 
 
 def _seconds(run: Record, *parts: str) -> float:

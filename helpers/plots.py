@@ -31,6 +31,7 @@ from matplotlib.ticker import (
 from helpers.paths import replace_file
 from helpers.tables import (
     PRUNE_NOTEBOOK,
+    PRUNE_PARTS,
     USUAL,
     column_of,
     cost_table,
@@ -830,7 +831,7 @@ def cost_figure(records: Sequence[Record]) -> Figure:
     table = cost_table(records).drop(index="dense", errors="ignore")
     figure, ax = _picture(size=(7.5, 1.4 + 0.42 * len(table)))
     left = np.zeros(len(table))
-    for position, part in enumerate(("forward", "gram", "solve", "selection")):
+    for position, part in enumerate(PRUNE_PARTS):
         column = table[f"{part} (s)"]
         if column.isna().all():  # on a GPU it is not timed apart
             continue
