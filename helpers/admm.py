@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from helpers.device import fast_products
 from helpers.errors import (
     BadParameter,
     NonFinite,
@@ -27,9 +28,12 @@ from helpers.errors import (
     check_real,
     check_whole,
 )
-from helpers.gram import check_gram, damp, damping_ladder, dead_inputs, normalise
+from helpers.gram import check_gram, check_shape, damp, damping_ladder, dead_inputs, normalise
 from helpers.masks import check_target, cubic_schedule, select
 
+# iterations at the end whose products a GPU does in full float32; a step halves what the rounding
+# of those before has left in the state
+EXACT = 5
 SCHEDULES = ("paper", "released")
 
 # trace(iteration, weight, keep): called after each iteration with the un-scaled masked solution
@@ -68,7 +72,8 @@ def refit(
     check_steps(iterations, 0)
     layer.kept.copy_(keep)
     for iteration in range(1, iterations + 1):
-        layer.step()
+        with fast_products(weight.device, iteration <= iterations - EXACT):
+            layer.step()
         if trace:
             trace(iteration, layer.solution(keep), keep)
     return Solution(layer.solution(keep), keep, layer.damping)
@@ -111,7 +116,8 @@ def admm_grad(
         if iteration <= mask_steps:
             now = final if shortcut else cubic_schedule(final, iteration, mask_steps)
             select(layer.score(), now, pattern, budget, out=layer.kept)
-        layer.step()
+        with fast_products(weight.device, iteration <= iterations - EXACT):
+            layer.step()
         if trace:
             keep = layer.kept.bool()
             trace(iteration, layer.solution(keep), keep)
@@ -158,7 +164,7 @@ class _System:
     alive: Tensor | None
 
 
-# the systems of the innermost `shared_systems`, with the grams they belong to
+# the last system of the innermost `shared_systems`: its options and gram, and the system
 _SHARED: contextvars.ContextVar[dict[tuple[Any, ...], tuple[Tensor, _System]] | None] = (
     contextvars.ContextVar("shared_systems", default=None)
 )
@@ -166,9 +172,9 @@ _SHARED: contextvars.ContextVar[dict[tuple[Any, ...], tuple[Tensor, _System]] | 
 
 @contextlib.contextmanager
 def shared_systems() -> Iterator[None]:
-    """Inside, layers solved with the same gram tensor share its factorisation.
+    """Inside, layers solved one after another with the same gram tensor share its factorisation.
 
-    The grams must not change inside. Memory: a (d_in, d_in) float32 matrix for each gram.
+    The grams must not change inside. Memory: one (d_in, d_in) float32 matrix, the last one's.
     """
     token = _SHARED.set({})
     try:
@@ -184,6 +190,8 @@ def _system(gram: Tensor, rho: float, damping: float, precondition: bool) -> _Sy
     if known is None:
         return _factored(gram, rho, damping, precondition)
     if key not in known:
+        known.clear()  # before the next is made, so that two never lie in memory
+        # with the gram itself, whose id could be given to another tensor once it is gone
         known[key] = (gram, _factored(gram, rho, damping, precondition))
     return known[key][1]
 
@@ -192,6 +200,7 @@ def _factored(gram: Tensor, rho: float, damping: float, precondition: bool) -> _
     """Factor the damped system + ρI, climbing the same ladder as `helpers.gram.factor`, but with
     the damping always in the scaled metric.
     """
+    check_gram(gram, len(gram))
     for rung in damping_ladder(damping):
         shifted, norms = damped_system(gram.float(), rung, precondition=precondition)
         shifted.diagonal().add_(rho)
@@ -213,7 +222,8 @@ class _Layer:
 
     Scaled, |W| is Wanda's score |W|·‖x‖, and one rho suits every layer. Without
     `precondition` all inputs share one scale, and the score is scaled instead.
-    Memory: six (d_out, d_in) and three (d_in, d_in) float32 matrices.
+    Memory: five (d_out, d_in) and one (d_in, d_in) float32 matrices; while it is factored, three
+    of the latter and none of the former.
     """
 
     def __init__(
@@ -222,7 +232,7 @@ class _Layer:
         check_real("rho", rho, above=0)
         check_real("damping", damping)
         check_switch("precondition", precondition)
-        check_gram(gram, weight.shape[1])
+        check_shape(gram, weight.shape[1])
         if not torch.isfinite(weight).all():
             raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
         self.system = _system(gram, rho, damping, precondition)
@@ -231,17 +241,17 @@ class _Layer:
         # 2 G W₀ (G + ρI)⁻¹ = 2 (W₀ − ρ W₀ (G + ρI)⁻¹) = W₀ − 2 W₀ matrix
         self.offset = torch.addmm(self.total, self.total, self.system.matrix, alpha=-2)
         self.state = self.total - self.offset
-        self.signed, self.size = torch.empty_like(self.total), torch.empty_like(self.total)
+        self.scratch = torch.empty_like(self.total)
         self.kept = torch.ones_like(self.total)  # the mask as 1 and 0
 
     def score(self) -> Tensor:
         """|W + U| in units of output, and 0 for dead inputs, whose weights therefore fall first."""
-        torch.abs(self.total, out=self.size)
+        torch.abs(self.total, out=self.scratch)
         if self.system.to_score is not None:
-            self.size.mul_(self.system.to_score)
+            self.scratch.mul_(self.system.to_score)
         if self.system.alive is not None:
-            self.size.mul_(self.system.alive)
-        return self.size
+            self.scratch.mul_(self.system.alive)
+        return self.scratch
 
     def step(self) -> None:
         """Z = (W + U) ⊙ keep;  U = U + W − Z;  W = (G W₀ + ρ (Z − U)) (G + ρI)⁻¹.
@@ -254,9 +264,9 @@ class _Layer:
         With the constant taken out, S = T − 2 G W₀ (G + ρI)⁻¹, this is S ← S/2 + V matrix: one
         product that adds in place, and three passes over memory.
         """
-        torch.mul(self.total, self.kept, out=self.signed)
-        torch.sub(self.total, self.signed, alpha=2, out=self.signed)  # −V
-        self.state.addmm_(self.signed, self.system.matrix, beta=0.5, alpha=-1)
+        torch.mul(self.total, self.kept, out=self.scratch)
+        torch.sub(self.total, self.scratch, alpha=2, out=self.scratch)  # −V
+        self.state.addmm_(self.scratch, self.system.matrix, beta=0.5, alpha=-1)
         torch.add(self.state, self.offset, out=self.total)
 
     def solution(self, keep: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ decides whether that is faithful.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,24 +23,33 @@ from helpers.errors import (
     BadParameter,
     CalibrationTooShort,
     NonFinite,
+    OutOfMemory,
     ParityError,
     UnsupportedModel,
     check_choice,
     check_whole,
 )
 from helpers.gram import Gram
-from helpers.models import find_blocks, find_layers, read_weight
+from helpers.models import device_of, find_blocks, find_layers, opened, read_weight
 
 # relative to the largest logit; replay was exact on every supported family in float32
 PARITY_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# tokens in one forward pass: a CPU gains nothing from more, a GPU is filled by them
+BEST_TOKENS = {"cpu": 512, "cuda": 16384}
+
+Allocate = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one block, apart from the stream itself."""
+    """The arguments of one block, apart from the stream itself, and what it answers beside it.
+
+    rest: the other outputs of a block that answers a tuple, None if it answers the stream alone.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    rest: tuple[Any, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,13 +75,19 @@ def capture(model: nn.Module, tokens: Tensor) -> Capture:
 
     def record(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         stream, call = _split(block, args, kwargs)
-        streams.append(stream)
+        if not streams:
+            streams.append(stream)
         calls.append(call)
+
+    def answered(_block: nn.Module, _args: Any, output: Any) -> None:
+        if isinstance(output, tuple):
+            calls[-1] = dataclasses.replace(calls[-1], rest=output[1:])
 
     blocks = find_blocks(model)
     with contextlib.ExitStack() as stack:
         for block in blocks:
             stack.enter_context(_removed(block.register_forward_pre_hook(record, with_kwargs=True)))
+            stack.enter_context(_removed(block.register_forward_hook(answered)))
         logits = forward(model, tokens)
     if len(calls) != len(blocks):
         raise UnsupportedModel(
@@ -147,8 +163,8 @@ def check_length(model: nn.Module, length: int) -> None:
 
 def forward(model: nn.Module, tokens: Tensor) -> Tensor:
     """The model's logits (batch, length, vocabulary) for tokens (batch, length)."""
-    with torch.no_grad():
-        return model(input_ids=tokens.to(model.device), use_cache=False).logits
+    with torch.no_grad(), opened(model):
+        return model(input_ids=tokens.to(device_of(model)), use_cache=False).logits
 
 
 def first_stream(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -165,13 +181,20 @@ def first_stream(model: nn.Module, tokens: Tensor) -> Tensor:
     return found[0]
 
 
-def embed(model: nn.Module, tokens: Tensor, batch: int) -> Tensor:
+def embed(model: nn.Module, tokens: Tensor, batch: int, allocate: Allocate = torch.empty) -> Tensor:
     """The stream (sequences, length, width) of all tokens as it enters block 0, in new memory.
 
+    allocate(*shape, dtype=, device=) gives that memory; by default it lies with the model.
     Raises NonFinite.
     """
-    stream = torch.cat([first_stream(model, rows) for rows in tokens.split(batch)])
-    check_stream(stream, "entering block 0")
+    stream = None
+    for start in range(0, len(tokens), batch):
+        rows = first_stream(model, tokens[start : start + batch])
+        check_stream(rows, "entering block 0")
+        if stream is None:
+            shape = (len(tokens), *rows.shape[1:])
+            stream = allocate(*shape, dtype=rows.dtype, device=rows.device)
+        stream[start : start + batch] = rows
     return stream
 
 
@@ -188,9 +211,15 @@ def advance(block: nn.Module, stream: Tensor, call: Call, batch: int, name: str)
     Raises NonFinite, naming the block.
     """
     for rows in stream.split(batch):
-        rows.copy_(run_block(block, rows, call))
-    check_stream(stream, f"after {name}")
+        advance_rows(block, rows, call, name)
     return stream
+
+
+def advance_rows(block: nn.Module, rows: Tensor, call: Call, name: str) -> None:
+    """`advance` for one batch; the rows may lie on another device than the block."""
+    new = run_block(block, rows.to(device_of(block)), call)
+    check_stream(new, f"after {name}")
+    rows.copy_(new)
 
 
 def check_stream(stream: Tensor, where: str) -> None:
@@ -208,20 +237,9 @@ def check_parity(model: nn.Module, calls: list[Call], tokens: Tensor) -> float:
     is caught too. Returns the largest difference relative to the largest logit.
     Raises ParityError, and NonFinite where the dense model itself breaks down.
     """
-    blocks = find_blocks(model)
-    stream = first_stream(model, tokens)
-    check_stream(stream, "entering block 0")
-    for index, (block, call) in enumerate(zip(blocks, calls, strict=True)):
-        stream = run_block(block, stream, call)
-        check_stream(stream, f"after block {index}")
-    logits = forward(model, tokens)
+    logits, stream = _forward_and_replay(model, calls, tokens)
     check_stream(logits, "called logits")
-
-    def replace(_block: nn.Module, _args: Any, output: Any) -> Any:
-        return (stream, *output[1:]) if isinstance(output, tuple) else stream
-
-    with _removed(blocks[-1].register_forward_hook(replace)):
-        replayed = forward(model, tokens)
+    replayed = logits_of(model, tokens, stream, calls)
     difference = ((logits - replayed).abs().max() / logits.abs().max()).item()
     limit = PARITY_TOLERANCE.get(logits.dtype, 1e-4)
     if not difference <= limit:
@@ -230,6 +248,61 @@ def check_parity(model: nn.Module, calls: list[Call], tokens: Tensor) -> float:
             f"{difference:.2g} (allowed {limit:g}): nothing was pruned, choose another model"
         )
     return difference
+
+
+def _forward_and_replay(
+    model: nn.Module, calls: list[Call], tokens: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The model's own logits, and the stream after a replay of its blocks.
+
+    Each block is replayed right after the model has run it, so that one that has to be read from
+    a file for either is read once.
+    """
+    stream, replaying = first_stream(model, tokens), False
+    check_stream(stream, "entering block 0")
+
+    def follow(index: int) -> Any:
+        def replay(block: nn.Module, _args: Any, _output: Any) -> None:
+            nonlocal stream, replaying
+            if replaying:  # the replay itself has come here
+                return
+            replaying = True
+            stream = run_block(block, stream, calls[index])
+            replaying = False
+            check_stream(stream, f"after block {index}")
+
+        return replay
+
+    with contextlib.ExitStack() as stack:
+        for index, block in enumerate(find_blocks(model)):
+            stack.enter_context(_removed(block.register_forward_hook(follow(index))))
+        logits = forward(model, tokens)
+    return logits, stream
+
+
+def logits_of(model: nn.Module, tokens: Tensor, stream: Tensor, calls: list[Call]) -> Tensor:
+    """The model's logits for tokens (batch, length) whose stream after the last block is known.
+
+    No block is run: each hands on the stream. `calls` are those of that shape of tokens.
+    """
+    with contextlib.ExitStack() as stack:
+        for block, call in zip(find_blocks(model), calls, strict=True):
+            stack.enter_context(_answering(block, stream, call))
+        return forward(model, tokens)
+
+
+@contextlib.contextmanager
+def _answering(block: nn.Module, stream: Tensor, call: Call) -> Iterator[None]:
+    """Let a block answer `stream` whatever it is given, without running it."""
+    answer = stream if call.rest is None else (stream, *call.rest)
+    before = vars(block).get("forward")
+    block.forward = lambda *_args, **_kwargs: answer
+    try:
+        yield
+    finally:
+        del block.forward
+        if before is not None:
+            block.forward = before
 
 
 class GramHooks:
@@ -302,7 +375,7 @@ def layer_grams(
     with GramHooks(layers) as hooks:
         for rows in stream.split(batch):
             hooks.new_batch()
-            run_block(block, rows, call)
+            run_block(block, rows.to(device_of(block)), call)
     for layer in layers:
         # an expert that was called with no rows is as unmeasured as one that was never called
         if layer not in hooks.grams or hooks.grams[layer].tokens == 0:
@@ -348,3 +421,102 @@ def largest_divisor(number: int, limit: int) -> int:
     """
     check_whole("batch", limit)
     return next(d for d in range(max(1, min(limit, number)), 0, -1) if number % d == 0)
+
+
+def best_batch(device: torch.device | str, length: int) -> int:
+    """How many sequences of `length` tokens a forward pass should take on a device."""
+    return max(1, BEST_TOKENS.get(torch.device(device).type, 512) // length)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of a GPU or of the machine, was not enough."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # torch has no class of its own for the CPU
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+class Replay:
+    """Blocks run over a stream in batches, with arguments recorded for batches of that size.
+
+    Where memory runs out the batch is halved, the arguments are recorded anew, and the work goes
+    on with the rows that were not done; `halved` says where. Rounding may differ after that.
+    """
+
+    def __init__(self, model: nn.Module, tokens: Tensor, batch: int) -> None:
+        self.model, self.tokens = model, tokens
+        self.batch = largest_divisor(len(tokens), batch)
+        self.halved: list[str] = []
+        self._calls: list[Call] | None = None
+
+    @property
+    def calls(self) -> list[Call]:
+        """The blocks' arguments for batches of the present size."""
+        if self._calls is None:
+            self._calls = self._tried("recording arguments", self._record)
+        return self._calls
+
+    def _record(self) -> list[Call]:
+        return capture(self.model, self.tokens[: self.batch]).calls
+
+    def parity(self) -> float:
+        """The parity gate: see `check_parity`."""
+
+        def check() -> float:
+            # reversed text has the same shape and another content, which exposes arguments that
+            # depend on the tokens
+            return check_parity(self.model, self.calls, self.tokens[: self.batch].flip(1))
+
+        return self._tried("the parity gate", check)
+
+    def embed(self, allocate: Allocate = torch.empty) -> Tensor:
+        """The stream of all tokens as it enters block 0."""
+        return self._tried(
+            "embedding", lambda: embed(self.model, self.tokens, self.batch, allocate)
+        )
+
+    def grams(self, index: int, stream: Tensor) -> tuple[dict[str, Gram], float]:
+        """The grams of a block's layers: see `layer_grams`."""
+        block, name = find_blocks(self.model)[index], f"block {index}"
+        return self._tried(
+            name, lambda: layer_grams(block, stream, self.calls[index], self.batch, name)
+        )
+
+    def advance(self, index: int, stream: Tensor) -> None:
+        """Replace the stream in place by its values after a block: see `advance`."""
+        block, name = find_blocks(self.model)[index], f"block {index}"
+        done = 0
+
+        def one_batch() -> int:
+            rows = stream[done : done + self.batch]
+            advance_rows(block, rows, self.calls[index], name)
+            return len(rows)
+
+        while done < len(stream):
+            done += self._tried(name, one_batch)
+
+    def _tried(self, where: str, work: Callable[[], Any]) -> Any:
+        """The work's answer, with half the batch as often as memory runs out.
+
+        Raises OutOfMemory if one sequence at a time is too many.
+        """
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                reason = str(error).splitlines()[0]
+            # out here, where the error no longer holds on to what was allocated
+            self._halve(where, reason)
+
+    def _halve(self, where: str, reason: str) -> None:
+        if self.batch == 1:
+            raise OutOfMemory(
+                f"{where}: one sequence of {self.tokens.shape[1]} tokens does not fit the memory "
+                f"({reason}): give shorter sequences, another dtype or a larger machine"
+            )
+        # a divisor of the batch before, so that rows not yet done make up whole batches
+        smaller = largest_divisor(self.batch, self.batch // 2)
+        self.halved.append(f"{where}: batch {self.batch} to {smaller}, memory ran out")
+        self.batch, self._calls = smaller, None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import resource
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -53,6 +56,67 @@ def synchronise(device: torch.device | str) -> None:
     """Wait until a GPU has done what it was given, so that a clock means something."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@contextlib.contextmanager
+def fast_products(device: torch.device | str, fast: bool) -> Iterator[None]:
+    """Inside, a GPU may round the factors of float32 matrix products to TF32 if `fast`, else not.
+
+    On a CPU nothing changes. No synchronisation.
+    """
+    if torch.device(device).type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if fast else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class MemoryGrowth:
+    """Peak memory of a stretch of work beyond what was in use before it, in bytes.
+
+    On a GPU what torch allocated there, on Linux the resident process; None elsewhere.
+    """
+
+    bytes: int | None = None
+
+
+@contextlib.contextmanager
+def memory_growth(device: torch.device | str) -> Iterator[MemoryGrowth]:
+    """Measure the growth inside; it is there once the block has ended."""
+    growth = MemoryGrowth()
+    before = _start_of_peak(torch.device(device))
+    yield growth
+    if before is not None:
+        growth.bytes = max(0, _peak_since(torch.device(device)) - before)
+
+
+def _start_of_peak(device: torch.device) -> int | None:
+    """Forget the peak so far; return the bytes in use, or None where that cannot be done."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return int(torch.cuda.memory_allocated(device))
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # see proc(5): resets VmHWM
+        return _process_status("VmRSS")
+    except OSError:
+        return None
+
+
+def _peak_since(device: torch.device) -> int:
+    """The peak in bytes since `_start_of_peak`."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return _process_status("VmHWM")
+
+
+def _process_status(field: str) -> int:
+    """A size in bytes from the kernel's account of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
 def peak_memory_bytes(device: torch.device | str) -> int:

@@ -65,6 +65,10 @@ class NotPositiveDefinite(HelpersError):
     """A gram cannot be factored, even at the top of the damping ladder."""
 
 
+class OutOfMemory(HelpersError):
+    """Not even one sequence at a time fits the memory."""
+
+
 class ParityError(HelpersError):
     """Blocks replayed one by one do not give the model's own logits."""
 

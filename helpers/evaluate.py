@@ -18,8 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers.capture import check_length, check_tokens, eval_mode, forward
+from helpers.capture import (
+    Replay,
+    check_length,
+    check_tokens,
+    eval_mode,
+    forward,
+    logits_of,
+)
 from helpers.errors import AssetError, CalibrationTooShort, NonFinite, check_choice, check_whole
+from helpers.models import STORE, find_blocks, opened
 from helpers.paths import cache_dir
 from helpers.tasks import (
     SOURCES,
@@ -32,6 +40,7 @@ from helpers.tasks import (
 )
 
 LOG = logging.getLogger(__name__)
+POSITIONS = 128  # whose losses are computed together
 LARGEST = 700.0  # exp of a larger mean loss is no longer a float
 
 
@@ -49,13 +58,17 @@ def perplexity(
     left out. This is the papers' token perplexity, not lm-eval's word perplexity.
 
     Args: tokens, int64 (tokens,), see `evaluation_tokens`; length, tokens in a window; limit, use
-    only the first `limit` windows, None for all; batch, windows in one forward pass.
+    only the first `limit` windows, None for all; batch, windows in one forward pass. A model that
+    is read block by block (`load_streamed`) is read once, for which the activations of all
+    windows are held: windows · length · width · (size of dtype) bytes.
     Raises BadParameter, CalibrationTooShort (less text than asked for), NonFinite.
     """
     windows = check_windows(model, tokens, length, limit)
     check_whole("batch", batch)
     with eval_mode(model):
-        total = sum(_negative_log_likelihood(model, rows) for rows in windows.split(batch))
+        batches = _batches if getattr(model, STORE, None) is None else _streamed_batches
+        parts = batches(model, windows, batch)
+        total = sum(_negative_log_likelihood(logits, rows) for rows, logits in parts)
     mean = total / (windows.shape[0] * (length - 1))
     if not mean < LARGEST:
         raise NonFinite(
@@ -84,13 +97,45 @@ def check_windows(model: nn.Module, tokens: Tensor, length: int, limit: int | No
     return tokens[: wanted * length].view(wanted, length)
 
 
-def _negative_log_likelihood(model: nn.Module, rows: Tensor) -> float:
-    """Summed over the predicted tokens of rows (batch, length), in float32."""
-    logits = forward(model, rows)[:, :-1].float()
-    targets = rows[:, 1:].to(logits.device)
-    return nn.functional.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), reduction="sum"
-    ).item()
+def _batches(model: nn.Module, windows: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Windows (batch, length) with their logits (batch, length, vocabulary)."""
+    for rows in windows.split(batch):
+        yield rows, forward(model, rows)
+
+
+def _streamed_batches(
+    model: nn.Module, windows: Tensor, batch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same, block by block for all windows, so that each block is read once."""
+    whole = len(windows) - len(windows) % batch
+    for part, size in ((windows[:whole], batch), (windows[whole:], len(windows) - whole)):
+        if not len(part):
+            continue
+        replay = Replay(model, part, size)
+        with opened(model):
+            stream = replay.embed()
+        for index in range(len(find_blocks(model))):
+            with opened(model, index):
+                replay.advance(index, stream)
+        with opened(model):
+            calls, size = replay.calls, replay.batch
+            for rows, states in zip(part.split(size), stream.split(size), strict=True):
+                yield rows, logits_of(model, rows, states, calls)
+
+
+def _negative_log_likelihood(logits: Tensor, rows: Tensor) -> float:
+    """Summed over the predicted tokens of rows (batch, length), in float32.
+
+    A few positions at a time, since a copy of all logits would be the largest thing in memory.
+    """
+    targets = rows.to(logits.device)
+    total = 0.0
+    for start in range(0, rows.shape[1] - 1, POSITIONS):
+        stop = min(start + POSITIONS, rows.shape[1] - 1)
+        part, wanted = logits[:, start:stop].float(), targets[:, start + 1 : stop + 1]
+        loss = nn.functional.cross_entropy(part.flatten(0, 1), wanted.flatten(), reduction="sum")
+        total += loss.item()
+    return total
 
 
 @dataclass(frozen=True)

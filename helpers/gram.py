@@ -14,23 +14,39 @@ from torch import Tensor
 from helpers.errors import BadParameter, NonFinite, NotPositiveDefinite
 
 SYMMETRY_TOLERANCE = 1e-4
+PANELS = 4
 
 
 class Gram:
     """Running XᵀX over batches of inputs.
 
-    Memory: 4·d_in² bytes. `tokens` counts the rows added so far.
+    Memory: 4·d_in² bytes. `tokens` counts the rows added so far. Only the upper triangle is
+    summed, in panels of columns, which saves three eighths of the products.
     """
 
     def __init__(self, d_in: int, device: torch.device | str = "cpu") -> None:
-        self.matrix = torch.zeros(d_in, d_in, dtype=torch.float32, device=device)
+        self._sum = torch.zeros(d_in, d_in, dtype=torch.float32, device=device)
+        self._mirrored = True
         self.tokens = 0
+        ends = [round(d_in * panel / PANELS) for panel in range(PANELS + 1)]
+        self._panels = [slice(*ends[panel : panel + 2]) for panel in range(PANELS)]
 
     def add(self, inputs: Tensor) -> None:
         """Add inputs of shape (..., d_in), any float type; the sum is kept in float32."""
-        rows = inputs.detach().reshape(-1, self.matrix.shape[0]).float()
-        self.matrix.addmm_(rows.T, rows)
+        rows = inputs.detach().reshape(-1, self._sum.shape[0]).float()
+        for panel in self._panels:
+            self._sum[: panel.stop, panel].addmm_(rows[:, : panel.stop].T, rows[:, panel])
+        self._mirrored = False
         self.tokens += rows.shape[0]
+
+    @property
+    def matrix(self) -> Tensor:
+        """The sum so far, (d_in, d_in). It is the sum itself: later inputs change it."""
+        if not self._mirrored:
+            for panel in self._panels:
+                self._sum[panel, : panel.start] = self._sum[: panel.start, panel].T
+            self._mirrored = True
+        return self._sum
 
 
 def gram_of(inputs: Tensor) -> Tensor:
@@ -45,11 +61,7 @@ def check_gram(gram: Tensor, d_in: int) -> None:
 
     Raises BadParameter (shape, symmetry), NonFinite, NotPositiveDefinite (negative diagonal).
     """
-    if gram.shape != (d_in, d_in):
-        raise BadParameter(
-            f"gram has shape {tuple(gram.shape)} but the weight has {d_in} inputs: "
-            f"give XᵀX of that layer, shape ({d_in}, {d_in})"
-        )
+    check_shape(gram, d_in)
     if not torch.isfinite(gram).all():
         raise NonFinite("gram holds NaN or infinity: check the activations it was summed from")
     scale = gram.abs().max()
@@ -58,6 +70,15 @@ def check_gram(gram: Tensor, d_in: int) -> None:
     if gram.diagonal().min() < 0:
         raise NotPositiveDefinite(
             "gram has a negative diagonal, so it is no XᵀX: recompute it from the inputs"
+        )
+
+
+def check_shape(gram: Tensor, d_in: int) -> None:
+    """Raise BadParameter unless `gram` is a (d_in, d_in) matrix."""
+    if gram.shape != (d_in, d_in):
+        raise BadParameter(
+            f"gram has shape {tuple(gram.shape)} but the weight has {d_in} inputs: "
+            f"give XᵀX of that layer, shape ({d_in}, {d_in})"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -18,6 +19,7 @@ from helpers.device import pick_device, pick_dtype
 from helpers.errors import NonFinite, UnknownModel, UnsupportedModel
 
 IDENTITY = "pruning_identity"
+STORE = "pruning_store"  # what reads the weights of a model that is not in memory
 _NAMES = 'use "embedded", "tiny", an existing folder or a hub id such as "owner/name"'
 
 
@@ -40,11 +42,14 @@ def load_model(
     kind = pick_dtype(dtype, where)
     if str(name) == "tiny":
         model, tokenizer = _tiny_model()
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(kind)
     elif str(name) == "embedded":
         model, tokenizer = _load(embedded_model_folder(), None, kind)
     else:
         model, tokenizer = _load(*_locate(name, revision), kind)
-    model.to(device=where, dtype=kind).eval()
+    # only moved: a cast would round the frequencies of the position embedding, which are float32
+    model.to(device=where).eval()
     setattr(model, IDENTITY, _identity(name, model))
     return model, tokenizer
 
@@ -145,6 +150,21 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
     """
     known = getattr(model, IDENTITY, None)
     return dict(known or _identity(getattr(model.config, "_name_or_path", "") or "unnamed", model))
+
+
+def opened(model: nn.Module, index: int | None = None) -> contextlib.AbstractContextManager[Any]:
+    """Inside, block `index` (None: all that lies outside the blocks) holds its weights.
+
+    For a model in memory there is nothing to do; others read them (`helpers.streaming`).
+    """
+    store = getattr(model, STORE, None)
+    return contextlib.nullcontext() if store is None else store.opened(index)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model computes, or where a block lies."""
+    store = getattr(model, STORE, None)
+    return next(model.parameters()).device if store is None else store.device
 
 
 def find_blocks(model: nn.Module) -> nn.ModuleList:

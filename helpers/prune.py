@@ -15,26 +15,31 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from helpers.admm import shared_systems
 from helpers.capture import (
     Call,
-    advance,
-    capture,
-    check_parity,
+    Replay,
+    best_batch,
     check_tokens,
-    embed,
     eval_mode,
-    largest_divisor,
-    layer_grams,
 )
 from helpers.device import synchronise
 from helpers.errors import BadParameter, HelpersError, check_whole
 from helpers.gram import Gram
 from helpers.masks import check_divides, check_target, selection_clock
 from helpers.methods import check_options, get_method
-from helpers.models import check_weights, find_blocks, find_layers, read_weight, write_weight
+from helpers.models import (
+    check_weights,
+    device_of,
+    find_blocks,
+    find_layers,
+    opened,
+    read_weight,
+    write_weight,
+)
 
 # progress(layers done, layers in all, name of the layer just done)
 Progress = Callable[[int, int, str], None]
@@ -59,7 +64,8 @@ class PruneReport:
     """What `prune_model` did, layer by layer and in all.
 
     `seconds` holds "total" and its parts: "forward" and "solve", and on a CPU apart from these
-    two "gram" and "selection" (of masks).
+    two "gram" and "selection" (of masks). `batch` is the sequences in one forward pass at the end,
+    and `halved` says where it had to be halved because memory ran out.
     """
 
     method: str
@@ -67,6 +73,8 @@ class PruneReport:
     layers: list[LayerReport] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     parity: float | None = None
+    batch: int | None = None
+    halved: list[str] = field(default_factory=list)
 
     @property
     def sparsity(self) -> float:
@@ -95,6 +103,8 @@ class PruneReport:
             "error": self.error,
             "dead_inputs": self.dead_inputs,
             "parity": self.parity,
+            "batch": self.batch,
+            "halved": list(self.halved),
             "seconds": dict(self.seconds),
             "layers": [dataclasses.asdict(layer) for layer in self.layers],
         }
@@ -107,7 +117,7 @@ def prune_model(
     method: str,
     sparsity: float | None = None,
     pattern: str = "unstructured",
-    batch: int = 1,
+    batch: int | None = None,
     progress: Progress | None = None,
     after_block: Callable[[int, nn.Module, Tensor, Call], None] | None = None,
     **options: Any,
@@ -116,49 +126,48 @@ def prune_model(
 
     Args: tokens, int64 (sequences, length), which a method that needs no calibration never reads
     (its report then holds no errors); sparsity, a fraction, to be left out with an N:M pattern;
-    batch, sequences in one forward pass (lowered to a divisor of `sequences`); progress, called
-    after each layer; after_block(index, block, stream, call), called before a pruned block runs
+    batch, sequences in one forward pass, by default what suits the device (lowered to a divisor of
+    `sequences`, and halved where memory runs out, which the report says); progress, called after
+    each layer; after_block(index, block, stream, call), called before a pruned block runs
     again, for a step on the whole block; options, those of the method.
 
     Memory beyond the model, in bytes: the stream, sequences · length · width · (size of dtype);
     the grams of one block, 4 · Σ d_in² over its different inputs (Llama: three of width², one of
-    ff²); the solver's, 28 · d_out · d_in + 12 · d_in² for its largest layer; and one batch of
+    ff²); the solver's, 24 · d_out · d_in + 4 · d_in² for its largest layer; and one batch of
     activations, in the parity gate with its logits.
 
     Raises UnknownMethod, BadParameter, BadPattern, BadSparsity, CalibrationTooShort,
     UnsupportedModel, ParityError, NonFinite, NotPositiveDefinite.
     """
-    started = time.perf_counter()
-    report = PruneReport(method, pattern)
-    check_whole("batch", batch)
-    _check_request(model, tokens, method, sparsity, pattern, after_block, options)
-    loop = _Loop(model, report, method, dict(options, sparsity=sparsity, pattern=pattern), progress)
+    arguments = dict(options, sparsity=sparsity, pattern=pattern)
+    check_request(model, tokens, method, batch, after_block, arguments)
+    loop = Loop(model, method, arguments, progress=progress, after_block=after_block)
     with eval_mode(model), loop.told():
-        if tokens is None or not get_method(method).needs_calibration:
-            loop.run_uncalibrated()
-        else:
-            loop.run(tokens, largest_divisor(len(tokens), batch), after_block)
-    report.seconds = {"total": time.perf_counter() - started, **loop.seconds}
-    return report
+        return loop.run(tokens, batch)
 
 
-def _check_request(
+def check_request(
     model: nn.Module,
     tokens: Tensor | None,
     method: str,
-    sparsity: float | None,
-    pattern: str,
+    batch: int | None,
     after_block: Callable[..., None] | None,
-    options: dict[str, Any],
+    arguments: dict[str, Any],
 ) -> None:
-    """Everything that can be refused before a weight changes."""
+    """Everything that can be refused before a weight changes; `arguments` are the method's.
+
+    Weights on the meta device, which are read block by block, are not looked at.
+    """
     needed = get_method(method).needs_calibration
-    check_options(method, options)
-    if "keep" in options:
+    if batch is not None:
+        check_whole("batch", batch)
+    if "keep" in arguments:
         raise BadParameter(
             "prune_model takes no keep=, which fits one layer: call METHODS[method](...) for that"
         )
-    check_target(sparsity, pattern)
+    targets = ("sparsity", "pattern")
+    check_options(method, {name: v for name, v in arguments.items() if name not in targets})
+    check_target(arguments["sparsity"], arguments["pattern"])
     if needed and tokens is None:
         raise BadParameter(
             f"method {method!r} needs calibration tokens: give calibration_tokens(...), "
@@ -172,79 +181,144 @@ def _check_request(
         )
     for index, block in enumerate(find_blocks(model)):
         for name, layer in find_layers(block, f"block {index}").items():
-            check_divides(pattern, read_weight(layer).shape[1])
-            check_weights(f"block {index} {name}", layer)
+            check_divides(arguments["pattern"], read_weight(layer).shape[1])
+            if not layer.weight.is_meta:
+                check_weights(f"block {index} {name}", layer)
 
 
-class _Loop:
+class Store:
+    """Where pruned blocks go. This one: they stay in the model."""
+
+    def finished(self, index: int) -> list[LayerReport] | None:
+        """The lines of a block that an earlier run has finished, else None.
+
+        The model then holds that block's pruned weights.
+        """
+        return None
+
+    def finish(self, index: int, layers: list[LayerReport]) -> None:
+        """Keep a pruned block, which is open, with the lines of its layers."""
+
+    def allocate(self, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Memory for the stream."""
+        return torch.empty(*shape, dtype=dtype, device=device)
+
+
+class Team:
+    """Processes that prune one model together. This one: there is only one."""
+
+    def part(self, tokens: Tensor) -> Tensor:
+        """The calibration sequences of this process."""
+        return tokens
+
+    def sum(self, grams: dict[str, Gram]) -> None:
+        """Replace each gram by its sum over all processes."""
+
+    def solve(self, sizes: dict[str, float], work: Callable[[str], LayerReport]) -> Any:
+        """Do the work of all layers, named with their costs, and give each its report in turn."""
+        for name in sizes:
+            yield work(name)
+
+
+class Loop:
     """One run over a model's blocks: where the time goes, and the report as it grows."""
 
     def __init__(
         self,
         model: nn.Module,
-        report: PruneReport,
         method: str,
         arguments: dict[str, Any],
-        progress: Progress | None,
+        *,
+        progress: Progress | None = None,
+        after_block: Callable[..., None] | None = None,
+        store: Store | None = None,
+        team: Team | None = None,
     ) -> None:
-        self.model, self.report, self.arguments = model, report, arguments
+        self.model, self.arguments = model, arguments
         self.method = get_method(method)
-        self.progress = progress
+        self.report = PruneReport(method, arguments["pattern"])
+        self.progress, self.after_block = progress, after_block
+        self.store, self.team = store or Store(), team or Team()
         self.blocks = find_blocks(model)
         self.total = sum(len(find_layers(block)) for block in self.blocks)
+        self.device = device_of(model)
         self.seconds = {"forward": 0.0, "solve": 0.0}
-        self.device = next(model.parameters()).device
         # a GPU works on after a call has returned, so parts of a block cannot be told apart there
         self.parts = self.device.type == "cpu"
         if self.parts:
             self.seconds |= {"gram": 0.0, "selection": 0.0}
 
-    def run_uncalibrated(self) -> None:
-        """Prune from the weights alone: the model is never run."""
-        for index in range(len(self.blocks)):
-            self.prune_block(index, None)
-
-    def run(self, tokens: Tensor, batch: int, after_block: Callable[..., None] | None) -> None:
-        """Prune from the stream that the pruned blocks give."""
-        with self.timed("forward"):
-            calls, stream = self.start(tokens, batch)
-        for index, (block, call) in enumerate(zip(self.blocks, calls, strict=True)):
-            name = f"block {index}"
+    def run(self, tokens: Tensor | None, batch: int | None) -> PruneReport:
+        """Prune every block that is not finished; the model is run if the method reads tokens."""
+        started = time.perf_counter()
+        replay = stream = None
+        if self.method.needs_calibration:
             with self.timed("forward"):
-                grams, gram_seconds = layer_grams(block, stream, call, batch, name)
-            if self.parts:
-                self.seconds["forward"] -= gram_seconds
-                self.seconds["gram"] += gram_seconds
-            self.prune_block(index, grams)
-            if after_block:
-                after_block(index, block, stream, call)
-            if index + 1 < len(self.blocks):
-                with self.timed("forward"):
-                    advance(block, stream, call, batch, name)
+                replay, stream = self.start(self.team.part(tokens), batch)
+        for index in range(len(self.blocks)):
+            with opened(self.model, index):
+                self.one_block(index, replay, stream)
+        if replay:
+            self.report.batch, self.report.halved = replay.batch, replay.halved
+        self.report.seconds = {"total": time.perf_counter() - started, **self.seconds}
+        return self.report
 
-    def start(self, tokens: Tensor, batch: int) -> tuple[list[Call], Tensor]:
-        """Record the blocks' arguments, pass the parity gate, and embed the calibration."""
-        calls = capture(self.model, tokens[:batch]).calls
-        # reversed text has the same shape and another content, which exposes arguments that
-        # depend on the tokens
-        self.report.parity = check_parity(self.model, calls, tokens[:batch].flip(1))
-        return calls, embed(self.model, tokens, batch)
+    def start(self, tokens: Tensor, batch: int | None) -> tuple[Replay, Tensor]:
+        """Pass the parity gate, and embed the calibration."""
+        replay = Replay(self.model, tokens, batch or best_batch(self.device, tokens.shape[1]))
+        with opened(self.model):
+            self.report.parity = replay.parity()
+            return replay, replay.embed(self.store.allocate)
+
+    def one_block(self, index: int, replay: Replay | None, stream: Tensor | None) -> None:
+        """Measure and prune a block unless it is finished, and take the stream through it."""
+        finished = self.store.finished(index)
+        if finished is None:
+            before = len(self.report.layers)
+            self.prune_block(index, self.measure(index, replay, stream) if replay else None)
+            if self.after_block:
+                self.after_block(index, self.blocks[index], stream, replay.calls[index])
+            self.store.finish(index, self.report.layers[before:])
+        else:
+            self.report.layers += finished
+        if replay and index + 1 < len(self.blocks):
+            with self.timed("forward"):
+                replay.advance(index, stream)
+
+    def measure(self, index: int, replay: Replay, stream: Tensor) -> dict[str, Gram]:
+        """The grams of a block's layers, over all calibration text."""
+        with self.timed("forward"):
+            grams, gram_seconds = replay.grams(index, stream)
+            self.team.sum(grams)
+        if self.parts:
+            self.seconds["forward"] -= gram_seconds
+            self.seconds["gram"] += gram_seconds
+        return grams
 
     def prune_block(self, index: int, grams: dict[str, Gram] | None) -> None:
         """Solve and overwrite each layer of one block."""
         layers = find_layers(self.blocks[index], f"block {index}")
-        with shared_systems():
-            for name, layer in layers.items():
-                with self.timed("solve"), selection_clock() as choosing:
-                    self.prune_layer(index, name, layer, grams and grams[name].matrix)
-                if self.parts:
-                    self.seconds["selection"] += choosing.seconds
-                    self.seconds["solve"] -= choosing.seconds
-                if self.progress:
-                    self.progress(len(self.report.layers), self.total, f"block {index} {name}")
 
-    def prune_layer(self, index: int, name: str, layer: nn.Module, gram: Tensor | None) -> None:
-        """Solve and overwrite one layer, and add its line to the report."""
+        def work(name: str) -> LayerReport:
+            # popped, so that a gram goes as soon as its last layer is done
+            gram = grams.pop(name).matrix if grams else None
+            with self.timed("solve"), selection_clock() as choosing:
+                line = self.prune_layer(index, name, layers[name], gram)
+            if self.parts:
+                self.seconds["selection"] += choosing.seconds
+                self.seconds["solve"] -= choosing.seconds
+            return line
+
+        with shared_systems():
+            for line in self.team.solve(_costs(layers), work):
+                self.report.layers.append(line)
+                if self.progress:
+                    self.progress(len(self.report.layers), self.total, f"block {index} {line.name}")
+
+    def prune_layer(
+        self, index: int, name: str, layer: nn.Module, gram: Tensor | None
+    ) -> LayerReport:
+        """Solve and overwrite one layer, and give its line for the report."""
         started = time.perf_counter()
         weight = read_weight(layer)
         try:
@@ -252,17 +326,15 @@ class _Loop:
         except HelpersError as error:
             raise type(error)(f"block {index} {name}: {error}") from error
         write_weight(layer, result.weight)
-        self.report.layers.append(
-            LayerReport(
-                block=index,
-                name=name,
-                shape=tuple(weight.shape),
-                sparsity=1 - int(result.keep.sum()) / result.keep.numel(),
-                error=result.error,
-                damping=result.damping,
-                dead_inputs=result.dead_inputs,
-                seconds=time.perf_counter() - started,
-            )
+        return LayerReport(
+            block=index,
+            name=name,
+            shape=tuple(weight.shape),
+            sparsity=1 - int(result.keep.sum()) / result.keep.numel(),
+            error=result.error,
+            damping=result.damping,
+            dead_inputs=result.dead_inputs,
+            seconds=time.perf_counter() - started,
         )
 
     @contextlib.contextmanager
@@ -284,3 +356,9 @@ class _Loop:
         yield
         synchronise(self.device)
         self.seconds[what] += time.perf_counter() - started
+
+
+def _costs(layers: dict[str, nn.Module]) -> dict[str, float]:
+    """What each layer costs a solver, in products: d_out · d_in² for each."""
+    shapes = {name: read_weight(layer).shape for name, layer in layers.items()}
+    return {name: float(d_out) * d_in**2 for name, (d_out, d_in) in shapes.items()}
