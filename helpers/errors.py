@@ -73,6 +73,14 @@ class ParityError(HelpersError):
     """Blocks replayed one by one do not give the model's own logits."""
 
 
+class CheckpointError(HelpersError):
+    """A checkpoint is incomplete, damaged, changed underneath or cannot be written."""
+
+
+class ResumeError(HelpersError):
+    """What is asked for does not fit what an earlier run has left, or another run is at it."""
+
+
 class RecordError(HelpersError):
     """A record cannot be written, read or trusted."""
 

@@ -1,0 +1,324 @@
+"""A model larger than memory: its weights are read from safetensors where they are needed.
+
+`load_streamed` builds a model without weights. Each block reads its own when it is called and
+forgets them afterwards, and so do the parts outside the blocks, so the model can be called like
+any other. A loop that works block by block opens one for as long as it needs it (`models.opened`),
+and reads each once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from helpers.assets import embedded_model_folder
+from helpers.device import pick_device, pick_dtype
+from helpers.errors import CheckpointError, NonFinite, UnknownModel
+from helpers.models import IDENTITY, STORE, find_blocks
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+class Checkpoint:
+    """The safetensors files of a folder, as `save_pretrained` writes them.
+
+    `files` maps each tensor's name to its file. Files are opened for one tensor at a time, so
+    that no page of them stays in this process.
+    Raises CheckpointError if the index or a file is missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = _files_of(folder)
+        self._stamps = {path: _stamp(path) for path in self.paths}
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files, sorted by name."""
+        return sorted(set(self.files.values()))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor; only headers are read."""
+        shapes = {}
+        for path in self.paths:
+            with _reading(path) as stream:
+                shapes |= {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
+        return shapes
+
+    def read(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """One tensor in memory of its own; a floating-point one in `dtype`.
+
+        Raises CheckpointError if its file has changed since the checkpoint was opened.
+        """
+        path = self.files[name]
+        self.check_unchanged(path)
+        with _reading(path) as stream:
+            tensor = stream.get_tensor(name)
+            wanted = dtype if tensor.is_floating_point() else tensor.dtype
+            return tensor.to(device=device, dtype=wanted, copy=True)
+
+    def check_unchanged(self, path: Path) -> None:
+        """Raise CheckpointError if a file is not what it was."""
+        if _stamp(path) != self._stamps[path]:
+            raise CheckpointError(
+                f"{path} has changed while it was being read: restore it and run again, "
+                "or start anew with resume=False"
+            )
+
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of every file, by its name."""
+        return {path.name: sha256_of(path) for path in self.paths}
+
+
+def _files_of(folder: Path) -> dict[str, Path]:
+    """Each tensor's name with its file, from the index or from the single file's header."""
+    if (folder / INDEX).is_file():
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            files = {str(name): folder / str(file) for name, file in index["weight_map"].items()}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder / INDEX} is not an index of safetensors: fetch or save it again"
+            ) from error
+        for path in files.values():
+            if not path.is_file():
+                raise CheckpointError(f"{path} is missing: fetch or save the checkpoint again")
+        return files
+    if not (folder / SINGLE).is_file():
+        raise CheckpointError(
+            f"{folder} holds no {SINGLE} and no {INDEX}: give a folder that save_pretrained wrote "
+            "(pickled weights are not read)"
+        )
+    with _reading(folder / SINGLE) as stream:
+        return dict.fromkeys(stream.keys(), folder / SINGLE)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """An open safetensors file; a damaged one is a CheckpointError that names it."""
+    try:
+        with safe_open(path, framework="pt") as stream:
+            yield stream
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}): it is cut off or damaged, fetch or save it again"
+        ) from error
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return (status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A tensor of the checkpoint and the places of the model that hold it."""
+
+    key: str
+    places: tuple[tuple[nn.Module, str], ...]
+    empty: Tensor  # what is there while the tensor is not
+
+
+class WeightStore:
+    """Reads a model's weights where they are needed, and forgets them afterwards.
+
+    `sources` says which checkpoint a block is read from: pruned blocks come from another one.
+    """
+
+    def __init__(
+        self, model: nn.Module, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
+        self.blocks = find_blocks(model)
+        self.sources: dict[int, Checkpoint] = {}
+        self.slots = _slots(model, self.blocks, checkpoint)
+        self._depth: dict[int | None, int] = dict.fromkeys(self.slots, 0)
+        for index, block in enumerate(self.blocks):
+            block.forward = self._reading_first(block.forward, index)
+
+    def _reading_first(self, forward: Any, index: int) -> Any:
+        """The forward of a block, which opens it."""
+
+        @functools.wraps(forward)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with self.opened(index):
+                return forward(*args, **kwargs)
+
+        return wrapped
+
+    @contextlib.contextmanager
+    def opened(self, index: int | None) -> Iterator[None]:
+        """Inside, block `index` (None: all outside the blocks) holds its weights.
+
+        Raises CheckpointError, and NonFinite, naming the tensor.
+        """
+        if self._depth[index] == 0:
+            self._fill(index)
+        self._depth[index] += 1
+        try:
+            yield
+        finally:
+            self._depth[index] -= 1
+            if self._depth[index] == 0:
+                self._empty(index)
+
+    def _fill(self, index: int | None) -> None:
+        source = self.sources.get(index, self.checkpoint)
+        try:
+            for slot in self.slots[index]:
+                tensor = source.read(slot.key, self.device, self.dtype)
+                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                    raise NonFinite(
+                        f"weight {slot.key} holds NaN or infinity: check the checkpoint"
+                    )
+                _put(slot, tensor)
+        except BaseException:
+            self._empty(index)
+            raise
+
+    def _empty(self, index: int | None) -> None:
+        for slot in self.slots[index]:
+            _put(slot, slot.empty)
+
+    def tensors(self, index: int | None) -> dict[str, Tensor]:
+        """What an open part holds now, by the checkpoint's names."""
+        return {slot.key: getattr(*slot.places[0]).detach() for slot in self.slots[index]}
+
+
+def _put(slot: _Slot, tensor: Tensor) -> None:
+    """Let all places of a slot hold one tensor."""
+    if isinstance(slot.empty, nn.Parameter) and not isinstance(tensor, nn.Parameter):
+        tensor = nn.Parameter(tensor, requires_grad=False)
+    for module, name in slot.places:
+        kind = module._parameters if isinstance(slot.empty, nn.Parameter) else module._buffers
+        kind[name] = tensor
+
+
+def _slots(
+    model: nn.Module, blocks: nn.ModuleList, checkpoint: Checkpoint
+) -> dict[int | None, list[_Slot]]:
+    """The slots of each block and, under None, of all that lies outside.
+
+    Raises UnknownModel if the checkpoint lacks a tensor or has one of another shape.
+    """
+    block_of = {id(module): i for i, block in enumerate(blocks) for module in block.modules()}
+    places: dict[int, list[tuple[str, nn.Module, str]]] = {}
+    tensors: dict[int, Tensor] = {}
+    for path, module in model.named_modules():
+        for name, tensor in _stored(module):
+            tensors[id(tensor)] = tensor
+            full = f"{path}.{name}" if path else name
+            places.setdefault(id(tensor), []).append((full, module, name))
+    slots: dict[int | None, list[_Slot]] = {None: [], **{i: [] for i in range(len(blocks))}}
+    shapes, absent = checkpoint.shapes(), []
+    for identity, found in places.items():
+        key = _key(model, [full for full, _, _ in found], checkpoint)
+        if key is None or shapes[key] != tuple(tensors[identity].shape):
+            absent.append(found[0][0])
+            continue
+        slot = _Slot(key, tuple((module, name) for _, module, name in found), tensors[identity])
+        slots[block_of.get(id(found[0][1]))].append(slot)
+    if absent:
+        raise UnknownModel(
+            f"{checkpoint.folder} lacks {len(absent)} weights of {type(model).__name__}, first "
+            f"{absent[0]}: if it is whole its names are of an older format, so load it with "
+            "load_model and save it again with save_pretrained"
+        )
+    return slots
+
+
+def _stored(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of a module itself that a checkpoint holds."""
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield name, parameter
+
+
+def _key(model: nn.Module, names: list[str], checkpoint: Checkpoint) -> str | None:
+    """The checkpoint's name of a tensor that the model knows by `names` (more than one if tied)."""
+    prefix = f"{model.base_model_prefix}."
+    for name in names:
+        # a checkpoint of the bare model lacks the prefix
+        for candidate in (name, name.removeprefix(prefix)):
+            if candidate in checkpoint.files:
+                return candidate
+    return None
+
+
+def load_streamed(
+    folder: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype | None = None,
+) -> tuple[nn.Module, Any]:
+    """A model whose weights are read from a folder as they are needed, with its tokenizer.
+
+    Args: folder, written by `save_pretrained`, or "embedded"; device and dtype as for `load_model`.
+    Use it as any model in eval mode; `perplexity` reads each block once. Its weights cannot be
+    changed. Raises UnknownModel, UnsupportedModel, CheckpointError.
+    """
+    path = embedded_model_folder() if str(folder) == "embedded" else Path(folder).expanduser()
+    where = pick_device(device)
+    kind = pick_dtype(dtype, where)
+    if not (path / "config.json").is_file():
+        raise UnknownModel(f"folder {path} holds no config.json: give a saved model's folder")
+    checkpoint = Checkpoint(path)
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer = load_tokenizer(path)
+        # buffers are computed, not read
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnknownModel(f"model {str(path)!r} cannot be built ({reason})") from error
+    model.tie_weights()
+    for buffered in model.modules():
+        for name, buffer in buffered._buffers.items():
+            buffered._buffers[name] = None if buffer is None else buffer.to(where)
+    setattr(model, STORE, WeightStore(model, checkpoint, where, kind))
+    setattr(model, IDENTITY, _identity(path, model, kind))
+    return model.eval(), tokenizer
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder, or None if it has none."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return None
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _identity(folder: Path, model: nn.Module, dtype: torch.dtype) -> dict[str, Any]:
+    """What a record says of the model. Its files are hashed by those who need that."""
+    return {
+        "name": folder.resolve().name,
+        "sha256": None,
+        "revision": getattr(model.config, "_commit_hash", None),
+        "architecture": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
