@@ -22,6 +22,7 @@ from helpers import (
     load_masks,
     load_model,
     masks_of,
+    model_identity,
     pack_mask,
     packed,
     prune_model,
@@ -208,6 +209,17 @@ def test_a_sharded_model_loads_as_before(tiny_sharded: Path, tmp_path: Path) -> 
     masks = load_masks(tiny_sharded)
     assert len(masks) == 14 and all((m.view(-1, 4).sum(1) == 2).all() for m in masks.values())
     check_masks(tiny_sharded)
+
+
+def test_masks_make_no_other_model(half: Path, tmp_path: Path) -> None:
+    bare = Path(shutil.copytree(half, tmp_path / "bare"))
+    (bare / "masks.safetensors").unlink()
+    known = []
+    for folder in (half, bare):
+        model = fam.build("llama")
+        model.config._name_or_path = str(folder)
+        known.append(model_identity(model)["sha256"])
+    assert known[0] == known[1]
 
 
 def test_a_single_file_loads_as_before(half: Path) -> None:
