@@ -18,6 +18,16 @@ _PUBLIC = {
     "masks": ("cubic_schedule", "select", "top_k", "top_nm"),
     "methods": ("METHODS", "LayerResult", "register"),
     "models": ("load_model", "model_identity"),
+    "packed": (
+        "apply_masks",
+        "check_masks",
+        "load_masks",
+        "masks_of",
+        "pack_mask",
+        "save_masks",
+        "size_report",
+        "unpack_mask",
+    ),
     "prune": ("prune_model",),
     "records": ("check_parameters", "make_record", "read_records", "write_record"),
 }

@@ -53,6 +53,10 @@ class CalibrationTooShort(HelpersError):
     """The calibration text is shorter than what was asked for."""
 
 
+class CheckpointError(HelpersError):
+    """A saved model, or the mask file beside it, is missing, damaged or contradicts itself."""
+
+
 class AssetError(HelpersError):
     """A pinned download is missing, corrupted or cannot be fetched."""
 

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from helpers.assets import ASSETS, embedded_model_folder
 from helpers.device import pick_device, pick_dtype
 from helpers.errors import NonFinite, UnknownModel, UnsupportedModel
+from helpers.paths import MASK_FILE
 
 IDENTITY = "pruning_identity"
 STORE = "pruning_store"  # what reads the weights of a model that is not in memory
@@ -134,9 +135,10 @@ def _identity(name: str | Path, model: nn.Module) -> dict[str, Any]:
 
 
 def _sha256(folder: Path) -> str:
-    """One hash over the names and hashes of the folder's safetensors files."""
+    """One hash over the names and hashes of the folder's safetensors files, but not its masks."""
     total = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    # the masks follow from the weights: writing them makes no other model
+    for path in sorted(set(folder.glob("*.safetensors")) - {folder / MASK_FILE}):
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         total.update(f"{path.name} {digest}\n".encode())

@@ -13,6 +13,9 @@ from pathlib import Path
 
 from helpers.errors import RecordError
 
+# the masks of a saved model, beside its weights: see `helpers.packed`
+MASK_FILE = "masks.safetensors"
+
 
 def root() -> Path:
     """The project's root: the folder above `helpers/`."""

@@ -38,6 +38,7 @@ FLOORS = [
     "methods",
     "capture",
     "prune",
+    "packed",
     "study",
     "evaluate",
     "records",

@@ -1,0 +1,620 @@
+"""Masks of one bit a weight beside a saved model: bits and bytes counted by hand, and faults."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import weakref
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import families as fam
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from helpers import (
+    apply_masks,
+    check_masks,
+    load_masks,
+    load_model,
+    masks_of,
+    model_identity,
+    pack_mask,
+    packed,
+    prune_model,
+    save_masks,
+    size_report,
+    unpack_mask,
+)
+from helpers.errors import (
+    BadMask,
+    BadPattern,
+    CheckpointError,
+    NonFinite,
+    RecordError,
+    UnsupportedModel,
+)
+from helpers.packed import SizeReport
+
+T, F = True, False
+Q0 = "model.layers.0.self_attn.q_proj.weight"
+DOWN1 = "model.layers.1.mlp.down_proj.weight"
+
+
+# ---------------------------------------------------------------- folders to test on
+
+
+def save_pruned(folder: Path, family: str, pattern: str, shard: str, **prune: float) -> Path:
+    """A saved model pruned by magnitude, with its masks."""
+    model = fam.build(family)
+    prune_model(model, method="magnitude", pattern=pattern, **prune)
+    model.save_pretrained(folder, max_shard_size=shard)
+    save_masks(folder, masks_of(model), pattern=pattern)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """load_model("tiny") at 2:4, in shards, with its tokenizer and masks."""
+    folder = tmp_path_factory.mktemp("tiny")
+    model, tokenizer = load_model("tiny")
+    prune_model(model, method="magnitude", pattern="2:4")
+    model.save_pretrained(folder, max_shard_size="30KB")
+    tokenizer.save_pretrained(folder)
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
+    save_masks(folder, masks_of(model), pattern="2:4")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama at 50 %, in one file, with its masks. Not to be changed."""
+    folder = tmp_path_factory.mktemp("half")
+    return save_pruned(folder, "llama", "unstructured", "1GB", sparsity=0.5)
+
+
+@pytest.fixture
+def spoilt(half: Path, tmp_path: Path) -> Path:
+    """A copy of `half` to be damaged."""
+    return Path(shutil.copytree(half, tmp_path / "copy"))
+
+
+def stored(folder: Path) -> dict[str, Tensor]:
+    """All weights of a saved model, read without the module under test."""
+    found: dict[str, Tensor] = {}
+    for path in folder.glob("model*.safetensors"):
+        found |= load_file(path)
+    return found
+
+
+def rewrite(folder: Path, change: Callable[[dict, dict], None]) -> None:
+    """Change the mask file's tensors and its description, and write it as safetensors again."""
+    path = folder / "masks.safetensors"
+    tensors = load_file(path)
+    # 8 bytes of header length, then the header: written out here as an independent reader
+    raw = path.read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    said = json.loads(header["__metadata__"]["masks"])
+    change(tensors, said)
+    save_file(tensors, path, metadata={"masks": json.dumps(said)})
+
+
+# ---------------------------------------------------------------- bits
+
+
+def test_bits_of_a_tiny_mask_by_hand() -> None:
+    # flat: 1 0 1 1 0 0 0 0 | 1 1 -> lowest bit first: 1 + 4 + 8 = 13, then 1 + 2 = 3
+    keep = torch.tensor([[T, F, T, T, F], [F, F, F, T, T]])
+    bits = pack_mask(keep)
+    assert bits.dtype == torch.uint8 and bits.tolist() == [13, 3]
+    assert torch.equal(unpack_mask(bits, (2, 5)), keep)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 8), (3, 3), (5, 7), (8, 16), (33, 65), (9,), (0, 4)])
+def test_bits_are_exact(shape: tuple[int, ...]) -> None:
+    keep = torch.rand(shape) < 0.4
+    # bit i of a number that is summed up by hand
+    number = sum(1 << i for i, bit in enumerate(keep.flatten().tolist()) if bit)
+    expected = number.to_bytes(-(-keep.numel() // 8), "little")
+    assert bytes(pack_mask(keep).tolist()) == expected
+    back = unpack_mask(pack_mask(keep), shape)
+    assert back.dtype == torch.bool and torch.equal(back, keep)
+
+
+def test_a_transposed_view_is_packed_as_it_reads() -> None:
+    keep = torch.rand(6, 10) < 0.5
+    assert torch.equal(pack_mask(keep.T), pack_mask(keep.T.contiguous()))
+    assert not torch.equal(pack_mask(keep.T), pack_mask(keep))
+
+
+@pytest.mark.parametrize("keep", [torch.ones(2, 2), np.ones((2, 2), dtype=bool), None])
+def test_only_boolean_masks_are_packed(keep: object, one_line_error) -> None:
+    with one_line_error(BadMask, "torch.bool"):
+        pack_mask(keep)
+
+
+@pytest.mark.parametrize(
+    ("bits", "shape"),
+    [
+        (torch.zeros(2, dtype=torch.uint8), (2, 4)),  # a byte too many
+        (torch.zeros(1, dtype=torch.uint8), (3, 3)),  # a byte too few
+        (torch.zeros(1, dtype=torch.int8), (2, 4)),
+        (torch.zeros(1, 1, dtype=torch.uint8), (2, 4)),
+        (torch.tensor([8], dtype=torch.uint8), (1, 3)),  # the fourth bit of three
+        (b"1", (2, 4)),
+    ],
+)
+def test_bits_that_are_no_mask_of_that_shape(
+    bits: object, shape: tuple[int, int], one_line_error
+) -> None:
+    with one_line_error(BadMask, str(shape)):
+        unpack_mask(bits, shape)
+
+
+# ---------------------------------------------------------------- saving and loading
+
+
+def test_masks_come_back_as_they_were(half: Path) -> None:
+    weights = stored(half)
+    masks = load_masks(half)
+    assert masks.keys() == {f"{name}.weight" for name in fam.pruned_names("llama")}
+    for name, keep in masks.items():
+        assert torch.equal(keep, weights[name] != 0)
+        assert int(keep.sum()) == keep.numel() // 2
+    check_masks(half)
+
+
+def test_the_file_is_one_bit_a_weight_and_says_what_it_holds(half: Path) -> None:
+    def look(tensors: dict, said: dict) -> None:
+        assert (said["version"], said["pattern"]) == (1, "unstructured")
+        bits = np.packbits((stored(half)[Q0] != 0).numpy().ravel(), bitorder="little")
+        assert tensors[Q0].tolist() == bits.tolist()
+        assert said["layers"][Q0] == {"shape": [32, 32], "crc32": zlib.crc32(bits), "axis": None}
+        assert sum(bits.numel() for bits in tensors.values()) == 2 * weights_of_a_block() // 8
+        raise StopIteration  # look, do not write
+
+    with pytest.raises(StopIteration):
+        rewrite(half, look)
+
+
+def weights_of_a_block() -> int:
+    """Llama of width 32, 2 of 4 heads for keys and values, ff 64."""
+    return 2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64
+
+
+def test_only_what_is_named_is_read(spoilt: Path, one_line_error) -> None:
+    # damage every other mask: those that are not asked for are not looked at
+    def flip(tensors: dict, said: dict) -> None:
+        for name in tensors:
+            tensors[name] = tensors[name] ^ (name != Q0)
+
+    rewrite(spoilt, flip)
+    assert load_masks(spoilt, [Q0]).keys() == {Q0}
+    with one_line_error(CheckpointError, "damaged"):
+        load_masks(spoilt)
+    with one_line_error(BadMask, "q_prog", Q0.rsplit(".", 3)[0]):
+        load_masks(spoilt, ["model.layers.0.self_attn.q_prog.weight"])
+
+
+def test_a_sharded_model_loads_as_before(tiny_sharded: Path, tmp_path: Path) -> None:
+    bare = Path(shutil.copytree(tiny_sharded, tmp_path / "bare"))
+    (bare / "masks.safetensors").unlink()
+    (one, _), (two, _) = load_model(tiny_sharded), load_model(bare)
+    assert one.state_dict().keys() == two.state_dict().keys()
+    assert fam.changed(one, fam.snapshot(two)) == set()
+    masks = load_masks(tiny_sharded)
+    assert len(masks) == 14 and all((m.view(-1, 4).sum(1) == 2).all() for m in masks.values())
+    check_masks(tiny_sharded)
+
+
+def test_masks_make_no_other_model(half: Path, tmp_path: Path) -> None:
+    bare = Path(shutil.copytree(half, tmp_path / "bare"))
+    (bare / "masks.safetensors").unlink()
+    known = []
+    for folder in (half, bare):
+        model = fam.build("llama")
+        model.config._name_or_path = str(folder)
+        known.append(model_identity(model)["sha256"])
+    assert known[0] == known[1]
+
+
+def test_a_single_file_loads_as_before(half: Path) -> None:
+    model = type(fam.build("llama")).from_pretrained(half)
+    weights = stored(half)
+    assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
+
+
+def test_saving_again_leaves_the_masks_and_no_temporary_file(spoilt: Path) -> None:
+    model = fam.build("llama")
+    apply_masks(model, load_masks(spoilt))
+    model.save_pretrained(spoilt)
+    check_masks(spoilt)
+    save_masks(spoilt, masks_of(model))
+    assert not [path.name for path in spoilt.iterdir() if path.name.startswith(".")]
+
+
+def test_masks_are_in_the_layout_of_the_checkpoint(tmp_path: Path) -> None:
+    # GPT-2 stores c_attn as (d_in, d_out) = (32, 96); groups of four run down its columns
+    folder = save_pruned(tmp_path, "gpt2", "2:4", "1GB")
+    name = "transformer.h.1.attn.c_attn.weight"
+    keep = load_masks(folder)[name]
+    assert keep.shape == (32, 96) and torch.equal(keep, stored(folder)[name] != 0)
+    assert (keep.reshape(8, 4, 96).sum(1) == 2).all()
+    assert not (keep.reshape(32, 24, 4).sum(2) == 2).all()
+    check_masks(folder)
+    assert size_report(folder).values_index is not None
+
+
+@pytest.mark.parametrize("family", ["opt", "gpt-neox", "llama-tied", "gpt-bigcode", "phi3"])
+def test_names_are_those_of_the_checkpoint(family: str, tmp_path: Path) -> None:
+    folder = save_pruned(tmp_path, family, "unstructured", "1GB", sparsity=0.7)
+    assert load_masks(folder).keys() == {f"{name}.weight" for name in fam.pruned_names(family)}
+    check_masks(folder)
+
+
+def fails_to_save(folder: Path, masks: dict, **more: str) -> None:
+    """Saving raises, and the old file is still there and sound."""
+    before = (folder / "masks.safetensors").read_bytes()
+    try:
+        save_masks(folder, masks, **more)
+    finally:
+        assert (folder / "masks.safetensors").read_bytes() == before
+
+
+def test_masks_that_do_not_fit_are_not_saved(half: Path, one_line_error) -> None:
+    good = load_masks(half)
+    with one_line_error(BadMask, "'model.layers.7.q'", "no such weight"):
+        fails_to_save(half, good | {"model.layers.7.q": good[Q0]})
+    with one_line_error(BadMask, DOWN1, "(64, 32)", "(32, 64)"):
+        fails_to_save(half, good | {DOWN1: good[DOWN1].T})
+    with one_line_error(BadMask, Q0, "float32"):
+        fails_to_save(half, good | {Q0: good[Q0].float()})
+    with one_line_error(BadMask, "model.norm.weight", "2-D"):
+        fails_to_save(half, {"model.norm.weight": torch.ones(32, dtype=torch.bool)})
+    with one_line_error(BadMask, Q0, "2:4"):
+        fails_to_save(half, {Q0: good[Q0]}, pattern="2:4")
+    with one_line_error(BadPattern, "4:2"):
+        fails_to_save(half, good, pattern="4:2")
+
+
+def test_a_group_may_keep_less_than_its_pattern_allows(spoilt: Path, one_line_error) -> None:
+    keep = torch.zeros(32, 32, dtype=torch.bool)
+    keep[:, ::4] = True
+    save_masks(spoilt, {Q0: keep}, pattern="2:4")
+    with one_line_error(BadMask, Q0):
+        save_masks(spoilt, {Q0: torch.ones_like(keep)}, pattern="2:4")
+    # 32 inputs have no groups of 5
+    with one_line_error(BadMask, "1:5"):
+        save_masks(spoilt, {Q0: torch.zeros_like(keep)}, pattern="1:5")
+
+
+def test_a_write_that_breaks_off_leaves_the_old_file(
+    spoilt: Path, monkeypatch: pytest.MonkeyPatch, one_line_error
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    masks, listed = load_masks(spoilt), sorted(spoilt.iterdir())
+    monkeypatch.setattr("os.fsync", full)
+    with one_line_error(RecordError, "No space left"):
+        fails_to_save(spoilt, {name: ~keep for name, keep in masks.items()})
+    assert sorted(spoilt.iterdir()) == listed
+
+
+def test_a_folder_without_a_saved_model(tmp_path: Path, one_line_error) -> None:
+    for call in (lambda: save_masks(tmp_path, {}), lambda: size_report(tmp_path)):
+        with one_line_error(CheckpointError, str(tmp_path), "save_pretrained"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------- faults
+
+
+def each_reader() -> list[Callable[[Path], object]]:
+    return [load_masks, check_masks, size_report]
+
+
+def test_a_missing_mask_file(spoilt: Path, one_line_error) -> None:
+    (spoilt / "masks.safetensors").unlink()
+    for read in each_reader():
+        with one_line_error(CheckpointError, "masks.safetensors", "save_masks"):
+            read(spoilt)
+
+
+@pytest.mark.parametrize("length", [0, 7, 100, -1])
+def test_a_mask_file_that_is_cut_off(spoilt: Path, length: int, one_line_error) -> None:
+    path = spoilt / "masks.safetensors"
+    path.write_bytes(path.read_bytes()[:length])
+    for read in each_reader():
+        with one_line_error(CheckpointError, "masks.safetensors", "save it again"):
+            read(spoilt)
+
+
+def test_one_flipped_bit_is_noticed(spoilt: Path, one_line_error) -> None:
+    path = spoilt / "masks.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 4
+    path.write_bytes(raw)
+    for read in each_reader():
+        with one_line_error(CheckpointError, "damaged at model.layers."):
+            read(spoilt)
+
+
+def set_version(value: object) -> Callable[[dict, dict], None]:
+    return lambda _, said: said.__setitem__("version", value)
+
+
+def set_layer(**fields: object) -> Callable[[dict, dict], None]:
+    return lambda _, said: said["layers"][Q0].update(fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (set_version(2), ("format version 2", "newer")),
+        (set_version("1"), ("format version '1'",)),
+        (lambda _, said: said.pop("version"), ("does not say",)),
+        (lambda _, said: said.update(pattern="4:2"), ("damaged description",)),
+        (lambda _, said: said.update(layers=[1]), ("damaged description",)),
+        (set_layer(shape=None), ("damaged description",)),
+        (set_layer(shape=[32, 33]), (Q0, "132 bytes")),  # 1056 bits
+        (set_layer(crc32=0), ("damaged at", Q0)),
+        (lambda _, said: said["layers"].pop(Q0), ("other masks",)),
+        (lambda tensors, _: tensors.pop(Q0), ("other masks",)),
+        (lambda tensors, _: tensors.update({Q0: tensors[Q0][:-1].clone()}), (Q0, "128 bytes")),
+        (lambda tensors, _: tensors.update({Q0: tensors[Q0].view(torch.int8)}), (Q0, "int8")),
+    ],
+)
+def test_a_mask_file_that_contradicts_itself(
+    spoilt: Path, change: Callable, words: tuple[str, ...], one_line_error
+) -> None:
+    rewrite(spoilt, change)
+    with one_line_error(CheckpointError, "masks.safetensors", *words):
+        load_masks(spoilt)
+
+
+@pytest.mark.parametrize("metadata", [None, {"masks": "{"}, {"masks": "[1]"}, {"format": "pt"}])
+def test_a_safetensors_file_of_something_else(
+    spoilt: Path, metadata: dict | None, one_line_error
+) -> None:
+    save_file({Q0: torch.zeros(128, dtype=torch.uint8)}, spoilt / "masks.safetensors", metadata)
+    with one_line_error(CheckpointError, "does not say"):
+        load_masks(spoilt)
+
+
+def change_weights(folder: Path, change: Callable[[dict], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_weight_that_came_back(spoilt: Path, one_line_error) -> None:
+    keep = load_masks(spoilt)[DOWN1]
+    zeros = (~keep).nonzero()[:3]
+
+    def wake(weights: dict) -> None:
+        weights[DOWN1][tuple(zeros[0])] = 1e-30
+        weights[DOWN1][tuple(zeros[1])] = float("nan")
+        weights[DOWN1][tuple(zeros[2])] = -0.0  # a zero, whatever its sign
+        weights[DOWN1][tuple(keep.nonzero()[0])] = 0  # a kept weight may be zero
+
+    change_weights(spoilt, wake)
+    for read in (check_masks, size_report):
+        with one_line_error(BadMask, DOWN1, "2 weights"):
+            read(spoilt)
+
+
+def test_a_kept_weight_may_be_zero(spoilt: Path) -> None:
+    change_weights(spoilt, lambda weights: weights[Q0].zero_())
+    check_masks(spoilt)
+
+
+def test_masks_of_another_checkpoint(spoilt: Path, one_line_error) -> None:
+    change_weights(spoilt, lambda weights: weights.update({Q0: torch.zeros(16, 64)}))
+    with one_line_error(BadMask, Q0, "(16, 64)"):
+        check_masks(spoilt)
+    change_weights(spoilt, lambda weights: weights.pop(Q0))
+    for read in (check_masks, size_report):
+        with one_line_error(BadMask, Q0, "no such weight"):
+            read(spoilt)
+
+
+@pytest.mark.parametrize(
+    "index",
+    ["{", "[]", "{}", '{"weight_map": {"a": "../model.safetensors"}}', '{"weight_map": {"a": 1}}'],
+)
+def test_a_damaged_index(spoilt: Path, index: str, one_line_error) -> None:
+    (spoilt / "model.safetensors").unlink()
+    (spoilt / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+    with one_line_error(CheckpointError, "index.json"):
+        check_masks(spoilt)
+
+
+def test_a_missing_shard(tiny_sharded: Path, tmp_path: Path, one_line_error) -> None:
+    folder = Path(shutil.copytree(tiny_sharded, tmp_path / "copy"))
+    gone = sorted(folder.glob("model-*.safetensors"))[-1]
+    gone.unlink()
+    with one_line_error(CheckpointError, gone.name):
+        size_report(folder)
+
+
+def test_a_checkpoint_that_is_cut_off(spoilt: Path, one_line_error) -> None:
+    path = spoilt / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    for call in (check_masks, size_report, lambda folder: save_masks(folder, {})):
+        with one_line_error(CheckpointError, "model.safetensors"):
+            call(spoilt)
+
+
+# ---------------------------------------------------------------- models in memory
+
+
+def test_a_dense_model_keeps_everything() -> None:
+    masks = masks_of(fam.build("llama"))
+    assert len(masks) == 14 and all(keep.all() for keep in masks.values())
+
+
+def test_masks_of_a_broken_model(one_line_error) -> None:
+    model = fam.build("llama")
+    model.model.layers[0].self_attn.q_proj.weight.data[0, 0] = float("nan")
+    with one_line_error(NonFinite, Q0):
+        masks_of(model)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_apply_masks_after_fine_tuning(family: str) -> None:
+    model = fam.build(family)
+    prune_model(model, method="magnitude", sparsity=0.6)
+    masks = masks_of(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+        for name, keep in masks.items():  # what overflowed is cleared too
+            model.get_parameter(name)[~keep] = float("inf")
+    tuned = fam.snapshot(model)
+    apply_masks(model, masks)
+    assert fam.changed(model, tuned) == masks.keys()
+    for name, keep in masks.items():
+        weight = model.get_parameter(name)
+        assert (weight[~keep] == 0).all() and torch.equal(weight[keep], tuned[name][keep])
+        assert weight.requires_grad
+
+
+def test_apply_masks_changes_nothing_when_it_refuses(one_line_error) -> None:
+    model = fam.build("llama")
+    masks = {name: torch.zeros_like(keep) for name, keep in masks_of(model).items()}
+    before = fam.snapshot(model)
+    wrong = [
+        ({DOWN1: masks[DOWN1].T}, (DOWN1, "(64, 32)")),
+        ({"module." + Q0: masks[Q0]}, ("module." + Q0, "LlamaForCausalLM")),
+        ({DOWN1: masks[DOWN1].float()}, (DOWN1, "float32")),
+    ]
+    for change, words in wrong:
+        with one_line_error(BadMask, *words):
+            apply_masks(model, masks | change)
+        assert fam.changed(model, before) == set()
+    model.model.layers[1].mlp.down_proj.to("meta")
+    with one_line_error(UnsupportedModel, DOWN1):
+        apply_masks(model, masks)
+    assert (model.model.layers[0].self_attn.q_proj.weight != 0).any()
+
+
+# ---------------------------------------------------------------- sizes
+
+
+def write_small(folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """One 3 x 4 layer that keeps five weights, and four other weights."""
+    layer = torch.tensor([[1, 0, 2, 0], [0, 0, 3, 0], [4, 0, 0, 5]], dtype=dtype)
+    weights = {"a.weight": layer, "b": torch.arange(4, dtype=dtype)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_sizes_counted_by_hand(tmp_path: Path) -> None:
+    write_small(tmp_path)
+    keep = torch.tensor([[T, F, T, F], [F, F, T, F], [T, F, F, T]])
+    save_masks(tmp_path, {"a.weight": keep}, pattern="2:4")
+    report = size_report(tmp_path)
+    assert (report.weights, report.kept, report.pattern) == (12, 5, "2:4")
+    assert report.sparsity == pytest.approx(7 / 12)
+    assert report.dense == 12 * 4 + 4 * 4
+    assert report.mask_values == 2 + 5 * 4 + 16  # 12 bits are two bytes
+    assert report.values_index == 6 * 4 + 2 + 16  # two slots in three groups, 12 bits
+    assert report.csr_int32 == 5 * (4 + 4) + 4 * 4 + 16  # four row starts
+    assert report.csr_int16 == 5 * (4 + 2) + 4 * 4 + 16
+    assert report.files == (tmp_path / "model.safetensors").stat().st_size
+    assert report.mask_file == (tmp_path / "masks.safetensors").stat().st_size
+
+
+def test_values_keep_their_dtype_and_unstructured_has_no_index(tmp_path: Path) -> None:
+    write_small(tmp_path, torch.bfloat16)
+    save_masks(tmp_path, {"a.weight": load_file(tmp_path / "model.safetensors")["a.weight"] != 0})
+    report = size_report(tmp_path)
+    assert (report.dense, report.mask_values) == (32, 2 + 5 * 2 + 8)
+    assert report.values_index is None
+    assert "values + index" not in {row["storage"] for row in report.rows()}
+
+
+def test_wide_matrices_have_no_int16_index(tmp_path: Path) -> None:
+    for columns, index in ((32768, 2), (32769, 4)):
+        weight = torch.zeros(1, columns)
+        weight[0, -1] = 1
+        save_file({"a": weight}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        save_masks(tmp_path, {"a": weight != 0})
+        assert size_report(tmp_path).csr_int16 == 4 + index + 8
+
+
+def test_an_index_within_eight_takes_three_bits(tmp_path: Path) -> None:
+    weight = torch.ones(2, 8)
+    weight[:, 4:] = 0
+    save_file({"a": weight}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    save_masks(tmp_path, {"a": weight != 0}, pattern="4:8")
+    assert size_report(tmp_path).values_index == 8 * 4 + 8 * 3 // 8
+
+
+@pytest.mark.parametrize("which", ["tiny_sharded", "half"])
+def test_sizes_of_a_saved_model(which: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(which)
+    report, weights = size_report(folder), stored(folder)
+    pruned = 2 * weights_of_a_block()
+    rest = sum(w.numel() for w in weights.values()) - pruned
+    assert report.dense == 4 * (pruned + rest)
+    assert report.mask_values == pruned // 8 + 4 * pruned // 2 + 4 * rest
+    if which == "tiny_sharded":
+        assert report.values_index == pruned // 2 * 4 + pruned // 2 * 2 // 8 + 4 * rest
+    files = list(folder.glob("model*.safetensors"))
+    assert report.files == sum(path.stat().st_size for path in files)
+    # the same bytes in another order, with the headers: near, not equal
+    alone = len(zlib.compress(b"".join(path.read_bytes() for path in sorted(files)), 1))
+    assert report.zlib == pytest.approx(alone, rel=0.01)
+    assert report.zlib < report.dense
+
+
+def test_zlib_of_a_tensor_larger_than_a_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "_PIECE", 1000)
+    weight = torch.randn(50, 41)
+    weight[weight.abs() < 1] = 0
+    save_file({"a": weight}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    save_masks(tmp_path, {"a": weight != 0})
+    assert size_report(tmp_path).zlib == pytest.approx(
+        len(zlib.compress(weight.numpy().tobytes(), 1)), rel=0.01
+    )
+
+
+@pytest.mark.parametrize("read", [check_masks, size_report])
+def test_one_tensor_at_a_time(
+    read: Callable, tiny_sharded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[weakref.ref] = []
+    reader = packed._Checkpoint._read
+
+    def watched(self: object, names: object, how: Callable) -> object:
+        def look(file: object, name: str) -> object:
+            assert not [ref for ref in seen if ref() is not None], "an earlier tensor still lives"
+            value = how(file, name)
+            if isinstance(value, Tensor):
+                seen.append(weakref.ref(value))
+            return value
+
+        return reader(self, names, look)
+
+    monkeypatch.setattr(packed._Checkpoint, "_read", watched)
+    read(tiny_sharded)
+    assert len(seen) == (14 if read is check_masks else len(stored(tiny_sharded)))
+
+
+def test_the_report_promises_no_speed(half: Path) -> None:
+    report = size_report(half)
+    for text in (str(report), report.to_dict()["note"], SizeReport.__doc__, packed.__doc__):
+        assert "no general kernel runs such weights faster" in " ".join(text.lower().split())
+    assert json.loads(json.dumps(report.to_dict()))["mask_values"] == report.mask_values
+    rows = {row["storage"]: row for row in report.rows()}
+    assert rows["dense"]["share"] == 1
+    assert rows["mask + values"]["share"] == report.mask_values / report.dense
+    assert f"{report.mask_values:,} bytes" in str(report)
