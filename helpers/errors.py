@@ -54,7 +54,7 @@ class CalibrationTooShort(HelpersError):
 
 
 class CheckpointError(HelpersError):
-    """A saved model, or the mask file beside it, is missing, damaged or contradicts itself."""
+    """A saved model, or the mask file beside it, is missing, damaged, changed or not writable."""
 
 
 class AssetError(HelpersError):
@@ -75,10 +75,6 @@ class OutOfMemory(HelpersError):
 
 class ParityError(HelpersError):
     """Blocks replayed one by one do not give the model's own logits."""
-
-
-class CheckpointError(HelpersError):
-    """A checkpoint is incomplete, damaged, changed underneath or cannot be written."""
 
 
 class ResumeError(HelpersError):

@@ -23,14 +23,13 @@ import json
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -38,18 +37,15 @@ from helpers.errors import BadMask, BadPattern, CheckpointError, UnsupportedMode
 from helpers.masks import parse_pattern
 from helpers.models import check_weights, find_blocks, find_layers
 from helpers.paths import MASK_FILE, replace_file
+from helpers.shards import Checkpoint, reading
 
 VERSION = 1
 NO_SPEED = (
     "These sizes are about disk and download only: no general kernel runs such weights faster."
 )
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _LEVEL = 1  # zlib's fastest: floats of trained weights hardly shrink further at higher levels
 _PIECE = 1 << 24  # bytes given to zlib at once, so that its output is never a whole tensor
 _WIDEST_INT16 = 1 << 15  # columns that an int16 can count
-
-T = TypeVar("T")
-
 
 # --- bits ------------------------------------------------------------------------------------
 
@@ -106,77 +102,6 @@ def _check_boolean(name: str, keep: object) -> None:
         raise BadMask(f"{name} is {_kind(keep)}: give a torch.bool mask, True where a weight stays")
 
 
-# --- reading a saved model -------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file, opened lazily; what is wrong with it is raised as CheckpointError."""
-    try:
-        with safe_open(path, framework="pt") as stream:
-            yield stream
-    except (SafetensorError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"{path} cannot be read ({reason}): it is missing, cut off or damaged, save it again"
-        ) from error
-
-
-class _Checkpoint:
-    """A saved model's weights by name, read from one safetensors file or from shards."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
-        # transformers too takes the single file where both are there
-        if (self.folder / _SINGLE).is_file():
-            with _opened(self.folder / _SINGLE) as stream:
-                self.files = dict.fromkeys(stream.keys(), _SINGLE)
-        else:
-            self.files = _read_index(self.folder / _INDEX)
-
-    def shapes(self, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
-        """Shapes of those of `names` that are there."""
-        return dict(self._read(names, lambda file, name: tuple(file.get_slice(name).get_shape())))
-
-    def tensors(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) one at a time, file by file: all of them, or those of `names`."""
-        return self._read(names, lambda file, name: file.get_tensor(name))
-
-    def _read(
-        self, names: Iterable[str] | None, how: Callable[[Any, str], T]
-    ) -> Iterator[tuple[str, T]]:
-        wanted = self.files.keys() if names is None else self.files.keys() & set(names)
-        by_file: dict[str, list[str]] = {}
-        for name in sorted(wanted):
-            by_file.setdefault(self.files[name], []).append(name)
-        for file, inside in sorted(by_file.items()):
-            with _opened(self.folder / file) as stream:
-                for name in inside:
-                    yield name, how(stream, name)
-
-    def stored_bytes(self) -> int:
-        """Size of the weights' files on disk."""
-        return sum((self.folder / file).stat().st_size for file in set(self.files.values()))
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    """Name → file of a sharded model's index. Raises CheckpointError."""
-    if not path.is_file():
-        raise CheckpointError(
-            f"folder {path.parent} holds neither {_SINGLE} nor {_INDEX}: give a folder that "
-            "model.save_pretrained(folder) wrote"
-        )
-    try:
-        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        # a name with a folder in it could lead out of the model's folder
-        sound = all(isinstance(file, str) and Path(file).name == file for file in files.values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        sound = False
-    if not sound:
-        raise CheckpointError(f"{path} names no files of weights in its folder: save it again")
-    return files
-
-
 # --- the mask file ---------------------------------------------------------------------------
 
 
@@ -214,7 +139,7 @@ class _MaskFile:
         """The boolean mask of one weight."""
         return unpack_mask(self.bits(name), self.layers[name].shape)
 
-    def check_shapes(self, checkpoint: _Checkpoint) -> None:
+    def check_shapes(self, checkpoint: Checkpoint) -> None:
         """Raise BadMask unless each mask has a weight of its shape in the checkpoint."""
         shapes = {name: layer.shape for name, layer in self.layers.items()}
         _check_shapes(shapes, checkpoint.shapes(shapes), f"the checkpoint in {checkpoint.folder}")
@@ -228,7 +153,7 @@ def _opened_masks(folder: str | Path) -> Iterator[_MaskFile]:
             f"folder {path.parent} holds no {MASK_FILE}: write it with "
             "save_masks(folder, masks_of(model))"
         )
-    with _opened(path) as stream:
+    with reading(path) as stream:
         yield _MaskFile(stream, path)
 
 
@@ -271,17 +196,17 @@ def save_masks(
     the folder cannot be written.
     """
     folder = Path(folder).expanduser()
-    checkpoint = _Checkpoint(folder)
-    for name, keep in masks.items():
+    checkpoint = Checkpoint(folder)
+    known, where = checkpoint.shapes(masks), f"the checkpoint in {folder}"
+    bits: dict[str, Tensor] = {}
+    layers: dict[str, dict[str, Any]] = {}
+    for name, keep in masks.items():  # once: a mapping may make its masks one at a time
         _check_boolean(name, keep)
-    shapes = {name: tuple(keep.shape) for name, keep in masks.items()}
-    _check_shapes(shapes, checkpoint.shapes(masks), f"the checkpoint in {folder}")
-    axes = {name: _group_axis(name, keep, pattern) for name, keep in masks.items()}
-    bits = {name: pack_mask(keep) for name, keep in masks.items()}
-    layers = {
-        name: {"shape": shapes[name], "crc32": zlib.crc32(bits[name].numpy()), "axis": axes[name]}
-        for name in masks
-    }
+        shape = tuple(keep.shape)
+        _check_shapes({name: shape}, known, where)
+        bits[name] = pack_mask(keep)
+        crc32, axis = zlib.crc32(bits[name].numpy()), _group_axis(name, keep, pattern)
+        layers[name] = {"shape": shape, "crc32": crc32, "axis": axis}
     said = json.dumps({"version": VERSION, "pattern": pattern, "layers": layers})
     return replace_file(folder / MASK_FILE, save(bits, metadata={"masks": said}))
 
@@ -345,7 +270,7 @@ def check_masks(folder: str | Path) -> None:
     A kept weight may be zero. Raises BadMask, naming the weight and the count, if a weight
     outside its mask is not zero, is missing or has another shape; CheckpointError as `load_masks`.
     """
-    checkpoint = _Checkpoint(folder)
+    checkpoint = Checkpoint(folder)
     with _opened_masks(folder) as masks:
         masks.check_shapes(checkpoint)
         for name, weight in checkpoint.tensors(masks.layers):
@@ -487,7 +412,7 @@ def size_report(folder: str | Path) -> SizeReport:
 
     Raises CheckpointError, BadMask.
     """
-    checkpoint = _Checkpoint(folder)
+    checkpoint = Checkpoint(folder)
     sizes: Counter[str] = Counter()
     squeeze = zlib.compressobj(_LEVEL)
     with _opened_masks(folder) as masks:

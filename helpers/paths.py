@@ -85,10 +85,26 @@ def _write_then_rename(path: Path, content: bytes) -> None:
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp made it private to this user
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except BaseException:  # Ctrl-C too must leave no partial file
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content is on the disk."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until a folder's names are on the disk: without that a rename can be lost."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

@@ -196,8 +196,11 @@ class Store:
         """
         return None
 
-    def finish(self, index: int, layers: list[LayerReport]) -> None:
-        """Keep a pruned block, which is open, with the lines of its layers."""
+    def finish(self, index: int, layers: list[LayerReport], halved: list[str]) -> None:
+        """Keep a pruned block, which is open, with the lines of its layers.
+
+        halved: where the batch had to be halved so far.
+        """
 
     def allocate(self, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Memory for the stream."""
@@ -205,7 +208,17 @@ class Store:
 
 
 class Team:
-    """Processes that prune one model together. This one: there is only one."""
+    """Processes that prune one model together. This one: there is only one.
+
+    rank: the number of this process, from 0; size: how many there are; lead: whether this one
+    writes.
+    """
+
+    rank, size, lead = 0, 1, True
+
+    def share(self, value: Any) -> Any:
+        """The value of the lead, in every process; all wait for one another."""
+        return value
 
     def part(self, tokens: Tensor) -> Tensor:
         """The calibration sequences of this process."""
@@ -214,9 +227,11 @@ class Team:
     def sum(self, grams: dict[str, Gram]) -> None:
         """Replace each gram by its sum over all processes."""
 
-    def solve(self, sizes: dict[str, float], work: Callable[[str], LayerReport]) -> Any:
-        """Do the work of all layers, named with their costs, and give each its report in turn."""
-        for name in sizes:
+    def solve(
+        self, layers: dict[str, nn.Module], work: Callable[[str], LayerReport]
+    ) -> Iterator[LayerReport]:
+        """Do the work of all layers of a block, and give each its line in turn."""
+        for name in layers:
             yield work(name)
 
 
@@ -278,7 +293,8 @@ class Loop:
             self.prune_block(index, self.measure(index, replay, stream) if replay else None)
             if self.after_block:
                 self.after_block(index, self.blocks[index], stream, replay.calls[index])
-            self.store.finish(index, self.report.layers[before:])
+            halved = replay.halved if replay else []
+            self.store.finish(index, self.report.layers[before:], halved)
         else:
             self.report.layers += finished
         if replay and index + 1 < len(self.blocks):
@@ -310,7 +326,7 @@ class Loop:
             return line
 
         with shared_systems():
-            for line in self.team.solve(_costs(layers), work):
+            for line in self.team.solve(layers, work):
                 self.report.layers.append(line)
                 if self.progress:
                     self.progress(len(self.report.layers), self.total, f"block {index} {line.name}")
@@ -356,9 +372,3 @@ class Loop:
         yield
         synchronise(self.device)
         self.seconds[what] += time.perf_counter() - started
-
-
-def _costs(layers: dict[str, nn.Module]) -> dict[str, float]:
-    """What each layer costs a solver, in products: d_out · d_in² for each."""
-    shapes = {name: read_weight(layer).shape for name, layer in layers.items()}
-    return {name: float(d_out) * d_in**2 for name, (d_out, d_in) in shapes.items()}

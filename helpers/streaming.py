@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,118 +18,14 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from helpers.assets import embedded_model_folder
 from helpers.device import pick_device, pick_dtype
-from helpers.errors import CheckpointError, NonFinite, UnknownModel
+from helpers.errors import NonFinite, UnknownModel
 from helpers.models import IDENTITY, STORE, find_blocks
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-
-
-class Checkpoint:
-    """The safetensors files of a folder, as `save_pretrained` writes them.
-
-    `files` maps each tensor's name to its file. Files are opened for one tensor at a time, so
-    that no page of them stays in this process.
-    Raises CheckpointError if the index or a file is missing or damaged.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.files = _files_of(folder)
-        self._stamps = {path: _stamp(path) for path in self.paths}
-
-    @property
-    def paths(self) -> list[Path]:
-        """The files, sorted by name."""
-        return sorted(set(self.files.values()))
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor; only headers are read."""
-        shapes = {}
-        for path in self.paths:
-            with _reading(path) as stream:
-                shapes |= {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
-        return shapes
-
-    def read(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """One tensor in memory of its own; a floating-point one in `dtype`.
-
-        Raises CheckpointError if its file has changed since the checkpoint was opened.
-        """
-        path = self.files[name]
-        self.check_unchanged(path)
-        with _reading(path) as stream:
-            tensor = stream.get_tensor(name)
-            wanted = dtype if tensor.is_floating_point() else tensor.dtype
-            return tensor.to(device=device, dtype=wanted, copy=True)
-
-    def check_unchanged(self, path: Path) -> None:
-        """Raise CheckpointError if a file is not what it was."""
-        if _stamp(path) != self._stamps[path]:
-            raise CheckpointError(
-                f"{path} has changed while it was being read: restore it and run again, "
-                "or start anew with resume=False"
-            )
-
-    def hashes(self) -> dict[str, str]:
-        """The sha256 of every file, by its name."""
-        return {path.name: sha256_of(path) for path in self.paths}
-
-
-def _files_of(folder: Path) -> dict[str, Path]:
-    """Each tensor's name with its file, from the index or from the single file's header."""
-    if (folder / INDEX).is_file():
-        try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            files = {str(name): folder / str(file) for name, file in index["weight_map"].items()}
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(
-                f"{folder / INDEX} is not an index of safetensors: fetch or save it again"
-            ) from error
-        for path in files.values():
-            if not path.is_file():
-                raise CheckpointError(f"{path} is missing: fetch or save the checkpoint again")
-        return files
-    if not (folder / SINGLE).is_file():
-        raise CheckpointError(
-            f"{folder} holds no {SINGLE} and no {INDEX}: give a folder that save_pretrained wrote "
-            "(pickled weights are not read)"
-        )
-    with _reading(folder / SINGLE) as stream:
-        return dict.fromkeys(stream.keys(), folder / SINGLE)
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[Any]:
-    """An open safetensors file; a damaged one is a CheckpointError that names it."""
-    try:
-        with safe_open(path, framework="pt") as stream:
-            yield stream
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}): it is cut off or damaged, fetch or save it again"
-        ) from error
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written or replaced."""
-    try:
-        status = path.stat()
-    except OSError:
-        return ()
-    return (status.st_size, status.st_mtime_ns, status.st_ino)
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+from helpers.shards import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -208,6 +102,15 @@ class WeightStore:
         """What an open part holds now, by the checkpoint's names."""
         return {slot.key: getattr(*slot.places[0]).detach() for slot in self.slots[index]}
 
+    def bytes(self) -> int:
+        """All that the model holds, in its dtype."""
+        empties = [slot.empty for slots in self.slots.values() for slot in slots]
+        return sum(
+            tensor.numel()
+            * (self.dtype.itemsize if tensor.is_floating_point() else tensor.itemsize)
+            for tensor in empties
+        )
+
 
 def _put(slot: _Slot, tensor: Tensor) -> None:
     """Let all places of a slot hold one tensor."""
@@ -237,6 +140,8 @@ def _slots(
     shapes, absent = checkpoint.shapes(), []
     for identity, found in places.items():
         key = _key(model, [full for full, _, _ in found], checkpoint)
+        if key is None and not isinstance(tensors[identity], nn.Parameter):
+            continue  # a buffer, which the model has computed
         if key is None or shapes[key] != tuple(tensors[identity].shape):
             absent.append(found[0][0])
             continue
@@ -252,10 +157,10 @@ def _slots(
 
 
 def _stored(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The parameters of a module itself that a checkpoint holds."""
-    for name, parameter in module._parameters.items():
-        if parameter is not None:
-            yield name, parameter
+    """The tensors of a module itself that a checkpoint may hold."""
+    for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+        if tensor is not None and name not in module._non_persistent_buffers_set:
+            yield name, tensor
 
 
 def _key(model: nn.Module, names: list[str], checkpoint: Checkpoint) -> str | None:
@@ -281,11 +186,9 @@ def load_streamed(
     Use it as any model in eval mode; `perplexity` reads each block once. Its weights cannot be
     changed. Raises UnknownModel, UnsupportedModel, CheckpointError.
     """
-    path = embedded_model_folder() if str(folder) == "embedded" else Path(folder).expanduser()
+    path = source_folder(folder)
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
-    if not (path / "config.json").is_file():
-        raise UnknownModel(f"folder {path} holds no config.json: give a saved model's folder")
     checkpoint = Checkpoint(path)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -303,6 +206,25 @@ def load_streamed(
     setattr(model, STORE, WeightStore(model, checkpoint, where, kind))
     setattr(model, IDENTITY, _identity(path, model, kind))
     return model.eval(), tokenizer
+
+
+def source_folder(source: str | os.PathLike[str]) -> Path:
+    """The folder that a source stands for. Raises UnknownModel."""
+    folder = embedded_model_folder() if str(source) == "embedded" else Path(source).expanduser()
+    if not (folder / "config.json").is_file():
+        raise UnknownModel(
+            f"{folder} holds no config.json: give a folder that save_pretrained wrote, or fetch a "
+            "hub model with fetch_checkpoint(name, revision)"
+        )
+    return folder
+
+
+def source_tokenizer(source: str | os.PathLike[str]) -> Any:
+    """The tokenizer of a source. Raises UnknownModel."""
+    tokenizer = load_tokenizer(source_folder(source))
+    if tokenizer is None:
+        raise UnknownModel(f"{source} holds no tokenizer: save its tokenizer there too")
+    return tokenizer
 
 
 def load_tokenizer(folder: Path) -> Any:

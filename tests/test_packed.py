@@ -592,7 +592,7 @@ def test_one_tensor_at_a_time(
     read: Callable, tiny_sharded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[weakref.ref] = []
-    reader = packed._Checkpoint._read
+    reader = packed.Checkpoint._each
 
     def watched(self: object, names: object, how: Callable) -> object:
         def look(file: object, name: str) -> object:
@@ -604,7 +604,7 @@ def test_one_tensor_at_a_time(
 
         return reader(self, names, look)
 
-    monkeypatch.setattr(packed._Checkpoint, "_read", watched)
+    monkeypatch.setattr(packed.Checkpoint, "_each", watched)
     read(tiny_sharded)
     assert len(seen) == (14 if read is check_masks else len(stored(tiny_sharded)))
 
