@@ -45,7 +45,10 @@ CODE = (
     *("prune", "streaming"),
 )
 # beside weights, what makes a folder a model
-_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+_COMPANIONS = (
+    *("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.jinja", "*.tiktoken"),
+)
 
 
 @dataclass
@@ -123,7 +126,7 @@ def prune_checkpoint(
         store.discard_activations()
         if team.lead:
             work.close(model, folder, loop.report)
-        team.share(None)
+        work = team.share(work)
         return work.report(method, pattern, loop.report)
 
 
@@ -316,8 +319,7 @@ def _copy_companions(source: Path, folder: Path, dtype: torch.dtype) -> None:
     """Copy configuration and tokenizer; the configuration names the new weights' dtype."""
     for pattern in _COMPANIONS:
         for path in source.glob(pattern):
-            if ".safetensors" not in path.name and path.name != MANIFEST:
-                replace_file(folder / path.name, path.read_bytes())
+            replace_file(folder / path.name, path.read_bytes())
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)  # its older name
