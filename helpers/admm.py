@@ -28,7 +28,7 @@ from helpers.errors import (
     check_real,
     check_whole,
 )
-from helpers.gram import check_gram, check_shape, damp, damping_ladder, dead_inputs, normalise
+from helpers.gram import add_ridge, check_gram, check_shape, damp, damping_ladder, dead_inputs, normalise
 from helpers.masks import check_target, cubic_schedule, select
 
 # iterations at the end whose products a GPU does in full float32; a step halves what the rounding
@@ -76,7 +76,7 @@ def refit(
             layer.step()
         if trace:
             trace(iteration, layer.solution(keep), keep)
-    return Solution(layer.solution(keep), keep, layer.damping)
+    return layer.finish()
 
 
 def admm_grad(
@@ -121,8 +121,7 @@ def admm_grad(
         if trace:
             keep = layer.kept.bool()
             trace(iteration, layer.solution(keep), keep)
-    keep = layer.kept.bool()
-    return Solution(layer.solution(keep), keep, layer.damping)
+    return layer.finish()
 
 
 def damped_system(
@@ -139,13 +138,13 @@ def damped_system(
       of 1 over the inputs that are not dead. The objective and its optimum are the same; only
       the path of a solver differs, and a rho of 1 still means "as large as a typical input".
     """
-    scaled, norms = normalise(gram)
-    damped = damp(scaled, damping)
+    damped, norms = normalise(gram)
+    add_ridge(damped, damping)
     if precondition:
         return damped, norms
     dead = dead_inputs(gram)
     typical = norms.square()[~dead].mean() if not dead.all() else norms.new_ones(())
-    return damped * norms * (norms[:, None] / typical), typical.sqrt()
+    return damped.mul_(norms).mul_(norms[:, None] / typical), typical.sqrt()
 
 
 @dataclass(frozen=True)
@@ -205,6 +204,7 @@ def _factored(gram: Tensor, rho: float, damping: float, precondition: bool) -> _
         shifted, norms = damped_system(gram.float(), rung, precondition=precondition)
         shifted.diagonal().add_(rho)
         lower, info = torch.linalg.cholesky_ex(shifted)
+        del shifted  # as large as the gram, and not needed any more
         if info.item() == 0 and torch.isfinite(lower).all():
             matrix = torch.cholesky_inverse(lower).mul_(rho)
             matrix.diagonal().sub_(0.5)
@@ -222,7 +222,7 @@ class _Layer:
 
     Scaled, |W| is Wanda's score |W|·‖x‖, and one rho suits every layer. Without
     `precondition` all inputs share one scale, and the score is scaled instead.
-    Memory: five (d_out, d_in) and one (d_in, d_in) float32 matrices; while it is factored, three
+    Memory: four (d_out, d_in) and one (d_in, d_in) float32 matrices; while it is factored, three
     of the latter and none of the former.
     """
 
@@ -240,7 +240,6 @@ class _Layer:
         self.total = (weight.float() * self.system.norms).contiguous()  # W + U, with U = 0
         # 2 G W₀ (G + ρI)⁻¹ = 2 (W₀ − ρ W₀ (G + ρI)⁻¹) = W₀ − 2 W₀ matrix
         self.offset = torch.addmm(self.total, self.total, self.system.matrix, alpha=-2)
-        self.state = self.total - self.offset
         self.scratch = torch.empty_like(self.total)
         self.kept = torch.ones_like(self.total)  # the mask as 1 and 0
 
@@ -259,19 +258,23 @@ class _Layer:
         In terms of T = W + U alone: Z − U =: V is T where a weight is kept and −T where not, and
         U = (T − V)/2, so that
 
-            T ← G W₀ (G + ρI)⁻¹ + T/2 + V matrix,  matrix = ρ (G + ρI)⁻¹ − ½I.
+            T ← G W₀ (G + ρI)⁻¹ + T/2 + V matrix,  matrix = ρ (G + ρI)⁻¹ − ½I,
 
-        With the constant taken out, S = T − 2 G W₀ (G + ρI)⁻¹, this is S ← S/2 + V matrix: one
-        product that adds in place, and three passes over memory.
+        which is one product that adds in place, and three passes over memory.
         """
         torch.mul(self.total, self.kept, out=self.scratch)
         torch.sub(self.total, self.scratch, alpha=2, out=self.scratch)  # −V
-        self.state.addmm_(self.scratch, self.system.matrix, beta=0.5, alpha=-1)
-        torch.add(self.state, self.offset, out=self.total)
+        self.total.add_(self.offset)
+        self.total.addmm_(self.scratch, self.system.matrix, beta=0.5, alpha=-1)
 
     def solution(self, keep: Tensor) -> Tensor:
         """Z' = (W + U) ⊙ keep in the units of the original weight."""
-        return self.total * keep / self.system.norms
+        return (self.total * keep).div_(self.system.norms)
+
+    def finish(self) -> Solution:
+        """The last solution and its mask, in the state's own memory: it is at its end."""
+        keep = self.kept.bool()
+        return Solution(self.total.mul_(keep).div_(self.system.norms), keep, self.damping)
 
 
 def exact_least_squares(

@@ -15,6 +15,7 @@ from helpers.errors import BadParameter, NonFinite, NotPositiveDefinite
 
 SYMMETRY_TOLERANCE = 1e-4
 PANELS = 4
+CHECKED_ROWS = 512  # at a time, so that checking takes little memory
 
 
 class Gram:
@@ -62,10 +63,18 @@ def check_gram(gram: Tensor, d_in: int) -> None:
     Raises BadParameter (shape, symmetry), NonFinite, NotPositiveDefinite (negative diagonal).
     """
     check_shape(gram, d_in)
-    if not torch.isfinite(gram).all():
-        raise NonFinite("gram holds NaN or infinity: check the activations it was summed from")
-    scale = gram.abs().max()
-    if (gram - gram.T).abs().max() > SYMMETRY_TOLERANCE * scale:
+    largest = lopsided = 0.0
+    for rows in torch.arange(d_in, device="cpu").split(CHECKED_ROWS):
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        # a product with 0 is 0 for a finite number, NaN for others
+        finite = (gram[part] * 0).sum()
+        size = gram[part].abs().max()
+        gap = (gram[part] - gram[:, part].T).abs_().max()
+        finite, size, gap = torch.stack([finite, size, gap]).tolist()
+        if finite != 0:
+            raise NonFinite("gram holds NaN or infinity: check the activations it was summed from")
+        largest, lopsided = max(largest, size), max(lopsided, gap)
+    if lopsided > SYMMETRY_TOLERANCE * largest:
         raise BadParameter("gram is not symmetric: give XᵀX, for example from gram_of(inputs)")
     if gram.diagonal().min() < 0:
         raise NotPositiveDefinite(
@@ -95,15 +104,18 @@ def normalise(gram: Tensor) -> tuple[Tensor, Tensor]:
     """
     norms = gram.diagonal().sqrt()
     norms = torch.where(dead_inputs(gram), torch.ones_like(norms), norms)
-    return gram / norms / norms[:, None], norms
+    return (gram / norms).div_(norms[:, None]), norms
 
 
 def damp(matrix: Tensor, damping: float) -> Tensor:
     """matrix + damping · mean(diag(matrix)) · I, as a new tensor."""
-    ridge = damping * matrix.diagonal().mean()
-    damped = matrix.clone()
-    damped.diagonal().add_(ridge)
-    return damped
+    return add_ridge(matrix.clone(), damping)
+
+
+def add_ridge(matrix: Tensor, damping: float) -> Tensor:
+    """`damp` in place."""
+    matrix.diagonal().add_(damping * matrix.diagonal().mean())
+    return matrix
 
 
 def factor(matrix: Tensor, damping: float, *, shift: float = 0.0) -> tuple[Tensor, float]:
