@@ -10,8 +10,11 @@ no copy is turned around.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,8 +66,9 @@ def refit(
     """
     layer = _Layer(weight, gram, rho=rho, damping=damping, precondition=precondition)
     check_steps(iterations, 0)
+    layer.kept.copy_(keep)
     for iteration in range(1, iterations + 1):
-        layer.step(keep)
+        layer.step()
         if trace:
             trace(iteration, layer.solution(keep), keep)
     return Solution(layer.solution(keep), keep, layer.damping)
@@ -101,14 +105,17 @@ def admm_grad(
     check_steps(iterations, mask_steps)
     shortcut = schedule == "released" and pattern == "unstructured" and budget == "matrix"
     layer = _Layer(weight, gram, rho=rho, damping=damping, precondition=precondition)
-    keep = select(layer.score(), final, pattern, budget) if mask_steps == 0 else None
+    if mask_steps == 0:
+        select(layer.score(), final, pattern, budget, out=layer.kept)
     for iteration in range(1, iterations + 1):
         if iteration <= mask_steps:
             now = final if shortcut else cubic_schedule(final, iteration, mask_steps)
-            keep = select(layer.score(), now, pattern, budget)
-        layer.step(keep)
+            select(layer.score(), now, pattern, budget, out=layer.kept)
+        layer.step()
         if trace:
+            keep = layer.kept.bool()
             trace(iteration, layer.solution(keep), keep)
+    keep = layer.kept.bool()
     return Solution(layer.solution(keep), keep, layer.damping)
 
 
@@ -135,12 +142,78 @@ def damped_system(
     return damped * norms * (norms[:, None] / typical), typical.sqrt()
 
 
+@dataclass(frozen=True)
+class _System:
+    """What all layers that read one input share: the scaled, damped gram's inverse and scales.
+
+    matrix: ρ(G + ρI)⁻¹ − ½I, see `_Layer.step`; norms: the solver's scale, (d_in,) or (); damping:
+    the one used; to_score: what a score is multiplied by, None for 1; alive: 0 for
+    dead inputs, None if there are none.
+    """
+
+    matrix: Tensor
+    norms: Tensor
+    damping: float
+    to_score: Tensor | None
+    alive: Tensor | None
+
+
+# the systems of the innermost `shared_systems`, with the grams they belong to
+_SHARED: contextvars.ContextVar[dict[tuple[Any, ...], tuple[Tensor, _System]] | None] = (
+    contextvars.ContextVar("shared_systems", default=None)
+)
+
+
+@contextlib.contextmanager
+def shared_systems() -> Iterator[None]:
+    """Inside, layers solved with the same gram tensor share its factorisation.
+
+    The grams must not change inside. Memory: a (d_in, d_in) float32 matrix for each gram.
+    """
+    token = _SHARED.set({})
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
+def _system(gram: Tensor, rho: float, damping: float, precondition: bool) -> _System:
+    """The system of a gram, from the active `shared_systems` if it is there."""
+    known = _SHARED.get()
+    key = (id(gram), rho, damping, precondition)
+    if known is None:
+        return _factored(gram, rho, damping, precondition)
+    if key not in known:
+        known[key] = (gram, _factored(gram, rho, damping, precondition))
+    return known[key][1]
+
+
+def _factored(gram: Tensor, rho: float, damping: float, precondition: bool) -> _System:
+    """Factor the damped system + ρI, climbing the same ladder as `helpers.gram.factor`, but with
+    the damping always in the scaled metric.
+    """
+    for rung in damping_ladder(damping):
+        shifted, norms = damped_system(gram.float(), rung, precondition=precondition)
+        shifted.diagonal().add_(rho)
+        lower, info = torch.linalg.cholesky_ex(shifted)
+        if info.item() == 0 and torch.isfinite(lower).all():
+            matrix = torch.cholesky_inverse(lower).mul_(rho)
+            matrix.diagonal().sub_(0.5)
+            to_score = None if precondition else normalise(gram)[1] / norms
+            dead = dead_inputs(gram)
+            return _System(matrix, norms, rung, to_score, ~dead if dead.any() else None)
+    raise NotPositiveDefinite(
+        f"gram cannot be factored with damping from {damping:g} up to {rung:g}: "
+        "it is not positive semi-definite; recompute it from the layer's inputs"
+    )
+
+
 class _Layer:
     """The ADMM state of one layer, with its inputs scaled to unit norm.
 
     Scaled, |W| is Wanda's score |W|·‖x‖, and one rho suits every layer. Without
     `precondition` all inputs share one scale, and the score is scaled instead.
-    Memory: four (d_out, d_in) and three (d_in, d_in) float32 matrices.
+    Memory: six (d_out, d_in) and three (d_in, d_in) float32 matrices.
     """
 
     def __init__(
@@ -152,58 +225,43 @@ class _Layer:
         check_gram(gram, weight.shape[1])
         if not torch.isfinite(weight).all():
             raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
-        self.rho = rho
-        self.alive = ~dead_inputs(gram)
-        damped, lower = self._factor(gram.float(), damping, precondition)
-        self.inverse = torch.cholesky_inverse(lower)
-        scaled_weight = weight.float() * self.norms
-        # G W₀ (G + ρI)⁻¹ is the same in every iteration, which leaves one product for each
-        self.base = scaled_weight @ damped @ self.inverse
-        self.total = scaled_weight  # W + U, with U = 0
-        self.Z, self.U = torch.empty_like(self.total), torch.empty_like(self.total)
-
-    def _factor(self, gram: Tensor, damping: float, precondition: bool) -> tuple[Tensor, Tensor]:
-        """The damped system, and the lower Cholesky factor of it + ρI.
-
-        Climbs the same ladder as `helpers.gram.factor`, but with the damping always in the
-        scaled metric; sets `norms`, `damping` and the scale of the score.
-        """
-        for rung in damping_ladder(damping):
-            damped, self.norms = damped_system(gram, rung, precondition=precondition)
-            shifted = damped.clone()
-            shifted.diagonal().add_(self.rho)
-            lower, info = torch.linalg.cholesky_ex(shifted)
-            if info.item() == 0 and torch.isfinite(lower).all():
-                self.damping = rung
-                self.to_score = None if precondition else normalise(gram)[1] / self.norms
-                return damped, lower
-        raise NotPositiveDefinite(
-            f"gram cannot be factored with damping from {damping:g} up to {rung:g}: "
-            "it is not positive semi-definite; recompute it from the layer's inputs"
-        )
+        self.system = _system(gram, rho, damping, precondition)
+        self.damping = self.system.damping
+        self.total = (weight.float() * self.system.norms).contiguous()  # W + U, with U = 0
+        # 2 G W₀ (G + ρI)⁻¹ = 2 (W₀ − ρ W₀ (G + ρI)⁻¹) = W₀ − 2 W₀ matrix
+        self.offset = torch.addmm(self.total, self.total, self.system.matrix, alpha=-2)
+        self.state = self.total - self.offset
+        self.signed, self.size = torch.empty_like(self.total), torch.empty_like(self.total)
+        self.kept = torch.ones_like(self.total)  # the mask as 1 and 0
 
     def score(self) -> Tensor:
         """|W + U| in units of output, and 0 for dead inputs, whose weights therefore fall first."""
-        score = self.total.abs()
-        if self.to_score is not None:
-            score *= self.to_score
-        return score if self.alive.all() else score * self.alive
+        torch.abs(self.total, out=self.size)
+        if self.system.to_score is not None:
+            self.size.mul_(self.system.to_score)
+        if self.system.alive is not None:
+            self.size.mul_(self.system.alive)
+        return self.size
 
-    def step(self, keep: Tensor) -> None:
+    def step(self) -> None:
         """Z = (W + U) ⊙ keep;  U = U + W − Z;  W = (G W₀ + ρ (Z − U)) (G + ρI)⁻¹.
 
-        W and U are only ever needed as their sum, `total`; everything is done in place, since
-        fresh memory for each term costs more than the term.
+        In terms of T = W + U alone: Z − U =: V is T where a weight is kept and −T where not, and
+        U = (T − V)/2, so that
+
+            T ← G W₀ (G + ρI)⁻¹ + T/2 + V matrix,  matrix = ρ (G + ρI)⁻¹ − ½I.
+
+        With the constant taken out, S = T − 2 G W₀ (G + ρI)⁻¹, this is S ← S/2 + V matrix: one
+        product that adds in place, and three passes over memory.
         """
-        torch.mul(self.total, keep, out=self.Z)
-        torch.sub(self.total, self.Z, out=self.U)
-        self.Z.sub_(self.U)
-        torch.addmm(self.base, self.Z, self.inverse, alpha=self.rho, out=self.total)
-        self.total.add_(self.U)
+        torch.mul(self.total, self.kept, out=self.signed)
+        torch.sub(self.total, self.signed, alpha=2, out=self.signed)  # −V
+        self.state.addmm_(self.signed, self.system.matrix, beta=0.5, alpha=-1)
+        torch.add(self.state, self.offset, out=self.total)
 
     def solution(self, keep: Tensor) -> Tensor:
         """Z' = (W + U) ⊙ keep in the units of the original weight."""
-        return self.total * keep / self.norms
+        return self.total * keep / self.system.norms
 
 
 def exact_least_squares(

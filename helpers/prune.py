@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from helpers.admm import shared_systems
 from helpers.capture import (
     Call,
     advance,
@@ -232,14 +233,15 @@ class _Loop:
     def prune_block(self, index: int, grams: dict[str, Gram] | None) -> None:
         """Solve and overwrite each layer of one block."""
         layers = find_layers(self.blocks[index], f"block {index}")
-        for name, layer in layers.items():
-            with self.timed("solve"), selection_clock() as choosing:
-                self.prune_layer(index, name, layer, grams and grams[name].matrix)
-            if self.parts:
-                self.seconds["selection"] += choosing.seconds
-                self.seconds["solve"] -= choosing.seconds
-            if self.progress:
-                self.progress(len(self.report.layers), self.total, f"block {index} {name}")
+        with shared_systems():
+            for name, layer in layers.items():
+                with self.timed("solve"), selection_clock() as choosing:
+                    self.prune_layer(index, name, layer, grams and grams[name].matrix)
+                if self.parts:
+                    self.seconds["selection"] += choosing.seconds
+                    self.seconds["solve"] -= choosing.seconds
+                if self.progress:
+                    self.progress(len(self.report.layers), self.total, f"block {index} {name}")
 
     def prune_layer(self, index: int, name: str, layer: nn.Module, gram: Tensor | None) -> None:
         """Solve and overwrite one layer, and add its line to the report."""
