@@ -30,7 +30,9 @@ def measure(quick: bool = False) -> dict[str, Any]:
             gram_by_width((32, 64, 128) if quick else WIDTHS, 3, tokens=64 if quick else 4096),
             gram_by_tokens((256, 512, 1024) if quick else (1024, 2048, 4096, 8192, 16384), 5),
             *prune_by_blocks((1, 2, 4) if quick else (2, 4, 8, 16), 1 if quick else 3, quick),
-            *prune_by_sequences((2, 4, 8) if quick else (4, 8, 16, 32), 1 if quick else 3, quick),
+            *prune_by_sequences(
+                (2, 4, 8) if quick else (16, 32, 64, 128), 1 if quick else 3, quick
+            ),
         ]
     }
 

@@ -195,7 +195,8 @@ def growth_report(result: Result) -> list[str]:
     ]
     return [
         "seconds ~ size^exponent, by least squares on logarithms of the fastest run at each size; "
-        "at the top: between the two largest sizes.",
+        "at the top: between the two largest sizes. The parity gate, some forward passes a run, "
+        "does not grow with the sequences.",
         table(made),
     ]
 
