@@ -29,6 +29,7 @@ BENCHMARKS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmarks named and write record, page and figures after each."""
     options = parse(arguments)
+    read(options.out)  # one that cannot be added to is told before, not after, the measurement
     machine = describe()  # once, because the first benchmark is a load to the second
     if machine["warning"]:
         print(f"warning: {machine['warning']}")
@@ -99,11 +100,14 @@ def _join(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The record in a folder, or an empty one."""
+    """The record in a folder, or an empty one. Raises ValueError for another schema's."""
     path = folder / "bench.json"
     if not path.is_file():
         return {"schema": SCHEMA, "benchmarks": {}}
-    return json.loads(path.read_text(encoding="utf-8"))
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if record.get("schema") != SCHEMA:
+        raise ValueError(f"{path} has another schema than {SCHEMA}: delete it and measure again")
+    return record
 
 
 def write(folder: Path, record: Mapping[str, Any]) -> None:

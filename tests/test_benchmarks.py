@@ -267,6 +267,12 @@ def test_a_quick_run_from_the_command_line(tmp_path: Path, monkeypatch, capsys) 
     assert bench.parse(["--quick"]).out.name == "bench"
 
 
+def test_a_record_of_another_schema_is_not_added_to(tmp_path: Path) -> None:
+    (tmp_path / "bench.json").write_text('{"schema": 0}')
+    with pytest.raises(ValueError, match="schema"):
+        bench.main(["solver", "--quick", "--out", str(tmp_path)])
+
+
 @pytest.mark.parametrize("arguments", [["speed"], ["model", "--shapes", "576x576"]])
 def test_wrong_arguments_are_refused(arguments: list[str], capsys) -> None:
     with pytest.raises(SystemExit):
