@@ -2,6 +2,7 @@
 PLAN ?= laptop
 JOBS ?= auto
 ONLY ?=
+BENCH ?=
 MACHINE ?=
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -14,10 +15,10 @@ CHOSEN = --plan $(PLAN) $(if $(ONLY),--only '$(ONLY)')
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup assets reproduce tables accept plan lab test lint clean
+.PHONY: help setup assets reproduce tables accept plan lab test lint bench clean
 
 help: ## show this list
-	@echo "make TARGET [PLAN=smoke|laptop|full|t4|paper] [ONLY=glob] [JOBS=n] [MACHINE=a100-80g] [PYTHON=python3.12] [PIP_ARGS=...]"
+	@echo "make TARGET [PLAN=smoke|laptop|full|t4|paper] [ONLY=glob] [JOBS=n] [MACHINE=a100-80g] [BENCH=solver] [PYTHON=python3.12] [PIP_ARGS=...]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(INSTALLED) ## create .venv and install what is needed
@@ -61,10 +62,15 @@ test: assets ## run the tests
 
 lint: $(INSTALLED) ## check style, syntax and that notebooks are stripped
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
-	@$(PY) -m compileall -q helpers tests
+	@$(PY) -m compileall -q helpers tests benchmarks
 	@$(PY) -m nbstripout --keep-id --verify notebooks/*.ipynb
 
+# the model is fetched first; BENCH names some, such as BENCH=solver
+bench: assets ## measure speed and memory: tables and figures in results/reference/bench
+	@$(PY) -m benchmarks $(BENCH)
+
 clean: ## remove the results made here and caches; .venv, downloads and the reference stay
-	@rm -rf .pytest_cache .ruff_cache build *.egg-info helpers/__pycache__ tests/__pycache__
+	@rm -rf .pytest_cache .ruff_cache build *.egg-info helpers/__pycache__ tests/__pycache__ \
+	  benchmarks/__pycache__
 	@[ ! -d results ] || find results -mindepth 1 -maxdepth 1 ! -name reference ! -name published \
 	  ! -name families.md -exec rm -rf {} +

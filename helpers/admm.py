@@ -28,7 +28,15 @@ from helpers.errors import (
     check_real,
     check_whole,
 )
-from helpers.gram import add_ridge, check_gram, check_shape, damp, damping_ladder, dead_inputs, normalise
+from helpers.gram import (
+    add_ridge,
+    check_gram,
+    check_shape,
+    damp,
+    damping_ladder,
+    dead_inputs,
+    normalise,
+)
 from helpers.masks import check_target, cubic_schedule, select
 
 # iterations at the end whose products a GPU does in full float32; a step halves what the rounding

@@ -352,7 +352,8 @@ def test_ci_does_what_make_does() -> None:
 
 def committed() -> Iterator[Path]:
     """Text files that are, or would be, in git."""
-    for folder in ("helpers", "notebooks", "runs", "results/reference", ".github", ".ci"):
+    sources = ("helpers", "benchmarks", "notebooks", "runs")
+    for folder in (*sources, "results/reference", ".github", ".ci"):
         yield from (path for path in (ROOT / folder).rglob("*") if path.is_file())
     yield from (path for path in ROOT.glob("*.*") if path.is_file())
     yield ROOT / "Makefile"

@@ -1,0 +1,149 @@
+"""`python -m benchmarks [NAME ...] [--quick] [--shapes A,B] [--out FOLDER]`.
+
+A benchmark is a module with `measure(quick: bool) -> dict`, named in `BENCHMARKS`; its result goes
+into the record beside those of the others, and what is not named stays as it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import describe
+from helpers.paths import reference_dir, replace_file, results_dir
+
+SCHEMA = 1
+BENCHMARKS = {
+    "solver": "benchmarks.solver",
+    "model": "benchmarks.model",
+    "growth": "benchmarks.growth",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmarks named and write record, page and figures after each."""
+    options = parse(arguments)
+    read(options.out)  # one that cannot be added to is told before, not after, the measurement
+    machine = describe()  # once, because the first benchmark is a load to the second
+    if machine["warning"]:
+        print(f"warning: {machine['warning']}")
+    for name in options.names or BENCHMARKS:
+        print(f"{name}: running", flush=True)
+        started = time.perf_counter()
+        result = _measure(name, options)
+        seconds = time.perf_counter() - started
+        print(f"{name}: {seconds:.0f} s", flush=True)
+        entry = {"machine": machine, "seconds": seconds, "quick": options.quick, "result": result}
+        record = merge(read(options.out), name, entry, partial=bool(options.shapes))
+        write(options.out, record)
+    print(f"written to {os.path.relpath(options.out)}")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; a quick run writes to results/scratch/bench unless told otherwise."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--quick", action="store_true", help="a trial in a minute, on toy sizes")
+    parser.add_argument("--shapes", help="solver: only these cases, such as 576x576,4096x4096")
+    parser.add_argument("--out", type=Path, help="folder of record, page and figures")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - set(BENCHMARKS):
+        parser.error(f"no benchmark {sorted(unknown)}: there are {', '.join(BENCHMARKS)}")
+    if options.shapes and options.names != ["solver"]:
+        parser.error(
+            "--shapes goes with solver alone: python -m benchmarks solver --shapes 576x576"
+        )
+    if options.out is None:
+        quick = results_dir("scratch") / "bench"
+        options.out = quick if options.quick else reference_dir("bench")
+    return options
+
+
+def _measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    module = importlib.import_module(BENCHMARKS[name])
+    if options.shapes:
+        return module.measure(options.quick, shapes=options.shapes.split(","))
+    return module.measure(options.quick)
+
+
+def merge(
+    record: dict[str, Any], name: str, entry: dict[str, Any], *, partial: bool = False
+) -> dict[str, Any]:
+    """The record with one benchmark's entry replaced, benchmarks in the order of `BENCHMARKS`.
+
+    partial: rows of other cases stay, each with the machine that it was measured on.
+    """
+    entries = dict(record["benchmarks"])
+    old = entries.get(name)
+    if partial and old:
+        entry = {**entry, "result": _join(old, entry["result"])}
+    entries[name] = entry
+    order = [*BENCHMARKS, *sorted(set(entries) - set(BENCHMARKS))]
+    return {**record, "benchmarks": {key: entries[key] for key in order if key in entries}}
+
+
+def _join(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The new result, with the old one's parts and rows that it lacks."""
+    fresh = {(row["case"], row["device"]) for row in new["rows"]}
+    kept = [
+        {"machine": old["machine"], **row}
+        for row in old["result"]["rows"]
+        if (row["case"], row["device"]) not in fresh
+    ]
+    return {**old["result"], **new, "rows": [*kept, *new["rows"]]}
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The record in a folder, or an empty one. Raises ValueError for another schema's."""
+    path = folder / "bench.json"
+    if not path.is_file():
+        return {"schema": SCHEMA, "benchmarks": {}}
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if record.get("schema") != SCHEMA:
+        raise ValueError(f"{path} has another schema than {SCHEMA}: delete it and measure again")
+    return record
+
+
+def write(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write bench.json, and from what it holds bench.md and a PNG for each figure."""
+    from benchmarks import figures, report  # after the measurement: they load pandas, matplotlib
+
+    text = to_json(rounded(record))
+    record = json.loads(text)
+    replace_file(folder / "bench.json", text + "\n")
+    replace_file(folder / "bench.md", report.to_page(record))
+    for name, png in figures.to_figures(record).items():
+        replace_file(folder / f"{name}.png", png)
+
+
+def rounded(value: Any, digits: int = 4) -> Any:
+    """The value with every float cut to some significant digits, so that the record is short."""
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}")
+    if isinstance(value, Mapping):
+        return {key: rounded(item, digits) for key, item in value.items()}
+    return [rounded(item, digits) for item in value] if isinstance(value, list) else value
+
+
+def to_json(value: Any, indent: int = 0) -> str:
+    """JSON in which what fits into a line stands in a line."""
+    flat = json.dumps(value, allow_nan=False, ensure_ascii=False)
+    if len(flat) + indent <= 120 or not isinstance(value, (dict, list)):
+        return flat
+    pad = " " * (indent + 1)
+    if isinstance(value, dict):
+        lines = [f"{pad}{json.dumps(k)}: {to_json(v, indent + 1)}" for k, v in value.items()]
+    else:
+        lines = [pad + to_json(item, indent + 1) for item in value]
+    ends = "{}" if isinstance(value, dict) else "[]"
+    return ends[0] + "\n" + ",\n".join(lines) + "\n" + " " * indent + ends[1]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""How cost grows: exponents fitted to measured seconds, beside those of theory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.problems import (
+    Snapshot,
+    random_gram,
+    random_inputs,
+    random_llama,
+    random_tokens,
+    random_weight,
+)
+from benchmarks.solver import SPARSITY
+from benchmarks.timing import exponent, interleaved, summary
+from helpers.admm import admm_grad
+from helpers.gram import gram_of
+from helpers.prune import PruneReport, prune_model
+
+WIDTHS = (512, 768, 1024, 1536, 2048, 3072, 4096)
+
+
+def measure(quick: bool = False) -> dict[str, Any]:
+    """A curve for each cost: sizes, median seconds, fitted and theoretical exponent."""
+    return {
+        "curves": [
+            solver_by_width((32, 64, 128) if quick else WIDTHS, 2),
+            gram_by_width((32, 64, 128) if quick else WIDTHS, 3, tokens=64 if quick else 4096),
+            gram_by_tokens((256, 512, 1024) if quick else (1024, 2048, 4096, 8192, 16384), 5),
+            *prune_by_blocks((1, 2, 4) if quick else (2, 4, 8, 16), 1 if quick else 3, quick),
+            *prune_by_sequences(
+                (2, 4, 8) if quick else (16, 32, 64, 128), 1 if quick else 3, quick
+            ),
+        ]
+    }
+
+
+def curve(
+    name: str, variable: str, theory: float, seconds: dict[int, list[float]]
+) -> dict[str, Any]:
+    """A curve from the seconds measured at each size.
+
+    Each size stands for its fastest run: other work on the machine only ever adds. `top` is the
+    exponent between the two largest sizes, where fixed costs count least.
+    """
+    sizes = sorted(seconds)
+    best = [min(seconds[size]) for size in sizes]
+    return {
+        "name": name,
+        "variable": variable,
+        "theory": theory,
+        "sizes": sizes,
+        "seconds": [summary(seconds[size]) for size in sizes],
+        "fitted": exponent(sizes, best),
+        "top": exponent(sizes[-2:], best[-2:]),
+    }
+
+
+def _by_size(
+    runs: dict[int, Callable[[], Any]], repeats: int, *, warm: bool = True
+) -> dict[int, list[float]]:
+    """Seconds at each size, the sizes alternating."""
+    named = {str(size): run for size, run in runs.items()}
+    seconds = interleaved(named, repeats, warm=warm)
+    return {int(size): values for size, values in seconds.items()}
+
+
+def solver_by_width(widths: tuple[int, ...], repeats: int) -> dict[str, Any]:
+    """admm-grad on square layers of each width, warmed up on the smaller half of them."""
+    layers = {width: (random_weight(width, width), random_gram(width)) for width in widths}
+    for width in widths[: len(widths) // 2]:
+        admm_grad(*layers[width], sparsity=SPARSITY)
+    runs = {
+        width: lambda layer=layer: admm_grad(*layer, sparsity=SPARSITY)
+        for width, layer in layers.items()
+    }
+    return curve("solver", "width", 3, _by_size(runs, repeats, warm=False))
+
+
+def gram_by_width(widths: tuple[int, ...], repeats: int, tokens: int) -> dict[str, Any]:
+    """XᵀX of the same number of tokens at each width."""
+    inputs = random_inputs(tokens, max(widths))
+    parts = {width: inputs[:, :width].contiguous() for width in widths}
+    runs = {width: lambda x=x: gram_of(x) for width, x in parts.items()}
+    return curve("gram", "width", 2, _by_size(runs, repeats))
+
+
+def gram_by_tokens(counts: tuple[int, ...], repeats: int) -> dict[str, Any]:
+    """XᵀX of 1024 inputs for each number of tokens."""
+    inputs = random_inputs(max(counts), 1024)
+    runs = {count: lambda x=inputs[:count]: gram_of(x) for count in counts}
+    return curve("gram", "tokens", 1, _by_size(runs, repeats))
+
+
+def prune_by_blocks(counts: tuple[int, ...], repeats: int, quick: bool) -> list[dict[str, Any]]:
+    """`prune_model` in all for each number of blocks."""
+    problems = {count: (count, 4) for count in counts}
+    reports = _prune(problems, repeats, quick)
+    return [curve("prune_model", "blocks", 1, _part(reports, "total"))]
+
+
+def prune_by_sequences(counts: tuple[int, ...], repeats: int, quick: bool) -> list[dict[str, Any]]:
+    """`prune_model` for each number of sequences: what grows with it, and what does not."""
+    problems = {count: (2, count) for count in counts}
+    reports = _prune(problems, repeats, quick)
+    return [
+        curve("prune_model, forward and gram", "sequences", 1, _part(reports, "forward", "gram")),
+        curve("prune_model, solver", "sequences", 0, _part(reports, "solve", "selection")),
+    ]
+
+
+def _prune(
+    problems: dict[int, tuple[int, int]], repeats: int, quick: bool
+) -> dict[int, list[PruneReport]]:
+    """Reports of pruning random Llamas, by size; problems: size to (blocks, sequences)."""
+    width, ff, length = (32, 64, 16) if quick else (256, 704, 256)
+    reports: dict[int, list[PruneReport]] = {size: [] for size in problems}
+    models = {blocks: random_llama(blocks, width, ff, 4) for blocks, _ in problems.values()}
+    saved = {blocks: Snapshot(model) for blocks, model in models.items()}
+
+    def run(size: int, blocks: int, sequences: int) -> None:
+        tokens = random_tokens(models[blocks], sequences, length)
+        saved[blocks].restore()
+        report = prune_model(models[blocks], tokens, method="admm-grad", sparsity=SPARSITY)
+        reports[size].append(report)
+
+    runs = {size: lambda s=size, p=problem: run(s, *p) for size, problem in problems.items()}
+    _by_size(runs, repeats)
+    return {size: made[-repeats:] for size, made in reports.items()}  # without the warm-up
+
+
+def _part(reports: dict[int, list[PruneReport]], *parts: str) -> dict[int, list[float]]:
+    """Seconds of some parts together, by size."""
+    return {
+        size: [sum(report.seconds[part] for part in parts) for report in made]
+        for size, made in reports.items()
+    }

@@ -1,0 +1,218 @@
+"""A whole model's pruning over what it cannot avoid: two forward passes and the solver.
+
+`prune_model` runs each block twice, for grams and with its new weights, and solves each layer.
+Here both are also timed bare: the model's own blocks over the stream twice without hooks, and the
+method on grams that are there already.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import published
+from benchmarks.problems import Snapshot, cut_model, random_llama, random_tokens
+from benchmarks.solver import SPARSITY, agreement, errors_of
+from benchmarks.timing import interleaved, ratio, summary
+from helpers.admm import shared_systems
+from helpers.capture import Call, advance, capture, check_parity, embed, layer_grams, run_block
+from helpers.corpora import calibration_tokens
+from helpers.methods import METHODS
+from helpers.models import find_blocks, find_layers, load_model, read_weight
+from helpers.prune import PruneReport, prune_model
+
+TARGET, PUBLISHED_TARGET = 1.2, 2.0
+METHOD = "admm-grad"
+BATCHES = (1, 2, 4, 8)
+BATCH = 1  # prune_model's own default
+
+
+def measure(quick: bool = False) -> dict[str, Any]:
+    """A row for each model, see `measure_model`, and forward passes by batch.
+
+    With a GPU the same on it, with a block of LLaMA-7B's shapes besides.
+    """
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    rows, forward = [], []
+    for device in devices:
+        for name, model, tokens in _problems(quick, device):
+            rows.append(measure_model(name, model, tokens, repeats=1 if quick else 3))
+            forward += measure_forward(name, model, tokens, repeats=2 if quick else 3)
+    return {"rows": rows, "forward": forward}
+
+
+def _problems(quick: bool, device: str) -> Any:
+    """(name, model, tokens), one after the other so that only one is in memory."""
+    if quick:
+        model = random_llama(2, 64, 128, 4, device=device)
+        yield "random Llama, 2 blocks of 64", model, random_tokens(model, 8, 32)
+        return
+    model = random_llama(4, 512, 1408, 8, device=device)
+    yield "random Llama, 4 blocks of 512", model, random_tokens(model, 16, 256)
+    model = cut_model("embedded", 6, device)
+    tokens = calibration_tokens("embedded", load_model("embedded")[1], sequences=16, length=512)
+    yield "embedded model, 6 blocks", model, tokens
+    if device == "cuda":
+        model = random_llama(2, 4096, 11008, 32, device=device, dtype="float16")
+        yield "random Llama, 2 blocks of 4096 (LLaMA-7B)", model, random_tokens(model, 128, 2048)
+
+
+def measure_model(name: str, model: nn.Module, tokens: Tensor, repeats: int) -> dict[str, Any]:
+    """Time `prune_model`, its floor in parts, its gate and the published path, alternating.
+
+    tokens: (sequences, length). The model is left as it was. Raises ValueError if the published
+    path's answer differs from ours.
+    """
+    bench = Bench(model, tokens)
+    runs = {
+        "ours": bench.ours,
+        "forward twice": bench.forward_twice,
+        "solver": bench.solver,
+        "gate": bench.gate,
+        "published": bench.published,
+    }
+    seconds = interleaved(runs, repeats, warm=False, before=bench.restore, device=bench.device)
+    bench.restore()
+    floor = ("forward twice", "solver")
+    seconds["ours without gate"] = _less(seconds["ours"], seconds["gate"])
+    row = {
+        "case": name,
+        "device": str(bench.device.type),
+        "sequences": len(tokens),
+        "length": tokens.shape[1],
+        "batch": BATCH,
+        "seconds": {what: summary(values) for what, values in seconds.items()},
+        "ratio": ratio(seconds, "ours", *floor),
+        "without gate": ratio(seconds, "ours without gate", *floor),
+        "gate share": ratio(seconds, "gate", "ours"),
+        "published": ratio(seconds, "published", "ours"),
+        "difference": bench.difference(),
+    }
+    return row | _gram_ratios(bench.reports[-repeats:], seconds)
+
+
+def _less(seconds: list[float], part: list[float]) -> list[float]:
+    return [whole - some for whole, some in zip(seconds, part, strict=True)]
+
+
+def _gram_ratios(reports: list[PruneReport], seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """What the grams, which the floor leaves out, take; on a GPU that is not known apart."""
+    if "gram" not in reports[0].seconds:
+        return {"gram share": None, "without grams": None, "without grams and gate": None}
+    # rounds go back and forth, but each has one call of prune_model: the order is the same
+    grams = [report.seconds["gram"] for report in reports]
+    parts = seconds | {
+        "gram": grams,
+        "no grams": _less(seconds["ours"], grams),
+        "neither": _less(seconds["ours without gate"], grams),
+    }
+    floor = ("forward twice", "solver")
+    return {
+        "gram share": ratio(parts, "gram", "ours"),
+        "without grams": ratio(parts, "no grams", *floor),
+        "without grams and gate": ratio(parts, "neither", *floor),
+    }
+
+
+class Bench:
+    """A model with its tokens (sequences, length), and the ways to run it."""
+
+    def __init__(self, model: nn.Module, tokens: Tensor) -> None:
+        self.model, self.tokens = model, tokens
+        self.device = next(model.parameters()).device
+        self.restore = Snapshot(model).restore
+        self.calls = capture(model, tokens[:BATCH]).calls
+        self.stream = embed(model, tokens, BATCH)
+        self.grams = self._dense_grams()
+        self.reports: list[PruneReport] = []
+
+    def _dense_grams(self) -> list[dict[str, Tensor]]:
+        """The grams of every block's layers before anything is pruned."""
+        stream, found = self.stream.clone(), []
+        for index, (block, call) in enumerate(self._blocks()):
+            grams, _ = layer_grams(block, stream, call, BATCH)
+            found.append({name: gram.matrix for name, gram in grams.items()})
+            advance(block, stream, call, BATCH, f"block {index}")
+        return found
+
+    def _blocks(self) -> list[tuple[nn.Module, Call]]:
+        return list(zip(find_blocks(self.model), self.calls, strict=True))
+
+    def ours(self) -> None:
+        """`prune_model`, as anyone calls it."""
+        report = prune_model(self.model, self.tokens, method=METHOD, sparsity=SPARSITY, batch=BATCH)
+        self.reports.append(report)
+
+    def forward_twice(self) -> None:
+        """The stream through all blocks, twice, in batches and without hooks."""
+        for _ in range(2):
+            stream = self.stream.clone()
+            for block, call in self._blocks():
+                for rows in stream.split(BATCH):
+                    rows.copy_(run_block(block, rows, call))
+
+    def solver(self) -> None:
+        """The method on every layer, from grams that are there already."""
+        for block, grams in zip(find_blocks(self.model), self.grams, strict=True):
+            with shared_systems():
+                for name, layer in find_layers(block).items():
+                    METHODS[METHOD](read_weight(layer), grams[name], sparsity=SPARSITY)
+
+    def gate(self) -> None:
+        """What `prune_model` does once for a batch: record the arguments, pass the parity gate."""
+        calls = capture(self.model, self.tokens[:BATCH]).calls
+        check_parity(self.model, calls, self.tokens[:BATCH].flip(1))
+
+    def published(self) -> None:
+        """The whole model by the published path."""
+        published.prune(self.model, self.tokens, SPARSITY)
+
+    def difference(self) -> dict[str, float]:
+        """How far our errors are from the published path's, see `benchmarks.solver.agreement`.
+
+        Both solve each layer from the published path's weight and gram of two sequences: further
+        down, rounding alone gives the layers of two runs other inputs. Raises ValueError if they
+        disagree.
+        """
+        errors: list[tuple[float, float]] = []
+
+        def check(name: str, weight: Tensor, new: Tensor, gram: Tensor) -> None:
+            weight = weight.float()
+            ours = METHODS[METHOD](weight, gram, sparsity=SPARSITY).weight
+            errors.append(errors_of(weight, ours, new, gram))
+
+        published.prune(self.model, self.tokens[:2], SPARSITY, check)
+        self.restore()
+        return agreement(errors)
+
+
+def measure_forward(name: str, model: nn.Module, tokens: Tensor, repeats: int) -> list[dict]:
+    """Tokens a second of one pass through all blocks, for each batch of `BATCHES`.
+
+    The speed is also given relative to a batch of 1 in the same round. tokens: at least
+    (8, length), of which 8 are used.
+    """
+    tokens = tokens[: max(BATCHES)]
+    device = next(model.parameters()).device
+    stream = embed(model, tokens, 1)
+    calls = {batch: capture(model, tokens[:batch]).calls for batch in BATCHES}
+
+    def run(batch: int) -> None:
+        for rows in stream.split(batch):
+            for block, call in zip(find_blocks(model), calls[batch], strict=True):
+                rows = run_block(block, rows, call)
+
+    runs = {str(batch): lambda batch=batch: run(batch) for batch in BATCHES}
+    seconds = interleaved(runs, repeats, device=device)
+    return [
+        {
+            "case": name,
+            "device": device.type,
+            "batch": batch,
+            "tokens a second": summary([tokens.numel() / s for s in seconds[str(batch)]]),
+            "speed": ratio(seconds, "1", str(batch)),
+        }
+        for batch in BATCHES
+    ]

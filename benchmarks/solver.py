@@ -1,0 +1,218 @@
+"""The solver's time over its floor: the products and the factorisation that it cannot avoid.
+
+The floor of a layer (d_out, d_in) is 21 products with a (d_in, d_in) matrix, one an iteration and
+one for the constant term; layers that share a gram need one Cholesky inverse between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import published
+from benchmarks.problems import random_gram, random_weight
+from benchmarks.timing import interleaved, once, ratio, summary
+from helpers.admm import admm_grad, shared_systems
+from helpers.gram import check_gram, relative_error
+from helpers.masks import selection_clock
+from helpers.methods import METHODS
+
+SPARSITY, ITERATIONS = 0.6, 20
+TARGET = 1.3
+TOLERANCE = 1e-3  # between our mean error and the published path's, relative
+LARGE = 4096  # inputs from which a layer is measured a few times only
+
+Shape = tuple[int, int]
+CASES: dict[str, list[Shape]] = {
+    "576x576": [(576, 576)],
+    "1536x576": [(1536, 576)],
+    "576x1536": [(576, 1536)],
+    "q/k/v of 576": [(576, 576), (192, 576), (192, 576)],
+    "gate/up of 576": [(1536, 576), (1536, 576)],
+    "4096x4096": [(4096, 4096)],
+    "11008x4096": [(11008, 4096)],
+}
+QUICK: dict[str, list[Shape]] = {"96x64": [(96, 64)], "q/k/v of 64": [(64, 64), (32, 64)]}
+
+
+def measure(quick: bool = False, shapes: Sequence[str] | None = None) -> dict[str, Any]:
+    """A row for each case, see `measure_case`, and where the time of a 576x576 layer goes.
+
+    shapes: names of cases, all by default. With a GPU the cases are measured on it too.
+    Raises ValueError for a case that does not exist, and if two solvers disagree.
+    """
+    cases = QUICK if quick else CASES
+    if unknown := set(shapes or ()) - set(cases):
+        raise ValueError(f"no case {sorted(unknown)}: there are {', '.join(cases)}")
+    chosen = {name: cases[name] for name in (shapes or cases)}
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    rows = [
+        measure_case(name, layers, device, _repeats(layers, quick, device))
+        for device in devices
+        for name, layers in chosen.items()
+    ]
+    found: dict[str, Any] = {"rows": rows}
+    first = next(iter(cases))
+    if first in chosen:
+        found["parts"] = measure_parts(*cases[first][0], repeats=3 if quick else 15)
+    return found
+
+
+def _repeats(layers: list[Shape], quick: bool, device: str) -> int:
+    """How often a case is measured: a 4096-wide solve takes half a minute on a slow core."""
+    if quick:
+        return 3
+    return 15 if layers[0][1] < LARGE or device == "cuda" else 2
+
+
+def measure_case(name: str, layers: list[Shape], device: str, repeats: int) -> dict[str, Any]:
+    """Time our solver, and less often the published path, over the floor, in alternating order.
+
+    layers: shapes (d_out, d_in) that share one gram. A large layer is not warmed up on a CPU.
+    Raises ValueError if the two solvers disagree.
+    """
+    case = Case(layers, device)
+    small = layers[0][1] < LARGE or device == "cuda"
+    runs: dict[str, Callable[[], Any]] = {"ours": case.ours, "floor": case.floor}
+    if small:
+        runs["method"] = case.method
+    seconds = interleaved(runs, repeats, warm=small, device=device)
+    row = {
+        "case": name,
+        "layers": [list(shape) for shape in layers],
+        "device": device,
+        "seconds": {what: summary(values) for what, values in seconds.items()},
+        "ratio": ratio(seconds, "ours", "floor"),
+        "method": ratio(seconds, "method", "floor") if small else None,
+        "published": None,
+        "difference": None,
+    }
+    if small or layers[0][0] <= LARGE:  # on a CPU the largest layer takes it some minutes
+        row["published"] = _published_ratio(case, device, small, seconds["floor"])
+        row["difference"] = case.difference()
+    return row
+
+
+def _published_ratio(
+    case: Case, device: str, small: bool, floors: list[float]
+) -> dict[str, float | int]:
+    """The published path over the floor: in three rounds, or once over the median of `floors`."""
+    if small:
+        runs = {"published": case.published, "floor": case.floor}
+        return ratio(interleaved(runs, 3, device=device), "published", "floor")
+    return summary([once(case.published, device) / summary(floors)["median"]])
+
+
+@dataclass
+class Case:
+    """Random layers (d_out, d_in) with one gram, and the ways to solve them."""
+
+    layers: list[Shape]
+    device: str
+
+    def __post_init__(self) -> None:
+        self.gram = random_gram(self.layers[0][1], self.device)
+        self.weights = [
+            random_weight(*shape, self.device, seed) for seed, shape in enumerate(self.layers, 1)
+        ]
+        self.bare = [torch.empty_like(weight) for weight in self.weights]
+        self._solved: list[Tensor] = []
+        self._plain: list[Tensor] = []
+
+    def ours(self) -> None:
+        """The layers by `admm_grad`, one after the other, their factorisation shared."""
+        with shared_systems():
+            self._solved = [
+                admm_grad(w, self.gram, sparsity=SPARSITY, iterations=ITERATIONS).weight
+                for w in self.weights
+            ]
+
+    def method(self) -> None:
+        """The same through METHODS, which checks the answer and measures its error."""
+        with shared_systems():
+            for weight in self.weights:
+                METHODS["admm-grad"](weight, self.gram, sparsity=SPARSITY)
+
+    def published(self) -> None:
+        """The same by the published path."""
+        self._plain = [published.solve(w, self.gram, SPARSITY) for w in self.weights]
+
+    def floor(self) -> None:
+        """The bare products of all layers and one factorisation."""
+        lower = torch.linalg.cholesky(self.gram)
+        inverse = torch.cholesky_inverse(lower)
+        for weight, out in zip(self.weights, self.bare, strict=True):
+            bare_products(weight, inverse, out)
+
+    def difference(self) -> dict[str, float]:
+        """How far our errors are from the published path's, see `agreement`."""
+        solved = zip(self.weights, self._solved, self._plain, strict=True)
+        return agreement([errors_of(*layer, self.gram) for layer in solved])
+
+
+def errors_of(weight: Tensor, ours: Tensor, plain: Tensor, gram: Tensor) -> tuple[float, float]:
+    """Relative errors of two solutions of a layer; weights are (d_out, d_in).
+
+    Raises ValueError if the numbers of zeros differ.
+    """
+    zeros = [int((solved == 0).sum()) for solved in (ours, plain)]
+    if zeros[0] != zeros[1]:
+        raise ValueError(f"our layer has {zeros[0]} zeros and the published path's {zeros[1]}")
+    return relative_error(weight, ours, gram), relative_error(weight, plain, gram)
+
+
+def agreement(errors: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Relative difference of two paths' errors: of their means, and the largest of a layer.
+
+    errors: (ours, published) of each layer. A mask that is chosen anew 15 times is not continuous:
+    rounding alone exchanges up to a thousandth of the weights, which a small layer shows and the
+    mean does not. Raises ValueError if the means differ by more than TOLERANCE.
+    """
+    pairs = [*errors, tuple(map(sum, zip(*errors, strict=True)))]
+    differences = [abs(ours - plain) / max(ours, plain, 1e-30) for ours, plain in pairs]
+    *layers, mean = differences
+    if mean > TOLERANCE:
+        raise ValueError(f"our errors and the published path's differ by {mean:.2g} in the mean")
+    return {"mean": mean, "largest": max(layers)}
+
+
+def bare_products(weight: Tensor, matrix: Tensor, out: Tensor) -> None:
+    """The products of a solve: (d_out, d_in) by (d_in, d_in), into memory that is there."""
+    for _ in range(ITERATIONS + 1):
+        torch.mm(weight, matrix, out=out)
+
+
+def measure_parts(d_out: int, d_in: int, repeats: int) -> dict[str, Any]:
+    """Where a solve's time goes on a CPU: shares of it, the median of each part.
+
+    Products, factorisation and checks are measured bare beside it, selection inside it; what is
+    left is passes over memory: scaling, the element-wise steps, the result.
+    """
+    case = Case([(d_out, d_in)], "cpu")
+    weight, gram = case.weights[0], case.gram
+    selecting: list[float] = []
+
+    def solve() -> None:
+        with selection_clock() as clock:
+            case.ours()
+        selecting.append(clock.seconds)
+
+    def check() -> None:
+        check_gram(gram, d_in)
+        torch.isfinite(weight).all()
+
+    runs = {
+        "solve": solve,
+        "products": lambda: bare_products(weight, gram, case.bare[0]),
+        "factorisation": lambda: torch.cholesky_inverse(torch.linalg.cholesky(gram)),
+        "checks": check,
+    }
+    seconds = interleaved(runs, repeats)
+    seconds["selection"] = selecting[-repeats:]  # without the warm-up's
+    shares = {name: ratio(seconds, name, "solve")["median"] for name in seconds if name != "solve"}
+    shares["the rest"] = 1 - sum(shares.values())
+    return {"case": f"{d_out}x{d_in}", "seconds": summary(seconds["solve"]), "shares": shares}

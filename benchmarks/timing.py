@@ -1,0 +1,84 @@
+"""Time several things alternately, so that a busy machine slows them all alike.
+
+A ratio is taken within a round, in which each thing ran once, and summed up over the rounds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from helpers.device import synchronise
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    *,
+    warm: bool = True,
+    before: Callable[[], Any] | None = None,
+    device: torch.device | str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of each run in each of `repeats` rounds, by name.
+
+    Every second round goes backwards (A B, B A, …), so that what follows what evens out.
+    `warm` runs each once before, untimed; `before` is called, untimed, before every run; on a
+    GPU the clock is read only when the device has done its work.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats {repeats} is not allowed: give at least 1")
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for round_ in range(-1 if warm else 0, repeats):
+        names = list(runs) if round_ % 2 == 0 else list(reversed(runs))
+        for name in names:
+            if before:
+                before()
+            taken = once(runs[name], device, clock)
+            if round_ >= 0:
+                seconds[name].append(taken)
+    return seconds
+
+
+def once(
+    run: Callable[[], Any],
+    device: torch.device | str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Seconds of one call, the device's work included."""
+    synchronise(device)
+    started = clock()
+    run()
+    synchronise(device)
+    return clock() - started
+
+
+def summary(values: Sequence[float]) -> dict[str, float | int]:
+    """Median, quartiles, extremes and number of some measurements."""
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return {
+        "median": float(middle),
+        "q1": float(low),
+        "q3": float(high),
+        "min": float(min(values)),
+        "max": float(max(values)),
+        "repeats": len(values),
+    }
+
+
+def ratio(
+    seconds: Mapping[str, Sequence[float]], above: str, *below: str
+) -> dict[str, float | int]:
+    """Summary of above/(sum of below), a ratio for each round."""
+    bottoms = zip(*(seconds[name] for name in below), strict=True)
+    pairs = zip(seconds[above], bottoms, strict=True)
+    return summary([top / sum(bottom) for top, bottom in pairs])
+
+
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """The slope of log(seconds) over log(sizes), by least squares: seconds ~ sizes^slope."""
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
