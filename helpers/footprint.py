@@ -1,0 +1,121 @@
+"""How much memory `prune_checkpoint` takes, known before it starts.
+
+Counted from the shapes of a model's blocks, phase by phase; the peak is the largest phase.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from helpers.capture import best_batch
+from helpers.errors import BadParameter, check_choice, check_whole
+from helpers.estimate import SIZES, Shape, shape_of
+
+FLOAT = 4  # bytes of what a solver works in
+# matrices of a layer's size and of its gram's that a method holds at once beside the layer and
+# its gram: while solving, and while it factors
+_SOLVING = {
+    "magnitude": (3.25, 0),
+    "wanda": (3.25, 0),
+    "sparsegpt": (3.5, 2),
+    "admm1": (4.5, 1),
+    "admm-grad": (4.5, 1),
+}
+_FACTORING = {"magnitude": 0, "wanda": 0, "sparsegpt": 3, "admm1": 2, "admm-grad": 2}
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that pruning a checkpoint takes beyond the process as it was before.
+
+    block: the one in memory; grams: those of its inputs; stream: all activations between two
+    blocks, 0 if they lie on disk; phases: what each phase takes in all, the stream included.
+    """
+
+    block: int
+    grams: int
+    stream: int
+    phases: Mapping[str, int]
+
+    @property
+    def peak(self) -> int:
+        """The largest phase."""
+        return max(self.phases.values())
+
+    @property
+    def bare(self) -> int:
+        """One block, its grams and the activations: what cannot be avoided."""
+        return self.block + self.grams + self.stream
+
+
+def checkpoint_memory(
+    source: str | os.PathLike[str],
+    *,
+    sequences: int,
+    length: int,
+    method: str = "admm-grad",
+    batch: int | None = None,
+    dtype: str = "float32",
+    activations: str = "memory",
+) -> Footprint:
+    """The memory that `prune_checkpoint` takes on a CPU, from the shapes of a Llama or Mistral.
+
+    Args: source, a name of `helpers.estimate.SHAPES` or a folder with config.json; the others as
+    for `prune_checkpoint`. Raises UnknownModel, UnsupportedModel, BadParameter.
+    """
+    shape = shape_of(source)
+    check_choice("method", method, _SOLVING)
+    size = SIZES[check_choice("dtype", dtype, SIZES)]
+    check_whole("sequences", sequences)
+    check_whole("length", length)
+    batch = min(batch or best_batch("cpu", length), sequences)
+    if batch < 1:
+        raise BadParameter(f"batch = {batch!r} is not possible: give a number from 1")
+    stream = sequences * length * shape.width * size if activations == "memory" else 0
+    block = (shape.block_weights + 2 * shape.width) * size
+    grams = FLOAT * sum(d_in**2 for d_in in shape.inputs) if method != "magnitude" else 0
+    passes = _pass_bytes(shape, batch * length, size)
+    phases = {
+        "gate": _outside_bytes(shape, size) + block + passes + _logits_bytes(shape, batch, length, size),
+        "embed": _outside_bytes(shape, size) + stream,
+        "grams": stream + block + grams + passes,
+        "solve": stream + block + _solve_bytes(shape, method, size),
+        "write": stream + block,
+        "rest": _outside_bytes(shape, size),
+    }
+    return Footprint(block, grams, stream, phases)
+
+
+def _outside_bytes(shape: Shape, size: int) -> int:
+    """Embedding and head."""
+    return (1 if shape.tied else 2) * shape.vocab * shape.width * size
+
+
+def _logits_bytes(shape: Shape, batch: int, length: int, size: int) -> int:
+    """The gate compares two sets of logits."""
+    return 2 * batch * length * shape.vocab * size
+
+
+def _pass_bytes(shape: Shape, tokens: int, size: int) -> int:
+    """What one block holds at once for its tokens, most of it the gate's, up's and their product."""
+    return tokens * (3 * shape.ff + 4 * shape.width) * size
+
+
+def _solve_bytes(shape: Shape, method: str, size: int) -> int:
+    """The largest moment of solving a block's layers in turn, each gram gone after its last."""
+    layers, square = _SOLVING[method]
+    widths = [d_in for _, _, d_in in shape.layers]
+    largest = 0
+    for place, (_, d_out, d_in) in enumerate(shape.layers):
+        # inputs of the layers still to come; q, k, v share one, and gate and up another
+        later = {("attention" if p < 3 else p if p in (3, 6) else "mlp") for p in range(place, 7)}
+        held = sum({"attention": shape.width**2, 3: shape.width**2, "mlp": shape.width**2, 6: shape.ff**2}[k] for k in later)
+        if method == "magnitude":
+            held = 0
+        copy = 0 if size == FLOAT else d_out * d_in
+        solving = held + square * d_in**2 + copy + layers * d_out * d_in
+        factoring = held + _FACTORING[method] * d_in**2 + copy
+        largest = max(largest, int(FLOAT * max(solving, factoring)))
+    return largest
