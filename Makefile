@@ -4,6 +4,7 @@ JOBS ?= auto
 ONLY ?=
 BENCH ?=
 MACHINE ?=
+SCHEDULER ?=
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV ?= .venv
@@ -18,7 +19,8 @@ CHOSEN = --plan $(PLAN) $(if $(ONLY),--only '$(ONLY)')
 .PHONY: help setup assets reproduce tables accept plan lab test lint bench clean
 
 help: ## show this list
-	@echo "make TARGET [PLAN=smoke|laptop|full|t4|paper] [ONLY=glob] [JOBS=n] [MACHINE=a100-80g] [BENCH=solver] [PYTHON=python3.12] [PIP_ARGS=...]"
+	@echo "make TARGET [PLAN=smoke|laptop|full|t4|paper] [ONLY=glob] [JOBS=n] [SCHEDULER=tcp://host:8786]"
+	@echo "            [MACHINE=a100-80g] [BENCH=solver] [PYTHON=python3.12] [PIP_ARGS=...]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(INSTALLED) ## create .venv and install what is needed
@@ -43,7 +45,7 @@ assets: $(INSTALLED) ## download the embedded model and texts (once; PRUNING_CAC
 # the plan is checked before anything is downloaded for it
 reproduce: $(INSTALLED) ## run a plan, write its tables and figures, compare with the committed results
 	@$(RUN) assets $(CHOSEN)
-	@$(RUN) reproduce $(CHOSEN) --jobs $(JOBS)
+	@$(RUN) reproduce $(CHOSEN) --jobs $(JOBS) $(if $(SCHEDULER),--scheduler '$(SCHEDULER)')
 
 tables: $(INSTALLED) ## write tables and figures again from the records of a plan
 	@$(RUN) tables --plan $(PLAN)

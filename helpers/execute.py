@@ -1,22 +1,26 @@
 """Execute one notebook in a process of its own: `python -m helpers.execute JOB.json`.
 
-`helpers.run` starts this. papermill is guarded here: the working directory is the project's root,
-the notebook executes into NAME.failed.ipynb, every cell must have run, the record must be about
-the parameters that were given, and only then is the notebook renamed and the record stamped with
-the run's fingerprint, which is what makes a run count as done.
+`helpers.run` starts this here, and `helpers.cluster` on a worker. papermill is guarded here: the
+working directory is the project's root, the notebook executes into NAME.failed.ipynb, every cell
+must have run, the record must be about the parameters that were given, and only then is the
+notebook renamed and the record stamped with the run's fingerprint, which is what makes a run count
+as done.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import papermill
+import psutil
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillException, PapermillExecutionError
 
@@ -98,5 +102,26 @@ def _check_record(job: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
+def watch_parent() -> None:
+    """End with the process that PRUNING_PARENT names, if any: then nobody waits for the run.
+
+    A worker of a cluster can be killed alone, and would leave this process and its kernel behind.
+    """
+    parent = os.environ.get("PRUNING_PARENT", "")
+    if parent:
+        threading.Thread(target=_end_after, args=(int(parent),), daemon=True).start()
+
+
+def _end_after(parent: int) -> None:
+    """Kill the kernel and this process once the parent is gone."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    watch_parent()
     sys.exit(execute_job(Path(sys.argv[1])))

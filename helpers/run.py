@@ -7,7 +7,8 @@ Run files are checked by `helpers.plan` before anything starts. Each run is a pr
 (`helpers.execute`), so a kernel that dies, or a machine that runs out of memory, costs one run.
 
 By default two runs go side by side where there are two cores, 8 GB of memory and no GPU to share;
-the cores are divided between them through OMP_NUM_THREADS and its relatives.
+the cores are divided between them through OMP_NUM_THREADS and its relatives. With
+`--scheduler tcp://host:8786` the runs go to the workers of a Dask cluster (docs/cluster.md).
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -31,19 +31,13 @@ from typing import Any
 import psutil
 
 from helpers import plan as plans
+from helpers.child import Child, Files, cores, environment, show_path, start
 from helpers.errors import HelpersError, RecordError, RunError
-from helpers.paths import reference_dir, replace_file, results_dir, root
+from helpers.paths import reference_dir, replace_file, results_dir
 from helpers.plan import Run
 from helpers.records import read_record, read_records, write_record
 from helpers.verdict import Tolerances, compare, same_run, to_lines
 
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
 MEMORY_FOR_TWO = 7.5e9  # bytes; what a machine sold with 8 GB reports
 WRITERS = {
     "tables": "write_tables",
@@ -68,9 +62,8 @@ class Active:
     """A run that is being executed."""
 
     run: Run
-    process: subprocess.Popen[bytes]
+    child: Any  # helpers.child.Child, or what stands for one on a worker
     started: float  # time.monotonic()
-    outcome: Path  # the child writes its error here
     log: Path
 
 
@@ -90,13 +83,6 @@ def complain(text: str) -> None:
 # --- the machine ---------------------------------------------------------------------------
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def choose_jobs(wanted: str) -> int:
     """How many runs go side by side: a number, or "auto" (see the module's docstring).
 
@@ -108,31 +94,6 @@ def choose_jobs(wanted: str) -> int:
     if not wanted.isdecimal() or int(wanted) < 1:
         raise RunError(f'jobs = {wanted!r} is not possible: give "auto" or a number from 1')
     return int(wanted)
-
-
-def _environment(jobs: int, scratch: Path) -> dict[str, str]:
-    """The environment of a run: its share of the threads, this Python as kernel, no user profile.
-
-    JUPYTER_PATH comes before every other place, so a "python3" kernel that the user has installed
-    for another Python cannot be picked up.
-    """
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    spec = {"argv": argv, "display_name": "Python 3", "language": "python"}
-    replace_file(scratch / "jupyter" / "kernels" / "python3" / "kernel.json", json.dumps(spec))
-    environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
-    for variable in THREAD_VARIABLES:
-        environment.setdefault(variable, str(max(1, cores() // jobs)))
-    environment.update(
-        JUPYTER_PATH=os.pathsep.join(
-            filter(None, [str(scratch / "jupyter"), os.environ.get("JUPYTER_PATH")])
-        ),
-        JUPYTER_RUNTIME_DIR=str(scratch / "runtime"),
-        IPYTHONDIR=str(scratch / "ipython"),
-        PYDEVD_DISABLE_FILE_VALIDATION="1",
-        PYTHONHASHSEED="0",
-        TOKENIZERS_PARALLELISM="false",
-    )
-    return environment
 
 
 @contextlib.contextmanager
@@ -218,14 +179,33 @@ def format_seconds(seconds: float) -> str:
 # --- running -------------------------------------------------------------------------------
 
 
-class Runner:
-    """Executes runs side by side and tells how far it is."""
+class LocalPool:
+    """Executes runs on this machine, a fixed number side by side."""
 
-    def __init__(self, all_runs: list[Run], scratch: Path, jobs: int) -> None:
+    def __init__(self, jobs: int, scratch: Path) -> None:
+        self.slots = jobs
+        self._environment = environment(os.environ, max(1, cores() // jobs), scratch)
+
+    def has_room(self, run: Run, active: int) -> bool:
+        """Whether a run can be started while so many are under way."""
+        return active < self.slots
+
+    def start(self, run: Run, files: Files) -> Child:
+        """Start a run."""
+        return start(files, self._environment)
+
+
+class Runner:
+    """Executes runs side by side in a pool and tells how far it is.
+
+    The pool is a `LocalPool` or a `helpers.cluster.Pool`; what it starts can be asked whether it
+    has `ended()` and with which `error()`, and told to `stop()`.
+    """
+
+    def __init__(self, all_runs: list[Run], scratch: Path, pool: Any) -> None:
         self._places = {run.id: place for place, run in enumerate(all_runs, start=1)}
         self._scratch = scratch
-        self._jobs = jobs
-        self._environment = _environment(jobs, scratch)
+        self._pool = pool
         self._active: list[Active] = []
         self._failures: list[Failure] = []
 
@@ -234,8 +214,10 @@ class Runner:
         waiting = list(runs)
         try:
             while waiting or self._active:
-                while waiting and len(self._active) < self._jobs:
-                    self._start(waiting.pop(0))
+                for run in list(waiting):
+                    if self._pool.has_room(run, len(self._active)):
+                        waiting.remove(run)
+                        self._start(run)
                 self._collect(clock)
                 time.sleep(POLL_SECONDS)
         except BaseException:
@@ -249,7 +231,11 @@ class Runner:
         """Start a run; what an earlier one left is removed first, so it cannot pass for new."""
         for path in (run.record_path, run.executed_path, run.failed_path):
             path.unlink(missing_ok=True)
-        outcome = self._scratch / f"{run.id}.error"
+        files = Files(
+            job=self._scratch / f"{run.id}.job.json",
+            outcome=self._scratch / f"{run.id}.error",
+            log=run.executed_path.with_name(f"{run.id}.log"),
+        )
         job = {
             "plan": run.plan,
             "notebook": run.notebook,
@@ -261,21 +247,11 @@ class Runner:
             "given": run.parameters,
             "effective": run.effective,
             "fingerprint": plans.fingerprint(run),
-            "outcome": str(outcome),
+            "outcome": str(files.outcome),
         }
-        job_path = replace_file(self._scratch / f"{run.id}.job.json", json.dumps(job))
-        log = run.executed_path.with_name(f"{run.id}.log")
-        with open(log, "wb") as stream:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "helpers.execute", str(job_path)],
-                cwd=root(),
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C comes here alone; this process stops the others
-            )
-        self._active.append(Active(run, process, time.monotonic(), outcome, log))
+        replace_file(files.job, json.dumps(job))
+        child = self._pool.start(run, files)
+        self._active.append(Active(run, child, time.monotonic(), files.log))
         self._tell(run, "…")
 
     def _tell(self, run: Run, text: str) -> None:
@@ -286,7 +262,7 @@ class Runner:
 
     def _collect(self, clock: Clock) -> None:
         """Take in the runs that have ended."""
-        for active in [item for item in self._active if item.process.poll() is not None]:
+        for active in [item for item in self._active if item.child.ended()]:
             self._active.remove(active)
             now = time.monotonic()
             seconds = now - active.started
@@ -300,58 +276,38 @@ class Runner:
 
     def _finish(self, active: Active) -> str | None:
         """Tidy up after a run that has ended, and return its error if it failed."""
-        if active.process.returncode == 0:
-            active.log.unlink(missing_ok=True)
+        error = active.child.error()
+        if error is None:
             return None
         active.run.record_path.unlink(missing_ok=True)  # a failed run has no record
-        if active.outcome.is_file():
-            error = active.outcome.read_text(encoding="utf-8")
-            active.log.unlink(missing_ok=True)
-        else:
-            error = _died(active)
         self._failures.append(Failure(active.run, error))
         return error
 
     def _abandon(self, active: Active) -> None:
         """Stop a run with its kernel and remove what it has half written."""
-        stop_family(active.process)
+        active.child.stop()
         for path in (active.run.record_path, active.run.failed_path, active.log):
             path.unlink(missing_ok=True)
 
 
-def stop_family(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and all its descendants: a kernel lives in a session of its own."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(process.pid)
-        family = [parent, *parent.children(recursive=True)]
-        for member in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-    process.wait()
-
-
-def _died(active: Active) -> str:
-    """The error of a run whose process ended without leaving one."""
-    code = active.process.returncode
-    if code < 0:
-        return f"its process was killed by signal {-code}: was there enough memory?"
-    lines = active.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return f"{lines[-1] if lines else f'exit code {code}'} (log: {show_path(active.log)})"
-
-
-def show_path(path: Path) -> str:
-    """A path relative to the project's root where it lies in there."""
-    return str(path.relative_to(root())) if path.is_relative_to(root()) else str(path)
-
-
-def run_plan(plan: str, *, jobs: str = "auto", only: str | None = None) -> list[Failure]:
+def run_plan(
+    plan: str, *, jobs: str = "auto", only: str | None = None, scheduler: str | None = None
+) -> list[Failure]:
     """Execute the runs of a plan that are not done, the tables notebook last; return failures.
 
-    Raises RunError for a wrong plan or run file before anything is started.
+    With the address of a Dask scheduler they run on its workers, else here.
+
+    Raises RunError for a wrong plan or run file, and for a cluster that cannot be used, before
+    anything is started.
     """
     every_run = plans.read_plan(plan)
     runs = plans.read_plan(plan, only)
     count = choose_jobs(jobs)
+    if scheduler and jobs != "auto":
+        raise RunError(
+            f"jobs = {jobs!r} and scheduler = {scheduler!r} exclude each other: the workers of "
+            "a cluster decide how many runs go side by side; leave JOBS out"
+        )
     with _workplace(plan) as scratch:
         _note_orphans(plan, every_run)
         todo = [run for run in runs if not plans.is_done(run)]
@@ -359,11 +315,30 @@ def run_plan(plan: str, *, jobs: str = "auto", only: str | None = None) -> list[
         last = [run for run in runs if run.notebook == plans.TABLES_NOTEBOOK]
         first = [run for run in todo if run not in last]
         todo = first + [run for run in last if run in todo or first]
-        clock = Clock(todo, count)
-        _announce(plan, len(runs), len(todo), count, clock.left({}))
-        runner = Runner(runs, scratch, count)
-        failures = runner.execute(first, clock)
-        return failures + runner.execute([run for run in last if not plans.is_done(run)], clock)
+        with _pool(scheduler if todo else None, count, todo, scratch) as pool:
+            clock = Clock(todo, pool.slots)
+            _announce(plan, len(runs), len(todo), pool.slots, clock.left({}))
+            runner = Runner(runs, scratch, pool)
+            failures = runner.execute(first, clock)
+            return failures + runner.execute([run for run in last if not plans.is_done(run)], clock)
+
+
+@contextlib.contextmanager
+def _pool(scheduler: str | None, jobs: int, todo: list[Run], scratch: Path) -> Iterator[Any]:
+    """Where runs are executed: here, or on the workers of a Dask cluster."""
+    if not scheduler:
+        yield LocalPool(jobs, scratch)
+        return
+    try:
+        # loaded by name and only here: most people have no cluster, and need no Dask
+        cluster = importlib.import_module("helpers.cluster")
+    except ModuleNotFoundError as error:
+        raise RunError(
+            f"scheduler = {scheduler!r} needs the package {error.name}, which is not installed: "
+            "run .venv/bin/python -m pip install -c constraints.txt -e '.[cluster]'"
+        ) from error
+    with cluster.connect(scheduler, todo, scratch, complain) as pool:
+        yield pool
 
 
 def _note_orphans(plan: str, runs: list[Run]) -> None:
@@ -388,7 +363,7 @@ def _announce(plan: str, total: int, todo: int, jobs: int, left: float | None) -
 
 def reproduce(options: argparse.Namespace) -> int:
     """Run the plan, write tables and figures, give the verdict; failures come last."""
-    failures = run_plan(options.plan, jobs=options.jobs, only=options.only)
+    failures = _run_as_asked(options)
     try:
         status = write_products(options) or give_verdict(options)
     except HelpersError as error:
@@ -399,7 +374,12 @@ def reproduce(options: argparse.Namespace) -> int:
 
 def run_only(options: argparse.Namespace) -> int:
     """Run the plan and nothing else."""
-    return _report(run_plan(options.plan, jobs=options.jobs, only=options.only))
+    return _report(_run_as_asked(options))
+
+
+def _run_as_asked(options: argparse.Namespace) -> list[Failure]:
+    """Run the plan as the command line says."""
+    return run_plan(options.plan, jobs=options.jobs, only=options.only, scheduler=options.scheduler)
 
 
 def _report(failures: list[Failure]) -> int:
@@ -603,6 +583,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("command", nargs="?", default="reproduce", choices=COMMANDS)
     parser.add_argument("--plan", default="laptop", help="a folder of runs/ (default: laptop)")
     parser.add_argument("--jobs", default="auto", help='runs side by side, or "auto"')
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="run on this Dask cluster instead")
     parser.add_argument("--only", metavar="GLOB", help="runs whose notebook or name matches")
     parser.add_argument("--machine", help="for list: what it would take on t4, a100-80g …")
     return parser.parse_args(arguments)
