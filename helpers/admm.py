@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helpers.device import fast_products
+from helpers.device import all_finite, fast_products
 from helpers.errors import (
     BadParameter,
     NonFinite,
@@ -213,7 +213,7 @@ def _factored(gram: Tensor, rho: float, damping: float, precondition: bool) -> _
         shifted.diagonal().add_(rho)
         lower, info = torch.linalg.cholesky_ex(shifted)
         del shifted  # as large as the gram, and not needed any more
-        if info.item() == 0 and torch.isfinite(lower).all():
+        if info.item() == 0 and all_finite(lower):
             matrix = torch.cholesky_inverse(lower).mul_(rho)
             matrix.diagonal().sub_(0.5)
             to_score = None if precondition else normalise(gram)[1] / norms
@@ -241,7 +241,7 @@ class _Layer:
         check_real("damping", damping)
         check_switch("precondition", precondition)
         check_shape(gram, weight.shape[1])
-        if not torch.isfinite(weight).all():
+        if not all_finite(weight):
             raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
         self.system = _system(gram, rho, damping, precondition)
         self.damping = self.system.damping

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from helpers.admm import Solution, Trace, check_switch, damped_system
+from helpers.device import all_finite
 from helpers.errors import BadParameter, NonFinite, check_choice, check_real, check_whole
 from helpers.gram import check_gram
 from helpers.masks import check_keep
@@ -166,7 +167,7 @@ class _Problem:
         check_switch("precondition", precondition)
         check_gram(gram, weight.shape[1])
         check_keep(keep, weight.shape, None, "unstructured")
-        if not torch.isfinite(weight).all():
+        if not all_finite(weight):
             raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
         kind = torch.promote_types(weight.dtype, torch.float32)
         self.keep = keep
@@ -204,6 +205,6 @@ class _Problem:
 
     def solution(self, current: Tensor, solver: str) -> Solution:
         """The answer in the units of the original weight. Raises NonFinite if it diverged."""
-        if not torch.isfinite(current).all():
+        if not all_finite(current):
             raise NonFinite(f"{solver} diverged: give a smaller learning rate or more damping")
         return Solution(current / self.scale, self.keep, self.damping)

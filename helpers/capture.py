@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from helpers.device import all_finite
 from helpers.errors import (
     BadParameter,
     CalibrationTooShort,
@@ -163,7 +164,7 @@ def check_length(model: nn.Module, length: int) -> None:
 
 def forward(model: nn.Module, tokens: Tensor) -> Tensor:
     """The model's logits (batch, length, vocabulary) for tokens (batch, length)."""
-    with torch.no_grad(), opened(model):
+    with torch.no_grad():
         return model(input_ids=tokens.to(device_of(model)), use_cache=False).logits
 
 
@@ -188,13 +189,14 @@ def embed(model: nn.Module, tokens: Tensor, batch: int, allocate: Allocate = tor
     Raises NonFinite.
     """
     stream = None
-    for start in range(0, len(tokens), batch):
-        rows = first_stream(model, tokens[start : start + batch])
-        check_stream(rows, "entering block 0")
-        if stream is None:
-            shape = (len(tokens), *rows.shape[1:])
-            stream = allocate(*shape, dtype=rows.dtype, device=rows.device)
-        stream[start : start + batch] = rows
+    with opened(model, model.get_input_embeddings()):
+        for start in range(0, len(tokens), batch):
+            rows = first_stream(model, tokens[start : start + batch])
+            check_stream(rows, "entering block 0")
+            if stream is None:
+                shape = (len(tokens), *rows.shape[1:])
+                stream = allocate(*shape, dtype=rows.dtype, device=rows.device)
+            stream[start : start + batch] = rows
     return stream
 
 
@@ -224,7 +226,7 @@ def advance_rows(block: nn.Module, rows: Tensor, call: Call, name: str) -> None:
 
 def check_stream(stream: Tensor, where: str) -> None:
     """Raise NonFinite if the stream holds NaN or infinity."""
-    if not torch.isfinite(stream).all():
+    if not all_finite(stream):
         raise NonFinite(
             f"activations {where} hold NaN or infinity: check the weights, or use dtype float32"
         )
@@ -384,7 +386,7 @@ def layer_grams(
                 f"layer {name} {layer} saw no calibration token: if it is an expert, give more "
                 "calibration text, otherwise choose another model"
             )
-        if not torch.isfinite(hooks.grams[layer].matrix).all():
+        if not all_finite(hooks.grams[layer].matrix):
             raise NonFinite(
                 f"inputs of layer {name} {layer} hold NaN or infinity: check the weights before it"
             )

@@ -13,6 +13,7 @@ import torch
 
 from helpers.errors import BadParameter, check_choice
 
+PART = 1 << 20  # numbers looked at together
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -56,6 +57,18 @@ def synchronise(device: torch.device | str) -> None:
     """Wait until a GPU has done what it was given, so that a clock means something."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity.
+
+    A part at a time: `torch.isfinite` of a whole one takes more memory than the tensor itself.
+    """
+    if tensor.ndim == 0:
+        return bool(torch.isfinite(tensor))
+    rows = max(1, PART * len(tensor) // max(1, tensor.numel()))
+    parts = [torch.isfinite(part).all() for part in tensor.split(rows)]
+    return bool(torch.stack(parts).all())
 
 
 @contextlib.contextmanager

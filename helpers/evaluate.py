@@ -112,8 +112,7 @@ def _streamed_batches(
         if not len(part):
             continue
         replay = Replay(model, part, size)
-        with opened(model):
-            stream = replay.embed()
+        stream = replay.embed()
         for index in range(len(find_blocks(model))):
             with opened(model, index):
                 replay.advance(index, stream)

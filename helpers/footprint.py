@@ -17,13 +17,13 @@ FLOAT = 4  # bytes of what a solver works in
 # matrices of a layer's size and of its gram's that a method holds at once beside the layer and
 # its gram: while solving, and while it factors
 _SOLVING = {
-    "magnitude": (3.25, 0),
-    "wanda": (3.25, 0),
-    "sparsegpt": (3.5, 2),
+    "magnitude": (2.5, 0),
+    "wanda": (2.5, 0),
+    "sparsegpt": (2.5, 1),
     "admm1": (4.5, 1),
     "admm-grad": (4.5, 1),
 }
-_FACTORING = {"magnitude": 0, "wanda": 0, "sparsegpt": 3, "admm1": 2, "admm-grad": 2}
+_FACTORING = {"magnitude": 0, "wanda": 0, "sparsegpt": 4, "admm1": 2, "admm-grad": 2}
 
 
 @dataclass(frozen=True)
@@ -76,46 +76,32 @@ def checkpoint_memory(
     stream = sequences * length * shape.width * size if activations == "memory" else 0
     block = (shape.block_weights + 2 * shape.width) * size
     grams = FLOAT * sum(d_in**2 for d_in in shape.inputs) if method != "magnitude" else 0
-    passes = _pass_bytes(shape, batch * length, size)
+    table = shape.vocab * shape.width * size
+    passes = batch * length * (3 * shape.ff + 4 * shape.width) * size  # gate, up, their product
+    logits = 3 * batch * length * shape.vocab * size  # the gate compares two, and looks for NaN
     phases = {
-        "gate": _outside_bytes(shape, size) + block + passes + _logits_bytes(shape, batch, length, size),
-        "embed": _outside_bytes(shape, size) + stream,
+        "gate": max(block + passes, table + logits),
+        "embed": table + stream,
         "grams": stream + block + grams + passes,
         "solve": stream + block + _solve_bytes(shape, method, size),
-        "write": stream + block,
-        "rest": _outside_bytes(shape, size),
+        "rest": (1 if shape.tied else 2) * table,
     }
     return Footprint(block, grams, stream, phases)
-
-
-def _outside_bytes(shape: Shape, size: int) -> int:
-    """Embedding and head."""
-    return (1 if shape.tied else 2) * shape.vocab * shape.width * size
-
-
-def _logits_bytes(shape: Shape, batch: int, length: int, size: int) -> int:
-    """The gate compares two sets of logits."""
-    return 2 * batch * length * shape.vocab * size
-
-
-def _pass_bytes(shape: Shape, tokens: int, size: int) -> int:
-    """What one block holds at once for its tokens, most of it the gate's, up's and their product."""
-    return tokens * (3 * shape.ff + 4 * shape.width) * size
 
 
 def _solve_bytes(shape: Shape, method: str, size: int) -> int:
     """The largest moment of solving a block's layers in turn, each gram gone after its last."""
     layers, square = _SOLVING[method]
-    widths = [d_in for _, _, d_in in shape.layers]
-    largest = 0
+    largest = 0.0
     for place, (_, d_out, d_in) in enumerate(shape.layers):
-        # inputs of the layers still to come; q, k, v share one, and gate and up another
-        later = {("attention" if p < 3 else p if p in (3, 6) else "mlp") for p in range(place, 7)}
-        held = sum({"attention": shape.width**2, 3: shape.width**2, "mlp": shape.width**2, 6: shape.ff**2}[k] for k in later)
-        if method == "magnitude":
-            held = 0
+        held = 0 if method == "magnitude" else _held_grams(shape, place)
         copy = 0 if size == FLOAT else d_out * d_in
-        solving = held + square * d_in**2 + copy + layers * d_out * d_in
-        factoring = held + _FACTORING[method] * d_in**2 + copy
-        largest = max(largest, int(FLOAT * max(solving, factoring)))
-    return largest
+        solving = square * d_in**2 + layers * d_out * d_in
+        largest = max(largest, held + copy + max(solving, _FACTORING[method] * d_in**2))
+    return int(FLOAT * largest)
+
+
+def _held_grams(shape: Shape, place: int) -> int:
+    """Numbers in the grams of a layer and those after it: q, k, v share one, and gate and up."""
+    inputs = [0, 0, 0, 1, 2, 2, 3]
+    return sum(shape.inputs[number] ** 2 for number in set(inputs[place:]))

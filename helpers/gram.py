@@ -11,10 +11,12 @@ import math
 import torch
 from torch import Tensor
 
+from helpers.device import all_finite
 from helpers.errors import BadParameter, NonFinite, NotPositiveDefinite
 
 SYMMETRY_TOLERANCE = 1e-4
 PANELS = 4
+PRODUCT_SIZE = 1 << 22  # numbers of a product made at a time
 CHECKED_ROWS = 512  # at a time, so that checking takes little memory
 
 
@@ -63,17 +65,14 @@ def check_gram(gram: Tensor, d_in: int) -> None:
     Raises BadParameter (shape, symmetry), NonFinite, NotPositiveDefinite (negative diagonal).
     """
     check_shape(gram, d_in)
-    largest = lopsided = 0.0
-    for rows in torch.arange(d_in, device="cpu").split(CHECKED_ROWS):
-        part = slice(int(rows[0]), int(rows[-1]) + 1)
-        # a product with 0 is 0 for a finite number, NaN for others
-        finite = (gram[part] * 0).sum()
-        size = gram[part].abs().max()
-        gap = (gram[part] - gram[:, part].T).abs_().max()
-        finite, size, gap = torch.stack([finite, size, gap]).tolist()
-        if finite != 0:
-            raise NonFinite("gram holds NaN or infinity: check the activations it was summed from")
-        largest, lopsided = max(largest, size), max(lopsided, gap)
+    if not all_finite(gram):
+        raise NonFinite("gram holds NaN or infinity: check the activations it was summed from")
+    sizes, gaps = [], []
+    for start in range(0, d_in, CHECKED_ROWS):
+        part = slice(start, start + CHECKED_ROWS)
+        sizes.append(gram[part].abs().max())
+        gaps.append((gram[part] - gram[:, part].T).abs_().max())
+    largest, lopsided = torch.stack(sizes).max().item(), torch.stack(gaps).max().item()
     if lopsided > SYMMETRY_TOLERANCE * largest:
         raise BadParameter("gram is not symmetric: give XᵀX, for example from gram_of(inputs)")
     if gram.diagonal().min() < 0:
@@ -130,7 +129,7 @@ def factor(matrix: Tensor, damping: float, *, shift: float = 0.0) -> tuple[Tenso
         damped = damp(matrix, rung)
         damped.diagonal().add_(shift)
         lower, info = torch.linalg.cholesky_ex(damped)
-        if info.item() == 0 and torch.isfinite(lower).all():
+        if info.item() == 0 and all_finite(lower):
             return lower, rung
     raise NotPositiveDefinite(
         f"gram cannot be factored with damping from {damping:g} up to {rung:g}: "
@@ -152,10 +151,14 @@ def relative_error(weight: Tensor, new_weight: Tensor, gram: Tensor) -> float:
     1 means that nothing is left of the output. A layer whose output is zero everywhere has
     nothing to lose: 0. Raises NonFinite where the sums overflow float32.
     """
-    dense, new = weight.float(), new_weight.float()
-    change = dense - new
-    total = ((dense @ gram) * dense).sum().item()
-    lost = ((change @ gram) * change).sum().item()
+    sums = []
+    # some rows at a time, so that no matrix of the weight's size is made
+    rows = max(1, PRODUCT_SIZE // weight.shape[1])
+    for dense, new in zip(weight.split(rows), new_weight.split(rows), strict=True):
+        dense = dense.float()
+        change = dense - new.float()
+        sums.append(torch.stack([(part @ gram).mul_(part).sum() for part in (dense, change)]))
+    total, lost = torch.stack(sums).sum(0).tolist()
     if not (math.isfinite(total) and math.isfinite(lost)):
         raise NonFinite("the layer's error overflows float32: its activations are far too large")
     return max(0.0, lost / total) if total > 0 else 0.0

@@ -205,9 +205,19 @@ def keep_largest(rows: Tensor, zeros: int, out: Tensor | None = None) -> Tensor:
     torch.gt(rows, threshold, out=out)
     if tied:
         missing = rows.shape[1] - zeros - (rows > threshold).sum(1, keepdim=True)
-        ties = rows == threshold
-        out += ties & (ties.cumsum(1) <= missing)
+        if rows.device.type == "cpu":  # a GPU would have to be waited for
+            short = missing.flatten().nonzero().flatten()
+            if len(short) < len(rows):
+                out[short] = out[short] + _earlier(rows[short], threshold[short], missing[short])
+                return out
+        out += _earlier(rows, threshold, missing)
     return out
+
+
+def _earlier(rows: Tensor, threshold: Tensor | float, missing: Tensor) -> Tensor:
+    """The first `missing` of the values in each row that are as large as the threshold."""
+    ties = rows == threshold
+    return ties & (ties.cumsum(1) <= missing)
 
 
 def _threshold(rows: Tensor, zeros: int) -> tuple[Tensor | float, bool]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from helpers.admm import SCHEDULES, admm_grad, check_steps, refit
+from helpers.device import all_finite
 from helpers.errors import (
     BadMask,
     BadParameter,
@@ -147,7 +148,7 @@ def _check_layer(
     else:
         target = check_keep(keep, weight.shape, sparsity, pattern)
     check_divides(pattern, weight.shape[1])
-    if not torch.isfinite(weight).all():
+    if not all_finite(weight):
         raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
     if gram is not None:
         _check_matrix("gram", gram)
@@ -188,7 +189,7 @@ def _finish(
             f"method {name!r} returned a weight of shape {tuple(new.shape)} for "
             f"{tuple(weight.shape)}: return (d_out, d_in)"
         )
-    if not torch.isfinite(new).all():
+    if not all_finite(new):
         raise NonFinite(f"method {name!r} returned NaN or infinity: check its damping")
     check_keep(keep, weight.shape, None, pattern)
     zeros = keep.numel() - int(keep.sum())
@@ -223,7 +224,7 @@ def magnitude(weight, gram, *, sparsity, pattern, keep=None, budget="matrix"):
 def wanda(weight, gram, *, sparsity, pattern, keep=None, budget="output"):
     """Keep the largest |W|·‖x‖ in each output; weights are not updated (Sun et al. 2024)."""
     if keep is None:
-        keep = select(weight.abs() * gram.diagonal().sqrt(), sparsity, pattern, budget)
+        keep = select(weight.abs().mul_(gram.diagonal().sqrt()), sparsity, pattern, budget)
     return LayerResult(weight * keep, keep)
 
 
@@ -243,7 +244,7 @@ def admm1(
 ):
     """One mask from |W|·‖x‖, then ADMM on it (the paper's ADMM1)."""
     if keep is None:
-        keep = select(weight.abs() * gram.diagonal().sqrt(), sparsity, pattern, budget)
+        keep = select(weight.abs().mul_(gram.diagonal().sqrt()), sparsity, pattern, budget)
     common = dict(rho=rho, iterations=iterations, damping=damping, precondition=precondition)
     solved = refit(weight, gram, keep, **common)
     return LayerResult(solved.weight, keep, damping=solved.damping)
@@ -349,12 +350,13 @@ def _inverse_factor(gram: Tensor, damping: float) -> tuple[Tensor, float]:
     A dead input gets a unit diagonal before damping, so that it touches no other.
     """
     check_real("damping", damping)
-    alive = gram + torch.diag(dead_inputs(gram).to(gram.dtype))
+    alive = gram.clone()
+    alive.diagonal().add_(dead_inputs(gram).to(gram.dtype))
     for rung in damping_ladder(damping):
         lower, used = factor(alive, rung)
         # the inverse of a barely positive matrix need not be positive after rounding
         upper, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-        if info.item() == 0 and torch.isfinite(upper).all():
+        if info.item() == 0 and all_finite(upper):
             return upper, used
     raise NotPositiveDefinite(
         f"the gram's inverse cannot be factored with damping from {damping:g} up to {rung:g}: "

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 from transformers.pytorch_utils import Conv1D
 
 from helpers.assets import ASSETS, embedded_model_folder
-from helpers.device import pick_device, pick_dtype
+from helpers.device import all_finite, pick_device, pick_dtype
 from helpers.errors import NonFinite, UnknownModel, UnsupportedModel
 from helpers.paths import MASK_FILE
 
@@ -154,13 +154,16 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
     return dict(known or _identity(getattr(model.config, "_name_or_path", "") or "unnamed", model))
 
 
-def opened(model: nn.Module, index: int | None = None) -> contextlib.AbstractContextManager[Any]:
-    """Inside, block `index` (None: all that lies outside the blocks) holds its weights.
+def opened(
+    model: nn.Module, part: int | nn.Module | None = None
+) -> contextlib.AbstractContextManager[Any]:
+    """Inside, a part of a model holds its weights: a block by its number, a module that lies
+    outside the blocks, or all of those (None).
 
     For a model in memory there is nothing to do; others read them (`helpers.streaming`).
     """
     store = getattr(model, STORE, None)
-    return contextlib.nullcontext() if store is None else store.opened(index)
+    return contextlib.nullcontext() if store is None else store.opened(part)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -244,5 +247,5 @@ def write_weight(layer: nn.Module, weight: Tensor) -> None:
 
 def check_weights(name: str, layer: nn.Module) -> None:
     """Raise NonFinite, naming the layer, if its weight holds NaN or infinity."""
-    if not torch.isfinite(layer.weight).all():
+    if not all_finite(layer.weight):
         raise NonFinite(f"weight of {name} holds NaN or infinity: check the checkpoint")

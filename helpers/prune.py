@@ -281,9 +281,8 @@ class Loop:
     def start(self, tokens: Tensor, batch: int | None) -> tuple[Replay, Tensor]:
         """Pass the parity gate, and embed the calibration."""
         replay = Replay(self.model, tokens, batch or best_batch(self.device, tokens.shape[1]))
-        with opened(self.model):
-            self.report.parity = replay.parity()
-            return replay, replay.embed(self.store.allocate)
+        self.report.parity = replay.parity()
+        return replay, replay.embed(self.store.allocate)
 
     def one_block(self, index: int, replay: Replay | None, stream: Tensor | None) -> None:
         """Measure and prune a block unless it is finished, and take the stream through it."""

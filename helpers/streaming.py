@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from helpers.assets import embedded_model_folder
-from helpers.device import pick_device, pick_dtype
+from helpers.device import all_finite, pick_device, pick_dtype
 from helpers.errors import NonFinite, UnknownModel
 from helpers.models import IDENTITY, STORE, find_blocks
 from helpers.shards import Checkpoint
@@ -50,53 +50,56 @@ class WeightStore:
         self.blocks = find_blocks(model)
         self.sources: dict[int, Checkpoint] = {}
         self.slots = _slots(model, self.blocks, checkpoint)
-        self._depth: dict[int | None, int] = dict.fromkeys(self.slots, 0)
-        for index, block in enumerate(self.blocks):
-            block.forward = self._reading_first(block.forward, index)
+        self._depth: dict[int, int] = {
+            id(slot): 0 for slots in self.slots.values() for slot in slots
+        }
+        self._outside: dict[nn.Module, list[_Slot]] = {}
+        for slot in self.slots[None]:
+            for module, _ in slot.places:
+                self._outside.setdefault(module, []).append(slot)
+        for part in [*range(len(self.blocks)), *self._outside]:
+            module = self.blocks[part] if isinstance(part, int) else part
+            module.forward = self._reading_first(module.forward, part)
 
-    def _reading_first(self, forward: Any, index: int) -> Any:
-        """The forward of a block, which opens it."""
+    def _reading_first(self, forward: Any, part: int | nn.Module) -> Any:
+        """The forward of a part, which opens it."""
 
         @functools.wraps(forward)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            with self.opened(index):
+            with self.opened(part):
                 return forward(*args, **kwargs)
 
         return wrapped
 
     @contextlib.contextmanager
-    def opened(self, index: int | None) -> Iterator[None]:
-        """Inside, block `index` (None: all outside the blocks) holds its weights.
+    def opened(self, part: int | nn.Module | None) -> Iterator[None]:
+        """Inside, a part holds its weights: a block by its number, a module that lies outside the
+        blocks, or all of those (None).
 
         Raises CheckpointError, and NonFinite, naming the tensor.
         """
-        if self._depth[index] == 0:
-            self._fill(index)
-        self._depth[index] += 1
+        is_module = isinstance(part, nn.Module)
+        slots = self._outside.get(part, []) if is_module else self.slots[part]
+        source = self.checkpoint if is_module else self.sources.get(part, self.checkpoint)
+        held: list[_Slot] = []
         try:
+            for slot in slots:
+                if self._depth[id(slot)] == 0:
+                    _put(slot, self._read(slot, source))
+                self._depth[id(slot)] += 1
+                held.append(slot)
             yield
         finally:
-            self._depth[index] -= 1
-            if self._depth[index] == 0:
-                self._empty(index)
+            for slot in held:
+                self._depth[id(slot)] -= 1
+                if self._depth[id(slot)] == 0:
+                    _put(slot, slot.empty)
 
-    def _fill(self, index: int | None) -> None:
-        source = self.sources.get(index, self.checkpoint)
-        try:
-            for slot in self.slots[index]:
-                tensor = source.read(slot.key, self.device, self.dtype)
-                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    raise NonFinite(
-                        f"weight {slot.key} holds NaN or infinity: check the checkpoint"
-                    )
-                _put(slot, tensor)
-        except BaseException:
-            self._empty(index)
-            raise
-
-    def _empty(self, index: int | None) -> None:
-        for slot in self.slots[index]:
-            _put(slot, slot.empty)
+    def _read(self, slot: _Slot, source: Checkpoint) -> Tensor:
+        tensor = source.read(slot.key, self.device, self.dtype)
+        if tensor.is_floating_point() and not all_finite(tensor):
+            raise NonFinite(f"weight {slot.key} holds NaN or infinity: check the checkpoint")
+        return tensor
 
     def tensors(self, index: int | None) -> dict[str, Tensor]:
         """What an open part holds now, by the checkpoint's names."""
