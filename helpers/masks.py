@@ -207,6 +207,8 @@ def keep_largest(rows: Tensor, zeros: int, out: Tensor | None = None) -> Tensor:
         missing = rows.shape[1] - zeros - (rows > threshold).sum(1, keepdim=True)
         if rows.device.type == "cpu":  # a GPU would have to be waited for
             short = missing.flatten().nonzero().flatten()
+            if not len(short):
+                return out
             if len(short) < len(rows):
                 out[short] = out[short] + _earlier(rows[short], threshold[short], missing[short])
                 return out

@@ -22,6 +22,7 @@ from helpers.errors import CheckpointError
 from helpers.paths import replace_file, sync, sync_folder
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+READ_BYTES = 1 << 25  # of a file mapped at once
 TEMPORARY = ".tmp"  # ends the name of a file that is not whole yet
 
 T = TypeVar("T")
@@ -67,7 +68,8 @@ class Checkpoint:
     def read(self, name: str, device: torch.device | str, dtype: torch.dtype) -> Tensor:
         """One tensor in memory of its own; a floating-point one in `dtype`.
 
-        The file is opened for this tensor alone, so that no page of it stays in this process.
+        The file is opened for some rows at a time, so that next to none of its pages, which count
+        as this process's memory while they are mapped, are here beside the tensor.
         Raises CheckpointError if the file has changed since the checkpoint was opened.
         """
         path = self.files[name]
@@ -76,10 +78,25 @@ class Checkpoint:
                 f"{path} has changed since this run began to read it: restore it and run again, "
                 "or start anew with resume=False"
             )
-        with reading(path) as stream:
-            tensor = stream.get_tensor(name)
-            wanted = dtype if tensor.is_floating_point() else tensor.dtype
-            return tensor.to(device=device, dtype=wanted, copy=True)
+        shape, stored = self._describe(name)
+        kind = dtype if stored.is_floating_point else stored
+        tensor = torch.empty(shape, dtype=kind, device=device)
+        if not shape:
+            with reading(path) as stream:
+                return tensor.copy_(stream.get_tensor(name))
+        rows = max(1, READ_BYTES * shape[0] // max(1, tensor.numel() * stored.itemsize))
+        for start in range(0, shape[0], rows):
+            with reading(path) as stream:
+                tensor[start : start + rows] = stream.get_slice(name)[start : start + rows]
+        return tensor
+
+    def _describe(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape and stored dtype of a tensor."""
+        with reading(self.files[name]) as stream:
+            part = stream.get_slice(name)
+            shape = tuple(part.get_shape())
+            row = part[:1] if shape and shape[0] else stream.get_tensor(name)
+        return shape, row.dtype
 
     def stored_bytes(self) -> int:
         """Size of the weights' files on disk."""
