@@ -23,16 +23,21 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from helpers.assets import embedded_model_folder
 from helpers.device import pick_device, pick_dtype
-from helpers.errors import NonFinite, UnknownModel
+from helpers.errors import NonFinite, UnknownModel, UnsupportedModel
 from helpers.models import IDENTITY, STORE, find_blocks
 from helpers.shards import Checkpoint
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """A tensor of the checkpoint and the places of the model that hold it."""
+    """A tensor of the checkpoint and the places of the model that hold it.
+
+    key: its name in the checkpoint; name: in the model. They differ where a checkpoint of the bare
+    model leaves out the first part.
+    """
 
     key: str
+    name: str
     places: tuple[tuple[nn.Module, str], ...]
     empty: Tensor  # what is there while the tensor is not
 
@@ -40,7 +45,8 @@ class _Slot:
 class WeightStore:
     """Reads a model's weights where they are needed, and forgets them afterwards.
 
-    `sources` says which checkpoint a block is read from: pruned blocks come from another one.
+    `sources` says which checkpoint a block is read from: pruned blocks come from another one,
+    which knows them by the model's names.
     """
 
     def __init__(
@@ -51,11 +57,12 @@ class WeightStore:
         self.sources: dict[int, Checkpoint] = {}
         self.slots = _slots(model, self.blocks, checkpoint)
         self._depth: dict[int | None, int] = dict.fromkeys(self.slots, 0)
+        model.forward = self._reading_first(model.forward, None)
         for index, block in enumerate(self.blocks):
             block.forward = self._reading_first(block.forward, index)
 
-    def _reading_first(self, forward: Any, index: int) -> Any:
-        """The forward of a block, which opens it."""
+    def _reading_first(self, forward: Any, index: int | None) -> Any:
+        """The forward of a part, which opens it."""
 
         @functools.wraps(forward)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -70,10 +77,11 @@ class WeightStore:
 
         Raises CheckpointError, and NonFinite, naming the tensor.
         """
-        if self._depth[index] == 0:
-            self._fill(index)
         self._depth[index] += 1
         try:
+            # inside, so that Ctrl-C at any moment leaves nothing behind
+            if self._depth[index] == 1:
+                self._fill(index)
             yield
         finally:
             self._depth[index] -= 1
@@ -81,26 +89,22 @@ class WeightStore:
                 self._empty(index)
 
     def _fill(self, index: int | None) -> None:
-        source = self.sources.get(index, self.checkpoint)
-        try:
-            for slot in self.slots[index]:
-                tensor = source.read(slot.key, self.device, self.dtype)
-                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    raise NonFinite(
-                        f"weight {slot.key} holds NaN or infinity: check the checkpoint"
-                    )
-                _put(slot, tensor)
-        except BaseException:
-            self._empty(index)
-            raise
+        pruned = self.sources.get(index)
+        for slot in self.slots[index]:
+            source, name = (pruned, slot.name) if pruned else (self.checkpoint, slot.key)
+            tensor = source.read(name, self.device, self.dtype)
+            # a buffer may well hold infinity: the mask of an attention does
+            if isinstance(slot.empty, nn.Parameter) and not torch.isfinite(tensor).all():
+                raise NonFinite(f"weight {name} holds NaN or infinity: check the checkpoint")
+            _put(slot, tensor)
 
     def _empty(self, index: int | None) -> None:
         for slot in self.slots[index]:
             _put(slot, slot.empty)
 
     def tensors(self, index: int | None) -> dict[str, Tensor]:
-        """What an open part holds now, by the checkpoint's names."""
-        return {slot.key: getattr(*slot.places[0]).detach() for slot in self.slots[index]}
+        """What an open part holds now, by the model's names."""
+        return {slot.name: getattr(*slot.places[0]).detach() for slot in self.slots[index]}
 
     def bytes(self) -> int:
         """All that the model holds, in its dtype."""
@@ -126,34 +130,59 @@ def _slots(
 ) -> dict[int | None, list[_Slot]]:
     """The slots of each block and, under None, of all that lies outside.
 
-    Raises UnknownModel if the checkpoint lacks a tensor or has one of another shape.
+    Raises UnknownModel if the checkpoint lacks a tensor or has one of another shape;
+    UnsupportedModel if a block shares a tensor with what lies outside it.
     """
     block_of = {id(module): i for i, block in enumerate(blocks) for module in block.modules()}
-    places: dict[int, list[tuple[str, nn.Module, str]]] = {}
-    tensors: dict[int, Tensor] = {}
-    for path, module in model.named_modules():
-        for name, tensor in _stored(module):
-            tensors[id(tensor)] = tensor
-            full = f"{path}.{name}" if path else name
-            places.setdefault(id(tensor), []).append((full, module, name))
     slots: dict[int | None, list[_Slot]] = {None: [], **{i: [] for i in range(len(blocks))}}
     shapes, absent = checkpoint.shapes(), []
-    for identity, found in places.items():
-        key = _key(model, [full for full, _, _ in found], checkpoint)
-        if key is None and not isinstance(tensors[identity], nn.Parameter):
+    for tensor, found in _places(model):
+        names = [full for full, _, _ in found]
+        keys = _keys(model, names, checkpoint)
+        if not keys and not isinstance(tensor, nn.Parameter):
             continue  # a buffer, which the model has computed
-        if key is None or shapes[key] != tuple(tensors[identity].shape):
-            absent.append(found[0][0])
+        if not keys or shapes[keys[0][0]] != tuple(tensor.shape):
+            absent.append(names[0])
             continue
-        slot = _Slot(key, tuple((module, name) for _, module, name in found), tensors[identity])
-        slots[block_of.get(id(found[0][1]))].append(slot)
+        _check_twins(checkpoint, [key for key, _ in keys])
+        slot = _Slot(*keys[0], tuple((module, name) for _, module, name in found), tensor)
+        parts = {block_of.get(id(module)) for module, _ in slot.places}
+        if len(parts) > 1:
+            raise UnsupportedModel(
+                f"{names[0]} and {names[-1]} of {type(model).__name__} are one tensor in two blocks"
+                ": use load_model and prune_model"
+            )
+        slots[parts.pop()].append(slot)
     if absent:
         raise UnknownModel(
             f"{checkpoint.folder} lacks {len(absent)} weights of {type(model).__name__}, first "
-            f"{absent[0]}: if it is whole its names are of an older format, so load it with "
-            "load_model and save it again with save_pretrained"
+            f"{absent[0]}: it is incomplete, or a family whose weights have other names in files, "
+            "which cannot be read block by block; try load_model and prune_model"
         )
     return slots
+
+
+def _places(model: nn.Module) -> list[tuple[Tensor, list[tuple[str, nn.Module, str]]]]:
+    """Each stored tensor of the model once, with all its places: (full name, module, name)."""
+    found: dict[int, tuple[Tensor, list[tuple[str, nn.Module, str]]]] = {}
+    for path, module in model.named_modules():
+        for name, tensor in _stored(module):
+            full = f"{path}.{name}" if path else name
+            found.setdefault(id(tensor), (tensor, []))[1].append((full, module, name))
+    return list(found.values())
+
+
+def _check_twins(checkpoint: Checkpoint, keys: list[str]) -> None:
+    """Raise UnknownModel if a tensor that the model ties is there twice, with other values."""
+    first = None
+    for name, tensor in checkpoint.tensors(keys if len(keys) > 1 else []):
+        first = tensor if first is None else first
+        if not torch.equal(first, tensor):
+            # transformers would not tie them; config.json promises that they are one
+            raise UnknownModel(
+                f"{name} in {checkpoint.folder} differs from the tensor that config.json ties it "
+                "to: set tie_word_embeddings to false there if the weights are right"
+            )
 
 
 def _stored(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -163,15 +192,20 @@ def _stored(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor
 
 
-def _key(model: nn.Module, names: list[str], checkpoint: Checkpoint) -> str | None:
-    """The checkpoint's name of a tensor that the model knows by `names` (more than one if tied)."""
+def _keys(model: nn.Module, names: list[str], checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """The checkpoint's names of a tensor, each with the model's (there are several if it is tied).
+
+    Empty if the checkpoint does not hold it.
+    """
     prefix = f"{model.base_model_prefix}."
+    found: dict[str, str] = {}
     for name in names:
         # a checkpoint of the bare model lacks the prefix
         for candidate in (name, name.removeprefix(prefix)):
             if candidate in checkpoint.files:
-                return candidate
-    return None
+                found.setdefault(candidate, name)
+                break
+    return list(found.items())
 
 
 def load_streamed(
@@ -183,8 +217,9 @@ def load_streamed(
     """A model whose weights are read from a folder as they are needed, with its tokenizer.
 
     Args: folder, written by `save_pretrained`, or "embedded"; device and dtype as for `load_model`.
-    Use it as any model in eval mode; `perplexity` reads each block once. Its weights cannot be
-    changed. Raises UnknownModel, UnsupportedModel, CheckpointError.
+    Use it as any model in eval mode: a call reads each block once, and `perplexity` reads each a
+    few times whatever the length of the text. Its weights cannot be changed.
+    Raises UnknownModel, UnsupportedModel, CheckpointError.
     """
     path = source_folder(folder)
     where = pick_device(device)
@@ -200,12 +235,20 @@ def load_streamed(
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnknownModel(f"model {str(path)!r} cannot be built ({reason})") from error
     model.tie_weights()
-    for buffered in model.modules():
-        for name, buffer in buffered._buffers.items():
-            buffered._buffers[name] = None if buffer is None else buffer.to(where)
+    _compute_buffers(model, where)
     setattr(model, STORE, WeightStore(model, checkpoint, where, kind))
     setattr(model, IDENTITY, _identity(path, model, kind))
     return model.eval(), tokenizer
+
+
+def _compute_buffers(model: nn.Module, device: torch.device) -> None:
+    """Fill the buffers that no checkpoint holds, as `from_pretrained` does."""
+    for module in model.modules():
+        # again, because under the model's dtype some have been rounded on the way
+        if any(name in module._buffers for name in module._non_persistent_buffers_set):
+            model._init_weights(module)
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(device)
 
 
 def source_folder(source: str | os.PathLike[str]) -> Path:
