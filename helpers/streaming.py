@@ -133,7 +133,7 @@ def _slots(
     Raises UnknownModel if the checkpoint lacks a tensor or has one of another shape;
     UnsupportedModel if a block shares a tensor with what lies outside it.
     """
-    block_of = {id(module): i for i, block in enumerate(blocks) for module in block.modules()}
+    within = next(f"{name}." for name, module in model.named_modules() if module is blocks)
     slots: dict[int | None, list[_Slot]] = {None: [], **{i: [] for i in range(len(blocks))}}
     shapes, absent = checkpoint.shapes(), []
     for tensor, found in _places(model):
@@ -144,14 +144,14 @@ def _slots(
         if not keys or shapes[keys[0][0]] != tuple(tensor.shape):
             absent.append(names[0])
             continue
-        _check_twins(checkpoint, [key for key, _ in keys])
-        slot = _Slot(*keys[0], tuple((module, name) for _, module, name in found), tensor)
-        parts = {block_of.get(id(module)) for module, _ in slot.places}
+        parts = {_part(name, within) for name in names}
         if len(parts) > 1:
             raise UnsupportedModel(
                 f"{names[0]} and {names[-1]} of {type(model).__name__} are one tensor in two blocks"
                 ": use load_model and prune_model"
             )
+        _check_twins(checkpoint, [key for key, _ in keys])
+        slot = _Slot(*keys[0], tuple((module, name) for _, module, name in found), tensor)
         slots[parts.pop()].append(slot)
     if absent:
         raise UnknownModel(
@@ -162,10 +162,15 @@ def _slots(
     return slots
 
 
+def _part(name: str, within: str) -> int | None:
+    """The block that a tensor belongs to, None if it lies outside."""
+    return int(name.removeprefix(within).split(".")[0]) if name.startswith(within) else None
+
+
 def _places(model: nn.Module) -> list[tuple[Tensor, list[tuple[str, nn.Module, str]]]]:
     """Each stored tensor of the model once, with all its places: (full name, module, name)."""
     found: dict[int, tuple[Tensor, list[tuple[str, nn.Module, str]]]] = {}
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(remove_duplicate=False):
         for name, tensor in _stored(module):
             full = f"{path}.{name}" if path else name
             found.setdefault(id(tensor), (tensor, []))[1].append((full, module, name))
