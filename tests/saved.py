@@ -8,7 +8,7 @@ from pathlib import Path
 import families as fam
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from helpers.checkpoint import MANIFEST
 
@@ -26,6 +26,7 @@ def tokenizer(folder: Path) -> None:
     """A word for each id."""
     words = {f"w{number}": number for number in range(fam.VOCABULARY)}
     tiny = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tiny.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     hf.PreTrainedTokenizerFast(tokenizer_object=tiny, unk_token="w0").save_pretrained(folder)
 
 
