@@ -491,8 +491,9 @@ class Replay:
         done = 0
 
         def one_batch() -> int:
+            call = self.calls[index]  # first: recording it may halve the batch
             rows = stream[done : done + self.batch]
-            advance_rows(block, rows, self.calls[index], name)
+            advance_rows(block, rows, call, name)
             return len(rows)
 
         while done < len(stream):
@@ -509,7 +510,8 @@ class Replay:
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                reason = str(error).splitlines()[0]
+                # a MemoryError often says nothing
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
             # out here, where the error no longer holds on to what was allocated
             self._halve(where, reason)
 

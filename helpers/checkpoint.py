@@ -15,6 +15,7 @@ import dataclasses
 import fcntl
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import os
 import shutil
@@ -27,7 +28,15 @@ import torch
 from torch import Tensor, nn
 
 from helpers.capture import eval_mode
-from helpers.errors import BadParameter, CheckpointError, ResumeError, check_choice
+from helpers.errors import (
+    BadParameter,
+    CheckpointError,
+    HelpersError,
+    RecordError,
+    ResumeError,
+    check_choice,
+)
+from helpers.methods import get_method
 from helpers.models import STORE, find_layers
 from helpers.packed import save_masks
 from helpers.paths import replace_file, root, sync_folder
@@ -38,11 +47,12 @@ from helpers.streaming import WeightStore, load_streamed, source_folder
 MANIFEST = "pruning.json"
 FORMAT = 1
 ACTIVATIONS = ("memory", "disk")
+_SHOWN = 8  # differences that a message names
 # what decides the bits of a weight
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
 CODE = (
-    *("admm", "capture", "checkpoint", "distributed", "gram", "masks", "methods", "models"),
-    *("prune", "streaming"),
+    *("admm", "capture", "checkpoint", "device", "distributed", "gram", "masks", "methods"),
+    *("models", "packed", "prune", "shards", "streaming"),
 )
 # beside weights, what makes a folder a model
 _COMPANIONS = (
@@ -87,8 +97,9 @@ def prune_checkpoint(
 ) -> CheckpointReport:
     """Prune the model in folder `source` into folder `destination`, one block in memory at a time.
 
-    The weights are those that `prune_model` gives, bit for bit. `from_pretrained` loads the
-    destination like any model; beside its shards lie the masks (`load_masks`) and a manifest.
+    The weights are those that `prune_model` gives, bit for bit on one machine with one number of
+    threads. `from_pretrained` loads the destination like any model, by the model's own names;
+    beside its shards lie the masks (`load_masks`) and a manifest.
 
     Args: source, a folder of safetensors with config.json, or "embedded"; tokens, method,
     sparsity, pattern, batch, progress and options as for `prune_model`; device and dtype as for
@@ -106,28 +117,44 @@ def prune_checkpoint(
     """
     check_choice("activations", activations, ACTIVATIONS)
     team = team or Team()
-    folder = source_folder(source)
-    model, tokenizer = load_streamed(folder, device=device, dtype=dtype)
+    folder, destination = source_folder(source), _absolute(destination)
+    _check_apart(folder, destination)
+    model, _ = load_streamed(folder, device=device, dtype=dtype)
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
     check_request(model, tokens, method, batch, None, arguments)
     request = _request(model, folder, tokens, method, batch, arguments, team)
     with contextlib.ExitStack() as stack:
         work = None
         if team.lead:
-            work = stack.enter_context(_working(Path(destination).expanduser(), request, resume))
+            work = stack.enter_context(_working(destination, request, resume))
         work = team.share(work)
         if work.complete:
             return work.report(method, pattern)
         _check_room(work, model, tokens, activations)
         store = ShardStore(model, work, team, activations)
         loop = Loop(model, method, arguments, progress=progress, store=store, team=team)
-        with eval_mode(model):
+        with eval_mode(model), _told(work):
             loop.run(tokens, batch)
-        store.discard_activations()
-        if team.lead:
-            work.close(model, folder, loop.report)
+            if team.lead:
+                with _writing():
+                    work.close(model, folder, loop.report)
         work = team.share(work)
         return work.report(method, pattern, loop.report)
+
+
+def _absolute(destination: str | os.PathLike[str]) -> Path:
+    """The folder itself, whatever links or working folder lead to it."""
+    return Path(destination).expanduser().resolve()
+
+
+def _check_apart(source: Path, destination: Path) -> None:
+    """Raise ResumeError if source and destination are one, or one lies in the other."""
+    source = source.resolve()
+    for folder in (destination, _place_of(destination)):
+        if source.is_relative_to(folder) or folder.is_relative_to(source):
+            raise ResumeError(
+                f"destination {destination} and source {source} overlap: choose another destination"
+            )
 
 
 # --- what was asked for ----------------------------------------------------------------------
@@ -147,11 +174,14 @@ def _request(
     Raises BadParameter for an option that JSON cannot hold.
     """
     store: WeightStore = getattr(model, STORE)
+    if not get_method(method).needs_calibration:
+        tokens = None  # they are never read
     request = {
         "source": store.checkpoint.hashes(),
         "configuration": sha256_of(folder / "config.json"),
         "calibration": None if tokens is None else _hash_tokens(tokens),
         "method": method,
+        "method_code": _code_of(method),
         **arguments,
         "batch": batch,
         "dtype": str(store.dtype).removeprefix("torch."),
@@ -174,6 +204,15 @@ def _code_files() -> Iterator[tuple[str, Path]]:
         path = root() / "helpers" / f"{name}.py"
         if path.is_file():
             yield name, path
+
+
+def _code_of(method: str) -> str | None:
+    """sha256 of a method's own code, which may be registered elsewhere; None if it has no file."""
+    try:
+        text = inspect.getsource(inspect.unwrap(get_method(method)))
+    except (OSError, TypeError):
+        return None
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _hash_tokens(tokens: Tensor) -> str:
@@ -212,15 +251,17 @@ class Work:
     complete: bool = False
     redone: list[int] = field(default_factory=list)
     resumed: int = 0
+    halved_before: list[str] = field(default_factory=list)  # by calls that were interrupted
 
     def lines(self, index: int) -> list[LayerReport] | None:
         """The lines of a finished block, None if it is not finished."""
         entry = self.manifest["blocks"].get(str(index))
         return entry and [_line(row) for row in entry["layers"]]
 
-    def enter(self, index: int, entry: dict[str, Any]) -> None:
-        """Write a finished block into the manifest."""
+    def enter(self, index: int, entry: dict[str, Any], halved: list[str]) -> None:
+        """Write a finished block into the manifest; halved: where in this call, so far."""
         self.manifest["blocks"][str(index)] = entry
+        self.manifest["halved"] = self.halved_before + halved
         self.save()
 
     def save(self) -> None:
@@ -230,11 +271,25 @@ class Work:
     def verify(self) -> None:
         """Forget finished blocks whose shard is no longer what was written."""
         for index, entry in list(self.manifest["blocks"].items()):
-            path = self.folder / entry["file"]
-            if not path.is_file() or sha256_of(path) != entry["sha256"]:
+            if self._damaged(entry):
                 del self.manifest["blocks"][index]
                 self.redone.append(int(index))
         self.resumed = len(self.manifest["blocks"])
+        self.halved_before = list(self.manifest["halved"])
+
+    def check(self) -> None:
+        """Raise ResumeError if a file of the complete model is no longer what was written."""
+        for entry in [*self.manifest["blocks"].values(), self.manifest["rest"]]:
+            if self._damaged(entry):
+                # not mended: it may be that someone has gone on to work with this model
+                raise ResumeError(
+                    f"{self.folder / entry['file']} is not what was written there: choose another "
+                    "destination, or start anew with resume=False, which replaces the model there"
+                )
+
+    def _damaged(self, entry: Mapping[str, Any]) -> bool:
+        path = self.folder / entry["file"]
+        return not path.is_file() or sha256_of(path) != entry["sha256"]
 
     def report(self, method: str, pattern: str, run: PruneReport | None = None) -> CheckpointReport:
         """The report: of the whole model, with what this call did."""
@@ -259,17 +314,19 @@ class Work:
         blocks = len(store.blocks)
         rest = _shard_name(blocks, blocks)
         with store.opened(None):
-            write_shard(self.folder / rest, store.tensors(None))
-        files = {slot.key: rest for slot in store.slots[None]}
+            digest = write_shard(self.folder / rest, store.tensors(None))
+        files = {slot.name: rest for slot in store.slots[None]}
         for index, entry in _in_order(self.manifest["blocks"]):
-            files |= {slot.key: entry["file"] for slot in store.slots[index]}
+            files |= {slot.name: entry["file"] for slot in store.slots[index]}
         _copy_companions(source, self.folder, store.dtype)
         write_index(self.folder, files, store.bytes())
         save_masks(self.folder, _Masks(self.folder, store), pattern=report.pattern)
-        self.manifest["report"] = {
-            name: getattr(report, name) for name in ("seconds", "parity", "batch")
+        self.manifest |= {
+            "rest": {"file": rest, "sha256": digest},
+            "halved": self.halved_before + report.halved,
+            "report": {name: getattr(report, name) for name in ("seconds", "parity", "batch")},
+            "complete": True,
         }
-        self.manifest["complete"] = True
         self.save()
         _take_place(self.folder, self.destination)
         self.folder, self.complete = self.destination, True
@@ -293,7 +350,7 @@ class _Masks(Mapping):
             id(layer): None for block in store.blocks for layer in find_layers(block).values()
         }
         self._names = [
-            slot.key
+            slot.name
             for index in range(len(store.blocks))
             for slot in store.slots[index]
             if any(id(module) in pruned and name == "weight" for module, name in slot.places)
@@ -318,7 +375,7 @@ def _shard_name(index: int, blocks: int) -> str:
 def _copy_companions(source: Path, folder: Path, dtype: torch.dtype) -> None:
     """Copy configuration and tokenizer; the configuration names the new weights' dtype."""
     for pattern in _COMPANIONS:
-        for path in source.glob(pattern):
+        for path in filter(Path.is_file, source.glob(pattern)):
             replace_file(folder / path.name, path.read_bytes())
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -336,16 +393,19 @@ def _working(destination: Path, request: dict[str, Any], resume: bool) -> Iterat
     place = _place_of(destination)
     _check_destination(destination)
     with _held(place, destination):
+        _mend_place(place, destination)
         work = _continued(place, destination, request) if resume else None
         if work is None:
             work = _begun(place, destination, request)
-        if not work.complete:
+        if work.complete:
+            work.check()
+        else:
             for partial in work.folder.glob(f".*{TEMPORARY}"):
                 partial.unlink()  # of a run that was killed while it wrote
             work.verify()
         yield work
         if work.complete:
-            shutil.rmtree(place, ignore_errors=True)
+            _tidy(place)
 
 
 def _place_of(destination: Path) -> Path:
@@ -369,32 +429,86 @@ def _check_destination(destination: Path) -> None:
 def _held(place: Path, destination: Path) -> Iterator[None]:
     """Hold the place of work: the lock goes with the process, however that ends.
 
-    Raises ResumeError if another process holds it.
+    Raises ResumeError if another process holds it, CheckpointError if nothing can be written there.
     """
-    with _lock_file(place) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            raise ResumeError(
-                f"{destination} is being pruned by {holder}: wait for it, or stop it"
-            ) from error
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()}")
-        lock.flush()
-        yield
-
-
-def _lock_file(place: Path) -> Any:
-    """The open lock file of a place of work."""
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        return open(place / "lock", "a+")
+        lock = _lock(place)
+    except BlockingIOError as error:
+        raise ResumeError(
+            f"{destination} is being pruned by {_holder(place)}: wait for it, or stop it"
+        ) from error
     except OSError as error:
         raise CheckpointError(
-            f"cannot write to {place} ({error.strerror}): choose a destination that can be written"
+            f"cannot work in {place} ({error.strerror}): choose a destination that can be written"
         ) from error
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(place: Path) -> int:
+    """The open lock file of a place of work, held. Raises OSError; BlockingIOError if not free."""
+    while True:
+        if not place.is_dir():
+            place.mkdir(parents=True, exist_ok=True)
+            sync_folder(place.parent)
+        try:
+            lock = os.open(place / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            if place.is_dir():
+                raise
+            continue  # a run that was just completing has deleted it
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(lock, place / "lock"):
+                with contextlib.suppress(OSError):  # a full disk; it is for a message only
+                    os.truncate(lock, 0)
+                    os.write(lock, f"process {os.getpid()}".encode())
+                return lock
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _holder(place: Path) -> str:
+    """Who holds the lock, as far as it says."""
+    try:
+        return (place / "lock").read_text().strip() or "another process"
+    except OSError:
+        return "another process"
+
+
+def _runs(place: Path) -> list[Path]:
+    """The folders of the runs in a place of work, the newest first."""
+    return sorted(place.glob("run-*"), key=_number, reverse=True)
+
+
+def _mend_place(place: Path, destination: Path) -> None:
+    """Finish what a run was killed in after its model was complete: taking its place."""
+    for folder in _runs(place):
+        with contextlib.suppress(ResumeError):
+            if _read_manifest(folder).get("complete"):
+                return _take_place(folder, destination)
+    return None
+
+
+def _tidy(place: Path) -> None:
+    """Delete a place of work, except runs that may be gone on with."""
+    for folder in _runs(place):
+        if not (folder / MANIFEST).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+    if not _runs(place):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _continued(place: Path, destination: Path, request: dict[str, Any]) -> Work | None:
@@ -403,19 +517,14 @@ def _continued(place: Path, destination: Path, request: dict[str, Any]) -> Work 
     Raises ResumeError, with what differs, if there are only others.
     """
     others = []
-    for folder in [*sorted(place.glob("run-*"), key=_number, reverse=True), destination]:
+    for folder in [*_runs(place), destination]:
         if not (folder / MANIFEST).is_file():
             continue  # nothing there, or killed before it began
         manifest = _read_manifest(folder)
-        if manifest["request"] != request:
-            others.append((folder, manifest))
-            continue
-        work = Work(destination, folder, manifest, resumed=len(manifest["blocks"]))
-        if manifest.get("complete"):
-            if folder != destination:  # killed between its last two steps
-                _take_place(folder, destination)
-            work.folder, work.complete = destination, True
-        return work
+        if manifest["request"] == request:
+            complete = bool(manifest.get("complete"))
+            return Work(destination, folder, manifest, complete, resumed=len(manifest["blocks"]))
+        others.append((folder, manifest))
     if others:
         _check_same(request, others[0][1], others[0][0])
     return None
@@ -426,7 +535,9 @@ def _begun(place: Path, destination: Path, request: dict[str, Any]) -> Work:
     number = max([0, *map(_number, place.glob("run-*"))]) + 1
     work = Work(destination, place / f"run-{number}", {})
     work.manifest = {"format": FORMAT, "request": request, "blocks": {}, "halved": []}
-    work.save()
+    with _writing():
+        work.save()
+        sync_folder(place)
     return work
 
 
@@ -441,21 +552,42 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         known = manifest["format"] == FORMAT
-        manifest["request"], manifest["blocks"]  # noqa: B018 - must be there
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if known:
+            _check_manifest(manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResumeError(
-            f"{path} cannot be read: delete {folder}, or start anew with resume=False"
+            f"{path} cannot be read, so what is finished is not known: delete {folder}, or start "
+            "anew with resume=False"
         ) from error
     if not known:
         raise ResumeError(
-            f"{path} has format {manifest['format']!r}, not {FORMAT}: start anew with resume=False"
+            f"{path} has format {manifest['format']!r}, not {FORMAT}: go on with the version that "
+            "wrote it, or start anew with resume=False"
         )
     return manifest
+
+
+def _check_manifest(manifest: Mapping[str, Any]) -> None:
+    """Raise ValueError, KeyError, TypeError or AttributeError if something is not as written."""
+    entries = list(manifest["blocks"].values())
+    for entry in entries:
+        for row in entry["layers"]:
+            _line(row)
+    if manifest.get("complete"):
+        entries.append(manifest["rest"])
+        manifest["report"]["seconds"], manifest["report"]["parity"], manifest["report"]["batch"]
+    for entry in entries:
+        if Path(entry["file"]).name != entry["file"] or len(entry["sha256"]) != 64:
+            raise ValueError(f"not a file and its hash: {entry}")
+    if not isinstance(manifest["request"], dict) or not isinstance(manifest["halved"], list):
+        raise ValueError("no request")
 
 
 def _check_same(request: dict[str, Any], manifest: dict[str, Any], folder: Path) -> None:
     """Raise ResumeError if a run was asked for something else."""
     lines = _differences(request, manifest["request"])
+    if len(lines) > _SHOWN:
+        lines[_SHOWN:] = [f"{len(lines) - _SHOWN} more"]
     if lines:
         raise ResumeError(
             f"the run in {folder} has {'; '.join(lines)}: ask for the same, choose another "
@@ -465,14 +597,51 @@ def _check_same(request: dict[str, Any], manifest: dict[str, Any], folder: Path)
 
 
 def _take_place(folder: Path, destination: Path) -> None:
-    """Put a complete run in the destination's place; what it replaces is deleted afterwards."""
+    """Put a complete run in the destination's place; what it replaces is deleted afterwards.
+
+    So are the other runs. At each moment the old model or the new one is whole; killed at any,
+    `_mend_place` does the rest.
+    """
     place = _place_of(destination)
+    replaced = place / "replaced"
+    for other in _runs(place):
+        if other != folder:
+            # first: without a manifest a half deleted run is known as one
+            (other / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(other, ignore_errors=True)
     if destination.is_dir():
-        # moved, not deleted, before the new one is there: at each moment one of them is whole
-        shutil.rmtree(place / "replaced", ignore_errors=True)
-        os.replace(destination, place / "replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.replace(destination, replaced)
     os.replace(folder, destination)
     sync_folder(destination.parent)
+    sync_folder(place)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """What cannot be written, as CheckpointError."""
+    try:
+        yield
+    except (OSError, RecordError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(
+            f"the pruned model cannot be written ({reason}): make room there and run again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _told(work: Work) -> Iterator[None]:
+    """Add to an error that what is finished is kept."""
+    try:
+        yield
+    except HelpersError as error:
+        count = len(work.manifest["blocks"])
+        if not count:
+            raise
+        raise type(error)(
+            f"{error}; {count} finished blocks are kept, the same call goes on from there"
+        ) from error
 
 
 def _check_room(work: Work, model: nn.Module, tokens: Tensor | None, activations: str) -> None:
@@ -481,7 +650,7 @@ def _check_room(work: Work, model: nn.Module, tokens: Tensor | None, activations
     needed = store.bytes() + sum(p.numel() for p in model.parameters()) // 8
     needed -= sum(path.stat().st_size for path in work.folder.glob("*.safetensors"))
     if activations == "disk" and tokens is not None:
-        width = model.get_input_embeddings().weight.shape[1]
+        width = model.config.get_text_config(decoder=True).hidden_size
         needed += tokens.numel() * width * store.dtype.itemsize
     free = shutil.disk_usage(work.folder).free
     if free < needed:
@@ -500,16 +669,14 @@ class ShardStore(Store):
     def __init__(self, model: nn.Module, work: Work, team: Team, activations: str) -> None:
         self.weights: WeightStore = getattr(model, STORE)
         self.work, self.team, self.activations = work, team, activations
-        self._halved_before = list(work.manifest["halved"])
-        self._stream_path = work.folder / f"activations-{team.rank}{TEMPORARY}"
-        for index in range(len(self.weights.blocks)):
-            if work.lines(index) is not None:
-                self._read_from_shard(index)
 
-    def _read_from_shard(self, index: int) -> None:
-        path = self.work.folder / self.work.manifest["blocks"][str(index)]["file"]
-        files = {slot.key: path for slot in self.weights.slots[index]}
-        self.weights.sources[index] = Checkpoint(self.work.folder, files)
+    def _read_from_shards(self) -> None:
+        """From now on finished blocks are read as they were pruned."""
+        for index, slots in self.weights.slots.items():
+            if index is not None and self.work.lines(index) is not None:
+                path = self.work.folder / self.work.manifest["blocks"][str(index)]["file"]
+                files = {slot.name: path for slot in slots}
+                self.weights.sources[index] = Checkpoint(self.work.folder, files)
 
     def finished(self, index: int) -> list[LayerReport] | None:
         """The lines of a block that an earlier run has finished."""
@@ -522,17 +689,35 @@ class ShardStore(Store):
         name = _shard_name(index, len(self.weights.blocks))
         digest = write_shard(self.work.folder / name, self.weights.tensors(index))
         rows = [dataclasses.asdict(line) for line in layers]
-        self.work.manifest["halved"] = self._halved_before + halved
-        self.work.enter(index, {"file": name, "sha256": digest, "layers": rows})
+        with _writing():
+            self.work.enter(index, {"file": name, "sha256": digest, "layers": rows}, halved)
 
     def allocate(self, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Memory for the stream: the machine's, or a file's."""
+        # the parity gate, which is about the dense model, lies behind: no block has run since
+        self._read_from_shards()
         if self.activations == "memory":
             return torch.empty(*shape, dtype=dtype)
-        size = torch.Size(shape).numel()
-        flat = torch.from_file(str(self._stream_path), shared=True, size=size, dtype=dtype)
-        return flat.view(shape)
+        return _on_disk(
+            self.work.folder / f".activations-{self.team.rank}{TEMPORARY}", shape, dtype
+        )
 
-    def discard_activations(self) -> None:
-        """Delete the stream's file."""
-        self._stream_path.unlink(missing_ok=True)
+
+def _on_disk(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor that lies in a file without a name, which goes with the tensor or the process.
+
+    Raises CheckpointError if there is no room.
+    """
+    size = torch.Size(shape).numel()
+    try:
+        with path.open("wb") as stream:
+            # all of it now: a full disk would end the process when the mapping is written to
+            os.posix_fallocate(stream.fileno(), 0, size * dtype.itemsize)
+        return torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path.parent} has no room for activations of {size * dtype.itemsize / 1e9:.3g} GB "
+            f'({error.strerror}): make room, or use activations="memory"'
+        ) from error
+    finally:
+        path.unlink(missing_ok=True)

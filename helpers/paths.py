@@ -83,13 +83,18 @@ def _write_then_rename(path: Path, content: bytes) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp made it private to this user
+        share(temporary)
         os.replace(temporary, path)
         sync_folder(path.parent)
     except BaseException:  # Ctrl-C too must leave no partial file
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def share(path: str | os.PathLike[str]) -> None:
+    """Give a file that was made private the mode of any new file."""
+    os.chmod(path, 0o666 & ~_umask())
 
 
 def sync(path: Path) -> None:

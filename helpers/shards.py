@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from helpers.errors import CheckpointError
-from helpers.paths import replace_file, sync, sync_folder
+from helpers.paths import replace_file, share, sync, sync_folder
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 READ_BYTES = 1 << 25  # of a file mapped at once
@@ -174,14 +174,14 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> str:
     try:
         held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(held, temporary, metadata={"format": "pt"})
+        share(temporary)
         sync(temporary)
         digest = sha256_of(temporary)
         temporary.replace(path)
         sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} cannot be written ({error}): make room on that disk and run again; "
-            "what is finished is kept"
+            f"{path} cannot be written ({error}): make room on that disk and run again"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)  # also after Ctrl-C

@@ -23,16 +23,21 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from helpers.assets import embedded_model_folder
 from helpers.device import all_finite, pick_device, pick_dtype
-from helpers.errors import NonFinite, UnknownModel
+from helpers.errors import NonFinite, UnknownModel, UnsupportedModel
 from helpers.models import IDENTITY, STORE, find_blocks
 from helpers.shards import Checkpoint
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """A tensor of the checkpoint and the places of the model that hold it."""
+    """A tensor of the checkpoint and the places of the model that hold it.
+
+    key: its name in the checkpoint; name: in the model. They differ where a checkpoint of the bare
+    model leaves out the first part.
+    """
 
     key: str
+    name: str
     places: tuple[tuple[nn.Module, str], ...]
     empty: Tensor  # what is there while the tensor is not
 
@@ -40,7 +45,8 @@ class _Slot:
 class WeightStore:
     """Reads a model's weights where they are needed, and forgets them afterwards.
 
-    `sources` says which checkpoint a block is read from: pruned blocks come from another one.
+    `sources` says which checkpoint a block is read from: pruned blocks come from another one,
+    which knows them by the model's names.
     """
 
     def __init__(
@@ -79,15 +85,14 @@ class WeightStore:
         Raises CheckpointError, and NonFinite, naming the tensor.
         """
         is_module = isinstance(part, nn.Module)
-        slots = self._outside.get(part, []) if is_module else self.slots[part]
-        source = self.checkpoint if is_module else self.sources.get(part, self.checkpoint)
         held: list[_Slot] = []
         try:
-            for slot in slots:
-                if self._depth[id(slot)] == 0:
-                    _put(slot, self._read(slot, source))
-                self._depth[id(slot)] += 1
+            # inside, so that Ctrl-C at any moment leaves nothing behind
+            for slot in self._outside.get(part, []) if is_module else self.slots[part]:
                 held.append(slot)
+                self._depth[id(slot)] += 1
+                if self._depth[id(slot)] == 1:
+                    _put(slot, self._read(slot, None if is_module else self.sources.get(part)))
             yield
         finally:
             for slot in held:
@@ -95,15 +100,18 @@ class WeightStore:
                 if self._depth[id(slot)] == 0:
                     _put(slot, slot.empty)
 
-    def _read(self, slot: _Slot, source: Checkpoint) -> Tensor:
-        tensor = source.read(slot.key, self.device, self.dtype)
-        if tensor.is_floating_point() and not all_finite(tensor):
-            raise NonFinite(f"weight {slot.key} holds NaN or infinity: check the checkpoint")
+    def _read(self, slot: _Slot, pruned: Checkpoint | None) -> Tensor:
+        """A slot's tensor, from the source or from a shard of a pruned block."""
+        source, name = (pruned, slot.name) if pruned else (self.checkpoint, slot.key)
+        tensor = source.read(name, self.device, self.dtype)
+        # a buffer may well hold infinity: the mask of an attention does
+        if isinstance(slot.empty, nn.Parameter) and not all_finite(tensor):
+            raise NonFinite(f"weight {name} holds NaN or infinity: check the checkpoint")
         return tensor
 
     def tensors(self, index: int | None) -> dict[str, Tensor]:
-        """What an open part holds now, by the checkpoint's names."""
-        return {slot.key: getattr(*slot.places[0]).detach() for slot in self.slots[index]}
+        """What an open part holds now, by the model's names."""
+        return {slot.name: getattr(*slot.places[0]).detach() for slot in self.slots[index]}
 
     def bytes(self) -> int:
         """All that the model holds, in its dtype."""
@@ -129,34 +137,64 @@ def _slots(
 ) -> dict[int | None, list[_Slot]]:
     """The slots of each block and, under None, of all that lies outside.
 
-    Raises UnknownModel if the checkpoint lacks a tensor or has one of another shape.
+    Raises UnknownModel if the checkpoint lacks a tensor or has one of another shape;
+    UnsupportedModel if a block shares a tensor with what lies outside it.
     """
-    block_of = {id(module): i for i, block in enumerate(blocks) for module in block.modules()}
-    places: dict[int, list[tuple[str, nn.Module, str]]] = {}
-    tensors: dict[int, Tensor] = {}
-    for path, module in model.named_modules():
-        for name, tensor in _stored(module):
-            tensors[id(tensor)] = tensor
-            full = f"{path}.{name}" if path else name
-            places.setdefault(id(tensor), []).append((full, module, name))
+    within = next(f"{name}." for name, module in model.named_modules() if module is blocks)
     slots: dict[int | None, list[_Slot]] = {None: [], **{i: [] for i in range(len(blocks))}}
     shapes, absent = checkpoint.shapes(), []
-    for identity, found in places.items():
-        key = _key(model, [full for full, _, _ in found], checkpoint)
-        if key is None and not isinstance(tensors[identity], nn.Parameter):
+    for tensor, found in _places(model):
+        names = [full for full, _, _ in found]
+        keys = _keys(model, names, checkpoint)
+        if not keys and not isinstance(tensor, nn.Parameter):
             continue  # a buffer, which the model has computed
-        if key is None or shapes[key] != tuple(tensors[identity].shape):
-            absent.append(found[0][0])
+        if not keys or shapes[keys[0][0]] != tuple(tensor.shape):
+            absent.append(names[0])
             continue
-        slot = _Slot(key, tuple((module, name) for _, module, name in found), tensors[identity])
-        slots[block_of.get(id(found[0][1]))].append(slot)
+        parts = {_part(name, within) for name in names}
+        if len(parts) > 1:
+            raise UnsupportedModel(
+                f"{names[0]} and {names[-1]} of {type(model).__name__} are one tensor in two blocks"
+                ": use load_model and prune_model"
+            )
+        _check_twins(checkpoint, [key for key, _ in keys])
+        slot = _Slot(*keys[0], tuple((module, name) for _, module, name in found), tensor)
+        slots[parts.pop()].append(slot)
     if absent:
         raise UnknownModel(
             f"{checkpoint.folder} lacks {len(absent)} weights of {type(model).__name__}, first "
-            f"{absent[0]}: if it is whole its names are of an older format, so load it with "
-            "load_model and save it again with save_pretrained"
+            f"{absent[0]}: it is incomplete, or a family whose weights have other names in files, "
+            "which cannot be read block by block; try load_model and prune_model"
         )
     return slots
+
+
+def _part(name: str, within: str) -> int | None:
+    """The block that a tensor belongs to, None if it lies outside."""
+    return int(name.removeprefix(within).split(".")[0]) if name.startswith(within) else None
+
+
+def _places(model: nn.Module) -> list[tuple[Tensor, list[tuple[str, nn.Module, str]]]]:
+    """Each stored tensor of the model once, with all its places: (full name, module, name)."""
+    found: dict[int, tuple[Tensor, list[tuple[str, nn.Module, str]]]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, tensor in _stored(module):
+            full = f"{path}.{name}" if path else name
+            found.setdefault(id(tensor), (tensor, []))[1].append((full, module, name))
+    return list(found.values())
+
+
+def _check_twins(checkpoint: Checkpoint, keys: list[str]) -> None:
+    """Raise UnknownModel if a tensor that the model ties is there twice, with other values."""
+    first = None
+    for name, tensor in checkpoint.tensors(keys if len(keys) > 1 else []):
+        first = tensor if first is None else first
+        if not torch.equal(first, tensor):
+            # transformers would not tie them; config.json promises that they are one
+            raise UnknownModel(
+                f"{name} in {checkpoint.folder} differs from the tensor that config.json ties it "
+                "to: set tie_word_embeddings to false there if the weights are right"
+            )
 
 
 def _stored(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -166,15 +204,20 @@ def _stored(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor
 
 
-def _key(model: nn.Module, names: list[str], checkpoint: Checkpoint) -> str | None:
-    """The checkpoint's name of a tensor that the model knows by `names` (more than one if tied)."""
+def _keys(model: nn.Module, names: list[str], checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """The checkpoint's names of a tensor, each with the model's (there are several if it is tied).
+
+    Empty if the checkpoint does not hold it.
+    """
     prefix = f"{model.base_model_prefix}."
+    found: dict[str, str] = {}
     for name in names:
         # a checkpoint of the bare model lacks the prefix
         for candidate in (name, name.removeprefix(prefix)):
             if candidate in checkpoint.files:
-                return candidate
-    return None
+                found.setdefault(candidate, name)
+                break
+    return list(found.items())
 
 
 def load_streamed(
@@ -186,8 +229,9 @@ def load_streamed(
     """A model whose weights are read from a folder as they are needed, with its tokenizer.
 
     Args: folder, written by `save_pretrained`, or "embedded"; device and dtype as for `load_model`.
-    Use it as any model in eval mode; `perplexity` reads each block once. Its weights cannot be
-    changed. Raises UnknownModel, UnsupportedModel, CheckpointError.
+    Use it as any model in eval mode: a call reads each block once, and `perplexity` reads each a
+    few times whatever the length of the text. Its weights cannot be changed.
+    Raises UnknownModel, UnsupportedModel, CheckpointError.
     """
     path = source_folder(folder)
     where = pick_device(device)
@@ -203,12 +247,20 @@ def load_streamed(
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnknownModel(f"model {str(path)!r} cannot be built ({reason})") from error
     model.tie_weights()
-    for buffered in model.modules():
-        for name, buffer in buffered._buffers.items():
-            buffered._buffers[name] = None if buffer is None else buffer.to(where)
+    _compute_buffers(model, where)
     setattr(model, STORE, WeightStore(model, checkpoint, where, kind))
     setattr(model, IDENTITY, _identity(path, model, kind))
     return model.eval(), tokenizer
+
+
+def _compute_buffers(model: nn.Module, device: torch.device) -> None:
+    """Fill the buffers that no checkpoint holds, as `from_pretrained` does."""
+    for module in model.modules():
+        # again, because under the model's dtype some have been rounded on the way
+        if any(name in module._buffers for name in module._non_persistent_buffers_set):
+            model._init_weights(module)
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(device)
 
 
 def source_folder(source: str | os.PathLike[str]) -> Path:

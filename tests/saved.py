@@ -1,0 +1,66 @@
+"""Saved tiny models to prune file to file, and what their folders hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import families as fam
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from helpers.checkpoint import MANIFEST
+
+SHARDS = "40KB"  # a block of the tiny Llama
+
+
+def save(folder: Path, family: str = "llama", shards: str = SHARDS, **changes: object) -> Path:
+    """A tiny model of a family as `save_pretrained` writes it, with a tokenizer."""
+    fam.build(family, **changes).save_pretrained(folder, max_shard_size=shards)
+    tokenizer(folder)
+    return folder
+
+
+def tokenizer(folder: Path) -> None:
+    """A word for each id."""
+    words = {f"w{number}": number for number in range(fam.VOCABULARY)}
+    tiny = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tiny.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    hf.PreTrainedTokenizerFast(tokenizer_object=tiny, unk_token="w0").save_pretrained(folder)
+
+
+def loaded(folder: Path, dtype: torch.dtype | str = "auto") -> torch.nn.Module:
+    """What transformers makes of a folder, after checking that nothing is missing or left over."""
+    model, found = hf.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, output_loading_info=True, local_files_only=True
+    )
+    assert not any(found.values()), found
+    return model.eval()
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """All files of a pruned checkpoint: their bytes, and the manifest without its seconds."""
+    files: dict[str, object] = {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+    files[MANIFEST] = timeless(json.loads(files[MANIFEST]))
+    return files
+
+
+def timeless(value: object) -> object:
+    """A JSON value without the entries "seconds"."""
+    if isinstance(value, dict):
+        return {key: timeless(item) for key, item in value.items() if key != "seconds"}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def place(destination: Path) -> Path:
+    """Where the work for a destination lies."""
+    return destination.with_name(f"{destination.name}.pruning")
+
+
+def finished_blocks(destination: Path) -> set[int]:
+    """The blocks that the newest interrupted run has finished."""
+    runs = sorted(place(destination).glob("run-*"), key=lambda path: int(path.name[4:]))
+    if not runs or not (runs[-1] / MANIFEST).is_file():
+        return set()
+    return {int(index) for index in json.loads((runs[-1] / MANIFEST).read_text())["blocks"]}
