@@ -534,5 +534,6 @@ class ShardStore(Store):
         return flat.view(shape)
 
     def discard_activations(self) -> None:
-        """Delete the stream's file."""
+        """Delete the stream's file. All processes have then done so, and the folder may move."""
         self._stream_path.unlink(missing_ok=True)
+        self.team.share(None)

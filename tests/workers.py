@@ -1,0 +1,122 @@
+"""What runs inside the processes of `test_distributed`; also a script for torchrun.
+
+Its methods fail on purpose, once: a marker file says that they have.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from helpers.distributed import main, team_of
+from helpers.errors import NonFinite
+from helpers.gram import Gram
+from helpers.methods import METHODS, register
+from helpers.models import read_weight, write_weight
+from helpers.prune import LayerReport
+
+calls = 0
+
+
+def register_all() -> None:
+    """Not at import, so that the tests' own process knows no such method."""
+
+    @register("fails-once")
+    def fails_once(weight, gram, *, sparsity, pattern, keep=None, how="", after=0, marker=""):
+        global calls
+        calls += 1
+        mine = dist.is_initialized() and dist.get_rank() == 1
+        if mine and calls > after and not Path(marker).exists():
+            Path(marker).touch()
+            fail(how)
+        return METHODS["admm1"](weight, gram, sparsity=sparsity, pattern=pattern, keep=keep)
+
+
+def fail(how: str) -> None:
+    """End this process in one of three ways."""
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "interrupted":
+        time.sleep(60)  # the test interrupts meanwhile
+    raise NonFinite("made up")
+
+
+def command(rank: int, size: int, port: int, folder: str, arguments: list[str]) -> None:
+    """The command line in one process of a group; its words and its code go to files."""
+    become(rank, size, port, folder)
+    register_all()
+    code = main(arguments)
+    Path(folder, f"code-{rank}").write_text(str(code))
+    sys.exit(code)
+
+
+def become(rank: int, size: int, port: int, folder: str) -> None:
+    """What torchrun tells a process, and one file for all that it says."""
+    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in where.items()}, MASTER_ADDR="127.0.0.1")
+    torch.set_num_threads(1)
+    handle = os.open(Path(folder, f"said-{rank}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+
+
+def team(rank: int, size: int, port: int, folder: str) -> None:
+    """Every call of a team, with answers that can be worked out by hand, written to a file."""
+    become(rank, size, port, folder)
+    with team_of("cpu") as (team, _):
+        found = {
+            "share": team.share({"rank": team.rank}),
+            "gather": team.gather(f"from {team.rank}"),
+            "part": team.part(torch.arange(7).view(7, 1)),
+            "sum": sums(team),
+            "solve": solved(team),
+        }
+        torch.save(found, Path(folder, f"team-{rank}.pt"))
+
+
+def sums(team) -> dict:
+    """Two layers share a gram, a third has its own; another order in each process."""
+    one, two = Gram(4), Gram(2)
+    one.add(torch.full((1 + team.rank, 4), 1.0))
+    two.add(torch.full((1, 2), 10.0**team.rank))
+    grams = {"k": one, "q": one, "down": two}
+    if team.rank == 1:
+        grams = dict(reversed(grams.items()))
+    team.sum(grams)
+    return {name: (gram.matrix[0, 0].item(), gram.tokens) for name, gram in grams.items()}
+
+
+def solved(team) -> dict:
+    """Each layer is filled with 1 + the rank of its owner; half dtypes and both layouts."""
+    layers = {
+        "big": nn.Linear(6, 4, dtype=torch.bfloat16),
+        "stored-transposed": Conv1D(4, 5),
+        "half": nn.Linear(4, 4, dtype=torch.float16),
+        "small": nn.Linear(2, 2),
+    }
+    done = []
+
+    def work(name: str) -> LayerReport:
+        done.append(name)
+        weight = read_weight(layers[name])
+        number = torch.arange(weight.numel()).view(weight.shape) + 100 * (team.rank + 1)
+        write_weight(layers[name], number.to(weight.dtype))
+        return LayerReport(0, name, tuple(weight.shape), 0.5, None, None, team.rank, 0.0)
+
+    lines = list(team.solve(layers, work))
+    weights = {name: read_weight(layer).float() for name, layer in layers.items()}
+    rows = [(line.name, line.shape, line.dead_inputs) for line in lines]
+    return {"weights": weights, "done": done, "lines": rows}
+
+
+if __name__ == "__main__":
+    register_all()
+    sys.exit(main())
