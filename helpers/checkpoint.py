@@ -408,7 +408,8 @@ def _continued(place: Path, destination: Path, request: dict[str, Any]) -> Work 
             continue  # nothing there, or killed before it began
         manifest = _read_manifest(folder)
         if manifest["request"] != request:
-            others.append((folder, manifest))
+            if manifest["blocks"]:  # else there is nothing to lose
+                others.append((folder, manifest))
             continue
         work = Work(destination, folder, manifest, resumed=len(manifest["blocks"]))
         if manifest.get("complete"):

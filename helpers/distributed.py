@@ -23,6 +23,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -136,9 +137,11 @@ def _talking() -> Iterator[None]:
     except RuntimeError as error:  # all that gloo and nccl raise
         if out_of_memory(error):
             raise
+        # without the backend's own source line, and its advice
+        reason = re.sub(r"^\[\S*\] ", "", _first_line(error)).partition(". ")[0]
         raise ProcessLost(
-            f"another process has ended, or cannot be reached ({_first_line(error)}): see its "
-            "error, then run again to go on; finished blocks are kept"
+            f"another process has ended, or cannot be reached ({reason}): see its error, then run "
+            "again to go on; finished blocks are kept"
         ) from error
 
 
@@ -201,7 +204,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype")
     parser.add_argument("--activations", default="memory", help="memory or disk")
-    parser.add_argument("--anew", action="store_true", help="do not go on with an earlier run")
+    parser.add_argument(
+        "--anew", action="store_true", help="resume=False: do not go on with an earlier run"
+    )
     return parser.parse_args(arguments)
 
 

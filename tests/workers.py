@@ -1,6 +1,6 @@
 """What runs inside the processes of `test_distributed`; also a script for torchrun.
 
-Its methods fail on purpose, once: a marker file says that they have.
+Its method fails on purpose, in process 1, as often as a file of orders says.
 """
 
 from __future__ import annotations
@@ -29,19 +29,24 @@ calls = 0
 def register_all() -> None:
     """Not at import, so that the tests' own process knows no such method."""
 
-    @register("fails-once")
-    def fails_once(weight, gram, *, sparsity, pattern, keep=None, how="", after=0, marker=""):
+    @register("obedient")  # to the orders, a file with lines such as "killed 5"
+    def obedient(weight, gram, *, sparsity, pattern, keep=None, orders=""):
         global calls
         calls += 1
-        mine = dist.is_initialized() and dist.get_rank() == 1
-        if mine and calls > after and not Path(marker).exists():
-            Path(marker).touch()
-            fail(how)
+        if dist.is_initialized() and dist.get_rank() == 1:
+            obey(Path(orders))
         return METHODS["admm1"](weight, gram, sparsity=sparsity, pattern=pattern, keep=keep)
 
 
-def fail(how: str) -> None:
-    """End this process in one of three ways."""
+def obey(orders: Path) -> None:
+    """Fail as the first order says if this process has solved so many layers; it is then crossed
+    out.
+    """
+    waiting = orders.read_text().splitlines()
+    if not waiting or calls <= int(waiting[0].split()[1]):
+        return
+    orders.write_text("\n".join(waiting[1:]))
+    how = waiting[0].split()[0]
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "interrupted":
@@ -50,18 +55,21 @@ def fail(how: str) -> None:
 
 
 def command(rank: int, size: int, port: int, folder: str, arguments: list[str]) -> None:
-    """The command line in one process of a group; its words and its code go to files."""
+    """The command line in one process of a group."""
     become(rank, size, port, folder)
     register_all()
-    code = main(arguments)
-    Path(folder, f"code-{rank}").write_text(str(code))
-    sys.exit(code)
+    sys.exit(main(arguments))
+
+
+def place(rank: int, size: int, port: int) -> dict[str, str]:
+    """What torchrun tells a process by its environment."""
+    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in where.items()}}
 
 
 def become(rank: int, size: int, port: int, folder: str) -> None:
-    """What torchrun tells a process, and one file for all that it says."""
-    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in where.items()}, MASTER_ADDR="127.0.0.1")
+    """What torchrun does for a process, and one file for all that it says."""
+    os.environ.update(place(rank, size, port))
     torch.set_num_threads(1)
     handle = os.open(Path(folder, f"said-{rank}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
