@@ -51,12 +51,16 @@ def fetch_checkpoint(
     `prune_checkpoint`.
 
     Args: name, such as "owner/name"; revision, a commit hash, or "main" for whatever is newest;
-    folder, where the files go, by default `hub/<owner>--<name>/<commit>` in the cache; endpoint,
+    folder, where the files go, by default `hub/<owner>--<name>--<commit>` in the cache; endpoint,
     the address of a mirror. The commit is logged, and written to `fetched.json` in the folder.
 
     Raises UnknownModel (no such model or revision, no access, no safetensors) and AssetError (the
     connection was lost, the disk is full, a file is not what the hub lists): call again to go on.
     """
+    if not isinstance(revision, str) or not revision:
+        raise UnknownModel(
+            f'model {name!r} needs a revision, not {revision!r}: give a commit hash, or "main"'
+        )
     if COMMIT.fullmatch(revision):
         place = _place(name, revision, folder)
         if _complete(place, name, revision):
@@ -79,7 +83,8 @@ def _place(name: str, commit: str, folder: str | os.PathLike[str] | None) -> Pat
     """Where the files of a commit go."""
     if folder is not None:
         return Path(folder).expanduser()
-    return cache_dir() / "hub" / name.replace("/", "--") / commit
+    # one folder, because a record calls a model by its folder's name
+    return cache_dir() / "hub" / f"{name.replace('/', '--')}--{commit}"
 
 
 def _complete(place: Path, name: str, commit: str) -> bool:

@@ -285,7 +285,7 @@ def test_transposed_weights_in_bfloat16(
 ) -> None:
     source, to = sources["gpt2"], tmp_path / "pruned"
     expected = in_memory(source, drawn(source, text), "bfloat16", method="admm1", pattern="2:4")
-    how = dict(method="admm1", sparsity=None, pattern="2:4", dtype="bfloat16")
+    how = dict(method="admm1", sparsity=None, pattern="2:4", dtype="bfloat16", activations="disk")
     ended = group(2, workers.command, tmp_path, request(source, to, text, **how))
     assert ended.codes == [0, 0], ended.said
     found = weights_of(to)
@@ -293,6 +293,22 @@ def test_transposed_weights_in_bfloat16(
     # one step of bfloat16 where weights are below 1/16
     assert flips == 0 and worst <= 2**-12
     assert {weight.dtype for weight in found.values()} == {torch.bfloat16}
+    assert left_behind(to) == []
+
+
+def test_memory_runs_out_in_one_process(
+    group, sources: dict[str, Path], text: Path, tmp_path: Path
+) -> None:
+    asked = request(sources["llama"], tmp_path / "pruned", text, method="admm1", sequences=8)
+    ended = group(2, workers.short_of_memory, tmp_path, [*asked, "--batch", "2"])
+    assert ended.codes == [0, 0], ended.said
+    manifest = json.loads((tmp_path / "pruned" / "pruning.json").read_text())
+    assert manifest["halved"] == ["process 1, block 1: batch 2 to 1, memory ran out"]
+    tokens = drawn(sources["llama"], text, 8)
+    expected = in_memory(sources["llama"], tokens, "float32", method="admm1", sparsity=0.6)
+    found = weights_of(tmp_path / "pruned")
+    flips, worst = compared(found, expected, pruned_names(sources["llama"]))
+    assert flips == 0 and worst < 1e-6
 
 
 # ---------------------------------------------------------------- however one of them ends

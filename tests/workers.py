@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from helpers import capture
 from helpers.distributed import main, team_of
 from helpers.errors import NonFinite
 from helpers.gram import Gram
@@ -65,6 +66,19 @@ def place(rank: int, size: int, port: int) -> dict[str, str]:
     """What torchrun tells a process by its environment."""
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
     return {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in where.items()}}
+
+
+def short_of_memory(rank: int, size: int, port: int, folder: str, arguments: list[str]) -> None:
+    """The command line, in process 1 with no memory for a batch of two in block 1."""
+    measure = capture.layer_grams
+
+    def measured(block, stream, call, batch, name="block"):
+        if rank == 1 and name == "block 1" and batch > 1:
+            raise MemoryError("made up")
+        return measure(block, stream, call, batch, name)
+
+    capture.layer_grams = measured
+    command(rank, size, port, folder, arguments)
 
 
 def become(rank: int, size: int, port: int, folder: str) -> None:
