@@ -11,10 +11,12 @@ from typing import Any
 _PUBLIC = {
     "admm": ("admm_grad", "exact_least_squares", "refit"),
     "capture": ("layer_gram",),
+    "checkpoint": ("prune_checkpoint",),
     "corpora": ("calibration_tokens", "corpus_identity", "evaluation_tokens"),
     "errors": ("HelpersError",),
     "evaluate": ("perplexity", "zero_shot"),
     "gram": ("gram_of", "relative_error"),
+    "hub": ("fetch_checkpoint",),
     "masks": ("cubic_schedule", "select", "top_k", "top_nm"),
     "methods": ("METHODS", "LayerResult", "register"),
     "models": ("load_model", "model_identity"),
@@ -30,6 +32,7 @@ _PUBLIC = {
     ),
     "prune": ("prune_model",),
     "records": ("check_parameters", "make_record", "read_records", "write_record"),
+    "streaming": ("load_streamed",),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 

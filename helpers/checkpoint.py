@@ -524,7 +524,8 @@ def _continued(place: Path, destination: Path, request: dict[str, Any]) -> Work 
         if manifest["request"] == request:
             complete = bool(manifest.get("complete"))
             return Work(destination, folder, manifest, complete, resumed=len(manifest["blocks"]))
-        others.append((folder, manifest))
+        if manifest["blocks"]:  # else there is nothing to lose
+            others.append((folder, manifest))
     if others:
         _check_same(request, others[0][1], others[0][0])
     return None

@@ -8,16 +8,22 @@ are summed over all; its layers are shared out by their cost, and what each has 
 every other. So all hold the same pruned block when the stream moves on. Process 0 writes: see
 `helpers.checkpoint`. All must see the same folders; on GPUs each process uses its own.
 
-Without torchrun this is `prune_checkpoint` in one process.
+The sums are added up in another order than one process does, so weights agree to float32 rounding,
+and a mask may differ where two scores are almost equal. The same number of processes gives the
+same bits. On a CPU torchrun gives each process one thread; set OMP_NUM_THREADS for more.
+
+If one process fails, all end within seconds; run the same again to go on. Each error is one line;
+the stack trace and summary after it are torchrun's own. Without torchrun this is
+`prune_checkpoint` in one process.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -27,11 +33,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from helpers.checkpoint import prune_checkpoint
+from helpers.capture import out_of_memory
+from helpers.checkpoint import CheckpointReport, prune_checkpoint
 from helpers.corpora import calibration_tokens
 from helpers.device import pick_device
-from helpers.errors import BadParameter, CalibrationTooShort, HelpersError
+from helpers.errors import (
+    BadParameter,
+    CalibrationTooShort,
+    HelpersError,
+    ProcessLost,
+    UnsupportedModel,
+)
 from helpers.gram import Gram
+from helpers.methods import get_method
 from helpers.models import read_weight, write_weight
 from helpers.prune import LayerReport, Team
 from helpers.streaming import source_tokenizer
@@ -40,7 +54,11 @@ WAIT = timedelta(hours=2)  # for the slowest layer of a large model
 
 
 class Processes(Team):
-    """The processes of one `torch.distributed` group, which is set up already."""
+    """The processes of one `torch.distributed` group, which is set up already.
+
+    Whatever is called here is called by all of them, in the same order. Raises ProcessLost if
+    another process has ended meanwhile.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
@@ -50,8 +68,16 @@ class Processes(Team):
     def share(self, value: Any) -> Any:
         """The value of the lead, in every process."""
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        with _talking():
+            dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, in every process."""
+        box = [None] * self.size
+        with _talking():
+            dist.all_gather_object(box, value)
+        return box
 
     def part(self, tokens: Tensor) -> Tensor:
         """Every `size`-th sequence. Raises CalibrationTooShort if some process would have none."""
@@ -63,27 +89,65 @@ class Processes(Team):
         return tokens[self.rank :: self.size]
 
     def sum(self, grams: dict[str, Gram]) -> None:
-        """Replace each gram by its sum over all processes."""
-        for gram in {id(gram): gram for gram in grams.values()}.values():
-            tokens = torch.tensor(gram.tokens, device=self.device)
-            dist.all_reduce(gram.matrix)
-            dist.all_reduce(tokens)
-            gram.tokens = int(tokens)
+        """Replace each gram by its sum over all processes; one that layers share is summed once.
+
+        Raises UnsupportedModel unless the same layers share a gram in every process.
+        """
+        owner: dict[int, str] = {}
+        # by name: experts may be called in another order elsewhere
+        shared = {name: owner.setdefault(id(grams[name]), name) for name in sorted(grams)}
+        said = self.gather((shared, {name: grams[name].tokens for name in owner.values()}))
+        if any(theirs != shared for theirs, _ in said):
+            raise UnsupportedModel(
+                "layers share their inputs in one process and not in another: "
+                "prune this family in one process"
+            )
+        for name in owner.values():
+            with _talking():
+                dist.all_reduce(grams[name].matrix)
+            grams[name].tokens = sum(tokens[name] for _, tokens in said)
 
     def solve(
         self, layers: dict[str, nn.Module], work: Callable[[str], LayerReport]
     ) -> Iterator[LayerReport]:
         """Each process solves its share, then all have every layer, in the block's order."""
         owners = share_out(costs(layers), self.size)
-        mine = {name: work(name) for name, owner in owners.items() if owner == self.rank}
+        # in the block's order, in which layers of one input follow one another
+        mine = {name: work(name) for name in layers if owners[name] == self.rank}
+        lines = {name: line for theirs in self.gather(mine) for name, line in theirs.items()}
         for name, layer in layers.items():
-            weight = read_weight(layer).contiguous()
-            dist.broadcast(weight, src=owners[name])
-            if name not in mine:
-                write_weight(layer, weight)
-            box = [dataclasses.asdict(mine[name]) if name in mine else None]
-            dist.broadcast_object_list(box, src=owners[name], device=self.device)
-            yield LayerReport(**box[0])
+            self._spread(layer, owners[name])
+            yield lines[name]
+
+    def _spread(self, layer: nn.Module, owner: int) -> None:
+        """Give every process the owner's weight."""
+        weight = read_weight(layer).contiguous()  # a copy where the layer stores it transposed
+        with _talking():
+            # as bytes, because not every backend and version knows every dtype
+            dist.broadcast(weight.view(torch.uint8), src=owner)
+        if owner != self.rank:
+            write_weight(layer, weight)
+
+
+@contextlib.contextmanager
+def _talking() -> Iterator[None]:
+    """Inside, processes wait for one another; one that has ended is raised as ProcessLost."""
+    try:
+        yield
+    except RuntimeError as error:  # all that gloo and nccl raise
+        if out_of_memory(error):
+            raise
+        # without the backend's own source line, and its advice
+        reason = re.sub(r"^\[\S*\] ", "", _first_line(error)).partition(". ")[0]
+        raise ProcessLost(
+            f"another process has ended, or cannot be reached ({reason}): see its error, then run "
+            "again to go on; finished blocks are kept"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    """An exception's text up to its first line break."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def costs(layers: dict[str, nn.Module]) -> dict[str, float]:
@@ -104,21 +168,22 @@ def share_out(costs: dict[str, float], size: int) -> dict[str, int]:
 
 @contextlib.contextmanager
 def team_of(device: str) -> Iterator[tuple[Team, torch.device]]:
-    """The processes that torchrun has started, and this one's device; alone without torchrun."""
-    if "RANK" not in os.environ:
-        yield Team(), pick_device(device)
-        return
+    """The processes that torchrun has started, and this one's device; alone without torchrun.
+
+    Raises BadParameter (a device that is not here), ProcessLost.
+    """
     where = pick_device(device)
+    if "RANK" not in os.environ:
+        yield Team(), where
+        return
     if where.type == "cuda":
-        where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        where = pick_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
         torch.cuda.set_device(where)
-    dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=WAIT)
-    try:
-        yield Processes(where), where
-    finally:
-        # not after an error: it would wait for the others, which torchrun is about to stop
-        if sys.exc_info()[0] is None:
-            dist.destroy_process_group()
+    with _talking():
+        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=WAIT)
+    yield Processes(where), where
+    # not after an error: it could wait for the others, which torchrun is about to stop
+    dist.destroy_process_group()
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -139,41 +204,67 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype")
     parser.add_argument("--activations", default="memory", help="memory or disk")
-    parser.add_argument("--anew", action="store_true", help="do not go on with an earlier run")
+    parser.add_argument(
+        "--anew", action="store_true", help="resume=False: do not go on with an earlier run"
+    )
     return parser.parse_args(arguments)
 
 
-def _prune(options: argparse.Namespace) -> dict[str, Any]:
+def _prune(options: argparse.Namespace) -> tuple[Team, CheckpointReport]:
     """Do what the command line says."""
-    try:
-        more = json.loads(options.options)
-    except ValueError as error:
-        raise BadParameter(f"--options {options.options!r} is not JSON ({error})") from error
+    arguments = {
+        "method": options.method,
+        "sparsity": options.sparsity,
+        "pattern": options.pattern,
+        "batch": options.batch,
+        "dtype": options.dtype,
+        "activations": options.activations,
+        "resume": not options.anew,
+    }
+    more = _method_options(options.options, {*arguments, "tokens", "device", "progress", "team"})
+    needed = get_method(options.method).needs_calibration
     with team_of(options.device) as (team, device):
-        tokens = calibration_tokens(
-            options.calibration,
-            source_tokenizer(options.source),
-            sequences=options.sequences,
-            length=options.length,
-            seed=options.seed,
-        )
+        tokens = _calibration(options) if needed else None
+        if needed:
+            team.part(tokens)  # refuses too few before anything is written
         report = prune_checkpoint(
             options.source,
             options.destination,
             tokens,
-            method=options.method,
-            sparsity=options.sparsity,
-            pattern=options.pattern,
-            batch=options.batch,
             device=str(device),
-            dtype=options.dtype,
-            activations=options.activations,
-            resume=not options.anew,
             team=team,
             progress=_tell if team.lead else None,
+            **arguments,
             **more,
         )
-        return {"lead": team.lead, "report": report}
+    return team, report
+
+
+def _method_options(text: str, taken: set[str]) -> dict[str, Any]:
+    """The method's options from JSON. Raises BadParameter."""
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise BadParameter(
+            f'--options {text!r} is not JSON ({error}): write it like {{"iterations": 40}}'
+        ) from error
+    if not isinstance(options, dict):
+        raise BadParameter(f'--options {text!r} has no names: write it like {{"iterations": 40}}')
+    if taken & options.keys():
+        names = ", ".join(sorted(taken & options.keys()))
+        raise BadParameter(f"--options {text!r} holds {names}: it takes options of the method only")
+    return options
+
+
+def _calibration(options: argparse.Namespace) -> Tensor:
+    """The calibration tokens, all of them in each process."""
+    return calibration_tokens(
+        options.calibration,
+        source_tokenizer(options.source),
+        sequences=options.sequences,
+        length=options.length,
+        seed=options.seed,
+    )
 
 
 def _tell(done: int, total: int, name: str) -> None:
@@ -182,16 +273,30 @@ def _tell(done: int, total: int, name: str) -> None:
     sys.stdout.flush()
 
 
+def _complain(message: str) -> None:
+    """One line on stderr, which says of which process it is if there are several."""
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    who = f"process {os.environ['RANK']}: " if several and "RANK" in os.environ else ""
+    sys.stderr.write(f"{who}{message}\n")  # in one go, so that lines do not mix
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says and return the exit code; errors are one line each."""
     options = _options(arguments)
     try:
-        done = _prune(options)
+        team, report = _prune(options)
     except HelpersError as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        _complain(f"{type(error).__name__}: {error}")
         return 1
-    if done["lead"]:
-        report = done["report"]
+    except KeyboardInterrupt:
+        _complain("stopped: run it again to go on; finished blocks are kept")
+        return 130
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        _complain(f"OutOfMemory: {_first_line(error)}; finished blocks are kept")
+        return 1
+    if team.lead:
         error = "" if report.error is None else f", mean layer error {report.error:.4f}"
         sys.stdout.write(
             f"{report.folder}: sparsity {report.sparsity:.3f}{error}, "

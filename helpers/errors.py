@@ -73,6 +73,10 @@ class OutOfMemory(HelpersError):
     """Not even one sequence at a time fits the memory."""
 
 
+class ProcessLost(HelpersError):
+    """Another of the processes that prune together has ended, or cannot be reached."""
+
+
 class ParityError(HelpersError):
     """Blocks replayed one by one do not give the model's own logits."""
 

@@ -220,6 +220,10 @@ class Team:
         """The value of the lead, in every process; all wait for one another."""
         return value
 
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, in every process; all wait for one another."""
+        return [value]
+
     def part(self, tokens: Tensor) -> Tensor:
         """The calibration sequences of this process."""
         return tokens
@@ -274,14 +278,14 @@ class Loop:
             with opened(self.model, index):
                 self.one_block(index, replay, stream)
         if replay:
-            self.report.batch, self.report.halved = replay.batch, replay.halved
+            self.report.batch, self.report.halved = replay.batch, self.halved(replay)
         self.report.seconds = {"total": time.perf_counter() - started, **self.seconds}
         return self.report
 
     def start(self, tokens: Tensor, batch: int | None) -> tuple[Replay, Tensor]:
         """Pass the parity gate, and embed the calibration."""
         replay = Replay(self.model, tokens, batch or best_batch(self.device, tokens.shape[1]))
-        self.report.parity = replay.parity()
+        self.report.parity = max(self.team.gather(replay.parity()))
         return replay, replay.embed(self.store.allocate)
 
     def one_block(self, index: int, replay: Replay | None, stream: Tensor | None) -> None:
@@ -292,13 +296,20 @@ class Loop:
             self.prune_block(index, self.measure(index, replay, stream) if replay else None)
             if self.after_block:
                 self.after_block(index, self.blocks[index], stream, replay.calls[index])
-            halved = replay.halved if replay else []
+            halved = self.halved(replay) if replay else []
             self.store.finish(index, self.report.layers[before:], halved)
         else:
             self.report.layers += finished
         if replay and index + 1 < len(self.blocks):
             with self.timed("forward"):
                 replay.advance(index, stream)
+
+    def halved(self, replay: Replay) -> list[str]:
+        """Where some process had to halve its batch so far."""
+        if self.team.size == 1:
+            return list(replay.halved)
+        said = enumerate(self.team.gather(replay.halved))
+        return [f"process {rank}, {line}" for rank, lines in said for line in lines]
 
     def measure(self, index: int, replay: Replay, stream: Tensor) -> dict[str, Gram]:
         """The grams of a block's layers, over all calibration text."""

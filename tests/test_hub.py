@@ -1,0 +1,255 @@
+"""Hub models as folders: from a small hub on this machine, whose connection breaks when told to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlparse
+
+import families as fam
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from helpers import fetch_checkpoint, load_model, load_streamed
+from helpers.assets import embedded_model_folder
+from helpers.capture import forward
+from helpers.errors import AssetError, UnknownModel
+from helpers.paths import root
+
+NAME, COMMIT = "some/model", "0123456789abcdef0123456789abcdef01234567"
+WEIGHTS = "model-00002-of-00003.safetensors"
+UNWANTED = {
+    "pytorch_model.bin": b"a pickle", "modeling.py": b"code", "tokenizer.pkl": b"a pickle",
+    "consolidated.safetensors": b"the same again", "onnx/config.json": b"{}", "README.md": b"...",
+}  # fmt: skip
+
+
+class Hub:
+    """The files of one model at one commit; what was asked of it, and when it breaks."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+        self.cut: str | None = None  # the connection is lost in the middle of this file
+        self.down = False
+        self.sent: list[str] = []
+        self.address = ""
+
+    def listed(self) -> list[dict]:
+        """What the hub says of its files: weights are large files, the others git blobs."""
+        rows = []
+        for name, content in self.files.items():
+            row = {"rfilename": name, "size": len(content), "blobId": blob(content)}
+            if name.endswith(".safetensors"):
+                digest = hashlib.sha256(content).hexdigest()
+                row["lfs"] = {"size": len(content), "sha256": digest, "pointerSize": 130}
+            rows.append(row)
+        return rows
+
+    def tree(self) -> list[dict]:
+        """The same in the words of the hub's other list."""
+        rows = []
+        for row in self.listed():
+            new = {"type": "file", "path": row["rfilename"], "size": row["size"]}
+            if "lfs" in row:
+                new["lfs"] = {**row["lfs"], "oid": row["lfs"]["sha256"]}
+            rows.append({**new, "oid": row["blobId"]})
+        return rows
+
+
+def blob(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers as the hub does, for one model."""
+
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        path = urlparse(self.path).path
+        if self.hub.down:
+            self.close_connection = True  # without an answer
+        elif not path.removeprefix("/api/models").startswith(f"/{NAME}"):
+            self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        elif not {"main", COMMIT} & set(path.split("/")):
+            self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        elif "/revision/" in path:
+            told = {"id": NAME, "sha": COMMIT, "siblings": self.hub.listed()}
+            self.answer(200, json.dumps(told).encode())
+        elif path.endswith(f"/tree/{COMMIT}"):
+            self.answer(200, json.dumps(self.hub.tree()).encode())
+        else:
+            self.file(path.partition(f"/resolve/{COMMIT}/")[2])
+
+    do_HEAD = do_GET
+
+    def file(self, name: str) -> None:
+        content = self.hub.files.get(name)
+        if content is None:
+            self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+            return
+        tag = hashlib.sha256(content).hexdigest()
+        broken = name == self.hub.cut and self.command == "GET"
+        self.hub.down |= broken
+        if self.command == "GET":
+            self.hub.sent.append(name)
+        self.answer(200, content, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT}, broken)
+
+    def answer(self, code: int, body: bytes, headers: dict | None = None, broken=False) -> None:
+        self.send_response(code)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body[: len(body) // 2] if broken else body)
+        self.close_connection |= broken
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on stderr."""
+
+
+@pytest.fixture(scope="module")
+def model_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A tiny Llama in three shards, its tokenizer, and what should stay on the hub."""
+    folder = tmp_path_factory.mktemp("files")
+    fam.build("llama").save_pretrained(folder, max_shard_size="42KB")
+    AutoTokenizer.from_pretrained(embedded_model_folder()).save_pretrained(folder)
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert WEIGHTS in found
+    return found | UNWANTED
+
+
+@pytest.fixture
+def hub(model_files: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """The hub, whose address is at `hub.address`; the cache is a folder of the test."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)  # between the client's attempts
+    hub = Hub(dict(model_files))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Of", (Handler,), {"hub": hub}))
+    hub.address = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield hub
+    server.shutdown()
+    server.server_close()
+
+
+def fetched(folder: Path) -> dict[str, bytes]:
+    """The files of a fetched model, without the receipt and the client's notes."""
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    return {name: (folder / name).read_bytes() for name in names if name != "fetched.json"}
+
+
+def test_a_lost_connection_costs_nothing_but_time(
+    hub: Hub, model_files: dict, tmp_path: Path, one_line_error
+) -> None:
+    hub.cut = WEIGHTS
+    with one_line_error(AssetError, NAME, "what is fetched is kept", "run again"):
+        fetch_checkpoint(NAME, COMMIT, endpoint=hub.address)
+    folder = tmp_path / "cache" / "hub" / f"some--model--{COMMIT}"
+    assert WEIGHTS not in fetched(folder)
+    # still down: not taken for whole because something is there
+    with one_line_error(AssetError, "run again"):
+        fetch_checkpoint(NAME, COMMIT, endpoint=hub.address)
+    before, hub.cut, hub.down = set(fetched(folder)), None, False
+    hub.sent.clear()
+    assert fetch_checkpoint(NAME, COMMIT, endpoint=hub.address) == folder
+    wanted = {name: body for name, body in model_files.items() if name not in UNWANTED}
+    assert fetched(folder) == wanted
+    assert WEIGHTS in hub.sent and not before & set(hub.sent)
+    assert not list(folder.rglob("*.incomplete"))
+
+
+def test_the_fetched_model_loads_and_needs_no_network_again(hub: Hub) -> None:
+    folder = fetch_checkpoint(NAME, "main", endpoint=hub.address)
+    assert folder.name.endswith(COMMIT)
+    hub.down = True
+    assert fetch_checkpoint(NAME, COMMIT, endpoint=hub.address) == folder
+    (model, tokenizer), (streamed, _) = load_model(folder), load_streamed(folder)
+    expected, tokens = fam.build("llama"), fam.random_tokens(2)
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, expected(tokens).logits)
+        assert torch.equal(forward(streamed, tokens), expected(tokens).logits)
+    assert tokenizer("a").input_ids
+
+
+def test_a_file_that_was_deleted_is_fetched_again(hub: Hub, tmp_path: Path) -> None:
+    folder = fetch_checkpoint(NAME, COMMIT, tmp_path / "here", endpoint=hub.address)
+    assert folder == tmp_path / "here"
+    (folder / WEIGHTS).unlink()
+    hub.sent.clear()
+    fetch_checkpoint(NAME, COMMIT, folder, endpoint=hub.address)
+    assert hub.sent == [WEIGHTS] and load_file(folder / WEIGHTS)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
+def test_content_that_is_not_what_is_listed(
+    name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, one_line_error
+) -> None:
+    good, listed = hub.files[name], (hub.listed(), hub.tree())
+    monkeypatch.setattr(hub, "listed", lambda: listed[0])
+    monkeypatch.setattr(hub, "tree", lambda: listed[1])
+    hub.files[name] = good[:-1] + b"?"
+    with one_line_error(AssetError, name, "discarded"):
+        fetch_checkpoint(NAME, COMMIT, tmp_path / "here", endpoint=hub.address)
+    assert name not in fetched(tmp_path / "here")
+    hub.files[name] = good
+    folder = fetch_checkpoint(NAME, COMMIT, tmp_path / "here", endpoint=hub.address)
+    assert (folder / name).read_bytes() == good
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "word"),
+    [("some/other", "main", "some/other"), (NAME, "v9", "v9"), ("a/b/c", "main", "a/b/c"),
+     (NAME, "f" * 40, "fff"), ("..", "main", ".."), (NAME, None, "None")],
+)  # fmt: skip
+def test_what_is_not_on_the_hub(name, revision, word, hub: Hub, one_line_error, tmp_path) -> None:
+    with one_line_error(UnknownModel, word, "revision"):
+        fetch_checkpoint(name, revision, endpoint=hub.address)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_repository_of_pickles_is_refused(hub: Hub, one_line_error, tmp_path: Path) -> None:
+    for name in [name for name in hub.files if name.startswith("model-")]:
+        del hub.files[name]
+    with one_line_error(UnknownModel, NAME, "no safetensors", "pickles"):
+        fetch_checkpoint(NAME, COMMIT, endpoint=hub.address)
+    assert hub.sent == [] and not (tmp_path / "cache").exists()
+
+
+def test_without_a_network(hub: Hub, monkeypatch, one_line_error) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with one_line_error(AssetError, NAME, "run again"):
+        fetch_checkpoint(NAME, COMMIT, endpoint=hub.address)
+
+
+def test_load_model_says_that_the_connection_was_lost(hub: Hub, tmp_path: Path) -> None:
+    # in a process of its own: transformers takes the address from the environment at import
+    hub.cut = WEIGHTS
+    code = (
+        "import time; time.sleep = lambda s: None\n"
+        "from helpers import load_model\nfrom helpers.errors import HelpersError\n"
+        f"try: load_model({NAME!r}, revision={COMMIT!r})\n"
+        "except HelpersError as error: print(type(error).__name__, error)\n"
+    )
+    where = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=root(),
+        env=dict(os.environ, **where),
+    )  # fmt: skip
+    assert WEIGHTS in hub.sent, (hub.sent, answer.stdout, answer.stderr)
+    assert answer.returncode == 0 and "Traceback" not in answer.stderr, answer.stderr
+    assert answer.stdout.startswith("AssetError") and "run again" in answer.stdout
+    assert len(answer.stdout.splitlines()) == 1

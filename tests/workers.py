@@ -1,0 +1,144 @@
+"""What runs inside the processes of `test_distributed`; also a script for torchrun.
+
+Its method fails on purpose, in process 1, as often as a file of orders says.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from helpers import capture
+from helpers.distributed import main, team_of
+from helpers.errors import NonFinite
+from helpers.gram import Gram
+from helpers.methods import METHODS, register
+from helpers.models import read_weight, write_weight
+from helpers.prune import LayerReport
+
+calls = 0
+
+
+def register_all() -> None:
+    """Not at import, so that the tests' own process knows no such method."""
+
+    @register("obedient")  # to the orders, a file with lines such as "killed 5"
+    def obedient(weight, gram, *, sparsity, pattern, keep=None, orders=""):
+        global calls
+        calls += 1
+        if dist.is_initialized() and dist.get_rank() == 1:
+            obey(Path(orders))
+        return METHODS["admm1"](weight, gram, sparsity=sparsity, pattern=pattern, keep=keep)
+
+
+def obey(orders: Path) -> None:
+    """Fail as the first order says if this process has solved so many layers; it is then crossed
+    out.
+    """
+    waiting = orders.read_text().splitlines()
+    if not waiting or calls <= int(waiting[0].split()[1]):
+        return
+    orders.write_text("\n".join(waiting[1:]))
+    how = waiting[0].split()[0]
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "interrupted":
+        time.sleep(60)  # the test interrupts meanwhile
+    raise NonFinite("made up")
+
+
+def command(rank: int, size: int, port: int, folder: str, arguments: list[str]) -> None:
+    """The command line in one process of a group."""
+    become(rank, size, port, folder)
+    register_all()
+    sys.exit(main(arguments))
+
+
+def place(rank: int, size: int, port: int) -> dict[str, str]:
+    """What torchrun tells a process by its environment."""
+    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in where.items()}}
+
+
+def short_of_memory(rank: int, size: int, port: int, folder: str, arguments: list[str]) -> None:
+    """The command line, in process 1 with no memory for a batch of two in block 1."""
+    measure = capture.layer_grams
+
+    def measured(block, stream, call, batch, name="block"):
+        if rank == 1 and name == "block 1" and batch > 1:
+            raise MemoryError("made up")
+        return measure(block, stream, call, batch, name)
+
+    capture.layer_grams = measured
+    command(rank, size, port, folder, arguments)
+
+
+def become(rank: int, size: int, port: int, folder: str) -> None:
+    """What torchrun does for a process, and one file for all that it says."""
+    os.environ.update(place(rank, size, port))
+    torch.set_num_threads(1)
+    handle = os.open(Path(folder, f"said-{rank}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+
+
+def team(rank: int, size: int, port: int, folder: str) -> None:
+    """Every call of a team, with answers that can be worked out by hand, written to a file."""
+    become(rank, size, port, folder)
+    with team_of("cpu") as (team, _):
+        found = {
+            "share": team.share({"rank": team.rank}),
+            "gather": team.gather(f"from {team.rank}"),
+            "part": team.part(torch.arange(7).view(7, 1)),
+            "sum": sums(team),
+            "solve": solved(team),
+        }
+        torch.save(found, Path(folder, f"team-{rank}.pt"))
+
+
+def sums(team) -> dict:
+    """Two layers share a gram, a third has its own; another order in each process."""
+    one, two = Gram(4), Gram(2)
+    one.add(torch.full((1 + team.rank, 4), 1.0))
+    two.add(torch.full((1, 2), 10.0**team.rank))
+    grams = {"k": one, "q": one, "down": two}
+    if team.rank == 1:
+        grams = dict(reversed(grams.items()))
+    team.sum(grams)
+    return {name: (gram.matrix[0, 0].item(), gram.tokens) for name, gram in grams.items()}
+
+
+def solved(team) -> dict:
+    """Each layer is filled with 1 + the rank of its owner; half dtypes and both layouts."""
+    layers = {
+        "big": nn.Linear(6, 4, dtype=torch.bfloat16),
+        "stored-transposed": Conv1D(4, 5),
+        "half": nn.Linear(4, 4, dtype=torch.float16),
+        "small": nn.Linear(2, 2),
+    }
+    done = []
+
+    def work(name: str) -> LayerReport:
+        done.append(name)
+        weight = read_weight(layers[name])
+        number = torch.arange(weight.numel()).view(weight.shape) + 100 * (team.rank + 1)
+        write_weight(layers[name], number.to(weight.dtype))
+        return LayerReport(0, name, tuple(weight.shape), 0.5, None, None, team.rank, 0.0)
+
+    lines = list(team.solve(layers, work))
+    weights = {name: read_weight(layer).float() for name, layer in layers.items()}
+    rows = [(line.name, line.shape, line.dead_inputs) for line in lines]
+    return {"weights": weights, "done": done, "lines": rows}
+
+
+if __name__ == "__main__":
+    register_all()
+    sys.exit(main())
