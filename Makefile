@@ -19,8 +19,7 @@ CHOSEN = --plan $(PLAN) $(if $(ONLY),--only '$(ONLY)')
 .PHONY: help setup assets reproduce tables accept plan lab test lint bench clean
 
 help: ## show this list
-	@echo "make TARGET [PLAN=smoke|laptop|full|t4|paper] [ONLY=glob] [JOBS=n] [SCHEDULER=tcp://host:8786]"
-	@echo "            [MACHINE=a100-80g] [BENCH=solver] [PYTHON=python3.12] [PIP_ARGS=...]"
+	@echo "make TARGET [PLAN=smoke|laptop|full|t4|paper] [ONLY=glob] [JOBS=n] [SCHEDULER=tcp://host:8786] [MACHINE=a100-80g] [BENCH=solver] [PYTHON=python3.12] [PIP_ARGS=...]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(INSTALLED) ## create .venv and install what is needed

@@ -39,8 +39,8 @@ from helpers.gram import (
 )
 from helpers.masks import check_target, cubic_schedule, select
 
-# iterations at the end whose products a GPU does in full float32; a step halves what the rounding
-# of those before has left in the state
+# iterations at the end whose products a GPU does in full float32: they wear off the rounding of
+# those before
 EXACT = 5
 SCHEDULES = ("paper", "released")
 

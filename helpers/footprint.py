@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from helpers.capture import best_batch
-from helpers.errors import BadParameter, check_choice, check_whole
+from helpers.errors import check_choice, check_whole
 from helpers.estimate import SIZES, Shape, shape_of
 
 FLOAT = 4  # bytes of what a solver works in
@@ -68,11 +68,10 @@ def checkpoint_memory(
     shape = shape_of(source)
     check_choice("method", method, _SOLVING)
     size = SIZES[check_choice("dtype", dtype, SIZES)]
-    check_whole("sequences", sequences)
-    check_whole("length", length)
+    for name, value in (("sequences", sequences), ("length", length), ("batch", batch)):
+        if not (name == "batch" and value is None):
+            check_whole(name, value)
     batch = min(batch or best_batch("cpu", length), sequences)
-    if batch < 1:
-        raise BadParameter(f"batch = {batch!r} is not possible: give a number from 1")
     stream = sequences * length * shape.width * size if activations == "memory" else 0
     block = (shape.block_weights + 2 * shape.width) * size
     grams = FLOAT * sum(d_in**2 for d_in in shape.inputs) if method != "magnitude" else 0

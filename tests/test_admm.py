@@ -6,13 +6,16 @@ mathematics: nothing is shared with the package.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
-from helpers.admm import admm_grad, exact_least_squares, refit
+from helpers import admm
+from helpers.admm import admm_grad, exact_least_squares, refit, shared_systems
 from helpers.errors import BadParameter, BadSparsity, NonFinite, NotPositiveDefinite
 from helpers.gram import gram_of
 
@@ -500,3 +503,119 @@ def test_bad_numbers_and_shapes(one_line_error) -> None:
         admm_grad(weight, gram)
     with one_line_error(NotPositiveDefinite):
         refit(weight, 6 * torch.eye(16) - 5, keep)  # diagonal 1, smallest eigenvalue 6 − 80
+
+
+# ---------------------------------------------------------------- the fast form of the loop
+
+
+def plain_torch(
+    weight: torch.Tensor, gram: torch.Tensor, keep: torch.Tensor, iterations: int = 20
+) -> torch.Tensor:
+    """The paper's loop in float32, one new tensor a term, as a first version would have it."""
+    n = gram.diagonal().sqrt()
+    scaled = gram / n / n[:, None]
+    scaled += 0.1 * scaled.diagonal().mean() * torch.eye(len(n))
+    dense = current = weight * n
+    dual, inverse = torch.zeros_like(dense), torch.linalg.inv(scaled + torch.eye(len(n)))
+    for _ in range(iterations):
+        kept = (current + dual) * keep
+        dual = dual + current - kept
+        current = (dense @ scaled + kept - dual) @ inverse
+    return (current + dual) * keep / n
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (160, 64), (64, 160)])
+def test_the_fast_step_gives_the_plain_loop_within_rounding(shape: tuple[int, int]) -> None:
+    inputs, weight = layer(*shape, tokens=400)
+    gram, keep = gram_of(inputs), random_keep(weight.shape, 0.6)
+    n = gram.diagonal().sqrt()
+    plain, exact = (
+        plain_torch(weight, gram, keep),
+        eight_lines(
+            weight.double().numpy(), (inputs.double().T @ inputs.double()).numpy(), keep.numpy(), 20
+        ),
+    )
+    fast = refit(weight, gram, keep).weight
+    size = (torch.from_numpy(exact) * n).abs().max()
+    gap = ((fast - plain) * n).abs().max() / size
+    assert gap < 1e-5
+    # it is no further from float64 than the plain loop is, but for a factor
+    mine, theirs = (((w - torch.from_numpy(exact)) * n).norm() for w in (fast, plain))
+    assert mine < 3 * theirs
+
+
+def test_growing_masks_reach_the_plain_loops_error() -> None:
+    inputs, weight = layer(128, 96, tokens=300)
+    numpy_weight, _ = gradual_numpy(
+        weight.double().numpy(), (inputs.double().T @ inputs.double()).numpy(), 0.6
+    )
+    fast = admm_grad(weight, gram_of(inputs), sparsity=0.6).weight
+    errors = [outputs_error(inputs, weight, w) for w in (fast, torch.from_numpy(numpy_weight))]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-3)
+
+
+def test_layers_of_one_input_share_one_factorisation(monkeypatch) -> None:
+    inputs, weight = layer(12, 16)
+    other = layer(20, 16, seed=4)[1]
+    gram, count = gram_of(inputs), []
+    alone = [admm_grad(w, gram, sparsity=0.5).weight for w in (weight, other)]
+    factor = torch.linalg.cholesky_ex
+    monkeypatch.setattr(
+        torch.linalg, "cholesky_ex", lambda *a, **k: (count.append(1), factor(*a, **k))[1]
+    )
+    with shared_systems():
+        together = [admm_grad(w, gram, sparsity=0.5).weight for w in (weight, other)]
+        assert len(count) == 1
+        # another gram, or another damping, is another system
+        admm_grad(weight, gram.clone(), sparsity=0.5)
+        admm_grad(weight, gram, sparsity=0.5, damping=0.2)
+        assert len(count) == 3
+    assert all(map(torch.equal, alone, together))
+    admm_grad(weight, gram, sparsity=0.5)
+    assert len(count) == 4  # nothing is shared outside
+
+
+def tf32(tensor: torch.Tensor) -> torch.Tensor:
+    """Rounded to the 10 bits of mantissa that TF32 keeps of a factor."""
+    return ((tensor.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.fixture
+def coarse_products(monkeypatch):
+    """Make the solver's fast products round as a GPU's do; the value sets how many are exact."""
+    product, state = torch.Tensor.addmm_, {"fast": False}
+
+    def coarse(self: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **how: float) -> torch.Tensor:
+        return product(self, *((tf32(a), tf32(b)) if state["fast"] else (a, b)), **how)
+
+    @contextlib.contextmanager
+    def pretend(_device: object, fast: bool) -> Iterator[None]:
+        state["fast"] = fast
+        yield
+        state["fast"] = False
+
+    monkeypatch.setattr(admm, "fast_products", pretend)
+    monkeypatch.setattr(torch.Tensor, "addmm_", coarse)
+    return lambda exact: monkeypatch.setattr(admm, "EXACT", exact)
+
+
+def test_tensor_float_products_before_the_last_iterations_do_not_change_the_error(
+    coarse_products,
+) -> None:
+    inputs, weight = layer(160, 128, tokens=600)
+    gram, errors = gram_of(inputs), {}
+    for exact in (20, admm.EXACT):
+        coarse_products(exact)
+        errors[exact] = outputs_error(inputs, weight, admm_grad(weight, gram, sparsity=0.6).weight)
+    assert errors[5] == pytest.approx(errors[20], rel=2e-3)
+
+
+def test_the_last_exact_iterations_wear_off_the_rounding_of_those_before(coarse_products) -> None:
+    inputs, weight = layer(160, 128, tokens=600)
+    gram, keep, found = gram_of(inputs), random_keep(weight.shape, 0.6), {}
+    for exact in (20, 5, 0):
+        coarse_products(exact)
+        found[exact] = refit(weight, gram, keep).weight * gram.diagonal().sqrt()
+    gaps = {exact: (solved - found[20]).norm() for exact, solved in found.items()}
+    assert 0 < gaps[5] < 0.25 * gaps[0]
+    assert gaps[5] < 2e-3 * found[20].norm()

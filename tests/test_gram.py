@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 import pytest
 import torch
@@ -158,3 +159,29 @@ def test_rounding_asymmetry_is_tolerated() -> None:
     gram = gram_of(torch.randn(2000, 16) * 50)
     gram[0, 1] *= 1 + 1e-6
     check_gram(gram, 16)
+
+
+def test_the_panels_of_a_gram_are_the_whole_product() -> None:
+    for d_in in (1, 2, 3, 5, 64, 101):
+        inputs = torch.randn(3, 40, d_in)
+        gram = Gram(d_in)
+        for part in inputs:
+            gram.add(part)
+        rows = inputs.reshape(-1, d_in).double()
+        torch.testing.assert_close(gram.matrix.double(), rows.T @ rows, rtol=1e-4, atol=1e-4)
+        assert torch.equal(gram.matrix, gram.matrix.T)
+        gram.add(inputs[0])  # also after it has been read
+        rows = torch.cat([rows, inputs[0].double()])
+        torch.testing.assert_close(gram.matrix.double(), rows.T @ rows, rtol=1e-4, atol=1e-4)
+
+
+def test_a_large_gram_is_checked_everywhere() -> None:
+    gram = gram_of(torch.randn(900, 1100))
+    check_gram(gram, 1100)
+    lopsided, broken = gram.clone(), gram.clone()
+    lopsided[1090, 3] += 1000
+    broken[700, 800] = math.nan
+    with pytest.raises(BadParameter, match="symmetric"):
+        check_gram(lopsided, 1100)
+    with pytest.raises(NonFinite):
+        check_gram(broken, 1100)

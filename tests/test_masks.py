@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from helpers.errors import BadParameter, BadPattern, BadSparsity
-from helpers.masks import check_target, cubic_schedule, parse_pattern, select, top_k, top_nm
+from helpers.masks import (
+    bisect,
+    check_target,
+    cubic_schedule,
+    parse_pattern,
+    select,
+    top_k,
+    top_nm,
+)
 
 T, F = True, False
 
@@ -235,3 +243,61 @@ def test_group_must_divide_the_inputs(one_line_error) -> None:
 def test_unknown_budget(one_line_error) -> None:
     with one_line_error(BadParameter, "matrix", "output"):
         top_k(torch.rand(3, 4), 0.5, budget="row")
+
+
+# ---------------------------------------------------------------- thresholds without a sort
+
+
+def awkward_scores() -> dict[str, torch.Tensor]:
+    """Large enough to be sampled, and of the kinds on which guessing between bounds goes wrong."""
+    size = 40_000
+    generator = torch.Generator().manual_seed(5)
+    plain = torch.rand(size, generator=generator)
+    spread = torch.exp(20 * torch.randn(size, generator=generator))  # over thirty decades
+    return {
+        "plain": plain,
+        "spread": spread,
+        "few values": (plain * 5).round(),
+        "one value": torch.full((size,), 0.25),
+        "dead half": torch.where(plain < 0.5, 0.0, plain),
+        "protected": torch.where(plain < 0.5, math.inf, plain),
+        "sorted": plain.sort().values,
+        "columns": plain.view(200, 200).sort(dim=0).values.flatten(),
+        "two lumps": torch.where(plain < 0.5, plain * 1e-6, 1e6 + plain),
+        "subnormal": plain * 1e-40,
+    }
+
+
+@pytest.mark.parametrize("kind", awkward_scores())
+@pytest.mark.parametrize("sparsity", [0.0001, 0.3, 0.5, 0.61, 0.9999])
+def test_the_threshold_is_the_one_a_sort_gives(kind: str, sparsity: float) -> None:
+    score = awkward_scores()[kind].view(200, 200)
+    zeros = round(sparsity * score.numel())
+    # a stable sort, largest first: of equal values the earlier stay
+    order = torch.sort(score.flatten(), descending=True, stable=True).indices
+    expected = torch.ones(score.numel(), dtype=torch.bool)
+    expected[order[score.numel() - zeros :]] = False
+    assert torch.equal(top_k(score, sparsity), expected.view_as(score))
+
+
+@pytest.mark.parametrize("kind", awkward_scores())
+def test_bisection_finds_what_a_sort_finds(kind: str) -> None:
+    rows = awkward_scores()[kind].view(4, 10_000)
+    ordered = rows.sort(dim=1).values
+    for zeros in (1, 17, 5000, 9999, 10_000):
+        assert torch.equal(bisect(rows, zeros), ordered[:, zeros - 1 : zeros])
+    signed = torch.cat([rows, -rows], dim=1)
+    assert torch.equal(bisect(signed, 3000), signed.sort(dim=1).values[:, 2999:3000])
+
+
+def test_a_mask_is_written_as_ones_and_zeros() -> None:
+    score = torch.rand(12, 16)
+    for pattern, budget in (
+        ("unstructured", "matrix"),
+        ("unstructured", "output"),
+        ("2:4", "matrix"),
+    ):
+        for sparsity in (0.0, 0.25, 0.5):
+            out = torch.full_like(score, 7)
+            assert select(score, sparsity, pattern, budget, out=out).data_ptr() == out.data_ptr()
+            assert torch.equal(out, select(score, sparsity, pattern, budget).float())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from helpers import device, paths
+from helpers.device import all_finite, fast_products, memory_growth
 from helpers.errors import BadParameter, RecordError
 
 
@@ -145,3 +147,31 @@ def test_peak_memory_is_in_bytes() -> None:
     high_water = int(fields["VmHWM"].split()[0]) * 1024  # given in kB
     # the upper end is wide because a process starts with its parent's peak
     assert 0.9 * high_water < device.peak_memory_bytes("cpu") < 50 * high_water
+
+
+def test_all_finite_looks_at_every_part() -> None:
+    for shape in ((), (5,), (3000, 1000), (2, 2_000_000)):
+        tensor = torch.ones(shape)
+        assert all_finite(tensor)
+        for bad in (math.nan, math.inf, -math.inf):
+            spoiled = tensor.clone()
+            spoiled.view(-1)[-1] = bad
+            assert not all_finite(spoiled)
+    assert all_finite(torch.ones(0, 3)) and not all_finite(torch.full((4, 4), math.inf).T)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no account of the peak")
+def test_memory_growth_is_that_of_the_stretch_alone() -> None:
+    torch.ones(30_000_000)  # an earlier, higher peak
+    with memory_growth("cpu") as growth:
+        torch.ones(10_000_000)
+    assert 38e6 < growth.bytes < 60e6
+    with memory_growth("cpu") as growth:
+        pass
+    assert growth.bytes < 5e6
+
+
+def test_products_on_a_cpu_stay_as_they_are() -> None:
+    before = torch.get_float32_matmul_precision()
+    with fast_products("cpu", True):
+        assert torch.get_float32_matmul_precision() == before

@@ -54,6 +54,7 @@ FLOORS = [
     "widgets",
     "plan",
     "estimate",
+    "footprint",
     "verdict",
     "execute",
     "child",
