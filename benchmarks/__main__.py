@@ -23,6 +23,7 @@ BENCHMARKS = {
     "solver": "benchmarks.solver",
     "model": "benchmarks.model",
     "growth": "benchmarks.growth",
+    "memory": "benchmarks.memory",
 }
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks import model, solver
+from benchmarks import memory, model, solver
 from helpers.tables import format_number, to_markdown
 
 Result = Mapping[str, Any]
 
-HEAD = """# Speed, as ratios within one run
+HEAD = """# Speed and memory, as ratios within one run
 
 Things to be compared ran alternately on the same machine. A cell is the median over the rounds,
 with quartiles in brackets.
@@ -201,6 +201,48 @@ def growth_report(result: Result) -> list[str]:
     ]
 
 
+def memory_report(result: Result) -> list[str]:
+    """Peaks under the limit beside their predictions."""
+    rows = result["rows"]
+    made = []
+    for row in memory.rows_in_gigabytes(rows):
+        fits = "fits" if row["from_pretrained fits"] else "does not fit"
+        made.append(
+            {
+                "model": row["case"],
+                "method": row["method"],
+                "tokens": row["tokens"],
+                "model (GB)": row["model"],
+                "limit (GB)": row["limit"],
+                "from_pretrained": fits,
+                "peak (GB)": row["peak"],
+                "predicted (GB)": row["predicted"],
+                "peak / predicted": row["peak / predicted"],
+                "block + grams + activations (GB)": row["block + grams + activations"],
+                "peak / those": row["peak / those"],
+                "minutes": row["minutes"],
+                "perplexity's peak (GB)": row["peak of perplexity"],
+            }
+        )
+    gaps = [abs(row["peak / predicted"] - 1) for row in rows]
+    told = [
+        "Peak: resident memory of `prune_checkpoint` beyond the process before it, in a process "
+        "whose address space is limited. Predicted: `checkpoint_memory`.",
+        verdict("Gap between peak and prediction", gaps, memory.TARGET),
+        verdict(
+            "Peak over one block, its grams and the activations",
+            [row["peak / those"] for row in rows],
+            memory.BARE_TARGET,
+        ),
+        "What is beyond those are the matrices of the layer that is being solved: four of its size "
+        "and one of its gram's (ADMM), or the score and its copy (Wanda).",
+        table(made),
+    ]
+    if result["left out"]:
+        told.append(f"No room on the disk for: {', '.join(result['left out'])}.")
+    return told
+
+
 def plain_report(result: Result) -> list[str]:
     """A table of each list of rows; summaries as median and quartiles, other nesting left out."""
     told = []
@@ -224,4 +266,5 @@ REPORTERS: dict[str, Callable[[Result], list[str]]] = {
     "solver": solver_report,
     "model": model_report,
     "growth": growth_report,
+    "memory": memory_report,
 }

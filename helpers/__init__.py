@@ -15,6 +15,7 @@ _PUBLIC = {
     "corpora": ("calibration_tokens", "corpus_identity", "evaluation_tokens"),
     "errors": ("HelpersError",),
     "evaluate": ("perplexity", "zero_shot"),
+    "footprint": ("checkpoint_memory",),
     "gram": ("gram_of", "relative_error"),
     "hub": ("fetch_checkpoint",),
     "masks": ("cubic_schedule", "select", "top_k", "top_nm"),
