@@ -9,7 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,6 +43,14 @@ TOKENS = fam.random_tokens(4, 16)
 WANDA = dict(method="wanda", sparsity=0.5, batch=2)
 BLOCKS, LAYERS = 3, 7
 SHARD = "model-00002-of-00004.safetensors"  # of the source
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder in memory where there is one: each of these runs syncs forty times to the disk."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="module")
@@ -185,11 +194,12 @@ def test_a_pruned_checkpoint_can_be_pruned_again(llama: Path, tmp_path: Path) ->
 # ---------------------------------------------------------------- killed
 
 
-def killed(mode: str, llama: Path, folder: Path, *arguments: str) -> dict:
-    """What tests/kills.py says."""
+def killed(mode: str, folder: Path, *arguments: str) -> dict:
+    """What tests/kills.py says of a Llama of two blocks."""
+    source = saved.save(folder / "source")
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(HERE), str(HERE.parent)]))
     answer = subprocess.run(
-        [sys.executable, str(HERE / "kills.py"), mode, str(llama), str(folder), *arguments],
+        [sys.executable, str(HERE / "kills.py"), mode, str(source), str(folder), *arguments],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr[-2000:]
@@ -198,21 +208,20 @@ def killed(mode: str, llama: Path, folder: Path, *arguments: str) -> dict:
     return said
 
 
-def test_killed_at_random_moments(llama: Path, tmp_path: Path) -> None:
-    said = killed("random", llama, tmp_path, "20")
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    said = killed("random", tmp_path, "20")
     assert said["kills"] >= 20 and said["rounds"] >= 2
 
 
-def test_killed_before_every_durable_operation(llama: Path, tmp_path: Path) -> None:
-    said = killed("each", llama, tmp_path)
+def test_killed_before_every_durable_operation(tmp_path: Path) -> None:
+    said = killed("each", tmp_path)
     assert said["kills"] == said["operations"] > 50
-    assert set(said["finished"]) == set(range(BLOCKS + 1))
+    assert set(said["finished"]) == {0, 1, 2}
 
 
-def test_killed_while_an_older_model_is_replaced(llama: Path, tmp_path: Path) -> None:
-    said = killed("replace", llama, tmp_path)
-    assert said["kills"] == said["operations"] > 50
-    assert said["absent"] == 1  # between the two renames
+def test_killed_while_an_older_model_is_replaced(tmp_path: Path) -> None:
+    said = killed("replace", tmp_path)
+    assert said["kills"] > 50 and said["absent"] == 1  # between the two renames
 
 
 # ---------------------------------------------------------------- going on
@@ -813,8 +822,10 @@ def in_small_batches(llama: Path) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("first", PLACES)
-@pytest.mark.parametrize("kind", ERRORS)
+@pytest.mark.parametrize(
+    ("first", "kind"),
+    [*((first, "cpu") for first in PLACES), (0, "gpu"), (6, "gpu"), (3, "python"), (5, "python")],
+)
 def test_the_batch_halves_where_memory_runs_out(
     llama: Path, to: Path, in_small_batches: nn.Module, in_forward: Callable, first: int, kind: str
 ) -> None:
