@@ -135,11 +135,16 @@ def prune_checkpoint(
         loop = Loop(model, method, arguments, progress=progress, store=store, team=team)
         with eval_mode(model), _told(work):
             loop.run(tokens, batch)
-            if team.lead:
-                with _writing():
-                    work.close(model, folder, loop.report)
+            _close(work, team, model, folder, loop.report)
         work = team.share(work)
         return work.report(method, pattern, loop.report)
+
+
+def _close(work: Work, team: Team, model: nn.Module, source: Path, report: PruneReport) -> None:
+    """Let the lead complete the new model. Raises CheckpointError."""
+    if team.lead:
+        with _writing():
+            work.close(model, source, report)
 
 
 def _absolute(destination: str | os.PathLike[str]) -> Path:

@@ -870,6 +870,21 @@ def test_the_batch_halves_again_while_arguments_are_recorded_anew(
         torch.testing.assert_close(model.state_dict()[name], tensor, msg=name)
 
 
+def test_a_rerun_still_says_where_the_batch_was_halved(
+    llama: Path, to: Path, in_forward: Callable
+) -> None:
+    arguments = dict(method="admm1", sparsity=0.5, batch=4)
+    in_forward(too_many(2, 0, "cpu", first=3))
+    with pytest.raises(ZeroDivisionError):
+        prune_checkpoint(
+            llama, to, EIGHT, progress=lambda done, *_: 1 // (LAYERS + 1 - done), **arguments
+        )
+    in_forward(lambda *_: None)
+    report = prune_checkpoint(llama, to, EIGHT, **arguments)
+    assert report.halved == ["block 0: batch 4 to 2, memory ran out"] and report.batch == 4
+    assert prune_checkpoint(llama, to, EIGHT, **arguments).halved == report.halved
+
+
 @pytest.mark.parametrize("activations", ["memory", "disk"])
 def test_the_batch_halves_while_embedding(
     llama: Path,
