@@ -122,7 +122,8 @@ def prune_checkpoint(
     model, _ = load_streamed(folder, device=device, dtype=dtype)
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
     check_request(model, tokens, method, batch, None, arguments)
-    request = _request(model, folder, tokens, method, batch, arguments, team)
+    # hashing reads the whole source, for which one process is enough
+    request = _request(model, folder, tokens, method, batch, arguments, team) if team.lead else {}
     with contextlib.ExitStack() as stack:
         work = None
         if team.lead:
