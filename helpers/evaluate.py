@@ -59,8 +59,8 @@ def perplexity(
 
     Args: tokens, int64 (tokens,), see `evaluation_tokens`; length, tokens in a window; limit, use
     only the first `limit` windows, None for all; batch, windows in one forward pass. A model that
-    is read block by block (`load_streamed`) is read once, for which the activations of all
-    windows are held: windows · length · width · (size of dtype) bytes.
+    is read block by block (`load_streamed`) goes block by block through all windows, whose
+    activations are held: windows · length · width · (size of dtype) bytes.
     Raises BadParameter, CalibrationTooShort (less text than asked for), NonFinite.
     """
     windows = check_windows(model, tokens, length, limit)

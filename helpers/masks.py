@@ -278,18 +278,25 @@ def _between(values: np.ndarray, place: int) -> tuple[np.ndarray, int]:
     if len(values) < 4 * SAMPLE:
         return values.copy(), place
     low, high = _bounds(values, place)
-    counts = [np.count_nonzero(values <= bound) for bound in (low, high)]
+    smaller, other = np.empty(len(values), bool), np.empty(len(values), bool)
+
+    def count(bound: np.float32) -> int:
+        return np.count_nonzero(np.less_equal(values, bound, out=smaller))
+
+    counts = [count(low), count(high)]
     for _ in range(GUESSES):
         if counts[1] - counts[0] <= FEW or not counts[0] <= place < counts[1]:
             break
         share = (place + 0.5 - counts[0]) / (counts[1] - counts[0])
         guess = low + (high - low) * np.float32(share)
-        count = np.count_nonzero(values <= guess)
-        if count <= place:
-            low, counts[0] = guess, count
+        found = count(guess)
+        if found <= place:
+            low, counts[0] = guess, found
         else:
-            high, counts[1] = guess, count
-    return values[(values <= high) ^ (values <= low)], place - counts[0]
+            high, counts[1] = guess, found
+    np.less_equal(values, low, out=other)
+    between = np.logical_xor(np.less_equal(values, high, out=smaller), other, out=other)
+    return values[np.flatnonzero(between)], place - counts[0]
 
 
 def _bounds(values: np.ndarray, place: int) -> tuple[np.float32, np.float32]:

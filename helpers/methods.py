@@ -199,7 +199,7 @@ def _finish(
             f"method {name!r} returned sparsity {zeros / keep.numel():.4f} instead of "
             f"{sparsity:.4f}: select exactly, for example with select(score, sparsity, pattern)"
         )
-    if (new[~keep] != 0).any():
+    if ((new != 0) & ~keep).any():
         raise BadMask(f"method {name!r} returned weights outside its mask: multiply by keep")
     new = new.to(weight.dtype)
     if gram is None:
