@@ -116,9 +116,8 @@ def prune_checkpoint(
     (files missing, damaged, changed underneath, or no room to write).
     """
     check_choice("activations", activations, ACTIVATIONS)
-    team = team or Team()
-    folder, destination = source_folder(source), _absolute(destination)
-    _check_apart(folder, destination)
+    team, folder = team or Team(), source_folder(source)
+    destination = _apart(folder, destination)
     model, _ = load_streamed(folder, device=device, dtype=dtype)
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
     check_request(model, tokens, method, batch, None, arguments)
@@ -131,9 +130,9 @@ def prune_checkpoint(
         work = team.share(work)
         if work.complete:
             return work.report(method, pattern)
-        _check_room(work, model, tokens, activations)
         store = ShardStore(model, work, team, activations)
         loop = Loop(model, method, arguments, progress=progress, store=store, team=team)
+        _check_room(work, model, tokens, activations)
         with eval_mode(model), _told(work):
             loop.run(tokens, batch)
             _close(work, team, model, folder, loop.report)
@@ -148,19 +147,18 @@ def _close(work: Work, team: Team, model: nn.Module, source: Path, report: Prune
             work.close(model, source, report)
 
 
-def _absolute(destination: str | os.PathLike[str]) -> Path:
-    """The folder itself, whatever links or working folder lead to it."""
-    return Path(destination).expanduser().resolve()
+def _apart(source: Path, destination: str | os.PathLike[str]) -> Path:
+    """The destination itself, whatever links or working folder lead to it.
 
-
-def _check_apart(source: Path, destination: Path) -> None:
-    """Raise ResumeError if source and destination are one, or one lies in the other."""
-    source = source.resolve()
-    for folder in (destination, _place_of(destination)):
-        if source.is_relative_to(folder) or folder.is_relative_to(source):
+    Raises ResumeError if source and destination are one, or one lies in the other.
+    """
+    folder, source = Path(destination).expanduser().resolve(), source.resolve()
+    for ours in (folder, _place_of(folder)):
+        if source.is_relative_to(ours) or ours.is_relative_to(source):
             raise ResumeError(
-                f"destination {destination} and source {source} overlap: choose another destination"
+                f"destination {folder} and source {source} overlap: choose another destination"
             )
+    return folder
 
 
 # --- what was asked for ----------------------------------------------------------------------
