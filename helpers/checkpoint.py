@@ -136,8 +136,7 @@ def prune_checkpoint(
         with eval_mode(model), _told(work):
             loop.run(tokens, batch)
             _close(work, team, model, folder, loop.report)
-        work = team.share(work)
-        return work.report(method, pattern, loop.report)
+        return team.share(work).report(method, pattern, loop.report)
 
 
 def _close(work: Work, team: Team, model: nn.Module, source: Path, report: PruneReport) -> None:
