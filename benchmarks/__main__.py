@@ -91,11 +91,11 @@ def merge(
 
 def _join(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """The new result, with the old one's parts and rows that it lacks."""
-    fresh = {(row["case"], row["device"]) for row in new["rows"]}
+    fresh = {(row["case"], row["device"], row.get("threads")) for row in new["rows"]}
     kept = [
         {"machine": old["machine"], **row}
         for row in old["result"]["rows"]
-        if (row["case"], row["device"]) not in fresh
+        if (row["case"], row["device"], row.get("threads")) not in fresh
     ]
     return {**old["result"], **new, "rows": [*kept, *new["rows"]]}
 

@@ -64,7 +64,10 @@ def _plain(axis: Any) -> None:
 
 
 def _label(row: Result) -> str:
-    return row["case"] if row["device"] == "cpu" else f"{row['case']} ({row['device']})"
+    where = row["device"]
+    if where == "cpu" and row.get("threads"):
+        where = f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
+    return row["case"] if where == "cpu" else f"{row['case']} ({where})"
 
 
 def solver_figure(result: Result) -> Figure:

@@ -97,7 +97,7 @@ def solver_report(result: Result) -> list[str]:
     made = [
         {
             "layers (outputs x inputs)": row["case"],
-            "on": row["device"],
+            "on": row["device"] if row["device"] != "cpu" else f"cpu, {row['threads']} thr.",
             "ours (s)": row["seconds"]["ours"]["median"],
             "floor (s)": row["seconds"]["floor"]["median"],
             "ours / floor": spread(row["ratio"]),

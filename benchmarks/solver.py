@@ -6,7 +6,8 @@ one for the constant term; layers that share a gram need one Cholesky inverse be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from benchmarks import published
 from benchmarks.problems import random_gram, random_weight
 from benchmarks.timing import interleaved, once, ratio, summary
 from helpers.admm import admm_grad, shared_systems
+from helpers.device import all_finite
 from helpers.gram import check_gram, relative_error
 from helpers.masks import selection_clock
 from helpers.methods import METHODS
@@ -51,9 +53,10 @@ def measure(quick: bool = False, shapes: Sequence[str] | None = None) -> dict[st
     chosen = {name: cases[name] for name in (shapes or cases)}
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     rows = [
-        measure_case(name, layers, device, _repeats(layers, quick, device))
+        measure_case(name, layers, device, _repeats(layers, quick, device), threads)
         for device in devices
         for name, layers in chosen.items()
+        for threads in _threads(layers, device)
     ]
     found: dict[str, Any] = {"rows": rows}
     first = next(iter(cases))
@@ -69,12 +72,37 @@ def _repeats(layers: list[Shape], quick: bool, device: str) -> int:
     return 15 if layers[0][1] < LARGE or device == "cuda" else 2
 
 
-def measure_case(name: str, layers: list[Shape], device: str, repeats: int) -> dict[str, Any]:
+def _threads(layers: list[Shape], device: str) -> list[int]:
+    """With how many threads a case is measured: a small one also with one, as plans run it."""
+    most = torch.get_num_threads()
+    return sorted({1, most}) if device == "cpu" and layers[0][1] < LARGE else [most]
+
+
+@contextlib.contextmanager
+def _using(threads: int) -> Iterator[None]:
+    """torch with so many threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def measure_case(
+    name: str, layers: list[Shape], device: str, repeats: int, threads: int
+) -> dict[str, Any]:
     """Time our solver, and less often the published path, over the floor, in alternating order.
 
     layers: shapes (d_out, d_in) that share one gram. A large layer is not warmed up on a CPU.
     Raises ValueError if the two solvers disagree.
     """
+    with _using(threads):
+        row = _measured(layers, device, repeats)
+    return {"case": name, "threads": threads, **row}
+
+
+def _measured(layers: list[Shape], device: str, repeats: int) -> dict[str, Any]:
     case = Case(layers, device)
     small = layers[0][1] < LARGE or device == "cuda"
     runs: dict[str, Callable[[], Any]] = {"ours": case.ours, "floor": case.floor}
@@ -82,7 +110,6 @@ def measure_case(name: str, layers: list[Shape], device: str, repeats: int) -> d
         runs["method"] = case.method
     seconds = interleaved(runs, repeats, warm=small, device=device)
     row = {
-        "case": name,
         "layers": [list(shape) for shape in layers],
         "device": device,
         "seconds": {what: summary(values) for what, values in seconds.items()},
@@ -203,7 +230,7 @@ def measure_parts(d_out: int, d_in: int, repeats: int) -> dict[str, Any]:
 
     def check() -> None:
         check_gram(gram, d_in)
-        torch.isfinite(weight).all()
+        all_finite(weight)
 
     runs = {
         "solve": solve,

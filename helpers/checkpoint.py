@@ -716,7 +716,9 @@ def _on_disk(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     try:
         with path.open("wb") as stream:
             # all of it now: a full disk would end the process when the mapping is written to
-            os.posix_fallocate(stream.fileno(), 0, size * dtype.itemsize)
+            if hasattr(os, "posix_fallocate"):  # macOS lacks it
+                os.posix_fallocate(stream.fileno(), 0, size * dtype.itemsize)
+            stream.truncate(size * dtype.itemsize)
         return torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
     except OSError as error:
         raise CheckpointError(
