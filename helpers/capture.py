@@ -59,17 +59,18 @@ class Capture:
 
     stream: Tensor
     calls: list[Call]
-    logits: Tensor
+    logits: Tensor | None
 
 
 class _Captured(Exception):
-    """Ends a forward pass as soon as block 0 has been reached."""
+    """Ends a forward pass when enough has been seen."""
 
 
-def capture(model: nn.Module, tokens: Tensor) -> Capture:
+def capture(model: nn.Module, tokens: Tensor, *, head: bool = True) -> Capture:
     """Run the model on tokens (batch, length) and record what its blocks were given.
 
-    The arguments hold for every batch of that shape without padding.
+    The arguments hold for every batch of that shape without padding. Without `head` the run ends
+    after the last block, and there are no logits.
     """
     streams: list[Tensor] = []
     calls: list[Call] = []
@@ -80,16 +81,19 @@ def capture(model: nn.Module, tokens: Tensor) -> Capture:
             streams.append(stream)
         calls.append(call)
 
-    def answered(_block: nn.Module, _args: Any, output: Any) -> None:
+    def answered(block: nn.Module, _args: Any, output: Any) -> None:
         if isinstance(output, tuple):
             calls[-1] = dataclasses.replace(calls[-1], rest=output[1:])
+        if block is blocks[-1] and not head:
+            raise _Captured
 
-    blocks = find_blocks(model)
+    blocks, logits = find_blocks(model), None
     with contextlib.ExitStack() as stack:
         for block in blocks:
             stack.enter_context(_removed(block.register_forward_pre_hook(record, with_kwargs=True)))
             stack.enter_context(_removed(block.register_forward_hook(answered)))
-        logits = forward(model, tokens)
+        with contextlib.suppress(_Captured):
+            logits = forward(model, tokens)
     if len(calls) != len(blocks):
         raise UnsupportedModel(
             f"{type(model).__name__} ran {len(calls)} blocks of {len(blocks)}: models that skip or "
@@ -460,7 +464,7 @@ class Replay:
         return self._calls
 
     def _record(self) -> list[Call]:
-        return capture(self.model, self.tokens[: self.batch]).calls
+        return capture(self.model, self.tokens[: self.batch], head=False).calls
 
     def parity(self) -> float:
         """The parity gate: see `check_parity`."""

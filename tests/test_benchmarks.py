@@ -214,7 +214,7 @@ def test_a_busy_machine_is_told() -> None:
 def test_the_page_of_a_record() -> None:
     page = report.to_page(record())
     assert "| 8x8 | cpu, 1 thr. | 2.50 | 2.00 | 1.25 (1.12 to 1.38) |" in page
-    assert "| 4096x4096 | cpu | 2.80 | 2.00 | 1.40 (1.26 to 1.54) |" in page
+    assert "| 4096x4096 | cpu, 1 thr. | 2.80 | 2.00 | 1.40 (1.26 to 1.54) |" in page
     assert "| – | – | – | – |" in page, "what is not measured on a large layer"
     assert "Ours / floor: target at most 1.3, met in 1 of 2." in page
     assert "Published path / ours: target at least 2, met in 1 of 1." in page
