@@ -33,7 +33,7 @@ SEVEN = dict(hidden_size=4096, intermediate_size=11008, num_attention_heads=32, 
 SMALL = dict(hidden_size=512, intermediate_size=1376, num_attention_heads=8, vocab_size=8000)
 # name, shapes, blocks, what is asked of prune_checkpoint, sequences, length
 CASES = [
-    ("LLaMA-2-7B, 2 blocks", SEVEN, 2, dict(method="admm-grad", sparsity=0.6), 4, 512),
+    ("LLaMA-2-7B, 1 block", SEVEN, 1, dict(method="admm-grad", sparsity=0.6), 4, 512),
     ("LLaMA-2-7B, 14 blocks", SEVEN, 14, dict(method="wanda", sparsity=0.6), 2, 256),
 ]
 QUICK = [("random Llama, 2 blocks of 512", SMALL, 2, dict(method="wanda", sparsity=0.6), 2, 64)]
