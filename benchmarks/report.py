@@ -239,7 +239,9 @@ def memory_report(result: Result) -> list[str]:
         table(made),
     ]
     if result["left out"]:
-        told.append(f"No room on the disk for: {', '.join(result['left out'])}.")
+        told.append(
+            f"Left out (no room on the disk, or no Linux): {', '.join(result['left out'])}."
+        )
     return told
 
 

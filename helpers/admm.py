@@ -37,10 +37,11 @@ from helpers.gram import (
     dead_inputs,
     normalise,
 )
-from helpers.masks import check_target, cubic_schedule, select
+from helpers.masks import check_keep, check_target, cubic_schedule, select
 
-# iterations at the end whose products a GPU does in full float32: they wear off the rounding of
-# those before
+# iterations at the end whose products a GPU does in full float32: on one mask they wear off the
+# rounding of those before. A mask that is still growing then may differ from that of a CPU as it
+# does between two batch sizes; the error reached does not change (tests/test_admm.py)
 EXACT = 5
 SCHEDULES = ("paper", "released")
 
@@ -74,11 +75,13 @@ def refit(
     rho, the penalty (the inputs are scaled to unit norm, so 1 suits every layer); damping, a
     ridge as a fraction of mean(diag G) that pulls towards the dense weights; precondition,
     False to solve the same problem without the paper's scaling, see `damped_system`.
-    Raises BadParameter, NonFinite, NotPositiveDefinite.
+    Raises BadMask, BadParameter, NonFinite, NotPositiveDefinite.
     """
-    layer = _Layer(weight, gram, rho=rho, damping=damping, precondition=precondition)
+    check_keep(keep, weight.shape, None, "unstructured")
     check_steps(iterations, 0)
+    layer = _Layer(weight, gram, rho=rho, damping=damping, precondition=precondition)
     layer.kept.copy_(keep)
+    keep = keep.to(weight.device)
     for iteration in range(1, iterations + 1):
         with fast_products(weight.device, iteration <= iterations - EXACT):
             layer.step()
@@ -181,7 +184,8 @@ _SHARED: contextvars.ContextVar[dict[tuple[Any, ...], tuple[Tensor, _System]] | 
 def shared_systems() -> Iterator[None]:
     """Inside, layers solved one after another with the same gram tensor share its factorisation.
 
-    The grams must not change inside. Memory: one (d_in, d_in) float32 matrix, the last one's.
+    The grams must not change inside. Memory: one (d_in, d_in) float32 matrix, and the last gram,
+    which is held until the next is factored.
     """
     token = _SHARED.set({})
     try:

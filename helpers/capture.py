@@ -262,8 +262,7 @@ def _forward_and_replay(
 ) -> tuple[Tensor, Tensor]:
     """The model's own logits, and the stream after a replay of its blocks.
 
-    Each block is replayed right after the model has run it, so that one that has to be read from
-    a file for either is read once.
+    Each block is replayed right after the model has run it.
     """
     stream, replaying = first_stream(model, tokens), False
     check_stream(stream, "entering block 0")
@@ -439,8 +438,9 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory, of a GPU or of the machine, was not enough."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    # torch has no class of its own for the CPU
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    # torch has no class of its own for the CPU, nor for the workspace of CUDA's libraries
+    words = ("can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 class Replay:

@@ -2,7 +2,8 @@
 
 One block is in memory at a time. A finished block becomes a shard of the new checkpoint and is
 entered in a manifest; whatever ends the run, the same call goes on with the block it was in, and
-the result is bit for bit that of a run without interruption.
+the result is bit for bit that of a run without interruption (unless memory ran out in one of them
+and the batch was halved: then to rounding).
 
 While it runs everything lies in the folder `<destination>.pruning`; the destination itself
 appears when it is complete, and an older one there is replaced only then.
@@ -185,7 +186,7 @@ def _request(
         "calibration": None if tokens is None else _hash_tokens(tokens),
         "method": method,
         "method_code": _code_of(method),
-        **arguments,
+        "arguments": dict(arguments),  # apart, since an option may have any name
         "batch": batch,
         "dtype": str(store.dtype).removeprefix("torch."),
         "device": store.device.type,
@@ -396,18 +397,19 @@ def _working(destination: Path, request: dict[str, Any], resume: bool) -> Iterat
     place = _place_of(destination)
     _check_destination(destination)
     with _held(place, destination):
-        _mend_place(place, destination)
-        work = _continued(place, destination, request) if resume else None
-        if work is None:
-            work = _begun(place, destination, request)
-        if work.complete:
-            work.check()
-        else:
-            for partial in work.folder.glob(f".*{TEMPORARY}"):
-                partial.unlink()  # of a run that was killed while it wrote
-            work.verify()
-        yield work
-        if work.complete:
+        try:
+            _mend_place(place, destination)
+            work = _continued(place, destination, request) if resume else None
+            if work is None:
+                work = _begun(place, destination, request)
+            if work.complete:
+                work.check()
+            else:
+                for partial in work.folder.glob(f".*{TEMPORARY}"):
+                    partial.unlink()  # of a run that was killed while it wrote
+                work.verify()
+            yield work
+        finally:
             _tidy(place)
 
 
@@ -674,7 +676,7 @@ class ShardStore(Store):
         self.weights: WeightStore = getattr(model, STORE)
         self.work, self.team, self.activations = work, team, activations
 
-    def _read_from_shards(self) -> None:
+    def begin(self) -> None:
         """From now on finished blocks are read as they were pruned."""
         for index, slots in self.weights.slots.items():
             if index is not None and self.work.lines(index) is not None:
@@ -698,8 +700,6 @@ class ShardStore(Store):
 
     def allocate(self, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Memory for the stream: the machine's, or a file's."""
-        # the parity gate, which is about the dense model, lies behind: no block has run since
-        self._read_from_shards()
         if self.activations == "memory":
             return torch.empty(*shape, dtype=dtype)
         return _on_disk(
@@ -722,7 +722,7 @@ def _on_disk(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
     except OSError as error:
         raise CheckpointError(
-            f"{path.parent} has no room for activations of {size * dtype.itemsize / 1e9:.3g} GB "
+            f"{path.parent} does not take activations of {size * dtype.itemsize / 1e9:.3g} GB "
             f'({error.strerror}): make room, or use activations="memory"'
         ) from error
     finally:

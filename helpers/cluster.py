@@ -305,6 +305,7 @@ class Pool:
         known = self._known()
         for address in set(self._sites) - set(known):
             del self._sites[address]
+        self._refused &= set(known)  # one that comes back may have been mended
         for address in set(known) - set(self._sites) - self._refused:
             try:
                 self._add(address, known[address])

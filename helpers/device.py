@@ -80,12 +80,16 @@ def fast_products(device: torch.device | str, fast: bool) -> Iterator[None]:
     if torch.device(device).type != "cuda":
         yield
         return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if fast else "highest")
+    products = torch.backends.cuda.matmul
+    # newer versions of torch refuse the older switch once a caller has used the new one
+    new = hasattr(products, "fp32_precision")
+    name, value = ("fp32_precision", "tf32" if fast else "ieee") if new else ("allow_tf32", fast)
+    before = getattr(products, name)
+    setattr(products, name, value)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        setattr(products, name, before)
 
 
 class MemoryGrowth:

@@ -106,7 +106,7 @@ def _batches(model: nn.Module, windows: Tensor, batch: int) -> Iterator[tuple[Te
 def _streamed_batches(
     model: nn.Module, windows: Tensor, batch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same, block by block for all windows, so that each block is read once."""
+    """The same, block by block for all windows: each is read twice, not once for each window."""
     whole = len(windows) - len(windows) % batch
     for part, size in ((windows[:whole], batch), (windows[whole:], len(windows) - whole)):
         if not len(part):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from helpers.capture import best_batch
-from helpers.errors import check_choice, check_whole
+from helpers.errors import BadParameter, allowed, check_choice, check_whole
 from helpers.estimate import SIZES, Shape, shape_of
 
 FLOAT = 4  # bytes of what a solver works in
@@ -66,7 +66,11 @@ def checkpoint_memory(
     for `prune_checkpoint`. Raises UnknownModel, UnsupportedModel, BadParameter.
     """
     shape = shape_of(source)
-    check_choice("method", method, _SOLVING)
+    if method not in _SOLVING:
+        raise BadParameter(
+            f"the memory of method {method!r} is not known: it is for {allowed(_SOLVING)}; "
+            "admm-grad needs the most of them"
+        )
     size = SIZES[check_choice("dtype", dtype, SIZES)]
     for name, value in (("sequences", sequences), ("length", length), ("batch", batch)):
         if not (name == "batch" and value is None):

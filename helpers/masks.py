@@ -1,8 +1,8 @@
 """Which weights stay: scores, top-k, N:M groups, the cubic sparsity schedule.
 
 A score is a (d_out, d_in) tensor; `keep` is boolean of the same shape, True where the weight
-stays. Every selection is exact: the number of zeros is round(sparsity · weights), and ties are
-broken by position, the earlier weight staying.
+stays. Every selection is exact: the number of zeros is round(sparsity · weights), counted over the
+whole matrix or in each output, and ties are broken by position, the earlier weight staying.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def keep_largest(rows: Tensor, zeros: int, out: Tensor | None = None) -> Tensor:
 def _earlier(rows: Tensor, threshold: Tensor | float, missing: Tensor) -> Tensor:
     """The first `missing` of the values in each row that are as large as the threshold."""
     ties = rows == threshold
-    return ties & (ties.cumsum(1) <= missing)
+    return ties & (ties.cumsum(1, dtype=torch.int32) <= missing)
 
 
 def _threshold(rows: Tensor, zeros: int) -> tuple[Tensor | float, bool]:

@@ -258,4 +258,7 @@ def write_weight(layer: nn.Module, weight: Tensor) -> None:
 def check_weights(name: str, layer: nn.Module) -> None:
     """Raise NonFinite, naming the layer, if its weight holds NaN or infinity."""
     if not all_finite(layer.weight):
-        raise NonFinite(f"weight of {name} holds NaN or infinity: check the checkpoint")
+        raise NonFinite(
+            f"weight of {name} holds NaN or infinity as {layer.weight.dtype}: check the "
+            "checkpoint, and if it is sound use dtype bfloat16 or float32"
+        )

@@ -21,6 +21,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,14 +31,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from helpers.errors import BadMask, BadPattern, CheckpointError, UnsupportedModel
 from helpers.masks import parse_pattern
 from helpers.models import check_weights, find_blocks, find_layers
-from helpers.paths import MASK_FILE, replace_file
-from helpers.shards import Checkpoint, reading
+from helpers.paths import MASK_FILE
+from helpers.shards import TEMPORARY, Checkpoint, reading, write_shard
 
 VERSION = 1
 NO_SPEED = (
@@ -190,25 +190,42 @@ def save_masks(
     Args: folder, where `save_pretrained` has written the model as safetensors; masks, as
     `masks_of` returns them: boolean, by the checkpoint's names and in its shapes; pattern, "N:M"
     if the model was pruned so, for `size_report`: each group of M then keeps at most N.
-    Memory: a quarter of a byte for each masked weight.
+    Memory: the largest mask; the bits lie in a file as they are made.
 
-    Raises BadMask, BadPattern; CheckpointError if the folder holds no saved model; RecordError if
-    the folder cannot be written.
+    Raises BadMask, BadPattern; CheckpointError if the folder holds no saved model or cannot be
+    written.
     """
     folder = Path(folder).expanduser()
     checkpoint = Checkpoint(folder)
     known, where = checkpoint.shapes(masks), f"the checkpoint in {folder}"
+    sizes = {name: _packed_bytes(math.prod(shape)) for name, shape in known.items()}
     bits: dict[str, Tensor] = {}
     layers: dict[str, dict[str, Any]] = {}
-    for name, keep in masks.items():  # once: a mapping may make its masks one at a time
-        _check_boolean(name, keep)
-        shape = tuple(keep.shape)
-        _check_shapes({name: shape}, known, where)
-        bits[name] = pack_mask(keep)
-        crc32, axis = zlib.crc32(bits[name].numpy()), _group_axis(name, keep, pattern)
-        layers[name] = {"shape": shape, "crc32": crc32, "axis": axis}
-    said = json.dumps({"version": VERSION, "pattern": pattern, "layers": layers})
-    return replace_file(folder / MASK_FILE, save(bits, metadata={"masks": said}))
+    with _bits_on_disk(folder, sum(sizes.values())) as free:
+        for name, keep in masks.items():  # once: a mapping may make its masks one at a time
+            _check_boolean(name, keep)
+            shape = tuple(keep.shape)
+            _check_shapes({name: shape}, known, where)
+            bits[name], free = free[: sizes[name]], free[sizes[name] :]
+            bits[name].copy_(pack_mask(keep))
+            crc32, axis = zlib.crc32(bits[name].numpy()), _group_axis(name, keep, pattern)
+            layers[name] = {"shape": shape, "crc32": crc32, "axis": axis}
+        said = json.dumps({"version": VERSION, "pattern": pattern, "layers": layers})
+        write_shard(folder / MASK_FILE, bits, {"masks": said})
+    return folder / MASK_FILE
+
+
+@contextlib.contextmanager
+def _bits_on_disk(folder: Path, size: int) -> Iterator[Tensor]:
+    """uint8 (size,) in a file, for of a large model the bits alone would fill a memory."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".masks.", suffix=TEMPORARY) as file:
+            file.truncate(max(size, 1))
+            yield torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be written ({error.strerror}): make room there, or mend its mode"
+        ) from error
 
 
 def _group_axis(name: str, keep: Tensor, pattern: str) -> int | None:

@@ -25,9 +25,10 @@ from helpers.capture import (
     best_batch,
     check_tokens,
     eval_mode,
+    out_of_memory,
 )
 from helpers.device import synchronise
-from helpers.errors import BadParameter, HelpersError, check_whole
+from helpers.errors import BadParameter, HelpersError, OutOfMemory, check_whole
 from helpers.gram import Gram
 from helpers.masks import check_divides, check_target, selection_clock
 from helpers.methods import check_options, get_method
@@ -133,11 +134,11 @@ def prune_model(
 
     Memory beyond the model, in bytes: the stream, sequences · length · width · (size of dtype);
     the grams of one block, 4 · Σ d_in² over its different inputs (Llama: three of width², one of
-    ff²); the solver's, 24 · d_out · d_in + 4 · d_in² for its largest layer; and one batch of
-    activations, in the parity gate with its logits.
+    ff²); the solver's, 24 · d_out · d_in + 4 · d_in² for its largest layer (32 on a
+    GPU); and one batch of activations, in the parity gate with its logits.
 
-    Raises UnknownMethod, BadParameter, BadPattern, BadSparsity, CalibrationTooShort,
-    UnsupportedModel, ParityError, NonFinite, NotPositiveDefinite.
+    Raises UnknownMethod, BadParameter, BadPattern, BadSparsity, BadMask, CalibrationTooShort,
+    UnsupportedModel, ParityError, NonFinite, NotPositiveDefinite, OutOfMemory.
     """
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
     check_request(model, tokens, method, batch, after_block, arguments)
@@ -188,6 +189,9 @@ def check_request(
 
 class Store:
     """Where pruned blocks go. This one: they stay in the model."""
+
+    def begin(self) -> None:
+        """Called after the parity gate, which is about the dense model, and before any block."""
 
     def finished(self, index: int) -> list[LayerReport] | None:
         """The lines of a block that an earlier run has finished, else None.
@@ -286,6 +290,7 @@ class Loop:
         """Pass the parity gate, and embed the calibration."""
         replay = Replay(self.model, tokens, batch or best_batch(self.device, tokens.shape[1]))
         self.report.parity = max(self.team.gather(replay.parity()))
+        self.store.begin()
         return replay, replay.embed(self.store.allocate)
 
     def one_block(self, index: int, replay: Replay | None, stream: Tensor | None) -> None:
@@ -326,7 +331,7 @@ class Loop:
         layers = find_layers(self.blocks[index], f"block {index}")
 
         def work(name: str) -> LayerReport:
-            # popped, so that a gram goes as soon as its last layer is done
+            # popped, so that a gram goes once its last layer is done and another is begun
             gram = grams.pop(name).matrix if grams else None
             with self.timed("solve"), selection_clock() as choosing:
                 line = self.prune_layer(index, name, layers[name], gram)
@@ -351,6 +356,13 @@ class Loop:
             result = self.method(weight, gram, **self.arguments)
         except HelpersError as error:
             raise type(error)(f"block {index} {name}: {error}") from error
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                f"block {index} {name}: memory ran out while it was solved: use a device with "
+                "more, or prune_checkpoint, which holds one block at a time"
+            ) from error
         write_weight(layer, result.weight)
         return LayerReport(
             block=index,

@@ -7,6 +7,7 @@ Writing is whole or not at all: a temporary name, synced to disk, then renamed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -114,6 +115,8 @@ def reading(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as stream:
             yield stream
     except (SafetensorError, OSError) as error:
+        if getattr(error, "errno", None) == errno.ENOMEM:
+            raise MemoryError(str(error)) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"{path} cannot be read ({reason}): it is missing, cut off or damaged, save it again"
@@ -165,15 +168,19 @@ def sha256_of(path: Path) -> str:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}): restore it") from error
 
 
-def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> str:
+def write_shard(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> str:
     """Write tensors to a safetensors file, whole or not at all; return the file's sha256.
+
+    metadata: one text, by default that it is torch's; the order of several would be by chance.
 
     Raises CheckpointError, and leaves no partial file, if the disk is full or not writable.
     """
     temporary = path.with_name(f".{path.name}{TEMPORARY}")
     try:
         held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(held, temporary, metadata={"format": "pt"})
+        save_file(held, temporary, metadata=metadata or {"format": "pt"})
         share(temporary)
         sync(temporary)
         digest = sha256_of(temporary)

@@ -87,7 +87,7 @@ class WeightStore:
         is_module = isinstance(part, nn.Module)
         held: list[_Slot] = []
         try:
-            # inside, so that Ctrl-C at any moment leaves nothing behind
+            # inside, so that Ctrl-C leaves nothing behind
             for slot in self._outside.get(part, []) if is_module else self.slots[part]:
                 held.append(slot)
                 self._depth[id(slot)] += 1
@@ -105,8 +105,15 @@ class WeightStore:
         source, name = (pruned, slot.name) if pruned else (self.checkpoint, slot.key)
         tensor = source.read(name, self.device, self.dtype)
         # a buffer may well hold infinity: the mask of an attention does
+        if isinstance(slot.empty, nn.Parameter) and not tensor.is_floating_point():
+            raise UnsupportedModel(
+                f"weight {name} is {tensor.dtype}: give the unquantised checkpoint"
+            )
         if isinstance(slot.empty, nn.Parameter) and not all_finite(tensor):
-            raise NonFinite(f"weight {name} holds NaN or infinity: check the checkpoint")
+            raise NonFinite(
+                f"weight {name} holds NaN or infinity as {self.dtype}: check the checkpoint, and "
+                "if it is sound use dtype bfloat16 or float32"
+            )
         return tensor
 
     def tensors(self, index: int | None) -> dict[str, Tensor]:
@@ -239,6 +246,7 @@ def load_streamed(
     checkpoint = Checkpoint(path)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        _check_unquantised(config, path)
         tokenizer = load_tokenizer(path)
         # buffers are computed, not read
         with init_empty_weights(include_buffers=False):
@@ -261,6 +269,12 @@ def _compute_buffers(model: nn.Module, device: torch.device) -> None:
             model._init_weights(module)
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(device)
+
+
+def _check_unquantised(config: Any, folder: Path) -> None:
+    """Raise UnsupportedModel for quantised weights, which would be read without their scales."""
+    if getattr(config, "quantization_config", None):
+        raise UnsupportedModel(f"{folder} holds quantised weights: give the unquantised checkpoint")
 
 
 def source_folder(source: str | os.PathLike[str]) -> Path:

@@ -16,7 +16,13 @@ import torch
 
 from helpers import admm
 from helpers.admm import admm_grad, exact_least_squares, refit, shared_systems
-from helpers.errors import BadParameter, BadSparsity, NonFinite, NotPositiveDefinite
+from helpers.errors import (
+    BadMask,
+    BadParameter,
+    BadSparsity,
+    NonFinite,
+    NotPositiveDefinite,
+)
 from helpers.gram import gram_of
 
 
@@ -619,3 +625,12 @@ def test_the_last_exact_iterations_wear_off_the_rounding_of_those_before(coarse_
     gaps = {exact: (solved - found[20]).norm() for exact, solved in found.items()}
     assert 0 < gaps[5] < 0.25 * gaps[0]
     assert gaps[5] < 2e-3 * found[20].norm()
+
+
+@pytest.mark.parametrize("spoil", ["float", "one row", "scores"])
+def test_refit_takes_masks_only(spoil: str, one_line_error) -> None:
+    inputs, weight = layer()
+    keep = random_keep(weight.shape)
+    given = {"float": keep.float(), "one row": keep[0], "scores": weight.abs()}[spoil]
+    with one_line_error(BadMask, "mask"):
+        refit(weight, gram_of(inputs), given)

@@ -35,7 +35,6 @@ from helpers.errors import (
     BadPattern,
     CheckpointError,
     NonFinite,
-    RecordError,
     UnsupportedModel,
 )
 from helpers.packed import SizeReport
@@ -300,7 +299,7 @@ def test_a_write_that_breaks_off_leaves_the_old_file(
 
     masks, listed = load_masks(spoilt), sorted(spoilt.iterdir())
     monkeypatch.setattr("os.fsync", full)
-    with one_line_error(RecordError, "No space left"):
+    with one_line_error(CheckpointError, "No space left"):
         fails_to_save(spoilt, {name: ~keep for name, keep in masks.items()})
     assert sorted(spoilt.iterdir()) == listed
 

@@ -430,3 +430,14 @@ def test_a_shard_is_written_whole_or_not_at_all(
     with one_line_error(CheckpointError, "x.safetensors", os.strerror(code), "make room"):
         write_shard(path, {"a": torch.zeros(3)})
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_quantised_weights_are_refused(tmp_path: Path, one_line_error) -> None:
+    # read without their scales they would give another model, and the gate compares it with itself
+    model = fam.build("llama")
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with one_line_error(UnsupportedModel, "quantised"):
+        load_streamed(tmp_path)
