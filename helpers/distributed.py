@@ -1,7 +1,7 @@
 """One model pruned by several processes: `torchrun -m helpers.distributed`.
 
     torchrun --nproc-per-node=2 -m helpers.distributed \\
-        --source embedded --destination pruned --method admm-grad --sparsity 0.6
+        --source embedded --destination results/pruned --method admm-grad --sparsity 0.6
 
 Each process takes its share of the calibration sequences through the blocks. The grams of a block
 are summed over all; its layers are shared out by their cost, and what each has solved goes to
