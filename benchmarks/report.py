@@ -207,26 +207,7 @@ def growth_report(result: Result) -> list[str]:
 def memory_report(result: Result) -> list[str]:
     """Peaks under the limit beside their predictions."""
     rows = result["rows"]
-    made = []
-    for row in memory.rows_in_gigabytes(rows):
-        fits = "fits" if row["from_pretrained fits"] else "does not fit"
-        made.append(
-            {
-                "model": row["case"],
-                "method": row["method"],
-                "tokens": row["tokens"],
-                "model (GB)": row["model"],
-                "limit (GB)": row["limit"],
-                "from_pretrained": fits,
-                "peak (GB)": row["peak"],
-                "predicted (GB)": row["predicted"],
-                "peak / predicted": row["peak / predicted"],
-                "block + grams + activations (GB)": row["block + grams + activations"],
-                "peak / those": row["peak / those"],
-                "minutes": row["minutes"],
-                "perplexity's peak (GB)": row["peak of perplexity"],
-            }
-        )
+    made = [_memory_row(row) for row in memory.rows_in_gigabytes(rows)]
     gaps = [abs(row["peak / predicted"] - 1) for row in rows]
     told = [
         "Peak: resident memory of `prune_checkpoint` beyond the process before it, in a process "
@@ -246,6 +227,24 @@ def memory_report(result: Result) -> list[str]:
             f"Left out (no room on the disk, or no Linux): {', '.join(result['left out'])}."
         )
     return told
+
+
+def _memory_row(row: Result) -> dict[str, Any]:
+    return {
+        "model": row["case"],
+        "method": row["method"],
+        "tokens": row["tokens"],
+        "model (GB)": row["model"],
+        "limit (GB)": row["limit"],
+        "from_pretrained": "fits" if row["from_pretrained fits"] else "does not fit",
+        "peak (GB)": row["peak"],
+        "predicted (GB)": row["predicted"],
+        "peak / predicted": row["peak / predicted"],
+        "block + grams + activations (GB)": row["block + grams + activations"],
+        "peak / those": row["peak / those"],
+        "minutes": row["minutes"],
+        "perplexity's peak (GB)": row["peak of perplexity"],
+    }
 
 
 def plain_report(result: Result) -> list[str]:
