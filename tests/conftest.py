@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -40,3 +41,13 @@ def one_line_error() -> Callable:
             assert word in message, f"{word!r} is not in {message!r}"
 
     return expect
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_counts() -> None:
+    """Ctrl-C is heard, also where tests run in the background of a shell, which ignores it there.
+
+    A process that was started so would hand the deafness on to those that it starts.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
