@@ -218,8 +218,9 @@ def memory_report(result: Result) -> list[str]:
             [row["peak / those"] for row in rows],
             memory.BARE_TARGET,
         ),
-        "What is beyond those are the matrices of the layer that is being solved: four of its size "
-        "and one of its gram's (ADMM), or the score and its copy (Wanda).",
+        "What is beyond those: for ADMM the factoring of the largest gram, four matrices of its "
+        "size, for Wanda the score of the largest layer and its copy. The minutes are beside other "
+        "work.",
         table(made),
     ]
     if result["left out"]:

@@ -23,7 +23,7 @@ _SOLVING = {
     "admm1": (4.5, 1),
     "admm-grad": (4.5, 1),
 }
-_FACTORING = {"magnitude": 0, "wanda": 0, "sparsegpt": 4, "admm1": 2, "admm-grad": 2}
+_FACTORING = {"magnitude": 0, "wanda": 0, "sparsegpt": 4, "admm1": 4, "admm-grad": 4}
 
 
 @dataclass(frozen=True)
