@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from helpers.errors import BadParameter, UnknownModel
-from helpers.estimate import SHAPES, Shape
 from helpers.footprint import checkpoint_memory
 
 SEVEN = "meta-llama/Llama-2-7b-hf"
@@ -39,11 +38,10 @@ def test_more_calibration_takes_no_more_than_its_activations() -> None:
 
 
 def test_a_70b_model_fits_a_workstation_block_by_block() -> None:
-    shape: Shape = SHAPES["meta-llama/Llama-2-70b-hf"]
     found = checkpoint_memory(
         "meta-llama/Llama-2-70b-hf", sequences=128, length=2048, dtype="float16", activations="disk"
     )
-    assert found.peak < 2 * shape.parameters / 8
+    assert found.peak < 20e9  # its weights alone take 138 GB
 
 
 @pytest.mark.parametrize(
