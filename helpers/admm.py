@@ -234,7 +234,7 @@ class _Layer:
 
     Scaled, |W| is Wanda's score |W|·‖x‖, and one rho suits every layer. Without
     `precondition` all inputs share one scale, and the score is scaled instead.
-    Memory: four (d_out, d_in) and one (d_in, d_in) float32 matrices; while it is factored, three
+    Memory: four (d_out, d_in) and one (d_in, d_in) float32 matrices; while it is factored, four
     of the latter and none of the former.
     """
 

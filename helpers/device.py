@@ -8,6 +8,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -84,12 +85,19 @@ def fast_products(device: torch.device | str, fast: bool) -> Iterator[None]:
     # newer versions of torch refuse the older switch once a caller has used the new one
     new = hasattr(products, "fp32_precision")
     name, value = ("fp32_precision", "tf32" if fast else "ieee") if new else ("allow_tf32", fast)
-    before = getattr(products, name)
-    setattr(products, name, value)
+    with attribute(products, name, value):
+        yield
+
+
+@contextlib.contextmanager
+def attribute(holder: Any, name: str, value: Any) -> Iterator[None]:
+    """Give an attribute, such as a switch of a library, another value for a while."""
+    before = getattr(holder, name)
+    setattr(holder, name, value)
     try:
         yield
     finally:
-        setattr(products, name, before)
+        setattr(holder, name, before)
 
 
 class MemoryGrowth:

@@ -46,6 +46,7 @@ from helpers.errors import (
     HelpersError,
     ProcessLost,
     UnsupportedModel,
+    first_line,
 )
 from helpers.gram import Gram
 from helpers.methods import get_method
@@ -141,16 +142,11 @@ def _talking() -> Iterator[None]:
         if out_of_memory(error):
             raise
         # without the backend's own source line, and its advice
-        reason = re.sub(r"^\[\S*\] ", "", _first_line(error)).partition(". ")[0]
+        reason = re.sub(r"^\[\S*\] ", "", first_line(error)).partition(". ")[0]
         raise ProcessLost(
             f"another process has ended, or cannot be reached ({reason}): see its error, then run "
             "again to go on; finished blocks are kept"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    """An exception's text up to its first line break."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def costs(layers: dict[str, nn.Module]) -> dict[str, float]:
@@ -297,7 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        _complain(f"OutOfMemory: {_first_line(error)}; finished blocks are kept")
+        _complain(f"OutOfMemory: {first_line(error)}; finished blocks are kept")
         return 1
     if team.lead:
         error = "" if report.error is None else f", mean layer error {report.error:.4f}"

@@ -93,6 +93,11 @@ class RunError(HelpersError):
     """A run file or a plan is wrong, or a run failed."""
 
 
+def first_line(error: BaseException) -> str:
+    """An exception's text up to its first line break, or its kind if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def allowed(names: Iterable[object]) -> str:
     """The names in sorted order, joined for a message."""
     return ", ".join(sorted(str(name) for name in names))

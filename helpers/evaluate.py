@@ -26,6 +26,7 @@ from helpers.capture import (
     forward,
     logits_of,
 )
+from helpers.device import attribute
 from helpers.errors import AssetError, CalibrationTooShort, NonFinite, check_choice, check_whole
 from helpers.models import STORE, find_blocks, opened
 from helpers.paths import cache_dir
@@ -274,24 +275,13 @@ def _harness(source: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_random_states_kept())
         if source == "embedded":
-            stack.enter_context(_attribute(hub, "HF_HUB_OFFLINE", True))
-            stack.enter_context(_attribute(datasets.config, "HF_HUB_OFFLINE", True))
+            stack.enter_context(attribute(hub, "HF_HUB_OFFLINE", True))
+            stack.enter_context(attribute(datasets.config, "HF_HUB_OFFLINE", True))
         stack.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.ERROR)
         # a dozen progress bars go there, and warnings about what is meant to be so
         stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         yield
-
-
-@contextlib.contextmanager
-def _attribute(holder: Any, name: str, value: Any) -> Iterator[None]:
-    """Give an attribute another value for a while."""
-    before = getattr(holder, name)
-    setattr(holder, name, value)
-    try:
-        yield
-    finally:
-        setattr(holder, name, before)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from helpers.assets import ASSETS, embedded_model_folder
 from helpers.device import all_finite, pick_device, pick_dtype
-from helpers.errors import AssetError, NonFinite, UnknownModel, UnsupportedModel
+from helpers.errors import AssetError, NonFinite, UnknownModel, UnsupportedModel, first_line
 from helpers.paths import MASK_FILE
 
 IDENTITY = "pruning_identity"
@@ -89,12 +89,12 @@ def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise UnknownModel(
-            f"model {str(source)!r} cannot be loaded ({_first_line(error)}): check the "
+            f"model {str(source)!r} cannot be loaded ({first_line(error)}): check the "
             "name, the revision, the network and your access to it"
         ) from error
     except HTTPError as error:  # the HTTP library's own, which transformers lets through
         raise AssetError(
-            f"model {str(source)!r} was not fetched whole ({_first_line(error)}): what is "
+            f"model {str(source)!r} was not fetched whole ({first_line(error)}): what is "
             "fetched is kept, check the network and run again to go on"
         ) from error
     # transformers fills what is missing with random numbers and goes on
@@ -105,11 +105,6 @@ def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple
             "its checkpoint is incomplete, fetch or save it again"
         )
     return model, tokenizer
-
-
-def _first_line(error: BaseException) -> str:
-    """An exception's text up to its first line break, or its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _tiny_model() -> tuple[nn.Module, Any]:

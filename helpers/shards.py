@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from helpers.errors import CheckpointError
+from helpers.errors import CheckpointError, first_line
 from helpers.paths import replace_file, share, sync, sync_folder
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -117,9 +117,9 @@ def reading(path: Path) -> Iterator[Any]:
     except (SafetensorError, OSError) as error:
         if getattr(error, "errno", None) == errno.ENOMEM:
             raise MemoryError(str(error)) from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{path} cannot be read ({reason}): it is missing, cut off or damaged, save it again"
+            f"{path} cannot be read ({first_line(error)}): it is missing, cut off or damaged, "
+            "save it again"
         ) from error
 
 

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from helpers.assets import embedded_model_folder
 from helpers.device import all_finite, pick_device, pick_dtype
-from helpers.errors import NonFinite, UnknownModel, UnsupportedModel
+from helpers.errors import NonFinite, UnknownModel, UnsupportedModel, first_line
 from helpers.models import IDENTITY, STORE, find_blocks
 from helpers.shards import Checkpoint
 
@@ -252,8 +252,7 @@ def load_streamed(
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UnknownModel(f"model {str(path)!r} cannot be built ({reason})") from error
+        raise UnknownModel(f"model {str(path)!r} cannot be built ({first_line(error)})") from error
     model.tie_weights()
     _compute_buffers(model, where)
     setattr(model, STORE, WeightStore(model, checkpoint, where, kind))
