@@ -89,6 +89,10 @@ class RecordError(HelpersError):
     """A record cannot be written, read or trusted."""
 
 
+class Stopped(HelpersError):
+    """A person pressed Stop; nothing is wrong."""
+
+
 class RunError(HelpersError):
     """A run file or a plan is wrong, or a run failed."""
 

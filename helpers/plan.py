@@ -7,7 +7,7 @@ the notebook's one `parameters` cell.
 
 A run is done when its record carries the run's fingerprint: a hash of its parameters, of the
 notebook's code and of the helpers that the notebook uses, directly or through others. Comments,
-docstrings and layout do not count.
+docstrings, layout, explorers and the set-up of Colab do not count.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from helpers.records import EXPONENT_WITHOUT_POINT, check_type, read_record
 TABLES_NOTEBOOK = "06_tables_and_plots"
 # these show numbers and decide none
 ONLY_SHOW = ("tables", "published", "claims", "plots", "widgets")
+# tags of cells that decide no number: they prepare Colab, or let a reader explore
+SHOW_TAGS = {"colab-setup", "explorer"}
 TYPE_NAMES = {"int": int, "float": float, "str": str, "bool": bool, "dict": dict, "list": list}
 
 
@@ -321,9 +323,9 @@ def _hash(data: bytes) -> str:
 
 
 def _notebook_code(path: Path) -> list[str]:
-    """The code cells of a notebook."""
-    cells = read_notebook(path)["cells"]
-    return [_source(cell) for cell in cells if cell["cell_type"] == "code"]
+    """The code cells of a notebook that decide its numbers: see SHOW_TAGS."""
+    code = [cell for cell in read_notebook(path)["cells"] if cell["cell_type"] == "code"]
+    return [_source(cell) for cell in code if not SHOW_TAGS & set(_tags(cell))]
 
 
 def _module_source(name: str) -> str:

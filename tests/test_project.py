@@ -51,6 +51,8 @@ FLOORS = [
     "published",
     "claims",
     "plots",
+    "explorer",
+    "explore_layer",
     "widgets",
     "plan",
     "estimate",
