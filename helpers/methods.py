@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import runpy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,7 @@ from helpers.masks import (
     select,
     top_nm,
 )
+from helpers.paths import own_method_file, own_methods_dir
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,26 @@ def _check_signature(name: str, function: Method) -> None:
 
 
 def get_method(name: str) -> Method:
-    """The method registered under `name`. Raises UnknownMethod."""
-    return METHODS[check_choice("method", name, METHODS, UnknownMethod)]
+    """The method registered under `name`, or found in `helpers/own/`, a file named like it.
+
+    Raises UnknownMethod, and BadParameter for a file that does not register its method.
+    """
+    if name not in METHODS:
+        own = {path.stem.replace("_", "-") for path in own_methods_dir().glob("*.py")}
+        check_choice("method", name, own | set(METHODS), UnknownMethod)
+        _load_own(name)
+    return METHODS[name]
+
+
+def _load_own(name: str) -> None:
+    """Run a reader's file, which registers its method."""
+    path = own_method_file(name)
+    runpy.run_path(str(path))
+    if name not in METHODS:
+        raise BadParameter(
+            f"helpers/own/{path.name} registers no method {name!r}: put @register({name!r}) "
+            "above its function"
+        )
 
 
 def check_options(name: str, options: dict[str, Any]) -> None:

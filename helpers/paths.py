@@ -54,6 +54,16 @@ def notebooks_dir() -> Path:
     return root() / "notebooks"
 
 
+def own_methods_dir() -> Path:
+    """Folder of methods that a reader adds, a file each."""
+    return root() / "helpers" / "own"
+
+
+def own_method_file(name: str) -> Path:
+    """The file of a reader's method; there is one only if it was added."""
+    return own_methods_dir() / f"{name.replace('-', '_')}.py"
+
+
 def replace_file(path: str | os.PathLike[str], data: bytes | str) -> Path:
     """Write `data` (text as UTF-8) to `path` whole or not at all, and return the path.
 

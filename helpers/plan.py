@@ -29,7 +29,7 @@ import yaml
 
 import helpers
 from helpers.errors import BadParameter, RecordError, RunError, allowed, check_choice
-from helpers.paths import notebooks_dir, results_dir, root, runs_dir
+from helpers.paths import notebooks_dir, own_method_file, results_dir, root, runs_dir
 from helpers.records import EXPONENT_WITHOUT_POINT, check_type, read_record
 
 # reads the records of all other runs, so it goes last
@@ -306,7 +306,7 @@ def fingerprint(run: Run) -> str:
     records of all other runs and on how they are shown.
     """
     shows = run.notebook == TABLES_NOTEBOOK
-    code = _notebook_code(run.source_path)
+    code = _notebook_code(run.source_path) + _own_method(run)
     parts = [json.dumps(run.effective, sort_keys=True), *map(_normalised, code)]
     for name in sorted(_modules_used(tuple(code), () if shows else ONLY_SHOW)):
         parts.append(f"{name} {_normalised(_module_source(name))}")
@@ -394,6 +394,12 @@ def _named_files(run: Run) -> list[Path]:
     """Text files that the parameters name, so that a changed text is a changed run."""
     paths = [root() / value for value in run.effective.values() if isinstance(value, str) and value]
     return [path for path in paths if path.suffix in (".txt", ".jsonl") and path.is_file()]
+
+
+def _own_method(run: Run) -> list[str]:
+    """The code of the run's method if a reader added it (see `helpers.methods.get_method`)."""
+    path = own_method_file(str(run.effective.get("method", "")))
+    return [path.read_text(encoding="utf-8")] if path.is_file() else []
 
 
 def assets_needed(runs: Iterable[Run]) -> list[str]:

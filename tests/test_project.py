@@ -39,6 +39,7 @@ FLOORS = [
     "admm",
     "baselines",
     "methods",
+    "contract",
     "capture",
     "prune",
     "packed",
