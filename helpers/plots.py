@@ -8,6 +8,7 @@ tell apart; markers and dashes differ too, for print in grey.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -19,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import (
     FixedLocator,
@@ -286,6 +288,133 @@ def depth_figure(layers: Iterable[Mapping[str, Any]], title: str = "") -> Figure
     if not kinds:
         _note(ax, "no layer errors recorded")
     return figure
+
+
+# ------------------------------------------------------------------ the story in one picture
+
+
+def summary_figure(records: Sequence[Record]) -> Figure | None:
+    """The paper's three steps side by side: refit a layer, let its mask grow, prune the model.
+
+    From a record of notebook 02, one of 03 and the plain runs of 04 on one model; None if one of
+    the three is missing.
+    """
+    parts = [_first_series(records, name) for name in ("convergence", "schedule")]
+    runs = [r for r, _ in prune_records(records)]
+    if None in parts or not runs:
+        return None
+    common = [r for r in runs if _model_of(r) == _model_of(runs[0])]
+    figure, (left, middle, right) = _picture(
+        3, size=(12.0, 4.0), gridspec_kw={"width_ratios": [1.15, 0.75, 1.3]}
+    )
+    _draw_refit(left, parts[0])
+    _draw_growth_gain(middle, parts[1])
+    _draw_story(right, _perplexities(prune_records(common)))
+    return figure
+
+
+def _first_series(records: Iterable[Record], name: str) -> Mapping[str, Any] | None:
+    """The first series of that name: of the record "default" if there is one."""
+    found = [r for r in records if name in (r.get("series") or {})]
+    found.sort(key=lambda record: record.get("name") != "default")
+    return found[0]["series"][name] if found else None
+
+
+def _draw_refit(ax: Axes, series: Mapping[str, Any]) -> None:
+    """ADMM on a fixed mask, from no update to the optimum, each line with its name on it."""
+    names = list(series["error"])
+    chosen = "ρ = 1" if "ρ = 1" in names else names[0]
+    before = max(series["references"].values())
+    steps = [0, *series["iterations"]]
+    colour = style_of("admm-grad")["color"]
+    ax.plot(steps, [before, *series["error"][chosen]], color=colour, linewidth=2.2, zorder=3)
+    for name, value in series["references"].items():
+        ax.axhline(value, color=DENSE, linestyle=(0, (4, 3)), linewidth=1)
+        _at_line(
+            ax, name.partition(",")[0], value, below=value == min(series["references"].values())
+        )
+    ax.annotate("ADMM", (2, series["error"][chosen][1]), (6, 6), textcoords="offset points",
+                color=colour, fontweight="bold")  # fmt: skip
+    ax.set(xlabel="iteration", ylabel="relative error of the layer", xlim=(0, steps[-1]))
+    ax.set_ylim(0, 1.12 * before)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    where = f"{series['layer'].replace('self_attn.', '').replace('mlp.', '')}"
+    _headline(ax, "1  Refit the weights that stay", f"{where} at {100 * series['sparsity']:.0f} %")
+
+
+def _at_line(ax: Axes, text: str, value: float, *, below: bool) -> None:
+    """The name of a horizontal line at its right end."""
+    ax.annotate(
+        text,
+        (1, value),
+        xycoords=("axes fraction", "data"),
+        xytext=(-3, -3 if below else 3),
+        textcoords="offset points",
+        ha="right",
+        va="top" if below else "bottom",
+        color=DENSE,
+        fontsize=9,
+    )
+
+
+def _draw_growth_gain(ax: Axes, series: Mapping[str, Any]) -> None:
+    """The error of the gradual mask as a share of the one-shot mask's, by pattern."""
+    shares = {p: 100 * ratio["paper"] for p, ratio in series["ratio"].items() if "paper" in ratio}
+    target = 100 * series["sparsity"]["one-shot"][-1]
+    names = [f"{target:.0f} %" if name == "unstructured" else name for name in shares]
+    bars = ax.bar(names, list(shares.values()), color=style_of("admm-grad")["color"], width=0.6)
+    ax.bar_label(bars, [f"{share:.0f} %" for share in shares.values()], padding=2, fontsize=9)
+    ax.axhline(100, color=DENSE, linestyle=(0, (4, 3)), linewidth=1)
+    _at_line(ax, "mask chosen once", 100, below=False)
+    ax.set(ylim=(0, 118), ylabel="error, % of the one-shot mask's")
+    _headline(ax, "2  Let the mask grow", "while refitting; layers of one block")
+
+
+def _draw_story(ax: Axes, table: dict[str, dict[str, list[float]]]) -> None:
+    """Perplexity by sparsity, one line for a method, named at its end."""
+    dense = [value for cell in table.pop("dense", {}).values() for value in cell]
+    for position, (label, cells) in enumerate(table.items()):
+        style = style_of(label, position)
+        _draw_targets(ax, cells, [t for t in cells if ":" not in t], style, label)
+    if dense:
+        ax.axhline(dense[0], color=DENSE, linestyle=(0, (4, 3)), linewidth=1)
+        _at_line(ax, f"dense {dense[0]:.1f}", dense[0], below=True)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f} %"))
+    ax.set_xticks(sorted({line.get_xdata()[i] for line in ax.lines[: len(table)]
+                          for i in range(len(line.get_xdata()))}))  # fmt: skip
+    # magnitude pruning leaves the chart, so that the others can be told apart
+    values = {label: max(max(cell) for cell in cells.values()) for label, cells in table.items()}
+    others = [value for label, value in values.items() if label != "magnitude"]
+    ax.set_ylim(ax.get_ylim()[0] / 1.5, 2 * max(others or values.values()))
+    _name_curves(ax, ax.lines[: len(table)])
+    ax.set(xlabel="weights set to zero", ylabel="perplexity (log scale, lower is better)")
+    _headline(ax, "3  Prune the whole model", "block by block; a bar is the range over seeds")
+
+
+def _name_curves(ax: Axes, lines: Sequence[Line2D]) -> None:
+    """The names of curves at their ends, kept apart; beside the first point of one that leaves."""
+    low, high = map(math.log, ax.get_ylim())
+    ends = sorted((math.log(line.get_ydata()[-1]), line.get_label(), line) for line in lines)
+    free = 0.0  # where the next name may stand, as a fraction of the axis
+    for end, name, line in ends:
+        look = {"color": line.get_color(), "fontsize": 9, "fontweight": "bold"}
+        if end > high:
+            first = line.get_xdata()[0], line.get_ydata()[0]
+            ax.annotate(name, first, (8, 2), textcoords="offset points", va="top", **look)
+            continue
+        height = max((end - low) / (high - low), free)
+        ax.annotate(name, (1.01, height), xycoords="axes fraction", va="center", **look)
+        free = height + 0.055
+
+
+def _headline(ax: Axes, title: str, note: str) -> None:
+    """A panel's title in bold, and below it what the panel shows."""
+    ax.set_title(f"{title}\n", loc="left", fontsize=11, fontweight="bold")
+    ax.annotate(note, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points",
+                fontsize=9, color=DENSE)  # fmt: skip
 
 
 # ------------------------------------------------------------------ series of 01, 02 and 03
@@ -888,7 +1017,8 @@ def figures(records: Sequence[Record]) -> dict[str, Figure]:
         found = [record for record in records if name in (record.get("series") or {})]
         if found:
             drawn[name] = draw(found[0]["series"][name])
-    return drawn
+    summary = summary_figure(records)
+    return drawn if summary is None else {"summary": summary, **drawn}
 
 
 def _study_figures(records: Sequence[Record]) -> dict[str, Figure]:

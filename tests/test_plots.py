@@ -139,6 +139,37 @@ def test_convergence_figure(records: list[dict]) -> None:
     assert texts == ["no update: 0.4000", "exact optimum: 0.1490"]
 
 
+def test_summary_figure_tells_the_three_steps(records: list[dict]) -> None:
+    figure = plots.summary_figure(records)
+    refit, growth, story = figure.axes
+    curve = refit.get_lines()[0]
+    assert list(curve.get_ydata()) == [0.4, 0.3, 0.2, 0.15], "it begins at no update"
+    assert [patch.get_height() for patch in growth.patches] == [80]
+    names = {line.get_label(): line for line in story.get_lines()}
+    table = plots._perplexities(plots.prune_records(records))
+    for method in ("magnitude", "admm-grad"):
+        cells = {k: v for k, v in table[method].items() if ":" not in k}
+        means = sorted(sum(values) / len(values) for values in cells.values())
+        assert sorted(names[method].get_ydata()) == pytest.approx(means)
+        assert method in [text.get_text() for text in story.texts]
+
+
+def test_summary_figure_needs_all_three_steps(records: list[dict]) -> None:
+    for series in ("convergence", "schedule"):
+        assert (
+            plots.summary_figure([r for r in records if series not in (r["series"] or {})]) is None
+        )
+    assert plots.summary_figure([r for r in records if r["series"]]) is None
+
+
+def test_summary_figure_keeps_names_of_equal_curves_apart() -> None:
+    runs = [record("dense", 0.0, 5.0), series_record("convergence", CONVERGENCE)]
+    runs += [series_record("schedule", SCHEDULE)]
+    runs += [record(m, s, 10.0 / (1 - s)) for m in ("wanda", "admm1") for s in (0.5, 0.6)]
+    texts = {t.get_text(): t.xy[1] for t in plots.summary_figure(runs).axes[2].texts}
+    assert abs(texts["wanda"] - texts["admm1"]) >= 0.05
+
+
 def test_schedule_figure_writes_the_number_on_each_bar() -> None:
     figure = plots.schedule_figure(SCHEDULE)
     assert curves(figure)["paper"] == ([1, 2], [40.0, 60.0])
@@ -171,6 +202,7 @@ def test_write_figures_writes_png_and_svg_and_the_same_bytes_again(
 ) -> None:
     paths = plots.write_figures(records, tmp_path)
     names = {"perplexity", "layer_error", "variants", "convergence", "schedule", "spectrum"}
+    names.add("summary")
     assert {path.name for path in paths} == {f"{n}.{k}" for n in names for k in ("png", "svg")}
     before = {path: path.read_bytes() for path in paths}
     assert all(before.values())
