@@ -105,6 +105,9 @@ PRESETS = (
     ),
 )
 NOTEBOOKS = tuple(_EVERY)
+# its comparison is with committed records of the embedded model, so no larger one is suggested
+ALSO = "07_your_own_method"
+KNOWN = ("dense", "magnitude", "wanda", "sparsegpt", "admm1", "admm-grad")
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Needs:
     """What a notebook takes with some parameters, estimated.
 
     Bytes of the GPU (of RAM, on a machine without one), of RAM and of downloads; seconds of
-    pruning and evaluation, None for notebooks that do not prune a model.
+    pruning and evaluation, None where they are not estimated.
     """
 
     memory: int
@@ -179,11 +182,15 @@ def choose(preset: str, notebook: str, given: Mapping[str, Any]) -> dict[str, An
 def needs_of(notebook: str, parameters: Mapping[str, Any], machine: Machine) -> Needs:
     """What a notebook takes on a machine; parameters that are not given are its defaults.
 
+    A reader's own method is taken to need the memory of admm-grad, the most of those known.
     Raises BadParameter for another notebook; UnknownModel and UnsupportedModel where the model's
     shape is not known.
     """
-    check_choice("notebook", notebook, NOTEBOOKS)
+    check_choice("notebook", notebook, [*NOTEBOOKS, ALSO])
     asked = _FIXED | _defaults(notebook) | dict(parameters)
+    timed = notebook in TIMED and asked["method"] in KNOWN
+    if asked["method"] not in KNOWN:
+        asked["method"] = "admm-grad"
     if notebook in TWICE:
         asked["sequences"] *= 2
     found = estimate(asked, machine)
@@ -193,7 +200,7 @@ def needs_of(notebook: str, parameters: Mapping[str, Any], machine: Machine) -> 
         memory=found.memory_bytes + copies,
         host=found.host_bytes + (0 if machine.gpu else copies),
         disk=found.disk_bytes,
-        seconds=found.total_seconds if notebook in TIMED else None,
+        seconds=found.total_seconds if timed else None,
     )
 
 

@@ -177,6 +177,17 @@ def test_the_tour_holds_two_models(machine: Machine) -> None:
     assert two.memory - one.memory == 4 * 134_515_008 and two.host == one.host
 
 
+def test_a_method_of_ones_own_takes_what_the_hungriest_takes(machine: Machine) -> None:
+    given = cell("07_your_own_method")[0]
+    assert given["method"] not in module.KNOWN
+    own = needs_of("07_your_own_method", given, machine)
+    for method in module.KNOWN:
+        needs = needs_of("04_prune_model", given | {"method": method}, machine)
+        assert needs.memory <= own.memory and needs.seconds is not None
+    assert own.seconds is None
+    assert "GPU memory" in check_room("07_your_own_method", given, free=ROOMY)["needs"]
+
+
 def test_table_has_a_row_for_each_notebook(machine: Machine) -> None:
     rows = suggestions(machine)
     assert [row["notebook"] for row in rows] == list(NOTEBOOKS)
