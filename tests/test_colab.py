@@ -5,18 +5,23 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import os
+import re
 import runpy
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from helpers import colab
+from helpers.advice import needs_of
 from helpers.colab import PACKAGE, check_installed, finish, prepare
 from helpers.errors import RunError, StorageError
-from helpers.estimate import machine_named
+from helpers.estimate import SHAPES, machine_named
 from helpers.keep import Keeper
 from helpers.paths import replace_file, root
 from helpers.room import Room
@@ -150,6 +155,33 @@ def test_a_package_replaced_under_a_running_kernel_is_found(
         check_installed()
     old.__version__ = importlib.metadata.version("pandas") + "+cu128"  # a build's own label
     check_installed()
+
+
+def test_what_colab_has_is_what_we_accept() -> None:
+    """Then pip installs beside Colab's own packages, and replaces none."""
+    text = (root() / "tests" / "colab-constraints.txt").read_text(encoding="utf-8")
+    pins = dict(line.split("==") for line in text.splitlines() if not line.startswith("#"))
+    pins = {canonicalize_name(name): version for name, version in pins.items()}
+    declared = tomllib.loads((root() / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = {canonicalize_name(r.name): r for r in map(Requirement, declared["dependencies"])}
+    assert {"torch", "numpy", "pandas", "transformers", "datasets", "ipywidgets"} <= set(pins)
+    for name in set(wanted) & set(pins):
+        assert wanted[name].specifier.contains(pins[name]), f"{name} {pins[name]}"
+
+
+def test_the_page_gives_the_estimates_of_the_code() -> None:
+    page = (root() / "docs" / "colab.md").read_text(encoding="utf-8")
+    asked = {"sequences": 64, "length": 2048, "window": 2048, "windows": 40}
+    machine = machine_named("t4")
+    rows = re.findall(r"^\| (\S+) \| (float\d+) \| (.+) \|$", page, flags=re.MULTILINE)
+    models = {name.split("/")[-1]: name for name in SHAPES}
+    assert len(rows) == 4
+    for name, dtype, figures in rows:
+        parameters = asked | {"model": models[name], "dtype": dtype}
+        needs = needs_of("04_prune_model", parameters, machine)
+        sizes = [f"{size / 1e9:.1f} GB" for size in (needs.memory, needs.host, needs.disk)]
+        minutes = f"{max(1, round(needs.seconds / 60))} min"
+        assert figures.split(" | ") == [*sizes, minutes], name
 
 
 # --- Drive ------------------------------------------------------------------------------------
