@@ -88,7 +88,7 @@ def prepare(*, drive: bool = False) -> Prepared:
         prepared.lines.append(line)
     elif on_colab():
         prepared.lines.append(
-            'Results are on this machine only and go with it: "drive": True in this cell keeps them.'
+            'Results go when this machine goes: "drive": True in this cell keeps them.'
         )
     prepared.lines.append(_advice_line(prepared.rows))
     return prepared

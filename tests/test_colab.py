@@ -94,7 +94,7 @@ def test_prepare_goes_to_the_project_and_names_what_fits(drive: Drive, tmp_path:
     text = str(prepared)
     for words in ("Tesla T4 with 15.0 of 15.8 GB free", "12.7 GB RAM", "estimates", "TinyLlama"):
         assert words in text
-    assert "go with it" in text  # results are not kept
+    assert "go when this machine goes" in text  # results are not kept
     page = prepared._repr_html_()
     assert page.count("<tr>") == 1 + len(prepared.rows) and "04_prune_model" in page
     prepare()  # a second time, or in a second notebook
