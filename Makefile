@@ -12,15 +12,16 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 RUN := $(PY) -m helpers.run
+COLAB := .venv-colab/bin/python
 CHOSEN = --plan $(PLAN) $(if $(ONLY),--only '$(ONLY)')
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup assets reproduce tables accept plan lab test lint bench clean
+.PHONY: help setup assets reproduce tables accept plan lab test test-colab lint bench clean
 
 help: ## show this list
 	@echo "make TARGET [PLAN=smoke|laptop|full|t4|paper] [ONLY=glob] [JOBS=n] [SCHEDULER=tcp://host:8786] [MACHINE=a100-80g] [BENCH=solver] [PYTHON=python3.12] [PIP_ARGS=...]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(INSTALLED) ## create .venv and install what is needed
 
@@ -60,6 +61,15 @@ lab: $(INSTALLED) ## open JupyterLab on the notebooks
 
 test: assets ## run the tests
 	@$(PY) -m pytest
+
+# first Colab's own packages, then what it lacks with those held: nothing of Colab's can be replaced
+test-colab: ## run tests and the smoke plan with the versions of Google Colab (python3.13, 6 GB)
+	@[ -x .venv-colab/bin/python ] || python3.13 -m venv .venv-colab
+	@$(COLAB) -m pip install --quiet $(PIP_ARGS) -r tests/colab-constraints.txt
+	@$(COLAB) -m pip install --quiet $(PIP_ARGS) -c tests/colab-constraints.txt -e .
+	@$(COLAB) -m helpers.assets
+	@$(COLAB) -m pytest --ignore tests/test_cluster.py
+	@PRUNING_RESULTS=results/colab $(COLAB) -m helpers.run run --plan smoke
 
 lint: $(INSTALLED) ## check style, syntax and that notebooks are stripped
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .

@@ -89,6 +89,10 @@ class RecordError(HelpersError):
     """A record cannot be written, read or trusted."""
 
 
+class StorageError(HelpersError):
+    """Where results are to be kept, such as a mounted drive, cannot be read or written."""
+
+
 class Stopped(HelpersError):
     """A person pressed Stop; nothing is wrong."""
 

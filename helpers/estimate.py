@@ -395,6 +395,7 @@ _SOLVERS = {
 _DATA_SHEETS = {
     "t4": (65e12, 8.1e12, 8.1e12, 320e9, 15e9, 12e9),
     "v100": (125e12, 15.7e12, 15.7e12, 900e9, 32e9, 60e9),
+    "l4": (121e12, 121e12, 30.3e12, 300e9, 24e9, 53e9),  # half of what is listed with sparsity
     "a100-80g": (312e12, 312e12, 19.5e12, 2039e9, 80e9, 120e9),
     "h100": (989e12, 989e12, 67e12, 3350e9, 80e9, 120e9),
 }
@@ -413,8 +414,8 @@ def machine_names() -> list[str]:
 
 
 def machine_named(name: str) -> Machine:
-    """A machine that need not be here: "laptop" (the reference CPU), "t4", "v100", "a100-80g",
-    "h100". Rates of GPUs are data-sheet peaks times the efficiencies above, not measured.
+    """A machine that need not be here: "laptop" (the reference CPU), "t4", "v100", "l4",
+    "a100-80g", "h100". Rates of GPUs are data-sheet peaks times an efficiency, not measured.
 
     Raises BadParameter, and RecordError for "laptop" where the committed records are missing.
     """

@@ -34,8 +34,8 @@ from helpers.records import EXPONENT_WITHOUT_POINT, check_type, read_record
 
 # reads the records of all other runs, so it goes last
 TABLES_NOTEBOOK = "06_tables_and_plots"
-# these show numbers and decide none
-ONLY_SHOW = ("tables", "published", "claims", "plots", "widgets")
+# these show numbers and decide none; advice changes parameters, which a run names by themselves
+ONLY_SHOW = ("tables", "published", "claims", "plots", "widgets", "advice")
 # tags of cells that decide no number: they prepare Colab, or let a reader explore
 SHOW_TAGS = {"colab-setup", "explorer"}
 TYPE_NAMES = {"int": int, "float": float, "str": str, "bool": bool, "dict": dict, "list": list}

@@ -251,7 +251,7 @@ def test_what_cannot_be_estimated(one_line_error: Callable) -> None:
 
 
 def test_machines_are_named_and_marked() -> None:
-    assert machine_names() == ["laptop", "t4", "v100", "a100-80g", "h100"]
+    assert machine_names() == ["laptop", "t4", "v100", "l4", "a100-80g", "h100"]
     for name in machine_names()[1:]:
         machine = machine_named(name)
         assert machine.gpu and "not measured" in machine.note and not machine.here
