@@ -46,6 +46,7 @@ PROBE = """
 import importlib, json, sys
 found = {"failed": {}}
 for name in sys.argv[1:]:
+    print(name, flush=True)
     try:
         importlib.import_module(name)
     except BaseException as error:
@@ -61,7 +62,7 @@ if "torch" not in found["failed"]:
         for number in range(torch.cuda.device_count()):
             shape = torch.cuda.get_device_properties(number)
             found["gpus"].append([shape.name, shape.total_memory])
-print("\\n" + json.dumps(found))
+print(json.dumps(found))
 """
 
 
@@ -175,7 +176,7 @@ def check_packages(facts: Facts) -> Iterator[Finding]:
     others = sorted(
         f"{name} {facts.installed[name]} for {pin}"
         for name, pin in facts.pins.items()
-        if name in facts.wanted and facts.installed.get(name, pin) != pin
+        if name in facts.wanted and facts.installed.get(name, pin).split("+")[0] != pin
     )
     if others:
         todo = "nothing, unless digits differ: the committed results were made with the latter"
@@ -188,7 +189,7 @@ def check_imports(facts: Facts) -> Iterator[Finding]:
         return
     if facts.probe is None:
         slow = "seconds" in facts.probe_problem
-        todo = "run make doctor again: the first time reads them from disk"
+        todo = "run make doctor again: the first time, or under load, it takes longer"
         todo = todo if slow else "remove the folder .venv and run: make setup"
         yield Finding("note" if slow else "fix", "imports", facts.probe_problem, todo)
         return
@@ -460,14 +461,16 @@ def _end_probe(child: subprocess.Popen[str]) -> tuple[dict[str, Any] | None, str
     """What the probe found, or why it found nothing."""
     try:
         said, _ = child.communicate(timeout=PROBE_SECONDS)
+        problem = f"Python ended with code {child.returncode} while it loaded"
     except subprocess.TimeoutExpired:
         child.kill()
-        child.communicate()
-        return None, f"the packages did not load within {PROBE_SECONDS} seconds"
+        said, _ = child.communicate()
+        problem = f"not done within {PROBE_SECONDS} seconds, when Python loaded"
+    last = (said.strip().splitlines() or ["packages"])[-1]
     try:
-        return json.loads(said.strip().splitlines()[-1]), ""
-    except (IndexError, ValueError):
-        return None, f"Python ended with code {child.returncode} while it loaded the packages"
+        return json.loads(last), ""
+    except ValueError:  # the name of the package that it was at
+        return None, f"{problem} {last}"
 
 
 def _in_venv() -> bool:
