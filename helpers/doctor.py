@@ -110,6 +110,7 @@ class Facts:
     threads: dict[str, str] = field(default_factory=dict)  # variables that limit threads
     cache: Folder = Folder("cache", 0)
     results: Folder = Folder("results", 0)
+    project: Folder = Folder("the project's folder", 0)  # where .venv is made
     downloads: dict[str, str] = field(default_factory=dict)  # name -> "ok", "missing", "damaged"
     downloads_problem: str = ""
     deep: bool = False
@@ -253,21 +254,23 @@ def check_cores(facts: Facts) -> Iterator[Finding]:
 def check_disk(facts: Facts) -> Iterator[Finding]:
     """Room where downloads and results go; before set-up for the packages as well."""
     present = facts.downloads and all(state == "ok" for state in facts.downloads.values())
-    needs = {"cache": 0.0 if present else CACHE_BYTES, "results": RESULTS_BYTES}
+    move = "set {} to a folder on another disk"
+    rows = [
+        ("cache", facts.cache, 0 if present else CACHE_BYTES, move.format("PRUNING_CACHE")),
+        ("results", facts.results, RESULTS_BYTES, move.format("PRUNING_RESULTS")),
+    ]
     if missing(facts):
-        needs["results"] += SETUP_BYTES  # .venv lies beside the results
-    ways = {"cache": "PRUNING_CACHE", "results": "PRUNING_RESULTS"}
-    for kind, folder in (("cache", facts.cache), ("results", facts.results)):
+        rows.append(("set-up", facts.project, SETUP_BYTES, "put the project on another disk"))
+    for what, folder, need, other in rows:
         free = f"{folder.free / GB:.1f} GB free in {folder.name}"
         if folder.problem:
-            todo = f"make it writable, or set {ways[kind]} to a folder that is"
-            yield Finding("fix", kind, f"{folder.name}: {folder.problem}", todo)
-        elif folder.free < needs[kind]:
-            todo = f"make room, or set {ways[kind]} to a folder on another disk"
-            found = f"{free}, {needs[kind] / GB:.1f} GB are needed"
-            yield Finding("fix", kind, found, todo)
+            todo = f"make it writable, or {other}"
+            yield Finding("fix", what, f"{folder.name}: {folder.problem}", todo)
+        elif folder.free < need:
+            todo = f"make room, or {other}"
+            yield Finding("fix", what, f"{free}, {need / GB:.1f} GB are needed", todo)
         else:
-            yield Finding("ok", kind, f"{free}, writable")
+            yield Finding("ok", what, f"{free}, writable")
 
 
 def check_downloads(facts: Facts) -> Iterator[Finding]:
@@ -439,6 +442,7 @@ def look(*, deep: bool = False, hub: bool = False) -> Facts:
         "threads": {k: v for k, v in os.environ.items() if k.endswith("_NUM_THREADS")},
         "cache": _folder(cache_dir(), "PRUNING_CACHE"),
         "results": _folder(results_dir(""), "PRUNING_RESULTS"),
+        "project": _folder(root(), ""),
         **{"downloads": downloads, "downloads_problem": downloads_problem, "deep": deep},
         **{"hub": _hub() if hub else None, "token": _token(), "browser": _browser()},
         **{"git": _git(), "lab_parts": _lab_parts(), "failed": _failed(), "running": _running()},
@@ -614,6 +618,8 @@ def _folder(path: Path, variable: str) -> Folder:
 
 def _home(path: Path) -> str:
     """A path from the project's root, or from the home folder; of others only the last part."""
+    if path == root():
+        return "the project's folder"
     for base, prefix in ((root(), ""), (Path.home(), "~/")):
         with contextlib.suppress(ValueError):
             return prefix + path.relative_to(base).as_posix()
@@ -789,11 +795,10 @@ def main(arguments: list[str] | None = None) -> int:
     findings = examine(look(deep=options.deep, hub=options.hub))
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
-    for finding in findings:
-        sys.stdout.write(finding.line() + "\n")
     wrong = sum(finding.state == "fix" for finding in findings)
-    done = f"{wrong} to fix" if wrong else "nothing to fix"
-    sys.stdout.write(f"{done}; a note is for your information\n")
+    last = f"{wrong or 'nothing'} to fix; a note is for your information"
+    # at once, so that a reader who has seen enough breaks no pipe
+    sys.stdout.write("\n".join([*(finding.line() for finding in findings), last]) + "\n")
     return 1 if wrong else 0
 
 

@@ -32,6 +32,7 @@ WORKING = Facts(
     cores=4,
     cache=Folder("~/.cache/x", 50 * GB),
     results=Folder("results", 50 * GB),
+    project=Folder("project", 50 * GB),
     downloads={"model": "ok", "c4": "ok"},
     browser="chromium",
     playwright=True,
@@ -112,8 +113,8 @@ TROUBLES = [
     ),
     (
         "no room for packages",
-        NO_VENV | {"results": Folder("results", 2 * GB)},
-        *("fix", "results", "2.0 GB free", "make room"),
+        NO_VENV | {"project": Folder("project", 2 * GB)},
+        *("fix", "set-up", "2.0 GB free", "make room"),
     ),
     (
         "read-only cache",
