@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -41,8 +42,10 @@ def launch(playwright: Playwright) -> tuple[Browser | None, str]:
         try:
             return playwright.chromium.launch(executable_path=path, args=QUIET), ""
         except Error as error:
-            reasons.append(f"{path or 'its own'}: {str(error).strip().splitlines()[0]}")
-    return None, f"no browser starts ({'; '.join(reasons)}): {HOW}"
+            if path is not None:
+                reasons.append(f"{Path(path).name}: {str(error).strip().splitlines()[0]}")
+    found = f"no browser starts ({'; '.join(reasons)})" if reasons else "no Chromium was found"
+    return None, f"{found}: {HOW}"
 
 
 class Watched:
