@@ -8,19 +8,23 @@ SCHEDULER ?=
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV ?= .venv
+LAB_ARGS ?=
+DEEP ?=
+HUB ?=
 
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+INSTALLED_UI := $(VENV)/.installed-ui
 RUN := $(PY) -m helpers.run
 COLAB := .venv-colab/bin/python
 CHOSEN = --plan $(PLAN) $(if $(ONLY),--only '$(ONLY)')
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup assets reproduce tables accept plan lab test test-colab lint bench clean
+.PHONY: help setup assets reproduce tables accept plan lab test test-ui doctor test-colab lint bench clean
 
 help: ## show this list
-	@echo "make TARGET [PLAN=smoke|laptop|full|t4|paper] [ONLY=glob] [JOBS=n] [SCHEDULER=tcp://host:8786] [MACHINE=a100-80g] [BENCH=solver] [PYTHON=python3.12] [PIP_ARGS=...]"
+	@echo "make TARGET [PLAN=smoke|laptop|full|t4|paper] [ONLY=glob] [JOBS=n] [SCHEDULER=tcp://host:8786] [MACHINE=a100-80g] [BENCH=solver] [PYTHON=python3.12] [PIP_ARGS=...] [LAB_ARGS=--no-browser]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(INSTALLED) ## create .venv and install what is needed
@@ -56,8 +60,10 @@ accept: $(INSTALLED) ## make the results of a plan here the committed reference
 plan: $(INSTALLED) ## list the runs of a plan: what is to do, what it takes, what is missing
 	@$(RUN) list $(CHOSEN) $(if $(MACHINE),--machine $(MACHINE))
 
+# its root is the project's, so that a link from a notebook to ../results opens
 lab: $(INSTALLED) ## open JupyterLab on the notebooks
-	@$(PY) -m jupyter lab notebooks/00_start_here.ipynb
+	@$(PY) -m jupyter lab --ServerApp.root_dir="$(CURDIR)" \
+	  --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(LAB_ARGS)
 
 test: assets ## run the tests
 	@$(PY) -m pytest
@@ -71,6 +77,19 @@ test-colab: ## run tests and the smoke plan with the versions of Google Colab (p
 	@$(COLAB) -m pytest --ignore tests/test_cluster.py
 	@PRUNING_RESULTS=results/colab $(COLAB) -m helpers.run run --plan smoke
 
+test-ui: assets $(INSTALLED_UI) ## run the notebooks in JupyterLab and a browser (UI_FULL=1: as they are)
+	@$(PY) -m pytest tests/ui
+
+$(INSTALLED_UI): $(INSTALLED)
+	@$(PY) -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[ui]" || { \
+	  echo "pip could not install playwright (its reason is above): check the network, then run make again" >&2; exit 1; }
+	@touch $@
+
+# runs before, and without, a set-up: that is when one needs it
+doctor: ## look for what is missing or broken, say what to do (DEEP=1: hash downloads, HUB=1: ask the hub)
+	@if $(PY) -c '' 2>/dev/null; then python=$(PY); else python=$(PYTHON); fi; \
+	  $$python -m helpers.doctor $(if $(DEEP),--deep) $(if $(HUB),--hub)
+
 lint: $(INSTALLED) ## check style, syntax and that notebooks are stripped
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
 	@$(PY) -m compileall -q helpers tests benchmarks
@@ -82,6 +101,6 @@ bench: assets ## measure speed and memory: tables and figures in results/referen
 
 clean: ## remove the results made here and caches; .venv, downloads and the reference stay
 	@rm -rf .pytest_cache .ruff_cache build *.egg-info helpers/__pycache__ tests/__pycache__ \
-	  benchmarks/__pycache__
+	  tests/ui/__pycache__ benchmarks/__pycache__
 	@[ ! -d results ] || find results -mindepth 1 -maxdepth 1 ! -name reference ! -name published \
 	  ! -name families.md -exec rm -rf {} +

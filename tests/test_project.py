@@ -67,6 +67,7 @@ FLOORS = [
     "child",
     "cluster",
     "run",
+    "doctor",
 ]
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
 MACHINE_PATH = re.compile(r"""(?<![\w.~])/(?:home|Users|root|work|mnt|tmp)/\w""")
@@ -316,8 +317,8 @@ def makefile() -> str:
 def test_make_targets_are_never_committed_files() -> None:
     targets = set(re.findall(r"(?m)^([\w$()./-]+):(?!=)", makefile())) - {".PHONY", ".NOTPARALLEL"}
     phony = set(re.search(r"(?m)^\.PHONY: (.*)$", makefile())[1].split())
-    assert targets - phony == {"$(INSTALLED)"}
-    assert "INSTALLED := $(VENV)/" in makefile()
+    assert targets - phony == {"$(INSTALLED)", "$(INSTALLED_UI)"}
+    assert "INSTALLED := $(VENV)/" in makefile() and "INSTALLED_UI := $(VENV)/" in makefile()
     assert ".venv/" in (ROOT / ".gitignore").read_text(encoding="utf-8").split()
 
 
@@ -356,7 +357,7 @@ def test_ci_does_what_make_does() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     text = script.read_text(encoding="utf-8")
-    for command in ("make test", "make reproduce PLAN=smoke", "make lint"):
+    for command in ("make test", "make test-ui", "make reproduce PLAN=smoke", "make lint"):
         assert command in text
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
     triggers = workflow[True]  # YAML reads the key "on" as true

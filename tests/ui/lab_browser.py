@@ -1,0 +1,82 @@
+"""A browser without a window that asks nobody outside of this machine for anything."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from lab_page import WINDOW
+
+from helpers.paths import root
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Playwright
+
+ARTEFACTS = root() / "results" / "ui"  # git ignores it
+FULL = os.environ.get("UI_FULL") == "1"
+# run in full, a notebook takes about two minutes on two slow cores
+NOTEBOOK_SECONDS = 900 if FULL else 240
+BROWSERS = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
+QUIET = (
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-quic"),
+    *("--no-first-run", "--disable-component-update", "--disable-sync"),
+)
+HOW = (
+    "install chromium (Debian: apt-get install chromium), or run "
+    "`.venv/bin/python -m playwright install chromium`, or set CHROMIUM to a Chromium or Chrome"
+)
+BADGE = "https://colab.research.google.com/assets/colab-badge.svg"  # the only picture from outside
+
+
+def launch(playwright: Playwright) -> tuple[Browser | None, str]:
+    """A browser, or None and why there is none. One that CHROMIUM names must start."""
+    from playwright.sync_api import Error
+
+    if given := os.environ.get("CHROMIUM"):
+        return playwright.chromium.launch(executable_path=given, args=QUIET), ""
+    reasons = []
+    for path in (*filter(None, map(shutil.which, BROWSERS)), None):  # None is playwright's own
+        try:
+            return playwright.chromium.launch(executable_path=path, args=QUIET), ""
+        except Error as error:
+            if path is not None:
+                reasons.append(f"{Path(path).name}: {str(error).strip().splitlines()[0]}")
+    found = f"no browser starts ({'; '.join(reasons)})" if reasons else "no Chromium was found"
+    return None, f"{found}: {HOW}"
+
+
+class Watched:
+    """A window of the browser that can reach this machine only, and what it asked for."""
+
+    def __init__(self, browser: Browser) -> None:
+        self.strayed: list[str] = []
+        self.errors: list[str] = []
+        self.context: BrowserContext = browser.new_context(viewport=WINDOW)
+        self.context.route("**/*", self._answer)
+
+    def page(self) -> Any:
+        """A new tab."""
+        page = self.context.new_page()
+        page.on("websocket", lambda socket: self._note(socket.url))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        return page
+
+    def _answer(self, route: Any) -> None:
+        if self._note(route.request.url):
+            route.abort()
+        else:
+            route.continue_()
+
+    def _note(self, url: str) -> bool:
+        """Whether an address is outside; noted, but for the badge that notebooks begin with."""
+        parts = urlsplit(url)
+        outside = parts.scheme not in ("blob", "data", "about") and parts.hostname not in (
+            "127.0.0.1",
+            "localhost",
+        )
+        if outside and url != BADGE:
+            self.strayed.append(url)
+        return outside

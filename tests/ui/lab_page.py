@@ -1,0 +1,242 @@
+"""A notebook in the browser: open it, run it, read it, photograph it, operate its controls."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lab_server import Lab
+    from playwright.sync_api import Locator, Page
+
+KERNEL_SECONDS = 60
+WINDOW = {"width": 1280, "height": 1000}
+# what an explorer shows beside its controls: text, drawings, and the bytes of pictures
+SHOWN = """async area => {
+  const rest = area.cloneNode(true);
+  const controls = '.widget-slider, .widget-toggle-buttons, .widget-dropdown, .widget-textarea,' +
+    '.widget-text, .jupyter-button, .widget-checkbox, .widget-hprogress, .widget-play';
+  rest.querySelectorAll(controls).forEach(node => node.remove());
+  rest.querySelectorAll('img').forEach(node => node.removeAttribute('src'));
+  const parts = [rest.innerHTML];
+  for (const image of area.querySelectorAll('img')) {
+    const bytes = await (await fetch(image.src)).arrayBuffer();
+    const hash = new Uint8Array(await crypto.subtle.digest('SHA-256', bytes));
+    parts.push([...hash].join(' '));
+  }
+  return parts.join('\\n');
+}"""
+STATE = """() => {
+  const kernel = document.querySelector('.jp-Notebook-ExecutionIndicator');
+  const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
+  return [kernel && kernel.dataset.status, ...prompts.map(prompt => prompt.textContent)];
+}"""
+
+
+class Book:
+    """A notebook that is open in a page of JupyterLab."""
+
+    def __init__(self, page: Page, lab: Lab, path: str) -> None:
+        self.page, self.lab, self.path = page, lab, path
+        page.goto(lab.address(path, workspace=Path(path).stem))
+        page.wait_for_selector(".jp-Notebook .jp-RenderedMarkdown h1")
+        self.wait_idle(KERNEL_SECONDS, beats=3)
+
+    @property
+    def file(self) -> Path:
+        """Where the notebook lies."""
+        return self.lab.project / self.path
+
+    def read(self) -> dict:
+        """The notebook as it was last saved."""
+        return json.loads(self.file.read_text(encoding="utf-8"))
+
+    def menu(self, menu: str, command: str) -> None:
+        """Choose an entry of a menu, by the command behind it."""
+        self.page.locator(".lm-MenuBar-item", has_text=re.compile(f"^{menu}$")).click()
+        self.page.locator(f'.lm-Menu-item[data-command="{command}"]').click()
+
+    def run_all(self, seconds: float) -> None:
+        """Run > Run All Cells; return when the kernel is idle again and no cell waits."""
+        self.menu("Run", "runmenu:run-all")
+        self.page.wait_for_timeout(500)
+        self.wait_idle(seconds, beats=5)
+
+    def wait_idle(self, seconds: float, *, beats: int) -> None:
+        """Wait until kernel and cells have been at rest for some beats of 0.3 seconds."""
+        end, quiet, state = time.monotonic() + seconds, 0, []
+        while time.monotonic() < end:
+            state = self.page.evaluate(STATE)
+            busy = state[0] != "idle" or any("*" in prompt for prompt in state[1:])
+            quiet = 0 if busy else quiet + 1
+            if quiet == beats:
+                return
+            self.page.wait_for_timeout(300)
+        raise AssertionError(f"{self.path} was not done in {seconds:.0f} s: {state}")
+
+    def save(self) -> dict:
+        """Save the notebook, outputs and all, and return it."""
+        before = self.file.stat().st_mtime_ns
+        self.page.keyboard.press("Escape")
+        self.menu("File", "docmanager:save")
+        for _ in range(100):
+            if self.file.stat().st_mtime_ns != before:
+                return self.read()
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"{self.path} was not saved")
+
+    def cell(self, name: str) -> Locator:
+        """The cell with this id."""
+        names = [cell["id"] for cell in self.read()["cells"]]
+        return self.page.locator(".jp-Notebook .jp-Cell").nth(names.index(name))
+
+    def output(self, name: str) -> Locator:
+        """What the cell with this id shows."""
+        return self.cell(name).locator(".jp-Cell-outputArea")
+
+    def start_cell(self, code: str) -> None:
+        """Put code into a new cell at the end, and start it."""
+        self.page.keyboard.press("Escape")
+        self.page.locator(".jp-Notebook .jp-Cell .jp-InputPrompt").last.click()
+        self.page.keyboard.press("Escape")
+        self.page.keyboard.press("b")  # a new cell below
+        self.page.keyboard.press("Enter")
+        self.page.keyboard.insert_text(code)
+        self.page.keyboard.press("Control+Enter")
+        self.page.wait_for_timeout(500)
+
+    def last_output(self, seconds: float = 30) -> str:
+        """What the last cell shows, once it is done."""
+        self.wait_idle(seconds, beats=2)
+        cell = self.page.locator(".jp-Notebook .jp-Cell").last
+        return cell.locator(".jp-Cell-outputArea .jp-OutputArea-output").inner_text().strip()
+
+    def run_cell(self, code: str) -> str:
+        """Run code in a new cell at the end, and return what it shows."""
+        self.start_cell(code)
+        return self.last_output()
+
+    def photograph(self, folder: Path, stem: str) -> list[Path]:
+        """The whole notebook in pictures of one size, from top to bottom."""
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures: list[Path] = []
+        self.page.set_viewport_size({"width": WINDOW["width"], "height": 1700})
+        scroller = self.page.locator(".jp-Notebook .jp-WindowedPanel-outer")
+        scroller.evaluate("node => node.scrollTop = 0")
+        self.page.wait_for_timeout(500)
+        view, whole = scroller.evaluate("node => [node.clientHeight, node.scrollHeight]")
+        for number, top in enumerate(range(0, max(1, whole - 100), view), start=1):
+            scroller.evaluate("(node, top) => node.scrollTop = top", top)
+            self.page.wait_for_timeout(300)
+            path = folder / f"{stem}-{number}.png"
+            self.page.locator(".jp-Notebook").screenshot(path=path)
+            pictures.append(path)
+        scroller.evaluate("node => node.scrollTop = 0")
+        self.page.set_viewport_size(WINDOW)
+        return pictures
+
+
+# --- controls ------------------------------------------------------------------------------
+
+
+def named(area: Locator, kind: str, label: str) -> Locator:
+    """The control of a kind whose label reads so."""
+    text = area.page.locator(".widget-label", has_text=re.compile(f"^{re.escape(label)}$"))
+    return area.locator(kind).filter(has=text).first
+
+
+def handle(area: Locator, label: str) -> Locator:
+    """The handle of a slider, of ipywidgets 8 or 7."""
+    found = named(area, ".widget-slider", label).locator(".noUi-handle, .ui-slider-handle")
+    found.scroll_into_view_if_needed()
+    return found
+
+
+def drag(area: Locator, label: str) -> None:
+    """Drag a slider's handle by the mouse to the middle of the longer side."""
+    track = named(area, ".widget-slider", label).locator(".slider-container").bounding_box()
+    found = handle(area, label)
+    box, mouse = found.bounding_box(), area.page.mouse
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    left = x - track["x"]
+    track = named(area, ".widget-slider", label).locator(".slider-container").bounding_box()
+    target = x - left / 2 if left > track["width"] / 2 else x + (track["width"] - left) / 2
+    mouse.move(x, y)
+    mouse.down()
+    mouse.move(target, y, steps=4)
+    mouse.up()
+
+
+def arrow(area: Locator, label: str) -> None:
+    """Move a slider by the keyboard, away from the nearer end."""
+    found = handle(area, label)
+    now, top = (float(found.get_attribute(f"aria-value{end}") or 0) for end in ("now", "max"))
+    found.focus()
+    area.page.keyboard.press("ArrowLeft" if now >= top else "ArrowRight")
+
+
+def option(area: Locator, label: str, text: str = "") -> Locator:
+    """The toggle button of this text, or the one that is chosen."""
+    buttons = named(area, ".widget-toggle-buttons", label).locator("button")
+    if not text:
+        return buttons.and_(area.page.locator(".mod-active"))
+    return buttons.filter(has_text=re.compile(f"^{re.escape(text)}$"))
+
+
+def press(area: Locator, text: str, *, keyboard: bool = False) -> None:
+    """Press the button of this text."""
+    push(
+        area.locator("button", has_text=re.compile(f"^\\s*{re.escape(text)}\\s*$")).first, keyboard
+    )
+
+
+def push(button: Locator, keyboard: bool) -> None:
+    """Press a button by the mouse, or by the keyboard."""
+    if keyboard:
+        button.focus()
+        button.page.keyboard.press("Enter")
+    else:
+        button.click()
+
+
+def choose(area: Locator, label: str, *, keyboard: bool = False) -> None:
+    """Choose the next entry of a dropdown, or at its end the one before."""
+    select = named(area, ".widget-dropdown", label).locator("select")
+    now, count = select.evaluate("node => [node.selectedIndex, node.options.length]")
+    up = now == count - 1
+    if keyboard:
+        select.focus()
+        # Space opens the list; without that Lab takes an arrow as "go to the next cell"
+        for key in ("Space", "ArrowUp" if up else "ArrowDown", "Enter"):
+            area.page.keyboard.press(key)
+    else:  # the list of a native dropdown is not part of the page
+        select.select_option(index=now - 1 if up else now + 1)
+
+
+def shown(area: Locator) -> str:
+    """What an explorer shows beside its controls, as text that can be compared."""
+    return area.evaluate(SHOWN)
+
+
+def settled(area: Locator, seconds: float = 30) -> str:
+    """What is shown once it has stayed the same for half a second."""
+    end, last = time.monotonic() + seconds, shown(area)
+    while time.monotonic() < end:
+        area.page.wait_for_timeout(500)
+        last, before = shown(area), last
+        if last == before:
+            return last
+    raise AssertionError(f"what is shown did not come to rest in {seconds:.0f} s")
+
+
+def wait_changed(area: Locator, before: str, seconds: float = 30) -> str:
+    """Wait until something else than `before` is shown; return what is shown at rest."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if shown(area) != before:
+            return settled(area, seconds)
+        area.page.wait_for_timeout(100)
+    raise AssertionError(f"nothing changed in {seconds:.0f} s")

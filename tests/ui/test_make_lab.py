@@ -1,0 +1,89 @@
+"""`make lab`, as it is typed: what it prints opens the first notebook, and links lead on."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lab_server
+import pytest
+from lab_browser import Watched
+
+FIRST = "00_start_here.ipynb"
+TAB = ".jp-NotebookPanel, .jp-MarkdownViewer"
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address that `make lab` prints: started elsewhere, on a path with spaces."""
+    folder = tmp_path_factory.mktemp("make lab")
+    project = lab_server.project_copy(folder / "a project with spaces", quick=True)
+    environment = lab_server.private_environment(folder)
+    arguments = "LAB_ARGS=--no-browser --allow-root --ServerApp.port=0"
+    # the environment is ready: a second clone must not install itself into a shared .venv
+    command = ["make", "-C", str(project), "-o", ".venv/.installed", "lab", arguments]
+    with lab_server.running(command, folder, env=environment, cwd="/") as log:
+        server = lab_server.wait_for_server(folder, log)
+        assert Path(server["root_dir"]) == project
+        yield wait_for_address(log)
+
+
+def wait_for_address(log: Path) -> str:
+    for _ in range(200):
+        found = re.search(r"http://\S+?token=\w+", log.read_text(encoding="utf-8"))
+        if found:
+            return found[0]
+        time.sleep(0.1)
+    raise AssertionError(log.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def start(watched: Watched, printed: str) -> Iterator[Any]:
+    """A page with what the address opens, when it is drawn."""
+    page = watched.page()
+    page.goto(printed)
+    page.wait_for_selector(".jp-NotebookPanel .jp-RenderedMarkdown h1")
+    yield page
+    page.close()
+
+
+def current_tab(page: Any, title: str) -> None:
+    """Wait until the tab in front has this title."""
+    tabs = page.locator("#jp-main-dock-panel .lm-TabBar-tab.lm-mod-current")
+    tabs.filter(has_text=re.compile(f"^{re.escape(title)}$")).first.wait_for()
+
+
+def test_the_printed_address_opens_the_first_notebook(start: Any, printed: str) -> None:
+    assert f"/lab/tree/notebooks/{FIRST}?" in printed
+    current_tab(start, FIRST)
+    assert start.locator(".jp-NotebookPanel h1").first.inner_text().rstrip("¶").endswith("?")
+    start.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+    # beside it the other notebooks
+    names = start.locator(".jp-DirListing-item").all_inner_texts()
+    assert any(name.startswith("06_") for name in names)
+
+
+def test_a_link_opens_the_next_notebook(start: Any) -> None:
+    start.locator('.jp-RenderedMarkdown a:text-is("01_calibration_capture")').first.click()
+    current_tab(start, "01_calibration_capture.ipynb")
+    start.locator(".jp-NotebookPanel h1:visible").first.wait_for()
+
+
+def test_a_link_opens_a_committed_table(start: Any) -> None:
+    start.locator('.jp-RenderedMarkdown a:text-is("01_calibration_capture")').first.click()
+    current_tab(start, "01_calibration_capture.ipynb")
+    link = start.locator('.jp-RenderedMarkdown:visible a:text-is("claims.md")').first
+    link.scroll_into_view_if_needed()
+    link.click()
+    current_tab(start, "claims.md")
+    assert start.locator(".jp-Dialog").count() == 0
+
+
+def test_the_page_asks_nobody_outside(watched: Watched) -> None:
+    assert watched.strayed == []
