@@ -51,6 +51,7 @@ FLOORS = [
     "published",
     "claims",
     "plots",
+    "describe",
     "explorer",
     "explore_layer",
     "widgets",
@@ -60,6 +61,9 @@ FLOORS = [
     "verdict",
     "execute",
     "child",
+    "pages",
+    "notebook_pages",
+    "report",
     "cluster",
     "run",
 ]
