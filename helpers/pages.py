@@ -31,6 +31,7 @@ NUMBER = re.compile(
 PIXELS = 4 / 3  # of a point
 # a figure narrower than this share of its size could not be read: its box scrolls instead
 LEAST_SCALE = 0.75
+SHORT = 28  # characters of a row's heading that stay on one line
 
 
 # ------------------------------------------------------------------ text
@@ -39,6 +40,11 @@ LEAST_SCALE = 0.75
 def escape(value: object) -> str:
     """Any value as text that HTML takes literally, also inside an attribute."""
     return html.escape(str(value), quote=True)
+
+
+def prose(text: str) -> str:
+    """Text of a sentence as HTML; "60 %" stays on one line."""
+    return escape(text.replace(" %", "\N{NO-BREAK SPACE}%"))
 
 
 class _Renderer(mistune.HTMLRenderer):
@@ -53,7 +59,7 @@ def markdown(text: str) -> str:
     block = mistune.BlockParser()
     block.rules = ["blank_line"]  # "1. " or "- " at the start of a number begins no list
     render = mistune.Markdown(_Renderer(escape=True), block=block)
-    made = str(render(text)).strip()
+    made = str(render(text.replace(" %", "\N{NO-BREAK SPACE}%"))).strip()
     return re.sub(r"^<p>(.*)</p>$", r"\1", made, flags=re.S).replace("</p>\n<p>", "<br>")
 
 
@@ -155,13 +161,18 @@ def _number_class(numeric: bool) -> str:
 
 
 def _table_row(row: Sequence[Cell], numeric: Sequence[bool]) -> str:
-    """One row: its heading, then its cells."""
-    cells = []
-    for place, (cell, number) in enumerate(zip(row, numeric, strict=True)):
-        key = "" if cell.key is None else f' data-key="{cell.key}"'
-        start, end = ('th scope="row"', "th") if place == 0 else ("td", "td")
-        cells.append(f"<{start}{_number_class(number)}{key}>{cell.html}</{end}>")
+    """One row: its heading, which stays on one line if it is short, then its cells."""
+    first, *rest = row
+    short = ' class="short"' if len(html.unescape(first.html)) <= SHORT else ""
+    cells = [f'<th scope="row"{short}{_key(first)}>{first.html}</th>']
+    for cell, number in zip(rest, numeric[1:], strict=True):
+        cells.append(f"<td{_number_class(number)}{_key(cell)}>{cell.html}</td>")
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def _key(cell: Cell) -> str:
+    """What a cell is sorted by; without it, its text."""
+    return "" if cell.key is None else f' data-key="{cell.key}"'
 
 
 # ------------------------------------------------------------------ figures
@@ -172,8 +183,8 @@ def figure(svg: str, ident: str, words: Words) -> str:
     return (
         f'<figure id="{ident}">\n<div class="scroll picture" role="region" tabindex="0" '
         f'aria-label="{escape(words.title)}">\n{inline_svg(svg, ident, words)}\n</div>\n'
-        f"<figcaption><strong>{escape(words.title)}.</strong> {escape(words.finding)} "
-        f'<span class="reading">{escape(words.reading)}</span></figcaption>\n</figure>\n'
+        f"<figcaption><strong>{prose(words.title)}.</strong> {prose(words.finding)} "
+        f'<span class="reading">{prose(words.reading)}</span></figcaption>\n</figure>\n'
     )
 
 

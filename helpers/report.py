@@ -36,6 +36,7 @@ from helpers.pages import (
     figure,
     frame_table,
     markdown,
+    prose,
     slug,
     table,
 )
@@ -50,14 +51,23 @@ from helpers.verdict import Verdict, judge, same_run, to_rows
 Record = Mapping[str, Any]
 
 PAPER = "https://arxiv.org/abs/2401.02938"
+ORIGIN = "Where it comes from"
 TITLE = "Pruning a language model, and repairing what is left"
-DONE, STALE, FAILED, MISSING = "up to date", "of other code", "failed", "not run"
+DONE, STALE, FAILED, MISSING = "up to date", "made by other code", "failed", "not run"
 # a verdict's sign and its class in report.css
 SIGNS = {
     HOLDS: ("✓", "holds"),
     FAILS: ("✗", "fails"),
     OPEN: ("?", "undecided"),
     UNTESTED: ("○", "untested"),
+}
+CAPTIONS = {
+    "perplexity": "Perplexity by method and sparsity",
+    "variants": "Other options beside the defaults",
+    "zero_shot": "Zero-shot",
+    "weight_update": "Ways to refit the weights on one mask",
+    "mask": "Ways to choose the mask",
+    "cost": "Seconds and memory by method",
 }
 # the parts that a table's name may have after its model
 PARTS = {
@@ -186,7 +196,7 @@ def page(material: Material, problems: Sequence[str] = ()) -> str:
     parts["The paper's claims"] = _claims_part(checked)
     parts |= _topic_parts(material.records)
     parts["Published figures"] = _published_part(material.records)
-    parts["Where it comes from"] = _provenance_part(material.records)
+    parts[ORIGIN] = _provenance_part(material.records)
     parts["Run a cell again"] = _runs_part(material)
     body = "\n".join(
         f'<section id="{slug(title)}" aria-labelledby="{slug(title)}-title">\n'
@@ -210,7 +220,7 @@ def _header(material: Material, checked: Checked, problems: Sequence[str]) -> st
         '<header class="top">\n'
         f'<p class="eyebrow">Reproduction report · plan {escape(material.plan)}</p>\n'
         f"<h1>{TITLE}</h1>\n"
-        f'<p class="lead">{escape(outcome)}</p>\n'
+        f'<p class="lead">{prose(outcome)}</p>\n'
         f"<p>A reproduction of <cite>Fast and Effective Weight Update for Pruned Large Language "
         f'Models</cite> (Boža, TMLR 2024, <a href="{PAPER}">arXiv 2401.02938</a>): prune a model '
         "layer by layer, and refit the surviving weights by ADMM under a gradually growing mask."
@@ -239,10 +249,10 @@ def _headline(frame: pd.DataFrame, model: str) -> str:
     column = "60 %" if "60 %" in whole else whole[0]
     shown = {name: cell_of(value).html for name, value in frame[column].dropna().items()}
     rest = pruned[column].drop(index=best).dropna()
-    next_best = f", {rest.idxmin()} {shown[rest.idxmin()]}" if len(rest) else ""
-    dense = f", dense {shown['dense']}" if "dense" in shown else ""
+    next_best = f", next {rest.idxmin()} with {shown[rest.idxmin()]}" if len(rest) else ""
+    dense = f"; the dense model has {shown['dense']}" if "dense" in shown else ""
     return (
-        f"{best} has the lowest perplexity of {len(pruned)} ways to prune {model} in {wins} of "
+        f"Of {len(pruned)} ways to prune {model}, {best} has the lowest perplexity in {wins} of "
         f"{len(pruned.columns)} columns: {shown[best]} at {column}{next_best}{dense}."
     )
 
@@ -287,15 +297,17 @@ def _gaps(material: Material) -> str:
     items = []
     for state in (FAILED, MISSING, STALE):
         names = groups.get(state, [])
-        if len(names) == len(material.runs):
-            items.append(f"<li>{state}: all of them</li>")
-        elif names:
-            items.append(f"<li>{state} ({len(names)}): {escape(', '.join(names))}</li>")
+        if names:
+            which = "all of them" if len(names) == len(material.runs) else ", ".join(names)
+            items.append(f"<li><strong>{state}</strong> ({len(names)}): {escape(which)}</li>")
+    changed = (
+        "<p>Helpers or notebooks have changed since these were made: their figures are those of "
+        f'the <a href="#{slug(ORIGIN)}">commits they name</a>.</p>'
+    )
     return (
         f'<div class="notice warn"><p><strong>{done} of {len(material.runs)} runs of the plan are '
-        f"{DONE} with the code in this folder.</strong> The others:</p><ul>{''.join(items)}</ul>"
-        f"<p>“{STALE.capitalize()}” means that helpers or notebooks have changed since: the "
-        "figures are those of the commit named below.</p></div>\n"
+        f"up to date with the code in this folder.</strong></p><ul>{''.join(items)}</ul>"
+        f"{changed if STALE in groups else ''}</div>\n"
     )
 
 
@@ -421,7 +433,7 @@ def _tally(checked: Checked) -> str:
         f"{counts[FAILS]} do not",
         f"{counts[OPEN] + counts[UNTESTED]} are not decided or not tested here",
     ]
-    return f"Of {total} claims tested, {parts[0]}, {parts[1]} and {parts[2]}." if total else ""
+    return f"Of {total} claims, {parts[0]}, {parts[1]} and {parts[2]}." if total else ""
 
 
 def _claims_part(checked: Checked) -> str:
@@ -447,7 +459,7 @@ def _claim_item(number: int, claim: Any, outcome: Outcome, level: str) -> str:
     """One claim."""
     return (
         f"<li><{level}>{number}. {markdown(claim.sentence)}</{level}>\n{_badge(outcome.verdict)}\n"
-        f"<p>{markdown(outcome.numbers)}</p>\n"
+        f"<p>{markdown(outcome.numbers[:1].upper() + outcome.numbers[1:])}</p>\n"
         f'<p class="test">Test: {markdown(claim.test)}</p></li>\n'
     )
 
@@ -489,7 +501,7 @@ def _tables(name: str, title: str, found: Sequence[Section]) -> str:
     models = {section.about.partition(" ")[0] for section in found}
     for place, section in enumerate(found, start=1):
         model, _, part = section.about.partition(" ")
-        caption = title + (f": {PARTS.get(part, part)}" if part else "")
+        caption = CAPTIONS.get(name, title) + (f": {PARTS.get(part, part)}" if part else "")
         caption += f" ({_model_name(model)})" if len(models) > 1 else ""
         ident, best = f"table-{slug(name)}-{place}", name == "perplexity"
         note = markdown(section.note) + (" Bold: the lowest after pruning." if best else "")
@@ -614,13 +626,14 @@ def _run_item(run: Run, material: Material) -> str:
     record = material.record_of(run)
     about = [material.states[run.id]]
     if record is not None:
-        about.append(format_seconds(_seconds(record)))
+        about.append(f"{_seconds(record):,.0f} s")
     changed = {k: v for k, v in run.parameters.items() if run.defaults.get(k) != v}
     options = " ".join(f"<code>{escape(f'{k}={v}')}</code>" for k, v in sorted(changed.items()))
     return (
-        f'<li id="run-{escape(run.id)}"><p><strong>{escape(run.name)}</strong> '
+        f'<li id="run-{escape(run.id)}"><div><p><strong>{escape(run.name)}</strong> '
         f'<span class="soft">{escape(", ".join(about))}</span> {_notebook_links(run)}</p>\n'
-        f'<p class="options">{options or "the defaults"}</p>\n{command(_rerun(run))}</li>\n'
+        f'<p class="options">{options or "the defaults"}</p></div>\n'
+        f"{command(_rerun(run))}</li>\n"
     )
 
 
