@@ -31,7 +31,7 @@ NUMBER = re.compile(
 PIXELS = 4 / 3  # of a point
 # a figure narrower than this share of its size could not be read: its box scrolls instead
 LEAST_SCALE = 0.75
-SHORT = 28  # characters of a row's heading that stay on one line
+SHORT = 32  # characters of a cell that stay on one line
 
 
 # ------------------------------------------------------------------ text
@@ -42,9 +42,15 @@ def escape(value: object) -> str:
     return html.escape(str(value), quote=True)
 
 
+def _together(text: str) -> str:
+    """Text in which "60 %" and "ρ = 1" stay on one line."""
+    space = "\N{NO-BREAK SPACE}"
+    return text.replace(" %", f"{space}%").replace("ρ = ", f"ρ{space}={space}")
+
+
 def prose(text: str) -> str:
-    """Text of a sentence as HTML; "60 %" stays on one line."""
-    return escape(text.replace(" %", "\N{NO-BREAK SPACE}%"))
+    """Text of a sentence as HTML."""
+    return escape(_together(text))
 
 
 class _Renderer(mistune.HTMLRenderer):
@@ -59,7 +65,7 @@ def markdown(text: str) -> str:
     block = mistune.BlockParser()
     block.rules = ["blank_line"]  # "1. " or "- " at the start of a number begins no list
     render = mistune.Markdown(_Renderer(escape=True), block=block)
-    made = str(render(text.replace(" %", "\N{NO-BREAK SPACE}%"))).strip()
+    made = str(render(_together(text))).strip()
     return re.sub(r"^<p>(.*)</p>$", r"\1", made, flags=re.S).replace("</p>\n<p>", "<br>")
 
 
@@ -161,13 +167,18 @@ def _number_class(numeric: bool) -> str:
 
 
 def _table_row(row: Sequence[Cell], numeric: Sequence[bool]) -> str:
-    """One row: its heading, which stays on one line if it is short, then its cells."""
+    """One row: its heading, then its cells."""
     first, *rest = row
-    short = ' class="short"' if len(html.unescape(first.html)) <= SHORT else ""
-    cells = [f'<th scope="row"{short}{_key(first)}>{first.html}</th>']
+    cells = [f'<th scope="row"{_short(first)}{_key(first)}>{first.html}</th>']
     for cell, number in zip(rest, numeric[1:], strict=True):
-        cells.append(f"<td{_number_class(number)}{_key(cell)}>{cell.html}</td>")
+        kind = _number_class(True) if number else _short(cell)
+        cells.append(f"<td{kind}{_key(cell)}>{cell.html}</td>")
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def _short(cell: Cell) -> str:
+    """The class of a cell that stays on one line."""
+    return ' class="short"' if len(html.unescape(cell.html)) <= SHORT else ""
 
 
 def _key(cell: Cell) -> str:

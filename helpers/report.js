@@ -91,6 +91,12 @@
   mark();
   addEventListener("resize", mark);
 
+  // ---- paper: what is folded away is printed too
+  const folded = [...document.querySelectorAll("details:not([open])")];
+  addEventListener("beforeprint", () => folded.forEach((part) => { part.dataset.was = part.open; part.open = true; }));
+  addEventListener("afterprint", () => folded.forEach((part) => { part.open = part.dataset.was === "true"; }));
+  document.querySelectorAll("details").forEach((part) => part.addEventListener("toggle", mark));
+
   // ---- contents: the section that is being read
   const links = new Map([...document.querySelectorAll("nav ol a")].map((link) => [link.hash.slice(1), link]));
   const sections = [...links.keys()].map((id) => document.getElementById(id)).filter(Boolean);

@@ -20,12 +20,9 @@ import pandas as pd
 
 from helpers import plan as plans
 from helpers.child import format_seconds, show_path
-from helpers.claims import FAILS, HOLDS, OPEN, UNTESTED, Outcome, check_claims
-from helpers.describe import describe, kind_of
 from helpers.errors import RunError
 from helpers.notebook_pages import convert_notebooks
 from helpers.pages import (
-    Cell,
     asset,
     cell_of,
     command,
@@ -33,20 +30,30 @@ from helpers.pages import (
     document,
     escape,
     facts,
-    figure,
-    frame_table,
     markdown,
     prose,
     slug,
-    table,
 )
 from helpers.paths import reference_dir, replace_file, results_dir
 from helpers.plan import Run
-from helpers.plots import figures, to_svg
-from helpers.published import published_markdown, published_table
 from helpers.records import read_record, read_records
-from helpers.tables import EMBEDDED, PRUNE_NOTEBOOK, Section, perplexity_table, sections, setting
-from helpers.verdict import Verdict, judge, same_run, to_rows
+from helpers.report_parts import (
+    Checked,
+    by_model,
+    checked_claims,
+    claims_part,
+    model_name,
+    place_of,
+    provenance_part,
+    published_part,
+    seconds_of,
+    tally,
+    topic_parts,
+    verdict_part,
+    versions_of,
+)
+from helpers.tables import PRUNE_NOTEBOOK, perplexity_table, setting
+from helpers.verdict import Verdict, judge, same_run
 
 Record = Mapping[str, Any]
 
@@ -54,56 +61,8 @@ PAPER = "https://arxiv.org/abs/2401.02938"
 ORIGIN = "Where it comes from"
 TITLE = "Pruning a language model, and repairing what is left"
 DONE, STALE, FAILED, MISSING = "up to date", "made by other code", "failed", "not run"
-# a verdict's sign and its class in report.css
-SIGNS = {
-    HOLDS: ("✓", "holds"),
-    FAILS: ("✗", "fails"),
-    OPEN: ("?", "undecided"),
-    UNTESTED: ("○", "untested"),
-}
-CAPTIONS = {
-    "perplexity": "Perplexity by method and sparsity",
-    "variants": "Other options beside the defaults",
-    "zero_shot": "Zero-shot",
-    "weight_update": "Ways to refit the weights on one mask",
-    "mask": "Ways to choose the mask",
-    "cost": "Seconds and memory by method",
-}
-# the parts that a table's name may have after its model
-PARTS = {
-    "acc": "accuracy",
-    "acc_norm": "accuracy normalised by the answers' length",
-    "paired": "differences between models",
-    "calibration": "error on calibration text",
-    "held-out": "error on held-out text",
-}
-NOTHING = "–"
 # the packages of a record that a reader asks for first
 MAIN_VERSIONS = ("python", "torch", "transformers")
-
-
-@dataclass(frozen=True)
-class Topic:
-    """A section of the page with the tables and figures that belong to it, by name."""
-
-    title: str
-    tables: tuple[str, ...]
-    figures: tuple[str, ...]
-
-
-TOPICS = (
-    Topic("Perplexity", ("perplexity",), ("perplexity", "layer_error")),
-    Topic("Changed options", ("variants",), ("variants",)),
-    Topic("Zero-shot tasks", ("zero_shot",), ("zero_shot",)),
-    Topic(
-        "The weight update",
-        ("weight_update",),
-        ("weight_update", "weight_update_median", "convergence"),
-    ),
-    Topic("The growing mask", ("mask",), ("schedule",)),
-    Topic("The grams", (), ("spectrum",)),
-    Topic("What it cost", ("cost",), ("cost",)),
-)
 
 
 @dataclass(frozen=True)
@@ -191,12 +150,12 @@ def page(material: Material, problems: Sequence[str] = ()) -> str:
     """The whole page. `problems` are lines on notebooks that could not be converted."""
     parts: dict[str, str] = {}
     if material.verdict is not None:
-        parts["Reproduced here?"] = _verdict_part(material.verdict)
-    checked = _checked(material.records)
-    parts["The paper's claims"] = _claims_part(checked)
-    parts |= _topic_parts(material.records)
-    parts["Published figures"] = _published_part(material.records)
-    parts[ORIGIN] = _provenance_part(material.records)
+        parts["Reproduced here?"] = verdict_part(material.verdict)
+    checked = checked_claims(material.records)
+    parts["The paper's claims"] = claims_part(checked)
+    parts |= topic_parts(material.records)
+    parts["Published figures"] = published_part(material.records)
+    parts[ORIGIN] = provenance_part(material.records)
     parts["Run a cell again"] = _runs_part(material)
     body = "\n".join(
         f'<section id="{slug(title)}" aria-labelledby="{slug(title)}-title">\n'
@@ -215,7 +174,7 @@ def page(material: Material, problems: Sequence[str] = ()) -> str:
 
 def _header(material: Material, checked: Checked, problems: Sequence[str]) -> str:
     """What this is, what came out, whose records these are, and whether something is missing."""
-    outcome = " ".join([*_headlines(material.records), _tally(checked)])
+    outcome = " ".join([*_headlines(material.records), tally(checked)])
     return (
         '<header class="top">\n'
         f'<p class="eyebrow">Reproduction report · plan {escape(material.plan)}</p>\n'
@@ -232,9 +191,9 @@ def _header(material: Material, checked: Checked, problems: Sequence[str]) -> st
 def _headlines(records: Sequence[Record]) -> list[str]:
     """One sentence for each model on which method has the lowest perplexity."""
     found = []
-    for name, runs in _by_model(records).items():
+    for name, runs in by_model(records).items():
         if any(run["notebook"] == PRUNE_NOTEBOOK for run in runs):
-            found.append(_headline(perplexity_table(runs), _model_name(name)))
+            found.append(_headline(perplexity_table(runs), model_name(name)))
     return found or ["No perplexity was measured."]
 
 
@@ -245,8 +204,8 @@ def _headline(frame: pd.DataFrame, model: str) -> str:
         return f"{model} was measured without pruning only."
     winners = Counter(pruned[column].dropna().idxmin() for column in pruned.columns)
     best, wins = winners.most_common(1)[0]
-    whole = pruned.columns[pruned.loc[best].notna()]
-    column = "60 %" if "60 %" in whole else whole[0]
+    won = [column for column in pruned.columns if pruned[column].dropna().idxmin() == best]
+    column = "60 %" if "60 %" in won else won[0]
     shown = {name: cell_of(value).html for name, value in frame[column].dropna().items()}
     rest = pruned[column].drop(index=best).dropna()
     next_best = f", next {rest.idxmin()} with {shown[rest.idxmin()]}" if len(rest) else ""
@@ -301,7 +260,7 @@ def _gaps(material: Material) -> str:
             which = "all of them" if len(names) == len(material.runs) else ", ".join(names)
             items.append(f"<li><strong>{state}</strong> ({len(names)}): {escape(which)}</li>")
     changed = (
-        "<p>Helpers or notebooks have changed since these were made: their figures are those of "
+        "<p>Helpers, notebooks or parameters have changed since: these figures are those of "
         f'the <a href="#{slug(ORIGIN)}">commits they name</a>.</p>'
     )
     return (
@@ -321,14 +280,14 @@ def _facts(material: Material) -> dict[str, str]:
     """Plan, model, data, when, where and with what."""
     records = material.records
     days = sorted(record["created"][:10] for record in records)
-    places = sorted({_place(record) for record in records})
+    places = sorted({place_of(record) for record in records})
     settings = [
         setting(runs)
-        for runs in _by_model(records).values()
+        for runs in by_model(records).values()
         if any(run["notebook"] == PRUNE_NOTEBOOK for run in runs)
     ]
-    seconds = sum(_seconds(record) for record in records)
-    versions = [f"{name} {_versions(records, name)}" for name in MAIN_VERSIONS]
+    seconds = sum(seconds_of(record) for record in records)
+    versions = [f"{name} {versions_of(records, name)}" for name in MAIN_VERSIONS]
     return {
         "Model and data": "<br>".join(map(markdown, settings)) or "see below",
         "Plan": f"<code>{escape(material.plan)}</code>: {len(records)} records of "
@@ -339,40 +298,6 @@ def _facts(material: Material) -> dict[str, str]:
     }
 
 
-def _place(record: Record) -> str:
-    """The device and machine of a record."""
-    machine = record["platform"]
-    return (
-        f"{record['device']} ({machine.get('system', '?')} {machine.get('machine', '?')}, "
-        f"{machine.get('cores', '?')} cores)"
-    )
-
-
-def _versions(records: Iterable[Record], package: str) -> str:
-    """The versions of a package that records were made with."""
-    found = {record["versions"].get(package) for record in records} - {None}
-    return ", ".join(sorted(found)) or "not recorded"
-
-
-def _seconds(record: Record) -> float:
-    """How long a run took, the kernel's start included where that is known."""
-    return record.get("run_seconds", record["seconds"])
-
-
-def _by_model(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """The records of each model; those without one belong to none."""
-    models: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        if "model" in record["parameters"]:
-            models[str(record["parameters"]["model"])].append(record)
-    return models
-
-
-def _model_name(name: str) -> str:
-    """What a reader calls a model."""
-    return EMBEDDED["model"] if name == "embedded" else name
-
-
 def _footer(material: Material) -> str:
     """Who made the page and when."""
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
@@ -381,224 +306,6 @@ def _footer(material: Material) -> str:
         f"<code>make report PLAN={escape(material.plan)}</code> on {escape(now)}. The page needs "
         "no network; links to other sites are followed only when pressed.</p></footer>"
     )
-
-
-# ------------------------------------------------------------------ verdict and claims
-
-Checked = dict[str, list[tuple[Any, Outcome]]]
-
-
-def _verdict_part(verdict: Verdict) -> str:
-    """Every judged metric of the runs here beside the committed one."""
-    lead = (
-        f"<p>{verdict.reproduced} of {verdict.compared} runs agree with the committed records of "
-        "the same runs within what seeds and rounding explain; times and memory belong to a "
-        "machine and are not judged."
-    )
-    if verdict.without:
-        lead += f" {verdict.without} runs have no committed record to be compared with."
-    if not verdict.comparisons:
-        return f"{lead}</p>\n"
-    head, *rows = to_rows(verdict.comparisons)
-    cells = [
-        [Cell(escape(row[0])), *map(_plain_cell, row[1:-1]), _outcome_cell(row[-1])] for row in rows
-    ]
-    made = table(
-        [*head[:-1], "outcome"], cells, ident="table-verdict", caption="Here and in the reference"
-    )
-    return f"{lead}</p>\n{made}"
-
-
-def _plain_cell(value: str) -> Cell:
-    """A cell whose text is not Markdown."""
-    return Cell(escape(value), cell_of(value).key)
-
-
-def _outcome_cell(mark: str) -> Cell:
-    sign, kind, word = ("✗", "fails", "apart") if mark else ("✓", "holds", "agrees")
-    return Cell(f'<span class="verdict {kind}"><b aria-hidden="true">{sign}</b> {word}</span>')
-
-
-def _checked(records: Sequence[Record]) -> Checked:
-    """Every claim with its outcome, for each model."""
-    return {name: check_claims(runs) for name, runs in _by_model(records).items()}
-
-
-def _tally(checked: Checked) -> str:
-    """How many claims hold, in a sentence."""
-    counts = Counter(outcome.verdict for pairs in checked.values() for _, outcome in pairs)
-    total = sum(counts.values())
-    parts = [
-        f"{counts[HOLDS]} hold",
-        f"{counts[FAILS]} do not",
-        f"{counts[OPEN] + counts[UNTESTED]} are not decided or not tested here",
-    ]
-    return f"Of {total} claims, {parts[0]}, {parts[1]} and {parts[2]}." if total else ""
-
-
-def _claims_part(checked: Checked) -> str:
-    """The claims with their verdicts, numbers and tests."""
-    if not checked:
-        return "<p>No record that a claim could be tested on.</p>\n"
-    made = ["<p>Each claim is tested by code on the records, with a tolerance set beforehand.</p>"]
-    for name, pairs in checked.items():
-        several = len(checked) > 1
-        if several:
-            made.append(f"<h3>{escape(_model_name(name))}</h3>")
-        counts = Counter(outcome.verdict for _, outcome in pairs)
-        tally = "".join(f"<li>{_badge(v)}: {counts[v]}</li>" for v in SIGNS if counts[v])
-        items = "".join(
-            _claim_item(number, claim, outcome, "h4" if several else "h3")
-            for number, (claim, outcome) in enumerate(pairs, start=1)
-        )
-        made.append(f'<ul class="tally">{tally}</ul>\n<ol class="claims">\n{items}</ol>\n')
-    return "\n".join(made)
-
-
-def _claim_item(number: int, claim: Any, outcome: Outcome, level: str) -> str:
-    """One claim."""
-    return (
-        f"<li><{level}>{number}. {markdown(claim.sentence)}</{level}>\n{_badge(outcome.verdict)}\n"
-        f"<p>{markdown(outcome.numbers[:1].upper() + outcome.numbers[1:])}</p>\n"
-        f'<p class="test">Test: {markdown(claim.test)}</p></li>\n'
-    )
-
-
-def _badge(verdict: str) -> str:
-    """A verdict as a sign and words."""
-    sign, kind = SIGNS[verdict]
-    return f'<span class="verdict {kind}"><b aria-hidden="true">{sign}</b> {escape(verdict)}</span>'
-
-
-# ------------------------------------------------------------------ tables and figures
-
-
-def _topic_parts(records: Sequence[Record]) -> dict[str, str]:
-    """The sections of tables and figures by title; what belongs to no topic comes last."""
-    tables, drawn = sections(records), figures(records)
-    rest = Topic(
-        "More",
-        tuple(name for name in tables if not any(name in topic.tables for topic in TOPICS)),
-        tuple(n for n in map(kind_of, drawn) if not any(n in topic.figures for topic in TOPICS)),
-    )
-    parts = {}
-    for topic in (*TOPICS, rest):
-        made = [_tables(name, topic.title, tables[name]) for name in topic.tables if name in tables]
-        made += [
-            figure(to_svg(picture), f"figure-{slug(name)}", describe(name, records))
-            for kind in topic.figures
-            for name, picture in drawn.items()
-            if kind_of(name) == kind
-        ]
-        if made:
-            parts[topic.title] = "".join(made)
-    return parts
-
-
-def _tables(name: str, title: str, found: Sequence[Section]) -> str:
-    """The sections of one table, each with its note."""
-    made = []
-    models = {section.about.partition(" ")[0] for section in found}
-    for place, section in enumerate(found, start=1):
-        model, _, part = section.about.partition(" ")
-        caption = CAPTIONS.get(name, title) + (f": {PARTS.get(part, part)}" if part else "")
-        caption += f" ({_model_name(model)})" if len(models) > 1 else ""
-        ident, best = f"table-{slug(name)}-{place}", name == "perplexity"
-        note = markdown(section.note) + (" Bold: the lowest after pruning." if best else "")
-        about = {"ident": ident, "caption": caption, "note": f"{ident}-note"}
-        made.append(
-            f'<p class="note" id="{ident}-note">{note}</p>\n'
-            f"{frame_table(section.frame, section.spread, best=best, **about)}"
-        )
-    return "".join(made)
-
-
-def _published_part(records: Sequence[Record]) -> str:
-    """Published figures beside ours where they are about the same thing."""
-    frame = published_table(records)
-    if frame is None:
-        return f"<p>{markdown(published_markdown(records))}</p>\n"
-    made = frame_table(
-        frame.set_index("model"), ident="table-published", caption="Here and in publications"
-    )
-    return f"<p>Only where model, method, pattern, metric and window are the same.</p>\n{made}"
-
-
-# ------------------------------------------------------------------ where it comes from
-
-
-def _provenance_part(records: Sequence[Record]) -> str:
-    """Commits, versions, models, texts and seeds of the records."""
-    parts = [
-        ("Code", "commits", ("commit", "uncommitted changes", "records", "first", "last"), _code),
-        ("Packages", "versions", ("package", "version"), _packages),
-        ("Models", "models", ("model", "what", "revision", "sha256"), _models),
-        ("Texts and tasks", "texts", ("use", "name", "package", "sha256"), _texts),
-        ("Seeds", "seeds", ("seed", "values"), _seeds),
-    ]
-    made = []
-    for caption, name, head, rows_of in parts:
-        rows = [[Cell(escape(value)) for value in row] for row in rows_of(records)]
-        if rows:
-            made.append(table(head, rows, ident=f"table-{name}", caption=caption))
-    return "".join(made)
-
-
-def _code(records: Iterable[Record]) -> list[tuple[str, ...]]:
-    """Commit, whether it was changed, how many records, and from when to when."""
-    made: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for record in records:
-        git = record["git"] or {}
-        dirty = {True: "yes", False: "no"}.get(git.get("dirty"), "not known")
-        made[git.get("commit", "not known"), dirty].append(record["created"][:16])
-    rows = sorted(made.items(), key=lambda item: min(item[1]))
-    return [
-        (commit, dirty, str(len(times)), min(times), max(times)) for (commit, dirty), times in rows
-    ]
-
-
-def _packages(records: Sequence[Record]) -> list[tuple[str, ...]]:
-    names = dict.fromkeys(name for record in records for name in record["versions"])
-    return [(name, _versions(records, name)) for name in names]
-
-
-def _models(records: Iterable[Record]) -> list[tuple[str, ...]]:
-    found = dict.fromkeys(
-        (
-            str(model.get("name", "?")),
-            f"{model.get('architecture', '?')}, {model.get('parameters', 0):,} parameters, "
-            f"{model.get('dtype', '?')}",
-            str(model.get("revision") or NOTHING),
-            str(model.get("sha256") or NOTHING),
-        )
-        for model in (record["model"] for record in records)
-        if model
-    )
-    return list(found)
-
-
-def _texts(records: Iterable[Record]) -> list[tuple[str, ...]]:
-    found = dict.fromkeys(
-        (
-            use,
-            str(text.get("name", "?")),
-            ", ".join(str(text[key]) for key in ("package", "harness", "revision") if text.get(key))
-            or NOTHING,
-            str(text.get("sha256") or NOTHING),
-        )
-        for record in records
-        for use, text in (record["data"] or {}).items()
-        if isinstance(text, dict)
-    )
-    return list(found)
-
-
-def _seeds(records: Iterable[Record]) -> list[tuple[str, ...]]:
-    found: dict[str, set[str]] = defaultdict(set)
-    for record in records:
-        for name, seed in record["seeds"].items():
-            found[name].add(str(seed))
-    return [(name, ", ".join(sorted(values))) for name, values in found.items()]
 
 
 # ------------------------------------------------------------------ runs
@@ -626,7 +333,7 @@ def _run_item(run: Run, material: Material) -> str:
     record = material.record_of(run)
     about = [material.states[run.id]]
     if record is not None:
-        about.append(f"{_seconds(record):,.0f} s")
+        about.append(f"{seconds_of(record):,.0f} s")
     changed = {k: v for k, v in run.parameters.items() if run.defaults.get(k) != v}
     options = " ".join(f"<code>{escape(f'{k}={v}')}</code>" for k, v in sorted(changed.items()))
     return (

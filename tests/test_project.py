@@ -63,6 +63,7 @@ FLOORS = [
     "child",
     "pages",
     "notebook_pages",
+    "report_parts",
     "report",
     "cluster",
     "run",
