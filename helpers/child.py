@@ -44,6 +44,13 @@ def show_path(path: Path) -> str:
     return str(path.relative_to(root())) if path.is_relative_to(root()) else str(path)
 
 
+def format_seconds(seconds: float) -> str:
+    """A duration for people: "41 s", "12 min", "2.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def environment(base: Mapping[str, str], threads: int, folder: Path) -> dict[str, str]:
     """The environment of a run: its share of the threads, this Python as kernel, no user profile.
 

@@ -69,6 +69,11 @@ def to_png(figure: Figure, dpi: int = 150) -> bytes:
     return _render(figure, "png", dpi)
 
 
+def to_svg(figure: Figure) -> str:
+    """The figure as SVG text."""
+    return _render(figure, "svg", 150).decode("utf-8")
+
+
 def _render(figure: Figure, kind: str, dpi: int) -> bytes:
     """The figure as a file's bytes, the same bytes each time: no date, fixed SVG ids."""
     buffer = io.BytesIO()
@@ -231,7 +236,7 @@ def layer_error_figure(records: Iterable[Record], sparsity: float = 0.6) -> Figu
     figure, ax = _picture(size=(7.0, 4.0))
     seen: set[str] = set()
     for record, label in prune_records(records):
-        errors = _block_errors(record.get("layers") or [])
+        errors = block_errors(record.get("layers") or [])
         if column_of(record) == f"{100 * sparsity:.4g} %" and errors and label not in seen:
             ax.plot(list(errors), list(errors.values()), label=label, **style_of(label, len(seen)))
             seen.add(label)
@@ -241,7 +246,7 @@ def layer_error_figure(records: Iterable[Record], sparsity: float = 0.6) -> Figu
     return figure
 
 
-def _block_errors(layers: Iterable[Mapping[str, Any]]) -> dict[int, float]:
+def block_errors(layers: Iterable[Mapping[str, Any]]) -> dict[int, float]:
     """Mean relative error by block, of the layers that have one."""
     blocks: dict[int, list[float]] = {}
     for layer in layers:
@@ -1004,7 +1009,7 @@ def figures(records: Sequence[Record]) -> dict[str, Figure]:
     for model, runs in models.items():
         suffix = "" if len(models) == 1 else "_" + model.rsplit("/", 1)[-1].lower()
         drawn[f"perplexity{suffix}"] = perplexity_figure(runs)
-        sparsity = _common_sparsity(runs)
+        sparsity = common_sparsity(runs)
         if sparsity is not None:
             drawn[f"layer_error{suffix}"] = layer_error_figure(runs, sparsity)
     drawn |= _study_figures(records)
@@ -1026,7 +1031,7 @@ def _study_figures(records: Sequence[Record]) -> dict[str, Figure]:
     drawn: dict[str, Figure] = {}
     studied = [record for record in records if "curves" in (record.get("series") or {})]
     if studied:
-        drawn["weight_update"] = update_grid_figure(*_choose_layers(studied))
+        drawn["weight_update"] = update_grid_figure(*choose_layers(studied))
         drawn["weight_update_median"] = update_median_figure(studied)
     if any("forward_seconds" in record["metrics"] for record in records):
         drawn["cost"] = cost_figure(records)
@@ -1037,7 +1042,7 @@ def _study_figures(records: Sequence[Record]) -> dict[str, Figure]:
     return drawn
 
 
-def _choose_layers(studied: Sequence[Record]) -> tuple[list[Record], float]:
+def choose_layers(studied: Sequence[Record]) -> tuple[list[Record], float]:
     """At most four layers, those of the middle block among the blocks studied, and a sparsity."""
     blocks = sorted({record["parameters"]["block"] for record in studied})
     middle = blocks[len(blocks) // 2]
@@ -1048,11 +1053,11 @@ def _choose_layers(studied: Sequence[Record]) -> tuple[list[Record], float]:
     return chosen, 0.6 if 0.6 in shared else min(shared)
 
 
-def _common_sparsity(runs: Iterable[Record]) -> float | None:
+def common_sparsity(runs: Iterable[Record]) -> float | None:
     """The sparsity to compare layers at: 0.6 where it was run, else the first there is."""
     found = {
         run["parameters"]["sparsity"]
         for run in runs
-        if run["parameters"]["pattern"] == "unstructured" and _block_errors(run.get("layers") or [])
+        if run["parameters"]["pattern"] == "unstructured" and block_errors(run.get("layers") or [])
     }
     return 0.6 if 0.6 in found else min(found, default=None)

@@ -1,7 +1,7 @@
 """Run a plan: every run file through papermill, then tables, figures and the verdict.
 
     python -m helpers.run [reproduce] --plan laptop [--jobs 2] [--only '04*']
-    python -m helpers.run run | tables | verdict | accept | assets | list --plan laptop
+    python -m helpers.run run | tables | verdict | report | accept | assets | list --plan laptop
 
 Run files are checked by `helpers.plan` before anything starts. Each run is a process of its own
 (`helpers.execute`), so a kernel that dies, or a machine that runs out of memory, costs one run.
@@ -31,12 +31,20 @@ from typing import Any
 import psutil
 
 from helpers import plan as plans
-from helpers.child import Child, Files, cores, environment, show_path, start
+from helpers.child import (
+    Child,
+    Files,
+    cores,
+    environment,
+    format_seconds,
+    show_path,
+    start,
+)
 from helpers.errors import HelpersError, RecordError, RunError
 from helpers.paths import reference_dir, replace_file, results_dir
 from helpers.plan import Run
 from helpers.records import read_record, read_records, write_record
-from helpers.verdict import Tolerances, compare, same_run, to_lines
+from helpers.verdict import judge, same_run, to_lines
 
 MEMORY_FOR_TWO = 7.5e9  # bytes; what a machine sold with 8 GB reports
 WRITERS = {
@@ -167,13 +175,6 @@ def _reference_seconds(run: Run) -> float | None:
     except RecordError:
         return None
     return record.get("run_seconds", record["seconds"])
-
-
-def format_seconds(seconds: float) -> str:
-    """A duration for people: "41 s", "12 min", "2.5 h"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 # --- running -------------------------------------------------------------------------------
@@ -415,33 +416,26 @@ def _records_here(plan: str) -> list[dict[str, Any]]:
 
 def give_verdict(options: argparse.Namespace) -> int:
     """Compare the records here with the committed ones of the same runs; 1 if one is apart."""
-    references = {_id(record): record for record in _reference_records(options.plan)}
-    spread = Tolerances([*references.values(), *_reference_records("full")])
-    comparisons, reproduced, compared, without = [], 0, 0, 0
-    for run in plans.read_plan(options.plan, options.only):
-        if run.notebook == plans.TABLES_NOTEBOOK:
-            continue  # it measures nothing of its own
-        reference = references.get(run.id)
-        there = run.record_path.is_file()
-        record = read_record(run.record_path) if there else None
-        if there and not plans.is_done(run):
-            record = None  # of other code or parameters, so it says nothing about these
-        asked = {"notebook": run.notebook, "parameters": run.effective}
-        if reference is None or not same_run(asked, reference, run.defaults):
-            without += 1
-            continue
-        found = compare(record, reference, spread)
-        if found:
-            comparisons += found
-            compared += 1
-            reproduced += all(item.within for item in found)
-    for line in to_lines(comparisons) if comparisons else ():
+    found = judge(
+        plans.read_plan(options.plan, options.only),
+        _reference_records(options.plan),
+        _reference_records("full"),
+    )
+    for line in to_lines(found.comparisons) if found.comparisons else ():
         say(line)
-    if without:
-        say(f"no reference for {without} runs")
-    if compared:
-        say(f"reproduced {reproduced} of {compared}")
-    return int(reproduced < compared)
+    if found.without:
+        say(f"no reference for {found.without} runs")
+    if found.compared:
+        say(f"reproduced {found.reproduced} of {found.compared}")
+    return int(found.reproduced < found.compared)
+
+
+def write_report(options: argparse.Namespace) -> int:
+    """Write results/report.html, a page on what was reproduced, with the executed notebooks."""
+    report = importlib.import_module("helpers.report")  # loads pandas, matplotlib and nbconvert
+    page = report.write_report(options.plan, say)
+    say(f"the report: {show_path(page)}")
+    return 0
 
 
 def _id(record: dict[str, Any]) -> str:
@@ -571,6 +565,7 @@ COMMANDS = {
     "run": run_only,
     "tables": write_products,
     "verdict": give_verdict,
+    "report": write_report,
     "accept": accept,
     "assets": fetch_assets,
     "list": list_runs,

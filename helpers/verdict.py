@@ -24,6 +24,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from helpers.plan import TABLES_NOTEBOOK, Run, is_done
+from helpers.records import read_record
+
 Record = Mapping[str, Any]
 
 FLOOR = 0.02  # what rounding alone may do
@@ -160,8 +163,53 @@ def compare(record: Record | None, reference: Record, tolerances: Tolerances) ->
     ]
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """Every comparison of a plan, and how many runs were compared, agree and have no reference."""
+
+    comparisons: list[Comparison]
+    compared: int
+    reproduced: int
+    without: int
+
+
+def judge(runs: Iterable[Run], references: Iterable[Record], others: Iterable[Record]) -> Verdict:
+    """What runs measured here beside the committed records of the same runs.
+
+    A record of other code or parameters than today's counts as missing. `others` are records that
+    only tell how far seeds spread. Raises RecordError for a record that cannot be used.
+    """
+    committed = {f"{record['notebook']}--{record['name']}": record for record in references}
+    spread = Tolerances([*committed.values(), *others])
+    comparisons, reproduced, compared, without = [], 0, 0, 0
+    for run in runs:
+        if run.notebook == TABLES_NOTEBOOK:
+            continue  # it measures nothing of its own
+        reference = committed.get(run.id)
+        asked = {"notebook": run.notebook, "parameters": run.effective}
+        if reference is None or not same_run(asked, reference, run.defaults):
+            without += 1
+            continue
+        there = run.record_path.is_file()
+        record = read_record(run.record_path) if there else None
+        # what is of other code or parameters says nothing about these
+        found = compare(record if there and is_done(run) else None, reference, spread)
+        if found:
+            comparisons += found
+            compared += 1
+            reproduced += all(item.within for item in found)
+    return Verdict(comparisons, compared, reproduced, without)
+
+
 def to_lines(comparisons: Iterable[Comparison]) -> list[str]:
     """The comparisons as aligned lines of text with a heading."""
+    rows = to_rows(comparisons)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [_align(row, widths) for row in rows]
+
+
+def to_rows(comparisons: Iterable[Comparison]) -> list[tuple[str, ...]]:
+    """The comparisons as rows of text, a heading first; the last column marks what is apart."""
     rows = [("run", "metric", "here", "reference", "apart", "allowed", "")]
     for item in comparisons:
         rows.append(
@@ -175,8 +223,7 @@ def to_lines(comparisons: Iterable[Comparison]) -> list[str]:
                 "" if item.within else "OUT",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [_align(row, widths) for row in rows]
+    return rows
 
 
 def _align(row: tuple[str, ...], widths: list[int]) -> str:
