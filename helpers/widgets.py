@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from helpers.explore_layer import layer_solve_explorer, mask_schedule_explorer
+from helpers.explore_calibration import calibration_explorer
+from helpers.explore_layer import layer_solve_explorer
+from helpers.explore_mask import mask_schedule_explorer
 from helpers.explorer import Explorer, Task, progress_bar
 
-__all__ = ["Explorer", "Task", "layer_solve_explorer", "mask_schedule_explorer", "progress_bar"]
+__all__ = [
+    "Explorer",
+    "Task",
+    "calibration_explorer",
+    "layer_solve_explorer",
+    "mask_schedule_explorer",
+    "progress_bar",
+]
