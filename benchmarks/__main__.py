@@ -24,6 +24,7 @@ BENCHMARKS = {
     "model": "benchmarks.model",
     "growth": "benchmarks.growth",
     "memory": "benchmarks.memory",
+    "explorers": "benchmarks.explorers",
 }
 
 

@@ -248,6 +248,28 @@ def _memory_row(row: Result) -> dict[str, Any]:
     }
 
 
+def explorers_report(result: Result) -> list[str]:
+    """Seconds of each answer, and how many are within their target."""
+    rows = result["rows"]
+    made = [
+        {
+            "explorer, control": row["case"],
+            "layer": row["layer"],
+            "seconds": spread(row["seconds"]),
+            "min to max": extremes(row["seconds"]),
+            "target": row["target"],
+        }
+        for row in rows
+    ]
+    shares = [row["seconds"]["median"] / row["target"] for row in rows]
+    return [
+        "From the change of a control to the PNG in its place, the layer's gram at hand. All "
+        "outputs are solved; every change but that of the iteration shown is a new solve.",
+        verdict("Seconds over their target", shares, 1.0),
+        table(made),
+    ]
+
+
 def plain_report(result: Result) -> list[str]:
     """A table of each list of rows; summaries as median and quartiles, other nesting left out."""
     told = []
@@ -272,4 +294,5 @@ REPORTERS: dict[str, Callable[[Result], list[str]]] = {
     "model": model_report,
     "growth": growth_report,
     "memory": memory_report,
+    "explorers": explorers_report,
 }

@@ -200,7 +200,7 @@ class Reader:
         first = top[0]
         figure.caption = (
             f"Window {window}, {block_name(block, len(norms))}: the largest stream is that of "
-            f"{visible(pieces[first])!r} at position {first}, {ratios[first]:.3g} times the "
+            f"{visible(pieces[first])!r} at position {first}, {_number(ratios[first])} times the "
             f"median's norm; {sum(r > FULL for r in ratios)} of {len(ratios)} tokens have more "
             f"than {FULL} times the median."
         )
@@ -259,12 +259,17 @@ def _span(position: int, piece: str, ratio: float, rank: int | None) -> str:
     text = text or "∅"  # a token that adds nothing to be seen
     depth = 0.55 * min(1.0, max(0.0, math.log(max(ratio, 1e-30)) / math.log(FULL)))
     style = f"background: rgba(230,120,0,{depth:.2f})" if depth >= 0.02 else ""
-    told = html.escape(f"position {position}: {ratio:.3g} × median", quote=True)
+    told = html.escape(f"position {position}: {_number(ratio)} × median", quote=True)
     line = "\n" if "\n" in piece else ""
     if rank is None:
         return f'<span title="{told}" style="{style}">{text}</span>{line}'
     style += "; font-weight: bold; text-decoration: underline 2px"
     return f'<span title="{told}" style="{style}">{text}<sup>{rank}</sup></span>{line}'
+
+
+def _number(value: float) -> str:
+    """Three digits, or all of those before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def top_table(
@@ -279,7 +284,7 @@ def top_table(
     rows = []
     for rank, at in enumerate(top, 1):
         before, after = "".join(pieces[max(0, at - 6) : at]), "".join(pieces[at + 1 : at + 5])
-        size, ratio = f"{norms[at]:,.4g}", f"{ratios[at]:.3g}"
+        size, ratio = _number(norms[at]), _number(ratios[at])
         numbers = [str(rank), str(at), visible(pieces[at]), size, ratio]
         cells = [f"<td {cell.format('left')}>{html.escape(value)}</td>" for value in numbers]
         place = [html.escape(text.replace("\n", "↵")) for text in (before, pieces[at], after)]

@@ -11,13 +11,24 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import figures, machine, model, problems, published, report, solver, timing
+from benchmarks import (
+    explorers,
+    figures,
+    machine,
+    model,
+    problems,
+    published,
+    report,
+    solver,
+    timing,
+)
 from helpers.corpora import calibration_tokens
 from helpers.gram import relative_error
 from helpers.methods import METHODS
 from helpers.models import load_model
 from helpers.paths import root
 from helpers.prune import prune_model
+from helpers.widgets import layer_solve_explorer
 
 MODULES = sorted((root() / "benchmarks").glob("*.py"))
 
@@ -266,6 +277,25 @@ def test_a_quick_run_from_the_command_line(tmp_path: Path, monkeypatch, capsys) 
     rows = bench.read(tmp_path)["benchmarks"]["solver"]["result"]["rows"]
     assert [row["case"] for row in rows] == ["96x64"]
     assert bench.parse(["--quick"]).out.name == "bench"
+
+
+def test_answers_of_the_explorers_are_timed(tmp_path: Path) -> None:
+    bench.main(["explorers", "--quick", "--out", str(tmp_path)])
+    rows = bench.read(tmp_path)["benchmarks"]["explorers"]["result"]["rows"]
+    assert len(rows) == len(explorers.SOLVE) + len(explorers.MASK)
+    assert all(row["seconds"]["min"] > 0 and row["seconds"]["repeats"] == 3 for row in rows)
+    page = (tmp_path / "bench.md").read_text(encoding="utf-8")
+    assert "Seconds over their target: target at most 1, met in" in page
+    assert "| mask_schedule_explorer, iteration | 64 x 64 |" in page
+
+
+def test_an_answer_that_changes_nothing_is_refused() -> None:
+    explorer = layer_solve_explorer(problems.random_weight(16, 16), problems.random_gram(16))
+    same = explorer.figure
+    explorer.draw = lambda **_: same
+    run = explorers.answer(explorer, "rho", (0.1, 10.0))
+    with pytest.raises(ValueError, match="as before"):
+        run()
 
 
 def test_a_record_of_another_schema_is_not_added_to(tmp_path: Path) -> None:

@@ -1,13 +1,31 @@
-"""Explorers: drive the controls as a reader would and see the picture change."""
+"""Explorers of layers and masks: drive the controls as a reader would, see the picture change."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from helpers import gram_of
+from helpers import METHODS, calibration_tokens, gram_of, layer_gram, load_model
+from helpers.admm import admm_grad, exact_least_squares
+from helpers.baselines import conjugate_gradients
+from helpers.errors import BadParameter, HelpersError, Stopped
+from helpers.explore_layer import TOLERANCE, certified_optimum
+from helpers.explore_mask import FINAL_ITERATIONS
+from helpers.gram import relative_error
+from helpers.layer_source import GivenLayer, Layer, ModelLayers, Problem, source_of
+from helpers.masks import top_k
+from helpers.models import find_blocks, find_layers, read_weight
 from helpers.widgets import Explorer, layer_solve_explorer, mask_schedule_explorer, progress_bar
+
+
+def quiet(*_steps: Any) -> None:
+    """Progress that nobody looks at."""
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +36,29 @@ def problem() -> tuple[Tensor, Tensor]:
     return torch.randn(24, 16, generator=generator), gram_of(inputs)
 
 
+@pytest.fixture(scope="module")
+def tiny() -> tuple[nn.Module, Tensor]:
+    model, tokenizer = load_model("tiny", device="cpu")
+    return model, calibration_tokens("embedded", tokenizer, sequences=4, length=32)
+
+
+def change(explorer: Explorer, **values: Any) -> bytes:
+    """The picture after the controls were set."""
+    for name, value in values.items():
+        explorer.controls[name].value = value
+    explorer.wait(30)
+    return bytes(explorer.picture.value)
+
+
 def errors_of(explorer: Explorer, panel: int = 0) -> list[float]:
     """The error curve that the picture shows."""
     return list(explorer.figure.axes[panel].get_lines()[0].get_ydata())
+
+
+def line_of(explorer: Explorer, name: str) -> float:
+    """The number that the picture writes on a horizontal line."""
+    texts = [text.get_text() for text in explorer.figure.axes[0].texts]
+    return float(next(text for text in texts if text.startswith(name)).split(": ")[1])
 
 
 def kept(explorer: Explorer) -> float:
@@ -28,56 +66,223 @@ def kept(explorer: Explorer) -> float:
     return float(explorer.figure.axes[-1].get_images()[0].get_array().mean())
 
 
+# --- the solve -----------------------------------------------------------------------------
+
+
 def test_layer_explorer_redraws_for_every_control(problem: tuple[Tensor, Tensor]) -> None:
     explorer = layer_solve_explorer(*problem)
-    for name, value in {"rho": 10.0, "iterations": 5, "sparsity": 0.8}.items():
-        before = bytes(explorer.picture.value)
-        explorer.controls[name].value = value
-        after = bytes(explorer.picture.value)
+    changes = {"rho": 10.0, "iterations": 5, "sparsity": 0.8, "schedule": "paper"}
+    before = change(explorer)
+    for name, value in changes.items():
+        after = change(explorer, **{name: value})
         assert after.startswith(b"\x89PNG") and after != before, name
+        assert explorer.message.value == ""
+        before = after
     assert len(errors_of(explorer)) == 5
 
 
-def test_layer_explorer_shows_what_the_solver_does(problem: tuple[Tensor, Tensor]) -> None:
-    explorer = layer_solve_explorer(*problem, sparsity=0.5, iterations=60)
-    errors = errors_of(explorer)
-    assert errors[-1] < errors[0]
+@pytest.mark.parametrize("schedule", ["one-shot", "paper", "released"])
+def test_layer_explorer_shows_what_the_method_does(
+    problem: tuple[Tensor, Tensor], schedule: str
+) -> None:
+    weight, gram = problem
+    explorer = layer_solve_explorer(weight, gram, sparsity=0.5, schedule=schedule)
+    options = {} if schedule == "one-shot" else {"schedule": schedule, "mask_steps": 15}
+    name = "admm1" if schedule == "one-shot" else "admm-grad"
+    solved = METHODS[name](weight, gram, sparsity=0.5, **options)
+    assert errors_of(explorer)[-1] == pytest.approx(solved.error, rel=1e-4)
     assert kept(explorer) == pytest.approx(0.5, abs=0.01)
-    optimum = float(explorer.figure.axes[0].texts[1].get_text().split(": ")[1])
-    assert errors[-1] == pytest.approx(optimum, rel=0.05)
+    exact = exact_least_squares(weight, gram, solved.keep, damping=0.1)
+    best = relative_error(weight, exact, gram)
+    assert line_of(explorer, "optimum") == pytest.approx(best, abs=6e-5)
+    bare = relative_error(weight, weight * solved.keep, gram)
+    assert line_of(explorer, "no update") == pytest.approx(bare, abs=6e-5)
+
+
+def test_layer_explorer_names_the_outputs_that_are_hurt(problem: tuple[Tensor, Tensor]) -> None:
+    weight, gram = problem
+    explorer = layer_solve_explorer(weight, gram, sparsity=0.5)
+    new = METHODS["admm1"](weight, gram, sparsity=0.5).weight
+    alone = [relative_error(weight[i : i + 1], new[i : i + 1], gram) for i in range(24)]
+    order = sorted(range(24), key=lambda i: -alone[i])
+    panel = explorer.figure.axes[1]
+    assert panel.get_title() == f"hurt most: outputs {order[0]}, {order[1]}, {order[2]}"
+    drawn = panel.get_lines()[-1].get_ydata()
+    assert list(drawn) == pytest.approx([alone[i] for i in order], rel=1e-3)
+
+
+def test_the_title_says_if_only_some_outputs_are_solved(problem: tuple[Tensor, Tensor]) -> None:
+    explorer = layer_solve_explorer(*problem, outputs=10)
+    assert "first 10 of 24 outputs" in explorer.figure.axes[0].get_title()
+    assert explorer.figure.axes[2].get_images()[0].get_array().shape == (10, 16)
+    explorer = layer_solve_explorer(*problem)
+    assert "first" not in explorer.figure.axes[0].get_title()
+
+
+def test_where_the_mask_still_changes_is_shaded(problem: tuple[Tensor, Tensor]) -> None:
+    explorer = layer_solve_explorer(*problem, schedule="paper")
+    (shade,) = explorer.figure.axes[0].patches
+    assert shade.get_x() + shade.get_width() == pytest.approx(15.5)
+    change(explorer, schedule="one-shot")
+    assert len(explorer.figure.axes[0].patches) == 0
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.6, 0.9])
+@pytest.mark.parametrize("damping", [0.0, 0.01, 0.1])
+def test_the_certificate_holds(
+    problem: tuple[Tensor, Tensor], sparsity: float, damping: float
+) -> None:
+    weight, gram = problem
+    rows = Problem(Layer("", weight, gram), None)
+    keep = top_k(weight.abs(), sparsity)
+    exact = exact_least_squares(weight.double(), gram, keep, damping=damping)
+    best = relative_error(weight.double(), exact, gram)
+    for start in (torch.zeros_like(weight), weight * keep, exact.float()):
+        error, within = certified_optimum(rows, keep, start, damping)
+        assert within <= TOLERANCE and abs(error - best) <= (within + 1e-6) * error
+
+
+def test_the_certificate_says_when_it_has_not_arrived(
+    problem: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("helpers.explore_layer.STEPS", (1,))
+    weight, gram = problem
+    rows, keep = Problem(Layer("", weight, gram), None), top_k(weight.abs(), 0.6)
+    error, within = certified_optimum(rows, keep, torch.zeros_like(weight), 0.1)
+    exact = exact_least_squares(weight, gram, keep, damping=0.1)
+    best = relative_error(weight, exact, gram)
+    assert within > TOLERANCE and abs(error - best) <= within * error
+    explorer = layer_solve_explorer(weight, gram, rho=100.0, iterations=1)
+    assert any("to within" in text.get_text() for text in explorer.figure.axes[0].texts)
+
+
+def test_conjugate_gradients_go_on_from_where_they_are_told(
+    problem: tuple[Tensor, Tensor], one_line_error: Callable
+) -> None:
+    weight, gram = problem
+    keep = top_k(weight.abs(), 0.5)
+    exact = exact_least_squares(weight, gram, keep, damping=0.1)
+    near = conjugate_gradients(weight, gram, keep, iterations=1, start=exact).weight
+    far = conjugate_gradients(weight, gram, keep, iterations=1).weight
+    assert (near - exact).norm() < 1e-3 * (far - exact).norm()
+    masked = conjugate_gradients(weight, gram, keep, iterations=4, start=weight).weight
+    torch.testing.assert_close(masked, conjugate_gradients(weight, gram, keep, iterations=4).weight)
+    with one_line_error(BadParameter, "start", "(24, 16)"):
+        conjugate_gradients(weight, gram, keep, iterations=1, start=weight[:3])
+
+
+@pytest.mark.parametrize(
+    "settings, word",
+    [
+        ({"sparsity": 0.99}, "0.05 to 0.95"),
+        ({"rho": 1e4}, "0.01 to 100"),
+        ({"iterations": 0}, "1 to 60"),
+        ({"schedule": "cubic"}, "one-shot"),
+        ({"outputs": 0}, "outputs"),
+        ({"damping": -1.0}, "damping"),
+    ],
+)
+def test_where_controls_cannot_start_is_refused(
+    problem: tuple[Tensor, Tensor], settings: dict, word: str, one_line_error: Callable
+) -> None:
+    with one_line_error(HelpersError, word):
+        layer_solve_explorer(*problem, **settings)
+
+
+# --- the mask ------------------------------------------------------------------------------
 
 
 def test_schedule_explorer_redraws_for_every_control(problem: tuple[Tensor, Tensor]) -> None:
     explorer = mask_schedule_explorer(*problem)
-    changes = {"schedule": "released", "mask_steps": 4, "sparsity": 0.3, "pattern": "4:8"}
+    changes = {"iteration": 7, "schedule": "released", "mask_steps": 4, "sparsity": 0.3}
+    changes["pattern"] = "4:8"
+    before = change(explorer)
     for name, value in changes.items():
-        before = explorer.picture.value
-        explorer.controls[name].value = value
-        assert explorer.picture.value != before, name
-    assert len(errors_of(explorer, 1)) == 4 + 5
+        after = change(explorer, **{name: value})
+        assert after != before, name
+        before = after
+    assert len(errors_of(explorer, 1)) == 4 + FINAL_ITERATIONS
 
 
 def test_schedule_explorer_growth_follows_the_schedule(problem: tuple[Tensor, Tensor]) -> None:
     explorer = mask_schedule_explorer(*problem, sparsity=0.6)
     growth = errors_of(explorer)
     assert growth[0] < growth[7] < growth[14] == growth[-1] == pytest.approx(60, abs=0.2)
-    explorer.controls["schedule"].value = "released"
+    change(explorer, schedule="released")
     assert errors_of(explorer)[0] == pytest.approx(60, abs=0.2)
+
+
+def test_scrubbing_shows_each_iterations_mask_and_solves_nothing(
+    problem: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, gram = problem
+    explorer = mask_schedule_explorer(weight, gram, sparsity=0.6)
+    explorer.wait(30)
+    masks: list[Tensor] = []
+    admm_grad(weight, gram, sparsity=0.6, trace=lambda _i, _w, keep: masks.append(keep.clone()))
+    one_shot = METHODS["admm1"](weight, gram, sparsity=0.6).keep
+    monkeypatch.setattr("helpers.explore_mask.admm_grad", lambda *_a, **_k: pytest.fail("solved"))
+    for iteration in (20, 1, 8):
+        change(explorer, iteration=iteration)
+        assert explorer.message.value == ""
+        drawn = torch.tensor(explorer.figure.axes[2].get_images()[0].get_array().data)
+        keep = masks[iteration - 1]
+        assert torch.equal(drawn.int(), 2 * keep.int() + one_shot.int())
+        marker = explorer.figure.axes[0].get_lines()[-1]
+        sparsity = 100 * (1 - keep.float().mean().item())
+        assert marker.get_xdata()[0] == iteration
+        assert marker.get_ydata()[0] == pytest.approx(sparsity, abs=1e-3)
+
+
+def test_the_groups_of_a_pattern_are_drawn_and_counted(problem: tuple[Tensor, Tensor]) -> None:
+    explorer = mask_schedule_explorer(*problem, pattern="2:4")
+    panel = explorer.figure.axes[2]
+    kinds = torch.tensor(panel.get_images()[0].get_array().data)
+    assert ((kinds >= 2).unflatten(1, (-1, 4)).sum(-1) == 2).all()
+    assert list(panel.get_xticks()) == [0, 4, 8, 12]
+    edges = [path.vertices[0, 0] for path in panel.collections[-1].get_paths()]
+    assert edges == [3.5, 7.5, 11.5]
+    assert "keep exactly 2: 100.0 %" in explorer.figure.caption
+    change(explorer, iteration=1)
+    assert "keep exactly 2: 100.0 %" not in explorer.figure.caption
+
+
+def test_the_last_iteration_stays_the_last(problem: tuple[Tensor, Tensor]) -> None:
+    explorer = mask_schedule_explorer(*problem)
+    change(explorer, mask_steps=25)
+    assert explorer.controls["iteration"].value == explorer.controls["iteration"].max == 30
+    change(explorer, iteration=3)
+    change(explorer, mask_steps=8)
+    assert explorer.controls["iteration"].value == 3
+    assert explorer.controls["iteration"].max == 13
+
+
+def test_play_drives_the_iteration_in_the_browser(problem: tuple[Tensor, Tensor]) -> None:
+    explorer = mask_schedule_explorer(*problem)
+    boxes = [box for box in explorer.children if isinstance(box, ipywidgets.Box)]
+    play = next(w for box in boxes for w in box.children if isinstance(w, ipywidgets.Play))
+    assert (play.min, play.max, play.value) == (1, 20, 20)
+    assert getattr(play, "repeat", None) or getattr(play, "_repeat", None)
+    change(explorer, mask_steps=2)
+    assert play.max == 7
 
 
 def test_sparsity_is_locked_where_the_pattern_decides_it(problem: tuple[Tensor, Tensor]) -> None:
     explorer = mask_schedule_explorer(*problem, sparsity=0.7)
-    explorer.controls["pattern"].value = "2:4"
+    change(explorer, pattern="2:4")
     assert explorer.controls["sparsity"].disabled
     assert errors_of(explorer)[-1] == pytest.approx(50)
-    explorer.controls["pattern"].value = "unstructured"
+    change(explorer, pattern="unstructured", schedule="one-shot")
     assert not explorer.controls["sparsity"].disabled
+    assert explorer.controls["mask_steps"].disabled
 
 
-def test_one_shot_is_zero_mask_steps(problem: tuple[Tensor, Tensor]) -> None:
+@pytest.mark.parametrize("settings", [{"mask_steps": 0}, {"schedule": "one-shot"}])
+def test_one_shot_is_zero_mask_steps(problem: tuple[Tensor, Tensor], settings: dict) -> None:
     explorer = mask_schedule_explorer(*problem)
-    explorer.controls["mask_steps"].value = 0
+    change(explorer, **settings)
     assert explorer.figure.axes[2].get_title().startswith("0.0 %")
+    assert "0.0 % are gone" in explorer.figure.caption
 
 
 def test_what_cannot_be_drawn_is_said_and_the_picture_stays(
@@ -85,11 +290,164 @@ def test_what_cannot_be_drawn_is_said_and_the_picture_stays(
 ) -> None:
     weight, gram = problem
     explorer = mask_schedule_explorer(weight[:, :12], gram[:12, :12])  # 12 inputs: no 4:8
-    before = explorer.picture.value
-    explorer.controls["pattern"].value = "4:8"
-    assert "4:8" in explorer.message.value and explorer.picture.value == before
-    explorer.controls["pattern"].value = "2:4"
-    assert explorer.message.value == "" and explorer.picture.value != before
+    before = change(explorer)
+    assert change(explorer, pattern="4:8") == before and "4:8" in explorer.message.value
+    assert change(explorer, pattern="2:4") != before and explorer.message.value == ""
+
+
+# --- layers of a model ---------------------------------------------------------------------
+
+
+def test_grams_of_a_walk_are_those_of_layer_gram(tiny: tuple[nn.Module, Tensor]) -> None:
+    model, tokens = tiny
+    source = ModelLayers(model, tokens)
+    for block, layer in ((0, "mlp.down_proj"), (1, "self_attn.k_proj"), (0, "mlp.up_proj")):
+        weight, gram = layer_gram(model, tokens, block, layer)
+        found = source.get(block, layer, quiet)
+        assert torch.equal(found.weight, weight)
+        torch.testing.assert_close(found.gram, gram, rtol=1e-4, atol=1e-4)
+    q, k = (source.get(0, f"self_attn.{name}_proj", quiet) for name in "qk")
+    assert q.gram is k.gram, "layers of one input share their gram"
+
+
+def test_a_known_block_takes_no_step_and_going_down_goes_on(
+    tiny: tuple[nn.Module, Tensor],
+) -> None:
+    source, steps = ModelLayers(*tiny), []
+
+    def note(_done: int, _total: int, name: str) -> None:
+        steps.append(name.removeprefix("steps: "))
+
+    source.get(0, "mlp.up_proj", note)
+    assert steps[:2] == ["embedding the text", "grams of block 0"]
+    steps.clear()
+    source.get(0, "mlp.down_proj", note)
+    assert steps == []
+    source.get(1, "mlp.down_proj", note)
+    assert steps[:2] == ["running block 0", "grams of block 1"]
+
+
+def test_a_stopped_walk_goes_on_where_it_was(tiny: tuple[nn.Module, Tensor]) -> None:
+    source, steps = ModelLayers(*tiny), []
+
+    def stop(_done: int, _total: int, name: str) -> None:
+        if "grams" in name:
+            raise Stopped("stopped")
+
+    with pytest.raises(Stopped):
+        source.get(1, "mlp.up_proj", stop)
+    assert not source.known(1)
+    found = source.get(1, "mlp.up_proj", lambda *step: steps.append(step[2]))
+    assert steps[0] == "steps: grams of block 1"
+    torch.testing.assert_close(
+        found.gram, layer_gram(*tiny, 1, "mlp.up_proj")[1], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_changed_model_is_walked_anew(tiny: tuple[nn.Module, Tensor]) -> None:
+    model, tokens = load_model("tiny", device="cpu")[0], tiny[1]
+    source = ModelLayers(model, tokens)
+    before = source.get(1, "mlp.up_proj", quiet).gram
+    layer = find_layers(find_blocks(model)[0])["mlp.down_proj"]
+    with torch.no_grad():
+        read_weight(layer).mul_(3)
+    assert not source.known(1)
+    after = source.get(1, "mlp.up_proj", quiet).gram
+    torch.testing.assert_close(after, layer_gram(model, tokens, 1, "mlp.up_proj")[1])
+    assert not torch.allclose(before, after, rtol=1e-2)
+
+    def meddle(*_step: Any) -> None:
+        with torch.no_grad():
+            read_weight(layer).mul_(1.1)
+
+    with pytest.raises(BadParameter, match="changed while"):
+        source.get(0, "mlp.up_proj", meddle)
+
+
+def test_the_model_may_be_run_while_grams_are_collected(tiny: tuple[nn.Module, Tensor]) -> None:
+    model, tokens = load_model("tiny", device="cpu")[0].train(), tiny[1]
+    expected = layer_gram(model, tokens, 1, "mlp.up_proj")[1]
+
+    def meddle(*_step: Any) -> None:
+        assert all(module.training for module in model.modules())
+        for module in model.modules():
+            assert not module._forward_pre_hooks
+        thread = threading.Thread(target=lambda: model(tokens[:, :8]))
+        thread.start()
+        thread.join()
+
+    found = ModelLayers(model, tokens).get(1, "mlp.up_proj", meddle)
+    torch.testing.assert_close(found.gram, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_memory_is_bounded(tiny: tuple[nn.Module, Tensor]) -> None:
+    source = ModelLayers(*tiny, kept_bytes=1)
+    source.get(0, "mlp.up_proj", quiet), source.get(1, "mlp.up_proj", quiet)
+    assert source.known(1) and not source.known(0)
+
+
+@pytest.mark.parametrize("make", [layer_solve_explorer, mask_schedule_explorer])
+def test_block_and_layer_can_be_chosen(tiny: tuple[nn.Module, Tensor], make: Callable) -> None:
+    model, tokens = tiny
+    explorer = make(model, tokens, block=0, layer="mlp.up_proj")
+    assert "block 0 mlp.up_proj" in explorer.figure.axes[0].get_title(
+        loc="left" if make is mask_schedule_explorer else "center"
+    )
+    before = change(explorer)
+    after = change(explorer, block=1, layer="self_attn.v_proj")
+    assert after != before and explorer.message.value == ""
+    rows = explorer.figure.axes[-1].get_images()[0].get_array().shape[0]
+    assert rows == min(48 if make is layer_solve_explorer else 40, 16)
+
+
+def test_stopping_a_walk_keeps_picture_and_controls(
+    tiny: tuple[nn.Module, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explorer = layer_solve_explorer(*tiny, block=0)
+    before = change(explorer)
+    begun, go = threading.Event(), threading.Event()
+    walk = ModelLayers._collect
+
+    def slow(self: ModelLayers, block: int, progress: Callable) -> None:
+        begun.set()
+        assert go.wait(10)
+        walk(self, block, progress)
+
+    monkeypatch.setattr(ModelLayers, "_collect", slow)
+    explorer.controls["block"].value = 1
+    assert begun.wait(10) and explorer.picture.value == before
+    explorer.task.button.click()
+    go.set()
+    explorer.wait(10)
+    assert explorer.controls["block"].value == 0 and explorer.picture.value == before
+    assert "stopped" in explorer.message.value
+    change(explorer, rho=10.0)
+    assert explorer.message.value == "" and "block 0" in explorer.figure.axes[0].get_title()
+
+
+def test_a_name_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("helpers.layer_source.LENGTH", 16)
+    monkeypatch.setattr("helpers.layer_source.SEQUENCES", 2)
+    explorer = layer_solve_explorer("tiny")
+    assert "block 1" in explorer.figure.axes[0].get_title()
+
+
+def test_what_cannot_be_explored_is_refused(
+    tiny: tuple[nn.Module, Tensor], problem: tuple[Tensor, Tensor], one_line_error: Callable
+) -> None:
+    model, tokens = tiny
+    weight, gram = problem
+    assert isinstance(source_of(weight, gram), GivenLayer)
+    with one_line_error(HelpersError, "tokens are missing"):
+        source_of(model, None)
+    with one_line_error(HelpersError, "weight and gram"):
+        source_of(weight, None)
+    with one_line_error(HelpersError, "16 inputs"):
+        layer_solve_explorer(weight, gram[:5, :5])
+    with one_line_error(HelpersError, "block 9", "0 to 1"):
+        layer_solve_explorer(model, tokens, block=9)
+    with one_line_error(HelpersError, "layer", "mlp.up_proj"):
+        layer_solve_explorer(model, tokens, layer="up")
 
 
 def test_progress_bar_counts_layers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,203 @@
+"""The explorer of the calibration text: norms, text that can be read, and the controls."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers import calibration_tokens, load_model
+from helpers.capture import advance, capture, embed
+from helpers.errors import HelpersError, Stopped
+from helpers.explore_calibration import pieces_of, read_text, stream_norms, top_table, visible
+from helpers.models import find_blocks
+from helpers.widgets import calibration_explorer
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[nn.Module, Any, Tensor]:
+    model, tokenizer = load_model("tiny", device="cpu")
+    return model, tokenizer, calibration_tokens("embedded", tokenizer, sequences=3, length=24)
+
+
+def plain(markup: str) -> str:
+    """HTML as a reader sees it."""
+    text = re.sub(r"<sup>\d+</sup>", "", markup)
+    for sign, name in (("<", "&lt;"), (">", "&gt;"), ('"', "&quot;"), ("'", "&#x27;")):
+        text = re.sub(r"<[^>]*>", "", text) if sign == "<" else text
+        text = text.replace(name, sign)
+    return text.replace("&amp;", "&")
+
+
+# --- norms ---------------------------------------------------------------------------------
+
+
+def test_norms_are_those_of_a_replay(tiny: tuple[nn.Module, Any, Tensor]) -> None:
+    model, _, tokens = tiny
+    norms = stream_norms(model, tokens)
+    stream, calls = embed(model, tokens, 3), capture(model, tokens).calls
+    blocks = find_blocks(model)
+    assert norms.shape == (3, len(blocks) + 1, 24)
+    for index, block in enumerate(blocks):
+        torch.testing.assert_close(norms[:, index], stream.norm(dim=-1))
+        advance(block, stream, calls[index], 3, "block")
+    torch.testing.assert_close(norms[:, -1], stream.norm(dim=-1))
+
+
+def test_a_pass_can_be_ended_and_leaves_no_hook(tiny: tuple[nn.Module, Any, Tensor]) -> None:
+    model, _, tokens = tiny
+    steps: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int, _name: str) -> None:
+        steps.append((done, total))
+        if done == 4:
+            raise Stopped("stopped")
+
+    model.train()
+    with pytest.raises(Stopped):
+        stream_norms(model, tokens, progress)
+    assert steps == [(done, 9) for done in range(5)] and model.training
+    model.eval()
+    for module in model.modules():
+        assert not module._forward_pre_hooks and not module._forward_hooks
+    assert model(tokens[:1]).logits is not None
+
+
+def test_another_thread_may_run_the_model_meanwhile(tiny: tuple[nn.Module, Any, Tensor]) -> None:
+    model, _, tokens = tiny
+    expected, failed = stream_norms(model, tokens), []
+
+    def other() -> None:
+        try:
+            model(tokens[:, :5])
+        except BaseException as error:
+            failed.append(error)
+            raise
+
+    def progress(*_step: Any) -> None:
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+
+    assert torch.equal(stream_norms(model, tokens, progress), expected) and failed == []
+
+
+# --- text ----------------------------------------------------------------------------------
+
+
+def test_pieces_make_up_the_text(tiny: tuple[nn.Module, Any, Tensor]) -> None:
+    _, tokenizer, _ = tiny
+    text = "The  cat\n\n sat <on> the mat, & “left”."
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    pieces = pieces_of(tokenizer, ids)
+    assert len(pieces) == len(ids)
+    if "�" not in "".join(pieces):
+        assert "".join(pieces) == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+class Sentencepiece:
+    """A tokenizer that drops the space at the beginning of what it decodes."""
+
+    words = {0: "<s>", 1: " the", 2: " cat", 3: "s", 4: "\n"}
+
+    def batch_decode(self, many: list[list[int]], **_options: Any) -> list[str]:
+        return ["".join(self.words[number] for number in ids).removeprefix(" ") for ids in many]
+
+
+def test_a_space_that_decoding_drops_is_kept() -> None:
+    assert pieces_of(Sentencepiece(), [1, 2, 3, 4, 1]) == ["the", " cat", "s", "\n", " the"]
+
+
+def test_white_space_can_be_seen_and_markup_is_escaped() -> None:
+    assert visible(" a\n\tb") == "␣a↵⇥b"
+    pieces = ["<script>", " a", "&", "\n\n", " ", "b", ""]
+    markup = read_text(pieces, [1.0] * 7, [])
+    assert "<script>" not in markup and "&lt;script&gt;" in markup
+    assert plain(markup).endswith("<script> a&↵↵\n␣b∅")
+
+
+def test_what_stands_out_does_so_by_more_than_colour() -> None:
+    pieces, ratios = ["one", " two", " three"], [1.0, 100.0, 3.0]
+    spans = re.findall(r"<span.*?</span>", read_text(pieces, ratios, [1]))
+    depth = [re.search(r"background: rgba\(230,120,0,([\d.]+)\)", span) for span in spans]
+    assert depth[0] is None and float(depth[1][1]) == 0.55 and 0 < float(depth[2][1]) < 0.55
+    assert (
+        "font-weight: bold" in spans[1] and "underline" in spans[1] and "<sup>1</sup>" in spans[1]
+    )
+    assert all("bold" not in span for span in (spans[0], spans[2]))
+    assert "position 1: 100 × median" in spans[1]
+
+
+def test_the_table_has_numbers_and_the_place() -> None:
+    table = top_table(["a", "\n", "<b>", " c"], [1.0, 2.0, 123456.0, 4.0], [1, 2, 3000.0, 4], [2])
+    for part in ("<td", ">2<", "&lt;b&gt;", "123,456", "3,000", "a↵<b>&lt;b&gt;</b> c"):
+        assert part in table, part
+
+
+# --- the explorer --------------------------------------------------------------------------
+
+
+def test_controls_change_text_table_and_picture(tiny: tuple[nn.Module, Any, Tensor]) -> None:
+    model, _, tokens = tiny
+    explorer = calibration_explorer(*tiny, window=0, block=1, top=3)
+    explorer.wait(30)
+    norms = stream_norms(model, tokens)
+    for name, value in {"block": 2, "window": 1}.items():
+        before = explorer.picture.value, explorer.text.value
+        explorer.controls[name].value = value
+        explorer.wait(30)
+        assert explorer.picture.value != before[0] and explorer.text.value != before[1]
+    order = norms[1, 2].argsort(descending=True)[:3].tolist()
+    cells = re.findall(r"<tr><td[^>]*>(\d+)</td><td[^>]*>(\d+)</td>", explorer.text.value)
+    assert cells == [(str(rank), str(at)) for rank, at in enumerate(order, 1)]
+    drawn = explorer.figure.axes[0].get_lines()[0].get_ydata()
+    assert list(drawn) == pytest.approx(norms[1, 2].tolist())
+    assert "leaving the last block" in explorer.figure.caption
+    largest = explorer.figure.axes[1].get_lines()[0].get_ydata()
+    assert list(largest) == pytest.approx(norms[1].max(-1).values.tolist())
+
+
+def test_a_window_is_run_once(
+    tiny: tuple[nn.Module, Any, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explorer = calibration_explorer(*tiny)
+    explorer.wait(30)
+    monkeypatch.setattr(
+        "helpers.explore_calibration.stream_norms", lambda *_a: pytest.fail("run again")
+    )
+    explorer.controls["block"].value = 0
+    explorer.wait(30)
+    assert explorer.message.value == "" and "block 0" in explorer.figure.caption
+
+
+def test_the_still_says_what_the_explorer_shows(tiny: tuple[nn.Module, Any, Tensor]) -> None:
+    explorer = calibration_explorer(*tiny)
+    page = explorer.still._repr_html_()
+    assert explorer.text.value in page and 'src="data:image/png;base64,' in page
+    alt = re.search(r'<img alt="([^"]+)"', page)[1]
+    assert "the largest stream is that of" in alt
+
+
+def test_one_window_is_enough(tiny: tuple[nn.Module, Any, Tensor]) -> None:
+    model, tokenizer, tokens = tiny
+    explorer = calibration_explorer(model, tokenizer, tokens[:1])
+    assert explorer.controls["window"].max == 0 and explorer.figure is not None
+
+
+def test_what_is_not_there_is_refused(
+    tiny: tuple[nn.Module, Any, Tensor], one_line_error: Callable
+) -> None:
+    model, tokenizer, tokens = tiny
+    with one_line_error(HelpersError, "window 3", "0 to 2"):
+        calibration_explorer(*tiny, window=3)
+    with one_line_error(HelpersError, "block", "0 to 2"):
+        calibration_explorer(*tiny, block=3)
+    with one_line_error(HelpersError, "tokenizer or tokens"):
+        calibration_explorer(model, tokenizer)
+    with one_line_error(HelpersError, "int64"):
+        calibration_explorer(model, tokenizer, tokens.float())
