@@ -38,6 +38,8 @@ TABLES_NOTEBOOK = "06_tables_and_plots"
 ONLY_SHOW = ("tables", "published", "claims", "plots", "widgets", "advice")
 # tags of cells that decide no number: they prepare Colab, or let a reader explore
 SHOW_TAGS = {"colab-setup", "explorer"}
+# where the record goes, and how a reader had parameters chosen: the record holds what was chosen
+NOT_RECORDED = ("record_path", "preset")
 TYPE_NAMES = {"int": int, "float": float, "str": str, "bool": bool, "dict": dict, "list": list}
 
 
@@ -78,9 +80,9 @@ class Run:
 
     @property
     def effective(self) -> dict[str, Any]:
-        """All parameters the notebook will see, but for where its record goes."""
+        """The parameters of the run's record: all that the notebook will see, but for NOT_RECORDED."""
         merged = {**self.defaults, **self.parameters}
-        return {key: value for key, value in merged.items() if key != "record_path"}
+        return {key: value for key, value in merged.items() if key not in NOT_RECORDED}
 
 
 class _Loader(yaml.SafeLoader):
@@ -189,6 +191,8 @@ def _check_against(parameters: dict[str, Any], types: dict[str, set[type]], wher
     """Raise RunError or BadParameter for names and types that the notebook does not have."""
     if "record_path" in parameters:
         raise RunError(f"{where}: record_path is set by the runner; take the line out")
+    if "preset" in parameters:
+        raise RunError(f"{where}: preset depends on the machine: name the parameters themselves")
     if "record_path" not in types:
         raise RunError(f"{where}: its notebook has no record_path parameter: add one, default ''")
     for key, value in parameters.items():

@@ -25,6 +25,7 @@ PICTURES = {
     "01_calibration_capture": ["spectrum"],
     "02_admm_layer_solve": ["mask", "convergence", "study", "explorer-still"],
     "03_mask_schedule": ["schedule", "explorer-still"],
+    "07_your_own_method": ["picture"],
     "06_tables_and_plots": ["perplexity", "cost", "update", "mask", "zero-shot", "rest"],
 }
 METRICS = {
@@ -41,6 +42,7 @@ METRICS = {
     },
     "05_zero_shot": {"winogrande_acc", "openbookqa_acc_norm", "mean_acc", "prune_seconds"},
     "06_tables_and_plots": {"records"},
+    "07_your_own_method": {"perplexity", "mean_layer_error", "prune_seconds"},
 }
 
 

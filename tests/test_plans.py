@@ -165,7 +165,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def execute(run: Run, changes: dict[str, Any], path: Path) -> dict[str, Any]:
     """The record that the run's notebook writes with some parameters replaced, in this process."""
     matplotlib.use("Agg")
-    given = run.effective | changes | {"record_path": str(path)}
+    given = run.effective | changes | {"record_path": str(path), "preset": ""}
     assert set(given) == set(run.defaults), "a change may only replace what the run file could"
     names: dict[str, Any] = {"__name__": "__main__"}
     for cell in read_notebook(run.source_path)["cells"]:
