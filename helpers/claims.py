@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,10 @@ class Outcome:
 
     verdict: str
     numbers: str
+
+    def __post_init__(self) -> None:
+        """Give negative numbers the sign that is as wide as a plus."""
+        object.__setattr__(self, "numbers", re.sub(r"(?<![\w.])-(?=\d)", "−", self.numbers))
 
 
 @dataclass(frozen=True)

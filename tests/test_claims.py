@@ -62,7 +62,7 @@ def test_the_gradual_mask_must_win_every_column() -> None:
     runs = table("admm-grad", 20.0) + table("admm1", 22.0)
     outcome = verdict("The gradual mask", runs)
     assert outcome.verdict == HOLDS
-    assert "60 % -9 %" in outcome.numbers and "2:4 -9 %" in outcome.numbers
+    assert "60 % −9 %" in outcome.numbers and "2:4 −9 %" in outcome.numbers
     assert "(seeds: ±2.0 %)" in outcome.numbers
     for column, expected in (("70 %", FAILS), ("4:8", FAILS)):
         runs = [*table("admm-grad", 20.0), *table("admm1", 22.0)]
@@ -94,7 +94,7 @@ def test_without_seeds_or_with_a_column_missing_nothing_is_decided() -> None:
 def test_a_seed_that_only_one_method_ran_does_not_count() -> None:
     runs = table("admm-grad", 20.0) + table("admm1", 22.0)
     runs.append(run("admm1", "50 %", 2.0, seed=1))
-    assert "50 % -9 %" in verdict("The gradual mask", runs).numbers
+    assert "50 % −9 %" in verdict("The gradual mask", runs).numbers
 
 
 def test_a_run_of_another_setting_does_not_replace_one() -> None:
@@ -155,7 +155,7 @@ def test_an_option_is_judged_by_its_change_seed_by_seed() -> None:
     ("values", "expected", "word"),
     [
         ((98.5, 102.5), HOLDS, "mean +0.50"),
-        ((97.5, 101.7), HOLDS, "mean -0.40"),
+        ((97.5, 101.7), HOLDS, "mean −0.40"),
         ((99.0, 101.0), OPEN, "mean +0.02"),  # +1 and −1 %: two standard errors are 2 %
         ((99.0, 103.5), OPEN, "mean +1.25"),  # +1.02 and +1.47 %: two standard errors reach 0.8
         ((96.0, 99.0), FAILS, "beats"),
@@ -375,7 +375,7 @@ def test_the_page_has_every_claim_with_its_test(tmp_path: Path) -> None:
     assert sum(line.startswith("| ") and "**" in line for line in lines) == count
     assert sum(line.startswith(f"{count}. ") for line in lines) == 1
     (gradual,) = [line for line in lines if "gradual mask beats" in line]
-    assert "| **holds** | against admm1: 50 % -9 %" in gradual
+    assert "| **holds** | against admm1: 50 % −9 %" in gradual
     assert claims.write_claims([], tmp_path) == []
 
 
