@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 from helpers.explore_layer import layer_solve_explorer, mask_schedule_explorer
+from helpers.explore_models import TryIt, pruned_copy, try_it
+from helpers.explore_results import ResultsExplorer, results_explorer
 from helpers.explorer import Explorer, Task, progress_bar
 
-__all__ = ["Explorer", "Task", "layer_solve_explorer", "mask_schedule_explorer", "progress_bar"]
+__all__ = [
+    "Explorer",
+    "ResultsExplorer",
+    "Task",
+    "TryIt",
+    "layer_solve_explorer",
+    "mask_schedule_explorer",
+    "progress_bar",
+    "pruned_copy",
+    "results_explorer",
+    "try_it",
+]

@@ -53,6 +53,8 @@ FLOORS = [
     "plots",
     "explorer",
     "explore_layer",
+    "explore_results",
+    "explore_models",
     "widgets",
     "plan",
     "estimate",
