@@ -25,7 +25,14 @@ import traitlets
 from pandas.io.formats.style import Styler
 from torch import Tensor, nn
 
-from helpers.errors import BadParameter, NonFinite, OutOfMemory, check_real, check_whole
+from helpers.errors import (
+    BadParameter,
+    NonFinite,
+    OutOfMemory,
+    Stopped,
+    check_real,
+    check_whole,
+)
 from helpers.explorer import Progress, Task
 from helpers.methods import METHODS
 from helpers.models import STORE, device_of
@@ -34,6 +41,7 @@ from helpers.tables import METHOD_ORDER, target_name
 
 MOST_TOKENS = 400  # the slider's end
 SHOW_SECONDS = 0.1  # between two pictures of answers that grow
+WIDTH = "min(440px, 100%)"
 MODES = ("continue the text", "chat")
 WAYS = ("greedy", "sampled")
 TARGETS = {f"{percent} %": (percent / 100, "unstructured") for percent in range(20, 95, 10)}
@@ -242,7 +250,13 @@ def pruned_copy(
             "free: close other kernels or remove a model"
         )
     copied = copy.deepcopy(model)
-    prune_model(copied, tokens, progress=progress, **choices)
+    try:
+        prune_model(copied, tokens, progress=progress, **choices)
+    except Stopped as stopped:
+        # what prune_model says is about the model that it was given, which is the copy
+        raise Stopped(
+            "stopped: the unfinished copy is gone, no other model has changed"
+        ) from stopped
     return copied
 
 
@@ -317,6 +331,7 @@ class TryIt(ipywidgets.VBox):
         known = [name for name in METHOD_ORDER if name in METHODS]
         names = known + sorted(set(METHODS) - set(known))
         narrow = ipywidgets.Layout(width="200px")
+        title = ipywidgets.HTML(f"Another one, from {html.escape(next(iter(self.models)))}:")
         self.method = ipywidgets.Dropdown(
             options=names, value="admm-grad", description="method", layout=narrow
         )
@@ -326,8 +341,9 @@ class TryIt(ipywidgets.VBox):
         self.prune_button = ipywidgets.Button(description="Prune a copy", icon="scissors")
         self.prune_button.on_click(lambda _: self.prune())
         flow = ipywidgets.Layout(display="flex", flex_flow="wrap", align_items="center")
+        flow.margin = "16px 0 0 0"
         return ipywidgets.Box(
-            [self.method, self.target, self.prune_button, self.pruning], layout=flow
+            [title, self.method, self.target, self.prune_button, self.pruning], layout=flow
         )
 
     def _lock(self) -> None:
@@ -439,31 +455,27 @@ def _controls(tokenizer: Any, **start: Any) -> dict[str, ipywidgets.Widget]:
         raise BadParameter("chat=True is not possible, the tokenizer has no template: leave it out")
     tokens = check_whole("new_tokens", start["new_tokens"])
     temperature = start["temperature"]
-    wide = ipywidgets.Layout(width="min(720px, 100%)")
-    short = ipywidgets.Layout(width="min(440px, 100%)")
-    return {
-        "prompt": ipywidgets.Textarea(
-            value=start["prompt"], description="prompt", rows=3, layout=wide
-        ),
+    made = {
+        "prompt": ipywidgets.Textarea(value=start["prompt"], description="prompt", rows=3),
         "mode": ipywidgets.ToggleButtons(options=MODES, value=MODES[chat], description="mode"),
         "new_tokens": ipywidgets.IntSlider(
-            value=tokens,
-            min=1,
-            max=max(MOST_TOKENS, tokens),
-            description="new tokens",
-            layout=short,
+            value=tokens, min=1, max=max(MOST_TOKENS, tokens), description="new tokens"
         ),
         "way": ipywidgets.ToggleButtons(
-            options=WAYS, value=WAYS[temperature is not None], description="tokens"
+            options=WAYS, value=WAYS[temperature is not None], description="next token"
         ),
         "temperature": ipywidgets.FloatSlider(
             value=check_real("temperature", 0.8 if temperature is None else temperature, above=0),
-            **{"min": 0.1, "max": 2.0, "step": 0.1, "description": "temperature", "layout": short},
+            **{"min": 0.1, "max": 2.0, "step": 0.1, "description": "temperature"},
         ),
         "seed": ipywidgets.BoundedIntText(
             value=check_whole("seed", start["seed"], least=0), max=2**31 - 1, description="seed"
         ),
     }
+    for name, control in made.items():
+        control.style.description_width = "90px"
+        control.layout.width = {"prompt": "min(720px, 100%)", "seed": "220px"}.get(name, WIDTH)
+    return made
 
 
 def _column(label: str, before: str, text: str, note: str) -> str:

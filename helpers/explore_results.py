@@ -800,7 +800,11 @@ class ResultsExplorer(ipywidgets.VBox):
         self._wanted = metric
         self.metric = ipywidgets.Dropdown(description="metric", layout=wide)
         self.targets = ipywidgets.ToggleButtons(
-            options=TARGETS, value=check_choice("targets", targets, TARGETS), description="targets"
+            options=TARGETS,
+            value=check_choice("targets", targets, TARGETS),
+            description="targets",
+            style={"button_width": "110px"},
+            layout=ipywidgets.Layout(width="min(480px, 100%)"),
         )
         flow = ipywidgets.Layout(flex_flow="row wrap", display="flex")
         self._methods, self._variants = ipywidgets.Box(layout=flow), ipywidgets.Box(layout=flow)
