@@ -71,7 +71,7 @@ def test_other_families_write_as_generate_does(kind: str) -> None:
     else:
         model = BloomForCausalLM(BloomConfig(vocab_size=60, hidden_size=16, n_layer=2, n_head=2))
     model.generation_config.eos_token_id = None
-    writer = Writer(kind, lively(model.eval(), 3, 2.0), [3, 1, 4, 1, 5], greedy)
+    writer = Writer(kind, lively(model.eval(), 0, 2.0), [3, 1, 4, 1, 5], greedy)
     for _ in range(10):
         writer.step()
     assert writer.new == generated(model, writer.ids, 10) and len(set(writer.new)) > 3
