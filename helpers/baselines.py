@@ -110,17 +110,19 @@ def conjugate_gradients(
     iterations: int,
     damping: float = 0.1,
     precondition: bool = True,
+    start: Tensor | None = None,
     trace: Trace | None = None,
 ) -> Solution:
     """Refit by conjugate gradients (Hestenes & Stiefel 1952) on each output's own support.
 
     All outputs go together, each with its own step lengths. With `precondition` the inputs are
     scaled to unit norm, which is Jacobi's preconditioner. In exact arithmetic an output with k
-    surviving weights is solved after k iterations.
-    Arguments as in `helpers.admm.refit`. Raises BadParameter, BadMask, NonFinite.
+    surviving weights is solved after k iterations. `start`, (d_out, d_in), is where it starts on
+    the support, by default the masked weight.
+    Arguments otherwise as in `helpers.admm.refit`. Raises BadParameter, BadMask, NonFinite.
     """
     problem = _Problem(weight, gram, keep, iterations, damping, precondition)
-    current = problem.start()
+    current = problem.start() if start is None else problem.from_weight(start)
     residual = problem.gradient(current, out=torch.empty_like(current)).mul_(-0.5)
     search, image = residual.clone(), torch.empty_like(current)
     size = _dot(residual, residual)
@@ -178,6 +180,14 @@ class _Problem:
     def start(self) -> Tensor:
         """The masked weight, a new tensor."""
         return self.dense * self.keep
+
+    def from_weight(self, weight: Tensor) -> Tensor:
+        """Another weight, masked, in these coordinates. Raises BadParameter for another shape."""
+        if weight.shape != self.dense.shape:
+            raise BadParameter(
+                f"start has shape {tuple(weight.shape)}: give the weight's {tuple(self.keep.shape)}"
+            )
+        return weight.to(self.dense.dtype) * self.scale * self.keep
 
     def gradient(self, current: Tensor, out: Tensor) -> Tensor:
         """2 (current − dense) D on the support and 0 elsewhere, written to `out`."""

@@ -1,137 +1,235 @@
-"""Explorers of one layer: the solve on a fixed mask, and the mask that grows."""
+"""Explorer of one layer's solve: the curve, the optimum, which outputs are hurt, and the mask."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets
+import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
-from helpers.admm import admm_grad, exact_least_squares, refit
-from helpers.explorer import Explorer
-from helpers.gram import dead_inputs, normalise, relative_error
-from helpers.masks import select, top_k
-from helpers.plots import growth_figure, solve_figure
+from helpers.admm import Solution, admm_grad, damped_system, exact_least_squares
+from helpers.baselines import conjugate_gradients
+from helpers.errors import check_real
+from helpers.explorer import Explorer, Task, choice, row, slider
+from helpers.layer_source import GivenLayer, Layer, ModelLayers, Problem, Problems, source_of
+from helpers.plots import short_error, solve_figure
 
-OUTPUTS = 96  # outputs that an explorer solves: enough for the picture, few enough to drag
+SCHEDULES = {
+    "one-shot": "one-shot mask (ADMM1)",
+    "paper": "gradual mask, as in the paper",
+    "released": "gradual mask, as in the released code",
+}
+MASK_SHARE = 0.75  # of the iterations change a gradual mask: 15 of 20 in the paper
+TOLERANCE = 1e-3  # of the optimum's error, to which it is certified
+BATCHES, STEPS = 6, 10  # of conjugate gradients, until it is
+HINT = (
+    "Look at: how few iterations bring the curve to the optimum of its mask; how unequally the "
+    "outputs are hurt; what another ρ or schedule changes."
+)
 
 
 def layer_solve_explorer(
-    weight: Tensor,
-    gram: Tensor,
+    network: nn.Module | Tensor | str = "embedded",
+    tokens: Tensor | None = None,
     *,
+    block: int | None = None,
+    layer: str | None = None,
+    schedule: str = "one-shot",
+    sparsity: float = 0.6,
     rho: float = 1.0,
     iterations: int = 20,
-    sparsity: float = 0.6,
     damping: float = 0.1,
-    outputs: int = OUTPUTS,
+    outputs: int | None = None,
 ) -> Explorer:
-    """Drag rho, iterations and sparsity of ADMM on a fixed mask; see curve and mask.
+    """Choose a layer and how ADMM solves it; see error by iteration and by output, and the mask.
 
-    Args: weight (d_out, d_in) and gram (d_in, d_in) of one layer, of which the first `outputs`
-    outputs are solved (outputs do not influence one another on a given mask); the others are
-    where the controls start.
+    Args: network and tokens, a model and calibration tokens (sequences, length); or its name, to
+    have both loaded; or the weight (d_out, d_in) and the gram (d_in, d_in) of one layer. block
+    (the middle one) and layer (the block's first), schedule ("one-shot", "paper", "released"),
+    sparsity, rho and iterations are where the controls start. outputs: only so many are solved,
+    as a layer of their own; by default all of a layer up to 1152 x 576, and of a larger one as
+    many as take as long; the title says so. In a gradual schedule the mask changes during the
+    first three quarters of the iterations, as in the paper.
+
+    A block's grams are collected when it is first chosen, which can be stopped.
+    Raises BadParameter.
     """
-    rows, score, optimum = _prepare(weight, gram, outputs, damping)
-
-    def draw(rho: float, iterations: int, sparsity: float) -> Figure:
-        keep = top_k(score, sparsity)
-        errors: list[float] = []
-        collect = _collector(rows, gram, errors)
-        refit(rows, gram, keep, rho=rho, iterations=iterations, damping=damping, trace=collect)
-        references = {
-            "no update": relative_error(rows, rows * keep, gram),
-            "exact optimum": optimum(sparsity),
-        }
-        title = f"ρ = {rho:.3g}, {100 * sparsity:.0f} % pruned: error {errors[-1]:.4f}"
-        return solve_figure(errors, keep, references=references, title=title)
-
+    source, task = source_of(network, tokens), Task(quiet=True)
+    solver = _Solver(check_real("damping", damping), outputs)
+    options = [(label, name) for name, label in SCHEDULES.items()]
+    kinds = ipywidgets.FloatSlider, ipywidgets.FloatLogSlider, ipywidgets.IntSlider
+    layers = layer_controls(source, block, layer)
     controls = {
-        "rho": _slider(ipywidgets.FloatLogSlider, rho, "ρ", base=10, min=-2, max=2, step=0.25),
-        "iterations": _slider(ipywidgets.IntSlider, iterations, "iterations", min=1, max=60),
-        "sparsity": _slider(
-            ipywidgets.FloatSlider, sparsity, "sparsity", min=0.1, max=0.9, step=0.05
-        ),
+        "schedule": choice(options, schedule, "schedule"),
+        "sparsity": slider(kinds[0], sparsity, "sparsity", min=0.05, max=0.95, step=0.05),
+        "rho": slider(kinds[1], rho, "ρ", base=10, min=-2, max=2, step=0.25),
+        "iterations": slider(kinds[2], iterations, "iterations", min=1, max=60),
     }
-    return Explorer(controls, draw)
+
+    def draw(block: int | None = None, layer: str | None = None, **settings: Any) -> Figure:
+        found = source.get(block, layer, task.progress)
+        return solver.picture(found, task.check, **settings)
+
+    first, *others = controls.values()
+    rows = [row(*layers.values(), first), row(*others)]
+    return Explorer(layers | controls, draw, task=task, rows=rows, hint=HINT)
 
 
-def mask_schedule_explorer(
-    weight: Tensor,
-    gram: Tensor,
-    *,
-    schedule: str = "paper",
-    sparsity: float = 0.6,
-    pattern: str = "unstructured",
-    mask_steps: int = 15,
-    damping: float = 0.1,
-    outputs: int = OUTPUTS,
-) -> Explorer:
-    """Choose schedule, pattern, sparsity and mask steps of ADMM-Grad; see how the mask grows.
+def layer_controls(
+    source: GivenLayer | ModelLayers, block: int | None, layer: str | None
+) -> dict[str, ipywidgets.Widget]:
+    """Controls "block" and "layer" of a model's layers; none for a layer that was given.
 
-    The mask is drawn with its difference to the one-shot mask. Five iterations on the final mask
-    follow the mask steps; 0 steps is one-shot. Arguments as in `layer_solve_explorer`.
+    Raises BadParameter for a block or layer that is not there.
     """
-    rows, score, _ = _prepare(weight, gram, outputs, damping)
+    if isinstance(source, GivenLayer):
+        return {}
+    block = source.blocks // 2 if block is None else block
+    names = source.names(block)
+    which = choice(range(source.blocks), block, "block", width="140px")
+    what = choice(names, names[0] if layer is None else layer, "layer", width="240px")
 
-    def draw(schedule: str, pattern: str, sparsity: float, mask_steps: int) -> Figure:
-        controls["sparsity"].disabled = pattern != "unstructured"
-        target = {"sparsity": sparsity if pattern == "unstructured" else None, "pattern": pattern}
-        growth: list[float] = []
-        errors: list[float] = []
-        collect = _collector(rows, gram, errors, growth)
-        settings = {"iterations": mask_steps + 5, "mask_steps": mask_steps, "damping": damping}
-        solved = admm_grad(rows, gram, schedule=schedule, trace=collect, **target, **settings)
-        one_shot = select(score, growth[-1], pattern)
-        return growth_figure(growth, errors, solved.keep, one_shot)
+    def follow(change: dict[str, Any]) -> None:
+        names = source.names(change["new"])
+        if list(what.options) != names:  # blocks of some families differ
+            kept = what.value if what.value in names else names[0]
+            what.options = names
+            what.value = kept
 
-    controls = {
-        "schedule": _choice(["paper", "released"], schedule, "schedule"),
-        "pattern": _choice(["unstructured", "2:4", "4:8"], pattern, "pattern"),
-        "sparsity": _slider(
-            ipywidgets.FloatSlider, sparsity, "sparsity", min=0.1, max=0.9, step=0.05
-        ),
-        "mask_steps": _slider(ipywidgets.IntSlider, mask_steps, "mask steps", min=0, max=30),
-    }
-    return Explorer(controls, draw)
+    which.observe(follow, names="value")
+    return {"block": which, "layer": what}
 
 
-def _prepare(
-    weight: Tensor, gram: Tensor, outputs: int, damping: float
-) -> tuple[Tensor, Tensor, Callable[[float], float]]:
-    """The outputs to solve, their scores, and the error of the optimum by sparsity (cached)."""
-    rows = weight[:outputs].float()
-    score = rows.abs() * normalise(gram)[1] * ~dead_inputs(gram)
+@dataclass
+class _Outcome:
+    """A solve with its error after each iteration, and the optimum of the mask it ended with.
 
-    @lru_cache(maxsize=32)
-    def optimum(sparsity: float) -> float:
-        exact = exact_least_squares(rows, gram, top_k(score, sparsity), damping=damping)
-        return relative_error(rows, exact, gram)
+    best: the optimum's error; within: how far off that may be, relative to it.
+    """
 
-    return rows, score, optimum
-
-
-def _collector(
-    rows: Tensor, gram: Tensor, errors: list[float], growth: list[float] | None = None
-) -> Callable[[int, Tensor, Tensor], None]:
-    """A trace that appends the relative error, and the mask's sparsity, of each iteration."""
-
-    def collect(_iteration: int, solution: Tensor, keep: Tensor) -> None:
-        errors.append(relative_error(rows, solution, gram))
-        if growth is not None:
-            growth.append(1 - int(keep.sum()) / keep.numel())
-
-    return collect
+    problem: Problem
+    solved: Solution
+    damping_asked: float
+    curve: list[float]
+    best: float
+    within: float
 
 
-def _slider(kind: type, value: float, description: str, **limits: Any) -> ipywidgets.Widget:
-    """A slider that reports while it is dragged."""
-    layout = ipywidgets.Layout(width="420px")
-    return kind(value=value, description=description, layout=layout, **limits)
+class _Solver:
+    """Solves what the controls say; the optimum of the last mask is kept."""
+
+    def __init__(self, damping: float, outputs: int | None) -> None:
+        self.damping = damping
+        self.problems = Problems(outputs)
+        self._last: tuple[Problem, float, Tensor, tuple[float, float]] | None = None
+
+    def picture(self, layer: Layer, check: Callable[[], None], **settings: Any) -> Figure:
+        """The figure of a setting, with its summary as `caption`."""
+        mask_steps = 0
+        if settings["schedule"] != "one-shot":
+            mask_steps = max(1, round(MASK_SHARE * settings["iterations"]))
+        found = self._solve(self.problems.of(layer), check, mask_steps, **settings)
+        return _picture(found, mask_steps, settings["sparsity"], settings["rho"])
+
+    def _solve(
+        self,
+        problem: Problem,
+        check: Callable[[], None],
+        mask_steps: int,
+        *,
+        schedule: str,
+        **settings: Any,
+    ) -> _Outcome:
+        """Solve; `check` is called on the way and may end it by raising."""
+        curve: list[float] = []
+
+        def trace(_iteration: int, solution: Tensor, _keep: Tensor) -> None:
+            check()
+            curve.append(problem.error(solution))
+
+        settings |= {"schedule": "paper" if schedule == "one-shot" else schedule}
+        settings |= {"mask_steps": mask_steps, "damping": self.damping, "trace": trace}
+        solved = admm_grad(problem.rows, problem.gram, **settings)
+        return _Outcome(problem, solved, self.damping, curve, *self._optimum(problem, solved))
+
+    def _optimum(self, problem: Problem, solved: Solution) -> tuple[float, float]:
+        """`certified_optimum`, or what it said of the same mask before."""
+        asked, keep = (problem, solved.damping), solved.keep
+        if self._last and self._last[:2] == asked and torch.equal(self._last[2], keep):
+            return self._last[3]
+        found = certified_optimum(problem, keep, solved.weight, solved.damping)
+        self._last = (*asked, keep, found)
+        return found
 
 
-def _choice(options: list[str], value: str, description: str) -> ipywidgets.Widget:
-    return ipywidgets.ToggleButtons(options=options, value=value, description=description)
+def certified_optimum(
+    problem: Problem, keep: Tensor, start: Tensor, damping: float
+) -> tuple[float, float]:
+    """The relative error of the exact optimum on a mask, and how far off it may be, relative to it.
+
+    Conjugate gradients from `start` until the bound is below `TOLERANCE`, or as far as float32
+    goes. Let x be where they are, x* the optimum, r the residual on the mask, in the solver's
+    coordinates with the damped matrix D ≥ δI, δ = damping · mean(diag G). Then
+    ‖x − x*‖_D² = rᵀD⁻¹r ≤ ‖r‖²/δ, and since the undamped norm is no larger than that of D, the
+    square roots of the two errors differ by ‖r‖/√δ at most. Without damping there is no such
+    bound: each output is solved in float64, and 0 is returned for it.
+    """
+    if damping == 0:
+        exact = exact_least_squares(problem.rows, problem.gram, keep, damping=0.0)
+        return problem.error(exact), 0.0
+    matrix, scale = damped_system(problem.gram, damping)
+    ridge = damping / (1 + damping) * matrix.diagonal().mean().item()
+    size = ridge * problem.sizes.sum().item()
+    current, within = start, math.inf
+    for _ in range(BATCHES):
+        steps = {"iterations": STEPS, "damping": damping, "start": current}
+        current = conjugate_gradients(problem.rows, problem.gram, keep, **steps).weight
+        residual = ((current - problem.rows) * scale @ matrix).mul_(keep).norm().item()
+        error = problem.error(current)
+        gap = residual / math.sqrt(size) if size > 0 else 0.0
+        before, within = within, (2 * gap * math.sqrt(error) + gap**2) / max(error, 1e-30)
+        if within <= TOLERANCE or within > before / 2:
+            break
+    return error, min(within, before)
+
+
+def _picture(found: _Outcome, mask_steps: int, sparsity: float, rho: float) -> Figure:
+    """An outcome as a figure with a caption."""
+    problem, solved = found.problem, found.solved
+    bare, hurt = problem.rows * solved.keep, problem.errors(solved.weight)
+    untouched = problem.error(bare)
+    name = "optimum of this mask"
+    if found.within > TOLERANCE:
+        name += f" (to within {found.within:.1%})"
+    setting = f"{100 * sparsity:.0f} % pruned, ρ = {rho:.3g}: error {short_error(found.curve[-1])}"
+    figure = solve_figure(
+        found.curve,
+        solved.keep,
+        references={"no update": untouched, name: found.best},
+        outputs={"no update": problem.errors(bare).tolist(), "after ADMM": hurt.tolist()},
+        title="\n".join(filter(None, [problem.told(), setting])),
+        mask_steps=mask_steps,
+    )
+    figure.caption = _summary(found, untouched, hurt)
+    return figure
+
+
+def _summary(found: _Outcome, untouched: float, hurt: Tensor) -> str:
+    """The picture in words."""
+    worst = hurt.argsort(descending=True, stable=True)[:3]
+    values = ", ".join(short_error(value) for value in hurt[worst].tolist())
+    text = (
+        f"Error {short_error(found.curve[-1])} after {len(found.curve)} iterations. Optimum of "
+        f"this mask: {short_error(found.best)} (certified to {max(100 * found.within, 1e-3):.1g} "
+        f"%); without an update: {short_error(untouched)}. Hurt most: outputs "
+        f"{', '.join(map(str, worst.tolist()))}, with errors of {values}; the median output has "
+        f"{short_error(hurt.median().item())}."
+    )
+    if found.solved.damping != found.damping_asked:
+        text += f" The gram could only be factored with damping {found.solved.damping:g}."
+    return text

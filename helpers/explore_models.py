@@ -33,7 +33,7 @@ from helpers.errors import (
     check_real,
     check_whole,
 )
-from helpers.explorer import Progress, Task
+from helpers.explorer import Progress, Task, choice, row, slider
 from helpers.methods import METHODS
 from helpers.models import STORE, device_of
 from helpers.prune import prune_model
@@ -41,7 +41,6 @@ from helpers.tables import METHOD_ORDER, target_name
 
 MOST_TOKENS = 400  # the slider's end
 SHOW_SECONDS = 0.1  # between two pictures of answers that grow
-WIDTH = "min(440px, 100%)"
 MODES = ("continue the text", "chat")
 WAYS = ("greedy", "sampled")
 TARGETS = {f"{percent} %": (percent / 100, "unstructured") for percent in range(20, 95, 10)}
@@ -318,33 +317,26 @@ class TryIt(ipywidgets.VBox):
 
     def _rows(self) -> list[ipywidgets.Widget]:
         """The parts from top to bottom; what is not possible is not offered."""
-        names = [name for name in self.controls if name != "mode" or has_template(self.tokenizer)]
-        flow = ipywidgets.Layout(display="flex", flex_flow="wrap", align_items="center")
-        rows = [self.controls[name] for name in names]
-        rows += [ipywidgets.Box([self.button, self.task, self.key], layout=flow), self._answers]
-        if self.tokens is not None:
-            rows.append(self._prune_row())
-        return rows
+        asked = self.controls
+        mode = [asked["mode"]] if has_template(self.tokenizer) else []
+        rows = [asked["prompt"], row(*mode, asked["new_tokens"])]
+        rows.append(row(*(asked[name] for name in ("way", "temperature", "seed"))))
+        rows += [row(self.button, self.task, self.key), self._answers]
+        return rows + ([self._prune_row()] if self.tokens is not None else [])
 
     def _prune_row(self) -> ipywidgets.Widget:
         """Method, target and button that prune a copy of the first model."""
         known = [name for name in METHOD_ORDER if name in METHODS]
         names = known + sorted(set(METHODS) - set(known))
-        narrow = ipywidgets.Layout(width="200px")
         title = ipywidgets.HTML(f"Another one, from {html.escape(next(iter(self.models)))}:")
-        self.method = ipywidgets.Dropdown(
-            options=names, value="admm-grad", description="method", layout=narrow
-        )
-        self.target = ipywidgets.Dropdown(
-            options=list(TARGETS), value="60 %", description="target", layout=narrow
-        )
+        title.layout.margin = "0 12px 0 2px"
+        self.method = choice(names, "admm-grad", "method")
+        self.target = choice(list(TARGETS), "60 %", "target")
         self.prune_button = ipywidgets.Button(description="Prune a copy", icon="scissors")
         self.prune_button.on_click(lambda _: self.prune())
-        flow = ipywidgets.Layout(display="flex", flex_flow="wrap", align_items="center")
-        flow.margin = "16px 0 0 0"
-        return ipywidgets.Box(
-            [title, self.method, self.target, self.prune_button, self.pruning], layout=flow
-        )
+        line = row(title, self.method, self.target, self.prune_button, self.pruning)
+        line.layout.margin = "16px 0 0 0"
+        return line
 
     def _lock(self) -> None:
         """Temperature and seed mean nothing to greedy answers."""
@@ -455,27 +447,19 @@ def _controls(tokenizer: Any, **start: Any) -> dict[str, ipywidgets.Widget]:
         raise BadParameter("chat=True is not possible, the tokenizer has no template: leave it out")
     tokens = check_whole("new_tokens", start["new_tokens"])
     temperature = start["temperature"]
-    made = {
-        "prompt": ipywidgets.Textarea(value=start["prompt"], description="prompt", rows=3),
-        "mode": ipywidgets.ToggleButtons(options=MODES, value=MODES[chat], description="mode"),
-        "new_tokens": ipywidgets.IntSlider(
-            value=tokens, min=1, max=max(MOST_TOKENS, tokens), description="new tokens"
+    wide = ipywidgets.Layout(width="min(720px, 98%)")
+    seed = check_whole("seed", start["seed"], least=0)
+    most, heat = max(MOST_TOKENS, tokens), 0.8 if temperature is None else temperature
+    return {
+        "prompt": ipywidgets.Textarea(start["prompt"], description="prompt", rows=3, layout=wide),
+        "mode": choice(MODES, MODES[chat], "mode"),
+        "new_tokens": slider(ipywidgets.IntSlider, tokens, "new tokens", min=1, max=most),
+        "way": choice(WAYS, WAYS[temperature is not None], "next token"),
+        "temperature": slider(
+            ipywidgets.FloatSlider, heat, "temperature", min=0.1, max=2.0, step=0.1
         ),
-        "way": ipywidgets.ToggleButtons(
-            options=WAYS, value=WAYS[temperature is not None], description="next token"
-        ),
-        "temperature": ipywidgets.FloatSlider(
-            value=check_real("temperature", 0.8 if temperature is None else temperature, above=0),
-            **{"min": 0.1, "max": 2.0, "step": 0.1, "description": "temperature"},
-        ),
-        "seed": ipywidgets.BoundedIntText(
-            value=check_whole("seed", start["seed"], least=0), max=2**31 - 1, description="seed"
-        ),
+        "seed": ipywidgets.BoundedIntText(seed, max=2**31 - 1, description="seed"),
     }
-    for name, control in made.items():
-        control.style.description_width = "90px"
-        control.layout.width = {"prompt": "min(720px, 100%)", "seed": "220px"}.get(name, WIDTH)
-    return made
 
 
 def _column(label: str, before: str, text: str, note: str) -> str:

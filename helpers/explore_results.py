@@ -25,6 +25,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from matplotlib.transforms import ScaledTranslation
 
 from helpers.errors import RecordError, check_choice
+from helpers.explorer import choice, row
 from helpers.paths import notebooks_dir, reference_dir, results_dir
 from helpers.plots import COLOURS, DENSE, MARKERS, Picture, style_of
 from helpers.records import read_records
@@ -53,6 +54,7 @@ TARGETS = ("sparsity", "N:M", "both")
 DASHES = {"-": [], "--": [7, 4], "-.": [8, 3, 2, 3], ":": [2, 3]}
 SEED_STEP, SERIES_STEP = 9, 15  # pixels between the points of seeds, and of series, at one target
 NO_RUN = "choose a run"
+WIDTH = "440px"
 
 
 # ------------------------------------------------------------------ what there is to show
@@ -779,7 +781,7 @@ class ResultsExplorer(ipywidgets.VBox):
         self.boxes: dict[str, ipywidgets.Checkbox] = {}
         self._make_widgets(metric, targets)
         super().__init__(self._rows())
-        self._change_model()
+        self._change_model(check_choice("metric", self._title(metric), metrics_of(self.runs)))
 
     @property
     def figure(self) -> Figure:
@@ -793,45 +795,35 @@ class ResultsExplorer(ipywidgets.VBox):
 
     def _make_widgets(self, metric: str, targets: str) -> None:
         """The controls and the places of what they change."""
-        wide = ipywidgets.Layout(width="min(440px, 100%)")
-        self.model = ipywidgets.Dropdown(
-            options=list(self._models), description="model", layout=wide
-        )
-        self._wanted = metric
-        self.metric = ipywidgets.Dropdown(description="metric", layout=wide)
-        self.targets = ipywidgets.ToggleButtons(
-            options=TARGETS,
-            value=check_choice("targets", targets, TARGETS),
-            description="targets",
-            style={"button_width": "110px"},
-            layout=ipywidgets.Layout(width="min(480px, 100%)"),
-        )
-        flow = ipywidgets.Layout(flex_flow="row wrap", display="flex")
-        self._methods, self._variants = ipywidgets.Box(layout=flow), ipywidgets.Box(layout=flow)
+        self.model = choice(list(self._models), next(iter(self._models)), "model")
+        self.metric = choice([metric], metric, "metric", width=WIDTH)
+        self.targets = choice(TARGETS, check_choice("targets", targets, TARGETS), "targets")
+        self._methods, self._variants = row(), row()
         self._more = ipywidgets.Accordion([self._variants], selected_index=None)
         self.chart = RunChart()
-        self.run = ipywidgets.Dropdown(description="run", layout=wide)
+        self.run = choice([(NO_RUN, "")], "", "run", width=WIDTH)
         self.record = ipywidgets.HTML()
         self.link = ipywidgets.Output()
-        self.model.observe(lambda _: self._change_model(), names="value")
+        self.model.observe(lambda _: self._change_model(self.metric.value), names="value")
         self.metric.observe(lambda _: self._refresh(), names="value")
         self.targets.observe(lambda _: self._refresh(), names="value")
         self.run.observe(lambda change: self._choose(change["new"]), names="value")
-        self.chart.observe(lambda change: self.select(change["new"]), names="selected")
+        self.chart.observe(lambda change: self._clicked(change["new"]), names="selected")
 
     def _rows(self) -> list[ipywidgets.Widget]:
         """The parts from top to bottom; no choice of models where there is one."""
         many = [self.model] if len(self._models) > 1 else []
-        controls = [*many, self.metric, self.targets, self._methods, self._more]
+        controls = [row(*many, self.metric, self.targets), self._methods, self._more]
         return [*controls, self.chart, self.run, self.link, self.record]
 
-    def _change_model(self) -> None:
-        """Offer the methods and metrics of the chosen model."""
+    def _title(self, metric: str) -> str:
+        """A metric as it is shown, the pruning notebook's rather than the zero-shot one's."""
+        found = reversed(metrics_of(self.runs).items())
+        return {name: title for title, (_, name) in found}.get(metric, metric)
+
+    def _change_model(self, wanted: str) -> None:
+        """Offer the methods and metrics of the chosen model, the same metric if it has it."""
         metrics = metrics_of(self.runs)
-        names = {name: title for title, (_, name) in reversed(metrics.items())}
-        wanted = self.metric.value or names.get(self._wanted, self._wanted)
-        if self.metric.value is None:
-            check_choice("metric", wanted, metrics)
         variants = {run.label: run.variant for run in self.runs}
         self.boxes = {label: self._box(label, not other) for label, other in variants.items()}
         self._methods.children = [b for label, b in self.boxes.items() if not variants[label]]
@@ -883,6 +875,11 @@ class ResultsExplorer(ipywidgets.VBox):
             for r in self._shown
         ]
         return [(f"{NO_RUN} ({len(named)})", ""), *named]
+
+    def _clicked(self, key: str) -> None:
+        """A point was chosen; one of a chart that has changed meanwhile does not count."""
+        shown = any(run.key == key for run in self._shown)
+        self.select(key if shown or not key else self.run.value)
 
     def select(self, key: str) -> None:
         """Choose a run by its key, such as "04_prune_model--admm-grad-60"; "" for none.

@@ -70,9 +70,11 @@ def to_png(figure: Figure, dpi: int = 150) -> bytes:
 def _render(figure: Figure, kind: str, dpi: int) -> bytes:
     """The figure as a file's bytes, the same bytes each time: no date, fixed SVG ids."""
     buffer = io.BytesIO()
-    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    if kind == "png":  # without a context of settings: explorers draw in a thread of their own
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Software": None})
+        return buffer.getvalue()
     with matplotlib.rc_context({"svg.hashsalt": "figure", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Date": None})
     return buffer.getvalue()
 
 
@@ -326,7 +328,7 @@ def _draw_references(ax: Axes, references: Mapping[str, float]) -> None:
         ax.axhline(value, color="black", linestyle=dash, linewidth=1.2)
         below = value == lowest and len(references) > 1
         ax.annotate(
-            f"{name}: {value:.4f}",
+            f"{name}: {short_error(value)}",
             (1, value),
             xycoords=("axes fraction", "data"),
             xytext=(-4, -4 if below else 3),
@@ -335,6 +337,11 @@ def _draw_references(ax: Axes, references: Mapping[str, float]) -> None:
             va="top" if below else "bottom",
             fontsize=8.5,
         )
+
+
+def short_error(value: float) -> str:
+    """A relative error as text: four places, or two digits of a small one."""
+    return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.2g}"
 
 
 def _leave_room(ax: Axes) -> None:
@@ -458,27 +465,75 @@ def _kept(keep: Any) -> str:
     return f"{100 * float(keep.sum()) / (rows * columns):.0f} % of {rows} × {columns}"
 
 
+# ------------------------------------------------------------------ pictures of the explorers
+
+
+def _panels(
+    ratios: Sequence[float], size: tuple[float, float], **room: float
+) -> tuple[Picture, Any]:
+    """A new figure whose axes stay where they are from one picture to the next.
+
+    Explorers redraw while a slider is dragged: nothing may jump, and laying out takes time.
+    """
+    figure = Picture(figsize=size)
+    room = {"left": 0.07, "right": 0.985, "top": 0.86, "bottom": 0.2, "wspace": 0.3} | room
+    axes = figure.subplots(1, len(ratios), gridspec_kw={"width_ratios": ratios, **room})
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
+        ax.set_axisbelow(True)
+    return figure, axes
+
+
 def solve_figure(
     errors: Sequence[float],
     keep: Any,
     *,
     references: Mapping[str, float],
+    outputs: Mapping[str, Sequence[float]],
     title: str,
+    mask_steps: int = 0,
     size: int = 48,
 ) -> Figure:
-    """One solve: relative error after each iteration, and the corner of the mask it ended with."""
-    layout = {"gridspec_kw": {"width_ratios": [1.1, 1]}}
-    figure, (left, right) = _picture(2, size=(9.0, 3.7), **layout)
+    """One solve: its error by iteration and by output, and the corner of the mask it ended with.
+
+    Args: errors, the relative error after each iteration, the first `mask_steps` of which chose
+    the mask anew; references, horizontal lines {name: error}; outputs, {name: the relative error
+    of each output}, of which the last is the solve's.
+    """
+    figure, (left, middle, right) = _panels([1.25, 1.1, 1], (12.0, 3.9))
     steps = range(1, len(errors) + 1)
-    left.plot(steps, errors, **style_of("admm-grad") | {"markersize": 4})
-    _draw_references(left, references)
+    left.plot(steps, _positive(errors, 1.0), **style_of("admm-grad") | {"markersize": 4})
+    _draw_references(left, {name: value for name, value in references.items() if value > 0})
+    if mask_steps:
+        left.axvspan(0.5, mask_steps + 0.5, color="#EEEEEE", zorder=0)
+        left.annotate("mask still changes", (0.5, 0.02), xycoords=("data", "axes fraction"))
+        left.texts[-1].set(fontsize=8.5, color=DENSE, position=(4, 0), anncoords="offset points")
     left.set(xlabel="iteration", ylabel="relative error ‖XW − XŴ‖² / ‖XW‖²", yscale="log")
     left.set_title(title, fontsize=10)
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.set_xlim(0.5, len(errors) + 0.5)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     _leave_room(left)
     _plain_log(left.yaxis)
-    draw_mask(right, keep[:size, :size], f"kept weights (dark), {_kept(keep)}")
+    _draw_outputs(middle, outputs)
+    draw_mask(right, keep[:size, :size], f"kept (dark): {_kept(keep)}")
     return figure
+
+
+def _draw_outputs(ax: Axes, outputs: Mapping[str, Sequence[float]]) -> None:
+    """The error of every output, in the order of the last series, worst first; three are named."""
+    *others, (name, last) = outputs.items()
+    order = np.argsort(-np.asarray(last), kind="stable")
+    ranks = range(1, len(order) + 1)
+    for position, (label, values) in enumerate(others):
+        look = {"color": COLOURS[1 + position], "marker": ".", "markersize": 3}
+        ax.plot(ranks, _positive(np.asarray(values)[order], 1.0), ls="", label=label, **look)
+    ax.plot(ranks, _positive(np.asarray(last)[order], 1.0), color=COLOURS[0], lw=2, label=name)
+    ax.set(xlabel="output, most hurt first", ylabel="relative error of an output", yscale="log")
+    worst = ", ".join(str(index) for index in order[:3])
+    ax.set_title(f"hurt most: outputs {worst}", fontsize=10)
+    _plain_log(ax.yaxis)
+    ax.legend(frameon=False, fontsize=8.5, loc="best", markerscale=3)
 
 
 def growth_figure(
@@ -487,53 +542,112 @@ def growth_figure(
     keep: Any,
     one_shot: Any,
     *,
+    iteration: int | None = None,
+    pattern: tuple[int, int] | None = None,
+    name: str = "",
     size: int = 40,
 ) -> Figure:
-    """One gradual solve: sparsity and error by iteration, and the mask against one-shot's.
+    """One gradual solve at one of its iterations: sparsity, error, and the mask against one-shot's.
 
-    Args: sparsity and errors, one number an iteration; keep and one_shot, (d_out, d_in) masks at
-    the same sparsity, whose top left corner is drawn.
+    Args: sparsity and errors, one number an iteration; iteration, the one shown, from 1 (the last
+    by default); keep, the mask then, and one_shot, the one-shot mask of the final sparsity, both
+    (d_out, d_in), of which the top left corner is drawn; pattern, (N, M) to draw the groups; name,
+    the layer's, for the title.
     """
-    layout = {"gridspec_kw": {"width_ratios": [1, 1, 1.2]}}
-    figure, (left, middle, right) = _picture(3, size=(11.0, 3.7), **layout)
+    shown = iteration or len(errors)
+    figure, (left, middle, right) = _panels([1, 1, 1.3], (12.0, 4.3), bottom=0.26)
     steps = range(1, len(errors) + 1)
     left.plot(steps, [100 * value for value in sparsity], **style_of("", 0) | {"markersize": 4})
     left.set(xlabel="iteration", ylabel="sparsity of the mask (%)", ylim=(0, 100))
-    left.set_title(f"the mask ends at {100 * sparsity[-1]:.0f} %", fontsize=10)
+    title = [name] if name else []
+    title += [f"iteration {shown}: {100 * sparsity[shown - 1]:.1f} % pruned"]
+    left.set_title("\n".join(title), fontsize=10, loc="left")
     middle.plot(steps, errors, **style_of("", 1) | {"markersize": 4})
-    middle.set(xlabel="iteration", ylabel="relative error ‖XW − XŴ‖² / ‖XW‖²", ylim=(0, None))
-    middle.set_title(f"the error ends at {errors[-1]:.4f}", fontsize=10)
-    for ax in (left, middle):
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _draw_mask_change(right, keep, one_shot, size)
+    middle.set(xlabel="iteration", ylabel="relative error ‖XW − XŴ‖² / ‖XW‖²")
+    middle.set_ylim(0, 1.08 * max(errors) or 1)
+    middle.set_title(f"iteration {shown}: error {errors[shown - 1]:.4f}", fontsize=10)
+    for ax, value in ((left, 100 * sparsity[shown - 1]), (middle, errors[shown - 1])):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        ax.axvline(shown, color="black", linewidth=1, linestyle=(0, (4, 2)))
+        ax.plot([shown], [value], "o", color="black", markersize=9, fillstyle="none", mew=1.6)
+    _draw_mask_change(right, keep, one_shot, size, pattern)
     return figure
 
 
-def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, size: int) -> None:
+def _draw_mask_change(
+    ax: Axes, keep: Any, one_shot: Any, size: int, pattern: tuple[int, int] | None
+) -> None:
     """Kept by both, by neither, or by one of two masks, with the share that moved."""
-    names = ("pruned by both", "kept by one-shot only", "kept by gradual only", "kept by both")
+    names = ("pruned by both", "kept by one-shot only", "kept here only", "kept by both")
     colours = (PRUNED, COLOURS[1], "black", COLOURS[5])
-    kind = _array(
-        2 * keep.int() + one_shot.int()
-    )  # 0 neither, 1 one-shot only, 2 gradual only, 3 both
+    width = 3 * size // 2
+    if pattern:  # few groups, each of which can be counted
+        size, width = 16, 3 * max(8, pattern[1])
+    corner, other = _array(keep)[:size, :width], _array(one_shot)[:size, :width]
+    kind = 2 * corner.astype(np.int8) + other  # 0 neither, 1 one-shot only, 2 here only, 3 both
     look = ListedColormap(colours)
-    ax.imshow(kind[:size, :size], cmap=look, vmin=0, vmax=3, interpolation="nearest")
+    ax.imshow(kind, cmap=look, vmin=0, vmax=3, interpolation="nearest", aspect="auto")
     ax.grid(False)
+    if pattern:
+        _draw_groups(ax, kind.shape, pattern[1])
     ax.set(xlabel="input", ylabel="output")
-    moved = 100 * float((keep & ~one_shot).sum()) / max(1, int(one_shot.sum()))
-    ax.set_title(f"{moved:.1f} % of the kept weights are others", fontsize=10)
+    moved = 100 * float((keep & ~one_shot).sum()) / max(1, int(keep.sum()))
+    ax.set_title(f"{moved:.1f} % of the weights kept are not one-shot's", fontsize=10)
     patches = [
         Patch(facecolor=colour, edgecolor="#999999", label=name)
         for colour, name in zip(colours, names, strict=True)
     ]
-    ax.legend(
-        handles=patches,
-        fontsize=7.5,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.16),
-        ncols=2,
-        frameon=False,
-    )
+    place = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.16)}
+    ax.legend(handles=patches, fontsize=8.5, ncols=2, frameon=False, **place)
+
+
+def _draw_groups(ax: Axes, shape: tuple[int, int], group: int) -> None:
+    """Lines between weights, and broad ones between groups of M along the input."""
+    rows, columns = shape
+    ax.vlines(np.arange(0.5, columns - 1), -0.5, rows - 0.5, color="white", linewidth=0.8)
+    ax.hlines(np.arange(0.5, rows - 1), -0.5, columns - 0.5, color="white", linewidth=1.5)
+    edges = np.arange(group - 0.5, columns - 1, group)
+    ax.vlines(edges, -0.5, rows - 0.5, color="white", linewidth=5)
+    ax.vlines(edges, -0.5, rows - 0.5, color="black", linewidth=1.2)
+    ax.set_xticks(np.arange(0, columns, group))
+
+
+def stream_figure(
+    norms: Sequence[Sequence[float]], block: int, top: Sequence[int], *, window: int
+) -> Figure:
+    """The norms of one window's stream: by position at one block, and by block.
+
+    Args: norms, (blocks + 1, tokens): entering each block, and leaving the last; block, the one
+    shown; top, positions of its largest tokens, largest first; window, its number for the title.
+    """
+    table = np.asarray(norms)
+    here, medians = table[block], np.median(table, axis=1)
+    figure, (left, right) = _panels([1.4, 1], (12.0, 3.7), left=0.075, wspace=0.2)
+    left.plot(here, color=COLOURS[0], linewidth=1)
+    left.axhline(medians[block], color=DENSE, linestyle=(0, (4, 2)), linewidth=1, label="median")
+    for rank, position in enumerate(top, 1):
+        left.plot([position], [here[position]], "o", color=COLOURS[1], markersize=5)
+        left.annotate(str(rank), (position, here[position]), (4, 3), textcoords="offset points")
+    left.set(xlabel="position in the window", ylabel="norm of a token's stream", yscale="log")
+    left.set_title(f"window {window}, {block_name(block, len(table))}", fontsize=10)
+    right.plot(table.max(axis=1), **style_of("", 1) | {"markersize": 4}, label="largest token")
+    right.plot(medians, **style_of("", 0) | {"markersize": 4}, label="median token")
+    right.axvline(block, color="black", linewidth=1, linestyle=(0, (4, 2)))
+    ratio = here.max() / max(medians[block], 1e-30)
+    right.set(xlabel="entering block (the last: leaving the model's blocks)", yscale="log")
+    right.set_title(f"largest is {ratio:.3g} × the median here", fontsize=10)
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for ax in (left, right):
+        _leave_room(ax)
+        _plain_log(ax.yaxis)
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.4g}"))
+        ax.legend(frameon=False, fontsize=8.5)
+    return figure
+
+
+def block_name(block: int, places: int) -> str:
+    """Where on its way the stream is: `places` is one more than there are blocks."""
+    return f"entering block {block}" if block < places - 1 else "leaving the last block"
 
 
 # ------------------------------------------------------------------ the update study

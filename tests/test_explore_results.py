@@ -121,6 +121,12 @@ def test_select_refuses_what_is_not_shown(explorer: ResultsExplorer, one_line_er
         explorer.select("no-such-run")
 
 
+def test_a_click_on_a_chart_that_has_changed_is_none(explorer: ResultsExplorer) -> None:
+    explorer.select(SIXTY)
+    explorer.chart.selected = "04_prune_model--gone"
+    assert explorer.chart.selected == explorer.run.value == SIXTY
+
+
 def test_the_record_is_readable(explorer: ResultsExplorer, records: list[dict[str, Any]]) -> None:
     explorer.select(SIXTY)
     record = next(r for r in records if f"{r['notebook']}--{r['name']}" == SIXTY)

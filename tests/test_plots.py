@@ -163,6 +163,7 @@ def test_growth_figure_counts_what_moved() -> None:
     one_shot[0, 0] = False
     figure = plots.growth_figure([0.1, 0.25], [0.2, 0.3], keep, one_shot)
     assert figure.axes[2].get_title().startswith("33.3 %")
+    assert figure.axes[0].get_title(loc="left") == "iteration 2: 25.0 % pruned"
     assert figure.axes[2].get_images()[0].get_array().tolist() == [[2, 1], [3, 3]]
 
 
