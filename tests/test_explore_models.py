@@ -157,6 +157,9 @@ def test_what_is_shown_is_escaped(loaded: tuple[nn.Module, Any]) -> None:
     for shown in (tries.columns["<i>"].value, page):
         assert "<b>bold" not in shown and "<img" not in shown and "<i>" not in shown
     assert "&lt;b&gt;bold&lt;/b&gt; &amp; &lt;img" in tries.columns["<i>"].value
+    tries._text = lambda _writer, _done: "<u>said</u>"
+    tries._show("")
+    assert "&lt;u&gt;said" in tries.columns["<i>"].value
 
 
 def test_button_writes_in_a_thread_and_the_models_take_turns(tries: TryIt) -> None:
