@@ -60,6 +60,8 @@ FLOORS = [
     "explore_layer",
     "explore_mask",
     "explore_calibration",
+    "explore_results",
+    "explore_models",
     "widgets",
     "plan",
     "estimate",
