@@ -80,7 +80,7 @@ class Run:
 
     @property
     def effective(self) -> dict[str, Any]:
-        """The parameters of the run's record: all that the notebook will see, but for NOT_RECORDED."""
+        """The parameters of its record: all that the notebook will see, but for NOT_RECORDED."""
         merged = {**self.defaults, **self.parameters}
         return {key: value for key, value in merged.items() if key not in NOT_RECORDED}
 
