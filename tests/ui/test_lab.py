@@ -49,12 +49,20 @@ class Explorer:
 
 
 EXPLORERS = (
-    Explorer("02_admm_layer_solve", sliders=("ρ", "iterations", "sparsity")),
+    Explorer("00_start_here", texts={"prompt": "Once upon a time"}, buttons=("Generate",)),
+    Explorer("01_calibration_capture", sliders=("window", "entering block")),
+    Explorer(
+        "02_admm_layer_solve",
+        sliders=("ρ", "iterations", "sparsity"),
+        dropdowns=("block", "layer", "schedule"),
+    ),
     Explorer(
         "03_mask_schedule",
-        sliders=("sparsity", "mask steps"),
-        toggles={"schedule": "released", "pattern": "2:4"},
+        sliders=("sparsity", "mask steps", "iteration"),
+        dropdowns=("layer", "schedule", "pattern"),
+        buttons=("Play",),
     ),
+    Explorer("06_tables_and_plots", dropdowns=("metric", "targets"), focusable="svg [role=button]"),
     # one control of every kind: the ways to operate them must work before they judge anything
     Explorer(
         NAME,
