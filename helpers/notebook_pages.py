@@ -119,7 +119,6 @@ def _outputs(notebook: NotebookNode) -> Iterator[NotebookNode]:
 
 def _accessible(cells: str) -> str:
     """Boxes that scroll can be reached by keyboard, and a table's empty corner is no heading."""
-    cells = re.sub(
-        r'<div class="(highlight|output_subarea)\b', r'<div tabindex="0" class="\1', cells
-    )
+    boxes = r'<div class="([^"]*\b(?:highlight|output_subarea)\b)'
+    cells = re.sub(boxes, r'<div tabindex="0" class="\1', cells)
     return re.sub(r"<th></th>", "<td></td>", cells)

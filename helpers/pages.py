@@ -193,7 +193,7 @@ def figure(svg: str, ident: str, words: Words) -> str:
     """A figure of matplotlib's SVG with its words, in a box that scrolls by itself."""
     return (
         f'<figure id="{ident}">\n<div class="scroll picture" role="region" tabindex="0" '
-        f'aria-label="{escape(words.title)}">\n{inline_svg(svg, ident, words)}\n</div>\n'
+        f'aria-label="Figure: {escape(words.title)}">\n{inline_svg(svg, ident, words)}\n</div>\n'
         f"<figcaption><strong>{prose(words.title)}.</strong> {prose(words.finding)} "
         f'<span class="reading">{prose(words.reading)}</span></figcaption>\n</figure>\n'
     )

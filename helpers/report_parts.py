@@ -131,8 +131,8 @@ def verdict_part(verdict: Verdict) -> str:
         return f"{lead}</p>\n"
     apart = [item for item in verdict.comparisons if not item.within]
     if apart:
-        lead += f" {len(apart)} of {len(verdict.comparisons)} metrics are further apart:"
-    made = _comparison_table(apart, "apart", "Metrics that are apart") if apart else ""
+        lead += f" {len(apart)} of {len(verdict.comparisons)} metrics are further apart or missing:"
+    made = _comparison_table(apart, "apart", "Metrics that are apart or missing") if apart else ""
     every = _comparison_table(verdict.comparisons, "verdict", "Here and in the reference")
     summary = f"All {len(verdict.comparisons)} metrics that were compared"
     return f"{lead}</p>\n{made}<details><summary>{summary}</summary>\n{every}</details>\n"
@@ -142,7 +142,8 @@ def _comparison_table(comparisons: Sequence[Comparison], name: str, caption: str
     """Metrics here beside those of the reference."""
     head, *rows = to_rows(comparisons)
     cells = [
-        [Cell(escape(row[0])), *map(_plain_cell, row[1:-1]), _outcome_cell(row[-1])] for row in rows
+        [Cell(escape(row[0])), *map(_plain_cell, row[1:-1]), _outcome_cell(item)]
+        for item, row in zip(comparisons, rows, strict=True)
     ]
     return table([*head[:-1], "outcome"], cells, ident=f"table-{name}", caption=caption)
 
@@ -152,8 +153,9 @@ def _plain_cell(value: str) -> Cell:
     return Cell(escape(value), cell_of(value).key)
 
 
-def _outcome_cell(mark: str) -> Cell:
-    sign, kind, word = ("✗", "fails", "apart") if mark else ("✓", "holds", "agrees")
+def _outcome_cell(item: Comparison) -> Cell:
+    sign, kind, word = ("✓", "holds", "agrees") if item.within else ("✗", "fails", "apart")
+    word = "missing" if item.value is None else word
     return Cell(f'<span class="verdict {kind}"><b aria-hidden="true">{sign}</b> {word}</span>')
 
 
@@ -214,14 +216,19 @@ def _badge(verdict: str) -> str:
 def topic_parts(records: Sequence[Record]) -> dict[str, str]:
     """The sections of tables and figures by title; what belongs to no topic comes last."""
     tables, drawn = sections(records), figures(records)
+    used = {name for topic in TOPICS for name in (*topic.tables, *topic.figures)}
     rest = Topic(
         "More",
-        tuple(name for name in tables if not any(name in topic.tables for topic in TOPICS)),
-        tuple(n for n in map(kind_of, drawn) if not any(n in topic.figures for topic in TOPICS)),
+        tuple(name for name in tables if name not in used),
+        tuple(dict.fromkeys(kind_of(name) for name in drawn if kind_of(name) not in used)),
     )
-    parts = {}
+    parts, models = {}, list(by_model(records))
     for topic in (*TOPICS, rest):
-        made = [_tables(name, topic.title, tables[name]) for name in topic.tables if name in tables]
+        made = [
+            _tables(name, topic.title, tables[name], models)
+            for name in topic.tables
+            if name in tables
+        ]
         made += [
             figure(to_svg(picture), f"figure-{slug(name)}", describe(name, records))
             for kind in topic.figures
@@ -233,12 +240,13 @@ def topic_parts(records: Sequence[Record]) -> dict[str, str]:
     return parts
 
 
-def _tables(name: str, title: str, found: Sequence[Section]) -> str:
-    """The sections of one table, each with its note."""
+def _tables(name: str, title: str, found: Sequence[Section], models: Sequence[str]) -> str:
+    """The sections of one table, each with its note; `models` are those that there are."""
     made = []
-    models = {section.about.partition(" ")[0] for section in found}
     for place, section in enumerate(found, start=1):
-        model, _, part = section.about.partition(" ")
+        fits = [name for name in models if f"{section.about} ".startswith(f"{name} ")]
+        model = max(fits, key=len, default="")
+        part = section.about.removeprefix(model).strip()
         caption = CAPTIONS.get(name, title) + (f": {PARTS.get(part, part)}" if part else "")
         caption += f" ({model_name(model)})" if len(models) > 1 else ""
         ident, best = f"table-{slug(name)}-{place}", name == "perplexity"

@@ -404,7 +404,7 @@ def test_make_clean_leaves_what_is_committed(tmp_path: Path) -> None:
         ["git", "-C", str(ROOT), "ls-files", "results"], capture_output=True, text=True, check=False
     )
     files = listed.stdout.split() or ["results/reference/x", "results/families.md"]
-    made = ["results/laptop/records/a.json", "results/scratch/b.json"]
+    made = ["results/laptop/records/a.json", "results/scratch/b.json", "results/report.html"]
     for name in [*files, *made]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
