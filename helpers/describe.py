@@ -257,6 +257,33 @@ def _series(records: Sequence[Record], name: str) -> Mapping[str, Any]:
     raise RecordError(f"no record has the series {name!r}: draw no such figure")
 
 
+def _summary(records: Sequence[Record]) -> Words:
+    ordered = sorted(records, key=lambda record: record.get("name") != "default")
+    solved, grown = (_series(ordered, name) for name in ("convergence", "schedule"))
+    names = list(solved["error"])
+    errors = solved["error"]["ρ = 1" if "ρ = 1" in names else names[0]]
+    before, optimum = (limit(solved["references"].values()) for limit in (max, min))
+    shares = [
+        f"{100 * ratio['paper']:.0f} % ({pattern})"
+        for pattern, ratio in grown["ratio"].items()
+        if "paper" in ratio
+    ]
+    model = next(run["parameters"]["model"] for run, _ in prune_records(records))
+    frame = perplexity_table(r for r in records if r["parameters"].get("model") == model)
+    column = "60 %" if "60 %" in frame.columns else frame.columns[0]
+    cells = [f"{label} {format_number(v)}" for label, v in frame[column].dropna().items()]
+    return Words(
+        "The method in three steps",
+        "Left: error of one layer by iteration while ADMM refits it on a fixed mask. Middle: error "
+        "with a mask that grows, as a share of the one-shot mask's. Right: perplexity on a log "
+        "scale against sparsity, a line a method; the dashed line is the dense model.",
+        f"Refitting takes a layer's error from {format_number(before)} to "
+        f"{format_number(errors[-1])} (optimum {format_number(optimum)}); a growing mask takes it "
+        f"to {_listed(shares)} of the one-shot mask's; the model's perplexity at {column}: "
+        f"{'; '.join(cells)}.",
+    )
+
+
 def _convergence(records: Sequence[Record]) -> Words:
     series = _series(records, "convergence")
     last = {name: errors[-1] for name, errors in series["error"].items()}
@@ -305,6 +332,7 @@ def _spectrum(records: Sequence[Record]) -> Words:
 
 
 DESCRIBERS: dict[str, Callable[[Sequence[Record]], Words]] = {
+    "summary": _summary,
     "perplexity": _perplexity,
     "layer_error": _layer_error,
     "cost": _cost,

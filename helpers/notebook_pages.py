@@ -2,7 +2,8 @@
 
 nbconvert makes the cells. Its own pages would load MathJax and RequireJS from the network, so only
 its plainest template is used, inside a page of ours. Widgets, which live only beside a kernel,
-become a note: the notebooks show the same numbers in static figures and tables.
+become a note: the notebooks show the same numbers in static figures and tables. Formulas become
+MathML, which browsers draw by themselves.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import latex2mathml.exceptions
 import nbformat
+from latex2mathml.converter import convert as to_mathml
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode, ValidationError
 
@@ -26,6 +29,13 @@ INSTEAD = "*(something to move or press: open the notebook itself for it)*"
 # a link to the next notebook would lead nowhere from here
 RELATIVE = re.compile(r"\[([^\]]*)\]\((?!\w+:|#)[^)]*\)")
 PICTURE = re.compile(r"!\[([^\]]*)\]\((?!data:|attachment:)[^)]*\)")
+# formulas, and the code in which a $ is a $
+FORMULA = re.compile(r"(```.*?```|`[^`\n]*`)|\$\$(.+?)\$\$|\$(?!\s)([^$\n]+?)(?<!\s)\$", re.S)
+NOT_MATHS = tuple(
+    kind
+    for kind in vars(latex2mathml.exceptions).values()
+    if isinstance(kind, type) and issubclass(kind, Exception)
+)
 BROKEN = (OSError, ValueError, LookupError, AttributeError, TypeError, ValidationError)
 
 
@@ -75,8 +85,11 @@ def notebook_page(path: Path) -> str:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     _make_static(notebook)
+    formulas = _take_formulas(notebook)
     exporter = HTMLExporter(template_name="basic", exclude_anchor_links=True)
     cells, _ = exporter.from_notebook_node(notebook)
+    for token, formula in formulas.items():
+        cells = cells.replace(token, formula)
     title = _title(notebook) or path.stem
     body = (
         '<header class="bar"><nav aria-label="Report">'
@@ -112,6 +125,40 @@ def _make_static(notebook: NotebookNode) -> None:
             output["data"] = NotebookNode({"text/markdown": INSTEAD})
 
 
+def _take_formulas(notebook: NotebookNode) -> dict[str, str]:
+    """Put a token where Markdown has a formula; MathML by token.
+
+    Markdown would take the signs of MathML for its own, so it goes in after the conversion.
+    """
+    found: dict[str, str] = {}
+
+    def token_for(match: re.Match[str]) -> str:
+        code, block, inline = match.groups()
+        if code is not None:
+            return code
+        token = f"FORMULA{len(found)}x{id(found)}END"
+        found[token] = _mathml(block or inline, "block" if block else "inline")
+        return token
+
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = FORMULA.sub(token_for, cell.source)
+    for output in _outputs(notebook):
+        data = output.get("data", {})
+        if isinstance(data.get("text/markdown"), str):
+            data["text/markdown"] = FORMULA.sub(token_for, data["text/markdown"])
+    return found
+
+
+def _mathml(latex: str, display: str) -> str:
+    """A formula as MathML, or its own text as code where it is none."""
+    try:
+        made = to_mathml(latex.strip(), display=display)
+    except NOT_MATHS:
+        return f"<code>{escape(latex)}</code>"
+    return made if display == "inline" else f'<span class="formula" tabindex="0">{made}</span>'
+
+
 def _outputs(notebook: NotebookNode) -> Iterator[NotebookNode]:
     for cell in notebook.cells:
         yield from cell.get("outputs", ())
@@ -121,4 +168,9 @@ def _accessible(cells: str) -> str:
     """Boxes that scroll can be reached by keyboard, and a table's empty corner is no heading."""
     boxes = r'<div class="([^"]*\b(?:highlight|output_subarea)\b)'
     cells = re.sub(boxes, r'<div tabindex="0" class="\1', cells)
-    return re.sub(r"<th></th>", "<td></td>", cells)
+    cells = cells.replace("<pre><code", '<pre tabindex="0"><code')
+    # a table of Markdown has no attributes; those of outputs have a box already
+    cells = re.sub(
+        r"(?s)<table>.*?</table>", r'<div class="scroll" tabindex="0">\g<0></div>', cells
+    )
+    return re.sub(r"<th\b([^>]*)>(?:\s|&nbsp;)*</th>", r"<td\1></td>", cells)

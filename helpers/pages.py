@@ -57,6 +57,7 @@ class _Renderer(mistune.HTMLRenderer):
     """Markdown to HTML that loads nothing: the words of an image instead of the image."""
 
     def image(self, text: str, url: str, title: str | None = None) -> str:
+        """The words of an image."""
         return text
 
 

@@ -38,6 +38,7 @@ from helpers.paths import reference_dir, replace_file, results_dir
 from helpers.plan import Run
 from helpers.records import read_record, read_records
 from helpers.report_parts import (
+    PICTURE,
     Checked,
     by_model,
     checked_claims,
@@ -148,12 +149,13 @@ def _committed_states(runs: Iterable[Run], references: Iterable[Record]) -> dict
 
 def page(material: Material, problems: Sequence[str] = ()) -> str:
     """The whole page. `problems` are lines on notebooks that could not be converted."""
-    parts: dict[str, str] = {}
+    topics = topic_parts(material.records)
+    parts = {PICTURE: topics.pop(PICTURE)} if PICTURE in topics else {}
     if material.verdict is not None:
         parts["Reproduced here?"] = verdict_part(material.verdict)
     checked = checked_claims(material.records)
     parts["The paper's claims"] = claims_part(checked)
-    parts |= topic_parts(material.records)
+    parts |= topics
     parts["Published figures"] = published_part(material.records)
     parts[ORIGIN] = provenance_part(material.records)
     parts["Run a cell again"] = _runs_part(material)

@@ -64,7 +64,9 @@ class Topic:
     figures: tuple[str, ...]
 
 
+PICTURE = "In one picture"
 TOPICS = (
+    Topic(PICTURE, (), ("summary",)),
     Topic("Perplexity", ("perplexity",), ("perplexity", "layer_error")),
     Topic("Changed options", ("variants",), ("variants",)),
     Topic("Zero-shot tasks", ("zero_shot",), ("zero_shot",)),

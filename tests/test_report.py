@@ -208,7 +208,8 @@ def test_size(page: Page) -> None:
 def small_notebook(*extra: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """An executed notebook with what a page must not load."""
     badge = "[![Open](https://x.example/b.svg)](https://x.example/nb)"
-    words = f"# A question?\n{badge} see [next](b.ipynb)"
+    words = f"# A question?\n{badge} see [next](b.ipynb)\n\n$$ \\hat W^2 $$\n"
+    words += "where $a_1$ and $b_1$, not `$c_1$`, nor $x^$"
     widget = {notebook_pages.WIDGET: {"model_id": "1"}, "text/plain": "VBox(children=())"}
     script = {"application/javascript": "alert(1)", "text/plain": "the plain text"}
     outputs = [nbformat.v4.new_output("display_data", data) for data in (widget, script)]
@@ -359,6 +360,9 @@ def test_a_notebook_page_is_static_and_offline(tmp_path: Path) -> None:
     assert [a.text for a in tree.main("a")] == ["Open"]  # the badge in words; no dead link
     assert "see next" in squeezed(tree.main.text)
     assert "open the notebook itself" in text and "VBox" not in text and "the plain text" in text
+    assert [math["display"] for math in tree("math")] == ["block", "inline", "inline"]
+    assert tree.math.find("msup").mn.text == "2" and tree("msub")[1].mi.text == "b"
+    assert [code.text for code in tree.main("code")] == ["$c_1$", "x^"]  # the last is no formula
     policy = tree.find("meta", attrs={"http-equiv": "Content-Security-Policy"})["content"]
     assert "script-src 'none'" in policy and "default-src 'none'" in policy
 

@@ -69,8 +69,10 @@ def write_notebook(path: Path) -> None:
     table = "<table><tr><th></th>" + "<th>column</th>" * 40 + "</tr></table>"
     remote = '<img src="https://x.example/a.png"><script src="https://x.example/a.js"></script>'
     output = nbformat.v4.new_output("display_data", {"text/html": table + remote})
+    grid = "\n".join("|" + cell * 60 for cell in (" word |", " -- |", " 1 |"))
+    wide = f"\n    {'code ' * 60}\n\n{grid}\n\n$$ {'x + ' * 60} y $$"
     cells = [
-        nbformat.v4.new_markdown_cell("# A question?\n![badge](https://x.example/b.svg)"),
+        nbformat.v4.new_markdown_cell(f"# A question?\n![badge](https://x.example/b.svg)\n{wide}"),
         nbformat.v4.new_code_cell("x = 1  # " + "long " * 60, outputs=[output], execution_count=1),
     ]
     path.parent.mkdir(parents=True)
@@ -335,6 +337,7 @@ def test_a_notebook_asks_nobody(view: Any, files: dict[str, Path], width: int) -
     shown.page.get_by_role("link", name="executed notebook of admm-grad-60", exact=True).click()
     shown.page.wait_for_load_state()
     assert shown.page.title().startswith("A question?") and overflow(shown.page) <= 0
+    assert all(shown.page.locator(f"main {part}").count() for part in ("table", "math", "pre code"))
     asked = {url for url in shown.requests if not url.startswith("file:")}
     assert {shown.refused.get(url) for url in asked} == {"csp"} and len(asked) == 2
     assert all("Content Security Policy" in line for line in shown.complaints)
