@@ -156,14 +156,12 @@ def handle(area: Locator, label: str) -> Locator:
 
 
 def drag(area: Locator, label: str) -> None:
-    """Drag a slider's handle by the mouse to the middle of the longer side."""
+    """Drag a slider's handle by the mouse to the farther end, where any slider has another value."""
     track = named(area, ".widget-slider", label).locator(".slider-container").bounding_box()
-    found = handle(area, label)
-    box, mouse = found.bounding_box(), area.page.mouse
+    box, mouse = handle(area, label).bounding_box(), area.page.mouse
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    left = x - track["x"]
-    track = named(area, ".widget-slider", label).locator(".slider-container").bounding_box()
-    target = x - left / 2 if left > track["width"] / 2 else x + (track["width"] - left) / 2
+    right = track["x"] + track["width"]
+    target = track["x"] + 1 if x - track["x"] > right - x else right - 1
     mouse.move(x, y)
     mouse.down()
     mouse.move(target, y, steps=4)

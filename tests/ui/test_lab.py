@@ -23,6 +23,7 @@ from lab_page import (
     press,
     push,
     settled,
+    shown,
     wait_changed,
 )
 from lab_server import Lab
@@ -60,7 +61,6 @@ EXPLORERS = (
         "03_mask_schedule",
         sliders=("sparsity", "mask steps", "iteration"),
         dropdowns=("layer", "schedule", "pattern"),
-        buttons=("Play",),
     ),
     Explorer("06_tables_and_plots", dropdowns=("metric", "targets"), focusable="svg [role=button]"),
     # one control of every kind: the ways to operate them must work before they judge anything
@@ -223,8 +223,25 @@ def test_text(notebook: str, cell: str, name: str, keyboard: bool, opened: Opene
 def test_point(notebook: str, cell: str, selector: str, keyboard: bool, opened: Opened) -> None:
     area = opened(notebook).output(cell)
     before = settled(area)
-    push(area.locator(selector).nth(2 if keyboard else 1), keyboard)
+    points = area.locator(selector)
+    push(points.first if keyboard else points.last, keyboard)  # the last lies above the others
     wait_changed(area, before)
+
+
+@pytest.mark.parametrize("keyboard", [False, True], ids=["mouse", "keyboard"])
+def test_the_mask_grows_while_it_plays(keyboard: bool, opened: Opened) -> None:
+    area = opened("03_mask_schedule").output("explorer")
+    seen = {settled(area)}
+    play, stop = area.locator(".jupyter-widget-play button, .widget-play button").all()[:2]
+    push(play, keyboard)
+    for _ in range(100):
+        seen.add(shown(area))
+        if len(seen) > 3:
+            break
+        area.page.wait_for_timeout(100)
+    push(stop, keyboard)
+    assert len(seen) > 3, "one mask after another"
+    settled(area)
 
 
 # --- long work -----------------------------------------------------------------------------
