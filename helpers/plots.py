@@ -640,7 +640,9 @@ def stream_figure(
     for ax in (left, right):
         _leave_room(ax)
         _plain_log(ax.yaxis)
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.4g}"))
+        ax.yaxis.set_major_formatter(
+            FuncFormatter(lambda y, _: f"{y:,.0f}" if y >= 1 else f"{y:g}")
+        )
         ax.legend(frameon=False, fontsize=8.5)
     return figure
 

@@ -47,7 +47,7 @@ def change(explorer: Explorer, **values: Any) -> bytes:
     for name, value in values.items():
         explorer.controls[name].value = value
     explorer.wait(30)
-    return bytes(explorer.picture.value)
+    return explorer.png
 
 
 def errors_of(explorer: Explorer, panel: int = 0) -> list[float]:
@@ -415,11 +415,11 @@ def test_stopping_a_walk_keeps_picture_and_controls(
 
     monkeypatch.setattr(ModelLayers, "_collect", slow)
     explorer.controls["block"].value = 1
-    assert begun.wait(10) and explorer.picture.value == before
+    assert begun.wait(10) and explorer.png == before
     explorer.task.button.click()
     go.set()
     explorer.wait(10)
-    assert explorer.controls["block"].value == 0 and explorer.picture.value == before
+    assert explorer.controls["block"].value == 0 and explorer.png == before
     assert "stopped" in explorer.message.value
     change(explorer, rho=10.0)
     assert explorer.message.value == "" and "block 0" in explorer.figure.axes[0].get_title()
