@@ -58,10 +58,10 @@ def answer(explorer: Explorer, control: str, values: Sequence[Any]) -> Callable[
         value = next(coming)
         while value == explorer.controls[control].value:
             value = next(coming)
-        before = explorer.picture.value
+        before = explorer.png
         explorer.controls[control].value = value
         explorer.wait()
-        if explorer.picture.value == before:
+        if explorer.png == before:
             raise ValueError(
                 f"{control} {value}: the picture is as before, {explorer.message.value}"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import html
 import inspect
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from helpers.capture import check_tokens, eval_mode, forward
 from helpers.errors import BadParameter, check_whole
-from helpers.explorer import DPI, Explorer, Task, row, slider
+from helpers.explorer import DPI, Explorer, Task, paragraph, row, slider, to_img
 from helpers.layer_source import some_tokens
 from helpers.models import find_blocks, load_model
 from helpers.plots import block_name, stream_figure, to_png
@@ -161,10 +160,9 @@ class Still:
         self._figure = figure
 
     def _repr_html_(self) -> str:
-        data = base64.b64encode(to_png(self._figure, dpi=DPI)).decode()
-        words = html.escape(self._figure.caption, quote=True)
-        picture = f'<img alt="{words}" style="max-width: 100%" src="data:image/png;base64,{data}">'
-        return f"{picture}<p>{words}</p>{self._figure.text}"
+        words = self._figure.caption
+        picture = to_img(to_png(self._figure, dpi=DPI), words)
+        return f"{picture}{paragraph(words)}{self._figure.text}"
 
 
 class Reader:

@@ -8,7 +8,9 @@ kernel.
 
 from __future__ import annotations
 
+import base64
 import html
+import struct
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +28,7 @@ Progress = Callable[[int, int, str], None]
 
 STOPPED = "stopped: nothing was lost, start again when you like"
 BETWEEN = 0.05  # seconds between two updates of a bar, at least: a browser has to draw them
+PATIENCE = 1.0  # seconds for which quick work is let finish though newer work waits
 DPI = 90
 # matplotlib shares caches between figures, so two threads do not draw at once
 _DRAWING = threading.Lock()
@@ -39,7 +42,8 @@ class _Job:
     done: Callable[[Any], None]
     failed: Callable[[BaseException], None] | None
     stop: threading.Event = field(default_factory=threading.Event)
-    replaced: bool = False  # by work that was started later: nobody waits for it any more
+    replaced: bool = False  # by work that was started later
+    began: float = 0.0
     shown: float | None = None  # when its progress was last shown
 
 
@@ -52,7 +56,10 @@ class Task(ipywidgets.HBox):
     it as well. One piece of work at a time: starting another stops the one under way and follows
     it; of several that wait only the last is done. No thread lives longer than there is work.
 
-    With `quiet`, bar and button are shown only while there is progress to show.
+    With `quiet`, for work that is mostly quick, bar and button are shown only while there is
+    progress to show, and work that is replaced within a second of its beginning is not stopped by
+    `check()` but finished: a slider that is dragged shows a picture now and then, not only at the
+    end.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -92,7 +99,6 @@ class Task(ipywidgets.HBox):
                 self._begin()
             else:
                 self._job.replaced = True
-                self._job.stop.set()
 
     def stop(self) -> None:
         """Ask the work to end at its next step, and what waits not to begin."""
@@ -113,11 +119,12 @@ class Task(ipywidgets.HBox):
 
     def progress(self, done: int, total: int, name: str) -> None:
         """Show how far the work is. Raises Stopped once it is asked to end."""
-        self.check()
         with self._lock:
             job, now = self._job, time.monotonic()
-            if job is None or job.stop.is_set():
+            if job is None:
                 return
+            if job.stop.is_set() or job.replaced:
+                raise Stopped(STOPPED)
             if job.shown is not None and now - job.shown < BETWEEN and done < total:
                 return
             job.shown = now
@@ -128,7 +135,10 @@ class Task(ipywidgets.HBox):
     def check(self) -> None:
         """Raise Stopped if the work under way is asked to end; shows nothing."""
         job = self._job
-        if job is not None and job.stop.is_set():
+        if job is None:
+            return
+        spared = self._quiet and time.monotonic() - job.began < PATIENCE
+        if job.stop.is_set() or (job.replaced and not spared):
             raise Stopped(STOPPED)
 
     def close(self) -> None:
@@ -158,6 +168,7 @@ class Task(ipywidgets.HBox):
     def _work(self, job: _Job) -> None:
         """Do the work and tell whom it concerns."""
         with self._lock:
+            job.began = time.monotonic()
             self.bar.value, self.bar.max, self.bar.bar_style = 0, 1, ""
             self.button.disabled = False
             if not self._quiet:
@@ -202,10 +213,10 @@ class Explorer(ipywidgets.VBox):
 
     `controls` maps a name to a widget with a value; `draw` takes their values by those names and
     returns a Figure. What `draw` refuses (a HelpersError) is shown in red, and the picture stays.
-    When controls change faster than pictures are drawn, the last setting is drawn, and a `draw`
-    that calls `check()` or `progress(...)` of the `task` on its way ends early. If a person stops
-    it, the controls go back to what the picture shows. `wait()` returns when the picture is up to
-    date.
+    When controls change faster than pictures are drawn, settings between are skipped and the last
+    is drawn; a `draw` of more than a second that calls `check()` or `progress(...)` of the `task`
+    on its way ends early then. If a person stops it, the controls go back to what the picture
+    shows. `wait()` returns when the picture is up to date.
 
     `rows` are the widgets shown above the picture, the controls by default; `hint` is a sentence
     on what to look at. A figure with a `caption` has it below the picture, as plain text.
@@ -224,14 +235,15 @@ class Explorer(ipywidgets.VBox):
         self.draw = draw
         self.task = task or Task(quiet=True)
         self.message = self.task.message
-        self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
+        self.picture = ipywidgets.HTML()
+        self.png = b""  # what the picture shows
         self.caption = ipywidgets.HTML()
         self._figure: Figure | None = None
         self._shown: dict[str, Any] | None = None
         self._error: BaseException | None = None
         self._settled = True  # False while controls are set to what the picture shows
         parts = [row(*self.controls.values())] if rows is None else rows
-        hints = [ipywidgets.HTML(html.escape(hint))] if hint else []
+        hints = [ipywidgets.HTML(paragraph(hint))] if hint else []
         super().__init__([*hints, *parts, self.task, *self.below()])
         for control in self.controls.values():
             control.observe(self.refresh, names="value")
@@ -277,11 +289,11 @@ class Explorer(ipywidgets.VBox):
 
     def _show(self, drawn: tuple[dict[str, Any], Figure, bytes]) -> None:
         """Put the picture where the last one was."""
-        self._shown, self._figure, self.picture.value = drawn
+        self._shown, self._figure, self.png = drawn
         text = getattr(self._figure, "caption", "")
-        self.caption.value = f'<div style="line-height: 1.4">{html.escape(text)}</div>'
-        if hasattr(self.picture, "tooltip"):  # ipywidgets 8: what a screen reader says
-            self.picture.tooltip = text or "picture of the settings above"
+        # an Image widget has no words for a screen reader
+        self.picture.value = to_img(self.png, text or "picture of the settings above")
+        self.caption.value = paragraph(text)
 
     def _failed(self, error: BaseException) -> None:
         """Keep the error for `figure`; after Stop let the controls say what is shown."""
@@ -293,6 +305,26 @@ class Explorer(ipywidgets.VBox):
                     self.controls[name].value = value
             finally:
                 self._settled = True
+
+
+def to_img(png: bytes, words: str) -> str:
+    """A PNG as an HTML image with words for those who cannot see it.
+
+    Its size is told and it is decoded at once, so that nothing jumps or flickers when it takes
+    the place of another.
+    """
+    width, height = struct.unpack(">II", png[16:24])
+    data = base64.b64encode(png).decode()
+    return (
+        f'<img alt="{html.escape(words, quote=True)}" width="{width}" height="{height}" '
+        'decoding="sync" style="max-width: 100%; height: auto; display: block" '
+        f'src="data:image/png;base64,{data}">'
+    )
+
+
+def paragraph(text: str) -> str:
+    """Plain text as HTML whose lines are not far apart."""
+    return f'<div style="line-height: 1.4">{html.escape(text)}</div>'
 
 
 def failure(error: BaseException) -> str:
@@ -316,7 +348,7 @@ def slider(
         raise BadParameter(
             f"{description} {value!r} is outside what can be dragged: give {low:g} to {high:g}"
         )
-    return kind(value=value, min=min, max=max, **_labelled(description, "340px"), **limits)
+    return kind(value=value, min=min, max=max, **_labelled(description, "290px"), **limits)
 
 
 def choice(

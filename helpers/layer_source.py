@@ -1,7 +1,8 @@
 """Where the explorers get a layer's weight and gram from: given, or collected in a model.
 
 Grams of a block's layers are collected together, in one walk of the calibration tokens down to
-that block, and kept. A walk to a deeper block goes on from where the last one ended.
+that block, and kept. A walk starts at the nearest block above that an earlier one has come by, as
+far as there is room to keep the stream there.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from helpers.capture import Replay, best_batch, check_tokens, eval_mode
 from helpers.corpora import calibration_tokens
-from helpers.errors import BadParameter, NonFinite, Stopped, check_choice, check_whole
+from helpers.errors import BadParameter, NonFinite, check_choice, check_whole
 from helpers.gram import check_gram
 from helpers.models import STORE, device_of, find_blocks, find_layers, load_model, read_weight
 
@@ -28,6 +29,7 @@ Progress = Callable[[int, int, str], None]
 WORK = 2 * 576**3
 LEAST_OUTPUTS = 32
 KEPT_BYTES = 1 << 30  # of weights and grams, and always those of the block asked for
+STREAM_BYTES = 1 << 29  # of streams entering blocks, and always the last one
 SEQUENCES, LENGTH = 8, 512  # of calibration text where none is given
 
 
@@ -61,8 +63,8 @@ class GivenLayer:
 class ModelLayers:
     """All layers of a model; the grams of a block are collected when it is first asked for.
 
-    Args: tokens (sequences, length), the calibration text. Memory: the stream of all tokens, and
-    weights and grams up to `kept_bytes`. The model is read, never changed, and may be used
+    Args: tokens (sequences, length), the calibration text. Memory: streams up to `STREAM_BYTES`,
+    and weights and grams up to `kept_bytes`. The model is read, never changed, and may be used
     meanwhile: what is hooked is a copy of its modules that shares its weights.
     """
 
@@ -102,19 +104,13 @@ class ModelLayers:
         if seen != self._seen:
             self._kept.clear()
             self._walk, self._seen = None, seen
-        walk, self._walk = self._walk, None  # an error leaves its stream half advanced
-        if walk is None or walk.at > block:
-            walk = _Walk(self.model, self.tokens)
-        try:
-            found = walk.collect(block, progress)
-        except Stopped:  # between two blocks: it can go on from there
-            self._walk = walk
-            raise
+        self._walk = self._walk or _Walk(self.model, self.tokens)
+        found = self._walk.collect(block, progress)
         if self._versions() != seen:
+            self._walk = None
             raise BadParameter(
                 "the model's weights changed while its grams were collected: choose the block again"
             )
-        self._walk = walk
         self._kept[block] = found
         while len(self._kept) > 1 and sum(map(_bytes, self._kept.values())) > self.kept_bytes:
             self._kept.popitem(last=False)
@@ -127,28 +123,29 @@ class ModelLayers:
 
 
 class _Walk:
-    """The stream of all tokens on its way down: it stands before block `at`."""
+    """The streams of all tokens entering the blocks that were passed so far."""
 
     def __init__(self, model: nn.Module, tokens: Tensor) -> None:
         self.model = _twin(model)
-        self.at = 0
         batch = best_batch(device_of(model), tokens.shape[1])
         self._replay = Replay(self.model, tokens, batch)
-        self._stream: Tensor | None = None
+        self._streams: dict[int, Tensor] = {}
 
     def collect(self, block: int, progress: Progress) -> dict[str, Layer]:
         """Go to a block and return its layers with their grams."""
-        first, steps = self.at, block - self.at + 2
+        passed = [index for index in self._streams if index <= block]
+        first = max(passed, default=0)
+        steps = block - first + 2
         with eval_mode(self.model):
-            if self._stream is None:
+            if not passed:
                 progress(0, steps, "steps: embedding the text")
-                self._stream = self._replay.embed()
+                self._streams.clear()  # deeper ones, which were kept for want of room
+                self._streams[0] = self._replay.embed()
             for index in range(first, block):
                 progress(index - first, steps, f"steps: running block {index}")
-                self._replay.advance(index, self._stream)
-                self.at = index + 1
+                self._advance(index)
             progress(steps - 2, steps, f"steps: grams of block {block}")
-            grams, _ = self._replay.grams(block, self._stream)
+            grams, _ = self._replay.grams(block, self._streams[block])
             progress(steps - 1, steps, "steps: the picture")
         layers = find_layers(find_blocks(self.model)[block], f"block {block}")
         return {
@@ -157,6 +154,17 @@ class _Walk:
             )
             for name, module in layers.items()
         }
+
+    def _advance(self, index: int) -> None:
+        """Run a block; the stream that enters it stays if there is room, else it is overwritten."""
+        stream = self._streams[index]
+        size = stream.numel() * stream.element_size()
+        if size * (len(self._streams) + 1) <= STREAM_BYTES:
+            stream = stream.clone()
+        else:  # taken out first: an error leaves it half advanced
+            del self._streams[index]
+        self._replay.advance(index, stream)
+        self._streams[index + 1] = stream
 
 
 def _twin(model: nn.Module) -> nn.Module:

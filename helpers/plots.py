@@ -578,7 +578,7 @@ def draw_mask(ax: Axes, keep: Any, title: str = "") -> None:
     ax.imshow(_array(keep), cmap=colours, vmin=0, vmax=1, interpolation="nearest", aspect="equal")
     ax.grid(False)
     ax.set(xlabel="input", ylabel="output")
-    ax.set_title(title, fontsize=10)
+    ax.set_title(title, fontsize=10, y=1.0)
 
 
 def mask_picture(keep: Any, *, size: int = 48, title: str = "") -> Figure:
@@ -607,7 +607,8 @@ def _panels(
 ) -> tuple[Picture, Any]:
     """A new figure whose axes stay where they are from one picture to the next.
 
-    Explorers redraw while a slider is dragged: nothing may jump, and laying out takes time.
+    Explorers redraw while a slider is dragged: nothing may jump, and laying out takes time. So
+    does the search for a title's place, which titles that are told it (y=1.0) are spared.
     """
     figure = Picture(figsize=size)
     room = {"left": 0.07, "right": 0.985, "top": 0.86, "bottom": 0.2, "wspace": 0.3} | room
@@ -644,7 +645,7 @@ def solve_figure(
         left.annotate("mask still changes", (0.5, 0.02), xycoords=("data", "axes fraction"))
         left.texts[-1].set(fontsize=8.5, color=DENSE, position=(4, 0), anncoords="offset points")
     left.set(xlabel="iteration", ylabel="relative error ‖XW − XŴ‖² / ‖XW‖²", yscale="log")
-    left.set_title(title, fontsize=10)
+    left.set_title(title, fontsize=10, y=1.0)
     left.set_xlim(0.5, len(errors) + 0.5)
     left.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     _leave_room(left)
@@ -665,7 +666,7 @@ def _draw_outputs(ax: Axes, outputs: Mapping[str, Sequence[float]]) -> None:
     ax.plot(ranks, _positive(np.asarray(last)[order], 1.0), color=COLOURS[0], lw=2, label=name)
     ax.set(xlabel="output, most hurt first", ylabel="relative error of an output", yscale="log")
     worst = ", ".join(str(index) for index in order[:3])
-    ax.set_title(f"hurt most: outputs {worst}", fontsize=10)
+    ax.set_title(f"hurt most: outputs {worst}", fontsize=10, y=1.0)
     _plain_log(ax.yaxis)
     ax.legend(frameon=False, fontsize=8.5, loc="best", markerscale=3)
 
@@ -695,11 +696,11 @@ def growth_figure(
     left.set(xlabel="iteration", ylabel="sparsity of the mask (%)", ylim=(0, 100))
     title = [name] if name else []
     title += [f"iteration {shown}: {100 * sparsity[shown - 1]:.1f} % pruned"]
-    left.set_title("\n".join(title), fontsize=10, loc="left")
+    left.set_title("\n".join(title), fontsize=10, y=1.0, loc="left")
     middle.plot(steps, errors, **style_of("", 1) | {"markersize": 4})
     middle.set(xlabel="iteration", ylabel="relative error ‖XW − XŴ‖² / ‖XW‖²")
     middle.set_ylim(0, 1.08 * max(errors) or 1)
-    middle.set_title(f"iteration {shown}: error {errors[shown - 1]:.4f}", fontsize=10)
+    middle.set_title(f"iteration {shown}: error {errors[shown - 1]:.4f}", fontsize=10, y=1.0)
     for ax, value in ((left, 100 * sparsity[shown - 1]), (middle, errors[shown - 1])):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         ax.axvline(shown, color="black", linewidth=1, linestyle=(0, (4, 2)))
@@ -726,7 +727,7 @@ def _draw_mask_change(
         _draw_groups(ax, kind.shape, pattern[1])
     ax.set(xlabel="input", ylabel="output")
     moved = 100 * float((keep & ~one_shot).sum()) / max(1, int(keep.sum()))
-    ax.set_title(f"{moved:.1f} % of the weights kept are not one-shot's", fontsize=10)
+    ax.set_title(f"{moved:.1f} % of the weights kept are not one-shot's", fontsize=10, y=1.0)
     patches = [
         Patch(facecolor=colour, edgecolor="#999999", label=name)
         for colour, name in zip(colours, names, strict=True)
@@ -763,18 +764,20 @@ def stream_figure(
         left.plot([position], [here[position]], "o", color=COLOURS[1], markersize=5)
         left.annotate(str(rank), (position, here[position]), (4, 3), textcoords="offset points")
     left.set(xlabel="position in the window", ylabel="norm of a token's stream", yscale="log")
-    left.set_title(f"window {window}, {block_name(block, len(table))}", fontsize=10)
+    left.set_title(f"window {window}, {block_name(block, len(table))}", fontsize=10, y=1.0)
     right.plot(table.max(axis=1), **style_of("", 1) | {"markersize": 4}, label="largest token")
     right.plot(medians, **style_of("", 0) | {"markersize": 4}, label="median token")
     right.axvline(block, color="black", linewidth=1, linestyle=(0, (4, 2)))
     ratio = here.max() / max(medians[block], 1e-30)
     right.set(xlabel="entering block (the last: leaving the model's blocks)", yscale="log")
-    right.set_title(f"largest is {ratio:.3g} × the median here", fontsize=10)
+    right.set_title(f"largest is {ratio:.3g} × the median here", fontsize=10, y=1.0)
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     for ax in (left, right):
         _leave_room(ax)
         _plain_log(ax.yaxis)
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.4g}"))
+        ax.yaxis.set_major_formatter(
+            FuncFormatter(lambda y, _: f"{y:,.0f}" if y >= 1 else f"{y:g}")
+        )
         ax.legend(frameon=False, fontsize=8.5)
     return figure
 

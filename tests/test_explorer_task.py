@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 import time
 from collections.abc import Callable
@@ -291,14 +292,28 @@ def test_a_dragged_slider_queues_nothing() -> None:
     slow.begun.clear(), slow.open.clear()
     slow.number.value = 1
     assert slow.begun.wait(SOON)
-    before = bytes(slow.explorer.picture.value)
+    before = slow.explorer.png
     for value in range(2, 200):
         slow.number.value = value
-    assert slow.explorer.picture.value == before, "the old picture stays"
+    assert slow.explorer.png == before, "the old picture stays"
     slow.open.set()
     figure = slow.explorer.figure
-    assert slow.drawn == [0, 199] and figure.texts[0].get_text() == "199"
-    assert slow.explorer.picture.value not in (b"", before)
+    assert slow.drawn == [0, 1, 199] and figure.texts[0].get_text() == "199"
+    assert slow.explorer.png not in (b"", before)
+
+
+def test_a_slow_picture_that_nobody_waits_for_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("helpers.explorer.PATIENCE", 0.0)
+    slow = Slow()
+    slow.begun.clear(), slow.open.clear()
+    slow.number.value = 1
+    assert slow.begun.wait(SOON)
+    slow.number.value = 2
+    slow.open.set()
+    slow.explorer.wait(SOON)
+    assert slow.drawn == [0, 2]
 
 
 def test_stop_puts_the_controls_back() -> None:
@@ -306,24 +321,24 @@ def test_stop_puts_the_controls_back() -> None:
     slow.begun.clear(), slow.open.clear()
     slow.number.value = 7
     assert slow.begun.wait(SOON)
-    before = bytes(slow.explorer.picture.value)
+    before = slow.explorer.png
     slow.task.stop()
     slow.open.set()
     slow.explorer.wait(SOON)
-    assert slow.number.value == 0 and slow.explorer.picture.value == before
+    assert slow.number.value == 0 and slow.explorer.png == before
     assert "stopped" in slow.explorer.message.value and slow.drawn == [0]
 
 
 def test_what_is_refused_is_said_and_the_picture_stays() -> None:
     slow = Slow()
-    before = slow.explorer.picture.value
+    before = slow.explorer.png
     slow.number.value = 13
     slow.explorer.wait(SOON)
     assert "13 is not allowed" in slow.explorer.message.value
-    assert slow.explorer.picture.value == before and slow.explorer.figure is not None
+    assert slow.explorer.png == before and slow.explorer.figure is not None
     slow.number.value = 14
     slow.explorer.wait(SOON)
-    assert slow.explorer.message.value == "" and slow.explorer.picture.value != before
+    assert slow.explorer.message.value == "" and slow.explorer.png != before
 
 
 def test_a_figure_that_never_was_raises_what_prevented_it() -> None:
@@ -355,9 +370,11 @@ def test_the_picture_has_words() -> None:
     explorer = Explorer({"number": ipywidgets.IntSlider(value=5)}, draw, hint="look & see")
     explorer.wait(SOON)
     assert "the number is &lt;5&gt;" in explorer.caption.value
-    assert explorer.children[0].value == "look &amp; see"
-    if hasattr(explorer.picture, "tooltip"):
-        assert explorer.picture.tooltip == "the number is <5>"
+    assert "look &amp; see" in explorer.children[0].value
+    markup = explorer.picture.value
+    assert 'alt="the number is &lt;5&gt;" width="90" height="90"' in markup
+    data = markup.partition("base64,")[2].partition('"')[0]
+    assert base64.b64decode(data) == explorer.png and explorer.png.startswith(b"\x89PNG")
 
 
 def test_a_slider_refuses_what_it_would_clip(one_line_error: Callable) -> None:

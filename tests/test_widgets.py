@@ -47,7 +47,7 @@ def change(explorer: Explorer, **values: Any) -> bytes:
     for name, value in values.items():
         explorer.controls[name].value = value
     explorer.wait(30)
-    return bytes(explorer.picture.value)
+    return explorer.png
 
 
 def errors_of(explorer: Explorer, panel: int = 0) -> list[float]:
@@ -310,9 +310,11 @@ def test_grams_of_a_walk_are_those_of_layer_gram(tiny: tuple[nn.Module, Tensor])
     assert q.gram is k.gram, "layers of one input share their gram"
 
 
-def test_a_known_block_takes_no_step_and_going_down_goes_on(
-    tiny: tuple[nn.Module, Tensor],
+@pytest.mark.parametrize("room", [1 << 20, 1])
+def test_a_known_block_takes_no_step_and_a_walk_goes_on_from_the_nearest(
+    tiny: tuple[nn.Module, Tensor], room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("helpers.layer_source.STREAM_BYTES", room)
     source, steps = ModelLayers(*tiny), []
 
     def note(_done: int, _total: int, name: str) -> None:
@@ -325,6 +327,13 @@ def test_a_known_block_takes_no_step_and_going_down_goes_on(
     assert steps == []
     source.get(1, "mlp.down_proj", note)
     assert steps[:2] == ["running block 0", "grams of block 1"]
+    source._kept.clear(), steps.clear()
+    for block in (1, 0, 1):
+        found = source.get(block, "mlp.up_proj", note)
+        gram = layer_gram(*tiny, block, "mlp.up_proj")[1]
+        torch.testing.assert_close(found.gram, gram, rtol=1e-4, atol=1e-4)
+    assert ("embedding the text" in steps) == (room == 1)
+    assert len(source._walk._streams) == (2 if room > 1 else 1)
 
 
 def test_a_stopped_walk_goes_on_where_it_was(tiny: tuple[nn.Module, Tensor]) -> None:
@@ -415,11 +424,11 @@ def test_stopping_a_walk_keeps_picture_and_controls(
 
     monkeypatch.setattr(ModelLayers, "_collect", slow)
     explorer.controls["block"].value = 1
-    assert begun.wait(10) and explorer.picture.value == before
+    assert begun.wait(10) and explorer.png == before
     explorer.task.button.click()
     go.set()
     explorer.wait(10)
-    assert explorer.controls["block"].value == 0 and explorer.picture.value == before
+    assert explorer.controls["block"].value == 0 and explorer.png == before
     assert "stopped" in explorer.message.value
     change(explorer, rho=10.0)
     assert explorer.message.value == "" and "block 0" in explorer.figure.axes[0].get_title()
