@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import html
-import inspect
 import math
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from helpers.capture import check_tokens, eval_mode, forward
+from helpers.capture import check_tokens
 from helpers.errors import BadParameter, check_whole
 from helpers.explorer import DPI, Explorer, Task, paragraph, row, slider, to_img
 from helpers.layer_source import some_tokens
 from helpers.models import find_blocks, load_model
 from helpers.plots import block_name, stream_figure, to_png
+from helpers.streams import stream_norms
 
 Progress = Callable[[int, int, str], None]
 
@@ -31,59 +28,6 @@ HINT = (
     "Look at: which tokens stand out, at which blocks they begin and cease to, and whether they "
     "mean anything."
 )
-
-
-class _Seen(Exception):
-    """Ends a forward pass behind the last block."""
-
-
-def stream_norms(
-    model: nn.Module, tokens: Tensor, progress: Progress = lambda *_steps: None
-) -> Tensor:
-    """The norm of each token's stream entering each block, and leaving the last.
-
-    Args: tokens (sequences, length). One forward pass a sequence, which `progress(done, total,
-    name)` is told of block by block and may end by raising. Returns (sequences, blocks + 1,
-    length), float32, on the CPU.
-    Raises BadParameter, CalibrationTooShort.
-    """
-    check_tokens(model, tokens)
-    blocks = len(find_blocks(model))
-    found: list[Tensor] = []
-
-    def see(stream: Tensor) -> None:
-        progress(len(found), len(tokens) * (blocks + 1), "blocks")
-        found.append(stream[0].float().norm(dim=-1).cpu())
-
-    with eval_mode(model), _watched(model, see):
-        for sequence in tokens:
-            with contextlib.suppress(_Seen):
-                forward(model, sequence[None])
-    return torch.stack(found).unflatten(0, (len(tokens), blocks + 1))
-
-
-@contextlib.contextmanager
-def _watched(model: nn.Module, see: Callable[[Tensor], None]) -> Iterator[None]:
-    """Show `see` every stream that this thread runs through the model; end behind the blocks."""
-    blocks, thread = find_blocks(model), threading.get_ident()
-
-    def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if threading.get_ident() == thread:
-            first = next(iter(inspect.signature(block.forward).parameters))
-            see(args[0] if args else kwargs[first])
-
-    def after(_block: nn.Module, _args: Any, output: Any) -> None:
-        if threading.get_ident() == thread:
-            see(output[0] if isinstance(output, tuple) else output)
-            raise _Seen
-
-    handles = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks]
-    handles.append(blocks[-1].register_forward_hook(after))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def calibration_explorer(

@@ -43,6 +43,7 @@ FLOORS = [
     "methods",
     "contract",
     "capture",
+    "streams",
     "prune",
     "packed",
     "checkpoint",

@@ -156,7 +156,7 @@ def handle(area: Locator, label: str) -> Locator:
 
 
 def drag(area: Locator, label: str) -> None:
-    """Drag a slider's handle by the mouse to the farther end, where any slider has another value."""
+    """Drag a slider's handle by the mouse to the farther end, where it has another value."""
     track = named(area, ".widget-slider", label).locator(".slider-container").bounding_box()
     box, mouse = handle(area, label).bounding_box(), area.page.mouse
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
