@@ -388,6 +388,8 @@ class ProgressBar:
 
     def show(self, done: int, total: int, name: str) -> None:
         """`done` of `total` layers are finished; `name` was the last."""
+        if self._bar.total is None:
+            self._bar.reset(total)  # gives the bar its width as well
         self._bar.total = total
         self._bar.set_postfix_str(name, refresh=False)
         self._bar.update(done - self._bar.n)
