@@ -39,10 +39,20 @@ def schedule(metric: str) -> str:
     return f"{value('03_mask_schedule', 'default', metric):.0%}".replace("%", " %")
 
 
+def captured() -> list[str]:
+    """The damped condition of gate_proj, and how massive tokens are entering blocks 12 to 28."""
+    record = read_record(reference_dir("laptop") / "records/01_calibration_capture--default.json")
+    condition = record["metrics"]["condition_gate_proj"]["value"]
+    first, others = (values[12:29] for values in record["series"]["massive"].values())
+    return [f"{round(condition, -2):.0f}", f"{min(first):.0f}", f"{max(others):.1f}"]
+
+
 def expected(notebook: str) -> list[str]:
     """The bold numbers of a notebook's "What to notice", in the order of its text."""
     if notebook == "00_start_here":
         return [tour(f"perplexity_{name}") for name in ("dense", "admm-grad", "magnitude")]
+    if notebook == "01_calibration_capture":
+        return captured()
     if notebook == "02_admm_layer_solve":
         errors = [solve(f"error_{name}") for name in ("no_update", "admm", "sparsegpt")]
         distance = value("02_admm_layer_solve", "default", "distance_to_optimum")
@@ -69,8 +79,8 @@ def what_to_notice(notebook: str) -> str:
 
 @pytest.mark.parametrize(
     "notebook",
-    ["00_start_here", "02_admm_layer_solve", "03_mask_schedule", "04_prune_model",
-     "05_zero_shot", "06_tables_and_plots"],
+    ["00_start_here", "01_calibration_capture", "02_admm_layer_solve", "03_mask_schedule",
+     "04_prune_model", "05_zero_shot", "06_tables_and_plots"],
 )  # fmt: skip
 def test_bold_numbers_are_those_of_the_records(notebook: str) -> None:
     bold = re.findall(r"\*\*([\d.,]+(?: %)?)\*\*", what_to_notice(notebook))
