@@ -128,7 +128,7 @@ def verdict_part(verdict: Verdict) -> str:
         "machine and are not judged."
     )
     if verdict.without:
-        lead += f" {verdict.without} runs have no committed record to be compared with."
+        lead += f" Without a committed record to be compared with: {verdict.without}."
     if not verdict.comparisons:
         return f"{lead}</p>\n"
     apart = [item for item in verdict.comparisons if not item.within]
@@ -182,7 +182,9 @@ def claims_part(checked: Checked) -> str:
     """The claims with their verdicts, numbers and tests."""
     if not checked:
         return "<p>No record that a claim could be tested on.</p>\n"
-    made = ["<p>Each claim is tested by code on the records, with a tolerance set beforehand.</p>"]
+    made = [
+        "<p>Each claim is tested by code on the records; the words of its test stand below.</p>"
+    ]
     for name, pairs in checked.items():
         several = len(checked) > 1
         if several:
