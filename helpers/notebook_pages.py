@@ -25,6 +25,7 @@ from helpers.paths import replace_file, results_dir
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # what only scripts could show, and no script runs in these pages
 SCRIPTED = (WIDGET, "application/javascript")
+PROGRESS = re.compile(r"\[\d\d:\d\d[,<]")  # tqdm's times: [00:12<00:03, or [00:00, at the start
 INSTEAD = "*(something to move or press: open the notebook itself for it)*"
 # a link to the next notebook would lead nowhere from here
 RELATIVE = re.compile(r"\[([^\]]*)\]\((?!\w+:|#)[^)]*\)")
@@ -116,6 +117,8 @@ def _make_static(notebook: NotebookNode) -> None:
         if cell.cell_type == "markdown":
             without = PICTURE.sub(r"\1", cell.source)  # the badge of Colab is an image
             cell.source = RELATIVE.sub(r"\1", without)
+        else:
+            cell.outputs = [o for o in cell.get("outputs", []) if not _is_progress(o)]
     for output in _outputs(notebook):
         data = output.get("data", {})
         live = WIDGET in data
@@ -123,6 +126,12 @@ def _make_static(notebook: NotebookNode) -> None:
             data.pop(kind, None)
         if live:  # its plain text is a name of a class
             output["data"] = NotebookNode({"text/markdown": INSTEAD})
+
+
+def _is_progress(output: NotebookNode) -> bool:
+    """Whether an output is a progress bar, which says nothing once the work is done."""
+    data = output.get("data", {})
+    return WIDGET in data and PROGRESS.search(data.get("text/plain", "")) is not None
 
 
 def _take_formulas(notebook: NotebookNode) -> dict[str, str]:

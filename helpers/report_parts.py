@@ -175,7 +175,9 @@ def tally(checked: Checked) -> str:
         "1 does not" if counts[FAILS] == 1 else f"{counts[FAILS]} do not",
         f"{counts[OPEN] + counts[UNTESTED]} are not decided or not tested here",
     ]
-    return f"Of {total} claims, {parts[0]}, {parts[1]} and {parts[2]}." if total else ""
+    text = f"Of {total} claims, {parts[0]}, {parts[1]} and {parts[2]}." if total else ""
+    few = 2 * (counts[OPEN] + counts[UNTESTED]) > total
+    return f"{text} Most need more runs: the plan full has them." if few else text
 
 
 def claims_part(checked: Checked) -> str:
