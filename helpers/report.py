@@ -40,6 +40,7 @@ from helpers.records import read_record, read_records
 from helpers.report_parts import (
     PICTURE,
     Checked,
+    beside_part,
     by_model,
     checked_claims,
     claims_part,
@@ -76,6 +77,7 @@ class Material:
     own: bool  # of this machine, else committed
     states: dict[str, str]  # by the run's id
     verdict: Verdict | None = None
+    committed: Sequence[Record] = ()  # of runs that were not made on this machine
 
     def record_of(self, run: Run) -> Record | None:
         """The record shown of a run."""
@@ -106,7 +108,11 @@ def gather(plan: str) -> Material:
         others = read_records(reference_dir("full") / "records")
         states = {run.id: _state(run) for run in runs}
         records = [read_record(run.record_path) for run in there]
-        return Material(plan, runs, records, True, states, judge(runs, references, others))
+        tried = [run for run in runs if states[run.id] != MISSING]
+        verdict = judge(tried, references, others)
+        left = {run.id for run in runs} - {run.id for run in there}
+        committed = [record for record in references if _id(record) in left]
+        return Material(plan, runs, records, True, states, verdict, committed)
     if not references:
         raise RunError(
             f"plan {plan} has no records, neither in {results_dir(plan) / 'records'} nor "
@@ -151,6 +157,9 @@ def page(material: Material, problems: Sequence[str] = ()) -> str:
     """The whole page. `problems` are lines on notebooks that could not be converted."""
     topics = topic_parts(material.records)
     parts = {PICTURE: topics.pop(PICTURE)} if PICTURE in topics else {}
+    beside = beside_part(material.records, material.committed)
+    if beside:
+        parts["Beside the committed runs"] = beside
     if material.verdict is not None:
         parts["Reproduced here?"] = verdict_part(material.verdict)
     checked = checked_claims(material.records)
@@ -204,6 +213,10 @@ def _headline(frame: pd.DataFrame, model: str) -> str:
     pruned = frame.drop(index="dense", errors="ignore").dropna(how="all")
     if pruned.empty:
         return f"{model} was measured without pruning only."
+    if len(pruned) == 1:
+        (only,), column = pruned.index, pruned.columns[0]
+        value = cell_of(frame[column][only]).html
+        return f"{only} takes {model} to a perplexity of {value} at {column}."
     winners = Counter(pruned[column].dropna().idxmin() for column in pruned.columns)
     best, wins = winners.most_common(1)[0]
     won = [column for column in pruned.columns if pruned[column].dropna().idxmin() == best]

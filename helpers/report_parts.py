@@ -24,7 +24,7 @@ from helpers.pages import (
 )
 from helpers.plots import figures, to_svg
 from helpers.published import published_markdown, published_table
-from helpers.tables import EMBEDDED, Section, sections
+from helpers.tables import EMBEDDED, PRUNE_NOTEBOOK, Section, sections
 from helpers.verdict import Comparison, Verdict, to_rows
 
 Record = Mapping[str, Any]
@@ -38,6 +38,7 @@ SIGNS = {
 }
 CAPTIONS = {
     "perplexity": "Perplexity by method and sparsity",
+    "perplexity_beside": "Perplexity, with the committed runs of what was not made here",
     "variants": "Other options beside the defaults",
     "zero_shot": "Zero-shot",
     "weight_update": "Ways to refit the weights on one mask",
@@ -127,7 +128,9 @@ def verdict_part(verdict: Verdict) -> str:
         "the same runs within what seeds and rounding explain; times and memory belong to a "
         "machine and are not judged."
     )
-    if verdict.without:
+    if not verdict.compared:
+        lead = "<p>No run that was made here has a committed record to be compared with."
+    elif verdict.without:
         lead += f" Without a committed record to be compared with: {verdict.without}."
     if not verdict.comparisons:
         return f"{lead}</p>\n"
@@ -246,6 +249,24 @@ def topic_parts(records: Sequence[Record]) -> dict[str, str]:
     return parts
 
 
+def beside_part(records: Sequence[Record], committed: Sequence[Record]) -> str:
+    """Perplexities of runs made here beside the committed ones of runs that were not; or nothing.
+
+    So that a method's row has others to be compared with before the whole plan has been run.
+    """
+    here, there = (
+        [record for record in some if record["notebook"] == PRUNE_NOTEBOOK]
+        for some in (records, committed)
+    )
+    if not here or not there:
+        return ""
+    names = ", ".join(sorted(record["name"] for record in here))
+    lead = f"<p>Made here: {escape(names)}. All other runs are the committed ones.</p>\n"
+    both = [*here, *there]
+    found = sections(both)["perplexity"]
+    return lead + _tables("perplexity_beside", "Perplexity", found, list(by_model(both)))
+
+
 def _tables(name: str, title: str, found: Sequence[Section], models: Sequence[str]) -> str:
     """The sections of one table, each with its note; `models` are those that there are."""
     made = []
@@ -255,7 +276,7 @@ def _tables(name: str, title: str, found: Sequence[Section], models: Sequence[st
         part = section.about.removeprefix(model).strip()
         caption = CAPTIONS.get(name, title) + (f": {PARTS.get(part, part)}" if part else "")
         caption += f" ({model_name(model)})" if len(models) > 1 else ""
-        ident, best = f"table-{slug(name)}-{place}", name == "perplexity"
+        ident, best = f"table-{slug(name)}-{place}", name.startswith("perplexity")
         note = markdown(section.note) + (" Bold: the lowest after pruning." if best else "")
         about = {"ident": ident, "caption": caption, "note": f"{ident}-note"}
         made.append(

@@ -232,12 +232,12 @@ class Here:
         self.runs = {run.id: run for run in plans.read_plan("laptop")}
         self.said: list[str] = []
 
-    def write(self, *, without: str = "", stale: str = "", apart: str = "") -> None:
+    def write(self, *, without: str = "", stale: str = "", apart: str = "", only: str = "") -> None:
         tables = next(i for i in self.runs if i.startswith(plans.TABLES_NOTEBOOK))
         records = {f"{r['notebook']}--{r['name']}": r for r in committed("laptop")}
         for ident in [*(i for i in records if i != tables), tables]:  # the last reads the others
             record, run = records[ident], self.runs[ident]
-            if ident == without:
+            if ident == without or (only and ident != only):
                 continue
             if ident == apart:
                 record["metrics"]["perplexity"]["value"] *= 1.5
@@ -285,6 +285,31 @@ def test_own_records_all_well(here: Here) -> None:
     assert outcomes == {"✓ agrees"}
 
 
+def test_one_run_stands_beside_the_committed_ones_of_the_others(here: Here) -> None:
+    here.write(only=GRAD)
+    page = here.report()
+    header = squeezed(page.tree.header.text)
+    assert "1 of 1 runs agree" in header, "what was not run here is not apart"
+    assert f"1 of {len(here.runs)} runs of the plan are up to date" in header
+    assert "Of 1 ways" not in header and "admm-grad takes" in header
+    section = page.tree.find(id="beside-the-committed-runs")
+    assert "Made here: admm-grad-60." in squeezed(section.p.text)
+    rows = {squeezed(row.th.text): row for row in section.table.tbody("tr")}
+    value = committed_value(WANDA)
+    assert f"{value:.1f}" in squeezed(rows["wanda"].text)
+    assert {"dense", "wanda", "sparsegpt", "admm1", "admm-grad"} <= set(rows)
+
+
+def test_a_whole_plan_needs_no_committed_runs_beside_it(here: Here) -> None:
+    here.write()
+    assert here.report().tree.find(id="beside-the-committed-runs") is None
+
+
+def committed_value(ident: str) -> float:
+    records = {f"{r['notebook']}--{r['name']}": r for r in committed("laptop")}
+    return records[ident]["metrics"]["perplexity"]["value"]
+
+
 def test_own_records_that_are_missing_failed_stale_or_apart(here: Here) -> None:
     here.write(without=WANDA, stale=DENSE, apart=GRAD)
     here.notebook(f"{WANDA}.failed")
@@ -304,7 +329,7 @@ def test_own_records_that_are_missing_failed_stale_or_apart(here: Here) -> None:
 
 
 def test_verdict_is_the_one_of_make(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
-    here.write(without=WANDA)
+    here.write(apart=GRAD)
     assert runner.main(["verdict", "--plan", "laptop"]) == 1
     last = capsys.readouterr().out.strip().splitlines()[-1]
     counts = re.fullmatch(r"reproduced (\d+) of (\d+)", last).groups()
