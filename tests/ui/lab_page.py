@@ -161,7 +161,8 @@ def drag(area: Locator, label: str) -> None:
     box, mouse = handle(area, label).bounding_box(), area.page.mouse
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     right = track["x"] + track["width"]
-    target = track["x"] + 1 if x - track["x"] > right - x else right - 1
+    # to the right from the middle: at nothing, other controls may have nothing to change
+    target = track["x"] + 1 if x - track["x"] > right - x + 20 else right - 1
     mouse.move(x, y)
     mouse.down()
     mouse.move(target, y, steps=4)
