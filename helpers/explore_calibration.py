@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ipywidgets
@@ -13,13 +13,11 @@ from torch import Tensor, nn
 
 from helpers.capture import check_tokens
 from helpers.errors import BadParameter, check_whole
-from helpers.explorer import DPI, Explorer, Task, paragraph, row, slider, to_img
+from helpers.explorer import DPI, Explorer, Progress, Task, paragraph, row, slider, to_img
 from helpers.layer_source import some_tokens
 from helpers.models import find_blocks, load_model
 from helpers.plots import block_name, stream_figure, to_png
 from helpers.streams import stream_norms
-
-Progress = Callable[[int, int, str], None]
 
 TOP = 8  # tokens in the table
 FULL = 10  # times the median from which a token has the full colour

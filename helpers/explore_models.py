@@ -19,7 +19,6 @@ from typing import Any
 import anywidget
 import ipywidgets
 import pandas as pd
-import psutil
 import torch
 import traitlets
 from pandas.io.formats.style import Styler
@@ -37,6 +36,7 @@ from helpers.explorer import Progress, Task, choice, row, slider
 from helpers.methods import METHODS
 from helpers.models import STORE, device_of
 from helpers.prune import prune_model
+from helpers.room import ram
 from helpers.tables import METHOD_ORDER, target_name
 
 MOST_TOKENS = 400  # the slider's end
@@ -242,7 +242,7 @@ def pruned_copy(
     would not leave as much memory free as it takes.
     """
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    free = psutil.virtual_memory().available
+    free, _ = ram()
     if device_of(model).type == "cpu" and free < 2 * size:
         raise OutOfMemory(
             f"a copy takes {size / 1e9:.1f} GB and its pruning as much, {free / 1e9:.1f} GB are "

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +18,9 @@ from torch import Tensor, nn
 from helpers.capture import Replay, best_batch, check_tokens, eval_mode
 from helpers.corpora import calibration_tokens
 from helpers.errors import BadParameter, NonFinite, check_choice, check_whole
+from helpers.explorer import Progress
 from helpers.gram import check_gram
 from helpers.models import STORE, device_of, find_blocks, find_layers, load_model, read_weight
-
-Progress = Callable[[int, int, str], None]
 
 # of a layer as many outputs are solved as make up this many multiplications in a product: those of
 # 1152 outputs with 576 inputs

@@ -19,7 +19,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -83,6 +83,11 @@ class Run:
         """The parameters of its record: all that the notebook will see, but for NOT_RECORDED."""
         merged = {**self.defaults, **self.parameters}
         return {key: value for key, value in merged.items() if key not in NOT_RECORDED}
+
+
+def record_id(record: Mapping[str, Any]) -> str:
+    """The id of the run that a record is of."""
+    return f"{record['notebook']}--{record['name']}"
 
 
 class _Loader(yaml.SafeLoader):

@@ -349,18 +349,19 @@ def _draw_refit(ax: Axes, series: Mapping[str, Any]) -> None:
     _headline(ax, "1  Refit the weights that stay", f"{where} at {100 * series['sparsity']:.0f} %")
 
 
-def _at_line(ax: Axes, text: str, value: float, *, below: bool) -> None:
-    """The name of a horizontal line at its right end."""
+def _at_line(
+    ax: Axes, text: str, value: float, *, below: bool, inset: int = 3, **look: Any
+) -> None:
+    """The name of a horizontal line at its right end, so many points from it."""
     ax.annotate(
         text,
         (1, value),
         xycoords=("axes fraction", "data"),
-        xytext=(-3, -3 if below else 3),
+        xytext=(-inset, -inset if below else 3),
         textcoords="offset points",
         ha="right",
         va="top" if below else "bottom",
-        color=DENSE,
-        fontsize=9,
+        **{"color": DENSE, "fontsize": 9, **look},
     )
 
 
@@ -461,16 +462,8 @@ def _draw_references(ax: Axes, references: Mapping[str, float]) -> None:
     for (name, value), dash in zip(references.items(), dashes, strict=False):
         ax.axhline(value, color="black", linestyle=dash, linewidth=1.2)
         below = value == lowest and len(references) > 1
-        ax.annotate(
-            f"{name}: {short_error(value)}",
-            (1, value),
-            xycoords=("axes fraction", "data"),
-            xytext=(-4, -4 if below else 3),
-            textcoords="offset points",
-            ha="right",
-            va="top" if below else "bottom",
-            fontsize=8.5,
-        )
+        text, look = f"{name}: {short_error(value)}", {"color": "black", "fontsize": 8.5}
+        _at_line(ax, text, value, below=below, inset=4, **look)
 
 
 def short_error(value: float) -> str:

@@ -81,7 +81,7 @@ class Material:
 
     def record_of(self, run: Run) -> Record | None:
         """The record shown of a run."""
-        return next((record for record in self.records if _id(record) == run.id), None)
+        return next((record for record in self.records if plans.record_id(record) == run.id), None)
 
 
 def write_report(plan: str, say: Callable[[str], None]) -> Path:
@@ -111,7 +111,7 @@ def gather(plan: str) -> Material:
         tried = [run for run in runs if states[run.id] != MISSING]
         verdict = judge(tried, references, others)
         left = {run.id for run in runs} - {run.id for run in there}
-        committed = [record for record in references if _id(record) in left]
+        committed = [record for record in references if plans.record_id(record) in left]
         return Material(plan, runs, records, True, states, verdict, committed)
     if not references:
         raise RunError(
@@ -119,11 +119,6 @@ def gather(plan: str) -> Material:
             f"committed: run make reproduce PLAN={plan} first"
         )
     return Material(plan, runs, references, False, _committed_states(runs, references))
-
-
-def _id(record: Record) -> str:
-    """The id of the run that a record is of."""
-    return f"{record['notebook']}--{record['name']}"
 
 
 def _state(run: Run) -> str:
@@ -137,7 +132,7 @@ def _state(run: Run) -> str:
 
 def _committed_states(runs: Iterable[Run], references: Iterable[Record]) -> dict[str, str]:
     """What there is of each run among the committed records."""
-    committed = {_id(record): record for record in references}
+    committed = {plans.record_id(record): record for record in references}
     states = {}
     for run in runs:
         record = committed.get(run.id)

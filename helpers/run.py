@@ -438,11 +438,6 @@ def write_report(options: argparse.Namespace) -> int:
     return 0
 
 
-def _id(record: dict[str, Any]) -> str:
-    """The id of the run that a record is of."""
-    return f"{record['notebook']}--{record['name']}"
-
-
 def _reference_records(plan: str) -> list[dict[str, Any]]:
     """The committed records of a plan."""
     return read_records(reference_dir(plan) / "records")
@@ -461,10 +456,10 @@ def accept(options: argparse.Namespace) -> int:
             f"no run of plan {options.plan} is up to date here: "
             f"run make reproduce PLAN={options.plan} first"
         )
-    kept, without = _kept_records(options.plan, {_id(record) for record in fresh})
+    kept, without = _kept_records(options.plan, {plans.record_id(record) for record in fresh})
     target = reference_dir(options.plan)
     try:
-        _replace_reference(target, sorted([*fresh, *kept], key=_id))
+        _replace_reference(target, sorted([*fresh, *kept], key=plans.record_id))
     except OSError as error:
         raise RunError(f"cannot write {target}: {error.strerror or error}") from error
     unclean = sum((record["git"] or {"dirty": True})["dirty"] for record in fresh)
@@ -472,7 +467,7 @@ def accept(options: argparse.Namespace) -> int:
         say(f"note: {unclean} of {len(fresh)} records come from code that was not committed")
     say(f"accepted {len(fresh)} records into {show_path(target)}, kept {len(kept)} of before")
     prints = {run.id: plans.fingerprint(run) for run in plans.read_plan(options.plan)}
-    older = sum(record.get("fingerprint") != prints[_id(record)] for record in kept)
+    older = sum(record.get("fingerprint") != prints[plans.record_id(record)] for record in kept)
     if older:
         say(f"note: {older} of those kept were made by other code than today's")
     if without:
@@ -482,7 +477,7 @@ def accept(options: argparse.Namespace) -> int:
 
 def _kept_records(plan: str, replaced: set[str]) -> tuple[list[dict[str, Any]], int]:
     """Committed records that still belong to a run file, and how many run files have none."""
-    committed = {_id(record): record for record in _reference_records(plan)}
+    committed = {plans.record_id(record): record for record in _reference_records(plan)}
     kept, without = [], 0
     for run in plans.read_plan(plan):
         if run.id in replaced:
@@ -502,7 +497,7 @@ def _replace_reference(target: Path, records: list[dict[str, Any]]) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         for record in records:
-            write_record(fresh / "records" / f"{_id(record)}.json", record)
+            write_record(fresh / "records" / f"{plans.record_id(record)}.json", record)
         _draw(records, fresh)
         shutil.rmtree(target, ignore_errors=True)
         fresh.rename(target)

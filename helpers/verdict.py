@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from helpers.plan import TABLES_NOTEBOOK, Run, is_done
+from helpers.plan import TABLES_NOTEBOOK, Run, is_done, record_id
 from helpers.records import read_record
 
 Record = Mapping[str, Any]
@@ -179,7 +179,7 @@ def judge(runs: Iterable[Run], references: Iterable[Record], others: Iterable[Re
     A record of other code or parameters than today's counts as missing. `others` are records that
     only tell how far seeds spread. Raises RecordError for a record that cannot be used.
     """
-    committed = {f"{record['notebook']}--{record['name']}": record for record in references}
+    committed = {record_id(record): record for record in references}
     spread = Tolerances([*committed.values(), *others])
     comparisons, reproduced, compared, without = [], 0, 0, 0
     for run in runs:

@@ -275,6 +275,13 @@ class Slow:
         self.explorer = Explorer({"number": self.number}, self.draw, task=self.task)
         self.explorer.wait(SOON)
 
+    def hold(self, number: int) -> None:
+        """Choose a number whose picture is begun, and not finished before `open` is set."""
+        self.begun.clear()
+        self.open.clear()
+        self.number.value = number
+        assert self.begun.wait(SOON)
+
     def draw(self, number: int) -> Figure:
         self.begun.set()
         assert self.open.wait(SOON)
@@ -289,9 +296,7 @@ class Slow:
 
 def test_a_dragged_slider_queues_nothing() -> None:
     slow = Slow()
-    slow.begun.clear(), slow.open.clear()
-    slow.number.value = 1
-    assert slow.begun.wait(SOON)
+    slow.hold(1)
     before = slow.explorer.png
     for value in range(2, 200):
         slow.number.value = value
@@ -307,9 +312,7 @@ def test_a_slow_picture_that_nobody_waits_for_is_given_up(
 ) -> None:
     monkeypatch.setattr("helpers.explorer.PATIENCE", 0.0)
     slow = Slow()
-    slow.begun.clear(), slow.open.clear()
-    slow.number.value = 1
-    assert slow.begun.wait(SOON)
+    slow.hold(1)
     slow.number.value = 2
     slow.open.set()
     slow.explorer.wait(SOON)
@@ -318,9 +321,7 @@ def test_a_slow_picture_that_nobody_waits_for_is_given_up(
 
 def test_stop_puts_the_controls_back() -> None:
     slow = Slow()
-    slow.begun.clear(), slow.open.clear()
-    slow.number.value = 7
-    assert slow.begun.wait(SOON)
+    slow.hold(7)
     before = slow.explorer.png
     slow.task.stop()
     slow.open.set()
@@ -352,9 +353,7 @@ def test_a_figure_that_never_was_raises_what_prevented_it() -> None:
 
 def test_closing_an_explorer_stops_it() -> None:
     slow = Slow()
-    slow.begun.clear(), slow.open.clear()
-    slow.number.value = 3
-    assert slow.begun.wait(SOON)
+    slow.hold(3)
     slow.explorer.close()
     slow.open.set()
     slow.task.wait(SOON)

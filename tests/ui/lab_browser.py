@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from lab_page import WINDOW
 
+from helpers.doctor import BROWSERS
 from helpers.paths import root
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ ARTEFACTS = root() / "results" / "ui"  # git ignores it
 FULL = os.environ.get("UI_FULL") == "1"
 # run in full, a notebook takes about two minutes on two slow cores
 NOTEBOOK_SECONDS = 900 if FULL else 240
-BROWSERS = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
 QUIET = (
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-quic"),
     *("--no-first-run", "--disable-component-update", "--disable-sync"),

@@ -18,35 +18,13 @@ from helpers.paths import reference_dir
 from helpers.plan import read_plan
 from helpers.records import read_records
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("playwright", reason="playwright is not installed: run make test-ui")
 axe_api = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing")
 
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-component-update",
-    "--disable-sync",
-]
 WIDTHS = (360, 768, 1440)
 SCHEMES = ("light", "dark")
 CONTRAST = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
 NOTEBOOK = "04_prune_model--admm-grad-60"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium: the system's, else playwright's own."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    with sync_api.sync_playwright() as playwright:
-        try:
-            started = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
-        except sync_api.Error as error:
-            pytest.skip(f"no browser: {str(error).splitlines()[0]}")
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
