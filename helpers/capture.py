@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,8 @@ PARITY_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e
 BEST_TOKENS = {"cpu": 512, "cuda": 16384}
 
 Allocate = Callable[..., Tensor]
+# progress(steps done, steps in all, name of the one just done)
+Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -404,11 +406,24 @@ def layer_gram(
     Args: tokens (sequences, length); block, from 0; layer, such as "self_attn.q_proj".
     Raises BadParameter if there is no such block or layer.
     """
+    return layer_problems(model, tokens, block, [layer], batch=batch)[layer]
+
+
+def layer_problems(
+    model: nn.Module, tokens: Tensor, block: int, layers: Sequence[str], *, batch: int = 4
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Several layers of one block as `layer_gram` gives each, from one pass over the text.
+
+    Args: tokens (sequences, length); block, from 0; layers, such as ["self_attn.q_proj"].
+    Returns {layer: (weight (d_out, d_in), gram (d_in, d_in))}; layers that read the same input
+    share a gram. Raises BadParameter if there is no such block or layer.
+    """
     blocks = find_blocks(model)
     if check_whole("block", block, least=0) >= len(blocks):
         raise BadParameter(f"block {block!r} does not exist: give 0 to {len(blocks) - 1}")
-    layers = find_layers(blocks[block], f"block {block}")
-    check_choice("layer", layer, layers)
+    found = find_layers(blocks[block], f"block {block}")
+    for layer in layers:
+        check_choice("layer", layer, found)
     check_tokens(model, tokens)
     batch = largest_divisor(len(tokens), batch)
     with eval_mode(model):
@@ -417,7 +432,8 @@ def layer_gram(
         for index in range(block):
             advance(blocks[index], stream, calls[index], batch, f"block {index}")
         grams, _ = layer_grams(blocks[block], stream, calls[block], batch, f"block {block}")
-    return read_weight(layers[layer]).float().clone(), grams[layer].matrix
+    weights = {layer: read_weight(found[layer]).float().clone() for layer in layers}
+    return {layer: (weights[layer], grams[layer].matrix) for layer in layers}
 
 
 def largest_divisor(number: int, limit: int) -> int:

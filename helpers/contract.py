@@ -2,12 +2,12 @@
 
 The registry refuses a wrong answer whenever a method runs (see `helpers.methods`). Here a new
 method is asked before it meets a model, on all patterns, and for what the registry cannot see
-from one answer: that it leaves its arguments alone, uses a mask that it is given, and answers
-the same twice.
+from one answer: that it uses a mask that it is given, and answers the same twice.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -69,14 +69,19 @@ def _checks() -> Iterator[tuple[str, Check]]:
         # the registry checks shape, mask, sparsity and zeros of the answer
         yield (
             f"an exact answer for {target}",
-            lambda method, weight, gram, s=sparsity, p=pattern: (
-                method(weight, gram, sparsity=s, pattern=p) and None
-            ),
+            functools.partial(_answers, sparsity=sparsity, pattern=pattern),
         )
     yield "a mask that is given is used", _uses_the_mask
     yield "weight and gram are left alone", _leaves_arguments
     yield "the same answer twice", _repeats
     yield "a layer that needs no pruning stays", _keeps_all
+
+
+def _answers(
+    method: Method, weight: Tensor, gram: Tensor, *, sparsity: float | None, pattern: str
+) -> None:
+    """A wrong answer raises."""
+    method(weight, gram, sparsity=sparsity, pattern=pattern)
 
 
 def _uses_the_mask(method: Method, weight: Tensor, gram: Tensor) -> str | None:

@@ -72,6 +72,12 @@ def all_finite(tensor: torch.Tensor) -> bool:
     return bool(torch.stack(parts).all())
 
 
+def bit_sum(tensor: torch.Tensor) -> int:
+    """The sum of a float32 tensor's bits, read as whole numbers: exact, so that it moves with
+    any change of one entry. Entries that have changed places are not seen."""
+    return int(tensor.view(torch.int32).sum(dtype=torch.int64))
+
+
 @contextlib.contextmanager
 def fast_products(device: torch.device | str, fast: bool) -> Iterator[None]:
     """Inside, a GPU may round the factors of float32 matrix products to TF32 if `fast`, else not.

@@ -21,10 +21,9 @@ import ipywidgets
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
+from helpers.capture import Progress
 from helpers.errors import BadParameter, HelpersError, Stopped, check_real
 from helpers.plots import to_png
-
-Progress = Callable[[int, int, str], None]
 
 STOPPED = "stopped: nothing was lost, start again when you like"
 BETWEEN = 0.05  # seconds between two updates of a bar, at least: a browser has to draw them

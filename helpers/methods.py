@@ -6,7 +6,8 @@ A method is a function
 
 with weight (d_out, d_in) and gram (d_in, d_in) in float32. `register` wraps it: arguments are
 checked before it runs, its answer is checked after (shape, finite, exact sparsity, zero outside
-`keep`), and error and dead inputs are filled in. A method therefore cannot misreport itself.
+`keep`, weight and gram left alone), and error and dead inputs are filled in. A method therefore
+cannot misreport itself.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 import runpy
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from helpers.admm import SCHEDULES, admm_grad, check_steps, refit
-from helpers.device import all_finite
+from helpers.device import all_finite, bit_sum
 from helpers.errors import (
     BadMask,
     BadParameter,
@@ -34,6 +38,7 @@ from helpers.errors import (
     check_choice,
     check_real,
     check_whole,
+    first_line,
 )
 from helpers.gram import check_gram, damping_ladder, dead_inputs, factor, relative_error
 from helpers.masks import (
@@ -75,10 +80,12 @@ def register(name: str, *, needs_calibration: bool = True) -> Callable[[Method],
     """Add a method to `METHODS` under `name`; see the module's text for its signature.
 
     `needs_calibration=False` allows `gram=None`. A name can be registered again, which replaces
-    the method, so that a notebook cell may be run twice.
+    the method, so that a notebook cell may be run twice. Raises BadParameter for a function that
+    cannot be called as a method, and for a name that is badly formed or one of the package's own.
     """
 
     def add(function: Method) -> Method:
+        _check_name(name, function)
         _check_signature(name, function)
 
         @functools.wraps(function)
@@ -95,7 +102,9 @@ def register(name: str, *, needs_calibration: bool = True) -> Callable[[Method],
             sparsity = _check_layer(name, weight, gram, sparsity, pattern, keep)
             dense = weight.detach().float()
             gram = None if gram is None else gram.float()
+            before = _bit_sums(dense, gram)
             result = function(dense, gram, sparsity=sparsity, pattern=pattern, keep=keep, **options)
+            _check_untouched(name, before, _bit_sums(dense, gram))
             return _finish(name, weight, gram, sparsity, pattern, result)
 
         method.needs_calibration = needs_calibration
@@ -103,6 +112,25 @@ def register(name: str, *, needs_calibration: bool = True) -> Callable[[Method],
         return method
 
     return add
+
+
+def _check_name(name: str, function: Method) -> None:
+    """Raise BadParameter unless the function may be called that."""
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise BadParameter(
+            f"method name {name!r} is not allowed: lower-case letters and digits, with single "
+            "dashes between words, such as 'my-method'"
+        )
+    if _is_ours(name) and METHODS[name].__module__ != function.__module__:
+        raise BadParameter(
+            f"method {name!r} is the package's own, and tables and figures mean that one by it: "
+            "give yours another name"
+        )
+
+
+def _is_ours(name: str) -> bool:
+    """Whether the package itself registers a method of that name."""
+    return name in METHODS and METHODS[name].__module__.startswith("helpers.")
 
 
 def _check_signature(name: str, function: Method) -> None:
@@ -123,21 +151,55 @@ def get_method(name: str) -> Method:
     Raises UnknownMethod, and BadParameter for a file that does not register its method.
     """
     if name not in METHODS:
-        own = {path.stem.replace("_", "-") for path in own_methods_dir().glob("*.py")}
-        check_choice("method", name, own | set(METHODS), UnknownMethod)
-        _load_own(name)
+        files = {path.stem.replace("_", "-"): path for path in own_methods_dir().glob("*.py")}
+        check_choice("method", name, set(files) | set(METHODS), UnknownMethod)
+        _load_own(name, files[name])
+    elif _is_ours(name) and own_method_file(name).exists():
+        raise BadParameter(
+            f"helpers/own/{own_method_file(name).name} is named like the package's own method "
+            f"{name!r} and would never be used: rename the file and what it registers"
+        )
     return METHODS[name]
 
 
-def _load_own(name: str) -> None:
+def _load_own(name: str, path: Path) -> None:
     """Run a reader's file, which registers its method."""
-    path = own_method_file(name)
-    runpy.run_path(str(path))
+    shown = f"helpers/own/{path.name}"
+    if path != own_method_file(name):
+        raise BadParameter(f"{shown} is not found by its name: rename it to {_file_name(name)}")
+    before = dict(METHODS)
+    try:
+        runpy.run_path(str(path))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise BadParameter(f"{shown}, line {_line(error, path)}: {reason}; correct it") from error
     if name not in METHODS:
-        raise BadParameter(
-            f"helpers/own/{path.name} registers no method {name!r}: put @register({name!r}) "
-            "above its function"
-        )
+        others = [other for other in METHODS if METHODS[other] is not before.get(other)]
+        raise BadParameter(f"{shown} registers {_advice(name, others)}")
+
+
+def _file_name(name: str) -> str:
+    """What the file of the reader's method `name` is called."""
+    return own_method_file(name).name
+
+
+def _line(error: Exception, path: Path) -> int:
+    """The line of a reader's file where it failed."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return error.lineno or 1
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((f.lineno for f in reversed(frames) if f.filename == str(path)), None) or 1
+
+
+def _advice(name: str, others: list[str]) -> str:
+    """What is wrong with a file that registers `others` and not `name`, and what to do."""
+    if not others:
+        return f"no method {name!r}: put @register({name!r}) above its function"
+    files = " or ".join(_file_name(other) for other in others)
+    return (
+        f"{allowed(others)} and no method {name!r}: write @register({name!r}), "
+        f"or rename the file to {files}"
+    )
 
 
 def check_options(name: str, options: dict[str, Any]) -> None:
@@ -178,6 +240,25 @@ def _check_layer(
             f"method {name!r} needs calibration: give the gram of the layer's inputs"
         )
     return target
+
+
+def _bit_sums(weight: Tensor, gram: Tensor | None) -> dict[str, int]:
+    """What changes when the method writes into what it was given."""
+    return {"weight": bit_sum(weight)} | ({} if gram is None else {"gram": bit_sum(gram)})
+
+
+def _check_untouched(name: str, before: dict[str, int], after: dict[str, int]) -> None:
+    """Raise BadParameter if the method has changed its arguments.
+
+    Its error would be measured against the changed weight, and would be 0; and the layers that
+    share the gram would get another one.
+    """
+    changed = [what for what in before if before[what] != after[what]]
+    if changed:
+        raise BadParameter(
+            f"method {name!r} changed {' and '.join(changed)} in place: let it work on a copy, "
+            f"such as {changed[0]}.clone(), and load the model again before it is used"
+        )
 
 
 def _check_matrix(what: str, matrix: Tensor) -> None:

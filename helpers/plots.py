@@ -96,6 +96,15 @@ def _picture(columns: int = 1, *, size: tuple[float, float], **layout: Any) -> t
     return figure, axes
 
 
+OWN_LOOK = {
+    "marker": "*",
+    "markersize": 15,
+    "color": "black",
+    "markerfacecolor": "gold",
+    "zorder": 5,
+}
+
+
 def style_of(label: str, position: int = 0) -> dict[str, Any]:
     """Colour, marker and dash of a method (the same in every figure) or of the n-th curve."""
     index = METHOD_LOOK.get(label, position)
@@ -149,11 +158,12 @@ def _note(ax: Axes, text: str) -> None:
     ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, color=DENSE)
 
 
-def perplexity_figure(records: Iterable[Record]) -> Figure:
+def perplexity_figure(records: Iterable[Record], own: str = "") -> Figure:
     """Perplexity against sparsity, and of the N:M patterns, on a log axis with the dense line.
 
     Points are means over seeds, as in the table; a whisker spans the seeds. Only the
     records of `04_prune_model` count; several models are drawn in several figures by the caller.
+    The method `own` stands out from the others, with its numbers beside it.
     """
     table = _perplexities(prune_records(records))
     dense = [value for cell in table.pop("dense", {}).values() for value in cell]
@@ -163,16 +173,30 @@ def perplexity_figure(records: Iterable[Record]) -> Figure:
     layout = {"sharey": True, "gridspec_kw": {"width_ratios": ratio}}
     figure, (left, right) = _picture(2, size=(8.0, 4.2), **layout)
     for position, (label, cells) in enumerate(table.items()):
-        style = style_of(label, position)
+        style = style_of(label, position) | (
+            OWN_LOOK if own and label.partition(" (")[0] == own else {}
+        )
         _draw_targets(left, cells, [t for t in cells if ":" not in t], style, label)
         shift = 0.12 * (position - (len(table) - 1) / 2)
         _draw_targets(right, cells, patterns, style | {"linestyle": "none"}, None, shift)
+    if own:
+        _write_numbers((left, right))
     for ax in (left, right):
         if dense:
             ax.axhline(dense[0], color=DENSE, linestyle=(0, (4, 3)), linewidth=1.2)
     left.set_xticks(sorted(float(t.split()[0]) for t in targets if ":" not in t))
     _finish_perplexity(left, right, dense, patterns)
     return figure
+
+
+def _write_numbers(axes: Iterable[Axes]) -> None:
+    """The numbers of the points that stand out, beside them."""
+    for ax in axes:
+        for line in ax.lines:
+            if line.get_markerfacecolor() == OWN_LOOK["markerfacecolor"]:
+                for x, y in zip(*line.get_data(), strict=True):
+                    ax.annotate(f"{y:.1f}", (x, y), (9, -3), textcoords="offset points",
+                                va="top", fontweight="bold", zorder=OWN_LOOK["zorder"])  # fmt: skip
 
 
 def _by_group(pattern: str) -> int:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from helpers.admm import shared_systems
 from helpers.capture import (
     Call,
+    Progress,
     Replay,
     best_batch,
     check_tokens,
@@ -41,9 +42,6 @@ from helpers.models import (
     read_weight,
     write_weight,
 )
-
-# progress(layers done, layers in all, name of the layer just done)
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

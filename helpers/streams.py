@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers.capture import check_tokens, eval_mode, forward
+from helpers.capture import Progress, check_tokens, eval_mode, forward
 from helpers.models import find_blocks
-
-Progress = Callable[[int, int, str], None]
 
 
 class _Seen(Exception):

@@ -16,31 +16,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from helpers.admm import exact_least_squares, refit
 from helpers.baselines import conjugate_gradients, gradient_refit
-from helpers.capture import (
-    advance,
-    capture,
-    check_tokens,
-    embed,
-    eval_mode,
-    largest_divisor,
-    layer_grams,
-)
 from helpers.errors import (
-    BadParameter,
     BadSparsity,
     NonFinite,
-    check_choice,
     check_real,
     check_whole,
 )
 from helpers.gram import check_gram, damp, normalise, relative_error
 from helpers.masks import check_sparsity, parse_pattern, select
 from helpers.methods import METHODS
-from helpers.models import find_blocks, find_layers, read_weight
 
 DIRECT_ITERATIONS = 50  # of ADMM and conjugate gradients, which get far in few
 RHOS = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -352,30 +340,3 @@ def _mask_rules(*, unstructured: bool) -> list[dict[str, Any]]:
     if unstructured:
         changes += [{"schedule": "released"}, {"budget": "output"}]
     return [{**MASK_DEFAULT, **change} for change in changes]
-
-
-def layer_problems(
-    model: nn.Module, tokens: Tensor, block: int, layers: Sequence[str], *, batch: int = 4
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Several layers of one block as `layer_gram` gives each, from one pass over the text.
-
-    Args: tokens (sequences, length); block, from 0; layers, such as ["self_attn.q_proj"].
-    Returns {layer: (weight (d_out, d_in), gram (d_in, d_in))}; layers that read the same input
-    share a gram. Raises BadParameter if there is no such block or layer.
-    """
-    blocks = find_blocks(model)
-    if check_whole("block", block, least=0) >= len(blocks):
-        raise BadParameter(f"block {block!r} does not exist: give 0 to {len(blocks) - 1}")
-    found = find_layers(blocks[block], f"block {block}")
-    for layer in layers:
-        check_choice("layer", layer, found)
-    check_tokens(model, tokens)
-    batch = largest_divisor(len(tokens), batch)
-    with eval_mode(model):
-        calls = capture(model, tokens[:batch]).calls
-        stream = embed(model, tokens, batch)
-        for index in range(block):
-            advance(blocks[index], stream, calls[index], batch, f"block {index}")
-        grams, _ = layer_grams(blocks[block], stream, calls[block], batch, f"block {block}")
-    weights = {layer: read_weight(found[layer]).float().clone() for layer in layers}
-    return {layer: (weights[layer], grams[layer].matrix) for layer in layers}

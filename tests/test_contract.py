@@ -10,12 +10,13 @@ import pytest
 import torch
 
 import helpers.baselines  # noqa: F401 - registers SparseGPT
-from helpers import LayerResult, plan, register, select
+from helpers import LayerResult, contract, plan, register, select
 from helpers.contract import check_method
 from helpers.errors import BadParameter, UnknownMethod
 from helpers.methods import METHODS, get_method
 from helpers.paths import own_methods_dir
 
+EVERYTHING = {what for what, _ in contract._checks()}
 OURS = ("magnitude", "wanda", "sparsegpt", "admm1", "admm-grad", "wanda-refit")
 
 
@@ -66,7 +67,7 @@ def unstructured_only(weight, gram, *, sparsity, pattern, keep=None):
     ("function", "broken", "reason"),
     [
         (own_mask, {"a mask that is given is used"}, "another mask"),
-        (in_place, {"weight and gram are left alone", "the same answer twice"}, "weight in place"),
+        (in_place, EVERYTHING, "changed weight in place"),
         (restless, {"the same answer twice"}, "seed"),
         (shrinking, {"a layer that needs no pruning stays"}, "sparsity 0"),
         (unstructured_only, {"an exact answer for 2:4", "an exact answer for 4:8"}, "2:4"),
@@ -106,12 +107,63 @@ def test_an_unknown_method_is_told_of_those_in_files() -> None:
         get_method("wanda-refitt")
 
 
-def test_a_file_without_its_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "helpers/own").mkdir(parents=True)
-    (tmp_path / "helpers/own/my_idea.py").write_text("x = 1\n")
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for the reader's files, empty."""
     monkeypatch.setattr("helpers.paths.root", lambda: tmp_path)
-    with pytest.raises(BadParameter, match="my_idea.py registers no method 'my-idea'"):
+    folder = tmp_path / "helpers/own"
+    folder.mkdir(parents=True)
+    return folder
+
+
+METHOD = """from helpers import LayerResult, register, select
+
+@register("{}")
+def idea(weight, gram, *, sparsity, pattern, keep=None):
+    keep = select(weight.abs(), sparsity, pattern) if keep is None else keep
+    return LayerResult(weight * keep, keep)
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("my_idea.py", "x = 1\n", ["my_idea.py registers no method 'my-idea'", "@register"]),
+        (
+            "my-idea.py",
+            METHOD.format("my-idea"),
+            ["helpers/own/my-idea.py", "rename", "my_idea.py"],
+        ),
+        ("my_idea.py", METHOD.format("other"), ["registers other", "'my-idea'", "to other.py"]),
+        ("my_idea.py", "x = 1\nx = (\n", ["my_idea.py, line 2: SyntaxError", "correct it"]),
+        ("my_idea.py", "\n\nselect()\n", ["line 3: NameError", "'select'"]),
+        ("my_idea.py", METHOD.format("wanda"), ["line 3: BadParameter", "package's own"]),
+        ("my_idea.py", METHOD.format("My Idea"), ["'My Idea' is not allowed", "my-method"]),
+    ],
+)
+def test_a_file_that_cannot_be_used(
+    own: Path, file: str, text: str, words: list[str], one_line_error
+) -> None:
+    (own / file).write_text(text)
+    with one_line_error(BadParameter, *words):
         get_method("my-idea")
+
+
+def test_a_file_named_like_one_of_ours_is_not_passed_over(own: Path, one_line_error) -> None:
+    get_method("wanda")
+    (own / "wanda.py").write_text(METHOD.format("wanda"))
+    with one_line_error(BadParameter, "helpers/own/wanda.py", "rename"):
+        get_method("wanda")
+
+
+def test_a_cell_replaces_its_own_method_and_none_of_ours(one_line_error) -> None:
+    register("mine")(own_mask)
+    register("mine")(shrinking)
+    assert METHODS["mine"].__wrapped__ is shrinking
+    ours = METHODS["wanda"]
+    with one_line_error(BadParameter, "'wanda'", "another name"):
+        register("wanda")(own_mask)
+    assert METHODS["wanda"] is ours
 
 
 def test_a_changed_file_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:

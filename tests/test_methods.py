@@ -731,6 +731,26 @@ def test_a_method_cannot_misreport_itself(answer, word: str, one_line_error) -> 
         del METHODS["liar"]
 
 
+@pytest.mark.parametrize("damaged", ["weight", "gram", "weight and gram"])
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_method_that_works_in_place_is_refused(
+    scratch_method: str, damaged: str, inference: bool, one_line_error
+) -> None:
+    """Its error would be measured against the weight that it has changed: 0."""
+
+    @register(scratch_method)
+    def in_place(weight, gram, *, sparsity, pattern, keep=None):
+        keep = top_k(weight.abs(), sparsity)
+        if "gram" in damaged:
+            gram.diagonal().add_(1.0)
+        return LayerResult(weight.mul_(keep) if "weight" in damaged else weight * keep, keep)
+
+    with torch.inference_mode(inference):
+        inputs, weight = layer()
+        with one_line_error(BadParameter, scratch_method, f"changed {damaged} in place", "clone"):
+            METHODS[scratch_method](weight, gram_of(inputs), sparsity=0.5)
+
+
 def test_a_method_that_takes_no_keep_is_not_registered(one_line_error) -> None:
     with one_line_error(BadParameter, "keep"):
         register("short")(lambda weight, gram, *, sparsity, pattern: None)

@@ -218,8 +218,8 @@ def test_module_style(path: Path) -> None:
         if isinstance(node, ast.ExceptHandler):
             caught = ast.unparse(node.type) if node.type else ""
             raises_again = any(isinstance(item, ast.Raise) for item in node.body)
-            assert caught not in ("", "Exception"), f"blind except in line {node.lineno}"
-            assert caught != "BaseException" or raises_again
+            assert caught, f"blind except in line {node.lineno}"
+            assert caught not in ("Exception", "BaseException") or raises_again
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             check_length(node)
     for node in [tree, *(item for item in tree.body if isinstance(item, ast.ClassDef))]:

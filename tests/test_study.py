@@ -12,11 +12,11 @@ import torch
 
 from helpers import study as studies
 from helpers.admm import exact_least_squares
-from helpers.capture import layer_gram
+from helpers.capture import layer_gram, layer_problems
 from helpers.errors import BadParameter, BadSparsity
 from helpers.methods import METHODS
 from helpers.models import load_model
-from helpers.study import Stopwatch, layer_problems, mask_study, trace_points, update_study
+from helpers.study import Stopwatch, mask_study, trace_points, update_study
 
 ROW = ("sparsity", "solver", "rho", "precondition", "damping", "learning_rate", "iterations",
        "error", "heldout", "excess", "seconds")  # fmt: skip
