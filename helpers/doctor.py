@@ -445,7 +445,8 @@ def look(*, deep: bool = False, hub: bool = False) -> Facts:
         "project": _folder(root(), ""),
         **{"downloads": downloads, "downloads_problem": downloads_problem, "deep": deep},
         **{"hub": _hub() if hub else None, "token": _token(), "browser": _browser()},
-        **{"git": _git(), "lab_parts": _lab_parts(), "failed": _failed(), "running": _running()},
+        **{"git": _git(), "lab_parts": _lab_parts()},
+        **{"failed": _failed(), "running": running_plans()},
         "encoding": _encoding(),
         "root_user": hasattr(os, "geteuid") and os.geteuid() == 0,
     }
@@ -761,7 +762,7 @@ def _failed() -> list[str]:
     return []
 
 
-def _running() -> list[str]:
+def running_plans() -> list[str]:
     """Plans that a runner holds at this moment."""
     try:
         import fcntl

@@ -150,8 +150,15 @@ def _matches(run: Run, only: str | None) -> bool:
 
 def _no_match(plan: str, only: str | None, runs: Iterable[Run]) -> list[Run]:
     """Raise RunError for a pattern that selects nothing."""
-    names = ", ".join(f"{run.notebook}/{run.name}" for run in runs)
-    raise RunError(f"no run of plan {plan} matches {only!r}: choose among {names}")
+    names = [f"{run.notebook}/{run.name}" for run in runs]
+    words = {part for name in names for part in (*name.split("/"), name)}
+    piece = max(re.split(r"[*?\[\]]", only or ""), key=len)
+    near = difflib.get_close_matches(piece, sorted(words), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise RunError(
+        f"no run of plan {plan} matches {only!r}: choose among {', '.join(names)}, with * for "
+        f"any letters{hint}"
+    )
 
 
 def read_run(plan: str, path: Path) -> Run:

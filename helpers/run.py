@@ -23,12 +23,10 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from helpers import plan as plans
 from helpers.child import (
@@ -40,10 +38,12 @@ from helpers.child import (
     show_path,
     start,
 )
+from helpers.doctor import running_plans
 from helpers.errors import HelpersError, RecordError, RunError
 from helpers.paths import reference_dir, replace_file, results_dir
 from helpers.plan import Run
 from helpers.records import read_record, read_records, write_record
+from helpers.room import ram
 from helpers.verdict import judge, same_run, to_lines
 
 MEMORY_FOR_TWO = 7.5e9  # bytes; what a machine sold with 8 GB reports
@@ -97,11 +97,25 @@ def choose_jobs(wanted: str) -> int:
     Raises RunError for anything else.
     """
     if wanted == "auto":
-        roomy = cores() >= 2 and psutil.virtual_memory().total >= MEMORY_FOR_TWO
+        roomy = cores() >= 2 and ram()[1] >= MEMORY_FOR_TWO
         return 2 if roomy and shutil.which("nvidia-smi") is None else 1
     if not wanted.isdecimal() or int(wanted) < 1:
         raise RunError(f'jobs = {wanted!r} is not possible: give "auto" or a number from 1')
     return int(wanted)
+
+
+def _scratch(plan: str) -> Path:
+    """Where a runner keeps what it tells the processes of its runs."""
+    return results_dir(plan) / ".runner"
+
+
+def _files(run: Run, scratch: Path) -> Files:
+    """The files through which the runner and the process of a run speak."""
+    return Files(
+        job=scratch / f"{run.id}.job.json",
+        outcome=scratch / f"{run.id}.error",
+        log=run.executed_path.with_name(f"{run.id}.log"),
+    )
 
 
 @contextlib.contextmanager
@@ -111,7 +125,7 @@ def _workplace(plan: str) -> Iterator[Path]:
     Raises RunError if the results folder cannot be written or another runner holds it.
     """
     folder = results_dir(plan)
-    scratch = folder / ".runner"
+    scratch = _scratch(plan)
     try:
         for name in ("records", "runs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -232,11 +246,7 @@ class Runner:
         """Start a run; what an earlier one left is removed first, so it cannot pass for new."""
         for path in (run.record_path, run.executed_path, run.failed_path):
             path.unlink(missing_ok=True)
-        files = Files(
-            job=self._scratch / f"{run.id}.job.json",
-            outcome=self._scratch / f"{run.id}.error",
-            log=run.executed_path.with_name(f"{run.id}.log"),
-        )
+        files = _files(run, self._scratch)
         job = {
             "plan": run.plan,
             "notebook": run.notebook,
@@ -365,6 +375,8 @@ def _announce(plan: str, total: int, todo: int, jobs: int, left: float | None) -
 def reproduce(options: argparse.Namespace) -> int:
     """Run the plan, write tables and figures, give the verdict; failures come last."""
     failures = _run_as_asked(options)
+    if failures and not _record_files(options.plan):
+        return _report(failures)  # nothing to make tables of, and that is not the news
     try:
         status = write_products(options) or give_verdict(options)
     except HelpersError as error:
@@ -401,17 +413,29 @@ def write_products(options: argparse.Namespace) -> int:
     records = _records_here(options.plan)
     _draw(records, folder)
     say(f"tables and figures of {len(records)} records: {show_path(folder)}/tables, figures")
+    missing = len(plans.read_plan(options.plan)) - len(records)
+    if missing:
+        say(
+            f"{missing} runs of the plan have no record here: make report sets the committed "
+            "ones beside these"
+        )
     return 0
 
 
 def _records_here(plan: str) -> list[dict[str, Any]]:
     """The records of a plan's runs on this machine; RunError if there are none."""
-    known = {run.record_path.name for run in plans.read_plan(plan)}
-    folder = results_dir(plan) / "records"
-    paths = [path for path in sorted(folder.glob("*.json")) if path.name in known]
+    paths = _record_files(plan)
     if not paths:
+        folder = show_path(results_dir(plan) / "records")
         raise RunError(f"no records in {folder}: run make reproduce PLAN={plan} first")
     return [read_record(path) for path in paths]
+
+
+def _record_files(plan: str) -> list[Path]:
+    """The files of the records of a plan's runs on this machine."""
+    known = {run.record_path.name for run in plans.read_plan(plan)}
+    paths = sorted((results_dir(plan) / "records").glob("*.json"))
+    return [path for path in paths if path.name in known]
 
 
 def give_verdict(options: argparse.Namespace) -> int:
@@ -520,16 +544,17 @@ def fetch_assets(options: argparse.Namespace) -> int:
 
 
 def list_runs(options: argparse.Namespace) -> int:
-    """Say what a plan holds: done, failed or to do, and how long each committed run took.
+    """Say what a plan holds: done, under way, failed or to do, and how long committed runs took.
 
     For a plan that was never run, here or for the reference, or with --machine: what each run
     would need, and what is missing here; nothing is downloaded for that.
     """
     runs = plans.read_plan(options.plan, options.only)
-    states = [_state(run) for run in runs]
+    held = running_plans()
+    states = [_state(run, held) for run in runs]
     known = _reference_records(options.plan) or set(states) != {"to do"}
     if options.machine or not known:
-        return _list_needs(runs, options)
+        return _list_needs(runs, states.count("done"), options)
     for run, state in zip(runs, states, strict=True):
         seconds = _reference_seconds(run)
         cost = "" if seconds is None else f"  {format_seconds(seconds)}"
@@ -537,16 +562,18 @@ def list_runs(options: argparse.Namespace) -> int:
     return 0
 
 
-def _state(run: Run) -> str:
-    """Whether a run is done, failed or to do."""
+def _state(run: Run, held: Collection[str]) -> str:
+    """Whether a run is done, under way, failed or to do; `held` are the plans being run now."""
     if plans.is_done(run):
         return "done"
+    files = _files(run, _scratch(run.plan))
+    if run.plan in held and files.job.exists() and not files.outcome.exists():
+        return "runs"
     return "failed" if run.failed_path.is_file() else "to do"
 
 
-def _list_needs(runs: list[Run], options: argparse.Namespace) -> int:
-    """Memory, disk and hours of each run, and what is missing."""
-    done = [_state(run) for run in runs].count("done")
+def _list_needs(runs: list[Run], done: int, options: argparse.Namespace) -> int:
+    """Memory, disk and hours of each run, and what is missing; `done` of them are done."""
     say(f"plan {options.plan}: {done} of {len(runs)} runs are done")
     estimate = importlib.import_module("helpers.estimate")  # loads torch, which takes seconds
     machine = estimate.machine_named(options.machine) if options.machine else None

@@ -77,8 +77,8 @@ FLOORS = [
     "report_parts",
     "report",
     "cluster",
-    "run",
     "doctor",
+    "run",
 ]
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
 MACHINE_PATH = re.compile(r"""(?<![\w.~])/(?:home|Users|root|work|mnt|tmp)/\w""")

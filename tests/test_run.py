@@ -177,6 +177,9 @@ def test_unknown_plan_empty_plan_and_no_match(project: Project) -> None:
     with pytest.raises(RunError, match="matches 'zzz'.*01_work/a"):
         plans.read_plan("p", "zzz")
     assert len(plans.read_plan("p", "01_work/*")) == 1
+    project.run_file("my-method-60.yaml", "")
+    with pytest.raises(RunError, match="did you mean 'my-method-60'"):
+        plans.read_plan("p", "01*my-metod-60*")
 
 
 @pytest.mark.parametrize(
@@ -372,6 +375,35 @@ def test_two_runners_do_not_share_a_plan(
     with runner._workplace("p"):
         code, _, err = call(capsys)
     assert code == 1 and "is being run already" in err
+
+
+def test_a_run_under_way_is_not_called_failed(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.run_file("a.yaml", "")
+    project.run_file("b.yaml", "")
+    for run in plans.read_plan("p"):
+        run.failed_path.parent.mkdir(parents=True, exist_ok=True)
+        run.failed_path.write_text("{}")  # where papermill executes it
+
+    def states() -> list[str]:
+        return [line.split()[0] for line in call(capsys, "list")[1].splitlines()]
+
+    with runner._workplace("p") as scratch:
+        scratch.mkdir()
+        (scratch / "01_work--a.job.json").write_text("{}")
+        (scratch / "01_work--b.job.json").write_text("{}")
+        (scratch / "01_work--b.error").write_text("ValueError: x")
+        assert states() == ["runs", "failed"]
+    assert states() == ["failed", "failed"], "killed with its runner"
+
+
+def test_where_all_failed_nothing_is_said_of_records(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.run_file("bad.yaml", "pattern: fail")
+    code, _, err = call(capsys)
+    assert code == 1 and "ValueError: rho is too sad" in err and "no records" not in err
 
 
 def test_wrong_jobs(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
