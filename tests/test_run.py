@@ -476,6 +476,19 @@ def test_verdict_and_tables_with_a_corrupted_record(
     assert not plans.is_done(plans.read_plan("p")[0])  # so the next run replaces it
 
 
+def test_tables_of_a_part_say_what_is_missing(
+    project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_draw", lambda *_: None)
+    for name in "abc":
+        project.run_file(f"{name}.yaml", "")
+    stamped(project, "a", 10.0)
+    assert "2 runs of the plan have no record here: make report" in call(capsys, "tables")[1]
+    stamped(project, "b", 10.0)
+    stamped(project, "c", 10.0)
+    assert "no record here" not in call(capsys, "tables")[1]
+
+
 def test_tables_without_records(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     project.run_file("a.yaml", "")
     code, _, err = call(capsys, "tables")
