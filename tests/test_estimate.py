@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 import statistics
 import subprocess
 import sys
@@ -398,3 +400,30 @@ def test_estimating_loads_neither_torch_nor_pandas() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=root(), check=False)
     assert answer.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("notebook", "plan", "name", "machine"),
+    [
+        ("04_prune_model", "t4", "tinyllama-1.1b-admm-grad-60", "t4"),
+        ("04_prune_model", "paper", "llama-2-7b-admm-grad-50", "a100-80g"),
+        ("05_zero_shot", "t4", "tinyllama-1.1b-admm-grad-50", "t4"),
+        ("05_zero_shot", "paper", "llama-2-7b-admm-grad-50", "a100-80g"),
+    ],
+)
+def test_notebooks_give_the_estimates_of_the_code(
+    notebook: str, plan: str, name: str, machine: str
+) -> None:
+    (run,) = read_plan(plan, f"{notebook}/{name}")
+    needs = estimate(run.effective, machine_named(machine))
+    minutes, memory = round(needs.total_seconds / 60), math.ceil(needs.memory_bytes / 1e9)
+    text = (root() / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8")
+    kind = "Colab T4" if machine == "t4" else "A100"
+    (row,) = re.findall(rf"\| ({kind}[^|]*\(estimate\) \|[^|]*\|[^|]*) \|", text)
+    assert row.split(" | ")[1:] == [f"{minutes} min", f"{memory} GB"]
+
+
+def test_the_hours_of_plan_t4_are_those_that_its_page_gives() -> None:
+    hours = sum(needs.total_seconds for _, needs in estimated("t4", machine_named("t4"))) / 3600
+    page = (root() / "docs" / "colab.md").read_text(encoding="utf-8")
+    assert f"about {hours:.1f} hours on a T4" in page
