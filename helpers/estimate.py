@@ -28,6 +28,7 @@ from helpers.errors import (
     UnknownModel,
     UnsupportedModel,
     check_choice,
+    check_whole,
 )
 from helpers.paths import cache_dir, reference_dir
 from helpers.plan import Run
@@ -74,7 +75,7 @@ GRAM_CHECKS = 28  # for each entry of a gram: finite, symmetric, scaled, damped
 GROUP_RANK = 25  # comparing with one rival of an N:M group
 SWEEP = 16  # SparseGPT: one later column of the same 128
 SELECTION = 200  # finding a threshold on a GPU: 32 counts, each of float32 into booleans and a sum
-# share of a gram's products that is made: the lower half, in stripes (helpers.gram)
+# share of a gram's products that is made: the upper triangle, in panels (helpers.gram)
 HALF_GRAM = 5 / 8
 
 
@@ -272,7 +273,7 @@ def work_of(parameters: Mapping[str, Any], batch: int = 1) -> Work:
 
 def batch_of(parameters: Mapping[str, Any], *, gpu: bool) -> int:
     """Sequences in one forward pass: as many as fill it, and a divisor of all."""
-    most = max(1, PASS_TOKENS[gpu] // parameters["length"])
+    most = max(1, PASS_TOKENS[gpu] // check_whole("length", parameters["length"]))
     return max(n for n in range(1, most + 1) if parameters["sequences"] % n == 0)
 
 
@@ -415,7 +416,7 @@ _DATA_SHEETS = {
     "a100-80g": (312e12, 312e12, 19.5e12, 2039e9, 80e9, 120e9),
     "h100": (989e12, 989e12, 67e12, 3350e9, 80e9, 120e9),
 }
-# the share of a peak that is assumed: passes of one sequence; large products; element-wise steps
+# the share of a peak that is assumed: forward passes; large products; element-wise steps
 HALF_EFFICIENCY, SINGLE_EFFICIENCY, BANDWIDTH_EFFICIENCY = 0.4, 0.75, 0.6
 GPU_CALL, CPU_CALL = 1e-5, 2e-6  # seconds
 HALF_ON_CPU = 0.25  # float16 and bfloat16 against float32, on a CPU without instructions for them

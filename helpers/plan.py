@@ -19,7 +19,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -72,6 +72,11 @@ class Run:
     def failed_path(self) -> Path:
         """Where the notebook lies while it runs and after a failure."""
         return self.executed_path.with_name(f"{self.id}.failed.ipynb")
+
+    @property
+    def job_path(self) -> Path:
+        """What the runner tells the run's process; there as long as the run is under way."""
+        return results_dir(self.plan) / ".runner" / f"{self.id}.job.json"
 
     @property
     def source_path(self) -> Path:
@@ -151,9 +156,11 @@ def _matches(run: Run, only: str | None) -> bool:
 def _no_match(plan: str, only: str | None, runs: Iterable[Run]) -> list[Run]:
     """Raise RunError for a pattern that selects nothing."""
     names = [f"{run.notebook}/{run.name}" for run in runs]
-    words = {part for name in names for part in (*name.split("/"), name)}
-    piece = max(re.split(r"[*?\[\]]", only or ""), key=len)
-    near = difflib.get_close_matches(piece, sorted(words), n=1)
+    words = sorted({part for n in names for part in re.split("[/-]", n) + n.split("/")})
+    # a piece that stands in some name is not what was mistyped
+    pieces = re.split(r"[*?\[\]/]", only or "")
+    wrong = [piece for piece in pieces if not any(piece in name for name in names)]
+    near = [word for piece in wrong for word in difflib.get_close_matches(piece, words, n=1)]
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise RunError(
         f"no run of plan {plan} matches {only!r}: choose among {', '.join(names)}, with * for "
@@ -428,6 +435,11 @@ def assets_needed(runs: Iterable[Run]) -> list[str]:
     }
     every = [run.effective for run in runs]
     return [name for name, reads in wanted.items() if any(map(reads, every))]
+
+
+def under_way(runs: Iterable[Run], held: Collection[str]) -> set[str]:
+    """The ids of those runs that are under way, where `held` are the plans that a runner holds."""
+    return {run.id for run in runs if run.plan in held and run.job_path.exists()}
 
 
 def recorded_fingerprint(run: Run) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import glob
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pandas as pd
 
 from helpers import plan as plans
 from helpers.child import format_seconds, show_path
+from helpers.doctor import running_plans
 from helpers.errors import RunError
 from helpers.notebook_pages import convert_notebooks
 from helpers.pages import (
@@ -63,6 +64,7 @@ PAPER = "https://arxiv.org/abs/2401.02938"
 ORIGIN = "Where it comes from"
 TITLE = "Pruning a language model, and repairing what is left"
 DONE, STALE, FAILED, MISSING = "up to date", "made by other code", "failed", "not run"
+RUNNING = "under way"
 # the packages of a record that a reader asks for first
 MAIN_VERSIONS = ("python", "torch", "transformers")
 
@@ -106,9 +108,10 @@ def gather(plan: str) -> Material:
     there = [run for run in runs if run.record_path.is_file()]
     if there:
         others = read_records(reference_dir("full") / "records")
-        states = {run.id: _state(run) for run in runs}
+        under_way = plans.under_way(runs, running_plans())
+        states = {run.id: _state(run, under_way) for run in runs}
         records = [read_record(run.record_path) for run in there]
-        tried = [run for run in runs if states[run.id] != MISSING]
+        tried = [run for run in runs if states[run.id] not in (MISSING, RUNNING)]
         verdict = judge(tried, references, others)
         left = {run.id for run in runs} - {run.id for run in there}
         committed = [record for record in references if plans.record_id(record) in left]
@@ -121,10 +124,12 @@ def gather(plan: str) -> Material:
     return Material(plan, runs, references, False, _committed_states(runs, references))
 
 
-def _state(run: Run) -> str:
-    """What became of a run on this machine."""
+def _state(run: Run, under_way: Collection[str]) -> str:
+    """What became of a run on this machine; `under_way` are ids of runs."""
     if plans.is_done(run):
         return DONE
+    if run.id in under_way:
+        return RUNNING
     if run.failed_path.is_file():
         return FAILED
     return STALE if run.record_path.is_file() else MISSING
@@ -133,12 +138,13 @@ def _state(run: Run) -> str:
 def _committed_states(runs: Iterable[Run], references: Iterable[Record]) -> dict[str, str]:
     """What there is of each run among the committed records."""
     committed = {plans.record_id(record): record for record in references}
+    under_way = plans.under_way(runs, running_plans())
     states = {}
     for run in runs:
         record = committed.get(run.id)
         asked = {"notebook": run.notebook, "parameters": run.effective}
         if record is None or not same_run(asked, record, run.defaults):
-            states[run.id] = FAILED if run.failed_path.is_file() else MISSING
+            states[run.id] = _state(run, under_way)
         else:
             fits = record.get("fingerprint") == plans.fingerprint(run)
             states[run.id] = DONE if fits else STALE
@@ -264,7 +270,7 @@ def _gaps(material: Material) -> str:
     if not groups:
         return ""
     items = []
-    for state in (FAILED, MISSING, STALE):
+    for state in (RUNNING, FAILED, MISSING, STALE):
         names = groups.get(state, [])
         if names:
             which = "all of them" if len(names) == len(material.runs) else ", ".join(names)

@@ -112,7 +112,7 @@ def _scratch(plan: str) -> Path:
 def _files(run: Run, scratch: Path) -> Files:
     """The files through which the runner and the process of a run speak."""
     return Files(
-        job=scratch / f"{run.id}.job.json",
+        job=run.job_path,
         outcome=scratch / f"{run.id}.error",
         log=run.executed_path.with_name(f"{run.id}.log"),
     )
@@ -287,6 +287,7 @@ class Runner:
 
     def _finish(self, active: Active) -> str | None:
         """Tidy up after a run that has ended, and return its error if it failed."""
+        active.run.job_path.unlink(missing_ok=True)
         error = active.child.error()
         if error is None:
             return None
@@ -297,7 +298,8 @@ class Runner:
     def _abandon(self, active: Active) -> None:
         """Stop a run with its kernel and remove what it has half written."""
         active.child.stop()
-        for path in (active.run.record_path, active.run.failed_path, active.log):
+        run = active.run
+        for path in (run.job_path, run.record_path, run.failed_path, active.log):
             path.unlink(missing_ok=True)
 
 
@@ -415,11 +417,16 @@ def write_products(options: argparse.Namespace) -> int:
     say(f"tables and figures of {len(records)} records: {show_path(folder)}/tables, figures")
     missing = len(plans.read_plan(options.plan)) - len(records)
     if missing:
-        say(
-            f"{missing} runs of the plan have no record here: make report sets the committed "
-            "ones beside these"
-        )
+        without = "1 run has" if missing == 1 else f"{missing} runs have"
+        say(f"{without} no record here{_beside(options.plan)}")
     return 0
+
+
+def _beside(plan: str) -> str:
+    """Where committed records are shown beside one's own, if the plan has any."""
+    if not _reference_records(plan):
+        return ""
+    return f": make report PLAN={plan} sets the committed ones beside these"
 
 
 def _records_here(plan: str) -> list[dict[str, Any]]:
@@ -550,8 +557,8 @@ def list_runs(options: argparse.Namespace) -> int:
     would need, and what is missing here; nothing is downloaded for that.
     """
     runs = plans.read_plan(options.plan, options.only)
-    held = running_plans()
-    states = [_state(run, held) for run in runs]
+    under_way = plans.under_way(runs, running_plans())
+    states = [_state(run, under_way) for run in runs]
     known = _reference_records(options.plan) or set(states) != {"to do"}
     if options.machine or not known:
         return _list_needs(runs, states.count("done"), options)
@@ -562,12 +569,11 @@ def list_runs(options: argparse.Namespace) -> int:
     return 0
 
 
-def _state(run: Run, held: Collection[str]) -> str:
-    """Whether a run is done, under way, failed or to do; `held` are the plans being run now."""
+def _state(run: Run, under_way: Collection[str]) -> str:
+    """Whether a run is done, under way (one of these ids), failed or to do."""
     if plans.is_done(run):
         return "done"
-    files = _files(run, _scratch(run.plan))
-    if run.plan in held and files.job.exists() and not files.outcome.exists():
+    if run.id in under_way:
         return "runs"
     return "failed" if run.failed_path.is_file() else "to do"
 

@@ -217,6 +217,12 @@ def test_a_pass_is_as_large_as_the_pruning_makes_it() -> None:
             assert estimates.batch_of(given, gpu=device == "cuda") == batch
 
 
+def test_a_length_that_is_none_is_refused_before_it_divides(one_line_error: Callable) -> None:
+    for length in (0, -1, 0.5):
+        with one_line_error(BadParameter, "length", "whole number, 1 or more"):
+            estimate(parameters(length=length), machine_named("t4"))
+
+
 def test_more_iterations_and_mask_steps_cost_more() -> None:
     base = estimates.work_of(parameters())
     longer = estimates.work_of(parameters(options={"iterations": 40}))

@@ -73,11 +73,11 @@ FLOORS = [
     "execute",
     "child",
     "pages",
+    "doctor",
     "notebook_pages",
     "report_parts",
     "report",
     "cluster",
-    "doctor",
     "run",
 ]
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}

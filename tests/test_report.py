@@ -328,6 +328,19 @@ def test_own_records_that_are_missing_failed_stale_or_apart(here: Here) -> None:
     assert f"{len(here.runs) - 4} of {len(here.runs) - 1} runs agree" in page.text
 
 
+def test_a_run_under_way_is_not_called_failed(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    here.write(without=WANDA)
+    here.notebook(f"{WANDA}.failed")  # where papermill executes it
+    job = here.runs[WANDA].job_path
+    job.parent.mkdir()
+    job.write_text("{}")
+    monkeypatch.setattr(report, "running_plans", lambda: ["laptop"])
+    text = squeezed(here.report().tree.select_one(".notice.warn").text)
+    assert "under way (1): 04_prune_model/wanda-60" in text and "failed" not in text
+    monkeypatch.setattr(report, "running_plans", lambda: [])  # killed with its runner
+    assert "failed (1)" in squeezed(here.report().tree.select_one(".notice.warn").text)
+
+
 def test_verdict_is_the_one_of_make(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
     here.write(apart=GRAD)
     assert runner.main(["verdict", "--plan", "laptop"]) == 1

@@ -180,6 +180,10 @@ def test_unknown_plan_empty_plan_and_no_match(project: Project) -> None:
     project.run_file("my-method-60.yaml", "")
     with pytest.raises(RunError, match="did you mean 'my-method-60'"):
         plans.read_plan("p", "01*my-metod-60*")
+    with pytest.raises(RunError, match="did you mean 'my-method-60'"):
+        plans.read_plan("p", "01_work/my-metod-60")
+    with pytest.raises(RunError, match="any letters$"):  # no hint at the half that was right
+        plans.read_plan("p", "01_work*absent*")
 
 
 @pytest.mark.parametrize(
@@ -392,10 +396,30 @@ def test_a_run_under_way_is_not_called_failed(
     with runner._workplace("p") as scratch:
         scratch.mkdir()
         (scratch / "01_work--a.job.json").write_text("{}")
-        (scratch / "01_work--b.job.json").write_text("{}")
-        (scratch / "01_work--b.error").write_text("ValueError: x")
         assert states() == ["runs", "failed"]
     assert states() == ["failed", "failed"], "killed with its runner"
+
+
+def test_a_run_that_has_ended_is_no_longer_under_way(
+    project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+    for name in ("die", "fail", "good"):
+        project.run_file(f"{name}.yaml", f"pattern: {name}")
+    tell = runner.Runner._tell
+    monkeypatch.setattr(
+        runner.Runner,
+        "_tell",
+        lambda self, run, text: (
+            seen.update({(run.name, text.split()[0].rstrip(":")): run.job_path.exists()}),
+            tell(self, run, text),
+        ),
+    )
+    call(capsys, "run")
+    assert seen == {
+        **{(name, "…"): True for name in ("die", "fail", "good")},
+        **{("die", "FAILED"): False, ("fail", "FAILED"): False, ("good", "done"): False},
+    }
 
 
 def test_where_all_failed_nothing_is_said_of_records(
@@ -483,8 +507,11 @@ def test_tables_of_a_part_say_what_is_missing(
     for name in "abc":
         project.run_file(f"{name}.yaml", "")
     stamped(project, "a", 10.0)
-    assert "2 runs of the plan have no record here: make report" in call(capsys, "tables")[1]
+    assert call(capsys, "tables")[1].endswith("\n2 runs have no record here\n")
     stamped(project, "b", 10.0)
+    stamped(project, "a", 10.0, "reference/p")
+    said = call(capsys, "tables")[1]
+    assert "\n1 run has no record here: make report PLAN=p sets the committed" in said
     stamped(project, "c", 10.0)
     assert "no record here" not in call(capsys, "tables")[1]
 
