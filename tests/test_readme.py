@@ -51,7 +51,7 @@ def test_the_example_runs(capsys: pytest.CaptureFixture) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", readme(), re.DOTALL)
     before = dict(METHODS)
     try:
-        exec(code.replace('load_model("embedded")', 'load_model("tiny")'), {})
+        exec(code.replace('load_model("embedded")', 'load_model("tiny")'), {"__name__": "readme"})
         assert "wanda-refit" in METHODS
     finally:
         METHODS.clear()
