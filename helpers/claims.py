@@ -588,7 +588,7 @@ CLAIMS = (
         _best_of_all,
     ),
     Claim(
-        "Its overhead is SparseGPT's.",
+        "ADMM-Grad takes about as long as SparseGPT.",
         "At most 1.25 times the seconds of SparseGPT, same cells and seeds; forward passes and "
         "grams, the same work for both, count with their median. More calibration text brings "
         "the ratio nearer to 1.",
