@@ -166,6 +166,19 @@ def test_the_parts_are_right_too(measured: list[dict]) -> None:
         assert 0.65 < statistics.median(found) < 1.35, name
 
 
+def test_the_parts_of_another_plan_are_right() -> None:
+    """Rates fitted to the plan `full` foretell the plan `laptop`, a quarter of its tokens."""
+    machine = machine_named("laptop")
+    records = read_records(reference_dir("laptop") / "records")
+    pruned = [r for r in records if r["name"].startswith("admm") and "gram_seconds" in r["metrics"]]
+    for name in ("forward", "gram", "solve", "evaluate"):
+        found = [
+            estimate(record["parameters"], machine).seconds[name] / measured_seconds(record)[name]
+            for record in pruned
+        ]
+        assert len(found) == 8 and 0.65 < statistics.median(found) < 1.35, (name, found)
+
+
 def test_memory(measured: list[dict]) -> None:
     for record in measured:
         guess = estimate(record["parameters"], machine_named("laptop")).memory_bytes
