@@ -76,7 +76,7 @@ class Run:
     @property
     def job_path(self) -> Path:
         """What the runner tells the run's process; there as long as the run is under way."""
-        return results_dir(self.plan) / ".runner" / f"{self.id}.job.json"
+        return scratch_dir(self.plan) / f"{self.id}.job.json"
 
     @property
     def source_path(self) -> Path:
@@ -88,6 +88,11 @@ class Run:
         """The parameters of its record: all that the notebook will see, but for NOT_RECORDED."""
         merged = {**self.defaults, **self.parameters}
         return {key: value for key, value in merged.items() if key not in NOT_RECORDED}
+
+
+def scratch_dir(plan: str) -> Path:
+    """Where a runner keeps what it tells the processes of its runs."""
+    return results_dir(plan) / ".runner"
 
 
 def record_id(record: Mapping[str, Any]) -> str:

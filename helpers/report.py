@@ -106,9 +106,9 @@ def gather(plan: str) -> Material:
     runs = plans.read_plan(plan)
     references = read_records(reference_dir(plan) / "records")
     there = [run for run in runs if run.record_path.is_file()]
+    under_way = plans.under_way(runs, running_plans())
     if there:
         others = read_records(reference_dir("full") / "records")
-        under_way = plans.under_way(runs, running_plans())
         states = {run.id: _state(run, under_way) for run in runs}
         records = [read_record(run.record_path) for run in there]
         tried = [run for run in runs if states[run.id] not in (MISSING, RUNNING)]
@@ -121,7 +121,7 @@ def gather(plan: str) -> Material:
             f"plan {plan} has no records, neither in {results_dir(plan) / 'records'} nor "
             f"committed: run make reproduce PLAN={plan} first"
         )
-    return Material(plan, runs, references, False, _committed_states(runs, references))
+    return Material(plan, runs, references, False, _committed_states(runs, references, under_way))
 
 
 def _state(run: Run, under_way: Collection[str]) -> str:
@@ -135,10 +135,11 @@ def _state(run: Run, under_way: Collection[str]) -> str:
     return STALE if run.record_path.is_file() else MISSING
 
 
-def _committed_states(runs: Iterable[Run], references: Iterable[Record]) -> dict[str, str]:
-    """What there is of each run among the committed records."""
+def _committed_states(
+    runs: Iterable[Run], references: Iterable[Record], under_way: Collection[str]
+) -> dict[str, str]:
+    """What there is of each run among the committed records; `under_way` are ids of runs."""
     committed = {plans.record_id(record): record for record in references}
-    under_way = plans.under_way(runs, running_plans())
     states = {}
     for run in runs:
         record = committed.get(run.id)

@@ -104,11 +104,6 @@ def choose_jobs(wanted: str) -> int:
     return int(wanted)
 
 
-def _scratch(plan: str) -> Path:
-    """Where a runner keeps what it tells the processes of its runs."""
-    return results_dir(plan) / ".runner"
-
-
 def _files(run: Run, scratch: Path) -> Files:
     """The files through which the runner and the process of a run speak."""
     return Files(
@@ -125,7 +120,7 @@ def _workplace(plan: str) -> Iterator[Path]:
     Raises RunError if the results folder cannot be written or another runner holds it.
     """
     folder = results_dir(plan)
-    scratch = _scratch(plan)
+    scratch = plans.scratch_dir(plan)
     try:
         for name in ("records", "runs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
