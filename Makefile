@@ -15,7 +15,7 @@ HUB ?=
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 INSTALLED_UI := $(VENV)/.installed-ui
-RUN := $(PY) -m helpers.run
+RUN := $(PY) -m helpers.runner.run
 COLAB := .venv-colab/bin/python
 CHOSEN = --plan $(PLAN) $(if $(ONLY),--only '$(ONLY)')
 
@@ -78,7 +78,7 @@ test-colab: ## run tests and the smoke plan with the versions of Google Colab (p
 	@$(COLAB) -m pip install --quiet $(PIP_ARGS) -c tests/colab-constraints.txt -e .
 	@$(COLAB) -m helpers.assets
 	@$(COLAB) -m pytest --ignore tests/test_cluster.py
-	@PRUNING_RESULTS=results/colab $(COLAB) -m helpers.run run --plan smoke
+	@PRUNING_RESULTS=results/colab $(COLAB) -m helpers.runner.run run --plan smoke
 
 test-ui: assets $(INSTALLED_UI) ## run the notebooks in JupyterLab and a browser (UI_FULL=1: as they are)
 	@$(PY) -m pytest tests/ui
@@ -91,7 +91,7 @@ $(INSTALLED_UI): $(INSTALLED)
 # runs before, and without, a set-up: that is when one needs it
 doctor: ## look for what is missing or broken, say what to do (DEEP=1: hash downloads, HUB=1: ask the hub)
 	@if $(PY) -c '' 2>/dev/null; then python=$(PY); else python=$(PYTHON); fi; \
-	  $$python -m helpers.doctor $(if $(DEEP),--deep) $(if $(HUB),--hub)
+	  $$python -m helpers.machine.doctor $(if $(DEEP),--deep) $(if $(HUB),--hub)
 
 lint: $(INSTALLED) ## check style, syntax and that notebooks are stripped
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .

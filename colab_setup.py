@@ -12,6 +12,6 @@ os.chdir(folder)
 if folder not in sys.path:
     sys.path.insert(0, folder)
 
-from helpers.colab import prepare  # noqa: E402 - only now can it be found
+from helpers.machine import prepare  # noqa: E402 - only now can it be found
 
 display(prepare(drive=bool(globals().get("drive", False))))

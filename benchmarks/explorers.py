@@ -8,8 +8,7 @@ from typing import Any
 
 from benchmarks.problems import random_gram, random_weight
 from benchmarks.timing import interleaved, summary
-from helpers.explorer import Explorer
-from helpers.widgets import layer_solve_explorer, mask_schedule_explorer
+from helpers.explore import Explorer, layer_solve_explorer, mask_schedule_explorer
 
 # seconds within which a picture follows a control, and a frame the slider that is scrubbed
 TARGET, SCRUB_TARGET = 0.5, 0.25

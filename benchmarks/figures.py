@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks import model, solver
-from helpers.plots import COLOURS, DASHES, MARKERS, to_png
+from helpers.results import COLOURS, DASHES, MARKERS, to_png
 
 Result = Mapping[str, Any]
 Points = Mapping[str, Mapping[str, float] | None]  # label: summary

@@ -22,9 +22,9 @@ import torch
 from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from helpers.footprint import checkpoint_memory
+from helpers.large import write_index, write_shard
+from helpers.machine import checkpoint_memory
 from helpers.paths import cache_dir, root
-from helpers.shards import write_index, write_shard
 
 LIMIT = 12_000_000_000  # bytes of address space, files that are mapped included
 TARGET = 0.15  # of the prediction
@@ -151,10 +151,9 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
     """The job, in the process that is limited."""
     resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
     # what is loaded once for any work does not belong to a model's footprint
-    from helpers.checkpoint import prune_checkpoint
     from helpers.device import memory_growth
     from helpers.evaluate import perplexity
-    from helpers.streaming import load_streamed
+    from helpers.large import load_streamed, prune_checkpoint
 
     source, vocabulary = Path(job["source"]), 8000
     destination = source.with_name("pruned")

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks import memory, model, solver
-from helpers.tables import format_number, to_markdown
+from helpers.results import format_number, to_markdown
 
 Result = Mapping[str, Any]
 

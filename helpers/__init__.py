@@ -1,50 +1,61 @@
 """Prune a language model layer by layer and refit the surviving weights.
 
-The public names are loaded on first use, so that importing the package costs nothing.
+The modules in this folder decide the numbers; the packages below it (wings) do not. Public names
+are loaded on first use, so that importing the package costs nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-_PUBLIC = {
-    "admm": ("admm_grad", "exact_least_squares", "refit"),
-    "capture": ("layer_gram",),
-    "checkpoint": ("prune_checkpoint",),
-    "corpora": ("calibration_tokens", "corpus_identity", "evaluation_tokens"),
-    "errors": ("HelpersError",),
-    "evaluate": ("perplexity", "zero_shot"),
-    "footprint": ("checkpoint_memory",),
-    "gram": ("gram_of", "relative_error"),
-    "hub": ("fetch_checkpoint",),
-    "masks": ("cubic_schedule", "select", "top_k", "top_nm"),
-    "methods": ("METHODS", "LayerResult", "register"),
-    "models": ("load_model", "model_identity"),
-    "packed": (
-        "apply_masks",
-        "check_masks",
-        "load_masks",
-        "masks_of",
-        "pack_mask",
-        "save_masks",
-        "size_report",
-        "unpack_mask",
-    ),
-    "prune": ("prune_model",),
-    "records": ("check_parameters", "make_record", "read_records", "write_record"),
-    "streaming": ("load_streamed",),
-}
-_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
-__all__ = sorted(_HOME)
+def lazy_names(
+    package: str, homes: Mapping[str, Sequence[str]]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """`__getattr__`, `__dir__` and `__all__` of a package that loads its names on first use.
+
+    homes: module of the package (or below it) → the names it gives to the package.
+    """
+    home_of = {name: module for module, names in homes.items() for name in names}
+    names = sorted(home_of)
+
+    def load(name: str) -> Any:
+        if name not in home_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{home_of[name]}"), name)
+
+    return load, lambda: names, names
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'helpers' has no attribute {name!r}")
-    return getattr(import_module(f"helpers.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "admm": ("admm_grad", "exact_least_squares", "refit"),
+        "capture": ("layer_gram",),
+        "corpora": ("calibration_tokens", "corpus_identity", "evaluation_tokens"),
+        "errors": ("HelpersError",),
+        "evaluate": ("perplexity", "zero_shot"),
+        "gram": ("gram_of", "relative_error"),
+        "large": (
+            "apply_masks",
+            "check_masks",
+            "fetch_checkpoint",
+            "load_masks",
+            "load_streamed",
+            "masks_of",
+            "pack_mask",
+            "prune_checkpoint",
+            "save_masks",
+            "size_report",
+            "unpack_mask",
+        ),
+        "machine": ("checkpoint_memory",),
+        "masks": ("cubic_schedule", "select", "top_k", "top_nm"),
+        "methods": ("METHODS", "LayerResult", "register"),
+        "models": ("load_model", "model_identity"),
+        "prune": ("prune_model",),
+        "records": ("check_parameters", "make_record", "read_records", "write_record"),
+    },
+)

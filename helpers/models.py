@@ -165,7 +165,7 @@ def opened(
     """Inside, a part of a model holds its weights: a block by its number, a module that lies
     outside the blocks, or all of those (None).
 
-    For a model in memory there is nothing to do; others read them (`helpers.streaming`).
+    For a model in memory there is nothing to do; others read them (`helpers.large.streaming`).
     """
     store = getattr(model, STORE, None)
     return contextlib.nullcontext() if store is None else store.opened(part)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from helpers.errors import RecordError
 
-# the masks of a saved model, beside its weights: see `helpers.packed`
+# the masks of a saved model, beside its weights: see `helpers.large.mask_files`
 MASK_FILE = "masks.safetensors"
 
 

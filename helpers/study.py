@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from helpers.admm import exact_least_squares, refit
-from helpers.baselines import conjugate_gradients, gradient_refit
 from helpers.errors import (
     BadSparsity,
     NonFinite,
     check_real,
     check_whole,
 )
+from helpers.gradient_methods import conjugate_gradients, gradient_refit
 from helpers.gram import check_gram, damp, normalise, relative_error
 from helpers.masks import check_sparsity, parse_pattern, select
 from helpers.methods import METHODS

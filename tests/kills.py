@@ -28,8 +28,8 @@ import families as fam
 import saved
 import torch
 
-import helpers.shards
-from helpers.checkpoint import MANIFEST, prune_checkpoint
+import helpers.large.shards
+from helpers.large.checkpoint import MANIFEST, prune_checkpoint
 
 METHOD = dict(method="sparsegpt", sparsity=0.5, batch=2, activations="disk")
 OLDER = dict(METHOD, method="magnitude", sparsity=0.25)
@@ -92,7 +92,7 @@ class DurableOperations:
         self.last, self.count, self.begun = last, 0, os.getpid()
         for name in self.NAMES:
             setattr(os, name, self.counted(getattr(os, name)))
-        helpers.shards.save_file = self.counted(helpers.shards.save_file, half=True)
+        helpers.large.shards.save_file = self.counted(helpers.large.shards.save_file, half=True)
 
     def counted(self, operation: Callable[..., Any], half: bool = False) -> Callable[..., Any]:
         """The operation, or the end of the process."""

@@ -10,9 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-import helpers.advice as module
-from helpers import room as rooms
-from helpers.advice import (
+import helpers.machine.presets as module
+from helpers.errors import BadParameter, OutOfMemory
+from helpers.machine import memory as rooms
+from helpers.machine.estimate import Machine, estimate, machine_named
+from helpers.machine.memory import Room, memory_watch, ram
+from helpers.machine.presets import (
     NOTEBOOKS,
     PRESETS,
     check_room,
@@ -22,12 +25,9 @@ from helpers.advice import (
     needs_of,
     suggestions,
 )
-from helpers.errors import BadParameter, OutOfMemory
-from helpers.estimate import Machine, estimate, machine_named
 from helpers.paths import notebooks_dir
-from helpers.plan import read_parameters_cell, read_plan
 from helpers.records import check_type
-from helpers.room import Room, memory_watch, ram
+from helpers.runner.plan import read_parameters_cell, read_plan
 
 GPUS = ["t4", "v100", "l4", "a100-80g", "h100"]
 ROOMY = Room(64 * 10**9, 64 * 10**9, "Some GPU", 40 * 10**9, 40 * 10**9)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from helpers.admm import exact_least_squares
-from helpers.baselines import conjugate_gradients, gradient_refit
 from helpers.errors import BadMask, BadParameter, NonFinite
+from helpers.gradient_methods import conjugate_gradients, gradient_refit
 from helpers.gram import gram_of
 
 D_OUT, D_IN = 6, 12

@@ -23,12 +23,12 @@ from benchmarks import (
     timing,
 )
 from helpers.corpora import calibration_tokens
+from helpers.explore import layer_solve_explorer
 from helpers.gram import relative_error
 from helpers.methods import METHODS
 from helpers.models import load_model
 from helpers.paths import root
 from helpers.prune import prune_model
-from helpers.widgets import layer_solve_explorer
 
 MODULES = sorted((root() / "benchmarks").glob("*.py"))
 

@@ -23,8 +23,6 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from helpers import apply_masks, check_masks, load_masks, load_model, masks_of, prune_model
-from helpers import checkpoint as module
-from helpers.checkpoint import MANIFEST, CheckpointReport, prune_checkpoint
 from helpers.errors import (
     BadParameter,
     BadSparsity,
@@ -35,8 +33,10 @@ from helpers.errors import (
     UnknownModel,
     UnsupportedModel,
 )
+from helpers.large import checkpoint as module
+from helpers.large.checkpoint import MANIFEST, CheckpointReport, prune_checkpoint
+from helpers.large.shards import Checkpoint
 from helpers.methods import METHODS, LayerResult, register
-from helpers.shards import Checkpoint
 
 HERE = Path(__file__).parent
 TOKENS = fam.random_tokens(4, 16)
@@ -536,7 +536,7 @@ def test_files_are_closed(llama: Path, tmp_path: Path) -> None:
 
 HOLDER = """
 import sys, torch, families as fam
-from helpers.checkpoint import prune_checkpoint
+from helpers.large.checkpoint import prune_checkpoint
 torch.set_num_threads(1)
 def wait(*_):
     print("working", flush=True)
@@ -607,7 +607,7 @@ def test_a_lock_that_was_deleted_while_it_was_waited_for_is_none(
 
 FULL = """
 import json, resource, signal, sys, torch, families as fam
-from helpers.checkpoint import prune_checkpoint
+from helpers.large.checkpoint import prune_checkpoint
 from helpers.errors import CheckpointError
 torch.set_num_threads(1)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers import claims
-from helpers.claims import FAILS, HOLDS, OPEN, UNTESTED
+from helpers.results import claims
+from helpers.results.claims import FAILS, HOLDS, OPEN, UNTESTED
 
 TESTS = {claim.sentence: claim.check for claim in claims.CLAIMS}
 COLUMNS = {"50 %": 0.5, "60 %": 0.6, "70 %": 0.7, "80 %": 0.8, "2:4": 0.5, "4:8": 0.5}

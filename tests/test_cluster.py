@@ -22,12 +22,12 @@ import pytest
 import test_run
 from test_run import BODY, PARAMETERS, Project, call
 
-from helpers import child, cluster
-from helpers import plan as plans
-from helpers import run as runner
 from helpers.errors import RunError
 from helpers.paths import root
 from helpers.records import read_record
+from helpers.runner import child, cluster
+from helpers.runner import plan as plans
+from helpers.runner import run as runner
 
 distributed = pytest.importorskip("distributed")
 project = test_run.project
@@ -364,7 +364,7 @@ def test_jobs_and_scheduler_exclude_each_other(
 def test_without_dask(
     project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "helpers.cluster")
+    monkeypatch.delitem(sys.modules, "helpers.runner.cluster")
     monkeypatch.setitem(sys.modules, "distributed", None)  # as if it were not installed
     project.run_file("a.yaml", "")
     err = refused(project, capsys, "tcp://127.0.0.1:1")
@@ -396,7 +396,7 @@ def test_workers_that_join_late_leave_or_do_not_pass(monkeypatch: pytest.MonkeyP
     pool = cluster.Pool(client, cluster.Expected("/r", Path(), "", (), ""), [run], said.append)
     found = {"reason": None, "host": "h", "cpus": [0], "gpus": 0}
     answers = {"a": found, "b": found | {"gpus": 1}, "c": found | {"reason": "too old"}}
-    answers["d"] = ModuleNotFoundError("No module named 'helpers.cluster'")
+    answers["d"] = ModuleNotFoundError("No module named 'helpers.runner.cluster'")
     monkeypatch.setattr(pool, "ask", lambda address, *rest: answers[address])
     monkeypatch.setattr(cluster, "REFRESH_SECONDS", 0)
     monkeypatch.setattr(cluster, "WAIT_SECONDS", 0.1)
@@ -409,7 +409,7 @@ def test_workers_that_join_late_leave_or_do_not_pass(monkeypatch: pytest.MonkeyP
     assert pool.slots == 1
     assert sorted(said) == [
         "worker c cannot be used: too old; the run goes on without it",
-        "worker d cannot be used: ModuleNotFoundError: No module named 'helpers.cluster'; start "
+        "worker d cannot be used: ModuleNotFoundError: No module named 'helpers.runner.cluster'; start "
         "it with the project's .venv in /r; the run goes on without it",
     ]
     client.known = {"a": 1}

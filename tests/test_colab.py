@@ -17,14 +17,14 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from helpers import colab
-from helpers.advice import needs_of
-from helpers.colab import PACKAGE, check_installed, finish, prepare
 from helpers.errors import RunError, StorageError
-from helpers.estimate import SHAPES, machine_named
-from helpers.keep import Keeper
+from helpers.machine import colab
+from helpers.machine.colab import PACKAGE, check_installed, finish, prepare
+from helpers.machine.drive import Keeper
+from helpers.machine.estimate import SHAPES, machine_named
+from helpers.machine.memory import Room
+from helpers.machine.presets import needs_of
 from helpers.paths import replace_file, root
-from helpers.room import Room
 
 T4 = Room(11 * 10**9, 12_700_000_000, "Tesla T4", 15 * 10**9, 15_800_000_000)
 

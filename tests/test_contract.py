@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import helpers.baselines  # noqa: F401 - registers SparseGPT
-from helpers import LayerResult, contract, plan, register, select
+import helpers.gradient_methods  # noqa: F401 - registers SparseGPT
+from helpers import LayerResult, contract, register, select
 from helpers.contract import check_method
 from helpers.errors import BadParameter, UnknownMethod
 from helpers.methods import METHODS, get_method
 from helpers.paths import own_methods_dir
+from helpers.runner import plan
 
 EVERYTHING = {what for what, _ in contract._checks()}
 UPDATES = "a layer that needs no pruning stays"
@@ -173,7 +174,7 @@ def test_a_changed_file_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
     before, others = plan.fingerprint(own), plan.fingerprint(run)
     source = (own_methods_dir() / "wanda_refit.py").read_text().replace('"output"', '"matrix"')
     monkeypatch.setattr(
-        "helpers.plan._own_method", lambda r: [source] if r is own else [], raising=True
+        "helpers.runner.plan._own_method", lambda r: [source] if r is own else [], raising=True
     )
     assert plan.fingerprint(own) != before
     assert plan.fingerprint(run) == others, "a reader's method leaves other runs as they are"

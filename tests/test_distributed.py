@@ -22,10 +22,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from helpers import calibration_tokens, load_model, prune_model
-from helpers.distributed import costs, main, share_out
+from helpers.large.shards import Checkpoint
+from helpers.large.torchrun import costs, main, share_out
 from helpers.models import find_blocks, find_layers
 from helpers.paths import root
-from helpers.shards import Checkpoint
 
 HERE = Path(__file__).parent
 PATIENCE = 60.0  # seconds, within which a run that fails has ended
@@ -102,7 +102,7 @@ def group() -> Callable[..., Ended]:
     They come from a process that has imported everything already, which torchrun's have not.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["helpers.distributed"])
+    context.set_forkserver_preload(["helpers.large.torchrun"])
 
     def start(size: int, target: Callable, folder: Path, *more: object) -> Ended:
         port = free_port()
@@ -266,7 +266,7 @@ def whole(sources: dict[str, Path], text: Path, tmp_path_factory) -> tuple[Path,
     """What two processes of torchrun make of seven sequences, with the method admm1."""
     to = tmp_path_factory.mktemp("whole") / "pruned"
     asked = request(sources["llama"], to, text, method="admm1")
-    return to, run(2, "-m", "helpers.distributed", *asked)
+    return to, run(2, "-m", "helpers.large.torchrun", *asked)
 
 
 def test_two_processes_of_torchrun(whole: tuple, sources: dict[str, Path], text: Path) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers import doctor
-from helpers.doctor import Facts, Finding, Folder, examine
+from helpers.machine import doctor
+from helpers.machine.doctor import Facts, Finding, Folder, examine
 from helpers.paths import root
 
 GB = 10**9
@@ -246,7 +246,7 @@ def test_only_the_standard_library_at_the_top() -> None:
 
 def run_doctor(*options: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *options, "-m", "helpers.doctor"],
+        [sys.executable, *options, "-m", "helpers.machine.doctor"],
         cwd=root(),
         env={key: value for key, value in (os.environ | variables).items() if value},
         capture_output=True,

@@ -18,11 +18,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from helpers import estimate as estimates
 from helpers.assets import embedded_model_folder
 from helpers.capture import best_batch, largest_divisor
 from helpers.errors import AssetError, BadParameter, RecordError, UnknownModel, UnsupportedModel
-from helpers.estimate import (
+from helpers.machine import estimate as estimates
+from helpers.machine.estimate import (
     Machine,
     estimate,
     fit_machine,
@@ -36,9 +36,9 @@ from helpers.estimate import (
 )
 from helpers.models import find_blocks, find_layers, read_weight
 from helpers.paths import reference_dir, root
-from helpers.plan import Run, read_plan
-from helpers.published import read_published
 from helpers.records import read_records
+from helpers.results.published import read_published
+from helpers.runner.plan import Run, read_plan
 
 CALIBRATED = ("wanda", "sparsegpt", "admm1", "admm-grad")
 
@@ -414,9 +414,7 @@ def test_everything_of_the_paper_but_70b_fits_one_big_gpu(token: Callable) -> No
 
 
 def test_estimating_loads_neither_torch_nor_pandas() -> None:
-    code = (
-        "import sys, helpers.estimate; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
-    )
+    code = "import sys, helpers.machine.estimate; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], cwd=root(), check=False)
     assert answer.returncode == 0
 

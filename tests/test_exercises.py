@@ -11,7 +11,7 @@ import papermill
 import pytest
 
 from helpers.paths import notebooks_dir, root
-from helpers.plan import read_plan
+from helpers.runner.plan import read_plan
 
 NOTEBOOKS = sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))
 SOLUTION = re.compile(r"<details><summary>Solution</summary>\n\n(.*?)\n</details>", re.DOTALL)

@@ -15,9 +15,9 @@ from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadMo
 
 from helpers import load_model, load_streamed
 from helpers.errors import BadParameter, NonFinite, OutOfMemory, Stopped
-from helpers.explore_models import Writer, answer_perplexity, answer_text, greedy, prompt_ids
+from helpers.explore import TryIt, pruned_copy, try_it
+from helpers.explore.generate import Writer, answer_perplexity, answer_text, greedy, prompt_ids
 from helpers.models import find_blocks, find_layers
-from helpers.widgets import TryIt, pruned_copy, try_it
 
 PROMPT = "The capital of France is"
 
@@ -291,7 +291,7 @@ def test_pruning_that_is_stopped_leaves_nothing(
     with one_line_error(Stopped, "the unfinished copy is gone"):
         pruned_copy(loaded[0], tokens, progress=stop, method="magnitude", sparsity=0.5)
     memory = type("Memory", (), {"available": 1000, "total": 2000})
-    monkeypatch.setattr("helpers.room.psutil.virtual_memory", lambda: memory)
+    monkeypatch.setattr("helpers.machine.memory.psutil.virtual_memory", lambda: memory)
     with one_line_error(OutOfMemory, "free"):
         pruned_copy(loaded[0], tokens, method="magnitude", sparsity=0.5)
 

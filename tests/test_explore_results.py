@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from helpers.errors import BadParameter, RecordError
-from helpers.explore_results import log_ticks, metric_title
+from helpers.explore import ResultsExplorer, results_explorer
+from helpers.explore.results import log_ticks, metric_title
 from helpers.paths import reference_dir
-from helpers.plots import COLOURS, METHOD_LOOK
 from helpers.records import read_records
-from helpers.tables import perplexity_spread, perplexity_table, variant_table
-from helpers.widgets import ResultsExplorer, results_explorer
+from helpers.results.plots import COLOURS, METHOD_LOOK
+from helpers.results.tables import perplexity_spread, perplexity_table, variant_table
 
 SIXTY = "04_prune_model--admm-grad-60"
 

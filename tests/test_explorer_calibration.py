@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from helpers import calibration_tokens, load_model
 from helpers.capture import advance, capture, embed
 from helpers.errors import HelpersError, Stopped
-from helpers.explore_calibration import pieces_of, read_text, stream_norms, top_table, visible
+from helpers.explore import calibration_explorer
+from helpers.explore.calibration import pieces_of, read_text, stream_norms, top_table, visible
 from helpers.models import find_blocks
-from helpers.widgets import calibration_explorer
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_a_window_is_run_once(
     explorer = calibration_explorer(*tiny)
     explorer.wait(30)
     monkeypatch.setattr(
-        "helpers.explore_calibration.stream_norms", lambda *_a: pytest.fail("run again")
+        "helpers.explore.calibration.stream_norms", lambda *_a: pytest.fail("run again")
     )
     explorer.controls["block"].value = 0
     explorer.wait(30)

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from helpers.errors import BadParameter, HelpersError, Stopped
-from helpers.explorer import Explorer, Task, failure, slider
+from helpers.explore.controls import Explorer, Task, failure, slider
 
 SOON = 10.0  # seconds after which a test has failed
 
@@ -310,7 +310,7 @@ def test_a_dragged_slider_queues_nothing() -> None:
 def test_a_slow_picture_that_nobody_waits_for_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("helpers.explorer.PATIENCE", 0.0)
+    monkeypatch.setattr("helpers.explore.controls.PATIENCE", 0.0)
     slow = Slow()
     slow.hold(1)
     slow.number.value = 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from helpers.errors import BadParameter, UnknownModel
-from helpers.footprint import checkpoint_memory
+from helpers.machine.footprint import checkpoint_memory
 
 SEVEN = "meta-llama/Llama-2-7b-hf"
 

@@ -13,13 +13,13 @@ import families as fam
 import pytest
 import saved
 
-import helpers.keep
-from helpers import plan as plans
-from helpers.checkpoint import prune_checkpoint
+import helpers.machine.drive
 from helpers.errors import BadParameter, StorageError
-from helpers.keep import Keeper
+from helpers.large.checkpoint import prune_checkpoint
+from helpers.machine.drive import Keeper
 from helpers.paths import replace_file
 from helpers.records import make_record, write_record
+from helpers.runner import plan as plans
 
 
 @pytest.fixture
@@ -76,9 +76,9 @@ def test_weights_come_before_what_speaks_of_them(
 ) -> None:
     fill(keeper.source, m__a_json="manifest", m__b_safetensors="weights", m__c_txt="text")
     order = []
-    whole = helpers.keep._copy
+    whole = helpers.machine.drive._copy
     monkeypatch.setattr(
-        helpers.keep, "_copy", lambda a, b: (order.append(Path(b).suffix), whole(a, b))
+        helpers.machine.drive, "_copy", lambda a, b: (order.append(Path(b).suffix), whole(a, b))
     )
     keeper.copy()
     assert order == [".safetensors", ".txt", ".json"]

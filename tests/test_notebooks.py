@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers import plan as plans
 from helpers.paths import root
 from helpers.records import read_record
+from helpers.runner import plan as plans
 
 RUNS = [(path.parent.name, path.stem) for path in sorted((root() / "runs/smoke").rglob("*.yaml"))]
 IDS = ["--".join(run) for run in RUNS]
@@ -51,7 +51,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results folder of the plan smoke, run from nothing."""
     folder = tmp_path_factory.mktemp("results")
     environment = os.environ | {"PRUNING_RESULTS": str(folder)}
-    command = [sys.executable, "-m", "helpers.run", "run", "--plan", "smoke"]
+    command = [sys.executable, "-m", "helpers.runner.run", "run", "--plan", "smoke"]
     done = subprocess.run(command, env=environment, cwd=root(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return folder / "smoke"

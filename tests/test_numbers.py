@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from helpers.paths import notebooks_dir, reference_dir
-from helpers.plan import read_plan
 from helpers.records import read_record, read_records
-from helpers.tables import sections, write_tables
+from helpers.results.tables import sections, write_tables
+from helpers.runner.plan import read_plan
 
 
 def value(notebook: str, name: str, metric: str, plan: str = "laptop") -> float:

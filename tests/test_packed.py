@@ -37,7 +37,7 @@ from helpers.errors import (
     NonFinite,
     UnsupportedModel,
 )
-from helpers.packed import SizeReport
+from helpers.large.mask_files import SizeReport
 
 T, F = True, False
 Q0 = "model.layers.0.self_attn.q_proj.weight"

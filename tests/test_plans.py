@@ -15,12 +15,12 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from helpers import corpora
 from helpers.assets import embedded_model_folder
 from helpers.errors import AssetError, RunError
-from helpers.estimate import SHAPES
+from helpers.machine.estimate import SHAPES
 from helpers.paths import notebooks_dir, root
-from helpers.plan import Run, read_notebook, read_plan
-from helpers.published import MODEL_NAMES, published_table, read_published
 from helpers.records import read_record
-from helpers.tables import perplexity_table, write_tables
+from helpers.results.published import MODEL_NAMES, published_table, read_published
+from helpers.results.tables import perplexity_table, write_tables
+from helpers.runner.plan import Run, read_notebook, read_plan
 
 PRUNE, ZERO_SHOT = "04_prune_model", "05_zero_shot"
 PAPER_MODELS = {

@@ -9,8 +9,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from helpers import plots
 from helpers.errors import RecordError
+from helpers.results import plots
 
 LAYERS = ("self_attn.q_proj", "mlp.down_proj")
 
@@ -247,7 +247,7 @@ def test_write_figures_into_a_file_is_one_line(
 
 def test_figures_show_in_jupyter_and_pyplot_stays_out() -> None:
     assert plots.mask_picture(torch.ones(4, 4).bool())._repr_png_().startswith(b"\x89PNG")
-    code = "import sys, helpers.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, helpers.results.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

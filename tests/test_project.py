@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from helpers import plan as plans
 from helpers.paths import root
+from helpers.runner import plan as plans
 
 ROOT = root()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -249,8 +249,8 @@ def check_signature(node: ast.FunctionDef) -> None:
 
 
 def test_importing_the_runner_is_light() -> None:
-    heavy = "{'torch', 'pandas', 'distributed', 'helpers.cluster'}"
-    code = f"import sys, helpers.run; sys.exit(len({heavy} & set(sys.modules)))"
+    heavy = "{'torch', 'pandas', 'distributed', 'helpers.runner.cluster'}"
+    code = f"import sys, helpers.runner.run; sys.exit(len({heavy} & set(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
     assert answer.returncode == 0
 

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from helpers.errors import RecordError
-from helpers.published import COLUMNS, Figure, published_dir, published_table, read_published
+from helpers.results.published import (
+    COLUMNS,
+    Figure,
+    published_dir,
+    published_table,
+    read_published,
+)
 
 HEAD = ",".join(COLUMNS)
 WANDA = "LLaMA-2-7B,wanda,unstructured,0.5,wikitext2_ppl,2048,6.93,somebody's Table 1"

@@ -19,12 +19,12 @@ import nbformat
 import psutil
 import pytest
 
-from helpers import plan as plans
-from helpers import run as runner
-from helpers import verdict
 from helpers.errors import RunError
 from helpers.paths import root
 from helpers.records import make_record, read_record, write_record
+from helpers.results import verdict
+from helpers.runner import plan as plans
+from helpers.runner import run as runner
 
 PARAMETERS = """\
 rho = 1.0  # a float

@@ -24,9 +24,9 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from helpers import load_model, perplexity
 from helpers.errors import CheckpointError, NonFinite, UnknownModel, UnsupportedModel
+from helpers.large.shards import Checkpoint, write_index, write_shard
+from helpers.large.streaming import WeightStore, load_streamed
 from helpers.models import STORE, device_of, find_blocks, opened
-from helpers.shards import Checkpoint, write_index, write_shard
-from helpers.streaming import WeightStore, load_streamed
 
 CPU = torch.device("cpu")
 # transformers gives their weights other names in files than in the model
@@ -412,7 +412,7 @@ def test_a_shard_is_an_ordinary_file(tmp_path: Path) -> None:
     assert dict(Checkpoint(tmp_path).tensors()).keys() == {"a", "b"}
 
 
-@pytest.mark.parametrize("place", ["os.fsync", "os.replace", "helpers.shards.save_file"])
+@pytest.mark.parametrize("place", ["os.fsync", "os.replace", "helpers.large.shards.save_file"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
 def test_a_shard_is_written_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, code: int, one_line_error

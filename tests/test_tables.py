@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from helpers import tables
 from helpers.errors import RecordError
+from helpers.results import tables
 
 SETTING = {
     "model": "embedded",

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from helpers import METHODS, calibration_tokens, gram_of, layer_gram, load_model
 from helpers.admm import admm_grad, exact_least_squares
-from helpers.baselines import conjugate_gradients
 from helpers.errors import BadParameter, HelpersError, Stopped
-from helpers.explore_layer import TOLERANCE, certified_optimum
-from helpers.explore_mask import FINAL_ITERATIONS
+from helpers.explore import Explorer, layer_solve_explorer, mask_schedule_explorer, progress_bar
+from helpers.explore.layer import TOLERANCE, certified_optimum
+from helpers.explore.mask import FINAL_ITERATIONS
+from helpers.explore.source import GivenLayer, Layer, ModelLayers, Problem, source_of
+from helpers.gradient_methods import conjugate_gradients
 from helpers.gram import relative_error
-from helpers.layer_source import GivenLayer, Layer, ModelLayers, Problem, source_of
 from helpers.masks import top_k
 from helpers.models import find_blocks, find_layers, read_weight
-from helpers.widgets import Explorer, layer_solve_explorer, mask_schedule_explorer, progress_bar
 
 
 def quiet(*_steps: Any) -> None:
@@ -145,7 +145,7 @@ def test_the_certificate_holds(
 def test_the_certificate_says_when_it_has_not_arrived(
     problem: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("helpers.explore_layer.STEPS", (1,))
+    monkeypatch.setattr("helpers.explore.layer.STEPS", (1,))
     weight, gram = problem
     rows, keep = Problem(Layer("", weight, gram), None), top_k(weight.abs(), 0.6)
     error, within = certified_optimum(rows, keep, torch.zeros_like(weight), 0.1)
@@ -221,7 +221,7 @@ def test_scrubbing_shows_each_iterations_mask_and_solves_nothing(
     masks: list[Tensor] = []
     admm_grad(weight, gram, sparsity=0.6, trace=lambda _i, _w, keep: masks.append(keep.clone()))
     one_shot = METHODS["admm1"](weight, gram, sparsity=0.6).keep
-    monkeypatch.setattr("helpers.explore_mask.admm_grad", lambda *_a, **_k: pytest.fail("solved"))
+    monkeypatch.setattr("helpers.explore.mask.admm_grad", lambda *_a, **_k: pytest.fail("solved"))
     for iteration in (20, 1, 8):
         change(explorer, iteration=iteration)
         assert explorer.message.value == ""
@@ -314,7 +314,7 @@ def test_grams_of_a_walk_are_those_of_layer_gram(tiny: tuple[nn.Module, Tensor])
 def test_a_known_block_takes_no_step_and_a_walk_goes_on_from_the_nearest(
     tiny: tuple[nn.Module, Tensor], room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("helpers.layer_source.STREAM_BYTES", room)
+    monkeypatch.setattr("helpers.explore.source.STREAM_BYTES", room)
     source, steps = ModelLayers(*tiny), []
 
     def note(_done: int, _total: int, name: str) -> None:
@@ -435,8 +435,8 @@ def test_stopping_a_walk_keeps_picture_and_controls(
 
 
 def test_a_name_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("helpers.layer_source.LENGTH", 16)
-    monkeypatch.setattr("helpers.layer_source.SEQUENCES", 2)
+    monkeypatch.setattr("helpers.explore.source.LENGTH", 16)
+    monkeypatch.setattr("helpers.explore.source.SEQUENCES", 2)
     explorer = layer_solve_explorer("tiny")
     assert "block 1" in explorer.figure.axes[0].get_title()
 

@@ -17,9 +17,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from helpers import capture
-from helpers.distributed import main, team_of
 from helpers.errors import NonFinite
 from helpers.gram import Gram
+from helpers.large.torchrun import main, team_of
 from helpers.methods import METHODS, register
 from helpers.models import read_weight, write_weight
 from helpers.prune import LayerReport

@@ -8,7 +8,7 @@ from pathlib import Path
 NAME = "controls"
 WIDGETS = """import time
 import ipywidgets
-from helpers.explorer import Task
+from helpers.explore.controls import Task
 
 shown = ipywidgets.HTML("nothing yet")
 

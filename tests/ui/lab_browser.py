@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from lab_page import WINDOW
 
-from helpers.doctor import BROWSERS
+from helpers.machine.doctor import BROWSERS
 from helpers.paths import root
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import controls
 
-from helpers import plan as plans
 from helpers.paths import root
+from helpers.runner import plan as plans
 
 SECONDS = 60  # in which a server must have started
 JUPYTER_FOLDERS = {

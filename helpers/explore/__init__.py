@@ -1,0 +1,26 @@
+"""The explorers of the notebooks, to be used by themselves too; each has a static twin."""
+
+from helpers import lazy_names
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "calibration": ("calibration_explorer",),
+        "controls": (
+            "Explorer",
+            "Task",
+            "progress_bar",
+        ),
+        "layer": ("layer_solve_explorer",),
+        "mask": ("mask_schedule_explorer",),
+        "results": (
+            "ResultsExplorer",
+            "results_explorer",
+        ),
+        "try_it": (
+            "TryIt",
+            "pruned_copy",
+            "try_it",
+        ),
+    },
+)

@@ -1,0 +1,484 @@
+"""A saved pruned model with its masks beside it, one bit a weight, and what storing it takes.
+
+A pruned model is saved like any other, dense, by `save_pretrained`. `save_masks` puts the file
+`masks.safetensors` into the same folder; `from_pretrained` does not read it, so the folder stays
+an ordinary one. `size_report` counts what other ways of storing the same model would take.
+
+All of this is about disk and download only. No general kernel runs such weights faster, and
+nothing here makes a model faster or smaller in memory.
+
+The mask file is plain safetensors. Under each weight's name in the checkpoint it holds the bits of
+`pack_mask`, uint8 (ceil(weights / 8),). The metadata hold one JSON text under "masks": the format
+"version", the "pattern", and for each of the "layers" its "shape" as the checkpoint stores it, the
+"crc32" of its bits, and "axis", the dimension along which an N:M pattern's groups run (null if
+unstructured). That is 1 for `nn.Linear`, and 0 for GPT-2's `Conv1D`, which checkpoints store
+transposed as (d_in, d_out): its mask is transposed like its weight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from helpers.errors import BadMask, BadPattern, CheckpointError, UnsupportedModel
+from helpers.large.shards import TEMPORARY, Checkpoint, reading, write_shard
+from helpers.masks import parse_pattern
+from helpers.models import check_weights, find_blocks, find_layers
+from helpers.paths import MASK_FILE
+
+VERSION = 1
+NO_SPEED = (
+    "These sizes are about disk and download only: no general kernel runs such weights faster."
+)
+_LEVEL = 1  # zlib's fastest: floats of trained weights hardly shrink further at higher levels
+_PIECE = 1 << 24  # bytes given to zlib at once, so that its output is never a whole tensor
+_WIDEST_INT16 = 1 << 15  # columns that an int16 can count
+
+# --- bits ------------------------------------------------------------------------------------
+
+
+def pack_mask(keep: Tensor) -> Tensor:
+    """One bit a weight: uint8 (ceil(weights / 8),) on the CPU from a boolean mask of any shape.
+
+    The mask is read flat, row by row. Weight i is bit i % 8 of byte i // 8, counted from the
+    lowest bit (little bit order); what is left of the last byte is zero. Beyond the result this
+    takes no memory for a contiguous mask on the CPU, and a copy (1 byte a weight) for others.
+
+    Raises BadMask if `keep` is not boolean.
+    """
+    _check_boolean("keep", keep)
+    flat = keep.detach().cpu().reshape(-1).numpy()
+    return torch.from_numpy(np.packbits(flat, bitorder="little"))
+
+
+def unpack_mask(bits: Tensor, shape: Iterable[int]) -> Tensor:
+    """The boolean mask of `shape` on the CPU whose `pack_mask` is `bits`.
+
+    Raises BadMask if `bits` are not uint8 (ceil(weights / 8),), or are set after the last weight.
+    """
+    shape = tuple(shape)
+    weights = math.prod(shape)
+    if not isinstance(bits, Tensor) or (bits.dtype, bits.shape) != (
+        torch.uint8,
+        (_packed_bytes(weights),),
+    ):
+        raise BadMask(
+            f"bits are {_kind(bits)}: a mask of {shape} is uint8 of {(_packed_bytes(weights),)}, "
+            "as pack_mask returns it"
+        )
+    raw = bits.cpu().numpy()
+    if weights % 8 and int(raw[-1]) >> weights % 8:
+        raise BadMask(f"bits are set after the last weight of {shape}: give that mask's own shape")
+    flat = np.unpackbits(raw, count=weights, bitorder="little")
+    return torch.from_numpy(flat.view(np.bool_)).reshape(shape)
+
+
+def _packed_bytes(weights: int) -> int:
+    return -(-weights // 8)
+
+
+def _kind(value: object) -> str:
+    """What a value is, for a message: dtype and shape of a tensor, or its type."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} of {tuple(value.shape)}"
+    return type(value).__name__
+
+
+def _check_boolean(name: str, keep: object) -> None:
+    if not isinstance(keep, Tensor) or keep.dtype != torch.bool:
+        raise BadMask(f"{name} is {_kind(keep)}: give a torch.bool mask, True where a weight stays")
+
+
+# --- the mask file ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What the mask file says of one weight: see the module's text."""
+
+    shape: tuple[int, ...]
+    crc32: int
+
+
+class _MaskFile:
+    """An opened mask file: its pattern, its layers, and their bits on demand."""
+
+    def __init__(self, stream: Any, path: Path) -> None:
+        self.stream, self.path = stream, path
+        self.pattern, self.layers = _read_description(stream.metadata() or {}, path)
+        if self.layers.keys() != set(stream.keys()):
+            raise CheckpointError(f"{path} describes other masks than it holds: save it again")
+
+    def bits(self, name: str) -> Tensor:
+        """The packed mask of one weight. Raises CheckpointError if it is not what was saved."""
+        bits, layer = self.stream.get_tensor(name), self.layers[name]
+        length = _packed_bytes(math.prod(layer.shape))
+        if (bits.dtype, bits.shape) != (torch.uint8, (length,)):
+            raise CheckpointError(
+                f"{self.path} holds {_kind(bits)} for {name}, whose mask of {layer.shape} takes "
+                f"{length} bytes: save it again"
+            )
+        if zlib.crc32(bits.numpy()) != layer.crc32:
+            raise CheckpointError(f"{self.path} is damaged at {name}: save it again")
+        return bits
+
+    def keep(self, name: str) -> Tensor:
+        """The boolean mask of one weight."""
+        return unpack_mask(self.bits(name), self.layers[name].shape)
+
+    def check_shapes(self, checkpoint: Checkpoint) -> None:
+        """Raise BadMask unless each mask has a weight of its shape in the checkpoint."""
+        shapes = {name: layer.shape for name, layer in self.layers.items()}
+        _check_shapes(shapes, checkpoint.shapes(shapes), f"the checkpoint in {checkpoint.folder}")
+
+
+@contextlib.contextmanager
+def _opened_masks(folder: str | Path) -> Iterator[_MaskFile]:
+    path = Path(folder).expanduser() / MASK_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"folder {path.parent} holds no {MASK_FILE}: write it with "
+            "save_masks(folder, masks_of(model))"
+        )
+    with reading(path) as stream:
+        yield _MaskFile(stream, path)
+
+
+def _read_description(metadata: Mapping[str, str], path: Path) -> tuple[str, dict[str, _Layer]]:
+    """Pattern and layers from the metadata. Raises CheckpointError."""
+    try:
+        said = json.loads(metadata["masks"])
+        version = said["version"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} does not say that it holds masks: write it with save_masks"
+        ) from error
+    if version != VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version!r} and only {VERSION} is known here: "
+            "save it again, or read it with a newer version of this package"
+        )
+    try:
+        parse_pattern(said["pattern"])
+        layers = {
+            name: _Layer(tuple(map(int, one["shape"])), int(one["crc32"]))
+            for name, one in said["layers"].items()
+        }
+    except (KeyError, ValueError, TypeError, AttributeError, BadPattern) as error:
+        raise CheckpointError(f"{path} has a damaged description: save it again") from error
+    return said["pattern"], layers
+
+
+def save_masks(
+    folder: str | Path, masks: Mapping[str, Tensor], *, pattern: str = "unstructured"
+) -> Path:
+    """Write `masks.safetensors` into a saved model's folder, whole or not at all; return its path.
+
+    Args: folder, where `save_pretrained` has written the model as safetensors; masks, as
+    `masks_of` returns them: boolean, by the checkpoint's names and in its shapes; pattern, "N:M"
+    if the model was pruned so, for `size_report`: each group of M then keeps at most N.
+    Memory: the largest mask; the bits lie in a file as they are made.
+
+    Raises BadMask, BadPattern; CheckpointError if the folder holds no saved model or cannot be
+    written.
+    """
+    folder = Path(folder).expanduser()
+    checkpoint = Checkpoint(folder)
+    known, where = checkpoint.shapes(masks), f"the checkpoint in {folder}"
+    sizes = {name: _packed_bytes(math.prod(shape)) for name, shape in known.items()}
+    bits: dict[str, Tensor] = {}
+    layers: dict[str, dict[str, Any]] = {}
+    with _bits_on_disk(folder, sum(sizes.values())) as free:
+        for name, keep in masks.items():  # once: a mapping may make its masks one at a time
+            _check_boolean(name, keep)
+            shape = tuple(keep.shape)
+            _check_shapes({name: shape}, known, where)
+            bits[name], free = free[: sizes[name]], free[sizes[name] :]
+            bits[name].copy_(pack_mask(keep))
+            crc32, axis = zlib.crc32(bits[name].numpy()), _group_axis(name, keep, pattern)
+            layers[name] = {"shape": shape, "crc32": crc32, "axis": axis}
+        said = json.dumps({"version": VERSION, "pattern": pattern, "layers": layers})
+        write_shard(folder / MASK_FILE, bits, {"masks": said})
+    return folder / MASK_FILE
+
+
+@contextlib.contextmanager
+def _bits_on_disk(folder: Path, size: int) -> Iterator[Tensor]:
+    """uint8 (size,) in a file, for of a large model the bits alone would fill a memory."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".masks.", suffix=TEMPORARY) as file:
+            file.truncate(max(size, 1))
+            yield torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be written ({error.strerror}): make room there, or mend its mode"
+        ) from error
+
+
+def _group_axis(name: str, keep: Tensor, pattern: str) -> int | None:
+    """The dimension along which the groups of an N:M pattern run, None without groups.
+
+    A mask does not tell whether its layer is stored transposed, so both ways are tried.
+    """
+    groups = parse_pattern(pattern)
+    if groups is None:
+        return None
+    for axis, rows in ((1, keep), (0, keep.T)):
+        n, m = groups
+        if rows.shape[1] % m == 0 and not (rows.unflatten(1, (-1, m)).sum(-1) > n).any():
+            return axis
+    raise BadMask(
+        f"the mask of {name} is not {pattern}: a group of {groups[1]} keeps more than {groups[0]}; "
+        'give the pattern it was pruned with, or "unstructured"'
+    )
+
+
+def _check_shapes(
+    given: Mapping[str, tuple[int, ...]], known: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """Raise BadMask unless each given shape is 2-D and that of the weight of the same name."""
+    for name, shape in given.items():
+        if name not in known:
+            raise BadMask(
+                f"a mask is given for {name!r}, but {where} has no such weight: "
+                "use the names and masks of masks_of(model)"
+            )
+        if shape != known[name] or len(shape) != 2:
+            raise BadMask(
+                f"the mask of {name} has shape {shape}, but the weight in {where} has "
+                f"{known[name]}: give a 2-D mask in the layout in which the weight is stored"
+            )
+
+
+def load_masks(folder: str | Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """The boolean masks of a saved model by weight name, in the checkpoint's shapes, on the CPU.
+
+    With `names` only these are read, the others cost nothing.
+    Raises CheckpointError if the file is missing, cut off, damaged or of another format version;
+    BadMask if one of `names` has no mask.
+    """
+    with _opened_masks(folder) as masks:
+        wanted = list(masks.layers if names is None else names)
+        absent = [name for name in wanted if name not in masks.layers]
+        if absent:
+            raise BadMask(
+                f"{masks.path} holds no mask of {absent[0]!r}: it has {len(masks.layers)}, "
+                f"first {next(iter(masks.layers), None)!r}; leave names out to read them all"
+            )
+        return {name: masks.keep(name) for name in wanted}
+
+
+def check_masks(folder: str | Path) -> None:
+    """Check that a saved model is zero wherever its mask file says so, one tensor at a time.
+
+    A kept weight may be zero. Raises BadMask, naming the weight and the count, if a weight
+    outside its mask is not zero, is missing or has another shape; CheckpointError as `load_masks`.
+    """
+    checkpoint = Checkpoint(folder)
+    with _opened_masks(folder) as masks:
+        masks.check_shapes(checkpoint)
+        for name, weight in checkpoint.tensors(masks.layers):
+            _check_zeros(name, weight, masks.keep(name))
+            del weight  # else it would live on while the next is read
+
+
+def _check_zeros(name: str, weight: Tensor, keep: Tensor) -> None:
+    stray = int(((weight != 0) & ~keep).sum())
+    if stray:
+        raise BadMask(
+            f"{name} has {stray} weights that are not zero outside its mask: the mask is of "
+            "another state of the model; call apply_masks and save again, or save new masks"
+        )
+
+
+# --- a model in memory -----------------------------------------------------------------------
+
+
+def _layer_weights(model: nn.Module) -> dict[str, nn.Module]:
+    """The linear layers of all blocks, by the name of their weight in the state dict."""
+    names = {module: name for name, module in model.named_modules()}
+    return {
+        f"{names[layer]}.weight": layer
+        for index, block in enumerate(find_blocks(model))
+        for layer in find_layers(block, f"block {index}").values()
+    }
+
+
+def masks_of(model: nn.Module) -> dict[str, Tensor]:
+    """Where the weights of the blocks' linear layers are not zero, by name in the state dict.
+
+    Each mask is boolean, on its weight's device and in the layout in which the weight is stored:
+    (d_out, d_in) for `nn.Linear`, but (d_in, d_out) for GPT-2's `Conv1D`. A kept weight that
+    happens to be zero counts as pruned. The masks of a dense model are all True.
+
+    Raises UnsupportedModel; NonFinite if a weight holds NaN or infinity.
+    """
+    layers = _layer_weights(model)
+    for name, layer in layers.items():
+        check_weights(name, layer)
+    return {name: layer.weight.detach() != 0 for name, layer in layers.items()}
+
+
+def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Set to zero, in place, every weight outside its mask, as after fine-tuning.
+
+    Args: masks, boolean, by the model's parameter names and in their shapes, as from `masks_of`
+    or `load_masks`; weights without a mask stay as they are.
+    Raises, before anything changes, BadMask if a mask is not boolean, has a name that the model
+    does not have or another shape; UnsupportedModel if a weight has no values (meta device).
+    """
+    known = dict(model.named_parameters(remove_duplicate=False))
+    for name, keep in masks.items():
+        _check_boolean(name, keep)
+    shapes = {name: tuple(keep.shape) for name, keep in masks.items()}
+    _check_shapes(shapes, {n: tuple(p.shape) for n, p in known.items()}, type(model).__name__)
+    for name in masks:
+        if known[name].is_meta:
+            raise UnsupportedModel(f"{name} has no values: load the model without offloading")
+    with torch.no_grad():
+        for name, keep in masks.items():
+            # not a product: NaN times zero is NaN
+            known[name].masked_fill_(~keep.to(known[name].device), 0)
+
+
+# --- sizes -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SizeReport:
+    """Bytes that a saved pruned model takes, stored in different ways.
+
+    It PROMISES NO SPEED: no general kernel runs such weights faster; these sizes are about disk
+    and download only. Sizes are in bytes and count the tensors' data, without headers, except
+    `files` and `mask_file`, which are sizes on disk. In every way the weights without a mask are
+    stored dense, and values keep the checkpoint's dtype.
+
+    pattern: as given to `save_masks`; weights: those with a mask; kept: those that stay;
+    files: the weights' files as they are; mask_file: masks.safetensors; dense: all tensors;
+    mask_values: one bit a weight and the kept values; values_index: for an N:M pattern, N values
+    and their places in each group, ceil(log2 M) bits each (2 for 2:4), else None; csr_int32,
+    csr_int16: kept values, a column index each, and an int32 start of each row (a matrix of more
+    than 32768 columns has int32 indices in both); zlib: all tensors' data in one zlib stream at
+    level 1.
+    """
+
+    pattern: str
+    weights: int
+    kept: int
+    files: int
+    mask_file: int
+    dense: int
+    mask_values: int
+    values_index: int | None
+    csr_int32: int
+    csr_int16: int
+    zlib: int
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros over all weights with a mask."""
+        return 1 - self.kept / self.weights if self.weights else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values for a record, with the note that it promises no speed."""
+        return dataclasses.asdict(self) | {"sparsity": self.sparsity, "note": NO_SPEED}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each way of storing: "storage", "bytes", and "share" of the dense bytes."""
+        ways = {
+            "dense": self.dense,
+            "dense, zlib": self.zlib,
+            "mask + values": self.mask_values,
+            "values + index": self.values_index,
+            "CSR, int16": self.csr_int16,
+            "CSR, int32": self.csr_int32,
+        }
+        return [
+            {"storage": way, "bytes": size, "share": size / self.dense}
+            for way, size in ways.items()
+            if size is not None
+        ]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{row['storage']:15} {row['bytes']:>15,} bytes {row['share']:7.1%}"
+            for row in self.rows()
+        ]
+        head = f"{self.weights:,} weights with a mask, {self.sparsity:.1%} zeros, {self.pattern}"
+        return "\n".join([head, *lines, NO_SPEED])
+
+
+def size_report(folder: str | Path) -> SizeReport:
+    """What a saved pruned model with its mask file takes on disk, stored in different ways.
+
+    It promises no speed: see `SizeReport`. The checkpoint, sharded or not, is read one tensor at a
+    time; compressing takes most of the time. Masks are checked on the way as by `check_masks`.
+
+    Raises CheckpointError, BadMask.
+    """
+    checkpoint = Checkpoint(folder)
+    sizes: Counter[str] = Counter()
+    squeeze = zlib.compressobj(_LEVEL)
+    with _opened_masks(folder) as masks:
+        masks.check_shapes(checkpoint)
+        groups = parse_pattern(masks.pattern)
+        for name, tensor in checkpoint.tensors():
+            sizes["dense"] += tensor.nbytes
+            sizes["zlib"] += _compressed(squeeze, tensor)
+            if name in masks.layers:
+                keep = masks.keep(name)
+                _check_zeros(name, tensor, keep)
+                kept = int(keep.sum())
+                sizes.update({"weights": keep.numel(), "kept": kept})
+                sizes.update(_sparse_sizes(tuple(keep.shape), kept, tensor.itemsize, groups))
+            else:
+                sizes.update(dict.fromkeys(_SPARSE, tensor.nbytes))
+            del tensor  # else it would live on while the next is read
+        sizes["zlib"] += len(squeeze.flush())
+        sizes["files"], sizes["mask_file"] = checkpoint.stored_bytes(), masks.path.stat().st_size
+    fields = {field.name: sizes[field.name] for field in dataclasses.fields(SizeReport)[1:]}
+    if groups is None:
+        fields["values_index"] = None
+    return SizeReport(pattern=masks.pattern, **fields)
+
+
+_SPARSE = ("mask_values", "values_index", "csr_int32", "csr_int16")
+
+
+def _sparse_sizes(
+    shape: tuple[int, int], kept: int, width: int, groups: tuple[int, int] | None
+) -> dict[str, int]:
+    """Bytes of one matrix in each of the ways `_SPARSE`; `width` is the bytes of a value."""
+    weights, (rows, columns) = math.prod(shape), shape
+    starts = 4 * (rows + 1)
+    short = 2 if columns <= _WIDEST_INT16 else 4
+    slots, bits = 0, 0
+    if groups:
+        # a group that keeps fewer than N still fills N slots, so that all groups are alike
+        slots, bits = weights // groups[1] * groups[0], (groups[1] - 1).bit_length()
+    return {
+        "mask_values": _packed_bytes(weights) + kept * width,
+        "values_index": slots * width + _packed_bytes(slots * bits),
+        "csr_int32": kept * (width + 4) + starts,
+        "csr_int16": kept * (width + short) + starts,
+    }
+
+
+def _compressed(squeeze: Any, tensor: Tensor) -> int:
+    """Bytes that come out of the zlib stream while the tensor's data go in."""
+    data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    pieces = (data[start : start + _PIECE] for start in range(0, len(data), _PIECE))
+    return sum(len(squeeze.compress(piece)) for piece in pieces)
