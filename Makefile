@@ -15,7 +15,7 @@ HUB ?=
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 INSTALLED_UI := $(VENV)/.installed-ui
-RUN := $(PY) -m helpers.runner.run
+RUN := $(PY) -m helpers.runner
 COLAB := .venv-colab/bin/python
 CHOSEN = --plan $(PLAN) $(if $(ONLY),--only '$(ONLY)')
 
@@ -78,7 +78,7 @@ test-colab: ## run tests and the smoke plan with the versions of Google Colab (p
 	@$(COLAB) -m pip install --quiet $(PIP_ARGS) -c tests/colab-constraints.txt -e .
 	@$(COLAB) -m helpers.assets
 	@$(COLAB) -m pytest --ignore tests/test_cluster.py
-	@PRUNING_RESULTS=results/colab $(COLAB) -m helpers.runner.run run --plan smoke
+	@PRUNING_RESULTS=results/colab $(COLAB) -m helpers.runner run --plan smoke
 
 test-ui: assets $(INSTALLED_UI) ## run the notebooks in JupyterLab and a browser (UI_FULL=1: as they are)
 	@$(PY) -m pytest tests/ui
@@ -96,6 +96,7 @@ doctor: ## look for what is missing or broken, say what to do (DEEP=1: hash down
 lint: $(INSTALLED) ## check style, syntax and that notebooks are stripped
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
 	@$(PY) -m compileall -q helpers tests benchmarks
+	@$(VENV)/bin/lint-imports --no-cache
 	@$(PY) -m nbstripout --keep-id --verify notebooks/*.ipynb
 
 # the model is fetched first; BENCH names some, such as BENCH=solver

@@ -21,65 +21,7 @@ from helpers.runner import plan as plans
 
 ROOT = root()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-MODULES = sorted(path for path in (ROOT / "helpers").glob("*.py") if path.stem != "__init__")
-# ground floor first: a module imports only from those before it
-FLOORS = [
-    "errors",
-    "paths",
-    "device",
-    "room",
-    "keep",
-    "shards",
-    "assets",
-    "hub",
-    "models",
-    "streaming",
-    "corpora",
-    "tasks",
-    "gram",
-    "masks",
-    "admm",
-    "baselines",
-    "methods",
-    "contract",
-    "capture",
-    "streams",
-    "prune",
-    "packed",
-    "checkpoint",
-    "distributed",
-    "study",
-    "evaluate",
-    "records",
-    "tables",
-    "published",
-    "claims",
-    "plots",
-    "describe",
-    "explorer",
-    "layer_source",
-    "explore_layer",
-    "explore_mask",
-    "explore_calibration",
-    "explore_results",
-    "explore_models",
-    "widgets",
-    "plan",
-    "estimate",
-    "footprint",
-    "advice",
-    "colab",
-    "verdict",
-    "execute",
-    "child",
-    "pages",
-    "doctor",
-    "notebook_pages",
-    "report_parts",
-    "report",
-    "cluster",
-    "run",
-]
+MODULES = sorted(path for path in (ROOT / "helpers").rglob("*.py") if path.stem != "__init__")
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
 MACHINE_PATH = re.compile(r"""(?<![\w.~])/(?:home|Users|root|work|mnt|tmp)/\w""")
 
@@ -179,31 +121,6 @@ def test_notebooks_do_not_fix_a_device_or_a_path() -> None:
 # --- helpers -------------------------------------------------------------------------------
 
 
-def test_every_module_has_its_floor() -> None:
-    assert {path.stem for path in MODULES} == set(FLOORS)
-
-
-def imported(path: Path) -> Iterator[str]:
-    """The helpers modules that a module imports, wherever in the file."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module == "helpers":
-            names = [f"helpers.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "absolute imports only"
-            names = [node.module or ""]
-        else:
-            continue
-        yield from (name.split(".")[1] for name in names if name.startswith("helpers."))
-
-
-@pytest.mark.parametrize("path", MODULES, ids=by_name)
-def test_modules_import_downwards_only(path: Path) -> None:
-    below = FLOORS[: FLOORS.index(path.stem)]
-    assert set(imported(path)) <= set(below)
-
-
 @pytest.mark.parametrize("path", MODULES, ids=by_name)
 def test_module_style(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
@@ -229,12 +146,12 @@ def test_module_style(path: Path) -> None:
 
 
 def check_length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
-    """Fewer than 40 lines without the docstring."""
+    """At most 60 lines without the docstring."""
     documented = ast.get_docstring(node, clean=False)
     lines = node.end_lineno - node.lineno + 1
     if documented is not None:
         lines -= node.body[0].end_lineno - node.body[0].lineno + 1
-    assert lines < 40, f"{node.name} has {lines} lines"
+    assert lines <= 60, f"{node.name} has {lines} lines"
 
 
 def check_signature(node: ast.FunctionDef) -> None:

@@ -1,7 +1,7 @@
 """Run a plan: every run file through papermill, then tables, figures and the verdict.
 
-    python -m helpers.runner.run [reproduce] --plan laptop [--jobs 2] [--only '04*']
-    python -m helpers.runner.run run | tables | verdict | report | accept | assets | list --plan laptop
+    python -m helpers.runner [reproduce] --plan laptop [--jobs 2] [--only '04*']
+    python -m helpers.runner run | tables | verdict | report | accept | assets | list --plan laptop
 
 Run files are checked by `helpers.runner.plan` before anything starts. Each run is a process of its own
 (`helpers.runner.execute`), so a kernel that dies, or a machine that runs out of memory, costs one run.
@@ -630,7 +630,3 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, handler)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
