@@ -16,9 +16,9 @@ from benchmarks import published
 from benchmarks.problems import Snapshot, cut_model, random_llama, random_tokens
 from benchmarks.solver import SPARSITY, agreement, errors_of
 from benchmarks.timing import interleaved, ratio, summary
-from helpers.admm import shared_systems
 from helpers.capture import Call, advance, capture, check_parity, embed, layer_grams, run_block
 from helpers.corpora import calibration_tokens
+from helpers.gram import Gram
 from helpers.methods import METHODS
 from helpers.models import find_blocks, find_layers, load_model, read_weight
 from helpers.prune import PruneReport, prune_model
@@ -128,12 +128,12 @@ class Bench:
         self.grams = self._dense_grams()
         self.reports: list[PruneReport] = []
 
-    def _dense_grams(self) -> list[dict[str, Tensor]]:
+    def _dense_grams(self) -> list[dict[str, Gram]]:
         """The grams of every block's layers before anything is pruned."""
         stream, found = self.stream.clone(), []
         for index, (block, call) in enumerate(self._blocks()):
             grams, _ = layer_grams(block, stream, call, BATCH)
-            found.append({name: gram.matrix for name, gram in grams.items()})
+            found.append(grams)
             advance(block, stream, call, BATCH, f"block {index}")
         return found
 
@@ -156,9 +156,11 @@ class Bench:
     def solver(self) -> None:
         """The method on every layer, from grams that are there already."""
         for block, grams in zip(find_blocks(self.model), self.grams, strict=True):
-            with shared_systems():
-                for name, layer in find_layers(block).items():
-                    METHODS[METHOD](read_weight(layer), grams[name], sparsity=SPARSITY)
+            # new ones, which no earlier round has factored; layers with one input share one
+            fresh = {id(gram): Gram.of(gram.matrix) for gram in grams.values()}
+            for name, layer in find_layers(block).items():
+                gram = fresh[id(grams[name])]
+                METHODS[METHOD](read_weight(layer), gram, sparsity=SPARSITY)
 
     def gate(self) -> None:
         """What `prune_model` does once for a batch: record the arguments, pass the parity gate."""

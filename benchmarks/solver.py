@@ -17,9 +17,9 @@ from torch import Tensor
 from benchmarks import published
 from benchmarks.problems import random_gram, random_weight
 from benchmarks.timing import interleaved, once, ratio, summary
-from helpers.admm import admm_grad, shared_systems
+from helpers.admm import admm_grad
 from helpers.device import all_finite
-from helpers.gram import check_gram, relative_error
+from helpers.gram import Gram, check_gram, relative_error
 from helpers.masks import selection_clock
 from helpers.methods import METHODS
 
@@ -152,17 +152,17 @@ class Case:
 
     def ours(self) -> None:
         """The layers by `admm_grad`, one after the other, their factorisation shared."""
-        with shared_systems():
-            self._solved = [
-                admm_grad(w, self.gram, sparsity=SPARSITY, iterations=ITERATIONS).weight
-                for w in self.weights
-            ]
+        gram = Gram.of(self.gram)
+        self._solved = [
+            admm_grad(w, gram, sparsity=SPARSITY, iterations=ITERATIONS).weight
+            for w in self.weights
+        ]
 
     def method(self) -> None:
         """The same through METHODS, which checks the answer and measures its error."""
-        with shared_systems():
-            for weight in self.weights:
-                METHODS["admm-grad"](weight, self.gram, sparsity=SPARSITY)
+        gram = Gram.of(self.gram)
+        for weight in self.weights:
+            METHODS["admm-grad"](weight, gram, sparsity=SPARSITY)
 
     def published(self) -> None:
         """The same by the published path."""

@@ -1,52 +1,94 @@
 """The paper's solver: refit the surviving weights of one layer by ADMM.
 
 Boža, "Fast and Effective Weight Update for Pruned Large Language Models", TMLR 2024
-(arXiv 2401.02938). The problem of a layer is min ‖XW − XŴ‖² with Ŵ zero outside `keep`.
+(arXiv 2401.02938). A layer's problem is
 
-The paper writes W as (d_in, d_out). Here W, Z, U are stored as `torch.nn.Linear` stores its
-weight, (d_out, d_in); since the gram is symmetric each formula is the paper's transposed, and
-no copy is turned around.
+    minimise ‖XW − XŴ‖²  over Ŵ that is zero outside `keep`.
+
+ADMM splits it in two that are easy: W, free of the mask, fits the outputs (a ridge regression
+with one matrix for all outputs and iterations), and Z, a copy of it, obeys the mask. U is the
+scaled dual variable: it adds up how far the two are apart and pulls them together, with a
+strength ρ. `admm` below is that loop. It stands here to be read; `solve` runs the same loop as
+`helpers.fast.fused` writes it, with options, for a whole model.
+
+The paper writes W as (d_in, d_out). Here W, Z and U have the shape of `torch.nn.Linear`'s weight,
+(d_out, d_in): every formula is the paper's transposed, so (G + ρI)⁻¹ multiplies from the right.
+Nothing else changes, since G is symmetric.
 """
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from helpers.device import all_finite, fast_products
+from helpers.device import all_finite
 from helpers.errors import (
     BadParameter,
     NonFinite,
-    NotPositiveDefinite,
     check_choice,
     check_real,
+    check_switch,
     check_whole,
 )
+from helpers.fast import fused
 from helpers.gram import (
+    Gram,
     add_ridge,
     check_gram,
-    check_shape,
+    cholesky,
+    climb_damping,
     damp,
-    damping_ladder,
     dead_inputs,
     normalise,
 )
-from helpers.masks import check_keep, check_target, cubic_schedule, select
+from helpers.masks import (
+    Pattern,
+    check_divides,
+    check_keep,
+    check_target,
+    cubic_schedule,
+    select,
+)
 
-# iterations at the end whose products a GPU does in full float32: on one mask they wear off the
-# rounding of those before. A mask that is still growing then may differ from that of a CPU as it
-# does between two batch sizes; the error reached does not change (tests/test_admm.py)
-EXACT = 5
 SCHEDULES = ("paper", "released")
 
 # trace(iteration, weight, keep): called after each iteration with the un-scaled masked solution
 Trace = Callable[[int, Tensor, Tensor], None]
+
+
+def admm(
+    W0: Tensor,
+    G: Tensor,
+    *,
+    sparsity: float,
+    pattern: str = "unstructured",
+    keep: Tensor | None = None,
+    rho: float = 1.0,
+    iterations: int = 20,
+    mask_steps: int = 15,
+) -> tuple[Tensor, Tensor]:
+    """The paper's algorithm, to be read: returns Z, which is zero outside the mask, and the mask.
+
+    Args: W0 (d_out, d_in), the dense weights with each column multiplied by the norm of its input;
+    G (d_in, d_in), the gram of inputs of unit norm, damped. `damped_system` gives both scales.
+    With `keep` the mask is that one; with mask_steps = 0 it is chosen once, from W0 (ADMM1).
+    """
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(G + rho * torch.eye(len(G)).to(G)))
+    W, U = W0, torch.zeros_like(W0)
+    given = keep is not None
+    for t in range(1, iterations + 1):
+        # ADMM-Grad: the mask is chosen anew while it grows, then stays for the last iterations.
+        # The inputs have unit norm, so |W + U| is Wanda's score |W|·‖x‖.
+        if not given and t <= max(mask_steps, 1):
+            now = cubic_schedule(sparsity, t, mask_steps) if mask_steps else sparsity
+            keep = select((W + U).abs(), now, pattern)
+        Z = (W + U) * keep  # the nearest weights that obey the mask
+        U = U + W - Z  # what the mask took away is remembered ...
+        W = (W0 @ G + rho * (Z - U)) @ inverse  # ... and paid for where weights are free
+    return (W + U) * keep, keep
 
 
 @dataclass(frozen=True)
@@ -60,7 +102,7 @@ class Solution:
 
 def refit(
     weight: Tensor,
-    gram: Tensor,
+    gram: Tensor | Gram,
     keep: Tensor,
     *,
     rho: float = 1.0,
@@ -77,25 +119,18 @@ def refit(
     False to solve the same problem without the paper's scaling, see `damped_system`.
     Raises BadMask, BadParameter, NonFinite, NotPositiveDefinite.
     """
-    check_keep(keep, weight.shape, None, "unstructured")
-    check_steps(iterations, 0)
-    layer = _Layer(weight, gram, rho=rho, damping=damping, precondition=precondition)
-    layer.kept.copy_(keep)
-    keep = keep.to(weight.device)
-    for iteration in range(1, iterations + 1):
-        with fast_products(weight.device, iteration <= iterations - EXACT):
-            layer.step()
-        if trace:
-            trace(iteration, layer.solution(keep), keep)
-    return layer.finish()
+    check_keep(keep, weight.shape)
+    gram = _checked(weight, gram)
+    options = dict(rho=rho, iterations=iterations, damping=damping, precondition=precondition)
+    return solve(weight, gram, keep=keep, trace=trace, **options)
 
 
 def admm_grad(
     weight: Tensor,
-    gram: Tensor,
+    gram: Tensor | Gram,
     *,
     sparsity: float | None = None,
-    pattern: str = "unstructured",
+    pattern: str | Pattern = "unstructured",
     schedule: str = "paper",
     rho: float = 1.0,
     iterations: int = 20,
@@ -116,23 +151,120 @@ def admm_grad(
 
     Shapes, other arguments and errors as in `refit`.
     """
+    check_divides(pattern, weight.shape[1])
+    return solve(
+        weight,
+        _checked(weight, gram),
+        sparsity=check_target(sparsity, pattern),
+        pattern=Pattern.parse(pattern),
+        schedule=schedule,
+        rho=rho,
+        iterations=iterations,
+        mask_steps=mask_steps,
+        damping=damping,
+        budget=budget,
+        precondition=precondition,
+        trace=trace,
+    )
+
+
+def _checked(weight: Tensor, gram: Tensor | Gram) -> Gram:
+    """The gram, if it and the weight can be solved with; else NonFinite or BadParameter."""
+    if not all_finite(weight):
+        raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
+    return Gram.of(gram).checked(weight.shape[1])
+
+
+def solve(
+    weight: Tensor,
+    gram: Gram,
+    *,
+    keep: Tensor | None = None,
+    sparsity: float | None = None,
+    pattern: Pattern | None = None,
+    schedule: str = "paper",
+    rho: float = 1.0,
+    iterations: int = 20,
+    mask_steps: int = 0,
+    damping: float = 0.1,
+    budget: str = "matrix",
+    precondition: bool = True,
+    trace: Trace | None = None,
+) -> Solution:
+    """`admm` as it is run: on `keep`, or on a mask that grows to `sparsity` and `pattern`.
+
+    Options are checked here. The layer is not: `refit`, `admm_grad` and the registry of methods
+    have looked at it. Layers that share a Gram share its factorisation.
+    """
+    check_solver(rho, iterations, mask_steps, damping, precondition)
     check_choice("schedule", schedule, SCHEDULES)
-    final = check_target(sparsity, pattern)
-    check_steps(iterations, mask_steps)
-    shortcut = schedule == "released" and pattern == "unstructured" and budget == "matrix"
-    layer = _Layer(weight, gram, rho=rho, damping=damping, precondition=precondition)
-    if mask_steps == 0:
-        select(layer.score(), final, pattern, budget, out=layer.kept)
-    for iteration in range(1, iterations + 1):
-        if iteration <= mask_steps:
-            now = final if shortcut else cubic_schedule(final, iteration, mask_steps)
-            select(layer.score(), now, pattern, budget, out=layer.kept)
-        with fast_products(weight.device, iteration <= iterations - EXACT):
-            layer.step()
-        if trace:
-            keep = layer.kept.bool()
-            trace(iteration, layer.solution(keep), keep)
-    return layer.finish()
+    key = ("admm", rho, damping, precondition)
+    system = gram.derived(key, lambda matrix: _factor(matrix, rho, damping, precondition))
+    shortcut = schedule == "released" and not pattern.grouped and budget == "matrix"
+
+    def choose(iteration: int, T: Tensor, scratch: Tensor, out: Tensor) -> None:
+        """Write the mask of this iteration, chosen from T = W + U, to `out` as 1 and 0."""
+        if keep is not None:
+            if iteration == 1:
+                out.copy_(keep)
+            return
+        if iteration > max(mask_steps, 1):
+            return
+        score = torch.abs(T, out=scratch)
+        if system.importance is not None:
+            score.mul_(system.importance)
+        one_shot = shortcut or mask_steps == 0
+        now = sparsity if one_shot else cubic_schedule(sparsity, iteration, mask_steps)
+        select(score, now, pattern, budget, out=out)
+
+    def unscaled(iteration: int, Z: Tensor, kept: Tensor) -> None:
+        trace(iteration, Z.div_(system.norms), kept)
+
+    W0 = (weight.float() * system.norms).contiguous()
+    Z, kept = fused.admm(
+        W0, system.M, iterations=iterations, choose=choose, trace=unscaled if trace else None
+    )
+    return Solution(Z.div_(system.norms), kept, system.damping)
+
+
+@dataclass(frozen=True)
+class _System:
+    """What all layers that read one input share.
+
+    M: see `helpers.fast.fused`; norms: the factor from weights to the solver's coordinates,
+    (d_in,) or (); damping: the one that was used; importance: what |W + U| is multiplied by to
+    be a score, None for 1.
+    """
+
+    M: Tensor
+    norms: Tensor
+    damping: float
+    importance: Tensor | None
+
+
+def _factor(gram: Tensor, rho: float, damping: float, precondition: bool) -> _System:
+    """Factor the scaled and damped gram + ρI, with more damping where that fails.
+
+    Memory: while it is factored four matrices of the gram's size, then one.
+    """
+
+    def attempt(rung: float) -> _System | None:
+        shifted, norms = damped_system(gram.float(), rung, precondition=precondition)
+        shifted.diagonal().add_(rho)
+        lower = cholesky(shifted)
+        del shifted  # as large as the gram, and not needed any more
+        if lower is None:
+            return None
+        M = fused.step_matrix(torch.cholesky_inverse(lower), rho)
+        # a score is in units of the output: without preconditioning it has to be scaled; and
+        # a dead input's weights, whose score is 0, fall first
+        importance = None if precondition else normalise(gram)[1] / norms
+        alive = ~dead_inputs(gram)
+        if not alive.all():
+            importance = alive if importance is None else importance * alive
+        return _System(M, norms, rung, importance)
+
+    return climb_damping(damping, attempt)
 
 
 def damped_system(
@@ -158,137 +290,6 @@ def damped_system(
     return damped.mul_(norms).mul_(norms[:, None] / typical), typical.sqrt()
 
 
-@dataclass(frozen=True)
-class _System:
-    """What all layers that read one input share: the scaled, damped gram's inverse and scales.
-
-    matrix: ρ(G + ρI)⁻¹ − ½I, see `_Layer.step`; norms: the solver's scale, (d_in,) or (); damping:
-    the one used; to_score: what a score is multiplied by, None for 1; alive: 0 for
-    dead inputs, None if there are none.
-    """
-
-    matrix: Tensor
-    norms: Tensor
-    damping: float
-    to_score: Tensor | None
-    alive: Tensor | None
-
-
-# the last system of the innermost `shared_systems`: its options and gram, and the system
-_SHARED: contextvars.ContextVar[dict[tuple[Any, ...], tuple[Tensor, _System]] | None] = (
-    contextvars.ContextVar("shared_systems", default=None)
-)
-
-
-@contextlib.contextmanager
-def shared_systems() -> Iterator[None]:
-    """Inside, layers solved one after another with the same gram tensor share its factorisation.
-
-    The grams must not change inside. Memory: one (d_in, d_in) float32 matrix, and the last gram,
-    which is held until the next is factored.
-    """
-    token = _SHARED.set({})
-    try:
-        yield
-    finally:
-        _SHARED.reset(token)
-
-
-def _system(gram: Tensor, rho: float, damping: float, precondition: bool) -> _System:
-    """The system of a gram, from the active `shared_systems` if it is there."""
-    known = _SHARED.get()
-    key = (id(gram), rho, damping, precondition)
-    if known is None:
-        return _factored(gram, rho, damping, precondition)
-    if key not in known:
-        known.clear()  # before the next is made, so that two never lie in memory
-        # with the gram itself, whose id could be given to another tensor once it is gone
-        known[key] = (gram, _factored(gram, rho, damping, precondition))
-    return known[key][1]
-
-
-def _factored(gram: Tensor, rho: float, damping: float, precondition: bool) -> _System:
-    """Factor the damped system + ρI, climbing the same ladder as `helpers.gram.factor`, but with
-    the damping always in the scaled metric.
-    """
-    check_gram(gram, len(gram))
-    for rung in damping_ladder(damping):
-        shifted, norms = damped_system(gram.float(), rung, precondition=precondition)
-        shifted.diagonal().add_(rho)
-        lower, info = torch.linalg.cholesky_ex(shifted)
-        del shifted  # as large as the gram, and not needed any more
-        if info.item() == 0 and all_finite(lower):
-            matrix = torch.cholesky_inverse(lower).mul_(rho)
-            matrix.diagonal().sub_(0.5)
-            to_score = None if precondition else normalise(gram)[1] / norms
-            dead = dead_inputs(gram)
-            return _System(matrix, norms, rung, to_score, ~dead if dead.any() else None)
-    raise NotPositiveDefinite(
-        f"gram cannot be factored with damping from {damping:g} up to {rung:g}: "
-        "it is not positive semi-definite; recompute it from the layer's inputs"
-    )
-
-
-class _Layer:
-    """The ADMM state of one layer, with its inputs scaled to unit norm.
-
-    Scaled, |W| is Wanda's score |W|·‖x‖, and one rho suits every layer. Without
-    `precondition` all inputs share one scale, and the score is scaled instead.
-    Memory: four (d_out, d_in) and one (d_in, d_in) float32 matrices; while it is factored, four
-    of the latter and none of the former.
-    """
-
-    def __init__(
-        self, weight: Tensor, gram: Tensor, *, rho: float, damping: float, precondition: bool
-    ) -> None:
-        check_real("rho", rho, above=0)
-        check_real("damping", damping)
-        check_switch("precondition", precondition)
-        check_shape(gram, weight.shape[1])
-        if not all_finite(weight):
-            raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
-        self.system = _system(gram, rho, damping, precondition)
-        self.damping = self.system.damping
-        self.total = (weight.float() * self.system.norms).contiguous()  # W + U, with U = 0
-        # 2 G W₀ (G + ρI)⁻¹ = 2 (W₀ − ρ W₀ (G + ρI)⁻¹) = W₀ − 2 W₀ matrix
-        self.offset = torch.addmm(self.total, self.total, self.system.matrix, alpha=-2)
-        self.scratch = torch.empty_like(self.total)
-        self.kept = torch.ones_like(self.total)  # the mask as 1 and 0
-
-    def score(self) -> Tensor:
-        """|W + U| in units of output, and 0 for dead inputs, whose weights therefore fall first."""
-        torch.abs(self.total, out=self.scratch)
-        if self.system.to_score is not None:
-            self.scratch.mul_(self.system.to_score)
-        if self.system.alive is not None:
-            self.scratch.mul_(self.system.alive)
-        return self.scratch
-
-    def step(self) -> None:
-        """Z = (W + U) ⊙ keep;  U = U + W − Z;  W = (G W₀ + ρ (Z − U)) (G + ρI)⁻¹.
-
-        In terms of T = W + U alone: Z − U =: V is T where a weight is kept and −T where not, and
-        U = (T − V)/2, so that
-
-            T ← G W₀ (G + ρI)⁻¹ + T/2 + V matrix,  matrix = ρ (G + ρI)⁻¹ − ½I,
-
-        which is one product that adds in place, and three passes over memory.
-        """
-        torch.mul(self.total, self.kept, out=self.scratch)
-        torch.sub(self.total, self.scratch, alpha=2, out=self.scratch)  # −V
-        self.total.add_(self.offset)
-        self.total.addmm_(self.scratch, self.system.matrix, beta=0.5, alpha=-1)
-
-    def solution(self, keep: Tensor) -> Tensor:
-        """Z' = (W + U) ⊙ keep in the units of the original weight."""
-        return (self.total * keep).div_(self.system.norms)
-
-    def finish(self) -> Solution:
-        """The last solution and its mask, in the state's own memory: it is at its end."""
-        keep = self.kept.bool()
-        return Solution(self.total.mul_(keep).div_(self.system.norms), keep, self.damping)
-
-
 def exact_least_squares(
     weight: Tensor, gram: Tensor, keep: Tensor, *, damping: float = 0.0
 ) -> Tensor:
@@ -307,29 +308,24 @@ def exact_least_squares(
     exact = torch.zeros_like(dense)
     for row in range(dense.shape[0]):
         support = keep[row].nonzero().squeeze(1)
-        if len(support):
-            system = damped[support[:, None], support]
-            exact[row, support] = _solve_symmetric(system, target[row, support])
+        if not len(support):
+            continue
+        system, right = damped[support[:, None], support], target[row, support]
+        lower, info = torch.linalg.cholesky_ex(system)
+        if info.item() == 0:
+            exact[row, support] = torch.cholesky_solve(right[:, None], lower).squeeze(1)
+        else:
+            exact[row, support] = torch.linalg.pinv(system, hermitian=True) @ right
     return (exact / norms).to(weight.dtype)
 
 
-def _solve_symmetric(system: Tensor, right: Tensor) -> Tensor:
-    """Solution of a symmetric positive semi-definite system, of least norm where singular."""
-    lower, info = torch.linalg.cholesky_ex(system)
-    if info.item() == 0:
-        return torch.cholesky_solve(right[:, None], lower).squeeze(1)
-    return torch.linalg.pinv(system, hermitian=True) @ right
-
-
-def check_switch(what: str, value: object) -> bool:
-    """Return `value` if it is True or False, else raise BadParameter."""
-    if isinstance(value, bool):
-        return value
-    raise BadParameter(f"{what} {value!r} is not allowed: give True or False")
-
-
-def check_steps(iterations: int, mask_steps: int) -> None:
-    """Raise BadParameter unless 1 ≤ iterations and 0 ≤ mask_steps ≤ iterations."""
+def check_solver(
+    rho: float, iterations: int, mask_steps: int, damping: float, precondition: bool
+) -> None:
+    """Raise BadParameter unless rho > 0, damping ≥ 0 and 0 ≤ mask_steps ≤ iterations ≥ 1."""
+    check_real("rho", rho, above=0)
+    check_real("damping", damping)
+    check_switch("precondition", precondition)
     check_whole("iterations", iterations)
     if check_whole("mask_steps", mask_steps, least=0) > iterations:
         raise BadParameter(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -92,8 +93,8 @@ def capture(model: nn.Module, tokens: Tensor, *, head: bool = True) -> Capture:
     blocks, logits = find_blocks(model), None
     with contextlib.ExitStack() as stack:
         for block in blocks:
-            stack.enter_context(_removed(block.register_forward_pre_hook(record, with_kwargs=True)))
-            stack.enter_context(_removed(block.register_forward_hook(answered)))
+            stack.enter_context(block.register_forward_pre_hook(record, with_kwargs=True))
+            stack.enter_context(block.register_forward_hook(answered))
         with contextlib.suppress(_Captured):
             logits = forward(model, tokens)
     if len(calls) != len(blocks):
@@ -111,14 +112,6 @@ def _split(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     first = next(iter(inspect.signature(block.forward).parameters))
     rest = {name: value for name, value in kwargs.items() if name != first}
     return kwargs[first], Call((), rest)
-
-
-@contextlib.contextmanager
-def _removed(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextlib.contextmanager
@@ -182,8 +175,8 @@ def first_stream(model: nn.Module, tokens: Tensor) -> Tensor:
         found.append(_split(block, args, kwargs)[0])
         raise _Captured
 
-    handle = find_blocks(model)[0].register_forward_pre_hook(stop, with_kwargs=True)
-    with _removed(handle), contextlib.suppress(_Captured):
+    first = find_blocks(model)[0]
+    with first.register_forward_pre_hook(stop, with_kwargs=True), contextlib.suppress(_Captured):
         forward(model, tokens)
     return found[0]
 
@@ -216,18 +209,13 @@ def run_block(block: nn.Module, stream: Tensor, call: Call) -> Tensor:
 def advance(block: nn.Module, stream: Tensor, call: Call, batch: int, name: str) -> Tensor:
     """Replace stream (sequences, length, width) in place by its values after the block.
 
-    Raises NonFinite, naming the block.
+    The stream may be kept on another device than the block. Raises NonFinite, naming the block.
     """
     for rows in stream.split(batch):
-        advance_rows(block, rows, call, name)
+        new = run_block(block, rows.to(device_of(block)), call)
+        check_stream(new, f"after {name}")
+        rows.copy_(new)
     return stream
-
-
-def advance_rows(block: nn.Module, rows: Tensor, call: Call, name: str) -> None:
-    """`advance` for one batch; the rows may lie on another device than the block."""
-    new = run_block(block, rows.to(device_of(block)), call)
-    check_stream(new, f"after {name}")
-    rows.copy_(new)
 
 
 def check_stream(stream: Tensor, where: str) -> None:
@@ -283,7 +271,7 @@ def _forward_and_replay(
 
     with contextlib.ExitStack() as stack:
         for index, block in enumerate(find_blocks(model)):
-            stack.enter_context(_removed(block.register_forward_hook(follow(index))))
+            stack.enter_context(block.register_forward_hook(follow(index)))
         logits = forward(model, tokens)
     return logits, stream
 
@@ -355,7 +343,8 @@ class GramHooks:
         self._seen.append((name, inputs))
         if name not in self._leader:
             self._leader[name] = twin or name
-            self.grams[name] = self.grams[twin] if twin else _gram_for(layer)
+            width, device = read_weight(layer).shape[1], layer.weight.device
+            self.grams[name] = self.grams[twin] if twin else Gram(width, device)
         leader = self._leader[name]
         if leader != (twin or name):
             raise UnsupportedModel(
@@ -364,10 +353,6 @@ class GramHooks:
             )
         if leader == name:
             self.grams[name].add(inputs)
-
-
-def _gram_for(layer: nn.Module) -> Gram:
-    return Gram(read_weight(layer).shape[1], layer.weight.device)
 
 
 def layer_grams(
@@ -476,11 +461,11 @@ class Replay:
     def calls(self) -> list[Call]:
         """The blocks' arguments for batches of the present size."""
         if self._calls is None:
-            self._calls = self._tried("recording arguments", self._record)
+            self._calls = self._tried(
+                "recording arguments",
+                lambda: capture(self.model, self.tokens[: self.batch], head=False).calls,
+            )
         return self._calls
-
-    def _record(self) -> list[Call]:
-        return capture(self.model, self.tokens[: self.batch], head=False).calls
 
     def parity(self) -> float:
         """The parity gate: see `check_parity`."""
@@ -512,9 +497,7 @@ class Replay:
 
         def one_batch() -> int:
             call = self.calls[index]  # first: recording it may halve the batch
-            rows = stream[done : done + self.batch]
-            advance_rows(block, rows, call, name)
-            return len(rows)
+            return len(advance(block, stream[done : done + self.batch], call, self.batch, name))
 
         while done < len(stream):
             done += self._tried(name, one_batch)
@@ -545,3 +528,41 @@ class Replay:
         smaller = largest_divisor(self.batch, self.batch // 2)
         self.halved.append(f"{where}: batch {self.batch} to {smaller}, memory ran out")
         self.batch, self._calls = smaller, None
+
+
+def stream_norms(
+    model: nn.Module, tokens: Tensor, progress: Progress = lambda *_steps: None
+) -> Tensor:
+    """The norm of each token's stream entering each block, and leaving the last.
+
+    Args: tokens (sequences, length). One forward pass a sequence; progress(done, total, name) is
+    called block by block and may end it by raising. Returns (sequences, blocks + 1, length),
+    float32, on the CPU.
+    Raises BadParameter, CalibrationTooShort.
+    """
+    check_tokens(model, tokens)
+    blocks, thread = find_blocks(model), threading.get_ident()
+    norms: list[Tensor] = []
+
+    def see(stream: Tensor) -> None:
+        progress(len(norms), len(tokens) * (len(blocks) + 1), "blocks")
+        norms.append(stream[0].float().norm(dim=-1).cpu())
+
+    # another thread may run the same model meanwhile: its streams are not ours
+    def entering(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() == thread:
+            see(_split(block, args, kwargs)[0])
+
+    def leaving(_block: nn.Module, _args: Any, output: Any) -> None:
+        if threading.get_ident() == thread:
+            see(output[0] if isinstance(output, tuple) else output)
+            raise _Captured
+
+    with eval_mode(model), contextlib.ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(block.register_forward_pre_hook(entering, with_kwargs=True))
+        stack.enter_context(blocks[-1].register_forward_hook(leaving))
+        for sequence in tokens:
+            with contextlib.suppress(_Captured):
+                forward(model, sequence[None])
+    return torch.stack(norms).unflatten(0, (len(tokens), len(blocks) + 1))

@@ -1,55 +1,86 @@
-"""The gram XᵀX of a layer's inputs: accumulate, normalise, damp, factor.
+"""The gram XᵀX of a layer's inputs: accumulate, check, normalise, damp, factor.
 
 A gram is (d_in, d_in), float32, summed over calibration tokens and not averaged. It is all
-that the layer-wise problem min ‖XW − XŴ‖² needs to know about the data.
+that the layer-wise problem min ‖XW − XŴ‖² needs to know about the data:
+
+    ‖XW − XŴ‖² = tr((W − Ŵ)ᵀ XᵀX (W − Ŵ)).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from helpers.device import all_finite
 from helpers.errors import BadParameter, NonFinite, NotPositiveDefinite
+from helpers.fast import panels
 
 SYMMETRY_TOLERANCE = 1e-4
-PANELS = 4
 PRODUCT_SIZE = 1 << 22  # numbers of a product made at a time
 CHECKED_ROWS = 512  # at a time, so that checking takes little memory
 
+Answer = TypeVar("Answer")
+
 
 class Gram:
-    """Running XᵀX over batches of inputs.
+    """XᵀX, summed over batches of inputs, with what was derived from it.
 
-    Memory: 4·d_in² bytes. `tokens` counts the rows added so far. Only the upper triangle is
-    summed, in panels of columns, which saves three eighths of the products.
+    Memory: 4·d_in² bytes. `tokens` counts the rows added so far. Layers that read the same input
+    share one Gram, and so its factor (`derived`).
     """
 
     def __init__(self, d_in: int, device: torch.device | str = "cpu") -> None:
         self._sum = torch.zeros(d_in, d_in, dtype=torch.float32, device=device)
-        self._mirrored = True
+        self._mirrored = self._checked = True
+        self._derived: tuple[Hashable, Any] | None = None
         self.tokens = 0
-        ends = [round(d_in * panel / PANELS) for panel in range(PANELS + 1)]
-        self._panels = [slice(*ends[panel : panel + 2]) for panel in range(PANELS)]
+
+    @classmethod
+    def of(cls, matrix: Tensor | Gram) -> Gram:
+        """The Gram of a matrix (d_in, d_in) that is XᵀX already; a Gram is returned as it is."""
+        if isinstance(matrix, Gram):
+            return matrix
+        gram = cls.__new__(cls)
+        gram._sum, gram._mirrored, gram._checked = matrix.float(), True, False
+        gram._derived, gram.tokens = None, 0
+        return gram
 
     def add(self, inputs: Tensor) -> None:
         """Add inputs of shape (..., d_in), any float type; the sum is kept in float32."""
         rows = inputs.detach().reshape(-1, self._sum.shape[0]).float()
-        for panel in self._panels:
-            self._sum[: panel.stop, panel].addmm_(rows[:, : panel.stop].T, rows[:, panel])
-        self._mirrored = False
+        panels.add_upper(self._sum, rows)  # the lower half follows when the matrix is asked for
+        self._mirrored = self._checked = False
+        self._derived = None
         self.tokens += rows.shape[0]
 
     @property
     def matrix(self) -> Tensor:
         """The sum so far, (d_in, d_in). It is the sum itself: later inputs change it."""
         if not self._mirrored:
-            for panel in self._panels:
-                self._sum[panel, : panel.start] = self._sum[: panel.start, panel].T
+            panels.mirror(self._sum)
             self._mirrored = True
         return self._sum
+
+    def checked(self, d_in: int) -> Gram:
+        """The Gram itself, after `check_gram`, which looks at the same sum only once."""
+        if not self._checked or self._sum.shape[0] != d_in:
+            check_gram(self.matrix, d_in)
+            self._checked = True
+        return self
+
+    def derived(self, key: Hashable, derive: Callable[[Tensor], Answer]) -> Answer:
+        """derive(matrix), remembered under `key` until another key is asked for.
+
+        So layers with the same input and options are solved with one factorisation.
+        """
+        if self._derived is None or self._derived[0] != key:
+            self._derived = None  # before the next is made, so that two never lie in memory
+            self._derived = (key, derive(self.matrix))
+        return self._derived[1]
 
 
 def gram_of(inputs: Tensor) -> Tensor:
@@ -64,7 +95,11 @@ def check_gram(gram: Tensor, d_in: int) -> None:
 
     Raises BadParameter (shape, symmetry), NonFinite, NotPositiveDefinite (negative diagonal).
     """
-    check_shape(gram, d_in)
+    if gram.shape != (d_in, d_in):
+        raise BadParameter(
+            f"gram has shape {tuple(gram.shape)} but the weight has {d_in} inputs: "
+            f"give XᵀX of that layer, shape ({d_in}, {d_in})"
+        )
     if not all_finite(gram):
         raise NonFinite("gram holds NaN or infinity: check the activations it was summed from")
     sizes, gaps = [], []
@@ -78,15 +113,6 @@ def check_gram(gram: Tensor, d_in: int) -> None:
     if gram.diagonal().min() < 0:
         raise NotPositiveDefinite(
             "gram has a negative diagonal, so it is no XᵀX: recompute it from the inputs"
-        )
-
-
-def check_shape(gram: Tensor, d_in: int) -> None:
-    """Raise BadParameter unless `gram` is a (d_in, d_in) matrix."""
-    if gram.shape != (d_in, d_in):
-        raise BadParameter(
-            f"gram has shape {tuple(gram.shape)} but the weight has {d_in} inputs: "
-            f"give XᵀX of that layer, shape ({d_in}, {d_in})"
         )
 
 
@@ -117,32 +143,28 @@ def add_ridge(matrix: Tensor, damping: float) -> Tensor:
     return matrix
 
 
-def factor(matrix: Tensor, damping: float, *, shift: float = 0.0) -> tuple[Tensor, float]:
-    """Lower Cholesky factor of damp(matrix, damping) + shift·I, and the damping that was used.
+def cholesky(matrix: Tensor, *, upper: bool = False) -> Tensor | None:
+    """The Cholesky factor, or None where rounding leaves the matrix not positive definite."""
+    factor, info = torch.linalg.cholesky_ex(matrix, upper=upper)
+    return factor if info.item() == 0 and all_finite(factor) else None
 
-    A matrix that cannot be factored is retried with ten times the damping (from 0: with 1e-4),
-    up to 1. The damping that succeeded is returned so that it can be recorded.
 
+def climb_damping(damping: float, factor: Callable[[float], Answer | None]) -> Answer:
+    """factor(rung) for the first damping that gives one: the one asked for, then up the ladder.
+
+    Each rung is ten times the one before it (from 0: 1e-4), the last is 1. The damping that was
+    used must be recorded, so it has to be part of the answer.
     Raises NotPositiveDefinite past the top of the ladder.
     """
-    for rung in damping_ladder(damping):
-        damped = damp(matrix, rung)
-        damped.diagonal().add_(shift)
-        lower, info = torch.linalg.cholesky_ex(damped)
-        if info.item() == 0 and all_finite(lower):
-            return lower, rung
-    raise NotPositiveDefinite(
-        f"gram cannot be factored with damping from {damping:g} up to {rung:g}: "
-        "it is not positive semi-definite; recompute it from the layer's inputs"
-    )
-
-
-def damping_ladder(damping: float) -> list[float]:
-    """The dampings to try in order: the one asked for, then ten times more each, up to 1."""
-    rungs = [damping]
-    while rungs[-1] < 1.0:
-        rungs.append(min(1.0, rungs[-1] * 10 if rungs[-1] > 0 else 1e-4))
-    return rungs
+    rung = damping
+    while (answer := factor(rung)) is None:
+        if rung >= 1.0:
+            raise NotPositiveDefinite(
+                f"gram cannot be factored with damping from {damping:g} up to {rung:g}: "
+                "it is not positive semi-definite; recompute it from the layer's inputs"
+            )
+        rung = min(1.0, rung * 10 if rung > 0 else 1e-4)
+    return answer
 
 
 def relative_error(weight: Tensor, new_weight: Tensor, gram: Tensor) -> float:
@@ -157,6 +179,7 @@ def relative_error(weight: Tensor, new_weight: Tensor, gram: Tensor) -> float:
     for dense, new in zip(weight.split(rows), new_weight.split(rows), strict=True):
         dense = dense.float()
         change = dense - new.float()
+        # row by row tr(A gram Aᵀ), without the d_out × d_out matrix that the trace is of
         sums.append(torch.stack([(part @ gram).mul_(part).sum() for part in (dense, change)]))
     total, lost = torch.stack(sums).sum(0).tolist()
     if not (math.isfinite(total) and math.isfinite(lost)):

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers.admm import shared_systems
 from helpers.capture import (
     Call,
     Progress,
@@ -329,8 +328,8 @@ class Loop:
         layers = find_layers(self.blocks[index], f"block {index}")
 
         def work(name: str) -> LayerReport:
-            # popped, so that a gram goes once its last layer is done and another is begun
-            gram = grams.pop(name).matrix if grams else None
+            # popped, so that a gram and its factor are freed with the last layer that reads them
+            gram = grams.pop(name) if grams else None
             with self.timed("solve"), selection_clock() as choosing:
                 line = self.prune_layer(index, name, layers[name], gram)
             if self.parts:
@@ -338,14 +337,13 @@ class Loop:
                 self.seconds["solve"] -= choosing.seconds
             return line
 
-        with shared_systems():
-            for line in self.team.solve(layers, work):
-                self.report.layers.append(line)
-                if self.progress:
-                    self.progress(len(self.report.layers), self.total, f"block {index} {line.name}")
+        for line in self.team.solve(layers, work):
+            self.report.layers.append(line)
+            if self.progress:
+                self.progress(len(self.report.layers), self.total, f"block {index} {line.name}")
 
     def prune_layer(
-        self, index: int, name: str, layer: nn.Module, gram: Tensor | None
+        self, index: int, name: str, layer: nn.Module, gram: Gram | None
     ) -> LayerReport:
         """Solve and overwrite one layer, and give its line for the report."""
         started = time.perf_counter()

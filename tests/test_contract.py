@@ -11,7 +11,7 @@ import torch
 
 import helpers.gradient_methods  # noqa: F401 - registers SparseGPT
 from helpers import LayerResult, contract, register, select
-from helpers.contract import check_method
+from helpers.methods import check_method
 from helpers.errors import BadParameter, UnknownMethod
 from helpers.methods import METHODS, get_method
 from helpers.paths import own_methods_dir

@@ -17,7 +17,7 @@ from helpers.explore.controls import DPI, Explorer, Progress, Task, paragraph, r
 from helpers.explore.source import some_tokens
 from helpers.models import find_blocks, load_model
 from helpers.results import block_name, stream_figure, to_png
-from helpers.streams import stream_norms
+from helpers.capture import stream_norms
 
 TOP = 8  # tokens in the table
 FULL = 10  # times the median from which a token has the full colour

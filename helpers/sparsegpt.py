@@ -1,0 +1,100 @@
+"""SparseGPT: prune column by column and let the later columns make up for it.
+
+Frantar & Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", 2023.
+With H the damped gram and H⁻¹ = RᵀR (R upper triangular), pruning the weight w of column j adds
+w²/R[j,j]² to the layer's error if the columns after j change by −(w/R[j,j]) · R[j, j:]. R holds
+these rows for every j, so H⁻¹ need not be updated as columns are done.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from helpers.errors import BadParameter, check_real, check_whole
+from helpers.gram import cholesky, climb_damping, damp, dead_inputs
+from helpers.masks import Pattern, keep_largest, top_nm
+
+
+def solve(
+    weight: Tensor,
+    gram: Tensor,
+    *,
+    sparsity: float,
+    pattern: Pattern,
+    keep: Tensor | None = None,
+    damping: float = 0.01,
+    block_size: int = 128,
+) -> tuple[Tensor, Tensor, float]:
+    """The pruned weight (d_out, d_in), its mask, and the damping that was used.
+
+    The mask is chosen for `block_size` columns at a time (N:M: for each group of M) by
+    w²/R[j,j]², from weights that already carry the updates of the columns before; or it is `keep`.
+    Raises BadParameter, NotPositiveDefinite.
+    """
+    check_whole("block_size", block_size)
+    if pattern.grouped and block_size % pattern.m:
+        raise BadParameter(
+            f"block_size {block_size!r} is not allowed with pattern '{pattern}': give a multiple "
+            f"of the group size, for example {16 * pattern.m}"
+        )
+    R, used = _inverse_factor(gram, damping)
+    alive = ~dead_inputs(gram)
+    rows, d_in = weight.shape
+    W, chosen = weight.clone(), torch.ones_like(weight, dtype=torch.bool)
+    for start in range(0, d_in, block_size):
+        stop = min(start + block_size, d_in)
+        block = slice(start, stop)
+        if keep is not None:
+            chosen[:, block] = keep[:, block]
+        elif not pattern.grouped:
+            score = ((W[:, block] / R[block, block].diagonal()) ** 2 * alive[block]).reshape(1, -1)
+            # counted from the left, so that rounding does not add up over the blocks
+            zeros = round(sparsity * rows * stop) - round(sparsity * rows * start)
+            chosen[:, block] = keep_largest(score, zeros).view(rows, -1)
+        choose = pattern if keep is None and pattern.grouped else None
+        errors = _prune_columns(
+            W[:, block], chosen[:, block], R[block, block], alive[block], choose
+        )
+        # the columns after the block change by all its errors in one product
+        W[:, stop:] -= errors @ R[block, stop:]
+    return W * chosen, chosen, used
+
+
+def _prune_columns(
+    W: Tensor, keep: Tensor, R: Tensor, alive: Tensor, pattern: Pattern | None
+) -> Tensor:
+    """Prune one block of columns, in place on the views W and keep (d_out, block).
+
+    With a pattern the mask of each group is chosen when its first column is reached.
+    Returns the errors w/R[j,j] of the pruned weights (d_out, block), 0 for those that stay.
+    """
+    diagonal = R.diagonal()
+    errors = torch.zeros_like(W)
+    for j in range(W.shape[1]):
+        if pattern and j % pattern.m == 0:
+            group = slice(j, j + pattern.m)
+            score = (W[:, group] / diagonal[group]) ** 2 * alive[group]
+            keep[:, group] = top_nm(score, pattern.n, pattern.m)
+        errors[:, j] = W[:, j] * ~keep[:, j] / diagonal[j]
+        # column j itself becomes zero where it is pruned, and keeps its value elsewhere
+        W[:, j:] -= errors[:, j : j + 1] * R[j, j:]
+    return errors
+
+
+def _inverse_factor(gram: Tensor, damping: float) -> tuple[Tensor, float]:
+    """R, the upper Cholesky factor of the damped gram's inverse, and the damping used.
+
+    A dead input gets a unit diagonal before damping, so that it touches no other.
+    """
+    check_real("damping", damping)
+    H = gram.clone()
+    H.diagonal().add_(dead_inputs(gram).to(gram.dtype))
+
+    def attempt(rung: float) -> tuple[Tensor, float] | None:
+        lower = cholesky(damp(H, rung))
+        # the inverse of a barely positive matrix need not be positive after rounding
+        R = None if lower is None else cholesky(torch.cholesky_inverse(lower), upper=True)
+        return None if R is None else (R, rung)
+
+    return climb_damping(damping, attempt)
