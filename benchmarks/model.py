@@ -16,12 +16,13 @@ from benchmarks import published
 from benchmarks.problems import Snapshot, cut_model, random_llama, random_tokens
 from benchmarks.solver import SPARSITY, agreement, errors_of
 from benchmarks.timing import interleaved, ratio, summary
-from helpers.capture import Call, advance, capture, check_parity, embed, layer_grams, run_block
+from helpers.capture import Call, advance, capture, check_parity, embed, run_block
 from helpers.corpora import calibration_tokens
 from helpers.gram import Gram
 from helpers.methods import METHODS
 from helpers.models import find_blocks, find_layers, load_model, read_weight
 from helpers.prune import PruneReport, prune_model
+from helpers.replay import layer_grams
 
 TARGET, PUBLISHED_TARGET = 1.2, 2.0
 METHOD = "admm-grad"

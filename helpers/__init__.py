@@ -33,7 +33,6 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "admm": ("admm_grad", "exact_least_squares", "refit"),
-        "capture": ("layer_gram",),
         "corpora": ("calibration_tokens", "corpus_identity", "evaluation_tokens"),
         "errors": ("HelpersError",),
         "evaluate": ("perplexity", "zero_shot"),
@@ -56,6 +55,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "methods": ("METHODS", "LayerResult", "register"),
         "models": ("load_model", "model_identity"),
         "prune": ("prune_model",),
+        "replay": ("layer_gram",),
         "records": ("check_parameters", "make_record", "read_records", "write_record"),
     },
 )

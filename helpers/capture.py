@@ -12,8 +12,7 @@ import contextlib
 import dataclasses
 import inspect
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,19 +24,13 @@ from helpers.errors import (
     BadParameter,
     CalibrationTooShort,
     NonFinite,
-    OutOfMemory,
     ParityError,
     UnsupportedModel,
-    check_choice,
-    check_whole,
 )
-from helpers.gram import Gram
-from helpers.models import device_of, find_blocks, find_layers, opened, read_weight
+from helpers.models import device_of, find_blocks, opened
 
 # relative to the largest logit; replay was exact on every supported family in float32
 PARITY_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-# tokens in one forward pass: a CPU gains nothing from more, a GPU is filled by them
-BEST_TOKENS = {"cpu": 512, "cuda": 16384}
 
 Allocate = Callable[..., Tensor]
 # progress(steps done, steps in all, name of the one just done)
@@ -299,235 +292,6 @@ def _answering(block: nn.Module, stream: Tensor, call: Call) -> Iterator[None]:
         del block.forward
         if before is not None:
             block.forward = before
-
-
-class GramHooks:
-    """Collects the grams of a block's layers while it runs; layers with one input share one.
-
-    In Llama q, k and v read the same tensor, gate and up another: four grams for seven layers.
-    `seconds` is the time spent on them.
-    """
-
-    def __init__(self, layers: dict[str, nn.Module]) -> None:
-        self.layers = layers
-        self.grams: dict[str, Gram] = {}
-        self.seconds = 0.0
-        self._leader: dict[str, str] = {}
-        self._seen: list[tuple[str, Tensor]] = []
-
-    def __enter__(self) -> GramHooks:
-        self._handles = [
-            layer.register_forward_pre_hook(self._hook(name)) for name, layer in self.layers.items()
-        ]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def new_batch(self) -> None:
-        """Forget the inputs of the batch before: identity of tensors means nothing across."""
-        self._seen.clear()
-
-    def _hook(self, name: str) -> Any:
-        def add(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-            started = time.perf_counter()
-            self._add(name, layer, args[0])
-            self.seconds += time.perf_counter() - started
-
-        return add
-
-    def _add(self, name: str, layer: nn.Module, inputs: Tensor) -> None:
-        """Add `inputs` unless they are the very tensor that another layer has just added."""
-        twin = next((other for other, tensor in self._seen if tensor is inputs), None)
-        self._seen.append((name, inputs))
-        if name not in self._leader:
-            self._leader[name] = twin or name
-            width, device = read_weight(layer).shape[1], layer.weight.device
-            self.grams[name] = self.grams[twin] if twin else Gram(width, device)
-        leader = self._leader[name]
-        if leader != (twin or name):
-            raise UnsupportedModel(
-                f"layer {name} shares its input with {leader} in some batches and not in others: "
-                "this family is not supported"
-            )
-        if leader == name:
-            self.grams[name].add(inputs)
-
-
-def layer_grams(
-    block: nn.Module, stream: Tensor, call: Call, batch: int, name: str = "block"
-) -> tuple[dict[str, Gram], float]:
-    """Run a block over the stream and return the gram of each of its layers' inputs.
-
-    Layers that share an input share the object. Also returns the seconds spent on grams. The
-    stream is left as it is.
-    Raises UnsupportedModel if a layer saw no input, NonFinite, naming the layer.
-    """
-    layers = find_layers(block, name)
-    with GramHooks(layers) as hooks:
-        for rows in stream.split(batch):
-            hooks.new_batch()
-            run_block(block, rows.to(device_of(block)), call)
-    for layer in layers:
-        # an expert that was called with no rows is as unmeasured as one that was never called
-        if layer not in hooks.grams or hooks.grams[layer].tokens == 0:
-            raise UnsupportedModel(
-                f"layer {name} {layer} saw no calibration token: if it is an expert, give more "
-                "calibration text, otherwise choose another model"
-            )
-        if not all_finite(hooks.grams[layer].matrix):
-            raise NonFinite(
-                f"inputs of layer {name} {layer} hold NaN or infinity: check the weights before it"
-            )
-    return hooks.grams, hooks.seconds
-
-
-def layer_gram(
-    model: nn.Module, tokens: Tensor, block: int, layer: str, *, batch: int = 4
-) -> tuple[Tensor, Tensor]:
-    """One layer of the dense model: its weight (d_out, d_in) and its gram (d_in, d_in).
-
-    Args: tokens (sequences, length); block, from 0; layer, such as "self_attn.q_proj".
-    Raises BadParameter if there is no such block or layer.
-    """
-    return layer_problems(model, tokens, block, [layer], batch=batch)[layer]
-
-
-def layer_problems(
-    model: nn.Module, tokens: Tensor, block: int, layers: Sequence[str], *, batch: int = 4
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Several layers of one block as `layer_gram` gives each, from one pass over the text.
-
-    Args: tokens (sequences, length); block, from 0; layers, such as ["self_attn.q_proj"].
-    Returns {layer: (weight (d_out, d_in), gram (d_in, d_in))}; layers that read the same input
-    share a gram. Raises BadParameter if there is no such block or layer.
-    """
-    blocks = find_blocks(model)
-    if check_whole("block", block, least=0) >= len(blocks):
-        raise BadParameter(f"block {block!r} does not exist: give 0 to {len(blocks) - 1}")
-    found = find_layers(blocks[block], f"block {block}")
-    for layer in layers:
-        check_choice("layer", layer, found)
-    check_tokens(model, tokens)
-    batch = largest_divisor(len(tokens), batch)
-    with eval_mode(model):
-        calls = capture(model, tokens[:batch]).calls
-        stream = embed(model, tokens, batch)
-        for index in range(block):
-            advance(blocks[index], stream, calls[index], batch, f"block {index}")
-        grams, _ = layer_grams(blocks[block], stream, calls[block], batch, f"block {block}")
-    weights = {layer: read_weight(found[layer]).float().clone() for layer in layers}
-    return {layer: (weights[layer], grams[layer].matrix) for layer in layers}
-
-
-def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of `number` up to `limit`: batches of one size replay one capture.
-
-    Raises BadParameter unless `limit` is a whole number of at least 1.
-    """
-    check_whole("batch", limit)
-    return next(d for d in range(max(1, min(limit, number)), 0, -1) if number % d == 0)
-
-
-def best_batch(device: torch.device | str, length: int) -> int:
-    """How many sequences of `length` tokens a forward pass should take on a device."""
-    return max(1, BEST_TOKENS.get(torch.device(device).type, 512) // length)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of a GPU or of the machine, was not enough."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    # torch has no class of its own for the CPU, nor for the workspace of CUDA's libraries
-    words = ("can't allocate memory", "ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-
-
-class Replay:
-    """Blocks run over a stream in batches, with arguments recorded for batches of that size.
-
-    Where memory runs out the batch is halved, the arguments are recorded anew, and the work goes
-    on with the rows that were not done; `halved` says where. Rounding may differ after that.
-    """
-
-    def __init__(self, model: nn.Module, tokens: Tensor, batch: int) -> None:
-        self.model, self.tokens = model, tokens
-        self.batch = largest_divisor(len(tokens), batch)
-        self.halved: list[str] = []
-        self._calls: list[Call] | None = None
-
-    @property
-    def calls(self) -> list[Call]:
-        """The blocks' arguments for batches of the present size."""
-        if self._calls is None:
-            self._calls = self._tried(
-                "recording arguments",
-                lambda: capture(self.model, self.tokens[: self.batch], head=False).calls,
-            )
-        return self._calls
-
-    def parity(self) -> float:
-        """The parity gate: see `check_parity`."""
-
-        def check() -> float:
-            # reversed text has the same shape and another content, which exposes arguments that
-            # depend on the tokens
-            return check_parity(self.model, self.calls, self.tokens[: self.batch].flip(1))
-
-        return self._tried("the parity gate", check)
-
-    def embed(self, allocate: Allocate = torch.empty) -> Tensor:
-        """The stream of all tokens as it enters block 0."""
-        return self._tried(
-            "embedding", lambda: embed(self.model, self.tokens, self.batch, allocate)
-        )
-
-    def grams(self, index: int, stream: Tensor) -> tuple[dict[str, Gram], float]:
-        """The grams of a block's layers: see `layer_grams`."""
-        block, name = find_blocks(self.model)[index], f"block {index}"
-        return self._tried(
-            name, lambda: layer_grams(block, stream, self.calls[index], self.batch, name)
-        )
-
-    def advance(self, index: int, stream: Tensor) -> None:
-        """Replace the stream in place by its values after a block: see `advance`."""
-        block, name = find_blocks(self.model)[index], f"block {index}"
-        done = 0
-
-        def one_batch() -> int:
-            call = self.calls[index]  # first: recording it may halve the batch
-            return len(advance(block, stream[done : done + self.batch], call, self.batch, name))
-
-        while done < len(stream):
-            done += self._tried(name, one_batch)
-
-    def _tried(self, where: str, work: Callable[[], Any]) -> Any:
-        """The work's answer, with half the batch as often as memory runs out.
-
-        Raises OutOfMemory if one sequence at a time is too many.
-        """
-        while True:
-            try:
-                return work()
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                # a MemoryError often says nothing
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-            # out here, where the error no longer holds on to what was allocated
-            self._halve(where, reason)
-
-    def _halve(self, where: str, reason: str) -> None:
-        if self.batch == 1:
-            raise OutOfMemory(
-                f"{where}: one sequence of {self.tokens.shape[1]} tokens does not fit the memory "
-                f"({reason}): give shorter sequences, another dtype or a larger machine"
-            )
-        # a divisor of the batch before, so that rows not yet done make up whole batches
-        smaller = largest_divisor(self.batch, self.batch // 2)
-        self.halved.append(f"{where}: batch {self.batch} to {smaller}, memory ran out")
-        self.batch, self._calls = smaller, None
 
 
 def stream_norms(

@@ -18,18 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers.capture import (
-    Replay,
-    check_length,
-    check_tokens,
-    eval_mode,
-    forward,
-    logits_of,
-)
+from helpers.capture import check_length, check_tokens, eval_mode, forward, logits_of
 from helpers.device import attribute
 from helpers.errors import AssetError, CalibrationTooShort, NonFinite, check_choice, check_whole
 from helpers.models import STORE, find_blocks, opened
 from helpers.paths import cache_dir
+from helpers.replay import Replay
 from helpers.tasks import (
     SOURCES,
     TASK_TABLE,

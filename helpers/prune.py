@@ -1,7 +1,8 @@
 """`prune_model`: the only loop over blocks.
 
-The statistics of a block come from the stream that the already pruned blocks before it give; all
-layers of a block are measured in one pass; then the block runs again with its new weights.
+The grams of a block come from the stream that the already pruned blocks before it give. All
+layers of a block are measured in one pass over the calibration text and then solved; the block
+runs a second time, with its new weights, to give the stream that enters the next one.
 Everything that can be checked is checked before the first weight changes, and a parity gate
 compares the replayed blocks with the model's own logits.
 """
@@ -18,19 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers.capture import (
-    Call,
-    Progress,
-    Replay,
-    best_batch,
-    check_tokens,
-    eval_mode,
-    out_of_memory,
-)
+from helpers.capture import Call, Progress, check_tokens, eval_mode
 from helpers.device import synchronise
 from helpers.errors import BadParameter, HelpersError, OutOfMemory, check_whole
 from helpers.gram import Gram
-from helpers.masks import check_divides, check_target, selection_clock
+from helpers.masks import Pattern, check_divides, check_target, selection_clock
 from helpers.methods import check_options, get_method
 from helpers.models import (
     check_weights,
@@ -41,6 +34,7 @@ from helpers.models import (
     read_weight,
     write_weight,
 )
+from helpers.replay import Replay, best_batch, out_of_memory
 
 
 @dataclass(frozen=True)
@@ -114,7 +108,7 @@ def prune_model(
     *,
     method: str,
     sparsity: float | None = None,
-    pattern: str = "unstructured",
+    pattern: str | Pattern = "unstructured",
     batch: int | None = None,
     progress: Progress | None = None,
     after_block: Callable[[int, nn.Module, Tensor, Call], None] | None = None,
@@ -140,7 +134,7 @@ def prune_model(
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
     check_request(model, tokens, method, batch, after_block, arguments)
     loop = Loop(model, method, arguments, progress=progress, after_block=after_block)
-    with eval_mode(model), loop.told():
+    with eval_mode(model), loop.damage_in_errors():
         return loop.run(tokens, batch)
 
 
@@ -152,26 +146,28 @@ def check_request(
     after_block: Callable[..., None] | None,
     arguments: dict[str, Any],
 ) -> None:
-    """Everything that can be refused before a weight changes; `arguments` are the method's.
+    """Raise for everything that can be refused before a weight changes.
 
-    Weights on the meta device, which are read block by block, are not looked at.
+    `arguments` are the method's. Weights on the meta device, which are read block by block, are
+    not looked at.
     """
-    needed = get_method(method).needs_calibration
+    needs_calibration = get_method(method).needs_calibration
     if batch is not None:
         check_whole("batch", batch)
     if "keep" in arguments:
         raise BadParameter(
             "prune_model takes no keep=, which fits one layer: call METHODS[method](...) for that"
         )
-    targets = ("sparsity", "pattern")
-    check_options(method, {name: v for name, v in arguments.items() if name not in targets})
-    check_target(arguments["sparsity"], arguments["pattern"])
-    if needed and tokens is None:
-        raise BadParameter(
-            f"method {method!r} needs calibration tokens: give calibration_tokens(...), "
-            'or use method "magnitude"'
-        )
-    if needed:
+    pattern = Pattern.parse(arguments["pattern"])
+    options = {name: arguments[name] for name in arguments if name not in ("sparsity", "pattern")}
+    check_options(method, options)
+    check_target(arguments["sparsity"], pattern)
+    if needs_calibration:
+        if tokens is None:
+            raise BadParameter(
+                f"method {method!r} needs calibration tokens: give calibration_tokens(...), "
+                'or use method "magnitude"'
+            )
         check_tokens(model, tokens)
     elif after_block:
         raise BadParameter(
@@ -179,26 +175,26 @@ def check_request(
         )
     for index, block in enumerate(find_blocks(model)):
         for name, layer in find_layers(block, f"block {index}").items():
-            check_divides(arguments["pattern"], read_weight(layer).shape[1])
+            check_divides(pattern, read_weight(layer).shape[1])
             if not layer.weight.is_meta:
                 check_weights(f"block {index} {name}", layer)
 
 
 class Store:
-    """Where pruned blocks go. This one: they stay in the model."""
+    """Where pruned blocks go. This one leaves them in the model."""
 
     def begin(self) -> None:
-        """Called after the parity gate, which is about the dense model, and before any block."""
+        """Called once the parity gate, which needs the dense model, is passed."""
 
     def finished(self, index: int) -> list[LayerReport] | None:
-        """The lines of a block that an earlier run has finished, else None.
+        """The layers of a block that an earlier run has finished, else None.
 
         The model then holds that block's pruned weights.
         """
         return None
 
     def finish(self, index: int, layers: list[LayerReport], halved: list[str]) -> None:
-        """Keep a pruned block, which is open, with the lines of its layers.
+        """Keep a pruned block, whose weights are open, with the reports of its layers.
 
         halved: where the batch had to be halved so far.
         """
@@ -209,7 +205,7 @@ class Store:
 
 
 class Team:
-    """Processes that prune one model together. This one: there is only one.
+    """Processes that prune one model together. This one has a single member.
 
     rank: the number of this process, from 0; size: how many there are; lead: whether this one
     writes.
@@ -233,15 +229,15 @@ class Team:
         """Replace each gram by its sum over all processes."""
 
     def solve(
-        self, layers: dict[str, nn.Module], work: Callable[[str], LayerReport]
+        self, layers: dict[str, nn.Module], prune: Callable[[str], LayerReport]
     ) -> Iterator[LayerReport]:
-        """Do the work of all layers of a block, and give each its line in turn."""
+        """Prune the layers of a block, each by some process, and give their reports in turn."""
         for name in layers:
-            yield work(name)
+            yield prune(name)
 
 
 class Loop:
-    """One run over a model's blocks: where the time goes, and the report as it grows."""
+    """One run over a model's blocks, with the clock of its parts and the report as it grows."""
 
     def __init__(
         self,
@@ -254,27 +250,33 @@ class Loop:
         store: Store | None = None,
         team: Team | None = None,
     ) -> None:
-        self.model, self.arguments = model, arguments
+        pattern = Pattern.parse(arguments["pattern"])
+        self.model, self.arguments = model, {**arguments, "pattern": pattern}
         self.method = get_method(method)
-        self.report = PruneReport(method, arguments["pattern"])
+        self.report = PruneReport(method, str(pattern))
         self.progress, self.after_block = progress, after_block
         self.store, self.team = store or Store(), team or Team()
         self.blocks = find_blocks(model)
         self.total = sum(len(find_layers(block)) for block in self.blocks)
         self.device = device_of(model)
         self.seconds = {"forward": 0.0, "solve": 0.0}
-        # a GPU works on after a call has returned, so parts of a block cannot be told apart there
+        # a GPU works on after a call has returned, so parts of a block cannot be timed there
         self.parts = self.device.type == "cpu"
         if self.parts:
             self.seconds |= {"gram": 0.0, "selection": 0.0}
 
     def run(self, tokens: Tensor | None, batch: int | None) -> PruneReport:
-        """Prune every block that is not finished; the model is run if the method reads tokens."""
+        """Prune every block that is not finished; the model runs if the method reads tokens."""
         started = time.perf_counter()
         replay = stream = None
         if self.method.needs_calibration:
+            tokens = self.team.part(tokens)
             with self.timed("forward"):
-                replay, stream = self.start(self.team.part(tokens), batch)
+                batch = batch or best_batch(self.device, tokens.shape[1])
+                replay = Replay(self.model, tokens, batch)
+                self.report.parity = max(self.team.gather(replay.parity()))
+                self.store.begin()
+                stream = replay.embed(self.store.allocate)
         for index in range(len(self.blocks)):
             with opened(self.model, index):
                 self.one_block(index, replay, stream)
@@ -283,25 +285,18 @@ class Loop:
         self.report.seconds = {"total": time.perf_counter() - started, **self.seconds}
         return self.report
 
-    def start(self, tokens: Tensor, batch: int | None) -> tuple[Replay, Tensor]:
-        """Pass the parity gate, and embed the calibration."""
-        replay = Replay(self.model, tokens, batch or best_batch(self.device, tokens.shape[1]))
-        self.report.parity = max(self.team.gather(replay.parity()))
-        self.store.begin()
-        return replay, replay.embed(self.store.allocate)
-
     def one_block(self, index: int, replay: Replay | None, stream: Tensor | None) -> None:
         """Measure and prune a block unless it is finished, and take the stream through it."""
         finished = self.store.finished(index)
-        if finished is None:
+        if finished is not None:
+            self.report.layers += finished
+        else:
             before = len(self.report.layers)
             self.prune_block(index, self.measure(index, replay, stream) if replay else None)
             if self.after_block:
                 self.after_block(index, self.blocks[index], stream, replay.calls[index])
             halved = self.halved(replay) if replay else []
             self.store.finish(index, self.report.layers[before:], halved)
-        else:
-            self.report.layers += finished
         if replay and index + 1 < len(self.blocks):
             with self.timed("forward"):
                 replay.advance(index, stream)
@@ -310,8 +305,8 @@ class Loop:
         """Where some process had to halve its batch so far."""
         if self.team.size == 1:
             return list(replay.halved)
-        said = enumerate(self.team.gather(replay.halved))
-        return [f"process {rank}, {line}" for rank, lines in said for line in lines]
+        of_all = enumerate(self.team.gather(replay.halved))
+        return [f"process {rank}, {where}" for rank, places in of_all for where in places]
 
     def measure(self, index: int, replay: Replay, stream: Tensor) -> dict[str, Gram]:
         """The grams of a block's layers, over all calibration text."""
@@ -327,25 +322,26 @@ class Loop:
         """Solve and overwrite each layer of one block."""
         layers = find_layers(self.blocks[index], f"block {index}")
 
-        def work(name: str) -> LayerReport:
+        def prune(name: str) -> LayerReport:
             # popped, so that a gram and its factor are freed with the last layer that reads them
             gram = grams.pop(name) if grams else None
-            with self.timed("solve"), selection_clock() as choosing:
-                line = self.prune_layer(index, name, layers[name], gram)
+            with self.timed("solve"), selection_clock() as clock:
+                layer_report = self.prune_layer(index, name, layers[name], gram)
             if self.parts:
-                self.seconds["selection"] += choosing.seconds
-                self.seconds["solve"] -= choosing.seconds
-            return line
+                self.seconds["selection"] += clock.seconds
+                self.seconds["solve"] -= clock.seconds
+            return layer_report
 
-        for line in self.team.solve(layers, work):
-            self.report.layers.append(line)
+        for layer_report in self.team.solve(layers, prune):
+            self.report.layers.append(layer_report)
             if self.progress:
-                self.progress(len(self.report.layers), self.total, f"block {index} {line.name}")
+                done = len(self.report.layers)
+                self.progress(done, self.total, f"block {index} {layer_report.name}")
 
     def prune_layer(
         self, index: int, name: str, layer: nn.Module, gram: Gram | None
     ) -> LayerReport:
-        """Solve and overwrite one layer, and give its line for the report."""
+        """Solve and overwrite one layer."""
         started = time.perf_counter()
         weight = read_weight(layer)
         try:
@@ -372,16 +368,16 @@ class Loop:
         )
 
     @contextlib.contextmanager
-    def told(self) -> Iterator[None]:
-        """Add to an error how much of the model has been changed by then."""
+    def damage_in_errors(self) -> Iterator[None]:
+        """Add to an error how many layers had been changed when it happened."""
         try:
             yield
         except HelpersError as error:
             count = len(self.report.layers)
             if not count:
                 raise
-            done = f"{count} layers before it are already pruned, reload the model"
-            raise type(error)(f"{error}; {done}") from error
+            changed = f"{count} layers before it are already pruned, reload the model"
+            raise type(error)(f"{error}; {changed}") from error
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:

@@ -11,9 +11,8 @@ import torch
 
 import helpers.gradient_methods  # noqa: F401 - registers SparseGPT
 from helpers import LayerResult, contract, register, select
-from helpers.methods import check_method
 from helpers.errors import BadParameter, UnknownMethod
-from helpers.methods import METHODS, get_method
+from helpers.methods import METHODS, check_method, get_method
 from helpers.paths import own_methods_dir
 from helpers.runner import plan
 

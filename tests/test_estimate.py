@@ -19,7 +19,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from helpers.assets import embedded_model_folder
-from helpers.capture import best_batch, largest_divisor
 from helpers.errors import AssetError, BadParameter, RecordError, UnknownModel, UnsupportedModel
 from helpers.machine import estimate as estimates
 from helpers.machine.estimate import (
@@ -37,6 +36,7 @@ from helpers.machine.estimate import (
 from helpers.models import find_blocks, find_layers, read_weight
 from helpers.paths import reference_dir, root
 from helpers.records import read_records
+from helpers.replay import best_batch, largest_divisor
 from helpers.results.published import read_published
 from helpers.runner.plan import Run, read_plan
 

@@ -12,10 +12,10 @@ import torch
 
 from helpers import study as studies
 from helpers.admm import exact_least_squares
-from helpers.capture import layer_gram, layer_problems
 from helpers.errors import BadParameter, BadSparsity
 from helpers.methods import METHODS
 from helpers.models import load_model
+from helpers.replay import layer_gram, layer_problems
 from helpers.study import Stopwatch, mask_study, trace_points, update_study
 
 ROW = ("sparsity", "solver", "rho", "precondition", "damping", "learning_rate", "iterations",

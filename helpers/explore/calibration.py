@@ -11,13 +11,12 @@ import ipywidgets
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from helpers.capture import check_tokens
+from helpers.capture import check_tokens, stream_norms
 from helpers.errors import BadParameter, check_whole
 from helpers.explore.controls import DPI, Explorer, Progress, Task, paragraph, row, slider, to_img
 from helpers.explore.source import some_tokens
 from helpers.models import find_blocks, load_model
 from helpers.results import block_name, stream_figure, to_png
-from helpers.capture import stream_norms
 
 TOP = 8  # tokens in the table
 FULL = 10  # times the median from which a token has the full colour

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from helpers.capture import Replay, best_batch, check_tokens, eval_mode
+from helpers.capture import check_tokens, eval_mode
 from helpers.corpora import calibration_tokens
 from helpers.errors import BadParameter, NonFinite, check_choice, check_whole
 from helpers.explore.controls import Progress
 from helpers.gram import check_gram
 from helpers.models import STORE, device_of, find_blocks, find_layers, load_model, read_weight
+from helpers.replay import Replay, best_batch
 
 # of a layer as many outputs are solved as make up this many multiplications in a product: those of
 # 1152 outputs with 576 inputs

@@ -36,7 +36,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from helpers.capture import out_of_memory
 from helpers.corpora import calibration_tokens
 from helpers.device import pick_device
 from helpers.errors import (
@@ -53,6 +52,7 @@ from helpers.large.streaming import source_tokenizer
 from helpers.methods import get_method
 from helpers.models import read_weight, write_weight
 from helpers.prune import LayerReport, Team
+from helpers.replay import out_of_memory
 
 WAIT = timedelta(hours=2)  # for the slowest layer of a large model
 

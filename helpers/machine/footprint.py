@@ -9,9 +9,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from helpers.capture import best_batch
 from helpers.errors import BadParameter, allowed, check_choice, check_whole
 from helpers.machine.estimate import SIZES, Shape, shape_of
+from helpers.replay import best_batch
 
 FLOAT = 4  # bytes of what a solver works in
 # matrices of a layer's size and of its gram's that a method holds at once beside the layer and

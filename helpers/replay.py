@@ -1,0 +1,240 @@
+"""Take calibration text through the blocks, batch by batch, and sum the grams of layers' inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from helpers.capture import (
+    Allocate,
+    Call,
+    advance,
+    capture,
+    check_parity,
+    check_tokens,
+    embed,
+    eval_mode,
+    run_block,
+)
+from helpers.device import all_finite
+from helpers.errors import (
+    BadParameter,
+    NonFinite,
+    OutOfMemory,
+    UnsupportedModel,
+    check_choice,
+    check_whole,
+    first_line,
+)
+from helpers.gram import Gram
+from helpers.models import device_of, find_blocks, find_layers, read_weight
+
+# tokens in one forward pass: a CPU gains nothing from more, a GPU is filled by them
+BEST_TOKENS = {"cpu": 512, "cuda": 16384}
+
+
+def layer_grams(
+    block: nn.Module, stream: Tensor, call: Call, batch: int, name: str = "block"
+) -> tuple[dict[str, Gram], float]:
+    """Run a block over the stream and return the gram of each of its layers' inputs.
+
+    Layers that read the same input share one Gram: in Llama q, k and v, and gate and up, so four
+    grams for seven layers. Also returns the seconds spent on grams. The stream is left as it is.
+    Raises UnsupportedModel if a layer saw no input, NonFinite, naming the layer.
+    """
+    layers, seconds = find_layers(block, name), 0.0
+    grams: dict[str, Gram] = {}
+    adder: dict[str, str] = {}  # the layer that adds this layer's input: itself, or one before it
+    seen: list[tuple[str, Tensor]] = []  # the inputs of this batch
+
+    def add(reader: str, layer: nn.Module, inputs: Tensor) -> None:
+        nonlocal seconds
+        started = time.perf_counter()
+        # a family need not be known: layers share an input if they are given the very same tensor
+        twin = next((other for other, tensor in seen if tensor is inputs), None)
+        seen.append((reader, inputs))
+        if reader not in adder:
+            adder[reader] = twin or reader
+            width, device = read_weight(layer).shape[1], layer.weight.device
+            grams[reader] = grams[twin] if twin else Gram(width, device)
+        if adder[reader] != (twin or reader):
+            raise UnsupportedModel(
+                f"layer {reader} shares its input with {adder[reader]} in some batches and not in "
+                "others: this family is not supported"
+            )
+        if twin is None:
+            grams[reader].add(inputs)
+        seconds += time.perf_counter() - started
+
+    def hook(reader: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda layer, args: add(reader, layer, args[0])
+
+    with contextlib.ExitStack() as stack:
+        for reader, layer in layers.items():
+            stack.enter_context(layer.register_forward_pre_hook(hook(reader)))
+        for rows in stream.split(batch):
+            seen.clear()  # a tensor of another batch may come to lie where an earlier one lay
+            run_block(block, rows.to(device_of(block)), call)
+    for reader in layers:
+        # an expert that was called with no rows is as unmeasured as one that was never called
+        if reader not in grams or grams[reader].tokens == 0:
+            raise UnsupportedModel(
+                f"layer {name} {reader} saw no calibration token: if it is an expert, give more "
+                "calibration text, otherwise choose another model"
+            )
+        if not all_finite(grams[reader].matrix):
+            raise NonFinite(
+                f"inputs of layer {name} {reader} hold NaN or infinity: check the weights before it"
+            )
+    return grams, seconds
+
+
+def layer_gram(
+    model: nn.Module, tokens: Tensor, block: int, layer: str, *, batch: int = 4
+) -> tuple[Tensor, Tensor]:
+    """One layer of the dense model: its weight (d_out, d_in) and its gram (d_in, d_in).
+
+    Args: tokens (sequences, length); block, from 0; layer, such as "self_attn.q_proj".
+    Raises BadParameter if there is no such block or layer.
+    """
+    return layer_problems(model, tokens, block, [layer], batch=batch)[layer]
+
+
+def layer_problems(
+    model: nn.Module, tokens: Tensor, block: int, layers: Sequence[str], *, batch: int = 4
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Several layers of one block as `layer_gram` gives each, from one pass over the text.
+
+    Args: tokens (sequences, length); block, from 0; layers, such as ["self_attn.q_proj"].
+    Returns {layer: (weight (d_out, d_in), gram (d_in, d_in))}; layers that read the same input
+    share a gram. Raises BadParameter if there is no such block or layer.
+    """
+    blocks = find_blocks(model)
+    if check_whole("block", block, least=0) >= len(blocks):
+        raise BadParameter(f"block {block!r} does not exist: give 0 to {len(blocks) - 1}")
+    found = find_layers(blocks[block], f"block {block}")
+    for layer in layers:
+        check_choice("layer", layer, found)
+    check_tokens(model, tokens)
+    batch = largest_divisor(len(tokens), batch)
+    with eval_mode(model):
+        calls = capture(model, tokens[:batch]).calls
+        stream = embed(model, tokens, batch)
+        for index in range(block):
+            advance(blocks[index], stream, calls[index], batch, f"block {index}")
+        grams, _ = layer_grams(blocks[block], stream, calls[block], batch, f"block {block}")
+    weights = {layer: read_weight(found[layer]).float().clone() for layer in layers}
+    return {layer: (weights[layer], grams[layer].matrix) for layer in layers}
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` up to `limit`: batches of one size replay one capture.
+
+    Raises BadParameter unless `limit` is a whole number of at least 1.
+    """
+    check_whole("batch", limit)
+    return next(d for d in range(max(1, min(limit, number)), 0, -1) if number % d == 0)
+
+
+def best_batch(device: torch.device | str, length: int) -> int:
+    """How many sequences of `length` tokens a forward pass should take on a device."""
+    return max(1, BEST_TOKENS.get(torch.device(device).type, 512) // length)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of a GPU or of the machine, was not enough."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # torch has no class of its own for the CPU, nor for the workspace of CUDA's libraries
+    words = ("can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+class Replay:
+    """Blocks run over a stream in batches, with arguments recorded for batches of that size.
+
+    Where memory runs out the batch is halved, the arguments are recorded anew, and the work goes
+    on with the rows that were not done; `halved` says where. Rounding may differ after that.
+    """
+
+    def __init__(self, model: nn.Module, tokens: Tensor, batch: int) -> None:
+        self.model, self.tokens = model, tokens
+        self.batch = largest_divisor(len(tokens), batch)
+        self.halved: list[str] = []
+        self._calls: list[Call] | None = None
+
+    @property
+    def calls(self) -> list[Call]:
+        """The blocks' arguments for batches of the present size."""
+        if self._calls is None:
+            self._calls = self._tried(
+                "recording arguments",
+                lambda: capture(self.model, self.tokens[: self.batch], head=False).calls,
+            )
+        return self._calls
+
+    def parity(self) -> float:
+        """The parity gate: see `check_parity`."""
+
+        def check() -> float:
+            # reversed text has the same shape and another content, which exposes arguments that
+            # depend on the tokens
+            return check_parity(self.model, self.calls, self.tokens[: self.batch].flip(1))
+
+        return self._tried("the parity gate", check)
+
+    def embed(self, allocate: Allocate = torch.empty) -> Tensor:
+        """The stream of all tokens as it enters block 0."""
+        return self._tried(
+            "embedding", lambda: embed(self.model, self.tokens, self.batch, allocate)
+        )
+
+    def grams(self, index: int, stream: Tensor) -> tuple[dict[str, Gram], float]:
+        """The grams of a block's layers: see `layer_grams`."""
+        block, name = find_blocks(self.model)[index], f"block {index}"
+        return self._tried(
+            name, lambda: layer_grams(block, stream, self.calls[index], self.batch, name)
+        )
+
+    def advance(self, index: int, stream: Tensor) -> None:
+        """Replace the stream in place by its values after a block: see `advance`."""
+        block, name = find_blocks(self.model)[index], f"block {index}"
+        done = 0
+
+        def one_batch() -> int:
+            call = self.calls[index]  # first: recording it may halve the batch
+            return len(advance(block, stream[done : done + self.batch], call, self.batch, name))
+
+        while done < len(stream):
+            done += self._tried(name, one_batch)
+
+    def _tried(self, where: str, work: Callable[[], Any]) -> Any:
+        """The work's answer, with half the batch as often as memory runs out.
+
+        Raises OutOfMemory if one sequence at a time is too many.
+        """
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                reason = first_line(error)
+            # out here, where the error no longer holds on to what was allocated
+            self._halve(where, reason)
+
+    def _halve(self, where: str, reason: str) -> None:
+        if self.batch == 1:
+            raise OutOfMemory(
+                f"{where}: one sequence of {self.tokens.shape[1]} tokens does not fit the memory "
+                f"({reason}): give shorter sequences, another dtype or a larger machine"
+            )
+        # a divisor of the batch before, so that rows not yet done make up whole batches
+        smaller = largest_divisor(self.batch, self.batch // 2)
+        self.halved.append(f"{where}: batch {self.batch} to {smaller}, memory ran out")
+        self.batch, self._calls = smaller, None
