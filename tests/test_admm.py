@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import admm
-from helpers.admm import admm_grad, exact_least_squares, refit, shared_systems
+from helpers.admm import admm_grad, exact_least_squares, refit
 from helpers.errors import (
     BadMask,
     BadParameter,
@@ -23,7 +22,8 @@ from helpers.errors import (
     NonFinite,
     NotPositiveDefinite,
 )
-from helpers.gram import gram_of
+from helpers.fast import fused
+from helpers.gram import Gram, gram_of
 
 
 def layer(
@@ -511,43 +511,7 @@ def test_bad_numbers_and_shapes(one_line_error) -> None:
         refit(weight, 6 * torch.eye(16) - 5, keep)  # diagonal 1, smallest eigenvalue 6 − 80
 
 
-# ---------------------------------------------------------------- the fast form of the loop
-
-
-def plain_torch(
-    weight: torch.Tensor, gram: torch.Tensor, keep: torch.Tensor, iterations: int = 20
-) -> torch.Tensor:
-    """The paper's loop in float32, one new tensor a term, as a first version would have it."""
-    n = gram.diagonal().sqrt()
-    scaled = gram / n / n[:, None]
-    scaled += 0.1 * scaled.diagonal().mean() * torch.eye(len(n))
-    dense = current = weight * n
-    dual, inverse = torch.zeros_like(dense), torch.linalg.inv(scaled + torch.eye(len(n)))
-    for _ in range(iterations):
-        kept = (current + dual) * keep
-        dual = dual + current - kept
-        current = (dense @ scaled + kept - dual) @ inverse
-    return (current + dual) * keep / n
-
-
-@pytest.mark.parametrize("shape", [(96, 96), (160, 64), (64, 160)])
-def test_the_fast_step_gives_the_plain_loop_within_rounding(shape: tuple[int, int]) -> None:
-    inputs, weight = layer(*shape, tokens=400)
-    gram, keep = gram_of(inputs), random_keep(weight.shape, 0.6)
-    n = gram.diagonal().sqrt()
-    plain, exact = (
-        plain_torch(weight, gram, keep),
-        eight_lines(
-            weight.double().numpy(), (inputs.double().T @ inputs.double()).numpy(), keep.numpy(), 20
-        ),
-    )
-    fast = refit(weight, gram, keep).weight
-    size = (torch.from_numpy(exact) * n).abs().max()
-    gap = ((fast - plain) * n).abs().max() / size
-    assert gap < 1e-5
-    # it is no further from float64 than the plain loop is, but for a factor
-    mine, theirs = (((w - torch.from_numpy(exact)) * n).norm() for w in (fast, plain))
-    assert mine < 3 * theirs
+# ---------------------------------------------------------------- rounding and sharing
 
 
 def test_growing_masks_reach_the_plain_loops_error() -> None:
@@ -563,22 +527,22 @@ def test_growing_masks_reach_the_plain_loops_error() -> None:
 def test_layers_of_one_input_share_one_factorisation(monkeypatch) -> None:
     inputs, weight = layer(12, 16)
     other = layer(20, 16, seed=4)[1]
-    gram, count = gram_of(inputs), []
-    alone = [admm_grad(w, gram, sparsity=0.5).weight for w in (weight, other)]
+    matrix, count = gram_of(inputs), []
+    alone = [admm_grad(w, matrix, sparsity=0.5).weight for w in (weight, other)]
     factor = torch.linalg.cholesky_ex
     monkeypatch.setattr(
         torch.linalg, "cholesky_ex", lambda *a, **k: (count.append(1), factor(*a, **k))[1]
     )
-    with shared_systems():
-        together = [admm_grad(w, gram, sparsity=0.5).weight for w in (weight, other)]
-        assert len(count) == 1
-        # another gram, or another damping, is another system
-        admm_grad(weight, gram.clone(), sparsity=0.5)
-        admm_grad(weight, gram, sparsity=0.5, damping=0.2)
-        assert len(count) == 3
-    assert all(map(torch.equal, alone, together))
-    admm_grad(weight, gram, sparsity=0.5)
-    assert len(count) == 4  # nothing is shared outside
+    gram = Gram.of(matrix)
+    together = [admm_grad(w, gram, sparsity=0.5).weight for w in (weight, other)]
+    assert len(count) == 1 and all(map(torch.equal, alone, together))
+    admm_grad(weight, gram, sparsity=0.5, damping=0.2)  # another damping is another system
+    admm_grad(weight, matrix, sparsity=0.5)  # a matrix shares nothing
+    assert len(count) == 3
+    gram.add(inputs)  # with more text it is another gram
+    more = admm_grad(weight, gram, sparsity=0.5, damping=0.2).weight
+    assert len(count) == 4
+    assert torch.equal(more, admm_grad(weight, gram.matrix, sparsity=0.5, damping=0.2).weight)
 
 
 def tf32(tensor: torch.Tensor) -> torch.Tensor:
@@ -600,9 +564,9 @@ def coarse_products(monkeypatch):
         yield
         state["fast"] = False
 
-    monkeypatch.setattr(admm, "fast_products", pretend)
+    monkeypatch.setattr(fused, "fast_products", pretend)
     monkeypatch.setattr(torch.Tensor, "addmm_", coarse)
-    return lambda exact: monkeypatch.setattr(admm, "EXACT", exact)
+    return lambda exact: monkeypatch.setattr(fused, "EXACT_ITERATIONS", exact)
 
 
 def test_tensor_float_products_before_the_last_iterations_do_not_change_the_error(
@@ -610,13 +574,13 @@ def test_tensor_float_products_before_the_last_iterations_do_not_change_the_erro
 ) -> None:
     inputs, weight = layer(160, 128, tokens=600)
     gram, errors = gram_of(inputs), {}
-    for exact in (20, admm.EXACT):
+    for exact in (20, fused.EXACT_ITERATIONS):
         coarse_products(exact)
         errors[exact] = outputs_error(inputs, weight, admm_grad(weight, gram, sparsity=0.6).weight)
     assert errors[5] == pytest.approx(errors[20], rel=2e-3)
 
 
-def test_the_last_exact_iterations_wear_off_the_rounding_of_those_before(coarse_products) -> None:
+def test_the_last_exact_iterations_remove_earlier_rounding(coarse_products) -> None:
     inputs, weight = layer(160, 128, tokens=600)
     gram, keep, found = gram_of(inputs), random_keep(weight.shape, 0.6), {}
     for exact in (20, 5, 0):

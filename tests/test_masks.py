@@ -11,10 +11,9 @@ import torch
 
 from helpers.errors import BadParameter, BadPattern, BadSparsity
 from helpers.masks import (
-    bisect,
+    Pattern,
     check_target,
     cubic_schedule,
-    parse_pattern,
     select,
     top_k,
     top_nm,
@@ -185,16 +184,18 @@ def test_cubic_schedule_ends_exactly_and_never_falls(final: float, steps: int) -
 )  # fmt: skip
 def test_bad_pattern(pattern: object, one_line_error) -> None:
     with one_line_error(BadPattern, "unstructured"):
-        parse_pattern(pattern)
+        Pattern.parse(pattern)
     with one_line_error(BadPattern):
         check_target(0.5, pattern)
 
 
-def test_good_patterns() -> None:
-    assert parse_pattern("unstructured") is None
-    assert parse_pattern("2:4") == (2, 4)
-    assert parse_pattern("4:8") == (4, 8)
-    assert parse_pattern("16:32") == (16, 32)
+@pytest.mark.parametrize(
+    ("text", "n", "m"), [("unstructured", None, None), ("2:4", 2, 4), ("16:32", 16, 32)]
+)
+def test_good_patterns(text: str, n: int | None, m: int | None) -> None:
+    pattern = Pattern.parse(text)
+    assert (pattern.n, pattern.m, pattern.grouped) == (n, m, m is not None)
+    assert str(pattern) == text and Pattern.parse(pattern) is pattern
 
 
 @pytest.mark.parametrize(
@@ -243,51 +244,6 @@ def test_group_must_divide_the_inputs(one_line_error) -> None:
 def test_unknown_budget(one_line_error) -> None:
     with one_line_error(BadParameter, "matrix", "output"):
         top_k(torch.rand(3, 4), 0.5, budget="row")
-
-
-# ---------------------------------------------------------------- thresholds without a sort
-
-
-def awkward_scores() -> dict[str, torch.Tensor]:
-    """Large enough to be sampled, and of the kinds on which guessing between bounds goes wrong."""
-    size = 40_000
-    generator = torch.Generator().manual_seed(5)
-    plain = torch.rand(size, generator=generator)
-    spread = torch.exp(20 * torch.randn(size, generator=generator))  # over thirty decades
-    return {
-        "plain": plain,
-        "spread": spread,
-        "few values": (plain * 5).round(),
-        "one value": torch.full((size,), 0.25),
-        "dead half": torch.where(plain < 0.5, 0.0, plain),
-        "protected": torch.where(plain < 0.5, math.inf, plain),
-        "sorted": plain.sort().values,
-        "columns": plain.view(200, 200).sort(dim=0).values.flatten(),
-        "two lumps": torch.where(plain < 0.5, plain * 1e-6, 1e6 + plain),
-        "subnormal": plain * 1e-40,
-    }
-
-
-@pytest.mark.parametrize("kind", awkward_scores())
-@pytest.mark.parametrize("sparsity", [0.0001, 0.3, 0.5, 0.61, 0.9999])
-def test_the_threshold_is_the_one_a_sort_gives(kind: str, sparsity: float) -> None:
-    score = awkward_scores()[kind].view(200, 200)
-    zeros = round(sparsity * score.numel())
-    # a stable sort, largest first: of equal values the earlier stay
-    order = torch.sort(score.flatten(), descending=True, stable=True).indices
-    expected = torch.ones(score.numel(), dtype=torch.bool)
-    expected[order[score.numel() - zeros :]] = False
-    assert torch.equal(top_k(score, sparsity), expected.view_as(score))
-
-
-@pytest.mark.parametrize("kind", awkward_scores())
-def test_bisection_finds_what_a_sort_finds(kind: str) -> None:
-    rows = awkward_scores()[kind].view(4, 10_000)
-    ordered = rows.sort(dim=1).values
-    for zeros in (1, 17, 5000, 9999, 10_000):
-        assert torch.equal(bisect(rows, zeros), ordered[:, zeros - 1 : zeros])
-    signed = torch.cat([rows, -rows], dim=1)
-    assert torch.equal(bisect(signed, 3000), signed.sort(dim=1).values[:, 2999:3000])
 
 
 def test_a_mask_is_written_as_ones_and_zeros() -> None:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-import helpers.gradient_methods  # noqa: F401 - registers SparseGPT
-from helpers import LayerResult, contract, register, select
+from helpers import LayerResult, register, select
 from helpers.errors import BadParameter, UnknownMethod
 from helpers.methods import METHODS, check_method, get_method
-from helpers.paths import own_methods_dir
-from helpers.runner import plan
 
-EVERYTHING = {what for what, _ in contract._checks()}
 UPDATES = "a layer that needs no pruning stays"
+ANSWERS = [f"an exact answer for {target}" for target in ("unstructured 50 %", "2:4", "4:8")]
 OURS = ("magnitude", "wanda", "sparsegpt", "admm1", "admm-grad", "wanda-refit")
 
 
@@ -68,10 +64,10 @@ def unstructured_only(weight, gram, *, sparsity, pattern, keep=None):
     ("function", "broken", "reason"),
     [
         (own_mask, {"a mask that is given is used"}, "another mask"),
-        (in_place, EVERYTHING - {UPDATES}, "changed weight in place"),
+        (in_place, {*ANSWERS, "a mask that is given is used", "the same answer twice"}, "in place"),
         (restless, {"the same answer twice"}, "seed"),
         (shrinking, {UPDATES}, "sparsity 0"),
-        (unstructured_only, {"an exact answer for 2:4", "an exact answer for 4:8"}, "2:4"),
+        (unstructured_only, set(ANSWERS[1:]), "2:4"),
     ],
 )
 def test_a_broken_promise_is_found(function: Callable, broken: set[str], reason: str) -> None:
@@ -103,7 +99,7 @@ def test_a_file_adds_its_method() -> None:
     )
 
 
-def test_an_unknown_method_is_told_of_those_in_files() -> None:
+def test_the_error_of_an_unknown_method_names_those_in_files() -> None:
     with pytest.raises(UnknownMethod, match="wanda-refit"):
         get_method("wanda-refitt")
 
@@ -167,13 +163,13 @@ def test_a_cell_replaces_its_own_method_and_none_of_ours(one_line_error) -> None
     assert METHODS["wanda"] is ours
 
 
-def test_a_changed_file_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = next(r for r in plan.read_plan("smoke") if r.notebook == "04_prune_model")
-    own = replace(run, parameters={**run.parameters, "method": "wanda-refit"})
-    before, others = plan.fingerprint(own), plan.fingerprint(run)
-    source = (own_methods_dir() / "wanda_refit.py").read_text().replace('"output"', '"matrix"')
-    monkeypatch.setattr(
-        "helpers.runner.plan._own_method", lambda r: [source] if r is own else [], raising=True
-    )
-    assert plan.fingerprint(own) != before
-    assert plan.fingerprint(run) == others, "a reader's method leaves other runs as they are"
+def test_dense_is_no_method(one_line_error) -> None:
+    with one_line_error(BadParameter, "'dense'", "another name"):
+        register("dense")(own_mask)
+
+
+def test_a_file_that_fails_registers_nothing(own: Path, one_line_error) -> None:
+    (own / "my_idea.py").write_text(METHOD.format("my-idea") + "select()\n")
+    for _ in range(2):  # the second call must not find what the first has left
+        with one_line_error(BadParameter, "TypeError"):
+            get_method("my-idea")

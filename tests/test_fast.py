@@ -1,0 +1,135 @@
+"""Every trick of helpers.fast answers what its plain counterpart answers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from helpers.admm import admm, admm_grad, damped_system, refit
+from helpers.fast import panels
+from helpers.fast.selection import bisect, keep_largest, top_nm
+from helpers.gram import gram_of
+from helpers.masks import keep_largest_by_sorting, top_nm_by_sorting
+
+quick = settings(max_examples=60, deadline=None)
+# few values, so that most scores have equals; and any float32 that is not NaN
+some_scores = st.one_of(
+    st.sampled_from([0.0, 0.5, 1.0, math.inf]), st.floats(0, width=32, allow_nan=False)
+)
+
+
+def score_rows(columns: st.SearchStrategy[int] = st.integers(1, 40)) -> st.SearchStrategy:
+    """Matrices of scores, (1 to 4, columns)."""
+    shapes = st.tuples(st.integers(1, 4), columns)
+    return shapes.flatmap(lambda shape: arrays.arrays("float32", shape, elements=some_scores))
+
+
+@quick
+@given(rows=score_rows(), share=st.floats(0, 1))
+def test_the_largest_without_a_sort(rows, share: float) -> None:
+    rows, zeros = torch.from_numpy(rows), round(share * rows.shape[1])
+    expected = keep_largest_by_sorting(rows, zeros)
+    assert torch.equal(keep_largest(rows, zeros), expected)
+    out = torch.full_like(rows, 7)
+    assert keep_largest(rows, zeros, out) is out
+    assert torch.equal(out, expected.float())
+
+
+@quick
+@given(n=st.integers(1, 7), extra=st.integers(1, 5), groups=st.integers(1, 4), data=st.data())
+def test_groups_without_a_sort(n: int, extra: int, groups: int, data) -> None:
+    m = n + extra
+    score = torch.from_numpy(data.draw(score_rows(st.just(m * groups))))
+    assert torch.equal(top_nm(score, n, m), top_nm_by_sorting(score, n, m))
+
+
+def awkward_scores() -> dict[str, torch.Tensor]:
+    """Large enough to be sampled, and of the kinds on which guessing between bounds goes wrong."""
+    size = 40_000
+    generator = torch.Generator().manual_seed(5)
+    plain = torch.rand(size, generator=generator)
+    spread = torch.exp(20 * torch.randn(size, generator=generator))  # over thirty decades
+    return {
+        "plain": plain,
+        "spread": spread,
+        "few values": (plain * 5).round(),
+        "one value": torch.full((size,), 0.25),
+        "dead half": torch.where(plain < 0.5, 0.0, plain),
+        "protected": torch.where(plain < 0.5, math.inf, plain),
+        "sorted": plain.sort().values,
+        "columns": plain.view(200, 200).sort(dim=0).values.flatten(),
+        "two lumps": torch.where(plain < 0.5, plain * 1e-6, 1e6 + plain),
+        "subnormal": plain * 1e-40,
+    }
+
+
+@pytest.mark.parametrize("kind", awkward_scores())
+def test_a_threshold_from_a_sample_is_exact(kind: str) -> None:
+    row = awkward_scores()[kind].view(1, -1)
+    for sparsity in (0.0001, 0.3, 0.5, 0.61, 0.9999):
+        zeros = round(sparsity * row.numel())
+        assert torch.equal(keep_largest(row, zeros), keep_largest_by_sorting(row, zeros))
+
+
+@pytest.mark.parametrize("kind", awkward_scores())
+def test_bisection_finds_what_a_sort_finds(kind: str) -> None:
+    rows = awkward_scores()[kind].view(4, 10_000)
+    ordered = rows.sort(dim=1).values
+    for zeros in (1, 17, 5000, 9999, 10_000):
+        assert torch.equal(bisect(rows, zeros), ordered[:, zeros - 1 : zeros])
+    signed = torch.cat([rows, -rows], dim=1)
+    assert torch.equal(bisect(signed, 3000), signed.sort(dim=1).values[:, 2999:3000])
+
+
+@quick
+@given(d_in=st.integers(1, 70), tokens=st.integers(1, 20), seed=st.integers(0, 99))
+def test_a_gram_in_panels_is_the_whole_product(d_in: int, tokens: int, seed: int) -> None:
+    rows = torch.randn(tokens, d_in, generator=torch.Generator().manual_seed(seed))
+    total = torch.zeros(d_in, d_in)
+    panels.add_upper(total, rows)
+    panels.mirror(total)
+    torch.testing.assert_close(total, rows.T @ rows, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    d_out=st.integers(1, 24),
+    groups=st.integers(2, 8),
+    case=st.sampled_from(
+        [("unstructured", 0.3), ("unstructured", 0.8), ("2:4", 0.5), ("4:8", 0.5)]
+    ),
+    mask_steps=st.sampled_from([0, 1, 15]),
+    seed=st.integers(0, 999),
+)
+def test_the_fused_step_is_the_papers_loop(
+    d_out: int, groups: int, case: tuple[str, float], mask_steps: int, seed: int
+) -> None:
+    pattern, sparsity = case
+    source, d_in = torch.Generator().manual_seed(seed), 8 * groups
+    mixing = torch.eye(d_in) + torch.randn(d_in, d_in, generator=source) / 4
+    inputs = torch.randn(4 * d_in, d_in, generator=source) @ mixing
+    weight, gram = torch.randn(d_out, d_in, generator=source), gram_of(inputs)
+    G, norms = damped_system(gram.double(), 0.1)
+
+    def plain(**options: object) -> tuple[torch.Tensor, torch.Tensor]:
+        Z, keep = admm(weight * norms, G, sparsity=sparsity, pattern=pattern, **options)
+        return (Z / norms).float(), keep
+
+    # on one mask the two differ by the rounding of float32
+    expected, keep = plain(mask_steps=mask_steps)
+    solved = refit(weight, gram, keep)
+    again, _ = plain(keep=keep)
+    torch.testing.assert_close(solved.weight, again, rtol=1e-3, atol=1e-4)
+    # a growing mask decides near ties by that rounding: nearly all weights agree, and where all
+    # do the answers are the same
+    grown = admm_grad(weight, gram, sparsity=sparsity, pattern=pattern, mask_steps=mask_steps)
+    assert int(grown.keep.sum()) == int(keep.sum())
+    if torch.equal(grown.keep, keep):
+        torch.testing.assert_close(grown.weight, expected, rtol=1e-3, atol=1e-4)
+    else:
+        assert (grown.keep != keep).float().mean() < 0.02
