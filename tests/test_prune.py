@@ -40,11 +40,13 @@ def zero_fractions(model: nn.Module, family: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("family", EVERY)
-@pytest.mark.parametrize("method", ["wanda", "admm-grad"])
-def test_all_that_should_be_pruned_is_and_nothing_else(family: str, method: str) -> None:
+@pytest.mark.parametrize(("method", "pattern"), [("wanda", "unstructured"), ("admm-grad", "4:8")])
+def test_all_that_should_be_pruned_is_and_nothing_else(
+    family: str, method: str, pattern: str
+) -> None:
     model, tokens = fam.build(family), fam.random_tokens()
     before = fam.snapshot(model)
-    report = prune_model(model, tokens, method=method, sparsity=0.5)
+    report = prune_model(model, tokens, method=method, sparsity=0.5, pattern=pattern)
     names = fam.pruned_names(family)
     assert zero_fractions(model, family) == dict.fromkeys(names, 0.5)
     # embeddings, norms, biases, head, projections outside the blocks: the same bits
@@ -55,19 +57,9 @@ def test_all_that_should_be_pruned_is_and_nothing_else(family: str, method: str)
     assert fam.hook_count(model) == 0
     with torch.no_grad():
         assert torch.isfinite(model(tokens).logits).all()
-
-
-@pytest.mark.parametrize("family", EVERY)
-@pytest.mark.parametrize(("pattern", "n", "m"), [("2:4", 2, 4), ("4:8", 4, 8)])
-def test_groups_are_exact_along_the_input_of_every_layer(
-    family: str, pattern: str, n: int, m: int
-) -> None:
-    model = fam.build(family)
-    prune_model(model, fam.random_tokens(), method="admm1", pattern=pattern)
-    for name in fam.pruned_names(family):
+    for name in names if pattern == "4:8" else ():
         weight = fam.matrix_of(model.get_submodule(name))
-        groups = (weight != 0).reshape(weight.shape[0], -1, m).sum(-1)
-        assert (groups == n).all(), name
+        assert ((weight != 0).unflatten(1, (-1, 8)).sum(-1) == 4).all(), name
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
@@ -172,18 +164,6 @@ def _prune_one(layer: nn.Module, inputs: Tensor, method: str) -> None:
     result = METHODS[method](weight.clone(), gram_of(inputs), sparsity=0.5)
     with torch.no_grad():
         weight.copy_(result.weight)
-
-
-def test_the_last_block_depends_on_the_first_ones_pruning() -> None:
-    tokens, full = fam.random_tokens(8), fam.build("llama")
-    mild = copy.deepcopy(full)
-    prune_model(full, tokens, method="wanda", sparsity=0.5)
-    with torch.no_grad():  # a block 0 that contributes nothing at all
-        for part in ("self_attn.o_proj", "mlp.down_proj"):
-            mild.get_submodule(f"model.layers.0.{part}").weight.zero_()
-    prune_model(mild, tokens, method="wanda", sparsity=0.5)
-    first, second = (m.model.layers[1].mlp.down_proj.weight == 0 for m in (full, mild))
-    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom", "mpt", "falcon", "gemma3"])
@@ -430,11 +410,6 @@ def test_sequences_longer_than_the_model_can_take_are_refused(family: str) -> No
     assert isinstance(error, BadParameter) and "128" in str(error)
 
 
-def test_none_tells_where_calibration_comes_from() -> None:
-    error = refused(fam.build("llama"), None, method="wanda", sparsity=0.5)
-    assert "calibration" in str(error)
-
-
 @pytest.mark.parametrize("method", ["magnitude", "wanda"])
 def test_fused_experts_are_refused_before_anything_changes(method: str) -> None:
     error = refused(fam.build_mixture(), fam.random_tokens(), method=method, sparsity=0.5)
@@ -497,27 +472,13 @@ def test_a_stream_that_overflows_on_late_text_only(one_line_error) -> None:
         prune_model(model, tokens, method="wanda", sparsity=0.5, batch=1)
 
 
-def test_a_model_that_cannot_be_replayed_is_left_alone() -> None:
-    model, count = fam.build("llama"), iter(range(1000))
-    handle = model.model.layers[1].register_forward_hook(
-        lambda _, __, output: output + 0.1 * next(count)
-    )
-    before = fam.snapshot(model)
-    with pytest.raises(ParityError):
-        prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.5)
-    assert not fam.changed(model, before)
-    handle.remove()
-    assert fam.hook_count(model) == 0
-
-
-def test_a_model_whose_arguments_depend_on_the_text_is_left_alone() -> None:
+def test_a_model_that_fails_the_parity_gate_is_left_alone() -> None:
     # One capture replayed on the same batch would look fine: the gate must use other text.
     model = fam.build("llama")
     fam.let_rotations_depend_on_the_text(model)
-    before = fam.snapshot(model)
-    with pytest.raises(ParityError):
-        prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.5)
-    assert not fam.changed(model, before)
+    assert isinstance(
+        refused(model, fam.random_tokens(), method="wanda", sparsity=0.5), ParityError
+    )
 
 
 def test_an_error_in_a_late_layer_names_it_and_says_what_is_pruned_already() -> None:
@@ -536,7 +497,9 @@ def test_an_error_in_a_late_layer_names_it_and_says_what_is_pruned_already() -> 
         METHODS.pop("test-only")
     # the tenth layer is the third of block 1
     assert "block 1 self_attn.v_proj" in str(caught.value)
-    assert "already pruned" in str(caught.value) and "\n" not in str(caught.value)
+    assert "9 layers before it are already pruned" in str(caught.value) and "\n" not in str(
+        caught.value
+    )
 
 
 def test_an_interrupt_leaves_no_hooks_and_the_models_mode() -> None:
@@ -556,23 +519,3 @@ def test_after_block_without_blocks_to_run_is_refused() -> None:
         fam.build("llama"), None, method="magnitude", sparsity=0.5, after_block=lambda *_: None
     )
     assert isinstance(error, BadParameter) and "after_block" in str(error)
-
-
-def test_a_failure_says_how_much_is_pruned_already() -> None:
-    # a registered method that fails at the third layer of block 0
-    calls = []
-
-    @register("third")
-    def third(weight, gram, *, sparsity, pattern, keep=None):
-        calls.append(weight)
-        if len(calls) == 3:
-            raise NonFinite("no more")
-        return LayerResult(torch.zeros_like(weight), torch.zeros_like(weight, dtype=torch.bool))
-
-    try:
-        with pytest.raises((NonFinite, HelpersError)) as caught:
-            prune_model(fam.build("llama"), fam.random_tokens(), method="third", sparsity=0.999999)
-    finally:
-        del METHODS["third"]
-    assert "2 layers before it are already pruned" in str(caught.value)
-    assert "block 0" in str(caught.value)
