@@ -13,7 +13,9 @@ def main() -> str:
     """Install, make the package visible to the kernel that runs, and return what to say."""
     pip = [sys.executable, "-m", "pip", "install", "-q", "-e", str(FOLDER)]
     if subprocess.run(pip, check=False).returncode:
-        sys.exit("set-up failed: pip's reason is above; check the network, then run this cell again")
+        sys.exit(
+            "set-up failed: pip's reason is above; check the network, then run this cell again"
+        )
     # pip puts the project on the path of new processes; the kernel has started already
     link = Path(sysconfig.get_path("purelib"), "helpers")
     link.unlink(missing_ok=True)

@@ -6,11 +6,9 @@ Nothing here does anything elsewhere. docs/colab.md is the page for readers.
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.metadata
 import sys
 from pathlib import Path
-from typing import Any
 
 from helpers.errors import RunError, StorageError
 from helpers.machine.drive import DriveCopier
@@ -32,7 +30,7 @@ def on_colab() -> bool:
 
 
 def describe_colab(memory: Memory | None = None) -> str:
-    """What the machine has, which preset fits it and how to keep results, for the set-up to show."""
+    """What the set-up shows: what the machine has, what fits it, and how to keep results."""
     memory = memory or free_memory()
     gpu = "no GPU"
     if memory.gpu is not None:
@@ -59,16 +57,18 @@ def prepare_kernel() -> None:
         return
     stale = []
     for name in WATCHED:
-        loaded = getattr(sys.modules.get(name), "__version__", None)
-        # torch's metadata may leave out the label of its build
-        if loaded and loaded.partition("+")[0] != importlib.metadata.version(name).partition("+")[0]:
-            stale.append(f"{name} {loaded} is loaded, {importlib.metadata.version(name)} installed")
+        loaded, installed = sys.modules.get(name), importlib.metadata.version(name)
+        # the label of a build, as in 2.9.0+cu128, is not always in both
+        if loaded and loaded.__version__.partition("+")[0] != installed.partition("+")[0]:
+            stale.append(f"{name} {loaded.__version__} is loaded, {installed} installed")
     if stale:
         raise RunError(
             f"pip has replaced what this kernel had loaded ({'; '.join(stale)}): choose Runtime > "
             "Restart session, then run the notebook from its first cell"
         )
-    _colab("output").enable_custom_widget_manager()
+    from google.colab import output
+
+    output.enable_custom_widget_manager()
 
 
 def use_drive() -> str:
@@ -79,8 +79,10 @@ def use_drive() -> str:
     """
     if not on_colab():
         raise StorageError("Google Drive can be mounted on Colab only")
+    from google.colab import drive
+
     try:
-        _colab("drive").mount(str(MOUNT))
+        drive.mount(str(MOUNT))
     except _drive_errors() as error:
         raise StorageError(
             f"Google Drive was not mounted ({type(error).__name__}: {error}): run the cell again "
@@ -120,11 +122,13 @@ def finish() -> int:
     """
     if not on_colab():
         raise StorageError("Google Drive is mounted on Colab only: there is nothing to finish")
+    from google.colab import drive
+
     copier = _copier(results_dir(""), MOUNT / "MyDrive" / FOLDER)
     copier.stop()
     count = copier.copy()
     try:
-        _colab("drive").flush_and_unmount()
+        drive.flush_and_unmount()
     except _drive_errors() as error:
         raise StorageError(
             f"Drive did not upload everything ({error}): leave this notebook open and try again"
@@ -136,11 +140,6 @@ def finish() -> int:
 def _copier(source: Path, target: Path) -> DriveCopier:
     """One copier for two folders in a process, however often it is asked for."""
     return DriveCopier(source, target)
-
-
-def _colab(name: str) -> Any:
-    """A module of Colab."""
-    return importlib.import_module(f"google.colab.{name}")
 
 
 def _drive_errors() -> tuple[type[Exception], ...]:

@@ -65,10 +65,10 @@ class Finding:
 
 def installed(package: str = PACKAGE) -> str | None:
     """The version of a package that this Python has."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    # setup leaves metadata in the project's folder too, which any Python started there finds
+    path = [entry for entry in sys.path if Path(entry).resolve() != root()]
+    found = next(iter(importlib.metadata.distributions(name=package, path=path)), None)
+    return found and found.version
 
 
 def check_python() -> Iterator[Finding]:
@@ -109,10 +109,10 @@ def check_packages() -> Iterator[Finding]:
         yield Finding("fix", "packages", f"pip does not work: {_reason(done)}", todo)
     else:
         yield Finding("ok", "packages", "pip finds no conflict")
-    needed = {re.split(r"[^\w.-]", line)[0] for line in importlib.metadata.requires(PACKAGE) or []}
-    versions = {name: installed(name) for name in sorted(needed) if _normal(name) in pins}
-    others = [f"{n} {v} for {pins[_normal(n)]}" for n, v in versions.items() if v]
-    others = [text for text in others if text.split()[1].partition("+")[0] != text.split()[3]]
+    needed = importlib.metadata.requires(PACKAGE) or []
+    names = sorted({_normal(re.split(r"[^\w.-]", line)[0]) for line in needed} & set(pins))
+    versions = {name: installed(name) or "none" for name in names}
+    others = [f"{name} {v} for {pins[name]}" for name, v in versions.items() if v != pins[name]]
     if others:
         todo = "nothing, unless digits differ: the committed results were made with the latter"
         yield Finding("note", "packages", "not the pinned versions: " + ", ".join(others), todo)
@@ -123,9 +123,9 @@ def check_device() -> Iterator[Finding]:
     if not installed():
         return
     done = _run(sys.executable, "-c", PROBE, *IMPORTS, seconds=PROBE_SECONDS)
-    last = (done.stdout.split("\n")[:-1] or ["Python"])[-1]
+    last = (done.stdout.splitlines() or ["Python"])[-1]
     if done.returncode:  # the last name that was printed is the package that failed
-        todo = f"reinstall it: {_home(Path(sys.executable))} -m pip install --force-reinstall {last}"
+        todo = "remove the folder .venv and run: make setup (under load, first try again)"
         yield Finding("fix", "imports", f"{last} does not load: {_reason(done)}", todo)
         return
     yield Finding("ok", "imports", "the packages load")
@@ -135,12 +135,10 @@ def check_device() -> Iterator[Finding]:
         yield Finding("ok", "device", f"{'; '.join(torch['gpus'])}, CUDA {torch['cuda']}")
     elif not driver:
         yield Finding("ok", "device", "no GPU: fine, everything runs on the CPU")
-    elif torch["cuda"] is None:
-        todo = "to use it, install torch with CUDA into .venv; all runs on the CPU meanwhile"
-        yield Finding("note", "device", f"{driver}; torch is built for CPUs", todo)
     else:
-        todo = "renew its driver, or install a torch for an older CUDA; the CPU is used meanwhile"
-        yield Finding("note", "device", f"{driver}; torch (CUDA {torch['cuda']}) cannot use it", todo)
+        build = f"CUDA {torch['cuda']}" if torch["cuda"] else "CPUs"
+        todo = "install a torch for its driver, or renew that; the CPU is used meanwhile"
+        yield Finding("note", "device", f"{driver}; torch for {build} cannot use it", todo)
 
 
 def check_memory() -> Iterator[Finding]:
@@ -222,23 +220,20 @@ def check_downloads(deep: bool) -> Iterator[Finding]:
 def check_hub(ask: bool) -> Iterator[Finding]:
     """The hub of models, which only the plans for GPUs need; asked only if `ask`."""
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    token = "no token is set"  # whether there is one; it is not read
-    names = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-    if any(os.environ.get(name) for name in names) or (home / "token").is_file():
-        token = "a token is set"
+    set_here = os.environ.get("HF_TOKEN") or (home / "token").is_file()  # it is not read
+    token = "a token is set" if set_here else "no token is set"
     if not ask:
         found = f"not asked; {token}; only plans t4 and paper need it (HUB=1 asks)"
         yield Finding("ok", "hub", found)
         return
-    problem = ""
+    problem = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "0") != "0" else ""
     try:
         address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-        request = urllib.request.Request(address, method="HEAD")
-        urllib.request.urlopen(request, timeout=ASK_SECONDS).close()
+        urllib.request.urlopen(address, timeout=ASK_SECONDS).close()
     except urllib.error.HTTPError:
         pass  # it answers
     except (OSError, ValueError) as error:
-        problem = _shorten(str(getattr(error, "reason", error)))
+        problem = problem or _shorten(str(getattr(error, "reason", error)))
     if problem:
         todo = "nothing, unless you want plans t4 or paper: only they need it"
         yield Finding("note", "hub", f"no access ({problem}); {token}", todo)
@@ -248,14 +243,11 @@ def check_hub(ask: bool) -> Iterator[Finding]:
 
 def _run(*command: str, seconds: float = ASK_SECONDS) -> subprocess.CompletedProcess[str]:
     """Run a program; one that does not start or is too slow has failed."""
+    options = dict(capture_output=True, text=True, errors="replace", check=False)
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        said = error.stdout or b""
-        said = said.decode(errors="replace") if isinstance(said, bytes) else said
-        return subprocess.CompletedProcess(command, 1, said, f"no answer in {seconds} seconds")
+        return subprocess.run(command, timeout=seconds, **options)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", f"no answer in {seconds} seconds")
     except OSError as error:
         return subprocess.CompletedProcess(command, 1, "", str(error.strerror))
 

@@ -46,9 +46,7 @@ def preset_that_fits(memory: Memory) -> str:
     return ""
 
 
-def notebook_memory(
-    notebook: str, parameters: Mapping[str, Any], *, gpu: bool
-) -> tuple[int, int]:
+def notebook_memory(notebook: str, parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int]:
     """(bytes on the device, bytes of RAM) that a notebook takes, as `memory_needed` counts them."""
     on_device, in_ram = memory_needed(parameters, gpu=gpu)
     copy = 4 * shape_of(parameters["model"]).parameters if notebook == TWO_MODELS else 0
@@ -111,5 +109,7 @@ def check_memory(
                 f"{gigabytes(left)} are free: choose a smaller model{half} or lower "
                 f"{', '.join(names)}; restarting the kernel frees what earlier cells hold"
             )
-    needs = [f"{gigabytes(n)} of {kind}{' (tight)' if n > left else ''}" for kind, n, left, _ in rows]
+    needs = [
+        f"{gigabytes(n)} of {kind}{' (tight)' if n > left else ''}" for kind, n, left, _ in rows
+    ]
     return {"needs": ", ".join(needs), **words}
