@@ -30,7 +30,8 @@ SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 PROCESS_BYTES, CUDA_PROCESS_BYTES, CUDA_CONTEXT_BYTES = int(0.7e9), int(2.5e9), int(0.6e9)
 EMBEDDED_BYTES = int(1.9e8)  # on disk: the embedded model's wheel and GGUF
 GRAM_SHARE = 5 / 8  # of a gram's products is computed: its upper triangle, in panels
-CPU_SHARE = 0.85  # of the rate of large products that a whole run reaches on a CPU
+# of the rate of large products, what a whole run reaches without and with a GPU (not measured)
+PRODUCT_SHARE = {False: 0.85, True: 0.6}
 
 
 # --- models and machines -------------------------------------------------------------------
@@ -169,33 +170,29 @@ def machine_named(name: str) -> Machine:
 
 
 def this_machine() -> Machine:
-    """This machine; large products are timed for a third of a second."""
+    """This machine; large products are timed for about a tenth of a second a dtype."""
     import torch
 
-    gpu, (_, total) = torch.cuda.is_available(), ram()
-    if gpu:
+    def product_rate(device: str, dtype: torch.dtype, size: int) -> float:
+        matrix, done = torch.ones(size, size, device=device, dtype=dtype), 0
+        (matrix @ matrix)[0, 0].item()  # the first call sets up the library
+        started = time.perf_counter()
+        while time.perf_counter() - started < 0.1:
+            (matrix @ matrix)[0, 0].item()  # item waits for a GPU
+            done += 1
+        return done * 2 * size**3 / (time.perf_counter() - started)
+
+    total = ram()[1]
+    if torch.cuda.is_available():
         name, memory = torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
-        flops = {dtype: _product_rate("cuda", getattr(torch, dtype)) for dtype in SIZES}
+        rates = {d: product_rate("cuda", getattr(torch, d), 4096) for d in SIZES}
     else:
-        name, memory = "this CPU", total
-        rate = CPU_SHARE * _product_rate("cpu", torch.float32)
+        name, memory, rate = "this CPU", total, product_rate("cpu", torch.float32, 1024)
         # of a CPU without instructions for half precision
-        flops = {"float32": rate, "float16": rate / 4, "bfloat16": rate / 4}
+        rates = {"float32": rate, "float16": rate / 4, "bfloat16": rate / 4}
+    gpu = torch.cuda.is_available()
+    flops = {dtype: PRODUCT_SHARE[gpu] * rate for dtype, rate in rates.items()}
     return Machine(name, gpu, flops, memory, total, "large products timed", here=True)
-
-
-def _product_rate(device: str, dtype: Any, seconds: float = 0.1) -> float:
-    """flop/s of products of square matrices."""
-    import torch
-
-    size, done = 1024 if device == "cpu" else 4096, 0
-    matrix = torch.ones(size, size, device=device, dtype=dtype)
-    (matrix @ matrix)[0, 0].item()  # the first call sets up the library
-    started = time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        (matrix @ matrix)[0, 0].item()  # item waits for a GPU
-        done += 1
-    return done * 2 * size**3 / (time.perf_counter() - started)
 
 
 # --- estimates -----------------------------------------------------------------------------
@@ -212,8 +209,8 @@ def estimate(parameters: Mapping[str, Any], machine: Machine) -> Estimate:
     names = set(parameters)
     if not ({"model", "method", "sequences", "length"} <= names and names & {"windows", "tasks"}):
         raise BadParameter("only a run that prunes and evaluates a model can be estimated")
-    memory, host = memory_needed(parameters, gpu=machine.gpu)
     passes, products = flop(parameters)
+    memory, host = memory_needed(parameters, gpu=machine.gpu)
     dtype = parameters.get("dtype", "float32")
     return Estimate(
         memory_bytes=memory,
@@ -240,8 +237,8 @@ def flop(parameters: Mapping[str, Any]) -> tuple[float, float]:
         evaluation += passes(tokens, 100) + tokens * head
     for window in (parameters.get("window", 0), parameters.get("second_window", 0)):
         if window:
-            text = texts.get(parameters["evaluation"], texts["embedded"])["tokens"]
-            tokens = window * (parameters["windows"] or text // window)
+            text = texts.get(parameters["evaluation"], texts["embedded"])  # a file is not opened
+            tokens = window * (parameters["windows"] or text["tokens"] // window)
             evaluation += passes(tokens, window) + tokens * head
     if method in ("dense", "magnitude"):
         return evaluation, 0.0
@@ -307,26 +304,21 @@ def downloads(parameters: Mapping[str, Any]) -> dict[str, int]:
         found[model] = shape_of(model).parameters * SIZES[shape_of(model).stored]
     calibrated = parameters["method"] not in ("dense", "magnitude")
     texts = [parameters.get("evaluation"), parameters["calibration"] if calibrated else None]
-    known = _data()["texts"]
+    known, items = _data()["texts"], _data()["task_bytes"]
     found |= {f"{text} text": known[text]["bytes"] for text in texts if text in known}
-    if "tasks" in parameters:
-        source = parameters["source"]
-        found[f"{source} tasks"] = _data()["task_bytes"][source]
+    if "tasks" in parameters and parameters["source"] in items:
+        found[f"{parameters['source']} tasks"] = items[parameters["source"]]
     return found
 
 
 def missing(parameters: Mapping[str, Any], machine: Machine) -> list[str]:
     """What a run lacks on a machine, a line each with what to do; nothing is fetched.
 
-    Looked at: the longest sequence, the hub token of a gated model, a GPU, memory, and disk if the
-    machine is this one. Raises what `estimate` raises.
+    Looked at: the hub token of a gated model, a GPU, memory, and disk if the machine is this one.
+    Raises what `estimate` raises.
     """
-    model, needs = str(parameters["model"]), estimate(parameters, machine)
-    shape, lines = shape_of(model), []
-    longest = max(parameters.get(name) or 0 for name in ("length", "window", "second_window"))
-    if longest > shape.positions:
-        lines.append(f"takes {shape.positions} tokens, not {longest}: lower length and window")
-    if shape.gated and not huggingface_hub.get_token():
+    model, needs, lines = str(parameters["model"]), estimate(parameters, machine), []
+    if shape_of(model).gated and not huggingface_hub.get_token():
         lines.append("gated, and no hub token is here: accept its licence, then `hf auth login`")
     dtype = parameters.get("dtype", "float32")
     if not machine.gpu and (dtype != "float32" or "cuda" in str(parameters.get("device"))):
@@ -336,7 +328,8 @@ def missing(parameters: Mapping[str, Any], machine: Machine) -> list[str]:
         kinds += [("RAM", needs.host_bytes, machine.ram)] if machine.gpu else []
         for kind, need, there in kinds:
             if need > there:
-                lines.append(f"{gigabytes(need)} of {kind}, {machine.name} has {gigabytes(there)}")
+                has = f"{machine.name} has {gigabytes(there)}: take a larger machine"
+                lines.append(f"{gigabytes(need)} of {kind}, {has}")
     if machine.here:
         need = 0
         for name, size in downloads(parameters).items():
@@ -345,7 +338,7 @@ def missing(parameters: Mapping[str, Any], machine: Machine) -> list[str]:
         folder = _folder_of("embedded" if model == "tiny" else model)
         free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
         if need > free:
-            lines.append(f"{gigabytes(need)} of disk, {gigabytes(free)} are free: make room")
+            lines.append(f"{gigabytes(need)} of disk, {gigabytes(free)} are free: make space")
     return [f"{model}: {line}" for line in lines]
 
 
