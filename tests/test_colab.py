@@ -193,14 +193,10 @@ def test_a_drive_that_cannot_be_mounted(drive: Drive, error: Exception, one_line
 
 
 def test_a_drive_that_cannot_be_used(drive: Drive, monkeypatch, one_line_error) -> None:
-    """Without its folder; one that forgets what is written; a full one; an upload that fails."""
+    """Without its folder; a full one; an upload that fails."""
     with monkeypatch.context() as patched:
         patched.setattr(Drive, "mount", lambda self, mount_point: None)
         with one_line_error(StorageError, "MyDrive", "run the cell again"):
-            use_drive()
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "read_text", lambda self, **options: "")
-        with one_line_error(StorageError, "does not return what is written"):
             use_drive()
 
     def full(self: Path, *arguments: object, **options: object) -> None:

@@ -188,6 +188,7 @@ def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_packages_of_this_machine_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "installed", lambda: "1.0")
+    monkeypatch.setattr("shutil.which", lambda program: None)  # whatever GPU there is
     monkeypatch.setattr(doctor, "IMPORTS", ("json",))  # and torch, in a process of its own
     assert [finding.state for finding in doctor.check_device()] == ["ok", "ok"]
 

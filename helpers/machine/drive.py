@@ -149,9 +149,9 @@ def _copy(source: Path, target: Path) -> None:
         with partial.open("wb") as sink, source.open("rb") as stream:
             shutil.copyfileobj(stream, sink, 1 << 20)
             written = stream.tell()
-        kept = partial.stat().st_size
-        if kept != written:
-            raise OSError(errno.EIO, f"{written} bytes were written, {kept} are there")
+        size = partial.stat().st_size
+        if size != written:
+            raise OSError(errno.EIO, f"{written} bytes were written, {size} are there")
         os.replace(partial, target)
     except FileNotFoundError:
         raise  # the source was deleted just now

@@ -343,7 +343,7 @@ def missing(parameters: Mapping[str, Any], machine: Machine) -> list[str]:
 
 
 def _folder_of(download: str) -> Path:
-    """Where a download is kept."""
+    """Where a download is stored."""
     if download.startswith("embedded"):
         return cache_dir()
     text = _data()["texts"].get(download.removesuffix(" text"), {})

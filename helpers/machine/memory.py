@@ -17,7 +17,7 @@ from helpers.errors import BadParameter, OutOfMemory, check_real
 
 GROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
-# where each version of control groups keeps its limit, its use, and how much of that is only a
+# where each version of control groups stores its limit, its use, and how much of that is only a
 # cache of files, which the kernel gives back when memory is short
 _VERSION_2 = ("memory.max", "memory.current", "inactive_file")
 _VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")

@@ -26,7 +26,7 @@ PRESETS = ("large", "t4")  # files of presets/, the largest first
 SHARE = 0.8  # of a machine's memory that "auto" may take: estimates are no promises
 # how far an estimate of RAM may exceed what is free: the embedded model takes 1.7 GB, not 3
 RAM_SLACK = 1.5
-TWO_MODELS = "00_start_here"  # keeps the dense model beside the pruned one
+TWO_MODELS = "00_start_here"  # holds the dense model beside the pruned one
 
 
 def read_preset(preset: str) -> dict[str, dict[str, Any]]:
