@@ -149,7 +149,7 @@ def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "cannot be written" in results.found and "PRUNING_RESULTS" in results.todo
     assert "2.5 GB are needed" in setup.found and setup.state == "fix"
     assert [path.name for path in tmp_path.iterdir()] == ["file"], "it leaves nothing"
-    (tmp_path / "not" / "yet").mkdir(parents=True)  # downloaded already
+    (tmp_path / "not" / "yet" / "models").mkdir(parents=True)  # downloaded already
     assert next(doctor.check_disk()).state == "ok"
 
 
@@ -170,6 +170,10 @@ def test_downloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     damaged = only(doctor.check_downloads(deep=True))
     assert damaged.state == "fix" and "make assets" in damaged.todo
     assert "c4.utf8" in damaged.found and "model.safetensors" in damaged.found
+    (model / "model.safetensors").unlink()
+    assert "damaged: model.safetensors" in only(doctor.check_downloads(deep=False)).found
+    (model / "sha256.json").write_text("{")
+    assert "damaged: sha256.json" in only(doctor.check_downloads(deep=False)).found
 
 
 def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:

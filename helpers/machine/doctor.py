@@ -130,7 +130,10 @@ def check_device() -> Iterator[Finding]:
         return
     yield Finding("ok", "imports", "the packages load")
     torch = json.loads(last)
-    driver = shutil.which("nvidia-smi") and _run("nvidia-smi", "-L").stdout.partition(" (UUID")[0]
+    driver = ""
+    if shutil.which("nvidia-smi"):
+        listed = _run("nvidia-smi", "-L").stdout.partition(" (UUID")[0]
+        driver = listed or "nvidia-smi gives no answer"
     if torch["gpus"]:
         yield Finding("ok", "device", f"{'; '.join(torch['gpus'])}, CUDA {torch['cuda']}")
     elif not driver:
@@ -167,8 +170,8 @@ def check_disk() -> Iterator[Finding]:
     for what, folder, need, variable in rows:
         name = f"the folder that {variable} names" if os.environ.get(variable) else _home(folder)
         other = f"set {variable} to a folder on another disk" if variable else "use another disk"
-        if what == "cache" and folder.exists():
-            need = 0  # what is downloaded already takes no more space
+        if what == "cache" and (folder / "models").exists():
+            need = 0  # everything is there, the model made of the downloads last
         there = next(place for place in (folder, *folder.parents) if place.exists())
         free = shutil.disk_usage(there).free
         found = f"{free / GB:.1f} GB free in {name}"
@@ -196,13 +199,16 @@ def check_downloads(deep: bool) -> Iterator[Finding]:
     for asset in ASSETS.values():
         folder = cache_dir() / "assets" / f"{asset.package}-{asset.version}"
         hashes |= {folder / member: sha256 for member, sha256 in asset.members.items()}
-    absent = [path.name for path in hashes if not path.is_file()]
+    absent, damaged = [path.name for path in hashes if not path.is_file()], []
     for manifest in (cache_dir() / "models").glob("*/sha256.json"):
-        files = json.loads(manifest.read_text(encoding="utf-8"))
+        try:
+            files = json.loads(manifest.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            files = {manifest.name: ""}
+        damaged += [name for name in files if not (manifest.parent / name).is_file()]
         hashes |= {manifest.parent / name: sha256 for name, sha256 in files.items()}
-    damaged = []
     for path, sha256 in hashes.items():
-        if deep and path.name not in absent:
+        if path.is_file() and (deep or not sha256):
             with path.open("rb") as stream:
                 if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
                     damaged.append(path.name)
