@@ -1,17 +1,30 @@
-"""Run by the first cell of every notebook on Colab; `drive` comes from there (docs/colab.md)."""
+"""Install the project on Google Colab: run by the first cell of every notebook (docs/colab.md)."""
 
-import os
+import importlib
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
-from IPython.display import display
+FOLDER = Path(__file__).resolve().parent
 
-folder = str(Path(__file__).resolve().parent)
-os.chdir(folder)
-# a kernel that runs already does not see what pip has just installed in place
-if folder not in sys.path:
-    sys.path.insert(0, folder)
 
-from helpers.machine import prepare  # noqa: E402 - only now can it be found
+def main() -> str:
+    """Install, make the package visible to the kernel that runs, and return what to say."""
+    pip = [sys.executable, "-m", "pip", "install", "-q", "-e", str(FOLDER)]
+    if subprocess.run(pip, check=False).returncode:
+        sys.exit(
+            "set-up failed: pip's reason is above; check the network, then run this cell again"
+        )
+    # pip puts the project on the path of new processes; the kernel has started already
+    link = Path(sysconfig.get_path("purelib"), "helpers")
+    link.unlink(missing_ok=True)
+    link.symlink_to(FOLDER / "helpers")
+    importlib.invalidate_caches()
+    from helpers.machine import describe_colab
 
-display(prepare(drive=bool(globals().get("drive", False))))
+    return describe_colab()
+
+
+if __name__ == "__main__":
+    sys.stdout.write(main() + "\n")

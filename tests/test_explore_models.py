@@ -291,7 +291,7 @@ def test_pruning_that_is_stopped_leaves_nothing(
     with one_line_error(Stopped, "the unfinished copy is gone"):
         pruned_copy(loaded[0], tokens, progress=stop, method="magnitude", sparsity=0.5)
     memory = type("Memory", (), {"available": 1000, "total": 2000})
-    monkeypatch.setattr("helpers.machine.memory.psutil.virtual_memory", lambda: memory)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     with one_line_error(OutOfMemory, "free"):
         pruned_copy(loaded[0], tokens, method="magnitude", sparsity=0.5)
 

@@ -1,24 +1,24 @@
-"""What a machine has and needs: memory, hours, Colab, the doctor."""
+"""What a machine has and what a run needs: memory, disk, time, presets, Colab, the doctor."""
 
 from helpers import lazy_names
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "colab": (
-            "finish",
-            "prepare",
+        "colab": ("describe_colab", "finish", "prepare_kernel", "use_drive"),
+        "estimates": (
+            "Estimate",
+            "Machine",
+            "downloads",
+            "estimate",
+            "gigabytes",
+            "machine_named",
+            "machine_names",
+            "missing",
+            "this_machine",
         ),
-        "doctor": ("running_plans",),
         "footprint": ("checkpoint_memory",),
-        "memory": (
-            "memory_watch",
-            "ram",
-            "room",
-        ),
-        "presets": (
-            "check_room",
-            "choose",
-        ),
+        "memory": ("free_memory", "memory_watch", "ram"),
+        "presets": ("check_memory", "choose"),
     },
 )

@@ -9,28 +9,28 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from helpers.errors import BadParameter, allowed, check_choice, check_whole
-from helpers.machine.estimate import SIZES, Shape, shape_of
 from helpers.replay import best_batch
+from helpers.errors import BadParameter, allowed, check_choice, check_whole
+from helpers.machine.estimates import SIZES, shape_of
 
 FLOAT = 4  # bytes of what a solver works in
-# matrices of a layer's size and of its gram's that a method holds at once beside the layer and
-# its gram: while solving, and while it factors
-_SOLVING = {
-    "magnitude": (2.5, 0),
-    "wanda": (2.5, 0),
-    "sparsegpt": (2.5, 1),
-    "admm1": (4.5, 1),
-    "admm-grad": (4.5, 1),
+# copies that a method holds at once beside a layer and its gram: of the layer and of the gram
+# while it solves, and of the gram while it factors
+_COPIES = {
+    "magnitude": (2.5, 0, 0),
+    "wanda": (2.5, 0, 0),
+    "sparsegpt": (2.5, 1, 4),
+    "admm1": (4.5, 1, 4),
+    "admm-grad": (4.5, 1, 4),
 }
-_FACTORING = {"magnitude": 0, "wanda": 0, "sparsegpt": 4, "admm1": 4, "admm-grad": 4}
+_INPUT_OF = (0, 0, 0, 1, 2, 2, 3)  # of q, k, v, o, gate, up, down
 
 
 @dataclass(frozen=True)
 class Footprint:
     """Bytes that pruning a checkpoint takes beyond the process as it was before.
 
-    block: the one in memory; grams: those of its inputs; stream: all activations between two
+    block: the one in memory; grams: those of its inputs; stream: the activations between two
     blocks, 0 if they lie on disk; phases: what each phase takes in all, the stream included.
     """
 
@@ -62,49 +62,40 @@ def checkpoint_memory(
 ) -> Footprint:
     """The memory that `prune_checkpoint` takes on a CPU, from the shapes of a Llama or Mistral.
 
-    Args: source, a name of `helpers.machine.estimate.SHAPES` or a folder with config.json; the others as
-    for `prune_checkpoint`. Raises UnknownModel, UnsupportedModel, BadParameter.
+    Args: source, a name of estimates.yaml or a folder with config.json; the others as for
+    `prune_checkpoint`. Raises UnknownModel, UnsupportedModel, BadParameter.
     """
     shape = shape_of(source)
-    if method not in _SOLVING:
+    if method not in _COPIES:
         raise BadParameter(
-            f"the memory of method {method!r} is not known: it is for {allowed(_SOLVING)}; "
+            f"the memory of method {method!r} is not known: it is for {allowed(_COPIES)}; "
             "admm-grad needs the most of them"
         )
     size = SIZES[check_choice("dtype", dtype, SIZES)]
-    for name, value in (("sequences", sequences), ("length", length), ("batch", batch)):
-        if not (name == "batch" and value is None):
-            check_whole(name, value)
-    batch = min(batch or best_batch("cpu", length), sequences)
+    check_whole("sequences", sequences)
+    check_whole("length", length)
+    batch = best_batch("cpu", length) if batch is None else check_whole("batch", batch)
+    tokens = min(batch, sequences) * length
     stream = sequences * length * shape.width * size if activations == "memory" else 0
     block = (shape.block_weights + 2 * shape.width) * size
-    grams = FLOAT * sum(d_in**2 for d_in in shape.inputs) if method != "magnitude" else 0
+    measured = method != "magnitude"  # the others need grams
+    grams = FLOAT * sum(d_in**2 for d_in in shape.inputs) if measured else 0
     table = shape.vocab * shape.width * size
-    passes = batch * length * (3 * shape.ff + 4 * shape.width) * size  # gate, up, their product
-    logits = 3 * batch * length * shape.vocab * size  # the gate compares two, and looks for NaN
+    passes = tokens * (3 * shape.ff + 4 * shape.width) * size  # gate, up, their product
+    logits = 3 * tokens * shape.vocab * size  # the gate compares two, and looks for NaN
+
+    solving = 0.0  # the layers are solved in turn, and a gram goes after its last layer
+    of_layer, of_gram, factoring = _COPIES[method]
+    for position, (d_out, d_in) in enumerate(shape.layers):
+        held = sum(shape.inputs[i] ** 2 for i in set(_INPUT_OF[position:])) if measured else 0
+        copy = 0 if size == FLOAT else d_out * d_in
+        most = max(of_gram * d_in**2 + of_layer * d_out * d_in, factoring * d_in**2)
+        solving = max(solving, FLOAT * (held + copy + most))
     phases = {
         "gate": max(block + passes, table + logits),
         "embed": table + stream,
         "grams": stream + block + grams + passes,
-        "solve": stream + block + _solve_bytes(shape, method, size),
+        "solve": stream + block + int(solving),
         "rest": (1 if shape.tied else 2) * table,
     }
     return Footprint(block, grams, stream, phases)
-
-
-def _solve_bytes(shape: Shape, method: str, size: int) -> int:
-    """The largest moment of solving a block's layers in turn, each gram gone after its last."""
-    layers, square = _SOLVING[method]
-    largest = 0.0
-    for place, (_, d_out, d_in) in enumerate(shape.layers):
-        held = 0 if method == "magnitude" else _held_grams(shape, place)
-        copy = 0 if size == FLOAT else d_out * d_in
-        solving = square * d_in**2 + layers * d_out * d_in
-        largest = max(largest, held + copy + max(solving, _FACTORING[method] * d_in**2))
-    return int(FLOAT * largest)
-
-
-def _held_grams(shape: Shape, place: int) -> int:
-    """Numbers in the grams of a layer and those after it: q, k, v share one, and gate and up."""
-    inputs = [0, 0, 0, 1, 2, 2, 3]
-    return sum(shape.inputs[number] ** 2 for number in set(inputs[place:]))

@@ -1,0 +1,356 @@
+"""What a run needs, before a byte is downloaded: memory, disk and time.
+
+Memory is counted from the shapes of a model's layers, phase by phase; the largest phase is the
+peak. Time is floating-point operations over a machine's rate, and leaves out downloading.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import yaml
+
+from helpers.errors import BadParameter, UnknownModel, UnsupportedModel, check_choice, check_whole
+from helpers.machine.memory import ram
+from helpers.paths import cache_dir
+from helpers.tasks import TASK_TABLE
+
+SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
+# the notebook's process without the model: Python, torch and the texts; with CUDA also its
+# libraries, and on the GPU its context
+PROCESS_BYTES, CUDA_PROCESS_BYTES, CUDA_CONTEXT_BYTES = int(0.7e9), int(2.5e9), int(0.6e9)
+EMBEDDED_BYTES = int(1.9e8)  # on disk: the embedded model's wheel and GGUF
+GRAM_SHARE = 5 / 8  # of a gram's products is computed: its upper triangle, in panels
+# of the rate of large products, what a whole run reaches without and with a GPU (not measured)
+PRODUCT_SHARE = {False: 0.85, True: 0.6}
+
+
+# --- models and machines -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The architecture of a Llama model; estimates.yaml says what the fields mean."""
+
+    blocks: int
+    width: int
+    ff: int
+    kv_width: int
+    vocab: int
+    positions: int
+    tied: bool = False
+    stored: str = "float16"
+    gated: bool = False
+
+    @property
+    def layers(self) -> list[tuple[int, int]]:
+        """(d_out, d_in) of a block's layers: q, k, v, o, gate, up, down."""
+        width, ff, kv = self.width, self.ff, self.kv_width
+        attention = [(width, width), (kv, width), (kv, width), (width, width)]
+        return [*attention, (ff, width), (ff, width), (width, ff)]
+
+    @property
+    def inputs(self) -> list[int]:
+        """d_in of a block's inputs, which have a gram each: of q, k, v; o; gate, up; down."""
+        return [self.width, self.width, self.width, self.ff]
+
+    @property
+    def block_weights(self) -> int:
+        """Weights in the linear layers of one block."""
+        return sum(d_out * d_in for d_out, d_in in self.layers)
+
+    @property
+    def parameters(self) -> int:
+        """All parameters: layers, two norms a block, the last norm, embedding and head."""
+        tables = (1 if self.tied else 2) * self.vocab * self.width
+        return self.blocks * (self.block_weights + 2 * self.width) + self.width + tables
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine: flop/s of a whole run by dtype, bytes of the GPU (or of RAM without one) and RAM.
+
+    here: it is the machine that this process runs on. note: where the rates come from.
+    """
+
+    name: str
+    gpu: bool
+    flops: Mapping[str, float]
+    memory: int
+    ram: int
+    note: str
+    here: bool = False
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one run needs.
+
+    memory_bytes: peak on the device, which without a GPU is the whole process, with one sequence
+    in a forward pass. host_bytes: peak of RAM. disk_bytes: downloads and what is made of them.
+    seconds: of pruning and evaluation.
+    """
+
+    memory_bytes: int
+    host_bytes: int
+    disk_bytes: int
+    seconds: float
+
+
+@functools.cache
+def _data() -> dict[str, Any]:
+    """estimates.yaml."""
+    path = Path(__file__).with_suffix(".yaml")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _task(name: str) -> dict[str, int]:
+    """What estimates.yaml says of a task. Raises BadParameter."""
+    return _data()["tasks"][check_choice("task", name, _data()["tasks"])]
+
+
+def shape_of(model: str | os.PathLike[str]) -> Shape:
+    """The shape of a model of estimates.yaml, or of a Llama or Mistral in a folder.
+
+    Raises UnknownModel, and UnsupportedModel for another family in a folder.
+    """
+    name, models = os.fspath(model), _data()["models"]
+    if name in models:
+        return Shape(**models[name])
+    try:
+        config = json.loads((Path(name).expanduser() / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnknownModel(
+            f"model {name!r} has no known shape: give a folder with config.json or one of "
+            f"{', '.join(models)}"
+        ) from error
+    family, heads = config.get("model_type"), config.get("num_attention_heads", 1)
+    head_width = config.get("head_dim") or config.get("hidden_size", 0) // heads
+    if family not in ("llama", "mistral") or head_width * heads != config.get("hidden_size"):
+        raise UnsupportedModel(
+            f"model {name!r} of type {family!r} cannot be estimated: give a Llama or Mistral model"
+        )
+    return Shape(
+        blocks=config["num_hidden_layers"],
+        width=config["hidden_size"],
+        ff=config["intermediate_size"],
+        kv_width=head_width * (config.get("num_key_value_heads") or heads),
+        vocab=config["vocab_size"],
+        positions=config["max_position_embeddings"],
+        tied=bool(config.get("tie_word_embeddings", False)),
+        stored=config.get("dtype") or config.get("torch_dtype") or "float32",
+    )
+
+
+def machine_names() -> list[str]:
+    """The names that `machine_named` knows."""
+    return list(_data()["machines"])
+
+
+def machine_named(name: str) -> Machine:
+    """A machine of estimates.yaml, which need not be here. Raises BadParameter."""
+    row = _data()["machines"][check_choice("machine", name, machine_names())]
+    return Machine(
+        name=name,
+        gpu=row["gpu"],
+        flops={dtype: rate * 1e12 for dtype, rate in row["flops"].items()},
+        memory=row["memory"] * 10**9,
+        ram=row["ram"] * 10**9,
+        note="data-sheet rates times an efficiency, not measured" if row["gpu"] else "measured",
+    )
+
+
+def this_machine() -> Machine:
+    """This machine; large products are timed for about a tenth of a second a dtype."""
+    import torch
+
+    def product_rate(device: str, dtype: torch.dtype, size: int) -> float:
+        matrix, done = torch.ones(size, size, device=device, dtype=dtype), 0
+        (matrix @ matrix)[0, 0].item()  # the first call sets up the library
+        started = time.perf_counter()
+        while time.perf_counter() - started < 0.1:
+            (matrix @ matrix)[0, 0].item()  # item waits for a GPU
+            done += 1
+        return done * 2 * size**3 / (time.perf_counter() - started)
+
+    total = ram()[1]
+    if torch.cuda.is_available():
+        name, memory = torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
+        rates = {d: product_rate("cuda", getattr(torch, d), 4096) for d in SIZES}
+    else:
+        name, memory, rate = "this CPU", total, product_rate("cpu", torch.float32, 1024)
+        # of a CPU without instructions for half precision
+        rates = {"float32": rate, "float16": rate / 4, "bfloat16": rate / 4}
+    gpu = torch.cuda.is_available()
+    flops = {dtype: PRODUCT_SHARE[gpu] * rate for dtype, rate in rates.items()}
+    return Machine(name, gpu, flops, memory, total, "large products timed", here=True)
+
+
+# --- estimates -----------------------------------------------------------------------------
+
+
+def estimate(parameters: Mapping[str, Any], machine: Machine) -> Estimate:
+    """What a run that prunes a model and evaluates it needs on a machine.
+
+    Args: parameters, those of notebook 00, 04, 05 or 07. A method that is not known here, such as
+    a reader's own, counts as admm-grad, the most expensive of those known.
+    Raises BadParameter (other parameters, a dtype or task that is unknown), UnknownModel and
+    UnsupportedModel.
+    """
+    names = set(parameters)
+    if not ({"model", "method", "sequences", "length"} <= names and names & {"windows", "tasks"}):
+        raise BadParameter("only a run that prunes and evaluates a model can be estimated")
+    passes, products = flop(parameters)
+    memory, host = memory_needed(parameters, gpu=machine.gpu)
+    dtype = parameters.get("dtype", "float32")
+    return Estimate(
+        memory_bytes=memory,
+        host_bytes=host,
+        disk_bytes=sum(downloads(parameters).values()),
+        seconds=passes / machine.flops[dtype] + products / machine.flops["float32"],
+    )
+
+
+def flop(parameters: Mapping[str, Any]) -> tuple[float, float]:
+    """(operations of the model's passes, operations of grams and solvers, which are in float32).
+
+    Two passes a block and calibration token: one for the grams, one with the pruned weights.
+    """
+    shape, method = shape_of(parameters["model"]), parameters["method"]
+
+    def passes(tokens: int, context: int) -> float:  # attention looks at `context` tokens
+        return tokens * shape.blocks * (2 * shape.block_weights + 4 * context * shape.width)
+
+    head = 2 * shape.vocab * shape.width
+    evaluation, texts = 0.0, _data()["texts"]
+    for task in parameters.get("tasks", []):
+        tokens = _task(task)["tokens"] * (parameters["limit"] or TASK_TABLE[task].size)
+        evaluation += passes(tokens, 100) + tokens * head
+    for window in (parameters.get("window", 0), parameters.get("second_window", 0)):
+        if window:
+            text = texts.get(parameters["evaluation"], texts["embedded"])  # a file is not opened
+            tokens = window * (parameters["windows"] or text["tokens"] // window)
+            evaluation += passes(tokens, window) + tokens * head
+    if method in ("dense", "magnitude"):
+        return evaluation, 0.0
+
+    length = check_whole("length", parameters["length"])
+    tokens = check_whole("sequences", parameters["sequences"]) * length
+    grams = 2 * GRAM_SHARE * tokens * sum(d_in**2 for d_in in shape.inputs)
+    product = 2 * sum(d_out * d_in**2 for d_out, d_in in shape.layers)  # of weights with grams
+    if method == "wanda":
+        solver = 0.0
+    elif method == "sparsegpt":  # two factorisations and an inverse a layer, then the sweep
+        solver = product / 2 + 4 / 3 * sum(d_in**3 for _, d_in in shape.layers)
+    else:  # an inverse an input, a product before the first iteration and one in each
+        iterations = (parameters.get("options") or {}).get("iterations", 20)
+        solver = (iterations + 1) * product + sum(d_in**3 for d_in in shape.inputs)
+    error = 2 * product  # the relative error in the report
+    return evaluation + 2 * passes(tokens, length), shape.blocks * (grams + solver + error)
+
+
+def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int]:
+    """(peak bytes on the device, peak bytes of RAM); the same without a GPU.
+
+    The peak beside the model is the largest of evaluation, embedding, parity gate, grams, solver.
+    """
+    shape = shape_of(parameters["model"])
+    size = SIZES[check_choice("dtype", parameters.get("dtype", "float32"), SIZES)]
+    method = parameters.get("method", "admm-grad")
+
+    def activations(tokens: int) -> int:  # one block holds three of ff and six of width
+        return tokens * (3 * shape.ff + 6 * shape.width) * size
+
+    tokens = max(parameters.get("window", 0), parameters.get("second_window", 0))
+    if "tasks" in parameters:
+        longest = max(_task(task)["longest"] for task in parameters["tasks"])
+        tokens = parameters["batch"] * min(longest, shape.positions)
+    copies = 8 if size == 4 else size + 8  # logits, in float32, and their logarithms
+    phases = [tokens * shape.vocab * copies + activations(tokens)]
+    d_out, d_in = max(shape.layers, key=lambda layer: 28 * layer[0] * layer[1] + 12 * layer[1] ** 2)
+    if method == "magnitude":
+        phases.append(28 * d_out * d_in)
+    elif method != "dense":
+        length = parameters["length"]
+        stream = parameters["sequences"] * length * shape.width * size
+        grams = stream + 4 * sum(d_in**2 for d_in in shape.inputs)
+        phases += [
+            2 * stream,
+            4 * length * shape.vocab * size + activations(length),
+            grams + 4 * length * shape.ff + activations(length),
+            grams + 28 * d_out * d_in + 12 * d_in**2,
+        ]
+    model = shape.parameters * size
+    if gpu:
+        return model + max(phases) + CUDA_CONTEXT_BYTES, model + CUDA_PROCESS_BYTES
+    return (model + max(phases) + PROCESS_BYTES,) * 2
+
+
+def downloads(parameters: Mapping[str, Any]) -> dict[str, int]:
+    """What a run downloads, with what is made of it: name → bytes. A local folder is not listed."""
+    model, found = str(parameters["model"]), {}
+    if model in ("embedded", "tiny"):
+        found["embedded"] = 4 * shape_of("embedded").parameters + EMBEDDED_BYTES
+    elif model in _data()["models"]:
+        found[model] = shape_of(model).parameters * SIZES[shape_of(model).stored]
+    calibrated = parameters["method"] not in ("dense", "magnitude")
+    texts = [parameters.get("evaluation"), parameters["calibration"] if calibrated else None]
+    known, items = _data()["texts"], _data()["task_bytes"]
+    found |= {f"{text} text": known[text]["bytes"] for text in texts if text in known}
+    if "tasks" in parameters and parameters["source"] in items:
+        found[f"{parameters['source']} tasks"] = items[parameters["source"]]
+    return found
+
+
+def missing(parameters: Mapping[str, Any], machine: Machine) -> list[str]:
+    """What a run lacks on a machine, a line each with what to do; nothing is fetched.
+
+    Looked at: the hub token of a gated model, a GPU, memory, and disk if the machine is this one.
+    Raises what `estimate` raises.
+    """
+    model, needs, lines = str(parameters["model"]), estimate(parameters, machine), []
+    if shape_of(model).gated and not huggingface_hub.get_token():
+        lines.append("gated, and no hub token is here: accept its licence, then `hf auth login`")
+    dtype = parameters.get("dtype", "float32")
+    if not machine.gpu and (dtype != "float32" or "cuda" in str(parameters.get("device"))):
+        lines.append(f"{dtype} on {parameters.get('device')} needs a GPU, {machine.name} has none")
+    else:
+        kinds = [("GPU memory" if machine.gpu else "RAM", needs.memory_bytes, machine.memory)]
+        kinds += [("RAM", needs.host_bytes, machine.ram)] if machine.gpu else []
+        for kind, need, there in kinds:
+            if need > there:
+                has = f"{machine.name} has {gigabytes(there)}: take a larger machine"
+                lines.append(f"{gigabytes(need)} of {kind}, {has}")
+    if machine.here:
+        need = 0
+        for name, size in downloads(parameters).items():
+            files = [path for path in _folder_of(name).rglob("*") if path.is_file()]
+            need += max(0, size - sum(p.stat().st_size for p in files if not p.is_symlink()))
+        folder = _folder_of("embedded" if model == "tiny" else model)
+        free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+        if need > free:
+            lines.append(f"{gigabytes(need)} of disk, {gigabytes(free)} are free: make space")
+    return [f"{model}: {line}" for line in lines]
+
+
+def _folder_of(download: str) -> Path:
+    """Where a download is stored."""
+    if download.startswith("embedded"):
+        return cache_dir()
+    text = _data()["texts"].get(download.removesuffix(" text"), {})
+    folder = text.get("folder", f"models--{download.replace('/', '--')}")
+    return Path(huggingface_hub.constants.HF_HUB_CACHE) / folder
+
+
+def gigabytes(size: float) -> str:
+    """Bytes for people: one decimal below 10 GB, none above."""
+    return f"{size / 1e9:.1f} GB" if size < 9.95e9 else f"{size / 1e9:.0f} GB"

@@ -1,0 +1,317 @@
+"""Memory, disk and time of a run before it is started, against what was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from helpers.errors import BadParameter, UnknownModel, UnsupportedModel
+from helpers.machine import (
+    checkpoint_memory,
+    estimate,
+    machine_named,
+    missing,
+    this_machine,
+)
+from helpers.machine.estimates import flop, shape_of
+from helpers.models import find_blocks, find_layers, read_weight
+from helpers.paths import reference_dir, root
+from helpers.records import read_records
+from helpers.runner.plan import read_plan
+
+SEVEN = "meta-llama/Llama-2-7b-hf"
+
+
+def parameters(**changes: Any) -> dict[str, Any]:
+    """All parameters of a run of notebook 04 by the paper's protocol."""
+    return {
+        "model": SEVEN,
+        "method": "admm-grad",
+        "sparsity": 0.5,
+        "pattern": "unstructured",
+        "options": {},
+        "calibration": "c4",
+        "sequences": 128,
+        "length": 2048,
+        "evaluation": "wikitext2",
+        "window": 2048,
+        "second_window": 0,
+        "windows": 0,
+        "device": "auto",
+        "dtype": "float16",
+    } | changes
+
+
+# --- shapes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "published"),
+    [
+        ("embedded", 134_515_008),
+        ("huggyllama/llama-7b", 6_738_415_616),
+        ("meta-llama/Llama-2-13b-hf", 13_015_864_320),
+        ("meta-llama/Llama-2-70b-hf", 68_976_648_192),
+        ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", 1_100_048_384),
+        ("HuggingFaceTB/SmolLM2-1.7B", 1_711_376_384),
+    ],
+)
+def test_parameters_are_the_published_counts(model: str, published: int) -> None:
+    assert shape_of(model).parameters == published
+
+
+def test_a_folder_has_the_shape_of_its_model(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=80,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    shape, blocks = shape_of(tmp_path), find_blocks(model)
+    found = [tuple(read_weight(layer).shape) for layer in find_layers(blocks[0]).values()]
+    assert shape.layers == found and shape.blocks == len(blocks)
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    assert shape.positions == config.max_position_embeddings
+
+
+def test_a_shape_that_is_not_known(tmp_path: Path, one_line_error: Callable) -> None:
+    with one_line_error(UnknownModel, "someone/else", "config.json", "embedded"):
+        shape_of("someone/else")
+    for config in ({"model_type": "gpt2", "n_embd": 8}, {"model_type": "llama", "head_dim": 3}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with one_line_error(UnsupportedModel, repr(config["model_type"])):
+            shape_of(tmp_path)
+
+
+# --- against what was measured -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plan", ["laptop", "full"])
+def test_time_and_memory_are_those_of_the_committed_records(plan: str) -> None:
+    """The rate is one number, chosen for the total of `laptop`; the rest is counted."""
+    laptop, estimated, measured = machine_named("laptop"), 0.0, 0.0
+    for record in read_records(reference_dir(plan) / "records"):
+        if record["notebook"] not in ("04_prune_model", "05_zero_shot"):
+            continue
+        needs = estimate(record["parameters"], laptop)
+        estimated, measured = estimated + needs.seconds, measured + record["seconds"]
+        assert 1 / 2.5 < needs.seconds / record["seconds"] < 2.5, record["name"]
+        if record["notebook"] == "04_prune_model":
+            ratio = needs.memory_bytes / record["peak_memory_bytes"]
+            assert 0.8 < ratio < 1.2, record["name"]
+    assert 1 / 1.5 < estimated / measured < 1.5
+
+
+def test_operations_worked_by_hand(tmp_path: Path) -> None:
+    """One block of width 4, ff 8, one head, 3 x 5 tokens, vocabulary 16."""
+    config = {"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 4, "vocab_size": 16}
+    config |= {"intermediate_size": 8, "num_attention_heads": 1, "max_position_embeddings": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    given = parameters(model=str(tmp_path), method="admm1", sequences=3, length=5, window=10)
+    passes, products = flop(given | {"windows": 2, "second_window": 20})
+    layers = 2 * (4 * 4 * 4 + 3 * 4 * 8)  # of a token; then attention over 5, 10, 20, and the head
+    evaluation = 20 * (layers + 4 * 10 * 4 + 128) + 40 * (layers + 4 * 20 * 4 + 128)
+    assert passes == 2 * 15 * (layers + 4 * 5 * 4) + evaluation
+    product = 2 * (4 * 4 * 16 + 2 * 8 * 16 + 4 * 64)
+    grams = 2 * 5 / 8 * (3 * 16 + 64) * 15
+    assert products == grams + (21 + 2) * product + 3 * 4**3 + 8**3
+
+
+def test_published_seconds_on_a_v100() -> None:
+    """Of pruning a 7B model, as the paper quotes them: Wanda 214, SparseGPT 1263."""
+    v100 = machine_named("v100")
+    evaluation = estimate(parameters(method="dense"), v100).seconds
+    wanda, sparsegpt = (
+        estimate(parameters(method=method), v100).seconds - evaluation
+        for method in ("wanda", "sparsegpt")
+    )
+    assert 1 / 2 < wanda / 214 < 2
+    assert wanda < sparsegpt < 1263
+
+
+def test_what_costs_more() -> None:
+    base, longer = flop(parameters()), flop(parameters(options={"iterations": 40}))
+    assert longer[0] == base[0] and 1.2 < longer[1] / base[1] < 2
+    tasks = parameters(tasks=["rte"], limit=0, source="hub", batch=4, method="dense", window=0)
+    assert flop(tasks | {"limit": 100})[0] == pytest.approx(flop(tasks)[0] * 100 / 277)
+    dense = parameters(method="dense")
+    assert flop(dense)[1] == 0 == flop(parameters(method="magnitude"))[1]
+    t4 = machine_named("t4")
+    assert estimate(dense, t4).disk_bytes < estimate(parameters(), t4).disk_bytes - 1e9
+    # a reader's own method takes what the most expensive one takes
+    assert estimate(parameters(method="mine"), t4) == estimate(parameters(), t4)
+
+
+def test_what_cannot_be_estimated(one_line_error: Callable) -> None:
+    laptop = machine_named("laptop")
+    with one_line_error(BadParameter, "prunes and evaluates"):
+        estimate({"plan": "full"}, laptop)
+    for change in ({"length": 0}, {"dtype": "int8"}, {"tasks": ["rtf"], "limit": 0, "batch": 1}):
+        with one_line_error(BadParameter, next(iter(change)).removesuffix("s")):
+            estimate(parameters(**change), laptop)
+    with one_line_error(BadParameter, "machine 'a100'", "a100-80g"):
+        machine_named("a100")
+
+
+def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    machine = this_machine()
+    assert machine.here and not machine.gpu and machine.memory > 1e9
+    assert 1e9 < machine.flops["float32"] < 1e14
+
+
+# --- what is missing -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def token(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
+    return lambda value: monkeypatch.setattr(huggingface_hub, "get_token", lambda: value)
+
+
+def test_what_a_run_lacks(token: Callable) -> None:
+    token("hf_something")
+    a100, t4, laptop = map(machine_named, ("a100-80g", "t4", "laptop"))
+    assert missing(parameters(), a100) == []
+    memory, ram = missing(parameters(), t4)
+    assert "GPU memory, t4 has 15" in memory and "of RAM" in ram
+    assert "needs a GPU" in missing(parameters(), laptop)[0]
+    assert "RAM" in missing(parameters(dtype="float32"), laptop)[0]
+    token(None)
+    (gated,) = missing(parameters(), a100)
+    assert "gated" in gated and "hf auth login" in gated
+    assert missing(parameters(model="huggyllama/llama-7b"), a100) == []
+
+
+def test_disk_is_looked_at_here_only(
+    token: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    token("hf_something")
+    a100 = machine_named("a100-80g")
+    here = dataclasses.replace(a100, here=True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "not" / "yet"))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=14e9))
+    assert missing(parameters(), a100) == []
+    (disk,) = missing(parameters(), here)
+    assert "15 GB of disk, 14 GB are free" in disk
+    blobs = tmp_path / "not" / "yet" / "models--meta-llama--Llama-2-7b-hf" / "blobs"
+    blobs.mkdir(parents=True)
+    with (blobs / "weights").open("wb") as stream:
+        stream.truncate(int(2e9))  # a sparse file: part of the model is here
+    assert missing(parameters(), here) == []
+
+
+@pytest.mark.parametrize(("plan", "machine"), [("t4", "t4"), ("paper", "a100-80g")])
+def test_committed_plans_fit_their_machines(token: Callable, plan: str, machine: str) -> None:
+    token("hf_something")
+    runs = [run for run in read_plan(plan) if "model" in run.effective]
+    assert len(runs) > 5
+    for run in runs:
+        lacking = missing(run.effective, machine_named(machine))
+        assert bool(lacking) == ("70b" in run.name), run.id
+
+
+@pytest.mark.parametrize(
+    ("notebook", "plan", "name", "machine"),
+    [
+        ("04_prune_model", "t4", "tinyllama-1.1b-admm-grad-60", "t4"),
+        ("04_prune_model", "paper", "llama-2-7b-admm-grad-50", "a100-80g"),
+        ("05_zero_shot", "t4", "tinyllama-1.1b-admm-grad-50", "t4"),
+        ("05_zero_shot", "paper", "llama-2-7b-admm-grad-50", "a100-80g"),
+    ],
+)
+def test_notebooks_give_the_estimates_of_the_code(
+    notebook: str, plan: str, name: str, machine: str
+) -> None:
+    (run,) = read_plan(plan, f"{notebook}/{name}")
+    needs = estimate(run.effective, machine_named(machine))
+    text = (root() / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8")
+    kind = "Colab T4" if machine == "t4" else "A100"
+    ((minutes, memory),) = re.findall(
+        rf"\| {kind}[^|]*\(estimate\) \| (\d+) min \| (\d+) GB \|", text
+    )
+    assert 1 / 2 < int(minutes) / max(1, needs.seconds / 60) < 2
+    assert abs(int(memory) - needs.memory_bytes / 1e9) < 1
+
+
+def test_the_page_on_colab_gives_the_estimates_of_the_code() -> None:
+    (page,) = root().glob("*/colab.md")
+    text, t4 = page.read_text(encoding="utf-8"), machine_named("t4")
+    hours = sum(estimate(r.effective, t4).seconds for r in read_plan("t4", "0[45]*")) / 3600
+    assert f"about {hours:.1f} hours on a T4" in text
+    names = ["embedded", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "HuggingFaceTB/SmolLM2-1.7B"]
+    models = {name.split("/")[-1]: name for name in [*names, "huggyllama/llama-7b"]}
+    asked = dict(sequences=64, windows=40, evaluation="embedded", calibration="embedded")
+    rows = re.findall(r"^\| (\S+) \| (float\d+) \| (.+) \|$", text, flags=re.MULTILINE)
+    assert [row[0] for row in rows] == list(models)
+    for name, dtype, figures in rows:
+        needs = estimate(parameters(model=models[name], dtype=dtype, **asked), t4)
+        sizes = [needs.memory_bytes, needs.host_bytes, needs.disk_bytes]
+        sizes = [f"{size / 1e9:.1f} GB" for size in sizes]
+        assert figures.split(" | ") == [*sizes, f"{max(1, round(needs.seconds / 60))} min"], name
+
+
+def test_estimating_loads_neither_torch_nor_pandas() -> None:
+    code = (
+        "import sys; from helpers.machine import estimate; "
+        "sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=root(), check=False).returncode == 0
+
+
+# --- prune_checkpoint: counted by hand here, measured in the benchmark ----------------------
+
+
+def test_the_parts_of_llama_7b_by_hand() -> None:
+    found = checkpoint_memory(SEVEN, sequences=128, length=2048)
+    d, ff = 4096, 11_008
+    assert found.block == 4 * (4 * d * d + 3 * d * ff + 2 * d)
+    # q, k, v read one input, the output projection another, gate and up a third, down the last
+    assert found.grams == 4 * (3 * d * d + ff * ff)
+    assert found.stream == 4 * 128 * 2048 * d
+    # down_proj is factored: its gram, the scaled one, the factor, the inverse and LAPACK's copy
+    solve = 4 * 5 * ff * ff
+    assert found.phases["solve"] == found.stream + found.block + int(solve)
+    assert found.peak == found.phases["solve"]
+
+
+def test_half_precision_and_disk_save_what_they_should() -> None:
+    whole = checkpoint_memory(SEVEN, sequences=128, length=2048)
+    half = checkpoint_memory(SEVEN, sequences=128, length=2048, dtype="float16")
+    disk = checkpoint_memory(SEVEN, sequences=128, length=2048, activations="disk")
+    assert (half.block, half.stream) == (whole.block // 2, whole.stream // 2)
+    assert half.grams == whole.grams  # always float32
+    assert disk.stream == 0 and disk.peak < whole.peak - whole.stream / 2
+    few, many = (checkpoint_memory(SEVEN, sequences=n, length=2048) for n in (8, 16))
+    assert many.peak - few.peak == 8 * 2048 * 4096 * 4  # the activations and nothing else
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"method": "wnada"}, BadParameter),
+        ({"dtype": "int8"}, BadParameter),
+        ({"sequences": 0}, BadParameter),
+        ({"batch": 0}, BadParameter),
+        ({"source": "nowhere"}, UnknownModel),
+    ],
+)
+def test_bad_requests_are_refused(change: dict, error: type[Exception], one_line_error) -> None:
+    asked = {"source": SEVEN, "sequences": 8, "length": 512, **change}
+    with one_line_error(error):
+        checkpoint_memory(asked.pop("source"), **asked)
