@@ -52,8 +52,8 @@ def write_notebook(folder: Path, name: str, cells: list[str], tags: list[list[st
 class Project:
     """What the tests write into the project, and where its results lie."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, plan: str = "p") -> None:
+        self.folder, self.plan = folder, plan
         self.notebook(PARAMETERS)
 
     def notebook(self, parameters: str, body: str = BODY, name: str = "01_work") -> None:
@@ -61,13 +61,13 @@ class Project:
         write_notebook(self.folder / "notebooks", name, cells, tags)
 
     def run_file(self, name: str, text: str = "", notebook: str = "01_work") -> Path:
-        path = self.folder / "runs" / "p" / notebook / name
+        path = self.folder / "runs" / self.plan / notebook / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         return path
 
     def result(self, name: str) -> Path:
-        return self.folder / "results" / "p" / name
+        return self.folder / "results" / self.plan / name
 
     def files(self) -> list[str]:
         return sorted(path.name for path in self.result("").rglob("*") if path.is_file())

@@ -6,7 +6,14 @@ from collections import Counter
 from collections.abc import Iterable
 
 from helpers.errors import HelpersError
-from helpers.machine import downloads, estimate, machine_named, missing, this_machine
+from helpers.machine import (
+    downloads,
+    estimate,
+    gigabytes,
+    machine_named,
+    missing,
+    this_machine,
+)
 from helpers.runner.plan import Run
 
 HEAD = ("run", "model", "memory", "disk", "hours")
@@ -56,8 +63,3 @@ def plan_lines(runs: Iterable[Run], machine_name: str | None = None) -> list[str
         lines.append(f"not estimated: {unknown} runs")
     lines += ["", "missing:" if lacking else "missing: nothing"]
     return lines + [f"  {count} runs: {text}" for text, count in lacking.items()]
-
-
-def gigabytes(size: float) -> str:
-    """Bytes in GB: one decimal below 10, none above."""
-    return f"{size / 1e9:.1f} GB" if size < 9.95e9 else f"{size / 1e9:.0f} GB"

@@ -17,11 +17,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from helpers import results
+from helpers import results  # its names are loaded on use: pandas and matplotlib take seconds
 from helpers.errors import HelpersError, RunError
 from helpers.paths import reference_dir, results_dir
 from helpers.records import read_record, read_records, write_record
-from helpers.results import equal_to_printed_digits, judge, record_id, same_run, to_lines
 from helpers.runner.fingerprint import fingerprint, is_done
 from helpers.runner.plan import TABLES_NOTEBOOK, Run, assets_needed, read_plan
 from helpers.runner.schedule import (
@@ -51,22 +50,22 @@ def records_here(plan: str) -> list[Record]:
     return [read_record(path) for path in paths if path.is_file()]
 
 
-def up_to_date(runs: Iterable[Run]) -> list[Record]:
-    """The records on this machine that were made by today's code and parameters.
+def up_to_date(runs: Iterable[Run]) -> dict[str, Record]:
+    """The records on this machine, by run, that were made by today's code and parameters.
 
     Raises RecordError for a record that cannot be used.
     """
     found = [(run, read_record(run.record_path)) for run in runs if run.record_path.is_file()]
-    return [record for run, record in found if record.get("fingerprint") == fingerprint(run)]
+    return {run.id: r for run, r in found if r.get("fingerprint") == fingerprint(run)}
 
 
 def committed(runs: Iterable[Run]) -> dict[str, Record]:
-    """The committed records, by id, of those runs that still have a record's parameters."""
+    """The committed records of those runs that still have a record's parameters, by run."""
     found = {}
     for run in runs:
         path = reference_dir(run.plan) / "records" / f"{run.id}.json"
         asked = {"notebook": run.notebook, "parameters": run.effective}
-        if path.is_file() and same_run(asked, record := read_record(path), run.defaults):
+        if path.is_file() and results.same_run(asked, record := read_record(path), run.defaults):
             found[run.id] = record
     return found
 
@@ -137,16 +136,15 @@ def write_products(options: argparse.Namespace) -> int:
 def give_verdict(options: argparse.Namespace) -> int:
     """Compare the records here with the committed ones of the same runs; 1 if one is apart."""
     # the tables notebook measures nothing of its own
-    every_run = read_plan(options.plan, options.only)
-    runs = [run for run in every_run if run.notebook != TABLES_NOTEBOOK]
+    runs = [r for r in read_plan(options.plan, options.only) if r.notebook != TABLES_NOTEBOOK]
     references = committed(runs)
-    found = judge(
-        up_to_date(runs),
-        list(references.values()),
+    found = results.judge(
+        up_to_date(runs).values(),
+        references.values(),
         read_records(reference_dir(LONG_PLAN) / "records"),
         {run.notebook: run.defaults for run in runs},
     )
-    for line in to_lines(found.comparisons) if found.comparisons else ():
+    for line in results.to_lines(found.comparisons) if found.comparisons else ():
         say(line)
     if len(runs) > len(references):
         say(f"no reference for {count_runs(len(runs) - len(references))}")
@@ -166,7 +164,7 @@ def accept(options: argparse.Namespace) -> int:
     to the printed digits. For `laptop` the last lines say which case it is.
     """
     every_run = read_plan(options.plan)
-    fresh = {record_id(item): item for item in up_to_date(read_plan(options.plan, options.only))}
+    fresh = up_to_date(read_plan(options.plan, options.only))
     if not fresh:
         raise RunError(
             f"no run of plan {options.plan} is up to date here: "
@@ -202,9 +200,9 @@ def _whether_full_stands(
     measuring = [run.id for run in runs if run.notebook != TABLES_NOTEBOOK]
     compared = [key for key in measuring if key in fresh and key in before]
     moved = [
-        f"{key}: {text}"
+        line
         for key in compared
-        for text in equal_to_printed_digits(fresh[key], before[key])
+        for line in results.equal_to_printed_digits(fresh[key], before[key])
     ]
     if moved:
         more = f"; and {len(moved) - MOVED_SHOWN} more" if len(moved) > MOVED_SHOWN else ""

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -262,25 +262,34 @@ class Runner:
         say(f"[{number}/{total}] {run.notebook} {run.name} {text}")
 
     def _time_left(self, text: str) -> str:
-        """The time left, from the committed records at this machine's own pace, in a text.
-
-        A run without a committed record is taken to be as long as the others; "" if nothing is
-        known or nothing is left.
-        """
-        known = {key: seconds for key, seconds in self._expected.items() if seconds}
-        ended = [key for key in self._took if key in known]
-        if ended:
-            pace = sum(self._took[key] for key in ended) / sum(known[key] for key in ended)
-            known = {key: seconds * pace for key, seconds in known.items()}
-        usual = list(known.values()) or list(self._took.values())
-        waiting = [key for key in self._expected if key not in self._took]
-        if not usual or not waiting:
-            return ""
-        mean, now = sum(usual) / len(usual), time.monotonic()
-        under_way = {item.run.id: now - item.started for item in self._active}
-        left = sum(max(known.get(key, mean) - under_way.get(key, 0.0), 0.0) for key in waiting)
-        left /= min(max(1, self._pool.slots), len(waiting))
+        """A text with the time left; "" where it is not known or nothing is left."""
+        now = time.monotonic()
+        elapsed = {active.run.id: now - active.started for active in self._active}
+        left = seconds_left(self._expected, self._took, elapsed, self._pool.slots)
         return text.format(format_seconds(left)) if left >= 1 else ""
+
+
+def seconds_left(
+    expected: Mapping[str, float | None],
+    took: Mapping[str, float],
+    elapsed: Mapping[str, float],
+    slots: int,
+) -> float:
+    """Seconds until all runs have ended, by the committed records at this machine's own pace.
+
+    By id: seconds in the committed records (None: there is none), of the runs that have ended, and
+    since the start of those under way. A run without a committed record is taken to be as long as
+    the others; 0 where nothing is known.
+    """
+    known = [key for key in took if expected[key]]
+    committed = sum(expected[key] for key in known)
+    pace = sum(took[key] for key in known) / committed if committed else 1.0
+    guesses = {key: seconds * pace for key, seconds in expected.items() if seconds}
+    usual = list(guesses.values()) or list(took.values()) or [0.0]
+    mean = sum(usual) / len(usual)
+    waiting = [key for key in expected if key not in took]
+    left = sum(max(guesses.get(key, mean) - elapsed.get(key, 0.0), 0.0) for key in waiting)
+    return left / max(1, min(slots, len(waiting)))
 
 
 def reference_seconds(run: Run) -> float | None:
