@@ -57,7 +57,7 @@ def test_the_lines_of_a_plan(known: None) -> None:
         "total: 3 runs, 1.50 hours one after the other, 27 GB of disk, at most 4.0 GB of memory"
         in lines
     ), "disk is counted once a model"
-    assert lines[-4:] == ["not estimated: 1 runs", "", "missing:", "  2 runs: gated"]
+    assert lines[-4:] == ["not estimated: 1 run", "", "missing:", "  2 runs: gated"]
     assert costs.plan_lines(runs[:1], "t4")[-1] == "missing: nothing"
 
 
@@ -66,4 +66,4 @@ def test_every_pruning_run_of_the_gpu_plans_is_estimated() -> None:
         runs = read_plan(plan)
         lines = costs.plan_lines(runs, machine)
         assert f"total: {len(runs) - 1} runs" in "\n".join(lines)
-        assert "not estimated: 1 runs" in lines, "the tables"
+        assert "not estimated: 1 run" in lines, "the tables"

@@ -14,7 +14,7 @@ from helpers.machine import (
     missing,
     this_machine,
 )
-from helpers.runner.plan import Run
+from helpers.runner.plan import Run, count_runs
 
 HEAD = ("run", "model", "memory", "disk", "hours")
 
@@ -56,10 +56,10 @@ def plan_lines(runs: Iterable[Run], machine_name: str | None = None) -> list[str
         lines.append("  ".join(texts))
     lines += [
         "",
-        f"total: {len(rows) - 1 - unknown} runs, {seconds / 3600:.2f} hours one after the other, "
+        f"total: {count_runs(len(rows) - 1 - unknown)}, {seconds / 3600:.2f} hours one after the other, "
         f"{gigabytes(sum(disk.values()))} of disk, at most {gigabytes(memory)} of memory",
     ]
     if unknown:
-        lines.append(f"not estimated: {unknown} runs")
+        lines.append(f"not estimated: {count_runs(unknown)}")
     lines += ["", "missing:" if lacking else "missing: nothing"]
-    return lines + [f"  {count} runs: {text}" for text, count in lacking.items()]
+    return lines + [f"  {count_runs(count)}: {text}" for text, count in lacking.items()]

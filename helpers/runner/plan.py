@@ -277,6 +277,11 @@ def _merged(parts: Iterable[dict[str, Any]], where: str) -> dict[str, Any]:
     return merged
 
 
+def count_runs(number: int) -> str:
+    """A number of runs."""
+    return f"{number} run{'' if number == 1 else 's'}"
+
+
 def assets_needed(runs: Iterable[Run]) -> list[str]:
     """The pinned downloads that runs read (names of `helpers.assets.ASSETS`), in a fixed order."""
     wanted = {

@@ -22,7 +22,7 @@ from helpers.errors import HelpersError, RunError
 from helpers.paths import reference_dir, results_dir
 from helpers.records import read_record, read_records, write_record
 from helpers.runner.fingerprint import fingerprint, is_done
-from helpers.runner.plan import TABLES_NOTEBOOK, Run, assets_needed, read_plan
+from helpers.runner.plan import TABLES_NOTEBOOK, Run, assets_needed, count_runs, read_plan
 from helpers.runner.schedule import (
     Failures,
     complain,
@@ -75,11 +75,6 @@ def write_tables_and_figures(records: list[Record], folder: Path) -> None:
     for write in (results.write_tables, results.write_published, results.write_claims):
         write(records, folder / "tables")
     results.write_figures(records, folder / "figures")
-
-
-def count_runs(number: int) -> str:
-    """A number of runs."""
-    return f"{number} run{'' if number == 1 else 's'}"
 
 
 def reproduce(options: argparse.Namespace) -> int:
@@ -266,7 +261,7 @@ def list_runs(options: argparse.Namespace) -> int:
         from helpers.runner import costs  # here: it may load torch, which takes seconds
 
         done = list(states.values()).count("done")
-        say(f"plan {options.plan}: {done} of {count_runs(len(runs))} done")
+        say(f"plan {options.plan}: {done} of {len(runs)} runs are done")
         for line in costs.plan_lines(runs, options.machine):
             say(line)
         return 0
