@@ -135,15 +135,6 @@ def shape(out: str) -> list[str]:
     return [re.sub(r"; about .*| [\d.]+ s(; .*)?$", "", line) for line in out.splitlines()]
 
 
-def test_a_gpu_takes_one_run() -> None:
-    site = cluster.Site("a", 2, "h", (0,), gpu=True)
-    site.runs["x"] = True
-    assert site.takes(gpu=False) and not site.takes(gpu=True)
-    site.runs["y"] = False
-    assert not site.takes(gpu=False)
-    assert not cluster.Site("a", 2, "h", (0,), gpu=False).takes(gpu=True)
-
-
 def test_a_worker_that_dies_costs_its_run_and_no_more(
     scheduler: str, project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,17 +211,17 @@ def test_a_job_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_threads_are_divided_among_the_workers_of_a_host() -> None:
-    def sites(*many: tuple[int, str, tuple[int, ...]]) -> list[int]:
-        found = [cluster.Site(str(i), *item, gpu=False) for i, item in enumerate(many)]
-        pool.sites = {site.address: site for site in found}
-        return [pool._threads(site) for site in found]
+    def threads(*places: tuple[str, tuple[int, ...]]) -> list[int]:
+        sites = [cluster.Site(str(i), *place, gpu=False) for i, place in enumerate(places)]
+        pool = cluster.Pool(None, Path(), [], print)
+        pool.sites = {site.address: site for site in sites}
+        return [pool._threads(site) for site in sites]
 
-    pool = cluster.Pool(None, Path(), [], print)
     four, other = (0, 1, 2, 3), (4, 5)
-    assert sites((1, "a", four)) == [4]
-    assert sites((1, "a", four), (1, "a", four), (1, "b", four)) == [2, 2, 4]
-    assert sites((1, "a", four), (1, "a", other)) == [4, 2]  # bound to cores of their own
-    assert sites((8, "a", four)) == [1]
+    assert threads(("a", four)) == [4]
+    assert threads(("a", four), ("a", four), ("b", four)) == [2, 2, 4]
+    assert threads(("a", four), ("a", other)) == [4, 2]  # bound to cores of their own
+    assert threads(*[("a", four)] * 8) == [1] * 8
 
 
 # --- what is refused -----------------------------------------------------------------------
@@ -255,7 +246,7 @@ def refused(
     started = time.monotonic()
     code, out, err = call(capsys, "run", "--scheduler", scheduler, *more)
     assert (code, out, err.count("\n")) == (1, "", 1), (out, err)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 25, "nobody waits for ever"
     return err
 
 
@@ -381,7 +372,7 @@ def test_a_run_that_wants_a_gpu_goes_where_one_is_offered() -> None:
     client = Client({})
     pool = cluster.Pool(client, Path(), [], print)
     pool._looked = time.monotonic()  # these workers are not asked for again
-    pool.sites = {name: cluster.Site(name, 1, "h", (0,), gpu=name == "b") for name in "abc"}
+    pool.sites = {name: cluster.Site(name, "h", (0,), gpu=name == "b") for name in "abc"}
     for name, device in {"x": "cpu", "y": "cuda", "z": "cpu"}.items():
         run = plans.Run("p", "01", name, {"device": device}, {})
         assert pool.can_start(run, 0)

@@ -24,7 +24,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -137,19 +137,13 @@ def stop(job: Path) -> None:
 
 @dataclass
 class Site:
-    """A worker that was checked, and what it executes."""
+    """A worker that was checked; it executes one run at a time."""
 
     address: str
-    slots: int  # runs side by side: its threads in Dask's sense
     host: str
     cpus: tuple[int, ...]
     gpu: bool
-    runs: dict[str, bool] = field(default_factory=dict)  # id, and whether it wants the GPU
-
-    def takes(self, gpu: bool) -> bool:
-        """Whether one more run can start here."""
-        free = len(self.runs) < self.slots
-        return free and (not gpu or (self.gpu and True not in self.runs.values()))
+    busy: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,7 +162,7 @@ class Remote:
 
     def error(self) -> str | None:
         """The error of a run that has ended in one line; None after a success."""
-        self.site.runs.pop(self.run.id, None)
+        self.site.busy = False
         gone = GONE.format(self.site.address)
         if self.future.status == "finished":
             # the answer still lies at the worker, which can die before it is fetched
@@ -184,7 +178,7 @@ class Remote:
 
     def stop(self) -> None:
         """Take the run back, and wait until its worker has stopped the process."""
-        self.site.runs.pop(self.run.id, None)
+        self.site.busy = False
         with contextlib.suppress(*NO_ANSWER):
             self.future.cancel()
             self.pool.ask(self.site.address, stop, self.run.job_path)
@@ -205,9 +199,8 @@ class Pool:
     @property
     def slots(self) -> int:
         """How many of the runs can go side by side now; the tables notebook goes alone."""
-        if all(wants_gpu(run) for run in self._runs if run.notebook != TABLES_NOTEBOOK):
-            return sum(site.gpu for site in self.sites.values())
-        return sum(site.slots for site in self.sites.values())
+        gpu = all(wants_gpu(run) for run in self._runs if run.notebook != TABLES_NOTEBOOK)
+        return sum(site.gpu for site in self.sites.values()) if gpu else len(self.sites)
 
     def open(self) -> None:
         """Wait for the first worker and check all that are there.
@@ -219,8 +212,8 @@ class Pool:
             if time.monotonic() > deadline:
                 raise RunError(f"no worker has joined in {WAIT_SECONDS} s: {self._advice()}")
             time.sleep(POLL_SECONDS)
-        for address, threads in known.items():
-            self._add(address, threads)
+        for address in known:
+            self._add(address)
         wanting = [run for run in self._runs if wants_gpu(run)]
         if wanting and not any(site.gpu for site in self.sites.values()):
             raise RunError(
@@ -261,7 +254,7 @@ class Pool:
             resources={"GPU": 1} if wants_gpu(run) else None,
             retries=0,
         )
-        site.runs[run.id] = wants_gpu(run)
+        site.busy = True
         return Remote(self, site, run, future)
 
     def refresh(self) -> None:
@@ -273,10 +266,10 @@ class Pool:
             return
         known = self._known()
         self.sites = {address: site for address, site in self.sites.items() if address in known}
-        self._refused &= set(known)  # one that comes back may have been mended
-        for address in set(known) - set(self.sites) - self._refused:
+        self._refused &= known  # one that comes back may have been mended
+        for address in known - set(self.sites) - self._refused:
             try:
-                self._add(address, known[address])
+                self._add(address)
             except RunError as error:
                 self._refused.add(address)
                 self._warn(f"{error}; the run goes on without it")
@@ -296,10 +289,10 @@ class Pool:
         )
         return answers[address]
 
-    def _known(self) -> dict[str, int]:
-        """The addresses of all workers with their threads in Dask's sense."""
+    def _known(self) -> set[str]:
+        """The addresses of all workers. Raises RunError if the scheduler does not answer."""
         try:
-            known = self._client.sync(self._client.nthreads, callback_timeout=WAIT_SECONDS)
+            known = set(self._client.sync(self._client.nthreads, callback_timeout=WAIT_SECONDS))
         except NO_ANSWER as error:
             raise RunError(
                 f"the scheduler is gone ({_short(error)}): start it and its workers, then the "
@@ -308,7 +301,7 @@ class Pool:
         self._looked = time.monotonic()
         return known
 
-    def _add(self, address: str, threads: int) -> None:
+    def _add(self, address: str) -> None:
         """Check a worker and use it from now on; RunError if it does not pass."""
         try:
             found = self.ask(address, look, str(root()), self._token)
@@ -319,18 +312,18 @@ class Pool:
             found = {"reason": f"{_short(found)}; {advice}"}
         if reason := found.pop("reason"):
             raise RunError(f"worker {address} cannot be used: {reason}")
-        self.sites[address] = Site(address, threads, **found)
+        self.sites[address] = Site(address, **found)
 
     def _site_for(self, run: Run) -> Site | None:
-        """The worker for a run: the least busy, and one without a GPU for a run that wants none."""
-        able = [site for site in self.sites.values() if site.takes(wants_gpu(run))]
-        return min(able, key=lambda site: (site.gpu, len(site.runs)), default=None)
+        """A free worker for a run: one without a GPU, if it can be, for a run that wants none."""
+        gpu = wants_gpu(run)
+        able = [site for site in self.sites.values() if not site.busy and (site.gpu or not gpu)]
+        return min(able, key=lambda site: site.gpu, default=None)
 
     def _threads(self, site: Site) -> int:
         """A run's share of the cores that its worker may use, perhaps with others on its host."""
-        place = (site.host, site.cpus)
-        beside = [other.slots for other in self.sites.values() if (other.host, other.cpus) == place]
-        return max(1, len(site.cpus) // max(1, sum(beside)))
+        places = [(other.host, other.cpus) for other in self.sites.values()]
+        return max(1, len(site.cpus) // places.count((site.host, site.cpus)))
 
     def _advice(self) -> str:
         """How a worker is started."""

@@ -45,21 +45,26 @@ def plan_lines(runs: Iterable[Run], machine_name: str | None = None) -> list[str
         memory = max(memory, needs.memory_bytes)
         sizes = [gigabytes(size) for size in (needs.memory_bytes, needs.disk_bytes)]
         rows.append((run.id, asked["model"], *sizes, f"{needs.seconds / 3600:.2f} h"))
-    lines = [f"On {machine.name} ({machine.note}); starting and downloading not counted.", ""]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
-    for row in rows:
-        cells = zip(row, widths, strict=True)
-        texts = [
-            text.ljust(width) if i < 2 else text.rjust(width)
-            for i, (text, width) in enumerate(cells)
-        ]
-        lines.append("  ".join(texts))
-    lines += [
-        "",
-        f"total: {count_runs(len(rows) - 1 - unknown)}, {seconds / 3600:.2f} hours one after the other, "
-        f"{gigabytes(sum(disk.values()))} of disk, at most {gigabytes(memory)} of memory",
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = [
+        "  ".join(
+            text.ljust(width) if column < 2 else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
     ]
-    if unknown:
-        lines.append(f"not estimated: {count_runs(unknown)}")
-    lines += ["", "missing:" if lacking else "missing: nothing"]
-    return lines + [f"  {count_runs(count)}: {text}" for text, count in lacking.items()]
+    total = (
+        f"total: {count_runs(len(rows) - 1 - unknown)}, {seconds / 3600:.2f} hours one after the "
+        f"other, {gigabytes(sum(disk.values()))} of disk, at most {gigabytes(memory)} of memory"
+    )
+    return [
+        f"On {machine.name} ({machine.note}); starting and downloading not counted.",
+        "",
+        *table,
+        "",
+        total,
+        *([f"not estimated: {count_runs(unknown)}"] if unknown else []),
+        "",
+        "missing:" if lacking else "missing: nothing",
+        *(f"  {count_runs(count)}: {text}" for text, count in lacking.items()),
+    ]

@@ -53,6 +53,11 @@ def cpus() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
+def show_path(path: Path) -> str:
+    """A path relative to the project's root where it lies in there."""
+    return str(path.relative_to(root())) if path.is_relative_to(root()) else str(path)
+
+
 def write_job(run: Run) -> Path:
     """Write what the process of a run is to do into `run.job_path`, and return that."""
     job = {
@@ -115,8 +120,7 @@ class Process:
         if code < 0:
             return f"its process was killed by signal {-code}: was there enough memory?"
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        place = self.log.relative_to(root()) if self.log.is_relative_to(root()) else self.log
-        return f"{lines[-1] if lines else f'exit code {code}'} (log: {place})"
+        return f"{lines[-1] if lines else f'exit code {code}'} (log: {show_path(self.log)})"
 
     def stop(self) -> None:
         """Kill the process with its kernel."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import signal
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,14 @@ from helpers.paths import reference_dir, results_dir
 from helpers.records import read_record, read_records, write_record
 from helpers.runner.fingerprint import fingerprint, is_done
 from helpers.runner.plan import TABLES_NOTEBOOK, Run, assets_needed, count_runs, read_plan
+from helpers.runner.process import show_path
 from helpers.runner.schedule import (
     Failures,
-    complain,
     format_seconds,
     is_running,
     reference_seconds,
     run_plan,
     say,
-    show_path,
 )
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
@@ -85,7 +83,7 @@ def reproduce(options: argparse.Namespace) -> int:
         if not failures or records_here(options.plan):
             status = write_products(options) or give_verdict(options)
     except HelpersError as error:
-        complain(str(error))
+        say(str(error), error=True)
         status = 1
     return _name_failures(failures) or status
 
@@ -104,10 +102,10 @@ def _name_failures(failures: Failures) -> int:
     """Name the failed runs, each with its error and its notebook; the exit code."""
     if not failures:
         return 0
-    complain(f"{count_runs(len(failures))} failed; run again to repeat:")
+    say(f"{count_runs(len(failures))} failed; run again to repeat:", error=True)
     for run, error in failures:
         place = f" [{show_path(run.failed_path)}]" if run.failed_path.is_file() else ""
-        complain(f"  {run.notebook} {run.name}: {error}{place}")
+        say(f"  {run.notebook} {run.name}: {error}{place}", error=True)
     return 1
 
 
@@ -166,7 +164,7 @@ def accept(options: argparse.Namespace) -> int:
             f"run make reproduce PLAN={options.plan} first"
         )
     before = committed(every_run)
-    verdict = _whether_full_stands(every_run, fresh, before)
+    verdict = _whether_full_stands(every_run, fresh, before) if options.plan == FAST_PLAN else ""
     target = reference_dir(options.plan)
     try:
         _replace_reference(target, before | fresh)
@@ -183,7 +181,7 @@ def accept(options: argparse.Namespace) -> int:
     without = len(every_run) - len(before | fresh)
     if without:
         say(f"{count_runs(without)} of the plan without a record yet")
-    if options.plan == FAST_PLAN:
+    if verdict:
         say(verdict)
     return 0
 
@@ -200,20 +198,15 @@ def _whether_full_stands(
         for line in results.equal_to_printed_digits(fresh[key], before[key])
     ]
     if moved:
-        more = f"; and {len(moved) - MOVED_SHOWN} more" if len(moved) > MOVED_SHOWN else ""
-        return (
-            f"printed digits moved, so {LONG_PLAN} must be made again (make reproduce "
-            f"PLAN={LONG_PLAN}):\n  {'; '.join(moved[:MOVED_SHOWN])}{more}"
-        )
+        more = [f"and {len(moved) - MOVED_SHOWN} more"] if len(moved) > MOVED_SHOWN else []
+        shown = "; ".join(moved[:MOVED_SHOWN] + more)
+        again = f"{LONG_PLAN} must be made again (make reproduce PLAN={LONG_PLAN})"
+        return f"printed digits moved, so {again}:\n  {shown}"
+    equal = f"{count_runs(len(compared))} equal to the printed digits"
     if len(compared) < len(measuring):
-        return (
-            f"{len(compared)} of {count_runs(len(measuring))} compared, equal to the printed "
-            f"digits: only all of them say whether the records of {LONG_PLAN} stand"
-        )
-    return (
-        f"all {count_runs(len(compared))} equal to the printed digits: "
-        f"the records of {LONG_PLAN} stand"
-    )
+        left = len(measuring) - len(compared)
+        return f"{equal}, {left} not compared: whether the records of {LONG_PLAN} stand is open"
+    return f"all {equal}: the records of {LONG_PLAN} stand"
 
 
 def _replace_reference(target: Path, records: dict[str, Record]) -> None:
@@ -248,27 +241,24 @@ def list_runs(options: argparse.Namespace) -> int:
     """
     runs = read_plan(options.plan, options.only)
     running = is_running(options.plan)
-    states = {}
+    rows = []
     for run in runs:
-        if is_done(run):
-            states[run.id] = "done"
-        elif running and run.job_path.exists():
-            states[run.id] = "runs"
-        else:
-            states[run.id] = "failed" if run.failed_path.is_file() else "to do"
-    took = {run.id: reference_seconds(run) for run in runs}
-    if options.machine or not (any(took.values()) or set(states.values()) != {"to do"}):
+        state = "failed" if run.failed_path.is_file() else "to do"
+        state = "runs" if running and run.job_path.exists() else state
+        rows.append((run, "done" if is_done(run) else state, reference_seconds(run)))
+    if options.machine or all(row[1:] == ("to do", None) for row in rows):
         from helpers.runner import costs  # here: it may load torch, which takes seconds
 
-        done = list(states.values()).count("done")
-        say(f"plan {options.plan}: {done} of {len(runs)} runs are done")
-        for line in costs.plan_lines(runs, options.machine):
-            say(line)
-        return 0
-    for run in runs:
-        seconds = took[run.id]
-        cost = "" if seconds is None else f"  {format_seconds(seconds)}"
-        say(f"{states[run.id]:6}  {run.notebook}  {run.name}{cost}")
+        done = sum(state == "done" for _, state, _ in rows)
+        lines = [f"plan {options.plan}: {done} of {len(runs)} runs are done"]
+        lines += costs.plan_lines(runs, options.machine)
+    else:
+        lines = []
+        for run, state, seconds in rows:
+            cost = "" if seconds is None else f"  {format_seconds(seconds)}"
+            lines.append(f"{state:6}  {run.notebook}  {run.name}{cost}")
+    for line in lines:
+        say(line)
     return 0
 
 
@@ -283,18 +273,6 @@ COMMANDS = {
 }
 
 
-def read_options(arguments: list[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.runner", description="Run a plan.")
-    parser.add_argument("command", nargs="?", default="reproduce", choices=COMMANDS)
-    parser.add_argument("--plan", default="laptop", help="a folder of runs/ (default: laptop)")
-    parser.add_argument("--jobs", default="auto", help='runs side by side, or "auto"')
-    parser.add_argument("--scheduler", metavar="ADDRESS", help="run on this Dask cluster instead")
-    parser.add_argument("--only", metavar="GLOB", help="runs whose notebook or name matches")
-    parser.add_argument("--machine", help="for list: what it would take on t4, a100-80g …")
-    return parser.parse_args(arguments)
-
-
 def _interrupt(signum: int, frame: object) -> None:
     """Treat SIGTERM like Ctrl-C, so that kernels are stopped too."""
     raise KeyboardInterrupt
@@ -302,18 +280,24 @@ def _interrupt(signum: int, frame: object) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says and return the exit code; errors are one line each."""
-    options = read_options(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="python -m helpers.runner", description="Run a plan.")
+    parser.add_argument("command", nargs="?", default="reproduce", choices=COMMANDS)
+    parser.add_argument("--plan", default="laptop", help="a folder of runs/ (default: laptop)")
+    parser.add_argument("--jobs", default="auto", help='runs side by side, or "auto"')
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="run on this Dask cluster instead")
+    parser.add_argument("--only", metavar="GLOB", help="runs whose notebook or name matches")
+    parser.add_argument("--machine", help="for list: what it would take on t4, a100-80g …")
+    options = parser.parse_args(arguments)
     handler = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return COMMANDS[options.command](options)
     except HelpersError as error:
-        complain(str(error))
-        return 1
+        say(str(error), error=True)
     except OSError as error:
-        complain(f"{error.strerror or type(error).__name__}: {error.filename or error}")
-        return 1
+        say(f"{error.strerror or type(error).__name__}: {error.filename or error}", error=True)
     except KeyboardInterrupt:
-        complain("interrupted; the same command goes on with the runs that are missing")
+        say("interrupted; the same command goes on with the runs that are missing", error=True)
         return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, handler)
+    return 1

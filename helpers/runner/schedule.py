@@ -21,33 +21,23 @@ import filelock
 
 from helpers.errors import RecordError, RunError
 from helpers.machine import ram
-from helpers.paths import reference_dir, results_dir, root
+from helpers.paths import reference_dir, results_dir
 from helpers.records import read_record
 from helpers.runner.fingerprint import is_done
 from helpers.runner.plan import TABLES_NOTEBOOK, Run, read_plan, scratch_dir
-from helpers.runner.process import Process, cpus, environment, start, write_job
+from helpers.runner.process import Process, cpus, environment, show_path, start, write_job
 
 MEMORY_FOR_TWO = 7.5e9  # bytes; what a machine sold with 8 GB reports
 POLL_SECONDS = 0.1
 Failures = list[tuple[Run, str]]  # with the error of each in one line
 
 
-def say(text: str) -> None:
+def say(text: str, *, error: bool = False) -> None:
     """Write a line for the person who waits."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
-def complain(text: str) -> None:
-    """Write an error line."""
-    sys.stdout.flush()
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
-
-
-def show_path(path: Path) -> str:
-    """A path relative to the project's root where it lies in there."""
-    return str(path.relative_to(root())) if path.is_relative_to(root()) else str(path)
+    sys.stdout.flush()  # so that lines and errors keep their order
+    stream = sys.stderr if error else sys.stdout
+    stream.write(text + "\n")
+    stream.flush()
 
 
 def format_seconds(seconds: float) -> str:
@@ -77,14 +67,12 @@ def _lock(plan: str) -> filelock.FileLock:
 
 def is_running(plan: str) -> bool:
     """Whether a runner holds the plan at this moment."""
-    if not (results_dir(plan) / ".lock").is_file():
-        return False
     try:
         with _lock(plan):
             return False
     except filelock.Timeout:
         return True
-    except OSError:  # a results folder that cannot be written has no runner
+    except OSError:  # no results folder, or one that cannot be written
         return False
 
 
@@ -168,7 +156,7 @@ def _pool(scheduler: str | None, slots: int, todo: list[Run]) -> Iterator[Any]:
             f"scheduler = {scheduler!r} needs the package {error.name}, which is not installed: "
             "run .venv/bin/python -m pip install -c constraints.txt -e '.[cluster]'"
         ) from error
-    with cluster.connect(scheduler, todo, complain) as pool:
+    with cluster.connect(scheduler, todo, lambda text: say(text, error=True)) as pool:
         yield pool
 
 
@@ -275,18 +263,16 @@ def seconds_left(
     elapsed: Mapping[str, float],
     slots: int,
 ) -> float:
-    """Seconds until all runs have ended, by the committed records at this machine's own pace.
+    """Seconds until all runs have ended; 0 where nothing is known.
 
-    By id: seconds in the committed records (None: there is none), of the runs that have ended, and
-    since the start of those under way. A run without a committed record is taken to be as long as
-    the others; 0 where nothing is known.
+    By id: what the committed records took (None: there is none), what the runs that have ended
+    took here, and the seconds since the start of those under way.
     """
-    known = [key for key in took if expected[key]]
-    committed = sum(expected[key] for key in known)
-    pace = sum(took[key] for key in known) / committed if committed else 1.0
+    both = [key for key in took if expected[key]]
+    pace = sum(took[key] for key in both) / sum(expected[key] for key in both) if both else 1.0
     guesses = {key: seconds * pace for key, seconds in expected.items() if seconds}
     usual = list(guesses.values()) or list(took.values()) or [0.0]
-    mean = sum(usual) / len(usual)
+    mean = sum(usual) / len(usual)  # of a run without a committed record
     waiting = [key for key in expected if key not in took]
     left = sum(max(guesses.get(key, mean) - elapsed.get(key, 0.0), 0.0) for key in waiting)
     return left / max(1, min(slots, len(waiting)))
