@@ -417,3 +417,8 @@ def test_workers_that_join_late_leave_or_do_not_pass(monkeypatch: pytest.MonkeyP
     client.known = {}
     with pytest.raises(RunError, match="the scheduler is gone .*goes on"):
         pool.can_start(run, 0)
+
+
+def test_make_passes_the_scheduler_on() -> None:
+    text = (root() / "Makefile").read_text(encoding="utf-8")
+    assert "--jobs $(JOBS) $(if $(SCHEDULER),--scheduler '$(SCHEDULER)')" in text

@@ -16,6 +16,7 @@ from helpers.errors import BadParameter, UnknownMethod
 from helpers.methods import METHODS, get_method
 from helpers.paths import own_methods_dir
 from helpers.runner import plan
+from helpers.runner.fingerprint import fingerprint
 
 EVERYTHING = {what for what, _ in contract._checks()}
 UPDATES = "a layer that needs no pruning stays"
@@ -168,13 +169,14 @@ def test_a_cell_replaces_its_own_method_and_none_of_ours(one_line_error) -> None
     assert METHODS["wanda"] is ours
 
 
-def test_a_changed_file_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_file_is_another_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run = next(r for r in plan.read_plan("smoke") if r.notebook == "04_prune_model")
     own = replace(run, parameters={**run.parameters, "method": "wanda-refit"})
-    before, others = plan.fingerprint(own), plan.fingerprint(run)
+    before, others = fingerprint(own), fingerprint(run)
     source = (own_methods_dir() / "wanda_refit.py").read_text().replace('"output"', '"matrix"')
+    (tmp_path / "wanda-refit.py").write_text(source)
     monkeypatch.setattr(
-        "helpers.runner.plan._own_method", lambda r: [source] if r is own else [], raising=True
+        "helpers.runner.fingerprint.own_method_file", lambda name: tmp_path / f"{name}.py"
     )
-    assert plan.fingerprint(own) != before
-    assert plan.fingerprint(run) == others, "a reader's method leaves other runs as they are"
+    assert fingerprint(own) != before
+    assert fingerprint(run) == others, "a reader's method leaves other runs as they are"

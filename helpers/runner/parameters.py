@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -114,19 +114,14 @@ def check_values(values: Mapping[str, Any], types: Mapping[str, set[type]], wher
         if name in RESERVED:
             raise RunError(f"{where}: {name} {RESERVED[name]}")
         if name not in types:
-            hint = nearest(str(name), types)
+            near = difflib.get_close_matches(str(name), types, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose one of {allowed(types)}"
             raise RunError(f"{where}: parameter {name!r} is not in the parameters cell; {hint}")
         try:
             check_type(f"{where}: {name}", value, types[name])
         except BadParameter as error:
             raise RunError(str(error)) from error
         _check_nested(f"{where}: {name}", value)
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint: the name that may have been meant, or all names."""
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"choose one of {allowed(names)}"
 
 
 def _check_nested(where: str, value: Any) -> None:

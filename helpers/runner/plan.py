@@ -32,7 +32,7 @@ import yaml
 
 from helpers.errors import RunError, check_choice
 from helpers.paths import notebooks_dir, results_dir, runs_dir
-from helpers.runner.parameters import check_values, nearest, read_parameters_cell
+from helpers.runner.parameters import check_values, read_parameters_cell
 
 # reads the records of all other runs, so it goes last
 TABLES_NOTEBOOK = "06_tables_and_plots"
@@ -225,16 +225,15 @@ def _expand(values: dict[str, Any], where: str) -> Iterator[tuple[str, dict[str,
     if not isinstance(grid, dict) or not grid:
         raise RunError(f"{where}: grid is not a mapping: write 'parameter: [values]' under it")
     axes = {str(axis): _points(str(axis), choices, where) for axis, choices in grid.items()}
-    example = "-".join(f"{{{axis}}}" for axis in axes)
     if not isinstance(template, str):
-        raise RunError(f'{where} has a grid and no name: give one, such as name: "{example}"')
+        raise RunError(f"{where} has a grid and no name: give one with all axes in braces")
     fields = re.findall(r"{([^{}]*)}", template)
-    for field in fields:
-        if field not in axes:
-            raise RunError(f"{where}: name has {{{field}}}, no axis; {nearest(field, axes)}")
-    for axis in axes:
-        if axis not in fields:
-            raise RunError(f'{where}: name lacks {{{axis}}}: write for example "{example}"')
+    if wrong := sorted(set(fields) ^ set(axes)):
+        example = "-".join(f"{{{axis}}}" for axis in axes)
+        raise RunError(
+            f"{where}: {wrong[0]!r} must stand both in name and in grid: "
+            f'write for example name: "{example}"'
+        )
     shared = {key: value for key, value in values.items() if key not in GRID_WORDS}
     seen: dict[str, dict[str, str]] = {}
     for points in itertools.product(*(axis.items() for axis in axes.values())):
@@ -245,7 +244,12 @@ def _expand(values: dict[str, Any], where: str) -> Iterator[tuple[str, dict[str,
         if name in seen:
             raise RunError(f"{where}: {seen[name]} and {labels} are both called {name}")
         seen[name] = labels
-        yield name, _merged([shared, *(parameters for _, parameters in points)], where)
+        parameters = dict(shared)
+        for _, point in points:
+            for key in parameters.keys() & point.keys():
+                raise RunError(f"{where}: {key} is set twice: in the grid or beside it, not both")
+            parameters |= point
+        yield name, parameters
 
 
 def _points(axis: str, choices: Any, where: str) -> dict[str, dict[str, Any]]:
@@ -264,17 +268,6 @@ def _points(axis: str, choices: Any, where: str) -> dict[str, dict[str, Any]]:
             raise RunError(f"{where}: {axis} {label} is given twice")
         points[str(label)] = value if isinstance(value, dict) else {axis: value}
     return points
-
-
-def _merged(parts: Iterable[dict[str, Any]], where: str) -> dict[str, Any]:
-    """All parameters of a run; RunError for one that two parts set."""
-    merged: dict[str, Any] = {}
-    for part in parts:
-        for key, value in part.items():
-            if key in merged:
-                raise RunError(f"{where}: {key} is set twice: in the grid or beside it, not both")
-            merged[key] = value
-    return merged
 
 
 def count_runs(number: int) -> str:
