@@ -20,7 +20,6 @@ from helpers.machine.drive import Keeper
 from helpers.paths import replace_file
 from helpers.records import make_record, write_record
 from helpers.runner import plan as plans
-from helpers.runner.fingerprint import fingerprint, is_done
 
 
 @pytest.fixture
@@ -197,13 +196,13 @@ def test_runs_that_were_done_are_done_on_a_new_machine(
         device="cpu",
         peak_memory_bytes=1,
     )
-    write_record(first.record_path, record | {"fingerprint": fingerprint(first)})
-    assert is_done(first) and not is_done(second)
+    write_record(first.record_path, record | {"fingerprint": plans.fingerprint(first)})
+    assert plans.is_done(first) and not plans.is_done(second)
     Keeper(tmp_path / "first", drive).copy()
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "second"))
-    assert not is_done(first)
+    assert not plans.is_done(first)
     Keeper(tmp_path / "second", drive).bring_back()
-    assert is_done(first) and not is_done(second)
+    assert plans.is_done(first) and not plans.is_done(second)
 
 
 class Disconnected(Exception):
