@@ -39,6 +39,7 @@ TABLES_NOTEBOOK = "06_tables_and_plots"
 # where the record goes, and how a reader had parameters chosen: the record holds what was chosen
 NOT_RECORDED = ("record_path", "preset")
 GRID_WORDS = ("name", "grid")
+NAMES_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,10 @@ def _chosen(plan: str, runs: list[Run], only: str) -> list[Run]:
     wrong = [piece for piece in pieces if not any(piece in name for name in names)]
     near = [word for piece in wrong for word in difflib.get_close_matches(piece, words, n=1)]
     hint = f"; did you mean {near[0]!r}?" if near else ""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     raise RunError(
-        f"no run of plan {plan} matches {only!r}: choose among {', '.join(names)}, with * for "
-        f"any letters{hint}"
+        f"no run of plan {plan} matches {only!r}: choose among {', '.join(names[:NAMES_SHOWN])}"
+        f"{more} (make plan PLAN={plan}), with * for any letters{hint}"
     )
 
 

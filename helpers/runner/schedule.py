@@ -62,13 +62,13 @@ def choose_jobs(wanted: str) -> int:
 
 def _lock(plan: str) -> filelock.FileLock:
     """What a runner holds while it runs a plan; the system frees it when the runner is killed."""
-    return filelock.FileLock(results_dir(plan) / ".lock", timeout=0)
+    return filelock.FileLock(results_dir(plan) / ".lock")
 
 
 def is_running(plan: str) -> bool:
     """Whether a runner holds the plan at this moment."""
     try:
-        with _lock(plan):
+        with _lock(plan).acquire(timeout=0):
             return False
     except filelock.Timeout:
         return True
@@ -86,7 +86,7 @@ def holding(plan: str) -> Iterator[None]:
     try:
         for name in ("records", "runs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        lock = _lock(plan).acquire()
+        lock = _lock(plan).acquire(timeout=1)  # `is_running` takes it for a moment
     except filelock.Timeout as error:
         raise RunError(f"plan {plan} is being run already: wait, or stop that run") from error
     except OSError as error:
