@@ -212,10 +212,13 @@ def test_a_job_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_threads_are_divided_among_the_workers_of_a_host() -> None:
     def threads(*places: tuple[str, tuple[int, ...]]) -> list[int]:
+        client = Client({})
+        pool = cluster.Pool(client, Path(), [], print)
         sites = [cluster.Site(str(i), *place, gpu=False) for i, place in enumerate(places)]
-        pool = cluster.Pool(None, Path(), [], print)
         pool.sites = {site.address: site for site in sites}
-        return [pool._threads(site) for site in sites]
+        for i in range(len(sites)):
+            pool.start(plans.Run("p", "01", str(i), {}, {}))
+        return client.threads
 
     four, other = (0, 1, 2, 3), (4, 5)
     assert threads(("a", four)) == [4]
@@ -353,7 +356,7 @@ class Client:
     """A scheduler's answers, without one."""
 
     def __init__(self, known: dict[str, int]) -> None:
-        self.known, self.sent = known, []
+        self.known, self.sent, self.threads = known, [], []
         self.scheduler = type("Scheduler", (), {"address": "tcp://s:1"})
 
     def sync(self, function: Callable, *arguments: object, callback_timeout: float) -> object:
@@ -366,6 +369,7 @@ class Client:
 
     def submit(self, function: Callable, *arguments: object, **options: Any) -> None:
         self.sent.append((options["workers"], options["resources"]))
+        self.threads.append(arguments[2])
 
 
 def test_a_run_that_wants_a_gpu_goes_where_one_is_offered() -> None:

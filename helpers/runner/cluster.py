@@ -1,9 +1,9 @@
 """Send the runs of a plan to a Dask cluster that is there: `--scheduler tcp://host:8786`.
 
 Only `helpers.runner.schedule` imports this, and only when it is given a scheduler, because the
-package distributed is optional. The books are kept by the runner as for local runs. It picks the
-worker of each run itself, so that a run goes to one worker once, and only to one that was checked:
-the project, its code and the results folder must be the same there at the same path.
+package distributed is optional. The runner itself picks the worker of each run, so that a run goes
+to one worker once, and only to one that was checked: the project, its code and the results folder
+must be the same there at the same path.
 
 A worker does what the local pool does: it starts the process of the run and returns its error. Two
 things end that process early: the runner no longer wants it, or its worker is gone.
@@ -242,12 +242,15 @@ class Pool:
     def start(self, run: Run) -> Remote:
         """Start a run on a worker that can take it."""
         site = self._site_for(run)
+        # workers on one host that may use the same cores share them
+        places = [(other.host, other.cpus) for other in self.sites.values()]
+        threads = max(1, len(site.cpus) // places.count((site.host, site.cpus)))
         names = (*FOLDER_VARIABLES, *THREAD_VARIABLES)
         future = self._client.submit(
             execute,
             run.job_path,
             run.log_path,
-            self._threads(site),
+            threads,
             {name: os.environ[name] for name in names if os.environ.get(name)},
             key=f"{run.id}-{uuid.uuid4().hex}",
             workers=[site.address],
@@ -258,7 +261,7 @@ class Pool:
         return Remote(self, site, run, future)
 
     def refresh(self) -> None:
-        """Now and then: note which workers are gone, and check those that are new.
+        """Every few seconds: forget the workers that are gone, and check those that are new.
 
         Raises RunError if the scheduler does not answer.
         """
@@ -266,7 +269,7 @@ class Pool:
             return
         known = self._known()
         self.sites = {address: site for address, site in self.sites.items() if address in known}
-        self._refused &= known  # one that comes back may have been mended
+        self._refused &= known  # one that comes back may have been repaired
         for address in known - set(self.sites) - self._refused:
             try:
                 self._add(address)
@@ -320,11 +323,6 @@ class Pool:
         able = [site for site in self.sites.values() if not site.busy and (site.gpu or not gpu)]
         return min(able, key=lambda site: site.gpu, default=None)
 
-    def _threads(self, site: Site) -> int:
-        """A run's share of the cores that its worker may use, perhaps with others on its host."""
-        places = [(other.host, other.cpus) for other in self.sites.values()]
-        return max(1, len(site.cpus) // places.count((site.host, site.cpus)))
-
     def _advice(self) -> str:
         """How a worker is started."""
         gpu = ' --resources "GPU=1"' if any(map(wants_gpu, self._runs)) else ""
@@ -356,9 +354,9 @@ def address_of(scheduler: str) -> str:
 def _client(address: str) -> Any:
     """A connection to a scheduler; RunError if there is none after some seconds.
 
-    It is made in a thread, because Dask waits for ever for one that takes the call and is silent.
+    It is made in a thread, because Dask waits for ever for one that accepts and never answers.
     """
-    silent = TimeoutError(f"it takes the call and is silent for {CONNECT_SECONDS} s")
+    silent = TimeoutError(f"it accepts the connection and gives no answer in {CONNECT_SECONDS} s")
     answers: list[Any] = []
 
     def call() -> None:

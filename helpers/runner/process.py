@@ -221,7 +221,9 @@ def _check_record(job: dict[str, Any]) -> dict[str, Any]:
         used = record["parameters"].get(key, _ABSENT)
         if used != value:
             said = "lacks" if used is _ABSENT else f"has {key} = {used!r} instead of"
-            raise RunError(f"the record {said} the run's {key} = {value!r}: mend its record cell")
+            raise RunError(
+                f"the record {said} the run's {key} = {value!r}: correct its record cell"
+            )
     return record
 
 
