@@ -5,13 +5,9 @@ from helpers import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "plan": (
-            "Run",
-            "TABLES_NOTEBOOK",
-            "is_done",
-            "read_parameters_cell",
-            "record_id",
-        ),
+        "fingerprint": ("is_done",),
+        "parameters": ("read_parameters_cell",),
+        "plan": ("Run", "TABLES_NOTEBOOK", "plan_names", "read_plan"),
         "run": ("main",),
     },
 )

@@ -1,12 +1,12 @@
 """Send the runs of a plan to a Dask cluster that is there: `--scheduler tcp://host:8786`.
 
-Only `helpers.runner.run` imports this, and only when it is given a scheduler, because the package
-distributed is optional. The books are kept by the runner as for local runs. It picks the worker of
-each run itself, so that a run goes to one worker once, and only to one that was checked: the
-project, its code and the results folder must be the same there at the same path.
+Only `helpers.runner.schedule` imports this, and only when it is given a scheduler, because the
+package distributed is optional. The runner itself picks the worker of each run, so that a run goes
+to one worker once, and only to one that was checked: the project, its code and the results folder
+must be the same there at the same path.
 
-A worker does what the local pool does: it starts the child process of the run and returns its
-error. Two things end that child early: the runner no longer wants it, or its worker is gone.
+A worker does what the local pool does: it starts the process of the run and returns its error. Two
+things end that process early: the runner no longer wants it, or its worker is gone.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import distributed
 import psutil
 
-from helpers.errors import RunError
-from helpers.paths import replace_file, root
-from helpers.runner.child import THREAD_VARIABLES, Files, cpus, environment, kill_family, start
-from helpers.runner.plan import TABLES_NOTEBOOK, Run
+from helpers.errors import RunError, first_line
+from helpers.paths import notebooks_dir, replace_file, root
+from helpers.runner.plan import TABLES_NOTEBOOK, Run, scratch_dir
+from helpers.runner.process import THREAD_VARIABLES, cpus, environment, kill_family, start
 
 CONNECT_SECONDS = 10  # to reach a scheduler
 WAIT_SECONDS = 30  # for a worker that joins, answers, or comes back
@@ -42,8 +42,8 @@ REFRESH_SECONDS = 2  # between two looks at who is there
 POLL_SECONDS = 0.1
 GPU_PLANS = ("paper", "t4")  # in these "auto" means a GPU
 FOLDER_VARIABLES = ("PRUNING_CACHE", "PRUNING_RESULTS", "PRUNING_RUNS")
-NEEDED = ("papermill", "nbclient", "ipykernel", "torch")  # by the child process and its kernel
-# what Dask raises for a comm that cannot be made or breaks, for a wrong address and a closed client
+NEEDED = ("papermill", "nbclient", "ipykernel", "torch")  # by the process of a run and its kernel
+# what Dask raises for a connection that fails, for a wrong address and for a closed client
 NO_ANSWER = (OSError, ValueError, LookupError, RuntimeError)  # TimeoutError is an OSError
 GONE = "its worker {} died or was lost: was there enough memory?"
 
@@ -54,107 +54,78 @@ def wants_gpu(run: Run) -> bool:
     return device.startswith("cuda") or (device == "auto" and run.plan in GPU_PLANS)
 
 
-def digest(paths: Iterable[Path]) -> str:
-    """sha256 of what files hold, one after the other; a missing file counts as one that is empty.
-
-    Raises OSError for a file that is there and cannot be read.
-    """
+def code_digest() -> str:
+    """sha256 of all helpers and notebooks of this project. Raises OSError."""
+    files = [*(root() / "helpers").rglob("*.py"), *notebooks_dir().glob("*.ipynb")]
     total = hashlib.sha256()
-    for path in paths:
-        content = path.read_bytes() if path.is_file() else b""
-        total.update(hashlib.sha256(content).digest())
+    for path in sorted(files):
+        total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
 
 
 # --- on a worker ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Expected:
-    """What a worker must find at the same path as the caller."""
+def look(project: str, token: Path, dask_worker: Any) -> dict[str, Any]:
+    """On a worker: what it has, and the reason why it cannot execute runs (None if it can).
 
-    root: str
-    token: Path
-    secret: str  # what the token file holds
-    code: tuple[Path, ...]
-    digest: str
-
-
-def look(expected: Expected, dask_worker: Any) -> dict[str, Any]:
-    """On a worker: whether it can execute runs ("reason": why not), and what it has."""
-    return {
-        "reason": _reason(expected, dask_worker.state.total_resources.get("GPU", 0)),
-        "host": socket.gethostname(),
-        "cpus": cpus(),
-        "gpus": dask_worker.state.total_resources.get("GPU", 0),
-    }
+    project: the caller's root. token: a file in the results folder with the digest of its code.
+    """
+    gpus = dask_worker.state.total_resources.get("GPU", 0)
+    reason = _reason(project, token)
+    if gpus > 1 and not reason:
+        reason = f"it offers GPU={gpus:g}: start one worker for each GPU, with GPU=1"
+    return {"reason": reason, "host": socket.gethostname(), "cpus": tuple(cpus()), "gpu": gpus > 0}
 
 
-def _reason(expected: Expected, gpus: float) -> str | None:
-    """Why this worker cannot execute runs; None if it can."""
-    if str(root()) != expected.root:
-        return f"its project is {root()} and not {expected.root}: start it in that folder"
+def _reason(project: str, token: Path) -> str | None:
+    """Why runs cannot be executed here as they are at the caller; None if they can."""
+    if str(root()) != project:
+        return f"its project is {root()} and not {project}: start it in that folder"
     try:
-        there = expected.token.read_text(encoding="utf-8") == expected.secret
-        same = digest(expected.code) == expected.digest
+        digest = token.read_text(encoding="utf-8")
     except OSError as error:
-        return f"it cannot read {error.filename}: {error.strerror}"
-    if not there:
-        return f"it has another file {expected.token}: share the results folder with it"
-    if not same:
+        return f"it cannot read {token} ({error.strerror}): share the results folder with it"
+    if digest != code_digest():
         return f"helpers or notebooks in {root()} are other code there: update its copy"
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         return f"its Python {sys.executable} lacks {missing[0]}: start it with the project's .venv"
-    if gpus > 1:
-        return f"it offers GPU={gpus:g}: start one worker for each GPU, with GPU=1"
     return None
 
 
-def execute(files: Files, threads: int, carried: dict[str, str]) -> str | None:
-    """On a worker: execute a run in a child process; its error, None after a success.
+def execute(job: Path, log: Path, threads: int, carried: dict[str, str]) -> str | None:
+    """On a worker: execute a run in a process of its own; its error, None after a success.
 
-    The child is stopped when the caller takes the run back or is gone, and when the worker closes.
+    The process is stopped when the caller takes the run back or is gone, and when the worker
+    closes.
     """
     worker = distributed.get_worker()
     key = worker.get_current_task()
     try:
-        files.job.with_suffix(".taken").touch(exist_ok=False)
+        job.with_suffix(".taken").touch(exist_ok=False)
     except FileExistsError:  # Dask gives the task of a worker that died to the next one
         return GONE.format(worker.address)
+    # the worker's own numbers of threads do not count: Dask sets some of them to 1
+    dropped = {*THREAD_VARIABLES, "PRUNING_RESULTS", "PRUNING_RUNS"}
+    own = {name: value for name, value in os.environ.items() if name not in dropped}
     with tempfile.TemporaryDirectory(prefix="pruning-", ignore_cleanup_errors=True) as folder:
-        variables = environment(_base(carried), threads, Path(folder))
-        child = start(files, variables | {"PRUNING_PARENT": str(os.getpid())})
+        process = start(job, log, environment(own | carried, threads, Path(folder)))
         try:
-            while not child.ended():
-                if not _wanted(worker, key):
+            while not process.ended():
+                task = worker.state.tasks.get(key)
+                closing = worker.status in (distributed.Status.closing, distributed.Status.closed)
+                if task is None or task.state == "cancelled" or closing:
                     return "it was taken back"
                 time.sleep(POLL_SECONDS)
-            return child.error()
+            return process.error()
         finally:
-            if not child.ended():
-                child.stop()
-
-
-def _base(carried: dict[str, str]) -> dict[str, str]:
-    """The worker's own environment with the caller's folders and threads.
-
-    The worker's numbers of threads do not count: Dask sets some of them to 1, whatever is there.
-    """
-    dropped = {*THREAD_VARIABLES, "PRUNING_RESULTS", "PRUNING_RUNS"}
-    own = {key: value for key, value in os.environ.items() if key not in dropped}
-    return own | carried
-
-
-def _wanted(worker: Any, key: str) -> bool:
-    """Whether somebody still waits for the task that this worker executes."""
-    task = worker.state.tasks.get(key)
-    closing = worker.status in (distributed.Status.closing, distributed.Status.closed)
-    return task is not None and task.state != "cancelled" and not closing
+            if not process.ended():
+                process.stop()
 
 
 def stop(job: Path) -> None:
-    """On a worker: kill the child that executes a job, so that it writes nothing more."""
+    """On a worker: kill the process that executes a job, so that it writes nothing more."""
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
             if str(job) in child.cmdline():
@@ -166,79 +137,70 @@ def stop(job: Path) -> None:
 
 @dataclass
 class Site:
-    """A worker that was checked, and what it executes."""
+    """A worker that was checked; it executes one run at a time."""
 
     address: str
-    slots: int  # runs side by side: its threads in Dask's sense
     host: str
     cpus: tuple[int, ...]
     gpu: bool
-    runs: dict[str, bool] = field(default_factory=dict)  # id, and whether it wants the GPU
-
-    def takes(self, gpu: bool) -> bool:
-        """Whether one more run can start here."""
-        free = len(self.runs) < self.slots
-        return free and (not gpu or (self.gpu and True not in self.runs.values()))
+    busy: bool = False
 
 
+@dataclass(frozen=True)
 class Remote:
-    """A run that is being executed by a worker."""
+    """A run that is being executed by a worker: see `helpers.runner.process.Process`."""
 
-    def __init__(self, pool: Pool, site: Site, run: Run, files: Files, future: Any) -> None:
-        self._pool, self._site, self._run = pool, site, run
-        self._files, self._future = files, future
-        site.runs[run.id] = wants_gpu(run)
+    pool: Pool
+    site: Site
+    run: Run
+    future: Any
 
     def ended(self) -> bool:
         """Whether the run has ended, or its worker is gone."""
-        self._pool.refresh()
-        return self._future.done() or not self._pool.has(self._site)
+        self.pool.refresh()
+        return self.future.done() or self.site.address not in self.pool.sites
 
     def error(self) -> str | None:
         """The error of a run that has ended in one line; None after a success."""
-        self._site.runs.pop(self._run.id, None)
-        gone = GONE.format(self._site.address)
-        if self._future.status == "finished":
+        self.site.busy = False
+        gone = GONE.format(self.site.address)
+        if self.future.status == "finished":
             # the answer still lies at the worker, which can die before it is fetched
-            with contextlib.suppress(OSError):  # TimeoutError is one
-                return self._future.result(timeout=CONNECT_SECONDS)
-        elif self._future.status == "error":
-            problem = self._future.exception()
+            with contextlib.suppress(OSError):
+                return self.future.result(timeout=CONNECT_SECONDS)
+        elif self.future.status == "error":
+            problem = self.future.exception()
             if not isinstance(problem, distributed.KilledWorker):
-                gone = f"its worker {self._site.address} failed: {_one_line(problem)}"
-        self._future.cancel()
-        self._files.log.unlink(missing_ok=True)
+                gone = f"its worker {self.site.address} failed: {_short(problem)}"
+        self.future.cancel()
+        self.run.log_path.unlink(missing_ok=True)
         return gone
 
     def stop(self) -> None:
-        """Take the run back, and wait until its worker has stopped the child."""
-        self._site.runs.pop(self._run.id, None)
+        """Take the run back, and wait until its worker has stopped the process."""
+        self.site.busy = False
         with contextlib.suppress(*NO_ANSWER):
-            self._future.cancel()
-            self._pool.ask(self._site.address, stop, self._files.job)
+            self.future.cancel()
+            self.pool.ask(self.site.address, stop, self.run.job_path)
 
 
 class Pool:
-    """The workers of a cluster, in the part of `helpers.runner.run.LocalPool`."""
+    """The workers of a cluster; offers what `helpers.runner.schedule.LocalPool` does."""
 
     def __init__(
-        self, client: Any, expected: Expected, runs: list[Run], warn: Callable[[str], None]
+        self, client: Any, token: Path, runs: list[Run], warn: Callable[[str], None]
     ) -> None:
-        self._client, self._expected, self._warn = client, expected, warn
-        self._runs = runs
-        self._sites: dict[str, Site] = {}
+        self._client, self._token, self._runs, self._warn = client, token, runs, warn
+        self.sites: dict[str, Site] = {}
         self._refused: set[str] = set()
         self._looked = 0.0  # time.monotonic() of the last look at who is there
         self._stuck: float | None = None  # since when nothing runs and nothing can start
-        names = (*FOLDER_VARIABLES, *THREAD_VARIABLES)
-        self._carried = {name: os.environ[name] for name in names if os.environ.get(name)}
 
     @property
     def slots(self) -> int:
         """How many of the runs can go side by side now; the tables notebook goes alone."""
-        if all(wants_gpu(run) for run in self._runs if run.notebook != TABLES_NOTEBOOK):
-            return sum(site.gpu for site in self._sites.values())
-        return sum(site.slots for site in self._sites.values())
+        gpu = all(wants_gpu(run) for run in self._runs if run.notebook != TABLES_NOTEBOOK)
+        return sum(site.gpu for site in self.sites.values()) if gpu else len(self.sites)
 
     def open(self) -> None:
         """Wait for the first worker and check all that are there.
@@ -250,65 +212,67 @@ class Pool:
             if time.monotonic() > deadline:
                 raise RunError(f"no worker has joined in {WAIT_SECONDS} s: {self._advice()}")
             time.sleep(POLL_SECONDS)
-        for address, threads in known.items():
-            self._add(address, threads)
+        for address in known:
+            self._add(address)
         wanting = [run for run in self._runs if wants_gpu(run)]
-        if wanting and not any(site.gpu for site in self._sites.values()):
+        if wanting and not any(site.gpu for site in self.sites.values()):
             raise RunError(
                 f"{len(wanting)} runs want a GPU, as {wanting[0].notebook} {wanting[0].name} does, "
                 f"and no worker offers one: {self._advice()}"
             )
 
-    def has_room(self, run: Run, active: int) -> bool:
+    def can_start(self, run: Run, active: int) -> bool:
         """Whether a worker can take a run now, while so many are under way.
 
         Raises RunError when none could for some time and nothing is under way.
         """
         self.refresh()
-        if active or self._site_for(run) is not None:
+        now, site = time.monotonic(), self._site_for(run)
+        if active or site is not None:
             self._stuck = None
         elif self._stuck is None:
-            self._stuck = time.monotonic()
-        elif time.monotonic() - self._stuck > WAIT_SECONDS:
+            self._stuck = now
+        elif now - self._stuck > WAIT_SECONDS:
             raise RunError(
                 f"no worker is left for {run.notebook} {run.name}: {self._advice()}; "
                 "the same command goes on with the runs that are missing"
             )
-        return self._site_for(run) is not None
+        return site is not None
 
-    def start(self, run: Run, files: Files) -> Remote:
-        """Start a run on a worker that has room for it."""
+    def start(self, run: Run) -> Remote:
+        """Start a run on a worker that can take it."""
         site = self._site_for(run)
+        # workers on one host that may use the same cores share them
+        places = [(other.host, other.cpus) for other in self.sites.values()]
+        threads = max(1, len(site.cpus) // places.count((site.host, site.cpus)))
+        names = (*FOLDER_VARIABLES, *THREAD_VARIABLES)
         future = self._client.submit(
             execute,
-            files,
-            self._threads(site),
-            self._carried,
+            run.job_path,
+            run.log_path,
+            threads,
+            {name: os.environ[name] for name in names if os.environ.get(name)},
             key=f"{run.id}-{uuid.uuid4().hex}",
             workers=[site.address],
             resources={"GPU": 1} if wants_gpu(run) else None,
             retries=0,
         )
-        return Remote(self, site, run, files, future)
-
-    def has(self, site: Site) -> bool:
-        """Whether a worker is still there."""
-        return site.address in self._sites
+        site.busy = True
+        return Remote(self, site, run, future)
 
     def refresh(self) -> None:
-        """Now and then: note which workers are gone, and check those that are new.
+        """Every few seconds: forget the workers that are gone, and check those that are new.
 
         Raises RunError if the scheduler does not answer.
         """
         if time.monotonic() - self._looked < REFRESH_SECONDS:
             return
         known = self._known()
-        for address in set(self._sites) - set(known):
-            del self._sites[address]
-        self._refused &= set(known)  # one that comes back may have been mended
-        for address in set(known) - set(self._sites) - self._refused:
+        self.sites = {address: site for address, site in self.sites.items() if address in known}
+        self._refused &= known  # one that comes back may have been repaired
+        for address in known - set(self.sites) - self._refused:
             try:
-                self._add(address, known[address])
+                self._add(address)
             except RunError as error:
                 self._refused.add(address)
                 self._warn(f"{error}; the run goes on without it")
@@ -328,57 +292,47 @@ class Pool:
         )
         return answers[address]
 
-    def _known(self) -> dict[str, int]:
-        """The addresses of all workers with their threads in Dask's sense."""
+    def _known(self) -> set[str]:
+        """The addresses of all workers. Raises RunError if the scheduler does not answer."""
         try:
-            known = self._client.sync(self._client.nthreads, callback_timeout=WAIT_SECONDS)
+            known = set(self._client.sync(self._client.nthreads, callback_timeout=WAIT_SECONDS))
         except NO_ANSWER as error:
             raise RunError(
-                f"the scheduler is gone ({_one_line(error)}): start it and its workers, then the "
+                f"the scheduler is gone ({_short(error)}): start it and its workers, then the "
                 "same command goes on with the runs that are missing"
             ) from error
         self._looked = time.monotonic()
         return known
 
-    def _add(self, address: str, threads: int) -> None:
+    def _add(self, address: str) -> None:
         """Check a worker and use it from now on; RunError if it does not pass."""
         try:
-            found = self.ask(address, look, self._expected)
+            found = self.ask(address, look, str(root()), self._token)
         except NO_ANSWER as error:
-            found = {"reason": f"it does not answer ({_one_line(error)}): stop it"}
+            found = {"reason": f"it does not answer ({_short(error)}): stop it"}
         if isinstance(found, BaseException):  # for example because it has no such helpers
-            where = f"start it with the project's .venv in {self._expected.root}"
-            found = {"reason": f"{_one_line(found)}; {where}"}
-        if found["reason"]:
-            raise RunError(f"worker {address} cannot be used: {found['reason']}")
-        place = found["host"], tuple(found["cpus"])
-        self._sites[address] = Site(address, threads, *place, gpu=found["gpus"] >= 1)
+            advice = f"start it with the project's .venv in {root()}"
+            found = {"reason": f"{_short(found)}; {advice}"}
+        if reason := found.pop("reason"):
+            raise RunError(f"worker {address} cannot be used: {reason}")
+        self.sites[address] = Site(address, **found)
 
     def _site_for(self, run: Run) -> Site | None:
-        """The worker for a run: the least busy, and one without a GPU for a run that wants none."""
+        """A free worker for a run: one without a GPU, if it can be, for a run that wants none."""
         gpu = wants_gpu(run)
-        able = [site for site in self._sites.values() if site.takes(gpu)]
-        return min(able, key=lambda site: (site.gpu, len(site.runs)), default=None)
-
-    def _threads(self, site: Site) -> int:
-        """A run's share of the cores that its worker may use, perhaps with others on its host."""
-        beside = [
-            other.slots
-            for other in self._sites.values()
-            if (other.host, other.cpus) == (site.host, site.cpus)
-        ]
-        return max(1, len(site.cpus) // max(1, sum(beside)))
+        able = [site for site in self.sites.values() if not site.busy and (site.gpu or not gpu)]
+        return min(able, key=lambda site: site.gpu, default=None)
 
     def _advice(self) -> str:
         """How a worker is started."""
-        address = self._client.scheduler.address
         gpu = ' --resources "GPU=1"' if any(map(wants_gpu, self._runs)) else ""
+        address = self._client.scheduler.address
         return f"start one with: dask worker {address} --nthreads 1{gpu}"
 
 
-def _one_line(error: BaseException) -> str:
+def _short(error: BaseException) -> str:
     """The type and the first line of an error."""
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
+    return f"{type(error).__name__}: {first_line(error)}"[:200]
 
 
 def address_of(scheduler: str) -> str:
@@ -392,64 +346,47 @@ def address_of(scheduler: str) -> str:
         return json.loads(Path(scheduler).read_text(encoding="utf-8"))["address"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"scheduler file {scheduler} cannot be used: {_one_line(error)}; give the file of "
+            f"scheduler file {scheduler} cannot be used: {_short(error)}; give the file of "
             "dask scheduler --scheduler-file, or an address such as tcp://host:8786"
         ) from error
 
 
-def _expected(runs: list[Run], scratch: Path) -> Expected:
-    """What workers must find; the token is written here."""
-    secret = uuid.uuid4().hex
-    token = replace_file(scratch / f"{secret}.token", secret)
-    code = [*sorted((root() / "helpers").glob("*.py")), *sorted({run.source_path for run in runs})]
-    return Expected(str(root()), token, secret, tuple(code), digest(code))
-
-
 def _client(address: str) -> Any:
-    """A connection to a scheduler; one of NO_ANSWER if there is none after some seconds.
+    """A connection to a scheduler; RunError if there is none after some seconds.
 
-    It is made in a thread, because Dask waits for ever for one that takes the call and is silent.
+    It is made in a thread, because Dask waits for ever for one that accepts and never answers.
     """
+    silent = TimeoutError(f"it accepts the connection and gives no answer in {CONNECT_SECONDS} s")
     answers: list[Any] = []
 
     def call() -> None:
         try:
-            answers.append(
-                distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-            )
+            client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+            answers.append(client)
         except NO_ANSWER as error:
             answers.append(error)
 
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(CONNECT_SECONDS + 2)  # Dask's own error says more
-    if not answers:
-        raise TimeoutError(f"it takes the call and is silent for {CONNECT_SECONDS} s")
-    if isinstance(answers[0], BaseException):
-        raise answers[0]
-    return answers[0]
+    answer = (answers or [silent])[0]
+    if isinstance(answer, BaseException):
+        raise RunError(
+            f"scheduler {address!r} cannot be reached: {_short(answer)}; start one with "
+            "dask scheduler, which says its address, such as tcp://host:8786"
+        )
+    return answer
 
 
 @contextlib.contextmanager
-def connect(
-    scheduler: str, runs: list[Run], scratch: Path, warn: Callable[[str], None]
-) -> Iterator[Pool]:
-    """A pool of the workers of a scheduler, checked for the runs of one plan.
-
-    `scheduler` is an address or a scheduler file, `scratch` a folder that workers share.
+def connect(scheduler: str, runs: list[Run], warn: Callable[[str], None]) -> Iterator[Pool]:
+    """A pool of the workers of a scheduler (an address or a scheduler file) for runs of one plan.
 
     Raises RunError if the scheduler cannot be reached, and as `Pool.open` does.
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said here
-    address = address_of(scheduler)
-    try:
-        client = _client(address)
-    except NO_ANSWER as error:
-        raise RunError(
-            f"scheduler {address!r} cannot be reached: {_one_line(error)}; start one with "
-            "dask scheduler, which says its address, such as tcp://host:8786"
-        ) from error
-    with client:
-        pool = Pool(client, _expected(runs, scratch), runs, warn)
+    with _client(address_of(scheduler)) as client:
+        token = scratch_dir(runs[0].plan) / f"{uuid.uuid4().hex}.token"
+        pool = Pool(client, replace_file(token, code_digest()), runs, warn)
         pool.open()
         yield pool

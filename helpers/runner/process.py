@@ -1,0 +1,243 @@
+"""A run as a process of its own: `python -m helpers.runner.process RUN.job.json`.
+
+`helpers.runner.run` starts such processes here and `helpers.runner.cluster` on the workers of a
+Dask cluster, so a kernel that dies, or a machine that runs out of memory, costs one run. A job is
+what the process is given: the notebook, its parameters, and where the products go.
+
+papermill is guarded here. The working directory is the project's root, the notebook executes into
+NAME.failed.ipynb, every cell must have run, and the record must be about the parameters that were
+given. Only then is the notebook renamed and the record stamped with the run's fingerprint, which
+is what makes a run count as done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from helpers.errors import HelpersError, RunError, first_line
+from helpers.paths import replace_file, root
+from helpers.records import read_record, write_record
+from helpers.runner.fingerprint import fingerprint
+from helpers.runner.plan import Run
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+PARENT = "PRUNING_PARENT"  # the process that waits for the run
+_ABSENT = object()
+
+
+# --- starting ------------------------------------------------------------------------------
+
+
+def cpus() -> list[int]:
+    """The numbers of the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def show_path(path: Path) -> str:
+    """A path relative to the project's root where it lies in there."""
+    return str(path.relative_to(root())) if path.is_relative_to(root()) else str(path)
+
+
+def write_job(run: Run) -> Path:
+    """Write what the process of a run is to do into `run.job_path`, and return that."""
+    job = {
+        "plan": run.plan,
+        "notebook": run.notebook,
+        "name": run.name,
+        "source": str(run.source_path),
+        "failed": str(run.failed_path),
+        "executed": str(run.executed_path),
+        "record": str(run.record_path),
+        "given": run.parameters,
+        "effective": run.effective,
+        "fingerprint": fingerprint(run),
+    }
+    return replace_file(run.job_path, json.dumps(job))
+
+
+def environment(base: Mapping[str, str], threads: int, folder: Path) -> dict[str, str]:
+    """The environment of a run: its share of the threads, this Python as kernel, no user profile.
+
+    A number of threads that is in `base` already is kept. Jupyter's files go into `folder`.
+    JUPYTER_PATH comes before every other place, so a "python3" kernel that the user has installed
+    for another Python cannot be picked up.
+    """
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": argv, "display_name": "Python 3", "language": "python"}
+    jupyter = folder / "jupyter"
+    replace_file(jupyter / "kernels" / "python3" / "kernel.json", json.dumps(spec))
+    variables = dict.fromkeys(THREAD_VARIABLES, str(threads)) | dict(base)
+    variables.pop("MPLBACKEND", None)
+    return variables | {
+        PARENT: str(os.getpid()),
+        "JUPYTER_PATH": os.pathsep.join(filter(None, [str(jupyter), base.get("JUPYTER_PATH")])),
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+        "IPYTHONDIR": str(folder / "ipython"),
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "PYTHONHASHSEED": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+@dataclass(frozen=True)
+class Process:
+    """A run that is being executed on this machine."""
+
+    popen: subprocess.Popen[bytes]
+    job: Path
+    log: Path
+
+    def ended(self) -> bool:
+        """Whether the process has ended."""
+        return self.popen.poll() is not None
+
+    def error(self) -> str | None:
+        """The error of a process that has ended in one line; None after a success."""
+        code, outcome = self.popen.returncode, _outcome(self.job)
+        if code == 0 or outcome.is_file():
+            self.log.unlink(missing_ok=True)
+            return None if code == 0 else outcome.read_text(encoding="utf-8")
+        if code < 0:
+            return f"its process was killed by signal {-code}: was there enough memory?"
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return f"{lines[-1] if lines else f'exit code {code}'} (log: {show_path(self.log)})"
+
+    def stop(self) -> None:
+        """Kill the process with its kernel."""
+        kill_family(self.popen.pid)
+        self.popen.wait()
+
+
+def start(job: Path, log: Path, variables: Mapping[str, str]) -> Process:
+    """Start the process of a run with the environment that it is to have."""
+    with open(log, "wb") as stream:
+        popen = subprocess.Popen(
+            [sys.executable, "-m", "helpers.runner.process", str(job)],
+            cwd=root(),
+            env=dict(variables),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches only the runner, which stops its processes
+        )
+    return Process(popen, job, log)
+
+
+def kill_family(pid: int) -> None:
+    """Kill a process and all its descendants: a kernel lives in a session of its own."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        for member in [parent, *parent.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+
+
+def _outcome(job: Path) -> Path:
+    """Where the process of a job leaves its error."""
+    return job.with_suffix(".error")
+
+
+# --- in the process ------------------------------------------------------------------------
+
+
+def execute(path: Path) -> int:
+    """Execute the notebook of a job and leave its error, if any, in one line; the exit code."""
+    # here, because who starts processes needs neither
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillException, PapermillExecutionError
+
+    job = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        _execute_notebook(job)
+    except PapermillExecutionError as error:
+        text = f"{error.ename}: {error.evalue}".strip().splitlines()[0]
+    except DeadKernelError:
+        text = "the kernel died: was there enough memory?"
+    except HelpersError as error:
+        text = first_line(error)
+    except (PapermillException, RuntimeError, OSError, ValueError) as error:
+        text = f"{type(error).__name__}: {first_line(error)}"
+    else:
+        return 0
+    replace_file(_outcome(path), text[:400])
+    return 1
+
+
+def _execute_notebook(job: dict[str, Any]) -> None:
+    """Execute the notebook, check what it left, and stamp its record as done."""
+    import papermill
+
+    started = time.monotonic()
+    notebook = papermill.execute_notebook(
+        job["source"],
+        job["failed"],
+        parameters={**job["given"], "record_path": job["record"]},
+        kernel_name="python3",
+        language="python",
+        progress_bar=False,
+        start_timeout=300,
+        cwd=str(root()),
+    )
+    # papermill calls a run whose kernel was killed "completed" too
+    for number, cell in enumerate(notebook.cells, start=1):
+        status = cell.metadata.get("papermill", {}).get("status")
+        is_code = cell.cell_type == "code" and cell.source.strip()
+        if is_code and (cell.execution_count is None or status != "completed"):
+            raise RunError(f"cell {number} did not run to its end: was there enough memory?")
+    record = _check_record(job)
+    os.replace(job["failed"], job["executed"])
+    stamp = {key: job[key] for key in ("plan", "notebook", "name", "fingerprint")}
+    stamp["run_seconds"] = round(time.monotonic() - started, 1)
+    # last: with a fingerprint the run counts as done
+    write_record(job["record"], record | stamp)
+
+
+def _check_record(job: dict[str, Any]) -> dict[str, Any]:
+    """The record that the notebook wrote, if it is about the run that was asked for."""
+    if not Path(job["record"]).is_file():
+        raise RunError("the notebook wrote no record: end it with write_record(record_path, …)")
+    record = read_record(job["record"])
+    for key, value in job["effective"].items():
+        used = record["parameters"].get(key, _ABSENT)
+        if used != value:
+            said = "lacks" if used is _ABSENT else f"has {key} = {used!r} instead of"
+            raise RunError(
+                f"the record {said} the run's {key} = {value!r}: correct its record cell"
+            )
+    return record
+
+
+def _end_with(parent: int) -> None:
+    """End this process and its kernel once the parent is gone: then nobody waits for the run."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    if os.environ.get(PARENT):
+        threading.Thread(target=_end_with, args=(int(os.environ[PARENT]),), daemon=True).start()
+    sys.exit(execute(Path(sys.argv[1])))

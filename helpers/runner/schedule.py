@@ -1,0 +1,287 @@
+"""Execute the runs of a plan that are not done, side by side, and say how far it is.
+
+By default two runs go side by side where there are two cores, 8 GB of memory and no GPU to share;
+the cores are divided between them through OMP_NUM_THREADS and its relatives. With the address of a
+Dask scheduler the runs go to its workers (docs/cluster.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from helpers.errors import RecordError, RunError
+from helpers.machine import ram
+from helpers.paths import reference_dir, results_dir
+from helpers.records import read_record
+from helpers.runner.fingerprint import is_done
+from helpers.runner.plan import TABLES_NOTEBOOK, Run, read_plan, scratch_dir
+from helpers.runner.process import Process, cpus, environment, show_path, start, write_job
+
+MEMORY_FOR_TWO = 7.5e9  # bytes; what a machine sold with 8 GB reports
+POLL_SECONDS = 0.1
+Failures = list[tuple[Run, str]]  # with the error of each in one line
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Write a line for the person who waits."""
+    sys.stdout.flush()  # so that lines and errors keep their order
+    stream = sys.stderr if error else sys.stdout
+    stream.write(text + "\n")
+    stream.flush()
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration for people: "41 s", "12 min", "2.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def choose_jobs(wanted: str) -> int:
+    """How many runs go side by side: a number, or "auto" (see the module's docstring).
+
+    Raises RunError for anything else.
+    """
+    if wanted == "auto":
+        large = len(cpus()) >= 2 and ram()[1] >= MEMORY_FOR_TWO
+        return 2 if large and shutil.which("nvidia-smi") is None else 1
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise RunError(f'jobs = {wanted!r} is not possible: give "auto" or a number from 1')
+    return int(wanted)
+
+
+def _lock(plan: str) -> filelock.FileLock:
+    """What a runner holds while it runs a plan; the system frees it when the runner is killed."""
+    return filelock.FileLock(results_dir(plan) / ".lock")
+
+
+def is_running(plan: str) -> bool:
+    """Whether a runner holds the plan at this moment."""
+    try:
+        with _lock(plan).acquire(timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+    except OSError:  # no results folder, or one that cannot be written
+        return False
+
+
+@contextlib.contextmanager
+def holding(plan: str) -> Iterator[None]:
+    """The plan's results folder with an empty scratch folder, held by one runner at a time.
+
+    Raises RunError if the folder cannot be written or another runner holds it.
+    """
+    folder, scratch = results_dir(plan), scratch_dir(plan)
+    try:
+        for name in ("records", "runs"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        lock = _lock(plan).acquire(timeout=1)  # `is_running` takes it for a moment
+    except filelock.Timeout as error:
+        raise RunError(f"plan {plan} is being run already: wait, or stop that run") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(
+            f"cannot write to {folder}: {reason}; make it writable or set PRUNING_RESULTS"
+        ) from error
+    with lock:
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            yield
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def run_plan(
+    plan: str, *, jobs: str = "auto", only: str | None = None, scheduler: str | None = None
+) -> Failures:
+    """Execute the runs of a plan that are not done, the tables notebook last; return failures.
+
+    Raises RunError for a wrong plan or run file, and for a cluster that cannot be used, before
+    anything is started.
+    """
+    every_run, runs, slots = read_plan(plan), read_plan(plan, only), choose_jobs(jobs)
+    if scheduler and jobs != "auto":
+        raise RunError(
+            f"jobs = {jobs!r} and scheduler = {scheduler!r} exclude each other: the workers of "
+            "a cluster decide how many runs go side by side; leave JOBS out"
+        )
+    with holding(plan):
+        _move_orphans(plan, every_run)
+        todo = [run for run in runs if not is_done(run)]
+        # a changed record changes what the tables notebook shows
+        last = [run for run in runs if run.notebook == TABLES_NOTEBOOK and (todo or run in todo)]
+        first = [run for run in todo if run not in last]
+        if not todo:
+            say(f"plan {plan}: nothing to run, {len(runs)} of {len(runs)} runs are up to date")
+            return []
+        with _pool(scheduler, slots, first + last) as pool:
+            runner = Runner(runs, first + last, pool)
+            failures = runner.execute(first)
+            return failures + runner.execute([run for run in last if not is_done(run)])
+
+
+def _move_orphans(plan: str, runs: list[Run]) -> None:
+    """Move records without a run to `results/<plan>/stale/`, or tables would count them."""
+    stale, known = results_dir(plan) / "stale", {run.record_path for run in runs}
+    orphans = set((results_dir(plan) / "records").glob("*.json")) - known
+    for path in orphans:
+        stale.mkdir(exist_ok=True)
+        path.replace(stale / path.name)
+    if orphans:
+        say(f"moved {len(orphans)} records without a run file to {show_path(stale)}")
+
+
+@contextlib.contextmanager
+def _pool(scheduler: str | None, slots: int, todo: list[Run]) -> Iterator[Any]:
+    """Where runs are executed: here, or on the workers of a Dask cluster."""
+    if not scheduler:
+        yield LocalPool(slots, scratch_dir(todo[0].plan))
+        return
+    try:
+        # only here: most people have no cluster, and need no Dask
+        from helpers.runner import cluster
+    except ModuleNotFoundError as error:
+        raise RunError(
+            f"scheduler = {scheduler!r} needs the package {error.name}, which is not installed: "
+            "run .venv/bin/python -m pip install -c constraints.txt -e '.[cluster]'"
+        ) from error
+    with cluster.connect(scheduler, todo, lambda text: say(text, error=True)) as pool:
+        yield pool
+
+
+class LocalPool:
+    """Executes runs on this machine, a fixed number side by side."""
+
+    def __init__(self, slots: int, scratch: Path) -> None:
+        self.slots = slots
+        self._environment = environment(os.environ, max(1, len(cpus()) // slots), scratch)
+
+    def can_start(self, run: Run, active: int) -> bool:
+        """Whether a run can be started while so many are under way."""
+        return active < self.slots
+
+    def start(self, run: Run) -> Process:
+        """Start a run whose job is written."""
+        return start(run.job_path, run.log_path, self._environment)
+
+
+@dataclass(frozen=True)
+class Active:
+    """A run that is being executed."""
+
+    run: Run
+    process: Any  # helpers.runner.process.Process, or what stands for one on a worker
+    started: float  # time.monotonic()
+
+
+class Runner:
+    """Executes runs in a pool: a `LocalPool` or a `helpers.runner.cluster.Pool`.
+
+    What a pool starts has `ended()`, `error()` and `stop()`.
+    """
+
+    def __init__(self, runs: list[Run], todo: list[Run], pool: Any) -> None:
+        self._numbers = {run.id: number for number, run in enumerate(runs, start=1)}
+        self._pool = pool
+        self._active: list[Active] = []
+        self._expected = {run.id: reference_seconds(run) for run in todo}
+        self._took: dict[str, float] = {}
+        slots = min(pool.slots, len(todo))
+        text = f"{len(todo)} of {len(runs)} runs to do, {slots} at a time"
+        say(f"plan {runs[0].plan}: {text}{self._time_left(', about {}')}")
+
+    def execute(self, runs: list[Run]) -> Failures:
+        """Execute the runs; return the failures in the plan's order. Ctrl-C stops them all."""
+        waiting, failures = list(runs), []
+        try:
+            while waiting or self._active:
+                for run in list(waiting):
+                    if self._pool.can_start(run, len(self._active)):
+                        waiting.remove(run)
+                        self._start(run)
+                for active in [item for item in self._active if item.process.ended()]:
+                    failures += self._finish(active)
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            for active in self._active:
+                active.process.stop()
+                run = active.run
+                for path in (run.job_path, run.record_path, run.failed_path, run.log_path):
+                    path.unlink(missing_ok=True)
+            raise
+        return sorted(failures, key=lambda failure: self._numbers[failure[0].id])
+
+    def _start(self, run: Run) -> None:
+        """Start a run; what an earlier one left is removed first, so it cannot pass for new."""
+        for path in (run.record_path, run.executed_path, run.failed_path):
+            path.unlink(missing_ok=True)
+        write_job(run)
+        self._active.append(Active(run, self._pool.start(run), time.monotonic()))
+        self._report(run, "…")
+
+    def _finish(self, active: Active) -> Failures:
+        """Tidy up after a run that has ended; its failure, if it failed."""
+        self._active.remove(active)
+        run, seconds = active.run, time.monotonic() - active.started
+        self._took[run.id] = seconds
+        run.job_path.unlink(missing_ok=True)
+        error = active.process.error()
+        if error is not None:
+            run.record_path.unlink(missing_ok=True)  # a failed run has no record
+        text = f"done in {format_seconds(seconds)}" if error is None else f"FAILED: {error}"
+        self._report(run, text + self._time_left("; about {} left"))
+        return [] if error is None else [(run, error)]
+
+    def _report(self, run: Run, text: str) -> None:
+        """One progress line."""
+        total = len(self._numbers)
+        number = str(self._numbers[run.id]).rjust(len(str(total)))
+        say(f"[{number}/{total}] {run.notebook} {run.name} {text}")
+
+    def _time_left(self, text: str) -> str:
+        """A text with the time left; "" where it is not known or nothing is left."""
+        now = time.monotonic()
+        elapsed = {active.run.id: now - active.started for active in self._active}
+        left = seconds_left(self._expected, self._took, elapsed, self._pool.slots)
+        return text.format(format_seconds(left)) if left >= 1 else ""
+
+
+def seconds_left(
+    expected: Mapping[str, float | None],
+    took: Mapping[str, float],
+    elapsed: Mapping[str, float],
+    slots: int,
+) -> float:
+    """Seconds until all runs have ended; 0 where nothing is known.
+
+    By id: what the committed records took (None: there is none), what the runs that have ended
+    took here, and the seconds since the start of those under way.
+    """
+    both = [key for key in took if expected[key]]
+    pace = sum(took[key] for key in both) / sum(expected[key] for key in both) if both else 1.0
+    guesses = {key: seconds * pace for key, seconds in expected.items() if seconds}
+    usual = list(guesses.values()) or list(took.values()) or [0.0]
+    mean = sum(usual) / len(usual)  # of a run without a committed record
+    waiting = [key for key in expected if key not in took]
+    left = sum(max(guesses.get(key, mean) - elapsed.get(key, 0.0), 0.0) for key in waiting)
+    return left / max(1, min(slots, len(waiting)))
+
+
+def reference_seconds(run: Run) -> float | None:
+    """How long the committed run took, if there is one."""
+    try:
+        record = read_record(reference_dir(run.plan) / "records" / f"{run.id}.json")
+    except RecordError:
+        return None
+    return record.get("run_seconds", record["seconds"])

@@ -1,0 +1,93 @@
+"""A project of one tiny notebook and the plan "p", in a temporary folder; no model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from helpers.runner import plan as plans
+from helpers.runner import run as command_line
+from helpers.runner import schedule
+
+PARAMETERS = """\
+rho = 1.0  # a float
+steps = 3  # an int
+pattern = "unstructured"
+options = {}
+limit = None
+fast: bool = False
+record_path = ""
+"""
+BODY = """\
+import os, sys
+from helpers.records import make_record, write_record
+if pattern == "fail":
+    raise ValueError("rho is too sad\\nsecond line")
+if pattern == "die":
+    os.kill(os.getpid(), 9)
+if pattern == "sleep":
+    import time; time.sleep(600)
+parameters = dict(rho=rho, steps=steps, options=options, limit=limit, fast=fast)
+if pattern != "forget":
+    parameters["pattern"] = pattern
+metrics = {"value": {"value": rho * 10, "unit": "1"}}
+seen = {"parent": os.environ["PRUNING_PARENT"], "cwd": os.getcwd(), "python": sys.executable,
+    "threads": os.environ["OMP_NUM_THREADS"]}
+record = make_record(notebook="x", name="y", parameters=parameters, metrics=metrics, model=None,
+    data=seen, seeds={}, seconds=0.1, device="cpu", peak_memory_bytes=1)
+"""
+WRITE = "if pattern != 'silent':\n    write_record(record_path, record)"
+
+
+def write_notebook(folder: Path, name: str, cells: list[str], tags: list[list[str]]) -> None:
+    notebook = nbformat.v4.new_notebook()
+    for source, labels in zip(cells, tags, strict=True):
+        notebook.cells.append(nbformat.v4.new_code_cell(source, metadata={"tags": labels}))
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+
+
+class Project:
+    """What the tests write into the project, and where its results lie."""
+
+    def __init__(self, folder: Path, plan: str = "p") -> None:
+        self.folder, self.plan = folder, plan
+        self.notebook(PARAMETERS)
+
+    def notebook(self, parameters: str, body: str = BODY, name: str = "01_work") -> None:
+        cells, tags = [parameters, body, WRITE], [["parameters"], [], []]
+        write_notebook(self.folder / "notebooks", name, cells, tags)
+
+    def run_file(self, name: str, text: str = "", notebook: str = "01_work") -> Path:
+        path = self.folder / "runs" / self.plan / notebook / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def result(self, name: str) -> Path:
+        return self.folder / "results" / self.plan / name
+
+    def files(self) -> list[str]:
+        return sorted(path.name for path in self.result("").rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.setenv("PRUNING_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(plans, "notebooks_dir", lambda: tmp_path / "notebooks")
+    for module in (command_line, schedule):
+        monkeypatch.setattr(module, "reference_dir", lambda plan: tmp_path / "reference" / plan)
+    return Project(tmp_path)
+
+
+def call(
+    capsys: pytest.CaptureFixture[str], *arguments: str, plan: str = "p"
+) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of the command line."""
+    code = command_line.main([*arguments, "--plan", plan])
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    return code, out, err
