@@ -5,6 +5,7 @@ from helpers import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        "notebook": ("NotebookRun", "open_run"),
         "plan": (
             "Run",
             "TABLES_NOTEBOOK",
