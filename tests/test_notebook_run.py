@@ -31,8 +31,8 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "book.ipynb").write_text(json.dumps({"cells": [cell]}))
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "results"))
     monkeypatch.setattr(notebook, "notebooks_dir", lambda: tmp_path)
-    monkeypatch.setattr(notebook, "check_room", lambda name, parameters: {"needs": "1 GB"})
-    monkeypatch.setattr(notebook, "choose", lambda preset, name, given: {})
+    monkeypatch.setattr(notebook, "check_memory", lambda name, parameters: {"needs": "1 GB"})
+    monkeypatch.setattr(notebook, "choose", lambda *_: {})
 
 
 def opened(**changes: Any) -> notebook.NotebookRun:
@@ -91,14 +91,14 @@ def test_a_record_can_be_made_without_being_written() -> None:
 def test_a_preset_sets_the_notebooks_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def choose(preset: str, name: str, given: dict[str, Any]) -> dict[str, Any]:
-        seen.append((preset, name, given["sequences"]))
+    def choose(preset: str, name: str, given: dict, defaults: dict) -> dict[str, Any]:
+        seen.append((preset, name, given["sequences"], defaults["sequences"]))
         return {"model": "larger", "sequences": 64}
 
     monkeypatch.setattr(notebook, "choose", choose)
-    values = parameters(preset="auto")
+    values = parameters(preset="auto", sequences=9)
     run = open_run("book", values)
-    assert seen == [("auto", "book", 8)]
+    assert seen == [("auto", "book", 9, 8)]
     assert (values["model"], values["sequences"]) == ("larger", 64)
     assert (run.parameters["model"], run.parameters["sequences"]) == ("larger", 64)
 
@@ -108,7 +108,7 @@ def test_memory_is_checked_for_what_will_run(monkeypatch: pytest.MonkeyPatch) ->
         raise OutOfMemory(f"{parameters['model']} needs more")
 
     monkeypatch.setattr(notebook, "choose", lambda *_: {"model": "larger"})
-    monkeypatch.setattr(notebook, "check_room", refuse)
+    monkeypatch.setattr(notebook, "check_memory", refuse)
     with pytest.raises(OutOfMemory, match="larger needs more"):
         opened(preset="auto")
 

@@ -20,10 +20,11 @@ import torch
 
 from helpers.device import describe_device, peak_memory_bytes, pick_device
 from helpers.errors import BadParameter
-from helpers.machine import check_room, choose
+from helpers.machine import check_memory, choose, prepare_kernel
 from helpers.paths import notebooks_dir
 from helpers.records import check_type, make_record, write_record
-from helpers.runner.plan import NOT_RECORDED, read_parameters_cell
+from helpers.runner.parameters import read_parameters_cell
+from helpers.runner.plan import NOT_RECORDED
 
 
 class NotebookRun:
@@ -111,16 +112,18 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
     those of its saved parameters cell. namespace: `globals()`, which holds their values. The
     parameters that `preset` chooses are written back into it.
     Raises BadParameter for a parameter that is missing, of a wrong type or at odds with the preset,
-    and OutOfMemory if the run does not fit this machine.
+    OutOfMemory if the run does not fit this machine, and RunError on Colab if the kernel has to be
+    restarted first.
     """
+    prepare_kernel()
     defaults, types = read_parameters_cell(notebooks_dir() / f"{notebook}.ipynb")
     for name, allowed_types in types.items():
         if name not in namespace:
             raise BadParameter(f"parameter {name} is not set: run the parameters cell first")
         check_type(name, namespace[name], allowed_types)
-    namespace.update(choose(namespace.get("preset", ""), notebook, namespace))
+    namespace.update(choose(namespace.get("preset", ""), notebook, namespace, defaults))
     needs = None
     if "model" in defaults:
-        found = check_room(notebook, {name: namespace[name] for name in defaults})
+        found = check_memory(notebook, {name: namespace[name] for name in defaults})
         needs = pd.Series(found, name="memory").to_frame()
     return NotebookRun(notebook, namespace, defaults, needs)
