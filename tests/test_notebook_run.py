@@ -79,16 +79,15 @@ def test_a_record_holds_every_parameter_of_the_cell() -> None:
 
 def test_the_runner_names_the_record(tmp_path: Path) -> None:
     path = tmp_path / "elsewhere/book--admm-grad-50.json"
-    opened(record_path=str(path)).write({"x": (1, "1")}, name="by-hand")
+    run = opened(record_path=str(path))
+    assert run.record({"x": (1, "1")})["name"] == "admm-grad-50" and not path.exists()
+    run.write({"x": (1, "1")}, name="by-hand")
     assert read_record(path)["name"] == "admm-grad-50"
 
 
-def test_a_record_can_be_made_without_being_written() -> None:
-    record = opened().record({"x": (1, "1")})
-    assert record["name"] == "default" and not results_dir("scratch").exists()
-
-
-def test_a_preset_sets_the_notebooks_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_preset_sets_the_notebooks_variables_before_memory_is_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen = []
 
     def choose(preset: str, name: str, given: dict, defaults: dict) -> dict[str, Any]:
@@ -102,12 +101,9 @@ def test_a_preset_sets_the_notebooks_variables(monkeypatch: pytest.MonkeyPatch) 
     assert (values["model"], values["sequences"]) == ("larger", 64)
     assert (run.parameters["model"], run.parameters["sequences"]) == ("larger", 64)
 
-
-def test_memory_is_checked_for_what_will_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(name: str, parameters: dict[str, Any]) -> dict[str, str]:
+    def refuse(name: str, parameters: dict[str, Any]) -> None:
         raise OutOfMemory(f"{parameters['model']} needs more")
 
-    monkeypatch.setattr(notebook, "choose", lambda *_: {"model": "larger"})
     monkeypatch.setattr(notebook, "check_memory", refuse)
     with pytest.raises(OutOfMemory, match="larger needs more"):
         opened(preset="auto")
