@@ -8,41 +8,35 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from helpers.paths import root
+from helpers.paths import notebooks_dir, root
 from helpers.records import read_record
-from helpers.runner import plan as plans
+from helpers.runner import TABLES_NOTEBOOK
+from helpers.runner.plan import Run, read_plan
 
-RUNS = [(path.parent.name, path.stem) for path in sorted((root() / "runs/smoke").rglob("*.yaml"))]
-IDS = ["--".join(run) for run in RUNS]
-# what a cell shows, by notebook: cells that must end in something to look at
+RUNS = read_plan("smoke")
+# cells that must show a picture
 PICTURES = {
-    "00_start_here": ["mask"],
-    "01_calibration_capture": ["spectrum"],
-    "02_admm_layer_solve": ["mask", "convergence", "study", "explorer-still"],
-    "03_mask_schedule": ["schedule", "explorer-still"],
-    "07_your_own_method": ["picture"],
-    "06_tables_and_plots": ["perplexity", "cost", "update", "mask", "zero-shot", "rest"],
+    "00_start_here": {"mask"},
+    "01_calibration_capture": {"spectrum"},
+    "02_admm_layer_solve": {"mask", "convergence", "study", "explorer-still"},
+    "03_mask_schedule": {"schedule", "explorer-still"},
+    "06_tables_and_plots": {"perplexity", "cost", "update", "mask", "zero-shot", "rest"},
+    "07_your_own_method": {"picture"},
 }
+# metrics that tables, claims and the notebooks' texts are about
 METRICS = {
-    "00_start_here": {"perplexity_dense", "perplexity_magnitude", "perplexity_admm-grad"},
-    "01_calibration_capture": {"tokens", "condition_down_proj", "largest_input_q_proj"},
-    "02_admm_layer_solve": {"error_admm", "error_optimum", "distance_to_optimum"},
-    "03_mask_schedule": {"paper_unstructured", "paper_2:4", "paper_4:8", "released_unstructured"},
-    "04_prune_model": {
-        "perplexity",
-        "sparsity",
-        "prune_seconds",
-        "evaluate_seconds",
-        "peak_memory",
-    },
-    "05_zero_shot": {"winogrande_acc", "openbookqa_acc_norm", "mean_acc", "prune_seconds"},
-    "06_tables_and_plots": {"records"},
-    "07_your_own_method": {"perplexity", "mean_layer_error", "prune_seconds"},
+    "00_start_here": "perplexity_dense perplexity_magnitude perplexity_admm-grad",
+    "01_calibration_capture": "tokens condition_down_proj largest_input_q_proj",
+    "02_admm_layer_solve": "error_admm error_optimum distance_to_optimum",
+    "03_mask_schedule": "paper_unstructured paper_2:4 paper_4:8 released_unstructured",
+    "04_prune_model": "perplexity sparsity prune_seconds evaluate_seconds peak_memory",
+    "05_zero_shot": "winogrande_acc openbookqa_acc_norm mean_acc prune_seconds",
+    "06_tables_and_plots": "records",
+    "07_your_own_method": "perplexity mean_layer_error prune_seconds",
 }
 
 
@@ -57,65 +51,58 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "smoke"
 
 
-def executed(folder: Path, notebook: str, name: str) -> dict:
-    path = folder / "runs" / f"{notebook}--{name}.ipynb"
-    return json.loads(path.read_text(encoding="utf-8"))
+def outputs(smoke: Path, run: Run) -> list[tuple[str, dict]]:
+    """Cell id and output, for every output of an executed notebook."""
+    book = json.loads((smoke / "runs" / f"{run.id}.ipynb").read_text(encoding="utf-8"))
+    return [(cell["id"], item) for cell in book["cells"] for item in cell.get("outputs", [])]
 
 
-def outputs(book: dict) -> Iterator[tuple[str, dict]]:
-    """Cell id and output, for every output of a notebook."""
-    for cell in book["cells"]:
-        for output in cell.get("outputs", []):
-            yield cell["id"], output
+def record_of(smoke: Path, name: str) -> dict:
+    return read_record(smoke / "records" / f"{name}.json")
 
 
 def test_the_plan_runs_every_notebook() -> None:
-    notebooks = {path.stem for path in (root() / "notebooks").glob("*.ipynb")}
-    assert {notebook for notebook, _ in RUNS} == notebooks
-    methods = {name for notebook, name in RUNS if notebook == "04_prune_model"}
-    assert {"dense", "magnitude-50", "admm-grad-50"} <= methods
+    assert {run.notebook for run in RUNS} == {path.stem for path in notebooks_dir().glob("*.ipynb")}
 
 
-@pytest.mark.parametrize(("notebook", "name"), RUNS, ids=IDS)
-def test_record(smoke: Path, notebook: str, name: str) -> None:
-    record = read_record(smoke / "records" / f"{notebook}--{name}.json")
-    run = next(r for r in plans.read_plan("smoke") if (r.notebook, r.name) == (notebook, name))
-    assert (record["notebook"], record["name"]) == (notebook, name)
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.id)
+def test_record(smoke: Path, run: Run) -> None:
+    record = record_of(smoke, run.id)
+    assert (record["notebook"], record["name"]) == (run.notebook, run.name)
     assert record["parameters"] == run.effective, "every parameter is in the record"
-    assert set(record["metrics"]) >= METRICS[notebook]
-    for metric in record["metrics"].values():
-        assert metric["unit"] and math.isfinite(metric["value"])
-    assert record["seconds"] > 0 and record["peak_memory_bytes"] > 1e6
-    assert (record["model"] is None) == (notebook == "06_tables_and_plots")
+    assert set(record["metrics"]) >= set(METRICS[run.notebook].split())
+    assert all(math.isfinite(metric["value"]) for metric in record["metrics"].values())
+    assert (record["model"] is None) == (run.notebook == TABLES_NOTEBOOK)
 
 
-@pytest.mark.parametrize(("notebook", "name"), RUNS, ids=IDS)
-def test_executed_notebook(smoke: Path, notebook: str, name: str) -> None:
-    book = executed(smoke, notebook, name)
-    kinds = {kind for _, output in outputs(book) for kind in output.get("data", {})}
-    assert "text/plain" in kinds
-    assert not any(output["output_type"] == "error" for _, output in outputs(book))
-    seen = {cell for cell, output in outputs(book) if "image/png" in output.get("data", {})}
-    assert set(PICTURES.get(notebook, [])) <= seen
-    text = json.dumps(book)
-    assert not re.search(r"(Future|Deprecation)Warning: [^\"]*helpers", text)
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.id)
+def test_executed_notebook(smoke: Path, run: Run) -> None:
+    shown = outputs(smoke, run)
+    assert not any(output["output_type"] == "error" for _, output in shown)
+    seen = {cell for cell, output in shown if "image/png" in output.get("data", {})}
+    assert PICTURES.get(run.notebook, set()) <= seen
+    widgets = {
+        c for c, o in shown if "application/vnd.jupyter.widget-view+json" in o.get("data", {})
+    }
+    assert ("explorer" in widgets) == (run.notebook[:2] in ("00", "01", "02", "03", "06"))
+    assert not re.search(r"(Future|Deprecation)Warning: [^\"]*helpers", json.dumps(shown))
 
 
 def test_dense_and_pruned_rows(smoke: Path) -> None:
-    def read(name: str) -> dict:
-        return read_record(smoke / "records" / f"04_prune_model--{name}.json")
-
-    dense, magnitude, admm = read("dense"), read("magnitude-50"), read("admm-grad-50")
+    dense, magnitude, admm = (
+        record_of(smoke, f"04_prune_model--{name}")
+        for name in ("dense", "magnitude-50", "admm-grad-50")
+    )
     assert dense["layers"] == [] and dense["metrics"]["sparsity"]["value"] == 0
     assert "mean_layer_error" not in magnitude["metrics"]
-    assert "calibration" not in magnitude["data"], "magnitude asks for no text"
+    assert "calibration" not in magnitude["data"], "magnitude reads no text"
     assert len(admm["layers"]) == 2 * 7 and all(layer["error"] < 1 for layer in admm["layers"])
     for record in (magnitude, admm):
         assert record["metrics"]["sparsity"]["value"] == pytest.approx(0.5, abs=1e-3)
 
 
 def test_layer_solve_agrees_with_the_exact_optimum(smoke: Path) -> None:
-    record = read_record(smoke / "records/02_admm_layer_solve--default.json")
+    record = record_of(smoke, "02_admm_layer_solve--default")
     metrics = {name: metric["value"] for name, metric in record["metrics"].items()}
     assert metrics["error_floor"] <= metrics["error_optimum"] <= metrics["error_no_update"]
     assert metrics["error_admm"] == pytest.approx(metrics["error_optimum"], rel=0.05)
@@ -124,33 +111,20 @@ def test_layer_solve_agrees_with_the_exact_optimum(smoke: Path) -> None:
 
 
 def test_gradual_mask_is_better_than_one_shot(smoke: Path) -> None:
-    record = read_record(smoke / "records/03_mask_schedule--default.json")
+    record = record_of(smoke, "03_mask_schedule--default")
     assert all(0 < metric["value"] < 1 for metric in record["metrics"].values())
     growth = record["series"]["schedule"]["sparsity"]["paper"]
     assert growth == sorted(growth) and growth[-1] == pytest.approx(0.6)
 
 
-def test_widgets_are_there_with_a_still_picture_beside_them(smoke: Path) -> None:
-    for notebook in ("02_admm_layer_solve", "03_mask_schedule"):
-        kinds = {
-            cell: set(output["data"])
-            for cell, output in outputs(executed(smoke, notebook, "default"))
-            if "data" in output
-        }
-        assert "application/vnd.jupyter.widget-view+json" in kinds["explorer"]
-        assert "image/png" in kinds["explorer-still"]
-
-
 def test_tables_notebook_writes_tables_and_figures(smoke: Path) -> None:
-    table = (smoke / "tables/perplexity.md").read_text(encoding="utf-8")
-    assert "dense" in table and "admm-grad" in table and "50 %" in table
-    claims = (smoke / "tables/claims.md").read_text(encoding="utf-8")
-    assert "**not tested here**" in claims and "ADMM beats gradient methods" in claims
+    def table(name: str) -> str:
+        return (smoke / f"tables/{name}.md").read_text(encoding="utf-8")
+
+    assert all(text in table("perplexity") for text in ("dense", "admm-grad", "50 %"))
+    assert all(text in table("claims") for text in ("**not tested here**", "gradient methods"))
     for name in ("cost", "zero_shot", "weight_update", "mask"):
-        assert (smoke / f"tables/{name}.md").read_text(encoding="utf-8").count("\n| ") > 2, name
-    names = {path.name for path in (smoke / "figures").iterdir()}
-    for name in (
-        *("perplexity", "layer_error", "convergence", "schedule", "spectrum"),
-        *("weight_update", "cost", "zero_shot"),
-    ):
-        assert {f"{name}.png", f"{name}.svg"} <= names
+        assert table(name).count("\n| ") > 2, name
+    drawn = "perplexity layer_error convergence schedule spectrum weight_update cost zero_shot"
+    for name in drawn.split():
+        assert (smoke / f"figures/{name}.png").exists() and (smoke / f"figures/{name}.svg").exists()

@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "fingerprint": ("is_done",),
+        "notebook": ("NotebookRun", "open_run"),
         "parameters": ("read_parameters_cell",),
         "plan": ("Run", "TABLES_NOTEBOOK", "plan_names", "read_plan"),
         "run": ("main",),

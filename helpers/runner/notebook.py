@@ -1,0 +1,129 @@
+"""A notebook while it runs: its checked parameters, its clock and the record it writes.
+
+A notebook names each parameter once, in its parameters cell:
+
+    run = open_run("04_prune_model", globals())  # after the parameters cell
+    ...
+    run.write({"perplexity": (value, "1")}, model=model_identity(network), name="admm-grad-60")
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from helpers.device import describe_device, peak_memory_bytes, pick_device
+from helpers.errors import BadParameter
+from helpers.machine import check_memory, choose, prepare_kernel
+from helpers.paths import notebooks_dir
+from helpers.records import check_type, make_record, write_record
+from helpers.runner.parameters import read_parameters_cell
+from helpers.runner.plan import NOT_RECORDED
+
+
+class NotebookRun:
+    """An opened notebook; see `open_run`.
+
+    parameters: name → value, as the record will hold them (without `record_path` and `preset`)
+    device: where it computes; the CPU if the notebook has no `device` parameter
+    needs: estimated and free memory, to be shown; None for a notebook that loads no model
+    name: the run's name if the runner has set `record_path`, else ""
+    """
+
+    def __init__(
+        self, notebook: str, namespace: Mapping[str, Any], names: Iterable[str], needs: Any
+    ) -> None:
+        self._namespace, self._started = namespace, time.perf_counter()
+        self._record_path = namespace["record_path"]
+        recorded = [name for name in names if name not in NOT_RECORDED]
+        self.notebook, self.needs = notebook, needs
+        self.parameters = {name: copy.deepcopy(namespace[name]) for name in recorded}
+        self.device: torch.device = pick_device(self.parameters.get("device", "cpu"))
+        # the runner names a record <notebook>--<name>.json
+        self.name = Path(self._record_path).stem.partition("--")[2]
+
+    @property
+    def peak_memory(self) -> int:
+        """Peak memory so far, in bytes: of the GPU, or of this process on a CPU."""
+        return peak_memory_bytes(self.device)
+
+    def record(
+        self,
+        metrics: Mapping[str, tuple | Mapping[str, Any]],
+        *,
+        model: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
+        seeds: Mapping[str, int] | None = None,
+        layers: Iterable[Mapping[str, Any]] | None = None,
+        series: Mapping[str, Any] | None = None,
+        name: str = "default",
+    ) -> dict[str, Any]:
+        """The run's record as it is now, not written; `write` takes the same arguments.
+
+        metrics: name → (value, unit), with "1" as the unit of a pure number; or a metric as
+        `make_record` takes it. name: the record's name when the notebook is run by hand. The other
+        arguments are those of `make_record`, which gets parameters, seconds, device and memory
+        from here.
+        Raises RecordError as `make_record` does, and BadParameter if a parameter has changed since
+        the run was opened: the results could belong to either value.
+        """
+        for parameter, value in self.parameters.items():
+            if self._namespace.get(parameter) != value:
+                raise BadParameter(
+                    f"{parameter} is {self._namespace.get(parameter)!r} and was {value!r} when the "
+                    "run was opened: run the notebook again from its parameters cell"
+                )
+        keys = ("value", "unit", "tolerance")
+        return make_record(
+            notebook=self.notebook,
+            name=self.name or name,
+            parameters=self.parameters,
+            metrics={
+                key: dict(zip(keys, metric, strict=False)) if isinstance(metric, tuple) else metric
+                for key, metric in metrics.items()
+            },
+            model=model,
+            data=data,
+            seeds=seeds or {},
+            seconds=time.perf_counter() - self._started,
+            device=describe_device(self.device),
+            peak_memory_bytes=self.peak_memory,
+            layers=layers,
+            series=series,
+        )
+
+    def write(self, metrics: Mapping[str, Any], **contents: Any) -> pd.DataFrame:
+        """Write the run's record (see `record`) and return its metrics as a table to show."""
+        record = self.record(metrics, **contents)
+        path = write_record(self._record_path, record)
+        return pd.DataFrame(record["metrics"]).T.rename_axis(path.name)
+
+
+def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
+    """Check a notebook's parameters and start its clock; to be called before a model is loaded.
+
+    notebook: the name of a file in notebooks/; the names, types and defaults of the parameters are
+    those of its saved parameters cell. namespace: `globals()`, which holds their values. The
+    parameters that `preset` chooses are written back into it.
+    Raises BadParameter for a parameter that is missing, of a wrong type or at odds with the preset,
+    OutOfMemory if the run does not fit this machine, and RunError on Colab if the kernel has to be
+    restarted first.
+    """
+    prepare_kernel()
+    defaults, types = read_parameters_cell(notebooks_dir() / f"{notebook}.ipynb")
+    for name, allowed_types in types.items():
+        if name not in namespace:
+            raise BadParameter(f"parameter {name} is not set: run the parameters cell first")
+        check_type(name, namespace[name], allowed_types)
+    namespace.update(choose(namespace.get("preset", ""), notebook, namespace, defaults))
+    needs = None
+    if "model" in defaults:
+        found = check_memory(notebook, {name: namespace[name] for name in defaults})
+        needs = pd.Series(found, name="memory").to_frame()
+    return NotebookRun(notebook, namespace, defaults, needs)

@@ -1,0 +1,154 @@
+"""What opens a notebook's run and writes its record, on notebooks of a few parameters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.errors import BadParameter, OutOfMemory, RecordError, RunError
+from helpers.paths import results_dir
+from helpers.records import read_record
+from helpers.runner import notebook, open_run
+
+CELL = """\
+preset = ""
+model = "tiny"
+sparsity: float | None = 0.5
+options = {"iterations": 20}
+sequences = 8
+device = "cpu"
+record_path = ""
+"""
+
+
+@pytest.fixture(autouse=True)
+def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook "book" with a parameters cell, whose memory and presets are not looked up."""
+    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": CELL}
+    (tmp_path / "book.ipynb").write_text(json.dumps({"cells": [cell]}))
+    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(notebook, "notebooks_dir", lambda: tmp_path)
+    monkeypatch.setattr(notebook, "check_memory", lambda name, parameters: {"needs": "1 GB"})
+    monkeypatch.setattr(notebook, "choose", lambda *_: {})
+
+
+def opened(**changes: Any) -> notebook.NotebookRun:
+    return open_run("book", parameters(**changes))
+
+
+def parameters(**changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    exec(CELL, values)
+    return values | changes
+
+
+def test_a_record_holds_every_parameter_of_the_cell() -> None:
+    run = opened(sparsity=None, extra=1)
+    shown = run.write(
+        {"perplexity": (7.5, "1"), "acc": (0.5, "1", 0.1), "old": {"value": 2, "unit": "s"}},
+        model={"name": "tiny"},
+        seeds={"calibration": 3},
+        layers=[{"layer": "q"}],
+        series={"curve": [1, 2]},
+        name="by-hand",
+    )
+    record = read_record(results_dir("scratch") / "records/book--by-hand.json")
+    assert record["parameters"] == {
+        "model": "tiny",
+        "sparsity": None,
+        "options": {"iterations": 20},
+        "sequences": 8,
+        "device": "cpu",
+    }
+    assert record["metrics"] == {
+        "perplexity": {"value": 7.5, "unit": "1"},
+        "acc": {"value": 0.5, "unit": "1", "tolerance": 0.1},
+        "old": {"value": 2, "unit": "s"},
+    }
+    assert (record["notebook"], record["name"]) == ("book", "by-hand")
+    assert record["model"] == {"name": "tiny"} and record["data"] is None
+    assert record["seeds"] == {"calibration": 3} and record["series"] == {"curve": [1, 2]}
+    assert record["layers"] == [{"layer": "q"}] and record["device"].startswith("cpu")
+    assert record["seconds"] > 0 and record["peak_memory_bytes"] > 1e6
+    assert shown.loc["perplexity", "value"] == 7.5 and shown.index.name == "book--by-hand.json"
+    assert run.needs.loc["needs", "memory"] == "1 GB"
+
+
+def test_the_runner_names_the_record(tmp_path: Path) -> None:
+    path = tmp_path / "elsewhere/book--admm-grad-50.json"
+    run = opened(record_path=str(path))
+    assert run.record({"x": (1, "1")})["name"] == "admm-grad-50" and not path.exists()
+    run.write({"x": (1, "1")}, name="by-hand")
+    assert read_record(path)["name"] == "admm-grad-50"
+
+
+def test_a_preset_sets_the_notebooks_variables_before_memory_is_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def choose(preset: str, name: str, given: dict, defaults: dict) -> dict[str, Any]:
+        seen.append((preset, name, given["sequences"], defaults["sequences"]))
+        return {"model": "larger", "sequences": 64}
+
+    monkeypatch.setattr(notebook, "choose", choose)
+    values = parameters(preset="auto", sequences=9)
+    run = open_run("book", values)
+    assert seen == [("auto", "book", 9, 8)]
+    assert (values["model"], values["sequences"]) == ("larger", 64)
+    assert (run.parameters["model"], run.parameters["sequences"]) == ("larger", 64)
+
+    def refuse(name: str, parameters: dict[str, Any]) -> None:
+        raise OutOfMemory(f"{parameters['model']} needs more")
+
+    monkeypatch.setattr(notebook, "check_memory", refuse)
+    with pytest.raises(OutOfMemory, match="larger needs more"):
+        opened(preset="auto")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sequences": "8"}, ("sequences = '8'", "give int", "without quotes")),
+        ({"sequences": True}, ("sequences = True", "give int")),
+        ({"sparsity": "1e-1"}, ("sparsity", "write 1.0e-1")),
+        ({"sparsity": float("nan")}, ("sparsity", "finite")),
+        ({"options": [1]}, ("options", "give dict")),
+        ({"preset": 1}, ("preset", "give str")),
+        ({"device": "gpu"}, ("device 'gpu'", '"cuda"')),
+    ],
+)
+def test_a_wrong_value_is_named(changes: dict, words: tuple, one_line_error: Any) -> None:
+    with one_line_error(BadParameter, *words):
+        opened(**changes)
+
+
+def test_a_cell_that_has_not_run_and_a_notebook_that_is_not_there(one_line_error: Any) -> None:
+    values = parameters()
+    del values["sequences"]
+    with one_line_error(BadParameter, "sequences is not set", "run the parameters cell"):
+        open_run("book", values)
+    with one_line_error(RunError, "other.ipynb"):
+        open_run("other", values)
+
+
+def test_a_parameter_that_changes_meanwhile_stops_the_record(one_line_error: Any) -> None:
+    values = parameters()
+    run = open_run("book", values)
+    values["sparsity"] = 0.7
+    with one_line_error(BadParameter, "sparsity is 0.7 and was 0.5", "parameters cell"):
+        run.write({"x": (1, "1")})
+    values["sparsity"] = 0.5
+    values["options"]["iterations"] = 40  # in place
+    with one_line_error(BadParameter, "options"):
+        run.write({"x": (1, "1")})
+    assert not results_dir("scratch").exists()
+
+
+@pytest.mark.parametrize("metric", [7.5, (7.5,), {"value": 7.5}, (float("nan"), "1")])
+def test_a_metric_needs_a_number_and_a_unit(metric: Any) -> None:
+    with pytest.raises(RecordError, match="x"):
+        opened().write({"x": metric})
