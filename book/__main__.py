@@ -93,7 +93,10 @@ class Sources:
         if "Made here" in shown:
             asked = [sys.executable, "-m", "helpers.runner", "verdict", "--plan", plan]
             said = subprocess.run(asked, cwd=root(), capture_output=True, text=True, check=False)
-            text += f"## The verdict\n\n```text\n{said.stdout}{said.stderr}```\n\n"
+            lines = (said.stdout + said.stderr).splitlines() or ["nothing to compare"]
+            text += f"**Made here, beside the committed results: {lines[-1]}.**\n\n<details>"
+            text += "<summary>Every number</summary>\n\n```text\n"
+            text += "\n".join(lines) + "\n```\n\n</details>\n\n"
         for name in PRODUCTS:
             parts = ""
             for whose, folder in shown.items():
@@ -137,7 +140,10 @@ class Sources:
                 self.copy(run, target)
                 others += f"- {{download}}`{run.parts[-3]}: {run.stem} </{target}>`\n"
         others = f"## Other runs made here\n\nNotebooks to download:\n\n{others}" if others else ""
-        self.write("notebooks/index.md", f"# Notebooks\n\n```{{toctree}}\n\n{shown}```\n\n{others}")
+        self.write(
+            "notebooks/index.md",
+            f"# Notebooks\n\n```{{toctree}}\n:maxdepth: 1\n\n{shown}```\n\n{others}",
+        )
 
     def notebook(self, source: Path, name: str, note: str) -> None:
         """Copy a notebook without what only a kernel or the network could show."""

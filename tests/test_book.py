@@ -114,6 +114,7 @@ def test_notebooks_are_shown_as_they_ran_here(book: Path) -> None:
 
 def test_results_made_here_stand_beside_the_committed_ones(book: Path) -> None:
     page = Page(book / "plans" / "laptop.html").text
+    assert "beside the committed results: reproduced " in page
     assert re.search(r"04_prune_model dense +perplexity +missing", page)
     assert page.count("<strong>Made here</strong>") == page.count("<strong>Committed</strong>") > 8
     assert "Made here" not in Page(book / "plans" / "full.html").text
