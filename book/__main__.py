@@ -20,7 +20,7 @@ import nbformat
 from sphinx.cmd.build import build_main
 
 import helpers
-from helpers.errors import HelpersError
+from helpers.errors import HelpersError, RunError
 from helpers.paths import notebooks_dir, reference_dir, results_dir, root
 from helpers.records import read_records
 from helpers.results.describe import describe
@@ -93,7 +93,9 @@ class Sources:
         if "Made here" in shown:
             asked = [sys.executable, "-m", "helpers.runner", "verdict", "--plan", plan]
             said = subprocess.run(asked, cwd=root(), capture_output=True, text=True, check=False)
-            lines = (said.stdout + said.stderr).splitlines() or ["nothing to compare"]
+            if said.stderr and not said.stdout:
+                raise RunError(f"plan {plan} has no verdict: {said.stderr.splitlines()[-1]}")
+            lines = said.stdout.splitlines() or ["nothing to compare"]
             text += f"**Made here, beside the committed results: {lines[-1]}.**\n\n<details>"
             text += "<summary>Every number</summary>\n\n```text\n"
             text += "\n".join(lines) + "\n```\n\n</details>\n\n"
