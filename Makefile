@@ -21,7 +21,7 @@ CHOSEN = --plan $(PLAN) $(if $(ONLY),--only '$(ONLY)')
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup assets reproduce tables report accept plan lab test test-ui doctor test-colab lint bench clean
+.PHONY: help setup assets reproduce tables book report accept plan lab test test-ui doctor test-colab lint bench clean
 
 help: ## show this list
 	@echo "make TARGET [PLAN=smoke|laptop|full|t4|paper] [ONLY=glob] [JOBS=n] [SCHEDULER=tcp://host:8786] [MACHINE=a100-80g] [BENCH=solver] [PYTHON=python3.12] [PIP_ARGS=...] [LAB_ARGS=--no-browser]"
@@ -54,8 +54,10 @@ reproduce: $(INSTALLED) ## run a plan, write its tables and figures, compare wit
 tables: $(INSTALLED) ## write tables and figures again from the records of a plan
 	@$(RUN) tables --plan $(PLAN)
 
-report: $(INSTALLED) ## write results/report.html, one page on what was reproduced
-	@$(RUN) report --plan $(PLAN)
+book: $(INSTALLED) ## write results/book/index.html, the project and what was reproduced as a site
+	@$(PY) -m book
+
+report: book ## the same as make book
 
 accept: $(INSTALLED) ## make the results of a plan here the committed reference
 	@$(RUN) accept $(CHOSEN)

@@ -1,0 +1,217 @@
+"""Write the book, results/book/index.html: `python -m book`.
+
+Its pages are gathered in a temporary folder laid out as the project is, so that the links between
+them hold, and Sphinx makes HTML of them. Nothing is computed: tables and figures are the committed
+ones and those made here, and a notebook is shown as it ran here, else without outputs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from sphinx.cmd.build import build_main
+
+import helpers
+from helpers.errors import HelpersError, RunError
+from helpers.paths import notebooks_dir, reference_dir, results_dir, root
+from helpers.records import read_records
+from helpers.results.describe import describe
+
+COPIED = (
+    *("README.md", "CHANGES.md", "docs", "helpers/own"),
+    *("results/families.md", "results/published", "results/reference/bench"),
+)
+PLANS = ("laptop", "full", "smoke", "t4", "paper")
+# tables and figures, in the order of a plan's page
+PRODUCTS = (
+    *("summary", "claims", "perplexity", "layer_error", "variants", "zero_shot", "weight_update"),
+    *("weight_update_median", "convergence", "mask", "schedule", "spectrum", "cost", "published"),
+)
+BEST_RUNS = ("default", "admm-grad-60")  # of several runs of a notebook, the ones to show
+# the core as the paper is read; its other modules follow
+READING = "gram masks admm sparsegpt methods capture models prune evaluate gradient_methods study"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+BADGE = re.compile(r"\[!\[[^\]]*\]\(http[^)]*\)\]\([^)]*\)\n*")
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)\)")
+PRODUCT = re.compile(r"results/reference/(\w+)/(?:tables|figures)(?:/(\w+)\.\w+)?")
+
+
+class Sources:
+    """The pages, in a folder that mirrors the project."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, name: str, text: str) -> None:
+        """Write a page."""
+        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / name).write_text(text, encoding="utf-8")
+
+    def copy(self, source: Path, name: str) -> None:
+        """Copy a file, or a folder with all that it holds."""
+        for path in (path for path in (source, *source.rglob("*")) if path.is_file()):
+            target = self.folder / name / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+            if path.suffix == ".md":
+                page = str(target.relative_to(self.folder))
+                self.write(page, self.localise(path.read_text(encoding="utf-8"), page))
+
+    def localise(self, text: str, page: str) -> str:
+        """The Markdown of a page, its links leading to pages of the book or to copies of files."""
+
+        def link(match: re.Match[str]) -> str:
+            words, target = match.groups()
+            path = os.path.normpath(os.path.join(os.path.dirname(page), target))
+            if product := PRODUCT.fullmatch(path):
+                return f"[{words}](#{product[1]}-{product[2] or 'plan'})"
+            if path.startswith("helpers/own/"):
+                return f"[{words}](#own-file)"
+            if path.startswith("helpers/"):  # a wing's module is on the page of the wing
+                return f"{{py:mod}}`{words} <{'.'.join(path.removesuffix('.py').split('/')[:2])}>`"
+            if (root() / path).is_dir():
+                return words
+            if Path(path).suffix not in (".md", ".ipynb"):
+                self.copy(root() / path, path)
+            return match[0]
+
+        return LINK.sub(link, text)
+
+    def plan(self, plan: str) -> None:
+        """The page of a plan: the verdict on what was made here, every table and figure."""
+        shown = {"Made here": results_dir(plan), "Committed": reference_dir(plan)}
+        shown = {whose: folder for whose, folder in shown.items() if (folder / "tables").is_dir()}
+        text = f"({plan}-plan)=\n# The plan {plan}\n\n"
+        if "Made here" in shown:
+            asked = [sys.executable, "-m", "helpers.runner", "verdict", "--plan", plan]
+            said = subprocess.run(asked, cwd=root(), capture_output=True, text=True, check=False)
+            if said.stderr and not said.stdout:
+                raise RunError(f"plan {plan} has no verdict: {said.stderr.splitlines()[-1]}")
+            lines = said.stdout.splitlines() or ["nothing to compare"]
+            text += f"**Made here, beside the committed results: {lines[-1]}.**\n\n<details>"
+            text += "<summary>Every number</summary>\n\n```text\n"
+            text += "\n".join(lines) + "\n```\n\n</details>\n\n"
+        for name in PRODUCTS:
+            parts = ""
+            for whose, folder in shown.items():
+                part = self.exhibits(folder, name)
+                parts += f"**{whose}**\n\n{part}" if part and len(shown) > 1 else part
+            title = name.replace("_", " ").capitalize()
+            text += f"({plan}-{name})=\n## {title}\n\n{parts}" if parts else ""
+        if shown:
+            self.write(f"plans/{plan}.md", text)
+
+    def exhibits(self, folder: Path, name: str) -> str:
+        """The table of a name as Markdown, and its figure, or one for each model."""
+        text = ""
+        copies = "results/" * (folder.parent.name == "reference") + "/".join(folder.parts[-2:])
+        if (table := folder / "tables" / f"{name}.md").is_file():
+            self.copy(table, f"{copies}/tables/{name}.md")
+            text = f"```{{include}} /{copies}/tables/{name}.md\n```\n\n"
+        for path in sorted((folder / "figures").glob(f"{name}*.png")):
+            if max((n for n in PRODUCTS if path.stem.startswith(n)), key=len) == name:
+                self.copy(path, f"{copies}/figures/{path.name}")
+                alt = describe(path.stem, read_records(folder / "records")).reading
+                text += f"```{{figure}} /{copies}/figures/{path.name}\n:alt: {alt}\n```\n\n"
+        return text
+
+    def notebooks(self) -> None:
+        """A page for each notebook, and a list of the other runs that were made here."""
+        shown, others = "", ""
+        for path in sorted(notebooks_dir().glob("*.ipynb")):
+            runs = []
+            for plan in PLANS:
+                found = sorted((results_dir(plan) / "runs").glob(f"{path.stem}--*.ipynb"))
+                found.sort(key=lambda run: run.stem.partition("--")[2] not in BEST_RUNS)
+                runs += [run for run in found if not run.stem.endswith(".failed")]
+            note = "Not run here: shown without outputs."
+            if runs:
+                note = f"Run here: {runs[0].stem.partition('--')[2]}, plan {runs[0].parts[-3]}."
+            self.notebook(runs[0] if runs else path, f"notebooks/{path.name}", note)
+            shown += f"{path.stem}\n"
+            for run in runs[1:]:
+                target = f"executed/{run.parts[-3]}/{run.name}"
+                self.copy(run, target)
+                others += f"- {{download}}`{run.parts[-3]}: {run.stem} </{target}>`\n"
+        others = f"## Other runs made here\n\nNotebooks to download:\n\n{others}" if others else ""
+        self.write(
+            "notebooks/index.md",
+            f"# Notebooks\n\n```{{toctree}}\n:maxdepth: 1\n\n{shown}```\n\n{others}",
+        )
+
+    def notebook(self, source: Path, name: str, note: str) -> None:
+        """Copy a notebook without what only a kernel or the network could show."""
+        book = nbformat.read(source, as_version=4)
+        book.metadata.pop("widgets", None)
+        book.cells = [c for c in book.cells if "colab-setup" not in c.metadata.get("tags", [])]
+        section = ""
+        for cell in book.cells:
+            if cell.cell_type == "markdown":
+                cell.source = self.localise(BADGE.sub("", cell.source), name)
+                section = (re.findall(r"(?m)^##? (.+)$", cell.source) or [section])[-1]
+            else:
+                cell.metadata["mystnb"] = {"image": {"alt": f"Figure of the section: {section}"}}
+                cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+        title, _, rest = book.cells[0].source.partition("\n")
+        book.cells[0].source = f"{title}\n\n*{note}*\n{rest}"
+        self.write(name, nbformat.writes(book))
+
+    def api(self) -> None:
+        """A page for each module of the core and for each package below it, and their index."""
+        rank = {name: place for place, name in enumerate(READING.split())}
+        core = sorted(path.stem for path in (root() / "helpers").glob("[!_]*.py"))
+        core.sort(key=lambda name: rank.get(name, len(rank)))
+        packages = sorted(path.parent.name for path in (root() / "helpers").glob("*/__init__.py"))
+        index = "# The code\n\n`from helpers import …` offers "
+        for name in helpers.__all__:
+            home = getattr(getattr(helpers, name), "__module__", "helpers").split(".")[:2]
+            index += f"{{py:obj}}`{name} <{'.'.join(home)}.{name}>` "
+        for title, names in {"What decides a number": core, "What does not": packages}.items():
+            index += f"\n\n## {title}\n\n"
+            for name in names:
+                module = importlib.import_module(f"helpers.{name}")
+                documented = [module.__name__]
+                if name in packages and not hasattr(module, "__all__"):
+                    parts = sorted((root() / "helpers" / name).glob("[!_]*.py"))
+                    documented += [f"helpers.{name}.{part.stem}" for part in parts]
+                text = "\n".join(f".. automodule:: {item}\n   :members:\n" for item in documented)
+                self.write(f"api/{name}.md", f"# {name}\n\n```{{eval-rst}}\n{text}```\n")
+                index += f"- {{doc}}`{name}`: {module.__doc__.splitlines()[0]}\n"
+            index += "\n```{toctree}\n:hidden:\n\n" + "\n".join(names) + "\n```\n"
+        self.write("api/index.md", index)
+
+
+def main() -> int:
+    """Write the book; returns Sphinx's exit code. If it is not 0, an earlier book stays."""
+    here, target = Path(__file__).resolve().parent, results_dir("book")
+    with tempfile.TemporaryDirectory() as scratch:
+        sources, made = Sources(Path(scratch, "pages")), Path(scratch, "html")
+        sources.copy(here, "")
+        for name in COPIED:
+            sources.copy(root() / name, name)
+        for plan in PLANS:
+            sources.plan(plan)
+        sources.notebooks()
+        sources.api()
+        options = ["-q", "-W", "--keep-going", "-c", str(here)]
+        if status := build_main([*options, str(sources.folder), str(made)]):
+            return status
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(made, target, ignore=shutil.ignore_patterns(".*", "_sources"))
+    sys.stdout.write(f"the book: {target / 'index.html'}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (HelpersError, OSError) as error:
+        sys.exit(f"the book was not written: {error}")

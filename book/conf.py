@@ -1,0 +1,66 @@
+"""Sphinx's configuration of the book, which `python -m book` writes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from sphinx.application import Sphinx
+
+html_title = project = "Pruning a language model, and repairing what is left"
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx-mathjax-offline"]
+exclude_patterns = ["**/tables/*", "executed/*"]  # included by pages; to be downloaded
+suppress_warnings = ["myst.header"]  # the files of tables have no title of their own
+
+nb_execution_mode = "off"
+nb_ipywidgets_js = {}  # would be loaded from the network
+nb_render_markdown_format = "myst"  # outputs have tables
+myst_enable_extensions = ["amsmath", "dollarmath"]
+myst_heading_anchors = 3
+
+default_role = "literal"  # `name` in a docstring is code
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+add_module_names = False
+python_maximum_signature_line_length = 70
+toc_object_entries_show_parents = "hide"
+
+html_theme = "sphinx_book_theme"
+html_theme_options = {
+    "footer_content_items": [],
+    "navbar_persistent": [],  # the search field is in the sidebar
+    "show_navbar_depth": 1,
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+}
+html_context = {"default_mode": "auto"}  # dark where the reader's system is
+html_static_path = ["static"]
+html_css_files = ["book.css"]
+html_show_search_summary = False  # would be fetched, which a page from a file may not do
+
+
+def to_rst(app: Sphinx, kind: str, name: str, item: Any, options: Any, lines: list[str]) -> None:
+    """Make reStructuredText of a docstring: plain text, in which |W| and x_t are no markup."""
+    made: list[str] = []
+    for line in lines:
+        code = line.startswith("    ")
+        if code != bool(made and made[-1].startswith("    ")):
+            made += ["", ".. code-block:: text", ""] if code else [""]
+        if not code:
+            parts = re.split(r"(`[^`]+`)", line)
+            parts[::2] = [re.sub(r"([\\*_|`])", r"\\\1", part) for part in parts[::2]]
+            line = re.sub(r"^((?:Args|Raises|Returns)\b:?)", r"**\1**", "".join(parts))
+        made.append(line)
+    lines[:] = made
+
+
+def skip(app: Sphinx, kind: str, name: str, item: Any, skipped: bool, options: Any) -> bool | None:
+    """Leave out what a module only passes on from other packages."""
+    return None if getattr(item, "__module__", "helpers").startswith("helpers") else True
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", to_rst)
+    app.connect("autodoc-skip-member", skip)

@@ -1,0 +1,135 @@
+"""The book: built whole, without a warning; it needs no network, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_output
+
+from helpers.paths import notebooks_dir, reference_dir, root
+
+pytest.importorskip("myst_nb", reason="the book's packages are not installed: make setup")
+
+# what a browser fetches by itself, unlike the target of a link
+LOADS = {"img": "src", "script": "src", "iframe": "src", "source": "src", "link": "href"}
+
+
+class Page(HTMLParser):
+    """What a page loads and links to, the ids in it, and its images without words."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.loads, self.links, self.ids, self.silent = [], [], set(), []
+        self.text = path.read_text(encoding="utf-8")
+        self.feed(self.text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.ids.add(found.get("id"))
+        if LOADS.get(tag) in found:
+            self.loads.append(found[LOADS[tag]])
+        if tag == "a" and "href" in found:
+            self.links.append(found["href"])
+        if tag == "img" and not found.get("alt"):
+            self.silent.append(found["src"])
+
+
+def executed(text: str, path: Path) -> None:
+    """Write a notebook as a run leaves it: a table, a picture, and a widget without its kernel."""
+    notebook = nbformat.read(notebooks_dir() / "04_prune_model.ipynb", as_version=4)
+    picture = base64.b64encode((reference_dir("full") / "figures" / "cost.png").read_bytes())
+    for data in (
+        {"text/markdown": f"| a |\n|---|\n| {text} |"},
+        {"image/png": picture.decode()},
+        {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": "IntSlider"},
+    ):
+        notebook.cells[-2].outputs.append(new_output("display_data", data=data))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The book on a machine where a part of two plans was run, and a book was made before."""
+    results = tmp_path_factory.mktemp("results")
+    for plan, name in [("laptop", "dense"), ("laptop", "admm-grad-60"), ("smoke", "dense")]:
+        executed(f"{name} of {plan}", results / plan / "runs" / f"04_prune_model--{name}.ipynb")
+    executed("broken", results / "laptop" / "runs" / "05_zero_shot--dense.failed.ipynb")
+    for part in ("records", "tables", "figures"):
+        shutil.copytree(reference_dir("laptop") / part, results / "laptop" / part)
+    (results / "laptop" / "records" / "04_prune_model--dense.json").unlink()
+    (results / "book").mkdir()
+    (results / "book" / "old.html").touch()
+    answer = subprocess.run(
+        [sys.executable, "-m", "book"],
+        cwd=root(),
+        env=os.environ | {"PRUNING_RESULTS": str(results)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert answer.stdout == f"the book: {results / 'book' / 'index.html'}\n"
+    return results / "book"
+
+
+def test_pages_load_nothing_from_the_network_and_links_hold(book: Path) -> None:
+    written = [path for path in book.rglob("*.html") if "_static" not in path.parts]
+    pages = {path.resolve(): Page(path) for path in written}
+    assert len(pages) > 50
+    for path, page in pages.items():
+        assert page.silent == [], f"{path}: images without words"
+        for address in page.loads + page.links:
+            parts = urlsplit(address)
+            if parts.scheme or parts.netloc:
+                assert address not in page.loads or parts.scheme == "data", f"{path}: {address}"
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            assert target.is_file(), f"{path}: {address}"
+            if parts.fragment and target in pages:
+                assert unquote(parts.fragment) in pages[target].ids, f"{path}: {address}"
+    for path in book.rglob("*.css"):
+        assert not re.search(r"(url\(|@import)\W*(https?:)?//", path.read_text(encoding="utf-8"))
+
+
+def test_notebooks_are_shown_as_they_ran_here(book: Path) -> None:
+    page = Page(book / "notebooks" / "04_prune_model.html").text
+    assert "<p>admm-grad-60 of laptop</p>" in page and "IntSlider" not in page
+    links = Page(book / "notebooks" / "index.html").links
+    others = [Path(link).name for link in links if "_downloads" in link]
+    assert others == ["04_prune_model--dense.ipynb"] * 2  # of both plans
+    assert "shown without outputs" in Page(book / "notebooks" / "05_zero_shot.html").text
+
+
+def test_results_made_here_stand_beside_the_committed_ones(book: Path) -> None:
+    page = Page(book / "plans" / "laptop.html").text
+    assert "beside the committed results: reproduced " in page
+    assert re.search(r"04_prune_model dense +perplexity +missing", page)
+    assert page.count("<strong>Made here</strong>") == page.count("<strong>Committed</strong>") > 8
+    assert "Made here" not in Page(book / "plans" / "full.html").text
+    assert not (book / "plans" / "paper.html").exists() and not (book / "old.html").exists()
+
+
+def test_the_code_is_documented(book: Path) -> None:
+    for path in (root() / "helpers").glob("[!_]*.py"):
+        assert f"module-helpers.{path.stem}" in Page(book / "api" / f"{path.stem}.html").ids
+    assert "helpers.large.prune_checkpoint" in Page(book / "api" / "large.html").ids
+
+
+def test_the_workflow_publishes_what_make_writes() -> None:
+    text = (root() / ".github" / "workflows" / "book.yml").read_text(encoding="utf-8")
+    build, publish = yaml.safe_load(text)["jobs"].values()
+    assert {"run": "make book"} in build["steps"]
+    assert build["steps"][-1]["with"]["path"] == "results/book"
+    assert publish["permissions"] == {"pages": "write", "id-token": "write"}
