@@ -107,6 +107,6 @@ bench: assets ## measure speed and memory: tables and figures in results/referen
 
 clean: ## remove the results made here and caches; .venv, downloads and the reference stay
 	@rm -rf .pytest_cache .ruff_cache build *.egg-info helpers/__pycache__ tests/__pycache__ \
-	  tests/ui/__pycache__ benchmarks/__pycache__
+	  tests/ui/__pycache__ benchmarks/__pycache__ book/__pycache__
 	@[ ! -d results ] || find results -mindepth 1 -maxdepth 1 ! -name reference ! -name published \
 	  ! -name families.md -exec rm -rf {} +

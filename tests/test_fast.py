@@ -23,14 +23,14 @@ some_scores = st.one_of(
 )
 
 
-def score_rows(columns: st.SearchStrategy[int] = st.integers(1, 40)) -> st.SearchStrategy:
+def score_rows(columns: st.SearchStrategy[int]) -> st.SearchStrategy:
     """Matrices of scores, (1 to 4, columns)."""
     shapes = st.tuples(st.integers(1, 4), columns)
     return shapes.flatmap(lambda shape: arrays.arrays("float32", shape, elements=some_scores))
 
 
 @quick
-@given(rows=score_rows(), share=st.floats(0, 1))
+@given(rows=score_rows(st.integers(1, 40)), share=st.floats(0, 1))
 def test_the_largest_without_a_sort(rows, share: float) -> None:
     rows, zeros = torch.from_numpy(rows), round(share * rows.shape[1])
     expected = keep_largest_by_sorting(rows, zeros)

@@ -9,9 +9,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from helpers.replay import best_batch
 from helpers.errors import BadParameter, allowed, check_choice, check_whole
 from helpers.machine.estimates import SIZES, shape_of
+from helpers.replay import best_batch
 
 FLOAT = 4  # bytes of what a solver works in
 # copies that a method holds at once beside a layer and its gram: of the layer and of the gram
