@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from helpers.errors import RecordError
+from helpers.paths import root
 from helpers.results.published import (
     COLUMNS,
-    Figure,
-    published_dir,
+    Published,
+
     published_table,
     read_published,
 )
@@ -184,14 +185,14 @@ def test_files_must_be_whole(files: Callable[..., Path], one_line_error: Callabl
 def test_the_committed_files() -> None:
     figures = read_published()
     assert (
-        Figure(
+        Published(
             *("LLaMA-2-13B", "admm-grad", "2:4", 0.5, "wikitext2_ppl", 4096, 7.78),
             "MaskLLM (NeurIPS 2024) Table 13 (as ADMM-Iter)",
         )
         in figures
     )
     lines = sum(
-        len((published_dir() / name).read_text(encoding="utf-8").splitlines()) - 1
+        len((root() / "results" / "published" / name).read_text(encoding="utf-8").splitlines()) - 1
         for name in ("published.csv", "paper.csv")
     )
     assert len(figures) == lines
