@@ -8,6 +8,7 @@ import pytest
 
 from helpers.results import claims
 from helpers.results.claims import FAILS, HOLDS, OPEN, UNTESTED
+from helpers.results.findings import Findings, cost_to_reach
 
 TESTS = {claim.sentence: claim.check for claim in claims.CLAIMS}
 COLUMNS = {"50 %": 0.5, "60 %": 0.6, "70 %": 0.7, "80 %": 0.8, "2:4": 0.5, "4:8": 0.5}
@@ -36,12 +37,12 @@ def run(method: str, column: str, perplexity: float, seed: int = 0, **options: o
 def verdict(sentence: str, records: list[dict]) -> claims.Outcome:
     """The outcome of the one claim whose sentence begins so."""
     (check,) = [test for text, test in TESTS.items() if text.startswith(sentence)]
-    return check(claims.Findings(records))
+    return check(Findings(records))
 
 
 @pytest.mark.parametrize("claim", claims.CLAIMS, ids=lambda claim: claim.sentence[:40])
 def test_without_records_nothing_is_claimed(claim: claims.Claim) -> None:
-    outcome = claim.check(claims.Findings([]))
+    outcome = claim.check(Findings([]))
     assert outcome.verdict == UNTESTED and outcome.numbers.startswith("needs ")
 
 
@@ -274,11 +275,11 @@ def test_a_rival_that_diverged_and_an_excess_of_rounding_decide_nothing_by_thems
 
 def test_cost_between_two_points_is_on_a_straight_line_of_the_logarithm() -> None:
     found = curve("sgd", 1.0, 0.01, 0.001)  # at 10, 30 and 100 iterations
-    assert claims.cost_to_reach(found, 0.1, "iterations") == pytest.approx(20)
-    assert claims.cost_to_reach(found, 0.01, "iterations") == pytest.approx(30)
-    assert claims.cost_to_reach(found, 2.0, "iterations") == 10
-    assert claims.cost_to_reach(found, 0.0001, "iterations") == float("inf")
-    assert claims.cost_to_reach(curve("sgd", 1.0, 0.0, 0.0), 0.1, "seconds") == 3.0
+    assert cost_to_reach(found, 0.1, "iterations") == pytest.approx(20)
+    assert cost_to_reach(found, 0.01, "iterations") == pytest.approx(30)
+    assert cost_to_reach(found, 2.0, "iterations") == 10
+    assert cost_to_reach(found, 0.0001, "iterations") == float("inf")
+    assert cost_to_reach(curve("sgd", 1.0, 0.0, 0.0), 0.1, "seconds") == 3.0
 
 
 def test_enough_iterations() -> None:

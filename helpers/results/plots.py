@@ -147,7 +147,10 @@ def summary_figure(records: Sequence[Record]) -> Figure | None:
     _draw_growth_gain(middle, grown)
     _draw_story(right, *_perplexities(next(iter(models.values()))))
     headlines = (
-        ("1  Refit the weights that stay", _where(solved).replace("self_attn.", "").replace("mlp.", "")),
+        (
+            "1  Refit the weights that stay",
+            _where(solved).replace("self_attn.", "").replace("mlp.", ""),
+        ),
         ("2  Let the mask grow", "while refitting; layers of one block"),
         ("3  Prune the whole model", "block by block; a bar is the range over seeds"),
     )
@@ -185,7 +188,9 @@ def _draw_growth_gain(ax: Axes, series: Mapping[str, Any]) -> None:
         for pattern, ratio in series["ratio"].items()
         if "paper" in ratio
     }
-    bars = ax.bar(list(shares), list(shares.values()), color=style_of("admm-grad")["color"], width=0.6)
+    bars = ax.bar(
+        list(shares), list(shares.values()), color=style_of("admm-grad")["color"], width=0.6
+    )
     ax.bar_label(bars, [f"{share:.0f} %" for share in shares.values()], padding=2, fontsize=9)
     ax.axhline(100, linewidth=1, **LONG_DASH)
     name_line(ax, "mask chosen once", 100)
@@ -241,7 +246,9 @@ def _perplexities(records: Iterable[Record]) -> tuple[dict[str, pd.DataFrame], f
 
 
 def _draw_sparsities(
-    ax: Axes, table: Mapping[str, pd.DataFrame], looks: Mapping[str, Mapping[str, Any]] | None = None
+    ax: Axes,
+    table: Mapping[str, pd.DataFrame],
+    looks: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Perplexity against sparsity, a line for each method that has unstructured runs."""
     shown = set()

@@ -97,7 +97,9 @@ def _parse(cells: list[str], where: str) -> Published:
         except ValueError:
             numbers[name] = math.nan
         if not (math.isfinite(numbers[name]) and numbers[name] >= 0):
-            raise RecordError(f"{where}: {name} {texts[name]!r} is not allowed: give a number, 0 or more")
+            raise RecordError(
+                f"{where}: {name} {texts[name]!r} is not allowed: give a number, 0 or more"
+            )
     if numbers["sparsity"] >= 1 or numbers["window"] % 1:
         raise RecordError(
             f"{where}: sparsity {texts['sparsity']}, window {texts['window']}: give a fraction in "
