@@ -11,20 +11,22 @@ __getattr__, __dir__, __all__ = lazy_names(
             *("ZERO_SHOT_NOTEBOOK", "column_of", "labelled", "plain_runs", "record_id"),
             "target_name",
         ),
+        "notes": ("sections", "write_tables"),
         "pictures": (
             *("block_name", "depth_figure", "growth_figure", "mask_picture", "solve_figure"),
             "stream_figure",
         ),
         "plots": (
             *("convergence_figure", "figure_alt", "figures", "perplexity_figure"),
-            *("schedule_figure", "spectrum_figure", "update_figure", "write_figures"),
+            *("schedule_figure", "spectrum_figure", "write_figures"),
         ),
         "published": ("published_markdown", "write_published"),
+        "study_plots": ("update_figure",),
         "style": (
             *("COLOURS", "DASHES", "DENSE", "MARKERS", "Picture", "short_error", "style_of"),
             "to_png",
         ),
-        "tables": ("format_number", "mean_of_tasks", "sections", "to_markdown", "write_tables"),
+        "tables": ("format_number", "mean_of_tasks", "to_markdown"),
         "verdict": ("equal_to_printed_digits", "judge", "same_run", "to_lines"),
     },
 )

@@ -12,22 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
-from helpers.results.style import (
-    COLOURS,
-    DENSE,
-    KEPT,
-    PRUNED,
-    RELATIVE_ERROR,
-    above_zero,
-    draw_references,
-    new_figure,
-    note,
-    offset_text,
-    plain_log,
-    style_of,
-    whole_numbers,
-    widen,
-)
+from helpers.results import style
+from helpers.results.style import style_of
 
 # Explorers redraw while a slider is dragged: nothing may jump, and laying out takes time. So does
 # the search for a title's height, which is therefore given (y=1.0).
@@ -47,7 +33,7 @@ def _share_kept(keep: Any) -> str:
 
 
 def _draw_mask(ax: Axes, keep: Any, title: str) -> None:
-    colours = ListedColormap([PRUNED, KEPT])
+    colours = ListedColormap([style.PRUNED, style.KEPT])
     ax.imshow(_array(keep), cmap=colours, vmin=0, vmax=1, interpolation="nearest", aspect="equal")
     ax.grid(False)
     ax.set(xlabel="input", ylabel="output")
@@ -56,7 +42,7 @@ def _draw_mask(ax: Axes, keep: Any, title: str) -> None:
 
 def mask_picture(keep: Any, *, size: int = 48, title: str = "") -> Figure:
     """The corner of a mask, `size` outputs by twice as many inputs; kept weights are dark."""
-    figure, ax = new_figure(size=(6.4, 3.6))
+    figure, ax = style.new_figure(size=(6.4, 3.6))
     _draw_mask(ax, keep[:size, : 2 * size], title or f"kept weights (dark), {_share_kept(keep)}")
     return figure
 
@@ -66,7 +52,7 @@ def depth_figure(layers: Iterable[Mapping[str, Any]], title: str = "") -> Figure
 
     Args: layers, rows with "block", "name" and "error" as a record holds them.
     """
-    figure, ax = new_figure(size=(7.0, 4.0))
+    figure, ax = style.new_figure(size=(7.0, 4.0))
     kinds: dict[str, dict[int, float]] = {}
     for layer in layers:
         if layer.get("error") is not None:
@@ -77,17 +63,17 @@ def depth_figure(layers: Iterable[Mapping[str, Any]], title: str = "") -> Figure
     finish_depth(ax, "relative error of a layer")
     ax.set_title(title or "error by depth")
     if not kinds:
-        note(ax, "no layer errors recorded")
+        style.note(ax, "no layer errors recorded")
     return figure
 
 
 def finish_depth(ax: Axes, ylabel: str) -> None:
     """Label an axis of errors by block."""
     ax.set(xlabel="block (0 is next to the embedding)", ylabel=f"{ylabel}\n‖XW − XŴ‖² / ‖XW‖²")
-    whole_numbers(ax)
+    style.whole_numbers(ax)
     if ax.get_legend_handles_labels()[1]:
         ax.set_yscale("log")
-        plain_log(ax.yaxis)
+        style.plain_log(ax.yaxis)
         ax.legend(frameon=False, ncols=2, fontsize=9)
 
 
@@ -107,22 +93,22 @@ def solve_figure(
     the mask anew; references, horizontal lines {name: error}; outputs, {name: the relative error
     of each output}, of which the last is the solve's.
     """
-    figure, (left, middle, right) = new_figure(
+    figure, (left, middle, right) = style.new_figure(
         3, size=(12.0, 3.9), margins=MARGINS, width_ratios=[1.25, 1.1, 1]
     )
     steps = range(1, len(errors) + 1)
-    left.plot(steps, above_zero(errors), **style_of("admm-grad") | {"markersize": 4})
-    draw_references(left, {name: value for name, value in references.items() if value > 0})
+    left.plot(steps, style.above_zero(errors), **style_of("admm-grad") | {"markersize": 4})
+    style.draw_references(left, {name: value for name, value in references.items() if value > 0})
     if mask_steps:
         left.axvspan(0.5, mask_steps + 0.5, color="#EEEEEE", zorder=0)
-        look = {"xycoords": ("data", "axes fraction"), "fontsize": 8.5, "color": DENSE}
-        offset_text(left, "mask still changes", (0.5, 0.02), (4, 0), **look)
-    left.set(xlabel="iteration", ylabel=RELATIVE_ERROR, yscale="log")
+        look = {"xycoords": ("data", "axes fraction"), "fontsize": 8.5, "color": style.DENSE}
+        style.offset_text(left, "mask still changes", (0.5, 0.02), (4, 0), **look)
+    left.set(xlabel="iteration", ylabel=style.RELATIVE_ERROR, yscale="log")
     left.set_title(title, **TITLE)
     left.set_xlim(0.5, len(errors) + 0.5)
-    whole_numbers(left, 8)
-    widen(left)
-    plain_log(left.yaxis)
+    style.whole_numbers(left, 8)
+    style.widen(left)
+    style.plain_log(left.yaxis)
     _draw_outputs(middle, outputs)
     _draw_mask(right, keep[:size, :size], f"kept (dark): {_share_kept(keep)}")
     return figure
@@ -134,12 +120,14 @@ def _draw_outputs(ax: Axes, outputs: Mapping[str, Sequence[float]]) -> None:
     order = np.argsort(-np.asarray(last), kind="stable")
     ranks = range(1, len(order) + 1)
     for position, (label, values) in enumerate(others):
-        look = {"color": COLOURS[1 + position], "marker": ".", "markersize": 3}
-        ax.plot(ranks, above_zero(np.asarray(values)[order]), ls="", label=label, **look)
-    ax.plot(ranks, above_zero(np.asarray(last)[order]), color=COLOURS[0], lw=2, label=name)
+        look = {"color": style.COLOURS[1 + position], "marker": ".", "markersize": 3}
+        ax.plot(ranks, style.above_zero(np.asarray(values)[order]), ls="", label=label, **look)
+    ax.plot(
+        ranks, style.above_zero(np.asarray(last)[order]), color=style.COLOURS[0], lw=2, label=name
+    )
     ax.set(xlabel="output, most hurt first", ylabel="relative error of an output", yscale="log")
     ax.set_title(f"hurt most: outputs {', '.join(map(str, order[:3]))}", **TITLE)
-    plain_log(ax.yaxis)
+    style.plain_log(ax.yaxis)
     ax.legend(frameon=False, fontsize=8.5, loc="best", markerscale=3)
 
 
@@ -162,14 +150,14 @@ def growth_figure(
     the layer's, for the title.
     """
     shown = iteration or len(errors)
-    figure, (left, middle, right) = new_figure(
+    figure, (left, middle, right) = style.new_figure(
         3, size=(12.0, 4.3), margins=MARGINS | {"bottom": 0.26}, width_ratios=[1, 1, 1.3]
     )
     percent = [100 * value for value in sparsity]
     for position, (ax, values) in enumerate(((left, percent), (middle, errors))):
         steps = range(1, len(values) + 1)
         ax.plot(steps, values, **style_of("", position) | {"markersize": 4})
-        whole_numbers(ax, 8)
+        style.whole_numbers(ax, 8)
         ax.axvline(shown, **NOW)
         circle = {"markersize": 9, "fillstyle": "none", "mew": 1.6}
         ax.plot([shown], [values[shown - 1]], "o", color="black", **circle)
@@ -177,7 +165,7 @@ def growth_figure(
     title = f"{name}\n" if name else ""
     title += f"iteration {shown}: {percent[shown - 1]:.1f} % pruned"
     left.set_title(title, loc="left", **TITLE)
-    middle.set(xlabel="iteration", ylabel=RELATIVE_ERROR, ylim=(0, 1.08 * max(errors) or 1))
+    middle.set(xlabel="iteration", ylabel=style.RELATIVE_ERROR, ylim=(0, 1.08 * max(errors) or 1))
     middle.set_title(f"iteration {shown}: error {errors[shown - 1]:.4f}", **TITLE)
     _draw_mask_change(right, keep, one_shot, size, pattern)
     return figure
@@ -188,7 +176,7 @@ def _draw_mask_change(
 ) -> None:
     """Kept by both, by neither, or by one of two masks, with the share that moved."""
     names = ("pruned by both", "kept by one-shot only", "kept here only", "kept by both")
-    colours = (PRUNED, COLOURS[1], "black", COLOURS[5])
+    colours = (style.PRUNED, style.COLOURS[1], "black", style.COLOURS[5])
     width = 3 * size // 2
     if pattern:  # few groups, each of which can be counted
         size, width = 16, 3 * max(8, pattern[1])
@@ -227,12 +215,14 @@ def stream_figure(
     table = np.asarray(norms)
     here, medians = table[block], np.median(table, axis=1)
     margins = MARGINS | {"left": 0.075, "wspace": 0.2}
-    figure, (left, right) = new_figure(2, size=(12.0, 3.7), margins=margins, width_ratios=[1.4, 1])
-    left.plot(here, color=COLOURS[0], linewidth=1)
-    left.axhline(medians[block], label="median", **NOW | {"color": DENSE})
+    figure, (left, right) = style.new_figure(
+        2, size=(12.0, 3.7), margins=margins, width_ratios=[1.4, 1]
+    )
+    left.plot(here, color=style.COLOURS[0], linewidth=1)
+    left.axhline(medians[block], label="median", **NOW | {"color": style.DENSE})
     for rank, position in enumerate(top, 1):
-        left.plot([position], [here[position]], "o", color=COLOURS[1], markersize=5)
-        offset_text(left, str(rank), (position, here[position]), (4, 3))
+        left.plot([position], [here[position]], "o", color=style.COLOURS[1], markersize=5)
+        style.offset_text(left, str(rank), (position, here[position]), (4, 3))
     left.set(xlabel="position in the window", ylabel="norm of a token's stream", yscale="log")
     left.set_title(f"window {window}, {block_name(block, len(table))}", **TITLE)
     right.plot(table.max(axis=1), **style_of("", 1) | {"markersize": 4}, label="largest token")
@@ -241,10 +231,10 @@ def stream_figure(
     ratio = here.max() / max(medians[block], 1e-30)
     right.set(xlabel="entering block (the last: leaving the model's blocks)", yscale="log")
     right.set_title(f"largest is {ratio:.3g} × the median here", **TITLE)
-    whole_numbers(right)
+    style.whole_numbers(right)
     for ax in (left, right):
-        widen(ax)
-        plain_log(ax.yaxis)
+        style.widen(ax)
+        style.plain_log(ax.yaxis)
         ax.yaxis.set_major_formatter(
             FuncFormatter(lambda y, _: f"{y:,.0f}" if y >= 1 else f"{y:g}")
         )

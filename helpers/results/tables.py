@@ -7,54 +7,34 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from helpers.paths import replace_file
 from helpers.results.frame import (
     PRUNE_PARTS,
     TASK_NAMES,
     USUAL,
     ZERO_SHOT_NOTEBOOK,
     Record,
-    by_model,
     column_key,
     column_of,
-    common_parameters,
     labelled,
     mean,
     plain_runs,
     prune_frame,
-    prune_runs,
     row_key,
     series_rows,
     target_name,
 )
 from helpers.tasks import mean_and_error, paired_difference
 
-SOLVERS = {
-    "none": "no update",
-    "sparsegpt": "SparseGPT",
-    "sgd": "SGD",
-    "adam": "Adam",
-    "cg": "conjugate gradients",
-    "admm": "ADMM",
-    "exact": "exact optimum",
-}
+SOLVERS = {"none": "no update", "sparsegpt": "SparseGPT", "sgd": "SGD", "adam": "Adam",
+           "cg": "conjugate gradients", "admm": "ADMM", "exact": "exact optimum"}  # fmt: skip
 DEFAULT_MASK = "default"
-EMBEDDED = {
-    "model": "SmolLM2-135M-Instruct",
-    "evaluation": "Wikipedia text",
-    "calibration": "C4 text",
-}  # what "embedded" stands for
 
 
 # ------------------------------------------------------------------ Markdown
@@ -191,7 +171,7 @@ def _all_but_options(record: Record) -> str:
 # ------------------------------------------------------------------ zero-shot
 
 
-def _zero_shot_runs(records: Iterable[Record]) -> dict[str, Record]:
+def zero_shot_runs(records: Iterable[Record]) -> dict[str, Record]:
     """The records of the zero-shot notebook by their row, in the order of the methods."""
     found = [record for record in records if record["notebook"] == ZERO_SHOT_NOTEBOOK]
     seeds = {record["parameters"].get("calibration_seed") for record in found}
@@ -221,7 +201,7 @@ def zero_shot_table(
     The standard error of the mean takes the tasks as independent.
     """
     values, errors = {}, {}
-    for label, record in _zero_shot_runs(records).items():
+    for label, record in zero_shot_runs(records).items():
         found = {name: entry["value"] for name, entry in record["metrics"].items()}
         pairs = {
             title: (found[f"{task}_{metric}"], found[f"{task}_{metric}_stderr"])
@@ -261,18 +241,19 @@ def paired_table(records: Iterable[Record]) -> pd.DataFrame | None:
     Text cells "difference ± standard error", in bold where the difference exceeds two of them.
     Runs of other items are not compared. None if there is no pair.
     """
-    runs = [(label, r["series"]["zero_shot"]) for label, r in _zero_shot_runs(records).items()]
+
+    def cell(difference: float, error: float) -> str:
+        text = f"{difference:+.3f} ± {error:.3f}"
+        return f"**{text}**" if abs(difference) > 2 * error else text
+
+    runs = [(label, r["series"]["zero_shot"]) for label, r in zero_shot_runs(records).items()]
     rows = {}
     for index, (first, one) in enumerate(runs):
         for second, other in runs[index + 1 :]:
             pairs = {TASK_NAMES[t]: pair for t, pair in paired_tasks(other, one).items()}
             if pairs:
                 pairs["mean"] = mean_of_tasks(pairs.values())
-                cells = {name: (f"{d:+.3f} ± {e:.3f}", d, e) for name, (d, e) in pairs.items()}
-                rows[f"{second} − {first}"] = {
-                    name: f"**{text}**" if abs(d) > 2 * e else text
-                    for name, (text, d, e) in cells.items()
-                }
+                rows[f"{second} − {first}"] = {name: cell(*pair) for name, pair in pairs.items()}
     return _by_task(rows, "difference")
 
 
@@ -361,180 +342,3 @@ def _mask_label(row: Mapping[str, Any]) -> str:
     if row["budget"] != "matrix":
         details.append(f"budget per {row['budget']}")
     return ", ".join(details) or DEFAULT_MASK
-
-
-# ------------------------------------------------------------------ sections: a table with its note
-
-
-@dataclass(frozen=True)
-class Section:
-    """One table as a reader sees it: which it is, a note, the numbers, and its Markdown."""
-
-    about: str
-    note: str
-    frame: pd.DataFrame
-    spread: pd.DataFrame | None = None
-
-    @property
-    def markdown(self) -> str:
-        """Note and table in Markdown."""
-        return f"{self.note}\n\n{to_markdown(self.frame, self.spread)}"
-
-
-def sections(records: Iterable[Record]) -> dict[str, list[Section]]:
-    """Every table that the records allow, by name; several models get a section each.
-
-    Names: perplexity, cost, variants, zero_shot, weight_update, mask.
-    """
-    made: dict[str, list[Section]] = defaultdict(list)
-    for model, runs in by_model(records).items():
-        for name, make in MAKERS.items():
-            made[name] += make(model, runs)
-    return {name: found for name, found in made.items() if found}
-
-
-def write_tables(records: Iterable[Record], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write every table of `sections` as NAME.md and NAME.csv and return the paths.
-
-    The CSV of a table of several sections has them one below the other, with a first column.
-    Raises RecordError if the folder cannot be written.
-    """
-    texts = {}
-    for name, found in sections(records).items():
-        texts[f"{name}.md"] = "\n".join(section.markdown for section in found)
-        frame = found[0].frame
-        if len(found) > 1:
-            frame = pd.concat({s.about: s.frame for s in found}, names=["about"])
-        texts[f"{name}.csv"] = frame.to_csv(lineterminator="\n")
-    return [replace_file(Path(folder) / name, text) for name, text in sorted(texts.items())]
-
-
-def setting(records: Iterable[Record]) -> str:
-    """One line on the setting that most records of the pruning notebook share."""
-    common = common_parameters(prune_runs(records))
-
-    def named(what: str) -> str:
-        name = str(common.get(what, "?"))
-        return f"{EMBEDDED[what]} (embedded)" if name == "embedded" else name
-
-    text = f"Model: {named('model')}."
-    if "evaluation" in common:
-        text += f" Perplexity on {named('evaluation')}"
-        if "windows" in common and "window" in common:
-            text += f", {common['windows'] or 'all'} windows of {common['window']} tokens"
-        text += "."
-    if "calibration" in common:
-        text += f" Calibration on {named('calibration')}"
-        if "sequences" in common and "length" in common:
-            text += f", {common['sequences']} x {common['length']} tokens"
-        text += "."
-    return text
-
-
-def _perplexity_sections(model: str, records: list[Record]) -> list[Section]:
-    frame, spread = perplexity_table(records), perplexity_spread(records)
-    if frame is None:
-        return []
-    seeds = " ± is half the range over seeds." if spread.notna().any(axis=None) else ""
-    return [Section(model, f"{setting(records)}{seeds}", frame, spread)]
-
-
-def _cost_sections(model: str, records: list[Record]) -> list[Section]:
-    frame = cost_table(records)
-    if frame is None:
-        return []
-    # seconds mean nothing without the machine
-    devices = sorted({record["device"] for record in prune_runs(records)})
-    note = (
-        f"{setting(records)} Device: {'; '.join(devices)}. Means over unstructured runs. Solve "
-        "holds the checks of a layer and the measuring of its error, which is all of it for "
-        "methods that do not update weights; peak memory is the process's, evaluation included."
-    )
-    return [Section(model, note, frame)]
-
-
-def _variant_sections(model: str, records: list[Record]) -> list[Section]:
-    frame = variant_table(records)
-    note = (
-        "Other options beside the defaults, same cell and same calibration seeds. The change is "
-        "the mean over seeds, ± its standard error."
-    )
-    return [] if frame is None else [Section(model, f"{setting(records)} {note}", frame)]
-
-
-def _zero_shot_sections(model: str, records: list[Record]) -> list[Section]:
-    """Accuracies of one model, then which differences are more than chance."""
-    made = []
-    names = {"acc": "Accuracy", "acc_norm": "Accuracy normalised by the answers' length"}
-    for metric, name in names.items():
-        table = zero_shot_table(records, metric)
-        if table:
-            note = f"{name} ± one standard error. {_items_note(records)}"
-            made.append(Section(f"{model} {metric}", note, *table))
-    paired = paired_table(records)
-    if paired is not None:
-        note = (
-            "Paired differences in accuracy on the same items; bold where they exceed two standard "
-            "errors. One in twenty would do so by chance."
-        )
-        made.append(Section(f"{model} paired", note, paired))
-    return made
-
-
-def _items_note(records: Iterable[Record]) -> str:
-    """How many items of each task were asked, whether of all the same, and by which harness."""
-    runs = _zero_shot_runs(records).values()
-    asked: dict[str, set[tuple[int, ...]]] = defaultdict(set)
-    for run in runs:
-        for task, series in run["series"]["zero_shot"].items():
-            asked[task].add(tuple(series["items"]))
-    counts = sorted({len(items) for found in asked.values() for items in found})
-    amount = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    same = all(len(found) == 1 for found in asked.values())
-    whom = "the same for every model" if same else "not the same for every model"
-    harness = sorted({run["versions"].get("lm-eval", "?") for run in runs})
-    return f"{amount} items a task, {whom}; lm-eval {', '.join(harness)}."
-
-
-def _update_sections(model: str, records: list[Record]) -> list[Section]:
-    frame = update_table(records)
-    if frame is None:
-        return []
-    blocks: dict[str, set[int]] = defaultdict(set)
-    for record in records:
-        if (record.get("series") or {}).get("update"):
-            asked = record["parameters"]
-            blocks[asked.get("layer", "?").rpartition(".")[2]].add(asked.get("block", "?"))
-    layers = "; ".join(
-        f"{layer} of {'blocks' if len(found) > 1 else 'block'} {', '.join(map(str, sorted(found)))}"
-        for layer, found in sorted(blocks.items())
-    )
-    targets = sorted({row["sparsity"] for row in series_rows(records, "update")})
-    note = (
-        "Refitting the kept weights on one fixed mask by Wanda's score (budget per matrix): "
-        f"{layers}; at {', '.join(f'{100 * target:.4g}' for target in targets)} %. Excess: the "
-        "damped objective over its exact optimum. Adam and SGD count with the rate that is best "
-        "for a problem after so many iterations, and only its own seconds count."
-    )
-    return [Section(model, note, frame)]
-
-
-def _mask_sections(model: str, records: list[Record]) -> list[Section]:
-    note = "Relative error on {} text, % of the default's (geometric mean over layers)."
-    frames = {name: mask_table(records, text)
-              for text, name in (("error", "calibration"), ("heldout", "held-out"))}  # fmt: skip
-    return [
-        Section(f"{model} {name}", note.format(name), frame)
-        for name, frame in frames.items()
-        if frame is not None
-    ]
-
-
-MAKERS: dict[str, Callable[[str, list[Record]], list[Section]]] = {
-    "perplexity": _perplexity_sections,
-    "cost": _cost_sections,
-    "variants": _variant_sections,
-    "zero_shot": _zero_shot_sections,
-    "weight_update": _update_sections,
-    "mask": _mask_sections,
-}
