@@ -10,7 +10,7 @@ import pytest
 
 from helpers.paths import notebooks_dir, reference_dir
 from helpers.records import read_record, read_records
-from helpers.results.tables import sections, write_tables
+from helpers.results import sections, write_tables
 from helpers.runner.plan import read_plan
 
 

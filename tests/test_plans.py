@@ -18,8 +18,9 @@ from helpers.errors import AssetError, RunError
 from helpers.machine.estimate import SHAPES
 from helpers.paths import notebooks_dir, root
 from helpers.records import read_record
+from helpers.results import write_tables
 from helpers.results.published import MODEL_NAMES, published_table, read_published
-from helpers.results.tables import perplexity_table, write_tables
+from helpers.results.tables import perplexity_table
 from helpers.runner.plan import Run, read_notebook, read_plan
 
 PRUNE, ZERO_SHOT = "04_prune_model", "05_zero_shot"

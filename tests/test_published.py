@@ -13,7 +13,6 @@ from helpers.paths import root
 from helpers.results.published import (
     COLUMNS,
     Published,
-
     published_table,
     read_published,
 )

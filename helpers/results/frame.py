@@ -153,7 +153,8 @@ def prune_frame(records: Iterable[Record], *, variants: bool = False) -> pd.Data
         }
         for record, label in labelled(runs if variants else plain_runs(runs))
     ]
-    return pd.DataFrame(rows, columns=None if rows else ["record", "label", "target", "seed"])
+    empty = ["record", "label", "target", "seed", "perplexity"]
+    return pd.DataFrame(rows, columns=None if rows else empty)
 
 
 def series_of(records: Iterable[Record], name: str) -> Mapping[str, Any] | None:

@@ -52,27 +52,24 @@ def summary_figure(records: Sequence[Record]) -> Figure | None:
     """
     solved, grown = series_of(records, "convergence"), series_of(records, "schedule")
     models = by_model(prune_runs(records))
-    if solved is None or grown is None or not models:
+    table, dense = _perplexities(next(iter(models.values()), []))
+    if solved is None or grown is None or not table:
         return None
-    figure, (left, middle, right) = style.new_figure(
-        3, size=(12.0, 4.0), width_ratios=[1.15, 0.75, 1.3]
-    )
+    ratios = [1.15, 0.75, 1.3]
+    figure, (left, middle, right) = style.new_figure(3, size=(12.0, 4.0), width_ratios=ratios)
     _draw_refit(left, solved)
     _draw_growth_gain(middle, grown)
-    _draw_story(right, *_perplexities(next(iter(models.values()))))
-    headlines = (
-        (
-            "1  Refit the weights that stay",
-            _where(solved).replace("self_attn.", "").replace("mlp.", ""),
-        ),
-        ("2  Let the mask grow", "while refitting; layers of one block"),
-        ("3  Prune the whole model", "block by block; a bar is the range over seeds"),
-    )
-    for ax, (title, text) in zip((left, middle, right), headlines, strict=True):
+    _draw_story(right, table, dense)
+    layer = _where(solved).replace("self_attn.", "").replace("mlp.", "")
+    headlines = {
+        "1  Refit the weights that stay": layer,
+        "2  Let the mask grow": "while refitting; layers of one block",
+        "3  Prune the whole model": "block by block; a bar is the range over seeds",
+    }
+    look = {"xycoords": "axes fraction", "fontsize": 9, "color": style.DENSE}
+    for ax, (title, text) in zip((left, middle, right), headlines.items(), strict=True):
         ax.set_title(f"{title}\n", loc="left", fontsize=11, fontweight="bold")
-        style.offset_text(
-            ax, text, (0, 1), (0, 6), xycoords="axes fraction", fontsize=9, color=style.DENSE
-        )
+        style.offset_text(ax, text, (0, 1), (0, 6), **look)
     return figure
 
 
@@ -104,10 +101,9 @@ def _draw_growth_gain(ax: Axes, series: Mapping[str, Any]) -> None:
         for pattern, ratio in series["ratio"].items()
         if "paper" in ratio
     }
-    bars = ax.bar(
-        list(shares), list(shares.values()), color=style_of("admm-grad")["color"], width=0.6
-    )
-    ax.bar_label(bars, [f"{share:.0f} %" for share in shares.values()], padding=2, fontsize=9)
+    colour = style_of("admm-grad")["color"]
+    bars = ax.bar(list(shares), list(shares.values()), color=colour, width=0.6)
+    ax.bar_label(bars, fmt="%.0f %%", padding=2, fontsize=9)
     ax.axhline(100, linewidth=1, **LONG_DASH)
     style.name_line(ax, "mask chosen once", 100)
     ax.set(ylim=(0, 118), ylabel="error, % of the one-shot mask's")
@@ -137,8 +133,8 @@ def _name_curves(ax: Axes, lines: Sequence[Line2D]) -> None:
     for end, name, line in ends:
         look = {"color": line.get_color(), "fontsize": 9, "fontweight": "bold"}
         if end > high:
-            style.offset_text(ax, name, (line.get_xdata()[0], line.get_ydata()[0]), (8, 2), va="top",
-                        **look)  # fmt: skip
+            first = line.get_xdata()[0], line.get_ydata()[0]
+            style.offset_text(ax, name, first, (8, 2), va="top", **look)
         else:
             height = max((end - low) / (high - low), free)
             ax.annotate(name, (1.01, height), xycoords="axes fraction", va="center", **look)
@@ -161,19 +157,15 @@ def _perplexities(records: Iterable[Record]) -> tuple[dict[str, pd.DataFrame], f
     return ordered, None if dense.empty else dense.iloc[0]
 
 
-def _draw_sparsities(
-    ax: Axes,
-    table: Mapping[str, pd.DataFrame],
-    looks: Mapping[str, Mapping[str, Any]] | None = None,
-) -> None:
+def _draw_sparsities(ax: Axes, table: Mapping[str, pd.DataFrame], own: str = "") -> None:
     """Perplexity against sparsity, a line for each method that has unstructured runs."""
     shown = set()
     for position, (label, cells) in enumerate(table.items()):
         cells = cells[cells.index.str.endswith(" %")]
         cells = cells.set_index(cells.index.str.rstrip(" %").astype(float)).sort_index()
         if len(cells):
-            look = style_of(label, position) | (looks or {}).get(label, {})
-            _draw_cells(ax, cells.index, cells, look, label)
+            look = _look(label, position, own)
+            _draw_cells(ax, cells.index, cells, look | {"label": label})
             shown.update(cells.index)
     ax.set_yscale("log")
     ax.yaxis.set_minor_formatter(NullFormatter())
@@ -181,11 +173,15 @@ def _draw_sparsities(
     ax.set_xticks(sorted(shown))
 
 
-def _draw_cells(
-    ax: Axes, x: Sequence[float], cells: pd.DataFrame, look: Mapping[str, Any], label: str | None
-) -> None:
+def _look(label: str, position: int, own: str) -> dict[str, Any]:
+    """The look of a method; `own`, with whatever options, has a look of its own."""
+    is_own = own and label.partition(" (")[0] == own
+    return style_of(label, position) | (OWN_LOOK if is_own else {})
+
+
+def _draw_cells(ax: Axes, x: Sequence[float], cells: pd.DataFrame, look: Mapping[str, Any]) -> None:
     """Points at the means over seeds, whiskers from the lowest to the highest seed."""
-    ax.plot(x, cells["mean"], **look, label=label)
+    ax.plot(x, cells["mean"], **look)
     ax.vlines(x, cells["min"], cells["max"], color=look["color"], linewidth=2.5, alpha=0.5)
 
 
@@ -200,21 +196,20 @@ def perplexity_figure(records: Iterable[Record], own: str = "") -> Figure | None
     if not runs:
         return None
     table, dense = _perplexities(runs)
-    looks = {label: OWN_LOOK for label in table if own and label.partition(" (")[0] == own}
     patterns = sorted(
         {target for cells in table.values() for target in cells.index if ":" in target},
         key=lambda pattern: int(pattern.split(":")[1]),
     )
     ratios = [3, 0.5 + 0.5 * max(1, len(patterns))]
     figure, (left, right) = style.new_figure(2, size=(8.0, 4.2), sharey=True, width_ratios=ratios)
-    _draw_sparsities(left, table, looks)
+    _draw_sparsities(left, table, own)
     for position, (label, cells) in enumerate(table.items()):
         cells = cells.reindex(patterns).dropna()
-        look = style_of(label, position) | looks.get(label, {}) | {"linestyle": "none"}
         if len(cells):
+            look = _look(label, position, own) | {"linestyle": "none"}
             shift = 0.12 * (position - (len(table) - 1) / 2)
             x = [patterns.index(pattern) + shift for pattern in cells.index]
-            _draw_cells(right, x, cells, look, None)
+            _draw_cells(right, x, cells, look)
     for ax in (left, right):
         for line in ax.lines:
             if line.get_markerfacecolor() == OWN_LOOK["markerfacecolor"]:
@@ -248,7 +243,7 @@ def layer_error_figure(records: Iterable[Record]) -> Figure | None:
     for run in prune_frame(records).sort_values("seed", kind="stable").itertuples():
         asked = run.record["parameters"]
         layers = pd.DataFrame(run.record.get("layers") or [], columns=["block", "error"]).dropna()
-        if asked["pattern"] == "unstructured" and len(layers):
+        if asked.get("pattern") == "unstructured" and len(layers):
             errors = layers.groupby("block")["error"].mean()
             curves[asked["sparsity"]].setdefault(run.label, errors)
     if not curves:
@@ -325,7 +320,7 @@ def variant_figure(records: Iterable[Record]) -> Figure | None:
 
 
 def zero_shot_figure(records: Iterable[Record]) -> Figure | None:
-    """Zero-shot accuracy on each task and their mean, a bar for each model, ± one standard error."""
+    """Zero-shot accuracy on each task and their mean, a bar a model, ± one standard error."""
     table = zero_shot_table(records)
     if table is None:
         return None
@@ -371,8 +366,8 @@ def spectrum_figure(series: Mapping[str, Any]) -> Figure:
 
 
 def convergence_figure(series: Mapping[str, Any]) -> Figure:
-    """ADMM on a fixed mask, a curve for each ρ, log axes: the relative error of a layer by iteration,
-    with other solvers as horizontal lines, and the distance of the weights to the exact
+    """ADMM on a fixed mask, a curve for each ρ, log axes: the relative error of a layer by
+    iteration, with other solvers as horizontal lines, and the distance of the weights to the exact
     least-squares optimum.
 
     Series "convergence" of notebook 02: "iterations" [n], "error" and "distance" {curve: [n]},
