@@ -1,4 +1,4 @@
-"""Records written by hand, so that every number of a table, claim or figure can be checked by eye."""
+"""Records written by hand, so that every number of a table or a claim can be checked by eye."""
 
 from __future__ import annotations
 

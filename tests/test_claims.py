@@ -102,10 +102,10 @@ def seeded(*values: float, **options: object) -> list[dict]:
         # +9.2 and −0.98 %: large on average, and nothing can be said
         ("Preconditioning matters", {"precondition": False}, (107, 101), OPEN, ""),
         ("Preconditioning matters", {"precondition": False}, (120,), OPEN, "one seed cannot tell"),
-        ("20 iterations are enough for a model", {"iterations": 50}, (97.5, 101.5), HOLDS, ""),
-        ("20 iterations are enough for a model", {"iterations": 50}, (94, 98), FAILS, ""),
-        ("20 iterations are enough for a model", {"iterations": 50}, (100, 104), HOLDS, ""),  # worse
-        ("20 iterations are enough for a model", {"iterations": 50}, (98, 100), OPEN, "−0.98 ± 0.98"),
+        ("20 iterations are enough for a mod", {"iterations": 50}, (97.5, 101.5), HOLDS, ""),
+        ("20 iterations are enough for a mod", {"iterations": 50}, (94, 98), FAILS, ""),
+        ("20 iterations are enough for a mod", {"iterations": 50}, (100, 104), HOLDS, ""),  # worse
+        ("20 iterations are enough for a mod", {"iterations": 50}, (98, 100), OPEN, "−0.98 ± 0.98"),
         ("The released", {"schedule": "released"}, (98.5, 102.5), HOLDS, "mean +0.50"),
         ("The released", {"schedule": "released"}, (97.5, 101.7), HOLDS, "mean −0.40"),
         # +1 and −1 %: two standard errors are 2 %

@@ -178,7 +178,7 @@ class Tolerances:
                 if None not in damages and min(damages) >= LEAST_DAMAGE:
                     spreads[True] = _relative_range(damages)
             for of_damage, spread in spreads.items():
-                for place in _places(group[0]):
+                for place in _groups_of(group[0]):
                     key = (name, of_damage, place)
                     self._spreads[key] = max(spread, self._spreads[key])
 
@@ -189,6 +189,11 @@ class Tolerances:
             return None
         return max(0.0, math.log(record["metrics"][name]["value"] / dense["value"]))
 
+    def _spread(self, record: Record, name: str, of_damage: bool) -> float | None:
+        """The largest spread of the run's own cell, else of its notebook; None without seeds."""
+        found = (self._spreads.get((name, of_damage, group)) for group in _groups_of(record))
+        return next((spread for spread in found if spread is not None), None)
+
     def of(self, reference: Record, metric: str) -> float:
         """The tolerance of a metric of a run, a fraction of its reference value."""
         entry = reference["metrics"][metric]
@@ -196,11 +201,7 @@ class Tolerances:
             return float(entry["tolerance"])
         if metric in EXACT or isinstance(entry["value"], int):
             return 0.0
-        spread, share = (
-            next((self._spreads[key] for place in _places(reference)
-                  if (key := (metric, of_damage, place)) in self._spreads), None)
-            for of_damage in (False, True)
-        )  # fmt: skip
+        spread, share = (self._spread(reference, metric, kind) for kind in (False, True))
         damage = self._damage(reference, metric)
         if damage is not None and share is not None:
             spread = math.expm1(share * damage)
@@ -211,7 +212,7 @@ def _relative_range(values: list[float]) -> float:
     return (max(values) - min(values)) / abs(sum(values) / len(values))
 
 
-def _places(record: Record) -> list[str]:
+def _groups_of(record: Record) -> list[str]:
     """Where a run's spread is looked up: first its table cell, then its notebook."""
     cell = [record["notebook"], *(record["parameters"].get(key) for key in CELL)]
     return [json.dumps(cell), record["notebook"]]
