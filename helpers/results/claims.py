@@ -27,12 +27,8 @@ from helpers.results.published import MODEL_NAMES
 from helpers.results.tables import format_number, mean_of_tasks, paired_tasks
 from helpers.tasks import mean_and_error
 
-HOLDS, FAILS, OPEN, UNTESTED = (
-    "holds",
-    "does not hold",
-    "not decided here",
-    "not tested here",
-)
+HOLDS, FAILS = "holds", "does not hold"
+OPEN, UNTESTED = "not decided here", "not tested here"
 SPARSITIES = ("50 %", "60 %", "70 %", "80 %")
 PATTERNS = ("2:4", "4:8")
 MOST = 0.9  # "on nearly all layers": the share of problems on which a claim must be true

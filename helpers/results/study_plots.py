@@ -137,10 +137,9 @@ def _best_curves(curves: Sequence[Curve]) -> dict[str, Curve]:
     usual = (USUAL["rho"], _study_damping(curves))
     for solver, name in RACERS.items():
         for curve in curves:
-            is_admm = solver == "admm"
             if curve["solver"] != solver or not curve["error"]:
                 continue
-            if is_admm and (curve["rho"], curve["damping"]) != usual:
+            if solver == "admm" and (curve["rho"], curve["damping"]) != usual:
                 continue
             scaled, label = curve["precondition"], name
             if scaled != (solver in ("admm", "cg")):
