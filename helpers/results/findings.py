@@ -14,8 +14,8 @@ from helpers.results.frame import (
     USUAL,
     ZERO_SHOT_NOTEBOOK,
     Record,
-    column_of,
     common_setting,
+    run_frame,
 )
 
 Row = Mapping[str, Any]
@@ -32,21 +32,9 @@ class Findings:
         self.problems = problem_frame(self.records)
 
     def _runs_of(self, notebook: str) -> pd.DataFrame:
-        """The runs of a notebook in the setting that most share: method, target, options, seed."""
-        runs = common_setting(r for r in self.records if r["notebook"] == notebook)
-        columns = ["method", "target", "options", "seed", "perplexity", "record"]
-        rows = [
-            (
-                run["parameters"]["method"],
-                column_of(run) or "dense",
-                json.dumps(run["parameters"].get("options") or {}, sort_keys=True),
-                run["parameters"].get("calibration_seed", 0),
-                run.get("metrics", {}).get("perplexity", {}).get("value", math.nan),
-                run,
-            )
-            for run in runs
-        ]
-        return pd.DataFrame(rows, columns=columns).drop_duplicates(columns[:4], keep="last")
+        """The runs of a notebook in the setting that most share; of two of a kind the later."""
+        runs = run_frame(common_setting(r for r in self.records if r["notebook"] == notebook))
+        return runs.drop_duplicates(["method", "target", "options", "seed"], keep="last")
 
     def runs(self, method: str, target: str, **options: Any) -> pd.DataFrame:
         """The runs of a method at a target with just these options, by calibration seed."""

@@ -128,26 +128,35 @@ def prune_runs(records: Iterable[Record]) -> list[Record]:
     return [r for r in records if r["notebook"] == PRUNE_NOTEBOOK and "perplexity" in r["metrics"]]
 
 
-def prune_frame(records: Iterable[Record], *, variants: bool = False) -> pd.DataFrame:
-    """The records of the pruning notebook, a row each in the order given.
+def run_frame(runs: list[Record]) -> pd.DataFrame:
+    """Runs that prune, a row each in the order given.
 
-    Columns: record; label (its row in the tables); target (its column; "dense" for the dense
-    model); seed; and the value of every metric, NaN where a record lacks it. Variants are left out
-    unless asked for.
+    Columns: record; label and target, its row and column in the tables (target "dense" for the
+    dense model); method; pattern; options, as JSON; seed; variant, whether `plain_runs` leaves it
+    out; and the value of every metric, NaN where a record lacks it.
     """
-    runs = prune_runs(records)
-    rows = [
-        {name: metric["value"] for name, metric in record["metrics"].items()}
-        | {
+    plain = {id(record) for record in plain_runs(runs)}
+    rows = []
+    for record, label in labelled(runs):
+        asked = record["parameters"]
+        rows.append({name: metric["value"] for name, metric in record["metrics"].items()} | {
             "record": record,
             "label": label,
             "target": column_of(record) or "dense",
-            "seed": record["parameters"].get("calibration_seed", 0),
-        }
-        for record, label in labelled(runs if variants else plain_runs(runs))
-    ]
-    empty = ["record", "label", "target", "seed", "perplexity"]
-    return pd.DataFrame(rows, columns=None if rows else empty)
+            "method": asked["method"],
+            "pattern": asked.get("pattern"),
+            "options": json.dumps(asked.get("options") or {}, sort_keys=True),
+            "seed": asked.get("calibration_seed", 0),
+            "variant": id(record) not in plain,
+        })  # fmt: skip
+    always = ("record", "label", "target", "method", "options", "seed", "variant", "perplexity")
+    return pd.DataFrame(rows, columns=None if rows else always)
+
+
+def prune_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """The runs of the pruning notebook without variants, as `run_frame` has them."""
+    runs = run_frame(prune_runs(records))
+    return runs[~runs["variant"].astype(bool)]
 
 
 def series_of(records: Iterable[Record], name: str) -> Mapping[str, Any] | None:

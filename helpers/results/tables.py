@@ -21,12 +21,11 @@ from helpers.results.frame import (
     ZERO_SHOT_NOTEBOOK,
     Record,
     column_key,
-    column_of,
-    labelled,
     mean,
-    plain_runs,
     prune_frame,
+    prune_runs,
     row_key,
+    run_frame,
     series_rows,
     target_name,
 )
@@ -113,7 +112,6 @@ def cost_table(records: Iterable[Record]) -> pd.DataFrame | None:
     seconds = [f"{part}_seconds" for part in (*PRUNE_PARTS, "prune", "evaluate")]
     runs = runs.reindex(columns=[*runs.columns.difference(seconds), *seconds])
     runs["memory"] = [record["peak_memory_bytes"] / 1e9 for record in runs["record"]]
-    runs["pattern"] = [record["parameters"].get("pattern") for record in runs["record"]]
     rows = {}
     for label, group in runs.groupby("label"):
         for wanted in ("pattern == 'unstructured'", "selection_seconds.notna()"):
@@ -133,16 +131,12 @@ def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
     error (NaN for one seed), and both mean layer errors. A variant without a run of the defaults in
     its cell is left out.
     """
-    runs = prune_frame(records, variants=True)
-    if runs.empty:
-        return None
+    runs = run_frame(prune_runs(records))
     runs = runs.reindex(columns=runs.columns.union(["mean_layer_error"]))
     runs["cell"] = [_all_but_options(record) for record in runs["record"]]
-    plain = {id(record) for record in plain_runs(runs["record"])}
-    is_plain = runs["record"].map(id).isin(plain)
-    pairs = runs[~is_plain].merge(
-        runs[is_plain].drop_duplicates("cell", keep="last"), on="cell", suffixes=("", " of default")
-    )
+    variant = runs["variant"].astype(bool)
+    plain = runs[~variant].drop_duplicates("cell", keep="last")
+    pairs = runs[variant].merge(plain, on="cell", suffixes=("", " of default"))
     table = []
     for (label, target), found in pairs.groupby(["label", "target"], sort=False):
         changes = list(100 * (found["perplexity"] / found["perplexity of default"] - 1))
@@ -173,16 +167,13 @@ def _all_but_options(record: Record) -> str:
 
 def zero_shot_runs(records: Iterable[Record]) -> dict[str, Record]:
     """The records of the zero-shot notebook by their row, in the order of the methods."""
-    found = [record for record in records if record["notebook"] == ZERO_SHOT_NOTEBOOK]
-    seeds = {record["parameters"].get("calibration_seed") for record in found}
-    rows = []
-    for record, label in labelled(found):
-        column = column_of(record)
-        name = f"{label}, {column}" if column else label
-        if len(seeds) > 1 and column:
-            name += f", seed {record['parameters']['calibration_seed']}"
-        rows.append((name, record))
-    return dict(sorted(rows, key=lambda row: row_key(row[0].replace(",", " ", 1))))
+    runs = run_frame([r for r in records if r["notebook"] == ZERO_SHOT_NOTEBOOK])
+    rows = {}
+    for run in runs.itertuples():
+        seed = f", seed {run.seed}" if runs["seed"].nunique() > 1 else ""
+        name = run.label if run.target == "dense" else f"{run.label}, {run.target}{seed}"
+        rows[name] = run.record
+    return dict(sorted(rows.items(), key=lambda row: row_key(row[0].replace(",", " ", 1))))
 
 
 def _by_task(rows: Mapping[str, Mapping[str, Any]], name: str) -> pd.DataFrame | None:
