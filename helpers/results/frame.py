@@ -159,6 +159,12 @@ def prune_frame(records: Iterable[Record]) -> pd.DataFrame:
     return runs[~runs["variant"].astype(bool)]
 
 
+def perplexity_cells(records: Iterable[Record]) -> pd.DataFrame:
+    """Perplexity by label and target: mean, min and max over seeds, and count."""
+    cells = prune_frame(records).groupby(["label", "target"])["perplexity"]
+    return cells.agg(mean=mean, min="min", max="max", count="count")
+
+
 def series_of(records: Iterable[Record], name: str) -> Mapping[str, Any] | None:
     """The series of that name, of the record "default" if it has one, else of the first."""
     found = [record for record in records if name in (record.get("series") or {})]

@@ -22,6 +22,7 @@ from helpers.results.frame import (
     PRUNE_PARTS,
     Record,
     by_model,
+    perplexity_cells,
     prune_frame,
     prune_runs,
     row_key,
@@ -145,16 +146,13 @@ def _name_curves(ax: Axes, lines: Sequence[Line2D]) -> None:
 
 
 def _perplexities(records: Iterable[Record]) -> tuple[dict[str, pd.DataFrame], float | None]:
-    """For each label mean, min and max of perplexity by target, and the dense perplexity."""
-    runs = prune_frame(records)
-    dense = runs.loc[runs["target"] == "dense", "perplexity"]
-    runs = runs[runs["target"] != "dense"]
-    table = {
-        label: found.groupby("target", sort=False)["perplexity"].agg(["mean", "min", "max"])
-        for label, found in runs.groupby("label")
-    }
-    ordered = {label: table[label] for label in sorted(table, key=row_key)}
-    return ordered, None if dense.empty else dense.iloc[0]
+    """For each label the cells by target, and the dense perplexity."""
+    cells = perplexity_cells(records)
+    is_dense = cells.index.get_level_values("target") == "dense"
+    dense, pruned = cells[is_dense]["mean"], cells[~is_dense]
+    labels = sorted(pruned.index.unique("label"), key=row_key)
+    table = {label: pruned.loc[label] for label in labels}
+    return table, None if dense.empty else dense.iloc[0]
 
 
 def _draw_sparsities(ax: Axes, table: Mapping[str, pd.DataFrame], own: str = "") -> None:

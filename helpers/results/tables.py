@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -22,6 +22,7 @@ from helpers.results.frame import (
     Record,
     column_key,
     mean,
+    perplexity_cells,
     prune_frame,
     prune_runs,
     row_key,
@@ -68,14 +69,11 @@ def to_markdown(frame: pd.DataFrame, spread: pd.DataFrame | None = None, missing
 # ------------------------------------------------------------------ the pruning notebook
 
 
-def _perplexities(
-    records: Iterable[Record], summary: Callable[[Iterable[float]], float]
-) -> pd.DataFrame | None:
-    """Methods by sparsity, each cell a summary of the perplexities of its runs."""
-    runs = prune_frame(records)
-    if runs.empty:
+def _by_target(cells: pd.Series) -> pd.DataFrame | None:
+    """Methods by sparsity, the dense model in every column; None without cells."""
+    if cells.empty:
         return None
-    wide = runs.groupby(["label", "target"])["perplexity"].agg(summary).unstack()
+    wide = cells.unstack()
     dense = wide.pop("dense") if "dense" in wide else math.nan
     columns = sorted(wide.columns, key=column_key) or ["0 %"]
     wide = wide.reindex(index=sorted(wide.index, key=row_key), columns=columns)
@@ -88,12 +86,13 @@ def perplexity_table(records: Iterable[Record]) -> pd.DataFrame | None:
     The dense row repeats its one number in every column, to be compared with. A cell without a run
     is NaN; variants are left to `variant_table`. None without records of the pruning notebook.
     """
-    return _perplexities(records, mean)
+    return _by_target(perplexity_cells(records)["mean"])
 
 
 def perplexity_spread(records: Iterable[Record]) -> pd.DataFrame | None:
     """Half of (max - min) over seeds for each cell of `perplexity_table`; NaN for one seed."""
-    return _perplexities(records, lambda v: (max(v) - min(v)) / 2 if len(v) > 1 else math.nan)
+    cells = perplexity_cells(records)
+    return _by_target(((cells["max"] - cells["min"]) / 2).where(cells["count"] > 1))
 
 
 def cost_table(records: Iterable[Record]) -> pd.DataFrame | None:
