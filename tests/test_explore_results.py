@@ -16,7 +16,7 @@ from helpers.explore import ResultsExplorer, results_explorer
 from helpers.explore.results import log_ticks, metric_title
 from helpers.paths import reference_dir
 from helpers.records import read_records
-from helpers.results.plots import COLOURS, METHOD_LOOK
+from helpers.results.style import COLOURS, METHOD_LOOK
 from helpers.results.tables import perplexity_spread, perplexity_table, variant_table
 
 SIXTY = "04_prune_model--admm-grad-60"

@@ -1,46 +1,20 @@
-"""Figures: synthetic records in, Figure objects out, with the right numbers on the axes."""
+"""Figures: hand-written records in, Figure objects out, with the right numbers on the axes."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from handmade import pruned, scored, update_row, with_series
 from matplotlib.figure import Figure
 
 from helpers.errors import RecordError
-from helpers.results import plots
-
-LAYERS = ("self_attn.q_proj", "mlp.down_proj")
-
-
-def record(method: str, sparsity: float, perplexity: float, **parameters: object) -> dict:
-    blind = method in ("dense", "magnitude")
-    layers = [
-        {"block": block, "name": name, "error": None if blind else sparsity * (block + 1) / 100}
-        for block in range(4)
-        for name in LAYERS
-    ]
-    settings = {"model": "embedded", "pattern": "unstructured", "options": {}}
-    return {
-        "notebook": "04_prune_model",
-        "parameters": settings | {"method": method, "sparsity": sparsity} | parameters,
-        "metrics": {"perplexity": {"value": perplexity, "unit": "1"}},
-        "layers": [] if method == "dense" else layers,
-        "series": None,
-    }
-
-
-def series_record(name: str, series: dict) -> dict:
-    return {
-        "notebook": "x",
-        "parameters": {},
-        "metrics": {},
-        "layers": None,
-        "series": {name: series},
-    }
-
+from helpers.paths import reference_dir
+from helpers.results import figure_alt, pictures, plots, style, write_figures
+from helpers.results.study_plots import update_figure, update_grid_figure, update_median_figure
 
 CONVERGENCE = {
     "iterations": [1, 2, 3],
@@ -63,28 +37,31 @@ SPECTRUM = {
 @pytest.fixture
 def records() -> list[dict]:
     return [
-        record("admm-grad", 0.5, 30.0),
-        record("admm-grad", 0.6, 60.0, calibration_seed=0),
-        record("admm-grad", 0.6, 70.0, calibration_seed=1),
-        record("admm-grad", 0.6, 90.0, calibration_seed=0, options={"schedule": "released"}),
-        record("magnitude", 0.5, 500.0),
-        record("magnitude", 0.5, 800.0, pattern="2:4"),
-        record("admm-grad", 0.5, 80.0, pattern="2:4"),
-        record("dense", 0.0, 17.5),
-        series_record("convergence", CONVERGENCE),
-        series_record("schedule", SCHEDULE),
-        series_record("spectrum", SPECTRUM),
+        pruned("admm-grad", "50 %", 30.0),
+        pruned("admm-grad", "60 %", 60.0),
+        pruned("admm-grad", "60 %", 70.0, seed=1),
+        pruned("admm-grad", "60 %", 90.0, options={"schedule": "released"}),
+        pruned("magnitude", "50 %", 500.0),
+        pruned("magnitude", "2:4", 800.0),
+        pruned("admm-grad", "2:4", 80.0),
+        pruned("dense", "0 %", 17.5),
+        with_series("02", convergence=CONVERGENCE),
+        with_series("03", schedule=SCHEDULE),
+        with_series("01", spectrum=SPECTRUM),
     ]
 
 
 def curves(figure: Figure, panel: int = 0) -> dict[str, tuple[list, list]]:
     """Label to (x, y) of a panel's labelled lines."""
-    lines = figure.axes[panel].get_lines()
     return {
-        line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
-        for line in lines
+        str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata()))
+        for line in figure.axes[panel].get_lines()
         if not str(line.get_label()).startswith("_")
     }
+
+
+def texts(figure: Figure, panel: int = 0) -> list[str]:
+    return [text.get_text() for text in figure.axes[panel].texts]
 
 
 def test_perplexity_figure_has_means_over_seeds_and_the_dense_line(records: list[dict]) -> None:
@@ -100,200 +77,146 @@ def test_perplexity_figure_has_means_over_seeds_and_the_dense_line(records: list
 
 
 def test_a_method_of_ones_own_stands_out_from_the_others(records: list[dict]) -> None:
-    def looks(figure: Figure) -> dict[str, tuple]:
-        lines = figure.axes[0].get_lines()
-        return {line.get_label(): (line.get_marker(), line.get_zorder()) for line in lines}
-
-    mine = record("my-method", 0.6, 64.5, options={"power": 2})
-    plain = looks(plots.perplexity_figure([*records, mine]))
+    mine = pruned("my-method", "60 %", 64.5, options={"power": 2})
     figure = plots.perplexity_figure([*records, mine], own="my-method")
-    found = looks(figure)
-    (label,) = found.keys() - {"magnitude", "admm-grad"} - {k for k in found if k[0] == "_"}
-    assert label.startswith("my-method")
-    assert found[label][1] > max(order for _, order in plain.values())
-    assert found["admm-grad"] == plain["admm-grad"]
-    assert [text.get_text() for text in figure.axes[0].texts] == ["64.5"]
+    looks = {line.get_label(): (line.get_marker(), line.get_zorder())
+             for line in figure.axes[0].get_lines()}  # fmt: skip
+    (label,) = [label for label in curves(figure) if label.startswith("my-method")]
+    assert looks[label][1] > looks["admm-grad"][1] and looks[label][0] != looks["admm-grad"][0]
+    assert texts(figure) == ["64.5"]
 
 
-def test_perplexity_figure_with_the_dense_run_alone() -> None:
-    plots.to_png(plots.perplexity_figure([record("dense", 0.0, 17.5)]))
-
-
-def test_layer_error_figure_averages_a_block_and_leaves_out_blind_methods(
-    records: list[dict],
-) -> None:
-    found = curves(plots.layer_error_figure(records, 0.5))
-    assert list(found) == ["admm-grad"]
-    blocks, errors = found["admm-grad"]
-    assert blocks == [0, 1, 2, 3]
-    assert errors == pytest.approx([0.005, 0.01, 0.015, 0.02])
-
-
-def test_depth_figure_has_a_curve_for_each_kind_of_layer() -> None:
-    found = curves(plots.depth_figure(record("wanda", 0.5, 1.0)["layers"], "wanda"))
-    assert list(found) == ["q_proj", "down_proj"]
-
-
-def test_depth_figure_says_so_when_there_is_nothing_to_draw() -> None:
-    figure = plots.depth_figure([])
-    assert "no layer errors" in figure.axes[0].texts[0].get_text()
+def test_errors_by_depth(records: list[dict]) -> None:
+    # the lower seed, and no method that saw no text
+    assert curves(plots.layer_error_figure(records)) == {
+        "admm-grad": ([0, 1, 2, 3], pytest.approx([0.6, 1.2, 1.8, 2.4]))
+    }
+    assert list(curves(pictures.depth_figure(records[0]["layers"]))) == ["q_proj", "down_proj"]
+    assert "no layer errors" in texts(pictures.depth_figure([]))[0]
 
 
 def test_methods_keep_their_look_and_variants_do_not_borrow_it() -> None:
-    looks = [plots.style_of(name) for name in plots.METHOD_LOOK]
+    looks = [style.style_of(name) for name in style.METHOD_LOOK]
     assert len({look["color"] for look in looks}) == len({look["marker"] for look in looks}) == 5
-    variant = plots.style_of("admm-grad (schedule=released)", 3)
+    variant = style.style_of("admm-grad (schedule=released)", 3)
     assert variant["color"] not in {look["color"] for look in looks}
-    assert plots.style_of("wanda", 0) == plots.style_of("wanda", 4)
+    assert style.style_of("wanda", 0) == style.style_of("wanda", 4)
 
 
-def test_convergence_figure(records: list[dict]) -> None:
+def test_summary_figure_has_the_three_steps(records: list[dict]) -> None:
+    figure = plots.summary_figure(records)
+    refit, growth, story = figure.axes
+    assert list(refit.get_lines()[0].get_ydata()) == [0.4, 0.3, 0.2, 0.15]  # from no update on
+    assert [patch.get_height() for patch in growth.patches] == [80]
+    assert curves(figure, 2)["admm-grad"] == ([50.0, 60.0], [30.0, 65.0])
+    assert {"magnitude", "admm-grad", "dense 17.5"} <= set(texts(figure, 2))
+    for lacking in ("convergence", "schedule"):
+        some = [record for record in records if lacking not in (record["series"] or {})]
+        assert plots.summary_figure(some) is None
+    assert plots.summary_figure(records[-4:]) is None  # nothing is pruned yet
+
+
+def test_summary_figure_keeps_names_of_equal_curves_apart(records: list[dict]) -> None:
+    runs = records[-4:] + [
+        pruned(method, target, value)
+        for method in ("wanda", "admm1")
+        for target, value in (("50 %", 20.0), ("60 %", 25.0))
+    ]
+    heights = {t.get_text(): t.xy[1] for t in plots.summary_figure(runs).axes[2].texts}
+    assert abs(heights["wanda"] - heights["admm1"]) >= 0.05
+
+
+def test_figures_of_series() -> None:
     figure = plots.convergence_figure(CONVERGENCE)
     assert curves(figure)["ρ = 1"] == ([1, 2, 3], [0.3, 0.2, 0.15])
     assert curves(figure, 1)["ρ = 1"] == ([1, 2, 3], [0.5, 0.1, 0.02])
-    texts = [text.get_text() for text in figure.axes[0].texts]
-    assert texts == ["no update: 0.4000", "exact optimum: 0.1490"]
-
-
-def test_summary_figure_tells_the_three_steps(records: list[dict]) -> None:
-    figure = plots.summary_figure(records)
-    refit, growth, story = figure.axes
-    curve = refit.get_lines()[0]
-    assert list(curve.get_ydata()) == [0.4, 0.3, 0.2, 0.15], "it begins at no update"
-    assert [patch.get_height() for patch in growth.patches] == [80]
-    names = {line.get_label(): line for line in story.get_lines()}
-    table = plots._perplexities(plots.prune_records(records))
-    for method in ("magnitude", "admm-grad"):
-        cells = {k: v for k, v in table[method].items() if ":" not in k}
-        means = sorted(sum(values) / len(values) for values in cells.values())
-        assert sorted(names[method].get_ydata()) == pytest.approx(means)
-        assert method in [text.get_text() for text in story.texts]
-
-
-def test_summary_figure_needs_all_three_steps(records: list[dict]) -> None:
-    for series in ("convergence", "schedule"):
-        assert (
-            plots.summary_figure([r for r in records if series not in (r["series"] or {})]) is None
-        )
-    assert plots.summary_figure([r for r in records if r["series"]]) is None
-
-
-def test_summary_figure_keeps_names_of_equal_curves_apart() -> None:
-    runs = [record("dense", 0.0, 5.0), series_record("convergence", CONVERGENCE)]
-    runs += [series_record("schedule", SCHEDULE)]
-    runs += [record(m, s, 10.0 / (1 - s)) for m in ("wanda", "admm1") for s in (0.5, 0.6)]
-    texts = {t.get_text(): t.xy[1] for t in plots.summary_figure(runs).axes[2].texts}
-    assert abs(texts["wanda"] - texts["admm1"]) >= 0.05
-
-
-def test_schedule_figure_writes_the_number_on_each_bar() -> None:
+    assert texts(figure) == ["no update: 0.4000", "exact optimum: 0.1490"]
     figure = plots.schedule_figure(SCHEDULE)
     assert curves(figure)["paper"] == ([1, 2], [40.0, 60.0])
-    assert [text.get_text() for text in figure.axes[1].texts] == ["100", "90", "80"]
+    assert texts(figure, 1) == ["100", "90", "80"]
+    values = curves(plots.spectrum_figure(SPECTRUM))["o_proj"][1]
+    assert values[:2] == pytest.approx([1.0, 1 / 3])
+    assert values[2] != values[2]  # a gap where a log axis has no value
 
 
-def test_spectrum_figure_leaves_a_gap_where_a_log_axis_has_no_value() -> None:
-    figure = plots.spectrum_figure(SPECTRUM)
-    values = figure.axes[0].get_lines()[1].get_ydata()
-    assert values[:2] == pytest.approx([1.0, 1 / 3]) and values[2] != values[2]
-
-
-def test_mask_picture_shows_the_corner() -> None:
+def test_pictures_of_masks() -> None:
     keep = torch.rand(100, 300) > 0.5
-    image = plots.mask_picture(keep, size=10).axes[0].get_images()[0]
-    assert image.get_array().shape == (10, 20)
-    assert (torch.tensor(image.get_array().data).bool() == keep[:10, :20]).all()
-
-
-def test_growth_figure_counts_what_moved() -> None:
+    picture = pictures.mask_picture(keep, size=10)
+    image = picture.axes[0].get_images()[0].get_array()
+    assert image.shape == (10, 20) and (torch.tensor(image.data).bool() == keep[:10, :20]).all()
+    assert picture._repr_png_().startswith(b"\x89PNG")  # how Jupyter shows it
     keep, one_shot = torch.tensor([[True, False], [True, True]]), torch.ones(2, 2).bool()
     one_shot[0, 0] = False
-    figure = plots.growth_figure([0.1, 0.25], [0.2, 0.3], keep, one_shot)
+    figure = pictures.growth_figure([0.1, 0.25], [0.2, 0.3], keep, one_shot)
     assert figure.axes[2].get_title().startswith("33.3 %")
     assert figure.axes[0].get_title(loc="left") == "iteration 2: 25.0 % pruned"
     assert figure.axes[2].get_images()[0].get_array().tolist() == [[2, 1], [3, 3]]
 
 
-def test_write_figures_writes_png_and_svg_and_the_same_bytes_again(
-    records: list[dict], tmp_path
-) -> None:
-    paths = plots.write_figures(records, tmp_path)
+def test_pyplot_stays_out() -> None:
+    code = "import sys, helpers.results.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_files_of_figures(records: list[dict], tmp_path: Path, one_line_error) -> None:
     names = {"perplexity", "layer_error", "variants", "convergence", "schedule", "spectrum"}
-    names.add("summary")
-    assert {path.name for path in paths} == {f"{n}.{k}" for n in names for k in ("png", "svg")}
-    before = {path: path.read_bytes() for path in paths}
-    assert all(before.values())
-    plots.write_figures(records, tmp_path)
-    assert before == {path: path.read_bytes() for path in paths}
-
-
-def test_several_models_get_a_figure_each(records: list[dict]) -> None:
-    drawn = plots.figures([*records, record("dense", 0.0, 5.6, model="huggyllama/llama-7b")])
-    assert {"perplexity_embedded", "perplexity_llama-7b"} <= set(drawn)
-
-
-def test_no_records_no_figures(tmp_path) -> None:
-    assert plots.write_figures([], tmp_path) == []
-
-
-def test_write_figures_into_a_file_is_one_line(
-    records: list[dict], tmp_path, one_line_error
-) -> None:
+    assert set(plots.figures(records)) == names | {"summary"}
+    paths = write_figures(records[-1:], tmp_path)
+    assert [path.name for path in paths] == ["spectrum.png", "spectrum.svg"]
+    before = [path.read_bytes() for path in paths]
+    write_figures(records[-1:], tmp_path)
+    assert before == [path.read_bytes() for path in paths]
+    assert write_figures([], tmp_path) == []
     blocked = tmp_path / "file"
     blocked.write_text("x")
     with one_line_error(RecordError, "cannot write"):
-        plots.write_figures(records, blocked / "figures")
+        write_figures(records[-1:], blocked / "figures")
 
 
-def test_figures_show_in_jupyter_and_pyplot_stays_out() -> None:
-    assert plots.mask_picture(torch.ones(4, 4).bool())._repr_png_().startswith(b"\x89PNG")
-    code = "import sys, helpers.results.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+def test_several_models_get_a_figure_each(records: list[dict]) -> None:
+    drawn = plots.figures([*records, pruned("dense", "0 %", 5.6, model="huggyllama/llama-7b")])
+    assert {"perplexity_embedded", "perplexity_llama-7b"} <= set(drawn)
+    assert figure_alt("perplexity_llama-7b") == figure_alt("perplexity")
+
+
+def test_every_committed_figure_has_an_alternative_text_of_its_own() -> None:
+    names = {p.stem for p in reference_dir("full").glob("figures/*.png")}
+    alts = [figure_alt(name) for name in names]
+    assert len(set(alts)) == len(names) == 11
+    assert all(60 < len(alt) < 300 and alt.endswith(".") and "None" not in alt for alt in alts)
+    assert figure_alt("of nothing known") == ""
 
 
 # ------------------------------------------------------------------ studies
 
 
-def study(block: int = 14, layer: str = "mlp.down_proj") -> dict:
-    """A record of the update study: each rival at two learning rates, at two sparsities."""
-    base = dict.fromkeys(("rho", "precondition", "damping", "learning_rate"))
-    curves, rows = [], []
+def study(block: int = 14, layer: str = "mlp.down_proj", unit: float = 0.1) -> dict:
+    """A record of the update study: Adam at two learning rates, two sparsities, so long a step."""
+    points = {"iterations": [1, 20, 100], "seconds": [unit, 20 * unit, 100 * unit]}
+    found, rows = [], []
     for sparsity in (0.5, 0.6):
-        for solver, rates in {"admm": [None], "adam": [0.1, 0.01], "cg": [None]}.items():
-            for rate in rates:
-                # the small rate ends a little lower but arrives later
-                late = rate == 0.01
-                excess = [0.5, 0.2, 0.0001] if late else [0.5, 0.005, 0.001]
-                settings = {"solver": solver, "sparsity": sparsity, "learning_rate": rate}
-                settings |= {"precondition": solver != "adam", "damping": 0.1}
-                settings |= {"rho": 1.0 if solver == "admm" else None}
-                errors = [0.1 * (1 + value) for value in excess]
-                points = {"iterations": [1, 10, 100], "seconds": [0.1, 1.0, 10.0]}
-                curves.append(base | settings | points | {"excess": excess, "error": errors})
-        for solver, error, damping in (
-            ("none", 0.2, None),
-            ("sparsegpt", 0.12, 0.01),
-            ("exact", 0.1, 0.1),
-            ("exact", 0.09, 0.0),
-        ):
-            row = {"solver": solver, "sparsity": sparsity, "error": error, "damping": damping}
-            rows.append(base | row | {"seconds": 2.0, "iterations": None, "excess": 0.0})
-    series = {"update": rows, "curves": curves}
-    return {
-        "notebook": "02_admm_layer_solve",
-        "parameters": {"model": "embedded", "block": block, "layer": layer},
-        "metrics": {},
-        "series": series,
-    }
+        for solver, rate in (("admm", None), ("adam", 0.1), ("adam", 0.01), ("cg", None)):
+            # the small rate ends a little lower but arrives later
+            excess = [0.5, 0.2, 0.0001] if rate == 0.01 else [0.5, 0.005, 0.001]
+            changes = {"sparsity": sparsity, "learning_rate": rate, "damping": 0.1}
+            changes |= {"precondition": solver != "adam", "excess": excess}
+            changes["error"] = [0.1 * (1 + value) for value in excess]
+            found.append(update_row(solver, **changes) | points)
+        found[-1]["seconds"] = [3 * second for second in points["seconds"]]
+        ends = (("none", 0.2, None), ("sparsegpt", 0.12, 0.01), ("exact", 0.1, 0.1))
+        for solver, error, damping in (*ends, ("exact", 0.09, 0.0)):
+            row = {"sparsity": sparsity, "error": error, "damping": damping, "seconds": 2.0}
+            rows.append(update_row(solver, None, **row))
+    return with_series("02", {"block": block, "layer": layer}, update=rows, curves=found)
 
 
 def test_update_figure_draws_the_rate_that_arrives_first() -> None:
     series = study()["series"]
-    figure = plots.update_figure(series["update"], series["curves"], 0.6)
+    figure = update_figure(series["update"], series["curves"], 0.6)
     by_iteration, by_second = curves(figure), curves(figure, 1)
     assert list(by_iteration) == ["ADMM", "CG", "Adam", "optimum", "SparseGPT (one sweep)"]
     assert by_iteration["Adam"][1] == pytest.approx([0.15, 0.1005, 0.1001])  # not the lower end
-    assert by_second["ADMM"][0] == [0.1, 1.0, 10.0]
+    assert by_second["ADMM"][0] == [0.1, 2.0, 10.0]
     assert by_iteration["optimum"][1] == [0.1, 0.1]  # of the damping that the curves have
     assert by_second["SparseGPT (one sweep)"] == ([2.0], [0.12])
     # the rate that arrives later is a thin line without a name
@@ -308,27 +231,13 @@ def test_update_figure_has_each_solver_in_both_coordinates() -> None:
     series = study()["series"]
     other = [curve | {"precondition": not curve["precondition"]} for curve in series["curves"]]
     other += [curve | {"rho": 9.0} for curve in other if curve["solver"] == "admm"]  # left out
-    found = curves(plots.update_figure(series["update"], series["curves"] + other, 0.6))
-    names = ["ADMM", "ADMM, not preconditioned", "CG", "CG, not preconditioned"]
-    assert list(found) == [
-        *names,
-        "Adam",
-        "Adam, preconditioned",
-        "optimum",
-        "SparseGPT (one sweep)",
-    ]
+    found = curves(update_figure(series["update"], series["curves"] + other, 0.6))
+    names = ["ADMM", "ADMM, not preconditioned", "CG", "CG, not preconditioned", "Adam"]
+    assert list(found)[:6] == [*names, "Adam, preconditioned"] and len(found) == 8
 
 
 def test_median_figure_in_iterations_and_in_admms_own_time() -> None:
-    def with_twenty(record: dict) -> dict:
-        for curve in record["series"]["curves"]:
-            slow = 3.0 if curve["solver"] == "cg" else 1.0
-            curve["iterations"] = [1, 20, 100]
-            curve["seconds"] = [slow * record["unit"] * step for step in (1, 20, 100)]
-        return record
-
-    records = [with_twenty(study() | {"unit": unit}) for unit in (0.1, 7.0)]  # layers of two sizes
-    figure = plots.update_median_figure(records)
+    figure = update_median_figure([study(unit=unit) for unit in (0.1, 7.0)])  # layers of two sizes
     left, middle, right = figure.axes
     ours, cg, _ = (dict(zip(*line.get_data(), strict=True)) for line in middle.lines[:3])
     assert min(ours) == pytest.approx(0.05) and max(ours) == pytest.approx(5)  # 1 and 100 of 20
@@ -342,42 +251,34 @@ def test_median_figure_in_iterations_and_in_admms_own_time() -> None:
 def test_layers_of_the_middle_block_are_drawn_side_by_side() -> None:
     records = [study(block, name) for block in (2, 14, 27) for name in ("a.q_proj", "b.o_proj")]
     records.append(study(12, "c.o_proj"))  # one layer more, of a block of its own
-    drawn = plots.figures(records)["weight_update"]
-    assert [ax.get_title() for ax in drawn.axes[:2]] == ["block 14 q_proj", "block 14 o_proj"]
-    assert len(plots.figures(records[:1])["weight_update"].axes) == 2
+    titles = [ax.get_title() for ax in update_grid_figure(records).axes]
+    assert titles[:2] == ["block 14 q_proj", "block 14 o_proj"]
+    assert len(update_grid_figure(records[:1]).axes) == 2
+
+
+# ------------------------------------------------------------------ bars
 
 
 def test_variant_figure_names_what_changed(records: list[dict]) -> None:
-    figure = plots.variant_figure(records)
-    (ax,) = figure.axes
+    (ax,) = plots.variant_figure(records).axes
     assert [label.get_text() for label in ax.get_yticklabels()] == ["schedule=released (one seed)"]
     assert ax.patches[0].get_width() == pytest.approx(50.0)  # 90 against 60 with the same seed
 
 
 def test_cost_figure_stacks_the_parts() -> None:
-    runs = [record("wanda", 0.5, 40.0), record("admm-grad", 0.5, 30.0)]
-    for run in runs:
-        parts = {"forward": 5.0, "gram": 2.0, "solve": 3.0, "selection": 1.0}
-        run["metrics"] |= {f"{k}_seconds": {"value": v, "unit": "s"} for k, v in parts.items()}
-        run |= {"peak_memory_bytes": 1, "device": "cpu, 1 thread"}
+    parts = {"forward": 5.0, "gram": 2.0, "solve": 3.0, "selection": 1.0}
+    runs = [pruned(method, "50 %", 40.0, seconds=parts) for method in ("wanda", "admm-grad")]
     (ax,) = plots.cost_figure(runs).axes
     ends = [bar.get_x() + bar.get_width() for bar in ax.patches]
     assert ends == [5.0, 5.0, 7.0, 7.0, 10.0, 10.0, 11.0, 11.0]
-    for run in runs:  # as on a GPU
-        for part in ("gram", "selection"):
-            del run["metrics"][f"{part}_seconds"]
-    (ax,) = plots.cost_figure(runs).axes
+    on_gpu = pruned("wanda", "50 %", 40.0, seconds={"forward": 7.0, "solve": 4.0})
+    (ax,) = plots.cost_figure([on_gpu]).axes
     names = [text.get_text() for text in ax.get_legend().get_texts()]
     assert names == ["forward and gram", "solve and selection"]
 
 
 def test_zero_shot_figure_has_a_bar_for_each_model_and_task() -> None:
-    def scored(method: str, value: float) -> dict:
-        run = record(method, 0.5, 1.0)
-        metrics = {"rte_acc": value, "rte_acc_stderr": 0.05}
-        run["metrics"] = {k: {"value": v, "unit": "1"} for k, v in metrics.items()}
-        return run | {"notebook": "05_zero_shot", "data": {}}
-
-    (ax,) = plots.zero_shot_figure([scored("dense", 0.5), scored("wanda", 0.25)]).axes
+    runs = [scored("dense", rte=[1, 0]), scored("wanda", rte=[1, 0, 0, 0])]
+    (ax,) = plots.zero_shot_figure(runs).axes
     assert [bar.get_height() for bar in ax.patches] == [0.5, 0.5, 0.25, 0.25]  # RTE and the mean
     assert [label.get_text() for label in ax.get_xticklabels()] == ["RTE", "mean"]

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from helpers.errors import RecordError
+from helpers.paths import root
 from helpers.results.published import (
     COLUMNS,
-    Figure,
-    published_dir,
+    FILES,
+    Published,
     published_table,
     read_published,
 )
@@ -65,22 +66,24 @@ def shown(records: list[dict], folder: Path) -> list[tuple]:
     return [] if frame is None else list(frame[columns].itertuples(index=False, name=None))
 
 
-def test_a_match_is_shown(files: Callable[..., Path]) -> None:
-    frame = published_table([record()], read_published(files([WANDA])))
-    assert frame.to_dict("records") == [
-        {
-            "model": "LLaMA-2-7B",
-            "method": "wanda",
-            "pattern": "unstructured",
-            "sparsity": 0.5,
-            "metric": "wikitext2_ppl",
-            "window": 2048,
-            "calibration": "c4 128 x 2048",
-            "here": 7.0,
-            "published": 6.93,
-            "source": "somebody's Table 1",
-        }
-    ]
+def test_a_match_is_shown_for_every_source(files: Callable[..., Path]) -> None:
+    other = WANDA.replace("6.93", "7.26").replace("somebody", "another")
+    first, second = published_table([record()], read_published(files([WANDA, other]))).to_dict(
+        "records"
+    )
+    assert first == {
+        "model": "LLaMA-2-7B",
+        "method": "wanda",
+        "pattern": "unstructured",
+        "sparsity": 0.5,
+        "metric": "wikitext2_ppl",
+        "window": 2048,
+        "calibration": "c4 128 x 2048",
+        "here": 7.0,
+        "published": 6.93,
+        "source": "somebody's Table 1",
+    }
+    assert second == first | {"published": 7.26, "source": "another's Table 1"}
 
 
 @pytest.mark.parametrize(
@@ -102,43 +105,29 @@ def test_another_cell_is_not_shown(files: Callable[..., Path], changes: dict) ->
     assert published_table([record(**changes)], read_published(files([WANDA]))) is None
 
 
-def test_the_second_window_has_its_own_value(files: Callable[..., Path]) -> None:
-    longer = WANDA.replace("2048,6.93", "4096,6.4")
-    assert shown([record()], files([longer])) == [("wikitext2_ppl", 4096, 6.5, 6.4)]
-    assert shown([record(second_window=0)], files([longer])) == []
-
-
-def test_patterns_and_dense(files: Callable[..., Path]) -> None:
-    dense = "LLaMA-2-7B,dense,unstructured,0,wikitext2_ppl,2048,5.47,S"
-    pattern = WANDA.replace("unstructured", "2:4").replace("6.93", "12.1")
-    folder = files([dense, pattern])
-    assert shown([record(method="dense", sparsity=0.6)], folder)[0][3] == 5.47
-    assert shown([record(pattern="2:4", sparsity=None)], folder)[0][3] == 12.1
-
-
-def test_every_source_of_a_cell_is_a_row(files: Callable[..., Path]) -> None:
-    other = WANDA.replace("6.93", "7.26").replace("somebody", "another")
-    assert [row[3] for row in shown([record()], files([WANDA, other]))] == [6.93, 7.26]
-
-
-def test_a_filled_in_line_of_the_paper_is_shown(files: Callable[..., Path]) -> None:
-    line = "LLaMA-2-7B,admm-grad,2:4,0.5,wikitext2_ppl,4096,9.9,the paper Table 9"
-    ours = record(method="admm-grad", pattern="2:4")
-    assert shown([ours], files([WANDA])) == []
-    assert shown([ours], files([WANDA], [line])) == [("wikitext2_ppl", 4096, 6.5, 9.9)]
-
-
-def test_zero_shot_on_whole_splits_only(files: Callable[..., Path]) -> None:
-    line = "LLaMA-2-7B,wanda,unstructured,0.5,hellaswag_acc,0,0.52,S"
-    ours = record(limit=0)
-    del ours["parameters"]["windows"], ours["parameters"]["evaluation"]
-    ours["metrics"] = {
-        name: {"value": value, "unit": "1"}
-        for name, value in (("hellaswag_acc", 0.51), ("hellaswag_acc_stderr", 0.01))
-    }
-    assert shown([ours], files([line])) == [("hellaswag_acc", 0, 0.51, 0.52)]
-    ours["parameters"]["limit"] = 100
-    assert shown([ours], files([line])) == []
+@pytest.mark.parametrize(
+    ("line", "changes", "expected"),
+    [
+        # the second window has its own value
+        (WANDA.replace("2048,6.93", "4096,6.4"), {}, ("wikitext2_ppl", 4096, 6.5, 6.4)),
+        (WANDA.replace("2048,6.93", "4096,6.4"), {"second_window": 0}, None),
+        # the dense model is one cell whatever the run file says of sparsity
+        ("LLaMA-2-7B,dense,unstructured,0,wikitext2_ppl,2048,5.47,S",
+         {"method": "dense", "sparsity": 0.6}, ("wikitext2_ppl", 2048, 7.0, 5.47)),
+        (WANDA.replace("unstructured", "2:4"), {"pattern": "2:4", "sparsity": None},
+         ("wikitext2_ppl", 2048, 7.0, 6.93)),
+        # zero-shot on whole splits only
+        ("LLaMA-2-7B,wanda,unstructured,0.5,hellaswag_acc,0,0.52,S", {"limit": 0},
+         ("hellaswag_acc", 0, 0.51, 0.52)),
+        ("LLaMA-2-7B,wanda,unstructured,0.5,hellaswag_acc,0,0.52,S", {"limit": 100}, None),
+    ],
+)  # fmt: skip
+def test_what_is_about_the_same_thing(
+    files: Callable[..., Path], line: str, changes: dict, expected: tuple | None
+) -> None:
+    ours = record(**changes)
+    ours["metrics"]["hellaswag_acc"] = {"value": 0.51, "unit": "1"}
+    assert shown([ours], files([], [line])) == ([expected] if expected else [])
 
 
 def test_seconds_only_from_the_same_gpu(files: Callable[..., Path]) -> None:
@@ -182,16 +171,9 @@ def test_files_must_be_whole(files: Callable[..., Path], one_line_error: Callabl
 
 
 def test_the_committed_files() -> None:
-    figures = read_published()
-    assert (
-        Figure(
-            *("LLaMA-2-13B", "admm-grad", "2:4", 0.5, "wikitext2_ppl", 4096, 7.78),
-            "MaskLLM (NeurIPS 2024) Table 13 (as ADMM-Iter)",
-        )
-        in figures
-    )
-    lines = sum(
-        len((published_dir() / name).read_text(encoding="utf-8").splitlines()) - 1
-        for name in ("published.csv", "paper.csv")
-    )
-    assert len(figures) == lines
+    found = read_published()
+    where = ("LLaMA-2-13B", "admm-grad", "2:4", 0.5, "wikitext2_ppl", 4096)
+    assert Published(*where, 7.78, "MaskLLM (NeurIPS 2024) Table 13 (as ADMM-Iter)") in found
+    folder = root() / "results" / "published"
+    texts = [(folder / name).read_text(encoding="utf-8") for name in FILES]
+    assert len(found) == sum(len(text.splitlines()) - 1 for text in texts)

@@ -5,10 +5,28 @@ from helpers import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "claims": ("claims_markdown", "write_claims",),
-        "plots": ("COLOURS", "DASHES", "DENSE", "MARKERS", "Picture", "block_name", "convergence_figure", "depth_figure", "figures", "growth_figure", "mask_picture", "perplexity_figure", "schedule_figure", "short_error", "solve_figure", "spectrum_figure", "stream_figure", "style_of", "to_png", "update_figure", "write_figures",),
-        "published": ("published_markdown", "write_published",),
-        "tables": ("METHOD_ORDER", "PRUNE_NOTEBOOK", "TASK_NAMES", "ZERO_SHOT_NOTEBOOK", "column_of", "format_number", "labelled", "mean_of_tasks", "plain_runs", "sections", "target_name", "to_markdown", "write_tables",),
-        "verdict": ("judge", "same_run", "to_lines",),
+        "claims": ("claims_markdown", "write_claims"),
+        "frame": (
+            *("METHOD_ORDER", "PRUNE_NOTEBOOK", "TABLES_NOTEBOOK", "TASK_NAMES"),
+            *("ZERO_SHOT_NOTEBOOK", "column_of", "labelled", "plain_runs", "record_id"),
+            "target_name",
+        ),
+        "notes": ("sections", "write_tables"),
+        "pictures": (
+            *("block_name", "depth_figure", "growth_figure", "mask_picture", "solve_figure"),
+            "stream_figure",
+        ),
+        "plots": (
+            *("convergence_figure", "figure_alt", "figures", "perplexity_figure"),
+            *("schedule_figure", "spectrum_figure", "write_figures"),
+        ),
+        "published": ("published_markdown", "write_published"),
+        "study_plots": ("update_figure",),
+        "style": (
+            *("COLOURS", "DASHES", "DENSE", "MARKERS", "Picture", "short_error", "style_of"),
+            "to_png",
+        ),
+        "tables": ("format_number", "mean_of_tasks", "to_markdown"),
+        "verdict": ("equal_to_printed_digits", "judge", "same_run", "to_lines"),
     },
 )

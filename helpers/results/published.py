@@ -11,22 +11,19 @@ import csv
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pandas as pd
 
 from helpers.errors import BadPattern, RecordError
 from helpers.masks import check_target
 from helpers.paths import replace_file, root
+from helpers.results.frame import Record
 from helpers.results.tables import to_markdown
 
-Record = Mapping[str, Any]
-
 FILES = ("published.csv", "paper.csv")
-COLUMNS = ("model", "method", "pattern", "sparsity", "metric", "window", "value", "source")
 # how publications call the models of our run files
 MODEL_NAMES = {
     "huggyllama/llama-7b": "LLaMA-7B",
@@ -39,8 +36,7 @@ PERPLEXITIES = {"wikitext2": "wikitext2_ppl"}
 ZERO_SHOT_METRIC = re.compile(r"(?!mean_)\w+_acc(_norm)?")
 
 
-@dataclass(frozen=True)
-class Figure:
+class Published(NamedTuple):
     """One published number: what it is about, its value, and where it was read.
 
     `window`: tokens of an evaluation window; for seconds, of a calibration sequence; 0 for
@@ -56,119 +52,91 @@ class Figure:
     value: float
     source: str
 
-    @property
-    def key(self) -> tuple[str, str, str, float, str, int]:
-        """What has to match for two numbers to be about the same thing."""
-        sparsity = round(self.sparsity, 6)
-        return self.model, self.method, self.pattern, sparsity, self.metric, self.window
+
+COLUMNS = Published._fields
+KEY = list(COLUMNS[:6])  # what has to match for two numbers to be about the same thing
 
 
-def published_dir() -> Path:
-    """Folder of the published numbers."""
-    return root() / "results" / "published"
-
-
-def read_published(folder: str | os.PathLike[str] | None = None) -> list[Figure]:
-    """The figures of published.csv and paper.csv, in the order of the files.
+def read_published(folder: str | os.PathLike[str] | None = None) -> list[Published]:
+    """The numbers of published.csv and paper.csv, in the order of the files.
 
     Raises RecordError, naming file and line, for a missing file, other columns than COLUMNS, a
-    number that is none, or the same figure given twice by one source.
+    number that is none, or the same number given twice by one source.
     """
-    place = published_dir() if folder is None else Path(folder)
-    figures: list[Figure] = []
-    seen: set[tuple[Any, ...]] = set()
+    folder = root() / "results" / "published" if folder is None else Path(folder)
+    found: list[Published] = []
+    seen = set()
     for name in FILES:
-        for where, figure in _read_file(place / name):
-            if (figure.key, figure.source) in seen:
-                raise RecordError(f"{where}: the same figure of this source is there: delete one")
-            seen.add((figure.key, figure.source))
-            figures.append(figure)
-    return figures
+        try:
+            lines = csv.reader((folder / name).read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecordError(f"{name} cannot be read: restore it from git") from error
+        header = next(lines, [])
+        if tuple(header) != COLUMNS:
+            raise RecordError(f"{name} line 1 is {','.join(header)!r}: write {','.join(COLUMNS)}")
+        for cells in filter(None, lines):
+            where = f"{name} line {lines.line_num}"
+            number = _parse([cell.strip() for cell in cells], where)
+            key = number._replace(value=0.0)
+            if key in seen:
+                raise RecordError(f"{where} repeats a number of the same source: delete one")
+            seen.add(key)
+            found.append(number)
+    return found
 
 
-def _read_file(path: Path) -> Iterator[tuple[str, Figure]]:
-    """Each line of a file as a figure, with its place for a message."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path.name} cannot be read: restore it from git") from error
-    lines = csv.reader(text.splitlines())
-    header = next(lines, [])
-    if tuple(header) != COLUMNS:
-        raise RecordError(f"{path.name} line 1 is {','.join(header)!r}: write {','.join(COLUMNS)}")
-    for cells in lines:
-        if cells:
-            where = f"{path.name} line {lines.line_num}"
-            yield where, _figure(cells, where)
-
-
-def _figure(cells: Sequence[str], where: str) -> Figure:
-    """The figure on one line."""
-    cells = [cell.strip() for cell in cells]
+def _parse(cells: list[str], where: str) -> Published:
+    """The number on one line."""
     if len(cells) != len(COLUMNS) or not all(cells):
         raise RecordError(f"{where} has {sum(map(bool, cells))} values: give {', '.join(COLUMNS)}")
-    given = dict(zip(COLUMNS, cells, strict=True))
-    sparsity, value = (_number(given[name], name, where) for name in ("sparsity", "value"))
-    window = _number(given["window"], "window", where)
-    if not 0 <= sparsity < 1 or window != int(window):
+    texts = dict(zip(COLUMNS, cells, strict=True))
+    numbers = {}
+    for name in ("sparsity", "window", "value"):
+        try:
+            numbers[name] = float(texts[name])
+        except ValueError:
+            numbers[name] = math.nan
+        if not (math.isfinite(numbers[name]) and numbers[name] >= 0):
+            raise RecordError(
+                f"{where}: {name} {texts[name]!r} is not allowed: give a number, 0 or more"
+            )
+    if numbers["sparsity"] >= 1 or numbers["window"] % 1:
         raise RecordError(
-            f"{where}: sparsity {given['sparsity']}, window {given['window']}: give a fraction in "
+            f"{where}: sparsity {texts['sparsity']}, window {texts['window']}: give a fraction in "
             "[0, 1) and a whole number"
         )
     try:
-        check_target(None if ":" in given["pattern"] else sparsity, given["pattern"])
+        check_target(None if ":" in texts["pattern"] else numbers["sparsity"], texts["pattern"])
     except BadPattern as error:
         raise RecordError(f"{where}: {error}") from error
-    numbers = {"sparsity": sparsity, "window": int(window), "value": value}
-    return Figure(**(given | numbers))
-
-
-def _number(text: str, name: str, where: str) -> float:
-    """A finite number of at least 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not (math.isfinite(number) and number >= 0):
-        raise RecordError(f"{where}: {name} {text!r} is not allowed: give a number, 0 or more")
-    return number
+    numbers |= {"sparsity": round(numbers["sparsity"], 6), "window": int(numbers["window"])}
+    return Published(**(texts | numbers))
 
 
 def published_table(
-    records: Iterable[Record], published: Iterable[Figure] | None = None
+    records: Iterable[Record], published: Iterable[Published] | None = None
 ) -> pd.DataFrame | None:
     """Our value beside each published one of the same cell; None where nothing matches.
 
     Columns: model, method, pattern, sparsity, metric, window, calibration (of our run), here,
-    published, source. Each published figure of a cell is a row, for each of our records of that
+    published, source. Each published number of a cell is a row, for each of our records of that
     cell. Left out are records with options of the method, and those on a part of the evaluation
     text or of the tasks, because they are not about the same thing.
     `published` None reads the committed files, and raises what `read_published` raises.
     """
-    figures = read_published() if published is None else list(published)
-    rows = []
-    for record in records:
-        for ours in _figures_of(record):
-            matching = (figure for figure in figures if figure.key == ours.key)
-            rows += [_row(ours, figure) for figure in matching]
-    if not rows:
+    theirs = read_published() if published is None else list(published)
+    ours = [number for record in records for number in _ours(record)]
+    if not ours or not theirs:
         return None
-    frame = pd.DataFrame(rows)
-    return frame.sort_values(["model", "metric", "window"], kind="stable", ignore_index=True)
+    found = pd.DataFrame(ours).merge(pd.DataFrame(theirs), on=KEY, suffixes=(" here", ""))
+    names = {"source here": "calibration", "value here": "here", "value": "published"}
+    found = found.rename(columns=names)
+    found = found[[*KEY, "calibration", "here", "published", "source"]]
+    found = found.sort_values(["model", "metric", "window"], kind="stable", ignore_index=True)
+    return None if found.empty else found
 
 
-def _row(ours: Figure, figure: Figure) -> dict[str, Any]:
-    """One line of the table."""
-    shared = {name: getattr(figure, name) for name in COLUMNS[:6]}
-    return shared | {
-        "calibration": ours.source,
-        "here": ours.value,
-        "published": figure.value,
-        "source": figure.source,
-    }
-
-
-def _figures_of(record: Record) -> Iterator[Figure]:
+def _ours(record: Record) -> Iterator[Published]:
     """What a record says in the terms of a publication; its calibration stands as the source."""
     given = record["parameters"]
     model = MODEL_NAMES.get(str(given.get("model")))
@@ -176,28 +144,23 @@ def _figures_of(record: Record) -> Iterator[Figure]:
         return
     dense = given["method"] == "dense"
     pattern = "unstructured" if dense else given["pattern"]
-    sparsity = 0.0 if dense else check_target(given["sparsity"], pattern)
+    sparsity = 0.0 if dense else round(check_target(given["sparsity"], pattern), 6)
     calibrated = "calibration" in (record.get("data") or {})
     text = f"{given['calibration']} {given['sequences']} x {given['length']}"
-    for metric, window, value in _measurements(record):
-        cell = (model, given["method"], pattern, sparsity)
-        yield Figure(*cell, metric, window, value, text if calibrated else "none")
-
-
-def _measurements(record: Record) -> Iterator[tuple[str, int, float]]:
-    """(metric, window, value) of a record, as published.csv names them."""
-    given = record["parameters"]
-    perplexity = PERPLEXITIES.get(given.get("evaluation")) if given.get("windows") == 0 else None
+    whole_text = PERPLEXITIES.get(given.get("evaluation")) if given.get("windows") == 0 else None
     for name, metric in record["metrics"].items():
-        value = metric["value"]
-        if perplexity and name == "perplexity":
-            yield perplexity, given["window"], value
-        elif perplexity and name == f"perplexity_{given.get('second_window')}":
-            yield perplexity, given["second_window"], value
+        if whole_text and name == "perplexity":
+            measured = whole_text, given["window"]
+        elif whole_text and name == f"perplexity_{given.get('second_window')}":
+            measured = whole_text, given["second_window"]
         elif ZERO_SHOT_METRIC.fullmatch(name) and given.get("limit") == 0:
-            yield name, 0, value
+            measured = name, 0
         elif name == "prune_seconds" and "V100" in record["device"]:
-            yield "prune_seconds_v100", given["length"], value
+            measured = "prune_seconds_v100", given["length"]
+        else:
+            continue
+        cell = (model, given["method"], pattern, sparsity, *measured, metric["value"])
+        yield Published(*cell, text if calibrated else "none")
 
 
 def published_markdown(records: Iterable[Record]) -> str:
@@ -209,12 +172,11 @@ def published_markdown(records: Iterable[Record]) -> str:
 
 
 def write_published(records: Iterable[Record], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write published.md into a folder if a figure matches; the paths written.
+    """Write published.md into a folder if a number matches; the paths written.
 
     Raises RecordError if the folder cannot be written, and what `read_published` raises.
     """
-    frame = published_table(records)
-    if frame is None:
+    found = list(records)
+    if published_table(found) is None:
         return []
-    text = to_markdown(frame.set_index("model"))
-    return [replace_file(Path(folder) / "published.md", text)]
+    return [replace_file(Path(folder) / "published.md", published_markdown(found))]

@@ -20,14 +20,12 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from helpers.runner import TABLES_NOTEBOOK, Run, is_done, record_id
-from helpers.records import read_record
-
-Record = Mapping[str, Any]
+from helpers.results.frame import TABLES_NOTEBOOK, Record, record_id
+from helpers.results.tables import format_number
 
 FLOOR = 0.02  # what rounding alone may do
 CEILING = 0.15  # beyond this two methods could no longer be told apart
@@ -39,6 +37,7 @@ CELL = ("method", "sparsity", "pattern")
 # what two perplexities must have in common to be compared with one dense model
 MEASURED_ON = ("model", "revision", "evaluation", "window", "windows", "dtype")
 LEAST_DAMAGE = 0.1  # of seeds; a spread that is a share of less says nothing
+PRINTED_SERIES = ("update", "ablation", "zero_shot")  # those that tables are made of
 
 
 @dataclass(frozen=True)
@@ -67,72 +66,52 @@ class Comparison:
         return gap <= max(self.tolerance * abs(self.reference), ABSOLUTE)
 
 
-class Tolerances:
-    """Relative ranges over seeds, looked up by run and metric."""
+@dataclass(frozen=True)
+class Verdict:
+    """Every comparison of a plan, and how many runs were compared, agree and have no reference."""
 
-    def __init__(self, records: Iterable[Record]) -> None:
-        records = list(records)
-        self._dense = {
-            _measured_on(record): record["metrics"]
-            for record in records
-            if record["parameters"].get("method") == "dense"
-        }
-        groups: dict[str, list[Record]] = defaultdict(list)
-        for record in records:
-            groups[_without_seeds(record)].append(record)
-        # the last of a key: whether the spread is a share of the damage
-        self._of_cell: dict[tuple[str, str, str, bool], float] = {}
-        self._of_notebook: dict[tuple[str, str, bool], float] = {}
-        for group in groups.values():
-            if len({json.dumps(_seeds(record), sort_keys=True) for record in group}) > 1:
-                self._add(group)
+    comparisons: list[Comparison]
+    compared: int
+    reproduced: int
+    without: int
 
-    def _add(self, group: list[Record]) -> None:
-        """Take in the spread of every metric that all records of a group have."""
-        first = group[0]
-        for name in first["metrics"]:
-            found = [record for record in group if name in record["metrics"]]
-            values = [record["metrics"][name]["value"] for record in found]
-            mean = sum(values) / len(values)
-            if len(values) < 2 or mean == 0:
-                continue
-            self._keep(first, name, False, (max(values) - min(values)) / abs(mean))
-            damages = [self._damage(record, name) for record in found]
-            if None not in damages and min(damages) >= LEAST_DAMAGE:
-                share = (max(damages) - min(damages)) / (sum(damages) / len(damages))
-                self._keep(first, name, True, share)
 
-    def _keep(self, record: Record, name: str, by_damage: bool, spread: float) -> None:
-        """Remember a spread if it is the largest so far of its cell or notebook."""
-        key = (record["notebook"], name, by_damage)
-        self._of_notebook[key] = max(spread, self._of_notebook.get(key, 0.0))
-        cell = (*key, _cell(record))
-        self._of_cell[cell] = max(spread, self._of_cell.get(cell, 0.0))
+def judge(
+    records: Iterable[Record],
+    reference: Iterable[Record],
+    spread: Iterable[Record],
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Verdict:
+    """What was measured here beside the committed records of the same runs.
 
-    def _damage(self, record: Record, name: str) -> float | None:
-        """ln(perplexity / dense perplexity), at least 0; None if not a perplexity or not known."""
-        dense = self._dense.get(_measured_on(record), {}).get(name)
-        if not name.startswith("perplexity") or dense is None:
-            return None
-        return max(0.0, math.log(record["metrics"][name]["value"] / dense["value"]))
+    A committed run that has no record here counts as compared and not reproduced; a record without
+    a committed one of the same parameters counts as without.
 
-    def _spread(self, record: Record, name: str, by_damage: bool) -> float | None:
-        """The spread of the run's own cell, else of its notebook; None if no seeds were run."""
-        key = (record["notebook"], name, by_damage)
-        return self._of_cell.get((*key, _cell(record)), self._of_notebook.get(key))
-
-    def of(self, reference: Record, metric: str) -> float:
-        """The tolerance of a metric of a run, a fraction of its reference value."""
-        entry = reference["metrics"][metric]
-        if "tolerance" in entry:
-            return float(entry["tolerance"])
-        if metric in EXACT or isinstance(entry["value"], int):
-            return 0.0
-        spread, damage = self._spread(reference, metric, False), self._damage(reference, metric)
-        share = self._spread(reference, metric, True)
-        if damage is not None and share is not None:
-            spread = math.expm1(share * damage)
-        return UNKNOWN if spread is None else min(max(spread, FLOOR), CEILING)
+    Args: records, those made here by today's code; reference, the committed ones of the runs asked
+    for; spread, more committed records, which only say how far seeds spread; defaults, by notebook
+    the parameters' defaults, for parameters that an older committed record lacks.
+    """
+    here = {record_id(r): r for r in records if r["notebook"] != TABLES_NOTEBOOK}
+    committed = {record_id(r): r for r in reference if r["notebook"] != TABLES_NOTEBOOK}
+    other = {
+        name
+        for name, record in here.items()
+        if name in committed
+        and not same_run(record, committed[name], (defaults or {}).get(record["notebook"]))
+    }
+    tolerances = Tolerances([*committed.values(), *spread])
+    found = [
+        compare(here.get(name), record, tolerances)
+        for name, record in committed.items()
+        if name not in other
+    ]
+    found = [comparisons for comparisons in found if comparisons]
+    return Verdict(
+        comparisons=[item for comparisons in found for item in comparisons],
+        compared=len(found),
+        reproduced=sum(all(item.within for item in comparisons) for comparisons in found),
+        without=len(other | (here.keys() - committed.keys())),
+    )
 
 
 def same_run(record: Record, reference: Record, defaults: Mapping[str, Any] | None = None) -> bool:
@@ -146,13 +125,17 @@ def same_run(record: Record, reference: Record, defaults: Mapping[str, Any] | No
     return record["notebook"] == reference["notebook"] and asked == since | _asked(reference)
 
 
+def _asked(record: Record) -> dict[str, Any]:
+    """The parameters that define a run, wherever it runs."""
+    return {key: value for key, value in record["parameters"].items() if key != "device"}
+
+
 def compare(record: Record | None, reference: Record, tolerances: Tolerances) -> list[Comparison]:
     """The judged metrics of a reference record beside those of the run here (None: no record)."""
-    run = f"{reference['notebook']} {reference['name']}"
     here = {} if record is None else record["metrics"]
     return [
         Comparison(
-            run=run,
+            run=f"{reference['notebook']} {reference['name']}",
             metric=name,
             value=here[name]["value"] if name in here else None,
             reference=entry["value"],
@@ -163,100 +146,141 @@ def compare(record: Record | None, reference: Record, tolerances: Tolerances) ->
     ]
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Every comparison of a plan, and how many runs were compared, agree and have no reference."""
+class Tolerances:
+    """How far metrics spread over seeds, by run and metric."""
 
-    comparisons: list[Comparison]
-    compared: int
-    reproduced: int
-    without: int
+    def __init__(self, records: Iterable[Record]) -> None:
+        records = list(records)
+        self._dense = {
+            _measured_on(record): record["metrics"]
+            for record in records
+            if record["parameters"].get("method") == "dense"
+        }
+        groups: dict[str, dict[str, Record]] = defaultdict(dict)
+        for record in records:  # by all but the seeds, then by the seeds
+            asked = _asked(record)
+            seeds = json.dumps({k: asked.pop(k) for k in sorted(asked) if "seed" in k})
+            groups[json.dumps([record["notebook"], asked], sort_keys=True)][seeds] = record
+        # by metric, whether the spread is a share of the damage, and notebook or cell
+        self._spreads: dict[tuple[Any, ...], float] = defaultdict(float)
+        for group in groups.values():
+            self._add(list(group.values()))
 
+    def _add(self, group: list[Record]) -> None:
+        """Take in the spread of every metric of records that differ in nothing but seeds."""
+        for name in group[0]["metrics"]:
+            found = [record for record in group if name in record["metrics"]]
+            values = [record["metrics"][name]["value"] for record in found]
+            damages = [self._damage(record, name) for record in found]
+            spreads = {}
+            if len(values) > 1 and sum(values) != 0:
+                spreads[False] = _relative_range(values)
+                if None not in damages and min(damages) >= LEAST_DAMAGE:
+                    spreads[True] = _relative_range(damages)
+            for of_damage, spread in spreads.items():
+                for place in _groups_of(group[0]):
+                    key = (name, of_damage, place)
+                    self._spreads[key] = max(spread, self._spreads[key])
 
-def judge(runs: Iterable[Run], references: Iterable[Record], others: Iterable[Record]) -> Verdict:
-    """What runs measured here beside the committed records of the same runs.
+    def _damage(self, record: Record, name: str) -> float | None:
+        """ln(perplexity / dense perplexity), at least 0; None if not a perplexity or not known."""
+        dense = self._dense.get(_measured_on(record), {}).get(name)
+        if not name.startswith("perplexity") or dense is None:
+            return None
+        return max(0.0, math.log(record["metrics"][name]["value"] / dense["value"]))
 
-    A record of other code or parameters than today's counts as missing. `others` are records that
-    only tell how far seeds spread. Raises RecordError for a record that cannot be used.
-    """
-    committed = {record_id(record): record for record in references}
-    spread = Tolerances([*committed.values(), *others])
-    comparisons, reproduced, compared, without = [], 0, 0, 0
-    for run in runs:
-        if run.notebook == TABLES_NOTEBOOK:
-            continue  # it measures nothing of its own
-        reference = committed.get(run.id)
-        asked = {"notebook": run.notebook, "parameters": run.effective}
-        if reference is None or not same_run(asked, reference, run.defaults):
-            without += 1
-            continue
-        there = run.record_path.is_file()
-        record = read_record(run.record_path) if there else None
-        # what is of other code or parameters says nothing about these
-        found = compare(record if there and is_done(run) else None, reference, spread)
-        if found:
-            comparisons += found
-            compared += 1
-            reproduced += all(item.within for item in found)
-    return Verdict(comparisons, compared, reproduced, without)
+    def _spread(self, record: Record, name: str, of_damage: bool) -> float | None:
+        """The largest spread of the run's own cell, else of its notebook; None without seeds."""
+        found = (self._spreads.get((name, of_damage, group)) for group in _groups_of(record))
+        return next((spread for spread in found if spread is not None), None)
 
-
-def to_lines(comparisons: Iterable[Comparison]) -> list[str]:
-    """The comparisons as aligned lines of text with a heading."""
-    rows = to_rows(comparisons)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [_align(row, widths) for row in rows]
-
-
-def to_rows(comparisons: Iterable[Comparison]) -> list[tuple[str, ...]]:
-    """The comparisons as rows of text, a heading first; the last column marks what is apart."""
-    rows = [("run", "metric", "here", "reference", "apart", "allowed", "")]
-    for item in comparisons:
-        rows.append(
-            (
-                item.run,
-                item.metric,
-                "missing" if item.value is None else f"{item.value:.5g}",
-                f"{item.reference:.5g}",
-                "" if item.difference is None else f"{100 * item.difference:+.2f} %",
-                f"{100 * item.tolerance:.1f} %" if item.tolerance else "equal",
-                "" if item.within else "OUT",
-            )
-        )
-    return rows
-
-
-def _align(row: tuple[str, ...], widths: list[int]) -> str:
-    """One line: names to the left, numbers to the right."""
-    cells = [
-        text.ljust(width) if column in (0, 1, 6) else text.rjust(width)
-        for column, (text, width) in enumerate(zip(row, widths, strict=True))
-    ]
-    return "  ".join(cells).rstrip()
+    def of(self, reference: Record, metric: str) -> float:
+        """The tolerance of a metric of a run, a fraction of its reference value."""
+        entry = reference["metrics"][metric]
+        if "tolerance" in entry:
+            return float(entry["tolerance"])
+        if metric in EXACT or isinstance(entry["value"], int):
+            return 0.0
+        spread, share = (self._spread(reference, metric, kind) for kind in (False, True))
+        damage = self._damage(reference, metric)
+        if damage is not None and share is not None:
+            spread = math.expm1(share * damage)
+        return UNKNOWN if spread is None else min(max(spread, FLOOR), CEILING)
 
 
-def _asked(record: Record) -> dict[str, Any]:
-    """The parameters that define a run, wherever it runs."""
-    return {key: value for key, value in record["parameters"].items() if key != "device"}
+def _relative_range(values: list[float]) -> float:
+    return (max(values) - min(values)) / abs(sum(values) / len(values))
 
 
-def _seeds(record: Record) -> dict[str, Any]:
-    """The parameters that are seeds."""
-    return {key: value for key, value in record["parameters"].items() if "seed" in key}
-
-
-def _without_seeds(record: Record) -> str:
-    """What the records of one group have in common."""
-    asked = {key: value for key, value in _asked(record).items() if "seed" not in key}
-    return json.dumps([record["notebook"], asked], sort_keys=True)
+def _groups_of(record: Record) -> list[str]:
+    """Where a run's spread is looked up: first its table cell, then its notebook."""
+    cell = [record["notebook"], *(record["parameters"].get(key) for key in CELL)]
+    return [json.dumps(cell), record["notebook"]]
 
 
 def _measured_on(record: Record) -> str:
     """The model, text and windows of a record, and its notebook."""
-    asked = record["parameters"]
-    return json.dumps([record["notebook"], [asked.get(key) for key in MEASURED_ON]])
+    return json.dumps([record["notebook"], *(record["parameters"].get(k) for k in MEASURED_ON)])
 
 
-def _cell(record: Record) -> str:
-    """The table cell that a record belongs to."""
-    return json.dumps([record["parameters"].get(key) for key in CELL])
+def to_lines(comparisons: Iterable[Comparison]) -> list[str]:
+    """The comparisons as aligned lines with a heading; the last column marks what is apart."""
+    rows = [("run", "metric", "here", "reference", "apart", "allowed", "")]
+    for item in comparisons:
+        here = "missing" if item.value is None else f"{item.value:.5g}"
+        apart = "" if item.difference is None else f"{100 * item.difference:+.2f} %"
+        allowed = f"{100 * item.tolerance:.1f} %" if item.tolerance else "equal"
+        mark = "" if item.within else "OUT"
+        rows.append((item.run, item.metric, here, f"{item.reference:.5g}", apart, allowed, mark))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            text.ljust(width) if column < 2 else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def equal_to_printed_digits(record: Record, reference: Record) -> list[str]:
+    """What differs between two records of a run in what tables print, to the digits they print.
+
+    Compared are metrics and the series that tables are made of; times and memory are not. A
+    difference of at most ABSOLUTE in an excess, which is zero at the optimum, is rounding. One line
+    for each value that differs or that only one of them has; [] if the tables would be equal.
+    """
+    here, there = dict(_printed(record)), dict(_printed(reference))
+    differing = []
+    for name in sorted(here.keys() | there.keys()):
+        value, expected = here.get(name), there.get(name)
+        rounding = name.endswith(".excess") and None not in (value, expected)
+        if rounding and abs(value - expected) <= ABSOLUTE:
+            continue
+        texts = ["missing" if v is None else format_number(v) for v in (value, expected)]
+        if texts[0] != texts[1]:
+            differing.append(f"{record_id(reference)} {name}: {texts[0]}, reference {texts[1]}")
+    return differing
+
+
+def _printed(record: Record) -> Iterator[tuple[str, float | str]]:
+    """The numbers and texts that tables print, by where they are in the record."""
+    parts = {
+        name: entry["value"]
+        for name, entry in record["metrics"].items()
+        if entry["unit"] not in NOT_JUDGED
+    }
+    parts |= {k: v for k, v in (record.get("series") or {}).items() if k in PRINTED_SERIES}
+
+    def leaves(value: Any, where: str) -> Iterator[tuple[str, float | str]]:
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                if key != "seconds":
+                    yield from leaves(item, f"{where}.{key}")
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                yield from leaves(item, f"{where}[{index}]")
+        elif value is not None:
+            yield where, value
+
+    for name, value in parts.items():
+        yield from leaves(value, name)

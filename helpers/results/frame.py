@@ -1,0 +1,187 @@
+"""Records as tables, figures and claims select them: which row, column and setting a run has.
+
+Most runs of a plan share one setting (model, texts, sizes). A run that differs from it in anything
+but its cell is labelled with the difference, so that no mean mixes two settings. A run of a method
+with other options than its defaults is a variant and is compared with the defaults on its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+Record = Mapping[str, Any]
+
+PRUNE_NOTEBOOK = "04_prune_model"
+ZERO_SHOT_NOTEBOOK = "05_zero_shot"
+TABLES_NOTEBOOK = "06_tables_and_plots"
+METHOD_ORDER = ("dense", "magnitude", "wanda", "sparsegpt", "admm1", "admm-grad")
+TASK_NAMES = {"boolq": "BoolQ", "rte": "RTE", "hellaswag": "HellaSwag", "winogrande": "WinoGrande",
+              "arc_easy": "ARC-e", "arc_challenge": "ARC-c", "openbookqa": "OBQA"}  # fmt: skip
+USUAL = {"rho": 1.0, "precondition": True, "damping": 0.1}  # ADMM's defaults
+PRUNE_PARTS = ("forward", "gram", "solve", "selection")  # of the seconds of pruning
+# these make the row and the column; the rest of the parameters is the setting
+CELL = ("method", "sparsity", "pattern", "options", "device", "calibration_seed")
+CALIBRATION = ("calibration", "sequences", "length")
+
+
+def record_id(record: Record) -> str:
+    """The id of the run that a record is of: `<notebook>--<name>`."""
+    return f"{record['notebook']}--{record['name']}"
+
+
+def target_name(pattern: str, sparsity: float) -> str:
+    """A pattern as it is, unstructured pruning as its sparsity: "60 %"."""
+    return f"{100 * sparsity:.4g} %" if pattern == "unstructured" else pattern
+
+
+def column_of(record: Record) -> str | None:
+    """The column of a pruned record: its pattern or its sparsity in percent; None if dense."""
+    parameters = record["parameters"]
+    if parameters.get("method") == "dense":
+        return None
+    return target_name(parameters.get("pattern", "unstructured"), parameters["sparsity"])
+
+
+def row_key(label: str) -> tuple[int, str]:
+    """Sorts rows: methods in the paper's order, variants after their method, others at the end."""
+    method = label.partition(" ")[0]
+    known = method in METHOD_ORDER
+    return (METHOD_ORDER.index(method) if known else len(METHOD_ORDER), label)
+
+
+def column_key(column: str) -> tuple[int, float, str]:
+    """Sorts columns: sparsities, then patterns by the size of their groups."""
+    if column.endswith(" %"):
+        return (0, float(column[:-2]), column)
+    return (1, float(column.split(":")[1]), column)
+
+
+def by_model(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """The records of each model; those that are of no model are left out."""
+    models: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if "model" in record["parameters"]:
+            models[str(record["parameters"]["model"])].append(record)
+    return dict(models)
+
+
+def plain_runs(records: Iterable[Record]) -> list[Record]:
+    """The records without variants: runs with options, where their method was run without too."""
+    found = list(records)
+    plain = {r["parameters"]["method"] for r in found if not r["parameters"].get("options")}
+    return [
+        record
+        for record in found
+        if not record["parameters"].get("options") or record["parameters"]["method"] not in plain
+    ]
+
+
+def common_parameters(records: Iterable[Record]) -> dict[str, Any]:
+    """The most frequent value of each parameter that is part of the setting."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        for key, value in record["parameters"].items():
+            if key not in CELL:
+                counts[key][json.dumps(value, sort_keys=True)] += 1
+    return {key: json.loads(count.most_common(1)[0][0]) for key, count in counts.items()}
+
+
+def _differences(record: Record, common: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a run's setting that are not those of most runs."""
+    # a run that read no calibration text is the same run whatever the calibration would be
+    ignored = CELL if "calibration" in (record.get("data") or {}) else (*CELL, *CALIBRATION)
+    return {
+        key: value
+        for key, value in record["parameters"].items()
+        if key not in ignored and common.get(key) != value
+    }
+
+
+def common_setting(records: Iterable[Record]) -> list[Record]:
+    """The records that differ from most in nothing but the cell: same model, texts and sizes."""
+    found = list(records)
+    common = common_parameters(found)
+    return [record for record in found if not _differences(record, common)]
+
+
+def labelled(records: Iterable[Record]) -> list[tuple[Record, str]]:
+    """Each record with its row: the method, and whatever sets it apart from most records."""
+    found = list(records)
+    common = common_parameters(found)
+    pairs = []
+    for record in found:
+        method, options = record["parameters"]["method"], record["parameters"].get("options") or {}
+        details = options | _differences(record, common)
+        text = ", ".join(f"{key}={value}" for key, value in sorted(details.items()))
+        pairs.append((record, f"{method} ({text})" if text else method))
+    return pairs
+
+
+def prune_runs(records: Iterable[Record]) -> list[Record]:
+    """The records of the pruning notebook."""
+    return [r for r in records if r["notebook"] == PRUNE_NOTEBOOK and "perplexity" in r["metrics"]]
+
+
+def run_frame(runs: list[Record]) -> pd.DataFrame:
+    """Runs that prune, a row each in the order given.
+
+    Columns: record; label and target, its row and column in the tables (target "dense" for the
+    dense model); method; pattern; options, as JSON; seed; variant, whether `plain_runs` leaves it
+    out; and the value of every metric, NaN where a record lacks it.
+    """
+    plain = {id(record) for record in plain_runs(runs)}
+    rows = []
+    for record, label in labelled(runs):
+        asked = record["parameters"]
+        rows.append({name: metric["value"] for name, metric in record["metrics"].items()} | {
+            "record": record,
+            "label": label,
+            "target": column_of(record) or "dense",
+            "method": asked["method"],
+            "pattern": asked.get("pattern"),
+            "options": json.dumps(asked.get("options") or {}, sort_keys=True),
+            "seed": asked.get("calibration_seed", 0),
+            "variant": id(record) not in plain,
+        })  # fmt: skip
+    always = ("record", "label", "target", "method", "options", "seed", "variant", "perplexity")
+    return pd.DataFrame(rows, columns=None if rows else always)
+
+
+def prune_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """The runs of the pruning notebook without variants, as `run_frame` has them."""
+    runs = run_frame(prune_runs(records))
+    return runs[~runs["variant"].astype(bool)]
+
+
+def perplexity_cells(records: Iterable[Record]) -> pd.DataFrame:
+    """Perplexity by label and target: mean, min and max over seeds, and count."""
+    cells = prune_frame(records).groupby(["label", "target"])["perplexity"]
+    return cells.agg(mean=mean, min="min", max="max", count="count")
+
+
+def series_of(records: Iterable[Record], name: str) -> Mapping[str, Any] | None:
+    """The series of that name, of the record "default" if it has one, else of the first."""
+    found = [record for record in records if name in (record.get("series") or {})]
+    found.sort(key=lambda record: record.get("name") != "default")
+    return found[0]["series"][name] if found else None
+
+
+def series_rows(records: Iterable[Record], name: str) -> list[dict[str, Any]]:
+    """The rows of a series that is a list, of all records, each with its "record" (a number)."""
+    return [
+        row | {"record": number}
+        for number, record in enumerate(records)
+        for row in (record.get("series") or {}).get(name, ())
+    ]
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean of the numbers that are there, summed in their order; NaN if there is none."""
+    found = [value for value in values if not pd.isna(value)]
+    return sum(found) / len(found) if found else math.nan
