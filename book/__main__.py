@@ -22,8 +22,7 @@ from sphinx.cmd.build import build_main
 import helpers
 from helpers.errors import HelpersError, RunError
 from helpers.paths import notebooks_dir, reference_dir, results_dir, root
-from helpers.records import read_records
-from helpers.results.describe import describe
+from helpers.results import figure_alt
 
 COPIED = (
     *("README.md", "CHANGES.md", "docs", "helpers/own"),
@@ -119,7 +118,7 @@ class Sources:
         for path in sorted((folder / "figures").glob(f"{name}*.png")):
             if max((n for n in PRODUCTS if path.stem.startswith(n)), key=len) == name:
                 self.copy(path, f"{copies}/figures/{path.name}")
-                alt = describe(path.stem, read_records(folder / "records")).reading
+                alt = figure_alt(path.stem)
                 text += f"```{{figure}} /{copies}/figures/{path.name}\n:alt: {alt}\n```\n\n"
         return text
 
