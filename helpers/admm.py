@@ -26,6 +26,7 @@ from helpers.errors import (
     NotPositiveDefinite,
     check_choice,
     check_real,
+    check_switch,
     check_whole,
 )
 from helpers.gram import (
@@ -319,13 +320,6 @@ def _solve_symmetric(system: Tensor, right: Tensor) -> Tensor:
     if info.item() == 0:
         return torch.cholesky_solve(right[:, None], lower).squeeze(1)
     return torch.linalg.pinv(system, hermitian=True) @ right
-
-
-def check_switch(what: str, value: object) -> bool:
-    """Return `value` if it is True or False, else raise BadParameter."""
-    if isinstance(value, bool):
-        return value
-    raise BadParameter(f"{what} {value!r} is not allowed: give True or False")
 
 
 def check_steps(iterations: int, mask_steps: int) -> None:
