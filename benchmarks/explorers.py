@@ -1,4 +1,4 @@
-"""Seconds from a changed control of an explorer to its new picture, with the gram already computed."""
+"""Seconds from a changed control of an explorer to its new picture, the gram being known."""
 
 from __future__ import annotations
 

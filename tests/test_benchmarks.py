@@ -21,7 +21,6 @@ from benchmarks import (
     solver,
     timing,
 )
-from helpers.corpora import calibration_tokens
 from helpers.explore import layer_solve_explorer
 from helpers.gram import relative_error
 from helpers.methods import METHODS
@@ -131,9 +130,8 @@ def test_the_published_solver_gives_our_answer() -> None:
 
 
 def test_the_published_path_prunes_a_model_as_ours_does() -> None:
-    first, tokenizer = load_model("tiny", device="cpu")
-    second, _ = load_model("tiny", device="cpu")
-    tokens = calibration_tokens("embedded", tokenizer, sequences=2, length=32)
+    (first, _), (second, _) = load_model("tiny", device="cpu"), load_model("tiny", device="cpu")
+    tokens = problems.random_tokens(first, 4, 64)
     found: list[tuple[float, int]] = []
 
     def done(name: str, weight: torch.Tensor, new: torch.Tensor, gram: torch.Tensor) -> None:
