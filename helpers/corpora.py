@@ -248,24 +248,25 @@ def _documents(source: str) -> list[str]:
         text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     documents = [text]
     if path.suffix.lower() == ".jsonl":
+        documents = []
         # not splitlines: a JSON string may hold U+2028 and its like
-        lines = enumerate(text.split("\n"), start=1)
-        documents = [_row_text(path, number, line) for number, line in lines if line.strip()]
+        for number, line in enumerate(text.split("\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+                raise BadText(
+                    f'{path} line {number} is no JSON object with a "text" string: write '
+                    '{"text": "..."} on each line'
+                )
+            documents.append(row["text"])
     documents = [document for document in documents if document.strip()]
     if not documents:
         raise BadText(f"{path} holds no text: give a file with text in it")
     return documents
-
-
-def _row_text(path: Path, number: int, line: str) -> str:
-    """The "text" field of one line of JSON."""
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise BadText(f"{path} line {number} is not JSON: write one object a line") from error
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise BadText(f'{path} line {number} has no "text" string: write {{"text": "..."}}')
-    return row["text"]
 
 
 @contextlib.contextmanager
@@ -277,10 +278,10 @@ def _file_errors(path: str) -> Iterator[None]:
         raise BadText(
             f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8 and try again"
         ) from error
-    except FileNotFoundError as error:
-        raise BadText(f"text file {path} does not exist: check the path") from error
     except OSError as error:
-        raise BadText(f"text file {path} cannot be read: {error.strerror}") from error
+        raise BadText(
+            f"text file {path} cannot be read ({error.strerror}): check the path"
+        ) from error
 
 
 def _hub_rows(name: str, split: str) -> Any:

@@ -25,25 +25,14 @@ from helpers.errors import BadParameter, RecordError, first_line
 from helpers.paths import replace_file, results_dir, root
 
 SCHEMA = 1
-# a record's fields and their types in JSON; one that lacks a field is not used
-FIELDS: dict[str, tuple[type, ...]] = {
-    "schema": (int,),
-    "notebook": (str,),
-    "name": (str,),
-    "parameters": (dict,),
-    "metrics": (dict,),
-    "model": (dict, NoneType),
-    "data": (dict, NoneType),
-    "seeds": (dict,),
-    "seconds": (int, float),
-    "device": (str,),
-    "peak_memory_bytes": (int,),
-    "series": (dict, NoneType),
-    "layers": (list, NoneType),
-    "versions": (dict,),
-    "git": (dict, NoneType),
-    "platform": (dict,),
-    "created": (str,),
+# a record's fields by their type in JSON; a record that lacks one is not used
+FIELDS: dict[Any, tuple[str, ...]] = {
+    int: ("schema", "peak_memory_bytes"),
+    int | float: ("seconds",),
+    str: ("notebook", "name", "device", "created"),
+    dict: ("parameters", "metrics", "seeds", "versions", "platform"),
+    dict | None: ("model", "data", "series", "git"),
+    list | None: ("layers",),
 }
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "lm-eval")
 PACKAGES += ("numpy", "pandas")
@@ -144,11 +133,13 @@ def check_record(record: Any, where: str = "record") -> dict[str, Any]:
     """Return the record if every field is there with its type, else raise RecordError."""
     if not isinstance(record, dict):
         raise RecordError(f"{where} is not a mapping: delete it and run again")
-    for field, types in FIELDS.items():
-        if field not in record:
-            raise RecordError(f"{where} lacks {field!r}: delete it and run again")
-        if not isinstance(record[field], types):
-            raise RecordError(f"{where} has {field} = {record[field]!r:.60}: delete it, run again")
+    for kind, fields in FIELDS.items():
+        for field in fields:
+            if field not in record:
+                raise RecordError(f"{where} lacks {field!r}: delete it and run again")
+            if not isinstance(record[field], kind):
+                value = f"{field} = {record[field]!r:.60}"
+                raise RecordError(f"{where} has {value}: delete it and run again")
     if record["schema"] != SCHEMA:
         raise RecordError(f"{where} has schema {record['schema']}, not {SCHEMA}: run it again")
     for name, metric in record["metrics"].items():
@@ -176,7 +167,7 @@ def check_type(name: str, value: Any, allowed_types: Iterable[type | None]) -> N
     if type(value) in types or (type(value) is int and float in types):
         return
     if not isinstance(value, (bool, NoneType)) and isinstance(value, tuple(types)):
-        return  # a subclass, such as a numpy float
+        return  # of a subclass, such as numpy's float64
     wanted = " or ".join(sorted("None" if kind is NoneType else kind.__name__ for kind in types))
     raise BadParameter(
         f"{name} = {value!r} is of type {type(value).__name__}: give {wanted}{_hint(value, types)}"

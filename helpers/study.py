@@ -8,11 +8,10 @@ record.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,33 +36,6 @@ ADMM_ROWS = (5, 10, 20, 50)
 
 MASK_DEFAULT = {"mask_steps": 15, "schedule": "paper", "budget": "matrix"}
 MASK_STEPS = (0, 5, 10, 15)
-
-
-class Stopwatch:
-    """Seconds of work on `device`, with pauses for what must not count."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._before = 0.0
-        self._started = self._now()
-
-    def _now(self) -> float:
-        synchronise(self._device)
-        return time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the start, without the pauses."""
-        return self._before + self._now() - self._started
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[float]:
-        """Stand still inside the block; gives the seconds so far."""
-        self._before = self.seconds
-        try:
-            yield self._before
-        finally:
-            self._started = self._now()
 
 
 def update_study(
@@ -109,33 +81,26 @@ def update_study(
     return study
 
 
-def _settings(
-    solver: str,
-    rho: float | None = None,
-    precondition: bool | None = None,
-    damping: float | None = None,
-    learning_rate: float | None = None,
-) -> dict[str, Any]:
+def _settings(solver: str, **given: Any) -> dict[str, Any]:
     """A solver and its settings in the order of the rows; None where it has no such setting."""
-    return {
-        "solver": solver,
-        "rho": rho,
-        "precondition": precondition,
-        "damping": damping,
-        "learning_rate": learning_rate,
-    }
+    names = ("rho", "precondition", "damping", "learning_rate")
+    return {"solver": solver, **{name: given.get(name) for name in names}}
 
 
 def _variants(damping: float) -> list[dict[str, Any]]:
     """The settings of every solver with iterations; ADMM's options are changed one at a time."""
     both = (True, False)
-    variants = [_settings("admm", rho, scaled, damping) for scaled in both for rho in RHOS]
+    fixed = {"damping": damping}
+    variants = [
+        _settings("admm", rho=rho, precondition=scaled, **fixed) for scaled in both for rho in RHOS
+    ]
     if damping != LIGHT_DAMPING:
-        variants.append(_settings("admm", 1.0, True, LIGHT_DAMPING))
-    variants += [_settings("cg", None, scaled, damping) for scaled in both]
+        variants.append(_settings("admm", rho=1.0, precondition=True, damping=LIGHT_DAMPING))
+    variants += [_settings("cg", precondition=scaled, **fixed) for scaled in both]
     for solver, rates in LEARNING_RATES.items():
         for scaled in (False, True):
-            variants += [_settings(solver, None, scaled, damping, rate) for rate in rates]
+            options = {**fixed, "precondition": scaled}
+            variants += [_settings(solver, learning_rate=rate, **options) for rate in rates]
     return variants
 
 
@@ -165,7 +130,7 @@ class _Case:
         self.ridge = (damp(scaled, damping) - scaled).diagonal() * norms.square()
         self.total = _inner(weight @ gram, weight)  # ‖XW‖²
         # in float64, since every excess is relative to f*
-        optimum, self.optimum_seconds = self._timed(
+        optimum, self.optimum_seconds = self.timed(
             lambda: exact_least_squares(weight.double(), gram, self.keep, damping=damping)
         )
         change = weight.double() - optimum
@@ -173,10 +138,15 @@ class _Case:
         self.best = _inner(image, change)  # f*
         self.optimum = optimum.float()
 
-    def _timed(self, solve: Callable[[], Any]) -> tuple[Any, float]:
+    def now(self) -> float:
+        """A clock in seconds that a GPU's unfinished work cannot deceive."""
+        synchronise(self.weight.device)
+        return time.perf_counter()
+
+    def timed(self, solve: Callable[[], Any]) -> tuple[Any, float]:
         """What a solver returns, and its seconds."""
-        watch = Stopwatch(self.weight.device)
-        return solve(), watch.seconds
+        started = self.now()
+        return solve(), self.now() - started
 
     def measure(self, new: Tensor) -> dict[str, float]:
         """Relative error and excess of a weight (d_out, d_in) that is zero outside the mask."""
@@ -209,14 +179,14 @@ class _Case:
         """The rows without iterations: no update, SparseGPT, and exact least squares."""
         weight, gram, keep = self.weight, self.gram, self.keep
         rows = [self.row(_settings("none"), None, weight * keep, 0.0)]
-        solved, seconds = self._timed(lambda: METHODS["sparsegpt"](weight, gram, keep=keep))
+        solved, seconds = self.timed(lambda: METHODS["sparsegpt"](weight, gram, keep=keep))
         settings = _settings("sparsegpt", damping=solved.damping)
         rows.append(self.row(settings, None, solved.weight, seconds))
         settings = _settings("exact", damping=self.damping)
         rows.append(self.row(settings, None, self.optimum, self.optimum_seconds))
         for other in sorted({LIGHT_DAMPING, 0.0} - {self.damping}, reverse=True):
             solve = functools.partial(exact_least_squares, weight, gram, keep, damping=other)
-            rows.append(self.row(_settings("exact", damping=other), None, *self._timed(solve)))
+            rows.append(self.row(_settings("exact", damping=other), None, *self.timed(solve)))
         return rows
 
     def run(
@@ -233,23 +203,25 @@ class _Case:
         }
 
         def trace(iteration: int, new: Tensor, _: Tensor) -> None:
+            nonlocal started
             if iteration not in points:
                 return
-            with watch.paused() as seconds:
-                measured = self.measure(new)
-                if not all(math.isfinite(value) for value in measured.values()):
-                    raise NonFinite(f"{solver} diverged at iteration {iteration}")
-                if iteration in rows_at:
-                    rows.append(self.row(settings, iteration, new, seconds))
-                curve["iterations"].append(iteration)
-                for name, value in {"seconds": seconds, **measured}.items():
-                    # five digits: a curve is drawn, and a record should stay small
-                    curve[name].append(float(f"{value:.5g}"))
+            stopped = self.now()
+            seconds, measured = stopped - started, self.measure(new)
+            if not all(math.isfinite(value) for value in measured.values()):
+                raise NonFinite(f"{solver} diverged at iteration {iteration}")
+            if iteration in rows_at:
+                rows.append(self.row(settings, iteration, new, seconds))
+            curve["iterations"].append(iteration)
+            for name, value in {"seconds": seconds, **measured}.items():
+                # five digits: a curve is drawn, and a record should stay small
+                curve[name].append(float(f"{value:.5g}"))
+            started += self.now() - stopped  # measuring is no work of the solver's
 
         solvers = {"admm": refit, "cg": conjugate_gradients}
         solve = solvers.get(solver) or functools.partial(gradient_refit, optimiser=solver)
         options = {k: v for k, v in settings.items() if k != "solver" and v is not None}
-        watch = Stopwatch(self.weight.device)
+        started = self.now()
         try:
             solve(self.weight, self.gram, self.keep, iterations=last, trace=trace, **options)
         except NonFinite:

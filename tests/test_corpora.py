@@ -146,16 +146,16 @@ def test_an_unknown_source_lists_what_is_allowed(source: Any, one_line_error) ->
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("missing.txt", None, "does not exist"),
+        ("missing.txt", None, "No such file"),
         ("blank.txt", b" \n\t\n", "holds no text"),
         ("bom.txt", b"\xef\xbb\xbf", "holds no text"),
         ("latin.txt", "caf\xe9".encode("latin-1"), "not UTF-8 text (byte 3)"),
         ("empty.jsonl", b"\n\n", "holds no text"),
         ("blank.jsonl", b'{"text": ""}\n', "holds no text"),
-        ("broken.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
-        ("field.jsonl", b'{"content": "a"}\n', 'line 1 has no "text" string'),
-        ("number.jsonl", b'{"text": 5}\n', 'line 1 has no "text" string'),
-        ("list.jsonl", b'["a"]\n', 'line 1 has no "text" string'),
+        ("broken.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is no JSON"),
+        ("field.jsonl", b'{"content": "a"}\n', 'line 1 is no JSON object with a "text" string'),
+        ("number.jsonl", b'{"text": 5}\n', 'line 1 is no JSON object with a "text" string'),
+        ("list.jsonl", b'["a"]\n', 'line 1 is no JSON object with a "text" string'),
         ("folder.txt", "a folder", "cannot be read"),
     ],
 )
@@ -195,7 +195,7 @@ def test_identity_pins_the_text_and_hides_the_folder(text_file: Path, one_line_e
     assert corpus_identity("wikitext2")["dataset"] == "Salesforce/wikitext"
     assert len(corpus_identity("embedded")["sha256"]) == 64
     assert all(len(hub.revision) == 40 and int(hub.revision, 16) for hub in (C4, WIKITEXT2))
-    with one_line_error(BadText, "does not exist"):
+    with one_line_error(BadText, "No such file", "check the path"):
         corpus_identity(text_file.with_name("other.txt"))
 
 
