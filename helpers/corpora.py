@@ -46,20 +46,19 @@ class HubText:
     files: Mapping[str, str]
 
 
-HUB_TEXTS = {
-    "c4": HubText(
-        "allenai/c4",
-        "607bd4c8450a42878aa9ddc051a65a055450ef87",
-        "json",
-        {"train": "en/c4-train.00000-of-01024.json.gz"},
-    ),
-    "wikitext2": HubText(
-        "Salesforce/wikitext",
-        "b08601e04326c79dfdd32d625aee71d232d685c3",
-        "parquet",
-        {s: f"wikitext-2-raw-v1/{s}-00000-of-00001.parquet" for s in ("train", "test")},
-    ),
-}
+C4 = HubText(
+    "allenai/c4",
+    "607bd4c8450a42878aa9ddc051a65a055450ef87",
+    "json",
+    {"train": "en/c4-train.00000-of-01024.json.gz"},
+)
+WIKITEXT2 = HubText(
+    "Salesforce/wikitext",
+    "b08601e04326c79dfdd32d625aee71d232d685c3",
+    "parquet",
+    {s: f"wikitext-2-raw-v1/{s}-00000-of-00001.parquet" for s in ("train", "test")},
+)
+HUB_TEXTS = {"c4": C4, "wikitext2": WIKITEXT2}
 
 
 def calibration_tokens(
@@ -89,9 +88,9 @@ def calibration_tokens(
     length = check_whole("length", length)
     draw = random.Random(check_whole("seed", seed, least=0))
     if source == "c4":
-        return _windows_of_documents(_hub_rows("c4", "train"), tokenizer, sequences, length, draw)
+        return _windows_of_documents(_hub_rows(C4, "train"), tokenizer, sequences, length, draw)
     if source == "wikitext2":
-        stream = _tokenise(tokenizer, " ".join(_hub_rows("wikitext2", "train")["text"]))
+        stream = _tokenise(tokenizer, " ".join(_hub_rows(WIKITEXT2, "train")["text"]))
     else:
         stream = _joined(_documents(source), tokenizer)
     if len(stream) < length:  # a shorter sequence is never used instead
@@ -118,7 +117,7 @@ def evaluation_tokens(source: str | os.PathLike[str], tokenizer: Any) -> Tensor:
     """
     source = _check_source(source, EVALUATION_SOURCES)
     if source == "wikitext2":
-        texts = _hub_rows("wikitext2", "test")["text"]
+        texts = _hub_rows(WIKITEXT2, "test")["text"]
     else:
         texts = wiki_articles() if source == "embedded" else _documents(source)
     return _tokenise(tokenizer, "\n\n".join(texts))
@@ -284,22 +283,12 @@ def _file_errors(path: str) -> Iterator[None]:
         ) from error
 
 
-def _hub_rows(name: str, split: str) -> Any:
-    """One split as a `datasets` table with a "text" column, downloaded at its pinned commit."""
-    import datasets  # here, because the embedded default does not need them and they load slowly
-    import huggingface_hub
+def _hub_rows(hub: HubText, split: str) -> Any:
+    """One split as a `datasets` table with a "text" column."""
+    import datasets  # here, because the embedded default does not need it and it loads slowly
 
-    hub = HUB_TEXTS[name]
+    path = _hub_file(hub, split)
     file = f"{hub.repo} {hub.files[split]}"
-    try:
-        path = huggingface_hub.hf_hub_download(
-            hub.repo, hub.files[split], repo_type="dataset", revision=hub.revision
-        )
-    except (OSError, ValueError) as error:  # the hub's own errors derive from these
-        raise AssetError(
-            f"could not download {file} at {hub.revision[:8]} ({type(error).__name__}): "
-            'connect to the hub, or use "embedded"'
-        ) from error
     try:
         # the builder is named, so neither a loading script nor the hub's metadata is consulted
         rows = datasets.load_dataset(
@@ -315,3 +304,21 @@ def _hub_rows(name: str, split: str) -> Any:
     if "text" not in rows.column_names or len(rows) == 0:
         raise BadText(f'{file} has no rows with a "text" column')
     return rows
+
+
+def _hub_file(hub: HubText, split: str) -> Path:
+    """The split's file in the hub's own cache, downloaded there once at the pinned commit."""
+    import huggingface_hub
+
+    file = hub.files[split]
+    try:
+        return Path(
+            huggingface_hub.hf_hub_download(
+                hub.repo, file, repo_type="dataset", revision=hub.revision
+            )
+        )
+    except (OSError, ValueError) as error:  # the hub's own errors derive from these
+        raise AssetError(
+            f"could not download {hub.repo} {file} at {hub.revision[:8]} "
+            f'({type(error).__name__}): connect to the hub, or use "embedded"'
+        ) from error

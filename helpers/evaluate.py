@@ -280,8 +280,10 @@ def zero_shot_metrics(scores: Mapping[str, TaskScore]) -> dict[str, dict[str, An
 
 @contextlib.contextmanager
 def _quiet_harness(source: str) -> Iterator[None]:
-    """Inside, lm-eval prints nothing and needs no network for embedded rows; whatever it changes
-    is restored afterwards."""
+    """Inside, lm-eval prints nothing and, for embedded rows, uses no network.
+
+    The random states and switches that it changes are restored afterwards.
+    """
     import datasets
     import huggingface_hub.constants as hub
 
@@ -295,7 +297,7 @@ def _quiet_harness(source: str) -> Iterator[None]:
             stack.enter_context(attribute(datasets.config, "HF_HUB_OFFLINE", True))
         stack.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.ERROR)
-        # a dozen progress bars, and warnings about what is intended
+        # a dozen progress bars go there, and warnings about what is intended
         stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         yield
 

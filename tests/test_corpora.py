@@ -13,11 +13,16 @@ import pytest
 import torch
 
 from helpers import corpora
-from helpers.corpora import calibration_tokens, corpus_identity, evaluation_tokens
+from helpers.corpora import (
+    C4,
+    WIKITEXT2,
+    calibration_tokens,
+    corpus_identity,
+    evaluation_tokens,
+)
 from helpers.errors import AssetError, BadParameter, BadText, CalibrationTooShort
 
 END = 7
-C4, WIKITEXT2 = corpora.HUB_TEXTS["c4"], corpora.HUB_TEXTS["wikitext2"]
 
 
 class WordTokenizer:
