@@ -24,7 +24,6 @@ from benchmarks import (
 from helpers.explore import layer_solve_explorer
 from helpers.gram import relative_error
 from helpers.methods import METHODS
-from helpers.models import load_model
 from helpers.prune import prune_model
 
 
@@ -112,10 +111,11 @@ def test_a_ratio_is_taken_within_a_round() -> None:
         timing.ratio({"a": [1.0], "b": [1.0, 2.0]}, "a", "b")
 
 
-@pytest.mark.parametrize("power", [0, 1, 2.5, 3])
-def test_the_fitted_exponent_is_right(power: float) -> None:
+def test_the_fitted_exponent_is_right() -> None:
     sizes = [512, 768, 1024, 4096]
-    assert timing.exponent(sizes, [3e-9 * size**power for size in sizes]) == pytest.approx(power)
+    for power in (0, 2.5):
+        found = timing.exponent(sizes, [3e-9 * size**power for size in sizes])
+        assert found == pytest.approx(power, abs=1e-9)
 
 
 # --- the published path --------------------------------------------------------------------
@@ -130,7 +130,7 @@ def test_the_published_solver_gives_our_answer() -> None:
 
 
 def test_the_published_path_prunes_a_model_as_ours_does() -> None:
-    (first, _), (second, _) = load_model("tiny", device="cpu"), load_model("tiny", device="cpu")
+    first, second = (problems.random_llama(2, 32, 64, 2) for _ in range(2))
     tokens = problems.random_tokens(first, 4, 64)
     found: list[tuple[float, int]] = []
 
@@ -168,12 +168,6 @@ def test_a_measured_model_is_left_as_it_was() -> None:
     row = model.measure_model("tiny", tiny, problems.random_tokens(tiny, 2, 8), repeats=1)
     assert all(torch.equal(before[name], value) for name, value in tiny.state_dict().items())
     assert row["published"]["repeats"] == 1 and row["difference"]["mean"] <= solver.TOLERANCE
-
-
-def test_a_cut_model_still_runs() -> None:
-    cut = problems.cut_model("tiny", 1)
-    tokens = problems.random_tokens(cut, 2, 8)
-    assert len(prune_model(cut, tokens, method="wanda", sparsity=0.5).layers) == 7
 
 
 def test_a_busy_machine_is_reported() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helpers import device
-from helpers.device import all_finite, bit_sum, fast_products, memory_growth
+from helpers.device import all_finite, bit_sum, memory_growth
 from helpers.errors import BadParameter
 
 
@@ -83,9 +83,3 @@ def test_peak_memory_is_in_bytes() -> None:
     high_water = int(line.split()[1]) * 1024
     # the upper end is wide because a process starts with its parent's peak
     assert 0.9 * high_water < device.peak_memory_bytes("cpu") < 50 * high_water
-
-
-def test_products_on_a_cpu_stay_as_they_are() -> None:
-    before = torch.get_float32_matmul_precision()
-    with fast_products("cpu", True):
-        assert torch.get_float32_matmul_precision() == before

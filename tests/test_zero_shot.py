@@ -88,6 +88,8 @@ def log_likelihood(model: torch.nn.Module, tokenizer: Any, given: str, asked: st
 def test_choices_are_those_of_sums_by_hand(tiny: tuple, all_scores: dict, task: str) -> None:
     score, rows = all_scores[task], task_rows(task)
     assert (score.acc_norm is not None) == (task in NORMALISED)
+    # otherwise scores that never change would pass
+    assert len(score.acc) == 8 and set(score.acc) == {0, 1}
     for place, item in enumerate(score.items):
         pairs, right = worded(task, rows[item])
         if task == "hellaswag" and any("[" in text for pair in pairs for text in pair):
@@ -97,11 +99,6 @@ def test_choices_are_those_of_sums_by_hand(tiny: tuple, all_scores: dict, task: 
         if score.acc_norm is not None:
             means = [s / (len(asked) - 1) for s, (_, asked) in zip(sums, pairs, strict=True)]
             assert score.acc_norm[place] == int(means.index(max(means)) == right)
-
-
-def test_some_items_are_right_and_some_are_wrong(all_scores: dict) -> None:
-    # otherwise the test above would pass with scores that never change
-    assert all(len(score.acc) == 8 and set(score.acc) == {0, 1} for score in all_scores.values())
 
 
 # --- against lm-eval -----------------------------------------------------------------------
@@ -179,15 +176,6 @@ def test_no_hub(tiny: tuple, monkeypatch, one_line_error, tmp_path: Path) -> Non
 # --- the same for every model --------------------------------------------------------------
 
 
-def test_two_models_get_the_same_items_and_different_scores(tiny: tuple) -> None:
-    other, tokenizer = load_model("tiny", device="cpu")
-    with torch.no_grad():
-        other.model.layers[0].mlp.down_proj.weight.mul_(-20)
-    one = zero_shot(*tiny, tasks=["arc_easy"], limit=12, seed=5)["arc_easy"]
-    two = zero_shot(other, tokenizer, tasks=["arc_easy"], limit=12, seed=5)["arc_easy"]
-    assert one.items == two.items == choose_items(2376, 12, 5) and one.acc != two.acc
-
-
 def test_batch_company_and_repetition_change_nothing(tiny: tuple, all_scores: dict) -> None:
     scores = zero_shot(*tiny, tasks=["winogrande", "openbookqa"], limit=8, batch=7)
     assert list(scores) == ["winogrande", "openbookqa"]
@@ -204,7 +192,7 @@ def test_half_precision_is_summed_in_float32(tiny: tuple, monkeypatch) -> None:
     assert seen != torch.tensor(seen).bfloat16().tolist()
 
 
-# --- traces --------------------------------------------------------------------------------
+# --- no traces ----------------------------------------------------------------------------
 
 
 def switches() -> tuple:
