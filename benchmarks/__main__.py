@@ -31,7 +31,7 @@ BENCHMARKS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmarks named and write record, page and figures after each."""
     options = parse(arguments)
-    read(options.out)  # one that cannot be added to is told before, not after, the measurement
+    read(options.out)  # fails before the measurement if the record cannot be added to
     machine = describe()  # once, because the first benchmark is a load to the second
     if machine["warning"]:
         print(f"warning: {machine['warning']}")
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options; a quick run writes to results/scratch/bench unless told otherwise."""
+    """The options; a quick run writes to results/scratch/bench unless --out says otherwise."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--quick", action="store_true", help="a trial in a minute, on toy sizes")

@@ -1,4 +1,4 @@
-"""Seconds from a changed control of an explorer to its new picture, with the gram at hand."""
+"""Seconds from a changed control of an explorer to its new picture, the gram being known."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
         explorer.wait()
         runs |= {(name, key): answer(explorer, key, values) for key, values in controls.items()}
     # a round is a change of each control, so a change meets no answer that is still kept
-    seconds = interleaved(runs, 3 if quick else 20)
+    seconds = interleaved(runs, 1 if quick else 20)
     for explorer, _ in explorers.values():
         explorer.close()
     return {"rows": [_row(width, *run, values) for run, values in seconds.items()]}

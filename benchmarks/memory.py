@@ -44,7 +44,7 @@ SPARE = 1.1  # of the disk that source and destination take
 def measure(quick: bool = False) -> dict[str, Any]:
     """A row for each case: peak memory, the prediction, and whether plain loading fits the limit.
 
-    A case that the disk has no room for, and all on another system than Linux, are left out and
+    A case that does not fit on the disk, and all on another system than Linux, are left out and
     named in "left out".
     """
     rows, left_out = [], []

@@ -27,9 +27,11 @@ def to_page(record: Mapping[str, Any]) -> str:
     parts = [HEAD]
     for name, entry in record["benchmarks"].items():
         make = REPORTERS.get(name, plain_report)
-        told = ["A quick trial on toy sizes: the numbers mean nothing."] if entry["quick"] else []
-        told += [machine_line(entry["machine"], entry["seconds"]), *_older_rows(entry["result"])]
-        parts.append("\n\n".join([f"## {name}", *told, *make(entry["result"])]).rstrip() + "\n")
+        text = [f"## {name}"]
+        if entry["quick"]:
+            text.append("A quick trial on toy sizes: the numbers mean nothing.")
+        text += [machine_line(entry["machine"], entry["seconds"]), *_older_rows(entry["result"])]
+        parts.append("\n\n".join([*text, *make(entry["result"])]).rstrip() + "\n")
     return "\n".join(parts)
 
 
@@ -109,7 +111,7 @@ def solver_report(result: Result) -> list[str]:
         }
         for row in rows
     ]
-    told = [
+    text = [
         "Floor: 21 products for each layer and one Cholesky inverse for the gram that the layers "
         "share, bare. Ours: `admm_grad`, 20 iterations, sparsity 0.6.",
         verdict("Ours / floor", _medians(rows, "ratio"), solver.TARGET),
@@ -122,8 +124,8 @@ def solver_report(result: Result) -> list[str]:
         shares = [
             {"part": name, "share (%)": 100 * share} for name, share in parts["shares"].items()
         ]
-        told += [f"Where the time of a {parts['case']} layer goes on a CPU:", table(shares)]
-    return told
+        text += [f"Where the time of a {parts['case']} layer goes on a CPU:", table(shares)]
+    return text
 
 
 def model_report(result: Result) -> list[str]:
@@ -209,7 +211,7 @@ def memory_report(result: Result) -> list[str]:
     rows = result["rows"]
     made = [_memory_row(row) for row in memory.rows_in_gigabytes(rows)]
     gaps = [abs(row["peak / predicted"] - 1) for row in rows]
-    told = [
+    text = [
         "Peak: resident memory of `prune_checkpoint` beyond the process before it, in a process "
         "whose address space is limited. Predicted: `checkpoint_memory`.",
         verdict("Gap between peak and prediction", gaps, memory.TARGET),
@@ -224,10 +226,8 @@ def memory_report(result: Result) -> list[str]:
         table(made),
     ]
     if result["left out"]:
-        told.append(
-            f"Left out (no room on the disk, or no Linux): {', '.join(result['left out'])}."
-        )
-    return told
+        text.append(f"Left out (not enough disk, or no Linux): {', '.join(result['left out'])}.")
+    return text
 
 
 def _memory_row(row: Result) -> dict[str, Any]:
@@ -263,7 +263,7 @@ def explorers_report(result: Result) -> list[str]:
     ]
     shares = [row["seconds"]["median"] / row["target"] for row in rows]
     return [
-        "From the change of a control to the PNG in its place, the layer's gram at hand. All "
+        "From the change of a control to the new PNG, with the layer's gram already computed. All "
         "outputs are solved; every change but that of the iteration shown is a new solve.",
         verdict("Seconds over their target", shares, 1.0),
         table(made),
@@ -272,11 +272,11 @@ def explorers_report(result: Result) -> list[str]:
 
 def plain_report(result: Result) -> list[str]:
     """A table of each list of rows; summaries as median and quartiles, other nesting left out."""
-    told = []
+    text = []
     for name, rows in result.items():
         if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
-            told += [f"{name}:", table([_plain_row(row) for row in rows])]
-    return told
+            text += [f"{name}:", table([_plain_row(row) for row in rows])]
+    return text
 
 
 def _plain_row(row: Result) -> dict[str, Any]:

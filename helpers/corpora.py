@@ -7,14 +7,14 @@ the SparseGPT and Wanda code, so that "c4" and "wikitext2" give those papers' ow
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import hashlib
 import json
 import logging
 import os
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from helpers.assets import ASSETS, fetch_asset
 from helpers.errors import AssetError, BadParameter, BadText, CalibrationTooShort, check_whole
-from helpers.paths import cache_dir
+from helpers.paths import cache_dir, sha256_file
 
 LOG = logging.getLogger(__name__)
 CALIBRATION_SOURCES = ("embedded", "c4", "wikitext2")
@@ -38,7 +38,7 @@ ARTICLE_CHARACTERS = 500
 
 @dataclass(frozen=True)
 class HubText:
-    """A text dataset at a pinned commit of the hub; `files` maps split → file."""
+    """A text dataset at a pinned commit of the hub; `files` maps a split to its file."""
 
     repo: str
     revision: str
@@ -56,10 +56,7 @@ WIKITEXT2 = HubText(
     "Salesforce/wikitext",
     "b08601e04326c79dfdd32d625aee71d232d685c3",
     "parquet",
-    {
-        "train": "wikitext-2-raw-v1/train-00000-of-00001.parquet",
-        "test": "wikitext-2-raw-v1/test-00000-of-00001.parquet",
-    },
+    {s: f"wikitext-2-raw-v1/{s}-00000-of-00001.parquet" for s in ("train", "test")},
 )
 HUB_TEXTS = {"c4": C4, "wikitext2": WIKITEXT2}
 
@@ -91,16 +88,20 @@ def calibration_tokens(
     length = check_whole("length", length)
     draw = random.Random(check_whole("seed", seed, least=0))
     if source == "c4":
-        rows = _load_dataset(C4, "train")
-        return _windows_of_documents(rows, tokenizer, sequences, length, draw)
+        return _windows_of_documents(_hub_rows(C4, "train"), tokenizer, sequences, length, draw)
     if source == "wikitext2":
-        stream = _tokenise(tokenizer, " ".join(_load_dataset(WIKITEXT2, "train")["text"]))
-        _require_length(source, len(stream), length)
+        stream = _tokenise(tokenizer, " ".join(_hub_rows(WIKITEXT2, "train")["text"]))
+    else:
+        stream = _joined(_documents(source), tokenizer)
+    if len(stream) < length:  # a shorter sequence is never used instead
+        raise CalibrationTooShort(
+            f"calibration text {source!r} has {len(stream)} tokens, fewer than one sequence of "
+            f"{length}: give a longer text or a smaller length"
+        )
+    if source == "wikitext2":
         last = max(len(stream) - length - 1, 0)
         offsets = [draw.randint(0, last) for _ in range(sequences)]
     else:
-        stream = _stream(_calibration_documents(source), tokenizer)
-        _require_length(source, len(stream), length)
         offsets = _offsets(len(stream), sequences, length, draw)
     return torch.stack([stream[at : at + length] for at in offsets])
 
@@ -115,12 +116,10 @@ def evaluation_tokens(source: str | os.PathLike[str], tokenizer: Any) -> Tensor:
     download fails.
     """
     source = _check_source(source, EVALUATION_SOURCES)
-    if source == "embedded":
-        texts = wiki_articles()
-    elif source == "wikitext2":
-        texts = _load_dataset(WIKITEXT2, "test")["text"]
+    if source == "wikitext2":
+        texts = _hub_rows(WIKITEXT2, "test")["text"]
     else:
-        texts = _file_documents(Path(source))
+        texts = wiki_articles() if source == "embedded" else _documents(source)
     return _tokenise(tokenizer, "\n\n".join(texts))
 
 
@@ -138,63 +137,51 @@ def corpus_identity(source: str | os.PathLike[str]) -> dict[str, str]:
     if source in HUB_TEXTS:
         hub = HUB_TEXTS[source]
         return {"name": source, "dataset": hub.repo, "revision": hub.revision}
-    digest = hashlib.sha256(_read_bytes(Path(source))).hexdigest()
-    return {"name": Path(source).name, "sha256": digest}
+    with _file_errors(source):
+        return {"name": Path(source).name, "sha256": sha256_file(source)}
 
 
 def c4_documents() -> list[str]:
     """The 568 embedded C4 documents: one a line, without duplicates and menu-only pages."""
     lines = fetch_asset("c4").read_text(encoding="utf-8").split("\n")
     unique = dict.fromkeys(line.strip() for line in lines if line.strip())
-    return [text for text in unique if _sentence_ends(text) >= SENTENCE_ENDS_PER_WORD]
+    sentence_end = re.compile(r"[.!?](?:\s|$|[\"'”’)])")
+    return [
+        text
+        for text in unique
+        if len(sentence_end.findall(text)) / len(text.split()) >= SENTENCE_ENDS_PER_WORD
+    ]
 
 
 def wiki_articles() -> list[str]:
     """The 517 embedded Wikipedia articles of 500 characters or more, in the file's order.
 
-    Title, and lines of a single word (headings and remains of lists), are left out first.
+    The title, and lines of one word (headings and remains of lists), are left out first.
     """
     text = fetch_asset("wiki").read_text(encoding="utf-8")
-    pages = re.findall(r"<doc [^>]*>\n(.*?)\n?</doc>", text, flags=re.DOTALL)
-    articles = (_article(page) for page in pages)
+    articles = []
+    for page in re.findall(r"<doc [^>]*>\n(.*?)\n?</doc>", text, flags=re.DOTALL):
+        _title, _, body = page.partition("\n")
+        lines = [line for line in body.strip().split("\n") if len(line.split()) > 1]
+        articles.append("\n".join(lines))
     return [article for article in articles if len(article) >= ARTICLE_CHARACTERS]
-
-
-def _article(page: str) -> str:
-    """The body of a page, without its title and one-word lines."""
-    _, _, body = page.partition("\n")
-    return "\n".join(line for line in body.strip().split("\n") if len(line.split()) > 1)
-
-
-def _sentence_ends(text: str) -> float:
-    """Sentence ends per word: low on pages of menus and lists."""
-    return len(re.findall(r"[.!?](?:\s|$|[\"'”’)])", text)) / len(text.split())
 
 
 def _check_source(source: str | os.PathLike[str], names: Sequence[str]) -> str:
     """The source as text: one of `names`, or the path of a .txt or .jsonl file."""
-    kinds = f"choose one of {', '.join(names)}, or the path of a .txt or .jsonl file"
-    if not isinstance(source, str | os.PathLike):
-        raise BadParameter(f"text source {source!r} is not a name or a path: {kinds}")
-    text = os.fspath(source)
+    text = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
     if text in names or Path(text).suffix.lower() in FILE_TYPES:
         return text
     near = difflib.get_close_matches(text, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise BadParameter(f"text source {text!r} is unknown: {kinds}{hint}")
-
-
-def _require_length(source: str, tokens: int, length: int) -> None:
-    """Stop when not even one sequence can be cut: a shorter one is never used instead."""
-    if tokens < length:
-        raise CalibrationTooShort(
-            f"calibration text {source!r} has {tokens} tokens, fewer than one sequence of "
-            f"{length}: give a longer text or a smaller length"
-        )
+    raise BadParameter(
+        f"text source {source!r} is unknown: choose one of {', '.join(names)}, or the path of a "
+        f".txt or .jsonl file{hint}"
+    )
 
 
 def _offsets(tokens: int, sequences: int, length: int, draw: random.Random) -> list[int]:
-    """Random window starts in a stream, without overlap if the stream has the room."""
+    """Random window starts in a stream, without overlap if the stream is long enough."""
     slack = tokens - sequences * length
     if slack < 0:
         LOG.warning(
@@ -211,7 +198,10 @@ def _offsets(tokens: int, sequences: int, length: int, draw: random.Random) -> l
 def _windows_of_documents(
     rows: Any, tokenizer: Any, sequences: int, length: int, draw: random.Random
 ) -> Tensor:
-    """A random window in each of `sequences` random documents longer than `length` tokens."""
+    """A random window in each of `sequences` random documents longer than `length` tokens.
+
+    The calls of `draw` are those of the SparseGPT and Wanda code, in its order.
+    """
     windows: list[Tensor] = []
     short: set[int] = set()
     while len(windows) < sequences:
@@ -238,67 +228,67 @@ def _tokenise(tokenizer: Any, text: str) -> Tensor:
     return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
 
 
-def _stream(documents: list[str], tokenizer: Any) -> Tensor:
+def _joined(documents: list[str], tokenizer: Any) -> Tensor:
     """Tokens of all documents with an end-of-sequence token between them, int64 (tokens,)."""
     encoded = tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
     end = getattr(tokenizer, "eos_token_id", None)
-    joint = [] if end is None else [end]
     stream = list(encoded[0])
     for tokens in encoded[1:]:
-        stream += joint + list(tokens)
+        stream += [*([] if end is None else [end]), *tokens]
     return torch.tensor(stream, dtype=torch.int64)
 
 
-def _calibration_documents(source: str) -> list[str]:
-    """The documents of "embedded" or of a file."""
-    return c4_documents() if source == "embedded" else _file_documents(Path(source))
-
-
-def _file_documents(path: Path) -> list[str]:
-    """The documents of a .txt (one) or .jsonl file (one a line), none of them blank."""
-    try:
-        text = _read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise BadText(
-            f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8 and try again"
-        ) from error
+def _documents(source: str) -> list[str]:
+    """The calibration documents of "embedded", or of a .txt (one) or .jsonl file (one a line)."""
+    if source == "embedded":
+        return c4_documents()
+    path = Path(source)
+    with _file_errors(source):
+        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     documents = [text]
     if path.suffix.lower() == ".jsonl":
+        documents = []
         # not splitlines: a JSON string may hold U+2028 and its like
-        lines = enumerate(text.split("\n"), start=1)
-        documents = [_row_text(path, number, line) for number, line in lines if line.strip()]
+        for number, line in enumerate(text.split("\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+                raise BadText(
+                    f'{path} line {number} is no JSON object with a "text" string: write '
+                    '{"text": "..."} on each line'
+                )
+            documents.append(row["text"])
     documents = [document for document in documents if document.strip()]
     if not documents:
         raise BadText(f"{path} holds no text: give a file with text in it")
     return documents
 
 
-def _row_text(path: Path, number: int, line: str) -> str:
-    """The "text" field of one line of JSON."""
+@contextlib.contextmanager
+def _file_errors(path: str) -> Iterator[None]:
+    """Turn what can go wrong with a file that the user named into one line."""
     try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise BadText(f"{path} line {number} is not JSON: write one object a line") from error
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise BadText(f'{path} line {number} has no "text" string: write {{"text": "..."}}')
-    return row["text"]
-
-
-def _read_bytes(path: Path) -> bytes:
-    """The content of a file that the user named."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise BadText(f"text file {path} does not exist: check the path") from error
+        yield
+    except UnicodeDecodeError as error:
+        raise BadText(
+            f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8 and try again"
+        ) from error
     except OSError as error:
-        raise BadText(f"text file {path} cannot be read: {error.strerror}") from error
+        raise BadText(
+            f"text file {path} cannot be read ({error.strerror}): check the path"
+        ) from error
 
 
-def _load_dataset(hub: HubText, split: str) -> Any:
+def _hub_rows(hub: HubText, split: str) -> Any:
     """One split as a `datasets` table with a "text" column."""
     import datasets  # here, because the embedded default does not need it and it loads slowly
 
     path = _hub_file(hub, split)
+    file = f"{hub.repo} {hub.files[split]}"
     try:
         # the builder is named, so neither a loading script nor the hub's metadata is consulted
         rows = datasets.load_dataset(
@@ -309,11 +299,10 @@ def _load_dataset(hub: HubText, split: str) -> Any:
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise AssetError(
-            f"{hub.repo} {hub.files[split]} cannot be read ({type(error).__name__}): "
-            f"delete {path} and try again"
+            f"{file} cannot be read ({type(error).__name__}): delete {path} and try again"
         ) from error
     if "text" not in rows.column_names or len(rows) == 0:
-        raise BadText(f'{hub.repo} {hub.files[split]} has no rows with a "text" column')
+        raise BadText(f'{file} has no rows with a "text" column')
     return rows
 
 
@@ -321,13 +310,15 @@ def _hub_file(hub: HubText, split: str) -> Path:
     """The split's file in the hub's own cache, downloaded there once at the pinned commit."""
     import huggingface_hub
 
+    file = hub.files[split]
     try:
-        path = huggingface_hub.hf_hub_download(
-            hub.repo, hub.files[split], repo_type="dataset", revision=hub.revision
+        return Path(
+            huggingface_hub.hf_hub_download(
+                hub.repo, file, repo_type="dataset", revision=hub.revision
+            )
         )
     except (OSError, ValueError) as error:  # the hub's own errors derive from these
         raise AssetError(
-            f"could not download {hub.repo} {hub.files[split]} at {hub.revision[:8]} "
+            f"could not download {hub.repo} {file} at {hub.revision[:8]} "
             f'({type(error).__name__}): connect to the hub, or use "embedded"'
         ) from error
-    return Path(path)

@@ -14,7 +14,7 @@ import torch
 
 from helpers.errors import BadParameter, check_choice
 
-PART = 1 << 20  # numbers looked at together
+PART = 1 << 20  # numbers checked at a time
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -55,7 +55,7 @@ def describe_device(device: torch.device | str) -> str:
 
 
 def synchronise(device: torch.device | str) -> None:
-    """Wait until a GPU has done what it was given, so that a clock means something."""
+    """Wait for a GPU to finish: its calls return before the work is done."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -73,8 +73,10 @@ def all_finite(tensor: torch.Tensor) -> bool:
 
 
 def bit_sum(tensor: torch.Tensor) -> int:
-    """The sum of a float32 tensor's bits, read as whole numbers: exact, so that it moves with
-    any change of one entry. Entries that have changed places are not seen."""
+    """The sum of a float32 tensor's bits, read as whole numbers.
+
+    It is exact, so any change of one entry changes it; an exchange of two entries does not.
+    """
     return int(tensor.view(torch.int32).sum(dtype=torch.int64))
 
 
@@ -97,7 +99,7 @@ def fast_products(device: torch.device | str, fast: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def attribute(holder: Any, name: str, value: Any) -> Iterator[None]:
-    """Give an attribute, such as a switch of a library, another value for a while."""
+    """Inside, an attribute of `holder`, such as a library's switch, has another value."""
     before = getattr(holder, name)
     setattr(holder, name, value)
     try:
@@ -117,44 +119,31 @@ class MemoryGrowth:
 
 @contextlib.contextmanager
 def memory_growth(device: torch.device | str) -> Iterator[MemoryGrowth]:
-    """Measure the growth inside; it is there once the block has ended."""
-    growth = MemoryGrowth()
-    before = _start_of_peak(torch.device(device))
+    """Measure the growth inside; it is known when the block ends."""
+    growth, before, on_gpu = MemoryGrowth(), None, torch.device(device).type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, see proc(5)
+            before = _process_status("VmRSS")
     yield growth
     if before is not None:
-        growth.bytes = max(0, _peak_since(torch.device(device)) - before)
-
-
-def _start_of_peak(device: torch.device) -> int | None:
-    """Forget the peak so far; return the bytes in use, or None where that cannot be done."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return int(torch.cuda.memory_allocated(device))
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # see proc(5): resets VmHWM
-        return _process_status("VmRSS")
-    except OSError:
-        return None
-
-
-def _peak_since(device: torch.device) -> int:
-    """The peak in bytes since `_start_of_peak`."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return _process_status("VmHWM")
+        peak = torch.cuda.max_memory_allocated(device) if on_gpu else _process_status("VmHWM")
+        growth.bytes = max(0, peak - before)
 
 
 def _process_status(field: str) -> int:
-    """A size in bytes from the kernel's account of this process."""
+    """A size in bytes from what the kernel reports about this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
 def peak_memory_bytes(device: torch.device | str) -> int:
     """Peak memory so far, in bytes: what torch allocated on a GPU, else the resident process."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # the kernel counts in kibibytes on Linux and in bytes on macOS
     return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -1,8 +1,8 @@
 """Errors a person can act on.
 
 Every message is one line that says what was given, what is allowed and what to do.
-All of them derive from `HelpersError`, so a caller can catch "the user must change something"
-apart from a bug.
+All of them derive from `HelpersError`, so a caller can tell "the user must change something" from
+a bug.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class CheckpointError(HelpersError):
 
 
 class AssetError(HelpersError):
-    """A pinned download is missing, corrupted or cannot be fetched."""
+    """A pinned download is missing, damaged or cannot be fetched."""
 
 
 class NonFinite(HelpersError):
@@ -74,7 +74,7 @@ class OutOfMemory(HelpersError):
 
 
 class ProcessLost(HelpersError):
-    """Another of the processes that prune together has ended, or cannot be reached."""
+    """One of the processes that prune together has ended, or cannot be reached."""
 
 
 class ParityError(HelpersError):
@@ -82,7 +82,7 @@ class ParityError(HelpersError):
 
 
 class ResumeError(HelpersError):
-    """What is asked for does not fit what an earlier run has left, or another run is at it."""
+    """The request does not fit what an earlier run left, or another process is working on it."""
 
 
 class RecordError(HelpersError):
@@ -90,7 +90,7 @@ class RecordError(HelpersError):
 
 
 class StorageError(HelpersError):
-    """Where results are to be kept, such as a mounted drive, cannot be read or written."""
+    """The place where results are kept, such as a mounted drive, cannot be read or written."""
 
 
 class Stopped(HelpersError):
@@ -102,7 +102,7 @@ class RunError(HelpersError):
 
 
 def first_line(error: BaseException) -> str:
-    """An exception's text up to its first line break, or its kind if it has none."""
+    """The first line of an exception's text, or the name of its class if it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -134,11 +134,15 @@ def check_whole(what: str, value: object, *, least: int = 1) -> int:
     raise BadParameter(f"{what} {value!r} is not allowed: give a whole number, {least} or more")
 
 
-def check_real(what: str, value: object, *, above: float | None = None) -> float:
-    """Return `value` if it is a finite number of at least 0, or strictly above `above`.
+def check_switch(what: str, value: object) -> bool:
+    """Return `value` if it is True or False, else raise BadParameter."""
+    if isinstance(value, bool):
+        return value
+    raise BadParameter(f"{what} {value!r} is not allowed: give True or False")
 
-    Raises BadParameter.
-    """
+
+def check_real(what: str, value: object, *, above: float | None = None) -> float:
+    """Return `value` if it is finite and at least 0 (or above `above`), else raise BadParameter."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if real and math.isfinite(value) and (value >= 0 if above is None else value > above):
         return float(value)

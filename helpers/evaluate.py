@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from helpers.capture import check_length, check_tokens, eval_mode, forward, logits_of
 from helpers.device import attribute
 from helpers.errors import AssetError, CalibrationTooShort, NonFinite, check_choice, check_whole
-from helpers.models import STORE, find_blocks, opened
+from helpers.models import WEIGHT_READER, find_blocks, opened
 from helpers.paths import cache_dir
 from helpers.replay import Replay
 from helpers.tasks import (
@@ -35,7 +35,7 @@ from helpers.tasks import (
 )
 
 LOG = logging.getLogger(__name__)
-POSITIONS = 128  # whose losses are computed together
+POSITIONS = 128  # of a window, whose losses are computed together
 LARGEST = 700.0  # exp of a larger mean loss is no longer a float
 
 
@@ -49,23 +49,27 @@ def perplexity(
 ) -> float:
     """exp of the mean negative log-likelihood of the next token, in windows that do not overlap.
 
-    Each window of `length` tokens predicts its tokens 2 … length; the remainder of the text is
-    left out. This is the papers' token perplexity, not lm-eval's word perplexity.
+    Each window of `length` tokens predicts its tokens 2 … length; what is left of the text after
+    the last whole window is not used. This is the papers' token perplexity, not lm-eval's word
+    perplexity.
 
     Args: tokens, int64 (tokens,), see `evaluation_tokens`; length, tokens in a window; limit, use
-    only the first `limit` windows, None for all; batch, windows in one forward pass. A model that
-    is read block by block (`load_streamed`) goes block by block through all windows, whose
-    activations are held: windows · length · width · (size of dtype) bytes.
+    only the first `limit` windows, None for all; batch, windows in one forward pass. A model whose
+    blocks are read one at a time (`load_streamed`) runs each block on all windows; it holds their
+    activations, windows · length · width · (size of dtype) bytes.
     Raises BadParameter, CalibrationTooShort (less text than asked for), NonFinite.
     """
     windows = check_windows(model, tokens, length, limit)
     check_whole("batch", batch)
     with eval_mode(model):
-        batches = _batches if getattr(model, STORE, None) is None else _streamed_batches
-        parts = batches(model, windows, batch)
-        total = sum(_negative_log_likelihood(logits, rows) for rows, logits in parts)
-    mean = total / (windows.shape[0] * (length - 1))
-    if not mean < LARGEST:
+        if hasattr(model, WEIGHT_READER):
+            pairs = _streamed_logits(model, windows, batch)
+        else:
+            pairs = ((rows, forward(model, rows)) for rows in windows.split(batch))
+        total = sum(_negative_log_likelihood(logits, rows) for rows, logits in pairs)
+    # a window of n tokens has n − 1 predictions: nothing comes before its first token
+    mean = total / (len(windows) * (length - 1))
+    if not mean < LARGEST:  # NaN is not below anything
         raise NonFinite(
             f"the mean loss is {mean:g}, which has no perplexity: the model's logits are broken; "
             "evaluate in dtype float32"
@@ -74,9 +78,9 @@ def perplexity(
 
 
 def check_windows(model: nn.Module, tokens: Tensor, length: int, limit: int | None) -> Tensor:
-    """The first `limit` windows (windows, length) of tokens (tokens,); None: all there are.
+    """The first `limit` windows (windows, length) of tokens (tokens,), all for None.
 
-    Raises what `perplexity` raises for them, so that it can be known before a long pruning.
+    Raises what `perplexity` raises for them, so that a notebook can ask before a long pruning.
     """
     check_length(model, check_whole("length", length, least=2))
     if limit is not None:
@@ -92,16 +96,11 @@ def check_windows(model: nn.Module, tokens: Tensor, length: int, limit: int | No
     return tokens[: wanted * length].view(wanted, length)
 
 
-def _batches(model: nn.Module, windows: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Windows (batch, length) with their logits (batch, length, vocabulary)."""
-    for rows in windows.split(batch):
-        yield rows, forward(model, rows)
-
-
-def _streamed_batches(
+def _streamed_logits(
     model: nn.Module, windows: Tensor, batch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same, block by block for all windows: each is read twice, not once for each window."""
+    """Batches of windows with their logits; each block is read once for all windows."""
+    # recorded arguments fit one batch size, so the last, smaller batch is a second replay
     whole = len(windows) - len(windows) % batch
     for part, size in ((windows[:whole], batch), (windows[whole:], len(windows) - whole)):
         if not len(part):
@@ -111,8 +110,8 @@ def _streamed_batches(
         for index in range(len(find_blocks(model))):
             with opened(model, index):
                 replay.advance(index, stream)
-        with opened(model):
-            calls, size = replay.calls, replay.batch
+        with opened(model):  # the final norm and the head
+            calls, size = replay.calls, replay.batch  # smaller where memory ran out
             for rows, states in zip(part.split(size), stream.split(size), strict=True):
                 yield rows, logits_of(model, rows, states, calls)
 
@@ -120,12 +119,13 @@ def _streamed_batches(
 def _negative_log_likelihood(logits: Tensor, rows: Tensor) -> float:
     """Summed over the predicted tokens of rows (batch, length), in float32.
 
-    A few positions at a time, since a copy of all logits would be the largest thing in memory.
+    A few positions at a time: a float32 copy of all logits would be the largest tensor in memory.
     """
     targets = rows.to(logits.device)
     total = 0.0
     for start in range(0, rows.shape[1] - 1, POSITIONS):
         stop = min(start + POSITIONS, rows.shape[1] - 1)
+        # the logits at a position predict the token after it
         part, wanted = logits[:, start:stop].float(), targets[:, start + 1 : stop + 1]
         loss = nn.functional.cross_entropy(part.flatten(0, 1), wanted.flatten(), reduction="sum")
         total += loss.item()
@@ -197,14 +197,30 @@ def zero_shot(
     """
     names = check_zero_shot(tasks=tasks, limit=limit, seed=seed, source=source, batch=batch)
     items = {name: choose_items(TASK_TABLE[name].size, limit, seed) for name in names}
-    with _harness(source), eval_mode(model):
-        harness_tasks = _harness_tasks(names, source, items)
-        answer, longest = _score(model, tokenizer, harness_tasks, source, items, batch)
-    _warn_of_cuts(answer["samples"], tokenizer, longest)
-    return {
-        name: _task_score(name, answer["versions"][name], items[name], answer["samples"][name])
-        for name in names
-    }
+    with _quiet_harness(source), eval_mode(model):
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+
+        # a copy of the tokenizer, because lm-eval gives it a padding token
+        harness = HFLM(
+            pretrained=model,
+            tokenizer=copy.deepcopy(tokenizer),
+            batch_size=batch,
+            softmax_dtype=torch.float32,
+        )
+        # what simple_evaluate calls, which also runs git and other programs to describe the machine
+        answer = lm_eval.evaluate(
+            lm=harness,
+            task_dict=_harness_tasks(names, source, items),
+            samples=None if source == "embedded" else dict(items),
+            bootstrap_iters=0,  # the standard errors come from the samples
+        )
+    scores = {}
+    for name in names:
+        samples = answer["samples"][name]
+        _warn_of_cuts(name, samples, tokenizer, harness.max_length)
+        scores[name] = _task_score(name, answer["versions"][name], items[name], samples)
+    return scores
 
 
 def check_zero_shot(
@@ -223,14 +239,21 @@ def zero_shot_examples(
 ) -> dict[str, list[str]]:
     """The first item of each task as lm-eval words it: a text for each choice, the right one first.
 
-    In a text, " | " divides what the model is given from what it is asked the likelihood of.
-    Raises what `zero_shot` raises for its tasks and source, so that it can be known before a long
-    pruning.
+    In a text, " | " divides what the model is given from the continuation whose likelihood counts.
+    Raises what `zero_shot` raises for its tasks and source, so that a notebook can ask before a
+    long pruning.
     """
     names = check_zero_shot(tasks=tasks, limit=None, seed=0, source=source, batch=1)
-    first = {name: [0] for name in names}
-    with _harness(source):
-        return {name: _example(task) for name, task in _harness_tasks(names, source, first).items()}
+    examples = {}
+    with _quiet_harness(source):
+        for name, task in _harness_tasks(names, source, {name: [0] for name in names}).items():
+            task.build_all_requests(limit=1)
+            texts = [" | ".join(request.args) for request in task.instances]
+            right = task.doc_to_text(task.eval_docs[0])
+            if not isinstance(right, int):  # only WinoGrande's choices differ in what is given
+                right = task.doc_to_target(task.eval_docs[0])
+            examples[name] = [texts.pop(int(right)), *texts]
+    return examples
 
 
 def zero_shot_metrics(scores: Mapping[str, TaskScore]) -> dict[str, dict[str, Any]]:
@@ -241,59 +264,49 @@ def zero_shot_metrics(scores: Mapping[str, TaskScore]) -> dict[str, dict[str, An
     """
     metrics: dict[str, dict[str, Any]] = {}
     for name, score in scores.items():
-        metrics |= _metric(f"{name}_acc", score.accuracy, score.stderr)
-        if score.acc_norm is not None:
-            metrics |= _metric(f"{name}_acc_norm", score.accuracy_norm, score.stderr_norm)
+        for key, value, error in (
+            (f"{name}_acc", score.accuracy, score.stderr),
+            (f"{name}_acc_norm", score.accuracy_norm, score.stderr_norm),
+        ):
+            if value is not None:
+                tolerance = max(0.02, error / value) if value else 0.02
+                metrics[key] = {"value": value, "unit": "1", "tolerance": tolerance}
+                metrics[f"{key}_stderr"] = {"value": error, "unit": "1", "tolerance": 0.5}
     mean = statistics.fmean(score.accuracy for score in scores.values())
+    # the tasks' items are independent, so the variances of their accuracies add
     error = math.hypot(*(score.stderr for score in scores.values())) / len(scores)
     tolerance = error / mean if mean else 0.0
     return metrics | {"mean_acc": {"value": mean, "unit": "1", "tolerance": tolerance}}
 
 
-def _metric(name: str, value: float, error: float) -> dict[str, dict[str, Any]]:
-    """An accuracy and its standard error as two metrics."""
-    tolerance = max(0.02, error / value) if value else 0.02
-    return {
-        name: {"value": value, "unit": "1", "tolerance": tolerance},
-        f"{name}_stderr": {"value": error, "unit": "1", "tolerance": 0.5},
-    }
-
-
 @contextlib.contextmanager
-def _harness(source: str) -> Iterator[None]:
-    """lm-eval without its noise, without a network for embedded rows, and without traces."""
+def _quiet_harness(source: str) -> Iterator[None]:
+    """Inside, lm-eval prints nothing and, for embedded rows, uses no network.
+
+    The random states and switches that it changes are restored afterwards.
+    """
     import datasets
     import huggingface_hub.constants as hub
 
     logger = logging.getLogger("lm_eval")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_random_states_kept())
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
+        stack.enter_context(torch.random.fork_rng(devices=[]))
         if source == "embedded":
             stack.enter_context(attribute(hub, "HF_HUB_OFFLINE", True))
             stack.enter_context(attribute(datasets.config, "HF_HUB_OFFLINE", True))
         stack.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.ERROR)
-        # a dozen progress bars go there, and warnings about what is meant to be so
+        # a dozen progress bars go there, and warnings about what is intended
         stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         yield
-
-
-@contextlib.contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """Restore the random states of Python, numpy and torch (CPU), which lm-eval may move."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def _harness_tasks(
     names: Sequence[str], source: str, items: Mapping[str, Sequence[int]]
 ) -> dict[str, Any]:
-    """lm-eval's task objects: name → task; embedded ones hold the chosen items only."""
+    """lm-eval's task objects by name; embedded ones hold the chosen items only."""
     import datasets
     import lm_eval.tasks
 
@@ -306,74 +319,37 @@ def _harness_tasks(
             f"lm-eval has no task {missing[0]!r} in {TASK_TABLE[missing[0]].folder}: install the "
             "version that constraints.txt names"
         )
-    override = _embedded if source == "embedded" else _hub
-    group = {"group": "zero-shot", "task": [override(name, items[name]) for name in names]}
+    group = [_override(name, source, items[name]) for name in names]
     try:
-        loaded = manager.load([group])["tasks"]
+        # inside a group, because lm-eval ignores changes of a task at the top level
+        loaded = manager.load([{"group": "zero-shot", "task": group}])["tasks"]
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise AssetError(
             f"lm-eval could not load {', '.join(names)} ({type(error).__name__}): connect to the "
             'hub, or use source "embedded"'
         ) from error
+    for name in names:
+        found = len(loaded[name].eval_docs)
+        size = len(items[name]) if source == "embedded" else TASK_TABLE[name].size
+        if found != size:
+            raise AssetError(f"{name} has {found} items, not {size}: use another source")
     return {name: loaded[name] for name in names}
 
 
-def _embedded(name: str, items: Sequence[int]) -> dict[str, Any]:
-    """The task with the chosen rows of the pinned file; nothing else of it is changed."""
+def _override(name: str, source: str, items: Sequence[int]) -> dict[str, Any]:
+    """Where a task's rows come from; nothing else of lm-eval's definition is changed."""
+    task, override = TASK_TABLE[name], {"task": name, "num_fewshot": 0}
+    if source == "hub":
+        where = {"revision": task.revision, "cache_dir": str(cache_dir() / "datasets")}
+        return {**override, "dataset_kwargs": where}
     import datasets
 
     rows = task_rows(name)
-    split = TASK_TABLE[name].split
-    table = datasets.Dataset.from_list([rows[index] for index in items])
-
-    def chosen_rows(**_: Any) -> dict[str, Any]:
-        return {split: table}
-
-    # splits that are not there must not be looked for
-    splits = {f"{other}_split": None for other in ("training", "validation", "test")}
-    splits[f"{split}_split"] = split
-    return {"task": name, "num_fewshot": 0, "custom_dataset": chosen_rows, **splits}
-
-
-def _hub(name: str, items: Sequence[int]) -> dict[str, Any]:
-    """The task with its own dataset at the pinned revision."""
-    where = {"revision": TASK_TABLE[name].revision, "cache_dir": str(cache_dir() / "datasets")}
-    return {"task": name, "num_fewshot": 0, "dataset_kwargs": where}
-
-
-def _score(
-    model: nn.Module,
-    tokenizer: Any,
-    tasks: Mapping[str, Any],
-    source: str,
-    items: Mapping[str, list[int]],
-    batch: int,
-) -> tuple[dict[str, Any], int]:
-    """lm-eval's answer with every sample, and the tokens that its model takes."""
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-
-    for name, task in tasks.items():
-        size = len(items[name]) if source == "embedded" else TASK_TABLE[name].size
-        if len(task.eval_docs) != size:
-            raise AssetError(
-                f"{name} has {len(task.eval_docs)} items, not {size}: use another source"
-            )
-    # a copy, because lm-eval gives it a padding token
-    harness = HFLM(
-        pretrained=model,
-        tokenizer=copy.deepcopy(tokenizer),
-        batch_size=batch,
-        softmax_dtype=torch.float32,
-    )
-    # what simple_evaluate calls; that one also runs git and other programs to describe the machine
-    answer = lm_eval.evaluate(
-        lm=harness,
-        task_dict=dict(tasks),
-        samples=None if source == "embedded" else dict(items),
-        bootstrap_iters=0,  # the standard errors come from the samples
-    )
-    return answer, harness.max_length
+    chosen = datasets.Dataset.from_list([rows[index] for index in items])
+    # None: lm-eval must not look for the other splits
+    splits = dict.fromkeys(("training_split", "validation_split", "test_split"))
+    splits[f"{task.split}_split"] = task.split
+    return {**override, **splits, "custom_dataset": lambda **_: {task.split: chosen}}
 
 
 def _task_score(
@@ -394,22 +370,14 @@ def _task_score(
     return TaskScore(name, version, TASK_TABLE[name].size, list(items), scores("acc"), norm)
 
 
-def _warn_of_cuts(samples: Mapping[str, Any], tokenizer: Any, longest: int) -> None:
-    """Say how many requests do not fit the model; lm-eval cuts the beginning of their text."""
-    for name, task_samples in samples.items():
-        texts = ["".join(pair) for sample in task_samples for pair in sample["arguments"]]
-        # a token stands for one byte or more, so only a long text has to be tokenised
-        texts = [text for text in texts if len(text.encode()) >= longest]
-        cut = sum(len(tokenizer(text)["input_ids"]) > longest + 1 for text in texts)
-        if cut:
-            LOG.warning("%s: the beginning of %d texts is cut to %d tokens", name, cut, longest)
-
-
-def _example(task: Any) -> list[str]:
-    """The first item's requests, the right one first."""
-    task.build_all_requests(limit=1)
-    texts = [" | ".join(request.args) for request in task.instances]
-    right = task.doc_to_text(task.eval_docs[0])
-    if not isinstance(right, int):  # WinoGrande's choices differ in what is given
-        right = task.doc_to_target(task.eval_docs[0])
-    return [texts[int(right)], *texts[: int(right)], *texts[int(right) + 1 :]]
+def _warn_of_cuts(
+    name: str, samples: Sequence[Mapping[str, Any]], tokenizer: Any, longest: int
+) -> None:
+    """Log how many requests do not fit the model: lm-eval cuts the beginning of their text."""
+    texts = ["".join(pair) for sample in samples for pair in sample["arguments"]]
+    # a token stands for one byte or more, so only a long text has to be tokenised
+    texts = [text for text in texts if len(text.encode()) >= longest]
+    # the last token is only predicted, so one more than the model takes still fits
+    cut = sum(len(tokenizer(text)["input_ids"]) > longest + 1 for text in texts)
+    if cut:
+        LOG.warning("%s: the beginning of %d texts is cut to %d tokens", name, cut, longest)

@@ -14,9 +14,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from helpers.admm import Solution, Trace, check_switch, damped_system
+from helpers.admm import Solution, Trace, damped_system
 from helpers.device import all_finite
-from helpers.errors import BadParameter, NonFinite, check_choice, check_real, check_whole
+from helpers.errors import (
+    BadParameter,
+    NonFinite,
+    check_choice,
+    check_real,
+    check_switch,
+    check_whole,
+)
 from helpers.gram import check_gram
 from helpers.masks import check_keep
 
@@ -27,6 +34,49 @@ POWER_STEPS = 100
 
 # step(iteration, current, slope): move `current` against `slope`, both in place
 Step = Callable[[int, Tensor, Tensor], None]
+
+
+class MaskedLeastSquares:
+    """A layer's least-squares problem on its mask, in the coordinates a solver works in.
+
+    matrix (d_in, d_in) is D there; scale, (d_in,) or (), the factor from weights to coordinates.
+    Raises BadParameter, BadMask, NonFinite for arguments that `helpers.admm.refit` refuses too.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        gram: Tensor,
+        keep: Tensor,
+        *,
+        iterations: int,
+        damping: float,
+        precondition: bool,
+    ) -> None:
+        check_whole("iterations", iterations)
+        self.damping = check_real("damping", damping)
+        check_switch("precondition", precondition)
+        check_gram(gram, weight.shape[1])
+        check_keep(keep, weight.shape, None, "unstructured")
+        if not all_finite(weight):
+            raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
+        kind = torch.promote_types(weight.dtype, torch.float32)
+        self.keep = keep
+        self.matrix, self.scale = damped_system(gram.to(kind), damping, precondition=precondition)
+        self.dense = weight.to(kind) * self.scale
+        self.target = self.dense @ self.matrix  # the gradient's constant part, computed once
+
+    def gradient(self, current: Tensor, out: Tensor) -> Tensor:
+        """2 (current − dense) D on the support and 0 elsewhere, written to `out`."""
+        # −2 dense D + 2 current D: one product, and no matrix current − dense
+        torch.addmm(self.target, current, self.matrix, beta=-2, alpha=2, out=out)
+        return out.mul_(self.keep)
+
+    def solution(self, current: Tensor, solver: str) -> Solution:
+        """The answer in the units of the original weight. Raises NonFinite if it diverged."""
+        if not all_finite(current):
+            raise NonFinite(f"{solver} diverged: give a smaller learning rate or more damping")
+        return Solution(current / self.scale, self.keep, self.damping)
 
 
 def gradient_refit(
@@ -59,12 +109,16 @@ def gradient_refit(
     check_real("learning_rate", learning_rate, above=0)
     if check_real("momentum", momentum) >= 1:
         raise BadParameter(f"momentum {momentum!r} is not allowed: give a number in [0, 1)")
-    problem = _Problem(weight, gram, keep, iterations, damping, precondition)
-    current = problem.start()
+    problem = MaskedLeastSquares(
+        weight, gram, keep, iterations=iterations, damping=damping, precondition=precondition
+    )
+    current = problem.dense * keep
     if optimiser == "adam":
-        step = _adam(current, learning_rate * problem.typical_weight(current))
+        # Adam's steps have the size of its rate whatever the slope, so it is measured in weights
+        typical = (current.square().sum() / keep.sum().clamp(min=1)).sqrt().item()
+        step = _adam(current, learning_rate * typical)
     else:
-        step = _momentum(current, learning_rate / problem.curvature(), momentum)
+        step = _heavy_ball(current, learning_rate / _curvature(problem.matrix), momentum)
     slope = torch.empty_like(current)
     for iteration in range(1, iterations + 1):
         problem.gradient(current, out=slope)
@@ -82,7 +136,9 @@ def _adam(like: Tensor, rate: float) -> Step:
     def step(iteration: int, current: Tensor, slope: Tensor) -> None:
         mean.lerp_(slope, 1 - first)
         square.mul_(second).addcmul_(slope, slope, value=1 - second)
-        # both bias corrections as one number: a pass over the matrix fewer
+        # Both means start at 0 and are too small by 1 − β^t at first. With c = sqrt(1 − β₂^t),
+        # (mean / (1 − β₁^t)) / (sqrt(square)/c + ε) = c/(1 − β₁^t) · mean / (sqrt(square) + c ε):
+        # the corrections are numbers, and no pass over the matrix is spent on them
         correction = math.sqrt(1 - second**iteration)
         torch.sqrt(square, out=root)
         root.add_(ADAM_EPSILON * correction)
@@ -91,8 +147,8 @@ def _adam(like: Tensor, rate: float) -> Step:
     return step
 
 
-def _momentum(like: Tensor, rate: float, momentum: float) -> Step:
-    """Heavy-ball descent (Polyak 1964) for weights shaped `like`, in place."""
+def _heavy_ball(like: Tensor, rate: float, momentum: float) -> Step:
+    """Descent with momentum (Polyak 1964) for weights shaped `like`, in place."""
     velocity = torch.zeros_like(like)
 
     def step(_: int, current: Tensor, slope: Tensor) -> None:
@@ -100,6 +156,22 @@ def _momentum(like: Tensor, rate: float, momentum: float) -> Step:
         current.sub_(velocity, alpha=rate)
 
     return step
+
+
+def _curvature(matrix: Tensor) -> float:
+    """Largest eigenvalue of 2 D by power iteration: steps above its inverse overshoot."""
+    generator = torch.Generator().manual_seed(0)
+    vector = torch.randn(len(matrix), generator=generator, dtype=matrix.dtype).to(matrix.device)
+    for _ in range(POWER_STEPS):
+        # each product turns the vector towards the eigenvector of the largest eigenvalue
+        vector = matrix @ (vector / vector.norm())
+    largest = 2 * vector.norm().item()
+    if largest > 0:
+        return largest
+    raise BadParameter(
+        "gram is zero and damping is 0, so nothing can be fitted: "
+        "give a gram of real inputs, or a damping above 0"
+    )
 
 
 def conjugate_gradients(
@@ -115,21 +187,32 @@ def conjugate_gradients(
 ) -> Solution:
     """Refit by conjugate gradients (Hestenes & Stiefel 1952) on each output's own support.
 
-    All outputs go together, each with its own step lengths. With `precondition` the inputs are
-    scaled to unit norm, which is Jacobi's preconditioner. In exact arithmetic an output with k
+    All outputs are solved together, each with its own step lengths. With `precondition` the inputs
+    are scaled to unit norm, which is Jacobi's preconditioner. In exact arithmetic an output with k
     surviving weights is solved after k iterations. `start`, (d_out, d_in), is where it starts on
     the support, by default the masked weight.
     Arguments otherwise as in `helpers.admm.refit`. Raises BadParameter, BadMask, NonFinite.
     """
-    problem = _Problem(weight, gram, keep, iterations, damping, precondition)
-    current = problem.start() if start is None else problem.from_weight(start)
+    problem = MaskedLeastSquares(
+        weight, gram, keep, iterations=iterations, damping=damping, precondition=precondition
+    )
+    current = problem.dense * keep
+    if start is not None:
+        if start.shape != weight.shape:
+            raise BadParameter(
+                f"start has shape {tuple(start.shape)}: give the weight's {tuple(weight.shape)}"
+            )
+        current = start.to(current.dtype) * problem.scale * keep
+    # For each output, with A = D on its support: residual = right-hand side − A·current, half the
+    # negative gradient. Search directions are conjugate, pAq = 0, so no later step undoes an
+    # earlier one. A is never formed: a product with D, masked, is a product with every output's A.
     residual = problem.gradient(current, out=torch.empty_like(current)).mul_(-0.5)
     search, image = residual.clone(), torch.empty_like(current)
     size = _dot(residual, residual)
     for iteration in range(1, iterations + 1):
         torch.mm(search, problem.matrix, out=image)
         image.mul_(keep)
-        length = _ratio(size, _dot(search, image))
+        length = _ratio(size, _dot(search, image))  # the minimum along the search direction
         current.addcmul_(search, length)
         residual.addcmul_(image, length, value=-1)
         before, size = size, _dot(residual, residual)
@@ -145,76 +228,5 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
-    """above / below, and 0 for an output that has arrived, where both vanish."""
+    """above / below, and 0 for an output that has converged, where both are 0."""
     return torch.where(below > 0, above / below, torch.zeros_like(above))
-
-
-class _Problem:
-    """The layer's least-squares problem in the coordinates a solver works in.
-
-    `matrix` is D there, `scale` the factor from weights to those coordinates.
-    """
-
-    def __init__(
-        self,
-        weight: Tensor,
-        gram: Tensor,
-        keep: Tensor,
-        iterations: int,
-        damping: float,
-        precondition: bool,
-    ) -> None:
-        check_whole("iterations", iterations)
-        self.damping = check_real("damping", damping)
-        check_switch("precondition", precondition)
-        check_gram(gram, weight.shape[1])
-        check_keep(keep, weight.shape, None, "unstructured")
-        if not all_finite(weight):
-            raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
-        kind = torch.promote_types(weight.dtype, torch.float32)
-        self.keep = keep
-        self.matrix, self.scale = damped_system(gram.to(kind), damping, precondition=precondition)
-        self.dense = weight.to(kind) * self.scale
-        self.target = self.dense @ self.matrix
-
-    def start(self) -> Tensor:
-        """The masked weight, a new tensor."""
-        return self.dense * self.keep
-
-    def from_weight(self, weight: Tensor) -> Tensor:
-        """Another weight, masked, in these coordinates. Raises BadParameter for another shape."""
-        if weight.shape != self.dense.shape:
-            raise BadParameter(
-                f"start has shape {tuple(weight.shape)}: give the weight's {tuple(self.keep.shape)}"
-            )
-        return weight.to(self.dense.dtype) * self.scale * self.keep
-
-    def gradient(self, current: Tensor, out: Tensor) -> Tensor:
-        """2 (current − dense) D on the support and 0 elsewhere, written to `out`."""
-        torch.addmm(self.target, current, self.matrix, beta=-2, alpha=2, out=out)
-        return out.mul_(self.keep)
-
-    def typical_weight(self, start: Tensor) -> float:
-        """Root mean square of the surviving weights, in these coordinates."""
-        return (start.square().sum() / self.keep.sum().clamp(min=1)).sqrt().item()
-
-    def curvature(self) -> float:
-        """Largest eigenvalue of 2 D, by power iteration: what a step length is measured by."""
-        generator = torch.Generator().manual_seed(0)
-        vector = torch.randn(len(self.matrix), generator=generator, dtype=self.matrix.dtype)
-        vector = vector.to(self.matrix.device)
-        for _ in range(POWER_STEPS):
-            vector = self.matrix @ (vector / vector.norm())
-        largest = 2 * vector.norm().item()
-        if largest > 0:
-            return largest
-        raise BadParameter(
-            "gram is zero and damping is 0, so nothing can be fitted: "
-            "give a gram of real inputs, or a damping above 0"
-        )
-
-    def solution(self, current: Tensor, solver: str) -> Solution:
-        """The answer in the units of the original weight. Raises NonFinite if it diverged."""
-        if not all_finite(current):
-            raise NonFinite(f"{solver} diverged: give a smaller learning rate or more damping")
-        return Solution(current / self.scale, self.keep, self.damping)

@@ -18,10 +18,11 @@ from transformers.pytorch_utils import Conv1D
 from helpers.assets import ASSETS, embedded_model_folder
 from helpers.device import all_finite, pick_device, pick_dtype
 from helpers.errors import AssetError, NonFinite, UnknownModel, UnsupportedModel, first_line
-from helpers.paths import MASK_FILE
+from helpers.paths import MASK_FILE, sha256_file
 
+# attributes that a model gets here
 IDENTITY = "pruning_identity"
-STORE = "pruning_store"  # what reads the weights of a model that is not in memory
+WEIGHT_READER = "pruning_weight_reader"  # what reads the weights of a model that is not in memory
 _NAMES = 'use "embedded", "tiny", an existing folder or a hub id such as "owner/name"'
 
 
@@ -46,8 +47,6 @@ def load_model(
         model, tokenizer = _tiny_model()
         for parameter in model.parameters():
             parameter.data = parameter.data.to(kind)
-    elif str(name) == "embedded":
-        model, tokenizer = _load(embedded_model_folder(), None, kind)
     else:
         model, tokenizer = _load(*_locate(name, revision), kind)
     # only moved: a cast would round the frequencies of the position embedding, which are float32
@@ -60,6 +59,8 @@ def _locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | N
     """The folder or (hub id, revision) that a model's name stands for."""
     if not isinstance(name, (str, os.PathLike)) or not str(name):
         raise UnknownModel(f"model {name!r} is unknown: {_NAMES}")
+    if str(name) == "embedded":
+        return embedded_model_folder(), None
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -78,9 +79,8 @@ def _locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | N
 
 def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     """Load from a folder or the hub, refusing pickles and remote code."""
-    common = dict(revision=revision, trust_remote_code=False)
-    if isinstance(source, Path):
-        common = dict(local_files_only=True, trust_remote_code=False)
+    where = {"local_files_only": True} if isinstance(source, Path) else {"revision": revision}
+    common = {**where, "trust_remote_code": False}
     try:
         AutoConfig.from_pretrained(source, **common)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
@@ -126,28 +126,23 @@ def _tiny_model() -> tuple[nn.Module, Any]:
 
 
 def _identity(name: str | Path, model: nn.Module) -> dict[str, Any]:
+    """What `model_identity` returns for a model of that name."""
     folder = Path(name).expanduser()
     identity: dict[str, Any] = {"name": str(name)}
     if str(name) == "embedded":
         identity["sha256"] = next(iter(ASSETS["model"].members.values()))
-    elif str(name) != "tiny" and folder.is_dir():  # its place on this machine says nothing
-        identity |= {"name": folder.resolve().name, "sha256": _sha256(folder)}
+    elif str(name) != "tiny" and folder.is_dir():
+        # its name and one hash over its weights: the path says nothing on another machine, and the
+        # masks follow from the weights
+        files = sorted(set(folder.glob("*.safetensors")) - {folder / MASK_FILE})
+        hashes = "".join(f"{path.name} {sha256_file(path)}\n" for path in files)
+        sha256 = hashlib.sha256(hashes.encode()).hexdigest()
+        identity = {"name": folder.resolve().name, "sha256": sha256}
     identity["revision"] = getattr(model.config, "_commit_hash", None)
     identity["architecture"] = type(model).__name__
     identity["parameters"] = sum(p.numel() for p in model.parameters())
     identity["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
     return identity
-
-
-def _sha256(folder: Path) -> str:
-    """One hash over the names and hashes of the folder's safetensors files, but not its masks."""
-    total = hashlib.sha256()
-    # the masks follow from the weights: writing them makes no other model
-    for path in sorted(set(folder.glob("*.safetensors")) - {folder / MASK_FILE}):
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        total.update(f"{path.name} {digest}\n".encode())
-    return total.hexdigest()
 
 
 def model_identity(model: nn.Module) -> dict[str, Any]:
@@ -162,19 +157,19 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
 def opened(
     model: nn.Module, part: int | nn.Module | None = None
 ) -> contextlib.AbstractContextManager[Any]:
-    """Inside, a part of a model holds its weights: a block by its number, a module that lies
-    outside the blocks, or all of those (None).
+    """Inside, a part of a model holds its weights: a block by its number, a module outside the
+    blocks, or all modules outside the blocks (None).
 
     For a model in memory there is nothing to do; others read them (`helpers.large.streaming`).
     """
-    store = getattr(model, STORE, None)
-    return contextlib.nullcontext() if store is None else store.opened(part)
+    reader = getattr(model, WEIGHT_READER, None)
+    return contextlib.nullcontext() if reader is None else reader.opened(part)
 
 
 def device_of(model: nn.Module) -> torch.device:
     """Where a model computes, or where a block lies."""
-    store = getattr(model, STORE, None)
-    return next(model.parameters()).device if store is None else store.device
+    reader = getattr(model, WEIGHT_READER, None)
+    return next(model.parameters()).device if reader is None else reader.device
 
 
 def find_blocks(model: nn.Module) -> nn.ModuleList:
@@ -203,23 +198,9 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
 def find_layers(block: nn.Module, where: str = "block") -> dict[str, nn.Module]:
     """The linear layers of a block by name: `nn.Linear` and GPT-2's `Conv1D`.
 
-    Raises UnsupportedModel where weights would stay dense without a word: experts fused in one
-    parameter, whether 3-D or 2-D, convolutions, recurrences, or quantised weights.
+    Raises UnsupportedModel where weights would silently stay dense: experts fused in one parameter
+    (3-D or 2-D), convolutions, recurrences, or quantised weights.
     """
-    _refuse_other_matrices(block, where)
-    layers = {n: m for n, m in block.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
-    if not layers:
-        raise UnsupportedModel(f"{where} has no linear layer to prune: choose another model")
-    for name, layer in layers.items():
-        if not layer.weight.is_floating_point() or layer.weight.ndim != 2:
-            raise UnsupportedModel(
-                f"{where} {name} has a {layer.weight.dtype} weight: load the model unquantised"
-            )
-    return layers
-
-
-def _refuse_other_matrices(block: nn.Module, where: str) -> None:
-    """Raise UnsupportedModel, naming the largest, if a matrix belongs to no linear layer."""
     others = {}
     for module_name, module in block.named_modules():
         # a norm may hold one scale per head and channel: a matrix that nothing is multiplied by
@@ -236,6 +217,15 @@ def _refuse_other_matrices(block: nn.Module, where: str) -> None:
             "a convolution or a recurrence, and would stay dense; choose a model of linear layers "
             "only, such as Llama"
         )
+    layers = {n: m for n, m in block.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+    if not layers:
+        raise UnsupportedModel(f"{where} has no linear layer to prune: choose another model")
+    for name, layer in layers.items():
+        if not layer.weight.is_floating_point() or layer.weight.ndim != 2:
+            raise UnsupportedModel(
+                f"{where} {name} has a {layer.weight.dtype} weight: load the model unquantised"
+            )
+    return layers
 
 
 def read_weight(layer: nn.Module) -> Tensor:

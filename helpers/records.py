@@ -1,12 +1,13 @@
 """A run's record: one JSON file with everything a table, a figure or a reader needs.
 
-A record is the only thing that leaves a notebook. Tables and figures read records and nothing
-else, so what is not in the record does not exist: parameters, metrics with units, seeds, identity
-of model and data, versions, wall seconds, peak memory, device and git commit.
+Tables and figures read records and nothing else, so what is not in a record does not exist:
+parameters, metrics with units, seeds, identity of model and data, versions, wall seconds, peak
+memory, device and git commit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -20,34 +21,21 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from helpers.errors import BadParameter, RecordError
+from helpers.errors import BadParameter, RecordError, first_line
 from helpers.paths import replace_file, results_dir, root
 
 SCHEMA = 1
-# what has to be there for a record to be used, and the type it has in JSON
-FIELDS: dict[str, tuple[type, ...]] = {
-    "schema": (int,),
-    "notebook": (str,),
-    "name": (str,),
-    "parameters": (dict,),
-    "metrics": (dict,),
-    "model": (dict, NoneType),
-    "data": (dict, NoneType),
-    "seeds": (dict,),
-    "seconds": (int, float),
-    "device": (str,),
-    "peak_memory_bytes": (int,),
-    "series": (dict, NoneType),
-    "layers": (list, NoneType),
-    "versions": (dict,),
-    "git": (dict, NoneType),
-    "platform": (dict,),
-    "created": (str,),
+# a record's fields by their type in JSON; a record that lacks one is not used
+FIELDS: dict[Any, tuple[str, ...]] = {
+    int: ("schema", "peak_memory_bytes"),
+    int | float: ("seconds",),
+    str: ("notebook", "name", "device", "created"),
+    dict: ("parameters", "metrics", "seeds", "versions", "platform"),
+    dict | None: ("model", "data", "series", "git"),
+    list | None: ("layers",),
 }
-PACKAGES = (
-    *("torch", "transformers", "tokenizers", "safetensors", "datasets", "lm-eval"),
-    *("numpy", "pandas"),
-)
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "lm-eval")
+PACKAGES += ("numpy", "pandas")
 # what decides a number; a change elsewhere in the tree does not make a record "dirty"
 SOURCES = ("helpers", "notebooks", "runs", "pyproject.toml", "constraints.txt")
 EXPONENT_WITHOUT_POINT = re.compile(r"([-+]?\d+)[eE]([-+]?\d+)")
@@ -70,10 +58,10 @@ def make_record(
 ) -> dict[str, Any]:
     """The record of one run, ready for `write_record`.
 
-    `metrics` maps a name to {"value": number, "unit": text}, "1" for a pure number; a third key
-    "tolerance" (a fraction) overrides how closely a rerun must agree. `seconds` is wall time;
+    `metrics` maps a name to {"value": number, "unit": text}, unit "1" for a pure number; a third
+    key "tolerance" (a fraction) overrides how closely a rerun must agree. `seconds` is wall time;
     `series` holds curves, `layers` a row per pruned layer; numpy and torch values become plain.
-    `record_path` is left out of the parameters: it says where this machine keeps the record.
+    The parameter `record_path` is left out: it says where this machine keeps the record.
     Raises RecordError for NaN, infinity, a metric without unit, or what JSON cannot hold.
     """
     record = {
@@ -90,26 +78,22 @@ def make_record(
         "peak_memory_bytes": peak_memory_bytes,
         "series": series,
         "layers": None if layers is None else list(layers),
-        **_provenance(),
-    }
-    return check_record({key: _plain(value, key) for key, value in record.items()})
-
-
-def _provenance() -> dict[str, Any]:
-    """With what, from which commit, where and when a record was made."""
-    return {
         "versions": _versions(),
         "git": _git_state(),
-        "platform": _platform(),
+        "platform": {  # no host name
+            "system": platform.system(),
+            "machine": platform.machine(),
+            "cores": os.cpu_count() or 1,
+        },
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    return check_record({key: _plain(value, key) for key, value in record.items()})
 
 
 def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Path:
     """Write a record whole or not at all; "" puts it into results/scratch/records/.
 
-    Raises RecordError for a record that `check_record` refuses and for a folder that cannot be
-    written.
+    Raises RecordError for a bad record and for a folder that cannot be written.
     """
     if not os.fspath(path):
         folder = results_dir("scratch") / "records"
@@ -122,15 +106,18 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises RecordError if it cannot be read, is not JSON, or lacks a field.
     """
+
+    def refuse(name: str) -> float:
+        raise ValueError(f"it holds {name}")  # NaN and infinity are no JSON, but Python reads them
+
     path = Path(path)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except OSError as error:
         raise RecordError(f"cannot read record {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise RecordError(
-            f"record {path} is not JSON ({_one_line(error)}): delete it and run again"
-        ) from error
+        reason = f"is not JSON ({first_line(error)})"
+        raise RecordError(f"record {path} {reason}: delete it and run again") from error
     return check_record(record, str(path))
 
 
@@ -146,11 +133,13 @@ def check_record(record: Any, where: str = "record") -> dict[str, Any]:
     """Return the record if every field is there with its type, else raise RecordError."""
     if not isinstance(record, dict):
         raise RecordError(f"{where} is not a mapping: delete it and run again")
-    for field, types in FIELDS.items():
-        if field not in record:
-            raise RecordError(f"{where} lacks {field!r}: delete it and run again")
-        if not isinstance(record[field], types):
-            raise RecordError(f"{where} has {field} = {record[field]!r:.60}: delete it, run again")
+    for kind, fields in FIELDS.items():
+        for field in fields:
+            if field not in record:
+                raise RecordError(f"{where} lacks {field!r}: delete it and run again")
+            if not isinstance(record[field], kind):
+                value = f"{field} = {record[field]!r:.60}"
+                raise RecordError(f"{where} has {value}: delete it and run again")
     if record["schema"] != SCHEMA:
         raise RecordError(f"{where} has schema {record['schema']}, not {SCHEMA}: run it again")
     for name, metric in record["metrics"].items():
@@ -178,7 +167,7 @@ def check_type(name: str, value: Any, allowed_types: Iterable[type | None]) -> N
     if type(value) in types or (type(value) is int and float in types):
         return
     if not isinstance(value, (bool, NoneType)) and isinstance(value, tuple(types)):
-        return  # a subclass, such as a numpy float
+        return  # of a subclass, such as numpy's float64
     wanted = " or ".join(sorted("None" if kind is NoneType else kind.__name__ for kind in types))
     raise BadParameter(
         f"{name} = {value!r} is of type {type(value).__name__}: give {wanted}{_hint(value, types)}"
@@ -186,7 +175,7 @@ def check_type(name: str, value: Any, allowed_types: Iterable[type | None]) -> N
 
 
 def _hint(value: Any, types: set[type]) -> str:
-    """What to write instead, for the two ways in which YAML changes a type behind one's back."""
+    """What to write instead, for the two ways in which YAML changes a type unnoticed."""
     if isinstance(value, str) and types & {int, float}:
         if match := EXPONENT_WITHOUT_POINT.fullmatch(value.strip()):
             return f" (YAML reads {value} as text: write {match[1]}.0e{int(match[2]):+d})"
@@ -201,13 +190,12 @@ def _hint(value: Any, types: set[type]) -> str:
 
 
 def _metric(name: str, metric: Any, where: str = "record") -> dict[str, Any]:
-    """The metric as a dict, if it has a numeric value and a unit; else RecordError."""
-    fits = isinstance(metric, Mapping) and {"value", "unit"} <= set(metric) <= {
-        "value",
-        "unit",
-        "tolerance",
-    }
-    if not fits or not isinstance(metric["unit"], str):
+    """The metric with a plain value, if it has a finite number and a unit; else RecordError."""
+    if (
+        not isinstance(metric, Mapping)
+        or not {"value", "unit"} <= set(metric) <= {"value", "unit", "tolerance"}
+        or not isinstance(metric["unit"], str)
+    ):
         raise RecordError(
             f'{where}: metric {name} is {metric!r:.60}; give value and unit ("1" for a ratio)'
         )
@@ -255,20 +243,9 @@ def _versions() -> dict[str, str]:
     """Versions of Python and of the packages that can change a number."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
-
-
-def _platform() -> dict[str, Any]:
-    """System, architecture and cores; no host name."""
-    return {
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count() or 1,
-    }
 
 
 def _git_state() -> dict[str, Any] | None:
@@ -276,33 +253,17 @@ def _git_state() -> dict[str, Any] | None:
 
     "dirty" is True when the code that decides numbers differs from the commit.
     """
-    top = _git("rev-parse", "--show-toplevel")
-    commit = _git("rev-parse", "HEAD")
-    if not top or not commit or Path(top).resolve() != root():
-        return None
-    return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--", *SOURCES))}
 
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root()), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=20, check=True
+        ).stdout.strip()
 
-def _git(*arguments: str) -> str | None:
-    """Output of a git command in the project's root, or None if there is no answer."""
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(root()), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root():
+            return None  # the project was copied into another project's checkout
+        changes = git("status", "--porcelain", "--", *SOURCES)
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+    except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
-
-
-def _refuse_constant(name: str) -> float:
-    """Called by the JSON reader for NaN and infinity, which JSON itself does not know."""
-    raise ValueError(f"it holds {name}")
-
-
-def _one_line(error: Exception) -> str:
-    """The message of an error without line breaks."""
-    return " ".join(str(error).split())

@@ -8,29 +8,24 @@ record.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from helpers.admm import exact_least_squares, refit
-from helpers.errors import (
-    BadSparsity,
-    NonFinite,
-    check_real,
-    check_whole,
-)
+from helpers.device import synchronise
+from helpers.errors import BadSparsity, NonFinite, check_real, check_whole
 from helpers.gradient_methods import conjugate_gradients, gradient_refit
 from helpers.gram import check_gram, damp, normalise, relative_error
 from helpers.masks import check_sparsity, parse_pattern, select
 from helpers.methods import METHODS
 
-DIRECT_ITERATIONS = 50  # of ADMM and conjugate gradients, which get far in few
+DIRECT_ITERATIONS = 50  # of ADMM and conjugate gradients, which need few
 RHOS = (0.1, 0.3, 1.0, 3.0, 10.0)
 LIGHT_DAMPING = 0.01
 # relative units, see `gradient_refit`; the last of "sgd" is near where it diverges
@@ -41,62 +36,6 @@ ADMM_ROWS = (5, 10, 20, 50)
 
 MASK_DEFAULT = {"mask_steps": 15, "schedule": "paper", "budget": "matrix"}
 MASK_STEPS = (0, 5, 10, 15)
-
-
-class Stopwatch:
-    """Seconds of work on `device`, with pauses for what must not count."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._before = 0.0
-        self._started = self._now()
-
-    def _now(self) -> float:
-        # a GPU's calls return before the work is done
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the start, without the pauses."""
-        return self._before + self._now() - self._started
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[float]:
-        """Stand still inside the block; gives the seconds so far."""
-        self._before = self.seconds
-        try:
-            yield self._before
-        finally:
-            self._started = self._now()
-
-
-@dataclass(frozen=True)
-class _Variant:
-    """A solver with its settings; None where a setting does not exist."""
-
-    solver: str
-    iterations: int | None = None
-    rho: float | None = None
-    precondition: bool | None = None
-    damping: float | None = None
-    learning_rate: float | None = None
-
-    def labels(self) -> dict[str, Any]:
-        """The settings in the order of the rows, without the iterations."""
-        return {
-            "solver": self.solver,
-            "rho": self.rho,
-            "precondition": self.precondition,
-            "damping": self.damping,
-            "learning_rate": self.learning_rate,
-        }
-
-    def rows_at(self) -> set[int]:
-        """The iterations that get a row: ADMM's early ones, else 20 and the last."""
-        wanted = ADMM_ROWS if self.solver == "admm" else (20,)
-        return {at for at in wanted if at <= self.iterations} | {self.iterations}
 
 
 def update_study(
@@ -133,34 +72,42 @@ def update_study(
     for sparsity in sparsities:
         case = _Case(weight.float(), gram.float(), heldout.float(), sparsity, damping)
         study["update"] += case.references()
-        for variant in [*_direct(damping), *_gradient(iterations, damping)]:
-            case.run(variant, study)
+        for settings in _variants(damping):
+            # only gradient methods, which have a learning rate, need many iterations
+            last = iterations if settings["learning_rate"] else DIRECT_ITERATIONS
+            rows, curve = case.run(settings, last)
+            study["update"] += rows
+            study["curves"].append(curve)
     return study
 
 
-def _direct(damping: float) -> list[_Variant]:
-    """ADMM with its options changed one at a time, and conjugate gradients."""
-    last = DIRECT_ITERATIONS
+def _settings(solver: str, **given: Any) -> dict[str, Any]:
+    """A solver and its settings in the order of the rows; None where it has no such setting."""
+    names = ("rho", "precondition", "damping", "learning_rate")
+    return {"solver": solver, **{name: given.get(name) for name in names}}
+
+
+def _variants(damping: float) -> list[dict[str, Any]]:
+    """The settings of every solver with iterations; ADMM's options are changed one at a time."""
     both = (True, False)
-    with_rho = [_Variant("admm", last, rho, scaled, damping) for scaled in both for rho in RHOS]
-    light = [_Variant("admm", last, 1.0, True, LIGHT_DAMPING)] if damping != LIGHT_DAMPING else []
-    exact = [_Variant("cg", last, None, scaled, damping) for scaled in both]
-    return [*with_rho, *light, *exact]
-
-
-def _gradient(iterations: int, damping: float) -> list[_Variant]:
-    """The gradient methods with every learning rate, in original and in scaled coordinates."""
-    return [
-        _Variant(solver, iterations, None, scaled, damping, rate)
-        for solver, rates in LEARNING_RATES.items()
-        for scaled in (False, True)
-        for rate in rates
+    fixed = {"damping": damping}
+    variants = [
+        _settings("admm", rho=rho, precondition=scaled, **fixed) for scaled in both for rho in RHOS
     ]
+    if damping != LIGHT_DAMPING:
+        variants.append(_settings("admm", rho=1.0, precondition=True, damping=LIGHT_DAMPING))
+    variants += [_settings("cg", precondition=scaled, **fixed) for scaled in both]
+    for solver, rates in LEARNING_RATES.items():
+        for scaled in (False, True):
+            options = {**fixed, "precondition": scaled}
+            variants += [_settings(solver, learning_rate=rate, **options) for rate in rates]
+    return variants
 
 
 def trace_points(last: int) -> list[int]:
     """The iterations at which a curve has a point: 1 to 20, about 8 a decade, and the last."""
     points = set(range(1, min(last, EVERY_ITERATION_TO) + 1)) | {last}
+    # from there on at round(10^(k/8)) for whole k: equal distances on a logarithmic axis
     power = math.ceil(POINTS_A_DECADE * math.log10(EVERY_ITERATION_TO + 1))
     while (at := round(10 ** (power / POINTS_A_DECADE))) < last:
         points.add(at)
@@ -176,42 +123,51 @@ class _Case:
     ) -> None:
         self.weight, self.gram, self.heldout = weight, gram, heldout
         self.sparsity, self.damping = float(sparsity), damping
-        scaled, norms = normalise(gram)
         self.keep = select(weight.abs() * gram.diagonal().sqrt(), sparsity, "unstructured")
-        # what the damping adds to the gram's diagonal, in the original units
-        added = (damp(scaled, damping) - scaled).diagonal()
-        self.ridge = added * norms.square()
-        self.total = _inner(weight @ gram, weight)
-        watch = Stopwatch(weight.device)
-        # in float64, since f* is what everything is measured by
-        self.optimum = exact_least_squares(weight.double(), gram, self.keep, damping=damping)
-        self.optimum_seconds = watch.seconds
-        change = weight.double() - self.optimum
+        # D = gram + diag(ridge): the damping is added to the scaled gram's diagonal, which in the
+        # original units is n_i² times as much for input i
+        scaled, norms = normalise(gram)
+        self.ridge = (damp(scaled, damping) - scaled).diagonal() * norms.square()
+        self.total = _inner(weight @ gram, weight)  # ‖XW‖²
+        # in float64, since every excess is relative to f*
+        optimum, self.optimum_seconds = self.timed(
+            lambda: exact_least_squares(weight.double(), gram, self.keep, damping=damping)
+        )
+        change = weight.double() - optimum
         image = change @ gram.double() + change * self.ridge.double()
-        self.best = _inner(image, change)
-        self.optimum = self.optimum.float()
+        self.best = _inner(image, change)  # f*
+        self.optimum = optimum.float()
+
+    def now(self) -> float:
+        """A clock in seconds that a GPU's unfinished work cannot deceive."""
+        synchronise(self.weight.device)
+        return time.perf_counter()
+
+    def timed(self, solve: Callable[[], Any]) -> tuple[Any, float]:
+        """What a solver returns, and its seconds."""
+        started = self.now()
+        return solve(), self.now() - started
 
     def measure(self, new: Tensor) -> dict[str, float]:
-        """Relative error and excess of a weight (d_out, d_in) that is zero outside the mask.
-
-        With Ŵ* optimal on the support, f(Ŵ) − f* = tr((Ŵ − Ŵ*) D (Ŵ − W)ᵀ): the product that
-        the error needs anyway gives the excess too, without a difference of two near numbers.
-        """
+        """Relative error and excess of a weight (d_out, d_in) that is zero outside the mask."""
+        # f(Ŵ) − f(Ŵ*) = tr((Ŵ − Ŵ*) D (Ŵ + Ŵ* − 2W)ᵀ). At the optimum the gradient (Ŵ* − W) D is
+        # zero on the support, and Ŵ − Ŵ* is zero outside it, so tr((Ŵ − Ŵ*) D (Ŵ − W)ᵀ) remains:
+        # one product serves error and excess, and no two near numbers are subtracted
         change = new - self.weight
         image = change @ self.gram
         error = _inner(image, change) / self.total if self.total > 0 else 0.0
-        image.add_(change * self.ridge)
+        image.add_(change * self.ridge)  # now (Ŵ − W) D
         excess = _inner(image, new - self.optimum) / self.best if self.best > 0 else 0.0
         return {"error": max(0.0, error), "excess": max(0.0, excess)}
 
     def row(
-        self, variant: _Variant, iteration: int | None, new: Tensor, seconds: float
+        self, settings: dict[str, Any], iteration: int | None, new: Tensor, seconds: float
     ) -> dict[str, Any]:
         """One row of "update"."""
         measured = self.measure(new)
         return {
             "sparsity": self.sparsity,
-            **variant.labels(),
+            **settings,
             "iterations": iteration,
             "error": measured["error"],
             "heldout": relative_error(self.weight, new, self.heldout),
@@ -221,83 +177,63 @@ class _Case:
 
     def references(self) -> list[dict[str, Any]]:
         """The rows without iterations: no update, SparseGPT, and exact least squares."""
-        rows = [self.row(_Variant("none"), None, self.weight * self.keep, 0.0)]
-        watch = Stopwatch(self.weight.device)
-        solved = METHODS["sparsegpt"](self.weight, self.gram, keep=self.keep)
-        seconds = watch.seconds
-        variant = _Variant("sparsegpt", damping=solved.damping)
-        rows.append(self.row(variant, None, solved.weight, seconds))
-        variant = _Variant("exact", damping=self.damping)
-        rows.append(self.row(variant, None, self.optimum, self.optimum_seconds))
-        for damping in sorted({LIGHT_DAMPING, 0.0} - {self.damping}, reverse=True):
-            watch = Stopwatch(self.weight.device)
-            exact = exact_least_squares(self.weight, self.gram, self.keep, damping=damping)
-            seconds = watch.seconds
-            rows.append(self.row(_Variant("exact", damping=damping), None, exact, seconds))
+        weight, gram, keep = self.weight, self.gram, self.keep
+        rows = [self.row(_settings("none"), None, weight * keep, 0.0)]
+        solved, seconds = self.timed(lambda: METHODS["sparsegpt"](weight, gram, keep=keep))
+        settings = _settings("sparsegpt", damping=solved.damping)
+        rows.append(self.row(settings, None, solved.weight, seconds))
+        settings = _settings("exact", damping=self.damping)
+        rows.append(self.row(settings, None, self.optimum, self.optimum_seconds))
+        for other in sorted({LIGHT_DAMPING, 0.0} - {self.damping}, reverse=True):
+            solve = functools.partial(exact_least_squares, weight, gram, keep, damping=other)
+            rows.append(self.row(_settings("exact", damping=other), None, *self.timed(solve)))
         return rows
 
-    def run(self, variant: _Variant, study: dict[str, list[dict[str, Any]]]) -> None:
-        """Solve once, adding the rows and the curve of a solver with iterations to `study`."""
-        points, rows_at = set(trace_points(variant.iterations)), variant.rows_at()
-        curve = {name: [] for name in ("iterations", "seconds", "error", "excess")}
+    def run(
+        self, settings: dict[str, Any], last: int
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Solve once with `last` iterations: the rows, and the curve, of a solver with settings."""
+        solver = settings["solver"]
+        early = ADMM_ROWS if solver == "admm" else (20,)
+        rows_at = {at for at in early if at <= last} | {last}
+        points = rows_at.union(trace_points(last))
+        rows: list[dict[str, Any]] = []
+        curve: dict[str, list[Any]] = {
+            name: [] for name in ("iterations", "seconds", "error", "excess")
+        }
 
         def trace(iteration: int, new: Tensor, _: Tensor) -> None:
-            if iteration not in points | rows_at:
+            nonlocal started
+            if iteration not in points:
                 return
-            with watch.paused() as seconds:
-                measured = self.measure(new)
-                if not all(math.isfinite(value) for value in measured.values()):
-                    raise NonFinite(f"{variant.solver} diverged at iteration {iteration}")
-                if iteration in rows_at:
-                    study["update"].append(self.row(variant, iteration, new, seconds))
-                point = {"iterations": iteration, "seconds": seconds, **measured}
-                for name, value in point.items():
-                    curve[name].append(value)
+            stopped = self.now()
+            seconds, measured = stopped - started, self.measure(new)
+            if not all(math.isfinite(value) for value in measured.values()):
+                raise NonFinite(f"{solver} diverged at iteration {iteration}")
+            if iteration in rows_at:
+                rows.append(self.row(settings, iteration, new, seconds))
+            curve["iterations"].append(iteration)
+            for name, value in {"seconds": seconds, **measured}.items():
+                # five digits: a curve is drawn, and a record should stay small
+                curve[name].append(float(f"{value:.5g}"))
+            started += self.now() - stopped  # measuring is no work of the solver's
 
-        watch = Stopwatch(self.weight.device)
+        solvers = {"admm": refit, "cg": conjugate_gradients}
+        solve = solvers.get(solver) or functools.partial(gradient_refit, optimiser=solver)
+        options = {k: v for k, v in settings.items() if k != "solver" and v is not None}
+        started = self.now()
         try:
-            _solve(variant, self.weight, self.gram, self.keep, trace)
+            solve(self.weight, self.gram, self.keep, iterations=last, trace=trace, **options)
         except NonFinite:
             # only a learning rate can be too large; elsewhere it would be a mistake of ours
-            if variant.learning_rate is None:
+            if settings["learning_rate"] is None:
                 raise
-        study["curves"].append(
-            {"sparsity": self.sparsity, **variant.labels()}
-            | {name: [_short(value) for value in values] for name, values in curve.items()}
-        )
-
-
-def _solve(
-    variant: _Variant,
-    weight: Tensor,
-    gram: Tensor,
-    keep: Tensor,
-    trace: Callable[[int, Tensor, Tensor], None],
-) -> None:
-    """Run the solver of a variant with its trace."""
-    common = {
-        "iterations": variant.iterations,
-        "damping": variant.damping,
-        "precondition": variant.precondition,
-        "trace": trace,
-    }
-    if variant.solver == "admm":
-        refit(weight, gram, keep, rho=variant.rho, **common)
-    elif variant.solver == "cg":
-        conjugate_gradients(weight, gram, keep, **common)
-    else:
-        choice = {"optimiser": variant.solver, "learning_rate": variant.learning_rate}
-        gradient_refit(weight, gram, keep, **choice, **common)
+        return rows, {"sparsity": self.sparsity, **settings, **curve}
 
 
 def _inner(left: Tensor, right: Tensor) -> float:
-    """Sum of the products of two matrices, added up in float64."""
+    """Sum of the products of two matrices' entries, added up in float64."""
     return (left * right).sum(dtype=torch.float64).item()
-
-
-def _short(value: float) -> float:
-    """Five significant digits of a curve's value: it is drawn, and a record should stay small."""
-    return value if isinstance(value, int) else float(f"{value:.5g}")
 
 
 def mask_study(
@@ -324,19 +260,14 @@ def mask_study(
     rows = []
     for pattern in patterns:
         nm = parse_pattern(pattern)
+        changes: list[dict[str, Any]] = [{"mask_steps": steps} for steps in MASK_STEPS]
+        if nm is None:
+            changes += [{"schedule": "released"}, {"budget": "output"}]
         for sparsity in [1 - nm[0] / nm[1]] if nm else sparsities:
-            for rule in _mask_rules(unstructured=nm is None):
-                target = {"pattern": pattern, "sparsity": float(sparsity)}
-                settings = {**rule, "iterations": iterations}
+            target = {"pattern": pattern, "sparsity": float(sparsity)}
+            for change in changes:
+                settings = {**MASK_DEFAULT, **change, "iterations": iterations}
                 solved = METHODS["admm-grad"](weight, gram, **target, **settings)
                 other = relative_error(weight, solved.weight, heldout)
                 rows.append({**target, **settings, "error": solved.error, "heldout": other})
     return rows
-
-
-def _mask_rules(*, unstructured: bool) -> list[dict[str, Any]]:
-    """The default and every rule that differs from it in one factor."""
-    changes: list[dict[str, Any]] = [{"mask_steps": steps} for steps in MASK_STEPS]
-    if unstructured:
-        changes += [{"schedule": "released"}, {"budget": "output"}]
-    return [{**MASK_DEFAULT, **change} for change in changes]

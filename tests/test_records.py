@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from helpers import records
-from helpers.errors import BadParameter, HelpersError, RecordError
+from helpers.errors import BadParameter, RecordError
 
 
 def a_record(**changes: object) -> dict:
@@ -26,12 +26,6 @@ def a_record(**changes: object) -> dict:
         peak_memory_bytes=1000,
     )
     return records.make_record(**(fields | changes))
-
-
-def one_line(error: pytest.ExceptionInfo[HelpersError]) -> str:
-    text = str(error.value)
-    assert "\n" not in text
-    return text
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -59,14 +53,14 @@ def test_empty_path_means_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float64("nan")])
-def test_nan_never_becomes_a_record(value: float, tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match="perplexity"):
+def test_nan_never_becomes_a_record(value: float, tmp_path: Path, one_line_error) -> None:
+    with one_line_error(RecordError, "perplexity"):
         a_record(metrics={"perplexity": {"value": value, "unit": "1"}})
-    with pytest.raises(RecordError, match="series.y"):
+    with one_line_error(RecordError, "series.y"):
         a_record(series={"y": [1.0, value]})
     record = a_record()
     record["metrics"]["perplexity"]["value"] = value
-    with pytest.raises(RecordError):
+    with one_line_error(RecordError):
         records.write_record(tmp_path / "a.json", record)
     assert list(tmp_path.iterdir()) == []
 
@@ -74,55 +68,44 @@ def test_nan_never_becomes_a_record(value: float, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "metric", [1.0, {"value": 1.0}, {"value": "1", "unit": "1"}, {"unit": "s"}]
 )
-def test_metric_needs_value_and_unit(metric: object) -> None:
-    with pytest.raises(RecordError, match="metric m"):
+def test_metric_needs_value_and_unit(metric: object, one_line_error) -> None:
+    with one_line_error(RecordError, "metric m"):
         a_record(metrics={"m": metric})
 
 
-def test_values_json_cannot_hold() -> None:
-    with pytest.raises(RecordError, match=r"parameters\.x is a set"):
+def test_values_json_cannot_hold(one_line_error) -> None:
+    with one_line_error(RecordError, "parameters.x is a set"):
         a_record(parameters={"x": {1, 2}})
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("content", "reason"),
     [
         ('{"schema": 1', "not JSON"),
         ("", "not JSON"),
         ("[]", "not a mapping"),
         ("{}", "lacks 'schema'"),
         ('{"schema": NaN}', "NaN"),
+        ({"schema": 99}, "schema 99"),
+        ({"metrics": "none"}, "metrics = 'none'"),
     ],
 )
-def test_corrupted_file(text: str, reason: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_used(
+    content: str | dict, reason: str, tmp_path: Path, one_line_error
+) -> None:
+    text = content if isinstance(content, str) else json.dumps(a_record() | content)
     (tmp_path / "bad.json").write_text(text)
-    with pytest.raises(RecordError, match=reason) as error:
+    with one_line_error(RecordError, "bad.json", reason):
         records.read_records(tmp_path)
-    assert "bad.json" in one_line(error)
 
 
-def test_another_schema_and_a_wrong_field(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps(a_record() | {"schema": 99}))
-    with pytest.raises(RecordError, match="schema 99"):
-        records.read_record(path)
-    path.write_text(json.dumps(a_record() | {"metrics": "none"}))
-    with pytest.raises(RecordError, match="metrics = 'none'"):
-        records.read_record(path)
-
-
-def test_missing_file_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match="cannot read") as error:
-        records.read_record(tmp_path / "none.json")
-    one_line(error)
+def test_files_that_are_not_there_or_in_the_way(tmp_path: Path, one_line_error) -> None:
     assert records.read_records(tmp_path / "none") == []
-
-
-def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    with one_line_error(RecordError, "cannot read"):
+        records.read_record(tmp_path / "none.json")
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(RecordError, match="cannot write") as error:
+    with one_line_error(RecordError, "cannot write"):
         records.write_record(tmp_path / "file" / "a.json", a_record())
-    one_line(error)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +120,7 @@ def test_parameter_types_accepted(good: tuple) -> None:
     ("bad", "reason"),
     [
         (("1e-3", float), "write 1.0e-3"),
-        (("2E5", int, float), r"write 2.0e\+5"),
+        (("2E5", int, float), "write 2.0e+5"),
         (("0.5", float), "without quotes"),
         (("half", float), "give float"),
         ((True, int), "bool"),
@@ -147,7 +130,6 @@ def test_parameter_types_accepted(good: tuple) -> None:
         ((float("nan"), float), "finite"),
     ],
 )
-def test_parameter_types_refused(bad: tuple, reason: str) -> None:
-    with pytest.raises(BadParameter, match=reason) as error:
+def test_parameter_types_refused(bad: tuple, reason: str, one_line_error) -> None:
+    with one_line_error(BadParameter, "rho = ", reason):
         records.check_parameters(rho=bad)
-    assert one_line(error).startswith("rho = ")

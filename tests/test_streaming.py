@@ -26,7 +26,7 @@ from helpers import load_model, perplexity
 from helpers.errors import CheckpointError, NonFinite, UnknownModel, UnsupportedModel
 from helpers.large.shards import Checkpoint, write_index, write_shard
 from helpers.large.streaming import WeightStore, load_streamed
-from helpers.models import STORE, device_of, find_blocks, opened
+from helpers.models import WEIGHT_READER, device_of, find_blocks, opened
 
 CPU = torch.device("cpu")
 # transformers gives their weights other names in files than in the model
@@ -305,7 +305,7 @@ def test_a_folder_of_links_and_a_linked_folder(llama: Path, tmp_path: Path) -> N
 
 def test_it_says_where_it_computes(llama: Path) -> None:
     streamed, _ = load_streamed(llama, device="cpu", dtype="bfloat16")
-    assert device_of(streamed) == CPU and getattr(streamed, STORE).dtype == torch.bfloat16
+    assert device_of(streamed) == CPU and getattr(streamed, WEIGHT_READER).dtype == torch.bfloat16
     assert not streamed.training
 
 

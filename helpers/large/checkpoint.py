@@ -41,7 +41,7 @@ from helpers.large.mask_files import save_masks
 from helpers.large.shards import TEMPORARY, Checkpoint, sha256_of, write_index, write_shard
 from helpers.large.streaming import WeightStore, load_streamed, source_folder
 from helpers.methods import get_method
-from helpers.models import STORE, find_layers
+from helpers.models import WEIGHT_READER, find_layers
 from helpers.paths import replace_file, root, sync_folder
 from helpers.prune import LayerReport, Loop, Progress, PruneReport, Store, Team, check_request
 
@@ -177,7 +177,7 @@ def _request(
 
     Raises BadParameter for an option that JSON cannot hold.
     """
-    store: WeightStore = getattr(model, STORE)
+    store: WeightStore = getattr(model, WEIGHT_READER)
     if not get_method(method).needs_calibration:
         tokens = None  # they are never read
     request = {
@@ -314,7 +314,7 @@ class Work:
 
     def close(self, model: nn.Module, source: Path, report: PruneReport) -> None:
         """Add what is not in blocks, and put the new model in the destination's place."""
-        store: WeightStore = getattr(model, STORE)
+        store: WeightStore = getattr(model, WEIGHT_READER)
         blocks = len(store.blocks)
         rest = _shard_name(blocks, blocks)
         with store.opened(None):
@@ -652,7 +652,7 @@ def _told(work: Work) -> Iterator[None]:
 
 def _check_room(work: Work, model: nn.Module, tokens: Tensor | None, activations: str) -> None:
     """Raise CheckpointError if the new files do not fit the disk."""
-    store: WeightStore = getattr(model, STORE)
+    store: WeightStore = getattr(model, WEIGHT_READER)
     needed = store.bytes() + sum(p.numel() for p in model.parameters()) // 8
     needed -= sum(path.stat().st_size for path in work.folder.glob("*.safetensors"))
     if activations == "disk" and tokens is not None:
@@ -673,7 +673,7 @@ class ShardStore(Store):
     """Pruned blocks become shards and entries of the manifest."""
 
     def __init__(self, model: nn.Module, work: Work, team: Team, activations: str) -> None:
-        self.weights: WeightStore = getattr(model, STORE)
+        self.weights: WeightStore = getattr(model, WEIGHT_READER)
         self.work, self.team, self.activations = work, team, activations
 
     def begin(self) -> None:

@@ -25,7 +25,7 @@ from helpers.assets import embedded_model_folder
 from helpers.device import all_finite, pick_device, pick_dtype
 from helpers.errors import NonFinite, UnknownModel, UnsupportedModel, first_line
 from helpers.large.shards import Checkpoint
-from helpers.models import IDENTITY, STORE, find_blocks
+from helpers.models import IDENTITY, WEIGHT_READER, find_blocks
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ def load_streamed(
         raise UnknownModel(f"model {str(path)!r} cannot be built ({first_line(error)})") from error
     model.tie_weights()
     _compute_buffers(model, where)
-    setattr(model, STORE, WeightStore(model, checkpoint, where, kind))
+    setattr(model, WEIGHT_READER, WeightStore(model, checkpoint, where, kind))
     setattr(model, IDENTITY, _identity(path, model, kind))
     return model.eval(), tokenizer
 

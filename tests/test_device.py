@@ -1,0 +1,85 @@
+"""Devices and dtypes by name, and what is measured of memory."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import device
+from helpers.device import all_finite, bit_sum, memory_growth
+from helpers.errors import BadParameter
+
+
+def test_pick_device(monkeypatch: pytest.MonkeyPatch, one_line_error) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert device.pick_device() == torch.device("cpu")
+    assert device.pick_device(torch.device("cpu")) == torch.device("cpu")
+    with one_line_error(BadParameter, "0 CUDA devices"):
+        device.pick_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device.pick_device("auto").type == "cuda"
+    assert device.pick_device("cuda:1") == torch.device("cuda", 1)
+    with one_line_error(BadParameter, "2 CUDA devices"):
+        device.pick_device("cuda:2")
+    for name in ("gpu", "", "mps", "cuda:", "cuda:x", "cpu:1", None):
+        with one_line_error(BadParameter, str(name), 'choose "auto"'):
+            device.pick_device(name)
+
+
+def test_pick_dtype(one_line_error) -> None:
+    assert device.pick_dtype(None, "cpu") is torch.float32
+    assert device.pick_dtype(None, torch.device("cuda", 0)) is torch.float16
+    assert device.pick_dtype("bfloat16", "cpu") is torch.bfloat16
+    assert device.pick_dtype(torch.float16, "cpu") is torch.float16
+    for wrong in ("float64", "fp16", torch.int8):
+        with one_line_error(BadParameter, "bfloat16, float16, float32"):
+            device.pick_dtype(wrong, "cpu")
+
+
+def test_describe_device_counts_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    for threads, text in ((2, "cpu, 2 threads"), (1, "cpu, 1 thread")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert device.describe_device("cpu") == text
+
+
+def test_all_finite_looks_at_every_part() -> None:
+    for shape in ((), (5,), (3000, 1000), (2, 2_000_000)):
+        tensor = torch.ones(shape)
+        assert all_finite(tensor)
+        for bad in (math.nan, math.inf, -math.inf):
+            spoiled = tensor.clone()
+            spoiled.view(-1)[-1] = bad
+            assert not all_finite(spoiled)
+    assert all_finite(torch.ones(0, 3)) and not all_finite(torch.full((4, 4), math.inf).T)
+
+
+def test_the_sum_of_bits_sees_the_smallest_change() -> None:
+    tensor = torch.randn(300, 200)
+    changed = tensor.clone()
+    changed[7, 9] = torch.nextafter(changed[7, 9], torch.tensor(math.inf))
+    assert bit_sum(tensor) == bit_sum(tensor.clone()) != bit_sum(changed)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no report of the peak")
+def test_memory_growth_is_that_of_the_stretch_alone() -> None:
+    torch.ones(30_000_000)  # an earlier, higher peak
+    with memory_growth("cpu") as growth:
+        torch.ones(10_000_000)
+    assert 38e6 < growth.bytes < 60e6
+    with memory_growth("cpu") as growth:
+        pass
+    assert growth.bytes < 5e6
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no report of the peak")
+def test_peak_memory_is_in_bytes() -> None:
+    status = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in status if line.startswith("VmHWM"))
+    high_water = int(line.split()[1]) * 1024
+    # the upper end is wide because a process starts with its parent's peak
+    assert 0.9 * high_water < device.peak_memory_bytes("cpu") < 50 * high_water

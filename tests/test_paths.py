@@ -1,0 +1,79 @@
+"""Folders, and the safe replacement of files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from helpers import paths
+from helpers.errors import RecordError
+
+
+def test_folders_follow_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PRUNING_CACHE", "here")  # a relative folder is made absolute
+    for name in ("PRUNING_RESULTS", "PRUNING_RUNS"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    assert paths.cache_dir() == tmp_path / "here"
+    assert paths.results_dir("laptop") == tmp_path / "PRUNING_RESULTS" / "laptop"
+    assert paths.runs_dir("smoke") == tmp_path / "PRUNING_RUNS" / "smoke"
+    # the committed reference never moves with the results
+    assert paths.reference_dir("full") == paths.root() / "results" / "reference" / "full"
+
+
+def test_folders_without_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNING_CACHE", "  ")  # empty counts as unset
+    monkeypatch.delenv("PRUNING_RESULTS", raising=False)
+    monkeypatch.delenv("PRUNING_RUNS", raising=False)
+    assert paths.cache_dir() == Path.home() / ".cache" / "pruning-reproduction"
+    assert (paths.root() / "helpers" / "paths.py").is_file()
+    assert paths.results_dir("t4") == paths.root() / "results" / "t4"
+    assert paths.runs_dir("t4") == paths.root() / "runs" / "t4"
+
+
+def test_replace_file_makes_folders_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file.json"
+    assert paths.replace_file(path, "één\n") == path
+    assert path.read_bytes() == "één\n".encode()
+    paths.replace_file(path, b"\x00\x01")
+    assert path.read_bytes() == b"\x00\x01"
+    assert paths.sha256_file(path) == hashlib.sha256(b"\x00\x01").hexdigest()
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.json"]
+    # readable by others like any file made with open()
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("failing", ["replace", "fsync", "interrupt"])
+def test_replace_file_keeps_the_old_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failing: str, one_line_error
+) -> None:
+    path = tmp_path / "record.json"
+    path.write_text("old")
+
+    def refuse(*arguments: object) -> None:
+        if failing == "interrupt":
+            raise KeyboardInterrupt
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(paths.os, failing if failing == "replace" else "fsync", refuse)
+    if failing == "interrupt":
+        with pytest.raises(KeyboardInterrupt):
+            paths.replace_file(path, "new")
+    else:
+        with one_line_error(RecordError, "cannot write", str(path), "Read-only file system"):
+            paths.replace_file(path, "new")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_replace_file_below_a_file_is_one_line(tmp_path: Path, one_line_error) -> None:
+    (tmp_path / "blocker").write_text("a file, not a folder")
+    with one_line_error(RecordError, "record.json"):
+        paths.replace_file(tmp_path / "blocker" / "record.json", "{}")
+    assert list(tmp_path.iterdir()) == [tmp_path / "blocker"]
