@@ -148,10 +148,3 @@ def check_real(what: str, value: object, *, above: float | None = None) -> float
         return float(value)
     wanted = "0 or more" if above is None else f"above {above:g}"
     raise BadParameter(f"{what} {value!r} is not allowed: give a finite number {wanted}")
-
-
-def check_switch(what: str, value: object) -> bool:
-    """Return `value` if it is True or False, else raise BadParameter."""
-    if isinstance(value, bool):
-        return value
-    raise BadParameter(f"{what} {value!r} is not allowed: give True or False")
