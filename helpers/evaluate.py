@@ -28,7 +28,7 @@ from helpers.capture import (
 )
 from helpers.device import attribute
 from helpers.errors import AssetError, CalibrationTooShort, NonFinite, check_choice, check_whole
-from helpers.models import STORE, find_blocks, opened
+from helpers.models import WEIGHT_READER, find_blocks, opened
 from helpers.paths import cache_dir
 from helpers.tasks import (
     SOURCES,
@@ -67,7 +67,7 @@ def perplexity(
     windows = check_windows(model, tokens, length, limit)
     check_whole("batch", batch)
     with eval_mode(model):
-        batches = _batches if getattr(model, STORE, None) is None else _streamed_batches
+        batches = _batches if getattr(model, WEIGHT_READER, None) is None else _streamed_batches
         parts = batches(model, windows, batch)
         total = sum(_negative_log_likelihood(logits, rows) for rows, logits in parts)
     mean = total / (windows.shape[0] * (length - 1))

@@ -21,7 +21,7 @@ from helpers.errors import AssetError, NonFinite, UnknownModel, UnsupportedModel
 from helpers.paths import MASK_FILE
 
 IDENTITY = "pruning_identity"
-STORE = "pruning_store"  # what reads the weights of a model that is not in memory
+WEIGHT_READER = "pruning_weight_reader"  # of a model whose weights are read when needed
 _NAMES = 'use "embedded", "tiny", an existing folder or a hub id such as "owner/name"'
 
 
@@ -167,14 +167,14 @@ def opened(
 
     For a model in memory there is nothing to do; others read them (`helpers.large.streaming`).
     """
-    store = getattr(model, STORE, None)
-    return contextlib.nullcontext() if store is None else store.opened(part)
+    reader = getattr(model, WEIGHT_READER, None)
+    return contextlib.nullcontext() if reader is None else reader.opened(part)
 
 
 def device_of(model: nn.Module) -> torch.device:
     """Where a model computes, or where a block lies."""
-    store = getattr(model, STORE, None)
-    return next(model.parameters()).device if store is None else store.device
+    reader = getattr(model, WEIGHT_READER, None)
+    return next(model.parameters()).device if reader is None else reader.device
 
 
 def find_blocks(model: nn.Module) -> nn.ModuleList:

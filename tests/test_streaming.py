@@ -25,8 +25,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from helpers import load_model, perplexity
 from helpers.errors import CheckpointError, NonFinite, UnknownModel, UnsupportedModel
 from helpers.large.shards import Checkpoint, write_index, write_shard
-from helpers.large.streaming import WeightStore, load_streamed
-from helpers.models import STORE, device_of, find_blocks, opened
+from helpers.large.streaming import WeightReader, load_streamed
+from helpers.models import WEIGHT_READER, device_of, find_blocks, opened
 
 CPU = torch.device("cpu")
 # transformers gives their weights other names in files than in the model
@@ -142,7 +142,7 @@ def test_a_block_that_shares_a_tensor_is_refused(
     else:
         other.q_proj.weight = shared.weight
     with one_line_error(UnsupportedModel, "layers.0.self_attn.q_proj", "prune_model"):
-        WeightStore(model, Checkpoint(tmp_path), CPU, torch.float32)
+        WeightReader(model, Checkpoint(tmp_path), CPU, torch.float32)
 
 
 def test_perplexity_is_that_of_the_loaded_model_in_few_reads(llama: Path, reads: Counter) -> None:
@@ -305,7 +305,7 @@ def test_a_folder_of_links_and_a_linked_folder(llama: Path, tmp_path: Path) -> N
 
 def test_it_says_where_it_computes(llama: Path) -> None:
     streamed, _ = load_streamed(llama, device="cpu", dtype="bfloat16")
-    assert device_of(streamed) == CPU and getattr(streamed, STORE).dtype == torch.bfloat16
+    assert device_of(streamed) == CPU and getattr(streamed, WEIGHT_READER).dtype == torch.bfloat16
     assert not streamed.training
 
 
@@ -427,7 +427,7 @@ def test_a_shard_is_written_whole_or_not_at_all(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(place, fails)
-    with one_line_error(CheckpointError, "x.safetensors", os.strerror(code), "make room"):
+    with one_line_error(CheckpointError, "x.safetensors", os.strerror(code), "free some"):
         write_shard(path, {"a": torch.zeros(3)})
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 

@@ -35,7 +35,7 @@ from helpers.errors import (
 from helpers.explore.controls import Progress, Task, choice, row, slider
 from helpers.machine import ram
 from helpers.methods import METHODS
-from helpers.models import STORE, device_of
+from helpers.models import WEIGHT_READER, device_of
 from helpers.prune import prune_model
 from helpers.results import METHOD_ORDER, target_name
 
@@ -348,7 +348,7 @@ class TryIt(ipywidgets.VBox):
 
         Raises BadParameter for what is not a model in memory.
         """
-        if not isinstance(model, nn.Module) or getattr(model, STORE, None) is not None:
+        if not isinstance(model, nn.Module) or getattr(model, WEIGHT_READER, None) is not None:
             raise BadParameter(
                 f"{label!r} is no model in memory but a {type(model).__name__}, or is read block "
                 "by block: give one that load_model returned"

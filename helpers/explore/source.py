@@ -20,7 +20,14 @@ from helpers.corpora import calibration_tokens
 from helpers.errors import BadParameter, NonFinite, check_choice, check_whole
 from helpers.explore.controls import Progress
 from helpers.gram import check_gram
-from helpers.models import STORE, device_of, find_blocks, find_layers, load_model, read_weight
+from helpers.models import (
+    WEIGHT_READER,
+    device_of,
+    find_blocks,
+    find_layers,
+    load_model,
+    read_weight,
+)
 
 # of a layer as many outputs are solved as make up this many multiplications in a product: those of
 # 1152 outputs with 576 inputs
@@ -115,7 +122,7 @@ class ModelLayers:
 
     def _versions(self) -> tuple[int, ...]:
         """A number for every parameter that grows when it is written to."""
-        if hasattr(self.model, STORE):  # weights come and go; nobody writes to them
+        if hasattr(self.model, WEIGHT_READER):  # weights come and go; nobody writes to them
             return ()
         return tuple(parameter._version for parameter in self.model.parameters())
 
@@ -171,7 +178,7 @@ def _twin(model: nn.Module) -> nn.Module:
     Hooks on it see only what is run through it, and its mode is its own, so another thread may
     run the model meanwhile. A model that reads its weights when it is called is returned itself.
     """
-    if hasattr(model, STORE):
+    if hasattr(model, WEIGHT_READER):
         return model
     shared = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
