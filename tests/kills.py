@@ -29,7 +29,8 @@ import saved
 import torch
 
 import helpers.large.shards
-from helpers.large.checkpoint import MANIFEST, prune_checkpoint
+from helpers.large.jobs import MANIFEST
+from helpers.large.checkpoint import prune_checkpoint
 
 METHOD = dict(method="sparsegpt", sparsity=0.5, batch=2, activations="disk")
 OLDER = dict(METHOD, method="magnitude", sparsity=0.25)

@@ -10,7 +10,7 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from helpers.large.checkpoint import MANIFEST
+from helpers.large.jobs import MANIFEST
 
 SHARDS = "40KB"  # a block of the tiny Llama
 

@@ -34,7 +34,9 @@ from helpers.errors import (
     UnsupportedModel,
 )
 from helpers.large import checkpoint as module
-from helpers.large.checkpoint import MANIFEST, CheckpointReport, prune_checkpoint
+from helpers.large import jobs
+from helpers.large.jobs import MANIFEST
+from helpers.large.checkpoint import CheckpointReport, prune_checkpoint
 from helpers.large.shards import Checkpoint
 from helpers.methods import METHODS, LayerResult, register
 
@@ -637,7 +639,7 @@ def test_a_file_that_finds_no_room(llama: Path, to: Path, expected: dict, activa
     assert answer.returncode == 0, answer.stderr[-2000:]
     said = [json.loads(line) for line in answer.stdout.splitlines()]
     assert [bool(text) for text in said] == [True] * 4 + [False]
-    assert all("large" in text and "make room" in text and "\n" not in text for text in said[:4])
+    assert all("large" in text and "free some" in text and "\n" not in text for text in said[:4])
     assert ("activations" in said[2]) == (activations == "disk")
     assert saved.contents(to) == expected and nothing_left(to)
 
@@ -683,7 +685,7 @@ def test_a_disk_that_is_too_small_is_known_before_the_work(
     monkeypatch.setattr(shutil, "disk_usage", room)
     prune_checkpoint(llama, to.with_name("fits"), TOKENS, activations="disk", **WANDA)
     free -= 1
-    with one_line_error(CheckpointError, "GB free", "make room"):
+    with one_line_error(CheckpointError, "GB free", "free some"):
         prune_checkpoint(
             llama, to, TOKENS, activations="disk", progress=lambda *_: pytest.fail("work"), **WANDA
         )
@@ -963,7 +965,7 @@ def intact(model: nn.Module, to: Path) -> None:
     assert all(one is other for one, other in zip(now, model.forwards, strict=True))
     assert all(parameter.is_meta for parameter in model.parameters())
     assert not [path for path in saved.place(to).rglob("*") if path.name.endswith(".tmp")]
-    with module._held(saved.place(to), to):
+    with jobs.Workspace(Path("/nowhere"), to).locked():
         pass
 
 

@@ -18,17 +18,16 @@ transposed as (d_in, d_out): its mask is transposed like its weight.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -185,38 +184,32 @@ class _MaskFile:
         self.file, self.path = file, path
         try:
             description = json.loads((file.metadata() or {})["masks"])
-            version = description["version"]
-        except (KeyError, ValueError, TypeError) as error:
-            raise CheckpointError(
-                f"{path} does not say that it holds masks: write it with save_masks"
-            ) from error
-        if version != VERSION:
-            raise CheckpointError(
-                f"{path} has format version {version!r} and only {VERSION} is known here: "
-                "save it again, or read it with a newer version of this package"
-            )
-        try:
+            if description["version"] != VERSION:
+                raise CheckpointError(
+                    f"{path} has format version {description['version']!r} and only {VERSION} is "
+                    "known here: save it again, or read it with a newer version of this package"
+                )
             self.pattern, layers = description["pattern"], description["layers"]
             parse_pattern(self.pattern)
             self.shapes = {name: tuple(map(int, one["shape"])) for name, one in layers.items()}
             self.crc32 = {name: int(one["crc32"]) for name, one in layers.items()}
         except (KeyError, ValueError, TypeError, AttributeError, BadPattern) as error:
-            raise CheckpointError(f"{path} has a damaged description: save it again") from error
+            raise CheckpointError(
+                f"{path} holds no description of masks, or a damaged one: write it with save_masks"
+            ) from error
         if self.shapes.keys() != set(file.keys()):
             raise CheckpointError(f"{path} describes other masks than it holds: save it again")
 
     def keep(self, name: str) -> Tensor:
         """The mask of one weight. Raises CheckpointError if it is not what was saved."""
-        bits, shape = self.file.get_tensor(name), self.shapes[name]
-        length = _packed_bytes(math.prod(shape))
-        if (bits.dtype, bits.shape) != (torch.uint8, (length,)):
-            raise CheckpointError(
-                f"{self.path} holds {_kind(bits)} for {name}, whose mask of {shape} takes "
-                f"{length} bytes: save it again"
-            )
-        if zlib.crc32(bits.numpy()) != self.crc32[name]:
-            raise CheckpointError(f"{self.path} is damaged at {name}: save it again")
-        return unpack_mask(bits, shape)
+        bits = self.file.get_tensor(name)
+        try:
+            if zlib.crc32(bits.numpy()) == self.crc32[name]:
+                return unpack_mask(bits, self.shapes[name])
+            reason = "its bits are others"
+        except BadMask as error:
+            reason = str(error)
+        raise CheckpointError(f"{self.path} is damaged at {name} ({reason}): save it again")
 
     def checked(self, name: str, weight: Tensor) -> Tensor:
         """The mask of one weight, which is zero outside it. Raises BadMask if it is not."""
@@ -328,105 +321,58 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 # --- sizes -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class SizeReport:
-    """Bytes that a saved pruned model takes, stored in different ways.
-
-    It PROMISES NO SPEED: no general kernel runs such weights faster; these sizes are about disk
-    and download only. Sizes are in bytes and count the tensors' data, without headers, except
-    `files` and `mask_file`, which are sizes on disk. In every way the weights without a mask are
-    stored dense, and values keep the checkpoint's dtype.
-
-    pattern: as given to `save_masks`; weights: those with a mask; kept: those that stay;
-    files: the weights' files as they are; mask_file: masks.safetensors; dense: all tensors;
-    mask_values: one bit a weight and the kept values; values_index: for an N:M pattern, N values
-    and their positions in each group, ceil(log2 M) bits each (2 for 2:4), else None; csr_int32,
-    csr_int16: kept values, a column index each, and an int32 start of each row (a weight of more
-    than 32768 columns has int32 indices in both); zlib: all tensors' data in one zlib stream at
-    level 1.
-    """
-
-    pattern: str
-    weights: int
-    kept: int
-    files: int
-    mask_file: int
-    dense: int
-    mask_values: int
-    values_index: int | None
-    csr_int32: int
-    csr_int16: int
-    zlib: int
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of zeros over all weights with a mask."""
-        return 1 - self.kept / self.weights if self.weights else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain values for a record, with the note that it promises no speed."""
-        return dataclasses.asdict(self) | {"sparsity": self.sparsity, "note": NO_SPEED}
-
-    def rows(self) -> list[dict[str, Any]]:
-        """A row for each way of storing: "storage", "bytes", and "share" of the dense bytes."""
-        ways = {
-            "dense": self.dense,
-            "dense, zlib": self.zlib,
-            "mask + values": self.mask_values,
-            "values + index": self.values_index,
-            "CSR, int16": self.csr_int16,
-            "CSR, int32": self.csr_int32,
-        }
-        return [
-            {"storage": way, "bytes": size, "share": size / self.dense}
-            for way, size in ways.items()
-            if size is not None
-        ]
-
-    def __str__(self) -> str:
-        lines = [
-            f"{row['storage']:15} {row['bytes']:>15,} bytes {row['share']:7.1%}"
-            for row in self.rows()
-        ]
-        head = f"{self.weights:,} weights with a mask, {self.sparsity:.1%} zeros, {self.pattern}"
-        return "\n".join([head, *lines, NO_SPEED])
-
-
-def size_report(folder: str | Path) -> SizeReport:
+def size_report(folder: str | Path) -> pd.DataFrame:
     """What a saved pruned model with its mask file takes on disk, stored in different ways.
 
-    It promises no speed: see `SizeReport`. The checkpoint, sharded or not, is read one tensor at a
-    time; compressing takes most of the time. Masks are checked on the way as by `check_masks`.
+    It PROMISES NO SPEED: no general kernel runs such weights faster; these sizes are about disk
+    and download only. A row for each way of storing, with its "bytes" and their "share" of the
+    dense ones; the first two are sizes of files, the others count the tensors' data without
+    headers. Weights without a mask are always stored dense, and values keep their dtype.
 
-    Raises CheckpointError, BadMask.
+    - "files", "mask file": the weights' files as they are, and masks.safetensors;
+    - "dense": all tensors; "dense, zlib": these in one zlib stream at level 1;
+    - "mask + values": one bit a weight, and the kept values;
+    - "values + index", for an N:M pattern only: N values of each group and their positions in it,
+      ceil(log2 M) bits each;
+    - "CSR, int16", "CSR, int32": kept values, a column index each, and an int32 start of each row
+      (a weight of more than 32768 columns has int32 indices in both).
+
+    `attrs` of the table holds "pattern", "weights" (those with a mask), "kept" and "sparsity" of
+    these, and a "note". One tensor is in memory at a time; compressing takes most of the time.
+    Raises CheckpointError, and BadMask as `check_masks`.
     """
     checkpoint = Checkpoint(folder)
-    # from names to bytes; what no layer adds to stays zero
-    sizes: Counter[str] = Counter({"weights": 0, "kept": 0})
+    ways = ("dense", "mask + values", "values + index", "CSR, int16", "CSR, int32")
+    sizes: Counter[str] = Counter(dict.fromkeys(ways, 0))
+    weights = kept = zipped = 0
     squeeze = zlib.compressobj(_LEVEL)
     with _opened(folder, checkpoint) as masks:
         groups = parse_pattern(masks.pattern)
         for name, tensor in checkpoint.tensors():
-            sizes["dense"] += tensor.nbytes
             data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
             for start in range(0, len(data), _PIECE):
-                sizes["zlib"] += len(squeeze.compress(data[start : start + _PIECE]))
+                zipped += len(squeeze.compress(data[start : start + _PIECE]))
+            added = dict.fromkeys(ways, tensor.nbytes)
             if name in masks.shapes:
-                sizes.update(_sparse_sizes(masks.checked(name, tensor), tensor.itemsize, groups))
-            else:
-                ways = ("mask_values", "values_index", "csr_int32", "csr_int16")
-                sizes.update(dict.fromkeys(ways, tensor.nbytes))
-            del tensor, data  # else it would live on while the next is read
-        mask_file = masks.path.stat().st_size
-    sizes["zlib"] += len(squeeze.flush())
-    fields = dict(sizes, files=checkpoint.stored_bytes(), mask_file=mask_file)
+                keep = masks.checked(name, tensor)
+                weights, kept = weights + keep.numel(), kept + int(keep.sum())
+                added |= _sparse_sizes(keep, tensor.itemsize, groups)
+            sizes.update(added)
+            del tensor, data  # else they would live on while the next is read
+        files = {"files": checkpoint.stored_bytes(), "mask file": masks.path.stat().st_size}
     if groups is None:
-        fields["values_index"] = None
-    return SizeReport(pattern=masks.pattern, **fields)
+        del sizes["values + index"]
+    zipped += len(squeeze.flush())
+    table = pd.DataFrame({"bytes": {**files, **sizes, "dense, zlib": zipped}})
+    table["share"] = table["bytes"] / sizes["dense"]
+    sparsity = 1 - kept / weights if weights else 0.0
+    table.attrs = {"pattern": masks.pattern, "weights": weights, "kept": kept}
+    table.attrs |= {"sparsity": sparsity, "note": NO_SPEED}
+    return table
 
 
 def _sparse_sizes(keep: Tensor, width: int, groups: tuple[int, int] | None) -> dict[str, int]:
-    """What one layer adds to a report; `width` is the bytes of a value."""
+    """Bytes of one layer in the ways that use its mask; `width` is the bytes of a value."""
     weights, kept, (rows, columns) = keep.numel(), int(keep.sum()), keep.shape
     starts = 4 * (rows + 1)
     short = 2 if columns <= _WIDEST_INT16 else 4
@@ -435,10 +381,8 @@ def _sparse_sizes(keep: Tensor, width: int, groups: tuple[int, int] | None) -> d
         # a group that keeps fewer than N still fills N slots, so that all groups are alike
         slots, bits = weights // groups[1] * groups[0], (groups[1] - 1).bit_length()
     return {
-        "weights": weights,
-        "kept": kept,
-        "mask_values": _packed_bytes(weights) + kept * width,
-        "values_index": slots * width + _packed_bytes(slots * bits),
-        "csr_int32": kept * (width + 4) + starts,
-        "csr_int16": kept * (width + short) + starts,
+        "mask + values": _packed_bytes(weights) + kept * width,
+        "values + index": slots * width + _packed_bytes(slots * bits),
+        "CSR, int16": kept * (width + short) + starts,
+        "CSR, int32": kept * (width + 4) + starts,
     }

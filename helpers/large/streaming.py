@@ -46,16 +46,13 @@ def load_streamed(
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
     checkpoint = Checkpoint(path)
-    local = dict(local_files_only=True, trust_remote_code=False)
     try:
-        config = AutoConfig.from_pretrained(path, **local)
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         if getattr(config, "quantization_config", None):  # they would be read without their scales
             raise UnsupportedModel(
                 f"{path} holds quantised weights: give the unquantised checkpoint"
             )
-        named = ("tokenizer.json", "tokenizer_config.json")
-        has_tokenizer = any((path / name).is_file() for name in named)
-        tokenizer = AutoTokenizer.from_pretrained(path, **local) if has_tokenizer else None
+        tokenizer = load_tokenizer(path)
         # buffers are computed, not read
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)
@@ -90,6 +87,13 @@ def source_folder(source: str | os.PathLike[str]) -> Path:
             "hub model with fetch_checkpoint(name, revision)"
         )
     return folder
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder, or None if it has none."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return None
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 @dataclass(frozen=True)
