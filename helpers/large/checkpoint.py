@@ -114,23 +114,22 @@ def prune_checkpoint(
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
     check_request(model, tokens, method, batch, None, arguments)
     workspace = Workspace(source, destination)
-    with contextlib.ExitStack() as stack:
+    with workspace.locked() if team.lead else contextlib.nullcontext():
         job = None
         if team.lead:  # hashing reads the whole source, for which one process is enough
-            request = _request(model, source, tokens, method, batch, arguments, team)
-            stack.enter_context(workspace.locked())
+            request = _request(model, tokens, method, batch, arguments, team)
             job = workspace.continued(request) if resume else None
             job = job or workspace.begun(request)
             job.verify()
         job = team.share(job)
         if not job.complete:
+            _check_disk(job, model, tokens, activations)
             store = ShardStore(model, job, team, activations)
             loop = Loop(model, method, arguments, progress=progress, store=store, team=team)
-            _check_disk(job, model, tokens, activations)
             with eval_mode(model), job.kept():
                 loop.run(tokens, batch)
                 if team.lead:
-                    _complete(job, model, source, loop.report)
+                    _finish(job, model, loop.report)
                     workspace.publish(job)
             job = team.share(job)
         return _report(job, workspace.destination)
@@ -141,7 +140,6 @@ def prune_checkpoint(
 
 def _request(
     model: nn.Module,
-    source: Path,
     tokens: Tensor | None,
     method: str,
     batch: int | None,
@@ -167,7 +165,7 @@ def _request(
     code = sorted(path for pattern in CODE for path in package.glob(pattern))
     request = {
         "source": {path.name: sha256_file(path) for path in reader.checkpoint.paths},
-        "configuration": sha256_file(source / "config.json"),
+        "configuration": sha256_file(reader.checkpoint.folder / "config.json"),
         "calibration": calibration,
         "method": method,
         "method_code": method_code,
@@ -257,16 +255,16 @@ def _check_disk(job: Job, model: nn.Module, tokens: Tensor | None, activations: 
 
 
 @writing()
-def _complete(job: Job, model: nn.Module, source: Path, report: PruneReport) -> None:
+def _finish(job: Job, model: nn.Module, report: PruneReport) -> None:
     """Add what makes the blocks a model: weights outside them, configuration, index, masks.
 
     Raises CheckpointError.
     """
     reader: WeightReader = getattr(model, WEIGHT_READER)
-    rest = _shard_name(reader, len(reader.blocks))
+    source, rest = reader.checkpoint.folder, _shard_name(reader, len(reader.blocks))
     with reader.opened(None):
         digest = write_shard(job.folder / rest, reader.tensors(None))
-    for path in [path for pattern in COMPANIONS for path in source.glob(pattern)]:
+    for path in filter(Path.is_file, (p for pattern in COMPANIONS for p in source.glob(pattern))):
         replace_file(job.folder / path.name, path.read_bytes())
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)  # its older name

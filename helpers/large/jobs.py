@@ -60,7 +60,7 @@ class Job:
                     "version that wrote it, or start anew with resume=False"
                 )
             job = cls(folder, manifest)
-            for entry in job.entries():
+            for entry in job.entries().values():
                 if Path(entry["file"]).name != entry["file"] or len(entry["sha256"]) != 64:
                     raise ValueError(f"not a file and its hash: {entry}")
             job.lines()
@@ -80,19 +80,17 @@ class Job:
         """Whether the model has all its files."""
         return "complete" in self.manifest
 
-    def entries(self) -> list[dict[str, Any]]:
-        """The finished files with their hashes: blocks in order, then what is outside them."""
-        blocks = self.manifest["blocks"]
-        rest = [self.manifest["rest"]] if self.complete else []
-        return [blocks[index] for index in sorted(blocks, key=int)] + rest
+    def entries(self) -> dict[str, dict[str, Any]]:
+        """What the manifest says of the finished files: of each block, and of all the "rest"."""
+        rest = {"rest": self.manifest["rest"]} if self.complete else {}
+        return {**self.manifest["blocks"], **rest}
 
     def lines(self) -> dict[int, list[LayerReport]]:
         """The report's lines of each finished block, as they were before JSON."""
+        blocks = {int(index): entry for index, entry in self.manifest["blocks"].items()}
         return {
-            int(index): [
-                LayerReport(**{**row, "shape": tuple(row["shape"])}) for row in e["layers"]
-            ]
-            for index, e in sorted(self.manifest["blocks"].items(), key=lambda item: int(item[0]))
+            index: [LayerReport(**{**row, "shape": tuple(row["shape"])}) for row in entry["layers"]]
+            for index, entry in sorted(blocks.items())
         }
 
     def verify(self) -> None:
@@ -100,7 +98,7 @@ class Job:
 
         Raises ResumeError if the model is complete: someone may have gone on to work with it.
         """
-        for entry in self.entries():
+        for index, entry in self.entries().items():
             path = self.folder / entry["file"]
             if path.is_file() and sha256_file(path) == entry["sha256"]:
                 continue
@@ -109,9 +107,7 @@ class Job:
                     f"{path} is not what was written there: choose another destination, or start "
                     "anew with resume=False, which replaces the model there"
                 )
-            blocks = self.manifest["blocks"]
-            index = next(index for index in blocks if blocks[index] is entry)
-            del blocks[index]
+            del self.manifest["blocks"][index]
             self.redone.append(int(index))
         self.resumed -= len(self.redone)
 
@@ -151,12 +147,11 @@ class Workspace:
                 raise ResumeError(
                     f"destination {to} and source {source} overlap: choose another destination"
                 )
-        if to.exists() and not to.is_dir():
-            raise ResumeError(f"{to} is a file: choose another destination")
-        if to.is_dir() and any(to.iterdir()) and not (to / MANIFEST).is_file():
+        is_free = not to.exists() or (to.is_dir() and not any(to.iterdir()))
+        if not is_free and not (to / MANIFEST).is_file():
             raise ResumeError(
-                f"{to} holds something else than a model of prune_checkpoint: choose another "
-                "destination, or empty it"
+                f"{to} is something else than a model of prune_checkpoint: choose another "
+                "destination, or clear this one"
             )
 
     @contextlib.contextmanager
@@ -230,7 +225,7 @@ class Workspace:
             return None
         found, asked = _flat(others[0].manifest["request"]), _flat(request)
         lines = [
-            f"{name} {found.get(name)!r:.20}, not {asked.get(name)!r:.20}"
+            f"{name} {str(found.get(name)):.24}, not {str(asked.get(name)):.24}"
             for name in sorted(found | asked)
             if found.get(name) != asked.get(name)
         ]

@@ -185,54 +185,42 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m helpers.large.torchrun", description="Prune a checkpoint, file to file."
     )
-    parser.add_argument("--source", required=True, help='a folder of safetensors, or "embedded"')
-    parser.add_argument("--destination", required=True, help="folder of the pruned model")
-    parser.add_argument("--method", default="admm-grad")
-    parser.add_argument("--sparsity", type=float, help="fraction of zeros; not with an N:M pattern")
-    parser.add_argument("--pattern", default="unstructured")
-    parser.add_argument("--options", default="{}", help='JSON, such as {"iterations": 40}')
-    parser.add_argument("--calibration", default="embedded", help="embedded, c4, or a text file")
-    parser.add_argument("--sequences", type=int, default=32)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype")
-    parser.add_argument("--activations", default="memory", help="memory or disk")
-    parser.add_argument(
-        "--anew",
-        dest="resume",
-        action="store_false",
-        help="resume=False: do not go on with an earlier run",
-    )
+    add = parser.add_argument
+    add("--source", required=True, help='a folder of safetensors, or "embedded"')
+    add("--destination", required=True, help="folder of the pruned model")
+    add("--method", default="admm-grad")
+    add("--sparsity", type=float, help="fraction of zeros; not with an N:M pattern")
+    add("--pattern", default="unstructured")
+    add("--options", default="{}", help='JSON, such as {"iterations": 40}')
+    add("--calibration", default="embedded", help="embedded, c4, or a text file")
+    add("--sequences", type=int, default=32)
+    add("--length", type=int, default=512)
+    add("--seed", type=int, default=0)
+    add("--batch", type=int)
+    add("--device", default="auto")
+    add("--dtype")
+    add("--activations", default="memory", help="memory or disk")
+    add("--anew", action="store_true", help="resume=False: do not go on with an earlier run")
     return parser.parse_args(arguments)
 
 
 def _prune(asked: argparse.Namespace) -> str:
     """Do what the command line says; the line to end with, which only the lead has."""
-    names = ("method", "sparsity", "pattern", "batch", "dtype", "activations", "resume")
-    arguments = {name: getattr(asked, name) for name in names}
-    options = _method_options(asked.options, {*names, "tokens", "device", "progress", "team"})
-    needed = get_method(asked.method).needs_calibration
+    names = ("method", "sparsity", "pattern", "batch", "dtype", "activations")
+    arguments = {name: getattr(asked, name) for name in names} | {"resume": not asked.anew}
+    options = _method_options(asked.options, {*arguments, "tokens", "device", "progress", "team"})
+    tokens = None
     with team_of(asked.device) as (team, device):
-        tokens = _calibration(asked) if needed else None
-        if needed:
-            team.part(tokens)  # refuses too few before anything is written
 
         def progress(done: int, total: int, name: str) -> None:
             if team.lead:
-                _say(sys.stdout, f"[{done}/{total}] {name}")
+                _write_line(sys.stdout, f"[{done}/{total}] {name}")
 
-        report = prune_checkpoint(
-            asked.source,
-            asked.destination,
-            tokens,
-            device=str(device),
-            team=team,
-            progress=progress,
-            **arguments,
-            **options,
-        )
+        if get_method(asked.method).needs_calibration:
+            tokens = _calibration(asked)
+            team.part(tokens)  # refuses too few before anything is written
+        arguments |= {"device": str(device), "team": team, "progress": progress, **options}
+        report = prune_checkpoint(asked.source, asked.destination, tokens, **arguments)
     error = "" if report.error is None else f", mean layer error {report.error:.4f}"
     summary = f"{report.folder}: sparsity {report.sparsity:.3f}{error}"
     return f"{summary}, {report.resumed} blocks of an earlier run" if team.lead else ""
@@ -241,13 +229,11 @@ def _prune(asked: argparse.Namespace) -> str:
 def _method_options(text: str, taken: set[str]) -> dict[str, Any]:
     """The method's options from JSON. Raises BadParameter."""
     try:
-        options = json.loads(text)
-    except ValueError as error:
+        options = dict(json.loads(text).items())
+    except (ValueError, AttributeError) as error:
         raise BadParameter(
-            f'--options {text!r} is not JSON ({error}): write it like {{"iterations": 40}}'
+            f'--options {text!r} is not a JSON object ({error}): write it like {{"iterations": 40}}'
         ) from error
-    if not isinstance(options, dict):
-        raise BadParameter(f'--options {text!r} has no names: write it like {{"iterations": 40}}')
     if taken & options.keys():
         names = ", ".join(sorted(taken & options.keys()))
         raise BadParameter(f"--options {text!r} holds {names}: it takes options of the method only")
@@ -259,16 +245,11 @@ def _calibration(asked: argparse.Namespace) -> Tensor:
     tokenizer = load_tokenizer(source_folder(asked.source))
     if tokenizer is None:
         raise UnknownModel(f"{asked.source} holds no tokenizer: save its tokenizer there too")
-    return calibration_tokens(
-        asked.calibration,
-        tokenizer,
-        sequences=asked.sequences,
-        length=asked.length,
-        seed=asked.seed,
-    )
+    wanted = {name: getattr(asked, name) for name in ("sequences", "length", "seed")}
+    return calibration_tokens(asked.calibration, tokenizer, **wanted)
 
 
-def _say(stream: Any, line: str) -> None:
+def _write_line(stream: Any, line: str) -> None:
     stream.write(f"{line}\n")  # in one go, so that lines of several processes do not mix
     stream.flush()
 
@@ -288,10 +269,10 @@ def main(arguments: list[str] | None = None) -> int:
         code, message = 1, f"OutOfMemory: {first_line(error)}; finished blocks are kept"
     else:
         if summary:
-            _say(sys.stdout, summary)
+            _write_line(sys.stdout, summary)
         return 0
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ
-    _say(sys.stderr, f"process {os.environ['RANK']}: {message}" if several else message)
+    _write_line(sys.stderr, f"process {os.environ['RANK']}: {message}" if several else message)
     return code
 
 
