@@ -80,7 +80,9 @@ def load_streamed(
 
 def source_folder(source: str | os.PathLike[str]) -> Path:
     """The folder that a source stands for. Raises UnknownModel."""
-    folder = embedded_model_folder() if str(source) == "embedded" else Path(source).expanduser()
+    # absolute, because the working folder may change while the model is read
+    path = Path(source).expanduser().absolute()
+    folder = embedded_model_folder() if str(source) == "embedded" else path
     if not (folder / "config.json").is_file():
         raise UnknownModel(
             f"{folder} holds no config.json: give a folder that save_pretrained wrote, or fetch a "
