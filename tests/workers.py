@@ -1,4 +1,4 @@
-"""What runs inside the processes of `test_distributed`; also a script for torchrun.
+"""What runs inside the processes of `test_torchrun`; also a script for torchrun.
 
 Its method fails on purpose, in process 1, as often as a file of orders says.
 """
@@ -62,8 +62,8 @@ def command(rank: int, size: int, port: int, folder: str, arguments: list[str]) 
     sys.exit(main(arguments))
 
 
-def place(rank: int, size: int, port: int) -> dict[str, str]:
-    """What torchrun tells a process by its environment."""
+def environment(rank: int, size: int, port: int) -> dict[str, str]:
+    """The environment that torchrun gives a process."""
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
     return {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in where.items()}}
 
@@ -82,10 +82,10 @@ def short_of_memory(rank: int, size: int, port: int, folder: str, arguments: lis
 
 
 def become(rank: int, size: int, port: int, folder: str) -> None:
-    """What torchrun does for a process, and one file for all that it says."""
-    os.environ.update(place(rank, size, port))
+    """What torchrun does for a process, and one file for its output."""
+    os.environ.update(environment(rank, size, port))
     torch.set_num_threads(1)
-    handle = os.open(Path(folder, f"said-{rank}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    handle = os.open(Path(folder, f"output-{rank}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
 
