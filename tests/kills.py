@@ -1,10 +1,8 @@
-"""Kill a pruning run with SIGKILL and run it again, many times: a script for test_checkpoint.py.
-
-    python kills.py SOURCE FOLDER
+"""Kill a pruning run with SIGKILL and run it again, many times: a process of test_checkpoint.py.
 
 Everything is imported and the model is built once; each attempt is a fork, which ends when it is
-killed. The parity gate is left out: it reads, and decides nothing. One line of JSON for each way
-of killing says how many kills there were, and in `wrong` what was not as it must be.
+killed. The parity gate is left out: it reads, and decides nothing. The answer for each way of
+killing says how many kills there were, and in `wrong` what was not as it must be.
 """
 
 from __future__ import annotations
@@ -20,9 +18,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-# before torch is there: a process with threads cannot be forked safely
-os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 import families as fam
 import saved
@@ -55,7 +50,7 @@ class Trial:
         self.clear()
 
     def clear(self) -> None:
-        """Start anew."""
+        """Empty the folder."""
         for path in (self.destination, saved.workspace(self.destination)):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -121,10 +116,9 @@ class Trial:
         left = saved.workspace(self.destination).exists()
         self.expect(not left, f"{when}: the workspace is still there")
 
-    def say(self, **more: Any) -> None:
-        """One line of output."""
-        said = {"kills": len(self.kills), "finished": self.kills, "wrong": self.wrong[:5], **more}
-        print(json.dumps(said), flush=True)
+    def answer(self, **more: Any) -> dict[str, Any]:
+        """What has happened."""
+        return {"kills": len(self.kills), "finished": self.kills, "wrong": self.wrong[:5], **more}
 
 
 def count_operations(last: int) -> None:
@@ -151,7 +145,7 @@ def count_operations(last: int) -> None:
     helpers.large.shards.save_file = counted(helpers.large.shards.save_file, half=True)
 
 
-def at_random_moments(trial: Trial) -> None:
+def at_random_moments(trial: Trial) -> dict[str, Any]:
     """Kill and run again until KILLS have hit."""
     dice, rounds = random.Random(0), 0
     started = time.perf_counter()
@@ -169,10 +163,10 @@ def at_random_moments(trial: Trial) -> None:
             pass
         if not trial.wrong:
             trial.check(f"round {rounds}")
-    trial.say(rounds=rounds)
+    return trial.answer(rounds=rounds)
 
 
-def before_each_operation(trial: Trial, older: Path | None = None) -> None:
+def before_each_operation(trial: Trial, older: Path | None = None) -> dict[str, Any]:
     """Kill before operation 1, 2, 3 … until a run gets through; after each, run again and check.
 
     older: a model that lies at the destination already, which the run replaces; until then it has
@@ -195,7 +189,7 @@ def before_each_operation(trial: Trial, older: Path | None = None) -> None:
         if trial.attempt(resume=older is None or begun or is_new) == "done":
             trial.check(f"killed at {last}")
         last += 8 if older and trial.kills[-1] < BLOCKS and not is_new else 1
-    trial.say(operations=last - 1, absent=absent)
+    return trial.answer(operations=last - 1, absent=absent)
 
 
 def old_or_new(trial: Trial, older: dict[str, object], last: int) -> tuple[bool, bool]:
@@ -214,8 +208,8 @@ def old_or_new(trial: Trial, older: dict[str, object], last: int) -> tuple[bool,
     return False, False
 
 
-def main(source: Path, folder: Path) -> None:
-    """All ways of killing."""
+def kill(source: Path, folder: Path, answer: Path) -> None:
+    """All ways of killing, the answers in a file."""
     torch.set_num_threads(1)
     Replay.parity = lambda _self: 0.0
     load = checkpoint.load_streamed
@@ -225,11 +219,11 @@ def main(source: Path, folder: Path) -> None:
     built = load(source)
     gc.freeze()  # a fork that collects garbage copies every page
     checkpoint.load_streamed = lambda *_args, **_kwargs: built  # each fork has a copy of its own
-    at_random_moments(Trial(source, folder, "random"))
-    before_each_operation(Trial(source, folder, "each"))
-    replaced = Trial(source, folder, "replace", method="magnitude")
-    before_each_operation(replaced, folder / "older")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    found = [
+        at_random_moments(Trial(source, folder, "random")),
+        before_each_operation(Trial(source, folder, "each")),
+        before_each_operation(
+            Trial(source, folder, "replace", method="magnitude"), folder / "older"
+        ),
+    ]
+    answer.write_text(json.dumps(found))

@@ -12,13 +12,12 @@ import saved
 import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from workers import TOKENS, WANDA
 
 from helpers import load_model, prune_checkpoint, prune_model
 from helpers.errors import OutOfMemory
 from helpers.large.jobs import MANIFEST
 
-TOKENS = fam.random_tokens(4, 16)
-WANDA = dict(method="wanda", sparsity=0.5, batch=2)
 LAYERS = 7
 
 
@@ -77,27 +76,25 @@ WHERE = {
     **dict.fromkeys((1, 2), "the parity gate: batch 4 to 2"),
     **dict.fromkeys((3, 5, 6), "block 1: batch 4 to 2"),
 }
-EIGHT = fam.random_tokens(8, 16)
+TEXT = fam.random_tokens(8, 8)
 
 
 @pytest.fixture(scope="module")
 def in_small_batches(llama: Path) -> nn.Module:
     """The Llama pruned by prune_model with batches of 2."""
     model, _ = load_model(llama)
-    prune_model(model, EIGHT, method="admm1", sparsity=0.5, batch=2)
+    prune_model(model, TEXT, method="admm1", sparsity=0.5, batch=2)
     return model
 
 
-@pytest.mark.parametrize(
-    ("first", "kind"), [(0, "gpu"), (1, "cpu"), (2, "gpu"), (3, "python"), (5, "cpu"), (6, "gpu")]
-)
+@pytest.mark.parametrize(("first", "kind"), [(0, "gpu"), (2, "cpu"), (3, "python"), (6, "cpu")])
 def test_the_batch_halves_where_memory_runs_out(
     llama: Path, to: Path, in_small_batches: nn.Module, in_forward: Callable, first: int, kind: str
 ) -> None:
     arguments = dict(method="admm1", sparsity=0.5, batch=4)
     whole, _ = load_model(llama)
     in_forward(too_many(2, 1, kind, first))
-    report = prune_checkpoint(llama, to, EIGHT, **arguments)
+    report = prune_checkpoint(llama, to, TEXT, **arguments)
     again = json.loads((to / MANIFEST).read_text())
     assert [text.split(",")[0] for text in report.halved] == [WHERE[first]]
     assert again["halved"] == report.halved and report.batch == 2
@@ -105,7 +102,7 @@ def test_the_batch_halves_where_memory_runs_out(
         torch.testing.assert_close(saved.loaded(to).state_dict()[name], tensor, msg=name)
     if kind == "cpu":
         in_forward(too_many(2, 1, kind, first))
-        usual = prune_model(whole, EIGHT, **arguments)
+        usual = prune_model(whole, TEXT, **arguments)
         assert usual.halved == report.halved and fam.hook_count(whole) == 0
         assert fam.changed(whole, saved.loaded(to).state_dict()) == set()
 
@@ -125,7 +122,7 @@ def test_the_batch_halves_again_while_arguments_are_recorded_anew(
 
     model, _ = load_model(llama)
     in_forward(check)
-    report = prune_model(model, EIGHT, method="admm1", sparsity=0.5, batch=4)
+    report = prune_model(model, TEXT, method="admm1", sparsity=0.5, batch=4)
     assert [text.split(",")[0] for text in report.halved] == [
         "block 1: batch 4 to 2",
         "recording arguments: batch 2 to 1",
@@ -142,12 +139,12 @@ def test_a_rerun_still_says_where_the_batch_was_halved(
     in_forward(too_many(2, 0, "cpu", first=3))
     with pytest.raises(ZeroDivisionError):
         prune_checkpoint(
-            llama, to, EIGHT, progress=lambda done, *_: 1 // (LAYERS + 1 - done), **arguments
+            llama, to, TEXT, progress=lambda done, *_: 1 // (LAYERS + 1 - done), **arguments
         )
     in_forward(lambda *_: None)
-    report = prune_checkpoint(llama, to, EIGHT, **arguments)
+    report = prune_checkpoint(llama, to, TEXT, **arguments)
     assert report.halved == ["block 0: batch 4 to 2, memory ran out"] and report.batch == 4
-    assert prune_checkpoint(llama, to, EIGHT, **arguments).halved == report.halved
+    assert prune_checkpoint(llama, to, TEXT, **arguments).halved == report.halved
 
 
 def test_the_batch_halves_while_embedding(
@@ -163,7 +160,7 @@ def test_the_batch_halves_while_embedding(
 
     monkeypatch.setattr(nn.Embedding, "forward", patched)
     report = prune_checkpoint(
-        llama, to, EIGHT, method="admm1", sparsity=0.5, batch=4, activations="disk"
+        llama, to, TEXT, method="admm1", sparsity=0.5, batch=4, activations="disk"
     )
     assert report.halved == ["embedding: batch 4 to 2, memory ran out"] and report.batch == 2
     for name, tensor in in_small_batches.state_dict().items():

@@ -290,9 +290,9 @@ def test_a_missing_weight_and_one_of_another_shape(spoilt: Path, one_line_error)
     with one_line_error(UnknownModel, name, "lacks 1 weights"):
         load_streamed(spoilt)
     index = spoilt / "model.safetensors.index.json"
-    said = json.loads(index.read_text())
-    del said["weight_map"][name]
-    index.write_text(json.dumps(said))
+    found = json.loads(index.read_text())
+    del found["weight_map"][name]
+    index.write_text(json.dumps(found))
     with one_line_error(UnknownModel, name, "incomplete"):
         load_streamed(spoilt)
 
@@ -371,23 +371,23 @@ def test_a_shard_is_an_ordinary_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "code"),
+    ("where", "code"),
     [("os.fsync", errno.EIO), ("os.replace", errno.EROFS),
      ("helpers.large.shards.save_file", errno.ENOSPC)],
 )  # fmt: skip
 def test_a_shard_is_written_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, code: int, one_line_error
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, code: int, one_line_error
 ) -> None:
     path = tmp_path / "x.safetensors"
     write_shard(path, {"a": torch.ones(3)})
     before = path.read_bytes()
 
     def fails(*arguments: object, **_: object) -> None:
-        if place.endswith("save_file"):
+        if where.endswith("save_file"):
             arguments[1].write_bytes(b"half a file")
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(place, fails)
+    monkeypatch.setattr(where, fails)
     with one_line_error(CheckpointError, "x.safetensors", os.strerror(code), "free some"):
         write_shard(path, {"a": torch.zeros(3)})
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

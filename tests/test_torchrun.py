@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -83,8 +82,6 @@ def group() -> Callable[..., Ended]:
 
     They are forks of a process that has imported everything already, which torchrun's are not.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["workers"])
 
     def start(
         size: int,
@@ -98,7 +95,7 @@ def group() -> Callable[..., Ended]:
         output.mkdir(parents=True)
         began = time.monotonic()
         started = [
-            context.Process(target=target, args=(rank, size, port, str(output), *more))
+            workers.PROCESSES.Process(target=target, args=(rank, size, port, str(output), *more))
             for rank in range(size)
         ]
         for process in started:
