@@ -245,7 +245,7 @@ def test_a_checkpoint_goes_on_from_the_copies(tmp_path: Path) -> None:
     assert saved.contents(tmp_path / "second" / "model") == same
     # the copy has moved with it, and no block lies there twice
     assert saved.contents(drive / "model") == same
-    assert not saved.place(drive / "model").exists()
+    assert not saved.workspace(drive / "model").exists()
 
 
 def test_a_shard_that_did_not_reach_the_copies_is_done_again(tmp_path: Path) -> None:
