@@ -359,7 +359,8 @@ def size_report(folder: str | Path) -> pd.DataFrame:
                 added |= _sparse_sizes(keep, tensor.itemsize, groups)
             sizes.update(added)
             del tensor, data  # else they would live on while the next is read
-        files = {"files": checkpoint.stored_bytes(), "mask file": masks.path.stat().st_size}
+        stored = sum(path.stat().st_size for path in checkpoint.paths)
+        files = {"files": stored, "mask file": masks.path.stat().st_size}
     if groups is None:
         del sizes["values + index"]
     zipped += len(squeeze.flush())

@@ -93,10 +93,6 @@ class Checkpoint:
                 tensor[start : start + rows] = file.get_slice(name)[start : start + rows]
         return tensor
 
-    def stored_bytes(self) -> int:
-        """Size of the weights' files on disk."""
-        return sum(path.stat().st_size for path in self.paths)
-
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[Any]:
