@@ -1,15 +1,13 @@
-"""Kill a pruning run with SIGKILL and run it again, many times: a script for test_checkpoint.py.
+"""Kill a pruning run with SIGKILL and run it again, many times: a process of test_checkpoint.py.
 
-    python kills.py random SOURCE FOLDER KILLS       at random moments, until KILLS hit a run
-    python kills.py each SOURCE FOLDER               before each durable operation in turn
-    python kills.py replace SOURCE FOLDER            the same with resume=False over an older model
-
-Everything is imported once; each attempt is a fork, which ends when it is killed. One line of JSON
-at the end says how many kills there were, and in `wrong` what was not as it must be.
+Everything is imported and the model is built once; each attempt is a fork, which ends when it is
+killed. The parity gate is left out: it reads, and decides nothing. The answer for each way of
+killing says how many kills there were, and in `wrong` what was not as it must be.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -21,85 +19,120 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# before torch is there: a process with threads cannot be forked safely
-os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-
 import families as fam
 import saved
 import torch
 
 import helpers.large.shards
-from helpers.large.checkpoint import MANIFEST, prune_checkpoint
+from helpers.capture import Replay
+from helpers.large import checkpoint
+from helpers.large.jobs import MANIFEST
 
-METHOD = dict(method="sparsegpt", sparsity=0.5, batch=2, activations="disk")
+METHOD = dict(method="wanda", sparsity=0.5, batch=2, activations="disk")
 OLDER = dict(METHOD, method="magnitude", sparsity=0.25)
-BLOCKS = 2
+TOKENS = fam.random_tokens(2, 8)
+BLOCKS, KILLS = 2, 12
+# what changes the disk
+OPERATIONS = ("replace", "rename", "fsync", "mkdir", "rmdir", "unlink", "chmod", "posix_fallocate")
 
 
-def prune(source: Path, destination: Path, log: Path, **changes: Any) -> None:
-    """One attempt; what it solves and how it ends goes to a log."""
-    tokens = fam.random_tokens(4, 16)
-    with log.open("w") as lines:
+class Trial:
+    """One folder to prune into again and again, and what the result has to be."""
 
-        def note(_done: int, _total: int, name: str) -> None:
-            lines.write(f"{name}\n")
-            lines.flush()
+    def __init__(self, source: Path, folder: Path, name: str, **how: Any) -> None:
+        self.source, self.folder, self.how = source, folder / name, METHOD | how
+        self.folder.mkdir()
+        self.log, self.destination = self.folder / "log", self.folder / "pruned"
+        self.wrong: list[str] = []
+        self.kills: list[int] = []  # blocks finished when each hit
+        assert self.wait(self.fork()) == "done"
+        self.expected = saved.contents(self.destination)
+        self.clear()
 
-        report = prune_checkpoint(
-            source, destination, tokens, progress=note, **{**METHOD, **changes}
-        )
-        lines.write(json.dumps({"resumed": report.resumed, "redone": report.redone}))
+    def clear(self) -> None:
+        """Empty the folder."""
+        for path in (self.destination, saved.workspace(self.destination)):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def fork(self, last: int = 0, **changes: Any) -> int:
+        """Prune in a child, which kills itself before its durable operation number `last`."""
+        self.log.unlink(missing_ok=True)
+        child = os.fork()
+        if child:
+            return child
+        code = 1
+        try:
+            gc.disable()
+            if last:
+                count_operations(last)
+            with self.log.open("w", buffering=1) as lines:
+                checkpoint.prune_checkpoint(
+                    self.source,
+                    self.destination,
+                    TOKENS,
+                    progress=lambda _done, _total, name: print(name, file=lines),
+                    **self.how | changes,
+                )
+            code = 0
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+    def wait(self, child: int) -> str:
+        """How a child has ended."""
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            self.kills.append(len(saved.finished_blocks(self.destination)))
+            return "killed"
+        return "done" if status == 0 else "failed"
+
+    def attempt(self, during: Callable[[int], None] = lambda _: None, **changes: Any) -> str:
+        """Go on, with something done to the child while it runs; checks what it has solved."""
+        before = saved.finished_blocks(self.destination)
+        child = self.fork(**changes)
+        during(child)
+        ended = self.wait(child)
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        if changes.get("resume", True):
+            again = {int(line.split()[1]) for line in lines} & before
+            self.expect(not again, f"blocks {again} were solved again")
+            if ended == "killed" and not self.destination.exists():
+                lost = before - saved.finished_blocks(self.destination)
+                self.expect(not lost, f"finished blocks {lost} are lost")
+        self.expect(ended != "failed", "an attempt failed")
+        return ended
+
+    def expect(self, good: bool, otherwise: str) -> None:
+        """Note what is wrong."""
+        if not good:
+            self.wrong.append(otherwise)
+
+    def check(self, when: str) -> None:
+        """The destination is bit for bit what it has to be, and nothing lies beside it."""
+        found = saved.contents(self.destination)
+        for name in found.keys() | self.expected.keys():
+            same = found.get(name) == self.expected.get(name)
+            self.expect(same, f"{when}: {name} differs")
+        left = saved.workspace(self.destination).exists()
+        self.expect(not left, f"{when}: the workspace is still there")
+
+    def answer(self, **more: Any) -> dict[str, Any]:
+        """What has happened."""
+        return {"kills": len(self.kills), "finished": self.kills, "wrong": self.wrong[:5], **more}
 
 
-def fork(work: Callable[[], None]) -> int:
-    """Do the work in a child; its process id."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        torch.set_num_threads(1)
-        work()
-        code = 0
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
+def count_operations(last: int) -> None:
+    """Let this process kill itself before it changes the disk for the `last` time.
 
-
-def wait(child: int) -> str:
-    """How a child has ended."""
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return "killed" if os.WTERMSIG(status) == signal.SIGKILL else "signal"
-    return "done" if os.WEXITSTATUS(status) == 0 else "failed"
-
-
-def solved(log: Path) -> set[int]:
-    """The blocks of which an attempt has solved a layer."""
-    lines = log.read_text().splitlines() if log.exists() else []
-    return {int(line.split()[1]) for line in lines if line.startswith("block")}
-
-
-class DurableOperations:
-    """Count what changes the disk; at number `last` the process kills itself before it is done.
-
-    Number 0 and below never. A shard's file is half written before it is killed.
+    A shard's file is half written before.
     """
+    count = 0
 
-    NAMES = ("replace", "rename", "fsync", "mkdir", "rmdir", "unlink", "chmod", "posix_fallocate")
-
-    def __init__(self, last: int) -> None:
-        self.last, self.count, self.begun = last, 0, os.getpid()
-        for name in self.NAMES:
-            setattr(os, name, self.counted(getattr(os, name)))
-        helpers.large.shards.save_file = self.counted(helpers.large.shards.save_file, half=True)
-
-    def counted(self, operation: Callable[..., Any], half: bool = False) -> Callable[..., Any]:
-        """The operation, or the end of the process."""
-
+    def counted(operation: Callable[..., Any], half: bool = False) -> Callable[..., Any]:
         def counting(*arguments: Any, **named: Any) -> Any:
-            self.count += 1
-            if self.count == self.last:
+            nonlocal count
+            count += 1
+            if count == last:
                 if half:
                     Path(arguments[1]).write_bytes(b"half a shard")
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -107,72 +140,18 @@ class DurableOperations:
 
         return counting
 
-
-class Trial:
-    """One folder to prune into again and again, and what the result has to be."""
-
-    def __init__(self, source: Path, folder: Path) -> None:
-        self.source, self.folder, self.log = source, folder, folder / "log"
-        self.destination = folder / "pruned"
-        self.wrong: list[str] = []
-        self.kills: list[int] = []  # blocks finished when each hit
-        self.expected = self.reference("expected")
-
-    def reference(self, name: str, **changes: Any) -> dict[str, object]:
-        """The files of a run without interruption."""
-        to = self.folder / name
-        ended = wait(fork(lambda: prune(self.source, to, self.log, **changes)))
-        assert ended == "done", ended
-        return saved.contents(to)
-
-    def attempt(self, during: Callable[[int], None], **changes: Any) -> str:
-        """One attempt, with something done to it while it runs; checks what it has solved."""
-        before = saved.finished_blocks(self.destination)
-        self.log.unlink(missing_ok=True)
-        child = fork(lambda: prune(self.source, self.destination, self.log, **changes))
-        during(child)
-        ended = wait(child)
-        again = solved(self.log) & before if changes.get("resume", True) else set()
-        if again:
-            self.wrong.append(f"blocks {again} were solved again")
-        if ended == "killed":
-            complete = any(path.name == "pruned" for path in self.folder.iterdir())
-            now = saved.finished_blocks(self.destination)
-            if changes.get("resume", True) and not complete and not before <= now:
-                self.wrong.append(f"finished blocks {before - now} are lost")
-            self.kills.append(len(now))
-        elif ended != "done":
-            self.wrong.append(f"an attempt {ended}")
-        return ended
-
-    def check(self, when: str) -> None:
-        """The destination is bit for bit what it has to be, and nothing lies beside it."""
-        found = saved.contents(self.destination)
-        for name in found.keys() | self.expected.keys():
-            if found.get(name) != self.expected.get(name):
-                self.wrong.append(f"{when}: {name} differs")
-        if saved.place(self.destination).exists():
-            self.wrong.append(f"{when}: the place of work is still there")
-
-    def clear(self) -> None:
-        """Start anew."""
-        for path in (self.destination, saved.place(self.destination)):
-            shutil.rmtree(path, ignore_errors=True)
-
-    def say(self, **more: Any) -> None:
-        """The one line of output."""
-        said = {"kills": len(self.kills), "finished": self.kills, "wrong": self.wrong[:5], **more}
-        print(json.dumps(said))
+    for name in OPERATIONS:
+        setattr(os, name, counted(getattr(os, name)))
+    helpers.large.shards.save_file = counted(helpers.large.shards.save_file, half=True)
 
 
-def at_random_moments(trial: Trial, kills: int) -> None:
-    """Kill and run again until so many kills have hit."""
-    dice = random.Random(0)
-    trial.clear()
+def at_random_moments(trial: Trial) -> dict[str, Any]:
+    """Kill and run again until KILLS have hit."""
+    dice, rounds = random.Random(0), 0
     started = time.perf_counter()
-    trial.attempt(lambda _: None)
-    usual, rounds = time.perf_counter() - started, 0
-    while len(trial.kills) < kills and not trial.wrong:
+    trial.attempt()
+    usual = time.perf_counter() - started
+    while len(trial.kills) < KILLS and not trial.wrong:
         trial.clear()
         rounds += 1
 
@@ -184,78 +163,67 @@ def at_random_moments(trial: Trial, kills: int) -> None:
             pass
         if not trial.wrong:
             trial.check(f"round {rounds}")
-    trial.say(rounds=rounds)
+    return trial.answer(rounds=rounds)
 
 
-def before_each_operation(trial: Trial, older: dict[str, object] | None) -> None:
+def before_each_operation(trial: Trial, older: Path | None = None) -> dict[str, Any]:
     """Kill before operation 1, 2, 3 … until a run gets through; after each, run again and check.
 
-    older: the model that already lies at the destination, which the run replaces; until then it
-    has to be there. With it only every fifth is tried before the last block is finished.
+    older: a model that lies at the destination already, which the run replaces; until then it has
+    to be there. With it only every eighth is tried before the last block is finished.
     """
-    absent, last, step = 0, 1, 5 if older else 1
-    while True:
+    absent, last = 0, 1
+    while not trial.wrong:
         trial.clear()
-        if older is not None:
-            shutil.copytree(trial.folder / "older", trial.destination)
-        child = fork(lambda last=last: killing_itself(trial, last, older is not None))
-        ended = wait(child)
-        if ended == "done":
+        if older:
+            shutil.copytree(older, trial.destination)
+        if trial.wait(trial.fork(last, resume=older is None)) == "done":
             trial.check(f"without a kill at {last}")
-            return trial.say(operations=last - 1, absent=absent)
-        trial.kills.append(len(saved.finished_blocks(trial.destination)))
-        step = 1 if trial.kills[-1] == BLOCKS else step
-        if older is not None:
-            absent += not old_or_new(trial, older, last)
+            break
+        is_new = False
+        if older:
+            is_new, is_there = old_or_new(trial, saved.contents(older), last)
+            absent += not is_there
         # killed before its first entry in a manifest it has left nothing to go on with
-        begun = older is None or any(saved.place(trial.destination).glob(f"run-*/{MANIFEST}"))
-        begun |= older is not None and trial.destination.is_dir() and is_new(trial)
-        if trial.attempt(lambda _: None, resume=begun) != "done":
-            return trial.say(operations=last, absent=absent)
-        trial.check(f"killed at {last}")
-        last += step
+        begun = any(saved.workspace(trial.destination).glob(f"run-*/{MANIFEST}"))
+        if trial.attempt(resume=older is None or begun or is_new) == "done":
+            trial.check(f"killed at {last}")
+        last += 8 if older and trial.kills[-1] < BLOCKS and not is_new else 1
+    return trial.answer(operations=last - 1, absent=absent)
 
 
-def is_new(trial: Trial) -> bool:
-    """Whether the new model lies at the destination."""
-    return saved.contents(trial.destination) == trial.expected
+def old_or_new(trial: Trial, older: dict[str, object], last: int) -> tuple[bool, bool]:
+    """Whether the new model lies at the destination, and whether any does: one of the two, whole.
 
-
-def killing_itself(trial: Trial, last: int, replace: bool) -> None:
-    """A run that ends before a durable operation."""
-    DurableOperations(last)
-    prune(trial.source, trial.destination, trial.log, resume=not replace)
-
-
-def old_or_new(trial: Trial, older: dict[str, object], last: int) -> bool:
-    """Whether a model lies at the destination; it has to be one of the two, whole.
-
-    Between two renames there is none: then both lie whole in the place of work.
+    Between two renames there is none: then both lie whole in the workspace.
     """
     if trial.destination.is_dir():
-        if saved.contents(trial.destination) not in (older, trial.expected):
-            trial.wrong.append(f"killed at {last}: a broken model lies at the destination")
-        return True
-    place = saved.place(trial.destination)
-    runs = [path for path in place.iterdir() if path.name.startswith("run-")]
-    both = [saved.contents(path) for path in (place / "replaced", *runs)]
-    if both != [older, trial.expected]:
-        trial.wrong.append(f"killed at {last}: a model is lost")
-    return False
+        found = saved.contents(trial.destination)
+        known = found in (older, trial.expected)
+        trial.expect(known, f"killed at {last}: a broken model lies at the destination")
+        return found == trial.expected, True
+    workspace = saved.workspace(trial.destination)
+    both = [saved.contents(path) for path in (workspace / "replaced", *workspace.glob("run-*"))]
+    trial.expect(both == [older, trial.expected], f"killed at {last}: a model is lost")
+    return False, False
 
 
-def main(mode: str, source: str, folder: str, *rest: str) -> None:
-    """Do what the command line says."""
+def kill(source: Path, folder: Path, answer: Path) -> None:
+    """All ways of killing, the answers in a file."""
     torch.set_num_threads(1)
-    # what torch and transformers load at first use is loaded here, not in each fork
-    prune(Path(source), Path(folder) / "first", Path(folder) / "log")
-    trial = Trial(Path(source), Path(folder))
-    if mode == "random":
-        at_random_moments(trial, int(rest[0]))
-    else:
-        older = trial.reference("older", **OLDER) if mode == "replace" else None
-        before_each_operation(trial, older)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    Replay.parity = lambda _self: 0.0
+    load = checkpoint.load_streamed
+    load(source)  # what torch and transformers load at first use is loaded here, not in each fork
+    checkpoint.prune_checkpoint(source, folder / "older", TOKENS, **OLDER)
+    checkpoint.prune_checkpoint(source, folder / "newer", TOKENS, **METHOD)
+    built = load(source)
+    gc.freeze()  # a fork that collects garbage copies every page
+    checkpoint.load_streamed = lambda *_args, **_kwargs: built  # each fork has a copy of its own
+    found = [
+        at_random_moments(Trial(source, folder, "random")),
+        before_each_operation(Trial(source, folder, "each")),
+        before_each_operation(
+            Trial(source, folder, "replace", method="magnitude"), folder / "older"
+        ),
+    ]
+    answer.write_text(json.dumps(found))

@@ -10,7 +10,7 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from helpers.large.checkpoint import MANIFEST
+from helpers.large.jobs import MANIFEST
 
 SHARDS = "40KB"  # a block of the tiny Llama
 
@@ -53,14 +53,14 @@ def timeless(value: object) -> object:
     return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
-def place(destination: Path) -> Path:
-    """Where the work for a destination lies."""
+def workspace(destination: Path) -> Path:
+    """Where a job for a destination is done."""
     return destination.with_name(f"{destination.name}.pruning")
 
 
 def finished_blocks(destination: Path) -> set[int]:
     """The blocks that the newest interrupted run has finished."""
-    runs = sorted(place(destination).glob("run-*"), key=lambda path: int(path.name[4:]))
+    runs = sorted(workspace(destination).glob("run-*"), key=lambda path: int(path.name[4:]))
     if not runs or not (runs[-1] / MANIFEST).is_file():
         return set()
     return {int(index) for index in json.loads((runs[-1] / MANIFEST).read_text())["blocks"]}

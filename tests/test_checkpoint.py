@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import families as fam
+import kills
 import pytest
 import saved
 import torch
+import workers
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from workers import TOKENS, WANDA
 
 from helpers import apply_masks, check_masks, load_masks, load_model, masks_of, prune_model
 from helpers.errors import (
@@ -28,19 +30,15 @@ from helpers.errors import (
     BadSparsity,
     CheckpointError,
     NonFinite,
-    OutOfMemory,
     ResumeError,
     UnknownModel,
-    UnsupportedModel,
 )
-from helpers.large import checkpoint as module
-from helpers.large.checkpoint import MANIFEST, CheckpointReport, prune_checkpoint
+from helpers.large import checkpoint
+from helpers.large.checkpoint import CheckpointReport, prune_checkpoint
+from helpers.large.jobs import MANIFEST, Workspace
 from helpers.large.shards import Checkpoint
-from helpers.methods import METHODS, LayerResult, register
+from helpers.methods import METHODS, register
 
-HERE = Path(__file__).parent
-TOKENS = fam.random_tokens(4, 16)
-WANDA = dict(method="wanda", sparsity=0.5, batch=2)
 BLOCKS, LAYERS = 3, 7
 SHARD = "model-00002-of-00004.safetensors"  # of the source
 
@@ -101,9 +99,18 @@ def blocks_solved(source: Path, to: Path, **arguments: object) -> tuple[Checkpoi
     return report, sorted(set(seen))
 
 
+def answer_of(folder: Path, target: Callable, *arguments: object) -> list:
+    """What a process writes to the file that is its last argument."""
+    process = workers.PROCESSES.Process(target=target, args=(*arguments, folder / "answer"))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    return json.loads((folder / "answer").read_text())
+
+
 def nothing_left(to: Path) -> bool:
-    """No place of work, and no file that is not whole."""
-    return not saved.place(to).exists() and not list(to.glob("*.tmp")) + list(to.glob(".*"))
+    """No workspace, and no unfinished file."""
+    return not saved.workspace(to).exists() and not list(to.glob("*.tmp")) + list(to.glob(".*"))
 
 
 # ---------------------------------------------------------------- the same weights
@@ -132,31 +139,19 @@ def check_same(
     apply_masks(pruned, masks)
 
 
-@pytest.mark.parametrize(
-    "family",
-    ["llama", "llama-tied", "gpt2", "opt", "phi3", "gemma3", "bloom", "falcon", "gpt-j", "mpt"],
-)
+@pytest.mark.parametrize("family", ["llama-tied", "gpt2", "gemma3", "mpt"])
 def test_every_family_gets_the_weights_of_prune_model(family: str, tmp_path: Path) -> None:
     source = saved.save(tmp_path / "source", family, "20KB")
     check_same(source, tmp_path / "a", method="admm-grad", sparsity=0.5, batch=2)
     check_same(source, tmp_path / "b", dtype="bfloat16", method="wanda", pattern="2:4")
 
 
-@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "admm1", "admm-grad"])
-@pytest.mark.parametrize("shards", ["40KB", "1GB"])
-def test_every_method_gives_the_weights_of_prune_model(
-    method: str, shards: str, tmp_path: Path
-) -> None:
-    source = saved.save(tmp_path / "source", shards=shards)
-    assert len(list(source.glob("*.safetensors"))) == (1 if shards == "1GB" else 3)
-    check_same(source, tmp_path / "a", activations="disk", method=method, sparsity=0.6, batch=1)
-    check_same(source, tmp_path / "b", dtype="bfloat16", activations="disk", method=method,
-               pattern="2:4", batch=4)  # fmt: skip
-    check_same(source, tmp_path / "c", method=method, sparsity=0.5)
-
-
-def test_options_reach_the_method(llama: Path, to: Path) -> None:
-    check_same(llama, to, method="admm-grad", sparsity=0.5, iterations=5, mask_steps=2, batch=2)
+@pytest.mark.parametrize("method", ["magnitude", "sparsegpt"])
+def test_every_method_gives_the_weights_of_prune_model(method: str, tmp_path: Path) -> None:
+    source = saved.save(tmp_path / "source", shards="1GB")  # a single file
+    disk = dict(activations="disk", method=method)
+    check_same(source, tmp_path / "a", sparsity=0.6, batch=1, **disk)
+    check_same(source, tmp_path / "b", dtype="bfloat16", pattern="2:4", batch=4, **disk)
 
 
 def test_a_checkpoint_of_the_bare_model(tmp_path: Path) -> None:
@@ -164,13 +159,6 @@ def test_a_checkpoint_of_the_bare_model(tmp_path: Path) -> None:
     saved.tokenizer(tmp_path / "source")
     assert "wte.weight" in Checkpoint(tmp_path / "source").files
     check_same(tmp_path / "source", tmp_path / "pruned", method="wanda", sparsity=0.5)
-
-
-def test_a_family_with_other_names_in_files_is_refused(tmp_path: Path, one_line_error) -> None:
-    source = saved.save(tmp_path / "source", "gpt-neox")
-    with one_line_error(UnknownModel, "lm_head.weight", "prune_model"):
-        prune_checkpoint(source, tmp_path / "pruned", TOKENS, **WANDA)
-    assert list(tmp_path.iterdir()) == [source]
 
 
 def test_tokenizer_and_configuration_come_along(llama: Path, to: Path) -> None:
@@ -194,41 +182,25 @@ def test_a_pruned_checkpoint_can_be_pruned_again(llama: Path, tmp_path: Path) ->
 # ---------------------------------------------------------------- killed
 
 
-def killed(mode: str, folder: Path, *arguments: str) -> dict:
-    """What tests/kills.py says of a Llama of two blocks."""
-    source = saved.save(folder / "source")
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(HERE), str(HERE.parent)]))
-    answer = subprocess.run(
-        [sys.executable, str(HERE / "kills.py"), mode, str(source), str(folder), *arguments],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert answer.returncode == 0, answer.stderr[-2000:]
-    said = json.loads(answer.stdout.splitlines()[-1])
-    assert said["wrong"] == []
-    return said
-
-
-def test_killed_at_random_moments(tmp_path: Path) -> None:
-    said = killed("random", tmp_path, "20")
-    assert said["kills"] >= 20 and said["rounds"] >= 2
-
-
-def test_killed_before_every_durable_operation(tmp_path: Path) -> None:
-    said = killed("each", tmp_path)
-    assert said["kills"] == said["operations"] > 50
-    assert set(said["finished"]) == {0, 1, 2}
-
-
-def test_killed_while_an_older_model_is_replaced(tmp_path: Path) -> None:
-    said = killed("replace", tmp_path)
-    assert said["kills"] > 50 and said["absent"] == 1  # between the two renames
+def test_killed_at_random_moments_and_before_every_durable_operation(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    fam.build("llama").save_pretrained(source, max_shard_size=saved.SHARDS)
+    (source / "generation_config.json").unlink()  # each file more is a dozen kills more
+    anytime, each, replace = answer_of(tmp_path, kills.kill, source, tmp_path)
+    assert anytime["wrong"] == each["wrong"] == replace["wrong"] == []
+    assert anytime["kills"] >= 12 and anytime["rounds"] >= 2
+    assert each["kills"] == each["operations"] > 50 and set(each["finished"]) == {0, 1, 2}
+    # a model lies at the destination but between the two renames
+    assert replace["kills"] > 40 and replace["absent"] == 1
 
 
 # ---------------------------------------------------------------- going on
 
 
-@pytest.mark.parametrize("after", [1, LAYERS, LAYERS + 1, 2 * LAYERS + 3, 3 * LAYERS])
-@pytest.mark.parametrize("activations", ["memory", "disk"])
+@pytest.mark.parametrize(
+    ("after", "activations"),
+    [(1, "memory"), (LAYERS, "disk"), (LAYERS + 1, "memory"), (2 * LAYERS + 3, "disk")],
+)
 def test_a_rerun_goes_on_with_the_block_it_was_in(
     llama: Path, to: Path, expected: dict, after: int, activations: str
 ) -> None:
@@ -239,20 +211,24 @@ def test_a_rerun_goes_on_with_the_block_it_was_in(
     assert (solved, report.resumed, report.redone) == (list(range(whole, BLOCKS)), whole, [])
     assert saved.contents(to) == expected and nothing_left(to)
     assert len(report.layers) == BLOCKS * LAYERS
-    # the stream's place does not change a bit, so either way of keeping it may go on
+    # where the stream lies changes no bit, so either way may go on
     again, solved = blocks_solved(llama, to)
     assert solved == [] and again.resumed == BLOCKS
     assert saved.timeless(again.to_dict()) == saved.timeless(report.to_dict() | {"resumed": BLOCKS})
 
 
-@pytest.mark.parametrize("how", ["bit", "cut", "gone", "empty"])
-def test_a_damaged_shard_is_done_again(llama: Path, to: Path, expected: dict, how: str) -> None:
+@pytest.mark.parametrize("content", [None, b"", -1, -9])
+def test_a_damaged_shard_is_done_again(
+    llama: Path, to: Path, expected: dict, content: bytes | int | None
+) -> None:
     interrupted(llama, to, 2 * LAYERS + 1)
-    path = saved.place(to) / "run-1" / "model-00001-of-00004.safetensors"
-    raw = bytearray(path.read_bytes())
-    raw[-9] ^= 4
-    {"bit": lambda: path.write_bytes(raw), "cut": lambda: path.write_bytes(raw[:-1]),
-     "gone": path.unlink, "empty": lambda: path.write_bytes(b"")}[how]()  # fmt: skip
+    path = saved.workspace(to) / "run-1" / "model-00001-of-00004.safetensors"
+    raw = path.read_bytes()
+    path.unlink()
+    if isinstance(content, int):  # the byte there is another
+        content = raw[:content] + bytes([raw[content] ^ 4]) + raw[content:][1:]
+    if content is not None:
+        path.write_bytes(content)
     report, solved = blocks_solved(llama, to)
     assert (report.redone, report.resumed, solved) == ([0], 1, [0, 2])
     assert saved.contents(to) == expected
@@ -290,84 +266,71 @@ def other_configuration(source: Path) -> None:
     ("change", "words"),
     [
         (dict(sparsity=0.6), ("sparsity 0.5, not 0.6",)),
-        (dict(sparsity=None, pattern="2:4"), ("pattern 'unstructured', not '2:4'",)),
-        (dict(method="sparsegpt"), ("method 'wanda', not 'sparsegpt'",)),
-        (dict(method="sparsegpt", damping=0.2), ("damping None, not 0.2", "method")),
+        (dict(sparsity=None, pattern="2:4"), ("pattern unstructured, not 2:4",)),
+        (dict(method="sparsegpt", damping=0.2), ("damping None, not 0.2", "method wanda")),
         (dict(batch=4), ("batch 2, not 4",)),
-        (dict(dtype="bfloat16"), ("dtype 'float32', not 'bfloat16'",)),
+        (dict(dtype="bfloat16"), ("dtype float32, not bfloat16",)),
         (dict(tokens=TOKENS.flip(0)), ("calibration ",)),
         (dict(source=other_weights), (f"source.{SHARD} ",)),
         (dict(source=other_configuration), ("configuration ",)),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("complete", [False, True])
 def test_another_request_is_refused_and_named(
-    source: Path, to: Path, change: dict, words: tuple, complete: bool, one_line_error
+    source: Path, to: Path, change: dict, words: tuple, one_line_error
 ) -> None:
+    complete = "sparsity" in change  # either way
     if complete:
         prune_checkpoint(source, to, TOKENS, **WANDA)
     else:
         interrupted(source, to, LAYERS + 1)
-    before = saved.contents(to if complete else saved.place(to) / "run-1")
+    before = saved.contents(to if complete else saved.workspace(to) / "run-1")
     arguments = WANDA | change
     arguments.pop("source", lambda _: None)(source)
     tokens = arguments.pop("tokens", TOKENS)
     with one_line_error(ResumeError, *words, "resume=False", "which deletes"):
         prune_checkpoint(source, to, tokens, **arguments)
-    assert saved.contents(to if complete else saved.place(to) / "run-1") == before
+    assert saved.contents(to if complete else saved.workspace(to) / "run-1") == before
 
 
 def test_other_versions_and_other_code_are_refused(
     llama: Path, to: Path, monkeypatch: pytest.MonkeyPatch, one_line_error
 ) -> None:
-    interrupted(llama, to, LAYERS + 1)
-    version = module.importlib.metadata.version
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            module.importlib.metadata, "version",
-            lambda name: "0.1" if name == "numpy" else version(name),
-        )  # fmt: skip
-        with one_line_error(ResumeError, "versions.numpy", "not '0.1'"):
-            prune_checkpoint(llama, to, TOKENS, **WANDA)
-    digest = module.sha256_of
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            module, "sha256_of", lambda path: "0" * 64 if path.stem == "masks" else digest(path)
-        )
-        with one_line_error(ResumeError, "code.masks", "not 000000000000"):
-            prune_checkpoint(llama, to, TOKENS, **WANDA)
-    prune_checkpoint(llama, to, TOKENS, **WANDA)
-
-
-def test_a_method_of_ones_own_that_has_changed_is_refused(
-    llama: Path, to: Path, one_line_error
-) -> None:
-    def half(weight: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        keep = torch.zeros_like(weight, dtype=torch.bool)
-        keep[:, first::2] = True
-        return weight * keep, keep
-
-    def by_hand(first: bool) -> None:
+    def by_hand(first: int) -> None:
+        METHODS.pop("by-hand", None)
         if first:
 
             @register("by-hand")
             def one(weight, gram, *, sparsity, pattern, keep=None):
-                return LayerResult(*half(weight, 0))
+                return METHODS["magnitude"](weight, gram, sparsity=sparsity, pattern=pattern)
         else:
 
             @register("by-hand")
             def two(weight, gram, *, sparsity, pattern, keep=None):
-                return LayerResult(*half(weight, 1))
+                return METHODS["magnitude"](weight, gram, sparsity=0.25, pattern=pattern)
 
+    version, digest = importlib.metadata.version, checkpoint.sha256_file
+
+    def other_version(name: str) -> str:
+        return "0.1" if name == "numpy" else version(name)
+
+    def other_file(path: Path) -> str:
+        return "0" * 64 if path.parts[-2:] in (("helpers", "masks.py"), stated) else digest(path)
+
+    stated = ("large", "checkpoint.py")
+    by_hand(1)
     try:
-        arguments = dict(method="by-hand", sparsity=0.5)
-        by_hand(first=True)
-        interrupted(llama, to, LAYERS + 1, **arguments)
-        METHODS.pop("by-hand")
-        by_hand(first=False)
-        with one_line_error(ResumeError, "method_code"):
-            prune_checkpoint(llama, to, TOKENS, batch=2, **arguments)
+        asked = dict(method="by-hand", sparsity=0.5)
+        interrupted(llama, to, LAYERS + 1, **asked)
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.metadata, "version", other_version)
+            patch.setattr(checkpoint, "sha256_file", other_file)
+            by_hand(0)
+            words = ("versions.numpy", "not 0.1", "code.masks", "code.large/checkpoint")
+            with one_line_error(ResumeError, *words, "not 000000000000", "method_code"):
+                prune_checkpoint(llama, to, TOKENS, batch=2, **asked)
+        by_hand(1)
+        assert prune_checkpoint(llama, to, TOKENS, batch=2, **asked).resumed == 1
     finally:
         METHODS.pop("by-hand")
 
@@ -404,20 +367,21 @@ def test_a_manifest_that_cannot_be_read(
     llama: Path, to: Path, expected: dict, one_line_error
 ) -> None:
     interrupted(llama, to, LAYERS + 1)
-    path = saved.place(to) / "run-1" / MANIFEST
+    path = saved.workspace(to) / "run-1" / MANIFEST
     whole = path.read_text()
-    said = json.loads(whole)
-    damaged = [whole[:200], "", "[]", "{}", "3", "\x00" * 100, json.dumps(said | {"blocks": [1]})]
+    manifest = json.loads(whole)
+    damaged = [whole[:200], "", "[]", "{}", "3", json.dumps(manifest | {"blocks": [1]})]
     for entry in ({"file": "../x"}, {"layers": [{}]}, {"layers": 3}, {"sha256": 3}, {"file": None}):
-        broken = {"0": said["blocks"]["0"] | entry}
-        damaged.append(json.dumps(said | {"blocks": broken}))
-    damaged.append(json.dumps(said | {"complete": True}))
+        broken = {"0": manifest["blocks"]["0"] | entry}
+        damaged.append(json.dumps(manifest | {"blocks": broken}))
+    for more in ({"complete": True}, {"request": {}}, {"halved": None}):
+        damaged.append(json.dumps(manifest | more))
     for text in damaged:
         path.write_text(text)
         with one_line_error(ResumeError, MANIFEST, "resume=False", "delete"):
             prune_checkpoint(llama, to, TOKENS, **WANDA)
         assert path.read_text() == text
-    path.write_text(json.dumps(said | {"format": 99}))
+    path.write_text(json.dumps(manifest | {"format": 99}))
     with one_line_error(ResumeError, "format 99", "resume=False"):
         prune_checkpoint(llama, to, TOKENS, **WANDA)
     _, solved = blocks_solved(llama, to, resume=False)
@@ -433,7 +397,7 @@ def test_a_folder_of_something_else_is_never_touched(llama: Path, to: Path, one_
     for resume in (True, False):
         with one_line_error(ResumeError, str(to), "choose another"):
             prune_checkpoint(llama, to, TOKENS, resume=resume, **WANDA)
-        with one_line_error(ResumeError, "is a file"):
+        with one_line_error(ResumeError, "thesis.txt", "choose another"):
             prune_checkpoint(llama, to / "thesis.txt", TOKENS, resume=resume, **WANDA)
     assert [path.name for path in to.parent.iterdir()] == [to.name]
     assert [path.name for path in to.iterdir()] == ["thesis.txt"]
@@ -458,63 +422,31 @@ def test_paths_may_be_written_in_many_ways(
     llama: Path, tmp_path: Path, expected: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(llama, tmp_path / "home" / "source")
-    (tmp_path / "home" / "empty").mkdir()
+    for folder in ("home/empty", "disk/pruned", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    ways = {
-        "home/relative": "relative",
-        "home/slash/": "slash",
-        "~/tilde": "tilde",
-        "home/deep/er": "deep/er",
-        "home/../home/dots": "dots",
-        "home/empty": "empty",
-    }
+    (tmp_path / "linked").symlink_to(tmp_path / "home" / "source")
+    (tmp_path / "home" / "link").symlink_to(tmp_path / "disk" / "pruned")  # stays one
+    ways = {"home/../home/deep/er/": "home/deep/er", "~/empty": "home/empty"}
+    ways |= {"home/link": "disk/pruned"}
     for way, name in ways.items():
-        report = prune_checkpoint("~/source/", way, TOKENS, **WANDA)
-        found = tmp_path / "home" / name
+        report = prune_checkpoint(
+            "~/source/" if way[0] == "~" else "linked", way, TOKENS,
+            progress=lambda *_: os.chdir(tmp_path / "elsewhere"), **WANDA,
+        )  # fmt: skip
+        os.chdir(tmp_path)
+        found = tmp_path / name
         assert report.folder == str(found) and saved.contents(found) == expected
         assert nothing_left(found)
-    (tmp_path / "linked").symlink_to(tmp_path / "home" / "source")
-    prune_checkpoint("linked", tmp_path / "by link", TOKENS, **WANDA)
-    assert saved.contents(tmp_path / "by link") == expected
-
-
-def test_a_run_may_change_the_working_folder(
-    llama: Path, tmp_path: Path, expected: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path)
-    prune_checkpoint(
-        llama, "pruned", TOKENS, progress=lambda *_: os.chdir(tmp_path / "elsewhere"), **WANDA
-    )
-    assert saved.contents(tmp_path / "pruned") == expected
+    assert (tmp_path / "home" / "link").is_symlink()
     assert list((tmp_path / "elsewhere").iterdir()) == []
-
-
-def test_a_destination_that_is_a_link_stays_one(
-    llama: Path, tmp_path: Path, expected: dict
-) -> None:
-    (tmp_path / "disk" / "pruned").mkdir(parents=True)
-    (tmp_path / "link").symlink_to(tmp_path / "disk" / "pruned")
-    prune_checkpoint(llama, tmp_path / "link", TOKENS, **WANDA)
-    assert (tmp_path / "link").is_symlink()
-    assert saved.contents(tmp_path / "disk" / "pruned") == expected
 
 
 def test_a_folder_that_cannot_be_written(llama: Path, tmp_path: Path, one_line_error) -> None:
     (tmp_path / "file").write_text("x")
     with one_line_error(CheckpointError, "file", "can be written"):
         prune_checkpoint(llama, tmp_path / "file" / "pruned", TOKENS, **WANDA)
-
-
-def test_files_have_the_users_mode(llama: Path, to: Path) -> None:
-    before = os.umask(0o027)
-    try:
-        prune_checkpoint(llama, to, TOKENS, **WANDA)
-    finally:
-        os.umask(before)
-    assert {path.stat().st_mode & 0o777 for path in to.iterdir()} == {0o640}
-    assert to.stat().st_mode & 0o777 == 0o750
 
 
 def test_files_are_closed(llama: Path, tmp_path: Path) -> None:
@@ -534,36 +466,20 @@ def test_files_are_closed(llama: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- one run at a time
 
 
-HOLDER = """
-import sys, torch, families as fam
-from helpers.large.checkpoint import prune_checkpoint
-torch.set_num_threads(1)
-def wait(*_):
-    print("working", flush=True)
-    sys.stdin.read()
-prune_checkpoint(sys.argv[1], sys.argv[2], fam.random_tokens(4, 16), progress=wait,
-                 method="wanda", sparsity=0.5, batch=2)
-"""
-
-
 def test_a_second_run_is_refused_while_the_first_one_works(
     llama: Path, to: Path, expected: dict, one_line_error
 ) -> None:
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(HERE), str(HERE.parent)]))
-    first = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(llama), str(to)],
-        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    reached = workers.PROCESSES.Event()
+    first = workers.PROCESSES.Process(target=workers.pause, args=(llama, to, reached))
+    first.start()
     try:
-        assert first.stdout.readline() == "working\n"
+        assert reached.wait(60)
         for resume in (True, False):
             with one_line_error(ResumeError, f"process {first.pid}", "wait for it"):
                 prune_checkpoint(llama, to, TOKENS, resume=resume, **WANDA)
-        first.kill()
-        first.wait()
     finally:
         first.kill()
-        first.communicate()
+        first.join()
     _, solved = blocks_solved(llama, to)
     assert solved == [0, 1, 2] and saved.contents(to) == expected and nothing_left(to)
 
@@ -581,89 +497,72 @@ def test_a_run_inside_a_run_is_refused(llama: Path, to: Path, expected: dict) ->
     assert f"process {os.getpid()}" in refused[0] and saved.contents(to) == expected
 
 
-def test_a_lock_that_was_deleted_while_it_was_waited_for_is_none(
-    to: Path, monkeypatch: pytest.MonkeyPatch
+# ---------------------------------------------------------------- a full disk
+
+
+def test_a_file_that_finds_no_disk_space(
+    llama: Path, to: Path, expected: dict, tmp_path: Path
 ) -> None:
-    # between opening the file and locking it, the run that held it completes and deletes it
-    place, opened = saved.place(to), []
-    flock = module.fcntl.flock
-
-    def late(handle: int, how: int) -> None:
-        if not opened:
-            (place / "lock").unlink()
-        opened.append(handle)
-        flock(handle, how)
-
-    monkeypatch.setattr(module.fcntl, "flock", late)
-    with module._held(place, to):
-        assert len(opened) == 2
-        monkeypatch.undo()
-        with pytest.raises(ResumeError), module._held(place, to):
-            pass
-
-
-# ---------------------------------------------------------------- no room
-
-
-FULL = """
-import json, resource, signal, sys, torch, families as fam
-from helpers.large.checkpoint import prune_checkpoint
-from helpers.errors import CheckpointError
-torch.set_num_threads(1)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-for limit in map(int, sys.argv[4:]):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    said = ""
-    try:
-        prune_checkpoint(sys.argv[1], sys.argv[2], fam.random_tokens(4, 16), method="wanda",
-                         sparsity=0.5, batch=2, activations=sys.argv[3])
-    except CheckpointError as error:
-        said = str(error)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-    print(json.dumps(said))
-"""
-
-
-@pytest.mark.parametrize("activations", ["memory", "disk"])
-def test_a_file_that_finds_no_room(llama: Path, to: Path, expected: dict, activations: str) -> None:
     # a real limit of the kernel: first nothing can be written, then not the manifest, not the
     # stream (8192 bytes) or a shard (38064 bytes), and at last everything
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(HERE), str(HERE.parent)]))
-    limits = ["0", "1000", "8000", "30000", "10000000"]
-    answer = subprocess.run(
-        [sys.executable, "-c", FULL, str(llama), str(to), activations, *limits],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert answer.returncode == 0, answer.stderr[-2000:]
-    said = [json.loads(line) for line in answer.stdout.splitlines()]
-    assert [bool(text) for text in said] == [True] * 4 + [False]
-    assert all("large" in text and "make room" in text and "\n" not in text for text in said[:4])
-    assert ("activations" in said[2]) == (activations == "disk")
+    cases = [("memory", 0), ("disk", 1000), ("memory", 8000), ("disk", 8000), ("disk", 30000)]
+    *errors, last = answer_of(
+        tmp_path, workers.with_full_disk, llama, to, [*cases, ("disk", 10**7)]
+    )
+    assert len(errors) == 5 and last == ""
+    assert all("large" in text and "free some" in text and "\n" not in text for text in errors)
+    assert ["activations" in text for text in errors] == [False, False, False, True, False]
     assert saved.contents(to) == expected and nothing_left(to)
 
 
-@pytest.mark.parametrize("number", range(0, 34, 4))
-def test_a_disk_that_fills_up(
-    llama: Path,
-    to: Path,
-    expected: dict,
-    number: int,
+@pytest.fixture
+def models(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """The models that prune_checkpoint has made, as they were and are."""
+    made: list[nn.Module] = []
+    load = checkpoint.load_streamed
+
+    def noting(*arguments: object, **named: object) -> tuple[nn.Module, object]:
+        model, tokenizer = load(*arguments, **named)
+        model.forwards = [vars(part).get("forward") for part in model.modules()]
+        made.append(model)
+        return model, tokenizer
+
+    monkeypatch.setattr(checkpoint, "load_streamed", noting)
+    return made
+
+
+def intact(model: nn.Module, to: Path) -> None:
+    """No hook, no other forward, no weight in memory, no file half written, no lock held."""
+    assert fam.hook_count(model) == 0
+    now = [vars(part).get("forward") for part in model.modules()]
+    assert all(one is other for one, other in zip(now, model.forwards, strict=True))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not [path for path in saved.workspace(to).rglob("*") if path.name.endswith(".tmp")]
+    with Workspace(Path("/nowhere"), to).locked():
+        pass
+
+
+@pytest.mark.parametrize("number", (1, 9, 17, 25, 30))
+@pytest.mark.parametrize("how", ["full", "Ctrl-C"])
+def test_a_write_that_breaks_off(
+    llama: Path, to: Path, expected: dict, models: list, number: int, how: str,
     monkeypatch: pytest.MonkeyPatch,
-    one_line_error,
-) -> None:
+) -> None:  # fmt: skip
     count, fsync = iter(range(1000)), os.fsync
 
-    def full(handle: int) -> None:
-        if next(count) >= number:
+    def breaking(handle: int) -> None:
+        if how == "full" and next(count) >= number:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if how == "Ctrl-C" and next(count) == number:
+            signal.raise_signal(signal.SIGINT)
         fsync(handle)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with one_line_error(CheckpointError, "No space left"):
+        patch.setattr(os, "fsync", breaking)
+        with pytest.raises((CheckpointError, KeyboardInterrupt), match="No space left|^$"):
             prune_checkpoint(llama, to, TOKENS, **WANDA)
+    intact(models[0], to)
     finished = saved.finished_blocks(to)
-    assert not list(saved.place(to).rglob("*.tmp"))
     _, solved = blocks_solved(llama, to)
     assert set(solved) == set(range(BLOCKS)) - finished
     assert saved.contents(to) == expected and nothing_left(to)
@@ -674,16 +573,11 @@ def test_a_disk_that_is_too_small_is_known_before_the_work(
 ) -> None:
     # three blocks of 9248 weights, embedding, head and a norm; a bit for each weight; the stream
     weights = 3 * 9280 + 2 * 97 * 32 + 32
-    free, asked = 4 * weights + weights // 8 + 4 * 16 * 32 * 4, []
-
-    def room(path: Path) -> SimpleNamespace:
-        asked.append(path)
-        return SimpleNamespace(free=free)
-
-    monkeypatch.setattr(shutil, "disk_usage", room)
+    free = 4 * weights + weights // 8 + 4 * 16 * 32 * 4
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: SimpleNamespace(free=free))
     prune_checkpoint(llama, to.with_name("fits"), TOKENS, activations="disk", **WANDA)
     free -= 1
-    with one_line_error(CheckpointError, "GB free", "make room"):
+    with one_line_error(CheckpointError, "GB free", "free some"):
         prune_checkpoint(
             llama, to, TOKENS, activations="disk", progress=lambda *_: pytest.fail("work"), **WANDA
         )
@@ -695,15 +589,7 @@ def test_a_disk_that_is_too_small_is_known_before_the_work(
 # ---------------------------------------------------------------- sources that are wrong
 
 
-def test_a_source_shard_that_is_cut_off(source: Path, to: Path, one_line_error) -> None:
-    path = source / SHARD
-    path.write_bytes(path.read_bytes()[:-100])
-    with one_line_error(CheckpointError, path.name, "cut off"):
-        prune_checkpoint(source, to, TOKENS, **WANDA)
-    assert [p.name for p in to.parent.iterdir()] == ["source"]
-
-
-def test_a_source_that_changes_underneath(
+def test_a_source_that_changes_meanwhile(
     source: Path, to: Path, expected: dict, one_line_error
 ) -> None:
     path = Checkpoint(source).files["model.layers.2.mlp.down_proj.weight"]
@@ -742,289 +628,24 @@ def test_a_bad_number_in_the_weights(source: Path, to: Path, one_line_error) -> 
         prune_checkpoint(source, other, **magnitude)
 
 
-@pytest.fixture
-def in_forward(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable], None]:
-    """Let a function(block's index, stream) see, fail or change what a Llama block answers."""
-
-    forward = LlamaDecoderLayer.forward
-
-    def patch(function: Callable[[int, Tensor], object]) -> None:
-        def patched(self: nn.Module, hidden_states: Tensor, *more: object, **named: object):
-            function(self.self_attn.layer_idx, hidden_states)
-            return forward(self, hidden_states, *more, **named)
-
-        monkeypatch.setattr(LlamaDecoderLayer, "forward", patched)
-
-    return patch
-
-
-def test_a_bad_number_in_the_activations(
-    llama: Path, to: Path, expected: dict, in_forward: Callable, one_line_error
-) -> None:
-    count, broken = iter(range(10**6)), True
-
-    def poison(index: int, stream: Tensor) -> None:
-        # calls of a block: arguments, gate, gate again, then grams of the first rows
-        if broken and index == 1 and next(count) == 3:
-            stream[0, 5, 7] = float("nan")
-
-    in_forward(poison)
-    with one_line_error(NonFinite, "block 1", "1 finished blocks are kept"):
-        prune_checkpoint(llama, to, TOKENS, **WANDA)
-    assert saved.finished_blocks(to) == {0}
-    broken = False
-    _, solved = blocks_solved(llama, to)
-    assert solved == [1, 2] and saved.contents(to) == expected
-
-
-# ---------------------------------------------------------------- out of memory
-
-
-ERRORS = {
-    "gpu": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-    "cpu": lambda: RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory"
-    ),
-    "python": lambda: MemoryError(),
-}
-
-
-def too_many(limit: int, where: int, kind: str, first: int = 0) -> Callable[[int, Tensor], None]:
-    """Memory runs out in block `where` for more than `limit` sequences, from call `first` on."""
-    count = iter(range(10**6))
-
-    def check(index: int, stream: Tensor) -> None:
-        if index == where and next(count) >= first and len(stream) > limit:
-            raise ERRORS[kind]()
-
-    return check
-
-
-# calls of block 1 with 8 sequences in batches of 4: 0 arguments, 1 gate, 2 gate's replay,
-# 3 and 4 grams, 5 and 6 the second pass
-PLACES = {
-    0: "recording arguments: batch 4 to 2",
-    1: "the parity gate: batch 4 to 2",
-    2: "the parity gate: batch 4 to 2",
-    3: "block 1: batch 4 to 2",
-    4: "block 1: batch 4 to 2",
-    5: "block 1: batch 4 to 2",
-    6: "block 1: batch 4 to 2",
-}
-EIGHT = fam.random_tokens(8, 16)
-
-
-@pytest.fixture(scope="module")
-def in_small_batches(llama: Path) -> nn.Module:
-    """The Llama pruned by prune_model with batches of 2."""
-    model, _ = load_model(llama)
-    prune_model(model, EIGHT, method="admm1", sparsity=0.5, batch=2)
-    return model
-
-
-@pytest.mark.parametrize(
-    ("first", "kind"),
-    [*((first, "cpu") for first in PLACES), (0, "gpu"), (6, "gpu"), (3, "python"), (5, "python")],
-)
-def test_the_batch_halves_where_memory_runs_out(
-    llama: Path, to: Path, in_small_batches: nn.Module, in_forward: Callable, first: int, kind: str
-) -> None:
-    arguments = dict(method="admm1", sparsity=0.5, batch=4)
-    whole, _ = load_model(llama)
-    in_forward(too_many(2, 1, kind, first))
-    report = prune_checkpoint(llama, to, EIGHT, **arguments)
-    again = json.loads((to / MANIFEST).read_text())
-    assert [text.split(",")[0] for text in report.halved] == [PLACES[first]]
-    assert again["halved"] == report.halved and report.batch == 2
-    for name, tensor in in_small_batches.state_dict().items():
-        torch.testing.assert_close(saved.loaded(to).state_dict()[name], tensor, msg=name)
-    if kind == "cpu":
-        in_forward(too_many(2, 1, kind, first))
-        usual = prune_model(whole, EIGHT, **arguments)
-        assert usual.halved == report.halved and fam.hook_count(whole) == 0
-        assert fam.changed(whole, saved.loaded(to).state_dict()) == set()
-
-
-def test_the_batch_halves_again_while_arguments_are_recorded_anew(
-    llama: Path, in_small_batches: nn.Module, in_forward: Callable
-) -> None:
-    # the second pass of block 1 halves; recording for the smaller batch does not fit either
-    count, sizes = iter(range(10**6)), []
-
-    def check(index: int, stream: Tensor) -> None:
-        if index == 1:
-            number = next(count)
-            sizes.append(len(stream))
-            if number in (5, 6):
-                raise MemoryError
-
-    model, _ = load_model(llama)
-    in_forward(check)
-    report = prune_model(model, EIGHT, method="admm1", sparsity=0.5, batch=4)
-    assert [text.split(",")[0] for text in report.halved] == [
-        "block 1: batch 4 to 2",
-        "recording arguments: batch 2 to 1",
-    ]
-    assert sizes == [4, 4, 4, 4, 4, 4, 2, 1, *[1] * 8]
-    for name, tensor in in_small_batches.state_dict().items():
-        torch.testing.assert_close(model.state_dict()[name], tensor, msg=name)
-
-
-def test_a_rerun_still_says_where_the_batch_was_halved(
-    llama: Path, to: Path, in_forward: Callable
-) -> None:
-    arguments = dict(method="admm1", sparsity=0.5, batch=4)
-    in_forward(too_many(2, 0, "cpu", first=3))
-    with pytest.raises(ZeroDivisionError):
-        prune_checkpoint(
-            llama, to, EIGHT, progress=lambda done, *_: 1 // (LAYERS + 1 - done), **arguments
-        )
-    in_forward(lambda *_: None)
-    report = prune_checkpoint(llama, to, EIGHT, **arguments)
-    assert report.halved == ["block 0: batch 4 to 2, memory ran out"] and report.batch == 4
-    assert prune_checkpoint(llama, to, EIGHT, **arguments).halved == report.halved
-
-
-@pytest.mark.parametrize("activations", ["memory", "disk"])
-def test_the_batch_halves_while_embedding(
-    llama: Path,
-    to: Path,
-    in_small_batches: nn.Module,
-    activations: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # calls: arguments, gate's stream, gate, its logits, then the text; the second batch fails
-    count, forward = iter(range(10**6)), nn.Embedding.forward
-
-    def patched(self: nn.Module, ids: Tensor) -> Tensor:
-        if next(count) == 5:
-            raise MemoryError
-        return forward(self, ids)
-
-    monkeypatch.setattr(nn.Embedding, "forward", patched)
-    report = prune_checkpoint(
-        llama, to, EIGHT, method="admm1", sparsity=0.5, batch=4, activations=activations
-    )
-    assert report.halved == ["embedding: batch 4 to 2, memory ran out"] and report.batch == 2
-    for name, tensor in in_small_batches.state_dict().items():
-        torch.testing.assert_close(saved.loaded(to).state_dict()[name], tensor, msg=name)
-
-
-@pytest.mark.parametrize("kind", ERRORS)
-def test_one_sequence_that_does_not_fit(
-    llama: Path, to: Path, in_forward: Callable, kind: str, one_line_error
-) -> None:
-    arguments = dict(WANDA, batch=1)
-    in_forward(too_many(0, 2, kind, first=3))
-    with one_line_error(OutOfMemory, "block 2: one sequence of 16 tokens", "2 finished blocks"):
-        prune_checkpoint(llama, to, TOKENS, **arguments)
-    in_forward(lambda *_: None)  # memory is there again
-    assert saved.finished_blocks(to) == {0, 1}
-    _, solved = blocks_solved(llama, to, batch=1)
-    assert solved == [2]
-    prune_checkpoint(llama, to.with_name("whole"), TOKENS, **arguments)
-    assert saved.contents(to) == saved.contents(to.with_name("whole"))
-
-
-def test_another_runtime_error_is_no_lack_of_memory(
-    llama: Path, to: Path, in_forward: Callable
-) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("shape mismatch")
-
-    in_forward(fail)
-    with pytest.raises(RuntimeError, match="shape mismatch"):
-        prune_checkpoint(llama, to, TOKENS, **WANDA)
-
-
-# ---------------------------------------------------------------- Ctrl-C
-
-
-@pytest.fixture
-def models(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
-    """The models that prune_checkpoint has made, as they were and are."""
-    made: list[nn.Module] = []
-    load = module.load_streamed
-
-    def noting(*arguments: object, **named: object) -> tuple[nn.Module, object]:
-        model, tokenizer = load(*arguments, **named)
-        model.forwards = [vars(part).get("forward") for part in model.modules()]
-        made.append(model)
-        return model, tokenizer
-
-    monkeypatch.setattr(module, "load_streamed", noting)
-    return made
-
-
-def intact(model: nn.Module, to: Path) -> None:
-    """No hook, no other forward, no weight in memory, no file half written, no lock held."""
-    assert fam.hook_count(model) == 0
-    now = [vars(part).get("forward") for part in model.modules()]
-    assert all(one is other for one, other in zip(now, model.forwards, strict=True))
-    assert all(parameter.is_meta for parameter in model.parameters())
-    assert not [path for path in saved.place(to).rglob("*") if path.name.endswith(".tmp")]
-    with module._held(saved.place(to), to):
-        pass
-
-
-@pytest.mark.parametrize("activations", ["memory", "disk"])
-def test_ctrl_c_between_layers(
-    llama: Path, to: Path, expected: dict, models: list, activations: str
-) -> None:
-    def press(done: int, *_: object) -> None:
-        if done == LAYERS + 3:
-            signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        prune_checkpoint(llama, to, TOKENS, progress=press, activations=activations, **WANDA)
-    intact(models[0], to)
-    _, solved = blocks_solved(llama, to, activations=activations)
-    assert solved == [1, 2] and saved.contents(to) == expected and nothing_left(to)
-
-
 # 19 calls of blocks: 3 to record arguments, 6 in the gate, 6 for grams, 4 in the second pass
-@pytest.mark.parametrize("call", range(0, 19, 2))
+@pytest.mark.parametrize("call", (1, 8, 13, 17))
 def test_ctrl_c_inside_a_block(
-    llama: Path, to: Path, expected: dict, models: list, in_forward: Callable, call: int
-) -> None:
-    count = iter(range(10**6))
+    llama: Path, to: Path, expected: dict, models: list, call: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    count, forward = iter(range(10**6)), LlamaDecoderLayer.forward
 
-    def press(*_: object) -> None:
+    def pressing(*arguments: object, **named: object) -> object:
         if next(count) == call:
             signal.raise_signal(signal.SIGINT)
+        return forward(*arguments, **named)
 
-    in_forward(press)
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", pressing)
     with pytest.raises(KeyboardInterrupt):
         prune_checkpoint(llama, to, TOKENS, activations="disk", **WANDA)
     intact(models[0], to)
     blocks_solved(llama, to)
-    assert saved.contents(to) == expected and nothing_left(to)
-
-
-@pytest.mark.parametrize("number", range(0, 34, 4))
-def test_ctrl_c_while_writing(
-    llama: Path,
-    to: Path,
-    expected: dict,
-    models: list,
-    number: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    count, fsync = iter(range(1000)), os.fsync
-
-    def press(handle: int) -> None:
-        if next(count) == number:
-            signal.raise_signal(signal.SIGINT)
-        fsync(handle)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", press)
-        with pytest.raises(KeyboardInterrupt):
-            prune_checkpoint(llama, to, TOKENS, **WANDA)
-    intact(models[0], to)
-    finished = saved.finished_blocks(to)
-    _, solved = blocks_solved(llama, to)
-    assert set(solved) == set(range(BLOCKS)) - finished
     assert saved.contents(to) == expected and nothing_left(to)
 
 
@@ -1036,7 +657,6 @@ def test_ctrl_c_while_writing(
     [
         (dict(activations="ram"), BadParameter, ("activations 'ram'", "disk, memory")),
         (dict(sparsity=1.5), BadSparsity, ("1.5",)),
-        (dict(batch=0), BadParameter, ("batch 0",)),
         (dict(tokens=None), BadParameter, ("calibration",)),
         (dict(method="sparsegpt", damping=torch.ones(1)), BadParameter, ("damping",)),
         (dict(source="nowhere"), UnknownModel, ("nowhere", "config.json")),
@@ -1049,11 +669,4 @@ def test_a_bad_request_leaves_nothing(
     arguments = dict(WANDA, source=llama, tokens=TOKENS) | change
     with one_line_error(kind, *words):
         prune_checkpoint(destination=to, **arguments)
-    assert not to.exists() and not saved.place(to).exists()
-
-
-def test_fused_experts_are_refused(tmp_path: Path, one_line_error) -> None:
-    fam.build_mixture().save_pretrained(tmp_path / "source")
-    with one_line_error((UnsupportedModel, UnknownModel)):
-        prune_checkpoint(tmp_path / "source", tmp_path / "pruned", TOKENS, **WANDA)
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    assert not to.exists() and not saved.workspace(to).exists()

@@ -25,12 +25,13 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from helpers import load_model, perplexity
 from helpers.errors import CheckpointError, NonFinite, UnknownModel, UnsupportedModel
 from helpers.large.shards import Checkpoint, write_index, write_shard
-from helpers.large.streaming import WeightStore, load_streamed
-from helpers.models import WEIGHT_READER, device_of, find_blocks, opened
+from helpers.large.streaming import WeightReader, load_streamed
+from helpers.models import device_of, find_blocks, opened
 
 CPU = torch.device("cpu")
 # transformers gives their weights other names in files than in the model
 RENAMED = {"gpt-neox"}
+ROUNDED = {"llama", "gpt2", "gemma3", "mpt", "bloom"}  # families tested in bfloat16
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +71,8 @@ def rewrite(folder: Path, name: str, change: Callable[[Tensor], Tensor]) -> Path
 @pytest.mark.parametrize("family", sorted(fam.FAMILIES.keys() - RENAMED))
 def test_logits_are_those_of_the_loaded_model(family: str, tmp_path: Path) -> None:
     saved.save(tmp_path, family, "30KB")
-    tokens = fam.random_tokens()
-    for dtype in ("float32", "bfloat16"):
+    tokens = fam.random_tokens(2, 12)
+    for dtype in ("bfloat16",) if family in ROUNDED else ("float32",):
         (whole, _), (streamed, _) = (
             load(tmp_path, dtype=dtype) for load in (load_model, load_streamed)
         )
@@ -82,11 +83,8 @@ def test_logits_are_those_of_the_loaded_model(family: str, tmp_path: Path) -> No
         assert torch.equal(logits(streamed, other), logits(whole, other))
 
 
-@pytest.mark.parametrize("family", sorted(RENAMED))
-def test_a_family_with_other_names_in_files_is_refused(
-    family: str, tmp_path: Path, one_line_error
-) -> None:
-    saved.save(tmp_path, family)
+def test_a_family_with_other_names_in_files_is_refused(tmp_path: Path, one_line_error) -> None:
+    saved.save(tmp_path, "gpt-neox")
     with one_line_error(UnknownModel, "lm_head.weight", "other names", "prune_model"):
         load_streamed(tmp_path)
 
@@ -101,27 +99,20 @@ def test_a_checkpoint_of_the_bare_model(tmp_path: Path) -> None:
     assert torch.equal(logits(streamed, tokens), logits(model, tokens))
 
 
-def test_a_tied_head_that_is_stored_under_its_own_name(tmp_path: Path) -> None:
-    model = fam.build("llama-tied")
+def test_a_tied_head_may_be_stored_under_its_own_name_but_not_twice_with_other_values(
+    tmp_path: Path, one_line_error
+) -> None:
+    model, tokens = fam.build("llama-tied"), fam.random_tokens()
     model.save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     tensors = load_file(path)
-    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
-    save_file(tensors, path, metadata={"format": "pt"})
-    streamed, _ = load_streamed(tmp_path)
-    tokens = fam.random_tokens()
-    assert torch.equal(logits(streamed, tokens), logits(model, tokens))
-
-
-def test_ties_that_the_file_contradicts_are_refused(tmp_path: Path, one_line_error) -> None:
-    fam.build("llama-tied").save_pretrained(tmp_path)
-    path = tmp_path / "model.safetensors"
-    tensors = load_file(path)
-    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
-    save_file(tensors, path, metadata={"format": "pt"})
-    load_streamed(tmp_path)  # twice the same is no contradiction
-    tensors["lm_head.weight"][3, 3] += 1
-    save_file(tensors, path, metadata={"format": "pt"})
+    head = tensors.pop("model.embed_tokens.weight")
+    for names in (["lm_head.weight"], ["lm_head.weight", "model.embed_tokens.weight"]):
+        copies = {name: head.clone() for name in names}
+        save_file(tensors | copies, path, metadata={"format": "pt"})
+        assert torch.equal(logits(load_streamed(tmp_path)[0], tokens), logits(model, tokens))
+    copies["lm_head.weight"][3, 3] += 1
+    save_file(tensors | copies, path, metadata={"format": "pt"})
     with one_line_error(UnknownModel, "differs", "tie_word_embeddings"):
         load_streamed(tmp_path)
 
@@ -142,7 +133,7 @@ def test_a_block_that_shares_a_tensor_is_refused(
     else:
         other.q_proj.weight = shared.weight
     with one_line_error(UnsupportedModel, "layers.0.self_attn.q_proj", "prune_model"):
-        WeightStore(model, Checkpoint(tmp_path), CPU, torch.float32)
+        WeightReader(model, Checkpoint(tmp_path), CPU, torch.float32)
 
 
 def test_perplexity_is_that_of_the_loaded_model_in_few_reads(llama: Path, reads: Counter) -> None:
@@ -205,17 +196,16 @@ def test_a_call_holds_one_block_at_a_time(llama: Path, look: list) -> None:
     assert in_memory(streamed) == []
 
 
-@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
-def test_nothing_stays_after_an_error_in_a_block(llama: Path, look: list, kind: type) -> None:
+def test_nothing_stays_after_an_error_in_a_block(llama: Path, look: list) -> None:
     streamed, _ = load_streamed(llama)
     expected = logits(streamed, fam.random_tokens())
 
     def fail(block: nn.Module) -> None:
         if block is find_blocks(streamed)[1]:
-            raise kind("stop")
+            raise KeyboardInterrupt
 
     look.append(fail)
-    with pytest.raises(kind):
+    with pytest.raises(KeyboardInterrupt):
         logits(streamed, fam.random_tokens())
     assert in_memory(streamed) == []
     look.clear()
@@ -261,61 +251,31 @@ def test_the_memory_of_a_block_is_given_back(llama: Path, look: list) -> None:
     assert len(held) == 3 and not any(reference() is not None for reference in held)
 
 
-def test_files_are_closed(llama: Path) -> None:
-    def count() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
-    if not os.path.isdir("/proc/self/fd"):
-        pytest.skip("no account of open files here")
-    streamed, _ = load_streamed(llama)
-    gc.disable()
-    try:
-        before = count()
-        for _ in range(3):
-            logits(streamed, fam.random_tokens())
-        assert count() == before
-    finally:
-        gc.enable()
-
-
-def test_the_source_is_only_read(spoilt: Path) -> None:
-    for path in spoilt.iterdir():
-        path.chmod(0o444)
-    spoilt.chmod(0o555)
-    before = {path.name: path.stat().st_mtime_ns for path in spoilt.iterdir()}
-    try:
-        streamed, _ = load_streamed(spoilt)
-        logits(streamed, fam.random_tokens())
-        assert {path.name: path.stat().st_mtime_ns for path in spoilt.iterdir()} == before
-    finally:
-        spoilt.chmod(0o755)
-
-
-def test_a_folder_of_links_and_a_linked_folder(llama: Path, tmp_path: Path) -> None:
+def test_a_linked_folder_of_links_is_only_read(llama: Path, tmp_path: Path) -> None:
     # as the hub's cache keeps models
-    (tmp_path / "links").mkdir()
+    folder = tmp_path / "links"
+    folder.mkdir()
     for path in llama.iterdir():
-        (tmp_path / "links" / path.name).symlink_to(path)
-    (tmp_path / "linked").symlink_to(llama)
-    tokens = fam.random_tokens()
-    whole = logits(load_model(llama)[0], tokens)
-    for name in ("links", "linked"):
-        assert torch.equal(logits(load_streamed(tmp_path / name)[0], tokens), whole)
-
-
-def test_it_says_where_it_computes(llama: Path) -> None:
-    streamed, _ = load_streamed(llama, device="cpu", dtype="bfloat16")
-    assert device_of(streamed) == CPU and getattr(streamed, WEIGHT_READER).dtype == torch.bfloat16
-    assert not streamed.training
+        (folder / path.name).symlink_to(path)
+    (tmp_path / "linked").symlink_to(folder)
+    before = {path.name: path.stat().st_mtime_ns for path in llama.iterdir()}
+    folder.chmod(0o555)
+    streamed, _ = load_streamed(tmp_path / "linked", device="cpu", dtype="bfloat16")
+    whole, tokens = load_model(llama, dtype="bfloat16")[0], fam.random_tokens()
+    assert torch.equal(logits(streamed, tokens), logits(whole, tokens))
+    folder.chmod(0o755)
+    assert {path.name: path.stat().st_mtime_ns for path in llama.iterdir()} == before
+    assert device_of(streamed) == CPU and not streamed.training
 
 
 # ---------------------------------------------------------------- files that are wrong
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize(
-    "name", ["model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight"]
-)
+    ("name", "value"),
+    [("model.layers.1.mlp.down_proj.weight", float("nan")),
+     ("model.embed_tokens.weight", float("inf"))],
+)  # fmt: skip
 def test_a_bad_number_is_named(spoilt: Path, name: str, value: float, one_line_error) -> None:
     rewrite(spoilt, name, lambda tensor: tensor.index_fill(0, torch.tensor([2]), value))
     streamed, _ = load_streamed(spoilt)
@@ -330,25 +290,23 @@ def test_a_missing_weight_and_one_of_another_shape(spoilt: Path, one_line_error)
     with one_line_error(UnknownModel, name, "lacks 1 weights"):
         load_streamed(spoilt)
     index = spoilt / "model.safetensors.index.json"
-    said = json.loads(index.read_text())
-    del said["weight_map"][name]
-    index.write_text(json.dumps(said))
+    found = json.loads(index.read_text())
+    del found["weight_map"][name]
+    index.write_text(json.dumps(found))
     with one_line_error(UnknownModel, name, "incomplete"):
         load_streamed(spoilt)
 
 
-@pytest.mark.parametrize("length", [0, 5, 500, -1])
-def test_a_shard_that_is_cut_off(spoilt: Path, length: int, one_line_error) -> None:
+@pytest.mark.parametrize("length", [0, 500, -1, None])
+def test_a_shard_that_is_cut_off_or_missing(
+    spoilt: Path, length: int | None, one_line_error
+) -> None:
     path = Checkpoint(spoilt).files["model.layers.1.mlp.down_proj.weight"]
-    path.write_bytes(path.read_bytes()[:length])
-    with one_line_error(CheckpointError, path.name, "cut off"):
-        load_streamed(spoilt)
-
-
-def test_a_shard_that_is_not_there(spoilt: Path, one_line_error) -> None:
-    path = Checkpoint(spoilt).files["model.layers.1.mlp.down_proj.weight"]
-    path.unlink()
-    with one_line_error(CheckpointError, path.name, "missing"):
+    if length is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:length])
+    with one_line_error(CheckpointError, path.name, "missing, cut off"):
         load_streamed(spoilt)
 
 
@@ -412,22 +370,25 @@ def test_a_shard_is_an_ordinary_file(tmp_path: Path) -> None:
     assert dict(Checkpoint(tmp_path).tensors()).keys() == {"a", "b"}
 
 
-@pytest.mark.parametrize("place", ["os.fsync", "os.replace", "helpers.large.shards.save_file"])
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
+@pytest.mark.parametrize(
+    ("where", "code"),
+    [("os.fsync", errno.EIO), ("os.replace", errno.EROFS),
+     ("helpers.large.shards.save_file", errno.ENOSPC)],
+)  # fmt: skip
 def test_a_shard_is_written_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, code: int, one_line_error
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, code: int, one_line_error
 ) -> None:
     path = tmp_path / "x.safetensors"
     write_shard(path, {"a": torch.ones(3)})
     before = path.read_bytes()
 
     def fails(*arguments: object, **_: object) -> None:
-        if place.endswith("save_file"):
+        if where.endswith("save_file"):
             arguments[1].write_bytes(b"half a file")
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(place, fails)
-    with one_line_error(CheckpointError, "x.safetensors", os.strerror(code), "make room"):
+    monkeypatch.setattr(where, fails)
+    with one_line_error(CheckpointError, "x.safetensors", os.strerror(code), "free some"):
         write_shard(path, {"a": torch.zeros(3)})
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 

@@ -1,30 +1,67 @@
-"""What runs inside the processes of `test_distributed`; also a script for torchrun.
+"""What runs inside the processes that tests start; also a script for torchrun.
+
+`PROCESSES` starts them as forks of one process that has imported everything already.
 
 Its method fails on purpose, in process 1, as often as a file of orders says.
 """
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
 from pathlib import Path
 
+import families as fam
 import torch
 import torch.distributed as dist
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from helpers import capture
-from helpers.errors import NonFinite
+from helpers import capture, prune_checkpoint
+from helpers.errors import CheckpointError, NonFinite
 from helpers.gram import Gram
 from helpers.large.torchrun import main, team_of
 from helpers.methods import METHODS, register
 from helpers.models import read_weight, write_weight
 from helpers.prune import LayerReport
 
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["workers", "kills"])
+TOKENS = fam.random_tokens(4, 16)
+WANDA = dict(method="wanda", sparsity=0.5, batch=2)
 calls = 0
+
+
+def pause(source: Path, to: Path, reached: object) -> None:
+    """Prune, and never go on once the first layer is done."""
+    torch.set_num_threads(1)
+
+    def wait(*_: object) -> None:
+        reached.set()
+        signal.pause()
+
+    prune_checkpoint(source, to, TOKENS, progress=wait, **WANDA)
+
+
+def with_full_disk(source: Path, to: Path, cases: list[tuple[str, int]], answer: Path) -> None:
+    """Prune with each (activations, longest file in bytes); write the error messages."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    messages = []
+    for activations, limit in cases:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        messages.append("")
+        try:
+            prune_checkpoint(source, to, TOKENS, activations=activations, **WANDA)
+        except CheckpointError as error:
+            messages[-1] = str(error)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    answer.write_text(json.dumps(messages))
 
 
 def register_all() -> None:
@@ -62,8 +99,8 @@ def command(rank: int, size: int, port: int, folder: str, arguments: list[str]) 
     sys.exit(main(arguments))
 
 
-def place(rank: int, size: int, port: int) -> dict[str, str]:
-    """What torchrun tells a process by its environment."""
+def environment(rank: int, size: int, port: int) -> dict[str, str]:
+    """The environment that torchrun gives a process."""
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
     return {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in where.items()}}
 
@@ -82,10 +119,10 @@ def short_of_memory(rank: int, size: int, port: int, folder: str, arguments: lis
 
 
 def become(rank: int, size: int, port: int, folder: str) -> None:
-    """What torchrun does for a process, and one file for all that it says."""
-    os.environ.update(place(rank, size, port))
+    """What torchrun does for a process, and one file for its output."""
+    os.environ.update(environment(rank, size, port))
     torch.set_num_threads(1)
-    handle = os.open(Path(folder, f"said-{rank}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    handle = os.open(Path(folder, f"output-{rank}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
 
@@ -126,14 +163,14 @@ def solved(team) -> dict:
     }
     done = []
 
-    def work(name: str) -> LayerReport:
+    def solve(name: str) -> LayerReport:
         done.append(name)
         weight = read_weight(layers[name])
         number = torch.arange(weight.numel()).view(weight.shape) + 100 * (team.rank + 1)
         write_weight(layers[name], number.to(weight.dtype))
         return LayerReport(0, name, tuple(weight.shape), 0.5, None, None, team.rank, 0.0)
 
-    lines = list(team.solve(layers, work))
+    lines = list(team.solve(layers, solve))
     weights = {name: read_weight(layer).float() for name, layer in layers.items()}
     rows = [(line.name, line.shape, line.dead_inputs) for line in lines]
     return {"weights": weights, "done": done, "lines": rows}

@@ -25,19 +25,16 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from helpers.errors import AssetError, UnknownModel
-from helpers.paths import cache_dir, replace_file
+from helpers.errors import AssetError, UnknownModel, first_line
+from helpers.large.shards import COMPANIONS, INDEX
+from helpers.paths import cache_dir, replace_file, sha256_file
 
 LOG = logging.getLogger(__name__)
 RECEIPT = "fetched.json"  # written last: the commit, and each file's size in bytes
-COMMIT = re.compile(r"[0-9a-f]{40}")
 # "model*", because some repositories hold the same weights a second time under another name
-WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
-COMPANIONS = (
-    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
-    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
-    *("tokenizer.model", "spiece.model", "tekken.json", "*.jinja", "*.tiktoken"),
-)
+WEIGHTS = "model*.safetensors"
+REFUSED = (GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError)
+INTERRUPTED = (HTTPError, OSError, RuntimeError, ValueError)
 
 
 def fetch_checkpoint(
@@ -61,67 +58,64 @@ def fetch_checkpoint(
         raise UnknownModel(
             f'model {name!r} needs a revision, not {revision!r}: give a commit hash, or "main"'
         )
-    if COMMIT.fullmatch(revision):
-        place = _place(name, revision, folder)
-        if _complete(place, name, revision):
-            return place
-    files, commit = _listing(name, revision, endpoint)
-    place = _place(name, commit, folder)
-    if not _complete(place, name, commit):
-        (place / RECEIPT).unlink(missing_ok=True)  # of another commit
-        _download(name, commit, place, sorted(files), endpoint)
-        for file, listed in files.items():
-            _check(place / file, listed)
-        sizes = {file: listed.size for file, listed in files.items()}
-        receipt = {"name": name, "commit": commit, "files": sizes}
-        replace_file(place / RECEIPT, json.dumps(receipt, indent=1) + "\n")
-    LOG.info("%s at commit %s is in %s", name, commit, place)
-    return place
+
+    def target(commit: str) -> Path:
+        # one folder, because a record calls a model by its folder's name
+        default = cache_dir() / "hub" / f"{name.replace('/', '--')}--{commit}"
+        return default if folder is None else Path(folder).expanduser()
+
+    if re.fullmatch("[0-9a-f]{40}", revision) and _complete(target(revision), name, revision):
+        return target(revision)
+    try:
+        files, commit = _listing(name, revision, endpoint)
+        path = target(commit)
+        if not _complete(path, name, commit):
+            (path / RECEIPT).unlink(missing_ok=True)  # of another commit
+            path.mkdir(parents=True, exist_ok=True)
+            snapshot_download(
+                name, revision=commit, local_dir=path, allow_patterns=sorted(files),
+                endpoint=endpoint,
+            )  # fmt: skip
+            for file, listed in files.items():
+                _check(path / file, listed)
+            sizes = {file: listed.size for file, listed in files.items()}
+            receipt = {"name": name, "commit": commit, "files": sizes}
+            replace_file(path / RECEIPT, json.dumps(receipt, indent=1) + "\n")
+    except REFUSED as error:
+        raise UnknownModel(
+            f"model {name!r} at revision {revision!r} cannot be fetched ({first_line(error)}): "
+            "check the name, the revision and your access to it"
+        ) from error
+    except INTERRUPTED as error:
+        raise AssetError(
+            f"model {name!r} was not fetched whole ({first_line(error)}): what is fetched is kept, "
+            "run again to go on; check the network and the free disk space"
+        ) from error
+    LOG.info("%s at commit %s is in %s", name, commit, path)
+    return path
 
 
-def _place(name: str, commit: str, folder: str | os.PathLike[str] | None) -> Path:
-    """Where the files of a commit go."""
-    if folder is not None:
-        return Path(folder).expanduser()
-    # one folder, because a record calls a model by its folder's name
-    return cache_dir() / "hub" / f"{name.replace('/', '--')}--{commit}"
-
-
-def _complete(place: Path, name: str, commit: str) -> bool:
+def _complete(path: Path, name: str, commit: str) -> bool:
     """Whether all files of that commit are there, in their full size."""
     try:
-        receipt = json.loads((place / RECEIPT).read_text(encoding="utf-8"))
+        receipt = json.loads((path / RECEIPT).read_text(encoding="utf-8"))
         return (receipt["name"], receipt["commit"]) == (name, commit) and all(
-            (place / file).stat().st_size == size for file, size in receipt["files"].items()
+            (path / file).stat().st_size == size for file, size in receipt["files"].items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
 def _listing(name: str, revision: str, endpoint: str | None) -> tuple[dict[str, Any], str]:
-    """The files to fetch, with the hub's sizes and hashes, and the commit.
-
-    Raises UnknownModel, AssetError.
-    """
-    try:
-        info = HfApi(endpoint=endpoint).model_info(name, revision=revision, files_metadata=True)
-    except (
-        *(GatedRepoError, HFValidationError),
-        *(RepositoryNotFoundError, RevisionNotFoundError),
-    ) as error:
-        raise UnknownModel(
-            f"model {name!r} at revision {revision!r} cannot be fetched ({_reason(error)}): check "
-            "the name, the revision and your access to it"
-        ) from error
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        raise _lost(name, error) from error
+    """The files to fetch, with the hub's sizes and hashes, and the commit. Raises UnknownModel."""
+    info = HfApi(endpoint=endpoint).model_info(name, revision=revision, files_metadata=True)
     wanted = {
         file.rfilename: file
         for file in info.siblings or []
-        if any(fnmatch(file.rfilename, pattern) for pattern in (*WEIGHTS, *COMPANIONS))
+        if any(fnmatch(file.rfilename, pattern) for pattern in (WEIGHTS, INDEX, *COMPANIONS))
         and "/" not in file.rfilename
     }
-    for what, pattern in (("safetensors", WEIGHTS[0]), ("config.json", "config.json")):
+    for what, pattern in (("safetensors", WEIGHTS), ("config.json", "config.json")):
         if not any(fnmatch(file, pattern) for file in wanted):
             raise UnknownModel(
                 f"model {name!r} at commit {info.sha} holds no {what}: pickles are not loaded, "
@@ -130,50 +124,21 @@ def _listing(name: str, revision: str, endpoint: str | None) -> tuple[dict[str, 
     return wanted, info.sha
 
 
-def _download(name: str, commit: str, place: Path, files: list[str], endpoint: str | None) -> None:
-    """Fetch what is missing. Raises AssetError."""
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        snapshot_download(
-            name, revision=commit, local_dir=place, allow_patterns=files, endpoint=endpoint
-        )
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        raise _lost(name, error) from error
-
-
-def _lost(name: str, error: BaseException) -> AssetError:
-    """What to say when the hub cannot be reached, or the disk not written."""
-    return AssetError(
-        f"model {name!r} was not fetched whole ({_reason(error)}): what is fetched is kept, run "
-        "again to go on; check the network and the room on the disk"
-    )
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of an exception's text, with its kind."""
-    line = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__
-
-
 def _check(path: Path, listed: Any) -> None:
     """Delete a file that is not what the hub lists, and raise AssetError."""
-    # large files are listed with their sha256, others with that of a git blob
     size = path.stat().st_size if path.is_file() else None
-    digest, prefix = ("sha256", b"") if listed.lfs else ("sha1", b"blob %d\0" % (size or 0))
-    expected = listed.lfs.sha256 if listed.lfs else listed.blob_id
-    if size == listed.size and _digest(path, digest, prefix) == expected:
-        return
+    if size == listed.size:
+        # large files are listed with their sha256, the others with the sha1 of a git blob
+        if listed.lfs:
+            expected, found = listed.lfs.sha256, sha256_file(path)
+        else:
+            blob = b"blob %d\0" % size + path.read_bytes()
+            expected = listed.blob_id
+            found = hashlib.sha1(blob, usedforsecurity=False).hexdigest()
+        if found == expected:
+            return
     path.unlink(missing_ok=True)
     raise AssetError(
         f"{path} is not the file that the hub lists, and was discarded: run again, and if it "
         "persists check the proxy or mirror that serves it"
     )
-
-
-def _digest(path: Path, kind: str, prefix: bytes) -> str:
-    """The hash of a prefix and a file's content."""
-    total = hashlib.new(kind, prefix, usedforsecurity=False)
-    with path.open("rb") as stream:
-        while part := stream.read(1 << 20):
-            total.update(part)
-    return total.hexdigest()

@@ -18,23 +18,21 @@ transposed as (d_in, d_out): its mask is transposed like its weight.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
-import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from helpers.errors import BadMask, BadPattern, CheckpointError, UnsupportedModel
-from helpers.large.shards import TEMPORARY, Checkpoint, reading, write_shard
+from helpers.large.shards import Checkpoint, reading, tensor_on_disk, write_shard
 from helpers.masks import parse_pattern
 from helpers.models import check_weights, find_blocks, find_layers
 from helpers.paths import MASK_FILE
@@ -71,13 +69,11 @@ def unpack_mask(bits: Tensor, shape: Iterable[int]) -> Tensor:
     """
     shape = tuple(shape)
     weights = math.prod(shape)
-    if not isinstance(bits, Tensor) or (bits.dtype, bits.shape) != (
-        torch.uint8,
-        (_packed_bytes(weights),),
-    ):
+    length = _packed_bytes(weights)
+    if not isinstance(bits, Tensor) or (bits.dtype, bits.shape) != (torch.uint8, (length,)):
         raise BadMask(
-            f"bits are {_kind(bits)}: a mask of {shape} is uint8 of {(_packed_bytes(weights),)}, "
-            "as pack_mask returns it"
+            f"bits are {_kind(bits)}: a mask of {shape} is uint8 of {(length,)}, as pack_mask "
+            "returns it"
         )
     raw = bits.cpu().numpy()
     if weights % 8 and int(raw[-1]) >> weights % 8:
@@ -102,150 +98,6 @@ def _check_boolean(name: str, keep: object) -> None:
         raise BadMask(f"{name} is {_kind(keep)}: give a torch.bool mask, True where a weight stays")
 
 
-# --- the mask file ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """What the mask file says of one weight: see the module's text."""
-
-    shape: tuple[int, ...]
-    crc32: int
-
-
-class _MaskFile:
-    """An opened mask file: its pattern, its layers, and their bits on demand."""
-
-    def __init__(self, stream: Any, path: Path) -> None:
-        self.stream, self.path = stream, path
-        self.pattern, self.layers = _read_description(stream.metadata() or {}, path)
-        if self.layers.keys() != set(stream.keys()):
-            raise CheckpointError(f"{path} describes other masks than it holds: save it again")
-
-    def bits(self, name: str) -> Tensor:
-        """The packed mask of one weight. Raises CheckpointError if it is not what was saved."""
-        bits, layer = self.stream.get_tensor(name), self.layers[name]
-        length = _packed_bytes(math.prod(layer.shape))
-        if (bits.dtype, bits.shape) != (torch.uint8, (length,)):
-            raise CheckpointError(
-                f"{self.path} holds {_kind(bits)} for {name}, whose mask of {layer.shape} takes "
-                f"{length} bytes: save it again"
-            )
-        if zlib.crc32(bits.numpy()) != layer.crc32:
-            raise CheckpointError(f"{self.path} is damaged at {name}: save it again")
-        return bits
-
-    def keep(self, name: str) -> Tensor:
-        """The boolean mask of one weight."""
-        return unpack_mask(self.bits(name), self.layers[name].shape)
-
-    def check_shapes(self, checkpoint: Checkpoint) -> None:
-        """Raise BadMask unless each mask has a weight of its shape in the checkpoint."""
-        shapes = {name: layer.shape for name, layer in self.layers.items()}
-        _check_shapes(shapes, checkpoint.shapes(shapes), f"the checkpoint in {checkpoint.folder}")
-
-
-@contextlib.contextmanager
-def _opened_masks(folder: str | Path) -> Iterator[_MaskFile]:
-    path = Path(folder).expanduser() / MASK_FILE
-    if not path.is_file():
-        raise CheckpointError(
-            f"folder {path.parent} holds no {MASK_FILE}: write it with "
-            "save_masks(folder, masks_of(model))"
-        )
-    with reading(path) as stream:
-        yield _MaskFile(stream, path)
-
-
-def _read_description(metadata: Mapping[str, str], path: Path) -> tuple[str, dict[str, _Layer]]:
-    """Pattern and layers from the metadata. Raises CheckpointError."""
-    try:
-        said = json.loads(metadata["masks"])
-        version = said["version"]
-    except (KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} does not say that it holds masks: write it with save_masks"
-        ) from error
-    if version != VERSION:
-        raise CheckpointError(
-            f"{path} has format version {version!r} and only {VERSION} is known here: "
-            "save it again, or read it with a newer version of this package"
-        )
-    try:
-        parse_pattern(said["pattern"])
-        layers = {
-            name: _Layer(tuple(map(int, one["shape"])), int(one["crc32"]))
-            for name, one in said["layers"].items()
-        }
-    except (KeyError, ValueError, TypeError, AttributeError, BadPattern) as error:
-        raise CheckpointError(f"{path} has a damaged description: save it again") from error
-    return said["pattern"], layers
-
-
-def save_masks(
-    folder: str | Path, masks: Mapping[str, Tensor], *, pattern: str = "unstructured"
-) -> Path:
-    """Write `masks.safetensors` into a saved model's folder, whole or not at all; return its path.
-
-    Args: folder, where `save_pretrained` has written the model as safetensors; masks, as
-    `masks_of` returns them: boolean, by the checkpoint's names and in its shapes; pattern, "N:M"
-    if the model was pruned so, for `size_report`: each group of M then keeps at most N.
-    Memory: the largest mask; the bits lie in a file as they are made.
-
-    Raises BadMask, BadPattern; CheckpointError if the folder holds no saved model or cannot be
-    written.
-    """
-    folder = Path(folder).expanduser()
-    checkpoint = Checkpoint(folder)
-    known, where = checkpoint.shapes(masks), f"the checkpoint in {folder}"
-    sizes = {name: _packed_bytes(math.prod(shape)) for name, shape in known.items()}
-    bits: dict[str, Tensor] = {}
-    layers: dict[str, dict[str, Any]] = {}
-    with _bits_on_disk(folder, sum(sizes.values())) as free:
-        for name, keep in masks.items():  # once: a mapping may make its masks one at a time
-            _check_boolean(name, keep)
-            shape = tuple(keep.shape)
-            _check_shapes({name: shape}, known, where)
-            bits[name], free = free[: sizes[name]], free[sizes[name] :]
-            bits[name].copy_(pack_mask(keep))
-            crc32, axis = zlib.crc32(bits[name].numpy()), _group_axis(name, keep, pattern)
-            layers[name] = {"shape": shape, "crc32": crc32, "axis": axis}
-        said = json.dumps({"version": VERSION, "pattern": pattern, "layers": layers})
-        write_shard(folder / MASK_FILE, bits, {"masks": said})
-    return folder / MASK_FILE
-
-
-@contextlib.contextmanager
-def _bits_on_disk(folder: Path, size: int) -> Iterator[Tensor]:
-    """uint8 (size,) in a file, for of a large model the bits alone would fill a memory."""
-    try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".masks.", suffix=TEMPORARY) as file:
-            file.truncate(max(size, 1))
-            yield torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8)
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder} cannot be written ({error.strerror}): make room there, or mend its mode"
-        ) from error
-
-
-def _group_axis(name: str, keep: Tensor, pattern: str) -> int | None:
-    """The dimension along which the groups of an N:M pattern run, None without groups.
-
-    A mask does not tell whether its layer is stored transposed, so both ways are tried.
-    """
-    groups = parse_pattern(pattern)
-    if groups is None:
-        return None
-    for axis, rows in ((1, keep), (0, keep.T)):
-        n, m = groups
-        if rows.shape[1] % m == 0 and not (rows.unflatten(1, (-1, m)).sum(-1) > n).any():
-            return axis
-    raise BadMask(
-        f"the mask of {name} is not {pattern}: a group of {groups[1]} keeps more than {groups[0]}; "
-        'give the pattern it was pruned with, or "unstructured"'
-    )
-
-
 def _check_shapes(
     given: Mapping[str, tuple[int, ...]], known: Mapping[str, tuple[int, ...]], where: str
 ) -> None:
@@ -263,20 +115,148 @@ def _check_shapes(
             )
 
 
+# --- the mask file ---------------------------------------------------------------------------
+
+
+def save_masks(
+    folder: str | Path, masks: Mapping[str, Tensor], *, pattern: str = "unstructured"
+) -> Path:
+    """Write `masks.safetensors` into a saved model's folder, whole or not at all; return its path.
+
+    Args: folder, where `save_pretrained` has written the model as safetensors; masks, as
+    `masks_of` returns them: boolean, by the checkpoint's names and in its shapes; pattern, "N:M"
+    if the model was pruned so, for `size_report`: each group of M then keeps at most N.
+
+    Raises BadMask, BadPattern; CheckpointError if the folder holds no saved model or cannot be
+    written.
+    """
+    return write_masks(folder, masks, masks.__getitem__, pattern)
+
+
+def write_masks(
+    folder: str | Path, names: Iterable[str], mask_of: Callable[[str], Tensor], pattern: str
+) -> Path:
+    """`save_masks` for masks that are made one at a time: memory holds only the largest of them."""
+    checkpoint = Checkpoint(folder)
+    names = list(names)
+    known, where = checkpoint.shapes(names), f"the checkpoint in {checkpoint.folder}"
+    sizes = {name: _packed_bytes(math.prod(shape)) for name, shape in known.items()}
+    # of a large model the bits alone could fill the memory
+    free = tensor_on_disk(checkpoint.folder, (sum(sizes.values()),), torch.uint8)
+    bits: dict[str, Tensor] = {}
+    layers: dict[str, dict[str, Any]] = {}
+    for name in names:
+        keep = mask_of(name)
+        _check_boolean(name, keep)
+        shape = tuple(keep.shape)
+        _check_shapes({name: shape}, known, where)
+        bits[name], free = free[: sizes[name]], free[sizes[name] :]
+        bits[name].copy_(pack_mask(keep))
+        crc32, axis = zlib.crc32(bits[name].numpy()), _group_axis(name, keep, pattern)
+        layers[name] = {"shape": shape, "crc32": crc32, "axis": axis}
+    description = json.dumps({"version": VERSION, "pattern": pattern, "layers": layers})
+    write_shard(checkpoint.folder / MASK_FILE, bits, {"masks": description})
+    return checkpoint.folder / MASK_FILE
+
+
+def _group_axis(name: str, keep: Tensor, pattern: str) -> int | None:
+    """The dimension along which the groups of an N:M pattern run, None without groups.
+
+    A mask does not say whether its layer is stored transposed, so both ways are tried.
+    """
+    groups = parse_pattern(pattern)
+    if groups is None:
+        return None
+    n, m = groups
+    for axis, rows in ((1, keep), (0, keep.T)):
+        if rows.shape[1] % m == 0 and not (rows.unflatten(1, (-1, m)).sum(-1) > n).any():
+            return axis
+    raise BadMask(
+        f"the mask of {name} is not {pattern}: a group of {m} keeps more than {n}; "
+        'give the pattern it was pruned with, or "unstructured"'
+    )
+
+
+class _MaskFile:
+    """An opened mask file: its pattern, the shape of each mask, and the masks on demand."""
+
+    def __init__(self, file: Any, path: Path) -> None:
+        self.file, self.path = file, path
+        try:
+            description = json.loads((file.metadata() or {})["masks"])
+            if description["version"] != VERSION:
+                raise CheckpointError(
+                    f"{path} has format version {description['version']!r} and only {VERSION} is "
+                    "known here: save it again, or read it with a newer version of this package"
+                )
+            self.pattern, layers = description["pattern"], description["layers"]
+            parse_pattern(self.pattern)
+            self.shapes = {name: tuple(map(int, one["shape"])) for name, one in layers.items()}
+            self.crc32 = {name: int(one["crc32"]) for name, one in layers.items()}
+        except (KeyError, ValueError, TypeError, AttributeError, BadPattern) as error:
+            raise CheckpointError(
+                f"{path} holds no description of masks, or a damaged one: write it with save_masks"
+            ) from error
+        if self.shapes.keys() != set(file.keys()):
+            raise CheckpointError(f"{path} describes other masks than it holds: save it again")
+
+    def keep(self, name: str) -> Tensor:
+        """The mask of one weight. Raises CheckpointError if it is not what was saved."""
+        bits = self.file.get_tensor(name)
+        try:
+            if zlib.crc32(bits.numpy()) == self.crc32[name]:
+                return unpack_mask(bits, self.shapes[name])
+            reason = "its bits are others"
+        except BadMask as error:
+            reason = str(error)
+        raise CheckpointError(f"{self.path} is damaged at {name} ({reason}): save it again")
+
+    def checked(self, name: str, weight: Tensor) -> Tensor:
+        """The mask of one weight, which is zero outside it. Raises BadMask if it is not."""
+        keep = self.keep(name)
+        stray = int(((weight != 0) & ~keep).sum())
+        if stray:
+            raise BadMask(
+                f"{name} has {stray} weights that are not zero outside its mask: the mask is of "
+                "another state of the model; call apply_masks and save again, or save new masks"
+            )
+        return keep
+
+
+@contextlib.contextmanager
+def _opened(folder: str | Path, checkpoint: Checkpoint | None = None) -> Iterator[_MaskFile]:
+    """The mask file of a folder; with its checkpoint, checked to be made for those weights.
+
+    Raises CheckpointError; BadMask unless each mask has a weight of its shape in the checkpoint.
+    """
+    path = Path(folder).expanduser() / MASK_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"folder {path.parent} holds no {MASK_FILE}: write it with "
+            "save_masks(folder, masks_of(model))"
+        )
+    with reading(path) as file:
+        masks = _MaskFile(file, path)
+        if checkpoint:
+            shapes, where = masks.shapes, f"the checkpoint in {checkpoint.folder}"
+            _check_shapes(shapes, checkpoint.shapes(shapes), where)
+        yield masks
+
+
 def load_masks(folder: str | Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
     """The boolean masks of a saved model by weight name, in the checkpoint's shapes, on the CPU.
 
-    With `names` only these are read, the others cost nothing.
+    With `names` only these are read.
     Raises CheckpointError if the file is missing, cut off, damaged or of another format version;
     BadMask if one of `names` has no mask.
     """
-    with _opened_masks(folder) as masks:
-        wanted = list(masks.layers if names is None else names)
-        absent = [name for name in wanted if name not in masks.layers]
+    with _opened(folder) as masks:
+        wanted = list(masks.shapes if names is None else names)
+        absent = [name for name in wanted if name not in masks.shapes]
         if absent:
             raise BadMask(
-                f"{masks.path} holds no mask of {absent[0]!r}: it has {len(masks.layers)}, "
-                f"first {next(iter(masks.layers), None)!r}; leave names out to read them all"
+                f"{masks.path} holds no mask of {absent[0]!r}: it has {len(masks.shapes)}, "
+                f"first {next(iter(masks.shapes), None)!r}; leave names out to read them all"
             )
         return {name: masks.keep(name) for name in wanted}
 
@@ -288,33 +268,13 @@ def check_masks(folder: str | Path) -> None:
     outside its mask is not zero, is missing or has another shape; CheckpointError as `load_masks`.
     """
     checkpoint = Checkpoint(folder)
-    with _opened_masks(folder) as masks:
-        masks.check_shapes(checkpoint)
-        for name, weight in checkpoint.tensors(masks.layers):
-            _check_zeros(name, weight, masks.keep(name))
+    with _opened(folder, checkpoint) as masks:
+        for name, weight in checkpoint.tensors(masks.shapes):
+            masks.checked(name, weight)
             del weight  # else it would live on while the next is read
 
 
-def _check_zeros(name: str, weight: Tensor, keep: Tensor) -> None:
-    stray = int(((weight != 0) & ~keep).sum())
-    if stray:
-        raise BadMask(
-            f"{name} has {stray} weights that are not zero outside its mask: the mask is of "
-            "another state of the model; call apply_masks and save again, or save new masks"
-        )
-
-
 # --- a model in memory -----------------------------------------------------------------------
-
-
-def _layer_weights(model: nn.Module) -> dict[str, nn.Module]:
-    """The linear layers of all blocks, by the name of their weight in the state dict."""
-    names = {module: name for name, module in model.named_modules()}
-    return {
-        f"{names[layer]}.weight": layer
-        for index, block in enumerate(find_blocks(model))
-        for layer in find_layers(block, f"block {index}").values()
-    }
 
 
 def masks_of(model: nn.Module) -> dict[str, Tensor]:
@@ -326,14 +286,18 @@ def masks_of(model: nn.Module) -> dict[str, Tensor]:
 
     Raises UnsupportedModel; NonFinite if a weight holds NaN or infinity.
     """
-    layers = _layer_weights(model)
-    for name, layer in layers.items():
-        check_weights(name, layer)
-    return {name: layer.weight.detach() != 0 for name, layer in layers.items()}
+    names = {module: name for name, module in model.named_modules()}
+    masks = {}
+    for index, block in enumerate(find_blocks(model)):
+        for layer in find_layers(block, f"block {index}").values():
+            name = f"{names[layer]}.weight"
+            check_weights(name, layer)
+            masks[name] = layer.weight.detach() != 0
+    return masks
 
 
 def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Set to zero, in place, every weight outside its mask, as after fine-tuning.
+    """Set to zero, in place, every weight outside its mask, for example after fine-tuning.
 
     Args: masks, boolean, by the model's parameter names and in their shapes, as from `masks_of`
     or `load_masks`; weights without a mask stay as they are.
@@ -357,112 +321,60 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 # --- sizes -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class SizeReport:
-    """Bytes that a saved pruned model takes, stored in different ways.
-
-    It PROMISES NO SPEED: no general kernel runs such weights faster; these sizes are about disk
-    and download only. Sizes are in bytes and count the tensors' data, without headers, except
-    `files` and `mask_file`, which are sizes on disk. In every way the weights without a mask are
-    stored dense, and values keep the checkpoint's dtype.
-
-    pattern: as given to `save_masks`; weights: those with a mask; kept: those that stay;
-    files: the weights' files as they are; mask_file: masks.safetensors; dense: all tensors;
-    mask_values: one bit a weight and the kept values; values_index: for an N:M pattern, N values
-    and their places in each group, ceil(log2 M) bits each (2 for 2:4), else None; csr_int32,
-    csr_int16: kept values, a column index each, and an int32 start of each row (a matrix of more
-    than 32768 columns has int32 indices in both); zlib: all tensors' data in one zlib stream at
-    level 1.
-    """
-
-    pattern: str
-    weights: int
-    kept: int
-    files: int
-    mask_file: int
-    dense: int
-    mask_values: int
-    values_index: int | None
-    csr_int32: int
-    csr_int16: int
-    zlib: int
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of zeros over all weights with a mask."""
-        return 1 - self.kept / self.weights if self.weights else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain values for a record, with the note that it promises no speed."""
-        return dataclasses.asdict(self) | {"sparsity": self.sparsity, "note": NO_SPEED}
-
-    def rows(self) -> list[dict[str, Any]]:
-        """A row for each way of storing: "storage", "bytes", and "share" of the dense bytes."""
-        ways = {
-            "dense": self.dense,
-            "dense, zlib": self.zlib,
-            "mask + values": self.mask_values,
-            "values + index": self.values_index,
-            "CSR, int16": self.csr_int16,
-            "CSR, int32": self.csr_int32,
-        }
-        return [
-            {"storage": way, "bytes": size, "share": size / self.dense}
-            for way, size in ways.items()
-            if size is not None
-        ]
-
-    def __str__(self) -> str:
-        lines = [
-            f"{row['storage']:15} {row['bytes']:>15,} bytes {row['share']:7.1%}"
-            for row in self.rows()
-        ]
-        head = f"{self.weights:,} weights with a mask, {self.sparsity:.1%} zeros, {self.pattern}"
-        return "\n".join([head, *lines, NO_SPEED])
-
-
-def size_report(folder: str | Path) -> SizeReport:
+def size_report(folder: str | Path) -> pd.DataFrame:
     """What a saved pruned model with its mask file takes on disk, stored in different ways.
 
-    It promises no speed: see `SizeReport`. The checkpoint, sharded or not, is read one tensor at a
-    time; compressing takes most of the time. Masks are checked on the way as by `check_masks`.
+    It PROMISES NO SPEED: no general kernel runs such weights faster; these sizes are about disk
+    and download only. A row for each way of storing, with its "bytes" and their "share" of the
+    dense ones; the first two are sizes of files, the others count the tensors' data without
+    headers. Weights without a mask are always stored dense, and values keep their dtype.
 
-    Raises CheckpointError, BadMask.
+    - "files", "mask file": the weights' files as they are, and masks.safetensors;
+    - "dense": all tensors; "dense, zlib": these in one zlib stream at level 1;
+    - "mask + values": one bit a weight, and the kept values;
+    - "values + index", for an N:M pattern only: N values of each group and their positions in it,
+      ceil(log2 M) bits each;
+    - "CSR, int16", "CSR, int32": kept values, a column index each, and an int32 start of each row
+      (a weight of more than 32768 columns has int32 indices in both).
+
+    `attrs` of the table holds "pattern", "weights" (those with a mask), "kept" and "sparsity" of
+    these, and a "note". One tensor is in memory at a time; compressing takes most of the time.
+    Raises CheckpointError, and BadMask as `check_masks`.
     """
     checkpoint = Checkpoint(folder)
-    sizes: Counter[str] = Counter()
+    ways = ("dense", "mask + values", "values + index", "CSR, int16", "CSR, int32")
+    sizes: Counter[str] = Counter(dict.fromkeys(ways, 0))
+    weights = kept = zipped = 0
     squeeze = zlib.compressobj(_LEVEL)
-    with _opened_masks(folder) as masks:
-        masks.check_shapes(checkpoint)
+    with _opened(folder, checkpoint) as masks:
         groups = parse_pattern(masks.pattern)
         for name, tensor in checkpoint.tensors():
-            sizes["dense"] += tensor.nbytes
-            sizes["zlib"] += _compressed(squeeze, tensor)
-            if name in masks.layers:
-                keep = masks.keep(name)
-                _check_zeros(name, tensor, keep)
-                kept = int(keep.sum())
-                sizes.update({"weights": keep.numel(), "kept": kept})
-                sizes.update(_sparse_sizes(tuple(keep.shape), kept, tensor.itemsize, groups))
-            else:
-                sizes.update(dict.fromkeys(_SPARSE, tensor.nbytes))
-            del tensor  # else it would live on while the next is read
-        sizes["zlib"] += len(squeeze.flush())
-        sizes["files"], sizes["mask_file"] = checkpoint.stored_bytes(), masks.path.stat().st_size
-    fields = {field.name: sizes[field.name] for field in dataclasses.fields(SizeReport)[1:]}
+            data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+            for start in range(0, len(data), _PIECE):
+                zipped += len(squeeze.compress(data[start : start + _PIECE]))
+            added = dict.fromkeys(ways, tensor.nbytes)
+            if name in masks.shapes:
+                keep = masks.checked(name, tensor)
+                weights, kept = weights + keep.numel(), kept + int(keep.sum())
+                added |= _sparse_sizes(keep, tensor.itemsize, groups)
+            sizes.update(added)
+            del tensor, data  # else they would live on while the next is read
+        stored = sum(path.stat().st_size for path in checkpoint.paths)
+        files = {"files": stored, "mask file": masks.path.stat().st_size}
     if groups is None:
-        fields["values_index"] = None
-    return SizeReport(pattern=masks.pattern, **fields)
+        del sizes["values + index"]
+    zipped += len(squeeze.flush())
+    table = pd.DataFrame({"bytes": {**files, **sizes, "dense, zlib": zipped}})
+    table["share"] = table["bytes"] / sizes["dense"]
+    sparsity = 1 - kept / weights if weights else 0.0
+    table.attrs = {"pattern": masks.pattern, "weights": weights, "kept": kept}
+    table.attrs |= {"sparsity": sparsity, "note": NO_SPEED}
+    return table
 
 
-_SPARSE = ("mask_values", "values_index", "csr_int32", "csr_int16")
-
-
-def _sparse_sizes(
-    shape: tuple[int, int], kept: int, width: int, groups: tuple[int, int] | None
-) -> dict[str, int]:
-    """Bytes of one matrix in each of the ways `_SPARSE`; `width` is the bytes of a value."""
-    weights, (rows, columns) = math.prod(shape), shape
+def _sparse_sizes(keep: Tensor, width: int, groups: tuple[int, int] | None) -> dict[str, int]:
+    """Bytes of one layer in the ways that use its mask; `width` is the bytes of a value."""
+    weights, kept, (rows, columns) = keep.numel(), int(keep.sum()), keep.shape
     starts = 4 * (rows + 1)
     short = 2 if columns <= _WIDEST_INT16 else 4
     slots, bits = 0, 0
@@ -470,15 +382,8 @@ def _sparse_sizes(
         # a group that keeps fewer than N still fills N slots, so that all groups are alike
         slots, bits = weights // groups[1] * groups[0], (groups[1] - 1).bit_length()
     return {
-        "mask_values": _packed_bytes(weights) + kept * width,
-        "values_index": slots * width + _packed_bytes(slots * bits),
-        "csr_int32": kept * (width + 4) + starts,
-        "csr_int16": kept * (width + short) + starts,
+        "mask + values": _packed_bytes(weights) + kept * width,
+        "values + index": slots * width + _packed_bytes(slots * bits),
+        "CSR, int16": kept * (width + short) + starts,
+        "CSR, int32": kept * (width + 4) + starts,
     }
-
-
-def _compressed(squeeze: Any, tensor: Tensor) -> int:
-    """Bytes that come out of the zlib stream while the tensor's data go in."""
-    data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    pieces = (data[start : start + _PIECE] for start in range(0, len(data), _PIECE))
-    return sum(len(squeeze.compress(piece)) for piece in pieces)

@@ -1,18 +1,19 @@
 """Checkpoints as files: safetensors, in one file or in shards with an index, read and written.
 
-Reading opens a file for as short as it can, so that a checkpoint may be much larger than memory.
-Writing is whole or not at all: a temporary name, synced to disk, then renamed.
+Reading opens a file only briefly, so that a checkpoint may be much larger than memory. Writing is
+whole or not at all: a temporary file, synced to disk, then renamed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,13 +21,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from helpers.errors import CheckpointError, first_line
-from helpers.paths import replace_file, share, sync, sync_folder
+from helpers.paths import replace_file, sha256_file, share, sync, sync_folder
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# what makes a folder of weights a model
+COMPANIONS = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
+    *("*.model", "tekken.json", "*.jinja", "*.tiktoken"),
+)
 READ_BYTES = 1 << 25  # of a file mapped at once
-TEMPORARY = ".tmp"  # ends the name of a file that is not whole yet
-
-T = TypeVar("T")
+TEMPORARY = ".tmp"  # ends the name of an unfinished file
 
 
 class Checkpoint:
@@ -39,12 +44,8 @@ class Checkpoint:
     def __init__(self, folder: str | Path, files: Mapping[str, Path] | None = None) -> None:
         self.folder = Path(folder).expanduser()
         self.files = dict(files) if files is not None else _files_of(self.folder)
+        self.paths = sorted(set(self.files.values()))
         self._stamps = {path: _stamp(path) for path in self.paths}
-
-    @property
-    def paths(self) -> list[Path]:
-        """The files, sorted by name."""
-        return sorted(set(self.files.values()))
 
     def shapes(self, names: Iterable[str] | None = None) -> dict[str, tuple[int, ...]]:
         """Shapes of those of `names` (None: of all tensors) that are there."""
@@ -55,22 +56,21 @@ class Checkpoint:
         return self._each(names, lambda file, name: file.get_tensor(name))
 
     def _each(
-        self, names: Iterable[str] | None, how: Callable[[Any, str], T]
-    ) -> Iterator[tuple[str, T]]:
+        self, names: Iterable[str] | None, look: Callable[[Any, str], Any]
+    ) -> Iterator[tuple[str, Any]]:
         wanted = self.files.keys() if names is None else self.files.keys() & set(names)
-        by_file: dict[Path, list[str]] = {}
-        for name in sorted(wanted):
-            by_file.setdefault(self.files[name], []).append(name)
-        for path, inside in sorted(by_file.items()):
-            with reading(path) as stream:
-                for name in inside:
-                    yield name, how(stream, name)
+        for path in self.paths:
+            inside = sorted(name for name in wanted if self.files[name] == path)
+            if inside:
+                with reading(path) as file:
+                    for name in inside:
+                        yield name, look(file, name)
 
     def read(self, name: str, device: torch.device | str, dtype: torch.dtype) -> Tensor:
         """One tensor in memory of its own; a floating-point one in `dtype`.
 
-        The file is opened for some rows at a time, so that next to none of its pages, which count
-        as this process's memory while they are mapped, are here beside the tensor.
+        The file is opened anew for a few rows at a time: its mapped pages count as this process's
+        memory, and so next to none of them are there beside the tensor.
         Raises CheckpointError if the file has changed since the checkpoint was opened.
         """
         path = self.files[name]
@@ -79,41 +79,27 @@ class Checkpoint:
                 f"{path} has changed since this run began to read it: restore it and run again, "
                 "or start anew with resume=False"
             )
-        shape, stored = self._describe(name)
-        kind = dtype if stored.is_floating_point else stored
+        with reading(path) as file:
+            part = file.get_slice(name)
+            shape = part.get_shape()
+            first = part[:1] if shape and shape[0] else file.get_tensor(name)
+        kind = dtype if first.is_floating_point() else first.dtype
         tensor = torch.empty(shape, dtype=kind, device=device)
-        if not shape:
-            with reading(path) as stream:
-                return tensor.copy_(stream.get_tensor(name))
-        rows = max(1, READ_BYTES * shape[0] // max(1, tensor.numel() * stored.itemsize))
+        if list(first.shape) == shape:
+            return tensor.copy_(first)
+        rows = max(1, READ_BYTES // max(1, first.nbytes))
         for start in range(0, shape[0], rows):
-            with reading(path) as stream:
-                tensor[start : start + rows] = stream.get_slice(name)[start : start + rows]
+            with reading(path) as file:
+                tensor[start : start + rows] = file.get_slice(name)[start : start + rows]
         return tensor
-
-    def _describe(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
-        """Shape and stored dtype of a tensor."""
-        with reading(self.files[name]) as stream:
-            part = stream.get_slice(name)
-            shape = tuple(part.get_shape())
-            row = part[:1] if shape and shape[0] else stream.get_tensor(name)
-        return shape, row.dtype
-
-    def stored_bytes(self) -> int:
-        """Size of the weights' files on disk."""
-        return sum(path.stat().st_size for path in self.paths)
-
-    def hashes(self) -> dict[str, str]:
-        """The sha256 of every file, by its name."""
-        return {path.name: sha256_of(path) for path in self.paths}
 
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[Any]:
-    """A safetensors file, opened lazily; what is wrong with it is raised as CheckpointError."""
+    """A safetensors file, opened lazily. Raises CheckpointError for whatever is wrong with it."""
     try:
-        with safe_open(path, framework="pt") as stream:
-            yield stream
+        with safe_open(path, framework="pt") as file:
+            yield file
     except (SafetensorError, OSError) as error:
         if getattr(error, "errno", None) == errno.ENOMEM:
             raise MemoryError(str(error)) from error
@@ -124,34 +110,31 @@ def reading(path: Path) -> Iterator[Any]:
 
 
 def _files_of(folder: Path) -> dict[str, Path]:
-    """Each tensor's name with its file."""
+    """Each tensor's name with its file. Raises CheckpointError."""
     # transformers too takes the single file where both are there
     if (folder / SINGLE).is_file():
-        with reading(folder / SINGLE) as stream:
-            return dict.fromkeys(stream.keys(), folder / SINGLE)
-    return {name: folder / file for name, file in _read_index(folder / INDEX).items()}
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    """Name → file of a sharded model's index. Raises CheckpointError."""
-    if not path.is_file():
+        with reading(folder / SINGLE) as file:
+            return dict.fromkeys(file.keys(), folder / SINGLE)
+    index = folder / INDEX
+    if not index.is_file():
         raise CheckpointError(
-            f"folder {path.parent} holds neither {SINGLE} nor {INDEX}: give a folder that "
+            f"folder {folder} holds neither {SINGLE} nor {INDEX}: give a folder that "
             "model.save_pretrained(folder) wrote"
         )
     try:
-        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         # a name with a folder in it could lead out of the model's folder
-        sound = all(isinstance(file, str) and Path(file).name == file for file in files.values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        sound = False
-    if not sound:
-        raise CheckpointError(f"{path} names no files of weights in its folder: save it again")
-    return files
+        if not all(Path(file).name == file for file in files.values()):
+            raise ValueError("a name with a folder")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{index} names no files of weights in its folder: save it again"
+        ) from error
+    return {name: folder / file for name, file in files.items()}
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written or replaced; nothing for one that is not there."""
+    """What changes when a file is written or replaced; empty for one that is not there."""
     try:
         status = path.stat()
     except OSError:
@@ -159,22 +142,13 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return (status.st_size, status.st_mtime_ns, status.st_ino)
 
 
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file. Raises CheckpointError if it cannot be read."""
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}): restore it") from error
-
-
 def write_shard(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> str:
     """Write tensors to a safetensors file, whole or not at all; return the file's sha256.
 
-    metadata: one text, by default that it is torch's; the order of several would be by chance.
-
+    metadata: one entry at most, since safetensors keeps no order, and the bytes should be the
+    same each time. The default says that the tensors are torch's.
     Raises CheckpointError, and leaves no partial file, if the disk is full or not writable.
     """
     temporary = path.with_name(f".{path.name}{TEMPORARY}")
@@ -183,12 +157,12 @@ def write_shard(
         save_file(held, temporary, metadata=metadata or {"format": "pt"})
         share(temporary)
         sync(temporary)
-        digest = sha256_of(temporary)
+        digest = sha256_file(temporary)
         temporary.replace(path)
         sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} cannot be written ({error}): make room on that disk and run again"
+            f"{path} cannot be written ({error}): free some disk space there and run again"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)  # also after Ctrl-C
@@ -199,3 +173,25 @@ def write_index(folder: Path, files: Mapping[str, str], total: int) -> Path:
     """Write the index that makes shards a checkpoint: each tensor's file, and all their bytes."""
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
     return replace_file(folder / INDEX, json.dumps(index, indent=1) + "\n")
+
+
+def tensor_on_disk(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor in a file without a name, which goes with the tensor or the process.
+
+    Raises CheckpointError if the disk is full or not writable.
+    """
+    size = torch.Size(shape).numel()
+    length = max(1, size) * dtype.itemsize  # an empty file cannot be mapped
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=TEMPORARY) as file:
+            # all of it now: a full disk would end the process when the mapping is written to
+            if hasattr(os, "posix_fallocate"):  # macOS lacks it
+                os.posix_fallocate(file.fileno(), 0, length)
+            file.truncate(length)
+            whole = torch.from_file(file.name, shared=True, size=max(1, size), dtype=dtype)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot take a file of {length / 1e9:.3g} GB ({error.strerror}): free some "
+            "disk space there"
+        ) from error
+    return whole[:size].view(shape)
