@@ -22,7 +22,7 @@ from helpers.device import synchronise
 from helpers.errors import BadSparsity, NonFinite, check_real, check_whole
 from helpers.gradient_methods import conjugate_gradients, gradient_refit
 from helpers.gram import check_gram, damp, normalise, relative_error
-from helpers.masks import check_sparsity, parse_pattern, select
+from helpers.masks import Pattern, check_sparsity, check_target, select
 from helpers.methods import METHODS
 
 DIRECT_ITERATIONS = 50  # of ADMM and conjugate gradients, which need few
@@ -259,11 +259,11 @@ def mask_study(
     check_gram(heldout, weight.shape[1])
     rows = []
     for pattern in patterns:
-        nm = parse_pattern(pattern)
+        grouped = Pattern.parse(pattern).grouped
         changes: list[dict[str, Any]] = [{"mask_steps": steps} for steps in MASK_STEPS]
-        if nm is None:
+        if not grouped:
             changes += [{"schedule": "released"}, {"budget": "output"}]
-        for sparsity in [1 - nm[0] / nm[1]] if nm else sparsities:
+        for sparsity in [check_target(None, pattern)] if grouped else sparsities:
             target = {"pattern": pattern, "sparsity": float(sparsity)}
             for change in changes:
                 settings = {**MASK_DEFAULT, **change, "iterations": iterations}

@@ -24,9 +24,9 @@ import saved
 import torch
 
 import helpers.large.shards
-from helpers.capture import Replay
 from helpers.large import checkpoint
 from helpers.large.jobs import MANIFEST
+from helpers.replay import Replay
 
 METHOD = dict(method="wanda", sparsity=0.5, batch=2, activations="disk")
 OLDER = dict(METHOD, method="magnitude", sparsity=0.25)

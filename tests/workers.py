@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from helpers import capture, prune_checkpoint
+from helpers import prune_checkpoint
 from helpers.errors import CheckpointError, NonFinite
 from helpers.gram import Gram
 from helpers.large.torchrun import main, team_of
@@ -107,14 +107,14 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
 
 def short_of_memory(rank: int, size: int, port: int, folder: str, arguments: list[str]) -> None:
     """The command line, in process 1 with no memory for a batch of two in block 1."""
-    measure = capture.layer_grams
+    measure = replay.layer_grams
 
     def measured(block, stream, call, batch, name="block"):
         if rank == 1 and name == "block 1" and batch > 1:
             raise MemoryError("made up")
         return measure(block, stream, call, batch, name)
 
-    capture.layer_grams = measured
+    replay.layer_grams = measured
     command(rank, size, port, folder, arguments)
 
 

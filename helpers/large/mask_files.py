@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from helpers.errors import BadMask, BadPattern, CheckpointError, UnsupportedModel
 from helpers.large.shards import Checkpoint, reading, tensor_on_disk, write_shard
-from helpers.masks import parse_pattern
+from helpers.masks import Pattern
 from helpers.models import check_weights, find_blocks, find_layers
 from helpers.paths import MASK_FILE
 
@@ -164,10 +164,9 @@ def _group_axis(name: str, keep: Tensor, pattern: str) -> int | None:
 
     A mask does not say whether its layer is stored transposed, so both ways are tried.
     """
-    groups = parse_pattern(pattern)
-    if groups is None:
+    n, m = Pattern.parse(pattern).n, Pattern.parse(pattern).m
+    if m is None:
         return None
-    n, m = groups
     for axis, rows in ((1, keep), (0, keep.T)):
         if rows.shape[1] % m == 0 and not (rows.unflatten(1, (-1, m)).sum(-1) > n).any():
             return axis
@@ -190,7 +189,7 @@ class _MaskFile:
                     "known here: save it again, or read it with a newer version of this package"
                 )
             self.pattern, layers = description["pattern"], description["layers"]
-            parse_pattern(self.pattern)
+            Pattern.parse(self.pattern)
             self.shapes = {name: tuple(map(int, one["shape"])) for name, one in layers.items()}
             self.crc32 = {name: int(one["crc32"]) for name, one in layers.items()}
         except (KeyError, ValueError, TypeError, AttributeError, BadPattern) as error:
@@ -347,7 +346,7 @@ def size_report(folder: str | Path) -> pd.DataFrame:
     weights = kept = zipped = 0
     squeeze = zlib.compressobj(_LEVEL)
     with _opened(folder, checkpoint) as masks:
-        groups = parse_pattern(masks.pattern)
+        pattern = Pattern.parse(masks.pattern)
         for name, tensor in checkpoint.tensors():
             data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
             for start in range(0, len(data), _PIECE):
@@ -356,12 +355,12 @@ def size_report(folder: str | Path) -> pd.DataFrame:
             if name in masks.shapes:
                 keep = masks.checked(name, tensor)
                 weights, kept = weights + keep.numel(), kept + int(keep.sum())
-                added |= _sparse_sizes(keep, tensor.itemsize, groups)
+                added |= _sparse_sizes(keep, tensor.itemsize, pattern)
             sizes.update(added)
             del tensor, data  # else they would live on while the next is read
         stored = sum(path.stat().st_size for path in checkpoint.paths)
         files = {"files": stored, "mask file": masks.path.stat().st_size}
-    if groups is None:
+    if not pattern.grouped:
         del sizes["values + index"]
     zipped += len(squeeze.flush())
     table = pd.DataFrame({"bytes": {**files, **sizes, "dense, zlib": zipped}})
@@ -372,15 +371,15 @@ def size_report(folder: str | Path) -> pd.DataFrame:
     return table
 
 
-def _sparse_sizes(keep: Tensor, width: int, groups: tuple[int, int] | None) -> dict[str, int]:
+def _sparse_sizes(keep: Tensor, width: int, pattern: Pattern) -> dict[str, int]:
     """Bytes of one layer in the ways that use its mask; `width` is the bytes of a value."""
     weights, kept, (rows, columns) = keep.numel(), int(keep.sum()), keep.shape
     starts = 4 * (rows + 1)
     short = 2 if columns <= _WIDEST_INT16 else 4
     slots, bits = 0, 0
-    if groups:
+    if pattern.grouped:
         # a group that keeps fewer than N still fills N slots, so that all groups are alike
-        slots, bits = weights // groups[1] * groups[0], (groups[1] - 1).bit_length()
+        slots, bits = weights // pattern.m * pattern.n, (pattern.m - 1).bit_length()
     return {
         "mask + values": _packed_bytes(weights) + kept * width,
         "values + index": slots * width + _packed_bytes(slots * bits),
