@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from helpers import prune_checkpoint
+from helpers import prune_checkpoint, replay
 from helpers.errors import CheckpointError, NonFinite
 from helpers.gram import Gram
 from helpers.large.torchrun import main, team_of
