@@ -7,6 +7,7 @@ Three environment variables move things: `PRUNING_CACHE` (downloads), `PRUNING_R
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -62,6 +63,12 @@ def own_methods_dir() -> Path:
 def own_method_file(name: str) -> Path:
     """The file of a reader's method; there is one only if it was added."""
     return own_methods_dir() / f"{name.replace('-', '_')}.py"
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """The sha256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def replace_file(path: str | os.PathLike[str], data: bytes | str) -> Path:

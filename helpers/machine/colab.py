@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from helpers.errors import RunError, StorageError
-from helpers.machine.drive import DriveCopier
+from helpers.machine.drive import DriveCopier, storage_errors
 from helpers.machine.estimates import gigabytes
-from helpers.machine.memory import Memory, free_memory
+from helpers.machine.memory import free_memory
 from helpers.machine.presets import preset_that_fits, read_preset
 from helpers.paths import results_dir
 
@@ -22,6 +22,7 @@ FOLDER = "pruning-reproduction"  # in the reader's Drive
 # may have been imported before the set-up, where a version that pip has put on the disk is not the
 # one that runs
 WATCHED = ("numpy", "pandas", "torch", "transformers", "ipywidgets", "matplotlib")
+_copier = functools.cache(DriveCopier)  # one in a process, whose thread the next call can stop
 
 
 def on_colab() -> bool:
@@ -29,10 +30,9 @@ def on_colab() -> bool:
     return "google.colab" in sys.modules
 
 
-def describe_colab(memory: Memory | None = None) -> str:
+def describe_colab() -> str:
     """What the set-up shows: what the machine has, what fits it, how to save results."""
-    memory = memory or free_memory()
-    gpu = "no GPU"
+    memory, gpu = free_memory(), "no GPU"
     if memory.gpu is not None:
         free = gigabytes(memory.gpu_free)
         gpu = f"{memory.gpu} with {free} of {gigabytes(memory.gpu_total)} free"
@@ -89,19 +89,12 @@ def use_drive() -> str:
             "and allow access for the account that you use in Colab"
         ) from error
     target = MOUNT / "MyDrive" / FOLDER
-    if not target.parent.is_dir():
-        raise StorageError(f"{target.parent} is not there after mounting: run the cell again")
-    probe = target / ".probe"
-    try:
+    with storage_errors(target.parent):
         target.mkdir(exist_ok=True)
-        probe.write_text("can this be written?", encoding="utf-8")
-        probe.unlink()
-    except OSError as error:
-        raise StorageError(
-            f"{target} cannot be written ({error.strerror or error}): make space in your Drive"
-        ) from error
+        (target / ".probe").write_text("can this be written?", encoding="utf-8")
+        (target / ".probe").unlink()
     copier = _copier(results_dir(""), target)
-    copier.stop()  # it may run already
+    copier.stop()  # of an earlier call
     count = copier.bring_back()
     copier.copy()
     copier.start()
@@ -131,12 +124,6 @@ def finish() -> int:
             f"Drive did not upload everything ({error}): leave this notebook open and try again"
         ) from error
     return count
-
-
-@functools.cache
-def _copier(source: Path, target: Path) -> DriveCopier:
-    """One copier for two folders in a process, however often it is asked for."""
-    return DriveCopier(source, target)
 
 
 def _drive_errors() -> tuple[type[Exception], ...]:
