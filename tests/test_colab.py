@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import importlib.metadata
 import os
 import re
@@ -22,6 +21,7 @@ from packaging.utils import canonicalize_name
 
 from helpers.errors import RunError, StorageError
 from helpers.machine import colab, describe_colab, finish, prepare_kernel, use_drive
+from helpers.machine.drive import DriveCopier
 from helpers.machine.memory import Memory
 from helpers.paths import replace_file, root
 
@@ -67,15 +67,12 @@ def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Drive]:
         monkeypatch.setitem(sys.modules, f"google.colab{name}", part)
     monkeypatch.setattr(colab, "MOUNT", found.mount_point)
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "results"))
-    copiers = []
-
-    def remembered(*folders: Path) -> colab.DriveCopier:
-        copiers.append(colab.DriveCopier(*folders))
-        return copiers[-1]
-
-    monkeypatch.setattr(colab, "_copier", functools.cache(remembered))
+    copiers: dict[tuple[Path, ...], DriveCopier] = {}
+    monkeypatch.setattr(
+        colab, "_copier", lambda *folders: copiers.setdefault(folders, DriveCopier(*folders))
+    )
     yield found
-    for copier in copiers:
+    for copier in copiers.values():
         copier.stop()
 
 
@@ -121,12 +118,13 @@ def test_the_script_makes_the_package_visible_to_the_kernel(
         runpy.run_path(str(root() / "colab_setup.py"), run_name="__main__")
 
 
-def test_the_set_up_says_what_fits() -> None:
+def test_the_set_up_says_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     t4 = Memory(11 * 10**9, 12_700_000_000, "Tesla T4", 15 * 10**9, 15_800_000_000)
-    text = describe_colab(t4)
+    monkeypatch.setattr(colab, "free_memory", lambda: t4)
     for words in ("Tesla T4 with 15 GB of 16 GB free", "13 GB RAM", "TinyLlama", "use_drive()"):
-        assert words in text
-    assert "own parameters are for this machine" in describe_colab(Memory(10**10, 10**10))
+        assert words in describe_colab()
+    monkeypatch.setattr(colab, "free_memory", lambda: Memory(10**10, 10**10))
+    assert "own parameters are for this machine" in describe_colab()
 
 
 def test_a_package_replaced_under_a_running_kernel_is_found(
@@ -177,15 +175,7 @@ def test_results_survive_the_machine(drive: Drive, tmp_path: Path, monkeypatch) 
     assert (tmp_path / "new" / "t4" / "records" / "b.json").read_text() == "2"
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        ValueError("mount failed"),
-        MessageError("Error: credential propagation was unsuccessful"),
-        OSError(errno.ENOTCONN, "Transport endpoint is not connected"),
-    ],
-    ids=["failed", "denied", "gone"],
-)
+@pytest.mark.parametrize("error", [ValueError("failed"), MessageError("denied"), OSError("gone")])
 def test_a_drive_that_cannot_be_mounted(drive: Drive, error: Exception, one_line_error) -> None:
     drive.error = error
     with one_line_error(StorageError, "not mounted", str(error), "allow access"):
@@ -196,7 +186,7 @@ def test_a_drive_that_cannot_be_used(drive: Drive, monkeypatch, one_line_error) 
     """Without its folder; a full one; an upload that fails."""
     with monkeypatch.context() as patched:
         patched.setattr(Drive, "mount", lambda self, mount_point: None)
-        with one_line_error(StorageError, "MyDrive", "run the cell again"):
+        with one_line_error(StorageError, "MyDrive is not there", "mount"):
             use_drive()
 
     def full(self: Path, *arguments: object, **options: object) -> None:

@@ -193,10 +193,8 @@ def estimate(parameters: Mapping[str, Any], machine: Machine) -> Estimate:
     names = set(parameters)
     if not ({"model", "method", "sequences", "length"} <= names and names & {"windows", "tasks"}):
         raise BadParameter("only a run that prunes and evaluates a model can be estimated")
-    for task in parameters.get("tasks", []):
-        check_choice("task", task, _data()["tasks"])
-    passes, products = flop(parameters)
     memory, host = memory_needed(parameters, gpu=machine.gpu)
+    passes, products = flop(parameters)
     rate = machine.flops[parameters.get("dtype", "float32")]
     return Estimate(
         memory_bytes=memory,
@@ -249,6 +247,7 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
     """(peak bytes on the device, peak bytes of RAM); the same without a GPU.
 
     The peak beside the model is the largest of evaluation, embedding, parity gate, grams, solver.
+    Raises what `estimate` raises.
     """
     shape = shape_of(parameters["model"])
     size = SIZES[check_choice("dtype", parameters.get("dtype", "float32"), SIZES)]
@@ -259,7 +258,8 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
 
     tokens = max(parameters.get("window", 0), parameters.get("second_window", 0))
     if "tasks" in parameters:
-        longest = max(_data()["tasks"][task]["longest"] for task in parameters["tasks"])
+        table, tasks = _data()["tasks"], parameters["tasks"]
+        longest = max((table[check_choice("task", t, table)]["longest"] for t in tasks), default=0)
         tokens = parameters["batch"] * min(longest, shape.positions)
     copies = 8 if size == 4 else size + 8  # logits, in float32, and their logarithms
     phases = [tokens * shape.vocab * copies + activations(tokens)]
