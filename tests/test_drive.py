@@ -51,7 +51,9 @@ def test_finished_files_are_copied_once(copier: DriveCopier) -> None:
 
 
 def test_a_new_machine_gets_what_it_lacks_and_keeps_what_it_has(copier: DriveCopier) -> None:
-    fill(copier.target, {"t4/a.json": "old", "t4/b.json": "b", ".c.json.1.part": "of a killed copy"})
+    fill(
+        copier.target, {"t4/a.json": "old", "t4/b.json": "b", ".c.json.1.part": "of a killed copy"}
+    )
     fill(copier.source, {"t4/a.json": "newer"})
     assert copier.bring_back() == 1
     assert held(copier.source) == {"t4/a.json": "newer", "t4/b.json": "b"}
