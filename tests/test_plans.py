@@ -10,12 +10,12 @@ from typing import Any
 
 import matplotlib
 import pytest
-from helpers.machine.estimate import SHAPES
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from helpers import corpora
 from helpers.assets import embedded_model_folder
 from helpers.errors import AssetError, RunError
+from helpers.machine.estimate import SHAPES
 from helpers.paths import notebooks_dir, root
 from helpers.records import read_record
 from helpers.results.published import MODEL_NAMES, published_table, read_published
