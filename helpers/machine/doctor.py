@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -19,16 +20,16 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from helpers.errors import first_line
 from helpers.machine.memory import ram
 from helpers.paths import cache_dir, results_dir, root, sha256_file
 
-PACKAGE = "pruning-reproduction"
 OLDEST_PYTHON = (3, 11)
-IMPORTS = ("numpy", "safetensors", "torch", "transformers", "pandas", "matplotlib", "ipywidgets")
+IMPORTS = ("numpy", "pandas", "psutil", "safetensors", "torch", "transformers", "matplotlib")
+IMPORTS += ("ipywidgets", "papermill")
 GB = 1e9
 # measured: downloads and the model made from them 0.8 GB, .venv with torch for CPUs 2.2 GB
 CACHE_BYTES, RESULTS_BYTES, SETUP_BYTES = 1 * GB, 0.3 * GB, 2.5 * GB
@@ -46,19 +47,13 @@ print(json.dumps({"cuda": torch.version.cuda, "gpus": gpus}))
 """
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """What was found, how good that is, and what to do unless it is good."""
 
     state: str  # "ok", "note" or "fix"
     what: str
     found: str
     todo: str = ""
-
-    def line(self) -> str:
-        """The finding as one line, or two where there is something to do."""
-        text = f"{self.state:<4}  {self.what:<9} {self.found}"
-        return f"{text}\n{'':16}-> {self.todo}" if self.todo else text
 
 
 def lacking() -> list[str]:
@@ -84,7 +79,7 @@ def check_python() -> Iterator[Finding]:
 def check_packages() -> Iterator[Finding]:
     """What `pip check` says of the packages that constraints.txt names."""
     text = (root() / "constraints.txt").read_text(encoding="utf-8")
-    used = {_normal(name) for name in re.findall(r"(?m)^[\w.-]+", text)} | {PACKAGE}
+    used = {_normal(name) for name in re.findall(r"(?m)^[\w.-]+", text)} | {"pruning-reproduction"}
     done = _run(sys.executable, "-m", "pip", "check")
     lines = done.stdout.splitlines() if done.returncode else []
     # a conflict among packages that the project does not use stops nothing
@@ -123,10 +118,7 @@ def check_device() -> Iterator[Finding]:
 
 def check_memory() -> Iterator[Finding]:
     """RAM that is free, of the machine or its container."""
-    try:
-        free, total = ram()
-    except ImportError:
-        return  # psutil is not installed, which is said of Python
+    free, total = ram()
     found = f"{free / GB:.1f} of {total / GB:.1f} GB free"
     if free < RUN_BYTES:
         todo = "close other programs, or try PLAN=smoke, which takes less"
@@ -157,10 +149,8 @@ def check_disk() -> Iterator[Finding]:
 
 def check_downloads(deep: bool) -> Iterator[Finding]:
     """The pinned downloads: there, and if `deep` with the right hash."""
-    try:
-        from helpers.assets import ASSETS
-    except ImportError:
-        return  # it needs a package that is not installed, which is said of Python
+    from helpers.assets import ASSETS  # here, because it needs packages
+
     hashes = {}
     for asset in ASSETS.values():
         folder = cache_dir() / "assets" / f"{asset.package}-{asset.version}"
@@ -229,15 +219,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--deep", action="store_true", help="compare the hashes of downloads")
     parser.add_argument("--hub", action="store_true", help="ask the hub of models")
     options = parser.parse_args(arguments)
-    checks = [check_python()]
-    checks += [] if lacking() else [check_packages(), check_device()]
-    checks += [check_memory(), check_disk()]
-    checks += [check_downloads(options.deep), check_hub(options.hub)]
-    findings = [finding for check in checks for finding in check]
-    wrong = sum(finding.state == "fix" for finding in findings)
-    last = f"{wrong or 'nothing'} to fix; a note is for your information"
+    checks = [check_python(), check_disk(), check_hub(options.hub)]
+    if not lacking():  # the others need the packages
+        checks += [check_packages(), check_device(), check_memory(), check_downloads(options.deep)]
+    lines, wrong = [], 0
+    for state, what, found, todo in itertools.chain.from_iterable(checks):
+        lines += [f"{state:<4}  {what:<9} {found}", *([f"{'':16}-> {todo}"] if todo else [])]
+        wrong += state == "fix"
+    lines.append(f"{wrong or 'nothing'} to fix; a note is for your information")
     # all at once, so that a reader who has seen enough breaks no pipe
-    sys.stdout.write("\n".join([*(finding.line() for finding in findings), last]) + "\n")
+    sys.stdout.write("\n".join(lines) + "\n")
     return 1 if wrong else 0
 
 

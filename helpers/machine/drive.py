@@ -1,9 +1,9 @@
 """Copies of results in a second folder, such as a mounted Google Drive, and back from there.
 
-Nothing works in the second folder itself: a mounted drive promises neither locks nor that what was
-written is on the disk. Every file of this package appears whole under its name, so any moment is a
-good one to copy. Weights are copied before the manifests and records that name them; where that
-broke off in between, the hashes say so, and a block or a run is done again.
+Nothing works in the second folder itself: a mounted drive has no locks and may lose what was just
+written. Every file of this package appears whole under its name, so it can be copied at any moment.
+Weights are copied before the manifests and records that name them: if that breaks off in between,
+the hashes differ, and a block or a run is done again.
 """
 
 from __future__ import annotations
@@ -36,23 +36,20 @@ class DriveCopier:
         self._thread: threading.Thread | None = None
 
     def bring_back(self) -> int:
-        """Copy back what the source lacks, and return how many files; none is overwritten.
-
-        Raises StorageError; called again, it goes on.
-        """
+        """Copy back what the source lacks, and return how many files. Raises StorageError."""
         with storage_errors(self.target):
             for partial in self.target.rglob(".*.part"):  # left by a copy that was killed
                 partial.unlink()
-            lacking = [n for n in _finished(self.target) if not (self.source / n).exists()]
-            for name in lacking:
+            absent = [n for n in _finished(self.target) if not (self.source / n).exists()]
+            for name in absent:
                 _copy(self.target / name, self.source / name)
-            return len(lacking)
+            return len(absent)
 
     def copy(self) -> int:
         """Copy what is new or has changed, and return how many files. Raises StorageError."""
         count = 0
         with storage_errors(self.target):
-            # `prune_checkpoint` renames its work when it is complete: so is the copy of that
+            # `prune_checkpoint` renames its folder when it is complete; the copy is renamed as well
             for work in list(self.target.rglob("*.pruning")):
                 here, complete = self.source / work.relative_to(self.target), work.with_suffix("")
                 if not here.exists() and (here.with_suffix("") / "pruning.json").is_file():
