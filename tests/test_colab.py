@@ -76,9 +76,6 @@ def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Drive]:
         copier.stop()
 
 
-# --- the first cell ---------------------------------------------------------------------------
-
-
 def run_first_cell(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """The cell's line in a shell whose git and python say what they are asked, in `folder`."""
     folder.mkdir(exist_ok=True)
@@ -156,9 +153,6 @@ def test_what_colab_has_is_what_we_accept() -> None:
         assert wanted[name].specifier.contains(pins[name]), f"{name} {pins[name]}"
 
 
-# --- Drive ------------------------------------------------------------------------------------
-
-
 def test_results_survive_the_machine(drive: Drive, tmp_path: Path, monkeypatch) -> None:
     here = tmp_path / "results"
     replace_file(here / "t4" / "records" / "a.json", "1")
@@ -176,14 +170,12 @@ def test_results_survive_the_machine(drive: Drive, tmp_path: Path, monkeypatch) 
 
 
 @pytest.mark.parametrize("error", [ValueError("failed"), MessageError("denied"), OSError("gone")])
-def test_a_drive_that_cannot_be_mounted(drive: Drive, error: Exception, one_line_error) -> None:
+def test_a_drive_that_fails(drive: Drive, monkeypatch, one_line_error, error: Exception) -> None:
+    """It is not mounted; is mounted without its folder; is full; does not upload."""
     drive.error = error
     with one_line_error(StorageError, "not mounted", str(error), "allow access"):
         use_drive()
-
-
-def test_a_drive_that_cannot_be_used(drive: Drive, monkeypatch, one_line_error) -> None:
-    """Without its folder; a full one; an upload that fails."""
+    drive.error = None
     with monkeypatch.context() as patched:
         patched.setattr(Drive, "mount", lambda self, mount_point: None)
         with one_line_error(StorageError, "MyDrive is not there", "mount"):
@@ -197,12 +189,10 @@ def test_a_drive_that_cannot_be_used(drive: Drive, monkeypatch, one_line_error) 
         with one_line_error(StorageError, "No space left", "make space"):
             use_drive()
     use_drive()
-    drive.error = ValueError("flush_and_unmount failed")
+    drive.error = error
     with one_line_error(StorageError, "did not upload", "try again"):
         finish()
-
-
-def test_drive_is_for_colab_only(one_line_error) -> None:
+    monkeypatch.delitem(sys.modules, "google.colab")
     for work in (use_drive, finish):
         with one_line_error(StorageError, "Colab only"):
             work()

@@ -34,22 +34,9 @@ SEVEN = "meta-llama/Llama-2-7b-hf"
 
 def parameters(**changes: Any) -> dict[str, Any]:
     """All parameters of a run of notebook 04 by the paper's protocol."""
-    return {
-        "model": SEVEN,
-        "method": "admm-grad",
-        "sparsity": 0.5,
-        "pattern": "unstructured",
-        "options": {},
-        "calibration": "c4",
-        "sequences": 128,
-        "length": 2048,
-        "evaluation": "wikitext2",
-        "window": 2048,
-        "second_window": 0,
-        "windows": 0,
-        "device": "auto",
-        "dtype": "float16",
-    } | changes
+    model = dict(model=SEVEN, method="admm-grad", sparsity=0.5, pattern="unstructured", options={})
+    text = dict(calibration="c4", sequences=128, length=2048, evaluation="wikitext2", window=2048)
+    return model | text | dict(second_window=0, windows=0, device="auto", dtype="float16") | changes
 
 
 @pytest.mark.parametrize(
@@ -68,14 +55,8 @@ def test_parameters_are_the_published_counts(model: str, published: int) -> None
 
 
 def test_a_folder_has_the_shape_of_its_model(tmp_path: Path) -> None:
-    config = LlamaConfig(
-        vocab_size=96,
-        hidden_size=32,
-        intermediate_size=80,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
+    sizes = dict(vocab_size=96, hidden_size=32, intermediate_size=80, num_hidden_layers=3)
+    config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)
     model = LlamaForCausalLM(config)
     model.save_pretrained(tmp_path)
     shape, blocks = shape_of(tmp_path), find_blocks(model)

@@ -31,7 +31,7 @@ class DriveCopier:
 
     def __init__(self, source: Path, target: Path, seconds: float = 15.0) -> None:
         self.source, self.target, self.seconds = source, target, seconds
-        self._copied: dict[Path, tuple[int, int]] = {}  # by relative path: size and time
+        self._copied: dict[Path, tuple[int, int]] = {}  # by relative path: its state
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -39,10 +39,11 @@ class DriveCopier:
         """Copy back what the source lacks, and return how many files. Raises StorageError."""
         with storage_errors(self.target):
             for partial in self.target.rglob(".*.part"):  # left by a copy that was killed
-                partial.unlink()
+                partial.unlink(missing_ok=True)
             absent = [n for n in _finished(self.target) if not (self.source / n).exists()]
             for name in absent:
                 _copy(self.target / name, self.source / name)
+                self._copied[name] = _state(self.source / name)
             return len(absent)
 
     def copy(self) -> int:
@@ -60,7 +61,7 @@ class DriveCopier:
             for name in _finished(self.source):
                 here, there = self.source / name, self.target / name
                 with contextlib.suppress(FileNotFoundError):  # replaced or deleted just now
-                    state = here.stat().st_size, here.stat().st_mtime_ns
+                    state = _state(here)
                     if self._copied.get(name) == state:
                         continue
                     if not (there.is_file() and filecmp.cmp(here, there, shallow=False)):
@@ -71,8 +72,23 @@ class DriveCopier:
 
     def start(self) -> None:
         """Copy from now on in a thread that ends with this process."""
+
+        def repeat() -> None:
+            failed = ""
+            while not self._end.wait(self.seconds):
+                try:
+                    self.copy()
+                except StorageError as error:
+                    if str(error) != failed:  # once, not every few seconds
+                        LOG.error("%s; until then nothing new is copied", error)
+                    failed = str(error)
+                else:
+                    if failed:
+                        LOG.warning("results are copied to %s again", self.target)
+                    failed = ""
+
         self._end.clear()
-        self._thread = threading.Thread(target=self._repeat, daemon=True, name="drive copier")
+        self._thread = threading.Thread(target=repeat, daemon=True, name="drive copier")
         self._thread.start()
 
     def stop(self) -> None:
@@ -80,20 +96,6 @@ class DriveCopier:
         self._end.set()
         if self._thread is not None:
             self._thread.join()
-
-    def _repeat(self) -> None:
-        failed = ""
-        while not self._end.wait(self.seconds):
-            try:
-                self.copy()
-            except StorageError as error:
-                if str(error) != failed:  # once, not every few seconds
-                    LOG.error("%s; until then nothing new is copied", error)
-                failed = str(error)
-            else:
-                if failed:
-                    LOG.warning("results are copied to %s again", self.target)
-                failed = ""
 
 
 @contextlib.contextmanager
@@ -125,6 +127,12 @@ def _finished(folder: Path) -> list[Path]:
         names += [Path(place, name).relative_to(folder) for name in files]
     rank = {".safetensors": 0, ".json": 2}
     return sorted(names, key=lambda name: (rank.get(name.suffix, 1), name))
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """What changes when a file is replaced: its size and time."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _copy(source: Path, target: Path) -> None:

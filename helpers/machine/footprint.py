@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from helpers.errors import BadParameter, allowed, check_choice, check_whole
+from helpers.errors import check_choice, check_whole
 from helpers.machine.estimates import SIZES, shape_of
 from helpers.replay import best_batch
 
@@ -61,23 +61,18 @@ def checkpoint_memory(
 ) -> Footprint:
     """The memory that `prune_checkpoint` takes on a CPU, from the shapes of a Llama or Mistral.
 
-    Args: source, a name of estimates.yaml or a folder with config.json; the others as for
-    `prune_checkpoint`. Raises UnknownModel, UnsupportedModel, BadParameter.
+    Args: source, a name of estimates.yaml or a folder with config.json; method, one of COPIES, of
+    which admm-grad needs the most; the others as for `prune_checkpoint`.
+    Raises UnknownModel, UnsupportedModel, BadParameter.
     """
     shape = shape_of(source)
-    if method not in COPIES:
-        raise BadParameter(
-            f"the memory of method {method!r} is not known: it is for {allowed(COPIES)}; "
-            "admm-grad needs the most of them"
-        )
+    of_layer, of_gram, factoring = COPIES[check_choice("method", method, COPIES)]
     size = SIZES[check_choice("dtype", dtype, SIZES)]
-    check_whole("sequences", sequences)
-    check_whole("length", length)
+    sequences, length = check_whole("sequences", sequences), check_whole("length", length)
     batch = best_batch("cpu", length) if batch is None else check_whole("batch", batch)
     tokens = min(batch, sequences) * length
     stream = sequences * length * shape.width * size if activations == "memory" else 0
     block = (shape.block_weights + 2 * shape.width) * size
-    of_layer, of_gram, factoring = COPIES[method]
     inputs = [] if method == "magnitude" else shape.inputs  # the others need grams
     grams = FLOAT * sum(d_in**2 for d_in in inputs)
     table = shape.vocab * shape.width * size
