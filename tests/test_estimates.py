@@ -253,6 +253,7 @@ def test_half_precision_and_disk_save_what_they_should() -> None:
 
 def test_the_memory_of_a_bad_request(one_line_error: Callable) -> None:
     asked = {"source": SEVEN, "sequences": 8, "length": 512}
-    for change in ({"method": "wnada"}, {"dtype": "int8"}, {"sequences": 0}, {"batch": 0}):
+    changes = ({"method": "wnada"}, {"dtype": "int8"}, {"activations": "disc"}, {"batch": 0})
+    for change in (*changes, {"sequences": 0}):
         with one_line_error(BadParameter, next(iter(change))):
             checkpoint_memory(**asked | change)

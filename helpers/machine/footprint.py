@@ -71,7 +71,8 @@ def checkpoint_memory(
     sequences, length = check_whole("sequences", sequences), check_whole("length", length)
     batch = best_batch("cpu", length) if batch is None else check_whole("batch", batch)
     tokens = min(batch, sequences) * length
-    stream = sequences * length * shape.width * size if activations == "memory" else 0
+    on_disk = check_choice("activations", activations, ("memory", "disk")) == "disk"
+    stream = 0 if on_disk else sequences * length * shape.width * size
     block = (shape.block_weights + 2 * shape.width) * size
     inputs = [] if method == "magnitude" else shape.inputs  # the others need grams
     grams = FLOAT * sum(d_in**2 for d_in in inputs)
