@@ -1,4 +1,4 @@
-"""The only place that knows where folders are, and how a file is replaced safely.
+"""The only place that knows where folders are, and how a file is hashed and replaced safely.
 
 Three environment variables move things: `PRUNING_CACHE` (downloads), `PRUNING_RESULTS`
 (what runs write) and `PRUNING_RUNS` (run files). They are read at each call, not at import.
@@ -24,7 +24,7 @@ def root() -> Path:
 
 
 def _from_environment(variable: str, default: Path) -> Path:
-    """The folder an environment variable names (empty counts as unset), else `default`."""
+    """The folder that an environment variable names (empty counts as unset), else `default`."""
     given = os.environ.get(variable, "").strip()
     # absolute, because a notebook's kernel may be started in another folder
     return Path(given).expanduser().absolute() if given else default
@@ -56,17 +56,17 @@ def notebooks_dir() -> Path:
 
 
 def own_methods_dir() -> Path:
-    """Folder of methods that a reader adds, a file each."""
+    """Folder of the methods that a reader adds, a file each."""
     return root() / "helpers" / "own"
 
 
 def own_method_file(name: str) -> Path:
-    """The file of a reader's method; there is one only if it was added."""
+    """The file of a reader's method, whether or not it exists."""
     return own_methods_dir() / f"{name.replace('-', '_')}.py"
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """The sha256 of a file's content, in hexadecimal."""
+    """The sha256 of a file's content, hexadecimal; the file is read in parts."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -74,44 +74,39 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 def replace_file(path: str | os.PathLike[str], data: bytes | str) -> Path:
     """Write `data` (text as UTF-8) to `path` whole or not at all, and return the path.
 
-    The data go to a temporary file in the same folder first, because `os.replace` is atomic only
-    within one file system. Missing parent folders are made.
-
+    Missing parent folders are made.
     Raises RecordError, and leaves no partial file, when the folder cannot be written.
     """
     path = Path(path)
-    content = data.encode("utf-8") if isinstance(data, str) else data
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_then_rename(path, content)
+        # in the same folder, because os.replace is atomic within one file system only
+        handle, temporary = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data.encode() if isinstance(data, str) else data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            share(temporary)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        except BaseException:  # Ctrl-C too must leave no partial file
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise RecordError(
-            f"cannot write {path}: {reason}; choose a folder that can be written and has room"
+            f"cannot write {path}: {reason}; choose a folder that can be written and has space"
         ) from error
     return path
 
 
-def _write_then_rename(path: Path, content: bytes) -> None:
-    """Write a neighbour of `path` to disk, then rename it; remove it if anything fails."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        share(temporary)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException:  # Ctrl-C too must leave no partial file
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
 def share(path: str | os.PathLike[str]) -> None:
     """Give a file that was made private the mode of any new file."""
-    os.chmod(path, 0o666 & ~_umask())
+    mask = os.umask(0)  # it can only be read by setting it
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
 
 
 def sync(path: Path) -> None:
@@ -121,16 +116,9 @@ def sync(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until a folder's names are on the disk: without that a rename can be lost."""
+    """Wait until a folder's entries are on the disk: without that a rename can be lost."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
