@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import importlib.metadata
 import os
 import re
@@ -22,6 +21,7 @@ from packaging.utils import canonicalize_name
 
 from helpers.errors import RunError, StorageError
 from helpers.machine import colab, describe_colab, finish, prepare_kernel, use_drive
+from helpers.machine.drive import DriveCopier
 from helpers.machine.memory import Memory
 from helpers.paths import replace_file, root
 
@@ -67,19 +67,13 @@ def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Drive]:
         monkeypatch.setitem(sys.modules, f"google.colab{name}", part)
     monkeypatch.setattr(colab, "MOUNT", found.mount_point)
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "results"))
-    copiers = []
-
-    def remembered(*folders: Path) -> colab.DriveCopier:
-        copiers.append(colab.DriveCopier(*folders))
-        return copiers[-1]
-
-    monkeypatch.setattr(colab, "_copier", functools.cache(remembered))
+    copiers: dict[tuple[Path, ...], DriveCopier] = {}
+    monkeypatch.setattr(
+        colab, "_copier", lambda *folders: copiers.setdefault(folders, DriveCopier(*folders))
+    )
     yield found
-    for copier in copiers:
+    for copier in copiers.values():
         copier.stop()
-
-
-# --- the first cell ---------------------------------------------------------------------------
 
 
 def run_first_cell(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -121,12 +115,13 @@ def test_the_script_makes_the_package_visible_to_the_kernel(
         runpy.run_path(str(root() / "colab_setup.py"), run_name="__main__")
 
 
-def test_the_set_up_says_what_fits() -> None:
+def test_the_set_up_says_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     t4 = Memory(11 * 10**9, 12_700_000_000, "Tesla T4", 15 * 10**9, 15_800_000_000)
-    text = describe_colab(t4)
+    monkeypatch.setattr(colab, "free_memory", lambda: t4)
     for words in ("Tesla T4 with 15 GB of 16 GB free", "13 GB RAM", "TinyLlama", "use_drive()"):
-        assert words in text
-    assert "own parameters are for this machine" in describe_colab(Memory(10**10, 10**10))
+        assert words in describe_colab()
+    monkeypatch.setattr(colab, "free_memory", lambda: Memory(10**10, 10**10))
+    assert "own parameters are for this machine" in describe_colab()
 
 
 def test_a_package_replaced_under_a_running_kernel_is_found(
@@ -158,9 +153,6 @@ def test_what_colab_has_is_what_we_accept() -> None:
         assert wanted[name].specifier.contains(pins[name]), f"{name} {pins[name]}"
 
 
-# --- Drive ------------------------------------------------------------------------------------
-
-
 def test_results_survive_the_machine(drive: Drive, tmp_path: Path, monkeypatch) -> None:
     here = tmp_path / "results"
     replace_file(here / "t4" / "records" / "a.json", "1")
@@ -177,26 +169,16 @@ def test_results_survive_the_machine(drive: Drive, tmp_path: Path, monkeypatch) 
     assert (tmp_path / "new" / "t4" / "records" / "b.json").read_text() == "2"
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        ValueError("mount failed"),
-        MessageError("Error: credential propagation was unsuccessful"),
-        OSError(errno.ENOTCONN, "Transport endpoint is not connected"),
-    ],
-    ids=["failed", "denied", "gone"],
-)
-def test_a_drive_that_cannot_be_mounted(drive: Drive, error: Exception, one_line_error) -> None:
+@pytest.mark.parametrize("error", [ValueError("failed"), MessageError("denied"), OSError("gone")])
+def test_a_drive_that_fails(drive: Drive, monkeypatch, one_line_error, error: Exception) -> None:
+    """It is not mounted; is mounted without its folder; is full; does not upload."""
     drive.error = error
     with one_line_error(StorageError, "not mounted", str(error), "allow access"):
         use_drive()
-
-
-def test_a_drive_that_cannot_be_used(drive: Drive, monkeypatch, one_line_error) -> None:
-    """Without its folder; a full one; an upload that fails."""
+    drive.error = None
     with monkeypatch.context() as patched:
         patched.setattr(Drive, "mount", lambda self, mount_point: None)
-        with one_line_error(StorageError, "MyDrive", "run the cell again"):
+        with one_line_error(StorageError, "MyDrive is not there", "mount"):
             use_drive()
 
     def full(self: Path, *arguments: object, **options: object) -> None:
@@ -207,12 +189,10 @@ def test_a_drive_that_cannot_be_used(drive: Drive, monkeypatch, one_line_error) 
         with one_line_error(StorageError, "No space left", "make space"):
             use_drive()
     use_drive()
-    drive.error = ValueError("flush_and_unmount failed")
+    drive.error = error
     with one_line_error(StorageError, "did not upload", "try again"):
         finish()
-
-
-def test_drive_is_for_colab_only(one_line_error) -> None:
+    monkeypatch.delitem(sys.modules, "google.colab")
     for work in (use_drive, finish):
         with one_line_error(StorageError, "Colab only"):
             work()

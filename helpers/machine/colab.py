@@ -1,59 +1,57 @@
 """Google Colab: what its set-up says, what a kernel needs there, and results on Google Drive.
 
-Nothing here does anything elsewhere. docs/colab.md is the page for readers.
+docs/colab.md is the page for readers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
-from helpers.errors import RunError, StorageError
-from helpers.machine.drive import DriveCopier
+from helpers.errors import RunError, StorageError, first_line
+from helpers.machine.drive import DriveCopier, storage_errors
 from helpers.machine.estimates import gigabytes
-from helpers.machine.memory import Memory, free_memory
+from helpers.machine.memory import free_memory
 from helpers.machine.presets import preset_that_fits, read_preset
 from helpers.paths import results_dir
 
 MOUNT = Path("/content/drive")
 FOLDER = "pruning-reproduction"  # in the reader's Drive
-# may have been imported before the set-up, where a version that pip has put on the disk is not the
-# one that runs
+# may be loaded before the set-up: then a version that pip installs is not the one that runs
 WATCHED = ("numpy", "pandas", "torch", "transformers", "ipywidgets", "matplotlib")
 
-
-def on_colab() -> bool:
-    """Whether this is a kernel of Google Colab."""
-    return "google.colab" in sys.modules
+_copier = functools.cache(DriveCopier)  # one in a process, whose thread the next call can stop
 
 
-def describe_colab(memory: Memory | None = None) -> str:
+def describe_colab() -> str:
     """What the set-up shows: what the machine has, what fits it, how to save results."""
-    memory = memory or free_memory()
-    gpu = "no GPU"
+    memory, gpu = free_memory(), "no GPU"
     if memory.gpu is not None:
         free = gigabytes(memory.gpu_free)
         gpu = f"{memory.gpu} with {free} of {gigabytes(memory.gpu_total)} free"
-    ram = f"{gigabytes(memory.ram_free)} of {gigabytes(memory.ram_total)} RAM free"
     advice = "The notebooks' own parameters are for this machine."
     if preset := preset_that_fits(memory):
         model = read_preset(preset)["04_prune_model"]["model"]
         advice = f'In the parameters cell, preset = "auto" takes a larger model, such as {model}.'
     return (
-        f"Ready. This machine: {gpu}, {ram}. {advice}\n"
+        f"Ready. This machine: {gpu}, {gigabytes(memory.ram_free)} of "
+        f"{gigabytes(memory.ram_total)} RAM free. {advice}\n"
         "Results go when this machine goes. To copy them to your Google Drive, run in a cell: "
         "from helpers.machine import use_drive; use_drive()"
     )
 
 
 def prepare_kernel() -> None:
-    """On Colab, let widgets of other packages show; call it when a notebook starts.
+    """On Colab, let widgets of other packages show; elsewhere nothing.
 
     Raises RunError if pip has replaced a package that this kernel had loaded already.
     """
-    if not on_colab():
+    if "google.colab" not in sys.modules:
         return
     stale = []
     for name in WATCHED:
@@ -74,34 +72,17 @@ def prepare_kernel() -> None:
 def use_drive() -> str:
     """Bring back the results that are on Google Drive and copy new ones there from now on.
 
-    Returns a line that says so. Raises StorageError (not on Colab; Drive not allowed, full, or not
-    there).
+    Returns a line that says so. Raises StorageError (not on Colab; Drive not allowed, or full).
     """
-    if not on_colab():
-        raise StorageError("Google Drive can be mounted on Colab only")
-    from google.colab import drive
-
-    try:
+    with _drive("Google Drive was not mounted", "run the cell again and allow access") as drive:
         drive.mount(str(MOUNT))
-    except _drive_errors() as error:
-        raise StorageError(
-            f"Google Drive was not mounted ({type(error).__name__}: {error}): run the cell again "
-            "and allow access for the account that you use in Colab"
-        ) from error
     target = MOUNT / "MyDrive" / FOLDER
-    if not target.parent.is_dir():
-        raise StorageError(f"{target.parent} is not there after mounting: run the cell again")
-    probe = target / ".probe"
-    try:
+    with storage_errors(target.parent):
         target.mkdir(exist_ok=True)
-        probe.write_text("can this be written?", encoding="utf-8")
-        probe.unlink()
-    except OSError as error:
-        raise StorageError(
-            f"{target} cannot be written ({error.strerror or error}): make space in your Drive"
-        ) from error
+        (target / ".probe").write_text("can this be written?", encoding="utf-8")
+        (target / ".probe").unlink()
     copier = _copier(results_dir(""), target)
-    copier.stop()  # it may run already
+    copier.stop()  # of an earlier call
     count = copier.bring_back()
     copier.copy()
     copier.start()
@@ -117,30 +98,25 @@ def finish() -> int:
     Returns how many files were copied. Drive is unmounted: `use_drive` mounts it again.
     Raises StorageError.
     """
-    if not on_colab():
-        raise StorageError("Google Drive is mounted on Colab only: there is nothing to finish")
-    from google.colab import drive
-
-    copier = _copier(results_dir(""), MOUNT / "MyDrive" / FOLDER)
-    copier.stop()
-    count = copier.copy()
-    try:
+    with _drive("Drive did not upload everything", "leave this page open, try again") as drive:
+        copier = _copier(results_dir(""), MOUNT / "MyDrive" / FOLDER)
+        copier.stop()
+        count = copier.copy()
         drive.flush_and_unmount()
-    except _drive_errors() as error:
-        raise StorageError(
-            f"Drive did not upload everything ({error}): leave this notebook open and try again"
-        ) from error
     return count
 
 
-@functools.cache
-def _copier(source: Path, target: Path) -> DriveCopier:
-    """One copier for two folders in a process, however often it is asked for."""
-    return DriveCopier(source, target)
+@contextlib.contextmanager
+def _drive(problem: str, todo: str) -> Iterator[ModuleType]:
+    """Colab's module for Drive; its errors, which are not documented, become a StorageError."""
+    if "google.colab" not in sys.modules:
+        raise StorageError("Google Drive can be mounted on Colab only")
+    from google.colab import drive
 
-
-def _drive_errors() -> tuple[type[Exception], ...]:
-    """What Colab's drive module raises; that is not documented, so this is read from its source."""
+    # read from its source
     own = getattr(sys.modules.get("google.colab._message"), "MessageError", ValueError)
     waiting = getattr(sys.modules.get("pexpect.exceptions"), "ExceptionPexpect", ValueError)
-    return OSError, ValueError, RuntimeError, own, waiting
+    try:
+        yield drive
+    except (OSError, ValueError, RuntimeError, own, waiting) as error:
+        raise StorageError(f"{problem} ({first_line(error)}): {todo}") from error

@@ -30,11 +30,6 @@ SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 PROCESS_BYTES, CUDA_PROCESS_BYTES, CUDA_CONTEXT_BYTES = int(0.7e9), int(2.5e9), int(0.6e9)
 EMBEDDED_BYTES = int(1.9e8)  # on disk: the embedded model's wheel and GGUF
 GRAM_SHARE = 5 / 8  # of a gram's products is computed: its upper triangle, in panels
-# of the rate of large products, what a whole run reaches without and with a GPU (not measured)
-PRODUCT_SHARE = {False: 0.85, True: 0.6}
-
-
-# --- models and machines -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -64,6 +59,11 @@ class Shape:
         return [self.width, self.width, self.width, self.ff]
 
     @property
+    def outputs(self) -> list[int]:
+        """d_out of the largest layer of each input."""
+        return [self.width, self.width, self.ff, self.width]
+
+    @property
     def block_weights(self) -> int:
         """Weights in the linear layers of one block."""
         return sum(d_out * d_in for d_out, d_in in self.layers)
@@ -79,7 +79,7 @@ class Shape:
 class Machine:
     """A machine: flop/s of a whole run by dtype, bytes of the GPU (or of RAM without one) and RAM.
 
-    here: it is the machine that this process runs on. note: where the rates come from.
+    note: where the rates come from. here: it is the machine that this process runs on.
     """
 
     name: str
@@ -109,13 +109,7 @@ class Estimate:
 @functools.cache
 def _data() -> dict[str, Any]:
     """estimates.yaml."""
-    path = Path(__file__).with_suffix(".yaml")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def _task(name: str) -> dict[str, int]:
-    """What estimates.yaml says of a task. Raises BadParameter."""
-    return _data()["tasks"][check_choice("task", name, _data()["tasks"])]
+    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 def shape_of(model: str | os.PathLike[str]) -> Shape:
@@ -158,44 +152,34 @@ def machine_names() -> list[str]:
 
 def machine_named(name: str) -> Machine:
     """A machine of estimates.yaml, which need not be here. Raises BadParameter."""
-    row = _data()["machines"][check_choice("machine", name, machine_names())]
-    return Machine(
-        name=name,
-        gpu=row["gpu"],
-        flops={dtype: rate * 1e12 for dtype, rate in row["flops"].items()},
-        memory=row["memory"] * 10**9,
-        ram=row["ram"] * 10**9,
-        note="data-sheet rates times an efficiency, not measured" if row["gpu"] else "measured",
-    )
+    return Machine(name, **_data()["machines"][check_choice("machine", name, machine_names())])
 
 
 def this_machine() -> Machine:
     """This machine; large products are timed for about a tenth of a second a dtype."""
     import torch
 
-    def product_rate(device: str, dtype: torch.dtype, size: int) -> float:
-        matrix, done = torch.ones(size, size, device=device, dtype=dtype), 0
-        (matrix @ matrix)[0, 0].item()  # the first call sets up the library
+    gpu, total = torch.cuda.is_available(), ram()[1]
+    # a whole run reaches this share of the rate of large products (on a GPU not measured)
+    device, size, share = ("cuda", 4096, 0.6) if gpu else ("cpu", 1024, 0.85)
+
+    def rate(dtype: str) -> float:
+        square, done = torch.ones(size, size, device=device, dtype=getattr(torch, dtype)), 0
+        (square @ square)[0, 0].item()  # the first call sets up the library
         started = time.perf_counter()
         while time.perf_counter() - started < 0.1:
-            (matrix @ matrix)[0, 0].item()  # item waits for a GPU
+            (square @ square)[0, 0].item()  # item waits for a GPU
             done += 1
-        return done * 2 * size**3 / (time.perf_counter() - started)
+        return share * done * 2 * size**3 / (time.perf_counter() - started)
 
-    total = ram()[1]
-    if torch.cuda.is_available():
+    if gpu:
+        flops = {dtype: rate(dtype) for dtype in SIZES}
         name, memory = torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
-        rates = {d: product_rate("cuda", getattr(torch, d), 4096) for d in SIZES}
     else:
-        name, memory, rate = "this CPU", total, product_rate("cpu", torch.float32, 1024)
-        # of a CPU without instructions for half precision
-        rates = {"float32": rate, "float16": rate / 4, "bfloat16": rate / 4}
-    gpu = torch.cuda.is_available()
-    flops = {dtype: PRODUCT_SHARE[gpu] * rate for dtype, rate in rates.items()}
+        single = rate("float32")  # half precision: of a CPU without instructions for it
+        flops = {dtype: single if dtype == "float32" else single / 4 for dtype in SIZES}
+        name, memory = "this CPU", total
     return Machine(name, gpu, flops, memory, total, "large products timed", here=True)
-
-
-# --- estimates -----------------------------------------------------------------------------
 
 
 def estimate(parameters: Mapping[str, Any], machine: Machine) -> Estimate:
@@ -209,14 +193,14 @@ def estimate(parameters: Mapping[str, Any], machine: Machine) -> Estimate:
     names = set(parameters)
     if not ({"model", "method", "sequences", "length"} <= names and names & {"windows", "tasks"}):
         raise BadParameter("only a run that prunes and evaluates a model can be estimated")
-    passes, products = flop(parameters)
     memory, host = memory_needed(parameters, gpu=machine.gpu)
-    dtype = parameters.get("dtype", "float32")
+    passes, products = flop(parameters)
+    rate = machine.flops[parameters.get("dtype", "float32")]
     return Estimate(
         memory_bytes=memory,
         host_bytes=host,
         disk_bytes=sum(downloads(parameters).values()),
-        seconds=passes / machine.flops[dtype] + products / machine.flops["float32"],
+        seconds=passes / rate + products / machine.flops["float32"],
     )
 
 
@@ -233,7 +217,8 @@ def flop(parameters: Mapping[str, Any]) -> tuple[float, float]:
     head = 2 * shape.vocab * shape.width
     evaluation, texts = 0.0, _data()["texts"]
     for task in parameters.get("tasks", []):
-        tokens = _task(task)["tokens"] * (parameters["limit"] or TASK_TABLE[task].size)
+        items = parameters["limit"] or TASK_TABLE[task].size
+        tokens = _data()["tasks"][task]["tokens"] * items
         evaluation += passes(tokens, 100) + tokens * head
     for window in (parameters.get("window", 0), parameters.get("second_window", 0)):
         if window:
@@ -262,6 +247,7 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
     """(peak bytes on the device, peak bytes of RAM); the same without a GPU.
 
     The peak beside the model is the largest of evaluation, embedding, parity gate, grams, solver.
+    Raises what `estimate` raises.
     """
     shape = shape_of(parameters["model"])
     size = SIZES[check_choice("dtype", parameters.get("dtype", "float32"), SIZES)]
@@ -272,13 +258,13 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
 
     tokens = max(parameters.get("window", 0), parameters.get("second_window", 0))
     if "tasks" in parameters:
-        longest = max(_task(task)["longest"] for task in parameters["tasks"])
+        table, tasks = _data()["tasks"], parameters["tasks"]
+        longest = max((table[check_choice("task", t, table)]["longest"] for t in tasks), default=0)
         tokens = parameters["batch"] * min(longest, shape.positions)
     copies = 8 if size == 4 else size + 8  # logits, in float32, and their logarithms
     phases = [tokens * shape.vocab * copies + activations(tokens)]
-    d_out, d_in = max(shape.layers, key=lambda layer: 28 * layer[0] * layer[1] + 12 * layer[1] ** 2)
     if method == "magnitude":
-        phases.append(28 * d_out * d_in)
+        phases.append(28 * shape.width * shape.ff)
     elif method != "dense":
         length = parameters["length"]
         stream = parameters["sequences"] * length * shape.width * size
@@ -287,7 +273,7 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
             2 * stream,
             4 * length * shape.vocab * size + activations(length),
             grams + 4 * length * shape.ff + activations(length),
-            grams + 28 * d_out * d_in + 12 * d_in**2,
+            grams + max(28 * d_out * d_in + 12 * d_in**2 for d_out, d_in in shape.layers),
         ]
     model = shape.parameters * size
     if gpu:
@@ -297,17 +283,17 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
 
 def downloads(parameters: Mapping[str, Any]) -> dict[str, int]:
     """What a run downloads, with what is made of it: name → bytes. A local folder is not listed."""
-    model, found = str(parameters["model"]), {}
+    model, found, known = str(parameters["model"]), {}, _data()
     if model in ("embedded", "tiny"):
         found["embedded"] = 4 * shape_of("embedded").parameters + EMBEDDED_BYTES
-    elif model in _data()["models"]:
+    elif model in known["models"]:
         found[model] = shape_of(model).parameters * SIZES[shape_of(model).stored]
     calibrated = parameters["method"] not in ("dense", "magnitude")
-    texts = [parameters.get("evaluation"), parameters["calibration"] if calibrated else None]
-    known, items = _data()["texts"], _data()["task_bytes"]
-    found |= {f"{text} text": known[text]["bytes"] for text in texts if text in known}
-    if "tasks" in parameters and parameters["source"] in items:
-        found[f"{parameters['source']} tasks"] = items[parameters["source"]]
+    for text in (parameters.get("evaluation"), parameters["calibration"] if calibrated else None):
+        if text in known["texts"]:
+            found[f"{text} text"] = known["texts"][text]["bytes"]
+    if "tasks" in parameters and parameters["source"] in known["task_bytes"]:
+        found[f"{parameters['source']} tasks"] = known["task_bytes"][parameters["source"]]
     return found
 
 
@@ -324,31 +310,24 @@ def missing(parameters: Mapping[str, Any], machine: Machine) -> list[str]:
     if not machine.gpu and (dtype != "float32" or "cuda" in str(parameters.get("device"))):
         lines.append(f"{dtype} on {parameters.get('device')} needs a GPU, {machine.name} has none")
     else:
-        kinds = [("GPU memory" if machine.gpu else "RAM", needs.memory_bytes, machine.memory)]
-        kinds += [("RAM", needs.host_bytes, machine.ram)] if machine.gpu else []
-        for kind, need, there in kinds:
+        kinds = [("GPU memory", needs.memory_bytes, machine.memory)] if machine.gpu else []
+        for kind, need, there in [*kinds, ("RAM", needs.host_bytes, machine.ram)]:
             if need > there:
                 has = f"{machine.name} has {gigabytes(there)}: take a larger machine"
                 lines.append(f"{gigabytes(need)} of {kind}, {has}")
     if machine.here:
-        need = 0
+        hub, need = Path(huggingface_hub.constants.HF_HUB_CACHE), 0
         for name, size in downloads(parameters).items():
-            files = [path for path in _folder_of(name).rglob("*") if path.is_file()]
-            need += max(0, size - sum(p.stat().st_size for p in files if not p.is_symlink()))
-        folder = _folder_of("embedded" if model == "tiny" else model)
+            text = _data()["texts"].get(name.removesuffix(" text"), {})
+            folder = hub / text.get("folder", f"models--{name.replace('/', '--')}")
+            folder = cache_dir() if name.startswith("embedded") else folder
+            files = [p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()]
+            need += max(0, size - sum(path.stat().st_size for path in files))
+        folder = cache_dir() if model in ("embedded", "tiny") else hub
         free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
         if need > free:
             lines.append(f"{gigabytes(need)} of disk, {gigabytes(free)} are free: make space")
     return [f"{model}: {line}" for line in lines]
-
-
-def _folder_of(download: str) -> Path:
-    """Where a download is stored."""
-    if download.startswith("embedded"):
-        return cache_dir()
-    text = _data()["texts"].get(download.removesuffix(" text"), {})
-    folder = text.get("folder", f"models--{download.replace('/', '--')}")
-    return Path(huggingface_hub.constants.HF_HUB_CACHE) / folder
 
 
 def gigabytes(size: float) -> str:

@@ -9,21 +9,20 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from helpers.errors import BadParameter, allowed, check_choice, check_whole
+from helpers.errors import check_choice, check_whole
 from helpers.machine.estimates import SIZES, shape_of
 from helpers.replay import best_batch
 
 FLOAT = 4  # bytes of what a solver works in
 # copies that a method holds at once beside a layer and its gram: of the layer and of the gram
 # while it solves, and of the gram while it factors
-_COPIES = {
+COPIES = {
     "magnitude": (2.5, 0, 0),
     "wanda": (2.5, 0, 0),
     "sparsegpt": (2.5, 1, 4),
     "admm1": (4.5, 1, 4),
     "admm-grad": (4.5, 1, 4),
 }
-_INPUT_OF = (0, 0, 0, 1, 2, 2, 3)  # of q, k, v, o, gate, up, down
 
 
 @dataclass(frozen=True)
@@ -62,40 +61,36 @@ def checkpoint_memory(
 ) -> Footprint:
     """The memory that `prune_checkpoint` takes on a CPU, from the shapes of a Llama or Mistral.
 
-    Args: source, a name of estimates.yaml or a folder with config.json; the others as for
-    `prune_checkpoint`. Raises UnknownModel, UnsupportedModel, BadParameter.
+    Args: source, a name of estimates.yaml or a folder with config.json; method, one of COPIES, of
+    which admm-grad needs the most; the others as for `prune_checkpoint`.
+    Raises UnknownModel, UnsupportedModel, BadParameter.
     """
     shape = shape_of(source)
-    if method not in _COPIES:
-        raise BadParameter(
-            f"the memory of method {method!r} is not known: it is for {allowed(_COPIES)}; "
-            "admm-grad needs the most of them"
-        )
+    of_layer, of_gram, factoring = COPIES[check_choice("method", method, COPIES)]
     size = SIZES[check_choice("dtype", dtype, SIZES)]
-    check_whole("sequences", sequences)
-    check_whole("length", length)
+    sequences, length = check_whole("sequences", sequences), check_whole("length", length)
     batch = best_batch("cpu", length) if batch is None else check_whole("batch", batch)
     tokens = min(batch, sequences) * length
-    stream = sequences * length * shape.width * size if activations == "memory" else 0
+    on_disk = check_choice("activations", activations, ("memory", "disk")) == "disk"
+    stream = 0 if on_disk else sequences * length * shape.width * size
     block = (shape.block_weights + 2 * shape.width) * size
-    measured = method != "magnitude"  # the others need grams
-    grams = FLOAT * sum(d_in**2 for d_in in shape.inputs) if measured else 0
+    inputs = [] if method == "magnitude" else shape.inputs  # the others need grams
+    grams = FLOAT * sum(d_in**2 for d_in in inputs)
     table = shape.vocab * shape.width * size
     passes = tokens * (3 * shape.ff + 4 * shape.width) * size  # gate, up, their product
     logits = 3 * tokens * shape.vocab * size  # the gate compares two, and looks for NaN
 
-    solving = 0.0  # the layers are solved in turn, and a gram goes after its last layer
-    of_layer, of_gram, factoring = _COPIES[method]
-    for position, (d_out, d_in) in enumerate(shape.layers):
-        held = sum(shape.inputs[i] ** 2 for i in set(_INPUT_OF[position:])) if measured else 0
+    solving = []  # of each input; the layers are solved in turn, and a gram goes after its last
+    for i, (d_in, d_out) in enumerate(zip(shape.inputs, shape.outputs, strict=True)):
+        held = sum(later**2 for later in inputs[i:])
         copy = 0 if size == FLOAT else d_out * d_in
         most = max(of_gram * d_in**2 + of_layer * d_out * d_in, factoring * d_in**2)
-        solving = max(solving, FLOAT * (held + copy + most))
+        solving.append(int(FLOAT * (held + copy + most)))
     phases = {
         "gate": max(block + passes, table + logits),
         "embed": table + stream,
         "grams": stream + block + grams + passes,
-        "solve": stream + block + int(solving),
+        "solve": stream + block + max(solving),
         "rest": (1 if shape.tied else 2) * table,
     }
     return Footprint(block, grams, stream, phases)

@@ -1,7 +1,7 @@
-"""The memory that is free here, and a watch that stops work before the machine kills it.
+"""The memory that is free here, and a watch that stops work before the system kills it.
 
-Inside a container the machine's own figure is not the limit: a process that takes more than its
-control group allows is killed without a word, which a notebook shows as a dead kernel.
+In a container the machine's own figure is not the limit: a process that takes more than its control
+group allows is killed without a message, which a notebook shows as a dead kernel.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from pathlib import Path
 
 from helpers.errors import BadParameter, OutOfMemory, check_real
 
-GROUPS = Path("/sys/fs/cgroup")
-OWN_GROUPS = Path("/proc/self/cgroup")
-# where each version of control groups stores its limit, its use, and how much of that is only a
-# cache of files, which the kernel gives back when memory is short
-_VERSION_2 = ("memory.max", "memory.current", "inactive_file")
-_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+# of a process's control groups, by their controllers ("" in version 2): the tree, the files of the
+# limit and of what is used, and how much of that is file cache, which the kernel gives back
+FILES = {
+    "": ("", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 WATCH_SECONDS = 0.2
 
 
@@ -39,11 +40,9 @@ def free_memory() -> Memory:
     """What is free now, of RAM and on the first GPU; loads torch to ask for the latter."""
     import torch
 
-    free, total = ram()
     if not torch.cuda.is_available():
-        return Memory(free, total)
-    gpu_free, gpu_total = torch.cuda.mem_get_info()
-    return Memory(free, total, torch.cuda.get_device_name(), gpu_free, gpu_total)
+        return Memory(*ram())
+    return Memory(*ram(), torch.cuda.get_device_name(), *torch.cuda.mem_get_info())
 
 
 def ram() -> tuple[int, int]:
@@ -52,38 +51,22 @@ def ram() -> tuple[int, int]:
 
     machine = psutil.virtual_memory()
     free, total = machine.available, machine.total
-    for folder, (limit_file, used_file, cache) in _control_groups():
-        try:
-            limit = (folder / limit_file).read_text(encoding="ascii").strip()
-            used = int((folder / used_file).read_text(encoding="ascii"))
-            statistics = dict(line.split() for line in (folder / "memory.stat").open())
-        except (OSError, ValueError):
-            continue  # no such group, or one without accounting
-        if limit.isdigit():  # else "max"
-            used -= int(statistics.get(cache, 0))
-            total, free = min(total, int(limit)), min(free, max(0, int(limit) - used))
+    lines = OWN_GROUPS.read_text(encoding="utf-8").splitlines() if OWN_GROUPS.exists() else []
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        for version in FILES.keys() & set(controllers.split(",")):
+            tree, limit_file, used_file, cache = FILES[version]
+            # in a container the path may be the host's, which does not exist here; a parent does
+            group = GROUPS / tree / path.lstrip("/")
+            for folder in (group, *group.parents):
+                try:
+                    limit = int((folder / limit_file).read_text())
+                    used = int((folder / used_file).read_text())
+                    statistics = dict(line.split() for line in (folder / "memory.stat").open())
+                except (OSError, ValueError):
+                    continue  # no group, or one without a limit, which says "max"
+                used -= int(statistics.get(cache, 0))
+                total, free = min(total, limit), min(free, max(0, limit - used))
     return free, total
-
-
-def _control_groups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
-    """The folders of this process's control groups and of those around them."""
-    try:
-        lines = OWN_GROUPS.read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, names = GROUPS, _VERSION_2
-        elif "memory" in controllers.split(","):
-            base, names = GROUPS / "memory", _VERSION_1
-        else:
-            continue
-        # inside a container the path may be the host's, which does not exist: try its parents
-        folder = base / path.lstrip("/")
-        for candidate in (folder, *folder.parents):
-            if candidate.is_relative_to(base):
-                yield candidate, names
 
 
 @contextlib.contextmanager
@@ -101,9 +84,8 @@ def memory_watch(least: float = 0.5e9) -> Iterator[None]:
 
     def look() -> None:
         while not done.wait(WATCH_SECONDS):
-            free, total = ram()
-            if free < least:
-                found.append((free, total))
+            found[:] = ram()
+            if found[0] < least:
                 # sent to the main thread, so that what it waits for is interrupted as well
                 signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
                 return
@@ -117,11 +99,10 @@ def memory_watch(least: float = 0.5e9) -> Iterator[None]:
             done.set()
             watch.join()
     except KeyboardInterrupt as error:
-        if not found:  # a person interrupted
+        if not found or found[0] >= least:  # a person interrupted
             raise
-        free, total = found[0]
         raise OutOfMemory(
-            f"stopped with {free / 1e9:.1f} GB of {total / 1e9:.1f} GB RAM free, before the kernel "
-            "is killed: choose a smaller model or fewer sequences, or restart the kernel, which "
-            "frees what earlier cells hold"
+            f"stopped with {found[0] / 1e9:.1f} GB of {found[1] / 1e9:.1f} GB RAM free, before the "
+            "kernel is killed: choose a smaller model or fewer sequences, or restart the kernel, "
+            "which frees what earlier cells hold"
         ) from error

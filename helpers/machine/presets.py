@@ -1,7 +1,7 @@
 """Parameters that fit a GPU, and the memory that a notebook takes beside what is free.
 
-Nothing here changes a run by itself: a notebook's defaults run the embedded model on a CPU, and
-`choose` replaces them when a reader asks for it. Memory is estimated (`helpers.machine.estimates`).
+A notebook's defaults run the embedded model on a CPU; a preset replaces them when a reader asks for
+one. What a notebook takes is estimated (`helpers.machine.estimates`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,7 @@ from typing import Any
 
 import yaml
 
-from helpers.errors import (
-    BadParameter,
-    OutOfMemory,
-    UnknownModel,
-    UnsupportedModel,
-    check_choice,
-)
+from helpers.errors import BadParameter, OutOfMemory, UnknownModel, UnsupportedModel, check_choice
 from helpers.machine.estimates import gigabytes, memory_needed, shape_of
 from helpers.machine.memory import Memory, free_memory
 
@@ -40,7 +34,7 @@ def preset_that_fits(memory: Memory) -> str:
     """The largest preset of which every notebook fits GPU and RAM; "" if none, or no GPU."""
     for preset in PRESETS if memory.gpu is not None else ():
         needs = [notebook_memory(*row, gpu=True) for row in read_preset(preset).items()]
-        on_gpu, in_ram = (max(column) for column in zip(*needs, strict=True))
+        on_gpu, in_ram = map(max, zip(*needs, strict=True))
         if on_gpu <= SHARE * memory.gpu_total and in_ram <= SHARE * memory.ram_total:
             return preset
     return ""
@@ -78,17 +72,13 @@ def choose(
     return {name: value for name, value in found.items() if given[name] == defaults[name]}
 
 
-def check_memory(
-    notebook: str, parameters: Mapping[str, Any], *, free: Memory | None = None
-) -> dict[str, str]:
+def check_memory(notebook: str, parameters: Mapping[str, Any]) -> dict[str, str]:
     """What a notebook will take beside what is free, in words; call it before a model is loaded.
 
-    Args: parameters, the notebook's (others may be among them, such as `globals()`); free, by
-    default what `free_memory` finds. A model whose shape is not known is said to be so.
-    Raises OutOfMemory, which says what to change, where it does not fit. RAM is estimated
-    generously: a little too little of it is said to be tight.
+    A model whose shape is not known is said to be so. Raises OutOfMemory, which says what to
+    change, where it does not fit; RAM is estimated generously, so a little too little is "tight".
     """
-    free = free or free_memory()
+    free = free_memory()
     words = {"free RAM": f"{gigabytes(free.ram_free)} of {gigabytes(free.ram_total)}"}
     if free.gpu is not None:
         total = gigabytes(free.gpu_total)
@@ -100,6 +90,7 @@ def check_memory(
         return {"needs": f"not known: {error}", **words}
     rows = [("RAM", in_ram, free.ram_free, RAM_SLACK)]
     rows += [("GPU memory", on_device, free.gpu_free, 1.0)] if on_gpu else []
+    needs = []
     for kind, need, left, slack in rows:
         if need > left * slack:
             names = [n for n in ("sequences", "length", "window", "batch") if n in parameters]
@@ -109,7 +100,5 @@ def check_memory(
                 f"{gigabytes(left)} are free: choose a smaller model{half} or lower "
                 f"{', '.join(names)}; restarting the kernel frees what earlier cells hold"
             )
-    needs = [
-        f"{gigabytes(n)} of {kind}{' (tight)' if n > left else ''}" for kind, n, left, _ in rows
-    ]
+        needs.append(f"{gigabytes(need)} of {kind}{' (tight)' if need > left else ''}")
     return {"needs": ", ".join(needs), **words}
