@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 import ipywidgets
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -230,59 +230,43 @@ def error_of(record: Record, name: str) -> float | None:
 def _shown(runs: Sequence[Run], metric: str, columns: str, methods: Sequence[str]) -> list[Run]:
     """The runs that have the metric, in the columns and of the methods asked for, and dense."""
     notebook, name = metrics_of(runs)[metric]
+    signs = {"sparsity": "%", "N:M": ":", "both": "%:"}[columns]
     return [
         run
         for run in runs
         if run.record["notebook"] == notebook
         and name in run.record["metrics"]
-        and (
-            run.column == "dense"
-            or (run.label in methods and columns in ("both", _kind(run.column)))
-        )
+        and (run.column == "dense" or (run.label in methods and set(signs) & set(run.column)))
     ]
 
 
-def _kind(column: str) -> str:
-    return "N:M" if ":" in column else "sparsity"
-
-
 def results_figure(runs: Sequence[Run], name: str, title: str, chosen: Run | None) -> Figure:
-    """The runs' values of a metric by column: a colour for each label, dense as a line."""
+    """The runs' values of a metric by column, a colour for each label; `chosen` is ringed."""
     figure = Picture(figsize=(9.0, 4.4), layout="constrained")
     ax = figure.subplots()
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(True, axis="y", color="#DDDDDD", linewidth=0.6)
-    columns = sorted({run.column for run in runs} - {"dense"}, key=_column_order)
+    columns = sorted({run.column for run in runs}, key=_column_order)
     labels = list(dict.fromkeys(run.label for run in runs if run.column != "dense"))
     values = [value_of(run.record, name) for run in runs]
-
-    def place(run: Run) -> float:
-        """Where a run stands on the x axis: methods side by side, so that none hides another."""
-        if run.column == "dense":
-            return -0.5
-        shift = (labels.index(run.label) + 0.5) / len(labels) - 0.5
-        return columns.index(run.column) + 0.5 * shift
-
-    for position, label in enumerate(labels):
+    for label in dict.fromkeys(run.label for run in runs):
         group = [run for run in runs if run.label == label]
-        look = _look(group[0], position)
-        means: dict[float, list[float]] = {}
-        for run in group:
-            x, y, error = place(run), value_of(run.record, name), error_of(run.record, name)
-            ax.errorbar([x], [y], yerr=error, color=look["color"], marker=look["marker"], ms=5.5)
-            if ":" not in run.column:
-                means.setdefault(x, []).append(y)
-        line = [sum(found) / len(found) for found in means.values()]
-        ax.plot(list(means), line, color=look["color"], linestyle=look["linestyle"], lw=1.2)
-        ax.plot([], [], **look, label=label)
-    for run in runs:
-        if run.column == "dense":
-            dense = value_of(run.record, name)
-            ax.axhline(dense, color=DENSE, linestyle=(0, (4, 3)), lw=1.2)
-            ax.annotate(f"{run.label} {format_number(dense)}", (1, dense), (0, 3), ha="right",
-                        xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
-    if chosen:
-        ax.plot([place(chosen)], [value_of(chosen.record, name)], "o", ms=15, mfc="none", mec="k")
+        y = [value_of(run.record, name) for run in group]
+        if label in labels:  # side by side, so that no label hides another
+            position = labels.index(label)
+            shift, look = 0.5 * (position + 0.5) / len(labels) - 0.25, _look(group[0], position)
+        else:
+            shift, look = 0.0, {"color": DENSE, "marker": "o", "linestyle": "--"}
+            ax.axhline(y[0], color=DENSE, linestyle="--", linewidth=1)
+        x = [columns.index(run.column) + shift for run in group]
+        errors = [error_of(run.record, name) or 0.0 for run in group]
+        ax.errorbar(x, y, yerr=errors, **look | {"linestyle": "none"}, label=label)
+        sparse = [":" not in run.column for run in group]
+        means = pd.Series(y, index=x)[sparse].groupby(level=0).mean()
+        ax.plot(means.index, means, color=look["color"], linestyle=look["linestyle"], linewidth=1.2)
+        if chosen in group:
+            place = group.index(chosen)
+            ax.plot(x[place], y[place], "o", markersize=15, fillstyle="none", color="black")
     if name.startswith("perplexity") and values and max(values) > LOG_FROM * min(values) > 0:
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -290,16 +274,16 @@ def results_figure(runs: Sequence[Run], name: str, title: str, chosen: Run | Non
         title += " (log scale)"
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     ax.set_xticks(range(len(columns)), columns)
-    ax.set(xlim=(-0.6, max(len(columns), 1) - 0.4), xlabel="sparsity or pattern", ylabel=title)
-    if labels:
-        figure.legend(loc="outside upper center", ncols=5, frameon=False, fontsize=9)
+    ax.set(xlim=(-0.5, len(columns) - 0.5), xlabel="sparsity or pattern", ylabel=title)
+    if runs:
+        figure.legend(loc="outside upper center", ncols=6, frameon=False, fontsize=9)
     else:
         ax.text(0.5, 0.5, "no runs to show", ha="center", transform=ax.transAxes, color=DENSE)
     return figure
 
 
 def _look(run: Run, position: int) -> dict[str, Any]:
-    """A method's look in all figures; variants have colours and dashes that no method has."""
+    """A method's look in all figures; variants have colours that no method has."""
     if not run.variant:
         return style_of(run.label, position)
     return style_of("", 5 + position % 3) | {"marker": style_of("", position)["marker"]}
@@ -310,20 +294,17 @@ def record_html(run: Run) -> str:
     record, metrics = run.record, {}
     for name, metric in record["metrics"].items():
         if not name.endswith("_stderr"):
-            error = error_of(record, name)
-            text = format_number(value_of(record, name))
+            error, text = error_of(record, name), format_number(value_of(record, name))
             text += "" if error is None else f" ± {format_number(error)}"
             metrics[metric_title(name, metric["unit"])] = text
-    git, machine = (
-        record["git"] or {"commit": "no git checkout", "dirty": False},
-        record["platform"],
-    )
+    git, machine = record["git"], record["platform"]
+    commit = "no git checkout" if git is None else git["commit"][:12]
     origin = {f"seed of {name}": seed for name, seed in record["seeds"].items()} | {
         "device": record["device"],
         "seconds": format_number(float(record["seconds"])),
-        "peak memory": f"{format_number(record['peak_memory_bytes'] / 1e9)} GB",
+        "peak memory": f"{record['peak_memory_bytes'] / 1e9:.2f} GB",
         "machine": f"{machine['system']} {machine['machine']}, {machine['cores']} cores",
-        "commit": git["commit"][:12] + (", changed since" if git["dirty"] else ""),
+        "commit": commit + (", changed since" if git and git["dirty"] else ""),
         "date": record["created"][:16].replace("T", " ") + " UTC",
     }
     identity = {
@@ -333,26 +314,12 @@ def record_html(run: Run) -> str:
     }
     tables = {"Metrics": metrics, "Parameters": record["parameters"], "Made by": origin}
     tables |= {"Model and text": identity, "Versions": record["versions"]}
-    blocks = "".join(_table(title, values) for title, values in tables.items())
-    return (
-        f'<h3 style="margin:8px 0 4px">{html.escape(run.name)}</h3>'
-        f'<div style="display:flex;flex-wrap:wrap;gap:4px 28px">{blocks}</div>'
-    )
-
-
-def _table(title: str, values: Mapping[str, Any]) -> str:
-    """Names and values as a table of two columns; what is empty is left out."""
-    rows = []
-    for key, value in values.items():
-        if value not in ("", {}, None):
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            rows.append(
-                f'<tr><th scope="row" style="text-align:left;font-weight:normal;padding-right:14px">'
-                f'{html.escape(key)}</th><td style="text-align:left;overflow-wrap:anywhere;'
-                f'max-width:22em"><b>{html.escape(text)}</b></td></tr>'
-            )
-    caption = '<caption style="text-align:left;font-weight:bold;padding:6px 0 2px">'
-    return f'<table style="line-height:1.35">{caption}{title}</caption>{"".join(rows)}</table>'
+    blocks = []
+    for title, values in tables.items():
+        given = {key: str(value) for key, value in values.items() if value not in ("", {}, None)}
+        blocks.append(pd.Series(given, name=title, dtype=str).to_frame().to_html(border=0))
+    flow = "display:flex;flex-wrap:wrap;gap:4px 28px;align-items:flex-start"
+    return f'<h3>{html.escape(run.name)}</h3><div style="{flow}">{"".join(blocks)}</div>'
 
 
 def notebook_link(record: Record) -> str:
