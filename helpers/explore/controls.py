@@ -298,7 +298,7 @@ def slider(
         raise BadParameter(
             f"{description} {value!r} is outside the slider's range: give {low:g} to {high:g}"
         )
-    return kind(value=value, min=min, max=max, **described(description, "290px"), **limits)
+    return kind(value=value, min=min, max=max, **limits, **_label(description, "290px"))
 
 
 def choice(
@@ -311,16 +311,14 @@ def choice(
     values = [option[1] if isinstance(option, tuple) else option for option in options]
     if value not in values:
         raise BadParameter(f"{description} {value!r} is unknown: choose one of {values}")
-    return ipywidgets.Dropdown(options=list(options), value=value, **described(description, width))
+    return ipywidgets.Dropdown(options=list(options), value=value, **_label(description, width))
 
 
-def described(description: str, width: str) -> dict[str, Any]:
+def _label(description: str, width: str) -> dict[str, Any]:
     """Arguments of a widget whose label is as wide as its text."""
-    return {
-        "description": description,
-        "style": {"description_width": "initial"},
-        "layout": ipywidgets.Layout(width=width, max_width="98%", margin="2px 12px 2px 2px"),
-    }
+    layout = ipywidgets.Layout(width=width, max_width="98%", margin="2px 12px 2px 2px")
+    style = {"description_width": "initial"}
+    return {"description": description, "style": style, "layout": layout}
 
 
 def row(*widgets: ipywidgets.Widget) -> ipywidgets.Box:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from helpers.errors import RecordError, check_choice
-from helpers.explore.controls import Explorer, View, Worker, choice, described, row
+from helpers.explore.controls import Explorer, View, Worker, choice, row
 from helpers.paths import notebooks_dir, reference_dir, results_dir
 from helpers.records import read_records
 from helpers.results import (
@@ -41,7 +41,7 @@ NO_RUN = ("choose a run", "")
 LOG_FROM = 3.0  # a perplexity axis is logarithmic if the largest is this many times the smallest
 HINT = (
     "Each point is one run, a line joins the means over seeds, a whisker is one standard error. "
-    "Several methods: Ctrl or Shift. Choose a run to ring its point and read its record."
+    "Choose a run to ring its point and read its record."
 )
 
 
@@ -81,51 +81,60 @@ def results_explorer(
     if isinstance(records, str):
         records = _records_of(records, source)
     groups = _groups(list(records))
-    plan = choice(list(groups), next(iter(groups)), "records")
-    titles = {name: title for title, (_, name) in reversed(metrics_of(groups[plan.value]).items())}
-    wanted = check_choice("metric", titles.get(metric, metric), titles.values())
-    measure = choice(list(titles.values()), wanted, "metric", width="440px")
-    columns = choice(COLUMNS, check_choice("targets", targets, COLUMNS), "columns")
-    methods = ipywidgets.SelectMultiple(rows=6, **described("methods", "440px"))
-    run = choice([NO_RUN], "", "run", width="440px")
+    everything = [run for runs in groups.values() for run in runs]
+    metrics = metrics_of(everything)
+    wanted = next((title for title, (_, name) in metrics.items() if name == metric), metric)
+    controls = {
+        "plan": choice(list(groups), next(iter(groups)), "records"),
+        "metric": choice(
+            list(metrics), check_choice("metric", wanted, metrics), "metric", width="440px"
+        ),
+        "columns": choice(COLUMNS, check_choice("targets", targets, COLUMNS), "columns"),
+    }
+    variants = {r.label: r.variant for r in everything if r.column != "dense"}
+    boxes = {label: _box(label, not variant) for label, variant in variants.items()}
+    runs = choice([NO_RUN], "", "run", width="440px")
 
-    def offer_methods(_change: Any = None) -> None:
-        """The metrics and methods of the chosen records; plain methods are selected."""
-        runs, before = groups[plan.value], measure.value
-        names = list(metrics_of(runs))
-        measure.options, measure.value = names, before if before in names else names[0]
-        variants = {r.label: r.variant for r in runs if r.column != "dense"}
-        methods.options = list(variants)
-        methods.value = [label for label, variant in variants.items() if not variant]
+    def shown(plan: str, metric: str, columns: str, **ticked: bool) -> list[Run]:
+        """The runs that the controls leave; dense is always among them."""
+        notebook, name = metrics[metric]
+        signs = {"sparsity": "%", "N:M": ":", "both": "%:"}[columns]
+        able = [r for r in groups[plan] if r.record["notebook"] == notebook]
+        able = [r for r in able if name in r.record["metrics"]]
+        fits = [ticked.get(r.label) and set(signs) & set(r.column) for r in able]
+        return [r for r, fit in zip(able, fits, strict=True) if fit or r.column == "dense"]
 
     def offer_runs(_change: Any = None) -> None:
-        """The runs that the other controls leave; the chosen one stays if it is among them."""
-        before, (_, name) = run.value, metrics_of(groups[plan.value])[measure.value]
-        left = _shown(groups[plan.value], measure.value, columns.value, methods.value)
-        options = {r.key: f"{r.name}: {format_number(value_of(r.record, name))}" for r in left}
-        run.options = [NO_RUN, *((text, key) for key, text in options.items())]
-        run.value = before if before in options else ""
+        """List the runs shown; the chosen one stays if it is among them."""
+        left = shown(**{name: control.value for name, control in (controls | boxes).items()})
+        before, name = runs.value, metrics[controls["metric"].value][1]
+        texts = {r.key: f"{r.name}: {format_number(value_of(r.record, name))}" for r in left}
+        runs.options = [NO_RUN, *((text, key) for key, text in texts.items())]
+        runs.value = before if before in texts else ""
 
-    def draw(_worker: Worker, *, plan: str, metric: str, run: str, **chosen_by: Any) -> View:
-        drawn, (_, name) = (
-            _shown(groups[plan], metric, **chosen_by),
-            metrics_of(groups[plan])[metric],
-        )
-        chosen = next((r for r in drawn if r.key == run), None)
-        caption = f"{metric}: {len(drawn)} runs" + (f"; ringed: {chosen.name}" if chosen else "")
-        figure = results_figure(drawn, name, metric, chosen)
+    def draw(_worker: Worker, *, run: str, metric: str, **values: Any) -> View:
+        left, name = shown(metric=metric, **values), metrics[metric][1]
+        chosen = next((r for r in left if r.key == run), None)
+        caption = f"{metric}: {len(left)} runs" + (f"; ringed: {chosen.name}" if chosen else "")
+        figure = results_figure(left, name, metric, chosen)
         if chosen is None:
             return View(figure, caption)
         return View(figure, caption, record_html(chosen), notebook_link(chosen.record))
 
-    offer_methods()
     offer_runs()
-    plan.observe(offer_methods, names="value")
-    for control in (plan, measure, columns, methods):
+    for control in (controls | boxes).values():
         control.observe(offer_runs, names="value")
-    controls = {"plan": plan, "metric": measure, "columns": columns, "methods": methods, "run": run}
-    rows = [row(*([plan] if len(groups) > 1 else []), measure, columns), row(methods, run)]
-    return Explorer(controls, draw, rows=rows, hint=HINT)
+    more = ipywidgets.Accordion([row(*(b for n, b in boxes.items() if variants[n]))])
+    more.set_title(0, "runs with other options than the defaults")
+    more.selected_index = None
+    first = [control for control in controls.values() if len(control.options) > 1]
+    rows = [row(*first), row(*(b for n, b in boxes.items() if not variants[n])), more, runs]
+    return Explorer(controls | boxes | {"run": runs}, draw, rows=rows, hint=HINT)
+
+
+def _box(label: str, ticked: bool) -> ipywidgets.Checkbox:
+    layout = ipywidgets.Layout(width="auto", margin="0 14px 0 0")
+    return ipywidgets.Checkbox(ticked, description=label, indent=False, layout=layout)
 
 
 def _records_of(plan: str, source: str) -> list[Record]:
@@ -225,19 +234,6 @@ def error_of(record: Record, name: str) -> float | None:
         return None
     pairs = [(metrics[f"{t}_acc"]["value"], metrics[f"{t}_acc_stderr"]["value"]) for t in tasks]
     return mean_of_tasks(pairs)[1]
-
-
-def _shown(runs: Sequence[Run], metric: str, columns: str, methods: Sequence[str]) -> list[Run]:
-    """The runs that have the metric, in the columns and of the methods asked for, and dense."""
-    notebook, name = metrics_of(runs)[metric]
-    signs = {"sparsity": "%", "N:M": ":", "both": "%:"}[columns]
-    return [
-        run
-        for run in runs
-        if run.record["notebook"] == notebook
-        and name in run.record["metrics"]
-        and (run.column == "dense" or (run.label in methods and set(signs) & set(run.column)))
-    ]
 
 
 def results_figure(runs: Sequence[Run], name: str, title: str, chosen: Run | None) -> Figure:

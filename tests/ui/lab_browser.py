@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 from lab_page import WINDOW
 
-from helpers.machine.doctor import BROWSERS
 from helpers.paths import root
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ QUIET = (
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-quic"),
     *("--no-first-run", "--disable-component-update", "--disable-sync"),
 )
+BROWSERS = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
 HOW = (
     "install chromium (Debian: apt-get install chromium), or run "
     "`.venv/bin/python -m playwright install chromium`, or set CHROMIUM to a Chromium or Chrome"

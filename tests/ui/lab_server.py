@@ -87,7 +87,7 @@ def project_copy(folder: Path, *, quick: bool) -> Path:
     ignore = shutil.ignore_patterns(".ipynb_checkpoints")
     shutil.copytree(root() / "notebooks", folder / "notebooks", ignore=ignore)
     for run in reversed(plans.read_plan("smoke") if quick else []):
-        if run.notebook != plans.TABLES_NOTEBOOK:  # it shows the committed records anyway
+        if run.notebook != "06_tables_and_plots":  # it shows the committed records anyway
             set_parameters(folder / "notebooks" / f"{run.notebook}.ipynb", run.parameters)
     return folder
 
