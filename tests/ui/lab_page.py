@@ -144,7 +144,7 @@ class Book:
 
 def named(area: Locator, kind: str, label: str) -> Locator:
     """The control of a kind whose label reads so."""
-    text = area.page.locator(".widget-label", has_text=re.compile(f"^{re.escape(label)}$"))
+    text = area.page.locator(".widget-label", has_text=re.compile(rf"^\s*{re.escape(label)}\s*$"))
     return area.locator(kind).filter(has=text).first
 
 
@@ -209,7 +209,7 @@ def choose(area: Locator, label: str, *, keyboard: bool = False) -> None:
 
 def tick(area: Locator, label: str, *, keyboard: bool = False) -> None:
     """Tick a box, or take its tick away."""
-    box = area.locator(".widget-checkbox", has_text=re.compile(f"^{re.escape(label)}$"))
+    box = area.locator(".widget-checkbox", has_text=re.compile(rf"^\s*{re.escape(label)}\s*$"))
     if keyboard:
         box.locator("input").focus()
         area.page.keyboard.press("Space")

@@ -161,8 +161,10 @@ def wait_for_server(folder: Path, log: Path) -> dict:
     """What the server that was started says of itself: url, token, root_dir."""
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
-        with contextlib.suppress(ValueError):  # half written
+        # half written, or not listening yet
+        with contextlib.suppress(ValueError, urllib.error.URLError):
             for server in _servers(folder):
+                urllib.request.urlopen(f"{server['url']}api", timeout=10).close()
                 return server
         time.sleep(0.1)
     raise AssertionError("JupyterLab did not start:\n" + log.read_text(encoding="utf-8")[-2000:])
