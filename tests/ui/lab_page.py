@@ -209,7 +209,8 @@ def choose(area: Locator, label: str, *, keyboard: bool = False) -> None:
 
 def tick(area: Locator, label: str, *, keyboard: bool = False) -> None:
     """Tick a box, or take its tick away."""
-    box = area.locator(".widget-checkbox", has_text=re.compile(rf"^\s*{re.escape(label)}\s*$"))
+    text = area.page.locator("label", has_text=re.compile(f"^{re.escape(label)}$"))
+    box = area.locator(".widget-checkbox").filter(has=text)
     if keyboard:
         box.locator("input").focus()
         area.page.keyboard.press("Space")
