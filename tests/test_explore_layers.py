@@ -26,7 +26,7 @@ from helpers.models import find_blocks, find_layers, read_weight
 
 
 def quiet(*_steps: Any) -> None:
-    """Progress that nobody looks at."""
+    """Progress that is not shown."""
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ TOP = 8  # tokens in the table
 FULL = 10  # times the median norm, from which a token has the full colour
 HINT = (
     "The text that the model was shown, coloured by the norm of each token's stream at the block. "
-    "Look at: which tokens stand out, at which blocks they begin and cease to, and whether they "
+    "Look at: which tokens stand out, at which blocks that begins and ends, and whether they "
     "mean anything."
 )
 LEGEND = (

@@ -60,11 +60,8 @@ def layer_solve_explorer(
     source = find_source(network, tokens, outputs)
     where = source.controls(block, layer)
     options = [(label, name) for name, label in SCHEDULES.items()]
-    real, decades, whole = (
-        ipywidgets.FloatSlider,
-        ipywidgets.FloatLogSlider,
-        ipywidgets.IntSlider,
-    )
+    real, whole = ipywidgets.FloatSlider, ipywidgets.IntSlider
+    decades = ipywidgets.FloatLogSlider
     how = {
         "schedule": choice(options, schedule, "schedule"),
         "sparsity": slider(real, sparsity, "sparsity", min=0.05, max=0.95, step=0.05),
@@ -83,29 +80,32 @@ def layer_solve_explorer(
 
     def draw(worker: Worker, *, schedule: str, **values: Any) -> View:
         settings = {name: values.pop(name) for name in ("sparsity", "rho", "iterations")}
+        settings["damping"] = damping
         part = source.get(worker.progress, **values)
-        curve: list[float] = []
-
-        def trace(_iteration: int, weight: Tensor, _keep: Tensor) -> None:
-            worker.check()
-            curve.append(part.error(weight))
-
-        mask_steps = max(1, round(MASK_SHARE * settings["iterations"]))
-        kind = {"schedule": schedule, "mask_steps": mask_steps}
-        if schedule == "one-shot":
-            kind = {"mask_steps": 0}
-        solved = admm_grad(part.weight, part.gram, **kind, **settings, damping=damping, trace=trace)
-        title = f"{100 * settings['sparsity']:.0f} % pruned, ρ = {settings['rho']:.3g}: "
-        title = f"{part.title}\n{title}error {short_error(curve[-1])}".strip()
-        view = _view(part, solved, curve, optimum(part, solved), title, kind["mask_steps"])
-        if solved.damping == damping:
-            return view
-        raised = f" The gram could only be factored with damping {solved.damping:g}."
-        return View(view.figure, view.caption + raised)
+        solved, curve, mask_steps = _solve(worker, part, schedule, settings)
+        return _view(part, solved, curve, optimum(part, solved), settings, mask_steps)
 
     first, *others = how.values()
     rows = [row(*where.values(), first), row(*others)]
     return Explorer(where | how, draw, rows=rows, hint=HINT)
+
+
+def _solve(
+    worker: Worker, part: LayerOutputs, schedule: str, settings: dict[str, Any]
+) -> tuple[Solution, list[float], int]:
+    """The solution, its error after each iteration, and how many of these chose the mask anew."""
+    curve: list[float] = []
+
+    def trace(_iteration: int, weight: Tensor, _keep: Tensor) -> None:
+        worker.check()
+        curve.append(part.error(weight))
+
+    kind: dict[str, Any] = {"mask_steps": 0}
+    if schedule != "one-shot":
+        mask_steps = max(1, round(MASK_SHARE * settings["iterations"]))
+        kind = {"mask_steps": mask_steps, "schedule": schedule}
+    solved = admm_grad(part.weight, part.gram, **kind, **settings, trace=trace)
+    return solved, curve, kind["mask_steps"]
 
 
 def certified_optimum(
@@ -144,13 +144,15 @@ def _view(
     solved: Solution,
     curve: list[float],
     optimum: tuple[float, float],
-    title: str,
+    settings: dict[str, Any],
     mask_steps: int,
 ) -> View:
     """The picture of a solve, and the same in words."""
     best, within = optimum
     bare, hurt = part.weight * solved.keep, part.errors(solved.weight)
     untouched = part.error(bare)
+    setting = f"{100 * settings['sparsity']:.0f} % pruned, ρ = {settings['rho']:.3g}"
+    title = f"{part.title}\n{setting}: error {short_error(curve[-1])}".strip()
     name = "optimum of this mask" + (f" (to within {within:.1%})" if within > TOLERANCE else "")
     figure = solve_figure(
         curve,
@@ -168,4 +170,6 @@ def _view(
         f"with errors of {', '.join(map(short_error, hurt[worst].tolist()))}; the median output "
         f"has {short_error(hurt.median().item())}."
     )
+    if solved.damping != settings["damping"]:
+        caption += f" The gram could only be factored with damping {solved.damping:g}."
     return View(figure, caption)

@@ -60,16 +60,7 @@ def mask_schedule_explorer(
     damping = check_real("damping", damping)
     source = find_source(network, tokens, outputs)
     where = source.controls(block, layer)
-    options = [(label, name) for name, label in SCHEDULES.items()]
-    real, whole = ipywidgets.FloatSlider, ipywidgets.IntSlider
-    last = mask_steps + FINAL_ITERATIONS
-    how = {
-        "schedule": choice(options, schedule, "schedule"),
-        "pattern": choice(PATTERNS, pattern, "pattern"),
-        "sparsity": slider(real, sparsity, "sparsity", min=0.05, max=0.95, step=0.05),
-        "mask_steps": slider(whole, mask_steps, "mask steps", min=0, max=30),
-        "iteration": slider(whole, last, "iteration", min=1, max=last),
-    }
+    how = _controls(schedule, pattern, sparsity, mask_steps)
 
     @lru_cache(maxsize=3)  # scrubbing, and going back to a setting, solve nothing
     def solve(worker: Worker, part: LayerOutputs, iterations: int, **settings: Any) -> _History:
@@ -97,6 +88,22 @@ def mask_schedule_explorer(
     first, second = [how["schedule"], how["pattern"]], [how["sparsity"], how["mask_steps"]]
     rows = [row(*where.values(), *first), row(*second), row(play, how["iteration"])]
     return Explorer(where | how, draw, rows=rows, hint=HINT)
+
+
+def _controls(
+    schedule: str, pattern: str, sparsity: float, mask_steps: int
+) -> dict[str, ipywidgets.Widget]:
+    """The controls of a solve, where they start. Raises BadParameter."""
+    options = [(label, name) for name, label in SCHEDULES.items()]
+    real, whole = ipywidgets.FloatSlider, ipywidgets.IntSlider
+    controls = {
+        "schedule": choice(options, schedule, "schedule"),
+        "pattern": choice(PATTERNS, pattern, "pattern"),
+        "sparsity": slider(real, sparsity, "sparsity", min=0.05, max=0.95, step=0.05),
+        "mask_steps": slider(whole, mask_steps, "mask steps", min=0, max=30),
+    }
+    last = mask_steps + FINAL_ITERATIONS
+    return controls | {"iteration": slider(whole, last, "iteration", min=1, max=last)}
 
 
 def _connect(controls: dict[str, ipywidgets.Widget]) -> ipywidgets.Play:

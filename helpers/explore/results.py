@@ -96,13 +96,7 @@ def results_explorer(
     runs = choice([NO_RUN], "", "run", width="440px")
 
     def shown(plan: str, metric: str, columns: str, **ticked: bool) -> list[Run]:
-        """The runs that the controls leave; dense is always among them."""
-        notebook, name = metrics[metric]
-        signs = {"sparsity": "%", "N:M": ":", "both": "%:"}[columns]
-        able = [r for r in groups[plan] if r.record["notebook"] == notebook]
-        able = [r for r in able if name in r.record["metrics"]]
-        fits = [ticked.get(r.label) and set(signs) & set(r.column) for r in able]
-        return [r for r, fit in zip(able, fits, strict=True) if fit or r.column == "dense"]
+        return _shown(groups[plan], *metrics[metric], columns, ticked)
 
     def offer_runs(_change: Any = None) -> None:
         """List the runs shown; the chosen one stays if it is among them."""
@@ -130,6 +124,16 @@ def results_explorer(
     first = [control for control in controls.values() if len(control.options) > 1]
     rows = [row(*first), row(*(b for n, b in boxes.items() if not variants[n])), more, runs]
     return Explorer(controls | boxes | {"run": runs}, draw, rows=rows, hint=HINT)
+
+
+def _shown(
+    runs: Sequence[Run], notebook: str, metric: str, columns: str, ticked: Mapping[str, bool]
+) -> list[Run]:
+    """The runs that the controls leave; dense is always among them."""
+    signs = {"sparsity": "%", "N:M": ":", "both": "%:"}[columns]
+    able = [r for r in runs if r.record["notebook"] == notebook and metric in r.record["metrics"]]
+    fits = [ticked.get(r.label) and set(signs) & set(r.column) for r in able]
+    return [r for r, fit in zip(able, fits, strict=True) if fit or r.column == "dense"]
 
 
 def _box(label: str, ticked: bool) -> ipywidgets.Checkbox:

@@ -1,4 +1,4 @@
-"""A browser without a window that asks nobody outside of this machine for anything."""
+"""A browser without a window whose pages make no request outside this machine."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Book:
         return json.loads(self.file.read_text(encoding="utf-8"))
 
     def menu(self, menu: str, command: str) -> None:
-        """Choose an entry of a menu, by the command behind it."""
+        """Choose an entry of a menu, by its command."""
         self.page.locator(".lm-MenuBar-item", has_text=re.compile(f"^{menu}$")).click()
         self.page.locator(f'.lm-Menu-item[data-command="{command}"]').click()
 

@@ -1,4 +1,4 @@
-"""A JupyterLab of its own for the tests: on loopback, on copies, asking nobody for anything."""
+"""A JupyterLab for the tests: on loopback, on copies, with no request outside this machine."""
 
 from __future__ import annotations
 
