@@ -6,21 +6,10 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "calibration": ("calibration_explorer",),
-        "controls": (
-            "Explorer",
-            "Task",
-            "progress_bar",
-        ),
+        "controls": ("Explorer", "View", "Worker", "progress_bar"),
+        "generate": ("TryIt", "pruned_copy", "try_it"),
         "layer": ("layer_solve_explorer",),
         "mask": ("mask_schedule_explorer",),
-        "results": (
-            "ResultsExplorer",
-            "results_explorer",
-        ),
-        "try_it": (
-            "TryIt",
-            "pruned_copy",
-            "try_it",
-        ),
+        "results": ("results_explorer",),
     },
 )

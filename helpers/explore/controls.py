@@ -1,353 +1,304 @@
-"""What all explorers are made of: controls above a picture, work that can be stopped, progress.
+"""What every explorer is made of: controls, one picture, and one thread that can be stopped.
 
-Plain ipywidgets (7.7 on Colab, 8 elsewhere): controls above a PNG that is redrawn in the kernel,
-so no matplotlib widget backend is needed. Whatever takes time runs in a thread, so that the kernel
-stays free. Each explorer has a `figure` that a notebook shows beside it, for readers without a
-kernel.
+Plain ipywidgets (7.7 on Colab, 8 elsewhere). The picture is a PNG that is drawn in the kernel, so
+no matplotlib backend for widgets is needed. To write an explorer of your own: make some controls,
+write a function that turns their values into a `View`, and give both to `Explorer`.
 """
 
 from __future__ import annotations
 
 import base64
 import html
-import struct
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets
+from IPython.display import HTML
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from helpers.capture import Progress
 from helpers.errors import BadParameter, HelpersError, Stopped, check_real
 from helpers.results import to_png
 
 STOPPED = "stopped: nothing was lost, start again when you like"
-BETWEEN = 0.05  # seconds between two updates of a bar, at least: a browser has to draw them
-PATIENCE = 1.0  # seconds for which quick work is let finish though newer work waits
+BETWEEN = 0.05  # seconds between two updates of the bar: the browser has to draw each
+PATIENCE = 1.0  # seconds that work may go on although a newer request waits
 DPI = 90
-# matplotlib shares caches between figures, so two threads do not draw at once
-_DRAWING = threading.Lock()
+_DRAWING = threading.Lock()  # matplotlib's caches are not meant for two threads at once
 
 
-@dataclass(eq=False)
-class _Job:
-    """A piece of work, whom to tell, and whether it should end."""
+class Worker(ipywidgets.HBox):
+    """Runs the latest request in a thread, with a progress bar, a line of text and a Stop button.
 
-    work: Callable[[Progress], Any]
-    done: Callable[[Any], None]
-    failed: Callable[[BaseException], None] | None
-    stop: threading.Event = field(default_factory=threading.Event)
-    replaced: bool = False  # by work that was started later
-    began: float = 0.0
-    shown: float | None = None  # when its progress was last shown
-
-
-class Task(ipywidgets.HBox):
-    """Long work in a thread: a bar, a line of text and a Stop button; the kernel stays free.
-
-    `work` is called with a function `progress(done, total, name)`, the one that `prune_model` and
-    others take; once Stop was pressed its next call raises `Stopped`, which ends the work. What
-    the work returns goes to `done`, in the same thread; a HelpersError is shown in red and ends
-    it as well. One piece of work at a time: starting another stops the one under way and follows
-    it; of several that wait only the last is done. No thread lives longer than there is work.
-
-    With `quiet`, for work that is mostly quick, bar and button are shown only while there is
-    progress to show, and work that is replaced within a second of its beginning is not stopped by
-    `check()` but finished: a slider that is dragged shows a picture now and then, not only at the
-    end.
+    `start(work)` returns at once; `work()` then runs in a thread, one request at a time. Of
+    several requests that wait only the last is run. While it runs, the work calls
+    `progress(done, total, name)` or `check()`. Both raise `Stopped` once Stop was pressed, or
+    once a newer request waits and this one has run for a second. So a slider that is dragged
+    shows a picture now and then, and slow work is given up for newer work. An error is shown in
+    one red line and kept as `error`. The bar and the button are visible only while there is
+    progress to show.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self) -> None:
         self.bar = ipywidgets.IntProgress(min=0, max=1, layout=ipywidgets.Layout(width="240px"))
-        self.button = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
+        self.button = ipywidgets.Button(description="Stop", icon="stop")
         self.message = ipywidgets.HTML()
-        self._quiet = quiet
-        self._lock = threading.RLock()  # held while a state or a widget of the task changes
+        self.error: BaseException | None = None  # that ended the last work
+        self._lock = threading.RLock()
         self._idle = threading.Event()
         self._idle.set()
-        self._thread: threading.Thread | None = None
-        self._job: _Job | None = None
-        self._next: _Job | None = None
+        self._waiting: Callable[[], None] | None = None
+        self._stopping = False
+        self._began = self._updated = 0.0
         super().__init__([self.bar, self.button, self.message])
-        self._reveal(not quiet)
+        self._show_bar(False)
         self.button.on_click(lambda _button: self.stop())
 
     @property
     def running(self) -> bool:
-        """Whether work is under way or waits for its turn."""
+        """Whether work is running or waits."""
         return not self._idle.is_set()
 
-    def start(
-        self,
-        work: Callable[[Progress], Any],
-        done: Callable[[Any], None],
-        failed: Callable[[BaseException], None] | None = None,
-    ) -> None:
-        """Start the work and return; `done` gets its result unless it is stopped or fails.
+    @property
+    def replaced(self) -> bool:
+        """Whether a newer request waits for the work that is running to end."""
+        return self._waiting is not None
 
-        `failed` gets the error that ended it, a `Stopped` too, once that is shown. Neither is
-        called for work that another start has replaced.
-        """
+    def start(self, work: Callable[[], None]) -> None:
+        """Run the work in a thread, after the work that is running, instead of any that waits."""
         with self._lock:
-            self._next = _Job(work, done, failed)
-            if self._job is None:
+            self._waiting = work
+            if self._idle.is_set():
+                self._idle.clear()
                 self._begin()
-            else:
-                self._job.replaced = True
 
     def stop(self) -> None:
-        """Ask the work to end at its next step, and what waits not to begin."""
+        """Ask the work to end at its next step, and drop the request that waits."""
         with self._lock:
-            for job in (self._job, self._next):
-                if job is not None:
-                    job.stop.set()
-            if self._job is not None and (self._job.shown is not None or not self._quiet):
+            self._waiting = None
+            self._stopping = self.running
+            if self.running:
                 self.message.value = "stopping at the next step"
 
     def wait(self, seconds: float | None = None) -> None:
         """Return when all work has ended, or after so many seconds."""
-        thread = self._thread
-        if thread is threading.current_thread():
-            return  # the work itself asks: it cannot wait for its own end
-        if self._idle.wait(seconds) and thread is not None:
-            thread.join()  # nothing is left for it to do
-
-    def progress(self, done: int, total: int, name: str) -> None:
-        """Show how far the work is. Raises Stopped once it is asked to end."""
-        with self._lock:
-            job, now = self._job, time.monotonic()
-            if job is None:
-                return
-            if job.stop.is_set() or job.replaced:
-                raise Stopped(STOPPED)
-            if job.shown is not None and now - job.shown < BETWEEN and done < total:
-                return
-            job.shown = now
-            self._reveal(True)
-            self.bar.max, self.bar.value = max(1, total), done
-            self.message.value = html.escape(f"{done} of {total} {name}")
+        self._idle.wait(seconds)
 
     def check(self) -> None:
-        """Raise Stopped if the work under way is asked to end; shows nothing."""
-        job = self._job
-        if job is None:
-            return
-        spared = self._quiet and time.monotonic() - job.began < PATIENCE
-        if job.stop.is_set() or (job.replaced and not spared):
+        """Raise Stopped if the work that is running should end."""
+        overdue = time.monotonic() - self._began > PATIENCE
+        if self._stopping or (self.replaced and overdue):
             raise Stopped(STOPPED)
 
+    def progress(self, done: int, total: int, name: str) -> None:
+        """Show how far the work is. Raises Stopped if it should end."""
+        self.check()
+        now = time.monotonic()
+        if done < total and now - self._updated < BETWEEN:
+            return
+        self._updated = now
+        with self._lock:
+            self._show_bar(True)
+            self.bar.max, self.bar.value = max(1, total), done
+            if not self._stopping:
+                self.message.value = html.escape(f"{done} of {total} {name}")
+
     def close(self) -> None:
-        """Stop the work and take the widget away."""
+        """Stop the work and remove the widgets."""
         self.stop()
         super().close()
 
     def _begin(self) -> None:
-        """Give what waits a thread. The lock is held."""
-        self._job, self._next = self._next, None
-        self._idle.clear()
-        self._thread = threading.Thread(target=self._run, args=(self._job,), daemon=True)
-        self._thread.start()
+        """Give the request that waits a thread. The lock is held."""
+        work, self._waiting = self._waiting, None
+        self._stopping, self._began, self._updated = False, time.monotonic(), 0.0
+        threading.Thread(target=self._run, args=(work,), daemon=True).start()
 
-    def _run(self, job: _Job) -> None:
-        """The thread: the work, and then what waits."""
+    def _run(self, work: Callable[[], None]) -> None:
+        """The thread: do the work, show how it ended, begin what waits."""
+        error: BaseException | None = None
         try:
-            self._work(job)
+            work()
+        except HelpersError as caught:
+            error = caught
+        except BaseException as caught:  # a bug: the reader sees one line, the log the traceback
+            error = caught
+            raise
         finally:
             with self._lock:
-                self._job = None
-                if self._next is None:
-                    self._idle.set()
-                else:
+                self.error = error
+                if self.replaced:
                     self._begin()
+                else:
+                    self._show_bar(False)
+                    self.message.value = failure(error) if error else ""
+                    self._idle.set()
 
-    def _work(self, job: _Job) -> None:
-        """Do the work and tell whom it concerns."""
-        with self._lock:
-            job.began = time.monotonic()
-            self.bar.value, self.bar.max, self.bar.bar_style = 0, 1, ""
-            self.button.disabled = False
-            if not self._quiet:
-                self.message.value = "working"
-        try:
-            self.check()
-            result = job.work(self.progress)
-            self.check()  # a result that nobody wants any more is not handed on
-            job.done(result)
-        except HelpersError as error:
-            self._end(job, error)
-        except BaseException as error:  # a bug must be seen as well, and not only on a console
-            self._end(job, error)
-            raise
-        else:
-            self._end(job, None)
-
-    def _end(self, job: _Job, error: BaseException | None) -> None:
-        """Show how the work ended, unless other work follows, which shows its own progress."""
-        with self._lock:
-            self.button.disabled = True
-            if job.replaced and isinstance(error, Stopped | None):
-                return
-            self._reveal(not self._quiet)
-            if error is None:
-                self.bar.value, self.message.value = self.bar.max, ""
-            elif isinstance(error, Stopped):
-                self.message.value = html.escape(str(error))
-            else:
-                self.bar.bar_style, self.message.value = "danger", failure(error)
-        if error is not None and job.failed is not None and not job.replaced:
-            job.failed(error)
-
-    def _reveal(self, visible: bool) -> None:
-        """Show or hide bar and button, in place: what lies below does not move."""
+    def _show_bar(self, visible: bool) -> None:
+        """Show or hide bar and button; they keep their space, so that nothing below moves."""
         for widget in (self.bar, self.button):
             widget.layout.visibility = "visible" if visible else "hidden"
 
 
+@dataclass(frozen=True)
+class View:
+    """What an explorer shows for one setting of its controls.
+
+    caption: the picture in words, plain text, which is also its alternative text; markup: HTML
+    below it; link: Markdown below that, which JupyterLab turns into links to files.
+    """
+
+    figure: Figure
+    caption: str = ""
+    markup: str = ""
+    link: str = ""
+
+
 class Explorer(ipywidgets.VBox):
-    """Controls above a picture, redrawn in a thread whenever a control changes.
+    """Controls above a picture, which is redrawn in a thread whenever a control changes.
 
-    `controls` maps a name to a widget with a value; `draw` takes their values by those names and
-    returns a Figure. What `draw` refuses (a HelpersError) is shown in red, and the picture stays.
-    When controls change faster than pictures are drawn, settings between are skipped and the last
-    is drawn; a `draw` of more than a second that calls `check()` or `progress(...)` of the `task`
-    on its way ends early then. If a person stops it, the controls go back to what the picture
-    shows. `wait()` returns when the picture is up to date.
+    Args: controls, widgets with a value by name; draw(worker, **values), which returns a View and
+    may call `worker.progress` and `worker.check` on its way; rows, the widgets above the picture
+    if they are not just the controls; hint, a sentence on what to look at.
 
-    `rows` are the widgets shown above the picture, the controls by default; `hint` is a sentence
-    on what to look at. A figure with a `caption` has it below the picture, as plain text.
+    If `draw` raises a HelpersError, the error is shown and the picture stays. If Stop is pressed,
+    the controls go back to what the picture shows. `figure` and `still` are for a static copy.
     """
 
     def __init__(
         self,
         controls: Mapping[str, ipywidgets.Widget],
-        draw: Callable[..., Figure],
+        draw: Callable[..., View],
         *,
-        task: Task | None = None,
         rows: Sequence[ipywidgets.Widget] | None = None,
         hint: str = "",
     ) -> None:
-        self.controls = dict(controls)
-        self.draw = draw
-        self.task = task or Task(quiet=True)
-        self.message = self.task.message
-        self.picture = ipywidgets.HTML()
-        self.png = b""  # what the picture shows
-        self.caption = ipywidgets.HTML()
-        self._figure: Figure | None = None
-        self._shown: dict[str, Any] | None = None
-        self._error: BaseException | None = None
-        self._settled = True  # False while controls are set to what the picture shows
-        parts = [row(*self.controls.values())] if rows is None else rows
+        self.controls, self.draw = dict(controls), draw
+        self.worker = Worker()
+        self.message = self.worker.message
+        self.picture, self.below = ipywidgets.HTML(), ipywidgets.HTML()
+        self.link = ipywidgets.Output()
+        self.png = b""  # the picture's bytes
+        self._view: View | None = None
+        self._values: dict[str, Any] = {}  # of the controls, for which the view was drawn
+        self._restoring = False
+        rows = [row(*self.controls.values())] if rows is None else rows
         hints = [ipywidgets.HTML(paragraph(hint))] if hint else []
-        super().__init__([*hints, *parts, self.task, *self.below()])
+        super().__init__([*hints, *rows, self.worker, self.picture, self.below, self.link])
         for control in self.controls.values():
             control.observe(self.refresh, names="value")
         self.refresh()
 
-    def below(self) -> list[ipywidgets.Widget]:
-        """The widgets below the controls."""
-        return [self.picture, self.caption]
-
-    @property
-    def figure(self) -> Figure:
-        """The picture as a Figure, once it is up to date.
-
-        Raises the error that prevented it if there has never been one.
-        """
-        self.wait()
-        if self._figure is None:
-            raise self._error or Stopped(STOPPED)
-        return self._figure
-
     def refresh(self, _change: Any = None) -> None:
-        """Draw the picture for the controls' present values; does not wait for it."""
-        if not self._settled:
-            return
-        values = {name: control.value for name, control in self.controls.items()}
-        self.task.start(lambda _progress: self._drawn(values), self._show, self._failed)
+        """Start to draw the picture for the controls' present values."""
+        if not self._restoring:
+            values = {name: control.value for name, control in self.controls.items()}
+            self.worker.start(lambda: self._redraw(values))
 
     def wait(self, seconds: float | None = None) -> None:
         """Return when the picture is up to date, or after so many seconds."""
-        self.task.wait(seconds)
+        self.worker.wait(seconds)
+
+    @property
+    def view(self) -> View:
+        """What is shown, once it is up to date. If there never was a picture, raises why."""
+        self.wait()
+        if self._view is None:
+            raise self.worker.error or Stopped(STOPPED)
+        return self._view
+
+    @property
+    def figure(self) -> Figure:
+        """The picture as a Figure, for readers without a kernel."""
+        return self.view.figure
+
+    @property
+    def still(self) -> HTML:
+        """Picture, caption and what is below them, for readers without a kernel."""
+        view = self.view
+        return HTML(to_img(view.figure, self.png, view.caption) + _text_of(view))
 
     def close(self) -> None:
-        """Stop what is under way and take the widgets away."""
-        self.task.close()
+        """Stop the work and remove the widgets."""
+        self.worker.close()
         super().close()
 
-    def _drawn(self, values: dict[str, Any]) -> tuple[dict[str, Any], Figure, bytes]:
-        """What `draw` makes of the values, and its PNG."""
-        figure = self.draw(**values)
-        self.task.check()
-        with _DRAWING:
-            return values, figure, to_png(figure, dpi=DPI)
+    def _redraw(self, values: dict[str, Any]) -> None:
+        """In the thread: draw the picture and show it."""
+        try:
+            view = self.draw(self.worker, **values)
+            with _DRAWING:
+                png = to_png(view.figure, dpi=DPI)
+            self.worker.check()
+        except Stopped:
+            if self._view and not self.worker.replaced:
+                self._restore()
+            raise
+        self._view, self._values, self.png = view, values, png
+        self.picture.value = to_img(view.figure, png, view.caption)
+        self.below.value = _text_of(view)
+        data = {"text/markdown": view.link, "text/plain": view.link}
+        output = {"output_type": "display_data", "data": data, "metadata": {}}
+        self.link.outputs = (output,) if view.link else ()
 
-    def _show(self, drawn: tuple[dict[str, Any], Figure, bytes]) -> None:
-        """Put the picture where the last one was."""
-        self._shown, self._figure, self.png = drawn
-        text = getattr(self._figure, "caption", "")
-        # an Image widget has no words for a screen reader
-        self.picture.value = to_img(self.png, text or "picture of the settings above")
-        self.caption.value = paragraph(text)
-
-    def _failed(self, error: BaseException) -> None:
-        """Keep the error for `figure`; after Stop let the controls say what is shown."""
-        self._error = error
-        if isinstance(error, Stopped) and self._shown is not None:
-            self._settled = False
-            try:
-                for name, value in self._shown.items():
-                    self.controls[name].value = value
-            finally:
-                self._settled = True
+    def _restore(self) -> None:
+        """Set the controls to what the picture shows."""
+        self._restoring = True
+        try:
+            for name, value in self._values.items():
+                self.controls[name].value = value
+        finally:
+            self._restoring = False
 
 
-def to_img(png: bytes, words: str) -> str:
-    """A PNG as an HTML image with words for those who cannot see it.
+def _text_of(view: View) -> str:
+    return (paragraph(view.caption) if view.caption else "") + view.markup
 
-    Its size is told and it is decoded at once, so that nothing jumps or flickers when it takes
-    the place of another.
+
+def to_img(figure: Figure, png: bytes, words: str) -> str:
+    """A figure's PNG as an HTML image; `words` are for those who cannot see it.
+
+    Its size is given and it is decoded at once, so that nothing jumps when it is replaced.
     """
-    width, height = struct.unpack(">II", png[16:24])
-    data = base64.b64encode(png).decode()
+    width, height = (round(DPI * inches) for inches in figure.get_size_inches())
     return (
-        f'<img alt="{html.escape(words, quote=True)}" width="{width}" height="{height}" '
+        f'<img alt="{html.escape(words or "picture")}" width="{width}" height="{height}" '
         'decoding="sync" style="max-width: 100%; height: auto; display: block" '
-        f'src="data:image/png;base64,{data}">'
+        f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'
     )
 
 
 def paragraph(text: str) -> str:
-    """Plain text as HTML whose lines are not far apart."""
+    """Plain text as an HTML paragraph."""
     return f'<div style="line-height: 1.4">{html.escape(text)}</div>'
 
 
 def failure(error: BaseException) -> str:
-    """An error as red text, which a screen reader reads out."""
-    # a red that can be read on white and on black; JupyterLab's own where there is one
-    colour = "var(--jp-error-color1, #D9383F)"
+    """An error as one line of HTML: red unless a person pressed Stop, read by screen readers."""
     text = html.escape(str(error) or type(error).__name__)
-    return f'<span role="alert" style="color:{colour}">{text}</span>'
+    if isinstance(error, Stopped):
+        return text
+    # JupyterLab's red where there is one, else one that is legible on white and on black
+    return f'<span role="alert" style="color:var(--jp-error-color1, #D9383F)">{text}</span>'
 
 
 def slider(
     kind: type, value: float, description: str, *, min: float, max: float, **limits: Any
 ) -> ipywidgets.Widget:
-    """A slider whose label is never cut off.
+    """A slider of a kind of ipywidgets, whose label is not cut off.
 
-    Raises BadParameter for a value that is out of its range, which a slider would change silently.
+    Raises BadParameter for a value out of its range, which ipywidgets would change silently.
     """
     base = limits.get("base")
     low, high = (base**min, base**max) if base else (min, max)
     if not low * (1 - 1e-9) <= check_real(description, value) <= high * (1 + 1e-9):
         raise BadParameter(
-            f"{description} {value!r} is outside what can be dragged: give {low:g} to {high:g}"
+            f"{description} {value!r} is outside the slider's range: give {low:g} to {high:g}"
         )
-    return kind(value=value, min=min, max=max, **_labelled(description, "290px"), **limits)
+    return kind(value=value, min=min, max=max, **limits, **_label(description, "290px"))
 
 
 def choice(
@@ -360,44 +311,33 @@ def choice(
     values = [option[1] if isinstance(option, tuple) else option for option in options]
     if value not in values:
         raise BadParameter(f"{description} {value!r} is unknown: choose one of {values}")
-    labelled = _labelled(description, width)
-    return ipywidgets.Dropdown(options=list(options), value=value, **labelled)
+    return ipywidgets.Dropdown(options=list(options), value=value, **_label(description, width))
 
 
-def _labelled(description: str, width: str) -> dict[str, Any]:
-    """A label as wide as its text, on a widget that is as wide as the page at most."""
-    return {
-        "description": description,
-        "style": {"description_width": "initial"},
-        "layout": ipywidgets.Layout(width=width, max_width="98%", margin="2px 12px 2px 2px"),
-    }
+def _label(description: str, width: str) -> dict[str, Any]:
+    """Arguments of a widget whose label is as wide as its text."""
+    layout = ipywidgets.Layout(width=width, max_width="98%", margin="2px 12px 2px 2px")
+    style = {"description_width": "initial"}
+    return {"description": description, "style": style, "layout": layout}
 
 
 def row(*widgets: ipywidgets.Widget) -> ipywidgets.Box:
-    """Widgets side by side, on more than one line where the page is narrow."""
+    """Widgets side by side, on several lines where the page is narrow."""
     layout = ipywidgets.Layout(display="flex", flex_flow="row wrap", align_items="center")
     return ipywidgets.Box(list(widgets), layout=layout)
 
 
-class ProgressBar:
-    """A tqdm bar for `prune_model(progress=bar.show)`."""
-
-    def __init__(self, title: str) -> None:
-        self._bar = tqdm(desc=title, unit="layer")
+class ProgressBar(tqdm):
+    """A tqdm bar that counts layers: `prune_model(progress=bar.show)`."""
 
     def show(self, done: int, total: int, name: str) -> None:
         """`done` of `total` layers are finished; `name` was the last."""
-        if self._bar.total is None:
-            self._bar.reset(total)  # gives the bar its width as well
-        self._bar.total = total
-        self._bar.set_postfix_str(name, refresh=False)
-        self._bar.update(done - self._bar.n)
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        self._bar.close()
+        if self.total is None:
+            self.reset(total)  # in a notebook this also gives the bar its width
+        self.set_postfix_str(name, refresh=False)
+        self.update(done - self.n)
 
 
 def progress_bar(title: str) -> ProgressBar:
-    """A bar named `title` that counts layers; its total is known at the first call."""
-    return ProgressBar(title)
+    """A bar for `prune_model(progress=bar.show)`; call `bar.close()` at the end."""
+    return ProgressBar(desc=title, unit="layer")

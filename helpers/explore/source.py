@@ -1,24 +1,20 @@
-"""Where the explorers get a layer's weight and gram from: given, or collected in a model.
-
-Grams of a block's layers are collected together, in one walk of the calibration tokens down to
-that block, and kept. A walk starts at the nearest block above that an earlier one has come by, as
-far as there is room to keep the stream there.
-"""
+"""Where the explorers get a layer's weight and gram from: given, or collected in a model."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
+from typing import Any
 
+import ipywidgets
 import torch
 from torch import Tensor, nn
 
-from helpers.capture import check_tokens, eval_mode
+from helpers.capture import Progress, check_tokens, eval_mode
 from helpers.corpora import calibration_tokens
 from helpers.errors import BadParameter, NonFinite, check_choice, check_whole
-from helpers.explore.controls import Progress
+from helpers.explore.controls import choice
 from helpers.gram import check_gram
 from helpers.models import (
     WEIGHT_READER,
@@ -30,57 +26,89 @@ from helpers.models import (
 )
 from helpers.replay import Replay, best_batch
 
-# of a layer as many outputs are solved as make up this many multiplications in a product: those of
-# 1152 outputs with 576 inputs
-WORK = 2 * 576**3
+# a layer is solved quickly enough to follow a slider up to 1152 outputs of 576 inputs; of a layer
+# with more inputs, as many outputs as make a product of that cost
+PRODUCT = 2 * 576**3
 LEAST_OUTPUTS = 32
-KEPT_BYTES = 1 << 30  # of weights and grams, and always those of the block asked for
-STREAM_BYTES = 1 << 29  # of streams entering blocks, and always the last one
+GRAM_BYTES = 1 << 30  # of weights and grams that are kept; those of the last block always are
+STREAM_BYTES = 1 << 29  # of streams entering blocks that are kept; the last one always is
 SEQUENCES, LENGTH = 8, 512  # of calibration text where none is given
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One linear layer: `weight` (d_out, d_in) and `gram` (d_in, d_in), both float32."""
+class LayerOutputs:
+    """The outputs of a layer that an explorer solves, with the gram of the layer's inputs.
 
-    name: str
-    weight: Tensor
-    gram: Tensor
+    weight: (outputs, d_in), float32; gram: (d_in, d_in); title: the layer's name, and how many of
+    its outputs these are if not all. Only so many are taken as `outputs` says, by default as
+    `PRODUCT` allows. They are solved as if they were the whole layer: a mask has one budget for
+    all of a matrix, so the masks are not those of the whole layer.
+    """
+
+    def __init__(self, name: str, weight: Tensor, gram: Tensor, outputs: int | None) -> None:
+        total, width = weight.shape
+        if outputs is None:
+            outputs = max(LEAST_OUTPUTS, PRODUCT // width**2)
+        self.weight = weight[:outputs].detach().float().clone()
+        self.gram = gram
+        self.sizes = self._energy(self.weight)  # ‖Xw‖² of each output
+        count = len(self.weight)
+        part = f"first {count} of {total} outputs, solved alone" if count < total else ""
+        self.title = ", ".join(filter(None, [name, part]))
+
+    def errors(self, new: Tensor) -> Tensor:
+        """‖Xw − Xŵ‖² / ‖Xw‖² of each output, (outputs,); 0 where the output is zero anyway."""
+        lost = self._energy(self.weight - new)
+        return torch.where(self.sizes > 0, lost / self.sizes, torch.zeros_like(lost))
+
+    def error(self, new: Tensor) -> float:
+        """The relative error of all outputs together, as `helpers.gram.relative_error`."""
+        total, lost = self.sizes.sum().item(), self._energy(self.weight - new).sum().item()
+        if not math.isfinite(total + lost):
+            raise NonFinite("the layer's error overflows float32: its activations are too large")
+        return lost / total if total > 0 else 0.0
+
+    def _energy(self, rows: Tensor) -> Tensor:
+        return (rows @ self.gram).mul_(rows).sum(1).clamp_(min=0)
 
 
 class GivenLayer:
-    """A layer whose weight and gram are at hand; there is nothing to choose."""
+    """One layer whose weight and gram are at hand: there is nothing to choose."""
 
-    blocks = 0
-
-    def __init__(self, weight: Tensor, gram: Tensor) -> None:
+    def __init__(self, weight: Tensor, gram: Tensor, outputs: int | None) -> None:
         if weight.ndim != 2:
-            raise BadParameter(
-                f"weight has shape {tuple(weight.shape)}: give a layer's, (d_out, d_in)"
-            )
+            raise BadParameter(f"weight has shape {tuple(weight.shape)}: give (d_out, d_in)")
         check_gram(gram, weight.shape[1])
-        self._layer = Layer("", weight.detach().float(), gram)
+        self._layer = LayerOutputs("", weight, gram, outputs)
 
-    def get(self, block: int | None, layer: str | None, progress: Progress) -> Layer:
-        """The layer, whatever is asked for."""
+    def controls(self, block: int | None, layer: str | None) -> dict[str, ipywidgets.Widget]:
+        """No controls."""
+        return {}
+
+    def get(self, progress: Progress) -> LayerOutputs:
+        """The layer."""
         return self._layer
 
 
 class ModelLayers:
-    """All layers of a model; the grams of a block are collected when it is first asked for.
+    """The layers of a model. The grams of a block are collected when it is first asked for.
 
-    Args: tokens (sequences, length), the calibration text. Memory: streams up to `STREAM_BYTES`,
-    and weights and grams up to `kept_bytes`. The model is read, never changed, and may be used
-    meanwhile: what is hooked is a copy of its modules that shares its weights.
+    Args: tokens (sequences, length), the calibration text; outputs, see `LayerOutputs`. The
+    streams that enter the blocks on the way are kept, so that a deeper block starts from them.
+    The model is only read, and may be run meanwhile by another thread.
     """
 
-    def __init__(self, model: nn.Module, tokens: Tensor, *, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, model: nn.Module, tokens: Tensor, outputs: int | None = None) -> None:
+        if hasattr(model, WEIGHT_READER):
+            raise BadParameter(
+                "the model is read block by block and cannot be explored: load it by load_model"
+            )
         check_tokens(model, tokens)
-        self.model, self.tokens, self.kept_bytes = model, tokens, kept_bytes
+        self.model, self.tokens, self.outputs = model, tokens, outputs
         self.blocks = len(find_blocks(model))
-        self._kept: OrderedDict[int, dict[str, Layer]] = OrderedDict()
-        self._walk: _Walk | None = None
-        self._seen = self._versions()
+        self._layers: OrderedDict[int, dict[str, LayerOutputs]] = OrderedDict()
+        self._streams: dict[int, Tensor] = {}
+        self._replay: Replay | None = None
+        self._seen: tuple[int, ...] = ()
 
     def names(self, block: int) -> list[str]:
         """The names of a block's layers. Raises BadParameter if there is no such block."""
@@ -88,190 +116,120 @@ class ModelLayers:
             raise BadParameter(f"block {block!r} does not exist: give 0 to {self.blocks - 1}")
         return list(find_layers(find_blocks(self.model)[block], f"block {block}"))
 
-    def known(self, block: int) -> bool:
-        """Whether a block's grams are here already."""
-        return block in self._kept and self._seen == self._versions()
+    def controls(self, block: int | None, layer: str | None) -> dict[str, ipywidgets.Widget]:
+        """Drop-down lists of blocks and layers, at the middle block's first layer by default.
 
-    def get(self, block: int, layer: str, progress: Progress) -> Layer:
-        """A layer with its gram; `progress` is told of every step of a walk and may end it.
+        Raises BadParameter for a block or a layer that does not exist.
+        """
+        block = self.blocks // 2 if block is None else block
+        names = self.names(block)
+        blocks = choice(range(self.blocks), block, "block", width="140px")
+        layers = choice(names, names[0] if layer is None else layer, "layer", width="240px")
 
-        Raises BadParameter for a block or layer that does not exist, and if the model was changed
-        during the walk.
+        def follow(change: dict[str, Any]) -> None:
+            names = self.names(change["new"])
+            if list(layers.options) != names:  # the blocks of some families differ
+                chosen = layers.value if layers.value in names else names[0]
+                layers.options, layers.value = names, chosen
+
+        blocks.observe(follow, names="value")
+        return {"block": blocks, "layer": layers}
+
+    def get(self, progress: Progress, block: int, layer: str) -> LayerOutputs:
+        """A layer with its gram; `progress` hears of the steps to its block and may stop them.
+
+        Raises BadParameter for a layer that does not exist, and if the weights changed meanwhile.
         """
         check_choice("layer", layer, self.names(block))
-        if not self.known(block):
-            self._collect(block, progress)
-        self._kept.move_to_end(block)
-        return self._kept[block][layer]
-
-    def _collect(self, block: int, progress: Progress) -> None:
-        """Walk to the block and keep its layers; whatever was known of a changed model is lost."""
-        seen = self._versions()
-        if seen != self._seen:
-            self._kept.clear()
-            self._walk, self._seen = None, seen
-        self._walk = self._walk or _Walk(self.model, self.tokens)
-        found = self._walk.collect(block, progress)
-        if self._versions() != seen:
-            self._walk = None
-            raise BadParameter(
-                "the model's weights changed while its grams were collected: choose the block again"
-            )
-        self._kept[block] = found
-        while len(self._kept) > 1 and sum(map(_bytes, self._kept.values())) > self.kept_bytes:
-            self._kept.popitem(last=False)
+        # torch counts the writes to a tensor: grams of a changed model are worth nothing
+        if (versions := self._versions()) != self._seen:
+            self._layers.clear()
+            self._streams.clear()
+            self._replay, self._seen = None, versions
+        if block not in self._layers:
+            self._layers[block] = self._collect(block, progress)
+            if self._versions() != versions:
+                raise BadParameter(
+                    "the model's weights changed while its grams were collected: choose again"
+                )
+        self._layers.move_to_end(block)
+        while len(self._layers) > 1 and sum(map(_bytes, self._layers.values())) > GRAM_BYTES:
+            self._layers.popitem(last=False)
+        return self._layers[block][layer]
 
     def _versions(self) -> tuple[int, ...]:
-        """A number for every parameter that grows when it is written to."""
-        if hasattr(self.model, WEIGHT_READER):  # weights come and go; nobody writes to them
-            return ()
         return tuple(parameter._version for parameter in self.model.parameters())
 
-
-class _Walk:
-    """The streams of all tokens entering the blocks that were passed so far."""
-
-    def __init__(self, model: nn.Module, tokens: Tensor) -> None:
-        self.model = _twin(model)
-        batch = best_batch(device_of(model), tokens.shape[1])
-        self._replay = Replay(self.model, tokens, batch)
-        self._streams: dict[int, Tensor] = {}
-
-    def collect(self, block: int, progress: Progress) -> dict[str, Layer]:
-        """Go to a block and return its layers with their grams."""
-        passed = [index for index in self._streams if index <= block]
-        first = max(passed, default=0)
-        steps = block - first + 2
-        with eval_mode(self.model):
-            if not passed:
+    def _collect(self, block: int, progress: Progress) -> dict[str, LayerOutputs]:
+        """Run the model up to the block, from the nearest stream, and sum up the block's grams."""
+        if self._replay is None:
+            # modules of our own that share the weights: hooks on them see only what we run
+            shared = [*self.model.parameters(), *self.model.buffers()]
+            twin = copy.deepcopy(self.model, {id(tensor): tensor for tensor in shared})
+            batch = best_batch(device_of(self.model), self.tokens.shape[1])
+            self._replay = Replay(twin, self.tokens, batch)
+        replay, streams = self._replay, self._streams
+        first = max((index for index in streams if index <= block), default=None)
+        steps = block - (first or 0) + 2
+        with eval_mode(replay.model):
+            if first is None:
                 progress(0, steps, "steps: embedding the text")
-                self._streams.clear()  # deeper ones, which were kept for want of room
-                self._streams[0] = self._replay.embed()
+                streams.clear()  # only deeper ones are left, where memory is short
+                first, streams[0] = 0, replay.embed()
             for index in range(first, block):
                 progress(index - first, steps, f"steps: running block {index}")
-                self._advance(index)
+                stream = streams[index]
+                if stream.nbytes * (len(streams) + 1) <= STREAM_BYTES:
+                    stream = stream.clone()
+                else:  # removed before it is overwritten: an error leaves it half done
+                    del streams[index]
+                replay.advance(index, stream)
+                streams[index + 1] = stream
             progress(steps - 2, steps, f"steps: grams of block {block}")
-            grams, _ = self._replay.grams(block, self._streams[block])
-            progress(steps - 1, steps, "steps: the picture")
-        layers = find_layers(find_blocks(self.model)[block], f"block {block}")
+            grams, _ = replay.grams(block, streams[block])
+        progress(steps - 1, steps, "steps: the picture")
+        layers = find_layers(find_blocks(replay.model)[block], f"block {block}")
         return {
-            name: Layer(
-                f"block {block} {name}", read_weight(module).float().clone(), grams[name].matrix
+            name: LayerOutputs(
+                f"block {block} {name}", read_weight(layer), grams[name].matrix, self.outputs
             )
-            for name, module in layers.items()
+            for name, layer in layers.items()
         }
 
-    def _advance(self, index: int) -> None:
-        """Run a block; the stream that enters it stays if there is room, else it is overwritten."""
-        stream = self._streams[index]
-        size = stream.numel() * stream.element_size()
-        if size * (len(self._streams) + 1) <= STREAM_BYTES:
-            stream = stream.clone()
-        else:  # taken out first: an error leaves it half advanced
-            del self._streams[index]
-        self._replay.advance(index, stream)
-        self._streams[index + 1] = stream
+
+def _bytes(layers: dict[str, LayerOutputs]) -> int:
+    """Memory of a block's layers; a gram that several share counts once."""
+    grams = {id(layer.gram): layer.gram.nbytes for layer in layers.values()}
+    return sum(grams.values()) + sum(layer.weight.nbytes for layer in layers.values())
 
 
-def _twin(model: nn.Module) -> nn.Module:
-    """A model of the same weights with modules of its own.
+def find_source(
+    network: nn.Module | Tensor | str, tokens: Tensor | None, outputs: int | None
+) -> GivenLayer | ModelLayers:
+    """The layers to explore: those of a model (or of its name) and tokens, or one given layer.
 
-    Hooks on it see only what is run through it, and its mode is its own, so another thread may
-    run the model meanwhile. A model that reads its weights when it is called is returned itself.
-    """
-    if hasattr(model, WEIGHT_READER):
-        return model
-    shared = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
-
-
-def _bytes(layers: dict[str, Layer]) -> int:
-    """Memory of some layers; a gram that several share counts once."""
-    tensors = [layer.weight for layer in layers.values()]
-    tensors += {id(layer.gram): layer.gram for layer in layers.values()}.values()
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-class Problem:
-    """The outputs of a layer that an explorer solves, with their errors.
-
-    count: the first so many, by default as many as a product of `WORK` multiplications has room
-    for. On one mask outputs do not influence one another, but a mask's budget is the matrix's, so
-    some of the outputs are a layer of their own.
-    """
-
-    def __init__(self, layer: Layer, count: int | None) -> None:
-        total, width = layer.weight.shape
-        if count is None:
-            count = max(LEAST_OUTPUTS, WORK // width**2)
-        self.count, self.total = min(check_whole("outputs", count), total), total
-        self.layer, self.gram = layer, layer.gram
-        self.rows = layer.weight[: self.count]
-        self.sizes = self._energy(self.rows)
-
-    def errors(self, new: Tensor) -> Tensor:
-        """What each output loses, in the units of its own ‖XW‖², (count,); 0 for a zero output."""
-        lost = self._energy(self.rows - new)
-        return torch.where(self.sizes > 0, lost / self.sizes, torch.zeros_like(lost))
-
-    def error(self, new: Tensor) -> float:
-        """The relative error of all of them, as `helpers.gram.relative_error` has it."""
-        total = self.sizes.sum().item()
-        lost = self._energy(self.rows - new).sum().item()
-        if not math.isfinite(total + lost):
-            raise NonFinite("the layer's error overflows float32: its activations are too large")
-        return lost / total if total > 0 else 0.0
-
-    def told(self) -> str:
-        """The layer's name, and how many of its outputs these are if not all."""
-        part = f"first {self.count} of {self.total} outputs, solved alone"
-        return ", ".join(filter(None, [self.layer.name, part if self.count < self.total else ""]))
-
-    def _energy(self, rows: Tensor) -> Tensor:
-        return (rows @ self.gram).mul_(rows).sum(1).clamp_(min=0)
-
-
-class Problems:
-    """The last few problems of some layers, so that nothing is summed up twice."""
-
-    def __init__(self, outputs: int | None) -> None:
-        self._outputs = None if outputs is None else check_whole("outputs", outputs)
-        self._last: OrderedDict[int, Problem] = OrderedDict()
-
-    def of(self, layer: Layer) -> Problem:
-        """The problem of a layer."""
-        key = id(layer)  # the problem holds the layer, so no other can get its id
-        if key not in self._last:
-            self._last[key] = Problem(layer, self._outputs)
-        self._last.move_to_end(key)
-        while len(self._last) > 4:
-            self._last.popitem(last=False)
-        return self._last[key]
-
-
-def source_of(network: nn.Module | Tensor | str, tokens: Tensor | None) -> GivenLayer | ModelLayers:
-    """The layers to explore: of a model (or its name) and calibration tokens, or one given layer.
-
-    A weight (d_out, d_in) with a gram (d_in, d_in) is one layer. A model's name loads it; without
-    tokens a little of the embedded calibration text is taken, which needs the name.
+    A weight (d_out, d_in) with a gram (d_in, d_in) is one layer. A model's name loads it; then
+    tokens may be left out, for a little of the embedded calibration text.
     Raises BadParameter for anything else.
     """
-    if isinstance(network, nn.Module):
-        if tokens is None:
-            raise BadParameter(
-                "tokens are missing: give the model's calibration tokens, for example from "
-                'calibration_tokens("embedded", tokenizer, sequences=8, length=512)'
-            )
-        return ModelLayers(network, tokens)
-    if isinstance(network, torch.Tensor) and isinstance(tokens, torch.Tensor):
-        return GivenLayer(network, tokens)
+    if outputs is not None:
+        check_whole("outputs", outputs)
+    if isinstance(network, Tensor) and isinstance(tokens, Tensor):
+        return GivenLayer(network, tokens, outputs)
     if isinstance(network, str):
-        model, tokenizer = load_model(network)
-        return ModelLayers(model, some_tokens(tokenizer) if tokens is None else tokens)
-    raise BadParameter(
-        f"{type(network).__name__} and {type(tokens).__name__} cannot be explored: give a model "
-        "and its calibration tokens, a model's name, or a layer's weight and gram"
-    )
+        network, tokenizer = load_model(network)
+        tokens = some_tokens(tokenizer) if tokens is None else tokens
+    if not isinstance(network, nn.Module):
+        raise BadParameter(
+            f"{type(network).__name__} and {type(tokens).__name__} cannot be explored: give a "
+            "model and its calibration tokens, a model's name, or a layer's weight and gram"
+        )
+    if tokens is None:
+        raise BadParameter(
+            "tokens are missing: give the model's calibration tokens, for example "
+            'calibration_tokens("embedded", tokenizer, sequences=8, length=512)'
+        )
+    return ModelLayers(network, tokens, outputs)
 
 
 def some_tokens(tokenizer: object) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the tests in the browser share: a browser that asks nobody outside, and a JupyterLab.
+"""What the tests in the browser share: a browser that stays on this machine, and a JupyterLab.
 
 Fixtures live as long as a module: two modules may not hold playwright at the same time.
 """

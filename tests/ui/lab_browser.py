@@ -1,4 +1,4 @@
-"""A browser without a window that asks nobody outside of this machine for anything."""
+"""A browser without a window whose pages make no request outside this machine."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ QUIET = (
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-quic"),
     *("--no-first-run", "--disable-component-update", "--disable-sync"),
 )
+BROWSERS = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
 HOW = (
     "install chromium (Debian: apt-get install chromium), or run "
     "`.venv/bin/python -m playwright install chromium`, or set CHROMIUM to a Chromium or Chrome"

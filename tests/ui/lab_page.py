@@ -17,8 +17,8 @@ WINDOW = {"width": 1280, "height": 1000}
 # what an explorer shows beside its controls: text, drawings, and the bytes of pictures
 SHOWN = """async area => {
   const rest = area.cloneNode(true);
-  const controls = '.widget-slider, .widget-toggle-buttons, .widget-dropdown, .widget-textarea,' +
-    '.widget-text, .jupyter-button, .widget-checkbox, .widget-hprogress, .widget-play';
+  const controls = '.widget-slider, .widget-dropdown, .widget-checkbox, .widget-textarea,' +
+    '.widget-text, .jupyter-button, .widget-hprogress, .widget-play';
   rest.querySelectorAll(controls).forEach(node => node.remove());
   rest.querySelectorAll('img').forEach(node => node.removeAttribute('src'));
   const parts = [rest.innerHTML];
@@ -55,7 +55,7 @@ class Book:
         return json.loads(self.file.read_text(encoding="utf-8"))
 
     def menu(self, menu: str, command: str) -> None:
-        """Choose an entry of a menu, by the command behind it."""
+        """Choose an entry of a menu, by its command."""
         self.page.locator(".lm-MenuBar-item", has_text=re.compile(f"^{menu}$")).click()
         self.page.locator(f'.lm-Menu-item[data-command="{command}"]').click()
 
@@ -144,7 +144,7 @@ class Book:
 
 def named(area: Locator, kind: str, label: str) -> Locator:
     """The control of a kind whose label reads so."""
-    text = area.page.locator(".widget-label", has_text=re.compile(f"^{re.escape(label)}$"))
+    text = area.page.locator(".widget-label", has_text=re.compile(rf"^\s*{re.escape(label)}\s*$"))
     return area.locator(kind).filter(has=text).first
 
 
@@ -177,14 +177,6 @@ def arrow(area: Locator, label: str) -> None:
     area.page.keyboard.press("ArrowLeft" if now >= top else "ArrowRight")
 
 
-def option(area: Locator, label: str, text: str = "") -> Locator:
-    """The toggle button of this text, or the one that is chosen."""
-    buttons = named(area, ".widget-toggle-buttons", label).locator("button")
-    if not text:
-        return buttons.and_(area.page.locator(".mod-active"))
-    return buttons.filter(has_text=re.compile(f"^{re.escape(text)}$"))
-
-
 def press(area: Locator, text: str, *, keyboard: bool = False) -> None:
     """Press the button of this text."""
     push(
@@ -213,6 +205,17 @@ def choose(area: Locator, label: str, *, keyboard: bool = False) -> None:
             area.page.keyboard.press(key)
     else:  # the list of a native dropdown is not part of the page
         select.select_option(index=now - 1 if up else now + 1)
+
+
+def tick(area: Locator, label: str, *, keyboard: bool = False) -> None:
+    """Tick a box, or take its tick away."""
+    text = area.page.locator("label", has_text=re.compile(f"^{re.escape(label)}$"))
+    box = area.locator(".widget-checkbox").filter(has=text)
+    if keyboard:
+        box.locator("input").focus()
+        area.page.keyboard.press("Space")
+    else:
+        box.locator("input").click()
 
 
 def shown(area: Locator) -> str:

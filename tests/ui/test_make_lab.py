@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,8 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = lab_server.private_environment(folder)
     arguments = "LAB_ARGS=--no-browser --allow-root --ServerApp.port=0"
     # the environment is ready: a second clone must not install itself into a shared .venv
-    command = ["make", "-C", str(project), "-o", ".venv/.installed", "lab", arguments]
+    ready = [f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.installed"]
+    command = ["make", "-C", str(project), *ready, "lab", arguments]
     with lab_server.running(command, folder, env=environment, cwd="/") as log:
         server = lab_server.wait_for_server(folder, log)
         assert Path(server["root_dir"]) == project

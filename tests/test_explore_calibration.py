@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import threading
 from collections.abc import Callable
@@ -9,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.streams import stream_norms
 from torch import Tensor, nn
 
 from helpers import calibration_tokens, load_model
 from helpers.capture import advance, capture, embed
 from helpers.errors import HelpersError, Stopped
 from helpers.explore import calibration_explorer
-from helpers.explore.calibration import pieces_of, read_text, stream_norms, top_table, visible
+from helpers.explore.calibration import pieces_of, table_html, text_html, visible
 from helpers.models import find_blocks
 
 
@@ -27,11 +29,7 @@ def tiny() -> tuple[nn.Module, Any, Tensor]:
 
 def plain(markup: str) -> str:
     """HTML as a reader sees it."""
-    text = re.sub(r"<sup>\d+</sup>", "", markup)
-    for sign, name in (("<", "&lt;"), (">", "&gt;"), ('"', "&quot;"), ("'", "&#x27;")):
-        text = re.sub(r"<[^>]*>", "", text) if sign == "<" else text
-        text = text.replace(name, sign)
-    return text.replace("&amp;", "&")
+    return html.unescape(re.sub(r"<[^>]*>", "", re.sub(r"<sup>\d+</sup>", "", markup)))
 
 
 # --- norms ---------------------------------------------------------------------------------
@@ -116,14 +114,14 @@ def test_a_space_that_decoding_drops_is_kept() -> None:
 def test_white_space_can_be_seen_and_markup_is_escaped() -> None:
     assert visible(" a\n\tb") == "␣a↵⇥b"
     pieces = ["<script>", " a", "&", "\n\n", " ", "b", ""]
-    markup = read_text(pieces, [1.0] * 7, [])
+    markup = text_html(pieces, [1.0] * 7, [])
     assert "<script>" not in markup and "&lt;script&gt;" in markup
     assert plain(markup).endswith("<script> a&↵↵\n␣b∅")
 
 
 def test_what_stands_out_does_so_by_more_than_colour() -> None:
     pieces, ratios = ["one", " two", " three"], [1.0, 100.0, 3.0]
-    spans = re.findall(r"<span.*?</span>", read_text(pieces, ratios, [1]))
+    spans = re.findall(r"<span.*?</span>", text_html(pieces, ratios, [1]))
     depth = [re.search(r"background: rgba\(230,120,0,([\d.]+)\)", span) for span in spans]
     assert depth[0] is None and float(depth[1][1]) == 0.55 and 0 < float(depth[2][1]) < 0.55
     assert (
@@ -134,7 +132,7 @@ def test_what_stands_out_does_so_by_more_than_colour() -> None:
 
 
 def test_the_table_has_numbers_and_the_place() -> None:
-    table = top_table(["a", "\n", "<b>", " c"], [1.0, 2.0, 123456.0, 4.0], [1, 2, 3000.0, 4], [2])
+    table = table_html(["a", "\n", "<b>", " c"], [1.0, 2.0, 123456.0, 4.0], [1, 2, 3000.0, 4], [2])
     for part in ("<td", ">2<", "&lt;b&gt;", "123,456", "3,000", "a↵<b>&lt;b&gt;</b> c"):
         assert part in table, part
 
@@ -148,16 +146,16 @@ def test_controls_change_text_table_and_picture(tiny: tuple[nn.Module, Any, Tens
     explorer.wait(30)
     norms = stream_norms(model, tokens)
     for name, value in {"block": 2, "window": 1}.items():
-        before = explorer.picture.value, explorer.text.value
+        before = explorer.picture.value, explorer.below.value
         explorer.controls[name].value = value
         explorer.wait(30)
-        assert explorer.picture.value != before[0] and explorer.text.value != before[1]
+        assert explorer.picture.value != before[0] and explorer.below.value != before[1]
     order = norms[1, 2].argsort(descending=True)[:3].tolist()
-    cells = re.findall(r"<tr><td[^>]*>(\d+)</td><td[^>]*>(\d+)</td>", explorer.text.value)
+    cells = re.findall(r"<tr><td[^>]*>(\d+)</td><td[^>]*>(\d+)</td>", explorer.below.value)
     assert cells == [(str(rank), str(at)) for rank, at in enumerate(order, 1)]
     drawn = explorer.figure.axes[0].get_lines()[0].get_ydata()
     assert list(drawn) == pytest.approx(norms[1, 2].tolist())
-    assert "leaving the last block" in explorer.figure.caption
+    assert "leaving the last block" in explorer.view.caption
     largest = explorer.figure.axes[1].get_lines()[0].get_ydata()
     assert list(largest) == pytest.approx(norms[1].max(-1).values.tolist())
 
@@ -172,21 +170,15 @@ def test_a_window_is_run_once(
     )
     explorer.controls["block"].value = 0
     explorer.wait(30)
-    assert explorer.message.value == "" and "block 0" in explorer.figure.caption
-
-
-def test_the_still_says_what_the_explorer_shows(tiny: tuple[nn.Module, Any, Tensor]) -> None:
-    explorer = calibration_explorer(*tiny)
-    page = explorer.still._repr_html_()
-    assert explorer.text.value in page and 'src="data:image/png;base64,' in page
-    alt = re.search(r'<img alt="([^"]+)"', page)[1]
-    assert "the largest stream is that of" in alt
+    assert explorer.message.value == "" and "block 0" in explorer.view.caption
 
 
 def test_one_window_is_enough(tiny: tuple[nn.Module, Any, Tensor]) -> None:
     model, tokenizer, tokens = tiny
     explorer = calibration_explorer(model, tokenizer, tokens[:1])
-    assert explorer.controls["window"].max == 0 and explorer.figure is not None
+    assert explorer.controls["window"].max == 0
+    alt = re.search(r'<img alt="([^"]+)"', explorer.still._repr_html_())[1]
+    assert "the largest stream is that of" in alt
 
 
 def test_what_is_not_there_is_refused(
