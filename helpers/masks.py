@@ -65,12 +65,6 @@ class Pattern:
         return self.m is not None
 
 
-def parse_pattern(pattern: str) -> tuple[int, int] | None:
-    """Going away: see Pattern.parse."""
-    found = Pattern.parse(pattern)
-    return (found.n, found.m) if found.grouped else None
-
-
 def check_sparsity(sparsity: object) -> float:
     """Return `sparsity` as a float in [0, 1), else raise BadSparsity."""
     number = isinstance(sparsity, numbers.Real) and not isinstance(sparsity, bool)

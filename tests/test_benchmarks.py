@@ -244,8 +244,8 @@ def test_answers_of_the_explorers_are_timed(tmp_path: Path) -> None:
 
 def test_an_answer_that_changes_nothing_is_refused() -> None:
     explorer = layer_solve_explorer(problems.random_weight(16, 16), problems.random_gram(16))
-    same = explorer.figure
-    explorer.draw = lambda **_: same
+    view = explorer.view
+    explorer.draw = lambda *_args, **_values: view
     run = explorers.answer(explorer, "rho", (0.1, 10.0))
     with pytest.raises(ValueError, match="as before"):
         run()
