@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.streams import stream_norms
+from helpers.capture import stream_norms
 from torch import Tensor, nn
 
 from helpers import calibration_tokens, load_model
