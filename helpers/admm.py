@@ -88,7 +88,7 @@ def admm(
         Z = (W + U) * keep  # the nearest weights that obey the mask
         U = U + W - Z  # what the mask took away is remembered ...
         W = (W0 @ G + rho * (Z - U)) @ inverse  # ... and paid for where weights are free
-    return (W + U) * keep, keep
+    return (W + U) * keep, keep  # U is 0 where a weight is kept, so this is W on the mask
 
 
 @dataclass(frozen=True)
@@ -179,16 +179,16 @@ def solve(
     weight: Tensor,
     gram: Gram,
     *,
+    rho: float,
+    iterations: int,
+    damping: float,
+    precondition: bool,
     keep: Tensor | None = None,
     sparsity: float | None = None,
     pattern: Pattern | None = None,
     schedule: str = "paper",
-    rho: float = 1.0,
-    iterations: int = 20,
     mask_steps: int = 0,
-    damping: float = 0.1,
     budget: str = "matrix",
-    precondition: bool = True,
     trace: Trace | None = None,
 ) -> Solution:
     """`admm` as it is run: on `keep`, or on a mask that grows to `sparsity` and `pattern`.

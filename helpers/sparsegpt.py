@@ -22,9 +22,9 @@ def solve(
     *,
     sparsity: float,
     pattern: Pattern,
-    keep: Tensor | None = None,
-    damping: float = 0.01,
-    block_size: int = 128,
+    keep: Tensor | None,
+    damping: float,
+    block_size: int,
 ) -> tuple[Tensor, Tensor, float]:
     """The pruned weight (d_out, d_in), its mask, and the damping that was used.
 
