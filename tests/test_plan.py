@@ -19,7 +19,7 @@ from helpers.paths import reference_dir
 from helpers.records import read_record, read_records
 from helpers.results import write_tables
 from helpers.runner import plan as plans
-from helpers.runner.parameters import read_notebook
+from helpers.runner.parameters import code_cells
 from helpers.runner.plan import Run, read_plan
 
 project = small_project.project
@@ -391,11 +391,10 @@ def execute(run: Run, changes: dict[str, Any], path: Path) -> dict[str, Any]:
     given = run.effective | changes | {"record_path": str(path), "preset": ""}
     assert set(given) == set(run.defaults), "a change may only replace what the run file could"
     names: dict[str, Any] = {"__name__": "__main__"}
-    for cell in read_notebook(run.source_path)["cells"]:
-        tags = cell["metadata"].get("tags", [])
-        if cell["cell_type"] != "code" or "colab-setup" in tags:
+    for source, tags in code_cells(run.source_path):
+        if "colab-setup" in tags:
             continue
-        exec(compile("".join(cell["source"]), run.notebook, "exec"), names)
+        exec(compile(source, run.notebook, "exec"), names)
         if "parameters" in tags:
             names |= given
     return read_record(path)

@@ -13,7 +13,6 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from helpers.paths import reference_dir, results_dir
 from helpers.records import read_record
 from helpers.runner.fingerprint import is_done
 from helpers.runner.plan import TABLES_NOTEBOOK, Run, read_plan, scratch_dir
-from helpers.runner.process import Process, cpus, environment, show_path, start, write_job
+from helpers.runner.process import Process, cpus, environment, show_path, write_job
 
 MEMORY_FOR_TWO = 7.5e9  # bytes; what a machine sold with 8 GB reports
 POLL_SECONDS = 0.1
@@ -90,9 +89,8 @@ def holding(plan: str) -> Iterator[None]:
     except filelock.Timeout as error:
         raise RunError(f"plan {plan} is being run already: wait, or stop that run") from error
     except OSError as error:
-        reason = error.strerror or error
         raise RunError(
-            f"cannot write to {folder}: {reason}; make it writable or set PRUNING_RESULTS"
+            f"cannot write to {folder}: {error.strerror}; make it writable or set PRUNING_RESULTS"
         ) from error
     with lock:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -107,6 +105,8 @@ def run_plan(
 ) -> Failures:
     """Execute the runs of a plan that are not done, the tables notebook last; return failures.
 
+    Records without a run are moved to `results/<plan>/stale/`, or tables would count them.
+
     Raises RunError for a wrong plan or run file, and for a cluster that cannot be used, before
     anything is started.
     """
@@ -117,34 +117,29 @@ def run_plan(
             "a cluster decide how many runs go side by side; leave JOBS out"
         )
     with holding(plan):
-        _move_orphans(plan, every_run)
+        stale, known = results_dir(plan) / "stale", {run.record_path for run in every_run}
+        orphans = set((results_dir(plan) / "records").glob("*.json")) - known
+        for path in orphans:
+            stale.mkdir(exist_ok=True)
+            path.replace(stale / path.name)
+        if orphans:
+            say(f"moved {len(orphans)} records without a run file to {show_path(stale)}")
         todo = [run for run in runs if not is_done(run)]
-        # a changed record changes what the tables notebook shows
-        last = [run for run in runs if run.notebook == TABLES_NOTEBOOK and (todo or run in todo)]
-        first = [run for run in todo if run not in last]
         if not todo:
             say(f"plan {plan}: nothing to run, {len(runs)} of {len(runs)} runs are up to date")
             return []
+        # a changed record changes what the tables notebook shows
+        last = [run for run in runs if run.notebook == TABLES_NOTEBOOK]
+        first = [run for run in todo if run not in last]
         with _pool(scheduler, slots, first + last) as pool:
             runner = Runner(runs, first + last, pool)
             failures = runner.execute(first)
             return failures + runner.execute([run for run in last if not is_done(run)])
 
 
-def _move_orphans(plan: str, runs: list[Run]) -> None:
-    """Move records without a run to `results/<plan>/stale/`, or tables would count them."""
-    stale, known = results_dir(plan) / "stale", {run.record_path for run in runs}
-    orphans = set((results_dir(plan) / "records").glob("*.json")) - known
-    for path in orphans:
-        stale.mkdir(exist_ok=True)
-        path.replace(stale / path.name)
-    if orphans:
-        say(f"moved {len(orphans)} records without a run file to {show_path(stale)}")
-
-
 @contextlib.contextmanager
 def _pool(scheduler: str | None, slots: int, todo: list[Run]) -> Iterator[Any]:
-    """Where runs are executed: here, or on the workers of a Dask cluster."""
+    """What executes runs: this machine, or the workers of a Dask cluster."""
     if not scheduler:
         yield LocalPool(slots, scratch_dir(todo[0].plan))
         return
@@ -173,32 +168,22 @@ class LocalPool:
 
     def start(self, run: Run) -> Process:
         """Start a run whose job is written."""
-        return start(run.job_path, run.log_path, self._environment)
-
-
-@dataclass(frozen=True)
-class Active:
-    """A run that is being executed."""
-
-    run: Run
-    process: Any  # helpers.runner.process.Process, or what stands for one on a worker
-    started: float  # time.monotonic()
+        return Process(run.job_path, run.log_path, self._environment)
 
 
 class Runner:
     """Executes runs in a pool: a `LocalPool` or a `helpers.runner.cluster.Pool`.
 
-    What a pool starts has `ended()`, `error()` and `stop()`.
+    What a pool starts has `ended()`, `error()` and `stop()`, as `Process` has.
     """
 
     def __init__(self, runs: list[Run], todo: list[Run], pool: Any) -> None:
         self._numbers = {run.id: number for number, run in enumerate(runs, start=1)}
         self._pool = pool
-        self._active: list[Active] = []
+        self._active: dict[str, tuple[Run, Any, float]] = {}  # process, time.monotonic() at start
         self._expected = {run.id: reference_seconds(run) for run in todo}
         self._took: dict[str, float] = {}
-        slots = min(pool.slots, len(todo))
-        text = f"{len(todo)} of {len(runs)} runs to do, {slots} at a time"
+        text = f"{len(todo)} of {len(runs)} runs to do, {min(pool.slots, len(todo))} at a time"
         say(f"plan {runs[0].plan}: {text}{self._time_left(', about {}')}")
 
     def execute(self, runs: list[Run]) -> Failures:
@@ -210,13 +195,13 @@ class Runner:
                     if self._pool.can_start(run, len(self._active)):
                         waiting.remove(run)
                         self._start(run)
-                for active in [item for item in self._active if item.process.ended()]:
-                    failures += self._finish(active)
+                for run, process, started in list(self._active.values()):
+                    if process.ended():
+                        failures += self._finish(run, process.error(), time.monotonic() - started)
                 time.sleep(POLL_SECONDS)
         except BaseException:
-            for active in self._active:
-                active.process.stop()
-                run = active.run
+            for run, process, _ in self._active.values():
+                process.stop()
                 for path in (run.job_path, run.record_path, run.failed_path, run.log_path):
                     path.unlink(missing_ok=True)
             raise
@@ -227,16 +212,14 @@ class Runner:
         for path in (run.record_path, run.executed_path, run.failed_path):
             path.unlink(missing_ok=True)
         write_job(run)
-        self._active.append(Active(run, self._pool.start(run), time.monotonic()))
+        self._active[run.id] = run, self._pool.start(run), time.monotonic()
         self._report(run, "…")
 
-    def _finish(self, active: Active) -> Failures:
+    def _finish(self, run: Run, error: str | None, seconds: float) -> Failures:
         """Tidy up after a run that has ended; its failure, if it failed."""
-        self._active.remove(active)
-        run, seconds = active.run, time.monotonic() - active.started
+        del self._active[run.id]
         self._took[run.id] = seconds
         run.job_path.unlink(missing_ok=True)
-        error = active.process.error()
         if error is not None:
             run.record_path.unlink(missing_ok=True)  # a failed run has no record
         text = f"done in {format_seconds(seconds)}" if error is None else f"FAILED: {error}"
@@ -246,13 +229,13 @@ class Runner:
     def _report(self, run: Run, text: str) -> None:
         """One progress line."""
         total = len(self._numbers)
-        number = str(self._numbers[run.id]).rjust(len(str(total)))
+        number = f"{self._numbers[run.id]:{len(str(total))}}"
         say(f"[{number}/{total}] {run.notebook} {run.name} {text}")
 
     def _time_left(self, text: str) -> str:
         """A text with the time left; "" where it is not known or nothing is left."""
         now = time.monotonic()
-        elapsed = {active.run.id: now - active.started for active in self._active}
+        elapsed = {key: now - started for key, (_, _, started) in self._active.items()}
         left = seconds_left(self._expected, self._took, elapsed, self._pool.slots)
         return text.format(format_seconds(left)) if left >= 1 else ""
 
@@ -268,13 +251,14 @@ def seconds_left(
     By id: what the committed records took (None: there is none), what the runs that have ended
     took here, and the seconds since the start of those under way.
     """
-    both = [key for key in took if expected[key]]
-    pace = sum(took[key] for key in both) / sum(expected[key] for key in both) if both else 1.0
-    guesses = {key: seconds * pace for key, seconds in expected.items() if seconds}
-    usual = list(guesses.values()) or list(took.values()) or [0.0]
-    mean = sum(usual) / len(usual)  # of a run without a committed record
+    known = [seconds for seconds in expected.values() if seconds]
+    usual = sum(known) / len(known) if known else 1.0
+    guesses = {key: seconds or usual for key, seconds in expected.items()}
+    pace = 1.0 if known else 0.0  # of this machine, relative to the committed runs
+    if took:
+        pace = sum(took.values()) / sum(guesses[key] for key in took)
     waiting = [key for key in expected if key not in took]
-    left = sum(max(guesses.get(key, mean) - elapsed.get(key, 0.0), 0.0) for key in waiting)
+    left = sum(max(guesses[key] * pace - elapsed.get(key, 0.0), 0.0) for key in waiting)
     return left / max(1, min(slots, len(waiting)))
 
 
