@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from helpers.paths import root
 from helpers.runner import plan as plans
 from helpers.runner import run as command_line
 from helpers.runner import schedule
@@ -91,3 +96,25 @@ def call(
     out, err = capsys.readouterr()
     assert "Traceback" not in out + err
     return code, out, err
+
+
+def runner_process(project: Project, *arguments: str) -> subprocess.Popen:
+    """A runner in a process of its own, on a plan of one run that sleeps."""
+    project.run_file("slow.yaml", "pattern: sleep")
+    start = (
+        "import pathlib, signal, sys; from helpers.runner import plan, run;"
+        # a shell starts background jobs with Ctrl-C ignored, and these tests may run in one
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"
+        f"plan.notebooks_dir = lambda: pathlib.Path({str(project.folder / 'notebooks')!r});"
+        f"sys.exit(run.main(['run', '--plan', 'p', *{arguments!r}]))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", start], cwd=root(), stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
