@@ -244,11 +244,8 @@ class Pool:
 
     def _add(self, address: str) -> str | None:
         """Use a worker from now on, or return the reason why it cannot be used."""
+        found = self.ask(address, look, self._token)
         again = f"start it again with this .venv in {root()} (docs/cluster.md)"
-        try:
-            found = self.ask(address, look, self._token)
-        except NO_ANSWER as error:
-            return f"it does not answer ({_short(error)}): stop it"
         if isinstance(found, BaseException):  # for example because it has no such helpers
             return f"{_short(found)}: {again}"
         theirs, cores, gpus = found
@@ -261,12 +258,12 @@ class Pool:
         return None
 
     def ask(self, address: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a function returns, or the error it raises, on a worker, however busy that is.
-
-        Raises one of NO_ANSWER for a worker that does not answer.
-        """
+        """What a function returns on a worker, however busy that is, or the error it ends with."""
         options = {"workers": [address], "on_error": "return", "callback_timeout": WAIT_SECONDS}
-        return self._client.sync(self._client.run, function, *arguments, **options)[address]
+        try:
+            return self._client.sync(self._client.run, function, *arguments, **options)[address]
+        except NO_ANSWER as error:
+            return error
 
 
 def _short(error: BaseException) -> str:

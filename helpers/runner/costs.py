@@ -16,7 +16,7 @@ from helpers.machine import (
 )
 from helpers.runner.plan import Run, count_runs
 
-ROW = "{:<44}  {:<36}  {:>9}  {:>9}  {:>9}"
+ROW = "{:<53}  {:<34}  {:>7}  {:>7}  {:>8}"
 
 
 def plan_lines(runs: Iterable[Run], machine_name: str | None = None) -> list[str]:

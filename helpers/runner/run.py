@@ -20,7 +20,7 @@ from helpers import results  # its names are loaded on use: pandas and matplotli
 from helpers.errors import HelpersError, RunError
 from helpers.paths import reference_dir, results_dir
 from helpers.records import read_record, read_records, write_record
-from helpers.runner.fingerprint import fingerprint, is_done
+from helpers.runner.fingerprint import is_done
 from helpers.runner.plan import TABLES_NOTEBOOK, Run, assets_needed, count_runs, read_plan
 from helpers.runner.process import show_path
 from helpers.runner.schedule import format_seconds, is_running, reference_seconds, run_plan, say
@@ -39,11 +39,8 @@ def records_here(runs: Iterable[Run]) -> dict[str, Record]:
 
 def up_to_date(runs: list[Run]) -> dict[str, Record]:
     """Those of `records_here` that were made by today's code and parameters."""
-    found = records_here(runs)
-    prints = {run.id: fingerprint(run) for run in runs if run.id in found}
-    return {
-        key: record for key, record in found.items() if record.get("fingerprint") == prints[key]
-    }
+    found, current = records_here(runs), {run.id for run in runs if is_done(run)}
+    return {key: record for key, record in found.items() if key in current}
 
 
 def committed(runs: Iterable[Run]) -> dict[str, Record]:
@@ -228,11 +225,6 @@ COMMANDS = {
 }
 
 
-def _interrupt(signum: int, frame: object) -> None:
-    """Treat SIGTERM like Ctrl-C, so that kernels are stopped too."""
-    raise KeyboardInterrupt
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says and return the exit code; errors are one line each."""
     parser = argparse.ArgumentParser(prog="python -m helpers.runner", description="Run a plan.")
@@ -243,7 +235,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", metavar="GLOB", help="runs whose notebook or name matches")
     parser.add_argument("--machine", help="for list: what it would take on t4, a100-80g …")
     options = parser.parse_args(arguments)
-    handler = signal.signal(signal.SIGTERM, _interrupt)
+    # SIGTERM does what Ctrl-C does, so that kernels are stopped too
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return COMMANDS[options.command](options)
     except HelpersError as error:

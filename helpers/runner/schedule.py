@@ -192,12 +192,28 @@ class Runner:
         try:
             while waiting or self._active:
                 for run in list(waiting):
-                    if self._pool.can_start(run, len(self._active)):
-                        waiting.remove(run)
-                        self._start(run)
+                    if not self._pool.can_start(run, len(self._active)):
+                        continue
+                    waiting.remove(run)
+                    # what an earlier run left could pass for new
+                    for path in (run.record_path, run.executed_path, run.failed_path):
+                        path.unlink(missing_ok=True)
+                    write_job(run)
+                    self._active[run.id] = run, self._pool.start(run), time.monotonic()
+                    self._report(run, "…")
                 for run, process, started in list(self._active.values()):
-                    if process.ended():
-                        failures += self._finish(run, process.error(), time.monotonic() - started)
+                    if not process.ended():
+                        continue
+                    error, seconds = process.error(), time.monotonic() - started
+                    del self._active[run.id]
+                    self._took[run.id] = seconds
+                    run.job_path.unlink(missing_ok=True)
+                    text = f"done in {format_seconds(seconds)}"
+                    if error is not None:
+                        text = f"FAILED: {error}"
+                        failures.append((run, error))
+                        run.record_path.unlink(missing_ok=True)  # a failed run has no record
+                    self._report(run, text + self._time_left("; about {} left"))
                 time.sleep(POLL_SECONDS)
         except BaseException:
             for run, process, _ in self._active.values():
@@ -206,25 +222,6 @@ class Runner:
                     path.unlink(missing_ok=True)
             raise
         return sorted(failures, key=lambda failure: self._numbers[failure[0].id])
-
-    def _start(self, run: Run) -> None:
-        """Start a run; what an earlier one left is removed first, so it cannot pass for new."""
-        for path in (run.record_path, run.executed_path, run.failed_path):
-            path.unlink(missing_ok=True)
-        write_job(run)
-        self._active[run.id] = run, self._pool.start(run), time.monotonic()
-        self._report(run, "…")
-
-    def _finish(self, run: Run, error: str | None, seconds: float) -> Failures:
-        """Tidy up after a run that has ended; its failure, if it failed."""
-        del self._active[run.id]
-        self._took[run.id] = seconds
-        run.job_path.unlink(missing_ok=True)
-        if error is not None:
-            run.record_path.unlink(missing_ok=True)  # a failed run has no record
-        text = f"done in {format_seconds(seconds)}" if error is None else f"FAILED: {error}"
-        self._report(run, text + self._time_left("; about {} left"))
-        return [] if error is None else [(run, error)]
 
     def _report(self, run: Run, text: str) -> None:
         """One progress line."""
