@@ -302,16 +302,11 @@ def worker(gpus: int = 0, cores: int = 4, host: str = "h", **other: str) -> tupl
     return cluster.identity(Path()) | other, (host, *range(cores)), gpus
 
 
-def pool_of(client: Client, *runs: plans.Run) -> tuple[cluster.Pool, list[str]]:
-    said: list[str] = []
-    return cluster.Pool(client, Path(), list(runs), said.append), said
-
-
 def test_a_run_goes_where_its_gpu_is_and_workers_of_a_host_share_its_cores() -> None:
     client = Client(a=worker(), b=worker(gpus=1), c=worker(host="i"), d=worker(cores=2))
     devices = {"w": "cpu", "x": "cuda", "y": "cpu", "z": "cpu"}
     runs = [plans.Run("p", "01", name, {"device": device}, {}) for name, device in devices.items()]
-    pool, _ = pool_of(client, *runs)
+    pool = cluster.Pool(client, Path(), print)
     assert pool.slots == 4
     for run in runs:
         assert pool.can_start(run, 0)
@@ -325,12 +320,13 @@ def test_workers_that_join_late_leave_or_do_not_pass(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cluster, "WAIT_SECONDS", 0.1)
     client = Client(a=worker())
     run = plans.Run("p", "01", "a", {"device": "cuda"}, {})
-    pool, said = pool_of(client, run)
-    assert pool.slots == 0 and not pool.can_start(run, 0)
+    said: list[str] = []
+    pool = cluster.Pool(client, Path(), said.append)
+    assert not pool.can_start(run, 0)
     lost = ModuleNotFoundError("No module named 'helpers.runner.cluster'")
     client.known |= {"b": worker(gpus=1), "c": worker(Python="/usr"), "d": lost}
     for _ in range(3):
-        assert pool.can_start(run, 0) and pool.slots == 1
+        assert pool.can_start(run, 0) and pool.slots == 2
     c, d = sorted(said)  # each is reported once
     assert c.startswith("worker c is not used: its Python is /usr and not ")
     assert d.startswith("worker d is not used: ModuleNotFoundError") and "start it again" in d

@@ -33,7 +33,7 @@ import psutil
 
 from helpers.errors import RunError, first_line
 from helpers.paths import notebooks_dir, replace_file, root
-from helpers.runner.plan import Run, scratch_dir
+from helpers.runner.plan import Run
 from helpers.runner.process import THREAD_VARIABLES, Process, cpus, environment, kill_family
 
 CONNECT_SECONDS = 10  # to reach a scheduler
@@ -113,58 +113,51 @@ def stop(job: Path) -> None:
 
 @dataclass
 class Site:
-    """A worker that was checked; it executes one run at a time."""
+    """A worker that was checked, and the one run that it executes.
 
+    Offers what `helpers.runner.process.Process` does.
+    """
+
+    pool: Pool
     address: str
     cores: tuple[Any, ...]  # its host and their numbers
     gpu: bool
-    busy: bool = False
-
-
-@dataclass(frozen=True)
-class Remote:
-    """A run that is being executed by a worker: see `helpers.runner.process.Process`."""
-
-    pool: Pool
-    site: Site
-    run: Run
-    future: Any
+    run: Run | None = None
+    future: Any = None
 
     def ended(self) -> bool:
         """Whether the run has ended, or its worker is gone."""
         self.pool.refresh()
-        return self.future.done() or self.site.address not in self.pool.sites
+        return self.future.done() or self.address not in self.pool.sites
 
     def error(self) -> str | None:
         """The error of a run that has ended in one line; None after a success."""
-        self.site.busy = False
-        gone = f"its worker {self.site.address} died or was lost: was there enough memory?"
-        if self.future.status == "finished":
+        run, future, self.run = self.run, self.future, None
+        gone = f"its worker {self.address} died or was lost: was there enough memory?"
+        if future.status == "finished":
             # the answer is still on the worker, which can die before it is fetched
             with contextlib.suppress(OSError):
-                return self.future.result(timeout=CONNECT_SECONDS)
-        elif self.future.status == "error":
-            problem = self.future.exception()
+                return future.result(timeout=CONNECT_SECONDS)
+        elif future.status == "error":
+            problem = future.exception()
             if not isinstance(problem, distributed.KilledWorker):
-                gone = f"its worker {self.site.address} failed: {_short(problem)}"
-        self.future.cancel()
-        self.run.log_path.unlink(missing_ok=True)
+                gone = f"its worker {self.address} failed: {_short(problem)}"
+        future.cancel()
+        run.log_path.unlink(missing_ok=True)
         return gone
 
     def stop(self) -> None:
         """Take the run back, and wait until its worker has stopped the process."""
         with contextlib.suppress(*NO_ANSWER):
             self.future.cancel()
-            self.pool.ask(self.site.address, stop, self.run.job_path)
+        self.pool.ask(self.address, stop, self.run.job_path)
 
 
 class Pool:
     """The workers of a cluster; offers what `helpers.runner.schedule.LocalPool` does."""
 
-    def __init__(
-        self, client: Any, token: Path, runs: list[Run], warn: Callable[[str], None]
-    ) -> None:
-        self._client, self._token, self._runs, self._warn = client, token, runs, warn
+    def __init__(self, client: Any, token: Path, warn: Callable[[str], None]) -> None:
+        self._client, self._token, self._warn = client, token, warn
         self.sites: dict[str, Site] = {}
         self._refused: set[str] = set()
         self._looked = -math.inf  # time.monotonic() of the last look at who is there
@@ -172,14 +165,14 @@ class Pool:
 
     @property
     def slots(self) -> int:
-        """How many of the runs can go side by side now."""
+        """How many runs can go side by side now."""
         self.refresh()
-        return sum(site.gpu or not wants_gpu(self._runs[0]) for site in self.sites.values())
+        return len(self.sites)
 
     def _site_for(self, run: Run) -> Site | None:
         """A free worker for a run: one without a GPU, if it can be, for a run that wants none."""
         gpu = wants_gpu(run)
-        able = [site for site in self.sites.values() if not site.busy and (site.gpu or not gpu)]
+        able = [site for site in self.sites.values() if not site.run and (site.gpu or not gpu)]
         return min(able, key=lambda site: site.gpu, default=None)
 
     def can_start(self, run: Run, active: int) -> bool:
@@ -200,14 +193,14 @@ class Pool:
             )
         return site is not None
 
-    def start(self, run: Run) -> Remote:
+    def start(self, run: Run) -> Site:
         """Start a run on a worker that can take it."""
         site = self._site_for(run)
-        site.busy = True
         # workers that may use the same cores of a host share them
         sharing = sum(other.cores == site.cores for other in self.sites.values())
         names = (*FOLDER_VARIABLES, *THREAD_VARIABLES)
-        future = self._client.submit(
+        site.run = run
+        site.future = self._client.submit(
             execute,
             run.job_path,
             run.log_path,
@@ -217,7 +210,7 @@ class Pool:
             workers=[site.address],
             resources={"GPU": 1} if wants_gpu(run) else None,
         )
-        return Remote(self, site, run, future)
+        return site
 
     def refresh(self) -> None:
         """Every few seconds: forget the workers that are gone, and check those that are new.
@@ -254,7 +247,7 @@ class Pool:
                 return f"its {what} is {theirs[what]} and not {here}: {again}"
         if gpus > 1:
             return f"it offers GPU={gpus:g}: start one worker for each GPU"
-        self.sites[address] = Site(address, cores, gpus > 0)
+        self.sites[address] = Site(self, address, cores, gpus > 0)
         return None
 
     def ask(self, address: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -279,11 +272,11 @@ async def _call(address: str) -> None:
 
 
 @contextlib.contextmanager
-def connect(scheduler: str, runs: list[Run], warn: Callable[[str], None]) -> Iterator[Pool]:
-    """A pool of the workers of a scheduler for runs of one plan.
+def connect(scheduler: str, scratch: Path, warn: Callable[[str], None]) -> Iterator[Pool]:
+    """A pool of the workers of a scheduler.
 
-    scheduler: an address, or a file of `dask scheduler --scheduler-file`.
-    Raises RunError if the scheduler cannot be reached.
+    scheduler: an address, or a file of `dask scheduler --scheduler-file`. scratch: a folder in the
+    results folder. Raises RunError if the scheduler cannot be reached.
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said here
     try:
@@ -298,8 +291,8 @@ def connect(scheduler: str, runs: list[Run], warn: Callable[[str], None]) -> Ite
             "scheduler and give its address, such as tcp://host:8786, or its --scheduler-file"
         ) from error
     with client:
-        token = scratch_dir(runs[0].plan) / f"{uuid.uuid4().hex}.token"
-        pool = Pool(client, replace_file(token, ""), runs, warn)
+        token = replace_file(scratch / f"{uuid.uuid4().hex}.token", "")
+        pool = Pool(client, token, warn)
         with contextlib.suppress(TimeoutError):  # the first run then says what is missing
             client.wait_for_workers(1, timeout=WAIT_SECONDS)
         yield pool

@@ -63,35 +63,18 @@ class Run:
         merged = {**self.defaults, **self.parameters}
         return {key: value for key, value in merged.items() if key not in NOT_RECORDED}
 
-    @property
-    def source_path(self) -> Path:
-        """The notebook to execute."""
-        return notebooks_dir() / f"{self.notebook}.ipynb"
+    def _result(self, folder: str, ending: str) -> Path:
+        return results_dir(self.plan) / folder / f"{self.id}{ending}"
 
-    @property
-    def record_path(self) -> Path:
-        """The run's record."""
-        return results_dir(self.plan) / "records" / f"{self.id}.json"
-
-    @property
-    def executed_path(self) -> Path:
-        """The executed notebook, after a success."""
-        return results_dir(self.plan) / "runs" / f"{self.id}.ipynb"
-
-    @property
-    def failed_path(self) -> Path:
-        """The notebook while it runs and after a failure."""
-        return self.executed_path.with_name(f"{self.id}.failed.ipynb")
-
-    @property
-    def log_path(self) -> Path:
-        """What the run's process prints; it stays only if the process died without an error."""
-        return self.executed_path.with_name(f"{self.id}.log")
-
-    @property
-    def job_path(self) -> Path:
-        """What the run's process is to do; there while the run is under way."""
-        return scratch_dir(self.plan) / f"{self.id}.job.json"
+    source_path = property(lambda run: notebooks_dir() / f"{run.notebook}.ipynb")
+    record_path = property(lambda run: run._result("records", ".json"))
+    # the notebook after a success; while it runs and after a failure
+    executed_path = property(lambda run: run._result("runs", ".ipynb"))
+    failed_path = property(lambda run: run._result("runs", ".failed.ipynb"))
+    # what its process prints; it stays only if the process died without an error
+    log_path = property(lambda run: run._result("runs", ".log"))
+    # what its process is to do; there while the run is under way
+    job_path = property(lambda run: run._result(".runner", ".job.json"))
 
 
 def scratch_dir(plan: str) -> Path:

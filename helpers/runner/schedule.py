@@ -131,17 +131,17 @@ def run_plan(
         # a changed record changes what the tables notebook shows
         last = [run for run in runs if run.notebook == TABLES_NOTEBOOK]
         first = [run for run in todo if run not in last]
-        with _pool(scheduler, slots, first + last) as pool:
+        with _pool(scheduler, slots, scratch_dir(plan)) as pool:
             runner = Runner(runs, first + last, pool)
             failures = runner.execute(first)
             return failures + runner.execute([run for run in last if not is_done(run)])
 
 
 @contextlib.contextmanager
-def _pool(scheduler: str | None, slots: int, todo: list[Run]) -> Iterator[Any]:
+def _pool(scheduler: str | None, slots: int, scratch: Path) -> Iterator[Any]:
     """What executes runs: this machine, or the workers of a Dask cluster."""
     if not scheduler:
-        yield LocalPool(slots, scratch_dir(todo[0].plan))
+        yield LocalPool(slots, scratch)
         return
     try:
         # only here: most people have no cluster, and need no Dask
@@ -151,7 +151,7 @@ def _pool(scheduler: str | None, slots: int, todo: list[Run]) -> Iterator[Any]:
             f"scheduler = {scheduler!r} needs the package {error.name}, which is not installed: "
             "run .venv/bin/python -m pip install -c constraints.txt -e '.[cluster]'"
         ) from error
-    with cluster.connect(scheduler, todo, lambda text: say(text, error=True)) as pool:
+    with cluster.connect(scheduler, scratch, lambda text: say(text, error=True)) as pool:
         yield pool
 
 
