@@ -57,9 +57,22 @@ def write_notebook(folder: Path, name: str, cells: list[str], tags: list[list[st
 class Project:
     """What the tests write into the project, and where its results lie."""
 
-    def __init__(self, folder: Path, plan: str = "p") -> None:
-        self.folder, self.plan = folder, plan
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.plan, self._capsys = folder, "p", capsys
         self.notebook(PARAMETERS)
+
+    def call(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error of the command line."""
+        code = command_line.main([*arguments, "--plan", self.plan])
+        out, err = self._capsys.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, err
+
+    def error(self, *arguments: str) -> str:
+        """The one line that a command ends with."""
+        code, _, err = self.call(*arguments)
+        assert code == 1 and err.count("\n") == 1, (code, err)
+        return err
 
     def notebook(self, parameters: str, body: str = BODY, name: str = "01_work") -> None:
         cells, tags = [parameters, body, WRITE], [["parameters"], [], []]
@@ -79,23 +92,15 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+def project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Project:
     monkeypatch.setenv("PRUNING_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "results"))
     monkeypatch.setattr(plans, "notebooks_dir", lambda: tmp_path / "notebooks")
     for module in (command_line, schedule):
         monkeypatch.setattr(module, "reference_dir", lambda plan: tmp_path / "reference" / plan)
-    return Project(tmp_path)
-
-
-def call(
-    capsys: pytest.CaptureFixture[str], *arguments: str, plan: str = "p"
-) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of the command line."""
-    code = command_line.main([*arguments, "--plan", plan])
-    out, err = capsys.readouterr()
-    assert "Traceback" not in out + err
-    return code, out, err
+    return Project(tmp_path, capsys)
 
 
 def runner_process(project: Project, *arguments: str) -> subprocess.Popen:

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 import small_project
-from small_project import Project, call, runner_process, wait_for
+from small_project import Project, runner_process, wait_for
 
 import helpers.runner
 from helpers.errors import RunError
@@ -77,7 +77,6 @@ def children_of(pids: list[int]) -> list[psutil.Process]:
 def test_records_failures_and_lines_are_those_of_local_runs(
     scheduler: str,
     project: Project,
-    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")  # Dask sets it to 1 in its workers
@@ -87,7 +86,7 @@ def test_records_failures_and_lines_are_those_of_local_runs(
     for where in (["--jobs", "2"], ["--scheduler", scheduler]):
         results = project.folder / where[0].strip("-")
         monkeypatch.setenv("PRUNING_RESULTS", str(results))
-        code, out, err = call(capsys, "run", *where)
+        code, out, err = project.call("run", *where)
         lines = [re.sub(r"; about .*| [\d.]+ s(; .*)?$", "", line) for line in out.splitlines()]
         answers.append((code, sorted(lines), err.replace(str(results), "")))
         files.append(sorted(path.name for path in results.rglob("*.*")))
@@ -108,9 +107,7 @@ def test_records_failures_and_lines_are_those_of_local_runs(
     assert here == there
 
 
-def test_a_worker_that_dies_costs_its_run_and_no_more(
-    scheduler: str, project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_worker_that_dies_costs_its_run_and_no_more(scheduler: str, project: Project) -> None:
     project.run_file("a.yaml", "pattern: sleep")
     project.run_file("b.yaml")
     pids, family = worker_pids(scheduler), []
@@ -125,7 +122,7 @@ def test_a_worker_that_dies_costs_its_run_and_no_more(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    code, out, err = call(capsys, "run", "--scheduler", scheduler)
+    code, out, err = project.call("run", "--scheduler", scheduler)
     killer.join()
     assert code == 1 and err.splitlines()[0] == "1 run failed; run again to repeat:"
     assert re.search(r"01_work a: its worker tcp://127\.0\.0\.1:\d+ died or was lost", err)
@@ -171,9 +168,7 @@ def test_which_runs_want_a_gpu() -> None:
 
 
 @pytest.fixture
-def refused(
-    project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., str]:
+def refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """The last error line of a plan of which no run is started."""
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
     monkeypatch.setattr(cluster, "WAIT_SECONDS", 1)
@@ -181,7 +176,7 @@ def refused(
 
     def error(scheduler: str, *more: str, lines: int = 1) -> str:
         started = time.monotonic()
-        code, out, err = call(capsys, "run", "--scheduler", scheduler, *more)
+        code, out, err = project.call("run", "--scheduler", scheduler, *more)
         assert code == 1 and "…" not in out and err.count("\n") == lines, (out, err)
         assert time.monotonic() - started < 25, "nobody waits for ever"
         return err
@@ -332,7 +327,7 @@ def test_workers_that_join_late_leave_or_do_not_pass(monkeypatch: pytest.MonkeyP
     assert d.startswith("worker d is not used: ModuleNotFoundError") and "start it again" in d
     client.known = {"a": worker()}
     time.sleep(0.2)
-    assert not pool.can_start(run, 1)  # something is under way, so there is hope
+    assert not pool.can_start(run, 1)  # something is under way
     time.sleep(0.2)
     with pytest.raises(RunError, match='no worker that can take 01 a .*"GPU=1"'):
         pool.can_start(run, 0)

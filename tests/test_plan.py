@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 import pytest
 import small_project
-from small_project import PARAMETERS, Project, call, write_notebook
+from small_project import PARAMETERS, Project, write_notebook
 
 from helpers.errors import RunError
 from helpers.paths import notebooks_dir, reference_dir
@@ -48,12 +48,9 @@ PRUNE, ZERO_SHOT, TABLES = "04_prune_model", "05_zero_shot", "06_tables_and_plot
         ("rho: !!python/object/apply:os.getcwd []", "cannot be read"),
     ],
 )
-def test_wrong_run_file_is_one_line(
-    text: str, reason: str, project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_run_file_is_one_line(text: str, reason: str, project: Project) -> None:
     project.run_file("a.yaml", text)
-    code, out, err = call(capsys)
-    assert (code, out, err.count("\n")) == (1, "", 1)
+    err = project.error()
     assert reason in err and "p/01_work/a.yaml" in err
     assert not project.result("").exists()
 
@@ -186,12 +183,9 @@ def test_a_grid_stands_for_the_product_of_its_axes(project: Project) -> None:
         ('name: "{a}"\ngrid: {a: {x: {5: 1}}}', "parameter 5 is not in"),
     ],
 )
-def test_a_wrong_grid_is_refused(
-    text: str, reason: str, project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_grid_is_refused(text: str, reason: str, project: Project) -> None:
     project.run_file("a.yaml", text)
-    code, out, err = call(capsys, "list")
-    assert (code, out, err.count("\n")) == (1, "", 1)
+    err = project.error("list")
     assert reason in err and "p/01_work/a.yaml" in err
 
 

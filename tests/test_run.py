@@ -10,7 +10,7 @@ import sys
 import psutil
 import pytest
 import small_project
-from small_project import Project, call, runner_process, wait_for
+from small_project import Project, runner_process, wait_for
 
 from helpers.paths import root
 from helpers.records import make_record, read_record, write_record
@@ -25,9 +25,7 @@ project = small_project.project
 # --- running (these start kernels) ---------------------------------------------------------
 
 
-def test_failures_reruns_and_records(
-    project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failures_reruns_and_records(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     project.run_file("bad.yaml", "pattern: fail")
     project.run_file("die.yaml", "pattern: die")
     project.run_file("good.yaml", "rho: 2.5")
@@ -41,7 +39,7 @@ def test_failures_reruns_and_records(
 
     with monkeypatch.context() as patched:
         patched.setattr(schedule, "say", watch)
-        code, out, err = call(capsys, "run", "--jobs", "3")
+        code, out, err = project.call("run", "--jobs", "3")
     ended = {("bad", "FAILED"), ("die", "FAILED"), ("good", "done")}
     started = {(name, "…") for name in runs}
     assert under_way == dict.fromkeys(started, True) | dict.fromkeys(ended, False)
@@ -76,22 +74,22 @@ def test_failures_reruns_and_records(
     project.run_file("bad.yaml", "pattern: silent")
     project.run_file("forget.yaml", "pattern: forget")
     write_record(project.result("records/01_work--gone.json"), record)
-    code, out, err = call(capsys, "run")
+    code, out, err = project.call("run")
     assert code == 1 and "2 of 3 runs to do" in out and "moved 1 records" in out
     assert "the notebook wrote no record" in err
-    assert "the record lacks the run's pattern = 'forget'" in err
+    assert "the record does not hold pattern = 'forget'" in err
     assert project.result("stale/01_work--gone.json").is_file()
 
     (project.folder / "runs/p/01_work/forget.yaml").unlink()
     project.run_file("bad.yaml", "pattern: mended")
-    code, out, err = call(capsys, "run")
+    code, out, err = project.call("run")
     assert (code, err) == (0, "") and "01_work bad done in" in out
     assert not project.result("runs/01_work--bad.failed.ipynb").exists()
     assert project.result("records/01_work--good.json").stat().st_mtime_ns == stamp
 
-    code, out, err = call(capsys, "run")
+    code, out, err = project.call("run")
     assert (code, err) == (0, "") and out == "plan p: nothing to run, 2 of 2 runs are up to date\n"
-    assert call(capsys, "list")[1].split() == ["done", "01_work", "bad", "done", "01_work", "good"]
+    assert project.call("list")[1].split() == ["done", "01_work", "bad", "done", "01_work", "good"]
 
 
 def started_runner(project: Project) -> tuple[subprocess.Popen, list[psutil.Process]]:
@@ -117,50 +115,45 @@ def test_interrupt_stops_kernels_and_leaves_nothing_half_done(project: Project) 
     assert project.files() == [".lock"]
 
 
-def test_a_killed_runner_frees_its_plan_and_its_runs_end(
-    project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_killed_runner_frees_its_plan_and_its_runs_end(project: Project) -> None:
     process, others = started_runner(project)
-    assert call(capsys, "list")[1] == "runs    01_work  slow\n"
-    code, _, err = call(capsys, "run")
+    assert project.call("list")[1] == "runs    01_work  slow\n"
+    code, _, err = project.call("run")
     assert code == 1 and "plan p is being run already" in err
     process.kill()
     process.communicate(timeout=30)
     # the lock is free at once, and what lies there was left
-    assert call(capsys, "list")[1] == "failed  01_work  slow\n"
+    assert project.call("list")[1] == "failed  01_work  slow\n"
     assert len(others) >= 2 and not psutil.wait_procs(others, timeout=10)[1]
 
 
 # --- results folder ------------------------------------------------------------------------
 
 
-def test_results_folder_that_cannot_be_written(
-    project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_results_folder_that_cannot_be_written(project: Project) -> None:
     project.run_file("a.yaml")
     (project.folder / "results").write_text("in the way")
-    code, out, err = call(capsys)
-    assert (code, out, err.count("\n")) == (1, "", 1)
+    err = project.error()
     assert "cannot write to" in err and "PRUNING_RESULTS" in err
 
 
 def test_where_all_failed_nothing_is_said_of_records(
-    project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.run_file("bad.yaml")
     (run,) = plans.read_plan("p")
     monkeypatch.setattr(command_line, "run_plan", lambda *_, **__: [(run, "ValueError: too sad")])
-    code, _, err = call(capsys)
+    code, _, err = project.call()
     assert (code, err) == (
         1,
         "1 run failed; run again to repeat:\n  01_work bad: ValueError: too sad\n",
     )
 
 
-def test_wrong_jobs(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_jobs(project: Project) -> None:
     project.run_file("a.yaml")
-    code, _, err = call(capsys, "--jobs", "0")
-    assert code == 1 and err.startswith("jobs = '0'") and err.count("\n") == 1
+    err = project.error("--jobs", "0")
+    assert err.startswith("jobs = '0'")
 
 
 # --- tables, verdict, accept ---------------------------------------------------------------
@@ -202,54 +195,52 @@ def no_tables(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return made
 
 
-def test_verdict(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verdict(project: Project) -> None:
     for name in ("a", "b", "c"):
         project.run_file(f"{name}.yaml")
     stamped(project, "a", 10.1)
     stamped(project, "b", 10.0)
     stamped(project, "a", 10.0, True)
-    code, out, _ = call(capsys, "verdict")
+    code, out, _ = project.call("verdict")
     assert code == 0 and out.splitlines()[-2:] == ["no reference for 2 runs", "reproduced 1 of 1"]
     assert "+1.00 %" in out and "prune_seconds" not in out
 
     # a missing record is not reproduced; a reference of other parameters is none
     stamped(project, "c", 10.0, True)
     stamped(project, "b", 10.6, True, rho=9.0)
-    code, out, _ = call(capsys, "verdict")
+    code, out, _ = project.call("verdict")
     assert code == 1 and out.splitlines()[-2:] == ["no reference for 1 run", "reproduced 1 of 2"]
 
 
-def test_a_record_that_cannot_be_used(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_record_that_cannot_be_used(project: Project) -> None:
     project.run_file("a.yaml")
-    code, _, err = call(capsys, "tables")
-    assert code == 1 and "make reproduce PLAN=p" in err and err.count("\n") == 1, "no record"
+    err = project.error("tables")
+    assert "make reproduce PLAN=p" in err, "no record"
     path = project.result("records/01_work--a.json")
     path.parent.mkdir(parents=True)
     path.write_text('{"schema": 1, "no')
     for command in ("verdict", "tables"):
-        code, _, err = call(capsys, command)
-        assert code == 1 and "is not JSON" in err and err.count("\n") == 1
+        err = project.error(command)
+        assert "is not JSON" in err
     assert not is_done(plans.read_plan("p")[0])  # so the next run replaces it
 
 
-def test_tables_of_a_part_say_what_is_missing(
-    project: Project, capsys: pytest.CaptureFixture[str], no_tables: list[int]
-) -> None:
+def test_tables_of_a_part_say_what_is_missing(project: Project, no_tables: list[int]) -> None:
     for name in "ab":
         project.run_file(f"{name}.yaml")
     stamped(project, "a", 10.0)
-    assert call(capsys, "tables")[1].endswith("\n1 run of the plan without a record here\n")
+    assert project.call("tables")[1].endswith("\n1 run of the plan without a record here\n")
     stamped(project, "b", 10.0)
-    assert "without a record" not in call(capsys, "tables")[1] and no_tables == [1, 2]
+    assert "without a record" not in project.call("tables")[1] and no_tables == [1, 2]
 
 
 def test_accept_takes_what_is_there_and_keeps_the_rest(
-    project: Project, capsys: pytest.CaptureFixture[str], no_tables: list[int]
+    project: Project, no_tables: list[int]
 ) -> None:
     for name in "abc":
         project.run_file(f"{name}.yaml")
-    code, _, err = call(capsys, "accept")
-    assert code == 1 and "no run of plan p is up to date" in err and err.count("\n") == 1
+    err = project.error("accept")
+    assert "no run of plan p is up to date" in err
     stamped(project, "a", 10.0)
     stamped(project, "a", 3.0, True)
     stamped(project, "b", 4.0, True)
@@ -257,7 +248,7 @@ def test_accept_takes_what_is_there_and_keeps_the_rest(
     project.run_file("gone.yaml")
     stamped(project, "gone", 6.0, True)
     (project.folder / "runs/p/01_work/gone.yaml").unlink()
-    code, out, _ = call(capsys, "accept")
+    code, out, _ = project.call("accept")
     assert code == 0
     assert "accepted 1 records" in out and "kept 1 of before" in out
     assert "1 run of the plan without a record yet" in out
@@ -268,7 +259,7 @@ def test_accept_takes_what_is_there_and_keeps_the_rest(
 
 
 def test_accept_says_whether_the_records_of_full_stand(
-    project: Project, capsys: pytest.CaptureFixture[str], no_tables: list[int]
+    project: Project, no_tables: list[int]
 ) -> None:
     project.plan = "laptop"
     for name in "ab":
@@ -278,7 +269,7 @@ def test_accept_says_whether_the_records_of_full_stand(
     def last_lines(**values: float) -> list[str]:
         for name, value in values.items():
             stamped(project, name, value)
-        code, out, _ = call(capsys, "accept", plan="laptop")
+        code, out, _ = project.call("accept")
         assert code == 0
         lines = out.splitlines()
         return lines[lines.index(next(x for x in lines if x.startswith("accepted"))) + 1 :]
@@ -293,9 +284,7 @@ def test_accept_says_whether_the_records_of_full_stand(
     assert last_lines() == ["all 2 runs equal to the printed digits: the records of full stand"]
 
 
-def test_a_reference_from_before_a_parameter_was_added(
-    project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_reference_from_before_a_parameter_was_added(project: Project) -> None:
     project.run_file("a.yaml")
     stamped(project, "a", 10.0)
     stamped(project, "a", 10.0, True)
@@ -303,23 +292,21 @@ def test_a_reference_from_before_a_parameter_was_added(
     record = read_record(path)
     del record["parameters"]["steps"]
     write_record(path, record)
-    assert "reproduced 1 of 1" in call(capsys, "verdict")[1]
+    assert "reproduced 1 of 1" in project.call("verdict")[1]
     project.run_file("a.yaml", "steps: 4")  # no longer what the reference can have meant
-    assert "no reference for 1 run" in call(capsys, "verdict")[1]
+    assert "no reference for 1 run" in project.call("verdict")[1]
 
 
-def test_a_plan_that_was_never_run_lists_what_it_needs(
-    project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plan_that_was_never_run_lists_what_it_needs(project: Project) -> None:
     project.run_file("a.yaml")
-    code, out, _ = call(capsys, "list")
+    code, out, _ = project.call("list")
     assert code == 0 and "plan p: 0 of 1 runs are done" in out and "not estimated: 1 run" in out
-    code, out, _ = call(capsys, "list", "--machine", "t4")
+    code, out, _ = project.call("list", "--machine", "t4")
     assert code == 0 and "On t4 (" in out and "not measured" in out
-    code, _, err = call(capsys, "list", "--machine", "t5")
-    assert code == 1 and "machine 't5' is unknown" in err and err.count("\n") == 1
+    err = project.error("list", "--machine", "t5")
+    assert "machine 't5' is unknown" in err
     stamped(project, "a", 10.0)
-    assert call(capsys, "list")[1] == "done    01_work  a\n"
+    assert project.call("list")[1] == "done    01_work  a\n"
 
 
 def test_time_left() -> None:

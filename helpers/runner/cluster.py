@@ -161,7 +161,7 @@ class Pool:
         self.sites: dict[str, Site] = {}
         self._refused: set[str] = set()
         self._looked = -math.inf  # time.monotonic() of the last look at who is there
-        self._hope = time.monotonic()  # when something last ran or could have been started
+        self._usable = time.monotonic()  # when a run last could be started or was under way
 
     @property
     def slots(self) -> int:
@@ -183,8 +183,8 @@ class Pool:
         self.refresh()
         site, now = self._site_for(run), time.monotonic()
         if active or site is not None:
-            self._hope = now
-        elif now - self._hope > WAIT_SECONDS:
+            self._usable = now
+        elif now - self._usable > WAIT_SECONDS:
             gpu = ' --resources "GPU=1"' if wants_gpu(run) else ""
             raise RunError(
                 f"no worker that can take {run.notebook} {run.name} has joined in {WAIT_SECONDS} "

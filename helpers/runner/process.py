@@ -32,14 +32,10 @@ from helpers.runner.fingerprint import fingerprint
 from helpers.runner.plan import Run
 
 THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
+    *("VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"),
 )
 PARENT = "PRUNING_PARENT"  # the process that waits for the run
-ABSENT = object()
 
 
 # --- starting ------------------------------------------------------------------------------
@@ -59,13 +55,9 @@ def show_path(path: Path) -> str:
 
 def write_job(run: Run) -> None:
     """Write what the process of a run is to do into `run.job_path`."""
+    names = {"plan": run.plan, "notebook": run.notebook, "name": run.name}
     job = {
-        "stamp": {
-            "plan": run.plan,
-            "notebook": run.notebook,
-            "name": run.name,
-            "fingerprint": fingerprint(run),
-        },
+        "stamp": names | {"fingerprint": fingerprint(run)},
         "source": str(run.source_path),
         "failed": str(run.failed_path),
         "executed": str(run.executed_path),
@@ -198,12 +190,8 @@ def _execute_notebook(job: dict[str, Any]) -> None:
         raise RunError("the notebook wrote no record: end it with write_record(record_path, …)")
     record = read_record(job["record"])
     for key, value in job["effective"].items():
-        used = record["parameters"].get(key, ABSENT)
-        if used != value:
-            said = "lacks" if used is ABSENT else f"has {key} = {used!r} instead of"
-            raise RunError(
-                f"the record {said} the run's {key} = {value!r}: correct its record cell"
-            )
+        if key not in record["parameters"] or record["parameters"][key] != value:
+            raise RunError(f"the record does not hold {key} = {value!r}: correct its last cell")
     os.replace(job["failed"], job["executed"])
     # last: with a fingerprint the run counts as done
     took = round(time.monotonic() - started, 1)
