@@ -38,7 +38,6 @@ from helpers.runner.parameters import check_values, read_parameters_cell
 TABLES_NOTEBOOK = "06_tables_and_plots"
 # where the record goes, and how a reader had parameters chosen: the record holds what was chosen
 NOT_RECORDED = ("record_path", "preset")
-GRID_WORDS = ("name", "grid")
 NAMES_SHOWN = 20
 
 
@@ -145,9 +144,6 @@ def _read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:
     notebooks = sorted(entry.stem for entry in notebooks_dir().glob("*.ipynb"))
     notebook = check_choice(f"{where}: notebook", parts[0], notebooks, RunError)
     defaults, types = read_parameters_cell(notebooks_dir() / f"{notebook}.ipynb")
-    for word in GRID_WORDS:
-        if word in types:
-            raise RunError(f"{where}: its notebook may not have a parameter called {word!r}")
     values = _read_yaml(path, where)
     is_grid = "grid" in values
     for name, parameters in _expand(values, where) if is_grid else [(path.stem, values)]:
@@ -188,7 +184,7 @@ def _read_yaml(path: Path, where: str) -> dict[str, Any]:
 
 
 def _expand(values: dict[str, Any], where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and parameters of each run of a grid; RunError if two would have one name."""
+    """Name and parameters of each run of a grid."""
     grid, template = values.pop("grid"), str(values.pop("name", ""))
     if not isinstance(grid, dict) or not grid:
         raise RunError(f"{where}: grid is not a mapping: write 'parameter: [values]' under it")
@@ -200,22 +196,15 @@ def _expand(values: dict[str, Any], where: str) -> Iterator[tuple[str, dict[str,
             f"{where}: {wrong[0]!r} must stand both in name and in grid: "
             f'write for example name: "{example}"'
         )
-    seen: dict[str, dict[str, str]] = {}
     for points in itertools.product(*(axis.items() for axis in axes.values())):
-        labels = dict(zip(axes, (label for label, _ in points), strict=True))
-        name = template
-        for axis, label in labels.items():
-            name = name.replace(f"{{{axis}}}", label)
-        if not re.fullmatch(r"\w[\w.-]*", name):
-            raise RunError(f"{where}: {name!r} is no name: use letters, digits and . _ -")
-        if name in seen:
-            raise RunError(f"{where}: {seen[name]} and {labels} are both called {name}")
-        seen[name] = labels
-        parameters = dict(values)
-        for _, point in points:
+        name, parameters = template, dict(values)
+        for axis, (label, point) in zip(axes, points, strict=True):
             for key in parameters.keys() & point.keys():
                 raise RunError(f"{where}: {key} is set twice: in the grid or beside it, not both")
             parameters |= point
+            name = name.replace(f"{{{axis}}}", label)
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise RunError(f"{where}: {name!r} is no name: use letters, digits and . _ -")
         yield name, parameters
 
 
