@@ -295,8 +295,10 @@ def test_a_cell_of_the_papers_main_table_on_a_tiny_model(tmp_path: Path) -> None
     matplotlib.use("Agg")
     (run,) = read_plan("paper", f"{PRUNE}/llama-2-7b-wanda-2of4")
     smaller = {"model": "tiny", "revision": "", "dtype": "float32", "device": "cpu"}
-    smaller |= {"sequences": 4, "length": 64, "window": 64, "windows": 20, "second_window": 128}
-    smaller |= {"calibration": "embedded", "evaluation": "embedded"}
+    smaller |= {"sequences": 4, "length": 64, "window": 64, "windows": 4, "second_window": 128}
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"Line {number} says something of its own.\n" for number in range(200)))
+    smaller |= {"calibration": str(text), "evaluation": str(text)}
     path = tmp_path / f"{run.id}.json"
     given = run.effective | smaller | {"record_path": str(path), "preset": ""}
     assert set(given) == set(run.defaults), "a change may only replace what the run file could"
