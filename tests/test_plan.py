@@ -166,14 +166,14 @@ def test_a_grid_stands_for_the_product_of_its_axes(project: Project) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("grid: {rho: [1.0]}", "'rho' must stand both in name and in grid: write for example"),
-        ('name: "{roh}"\ngrid: {rho: [1.0]}', "'rho' must stand both in name and in grid"),
+        ("grid: {rho: [1.0]}", "'rho' must appear both in name and in grid: write for example"),
+        ('name: "{roh}"\ngrid: {rho: [1.0]}', "'rho' must appear both in name and in grid"),
         ("name: x-{rho}", "parameter 'name' is not in the parameters cell"),
         ('name: "{rho}"\ngrid: {rho: 1.0}', "rho in the grid is not a list or a mapping"),
         ('name: "{rho}"\ngrid: [rho]', "grid is not a mapping"),
         ('name: "{rho}"\ngrid: {rho: [1.0, 1.0]}', "rho 1.0 is given twice"),
         ('name: "{fast}"\ngrid: {fast: [true]}', "write 'label: value'"),
-        ('name: "{pattern}"\ngrid: {pattern: [a/b]}', "'a/b' cannot stand in a name"),
+        ('name: "{pattern}"\ngrid: {pattern: [a/b]}', "'a/b' cannot be part of a name"),
         ('name: "x y {rho}"\ngrid: {rho: [1.0]}', "'x y 1.0' is no name"),
         ('name: "{rho}"\ngrid: {rho: [1.0]}\nrho: 2.0', "rho is set twice"),
         ('name: "{a}{rho}"\ngrid: {a: {x: {rho: 1.0}}, rho: [2.0]}', "rho is set twice"),

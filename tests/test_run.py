@@ -122,7 +122,7 @@ def test_a_killed_runner_frees_its_plan_and_its_runs_end(project: Project) -> No
     assert code == 1 and "plan p is being run already" in err
     process.kill()
     process.communicate(timeout=30)
-    # the lock is free at once, and what lies there was left
+    # the lock is free at once
     assert project.call("list")[1] == "failed  01_work  slow\n"
     assert len(others) >= 2 and not psutil.wait_procs(others, timeout=10)[1]
 

@@ -13,8 +13,8 @@ a `grid` it stands for the product of the grid's axes, one run for each combinat
       block: {early: 2, late: 27}          # labels, and values of the parameter `block`
     sequences: 32                          # the same in all runs
 
-The labels of its axes make a run's name, so every axis stands in it; a list's values are their own
-labels. A parameter is set once, and no two runs of a plan share a name.
+The labels of its axes make a run's name, so every axis appears in it; a list's values are their
+own labels. A parameter is set once, and no two runs of a plan share a name.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:
         check_values(parameters, types, place)
         run = Run(plan, notebook, name, parameters, defaults)
         if run.effective.get("plan", plan) != plan:
-            raise RunError(f"{place}: plan = {run.effective['plan']!r}, but it lies in {plan}")
+            raise RunError(f"{place}: plan = {run.effective['plan']!r}, but the file is in {plan}")
         yield run
 
 
@@ -193,7 +193,7 @@ def _expand(values: dict[str, Any], where: str) -> Iterator[tuple[str, dict[str,
     if wrong := sorted(set(fields) ^ set(axes)):
         example = "-".join(f"{{{axis}}}" for axis in axes)
         raise RunError(
-            f"{where}: {wrong[0]!r} must stand both in name and in grid: "
+            f"{where}: {wrong[0]!r} must appear both in name and in grid: "
             f'write for example name: "{example}"'
         )
     for points in itertools.product(*(axis.items() for axis in axes.values())):
@@ -218,7 +218,7 @@ def _points(axis: str, choices: Any, where: str) -> dict[str, dict[str, Any]]:
         # true, null and lists have no text of their own
         if label is None or isinstance(label, bool) or not re.fullmatch(r"[\w.-]+", str(label)):
             raise RunError(
-                f"{where}: {axis} {label!r} cannot stand in a name: write 'label: value' for it"
+                f"{where}: {axis} {label!r} cannot be part of a name: write 'label: value' for it"
             )
         if str(label) in points:
             raise RunError(f"{where}: {axis} {label} is given twice")

@@ -199,7 +199,7 @@ def _execute_notebook(job: dict[str, Any]) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process and its kernel once the parent is gone: then nobody waits for the run."""
+    """End this process and its kernel once the parent is gone: nobody waits for the run then."""
     while os.getppid() == parent:
         time.sleep(1)
     kill_family(os.getpid())

@@ -32,7 +32,7 @@ Failures = list[tuple[Run, str]]  # with the error of each in one line
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Write a line for the person who waits."""
+    """Write a line to standard output or error, at once."""
     sys.stdout.flush()  # so that lines and errors keep their order
     stream = sys.stderr if error else sys.stdout
     stream.write(text + "\n")
