@@ -309,12 +309,41 @@ def test_a_plan_that_was_never_run_lists_what_it_needs(project: Project) -> None
     assert project.call("list")[1] == "done    01_work  a\n"
 
 
-def test_time_left() -> None:
-    left = schedule.seconds_left
-    unknown = {"a": None, "b": None, "c": None}
-    assert left(unknown, {}, {}, 1) == 0
-    assert left(unknown, {"a": 10.0}, {"b": 4.0}, 1) == 16.0
-    known = {"a": 10.0, "b": 30.0, "c": None}
-    assert left(known, {}, {}, 2) == 30.0  # c like the mean of the others, two at a time
-    assert left(known, {"a": 20.0}, {"b": 50.0}, 2) == (10.0 + 40.0) / 2  # half as fast
+class AtOnce:
+    """A pool, and its runs, that take 20 s by a clock that nobody waits for."""
+
+    slots, now = 2, 0.0
+
+    def can_start(self, run: plans.Run, active: int) -> bool:
+        return active == 0
+
+    def start(self, run: plans.Run) -> AtOnce:
+        return self
+
+    def ended(self) -> bool:
+        self.now += 20.0
+        return True
+
+    def error(self) -> None:
+        return None
+
+
+def test_time_left(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "abc":
+        project.run_file(f"{name}.yaml")
+    (project.folder / "results/p/records").mkdir(parents=True)
+    pool, runs = AtOnce(), plans.read_plan("p")
+    monkeypatch.setattr(schedule.time, "monotonic", lambda: pool.now)
+    monkeypatch.setattr(schedule.time, "sleep", lambda _: None)
+
+    def lines(**seconds: float) -> list[str]:
+        monkeypatch.setattr(schedule, "reference_seconds", lambda run: seconds.get(run.name))
+        schedule.Runner(runs, runs, pool).execute(runs)
+        return [line.partition("about ")[2] for line in capsys.readouterr()[0].splitlines()]
+
+    # two at a time, c like the mean of a and b; then half as fast as the committed runs
+    assert lines(a=10.0, b=30.0) == ["30 s", "", "50 s left", "", "20 s left", "", ""]
+    assert lines() == ["", "", "20 s left", "", "20 s left", "", ""]
     assert [schedule.format_seconds(x) for x in (41.4, 720, 9000)] == ["41 s", "12 min", "2.5 h"]

@@ -133,18 +133,16 @@ class Site:
     def error(self) -> str | None:
         """The error of a run that has ended in one line; None after a success."""
         run, future, self.run = self.run, self.future, None
-        gone = f"its worker {self.address} died or was lost: was there enough memory?"
+        reason = "died or was lost: was there enough memory?"
         if future.status == "finished":
             # the answer is still on the worker, which can die before it is fetched
             with contextlib.suppress(OSError):
                 return future.result(timeout=CONNECT_SECONDS)
         elif future.status == "error":
-            problem = future.exception()
-            if not isinstance(problem, distributed.KilledWorker):
-                gone = f"its worker {self.address} failed: {_short(problem)}"
+            reason = f"failed: {_short(future.exception())}"
         future.cancel()
         run.log_path.unlink(missing_ok=True)
-        return gone
+        return f"its worker {self.address} {reason}"
 
     def stop(self) -> None:
         """Take the run back, and wait until its worker has stopped the process."""

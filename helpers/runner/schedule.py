@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -230,33 +230,18 @@ class Runner:
         say(f"[{number}/{total}] {run.notebook} {run.name} {text}")
 
     def _time_left(self, text: str) -> str:
-        """A text with the time left; "" where it is not known or nothing is left."""
-        now = time.monotonic()
-        elapsed = {key: now - started for key, (_, _, started) in self._active.items()}
-        left = seconds_left(self._expected, self._took, elapsed, self._pool.slots)
+        """A text with the time left; "" where it is not known or nothing is left.
+
+        A run without a committed record counts like the mean of the others. How long the runs that
+        have ended took here says how fast this machine is.
+        """
+        known = [seconds for seconds in self._expected.values() if seconds]
+        usual = sum(known) / len(known) if known else 1.0
+        guesses = {key: seconds or usual for key, seconds in self._expected.items()}
+        done = sum(guesses.pop(key) for key in self._took)
+        pace = sum(self._took.values()) / done if done else float(bool(known))
+        left = pace * sum(guesses.values()) / max(1, min(self._pool.slots, len(guesses)))
         return text.format(format_seconds(left)) if left >= 1 else ""
-
-
-def seconds_left(
-    expected: Mapping[str, float | None],
-    took: Mapping[str, float],
-    elapsed: Mapping[str, float],
-    slots: int,
-) -> float:
-    """Seconds until all runs have ended; 0 where nothing is known.
-
-    By id: what the committed records took (None: there is none), what the runs that have ended
-    took here, and the seconds since the start of those under way.
-    """
-    known = [seconds for seconds in expected.values() if seconds]
-    usual = sum(known) / len(known) if known else 1.0
-    guesses = {key: seconds or usual for key, seconds in expected.items()}
-    pace = 1.0 if known else 0.0  # of this machine, relative to the committed runs
-    if took:
-        pace = sum(took.values()) / sum(guesses[key] for key in took)
-    waiting = [key for key in expected if key not in took]
-    left = sum(max(guesses[key] * pace - elapsed.get(key, 0.0), 0.0) for key in waiting)
-    return left / max(1, min(slots, len(waiting)))
 
 
 def reference_seconds(run: Run) -> float | None:
