@@ -55,7 +55,7 @@ def write_notebook(folder: Path, name: str, cells: list[str], tags: list[list[st
 
 
 class Project:
-    """What the tests write into the project, and where its results lie."""
+    """What the tests write into the project, and what a command answers."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder, self.plan, self._capsys = folder, "p", capsys

@@ -75,9 +75,7 @@ def children_of(pids: list[int]) -> list[psutil.Process]:
 
 
 def test_records_failures_and_lines_are_those_of_local_runs(
-    scheduler: str,
-    project: Project,
-    monkeypatch: pytest.MonkeyPatch,
+    scheduler: str, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")  # Dask sets it to 1 in its workers
     project.run_file("b.yaml", "pattern: fail")
@@ -288,7 +286,7 @@ class Client:
         self.sent.append((*options["workers"], options["resources"], arguments[2]))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "REFRESH_SECONDS", 0)
 
@@ -297,6 +295,7 @@ def worker(gpus: int = 0, cores: int = 4, host: str = "h", **other: str) -> tupl
     return cluster.identity(Path()) | other, (host, *range(cores)), gpus
 
 
+@pytest.mark.usefixtures("looks_at_once")
 def test_a_run_goes_where_its_gpu_is_and_workers_of_a_host_share_its_cores() -> None:
     client = Client(a=worker(), b=worker(gpus=1), c=worker(host="i"), d=worker(cores=2))
     devices = {"w": "cpu", "x": "cuda", "y": "cpu", "z": "cpu"}
@@ -311,6 +310,7 @@ def test_a_run_goes_where_its_gpu_is_and_workers_of_a_host_share_its_cores() -> 
     assert client.sent[1][0] == "b" and not pool.can_start(runs[0], 4), "each worker has one"
 
 
+@pytest.mark.usefixtures("looks_at_once")
 def test_workers_that_join_late_leave_or_do_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "WAIT_SECONDS", 0.1)
     client = Client(a=worker())

@@ -49,7 +49,7 @@ def cpus() -> list[int]:
 
 
 def show_path(path: Path) -> str:
-    """A path, relative to the project's root if it lies in it."""
+    """A path, relative to the project's root if it is below it."""
     return str(path.relative_to(root()) if path.is_relative_to(root()) else path)
 
 
