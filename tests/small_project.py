@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from helpers.paths import root
 from helpers.runner import plan as plans
 from helpers.runner import run as command_line
 from helpers.runner import schedule
@@ -50,11 +55,24 @@ def write_notebook(folder: Path, name: str, cells: list[str], tags: list[list[st
 
 
 class Project:
-    """What the tests write into the project, and where its results lie."""
+    """What the tests write into the project, and what a command answers."""
 
-    def __init__(self, folder: Path, plan: str = "p") -> None:
-        self.folder, self.plan = folder, plan
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.plan, self._capsys = folder, "p", capsys
         self.notebook(PARAMETERS)
+
+    def call(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error of the command line."""
+        code = command_line.main([*arguments, "--plan", self.plan])
+        out, err = self._capsys.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, err
+
+    def error(self, *arguments: str) -> str:
+        """The one line that a command ends with."""
+        code, _, err = self.call(*arguments)
+        assert code == 1 and err.count("\n") == 1, (code, err)
+        return err
 
     def notebook(self, parameters: str, body: str = BODY, name: str = "01_work") -> None:
         cells, tags = [parameters, body, WRITE], [["parameters"], [], []]
@@ -74,20 +92,34 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+def project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Project:
     monkeypatch.setenv("PRUNING_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "results"))
     monkeypatch.setattr(plans, "notebooks_dir", lambda: tmp_path / "notebooks")
     for module in (command_line, schedule):
         monkeypatch.setattr(module, "reference_dir", lambda plan: tmp_path / "reference" / plan)
-    return Project(tmp_path)
+    return Project(tmp_path, capsys)
 
 
-def call(
-    capsys: pytest.CaptureFixture[str], *arguments: str, plan: str = "p"
-) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of the command line."""
-    code = command_line.main([*arguments, "--plan", plan])
-    out, err = capsys.readouterr()
-    assert "Traceback" not in out + err
-    return code, out, err
+def runner_process(project: Project, *arguments: str) -> subprocess.Popen:
+    """A runner in a process of its own, on a plan of one run that sleeps."""
+    project.run_file("slow.yaml", "pattern: sleep")
+    start = (
+        "import pathlib, signal, sys; from helpers.runner import plan, run;"
+        # a shell starts background jobs with Ctrl-C ignored, and these tests may run in one
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"
+        f"plan.notebooks_dir = lambda: pathlib.Path({str(project.folder / 'notebooks')!r});"
+        f"sys.exit(run.main(['run', '--plan', 'p', *{arguments!r}]))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", start], cwd=root(), stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,48 +11,29 @@ from helpers.errors import UnknownModel
 from helpers.runner import costs
 from helpers.runner.plan import Run, read_plan
 
-
-@dataclass
-class Needs:
-    memory_bytes: int
-    disk_bytes: int
-    seconds: float
+MACHINE = SimpleNamespace(name="t4", note="not measured")
 
 
-@dataclass
-class Machine:
-    name: str = "t4"
-    note: str = "not measured"
+def estimate(asked: dict[str, Any], machine: object) -> SimpleNamespace:
+    """Made-up costs: 4 GB and half an hour a run, 13.5 GB of disk a model."""
+    if asked["model"] == "other":
+        raise UnknownModel("no shape")
+    return SimpleNamespace(memory_bytes=4 * 10**9, disk_bytes=int(13.5e9), seconds=1800.0)
 
 
-@pytest.fixture
-def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made-up costs: 4 GB and half an hour a run, 13.5 GB of disk a model; one needs a token."""
-
-    def estimate(parameters: dict[str, Any], machine: Machine) -> Needs:
-        if parameters["model"] == "other":
-            raise UnknownModel("no shape")
-        return Needs(4 * 10**9, int(13.5e9), 1800.0)
-
+def test_the_lines_of_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs, "estimate", estimate)
-    monkeypatch.setattr(costs, "machine_named", Machine)
+    monkeypatch.setattr(costs, "machine_named", lambda name: MACHINE)
     monkeypatch.setattr(costs, "downloads", lambda asked: {asked["model"]: int(13.5e9)})
     monkeypatch.setattr(costs, "missing", lambda asked, _: ["gated"] * (asked["model"] == "b"))
-
-
-def run_of(name: str, model: str) -> Run:
-    return Run("p", "04", name, {"model": model}, {})
-
-
-def test_the_lines_of_a_plan(known: None) -> None:
-    runs = [run_of("one", "a"), run_of("two", "b"), run_of("three", "b"), run_of("x", "other")]
+    models = {"one": "a", "two": "b", "three": "b", "x": "other"}
+    runs = [Run("p", "04", name, {"model": model}, {}) for name, model in models.items()]
     lines = costs.plan_lines(runs, "t4")
     assert lines[0].startswith("On t4 (not measured)")
     table = [line.split() for line in lines[2:7]]
     assert table[0] == ["run", "model", "memory", "disk", "hours"]
     assert table[1] == ["04--one", "a", "4.0", "GB", "14", "GB", "0.50", "h"]
     assert table[4] == ["04--x", "other", "–", "–", "–"]
-    assert len({len(line) for line in lines[2:7]}) == 1, "columns are aligned"
     assert (
         "total: 3 runs, 1.50 hours one after the other, 27 GB of disk, at most 4.0 GB of memory"
         in lines
@@ -61,9 +42,10 @@ def test_the_lines_of_a_plan(known: None) -> None:
     assert costs.plan_lines(runs[:1], "t4")[-1] == "missing: nothing"
 
 
-def test_every_pruning_run_of_the_gpu_plans_is_estimated() -> None:
-    for plan, machine in (("t4", "t4"), ("paper", "a100-80g")):
-        runs = read_plan(plan)
-        lines = costs.plan_lines(runs, machine)
-        assert f"total: {len(runs) - 1} runs" in "\n".join(lines)
-        assert "not estimated: 1 run" in lines, "the tables"
+@pytest.mark.parametrize(("plan", "machine"), [("t4", "t4"), ("paper", "a100-80g")])
+def test_every_pruning_run_of_the_gpu_plans_is_estimated(plan: str, machine: str) -> None:
+    runs = read_plan(plan)
+    lines = costs.plan_lines(runs, machine)
+    assert f"total: {len(runs) - 1} runs" in "\n".join(lines)
+    assert "not estimated: 1 run" in lines, "the tables"
+    assert len({len(line) for line in lines[2 : 3 + len(runs)]}) == 1, "columns are aligned"

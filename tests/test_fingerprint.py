@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,31 +14,37 @@ from small_project import BODY, PARAMETERS, Project, write_notebook
 from helpers.paths import root
 from helpers.runner import fingerprint as module
 from helpers.runner import plan as plans
-from helpers.runner.fingerprint import core_hash, fingerprint, normalised
+from helpers.runner.fingerprint import code_hash, core_hash, fingerprint
 
 project = small_project.project
 
 
-def test_a_run_is_stale_when_what_decides_its_numbers_changes(project: Project) -> None:
-    project.run_file("a.yaml", "rho: 2.0")
-    (run,) = plans.read_plan("p")
-    before = fingerprint(run)
-    assert before == fingerprint(replace(run, name="other"))
-    assert before != fingerprint(replace(run, parameters={"rho": 3.0}))
-    project.notebook(PARAMETERS, body="# a comment\n" + BODY)
-    assert fingerprint(run) == before
-    project.notebook(PARAMETERS, body=BODY + "more = 1\n")
-    assert fingerprint(run) != before
-
-
-def test_a_text_that_a_parameter_names_counts(project: Project) -> None:
-    project.run_file("a.yaml")
+def test_a_run_is_stale_when_what_decides_its_numbers_changes(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = project.folder / "own"
+    own.mkdir()
+    monkeypatch.setattr(module, "own_method_file", lambda name: own / f"{name}.py")
     text = project.folder / "own.txt"
-    run = replace(plans.read_plan("p")[0], parameters={"pattern": str(text)})
     text.write_text("one")
-    before = fingerprint(run)
+    parameters = PARAMETERS + 'method = "wanda"\n'
+    project.notebook(parameters)
+    project.run_file("a.yaml", f"method: mine\npattern: {text}")
+    (run,) = plans.read_plan("p")
+    seen = {fingerprint(run)}
+    assert fingerprint(replace(run, name="other")) in seen
+    project.notebook(parameters, body="# a comment\n" + BODY)
+    (own / "yours.py").write_text("x = 1")
+    assert fingerprint(run) in seen
+
+    seen.add(fingerprint(replace(run, parameters=run.parameters | {"rho": 3.0})))
+    project.notebook(parameters, body=BODY + "more = 1\n")
+    seen.add(fingerprint(run))
     text.write_text("two")
-    assert fingerprint(run) != before
+    seen.add(fingerprint(run))
+    (own / "mine.py").write_text("x = 1")
+    seen.add(fingerprint(run))
+    assert len(seen) == 5
 
 
 @pytest.mark.parametrize(
@@ -56,20 +62,16 @@ def test_cells_for_colab_and_explorers_do_not_count(
     assert (found[0] != found[1]) == counts
 
 
-def test_only_the_file_of_a_runs_own_method_counts(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own = project.folder / "own"
-    own.mkdir()
-    monkeypatch.setattr(module, "own_method_file", lambda name: own / f"{name}.py")
-    project.notebook(PARAMETERS + 'method = "wanda"\n')
-    project.run_file("a.yaml", "method: mine")
-    project.run_file("b.yaml", "method: yours")
-    mine, yours = plans.read_plan("p")
-    (own / "yours.py").write_text("x = 1")
-    before = fingerprint(mine), fingerprint(yours)
-    (own / "mine.py").write_text("x = 1")
-    assert fingerprint(mine) != before[0] and fingerprint(yours) == before[1]
+def test_the_tables_count_the_records_of_the_other_runs(project: Project) -> None:
+    project.notebook(PARAMETERS, name=plans.TABLES_NOTEBOOK)
+    project.run_file("a.yaml", notebook=plans.TABLES_NOTEBOOK)
+    (run,) = plans.read_plan("p")
+    before = fingerprint(run)
+    run.record_path.parent.mkdir(parents=True)
+    run.record_path.write_text("{}")
+    assert fingerprint(run) == before, "not its own"
+    run.record_path.with_name("01_work--b.json").write_text("{}")
+    assert fingerprint(run) != before
 
 
 # --- the core ------------------------------------------------------------------------------
@@ -80,67 +82,44 @@ def package(tmp_path: Path) -> Path:
     """A copy of helpers/."""
     folder = tmp_path / "helpers"
     shutil.copytree(root() / "helpers", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "beyond").mkdir(exist_ok=True)
     return folder
-
-
-def edit(path: Path, change: Callable[[str], str]) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert change(text) != text
-    path.write_text(change(text), encoding="utf-8")
 
 
 def test_what_leaves_the_core_as_it_is(package: Path) -> None:
     before = core_hash(package.parent)
-    edit(
-        package / "admm.py", lambda text: "# a comment\n" + text.replace('"""', '"""New words. ', 1)
-    )
+    text = (package / "admm.py").read_text(encoding="utf-8")
+    text = "# a comment\n" + text.replace('"""', '"""New words. ', 1)
+    (package / "admm.py").write_text(text, encoding="utf-8")
     assert core_hash(package.parent) == before, "comments and docstrings"
-    for module_of_a_wing in ("results/plots.py", "machine/doctor.py", "runner/run.py"):
-        edit(package / module_of_a_wing, lambda text: text + "\nextra = 1\n")
-    (package / "results" / "another.py").write_text("x = 1\n")
-    (package / "wing").mkdir()
-    (package / "wing" / "__init__.py").write_text("x = 1\n")
+    for module_of_a_wing in ("results/plots.py", "machine/doctor.py", "wing/__init__.py"):
+        (package / module_of_a_wing).parent.mkdir(exist_ok=True)
+        (package / module_of_a_wing).write_text("x = 1\n")
     (package / "results" / "plots.py").rename(package / "results" / "figures.py")
     (package / "own" / "mine.py").write_text("x = 1\n")
-    edit(package / "__init__.py", lambda text: text + "\nextra = 1\n")
+    (package / "__init__.py").write_text("x = 1\n")
     assert core_hash(package.parent) == before
 
 
-def moved(old: str, new: str) -> Callable[[Path], object]:
-    return lambda package: (package / old).rename(package / new)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda package: edit(package / "admm.py", lambda text: text + "\nextra = 1\n"),
-        lambda package: edit(package / "fast" / "__init__.py", lambda text: text + "\nextra = 1\n"),
-        lambda package: (package / "another.py").write_text("x = 1\n"),
-        lambda package: (package / "gram.py").unlink(),
-        moved("gram.py", "grams.py"),
-        moved("gram.py", "fast/gram.py"),
-        moved("gram.py", "results/gram.py"),
-        moved("results/verdict.py", "verdict.py"),
-    ],
-    ids=["line", "fast", "added", "removed", "renamed", "into fast", "into a wing", "from a wing"],
-)
-def test_what_changes_the_core(change: Callable[[Path], object], package: Path) -> None:
-    before = core_hash(package.parent)
-    change(package)
-    assert core_hash(package.parent) != before
-
-
-def test_the_folder_of_steps_that_compose_is_core(package: Path) -> None:
-    (package / "beyond").mkdir(exist_ok=True)
-    before = core_hash(package.parent)
-    (package / "beyond" / "another.py").write_text("x = 1\n")
-    assert core_hash(package.parent) != before
+def test_what_changes_the_core(package: Path) -> None:
+    seen = [core_hash(package.parent)]
+    for name in ("admm.py", "fast/__init__.py", "another.py", "beyond/another.py"):
+        with open(package / name, "a", encoding="utf-8") as stream:
+            stream.write("\nextra = 1\n")
+        seen.append(core_hash(package.parent))
+    (package / "masks.py").unlink()
+    seen.append(core_hash(package.parent))
+    moves = ["gram.py", "grams.py", "fast/grams.py", "results/grams.py", "back.py"]
+    for old, new in itertools.pairwise(moves):  # within the core, out of it, and back
+        (package / old).rename(package / new)
+        seen.append(core_hash(package.parent))
+    assert len(set(seen)) == len(seen)
 
 
 def test_magic_lines_and_docstrings_do_not_count() -> None:
     one = 'def f():\n    """Old."""\n    return 1\n\nif f():\n    %cd x\n    !pip install y\n'
     two = 'def f():\n    """New."""\n    return 1  # why\nif f():\n    %cd z\n    !pip install w\n'
-    assert normalised(one) == normalised(two)
-    assert normalised(one) != normalised(one.replace("return 1", "return 2"))
+    assert code_hash(one) == code_hash(two)
+    assert code_hash(one) != code_hash(one.replace("return 1", "return 2"))
     modulo = "x = (7\n    % 3)\n"  # in a module a line may start so
-    assert normalised(modulo) != normalised(modulo.replace("3", "4"))
+    assert code_hash(modulo) != code_hash(modulo.replace("3", "4"))

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pytest
 import small_project
-from small_project import PARAMETERS, Project, call, write_notebook
+from small_project import PARAMETERS, Project, write_notebook
 
-from helpers import corpora
-from helpers.errors import AssetError, RunError
-from helpers.paths import reference_dir
+from helpers.errors import RunError
+from helpers.paths import notebooks_dir, reference_dir
 from helpers.records import read_record, read_records
 from helpers.results import write_tables
 from helpers.runner import plan as plans
-from helpers.runner.parameters import read_notebook
+from helpers.runner.parameters import code_cells
 from helpers.runner.plan import Run, read_plan
 
 project = small_project.project
@@ -35,30 +33,24 @@ PRUNE, ZERO_SHOT, TABLES = "04_prune_model", "05_zero_shot", "06_tables_and_plot
         ("roh: 0.5", "did you mean 'rho'"),
         ("zzz: 0.5", "choose one of fast, limit"),
         ("rho: 1e-3", "write 1.0e-3"),
-        ("rho: high", "give float"),
         ("rho: true", "bool"),
         ("steps: 2.5", "give int"),
-        ("fast: 1", "give bool"),
         ("pattern: 2:4", "quotes"),
         ("pattern: null", "give str"),
-        ("rho: [1.0, 2.0]", "type list"),
-        ("options: {damping: 1e-3}", "with a point"),
-        ("limit: 2026-01-01", "give None or float or int or str"),
+        ("options: {damping: [1e-3]}", "with a point"),
         ("options: {day: 2026-01-01}", "put the text in quotes"),
+        ("limit: [1]", "give None or float or int or str"),
         ("record_path: x.json", "set by the runner"),
         ("preset: auto", "name the parameters themselves"),
-        ("rho: 1.0\nrho: 2.0", "given twice"),
-        ("rho: [1", "line"),
+        ("rho: 1.0\nrho: 2.0", "'rho' is given twice"),
+        ("rho: [1", "cannot be read in line"),
         ("- 1", "not a mapping"),
         ("rho: !!python/object/apply:os.getcwd []", "cannot be read"),
     ],
 )
-def test_wrong_run_file_is_one_line(
-    text: str, reason: str, project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_run_file_is_one_line(text: str, reason: str, project: Project) -> None:
     project.run_file("a.yaml", text)
-    code, out, err = call(capsys)
-    assert (code, out, err.count("\n")) == (1, "", 1)
+    err = project.error()
     assert reason in err and "p/01_work/a.yaml" in err
     assert not project.result("").exists()
 
@@ -96,27 +88,23 @@ def test_unknown_plan_empty_plan_and_no_match(project: Project) -> None:
         read_plan("empty")
     project.run_file("a.yaml")
     project.run_file("my-method-60.yaml")
-    assert len(read_plan("p", "01_work/a")) == 1
-    for pattern, reason in [
-        ("zzz", "matches 'zzz'.*01_work/a"),
-        ("01*my-metod-60*", "did you mean 'my-method-60'"),
-        ("01_work/my-metod-60", "did you mean 'my-method-60'"),
-        ("01_work*absent*", "any letters$"),  # no hint at the half that was right
-    ]:
-        with pytest.raises(RunError, match=reason):
-            read_plan("p", pattern)
+    for only in ("01_work/a", "*--a", "a"):
+        assert [run.name for run in read_plan("p", only)] == ["a"]
+    assert len(read_plan("p", "01*")) == 2
+    for only in ("*my-metod-60*", "01_work/my-metod-60"):
+        with pytest.raises(RunError, match="01_work/a, .*did you mean .*my-method-60'"):
+            read_plan("p", only)
 
 
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
         ("total = 2 * rho", "derived"),
-        ("name = f'{rho}'", "derived"),
         ("sizes = (1, 2)", "use a list"),
         ("import os", "not 'name = value'"),
         ("a = b = 1", "not 'name = value'"),
+        ("a: int", "not 'name = value'"),
         ("a =", "not Python"),
-        ("grid = 1", "called 'grid'"),
     ],
 )
 def test_parameters_cell_holds_literals_only(line: str, reason: str, project: Project) -> None:
@@ -139,18 +127,14 @@ def test_notebooks_papermill_would_misread(project: Project) -> None:
             read_plan("p")
 
 
-def test_plan_parameter_must_be_the_plan(project: Project) -> None:
-    project.notebook(PARAMETERS + 'plan = "laptop"\n', name=TABLES)
+def test_the_tables_notebook_is_last_and_names_its_own_plan(project: Project) -> None:
+    for name in (TABLES, "10_late"):
+        project.notebook(PARAMETERS + 'plan = "p"\n', name=name)
+        project.run_file("a.yaml", notebook=name)
+    assert [run.notebook for run in read_plan("p")] == ["10_late", TABLES]
     project.run_file("a.yaml", "plan: q", notebook=TABLES)
     with pytest.raises(RunError, match="plan = 'q'"):
         read_plan("p")
-
-
-def test_tables_notebook_is_last(project: Project) -> None:
-    for name in (TABLES, "10_late"):
-        project.notebook(PARAMETERS, name=name)
-        project.run_file("a.yaml", notebook=name)
-    assert [run.notebook for run in read_plan("p")] == ["10_late", TABLES]
 
 
 # --- grids ---------------------------------------------------------------------------------
@@ -182,35 +166,28 @@ def test_a_grid_stands_for_the_product_of_its_axes(project: Project) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("grid: {rho: [1.0]}", "a grid and no name"),
+        ("grid: {rho: [1.0]}", "'rho' must appear both in name and in grid: write for example"),
+        ('name: "{roh}"\ngrid: {rho: [1.0]}', "'rho' must appear both in name and in grid"),
         ("name: x-{rho}", "parameter 'name' is not in the parameters cell"),
-        ('name: "{roh}"\ngrid: {rho: [1.0]}', "'rho' must stand both in name and in grid"),
-        (
-            'name: "{rho}"\ngrid: {rho: [1.0], steps: [1]}',
-            "'steps' must stand both in name and in grid: write for example name: ",
-        ),
         ('name: "{rho}"\ngrid: {rho: 1.0}', "rho in the grid is not a list or a mapping"),
-        ('name: "{rho}"\ngrid: {rho: []}', "rho in the grid is not a list or a mapping"),
         ('name: "{rho}"\ngrid: [rho]', "grid is not a mapping"),
         ('name: "{rho}"\ngrid: {rho: [1.0, 1.0]}', "rho 1.0 is given twice"),
         ('name: "{fast}"\ngrid: {fast: [true]}', "write 'label: value'"),
-        ('name: "{pattern}"\ngrid: {pattern: [a/b]}', "'a/b' cannot stand in a name"),
+        ('name: "{pattern}"\ngrid: {pattern: [a/b]}', "'a/b' cannot be part of a name"),
         ('name: "x y {rho}"\ngrid: {rho: [1.0]}', "'x y 1.0' is no name"),
         ('name: "{rho}"\ngrid: {rho: [1.0]}\nrho: 2.0', "rho is set twice"),
-        ('name: "{a}"\ngrid: {a: {x: {rho: 1.0}}}\nrho: 2.0', "rho is set twice"),
         ('name: "{a}{rho}"\ngrid: {a: {x: {rho: 1.0}}, rho: [2.0]}', "rho is set twice"),
-        ('name: "{rho}{steps}"\ngrid: {rho: [1, 11], steps: [11, 1]}', "are both called 111"),
-        ('name: "{roh}"\ngrid: {roh: [1.0]}', "run 1.0: parameter 'roh' is not in"),
+        (
+            'name: "{rho}{steps}"\ngrid: {rho: [1, 11], steps: [11, 1]}',
+            "run 111 is in a.yaml already",
+        ),
         ('name: "{a}"\ngrid: {a: {x: {rho: high}}}', "run x: rho = 'high' is of type str"),
         ('name: "{a}"\ngrid: {a: {x: {5: 1}}}', "parameter 5 is not in"),
     ],
 )
-def test_a_wrong_grid_is_refused(
-    text: str, reason: str, project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_grid_is_refused(text: str, reason: str, project: Project) -> None:
     project.run_file("a.yaml", text)
-    code, out, err = call(capsys, "list")
-    assert (code, out, err.count("\n")) == (1, "", 1)
+    err = project.error("list")
     assert reason in err and "p/01_work/a.yaml" in err
 
 
@@ -238,38 +215,15 @@ def test_plans_are_those_of_the_committed_records(plan: str) -> None:
         assert run.effective == since | records[key], key
 
 
-def test_the_plan_smoke() -> None:
-    ids = {run.id for run in read_plan("smoke")}
-    assert ids == {
-        "00_start_here--tour",
-        "01_calibration_capture--default",
-        "02_admm_layer_solve--default",
-        "03_mask_schedule--default",
-        "04_prune_model--admm-grad-50",
-        "04_prune_model--dense",
-        "04_prune_model--magnitude-50",
-        "05_zero_shot--tiny",
-        "06_tables_and_plots--tables",
-        "07_your_own_method--default",
-    }
+def test_the_plan_smoke_runs_every_notebook() -> None:
+    runs = read_plan("smoke")
+    assert len(runs) == 10
+    assert {run.notebook for run in runs} == {path.stem for path in notebooks_dir().glob("*.ipynb")}
 
 
-LLAMA = {  # model, commit, second window: the first takes 2048 tokens
-    "llama-7b": ("huggyllama/llama-7b", "8416d3fefb0cb3ff5775a7b13c1692d10ff1aa16", 0),
-    "llama-2-7b": ("meta-llama/Llama-2-7b-hf", "01c7f73d771dfac7d292323805ebc428287df4f9", 4096),
-    "llama-2-13b": ("meta-llama/Llama-2-13b-hf", "5c31dfb671ce7cfe2d7bb7c04375e44c55e815b1", 4096),
-    "llama-2-70b": ("meta-llama/Llama-2-70b-hf", "3aba440b59558f995867ba6e1f58f21d0336b5bb", 4096),
-}
-SMALL = {  # model, commit, dtype: the second was trained in bfloat16, which a T4 does not have
-    "tinyllama-1.1b": (
-        *("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "fe8a4ea1ffedaf415f4da2f062534de366a451e6"),
-        "float16",
-    ),
-    "smollm2-1.7b": (
-        *("HuggingFaceTB/SmolLM2-1.7B", "effd688a12921b4cc83e3312b6feb579f70f9c71"),
-        "float32",
-    ),
-}
+LLAMA = {"llama-7b": 0, "llama-2-7b": 4096, "llama-2-13b": 4096, "llama-2-70b": 4096}
+# the second was trained in bfloat16, which a T4 does not have
+SMALL = {"tinyllama-1.1b": "float16", "smollm2-1.7b": "float32"}
 METHODS = ("magnitude", "wanda", "sparsegpt", "admm1", "admm-grad")
 TARGETS = {
     "50": ("unstructured", 0.5),
@@ -280,63 +234,49 @@ TARGETS = {
     "4of8": ("4:8", 0.5),
 }
 TASKS = ["boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"]
-ZERO_SHOT_CELLS = {"dense": 0.0, "wanda-50": 0.5, "sparsegpt-50": 0.5, "admm-grad-50": 0.5}
 
 
-def of(method: str, target: tuple[str, float], **more: Any) -> dict[str, Any]:
-    """Parameters of a pruning run of the paper's protocol."""
+def cells(plan: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Id and parameters, without the model's, of each run of a plan for GPUs."""
+    paper = plan == "paper"
     text = {"evaluation": "wikitext2", "window": 2048, "windows": 0}
-    return {"method": method, "pattern": target[0], "sparsity": target[1], **text, **more}
+    shared = {"calibration": "c4", "sequences": 128 if paper else 64, "length": 2048}
+    tasks = {"tasks": TASKS, "limit": 0 if paper else 100, "batch": 16 if paper else 8}
+    tasks["source"] = "hub" if paper else "embedded"
+    methods = METHODS if paper else ("wanda", "sparsegpt", "admm-grad")
+    targets = list(TARGETS) if paper else ["50", "60", "2of4"]
+    for short in LLAMA if paper else SMALL:
+        base = shared | {"dtype": "float16" if paper else SMALL[short]}
+        pruned = base | text | ({"second_window": LLAMA[short]} if paper else {})
+        dense = {"method": "dense", "pattern": "unstructured", "sparsity": 0.0}
+        yield f"{PRUNE}--{short}-dense", pruned | dense
+        for method, label in itertools.product(methods, targets):
+            pattern, sparsity = TARGETS[label]
+            cell = pruned | {"method": method, "pattern": pattern, "sparsity": sparsity}
+            yield f"{PRUNE}--{short}-{method}-{label}", cell
+            if short in ("llama-7b", "llama-2-7b") and label == "60" and method != "magnitude":
+                for seed in (1, 2):
+                    name = f"{PRUNE}--{short}-{method}-60-seed{seed}"
+                    yield name, cell | {"calibration_seed": seed}
+        for method in () if short.startswith("smol") else ("dense", *METHODS[1:3], METHODS[4]):
+            cell = base | tasks | {"method": method, "sparsity": 0.0 if method == "dense" else 0.5}
+            yield f"{ZERO_SHOT}--{short}-{method}{'' if method == 'dense' else '-50'}", cell
+    yield f"{TABLES}--tables", {"plan": plan, "source": "results"}
 
 
-def expected_paper() -> dict[str, dict[str, Any]]:
-    """The paper's grid, written out by hand."""
-    shared = {"calibration": "c4", "sequences": 128, "length": 2048, "dtype": "float16"}
-    expected = {}
-    for short, (model, revision, second) in LLAMA.items():
-        named = {"model": model, "revision": revision, **shared}
-        pruned = named | {"second_window": second}
-        dense = of("dense", ("unstructured", 0.0), **pruned)
-        expected[f"{PRUNE}--{short}-dense"] = dense
-        for method, (suffix, target) in itertools.product(METHODS, TARGETS.items()):
-            expected[f"{PRUNE}--{short}-{method}-{suffix}"] = of(method, target, **pruned)
-        for method, seed in itertools.product(METHODS[1:], (1, 2)):
-            if short in ("llama-7b", "llama-2-7b"):
-                cell = of(method, TARGETS["60"], **pruned, calibration_seed=seed)
-                expected[f"{PRUNE}--{short}-{method}-60-seed{seed}"] = cell
-        for name, sparsity in ZERO_SHOT_CELLS.items():
-            tasks = {"tasks": TASKS, "limit": 0, "source": "hub", "batch": 16}
-            cell = {"method": name.removesuffix("-50"), "sparsity": sparsity}
-            expected[f"{ZERO_SHOT}--{short}-{name}"] = named | tasks | cell
-    return expected
-
-
-def expected_t4() -> dict[str, dict[str, Any]]:
-    """What a free T4 can do, written out by hand."""
-    shared = {"calibration": "c4", "sequences": 64, "length": 2048}
-    expected = {}
-    for short, (model, revision, dtype) in SMALL.items():
-        named = {"model": model, "revision": revision, "dtype": dtype, **shared}
-        expected[f"{PRUNE}--{short}-dense"] = of("dense", ("unstructured", 0.0), **named)
-        cells = itertools.product(("wanda", "sparsegpt", "admm-grad"), ("50", "60", "2of4"))
-        for method, suffix in cells:
-            expected[f"{PRUNE}--{short}-{method}-{suffix}"] = of(method, TARGETS[suffix], **named)
-        for name, sparsity in ZERO_SHOT_CELLS.items() if short.startswith("tiny") else ():
-            tasks = {"tasks": TASKS, "limit": 100, "source": "embedded", "batch": 8}
-            cell = {"method": name.removesuffix("-50"), "sparsity": sparsity}
-            expected[f"{ZERO_SHOT}--{short}-{name}"] = named | tasks | cell
-    return expected
-
-
-@pytest.mark.parametrize("plan", ["t4", "paper"])
-def test_the_grids_for_gpus_are_complete(plan: str) -> None:
-    expected = {"t4": expected_t4, "paper": expected_paper}[plan]()
-    expected[f"{TABLES}--tables"] = {"plan": plan, "source": "results"}
+@pytest.mark.parametrize(("plan", "number"), [("t4", 25), ("paper", 157)])
+def test_the_grids_for_gpus_are_complete(plan: str, number: int) -> None:
+    expected = dict(cells(plan))
     runs = {run.id: run for run in read_plan(plan)}
-    assert set(runs) == set(expected) and len(runs) == {"t4": 25, "paper": 157}[plan]
+    assert set(runs) == set(expected) and len(runs) == number
+    models = set()
     for key, run in runs.items():
-        defaults = {name: value for name, value in run.defaults.items() if name in run.effective}
-        assert run.effective == defaults | expected[key], key
+        named = {k: v for k, v in run.effective.items() if k in ("model", "revision")}
+        defaults = {k: v for k, v in run.defaults.items() if k in run.effective}
+        assert run.effective == defaults | expected[key] | named, key
+        models |= {tuple(named.values())} if named else set()
+    assert len(models) == len(LLAMA if plan == "paper" else SMALL), "a revision for each model"
+    assert all(len(revision) == 40 for _, revision in models)
 
 
 def test_what_a_plan_downloads() -> None:
@@ -350,86 +290,27 @@ def test_what_a_plan_downloads() -> None:
     assert needs(plan="laptop", source="reference") == []
 
 
-# --- the same run files on a tiny model ----------------------------------------------------
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Files as the hub has them, of the embedded text, found instead of downloaded."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        corpora.c4_documents()
-    except AssetError as error:
-        pytest.skip(str(error))
-    folder = tmp_path / "hub"
-    for text in corpora.HUB_TEXTS.values():
-        for file in text.files.values():
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(folder / corpora.C4.files["train"], "wt", encoding="utf-8") as stream:
-        for document in corpora.c4_documents()[:40]:
-            row = {"text": document, "timestamp": "2019-04-25T12:57:54Z", "url": ""}
-            stream.write(json.dumps(row) + "\n")
-    lines = [line + "\n" for line in corpora.wiki_articles()[0].split("\n")]
-    for file in corpora.WIKITEXT2.files.values():
-        pyarrow.parquet.write_table(pyarrow.table({"text": lines}), folder / file)
-    monkeypatch.setattr(corpora, "_hub_file", lambda text, split: folder / text.files[split])
-    # what `datasets` converts must not go to the cache of this machine
-    monkeypatch.setattr(corpora, "cache_dir", lambda: tmp_path / "cache")
-    return folder
-
-
-def the_run(plan: str, only: str) -> Run:
-    (run,) = read_plan(plan, only)
-    return run
-
-
-def execute(run: Run, changes: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The record that the run's notebook writes with some parameters replaced, in this process."""
+def test_a_cell_of_the_papers_main_table_on_a_tiny_model(tmp_path: Path) -> None:
+    """Its notebook, in this process, with what the run file says but for sizes and texts."""
     matplotlib.use("Agg")
-    given = run.effective | changes | {"record_path": str(path), "preset": ""}
+    (run,) = read_plan("paper", f"{PRUNE}/llama-2-7b-wanda-2of4")
+    smaller = {"model": "tiny", "revision": "", "dtype": "float32", "device": "cpu"}
+    smaller |= {"sequences": 4, "length": 64, "window": 64, "windows": 4, "second_window": 128}
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"Line {number} says something of its own.\n" for number in range(200)))
+    smaller |= {"calibration": str(text), "evaluation": str(text)}
+    path = tmp_path / f"{run.id}.json"
+    given = run.effective | smaller | {"record_path": str(path), "preset": ""}
     assert set(given) == set(run.defaults), "a change may only replace what the run file could"
     names: dict[str, Any] = {"__name__": "__main__"}
-    for cell in read_notebook(run.source_path)["cells"]:
-        tags = cell["metadata"].get("tags", [])
-        if cell["cell_type"] != "code" or "colab-setup" in tags:
-            continue
-        exec(compile("".join(cell["source"]), run.notebook, "exec"), names)
+    for source, tags in code_cells(run.source_path):
+        if "colab-setup" not in tags:
+            exec(compile(source, run.notebook, "exec"), names)
         if "parameters" in tags:
             names |= given
-    return read_record(path)
-
-
-SMALLER = {"model": "tiny", "revision": "", "dtype": "float32", "device": "cpu"}
-SMALLER |= {"sequences": 4, "length": 64}
-
-
-@pytest.mark.parametrize(
-    ("plan", "name"),
-    [("t4", "tinyllama-1.1b-wanda-2of4"), ("paper", "llama-2-7b-wanda-2of4")],
-)
-def test_a_cell_of_the_main_table(plan: str, name: str, hub: Path, tmp_path: Path) -> None:
-    run = the_run(plan, f"{PRUNE}/{name}")
-    second = 128 if run.effective["second_window"] else 0
-    changes = SMALLER | {"window": 64, "second_window": second}
-    record = execute(run, changes, tmp_path / f"{run.id}.json")
-    metrics = record["metrics"]
-    assert metrics["sparsity"]["value"] == 0.5 and len(record["layers"]) == 14
-    assert 1e4 < metrics["perplexity"]["value"] < 1e6, "random weights guess among 49 152 tokens"
-    assert ("perplexity_128" in metrics) == (plan == "paper")
-    assert record["data"]["calibration"]["dataset"] == "allenai/c4"
-    assert record["data"]["evaluation"]["dataset"] == "Salesforce/wikitext"
+    record = read_record(path)
+    assert record["metrics"]["sparsity"]["value"] == 0.5 and len(record["layers"]) == 14
+    for name in ("perplexity", "perplexity_128"):  # random weights guess among 49 152 tokens
+        assert 1e4 < record["metrics"][name]["value"] < 1e6
     written = write_tables([record], tmp_path / "tables")
     assert {"perplexity.md", "cost.md"} <= {path.name for path in written}
-
-
-def test_a_zero_shot_cell(hub: Path, tmp_path: Path) -> None:
-    """The rows of the paper's plan come from the embedded splits, which are the hub's."""
-    run = the_run("paper", f"{ZERO_SHOT}/llama-7b-wanda-50")
-    changes = SMALLER | {"tasks": ["rte", "openbookqa"], "limit": 4}
-    record = execute(run, changes | {"source": "embedded"}, tmp_path / f"{run.id}.json")
-    metrics = record["metrics"]
-    assert 0 <= metrics["openbookqa_acc"]["value"] <= 1 and "openbookqa_acc_norm" in metrics
-    assert len(record["series"]["zero_shot"]["rte"]["acc"]) == 4
-    assert "zero_shot.md" in {path.name for path in write_tables([record], tmp_path / "tables")}

@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
 import small_project
-from small_project import Project, call
+from small_project import Project, runner_process, wait_for
 
 from helpers.paths import root
 from helpers.records import make_record, read_record, write_record
@@ -26,9 +25,7 @@ project = small_project.project
 # --- running (these start kernels) ---------------------------------------------------------
 
 
-def test_failures_reruns_and_records(
-    project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failures_reruns_and_records(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     project.run_file("bad.yaml", "pattern: fail")
     project.run_file("die.yaml", "pattern: die")
     project.run_file("good.yaml", "rho: 2.5")
@@ -42,7 +39,7 @@ def test_failures_reruns_and_records(
 
     with monkeypatch.context() as patched:
         patched.setattr(schedule, "say", watch)
-        code, out, err = call(capsys, "run", "--jobs", "3")
+        code, out, err = project.call("run", "--jobs", "3")
     ended = {("bad", "FAILED"), ("die", "FAILED"), ("good", "done")}
     started = {(name, "…") for name in runs}
     assert under_way == dict.fromkeys(started, True) | dict.fromkeys(ended, False)
@@ -77,47 +74,35 @@ def test_failures_reruns_and_records(
     project.run_file("bad.yaml", "pattern: silent")
     project.run_file("forget.yaml", "pattern: forget")
     write_record(project.result("records/01_work--gone.json"), record)
-    code, out, err = call(capsys, "run")
+    code, out, err = project.call("run")
     assert code == 1 and "2 of 3 runs to do" in out and "moved 1 records" in out
     assert "the notebook wrote no record" in err
-    assert "the record lacks the run's pattern = 'forget'" in err
+    assert "the record does not hold pattern = 'forget'" in err
     assert project.result("stale/01_work--gone.json").is_file()
 
     (project.folder / "runs/p/01_work/forget.yaml").unlink()
     project.run_file("bad.yaml", "pattern: mended")
-    code, out, err = call(capsys, "run")
+    code, out, err = project.call("run")
     assert (code, err) == (0, "") and "01_work bad done in" in out
     assert not project.result("runs/01_work--bad.failed.ipynb").exists()
     assert project.result("records/01_work--good.json").stat().st_mtime_ns == stamp
 
-    code, out, err = call(capsys, "run")
+    code, out, err = project.call("run")
     assert (code, err) == (0, "") and out == "plan p: nothing to run, 2 of 2 runs are up to date\n"
-    assert call(capsys, "list")[1].split() == ["done", "01_work", "bad", "done", "01_work", "good"]
+    assert project.call("list")[1].split() == ["done", "01_work", "bad", "done", "01_work", "good"]
 
 
-def started_runner(project: Project, *arguments: str) -> tuple[subprocess.Popen, list]:
+def started_runner(project: Project) -> tuple[subprocess.Popen, list[psutil.Process]]:
     """A runner in a process of its own, with the processes of a run that sleeps."""
-    project.run_file("slow.yaml", "pattern: sleep")
-    start = (
-        "import pathlib, signal, sys; from helpers.runner import plan, run;"
-        # a shell starts background jobs with Ctrl-C ignored, and these tests may run in one
-        "signal.signal(signal.SIGINT, signal.default_int_handler);"
-        f"plan.notebooks_dir = lambda: pathlib.Path({str(project.folder / 'notebooks')!r});"
-        f"sys.exit(run.main(['run', '--plan', 'p', *{arguments!r}]))"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", start], cwd=root(), stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 60
-    while not any("ipykernel" in " ".join(child.cmdline()) for child in family(process.pid)):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    time.sleep(1)
-    return process, family(process.pid)
+    process = runner_process(project)
+    family: list[psutil.Process] = []
 
+    def kernel_runs() -> bool:
+        family[:] = psutil.Process(process.pid).children(recursive=True)
+        return any("ipykernel" in " ".join(child.cmdline()) for child in family)
 
-def family(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True)
+    wait_for(kernel_runs)
+    return process, family
 
 
 def test_interrupt_stops_kernels_and_leaves_nothing_half_done(project: Project) -> None:
@@ -130,78 +115,45 @@ def test_interrupt_stops_kernels_and_leaves_nothing_half_done(project: Project) 
     assert project.files() == [".lock"]
 
 
-def test_a_killed_runner_frees_its_plan_and_its_runs_end(
-    project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_killed_runner_frees_its_plan_and_its_runs_end(project: Project) -> None:
     process, others = started_runner(project)
-    assert schedule.is_running("p") and call(capsys, "list")[1] == "runs    01_work  slow\n"
-    code, _, err = call(capsys, "run")
+    assert project.call("list")[1] == "runs    01_work  slow\n"
+    code, _, err = project.call("run")
     assert code == 1 and "plan p is being run already" in err
     process.kill()
     process.communicate(timeout=30)
-    assert not schedule.is_running("p"), "the lock is free at once"
+    # the lock is free at once
+    assert project.call("list")[1] == "failed  01_work  slow\n"
     assert len(others) >= 2 and not psutil.wait_procs(others, timeout=10)[1]
 
 
 # --- results folder ------------------------------------------------------------------------
 
 
-def test_results_folder_that_cannot_be_written(
-    project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_results_folder_that_cannot_be_written(project: Project) -> None:
     project.run_file("a.yaml")
     (project.folder / "results").write_text("in the way")
-    code, out, err = call(capsys)
-    assert (code, out, err.count("\n")) == (1, "", 1)
+    err = project.error()
     assert "cannot write to" in err and "PRUNING_RESULTS" in err
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_read_only_results_folder(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    project.run_file("a.yaml")
-    (project.folder / "results").mkdir(mode=0o555)
-    code, _, err = call(capsys)
-    assert code == 1 and "Permission denied" in err and err.count("\n") == 1
-
-
-def test_a_run_under_way_is_not_called_failed(
-    project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in "ab":
-        project.run_file(f"{name}.yaml")
-    runs = plans.read_plan("p")
-    for run in runs:
-        run.failed_path.parent.mkdir(parents=True, exist_ok=True)
-        run.failed_path.write_text("{}")  # where papermill executes it
-
-    def states() -> list[str]:
-        return [line.split()[0] for line in call(capsys, "list")[1].splitlines()]
-
-    with schedule.holding("p"):
-        runs[0].job_path.parent.mkdir()
-        runs[0].job_path.write_text("{}")
-        assert states() == ["runs", "failed"]
-    assert states() == ["failed", "failed"], "killed with its runner"
-
-
 def test_where_all_failed_nothing_is_said_of_records(
-    project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.run_file("bad.yaml")
     (run,) = plans.read_plan("p")
     monkeypatch.setattr(command_line, "run_plan", lambda *_, **__: [(run, "ValueError: too sad")])
-    code, _, err = call(capsys)
+    code, _, err = project.call()
     assert (code, err) == (
         1,
         "1 run failed; run again to repeat:\n  01_work bad: ValueError: too sad\n",
     )
 
 
-def test_wrong_jobs(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_jobs(project: Project) -> None:
     project.run_file("a.yaml")
-    code, _, err = call(capsys, "--jobs", "0")
-    assert code == 1 and err.startswith("jobs = '0'")
-    assert schedule.choose_jobs("3") == 3 and schedule.choose_jobs("auto") in (1, 2)
+    err = project.error("--jobs", "0")
+    assert err.startswith("jobs = '0'")
 
 
 # --- tables, verdict, accept ---------------------------------------------------------------
@@ -233,72 +185,62 @@ def stamped(
     write_record(folder / "records" / f"{run.id}.json", record)
 
 
-def test_verdict(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def no_tables(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Instead of tables and figures: of how many records they would be made."""
+    made: list[int] = []
+    monkeypatch.setattr(
+        command_line, "write_tables_and_figures", lambda records, _: made.append(len(records))
+    )
+    return made
+
+
+def test_verdict(project: Project) -> None:
     for name in ("a", "b", "c"):
         project.run_file(f"{name}.yaml")
     stamped(project, "a", 10.1)
     stamped(project, "b", 10.0)
     stamped(project, "a", 10.0, True)
-    code, out, _ = call(capsys, "verdict")
+    code, out, _ = project.call("verdict")
     assert code == 0 and out.splitlines()[-2:] == ["no reference for 2 runs", "reproduced 1 of 1"]
     assert "+1.00 %" in out and "prune_seconds" not in out
-
-    stamped(project, "b", 10.6, True)
-    code, out, _ = call(capsys, "verdict")
-    assert code == 1 and out.splitlines()[-1] == "reproduced 1 of 2"
-    assert [line.split()[-1] for line in out.splitlines() if "-5.66 %" in line] == ["OUT"]
 
     # a missing record is not reproduced; a reference of other parameters is none
     stamped(project, "c", 10.0, True)
     stamped(project, "b", 10.6, True, rho=9.0)
-    code, out, _ = call(capsys, "verdict")
+    code, out, _ = project.call("verdict")
     assert code == 1 and out.splitlines()[-2:] == ["no reference for 1 run", "reproduced 1 of 2"]
 
 
-def test_verdict_and_tables_with_a_corrupted_record(
-    project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_record_that_cannot_be_used(project: Project) -> None:
     project.run_file("a.yaml")
-    stamped(project, "a", 10.0, True)
+    err = project.error("tables")
+    assert "make reproduce PLAN=p" in err, "no record"
     path = project.result("records/01_work--a.json")
     path.parent.mkdir(parents=True)
     path.write_text('{"schema": 1, "no')
     for command in ("verdict", "tables"):
-        code, _, err = call(capsys, command)
-        assert code == 1 and "is not JSON" in err and err.count("\n") == 1
+        err = project.error(command)
+        assert "is not JSON" in err
     assert not is_done(plans.read_plan("p")[0])  # so the next run replaces it
 
 
-def test_tables_of_a_part_say_what_is_missing(
-    project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(command_line, "write_tables_and_figures", lambda *_: None)
-    for name in "abc":
+def test_tables_of_a_part_say_what_is_missing(project: Project, no_tables: list[int]) -> None:
+    for name in "ab":
         project.run_file(f"{name}.yaml")
     stamped(project, "a", 10.0)
-    assert call(capsys, "tables")[1].endswith("\n2 runs of the plan without a record here\n")
-    for name in "bc":
-        stamped(project, name, 10.0)
-    assert "without a record" not in call(capsys, "tables")[1]
-
-
-def test_tables_without_records(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    project.run_file("a.yaml")
-    code, _, err = call(capsys, "tables")
-    assert code == 1 and "make reproduce PLAN=p" in err and err.count("\n") == 1
+    assert project.call("tables")[1].endswith("\n1 run of the plan without a record here\n")
+    stamped(project, "b", 10.0)
+    assert "without a record" not in project.call("tables")[1] and no_tables == [1, 2]
 
 
 def test_accept_takes_what_is_there_and_keeps_the_rest(
-    project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    project: Project, no_tables: list[int]
 ) -> None:
-    drawn = []
-    monkeypatch.setattr(
-        command_line, "write_tables_and_figures", lambda records, _: drawn.append(len(records))
-    )
     for name in "abc":
         project.run_file(f"{name}.yaml")
-    code, _, err = call(capsys, "accept")
-    assert code == 1 and "no run of plan p is up to date" in err and err.count("\n") == 1
+    err = project.error("accept")
+    assert "no run of plan p is up to date" in err
     stamped(project, "a", 10.0)
     stamped(project, "a", 3.0, True)
     stamped(project, "b", 4.0, True)
@@ -306,20 +248,19 @@ def test_accept_takes_what_is_there_and_keeps_the_rest(
     project.run_file("gone.yaml")
     stamped(project, "gone", 6.0, True)
     (project.folder / "runs/p/01_work/gone.yaml").unlink()
-    code, out, _ = call(capsys, "accept")
+    code, out, _ = project.call("accept")
     assert code == 0
     assert "accepted 1 records" in out and "kept 1 of before" in out
     assert "1 run of the plan without a record yet" in out
     folder = project.folder / "reference/p/records"
     values = {p.stem: read_record(p)["metrics"]["perplexity"]["value"] for p in folder.iterdir()}
     assert values == {"01_work--a": 10.0, "01_work--b": 4.0}
-    assert drawn == [2], "of all records"
+    assert no_tables == [2], "of all records"
 
 
 def test_accept_says_whether_the_records_of_full_stand(
-    project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    project: Project, no_tables: list[int]
 ) -> None:
-    monkeypatch.setattr(command_line, "write_tables_and_figures", lambda *_: None)
     project.plan = "laptop"
     for name in "ab":
         project.run_file(f"{name}.yaml")
@@ -328,7 +269,7 @@ def test_accept_says_whether_the_records_of_full_stand(
     def last_lines(**values: float) -> list[str]:
         for name, value in values.items():
             stamped(project, name, value)
-        code, out, _ = call(capsys, "accept", plan="laptop")
+        code, out, _ = project.call("accept")
         assert code == 0
         lines = out.splitlines()
         return lines[lines.index(next(x for x in lines if x.startswith("accepted"))) + 1 :]
@@ -343,9 +284,7 @@ def test_accept_says_whether_the_records_of_full_stand(
     assert last_lines() == ["all 2 runs equal to the printed digits: the records of full stand"]
 
 
-def test_a_reference_from_before_a_parameter_was_added(
-    project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_reference_from_before_a_parameter_was_added(project: Project) -> None:
     project.run_file("a.yaml")
     stamped(project, "a", 10.0)
     stamped(project, "a", 10.0, True)
@@ -353,31 +292,58 @@ def test_a_reference_from_before_a_parameter_was_added(
     record = read_record(path)
     del record["parameters"]["steps"]
     write_record(path, record)
-    assert "reproduced 1 of 1" in call(capsys, "verdict")[1]
+    assert "reproduced 1 of 1" in project.call("verdict")[1]
     project.run_file("a.yaml", "steps: 4")  # no longer what the reference can have meant
-    assert "no reference for 1 run" in call(capsys, "verdict")[1]
+    assert "no reference for 1 run" in project.call("verdict")[1]
 
 
-def test_a_plan_that_was_never_run_lists_what_it_needs(
-    project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plan_that_was_never_run_lists_what_it_needs(project: Project) -> None:
     project.run_file("a.yaml")
-    code, out, _ = call(capsys, "list")
+    code, out, _ = project.call("list")
     assert code == 0 and "plan p: 0 of 1 runs are done" in out and "not estimated: 1 run" in out
-    code, out, _ = call(capsys, "list", "--machine", "t4")
+    code, out, _ = project.call("list", "--machine", "t4")
     assert code == 0 and "On t4 (" in out and "not measured" in out
-    code, _, err = call(capsys, "list", "--machine", "t5")
-    assert code == 1 and "machine 't5' is unknown" in err and err.count("\n") == 1
+    err = project.error("list", "--machine", "t5")
+    assert "machine 't5' is unknown" in err
     stamped(project, "a", 10.0)
-    assert call(capsys, "list")[1] == "done    01_work  a\n"
+    assert project.call("list")[1] == "done    01_work  a\n"
 
 
-def test_time_left() -> None:
-    left = schedule.seconds_left
-    unknown = {"a": None, "b": None, "c": None}
-    assert left(unknown, {}, {}, 1) == 0
-    assert left(unknown, {"a": 10.0}, {"b": 4.0}, 1) == 16.0
-    known = {"a": 10.0, "b": 30.0, "c": None}
-    assert left(known, {}, {}, 2) == 30.0  # c like the mean of the others, two at a time
-    assert left(known, {"a": 20.0}, {"b": 50.0}, 2) == (10.0 + 40.0) / 2  # half as fast
+class AtOnce:
+    """A pool, and its runs, that take 20 s by a clock that nobody waits for."""
+
+    slots, now = 2, 0.0
+
+    def can_start(self, run: plans.Run, active: int) -> bool:
+        return active == 0
+
+    def start(self, run: plans.Run) -> AtOnce:
+        return self
+
+    def ended(self) -> bool:
+        self.now += 20.0
+        return True
+
+    def error(self) -> None:
+        return None
+
+
+def test_time_left(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "abc":
+        project.run_file(f"{name}.yaml")
+    (project.folder / "results/p/records").mkdir(parents=True)
+    pool, runs = AtOnce(), plans.read_plan("p")
+    monkeypatch.setattr(schedule.time, "monotonic", lambda: pool.now)
+    monkeypatch.setattr(schedule.time, "sleep", lambda _: None)
+
+    def lines(**seconds: float) -> list[str]:
+        monkeypatch.setattr(schedule, "reference_seconds", lambda run: seconds.get(run.name))
+        schedule.Runner(runs, runs, pool).execute(runs)
+        return [line.partition("about ")[2] for line in capsys.readouterr()[0].splitlines()]
+
+    # two at a time, c like the mean of a and b; then half as fast as the committed runs
+    assert lines(a=10.0, b=30.0) == ["30 s", "", "50 s left", "", "20 s left", "", ""]
+    assert lines() == ["", "", "20 s left", "", "20 s left", "", ""]
     assert [schedule.format_seconds(x) for x in (41.4, 720, 9000)] == ["41 s", "12 min", "2.5 h"]

@@ -1,9 +1,9 @@
 """Send the runs of a plan to a Dask cluster that is there: `--scheduler tcp://host:8786`.
 
 Only `helpers.runner.schedule` imports this, and only when it is given a scheduler, because the
-package distributed is optional. The runner itself picks the worker of each run, so that a run goes
-to one worker once, and only to one that was checked: the project, its code and the results folder
-must be the same there at the same path.
+package distributed is optional. The runner picks the worker of each run itself: one that was
+checked, is free, and has a GPU if the run wants one. Project, Python, code and results folder must
+be the same there at the same path.
 
 A worker does what the local pool does: it starts the process of the run and returns its error. Two
 things end that process early: the runner no longer wants it, or its worker is gone.
@@ -11,16 +11,16 @@ things end that process early: the runner no longer wants it, or its worker is g
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
-import importlib.util
 import json
 import logging
+import math
 import os
 import socket
 import sys
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -33,8 +33,8 @@ import psutil
 
 from helpers.errors import RunError, first_line
 from helpers.paths import notebooks_dir, replace_file, root
-from helpers.runner.plan import TABLES_NOTEBOOK, Run, scratch_dir
-from helpers.runner.process import THREAD_VARIABLES, cpus, environment, kill_family, start
+from helpers.runner.plan import Run
+from helpers.runner.process import THREAD_VARIABLES, Process, cpus, environment, kill_family
 
 CONNECT_SECONDS = 10  # to reach a scheduler
 WAIT_SECONDS = 30  # for a worker that joins, answers, or comes back
@@ -42,10 +42,8 @@ REFRESH_SECONDS = 2  # between two looks at who is there
 POLL_SECONDS = 0.1
 GPU_PLANS = ("paper", "t4")  # in these "auto" means a GPU
 FOLDER_VARIABLES = ("PRUNING_CACHE", "PRUNING_RESULTS", "PRUNING_RUNS")
-NEEDED = ("papermill", "nbclient", "ipykernel", "torch")  # by the process of a run and its kernel
 # what Dask raises for a connection that fails, for a wrong address and for a closed client
 NO_ANSWER = (OSError, ValueError, LookupError, RuntimeError)  # TimeoutError is an OSError
-GONE = "its worker {} died or was lost: was there enough memory?"
 
 
 def wants_gpu(run: Run) -> bool:
@@ -54,44 +52,26 @@ def wants_gpu(run: Run) -> bool:
     return device.startswith("cuda") or (device == "auto" and run.plan in GPU_PLANS)
 
 
-def code_digest() -> str:
-    """sha256 of all helpers and notebooks of this project. Raises OSError."""
-    files = [*(root() / "helpers").rglob("*.py"), *notebooks_dir().glob("*.ipynb")]
-    total = hashlib.sha256()
-    for path in sorted(files):
-        total.update(hashlib.sha256(path.read_bytes()).digest())
-    return total.hexdigest()
-
-
 # --- on a worker ---------------------------------------------------------------------------
 
 
-def look(project: str, token: Path, dask_worker: Any) -> dict[str, Any]:
-    """On a worker: what it has, and the reason why it cannot execute runs (None if it can).
+def identity(token: Path) -> dict[str, str]:
+    """What has to be the same for the runner and a worker. token: a file in the results folder."""
+    files = [*(root() / "helpers").rglob("*.py"), *notebooks_dir().glob("*.ipynb")]
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files)))
+    shared = token.is_file()
+    return {
+        "project folder": str(root()),
+        "Python": str(Path(sys.prefix).resolve()),
+        "code (helpers and notebooks)": code.hexdigest()[:12],
+        "results folder": "shared" if shared else f"another one, without {token}",
+    }
 
-    project: the caller's root. token: a file in the results folder with the digest of its code.
-    """
-    gpus = dask_worker.state.total_resources.get("GPU", 0)
-    reason = _reason(project, token)
-    if gpus > 1 and not reason:
-        reason = f"it offers GPU={gpus:g}: start one worker for each GPU, with GPU=1"
-    return {"reason": reason, "host": socket.gethostname(), "cpus": tuple(cpus()), "gpu": gpus > 0}
 
-
-def _reason(project: str, token: Path) -> str | None:
-    """Why runs cannot be executed here as they are at the caller; None if they can."""
-    if str(root()) != project:
-        return f"its project is {root()} and not {project}: start it in that folder"
-    try:
-        digest = token.read_text(encoding="utf-8")
-    except OSError as error:
-        return f"it cannot read {token} ({error.strerror}): share the results folder with it"
-    if digest != code_digest():
-        return f"helpers or notebooks in {root()} are other code there: update its copy"
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        return f"its Python {sys.executable} lacks {missing[0]}: start it with the project's .venv"
-    return None
+def look(token: Path, dask_worker: Any) -> tuple[dict[str, str], tuple[Any, ...], float]:
+    """On a worker: its identity, its host with the cores that it may use, the GPUs it offers."""
+    cores = (socket.gethostname(), *cpus())
+    return identity(token), cores, dask_worker.state.total_resources.get("GPU", 0)
 
 
 def execute(job: Path, log: Path, threads: int, carried: dict[str, str]) -> str | None:
@@ -102,15 +82,11 @@ def execute(job: Path, log: Path, threads: int, carried: dict[str, str]) -> str 
     """
     worker = distributed.get_worker()
     key = worker.get_current_task()
-    try:
-        job.with_suffix(".taken").touch(exist_ok=False)
-    except FileExistsError:  # Dask gives the task of a worker that died to the next one
-        return GONE.format(worker.address)
     # the worker's own numbers of threads do not count: Dask sets some of them to 1
-    dropped = {*THREAD_VARIABLES, "PRUNING_RESULTS", "PRUNING_RUNS"}
+    dropped = {*THREAD_VARIABLES, *FOLDER_VARIABLES[1:]}
     own = {name: value for name, value in os.environ.items() if name not in dropped}
     with tempfile.TemporaryDirectory(prefix="pruning-", ignore_cleanup_errors=True) as folder:
-        process = start(job, log, environment(own | carried, threads, Path(folder)))
+        process = Process(job, log, environment(own | carried, threads, Path(folder)))
         try:
             while not process.ended():
                 task = worker.state.tasks.get(key)
@@ -137,89 +113,65 @@ def stop(job: Path) -> None:
 
 @dataclass
 class Site:
-    """A worker that was checked; it executes one run at a time."""
+    """A worker that was checked, and the one run that it executes.
 
-    address: str
-    host: str
-    cpus: tuple[int, ...]
-    gpu: bool
-    busy: bool = False
-
-
-@dataclass(frozen=True)
-class Remote:
-    """A run that is being executed by a worker: see `helpers.runner.process.Process`."""
+    Offers what `helpers.runner.process.Process` does.
+    """
 
     pool: Pool
-    site: Site
-    run: Run
-    future: Any
+    address: str
+    cores: tuple[Any, ...]  # its host and their numbers
+    gpu: bool
+    run: Run | None = None
+    future: Any = None
 
     def ended(self) -> bool:
         """Whether the run has ended, or its worker is gone."""
         self.pool.refresh()
-        return self.future.done() or self.site.address not in self.pool.sites
+        return self.future.done() or self.address not in self.pool.sites
 
     def error(self) -> str | None:
         """The error of a run that has ended in one line; None after a success."""
-        self.site.busy = False
-        gone = GONE.format(self.site.address)
-        if self.future.status == "finished":
-            # the answer still lies at the worker, which can die before it is fetched
+        run, future, self.run = self.run, self.future, None
+        reason = "died or was lost: was there enough memory?"
+        if future.status == "finished":
+            # the answer is still on the worker, which can die before it is fetched
             with contextlib.suppress(OSError):
-                return self.future.result(timeout=CONNECT_SECONDS)
-        elif self.future.status == "error":
-            problem = self.future.exception()
-            if not isinstance(problem, distributed.KilledWorker):
-                gone = f"its worker {self.site.address} failed: {_short(problem)}"
-        self.future.cancel()
-        self.run.log_path.unlink(missing_ok=True)
-        return gone
+                return future.result(timeout=CONNECT_SECONDS)
+        elif future.status == "error":
+            reason = f"failed: {_short(future.exception())}"
+        future.cancel()
+        run.log_path.unlink(missing_ok=True)
+        return f"its worker {self.address} {reason}"
 
     def stop(self) -> None:
         """Take the run back, and wait until its worker has stopped the process."""
-        self.site.busy = False
         with contextlib.suppress(*NO_ANSWER):
             self.future.cancel()
-            self.pool.ask(self.site.address, stop, self.run.job_path)
+        self.pool.ask(self.address, stop, self.run.job_path)
 
 
 class Pool:
     """The workers of a cluster; offers what `helpers.runner.schedule.LocalPool` does."""
 
-    def __init__(
-        self, client: Any, token: Path, runs: list[Run], warn: Callable[[str], None]
-    ) -> None:
-        self._client, self._token, self._runs, self._warn = client, token, runs, warn
+    def __init__(self, client: Any, token: Path, warn: Callable[[str], None]) -> None:
+        self._client, self._token, self._warn = client, token, warn
         self.sites: dict[str, Site] = {}
         self._refused: set[str] = set()
-        self._looked = 0.0  # time.monotonic() of the last look at who is there
-        self._stuck: float | None = None  # since when nothing runs and nothing can start
+        self._looked = -math.inf  # time.monotonic() of the last look at who is there
+        self._usable = time.monotonic()  # when a run last could be started or was under way
 
     @property
     def slots(self) -> int:
-        """How many of the runs can go side by side now; the tables notebook goes alone."""
-        gpu = all(wants_gpu(run) for run in self._runs if run.notebook != TABLES_NOTEBOOK)
-        return sum(site.gpu for site in self.sites.values()) if gpu else len(self.sites)
+        """How many runs can go side by side now."""
+        self.refresh()
+        return len(self.sites)
 
-    def open(self) -> None:
-        """Wait for the first worker and check all that are there.
-
-        Raises RunError if none joins, one does not pass, or none offers a GPU that a run wants.
-        """
-        deadline = time.monotonic() + WAIT_SECONDS
-        while not (known := self._known()):
-            if time.monotonic() > deadline:
-                raise RunError(f"no worker has joined in {WAIT_SECONDS} s: {self._advice()}")
-            time.sleep(POLL_SECONDS)
-        for address in known:
-            self._add(address)
-        wanting = [run for run in self._runs if wants_gpu(run)]
-        if wanting and not any(site.gpu for site in self.sites.values()):
-            raise RunError(
-                f"{len(wanting)} runs want a GPU, as {wanting[0].notebook} {wanting[0].name} does, "
-                f"and no worker offers one: {self._advice()}"
-            )
+    def _site_for(self, run: Run) -> Site | None:
+        """A free worker for a run: one without a GPU, if it can be, for a run that wants none."""
+        gpu = wants_gpu(run)
+        able = [site for site in self.sites.values() if not site.run and (site.gpu or not gpu)]
+        return min(able, key=lambda site: site.gpu, default=None)
 
     def can_start(self, run: Run, active: int) -> bool:
         """Whether a worker can take a run now, while so many are under way.
@@ -227,73 +179,45 @@ class Pool:
         Raises RunError when none could for some time and nothing is under way.
         """
         self.refresh()
-        now, site = time.monotonic(), self._site_for(run)
+        site, now = self._site_for(run), time.monotonic()
         if active or site is not None:
-            self._stuck = None
-        elif self._stuck is None:
-            self._stuck = now
-        elif now - self._stuck > WAIT_SECONDS:
+            self._usable = now
+        elif now - self._usable > WAIT_SECONDS:
+            gpu = ' --resources "GPU=1"' if wants_gpu(run) else ""
             raise RunError(
-                f"no worker is left for {run.notebook} {run.name}: {self._advice()}; "
-                "the same command goes on with the runs that are missing"
+                f"no worker that can take {run.notebook} {run.name} has joined in {WAIT_SECONDS} "
+                f"s: start one with dask worker {self._client.scheduler.address} --nthreads 1{gpu} "
+                "and repeat the command, which goes on with the runs that are missing"
             )
         return site is not None
 
-    def start(self, run: Run) -> Remote:
+    def start(self, run: Run) -> Site:
         """Start a run on a worker that can take it."""
         site = self._site_for(run)
-        # workers on one host that may use the same cores share them
-        places = [(other.host, other.cpus) for other in self.sites.values()]
-        threads = max(1, len(site.cpus) // places.count((site.host, site.cpus)))
+        # workers that may use the same cores of a host share them
+        sharing = sum(other.cores == site.cores for other in self.sites.values())
         names = (*FOLDER_VARIABLES, *THREAD_VARIABLES)
-        future = self._client.submit(
+        site.run = run
+        site.future = self._client.submit(
             execute,
             run.job_path,
             run.log_path,
-            threads,
+            max(1, (len(site.cores) - 1) // sharing),
             {name: os.environ[name] for name in names if os.environ.get(name)},
             key=f"{run.id}-{uuid.uuid4().hex}",
             workers=[site.address],
             resources={"GPU": 1} if wants_gpu(run) else None,
-            retries=0,
         )
-        site.busy = True
-        return Remote(self, site, run, future)
+        return site
 
     def refresh(self) -> None:
         """Every few seconds: forget the workers that are gone, and check those that are new.
 
-        Raises RunError if the scheduler does not answer.
+        A worker that does not pass is named once and not used. Raises RunError if the scheduler
+        does not answer.
         """
         if time.monotonic() - self._looked < REFRESH_SECONDS:
             return
-        known = self._known()
-        self.sites = {address: site for address, site in self.sites.items() if address in known}
-        self._refused &= known  # one that comes back may have been repaired
-        for address in known - set(self.sites) - self._refused:
-            try:
-                self._add(address)
-            except RunError as error:
-                self._refused.add(address)
-                self._warn(f"{error}; the run goes on without it")
-
-    def ask(self, address: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a function returns, or the error it raises, on a worker, however busy that is.
-
-        Raises one of NO_ANSWER for a worker that does not answer.
-        """
-        answers = self._client.sync(
-            self._client.run,
-            function,
-            *arguments,
-            workers=[address],
-            on_error="return",
-            callback_timeout=WAIT_SECONDS,
-        )
-        return answers[address]
-
-    def _known(self) -> set[str]:
-        """The addresses of all workers. Raises RunError if the scheduler does not answer."""
         try:
             known = set(self._client.sync(self._client.nthreads, callback_timeout=WAIT_SECONDS))
         except NO_ANSWER as error:
@@ -302,32 +226,35 @@ class Pool:
                 "same command goes on with the runs that are missing"
             ) from error
         self._looked = time.monotonic()
-        return known
+        self.sites = {address: site for address, site in self.sites.items() if address in known}
+        self._refused &= known  # one that comes back may have been repaired
+        for address in known - set(self.sites) - self._refused:
+            if reason := self._add(address):
+                self._refused.add(address)
+                self._warn(f"worker {address} is not used: {reason}")
 
-    def _add(self, address: str) -> None:
-        """Check a worker and use it from now on; RunError if it does not pass."""
-        try:
-            found = self.ask(address, look, str(root()), self._token)
-        except NO_ANSWER as error:
-            found = {"reason": f"it does not answer ({_short(error)}): stop it"}
+    def _add(self, address: str) -> str | None:
+        """Use a worker from now on, or return the reason why it cannot be used."""
+        found = self.ask(address, look, self._token)
+        again = f"start it again with this .venv in {root()} (docs/cluster.md)"
         if isinstance(found, BaseException):  # for example because it has no such helpers
-            advice = f"start it with the project's .venv in {root()}"
-            found = {"reason": f"{_short(found)}; {advice}"}
-        if reason := found.pop("reason"):
-            raise RunError(f"worker {address} cannot be used: {reason}")
-        self.sites[address] = Site(address, **found)
+            return f"{_short(found)}: {again}"
+        theirs, cores, gpus = found
+        for what, here in identity(self._token).items():
+            if theirs[what] != here:
+                return f"its {what} is {theirs[what]} and not {here}: {again}"
+        if gpus > 1:
+            return f"it offers GPU={gpus:g}: start one worker for each GPU"
+        self.sites[address] = Site(self, address, cores, gpus > 0)
+        return None
 
-    def _site_for(self, run: Run) -> Site | None:
-        """A free worker for a run: one without a GPU, if it can be, for a run that wants none."""
-        gpu = wants_gpu(run)
-        able = [site for site in self.sites.values() if not site.busy and (site.gpu or not gpu)]
-        return min(able, key=lambda site: site.gpu, default=None)
-
-    def _advice(self) -> str:
-        """How a worker is started."""
-        gpu = ' --resources "GPU=1"' if any(map(wants_gpu, self._runs)) else ""
-        address = self._client.scheduler.address
-        return f"start one with: dask worker {address} --nthreads 1{gpu}"
+    def ask(self, address: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function returns on a worker, however busy that is, or the error it ends with."""
+        options = {"workers": [address], "on_error": "return", "callback_timeout": WAIT_SECONDS}
+        try:
+            return self._client.sync(self._client.run, function, *arguments, **options)[address]
+        except NO_ANSWER as error:
+            return error
 
 
 def _short(error: BaseException) -> str:
@@ -335,58 +262,35 @@ def _short(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}"[:200]
 
 
-def address_of(scheduler: str) -> str:
-    """The address of a scheduler, which a file of `dask scheduler --scheduler-file` may hold.
-
-    Raises RunError for a file that does not hold one.
-    """
-    if not scheduler.endswith(".json"):
-        return scheduler
-    try:
-        return json.loads(Path(scheduler).read_text(encoding="utf-8"))["address"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"scheduler file {scheduler} cannot be used: {_short(error)}; give the file of "
-            "dask scheduler --scheduler-file, or an address such as tcp://host:8786"
-        ) from error
-
-
-def _client(address: str) -> Any:
-    """A connection to a scheduler; RunError if there is none after some seconds.
-
-    It is made in a thread, because Dask waits for ever for one that accepts and never answers.
-    """
-    silent = TimeoutError(f"it accepts the connection and gives no answer in {CONNECT_SECONDS} s")
-    answers: list[Any] = []
-
-    def call() -> None:
-        try:
-            client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-            answers.append(client)
-        except NO_ANSWER as error:
-            answers.append(error)
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(CONNECT_SECONDS + 2)  # Dask's own error says more
-    answer = (answers or [silent])[0]
-    if isinstance(answer, BaseException):
-        raise RunError(
-            f"scheduler {address!r} cannot be reached: {_short(answer)}; start one with "
-            "dask scheduler, which says its address, such as tcp://host:8786"
-        )
-    return answer
+async def _call(address: str) -> None:
+    """Ask a scheduler who it is: a Client waits for ever for one that never answers."""
+    security = distributed.Security().get_connection_args("client")
+    async with distributed.rpc(address, CONNECT_SECONDS, connection_args=security) as scheduler:
+        await asyncio.wait_for(scheduler.identity(), CONNECT_SECONDS)
 
 
 @contextlib.contextmanager
-def connect(scheduler: str, runs: list[Run], warn: Callable[[str], None]) -> Iterator[Pool]:
-    """A pool of the workers of a scheduler (an address or a scheduler file) for runs of one plan.
+def connect(scheduler: str, scratch: Path, warn: Callable[[str], None]) -> Iterator[Pool]:
+    """A pool of the workers of a scheduler.
 
-    Raises RunError if the scheduler cannot be reached, and as `Pool.open` does.
+    scheduler: an address, or a file of `dask scheduler --scheduler-file`. scratch: a folder in the
+    results folder. Raises RunError if the scheduler cannot be reached.
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said here
-    with _client(address_of(scheduler)) as client:
-        token = scratch_dir(runs[0].plan) / f"{uuid.uuid4().hex}.token"
-        pool = Pool(client, replace_file(token, code_digest()), runs, warn)
-        pool.open()
+    try:
+        address = scheduler
+        if scheduler.endswith(".json"):
+            address = json.loads(Path(scheduler).read_text(encoding="utf-8"))["address"]
+        asyncio.run(_call(address))
+        client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (*NO_ANSWER, TypeError) as error:
+        raise RunError(
+            f"scheduler {scheduler!r} cannot be reached: {_short(error)}; start one with dask "
+            "scheduler and give its address, such as tcp://host:8786, or its --scheduler-file"
+        ) from error
+    with client:
+        token = replace_file(scratch / f"{uuid.uuid4().hex}.token", "")
+        pool = Pool(client, token, warn)
+        with contextlib.suppress(TimeoutError):  # the first run then says what is missing
+            client.wait_for_workers(1, timeout=WAIT_SECONDS)
         yield pool

@@ -16,7 +16,7 @@ from helpers.machine import (
 )
 from helpers.runner.plan import Run, count_runs
 
-HEAD = ("run", "model", "memory", "disk", "hours")
+ROW = "{:<53}  {:<34}  {:>7}  {:>7}  {:>8}"
 
 
 def plan_lines(runs: Iterable[Run], machine_name: str | None = None) -> list[str]:
@@ -28,41 +28,30 @@ def plan_lines(runs: Iterable[Run], machine_name: str | None = None) -> list[str
     Raises BadParameter for an unknown machine.
     """
     machine = machine_named(machine_name) if machine_name else this_machine()
-    rows, unknown, seconds, memory = [HEAD], 0, 0.0, 0
-    disk: dict[str, int] = {}
-    lacking: Counter[str] = Counter()
+    rows = [ROW.format("run", "model", "memory", "disk", "hours")]
+    known, disk, lacking = [], {}, Counter()
     for run in runs:
         asked = run.effective
         try:
             needs, lacks = estimate(asked, machine), missing(asked, machine)
         except HelpersError:
-            rows.append((run.id, str(asked.get("model", "–")), "–", "–", "–"))
-            unknown += 1
+            rows.append(ROW.format(run.id, str(asked.get("model", "–")), "–", "–", "–"))
             continue
+        known.append(needs)
         disk |= downloads(asked)
         lacking.update(lacks)
-        seconds += needs.seconds
-        memory = max(memory, needs.memory_bytes)
         sizes = [gigabytes(size) for size in (needs.memory_bytes, needs.disk_bytes)]
-        rows.append((run.id, asked["model"], *sizes, f"{needs.seconds / 3600:.2f} h"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = [
-        "  ".join(
-            text.ljust(width) if column < 2 else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    total = (
-        f"total: {count_runs(len(rows) - 1 - unknown)}, {seconds / 3600:.2f} hours one after the "
-        f"other, {gigabytes(sum(disk.values()))} of disk, at most {gigabytes(memory)} of memory"
-    )
+        rows.append(ROW.format(run.id, asked["model"], *sizes, f"{needs.seconds / 3600:.2f} h"))
+    hours = sum(needs.seconds for needs in known) / 3600
+    memory = max((needs.memory_bytes for needs in known), default=0)
+    unknown = len(rows) - 1 - len(known)
     return [
         f"On {machine.name} ({machine.note}); starting and downloading not counted.",
         "",
-        *table,
+        *rows,
         "",
-        total,
+        f"total: {count_runs(len(known))}, {hours:.2f} hours one after the other, "
+        f"{gigabytes(sum(disk.values()))} of disk, at most {gigabytes(memory)} of memory",
         *([f"not estimated: {count_runs(unknown)}"] if unknown else []),
         "",
         "missing:" if lacking else "missing: nothing",

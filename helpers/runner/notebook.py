@@ -54,22 +54,13 @@ class NotebookRun:
         return peak_memory_bytes(self.device)
 
     def record(
-        self,
-        metrics: Mapping[str, tuple | Mapping[str, Any]],
-        *,
-        model: Mapping[str, Any] | None = None,
-        data: Mapping[str, Any] | None = None,
-        seeds: Mapping[str, int] | None = None,
-        layers: Iterable[Mapping[str, Any]] | None = None,
-        series: Mapping[str, Any] | None = None,
-        name: str = "default",
+        self, metrics: Mapping[str, Any], *, name: str = "default", **contents: Any
     ) -> dict[str, Any]:
         """The run's record as it is now, not written; `write` takes the same arguments.
 
         metrics: name → (value, unit), with "1" as the unit of a pure number; or a metric as
-        `make_record` takes it. name: the record's name when the notebook is run by hand. The other
-        arguments are those of `make_record`, which gets parameters, seconds, device and memory
-        from here.
+        `make_record` takes it. name: the record's name when the notebook is run by hand. contents:
+        `model`, `data`, `seeds`, `layers` and `series` of `make_record`, each where there is one.
         Raises RecordError as `make_record` does, and BadParameter if a parameter has changed since
         the run was opened: the results could belong to either value.
         """
@@ -88,14 +79,10 @@ class NotebookRun:
                 key: dict(zip(keys, metric, strict=False)) if isinstance(metric, tuple) else metric
                 for key, metric in metrics.items()
             },
-            model=model,
-            data=data,
-            seeds=seeds or {},
             seconds=time.perf_counter() - self._started,
             device=describe_device(self.device),
             peak_memory_bytes=self.peak_memory,
-            layers=layers,
-            series=series,
+            **{"model": None, "data": None, "seeds": {}, **contents},
         )
 
     def write(self, metrics: Mapping[str, Any], **contents: Any) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The parameters of a notebook: what its one `parameters` cell offers, and what a run file may set.
+"""The parameters of a notebook: what its `parameters` cell offers, and what a run file may set.
 
 papermill takes an unknown name with a warning and a wrong type without one, and the number of the
 default is then reported under another name. So every value is compared with the literals of that
@@ -26,29 +26,25 @@ RESERVED = {
 }
 
 
-def read_notebook(path: Path) -> dict[str, Any]:
-    """The JSON of a notebook; RunError if it cannot be read or asks for what papermill ignores."""
+def code_cells(path: Path) -> list[tuple[str, set[str]]]:
+    """Source and tags of each code cell of a notebook.
+
+    Raises RunError if the notebook cannot be read or has a tag that papermill ignores.
+    """
     try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        cells = notebook["cells"]
+        cells = [
+            ("".join(cell["source"]), set(cell["metadata"].get("tags", [])))
+            for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+            if cell["cell_type"] == "code"
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"notebook {path.name} cannot be read: restore it from git") from error
-    if any("raises-exception" in tags_of(cell) for cell in cells):
+    if any("raises-exception" in tags for _, tags in cells):
         raise RunError(
             f"notebook {path.name} has a raises-exception tag, which papermill does not honour: "
             "catch the error in the cell"
         )
-    return notebook
-
-
-def tags_of(cell: Mapping[str, Any]) -> list[str]:
-    """The tags of a cell."""
-    return cell.get("metadata", {}).get("tags", [])
-
-
-def source_of(cell: Mapping[str, Any]) -> str:
-    """The text of a cell, which a notebook may hold as a list of lines."""
-    return "".join(cell["source"])
+    return cells
 
 
 def read_parameters_cell(path: Path) -> tuple[dict[str, Any], dict[str, set[type]]]:
@@ -57,53 +53,42 @@ def read_parameters_cell(path: Path) -> tuple[dict[str, Any], dict[str, set[type
     Raises RunError unless there is exactly one `parameters` cell of literals. A derived value there
     would keep the default's result, because papermill injects the parameters after that cell.
     """
-    where = f"notebook {path.name}"
-    cells = [cell for cell in read_notebook(path)["cells"] if "parameters" in tags_of(cell)]
+    cells = [source for source, tags in code_cells(path) if "parameters" in tags]
     if len(cells) != 1:
-        raise RunError(f"{where} has {len(cells)} parameters cells: it needs one")
+        raise RunError(f"notebook {path.name} has {len(cells)} parameters cells: it needs one")
     try:
-        statements = ast.parse(source_of(cells[0])).body
+        statements = ast.parse(cells[0]).body
     except SyntaxError as error:
-        raise RunError(f"{where}: its parameters cell is not Python") from error
+        raise RunError(f"notebook {path.name}: its parameters cell is not Python") from error
     defaults, types = {}, {}
     for statement in statements:
-        name, value = _assignment(statement, where)
-        defaults[name] = value
-        types[name] = _types(value, getattr(statement, "annotation", None))
-    return defaults, types
-
-
-def _assignment(statement: ast.stmt, where: str) -> tuple[str, Any]:
-    """Name and literal value of one line of a parameters cell."""
-    where = f"{where}: {ast.unparse(statement)!r} in the parameters cell"
-    targets = statement.targets if isinstance(statement, ast.Assign) else []
-    if isinstance(statement, ast.AnnAssign) and statement.value is not None:
-        targets = [statement.target]
-    if len(targets) != 1 or not isinstance(targets[0], ast.Name):
-        raise RunError(f"{where} is not 'name = value'")
-    try:
-        value = ast.literal_eval(statement.value)
-    except ValueError as error:
-        raise RunError(
-            f"{where} is derived, and would keep the default's value: move it to the cell after"
-        ) from error
-    if isinstance(value, (tuple, set, bytes, complex)):
-        kind = type(value).__name__
-        raise RunError(f"{where} is a {kind}, which papermill turns into text: use a list")
-    return targets[0].id, value
-
-
-def _types(value: Any, annotation: ast.expr | None) -> set[type]:
-    """The types a parameter accepts: the annotation's, else the default's."""
-    named = set()
-    for node in ast.walk(annotation) if annotation is not None else ():
-        if isinstance(node, ast.Name) and node.id in TYPE_NAMES:
-            named.add(TYPE_NAMES[node.id])
-        elif isinstance(node, ast.Constant) and node.value is None:
+        where = f"notebook {path.name}: {ast.unparse(statement)!r} in the parameters cell"
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=expression):
+                annotation = []
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as expression):
+                annotation = list(ast.walk(statement.annotation))
+            case _:
+                raise RunError(f"{where} is not 'name = value'")
+        try:
+            value = ast.literal_eval(expression)
+        except ValueError as error:
+            raise RunError(
+                f"{where} is derived, and would keep the default's value: move it to the next cell"
+            ) from error
+        kind = type(value)
+        if kind in (tuple, set, bytes, complex):
+            raise RunError(
+                f"{where} is a {kind.__name__}, which papermill turns into text: use a list"
+            )
+        named = {TYPE_NAMES.get(node.id) for node in annotation if isinstance(node, ast.Name)}
+        if any(isinstance(node, ast.Constant) and node.value is None for node in annotation):
             named.add(NoneType)
-    if named:
-        return named | {type(value)}
-    return {float, int, str, NoneType} if value is None else {type(value)}
+        defaults[name] = value
+        types[name] = {kind, *named} - {None}
+        if types[name] == {NoneType}:
+            types[name] |= {float, int, str}
+    return defaults, types
 
 
 def check_values(values: Mapping[str, Any], types: Mapping[str, set[type]], where: str) -> None:
@@ -121,17 +106,19 @@ def check_values(values: Mapping[str, Any], types: Mapping[str, set[type]], wher
             check_type(f"{where}: {name}", value, types[name])
         except BadParameter as error:
             raise RunError(str(error)) from error
-        _check_nested(f"{where}: {name}", value)
+        if isinstance(value, (dict, list)):
+            _check_nested(f"{where}: {name}", value)
 
 
 def _check_nested(where: str, value: Any) -> None:
-    """Raise RunError for values inside a list or mapping that papermill or YAML would change."""
-    items = value.items() if isinstance(value, dict) else []
-    items = [(where, item) for item in value] if isinstance(value, list) else items
-    for key, item in items:
-        place = where if isinstance(value, list) else f"{where}.{key}"
-        if isinstance(item, str) and EXPONENT_WITHOUT_POINT.fullmatch(item):
-            raise RunError(f"{place} = {item!r} is text: write it with a point, as in 1.0e-3")
-        if not isinstance(item, (bool, int, float, str, dict, list, NoneType)):
-            raise RunError(f"{place} is a {type(item).__name__}: put the text in quotes")
-        _check_nested(place, item)
+    """Raise RunError for a value inside a list or mapping that papermill or YAML would change."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_nested(f"{where}.{key}", item)
+    elif isinstance(value, list):
+        for item in value:
+            _check_nested(where, item)
+    elif isinstance(value, str) and EXPONENT_WITHOUT_POINT.fullmatch(value):
+        raise RunError(f"{where} = {value!r} is text: write it with a point, as in 1.0e-3")
+    elif not isinstance(value, (bool, int, float, str, NoneType)):
+        raise RunError(f"{where} is a {type(value).__name__}: put the text in quotes")

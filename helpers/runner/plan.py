@@ -13,8 +13,8 @@ a `grid` it stands for the product of the grid's axes, one run for each combinat
       block: {early: 2, late: 27}          # labels, and values of the parameter `block`
     sequences: 32                          # the same in all runs
 
-The labels of its axes make a run's name, so every axis stands in it; a list's values are their own
-labels. A parameter is set once, and no two runs of a plan share a name.
+The labels of its axes make a run's name, so every axis appears in it; a list's values are their
+own labels. A parameter is set once, and no two runs of a plan share a name.
 """
 
 from __future__ import annotations
@@ -38,13 +38,12 @@ from helpers.runner.parameters import check_values, read_parameters_cell
 TABLES_NOTEBOOK = "06_tables_and_plots"
 # where the record goes, and how a reader had parameters chosen: the record holds what was chosen
 NOT_RECORDED = ("record_path", "preset")
-GRID_WORDS = ("name", "grid")
 NAMES_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class Run:
-    """One notebook with one set of parameters, and where its products lie."""
+    """One notebook with one set of parameters, and the paths of its files."""
 
     plan: str
     notebook: str
@@ -63,35 +62,18 @@ class Run:
         merged = {**self.defaults, **self.parameters}
         return {key: value for key, value in merged.items() if key not in NOT_RECORDED}
 
-    @property
-    def source_path(self) -> Path:
-        """The notebook to execute."""
-        return notebooks_dir() / f"{self.notebook}.ipynb"
+    def _result(self, folder: str, ending: str) -> Path:
+        return results_dir(self.plan) / folder / f"{self.id}{ending}"
 
-    @property
-    def record_path(self) -> Path:
-        """Where the run's record lies."""
-        return results_dir(self.plan) / "records" / f"{self.id}.json"
-
-    @property
-    def executed_path(self) -> Path:
-        """Where the executed notebook lies after a success."""
-        return results_dir(self.plan) / "runs" / f"{self.id}.ipynb"
-
-    @property
-    def failed_path(self) -> Path:
-        """Where the notebook lies while it runs and after a failure."""
-        return self.executed_path.with_name(f"{self.id}.failed.ipynb")
-
-    @property
-    def log_path(self) -> Path:
-        """What the run's process prints; it stays only if the process died without an error."""
-        return self.executed_path.with_name(f"{self.id}.log")
-
-    @property
-    def job_path(self) -> Path:
-        """What the run's process is to do; there while the run is under way."""
-        return scratch_dir(self.plan) / f"{self.id}.job.json"
+    source_path = property(lambda run: notebooks_dir() / f"{run.notebook}.ipynb")
+    record_path = property(lambda run: run._result("records", ".json"))
+    # the notebook after a success; while it runs and after a failure
+    executed_path = property(lambda run: run._result("runs", ".ipynb"))
+    failed_path = property(lambda run: run._result("runs", ".failed.ipynb"))
+    # what its process prints; it stays only if the process died without an error
+    log_path = property(lambda run: run._result("runs", ".log"))
+    # what its process is to do; there while the run is under way
+    job_path = property(lambda run: run._result(".runner", ".job.json"))
 
 
 def scratch_dir(plan: str) -> Path:
@@ -113,95 +95,75 @@ def read_plan(plan: str, only: str | None = None) -> list[Run]:
     that is wrong; the first one is shown and the others counted.
     """
     check_choice("plan", plan, plan_names(), RunError)
-    runs, problems = {}, []
-    for path in sorted(runs_dir(plan).rglob("*")):
+    folder = runs_dir(plan)
+    found: dict[str, tuple[Run, str]] = {}
+    problems = []
+    for path in sorted(folder.rglob("*")):
         if not path.is_file() or path.name.startswith("."):
             continue
+        where = f"run file {plan}/{path.relative_to(folder).as_posix()}"
         try:
-            for run in read_run_file(plan, path):
-                if run.id in runs:
-                    first = runs[run.id][1].name
-                    raise RunError(f"{_where(plan, path)}: run {run.name} is in {first} already")
-                runs[run.id] = run, path
+            for run in _read_run_file(plan, path, where):
+                if run.id in found:
+                    raise RunError(f"{where}: run {run.name} is in {found[run.id][1]} already")
+                found[run.id] = run, path.name
         except RunError as error:
             problems.append(str(error))
     if problems:
         more = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
         raise RunError(problems[0] + more)
-    if not runs:
-        raise RunError(
-            f"plan {plan} has no run files: put NOTEBOOK/NAME.yaml into {runs_dir(plan)}"
-        )
-    found = [run for run, _ in runs.values()]
-    found.sort(key=lambda run: (run.notebook == TABLES_NOTEBOOK, run.notebook, run.name))
-    return found if only is None else _chosen(plan, found, only)
-
-
-def _chosen(plan: str, runs: list[Run], only: str) -> list[Run]:
-    """The runs that match a pattern; RunError, with the nearest name, if none does."""
+    if not found:
+        raise RunError(f"plan {plan} has no run files: put NOTEBOOK/NAME.yaml into {folder}")
+    runs = [run for run, _ in found.values()]
+    runs.sort(key=lambda run: (run.notebook == TABLES_NOTEBOOK, run.notebook, run.name))
+    if only is None:
+        return runs
+    names = {f"{run.notebook}/{run.name}": run for run in runs}
     chosen = [
         run
-        for run in runs
-        for names in [(run.notebook, run.name, run.id, f"{run.notebook}/{run.name}")]
-        if any(fnmatch.fnmatch(name, only) for name in names)
+        for name, run in names.items()
+        if any(fnmatch.fnmatch(n, only) for n in (name, run.id, run.notebook, run.name))
     ]
-    if chosen:
-        return chosen
-    names = [f"{run.notebook}/{run.name}" for run in runs]
-    words = sorted({part for n in names for part in re.split("[/-]", n) + n.split("/")})
-    # a piece that stands in some name is not what was mistyped
-    pieces = re.split(r"[*?\[\]/]", only)
-    wrong = [piece for piece in pieces if not any(piece in name for name in names)]
-    near = [word for piece in wrong for word in difflib.get_close_matches(piece, words, n=1)]
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    raise RunError(
-        f"no run of plan {plan} matches {only!r}: choose among {', '.join(names[:NAMES_SHOWN])}"
-        f"{more} (make plan PLAN={plan}), with * for any letters{hint}"
-    )
+    if not chosen:
+        words = {word for name in names for word in (name, *name.split("/"))}
+        near = difflib.get_close_matches(only.replace("*", ""), sorted(words), n=1)
+        shown = ", ".join(list(names)[:NAMES_SHOWN])
+        raise RunError(
+            f"no run of plan {plan} matches {only!r}: choose among {shown}"
+            f"{', …' if len(names) > NAMES_SHOWN else ''} (make plan PLAN={plan}), with * for any "
+            f"letters{f'; did you mean {near[0]!r}?' if near else ''}"
+        )
+    return chosen
 
 
-def _where(plan: str, path: Path) -> str:
-    """A run file in a message."""
-    return f"run file {plan}/{path.relative_to(runs_dir(plan)).as_posix()}"
-
-
-def read_run_file(plan: str, path: Path) -> list[Run]:
-    """The runs that a run file stands for, checked against its notebook.
-
-    Raises RunError that names the file.
-    """
-    where, parts = _where(plan, path), path.relative_to(runs_dir(plan)).parts
+def _read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:
+    """The runs that a run file stands for, checked against its notebook; RunError, with `where`."""
+    parts = path.relative_to(runs_dir(plan)).parts
     if len(parts) != 2 or path.suffix != ".yaml":
         raise RunError(f"{where} is out of place: the path is PLAN/NOTEBOOK/NAME.yaml")
     notebooks = sorted(entry.stem for entry in notebooks_dir().glob("*.ipynb"))
     notebook = check_choice(f"{where}: notebook", parts[0], notebooks, RunError)
     defaults, types = read_parameters_cell(notebooks_dir() / f"{notebook}.ipynb")
-    for word in GRID_WORDS:
-        if word in types:
-            raise RunError(f"{where}: its notebook may not have a parameter called {word!r}")
     values = _read_yaml(path, where)
     is_grid = "grid" in values
-    runs = []
     for name, parameters in _expand(values, where) if is_grid else [(path.stem, values)]:
         place = f"{where}, run {name}" if is_grid else where
         check_values(parameters, types, place)
         run = Run(plan, notebook, name, parameters, defaults)
         if run.effective.get("plan", plan) != plan:
-            raise RunError(f"{place}: plan = {run.effective['plan']!r}, but it lies in {plan}")
-        runs.append(run)
-    return runs
+            raise RunError(f"{place}: plan = {run.effective['plan']!r}, but the file is in {plan}")
+        yield run
 
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML that refuses a key given twice, where PyYAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        keys = [key.value for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is given twice", node.start_mark
+                    problem=f"{key!r} is given twice", problem_mark=node.start_mark
                 )
         return super().construct_mapping(node, deep)
 
@@ -211,9 +173,9 @@ def _read_yaml(path: Path, where: str) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(getattr(error, "problem", None) or error).split())
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
         raise RunError(f"{where} cannot be read{line}: {reason}") from error
     values = {} if values is None else values
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -222,35 +184,27 @@ def _read_yaml(path: Path, where: str) -> dict[str, Any]:
 
 
 def _expand(values: dict[str, Any], where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and parameters of each run of a grid; RunError if two would have one name."""
-    grid, template = values["grid"], values.get("name")
+    """Name and parameters of each run of a grid."""
+    grid, template = values.pop("grid"), str(values.pop("name", ""))
     if not isinstance(grid, dict) or not grid:
         raise RunError(f"{where}: grid is not a mapping: write 'parameter: [values]' under it")
     axes = {str(axis): _points(str(axis), choices, where) for axis, choices in grid.items()}
-    if not isinstance(template, str):
-        raise RunError(f"{where} has a grid and no name: give one with all axes in braces")
     fields = re.findall(r"{([^{}]*)}", template)
     if wrong := sorted(set(fields) ^ set(axes)):
         example = "-".join(f"{{{axis}}}" for axis in axes)
         raise RunError(
-            f"{where}: {wrong[0]!r} must stand both in name and in grid: "
+            f"{where}: {wrong[0]!r} must appear both in name and in grid: "
             f'write for example name: "{example}"'
         )
-    shared = {key: value for key, value in values.items() if key not in GRID_WORDS}
-    seen: dict[str, dict[str, str]] = {}
     for points in itertools.product(*(axis.items() for axis in axes.values())):
-        labels = dict(zip(axes, (label for label, _ in points), strict=True))
-        name = re.sub(r"{([^{}]*)}", lambda field, labels=labels: labels[field[1]], template)
-        if not re.fullmatch(r"\w[\w.-]*", name):
-            raise RunError(f"{where}: {name!r} is no name: use letters, digits and . _ -")
-        if name in seen:
-            raise RunError(f"{where}: {seen[name]} and {labels} are both called {name}")
-        seen[name] = labels
-        parameters = dict(shared)
-        for _, point in points:
+        name, parameters = template, dict(values)
+        for axis, (label, point) in zip(axes, points, strict=True):
             for key in parameters.keys() & point.keys():
                 raise RunError(f"{where}: {key} is set twice: in the grid or beside it, not both")
             parameters |= point
+            name = name.replace(f"{{{axis}}}", label)
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise RunError(f"{where}: {name!r} is no name: use letters, digits and . _ -")
         yield name, parameters
 
 
@@ -264,7 +218,7 @@ def _points(axis: str, choices: Any, where: str) -> dict[str, dict[str, Any]]:
         # true, null and lists have no text of their own
         if label is None or isinstance(label, bool) or not re.fullmatch(r"[\w.-]+", str(label)):
             raise RunError(
-                f"{where}: {axis} {label!r} cannot stand in a name: write 'label: value' for it"
+                f"{where}: {axis} {label!r} cannot be part of a name: write 'label: value' for it"
             )
         if str(label) in points:
             raise RunError(f"{where}: {axis} {label} is given twice")
@@ -285,5 +239,4 @@ def assets_needed(runs: Iterable[Run]) -> list[str]:
         "wiki": lambda asked: asked.get("evaluation") == "embedded",
         "tasks": lambda asked: "tasks" in asked and asked.get("source") == "embedded",
     }
-    every = [run.effective for run in runs]
-    return [name for name, reads in wanted.items() if any(map(reads, every))]
+    return [name for name, reads in wanted.items() if any(reads(run.effective) for run in runs)]

@@ -1,8 +1,8 @@
 """A run as a process of its own: `python -m helpers.runner.process RUN.job.json`.
 
-`helpers.runner.run` starts such processes here and `helpers.runner.cluster` on the workers of a
-Dask cluster, so a kernel that dies, or a machine that runs out of memory, costs one run. A job is
-what the process is given: the notebook, its parameters, and where the products go.
+`helpers.runner.schedule` starts such processes here and `helpers.runner.cluster` on the workers of
+a Dask cluster, so a kernel that dies, or a machine that runs out of memory, costs one run. A job
+is the file that says what the process is to do; the process leaves its error there.
 
 papermill is guarded here. The working directory is the project's root, the notebook executes into
 NAME.failed.ipynb, every cell must have run, and the record must be about the parameters that were
@@ -20,7 +20,6 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,10 @@ from helpers.runner.fingerprint import fingerprint
 from helpers.runner.plan import Run
 
 THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
+    *("VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"),
 )
 PARENT = "PRUNING_PARENT"  # the process that waits for the run
-_ABSENT = object()
 
 
 # --- starting ------------------------------------------------------------------------------
@@ -54,25 +49,23 @@ def cpus() -> list[int]:
 
 
 def show_path(path: Path) -> str:
-    """A path relative to the project's root where it lies in there."""
-    return str(path.relative_to(root())) if path.is_relative_to(root()) else str(path)
+    """A path, relative to the project's root if it is below it."""
+    return str(path.relative_to(root()) if path.is_relative_to(root()) else path)
 
 
-def write_job(run: Run) -> Path:
-    """Write what the process of a run is to do into `run.job_path`, and return that."""
+def write_job(run: Run) -> None:
+    """Write what the process of a run is to do into `run.job_path`."""
+    names = {"plan": run.plan, "notebook": run.notebook, "name": run.name}
     job = {
-        "plan": run.plan,
-        "notebook": run.notebook,
-        "name": run.name,
+        "stamp": names | {"fingerprint": fingerprint(run)},
         "source": str(run.source_path),
         "failed": str(run.failed_path),
         "executed": str(run.executed_path),
         "record": str(run.record_path),
         "given": run.parameters,
         "effective": run.effective,
-        "fingerprint": fingerprint(run),
     }
-    return replace_file(run.job_path, json.dumps(job))
+    replace_file(run.job_path, json.dumps(job))
 
 
 def environment(base: Mapping[str, str], threads: int, folder: Path) -> dict[str, str]:
@@ -99,13 +92,21 @@ def environment(base: Mapping[str, str], threads: int, folder: Path) -> dict[str
     }
 
 
-@dataclass(frozen=True)
 class Process:
-    """A run that is being executed on this machine."""
+    """The process of a run, on this machine, with the environment that it is to have."""
 
-    popen: subprocess.Popen[bytes]
-    job: Path
-    log: Path
+    def __init__(self, job: Path, log: Path, variables: Mapping[str, str]) -> None:
+        self.job, self.log = job, log
+        with open(log, "wb") as stream:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "helpers.runner.process", str(job)],
+                cwd=root(),
+                env=dict(variables),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches only the runner, which stops its processes
+            )
 
     def ended(self) -> bool:
         """Whether the process has ended."""
@@ -113,10 +114,11 @@ class Process:
 
     def error(self) -> str | None:
         """The error of a process that has ended in one line; None after a success."""
-        code, outcome = self.popen.returncode, _outcome(self.job)
-        if code == 0 or outcome.is_file():
+        code = self.popen.returncode
+        error = json.loads(self.job.read_text(encoding="utf-8")).get("error")
+        if code == 0 or error:
             self.log.unlink(missing_ok=True)
-            return None if code == 0 else outcome.read_text(encoding="utf-8")
+            return error
         if code < 0:
             return f"its process was killed by signal {-code}: was there enough memory?"
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -128,33 +130,13 @@ class Process:
         self.popen.wait()
 
 
-def start(job: Path, log: Path, variables: Mapping[str, str]) -> Process:
-    """Start the process of a run with the environment that it is to have."""
-    with open(log, "wb") as stream:
-        popen = subprocess.Popen(
-            [sys.executable, "-m", "helpers.runner.process", str(job)],
-            cwd=root(),
-            env=dict(variables),
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches only the runner, which stops its processes
-        )
-    return Process(popen, job, log)
-
-
 def kill_family(pid: int) -> None:
     """Kill a process and all its descendants: a kernel lives in a session of its own."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(pid)
-        for member in [parent, *parent.children(recursive=True)]:
+        process = psutil.Process(pid)
+        for member in [*process.children(recursive=True), process]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
-
-
-def _outcome(job: Path) -> Path:
-    """Where the process of a job leaves its error."""
-    return job.with_suffix(".error")
 
 
 # --- in the process ------------------------------------------------------------------------
@@ -170,7 +152,7 @@ def execute(path: Path) -> int:
     try:
         _execute_notebook(job)
     except PapermillExecutionError as error:
-        text = f"{error.ename}: {error.evalue}".strip().splitlines()[0]
+        text = f"{error.ename}: {error.evalue}".splitlines()[0]
     except DeadKernelError:
         text = "the kernel died: was there enough memory?"
     except HelpersError as error:
@@ -179,7 +161,7 @@ def execute(path: Path) -> int:
         text = f"{type(error).__name__}: {first_line(error)}"
     else:
         return 0
-    replace_file(_outcome(path), text[:400])
+    replace_file(path, json.dumps(job | {"error": text[:400]}))
     return 1
 
 
@@ -204,37 +186,23 @@ def _execute_notebook(job: dict[str, Any]) -> None:
         is_code = cell.cell_type == "code" and cell.source.strip()
         if is_code and (cell.execution_count is None or status != "completed"):
             raise RunError(f"cell {number} did not run to its end: was there enough memory?")
-    record = _check_record(job)
-    os.replace(job["failed"], job["executed"])
-    stamp = {key: job[key] for key in ("plan", "notebook", "name", "fingerprint")}
-    stamp["run_seconds"] = round(time.monotonic() - started, 1)
-    # last: with a fingerprint the run counts as done
-    write_record(job["record"], record | stamp)
-
-
-def _check_record(job: dict[str, Any]) -> dict[str, Any]:
-    """The record that the notebook wrote, if it is about the run that was asked for."""
     if not Path(job["record"]).is_file():
         raise RunError("the notebook wrote no record: end it with write_record(record_path, …)")
     record = read_record(job["record"])
     for key, value in job["effective"].items():
-        used = record["parameters"].get(key, _ABSENT)
-        if used != value:
-            said = "lacks" if used is _ABSENT else f"has {key} = {used!r} instead of"
-            raise RunError(
-                f"the record {said} the run's {key} = {value!r}: correct its record cell"
-            )
-    return record
+        if key not in record["parameters"] or record["parameters"][key] != value:
+            raise RunError(f"the record does not hold {key} = {value!r}: correct its last cell")
+    os.replace(job["failed"], job["executed"])
+    # last: with a fingerprint the run counts as done
+    took = round(time.monotonic() - started, 1)
+    write_record(job["record"], record | job["stamp"] | {"run_seconds": took})
 
 
 def _end_with(parent: int) -> None:
-    """End this process and its kernel once the parent is gone: then nobody waits for the run."""
+    """End this process and its kernel once the parent is gone: nobody waits for the run then."""
     while os.getppid() == parent:
         time.sleep(1)
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    os._exit(1)
+    kill_family(os.getpid())
 
 
 if __name__ == "__main__":

@@ -20,17 +20,10 @@ from helpers import results  # its names are loaded on use: pandas and matplotli
 from helpers.errors import HelpersError, RunError
 from helpers.paths import reference_dir, results_dir
 from helpers.records import read_record, read_records, write_record
-from helpers.runner.fingerprint import fingerprint, is_done
+from helpers.runner.fingerprint import is_done
 from helpers.runner.plan import TABLES_NOTEBOOK, Run, assets_needed, count_runs, read_plan
 from helpers.runner.process import show_path
-from helpers.runner.schedule import (
-    Failures,
-    format_seconds,
-    is_running,
-    reference_seconds,
-    run_plan,
-    say,
-)
+from helpers.runner.schedule import format_seconds, is_running, reference_seconds, run_plan, say
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 # the committed records of `full` stand while `laptop` equals its own: see `accept`
@@ -39,22 +32,15 @@ MOVED_SHOWN = 3
 Record = dict[str, Any]
 
 
-def records_here(plan: str) -> list[Record]:
-    """The records of a plan's runs on this machine, of whatever code.
-
-    Raises RecordError for a record that cannot be used.
-    """
-    paths = sorted(run.record_path for run in read_plan(plan))
-    return [read_record(path) for path in paths if path.is_file()]
+def records_here(runs: Iterable[Run]) -> dict[str, Record]:
+    """The records of runs on this machine, by run, of whatever code; RecordError for a bad one."""
+    return {run.id: read_record(run.record_path) for run in runs if run.record_path.is_file()}
 
 
-def up_to_date(runs: Iterable[Run]) -> dict[str, Record]:
-    """The records on this machine, by run, that were made by today's code and parameters.
-
-    Raises RecordError for a record that cannot be used.
-    """
-    found = [(run, read_record(run.record_path)) for run in runs if run.record_path.is_file()]
-    return {run.id: r for run, r in found if r.get("fingerprint") == fingerprint(run)}
+def up_to_date(runs: list[Run]) -> dict[str, Record]:
+    """Those of `records_here` that were made by today's code and parameters."""
+    found, current = records_here(runs), {run.id for run in runs if is_done(run)}
+    return {key: record for key, record in found.items() if key in current}
 
 
 def committed(runs: Iterable[Run]) -> dict[str, Record]:
@@ -68,51 +54,38 @@ def committed(runs: Iterable[Run]) -> dict[str, Record]:
     return found
 
 
-def write_tables_and_figures(records: list[Record], folder: Path) -> None:
-    """Write the tables and figures of records into a folder. No model is loaded."""
+def write_tables_and_figures(records: dict[str, Record], folder: Path) -> None:
+    """Write the tables and figures of records, in the order of their runs. No model is loaded."""
+    ordered = [records[key] for key in sorted(records)]
     for write in (results.write_tables, results.write_published, results.write_claims):
-        write(records, folder / "tables")
-    results.write_figures(records, folder / "figures")
+        write(ordered, folder / "tables")
+    results.write_figures(ordered, folder / "figures")
 
 
 def reproduce(options: argparse.Namespace) -> int:
-    """Run the plan, write tables and figures, give the verdict; failures come last."""
-    failures, status = _run(options), 0
+    """Run the plan; unless only that is asked, write its products and compare; failures last."""
+    plan = options.plan
+    failures = run_plan(plan, jobs=options.jobs, only=options.only, scheduler=options.scheduler)
+    status = 0
     try:
         # where every run failed there is nothing to make tables of, and that is not the news
-        if not failures or records_here(options.plan):
+        if options.command == "reproduce" and (not failures or records_here(read_plan(plan))):
             status = write_products(options) or give_verdict(options)
     except HelpersError as error:
         say(str(error), error=True)
         status = 1
-    return _name_failures(failures) or status
-
-
-def run_only(options: argparse.Namespace) -> int:
-    """Run the plan and nothing else."""
-    return _name_failures(_run(options))
-
-
-def _run(options: argparse.Namespace) -> Failures:
-    """Run the plan as the command line says."""
-    return run_plan(options.plan, jobs=options.jobs, only=options.only, scheduler=options.scheduler)
-
-
-def _name_failures(failures: Failures) -> int:
-    """Name the failed runs, each with its error and its notebook; the exit code."""
-    if not failures:
-        return 0
-    say(f"{count_runs(len(failures))} failed; run again to repeat:", error=True)
-    for run, error in failures:
-        place = f" [{show_path(run.failed_path)}]" if run.failed_path.is_file() else ""
-        say(f"  {run.notebook} {run.name}: {error}{place}", error=True)
-    return 1
+    if failures:
+        say(f"{count_runs(len(failures))} failed; run again to repeat:", error=True)
+    for failed, error in failures:
+        place = f" [{show_path(failed.failed_path)}]" if failed.failed_path.is_file() else ""
+        say(f"  {failed.notebook} {failed.name}: {error}{place}", error=True)
+    return 1 if failures else status
 
 
 def write_products(options: argparse.Namespace) -> int:
     """Write tables and figures from the records of a plan. No model is loaded."""
-    folder = results_dir(options.plan)
-    records = records_here(options.plan)
+    folder, runs = results_dir(options.plan), read_plan(options.plan)
+    records = records_here(runs)
     if not records:
         raise RunError(
             f"no records in {show_path(folder / 'records')}: "
@@ -120,8 +93,7 @@ def write_products(options: argparse.Namespace) -> int:
         )
     write_tables_and_figures(records, folder)
     say(f"tables and figures of {len(records)} records: {show_path(folder)}/tables, figures")
-    missing = len(read_plan(options.plan)) - len(records)
-    if missing:
+    if missing := len(runs) - len(records):
         say(f"{count_runs(missing)} of the plan without a record here")
     return 0
 
@@ -156,41 +128,41 @@ def accept(options: argparse.Namespace) -> int:
     number: they stand as long as `laptop`, run with today's code, equals its own committed records
     to the printed digits. For `laptop` the last lines say which case it is.
     """
-    every_run = read_plan(options.plan)
-    fresh = up_to_date(read_plan(options.plan, options.only))
+    every_run, fresh = read_plan(options.plan), up_to_date(read_plan(options.plan, options.only))
     if not fresh:
         raise RunError(
             f"no run of plan {options.plan} is up to date here: "
             f"run make reproduce PLAN={options.plan} first"
         )
     before = committed(every_run)
-    verdict = _whether_full_stands(every_run, fresh, before) if options.plan == FAST_PLAN else ""
     target = reference_dir(options.plan)
+    new = target.with_name(f".{target.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
     try:
-        _replace_reference(target, before | fresh)
-    except OSError as error:
-        raise RunError(f"cannot write {target}: {error.strerror or error}") from error
+        for key, record in (before | fresh).items():
+            write_record(new / "records" / f"{key}.json", record)
+        write_tables_and_figures(before | fresh, new)
+        shutil.rmtree(target, ignore_errors=True)
+        new.rename(target)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
     unclean = sum((record["git"] or {"dirty": True})["dirty"] for record in fresh.values())
     if unclean:
         say(f"note: {unclean} of {len(fresh)} records come from code that was not committed")
-    kept = [run for run in every_run if run.id in before and run.id not in fresh]
-    say(f"accepted {len(fresh)} records into {show_path(target)}, kept {len(kept)} of before")
-    older = sum(before[run.id].get("fingerprint") != fingerprint(run) for run in kept)
-    if older:
-        say(f"note: {older} of those kept were made by other code than today's")
-    without = len(every_run) - len(before | fresh)
-    if without:
+    kept = len(before.keys() - fresh.keys())
+    say(f"accepted {len(fresh)} records into {show_path(target)}, kept {kept} of before")
+    if without := len(every_run) - len(before | fresh):
         say(f"{count_runs(without)} of the plan without a record yet")
-    if verdict:
-        say(verdict)
+    if options.plan == FAST_PLAN:
+        measuring = [run.id for run in every_run if run.notebook != TABLES_NOTEBOOK]
+        say(_whether_full_stands(measuring, fresh, before))
     return 0
 
 
 def _whether_full_stands(
-    runs: list[Run], fresh: dict[str, Record], before: dict[str, Record]
+    measuring: list[str], fresh: dict[str, Record], before: dict[str, Record]
 ) -> str:
     """Whether new records of `laptop` let the committed records of `full` stand."""
-    measuring = [run.id for run in runs if run.notebook != TABLES_NOTEBOOK]
     compared = [key for key in measuring if key in fresh and key in before]
     moved = [
         line
@@ -199,28 +171,12 @@ def _whether_full_stands(
     ]
     if moved:
         more = [f"and {len(moved) - MOVED_SHOWN} more"] if len(moved) > MOVED_SHOWN else []
-        shown = "; ".join(moved[:MOVED_SHOWN] + more)
         again = f"{LONG_PLAN} must be made again (make reproduce PLAN={LONG_PLAN})"
-        return f"printed digits moved, so {again}:\n  {shown}"
+        return f"printed digits moved, so {again}:\n  {'; '.join(moved[:MOVED_SHOWN] + more)}"
     equal = f"{count_runs(len(compared))} equal to the printed digits"
-    if len(compared) < len(measuring):
-        left = len(measuring) - len(compared)
+    if left := len(measuring) - len(compared):
         return f"{equal}, {left} not compared: whether the records of {LONG_PLAN} stand is open"
     return f"all {equal}: the records of {LONG_PLAN} stand"
-
-
-def _replace_reference(target: Path, records: dict[str, Record]) -> None:
-    """Replace the folder `target` by one of records and the tables and figures made of them."""
-    fresh = target.with_name(f".{target.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    try:
-        for key, record in records.items():
-            write_record(fresh / "records" / f"{key}.json", record)
-        write_tables_and_figures([records[key] for key in sorted(records)], fresh)
-        shutil.rmtree(target, ignore_errors=True)
-        fresh.rename(target)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def fetch_assets(options: argparse.Namespace) -> int:
@@ -239,8 +195,7 @@ def list_runs(options: argparse.Namespace) -> int:
     For a plan that was never run, here or for the reference, or with --machine: what each run
     would need, and what is missing here; nothing is downloaded for that.
     """
-    runs = read_plan(options.plan, options.only)
-    running = is_running(options.plan)
+    runs, running = read_plan(options.plan, options.only), is_running(options.plan)
     rows = []
     for run in runs:
         state = "failed" if run.failed_path.is_file() else "to do"
@@ -249,33 +204,25 @@ def list_runs(options: argparse.Namespace) -> int:
     if options.machine or all(row[1:] == ("to do", None) for row in rows):
         from helpers.runner import costs  # here: it may load torch, which takes seconds
 
+        lines = costs.plan_lines(runs, options.machine)
         done = sum(state == "done" for _, state, _ in rows)
-        lines = [f"plan {options.plan}: {done} of {len(runs)} runs are done"]
-        lines += costs.plan_lines(runs, options.machine)
-    else:
-        lines = []
-        for run, state, seconds in rows:
-            cost = "" if seconds is None else f"  {format_seconds(seconds)}"
-            lines.append(f"{state:6}  {run.notebook}  {run.name}{cost}")
-    for line in lines:
-        say(line)
+        say("\n".join([f"plan {options.plan}: {done} of {len(runs)} runs are done", *lines]))
+        return 0
+    for run, state, seconds in rows:
+        cost = "" if seconds is None else f"  {format_seconds(seconds)}"
+        say(f"{state:6}  {run.notebook}  {run.name}{cost}")
     return 0
 
 
 COMMANDS = {
     "reproduce": reproduce,
-    "run": run_only,
+    "run": reproduce,
     "tables": write_products,
     "verdict": give_verdict,
     "accept": accept,
     "assets": fetch_assets,
     "list": list_runs,
 }
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    """Treat SIGTERM like Ctrl-C, so that kernels are stopped too."""
-    raise KeyboardInterrupt
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -288,7 +235,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", metavar="GLOB", help="runs whose notebook or name matches")
     parser.add_argument("--machine", help="for list: what it would take on t4, a100-80g …")
     options = parser.parse_args(arguments)
-    handler = signal.signal(signal.SIGTERM, _interrupt)
+    # SIGTERM does what Ctrl-C does, so that kernels are stopped too
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return COMMANDS[options.command](options)
     except HelpersError as error:

@@ -12,8 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from helpers.paths import reference_dir, results_dir
 from helpers.records import read_record
 from helpers.runner.fingerprint import is_done
 from helpers.runner.plan import TABLES_NOTEBOOK, Run, read_plan, scratch_dir
-from helpers.runner.process import Process, cpus, environment, show_path, start, write_job
+from helpers.runner.process import Process, cpus, environment, show_path, write_job
 
 MEMORY_FOR_TWO = 7.5e9  # bytes; what a machine sold with 8 GB reports
 POLL_SECONDS = 0.1
@@ -33,7 +32,7 @@ Failures = list[tuple[Run, str]]  # with the error of each in one line
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Write a line for the person who waits."""
+    """Write a line to standard output or error, at once."""
     sys.stdout.flush()  # so that lines and errors keep their order
     stream = sys.stderr if error else sys.stdout
     stream.write(text + "\n")
@@ -90,9 +89,8 @@ def holding(plan: str) -> Iterator[None]:
     except filelock.Timeout as error:
         raise RunError(f"plan {plan} is being run already: wait, or stop that run") from error
     except OSError as error:
-        reason = error.strerror or error
         raise RunError(
-            f"cannot write to {folder}: {reason}; make it writable or set PRUNING_RESULTS"
+            f"cannot write to {folder}: {error.strerror}; make it writable or set PRUNING_RESULTS"
         ) from error
     with lock:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -107,6 +105,8 @@ def run_plan(
 ) -> Failures:
     """Execute the runs of a plan that are not done, the tables notebook last; return failures.
 
+    Records without a run are moved to `results/<plan>/stale/`, or tables would count them.
+
     Raises RunError for a wrong plan or run file, and for a cluster that cannot be used, before
     anything is started.
     """
@@ -117,36 +117,31 @@ def run_plan(
             "a cluster decide how many runs go side by side; leave JOBS out"
         )
     with holding(plan):
-        _move_orphans(plan, every_run)
+        stale, known = results_dir(plan) / "stale", {run.record_path for run in every_run}
+        orphans = set((results_dir(plan) / "records").glob("*.json")) - known
+        for path in orphans:
+            stale.mkdir(exist_ok=True)
+            path.replace(stale / path.name)
+        if orphans:
+            say(f"moved {len(orphans)} records without a run file to {show_path(stale)}")
         todo = [run for run in runs if not is_done(run)]
-        # a changed record changes what the tables notebook shows
-        last = [run for run in runs if run.notebook == TABLES_NOTEBOOK and (todo or run in todo)]
-        first = [run for run in todo if run not in last]
         if not todo:
             say(f"plan {plan}: nothing to run, {len(runs)} of {len(runs)} runs are up to date")
             return []
-        with _pool(scheduler, slots, first + last) as pool:
+        # a changed record changes what the tables notebook shows
+        last = [run for run in runs if run.notebook == TABLES_NOTEBOOK]
+        first = [run for run in todo if run not in last]
+        with _pool(scheduler, slots, scratch_dir(plan)) as pool:
             runner = Runner(runs, first + last, pool)
             failures = runner.execute(first)
             return failures + runner.execute([run for run in last if not is_done(run)])
 
 
-def _move_orphans(plan: str, runs: list[Run]) -> None:
-    """Move records without a run to `results/<plan>/stale/`, or tables would count them."""
-    stale, known = results_dir(plan) / "stale", {run.record_path for run in runs}
-    orphans = set((results_dir(plan) / "records").glob("*.json")) - known
-    for path in orphans:
-        stale.mkdir(exist_ok=True)
-        path.replace(stale / path.name)
-    if orphans:
-        say(f"moved {len(orphans)} records without a run file to {show_path(stale)}")
-
-
 @contextlib.contextmanager
-def _pool(scheduler: str | None, slots: int, todo: list[Run]) -> Iterator[Any]:
-    """Where runs are executed: here, or on the workers of a Dask cluster."""
+def _pool(scheduler: str | None, slots: int, scratch: Path) -> Iterator[Any]:
+    """What executes runs: this machine, or the workers of a Dask cluster."""
     if not scheduler:
-        yield LocalPool(slots, scratch_dir(todo[0].plan))
+        yield LocalPool(slots, scratch)
         return
     try:
         # only here: most people have no cluster, and need no Dask
@@ -156,7 +151,7 @@ def _pool(scheduler: str | None, slots: int, todo: list[Run]) -> Iterator[Any]:
             f"scheduler = {scheduler!r} needs the package {error.name}, which is not installed: "
             "run .venv/bin/python -m pip install -c constraints.txt -e '.[cluster]'"
         ) from error
-    with cluster.connect(scheduler, todo, lambda text: say(text, error=True)) as pool:
+    with cluster.connect(scheduler, scratch, lambda text: say(text, error=True)) as pool:
         yield pool
 
 
@@ -173,32 +168,22 @@ class LocalPool:
 
     def start(self, run: Run) -> Process:
         """Start a run whose job is written."""
-        return start(run.job_path, run.log_path, self._environment)
-
-
-@dataclass(frozen=True)
-class Active:
-    """A run that is being executed."""
-
-    run: Run
-    process: Any  # helpers.runner.process.Process, or what stands for one on a worker
-    started: float  # time.monotonic()
+        return Process(run.job_path, run.log_path, self._environment)
 
 
 class Runner:
     """Executes runs in a pool: a `LocalPool` or a `helpers.runner.cluster.Pool`.
 
-    What a pool starts has `ended()`, `error()` and `stop()`.
+    What a pool starts has `ended()`, `error()` and `stop()`, as `Process` has.
     """
 
     def __init__(self, runs: list[Run], todo: list[Run], pool: Any) -> None:
         self._numbers = {run.id: number for number, run in enumerate(runs, start=1)}
         self._pool = pool
-        self._active: list[Active] = []
+        self._active: dict[str, tuple[Run, Any, float]] = {}  # process, time.monotonic() at start
         self._expected = {run.id: reference_seconds(run) for run in todo}
         self._took: dict[str, float] = {}
-        slots = min(pool.slots, len(todo))
-        text = f"{len(todo)} of {len(runs)} runs to do, {slots} at a time"
+        text = f"{len(todo)} of {len(runs)} runs to do, {min(pool.slots, len(todo))} at a time"
         say(f"plan {runs[0].plan}: {text}{self._time_left(', about {}')}")
 
     def execute(self, runs: list[Run]) -> Failures:
@@ -207,75 +192,56 @@ class Runner:
         try:
             while waiting or self._active:
                 for run in list(waiting):
-                    if self._pool.can_start(run, len(self._active)):
-                        waiting.remove(run)
-                        self._start(run)
-                for active in [item for item in self._active if item.process.ended()]:
-                    failures += self._finish(active)
+                    if not self._pool.can_start(run, len(self._active)):
+                        continue
+                    waiting.remove(run)
+                    # what an earlier run left could pass for new
+                    for path in (run.record_path, run.executed_path, run.failed_path):
+                        path.unlink(missing_ok=True)
+                    write_job(run)
+                    self._active[run.id] = run, self._pool.start(run), time.monotonic()
+                    self._report(run, "…")
+                for run, process, started in list(self._active.values()):
+                    if not process.ended():
+                        continue
+                    error, seconds = process.error(), time.monotonic() - started
+                    del self._active[run.id]
+                    self._took[run.id] = seconds
+                    run.job_path.unlink(missing_ok=True)
+                    text = f"done in {format_seconds(seconds)}"
+                    if error is not None:
+                        text = f"FAILED: {error}"
+                        failures.append((run, error))
+                        run.record_path.unlink(missing_ok=True)  # a failed run has no record
+                    self._report(run, text + self._time_left("; about {} left"))
                 time.sleep(POLL_SECONDS)
         except BaseException:
-            for active in self._active:
-                active.process.stop()
-                run = active.run
+            for run, process, _ in self._active.values():
+                process.stop()
                 for path in (run.job_path, run.record_path, run.failed_path, run.log_path):
                     path.unlink(missing_ok=True)
             raise
         return sorted(failures, key=lambda failure: self._numbers[failure[0].id])
 
-    def _start(self, run: Run) -> None:
-        """Start a run; what an earlier one left is removed first, so it cannot pass for new."""
-        for path in (run.record_path, run.executed_path, run.failed_path):
-            path.unlink(missing_ok=True)
-        write_job(run)
-        self._active.append(Active(run, self._pool.start(run), time.monotonic()))
-        self._report(run, "…")
-
-    def _finish(self, active: Active) -> Failures:
-        """Tidy up after a run that has ended; its failure, if it failed."""
-        self._active.remove(active)
-        run, seconds = active.run, time.monotonic() - active.started
-        self._took[run.id] = seconds
-        run.job_path.unlink(missing_ok=True)
-        error = active.process.error()
-        if error is not None:
-            run.record_path.unlink(missing_ok=True)  # a failed run has no record
-        text = f"done in {format_seconds(seconds)}" if error is None else f"FAILED: {error}"
-        self._report(run, text + self._time_left("; about {} left"))
-        return [] if error is None else [(run, error)]
-
     def _report(self, run: Run, text: str) -> None:
         """One progress line."""
         total = len(self._numbers)
-        number = str(self._numbers[run.id]).rjust(len(str(total)))
+        number = f"{self._numbers[run.id]:{len(str(total))}}"
         say(f"[{number}/{total}] {run.notebook} {run.name} {text}")
 
     def _time_left(self, text: str) -> str:
-        """A text with the time left; "" where it is not known or nothing is left."""
-        now = time.monotonic()
-        elapsed = {active.run.id: now - active.started for active in self._active}
-        left = seconds_left(self._expected, self._took, elapsed, self._pool.slots)
+        """A text with the time left; "" where it is not known or nothing is left.
+
+        A run without a committed record counts like the mean of the others. How long the runs that
+        have ended took here says how fast this machine is.
+        """
+        known = [seconds for seconds in self._expected.values() if seconds]
+        usual = sum(known) / len(known) if known else 1.0
+        guesses = {key: seconds or usual for key, seconds in self._expected.items()}
+        done = sum(guesses.pop(key) for key in self._took)
+        pace = sum(self._took.values()) / done if done else float(bool(known))
+        left = pace * sum(guesses.values()) / max(1, min(self._pool.slots, len(guesses)))
         return text.format(format_seconds(left)) if left >= 1 else ""
-
-
-def seconds_left(
-    expected: Mapping[str, float | None],
-    took: Mapping[str, float],
-    elapsed: Mapping[str, float],
-    slots: int,
-) -> float:
-    """Seconds until all runs have ended; 0 where nothing is known.
-
-    By id: what the committed records took (None: there is none), what the runs that have ended
-    took here, and the seconds since the start of those under way.
-    """
-    both = [key for key in took if expected[key]]
-    pace = sum(took[key] for key in both) / sum(expected[key] for key in both) if both else 1.0
-    guesses = {key: seconds * pace for key, seconds in expected.items() if seconds}
-    usual = list(guesses.values()) or list(took.values()) or [0.0]
-    mean = sum(usual) / len(usual)  # of a run without a committed record
-    waiting = [key for key in expected if key not in took]
-    left = sum(max(guesses.get(key, mean) - elapsed.get(key, 0.0), 0.0) for key in waiting)
-    return left / max(1, min(slots, len(waiting)))
 
 
 def reference_seconds(run: Run) -> float | None:
