@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from helpers.results import style
-from helpers.results.findings import ENOUGH
-from helpers.results.frame import USUAL, Record
+from helpers.results.frame import ENOUGH, USUAL, Record
 from helpers.results.style import style_of
 
 # the solvers that have curves, in the order of legends
