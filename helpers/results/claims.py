@@ -311,9 +311,7 @@ def _overhead(findings: Findings) -> Outcome:
     rivals = ("admm-grad", {}), ("sparsegpt", {})
     both = pd.concat([findings.paired(column, *rivals) for column in SPARSITIES])
     ours, theirs = (  # on a GPU gram and selection are not timed apart, and NaN
-        both.reindex(columns=[f"{part}_seconds{end}" for part in PRUNE_PARTS])
-        .astype(float)
-        .set_axis(PRUNE_PARTS, axis=1)
+        both[[f"{part}_seconds{end}" for part in PRUNE_PARTS]].set_axis(PRUNE_PARTS, axis=1)
         for end in ("", "_")
     )
     alike = (ours.notna() == theirs.notna()).all(axis=1) & ours.notna().any(axis=1)
