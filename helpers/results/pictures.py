@@ -62,15 +62,13 @@ def depth_figure(layers: Iterable[Mapping[str, Any]], title: str = "") -> Figure
         ax.plot(list(errors), list(errors.values()), label=kind, **style_of("", position))
     finish_depth(ax, "relative error of a layer")
     ax.set_title(title or "error by depth")
-    if not kinds:
-        style.note(ax, "no layer errors recorded")
     return figure
 
 
 def finish_depth(ax: Axes, ylabel: str) -> None:
     """Label an axis of errors by block."""
     ax.set(xlabel="block (0 is next to the embedding)", ylabel=f"{ylabel}\n‖XW − XŴ‖² / ‖XW‖²")
-    style.whole_numbers(ax)
+    style.finish(ax, whole=10)
     if ax.get_legend_handles_labels()[1]:
         ax.set_yscale("log")
         style.plain_log(ax.yaxis)
@@ -106,7 +104,7 @@ def solve_figure(
     left.set(xlabel="iteration", ylabel=style.RELATIVE_ERROR, yscale="log")
     left.set_title(title, **TITLE)
     left.set_xlim(0.5, len(errors) + 0.5)
-    style.whole_numbers(left, 8)
+    style.finish(left, whole=8)
     style.widen(left)
     style.plain_log(left.yaxis)
     _draw_outputs(middle, outputs)
@@ -157,7 +155,7 @@ def growth_figure(
     for position, (ax, values) in enumerate(((left, percent), (middle, errors))):
         steps = range(1, len(values) + 1)
         ax.plot(steps, values, **style_of("", position) | {"markersize": 4})
-        style.whole_numbers(ax, 8)
+        style.finish(ax, whole=8)
         ax.axvline(shown, **NOW)
         circle = {"markersize": 9, "fillstyle": "none", "mew": 1.6}
         ax.plot([shown], [values[shown - 1]], "o", color="black", **circle)
@@ -231,7 +229,7 @@ def stream_figure(
     ratio = here.max() / max(medians[block], 1e-30)
     right.set(xlabel="entering block (the last: leaving the model's blocks)", yscale="log")
     right.set_title(f"largest is {ratio:.3g} × the median here", **TITLE)
-    style.whole_numbers(right)
+    style.finish(right, whole=10)
     for ax in (left, right):
         style.widen(ax)
         style.plain_log(ax.yaxis)
