@@ -348,9 +348,8 @@ def convergence_figure(series: Mapping[str, Any]) -> Figure:
         for position, (name, values) in enumerate(series[kind].items()):
             ax.plot(series["iterations"], values, label=name, **style_of("", position))
     style.draw_references(left, series["references"])
-    finish(left, _where(series), log="y", whole=10, xlabel="iteration", ylabel=style.RELATIVE_ERROR)
-    style.widen(left)
-    style.plain_log(left.yaxis)
+    finish(left, _where(series), log="y", plain=True, wide=True, whole=10,
+           xlabel="iteration", ylabel=style.RELATIVE_ERROR)  # fmt: skip
     finish(right, "distance to exact least squares", log="y", whole=10, legend=9,
            xlabel="iteration", ylabel="‖Ŵ − Ŵ*‖ / ‖Ŵ*‖ (to the optimum)")  # fmt: skip
     return figure

@@ -105,21 +105,25 @@ def finish(
     *,
     log: str = "",
     plain: bool = False,
+    wide: bool = False,
     whole: int = 0,
     legend: float | Mapping[str, Any] = 0,
     **labels: Any,
 ) -> None:
     """What every panel needs: a title, labels and limits (`Axes.set`), log axes, ticks, a legend.
 
-    Args: log, "x", "y" or "xy"; plain, whether the y axis, a log one, is numbered in plain numbers;
-    whole, the most intervals between ticks of the x axis at whole numbers; legend, its font size or
-    arguments.
+    Args: log, "x", "y" or "xy"; plain, whether the y axis, a log one, has plain numbers; wide,
+    whether it is widened by a tenth at both ends, for labels beside the curves; whole, the most
+    intervals of the x axis between ticks at whole numbers; legend, its font size or arguments.
     """
     ax.set(**{f"{axis}scale": "log" for axis in log}, **labels)
-    if title:
-        ax.set_title(title, fontsize=10)
+    if title:  # at a given height: the search for one takes time, and explorers redraw often
+        ax.set_title(title, fontsize=10, y=1.0)
     if whole:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=whole))
+    if wide:
+        low, high = ax.get_ylim()
+        ax.set_ylim(low / (high / low) ** 0.1, high * (high / low) ** 0.1)
     if plain:
         plain_log(ax.yaxis)
     if legend:
@@ -134,13 +138,6 @@ def plain_log(axis: Axis) -> None:
     between = FuncFormatter(lambda y, _: f"{y:.3g}" if f"{y:.1e}"[0] in digits else "")
     axis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}"))
     axis.set_minor_formatter(between if digits else NullFormatter())
-
-
-def widen(ax: Axes) -> None:
-    """Widen a log axis by a tenth of its height at both ends, for labels beside the curves."""
-    low, high = ax.get_ylim()
-    factor = (high / low) ** 0.1
-    ax.set_ylim(low / factor, high * factor)
 
 
 def offset_text(ax: Axes, text: str, xy: Any, by: tuple[float, float], **look: Any) -> None:

@@ -5,12 +5,9 @@ CPU and moves weights across a mask's edge, so that a rerun may end up as far aw
 Records that differ in nothing but their seeds form a group, with a relative range
 (max - min) / |mean|. A run's tolerance is the largest of the groups with its own method, sparsity
 and pattern, else of all groups of its notebook, between FLOOR and CEILING; UNKNOWN without seeds.
-
-The spread of a perplexity grows with the damage that pruning did, ln(perplexity / dense). So it is
-taken as a share of the damage, where the dense model's perplexity is known.
-
-A metric that carries its own "tolerance" uses that. Sparsity and whole numbers must be equal; times
-and memory belong to a machine and are not judged.
+The spread of a perplexity grows with the damage that pruning did, ln(perplexity / dense), and is
+taken as a share of it where the dense model's perplexity is known. A metric that carries its own
+"tolerance" uses that. Sparsity and whole numbers must be equal; times and memory are not judged.
 """
 
 from __future__ import annotations
@@ -65,32 +62,30 @@ def judge(
     """What was measured here beside the committed records of the same runs.
 
     A committed run that has no record here counts as compared and not reproduced; a record without
-    a committed one of the same parameters counts as without.
-
-    Args: reference, the committed records of the runs asked for; spread, more committed records,
-    which only say how far seeds spread; defaults, by notebook, of parameters that an older
-    committed record lacks.
+    a committed one of the same parameters counts as without. `spread` are more committed records,
+    which only say how far seeds spread; `defaults`, by notebook, is as in `same_run`.
     """
-    here = {record_id(r): r for r in records if r["notebook"] != TABLES_NOTEBOOK}
-    committed = {record_id(r): r for r in reference if r["notebook"] != TABLES_NOTEBOOK}
+    here, committed = (
+        {record_id(record): record for record in found if record["notebook"] != TABLES_NOTEBOOK}
+        for found in (records, reference)
+    )
     tolerances = Tolerances([*committed.values(), *spread])
-    without = here.keys() - committed.keys()
-    runs = []
+    without, runs = here.keys() - committed.keys(), []
     for name, expected in committed.items():
-        record = here.get(name)
-        if record and not same_run(record, expected, (defaults or {}).get(record["notebook"])):
+        record = here.get(name, {"metrics": {}})
+        since = (defaults or {}).get(expected["notebook"])
+        if name in here and not same_run(record, expected, since):
             without.add(name)
             continue
         run, compared = f"{expected['notebook']} {expected['name']}", []
         for metric, entry in expected["metrics"].items():
             if entry["unit"] not in NOT_JUDGED:
-                value = record["metrics"].get(metric, {}).get("value") if record else None
+                value = record["metrics"].get(metric, {}).get("value")
                 there, tolerance = entry["value"], tolerances.of(expected, metric)
                 allowed = max(tolerance * abs(there), ABSOLUTE)
                 within = value is not None and abs(value - there) <= allowed
                 compared.append(Comparison(run, metric, value, there, tolerance, within))
-        if compared:
-            runs.append(compared)
+        runs += [compared] if compared else []
     reproduced = sum(all(item.within for item in compared) for compared in runs)
     return Verdict([item for run in runs for item in run], len(runs), reproduced, len(without))
 
@@ -133,22 +128,21 @@ class Tolerances:
             groups[json.dumps([record["notebook"], asked], sort_keys=True)][seeds] = record
         # by metric, whether the spread is a share of the damage, and cell or notebook
         self._spreads: dict[tuple[str, bool, str], float] = defaultdict(float)
-        for group in groups.values():
-            first, *_ = group.values()
+        for first, *more in map(list, map(dict.values, groups.values())):
             for name in first["metrics"]:
-                found = [record for record in group.values() if name in record["metrics"]]
+                found = [record for record in (first, *more) if name in record["metrics"]]
                 values = [record["metrics"][name]["value"] for record in found]
-                if len(values) < 2 or sum(values) == 0:
-                    continue
-                spreads = {False: values}
                 damages = [self._damage(record, name) for record in found]
-                if None not in damages and min(damages) >= LEAST_DAMAGE:
-                    spreads[True] = damages
-                for of_damage, found in spreads.items():
-                    spread = (max(found) - min(found)) / abs(sum(found) / len(found))
-                    for where in (_among(first, CELL), _among(first, ())):
-                        key = (name, of_damage, where)
-                        self._spreads[key] = max(spread, self._spreads[key])
+                usable = None not in damages and min(damages) >= LEAST_DAMAGE
+                for of_damage, numbers in enumerate([values, damages] if usable else [values]):
+                    if len(numbers) > 1 and sum(values) != 0:
+                        spread = (max(numbers) - min(numbers)) / abs(sum(numbers) / len(numbers))
+                        for key in self._keys(first, name, bool(of_damage)):
+                            self._spreads[key] = max(spread, self._spreads[key])
+
+    def _keys(self, record: Record, name: str, of_damage: bool) -> list[tuple[str, bool, str]]:
+        """Where a spread is looked up: that of the run's own cell, then that of its notebook."""
+        return [(name, of_damage, _among(record, names)) for names in (CELL, ())]
 
     def _damage(self, record: Record, name: str) -> float | None:
         """ln(perplexity / dense perplexity), at least 0; None if not a perplexity or not known."""
@@ -164,13 +158,8 @@ class Tolerances:
             return float(entry["tolerance"])
         if metric == "sparsity" or isinstance(entry["value"], int):
             return 0.0
-        spread, share = (  # of the run's own cell, else of its notebook; None without seeds
-            self._spreads.get(
-                (metric, of_damage, _among(reference, CELL)),
-                self._spreads.get((metric, of_damage, _among(reference, ()))),
-            )
-            for of_damage in (False, True)
-        )
+        keys = (self._keys(reference, metric, of_damage) for of_damage in (False, True))
+        spread, share = (self._spreads.get(own, self._spreads.get(all_)) for own, all_ in keys)
         damage = self._damage(reference, metric)
         if damage is not None and share is not None:
             spread = math.expm1(share * damage)
