@@ -410,9 +410,8 @@ def figures(records: Iterable[Record]) -> dict[str, Figure]:
 
     Where there are several models, the figures of PER_MODEL carry the model in their name.
     """
-    records = list(records)
+    records, drawn = list(records), {}
     models = by_model(prune_runs(records))
-    drawn = {}
     for name, draw in FIGURES.items():
         if name in PER_MODEL and len(models) > 1:
             for model, runs in models.items():
@@ -420,8 +419,8 @@ def figures(records: Iterable[Record]) -> dict[str, Figure]:
         else:
             drawn[name] = draw(records)
     for name, draw in SERIES_FIGURES.items():
-        series = series_of(records, name)
-        drawn[name] = None if series is None else draw(series)
+        if series := series_of(records, name):
+            drawn[name] = draw(series)
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 

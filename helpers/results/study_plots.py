@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,20 +32,19 @@ def update_grid_figure(records: Iterable[Record]) -> Figure | None:
     studied = _studied(records)
     if not studied:
         return None
-    blocks = [record["parameters"]["block"] for record in studied]
-    middle = sorted(set(blocks))[len(set(blocks)) // 2]
-    block = max(sorted(set(blocks)), key=lambda b: (blocks.count(b), b == middle))
+    blocks = Counter(record["parameters"]["block"] for record in studied)
+    middle = sorted(blocks)[len(blocks) // 2]
+    block = max(sorted(blocks), key=lambda b: (blocks[b], b == middle))
     chosen = [record for record in studied if record["parameters"]["block"] == block][:4]
     shared = set.intersection(*({row["sparsity"] for row in r["series"]["update"]} for r in chosen))
     sparsity = 0.6 if 0.6 in shared else min(shared)
     layers = [record["parameters"]["layer"] for record in chosen]
-    parts = [(r["series"]["update"], r["series"]["curves"]) for r in chosen]
+    parts = [(r["series"]["update"], r["series"]["curves"], sparsity) for r in chosen]
     if len(chosen) == 1:
-        title = f"block {block} {layers[0]} at {100 * sparsity:.4g} %"
-        return update_figure(*parts[0], sparsity, title)
+        return update_figure(*parts[0], f"block {block} {layers[0]} at {100 * sparsity:.4g} %")
     figure, grid = style.new_figure(len(chosen), size=(3.1 * len(chosen) + 0.6, 5.6), rows=2)
     for axes, layer, part in zip(grid.T, layers, parts, strict=True):
-        _draw_update(axes, *part, sparsity)
+        _draw_update(axes, *part)
         finish(axes[0], f"block {block} {layer.split('.')[-1]}")
     for ax in grid[:, 0]:
         ax.set_ylabel("relative error")

@@ -11,6 +11,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,10 +91,9 @@ def _by_target(cells: pd.Series) -> pd.DataFrame | None:
 
 
 def perplexity_table(records: Iterable[Record]) -> pd.DataFrame | None:
-    """Perplexity, methods by sparsity: columns "50 %" … "2:4" …, first row the dense model.
+    """Perplexity, methods by sparsity and pattern, first the dense model with its one number.
 
-    The dense row repeats its one number in every column, to be compared with. A cell without a run
-    is NaN; variants are left to `variant_table`. None without records of the pruning notebook.
+    A cell without a run is NaN; variants are left to `variant_table`. None without records.
     """
     return _by_target(perplexity_cells(records)["mean"])
 
@@ -107,11 +107,8 @@ def perplexity_spread(records: Iterable[Record]) -> pd.DataFrame | None:
 def cost_table(records: Iterable[Record]) -> pd.DataFrame | None:
     """What each method cost: the paper's overhead table, with every part of the seconds.
 
-    Columns: runs; mean seconds of forward passes (with the parity gate), grams, solves (with the
-    checks of a layer and the measuring of its error) and selection of masks; of pruning in all,
-    and of evaluation; and the largest peak memory of a process in GB. N:M runs, whose selection is
-    another, are left out where a method has unstructured runs, and so are variants. A part that was
-    not measured apart is NaN. None without records of the pruning notebook.
+    Means over runs without variants, and without N:M runs where a method has others; "forward"
+    holds the parity gate. A part that was not measured apart is NaN. None without records.
     """
     runs = prune_frame(records)
     if runs.empty:
@@ -127,12 +124,10 @@ def cost_table(records: Iterable[Record]) -> pd.DataFrame | None:
 
 
 def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
-    """Runs with other options beside their method's defaults; None if there are none.
+    """Runs with other options beside their method's defaults in the same cell, seed by seed.
 
-    One row for a variant: the cell it was run in, its perplexity (mean over its seeds), that of the
-    defaults with the same seeds, the mean of the changes seed by seed in percent with its standard
-    error (NaN for one seed), and both mean layer errors. A variant without a run of the defaults in
-    its cell is left out.
+    Means over seeds, and the standard error of the mean change (NaN for one seed). A variant
+    without a run of the defaults in its cell is left out; None if there is no other.
     """
     runs = run_frame(prune_runs(records))
     runs["cell"] = [
@@ -184,9 +179,8 @@ def zero_shot_table(
     """Accuracy in the paper's columns with a mean, and standard errors; None without records.
 
     `metric` is "acc" or "acc_norm" (normalised by the answers' length; only some tasks have it).
-    The standard error of the mean takes the tasks as independent.
     """
-    values, errors = {}, {}
+    rows = {}
     for label, record in zero_shot_runs(records).items():
         found = {name: entry["value"] for name, entry in record["metrics"].items()}
         pairs = {
@@ -195,10 +189,11 @@ def zero_shot_table(
             if f"{task}_{metric}" in found
         }
         if pairs:
-            pairs["mean"] = mean_of_tasks(pairs.values())
-            values[label] = {title: value for title, (value, _) in pairs.items()}
-            errors[label] = {title: error for title, (_, error) in pairs.items()}
-    return (_by_task(values, "model"), _by_task(errors, "model")) if values else None
+            rows[label] = pairs | {"mean": mean_of_tasks(pairs.values())}
+    pairs = _by_task(rows, "model")
+    if pairs is None:
+        return None
+    return tuple(pairs.map(itemgetter(part), na_action="ignore").astype(float) for part in (0, 1))
 
 
 def mean_of_tasks(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:
@@ -249,11 +244,10 @@ def paired_table(records: Iterable[Record]) -> pd.DataFrame | None:
 def update_table(records: Iterable[Record]) -> pd.DataFrame | None:
     """Ways to refit the weights on one fixed mask (series "update" of notebook 02).
 
-    Columns: problems (layers times sparsities) and, over them, mean relative error on calibration
-    and on held-out text; mean and worst excess of the damped objective over its optimum, in percent
-    (for solvers that minimise that objective); mean seconds. For Adam and SGD the best learning
-    rate of each problem counts; ADMM with other settings than its defaults is shown after 20
-    iterations. None without such records.
+    Over problems (layers times sparsities): relative error on calibration and held-out text, and
+    the excess of the damped objective over its optimum. For Adam and SGD the best learning rate of
+    each problem counts; ADMM with other settings than its defaults is shown after 20 iterations.
+    None without such records.
     """
     rows = pd.DataFrame(series_rows(records, "update"))
     if rows.empty:
@@ -298,9 +292,8 @@ def _update_label(solver: str, precondition: float, damping: float, rho: float) 
 def mask_table(records: Iterable[Record], text: str = "error") -> pd.DataFrame | None:
     """What mask steps, schedule and budget change (series "ablation" of notebook 03).
 
-    Relative error as a percentage of the default's (15 mask steps, the paper's schedule, budget per
-    matrix) on the same layer: geometric mean over layers, a column for each target. `text` is
-    "error" (calibration) or "heldout". None without such records.
+    Relative error as a percentage of the default's on the same layer: geometric mean over layers.
+    `text` is "error" (calibration) or "heldout". None without such records.
     """
     rows = series_rows(records, "ablation")
     if not rows:
@@ -318,14 +311,13 @@ def mask_table(records: Iterable[Record], text: str = "error") -> pd.DataFrame |
 
 def _mask_label(row: Mapping[str, Any]) -> str:
     """The name of one way to choose the mask: whatever is not the default."""
-    details = [] if row["mask_steps"] == 15 else [f"{row['mask_steps']} mask steps"]
-    if row["mask_steps"] == 0:
-        details = ["one-shot mask (no steps)"]
+    steps = {15: "", 0: "one-shot mask (no steps)"}
+    details = [steps.get(row["mask_steps"], f"{row['mask_steps']} mask steps")]
     if row["schedule"] != "paper":
         details.append(f"{row['schedule']} schedule")
     if row["budget"] != "matrix":
         details.append(f"budget per {row['budget']}")
-    return ", ".join(details) or DEFAULT_MASK
+    return ", ".join(filter(None, details)) or DEFAULT_MASK
 
 
 # ------------------------------------------------------------------ notes, and all tables of a plan
@@ -362,23 +354,19 @@ def setting(records: Iterable[Record]) -> str:
 def _items_note(records: list[Record]) -> str:
     """How many items of each task were asked, whether of all the same, and by which harness."""
     runs = zero_shot_runs(records).values()
-    asked: dict[str, set[tuple[int, ...]]] = defaultdict(set)
-    for run in runs:
-        for task, series in run["series"]["zero_shot"].items():
-            asked[task].add(tuple(series["items"]))
-    counts = sorted({len(items) for found in asked.values() for items in found})
+    tasks = [task for run in runs for task in run["series"]["zero_shot"].items()]
+    asked = {(name, tuple(series["items"])) for name, series in tasks}
+    counts = sorted({len(items) for _, items in asked})
     amount = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    same = "" if all(len(found) == 1 for found in asked.values()) else "not "
+    same = "" if len(asked) == len(dict(tasks)) else "not "
     harness = sorted({run["versions"]["lm-eval"] for run in runs})
     return f"{amount} items a task, {same}the same for every model; lm-eval {', '.join(harness)}."
 
 
 def _update_note(records: list[Record]) -> str:
     blocks: dict[str, set[int]] = defaultdict(set)
-    for record in records:
-        if (record.get("series") or {}).get("update"):
-            asked = record["parameters"]
-            blocks[asked["layer"].rpartition(".")[2]].add(asked["block"])
+    for asked in (r["parameters"] for r in records if "update" in (r.get("series") or {})):
+        blocks[asked["layer"].rpartition(".")[2]].add(asked["block"])
     layers = "; ".join(
         f"{layer} of {'blocks' if len(found) > 1 else 'block'} {', '.join(map(str, sorted(found)))}"
         for layer, found in sorted(blocks.items())
@@ -432,10 +420,7 @@ def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
 
 
 def sections(records: Iterable[Record]) -> dict[str, list[Section]]:
-    """Every table that the records allow, by name; several models get a section each.
-
-    Names: perplexity, cost, variants, zero_shot, weight_update, mask.
-    """
+    """Every table that the records allow, by name; several models get a section each."""
     made: dict[str, list[Section]] = defaultdict(list)
     for model, runs in by_model(records).items():
         for name, which, note, *table in _tables_of(runs):
