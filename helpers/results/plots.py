@@ -103,7 +103,9 @@ def _draw_growth_gain(ax: Axes, series: Mapping[str, Any]) -> None:
     ax.set(ylim=(0, 118), ylabel="error, % of the one-shot mask's")
 
 
-def _draw_story(ax: Axes, table: Mapping[str, pd.DataFrame], dense: float | None) -> None:
+def _draw_story(
+    ax: Axes, table: Mapping[str, tuple[Any, pd.DataFrame]], dense: float | None
+) -> None:
     """Perplexity by sparsity, a line for each method with its name at the end, kept apart."""
     _draw_sparsities(ax, table)
     lines = list(ax.lines)
@@ -112,7 +114,7 @@ def _draw_story(ax: Axes, table: Mapping[str, pd.DataFrame], dense: float | None
         style.name_line(ax, f"dense {dense:.1f}", dense, below=True)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
     # magnitude pruning leaves the chart, so that the others can be told apart
-    most = {label: cells["max"].max() for label, cells in table.items()}
+    most = {label: cells["max"].max() for label, (_, cells) in table.items()}
     others = [value for label, value in most.items() if label != "magnitude"]
     ax.set_ylim(ax.get_ylim()[0] / 1.5, 2 * max(others or most.values()))
     ax.set(xlabel="weights set to zero", ylabel="perplexity (log scale, lower is better)")
@@ -131,35 +133,34 @@ def _draw_story(ax: Axes, table: Mapping[str, pd.DataFrame], dense: float | None
 # ------------------------------------------------------------------ runs of the pruning notebook
 
 
-def _perplexities(records: Iterable[Record]) -> tuple[dict[str, pd.DataFrame], float | None]:
-    """For each label the cells by target, and the dense perplexity."""
+def _perplexities(
+    records: Iterable[Record], own: str = ""
+) -> tuple[dict[str, tuple[dict[str, Any], pd.DataFrame]], float | None]:
+    """For each label its look and its cells by target; and the dense perplexity."""
     cells = perplexity_cells(records)
     is_dense = cells.index.get_level_values("target") == "dense"
     dense, pruned = cells[is_dense]["mean"], cells[~is_dense]
-    labels = sorted(pruned.index.unique("label"), key=row_key)
-    table = {label: pruned.loc[label] for label in labels}
+    table = {}
+    for position, label in enumerate(sorted(pruned.index.unique("label"), key=row_key)):
+        is_own = own and label.partition(" (")[0] == own  # with whatever options
+        look = style_of(label, position) | (OWN_LOOK if is_own else {})
+        table[label] = (look, pruned.loc[label])
     return table, None if dense.empty else dense.iloc[0]
 
 
-def _draw_sparsities(ax: Axes, table: Mapping[str, pd.DataFrame], own: str = "") -> None:
+def _draw_sparsities(ax: Axes, table: Mapping[str, tuple[dict[str, Any], pd.DataFrame]]) -> None:
     """Perplexity against sparsity, a line for each method that has unstructured runs."""
     shown = set()
-    for position, (label, cells) in enumerate(table.items()):
+    for label, (look, cells) in table.items():
         cells = cells[cells.index.str.endswith(" %")]
         cells = cells.set_index(cells.index.str.rstrip(" %").astype(float)).sort_index()
         if len(cells):
-            _draw_cells(ax, cells.index, cells, _look(label, position, own) | {"label": label})
+            _draw_cells(ax, cells.index, cells, look | {"label": label})
             shown.update(cells.index)
     ax.set_yscale("log")
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f} %"))
     ax.set_xticks(sorted(shown))
-
-
-def _look(label: str, position: int, own: str) -> dict[str, Any]:
-    """The look of a method; `own`, with whatever options, has a look of its own."""
-    is_own = own and label.partition(" (")[0] == own
-    return style_of(label, position) | (OWN_LOOK if is_own else {})
 
 
 def _draw_cells(ax: Axes, x: Sequence[float], cells: pd.DataFrame, look: Mapping[str, Any]) -> None:
@@ -182,18 +183,18 @@ def perplexity_figure(records: Iterable[Record], own: str = "") -> Figure | None
     runs = prune_runs(records)
     if not runs:
         return None
-    table, dense = _perplexities(runs)
-    targets = {target for cells in table.values() for target in cells.index}
+    table, dense = _perplexities(runs, own)
+    targets = {target for _, cells in table.values() for target in cells.index}
     patterns = sorted((target for target in targets if ":" in target), key=column_key)
     ratios = [3, 0.5 + 0.5 * max(1, len(patterns))]
     figure, (left, right) = style.new_figure(2, size=(8.0, 4.2), sharey=True, width_ratios=ratios)
-    _draw_sparsities(left, table, own)
-    for position, (label, cells) in enumerate(table.items()):
+    _draw_sparsities(left, table)
+    for position, (look, cells) in enumerate(table.values()):
         cells = cells.reindex(patterns).dropna()
         if len(cells):
             shift = 0.12 * (position - (len(table) - 1) / 2)
             x = [patterns.index(pattern) + shift for pattern in cells.index]
-            _draw_cells(right, x, cells, _look(label, position, own) | {"linestyle": "none"})
+            _draw_cells(right, x, cells, look | {"linestyle": "none"})
     left.set(xlabel="sparsity (% of the pruned layers' weights)", ylabel="perplexity (log scale)")
     plain = FuncFormatter(lambda y, _: f"{y:,.0f}" if y >= 10 else f"{y:g}")
     left.yaxis.set_major_formatter(plain)

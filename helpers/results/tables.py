@@ -10,6 +10,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations
 from numbers import Integral
 from operator import itemgetter
 from pathlib import Path
@@ -130,10 +131,8 @@ def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
     without a run of the defaults in its cell is left out; None if there is no other.
     """
     runs = run_frame(prune_runs(records))
-    runs["cell"] = [
-        json.dumps({k: v for k, v in asked.items() if k not in ("options", "device")})
-        for asked in (record["parameters"] for record in runs["record"])
-    ]
+    asked = [record["parameters"] | {"options": None, "device": None} for record in runs["record"]]
+    runs["cell"] = [json.dumps(parameters, sort_keys=True) for parameters in asked]
     plain = runs.query("not variant").drop_duplicates("cell", keep="last")
     pairs = runs.query("variant").merge(plain, on="cell", suffixes=("", "_"))
     if pairs.empty:
@@ -229,12 +228,11 @@ def paired_table(records: Iterable[Record]) -> pd.DataFrame | None:
 
     runs = [(label, r["series"]["zero_shot"]) for label, r in zero_shot_runs(records).items()]
     rows = {}
-    for index, (first, one) in enumerate(runs):
-        for second, other in runs[index + 1 :]:
-            pairs = {TASK_NAMES[t]: pair for t, pair in paired_tasks(other, one).items()}
-            if pairs:
-                pairs["mean"] = mean_of_tasks(pairs.values())
-                rows[f"{second} − {first}"] = {name: cell(*pair) for name, pair in pairs.items()}
+    for (first, one), (second, other) in combinations(runs, 2):
+        pairs = {TASK_NAMES[t]: pair for t, pair in paired_tasks(other, one).items()}
+        if pairs:
+            pairs["mean"] = mean_of_tasks(pairs.values())
+            rows[f"{second} − {first}"] = {name: cell(*pair) for name, pair in pairs.items()}
     return _by_task(rows, "difference")
 
 
@@ -255,9 +253,8 @@ def update_table(records: Iterable[Record]) -> pd.DataFrame | None:
     usual = (rows[list(USUAL)] == pd.Series(USUAL)).all(axis=1)
     rows = rows[(rows["solver"] != "admm") | usual | (rows["iterations"] == 20)]
     way = ["precondition", "damping", "rho", "iterations"]  # None where a solver has no such thing
-    rows = rows.assign(rank=rows["solver"].map(list(SOLVERS).index)).astype(
-        dict.fromkeys(way, float)
-    )
+    rows = rows.assign(rank=rows["solver"].map(list(SOLVERS).index))
+    rows[way] = rows[way].astype(float)
     problems = rows.groupby(["rank", *way, "record", "sparsity"], dropna=False)
     best = rows.loc[problems["excess"].idxmin().sort_index()]
     # the excess is of the damped objective: it says nothing of solvers of another one
