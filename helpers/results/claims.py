@@ -1,7 +1,7 @@
 """The paper's claims, each with a test on the records of a plan and a verdict.
 
 A claim is a sentence, the words of its test with its tolerance, and a function of the records
-that gives a verdict with the numbers behind it. Without the records that a test needs the verdict
+that gives a verdict and the numbers it rests on. Without the records that a test needs the verdict
 is "not tested here"; with too few of them to tell (one seed, some of the sparsities, a handful of
 layers) or within the noise it is "not decided here".
 """

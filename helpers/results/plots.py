@@ -39,6 +39,7 @@ OWN_LOOK = {"marker": "*", "markersize": 15, "color": "black", "markerfacecolor"
             "zorder": 5}  # fmt: skip
 LONG_DASH = {"color": style.DENSE, "linestyle": (0, (4, 3))}
 BLUE = style.COLOURS[0]  # of ADMM-Grad
+Cells = Mapping[str, tuple[dict[str, Any], pd.DataFrame]]  # by label: its look, cells by target
 
 
 # ------------------------------------------------------------------ the story in one picture
@@ -113,7 +114,7 @@ def _draw_story(
         ax.axhline(dense, linewidth=1, **LONG_DASH)
         style.name_line(ax, f"dense {dense:.1f}", dense, below=True)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
-    # magnitude pruning leaves the chart, so that the others can be told apart
+    # magnitude pruning leaves the chart, so that the others can be distinguished
     most = {label: cells["max"].max() for label, (_, cells) in table.items()}
     others = [value for label, value in most.items() if label != "magnitude"]
     ax.set_ylim(ax.get_ylim()[0] / 1.5, 2 * max(others or most.values()))
@@ -133,10 +134,8 @@ def _draw_story(
 # ------------------------------------------------------------------ runs of the pruning notebook
 
 
-def _perplexities(
-    records: Iterable[Record], own: str = ""
-) -> tuple[dict[str, tuple[dict[str, Any], pd.DataFrame]], float | None]:
-    """For each label its look and its cells by target; and the dense perplexity."""
+def _perplexities(records: Iterable[Record], own: str = "") -> tuple[Cells, float | None]:
+    """The cells of pruned models, and the dense perplexity."""
     cells = perplexity_cells(records)
     is_dense = cells.index.get_level_values("target") == "dense"
     dense, pruned = cells[is_dense]["mean"], cells[~is_dense]
@@ -148,7 +147,7 @@ def _perplexities(
     return table, None if dense.empty else dense.iloc[0]
 
 
-def _draw_sparsities(ax: Axes, table: Mapping[str, tuple[dict[str, Any], pd.DataFrame]]) -> None:
+def _draw_sparsities(ax: Axes, table: Cells) -> None:
     """Perplexity against sparsity, a line for each method that has unstructured runs."""
     shown = set()
     for label, (look, cells) in table.items():
@@ -221,7 +220,7 @@ def layer_error_figure(records: Iterable[Record]) -> Figure | None:
     """
     curves = defaultdict(dict)  # by sparsity and label
     for run in prune_frame(records).sort_values("seed", kind="stable").itertuples():
-        layers = pd.DataFrame(run.record["layers"], columns=["block", "error"]).dropna()
+        layers = pd.DataFrame(run.record.get("layers"), columns=["block", "error"]).dropna()
         if run.pattern == "unstructured" and len(layers):
             errors = layers.groupby("block")["error"].mean()
             curves[run.record["parameters"]["sparsity"]].setdefault(run.label, errors)

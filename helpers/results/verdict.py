@@ -22,7 +22,7 @@ from helpers.results.frame import TABLES_NOTEBOOK, Record, record_id
 from helpers.results.tables import format_number
 
 FLOOR = 0.02  # what rounding alone may do
-CEILING = 0.15  # beyond this two methods could no longer be told apart
+CEILING = 0.15  # beyond this two methods could no longer be distinguished
 UNKNOWN = 0.05
 ABSOLUTE = 1e-6  # differences this small are rounding, whatever the value
 NOT_JUDGED = ("s", "min", "h", "bytes", "MB", "MiB", "GB", "GiB")
