@@ -74,12 +74,10 @@ class Findings:
         runs = run_frame(common_setting(r for r in self.records if r["notebook"] == notebook))
         return runs.drop_duplicates(["method", "target", "options", "seed"], keep="last")
 
-    def paired(
-        self, target: str, one: tuple[str, Row], other: tuple[str, Row] = ("admm-grad", {})
-    ) -> pd.DataFrame:
-        """Runs of two (method, options) at a target, by seed; the other's columns end in "_"."""
+    def paired(self, target: str, *pair: tuple[str, Row]) -> pd.DataFrame:
+        """Runs of two (method, options) at a target, by seed; the second's columns end in "_"."""
         found = []
-        for method, options in (one, other):
+        for method, options in pair:
             wanted = {"method": method, "target": target, "options": json.dumps(options)}
             same = (self.pruned[list(wanted)] == pd.Series(wanted)).all(axis=1)
             found.append(self.pruned[same].set_index("seed").sort_index())
@@ -288,7 +286,7 @@ def _option(findings: Findings, at_least: float, at_most: float, **options: Any)
     Decided if the mean change by seed, less and plus two standard errors, is inside or outside.
     One seed cannot tell: its standard error is infinite.
     """
-    both = findings.paired("60 %", ("admm-grad", options))
+    both = findings.paired("60 %", ("admm-grad", options), ("admm-grad", {}))
     if both.empty:
         name = ", ".join(f"{key}={value}" for key, value in options.items())
         return _untested(f"runs of admm-grad at 60 % with {name}")

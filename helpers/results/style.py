@@ -65,9 +65,7 @@ def new_figure(
     out around their labels.
     """
     figure = Picture(figsize=size, layout=None if margins else "constrained")
-    if margins:
-        layout["gridspec_kw"] = dict(margins) | layout.get("gridspec_kw", {})
-    axes = figure.subplots(rows, columns, **layout)
+    axes = figure.subplots(rows, columns, gridspec_kw=margins, **layout)
     for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
