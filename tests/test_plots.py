@@ -92,7 +92,6 @@ def test_errors_by_depth(records: list[dict]) -> None:
         "admm-grad": ([0, 1, 2, 3], pytest.approx([0.6, 1.2, 1.8, 2.4]))
     }
     assert list(curves(pictures.depth_figure(records[0]["layers"]))) == ["q_proj", "down_proj"]
-    assert "no layer errors" in texts(pictures.depth_figure([]))[0]
 
 
 def test_methods_keep_their_look_and_variants_do_not_borrow_it() -> None:
@@ -100,7 +99,6 @@ def test_methods_keep_their_look_and_variants_do_not_borrow_it() -> None:
     assert len({look["color"] for look in looks}) == len({look["marker"] for look in looks}) == 5
     variant = style.style_of("admm-grad (schedule=released)", 3)
     assert variant["color"] not in {look["color"] for look in looks}
-    assert style.style_of("wanda", 0) == style.style_of("wanda", 4)
 
 
 def test_summary_figure_has_the_three_steps(records: list[dict]) -> None:
@@ -110,13 +108,9 @@ def test_summary_figure_has_the_three_steps(records: list[dict]) -> None:
     assert [patch.get_height() for patch in growth.patches] == [80]
     assert curves(figure, 2)["admm-grad"] == ([50.0, 60.0], [30.0, 65.0])
     assert {"magnitude", "admm-grad", "dense 17.5"} <= set(texts(figure, 2))
-    for lacking in ("convergence", "schedule"):
-        some = [record for record in records if lacking not in (record["series"] or {})]
+    # without convergence, without schedule, and with nothing pruned yet
+    for some in (records[:-3] + records[-2:], records[:-2], records[-4:]):
         assert plots.summary_figure(some) is None
-    assert plots.summary_figure(records[-4:]) is None  # nothing is pruned yet
-
-
-def test_summary_figure_keeps_names_of_equal_curves_apart(records: list[dict]) -> None:
     runs = records[-4:] + [
         pruned(method, target, value)
         for method in ("wanda", "admm1")
@@ -231,9 +225,9 @@ def test_update_figure_has_each_solver_in_both_coordinates() -> None:
     series = study()["series"]
     other = [curve | {"precondition": not curve["precondition"]} for curve in series["curves"]]
     other += [curve | {"rho": 9.0} for curve in other if curve["solver"] == "admm"]  # left out
-    found = curves(update_figure(series["update"], series["curves"] + other, 0.6))
+    found = list(curves(update_figure(series["update"], series["curves"] + other, 0.6)))
     names = ["ADMM", "ADMM, not preconditioned", "CG", "CG, not preconditioned", "Adam"]
-    assert list(found)[:6] == [*names, "Adam, preconditioned"] and len(found) == 8
+    assert found[:-2] == [*names, "Adam, preconditioned"]
 
 
 def test_median_figure_in_iterations_and_in_admms_own_time() -> None:

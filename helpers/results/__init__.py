@@ -11,7 +11,6 @@ __getattr__, __dir__, __all__ = lazy_names(
             *("ZERO_SHOT_NOTEBOOK", "column_of", "labelled", "plain_runs", "record_id"),
             "target_name",
         ),
-        "notes": ("sections", "write_tables"),
         "pictures": (
             *("block_name", "depth_figure", "growth_figure", "mask_picture", "solve_figure"),
             "stream_figure",
@@ -26,7 +25,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             *("COLOURS", "DASHES", "DENSE", "MARKERS", "Picture", "short_error", "style_of"),
             "to_png",
         ),
-        "tables": ("format_number", "mean_of_tasks", "to_markdown"),
+        "tables": ("format_number", "mean_of_tasks", "sections", "to_markdown", "write_tables"),
         "verdict": ("equal_to_printed_digits", "judge", "same_run", "to_lines"),
     },
 )

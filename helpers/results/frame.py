@@ -8,7 +8,6 @@ with other options than its defaults is a variant and is compared with the defau
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -24,7 +23,11 @@ METHOD_ORDER = ("dense", "magnitude", "wanda", "sparsegpt", "admm1", "admm-grad"
 TASK_NAMES = {"boolq": "BoolQ", "rte": "RTE", "hellaswag": "HellaSwag", "winogrande": "WinoGrande",
               "arc_easy": "ARC-e", "arc_challenge": "ARC-c", "openbookqa": "OBQA"}  # fmt: skip
 USUAL = {"rho": 1.0, "precondition": True, "damping": 0.1}  # ADMM's defaults
+ENOUGH = 0.01  # an objective this close to its optimum counts as having arrived
 PRUNE_PARTS = ("forward", "gram", "solve", "selection")  # of the seconds of pruning
+SECONDS = [f"{part}_seconds" for part in (*PRUNE_PARTS, "prune", "evaluate")]
+COLUMNS = ["record", "label", "target", "method", "pattern", "options", "seed", "variant",
+           "perplexity", "mean_layer_error", *SECONDS]  # fmt: skip
 # these make the row and the column; the rest of the parameters is the setting
 CELL = ("method", "sparsity", "pattern", "options", "device", "calibration_seed")
 CALIBRATION = ("calibration", "sequences", "length")
@@ -76,10 +79,9 @@ def plain_runs(records: Iterable[Record]) -> list[Record]:
     found = list(records)
     plain = {r["parameters"]["method"] for r in found if not r["parameters"].get("options")}
     return [
-        record
-        for record in found
-        if not record["parameters"].get("options") or record["parameters"]["method"] not in plain
-    ]
+        r for r in found
+        if not r["parameters"].get("options") or r["parameters"]["method"] not in plain
+    ]  # fmt: skip
 
 
 def common_parameters(records: Iterable[Record]) -> dict[str, Any]:
@@ -92,49 +94,48 @@ def common_parameters(records: Iterable[Record]) -> dict[str, Any]:
     return {key: json.loads(count.most_common(1)[0][0]) for key, count in counts.items()}
 
 
-def _differences(record: Record, common: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a run's setting that are not those of most runs."""
-    # a run that read no calibration text is the same run whatever the calibration would be
-    ignored = CELL if "calibration" in (record.get("data") or {}) else (*CELL, *CALIBRATION)
-    return {
-        key: value
-        for key, value in record["parameters"].items()
-        if key not in ignored and common.get(key) != value
-    }
+def _with_differences(records: Iterable[Record]) -> list[tuple[Record, dict[str, Any]]]:
+    """Each record with the parameters of its setting that are not those of most records."""
+    found = list(records)
+    common, pairs = common_parameters(found), []
+    for record in found:
+        # a run that read no calibration text is the same run whatever the calibration would be
+        read = "calibration" in (record.get("data") or {})
+        setting = record["parameters"].keys() - {*CELL, *(() if read else CALIBRATION)}
+        asked = {key: record["parameters"][key] for key in setting}
+        pairs.append((record, {k: v for k, v in asked.items() if common.get(k) != v}))
+    return pairs
 
 
 def common_setting(records: Iterable[Record]) -> list[Record]:
     """The records that differ from most in nothing but the cell: same model, texts and sizes."""
-    found = list(records)
-    common = common_parameters(found)
-    return [record for record in found if not _differences(record, common)]
+    return [record for record, differences in _with_differences(records) if not differences]
 
 
 def labelled(records: Iterable[Record]) -> list[tuple[Record, str]]:
     """Each record with its row: the method, and whatever sets it apart from most records."""
-    found = list(records)
-    common = common_parameters(found)
     pairs = []
-    for record in found:
-        method, options = record["parameters"]["method"], record["parameters"].get("options") or {}
-        details = options | _differences(record, common)
+    for record, differences in _with_differences(records):
+        details = (record["parameters"].get("options") or {}) | differences
         text = ", ".join(f"{key}={value}" for key, value in sorted(details.items()))
+        method = record["parameters"]["method"]
         pairs.append((record, f"{method} ({text})" if text else method))
     return pairs
 
 
 def prune_runs(records: Iterable[Record]) -> list[Record]:
     """The records of the pruning notebook."""
-    return [r for r in records if r["notebook"] == PRUNE_NOTEBOOK and "perplexity" in r["metrics"]]
+    return [record for record in records if record["notebook"] == PRUNE_NOTEBOOK]
 
 
-def run_frame(runs: list[Record]) -> pd.DataFrame:
+def run_frame(runs: Iterable[Record]) -> pd.DataFrame:
     """Runs that prune, a row each in the order given.
 
     Columns: record; label and target, its row and column in the tables (target "dense" for the
     dense model); method; pattern; options, as JSON; seed; variant, whether `plain_runs` leaves it
-    out; and the value of every metric, NaN where a record lacks it.
+    out; and the value of every metric, NaN where a record lacks it. Some of them are always there.
     """
+    runs = list(runs)
     plain = {id(record) for record in plain_runs(runs)}
     rows = []
     for record, label in labelled(runs):
@@ -149,20 +150,19 @@ def run_frame(runs: list[Record]) -> pd.DataFrame:
             "seed": asked.get("calibration_seed", 0),
             "variant": id(record) not in plain,
         })  # fmt: skip
-    always = ("record", "label", "target", "method", "options", "seed", "variant", "perplexity")
-    return pd.DataFrame(rows, columns=None if rows else always)
+    frame = pd.DataFrame(rows)
+    return frame.reindex(columns=frame.columns.union(COLUMNS, sort=False)).astype({"variant": bool})
 
 
 def prune_frame(records: Iterable[Record]) -> pd.DataFrame:
     """The runs of the pruning notebook without variants, as `run_frame` has them."""
-    runs = run_frame(prune_runs(records))
-    return runs[~runs["variant"].astype(bool)]
+    return run_frame(prune_runs(records)).query("not variant")
 
 
 def perplexity_cells(records: Iterable[Record]) -> pd.DataFrame:
     """Perplexity by label and target: mean, min and max over seeds, and count."""
     cells = prune_frame(records).groupby(["label", "target"])["perplexity"]
-    return cells.agg(mean=mean, min="min", max="max", count="count")
+    return cells.agg(mean=pd.Series.mean, min="min", max="max", count="count")
 
 
 def series_of(records: Iterable[Record], name: str) -> Mapping[str, Any] | None:
@@ -179,9 +179,3 @@ def series_rows(records: Iterable[Record], name: str) -> list[dict[str, Any]]:
         for number, record in enumerate(records)
         for row in (record.get("series") or {}).get(name, ())
     ]
-
-
-def mean(values: Iterable[float]) -> float:
-    """The mean of the numbers that are there, summed in their order; NaN if there is none."""
-    found = [value for value in values if not pd.isna(value)]
-    return sum(found) / len(found) if found else math.nan

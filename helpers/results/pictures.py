@@ -13,37 +13,28 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
 from helpers.results import style
-from helpers.results.style import style_of
+from helpers.results.style import finish, style_of
 
-# Explorers redraw while a slider is dragged: nothing may jump, and laying out takes time. So does
-# the search for a title's height, which is therefore given (y=1.0).
+# explorers redraw while a slider is dragged: nothing may jump, and laying out takes time
 MARGINS = {"left": 0.07, "right": 0.985, "top": 0.86, "bottom": 0.2, "wspace": 0.3}
-TITLE = {"fontsize": 10, "y": 1.0}
 NOW = {"color": "black", "linewidth": 1, "linestyle": (0, (4, 2))}
+SMALL = {"markersize": 4}
 
 
-def _array(keep: Any) -> np.ndarray:
-    """A mask as a numpy array, wherever the tensor lies."""
-    return keep.cpu().numpy() if hasattr(keep, "cpu") else np.asarray(keep)
-
-
-def _share_kept(keep: Any) -> str:
-    rows, columns = keep.shape
-    return f"{100 * float(keep.sum()) / (rows * columns):.0f} % of {rows} × {columns}"
-
-
-def _draw_mask(ax: Axes, keep: Any, title: str) -> None:
+def _draw_mask(ax: Axes, keep: Any, shape: tuple[int, int], title: str) -> None:
+    """The top left corner of a mask; SHARE in the title stands for how much of all is kept."""
     colours = ListedColormap([style.PRUNED, style.KEPT])
-    ax.imshow(_array(keep), cmap=colours, vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+    corner = np.asarray(keep.cpu())[: shape[0], : shape[1]]
+    ax.imshow(corner, cmap=colours, vmin=0, vmax=1, interpolation="nearest", aspect="equal")
     ax.grid(False)
-    ax.set(xlabel="input", ylabel="output")
-    ax.set_title(title, **TITLE)
+    share = f"{100 * keep.float().mean().item():.0f} % of {' × '.join(map(str, keep.shape))}"
+    finish(ax, title.replace("SHARE", share), xlabel="input", ylabel="output")
 
 
 def mask_picture(keep: Any, *, size: int = 48, title: str = "") -> Figure:
     """The corner of a mask, `size` outputs by twice as many inputs; kept weights are dark."""
     figure, ax = style.new_figure(size=(6.4, 3.6))
-    _draw_mask(ax, keep[:size, : 2 * size], title or f"kept weights (dark), {_share_kept(keep)}")
+    _draw_mask(ax, keep, (size, 2 * size), title or "kept weights (dark), SHARE")
     return figure
 
 
@@ -55,26 +46,21 @@ def depth_figure(layers: Iterable[Mapping[str, Any]], title: str = "") -> Figure
     figure, ax = style.new_figure(size=(7.0, 4.0))
     kinds: dict[str, dict[int, float]] = {}
     for layer in layers:
-        if layer.get("error") is not None:
-            kind = str(layer["name"]).split(".")[-1]
+        if layer["error"] is not None:
+            kind = layer["name"].split(".")[-1]
             kinds.setdefault(kind, {})[layer["block"]] = layer["error"]
     for position, (kind, errors) in enumerate(kinds.items()):
         ax.plot(list(errors), list(errors.values()), label=kind, **style_of("", position))
     finish_depth(ax, "relative error of a layer")
     ax.set_title(title or "error by depth")
-    if not kinds:
-        style.note(ax, "no layer errors recorded")
     return figure
 
 
 def finish_depth(ax: Axes, ylabel: str) -> None:
     """Label an axis of errors by block."""
-    ax.set(xlabel="block (0 is next to the embedding)", ylabel=f"{ylabel}\n‖XW − XŴ‖² / ‖XW‖²")
-    style.whole_numbers(ax)
-    if ax.get_legend_handles_labels()[1]:
-        ax.set_yscale("log")
-        style.plain_log(ax.yaxis)
-        ax.legend(frameon=False, ncols=2, fontsize=9)
+    labels = {"xlabel": "block (0 is next to the embedding)"}
+    labels["ylabel"] = f"{ylabel}\n‖XW − XŴ‖² / ‖XW‖²"
+    finish(ax, log="y", plain=True, whole=10, legend={"ncols": 2, "fontsize": 9}, **labels)
 
 
 def solve_figure(
@@ -97,38 +83,28 @@ def solve_figure(
         3, size=(12.0, 3.9), margins=MARGINS, width_ratios=[1.25, 1.1, 1]
     )
     steps = range(1, len(errors) + 1)
-    left.plot(steps, style.above_zero(errors), **style_of("admm-grad") | {"markersize": 4})
+    left.plot(steps, style.above_zero(errors), **style_of("admm-grad") | SMALL)
     style.draw_references(left, {name: value for name, value in references.items() if value > 0})
     if mask_steps:
         left.axvspan(0.5, mask_steps + 0.5, color="#EEEEEE", zorder=0)
         look = {"xycoords": ("data", "axes fraction"), "fontsize": 8.5, "color": style.DENSE}
         style.offset_text(left, "mask still changes", (0.5, 0.02), (4, 0), **look)
-    left.set(xlabel="iteration", ylabel=style.RELATIVE_ERROR, yscale="log")
-    left.set_title(title, **TITLE)
-    left.set_xlim(0.5, len(errors) + 0.5)
-    style.whole_numbers(left, 8)
-    style.widen(left)
-    style.plain_log(left.yaxis)
-    _draw_outputs(middle, outputs)
-    _draw_mask(right, keep[:size, :size], f"kept (dark): {_share_kept(keep)}")
-    return figure
-
-
-def _draw_outputs(ax: Axes, outputs: Mapping[str, Sequence[float]]) -> None:
-    """The error of every output, in the order of the last series, worst first; three are named."""
+    finish(left, title, log="y", plain=True, wide=True, whole=8, xlabel="iteration",
+           ylabel=style.RELATIVE_ERROR, xlim=(0.5, len(errors) + 0.5))  # fmt: skip
+    # the error of every output, in the order of the solve's, worst first; three are named
     *others, (name, last) = outputs.items()
     order = np.argsort(-np.asarray(last), kind="stable")
     ranks = range(1, len(order) + 1)
-    for position, (label, values) in enumerate(others):
-        look = {"color": style.COLOURS[1 + position], "marker": ".", "markersize": 3}
-        ax.plot(ranks, style.above_zero(np.asarray(values)[order]), ls="", label=label, **look)
-    ax.plot(
-        ranks, style.above_zero(np.asarray(last)[order]), color=style.COLOURS[0], lw=2, label=name
-    )
-    ax.set(xlabel="output, most hurt first", ylabel="relative error of an output", yscale="log")
-    ax.set_title(f"hurt most: outputs {', '.join(map(str, order[:3]))}", **TITLE)
-    style.plain_log(ax.yaxis)
-    ax.legend(frameon=False, fontsize=8.5, loc="best", markerscale=3)
+    for position, (label, values) in enumerate(others, start=1):
+        look = {"color": style.COLOURS[position], "marker": ".", "markersize": 3, "linestyle": ""}
+        middle.plot(ranks, style.above_zero(np.asarray(values)[order]), label=label, **look)
+    worst = style.above_zero(np.asarray(last)[order])
+    middle.plot(ranks, worst, color=style.COLOURS[0], linewidth=2, label=name)
+    finish(middle, f"hurt most: outputs {', '.join(map(str, order[:3]))}", log="y", plain=True,
+           legend={"fontsize": 8.5, "loc": "best", "markerscale": 3},
+           xlabel="output, most hurt first", ylabel="relative error of an output")  # fmt: skip
+    _draw_mask(right, keep, (size, size), "kept (dark): SHARE")
+    return figure
 
 
 def growth_figure(
@@ -155,18 +131,17 @@ def growth_figure(
     )
     percent = [100 * value for value in sparsity]
     for position, (ax, values) in enumerate(((left, percent), (middle, errors))):
-        steps = range(1, len(values) + 1)
-        ax.plot(steps, values, **style_of("", position) | {"markersize": 4})
-        style.whole_numbers(ax, 8)
+        ax.plot(range(1, len(values) + 1), values, **style_of("", position) | SMALL)
         ax.axvline(shown, **NOW)
         circle = {"markersize": 9, "fillstyle": "none", "mew": 1.6}
         ax.plot([shown], [values[shown - 1]], "o", color="black", **circle)
-    left.set(xlabel="iteration", ylabel="sparsity of the mask (%)", ylim=(0, 100))
     title = f"{name}\n" if name else ""
     title += f"iteration {shown}: {percent[shown - 1]:.1f} % pruned"
-    left.set_title(title, loc="left", **TITLE)
-    middle.set(xlabel="iteration", ylabel=style.RELATIVE_ERROR, ylim=(0, 1.08 * max(errors) or 1))
-    middle.set_title(f"iteration {shown}: error {errors[shown - 1]:.4f}", **TITLE)
+    finish(left, whole=8, xlabel="iteration", ylabel="sparsity of the mask (%)", ylim=(0, 100))
+    left.set_title(title, loc="left", fontsize=10, y=1.0)
+    finish(middle, f"iteration {shown}: error {errors[shown - 1]:.4f}", whole=8,
+           xlabel="iteration", ylabel=style.RELATIVE_ERROR,
+           ylim=(0, 1.08 * max(errors) or 1))  # fmt: skip
     _draw_mask_change(right, keep, one_shot, size, pattern)
     return figure
 
@@ -175,15 +150,14 @@ def _draw_mask_change(
     ax: Axes, keep: Any, one_shot: Any, size: int, pattern: tuple[int, int] | None
 ) -> None:
     """Kept by both, by neither, or by one of two masks, with the share that moved."""
-    names = ("pruned by both", "kept by one-shot only", "kept here only", "kept by both")
-    colours = (style.PRUNED, style.COLOURS[1], "black", style.COLOURS[5])
+    colours = {"pruned by both": style.PRUNED, "kept by one-shot only": style.COLOURS[1],
+               "kept here only": "black", "kept by both": style.COLOURS[5]}  # fmt: skip
     width = 3 * size // 2
     if pattern:  # few groups, each of which can be counted
         size, width = 16, 3 * max(8, pattern[1])
-    corner, other = _array(keep)[:size, :width], _array(one_shot)[:size, :width]
-    kind = 2 * corner.astype(np.int8) + other  # 0 neither, 1 one-shot only, 2 here only, 3 both
-    look = ListedColormap(colours)
-    ax.imshow(kind, cmap=look, vmin=0, vmax=3, interpolation="nearest", aspect="auto")
+    kind = np.asarray((2 * keep.int() + one_shot.int()).cpu())[:size, :width]  # as the colours
+    look = {"cmap": ListedColormap(list(colours.values())), "interpolation": "nearest"}
+    ax.imshow(kind, vmin=0, vmax=3, aspect="auto", **look)
     ax.grid(False)
     if pattern:  # lines between weights, and broad ones between groups of M along the input
         rows, columns = kind.shape
@@ -193,15 +167,11 @@ def _draw_mask_change(
         ax.vlines(edges, -0.5, rows - 0.5, color="white", linewidth=5)
         ax.vlines(edges, -0.5, rows - 0.5, color="black", linewidth=1.2)
         ax.set_xticks(np.arange(0, columns, pattern[1]))
-    ax.set(xlabel="input", ylabel="output")
     moved = 100 * float((keep & ~one_shot).sum()) / max(1, int(keep.sum()))
-    ax.set_title(f"{moved:.1f} % of the weights kept are not one-shot's", **TITLE)
-    patches = [
-        Patch(facecolor=colour, edgecolor="#999999", label=name)
-        for colour, name in zip(colours, names, strict=True)
-    ]
-    place = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.16)}
-    ax.legend(handles=patches, fontsize=8.5, ncols=2, frameon=False, **place)
+    patches = [Patch(facecolor=c, edgecolor="#999999", label=name) for name, c in colours.items()]
+    place = {"fontsize": 8.5, "ncols": 2, "loc": "upper center", "bbox_to_anchor": (0.45, -0.16)}
+    finish(ax, f"{moved:.1f} % of the weights kept are not one-shot's",
+           legend={"handles": patches, **place}, xlabel="input", ylabel="output")  # fmt: skip
 
 
 def stream_figure(
@@ -214,31 +184,26 @@ def stream_figure(
     """
     table = np.asarray(norms)
     here, medians = table[block], np.median(table, axis=1)
-    margins = MARGINS | {"left": 0.075, "wspace": 0.2}
     figure, (left, right) = style.new_figure(
-        2, size=(12.0, 3.7), margins=margins, width_ratios=[1.4, 1]
+        2, size=(12.0, 3.7), margins=MARGINS | {"left": 0.075, "wspace": 0.2}, width_ratios=[1.4, 1]
     )
     left.plot(here, color=style.COLOURS[0], linewidth=1)
     left.axhline(medians[block], label="median", **NOW | {"color": style.DENSE})
     for rank, position in enumerate(top, 1):
         left.plot([position], [here[position]], "o", color=style.COLOURS[1], markersize=5)
         style.offset_text(left, str(rank), (position, here[position]), (4, 3))
-    left.set(xlabel="position in the window", ylabel="norm of a token's stream", yscale="log")
-    left.set_title(f"window {window}, {block_name(block, len(table))}", **TITLE)
-    right.plot(table.max(axis=1), **style_of("", 1) | {"markersize": 4}, label="largest token")
-    right.plot(medians, **style_of("", 0) | {"markersize": 4}, label="median token")
+    right.plot(table.max(axis=1), **style_of("", 1) | SMALL, label="largest token")
+    right.plot(medians, **style_of("", 0) | SMALL, label="median token")
     right.axvline(block, **NOW)
+    look = {"log": "y", "plain": True, "wide": True, "legend": 8.5}
+    finish(left, f"window {window}, {block_name(block, len(table))}", **look,
+           xlabel="position in the window", ylabel="norm of a token's stream")  # fmt: skip
     ratio = here.max() / max(medians[block], 1e-30)
-    right.set(xlabel="entering block (the last: leaving the model's blocks)", yscale="log")
-    right.set_title(f"largest is {ratio:.3g} × the median here", **TITLE)
-    style.whole_numbers(right)
+    finish(right, f"largest is {ratio:.3g} × the median here", whole=10, **look,
+           xlabel="entering block (the last: leaving the model's blocks)")  # fmt: skip
+    numbers = FuncFormatter(lambda y, _: f"{y:,.0f}" if y >= 1 else f"{y:g}")
     for ax in (left, right):
-        style.widen(ax)
-        style.plain_log(ax.yaxis)
-        ax.yaxis.set_major_formatter(
-            FuncFormatter(lambda y, _: f"{y:,.0f}" if y >= 1 else f"{y:g}")
-        )
-        ax.legend(frameon=False, fontsize=8.5)
+        ax.yaxis.set_major_formatter(numbers)
     return figure
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from helpers.paths import replace_file
@@ -22,6 +21,7 @@ from helpers.results.frame import (
     PRUNE_PARTS,
     Record,
     by_model,
+    column_key,
     perplexity_cells,
     prune_frame,
     prune_runs,
@@ -31,13 +31,15 @@ from helpers.results.frame import (
 )
 from helpers.results.pictures import finish_depth
 from helpers.results.study_plots import update_grid_figure, update_median_figure
-from helpers.results.style import style_of
+from helpers.results.style import finish, style_of
 from helpers.results.tables import cost_table, variant_table, zero_shot_table
 
 # a method of the reader's own in the perplexity figure
 OWN_LOOK = {"marker": "*", "markersize": 15, "color": "black", "markerfacecolor": "gold",
             "zorder": 5}  # fmt: skip
 LONG_DASH = {"color": style.DENSE, "linestyle": (0, (4, 3))}
+BLUE = style.COLOURS[0]  # of ADMM-Grad
+Cells = Mapping[str, tuple[dict[str, Any], pd.DataFrame]]  # by label: its look, cells by target
 
 
 # ------------------------------------------------------------------ the story in one picture
@@ -62,13 +64,12 @@ def summary_figure(records: Sequence[Record]) -> Figure | None:
     _draw_growth_gain(middle, grown)
     _draw_story(right, table, dense)
     layer = _where(solved).replace("self_attn.", "").replace("mlp.", "")
-    headlines = {
-        "1  Refit the weights that stay": layer,
-        "2  Let the mask grow": "while refitting; layers of one block",
-        "3  Prune the whole model": "block by block; a bar is the range over seeds",
-    }
     look = {"xycoords": "axes fraction", "fontsize": 9, "color": style.DENSE}
-    for ax, (title, text) in zip((left, middle, right), headlines.items(), strict=True):
+    for ax, title, text in (
+        (left, "1  Refit the weights that stay", layer),
+        (middle, "2  Let the mask grow", "while refitting; layers of one block"),
+        (right, "3  Prune the whole model", "block by block; a bar is the range over seeds"),
+    ):
         ax.set_title(f"{title}\n", loc="left", fontsize=11, fontweight="bold")
         style.offset_text(ax, text, (0, 1), (0, 6), **look)
     return figure
@@ -83,86 +84,76 @@ def _draw_refit(ax: Axes, series: Mapping[str, Any]) -> None:
     errors = series["error"].get("ρ = 1") or next(iter(series["error"].values()))
     before, optimum = (limit(series["references"].values()) for limit in (max, min))
     steps = [0, *series["iterations"]]
-    colour = style_of("admm-grad")["color"]
-    ax.plot(steps, [before, *errors], color=colour, linewidth=2.2, zorder=3)
+    ax.plot(steps, [before, *errors], color=BLUE, linewidth=2.2, zorder=3)
     for name, value in series["references"].items():
         ax.axhline(value, linewidth=1, **LONG_DASH)
         style.name_line(ax, name.partition(",")[0], value, below=value == optimum)
-    style.offset_text(ax, "ADMM", (2, errors[1]), (6, 6), color=colour, fontweight="bold")
-    ax.set(xlabel="iteration", ylabel="relative error of the layer", xlim=(0, steps[-1]))
-    ax.set_ylim(0, 1.12 * before)
-    style.whole_numbers(ax)
+    style.offset_text(ax, "ADMM", (2, errors[1]), (6, 6), color=BLUE, fontweight="bold")
+    finish(ax, whole=10, xlabel="iteration", ylabel="relative error of the layer",
+           xlim=(0, steps[-1]), ylim=(0, 1.12 * before))  # fmt: skip
 
 
 def _draw_growth_gain(ax: Axes, series: Mapping[str, Any]) -> None:
     """The error of the gradual mask as a share of the one-shot mask's, by pattern."""
-    target = target_name("unstructured", series["sparsity"]["one-shot"][-1])
-    shares = {
-        target if pattern == "unstructured" else pattern: 100 * ratio["paper"]
-        for pattern, ratio in series["ratio"].items()
-        if "paper" in ratio
-    }
-    colour = style_of("admm-grad")["color"]
-    bars = ax.bar(list(shares), list(shares.values()), color=colour, width=0.6)
-    ax.bar_label(bars, fmt="%.0f %%", padding=2, fontsize=9)
+    sparsity = series["sparsity"]["one-shot"][-1]
+    names = [target_name(pattern, sparsity) for pattern in series["ratio"]]
+    shares = [100 * ratio["paper"] for ratio in series["ratio"].values()]
+    ax.bar_label(ax.bar(names, shares, color=BLUE, width=0.6), fmt="%.0f %%", padding=2, fontsize=9)
     ax.axhline(100, linewidth=1, **LONG_DASH)
     style.name_line(ax, "mask chosen once", 100)
     ax.set(ylim=(0, 118), ylabel="error, % of the one-shot mask's")
 
 
-def _draw_story(ax: Axes, table: Mapping[str, pd.DataFrame], dense: float | None) -> None:
-    """Perplexity by sparsity, one line for a method, named at its end."""
+def _draw_story(
+    ax: Axes, table: Mapping[str, tuple[Any, pd.DataFrame]], dense: float | None
+) -> None:
+    """Perplexity by sparsity, a line for each method with its name at the end, kept apart."""
     _draw_sparsities(ax, table)
     lines = list(ax.lines)
     if dense is not None:
         ax.axhline(dense, linewidth=1, **LONG_DASH)
         style.name_line(ax, f"dense {dense:.1f}", dense, below=True)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
-    # magnitude pruning leaves the chart, so that the others can be told apart
-    most = {label: cells["max"].max() for label, cells in table.items()}
+    # magnitude pruning leaves the chart, so that the others can be distinguished
+    most = {label: cells["max"].max() for label, (_, cells) in table.items()}
     others = [value for label, value in most.items() if label != "magnitude"]
     ax.set_ylim(ax.get_ylim()[0] / 1.5, 2 * max(others or most.values()))
-    _name_curves(ax, lines)
     ax.set(xlabel="weights set to zero", ylabel="perplexity (log scale, lower is better)")
-
-
-def _name_curves(ax: Axes, lines: Sequence[Line2D]) -> None:
-    """The names of curves at their ends, kept apart; beside the first point of one that leaves."""
     low, high = map(math.log, ax.get_ylim())
-    ends = sorted((math.log(line.get_ydata()[-1]), line.get_label(), line) for line in lines)
     free = 0.0  # where the next name may stand, as a fraction of the axis
-    for end, name, line in ends:
+    for line in sorted(lines, key=lambda line: line.get_ydata()[-1]):
         look = {"color": line.get_color(), "fontsize": 9, "fontweight": "bold"}
-        if end > high:
-            first = line.get_xdata()[0], line.get_ydata()[0]
-            style.offset_text(ax, name, first, (8, 2), va="top", **look)
+        end = (math.log(line.get_ydata()[-1]) - low) / (high - low)
+        if end > 1:  # the name stands beside the first point of a line that leaves
+            style.offset_text(ax, line.get_label(), line.get_xydata()[0], (8, 2), va="top", **look)
         else:
-            height = max((end - low) / (high - low), free)
-            ax.annotate(name, (1.01, height), xycoords="axes fraction", va="center", **look)
-            free = height + 0.055
+            place, free = (1.01, max(end, free)), max(end, free) + 0.055
+            ax.annotate(line.get_label(), place, xycoords="axes fraction", va="center", **look)
 
 
 # ------------------------------------------------------------------ runs of the pruning notebook
 
 
-def _perplexities(records: Iterable[Record]) -> tuple[dict[str, pd.DataFrame], float | None]:
-    """For each label the cells by target, and the dense perplexity."""
+def _perplexities(records: Iterable[Record], own: str = "") -> tuple[Cells, float | None]:
+    """The cells of pruned models, and the dense perplexity."""
     cells = perplexity_cells(records)
     is_dense = cells.index.get_level_values("target") == "dense"
     dense, pruned = cells[is_dense]["mean"], cells[~is_dense]
-    labels = sorted(pruned.index.unique("label"), key=row_key)
-    table = {label: pruned.loc[label] for label in labels}
+    table = {}
+    for position, label in enumerate(sorted(pruned.index.unique("label"), key=row_key)):
+        is_own = own and label.partition(" (")[0] == own  # with whatever options
+        look = style_of(label, position) | (OWN_LOOK if is_own else {})
+        table[label] = (look, pruned.loc[label])
     return table, None if dense.empty else dense.iloc[0]
 
 
-def _draw_sparsities(ax: Axes, table: Mapping[str, pd.DataFrame], own: str = "") -> None:
+def _draw_sparsities(ax: Axes, table: Cells) -> None:
     """Perplexity against sparsity, a line for each method that has unstructured runs."""
     shown = set()
-    for position, (label, cells) in enumerate(table.items()):
+    for label, (look, cells) in table.items():
         cells = cells[cells.index.str.endswith(" %")]
         cells = cells.set_index(cells.index.str.rstrip(" %").astype(float)).sort_index()
         if len(cells):
-            look = _look(label, position, own)
             _draw_cells(ax, cells.index, cells, look | {"label": label})
             shown.update(cells.index)
     ax.set_yscale("log")
@@ -171,16 +162,14 @@ def _draw_sparsities(ax: Axes, table: Mapping[str, pd.DataFrame], own: str = "")
     ax.set_xticks(sorted(shown))
 
 
-def _look(label: str, position: int, own: str) -> dict[str, Any]:
-    """The look of a method; `own`, with whatever options, has a look of its own."""
-    is_own = own and label.partition(" (")[0] == own
-    return style_of(label, position) | (OWN_LOOK if is_own else {})
-
-
 def _draw_cells(ax: Axes, x: Sequence[float], cells: pd.DataFrame, look: Mapping[str, Any]) -> None:
-    """Points at the means over seeds, whiskers from the lowest to the highest seed."""
+    """Points at the means over seeds, whiskers over the seeds, and the numbers of one's own."""
     ax.plot(x, cells["mean"], **look)
     ax.vlines(x, cells["min"], cells["max"], color=look["color"], linewidth=2.5, alpha=0.5)
+    if look["marker"] == OWN_LOOK["marker"]:
+        bold = {"va": "top", "fontweight": "bold", "zorder": OWN_LOOK["zorder"]}
+        for place in zip(x, cells["mean"], strict=True):
+            style.offset_text(ax, f"{place[1]:.1f}", place, (9, -3), **bold)
 
 
 def perplexity_figure(records: Iterable[Record], own: str = "") -> Figure | None:
@@ -193,29 +182,18 @@ def perplexity_figure(records: Iterable[Record], own: str = "") -> Figure | None
     runs = prune_runs(records)
     if not runs:
         return None
-    table, dense = _perplexities(runs)
-    patterns = sorted(
-        {target for cells in table.values() for target in cells.index if ":" in target},
-        key=lambda pattern: int(pattern.split(":")[1]),
-    )
+    table, dense = _perplexities(runs, own)
+    targets = {target for _, cells in table.values() for target in cells.index}
+    patterns = sorted((target for target in targets if ":" in target), key=column_key)
     ratios = [3, 0.5 + 0.5 * max(1, len(patterns))]
     figure, (left, right) = style.new_figure(2, size=(8.0, 4.2), sharey=True, width_ratios=ratios)
-    _draw_sparsities(left, table, own)
-    for position, (label, cells) in enumerate(table.items()):
+    _draw_sparsities(left, table)
+    for position, (look, cells) in enumerate(table.values()):
         cells = cells.reindex(patterns).dropna()
         if len(cells):
-            look = _look(label, position, own) | {"linestyle": "none"}
             shift = 0.12 * (position - (len(table) - 1) / 2)
             x = [patterns.index(pattern) + shift for pattern in cells.index]
-            _draw_cells(right, x, cells, look)
-    for ax in (left, right):
-        for line in ax.lines:
-            if line.get_markerfacecolor() == OWN_LOOK["markerfacecolor"]:
-                for x, y in zip(*line.get_data(), strict=True):
-                    look = {"va": "top", "fontweight": "bold", "zorder": OWN_LOOK["zorder"]}
-                    style.offset_text(ax, f"{y:.1f}", (x, y), (9, -3), **look)
-        if dense is not None:
-            ax.axhline(dense, linewidth=1.2, **LONG_DASH)
+            _draw_cells(right, x, cells, look | {"linestyle": "none"})
     left.set(xlabel="sparsity (% of the pruned layers' weights)", ylabel="perplexity (log scale)")
     plain = FuncFormatter(lambda y, _: f"{y:,.0f}" if y >= 10 else f"{y:g}")
     left.yaxis.set_major_formatter(plain)
@@ -223,8 +201,11 @@ def perplexity_figure(records: Iterable[Record], own: str = "") -> Figure | None
     right.set_xticks(range(len(patterns)), patterns)
     right.tick_params(axis="y", labelleft=False)
     if not patterns:
-        style.note(right, "no N:M\nruns")
+        right.text(0, 0.5, "no N:M\nruns", ha="center", va="center", color=style.DENSE,
+                   transform=right.get_xaxis_transform())  # fmt: skip
     if dense is not None:
+        for ax in (left, right):
+            ax.axhline(dense, linewidth=1.2, **LONG_DASH)
         style.name_line(right, f"dense {dense:.1f}", dense, inset=0, va="baseline")
     if left.get_legend_handles_labels()[1]:
         left.legend(frameon=False, fontsize=8.5, labelspacing=0.35)
@@ -239,18 +220,16 @@ def layer_error_figure(records: Iterable[Record]) -> Figure | None:
     """
     curves = defaultdict(dict)  # by sparsity and label
     for run in prune_frame(records).sort_values("seed", kind="stable").itertuples():
-        asked = run.record["parameters"]
-        layers = pd.DataFrame(run.record.get("layers") or [], columns=["block", "error"]).dropna()
-        if asked.get("pattern") == "unstructured" and len(layers):
+        layers = pd.DataFrame(run.record.get("layers"), columns=["block", "error"]).dropna()
+        if run.pattern == "unstructured" and len(layers):
             errors = layers.groupby("block")["error"].mean()
-            curves[asked["sparsity"]].setdefault(run.label, errors)
+            curves[run.record["parameters"]["sparsity"]].setdefault(run.label, errors)
     if not curves:
         return None
     sparsity = 0.6 if 0.6 in curves else min(curves)
     figure, ax = style.new_figure(size=(7.0, 4.0))
     for position, label in enumerate(sorted(curves[sparsity], key=row_key)):
-        errors = curves[sparsity][label]
-        ax.plot(errors.index, errors, label=label, **style_of(label, position))
+        ax.plot(curves[sparsity][label], label=label, **style_of(label, position))
     finish_depth(ax, f"mean relative error of a block at {100 * sparsity:.0f} %")
     return figure
 
@@ -268,22 +247,21 @@ def cost_figure(records: Iterable[Record]) -> Figure | None:
     if table is None or table["forward (s)"].isna().all():
         return None
     table = table.drop(index="dense", errors="ignore")
+    table.columns = table.columns.str.removesuffix(" (s)")
+    apart = table[list(PRUNE_PARTS)].notna().any()  # on a GPU grams and selection are not
     figure, ax = style.new_figure(size=(7.5, 1.4 + 0.42 * len(table)))
     left = np.zeros(len(table))
     for part, colour, hatch in zip(PRUNE_PARTS, style.COLOURS, style.HATCHES, strict=False):
-        seconds = table[f"{part} (s)"]
-        if seconds.isna().all():  # on a GPU it is not timed apart
-            continue
-        within = {"forward": "gram", "solve": "selection"}.get(part)
-        alone = within is None or table[f"{within} (s)"].notna().any()
-        look = {"color": colour, "hatch": hatch, "edgecolor": "white"}
-        look["label"] = part if alone else f"{part} and {within}"
-        ax.barh(list(table.index), seconds.fillna(0), left=left, **look)
-        left += seconds.fillna(0)
+        if apart[part]:
+            within = {"forward": "gram", "solve": "selection"}.get(part, part)
+            look = {"color": colour, "hatch": hatch, "edgecolor": "white"}
+            look["label"] = part if apart[within] else f"{part} and {within}"
+            ax.barh(list(table.index), table[part].fillna(0), left=left, **look)
+            left += table[part].fillna(0)
     ax.invert_yaxis()
     ax.grid(False, axis="y")
-    ax.set_xlabel("seconds to prune the whole model")
-    ax.legend(frameon=False, fontsize=9, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
+    place = {"fontsize": 9, "ncols": 4, "loc": "lower right", "bbox_to_anchor": (1, 1)}
+    finish(ax, legend=place, xlabel="seconds to prune the whole model")
     return figure
 
 
@@ -298,17 +276,13 @@ def variant_figure(records: Iterable[Record]) -> Figure | None:
     figure, ax = style.new_figure(size=(7.0, 1.2 + 0.34 * len(table)))
     names = [
         name.removeprefix("admm-grad ").strip("()") + (" (one seed)" if seeds == 1 else "")
-        for name, seeds in zip(table.index, table["seeds"], strict=True)
+        for name, seeds in table["seeds"].items()
     ]
     changes, errors = table["change (%)"], table["± (%)"].fillna(0)
     colours = [style.COLOURS[1] if change > 0 else style.COLOURS[2] for change in changes]
-    ax.barh(range(len(names)), changes, xerr=errors, color=colours, ecolor=style.DENSE)
-    for place, (change, error) in enumerate(zip(changes, errors, strict=True)):
-        side, sign = ("left", 1) if change >= 0 else ("right", -1)
-        end = (change + sign * error, place)
-        style.offset_text(
-            ax, f"{change:+.1f} %", end, (3 * sign, 0), ha=side, va="center", fontsize=8.5
-        )
+    look = {"color": colours, "ecolor": style.DENSE}
+    bars = ax.barh(range(len(names)), list(changes), xerr=list(errors), **look)
+    ax.bar_label(bars, [f"{change:+.1f} %" for change in changes], padding=3, fontsize=8.5)
     ax.axvline(0, color=style.DENSE, linewidth=1)
     ax.set_yticks(range(len(names)), names)
     ax.grid(False, axis="y")
@@ -332,9 +306,9 @@ def zero_shot_figure(records: Iterable[Record]) -> Figure | None:
         errors = {"yerr": spread.loc[label], "error_kw": {"linewidth": 0.9}}
         ax.bar(places, frame.loc[label], width * 0.92, color=colour, label=label, **errors)
     ax.set_xticks(range(len(frame.columns)), list(frame.columns))
-    ax.set_ylabel("accuracy, ± one standard error")
     ax.grid(False, axis="x")
-    ax.legend(frameon=False, ncols=4, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 1.13))
+    place = {"ncols": 4, "fontsize": 9, "loc": "upper center", "bbox_to_anchor": (0.5, 1.13)}
+    finish(ax, legend=place, ylabel="accuracy, ± one standard error")
     return figure
 
 
@@ -352,14 +326,12 @@ def spectrum_figure(series: Mapping[str, Any]) -> Figure:
         norms = series["norms"][name]
         median = sorted(norms)[len(norms) // 2]
         for ax, found, unit in ((left, values, values[0]), (right, norms, median)):
-            percent = [100 * index / max(1, len(found) - 1) for index in range(len(found))]
-            look = style_of("", position) | {"marker": ""}
-            ax.plot(percent, style.above_zero(found, unit), label=name, **look)
-    left.set(xlabel="eigenvalue, largest first (%)", ylabel="eigenvalue / largest", yscale="log")
-    right.set(xlabel="input, largest first (%)", ylabel="input norm / median", yscale="log")
-    left.set_title("spectrum of XᵀX", fontsize=10)
-    right.set_title("norm of each input", fontsize=10)
-    right.legend(frameon=False, fontsize=9)
+            look = style_of("", position) | {"marker": "", "label": name}
+            ax.plot(np.linspace(0, 100, len(found)), style.above_zero(found, unit), **look)
+    finish(left, "spectrum of XᵀX", log="y", xlabel="eigenvalue, largest first (%)",
+           ylabel="eigenvalue / largest")  # fmt: skip
+    finish(right, "norm of each input", log="y", legend=9, xlabel="input, largest first (%)",
+           ylabel="input norm / median")  # fmt: skip
     return figure
 
 
@@ -372,20 +344,14 @@ def convergence_figure(series: Mapping[str, Any]) -> Figure:
     "references" {name: error}, "layer", "sparsity".
     """
     figure, (left, right) = style.new_figure(2, size=(9.0, 3.9))
-    for position, (name, errors) in enumerate(series["error"].items()):
-        look = style_of("", position)
-        left.plot(series["iterations"], errors, label=name, **look)
-        right.plot(series["iterations"], series["distance"][name], label=name, **look)
+    for ax, kind in ((left, "error"), (right, "distance")):
+        for position, (name, values) in enumerate(series[kind].items()):
+            ax.plot(series["iterations"], values, label=name, **style_of("", position))
     style.draw_references(left, series["references"])
-    left.set(xlabel="iteration", ylabel=style.RELATIVE_ERROR, yscale="log")
-    right.set(xlabel="iteration", ylabel="‖Ŵ − Ŵ*‖ / ‖Ŵ*‖ (to the optimum)", yscale="log")
-    left.set_title(_where(series), fontsize=10)
-    right.set_title("distance to exact least squares", fontsize=10)
-    style.widen(left)
-    style.plain_log(left.yaxis)
-    style.whole_numbers(left)
-    style.whole_numbers(right)
-    right.legend(frameon=False, fontsize=9)
+    finish(left, _where(series), log="y", plain=True, wide=True, whole=10,
+           xlabel="iteration", ylabel=style.RELATIVE_ERROR)  # fmt: skip
+    finish(right, "distance to exact least squares", log="y", whole=10, legend=9,
+           xlabel="iteration", ylabel="‖Ŵ − Ŵ*‖ / ‖Ŵ*‖ (to the optimum)")  # fmt: skip
     return figure
 
 
@@ -397,35 +363,23 @@ def schedule_figure(series: Mapping[str, Any]) -> Figure:
     {schedule: [n]}, "ratio" {pattern: {schedule: ratio to one-shot}}.
     """
     figure, (left, right) = style.new_figure(2, size=(9.0, 3.9))
-    width = 0.8 / max(1, len(series["sparsity"]))
+    shares = 100 * pd.DataFrame(series["ratio"])
+    width = 0.8 / len(series["sparsity"])
     for position, (name, values) in enumerate(series["sparsity"].items()):
         look = style_of("", position) | {"markersize": 4}
         if position == 0:  # a broad band, so that a curve on top of it does not hide it
             look |= {"marker": "", "linestyle": "-", "linewidth": 7, "alpha": 0.35}
-        percent = [100 * value for value in values]
-        left.plot(range(1, len(values) + 1), percent, label=name, **look)
-        shift = (position - (len(series["sparsity"]) - 1) / 2) * width
-        look = {
-            "color": style.COLOURS[position],
-            "hatch": style.HATCHES[position % 4],
-            "edgecolor": "white",
-        }
-        for group, ratios in enumerate(series["ratio"].values()):
-            if name in ratios:
-                share = 100 * ratios[name]
-                ax_x = group + shift
-                right.bar(ax_x, share, width * 0.95, **look)
-                style.offset_text(
-                    right, f"{share:.0f}", (ax_x, share), (0, 2), ha="center", fontsize=8
-                )
-    left.set(xlabel="iteration", ylabel="sparsity of the mask (%)", ylim=(0, None))
-    left.set_title("the mask grows", fontsize=10)
-    style.whole_numbers(left)
-    left.legend(frameon=False, fontsize=9, loc="lower right")
-    right.set_xticks(range(len(series["ratio"])), list(series["ratio"]))
+        left.plot(range(1, len(values) + 1), 100 * np.asarray(values), label=name, **look)
+        places = np.arange(len(shares.columns)) + (position - (len(shares) - 1) / 2) * width
+        look = {"color": style.COLOURS[position], "hatch": style.HATCHES[position % 4]}
+        bars = right.bar(places, shares.loc[name], width * 0.95, edgecolor="white", **look)
+        for text in right.bar_label(bars, fmt="%.0f", padding=2, fontsize=8):
+            text.set_va("baseline")
+    finish(left, "the mask grows", whole=10, legend={"fontsize": 9, "loc": "lower right"},
+           xlabel="iteration", ylabel="sparsity of the mask (%)", ylim=(0, None))  # fmt: skip
+    right.set_xticks(range(len(shares.columns)), list(shares.columns))
     right.grid(False, axis="x")
-    right.set(ylabel="relative error (% of one-shot's)")
-    right.set_title("and the error falls", fontsize=10)
+    finish(right, "and the error falls", ylabel="relative error (% of one-shot's)")
     return figure
 
 
@@ -456,9 +410,8 @@ def figures(records: Iterable[Record]) -> dict[str, Figure]:
 
     Where there are several models, the figures of PER_MODEL carry the model in their name.
     """
-    records = list(records)
+    records, drawn = list(records), {}
     models = by_model(prune_runs(records))
-    drawn = {}
     for name, draw in FIGURES.items():
         if name in PER_MODEL and len(models) > 1:
             for model, runs in models.items():
@@ -466,8 +419,8 @@ def figures(records: Iterable[Record]) -> dict[str, Figure]:
         else:
             drawn[name] = draw(records)
     for name, draw in SERIES_FIGURES.items():
-        series = series_of(records, name)
-        drawn[name] = None if series is None else draw(series)
+        if series := series_of(records, name):
+            drawn[name] = draw(series)
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
@@ -482,8 +435,7 @@ def figure_alt(name: str) -> str:
 def write_figures(records: Iterable[Record], folder: str | Path) -> list[Path]:
     """Draw every figure that the records allow into `folder`, as PNG (150 dpi) and SVG.
 
-    Returns the paths written. A figure whose records are missing is not drawn.
-    Raises RecordError when the folder cannot be written.
+    Returns the paths written. Raises RecordError when the folder cannot be written.
     """
     return [
         replace_file(Path(folder) / f"{name}.{kind}", render(figure))

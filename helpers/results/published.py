@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from helpers.errors import BadPattern, RecordError
+from helpers.errors import HelpersError, RecordError
 from helpers.masks import check_target
 from helpers.paths import replace_file, root
 from helpers.results.frame import Record
@@ -32,23 +32,18 @@ MODEL_NAMES = {
     "meta-llama/Llama-2-70b-hf": "LLaMA-2-70B",
     "meta-llama/Meta-Llama-3-8B": "LLaMA-3-8B",
 }
-PERPLEXITIES = {"wikitext2": "wikitext2_ppl"}
 ZERO_SHOT_METRIC = re.compile(r"(?!mean_)\w+_acc(_norm)?")
 
 
 class Published(NamedTuple):
-    """One published number: what it is about, its value, and where it was read.
-
-    `window`: tokens of an evaluation window; for seconds, of a calibration sequence; 0 for
-    zero-shot accuracies, which have none.
-    """
+    """One published number: what it is about, its value, and where it was read."""
 
     model: str
     method: str
     pattern: str
     sparsity: float
     metric: str
-    window: int
+    window: int  # tokens of an evaluation window, or of a calibration sequence; 0 for zero-shot
     value: float
     source: str
 
@@ -64,53 +59,38 @@ def read_published(folder: str | os.PathLike[str] | None = None) -> list[Publish
     number that is none, or the same number given twice by one source.
     """
     folder = root() / "results" / "published" if folder is None else Path(folder)
-    found: list[Published] = []
-    seen = set()
+    found: dict[Published, Published] = {}
     for name in FILES:
         try:
             lines = csv.reader((folder / name).read_text(encoding="utf-8").splitlines())
         except (OSError, UnicodeDecodeError) as error:
             raise RecordError(f"{name} cannot be read: restore it from git") from error
-        header = next(lines, [])
-        if tuple(header) != COLUMNS:
+        if tuple(header := next(lines, [])) != COLUMNS:
             raise RecordError(f"{name} line 1 is {','.join(header)!r}: write {','.join(COLUMNS)}")
         for cells in filter(None, lines):
             where = f"{name} line {lines.line_num}"
-            number = _parse([cell.strip() for cell in cells], where)
+            try:
+                number = _parse([cell.strip() for cell in cells])
+            except (ValueError, HelpersError) as error:
+                raise RecordError(
+                    f"{where} is {','.join(cells)!r}: give {', '.join(COLUMNS)}; sparsity in "
+                    "[0, 1), a whole window and a value, 0 or more, and a pattern such as 2:4"
+                ) from error
             key = number._replace(value=0.0)
-            if key in seen:
+            if key in found:
                 raise RecordError(f"{where} repeats a number of the same source: delete one")
-            seen.add(key)
-            found.append(number)
-    return found
+            found[key] = number
+    return list(found.values())
 
 
-def _parse(cells: list[str], where: str) -> Published:
-    """The number on one line."""
-    if len(cells) != len(COLUMNS) or not all(cells):
-        raise RecordError(f"{where} has {sum(map(bool, cells))} values: give {', '.join(COLUMNS)}")
+def _parse(cells: list[str]) -> Published:
+    """The number on one line; ValueError or HelpersError if it is none."""
     texts = dict(zip(COLUMNS, cells, strict=True))
-    numbers = {}
-    for name in ("sparsity", "window", "value"):
-        try:
-            numbers[name] = float(texts[name])
-        except ValueError:
-            numbers[name] = math.nan
-        if not (math.isfinite(numbers[name]) and numbers[name] >= 0):
-            raise RecordError(
-                f"{where}: {name} {texts[name]!r} is not allowed: give a number, 0 or more"
-            )
-    if numbers["sparsity"] >= 1 or numbers["window"] % 1:
-        raise RecordError(
-            f"{where}: sparsity {texts['sparsity']}, window {texts['window']}: give a fraction in "
-            "[0, 1) and a whole number"
-        )
-    try:
-        check_target(None if ":" in texts["pattern"] else numbers["sparsity"], texts["pattern"])
-    except BadPattern as error:
-        raise RecordError(f"{where}: {error}") from error
-    numbers |= {"sparsity": round(numbers["sparsity"], 6), "window": int(numbers["window"])}
-    return Published(**(texts | numbers))
+    sparsity, window, value = float(texts["sparsity"]), int(texts["window"]), float(texts["value"])
+    check_target(None if ":" in texts["pattern"] else sparsity, texts["pattern"])
+    if not (all(cells) and 0 <= sparsity < 1 and window >= 0 and 0 <= value < math.inf):
+        raise ValueError
+    return Published(**texts | {"sparsity": round(sparsity, 6), "window": window, "value": value})
 
 
 def published_table(
@@ -118,20 +98,17 @@ def published_table(
 ) -> pd.DataFrame | None:
     """Our value beside each published one of the same cell; None where nothing matches.
 
-    Columns: model, method, pattern, sparsity, metric, window, calibration (of our run), here,
-    published, source. Each published number of a cell is a row, for each of our records of that
-    cell. Left out are records with options of the method, and those on a part of the evaluation
-    text or of the tasks, because they are not about the same thing.
-    `published` None reads the committed files, and raises what `read_published` raises.
+    A row for each published number and each of our records of its cell, with the calibration of
+    our run. Records with options of the method, and those on a part of the evaluation text or of
+    the tasks, are not about the same thing. `published` None reads the committed files.
     """
     theirs = read_published() if published is None else list(published)
     ours = [number for record in records for number in _ours(record)]
-    if not ours or not theirs:
-        return None
-    found = pd.DataFrame(ours).merge(pd.DataFrame(theirs), on=KEY, suffixes=(" here", ""))
+    found = pd.DataFrame(ours, columns=COLUMNS).merge(
+        pd.DataFrame(theirs, columns=COLUMNS), on=KEY, suffixes=(" here", "")
+    )
     names = {"source here": "calibration", "value here": "here", "value": "published"}
-    found = found.rename(columns=names)
-    found = found[[*KEY, "calibration", "here", "published", "source"]]
+    found = found.rename(columns=names)[[*KEY, *names.values(), "source"]]
     found = found.sort_values(["model", "metric", "window"], kind="stable", ignore_index=True)
     return None if found.empty else found
 
@@ -139,7 +116,7 @@ def published_table(
 def _ours(record: Record) -> Iterator[Published]:
     """What a record says in the terms of a publication; its calibration stands as the source."""
     given = record["parameters"]
-    model = MODEL_NAMES.get(str(given.get("model")))
+    model = MODEL_NAMES.get(given.get("model"))
     if model is None or "method" not in given or given.get("options"):
         return
     dense = given["method"] == "dense"
@@ -147,20 +124,18 @@ def _ours(record: Record) -> Iterator[Published]:
     sparsity = 0.0 if dense else round(check_target(given["sparsity"], pattern), 6)
     calibrated = "calibration" in (record.get("data") or {})
     text = f"{given['calibration']} {given['sequences']} x {given['length']}"
-    whole_text = PERPLEXITIES.get(given.get("evaluation")) if given.get("windows") == 0 else None
+    measured = {}
+    if given.get("evaluation") == "wikitext2" and given.get("windows") == 0:
+        for name, window in (("", "window"), (f"_{given.get('second_window')}", "second_window")):
+            measured[f"perplexity{name}"] = "wikitext2_ppl", given.get(window)
+    if "V100" in record["device"]:
+        measured["prune_seconds"] = "prune_seconds_v100", given["length"]
+    if given.get("limit") == 0:
+        measured |= {n: (n, 0) for n in record["metrics"] if ZERO_SHOT_METRIC.fullmatch(n)}
     for name, metric in record["metrics"].items():
-        if whole_text and name == "perplexity":
-            measured = whole_text, given["window"]
-        elif whole_text and name == f"perplexity_{given.get('second_window')}":
-            measured = whole_text, given["second_window"]
-        elif ZERO_SHOT_METRIC.fullmatch(name) and given.get("limit") == 0:
-            measured = name, 0
-        elif name == "prune_seconds" and "V100" in record["device"]:
-            measured = "prune_seconds_v100", given["length"]
-        else:
-            continue
-        cell = (model, given["method"], pattern, sparsity, *measured, metric["value"])
-        yield Published(*cell, text if calibrated else "none")
+        if name in measured:
+            cell = (model, given["method"], pattern, sparsity, *measured[name], metric["value"])
+            yield Published(*cell, text if calibrated else "none")
 
 
 def published_markdown(records: Iterable[Record]) -> str:

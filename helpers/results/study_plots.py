@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,13 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from helpers.results import style
-from helpers.results.findings import ENOUGH
-from helpers.results.frame import USUAL, Record
-from helpers.results.style import style_of
+from helpers.results.frame import ENOUGH, USUAL, Record
+from helpers.results.style import finish, style_of
 
 # the solvers that have curves, in the order of legends
 RACERS = {"admm": "ADMM", "cg": "CG", "adam": "Adam", "sgd": "SGD"}
-Curve = Mapping[str, Any]
+Row = Mapping[str, Any]
 
 
 def update_grid_figure(records: Iterable[Record]) -> Figure | None:
@@ -33,22 +32,20 @@ def update_grid_figure(records: Iterable[Record]) -> Figure | None:
     studied = _studied(records)
     if not studied:
         return None
-    blocks = [record["parameters"]["block"] for record in studied]
-    middle = sorted(set(blocks))[len(set(blocks)) // 2]
-    block = max(sorted(set(blocks)), key=lambda b: (blocks.count(b), b == middle))
+    blocks = Counter(record["parameters"]["block"] for record in studied)
+    middle = sorted(blocks)[len(blocks) // 2]
+    block = max(sorted(blocks), key=lambda b: (blocks[b], b == middle))
     chosen = [record for record in studied if record["parameters"]["block"] == block][:4]
     shared = set.intersection(*({row["sparsity"] for row in r["series"]["update"]} for r in chosen))
     sparsity = 0.6 if 0.6 in shared else min(shared)
     layers = [record["parameters"]["layer"] for record in chosen]
-    parts = [(r["series"]["update"], r["series"]["curves"]) for r in chosen]
+    parts = [(r["series"]["update"], r["series"]["curves"], sparsity) for r in chosen]
     if len(chosen) == 1:
-        return update_figure(
-            *parts[0], sparsity, f"block {block} {layers[0]} at {100 * sparsity:.4g} %"
-        )
+        return update_figure(*parts[0], f"block {block} {layers[0]} at {100 * sparsity:.4g} %")
     figure, grid = style.new_figure(len(chosen), size=(3.1 * len(chosen) + 0.6, 5.6), rows=2)
     for axes, layer, part in zip(grid.T, layers, parts, strict=True):
-        _draw_update(axes, *part, sparsity)
-        axes[0].set_title(f"block {block} {layer.split('.')[-1]}", fontsize=10)
+        _draw_update(axes, *part)
+        finish(axes[0], f"block {block} {layer.split('.')[-1]}")
     for ax in grid[:, 0]:
         ax.set_ylabel("relative error")
     _finish_update(figure, f"one fixed mask at {100 * sparsity:.4g} %", 4 if len(chosen) > 2 else 2)
@@ -56,7 +53,7 @@ def update_grid_figure(records: Iterable[Record]) -> Figure | None:
 
 
 def update_figure(
-    rows: Sequence[Mapping[str, Any]], curves: Sequence[Curve], sparsity: float, title: str = ""
+    rows: Sequence[Row], curves: Sequence[Row], sparsity: float, title: str = ""
 ) -> Figure:
     """How fast each way of refitting gets to the optimum of one layer on a fixed mask.
 
@@ -77,22 +74,19 @@ def _finish_update(figure: Figure, title: str, columns: int) -> None:
     """Title and one legend for the whole figure, under its panels."""
     figure.suptitle(f"{title}; thin lines: other learning rates", fontsize=10)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
     place = {"loc": "outside lower center", "ncols": columns, "frameon": False, "fontsize": 9}
-    figure.legend(unique.values(), unique.keys(), **place)
+    figure.legend(handles, labels, **place)
 
 
 def _draw_update(
-    axes: Sequence[Axes],
-    rows: Sequence[Mapping[str, Any]],
-    curves: Sequence[Curve],
-    sparsity: float,
+    axes: Sequence[Axes], rows: Sequence[Row], curves: Sequence[Row], sparsity: float
 ) -> None:
     """Error by iterations in the first of two axes, by seconds in the second."""
-    rows = [row for row in rows if row["sparsity"] == sparsity]
     curves = [curve for curve in curves if curve["sparsity"] == sparsity]
     damping = _study_damping(curves)
+    rows = [row for row in rows if row["sparsity"] == sparsity]
     errors = {row["solver"]: row["error"] for row in rows if row["error"] > 0}
+    low, high = min(errors.values()), errors["none"]
     for ax, x in zip(axes, ("iterations", "seconds"), strict=True):
         for position, (label, best) in enumerate(_best_curves(curves).items()):
             look = style_of("", position) | {"markersize": 3}
@@ -112,44 +106,39 @@ def _draw_update(
             if row["solver"] == "sparsegpt":
                 place = row["seconds"] if x == "seconds" else 1
                 ax.plot(place, row["error"], "k*", markersize=9, label="SparseGPT (one sweep)")
-        ax.set(xscale="log", yscale="log", xlabel={"iterations": "iteration"}.get(x, x))
+        finish(ax, log="xy", xlabel="iteration" if x == "iterations" else x)
         style.plain_log(ax.xaxis)
-        if errors:  # what a reader compares lies between the optimum and "no update"
-            low, high = min(errors.values()), errors.get("none", max(errors.values()))
-            ticks = [float(f"{value:.2g}") for value in np.geomspace(low, high, 5)]
-            ax.set_ylim(low * 0.95, 1.15 * high)
-            ax.yaxis.set_major_locator(FixedLocator(ticks))
-            ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
-            ax.yaxis.set_minor_locator(NullLocator())
+        # what a reader compares lies between the optimum and "no update"
+        ticks = [float(f"{value:.2g}") for value in np.geomspace(low, high, 5)]
+        ax.set_ylim(low * 0.95, 1.15 * high)
+        ax.yaxis.set_major_locator(FixedLocator(ticks))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+        ax.yaxis.set_minor_locator(NullLocator())
 
 
-def _best_curves(curves: Sequence[Curve]) -> dict[str, Curve]:
+def _best_curves(curves: Sequence[Row]) -> dict[str, Row]:
     """The curves worth a line: ADMM with and without preconditioning, and each rival's best.
 
     The best is the one that is first within 1 % of the optimum; the last error decides a tie.
     """
 
-    def arrival(curve: Curve) -> tuple[float, float]:
+    def arrival(curve: Row) -> tuple[float, float]:
         points = zip(curve["iterations"], curve["excess"], strict=True)
         return min((step for step, e in points if e <= ENOUGH), default=np.inf), curve["error"][-1]
 
-    found: dict[str, Curve] = {}
+    groups: dict[str, list[Row]] = defaultdict(list)
     usual = (USUAL["rho"], _study_damping(curves))
     for solver, name in RACERS.items():
         for curve in curves:
-            if curve["solver"] != solver or not curve["error"]:
-                continue
-            if solver == "admm" and (curve["rho"], curve["damping"]) != usual:
-                continue
-            scaled, label = curve["precondition"], name
-            if scaled != (solver in ("admm", "cg")):
-                label += f", {'' if scaled else 'not '}preconditioned"
-            if label not in found or arrival(curve) < arrival(found[label]):
-                found[label] = curve
-    return found
+            known = solver != "admm" or (curve["rho"], curve["damping"]) == usual
+            if curve["solver"] == solver and curve["error"] and known:
+                expected = curve["precondition"] == (solver in ("admm", "cg"))
+                other = f", {'' if curve['precondition'] else 'not '}preconditioned"
+                groups[name if expected else name + other].append(curve)
+    return {label: min(found, key=arrival) for label, found in groups.items()}
 
 
-def _study_damping(curves: Iterable[Curve]) -> float | None:
+def _study_damping(curves: Iterable[Row]) -> float | None:
     """The damping of a study: that of its gradient methods, which have no other."""
     return next((c["damping"] for c in curves if c["solver"] != "admm"), USUAL["damping"])
 
@@ -166,14 +155,16 @@ def update_median_figure(records: Iterable[Record]) -> Figure | None:
     Rivals count at the learning rate that arrives first on their problem. Time is relative because
     layers differ in size; an iteration takes the same time whatever ρ is.
     """
-    rivals: dict[str, list[tuple[Curve, list[float]]]] = defaultdict(list)
-    settings: dict[tuple[bool, float], list[Curve]] = defaultdict(list)
+    rivals: dict[str, list[Row]] = defaultdict(list)
+    settings: dict[tuple[bool, float], list[Row]] = defaultdict(list)
     for record in _studied(records):
         curves = record["series"]["curves"]
         for sparsity in sorted({curve["sparsity"] for curve in curves}):
             best = _best_curves([c for c in curves if c["sparsity"] == sparsity])
+            ours = best["ADMM"]
+            unit = ours["seconds"][ours["iterations"].index(20)]
             for label, curve in best.items():
-                rivals[label].append((curve, _in_units_of(best.get("ADMM"), curve)))
+                rivals[label].append(curve | {"time": np.asarray(curve["seconds"]) / unit})
         for curve in curves:
             if curve["solver"] == "admm" and curve["damping"] == _study_damping(curves):
                 settings[not curve["precondition"], curve["rho"]].append(curve)
@@ -182,56 +173,40 @@ def update_median_figure(records: Iterable[Record]) -> Figure | None:
     figure, (left, middle, right) = style.new_figure(3, size=(13.0, 4.4), sharey=True)
     for position, (label, found) in enumerate(rivals.items()):
         look = style_of("", position) | {"marker": ""}
-        left.plot(*_median_curve([curve for curve, _ in found]), label=label, **look)
+        left.plot(_median_curve(found), label=label, **look)
         middle.plot(*_median_in_time(found), **look)
     rhos = sorted({rho for _, rho in settings})
     for (plain, rho), found in sorted(settings.items()):
         look = style_of("", rhos.index(rho)) | {"linestyle": "--" if plain else "-"}
-        look |= {"markevery": 4, "markersize": 4}
-        right.plot(*_median_curve(found), label=None if plain else f"ρ = {rho:g}", **look)
+        look |= {"markevery": 4, "markersize": 4, "label": None if plain else f"ρ = {rho:g}"}
+        right.plot(_median_curve(found), **look)
     for ax in figure.axes:
         ax.axhline(ENOUGH, color=style.DENSE, linewidth=0.8, linestyle=(0, (1, 2)))
-        ax.set(xscale="log", yscale="log", xlabel="iteration", ylim=(1e-9, None))
+        finish(ax, log="xy", xlabel="iteration", ylim=(1e-9, None))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.xaxis.set_minor_formatter(NullFormatter())
-    left.legend(frameon=False, fontsize=8.5)
-    right.legend(frameon=False, fontsize=8.5)
     problems = sum(map(len, rivals.values())) // len(rivals)
     amount = f"\n(median of {problems} problems)" if problems > 1 else ""
-    left.set_ylabel(f"excess over the optimum{amount}")
-    left.set_title("ADMM and its rivals; dotted: 1 %", fontsize=10)
+    ylabel = f"excess over the optimum{amount}"
+    finish(left, "ADMM and its rivals; dotted: 1 %", legend=8.5, ylabel=ylabel)
     style.plain_log(middle.xaxis)
-    middle.set_xlabel("time (1: 20 iterations of ADMM)")
-    middle.set_title("the same by time", fontsize=10)
-    right.set_title("ADMM; dashed: not preconditioned", fontsize=10)
+    finish(middle, "the same by time", xlabel="time (1: 20 iterations of ADMM)")
+    finish(right, "ADMM; dashed: not preconditioned", legend=8.5)
     return figure
 
 
-def _in_units_of(ours: Curve | None, curve: Curve) -> list[float]:
-    """The seconds of a curve as multiples of ADMM's after 20 iterations; [] without that."""
-    if ours is None or 20 not in ours["iterations"]:
-        return []
-    unit = ours["seconds"][ours["iterations"].index(20)]
-    return [seconds / unit for seconds in curve["seconds"]]
-
-
-def _median_in_time(found: Sequence[tuple[Curve, list[float]]]) -> tuple[Any, Any]:
+def _median_in_time(curves: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
     """Relative times that all curves cover, and the median excess at each, between points."""
-    timed = [(relative, curve["excess"]) for curve, relative in found if relative]
-    first = max((relative[0] for relative, _ in timed), default=1.0)
-    last = min((relative[-1] for relative, _ in timed), default=1.0)
-    if first >= last:
-        return [], []
-    times = np.geomspace(first, last, 60)
+    first, last = max(c["time"][0] for c in curves), min(c["time"][-1] for c in curves)
+    times = np.geomspace(first, max(first, last), 60)
     logs = [
-        np.interp(np.log(times), np.log(relative), np.log(np.maximum(excess, 1e-12)))
-        for relative, excess in timed
+        np.interp(np.log(times), np.log(c["time"]), np.log(np.maximum(c["excess"], 1e-12)))
+        for c in curves
     ]
     return times, np.exp(np.median(logs, axis=0))
 
 
-def _median_curve(curves: Sequence[Curve]) -> tuple[Any, Any]:
-    """Iterations that all curves have, and the median excess at each."""
+def _median_curve(curves: Sequence[Row]) -> pd.Series:
+    """The median excess at each of the iterations that all curves have."""
     excess = pd.concat([pd.Series(c["excess"], c["iterations"]) for c in curves], axis=1)
-    excess = excess.dropna().sort_index()
-    return excess.index, excess.median(axis=1)
+    return excess.dropna().sort_index().median(axis=1)

@@ -8,11 +8,12 @@ tell apart; markers and dashes differ too, for print in grey.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import cycle
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -64,9 +65,7 @@ def new_figure(
     out around their labels.
     """
     figure = Picture(figsize=size, layout=None if margins else "constrained")
-    if margins:
-        layout["gridspec_kw"] = dict(margins) | layout.get("gridspec_kw", {})
-    axes = figure.subplots(rows, columns, **layout)
+    axes = figure.subplots(rows, columns, gridspec_kw=margins, **layout)
     for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
@@ -92,15 +91,41 @@ def short_error(value: float) -> str:
     return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.2g}"
 
 
-def above_zero(values: Sequence[float], unit: float = 1.0) -> list[float]:
+def above_zero(values: Any, unit: float = 1.0) -> np.ndarray:
     """values / unit; what is zero or below (round-off, a dead input) leaves a gap in a log plot."""
-    unit = unit if unit > 0 else 1.0
-    return [value / unit if value > 0 else float("nan") for value in values]
+    values = np.asarray(values, float)
+    return np.where(values > 0, values / (unit if unit > 0 else 1.0), np.nan)
 
 
-def whole_numbers(ax: Axes, most: int = 10) -> None:
-    """Ticks of the x axis at whole numbers, no more intervals than `most`."""
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=most))
+def finish(
+    ax: Axes,
+    title: str = "",
+    *,
+    log: str = "",
+    plain: bool = False,
+    wide: bool = False,
+    whole: int = 0,
+    legend: float | Mapping[str, Any] = 0,
+    **labels: Any,
+) -> None:
+    """What every panel needs: a title, labels and limits (`Axes.set`), log axes, ticks, a legend.
+
+    Args: log, "x", "y" or "xy"; plain, whether the y axis, a log one, has plain numbers; wide,
+    whether it is widened by a tenth at both ends, for labels beside the curves; whole, the most
+    intervals of the x axis between ticks at whole numbers; legend, its font size or arguments.
+    """
+    ax.set(**{f"{axis}scale": "log" for axis in log}, **labels)
+    if title:  # at a given height: the search for one takes time, and explorers redraw often
+        ax.set_title(title, fontsize=10, y=1.0)
+    if whole:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=whole))
+    if wide:
+        low, high = ax.get_ylim()
+        ax.set_ylim(low / (high / low) ** 0.1, high * (high / low) ** 0.1)
+    if plain:
+        plain_log(ax.yaxis)
+    if legend:
+        ax.legend(frameon=False, **legend if isinstance(legend, dict) else {"fontsize": legend})
 
 
 def plain_log(axis: Axis) -> None:
@@ -111,18 +136,6 @@ def plain_log(axis: Axis) -> None:
     between = FuncFormatter(lambda y, _: f"{y:.3g}" if f"{y:.1e}"[0] in digits else "")
     axis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}"))
     axis.set_minor_formatter(between if digits else NullFormatter())
-
-
-def widen(ax: Axes) -> None:
-    """Widen a log axis by a tenth of its height at both ends, for labels beside the curves."""
-    low, high = ax.get_ylim()
-    factor = (high / low) ** 0.1
-    ax.set_ylim(low / factor, high * factor)
-
-
-def note(ax: Axes, text: str) -> None:
-    """Say in its middle why a panel is empty."""
-    ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, color=DENSE)
 
 
 def offset_text(ax: Axes, text: str, xy: Any, by: tuple[float, float], **look: Any) -> None:

@@ -1,4 +1,4 @@
-"""Tables as pure functions of records, in the paper's shapes.
+"""Tables as pure functions of records, in the paper's shapes, with their notes, and as files.
 
 A cell is the mean over seeds; `helpers.results.frame` says which records share a cell.
 """
@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations
 from numbers import Integral
-from typing import Any
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from helpers.paths import replace_file
 from helpers.results.frame import (
-    PRUNE_PARTS,
+    SECONDS,
     TASK_NAMES,
     USUAL,
     ZERO_SHOT_NOTEBOOK,
     Record,
+    by_model,
     column_key,
-    mean,
+    common_parameters,
     perplexity_cells,
     prune_frame,
     prune_runs,
@@ -35,6 +42,10 @@ from helpers.tasks import mean_and_error, paired_difference
 SOLVERS = {"none": "no update", "sparsegpt": "SparseGPT", "sgd": "SGD", "adam": "Adam",
            "cg": "conjugate gradients", "admm": "ADMM", "exact": "exact optimum"}  # fmt: skip
 DEFAULT_MASK = "default"
+# what "embedded" stands for
+EMBEDDED = {"model": "SmolLM2-135M-Instruct", "evaluation": "Wikipedia text",
+            "calibration": "C4 text"}  # fmt: skip
+mean = pd.Series.mean  # of a group, summed in the order of its rows
 
 
 # ------------------------------------------------------------------ Markdown
@@ -81,10 +92,9 @@ def _by_target(cells: pd.Series) -> pd.DataFrame | None:
 
 
 def perplexity_table(records: Iterable[Record]) -> pd.DataFrame | None:
-    """Perplexity, methods by sparsity: columns "50 %" … "2:4" …, first row the dense model.
+    """Perplexity, methods by sparsity and pattern, first the dense model with its one number.
 
-    The dense row repeats its one number in every column, to be compared with. A cell without a run
-    is NaN; variants are left to `variant_table`. None without records of the pruning notebook.
+    A cell without a run is NaN; variants are left to `variant_table`. None without records.
     """
     return _by_target(perplexity_cells(records)["mean"])
 
@@ -98,67 +108,47 @@ def perplexity_spread(records: Iterable[Record]) -> pd.DataFrame | None:
 def cost_table(records: Iterable[Record]) -> pd.DataFrame | None:
     """What each method cost: the paper's overhead table, with every part of the seconds.
 
-    Columns: runs; mean seconds of forward passes, grams, solves and selection of masks; of pruning
-    in all, which holds a little more than its parts (the checks before the first block); of
-    evaluation; and the largest peak memory of a process in GB, model and text included. "forward"
-    holds the parity gate, "solve" the checks of a layer and the measuring of its error. N:M runs,
-    whose selection is another, and variants are left out where a method has plain unstructured
-    runs. A part that was not measured apart is NaN. None without records of the pruning notebook.
+    Means over runs without variants, and without N:M runs where a method has others; "forward"
+    holds the parity gate. A part that was not measured apart is NaN. None without records.
     """
     runs = prune_frame(records)
     if runs.empty:
         return None
-    seconds = [f"{part}_seconds" for part in (*PRUNE_PARTS, "prune", "evaluate")]
-    runs = runs.reindex(columns=[*runs.columns.difference(seconds), *seconds])
-    runs["memory"] = [record["peak_memory_bytes"] / 1e9 for record in runs["record"]]
-    rows = {}
-    for label, group in runs.groupby("label"):
-        for wanted in ("pattern == 'unstructured'", "selection_seconds.notna()"):
-            found = group.query(wanted)
-            group = group if found.empty else found
-        means = {name.replace("_seconds", " (s)"): mean(group[name]) for name in seconds}
-        rows[label] = {"runs": len(group), **means, "peak memory (GB)": group["memory"].max()}
-    frame = pd.DataFrame.from_dict(rows, orient="index").loc[sorted(rows, key=row_key)]
-    return frame.rename_axis("method")
+    unstructured = runs["pattern"] == "unstructured"
+    groups = runs[unstructured | ~unstructured.groupby(runs["label"]).transform("any")]
+    groups = groups.assign(memory=[r["peak_memory_bytes"] / 1e9 for r in groups["record"]])
+    groups = groups.groupby("label")
+    table = groups[SECONDS].agg(mean).rename(columns=lambda name: name.replace("_seconds", " (s)"))
+    table.insert(0, "runs", groups.size())
+    table["peak memory (GB)"] = groups["memory"].max()
+    return table.loc[sorted(table.index, key=row_key)].rename_axis("method")
 
 
 def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
-    """Runs with other options beside their method's defaults; None if there are none.
+    """Runs with other options beside their method's defaults in the same cell, seed by seed.
 
-    One row for a variant: the cell it was run in, its perplexity (mean over its seeds), that of the
-    defaults with the same seeds, the mean of the changes seed by seed in percent with its standard
-    error (NaN for one seed), and both mean layer errors. A variant without a run of the defaults in
-    its cell is left out.
+    Means over seeds, and the standard error of the mean change (NaN for one seed). A variant
+    without a run of the defaults in its cell is left out; None if there is no other.
     """
     runs = run_frame(prune_runs(records))
-    runs = runs.reindex(columns=runs.columns.union(["mean_layer_error"]))
-    runs["cell"] = [_all_but_options(record) for record in runs["record"]]
-    variant = runs["variant"].astype(bool)
-    plain = runs[~variant].drop_duplicates("cell", keep="last")
-    pairs = runs[variant].merge(plain, on="cell", suffixes=("", " of default"))
-    table = []
-    for (label, target), found in pairs.groupby(["label", "target"], sort=False):
-        changes = list(100 * (found["perplexity"] / found["perplexity of default"] - 1))
-        change, error = mean_and_error(changes) if len(changes) > 1 else (changes[0], math.nan)
-        table.append({
-            "variant": label,
-            "at": target,
-            "seeds": len(found),
-            "perplexity": mean(found["perplexity"]),
-            "default": mean(found["perplexity of default"]),
-            "change (%)": change,
-            "± (%)": error,
-            "layer error": mean(found["mean_layer_error"]),
-            "default's": mean(found["mean_layer_error of default"]),
-        })  # fmt: skip
-    table.sort(key=lambda row: row_key(row["variant"]))
-    return pd.DataFrame(table).set_index("variant") if table else None
-
-
-def _all_but_options(record: Record) -> str:
-    """What a run and its variants share: all parameters but the options."""
-    asked = {k: v for k, v in record["parameters"].items() if k not in ("options", "device")}
-    return json.dumps(asked, sort_keys=True)
+    asked = [record["parameters"] | {"options": None, "device": None} for record in runs["record"]]
+    runs["cell"] = [json.dumps(parameters, sort_keys=True) for parameters in asked]
+    plain = runs.query("not variant").drop_duplicates("cell", keep="last")
+    pairs = runs.query("variant").merge(plain, on="cell", suffixes=("", "_"))
+    if pairs.empty:
+        return None
+    pairs["change"] = 100 * (pairs["perplexity"] / pairs["perplexity_"] - 1)
+    pairs = pairs.sort_values("label", key=lambda labels: labels.map(row_key), kind="stable")
+    table = pairs.groupby(["label", "target"], sort=False).agg(**{
+        "seeds": ("change", "size"),
+        "perplexity": ("perplexity", mean),
+        "default": ("perplexity_", mean),
+        "change (%)": ("change", mean),
+        "± (%)": ("change", lambda v: mean_and_error(list(v))[1] if len(v) > 1 else math.nan),
+        "layer error": ("mean_layer_error", mean),
+        "default's": ("mean_layer_error_", mean),
+    })  # fmt: skip
+    return table.rename_axis(index=["variant", "at"]).reset_index("at")
 
 
 # ------------------------------------------------------------------ zero-shot
@@ -188,9 +178,8 @@ def zero_shot_table(
     """Accuracy in the paper's columns with a mean, and standard errors; None without records.
 
     `metric` is "acc" or "acc_norm" (normalised by the answers' length; only some tasks have it).
-    The standard error of the mean takes the tasks as independent.
     """
-    values, errors = {}, {}
+    rows = {}
     for label, record in zero_shot_runs(records).items():
         found = {name: entry["value"] for name, entry in record["metrics"].items()}
         pairs = {
@@ -199,10 +188,11 @@ def zero_shot_table(
             if f"{task}_{metric}" in found
         }
         if pairs:
-            pairs["mean"] = mean_of_tasks(pairs.values())
-            values[label] = {title: value for title, (value, _) in pairs.items()}
-            errors[label] = {title: error for title, (_, error) in pairs.items()}
-    return (_by_task(values, "model"), _by_task(errors, "model")) if values else None
+            rows[label] = pairs | {"mean": mean_of_tasks(pairs.values())}
+    pairs = _by_task(rows, "model")
+    if pairs is None:
+        return None
+    return tuple(pairs.map(itemgetter(part), na_action="ignore").astype(float) for part in (0, 1))
 
 
 def mean_of_tasks(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:
@@ -238,12 +228,11 @@ def paired_table(records: Iterable[Record]) -> pd.DataFrame | None:
 
     runs = [(label, r["series"]["zero_shot"]) for label, r in zero_shot_runs(records).items()]
     rows = {}
-    for index, (first, one) in enumerate(runs):
-        for second, other in runs[index + 1 :]:
-            pairs = {TASK_NAMES[t]: pair for t, pair in paired_tasks(other, one).items()}
-            if pairs:
-                pairs["mean"] = mean_of_tasks(pairs.values())
-                rows[f"{second} − {first}"] = {name: cell(*pair) for name, pair in pairs.items()}
+    for (first, one), (second, other) in combinations(runs, 2):
+        pairs = {TASK_NAMES[t]: pair for t, pair in paired_tasks(other, one).items()}
+        if pairs:
+            pairs["mean"] = mean_of_tasks(pairs.values())
+            rows[f"{second} − {first}"] = {name: cell(*pair) for name, pair in pairs.items()}
     return _by_task(rows, "difference")
 
 
@@ -253,48 +242,44 @@ def paired_table(records: Iterable[Record]) -> pd.DataFrame | None:
 def update_table(records: Iterable[Record]) -> pd.DataFrame | None:
     """Ways to refit the weights on one fixed mask (series "update" of notebook 02).
 
-    Columns: problems (layers times sparsities) and, over them, mean relative error on calibration
-    and on held-out text; mean and worst excess of the damped objective over its optimum, in percent
-    (for solvers that minimise that objective); mean seconds. For Adam and SGD the best learning
-    rate of each problem counts; ADMM with other settings than its defaults is shown after 20
-    iterations. None without such records.
+    Over problems (layers times sparsities): relative error on calibration and held-out text, and
+    the excess of the damped objective over its optimum. For Adam and SGD the best learning rate of
+    each problem counts; ADMM with other settings than its defaults is shown after 20 iterations.
+    None without such records.
     """
     rows = pd.DataFrame(series_rows(records, "update"))
     if rows.empty:
         return None
     usual = (rows[list(USUAL)] == pd.Series(USUAL)).all(axis=1)
     rows = rows[(rows["solver"] != "admm") | usual | (rows["iterations"] == 20)]
+    way = ["precondition", "damping", "rho", "iterations"]  # None where a solver has no such thing
     rows = rows.assign(rank=rows["solver"].map(list(SOLVERS).index))
-    key = ["rank", "precondition", "damping", "rho", "iterations"]
-    # None comes first: solvers that have no such setting
-    rows[key] = rows[key].astype(object).where(rows[key].notna(), -1).astype(float)
-    best = rows.loc[rows.groupby([*key, "record", "sparsity"])["excess"].idxmin().sort_index()]
-    table = []
-    for (_, precondition, damping, rho, iterations), found in best.groupby(key):
-        solver = found["solver"].iloc[0]
-        # the excess is of the damped objective: it says nothing of solvers of another one
-        excess = 100 * found["excess"] if solver == "none" or damping == USUAL["damping"] else None
-        table.append({
-            "update": _update_label(solver, precondition, damping, rho),
-            "iterations": None if iterations < 0 else int(iterations),
-            "problems": len(found),
-            "error": found["error"].mean(),
-            "held-out": found["heldout"].mean(),
-            "excess, mean (%)": math.nan if excess is None else excess.mean(),
-            "excess, worst (%)": math.nan if excess is None else excess.max(),
-            "seconds": found["seconds"].mean(),
-        })  # fmt: skip
-    return pd.DataFrame(table).astype({"iterations": "Int64"}).set_index("update")
+    rows[way] = rows[way].astype(float)
+    problems = rows.groupby(["rank", *way, "record", "sparsity"], dropna=False)
+    best = rows.loc[problems["excess"].idxmin().sort_index()]
+    # the excess is of the damped objective: it says nothing of solvers of another one
+    own = (best["solver"] == "none") | (best["damping"] == USUAL["damping"])
+    best["excess"] = 100 * best["excess"].where(own)
+    table = best.groupby(["rank", "solver", *way], dropna=False).agg(**{
+        "problems": ("error", "size"),
+        "error": ("error", mean),
+        "held-out": ("heldout", mean),
+        "excess, mean (%)": ("excess", mean),
+        "excess, worst (%)": ("excess", "max"),
+        "seconds": ("seconds", mean),
+    })  # fmt: skip
+    table.insert(0, "iterations", table.index.get_level_values("iterations").astype("Int64"))
+    return table.set_axis([_update_label(*key[1:-1]) for key in table.index]).rename_axis("update")
 
 
 def _update_label(solver: str, precondition: float, damping: float, rho: float) -> str:
-    """The name of a way to refit, with whatever is not its default; -1 stands for no setting."""
+    """The name of a way to refit, with whatever is not its default; NaN stands for no setting."""
     details = []
     if solver == "admm":
         details.append(f"ρ = {rho:g}")
     if solver in ("adam", "sgd"):
         details.append("best rate")
-    if precondition >= 0 and precondition != (solver in ("admm", "cg")):
+    if precondition in (0, 1) and precondition != (solver in ("admm", "cg")):
         details.append("preconditioned" if precondition else "not preconditioned")
     if damping >= 0 and solver != "sparsegpt" and damping != USUAL["damping"]:
         details.append(f"damping {damping:g}")
@@ -304,9 +289,8 @@ def _update_label(solver: str, precondition: float, damping: float, rho: float) 
 def mask_table(records: Iterable[Record], text: str = "error") -> pd.DataFrame | None:
     """What mask steps, schedule and budget change (series "ablation" of notebook 03).
 
-    Relative error as a percentage of the default's (15 mask steps, the paper's schedule, budget per
-    matrix) on the same layer: geometric mean over layers, a column for each target. `text` is
-    "error" (calibration) or "heldout". None without such records.
+    Relative error as a percentage of the default's on the same layer: geometric mean over layers.
+    `text` is "error" (calibration) or "heldout". None without such records.
     """
     rows = series_rows(records, "ablation")
     if not rows:
@@ -324,11 +308,134 @@ def mask_table(records: Iterable[Record], text: str = "error") -> pd.DataFrame |
 
 def _mask_label(row: Mapping[str, Any]) -> str:
     """The name of one way to choose the mask: whatever is not the default."""
-    details = [] if row["mask_steps"] == 15 else [f"{row['mask_steps']} mask steps"]
-    if row["mask_steps"] == 0:
-        details = ["one-shot mask (no steps)"]
+    steps = {15: "", 0: "one-shot mask (no steps)"}
+    details = [steps.get(row["mask_steps"], f"{row['mask_steps']} mask steps")]
     if row["schedule"] != "paper":
         details.append(f"{row['schedule']} schedule")
     if row["budget"] != "matrix":
         details.append(f"budget per {row['budget']}")
-    return ", ".join(details) or DEFAULT_MASK
+    return ", ".join(filter(None, details)) or DEFAULT_MASK
+
+
+# ------------------------------------------------------------------ notes, and all tables of a plan
+
+
+class Section(NamedTuple):
+    """One table as a reader sees it: which it is, a note, the numbers, and its Markdown."""
+
+    about: str
+    note: str
+    frame: pd.DataFrame
+    spread: pd.DataFrame | None = None
+
+    @property
+    def markdown(self) -> str:
+        """Note and table in Markdown."""
+        return f"{self.note}\n\n{to_markdown(self.frame, self.spread)}"
+
+
+def setting(records: Iterable[Record]) -> str:
+    """One line on the setting that most records of the pruning notebook share."""
+    common = common_parameters(prune_runs(records))
+    model, evaluation, calibration = (
+        f"{text} (embedded)" if common[what] == "embedded" else common[what]
+        for what, text in EMBEDDED.items()
+    )
+    return (
+        f"Model: {model}. Perplexity on {evaluation}, {common['windows'] or 'all'} windows of "
+        f"{common['window']} tokens. Calibration on {calibration}, {common['sequences']} x "
+        f"{common['length']} tokens."
+    )
+
+
+def _items_note(records: list[Record]) -> str:
+    """How many items of each task were asked, whether of all the same, and by which harness."""
+    runs = zero_shot_runs(records).values()
+    tasks = [task for run in runs for task in run["series"]["zero_shot"].items()]
+    asked = {(name, tuple(series["items"])) for name, series in tasks}
+    counts = sorted({len(items) for _, items in asked})
+    amount = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    same = "" if len(asked) == len(dict(tasks)) else "not "
+    harness = sorted({run["versions"]["lm-eval"] for run in runs})
+    return f"{amount} items a task, {same}the same for every model; lm-eval {', '.join(harness)}."
+
+
+def _update_note(records: list[Record]) -> str:
+    blocks: dict[str, set[int]] = defaultdict(set)
+    for asked in (r["parameters"] for r in records if "update" in (r.get("series") or {})):
+        blocks[asked["layer"].rpartition(".")[2]].add(asked["block"])
+    layers = "; ".join(
+        f"{layer} of {'blocks' if len(found) > 1 else 'block'} {', '.join(map(str, sorted(found)))}"
+        for layer, found in sorted(blocks.items())
+    )
+    targets = sorted({row["sparsity"] for row in series_rows(records, "update")})
+    return (
+        "Refitting the kept weights on one fixed mask by Wanda's score (budget per matrix): "
+        f"{layers}; at {', '.join(f'{100 * target:.4g}' for target in targets)} %. Excess: the "
+        "damped objective over its exact optimum. Adam and SGD count with the rate that is best "
+        "for a problem after so many iterations, and only its own seconds count."
+    )
+
+
+def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
+    """Name, which of several, note and table (and spread) of all that one model's records allow."""
+    if (table := perplexity_table(runs)) is not None:
+        spread, where = perplexity_spread(runs), setting(runs)
+        seeds = " ± is half the range over seeds." if spread.notna().any(axis=None) else ""
+        yield "perplexity", "", where + seeds, table, spread
+        devices = "; ".join(sorted({record["device"] for record in prune_runs(runs)}))
+        note = (
+            f"{where} Device: {devices}. Means over unstructured runs. Solve holds the checks of a "
+            "layer and the measuring of its error, which is all of it for methods that do not "
+            "update weights; peak memory is the process's, evaluation included."
+        )
+        yield "cost", "", note, cost_table(runs)
+    if (table := variant_table(runs)) is not None:
+        note = (
+            f"{setting(runs)} Other options beside the defaults, same cell and same calibration "
+            "seeds. The change is the mean over seeds, ± its standard error."
+        )
+        yield "variants", "", note, table
+    for metric, how in ("acc", ""), ("acc_norm", " normalised by the answers' length"):
+        if tables := zero_shot_table(runs, metric):
+            note = f"Accuracy{how} ± one standard error. {_items_note(runs)}"
+            yield "zero_shot", metric, note, *tables
+    if (table := paired_table(runs)) is not None:
+        note = (
+            "Paired differences in accuracy on the same items; bold where they exceed two standard "
+            "errors. One in twenty would do so by chance."
+        )
+        yield "zero_shot", "paired", note, table
+    if (table := update_table(runs)) is not None:
+        yield "weight_update", "", _update_note(runs), table
+    for text, column in ("calibration", "error"), ("held-out", "heldout"):
+        if (table := mask_table(runs, column)) is not None:
+            note = (
+                f"Relative error on {text} text, % of the default's (geometric mean over layers)."
+            )
+            yield "mask", text, note, table
+
+
+def sections(records: Iterable[Record]) -> dict[str, list[Section]]:
+    """Every table that the records allow, by name; several models get a section each."""
+    made: dict[str, list[Section]] = defaultdict(list)
+    for model, runs in by_model(records).items():
+        for name, which, note, *table in _tables_of(runs):
+            made[name].append(Section(f"{model} {which}".strip(), note, *table))
+    return dict(made)
+
+
+def write_tables(records: Iterable[Record], folder: str | os.PathLike[str]) -> list[Path]:
+    """Write every table of `sections` as NAME.md and NAME.csv and return the paths.
+
+    The CSV of a table of several sections has them one below the other, with a first column.
+    Raises RecordError if the folder cannot be written.
+    """
+    texts = {}
+    for name, found in sections(records).items():
+        texts[f"{name}.md"] = "\n".join(section.markdown for section in found)
+        frame = found[0].frame
+        if len(found) > 1:
+            frame = pd.concat({s.about: s.frame for s in found}, names=["about"])
+        texts[f"{name}.csv"] = frame.to_csv(lineterminator="\n")
+    return [replace_file(Path(folder) / name, text) for name, text in sorted(texts.items())]

@@ -1,18 +1,13 @@
 """The verdict: what was measured here beside the committed record of the same run.
 
-How close is close enough comes from the spread between seeds. Rounding differs between kinds of
-CPU and moves weights across a mask's edge, block after block, so that a rerun with the same seed
-may end up as far away as one with another seed. Records that differ in nothing but their seeds
-form a group; the tolerance of a metric is the group's relative range (max - min) / |mean|. A run
-takes the largest of the groups with its own method, sparsity and pattern, else the largest of all
-groups of its notebook, kept between FLOOR and CEILING; where no seeds were run it is UNKNOWN.
-
-The spread of a perplexity grows with the damage that pruning did, ln(perplexity / dense). So it is
-taken as a share of the damage, and a run is allowed that share of its own damage; where the dense
-model's perplexity is not known it is relative like all others.
-
-A metric that carries its own "tolerance" uses that. Sparsity and whole numbers must be equal; times
-and memory belong to a machine and are not judged.
+How close is close enough comes from the spread between seeds: rounding differs between kinds of
+CPU and moves weights across a mask's edge, so that a rerun may end up as far away as another seed.
+Records that differ in nothing but their seeds form a group, with a relative range
+(max - min) / |mean|. A run's tolerance is the largest of the groups with its own method, sparsity
+and pattern, else of all groups of its notebook, between FLOOR and CEILING; UNKNOWN without seeds.
+The spread of a perplexity grows with the damage that pruning did, ln(perplexity / dense), and is
+taken as a share of it where the dense model's perplexity is known. A metric that carries its own
+"tolerance" uses that. Sparsity and whole numbers must be equal; times and memory are not judged.
 """
 
 from __future__ import annotations
@@ -21,18 +16,16 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from helpers.results.frame import TABLES_NOTEBOOK, Record, record_id
 from helpers.results.tables import format_number
 
 FLOOR = 0.02  # what rounding alone may do
-CEILING = 0.15  # beyond this two methods could no longer be told apart
+CEILING = 0.15  # beyond this two methods could no longer be distinguished
 UNKNOWN = 0.05
 ABSOLUTE = 1e-6  # differences this small are rounding, whatever the value
 NOT_JUDGED = ("s", "min", "h", "bytes", "MB", "MiB", "GB", "GiB")
-EXACT = ("sparsity",)
 CELL = ("method", "sparsity", "pattern")
 # what two perplexities must have in common to be compared with one dense model
 MEASURED_ON = ("model", "revision", "evaluation", "window", "windows", "dtype")
@@ -40,34 +33,18 @@ LEAST_DAMAGE = 0.1  # of seeds; a spread that is a share of less says nothing
 PRINTED_SERIES = ("update", "ablation", "zero_shot")  # those that tables are made of
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One metric of one run: here, in the reference, and how far apart they may be."""
+class Comparison(NamedTuple):
+    """One metric of one run: here (None: not measured), in the reference, and how far apart."""
 
     run: str
     metric: str
-    value: float | None  # None: the run here has no such metric
+    value: float | None
     reference: float
     tolerance: float  # a fraction of the reference; 0 means equal
-
-    @property
-    def difference(self) -> float | None:
-        """(value - reference) / |reference|; None where it has no meaning."""
-        if self.value is None or self.reference == 0:
-            return None
-        return (self.value - self.reference) / abs(self.reference)
-
-    @property
-    def within(self) -> bool:
-        """Whether the value is as close to the reference as the tolerance asks."""
-        if self.value is None:
-            return False
-        gap = abs(self.value - self.reference)
-        return gap <= max(self.tolerance * abs(self.reference), ABSOLUTE)
+    within: bool
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Every comparison of a plan, and how many runs were compared, agree and have no reference."""
 
     comparisons: list[Comparison]
@@ -85,33 +62,32 @@ def judge(
     """What was measured here beside the committed records of the same runs.
 
     A committed run that has no record here counts as compared and not reproduced; a record without
-    a committed one of the same parameters counts as without.
-
-    Args: records, those made here by today's code; reference, the committed ones of the runs asked
-    for; spread, more committed records, which only say how far seeds spread; defaults, by notebook
-    the parameters' defaults, for parameters that an older committed record lacks.
+    a committed one of the same parameters counts as without. `spread` are more committed records,
+    which only say how far seeds spread; `defaults`, by notebook, is as in `same_run`.
     """
-    here = {record_id(r): r for r in records if r["notebook"] != TABLES_NOTEBOOK}
-    committed = {record_id(r): r for r in reference if r["notebook"] != TABLES_NOTEBOOK}
-    other = {
-        name
-        for name, record in here.items()
-        if name in committed
-        and not same_run(record, committed[name], (defaults or {}).get(record["notebook"]))
-    }
-    tolerances = Tolerances([*committed.values(), *spread])
-    found = [
-        compare(here.get(name), record, tolerances)
-        for name, record in committed.items()
-        if name not in other
-    ]
-    found = [comparisons for comparisons in found if comparisons]
-    return Verdict(
-        comparisons=[item for comparisons in found for item in comparisons],
-        compared=len(found),
-        reproduced=sum(all(item.within for item in comparisons) for comparisons in found),
-        without=len(other | (here.keys() - committed.keys())),
+    here, committed = (
+        {record_id(record): record for record in found if record["notebook"] != TABLES_NOTEBOOK}
+        for found in (records, reference)
     )
+    tolerances = Tolerances([*committed.values(), *spread])
+    without, runs = here.keys() - committed.keys(), []
+    for name, expected in committed.items():
+        record = here.get(name, {"metrics": {}})
+        since = (defaults or {}).get(expected["notebook"])
+        if name in here and not same_run(record, expected, since):
+            without.add(name)
+            continue
+        run, compared = f"{expected['notebook']} {expected['name']}", []
+        for metric, entry in expected["metrics"].items():
+            if entry["unit"] not in NOT_JUDGED:
+                value = record["metrics"].get(metric, {}).get("value")
+                there, tolerance = entry["value"], tolerances.of(expected, metric)
+                allowed = max(tolerance * abs(there), ABSOLUTE)
+                within = value is not None and abs(value - there) <= allowed
+                compared.append(Comparison(run, metric, value, there, tolerance, within))
+        runs += [compared] if compared else []
+    reproduced = sum(all(item.within for item in compared) for compared in runs)
+    return Verdict([item for run in runs for item in run], len(runs), reproduced, len(without))
 
 
 def same_run(record: Record, reference: Record, defaults: Mapping[str, Any] | None = None) -> bool:
@@ -130,20 +106,9 @@ def _asked(record: Record) -> dict[str, Any]:
     return {key: value for key, value in record["parameters"].items() if key != "device"}
 
 
-def compare(record: Record | None, reference: Record, tolerances: Tolerances) -> list[Comparison]:
-    """The judged metrics of a reference record beside those of the run here (None: no record)."""
-    here = {} if record is None else record["metrics"]
-    return [
-        Comparison(
-            run=f"{reference['notebook']} {reference['name']}",
-            metric=name,
-            value=here[name]["value"] if name in here else None,
-            reference=entry["value"],
-            tolerance=tolerances.of(reference, name),
-        )
-        for name, entry in reference["metrics"].items()
-        if entry["unit"] not in NOT_JUDGED
-    ]
+def _among(record: Record, names: Iterable[str]) -> str:
+    """The notebook of a record and some of its parameters, as a key."""
+    return json.dumps([record["notebook"], *(record["parameters"].get(name) for name in names)])
 
 
 class Tolerances:
@@ -152,7 +117,7 @@ class Tolerances:
     def __init__(self, records: Iterable[Record]) -> None:
         records = list(records)
         self._dense = {
-            _measured_on(record): record["metrics"]
+            _among(record, MEASURED_ON): record["metrics"]
             for record in records
             if record["parameters"].get("method") == "dense"
         }
@@ -161,93 +126,66 @@ class Tolerances:
             asked = _asked(record)
             seeds = json.dumps({k: asked.pop(k) for k in sorted(asked) if "seed" in k})
             groups[json.dumps([record["notebook"], asked], sort_keys=True)][seeds] = record
-        # by metric, whether the spread is a share of the damage, and notebook or cell
-        self._spreads: dict[tuple[Any, ...], float] = defaultdict(float)
-        for group in groups.values():
-            self._add(list(group.values()))
+        # by metric, whether the spread is a share of the damage, and cell or notebook
+        self._spreads: dict[tuple[str, bool, str], float] = defaultdict(float)
+        for first, *more in map(list, map(dict.values, groups.values())):
+            for name in first["metrics"]:
+                found = [record for record in (first, *more) if name in record["metrics"]]
+                values = [record["metrics"][name]["value"] for record in found]
+                damages = [self._damage(record, name) for record in found]
+                usable = None not in damages and min(damages) >= LEAST_DAMAGE
+                for of_damage, numbers in enumerate([values, damages] if usable else [values]):
+                    if len(numbers) > 1 and sum(values) != 0:
+                        spread = (max(numbers) - min(numbers)) / abs(sum(numbers) / len(numbers))
+                        for key in self._keys(first, name, bool(of_damage)):
+                            self._spreads[key] = max(spread, self._spreads[key])
 
-    def _add(self, group: list[Record]) -> None:
-        """Take in the spread of every metric of records that differ in nothing but seeds."""
-        for name in group[0]["metrics"]:
-            found = [record for record in group if name in record["metrics"]]
-            values = [record["metrics"][name]["value"] for record in found]
-            damages = [self._damage(record, name) for record in found]
-            spreads = {}
-            if len(values) > 1 and sum(values) != 0:
-                spreads[False] = _relative_range(values)
-                if None not in damages and min(damages) >= LEAST_DAMAGE:
-                    spreads[True] = _relative_range(damages)
-            for of_damage, spread in spreads.items():
-                for place in _groups_of(group[0]):
-                    key = (name, of_damage, place)
-                    self._spreads[key] = max(spread, self._spreads[key])
+    def _keys(self, record: Record, name: str, of_damage: bool) -> list[tuple[str, bool, str]]:
+        """Where a spread is looked up: that of the run's own cell, then that of its notebook."""
+        return [(name, of_damage, _among(record, names)) for names in (CELL, ())]
 
     def _damage(self, record: Record, name: str) -> float | None:
         """ln(perplexity / dense perplexity), at least 0; None if not a perplexity or not known."""
-        dense = self._dense.get(_measured_on(record), {}).get(name)
+        dense = self._dense.get(_among(record, MEASURED_ON), {}).get(name)
         if not name.startswith("perplexity") or dense is None:
             return None
         return max(0.0, math.log(record["metrics"][name]["value"] / dense["value"]))
-
-    def _spread(self, record: Record, name: str, of_damage: bool) -> float | None:
-        """The largest spread of the run's own cell, else of its notebook; None without seeds."""
-        found = (self._spreads.get((name, of_damage, group)) for group in _groups_of(record))
-        return next((spread for spread in found if spread is not None), None)
 
     def of(self, reference: Record, metric: str) -> float:
         """The tolerance of a metric of a run, a fraction of its reference value."""
         entry = reference["metrics"][metric]
         if "tolerance" in entry:
             return float(entry["tolerance"])
-        if metric in EXACT or isinstance(entry["value"], int):
+        if metric == "sparsity" or isinstance(entry["value"], int):
             return 0.0
-        spread, share = (self._spread(reference, metric, kind) for kind in (False, True))
+        keys = (self._keys(reference, metric, of_damage) for of_damage in (False, True))
+        spread, share = (self._spreads.get(own, self._spreads.get(all_)) for own, all_ in keys)
         damage = self._damage(reference, metric)
         if damage is not None and share is not None:
             spread = math.expm1(share * damage)
         return UNKNOWN if spread is None else min(max(spread, FLOOR), CEILING)
 
 
-def _relative_range(values: list[float]) -> float:
-    return (max(values) - min(values)) / abs(sum(values) / len(values))
-
-
-def _groups_of(record: Record) -> list[str]:
-    """Where a run's spread is looked up: first its table cell, then its notebook."""
-    cell = [record["notebook"], *(record["parameters"].get(key) for key in CELL)]
-    return [json.dumps(cell), record["notebook"]]
-
-
-def _measured_on(record: Record) -> str:
-    """The model, text and windows of a record, and its notebook."""
-    return json.dumps([record["notebook"], *(record["parameters"].get(k) for k in MEASURED_ON)])
-
-
 def to_lines(comparisons: Iterable[Comparison]) -> list[str]:
     """The comparisons as aligned lines with a heading; the last column marks what is apart."""
     rows = [("run", "metric", "here", "reference", "apart", "allowed", "")]
     for item in comparisons:
-        here = "missing" if item.value is None else f"{item.value:.5g}"
-        apart = "" if item.difference is None else f"{100 * item.difference:+.2f} %"
+        here, apart = "missing" if item.value is None else f"{item.value:.5g}", ""
+        if item.value is not None and item.reference:
+            apart = f"{100 * (item.value - item.reference) / abs(item.reference):+.2f} %"
         allowed = f"{100 * item.tolerance:.1f} %" if item.tolerance else "equal"
         mark = "" if item.within else "OUT"
         rows.append((item.run, item.metric, here, f"{item.reference:.5g}", apart, allowed, mark))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            text.ljust(width) if column < 2 else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    run, metric, *numbers = (max(map(len, column)) for column in zip(*rows, strict=True))
+    line = f"{{:{run}}}  {{:{metric}}}" + "".join(f"  {{:>{width}}}" for width in numbers)
+    return [line.format(*row).rstrip() for row in rows]
 
 
 def equal_to_printed_digits(record: Record, reference: Record) -> list[str]:
     """What differs between two records of a run in what tables print, to the digits they print.
 
-    Compared are metrics and the series that tables are made of; times and memory are not. A
-    difference of at most ABSOLUTE in an excess, which is zero at the optimum, is rounding. One line
-    for each value that differs or that only one of them has; [] if the tables would be equal.
+    One line for each value that differs or that only one of them has; times and memory are not
+    compared. At most ABSOLUTE between two excesses, which are zero at the optimum, is rounding.
     """
     here, there = dict(_printed(record)), dict(_printed(reference))
     differing = []
@@ -264,23 +202,14 @@ def equal_to_printed_digits(record: Record, reference: Record) -> list[str]:
 
 def _printed(record: Record) -> Iterator[tuple[str, float | str]]:
     """The numbers and texts that tables print, by where they are in the record."""
-    parts = {
-        name: entry["value"]
-        for name, entry in record["metrics"].items()
-        if entry["unit"] not in NOT_JUDGED
-    }
-    parts |= {k: v for k, v in (record.get("series") or {}).items() if k in PRINTED_SERIES}
-
-    def leaves(value: Any, where: str) -> Iterator[tuple[str, float | str]]:
+    metrics, series = record["metrics"].items(), (record.get("series") or {}).items()
+    parts = [(name, m["value"]) for name, m in metrics if m["unit"] not in NOT_JUDGED]
+    parts += [(name, value) for name, value in series if name in PRINTED_SERIES]
+    while parts:
+        where, value = parts.pop()
         if isinstance(value, Mapping):
-            for key, item in value.items():
-                if key != "seconds":
-                    yield from leaves(item, f"{where}.{key}")
+            parts += [(f"{where}.{key}", v) for key, v in value.items() if key != "seconds"]
         elif isinstance(value, list):
-            for index, item in enumerate(value):
-                yield from leaves(item, f"{where}[{index}]")
+            parts += [(f"{where}[{index}]", v) for index, v in enumerate(value)]
         elif value is not None:
             yield where, value
-
-    for name, value in parts.items():
-        yield from leaves(value, name)
