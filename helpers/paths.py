@@ -16,6 +16,8 @@ from helpers.errors import RecordError
 
 # the masks of a saved model, beside its weights: see `helpers.large.mask_files`
 MASK_FILE = "masks.safetensors"
+# reads the records of all other runs and measures nothing of its own
+TABLES_NOTEBOOK = "06_tables_and_plots"
 
 
 def root() -> Path:

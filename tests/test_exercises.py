@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from helpers.methods import METHODS
-from helpers.paths import notebooks_dir
-from helpers.runner import TABLES_NOTEBOOK
+from helpers.paths import TABLES_NOTEBOOK, notebooks_dir
 from helpers.runner.plan import read_plan
 
 NOTEBOOKS = sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.capture import stream_norms
 from torch import Tensor, nn
 
 from helpers import calibration_tokens, load_model
-from helpers.capture import advance, capture, embed
+from helpers.capture import advance, capture, embed, stream_norms
 from helpers.errors import HelpersError, Stopped
 from helpers.explore import calibration_explorer
 from helpers.explore.calibration import pieces_of, table_html, text_html, visible

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.paths import notebooks_dir, root
+from helpers.paths import TABLES_NOTEBOOK, notebooks_dir, root
 from helpers.records import read_record
-from helpers.runner import TABLES_NOTEBOOK
 from helpers.runner.plan import Run, read_plan
 
 RUNS = read_plan("smoke")

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from helpers.paths import root
-from helpers.runner import TABLES_NOTEBOOK, read_parameters_cell
+from helpers.paths import TABLES_NOTEBOOK, root
+from helpers.runner import read_parameters_cell
 from helpers.runner.plan import read_plan
 
 ROOT = root()
@@ -146,6 +146,7 @@ def test_constraints_pin_what_is_required() -> None:
 def test_imports_are_declared() -> None:
     """What helpers import is in pyproject.toml."""
     known = {name.replace("-", "_") for name in requirements()} | {"helpers", "yaml", "IPython"}
+    known |= {"google"}  # Colab's own
     known |= set(sys.stdlib_module_names)
     for path in MODULES:
         found = set()

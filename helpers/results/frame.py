@@ -18,7 +18,6 @@ Record = Mapping[str, Any]
 
 PRUNE_NOTEBOOK = "04_prune_model"
 ZERO_SHOT_NOTEBOOK = "05_zero_shot"
-TABLES_NOTEBOOK = "06_tables_and_plots"
 METHOD_ORDER = ("dense", "magnitude", "wanda", "sparsegpt", "admm1", "admm-grad")
 TASK_NAMES = {"boolq": "BoolQ", "rte": "RTE", "hellaswag": "HellaSwag", "winogrande": "WinoGrande",
               "arc_easy": "ARC-e", "arc_challenge": "ARC-c", "openbookqa": "OBQA"}  # fmt: skip

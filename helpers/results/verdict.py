@@ -18,7 +18,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from helpers.results.frame import TABLES_NOTEBOOK, Record, record_id
+from helpers.paths import TABLES_NOTEBOOK
+from helpers.results.frame import Record, record_id
 from helpers.results.tables import format_number
 
 FLOOR = 0.02  # what rounding alone may do

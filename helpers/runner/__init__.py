@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "fingerprint": ("is_done",),
         "notebook": ("NotebookRun", "open_run"),
         "parameters": ("read_parameters_cell",),
-        "plan": ("Run", "TABLES_NOTEBOOK", "plan_names", "read_plan"),
+        "plan": ("Run", "plan_names", "read_plan"),
         "run": ("main",),
     },
 )

@@ -17,10 +17,10 @@ import re
 from pathlib import Path
 
 from helpers.errors import RecordError
-from helpers.paths import own_method_file, root
+from helpers.paths import TABLES_NOTEBOOK, own_method_file, root
 from helpers.records import read_record
 from helpers.runner.parameters import code_cells
-from helpers.runner.plan import TABLES_NOTEBOOK, Run
+from helpers.runner.plan import Run
 
 # folders of helpers/ that decide numbers, as the modules beside them do
 CORE_FOLDERS = ("fast", "beyond")

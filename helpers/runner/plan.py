@@ -31,11 +31,9 @@ from typing import Any
 import yaml
 
 from helpers.errors import RunError, check_choice
-from helpers.paths import notebooks_dir, results_dir, runs_dir
+from helpers.paths import TABLES_NOTEBOOK, notebooks_dir, results_dir, runs_dir
 from helpers.runner.parameters import check_values, read_parameters_cell
 
-# reads the records of all other runs, so it goes last
-TABLES_NOTEBOOK = "06_tables_and_plots"
 # where the record goes, and how a reader had parameters chosen: the record holds what was chosen
 NOT_RECORDED = ("record_path", "preset")
 NAMES_SHOWN = 20

@@ -18,10 +18,10 @@ from typing import Any
 
 from helpers import results  # its names are loaded on use: pandas and matplotlib take seconds
 from helpers.errors import HelpersError, RunError
-from helpers.paths import reference_dir, results_dir
+from helpers.paths import TABLES_NOTEBOOK, reference_dir, results_dir
 from helpers.records import read_record, read_records, write_record
 from helpers.runner.fingerprint import is_done
-from helpers.runner.plan import TABLES_NOTEBOOK, Run, assets_needed, count_runs, read_plan
+from helpers.runner.plan import Run, assets_needed, count_runs, read_plan
 from helpers.runner.process import show_path
 from helpers.runner.schedule import format_seconds, is_running, reference_seconds, run_plan, say
 

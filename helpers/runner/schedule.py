@@ -20,10 +20,10 @@ import filelock
 
 from helpers.errors import RecordError, RunError
 from helpers.machine import ram
-from helpers.paths import reference_dir, results_dir
+from helpers.paths import TABLES_NOTEBOOK, reference_dir, results_dir
 from helpers.records import read_record
 from helpers.runner.fingerprint import is_done
-from helpers.runner.plan import TABLES_NOTEBOOK, Run, read_plan, scratch_dir
+from helpers.runner.plan import Run, read_plan, scratch_dir
 from helpers.runner.process import Process, cpus, environment, show_path, write_job
 
 MEMORY_FOR_TWO = 7.5e9  # bytes; what a machine sold with 8 GB reports
