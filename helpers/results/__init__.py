@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "claims": ("claims_markdown", "write_claims"),
         "frame": (
-            *("METHOD_ORDER", "PRUNE_NOTEBOOK", "TABLES_NOTEBOOK", "TASK_NAMES"),
+            *("METHOD_ORDER", "PRUNE_NOTEBOOK", "TASK_NAMES"),
             *("ZERO_SHOT_NOTEBOOK", "column_of", "labelled", "plain_runs", "record_id"),
             "target_name",
         ),
