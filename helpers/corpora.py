@@ -8,7 +8,6 @@ the SparseGPT and Wanda code, so that "c4" and "wikitext2" give those papers' ow
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import logging
 import os
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from helpers.assets import ASSETS, fetch_asset
-from helpers.errors import AssetError, BadParameter, BadText, CalibrationTooShort, check_whole
+from helpers.errors import AssetError, BadText, CalibrationTooShort, check_choice, check_whole
 from helpers.paths import cache_dir, sha256_file
 
 LOG = logging.getLogger(__name__)
@@ -169,15 +168,10 @@ def wiki_articles() -> list[str]:
 
 def _check_source(source: str | os.PathLike[str], names: Sequence[str]) -> str:
     """The source as text: one of `names`, or the path of a .txt or .jsonl file."""
-    text = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
-    if text in names or Path(text).suffix.lower() in FILE_TYPES:
+    text = os.fspath(source) if isinstance(source, os.PathLike) else source
+    if isinstance(text, str) and Path(text).suffix.lower() in FILE_TYPES:
         return text
-    near = difflib.get_close_matches(text, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise BadParameter(
-        f"text source {source!r} is unknown: choose one of {', '.join(names)}, or the path of a "
-        f".txt or .jsonl file{hint}"
-    )
+    return check_choice("text source", text, [*names, "path of a .txt or .jsonl file"])
 
 
 def _offsets(tokens: int, sequences: int, length: int, draw: random.Random) -> list[int]:
