@@ -112,10 +112,7 @@ def allowed(names: Iterable[object]) -> str:
 
 
 def check_choice(
-    what: str,
-    value: object,
-    choices: Iterable[str],
-    error: type[HelpersError] = BadParameter,
+    what: str, value: object, choices: Iterable[str], error: type[HelpersError] = BadParameter
 ) -> str:
     """Return `value` if it is one of `choices`, else raise `error` with the nearest choice."""
     choices = list(choices)

@@ -13,13 +13,7 @@ import pytest
 import torch
 
 from helpers import corpora
-from helpers.corpora import (
-    C4,
-    WIKITEXT2,
-    calibration_tokens,
-    corpus_identity,
-    evaluation_tokens,
-)
+from helpers.corpora import C4, WIKITEXT2, calibration_tokens, corpus_identity, evaluation_tokens
 from helpers.errors import AssetError, BadParameter, BadText, CalibrationTooShort
 
 END = 7
