@@ -53,7 +53,7 @@ def _table(rows: list[Result], columns: Columns) -> str:
         {head: _cell(what(row) if callable(what) else row[what]) for head, what in columns.items()}
         for row in rows
     ]
-    frame = pd.DataFrame(cells)
+    frame = pd.DataFrame(cells, columns=list(columns))
     return to_markdown(frame.set_index(frame.columns[0])).rstrip()
 
 

@@ -30,8 +30,6 @@ def interleaved(
     `warm` runs each once before, untimed; `before` is called, untimed, before every run; on a
     GPU the clock is read only when the device has done its work.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats {repeats} is not allowed: give at least 1")
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(-1 if warm else 0, repeats):
         names = list(runs) if round_ % 2 == 0 else list(reversed(runs))

@@ -79,7 +79,7 @@ def make_record(
         "series": series,
         "layers": None if layers is None else list(layers),
         "versions": _versions(),
-        "git": _git_state(),
+        "git": git_state(),
         "platform": {  # no host name
             "system": platform.system(),
             "machine": platform.machine(),
@@ -248,10 +248,10 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _git_state() -> dict[str, Any] | None:
+def git_state(sources: Iterable[str] = SOURCES) -> dict[str, Any] | None:
     """{"commit", "dirty"} of the project, or None outside a git checkout.
 
-    "dirty" is True when the code that decides numbers differs from the commit.
+    "dirty" is True when one of `sources`, by default what decides numbers, differs from the commit.
     """
 
     def git(*arguments: str) -> str:
@@ -263,7 +263,7 @@ def _git_state() -> dict[str, Any] | None:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root():
             return None  # the project was copied into another project's checkout
-        changes = git("status", "--porcelain", "--", *SOURCES)
+        changes = git("status", "--porcelain", "--", *sources)
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
     except (OSError, subprocess.SubprocessError):
         return None
