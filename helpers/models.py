@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from helpers.paths import MASK_FILE, sha256_file
 # attributes that a model gets here
 IDENTITY = "pruning_identity"
 WEIGHT_READER = "pruning_weight_reader"  # what reads the weights of a model that is not in memory
-_NAMES = 'use "embedded", "tiny", an existing folder or a hub id such as "owner/name"'
 
 
 def load_model(
@@ -57,18 +55,19 @@ def load_model(
 
 def _locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | None]:
     """The folder or (hub id, revision) that a model's name stands for."""
-    if not isinstance(name, (str, os.PathLike)) or not str(name):
-        raise UnknownModel(f"model {name!r} is unknown: {_NAMES}")
-    if str(name) == "embedded":
+    text = str(name)
+    if text == "embedded":
         return embedded_model_folder(), None
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = Path(text).expanduser()
+    if text and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UnknownModel(f"folder {folder} holds no config.json: give a saved model's folder")
         return folder, None
-    text = str(name)
     if text.startswith((".", "/", "~")) or text.count("/") != 1:
-        raise UnknownModel(f"model {text!r} is unknown: {_NAMES}")
+        raise UnknownModel(
+            f'model {text!r} is unknown: use "embedded", "tiny", an existing folder or a hub id '
+            'such as "owner/name"'
+        )
     if revision is None:
         raise UnknownModel(
             f'model {text!r} on the hub needs revision=: give a commit hash, or "main" for '
@@ -89,8 +88,8 @@ def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise UnknownModel(
-            f"model {str(source)!r} cannot be loaded ({first_line(error)}): check the "
-            "name, the revision, the network and your access to it"
+            f"model {str(source)!r} cannot be loaded ({first_line(error)}): check the name, the "
+            "revision, the network and your access to it"
         ) from error
     except HTTPError as error:  # the HTTP library's own, which transformers lets through
         raise AssetError(
@@ -132,8 +131,7 @@ def _identity(name: str | Path, model: nn.Module) -> dict[str, Any]:
     if str(name) == "embedded":
         identity["sha256"] = next(iter(ASSETS["model"].members.values()))
     elif str(name) != "tiny" and folder.is_dir():
-        # its name and one hash over its weights: the path says nothing on another machine, and the
-        # masks follow from the weights
+        # not its path, which says nothing on another machine; the masks follow from the weights
         files = sorted(set(folder.glob("*.safetensors")) - {folder / MASK_FILE})
         hashes = "".join(f"{path.name} {sha256_file(path)}\n" for path in files)
         sha256 = hashlib.sha256(hashes.encode()).hexdigest()

@@ -34,6 +34,7 @@ FIELDS: dict[Any, tuple[str, ...]] = {
     dict | None: ("model", "data", "series", "git"),
     list | None: ("layers",),
 }
+# the packages that can change a number
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "lm-eval")
 PACKAGES += ("numpy", "pandas")
 # what decides a number; a change elsewhere in the tree does not make a record "dirty"
@@ -102,10 +103,7 @@ def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Pat
 
 
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The record in a file.
-
-    Raises RecordError if it cannot be read, is not JSON, or lacks a field.
-    """
+    """The record in a file; RecordError if it cannot be read, is not JSON or lacks a field."""
 
     def refuse(name: str) -> float:
         raise ValueError(f"it holds {name}")  # NaN and infinity are no JSON, but Python reads them
@@ -116,8 +114,9 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise RecordError(f"cannot read record {path}: {error.strerror or error}") from error
     except ValueError as error:
-        reason = f"is not JSON ({first_line(error)})"
-        raise RecordError(f"record {path} {reason}: delete it and run again") from error
+        raise RecordError(
+            f"record {path} is not JSON ({first_line(error)}): delete it and run again"
+        ) from error
     return check_record(record, str(path))
 
 
@@ -151,9 +150,7 @@ def check_parameters(**parameters: tuple[Any, ...]) -> None:
     """Check the types of a notebook's parameters: `check_parameters(rho=(rho, float), ...)`.
 
     Each keyword is (value, type, ...more allowed types); None stands for its own type. A bool is
-    not an int, an int is accepted for a float, and a float must be finite.
-
-    Raises BadParameter that names the parameter, the value and the types allowed.
+    not an int, an int is accepted for a float, and a float must be finite. Raises BadParameter.
     """
     for name, (value, *allowed_types) in parameters.items():
         check_type(name, value, allowed_types)
@@ -240,7 +237,7 @@ def _to_json(record: Mapping[str, Any]) -> str:
 
 
 def _versions() -> dict[str, str]:
-    """Versions of Python and of the packages that can change a number."""
+    """Versions of Python and of the packages that are installed."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -62,7 +62,6 @@ def record() -> dict:
         },
         "model": {"rows": [row], "forward": [{**batch, "tokens a second": summary(1234.0)}]},
         "growth": {"curves": [{**curve, "seconds": [summary(1.0), summary(8.0)]}]},
-        "other": {"peak": [{"case": "stream", "bytes": 12, "ratio": summary(1.5)}]},
     }
     entry = {"machine": MACHINE, "seconds": 12.3, "quick": False}
     return {"schema": 1, "benchmarks": {k: {**entry, "result": v} for k, v in results.items()}}
@@ -71,34 +70,22 @@ def record() -> dict:
 # --- timing --------------------------------------------------------------------------------
 
 
-class FakeClock:
-    """A clock that only its own runs move on, and the order in which they came."""
+def test_runs_alternate_and_the_warm_up_is_not_counted() -> None:
+    now, order = 0, ""  # of a clock that only these runs move on
 
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.order = ""
-
-    def __call__(self) -> float:
-        return self.now
-
-    def run(self, name: str, *seconds: float) -> Callable[[], None]:
-        left = list(seconds)
+    def run(name: str, *seconds: int) -> Callable[[], None]:
+        left = iter(seconds)
 
         def wait() -> None:
-            self.order += name
-            self.now += left.pop(0)
+            nonlocal now, order
+            now, order = now + next(left), order + name
 
         return wait
 
-
-def test_runs_alternate_and_the_warm_up_is_not_counted() -> None:
-    clock = FakeClock()
-    runs = {"a": clock.run("a", 9, 1, 2, 3), "b": clock.run("b", 9, 4, 4, 4)}
-    seconds = timing.interleaved(runs, 3, before=clock.run("-", *[100] * 8), clock=clock)
-    assert clock.order == "-b-a" + "-a-b" + "-b-a" + "-a-b"
+    runs = {"a": run("a", 9, 1, 2, 3), "b": run("b", 9, 4, 4, 4)}
+    seconds = timing.interleaved(runs, 3, before=run("-", *[100] * 8), clock=lambda: now)
+    assert order == "-b-a" + "-a-b" + "-b-a" + "-a-b"
     assert seconds == {"a": [1, 2, 3], "b": [4, 4, 4]}
-    with pytest.raises(ValueError, match="at least 1"):
-        timing.interleaved(runs, 0)
 
 
 def test_a_ratio_is_taken_within_a_round() -> None:
@@ -107,15 +94,12 @@ def test_a_ratio_is_taken_within_a_round() -> None:
     found = timing.ratio(seconds, "ours", "products", "inverse")
     assert found["median"] == found["min"] == 1.5 and found["max"] == 2.0
     assert found["q3"] == 1.75 and found["repeats"] == 3
-    with pytest.raises(ValueError):
-        timing.ratio({"a": [1.0], "b": [1.0, 2.0]}, "a", "b")
 
 
 def test_the_fitted_exponent_is_right() -> None:
     sizes = [512, 768, 1024, 4096]
-    for power in (0, 2.5):
-        found = timing.exponent(sizes, [3e-9 * size**power for size in sizes])
-        assert found == pytest.approx(power, abs=1e-9)
+    found = timing.exponent(sizes, [3e-9 * size**2.5 for size in sizes])
+    assert found == pytest.approx(2.5, abs=1e-9)
 
 
 # --- the published path --------------------------------------------------------------------
@@ -187,7 +171,6 @@ def test_the_page_of_a_record() -> None:
     assert "Ours / floor: target at most 1.3, met in 1 of 2." in page
     assert "Published path / ours: target at least 2, met in 1 of 1." in page
     assert "| solver | width | 2 to 4 | 0.900 to 7.20 | 3 | 2.90 | 3.00 |" in page
-    assert "| stream | 12 | 1.50 (1.35 to 1.65) |" in page, "an unknown benchmark has a table too"
     assert "no GPU here" in page and "Warning" not in page
     warned = record()
     warned["benchmarks"]["solver"]["machine"] = {**MACHINE, "warning": "load average 9"}
@@ -198,7 +181,6 @@ def test_figures_are_the_same_bytes_each_time() -> None:
     pictures = figures.to_figures(record())
     assert set(pictures) == {"solver", "model", "growth"}
     assert pictures == figures.to_figures(record())
-    assert all(png.startswith(b"\x89PNG") for png in pictures.values())
 
 
 def test_parts_merge_into_one_record() -> None:
