@@ -59,15 +59,6 @@ def curve(
     }
 
 
-def _by_size(
-    runs: dict[int, Callable[[], Any]], repeats: int, *, warm: bool = True
-) -> dict[int, list[float]]:
-    """Seconds at each size, the sizes alternating."""
-    named = {str(size): run for size, run in runs.items()}
-    seconds = interleaved(named, repeats, warm=warm)
-    return {int(size): values for size, values in seconds.items()}
-
-
 def solver_by_width(widths: tuple[int, ...], repeats: int) -> dict[str, Any]:
     """admm-grad on square layers of each width, warmed up on the smaller half of them."""
     layers = {width: (random_weight(width, width), random_gram(width)) for width in widths}
@@ -77,7 +68,7 @@ def solver_by_width(widths: tuple[int, ...], repeats: int) -> dict[str, Any]:
         width: lambda layer=layer: admm_grad(*layer, sparsity=SPARSITY)
         for width, layer in layers.items()
     }
-    return curve("solver", "width", 3, _by_size(runs, repeats, warm=False))
+    return curve("solver", "width", 3, interleaved(runs, repeats, warm=False))
 
 
 def gram_by_width(widths: tuple[int, ...], repeats: int, tokens: int) -> dict[str, Any]:
@@ -85,14 +76,14 @@ def gram_by_width(widths: tuple[int, ...], repeats: int, tokens: int) -> dict[st
     inputs = random_inputs(tokens, max(widths))
     parts = {width: inputs[:, :width].contiguous() for width in widths}
     runs = {width: lambda x=x: gram_of(x) for width, x in parts.items()}
-    return curve("gram", "width", 2, _by_size(runs, repeats))
+    return curve("gram", "width", 2, interleaved(runs, repeats))
 
 
 def gram_by_tokens(counts: tuple[int, ...], repeats: int) -> dict[str, Any]:
     """XᵀX of 1024 inputs for each number of tokens."""
     inputs = random_inputs(max(counts), 1024)
     runs = {count: lambda x=inputs[:count]: gram_of(x) for count in counts}
-    return curve("gram", "tokens", 1, _by_size(runs, repeats))
+    return curve("gram", "tokens", 1, interleaved(runs, repeats))
 
 
 def prune_by(
@@ -115,7 +106,7 @@ def prune_by(
         reports[size].append(report)
 
     runs = {size: lambda s=size, p=problem: run(s, *p) for size, problem in problems.items()}
-    _by_size(runs, repeats)
+    interleaved(runs, repeats)
     return lambda *parts: {
         size: [sum(report.seconds[part] for part in parts) for report in made[-repeats:]]
         for size, made in reports.items()  # from the end, so without the warm-up

@@ -193,15 +193,15 @@ def measure_forward(name: str, model: nn.Module, tokens: Tensor, repeats: int) -
             for block, call in zip(find_blocks(model), calls[batch], strict=True):
                 rows = run_block(block, rows, call)
 
-    runs = {str(batch): lambda batch=batch: run(batch) for batch in BATCHES}
+    runs = {batch: lambda batch=batch: run(batch) for batch in BATCHES}
     seconds = interleaved(runs, repeats, device=device)
     return [
         {
             "case": name,
             "device": device.type,
             "batch": batch,
-            "tokens a second": summary([tokens.numel() / s for s in seconds[str(batch)]]),
-            "speed": ratio(seconds, "1", str(batch)),
+            "tokens a second": summary([tokens.numel() / s for s in seconds[batch]]),
+            "speed": ratio(seconds, 1, batch),
         }
         for batch in BATCHES
     ]

@@ -87,7 +87,8 @@ def calibration_tokens(
     draw = random.Random(check_whole("seed", seed, least=0))
     if source == "c4":
         return _windows_of_documents(_hub_rows(C4, "train"), tokenizer, sequences, length, draw)
-    if source == "wikitext2":
+    as_published = source == "wikitext2"
+    if as_published:
         stream = _tokenise(tokenizer, " ".join(_hub_rows(WIKITEXT2, "train")["text"]))
     else:
         stream = _joined(_documents(source), tokenizer)
@@ -96,8 +97,8 @@ def calibration_tokens(
             f"calibration text {source!r} has {len(stream)} tokens, fewer than one sequence of "
             f"{length}: give a longer text or a smaller length"
         )
-    if source == "wikitext2":
-        last = max(len(stream) - length - 1, 0)
+    if as_published:
+        last = max(len(stream) - length - 1, 0)  # the published code never draws the last start
         offsets = [draw.randint(0, last) for _ in range(sequences)]
     else:
         offsets = _offsets(len(stream), sequences, length, draw)

@@ -38,7 +38,7 @@ Step = Callable[[int, Tensor, Tensor], None]
 class MaskedLeastSquares:
     """A layer's least-squares problem on its mask, in the coordinates a solver works in.
 
-    matrix (d_in, d_in) is D there; scale, (d_in,) or (), the factor from weights to coordinates.
+    D, (d_in, d_in), is given in those; scale, (d_in,) or (), is the factor from weights to them.
     Raises BadParameter, BadMask, NonFinite for arguments that `helpers.admm.refit` refuses too.
     """
 
@@ -65,14 +65,14 @@ class MaskedLeastSquares:
             raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
         kind = torch.promote_types(weight.dtype, torch.float32)
         self.keep = keep
-        self.matrix, self.scale = damped_system(gram.to(kind), damping, precondition=precondition)
+        self.D, self.scale = damped_system(gram.to(kind), damping, precondition=precondition)
         self.dense = weight.to(kind) * self.scale
-        self.target = self.dense @ self.matrix  # the gradient's constant part, computed once
+        self.target = self.dense @ self.D  # the gradient's constant part, computed once
 
     def gradient(self, current: Tensor, out: Tensor) -> Tensor:
         """2 (current − dense) D on the support and 0 elsewhere, written to `out`."""
         # −2 dense D + 2 current D: one product, and no matrix current − dense
-        torch.addmm(self.target, current, self.matrix, beta=-2, alpha=2, out=out)
+        torch.addmm(self.target, current, self.D, beta=-2, alpha=2, out=out)
         # a gradient that is zero outside the mask leaves the pruned weights at zero
         return out.mul_(self.keep)
 
@@ -122,7 +122,7 @@ def gradient_refit(
         step = _adam(current, learning_rate * typical)
     else:
         # the gradient changes by at most L a unit of distance, so a step of 1/L cannot overshoot
-        step = _heavy_ball(current, learning_rate / _curvature(problem.matrix), momentum)
+        step = _heavy_ball(current, learning_rate / _curvature(problem.D), momentum)
     slope = torch.empty_like(current)
     for iteration in range(1, iterations + 1):
         problem.gradient(current, out=slope)
@@ -162,14 +162,14 @@ def _heavy_ball(like: Tensor, rate: float, momentum: float) -> Step:
     return step
 
 
-def _curvature(matrix: Tensor) -> float:
+def _curvature(D: Tensor) -> float:
     """Largest eigenvalue of 2 D, the most that the gradient changes a unit of distance."""
     generator = torch.Generator().manual_seed(0)
-    vector = torch.randn(len(matrix), generator=generator, dtype=matrix.dtype).to(matrix.device)
+    vector = torch.randn(len(D), generator=generator, dtype=D.dtype).to(D.device)
     # power iteration: a product with D stretches the part along the largest eigenvalue's
     # eigenvector most, so after some of them little else is left, and its length is the eigenvalue
     for _ in range(POWER_STEPS):
-        vector = matrix @ (vector / vector.norm())
+        vector = D @ (vector / vector.norm())
     largest = 2 * vector.norm().item()
     if largest > 0:
         return largest
@@ -216,7 +216,7 @@ def conjugate_gradients(
     search, image = residual.clone(), torch.empty_like(current)
     size = _dot(residual, residual)
     for iteration in range(1, iterations + 1):
-        torch.mm(search, problem.matrix, out=image)
+        torch.mm(search, problem.D, out=image)
         image.mul_(keep)
         length = _ratio(size, _dot(search, image))  # the minimum along the search direction
         current.addcmul_(search, length)

@@ -199,7 +199,7 @@ class _Case:
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Solve once with `last` iterations: the rows, and the curve, of a solver with settings."""
         solver = settings["solver"]
-        early = ADMM_ROWS if solver == "admm" else (20,)
+        early = ADMM_ROWS if solver == "admm" else (20,)  # 20: what the paper gives ADMM
         rows_at = {at for at in early if at <= last} | {last}
         points = rows_at.union(trace_points(last))
         rows: list[dict[str, Any]] = []
@@ -220,7 +220,8 @@ class _Case:
             for name, value in {"seconds": seconds, **measured}.items():
                 # five digits: a curve is drawn, and a record should stay small
                 curve[name].append(float(f"{value:.5g}"))
-            started += self.now() - stopped  # measuring is no work of the solver's
+            # the clock goes on while the solver works, and not while its weight is measured
+            started += self.now() - stopped
 
         solvers = {"admm": refit, "cg": conjugate_gradients}
         solve = solvers.get(solver) or functools.partial(gradient_refit, optimiser=solver)

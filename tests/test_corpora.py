@@ -99,25 +99,6 @@ def test_a_text_of_exactly_one_sequence_will_do_and_a_shorter_one_will_not(
         calibration_tokens(path, WordTokenizer(), sequences=1, length=6)
 
 
-def test_a_real_tokenizer_takes_the_same_calls(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({"end": 0, "a": 1, "b": 2, "?": 3}, unk_token="?"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="end", unk_token="?", model_max_length=4
-    )
-    path = tmp_path / "two.jsonl"
-    path.write_text('{"text": "a b a"}\n{"text": "b c b"}\n', encoding="utf-8")
-    tokens = calibration_tokens(path, tokenizer, sequences=1, length=7)
-    assert tokens.tolist() == [[1, 2, 1, 0, 2, 3, 2]]
-    assert evaluation_tokens(path, tokenizer).tolist() == [1, 2, 1, 2, 3, 2]
-    assert "longer than" not in caplog.text
-
-
 # ---- bad input
 
 

@@ -41,12 +41,6 @@ def test_pick_dtype(one_line_error) -> None:
             device.pick_dtype(wrong, "cpu")
 
 
-def test_describe_device_counts_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    for threads, text in ((2, "cpu, 2 threads"), (1, "cpu, 1 thread")):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert device.describe_device("cpu") == text
-
-
 def test_all_finite_looks_at_every_part() -> None:
     for shape in ((), (5,), (3000, 1000), (2, 2_000_000)):
         tensor = torch.ones(shape)

@@ -84,11 +84,7 @@ def test_every_step_is_torchs_own(optimiser: str, rate: float, precondition: boo
 @pytest.mark.parametrize(
     ("optimiser", "rate", "precondition", "steps", "damping"),
     # near the promised limit of 2 (1 + momentum) too
-    [
-        ("adam", 0.01, True, 6000, 0.1),
-        ("sgd", 1.0, False, 6000, 0.0),
-        ("sgd", 3.7, True, 3000, 0.1),
-    ],
+    [("adam", 0.01, True, 6000, 0.1), ("sgd", 1.0, False, 6000, 0), ("sgd", 3.7, True, 3000, 0.1)],
 )
 def test_gradient_methods_arrive_at_exact_least_squares(
     optimiser: str, rate: float, precondition: bool, steps: int, damping: float
