@@ -94,8 +94,8 @@ def calibration_tokens(
         stream = _joined(_documents(source), tokenizer)
     if len(stream) < length:  # a shorter sequence is never used instead
         raise CalibrationTooShort(
-            f"calibration text {source!r} has {len(stream)} tokens, fewer than one sequence of "
-            f"{length}: give a longer text or a smaller length"
+            f"text {source!r} has {len(stream)} tokens, fewer than one sequence of {length}: give "
+            "a longer text or a smaller length"
         )
     if as_published:
         last = max(len(stream) - length - 1, 0)  # the published code never draws the last start
@@ -201,8 +201,7 @@ def _windows_of_documents(
     while len(windows) < sequences:
         if len(short) == len(rows):
             raise CalibrationTooShort(
-                f"none of the {len(rows)} documents of C4's shard 0 is longer than {length} "
-                "tokens: give a smaller length"
+                f"none of the {len(rows)} documents is longer than {length} tokens: lower length"
             )
         index = draw.randint(0, len(rows) - 1)
         if index in short:
@@ -251,10 +250,8 @@ def _documents(source: str) -> list[str]:
             except ValueError:
                 row = None
             if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                raise BadText(
-                    f'{path} line {number} is no JSON object with a "text" string: write '
-                    '{"text": "..."} on each line'
-                )
+                wrong = 'is no JSON object with a "text" string: write {"text": "..."} on each line'
+                raise BadText(f"{path} line {number} {wrong}")
             documents.append(row["text"])
     documents = [document for document in documents if document.strip()]
     if not documents:
@@ -268,13 +265,9 @@ def _file_errors(path: str) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        raise BadText(
-            f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8 and try again"
-        ) from error
+        raise BadText(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     except OSError as error:
-        raise BadText(
-            f"text file {path} cannot be read ({error.strerror}): check the path"
-        ) from error
+        raise BadText(f"{path} cannot be read ({error.strerror}): check the path") from error
 
 
 def _hub_rows(hub: HubText, split: str) -> Any:

@@ -70,8 +70,7 @@ def _locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | N
         )
     if revision is None:
         raise UnknownModel(
-            f'model {text!r} on the hub needs revision=: give a commit hash, or "main" for '
-            "whatever is newest (the resolved commit is recorded)"
+            f'model {text!r} on the hub needs revision=: a commit hash, or "main" for the newest'
         )
     return text, revision
 
@@ -175,10 +174,9 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
 
     Raises UnsupportedModel.
     """
+    kind = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
-        raise UnsupportedModel(
-            f"{type(model).__name__} is an encoder-decoder: give a decoder-only language model"
-        )
+        raise UnsupportedModel(f"{kind} is an encoder-decoder: give a decoder-only model")
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     found = [
         (name.count("."), module)
@@ -187,8 +185,7 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     ]
     if not found:
         raise UnsupportedModel(
-            f"{type(model).__name__} has no list of {count} decoder blocks: "
-            "its family is not supported, choose another model"
+            f"{kind} has no list of {count} decoder blocks: choose another model"
         )
     return min(found, key=lambda pair: pair[0])[1]
 
@@ -211,18 +208,16 @@ def find_layers(block: nn.Module, where: str = "block") -> dict[str, nn.Module]:
         name = max(others, key=lambda key: others[key].numel())
         raise UnsupportedModel(
             f"{where} {name} is not the weight of a linear layer: with shape "
-            f"{tuple(others[name].shape)} it looks like fused experts, quantised weights, "
-            "a convolution or a recurrence, and would stay dense; choose a model of linear layers "
-            "only, such as Llama"
+            f"{tuple(others[name].shape)} it looks like fused experts, quantised weights, a "
+            "convolution or a recurrence; choose a model of linear layers only, such as Llama"
         )
     layers = {n: m for n, m in block.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
     if not layers:
         raise UnsupportedModel(f"{where} has no linear layer to prune: choose another model")
     for name, layer in layers.items():
-        if not layer.weight.is_floating_point() or layer.weight.ndim != 2:
-            raise UnsupportedModel(
-                f"{where} {name} has a {layer.weight.dtype} weight: load the model unquantised"
-            )
+        kind = layer.weight.dtype
+        if not kind.is_floating_point or layer.weight.ndim != 2:
+            raise UnsupportedModel(f"{where} {name} has a {kind} weight: load it unquantised")
     return layers
 
 

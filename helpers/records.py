@@ -114,9 +114,8 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise RecordError(f"cannot read record {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise RecordError(
-            f"record {path} is not JSON ({first_line(error)}): delete it and run again"
-        ) from error
+        reason = f"is not JSON ({first_line(error)})"
+        raise RecordError(f"record {path} {reason}: delete it and run again") from error
     return check_record(record, str(path))
 
 
@@ -219,9 +218,8 @@ def _plain(value: Any, where: str) -> Any:
         return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    raise RecordError(
-        f"{where} is a {type(value).__name__}: give a number, text, list, mapping or None"
-    )
+    kind = type(value).__name__
+    raise RecordError(f"{where} is a {kind}: give a number, text, list, mapping or None")
 
 
 def _to_json(record: Mapping[str, Any]) -> str:

@@ -76,9 +76,8 @@ def task_rows(task: str) -> list[dict[str, Any]]:
     else:
         rows = [_row(task, doc) for doc in _stored_prompts(path)]
     if len(rows) != details.size:
-        raise AssetError(
-            f"{path} holds {len(rows)} items of {task}, not {details.size}: delete it and try again"
-        )
+        found = f"{len(rows)} items of {task}, not {details.size}"
+        raise AssetError(f"{path} holds {found}: delete it and try again")
     return rows
 
 
@@ -111,10 +110,7 @@ def choose_items(task_size: int, limit: int | None, seed: int) -> list[int]:
     if limit is None:
         return sorted(order)
     if check_whole("limit", limit, least=2) > task_size:
-        raise BadParameter(
-            f"limit {limit} is more than the {task_size} items of the task: lower it, or give "
-            "None for all of them"
-        )
+        raise BadParameter(f"limit {limit} is more than the task's {task_size} items: lower it")
     return sorted(order[:limit])
 
 

@@ -65,10 +65,3 @@ def test_replace_file_keeps_the_old_file(
         paths.replace_file(path, "new")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["record.json"]
-
-
-def test_replace_file_below_a_file_is_one_line(tmp_path: Path, one_line_error) -> None:
-    (tmp_path / "blocker").write_text("a file, not a folder")
-    with one_line_error(RecordError, "record.json"):
-        paths.replace_file(tmp_path / "blocker" / "record.json", "{}")
-    assert list(tmp_path.iterdir()) == [tmp_path / "blocker"]

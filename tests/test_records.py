@@ -98,8 +98,9 @@ def test_files_that_are_not_there_or_in_the_way(tmp_path: Path, one_line_error) 
     with one_line_error(RecordError, "cannot read"):
         records.read_record(tmp_path / "none.json")
     (tmp_path / "file").write_text("in the way")
-    with one_line_error(RecordError, "cannot write"):
+    with one_line_error(RecordError, "cannot write", "a.json"):
         records.write_record(tmp_path / "file" / "a.json", a_record())
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize(
