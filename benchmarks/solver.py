@@ -51,23 +51,18 @@ def measure(quick: bool = False, shapes: Sequence[str] | None = None) -> dict[st
         raise ValueError(f"no case {sorted(unknown)}: there are {', '.join(cases)}")
     chosen = {name: cases[name] for name in (shapes or cases)}
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    rows = [
-        measure_case(name, layers, device, threads, quick)
-        for device in devices
-        for name, layers in chosen.items()
-        for threads in _threads(layers, device)
-    ]
+    rows, most = [], torch.get_num_threads()
+    for device in devices:
+        for name, layers in chosen.items():
+            # on a CPU a small layer is also measured with one thread, as plans run it
+            both = device == "cpu" and layers[0][1] < LARGE
+            for threads in sorted({1, most}) if both else [most]:
+                rows.append(measure_case(name, layers, device, threads, quick))
     found: dict[str, Any] = {"rows": rows}
     first = next(iter(cases))
     if first in chosen:
         found["parts"] = measure_parts(*cases[first][0], repeats=3 if quick else 15)
     return found
-
-
-def _threads(layers: list[Shape], device: str) -> list[int]:
-    """With how many threads a case is measured: a small one also with one, as plans run it."""
-    most = torch.get_num_threads()
-    return sorted({1, most}) if device == "cpu" and layers[0][1] < LARGE else [most]
 
 
 @contextlib.contextmanager

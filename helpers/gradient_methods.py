@@ -43,8 +43,9 @@ class MaskedLeastSquares:
     """
 
     # With scale s the unknown is s·Ŵ and D becomes D/(s sᵀ): the same problem and optimum on other
-    # axes. A gradient method is slow by the ratio of D's largest and smallest eigenvalue, and
-    # inputs of unit norm make that ratio smaller where a few inputs are far larger than the rest.
+    # axes. A gradient method needs more iterations the larger the ratio of D's largest to smallest
+    # eigenvalue is, and where a few inputs are far larger than the rest, inputs of unit norm make
+    # that ratio much smaller.
 
     def __init__(
         self,

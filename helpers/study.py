@@ -25,7 +25,7 @@ from helpers.masks import Pattern, check_sparsity, check_target, select
 from helpers.methods import METHODS
 
 DIRECT_ITERATIONS = 50  # of ADMM and conjugate gradients, which need few
-RHOS = (0.1, 0.3, 1.0, 3.0, 10.0)  # around the paper's 1, equally far apart on a logarithmic axis
+RHOS = (0.1, 0.3, 1.0, 3.0, 10.0)  # around the paper's 1
 LIGHT_DAMPING = 0.01  # SparseGPT's; the paper's ADMM uses 0.1
 # relative units, see `gradient_refit`; the last of "sgd" is near where it diverges
 LEARNING_RATES = {"adam": (0.03, 0.1, 0.3), "sgd": (1.0, 2.0, 3.5)}
@@ -139,7 +139,7 @@ class _Case:
         self.optimum = optimum.float()
 
     def now(self) -> float:
-        """A clock in seconds that a GPU's unfinished work cannot deceive."""
+        """Seconds on a clock, read when the GPU has done its work."""
         synchronise(self.weight.device)
         return time.perf_counter()
 

@@ -103,8 +103,8 @@ def choose_items(task_size: int, limit: int | None, seed: int) -> list[int]:
 
     Raises BadParameter if there are fewer items than asked for: a subset is never made smaller.
     """
-    # The order depends on size and seed alone, so every model gets the same items and their scores
-    # can be paired; and the first 20 items are among the first 100.
+    # The order depends on size and seed alone, so every model gets the same items, their scores can
+    # be paired, and a smaller limit takes a part of what a larger one takes.
     order = list(range(task_size))
     random.Random(check_whole("seed", seed, least=0)).shuffle(order)
     if limit is None:
