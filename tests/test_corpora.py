@@ -51,12 +51,15 @@ def text_file(tmp_path: Path) -> Path:
 
 
 def test_windows_of_a_file_do_not_overlap_when_it_is_long_enough(text_file: Path) -> None:
-    for seed in range(20):
+    starts = []
+    for seed in (*range(20), 0):
         tokens = calibration_tokens(text_file, WordTokenizer(), sequences=9, length=11, seed=seed)
         assert tokens.shape == (9, 11) and tokens.dtype == torch.int64
         # each row runs on in the text, and no token is drawn twice
         assert torch.equal(tokens - tokens[:, :1], torch.arange(11).expand(9, 11))
         assert tokens.unique().numel() == 99
+        starts.append(tokens[:, 0].tolist())
+    assert starts[0] == starts[-1] != starts[1] and starts[0] != sorted(starts[0]), "by the seed"
     exact = calibration_tokens(text_file, WordTokenizer(), sequences=10, length=10)
     assert sorted(exact.flatten().tolist()) == list(range(100, 200))
 
@@ -69,47 +72,28 @@ def test_windows_overlap_with_a_warning_when_it_is_not(
     assert set(tokens[:, 0].tolist()) == set(range(100, 111))  # the first and last start included
 
 
-def test_the_seed_decides(text_file: Path) -> None:
-    def starts(seed: int) -> list[int]:
-        wanted = dict(sequences=4, length=8, seed=seed)
-        return calibration_tokens(str(text_file), WordTokenizer(), **wanted)[:, 0].tolist()
-
-    assert starts(3) == starts(3) != starts(4)
-    assert any(starts(seed) != sorted(starts(seed)) for seed in range(9)), "in random order"
-
-
 @pytest.mark.parametrize("end", [END, None])
-def test_documents_are_joined_by_the_end_token(tmp_path: Path, end: int | None) -> None:
+def test_documents_are_joined_by_the_end_token(
+    tmp_path: Path, end: int | None, one_line_error
+) -> None:
     path = tmp_path / "three.jsonl"
     rows = [{"text": "10 11"}, {"text": " \n"}, {"text": "20 21 22", "url": "x"}]
     path.write_text("\n\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
     whole = [10, 11, *([] if end is None else [end]), 20, 21, 22]
-    tokens = calibration_tokens(path, WordTokenizer(end), sequences=1, length=len(whole), seed=1)
-    assert tokens.tolist() == [whole]
-
-
-def test_a_text_of_exactly_one_sequence_will_do_and_a_shorter_one_will_not(
-    tmp_path: Path, one_line_error
-) -> None:
-    path = tmp_path / "short.txt"
-    path.write_text("1 2 3 4 5", encoding="utf-8")
-    tokens = calibration_tokens(path, WordTokenizer(), sequences=2, length=5)
-    assert tokens.tolist() == [[1, 2, 3, 4, 5]] * 2
-    with one_line_error(CalibrationTooShort, "5 tokens", "6"):
-        calibration_tokens(path, WordTokenizer(), sequences=1, length=6)
+    # a text of exactly one sequence will do, a shorter one will not
+    tokens = calibration_tokens(path, WordTokenizer(end), sequences=2, length=len(whole))
+    assert tokens.tolist() == [whole] * 2
+    with one_line_error(CalibrationTooShort, f"{len(whole)} tokens"):
+        calibration_tokens(path, WordTokenizer(end), sequences=1, length=len(whole) + 1)
 
 
 # ---- bad input
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("sequences", 0), ("sequences", True), ("length", 2.0), ("seed", -1)]
-)
-def test_counts_are_checked_by_name(
-    text_file: Path, name: str, value: object, one_line_error
-) -> None:
-    with one_line_error(BadParameter, name):
-        calibration_tokens(text_file, WordTokenizer(), **{name: value})
+def test_counts_are_checked_by_name(text_file: Path, one_line_error) -> None:
+    for name, value in (("sequences", 0), ("length", 2.0), ("seed", -1)):
+        with one_line_error(BadParameter, name):
+            calibration_tokens(text_file, WordTokenizer(), **{name: value})
 
 
 @pytest.mark.parametrize("source", ["wikitex2", "notes.pdf", 3])
