@@ -91,7 +91,7 @@ ASSETS: dict[str, Asset] = {
             f"{_PROMPTS}/openbookqa/test_rc_5shot/requests.jsonl.gz":
                 "4159dc91f154933a0778fb5520997cc2c5314fa7f014c527f3a56e4a5844bd15",
         },
-        "BoolQ, RTE, HellaSwag, WinoGrande, ARC-easy, ARC-challenge, OpenBookQA (each its own)",
+        "BoolQ, RTE, HellaSwag, WinoGrande, ARC (two), OpenBookQA (each its own licence)",
     ),
 }
 # fmt: on
