@@ -1,7 +1,7 @@
 """`python -m benchmarks [NAME ...] [--quick] [--shapes A,B] [--out FOLDER]`.
 
-A benchmark is a module with `measure(quick: bool) -> dict`, named in `BENCHMARKS`; its result goes
-into the record beside those of the others, and what is not named stays as it was.
+A benchmark is a module of this package with `measure(quick: bool) -> dict`, named in `BENCHMARKS`,
+and has a section in `report`. What is not named on the command line stays in the record as it was.
 """
 
 from __future__ import annotations
@@ -19,13 +19,7 @@ from benchmarks.machine import describe
 from helpers.paths import reference_dir, replace_file, results_dir
 
 SCHEMA = 1
-BENCHMARKS = {
-    "solver": "benchmarks.solver",
-    "model": "benchmarks.model",
-    "growth": "benchmarks.growth",
-    "memory": "benchmarks.memory",
-    "explorers": "benchmarks.explorers",
-}
+BENCHMARKS = ("solver", "model", "growth", "memory", "explorers")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.names or BENCHMARKS:
         print(f"{name}: running", flush=True)
         started = time.perf_counter()
-        result = _measure(name, options)
+        shapes = {"shapes": options.shapes.split(",")} if options.shapes else {}
+        result = importlib.import_module(f"benchmarks.{name}").measure(options.quick, **shapes)
         seconds = time.perf_counter() - started
         print(f"{name}: {seconds:.0f} s", flush=True)
         entry = {"machine": machine, "seconds": seconds, "quick": options.quick, "result": result}
@@ -67,13 +62,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    module = importlib.import_module(BENCHMARKS[name])
-    if options.shapes:
-        return module.measure(options.quick, shapes=options.shapes.split(","))
-    return module.measure(options.quick)
-
-
 def merge(
     record: dict[str, Any], name: str, entry: dict[str, Any], *, partial: bool = False
 ) -> dict[str, Any]:
@@ -81,24 +69,18 @@ def merge(
 
     partial: rows of other cases stay, each with the machine that it was measured on.
     """
-    entries = dict(record["benchmarks"])
-    old = entries.get(name)
+    old = record["benchmarks"].get(name)
     if partial and old:
-        entry = {**entry, "result": _join(old, entry["result"])}
-    entries[name] = entry
-    order = [*BENCHMARKS, *sorted(set(entries) - set(BENCHMARKS))]
-    return {**record, "benchmarks": {key: entries[key] for key in order if key in entries}}
-
-
-def _join(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The new result, with the old one's parts and rows that it lacks."""
-    fresh = {(row["case"], row["device"], row.get("threads")) for row in new["rows"]}
-    kept = [
-        {"machine": old["machine"], **row}
-        for row in old["result"]["rows"]
-        if (row["case"], row["device"], row.get("threads")) not in fresh
-    ]
-    return {**old["result"], **new, "rows": [*kept, *new["rows"]]}
+        new = entry["result"]
+        fresh = {(row["case"], row["device"], row["threads"]) for row in new["rows"]}
+        kept = [
+            {"machine": old["machine"], **row}
+            for row in old["result"]["rows"]
+            if (row["case"], row["device"], row["threads"]) not in fresh
+        ]
+        entry = {**entry, "result": {**old["result"], **new, "rows": [*kept, *new["rows"]]}}
+    entries = {**record["benchmarks"], name: entry}
+    return {**record, "benchmarks": {key: entries[key] for key in BENCHMARKS if key in entries}}
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -124,13 +106,13 @@ def write(folder: Path, record: Mapping[str, Any]) -> None:
         replace_file(folder / f"{name}.png", png)
 
 
-def rounded(value: Any, digits: int = 4) -> Any:
-    """The value with every float cut to some significant digits, so that the record is short."""
+def rounded(value: Any) -> Any:
+    """The value with every float cut to four significant digits, so that the record is short."""
     if isinstance(value, float):
-        return float(f"{value:.{digits}g}")
+        return float(f"{value:.4g}")
     if isinstance(value, Mapping):
-        return {key: rounded(item, digits) for key, item in value.items()}
-    return [rounded(item, digits) for item in value] if isinstance(value, list) else value
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
 
 
 def to_json(value: Any, indent: int = 0) -> str:

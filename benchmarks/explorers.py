@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -46,7 +46,17 @@ def measure(quick: bool = False) -> dict[str, Any]:
     seconds = interleaved(runs, 1 if quick else 20)
     for explorer, _ in explorers.values():
         explorer.close()
-    return {"rows": [_row(width, *run, values) for run, values in seconds.items()]}
+    rows = [
+        {
+            "case": f"{explorer}, {control}",
+            "device": "cpu",
+            "layer": f"{width} x {width}",
+            "target": SCRUB_TARGET if control == "iteration" else TARGET,
+            "seconds": summary(values),
+        }
+        for (explorer, control), values in seconds.items()
+    ]
+    return {"rows": rows}
 
 
 def answer(explorer: Explorer, control: str, values: Sequence[Any]) -> Callable[[], None]:
@@ -66,13 +76,3 @@ def answer(explorer: Explorer, control: str, values: Sequence[Any]) -> Callable[
             )
 
     return run
-
-
-def _row(width: int, explorer: str, control: str, seconds: list[float]) -> Mapping[str, Any]:
-    return {
-        "case": f"{explorer}, {control}",
-        "device": "cpu",
-        "layer": f"{width} x {width}",
-        "target": SCRUB_TARGET if control == "iteration" else TARGET,
-        "seconds": summary(seconds),
-    }

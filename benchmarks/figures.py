@@ -34,15 +34,15 @@ def _axes(columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def _points(ax: Axes, labels: list[str], found: Points, place: int, name: str) -> None:
+def _points(ax: Axes, labels: list[str], found: Points, index: int, name: str) -> None:
     """Medians with whiskers from the smallest to the largest, a line of the axis for each label."""
     for label, values in found.items():
         if values is not None:
             middle = values["median"]
             whiskers = [[middle - values["min"]], [values["max"] - middle]]
-            look = dict(color=COLOURS[place], marker=MARKERS[place], markersize=6, capsize=3)
+            look = dict(color=COLOURS[index], marker=MARKERS[index], markersize=6, capsize=3)
             ax.errorbar(middle, labels.index(label), xerr=whiskers, linestyle="", **look)
-    ax.plot([], [], color=COLOURS[place], marker=MARKERS[place], linestyle="", label=name)
+    ax.plot([], [], color=COLOURS[index], marker=MARKERS[index], linestyle="", label=name)
 
 
 def _finish_ratios(ax: Axes, labels: list[str], target: float, xlabel: str) -> None:
@@ -87,14 +87,14 @@ def model_figure(result: Result) -> Figure:
     labels = [_label(row) for row in rows]
     figure, (left, right) = _axes(2, (11, 2.6 + 0.5 * len(rows)))
     kinds = {"ratio": "prune_model / floor", "without grams and gate": "without grams and gate"}
-    for place, (key, name) in enumerate(kinds.items()):
-        _points(left, labels, {_label(row): row[key] for row in rows}, place, name)
+    for index, (key, name) in enumerate(kinds.items()):
+        _points(left, labels, {_label(row): row[key] for row in rows}, index, name)
     published = {_label(row): row["published"] for row in rows}
     _points(left, labels, published, 2, "published path / prune_model")
     _finish_ratios(left, labels, model.TARGET, "ratio (median, min to max)")
-    for place, label in enumerate(labels):
+    for index, label in enumerate(labels):
         found = [row for row in result["forward"] if _label(row) == label]
-        look = dict(color=COLOURS[place], marker=MARKERS[place], linestyle=DASHES[place % 4])
+        look = dict(color=COLOURS[index], marker=MARKERS[index], linestyle=DASHES[index % 4])
         speeds = [row["tokens a second"]["median"] for row in found]
         right.plot([row["batch"] for row in found], speeds, label=label, **look)
     right.set_xscale("log", base=2)
@@ -109,12 +109,12 @@ def model_figure(result: Result) -> Figure:
 def growth_figure(result: Result) -> Figure:
     """Each cost relative to its smallest size; thin lines: theory."""
     figure, (ax,) = _axes(1, (7, 5))
-    for place, curve in enumerate(result["curves"]):
+    for index, curve in enumerate(result["curves"]):
         sizes = [size / curve["sizes"][0] for size in curve["sizes"]]
         best = [found["min"] for found in curve["seconds"]]
-        colour = COLOURS[place % len(COLOURS)]
+        colour = COLOURS[index % len(COLOURS)]
         label = f"{curve['name']} by {curve['variable']}: {curve['fitted']:.2f} ({curve['theory']})"
-        marker = MARKERS[place % len(MARKERS)]
+        marker = MARKERS[index % len(MARKERS)]
         values = [seconds / best[0] for seconds in best]
         ax.plot(sizes, values, color=colour, marker=marker, markersize=5, label=label)
         theory = [size ** curve["theory"] for size in sizes]

@@ -19,22 +19,23 @@ from helpers.admm import admm_grad
 from helpers.gram import gram_of
 from helpers.prune import PruneReport, prune_model
 
-WIDTHS = (512, 768, 1024, 1536, 2048, 3072, 4096)
-
 
 def measure(quick: bool = False) -> dict[str, Any]:
     """A curve for each cost: sizes, median seconds, fitted and theoretical exponent."""
-    return {
-        "curves": [
-            solver_by_width((32, 64, 128) if quick else WIDTHS, 2),
-            gram_by_width((32, 64, 128) if quick else WIDTHS, 3, tokens=64 if quick else 4096),
-            gram_by_tokens((256, 512, 1024) if quick else (1024, 2048, 4096, 8192, 16384), 5),
-            *prune_by_blocks((1, 2, 4) if quick else (2, 4, 8, 16), 1 if quick else 3, quick),
-            *prune_by_sequences(
-                (2, 4, 8) if quick else (16, 32, 64, 128), 1 if quick else 3, quick
-            ),
-        ]
-    }
+    widths = (32, 64, 128) if quick else (512, 768, 1024, 1536, 2048, 3072, 4096)
+    curves = [
+        solver_by_width(widths, 2),
+        gram_by_width(widths, 3, tokens=64 if quick else 4096),
+        gram_by_tokens((256, 512, 1024) if quick else (1024, 2048, 4096, 8192, 16384), 5),
+    ]
+    by_blocks = prune_by(quick, {n: (n, 4) for n in ((1, 2, 4) if quick else (2, 4, 8, 16))})
+    curves.append(curve("prune_model", "blocks", 1, by_blocks("total")))
+    counts = (2, 4, 8) if quick else (16, 32, 64, 128)
+    by_sequences = prune_by(quick, {n: (2, n) for n in counts})
+    grows, stays = by_sequences("forward", "gram"), by_sequences("solve", "selection")
+    curves.append(curve("prune_model, forward and gram", "sequences", 1, grows))
+    curves.append(curve("prune_model, solver", "sequences", 0, stays))
+    return {"curves": curves}
 
 
 def curve(
@@ -58,15 +59,6 @@ def curve(
     }
 
 
-def _by_size(
-    runs: dict[int, Callable[[], Any]], repeats: int, *, warm: bool = True
-) -> dict[int, list[float]]:
-    """Seconds at each size, the sizes alternating."""
-    named = {str(size): run for size, run in runs.items()}
-    seconds = interleaved(named, repeats, warm=warm)
-    return {int(size): values for size, values in seconds.items()}
-
-
 def solver_by_width(widths: tuple[int, ...], repeats: int) -> dict[str, Any]:
     """admm-grad on square layers of each width, warmed up on the smaller half of them."""
     layers = {width: (random_weight(width, width), random_gram(width)) for width in widths}
@@ -76,7 +68,7 @@ def solver_by_width(widths: tuple[int, ...], repeats: int) -> dict[str, Any]:
         width: lambda layer=layer: admm_grad(*layer, sparsity=SPARSITY)
         for width, layer in layers.items()
     }
-    return curve("solver", "width", 3, _by_size(runs, repeats, warm=False))
+    return curve("solver", "width", 3, interleaved(runs, repeats, warm=False))
 
 
 def gram_by_width(widths: tuple[int, ...], repeats: int, tokens: int) -> dict[str, Any]:
@@ -84,37 +76,24 @@ def gram_by_width(widths: tuple[int, ...], repeats: int, tokens: int) -> dict[st
     inputs = random_inputs(tokens, max(widths))
     parts = {width: inputs[:, :width].contiguous() for width in widths}
     runs = {width: lambda x=x: gram_of(x) for width, x in parts.items()}
-    return curve("gram", "width", 2, _by_size(runs, repeats))
+    return curve("gram", "width", 2, interleaved(runs, repeats))
 
 
 def gram_by_tokens(counts: tuple[int, ...], repeats: int) -> dict[str, Any]:
     """XᵀX of 1024 inputs for each number of tokens."""
     inputs = random_inputs(max(counts), 1024)
     runs = {count: lambda x=inputs[:count]: gram_of(x) for count in counts}
-    return curve("gram", "tokens", 1, _by_size(runs, repeats))
+    return curve("gram", "tokens", 1, interleaved(runs, repeats))
 
 
-def prune_by_blocks(counts: tuple[int, ...], repeats: int, quick: bool) -> list[dict[str, Any]]:
-    """`prune_model` in all for each number of blocks."""
-    problems = {count: (count, 4) for count in counts}
-    reports = _prune(problems, repeats, quick)
-    return [curve("prune_model", "blocks", 1, _part(reports, "total"))]
+def prune_by(
+    quick: bool, problems: dict[int, tuple[int, int]]
+) -> Callable[..., dict[int, list[float]]]:
+    """Prune random Llamas; problems: size to (blocks, sequences).
 
-
-def prune_by_sequences(counts: tuple[int, ...], repeats: int, quick: bool) -> list[dict[str, Any]]:
-    """`prune_model` for each number of sequences: what grows with it, and what does not."""
-    problems = {count: (2, count) for count in counts}
-    reports = _prune(problems, repeats, quick)
-    return [
-        curve("prune_model, forward and gram", "sequences", 1, _part(reports, "forward", "gram")),
-        curve("prune_model, solver", "sequences", 0, _part(reports, "solve", "selection")),
-    ]
-
-
-def _prune(
-    problems: dict[int, tuple[int, int]], repeats: int, quick: bool
-) -> dict[int, list[PruneReport]]:
-    """Reports of pruning random Llamas, by size; problems: size to (blocks, sequences)."""
+    Returns a function of some parts of the time, which gives their seconds together by size.
+    """
+    repeats = 1 if quick else 3
     width, ff, length = (32, 64, 16) if quick else (256, 704, 256)
     reports: dict[int, list[PruneReport]] = {size: [] for size in problems}
     models = {blocks: random_llama(blocks, width, ff, 4) for blocks, _ in problems.values()}
@@ -127,13 +106,8 @@ def _prune(
         reports[size].append(report)
 
     runs = {size: lambda s=size, p=problem: run(s, *p) for size, problem in problems.items()}
-    _by_size(runs, repeats)
-    return {size: made[-repeats:] for size, made in reports.items()}  # without the warm-up
-
-
-def _part(reports: dict[int, list[PruneReport]], *parts: str) -> dict[int, list[float]]:
-    """Seconds of some parts together, by size."""
-    return {
-        size: [sum(report.seconds[part] for part in parts) for report in made]
-        for size, made in reports.items()
+    interleaved(runs, repeats)
+    return lambda *parts: {
+        size: [sum(report.seconds[part] for part in parts) for report in made[-repeats:]]
+        for size, made in reports.items()  # from the end, so without the warm-up
     }

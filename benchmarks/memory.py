@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,24 +50,17 @@ def measure(quick: bool = False) -> dict[str, Any]:
     if not sys.platform.startswith("linux"):  # elsewhere neither limit nor peak can be relied on
         return {"rows": [], "left out": [case[0] for case in CASES]}
     for name, shapes, blocks, asked, sequences, length in QUICK if quick else CASES:
-        with tempfile.TemporaryDirectory(dir=_scratch()) as folder:
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache_dir()) as folder:
             config = LlamaConfig(num_hidden_layers=blocks, **shapes)
-            if shutil.disk_usage(folder).free < 2 * SPARE * _bytes(config):
+            size = sum(4 * tensor.numel() for tensor in _empty(config).parameters())
+            if shutil.disk_usage(folder).free < 2 * SPARE * size:
                 left_out.append(name)
                 continue
             source = Path(folder) / "source"
             write_random(config, source)
             rows.append(_row(name, source, asked, sequences, length))
     return {"rows": rows, "left out": left_out}
-
-
-def _scratch() -> Path:
-    cache_dir().mkdir(parents=True, exist_ok=True)
-    return cache_dir()
-
-
-def _bytes(config: LlamaConfig) -> int:
-    return sum(4 * tensor.numel() for tensor in _empty(config).parameters())
 
 
 def _empty(config: LlamaConfig) -> Any:
@@ -86,20 +78,21 @@ def write_random(config: LlamaConfig, folder: Path) -> None:
         shards.setdefault(part, {})[name] = tensor
     generator = torch.Generator().manual_seed(0)
     files: dict[str, str] = {}
+    size = 0
     for part, tensors in shards.items():
-        made = {name: _random(tensor, generator) for name, tensor in tensors.items()}
+        # weights of this size keep a stream's scale; norms are 1
+        made = {
+            name: torch.randn(tensor.shape, generator=generator).mul_(0.02)
+            if tensor.ndim > 1
+            else torch.ones(tensor.shape)
+            for name, tensor in tensors.items()
+        }
         write_shard(folder / f"model-{part}.safetensors", made)
         files |= dict.fromkeys(made, f"model-{part}.safetensors")
-    write_index(folder, files, _bytes(config))
+        size += sum(tensor.nbytes for tensor in made.values())
+    write_index(folder, files, size)
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)
-
-
-def _random(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Weights that keep a stream's scale; norms are 1."""
-    if tensor.ndim == 1:
-        return torch.ones(tensor.shape)
-    return torch.randn(tensor.shape, generator=generator).mul_(0.02)
 
 
 def _row(
@@ -172,15 +165,6 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
             model, _ = load_streamed(destination, device="cpu")
             perplexity(model, tokens.flatten(), length=job["length"])
     return {"growth": growth.bytes, "seconds": time.perf_counter() - started}
-
-
-def rows_in_gigabytes(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows with sizes in GB, for a table."""
-    for row in rows:
-        yield {
-            key: value / 1e9 if isinstance(value, int) and not isinstance(value, bool) else value
-            for key, value in row.items()
-        }
 
 
 if __name__ == "__main__":

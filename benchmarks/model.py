@@ -16,7 +16,7 @@ from benchmarks import published
 from benchmarks.problems import Snapshot, cut_model, random_llama, random_tokens
 from benchmarks.solver import SPARSITY, agreement, errors_of
 from benchmarks.timing import interleaved, ratio, summary
-from helpers.capture import Call, advance, capture, check_parity, embed, run_block
+from helpers.capture import advance, capture, check_parity, embed, run_block
 from helpers.corpora import calibration_tokens
 from helpers.gram import Gram
 from helpers.methods import METHODS
@@ -76,44 +76,36 @@ def measure_model(name: str, model: nn.Module, tokens: Tensor, repeats: int) -> 
     }
     seconds = interleaved(runs, repeats, warm=False, before=bench.restore, device=bench.device)
     bench.restore()
-    floor = ("forward twice", "solver")
-    seconds["ours without gate"] = _less(seconds["ours"], seconds["gate"])
-    row = {
+
+    def without(*parts: str) -> list[float]:
+        """Seconds of ours in each round, less some of what the floor leaves out."""
+        rounds = zip(*(known[part] for part in ("ours", *parts)), strict=True)
+        return [ours - sum(rest) for ours, *rest in rounds]
+
+    def over_floor(*left_out: str) -> dict[str, float | int]:
+        return ratio(known | {"rest": without(*left_out)}, "rest", "forward twice", "solver")
+
+    # Rounds go back and forth, but each has one call of prune_model: the order is the same. On a
+    # GPU the time of the grams is not known apart.
+    reports = bench.reports[-repeats:]
+    grams = [report.seconds["gram"] for report in reports if "gram" in report.seconds]
+    known = seconds | ({"gram": grams} if grams else {})
+    seconds["ours without gate"] = without("gate")
+    return {
         "case": name,
         "device": str(bench.device.type),
         "sequences": len(tokens),
         "length": tokens.shape[1],
         "batch": BATCH,
         "seconds": {what: summary(values) for what, values in seconds.items()},
-        "ratio": ratio(seconds, "ours", *floor),
-        "without gate": ratio(seconds, "ours without gate", *floor),
+        "ratio": over_floor(),
+        "without gate": over_floor("gate"),
         "gate share": ratio(seconds, "gate", "ours"),
         "published": ratio(seconds, "published", "ours"),
         "difference": bench.difference(),
-    }
-    return row | _gram_ratios(bench.reports[-repeats:], seconds)
-
-
-def _less(seconds: list[float], part: list[float]) -> list[float]:
-    return [whole - some for whole, some in zip(seconds, part, strict=True)]
-
-
-def _gram_ratios(reports: list[PruneReport], seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """What the grams, which the floor leaves out, take; on a GPU that is not known apart."""
-    if "gram" not in reports[0].seconds:
-        return {"gram share": None, "without grams": None, "without grams and gate": None}
-    # rounds go back and forth, but each has one call of prune_model: the order is the same
-    grams = [report.seconds["gram"] for report in reports]
-    parts = seconds | {
-        "gram": grams,
-        "no grams": _less(seconds["ours"], grams),
-        "neither": _less(seconds["ours without gate"], grams),
-    }
-    floor = ("forward twice", "solver")
-    return {
-        "gram share": ratio(parts, "gram", "ours"),
-        "without grams": ratio(parts, "no grams", *floor),
-        "without grams and gate": ratio(parts, "neither", *floor),
+        "gram share": ratio(known, "gram", "ours") if grams else None,
+        "without grams": over_floor("gram") if grams else None,
+        "without grams and gate": over_floor("gate", "gram") if grams else None,
     }
 
 
@@ -124,22 +116,16 @@ class Bench:
         self.model, self.tokens = model, tokens
         self.device = next(model.parameters()).device
         self.restore = Snapshot(model).restore
-        self.calls = capture(model, tokens[:BATCH]).calls
+        calls = capture(model, tokens[:BATCH]).calls
+        self.blocks = list(zip(find_blocks(model), calls, strict=True))
         self.stream = embed(model, tokens, BATCH)
-        self.grams = self._dense_grams()
         self.reports: list[PruneReport] = []
-
-    def _dense_grams(self) -> list[dict[str, Gram]]:
-        """The grams of every block's layers before anything is pruned."""
-        stream, found = self.stream.clone(), []
-        for index, (block, call) in enumerate(self._blocks()):
-            grams, _ = layer_grams(block, stream, call, BATCH)
-            found.append(grams)
+        # the grams of every block's layers before anything is pruned
+        self.grams: list[dict[str, Gram]] = []
+        stream = self.stream.clone()
+        for index, (block, call) in enumerate(self.blocks):
+            self.grams.append(layer_grams(block, stream, call, BATCH)[0])
             advance(block, stream, call, BATCH, f"block {index}")
-        return found
-
-    def _blocks(self) -> list[tuple[nn.Module, Call]]:
-        return list(zip(find_blocks(self.model), self.calls, strict=True))
 
     def ours(self) -> None:
         """`prune_model`, as anyone calls it."""
@@ -150,13 +136,13 @@ class Bench:
         """The stream through all blocks, twice, in batches and without hooks."""
         for _ in range(2):
             stream = self.stream.clone()
-            for block, call in self._blocks():
+            for block, call in self.blocks:
                 for rows in stream.split(BATCH):
                     rows.copy_(run_block(block, rows, call))
 
     def solver(self) -> None:
         """The method on every layer, from grams that are there already."""
-        for block, grams in zip(find_blocks(self.model), self.grams, strict=True):
+        for (block, _), grams in zip(self.blocks, self.grams, strict=True):
             # new ones, which no earlier round has factored; layers with one input share one
             fresh = {id(gram): Gram.of(gram.matrix) for gram in grams.values()}
             for name, layer in find_layers(block).items():
@@ -207,15 +193,15 @@ def measure_forward(name: str, model: nn.Module, tokens: Tensor, repeats: int) -
             for block, call in zip(find_blocks(model), calls[batch], strict=True):
                 rows = run_block(block, rows, call)
 
-    runs = {str(batch): lambda batch=batch: run(batch) for batch in BATCHES}
+    runs = {batch: lambda batch=batch: run(batch) for batch in BATCHES}
     seconds = interleaved(runs, repeats, device=device)
     return [
         {
             "case": name,
             "device": device.type,
             "batch": batch,
-            "tokens a second": summary([tokens.numel() / s for s in seconds[str(batch)]]),
-            "speed": ratio(seconds, "1", str(batch)),
+            "tokens a second": summary([tokens.numel() / s for s in seconds[batch]]),
+            "speed": ratio(seconds, 1, batch),
         }
         for batch in BATCHES
     ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,30 +51,18 @@ def measure(quick: bool = False, shapes: Sequence[str] | None = None) -> dict[st
         raise ValueError(f"no case {sorted(unknown)}: there are {', '.join(cases)}")
     chosen = {name: cases[name] for name in (shapes or cases)}
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    rows = [
-        measure_case(name, layers, device, _repeats(layers, quick, device), threads)
-        for device in devices
-        for name, layers in chosen.items()
-        for threads in _threads(layers, device)
-    ]
+    rows, most = [], torch.get_num_threads()
+    for device in devices:
+        for name, layers in chosen.items():
+            # on a CPU a small layer is also measured with one thread, as plans run it
+            both = device == "cpu" and layers[0][1] < LARGE
+            for threads in sorted({1, most}) if both else [most]:
+                rows.append(measure_case(name, layers, device, threads, quick))
     found: dict[str, Any] = {"rows": rows}
     first = next(iter(cases))
     if first in chosen:
         found["parts"] = measure_parts(*cases[first][0], repeats=3 if quick else 15)
     return found
-
-
-def _repeats(layers: list[Shape], quick: bool, device: str) -> int:
-    """How often a case is measured: a 4096-wide solve takes half a minute on a slow core."""
-    if quick:
-        return 3
-    return 15 if layers[0][1] < LARGE or device == "cuda" else 2
-
-
-def _threads(layers: list[Shape], device: str) -> list[int]:
-    """With how many threads a case is measured: a small one also with one, as plans run it."""
-    most = torch.get_num_threads()
-    return sorted({1, most}) if device == "cpu" and layers[0][1] < LARGE else [most]
 
 
 @contextlib.contextmanager
@@ -90,62 +77,46 @@ def _using(threads: int) -> Iterator[None]:
 
 
 def measure_case(
-    name: str, layers: list[Shape], device: str, repeats: int, threads: int
+    name: str, layers: list[Shape], device: str, threads: int, quick: bool
 ) -> dict[str, Any]:
     """Time our solver, and less often the published path, over the floor, in alternating order.
 
-    layers: shapes (d_out, d_in) that share one gram. A large layer is not warmed up on a CPU.
-    Raises ValueError if the two solvers disagree.
+    layers: shapes (d_out, d_in) that share one gram. Raises ValueError if the two solvers disagree.
     """
-    with _using(threads):
-        row = _measured(layers, device, repeats)
-    return {"case": name, "threads": threads, **row}
-
-
-def _measured(layers: list[Shape], device: str, repeats: int) -> dict[str, Any]:
-    case = Case(layers, device)
+    # on a slow core a 4096-wide solve takes half a minute: it is not warmed up and runs twice only
     small = layers[0][1] < LARGE or device == "cuda"
-    runs: dict[str, Callable[[], Any]] = {"ours": case.ours, "floor": case.floor}
-    if small:
-        runs["method"] = case.method
-    seconds = interleaved(runs, repeats, warm=small, device=device)
-    row = {
-        "layers": [list(shape) for shape in layers],
-        "device": device,
-        "seconds": {what: summary(values) for what, values in seconds.items()},
-        "ratio": ratio(seconds, "ours", "floor"),
-        "method": ratio(seconds, "method", "floor") if small else None,
-        "published": None,
-        "difference": None,
-    }
-    if small or layers[0][0] <= LARGE:  # on a CPU the largest layer takes it some minutes
-        row["published"] = _published_ratio(case, device, small, seconds["floor"])
-        row["difference"] = case.difference()
-    return row
+    repeats = 3 if quick else 15 if small else 2
+    with _using(threads):
+        case, published_ratio = Case(layers, device), None
+        runs: dict[str, Callable[[], Any]] = {"ours": case.ours, "floor": case.floor}
+        if small:
+            runs["method"] = case.method
+        seconds = interleaved(runs, repeats, warm=small, device=device)
+        if small:
+            runs = {"published": case.published, "floor": case.floor}
+            published_ratio = ratio(interleaved(runs, 3, device=device), "published", "floor")
+        elif layers[0][0] <= LARGE:  # once; the largest layer would take it some minutes
+            floor = summary(seconds["floor"])["median"]
+            published_ratio = summary([once(case.published, device) / floor])
+        return {
+            "case": name,
+            "threads": threads,
+            "layers": [list(shape) for shape in layers],
+            "device": device,
+            "seconds": {what: summary(values) for what, values in seconds.items()},
+            "ratio": ratio(seconds, "ours", "floor"),
+            "method": ratio(seconds, "method", "floor") if small else None,
+            "published": published_ratio,
+            "difference": case.difference() if published_ratio else None,
+        }
 
 
-def _published_ratio(
-    case: Case, device: str, small: bool, floors: list[float]
-) -> dict[str, float | int]:
-    """The published path over the floor: in three rounds, or once over the median of `floors`."""
-    if small:
-        runs = {"published": case.published, "floor": case.floor}
-        return ratio(interleaved(runs, 3, device=device), "published", "floor")
-    return summary([once(case.published, device) / summary(floors)["median"]])
-
-
-@dataclass
 class Case:
     """Random layers (d_out, d_in) with one gram, and the ways to solve them."""
 
-    layers: list[Shape]
-    device: str
-
-    def __post_init__(self) -> None:
-        self.gram = random_gram(self.layers[0][1], self.device)
-        self.weights = [
-            random_weight(*shape, self.device, seed) for seed, shape in enumerate(self.layers, 1)
-        ]
+    def __init__(self, layers: list[Shape], device: str) -> None:
+        self.gram = random_gram(layers[0][1], device)
+        self.weights = [random_weight(*shape, device, seed) for seed, shape in enumerate(layers, 1)]
         self.bare = [torch.empty_like(weight) for weight in self.weights]
         self._solved: list[Tensor] = []
         self._plain: list[Tensor] = []

@@ -7,32 +7,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from helpers.device import synchronise
 
+Name = TypeVar("Name")  # what a run is called: a text, a size
+
 
 def interleaved(
-    runs: Mapping[str, Callable[[], Any]],
+    runs: Mapping[Name, Callable[[], Any]],
     repeats: int,
     *,
     warm: bool = True,
     before: Callable[[], Any] | None = None,
     device: torch.device | str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
+) -> dict[Name, list[float]]:
     """Seconds of each run in each of `repeats` rounds, by name.
 
     Every second round goes backwards (A B, B A, …), so that what follows what evens out.
     `warm` runs each once before, untimed; `before` is called, untimed, before every run; on a
     GPU the clock is read only when the device has done its work.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats {repeats} is not allowed: give at least 1")
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    seconds: dict[Name, list[float]] = {name: [] for name in runs}
     for round_ in range(-1 if warm else 0, repeats):
         names = list(runs) if round_ % 2 == 0 else list(reversed(runs))
         for name in names:
@@ -71,7 +71,7 @@ def summary(values: Sequence[float]) -> dict[str, float | int]:
 
 
 def ratio(
-    seconds: Mapping[str, Sequence[float]], above: str, *below: str
+    seconds: Mapping[Name, Sequence[float]], above: Name, *below: Name
 ) -> dict[str, float | int]:
     """Summary of above/(sum of below), a ratio for each round."""
     bottoms = zip(*(seconds[name] for name in below), strict=True)

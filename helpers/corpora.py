@@ -8,7 +8,6 @@ the SparseGPT and Wanda code, so that "c4" and "wikitext2" give those papers' ow
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import logging
 import os
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from helpers.assets import ASSETS, fetch_asset
-from helpers.errors import AssetError, BadParameter, BadText, CalibrationTooShort, check_whole
+from helpers.errors import AssetError, BadText, CalibrationTooShort, check_choice, check_whole
 from helpers.paths import cache_dir, sha256_file
 
 LOG = logging.getLogger(__name__)
@@ -79,9 +78,8 @@ def calibration_tokens(
       tokens and a random window in it, as in the SparseGPT and Wanda code.
     - "wikitext2": random windows of the raw training split joined by spaces, as there.
 
-    Raises BadParameter for a source, count or seed that cannot be, BadText for a file that is
-    missing, empty, not UTF-8 or not JSON lines, CalibrationTooShort when the text does not hold
-    one sequence, and AssetError when a download fails.
+    Raises BadParameter, BadText for a file that is missing, empty, not UTF-8 or not JSON lines,
+    CalibrationTooShort when the text does not hold one sequence, AssetError for a failed download.
     """
     source = _check_source(source, CALIBRATION_SOURCES)
     sequences = check_whole("sequences", sequences)
@@ -89,17 +87,18 @@ def calibration_tokens(
     draw = random.Random(check_whole("seed", seed, least=0))
     if source == "c4":
         return _windows_of_documents(_hub_rows(C4, "train"), tokenizer, sequences, length, draw)
-    if source == "wikitext2":
+    as_published = source == "wikitext2"
+    if as_published:
         stream = _tokenise(tokenizer, " ".join(_hub_rows(WIKITEXT2, "train")["text"]))
     else:
         stream = _joined(_documents(source), tokenizer)
     if len(stream) < length:  # a shorter sequence is never used instead
         raise CalibrationTooShort(
-            f"calibration text {source!r} has {len(stream)} tokens, fewer than one sequence of "
-            f"{length}: give a longer text or a smaller length"
+            f"text {source!r} has {len(stream)} tokens, fewer than one sequence of {length}: give "
+            "a longer text or a smaller length"
         )
-    if source == "wikitext2":
-        last = max(len(stream) - length - 1, 0)
+    if as_published:
+        last = max(len(stream) - length - 1, 0)  # the published code never draws the last start
         offsets = [draw.randint(0, last) for _ in range(sequences)]
     else:
         offsets = _offsets(len(stream), sequences, length, draw)
@@ -112,8 +111,7 @@ def evaluation_tokens(source: str | os.PathLike[str], tokenizer: Any) -> Tensor:
     "embedded" is 517 Wikipedia articles joined by blank lines; "wikitext2" the raw test split
     joined by blank lines, as in the papers; a `.jsonl` file its texts joined by blank lines.
 
-    Raises BadParameter for an unknown source, BadText for a bad file, AssetError when a
-    download fails.
+    Raises BadParameter, BadText, AssetError.
     """
     source = _check_source(source, EVALUATION_SOURCES)
     if source == "wikitext2":
@@ -169,28 +167,24 @@ def wiki_articles() -> list[str]:
 
 def _check_source(source: str | os.PathLike[str], names: Sequence[str]) -> str:
     """The source as text: one of `names`, or the path of a .txt or .jsonl file."""
-    text = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
-    if text in names or Path(text).suffix.lower() in FILE_TYPES:
+    text = os.fspath(source) if isinstance(source, os.PathLike) else source
+    if isinstance(text, str) and Path(text).suffix.lower() in FILE_TYPES:
         return text
-    near = difflib.get_close_matches(text, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise BadParameter(
-        f"text source {source!r} is unknown: choose one of {', '.join(names)}, or the path of a "
-        f".txt or .jsonl file{hint}"
-    )
+    return check_choice("text source", text, [*names, "path of a .txt or .jsonl file"])
 
 
 def _offsets(tokens: int, sequences: int, length: int, draw: random.Random) -> list[int]:
     """Random window starts in a stream, without overlap if the stream is long enough."""
-    slack = tokens - sequences * length
+    slack = tokens - sequences * length  # tokens that lie in no window
     if slack < 0:
         LOG.warning(
             "%d windows of %d tokens overlap: the text has only %d", sequences, length, tokens
         )
         return [draw.randint(0, tokens - length) for _ in range(sequences)]
-    # sorted gaps before the windows sum to at most the slack, so the windows cannot meet
-    gaps = sorted(draw.randint(0, slack) for _ in range(sequences))
-    offsets = [gap + index * length for index, gap in enumerate(gaps)]
+    # Take the windows out of the text: what is left is `slack` long. Put each back at a random
+    # place of that; in order, those before it shift it by `length` each, so no two can meet.
+    places = sorted(draw.randint(0, slack) for _ in range(sequences))
+    offsets = [place + index * length for index, place in enumerate(places)]
     draw.shuffle(offsets)  # so that the first few windows come from all over the text
     return offsets
 
@@ -207,8 +201,7 @@ def _windows_of_documents(
     while len(windows) < sequences:
         if len(short) == len(rows):
             raise CalibrationTooShort(
-                f"none of the {len(rows)} documents of C4's shard 0 is longer than {length} "
-                "tokens: give a smaller length"
+                f"none of the {len(rows)} documents is longer than {length} tokens: lower length"
             )
         index = draw.randint(0, len(rows) - 1)
         if index in short:
@@ -257,10 +250,8 @@ def _documents(source: str) -> list[str]:
             except ValueError:
                 row = None
             if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                raise BadText(
-                    f'{path} line {number} is no JSON object with a "text" string: write '
-                    '{"text": "..."} on each line'
-                )
+                wrong = 'is no JSON object with a "text" string: write {"text": "..."} on each line'
+                raise BadText(f"{path} line {number} {wrong}")
             documents.append(row["text"])
     documents = [document for document in documents if document.strip()]
     if not documents:
@@ -274,13 +265,9 @@ def _file_errors(path: str) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        raise BadText(
-            f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8 and try again"
-        ) from error
+        raise BadText(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     except OSError as error:
-        raise BadText(
-            f"text file {path} cannot be read ({error.strerror}): check the path"
-        ) from error
+        raise BadText(f"{path} cannot be read ({error.strerror}): check the path") from error
 
 
 def _hub_rows(hub: HubText, split: str) -> Any:

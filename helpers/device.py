@@ -8,6 +8,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -41,8 +42,7 @@ def pick_dtype(name: str | torch.dtype | None, device: torch.device | str) -> to
     """
     if name is None:
         return torch.float16 if torch.device(device).type == "cuda" else torch.float32
-    text = str(name).removeprefix("torch.")
-    return DTYPES[check_choice("dtype", text, DTYPES)]
+    return DTYPES[check_choice("dtype", str(name).removeprefix("torch."), DTYPES)]
 
 
 def describe_device(device: torch.device | str) -> str:
@@ -108,19 +108,13 @@ def attribute(holder: Any, name: str, value: Any) -> Iterator[None]:
         setattr(holder, name, before)
 
 
-class MemoryGrowth:
-    """Peak memory of a stretch of work beyond what was in use before it, in bytes.
+@contextlib.contextmanager
+def memory_growth(device: torch.device | str) -> Iterator[SimpleNamespace]:
+    """Measure the peak memory inside beyond what was in use before: `.bytes`, known at the end.
 
     On a GPU what torch allocated there, on Linux the resident process; None elsewhere.
     """
-
-    bytes: int | None = None
-
-
-@contextlib.contextmanager
-def memory_growth(device: torch.device | str) -> Iterator[MemoryGrowth]:
-    """Measure the growth inside; it is known when the block ends."""
-    growth, before, on_gpu = MemoryGrowth(), None, torch.device(device).type == "cuda"
+    growth, before, on_gpu = SimpleNamespace(bytes=None), None, torch.device(device).type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

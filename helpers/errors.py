@@ -1,8 +1,6 @@
-"""Errors a person can act on.
+"""Errors a person can act on: one line that says what was given, what is allowed and what to do.
 
-Every message is one line that says what was given, what is allowed and what to do.
-All of them derive from `HelpersError`, so a caller can tell "the user must change something" from
-a bug.
+All derive from `HelpersError`, which tells "the user must change something" from a bug.
 """
 
 from __future__ import annotations
@@ -112,10 +110,7 @@ def allowed(names: Iterable[object]) -> str:
 
 
 def check_choice(
-    what: str,
-    value: object,
-    choices: Iterable[str],
-    error: type[HelpersError] = BadParameter,
+    what: str, value: object, choices: Iterable[str], error: type[HelpersError] = BadParameter
 ) -> str:
     """Return `value` if it is one of `choices`, else raise `error` with the nearest choice."""
     choices = list(choices)

@@ -49,14 +49,13 @@ def perplexity(
 ) -> float:
     """exp of the mean negative log-likelihood of the next token, in windows that do not overlap.
 
-    Each window of `length` tokens predicts its tokens 2 … length; what is left of the text after
-    the last whole window is not used. This is the papers' token perplexity, not lm-eval's word
-    perplexity.
+    A window of `length` tokens predicts its tokens 2 … length; text after the last whole window is
+    not used. This is the papers' token perplexity, not lm-eval's word perplexity.
 
-    Args: tokens, int64 (tokens,), see `evaluation_tokens`; length, tokens in a window; limit, use
-    only the first `limit` windows, None for all; batch, windows in one forward pass. A model whose
-    blocks are read one at a time (`load_streamed`) runs each block on all windows; it holds their
-    activations, windows · length · width · (size of dtype) bytes.
+    Args: tokens, int64 (tokens,), see `evaluation_tokens`; limit, use only the first `limit`
+    windows, None for all; batch, windows in one forward pass. A model whose blocks are read one at
+    a time (`load_streamed`) runs each block on all windows; it holds their activations,
+    windows · length · width · (size of dtype) bytes.
     Raises BadParameter, CalibrationTooShort (less text than asked for), NonFinite.
     """
     windows = check_windows(model, tokens, length, limit)
@@ -69,6 +68,8 @@ def perplexity(
         total = sum(_negative_log_likelihood(logits, rows) for rows, logits in pairs)
     # a window of n tokens has n − 1 predictions: nothing comes before its first token
     mean = total / (len(windows) * (length - 1))
+    # exp(mean of −log p) is the geometric mean of 1/p: a perplexity of 20 is the uncertainty of a
+    # fair choice among 20 tokens
     if not mean < LARGEST:  # NaN is not below anything
         raise NonFinite(
             f"the mean loss is {mean:g}, which has no perplexity: the model's logits are broken; "
@@ -92,6 +93,8 @@ def check_windows(model: nn.Module, tokens: Tensor, length: int, limit: int | No
             f"{len(tokens)} tokens hold {available} windows of {length}, not the {limit or 1} "
             "asked for: lower limit or length, or give more text"
         )
+    # Windows do not overlap, so each token is scored once. Overlapping ones would give the scored
+    # tokens more context and a lower perplexity, which could not be compared with the papers'.
     wanted = limit or available
     return tokens[: wanted * length].view(wanted, length)
 
@@ -100,7 +103,7 @@ def _streamed_logits(
     model: nn.Module, windows: Tensor, batch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of windows with their logits; each block is read once for all windows."""
-    # recorded arguments fit one batch size, so the last, smaller batch is a second replay
+    # recorded arguments fit one batch size, so the smaller last batch is a replay of its own
     whole = len(windows) - len(windows) % batch
     for part, size in ((windows[:whole], batch), (windows[whole:], len(windows) - whole)):
         if not len(part):
@@ -117,15 +120,14 @@ def _streamed_logits(
 
 
 def _negative_log_likelihood(logits: Tensor, rows: Tensor) -> float:
-    """Summed over the predicted tokens of rows (batch, length), in float32.
-
-    A few positions at a time: a float32 copy of all logits would be the largest tensor in memory.
-    """
+    """Summed over the predicted tokens of rows (batch, length); logits: (batch, length, words)."""
     targets = rows.to(logits.device)
-    total = 0.0
+    total = 0.0  # a float64: 10⁵ losses added up in float32 would lose the last digits
+    # a few positions at a time: a float32 copy of all logits would be the largest tensor in memory
     for start in range(0, rows.shape[1] - 1, POSITIONS):
         stop = min(start + POSITIONS, rows.shape[1] - 1)
-        # the logits at a position predict the token after it
+        # the logits at a position predict the token after it; log-softmax needs float32, because
+        # half precision has about three digits for sums over tens of thousands of words
         part, wanted = logits[:, start:stop].float(), targets[:, start + 1 : stop + 1]
         loss = nn.functional.cross_entropy(part.flatten(0, 1), wanted.flatten(), reduction="sum")
         total += loss.item()
@@ -134,11 +136,15 @@ def _negative_log_likelihood(logits: Tensor, rows: Tensor) -> float:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """The score of a model on one task, item by item.
+    """The score of a model on one task, item by item: 1 where its choice is the right one.
 
-    `acc`: 1 where the most likely choice is the right one; `acc_norm`: the same with the log
-    likelihood divided by the choice's length in characters (None for a task without it).
+    The model chooses what has the highest log likelihood for `acc`, and the highest log likelihood
+    a character for `acc_norm` (None for a task without it).
     """
+
+    # Why acc_norm: log p of a choice is a sum over its tokens, each at most 0, so a long choice
+    # loses to a short one whatever they say. lm-eval divides by characters, not tokens, so that
+    # models with different tokenizers can be compared.
 
     task: str
     version: float | str  # of lm-eval's task definition
@@ -185,8 +191,7 @@ def zero_shot(
 ) -> dict[str, TaskScore]:
     """Zero-shot accuracy on lm-eval's tasks, scored by lm-eval itself: task → score.
 
-    Prompts, choices and metrics are lm-eval's. A choice's likelihood is summed in float32, so that
-    half precision does not round it to ties. The same seed gives every model the same items. The
+    Prompts, choices and metrics are lm-eval's. The same seed gives every model the same items. The
     model is used where it lies; its mode and the random states are as before afterwards.
 
     Args: limit, items of each task, None for the whole split; seed, which items; source,
@@ -206,13 +211,14 @@ def zero_shot(
             pretrained=model,
             tokenizer=copy.deepcopy(tokenizer),
             batch_size=batch,
+            # half precision would round the likelihoods of two choices to a tie
             softmax_dtype=torch.float32,
         )
-        # what simple_evaluate calls, which also runs git and other programs to describe the machine
+        # not simple_evaluate, which also runs git and other programs to describe the machine
         answer = lm_eval.evaluate(
             lm=harness,
             task_dict=_harness_tasks(names, source, items),
-            samples=None if source == "embedded" else dict(items),
+            samples=items if source == "hub" else None,  # embedded rows are the chosen ones only
             bootstrap_iters=0,  # the standard errors come from the samples
         )
     scores = {}
@@ -259,8 +265,8 @@ def zero_shot_examples(
 def zero_shot_metrics(scores: Mapping[str, TaskScore]) -> dict[str, dict[str, Any]]:
     """A record's metrics: each task's accuracies with their standard errors, and the mean accuracy.
 
-    An accuracy may differ by one standard error in a rerun, because a weight at a mask's edge can
-    turn an item; that fraction is its tolerance.
+    The tolerance of an accuracy is one standard error, as a fraction of it: rounding may decide
+    whether a weight at the mask's edge stays, and that may turn an item.
     """
     metrics: dict[str, dict[str, Any]] = {}
     for name, score in scores.items():
@@ -273,7 +279,8 @@ def zero_shot_metrics(scores: Mapping[str, TaskScore]) -> dict[str, dict[str, An
                 metrics[key] = {"value": value, "unit": "1", "tolerance": tolerance}
                 metrics[f"{key}_stderr"] = {"value": error, "unit": "1", "tolerance": 0.5}
     mean = statistics.fmean(score.accuracy for score in scores.values())
-    # the tasks' items are independent, so the variances of their accuracies add
+    # the mean is a sum over tasks divided by their number k, and the variances of independent
+    # estimates add: sqrt(Σ stderr²)/k
     error = math.hypot(*(score.stderr for score in scores.values())) / len(scores)
     tolerance = error / mean if mean else 0.0
     return metrics | {"mean_acc": {"value": mean, "unit": "1", "tolerance": tolerance}}
@@ -298,7 +305,7 @@ def _quiet_harness(source: str) -> Iterator[None]:
             stack.enter_context(attribute(datasets.config, "HF_HUB_OFFLINE", True))
         stack.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.ERROR)
-        # a dozen progress bars go there, and warnings about what is intended
+        # progress bars go there, and warnings about what is intended
         stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         yield
 
@@ -328,10 +335,9 @@ def _harness_tasks(
             f"lm-eval could not load {', '.join(names)} ({type(error).__name__}): connect to the "
             'hub, or use source "embedded"'
         ) from error
-    for name in names:
-        found = len(loaded[name].eval_docs)
-        size = len(items[name]) if source == "embedded" else TASK_TABLE[name].size
-        if found != size:
+    for name in names if source == "hub" else ():
+        found, size = len(loaded[name].eval_docs), TASK_TABLE[name].size
+        if found != size:  # `items` would then be other items
             raise AssetError(f"{name} has {found} items, not {size}: use another source")
     return {name: loaded[name] for name in names}
 
@@ -362,12 +368,11 @@ def _task_score(
                 f"{name} item {item} has a log likelihood that is not finite: the model's logits "
                 "are broken; evaluate in dtype float32"
             )
-
-    def scores(metric: str) -> list[int]:
-        return [int(sample[metric]) for sample in samples]
-
-    norm = scores("acc_norm") if "acc_norm" in samples[0] else None
-    return TaskScore(name, version, TASK_TABLE[name].size, list(items), scores("acc"), norm)
+    acc, norm = (
+        [int(sample[metric]) for sample in samples] if metric in samples[0] else None
+        for metric in ("acc", "acc_norm")
+    )
+    return TaskScore(name, version, TASK_TABLE[name].size, items, acc, norm)
 
 
 def _warn_of_cuts(

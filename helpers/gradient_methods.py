@@ -28,8 +28,7 @@ from helpers.gram import check_gram
 from helpers.masks import check_keep
 
 OPTIMISERS = ("adam", "sgd")
-ADAM_DECAY = (0.9, 0.999)  # torch's defaults, as is the epsilon
-ADAM_EPSILON = 1e-8
+ADAM_DECAY, ADAM_EPSILON = (0.9, 0.999), 1e-8  # torch's defaults
 POWER_STEPS = 100
 
 # step(iteration, current, slope): move `current` against `slope`, both in place
@@ -39,9 +38,14 @@ Step = Callable[[int, Tensor, Tensor], None]
 class MaskedLeastSquares:
     """A layer's least-squares problem on its mask, in the coordinates a solver works in.
 
-    matrix (d_in, d_in) is D there; scale, (d_in,) or (), the factor from weights to coordinates.
+    D, (d_in, d_in), is given in those; scale, (d_in,) or (), is the factor from weights to them.
     Raises BadParameter, BadMask, NonFinite for arguments that `helpers.admm.refit` refuses too.
     """
+
+    # With scale s the unknown is s·Ŵ and D becomes D/(s sᵀ): the same problem and optimum on other
+    # axes. A gradient method needs more iterations the larger the ratio of D's largest to smallest
+    # eigenvalue is, and where a few inputs are far larger than the rest, inputs of unit norm make
+    # that ratio much smaller.
 
     def __init__(
         self,
@@ -62,14 +66,15 @@ class MaskedLeastSquares:
             raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
         kind = torch.promote_types(weight.dtype, torch.float32)
         self.keep = keep
-        self.matrix, self.scale = damped_system(gram.to(kind), damping, precondition=precondition)
+        self.D, self.scale = damped_system(gram.to(kind), damping, precondition=precondition)
         self.dense = weight.to(kind) * self.scale
-        self.target = self.dense @ self.matrix  # the gradient's constant part, computed once
+        self.target = self.dense @ self.D  # the gradient's constant part, computed once
 
     def gradient(self, current: Tensor, out: Tensor) -> Tensor:
         """2 (current − dense) D on the support and 0 elsewhere, written to `out`."""
         # −2 dense D + 2 current D: one product, and no matrix current − dense
-        torch.addmm(self.target, current, self.matrix, beta=-2, alpha=2, out=out)
+        torch.addmm(self.target, current, self.D, beta=-2, alpha=2, out=out)
+        # a gradient that is zero outside the mask leaves the pruned weights at zero
         return out.mul_(self.keep)
 
     def solution(self, current: Tensor, solver: str) -> Solution:
@@ -99,10 +104,9 @@ def gradient_refit(
 
     Args: weight, gram, keep, damping, trace as in `helpers.admm.refit`; precondition, True to
     descend in inputs scaled to unit norm. learning_rate is relative, so that one suits every
-    layer: for "adam" (torch's defaults otherwise) in units of the root mean square of the
-    surviving weights, for "sgd" in units of 1/L with L the largest eigenvalue of 2 D, from 100
-    power iterations. "sgd" has heavy-ball `momentum`, in [0, 1), and stays finite for a
-    learning rate below 2 (1 + momentum); 0 is plain descent.
+    layer: for "adam" in units of the root mean square of the surviving weights, for "sgd" in units
+    of 1/L with L the largest eigenvalue of 2 D. "sgd" has heavy-ball `momentum`, in [0, 1), and
+    stays finite for a learning rate below 2 (1 + momentum); 0 is plain descent.
     Raises BadParameter, BadMask, and NonFinite if it diverged.
     """
     check_choice("optimiser", optimiser, OPTIMISERS)
@@ -118,7 +122,8 @@ def gradient_refit(
         typical = (current.square().sum() / keep.sum().clamp(min=1)).sqrt().item()
         step = _adam(current, learning_rate * typical)
     else:
-        step = _heavy_ball(current, learning_rate / _curvature(problem.matrix), momentum)
+        # the gradient changes by at most L a unit of distance, so a step of 1/L cannot overshoot
+        step = _heavy_ball(current, learning_rate / _curvature(problem.D), momentum)
     slope = torch.empty_like(current)
     for iteration in range(1, iterations + 1):
         problem.gradient(current, out=slope)
@@ -158,13 +163,14 @@ def _heavy_ball(like: Tensor, rate: float, momentum: float) -> Step:
     return step
 
 
-def _curvature(matrix: Tensor) -> float:
-    """Largest eigenvalue of 2 D by power iteration: steps above its inverse overshoot."""
+def _curvature(D: Tensor) -> float:
+    """Largest eigenvalue of 2 D, the most that the gradient changes a unit of distance."""
     generator = torch.Generator().manual_seed(0)
-    vector = torch.randn(len(matrix), generator=generator, dtype=matrix.dtype).to(matrix.device)
+    vector = torch.randn(len(D), generator=generator, dtype=D.dtype).to(D.device)
+    # power iteration: a product with D stretches the part along the largest eigenvalue's
+    # eigenvector most, so after some of them little else is left, and its length is the eigenvalue
     for _ in range(POWER_STEPS):
-        # each product turns the vector towards the eigenvector of the largest eigenvalue
-        vector = matrix @ (vector / vector.norm())
+        vector = D @ (vector / vector.norm())
     largest = 2 * vector.norm().item()
     if largest > 0:
         return largest
@@ -203,19 +209,21 @@ def conjugate_gradients(
                 f"start has shape {tuple(start.shape)}: give the weight's {tuple(weight.shape)}"
             )
         current = start.to(current.dtype) * problem.scale * keep
-    # For each output, with A = D on its support: residual = right-hand side − A·current, half the
-    # negative gradient. Search directions are conjugate, pAq = 0, so no later step undoes an
-    # earlier one. A is never formed: a product with D, masked, is a product with every output's A.
+    # Each output has a system A w = b of its own, with A = D on its support, and its own step
+    # lengths. A is never formed: a product with D, masked, is a product with every output's A.
+    # residual = b − A·current is half the negative gradient. Search directions are conjugate,
+    # p A qᵀ = 0, so the minimum along one is not lost again by a step along a later one.
     residual = problem.gradient(current, out=torch.empty_like(current)).mul_(-0.5)
     search, image = residual.clone(), torch.empty_like(current)
     size = _dot(residual, residual)
     for iteration in range(1, iterations + 1):
-        torch.mm(search, problem.matrix, out=image)
+        torch.mm(search, problem.D, out=image)
         image.mul_(keep)
         length = _ratio(size, _dot(search, image))  # the minimum along the search direction
         current.addcmul_(search, length)
         residual.addcmul_(image, length, value=-1)
         before, size = size, _dot(residual, residual)
+        # the new residual, plus as much of the old direction as makes the two conjugate
         search.mul_(_ratio(size, before)).add_(residual)
         if trace:
             trace(iteration, current / problem.scale, keep)

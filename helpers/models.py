@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from helpers.paths import MASK_FILE, sha256_file
 # attributes that a model gets here
 IDENTITY = "pruning_identity"
 WEIGHT_READER = "pruning_weight_reader"  # what reads the weights of a model that is not in memory
-_NAMES = 'use "embedded", "tiny", an existing folder or a hub id such as "owner/name"'
 
 
 def load_model(
@@ -57,22 +55,22 @@ def load_model(
 
 def _locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | None]:
     """The folder or (hub id, revision) that a model's name stands for."""
-    if not isinstance(name, (str, os.PathLike)) or not str(name):
-        raise UnknownModel(f"model {name!r} is unknown: {_NAMES}")
-    if str(name) == "embedded":
+    text = str(name)
+    if text == "embedded":
         return embedded_model_folder(), None
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = Path(text).expanduser()
+    if text and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UnknownModel(f"folder {folder} holds no config.json: give a saved model's folder")
         return folder, None
-    text = str(name)
     if text.startswith((".", "/", "~")) or text.count("/") != 1:
-        raise UnknownModel(f"model {text!r} is unknown: {_NAMES}")
+        raise UnknownModel(
+            f'model {text!r} is unknown: use "embedded", "tiny", an existing folder or a hub id '
+            'such as "owner/name"'
+        )
     if revision is None:
         raise UnknownModel(
-            f'model {text!r} on the hub needs revision=: give a commit hash, or "main" for '
-            "whatever is newest (the resolved commit is recorded)"
+            f'model {text!r} on the hub needs revision=: a commit hash, or "main" for the newest'
         )
     return text, revision
 
@@ -89,8 +87,8 @@ def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise UnknownModel(
-            f"model {str(source)!r} cannot be loaded ({first_line(error)}): check the "
-            "name, the revision, the network and your access to it"
+            f"model {str(source)!r} cannot be loaded ({first_line(error)}): check the name, the "
+            "revision, the network and your access to it"
         ) from error
     except HTTPError as error:  # the HTTP library's own, which transformers lets through
         raise AssetError(
@@ -132,8 +130,7 @@ def _identity(name: str | Path, model: nn.Module) -> dict[str, Any]:
     if str(name) == "embedded":
         identity["sha256"] = next(iter(ASSETS["model"].members.values()))
     elif str(name) != "tiny" and folder.is_dir():
-        # its name and one hash over its weights: the path says nothing on another machine, and the
-        # masks follow from the weights
+        # not its path, which says nothing on another machine; the masks follow from the weights
         files = sorted(set(folder.glob("*.safetensors")) - {folder / MASK_FILE})
         hashes = "".join(f"{path.name} {sha256_file(path)}\n" for path in files)
         sha256 = hashlib.sha256(hashes.encode()).hexdigest()
@@ -177,10 +174,9 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
 
     Raises UnsupportedModel.
     """
+    kind = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
-        raise UnsupportedModel(
-            f"{type(model).__name__} is an encoder-decoder: give a decoder-only language model"
-        )
+        raise UnsupportedModel(f"{kind} is an encoder-decoder: give a decoder-only model")
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     found = [
         (name.count("."), module)
@@ -189,8 +185,7 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     ]
     if not found:
         raise UnsupportedModel(
-            f"{type(model).__name__} has no list of {count} decoder blocks: "
-            "its family is not supported, choose another model"
+            f"{kind} has no list of {count} decoder blocks: choose another model"
         )
     return min(found, key=lambda pair: pair[0])[1]
 
@@ -213,18 +208,16 @@ def find_layers(block: nn.Module, where: str = "block") -> dict[str, nn.Module]:
         name = max(others, key=lambda key: others[key].numel())
         raise UnsupportedModel(
             f"{where} {name} is not the weight of a linear layer: with shape "
-            f"{tuple(others[name].shape)} it looks like fused experts, quantised weights, "
-            "a convolution or a recurrence, and would stay dense; choose a model of linear layers "
-            "only, such as Llama"
+            f"{tuple(others[name].shape)} it looks like fused experts, quantised weights, a "
+            "convolution or a recurrence; choose a model of linear layers only, such as Llama"
         )
     layers = {n: m for n, m in block.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
     if not layers:
         raise UnsupportedModel(f"{where} has no linear layer to prune: choose another model")
     for name, layer in layers.items():
-        if not layer.weight.is_floating_point() or layer.weight.ndim != 2:
-            raise UnsupportedModel(
-                f"{where} {name} has a {layer.weight.dtype} weight: load the model unquantised"
-            )
+        kind = layer.weight.dtype
+        if not kind.is_floating_point or layer.weight.ndim != 2:
+            raise UnsupportedModel(f"{where} {name} has a {kind} weight: load it unquantised")
     return layers
 
 

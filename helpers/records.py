@@ -34,6 +34,7 @@ FIELDS: dict[Any, tuple[str, ...]] = {
     dict | None: ("model", "data", "series", "git"),
     list | None: ("layers",),
 }
+# the packages that can change a number
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "lm-eval")
 PACKAGES += ("numpy", "pandas")
 # what decides a number; a change elsewhere in the tree does not make a record "dirty"
@@ -79,7 +80,7 @@ def make_record(
         "series": series,
         "layers": None if layers is None else list(layers),
         "versions": _versions(),
-        "git": _git_state(),
+        "git": git_state(),
         "platform": {  # no host name
             "system": platform.system(),
             "machine": platform.machine(),
@@ -102,10 +103,7 @@ def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Pat
 
 
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The record in a file.
-
-    Raises RecordError if it cannot be read, is not JSON, or lacks a field.
-    """
+    """The record in a file; RecordError if it cannot be read, is not JSON or lacks a field."""
 
     def refuse(name: str) -> float:
         raise ValueError(f"it holds {name}")  # NaN and infinity are no JSON, but Python reads them
@@ -151,9 +149,7 @@ def check_parameters(**parameters: tuple[Any, ...]) -> None:
     """Check the types of a notebook's parameters: `check_parameters(rho=(rho, float), ...)`.
 
     Each keyword is (value, type, ...more allowed types); None stands for its own type. A bool is
-    not an int, an int is accepted for a float, and a float must be finite.
-
-    Raises BadParameter that names the parameter, the value and the types allowed.
+    not an int, an int is accepted for a float, and a float must be finite. Raises BadParameter.
     """
     for name, (value, *allowed_types) in parameters.items():
         check_type(name, value, allowed_types)
@@ -222,9 +218,8 @@ def _plain(value: Any, where: str) -> Any:
         return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    raise RecordError(
-        f"{where} is a {type(value).__name__}: give a number, text, list, mapping or None"
-    )
+    kind = type(value).__name__
+    raise RecordError(f"{where} is a {kind}: give a number, text, list, mapping or None")
 
 
 def _to_json(record: Mapping[str, Any]) -> str:
@@ -240,7 +235,7 @@ def _to_json(record: Mapping[str, Any]) -> str:
 
 
 def _versions() -> dict[str, str]:
-    """Versions of Python and of the packages that can change a number."""
+    """Versions of Python and of the packages that are installed."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -248,10 +243,10 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _git_state() -> dict[str, Any] | None:
+def git_state(sources: Iterable[str] = SOURCES) -> dict[str, Any] | None:
     """{"commit", "dirty"} of the project, or None outside a git checkout.
 
-    "dirty" is True when the code that decides numbers differs from the commit.
+    "dirty" is True when one of `sources`, by default what decides numbers, differs from the commit.
     """
 
     def git(*arguments: str) -> str:
@@ -263,7 +258,7 @@ def _git_state() -> dict[str, Any] | None:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root():
             return None  # the project was copied into another project's checkout
-        changes = git("status", "--porcelain", "--", *SOURCES)
+        changes = git("status", "--porcelain", "--", *sources)
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
     except (OSError, subprocess.SubprocessError):
         return None

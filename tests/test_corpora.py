@@ -13,13 +13,7 @@ import pytest
 import torch
 
 from helpers import corpora
-from helpers.corpora import (
-    C4,
-    WIKITEXT2,
-    calibration_tokens,
-    corpus_identity,
-    evaluation_tokens,
-)
+from helpers.corpora import C4, WIKITEXT2, calibration_tokens, corpus_identity, evaluation_tokens
 from helpers.errors import AssetError, BadParameter, BadText, CalibrationTooShort
 
 END = 7
@@ -57,12 +51,15 @@ def text_file(tmp_path: Path) -> Path:
 
 
 def test_windows_of_a_file_do_not_overlap_when_it_is_long_enough(text_file: Path) -> None:
-    for seed in range(20):
+    starts = []
+    for seed in (*range(20), 0):
         tokens = calibration_tokens(text_file, WordTokenizer(), sequences=9, length=11, seed=seed)
         assert tokens.shape == (9, 11) and tokens.dtype == torch.int64
         # each row runs on in the text, and no token is drawn twice
         assert torch.equal(tokens - tokens[:, :1], torch.arange(11).expand(9, 11))
         assert tokens.unique().numel() == 99
+        starts.append(tokens[:, 0].tolist())
+    assert starts[0] == starts[-1] != starts[1] and starts[0] != sorted(starts[0]), "by the seed"
     exact = calibration_tokens(text_file, WordTokenizer(), sequences=10, length=10)
     assert sorted(exact.flatten().tolist()) == list(range(100, 200))
 
@@ -75,70 +72,31 @@ def test_windows_overlap_with_a_warning_when_it_is_not(
     assert set(tokens[:, 0].tolist()) == set(range(100, 111))  # the first and last start included
 
 
-def test_the_seed_decides(text_file: Path) -> None:
-    def starts(seed: int) -> list[int]:
-        return calibration_tokens(
-            str(text_file), WordTokenizer(), sequences=4, length=8, seed=seed
-        )[:, 0].tolist()
-
-    assert starts(3) == starts(3) != starts(4)
-    assert any(starts(seed) != sorted(starts(seed)) for seed in range(9)), "in random order"
-
-
 @pytest.mark.parametrize("end", [END, None])
-def test_documents_are_joined_by_the_end_token(tmp_path: Path, end: int | None) -> None:
+def test_documents_are_joined_by_the_end_token(
+    tmp_path: Path, end: int | None, one_line_error
+) -> None:
     path = tmp_path / "three.jsonl"
     rows = [{"text": "10 11"}, {"text": " \n"}, {"text": "20 21 22", "url": "x"}]
     path.write_text("\n\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
     whole = [10, 11, *([] if end is None else [end]), 20, 21, 22]
-    tokens = calibration_tokens(path, WordTokenizer(end), sequences=1, length=len(whole), seed=1)
-    assert tokens.tolist() == [whole]
-
-
-def test_a_text_of_exactly_one_sequence_will_do_and_a_shorter_one_will_not(
-    tmp_path: Path, one_line_error
-) -> None:
-    path = tmp_path / "short.txt"
-    path.write_text("1 2 3 4 5", encoding="utf-8")
-    tokens = calibration_tokens(path, WordTokenizer(), sequences=2, length=5)
-    assert tokens.tolist() == [[1, 2, 3, 4, 5]] * 2
-    with one_line_error(CalibrationTooShort, "5 tokens", "6"):
-        calibration_tokens(path, WordTokenizer(), sequences=1, length=6)
-
-
-def test_a_real_tokenizer_takes_the_same_calls(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({"end": 0, "a": 1, "b": 2, "?": 3}, unk_token="?"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="end", unk_token="?", model_max_length=4
-    )
-    path = tmp_path / "two.jsonl"
-    path.write_text('{"text": "a b a"}\n{"text": "b c b"}\n', encoding="utf-8")
-    tokens = calibration_tokens(path, tokenizer, sequences=1, length=7)
-    assert tokens.tolist() == [[1, 2, 1, 0, 2, 3, 2]]
-    assert evaluation_tokens(path, tokenizer).tolist() == [1, 2, 1, 2, 3, 2]
-    assert "longer than" not in caplog.text
+    # a text of exactly one sequence will do, a shorter one will not
+    tokens = calibration_tokens(path, WordTokenizer(end), sequences=2, length=len(whole))
+    assert tokens.tolist() == [whole] * 2
+    with one_line_error(CalibrationTooShort, f"{len(whole)} tokens"):
+        calibration_tokens(path, WordTokenizer(end), sequences=1, length=len(whole) + 1)
 
 
 # ---- bad input
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("sequences", 0), ("sequences", True), ("length", 2.0), ("seed", -1)]
-)
-def test_counts_are_checked_by_name(
-    text_file: Path, name: str, value: object, one_line_error
-) -> None:
-    with one_line_error(BadParameter, name):
-        calibration_tokens(text_file, WordTokenizer(), **{name: value})
+def test_counts_are_checked_by_name(text_file: Path, one_line_error) -> None:
+    for name, value in (("sequences", 0), ("length", 2.0), ("seed", -1)):
+        with one_line_error(BadParameter, name):
+            calibration_tokens(text_file, WordTokenizer(), **{name: value})
 
 
-@pytest.mark.parametrize("source", ["wikitex2", "notes.pdf", "", 3, None])
+@pytest.mark.parametrize("source", ["wikitex2", "notes.pdf", 3])
 def test_an_unknown_source_lists_what_is_allowed(source: Any, one_line_error) -> None:
     hint = "did you mean 'wikitext2'" if source == "wikitex2" else ""
     for read in (calibration_tokens, evaluation_tokens, lambda source, _: corpus_identity(source)):
@@ -152,13 +110,10 @@ def test_an_unknown_source_lists_what_is_allowed(source: Any, one_line_error) ->
     ("name", "content", "reason"),
     [
         ("missing.txt", None, "No such file"),
-        ("blank.txt", b" \n\t\n", "holds no text"),
-        ("bom.txt", b"\xef\xbb\xbf", "holds no text"),
+        ("blank.txt", b"\xef\xbb\xbf \n\t\n", "holds no text"),
         ("latin.txt", "caf\xe9".encode("latin-1"), "not UTF-8 text (byte 3)"),
-        ("empty.jsonl", b"\n\n", "holds no text"),
-        ("blank.jsonl", b'{"text": ""}\n', "holds no text"),
+        ("blank.jsonl", b'\n{"text": ""}\n', "holds no text"),
         ("broken.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is no JSON"),
-        ("field.jsonl", b'{"content": "a"}\n', 'line 1 is no JSON object with a "text" string'),
         ("number.jsonl", b'{"text": 5}\n', 'line 1 is no JSON object with a "text" string'),
         ("list.jsonl", b'["a"]\n', 'line 1 is no JSON object with a "text" string'),
         ("folder.txt", "a folder", "cannot be read"),
@@ -181,16 +136,13 @@ def test_a_bad_file_is_one_line(
 
 
 def test_evaluation_reads_the_whole_file_in_order(tmp_path: Path) -> None:
-    path = tmp_path / "text.txt"
+    path, tokenizer = tmp_path / "text.txt", WordTokenizer()
     path.write_bytes(b"\xef\xbb\xbf3 1\r\n2")  # as Windows' Notepad saves it
-    assert evaluation_tokens(path, WordTokenizer()).tolist() == [-1, 3, 1, 2]
-
-
-def test_evaluation_joins_rows_by_blank_lines(tmp_path: Path) -> None:
-    path, tokenizer = tmp_path / "rows.jsonl", WordTokenizer()
+    assert evaluation_tokens(path, tokenizer).tolist() == [-1, 3, 1, 2]
+    path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "one\u2028two"}\n{"text": "three"}', encoding="utf-8")
     assert evaluation_tokens(path, tokenizer).dtype == torch.int64
-    assert tokenizer.seen == ["one\u2028two\n\nthree"]
+    assert tokenizer.seen == ["3 1\n2", "one\u2028two\n\nthree"]
 
 
 def test_identity_pins_the_text_and_hides_the_folder(text_file: Path, one_line_error) -> None:

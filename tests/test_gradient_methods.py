@@ -81,11 +81,10 @@ def test_every_step_is_torchs_own(optimiser: str, rate: float, precondition: boo
         torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("damping", [0.0, 0.1])
 @pytest.mark.parametrize(
-    ("optimiser", "rate", "precondition", "steps"),
+    ("optimiser", "rate", "precondition", "steps", "damping"),
     # near the promised limit of 2 (1 + momentum) too
-    [("adam", 0.01, True, 6000), ("sgd", 1.0, False, 6000), ("sgd", 3.7, True, 3000)],
+    [("adam", 0.01, True, 6000, 0.1), ("sgd", 1.0, False, 6000, 0), ("sgd", 3.7, True, 3000, 0.1)],
 )
 def test_gradient_methods_arrive_at_exact_least_squares(
     optimiser: str, rate: float, precondition: bool, steps: int, damping: float
@@ -103,8 +102,7 @@ def test_gradient_methods_arrive_at_exact_least_squares(
     assert not solved.weight[~keep].any() and solved.damping == damping
 
 
-@pytest.mark.parametrize("damping", [0.0, 0.1])
-@pytest.mark.parametrize("precondition", [True, False])
+@pytest.mark.parametrize(("precondition", "damping"), [(True, 0.1), (False, 0.0)])
 def test_conjugate_gradients_finish_in_as_many_steps_as_weights_survive(
     precondition: bool, damping: float
 ) -> None:
@@ -148,8 +146,7 @@ def test_a_learning_rate_means_the_same_in_every_layer(precondition: bool) -> No
         torch.testing.assert_close(longer, plain, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("precondition", [True, False])
-@pytest.mark.parametrize("damping", [0.0, 0.1])
+@pytest.mark.parametrize(("precondition", "damping"), [(True, 0.1), (False, 0.0)])
 def test_dead_inputs_and_float32(damping: float, precondition: bool) -> None:
     weight, gram, keep = layer()
     gram[3], gram[:, 3] = 0, 0
@@ -177,18 +174,11 @@ def test_conjugate_gradients_start_from_a_given_weight(one_line_error) -> None:
         conjugate_gradients(weight, gram, keep, iterations=1, start=weight[:-1])
 
 
-def test_divergence_is_an_error(one_line_error) -> None:
-    weight, gram, keep = layer()
-    with one_line_error(NonFinite, "sgd diverged", "learning rate"):
-        gradient_refit(weight, gram, keep, optimiser="sgd", learning_rate=100.0, iterations=2000)
-
-
 @pytest.mark.parametrize(
     "options",
     [
-        {"optimiser": "adagrad"}, {"learning_rate": 0.0}, {"learning_rate": math.nan},
-        {"iterations": 0}, {"damping": -1.0}, {"precondition": 1}, {"momentum": 1.0},
-        {"momentum": -0.1},
+        {"optimiser": "adagrad"}, {"learning_rate": 0.0}, {"iterations": 0}, {"damping": -1.0},
+        {"precondition": 1}, {"momentum": 1.0},
     ],
     ids=str,
 )  # fmt: skip
@@ -201,6 +191,8 @@ def test_bad_options(options: dict, one_line_error) -> None:
 
 def test_bad_numbers_and_masks(one_line_error) -> None:
     weight, gram, keep = layer()
+    with one_line_error(NonFinite, "sgd diverged", "learning rate"):
+        gradient_refit(weight, gram, keep, optimiser="sgd", learning_rate=100.0, iterations=2000)
     broken = weight.clone()
     broken[0, 0] = math.inf
     with one_line_error(NonFinite, "weight"):

@@ -80,23 +80,18 @@ def test_unknown_names(name: object, hint: str, one_line_error) -> None:
         load_model(name)
 
 
-def test_a_hub_model_without_a_hub(one_line_error) -> None:
+def test_a_hub_or_a_folder_that_has_no_model(tmp_path: Path, one_line_error) -> None:
     with one_line_error(UnknownModel, "owner/name", "network"):
         load_model("owner/name", revision="0" * 40)
-
-
-def test_a_folder_without_a_model(tmp_path: Path, one_line_error) -> None:
     with one_line_error(UnknownModel, "config.json"):
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "pickle", "config"])
+@pytest.mark.parametrize("damage", ["truncated", "pickle", "config"])
 def test_a_damaged_checkpoint(copy: Path, damage: str, one_line_error) -> None:
     weights = copy / "model.safetensors"
     if damage == "truncated":
         weights.write_bytes(weights.read_bytes()[:-1000])
-    elif damage == "empty":
-        weights.write_bytes(b"")
     elif damage == "config":
         (copy / "config.json").write_text("{", encoding="utf-8")
     else:  # pickles are never loaded

@@ -52,7 +52,7 @@ def test_empty_path_means_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert path == tmp_path / "scratch" / "records" / "04_prune_model--wanda-50.json"
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float64("nan")])
+@pytest.mark.parametrize("value", [float("inf"), np.float64("nan")])
 def test_nan_never_becomes_a_record(value: float, tmp_path: Path, one_line_error) -> None:
     with one_line_error(RecordError, "perplexity"):
         a_record(metrics={"perplexity": {"value": value, "unit": "1"}})
@@ -65,16 +65,11 @@ def test_nan_never_becomes_a_record(value: float, tmp_path: Path, one_line_error
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "metric", [1.0, {"value": 1.0}, {"value": "1", "unit": "1"}, {"unit": "s"}]
-)
-def test_metric_needs_value_and_unit(metric: object, one_line_error) -> None:
-    with one_line_error(RecordError, "metric m"):
-        a_record(metrics={"m": metric})
-
-
-def test_values_json_cannot_hold(one_line_error) -> None:
-    with one_line_error(RecordError, "parameters.x is a set"):
+def test_metric_needs_value_and_unit(one_line_error) -> None:
+    for metric in (1.0, {"value": 1.0}, {"value": "1", "unit": "1"}):
+        with one_line_error(RecordError, "metric m"):
+            a_record(metrics={"m": metric})
+    with one_line_error(RecordError, "parameters.x is a set"):  # which JSON cannot hold
         a_record(parameters={"x": {1, 2}})
 
 
@@ -82,7 +77,6 @@ def test_values_json_cannot_hold(one_line_error) -> None:
     ("content", "reason"),
     [
         ('{"schema": 1', "not JSON"),
-        ("", "not JSON"),
         ("[]", "not a mapping"),
         ("{}", "lacks 'schema'"),
         ('{"schema": NaN}', "NaN"),
@@ -104,16 +98,9 @@ def test_files_that_are_not_there_or_in_the_way(tmp_path: Path, one_line_error) 
     with one_line_error(RecordError, "cannot read"):
         records.read_record(tmp_path / "none.json")
     (tmp_path / "file").write_text("in the way")
-    with one_line_error(RecordError, "cannot write"):
+    with one_line_error(RecordError, "cannot write", "a.json"):
         records.write_record(tmp_path / "file" / "a.json", a_record())
-
-
-@pytest.mark.parametrize(
-    "good",
-    [(0.5, float), (1, float), (None, float, None), ("x", str), ([], list), (np.float64(2), float)],
-)
-def test_parameter_types_accepted(good: tuple) -> None:
-    records.check_parameters(p=good)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize(
@@ -131,5 +118,6 @@ def test_parameter_types_accepted(good: tuple) -> None:
     ],
 )
 def test_parameter_types_refused(bad: tuple, reason: str, one_line_error) -> None:
+    records.check_parameters(a=(1, float), b=(None, int, None), c=(np.float64(2), float))
     with one_line_error(BadParameter, "rho = ", reason):
         records.check_parameters(rho=bad)

@@ -70,13 +70,6 @@ def wanda_keep(weight: torch.Tensor, gram: torch.Tensor, sparsity: float) -> tor
 # ---------------------------------------------------------------- update_study
 
 
-def test_rows_and_curves_have_the_fields_of_the_schema_and_are_json(study: dict) -> None:
-    assert set(study) == {"update", "curves"}
-    assert all(tuple(row) == ROW for row in study["update"])
-    assert all(tuple(curve) == CURVE for curve in study["curves"])
-    assert json.loads(json.dumps(study, allow_nan=False)) == study
-
-
 @pytest.mark.parametrize("sparsity", [0.5, 0.7])
 def test_every_solver_is_there_at_every_sparsity(study: dict, sparsity: float) -> None:
     def settings(solver: str, *names: str) -> list[tuple]:
@@ -96,6 +89,9 @@ def test_every_solver_is_there_at_every_sparsity(study: dict, sparsity: float) -
         found = settings(solver, "precondition", "learning_rate", "iterations")
         assert found == sorted(expected)
     assert len(study["curves"]) == 2 * (11 + 2 + 6 + 6)
+    assert all(tuple(row) == ROW for row in study["update"])
+    assert all(tuple(curve) == CURVE for curve in study["curves"])
+    assert json.loads(json.dumps(study, allow_nan=False)) == study
 
 
 def test_numbers_are_those_of_the_definitions(layer, study: dict) -> None:
@@ -155,10 +151,8 @@ def test_curves_end_at_their_rows(study: dict) -> None:
 
 
 def test_a_point_for_each_early_iteration_and_about_eight_a_decade() -> None:
-    assert trace_points(5) == [1, 2, 3, 4, 5]
     # by hand: 10^(11/8) = 23.7, 10^(12/8) = 31.6, 42.2, 56.2, 75.0, 100, 133.4, 177.8
     assert trace_points(200)[20:] == [24, 32, 42, 56, 75, 100, 133, 178, 200]
-    assert trace_points(100)[20:] == [24, 32, 42, 56, 75, 100]
     assert trace_points(20) == list(range(1, 21))
 
 
@@ -173,9 +167,7 @@ def test_measuring_does_not_count(layer, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(studies, "RHOS", (1.0,))
     study = update_study(*layer, sparsities=(0.5,))
     seconds = [curve["seconds"][-1] for curve in study["curves"] if curve["solver"] == "admm"]
-    assert len(seconds) == 3 and max(seconds) < 0.4, (
-        "each slept for half a second while it was traced"
-    )
+    assert len(seconds) == 3 and max(seconds) < 0.4  # each slept for half a second in all
 
 
 def test_a_diverged_curve_is_cut_and_its_rows_are_missing(
@@ -191,14 +183,11 @@ def test_a_diverged_curve_is_cut_and_its_rows_are_missing(
     assert not pick(study, solver="sgd", precondition=False, learning_rate=1e4, iterations=100)
 
 
-@pytest.mark.parametrize("sparsity", [0.0, 1.0, -0.1, 60])
-def test_bad_sparsities(layer, sparsity: float, one_line_error) -> None:
-    with one_line_error(BadSparsity, "sparsity"):
-        update_study(*layer, sparsities=(0.5, sparsity))
-
-
 def test_bad_arguments(layer, one_line_error) -> None:
     weight, gram, heldout = layer
+    for sparsity in (0.0, 60):
+        with one_line_error(BadSparsity, "sparsity"):
+            update_study(*layer, sparsities=(0.5, sparsity))
     with one_line_error(BadParameter, "iterations"):
         update_study(*layer, iterations=0)
     with one_line_error(BadParameter, "gram"):

@@ -49,18 +49,12 @@ def test_whole_split_without_duplicates(task: str) -> None:
     assert Counter(row[key] for row in rows) == labels
 
 
-def test_the_table_holds_the_papers_tasks_in_its_order() -> None:
-    assert tuple(SPLITS) == TASKS
-
-
 def test_boolq_is_superglues() -> None:
     rows = task_rows("boolq")
     assert [row["idx"] for row in rows] == list(range(3270))
-    first = rows[0]
-    assert first["passage"].startswith("Ethanol fuel -- All biomass goes through")
-    assert first["passage"].endswith("much less petroleum than producing gasoline.")
-    assert first["question"] == "does ethanol take more energy make that produces"
-    assert first["label"] == 0
+    assert rows[0]["passage"].startswith("Ethanol fuel -- All biomass goes through")
+    assert rows[0]["passage"].endswith("much less petroleum than producing gasoline.")
+    assert rows[0]["question"] == "does ethanol take more energy make that produces"
     # lm-eval's template adds these
     assert not any(row["question"].endswith("?") for row in rows)
     assert not any("\nQuestion: " in row["passage"] or "\n" in row["question"] for row in rows)
@@ -111,34 +105,23 @@ def test_items_are_sorted_distinct_and_repeatable() -> None:
     assert set(choose_items(10042, 20, 2)) < set(choose_items(10042, 100, 2))
 
 
-@pytest.mark.parametrize(
-    ("limit", "seed", "word"),
-    [(278, 0, "277"), (1, 0, "limit"), (2.0, 0, "limit"), (True, 0, "limit"), (None, -1, "seed")]
-    + [(None, 1.5, "seed"), (None, None, "seed")],
-)
-def test_items_that_cannot_be_chosen(
-    limit: object, seed: object, word: str, one_line_error
-) -> None:
-    with one_line_error(BadParameter, word):
-        choose_items(277, limit, seed)
+def test_items_that_cannot_be_chosen(one_line_error) -> None:
+    for limit, seed, word in ((278, 0, "277"), (1, 0, "limit"), (None, -1, "seed")):
+        with one_line_error(BadParameter, word):
+            choose_items(277, limit, seed)
 
 
-@pytest.mark.parametrize(
-    ("names", "limit", "word"),
-    [
+def test_bad_tasks(one_line_error) -> None:
+    assert tasks.check_tasks(TASKS, 277) == list(SPLITS), "in the paper's order"
+    for names, limit, word in (
         ([], None, "tasks"),
         ("boolq", None, "tasks"),
-        (None, None, "tasks"),
         (["boolk"], None, "did you mean 'boolq'"),
-        ([3], None, "3"),
         (["rte", "boolq", "rte"], None, "2 times"),
         (["boolq", "rte"], 300, "277"),
-    ],
-)
-def test_bad_tasks(names: object, limit: int | None, word: str, one_line_error) -> None:
-    assert tasks.check_tasks(TASKS, 277) == list(TASKS)
-    with one_line_error(BadParameter, word):
-        tasks.check_tasks(names, limit)
+    ):
+        with one_line_error(BadParameter, word):
+            tasks.check_tasks(names, limit)
 
 
 # --- differences and identity --------------------------------------------------------------

@@ -9,7 +9,6 @@ import math
 import os
 import random
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -124,44 +123,33 @@ def test_scores_are_those_of_the_stock_task_on_a_file(tiny: tuple, tmp_path: Pat
     samples = answer["samples"]["openbookqa"]
     assert [int(sample["acc"]) for sample in samples] == ours.acc
     assert [int(sample["acc_norm"]) for sample in samples] == ours.acc_norm
-    report = answer["results"]["openbookqa"]
-    assert ours.accuracy == pytest.approx(report["acc,none"])
-    assert ours.stderr == pytest.approx(report["acc_stderr,none"])
-    assert ours.accuracy_norm == pytest.approx(report["acc_norm,none"])
-    assert ours.stderr_norm == pytest.approx(report["acc_norm_stderr,none"])
+    names = ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")
+    report = [answer["results"]["openbookqa"][f"{name},none"] for name in names]
+    found = [ours.accuracy, ours.stderr, ours.accuracy_norm, ours.stderr_norm]
+    assert found == pytest.approx(report)
     assert ours.version == answer["versions"]["openbookqa"]
     assert ours.size == answer["n-samples"]["openbookqa"]["original"] == 500
 
 
-def hub_stand_in(calls: list) -> Callable:
-    """What `datasets.load_dataset` would give, made of the embedded rows."""
-    names = {"allenai/openbookqa": ("openbookqa", "test"), "nyu-mll/glue": ("rte", "validation")}
-
+def test_hub_source_is_lm_evals_own_at_a_pinned_revision(
+    tiny: tuple, monkeypatch, one_line_error
+) -> None:
     def load(path: str, name: str | None = None, **kwargs: Any) -> dict:
-        calls.append((path, name, kwargs))
-        task, split = names[path]
-        table = datasets.Dataset.from_list(task_rows(task))
-        return dict.fromkeys(("train", "validation", "test", split), table)
-
-    return load
-
-
-def test_hub_source_is_lm_evals_own_at_a_pinned_revision(tiny: tuple, monkeypatch) -> None:
-    calls: list = []
-    embedded = zero_shot(*tiny, tasks=["rte", "openbookqa"], limit=6, seed=3)
-    monkeypatch.setattr(datasets, "load_dataset", hub_stand_in(calls))
-    hub = zero_shot(*tiny, tasks=["rte", "openbookqa"], limit=6, seed=3, source="hub")
-    assert hub == embedded
-    assert [call[:2] for call in calls] == [("nyu-mll/glue", "rte"), ("allenai/openbookqa", "main")]
-    for _, _, kwargs in calls:
+        """What the hub would give, made of the embedded rows."""
+        calls.append((path, name))
         assert len(kwargs["revision"]) == 40
         assert kwargs["cache_dir"].startswith(str(evaluate.cache_dir()))
+        rows = task_rows("rte" if name == "rte" else "openbookqa")[:size]
+        table = datasets.Dataset.from_list(rows)
+        return dict.fromkeys(("train", "validation", "test"), table)
 
-
-def test_a_hub_split_of_another_size(monkeypatch, one_line_error) -> None:
-    table = datasets.Dataset.from_list(task_rows("rte")[:200])
-    splits = {"train": table, "validation": table}
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: splits)
+    calls, size = [], None
+    embedded = zero_shot(*tiny, tasks=["rte", "openbookqa"], limit=6, seed=3)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    hub = zero_shot(*tiny, tasks=["rte", "openbookqa"], limit=6, seed=3, source="hub")
+    assert hub == embedded
+    assert calls == [("nyu-mll/glue", "rte"), ("allenai/openbookqa", "main")]
+    size = 200  # a split of another size has other items at the chosen places
     with one_line_error(AssetError, "rte", "200", "277"):
         zero_shot_examples(["rte"], source="hub")
 
@@ -254,13 +242,8 @@ def test_embedded_rows_need_no_network_and_leave_no_files(
 @pytest.mark.parametrize(
     ("wanted", "word"),
     [
-        (dict(tasks=["piqa"]), "piqa"),
-        (dict(tasks=["rte", "rte"]), "2 times"),
-        (dict(tasks=[]), "tasks"),
         (dict(tasks=["rte"], limit=278), "277"),
-        (dict(limit=1), "limit"),
         (dict(seed=-1), "seed"),
-        (dict(batch=0), "batch"),
         (dict(batch="auto"), "batch"),
         (dict(source="disk"), "source"),
     ],
@@ -305,21 +288,14 @@ def test_texts_that_do_not_fit_are_counted(caplog) -> None:
 # --- what a record and a reader get --------------------------------------------------------
 
 
-def test_scores_by_hand() -> None:
-    score = TaskScore("rte", 1.0, 277, [1, 5, 7, 9], acc=[1, 0, 1, 1], acc_norm=[0, 0, 1, 0])
-    # three of four: squares 3 · 1/16 + 9/16 = 3/4, deviation sqrt(1/4), over sqrt(4)
-    assert score.accuracy == 0.75 and score.stderr == pytest.approx(0.25)
-    assert score.accuracy_norm == 0.25 and score.stderr_norm == pytest.approx(0.25)
-    plain = TaskScore("rte", 1.0, 277, [1, 5], acc=[0, 0], acc_norm=None)
-    assert plain.accuracy == plain.stderr == 0
-    assert plain.accuracy_norm is None and plain.stderr_norm is None
-    kept = dict(version=1.0, size=277, items=[1, 5], acc=[0, 0], acc_norm=None)
-    assert plain.to_dict() == kept
-
-
-def test_metrics_by_hand() -> None:
+def test_scores_and_metrics_by_hand() -> None:
     four = TaskScore("arc_easy", 1.0, 2376, [1, 5, 7, 9], [1, 0, 1, 1], [0, 0, 1, 0])
     none = TaskScore("rte", 1.0, 277, [1, 5], acc=[0, 0], acc_norm=None)
+    # three of four: squares 3 · 1/16 + 9/16 = 3/4, deviation sqrt(1/4), over sqrt(4)
+    assert four.accuracy == 0.75 and four.stderr == pytest.approx(0.25)
+    assert four.accuracy_norm == 0.25 and four.stderr_norm == pytest.approx(0.25)
+    kept = dict(version=1.0, size=277, items=[1, 5], acc=[0, 0], acc_norm=None)
+    assert none.to_dict() == kept
     metrics = zero_shot_metrics({"arc_easy": four, "rte": none})
     assert list(metrics) == [
         *("arc_easy_acc", "arc_easy_acc_stderr", "arc_easy_acc_norm", "arc_easy_acc_norm_stderr"),
@@ -327,8 +303,6 @@ def test_metrics_by_hand() -> None:
     ]
     third = pytest.approx(1 / 3)
     assert metrics["arc_easy_acc"] == {"value": 0.75, "unit": "1", "tolerance": third}
-    assert metrics["arc_easy_acc_norm"]["tolerance"] == pytest.approx(1.0)
-    assert metrics["arc_easy_acc_stderr"]["tolerance"] == 0.5
     assert metrics["rte_acc"] == {"value": 0.0, "unit": "1", "tolerance": 0.02}
     mean = metrics["mean_acc"]
     assert mean["value"] == 0.375
