@@ -1,9 +1,10 @@
-"""Layers to solve, and what is known of them in float64."""
+"""Layers to solve, their error in float64, and masks by sorting in numpy."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,3 +29,26 @@ def outputs_error(inputs: Tensor, weight: Tensor, new: Tensor) -> float:
     """‖XW − XŴ‖²/‖XW‖² from the outputs themselves."""
     dense, pruned = (inputs.double() @ w.double().T for w in (weight, new))
     return ((pruned - dense).norm() ** 2 / dense.norm() ** 2).item()
+
+
+def largest(score: np.ndarray, sparsity: float) -> np.ndarray:
+    """The mask without the smallest scores; of equal ones the earlier stay."""
+    order = np.argsort(-score, axis=None, kind="stable")
+    keep = np.zeros(score.size, dtype=bool)
+    keep[order[: score.size - round(sparsity * score.size)]] = True
+    return keep.reshape(score.shape)
+
+
+def masked(
+    score: np.ndarray, sparsity: float, groups: tuple[int, int] | None, by_output: bool
+) -> np.ndarray:
+    """The mask of scores (d_out, d_in) on the way to N of M neighbours, or unstructured."""
+    if groups:
+        n, m = groups
+        members = score.copy().reshape(-1, m)
+        top = np.argsort(-members, axis=1, kind="stable")[:, :n]
+        np.put_along_axis(members, top, np.inf, axis=1)
+        score = members.reshape(score.shape)
+    if by_output:
+        return np.stack([largest(row, sparsity) for row in score])
+    return largest(score, sparsity)

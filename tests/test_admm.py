@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layers import layer, outputs_error, random_keep
+from layers import layer, masked, outputs_error, random_keep
 
 from helpers.admm import admm, admm_grad, exact_least_squares, refit
 from helpers.errors import BadMask, BadParameter, BadSparsity, NonFinite, NotPositiveDefinite
@@ -101,29 +101,6 @@ def test_exact_least_squares_survives_singular_grams() -> None:
 
 
 # ---------------------------------------------------------------- the paper's loop
-
-
-def largest(score: np.ndarray, sparsity: float) -> np.ndarray:
-    """The mask without the smallest scores; of equal ones the earlier stay."""
-    order = np.argsort(-score, axis=None, kind="stable")
-    keep = np.zeros(score.size, dtype=bool)
-    keep[order[: score.size - round(sparsity * score.size)]] = True
-    return keep.reshape(score.shape)
-
-
-def masked(
-    score: np.ndarray, sparsity: float, groups: tuple[int, int] | None, by_output: bool
-) -> np.ndarray:
-    """The mask of scores (d_out, d_in) on the way to N of M neighbours, or unstructured."""
-    if groups:
-        n, m = groups
-        members = score.copy().reshape(-1, m)
-        top = np.argsort(-members, axis=1, kind="stable")[:, :n]
-        np.put_along_axis(members, top, np.inf, axis=1)
-        score = members.reshape(score.shape)
-    if by_output:
-        return np.stack([largest(row, sparsity) for row in score])
-    return largest(score, sparsity)
 
 
 def paper_loop(
@@ -398,6 +375,7 @@ def test_layers_of_one_input_share_one_factorisation(monkeypatch) -> None:
     admm_grad(weight, matrix, sparsity=0.5)  # a matrix shares nothing
     assert len(count) == 2
     for option in (dict(damping=0.2), dict(rho=2.0), dict(precondition=False)):
+        admm_grad(weight, gram, sparsity=0.5)
         shared = admm_grad(weight, gram, sparsity=0.5, **option).weight  # another system
         assert torch.equal(shared, admm_grad(weight, matrix, sparsity=0.5, **option).weight)
     gram.add(inputs)  # with more text it is another gram
