@@ -238,6 +238,7 @@ def test_the_defaults_of_refit_are_the_papers() -> None:
         (dict(sparsity=0.7, mask_steps=0), {}),
         (dict(sparsity=0.7, mask_steps=1), {}),
         (dict(sparsity=0.7, mask_steps=5, iterations=12), {}),
+        (dict(sparsity=0.7, mask_steps=12, iterations=12), {}),
         (dict(sparsity=0.7, rho=2.0, damping=0.3), {}),
         (dict(sparsity=0.7, precondition=False), {}),
         (dict(sparsity=0.7, budget="output"), dict(by_output=True)),

@@ -90,6 +90,15 @@ def test_the_sampled_bounds_are_near_and_on_both_sides(share: float) -> None:
     assert up_to - below < 1.4 * spread / 4096 * len(scores) + 100
 
 
+@pytest.mark.parametrize("low", [0, 19_998, 19_999, 20_000, 30_000])
+@pytest.mark.parametrize("high", [19_998, 19_999, 20_000, 20_001, 39_999])
+def test_bounds_that_mislead_change_nothing(low: int, high: int, monkeypatch) -> None:
+    scores = torch.arange(40_000.0)[torch.randperm(40_000)]
+    bounds = scores.new_tensor([low, max(low, high)]).numpy()
+    monkeypatch.setattr("helpers.fast.selection._bounds", lambda *_: bounds)
+    assert torch.equal(keep_largest(scores[None], 20_000)[0], scores >= 20_000)
+
+
 @pytest.mark.parametrize("kind", awkward_scores())
 def test_bisection_finds_what_a_sort_finds(kind: str) -> None:
     rows = awkward_scores()[kind].view(4, 10_000)
