@@ -164,16 +164,18 @@ def test_the_batch_size_does_not_change_the_answer(family: str) -> None:
         assert (mask == masks[0]).float().mean() > 0.999  # summing order moves the last bits
 
 
-# calls of block 1 with 8 sequences in batches of 4: 0 arguments, 1 gate, 2 gate's replay,
-# 3 and 4 grams, 5 and 6 the second pass
+# calls of block 0 with 8 sequences in batches of 4: 0 arguments, 1 to 4 gate, 5 and 6 embedding,
+# 7 and 8 grams, 9 and 10 the second pass
 @pytest.mark.parametrize(
-    ("fails_at", "where"),
-    [(0, "recording arguments"), (2, "the parity gate"), (4, "block 1"), (6, "block 1")],
-)
-@pytest.mark.parametrize(
-    "error",
-    [torch.OutOfMemoryError("CUDA"), RuntimeError("can't allocate memory"), MemoryError()],
-    ids=["gpu", "cpu", "python"],
+    ("fails_at", "where", "error"),
+    [
+        (0, "recording arguments", MemoryError()),
+        (4, "the parity gate", torch.OutOfMemoryError("CUDA")),
+        (6, "embedding", RuntimeError("can't allocate memory")),
+        (8, "block 0", MemoryError()),
+        (9, "block 0", MemoryError()),
+        (10, "block 0", RuntimeError("can't allocate memory")),
+    ],
 )
 def test_the_batch_is_halved_where_memory_runs_out(
     fails_at: int, where: str, error: Exception
@@ -186,7 +188,7 @@ def test_the_batch_is_halved_where_memory_runs_out(
         if next(calls) == fails_at:
             raise error
 
-    handle = model.transformer.h[1].register_forward_pre_hook(fail)
+    handle = model.transformer.h[0].register_forward_pre_hook(fail)
     report = prune_model(model, tokens, method="wanda", sparsity=0.5, batch=4)
     handle.remove()
     assert report.halved == [f"{where}: batch 4 to 2, memory ran out"] and report.batch == 2
