@@ -1,4 +1,7 @@
-"""Every trick of helpers.fast answers what its plain counterpart answers."""
+"""Every trick of helpers.fast answers what its plain counterpart answers.
+
+The fused step and the loop to be read are both held to the paper's loop in test_admm.py.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from layers import layer
 
-from helpers.admm import admm, admm_grad, damped_system, refit
 from helpers.fast import panels
 from helpers.fast.selection import _bounds, bisect, keep_largest, top_nm
-from helpers.gram import gram_of
 from helpers.masks import keep_largest_by_sorting, top_nm_by_sorting
 
 quick = settings(max_examples=60, deadline=None)
@@ -117,40 +117,3 @@ def test_a_gram_in_panels_is_the_whole_product(d_in: int, tokens: int, seed: int
     panels.add_upper(total, rows)
     panels.mirror(total)
     torch.testing.assert_close(total, rows.T @ rows, rtol=1e-5, atol=1e-5)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    d_out=st.integers(1, 24),
-    groups=st.integers(2, 8),
-    case=st.sampled_from(
-        [("unstructured", 0.3), ("unstructured", 0.8), ("2:4", 0.5), ("4:8", 0.5)]
-    ),
-    mask_steps=st.sampled_from([0, 1, 15]),
-    seed=st.integers(0, 999),
-)
-def test_the_fused_step_is_the_papers_loop(
-    d_out: int, groups: int, case: tuple[str, float], mask_steps: int, seed: int
-) -> None:
-    pattern, sparsity = case
-    inputs, weight = layer(d_out, 8 * groups, 32 * groups, seed)
-    gram = gram_of(inputs)
-    G, norms = damped_system(gram.double(), 0.1)
-
-    def plain(**options: object) -> tuple[torch.Tensor, torch.Tensor]:
-        Z, keep = admm(weight * norms, G, sparsity=sparsity, pattern=pattern, **options)
-        return (Z / norms).float(), keep
-
-    # on one mask the two differ by the rounding of float32
-    expected, keep = plain(mask_steps=mask_steps)
-    solved = refit(weight, gram, keep)
-    again, _ = plain(keep=keep)
-    torch.testing.assert_close(solved.weight, again, rtol=1e-3, atol=1e-4)
-    # a growing mask decides near ties by that rounding: nearly all weights agree, and where all
-    # do the answers are the same
-    grown = admm_grad(weight, gram, sparsity=sparsity, pattern=pattern, mask_steps=mask_steps)
-    assert int(grown.keep.sum()) == int(keep.sum())
-    if torch.equal(grown.keep, keep):
-        torch.testing.assert_close(grown.weight, expected, rtol=1e-3, atol=1e-4)
-    else:
-        assert (grown.keep != keep).float().mean() < 0.02
