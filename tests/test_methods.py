@@ -1,4 +1,4 @@
-"""Every layer method: hand examples, SparseGPT against direct OBS, dead inputs, the registry."""
+"""Every layer method: hand examples, SparseGPT against direct OBS, dead inputs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from helpers.errors import (
     BadParameter,
     BadPattern,
     BadSparsity,
-    HelpersError,
     NonFinite,
     NotPositiveDefinite,
     UnknownMethod,
 )
 from helpers.gram import gram_of
 from helpers.masks import select, top_k
-from helpers.methods import METHODS, LayerResult, check_options, get_method, register
+from helpers.methods import METHODS, check_options, get_method
 
 ALL = ("magnitude", "wanda", "sparsegpt", "admm1", "admm-grad")
 CALIBRATED = ALL[1:]
@@ -439,80 +438,3 @@ def test_unknown_methods_and_options(one_line_error) -> None:
     for option in ({"schedule": "papr"}, {"mask_steps": -3}):  # also where a mask is given
         with one_line_error(BadParameter, next(iter(option))):
             METHODS["admm-grad"](weight, gram_of(inputs), keep=top_k(weight, 0.5), **option)
-
-
-# ---------------------------------------------------------------- the registry
-
-
-@pytest.fixture
-def scratch() -> str:
-    """A name that is taken out of the registry again."""
-    yield "test-only"
-    METHODS.pop("test-only", None)
-
-
-def test_a_method_is_added_in_a_few_lines(scratch: str) -> None:
-    @register(scratch)
-    def first_columns(weight, gram, *, sparsity, pattern, keep=None, side="left"):
-        keep = torch.zeros_like(weight, dtype=torch.bool)
-        count = round((1 - sparsity) * weight.shape[1])
-        keep[:, :count] = True
-        keep = keep if side == "left" else keep.flip(1)
-        return LayerResult(weight * keep, keep)
-
-    inputs, weight = layer()
-    result = METHODS[scratch](weight, gram_of(inputs), sparsity=0.5, side="right")
-    assert not result.weight[:, :16].any() and torch.equal(result.weight[:, 16:], weight[:, 16:])
-    assert 0 < result.error < 1
-    check_options(scratch, {"side": "left"})
-
-
-@pytest.mark.parametrize(
-    ("answer", "word"),
-    [
-        (lambda w, half: w, "LayerResult"),
-        (lambda w, half: LayerResult(w, half | True), "sparsity"),
-        (lambda w, half: LayerResult(w * top_k(w.abs(), 0.1), top_k(w.abs(), 0.1)), "sparsity"),
-        (lambda w, half: LayerResult(w, half), "outside its mask"),
-        (lambda w, half: LayerResult(w[:1], half), "shape"),
-        (lambda w, half: LayerResult(w * half * math.nan, half), "NaN"),
-        (lambda w, half: LayerResult(w * half, half.float()), "mask"),
-    ],
-)
-def test_a_method_cannot_misreport_itself(answer, word: str, scratch: str, one_line_error) -> None:
-    inputs, weight = layer()
-    register(scratch)(
-        lambda weight, gram, *, sparsity, pattern, keep=None: answer(
-            weight, top_k(weight.abs(), sparsity)
-        )
-    )
-    with one_line_error(HelpersError, word):
-        METHODS[scratch](weight, gram_of(inputs), sparsity=0.5)
-
-
-@pytest.mark.parametrize("damaged", ["weight", "gram", "weight and gram"])
-@pytest.mark.parametrize("inference", [False, True])
-def test_a_method_that_works_in_place_is_refused(
-    scratch: str, damaged: str, inference: bool, one_line_error
-) -> None:
-    """Its error would be measured against the weight that it has changed: 0."""
-
-    @register(scratch)
-    def in_place(weight, gram, *, sparsity, pattern, keep=None):
-        keep = top_k(weight.abs(), sparsity)
-        if "gram" in damaged:
-            gram.diagonal().add_(1.0)
-        return LayerResult(weight.mul_(keep) if "weight" in damaged else weight * keep, keep)
-
-    with torch.inference_mode(inference):
-        inputs, weight = layer()
-        with one_line_error(BadParameter, scratch, f"changed {damaged} in place", "clone"):
-            METHODS[scratch](weight, gram_of(inputs), sparsity=0.5)
-
-
-def test_a_function_that_is_no_method_is_not_registered(one_line_error) -> None:
-    with one_line_error(BadParameter, "keep"):
-        register("short")(lambda weight, gram, *, sparsity, pattern: None)
-    with one_line_error(BadParameter, "gram"):
-        register("short")(lambda weight, **options: None)
-    assert "short" not in METHODS

@@ -1,16 +1,20 @@
-"""Promises of a method: kept by ours, and each found out when it is broken."""
+"""A reader's methods: registered, checked each time they answer, tried out, found in files."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from layers import layer
 
 from helpers import LayerResult, register, select
-from helpers.errors import BadParameter, UnknownMethod
-from helpers.methods import METHODS, check_method, get_method
+from helpers.errors import BadParameter, HelpersError, UnknownMethod
+from helpers.gram import gram_of
+from helpers.masks import top_k
+from helpers.methods import METHODS, check_method, check_options, get_method
 
 UPDATES = "a layer that needs no pruning stays"
 ANSWERS = [f"an exact answer for {target}" for target in ("unstructured 50 %", "2:4", "4:8")]
@@ -28,6 +32,79 @@ def registry() -> Iterator[None]:
 def largest(weight, sparsity, pattern, keep):
     """A method's mask, done right."""
     return select(weight.abs(), sparsity, pattern) if keep is None else keep
+
+
+# ---------------------------------------------------------------- what the registry checks
+
+
+def test_a_method_is_added_in_a_few_lines() -> None:
+    @register("mine")
+    def first_columns(weight, gram, *, sparsity, pattern, keep=None, side="left"):
+        keep = torch.zeros_like(weight, dtype=torch.bool)
+        count = round((1 - sparsity) * weight.shape[1])
+        keep[:, :count] = True
+        keep = keep if side == "left" else keep.flip(1)
+        return LayerResult(weight * keep, keep)
+
+    inputs, weight = layer()
+    result = METHODS["mine"](weight, gram_of(inputs), sparsity=0.5, side="right")
+    assert not result.weight[:, :16].any() and torch.equal(result.weight[:, 16:], weight[:, 16:])
+    assert 0 < result.error < 1
+    check_options("mine", {"side": "left"})
+
+
+@pytest.mark.parametrize(
+    ("answer", "word"),
+    [
+        (lambda w, half: w, "LayerResult"),
+        (lambda w, half: LayerResult(w, half | True), "sparsity"),
+        (lambda w, half: LayerResult(w * top_k(w.abs(), 0.1), top_k(w.abs(), 0.1)), "sparsity"),
+        (lambda w, half: LayerResult(w, half), "outside its mask"),
+        (lambda w, half: LayerResult(w[:1], half), "shape"),
+        (lambda w, half: LayerResult(w * half * math.nan, half), "NaN"),
+        (lambda w, half: LayerResult(w * half, half.float()), "mask"),
+    ],
+)
+def test_a_method_cannot_misreport_itself(answer, word: str, one_line_error) -> None:
+    inputs, weight = layer()
+    register("mine")(
+        lambda weight, gram, *, sparsity, pattern, keep=None: answer(
+            weight, top_k(weight.abs(), sparsity)
+        )
+    )
+    with one_line_error(HelpersError, word):
+        METHODS["mine"](weight, gram_of(inputs), sparsity=0.5)
+
+
+@pytest.mark.parametrize("damaged", ["weight", "gram", "weight and gram"])
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_method_that_works_in_place_is_refused(
+    damaged: str, inference: bool, one_line_error
+) -> None:
+    """Its error would be measured against the weight that it has changed: 0."""
+
+    @register("mine")
+    def in_place(weight, gram, *, sparsity, pattern, keep=None):
+        keep = top_k(weight.abs(), sparsity)
+        if "gram" in damaged:
+            gram.diagonal().add_(1.0)
+        return LayerResult(weight.mul_(keep) if "weight" in damaged else weight * keep, keep)
+
+    with torch.inference_mode(inference):
+        inputs, weight = layer()
+        with one_line_error(BadParameter, "mine", f"changed {damaged} in place", "clone"):
+            METHODS["mine"](weight, gram_of(inputs), sparsity=0.5)
+
+
+def test_a_function_that_is_no_method_is_not_registered(one_line_error) -> None:
+    with one_line_error(BadParameter, "keep"):
+        register("short")(lambda weight, gram, *, sparsity, pattern: None)
+    with one_line_error(BadParameter, "gram"):
+        register("short")(lambda weight, **options: None)
+    assert "short" not in METHODS
+
+
+# ---------------------------------------------------------------- promises, tried out
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -84,6 +161,9 @@ def test_a_bug_is_shown_with_its_place() -> None:
 
     with pytest.raises(AttributeError, match="no_such_thing"):
         check_method("buggy")
+
+
+# ---------------------------------------------------------------- files
 
 
 def test_a_file_adds_its_method() -> None:
