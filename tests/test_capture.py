@@ -213,6 +213,20 @@ def test_layers_that_read_the_same_input_share_one_gram() -> None:
     assert len({id(gram) for gram in grams.values()}) == 4
 
 
+def test_an_input_that_is_shared_in_some_batches_only_is_refused(one_line_error) -> None:
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.calls = nn.Linear(8, 8), nn.Linear(8, 8), 0
+
+        def forward(self, states: Tensor) -> Tensor:
+            self.calls += 1
+            return self.one(states) + self.two(states if self.calls == 1 else 2 * states)
+
+    with one_line_error(UnsupportedModel, "layer two shares its input with one"):
+        replay.layer_grams(Sometimes(), torch.randn(4, 5, 8), cap.Call((), {}), 2)
+
+
 @pytest.mark.parametrize(("family", "layer"), [("opt", "fc2"), ("gpt2", "mlp.c_proj")])
 def test_layer_gram_is_that_of_the_dense_model_without_dropout(
     family: str, layer: str, one_line_error
