@@ -37,6 +37,7 @@ def test_the_largest_without_a_sort(rows, share: float) -> None:
     expected = keep_largest_by_sorting(rows, zeros)
     found = keep_largest(rows, zeros)
     assert found.dtype == expected.dtype == torch.bool and torch.equal(found, expected)
+    assert torch.equal(keep_largest(rows.double(), zeros), expected)
     out = torch.full_like(rows, 7)
     assert keep_largest(rows, zeros, out) is out
     assert torch.equal(out, expected.float())

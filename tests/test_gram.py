@@ -116,6 +116,7 @@ def test_relative_error_equals_the_norms_of_the_outputs(monkeypatch) -> None:
     pruned, gram = weight * (torch.rand(5, 6) > 0.5), gram_of(inputs)
     expected = outputs_error(inputs, weight, pruned)
     assert relative_error(weight, pruned, gram) == pytest.approx(expected, rel=1e-4)
+    assert relative_error(weight, pruned, 1e-9 * gram) == pytest.approx(expected, rel=1e-4)
     assert relative_error(weight, weight, gram) == 0
     assert relative_error(weight, 0 * weight, gram) == pytest.approx(1.0, rel=1e-5)
     assert relative_error(weight, 0 * weight, torch.zeros(6, 6)) == 0  # no output to lose
@@ -133,8 +134,9 @@ def test_a_small_error_is_not_lost_to_rounding() -> None:
 def test_an_error_that_overflows_float32_is_not_reported_as_none(one_line_error) -> None:
     # Each entry is finite, their sum is not: 0 would be a lie.
     inputs, weight = torch.randn(30, 8), torch.randn(4, 8)
-    with one_line_error(NonFinite, "overflows"):
-        relative_error(weight, weight / 2, 1e37 * gram_of(inputs))
+    for new in (weight / 2, 0.999 * weight):  # the error overflows too, or the output only
+        with one_line_error(NonFinite, "overflows"):
+            relative_error(weight, new, 1e37 * gram_of(inputs))
 
 
 # ---------------------------------------------------------------- what is refused

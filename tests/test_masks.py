@@ -140,7 +140,8 @@ def test_patterns(one_line_error) -> None:
     ("sparsity", "pattern", "expected"),
     [(0.6, UNSTRUCTURED, 0.6), (0, UNSTRUCTURED, 0.0), (None, "2:4", 0.5), (0.5, "2:4", 0.5),
      (None, "1:4", 0.75), (0.375, "5:8", 0.375), (1 / 3, "2:3", 1 / 3),
-     (np.float64(0.5), UNSTRUCTURED, 0.5), (np.float32(0.5), "4:8", 0.5)],
+     (np.float64(0.5), UNSTRUCTURED, 0.5), (np.float32(0.5), "4:8", 0.5),
+     (np.float32(1 / 3), "2:3", 1 / 3)],
 )  # fmt: skip
 def test_target(sparsity: object, pattern: str, expected: float) -> None:
     target = check_target(sparsity, pattern)
