@@ -356,6 +356,8 @@ def test_a_bad_request_changes_nothing() -> None:
             assert isinstance(refused(model, good, **request), error), request
     for tokens in (None, good[0], good.float(), good[:0], good + 90, good - 50, good.tolist()):
         assert isinstance(refused(model, tokens, **half), BadParameter | CalibrationTooShort)
+    narrow = fam.build("llama", intermediate_size=68)  # 8 divides the inputs of all but down_proj
+    assert isinstance(refused(narrow, good, method="wanda", pattern="4:8"), BadPattern)
     error = refused(model, None, method="magnitude", sparsity=0.5, after_block=lambda *_: None)
     assert isinstance(error, BadParameter) and "after_block" in str(error)
 
