@@ -306,7 +306,7 @@ def test_an_expert_without_tokens_is_named(calls_idle_experts: bool, one_line_er
         with_experts(calls_idle_experts=calls_idle_experts, never=1)
 
 
-def test_bad_numbers_in_an_input_name_the_layer(one_line_error) -> None:
+def test_bad_numbers_name_the_layer_or_the_block(one_line_error) -> None:
     model, tokens = fam.build("llama"), fam.random_tokens(2)
     captured = cap.capture(model, tokens)
     block = find_blocks(model)[0]
@@ -314,3 +314,5 @@ def test_bad_numbers_in_an_input_name_the_layer(one_line_error) -> None:
         block.post_attention_layernorm.weight[3] = float("inf")
     with one_line_error(NonFinite, "block 0", "mlp.gate_proj"):
         replay.layer_grams(block, captured.stream, captured.calls[0], 2, "block 0")
+    with one_line_error(NonFinite, "after block 0"):
+        cap.advance(block, captured.stream, captured.calls[0], 2, "block 0")

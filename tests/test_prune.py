@@ -418,8 +418,8 @@ def test_bad_numbers_in_the_stream_stop_the_run(place: str, named: str) -> None:
     assert isinstance(error, NonFinite) and named in str(error)
 
 
-def test_a_stream_that_overflows_on_late_text_only(one_line_error) -> None:
-    # The first batch is harmless; a token of the last sequence overflows float16 on its way.
+def test_a_stream_that_is_bad_on_late_text_only(one_line_error) -> None:
+    # The first batch, which the gate sees, is harmless; the last sequence is not.
     model, tokens = fam.build("llama").half(), fam.random_tokens(4)
     tokens[tokens == 50] = 51
     tokens[3, 7] = 50
