@@ -425,7 +425,7 @@ def test_a_stream_that_is_bad_on_late_text_only(one_line_error) -> None:
     tokens[3, 7] = 50
     with torch.no_grad():
         model.model.embed_tokens.weight[50] = float("inf")
-    with one_line_error(NonFinite):
+    with one_line_error(NonFinite, "entering block 0"):
         prune_model(model, tokens, method="wanda", sparsity=0.5, batch=1)
 
 
