@@ -1,16 +1,20 @@
-"""Promises of a method: kept by ours, and each found out when it is broken."""
+"""A reader's methods: registered, checked each time they answer, tried out, found in files."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from layers import layer
 
 from helpers import LayerResult, register, select
-from helpers.errors import BadParameter, UnknownMethod
-from helpers.methods import METHODS, check_method, get_method
+from helpers.errors import BadParameter, HelpersError, UnknownMethod
+from helpers.gram import gram_of
+from helpers.masks import top_k
+from helpers.methods import METHODS, check_method, check_options, get_method
 
 UPDATES = "a layer that needs no pruning stays"
 ANSWERS = [f"an exact answer for {target}" for target in ("unstructured 50 %", "2:4", "4:8")]
@@ -28,6 +32,79 @@ def registry() -> Iterator[None]:
 def largest(weight, sparsity, pattern, keep):
     """A method's mask, done right."""
     return select(weight.abs(), sparsity, pattern) if keep is None else keep
+
+
+# ---------------------------------------------------------------- what the registry checks
+
+
+def test_a_method_is_added_in_a_few_lines() -> None:
+    @register("mine")
+    def first_columns(weight, gram, *, sparsity, pattern, keep=None, side="left"):
+        keep = torch.zeros_like(weight, dtype=torch.bool)
+        count = round((1 - sparsity) * weight.shape[1])
+        keep[:, :count] = True
+        keep = keep if side == "left" else keep.flip(1)
+        return LayerResult(weight * keep, keep)
+
+    inputs, weight = layer()
+    result = METHODS["mine"](weight, gram_of(inputs), sparsity=0.5, side="right")
+    assert not result.weight[:, :16].any() and torch.equal(result.weight[:, 16:], weight[:, 16:])
+    assert 0 < result.error < 1
+    check_options("mine", {"side": "left"})
+
+
+@pytest.mark.parametrize(
+    ("answer", "word"),
+    [
+        (lambda w, half: w, "LayerResult"),
+        (lambda w, half: LayerResult(w, half | True), "sparsity"),
+        (lambda w, half: LayerResult(w * top_k(w.abs(), 0.1), top_k(w.abs(), 0.1)), "sparsity"),
+        (lambda w, half: LayerResult(w, half), "outside its mask"),
+        (lambda w, half: LayerResult(w[:1], half), "shape"),
+        (lambda w, half: LayerResult(w * half * math.nan, half), "NaN"),
+        (lambda w, half: LayerResult(w * half, half.float()), "mask"),
+    ],
+)
+def test_a_method_cannot_misreport_itself(answer, word: str, one_line_error) -> None:
+    inputs, weight = layer()
+    register("mine")(
+        lambda weight, gram, *, sparsity, pattern, keep=None: answer(
+            weight, top_k(weight.abs(), sparsity)
+        )
+    )
+    with one_line_error(HelpersError, word):
+        METHODS["mine"](weight, gram_of(inputs), sparsity=0.5)
+
+
+@pytest.mark.parametrize("damaged", ["weight", "gram", "weight and gram"])
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_method_that_works_in_place_is_refused(
+    damaged: str, inference: bool, one_line_error
+) -> None:
+    """Its error would be measured against the weight that it has changed: 0."""
+
+    @register("mine")
+    def in_place(weight, gram, *, sparsity, pattern, keep=None):
+        keep = top_k(weight.abs(), sparsity)
+        if "gram" in damaged:
+            gram.diagonal().add_(1.0)
+        return LayerResult(weight.mul_(keep) if "weight" in damaged else weight * keep, keep)
+
+    with torch.inference_mode(inference):
+        inputs, weight = layer()
+        with one_line_error(BadParameter, "mine", f"changed {damaged} in place", "clone"):
+            METHODS["mine"](weight, gram_of(inputs), sparsity=0.5)
+
+
+def test_a_function_that_is_no_method_is_not_registered(one_line_error) -> None:
+    with one_line_error(BadParameter, "keep"):
+        register("short")(lambda weight, gram, *, sparsity, pattern: None)
+    with one_line_error(BadParameter, "gram"):
+        register("short")(lambda weight, **options: None)
+    assert "short" not in METHODS
+
+
+# ---------------------------------------------------------------- promises, tried out
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -86,8 +163,13 @@ def test_a_bug_is_shown_with_its_place() -> None:
         check_method("buggy")
 
 
+# ---------------------------------------------------------------- files
+
+
 def test_a_file_adds_its_method() -> None:
     METHODS.pop("wanda-refit", None)
+    with pytest.raises(UnknownMethod, match="wanda-refit"):
+        get_method("wanda-refitt")
     method = get_method("wanda-refit")
     weight = torch.randn(8, 16, generator=torch.Generator().manual_seed(1))
     gram = torch.diag(torch.arange(1.0, 17.0))
@@ -97,11 +179,6 @@ def test_a_file_adds_its_method() -> None:
         METHODS["wanda"](weight, gram, sparsity=0.5).weight,
         atol=1e-5,
     )
-
-
-def test_the_error_of_an_unknown_method_names_those_in_files() -> None:
-    with pytest.raises(UnknownMethod, match="wanda-refit"):
-        get_method("wanda-refitt")
 
 
 @pytest.fixture
@@ -158,14 +235,10 @@ def test_a_cell_replaces_its_own_method_and_none_of_ours(one_line_error) -> None
     register("mine")(shrinking)
     assert METHODS["mine"].__wrapped__ is shrinking
     ours = METHODS["wanda"]
-    with one_line_error(BadParameter, "'wanda'", "another name"):
-        register("wanda")(own_mask)
+    for taken in ("wanda", "dense"):  # dense is the model that is not pruned
+        with one_line_error(BadParameter, f"'{taken}'", "another name"):
+            register(taken)(own_mask)
     assert METHODS["wanda"] is ours
-
-
-def test_dense_is_no_method(one_line_error) -> None:
-    with one_line_error(BadParameter, "'dense'", "another name"):
-        register("dense")(own_mask)
 
 
 def test_a_file_that_fails_registers_nothing(own: Path, one_line_error) -> None:

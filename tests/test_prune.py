@@ -20,14 +20,14 @@ from helpers.errors import (
     HelpersError,
     NonFinite,
     NotPositiveDefinite,
+    OutOfMemory,
     ParityError,
     UnknownMethod,
     UnsupportedModel,
 )
 from helpers.gram import gram_of
-from helpers.methods import METHODS, LayerResult, register
+from helpers.methods import METHODS, register
 
-EVERY = sorted(fam.FAMILIES)
 METHOD_NAMES = ("magnitude", "wanda", "sparsegpt", "admm1", "admm-grad")
 
 
@@ -39,47 +39,46 @@ def zero_fractions(model: nn.Module, family: str) -> dict[str, float]:
 # ---------------------------------------------------------------- what changes, what does not
 
 
-@pytest.mark.parametrize("family", EVERY)
-@pytest.mark.parametrize(("method", "pattern"), [("wanda", "unstructured"), ("admm-grad", "4:8")])
-def test_all_that_should_be_pruned_is_and_nothing_else(
-    family: str, method: str, pattern: str
-) -> None:
-    model, tokens = fam.build(family), fam.random_tokens()
-    before = fam.snapshot(model)
-    report = prune_model(model, tokens, method=method, sparsity=0.5, pattern=pattern)
+@pytest.mark.parametrize("family", ["llama-tied", "gpt2", "gemma3", "opt", "falcon", "mpt"])
+def test_all_that_should_be_pruned_is_and_nothing_else(family: str) -> None:
+    # test_families.py prunes every family with Wanda
+    model, tokens = fam.build(family).train(), fam.random_tokens()
+    before, parameters = fam.snapshot(model), dict(model.named_parameters())
+    config, given = copy.deepcopy(model.config.to_dict()), tokens.clone()
+    state = torch.get_rng_state()
+    report = prune_model(model, tokens, method="admm-grad", pattern="4:8")
     names = fam.pruned_names(family)
-    assert zero_fractions(model, family) == dict.fromkeys(names, 0.5)
     # embeddings, norms, biases, head, projections outside the blocks: the same bits
     assert fam.changed(model, before) == {f"{name}.weight" for name in names}
-    prefix = fam.FAMILIES[family].blocks
-    assert {f"{prefix}.{layer.block}.{layer.name}" for layer in report.layers} == set(names)
-    assert len(report.layers) == len(names)
-    assert fam.hook_count(model) == 0
-    with torch.no_grad():
-        assert torch.isfinite(model(tokens).logits).all()
-    for name in names if pattern == "4:8" else ():
+    for name in names:
         weight = fam.matrix_of(model.get_submodule(name))
         assert ((weight != 0).unflatten(1, (-1, 8)).sum(-1) == 4).all(), name
+    prefix = fam.FAMILIES[family].blocks
+    assert [f"{prefix}.{layer.block}.{layer.name}" for layer in report.layers] == sorted(
+        names, key=[n for n, _ in model.named_modules()].index
+    )
+    # all else about the model, the text and the random state is as it was found
+    for name, parameter in model.named_parameters():
+        assert parameter is parameters[name] and parameter.requires_grad
+        assert parameter.is_leaf and parameter.grad is None
+    assert fam.hook_count(model) == 0 and all(module.training for module in model.modules())
+    assert model.config.to_dict() == config and torch.equal(tokens, given)
+    assert torch.equal(torch.get_rng_state(), state)
+    # dropout, on in the model that was given, has not reached the statistics
+    calm = fam.build(family)
+    prune_model(calm, tokens, method="admm-grad", pattern="4:8")
+    assert not fam.changed(model, fam.snapshot(calm))
+    with torch.no_grad():
+        assert torch.isfinite(calm(tokens).logits).all()
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
-@pytest.mark.parametrize("sparsity", [0.3, 0.6])
-def test_every_method_prunes_every_layer_to_the_target(method: str, sparsity: float) -> None:
-    model = fam.build("llama")
-    prune_model(model, fam.random_tokens(), method=method, sparsity=sparsity)
-    for name, fraction in zero_fractions(model, "llama").items():
-        rows, columns = model.get_submodule(name).weight.shape
-        # Wanda rounds once an output, the others once a matrix
-        rounding = 0.5 * rows if method == "wanda" else 0.5
-        assert abs(fraction - sparsity) * rows * columns <= rounding + 1e-2, name
-
-
-def test_a_tied_head_stays_tied_and_dense() -> None:
-    model = fam.build("llama-tied")
-    before = model.lm_head.weight.clone()
-    prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.5)
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert torch.equal(model.lm_head.weight, before)
+def test_every_method_prunes_every_layer_to_the_same_bits(method: str) -> None:
+    models = [fam.build("llama") for _ in range(2)]
+    for model in models:
+        prune_model(model, fam.random_tokens(), method=method, sparsity=0.75)
+    assert not fam.changed(models[1], fam.snapshot(models[0]))
+    assert set(zero_fractions(models[0], "llama").values()) == {0.75}
 
 
 def test_refitting_beats_masking_in_the_models_outputs() -> None:
@@ -105,33 +104,14 @@ def test_half_precision_models_stay_so(dtype: torch.dtype) -> None:
     assert set(zero_fractions(model, "llama").values()) == {0.5}
 
 
-def test_the_model_is_left_as_it_was_found_apart_from_its_weights() -> None:
-    model, tokens = fam.build("opt"), fam.random_tokens()
-    parameters = dict(model.named_parameters())
-    config = copy.deepcopy(model.config.to_dict())
-    model.train()
-    before = tokens.clone()
-    prune_model(model, tokens, method="admm1", sparsity=0.5)
-    assert model.training and all(module.training for module in model.modules())
-    assert model.config.to_dict() == config
-    assert torch.equal(tokens, before)
-    for name, parameter in model.named_parameters():
-        assert parameter is parameters[name] and parameter.requires_grad
-        assert parameter.is_leaf and parameter.grad is None
-
-
-def test_dropout_does_not_reach_the_statistics() -> None:
-    calm, training = fam.build("opt"), fam.build("opt").train()
-    for model in (calm, training):
-        prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.5)
-    assert not fam.changed(training, fam.snapshot(calm))
-
-
 # ---------------------------------------------------------------- the order of things
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "bloom", "opt"])
-@pytest.mark.parametrize("method", ["wanda", "admm1"])
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [("llama", "wanda"), ("llama", "admm1"), ("gpt2", "admm1"), ("gemma3", "wanda"),
+     ("bloom", "wanda")],
+)  # fmt: skip
 def test_statistics_come_from_the_already_pruned_stream(family: str, method: str) -> None:
     # By hand: the whole model runs once for each block; the inputs of that block's layers, all
     # seen in that one pass, prune it; the next pass goes through the pruned block.
@@ -166,34 +146,65 @@ def _prune_one(layer: nn.Module, inputs: Tensor, method: str) -> None:
         weight.copy_(result.weight)
 
 
-@pytest.mark.parametrize("family", ["llama", "bloom", "mpt", "falcon", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", "bloom", "mpt", "gemma3"])
 def test_the_batch_size_does_not_change_the_answer(family: str) -> None:
     tokens = fam.random_tokens(6)
     masks = []
-    for batch in (1, 2, 4, 100):
+    for batch in (1, 4, 100):
         model = fam.build(family)
-        prune_model(model, tokens, method="wanda", sparsity=0.5, batch=batch)
+        report = prune_model(model, tokens, method="wanda", sparsity=0.5, batch=batch)
+        assert report.batch == {1: 1, 4: 3, 100: 6}[batch] and not report.halved
         weights = [model.get_submodule(name).weight for name in fam.pruned_names(family)]
         masks.append(torch.cat([(weight == 0).flatten() for weight in weights]))
     for mask in masks[1:]:
         assert (mask == masks[0]).float().mean() > 0.999  # summing order moves the last bits
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_same_seed_same_bits(method: str) -> None:
-    models = []
-    for _ in range(2):
-        model = fam.build("llama", seed=5)
-        prune_model(model, fam.random_tokens(seed=9), method=method, sparsity=0.6)
-        models.append(model)
-    assert not fam.changed(models[1], fam.snapshot(models[0]))
+# calls of block 0 with 8 sequences in batches of 4: 0 arguments, 1 to 4 gate, 5 and 6 embedding,
+# 7 and 8 grams, 9 and 10 the second pass
+@pytest.mark.parametrize(
+    ("fails_at", "where", "error"),
+    [
+        (0, "recording arguments", MemoryError()),
+        (4, "the parity gate", torch.OutOfMemoryError("CUDA")),
+        (6, "embedding", RuntimeError("can't allocate memory")),
+        (8, "block 0", MemoryError()),
+        (9, "block 0", MemoryError()),
+        (10, "block 0", RuntimeError("can't allocate memory")),
+    ],
+)
+def test_the_batch_is_halved_where_memory_runs_out(
+    fails_at: int, where: str, error: Exception
+) -> None:
+    # Bloom's blocks are given a bias for each sequence: arguments must be recorded anew.
+    tokens, calls = fam.random_tokens(8), iter(range(10**6))
+    model, expected = fam.build("bloom"), fam.build("bloom")
+
+    def fail(_block: nn.Module, _args: object) -> None:
+        if next(calls) == fails_at:
+            raise error
+
+    handle = model.transformer.h[0].register_forward_pre_hook(fail)
+    report = prune_model(model, tokens, method="wanda", sparsity=0.5, batch=4)
+    handle.remove()
+    assert report.halved == [f"{where}: batch 4 to 2, memory ran out"] and report.batch == 2
+    prune_model(expected, tokens, method="wanda", sparsity=0.5, batch=2)
+    for name in fam.pruned_names("bloom"):
+        found, wanted = (m.get_submodule(name).weight for m in (model, expected))
+        assert ((found == 0) == (wanted == 0)).float().mean() > 0.999, name
 
 
-def test_pruning_does_not_touch_the_random_state() -> None:
-    model, tokens = fam.build("llama"), fam.random_tokens()
-    state = torch.get_rng_state()
-    prune_model(model, tokens, method="admm-grad", sparsity=0.5)
-    assert torch.equal(torch.get_rng_state(), state)
+def test_memory_that_is_too_small_for_one_sequence(one_line_error) -> None:
+    model = fam.build("llama")
+    before = fam.snapshot(model)
+
+    def fail(_block: nn.Module, _args: object) -> None:
+        raise MemoryError
+
+    model.model.layers[1].register_forward_pre_hook(fail)
+    with one_line_error(OutOfMemory, "recording arguments", "one sequence of 24 tokens"):
+        prune_model(model, fam.random_tokens(4), method="wanda", sparsity=0.5)
+    assert not fam.changed(model, before)
 
 
 # ---------------------------------------------------------------- report and hooks
@@ -202,7 +213,12 @@ def test_pruning_does_not_touch_the_random_state() -> None:
 def test_the_report_adds_up() -> None:
     model, tokens = fam.build("llama"), fam.random_tokens()
     dense = copy.deepcopy(model)
-    report = prune_model(model, tokens, method="admm-grad", sparsity=0.6)
+    seen = []
+    report = prune_model(
+        model, tokens, method="admm-grad", sparsity=0.6, progress=lambda *step: seen.append(step)
+    )
+    names = [f"block {layer.block} {layer.name}" for layer in report.layers]
+    assert seen == [(done, 14, name) for done, name in enumerate(names, 1)]
     zeros = total = 0
     for layer in report.layers:
         weight = model.get_submodule(f"model.layers.{layer.block}.{layer.name}").weight
@@ -216,8 +232,8 @@ def test_the_report_adds_up() -> None:
     assert report.error == pytest.approx(mean)
     assert (report.method, report.pattern) == ("admm-grad", "unstructured")
     spent = report.seconds
-    assert {"total", "forward", "gram", "solve"} <= set(spent)
-    assert 0 < spent["forward"] + spent["gram"] + spent["solve"] <= spent["total"]
+    assert set(spent) == {"total", "forward", "gram", "solve", "selection"}
+    assert min(spent.values()) > 0 and 2 * spent["total"] >= sum(spent.values())
     # the error of block 0, whose inputs are the dense model's: ‖XW − XŴ‖²/‖XW‖² by hand
     name = "model.layers.0.mlp.down_proj"
     x = fam.inputs_by_hook(dense, [name], tokens)[name].double()
@@ -225,30 +241,12 @@ def test_the_report_adds_up() -> None:
     expected = ((old - new).norm() ** 2 / old.norm() ** 2).item()
     reported = {(layer.block, layer.name): layer.error for layer in report.layers}
     assert reported[0, "mlp.down_proj"] == pytest.approx(expected, rel=1e-3)
-
-
-def test_the_report_is_plain_json() -> None:
-    model = fam.build("gpt2")
-    for method, tokens in (("wanda", fam.random_tokens()), ("magnitude", None)):
-        report = prune_model(model, tokens, method=method, pattern="2:4")
-        values = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-        assert values["method"] == method and values["pattern"] == "2:4"
-        assert values["sparsity"] == 0.5 and len(values["layers"]) == 8
-        assert {"block", "name", "sparsity", "error", "damping", "seconds"} <= set(
-            values["layers"][0]
-        )
-
-
-def test_progress_counts_every_layer_once_and_names_it() -> None:
-    seen = []
-    report = prune_model(
-        fam.build("llama"), fam.random_tokens(), method="wanda", sparsity=0.5,
-        progress=lambda done, total, name: seen.append((done, total, name)),
-    )  # fmt: skip
-    assert [done for done, _, _ in seen] == list(range(1, 15))
-    assert {total for _, total, _ in seen} == {14}
-    for (_, _, text), layer in zip(seen, report.layers, strict=True):
-        assert layer.name in text and str(layer.block) in text
+    values = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert values["sparsity"] == report.sparsity and values["error"] == report.error
+    assert values["layers"] == [
+        {**vars(layer), "shape": list(layer.shape)} for layer in report.layers
+    ]
+    assert values["seconds"] == spent and 0 <= values["parity"] < 1e-6
 
 
 def test_after_block_sees_the_pruned_block_and_the_stream_that_enters_it() -> None:
@@ -286,23 +284,6 @@ def test_dead_inputs_are_reported() -> None:
     assert set(dead.values()) == {0}
 
 
-def test_a_method_of_ones_own_goes_through_the_whole_model() -> None:
-    @register("test-only")
-    def every_other(weight, gram, *, sparsity, pattern, keep=None, first=0):
-        keep = torch.zeros_like(weight, dtype=torch.bool)
-        keep[:, first::2] = True
-        return LayerResult(weight * keep, keep)
-
-    try:
-        model = fam.build("gpt2")
-        prune_model(model, fam.random_tokens(), method="test-only", sparsity=0.5, first=1)
-    finally:
-        METHODS.pop("test-only")
-    for name in fam.pruned_names("gpt2"):
-        weight = fam.matrix_of(model.get_submodule(name))
-        assert not weight[:, ::2].any() and weight[:, 1::2].all()
-
-
 def test_a_pruned_model_is_saved_and_loaded_with_its_zeros(tmp_path) -> None:
     for family in ("llama-tied", "gpt2"):
         model, tokens = fam.build(family), fam.random_tokens()
@@ -318,30 +299,24 @@ def test_a_pruned_model_is_saved_and_loaded_with_its_zeros(tmp_path) -> None:
 
 
 def test_magnitude_never_runs_the_model(monkeypatch) -> None:
-    model = fam.build("llama")
+    model = fam.build("gpt2")
+    dense = copy.deepcopy(model)
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the model was run")
 
     monkeypatch.setattr(type(model), "forward", refuse)
-    for block in model.model.layers:
+    for block in model.transformer.h:
         monkeypatch.setattr(block, "forward", refuse)
-    report = prune_model(model, method="magnitude", sparsity=0.5)
-    assert set(zero_fractions(model, "llama").values()) == {0.5}
-    assert report.error is None and report.sparsity == 0.5
+    report = prune_model(model, method="magnitude", sparsity=0.25)
+    assert report.error is report.parity is report.batch is None and report.sparsity == 0.25
     assert all(layer.error is None and layer.damping is None for layer in report.layers)
-    prune_model(model, None, method="magnitude", pattern="2:4")
-
-
-def test_magnitude_prunes_the_smallest_of_each_matrix() -> None:
-    model = fam.build("gpt2")
-    dense = copy.deepcopy(model)
-    prune_model(model, method="magnitude", sparsity=0.25)
     for name in fam.pruned_names("gpt2"):
         old, new = (m.get_submodule(name).weight.detach() for m in (dense, model))
         gone = new == 0
-        assert old[gone].abs().max() <= old[~gone].abs().min()
+        assert gone.float().mean() == 0.25 and old[gone].abs().max() <= old[~gone].abs().min()
         assert torch.equal(new[~gone], old[~gone])
+    json.dumps(report.to_dict(), allow_nan=False)
 
 
 # ---------------------------------------------------------------- bad input
@@ -349,56 +324,42 @@ def test_magnitude_prunes_the_smallest_of_each_matrix() -> None:
 
 def refused(model: nn.Module, tokens: object, **arguments: object) -> HelpersError:
     """The error of a call that must be refused, after checking that nothing has changed."""
-    before = fam.snapshot(model)
+
+    def bits() -> dict[str, Tensor]:
+        return {key: value.nan_to_num(7.0) for key, value in model.state_dict().items()}
+
+    before = copy.deepcopy(bits())
     with pytest.raises(HelpersError) as caught:
         prune_model(model, tokens, **arguments)
-    assert not fam.changed(model, before)
+    assert all(torch.equal(value, before[key]) for key, value in bits().items())
     assert fam.hook_count(model) == 0
     assert "\n" not in str(caught.value)
     return caught.value
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        (dict(method="wnada", sparsity=0.5), UnknownMethod),
-        (dict(method=None, sparsity=0.5), UnknownMethod),
-        (dict(method="wanda"), BadSparsity),
-        *((dict(method="wanda", sparsity=s), BadSparsity)
-          for s in (1.0, -0.1, "half", 60, float("nan"), True)),
-        *((dict(method="wanda", sparsity=0.5, pattern=p), BadPattern)
-          for p in ("5:4", "2:0", "2-4", 3, None)),
-        (dict(method="wanda", sparsity=0.6, pattern="2:4"), BadSparsity),
-        (dict(method="wanda", pattern="2:5"), BadPattern),  # 5 does not divide 32
-        (dict(method="admm-grad", sparsity=0.5, itrations=30), BadParameter),
-        (dict(method="admm-grad", sparsity=0.5, rho=-1.0), BadParameter),
-        (dict(method="admm-grad", sparsity=0.5, rho="1"), BadParameter),
-        (dict(method="admm-grad", sparsity=0.5, schedule="papr"), BadParameter),
-        (dict(method="admm-grad", sparsity=0.5, iterations=0), BadParameter),
-        (dict(method="sparsegpt", sparsity=0.5, block_size=0), BadParameter),
-        (dict(method="wanda", sparsity=0.5, damping=0.1), BadParameter),
-        (dict(method="admm1", sparsity=0.5, keep=torch.ones(32, 32)), BadParameter),
-        (dict(method="wanda", sparsity=0.5, batch=0), BadParameter),
-        (dict(method="wanda", sparsity=0.5, batch=-2), BadParameter),
-        (dict(method="wanda", sparsity=0.5, batch="4"), BadParameter),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_bad_request_changes_nothing(arguments: dict, error: type[HelpersError]) -> None:
-    assert isinstance(refused(fam.build("llama"), fam.random_tokens(), **arguments), error)
-
-
-@pytest.mark.parametrize(
-    "case", ["none", "vector", "float", "empty", "outside", "negative", "list"]
-)
-def test_bad_calibration_changes_nothing(case: str) -> None:
-    good = fam.random_tokens()
-    tokens = {
-        "none": None, "vector": good[0], "float": good.float(), "empty": good[:0],
-        "outside": good + 90, "negative": good - 50, "list": good.tolist(),
-    }[case]  # fmt: skip
-    error = refused(fam.build("llama"), tokens, method="wanda", sparsity=0.5)
-    assert isinstance(error, BadParameter | CalibrationTooShort)
+def test_a_bad_request_changes_nothing() -> None:
+    model, good = fam.build("llama"), fam.random_tokens()
+    half = dict(method="wanda", sparsity=0.5)
+    for error, *requests in (
+        (UnknownMethod, dict(method="wnada", sparsity=0.5), dict(method=None, sparsity=0.5)),
+        (BadSparsity, dict(method="wanda"), dict(method="wanda", sparsity=60),
+         dict(method="wanda", sparsity=0.6, pattern="2:4")),
+        (BadPattern, dict(half, pattern="5:4"), dict(half, pattern=None),
+         dict(method="wanda", pattern="2:5")),  # 5 does not divide 32
+        (BadParameter, dict(half, damping=0.1), dict(half, keep=torch.ones(32, 32)),
+         dict(half, batch=0), dict(half, batch="4"),
+         # values of options are checked with the first layer
+         dict(method="admm-grad", sparsity=0.5, rho=-1.0),
+         dict(method="sparsegpt", sparsity=0.5, block_size=0)),
+    ):  # fmt: skip
+        for request in requests:
+            assert isinstance(refused(model, good, **request), error), request
+    for tokens in (None, good[0], good.float(), good[:0], good + 90, good - 50, good.tolist()):
+        assert isinstance(refused(model, tokens, **half), BadParameter | CalibrationTooShort)
+    narrow = fam.build("llama", intermediate_size=68)  # 8 divides the inputs of all but down_proj
+    assert isinstance(refused(narrow, good, method="wanda", pattern="4:8"), BadPattern)
+    error = refused(model, None, method="magnitude", sparsity=0.5, after_block=lambda *_: None)
+    assert isinstance(error, BadParameter) and "after_block" in str(error)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "mpt"])
@@ -410,37 +371,32 @@ def test_sequences_longer_than_the_model_can_take_are_refused(family: str) -> No
     assert isinstance(error, BadParameter) and "128" in str(error)
 
 
-@pytest.mark.parametrize("method", ["magnitude", "wanda"])
-def test_fused_experts_are_refused_before_anything_changes(method: str) -> None:
-    error = refused(fam.build_mixture(), fam.random_tokens(), method=method, sparsity=0.5)
-    assert isinstance(error, UnsupportedModel) and "experts" in str(error)
-
-
 def test_fused_experts_in_a_late_block_only() -> None:
     model = fam.build("llama")
     model.model.layers[1].mlp = fam.build_mixture().model.layers[0].mlp
     error = refused(model, fam.random_tokens(), method="magnitude", sparsity=0.5)
-    assert isinstance(error, UnsupportedModel)
+    assert isinstance(error, UnsupportedModel) and "experts" in str(error)
 
 
-@pytest.mark.parametrize("method", ["magnitude", "wanda", "admm-grad"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_fails_the_parity_gate_is_left_alone() -> None:
+    # Arguments replayed on the text that they were recorded with would look fine.
+    model = fam.build("llama")
+    fam.let_rotations_depend_on_the_text(model)
+    before = fam.snapshot(model)
+    with pytest.raises(ParityError):
+        prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.5)
+    assert not fam.changed(model, before)
+
+
+@pytest.mark.parametrize(
+    ("method", "value"), [("magnitude", float("nan")), ("admm-grad", float("inf"))]
+)
 def test_a_bad_number_in_a_weight_names_the_layer(method: str, value: float) -> None:
     model = fam.build("llama")
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = value
-    error = refused_nan(model, method)
-    assert "block 1" in error and "mlp.down_proj" in error
-
-
-def refused_nan(model: nn.Module, method: str) -> str:
-    before = {k: torch.nan_to_num(v, nan=7.0) for k, v in fam.snapshot(model).items()}
-    with pytest.raises(NonFinite) as caught:
-        prune_model(model, fam.random_tokens(), method=method, sparsity=0.5)
-    now = model.state_dict()
-    assert all(torch.equal(torch.nan_to_num(now[k], nan=7.0), v) for k, v in before.items())
-    assert "\n" not in str(caught.value) and fam.hook_count(model) == 0
-    return str(caught.value)
+    error = refused(model, fam.random_tokens(), method=method, sparsity=0.5)
+    assert isinstance(error, NonFinite) and "block 1 mlp.down_proj" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -458,28 +414,19 @@ def test_bad_numbers_in_the_stream_stop_the_run(place: str, named: str) -> None:
     }[place]
     with torch.no_grad():
         target[int(fam.random_tokens()[0, 0]) if place == "embedding" else 3] = float("nan")
-    assert named in refused_nan(model, "wanda")
+    error = refused(model, fam.random_tokens(), method="wanda", sparsity=0.5)
+    assert isinstance(error, NonFinite) and named in str(error)
 
 
-def test_a_stream_that_overflows_on_late_text_only(one_line_error) -> None:
-    # The first batch is harmless; a token of the last sequence overflows float16 on its way.
+def test_a_stream_that_is_bad_on_late_text_only(one_line_error) -> None:
+    # The first batch, which the gate sees, is harmless; the last sequence is not.
     model, tokens = fam.build("llama").half(), fam.random_tokens(4)
     tokens[tokens == 50] = 51
     tokens[3, 7] = 50
     with torch.no_grad():
         model.model.embed_tokens.weight[50] = float("inf")
-    with one_line_error(NonFinite):
+    with one_line_error(NonFinite, "entering block 0"):
         prune_model(model, tokens, method="wanda", sparsity=0.5, batch=1)
-
-
-def test_a_model_that_fails_the_parity_gate_is_left_alone() -> None:
-    # One capture replayed on the same batch would look fine: the gate must use other text.
-    model = fam.build("llama")
-    fam.let_rotations_depend_on_the_text(model)
-    before = fam.snapshot(model)
-    with pytest.raises(ParityError):
-        prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.5)
-    assert not fam.changed(model, before)
 
 
 def test_an_error_in_a_late_layer_names_it_and_says_what_is_pruned_already() -> None:
@@ -513,10 +460,3 @@ def test_an_interrupt_leaves_no_hooks_and_the_models_mode() -> None:
     with pytest.raises(KeyboardInterrupt):
         prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.5, progress=stop)
     assert fam.hook_count(model) == 0 and model.training
-
-
-def test_after_block_without_blocks_to_run_is_refused() -> None:
-    error = refused(
-        fam.build("llama"), None, method="magnitude", sparsity=0.5, after_block=lambda *_: None
-    )
-    assert isinstance(error, BadParameter) and "after_block" in str(error)
