@@ -78,7 +78,7 @@ def layer_grams(
         for reader, layer in layers.items():
             stack.enter_context(layer.register_forward_pre_hook(hook(reader)))
         for rows in stream.split(batch):
-            seen.clear()  # a tensor of another batch may come to lie where an earlier one lay
+            seen.clear()  # frees the inputs of the batch before
             run_block(block, rows.to(device_of(block)), call)
     for reader in layers:
         # an expert that was called with no rows is as unmeasured as one that was never called
