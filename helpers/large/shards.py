@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from helpers.errors import CheckpointError, first_line
+from helpers.errors import CheckpointError, RecordError, first_line
 from helpers.paths import replace_file, sha256_file, share, sync, sync_folder
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -123,23 +123,29 @@ def _files_of(folder: Path) -> dict[str, Path]:
         )
     try:
         files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        # a name with a folder in it could lead out of the model's folder
-        if not all(Path(file).name == file for file in files.values()):
-            raise ValueError("a name with a folder")
+        # only the name: a folder in it could lead out of the model's
+        return {name: folder / Path(file).name for name, file in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{index} names no files of weights in its folder: save it again"
-        ) from error
-    return {name: folder / file for name, file in files.items()}
+        raise CheckpointError(f"{index} names no files of weights: save the model again") from error
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
     """What changes when a file is written or replaced; empty for one that is not there."""
+    status = path.stat() if path.exists() else None
+    return (status.st_size, status.st_mtime_ns, status.st_ino) if status else ()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise CheckpointError, naming the path, for what cannot be written."""
     try:
-        status = path.stat()
-    except OSError:
-        return ()
-    return (status.st_size, status.st_mtime_ns, status.st_ino)
+        yield
+    except (OSError, RecordError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise CheckpointError(
+            f"{path} cannot be written ({reason}): free some disk space there or choose a folder "
+            "that can be written, and run again"
+        ) from error
 
 
 def write_shard(
@@ -152,18 +158,15 @@ def write_shard(
     Raises CheckpointError, and leaves no partial file, if the disk is full or not writable.
     """
     temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(held, temporary, metadata=metadata or {"format": "pt"})
-        share(temporary)
-        sync(temporary)
-        digest = sha256_file(temporary)
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} cannot be written ({error}): free some disk space there and run again"
-        ) from error
+        with writing(path):
+            save_file(held, temporary, metadata=metadata or {"format": "pt"})
+            share(temporary)
+            sync(temporary)
+            digest = sha256_file(temporary)
+            temporary.replace(path)
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)  # also after Ctrl-C
     return digest
@@ -182,16 +185,13 @@ def tensor_on_disk(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> 
     """
     size = torch.Size(shape).numel()
     length = max(1, size) * dtype.itemsize  # an empty file cannot be mapped
-    try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=TEMPORARY) as file:
-            # all of it now: a full disk would end the process when the mapping is written to
-            if hasattr(os, "posix_fallocate"):  # macOS lacks it
-                os.posix_fallocate(file.fileno(), 0, length)
-            file.truncate(length)
-            whole = torch.from_file(file.name, shared=True, size=max(1, size), dtype=dtype)
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder} cannot take a file of {length / 1e9:.3g} GB ({error.strerror}): free some "
-            "disk space there"
-        ) from error
+    with (
+        writing(folder),
+        tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=TEMPORARY) as file,
+    ):
+        # all of it now: a full disk would end the process when the mapping is written to
+        if hasattr(os, "posix_fallocate"):  # macOS lacks it
+            os.posix_fallocate(file.fileno(), 0, length)
+        file.truncate(length)
+        whole = torch.from_file(file.name, shared=True, size=max(1, size), dtype=dtype)
     return whole[:size].view(shape)

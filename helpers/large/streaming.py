@@ -53,7 +53,7 @@ def load_streamed(
                 f"{path} holds quantised weights: give the unquantised checkpoint"
             )
         tokenizer = load_tokenizer(path)
-        # buffers are computed, not read
+        # buffers are computed
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
@@ -136,10 +136,10 @@ class WeightReader:
         self.sources: dict[int, Checkpoint] = {}
         self.slots = _slots(model, self.blocks, checkpoint)
         slots = [slot for part in self.slots.values() for slot in part]
+        floats = (slot.empty.is_floating_point() for slot in slots)
         self.bytes = sum(
-            slot.empty.numel()
-            * (dtype.itemsize if slot.empty.is_floating_point() else slot.empty.itemsize)
-            for slot in slots
+            slot.empty.numel() * (dtype if is_float else slot.empty.dtype).itemsize
+            for slot, is_float in zip(slots, floats, strict=True)
         )
         self._users = {id(slot): 0 for slot in slots}  # parts that are open now
         self._outside: dict[nn.Module, list[Slot]] = {}
@@ -188,13 +188,8 @@ class WeightReader:
     def _read(self, slot: Slot, pruned: Checkpoint | None) -> Tensor:
         source, name = (pruned, slot.name) if pruned else (self.checkpoint, slot.key)
         tensor = source.read(name, self.device, self.dtype)
-        if not isinstance(slot.empty, nn.Parameter):
-            return tensor  # a buffer may well hold infinity: the mask of an attention does
-        if not tensor.is_floating_point():
-            raise UnsupportedModel(
-                f"weight {name} is {tensor.dtype}: give the unquantised checkpoint"
-            )
-        if not all_finite(tensor):
+        # a buffer may well hold infinity: the mask of an attention does
+        if isinstance(slot.empty, nn.Parameter) and not all_finite(tensor):
             raise NonFinite(
                 f"weight {name} holds NaN or infinity as {self.dtype}: check the checkpoint, and "
                 "if it is sound use dtype bfloat16 or float32"
@@ -211,38 +206,38 @@ def _slots(
 ) -> dict[int | None, list[Slot]]:
     """The slots of each block and, under None, of all that lies outside.
 
-    Raises UnknownModel if the checkpoint lacks a tensor or has one of another shape;
-    UnsupportedModel if a block shares a tensor with what lies outside it.
+    Raises UnknownModel if the checkpoint lacks a tensor or has one of another shape.
     """
     within = next(f"{name}." for name, module in model.named_modules() if module is blocks)
     prefix = f"{model.base_model_prefix}."
-    slots: dict[int | None, list[Slot]] = {None: [], **{i: [] for i in range(len(blocks))}}
     shapes, absent = checkpoint.shapes(), []
-    for tensor, holders in _stored_tensors(model):
-        names: dict[str, str] = {}  # in the checkpoint → in the model; several if it is tied
-        for name in holders:
-            # a checkpoint of the bare model lacks the prefix
-            key = name if name in shapes else name.removeprefix(prefix)
-            if key in shapes:
-                names.setdefault(key, name)
-        if not names and not isinstance(tensor, nn.Parameter):
-            continue  # a buffer, which the model has computed
-        first = next(iter(holders))
-        if not names or shapes[next(iter(names))] != tuple(tensor.shape):
+    slots: dict[int | None, list[Slot]] = {None: [], **{i: [] for i in range(len(blocks))}}
+    # each tensor once, with all its names and who holds it there
+    stored: dict[int, tuple[Tensor, dict[str, tuple[nn.Module, str]]]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None and name not in module._non_persistent_buffers_set:
+                full = f"{path}.{name}".lstrip(".")
+                stored.setdefault(id(tensor), (tensor, {}))[1][full] = (module, name)
+    for tensor, holders in stored.values():
+        # in the checkpoint → in the model; a checkpoint of the bare model lacks the prefix, and a
+        # tied tensor may be there several times
+        both = [(key, name) for name in holders for key in (name, name.removeprefix(prefix))]
+        names = {key: name for key, name in both if key in shapes}
+        first, key = next(iter(holders)), next(iter(names), None)
+        if key and shapes[key] == tuple(tensor.shape):
+            copies = dict(checkpoint.tensors(names)) if len(names) > 1 else {}
+            if any(not torch.equal(copies[key], copy) for copy in copies.values()):
+                # transformers would not tie them; config.json promises that they are one
+                raise UnknownModel(
+                    f"{' and '.join(names)} in {checkpoint.folder} differ, and config.json ties "
+                    "them: set tie_word_embeddings to false there if the weights are right"
+                )
+            number = first.removeprefix(within).split(".")[0] if first.startswith(within) else None
+            part = None if number is None else int(number)
+            slots[part].append(Slot(key, names[key], tuple(holders.values()), tensor))
+        elif key or isinstance(tensor, nn.Parameter):  # else a buffer, which the model computes
             absent.append(first)
-            continue
-        parts = {
-            int(name.removeprefix(within).split(".")[0]) if name.startswith(within) else None
-            for name in holders
-        }
-        if len(parts) > 1:
-            raise UnsupportedModel(
-                f"{first} and {list(holders)[-1]} of {type(model).__name__} are one tensor in two "
-                "blocks: use load_model and prune_model"
-            )
-        _check_equal(checkpoint, names)
-        slot = Slot(*next(iter(names.items())), tuple(holders.values()), tensor)
-        slots[parts.pop()].append(slot)
     if absent:
         raise UnknownModel(
             f"{checkpoint.folder} lacks {len(absent)} weights of {type(model).__name__}, first "
@@ -250,29 +245,3 @@ def _slots(
             "which cannot be read block by block; try load_model and prune_model"
         )
     return slots
-
-
-def _stored_tensors(
-    model: nn.Module,
-) -> list[tuple[Tensor, dict[str, tuple[nn.Module, str]]]]:
-    """Each tensor that a checkpoint may hold once, with all its names and who holds it there."""
-    found: dict[int, tuple[Tensor, dict[str, tuple[nn.Module, str]]]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None and name not in module._non_persistent_buffers_set:
-                full = f"{path}.{name}" if path else name
-                found.setdefault(id(tensor), (tensor, {}))[1][full] = (module, name)
-    return list(found.values())
-
-
-def _check_equal(checkpoint: Checkpoint, names: dict[str, str]) -> None:
-    """Raise UnknownModel if a tensor that the model ties is there twice, with other values."""
-    first = None
-    for name, tensor in checkpoint.tensors(names if len(names) > 1 else []):
-        first = tensor if first is None else first
-        if not torch.equal(first, tensor):
-            # transformers would not tie them; config.json promises that they are one
-            raise UnknownModel(
-                f"{name} in {checkpoint.folder} differs from the tensor that config.json ties it "
-                "to: set tie_word_embeddings to false there if the weights are right"
-            )

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import json
 import os
 import re
@@ -104,8 +105,7 @@ class Processes(Team):
         found = self.gather((shared, {name: grams[name].tokens for name in owner.values()}))
         if any(theirs != shared for theirs, _ in found):
             raise UnsupportedModel(
-                "layers share their inputs in one process and not in another: "
-                "prune this family in one process"
+                "layers share their inputs in one process only: prune this family in one process"
             )
         for name in owner.values():
             with _communicating():
@@ -204,61 +204,56 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _prune(asked: argparse.Namespace) -> str:
-    """Do what the command line says; the line to end with, which only the lead has."""
+def _prune(asked: argparse.Namespace) -> None:
+    """Do what the command line says, and say what came of it."""
     names = ("method", "sparsity", "pattern", "batch", "dtype", "activations")
     arguments = {name: getattr(asked, name) for name in names} | {"resume": not asked.anew}
-    options = _method_options(asked.options, {*arguments, "tokens", "device", "progress", "team"})
+    try:
+        options = dict(json.loads(asked.options).items())
+    except (ValueError, AttributeError) as error:
+        raise BadParameter(
+            f"--options {asked.options!r} is not a JSON object ({error}): write it like "
+            '{"iterations": 40}'
+        ) from error
+    for name in options.keys() & inspect.signature(prune_checkpoint).parameters.keys():
+        raise BadParameter(f"--options holds {name}: it takes options of the method only")
     tokens = None
     with team_of(asked.device) as (team, device):
 
-        def progress(done: int, total: int, name: str) -> None:
+        def write(line: str) -> None:
             if team.lead:
-                _write_line(sys.stdout, f"[{done}/{total}] {name}")
+                print(line, flush=True)
 
         if get_method(asked.method).needs_calibration:
-            tokens = _calibration(asked)
+            tokenizer = load_tokenizer(source_folder(asked.source))
+            if tokenizer is None:
+                raise UnknownModel(f"{asked.source} holds no tokenizer: save it there too")
+            wanted = {name: getattr(asked, name) for name in ("sequences", "length", "seed")}
+            tokens = calibration_tokens(asked.calibration, tokenizer, **wanted)
             team.part(tokens)  # refuses too few before anything is written
-        arguments |= {"device": str(device), "team": team, "progress": progress, **options}
-        report = prune_checkpoint(asked.source, asked.destination, tokens, **arguments)
-    error = "" if report.error is None else f", mean layer error {report.error:.4f}"
-    summary = f"{report.folder}: sparsity {report.sparsity:.3f}{error}"
-    return f"{summary}, {report.resumed} blocks of an earlier run" if team.lead else ""
-
-
-def _method_options(text: str, taken: set[str]) -> dict[str, Any]:
-    """The method's options from JSON. Raises BadParameter."""
-    try:
-        options = dict(json.loads(text).items())
-    except (ValueError, AttributeError) as error:
-        raise BadParameter(
-            f'--options {text!r} is not a JSON object ({error}): write it like {{"iterations": 40}}'
-        ) from error
-    if taken & options.keys():
-        names = ", ".join(sorted(taken & options.keys()))
-        raise BadParameter(f"--options {text!r} holds {names}: it takes options of the method only")
-    return options
-
-
-def _calibration(asked: argparse.Namespace) -> Tensor:
-    """The calibration tokens, all of them in each process."""
-    tokenizer = load_tokenizer(source_folder(asked.source))
-    if tokenizer is None:
-        raise UnknownModel(f"{asked.source} holds no tokenizer: save its tokenizer there too")
-    wanted = {name: getattr(asked, name) for name in ("sequences", "length", "seed")}
-    return calibration_tokens(asked.calibration, tokenizer, **wanted)
-
-
-def _write_line(stream: Any, line: str) -> None:
-    stream.write(f"{line}\n")  # in one go, so that lines of several processes do not mix
-    stream.flush()
+        report = prune_checkpoint(
+            asked.source,
+            asked.destination,
+            tokens,
+            device=str(device),
+            team=team,
+            progress=lambda done, total, name: write(f"[{done}/{total}] {name}"),
+            **arguments,
+            **options,
+        )
+        error = "" if report.error is None else f", mean layer error {report.error:.4f}"
+        write(
+            f"{report.folder}: sparsity {report.sparsity:.3f}{error}, "
+            f"{report.resumed} blocks of an earlier run"
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says and return the exit code; errors are one line each."""
     asked = _parsed(arguments)
     try:
-        summary = _prune(asked)
+        _prune(asked)
+        return 0
     except HelpersError as error:
         code, message = 1, f"{type(error).__name__}: {error}"
     except KeyboardInterrupt:
@@ -267,12 +262,9 @@ def main(arguments: list[str] | None = None) -> int:
         if not out_of_memory(error):
             raise
         code, message = 1, f"OutOfMemory: {first_line(error)}; finished blocks are kept"
-    else:
-        if summary:
-            _write_line(sys.stdout, summary)
-        return 0
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ
-    _write_line(sys.stderr, f"process {os.environ['RANK']}: {message}" if several else message)
+    rank = os.environ.get("RANK")
+    # in one go, so that lines of several processes do not mix
+    sys.stderr.write(f"{message}\n" if rank is None else f"process {rank}: {message}\n")
     return code
 
 
