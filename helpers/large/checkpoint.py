@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.capture import eval_mode
-from helpers.errors import BadParameter, CheckpointError, check_choice
+from helpers.errors import BadParameter, check_choice
 from helpers.large.jobs import Job, Workspace
 from helpers.large.mask_files import write_masks
 from helpers.large.shards import (
@@ -194,11 +194,8 @@ class ShardStore(Store):
 
     def begin(self) -> None:
         """From now on finished blocks are read as they were pruned."""
-        folder = self.job.folder
         for index, entry in self.job.manifest["blocks"].items():
-            slots = self.reader.slots[int(index)]
-            files = {slot.name: folder / entry["file"] for slot in slots}
-            self.reader.sources[int(index)] = Checkpoint(folder, files)
+            self.reader.redirect(int(index), self.job.folder / entry["file"])
 
     def finished(self, index: int) -> list[LayerReport] | None:
         """The lines of a block that an earlier call has finished."""

@@ -21,7 +21,7 @@ import contextlib
 import json
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from helpers.models import check_weights, find_blocks, find_layers
 from helpers.paths import MASK_FILE
 
 VERSION = 1
+Shapes = Mapping[str, tuple[int, ...]]
 NO_SPEED = (
     "These sizes are about disk and download only: no general kernel runs such weights faster."
 )
@@ -85,9 +86,7 @@ def _check_boolean(name: str, keep: Tensor) -> None:
         raise BadMask(f"{name} is {found}: give a torch.bool mask, True where a weight stays")
 
 
-def _check_shapes(
-    given: Mapping[str, tuple[int, ...]], known: Mapping[str, tuple[int, ...]], where: object
-) -> None:
+def _check_shapes(given: Shapes, known: Shapes, where: object) -> None:
     """Raise BadMask unless each given shape is 2-D and that of the weight of the same name."""
     for name, shape in given.items():
         if shape != known.get(name) or len(shape) != 2:
@@ -157,19 +156,22 @@ def _group_axis(name: str, keep: Tensor, pattern: Pattern) -> int | None:
     )
 
 
-class _MaskFile:
-    """An opened mask file: its pattern, the shape of each mask, and the masks on demand."""
+@contextlib.contextmanager
+def _opened(folder: str | Path) -> Iterator[tuple[Pattern, Shapes, Callable[[str], Tensor]]]:
+    """The mask file of a folder: its pattern, the masks' shapes, and a function that reads one.
 
-    def __init__(self, file: Any, path: Path) -> None:
-        self.file, self.path = file, path
+    Raises CheckpointError; so does the function, for a mask that is not what was saved.
+    """
+    path = Path(folder).expanduser() / MASK_FILE
+    with reading(path) as file:
         try:
             description = json.loads((file.metadata() or {})["masks"])
             if description["version"] != VERSION:
                 raise ValueError(f"format version {description['version']!r}, not {VERSION}")
-            self.pattern, layers = Pattern.parse(description["pattern"]), description["layers"]
-            self.shapes = {name: tuple(map(int, one["shape"])) for name, one in layers.items()}
-            self.crc32 = {name: int(one["crc32"]) for name, one in layers.items()}
-            if self.shapes.keys() != set(file.keys()):
+            pattern, layers = Pattern.parse(description["pattern"]), description["layers"]
+            shapes = {name: tuple(map(int, layer["shape"])) for name, layer in layers.items()}
+            crc32 = {name: int(layer["crc32"]) for name, layer in layers.items()}
+            if shapes.keys() != set(file.keys()):
                 raise ValueError("it describes other masks than it holds")
         except (KeyError, ValueError, TypeError, AttributeError, BadPattern) as error:
             raise CheckpointError(
@@ -177,30 +179,18 @@ class _MaskFile:
                 f"({first_line(error)}): write it with save_masks"
             ) from error
 
-    def keep(self, name: str) -> Tensor:
-        """The mask of one weight. Raises CheckpointError if it is not what was saved."""
-        bits = self.file.get_tensor(name)
-        try:
-            if zlib.crc32(bits.numpy()) != self.crc32[name]:
-                raise BadMask("its bits are others")
-            return unpack_mask(bits, self.shapes[name])
-        except BadMask as error:
-            raise CheckpointError(
-                f"{self.path} is damaged at {name} ({error}): save it again"
-            ) from error
+        def read(name: str) -> Tensor:
+            bits = file.get_tensor(name)
+            try:
+                if zlib.crc32(bits.numpy()) != crc32[name]:
+                    raise BadMask("its bits are others")
+                return unpack_mask(bits, shapes[name])
+            except BadMask as error:
+                raise CheckpointError(
+                    f"{path} is damaged at {name} ({error}): save it again"
+                ) from error
 
-
-@contextlib.contextmanager
-def _opened(folder: str | Path) -> Iterator[_MaskFile]:
-    """The mask file of a folder. Raises CheckpointError."""
-    path = Path(folder).expanduser() / MASK_FILE
-    if not path.is_file():
-        raise CheckpointError(
-            f"folder {path.parent} holds no {MASK_FILE}: write it with "
-            "save_masks(folder, masks_of(model))"
-        )
-    with reading(path) as file:
-        yield _MaskFile(file, path)
+        yield pattern, shapes, read
 
 
 def load_masks(folder: str | Path) -> dict[str, Tensor]:
@@ -208,8 +198,8 @@ def load_masks(folder: str | Path) -> dict[str, Tensor]:
 
     Raises CheckpointError if the file is missing, cut off, damaged or of another format version.
     """
-    with _opened(folder) as masks:
-        return {name: masks.keep(name) for name in masks.shapes}
+    with _opened(folder) as (_, shapes, read):
+        return {name: read(name) for name in shapes}
 
 
 def check_masks(folder: str | Path) -> None:
@@ -287,16 +277,15 @@ def size_report(folder: str | Path) -> pd.DataFrame:
     """
     checkpoint = Checkpoint(folder)
     dense = with_mask = with_index = weights = kept = 0
-    with _opened(folder) as masks:
-        _check_shapes(masks.shapes, checkpoint.shapes(masks.shapes), checkpoint.folder)
-        n, m = masks.pattern.n, masks.pattern.m
+    with _opened(folder) as (pattern, shapes, read):
+        _check_shapes(shapes, checkpoint.shapes(shapes), checkpoint.folder)
         for name, tensor in checkpoint.tensors():
             dense += tensor.nbytes
-            if name not in masks.shapes:
+            if name not in shapes:
                 with_mask += tensor.nbytes
                 with_index += tensor.nbytes
                 continue
-            keep = masks.keep(name)
+            keep = read(name)
             here, stray = int(keep.sum()), int(((tensor != 0) & ~keep).sum())
             if stray:
                 raise BadMask(
@@ -306,15 +295,21 @@ def size_report(folder: str | Path) -> pd.DataFrame:
                 )
             weights, kept = weights + tensor.numel(), kept + here
             with_mask += _packed_bytes(tensor.numel()) + here * tensor.itemsize
-            if m:
+            if pattern.grouped:
                 # a group that keeps fewer than N still fills N slots, so that all groups are alike
-                slots = tensor.numel() // m * n
-                with_index += slots * tensor.itemsize + _packed_bytes(slots * (m - 1).bit_length())
-    files = sum(path.stat().st_size for path in checkpoint.paths)
-    sizes = {"files": files, "mask file": masks.path.stat().st_size, "dense": dense}
-    sizes |= {"mask + values": with_mask} | ({"values + index": with_index} if m else {})
+                slots = tensor.numel() // pattern.m * pattern.n
+                bits = slots * (pattern.m - 1).bit_length()
+                with_index += slots * tensor.itemsize + _packed_bytes(bits)
+    sizes = {
+        "files": sum(path.stat().st_size for path in checkpoint.paths),
+        "mask file": (checkpoint.folder / MASK_FILE).stat().st_size,
+        "dense": dense,
+        "mask + values": with_mask,
+    }
+    if pattern.grouped:
+        sizes["values + index"] = with_index
     table = pd.DataFrame({"bytes": sizes})
     table["share"] = table["bytes"] / dense
-    table.attrs = {"pattern": str(masks.pattern), "weights": weights, "kept": kept}
+    table.attrs = {"pattern": str(pattern), "weights": weights, "kept": kept}
     table.attrs |= {"sparsity": 1 - kept / weights if weights else 0.0, "note": NO_SPEED}
     return table

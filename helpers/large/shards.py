@@ -35,15 +35,14 @@ TEMPORARY = ".tmp"  # ends the name of an unfinished file
 
 
 class Checkpoint:
-    """A saved model's weights by name.
+    """A saved model's weights by name: `files` maps each tensor's name to its file.
 
-    `files` maps each tensor's name to its file: read from the folder, or given.
     Raises CheckpointError if the index or a file is missing or damaged.
     """
 
-    def __init__(self, folder: str | Path, files: Mapping[str, Path] | None = None) -> None:
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
-        self.files = dict(files) if files is not None else _files_of(self.folder)
+        self.files = _files_of(self.folder)
         self.paths = sorted(set(self.files.values()))
         self._stamps = {path: _stamp(path) for path in self.paths}
 
@@ -74,7 +73,7 @@ class Checkpoint:
         Raises CheckpointError if the file has changed since the checkpoint was opened.
         """
         path = self.files[name]
-        if _stamp(path) != self._stamps[path]:
+        if _stamp(path) != self._stamps.setdefault(path, _stamp(path)):
             raise CheckpointError(
                 f"{path} has changed since this run began to read it: restore it and run again, "
                 "or start anew with resume=False"
@@ -82,10 +81,10 @@ class Checkpoint:
         with reading(path) as file:
             part = file.get_slice(name)
             shape = part.get_shape()
-            first = part[:1] if shape and shape[0] else file.get_tensor(name)
+            first = part[:1] if shape else file.get_tensor(name)
         kind = dtype if first.is_floating_point() else first.dtype
         tensor = torch.empty(shape, dtype=kind, device=device)
-        if list(first.shape) == shape:
+        if not shape:
             return tensor.copy_(first)
         rows = max(1, READ_BYTES // max(1, first.nbytes))
         for start in range(0, shape[0], rows):

@@ -66,17 +66,9 @@ class Processes(Team):
     another process has ended meanwhile.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.lead = self.rank == 0
-        self.device = device
-
-    def share(self, value: Any) -> Any:
-        """The value of the lead, in every process."""
-        box = [value]
-        with _communicating():
-            dist.broadcast_object_list(box, src=0, device=self.device)
-        return box[0]
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, in every process."""
@@ -84,6 +76,10 @@ class Processes(Team):
         with _communicating():
             dist.all_gather_object(box, value)
         return box
+
+    def share(self, value: Any) -> Any:
+        """The value of the lead, in every process."""
+        return self.gather(value)[0]
 
     def part(self, tokens: Tensor) -> Tensor:
         """Every `size`-th sequence. Raises CalibrationTooShort if some process would have none."""
@@ -125,8 +121,7 @@ class Processes(Team):
             with _communicating():
                 # as bytes, because not every backend and version knows every dtype
                 dist.broadcast(weight.view(torch.uint8), src=owners[name])
-            if owners[name] != self.rank:
-                write_weight(layer, weight)
+            write_weight(layer, weight)
             yield lines[name]
 
 
@@ -176,7 +171,7 @@ def team_of(device: str) -> Iterator[tuple[Team, torch.device]]:
         torch.cuda.set_device(where)
     with _communicating():
         dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=WAIT)
-    yield Processes(where), where
+    yield Processes(), where
     # not after an error: it could wait for the others, which torchrun is about to stop
     dist.destroy_process_group()
 
@@ -222,7 +217,8 @@ def _prune(asked: argparse.Namespace) -> None:
 
         def write(line: str) -> None:
             if team.lead:
-                print(line, flush=True)
+                sys.stdout.write(f"{line}\n")
+                sys.stdout.flush()
 
         if get_method(asked.method).needs_calibration:
             tokenizer = load_tokenizer(source_folder(asked.source))
