@@ -99,7 +99,7 @@ def blocks_solved(source: Path, to: Path, **arguments: object) -> tuple[object, 
 
 def answer_of(folder: Path, target: Callable, *arguments: object) -> list:
     """What a process writes to the file that is its last argument."""
-    process = workers.PROCESSES.Process(target=target, args=(*arguments, folder / "answer"))
+    process = workers.process(target, *arguments, folder / "answer")
     process.start()
     process.join()
     assert process.exitcode == 0

@@ -19,11 +19,11 @@ import saved
 import torch
 import torch.distributed as dist
 import workers
-from torch import Tensor, nn
+from torch import Tensor
 
 from helpers import calibration_tokens, load_model, prune_model
 from helpers.large.shards import Checkpoint
-from helpers.large.torchrun import main, share_out
+from helpers.large.torchrun import main
 from helpers.paths import root
 
 HERE = Path(__file__).parent
@@ -95,8 +95,7 @@ def group() -> Callable[..., Ended]:
         output.mkdir(parents=True)
         began = time.monotonic()
         started = [
-            workers.PROCESSES.Process(target=target, args=(rank, size, port, str(output), *more))
-            for rank in range(size)
+            workers.process(target, rank, size, port, str(output), *more) for rank in range(size)
         ]
         for process in started:
             process.start()
@@ -128,20 +127,6 @@ def left_over(destination: Path) -> list[Path]:
     workspace = saved.workspace(destination)
     temporary = [path for path in destination.rglob("*") if path.suffix == ".tmp"]
     return ([workspace] if workspace.exists() else []) + temporary
-
-
-# ---------------------------------------------------------------- who does what
-
-
-def test_layers_are_shared_out_by_cost() -> None:
-    # outputs times inputs squared: 9 to the first; 5 and 4 to the second; 2 to the first, as the
-    # lower of two equals; 1 then goes to the second
-    sizes = {"e": (1, 1), "d": (2, 1), "c": (1, 2), "b": (5, 1), "a": (1, 3)}
-    layers = {name: nn.Linear(d_in, d_out) for name, (d_out, d_in) in sizes.items()}
-    assert share_out(layers, 2) == {"a": 0, "b": 1, "c": 1, "d": 0, "e": 1}
-    assert share_out(layers, 1) == dict.fromkeys(layers, 0)
-    stored_transposed = {"y": nn.Linear(3, 5), "x": workers.Conv1D(5, 3)}
-    assert share_out(stored_transposed, 3) == {"x": 0, "y": 1}
 
 
 def test_what_a_team_does(group, tmp_path: Path) -> None:
@@ -311,14 +296,11 @@ def test_a_mistake_found_late_does_not_stand_in_the_way(
     ("changes", "error", "word"),
     [
         ({"method": "admm-grat"}, "UnknownMethod", "admm-grad"),
-        ({"options": "{iterations: 40}"}, "BadParameter", "JSON"),
         ({"options": "[40]"}, "BadParameter", "JSON object"),
         ({"options": '{"sparsity": 0.5}'}, "BadParameter", "sparsity"),
         ({"pattern": "2:4"}, "BadSparsity", "2:4"),
         ({"source": "nowhere"}, "UnknownModel", "nowhere"),
-        ({"sequences": 0}, "BadParameter", "sequences"),
         ({"device": "tpu"}, "BadParameter", "tpu"),
-        ({"activations": "cloud"}, "BadParameter", "cloud"),
         ({"calibration": "no-such-file.txt"}, "BadText", "no-such-file"),
     ],
     ids=str,

@@ -1,7 +1,5 @@
 """What runs inside the processes that tests start; also a script for torchrun.
 
-`PROCESSES` starts them as forks of one process that has imported everything already.
-
 Its method fails on purpose, in process 1, as often as a file of orders says.
 """
 
@@ -14,15 +12,18 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 
 import families as fam
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from helpers import prune_checkpoint
+from helpers import prune_checkpoint, replay
 from helpers.errors import CheckpointError, NonFinite
 from helpers.gram import Gram
 from helpers.large.torchrun import main, team_of
@@ -37,15 +38,13 @@ WANDA = dict(method="wanda", sparsity=0.5, batch=2)
 calls = 0
 
 
-def pause(source: Path, to: Path, reached: object) -> None:
-    """Prune, and never go on once the first layer is done."""
-    torch.set_num_threads(1)
-
-    def wait(*_: object) -> None:
-        reached.set()
-        signal.pause()
-
-    prune_checkpoint(source, to, TOKENS, progress=wait, **WANDA)
+def process(target: Callable, *arguments: object) -> multiprocessing.Process:
+    """A process that is a fork of one that has imported everything already."""
+    with pytest.MonkeyPatch.context() as patch:
+        # the server does not learn sys.path in all versions of Python, and would import nothing
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        forkserver.ensure_running()
+    return PROCESSES.Process(target=target, args=arguments)
 
 
 def with_full_disk(source: Path, to: Path, cases: list[tuple[str, int]], answer: Path) -> None:

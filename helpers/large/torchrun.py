@@ -111,8 +111,17 @@ class Processes(Team):
     def solve(
         self, layers: dict[str, nn.Module], solve: Callable[[str], LayerReport]
     ) -> Iterator[LayerReport]:
-        """Each process solves its share, then all have every layer, in the block's order."""
-        owners = share_out(layers, self.size)
+        """Each process solves its share, then all have every layer, in the block's order.
+
+        The dearest layer first, each to the process with the least to do. A layer costs
+        d_out · d_in², the multiplications of one product with its gram.
+        """
+        shapes = {name: read_weight(layer).shape for name, layer in layers.items()}
+        costs = {name: d_out * d_in**2 for name, (d_out, d_in) in shapes.items()}
+        burden, owners = [0] * self.size, {}
+        for name in sorted(costs, key=lambda name: (-costs[name], name)):
+            owners[name] = burden.index(min(burden))
+            burden[owners[name]] += costs[name]
         # in the block's order, in which layers of one input follow one another
         mine = {name: solve(name) for name in layers if owners[name] == self.rank}
         lines = {name: line for theirs in self.gather(mine) for name, line in theirs.items()}
@@ -123,21 +132,6 @@ class Processes(Team):
                 dist.broadcast(weight.view(torch.uint8), src=owners[name])
             write_weight(layer, weight)
             yield lines[name]
-
-
-def share_out(layers: dict[str, nn.Module], size: int) -> dict[str, int]:
-    """Which of `size` processes solves which layer.
-
-    The dearest layer first, each to the process with the least to do. A layer costs d_out · d_in²,
-    the multiplications of one product with its gram.
-    """
-    shapes = {name: read_weight(layer).shape for name, layer in layers.items()}
-    costs = {name: d_out * d_in**2 for name, (d_out, d_in) in shapes.items()}
-    burden, owners = [0] * size, {}
-    for name in sorted(costs, key=lambda name: (-costs[name], name)):
-        owners[name] = burden.index(min(burden))
-        burden[owners[name]] += costs[name]
-    return owners
 
 
 @contextlib.contextmanager
