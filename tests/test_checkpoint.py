@@ -19,7 +19,6 @@ import saved
 import torch
 import workers
 from safetensors.torch import load_file, save_file
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from workers import TOKENS, WANDA
 
 from helpers import check_masks, load_masks, load_model, masks_of, prune_checkpoint, prune_model
@@ -164,14 +163,6 @@ def test_tokenizer_and_configuration_come_along(llama: Path, to: Path) -> None:
     assert all((to / name).read_bytes() == before[name] for name in names)
     assert json.loads((to / "config.json").read_text())["dtype"] == "bfloat16"
     assert {path.name: path.read_bytes() for path in llama.iterdir()} == before
-
-
-def test_a_pruned_checkpoint_can_be_pruned_again(llama: Path, to: Path, tmp_path: Path) -> None:
-    prune_checkpoint(llama, tmp_path / "half", TOKENS, **WANDA)
-    prune_checkpoint(tmp_path / "half", to, TOKENS, method="wanda", sparsity=0.75)
-    whole, _ = load_model(tmp_path / "half")
-    prune_model(whole, TOKENS, method="wanda", sparsity=0.75)
-    assert fam.changed(saved.loaded(to), fam.snapshot(whole)) == set()
 
 
 # ---------------------------------------------------------------- killed, and going on
@@ -435,25 +426,6 @@ def test_a_write_that_breaks_off(
     finished = saved.finished_blocks(to)
     _, solved = blocks_solved(llama, to)
     assert set(solved) == set(range(BLOCKS)) - finished and complete(to, expected)
-
-
-# calls of blocks: 3 to record arguments, 6 in the gate, 6 for grams, 4 in the second pass
-@pytest.mark.parametrize("call", (8, 13))
-def test_ctrl_c_inside_a_block(
-    llama: Path, to: Path, expected: dict, call: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    count, forward = iter(range(10**6)), LlamaDecoderLayer.forward
-
-    def pressing(*arguments: object, **named: object) -> object:
-        if next(count) == call:
-            signal.raise_signal(signal.SIGINT)
-        return forward(*arguments, **named)
-
-    monkeypatch.setattr(LlamaDecoderLayer, "forward", pressing)
-    with pytest.raises(KeyboardInterrupt):
-        prune_checkpoint(llama, to, TOKENS, activations="disk", **WANDA)
-    blocks_solved(llama, to)
-    assert complete(to, expected)
 
 
 def test_a_source_that_changes_meanwhile(

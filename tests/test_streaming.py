@@ -169,23 +169,6 @@ def test_a_call_holds_one_block_at_a_time_and_an_error_none(
     assert torch.equal(logits(streamed, fam.random_tokens()), expected)
 
 
-def test_nothing_stays_after_an_error_while_reading(
-    llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    streamed, _ = load_streamed(llama)
-    count, read = iter(range(10**6)), Checkpoint.read
-
-    def interrupted(self: Checkpoint, *arguments: object) -> Tensor:
-        if next(count) == 10:  # in block 0
-            raise KeyboardInterrupt
-        return read(self, *arguments)
-
-    monkeypatch.setattr(Checkpoint, "read", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        logits(streamed, fam.random_tokens())
-    assert in_memory(streamed) == []
-
-
 def test_a_block_that_is_open_is_read_once(llama: Path, reads: Counter) -> None:
     streamed, _ = load_streamed(llama)
     with opened(streamed, 1):

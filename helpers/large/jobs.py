@@ -184,7 +184,7 @@ class Workspace:
             for name in sorted(found | asked)
             if found.get(name) != asked.get(name)
         ]
-        more = f"; {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+        more = f" and {len(lines) - SHOWN} more" * (len(lines) > SHOWN)
         raise ResumeError(
             f"the run in {others[0].folder} has {'; '.join(lines[:SHOWN])}{more}: ask for the "
             "same, choose another destination, or start anew with resume=False, which replaces it"

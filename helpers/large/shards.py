@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,24 +46,19 @@ class Checkpoint:
         self.paths = sorted(set(self.files.values()))
         self._stamps = {path: _stamp(path) for path in self.paths}
 
-    def shapes(self, names: Iterable[str] | None = None) -> dict[str, tuple[int, ...]]:
-        """Shapes of those of `names` (None: of all tensors) that are there."""
-        return dict(self._each(names, lambda file, name: tuple(file.get_slice(name).get_shape())))
-
     def tensors(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) one at a time, file by file: all of them, or those of `names`."""
-        return self._each(names, lambda file, name: file.get_tensor(name))
-
-    def _each(
-        self, names: Iterable[str] | None, look: Callable[[Any, str], Any]
-    ) -> Iterator[tuple[str, Any]]:
         wanted = self.files.keys() if names is None else self.files.keys() & set(names)
         for path in self.paths:
             inside = sorted(name for name in wanted if self.files[name] == path)
             if inside:
                 with reading(path) as file:
                     for name in inside:
-                        yield name, look(file, name)
+                        yield name, file.get_tensor(name)  # mapped: read when it is used
+
+    def shapes(self, names: Iterable[str] | None = None) -> dict[str, tuple[int, ...]]:
+        """Shapes of those of `names` (None: of all tensors) that are there."""
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors(names)}
 
     def read(self, name: str, device: torch.device | str, dtype: torch.dtype) -> Tensor:
         """One tensor in memory of its own; a floating-point one in `dtype`.

@@ -11,9 +11,8 @@ every process. So all hold the same pruned block when the stream moves on. Proce
 The same number of processes gives the same bits. With another number the grams are added up in
 another order, and agree to float32 rounding; so do the weights, as long as the masks are the same.
 A mask may differ where two scores are almost equal, and a growing mask (admm-grad) amplifies that
-from block to block, as it does in one process with another batch: on the embedded model with
-little text 5 % of the masks' entries, with the same mean error. On a CPU torchrun gives each
-process one thread; set OMP_NUM_THREADS for more.
+from block to block, with the same mean error. On a CPU torchrun gives each process one thread; set
+OMP_NUM_THREADS for more.
 
 If one process fails, all end within seconds; run the same again to go on. Each error is one line;
 the stack trace and summary after it are torchrun's own. Without torchrun this is
@@ -170,29 +169,6 @@ def team_of(device: str) -> Iterator[tuple[Team, torch.device]]:
     dist.destroy_process_group()
 
 
-def _parsed(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m helpers.large.torchrun", description="Prune a checkpoint, file to file."
-    )
-    add = parser.add_argument
-    add("--source", required=True, help='a folder of safetensors, or "embedded"')
-    add("--destination", required=True, help="folder of the pruned model")
-    add("--method", default="admm-grad")
-    add("--sparsity", type=float, help="fraction of zeros; not with an N:M pattern")
-    add("--pattern", default="unstructured")
-    add("--options", default="{}", help='JSON, such as {"iterations": 40}')
-    add("--calibration", default="embedded", help="embedded, c4, or a text file")
-    add("--sequences", type=int, default=32)
-    add("--length", type=int, default=512)
-    add("--seed", type=int, default=0)
-    add("--batch", type=int)
-    add("--device", default="auto")
-    add("--dtype")
-    add("--activations", default="memory", help="memory or disk")
-    add("--anew", action="store_true", help="resume=False: do not go on with an earlier run")
-    return parser.parse_args(arguments)
-
-
 def _prune(asked: argparse.Namespace) -> None:
     """Do what the command line says, and say what came of it."""
     names = ("method", "sparsity", "pattern", "batch", "dtype", "activations")
@@ -240,7 +216,26 @@ def _prune(asked: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says and return the exit code; errors are one line each."""
-    asked = _parsed(arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.large.torchrun", description="Prune a checkpoint, file to file."
+    )
+    add = parser.add_argument
+    add("--source", required=True, help='a folder of safetensors, or "embedded"')
+    add("--destination", required=True, help="folder of the pruned model")
+    add("--method", default="admm-grad")
+    add("--sparsity", type=float, help="fraction of zeros; not with an N:M pattern")
+    add("--pattern", default="unstructured")
+    add("--options", default="{}", help='JSON, such as {"iterations": 40}')
+    add("--calibration", default="embedded", help="embedded, c4, or a text file")
+    add("--sequences", type=int, default=32)
+    add("--length", type=int, default=512)
+    add("--seed", type=int, default=0)
+    add("--batch", type=int)
+    add("--device", default="auto")
+    add("--dtype")
+    add("--activations", default="memory", help="memory or disk")
+    add("--anew", action="store_true", help="resume=False: do not go on with an earlier run")
+    asked = parser.parse_args(arguments)
     try:
         _prune(asked)
         return 0
