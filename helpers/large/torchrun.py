@@ -44,7 +44,6 @@ from helpers.errors import (
     HelpersError,
     ProcessLost,
     UnknownModel,
-    UnsupportedModel,
     first_line,
 )
 from helpers.gram import Gram
@@ -90,22 +89,13 @@ class Processes(Team):
         return tokens[self.rank :: self.size]
 
     def sum(self, grams: dict[str, Gram]) -> None:
-        """Replace each gram by its sum over all processes; one that layers share is summed once.
-
-        Raises UnsupportedModel unless the same layers share a gram in every process.
-        """
-        owner: dict[int, str] = {}
-        # by name: experts may be called in another order elsewhere
-        shared = {name: owner.setdefault(id(grams[name]), name) for name in sorted(grams)}
-        found = self.gather((shared, {name: grams[name].tokens for name in owner.values()}))
-        if any(theirs != shared for theirs, _ in found):
-            raise UnsupportedModel(
-                "layers share their inputs in one process only: prune this family in one process"
-            )
-        for name in owner.values():
+        """Replace each gram by its sum over all processes; one that layers share is summed once."""
+        own = {id(gram): gram for _, gram in sorted(grams.items())}.values()
+        found = self.gather([gram.tokens for gram in own])
+        for gram, tokens in zip(own, zip(*found, strict=True), strict=True):
             with _communicating():
-                dist.all_reduce(grams[name].matrix)
-            grams[name].tokens = sum(tokens[name] for _, tokens in found)
+                dist.all_reduce(gram.matrix)
+            gram.tokens = sum(tokens)
 
     def solve(
         self, layers: dict[str, nn.Module], solve: Callable[[str], LayerReport]
