@@ -72,10 +72,8 @@ def fetch_checkpoint(
         if not _complete(path, name, commit):
             (path / RECEIPT).unlink(missing_ok=True)  # of another commit
             path.mkdir(parents=True, exist_ok=True)
-            wanted = sorted(files)
-            snapshot_download(
-                name, revision=commit, local_dir=path, allow_patterns=wanted, endpoint=endpoint
-            )
+            asked = {"local_dir": path, "allow_patterns": sorted(files), "endpoint": endpoint}
+            snapshot_download(name, revision=commit, **asked)
             for file, listed in files.items():
                 if not _is_listed(path / file, listed):
                     (path / file).unlink(missing_ok=True)
