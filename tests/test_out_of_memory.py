@@ -35,8 +35,7 @@ def to(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def in_forward(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable], None]:
-    """Let a function(block's index, stream) see, fail or change what a Llama block answers."""
-
+    """Call a function(block's index, stream) before a Llama block runs."""
     forward = LlamaDecoderLayer.forward
 
     def patch(function: Callable[[int, Tensor], object]) -> None:

@@ -25,6 +25,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from helpers import load_model, load_streamed, model_identity, perplexity
 from helpers.errors import CheckpointError, NonFinite, UnknownModel, UnsupportedModel
 from helpers.large.shards import Checkpoint, write_index, write_shard
+from helpers.large.streaming import WeightReader
 from helpers.models import device_of, find_blocks, opened
 
 
@@ -105,6 +106,16 @@ def test_a_tied_head_may_be_stored_under_its_own_name_but_not_twice_with_other_v
     save_file(tensors | copies, path, metadata={"format": "pt"})
     with one_line_error(UnknownModel, "differ", "tie_word_embeddings"):
         load_streamed(tmp_path)
+
+
+def test_a_block_that_shares_a_tensor_is_refused(tmp_path: Path, one_line_error) -> None:
+    model = fam.build("llama")
+    model.save_pretrained(tmp_path)
+    for other in (model.model, model.model.layers[1]):
+        other.extra = model.model.layers[0].self_attn.q_proj
+        with one_line_error(UnsupportedModel, "layers.0.self_attn.q_proj", "prune_model"):
+            WeightReader(model, Checkpoint(tmp_path), torch.device("cpu"), torch.float32)
+        del other.extra
 
 
 def test_perplexity_is_that_of_the_loaded_model_in_few_reads(llama: Path, reads: Counter) -> None:

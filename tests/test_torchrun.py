@@ -113,11 +113,9 @@ def differ(one: dict[str, Tensor], other: dict[str, Tensor]) -> set[str]:
     return {name for name in one if not torch.equal(one[name], other[name])}
 
 
-def left_over(destination: Path) -> list[Path]:
-    """What a run should have cleared away."""
-    workspace = saved.workspace(destination)
-    temporary = [path for path in destination.rglob("*") if path.suffix == ".tmp"]
-    return ([workspace] if workspace.exists() else []) + temporary
+def nothing_left(destination: Path) -> bool:
+    """Whether a run has cleared away its workspace and all temporary files."""
+    return not saved.workspace(destination).exists() and not list(destination.rglob("*.tmp"))
 
 
 # ---------------------------------------------------------------- the same as one process
@@ -163,7 +161,7 @@ def test_one_process_alone_one_of_torchruns_and_three(
     three = weights_of(tmp_path / "three")
     assert differ(three, expected) != set()
     check_near(three, expected, "llama", 1e-5)
-    assert not any(left_over(tmp_path / folder) for folder in ("alone", "one", "three"))
+    assert all(nothing_left(tmp_path / folder) for folder in ("alone", "one", "three"))
 
 
 def test_transposed_weights_in_bfloat16_and_memory_that_runs_out_in_one_process(
@@ -180,7 +178,7 @@ def test_transposed_weights_in_bfloat16_and_memory_that_runs_out_in_one_process(
     found = weights_of(to)
     assert {weight.dtype for weight in found.values()} == {torch.bfloat16}
     check_near(found, expected, "gpt2", 2**-8)  # a step of bfloat16 for weights below 1
-    assert left_over(to) == []
+    assert nothing_left(to)
 
 
 # ---------------------------------------------------------------- however one of them ends
@@ -233,7 +231,7 @@ def test_killed_failed_interrupted_and_still_the_same_bits(
     whole = request(sources["llama"], tmp_path / "whole", text, method="admm1")
     assert group(2, workers.command, tmp_path, whole)[0] == [0, 0]
     assert differ(weights_of(to), weights_of(tmp_path / "whole")) == set()
-    assert left_over(to) == []
+    assert nothing_left(to)
 
 
 def test_fewer_sequences_than_processes(

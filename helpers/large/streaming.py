@@ -189,7 +189,8 @@ def _slots(
 ) -> dict[int | None, list[Slot]]:
     """The slots of each block and, under None, of all that lies outside.
 
-    Raises UnknownModel if the checkpoint lacks a tensor or has one of another shape.
+    Raises UnknownModel if the checkpoint lacks a tensor or has one of another shape;
+    UnsupportedModel if a block shares a tensor with what lies outside it.
     """
     within = next(f"{name}." for name, module in model.named_modules() if module is blocks)
     prefix = f"{model.base_model_prefix}."
@@ -216,9 +217,14 @@ def _slots(
                     f"{' and '.join(names)} in {checkpoint.folder} differ, and config.json ties "
                     "them: set tie_word_embeddings to false there if the weights are right"
                 )
-            number = first.removeprefix(within).split(".")[0] if first.startswith(within) else None
-            part = None if number is None else int(number)
-            slots[part].append(Slot(key, names[key], tuple(holders.values()), tensor))
+            inside = {name: name.removeprefix(within).split(".")[0] for name in holders}
+            parts = {int(i) if name.startswith(within) else None for name, i in inside.items()}
+            if len(parts) > 1:  # reading one part would not fill the other
+                raise UnsupportedModel(
+                    f"{' and '.join(holders)} are one tensor in two blocks: use load_model and "
+                    "prune_model"
+                )
+            slots[parts.pop()].append(Slot(key, names[key], tuple(holders.values()), tensor))
         elif key or isinstance(tensor, nn.Parameter):  # else a buffer, which the model computes
             absent.append(first)
     if absent:
