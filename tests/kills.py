@@ -1,8 +1,8 @@
 """Kill a pruning run with SIGKILL and run it again, many times: a process of test_checkpoint.py.
 
 Everything is imported and the model is built once; each attempt is a fork, which ends when it is
-killed. The parity gate is left out: it reads, and decides nothing. The answer for each way of
-killing says how many kills there were, and in `wrong` what was not as it must be.
+killed. The parity gate is left out: it reads, and decides nothing. `wrong` in the answers lists
+what was not as it must be.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ from helpers.large import checkpoint
 from helpers.large.jobs import MANIFEST
 from helpers.replay import Replay
 
-METHOD = dict(method="wanda", sparsity=0.5, batch=2, activations="disk")
-OLDER = dict(METHOD, method="magnitude", sparsity=0.25)
+METHOD = dict(method="magnitude", sparsity=0.5)
+WANDA = dict(method="wanda", sparsity=0.5, batch=2, activations="disk")
 TOKENS = fam.random_tokens(2, 8)
-BLOCKS, KILLS = 2, 12
 # what changes the disk
 OPERATIONS = ("replace", "rename", "fsync", "mkdir", "rmdir", "unlink", "chmod", "posix_fallocate")
 
@@ -39,13 +38,13 @@ OPERATIONS = ("replace", "rename", "fsync", "mkdir", "rmdir", "unlink", "chmod",
 class Trial:
     """One folder to prune into again and again, and what the result has to be."""
 
-    def __init__(self, source: Path, folder: Path, name: str, **how: Any) -> None:
-        self.source, self.folder, self.how = source, folder / name, METHOD | how
-        self.folder.mkdir()
-        self.log, self.destination = self.folder / "log", self.folder / "pruned"
+    def __init__(self, source: Path, folder: Path, **how: Any) -> None:
+        self.source, self.how = source, how
+        self.destination, self.log = folder / "pruned", folder / "log"
         self.wrong: list[str] = []
         self.kills: list[int] = []  # blocks finished when each hit
-        assert self.wait(self.fork()) == "done"
+        folder.mkdir()
+        self.attempt()
         self.expected = saved.contents(self.destination)
         self.clear()
 
@@ -54,12 +53,35 @@ class Trial:
         for path in (self.destination, saved.workspace(self.destination)):
             shutil.rmtree(path, ignore_errors=True)
 
-    def fork(self, last: int = 0, **changes: Any) -> int:
-        """Prune in a child, which kills itself before its durable operation number `last`."""
+    def attempt(
+        self, last: int = 0, during: Callable[[int], None] = lambda _: None, **changes: Any
+    ) -> bool:
+        """Prune in a child, which may kill itself before its durable operation number `last`.
+
+        Notes if a finished block is lost or solved again; returns whether it was killed.
+        """
+        before = saved.finished_blocks(self.destination)
         self.log.unlink(missing_ok=True)
         child = os.fork()
-        if child:
-            return child
+        if not child:
+            self.prune(last, changes)
+        during(child)
+        _, status = os.waitpid(child, 0)
+        after = saved.finished_blocks(self.destination)
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        if killed:
+            self.kills.append(len(after))
+        self.expect(killed or status == 0, "an attempt failed")
+        if changes.get("resume", True) and before:
+            lines = self.log.read_text().splitlines() if self.log.exists() else []
+            again = {int(line.split()[1]) for line in lines} & before
+            self.expect(not again, f"blocks {again} were solved again")
+            is_kept = before <= after or self.destination.exists()
+            self.expect(is_kept, f"of the finished blocks {before} only {after} are left")
+        return killed
+
+    def prune(self, last: int, changes: dict[str, Any]) -> None:
+        """The child's work; it never returns."""
         code = 1
         try:
             gc.disable()
@@ -78,30 +100,6 @@ class Trial:
             sys.stderr.flush()
             os._exit(code)
 
-    def wait(self, child: int) -> str:
-        """How a child has ended."""
-        _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-            self.kills.append(len(saved.finished_blocks(self.destination)))
-            return "killed"
-        return "done" if status == 0 else "failed"
-
-    def attempt(self, during: Callable[[int], None] = lambda _: None, **changes: Any) -> str:
-        """Go on, with something done to the child while it runs; checks what it has solved."""
-        before = saved.finished_blocks(self.destination)
-        child = self.fork(**changes)
-        during(child)
-        ended = self.wait(child)
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        if changes.get("resume", True):
-            again = {int(line.split()[1]) for line in lines} & before
-            self.expect(not again, f"blocks {again} were solved again")
-            if ended == "killed" and not self.destination.exists():
-                lost = before - saved.finished_blocks(self.destination)
-                self.expect(not lost, f"finished blocks {lost} are lost")
-        self.expect(ended != "failed", "an attempt failed")
-        return ended
-
     def expect(self, good: bool, otherwise: str) -> None:
         """Note what is wrong."""
         if not good:
@@ -115,10 +113,6 @@ class Trial:
             self.expect(same, f"{when}: {name} differs")
         left = saved.workspace(self.destination).exists()
         self.expect(not left, f"{when}: the workspace is still there")
-
-    def answer(self, **more: Any) -> dict[str, Any]:
-        """What has happened."""
-        return {"kills": len(self.kills), "finished": self.kills, "wrong": self.wrong[:5], **more}
 
 
 def count_operations(last: int) -> None:
@@ -146,84 +140,65 @@ def count_operations(last: int) -> None:
 
 
 def at_random_moments(trial: Trial) -> dict[str, Any]:
-    """Kill and run again until KILLS have hit."""
-    dice, rounds = random.Random(0), 0
+    """Kill and run again until a run gets through, several times."""
+    dice = random.Random(0)
     started = time.perf_counter()
     trial.attempt()
     usual = time.perf_counter() - started
-    while len(trial.kills) < KILLS and not trial.wrong:
+
+    def kill(child: int) -> None:
+        time.sleep(dice.uniform(0, 1.1 * usual))
+        os.kill(child, signal.SIGKILL)  # a child that has ended is not yet waited for
+
+    while len(trial.kills) < 6 and not trial.wrong:
         trial.clear()
-        rounds += 1
-
-        def kill(child: int) -> None:
-            time.sleep(dice.uniform(0, 1.1 * usual))
-            os.kill(child, signal.SIGKILL)  # a child that has ended is not yet waited for
-
-        while trial.attempt(kill) == "killed":
+        while trial.attempt(during=kill):
             pass
-        if not trial.wrong:
-            trial.check(f"round {rounds}")
-    return trial.answer(rounds=rounds)
+        trial.check("killed at random")
+    return {"kills": len(trial.kills), "wrong": trial.wrong[:5]}
 
 
-def before_each_operation(trial: Trial, older: Path | None = None) -> dict[str, Any]:
-    """Kill before operation 1, 2, 3 … until a run gets through; after each, run again and check.
+def before_each_operation(trial: Trial, older: Path) -> dict[str, Any]:
+    """Kill before operation 1, 2, 3 … of a run that replaces a model, until one gets through.
 
-    older: a model that lies at the destination already, which the run replaces; until then it has
-    to be there. With it only every eighth is tried before the last block is finished.
+    After each kill run again and check. Until then the old model or the new one has to be there,
+    but between two renames: then both lie whole in the workspace.
     """
+    old, work = saved.contents(older), saved.workspace(trial.destination)
     absent, last = 0, 1
     while not trial.wrong:
         trial.clear()
-        if older:
-            shutil.copytree(older, trial.destination)
-        if trial.wait(trial.fork(last, resume=older is None)) == "done":
+        shutil.copytree(older, trial.destination)
+        if not trial.attempt(last, resume=False):
             trial.check(f"without a kill at {last}")
             break
-        is_new = False
-        if older:
-            is_new, is_there = old_or_new(trial, saved.contents(older), last)
-            absent += not is_there
+        is_there = trial.destination.is_dir()
+        places = [trial.destination] if is_there else [work / "replaced", work / "run-1"]
+        found = [saved.contents(place) for place in places]
+        whole = found[0] in (old, trial.expected) if is_there else found == [old, trial.expected]
+        trial.expect(whole, f"killed at {last}: a model is lost or broken")
+        absent += not is_there
         # killed before its first entry in a manifest it has left nothing to go on with
-        begun = any(saved.workspace(trial.destination).glob(f"run-*/{MANIFEST}"))
-        if trial.attempt(resume=older is None or begun or is_new) == "done":
-            trial.check(f"killed at {last}")
-        last += 8 if older and trial.kills[-1] < BLOCKS and not is_new else 1
-    return trial.answer(operations=last - 1, absent=absent)
-
-
-def old_or_new(trial: Trial, older: dict[str, object], last: int) -> tuple[bool, bool]:
-    """Whether the new model lies at the destination, and whether any does: one of the two, whole.
-
-    Between two renames there is none: then both lie whole in the workspace.
-    """
-    if trial.destination.is_dir():
-        found = saved.contents(trial.destination)
-        known = found in (older, trial.expected)
-        trial.expect(known, f"killed at {last}: a broken model lies at the destination")
-        return found == trial.expected, True
-    workspace = saved.workspace(trial.destination)
-    both = [saved.contents(path) for path in (workspace / "replaced", *workspace.glob("run-*"))]
-    trial.expect(both == [older, trial.expected], f"killed at {last}: a model is lost")
-    return False, False
+        begun = (work / "run-1" / MANIFEST).is_file() or found[0] == trial.expected
+        trial.attempt(resume=begun)
+        trial.check(f"killed at {last}")
+        last += 1
+    return {"finished": trial.kills, "wrong": trial.wrong[:5], "absent": absent}
 
 
 def kill(source: Path, folder: Path, answer: Path) -> None:
-    """All ways of killing, the answers in a file."""
+    """Both ways of killing, the answers in a file."""
     torch.set_num_threads(1)
     Replay.parity = lambda _self: 0.0
     load = checkpoint.load_streamed
-    load(source)  # what torch and transformers load at first use is loaded here, not in each fork
-    checkpoint.prune_checkpoint(source, folder / "older", TOKENS, **OLDER)
-    checkpoint.prune_checkpoint(source, folder / "newer", TOKENS, **METHOD)
+    checkpoint.prune_checkpoint(source, folder / "older", method="magnitude", sparsity=0.25)
+    # what torch and transformers load at first use is loaded here, not in each fork
+    checkpoint.prune_checkpoint(source, folder / "newer", TOKENS, **WANDA)
     built = load(source)
     gc.freeze()  # a fork that collects garbage copies every page
     checkpoint.load_streamed = lambda *_args, **_kwargs: built  # each fork has a copy of its own
     found = [
-        at_random_moments(Trial(source, folder, "random")),
-        before_each_operation(Trial(source, folder, "each")),
-        before_each_operation(
-            Trial(source, folder, "replace", method="magnitude"), folder / "older"
-        ),
+        at_random_moments(Trial(source, folder / "random", **WANDA)),
+        before_each_operation(Trial(source, folder / "each", **METHOD), folder / "older"),
     ]
     answer.write_text(json.dumps(found))

@@ -59,8 +59,8 @@ def workspace(destination: Path) -> Path:
 
 
 def finished_blocks(destination: Path) -> set[int]:
-    """The blocks that the newest interrupted run has finished."""
-    runs = sorted(workspace(destination).glob("run-*"), key=lambda path: int(path.name[4:]))
-    if not runs or not (runs[-1] / MANIFEST).is_file():
-        return set()
-    return {int(index) for index in json.loads((runs[-1] / MANIFEST).read_text())["blocks"]}
+    """The blocks that an interrupted run has finished."""
+    manifest = workspace(destination) / "run-1" / MANIFEST
+    return (
+        set(map(int, json.loads(manifest.read_text())["blocks"])) if manifest.is_file() else set()
+    )

@@ -15,7 +15,6 @@ import families as fam
 import huggingface_hub
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from helpers import fetch_checkpoint, load_model, load_streamed
@@ -171,6 +170,10 @@ def test_a_lost_connection_costs_nothing_but_time(
 def test_the_fetched_model_loads_and_needs_no_network_again(hub: Hub) -> None:
     folder = fetch_checkpoint(NAME, "main", endpoint=hub.address)
     assert folder.name.endswith(COMMIT)
+    (folder / WEIGHTS).unlink()  # then this is fetched again, and nothing else
+    hub.sent.clear()
+    fetch_checkpoint(NAME, COMMIT, endpoint=hub.address)
+    assert hub.sent == [WEIGHTS]
     hub.down = True
     assert fetch_checkpoint(NAME, COMMIT, endpoint=hub.address) == folder
     (model, tokenizer), (streamed, _) = load_model(folder), load_streamed(folder)
@@ -179,15 +182,6 @@ def test_the_fetched_model_loads_and_needs_no_network_again(hub: Hub) -> None:
         assert torch.equal(model(tokens).logits, expected(tokens).logits)
         assert torch.equal(forward(streamed, tokens), expected(tokens).logits)
     assert tokenizer("a").input_ids
-
-
-def test_a_file_that_was_deleted_is_fetched_again(hub: Hub, tmp_path: Path) -> None:
-    folder = fetch_checkpoint(NAME, COMMIT, tmp_path / "here", endpoint=hub.address)
-    assert folder == tmp_path / "here"
-    (folder / WEIGHTS).unlink()
-    hub.sent.clear()
-    fetch_checkpoint(NAME, COMMIT, folder, endpoint=hub.address)
-    assert hub.sent == [WEIGHTS] and load_file(folder / WEIGHTS)
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
@@ -208,8 +202,8 @@ def test_content_that_is_not_what_is_listed(
 
 @pytest.mark.parametrize(
     ("name", "revision", "word"),
-    [("some/other", "main", "some/other"), (NAME, "v9", "v9"), ("a/b/c", "main", "a/b/c"),
-     (NAME, "f" * 40, "fff"), ("..", "main", ".."), (NAME, None, "None")],
+    [("some/other", "main", "some/other"), (NAME, "v9", "v9"), ("..", "main", ".."),
+     (NAME, None, "None")],
 )  # fmt: skip
 def test_what_is_not_on_the_hub(name, revision, word, hub: Hub, one_line_error, tmp_path) -> None:
     with one_line_error(UnknownModel, word, "revision"):
@@ -223,12 +217,6 @@ def test_a_repository_of_pickles_is_refused(hub: Hub, one_line_error, tmp_path: 
     with one_line_error(UnknownModel, NAME, "no safetensors", "pickles"):
         fetch_checkpoint(NAME, COMMIT, endpoint=hub.address)
     assert hub.sent == [] and not (tmp_path / "cache").exists()
-
-
-def test_without_a_network(hub: Hub, monkeypatch, one_line_error) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with one_line_error(AssetError, NAME, "run again"):
-        fetch_checkpoint(NAME, COMMIT, endpoint=hub.address)
 
 
 def test_load_model_says_that_the_connection_was_lost(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import families as fam
@@ -35,10 +34,8 @@ from helpers.errors import (
     BadMask,
     BadPattern,
     CheckpointError,
-    NonFinite,
     UnsupportedModel,
 )
-from helpers.large import mask_files
 
 T, F = True, False
 Q0 = "model.layers.0.self_attn.q_proj.weight"
@@ -101,14 +98,6 @@ def rewrite(folder: Path, change: Callable[[dict, dict], None]) -> None:
 # ---------------------------------------------------------------- bits
 
 
-def test_bits_of_a_tiny_mask_by_hand() -> None:
-    # flat: 1 0 1 1 0 0 0 0 | 1 1 -> lowest bit first: 1 + 4 + 8 = 13, then 1 + 2 = 3
-    keep = torch.tensor([[T, F, T, T, F], [F, F, F, T, T]])
-    bits = pack_mask(keep)
-    assert bits.dtype == torch.uint8 and bits.tolist() == [13, 3]
-    assert torch.equal(unpack_mask(bits, (2, 5)), keep)
-
-
 @given(arrays(bool, array_shapes(max_dims=3, max_side=33, min_side=0)), booleans())
 def test_bits_are_exact(array: np.ndarray, turned: bool) -> None:
     keep = torch.from_numpy(array)
@@ -121,73 +110,40 @@ def test_bits_are_exact(array: np.ndarray, turned: bool) -> None:
     assert back.dtype == torch.bool and torch.equal(back, keep)
 
 
-def test_only_boolean_masks_are_packed(one_line_error) -> None:
+def test_what_is_no_mask_or_no_bits_of_that_shape(one_line_error) -> None:
     for keep in (torch.ones(2, 2), np.ones((2, 2), dtype=bool), None):
         with one_line_error(BadMask, "torch.bool"):
             pack_mask(keep)
-
-
-@pytest.mark.parametrize(
-    ("bits", "shape"),
-    [
-        (torch.zeros(2, dtype=torch.uint8), (2, 4)),  # a byte too many
-        (torch.zeros(1, dtype=torch.uint8), (3, 3)),  # a byte too few
-        (torch.zeros(1, dtype=torch.int8), (2, 4)),
-        (torch.zeros(1, 1, dtype=torch.uint8), (2, 4)),
-        (torch.tensor([8], dtype=torch.uint8), (1, 3)),  # the fourth bit of three
-        (b"1", (2, 4)),
-    ],
-)
-def test_bits_that_are_no_mask_of_that_shape(
-    bits: object, shape: tuple[int, int], one_line_error
-) -> None:
-    with one_line_error(BadMask, str(shape)):
-        unpack_mask(bits, shape)
+    # a byte too few, too many, another dtype, the fourth bit of three, no tensor
+    byte = torch.zeros(1, dtype=torch.uint8)
+    wrong = [(byte, (3, 3)), (byte.repeat(2), (2, 4)), (byte.to(torch.int8), (2, 4))]
+    for bits, shape in [*wrong, (byte + 8, (1, 3)), (b"1", (2, 4))]:
+        with one_line_error(BadMask, str(shape)):
+            unpack_mask(bits, shape)
 
 
 # ---------------------------------------------------------------- saving and loading
 
 
-def test_masks_come_back_as_they_were(half: Path) -> None:
-    weights = stored(half)
-    masks = load_masks(half)
+def test_masks_come_back_and_the_file_is_one_bit_a_weight(half: Path) -> None:
+    weights, masks = stored(half), load_masks(half)
+    check_masks(half)
     assert masks.keys() == {f"{name}.weight" for name in fam.pruned_names("llama")}
     for name, keep in masks.items():
         assert torch.equal(keep, weights[name] != 0)
         assert int(keep.sum()) == keep.numel() // 2
-    check_masks(half)
 
-
-def test_the_file_is_one_bit_a_weight_and_says_what_it_holds(half: Path) -> None:
     def look(tensors: dict, found: dict) -> None:
         assert (found["version"], found["pattern"]) == (1, "unstructured")
-        bits = np.packbits((stored(half)[Q0] != 0).numpy().ravel(), bitorder="little")
+        bits = np.packbits((weights[Q0] != 0).numpy().ravel(), bitorder="little")
         assert tensors[Q0].tolist() == bits.tolist()
         assert found["layers"][Q0] == {"shape": [32, 32], "crc32": zlib.crc32(bits), "axis": None}
-        assert sum(bits.numel() for bits in tensors.values()) == 2 * weights_of_a_block() // 8
+        pruned = sum(keep.numel() for keep in masks.values())
+        assert sum(bits.numel() for bits in tensors.values()) == pruned // 8
         raise StopIteration  # look, do not write
 
     with pytest.raises(StopIteration):
         rewrite(half, look)
-
-
-def weights_of_a_block() -> int:
-    """Llama of width 32, 2 of 4 heads for keys and values, ff 64."""
-    return 2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64
-
-
-def test_only_what_is_named_is_read(spoilt: Path, one_line_error) -> None:
-    # damage every other mask: those that are not asked for are not looked at
-    def flip(tensors: dict, found: dict) -> None:
-        for name in tensors:
-            tensors[name] = tensors[name] ^ (name != Q0)
-
-    rewrite(spoilt, flip)
-    assert load_masks(spoilt, [Q0]).keys() == {Q0}
-    with one_line_error(CheckpointError, "damaged"):
-        load_masks(spoilt)
-    with one_line_error(BadMask, "q_prog", Q0.rsplit(".", 3)[0]):
-        load_masks(spoilt, ["model.layers.0.self_attn.q_prog.weight"])
 
 
 def test_a_model_with_masks_loads_as_one_without(sharded: Path, tmp_path: Path) -> None:
@@ -195,21 +151,11 @@ def test_a_model_with_masks_loads_as_one_without(sharded: Path, tmp_path: Path) 
     (bare / "masks.safetensors").unlink()
     one, two = (type(fam.build("llama")).from_pretrained(folder) for folder in (sharded, bare))
     assert one.state_dict().keys() == two.state_dict().keys()
+    assert model_identity(one)["sha256"] == model_identity(two)["sha256"]
     assert fam.changed(one, fam.snapshot(two)) == set()
     masks = load_masks(sharded)
     assert len(masks) == 14 and all((m.view(-1, 4).sum(1) == 2).all() for m in masks.values())
     check_masks(sharded)
-
-
-def test_masks_make_no_other_model(half: Path, tmp_path: Path) -> None:
-    bare = Path(shutil.copytree(half, tmp_path / "bare"))
-    (bare / "masks.safetensors").unlink()
-    known = []
-    for folder in (half, bare):
-        model = fam.build("llama")
-        model.config._name_or_path = str(folder)
-        known.append(model_identity(model)["sha256"])
-    assert known[0] == known[1]
 
 
 def test_masks_are_in_the_layout_of_the_checkpoint(tmp_path: Path) -> None:
@@ -224,13 +170,6 @@ def test_masks_are_in_the_layout_of_the_checkpoint(tmp_path: Path) -> None:
     assert "values + index" in size_report(folder).index
 
 
-@pytest.mark.parametrize("family", ["opt", "gpt-neox", "llama-tied"])
-def test_names_are_those_of_the_checkpoint(family: str, tmp_path: Path) -> None:
-    folder = save_pruned(tmp_path, family, "unstructured", "1GB", sparsity=0.7)
-    assert load_masks(folder).keys() == {f"{name}.weight" for name in fam.pruned_names(family)}
-    check_masks(folder)
-
-
 def fails_to_save(folder: Path, masks: dict, **more: str) -> None:
     """Saving raises, and the old file is still there and sound."""
     before = (folder / "masks.safetensors").read_bytes()
@@ -242,7 +181,7 @@ def fails_to_save(folder: Path, masks: dict, **more: str) -> None:
 
 def test_masks_that_do_not_fit_are_not_saved(half: Path, one_line_error) -> None:
     good = load_masks(half)
-    with one_line_error(BadMask, "'model.layers.7.q'", "no such weight"):
+    with one_line_error(BadMask, "model.layers.7.q", "no such name"):
         fails_to_save(half, good | {"model.layers.7.q": good[Q0]})
     with one_line_error(BadMask, DOWN1, "(64, 32)", "(32, 64)"):
         fails_to_save(half, good | {DOWN1: good[DOWN1].T})
@@ -252,32 +191,10 @@ def test_masks_that_do_not_fit_are_not_saved(half: Path, one_line_error) -> None
         fails_to_save(half, {"model.norm.weight": torch.ones(32, dtype=torch.bool)})
     with one_line_error(BadMask, Q0, "2:4"):
         fails_to_save(half, {Q0: good[Q0]}, pattern="2:4")
+    with one_line_error(BadMask, "1:5"):  # 32 inputs have no groups of 5
+        fails_to_save(half, {Q0: torch.zeros(32, 32, dtype=torch.bool)}, pattern="1:5")
     with one_line_error(BadPattern, "4:2"):
         fails_to_save(half, good, pattern="4:2")
-
-
-def test_a_group_may_keep_less_than_its_pattern_allows(spoilt: Path, one_line_error) -> None:
-    keep = torch.zeros(32, 32, dtype=torch.bool)
-    keep[:, ::4] = True
-    save_masks(spoilt, {Q0: keep}, pattern="2:4")
-    with one_line_error(BadMask, Q0):
-        save_masks(spoilt, {Q0: torch.ones_like(keep)}, pattern="2:4")
-    # 32 inputs have no groups of 5
-    with one_line_error(BadMask, "1:5"):
-        save_masks(spoilt, {Q0: torch.zeros_like(keep)}, pattern="1:5")
-
-
-def test_a_write_that_breaks_off_leaves_the_old_file(
-    spoilt: Path, monkeypatch: pytest.MonkeyPatch, one_line_error
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    masks, listed = load_masks(spoilt), sorted(spoilt.iterdir())
-    monkeypatch.setattr("os.fsync", full)
-    with one_line_error(CheckpointError, "No space left"):
-        fails_to_save(spoilt, {name: ~keep for name, keep in masks.items()})
-    assert sorted(spoilt.iterdir()) == listed
 
 
 def test_a_folder_without_a_saved_model(tmp_path: Path, one_line_error) -> None:
@@ -293,8 +210,7 @@ def test_a_folder_without_a_saved_model(tmp_path: Path, one_line_error) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda raw: None, "save_masks"),
-        (lambda raw: raw[:100], "save it again"),
+        (lambda raw: None, "missing"),
         (lambda raw: raw[:-1], "save it again"),
         (lambda raw: raw[:-1] + bytes([raw[-1] ^ 4]), "damaged at model.layers."),
     ],
@@ -319,20 +235,14 @@ def set_layer(**fields: object) -> Callable[[dict, dict], None]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda _, found: found.update(version=2), ("format version 2", "newer")),
-        (lambda _, found: found.pop("version"), ("no description",)),
-        (lambda _, found: found.update(pattern="4:2"), ("a damaged one",)),
-        (lambda _, found: found.update(layers=[1]), ("a damaged one",)),
-        (set_layer(shape=None), ("a damaged one",)),
+        (lambda _, found: found.clear(), ("no description",)),
+        (lambda _, found: found.update(version=2), ("format version 2",)),
+        (lambda _, found: found.update(pattern="4:2"), ("4:2",)),
+        (lambda _, found: found.update(layers=[1]), ("no description",)),
+        (set_layer(shape=None), ("no description",)),
         (set_layer(shape=[32, 33]), ("damaged at", Q0)),
         (set_layer(crc32=0), ("damaged at", Q0)),
-        (lambda _, found: found["layers"].pop(Q0), ("other masks",)),
         (lambda tensors, _: tensors.pop(Q0), ("other masks",)),
-        (lambda tensors, _: tensors.update({Q0: tensors[Q0][:-1].clone()}), ("damaged at", Q0)),
-        (
-            lambda tensors, _: tensors.update({Q0: tensors[Q0].view(torch.int8)}),
-            ("damaged at", Q0, "int8"),
-        ),
     ],
 )
 def test_a_mask_file_that_contradicts_itself(
@@ -341,13 +251,6 @@ def test_a_mask_file_that_contradicts_itself(
     rewrite(spoilt, change)
     with one_line_error(CheckpointError, "masks.safetensors", *words):
         load_masks(spoilt)
-
-
-def test_a_safetensors_file_of_something_else(spoilt: Path, one_line_error) -> None:
-    for metadata in (None, {"masks": "{"}, {"masks": "[1]"}, {"format": "pt"}):
-        save_file({Q0: torch.zeros(128, dtype=torch.uint8)}, spoilt / "masks.safetensors", metadata)
-        with one_line_error(CheckpointError, "no description"):
-            load_masks(spoilt)
 
 
 def change_weights(folder: Path, change: Callable[[dict], object]) -> None:
@@ -377,24 +280,11 @@ def test_masks_of_another_checkpoint(spoilt: Path, one_line_error) -> None:
     with one_line_error(BadMask, Q0, "(16, 64)"):
         check_masks(spoilt)
     change_weights(spoilt, lambda weights: weights.pop(Q0))
-    for read in (check_masks, size_report):
-        with one_line_error(BadMask, Q0, "no such weight"):
-            read(spoilt)
+    with one_line_error(BadMask, Q0, "no such name"):
+        check_masks(spoilt)
 
 
 # ---------------------------------------------------------------- models in memory
-
-
-def test_a_dense_model_keeps_everything() -> None:
-    masks = masks_of(fam.build("llama"))
-    assert len(masks) == 14 and all(keep.all() for keep in masks.values())
-
-
-def test_masks_of_a_broken_model(one_line_error) -> None:
-    model = fam.build("llama")
-    model.model.layers[0].self_attn.q_proj.weight.data[0, 0] = float("nan")
-    with one_line_error(NonFinite, Q0):
-        masks_of(model)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -438,7 +328,7 @@ def test_apply_masks_changes_nothing_when_it_refuses(one_line_error) -> None:
 # ---------------------------------------------------------------- sizes
 
 
-def write_small(folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def write_small(folder: Path, dtype: torch.dtype) -> None:
     """One 3 x 4 layer that keeps five weights, and four other weights."""
     layer = torch.tensor([[1, 0, 2, 0], [0, 0, 3, 0], [4, 0, 0, 5]], dtype=dtype)
     weights = {"a.weight": layer, "b": torch.arange(4, dtype=dtype)}
@@ -446,21 +336,19 @@ def write_small(folder: Path, dtype: torch.dtype = torch.float32) -> None:
 
 
 def test_sizes_counted_by_hand(tmp_path: Path) -> None:
-    write_small(tmp_path)
+    write_small(tmp_path, torch.float32)
     keep = torch.tensor([[T, F, T, F], [F, F, T, F], [T, F, F, T]])
     save_masks(tmp_path, {"a.weight": keep}, pattern="2:4")
     report = size_report(tmp_path)
     assert report.attrs["pattern"] == "2:4" and report.attrs["sparsity"] == pytest.approx(7 / 12)
     assert (report.attrs["weights"], report.attrs["kept"]) == (12, 5)
     assert "no general kernel runs such weights faster" in report.attrs["note"]
-    assert report.drop(index="dense, zlib")["bytes"].to_dict() == {
+    assert report["bytes"].to_dict() == {
         "files": (tmp_path / "model.safetensors").stat().st_size,
         "mask file": (tmp_path / "masks.safetensors").stat().st_size,
         "dense": 12 * 4 + 4 * 4,
         "mask + values": 2 + 5 * 4 + 16,  # 12 bits are two bytes
         "values + index": 6 * 4 + 2 + 16,  # two slots in three groups, 12 bits
-        "CSR, int16": 5 * (4 + 2) + 4 * 4 + 16,  # four row starts
-        "CSR, int32": 5 * (4 + 4) + 4 * 4 + 16,
     }
     assert (report["share"] == report["bytes"] / 64).all()
 
@@ -473,55 +361,7 @@ def test_values_keep_their_dtype_and_unstructured_has_no_index(tmp_path: Path) -
     assert "values + index" not in sizes
 
 
-@pytest.mark.parametrize(
-    ("weight", "pattern", "way", "size"),
-    [
-        (torch.eye(1, 32768), "unstructured", "CSR, int16", 4 + 2 + 8),
-        (torch.eye(1, 32769), "unstructured", "CSR, int16", 4 + 4 + 8),  # too wide for int16
-        # an index within eight takes three bits
-        (torch.eye(2, 8), "4:8", "values + index", 8 * 4 + 8 * 3 // 8),
-    ],
-)
-def test_indices(weight: Tensor, pattern: str, way: str, size: int, tmp_path: Path) -> None:
-    save_file({"a": weight}, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    save_masks(tmp_path, {"a": weight != 0}, pattern=pattern)
-    assert size_report(tmp_path)["bytes"][way] == size
-
-
-@pytest.mark.parametrize("which", ["sharded", "half"])
-def test_sizes_of_a_saved_model(
-    which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mask_files, "_PIECE", 1000)  # less than a tensor
-    folder = request.getfixturevalue(which)
-    sizes, weights = size_report(folder)["bytes"], stored(folder)
-    pruned = 2 * weights_of_a_block()
-    rest = sum(w.numel() for w in weights.values()) - pruned
-    assert sizes["dense"] == 4 * (pruned + rest)
-    assert sizes["mask + values"] == pruned // 8 + 4 * pruned // 2 + 4 * rest
-    if which == "sharded":
-        assert sizes["values + index"] == pruned // 2 * 4 + pruned // 2 * 2 // 8 + 4 * rest
-    files = sorted(folder.glob("model*.safetensors"))
-    assert sizes["files"] == sum(path.stat().st_size for path in files)
-    # the same bytes in another order, with the headers: near, not equal
-    alone = len(zlib.compress(b"".join(path.read_bytes() for path in files), 1))
-    assert sizes["dense, zlib"] == pytest.approx(alone, rel=0.03) and alone < sizes["dense"]
-
-
-@pytest.mark.parametrize("read", [check_masks, size_report])
-def test_one_tensor_at_a_time(
-    read: Callable, sharded: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[weakref.ref] = []
-    tensors = mask_files.Checkpoint.tensors
-
-    def watched(self: object, names: object = None) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in tensors(self, names):
-            seen.append(weakref.ref(tensor))
-            yield name, tensor
-            del tensor
-            assert seen[-1]() is None, "the reader holds on to a tensor"
-
-    monkeypatch.setattr(mask_files.Checkpoint, "tensors", watched)
-    read(sharded)
-    assert len(seen) == (14 if read is check_masks else len(stored(sharded)))
+def test_an_index_within_eight_takes_three_bits(tmp_path: Path) -> None:
+    save_file({"a": torch.eye(2, 8)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    save_masks(tmp_path, {"a": torch.eye(2, 8) != 0}, pattern="4:8")
+    assert size_report(tmp_path)["bytes"]["values + index"] == 8 * 4 + 8 * 3 // 8

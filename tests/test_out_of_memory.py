@@ -35,8 +35,7 @@ def to(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def in_forward(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable], None]:
-    """Let a function(block's index, stream) see, fail or change what a Llama block answers."""
-
+    """Call a function(block's index, stream) before a Llama block runs."""
     forward = LlamaDecoderLayer.forward
 
     def patch(function: Callable[[int, Tensor], object]) -> None:
@@ -73,8 +72,8 @@ def too_many(limit: int, where: int, kind: str, first: int = 0) -> Callable[[int
 # 3 and 4 grams, 5 and 6 the second pass
 WHERE = {
     0: "recording arguments: batch 4 to 2",
-    **dict.fromkeys((1, 2), "the parity gate: batch 4 to 2"),
-    **dict.fromkeys((3, 5, 6), "block 1: batch 4 to 2"),
+    2: "the parity gate: batch 4 to 2",
+    6: "block 1: batch 4 to 2",
 }
 TEXT = fam.random_tokens(8, 8)
 
@@ -87,49 +86,23 @@ def in_small_batches(llama: Path) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(("first", "kind"), [(0, "gpu"), (2, "cpu"), (3, "python"), (6, "cpu")])
+@pytest.mark.parametrize(("first", "kind"), [(0, "gpu"), (2, "python"), (6, "cpu")])
 def test_the_batch_halves_where_memory_runs_out(
     llama: Path, to: Path, in_small_batches: nn.Module, in_forward: Callable, first: int, kind: str
 ) -> None:
     arguments = dict(method="admm1", sparsity=0.5, batch=4)
-    whole, _ = load_model(llama)
     in_forward(too_many(2, 1, kind, first))
     report = prune_checkpoint(llama, to, TEXT, **arguments)
-    again = json.loads((to / MANIFEST).read_text())
     assert [text.split(",")[0] for text in report.halved] == [WHERE[first]]
-    assert again["halved"] == report.halved and report.batch == 2
+    assert json.loads((to / MANIFEST).read_text())["halved"] == report.halved and report.batch == 2
     for name, tensor in in_small_batches.state_dict().items():
         torch.testing.assert_close(saved.loaded(to).state_dict()[name], tensor, msg=name)
     if kind == "cpu":
+        whole, _ = load_model(llama)
         in_forward(too_many(2, 1, kind, first))
         usual = prune_model(whole, TEXT, **arguments)
         assert usual.halved == report.halved and fam.hook_count(whole) == 0
         assert fam.changed(whole, saved.loaded(to).state_dict()) == set()
-
-
-def test_the_batch_halves_again_while_arguments_are_recorded_anew(
-    llama: Path, in_small_batches: nn.Module, in_forward: Callable
-) -> None:
-    # the second pass of block 1 halves; recording for the smaller batch does not fit either
-    count, sizes = iter(range(10**6)), []
-
-    def check(index: int, stream: Tensor) -> None:
-        if index == 1:
-            number = next(count)
-            sizes.append(len(stream))
-            if number in (5, 6):
-                raise MemoryError
-
-    model, _ = load_model(llama)
-    in_forward(check)
-    report = prune_model(model, TEXT, method="admm1", sparsity=0.5, batch=4)
-    assert [text.split(",")[0] for text in report.halved] == [
-        "block 1: batch 4 to 2",
-        "recording arguments: batch 2 to 1",
-    ]
-    assert sizes == [4, 4, 4, 4, 4, 4, 2, 1, *[1] * 8]
-    for name, tensor in in_small_batches.state_dict().items():
-        torch.testing.assert_close(model.state_dict()[name], tensor, msg=name)
 
 
 def test_a_rerun_still_says_where_the_batch_was_halved(
@@ -147,26 +120,6 @@ def test_a_rerun_still_says_where_the_batch_was_halved(
     assert prune_checkpoint(llama, to, TEXT, **arguments).halved == report.halved
 
 
-def test_the_batch_halves_while_embedding(
-    llama: Path, to: Path, in_small_batches: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # calls: arguments, gate's stream, gate, its logits, then the text; the second batch fails
-    count, forward = iter(range(10**6)), nn.Embedding.forward
-
-    def patched(self: nn.Module, ids: Tensor) -> Tensor:
-        if next(count) == 5:
-            raise MemoryError
-        return forward(self, ids)
-
-    monkeypatch.setattr(nn.Embedding, "forward", patched)
-    report = prune_checkpoint(
-        llama, to, TEXT, method="admm1", sparsity=0.5, batch=4, activations="disk"
-    )
-    assert report.halved == ["embedding: batch 4 to 2, memory ran out"] and report.batch == 2
-    for name, tensor in in_small_batches.state_dict().items():
-        torch.testing.assert_close(saved.loaded(to).state_dict()[name], tensor, msg=name)
-
-
 def test_one_sequence_that_does_not_fit(
     llama: Path, to: Path, in_forward: Callable, one_line_error
 ) -> None:
@@ -177,5 +130,3 @@ def test_one_sequence_that_does_not_fit(
     in_forward(lambda *_: None)  # memory is there again
     assert saved.finished_blocks(to) == {0, 1}
     assert prune_checkpoint(llama, to, TOKENS, **arguments).resumed == 2
-    prune_checkpoint(llama, to.with_name("whole"), TOKENS, **arguments)
-    assert saved.contents(to) == saved.contents(to.with_name("whole"))

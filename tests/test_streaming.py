@@ -22,16 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from helpers import load_model, perplexity
+from helpers import load_model, load_streamed, model_identity, perplexity
 from helpers.errors import CheckpointError, NonFinite, UnknownModel, UnsupportedModel
 from helpers.large.shards import Checkpoint, write_index, write_shard
-from helpers.large.streaming import WeightReader, load_streamed
+from helpers.large.streaming import WeightReader
 from helpers.models import device_of, find_blocks, opened
-
-CPU = torch.device("cpu")
-# transformers gives their weights other names in files than in the model
-RENAMED = {"gpt-neox"}
-ROUNDED = {"llama", "gpt2", "gemma3", "mpt", "bloom"}  # families tested in bfloat16
 
 
 @pytest.fixture(scope="module")
@@ -68,19 +63,15 @@ def rewrite(folder: Path, name: str, change: Callable[[Tensor], Tensor]) -> Path
 # ---------------------------------------------------------------- the same model
 
 
-@pytest.mark.parametrize("family", sorted(fam.FAMILIES.keys() - RENAMED))
+# buffers in the file and a transposed layout; embedding scaled by a buffer; linears outside blocks
+@pytest.mark.parametrize("family", ["gpt2", "gemma3", "opt"])
 def test_logits_are_those_of_the_loaded_model(family: str, tmp_path: Path) -> None:
     saved.save(tmp_path, family, "30KB")
     tokens = fam.random_tokens(2, 12)
-    for dtype in ("bfloat16",) if family in ROUNDED else ("float32",):
-        (whole, _), (streamed, _) = (
-            load(tmp_path, dtype=dtype) for load in (load_model, load_streamed)
-        )
-        assert torch.equal(logits(streamed, tokens), logits(whole, tokens))
-        assert in_memory(streamed) == []
-        # also after another text: nothing of the first call is left in the answer of the second
-        other = tokens.flip(1)
-        assert torch.equal(logits(streamed, other), logits(whole, other))
+    whole, streamed = (load(tmp_path, dtype="bfloat16")[0] for load in (load_model, load_streamed))
+    for text in (tokens, tokens.flip(1)):  # nothing of the first call is left in the second
+        assert torch.equal(logits(streamed, text), logits(whole, text))
+    assert in_memory(streamed) == [] and model_identity(streamed) == model_identity(whole)
 
 
 def test_a_family_with_other_names_in_files_is_refused(tmp_path: Path, one_line_error) -> None:
@@ -113,27 +104,18 @@ def test_a_tied_head_may_be_stored_under_its_own_name_but_not_twice_with_other_v
         assert torch.equal(logits(load_streamed(tmp_path)[0], tokens), logits(model, tokens))
     copies["lm_head.weight"][3, 3] += 1
     save_file(tensors | copies, path, metadata={"format": "pt"})
-    with one_line_error(UnknownModel, "differs", "tie_word_embeddings"):
+    with one_line_error(UnknownModel, "differ", "tie_word_embeddings"):
         load_streamed(tmp_path)
 
 
-@pytest.mark.parametrize("where", ["outside", "block 1", "weight of block 1"])
-def test_a_block_that_shares_a_tensor_is_refused(
-    where: str, tmp_path: Path, one_line_error
-) -> None:
-    # block 0's q_proj and a tensor elsewhere are one: reading one part would not fill the other
+def test_a_block_that_shares_a_tensor_is_refused(tmp_path: Path, one_line_error) -> None:
     model = fam.build("llama")
     model.save_pretrained(tmp_path)
-    model.to("meta")
-    shared, other = model.model.layers[0].self_attn.q_proj, model.model.layers[1].self_attn
-    if where == "outside":
-        model.model.extra = shared
-    elif where == "block 1":
-        other.q_proj = shared
-    else:
-        other.q_proj.weight = shared.weight
-    with one_line_error(UnsupportedModel, "layers.0.self_attn.q_proj", "prune_model"):
-        WeightReader(model, Checkpoint(tmp_path), CPU, torch.float32)
+    for other in (model.model, model.model.layers[1]):
+        other.extra = model.model.layers[0].self_attn.q_proj
+        with one_line_error(UnsupportedModel, "layers.0.self_attn.q_proj", "prune_model"):
+            WeightReader(model, Checkpoint(tmp_path), torch.device("cpu"), torch.float32)
+        del other.extra
 
 
 def test_perplexity_is_that_of_the_loaded_model_in_few_reads(llama: Path, reads: Counter) -> None:
@@ -172,61 +154,30 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter:
 # ---------------------------------------------------------------- nothing stays
 
 
-@pytest.fixture
-def look(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[nn.Module], None]]:
-    """Functions called with each Llama block whenever one runs, after it has been read."""
-    called: list[Callable[[nn.Module], None]] = []
-    forward = LlamaDecoderLayer.forward
+def test_a_call_holds_one_block_at_a_time_and_an_error_none(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, weights, fails, forward = [], [], False, LlamaDecoderLayer.forward
 
     def looking(self: nn.Module, *args: object, **kwargs: object) -> object:
-        for function in called:
-            function(self)
+        held.append([bool(in_memory(block)) for block in find_blocks(streamed)])
+        weights.append(weakref.ref(self.mlp.up_proj.weight))
+        if fails and held[-1][1]:
+            raise KeyboardInterrupt
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(LlamaDecoderLayer, "forward", looking)
-    return called
-
-
-def test_a_call_holds_one_block_at_a_time(llama: Path, look: list) -> None:
-    streamed, _ = load_streamed(llama)
-    held = []
-    look.append(lambda _: held.append([bool(in_memory(b)) for b in find_blocks(streamed)]))
-    logits(streamed, fam.random_tokens())
-    assert held == [[True, False, False], [False, True, False], [False, False, True]]
-    assert in_memory(streamed) == []
-
-
-def test_nothing_stays_after_an_error_in_a_block(llama: Path, look: list) -> None:
     streamed, _ = load_streamed(llama)
     expected = logits(streamed, fam.random_tokens())
-
-    def fail(block: nn.Module) -> None:
-        if block is find_blocks(streamed)[1]:
-            raise KeyboardInterrupt
-
-    look.append(fail)
+    assert held == [[True, False, False], [False, True, False], [False, False, True]]
+    gc.collect()
+    assert in_memory(streamed) == [] and not any(weight() is not None for weight in weights)
+    fails = True
     with pytest.raises(KeyboardInterrupt):
         logits(streamed, fam.random_tokens())
+    fails = False
     assert in_memory(streamed) == []
-    look.clear()
     assert torch.equal(logits(streamed, fam.random_tokens()), expected)
-
-
-def test_nothing_stays_after_an_error_while_reading(
-    llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    streamed, _ = load_streamed(llama)
-    count, read = iter(range(10**6)), Checkpoint.read
-
-    def interrupted(self: Checkpoint, *arguments: object) -> Tensor:
-        if next(count) == 10:  # in block 0
-            raise KeyboardInterrupt
-        return read(self, *arguments)
-
-    monkeypatch.setattr(Checkpoint, "read", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        logits(streamed, fam.random_tokens())
-    assert in_memory(streamed) == []
 
 
 def test_a_block_that_is_open_is_read_once(llama: Path, reads: Counter) -> None:
@@ -242,15 +193,6 @@ def test_a_block_that_is_open_is_read_once(llama: Path, reads: Counter) -> None:
     assert by_block == {"0": 2, "1": 1, "2": 2, "rest": 2}
 
 
-def test_the_memory_of_a_block_is_given_back(llama: Path, look: list) -> None:
-    streamed, _ = load_streamed(llama)
-    held: list = []
-    look.append(lambda block: held.append(weakref.ref(block.mlp.up_proj.weight)))
-    logits(streamed, fam.random_tokens())
-    gc.collect()
-    assert len(held) == 3 and not any(reference() is not None for reference in held)
-
-
 def test_a_linked_folder_of_links_is_only_read(llama: Path, tmp_path: Path) -> None:
     # as the hub's cache keeps models
     folder = tmp_path / "links"
@@ -259,25 +201,19 @@ def test_a_linked_folder_of_links_is_only_read(llama: Path, tmp_path: Path) -> N
         (folder / path.name).symlink_to(path)
     (tmp_path / "linked").symlink_to(folder)
     before = {path.name: path.stat().st_mtime_ns for path in llama.iterdir()}
-    folder.chmod(0o555)
-    streamed, _ = load_streamed(tmp_path / "linked", device="cpu", dtype="bfloat16")
-    whole, tokens = load_model(llama, dtype="bfloat16")[0], fam.random_tokens()
-    assert torch.equal(logits(streamed, tokens), logits(whole, tokens))
-    folder.chmod(0o755)
+    tokens = fam.random_tokens()
+    streamed, _ = load_streamed(tmp_path / "linked", device="cpu", dtype="float32")
+    assert torch.equal(logits(streamed, tokens), logits(load_model(llama)[0], tokens))
     assert {path.name: path.stat().st_mtime_ns for path in llama.iterdir()} == before
-    assert device_of(streamed) == CPU and not streamed.training
+    assert device_of(streamed) == torch.device("cpu") and not streamed.training
 
 
 # ---------------------------------------------------------------- files that are wrong
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("model.layers.1.mlp.down_proj.weight", float("nan")),
-     ("model.embed_tokens.weight", float("inf"))],
-)  # fmt: skip
-def test_a_bad_number_is_named(spoilt: Path, name: str, value: float, one_line_error) -> None:
-    rewrite(spoilt, name, lambda tensor: tensor.index_fill(0, torch.tensor([2]), value))
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "lm_head.weight"])
+def test_a_bad_number_is_named(spoilt: Path, name: str, one_line_error) -> None:
+    rewrite(spoilt, name, lambda tensor: tensor.index_fill(0, torch.tensor([2]), float("inf")))
     streamed, _ = load_streamed(spoilt)
     with one_line_error(NonFinite, name):
         logits(streamed, fam.random_tokens())
@@ -286,18 +222,17 @@ def test_a_bad_number_is_named(spoilt: Path, name: str, value: float, one_line_e
 
 def test_a_missing_weight_and_one_of_another_shape(spoilt: Path, one_line_error) -> None:
     name = "model.layers.1.mlp.down_proj.weight"
-    rewrite(spoilt, name, lambda tensor: tensor[:, :-1].contiguous())
-    with one_line_error(UnknownModel, name, "lacks 1 weights"):
+    path = rewrite(spoilt, name, lambda tensor: tensor[:, :-1].contiguous())
+    with one_line_error(UnknownModel, name, "lacks 1 weights", "incomplete"):
         load_streamed(spoilt)
     index = spoilt / "model.safetensors.index.json"
-    found = json.loads(index.read_text())
-    del found["weight_map"][name]
-    index.write_text(json.dumps(found))
-    with one_line_error(UnknownModel, name, "incomplete"):
+    index.write_text(index.read_text().replace(name, "other"))
+    path.write_bytes(path.read_bytes().replace(name.encode(), "other".ljust(len(name)).encode()))
+    with one_line_error(CheckpointError, path.name):  # the index and the file disagree
         load_streamed(spoilt)
 
 
-@pytest.mark.parametrize("length", [0, 500, -1, None])
+@pytest.mark.parametrize("length", [500, -1, None])
 def test_a_shard_that_is_cut_off_or_missing(
     spoilt: Path, length: int | None, one_line_error
 ) -> None:
@@ -311,30 +246,19 @@ def test_a_shard_that_is_cut_off_or_missing(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"weight_map": 3}', '{"weight_map": {"a": "../b.safetensors"}}']
+    "text", ["{", "[]", '{"weight_map": 3}', '{"weight_map": {"a": "../b.safetensors"}}']
 )
 def test_an_index_that_is_damaged(spoilt: Path, text: str, one_line_error) -> None:
     (spoilt / "model.safetensors.index.json").write_text(text)
-    with one_line_error(CheckpointError, "index.json"):
+    for path in spoilt.glob("*.safetensors"):  # a file outside the folder is never read
+        path.rename(spoilt.parent / "b.safetensors")
+    with one_line_error(CheckpointError, str(spoilt), "save"):
         load_streamed(spoilt)
-
-
-def test_a_file_that_changes_after_loading(spoilt: Path, one_line_error) -> None:
-    streamed, _ = load_streamed(spoilt)
-    path = rewrite(spoilt, "model.layers.1.mlp.down_proj.weight", lambda tensor: tensor + 1)
-    with one_line_error(CheckpointError, path.name, "has changed"):
-        logits(streamed, fam.random_tokens())
-    path.unlink()
-    with one_line_error(CheckpointError, path.name):
-        logits(streamed, fam.random_tokens())
-    assert in_memory(streamed) == []
 
 
 def test_what_is_no_model(tmp_path: Path, one_line_error) -> None:
     with one_line_error(UnknownModel, "config.json", "save_pretrained"):
         load_streamed(tmp_path)
-    with one_line_error(UnknownModel, "config.json"):
-        load_streamed(tmp_path / "nowhere")
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with one_line_error(CheckpointError, "model.safetensors"):
         load_streamed(tmp_path)
@@ -372,9 +296,8 @@ def test_a_shard_is_an_ordinary_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("where", "code"),
-    [("os.fsync", errno.EIO), ("os.replace", errno.EROFS),
-     ("helpers.large.shards.save_file", errno.ENOSPC)],
-)  # fmt: skip
+    [("os.fsync", errno.EIO), ("helpers.large.shards.save_file", errno.ENOSPC)],
+)
 def test_a_shard_is_written_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, code: int, one_line_error
 ) -> None:

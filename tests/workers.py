@@ -1,7 +1,5 @@
 """What runs inside the processes that tests start; also a script for torchrun.
 
-`PROCESSES` starts them as forks of one process that has imported everything already.
-
 Its method fails on purpose, in process 1, as often as a file of orders says.
 """
 
@@ -14,21 +12,19 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 
 import families as fam
+import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from helpers import prune_checkpoint, replay
 from helpers.errors import CheckpointError, NonFinite
-from helpers.gram import Gram
-from helpers.large.torchrun import main, team_of
+from helpers.large.torchrun import main
 from helpers.methods import METHODS, register
-from helpers.models import read_weight, write_weight
-from helpers.prune import LayerReport
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["workers", "kills"])
@@ -37,15 +33,13 @@ WANDA = dict(method="wanda", sparsity=0.5, batch=2)
 calls = 0
 
 
-def pause(source: Path, to: Path, reached: object) -> None:
-    """Prune, and never go on once the first layer is done."""
-    torch.set_num_threads(1)
-
-    def wait(*_: object) -> None:
-        reached.set()
-        signal.pause()
-
-    prune_checkpoint(source, to, TOKENS, progress=wait, **WANDA)
+def process(target: Callable, *arguments: object) -> multiprocessing.Process:
+    """A process that is a fork of one that has imported everything already."""
+    with pytest.MonkeyPatch.context() as patch:
+        # the server does not learn sys.path in all versions of Python, and would import nothing
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        forkserver.ensure_running()
+    return PROCESSES.Process(target=target, args=arguments)
 
 
 def with_full_disk(source: Path, to: Path, cases: list[tuple[str, int]], answer: Path) -> None:
@@ -125,55 +119,6 @@ def become(rank: int, size: int, port: int, folder: str) -> None:
     handle = os.open(Path(folder, f"output-{rank}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-
-
-def team(rank: int, size: int, port: int, folder: str) -> None:
-    """Every call of a team, with answers that can be worked out by hand, written to a file."""
-    become(rank, size, port, folder)
-    with team_of("cpu") as (team, _):
-        found = {
-            "share": team.share({"rank": team.rank}),
-            "gather": team.gather(f"from {team.rank}"),
-            "part": team.part(torch.arange(7).view(7, 1)),
-            "sum": sums(team),
-            "solve": solved(team),
-        }
-        torch.save(found, Path(folder, f"team-{rank}.pt"))
-
-
-def sums(team) -> dict:
-    """Two layers share a gram, a third has its own; another order in each process."""
-    one, two = Gram(4), Gram(2)
-    one.add(torch.full((1 + team.rank, 4), 1.0))
-    two.add(torch.full((1, 2), 10.0**team.rank))
-    grams = {"k": one, "q": one, "down": two}
-    if team.rank == 1:
-        grams = dict(reversed(grams.items()))
-    team.sum(grams)
-    return {name: (gram.matrix[0, 0].item(), gram.tokens) for name, gram in grams.items()}
-
-
-def solved(team) -> dict:
-    """Each layer is filled with 1 + the rank of its owner; half dtypes and both layouts."""
-    layers = {
-        "big": nn.Linear(6, 4, dtype=torch.bfloat16),
-        "stored-transposed": Conv1D(4, 5),
-        "half": nn.Linear(4, 4, dtype=torch.float16),
-        "small": nn.Linear(2, 2),
-    }
-    done = []
-
-    def solve(name: str) -> LayerReport:
-        done.append(name)
-        weight = read_weight(layers[name])
-        number = torch.arange(weight.numel()).view(weight.shape) + 100 * (team.rank + 1)
-        write_weight(layers[name], number.to(weight.dtype))
-        return LayerReport(0, name, tuple(weight.shape), 0.5, None, None, team.rank, 0.0)
-
-    lines = list(team.solve(layers, solve))
-    weights = {name: read_weight(layer).float() for name, layer in layers.items()}
-    rows = [(line.name, line.shape, line.dead_inputs) for line in lines]
-    return {"weights": weights, "done": done, "lines": rows}
 
 
 if __name__ == "__main__":

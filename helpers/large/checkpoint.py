@@ -18,7 +18,6 @@ import importlib.metadata
 import inspect
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,12 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from helpers.capture import eval_mode
-from helpers.errors import (
-    BadParameter,
-    CheckpointError,
-    check_choice,
-)
-from helpers.large.jobs import Job, Workspace, writing
+from helpers.errors import BadParameter, check_choice
+from helpers.large.jobs import Job, Workspace
 from helpers.large.mask_files import write_masks
 from helpers.large.shards import (
     COMPANIONS,
@@ -41,6 +36,7 @@ from helpers.large.shards import (
     tensor_on_disk,
     write_index,
     write_shard,
+    writing,
 )
 from helpers.large.streaming import WeightReader, load_streamed, source_folder
 from helpers.methods import get_method
@@ -98,11 +94,10 @@ def prune_checkpoint(
     sparsity, pattern, batch, progress and options as for `prune_model`; device and dtype as for
     `load_model`; activations, where the stream lies between blocks, "memory" (the machine's, not
     a GPU's) or "disk"; resume, go on where an earlier call with the same arguments was
-    interrupted; False starts anew, and what was there is deleted when the new model is complete.
-    team, for several processes: see `helpers.large.torchrun`.
+    interrupted; False deletes what that call had finished, and replaces a complete model once the
+    new one is complete too. team, for several processes: see `helpers.large.torchrun`.
 
-    Memory, in bytes: see `helpers.machine.footprint`. Disk: the new checkpoint, and with
-    activations="disk" the stream.
+    Memory: see `helpers.machine.footprint`. Disk: the new checkpoint, and the stream if asked for.
 
     Raises what `prune_model` raises, and ResumeError (an earlier call had other arguments, naming
     which; another process is pruning into the destination; the destination is not one of ours),
@@ -123,7 +118,6 @@ def prune_checkpoint(
             job.verify()
         job = team.share(job)
         if not job.complete:
-            _check_disk(job, model, tokens, activations)
             store = ShardStore(model, job, team, activations)
             loop = Loop(model, method, arguments, progress=progress, store=store, team=team)
             with eval_mode(model), job.kept():
@@ -133,9 +127,6 @@ def prune_checkpoint(
                     workspace.publish(job)
             job = team.share(job)
         return _report(job, workspace.destination)
-
-
-# --- what was asked for ----------------------------------------------------------------------
 
 
 def _request(
@@ -151,16 +142,14 @@ def _request(
     Raises BadParameter for an option that JSON cannot hold.
     """
     reader: WeightReader = getattr(model, WEIGHT_READER)
-    calibration = None
+    calibration = method_code = None
     if get_method(method).needs_calibration:  # else the tokens are never read
         digest = hashlib.sha256(str(tuple(tokens.shape)).encode())
         digest.update(tokens.cpu().contiguous().numpy().tobytes())
         calibration = digest.hexdigest()
-    try:  # a method may be registered elsewhere
+    with contextlib.suppress(OSError, TypeError):  # a method of the caller's may have no file
         text = inspect.getsource(inspect.unwrap(get_method(method)))
         method_code = hashlib.sha256(text.encode()).hexdigest()
-    except (OSError, TypeError):  # it has no file
-        method_code = None
     package = root() / "helpers"
     code = sorted(path for pattern in CODE for path in package.glob(pattern))
     request = {
@@ -190,9 +179,6 @@ def _request(
         ) from error
 
 
-# --- blocks to shards, shards to a model -----------------------------------------------------
-
-
 def _shard_name(reader: WeightReader, index: int) -> str:
     """The file of a block; what lies outside the blocks comes last."""
     return f"model-{index + 1:05d}-of-{len(reader.blocks) + 1:05d}.safetensors"
@@ -207,11 +193,8 @@ class ShardStore(Store):
 
     def begin(self) -> None:
         """From now on finished blocks are read as they were pruned."""
-        folder = self.job.folder
         for index, entry in self.job.manifest["blocks"].items():
-            slots = self.reader.slots[int(index)]
-            files = {slot.name: folder / entry["file"] for slot in slots}
-            self.reader.sources[int(index)] = Checkpoint(folder, files)
+            self.reader.redirect(int(index), self.job.folder / entry["file"])
 
     def finished(self, index: int) -> list[LayerReport] | None:
         """The lines of a block that an earlier call has finished."""
@@ -232,29 +215,9 @@ class ShardStore(Store):
         """Memory for the stream: the machine's, or a file's."""
         if self.activations == "memory":
             return torch.empty(*shape, dtype=dtype)
-        try:
-            return tensor_on_disk(self.job.folder, shape, dtype)
-        except CheckpointError as error:
-            raise CheckpointError(f'{error}, or use activations="memory"') from error
+        return tensor_on_disk(self.job.folder, shape, dtype)
 
 
-def _check_disk(job: Job, model: nn.Module, tokens: Tensor | None, activations: str) -> None:
-    """Raise CheckpointError if the new files do not fit the disk."""
-    reader: WeightReader = getattr(model, WEIGHT_READER)
-    needed = reader.bytes + sum(p.numel() for p in model.parameters()) // 8
-    needed -= sum(path.stat().st_size for path in job.folder.glob("*.safetensors"))
-    if activations == "disk" and tokens is not None:
-        width = model.config.get_text_config(decoder=True).hidden_size
-        needed += tokens.numel() * width * reader.dtype.itemsize
-    free = shutil.disk_usage(job.folder).free
-    if free < needed:
-        raise CheckpointError(
-            f"{job.folder} needs {needed / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free: "
-            "free some disk space there, or choose another destination"
-        )
-
-
-@writing()
 def _finish(job: Job, model: nn.Module, report: PruneReport) -> None:
     """Add what makes the blocks a model: weights outside them, configuration, index, masks.
 
@@ -264,12 +227,13 @@ def _finish(job: Job, model: nn.Module, report: PruneReport) -> None:
     source, rest = reader.checkpoint.folder, _shard_name(reader, len(reader.blocks))
     with reader.opened(None):
         digest = write_shard(job.folder / rest, reader.tensors(None))
-    for path in filter(Path.is_file, (p for pattern in COMPANIONS for p in source.glob(pattern))):
-        replace_file(job.folder / path.name, path.read_bytes())
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)  # its older name
     config["dtype"] = str(reader.dtype).removeprefix("torch.")
-    replace_file(job.folder / "config.json", json.dumps(config, indent=2) + "\n")
+    with writing(job.folder):
+        for path in [path for pattern in COMPANIONS for path in source.glob(pattern)]:
+            replace_file(job.folder / path.name, path.read_bytes())
+        replace_file(job.folder / "config.json", json.dumps(config, indent=2) + "\n")
 
     files, pruned = {slot.name: rest for slot in reader.slots[None]}, []
     for index, block in enumerate(reader.blocks):
@@ -278,14 +242,11 @@ def _finish(job: Job, model: nn.Module, report: PruneReport) -> None:
             files[slot.name] = _shard_name(reader, index)
             if any(module in layers and name == "weight" for module, name in slot.holders):
                 pruned.append(slot.name)
-    write_index(job.folder, files, reader.bytes)
+    with writing(job.folder):
+        write_index(job.folder, files, reader.bytes)
     weights = Checkpoint(job.folder)
-
-    def mask_of(name: str) -> Tensor:
-        ((_, weight),) = weights.tensors([name])
-        return weight != 0
-
-    write_masks(job.folder, pruned, mask_of, report.pattern)
+    masks = (next(weights.tensors([name]))[1] != 0 for name in pruned)  # one at a time
+    write_masks(job.folder, pruned, masks, report.pattern)
     job.manifest |= {
         "rest": {"file": rest, "sha256": digest},
         "halved": job.halved + report.halved,

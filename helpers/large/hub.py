@@ -72,12 +72,15 @@ def fetch_checkpoint(
         if not _complete(path, name, commit):
             (path / RECEIPT).unlink(missing_ok=True)  # of another commit
             path.mkdir(parents=True, exist_ok=True)
-            snapshot_download(
-                name, revision=commit, local_dir=path, allow_patterns=sorted(files),
-                endpoint=endpoint,
-            )  # fmt: skip
+            asked = {"local_dir": path, "allow_patterns": sorted(files), "endpoint": endpoint}
+            snapshot_download(name, revision=commit, **asked)
             for file, listed in files.items():
-                _check(path / file, listed)
+                if not _is_listed(path / file, listed):
+                    (path / file).unlink(missing_ok=True)
+                    raise AssetError(
+                        f"{path / file} is not the file that the hub lists, and was discarded: "
+                        "run again, and if it persists check the proxy or mirror that serves it"
+                    )
             sizes = {file: listed.size for file, listed in files.items()}
             receipt = {"name": name, "commit": commit, "files": sizes}
             replace_file(path / RECEIPT, json.dumps(receipt, indent=1) + "\n")
@@ -115,30 +118,19 @@ def _listing(name: str, revision: str, endpoint: str | None) -> tuple[dict[str, 
         if any(fnmatch(file.rfilename, pattern) for pattern in (WEIGHTS, INDEX, *COMPANIONS))
         and "/" not in file.rfilename
     }
-    for what, pattern in (("safetensors", WEIGHTS), ("config.json", "config.json")):
-        if not any(fnmatch(file, pattern) for file in wanted):
-            raise UnknownModel(
-                f"model {name!r} at commit {info.sha} holds no {what}: pickles are not loaded, "
-                "choose a repository or a revision with model.safetensors and config.json"
-            )
+    if "config.json" not in wanted or not any(fnmatch(file, WEIGHTS) for file in wanted):
+        raise UnknownModel(
+            f"model {name!r} at commit {info.sha} holds no safetensors or no config.json: pickles "
+            "are not loaded, choose a repository or a revision with both"
+        )
     return wanted, info.sha
 
 
-def _check(path: Path, listed: Any) -> None:
-    """Delete a file that is not what the hub lists, and raise AssetError."""
-    size = path.stat().st_size if path.is_file() else None
-    if size == listed.size:
-        # large files are listed with their sha256, the others with the sha1 of a git blob
-        if listed.lfs:
-            expected, found = listed.lfs.sha256, sha256_file(path)
-        else:
-            blob = b"blob %d\0" % size + path.read_bytes()
-            expected = listed.blob_id
-            found = hashlib.sha1(blob, usedforsecurity=False).hexdigest()
-        if found == expected:
-            return
-    path.unlink(missing_ok=True)
-    raise AssetError(
-        f"{path} is not the file that the hub lists, and was discarded: run again, and if it "
-        "persists check the proxy or mirror that serves it"
-    )
+def _is_listed(path: Path, listed: Any) -> bool:
+    """Whether a file has the size and the hash that the hub lists."""
+    if not path.is_file() or path.stat().st_size != listed.size:
+        return False
+    if listed.lfs:  # large files are listed with their sha256, the others with a git blob's sha1
+        return sha256_file(path) == listed.lfs.sha256
+    blob = b"blob %d\0" % listed.size + path.read_bytes()
+    return hashlib.sha1(blob, usedforsecurity=False).hexdigest() == listed.blob_id

@@ -1,4 +1,4 @@
-"""What lies on disk while a checkpoint is pruned: the workspace, and each job with its manifest."""
+"""What lies on disk while a checkpoint is pruned: the workspace, and the job with its manifest."""
 
 from __future__ import annotations
 
@@ -12,27 +12,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from helpers.errors import CheckpointError, HelpersError, RecordError, ResumeError
-from helpers.large.shards import TEMPORARY
+from helpers.errors import HelpersError, ResumeError, first_line
+from helpers.large.shards import TEMPORARY, writing
 from helpers.paths import replace_file, sha256_file, sync_folder
 from helpers.prune import LayerReport
 
 MANIFEST = "pruning.json"
 FORMAT = 1
 SHOWN = 8  # differences that a message names
-
-
-@contextlib.contextmanager
-def writing() -> Iterator[None]:
-    """Raise CheckpointError for what cannot be written."""
-    try:
-        yield
-    except (OSError, RecordError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise CheckpointError(
-            f"the pruned model cannot be written ({reason}): free some disk space there and run "
-            "again"
-        ) from error
 
 
 class Job:
@@ -55,23 +42,13 @@ class Job:
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             if manifest["format"] != FORMAT:
-                raise ResumeError(
-                    f"{path} has format {manifest['format']!r}, not {FORMAT}: go on with the "
-                    "version that wrote it, or start anew with resume=False"
-                )
+                raise ValueError(f"format {manifest['format']!r}, not {FORMAT}")
             job = cls(folder, manifest)
-            for entry in job.entries().values():
-                if Path(entry["file"]).name != entry["file"] or len(entry["sha256"]) != 64:
-                    raise ValueError(f"not a file and its hash: {entry}")
             job.lines()
-            if job.complete and manifest["report"].keys() != {"seconds", "parity", "batch"}:
-                raise ValueError("no report")
-            if not isinstance(manifest["request"]["arguments"], dict):
-                raise ValueError("no request")
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ResumeError(
-                f"{path} cannot be read, so what is finished is not known: delete {folder}, or "
-                "start anew with resume=False"
+                f"{path} cannot be used ({first_line(error)}), so what is finished is not known: "
+                f"delete {folder}, or start anew with resume=False"
             ) from error
         return job
 
@@ -79,11 +56,6 @@ class Job:
     def complete(self) -> bool:
         """Whether the model has all its files."""
         return "complete" in self.manifest
-
-    def entries(self) -> dict[str, dict[str, Any]]:
-        """What the manifest says of the finished files: of each block, and of all the "rest"."""
-        rest = {"rest": self.manifest["rest"]} if self.complete else {}
-        return {**self.manifest["blocks"], **rest}
 
     def lines(self) -> dict[int, list[LayerReport]]:
         """The report's lines of each finished block, as they were before JSON."""
@@ -98,7 +70,8 @@ class Job:
 
         Raises ResumeError if the model is complete: someone may have gone on to work with it.
         """
-        for index, entry in self.entries().items():
+        rest = {"rest": self.manifest["rest"]} if self.complete else {}
+        for index, entry in {**self.manifest["blocks"], **rest}.items():
             path = self.folder / entry["file"]
             if path.is_file() and sha256_file(path) == entry["sha256"]:
                 continue
@@ -124,14 +97,14 @@ class Job:
                 f"{error}; {count} finished blocks are kept, the same call goes on from there"
             ) from error
 
-    @writing()
     def save(self) -> None:
         """Write the manifest. Raises CheckpointError."""
-        replace_file(self.folder / MANIFEST, json.dumps(self.manifest, indent=1) + "\n")
+        with writing(self.folder):
+            replace_file(self.folder / MANIFEST, json.dumps(self.manifest, indent=1) + "\n")
 
 
 class Workspace:
-    """The folder `<destination>.pruning`: its lock, and a `run-<number>` for each job.
+    """The folder `<destination>.pruning`, with a lock and the job that is under way.
 
     destination: absolute and without links.
     Raises ResumeError if source and destination are one, or one lies in the other, or something
@@ -141,6 +114,7 @@ class Workspace:
     def __init__(self, source: Path, destination: str | os.PathLike[str]) -> None:
         self.destination = to = Path(destination).expanduser().resolve()
         self.folder = to.with_name(f"{to.name}.pruning")
+        self.run = self.folder / "run-1"
         source = source.resolve()
         for folder in (to, self.folder):
             if source.is_relative_to(folder) or folder.is_relative_to(source):
@@ -158,62 +132,43 @@ class Workspace:
     def locked(self) -> Iterator[None]:
         """Inside, no other process works here; the lock goes with the process, however it ends.
 
+        What a killed process had begun is finished first: a file to write, a model to publish.
         Raises ResumeError if another process holds it, CheckpointError if nothing can be written.
         """
         path = self.folder / "lock"
         lock = FileLock(path, timeout=0)
-        try:
-            if not self.folder.is_dir():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                sync_folder(self.folder.parent)
-            lock.acquire()
-        except Timeout as error:
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            sync_folder(self.folder.parent)
             try:
+                lock.acquire()
+            except Timeout as error:
                 holder = path.read_text() or "another process"
-            except OSError:
-                holder = "another process"
-            raise ResumeError(
-                f"{self.destination} is being pruned by {holder}: wait for it, or stop it"
-            ) from error
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot work in {self.folder} ({error.strerror}): choose a destination that can "
-                "be written"
-            ) from error
+                raise ResumeError(
+                    f"{self.destination} is being pruned by {holder}: wait for it, or stop it"
+                ) from error
         try:
             with contextlib.suppress(OSError):  # a full disk; it is for a message only
                 path.write_text(f"process {os.getpid()}")
-            self._clean_up()
+            for partial in self.run.glob(f".*{TEMPORARY}"):
+                partial.unlink()
+            with contextlib.suppress(ResumeError):  # there is none, or `continued` will raise
+                job = Job.read(self.run)
+                if job.complete:
+                    self.publish(job)
             yield
         finally:
-            for folder in self.jobs():
-                if not (folder / MANIFEST).is_file():
-                    shutil.rmtree(folder, ignore_errors=True)
-            if not self.jobs():
+            if not (self.run / MANIFEST).is_file():
                 shutil.rmtree(self.folder, ignore_errors=True)
             lock.release()
 
-    def _clean_up(self) -> None:
-        """Finish what a killed process had begun: a file to write, or a model to publish."""
-        for partial in self.folder.glob(f"run-*/.*{TEMPORARY}"):
-            partial.unlink()
-        for folder in self.jobs():
-            with contextlib.suppress(ResumeError):
-                job = Job.read(folder)
-                if job.complete:
-                    self.publish(job)
-
-    def jobs(self) -> list[Path]:
-        """The folders of the jobs, the newest first."""
-        return sorted(self.folder.glob("run-*"), key=_number, reverse=True)
-
     def continued(self, request: dict[str, Any]) -> Job | None:
-        """The newest job of the same request, interrupted or complete; None if there is none.
+        """The job of the same request, interrupted or complete; None if there is nothing.
 
-        Raises ResumeError, with what differs, if there are only others.
+        Raises ResumeError, with what differs, if there is only another one.
         """
         others = []
-        for folder in [*self.jobs(), self.destination]:
+        for folder in (self.run, self.destination):
             if not (folder / MANIFEST).is_file():
                 continue  # nothing there, or killed before it began
             job = Job.read(folder)
@@ -229,49 +184,39 @@ class Workspace:
             for name in sorted(found | asked)
             if found.get(name) != asked.get(name)
         ]
-        more = f"; {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+        more = f" and {len(lines) - SHOWN} more" * (len(lines) > SHOWN)
         raise ResumeError(
             f"the run in {others[0].folder} has {'; '.join(lines[:SHOWN])}{more}: ask for the "
-            "same, choose another destination, or start anew with resume=False, which deletes that "
-            "run once the new model is complete"
+            "same, choose another destination, or start anew with resume=False, which replaces it"
         )
 
     def begun(self, request: dict[str, Any]) -> Job:
-        """A new job. Raises CheckpointError."""
-        number = max([0, *map(_number, self.jobs())]) + 1
-        manifest = {"format": FORMAT, "request": request, "blocks": {}, "halved": []}
-        job = Job(self.folder / f"run-{number}", manifest)
-        job.save()
-        with writing():
+        """A new job; one that was interrupted is deleted. Raises CheckpointError."""
+        with writing(self.run):
+            if self.run.is_dir():
+                shutil.rmtree(self.run)  # if it breaks off, `verify` finds what is missing
+            manifest = {"format": FORMAT, "request": request, "blocks": {}, "halved": []}
+            job = Job(self.run, manifest)
+            job.save()
             sync_folder(self.folder)
         return job
 
-    @writing()
     def publish(self, job: Job) -> None:
         """Move a complete job to the destination; what it replaces is deleted afterwards.
 
-        So are the other jobs. At each moment the old model or the new one is whole; if the process
-        is killed, the next one does the rest. Raises CheckpointError.
+        At each moment the old model or the new one is whole; if the process is killed, the next
+        one does the rest. Raises CheckpointError.
         """
         replaced = self.folder / "replaced"
-        for other in self.jobs():
-            if other != job.folder:
-                # first: without a manifest a half deleted job is known as one
-                (other / MANIFEST).unlink(missing_ok=True)
-                shutil.rmtree(other, ignore_errors=True)
-        if self.destination.is_dir():
-            shutil.rmtree(replaced, ignore_errors=True)
-            os.replace(self.destination, replaced)
-        os.replace(job.folder, self.destination)
-        sync_folder(self.destination.parent)
-        sync_folder(self.folder)
+        with writing(self.destination):
+            if self.destination.is_dir():
+                shutil.rmtree(replaced, ignore_errors=True)
+                os.replace(self.destination, replaced)
+            os.replace(job.folder, self.destination)
+            sync_folder(self.destination.parent)
+            sync_folder(self.folder)
         shutil.rmtree(replaced, ignore_errors=True)
         job.folder = self.destination
-
-
-def _number(folder: Path) -> int:
-    text = folder.name.removeprefix("run-")
-    return int(text) if text.isdecimal() else 0
 
 
 def _flat(request: Any, name: str = "") -> dict[str, Any]:

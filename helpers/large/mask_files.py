@@ -21,7 +21,6 @@ import contextlib
 import json
 import math
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,29 +30,24 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from helpers.errors import BadMask, BadPattern, CheckpointError, UnsupportedModel
+from helpers.errors import BadMask, BadPattern, CheckpointError, UnsupportedModel, first_line
 from helpers.large.shards import Checkpoint, reading, tensor_on_disk, write_shard
 from helpers.masks import Pattern
 from helpers.models import check_weights, find_blocks, find_layers
 from helpers.paths import MASK_FILE
 
 VERSION = 1
+Shapes = Mapping[str, tuple[int, ...]]
 NO_SPEED = (
     "These sizes are about disk and download only: no general kernel runs such weights faster."
 )
-_LEVEL = 1  # zlib's fastest: floats of trained weights hardly shrink further at higher levels
-_PIECE = 1 << 24  # bytes given to zlib at once, so that its output is never a whole tensor
-_WIDEST_INT16 = 1 << 15  # columns that an int16 can count
-
-# --- bits ------------------------------------------------------------------------------------
 
 
 def pack_mask(keep: Tensor) -> Tensor:
     """One bit a weight: uint8 (ceil(weights / 8),) on the CPU from a boolean mask of any shape.
 
     The mask is read flat, row by row. Weight i is bit i % 8 of byte i // 8, counted from the
-    lowest bit (little bit order); what is left of the last byte is zero. Beyond the result this
-    takes no memory for a contiguous mask on the CPU, and a copy (1 byte a weight) for others.
+    lowest bit (little bit order); what is left of the last byte is zero.
 
     Raises BadMask if `keep` is not boolean.
     """
@@ -69,11 +63,11 @@ def unpack_mask(bits: Tensor, shape: Iterable[int]) -> Tensor:
     """
     shape = tuple(shape)
     weights = math.prod(shape)
-    length = _packed_bytes(weights)
-    if not isinstance(bits, Tensor) or (bits.dtype, bits.shape) != (torch.uint8, (length,)):
+    found = getattr(bits, "dtype", type(bits).__name__), tuple(getattr(bits, "shape", ()))
+    if found != (torch.uint8, (_packed_bytes(weights),)):
         raise BadMask(
-            f"bits are {_kind(bits)}: a mask of {shape} is uint8 of {(length,)}, as pack_mask "
-            "returns it"
+            f"bits are {found[0]} of {found[1]}: a mask of {shape} is torch.uint8 of "
+            f"{(_packed_bytes(weights),)}, as pack_mask returns it"
         )
     raw = bits.cpu().numpy()
     if weights % 8 and int(raw[-1]) >> weights % 8:
@@ -86,32 +80,20 @@ def _packed_bytes(weights: int) -> int:
     return -(-weights // 8)
 
 
-def _kind(value: object) -> str:
-    """What a value is, for a message: dtype and shape of a tensor, or its type."""
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} of {tuple(value.shape)}"
-    return type(value).__name__
+def _check_boolean(name: str, keep: Tensor) -> None:
+    if getattr(keep, "dtype", None) != torch.bool:
+        found = getattr(keep, "dtype", type(keep).__name__)
+        raise BadMask(f"{name} is {found}: give a torch.bool mask, True where a weight stays")
 
 
-def _check_boolean(name: str, keep: object) -> None:
-    if not isinstance(keep, Tensor) or keep.dtype != torch.bool:
-        raise BadMask(f"{name} is {_kind(keep)}: give a torch.bool mask, True where a weight stays")
-
-
-def _check_shapes(
-    given: Mapping[str, tuple[int, ...]], known: Mapping[str, tuple[int, ...]], where: str
-) -> None:
+def _check_shapes(given: Shapes, known: Shapes, where: object) -> None:
     """Raise BadMask unless each given shape is 2-D and that of the weight of the same name."""
     for name, shape in given.items():
-        if name not in known:
-            raise BadMask(
-                f"a mask is given for {name!r}, but {where} has no such weight: "
-                "use the names and masks of masks_of(model)"
-            )
-        if shape != known[name] or len(shape) != 2:
+        if shape != known.get(name) or len(shape) != 2:
             raise BadMask(
                 f"the mask of {name} has shape {shape}, but the weight in {where} has "
-                f"{known[name]}: give a 2-D mask in the layout in which the weight is stored"
+                f"{known.get(name, 'no such name')}: give the 2-D masks of masks_of(model), "
+                "by the names and in the layout in which the weights are stored"
             )
 
 
@@ -130,43 +112,41 @@ def save_masks(
     Raises BadMask, BadPattern; CheckpointError if the folder holds no saved model or cannot be
     written.
     """
-    return write_masks(folder, masks, masks.__getitem__, pattern)
+    return write_masks(folder, list(masks), masks.values(), pattern)
 
 
 def write_masks(
-    folder: str | Path, names: Iterable[str], mask_of: Callable[[str], Tensor], pattern: str
+    folder: str | Path, names: list[str], masks: Iterable[Tensor], pattern: str
 ) -> Path:
     """`save_masks` for masks that are made one at a time: memory holds only the largest of them."""
-    checkpoint = Checkpoint(folder)
-    names = list(names)
-    known, where = checkpoint.shapes(names), f"the checkpoint in {checkpoint.folder}"
+    checkpoint, groups = Checkpoint(folder), Pattern.parse(pattern)
+    known = checkpoint.shapes(names)
     sizes = {name: _packed_bytes(math.prod(shape)) for name, shape in known.items()}
     # of a large model the bits alone could fill the memory
     free = tensor_on_disk(checkpoint.folder, (sum(sizes.values()),), torch.uint8)
     bits: dict[str, Tensor] = {}
     layers: dict[str, dict[str, Any]] = {}
-    for name in names:
-        keep = mask_of(name)
+    for name, keep in zip(names, masks, strict=True):
         _check_boolean(name, keep)
         shape = tuple(keep.shape)
-        _check_shapes({name: shape}, known, where)
+        _check_shapes({name: shape}, known, checkpoint.folder)
         bits[name], free = free[: sizes[name]], free[sizes[name] :]
         bits[name].copy_(pack_mask(keep))
-        crc32, axis = zlib.crc32(bits[name].numpy()), _group_axis(name, keep, pattern)
+        crc32, axis = zlib.crc32(bits[name].numpy()), _group_axis(name, keep, groups)
         layers[name] = {"shape": shape, "crc32": crc32, "axis": axis}
-    description = json.dumps({"version": VERSION, "pattern": pattern, "layers": layers})
+    description = json.dumps({"version": VERSION, "pattern": str(groups), "layers": layers})
     write_shard(checkpoint.folder / MASK_FILE, bits, {"masks": description})
     return checkpoint.folder / MASK_FILE
 
 
-def _group_axis(name: str, keep: Tensor, pattern: str) -> int | None:
+def _group_axis(name: str, keep: Tensor, pattern: Pattern) -> int | None:
     """The dimension along which the groups of an N:M pattern run, None without groups.
 
     A mask does not say whether its layer is stored transposed, so both ways are tried.
     """
-    n, m = Pattern.parse(pattern).n, Pattern.parse(pattern).m
-    if m is None:
+    if not pattern.grouped:
         return None
+    n, m = pattern.n, pattern.m
     for axis, rows in ((1, keep), (0, keep.T)):
         if rows.shape[1] % m == 0 and not (rows.unflatten(1, (-1, m)).sum(-1) > n).any():
             return axis
@@ -176,88 +156,50 @@ def _group_axis(name: str, keep: Tensor, pattern: str) -> int | None:
     )
 
 
-class _MaskFile:
-    """An opened mask file: its pattern, the shape of each mask, and the masks on demand."""
+@contextlib.contextmanager
+def _opened(folder: str | Path) -> Iterator[tuple[Pattern, Shapes, Callable[[str], Tensor]]]:
+    """The mask file of a folder: its pattern, the masks' shapes, and a function that reads one.
 
-    def __init__(self, file: Any, path: Path) -> None:
-        self.file, self.path = file, path
+    Raises CheckpointError; so does the function, for a mask that is not what was saved.
+    """
+    path = Path(folder).expanduser() / MASK_FILE
+    with reading(path) as file:
         try:
             description = json.loads((file.metadata() or {})["masks"])
             if description["version"] != VERSION:
-                raise CheckpointError(
-                    f"{path} has format version {description['version']!r} and only {VERSION} is "
-                    "known here: save it again, or read it with a newer version of this package"
-                )
-            self.pattern, layers = description["pattern"], description["layers"]
-            Pattern.parse(self.pattern)
-            self.shapes = {name: tuple(map(int, one["shape"])) for name, one in layers.items()}
-            self.crc32 = {name: int(one["crc32"]) for name, one in layers.items()}
+                raise ValueError(f"format version {description['version']!r}, not {VERSION}")
+            pattern, layers = Pattern.parse(description["pattern"]), description["layers"]
+            shapes = {name: tuple(map(int, layer["shape"])) for name, layer in layers.items()}
+            crc32 = {name: int(layer["crc32"]) for name, layer in layers.items()}
+            if shapes.keys() != set(file.keys()):
+                raise ValueError("it describes other masks than it holds")
         except (KeyError, ValueError, TypeError, AttributeError, BadPattern) as error:
             raise CheckpointError(
-                f"{path} holds no description of masks, or a damaged one: write it with save_masks"
+                f"{path} holds no description of masks that can be used here "
+                f"({first_line(error)}): write it with save_masks"
             ) from error
-        if self.shapes.keys() != set(file.keys()):
-            raise CheckpointError(f"{path} describes other masks than it holds: save it again")
 
-    def keep(self, name: str) -> Tensor:
-        """The mask of one weight. Raises CheckpointError if it is not what was saved."""
-        bits = self.file.get_tensor(name)
-        try:
-            if zlib.crc32(bits.numpy()) == self.crc32[name]:
-                return unpack_mask(bits, self.shapes[name])
-            reason = "its bits are others"
-        except BadMask as error:
-            reason = str(error)
-        raise CheckpointError(f"{self.path} is damaged at {name} ({reason}): save it again")
+        def read(name: str) -> Tensor:
+            bits = file.get_tensor(name)
+            try:
+                if zlib.crc32(bits.numpy()) != crc32[name]:
+                    raise BadMask("its bits are others")
+                return unpack_mask(bits, shapes[name])
+            except BadMask as error:
+                raise CheckpointError(
+                    f"{path} is damaged at {name} ({error}): save it again"
+                ) from error
 
-    def checked(self, name: str, weight: Tensor) -> Tensor:
-        """The mask of one weight, which is zero outside it. Raises BadMask if it is not."""
-        keep = self.keep(name)
-        stray = int(((weight != 0) & ~keep).sum())
-        if stray:
-            raise BadMask(
-                f"{name} has {stray} weights that are not zero outside its mask: the mask is of "
-                "another state of the model; call apply_masks and save again, or save new masks"
-            )
-        return keep
+        yield pattern, shapes, read
 
 
-@contextlib.contextmanager
-def _opened(folder: str | Path, checkpoint: Checkpoint | None = None) -> Iterator[_MaskFile]:
-    """The mask file of a folder; with its checkpoint, checked to be made for those weights.
-
-    Raises CheckpointError; BadMask unless each mask has a weight of its shape in the checkpoint.
-    """
-    path = Path(folder).expanduser() / MASK_FILE
-    if not path.is_file():
-        raise CheckpointError(
-            f"folder {path.parent} holds no {MASK_FILE}: write it with "
-            "save_masks(folder, masks_of(model))"
-        )
-    with reading(path) as file:
-        masks = _MaskFile(file, path)
-        if checkpoint:
-            shapes, where = masks.shapes, f"the checkpoint in {checkpoint.folder}"
-            _check_shapes(shapes, checkpoint.shapes(shapes), where)
-        yield masks
-
-
-def load_masks(folder: str | Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+def load_masks(folder: str | Path) -> dict[str, Tensor]:
     """The boolean masks of a saved model by weight name, in the checkpoint's shapes, on the CPU.
 
-    With `names` only these are read.
-    Raises CheckpointError if the file is missing, cut off, damaged or of another format version;
-    BadMask if one of `names` has no mask.
+    Raises CheckpointError if the file is missing, cut off, damaged or of another format version.
     """
-    with _opened(folder) as masks:
-        wanted = list(masks.shapes if names is None else names)
-        absent = [name for name in wanted if name not in masks.shapes]
-        if absent:
-            raise BadMask(
-                f"{masks.path} holds no mask of {absent[0]!r}: it has {len(masks.shapes)}, "
-                f"first {next(iter(masks.shapes), None)!r}; leave names out to read them all"
-            )
-        return {name: masks.keep(name) for name in wanted}
+    with _opened(folder) as (_, shapes, read):
+        return {name: read(name) for name in shapes}
 
 
 def check_masks(folder: str | Path) -> None:
@@ -266,11 +208,7 @@ def check_masks(folder: str | Path) -> None:
     A kept weight may be zero. Raises BadMask, naming the weight and the count, if a weight
     outside its mask is not zero, is missing or has another shape; CheckpointError as `load_masks`.
     """
-    checkpoint = Checkpoint(folder)
-    with _opened(folder, checkpoint) as masks:
-        for name, weight in checkpoint.tensors(masks.shapes):
-            masks.checked(name, weight)
-            del weight  # else it would live on while the next is read
+    size_report(folder)  # which reads every weight beside its mask
 
 
 # --- a model in memory -----------------------------------------------------------------------
@@ -304,11 +242,10 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     does not have or another shape; UnsupportedModel if a weight has no values (meta device).
     """
     known = dict(model.named_parameters(remove_duplicate=False))
+    shapes = {name: tuple(parameter.shape) for name, parameter in known.items()}
     for name, keep in masks.items():
         _check_boolean(name, keep)
-    shapes = {name: tuple(keep.shape) for name, keep in masks.items()}
-    _check_shapes(shapes, {n: tuple(p.shape) for n, p in known.items()}, type(model).__name__)
-    for name in masks:
+        _check_shapes({name: tuple(keep.shape)}, shapes, type(model).__name__)
         if known[name].is_meta:
             raise UnsupportedModel(f"{name} has no values: load the model without offloading")
     with torch.no_grad():
@@ -329,60 +266,50 @@ def size_report(folder: str | Path) -> pd.DataFrame:
     headers. Weights without a mask are always stored dense, and values keep their dtype.
 
     - "files", "mask file": the weights' files as they are, and masks.safetensors;
-    - "dense": all tensors; "dense, zlib": these in one zlib stream at level 1;
+    - "dense": all tensors;
     - "mask + values": one bit a weight, and the kept values;
     - "values + index", for an N:M pattern only: N values of each group and their positions in it,
-      ceil(log2 M) bits each;
-    - "CSR, int16", "CSR, int32": kept values, a column index each, and an int32 start of each row
-      (a weight of more than 32768 columns has int32 indices in both).
+      ceil(log2 M) bits each.
 
     `attrs` of the table holds "pattern", "weights" (those with a mask), "kept" and "sparsity" of
-    these, and a "note". One tensor is in memory at a time; compressing takes most of the time.
+    these, and a "note". One tensor is in memory at a time.
     Raises CheckpointError, and BadMask as `check_masks`.
     """
     checkpoint = Checkpoint(folder)
-    ways = ("dense", "mask + values", "values + index", "CSR, int16", "CSR, int32")
-    sizes: Counter[str] = Counter(dict.fromkeys(ways, 0))
-    weights = kept = zipped = 0
-    squeeze = zlib.compressobj(_LEVEL)
-    with _opened(folder, checkpoint) as masks:
-        pattern = Pattern.parse(masks.pattern)
+    dense = with_mask = with_index = weights = kept = 0
+    with _opened(folder) as (pattern, shapes, read):
+        _check_shapes(shapes, checkpoint.shapes(shapes), checkpoint.folder)
         for name, tensor in checkpoint.tensors():
-            data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-            for start in range(0, len(data), _PIECE):
-                zipped += len(squeeze.compress(data[start : start + _PIECE]))
-            added = dict.fromkeys(ways, tensor.nbytes)
-            if name in masks.shapes:
-                keep = masks.checked(name, tensor)
-                weights, kept = weights + keep.numel(), kept + int(keep.sum())
-                added |= _sparse_sizes(keep, tensor.itemsize, pattern)
-            sizes.update(added)
-            del tensor, data  # else they would live on while the next is read
-        stored = sum(path.stat().st_size for path in checkpoint.paths)
-        files = {"files": stored, "mask file": masks.path.stat().st_size}
-    if not pattern.grouped:
-        del sizes["values + index"]
-    zipped += len(squeeze.flush())
-    table = pd.DataFrame({"bytes": {**files, **sizes, "dense, zlib": zipped}})
-    table["share"] = table["bytes"] / sizes["dense"]
-    sparsity = 1 - kept / weights if weights else 0.0
-    table.attrs = {"pattern": masks.pattern, "weights": weights, "kept": kept}
-    table.attrs |= {"sparsity": sparsity, "note": NO_SPEED}
-    return table
-
-
-def _sparse_sizes(keep: Tensor, width: int, pattern: Pattern) -> dict[str, int]:
-    """Bytes of one layer in the ways that use its mask; `width` is the bytes of a value."""
-    weights, kept, (rows, columns) = keep.numel(), int(keep.sum()), keep.shape
-    starts = 4 * (rows + 1)
-    short = 2 if columns <= _WIDEST_INT16 else 4
-    slots, bits = 0, 0
-    if pattern.grouped:
-        # a group that keeps fewer than N still fills N slots, so that all groups are alike
-        slots, bits = weights // pattern.m * pattern.n, (pattern.m - 1).bit_length()
-    return {
-        "mask + values": _packed_bytes(weights) + kept * width,
-        "values + index": slots * width + _packed_bytes(slots * bits),
-        "CSR, int16": kept * (width + short) + starts,
-        "CSR, int32": kept * (width + 4) + starts,
+            dense += tensor.nbytes
+            if name not in shapes:
+                with_mask += tensor.nbytes
+                with_index += tensor.nbytes
+                continue
+            keep = read(name)
+            here, stray = int(keep.sum()), int(((tensor != 0) & ~keep).sum())
+            if stray:
+                raise BadMask(
+                    f"{name} has {stray} weights that are not zero outside its mask: the mask is "
+                    "of another state of the model; call apply_masks and save again, or save new "
+                    "masks"
+                )
+            weights, kept = weights + tensor.numel(), kept + here
+            with_mask += _packed_bytes(tensor.numel()) + here * tensor.itemsize
+            if pattern.grouped:
+                # a group that keeps fewer than N still fills N slots, so that all groups are alike
+                slots = tensor.numel() // pattern.m * pattern.n
+                bits = slots * (pattern.m - 1).bit_length()
+                with_index += slots * tensor.itemsize + _packed_bytes(bits)
+    sizes = {
+        "files": sum(path.stat().st_size for path in checkpoint.paths),
+        "mask file": (checkpoint.folder / MASK_FILE).stat().st_size,
+        "dense": dense,
+        "mask + values": with_mask,
     }
+    if pattern.grouped:
+        sizes["values + index"] = with_index
+    table = pd.DataFrame({"bytes": sizes})
+    table["share"] = table["bytes"] / dense
+    table.attrs = {"pattern": str(pattern), "weights": weights, "kept": kept}
+    table.attrs |= {"sparsity": 1 - kept / weights if weights else 0.0, "note": NO_SPEED}
+    return table

@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from helpers.errors import CheckpointError, first_line
+from helpers.errors import CheckpointError, RecordError, first_line
 from helpers.paths import replace_file, sha256_file, share, sync, sync_folder
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -35,36 +35,30 @@ TEMPORARY = ".tmp"  # ends the name of an unfinished file
 
 
 class Checkpoint:
-    """A saved model's weights by name.
+    """A saved model's weights by name: `files` maps each tensor's name to its file.
 
-    `files` maps each tensor's name to its file: read from the folder, or given.
     Raises CheckpointError if the index or a file is missing or damaged.
     """
 
-    def __init__(self, folder: str | Path, files: Mapping[str, Path] | None = None) -> None:
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
-        self.files = dict(files) if files is not None else _files_of(self.folder)
+        self.files = _files_of(self.folder)
         self.paths = sorted(set(self.files.values()))
         self._stamps = {path: _stamp(path) for path in self.paths}
 
-    def shapes(self, names: Iterable[str] | None = None) -> dict[str, tuple[int, ...]]:
-        """Shapes of those of `names` (None: of all tensors) that are there."""
-        return dict(self._each(names, lambda file, name: tuple(file.get_slice(name).get_shape())))
-
     def tensors(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) one at a time, file by file: all of them, or those of `names`."""
-        return self._each(names, lambda file, name: file.get_tensor(name))
-
-    def _each(
-        self, names: Iterable[str] | None, look: Callable[[Any, str], Any]
-    ) -> Iterator[tuple[str, Any]]:
         wanted = self.files.keys() if names is None else self.files.keys() & set(names)
         for path in self.paths:
             inside = sorted(name for name in wanted if self.files[name] == path)
             if inside:
                 with reading(path) as file:
                     for name in inside:
-                        yield name, look(file, name)
+                        yield name, file.get_tensor(name)  # mapped: read when it is used
+
+    def shapes(self, names: Iterable[str] | None = None) -> dict[str, tuple[int, ...]]:
+        """Shapes of those of `names` (None: of all tensors) that are there."""
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors(names)}
 
     def read(self, name: str, device: torch.device | str, dtype: torch.dtype) -> Tensor:
         """One tensor in memory of its own; a floating-point one in `dtype`.
@@ -74,7 +68,7 @@ class Checkpoint:
         Raises CheckpointError if the file has changed since the checkpoint was opened.
         """
         path = self.files[name]
-        if _stamp(path) != self._stamps[path]:
+        if _stamp(path) != self._stamps.setdefault(path, _stamp(path)):
             raise CheckpointError(
                 f"{path} has changed since this run began to read it: restore it and run again, "
                 "or start anew with resume=False"
@@ -82,10 +76,10 @@ class Checkpoint:
         with reading(path) as file:
             part = file.get_slice(name)
             shape = part.get_shape()
-            first = part[:1] if shape and shape[0] else file.get_tensor(name)
+            first = part[:1] if shape else file.get_tensor(name)
         kind = dtype if first.is_floating_point() else first.dtype
         tensor = torch.empty(shape, dtype=kind, device=device)
-        if list(first.shape) == shape:
+        if not shape:
             return tensor.copy_(first)
         rows = max(1, READ_BYTES // max(1, first.nbytes))
         for start in range(0, shape[0], rows):
@@ -123,23 +117,29 @@ def _files_of(folder: Path) -> dict[str, Path]:
         )
     try:
         files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        # a name with a folder in it could lead out of the model's folder
-        if not all(Path(file).name == file for file in files.values()):
-            raise ValueError("a name with a folder")
+        # only the name: a folder in it could lead out of the model's
+        return {name: folder / Path(file).name for name, file in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{index} names no files of weights in its folder: save it again"
-        ) from error
-    return {name: folder / file for name, file in files.items()}
+        raise CheckpointError(f"{index} names no files of weights: save the model again") from error
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
     """What changes when a file is written or replaced; empty for one that is not there."""
+    status = path.stat() if path.exists() else None
+    return (status.st_size, status.st_mtime_ns, status.st_ino) if status else ()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise CheckpointError, naming the path, for what cannot be written."""
     try:
-        status = path.stat()
-    except OSError:
-        return ()
-    return (status.st_size, status.st_mtime_ns, status.st_ino)
+        yield
+    except (OSError, RecordError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise CheckpointError(
+            f"{path} cannot be written ({reason}): free some disk space there or choose a folder "
+            "that can be written, and run again"
+        ) from error
 
 
 def write_shard(
@@ -152,18 +152,15 @@ def write_shard(
     Raises CheckpointError, and leaves no partial file, if the disk is full or not writable.
     """
     temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(held, temporary, metadata=metadata or {"format": "pt"})
-        share(temporary)
-        sync(temporary)
-        digest = sha256_file(temporary)
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} cannot be written ({error}): free some disk space there and run again"
-        ) from error
+        with writing(path):
+            save_file(held, temporary, metadata=metadata or {"format": "pt"})
+            share(temporary)
+            sync(temporary)
+            digest = sha256_file(temporary)
+            temporary.replace(path)
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)  # also after Ctrl-C
     return digest
@@ -182,16 +179,13 @@ def tensor_on_disk(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> 
     """
     size = torch.Size(shape).numel()
     length = max(1, size) * dtype.itemsize  # an empty file cannot be mapped
-    try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=TEMPORARY) as file:
-            # all of it now: a full disk would end the process when the mapping is written to
-            if hasattr(os, "posix_fallocate"):  # macOS lacks it
-                os.posix_fallocate(file.fileno(), 0, length)
-            file.truncate(length)
-            whole = torch.from_file(file.name, shared=True, size=max(1, size), dtype=dtype)
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder} cannot take a file of {length / 1e9:.3g} GB ({error.strerror}): free some "
-            "disk space there"
-        ) from error
+    with (
+        writing(folder),
+        tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=TEMPORARY) as file,
+    ):
+        # all of it now: a full disk would end the process when the mapping is written to
+        if hasattr(os, "posix_fallocate"):  # macOS lacks it
+            os.posix_fallocate(file.fileno(), 0, length)
+        file.truncate(length)
+        whole = torch.from_file(file.name, shared=True, size=max(1, size), dtype=dtype)
     return whole[:size].view(shape)

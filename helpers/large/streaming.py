@@ -12,7 +12,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from helpers.assets import embedded_model_folder
 from helpers.device import all_finite, pick_device, pick_dtype
 from helpers.errors import NonFinite, UnknownModel, UnsupportedModel, first_line
 from helpers.large.shards import Checkpoint
-from helpers.models import IDENTITY, WEIGHT_READER, find_blocks
+from helpers.models import WEIGHT_READER, find_blocks
 
 
 def load_streamed(
@@ -53,8 +53,7 @@ def load_streamed(
                 f"{path} holds quantised weights: give the unquantised checkpoint"
             )
         tokenizer = load_tokenizer(path)
-        # buffers are computed, not read
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False):  # buffers are computed
             model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise UnknownModel(f"model {str(path)!r} cannot be built ({first_line(error)})") from error
@@ -66,15 +65,6 @@ def load_streamed(
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(where)
     setattr(model, WEIGHT_READER, WeightReader(model, checkpoint, where, kind))
-    identity = {
-        "name": path.resolve().name,
-        "sha256": None,  # it would take a pass over all files
-        "revision": getattr(model.config, "_commit_hash", None),
-        "architecture": type(model).__name__,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "dtype": str(kind).removeprefix("torch."),
-    }
-    setattr(model, IDENTITY, identity)
     return model.eval(), tokenizer
 
 
@@ -113,19 +103,14 @@ class Slot:
 
     def put(self, tensor: Tensor) -> None:
         """Let all modules of the slot hold one tensor."""
-        is_parameter = isinstance(self.empty, nn.Parameter)
-        if is_parameter and not isinstance(tensor, nn.Parameter):
-            tensor = nn.Parameter(tensor, requires_grad=False)
         for module, name in self.holders:
-            (module._parameters if is_parameter else module._buffers)[name] = tensor
+            setattr(module, name, tensor)
 
 
 class WeightReader:
     """Reads a model's weights when they are needed, and drops them afterwards.
 
     slots: those of each block by its number, and under None all that lies outside the blocks.
-    sources: the checkpoint that a block is read from, if it is another one: pruned blocks are read
-    from their own shards, by the model's names.
     """
 
     def __init__(
@@ -133,15 +118,13 @@ class WeightReader:
     ) -> None:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self.blocks = find_blocks(model)
-        self.sources: dict[int, Checkpoint] = {}
         self.slots = _slots(model, self.blocks, checkpoint)
-        slots = [slot for part in self.slots.values() for slot in part]
         self.bytes = sum(
             slot.empty.numel()
-            * (dtype.itemsize if slot.empty.is_floating_point() else slot.empty.itemsize)
-            for slot in slots
+            * (dtype if slot.empty.is_floating_point() else slot.empty.dtype).itemsize
+            for part in self.slots.values()
+            for slot in part
         )
-        self._users = {id(slot): 0 for slot in slots}  # parts that are open now
         self._outside: dict[nn.Module, list[Slot]] = {}
         for slot in self.slots[None]:
             for module, _ in slot.holders:
@@ -168,38 +151,33 @@ class WeightReader:
 
         Raises CheckpointError, and NonFinite, naming the tensor.
         """
-        is_module = isinstance(part, nn.Module)
-        pruned = None if is_module else self.sources.get(part)
-        held: list[Slot] = []
+        slots = self._outside.get(part, []) if isinstance(part, nn.Module) else self.slots[part]
+        read: list[Slot] = []
         try:
-            # inside, so that Ctrl-C leaves no tensor in memory
-            for slot in self._outside.get(part, []) if is_module else self.slots[part]:
-                held.append(slot)
-                self._users[id(slot)] += 1
-                if self._users[id(slot)] == 1:
-                    slot.put(self._read(slot, pruned))
+            for slot in slots:
+                if getattr(*slot.holders[0]) is slot.empty:  # else it is open further out
+                    read.append(slot)  # first, so that Ctrl-C leaves no tensor in memory
+                    slot.put(self._read(slot))
             yield
         finally:
-            for slot in held:
-                self._users[id(slot)] -= 1
-                if self._users[id(slot)] == 0:
-                    slot.put(slot.empty)
+            for slot in read:
+                slot.put(slot.empty)
 
-    def _read(self, slot: Slot, pruned: Checkpoint | None) -> Tensor:
-        source, name = (pruned, slot.name) if pruned else (self.checkpoint, slot.key)
-        tensor = source.read(name, self.device, self.dtype)
+    def _read(self, slot: Slot) -> Tensor:
+        tensor = self.checkpoint.read(slot.key, self.device, self.dtype)
         if not isinstance(slot.empty, nn.Parameter):
             return tensor  # a buffer may well hold infinity: the mask of an attention does
-        if not tensor.is_floating_point():
-            raise UnsupportedModel(
-                f"weight {name} is {tensor.dtype}: give the unquantised checkpoint"
-            )
         if not all_finite(tensor):
             raise NonFinite(
-                f"weight {name} holds NaN or infinity as {self.dtype}: check the checkpoint, and "
-                "if it is sound use dtype bfloat16 or float32"
+                f"weight {slot.key} holds NaN or infinity as {self.dtype}: check the checkpoint, "
+                "and if it is sound use dtype bfloat16 or float32"
             )
-        return tensor
+        return nn.Parameter(tensor, requires_grad=False)
+
+    def redirect(self, index: int, path: Path) -> None:
+        """From now on read a block, which is not open, from another file by the model's names."""
+        self.slots[index] = [replace(slot, key=slot.name) for slot in self.slots[index]]
+        self.checkpoint.files |= {slot.name: path for slot in self.slots[index]}
 
     def tensors(self, index: int | None) -> dict[str, Tensor]:
         """What an open part holds now, by the model's names."""
@@ -216,33 +194,39 @@ def _slots(
     """
     within = next(f"{name}." for name, module in model.named_modules() if module is blocks)
     prefix = f"{model.base_model_prefix}."
-    slots: dict[int | None, list[Slot]] = {None: [], **{i: [] for i in range(len(blocks))}}
     shapes, absent = checkpoint.shapes(), []
-    for tensor, holders in _stored_tensors(model):
-        names: dict[str, str] = {}  # in the checkpoint → in the model; several if it is tied
-        for name in holders:
-            # a checkpoint of the bare model lacks the prefix
-            key = name if name in shapes else name.removeprefix(prefix)
-            if key in shapes:
-                names.setdefault(key, name)
-        if not names and not isinstance(tensor, nn.Parameter):
-            continue  # a buffer, which the model has computed
-        first = next(iter(holders))
-        if not names or shapes[next(iter(names))] != tuple(tensor.shape):
+    slots: dict[int | None, list[Slot]] = {None: [], **{i: [] for i in range(len(blocks))}}
+    # each tensor once, with all its names and who holds it there
+    stored: dict[int, tuple[Tensor, dict[str, tuple[nn.Module, str]]]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None and name not in module._non_persistent_buffers_set:
+                full = f"{path}.{name}".lstrip(".")
+                stored.setdefault(id(tensor), (tensor, {}))[1][full] = (module, name)
+    for tensor, holders in stored.values():
+        # in the checkpoint → in the model; a checkpoint of the bare model lacks the prefix, and a
+        # tied tensor may be there several times
+        both = [(key, name) for name in holders for key in (name, name.removeprefix(prefix))]
+        names = {key: name for key, name in both if key in shapes}
+        first, key = next(iter(holders)), next(iter(names), None)
+        if key and shapes[key] == tuple(tensor.shape):
+            copies = dict(checkpoint.tensors(names)) if len(names) > 1 else {}
+            if any(not torch.equal(copies[key], copy) for copy in copies.values()):
+                # transformers would not tie them; config.json promises that they are one
+                raise UnknownModel(
+                    f"{' and '.join(names)} in {checkpoint.folder} differ, and config.json ties "
+                    "them: set tie_word_embeddings to false there if the weights are right"
+                )
+            inside = {name: name.removeprefix(within).split(".")[0] for name in holders}
+            parts = {int(i) if name.startswith(within) else None for name, i in inside.items()}
+            if len(parts) > 1:  # reading one part would not fill the other
+                raise UnsupportedModel(
+                    f"{' and '.join(holders)} are one tensor in two blocks: use load_model and "
+                    "prune_model"
+                )
+            slots[parts.pop()].append(Slot(key, names[key], tuple(holders.values()), tensor))
+        elif key or isinstance(tensor, nn.Parameter):  # else a buffer, which the model computes
             absent.append(first)
-            continue
-        parts = {
-            int(name.removeprefix(within).split(".")[0]) if name.startswith(within) else None
-            for name in holders
-        }
-        if len(parts) > 1:
-            raise UnsupportedModel(
-                f"{first} and {list(holders)[-1]} of {type(model).__name__} are one tensor in two "
-                "blocks: use load_model and prune_model"
-            )
-        _check_equal(checkpoint, names)
-        slot = Slot(*next(iter(names.items())), tuple(holders.values()), tensor)
-        slots[parts.pop()].append(slot)
     if absent:
         raise UnknownModel(
             f"{checkpoint.folder} lacks {len(absent)} weights of {type(model).__name__}, first "
@@ -250,29 +234,3 @@ def _slots(
             "which cannot be read block by block; try load_model and prune_model"
         )
     return slots
-
-
-def _stored_tensors(
-    model: nn.Module,
-) -> list[tuple[Tensor, dict[str, tuple[nn.Module, str]]]]:
-    """Each tensor that a checkpoint may hold once, with all its names and who holds it there."""
-    found: dict[int, tuple[Tensor, dict[str, tuple[nn.Module, str]]]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None and name not in module._non_persistent_buffers_set:
-                full = f"{path}.{name}" if path else name
-                found.setdefault(id(tensor), (tensor, {}))[1][full] = (module, name)
-    return list(found.values())
-
-
-def _check_equal(checkpoint: Checkpoint, names: dict[str, str]) -> None:
-    """Raise UnknownModel if a tensor that the model ties is there twice, with other values."""
-    first = None
-    for name, tensor in checkpoint.tensors(names if len(names) > 1 else []):
-        first = tensor if first is None else first
-        if not torch.equal(first, tensor):
-            # transformers would not tie them; config.json promises that they are one
-            raise UnknownModel(
-                f"{name} in {checkpoint.folder} differs from the tensor that config.json ties it "
-                "to: set tie_word_embeddings to false there if the weights are right"
-            )

@@ -11,9 +11,8 @@ every process. So all hold the same pruned block when the stream moves on. Proce
 The same number of processes gives the same bits. With another number the grams are added up in
 another order, and agree to float32 rounding; so do the weights, as long as the masks are the same.
 A mask may differ where two scores are almost equal, and a growing mask (admm-grad) amplifies that
-from block to block, as it does in one process with another batch: on the embedded model with
-little text 5 % of the masks' entries, with the same mean error. On a CPU torchrun gives each
-process one thread; set OMP_NUM_THREADS for more.
+from block to block, with the same mean error. On a CPU torchrun gives each process one thread; set
+OMP_NUM_THREADS for more.
 
 If one process fails, all end within seconds; run the same again to go on. Each error is one line;
 the stack trace and summary after it are torchrun's own. Without torchrun this is
@@ -24,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import json
 import os
 import re
@@ -44,7 +44,6 @@ from helpers.errors import (
     HelpersError,
     ProcessLost,
     UnknownModel,
-    UnsupportedModel,
     first_line,
 )
 from helpers.gram import Gram
@@ -65,17 +64,9 @@ class Processes(Team):
     another process has ended meanwhile.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.lead = self.rank == 0
-        self.device = device
-
-    def share(self, value: Any) -> Any:
-        """The value of the lead, in every process."""
-        box = [value]
-        with _communicating():
-            dist.broadcast_object_list(box, src=0, device=self.device)
-        return box[0]
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, in every process."""
@@ -83,6 +74,10 @@ class Processes(Team):
         with _communicating():
             dist.all_gather_object(box, value)
         return box
+
+    def share(self, value: Any) -> Any:
+        """The value of the lead, in every process."""
+        return self.gather(value)[0]
 
     def part(self, tokens: Tensor) -> Tensor:
         """Every `size`-th sequence. Raises CalibrationTooShort if some process would have none."""
@@ -94,29 +89,28 @@ class Processes(Team):
         return tokens[self.rank :: self.size]
 
     def sum(self, grams: dict[str, Gram]) -> None:
-        """Replace each gram by its sum over all processes; one that layers share is summed once.
-
-        Raises UnsupportedModel unless the same layers share a gram in every process.
-        """
-        owner: dict[int, str] = {}
-        # by name: experts may be called in another order elsewhere
-        shared = {name: owner.setdefault(id(grams[name]), name) for name in sorted(grams)}
-        found = self.gather((shared, {name: grams[name].tokens for name in owner.values()}))
-        if any(theirs != shared for theirs, _ in found):
-            raise UnsupportedModel(
-                "layers share their inputs in one process and not in another: "
-                "prune this family in one process"
-            )
-        for name in owner.values():
+        """Replace each gram by its sum over all processes; one that layers share is summed once."""
+        own = {id(gram): gram for _, gram in sorted(grams.items())}.values()
+        found = self.gather([gram.tokens for gram in own])
+        for gram, tokens in zip(own, zip(*found, strict=True), strict=True):
             with _communicating():
-                dist.all_reduce(grams[name].matrix)
-            grams[name].tokens = sum(tokens[name] for _, tokens in found)
+                dist.all_reduce(gram.matrix)
+            gram.tokens = sum(tokens)
 
     def solve(
         self, layers: dict[str, nn.Module], solve: Callable[[str], LayerReport]
     ) -> Iterator[LayerReport]:
-        """Each process solves its share, then all have every layer, in the block's order."""
-        owners = share_out(layers, self.size)
+        """Each process solves its share, then all have every layer, in the block's order.
+
+        The dearest layer first, each to the process with the least to do. A layer costs
+        d_out · d_in², the multiplications of one product with its gram.
+        """
+        shapes = {name: read_weight(layer).shape for name, layer in layers.items()}
+        costs = {name: d_out * d_in**2 for name, (d_out, d_in) in shapes.items()}
+        burden, owners = [0] * self.size, {}
+        for name in sorted(costs, key=lambda name: (-costs[name], name)):
+            owners[name] = burden.index(min(burden))
+            burden[owners[name]] += costs[name]
         # in the block's order, in which layers of one input follow one another
         mine = {name: solve(name) for name in layers if owners[name] == self.rank}
         lines = {name: line for theirs in self.gather(mine) for name, line in theirs.items()}
@@ -125,24 +119,8 @@ class Processes(Team):
             with _communicating():
                 # as bytes, because not every backend and version knows every dtype
                 dist.broadcast(weight.view(torch.uint8), src=owners[name])
-            if owners[name] != self.rank:
-                write_weight(layer, weight)
+            write_weight(layer, weight)
             yield lines[name]
-
-
-def share_out(layers: dict[str, nn.Module], size: int) -> dict[str, int]:
-    """Which of `size` processes solves which layer.
-
-    The dearest layer first, each to the process with the least to do. A layer costs d_out · d_in²,
-    the multiplications of one product with its gram.
-    """
-    shapes = {name: read_weight(layer).shape for name, layer in layers.items()}
-    costs = {name: d_out * d_in**2 for name, (d_out, d_in) in shapes.items()}
-    burden, owners = [0] * size, {}
-    for name in sorted(costs, key=lambda name: (-costs[name], name)):
-        owners[name] = burden.index(min(burden))
-        burden[owners[name]] += costs[name]
-    return owners
 
 
 @contextlib.contextmanager
@@ -176,12 +154,58 @@ def team_of(device: str) -> Iterator[tuple[Team, torch.device]]:
         torch.cuda.set_device(where)
     with _communicating():
         dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=WAIT)
-    yield Processes(where), where
+    yield Processes(), where
     # not after an error: it could wait for the others, which torchrun is about to stop
     dist.destroy_process_group()
 
 
-def _parsed(arguments: list[str] | None) -> argparse.Namespace:
+def _prune(asked: argparse.Namespace) -> None:
+    """Do what the command line says, and say what came of it."""
+    names = ("method", "sparsity", "pattern", "batch", "dtype", "activations")
+    arguments = {name: getattr(asked, name) for name in names} | {"resume": not asked.anew}
+    try:
+        options = dict(json.loads(asked.options).items())
+    except (ValueError, AttributeError) as error:
+        raise BadParameter(
+            f"--options {asked.options!r} is not a JSON object ({error}): write it like "
+            '{"iterations": 40}'
+        ) from error
+    for name in options.keys() & inspect.signature(prune_checkpoint).parameters.keys():
+        raise BadParameter(f"--options holds {name}: it takes options of the method only")
+    tokens = None
+    with team_of(asked.device) as (team, device):
+
+        def write(line: str) -> None:
+            if team.lead:
+                sys.stdout.write(f"{line}\n")
+                sys.stdout.flush()
+
+        if get_method(asked.method).needs_calibration:
+            tokenizer = load_tokenizer(source_folder(asked.source))
+            if tokenizer is None:
+                raise UnknownModel(f"{asked.source} holds no tokenizer: save it there too")
+            wanted = {name: getattr(asked, name) for name in ("sequences", "length", "seed")}
+            tokens = calibration_tokens(asked.calibration, tokenizer, **wanted)
+            team.part(tokens)  # refuses too few before anything is written
+        report = prune_checkpoint(
+            asked.source,
+            asked.destination,
+            tokens,
+            device=str(device),
+            team=team,
+            progress=lambda done, total, name: write(f"[{done}/{total}] {name}"),
+            **arguments,
+            **options,
+        )
+        error = "" if report.error is None else f", mean layer error {report.error:.4f}"
+        write(
+            f"{report.folder}: sparsity {report.sparsity:.3f}{error}, "
+            f"{report.resumed} blocks of an earlier run"
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what the command line says and return the exit code; errors are one line each."""
     parser = argparse.ArgumentParser(
         prog="python -m helpers.large.torchrun", description="Prune a checkpoint, file to file."
     )
@@ -201,64 +225,10 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     add("--dtype")
     add("--activations", default="memory", help="memory or disk")
     add("--anew", action="store_true", help="resume=False: do not go on with an earlier run")
-    return parser.parse_args(arguments)
-
-
-def _prune(asked: argparse.Namespace) -> str:
-    """Do what the command line says; the line to end with, which only the lead has."""
-    names = ("method", "sparsity", "pattern", "batch", "dtype", "activations")
-    arguments = {name: getattr(asked, name) for name in names} | {"resume": not asked.anew}
-    options = _method_options(asked.options, {*arguments, "tokens", "device", "progress", "team"})
-    tokens = None
-    with team_of(asked.device) as (team, device):
-
-        def progress(done: int, total: int, name: str) -> None:
-            if team.lead:
-                _write_line(sys.stdout, f"[{done}/{total}] {name}")
-
-        if get_method(asked.method).needs_calibration:
-            tokens = _calibration(asked)
-            team.part(tokens)  # refuses too few before anything is written
-        arguments |= {"device": str(device), "team": team, "progress": progress, **options}
-        report = prune_checkpoint(asked.source, asked.destination, tokens, **arguments)
-    error = "" if report.error is None else f", mean layer error {report.error:.4f}"
-    summary = f"{report.folder}: sparsity {report.sparsity:.3f}{error}"
-    return f"{summary}, {report.resumed} blocks of an earlier run" if team.lead else ""
-
-
-def _method_options(text: str, taken: set[str]) -> dict[str, Any]:
-    """The method's options from JSON. Raises BadParameter."""
+    asked = parser.parse_args(arguments)
     try:
-        options = dict(json.loads(text).items())
-    except (ValueError, AttributeError) as error:
-        raise BadParameter(
-            f'--options {text!r} is not a JSON object ({error}): write it like {{"iterations": 40}}'
-        ) from error
-    if taken & options.keys():
-        names = ", ".join(sorted(taken & options.keys()))
-        raise BadParameter(f"--options {text!r} holds {names}: it takes options of the method only")
-    return options
-
-
-def _calibration(asked: argparse.Namespace) -> Tensor:
-    """The calibration tokens, all of them in each process."""
-    tokenizer = load_tokenizer(source_folder(asked.source))
-    if tokenizer is None:
-        raise UnknownModel(f"{asked.source} holds no tokenizer: save its tokenizer there too")
-    wanted = {name: getattr(asked, name) for name in ("sequences", "length", "seed")}
-    return calibration_tokens(asked.calibration, tokenizer, **wanted)
-
-
-def _write_line(stream: Any, line: str) -> None:
-    stream.write(f"{line}\n")  # in one go, so that lines of several processes do not mix
-    stream.flush()
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Do what the command line says and return the exit code; errors are one line each."""
-    asked = _parsed(arguments)
-    try:
-        summary = _prune(asked)
+        _prune(asked)
+        return 0
     except HelpersError as error:
         code, message = 1, f"{type(error).__name__}: {error}"
     except KeyboardInterrupt:
@@ -267,12 +237,9 @@ def main(arguments: list[str] | None = None) -> int:
         if not out_of_memory(error):
             raise
         code, message = 1, f"OutOfMemory: {first_line(error)}; finished blocks are kept"
-    else:
-        if summary:
-            _write_line(sys.stdout, summary)
-        return 0
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ
-    _write_line(sys.stderr, f"process {os.environ['RANK']}: {message}" if several else message)
+    rank = os.environ.get("RANK")
+    # in one go, so that lines of several processes do not mix
+    sys.stderr.write(f"{message}\n" if rank is None else f"process {rank}: {message}\n")
     return code
 
 
