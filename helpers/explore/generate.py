@@ -33,7 +33,7 @@ COLUMN = "border-left: 3px solid var(--jp-border-color1, #bdbdbd); padding-left:
 TEXT = "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.45"
 
 
-class _Picker(LogitsProcessor):
+class Picker(LogitsProcessor):
     """Called by `generate` before each token: reports those before it, and makes the choice random.
 
     The largest of logit / temperature + Gumbel noise is a draw from softmax(logits / temperature),
@@ -214,7 +214,7 @@ class TryIt(ipywidgets.VBox):
                 self._show(label, before, answer_text(self.tokenizer, ids, whole))
                 progress(done * new_tokens + len(whole) - len(ids), total, "tokens")
 
-            picker = _Picker(report, label, temperature, seed)
+            picker = Picker(report, label, temperature, seed)
             given = asked.to(device_of(model))
             whole = model.generate(
                 given,
