@@ -48,21 +48,16 @@ def test_norms_are_those_of_a_replay(tiny: tuple[nn.Module, Any, Tensor]) -> Non
 
 def test_a_pass_can_be_ended_and_leaves_no_hook(tiny: tuple[nn.Module, Any, Tensor]) -> None:
     model, _, tokens = tiny
-    steps: list[tuple[int, int]] = []
 
     def progress(done: int, total: int, _name: str) -> None:
-        steps.append((done, total))
+        assert total == 9
         if done == 4:
             raise Stopped("stopped")
 
-    model.train()
     with pytest.raises(Stopped):
         stream_norms(model, tokens, progress)
-    assert steps == [(done, 9) for done in range(5)] and model.training
-    model.eval()
     for module in model.modules():
         assert not module._forward_pre_hooks and not module._forward_hooks
-    assert model(tokens[:1]).logits is not None
 
 
 def test_another_thread_may_run_the_model_meanwhile(tiny: tuple[nn.Module, Any, Tensor]) -> None:

@@ -239,7 +239,7 @@ def slider(
         raise BadParameter(
             f"{description} {value!r} is outside the slider's range: give {low:g} to {high:g}"
         )
-    return kind(value=value, min=min, max=max, **limits, **labelled(description, "290px"))
+    return kind(value=value, min=min, max=max, **limits, **label_of(description, "290px"))
 
 
 def choice(
@@ -252,10 +252,10 @@ def choice(
     values = [option[1] if isinstance(option, tuple) else option for option in options]
     if value not in values:
         raise BadParameter(f"{description} {value!r} is unknown: choose one of {values}")
-    return ipywidgets.Dropdown(options=list(options), value=value, **labelled(description, width))
+    return ipywidgets.Dropdown(options=list(options), value=value, **label_of(description, width))
 
 
-def labelled(description: str, width: str) -> dict[str, Any]:
+def label_of(description: str, width: str) -> dict[str, Any]:
     """Arguments of a widget whose label is as wide as its text."""
     layout = {"width": width, "max_width": "98%", "margin": "2px 12px 2px 2px"}
     style = {"description_width": "initial"}

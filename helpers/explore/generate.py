@@ -48,6 +48,7 @@ class Picker(LogitsProcessor):
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """The logits (1, vocabulary), of which `generate` then takes the largest."""
         self.report(ids[0].tolist())
         if not math.isfinite(logits.max()):  # NaN is the largest of any
             raise NonFinite(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import ipywidgets
@@ -61,8 +60,7 @@ def layer_solve_explorer(
     source = find_source(network, tokens, outputs)
     where = source.controls(block, layer)
     options = [(label, name) for name, label in SCHEDULES.items()]
-    real, whole = ipywidgets.FloatSlider, ipywidgets.IntSlider
-    decades = ipywidgets.FloatLogSlider
+    real, whole, decades = ipywidgets.FloatSlider, ipywidgets.IntSlider, ipywidgets.FloatLogSlider
     how = {
         "schedule": choice(options, schedule, "schedule"),
         "sparsity": slider(real, sparsity, "sparsity", min=0.05, max=0.95, step=0.05),
@@ -80,11 +78,9 @@ def layer_solve_explorer(
             best = certified_optimum(part, solved.keep, solved.weight, solved.damping)
             last = (part, solved.damping, solved.keep, best)
         settings = f"{100 * values['sparsity']:.0f} % pruned, ρ = {values['rho']:.3g}"
-        view = _view(part, solved, curve, last[3], settings, mask_steps)
         if solved.damping != damping:
-            said = f" The gram could only be factored with damping {solved.damping:g}."
-            view = replace(view, caption=view.caption + said)
-        return view
+            settings += f", damping {solved.damping:g} (with less the gram cannot be factored)"
+        return _view(part, solved, curve, last[3], settings, mask_steps)
 
     first, *others = how.values()
     rows = [row(*where.values(), first), row(*others)]

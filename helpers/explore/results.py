@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from helpers.errors import RecordError, check_choice
-from helpers.explore.controls import Explorer, View, Worker, choice, labelled, row
+from helpers.explore.controls import Explorer, View, Worker, choice, label_of, row
 from helpers.paths import reference_dir, results_dir
 from helpers.records import read_records
 from helpers.results import (
@@ -25,10 +25,10 @@ from helpers.results import (
     Picture,
     column_of,
     format_number,
+    labelled,
     plain_runs,
     style_of,
 )
-from helpers.results import labelled as with_labels
 
 Record = Mapping[str, Any]
 COLUMNS = {"sparsity": "%", "N:M": ":", "both": "%:"}  # with a sign of the columns' names
@@ -104,7 +104,7 @@ def results_explorer(
             options=list(variants),
             value=[label for label, variant in variants.items() if not variant],
             rows=min(8, len(variants)),
-            **labelled("methods", "620px"),
+            **label_of("methods", "620px"),
         ),
     }
     chooser = choice([NO_RUN], "", "run", width="440px")
@@ -166,8 +166,8 @@ def runs_of(records: Iterable[Record]) -> list[Run]:
     for (name, _), group in groups.items():
         plain = plain_runs(group)
         usual = set(map(id, plain))
-        others = [pair for pair in with_labels(group) if id(pair[0]) not in usual]
-        for variant, pairs in ((False, with_labels(plain)), (True, others)):
+        others = [pair for pair in labelled(group) if id(pair[0]) not in usual]
+        for variant, pairs in ((False, labelled(plain)), (True, others)):
             for record, label in pairs:
                 found.append(Run(name, label, column_of(record) or "dense", variant, record))
     ranks = {method: rank for rank, method in enumerate(METHOD_ORDER)}
