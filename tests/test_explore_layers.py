@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from helpers import METHODS, calibration_tokens, gram_of, layer_gram, load_model, load_streamed
 from helpers.admm import admm_grad, exact_least_squares
-from helpers.errors import BadParameter, HelpersError, Stopped
+from helpers.errors import HelpersError, Stopped
 from helpers.explore import Explorer, layer_solve_explorer, mask_schedule_explorer
 from helpers.explore.layer import TOLERANCE, certified_optimum
-from helpers.explore.mask import FINAL_ITERATIONS
 from helpers.explore.source import LayerOutputs, ModelLayers
 from helpers.gram import relative_error
 from helpers.masks import top_k

@@ -88,6 +88,9 @@ def test_columns_and_methods_choose_the_points(explorer: Explorer) -> None:
     assert variants and not variants & set(methods.value)
     methods.value = methods.options
     assert variants < set(points(explorer))
+    lines, _ = explorer.figure.axes[0].get_legend_handles_labels()
+    looks = {(line.get_color(), line.get_marker()) for line in lines}
+    assert len(looks) == len(lines), "two labels look the same"
     explorer.controls["columns"].value = "N:M"
     explorer.controls["methods"].value = ["wanda", "admm-grad"]
     assert {label: len(found) for label, found in points(explorer).items()} == {

@@ -228,6 +228,8 @@ def results_figure(runs: Sequence[Run], name: str, title: str, chosen: Run | Non
         if label in labels:  # side by side, so that no label hides another
             position = labels.index(label)
             shift, look = 0.5 * (position + 0.5) / len(labels) - 0.25, style_of(label, position)
+            if group[0].variant:  # whose colour another may have
+                look["marker"] = style_of("", position)["marker"]
         else:
             shift, look = 0.0, {"color": DENSE, "marker": "o", "linestyle": "--"}
             ax.axhline(y[0], color=DENSE, linestyle="--", linewidth=1)
