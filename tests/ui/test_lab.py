@@ -45,10 +45,6 @@ def work():
 
 worker.start(work)
 worker"""
-ENDLESS = """import time
-
-while True:
-    time.sleep(0.01)"""
 
 
 # the controls of each explorer, by their labels
@@ -198,12 +194,3 @@ def test_stop_ends_the_work_and_not_the_kernel(
     press(area, "Stop", keyboard=keyboard)
     area.get_by_text("stopped").wait_for()
     assert book.run_cell("worker.running, 0 < len(steps) < 6000") == "(False, True)"
-
-
-@pytest.mark.parametrize("notebook", ["03_mask_schedule"])
-def test_a_cell_is_interrupted_and_the_kernel_stays(notebook: str, opened: Opened) -> None:
-    book = opened(notebook)
-    book.start_cell(ENDLESS)
-    book.menu("Kernel", "kernelmenu:interrupt")
-    assert "KeyboardInterrupt" in book.last_output()
-    assert book.run_cell("1 + 2") == "3"
