@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import ipywidgets
+import pandas as pd
 from torch import Tensor, nn
 
 from helpers.capture import check_tokens, stream_norms
@@ -26,10 +27,10 @@ HINT = (
     "mean anything."
 )
 LEGEND = (
-    f'<p style="line-height: 1.4">Background: from none at the median norm to full at {FULL} times '
-    "it; bold and underlined with a number: the tokens of the table. ␣ is a space that stands "
-    "alone, ↵ the end of a line.</p>"
+    f"Background: from none at the median norm to full at {FULL} times it; bold and underlined "
+    "with a number: the tokens of the table. ␣ is a space that stands alone, ↵ the end of a line."
 )
+VISIBLE = str.maketrans({"\n": "↵", "\r": "␍", "\t": "⇥", " ": "␣"})
 TEXT_STYLE = (
     "max-height: 22em; overflow: auto; line-height: 1.75; white-space: pre-wrap; padding: .5em; "
     "border: 1px solid rgba(128,128,128,.5); overflow-wrap: anywhere"
@@ -62,26 +63,21 @@ def calibration_explorer(
             "or a model's name alone"
         )
     check_tokens(network, tokens)
-    blocks, windows, top = len(find_blocks(network)), len(tokens), check_whole("top", top)
-    if check_whole("window", window, least=0) >= windows:
-        raise BadParameter(f"window {window!r} does not exist: give 0 to {windows - 1}")
-    whole, block = ipywidgets.IntSlider, blocks // 2 if block is None else block
+    blocks, top = len(find_blocks(network)), check_whole("top", top)
+    whole, window = ipywidgets.IntSlider, check_whole("window", window, least=0)
+    block = blocks // 2 if block is None else check_whole("block", block, least=0)
     controls = {
-        "window": slider(whole, window, "window", min=0, max=max(1, windows - 1)),
+        "window": slider(whole, window, "window", min=0, max=len(tokens) - 1),
         "block": slider(whole, block, "entering block", min=0, max=blocks),
     }
-    controls["window"].max = windows - 1  # of one window too, which is no range
 
     @cache
-    def norms(worker: Worker, window: int) -> Tensor:
-        return stream_norms(network, tokens[window : window + 1], worker.progress)[0]
-
-    @cache
-    def pieces(window: int) -> list[str]:
-        return pieces_of(tokenizer, tokens[window].tolist())
+    def read(worker: Worker, window: int) -> tuple[Tensor, list[str]]:
+        norms = stream_norms(network, tokens[window : window + 1], worker.progress)[0]
+        return norms, pieces_of(tokenizer, tokens[window].tolist())
 
     def draw(worker: Worker, *, window: int, block: int) -> View:
-        return _view(norms(worker, window), pieces(window), window, block, top)
+        return _view(*read(worker, window), window, block, top)
 
     return Explorer(controls, draw, hint=HINT)
 
@@ -96,9 +92,9 @@ def _view(norms: Tensor, pieces: Sequence[str], window: int, block: int, count: 
     top = here.argsort(descending=True, stable=True)[:count].tolist()
     caption = (
         f"Window {window}, {block_name(block, len(norms))}: the largest stream is that of "
-        f"{visible(pieces[top[0]])!r} at position {top[0]}, {_number(ratios[top[0]])} times the "
-        f"median's norm; {sum(r > FULL for r in ratios)} of {len(ratios)} tokens have more "
-        f"than {FULL} times the median."
+        f"{pieces[top[0]].translate(VISIBLE)!r} at position {top[0]}, {_number(ratios[top[0]])} "
+        f"times the median's norm; {sum(r > FULL for r in ratios)} of {len(ratios)} tokens have "
+        f"more than {FULL} times the median."
     )
     markup = text_html(pieces, ratios, top) + table_html(pieces, here.tolist(), ratios, top)
     return View(stream_figure(norms.numpy(), block, top, window=window), caption, markup)
@@ -119,13 +115,6 @@ def pieces_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return pieces
 
 
-def visible(piece: str) -> str:
-    """A token's text with its white space made visible."""
-    for space, sign in (("\n", "↵"), ("\r", "␍"), ("\t", "⇥"), (" ", "␣")):
-        piece = piece.replace(space, sign)
-    return piece
-
-
 def text_html(pieces: Sequence[str], ratios: Sequence[float], top: Sequence[int]) -> str:
     """The text as HTML, a span for each token: the farther above the median, the deeper its
     colour; those of `top` are bold, underlined and carry their rank.
@@ -137,35 +126,40 @@ def text_html(pieces: Sequence[str], ratios: Sequence[float], top: Sequence[int]
     spans = []
     for position, (piece, ratio) in enumerate(zip(pieces, ratios, strict=True)):
         plain = piece.strip() and "\n" not in piece
-        text = html.escape(piece if plain else visible(piece)) or "∅"  # a token without text
+        text = html.escape(piece if plain else piece.translate(VISIBLE)) or "∅"
         depth = 0.55 * min(1.0, max(0.0, math.log(max(ratio, 1e-30)) / math.log(FULL)))
-        style = f"background: rgba(230,120,0,{depth:.2f})" if depth >= 0.02 else ""
+        style = f"background: rgba(230,120,0,{depth:.2f})"
         if position in ranks:
             style += "; font-weight: bold; text-decoration: underline 2px"
             text += f"<sup>{ranks[position]}</sup>"
-        title = html.escape(f"position {position}: {_number(ratio)} × median")
-        spans.append(f'<span title="{title}" style="{style}">{text}</span>')
-        spans.append("\n" if "\n" in piece else "")
-    head = f'<div tabindex="0" role="region" aria-label="calibration text" style="{TEXT_STYLE}">'
-    return f"{LEGEND}{head}{''.join(spans)}</div>"
+        title = f"position {position}: {_number(ratio)} × median"
+        line_end = "\n" if "\n" in piece else ""
+        spans.append(f'<span title="{title}" style="{style}">{text}</span>{line_end}')
+    return (
+        f'<p style="line-height: 1.4">{LEGEND}</p><div tabindex="0" role="region" '
+        f'aria-label="calibration text" style="{TEXT_STYLE}">{"".join(spans)}</div>'
+    )
 
 
 def table_html(
     pieces: Sequence[str], norms: Sequence[float], ratios: Sequence[float], top: Sequence[int]
 ) -> str:
-    """The largest tokens as an HTML table, with the text before and after each."""
-    style = 'style="padding: 2px 10px; text-align: left"'
-    names = ("rank", "position", "token", "norm", "× median", "context")
-    lines = ["".join(f'<th scope="col" {style}>{name}</th>' for name in names)]
-    for rank, at in enumerate(top, 1):
-        numbers = (rank, at, visible(pieces[at]), _number(norms[at]), _number(ratios[at]))
-        around = "".join(pieces[max(0, at - 6) : at]), pieces[at], "".join(pieces[at + 1 : at + 5])
-        before, token, after = (html.escape(text.replace("\n", "↵")) for text in around)
-        cells = [*(html.escape(str(cell)) for cell in numbers), f"{before}<b>{token}</b>{after}"]
-        lines.append("".join(f"<td {style}>{cell}</td>" for cell in cells))
-    caption = '<caption style="text-align: left">The largest tokens at this block</caption>'
-    rows = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<table style="line-height: 1.4; margin-top: .5em">{caption}{rows}</table>'
+    """The largest tokens as an HTML table, with the text around each."""
+    rows = [
+        {
+            "rank": rank,
+            "position": at,
+            "token": pieces[at].translate(VISIBLE),
+            "norm": _number(norms[at]),
+            "× median": _number(ratios[at]),
+            "context": "".join(
+                [*pieces[max(0, at - 6) : at], "[", pieces[at], "]", *pieces[at + 1 : at + 5]]
+            ).replace("\n", "↵"),
+        }
+        for rank, at in enumerate(top, 1)
+    ]
+    with pd.option_context("display.max_colwidth", None):
+        return pd.DataFrame(rows).to_html(index=False, border=0, justify="left")
 
 
 def _number(value: float) -> str:

@@ -1,29 +1,24 @@
 """Explorer of models: type a prompt and read what several models answer, side by side.
 
-The models write in turn, a token each, in a thread that can be stopped; each keeps its keys and
-values, so that a token costs one token's work. Greedy answers are those of the model's own
-`generate(do_sample=False)`.
+The models write one after another, in a thread that can be stopped, by their own `generate`.
 """
 
 from __future__ import annotations
 
 import copy
 import html
-import inspect
 import math
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets
-import pandas as pd
 import torch
-from pandas.io.formats.style import Styler
+from IPython.display import HTML
 from torch import Tensor, nn
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from helpers.capture import Progress
-from helpers.errors import BadParameter, NonFinite, OutOfMemory, Stopped, check_real, check_whole
+from helpers.errors import BadParameter, NonFinite, OutOfMemory, Stopped, check_whole
 from helpers.explore.controls import Worker, choice, row, slider
 from helpers.machine import ram
 from helpers.methods import METHODS
@@ -31,140 +26,54 @@ from helpers.models import WEIGHT_READER, device_of
 from helpers.prune import prune_model
 
 MOST_TOKENS = 400  # the slider's end
-SHOW_SECONDS = 0.1  # between two updates of answers that grow
-MODES = ("continue the text", "chat")
-WAYS = ("greedy", "sampled")
 TARGETS = {f"{percent} %": {"sparsity": percent / 100} for percent in range(20, 95, 10)}
 TARGETS |= {pattern: {"pattern": pattern} for pattern in ("2:4", "4:8")}
 HALF_CHARACTER = "\ufffd"  # what the bytes of an unfinished character are decoded to
+COLUMN = "border-left: 3px solid var(--jp-border-color1, #bdbdbd); padding-left: 10px"
+TEXT = "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.45"
 
 
-class Writer:
-    """A model that continues a prompt (token ids), a token a `step`; `new` is what it wrote.
+class Picker(LogitsProcessor):
+    """Called by `generate` before each token: reports those before it, and makes the choice random.
 
-    pick chooses a token by the logits (vocabulary,) in float32.
+    The largest of logit / temperature + Gumbel noise is a draw from softmax(logits / temperature),
+    and minus the logarithm of an exponential variable is Gumbel noise. With temperature 0 the
+    choice stays greedy. The noise is made on the CPU: a seed means the same on every device.
     """
 
     def __init__(
-        self, label: str, model: nn.Module, ids: Sequence[int], pick: Callable[[Tensor], int]
+        self, report: Callable[[list[int]], None], label: str, temperature: float, seed: int
     ) -> None:
-        self.label, self.model, self.ids, self.pick = label, model, list(ids), pick
-        self.new: list[int] = []
-        self.surprise = self.seconds = 0.0  # sum of -log p of what was written; time it took
-        self.ended = False
-        self.of_first: float | None = None  # perplexity of the first model's answer
-        ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-        self._ends = ends if isinstance(ends, list) else [ends]
-        # newer transformers have another name for the keys and values that a model keeps
-        takes_cache = "cache" in inspect.signature(model.forward).parameters
-        self._memory = "cache" if takes_cache else "past_key_values"
-        self._kept: Any = None
+        self.report, self.label, self.temperature = report, label, temperature
+        self.generator = torch.Generator().manual_seed(seed)
 
-    @property
-    def perplexity(self) -> float:
-        """Of a token of its own answer, to the model itself; NaN before the first."""
-        return math.exp(self.surprise / len(self.new)) if self.new else math.nan
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Write one token. Raises NonFinite if the model gives no numbers to choose by."""
-        started = time.perf_counter()
-        if self._kept is None:  # at first, and in families that keep nothing
-            output = _forward(self.model, [*self.ids, *self.new], 1, use_cache=True)
-        else:
-            memory = {self._memory: self._kept}
-            output = _forward(self.model, self.new[-1:], 1, use_cache=True, **memory)
-        self._kept = output.get(self._memory)
-        logits = output.logits[0, -1].float()
+    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """The logits (1, vocabulary), of which `generate` then takes the largest."""
+        self.report(ids[0].tolist())
         if not math.isfinite(logits.max()):  # NaN is the largest of any
             raise NonFinite(
                 f"{self.label} gives NaN or infinity instead of logits: load it as float32, or "
                 "prune it less"
             )
-        token = self.pick(logits)
-        self.surprise -= float(torch.log_softmax(logits, dim=-1)[token])
-        self.new.append(token)
-        self.ended = token in self._ends
-        self.seconds += time.perf_counter() - started
-
-
-def _forward(model: nn.Module, ids: Sequence[int], keep: int, **given: Any) -> Any:
-    """The model's output for ids, with only the last `keep` logits from models that offer that."""
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        given["logits_to_keep"] = keep  # all logits of a long prompt would fill the memory
-    return model(input_ids=torch.tensor([list(ids)], device=device_of(model)), **given)
-
-
-def greedy(logits: Tensor) -> int:
-    """The token of the largest logit."""
-    return int(logits.argmax())
-
-
-def sampler(temperature: float, seed: int) -> Callable[[Tensor], int]:
-    """A random choice by softmax(logits / temperature), repeatable by its seed."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def pick(logits: Tensor) -> int:
-        # on the CPU, so that a seed means the same on every device
-        chances = torch.softmax(logits / temperature, dim=-1).cpu()
-        return int(torch.multinomial(chances, 1, generator=generator))
-
-    return pick
-
-
-@torch.no_grad()
-def answer_perplexity(model: nn.Module, ids: Sequence[int], answer: Sequence[int]) -> float:
-    """A model's perplexity of an answer (token ids) that follows a prompt (token ids)."""
-    output = _forward(model, [*ids, *answer], len(answer) + 1, use_cache=False)
-    logits = output.logits[0, -len(answer) - 1 : -1].float()
-    target = torch.tensor(answer, device=logits.device)
-    return math.exp(nn.functional.cross_entropy(logits, target).item())
-
-
-def write_answers(
-    writers: Sequence[Writer], new_tokens: int, progress: Progress, show: Callable[[], Any]
-) -> None:
-    """Let the models write in turn; then each of the others reads the first one's answer.
-
-    `show` is called a few times a second, and at the end whatever ended it.
-    """
-    shown = 0.0
-    try:
-        for step in range(new_tokens):
-            alive = [writer for writer in writers if not writer.ended]
-            if not alive:
-                break
-            progress(step, new_tokens, "tokens")
-            for writer in alive:
-                writer.step()
-            if time.monotonic() - shown > SHOW_SECONDS:
-                show()
-                shown = time.monotonic()
-        first, *others = writers
-        for writer in others:
-            progress(new_tokens, new_tokens, "tokens; comparing")
-            writer.of_first = answer_perplexity(writer.model, first.ids, first.new)
-    finally:
-        show()
+        noise = torch.empty(logits.shape).exponential_(generator=self.generator).clamp_(min=1e-30)
+        return logits - self.temperature * noise.log_().to(logits.device)
 
 
 def prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
     """The token ids of a prompt, in the tokenizer's chat template if `chat`.
 
-    Raises BadParameter for an empty prompt, and for chat without a template.
+    Raises BadParameter for an empty prompt.
     """
     if not prompt.strip():
         raise BadParameter("the prompt is empty: type some words to be continued or answered")
     if not chat:
         return list(tokenizer(prompt).input_ids)
-    if not getattr(tokenizer, "chat_template", None):
-        raise BadParameter("chat is not possible, the tokenizer has no template: continue the text")
     messages = [{"role": "user", "content": prompt}]
     asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
     return list(asked["input_ids"])
 
 
-def check_length(label: str, model: nn.Module, ids: Sequence[int], new_tokens: int) -> None:
+def check_fits(label: str, model: nn.Module, ids: Sequence[int], new_tokens: int) -> None:
     """Raise BadParameter if prompt and answer exceed the model's context or vocabulary."""
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if limit is not None and len(ids) + new_tokens > limit:
@@ -177,19 +86,6 @@ def check_length(label: str, model: nn.Module, ids: Sequence[int], new_tokens: i
         raise BadParameter(
             f"the tokenizer gives token {max(ids)}, {label} knows {known}: give its own tokenizer"
         )
-
-
-def answer_text(tokenizer: Any, ids: Sequence[int], new: Sequence[int], done: bool) -> str:
-    """The text of the tokens that follow a prompt, without special tokens.
-
-    Both are decoded together and the prompt's text is taken off: alone, an answer could lose its
-    first space. Until it is done, a character of which bytes are missing is left out.
-    """
-    plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    before = tokenizer.decode(list(ids), **plain)
-    whole = tokenizer.decode([*ids, *new], **plain)
-    text = whole[len(os.path.commonprefix([before, whole])) :]
-    return text if done else text.rstrip(HALF_CHARACTER)
 
 
 def pruned_copy(
@@ -206,7 +102,7 @@ def pruned_copy(
     if device_of(model).type == "cpu" and free < 2 * size:
         raise OutOfMemory(
             f"a copy takes {size / 1e9:.1f} GB and its pruning as much, {free / 1e9:.1f} GB are "
-            "free: close other kernels or remove a model"
+            "free: close other kernels"
         )
     copied = copy.deepcopy(model)
     try:
@@ -229,37 +125,23 @@ class TryIt(ipywidgets.VBox):
     ) -> None:
         self.models: dict[str, nn.Module] = {}
         self.columns: dict[str, ipywidgets.HTML] = {}
-        self.writers: list[Writer] = []
+        self.written: dict[str, list[int]] = {}  # the tokens of each answer
         self.tokenizer, self.tokens, self.controls = tokenizer, tokens, controls
         self.worker, self.pruning = Worker(), Worker()
-        self.answers = ipywidgets.Box(layout=ipywidgets.Layout(display="flex", flex_flow="wrap"))
-        self.button = ipywidgets.Button(description="Generate", icon="play", button_style="primary")
-        self.button.on_click(lambda _button: self.generate())
-        controls["way"].observe(self._lock, names="value")
-        self._lock()
+        self.answers = row()
+        self.answers.layout.align_items = "flex-start"
         for label, model in models.items():
             self.add(label, model)
-        length = [controls["mode"]] if getattr(tokenizer, "chat_template", None) else []
-        length.append(controls["new_tokens"])
-        picking = [controls[name] for name in ("way", "temperature", "seed")]
-        rows = [controls["prompt"], row(*length), row(*picking), row(self.button, self.worker)]
-        super().__init__([*rows, self.answers, *([] if tokens is None else [self._prune_row()])])
-
-    def _prune_row(self) -> ipywidgets.Widget:
-        """Method, target and button that prune a copy of the first model."""
-        title = ipywidgets.HTML(f"Another one, from {html.escape(next(iter(self.models)))}:")
-        self.method = choice(list(METHODS), "admm-grad", "method")
-        self.target = choice(list(TARGETS), "60 %", "target")
-        self.prune_button = ipywidgets.Button(description="Prune a copy", icon="scissors")
-        self.prune_button.on_click(lambda _button: self.prune())
-        line = row(title, self.method, self.target, self.prune_button, self.pruning)
-        line.layout.margin = "16px 0 0 0"
-        return line
-
-    def _lock(self, _change: Any = None) -> None:
-        """Temperature and seed mean nothing to greedy answers."""
-        for name in ("temperature", "seed"):
-            self.controls[name].disabled = self.controls["way"].value == "greedy"
+        self.button = ipywidgets.Button(description="Generate", icon="play", button_style="primary")
+        self.button.on_click(lambda _button: self.generate())
+        prompt, *others = controls.values()
+        super().__init__([prompt, row(*others), row(self.button, self.worker), self.answers])
+        if tokens is not None:
+            self.method = choice(list(METHODS), "admm-grad", "method")
+            self.target = choice(list(TARGETS), "60 %", "target")
+            self.prune_button = ipywidgets.Button(description="Prune a copy", icon="scissors")
+            self.prune_button.on_click(lambda _button: self.prune())
+            self.children += (row(self.method, self.target, self.prune_button, self.pruning),)
 
     def add(self, label: str, model: nn.Module) -> None:
         """Show one more model in a column of its own; an older one of that label is replaced.
@@ -271,25 +153,15 @@ class TryIt(ipywidgets.VBox):
                 f"{label!r} is no model in memory but a {type(model).__name__}, or is read block "
                 "by block: give one that load_model returned"
             )
-        layout = ipywidgets.Layout(flex="1 1 280px", min_width="0", margin="6px 12px 0 0")
-        column = ipywidgets.HTML(_column(str(label), "", "", ""), layout=layout)
-        self.models[str(label)], self.columns[str(label)] = model, column
-        self.answers.children = tuple(self.columns.values())
-
-    def remove(self, label: str) -> None:
-        """Take a model out, and free its memory if nothing else holds it. Raises BadParameter."""
-        if label not in self.models or len(self.models) == 1:
-            raise BadParameter(
-                f"{label!r} cannot be removed: give one of {', '.join(self.models)}, not the last"
-            )
-        self.writers = [writer for writer in self.writers if writer.label != label]
-        del self.models[label], self.columns[label]
+        layout = {"flex": "1 1 280px", "min_width": "0", "margin": "6px 12px 0 0"}
+        self.models[label], self.columns[label] = model, ipywidgets.HTML(layout=layout)
+        self._show(label, "", "")
         self.answers.children = tuple(self.columns.values())
 
     def generate(self) -> None:
         """Let the models answer in a thread, as the button does."""
         values = self._values()
-        self.worker.start(lambda: self._answer(values, self.worker.progress))
+        self.worker.start(lambda: self._answer(self.worker.progress, **values))
 
     def prune(self) -> None:
         """Prune a copy of the first model in a thread and add it, as the button does."""
@@ -300,88 +172,79 @@ class TryIt(ipywidgets.VBox):
             worker.progress(0, 1, "layers: copying the model")
             choices = {"method": method, **TARGETS[target]}
             pruned = pruned_copy(first, self.tokens, progress=worker.progress, **choices)
-            worker.check()
             self.add(f"{method} {target}", pruned)
 
         worker.start(work)
 
-    def still(self, prompt: str | None = None) -> Styler:
-        """The static twin: a table of what each model answers, computed here and now.
+    def still(self, prompt: str | None = None) -> HTML:
+        """The static twin: what each model answers, computed here and now.
 
         Takes the controls' values, with another prompt if one is given.
         Raises BadParameter, NonFinite.
         """
         values = self._values() | ({} if prompt is None else {"prompt": prompt})
-        self._answer(values, lambda _done, _total, _name: None)
-        rows = {
-            writer.label: {
-                "answer": self._text(writer),
-                "tokens": len(writer.new),
-                "perplexity of its answer": writer.perplexity,
-                f"of {self.writers[0].label}'s answer": writer.of_first or writer.perplexity,
-            }
-            for writer in self.writers
-        }
-        frame = pd.DataFrame.from_dict(rows, orient="index")
-        style = frame.style.format(escape="html").format("{:.2f}", subset=list(frame.columns[2:]))
-        style = style.format_index(escape="html").format_index(escape="html", axis=1)
-        left = {"text-align": "left", "white-space": "pre-wrap", "max-width": "44em"}
-        style = style.set_properties(subset=["answer"], **left)
-        return style.set_caption(html.escape(values["prompt"]))
+        self._answer(lambda _done, _total, _name: None, **values)
+        return HTML("<br>".join(column.value for column in self.columns.values()))
 
     def _values(self) -> dict[str, Any]:
         return {name: control.value for name, control in self.controls.items()}
 
-    def _answer(self, values: Mapping[str, Any], progress: Progress) -> None:
-        """Check what is asked for, then write, column by column, token by token."""
-        chat, count = values["mode"] == "chat", values["new_tokens"]
-        ids = prompt_ids(self.tokenizer, values["prompt"], chat)
-        for label, model in self.models.items():
-            check_length(label, model, ids, count)
-        self.writers = []
-        for label, model in self.models.items():
-            sampled = values["way"] == "sampled"  # each model draws from the same seed
-            pick = sampler(values["temperature"], values["seed"]) if sampled else greedy
-            self.writers.append(Writer(label, model, ids, pick))
-        before = "" if chat else values["prompt"]
-        write_answers(self.writers, count, progress, lambda: self._show(before))
+    def _answer(
+        self,
+        progress: Progress,
+        *,
+        prompt: str,
+        chat: bool,
+        new_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> None:
+        """Check what is asked for, then let one model after another write, token by token."""
+        ids, models = prompt_ids(self.tokenizer, prompt, chat), dict(self.models)
+        for label, model in models.items():
+            check_fits(label, model, ids, new_tokens)
+        before, total = "" if chat else prompt, new_tokens * len(models)
+        for label in models:
+            self.written[label] = []
+            self._show(label, before, "")
+        asked = torch.tensor([ids])
+        for done, (label, model) in enumerate(models.items()):
 
-    def _show(self, before: str) -> None:
-        """Show every answer as far as it is written; `before` is the text that it continues."""
-        first = self.writers[0].label
-        for writer in self.writers:
-            if writer.label in self.columns:  # it may have been removed meanwhile
-                text, facts = self._text(writer), _facts(writer, first)
-                self.columns[writer.label].value = _column(writer.label, before, text, facts)
+            def report(whole: list[int], label: str = label, done: int = done) -> None:
+                self.written[label] = whole[len(ids) :]
+                self._show(label, before, answer_text(self.tokenizer, ids, whole))
+                progress(done * new_tokens + len(whole) - len(ids), total, "tokens")
 
-    def _text(self, writer: Writer) -> str:
-        done = writer.ended or not self.worker.running or writer.of_first is not None
-        return answer_text(self.tokenizer, writer.ids, writer.new, done)
+            picker = Picker(report, label, temperature, seed)
+            given = asked.to(device_of(model))
+            whole = model.generate(
+                given,
+                attention_mask=torch.ones_like(given),
+                logits_processor=LogitsProcessorList([picker]),
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                pad_token_id=0,
+            )
+            report(whole[0].tolist())
+
+    def _show(self, label: str, before: str, text: str) -> None:
+        """Show an answer as far as it is written; `before` is the text that it continues."""
+        label_html, before, text = map(html.escape, (label, before, text))
+        self.columns[label].value = (
+            f'<div style="{COLUMN}"><b>{label_html}</b><div style="{TEXT}">'
+            f'<span style="opacity: 0.65">{before}</span>{text}</div></div>'
+        )
 
 
-def _column(label: str, before: str, text: str, facts: str) -> str:
-    """One model's column: its label, the prompt in grey with what follows, and the facts."""
-    frame = "border-left:3px solid var(--jp-border-color1,#bdbdbd);padding:0 0 0 10px"
-    body = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.45;margin:2px 0"
-    label, before, text, facts = map(html.escape, (label, before, text, facts))
-    return (
-        f'<div style="{frame}"><b>{label}</b>'
-        f'<div style="{body}"><span style="opacity:0.65">{before}</span>{text}</div>'
-        f'<div style="opacity:0.75;line-height:1.3">{facts}</div></div>'
-    )
+def answer_text(tokenizer: Any, ids: Sequence[int], whole: Sequence[int]) -> str:
+    """The text that follows a prompt, without special tokens and without an unfinished character.
 
-
-def _facts(writer: Writer, first: str) -> str:
-    """Tokens, speed, and the model's perplexity of its own answer and of the first one's."""
-    count = len(writer.new)
-    if not count:
-        return ""
-    facts = [f"{count} token{'s' if count > 1 else ''}{', ended' if writer.ended else ''}"]
-    facts.append(f"{count / writer.seconds:.1f} tokens/s")
-    facts.append(f"perplexity of its own answer {writer.perplexity:.2f}")
-    if writer.of_first is not None:
-        facts.append(f"of {first}'s answer {writer.of_first:.2f}")
-    return " · ".join(facts)
+    ids: of the prompt; whole: of prompt and answer. Both are decoded from the beginning: alone, an
+    answer could lose its first space.
+    """
+    plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    before, text = tokenizer.decode(list(ids), **plain), tokenizer.decode(list(whole), **plain)
+    return text.removeprefix(before).rstrip(HALF_CHARACTER)
 
 
 def try_it(
@@ -397,27 +260,30 @@ def try_it(
 ) -> TryIt:
     """Type a prompt and read what the models answer side by side, token by token, with Stop.
 
-    Args: models by label, the first is the one to compare with; their tokenizer; then where the
-    controls start: temperature None is greedy; chat uses the tokenizer's template, if it has one.
-    With tokens, int64 (sequences, length), copies of the first model can be pruned as well.
-    Greedy answers are those of `generate(do_sample=False)`; of a model's generation_config only
-    the end tokens count. `still()` is the static twin. Raises BadParameter.
+    Args: models by label; their tokenizer; then where the controls start: temperature None or 0 is
+    greedy; chat uses the tokenizer's template, if it has one. With tokens, int64 (sequences,
+    length), copies of the first model can be pruned as well. Greedy answers are those of the
+    model's `generate(do_sample=False)`. `still()` is the static twin. Raises BadParameter.
     """
     if not models:
         raise BadParameter('models is empty: give {"dense": model} from load_model, or several')
-    if chat and not getattr(tokenizer, "chat_template", None):
+    can_chat = bool(getattr(tokenizer, "chat_template", None))
+    if chat and not can_chat:
         raise BadParameter("chat=True is not possible, the tokenizer has no template: leave it out")
     most = max(MOST_TOKENS, check_whole("new_tokens", new_tokens))
-    heat = 0.8 if temperature is None else check_real("temperature", temperature, above=0)
-    seed = check_whole("seed", seed, least=0)
-    whole, real = ipywidgets.IntSlider, ipywidgets.FloatSlider
-    wide = ipywidgets.Layout(width="min(720px, 98%)")
     controls = {
-        "prompt": ipywidgets.Textarea(prompt, description="prompt", rows=3, layout=wide),
-        "mode": choice(MODES, MODES[bool(chat)], "mode"),
-        "new_tokens": slider(whole, new_tokens, "new tokens", min=1, max=most),
-        "way": choice(WAYS, WAYS[temperature is not None], "next token"),
-        "temperature": slider(real, heat, "temperature", min=0.1, max=2.0, step=0.1),
-        "seed": ipywidgets.BoundedIntText(seed, max=2**31 - 1, description="seed"),
+        "prompt": ipywidgets.Textarea(
+            prompt, description="prompt", rows=3, layout={"width": "min(720px, 98%)"}
+        ),
+        "chat": ipywidgets.Checkbox(
+            chat, description="chat", indent=False, disabled=not can_chat, layout={"width": "auto"}
+        ),
+        "new_tokens": slider(ipywidgets.IntSlider, new_tokens, "new tokens", min=1, max=most),
+        "temperature": slider(
+            ipywidgets.FloatSlider, temperature or 0.0, "temperature", min=0, max=2, step=0.1
+        ),
+        "seed": ipywidgets.BoundedIntText(
+            check_whole("seed", seed, least=0), max=2**31 - 1, description="seed"
+        ),
     }
     return TryIt(models, tokenizer, tokens, controls)

@@ -60,8 +60,7 @@ def layer_solve_explorer(
     source = find_source(network, tokens, outputs)
     where = source.controls(block, layer)
     options = [(label, name) for name, label in SCHEDULES.items()]
-    real, whole = ipywidgets.FloatSlider, ipywidgets.IntSlider
-    decades = ipywidgets.FloatLogSlider
+    real, whole, decades = ipywidgets.FloatSlider, ipywidgets.IntSlider, ipywidgets.FloatLogSlider
     how = {
         "schedule": choice(options, schedule, "schedule"),
         "sparsity": slider(real, sparsity, "sparsity", min=0.05, max=0.95, step=0.05),
@@ -70,20 +69,18 @@ def layer_solve_explorer(
     }
     last: tuple[Any, ...] = ()  # layer, damping, mask and optimum of the last picture
 
-    def optimum(part: LayerOutputs, solved: Solution) -> tuple[float, float]:
+    def draw(worker: Worker, **values: Any) -> View:
         nonlocal last
+        part = source.get(worker.progress, **{name: values.pop(name) for name in where})
+        solved, curve, mask_steps = _solve(worker, part, damping=damping, **values)
         same = last and last[:2] == (part, solved.damping) and torch.equal(last[2], solved.keep)
-        if not same:
+        if not same:  # another rho, or more iterations, may leave the mask as it is
             best = certified_optimum(part, solved.keep, solved.weight, solved.damping)
             last = (part, solved.damping, solved.keep, best)
-        return last[3]
-
-    def draw(worker: Worker, *, schedule: str, **values: Any) -> View:
-        settings = {name: values.pop(name) for name in ("sparsity", "rho", "iterations")}
-        settings["damping"] = damping
-        part = source.get(worker.progress, **values)
-        solved, curve, mask_steps = _solve(worker, part, schedule, settings)
-        return _view(part, solved, curve, optimum(part, solved), settings, mask_steps)
+        settings = f"{100 * values['sparsity']:.0f} % pruned, ρ = {values['rho']:.3g}"
+        if solved.damping != damping:
+            settings += f", damping {solved.damping:g} (with less the gram cannot be factored)"
+        return _view(part, solved, curve, last[3], settings, mask_steps)
 
     first, *others = how.values()
     rows = [row(*where.values(), first), row(*others)]
@@ -91,7 +88,7 @@ def layer_solve_explorer(
 
 
 def _solve(
-    worker: Worker, part: LayerOutputs, schedule: str, settings: dict[str, Any]
+    worker: Worker, part: LayerOutputs, *, schedule: str, iterations: int, **settings: Any
 ) -> tuple[Solution, list[float], int]:
     """The solution, its error after each iteration, and how many of these chose the mask anew."""
     curve: list[float] = []
@@ -100,12 +97,12 @@ def _solve(
         worker.check()
         curve.append(part.error(weight))
 
-    kind: dict[str, Any] = {"mask_steps": 0}
+    mask_steps = 0
     if schedule != "one-shot":
-        mask_steps = max(1, round(MASK_SHARE * settings["iterations"]))
-        kind = {"mask_steps": mask_steps, "schedule": schedule}
-    solved = admm_grad(part.weight, part.gram, **kind, **settings, trace=trace)
-    return solved, curve, kind["mask_steps"]
+        mask_steps, settings["schedule"] = max(1, round(MASK_SHARE * iterations)), schedule
+    settings |= {"iterations": iterations, "mask_steps": mask_steps}
+    solved = admm_grad(part.weight, part.gram, **settings, trace=trace)
+    return solved, curve, mask_steps
 
 
 def certified_optimum(
@@ -144,15 +141,14 @@ def _view(
     solved: Solution,
     curve: list[float],
     optimum: tuple[float, float],
-    settings: dict[str, Any],
+    settings: str,
     mask_steps: int,
 ) -> View:
     """The picture of a solve, and the same in words."""
     best, within = optimum
     bare, hurt = part.weight * solved.keep, part.errors(solved.weight)
     untouched = part.error(bare)
-    setting = f"{100 * settings['sparsity']:.0f} % pruned, ρ = {settings['rho']:.3g}"
-    title = f"{part.title}\n{setting}: error {short_error(curve[-1])}".strip()
+    title = f"{part.title}\n{settings}: error {short_error(curve[-1])}".strip()
     name = "optimum of this mask" + (f" (to within {within:.1%})" if within > TOLERANCE else "")
     figure = solve_figure(
         curve,
@@ -170,6 +166,4 @@ def _view(
         f"with errors of {', '.join(map(short_error, hurt[worst].tolist()))}; the median output "
         f"has {short_error(hurt.median().item())}."
     )
-    if solved.damping != settings["damping"]:
-        caption += f" The gram could only be factored with damping {solved.damping:g}."
     return View(figure, caption)

@@ -15,6 +15,7 @@ from helpers.errors import check_real
 from helpers.explore.controls import Explorer, View, Worker, choice, row, slider
 from helpers.explore.layer import SCHEDULES
 from helpers.explore.source import LayerOutputs, find_source
+from helpers.masks import Pattern
 from helpers.results import growth_figure, short_error
 
 PATTERNS = ("unstructured", "2:4", "4:8")
@@ -60,50 +61,28 @@ def mask_schedule_explorer(
     damping = check_real("damping", damping)
     source = find_source(network, tokens, outputs)
     where = source.controls(block, layer)
-    how = _controls(schedule, pattern, sparsity, mask_steps)
-
-    @lru_cache(maxsize=3)  # scrubbing, and going back to a setting, solve nothing
-    def solve(worker: Worker, part: LayerOutputs, iterations: int, **settings: Any) -> _History:
-        return _solve(worker, part, iterations=iterations, damping=damping, **settings)
-
-    def draw(
-        worker: Worker,
-        *,
-        schedule: str,
-        pattern: str,
-        sparsity: float,
-        mask_steps: int,
-        iteration: int,
-        **where: Any,
-    ) -> View:
-        part = source.get(worker.progress, **where)
-        kind = {"schedule": schedule, "mask_steps": mask_steps}
-        if schedule == "one-shot":
-            kind = {"schedule": "paper", "mask_steps": 0}
-        target = {"pattern": pattern, "sparsity": sparsity if pattern == "unstructured" else None}
-        history = solve(worker, part, mask_steps + FINAL_ITERATIONS, **kind, **target)
-        return _view(history, part.title, pattern, min(iteration, len(history.keeps)))
-
-    play = _connect(how)
-    first, second = [how["schedule"], how["pattern"]], [how["sparsity"], how["mask_steps"]]
-    rows = [row(*where.values(), *first), row(*second), row(play, how["iteration"])]
-    return Explorer(where | how, draw, rows=rows, hint=HINT)
-
-
-def _controls(
-    schedule: str, pattern: str, sparsity: float, mask_steps: int
-) -> dict[str, ipywidgets.Widget]:
-    """The controls of a solve, where they start. Raises BadParameter."""
     options = [(label, name) for name, label in SCHEDULES.items()]
     real, whole = ipywidgets.FloatSlider, ipywidgets.IntSlider
-    controls = {
+    how = {
         "schedule": choice(options, schedule, "schedule"),
         "pattern": choice(PATTERNS, pattern, "pattern"),
         "sparsity": slider(real, sparsity, "sparsity", min=0.05, max=0.95, step=0.05),
         "mask_steps": slider(whole, mask_steps, "mask steps", min=0, max=30),
     }
     last = mask_steps + FINAL_ITERATIONS
-    return controls | {"iteration": slider(whole, last, "iteration", min=1, max=last)}
+    how["iteration"] = slider(whole, last, "iteration", min=1, max=last)
+    solve = lru_cache(maxsize=3)(_solve)  # scrubbing, and going back to a setting, solve nothing
+
+    def draw(worker: Worker, *, iteration: int, **values: Any) -> View:
+        part = source.get(worker.progress, **{name: values.pop(name) for name in where})
+        history = solve(worker, part, damping=damping, **values)
+        shown = min(iteration, len(history.keeps))
+        return _view(history, part.title, Pattern.parse(values["pattern"]), shown)
+
+    first, second = [how["schedule"], how["pattern"]], [how["sparsity"], how["mask_steps"]]
+    third = [_connect(how), how["iteration"]]
+    rows = [row(*where.values(), *first), row(*second), row(*third)]
+    return Explorer(where | how, draw, rows=rows, hint=HINT)
 
 
 def _connect(controls: dict[str, ipywidgets.Widget]) -> ipywidgets.Play:
@@ -114,29 +93,33 @@ def _connect(controls: dict[str, ipywidgets.Widget]) -> ipywidgets.Play:
     setattr(play, "repeat" if hasattr(play, "repeat") else "_repeat", True)  # ipywidgets 8 and 7
     ipywidgets.jslink((play, "value"), (iteration, "value"))  # in the browser: no round trip
 
-    def resize(_change: Any) -> None:
+    def follow(_change: Any = None) -> None:
+        controls["sparsity"].disabled = controls["pattern"].value != "unstructured"
+        steps.disabled = controls["schedule"].value == "one-shot"
         at_end = iteration.value == iteration.max
         play.max = iteration.max = steps.value + FINAL_ITERATIONS
         if at_end:
             iteration.value = iteration.max
 
-    def lock(_change: Any = None) -> None:
-        controls["sparsity"].disabled = controls["pattern"].value != "unstructured"
-        steps.disabled = controls["schedule"].value == "one-shot"
-
-    steps.observe(resize, names="value")
-    for name in ("pattern", "schedule"):
-        controls[name].observe(lock, names="value")
-    lock()
+    for name in ("pattern", "schedule", "mask_steps"):
+        controls[name].observe(follow, names="value")
+    follow()
     return play
 
 
 def _solve(
-    worker: Worker, part: LayerOutputs, *, pattern: str, sparsity: float | None, **settings: Any
+    worker: Worker,
+    part: LayerOutputs,
+    *,
+    schedule: str,
+    pattern: str,
+    sparsity: float,
+    mask_steps: int,
+    damping: float,
 ) -> _History:
     """Solve, and keep the mask after every iteration."""
-    target = {"pattern": pattern, "sparsity": sparsity}
-    once = {"mask_steps": 0, "iterations": 1, "damping": settings["damping"]}
+    target = {"pattern": pattern, "sparsity": sparsity if pattern == "unstructured" else None}
+    once = {"mask_steps": 0, "iterations": 1, "damping": damping}
     history = _History(admm_grad(part.weight, part.gram, **target, **once).keep.cpu())
 
     def trace(_iteration: int, weight: Tensor, keep: Tensor) -> None:
@@ -148,22 +131,25 @@ def _solve(
             keep = history.keeps[-1]  # iterations on one mask share it
         history.keeps.append(keep)
 
-    admm_grad(part.weight, part.gram, **target, **settings, trace=trace)
+    kind = {"schedule": schedule, "mask_steps": mask_steps}
+    if schedule == "one-shot":
+        kind = {"mask_steps": 0}
+    iterations = mask_steps + FINAL_ITERATIONS
+    settings = {"iterations": iterations, "damping": damping, **kind, **target}
+    admm_grad(part.weight, part.gram, **settings, trace=trace)
     return history
 
 
-def _view(history: _History, title: str, pattern: str, shown: int) -> View:
+def _view(history: _History, title: str, pattern: Pattern, shown: int) -> View:
     """The picture of an iteration, counted from 1, and the same in words."""
-    keep, one_shot, groups = history.keeps[shown - 1], history.one_shot, None
-    if ":" in pattern:
-        groups = n, m = tuple(map(int, pattern.split(":")))
+    keep, one_shot = history.keeps[shown - 1], history.one_shot
     figure = growth_figure(
         history.sparsities,
         history.errors,
         keep,
         one_shot,
         iteration=shown,
-        pattern=groups,
+        pattern=(pattern.n, pattern.m) if pattern.grouped else None,
         name=title,
     )
     gone = int((one_shot & ~keep).sum()) / max(1, int(one_shot.sum()))
@@ -172,7 +158,8 @@ def _view(history: _History, title: str, pattern: str, shown: int) -> View:
         f"pruned, error {short_error(history.errors[shown - 1])}. Of the final one-shot mask's "
         f"weights {100 * gone:.1f} % are gone here."
     )
-    if groups:
-        share = (keep.unflatten(1, (-1, m)).sum(-1) == n).float().mean().item()
-        caption += f" Groups of {m} that keep exactly {n}: {100 * share:.1f} %."
+    if pattern.grouped:
+        full = keep.unflatten(1, (-1, pattern.m)).sum(-1) == pattern.n
+        share = 100 * full.float().mean().item()
+        caption += f" Groups of {pattern.m} that keep exactly {pattern.n}: {share:.1f} %."
     return View(figure, caption)

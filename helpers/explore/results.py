@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import ipywidgets
 import pandas as pd
@@ -16,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from helpers.errors import RecordError, check_choice
-from helpers.explore.controls import Explorer, View, Worker, choice, row
-from helpers.paths import notebooks_dir, reference_dir, results_dir
+from helpers.explore.controls import Explorer, View, Worker, choice, label_of, row
+from helpers.paths import reference_dir, results_dir
 from helpers.records import read_records
 from helpers.results import (
     DENSE,
@@ -29,19 +26,16 @@ from helpers.results import (
     column_of,
     format_number,
     labelled,
-    mean_of_tasks,
     plain_runs,
     style_of,
 )
 
 Record = Mapping[str, Any]
-NOTEBOOKS = (PRUNE_NOTEBOOK, ZERO_SHOT_NOTEBOOK)
-COLUMNS = ("sparsity", "N:M", "both")
+COLUMNS = {"sparsity": "%", "N:M": ":", "both": "%:"}  # with a sign of the columns' names
 NO_RUN = ("choose a run", "")
-LOG_FROM = 3.0  # a perplexity axis is logarithmic if the largest is this many times the smallest
 HINT = (
-    "Each point is one run, a line joins the means over seeds, a whisker is one standard error. "
-    "Choose a run to ring its point and read its record."
+    "Each point is one run, a line joins the means over seeds. Ctrl or ⌘ and a click adds or "
+    "removes a method. Choose a run to ring its point and read its record."
 )
 
 
@@ -49,16 +43,32 @@ HINT = (
 class Run:
     """A record with the names that it has in the tables."""
 
-    key: str  # unique in a plan, such as "04_prune_model--admm-grad-60"
+    group: str  # plan and model
     label: str  # its row
     column: str  # "60 %", "2:4", or "dense"
     variant: bool  # has options, while others of its method have none
     record: Record
 
     @property
+    def key(self) -> str:
+        """Unique in a group, such as "04_prune_model--admm-grad-60"."""
+        return f"{self.record['notebook']}--{self.record['name']}"
+
+    @property
+    def dense(self) -> bool:
+        """Whether nothing was pruned."""
+        return self.column == "dense"
+
+    @property
+    def metrics(self) -> list[tuple[str, str]]:
+        """(notebook, metric) of what was measured, without standard errors."""
+        names = self.record["metrics"]
+        return [(self.record["notebook"], n) for n in names if not n.endswith("_stderr")]
+
+    @property
     def name(self) -> str:
         """The run in words: "admm-grad, 60 %, seed 1"."""
-        if self.column == "dense":
+        if self.dense:
             return self.label
         seed = self.record["parameters"].get("calibration_seed", 0)
         return f"{self.label}, {self.column}, seed {seed}"
@@ -71,7 +81,7 @@ def results_explorer(
     metric: str = "perplexity",
     targets: str = "both",
 ) -> Explorer:
-    """Choose plan, metric, columns and methods; choose a run to see its record and its notebook.
+    """Choose plan, metric, columns and methods; choose a run to see its record.
 
     Args: records, a plan's name or the records themselves (`read_records`); source, for a plan,
     "reference" (the committed results) or "results" (what was run on this machine); metric, a
@@ -80,65 +90,51 @@ def results_explorer(
     """
     if isinstance(records, str):
         records = _records_of(records, source)
-    groups = _groups(list(records))
-    everything = [run for runs in groups.values() for run in runs]
-    metrics = metrics_of(everything)
+    everything = runs_of(records)
+    groups, metrics = list(dict.fromkeys(run.group for run in everything)), metrics_of(everything)
     wanted = next((title for title, (_, name) in metrics.items() if name == metric), metric)
+    variants = {run.label: run.variant for run in everything if not run.dense}
     controls = {
-        "plan": choice(list(groups), next(iter(groups)), "records"),
+        "plan": choice(groups, groups[0], "records"),
         "metric": choice(
             list(metrics), check_choice("metric", wanted, metrics), "metric", width="440px"
         ),
-        "columns": choice(COLUMNS, check_choice("targets", targets, COLUMNS), "columns"),
+        "columns": choice(list(COLUMNS), check_choice("targets", targets, COLUMNS), "columns"),
+        "methods": ipywidgets.SelectMultiple(
+            options=list(variants),
+            value=[label for label, variant in variants.items() if not variant],
+            rows=min(8, len(variants)),
+            **label_of("methods", "620px"),
+        ),
     }
-    variants = {r.label: r.variant for r in everything if r.column != "dense"}
-    boxes = {label: _box(label, not variant) for label, variant in variants.items()}
-    runs = choice([NO_RUN], "", "run", width="440px")
+    chooser = choice([NO_RUN], "", "run", width="440px")
 
-    def shown(plan: str, metric: str, columns: str, **ticked: bool) -> list[Run]:
-        return _shown(groups[plan], *metrics[metric], columns, ticked)
+    def shown(plan: str, metric: str, columns: str, methods: Sequence[str]) -> list[Run]:
+        able = [r for r in everything if r.group == plan and metrics[metric] in r.metrics]
+        signs = set(COLUMNS[columns])
+        return [r for r in able if r.dense or (r.label in methods and signs & set(r.column))]
 
     def offer_runs(_change: Any = None) -> None:
         """List the runs shown; the chosen one stays if it is among them."""
-        left = shown(**{name: control.value for name, control in (controls | boxes).items()})
-        before, name = runs.value, metrics[controls["metric"].value][1]
+        left = shown(**{name: control.value for name, control in controls.items()})
+        before, name = chooser.value, metrics[controls["metric"].value][1]
         texts = {r.key: f"{r.name}: {format_number(value_of(r.record, name))}" for r in left}
-        runs.options = [NO_RUN, *((text, key) for key, text in texts.items())]
-        runs.value = before if before in texts else ""
+        chooser.options = [NO_RUN, *((text, key) for key, text in texts.items())]
+        chooser.value = before if before in texts else ""
 
     def draw(_worker: Worker, *, run: str, metric: str, **values: Any) -> View:
-        left, name = shown(metric=metric, **values), metrics[metric][1]
+        left = shown(metric=metric, **values)
         chosen = next((r for r in left if r.key == run), None)
         caption = f"{metric}: {len(left)} runs" + (f"; ringed: {chosen.name}" if chosen else "")
-        figure = results_figure(left, name, metric, chosen)
-        if chosen is None:
-            return View(figure, caption)
-        return View(figure, caption, record_html(chosen), notebook_link(chosen.record))
+        figure = results_figure(left, metrics[metric][1], metric, chosen)
+        return View(figure, caption, record_html(chosen) if chosen else "")
 
     offer_runs()
-    for control in (controls | boxes).values():
+    for control in controls.values():
         control.observe(offer_runs, names="value")
-    more = ipywidgets.Accordion([row(*(b for n, b in boxes.items() if variants[n]))])
-    more.set_title(0, "runs with other options than the defaults")
-    more.selected_index = None
-    first = [control for control in controls.values() if len(control.options) > 1]
-    rows = [row(*first), row(*(b for n, b in boxes.items() if not variants[n])), more, runs]
-    return Explorer(controls | boxes | {"run": runs}, draw, rows=rows, hint=HINT)
-
-
-def _shown(
-    runs: Sequence[Run], notebook: str, metric: str, columns: str, ticked: Mapping[str, bool]
-) -> list[Run]:
-    """The runs that the controls leave; dense is always among them."""
-    signs = {"sparsity": "%", "N:M": ":", "both": "%:"}[columns]
-    able = [r for r in runs if r.record["notebook"] == notebook and metric in r.record["metrics"]]
-    fits = [ticked.get(r.label) and set(signs) & set(r.column) for r in able]
-    return [r for r, fit in zip(able, fits, strict=True) if fit or r.column == "dense"]
-
-
-def _box(label: str, ticked: bool) -> ipywidgets.Checkbox:
-    layout = ipywidgets.Layout(width="auto", margin="0 14px 0 0")
-    return ipywidgets.Checkbox(ticked, description=label, indent=False, layout=layout)
+    plan, *first, methods = controls.values()
+    rows = [row(*([plan] if len(groups) > 1 else []), *first), methods, chooser]
+    return Explorer(controls | {"run": chooser}, draw, rows=rows, hint=HINT)
 
 
 def _records_of(plan: str, source: str) -> list[Record]:
@@ -153,43 +149,34 @@ def _records_of(plan: str, source: str) -> list[Record]:
     return found
 
 
-def _groups(records: Sequence[Record]) -> dict[str, list[Run]]:
-    """The runs of each plan and model, by a name for both."""
-    groups: dict[str, list[Record]] = {}
+def runs_of(records: Iterable[Record]) -> list[Run]:
+    """The runs that prune, by plan and model: known methods first, variants last.
+
+    Raises RecordError if there are none.
+    """
+    groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        if record["notebook"] in NOTEBOOKS:
+        if record["notebook"] in (PRUNE_NOTEBOOK, ZERO_SHOT_NOTEBOOK):
             parts = record.get("plan"), record["parameters"].get("model")
-            groups.setdefault(", ".join(filter(None, parts)) or "unnamed", []).append(record)
+            name = ", ".join(filter(None, parts)) or "unnamed"
+            groups.setdefault((name, record["notebook"]), []).append(record)
     if not groups:
-        raise RecordError(
-            f"no record of {' or '.join(NOTEBOOKS)} among {len(records)}: give the records of a "
-            "plan that prunes, such as full"
-        )
-    return {name: runs_of(group) for name, group in groups.items()}
-
-
-def runs_of(records: Sequence[Record]) -> list[Run]:
-    """The runs of one model, variants last. Raises RecordError for two records of one name."""
-    found: dict[str, Run] = {}
-    for notebook in NOTEBOOKS:
-        group = [record for record in records if record["notebook"] == notebook]
+        raise RecordError("no record of a run that prunes: give those of a plan such as full")
+    found: list[Run] = []
+    for (name, _), group in groups.items():
         plain = plain_runs(group)
-        labels = {id(record): label for record, label in [*labelled(group), *labelled(plain)]}
         usual = set(map(id, plain))
-        for record in group:
-            key = f"{notebook}--{record['name']}"
-            if key in found:
-                raise RecordError(f"two records are named {key}: give the records of one plan")
-            column, variant = column_of(record) or "dense", id(record) not in usual
-            found[key] = Run(key, labels[id(record)], column, variant, record)
-    return sorted(found.values(), key=_order)
+        others = [pair for pair in labelled(group) if id(pair[0]) not in usual]
+        for variant, pairs in ((False, labelled(plain)), (True, others)):
+            for record, label in pairs:
+                found.append(Run(name, label, column_of(record) or "dense", variant, record))
+    ranks = {method: rank for rank, method in enumerate(METHOD_ORDER)}
 
+    def order(run: Run) -> tuple[Any, ...]:
+        rank = ranks.get(run.record["parameters"]["method"], len(ranks))
+        return run.variant, rank, run.label, _column_order(run.column), run.key
 
-def _order(run: Run) -> tuple[Any, ...]:
-    """Known methods first, variants last, then by column."""
-    method = run.record["parameters"]["method"]
-    known = METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER)
-    return run.variant, known, run.label, _column_order(run.column), run.key
+    return sorted(found, key=order)
 
 
 def _column_order(column: str) -> tuple[float, ...]:
@@ -204,10 +191,9 @@ def metrics_of(runs: Iterable[Run]) -> dict[str, tuple[str, str]]:
     """What can be shown: (notebook, metric) by its title, perplexity and layer error first."""
     found: dict[str, tuple[str, str]] = {}
     for run in runs:
-        notebook = run.record["notebook"]
-        for name, metric in run.record["metrics"].items():
-            if not name.endswith("_stderr"):
-                found[metric_title(name, metric["unit"], notebook)] = notebook, name
+        for notebook, name in run.metrics:
+            unit = run.record["metrics"][name]["unit"]
+            found[metric_title(name, unit, notebook)] = notebook, name
     first = ("perplexity", "mean_layer_error")
     ranked = sorted(found.items(), key=lambda item: (item[1][0], item[1][1] not in first))
     return dict(ranked)
@@ -228,18 +214,6 @@ def value_of(record: Record, name: str) -> float:
     return float(metric["value"] / 1e9 if metric["unit"] == "bytes" else metric["value"])
 
 
-def error_of(record: Record, name: str) -> float | None:
-    """The standard error of an accuracy, if the record holds what is needed."""
-    metrics = record["metrics"]
-    if f"{name}_stderr" in metrics:
-        return metrics[f"{name}_stderr"]["value"]
-    tasks = [t for t in TASK_NAMES if {f"{t}_acc", f"{t}_acc_stderr"} <= set(metrics)]
-    if name != "mean_acc" or not tasks:
-        return None
-    pairs = [(metrics[f"{t}_acc"]["value"], metrics[f"{t}_acc_stderr"]["value"]) for t in tasks]
-    return mean_of_tasks(pairs)[1]
-
-
 def results_figure(runs: Sequence[Run], name: str, title: str, chosen: Run | None) -> Figure:
     """The runs' values of a metric by column, a colour for each label; `chosen` is ringed."""
     figure = Picture(figsize=(9.0, 4.4), layout="constrained")
@@ -247,27 +221,27 @@ def results_figure(runs: Sequence[Run], name: str, title: str, chosen: Run | Non
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(True, axis="y", color="#DDDDDD", linewidth=0.6)
     columns = sorted({run.column for run in runs}, key=_column_order)
-    labels = list(dict.fromkeys(run.label for run in runs if run.column != "dense"))
-    values = [value_of(run.record, name) for run in runs]
+    labels = list(dict.fromkeys(run.label for run in runs if not run.dense))
     for label in dict.fromkeys(run.label for run in runs):
         group = [run for run in runs if run.label == label]
         y = [value_of(run.record, name) for run in group]
         if label in labels:  # side by side, so that no label hides another
             position = labels.index(label)
-            shift, look = 0.5 * (position + 0.5) / len(labels) - 0.25, _look(group[0], position)
+            shift, look = 0.5 * (position + 0.5) / len(labels) - 0.25, style_of(label, position)
+            if group[0].variant:  # whose colour another may have
+                look["marker"] = style_of("", position)["marker"]
         else:
             shift, look = 0.0, {"color": DENSE, "marker": "o", "linestyle": "--"}
             ax.axhline(y[0], color=DENSE, linestyle="--", linewidth=1)
         x = [columns.index(run.column) + shift for run in group]
-        errors = [error_of(run.record, name) or 0.0 for run in group]
-        ax.errorbar(x, y, yerr=errors, **look | {"linestyle": "none"}, label=label)
+        ax.plot(x, y, **look | {"linestyle": "none"}, label=label)
         sparse = [":" not in run.column for run in group]
         means = pd.Series(y, index=x)[sparse].groupby(level=0).mean()
         ax.plot(means.index, means, color=look["color"], linestyle=look["linestyle"], linewidth=1.2)
         if chosen in group:
             place = group.index(chosen)
             ax.plot(x[place], y[place], "o", markersize=15, fillstyle="none", color="black")
-    if name.startswith("perplexity") and values and max(values) > LOG_FROM * min(values) > 0:
+    if name.startswith("perplexity"):
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_minor_locator(NullLocator())
@@ -282,63 +256,22 @@ def results_figure(runs: Sequence[Run], name: str, title: str, chosen: Run | Non
     return figure
 
 
-def _look(run: Run, position: int) -> dict[str, Any]:
-    """A method's look in all figures; variants have colours that no method has."""
-    if not run.variant:
-        return style_of(run.label, position)
-    return style_of("", 5 + position % 3) | {"marker": style_of("", position)["marker"]}
-
-
 def record_html(run: Run) -> str:
-    """A run's record as tables: metrics with units, parameters, and where it comes from."""
-    record, metrics = run.record, {}
-    for name, metric in record["metrics"].items():
-        if not name.endswith("_stderr"):
-            error, text = error_of(record, name), format_number(value_of(record, name))
-            text += "" if error is None else f" ± {format_number(error)}"
-            metrics[metric_title(name, metric["unit"])] = text
-    git, machine = record["git"], record["platform"]
-    commit = "no git checkout" if git is None else git["commit"][:12]
-    origin = {f"seed of {name}": seed for name, seed in record["seeds"].items()} | {
-        "device": record["device"],
-        "seconds": format_number(float(record["seconds"])),
-        "peak memory": f"{record['peak_memory_bytes'] / 1e9:.2f} GB",
-        "machine": f"{machine['system']} {machine['machine']}, {machine['cores']} cores",
-        "commit": commit + (", changed since" if git and git["dirty"] else ""),
-        "date": record["created"][:16].replace("T", " ") + " UTC",
+    """A run's record as two tables: its metrics with their units, and the rest."""
+    record = dict(run.record)
+    metrics = {
+        metric_title(name, metric["unit"]): format_number(value_of(run.record, name))
+        for name, metric in record.pop("metrics").items()
     }
-    identity = {
-        f"{what} {key}": value
-        for what, known in {"model": record["model"], **(record["data"] or {})}.items()
-        for key, value in (known or {}).items()
-    }
-    tables = {"Metrics": metrics, "Parameters": record["parameters"], "Made by": origin}
-    tables |= {"Model and text": identity, "Versions": record["versions"]}
-    blocks = []
-    for title, values in tables.items():
-        given = {key: str(value) for key, value in values.items() if value not in ("", {}, None)}
-        blocks.append(pd.Series(given, name=title, dtype=str).to_frame().to_html(border=0))
-    flow = "display:flex;flex-wrap:wrap;gap:4px 28px;align-items:flex-start"
-    return f'<h3>{html.escape(run.name)}</h3><div style="{flow}">{"".join(blocks)}</div>'
-
-
-def notebook_link(record: Record) -> str:
-    """Markdown: a link to the executed notebook of a run on this machine, or how to make it.
-
-    It is relative to the notebook that shows it, so that JupyterLab opens it beside that.
-    """
-    plan, run = record.get("plan"), f"{record['notebook']}--{record['name']}"
-    if not plan:
-        return "This run was made by hand, outside a plan: its notebook is the one you ran."
-    path = results_dir(plan) / "runs" / f"{run}.ipynb"
-    if not path.is_file():
-        minutes = record.get("run_seconds", record["seconds"]) / 60
-        return (
-            f"Its executed notebook is not on this machine. `make reproduce PLAN={plan} "
-            f"ONLY='{run}'` makes it; that took {minutes:.1f} minutes on {record['device']}."
-        )
-    # the server tells a kernel which notebook it belongs to
-    session = os.environ.get("JPY_SESSION_NAME", "")
-    here = Path(session).parent if session.endswith(".ipynb") else notebooks_dir()
-    link = quote(Path(os.path.relpath(path, here.absolute())).as_posix())
-    return f"[Open the executed notebook]({link}) `{path.name}`"
+    notebook = results_dir(record.get("plan") or "") / "runs" / f"{run.key}.ipynb"
+    if notebook.is_file():
+        record = {"executed notebook": notebook} | record
+    rest = pd.json_normalize(record, sep=" ").iloc[0]
+    rest = {name: str(value) for name, value in rest.items() if not isinstance(value, list)}
+    with pd.option_context("display.max_colwidth", None):
+        tables = [
+            pd.Series(values, name=title, dtype=str).to_frame().to_html(border=0)
+            for title, values in {"Metrics": metrics, "Record": rest}.items()
+        ]
+    flow = "display: flex; flex-wrap: wrap; gap: 4px 28px; align-items: flex-start"
+    return f'<h3>{html.escape(run.name)}</h3><div style="{flow}">{"".join(tables)}</div>'

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import OrderedDict
 from typing import Any
 
 import ipywidgets
@@ -30,7 +29,6 @@ from helpers.replay import Replay, best_batch
 # with more inputs, as many outputs as make a product of that cost
 PRODUCT = 2 * 576**3
 LEAST_OUTPUTS = 32
-GRAM_BYTES = 1 << 30  # of weights and grams that are kept; those of the last block always are
 STREAM_BYTES = 1 << 29  # of streams entering blocks that are kept; the last one always is
 SEQUENCES, LENGTH = 8, 512  # of calibration text where none is given
 
@@ -90,10 +88,11 @@ class GivenLayer:
 
 
 class ModelLayers:
-    """The layers of a model. The grams of a block are collected when it is first asked for.
+    """The layers of a model. The grams of a block are collected when it is asked for.
 
-    Args: tokens (sequences, length), the calibration text; outputs, see `LayerOutputs`. The
-    streams that enter the blocks on the way are kept, so that a deeper block starts from them.
+    Args: tokens (sequences, length), the calibration text; outputs, see `LayerOutputs`. The grams
+    of the last block are kept, and the streams that enter the blocks, so that another block starts
+    from the nearest. All are dropped once the weights have changed.
     The model is only read, and may be run meanwhile by another thread.
     """
 
@@ -105,10 +104,10 @@ class ModelLayers:
         check_tokens(model, tokens)
         self.model, self.tokens, self.outputs = model, tokens, outputs
         self.blocks = len(find_blocks(model))
-        self._layers: OrderedDict[int, dict[str, LayerOutputs]] = OrderedDict()
-        self._streams: dict[int, Tensor] = {}
-        self._replay: Replay | None = None
-        self._seen: tuple[int, ...] = ()
+        self._seen: tuple[int, ...] = ()  # the weights' versions, for which the rest is right
+        self._replay: Replay
+        self._streams: dict[int, Tensor] = {}  # by the block that they enter
+        self._layers: dict[int, dict[str, LayerOutputs]] = {}  # of one block
 
     def names(self, block: int) -> list[str]:
         """The names of a block's layers. Raises BadParameter if there is no such block."""
@@ -138,55 +137,41 @@ class ModelLayers:
     def get(self, progress: Progress, block: int, layer: str) -> LayerOutputs:
         """A layer with its gram; `progress` hears of the steps to its block and may stop them.
 
-        Raises BadParameter for a layer that does not exist, and if the weights changed meanwhile.
+        Raises BadParameter for a layer that does not exist.
         """
         check_choice("layer", layer, self.names(block))
-        # torch counts the writes to a tensor: grams of a changed model are worth nothing
-        if (versions := self._versions()) != self._seen:
-            self._layers.clear()
-            self._streams.clear()
-            self._replay, self._seen = None, versions
-        if block not in self._layers:
-            self._layers[block] = self._collect(block, progress)
-            if self._versions() != versions:
-                raise BadParameter(
-                    "the model's weights changed while its grams were collected: choose again"
-                )
-        self._layers.move_to_end(block)
-        while len(self._layers) > 1 and sum(map(_bytes, self._layers.values())) > GRAM_BYTES:
-            self._layers.popitem(last=False)
-        return self._layers[block][layer]
-
-    def _versions(self) -> tuple[int, ...]:
-        return tuple(parameter._version for parameter in self.model.parameters())
-
-    def _collect(self, block: int, progress: Progress) -> dict[str, LayerOutputs]:
-        """Run the model up to the block, from the nearest stream, and sum up the block's grams."""
-        if self._replay is None:
+        # torch counts the writes to a tensor
+        versions = tuple(parameter._version for parameter in self.model.parameters())
+        if versions != self._seen:
             # modules of our own that share the weights: hooks on them see only what we run
             shared = [*self.model.parameters(), *self.model.buffers()]
             twin = copy.deepcopy(self.model, {id(tensor): tensor for tensor in shared})
             batch = best_batch(device_of(self.model), self.tokens.shape[1])
             self._replay = Replay(twin, self.tokens, batch)
+            self._seen, self._streams, self._layers = versions, {}, {}
+        if block not in self._layers:
+            with eval_mode(self._replay.model):
+                self._layers = {block: self._collect(block, progress)}
+        return self._layers[block][layer]
+
+    def _collect(self, block: int, progress: Progress) -> dict[str, LayerOutputs]:
+        """Run the model up to the block, from the nearest stream, and sum up the block's grams."""
         replay, streams = self._replay, self._streams
         first = max((index for index in streams if index <= block), default=None)
         steps = block - (first or 0) + 2
-        with eval_mode(replay.model):
-            if first is None:
-                progress(0, steps, "steps: embedding the text")
-                streams.clear()  # only deeper ones are left, where memory is short
-                first, streams[0] = 0, replay.embed()
-            for index in range(first, block):
-                progress(index - first, steps, f"steps: running block {index}")
-                stream = streams[index]
-                if stream.nbytes * (len(streams) + 1) <= STREAM_BYTES:
-                    stream = stream.clone()
-                else:  # removed before it is overwritten: an error leaves it half done
-                    del streams[index]
-                replay.advance(index, stream)
-                streams[index + 1] = stream
-            progress(steps - 2, steps, f"steps: grams of block {block}")
-            grams, _ = replay.grams(block, streams[block])
+        if first is None:
+            progress(0, steps, "steps: embedding the text")
+            streams.clear()  # only deeper ones are left, where memory is short
+            first, streams[0] = 0, replay.embed()
+        for index in range(first, block):
+            progress(index - first, steps, f"steps: running block {index}")
+            stream = streams[index].clone()
+            replay.advance(index, stream)
+            if stream.nbytes * (len(streams) + 1) > STREAM_BYTES:
+                del streams[index]
+            streams[index + 1] = stream
+        progress(steps - 2, steps, f"steps: grams of block {block}")
+        grams, _ = replay.grams(block, streams[block])
         progress(steps - 1, steps, "steps: the picture")
         layers = find_layers(find_blocks(replay.model)[block], f"block {block}")
         return {
@@ -195,12 +180,6 @@ class ModelLayers:
             )
             for name, layer in layers.items()
         }
-
-
-def _bytes(layers: dict[str, LayerOutputs]) -> int:
-    """Memory of a block's layers; a gram that several share counts once."""
-    grams = {id(layer.gram): layer.gram.nbytes for layer in layers.values()}
-    return sum(grams.values()) + sum(layer.weight.nbytes for layer in layers.values())
 
 
 def find_source(

@@ -5,16 +5,13 @@ Fixtures live as long as a module: two modules may not hold playwright at the sa
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import lab_server
 import pytest
-from lab_browser import ARTEFACTS, FULL, NOTEBOOK_SECONDS, Watched, launch
+from lab_browser import FULL, NOTEBOOK_SECONDS, Watched, launch
 from lab_page import Book
-
-from helpers.paths import root
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -79,11 +76,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return (str(item.path), name if isinstance(name, str) else "")
 
     items.sort(key=place)
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say where the pictures are."""
-    pictures = sorted(ARTEFACTS.glob("*.png"))
-    if pictures and "playwright" in sys.modules:
-        where = ARTEFACTS.relative_to(root())
-        terminalreporter.write_line(f"{len(pictures)} pictures of notebooks in {where}")

@@ -10,13 +10,9 @@ from urllib.parse import urlsplit
 
 from lab_page import WINDOW
 
-from helpers.paths import root
-
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Playwright
 
-BROWSERS = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
-ARTEFACTS = root() / "results" / "ui"  # git ignores it
 FULL = os.environ.get("UI_FULL") == "1"
 # run in full, a notebook takes about two minutes on two slow cores
 NOTEBOOK_SECONDS = 900 if FULL else 240

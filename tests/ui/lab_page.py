@@ -1,4 +1,4 @@
-"""A notebook in the browser: open it, run it, read it, photograph it, operate its controls."""
+"""A notebook in the browser: open it, run it, read it, operate its controls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WINDOW = {"width": 1280, "height": 1000}
 SHOWN = """async area => {
   const rest = area.cloneNode(true);
   const controls = '.widget-slider, .widget-dropdown, .widget-checkbox, .widget-textarea,' +
-    '.widget-text, .jupyter-button, .widget-hprogress, .widget-play';
+    '.widget-text, .widget-select-multiple, .jupyter-button, .widget-hprogress, .widget-play';
   rest.querySelectorAll(controls).forEach(node => node.remove());
   rest.querySelectorAll('img').forEach(node => node.removeAttribute('src'));
   const parts = [rest.innerHTML];
@@ -98,7 +98,7 @@ class Book:
         return self.cell(name).locator(".jp-Cell-outputArea")
 
     def start_cell(self, code: str) -> None:
-        """Put code into a new cell at the end, and start it."""
+        """Put code into a new cell at the end, and run it."""
         self.page.keyboard.press("Escape")
         self.page.locator(".jp-Notebook .jp-Cell .jp-InputPrompt").last.click()
         self.page.keyboard.press("Escape")
@@ -118,25 +118,6 @@ class Book:
         """Run code in a new cell at the end, and return what it shows."""
         self.start_cell(code)
         return self.last_output()
-
-    def photograph(self, folder: Path, stem: str) -> list[Path]:
-        """The whole notebook in pictures of one size, from top to bottom."""
-        folder.mkdir(parents=True, exist_ok=True)
-        pictures: list[Path] = []
-        self.page.set_viewport_size({"width": WINDOW["width"], "height": 1700})
-        scroller = self.page.locator(".jp-Notebook .jp-WindowedPanel-outer")
-        scroller.evaluate("node => node.scrollTop = 0")
-        self.page.wait_for_timeout(500)
-        view, whole = scroller.evaluate("node => [node.clientHeight, node.scrollHeight]")
-        for number, top in enumerate(range(0, max(1, whole - 100), view), start=1):
-            scroller.evaluate("(node, top) => node.scrollTop = top", top)
-            self.page.wait_for_timeout(300)
-            path = folder / f"{stem}-{number}.png"
-            self.page.locator(".jp-Notebook").screenshot(path=path)
-            pictures.append(path)
-        scroller.evaluate("node => node.scrollTop = 0")
-        self.page.set_viewport_size(WINDOW)
-        return pictures
 
 
 # --- controls ------------------------------------------------------------------------------
@@ -207,38 +188,26 @@ def choose(area: Locator, label: str, *, keyboard: bool = False) -> None:
         select.select_option(index=now - 1 if up else now + 1)
 
 
-def tick(area: Locator, label: str, *, keyboard: bool = False) -> None:
-    """Tick a box, or take its tick away."""
-    text = area.page.locator("label", has_text=re.compile(f"^{re.escape(label)}$"))
-    box = area.locator(".widget-checkbox").filter(has=text)
-    if keyboard:
-        box.locator("input").focus()
-        area.page.keyboard.press("Space")
-    else:
-        box.locator("input").click()
-
-
 def shown(area: Locator) -> str:
     """What an explorer shows beside its controls, as text that can be compared."""
     return area.evaluate(SHOWN)
 
 
-def settled(area: Locator, seconds: float = 30) -> str:
-    """What is shown once it has stayed the same for half a second."""
+def settled(area: Locator, seconds: float = 60) -> str:
+    """What is shown once it has stayed the same for half a second, and no work is running."""
     end, last = time.monotonic() + seconds, shown(area)
     while time.monotonic() < end:
         area.page.wait_for_timeout(500)
         last, before = shown(area), last
-        if last == before:
+        if last == before and not area.locator(".widget-hprogress:visible").count():
             return last
     raise AssertionError(f"what is shown did not come to rest in {seconds:.0f} s")
 
 
-def wait_changed(area: Locator, before: str, seconds: float = 30) -> str:
-    """Wait until something else than `before` is shown; return what is shown at rest."""
+def wait_changed(area: Locator, before: str, seconds: float = 60) -> str:
+    """Wait until something else than `before` is shown at rest, and return it."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if shown(area) != before:
-            return settled(area, seconds)
-        area.page.wait_for_timeout(100)
+        if (now := settled(area, seconds)) != before:
+            return now
     raise AssertionError(f"nothing changed in {seconds:.0f} s")

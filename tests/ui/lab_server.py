@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import controls
-
 from helpers.paths import root
 from helpers.runner import plan as plans
 
@@ -174,7 +172,6 @@ def wait_for_server(folder: Path, log: Path) -> dict:
 def lab(folder: Path, *, quick: bool) -> Iterator[Lab]:
     """JupyterLab on a copy of the project, below a folder whose name has spaces."""
     project = project_copy(folder / "a project with spaces", quick=quick)
-    controls.write_notebook(project / "notebooks")
     options = ["--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0"]
     options += [f"--ServerApp.root_dir={project}", "--LabApp.extension_manager=readonly"]
     command = [sys.executable, "-m", "jupyter", "lab", *options]

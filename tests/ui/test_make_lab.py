@@ -71,12 +71,6 @@ def test_the_printed_address_opens_the_first_notebook(start: Any, printed: str) 
     assert any(name.startswith("06_") for name in names)
 
 
-def test_a_link_opens_the_next_notebook(start: Any) -> None:
-    start.locator('.jp-RenderedMarkdown a:text-is("01_calibration_capture")').first.click()
-    current_tab(start, "01_calibration_capture.ipynb")
-    start.locator(".jp-NotebookPanel h1:visible").first.wait_for()
-
-
 def test_a_link_opens_a_committed_table(start: Any) -> None:
     start.locator('.jp-RenderedMarkdown a:text-is("01_calibration_capture")').first.click()
     current_tab(start, "01_calibration_capture.ipynb")
@@ -85,7 +79,3 @@ def test_a_link_opens_a_committed_table(start: Any) -> None:
     link.click()
     current_tab(start, "claims.md")
     assert start.locator(".jp-Dialog").count() == 0
-
-
-def test_the_page_asks_nobody_outside(watched: Watched) -> None:
-    assert watched.strayed == []
