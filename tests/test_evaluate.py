@@ -56,6 +56,15 @@ def test_perplexity_by_hand() -> None:
     assert perplexity(model, tokens, length=3) == pytest.approx(128**0.25, rel=1e-5)
 
 
+@pytest.mark.parametrize("length", [2, 16, 17, 33, 34, 50])
+def test_losses_are_summed_over_all_parts_of_a_window(length: int, monkeypatch) -> None:
+    # 16 positions at a time: one part, exact multiples, and a last part of one position
+    monkeypatch.setattr("helpers.evaluate.POSITIONS", 16)
+    model, tokens = fam.build("llama"), long_text(tokens=length)  # a single window
+    expected = own_loss_perplexity(model, tokens, length)
+    assert perplexity(model, tokens, length=length) == pytest.approx(expected, rel=1e-5)
+
+
 def test_limit_takes_the_first_windows_and_none_takes_all() -> None:
     model, tokens = fam.build("llama"), long_text()
     first = own_loss_perplexity(model, tokens[: 3 * 40], 40)

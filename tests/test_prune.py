@@ -247,6 +247,9 @@ def test_the_report_adds_up() -> None:
         {**vars(layer), "shape": list(layer.shape)} for layer in report.layers
     ]
     assert values["seconds"] == spent and 0 <= values["parity"] < 1e-6
+    assert (values["method"], values["pattern"]) == ("admm-grad", report.pattern)
+    assert (values["batch"], values["halved"]) == (report.batch, [])
+    assert values["dead_inputs"] == report.dead_inputs
 
 
 def test_after_block_sees_the_pruned_block_and_the_stream_that_enters_it() -> None:
