@@ -133,7 +133,7 @@ def check_keep(
         if fullest > pattern.n:
             raise BadMask(
                 f"keep has a group with {fullest} weights, pattern {pattern} allows {pattern.n}: "
-                "mend the mask or leave the pattern unstructured"
+                "correct the mask or leave the pattern unstructured"
             )
     found = 1 - int(keep.sum()) / keep.numel()
     zeros = int((~keep).sum())
