@@ -69,6 +69,7 @@ def make_record(
         "schema": SCHEMA,
         "notebook": notebook,
         "name": name,
+        # the path would make two records of the same run differ
         "parameters": {key: value for key, value in parameters.items() if key != "record_path"},
         "metrics": {key: _metric(key, value) for key, value in metrics.items()},
         "model": model,
@@ -86,6 +87,7 @@ def make_record(
             "machine": platform.machine(),
             "cores": os.cpu_count() or 1,
         },
+        # UTC, so that records of two machines can be put in order
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     return check_record({key: _plain(value, key) for key, value in record.items()})
@@ -124,6 +126,7 @@ def read_records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Raises RecordError if one of them cannot be used.
     """
+    # sorted, as a file system lists names in any order
     return [read_record(path) for path in sorted(Path(folder).glob("*.json"))]
 
 
@@ -160,6 +163,7 @@ def check_type(name: str, value: Any, allowed_types: Iterable[type | None]) -> N
     types = {NoneType if kind is None else kind for kind in allowed_types}
     if isinstance(value, float) and not math.isfinite(value):
         raise BadParameter(f"{name} = {value} is not a finite number: give one")
+    # type() and not isinstance, because True is an int to isinstance
     if type(value) in types or (type(value) is int and float in types):
         return
     if not isinstance(value, (bool, NoneType)) and isinstance(value, tuple(types)):
@@ -206,6 +210,7 @@ def _plain(value: Any, where: str) -> Any:
 
     Raises RecordError for NaN, infinity and anything else that JSON cannot hold.
     """
+    # a tensor or array becomes nested lists, a scalar a number of Python's own
     if hasattr(value, "tolist") and not isinstance(value, type):
         value = value.tolist()
     if value is None or isinstance(value, (bool, str)):
@@ -226,6 +231,7 @@ def _to_json(record: Mapping[str, Any]) -> str:
     """JSON with one field, and one layer, a line, so that a diff of two records can be read."""
     lines = []
     for key, value in record.items():
+        # allow_nan=False raises where something not finite has come through all the same
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
         if key == "layers" and value:
             rows = ",\n  ".join(json.dumps(row, allow_nan=False) for row in value)
@@ -238,6 +244,7 @@ def _versions() -> dict[str, str]:
     """Versions of Python and of the packages that are installed."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
+        # a package that is not installed cannot have changed a number
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return versions
@@ -258,6 +265,7 @@ def git_state(sources: Iterable[str] = SOURCES) -> dict[str, Any] | None:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root():
             return None  # the project was copied into another project's checkout
+        # untracked files count too: a new module can change a number
         changes = git("status", "--porcelain", "--", *sources)
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
     except (OSError, subprocess.SubprocessError):
