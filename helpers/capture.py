@@ -39,9 +39,9 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one block, apart from the stream itself, and what it answers beside it.
+    """The arguments of one block, apart from the stream itself, and what it returns beside it.
 
-    rest: the other outputs of a block that answers a tuple, None if it answers the stream alone.
+    rest: the other outputs of a block that returns a tuple, None if it returns the stream alone.
     """
 
     args: tuple[Any, ...]
@@ -58,7 +58,7 @@ class Capture:
     logits: Tensor | None
 
 
-# A hook cannot return from the model's forward; an exception is the only way out of it.
+# A hook cannot return from the model's forward; an exception is the only way out of it
 class _Captured(Exception):
     """Ends a forward pass when enough has been seen."""
 
@@ -105,7 +105,7 @@ def capture(model: nn.Module, tokens: Tensor, *, head: bool = True) -> Capture:
 
 
 def _split(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Call]:
-    """Part the stream (a block's first argument, however it is passed) from the rest."""
+    """Separate the stream (a block's first argument, however it is passed) from the rest."""
     if args:
         return args[0], Call(tuple(args[1:]), dict(kwargs))
     # called by keyword: the name of the stream differs by family, its position does not
@@ -117,8 +117,7 @@ def _split(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Dropout off; each module's mode is restored whatever happens."""
-    # one by one, because model.train() at the end would also switch on what the caller had switched
-    # off
+    # one by one: model.train() at the end would also switch on modules that the caller had in eval
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -250,8 +249,8 @@ def check_parity(model: nn.Module, calls: list[Call], tokens: Tensor) -> float:
     logits, stream = _forward_and_replay(model, calls, tokens)
     check_stream(logits, "called logits")
     replayed = logits_of(model, tokens, stream, calls)
-    # in place, as logits are the largest thing in memory
-    # an exact replay gives the same bits and so 0; the largest logit is the scale of rounding
+    # In place, as logits are the largest thing in memory. An exact replay gives the same bits and
+    # so 0; the largest logit is the scale of rounding
     difference = (replayed.sub_(logits).abs_().max() / logits.abs_().max()).item()
     limit = PARITY_TOLERANCE.get(logits.dtype, 1e-4)
     # not `>`: NaN compares false either way, and must not pass
@@ -278,8 +277,8 @@ def _forward_and_replay(
     def follow(index: int) -> Any:
         def replay(block: nn.Module, _args: Any, _output: Any) -> None:
             nonlocal stream, replaying
-            # run_block calls the block, and so this hook
-            if replaying:  # the replay itself has come here
+            # run_block calls the block, and so this hook a second time
+            if replaying:
                 return
             replaying = True
             stream = run_block(block, stream, calls[index])

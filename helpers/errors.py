@@ -1,6 +1,6 @@
 """Errors a person can act on: one line that says what was given, what is allowed and what to do.
 
-All derive from `HelpersError`, which tells "the user must change something" from a bug.
+All derive from `HelpersError`, which separates "the user must change something" from a bug.
 """
 
 from __future__ import annotations

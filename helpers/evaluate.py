@@ -58,7 +58,6 @@ def perplexity(
     windows · length · width · (size of dtype) bytes.
     Raises BadParameter, CalibrationTooShort (less text than asked for), NonFinite.
     """
-    # (windows, length)
     windows = check_windows(model, tokens, length, limit)
     check_whole("batch", batch)
     with eval_mode(model):

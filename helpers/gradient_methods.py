@@ -64,8 +64,7 @@ class MaskedLeastSquares:
         check_keep(keep, weight.shape, None, "unstructured")
         if not all_finite(weight):
             raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
-        # float16 weights are solved in float32: steps far smaller than the weights would round to
-        # nothing
+        # float16 weights are solved in float32: small steps would otherwise round to nothing
         kind = torch.promote_types(weight.dtype, torch.float32)
         self.keep = keep
         self.D, self.scale = damped_system(gram.to(kind), damping, precondition=precondition)
@@ -161,8 +160,8 @@ def _heavy_ball(like: Tensor, rate: float, momentum: float) -> Step:
     velocity = torch.zeros_like(like)
 
     def step(_: int, current: Tensor, slope: Tensor) -> None:
-        velocity.mul_(momentum).add_(slope)
         # v ← momentum · v + slope; Ŵ ← Ŵ − rate · v
+        velocity.mul_(momentum).add_(slope)
         current.sub_(velocity, alpha=rate)
 
     return step

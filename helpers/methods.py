@@ -96,14 +96,15 @@ def register(
             pattern = Pattern.parse(pattern)
             sparsity = _check_layer(name, weight, sparsity, pattern, keep)
             gram = _checked_gram(name, gram, weight.shape[1])
-            # float() does not copy a float32 weight: what a method writes there is written into the
-            # model
+            # float() does not copy a float32 weight: what is written there is in the model
             dense = weight.detach().float()
             matrix = None if gram is None else gram.matrix
             # sums over the bits find a change at a fraction of the cost of two copies
             before = _bit_sums(dense, matrix)
             result = function(
                 dense,
+                # q, k and v read one input: with the Gram itself they are solved with one
+                # factorisation
                 gram if shares_factor else matrix,
                 sparsity=sparsity,
                 pattern=pattern,
@@ -298,8 +299,7 @@ def _load_own(name: str, path: Path) -> None:
     # a file may register one method and fail at the next
     before = dict(METHODS)
     try:
-        # run, not imported: the folder is no package, and the file is read anew after it was
-        # corrected
+        # run, not imported: an import would not read the file again after it was corrected
         runpy.run_path(str(path))
     except Exception as error:  # a reader's file may raise anything
         METHODS.clear()
@@ -405,6 +405,8 @@ def check_method(name: str) -> list[Promise]:
 def magnitude(weight, gram, *, sparsity, pattern, keep=None, budget="matrix"):
     """Keep the largest |W|; weights are not updated (Han et al. 2015)."""
     if keep is None:
+        # the same as the others without ‖x‖: a weight on a large input counts for no more than
+        # another
         keep = select(weight.abs(), sparsity, pattern, budget)
     return LayerResult(weight * keep, keep)
 
@@ -480,5 +482,6 @@ def admm_grad(
 def sparse_gpt(weight, gram, *, sparsity, pattern, keep=None, damping=0.01, block_size=128):
     """Column by column, later columns making up for earlier ones (Frantar & Alistarh 2023)."""
     options = dict(keep=keep, damping=damping, block_size=block_size)
+    # mask and update are one pass: a column's mask depends on the updates of the columns before it
     new, keep, used = sparsegpt.solve(weight, gram, sparsity=sparsity, pattern=pattern, **options)
     return LayerResult(new, keep, damping=used)

@@ -123,7 +123,7 @@ def _tiny_model() -> tuple[nn.Module, Any]:
         max_position_embeddings=2048,
         tie_word_embeddings=True,
     )
-    # the caller's random state is as before afterwards; models are initialised on the CPU
+    # the caller's random state is restored; only the CPU's, as the model is initialised there
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config), tokenizer
@@ -136,8 +136,8 @@ def _identity(name: str | Path, model: nn.Module) -> dict[str, Any]:
     if str(name) == "embedded":
         identity["sha256"] = next(iter(ASSETS["model"].members.values()))
     elif str(name) != "tiny" and folder.is_dir():
-        # not its path, which says nothing on another machine; the masks follow from the weights
-        # sorted, as a folder lists its files in any order, and the hash depends on it
+        # Not its path, which says nothing on another machine; the masks follow from the weights.
+        # Sorted, as a folder lists its files in any order and the hash depends on the order
         files = sorted(set(folder.glob("*.safetensors")) - {folder / MASK_FILE})
         hashes = "".join(f"{path.name} {sha256_file(path)}\n" for path in files)
         sha256 = hashlib.sha256(hashes.encode()).hexdigest()
@@ -211,7 +211,7 @@ def find_layers(block: nn.Module, where: str = "block") -> dict[str, nn.Module]:
         # a norm may hold one scale per head and channel: a matrix that nothing is multiplied by
         known = isinstance(module, (nn.Linear, Conv1D, nn.Embedding))
         known |= "Norm" in type(module).__name__
-        # recurse=False: each parameter once, with the module that owns it
+        # recurse=False: each parameter once, judged by the module that owns it
         for name, parameter in module.named_parameters(module_name, recurse=False):
             if parameter.ndim >= (3 if known else 2):
                 others[name] = parameter
@@ -222,7 +222,6 @@ def find_layers(block: nn.Module, where: str = "block") -> dict[str, nn.Module]:
             f"{tuple(others[name].shape)} it looks like fused experts, quantised weights, a "
             "convolution or a recurrence; choose a model of linear layers only, such as Llama"
         )
-    # in the order in which the block's class defines them
     layers = {n: m for n, m in block.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
     if not layers:
         raise UnsupportedModel(f"{where} has no linear layer to prune: choose another model")

@@ -79,6 +79,7 @@ class PruneReport:
     @property
     def error(self) -> float | None:
         """Mean relative error ‖XW − XŴ‖²/‖XW‖² over layers, None without calibration."""
+        # not weighted: each error is already relative to the output of its own layer
         errors = [layer.error for layer in self.layers if layer.error is not None]
         return sum(errors) / len(errors) if errors else None
 
@@ -134,8 +135,8 @@ def prune_model(
     """
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
     check_request(model, tokens, method, batch, after_block, arguments)
-    # Dropout must be off also while a block is measured: random zeros would enter the grams
     loop = Loop(model, method, arguments, progress=progress, after_block=after_block)
+    # dropout off: its random zeros would enter the grams
     with eval_mode(model), loop.damage_in_errors():
         return loop.run(tokens, batch)
 
@@ -181,10 +182,13 @@ def check_request(
     for index, block in enumerate(find_blocks(model)):
         for name, layer in find_layers(block, f"block {index}").items():
             check_divides(pattern, read_weight(layer).shape[1])
+            # on the meta device there are shapes only; such a weight is checked when it is read
             if not layer.weight.is_meta:
                 check_weights(f"block {index} {name}", layer)
 
 
+# The core imports no wing, so the loop is given what a wing adds: a Store that saves finished
+# blocks and resumes, and a Team of processes. These two classes are the plain case
 class Store:
     """Where pruned blocks go. This one leaves them in the model."""
 
@@ -256,13 +260,13 @@ class Loop:
         team: Team | None = None,
     ) -> None:
         pattern = Pattern.parse(arguments["pattern"])
+        # the pattern is parsed once, here, and not for every layer
         self.model, self.arguments = model, {**arguments, "pattern": pattern}
         self.method = get_method(method)
         self.report = PruneReport(method, str(pattern))
         self.progress, self.after_block = progress, after_block
         self.store, self.team = store or Store(), team or Team()
         self.blocks = find_blocks(model)
-        # for the progress: layers, not blocks
         self.total = sum(len(find_layers(block)) for block in self.blocks)
         self.device = device_of(model)
         self.seconds = {"forward": 0.0, "solve": 0.0}
@@ -276,6 +280,7 @@ class Loop:
         started = time.perf_counter()
         replay = stream = None
         if self.method.needs_calibration:
+            # each process runs its own part of the text through the whole model
             tokens = self.team.part(tokens)
             with self.timed("forward"):
                 batch = batch or best_batch(self.device, tokens.shape[1])
@@ -339,6 +344,7 @@ class Loop:
 
     def prune_block(self, index: int, grams: dict[str, Gram] | None) -> None:
         """Solve and overwrite each layer of one block."""
+        # by name, in the order of the block's definition: layers that share a gram come together
         layers = find_layers(self.blocks[index], f"block {index}")
 
         def prune(name: str) -> LayerReport:
@@ -364,6 +370,8 @@ class Loop:
     ) -> LayerReport:
         """Solve and overwrite one layer."""
         started = time.perf_counter()
+        # (d_out, d_in), the layer's own memory; the registry sees to it that a method does not
+        # write there
         weight = read_weight(layer)
         try:
             result = self.method(weight, gram, **self.arguments)
@@ -371,6 +379,8 @@ class Loop:
             # the same class, so that a caller can catch it as before, and now with the layer's name
             raise type(error)(f"block {index} {name}: {error}") from error
         except (RuntimeError, MemoryError) as error:
+            # torch raises RuntimeError for nearly everything; only a lack of memory is the user's
+            # to solve
             if not out_of_memory(error):
                 raise
             raise OutOfMemory(

@@ -24,6 +24,7 @@ from typing import Any
 from helpers.errors import BadParameter, RecordError, first_line
 from helpers.paths import replace_file, results_dir, root
 
+# raised when fields change their meaning: an older record is then refused, not misread
 SCHEMA = 1
 # a record's fields by their type in JSON; a record that lacks one is not used
 FIELDS: dict[Any, tuple[str, ...]] = {
@@ -177,6 +178,8 @@ def check_type(name: str, value: Any, allowed_types: Iterable[type | None]) -> N
 def _hint(value: Any, types: set[type]) -> str:
     """What to write instead, for the two ways in which YAML changes a type unnoticed."""
     if isinstance(value, str) and types & {int, float}:
+        # YAML 1.1 wants a point in a float: 1e-3 is text. It also reads 2:4 as 124, in base 60, and
+        # an unquoted no as False
         if match := EXPONENT_WITHOUT_POINT.fullmatch(value.strip()):
             return f" (YAML reads {value} as text: write {match[1]}.0e{int(match[2]):+d})"
         try:

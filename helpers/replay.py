@@ -55,9 +55,8 @@ def layer_grams(
     def add(reader: str, layer: nn.Module, inputs: Tensor) -> None:
         nonlocal seconds
         started = time.perf_counter()
-        # a family need not be known: layers share an input if they are given the very same tensor
-        # `is`, and not the address: freed memory is given to the next tensor, and the list `seen`
-        # keeps these alive while they are compared
+        # A family need not be known: layers share an input if they are given the very same tensor.
+        # Equal addresses would not prove it, as freed memory is reused by the next tensor
         twin = next((other for other, tensor in seen if tensor is inputs), None)
         seen.append((reader, inputs))
         if reader not in adder:
@@ -75,8 +74,7 @@ def layer_grams(
         seconds += time.perf_counter() - started
 
     def hook(reader: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        # a function of its own for each layer: a lambda in the loop below would see the last
-        # `reader` only
+        # a function for each layer: a lambda in the loop below would see only the last `reader`
         return lambda layer, args: add(reader, layer, args[0])
 
     with contextlib.ExitStack() as stack:
@@ -193,9 +191,8 @@ class Replay:
         """The parity gate: see `check_parity`."""
 
         def check() -> float:
-            # reversed text has the same shape and another content, which exposes arguments that
-            # depend on the tokens
-            # positions and mask are the same for reversed text, so a faithful replay passes
+            # reversed text has the same shape, positions and mask but another content: it exposes
+            # arguments that depend on the tokens
             return check_parity(self.model, self.calls, self.tokens[: self.batch].flip(1))
 
         return self._tried("the parity gate", check)

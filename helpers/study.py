@@ -146,8 +146,7 @@ class _Case:
     def timed(self, solve: Callable[[], Any]) -> tuple[Any, float]:
         """What a solver returns, and its seconds."""
         started = self.now()
-        # in this order: Python evaluates a tuple from the left, so the clock is read when it is
-        # solved
+        # Python evaluates a tuple from the left, so the clock is read again after the solve
         return solve(), self.now() - started
 
     def measure(self, new: Tensor) -> dict[str, float]:
@@ -185,8 +184,7 @@ class _Case:
     def references(self) -> list[dict[str, Any]]:
         """The rows without iterations: no update, SparseGPT, and exact least squares."""
         weight, gram, keep = self.weight, self.gram, self.keep
-        # the two ends of the scale: the masked weight without an update, and at the bottom the
-        # optimum
+        # the two ends of the scale are the masked weight without an update and the optimum
         rows = [self.row(_settings("none"), None, weight * keep, 0.0)]
         solved, seconds = self.timed(lambda: METHODS["sparsegpt"](weight, gram, keep=keep))
         settings = _settings("sparsegpt", damping=solved.damping)
