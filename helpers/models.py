@@ -83,7 +83,7 @@ def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple
     common = {**where, "trust_remote_code": False}
     try:
         # first, because for a family that transformers does not know the config's error says so,
-        # and the tokenizer's speaks of tokenizers
+        # and the tokenizer's does not
         AutoConfig.from_pretrained(source, **common)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
         # use_safetensors: a pickle (.bin) can run code when it is loaded

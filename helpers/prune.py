@@ -370,8 +370,8 @@ class Loop:
     ) -> LayerReport:
         """Solve and overwrite one layer."""
         started = time.perf_counter()
-        # (d_out, d_in), the layer's own memory; the registry sees to it that a method does not
-        # write there
+        # (d_out, d_in), the layer's own memory; the registry refuses a method that writes
+        # there
         weight = read_weight(layer)
         try:
             result = self.method(weight, gram, **self.arguments)
