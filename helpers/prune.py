@@ -370,8 +370,7 @@ class Loop:
     ) -> LayerReport:
         """Solve and overwrite one layer."""
         started = time.perf_counter()
-        # (d_out, d_in), the layer's own memory; the registry refuses a method that writes
-        # there
+        # (d_out, d_in), the layer's own memory: the registry refuses a method that writes there
         weight = read_weight(layer)
         try:
             result = self.method(weight, gram, **self.arguments)
