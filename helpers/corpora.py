@@ -84,11 +84,14 @@ def calibration_tokens(
     source = _check_source(source, CALIBRATION_SOURCES)
     sequences = check_whole("sequences", sequences)
     length = check_whole("length", length)
+    # Python's generator and not torch's or NumPy's: it is the one that the published code seeds
     draw = random.Random(check_whole("seed", seed, least=0))
     if source == "c4":
         return _windows_of_documents(_hub_rows(C4, "train"), tokenizer, sequences, length, draw)
     as_published = source == "wikitext2"
     if as_published:
+        # one text, tokenised in one go: 37,000 lines joined by spaces, empty ones included, as
+        # published
         stream = _tokenise(tokenizer, " ".join(_hub_rows(WIKITEXT2, "train")["text"]))
     else:
         stream = _joined(_documents(source), tokenizer)
@@ -99,9 +102,11 @@ def calibration_tokens(
         )
     if as_published:
         last = max(len(stream) - length - 1, 0)  # the published code never draws the last start
+        # randint includes both ends
         offsets = [draw.randint(0, last) for _ in range(sequences)]
     else:
         offsets = _offsets(len(stream), sequences, length, draw)
+    # (sequences, length); stack copies, so the long stream is freed
     return torch.stack([stream[at : at + length] for at in offsets])
 
 
@@ -142,7 +147,9 @@ def corpus_identity(source: str | os.PathLike[str]) -> dict[str, str]:
 def c4_documents() -> list[str]:
     """The 568 embedded C4 documents: one a line, without duplicates and menu-only pages."""
     lines = fetch_asset("c4").read_text(encoding="utf-8").split("\n")
+    # a dict keeps the order of first appearance, a set would not
     unique = dict.fromkeys(line.strip() for line in lines if line.strip())
+    # a full stop inside a number or an address has a letter or digit after it and does not count
     sentence_end = re.compile(r"[.!?](?:\s|$|[\"'”’)])")
     return [
         text
@@ -159,6 +166,7 @@ def wiki_articles() -> list[str]:
     text = fetch_asset("wiki").read_text(encoding="utf-8")
     articles = []
     for page in re.findall(r"<doc [^>]*>\n(.*?)\n?</doc>", text, flags=re.DOTALL):
+        # a page's first line is its title
         _title, _, body = page.partition("\n")
         lines = [line for line in body.strip().split("\n") if len(line.split()) > 1]
         articles.append("\n".join(lines))
@@ -197,6 +205,8 @@ def _windows_of_documents(
     The calls of `draw` are those of the SparseGPT and Wanda code, in its order.
     """
     windows: list[Tensor] = []
+    # documents known to be too short: drawn again they are skipped without tokenising, which
+    # changes no draw
     short: set[int] = set()
     while len(windows) < sequences:
         if len(short) == len(rows):
@@ -210,6 +220,7 @@ def _windows_of_documents(
         if len(tokens) <= length:
             short.add(index)
             continue
+        # the published code's bounds: the last possible start is never drawn
         at = draw.randint(0, len(tokens) - length - 1)
         windows.append(tokens[at : at + length])
     return torch.stack(windows)
@@ -223,6 +234,7 @@ def _tokenise(tokenizer: Any, text: str) -> Tensor:
 
 def _joined(documents: list[str], tokenizer: Any) -> Tensor:
     """Tokens of all documents with an end-of-sequence token between them, int64 (tokens,)."""
+    # special tokens would put a start token into the middle of the stream
     encoded = tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
     end = getattr(tokenizer, "eos_token_id", None)
     stream = list(encoded[0])
@@ -237,6 +249,8 @@ def _documents(source: str) -> list[str]:
         return c4_documents()
     path = Path(source)
     with _file_errors(source):
+        # utf-8-sig drops the mark that Windows editors put first, which would become a token;
+        # Windows line ends would change the tokens too
         text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     documents = [text]
     if path.suffix.lower() == ".jsonl":

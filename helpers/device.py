@@ -29,6 +29,7 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", text):
         raise BadParameter(f'device {text!r} is unknown: choose "auto", "cpu", "cuda" or "cuda:N"')
+    # "cuda" alone is device 0
     count = torch.cuda.device_count()
     if text != "cpu" and int(text.partition(":")[2] or 0) >= count:
         raise BadParameter(f'device {text!r} is not here: {count} CUDA devices found; use "auto"')
@@ -56,6 +57,7 @@ def describe_device(device: torch.device | str) -> str:
 
 def synchronise(device: torch.device | str) -> None:
     """Wait for a GPU to finish: its calls return before the work is done."""
+    # a clock that is read without this measures how fast work is queued
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -67,8 +69,10 @@ def all_finite(tensor: torch.Tensor) -> bool:
     """
     if tensor.ndim == 0:
         return bool(torch.isfinite(tensor))
+    # rows of the first dimension that hold about PART numbers together
     rows = max(1, PART * len(tensor) // max(1, tensor.numel()))
     parts = [torch.isfinite(part).all() for part in tensor.split(rows)]
+    # one bool for all parts: each would make the host wait for a GPU
     return bool(torch.stack(parts).all())
 
 
@@ -77,6 +81,7 @@ def bit_sum(tensor: torch.Tensor) -> int:
 
     It is exact, so any change of one entry changes it; an exchange of two entries does not.
     """
+    # whole numbers add up exactly in any order; floats would round, and a small change could vanish
     return int(tensor.view(torch.int32).sum(dtype=torch.int64))
 
 
@@ -89,6 +94,7 @@ def fast_products(device: torch.device | str, fast: bool) -> Iterator[None]:
     if torch.device(device).type != "cuda":
         yield
         return
+    # TF32 has float32's range and 10 bits of mantissa instead of 23: about three digits
     products = torch.backends.cuda.matmul
     # newer versions of torch refuse the older switch once a caller has used the new one
     new = hasattr(products, "fp32_precision")
@@ -100,6 +106,7 @@ def fast_products(device: torch.device | str, fast: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def attribute(holder: Any, name: str, value: Any) -> Iterator[None]:
     """Inside, an attribute of `holder`, such as a library's switch, has another value."""
+    # restored after an error too, since the switch holds for the whole process
     before = getattr(holder, name)
     setattr(holder, name, value)
     try:
@@ -116,6 +123,7 @@ def memory_growth(device: torch.device | str) -> Iterator[SimpleNamespace]:
     """
     growth, before, on_gpu = SimpleNamespace(bytes=None), None, torch.device(device).type == "cuda"
     if on_gpu:
+        # torch's peak is counted from here on
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
     else:

@@ -1,6 +1,6 @@
 """Errors a person can act on: one line that says what was given, what is allowed and what to do.
 
-All derive from `HelpersError`, which tells "the user must change something" from a bug.
+All derive from `HelpersError`, which separates "the user must change something" from a bug.
 """
 
 from __future__ import annotations
@@ -116,6 +116,7 @@ def check_choice(
     choices = list(choices)
     if isinstance(value, str) and value in choices:
         return value
+    # a typing mistake is the usual cause: "wnada" is answered with "wanda"
     near = difflib.get_close_matches(str(value), choices, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise error(f"{what} {value!r} is unknown: choose one of {allowed(choices)}{hint}")
@@ -123,6 +124,7 @@ def check_choice(
 
 def check_whole(what: str, value: object, *, least: int = 1) -> int:
     """Return `value` if it is a whole number of at least `least`, else raise BadParameter."""
+    # numbers.Integral takes NumPy's integers too; a bool is an int to Python and is refused
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if whole and value >= least:
         return int(value)

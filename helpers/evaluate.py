@@ -215,7 +215,7 @@ def zero_shot(
             softmax_dtype=torch.float32,
         )
         # not simple_evaluate, which also runs git and other programs to describe the machine
-        answer = lm_eval.evaluate(
+        answer = lm_eval.evaluate(  # its samples hold each item's likelihoods
             lm=harness,
             task_dict=_harness_tasks(names, source, items),
             samples=items if source == "hub" else None,  # embedded rows are the chosen ones only
@@ -297,6 +297,7 @@ def _quiet_harness(source: str) -> Iterator[None]:
 
     logger = logging.getLogger("lm_eval")
     with contextlib.ExitStack() as stack:
+        # an ExitStack calls these in reverse order when the block is left, after an error too
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())
         stack.enter_context(torch.random.fork_rng(devices=[]))

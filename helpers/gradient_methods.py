@@ -64,6 +64,7 @@ class MaskedLeastSquares:
         check_keep(keep, weight.shape, None, "unstructured")
         if not all_finite(weight):
             raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
+        # float16 weights are solved in float32: small steps would otherwise round to nothing
         kind = torch.promote_types(weight.dtype, torch.float32)
         self.keep = keep
         self.D, self.scale = damped_system(gram.to(kind), damping, precondition=precondition)
@@ -81,6 +82,7 @@ class MaskedLeastSquares:
         """The answer in the units of the original weight. Raises NonFinite if it diverged."""
         if not all_finite(current):
             raise NonFinite(f"{solver} diverged: give a smaller learning rate or more damping")
+        # back from s·Ŵ to Ŵ; column j is divided by s_j
         return Solution(current / self.scale, self.keep, self.damping)
 
 
@@ -116,6 +118,7 @@ def gradient_refit(
     problem = MaskedLeastSquares(
         weight, gram, keep, iterations=iterations, damping=damping, precondition=precondition
     )
+    # the masked weight: what is left without any update
     current = problem.dense * keep
     if optimiser == "adam":
         # Adam's steps have the size of its rate whatever the slope, so it is measured in weights
@@ -157,6 +160,7 @@ def _heavy_ball(like: Tensor, rate: float, momentum: float) -> Step:
     velocity = torch.zeros_like(like)
 
     def step(_: int, current: Tensor, slope: Tensor) -> None:
+        # v ← momentum · v + slope; Ŵ ← Ŵ − rate · v
         velocity.mul_(momentum).add_(slope)
         current.sub_(velocity, alpha=rate)
 
@@ -166,6 +170,8 @@ def _heavy_ball(like: Tensor, rate: float, momentum: float) -> Step:
 def _curvature(D: Tensor) -> float:
     """Largest eigenvalue of 2 D, the most that the gradient changes a unit of distance."""
     generator = torch.Generator().manual_seed(0)
+    # drawn on the CPU, so that every device starts from the same vector; a random one is orthogonal
+    # to the wanted eigenvector with probability 0
     vector = torch.randn(len(D), generator=generator, dtype=D.dtype).to(D.device)
     # power iteration: a product with D stretches the part along the largest eigenvalue's
     # eigenvector most, so after some of them little else is left, and its length is the eigenvalue
@@ -217,10 +223,12 @@ def conjugate_gradients(
     search, image = residual.clone(), torch.empty_like(current)
     size = _dot(residual, residual)
     for iteration in range(1, iterations + 1):
+        # (d_out, d_in), row i: p A of output i, once its pruned columns are 0
         torch.mm(search, problem.D, out=image)
         image.mul_(keep)
         length = _ratio(size, _dot(search, image))  # the minimum along the search direction
         current.addcmul_(search, length)
+        # b − A (x + α p) = residual − α A p: no second product with D
         residual.addcmul_(image, length, value=-1)
         before, size = size, _dot(residual, residual)
         # the new residual, plus as much of the old direction as makes the two conjugate

@@ -19,6 +19,7 @@ from helpers.device import all_finite
 from helpers.errors import BadParameter, NonFinite, NotPositiveDefinite
 from helpers.fast import panels
 
+# relative to the largest entry: a gram that someone else computed is symmetric up to rounding only
 SYMMETRY_TOLERANCE = 1e-4
 PRODUCT_SIZE = 1 << 22  # numbers of a product made at a time
 CHECKED_ROWS = 512  # at a time, so that checking takes little memory
@@ -34,7 +35,10 @@ class Gram:
     """
 
     def __init__(self, d_in: int, device: torch.device | str = "cpu") -> None:
+        # float32 whatever the model's dtype: the sum over 10⁵ tokens is factored later, and half
+        # precision has too few digits for that
         self._sum = torch.zeros(d_in, d_in, dtype=torch.float32, device=device)
+        # an empty sum is symmetric and finite: there is nothing to mirror or to check yet
         self._mirrored = self._checked = True
         self._derived: tuple[Hashable, Any] | None = None
         self.tokens = 0
@@ -44,6 +48,8 @@ class Gram:
         """The Gram of a matrix (d_in, d_in) that is XᵀX already; a Gram is returned as it is."""
         if isinstance(matrix, Gram):
             return matrix
+        # __init__ would allocate a sum of zeros only to replace it. A float32 matrix is not copied;
+        # it comes from the caller, so it has yet to be checked
         gram = cls.__new__(cls)
         gram._sum, gram._mirrored, gram._checked = matrix.float(), True, False
         gram._derived, gram.tokens = None, 0
@@ -51,9 +57,12 @@ class Gram:
 
     def add(self, inputs: Tensor) -> None:
         """Add inputs of shape (..., d_in), any float type; the sum is kept in float32."""
+        # (batch, length, d_in) → (batch · length, d_in): to a gram every token is a row of X.
+        # float32 before the product: a sum of squares soon passes float16's largest value, 65504
         rows = inputs.detach().reshape(-1, self._sum.shape[0]).float()
         panels.add_upper(self._sum, rows)  # the lower half follows when the matrix is asked for
         self._mirrored = self._checked = False
+        # a factor of the sum as it was before these rows
         self._derived = None
         self.tokens += rows.shape[0]
 
@@ -100,16 +109,21 @@ def check_gram(gram: Tensor, d_in: int) -> None:
             f"gram has shape {tuple(gram.shape)} but the weight has {d_in} inputs: "
             f"give XᵀX of that layer, shape ({d_in}, {d_in})"
         )
+    # before symmetry, because every comparison with NaN is false: the test below would let it pass
     if not all_finite(gram):
         raise NonFinite("gram holds NaN or infinity: check the activations it was summed from")
+    # a strip of rows against a strip of columns: gram − gramᵀ in one go takes another d_in² numbers
     sizes, gaps = [], []
     for start in range(0, d_in, CHECKED_ROWS):
         part = slice(start, start + CHECKED_ROWS)
         sizes.append(gram[part].abs().max())
         gaps.append((gram[part] - gram[:, part].T).abs_().max())
+    # one `item` for all strips, since each makes the host wait for a GPU
     largest, lopsided = torch.stack(sizes).max().item(), torch.stack(gaps).max().item()
     if lopsided > SYMMETRY_TOLERANCE * largest:
         raise BadParameter("gram is not symmetric: give XᵀX, for example from gram_of(inputs)")
+    # gram_ii = ‖x_i‖². Asked here, because damping would make a Cholesky factor of such a matrix
+    # possible and hide that it is no gram at all
     if gram.diagonal().min() < 0:
         raise NotPositiveDefinite(
             "gram has a negative diagonal, so it is no XᵀX: recompute it from the inputs"
@@ -118,6 +132,7 @@ def check_gram(gram: Tensor, d_in: int) -> None:
 
 def dead_inputs(gram: Tensor) -> Tensor:
     """Boolean (d_in,), True where an input was zero on every calibration token."""
+    # gram_ii = Σ x_i² over all tokens: it is 0 only if every x_i is
     return gram.diagonal() == 0
 
 
@@ -127,8 +142,10 @@ def normalise(gram: Tensor) -> tuple[Tensor, Tensor]:
     Dead inputs get n = 1, so that nothing is divided by zero; their row and column of G stay 0.
     Source: the paper's preconditioning.
     """
+    # gram_ij = x_i·x_j, so G_ij = x_i·x_j / (‖x_i‖ ‖x_j‖) is the cosine of two inputs, and G_ii = 1
     norms = gram.diagonal().sqrt()
     norms = torch.where(dead_inputs(gram), torch.ones_like(norms), norms)
+    # gram / norms divides column j by n_j; the rows are divided in place, so one new matrix is made
     return (gram / norms).div_(norms[:, None]), norms
 
 
@@ -139,12 +156,16 @@ def damp(matrix: Tensor, damping: float) -> Tensor:
 
 def add_ridge(matrix: Tensor, damping: float) -> Tensor:
     """`damp` in place."""
+    # A ridge shifts every eigenvalue up by the same amount. Relative to the mean of the diagonal
+    # one number suits all layers, whose grams differ by orders of magnitude. `diagonal` is a view
     matrix.diagonal().add_(damping * matrix.diagonal().mean())
     return matrix
 
 
 def cholesky(matrix: Tensor, *, upper: bool = False) -> Tensor | None:
     """The Cholesky factor, or None where rounding leaves the matrix not positive definite."""
+    # cholesky_ex reports a failure in `info` instead of raising: here a failure is no error but a
+    # step up the ladder of damping
     factor, info = torch.linalg.cholesky_ex(matrix, upper=upper)
     return factor if info.item() == 0 and all_finite(factor) else None
 
@@ -157,7 +178,10 @@ def climb_damping(damping: float, factor: Callable[[float], Answer | None]) -> A
     Raises NotPositiveDefinite past the top of the ladder.
     """
     rung = damping
+    # In exact arithmetic any damping > 0 makes a gram positive definite. Rounding moves the
+    # eigenvalues by 10⁻⁷ of the largest or more, in either direction; the ridge must exceed that
     while (answer := factor(rung)) is None:
+        # at 1 the ridge is as large as a typical input; what still fails is no gram
         if rung >= 1.0:
             raise NotPositiveDefinite(
                 f"gram cannot be factored with damping from {damping:g} up to {rung:g}: "
@@ -178,10 +202,12 @@ def relative_error(weight: Tensor, new_weight: Tensor, gram: Tensor) -> float:
     rows = max(1, PRODUCT_SIZE // weight.shape[1])
     for dense, new in zip(weight.split(rows), new_weight.split(rows), strict=True):
         dense = dense.float()
+        # float32 before the difference, which float16 would round
         change = dense - new.float()
         # row by row tr(A gram Aᵀ), without the d_out × d_out matrix that the trace is of
         sums.append(torch.stack([(part @ gram).mul_(part).sum() for part in (dense, change)]))
     total, lost = torch.stack(sums).sum(0).tolist()
     if not (math.isfinite(total) and math.isfinite(lost)):
         raise NonFinite("the layer's error overflows float32: its activations are far too large")
+    # rounding can make a sum that should be 0 slightly negative
     return max(0.0, lost / total) if total > 0 else 0.0

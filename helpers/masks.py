@@ -52,6 +52,7 @@ class Pattern:
         if pattern == "unstructured":
             return cls()
         match = re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None
+        # N = M would prune nothing, N = 0 everything
         if match and 0 < int(match[1]) < int(match[2]):
             return cls(int(match[1]), int(match[2]))
         raise BadPattern(
@@ -67,10 +68,12 @@ class Pattern:
 
 def check_sparsity(sparsity: object) -> float:
     """Return `sparsity` as a float in [0, 1), else raise BadSparsity."""
+    # a bool is an int to Python, and False would pass as 0
     number = isinstance(sparsity, numbers.Real) and not isinstance(sparsity, bool)
     if number and 0 <= float(sparsity) < 1:
         return float(sparsity)
     hint = ""
+    # 50 was most likely meant as a percentage; it is refused all the same, not interpreted
     if number and 1 < float(sparsity) < 100:
         hint = f"; for {sparsity} % write {float(sparsity) / 100:g}"
     raise BadSparsity(
@@ -90,6 +93,7 @@ def check_target(sparsity: float | None, pattern: str | Pattern) -> float:
         if sparsity is None:
             raise BadSparsity("sparsity is missing: unstructured pruning needs a number in [0, 1)")
         return check_sparsity(sparsity)
+    # a tolerance, because 1 − N/M need not be exact in binary: 1 − 2/3 is not the float 1/3
     implied = 1 - pattern.n / pattern.m
     if sparsity is not None and not math.isclose(check_sparsity(sparsity), implied, abs_tol=1e-6):
         raise BadSparsity(
@@ -129,6 +133,8 @@ def check_keep(
     pattern = Pattern.parse(pattern)
     if pattern.grouped:
         check_divides(pattern, keep.shape[1])
+        # (d_out, d_in) → (d_out, d_in/M, M); the sum counts the weights kept in each group. A group
+        # with fewer than N is allowed: it still fits the pattern
         fullest = int(keep.unflatten(1, (-1, pattern.m)).sum(-1).max())
         if fullest > pattern.n:
             raise BadMask(
@@ -136,6 +142,7 @@ def check_keep(
                 "correct the mask or leave the pattern unstructured"
             )
     found = 1 - int(keep.sum()) / keep.numel()
+    # whole numbers are compared, since two fractions could differ by rounding alone
     zeros = int((~keep).sum())
     if sparsity is not None and zeros != round(check_target(sparsity, pattern) * keep.numel()):
         raise BadMask(
@@ -166,7 +173,11 @@ def select(
     if not pattern.grouped:
         return top_k(score, sparsity, budget, out)
     check_divides(pattern, score.shape[1])
+    # The paper's schedule for N:M. A protected weight, whose score is made infinite, never falls:
+    # below the sparsity 1 − N/M there are fewer zeros to place than unprotected weights. On the way
+    # a group may hold any number of weights from N to M
     protected = top_nm(score, pattern.n, pattern.m)
+    # at the target what is protected is the mask; a second selection would find the same
     if sparsity >= 1 - pattern.n / pattern.m:
         return protected if out is None else out.copy_(protected)
     return top_k(score.masked_fill(protected, math.inf), sparsity, budget, out)
@@ -180,14 +191,19 @@ def top_k(
     `budget` says where the zeros are counted: over the whole "matrix" or in each "output" row.
     """
     check_choice("budget", budget, BUDGETS)
+    # "matrix": one row of d_out · d_in scores, in which all outputs compete. "output": each row on
+    # its own, so that no output can lose nearly all of its weights. Either way a view, not a copy
     rows = score.reshape(1, -1) if budget == "matrix" else score
     if out is not None:
+        # a view, so that the mask lands in the caller's memory
         out = out.view(rows.shape)
     return keep_largest(rows, round(sparsity * rows.shape[1]), out).view(score.shape)
 
 
 def cubic_schedule(final: float, step: int, steps: int) -> float:
     """Sparsity after `step` of `steps`: s_f − s_f (1 − step/steps)³ (Zhu & Gupta 2017)."""
+    # Fast at first, while many weights hardly matter, and slow near the target, where each one
+    # counts. For 0.5 in 15 steps: 0.09, 0.17, 0.24, 0.30 … 0.4988, 0.4999, 0.5
     return final - final * (1 - min(step, steps) / steps) ** 3
 
 
@@ -212,14 +228,16 @@ def top_nm(score: Tensor, n: int, m: int) -> Tensor:
 
 def keep_largest_by_sorting(rows: Tensor, zeros: int) -> Tensor:
     """The definition of `keep_largest`: a stable sort leaves the earlier of two equals first."""
+    # stable: otherwise the order of equal scores depends on the device and on the size of the row
     order = rows.sort(dim=1, descending=True, stable=True).indices
     kept = order[:, : rows.shape[1] - zeros]
+    # from column numbers (rows, n − zeros) to a mask (rows, n)
     return torch.zeros_like(rows, dtype=torch.bool).scatter_(1, kept, True)
 
 
 def top_nm_by_sorting(score: Tensor, n: int, m: int) -> Tensor:
     """The definition of `top_nm`: in each group of m, all but m − n fall."""
-    groups = score.reshape(-1, m)
+    groups = score.reshape(-1, m)  # (d_out · d_in/m, m)
     return keep_largest_by_sorting(groups, m - n).view(score.shape)
 
 
@@ -232,7 +250,8 @@ class SelectionClock:
     seconds = 0.0
 
 
-# the innermost active clock, so that methods need not hand one on
+# The innermost active clock, so that methods need not hand one on. A context variable and not a
+# plain global: each thread, such as a widget's, has its own
 _CLOCK: contextvars.ContextVar[SelectionClock | None] = contextvars.ContextVar(
     "selection_clock", default=None
 )

@@ -63,6 +63,7 @@ class LayerResult:
 Method = Callable[..., LayerResult]
 METHODS: dict[str, Method] = {}
 
+# what every method is called with; its other parameters are its options
 _COMMON = ("weight", "gram", "sparsity", "pattern", "keep")
 
 
@@ -95,11 +96,15 @@ def register(
             pattern = Pattern.parse(pattern)
             sparsity = _check_layer(name, weight, sparsity, pattern, keep)
             gram = _checked_gram(name, gram, weight.shape[1])
+            # float() does not copy a float32 weight: what is written there is in the model
             dense = weight.detach().float()
             matrix = None if gram is None else gram.matrix
+            # sums over the bits find a change at a fraction of the cost of two copies
             before = _bit_sums(dense, matrix)
             result = function(
                 dense,
+                # q, k and v read one input: with the Gram itself they are solved with one
+                # factorisation
                 gram if shares_factor else matrix,
                 sparsity=sparsity,
                 pattern=pattern,
@@ -108,6 +113,7 @@ def register(
             )
             _check_untouched(name, before, _bit_sums(dense, matrix))
             _check_answer(name, weight, sparsity, pattern, result)
+            # rounded to the model's type first: the error is that of the weight the model will hold
             new = result.weight.to(weight.dtype)
             if matrix is None:
                 return dataclasses.replace(result, weight=new)
@@ -118,6 +124,7 @@ def register(
                 dead_inputs=int(dead_inputs(matrix).sum()),
             )
 
+        # an attribute of the function, so that the loop can ask before it runs the model
         method.needs_calibration = needs_calibration
         METHODS[name] = method
         return method
@@ -140,12 +147,14 @@ def _check_registration(name: str, function: Method) -> None:
             "method name 'dense' means the model that is not pruned in tables and figures: "
             "give yours another name"
         )
+    # one module may register its own name again: a module that is reloaded does
     if _is_ours(name) and METHODS[name].__module__ != getattr(function, "__module__", None):
         raise BadParameter(
             f"method {name!r} is the package's own, and tables and figures mean that one by it: "
             "give yours another name"
         )
     parameters = inspect.signature(function).parameters
+    # **options takes whatever is passed by keyword; weight and gram are passed by position
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     missing = [wanted for wanted in _COMMON if wanted not in parameters]
     if missing and not (takes_any and not {"weight", "gram"} & set(missing)):
@@ -162,6 +171,7 @@ def _is_ours(name: str) -> bool:
 
 def check_options(name: str, options: dict[str, Any]) -> None:
     """Raise BadParameter if the method takes no option of that name."""
+    # __wrapped__ is the function itself; the wrapper around it takes any option
     parameters = inspect.signature(get_method(name).__wrapped__).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
@@ -247,6 +257,7 @@ def _check_answer(
         )
     if not all_finite(new):
         raise NonFinite(f"method {name!r} returned NaN or infinity: check its damping")
+    # without the sparsity, which is compared below with the rounding that a budget per output needs
     check_keep(keep, weight.shape, None, pattern)
     zeros = keep.numel() - int(keep.sum())
     # a budget per output rounds once for each
@@ -268,6 +279,7 @@ def get_method(name: str) -> Method:
     Raises UnknownMethod, and BadParameter for a file that does not register its method.
     """
     if name not in METHODS:
+        # file names have underscores, methods have dashes: my_method.py registers "my-method"
         files = {path.stem.replace("_", "-"): path for path in own_methods_dir().glob("*.py")}
         check_choice("method", name, set(files) | set(METHODS), UnknownMethod)
         _load_own(name, files[name])
@@ -284,13 +296,16 @@ def _load_own(name: str, path: Path) -> None:
     shown, wanted = f"helpers/own/{path.name}", own_method_file(name)
     if path != wanted:
         raise BadParameter(f"{shown} is not found by its name: rename it to {wanted.name}")
+    # a file may register one method and fail at the next
     before = dict(METHODS)
     try:
+        # run, not imported: an import would not read the file again after it was corrected
         runpy.run_path(str(path))
     except Exception as error:  # a reader's file may raise anything
         METHODS.clear()
         METHODS.update(before)
         line = error.lineno if isinstance(error, SyntaxError) else None
+        # the last frame in the reader's own file: the error may have been raised deep inside torch
         for frame in traceback.extract_tb(error.__traceback__):
             line = frame.lineno if frame.filename == str(path) else line
         reason = f"{type(error).__name__}: {first_line(error)}"
@@ -336,13 +351,17 @@ def check_method(name: str) -> list[Promise]:
     """
     method = get_method(name)
     source = torch.Generator().manual_seed(0)
+    # eight tokens an input, so only the dead input makes the gram singular; the second factor mixes
+    # the inputs, so that they are correlated as real ones are
     inputs = torch.randn(256, 32, generator=source) @ torch.randn(32, 32, generator=source)
     inputs[:, 5] = 0  # one dead input, whose weights do not matter
     alive = torch.arange(32) != 5
     gram, dense = gram_of(inputs), torch.randn(24, 32, generator=source)
+    # every other column: a mask that no method would choose by itself
     half = (torch.arange(dense.numel()) % 2 == 0).reshape(dense.shape)
 
     def ask(**target: Any) -> LayerResult:
+        # copies, so that what breaks one promise cannot spoil the next
         return method(dense.clone(), gram.clone(), **target)
 
     def answers(sparsity: float | None, pattern: str) -> str:
@@ -357,6 +376,8 @@ def check_method(name: str) -> list[Promise]:
         return "" if same else "two runs differ: draw random numbers from a generator with a seed"
 
     def leaves_dense() -> str:
+        # without zeros the dense weights are the optimum, and damping pulls towards them too; the
+        # tolerance is for the rounding of a solver. A dead input's weights may change
         new = ask(sparsity=0.0).weight
         close = torch.allclose(new[:, alive], dense[:, alive], rtol=1e-2, atol=1e-2)
         return "" if close else "it changed weights at sparsity 0, where the dense ones are best"
@@ -384,6 +405,8 @@ def check_method(name: str) -> list[Promise]:
 def magnitude(weight, gram, *, sparsity, pattern, keep=None, budget="matrix"):
     """Keep the largest |W|; weights are not updated (Han et al. 2015)."""
     if keep is None:
+        # the same as the others without ‖x‖: a weight on a large input counts for no more than
+        # another
         keep = select(weight.abs(), sparsity, pattern, budget)
     return LayerResult(weight * keep, keep)
 
@@ -392,6 +415,7 @@ def magnitude(weight, gram, *, sparsity, pattern, keep=None, budget="matrix"):
 def wanda(weight, gram, *, sparsity, pattern, keep=None, budget="output"):
     """Keep the largest |W|·‖x‖ in each output; weights are not updated (Sun et al. 2024)."""
     if keep is None:
+        # gram_jj = ‖x_j‖²: the score's column j is multiplied by ‖x_j‖
         keep = select(weight.abs().mul_(gram.diagonal().sqrt()), sparsity, pattern, budget)
     return LayerResult(weight * keep, keep)
 
@@ -412,6 +436,7 @@ def admm1(
 ):
     """One mask from |W|·‖x‖, then ADMM on it (the paper's ADMM1)."""
     if keep is None:
+        # this is |W₀| of the solver, so the mask is that of ADMM-Grad with mask_steps=0
         norms = gram.matrix.diagonal().sqrt()
         keep = select(weight.abs().mul_(norms), sparsity, pattern, budget)
     options = dict(rho=rho, iterations=iterations, damping=damping, precondition=precondition)
@@ -457,5 +482,6 @@ def admm_grad(
 def sparse_gpt(weight, gram, *, sparsity, pattern, keep=None, damping=0.01, block_size=128):
     """Column by column, later columns making up for earlier ones (Frantar & Alistarh 2023)."""
     options = dict(keep=keep, damping=damping, block_size=block_size)
+    # mask and update are one pass: a column's mask depends on the updates of the columns before it
     new, keep, used = sparsegpt.solve(weight, gram, sparsity=sparsity, pattern=pattern, **options)
     return LayerResult(new, keep, damping=used)

@@ -43,6 +43,7 @@ def load_model(
     kind = pick_dtype(dtype, where)
     if str(name) == "tiny":
         model, tokenizer = _tiny_model()
+        # parameters only: model.to(dtype) would also round the buffers, see below
         for parameter in model.parameters():
             parameter.data = parameter.data.to(kind)
     else:
@@ -77,11 +78,15 @@ def _locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | N
 
 def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     """Load from a folder or the hub, refusing pickles and remote code."""
+    # a folder that lacks a file must fail here, and not become a request to the hub
     where = {"local_files_only": True} if isinstance(source, Path) else {"revision": revision}
     common = {**where, "trust_remote_code": False}
     try:
+        # first, because for a family that transformers does not know the config's error says so,
+        # and the tokenizer's does not
         AutoConfig.from_pretrained(source, **common)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        # use_safetensors: a pickle (.bin) can run code when it is loaded
         model, found = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True, **common
         )
@@ -118,6 +123,7 @@ def _tiny_model() -> tuple[nn.Module, Any]:
         max_position_embeddings=2048,
         tie_word_embeddings=True,
     )
+    # the caller's random state is restored; only the CPU's, as the model is initialised there
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config), tokenizer
@@ -130,7 +136,8 @@ def _identity(name: str | Path, model: nn.Module) -> dict[str, Any]:
     if str(name) == "embedded":
         identity["sha256"] = next(iter(ASSETS["model"].members.values()))
     elif str(name) != "tiny" and folder.is_dir():
-        # not its path, which says nothing on another machine; the masks follow from the weights
+        # Not its path, which says nothing on another machine; the masks follow from the weights.
+        # Sorted, as a folder lists its files in any order and the hash depends on the order
         files = sorted(set(folder.glob("*.safetensors")) - {folder / MASK_FILE})
         hashes = "".join(f"{path.name} {sha256_file(path)}\n" for path in files)
         sha256 = hashlib.sha256(hashes.encode()).hexdigest()
@@ -165,6 +172,7 @@ def opened(
 
 def device_of(model: nn.Module) -> torch.device:
     """Where a model computes, or where a block lies."""
+    # a model that is read block by block lies on the meta device, which cannot compute
     reader = getattr(model, WEIGHT_READER, None)
     return next(model.parameters()).device if reader is None else reader.device
 
@@ -177,6 +185,7 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     kind = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedModel(f"{kind} is an encoder-decoder: give a decoder-only model")
+    # the config and not a name such as "model.layers", which differs by family
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     found = [
         (name.count("."), module)
@@ -187,6 +196,7 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
         raise UnsupportedModel(
             f"{kind} has no list of {count} decoder blocks: choose another model"
         )
+    # a mixture of experts may have as many experts as blocks; that list lies deeper
     return min(found, key=lambda pair: pair[0])[1]
 
 
@@ -201,6 +211,7 @@ def find_layers(block: nn.Module, where: str = "block") -> dict[str, nn.Module]:
         # a norm may hold one scale per head and channel: a matrix that nothing is multiplied by
         known = isinstance(module, (nn.Linear, Conv1D, nn.Embedding))
         known |= "Norm" in type(module).__name__
+        # recurse=False: each parameter once, judged by the module that owns it
         for name, parameter in module.named_parameters(module_name, recurse=False):
             if parameter.ndim >= (3 if known else 2):
                 others[name] = parameter
@@ -230,6 +241,7 @@ def read_weight(layer: nn.Module) -> Tensor:
 def write_weight(layer: nn.Module, weight: Tensor) -> None:
     """Overwrite the layer's weight in place with `weight` (d_out, d_in)."""
     with torch.no_grad():
+        # through the view into the layer's own memory; copy_ also casts to the layer's type
         read_weight(layer).copy_(weight)
 
 

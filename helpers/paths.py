@@ -88,6 +88,7 @@ def replace_file(path: str | os.PathLike[str], data: bytes | str) -> Path:
             with os.fdopen(handle, "wb") as stream:
                 stream.write(data.encode() if isinstance(data, str) else data)
                 stream.flush()
+                # on the disk before the rename: a power cut could leave a new but empty file
                 os.fsync(stream.fileno())
             share(temporary)
             os.replace(temporary, path)

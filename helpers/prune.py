@@ -71,6 +71,7 @@ class PruneReport:
     @property
     def sparsity(self) -> float:
         """Fraction of zeros over all pruned layers together."""
+        # weighted by size: a large layer counts for more than a small one
         sizes = [layer.shape[0] * layer.shape[1] for layer in self.layers]
         zeros = sum(s * layer.sparsity for s, layer in zip(sizes, self.layers, strict=True))
         return zeros / sum(sizes)
@@ -78,6 +79,7 @@ class PruneReport:
     @property
     def error(self) -> float | None:
         """Mean relative error ‖XW − XŴ‖²/‖XW‖² over layers, None without calibration."""
+        # not weighted: each error is already relative to the output of its own layer
         errors = [layer.error for layer in self.layers if layer.error is not None]
         return sum(errors) / len(errors) if errors else None
 
@@ -134,6 +136,7 @@ def prune_model(
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
     check_request(model, tokens, method, batch, after_block, arguments)
     loop = Loop(model, method, arguments, progress=progress, after_block=after_block)
+    # dropout off: its random zeros would enter the grams
     with eval_mode(model), loop.damage_in_errors():
         return loop.run(tokens, batch)
 
@@ -151,6 +154,8 @@ def check_request(
     `arguments` are the method's. Weights on the meta device, which are read block by block, are
     not looked at.
     """
+    # All of this is asked before anything runs: an error in the last block would otherwise come
+    # after hours and leave a model that is half pruned
     needs_calibration = get_method(method).needs_calibration
     if batch is not None:
         check_whole("batch", batch)
@@ -173,13 +178,17 @@ def check_request(
         raise BadParameter(
             f"method {method!r} runs no block, so after_block would never be called: leave it out"
         )
+    # every layer is looked at now, so that a pattern that does not fit the last one is refused here
     for index, block in enumerate(find_blocks(model)):
         for name, layer in find_layers(block, f"block {index}").items():
             check_divides(pattern, read_weight(layer).shape[1])
+            # on the meta device there are shapes only; such a weight is checked when it is read
             if not layer.weight.is_meta:
                 check_weights(f"block {index} {name}", layer)
 
 
+# The core imports no wing, so the loop is given what a wing adds: a Store that saves finished
+# blocks and resumes, and a Team of processes. These two classes are the plain case
 class Store:
     """Where pruned blocks go. This one leaves them in the model."""
 
@@ -251,6 +260,7 @@ class Loop:
         team: Team | None = None,
     ) -> None:
         pattern = Pattern.parse(arguments["pattern"])
+        # the pattern is parsed once, here, and not for every layer
         self.model, self.arguments = model, {**arguments, "pattern": pattern}
         self.method = get_method(method)
         self.report = PruneReport(method, str(pattern))
@@ -270,14 +280,19 @@ class Loop:
         started = time.perf_counter()
         replay = stream = None
         if self.method.needs_calibration:
+            # each process runs its own part of the text through the whole model
             tokens = self.team.part(tokens)
             with self.timed("forward"):
                 batch = batch or best_batch(self.device, tokens.shape[1])
                 replay = Replay(self.model, tokens, batch)
+                # before the first weight changes: the gate needs the dense model's own logits
                 self.report.parity = max(self.team.gather(replay.parity()))
                 self.store.begin()
+                # One stream for the whole loop, overwritten block by block: (sequences, length,
+                # width). Keeping every block's would take as many times that as there are blocks
                 stream = replay.embed(self.store.allocate)
         for index in range(len(self.blocks)):
+            # a model that is read block by block holds this block's weights only inside
             with opened(self.model, index):
                 self.one_block(index, replay, stream)
         if replay:
@@ -288,15 +303,21 @@ class Loop:
     def one_block(self, index: int, replay: Replay | None, stream: Tensor | None) -> None:
         """Measure and prune a block unless it is finished, and take the stream through it."""
         finished = self.store.finished(index)
+        # a resumed run: the weights are pruned already, but the stream has still to pass them
         if finished is not None:
             self.report.layers += finished
         else:
             before = len(self.report.layers)
+            # measured while all layers of the block are dense: their inputs are those of the dense
+            # block on the stream of the pruned blocks before it
             self.prune_block(index, self.measure(index, replay, stream) if replay else None)
             if self.after_block:
+                # the stream here is still the one that enters the block
                 self.after_block(index, self.blocks[index], stream, replay.calls[index])
             halved = self.halved(replay) if replay else []
             self.store.finish(index, self.report.layers[before:], halved)
+        # now with the pruned weights, so later layers are fitted to inputs they will really get.
+        # Nothing reads the stream after the last block
         if replay and index + 1 < len(self.blocks):
             with self.timed("forward"):
                 replay.advance(index, stream)
@@ -305,6 +326,7 @@ class Loop:
         """Where some process had to halve its batch so far."""
         if self.team.size == 1:
             return list(replay.halved)
+        # each process halves its own batch
         of_all = enumerate(self.team.gather(replay.halved))
         return [f"process {rank}, {where}" for rank, places in of_all for where in places]
 
@@ -312,14 +334,17 @@ class Loop:
         """The grams of a block's layers, over all calibration text."""
         with self.timed("forward"):
             grams, gram_seconds = replay.grams(index, stream)
+            # a gram is a sum over tokens, so the processes' sums add up to that of all text
             self.team.sum(grams)
         if self.parts:
+            # the grams are summed in hooks, inside the forward pass that `timed` has just counted
             self.seconds["forward"] -= gram_seconds
             self.seconds["gram"] += gram_seconds
         return grams
 
     def prune_block(self, index: int, grams: dict[str, Gram] | None) -> None:
         """Solve and overwrite each layer of one block."""
+        # by name, in the order of the block's definition: layers that share a gram come together
         layers = find_layers(self.blocks[index], f"block {index}")
 
         def prune(name: str) -> LayerReport:
@@ -328,10 +353,12 @@ class Loop:
             with self.timed("solve"), selection_clock() as clock:
                 layer_report = self.prune_layer(index, name, layers[name], gram)
             if self.parts:
+                # as above: choosing masks happened inside the seconds of "solve"
                 self.seconds["selection"] += clock.seconds
                 self.seconds["solve"] -= clock.seconds
             return layer_report
 
+        # a generator: each layer is solved, reported and freed before the next is taken up
         for layer_report in self.team.solve(layers, prune):
             self.report.layers.append(layer_report)
             if self.progress:
@@ -343,23 +370,29 @@ class Loop:
     ) -> LayerReport:
         """Solve and overwrite one layer."""
         started = time.perf_counter()
+        # (d_out, d_in), the layer's own memory: the registry refuses a method that writes there
         weight = read_weight(layer)
         try:
             result = self.method(weight, gram, **self.arguments)
         except HelpersError as error:
+            # the same class, so that a caller can catch it as before, and now with the layer's name
             raise type(error)(f"block {index} {name}: {error}") from error
         except (RuntimeError, MemoryError) as error:
+            # torch raises RuntimeError for nearly everything; only a lack of memory is the user's
+            # to solve
             if not out_of_memory(error):
                 raise
             raise OutOfMemory(
                 f"block {index} {name}: memory ran out while it was solved: use a device with "
                 "more, or prune_checkpoint, which holds one block at a time"
             ) from error
+        # in place: the module stays the one that the model, its hooks and tied weights refer to
         write_weight(layer, result.weight)
         return LayerReport(
             block=index,
             name=name,
             shape=tuple(weight.shape),
+            # from the mask, not the zeros of the weight: a kept weight may happen to be 0
             sparsity=1 - int(result.keep.sum()) / result.keep.numel(),
             error=result.error,
             damping=result.damping,
@@ -374,6 +407,7 @@ class Loop:
             yield
         except HelpersError as error:
             count = len(self.report.layers)
+            # nothing has changed, so there is nothing to warn of
             if not count:
                 raise
             changed = f"{count} layers before it are already pruned, reload the model"
@@ -383,6 +417,7 @@ class Loop:
     def timed(self, what: str) -> Iterator[None]:
         """Add the seconds spent inside to self.seconds[what]."""
         started = time.perf_counter()
+        # no `finally`: an error ends the run, and nobody reads its seconds
         yield
         synchronise(self.device)
         self.seconds[what] += time.perf_counter() - started

@@ -24,6 +24,7 @@ from typing import Any
 from helpers.errors import BadParameter, RecordError, first_line
 from helpers.paths import replace_file, results_dir, root
 
+# raised when fields change their meaning: an older record is then refused, not misread
 SCHEMA = 1
 # a record's fields by their type in JSON; a record that lacks one is not used
 FIELDS: dict[Any, tuple[str, ...]] = {
@@ -69,6 +70,7 @@ def make_record(
         "schema": SCHEMA,
         "notebook": notebook,
         "name": name,
+        # the path would make two records of the same run differ
         "parameters": {key: value for key, value in parameters.items() if key != "record_path"},
         "metrics": {key: _metric(key, value) for key, value in metrics.items()},
         "model": model,
@@ -86,6 +88,7 @@ def make_record(
             "machine": platform.machine(),
             "cores": os.cpu_count() or 1,
         },
+        # UTC, so that records of two machines can be put in order
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     return check_record({key: _plain(value, key) for key, value in record.items()})
@@ -124,6 +127,7 @@ def read_records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Raises RecordError if one of them cannot be used.
     """
+    # sorted, as a file system lists names in any order
     return [read_record(path) for path in sorted(Path(folder).glob("*.json"))]
 
 
@@ -160,6 +164,7 @@ def check_type(name: str, value: Any, allowed_types: Iterable[type | None]) -> N
     types = {NoneType if kind is None else kind for kind in allowed_types}
     if isinstance(value, float) and not math.isfinite(value):
         raise BadParameter(f"{name} = {value} is not a finite number: give one")
+    # type() and not isinstance, because True is an int to isinstance
     if type(value) in types or (type(value) is int and float in types):
         return
     if not isinstance(value, (bool, NoneType)) and isinstance(value, tuple(types)):
@@ -173,6 +178,8 @@ def check_type(name: str, value: Any, allowed_types: Iterable[type | None]) -> N
 def _hint(value: Any, types: set[type]) -> str:
     """What to write instead, for the two ways in which YAML changes a type unnoticed."""
     if isinstance(value, str) and types & {int, float}:
+        # YAML 1.1 wants a point in a float: 1e-3 is text. It also reads 2:4 as 124, in base 60, and
+        # an unquoted no as False
         if match := EXPONENT_WITHOUT_POINT.fullmatch(value.strip()):
             return f" (YAML reads {value} as text: write {match[1]}.0e{int(match[2]):+d})"
         try:
@@ -206,6 +213,7 @@ def _plain(value: Any, where: str) -> Any:
 
     Raises RecordError for NaN, infinity and anything else that JSON cannot hold.
     """
+    # a tensor or array becomes nested lists, a scalar a number of Python's own
     if hasattr(value, "tolist") and not isinstance(value, type):
         value = value.tolist()
     if value is None or isinstance(value, (bool, str)):
@@ -226,6 +234,7 @@ def _to_json(record: Mapping[str, Any]) -> str:
     """JSON with one field, and one layer, a line, so that a diff of two records can be read."""
     lines = []
     for key, value in record.items():
+        # allow_nan=False raises where something not finite has come through all the same
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
         if key == "layers" and value:
             rows = ",\n  ".join(json.dumps(row, allow_nan=False) for row in value)
@@ -238,6 +247,7 @@ def _versions() -> dict[str, str]:
     """Versions of Python and of the packages that are installed."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
+        # a package that is not installed cannot have changed a number
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return versions
@@ -258,6 +268,7 @@ def git_state(sources: Iterable[str] = SOURCES) -> dict[str, Any] | None:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root():
             return None  # the project was copied into another project's checkout
+        # untracked files count too: a new module can change a number
         changes = git("status", "--porcelain", "--", *sources)
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
     except (OSError, subprocess.SubprocessError):

@@ -55,13 +55,15 @@ def layer_grams(
     def add(reader: str, layer: nn.Module, inputs: Tensor) -> None:
         nonlocal seconds
         started = time.perf_counter()
-        # a family need not be known: layers share an input if they are given the very same tensor
+        # A family need not be known: layers share an input if they are given the very same tensor.
+        # Equal addresses would not prove it, as freed memory is reused by the next tensor
         twin = next((other for other, tensor in seen if tensor is inputs), None)
         seen.append((reader, inputs))
         if reader not in adder:
             adder[reader] = twin or reader
             width, device = read_weight(layer).shape[1], layer.weight.device
             grams[reader] = grams[twin] if twin else Gram(width, device)
+        # a Gram that two layers share would otherwise miss, or count twice, one layer's rows
         if adder[reader] != (twin or reader):
             raise UnsupportedModel(
                 f"layer {reader} shares its input with {adder[reader]} in some batches and not in "
@@ -72,13 +74,16 @@ def layer_grams(
         seconds += time.perf_counter() - started
 
     def hook(reader: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        # a function for each layer: a lambda in the loop below would see only the last `reader`
         return lambda layer, args: add(reader, layer, args[0])
 
     with contextlib.ExitStack() as stack:
         for reader, layer in layers.items():
             stack.enter_context(layer.register_forward_pre_hook(hook(reader)))
+        # views of the stream, of equal size, since the batch divides the number of sequences
         for rows in stream.split(batch):
             seen.clear()  # frees the inputs of the batch before
+            # the output is dropped: the block still has its dense weights
             run_block(block, rows.to(device_of(block)), call)
     for reader in layers:
         # an expert that was called with no rows is as unmeasured as one that was never called
@@ -121,13 +126,16 @@ def layer_problems(
     for layer in layers:
         check_choice("layer", layer, found)
     check_tokens(model, tokens)
+    # recorded arguments such as a mask fit one batch size only
     batch = largest_divisor(len(tokens), batch)
     with eval_mode(model):
+        # no layer is pruned here: the stream is the dense model's
         calls = capture(model, tokens[:batch]).calls
         stream = embed(model, tokens, batch)
         for index in range(block):
             advance(blocks[index], stream, calls[index], batch, f"block {index}")
         grams, _ = layer_grams(blocks[block], stream, calls[block], batch, f"block {block}")
+    # a copy, so that what is done to it leaves the model alone
     weights = {layer: read_weight(found[layer]).float().clone() for layer in layers}
     return {layer: (weights[layer], grams[layer].matrix) for layer in layers}
 
@@ -171,6 +179,7 @@ class Replay:
     @property
     def calls(self) -> list[Call]:
         """The blocks' arguments for batches of the present size."""
+        # recorded when first needed, and again after a halving
         if self._calls is None:
             self._calls = self._tried(
                 "recording arguments",
@@ -182,8 +191,8 @@ class Replay:
         """The parity gate: see `check_parity`."""
 
         def check() -> float:
-            # reversed text has the same shape and another content, which exposes arguments that
-            # depend on the tokens
+            # reversed text has the same shape, positions and mask but another content: it exposes
+            # arguments that depend on the tokens
             return check_parity(self.model, self.calls, self.tokens[: self.batch].flip(1))
 
         return self._tried("the parity gate", check)
@@ -197,6 +206,7 @@ class Replay:
     def grams(self, index: int, stream: Tensor) -> tuple[dict[str, Gram], float]:
         """The grams of a block's layers: see `layer_grams`."""
         block, name = find_blocks(self.model)[index], f"block {index}"
+        # a second attempt starts with empty grams, so no batch is counted twice
         return self._tried(
             name, lambda: layer_grams(block, stream, self.calls[index], self.batch, name)
         )
@@ -210,6 +220,8 @@ class Replay:
             call = self.calls[index]  # first: recording it may halve the batch
             return len(advance(block, stream[done : done + self.batch], call, self.batch, name))
 
+        # Rows that are done are already overwritten in the stream and must not pass the block
+        # twice, so each batch is tried on its own
         while done < len(stream):
             done += self._tried(name, one_batch)
 

@@ -41,23 +41,32 @@ def solve(
     R, used = _inverse_factor(gram, damping)
     alive = ~dead_inputs(gram)
     rows, d_in = weight.shape
+    # a copy, because the columns are updated in place and the caller's weight must stay as it is
     W, chosen = weight.clone(), torch.ones_like(weight, dtype=torch.bool)
     for start in range(0, d_in, block_size):
         stop = min(start + block_size, d_in)
         block = slice(start, stop)
+        # Three ways to a block's mask: given, chosen for the whole block now, or (N:M) group by
+        # group inside _prune_columns
         if keep is not None:
             chosen[:, block] = keep[:, block]
         elif not pattern.grouped:
+            # (d_out, block): what pruning each weight would add to the error, from weights already
+            # updated. A dead input adds nothing, so its weights fall first. One row: all outputs
+            # compete within the block
             score = ((W[:, block] / R[block, block].diagonal()) ** 2 * alive[block]).reshape(1, -1)
             # counted from the left, so that rounding does not add up over the blocks
             zeros = round(sparsity * rows * stop) - round(sparsity * rows * start)
             chosen[:, block] = keep_largest(score, zeros).view(rows, -1)
         choose = pattern if keep is None and pattern.grouped else None
+        # Column by column inside the block, on views that fit the cache. Updating all later columns
+        # at each step would read the whole matrix d_in times
         errors = _prune_columns(
             W[:, block], chosen[:, block], R[block, block], alive[block], choose
         )
         # the columns after the block change by all its errors in one product
         W[:, stop:] -= errors @ R[block, stop:]
+    # w − (w/R[j,j]) · R[j,j] is 0 only up to rounding, so the zeros are made exact
     return W * chosen, chosen, used
 
 
@@ -69,15 +78,20 @@ def _prune_columns(
     With a pattern the mask of each group is chosen when its first column is reached.
     Returns the errors w/R[j,j] of the pruned weights (d_out, block), 0 for those that stay.
     """
+    # R[j,j]² is the entry j,j of (H restricted to columns j and later)⁻¹: the columns before are
+    # done and may not change any more. This is why the inverse's Cholesky factor holds all that is
+    # needed
     diagonal = R.diagonal()
     errors = torch.zeros_like(W)
     for j in range(W.shape[1]):
+        # j counts from the block's start; groups never cross it, as block_size is a multiple of M
         if pattern and j % pattern.m == 0:
             group = slice(j, j + pattern.m)
             score = (W[:, group] / diagonal[group]) ** 2 * alive[group]
             keep[:, group] = top_nm(score, pattern.n, pattern.m)
         errors[:, j] = W[:, j] * ~keep[:, j] / diagonal[j]
-        # column j itself becomes zero where it is pruned, and keeps its value elsewhere
+        # A rank-one update, (d_out, 1) · (1, block − j): column j becomes zero where it is pruned,
+        # the columns after it make up for that, and rows with error 0 stay as they are
         W[:, j:] -= errors[:, j : j + 1] * R[j, j:]
     return errors
 
@@ -88,6 +102,7 @@ def _inverse_factor(gram: Tensor, damping: float) -> tuple[Tensor, float]:
     A dead input gets a unit diagonal before damping, so that it touches no other.
     """
     check_real("damping", damping)
+    # a copy, because other layers may share the gram
     H = gram.clone()
     H.diagonal().add_(dead_inputs(gram).to(gram.dtype))
 

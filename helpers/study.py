@@ -146,6 +146,7 @@ class _Case:
     def timed(self, solve: Callable[[], Any]) -> tuple[Any, float]:
         """What a solver returns, and its seconds."""
         started = self.now()
+        # Python evaluates a tuple from the left, so the clock is read again after the solve
         return solve(), self.now() - started
 
     def measure(self, new: Tensor) -> dict[str, float]:
@@ -183,6 +184,7 @@ class _Case:
     def references(self) -> list[dict[str, Any]]:
         """The rows without iterations: no update, SparseGPT, and exact least squares."""
         weight, gram, keep = self.weight, self.gram, self.keep
+        # the two ends of the scale are the masked weight without an update and the optimum
         rows = [self.row(_settings("none"), None, weight * keep, 0.0)]
         solved, seconds = self.timed(lambda: METHODS["sparsegpt"](weight, gram, keep=keep))
         settings = _settings("sparsegpt", damping=solved.damping)
@@ -199,8 +201,10 @@ class _Case:
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Solve once with `last` iterations: the rows, and the curve, of a solver with settings."""
         solver = settings["solver"]
+        # fewer rows than points: a row also has the error on other text, which costs a product
         early = ADMM_ROWS if solver == "admm" else (20,)  # 20: what the paper gives ADMM
         rows_at = {at for at in early if at <= last} | {last}
+        # one run gives all rows: what a solver has after 20 of 200 iterations is what 20 would give
         points = rows_at.union(trace_points(last))
         rows: list[dict[str, Any]] = []
         names = ("iterations", "seconds", "error", "excess")
@@ -223,6 +227,7 @@ class _Case:
             # the clock goes on while the solver works, and not while its weight is measured
             started += self.now() - stopped
 
+        # conjugate gradients and ADMM have no learning rate; the optimisers share one function
         solvers = {"admm": refit, "cg": conjugate_gradients}
         solve = solvers.get(solver) or functools.partial(gradient_refit, optimiser=solver)
         options = {k: v for k, v in settings.items() if k != "solver" and v is not None}
@@ -274,6 +279,8 @@ def mask_study(
             for change in changes:
                 settings = {**MASK_DEFAULT, **change, "iterations": iterations}
                 solved = METHODS["admm-grad"](weight, gram, **target, **settings)
+                # on text that neither mask nor weights have seen: a budget or schedule may fit the
+                # calibration text better and other text worse
                 other = relative_error(weight, solved.weight, heldout)
                 rows.append({**target, **settings, "error": solved.error, "heldout": other})
     return rows

@@ -72,6 +72,7 @@ def task_rows(task: str) -> list[dict[str, Any]]:
     if path.suffix == ".arrow":
         import datasets  # here, because it loads slowly
 
+        # an arrow file is a table in memory format: no dataset script and no cache is involved
         rows = datasets.Dataset.from_file(str(path)).select_columns(_COLUMNS[task]).to_list()
     else:
         rows = [_row(task, doc) for doc in _stored_prompts(path)]
@@ -106,6 +107,7 @@ def choose_items(task_size: int, limit: int | None, seed: int) -> list[int]:
     # The order depends on size and seed alone, so every model gets the same items, their scores can
     # be paired, and a smaller limit takes a part of what a larger one takes.
     order = list(range(task_size))
+    # a generator of its own, so that neither lm-eval's seeds nor a notebook's can change the items
     random.Random(check_whole("seed", seed, least=0)).shuffle(order)
     if limit is None:
         return sorted(order)
@@ -163,6 +165,7 @@ def _stored_prompts(path: Path) -> Iterator[dict[str, Any]]:
     seen: set[int] = set()
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
+            # ARC has one line a choice, with the same document in each
             request = json.loads(line)
             index = request["doc_id"]
             if index < DUPLICATES_FROM and index not in seen:
@@ -175,6 +178,7 @@ def _row(task: str, doc: dict[str, Any]) -> dict[str, Any]:
     # the words that lm-eval's own template puts around a question
     text = doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
     if task == "boolq":
+        # from the right: a passage may itself hold a line that begins like this
         passage, _, question = text.rpartition("\nQuestion: ")
         label = int(doc["choices"][doc["gold"]] == "yes")
         question = question.removesuffix("?")

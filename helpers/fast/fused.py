@@ -36,6 +36,7 @@ Choose = Callable[[int, Tensor, Tensor, Tensor], object]
 
 def step_matrix(inverse: Tensor, rho: float) -> Tensor:
     """M = ρ (G + ρI)⁻¹ − ½ I, in the memory of `inverse` = (G + ρI)⁻¹, (d_in, d_in)."""
+    # `diagonal` is a view, so subtracting from it changes the matrix
     inverse.mul_(rho).diagonal().sub_(0.5)
     return inverse
 
@@ -53,17 +54,21 @@ def admm(
     W0 is overwritten with the result. trace(iteration, Z, keep) is called after each iteration.
     Memory: three matrices (d_out, d_in) beside W0 and M.
     """
-    T = W0
+    T = W0  # U = 0, so W + U = W₀
     constant = torch.addmm(T, T, M, alpha=-2)  # twice the constant: it is halved with T below
     scratch, kept = torch.empty_like(T), torch.ones_like(T)  # the mask as 1 and 0
     for iteration in range(1, iterations + 1):
         choose(iteration, T, scratch, kept)
+        # three passes over memory (mul, sub, add) and the product; W, Z and U need twice as many
         with fast_products(T.device, iteration <= iterations - EXACT_ITERATIONS):
             torch.mul(T, kept, out=scratch)
+            # T − 2Z is T where pruned and −T where kept
             torch.sub(T, scratch, alpha=2, out=scratch)  # −V
             T.add_(constant)
+            # ½ (T + twice the constant) − (−V) M: the formula of the module's text in one call
             T.addmm_(scratch, M, beta=0.5, alpha=-1)
         if trace:
+            # T is now the next iteration's W + U: T ⊙ keep is the result if the loop ended here
             trace(iteration, T * kept, kept.bool())
     keep = kept.bool()
     return T.mul_(keep), keep
