@@ -23,6 +23,7 @@ import helpers
 from helpers.errors import HelpersError, RunError
 from helpers.paths import notebooks_dir, reference_dir, results_dir, root
 from helpers.results import figure_alt
+from helpers.runner import CORE_FOLDERS
 
 COPIED = (
     *("README.md", "CHANGES.md", "docs", "helpers/own"),
@@ -36,7 +37,7 @@ PRODUCTS = (
 )
 BEST_RUNS = ("default", "admm-grad-60")  # of several runs of a notebook, the ones to show
 # the core as the paper is read; its other modules follow
-READING = "gram masks admm sparsegpt methods capture models prune evaluate gradient_methods study"
+READING = "gram masks admm fast sparsegpt methods models capture replay prune evaluate gradient_methods study"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 BADGE = re.compile(r"\[!\[[^\]]*\]\(http[^)]*\)\]\([^)]*\)\n*")
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)\)")
@@ -167,13 +168,15 @@ class Sources:
         """A page for each module of the core and for each package below it, and their index."""
         rank = {name: place for place, name in enumerate(READING.split())}
         core = sorted(path.stem for path in (root() / "helpers").glob("[!_]*.py"))
-        core.sort(key=lambda name: rank.get(name, len(rank)))
         packages = sorted(path.parent.name for path in (root() / "helpers").glob("*/__init__.py"))
+        deciding = [name for name in packages if name in CORE_FOLDERS]
+        core = sorted(core + deciding, key=lambda name: rank.get(name, len(rank)))
+        wings = [name for name in packages if name not in CORE_FOLDERS]
         index = "# The code\n\n`from helpers import …` offers "
         for name in helpers.__all__:
             home = getattr(getattr(helpers, name), "__module__", "helpers").split(".")[:2]
             index += f"{{py:obj}}`{name} <{'.'.join(home)}.{name}>` "
-        for title, names in {"What decides a number": core, "What does not": packages}.items():
+        for title, names in {"What decides a number": core, "What does not": wings}.items():
             index += f"\n\n## {title}\n\n"
             for name in names:
                 module = importlib.import_module(f"helpers.{name}")

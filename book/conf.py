@@ -7,7 +7,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-html_title = project = "Pruning a language model, and repairing what is left"
+html_title = project = "Pruning a language model and refitting what is left"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx-mathjax-offline"]
 exclude_patterns = ["**/tables/*", "executed/*"]  # included by pages; to be downloaded
 suppress_warnings = ["myst.header"]  # the files of tables have no title of their own
