@@ -29,7 +29,7 @@ from helpers.paths import cache_dir, results_dir, root, sha256_file
 
 OLDEST_PYTHON = (3, 11)
 IMPORTS = ("numpy", "pandas", "psutil", "safetensors", "torch", "transformers", "matplotlib")
-IMPORTS += ("ipywidgets", "papermill", "packaging")
+IMPORTS += ("ipywidgets", "papermill")
 GB = 1e9
 # measured: downloads and the model made from them 0.8 GB, .venv with torch for CPUs 2.2 GB
 CACHE_BYTES, RESULTS_BYTES, SETUP_BYTES = 1 * GB, 0.3 * GB, 2.5 * GB
@@ -78,14 +78,14 @@ def check_python() -> Iterator[Finding]:
 
 def check_packages() -> Iterator[Finding]:
     """What `pip check` says of the packages that constraints.txt names."""
-    from packaging.utils import canonicalize_name  # here, because it is a package too
 
-    text = (root() / "constraints.txt").read_text(encoding="utf-8")
-    used = set(map(canonicalize_name, re.findall(r"(?m)^[\w.-]+", text)))
-    used.add("pruning-reproduction")
+    def names(text: str) -> list[str]:  # the first word of each line, in pip's spelling
+        return [re.sub(r"[-_.]+", "-", n).lower() for n in re.findall(r"(?m)^[\w.-]+", text)]
+
+    used = {"pruning-reproduction", *names((root() / "constraints.txt").read_text("utf-8"))}
     lines, failure = run(sys.executable, "-m", "pip", "check")
     # a conflict among packages that the project does not use stops nothing
-    ours = [line for line in lines if canonicalize_name(line.split()[0]) in used]
+    ours = [line for line in lines if used & set(names(line))]
     if ours:
         todo = "make setup (if it does nothing, remove .venv/.installed first)"
         yield Finding("fix", "packages", "; ".join(ours[:3]), todo)
