@@ -22,12 +22,8 @@ from helpers.errors import RunError, StorageError
 from helpers.machine import colab, describe_colab, finish, prepare_kernel, use_drive
 from helpers.machine.drive import DriveCopier
 from helpers.machine.memory import Memory
-from helpers.paths import replace_file, root
-
-FIRST_CELL = (
-    '!test -z "$COLAB_RELEASE_TAG" || (cd /content; test -d repo || GIT_TERMINAL_PROMPT=0 '
-    "git clone -q https://github.com/OWNER/pruning-reproduction repo; python repo/colab_setup.py)"
-)
+from helpers.paths import notebooks_dir, replace_file, root
+from helpers.runner.parameters import code_cells
 
 
 class MessageError(Exception):
@@ -66,26 +62,25 @@ def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drive:
     return modules["google.colab.drive"]
 
 
-def run_first_cell(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The cell's line in a shell whose git and python say what they are asked, in `folder`."""
-    folder.mkdir(exist_ok=True)
-    for name in ("git", "python"):
-        program = folder / name
-        program.write_text(f'#!/bin/sh\necho {name} "$@"\n[ {name} = python ] || mkdir repo\n')
-        program.chmod(0o755)
-    environment = {"PATH": f"{folder}:/usr/bin:/bin", **variables}
-    return subprocess.run(
-        FIRST_CELL.removeprefix("!").replace("/content", str(folder)),
-        **dict(shell=True, env=environment, capture_output=True, text=True, check=False),
-    )
-
-
 def test_the_first_cell_clones_once_and_sets_up_on_colab_only(tmp_path: Path) -> None:
-    elsewhere = run_first_cell(tmp_path / "home")
-    assert (elsewhere.returncode, elsewhere.stdout, elsewhere.stderr) == (0, "", "")
-    first, again = (run_first_cell(tmp_path / "x", COLAB_RELEASE_TAG="r1").stdout for _ in range(2))
-    assert first.splitlines()[0].startswith("git clone -q https://github.com/OWNER/")
-    assert first.splitlines()[1:] == again.splitlines() == ["python repo/colab_setup.py"]
+    """The cell's line in a shell whose git and python say what they are asked."""
+    (tour, *_) = code_cells(notebooks_dir() / "00_start_here.ipynb")
+    for name in ("git", "python"):
+        program = replace_file(
+            tmp_path / name, f'#!/bin/sh\necho {name} "$@"\n[ {name} = python ] || mkdir repo\n'
+        )
+        program.chmod(0o755)
+
+    def run_cell(**variables: str) -> list[str]:
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", **variables}
+        options = dict(shell=True, env=environment, text=True, stderr=subprocess.STDOUT)
+        line = tour[0].removeprefix("!").replace("/content", str(tmp_path))
+        return subprocess.check_output(line, **options).splitlines()
+
+    assert run_cell() == []  # elsewhere
+    clone, *rest = run_cell(COLAB_RELEASE_TAG="r1")
+    assert clone.startswith("git clone -q https://github.com/OWNER/")
+    assert rest == run_cell(COLAB_RELEASE_TAG="r1") == ["python repo/colab_setup.py"]
 
 
 def test_the_script_makes_the_package_visible_to_the_kernel(

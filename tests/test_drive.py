@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -64,20 +65,22 @@ def test_a_new_machine_gets_what_it_lacks_and_keeps_what_it_has(copier: DriveCop
     assert held(copier.target)["t4/a.json"] == "newer"
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.ENOENT])
 def test_a_copy_that_breaks_off_leaves_the_older_one(
-    copier: DriveCopier, monkeypatch: pytest.MonkeyPatch, one_line_error: Callable
+    copier: DriveCopier, monkeypatch: pytest.MonkeyPatch, one_line_error: Callable, code: int
 ) -> None:
+    """The drive is full, or is unmounted just now."""
     fill(copier.source, {"a/b.json": "first"})
     copier.copy()
     fill(copier.source, {"a/b.json": "second"})
 
     def partly(source: Path, target: Path) -> None:
         target.write_text("sec")
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "copyfile", partly)
-        with one_line_error(StorageError, "No space left", "make space"):
+        with one_line_error(StorageError, os.strerror(code), "make space"):
             copier.copy()
     assert held(copier.target) == {"a/b.json": "first"}
     assert copier.copy() == 1 and held(copier.target) == {"a/b.json": "second"}

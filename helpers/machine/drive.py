@@ -48,7 +48,7 @@ class DriveCopier:
         with storage_errors(self.target):
             for name in _finished(self.source):
                 here, there = self.source / name, self.target / name
-                with contextlib.suppress(FileNotFoundError):  # replaced or deleted just now
+                try:
                     changed = here.stat().st_mtime_ns
                     if self._copied.get(name) == changed:
                         continue
@@ -56,6 +56,9 @@ class DriveCopier:
                         _copy(here, there)
                         count += 1
                     self._copied[name] = changed
+                except FileNotFoundError:
+                    if here.exists():  # else it was deleted or renamed just now
+                        raise
             # `prune_checkpoint` renames its folder when it is complete: the old copy can go
             for work in list(self.target.rglob("*.pruning")):
                 here, complete = self.source / work.relative_to(self.target), work.with_suffix("")
