@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
-import os
 import re
 import runpy
 import subprocess
 import sys
 import sysconfig
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -23,29 +22,24 @@ from helpers.errors import RunError, StorageError
 from helpers.machine import colab, describe_colab, finish, prepare_kernel, use_drive
 from helpers.machine.drive import DriveCopier
 from helpers.machine.memory import Memory
-from helpers.paths import replace_file, root
-
-FIRST_CELL = (
-    '!test -z "$COLAB_RELEASE_TAG" || (cd /content; test -d repo || GIT_TERMINAL_PROMPT=0 '
-    "git clone -q https://github.com/OWNER/pruning-reproduction repo; python repo/colab_setup.py)"
-)
+from helpers.paths import notebooks_dir, replace_file, root
+from helpers.runner.parameters import code_cells
 
 
 class MessageError(Exception):
     """As Colab's own: an error of no known kind."""
 
 
-class Drive:
+class Drive(ModuleType):
     """What stands for `google.colab.drive`: a folder that appears when it is mounted."""
 
-    def __init__(self, mount: Path) -> None:
-        self.mount_point, self.error, self.flushed = mount, None, 0
+    error: Exception | None = None
+    flushed = 0
 
     def mount(self, mount_point: str) -> None:
         if self.error is not None:
             raise self.error
-        assert mount_point == str(self.mount_point)
-        (self.mount_point / "MyDrive").mkdir(parents=True, exist_ok=True)
+        (Path(mount_point) / "MyDrive").mkdir(parents=True, exist_ok=True)
 
     def flush_and_unmount(self) -> None:
         if self.error is not None:
@@ -54,48 +48,39 @@ class Drive:
 
 
 @pytest.fixture
-def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Drive]:
+def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drive:
     """A kernel on Colab, with results in a folder of its own and a Drive."""
-    found = Drive(tmp_path / "mnt")
-    output = ModuleType("google.colab.output")
-    output.enabled = 0
-    output.enable_custom_widget_manager = lambda: setattr(output, "enabled", output.enabled + 1)
-    message = ModuleType("google.colab._message")
-    message.MessageError = MessageError
-    parts = {"": ModuleType("google.colab"), ".drive": found, ".output": output}
-    for name, part in (parts | {"._message": message}).items():
-        monkeypatch.setitem(sys.modules, f"google.colab{name}", part)
-    monkeypatch.setattr(colab, "MOUNT", found.mount_point)
+    names = ("google.colab", "google.colab.output", "google.colab._message")
+    modules = {name: ModuleType(name) for name in names} | {"google.colab.drive": Drive("drive")}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    modules["google.colab._message"].MessageError = MessageError
+    modules["google.colab.output"].enable_custom_widget_manager = lambda: None
+    monkeypatch.setattr(colab, "MOUNT", tmp_path / "mnt")
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "results"))
-    copiers: dict[tuple[Path, ...], DriveCopier] = {}
-    monkeypatch.setattr(
-        colab, "_copier", lambda *folders: copiers.setdefault(folders, DriveCopier(*folders))
-    )
-    yield found
-    for copier in copiers.values():
-        copier.stop()
-
-
-def run_first_cell(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The cell's line in a shell whose git and python say what they are asked, in `folder`."""
-    folder.mkdir(exist_ok=True)
-    for name in ("git", "python"):
-        program = folder / name
-        program.write_text(f'#!/bin/sh\necho {name} "$@"\n[ {name} = python ] || mkdir repo\n')
-        program.chmod(0o755)
-    environment = {"PATH": f"{folder}:/usr/bin:/bin", **variables}
-    return subprocess.run(
-        FIRST_CELL.removeprefix("!").replace("/content", str(folder)),
-        **dict(shell=True, env=environment, capture_output=True, text=True, check=False),
-    )
+    monkeypatch.setattr(DriveCopier, "start", lambda self: None)  # no threads
+    return modules["google.colab.drive"]
 
 
 def test_the_first_cell_clones_once_and_sets_up_on_colab_only(tmp_path: Path) -> None:
-    elsewhere = run_first_cell(tmp_path / "home")
-    assert (elsewhere.returncode, elsewhere.stdout, elsewhere.stderr) == (0, "", "")
-    first, again = (run_first_cell(tmp_path / "x", COLAB_RELEASE_TAG="r1").stdout for _ in range(2))
-    assert first.splitlines()[0].startswith("git clone -q https://github.com/OWNER/")
-    assert first.splitlines()[1:] == again.splitlines() == ["python repo/colab_setup.py"]
+    """The cell's line in a shell whose git and python say what they are asked."""
+    (tour, *_) = code_cells(notebooks_dir() / "00_start_here.ipynb")
+    for name in ("git", "python"):
+        program = replace_file(
+            tmp_path / name, f'#!/bin/sh\necho {name} "$@"\n[ {name} = python ] || mkdir repo\n'
+        )
+        program.chmod(0o755)
+
+    def run_cell(**variables: str) -> list[str]:
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", **variables}
+        options = dict(shell=True, env=environment, text=True, stderr=subprocess.STDOUT)
+        line = tour[0].removeprefix("!").replace("/content", str(tmp_path))
+        return subprocess.check_output(line, **options).splitlines()
+
+    assert run_cell() == []  # elsewhere
+    clone, *rest = run_cell(COLAB_RELEASE_TAG="r1")
+    assert clone.startswith("git clone -q https://github.com/OWNER/")
+    assert rest == run_cell(COLAB_RELEASE_TAG="r1") == ["python repo/colab_setup.py"]
 
 
 def test_the_script_makes_the_package_visible_to_the_kernel(
@@ -125,17 +110,18 @@ def test_the_set_up_says_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_package_replaced_under_a_running_kernel_is_found(
-    drive: Drive, monkeypatch: pytest.MonkeyPatch, one_line_error
+    drive: Drive, monkeypatch: pytest.MonkeyPatch, one_line_error: Callable
 ) -> None:
-    prepare_kernel()
-    assert sys.modules["google.colab.output"].enabled == 1
-    old = ModuleType("pandas")
-    old.__version__ = "1.0"
+    enabled, old = [], ModuleType("pandas")
+    output = sys.modules["google.colab.output"]
+    output.enable_custom_widget_manager = lambda: enabled.append("widgets")
     monkeypatch.setitem(sys.modules, "pandas", old)
+    old.__version__ = "1.0"
     with one_line_error(RunError, "pandas 1.0 is loaded", "Restart session"):
         prepare_kernel()
     old.__version__ = importlib.metadata.version("pandas") + "+cu128"  # a build's own label
     prepare_kernel()
+    assert enabled == ["widgets"]
     monkeypatch.delitem(sys.modules, "google.colab")
     old.__version__ = "1.0"
     prepare_kernel()  # elsewhere that is nobody's business
@@ -154,10 +140,9 @@ def test_what_colab_has_is_what_we_accept() -> None:
 
 
 def test_results_survive_the_machine(drive: Drive, tmp_path: Path, monkeypatch) -> None:
-    here = tmp_path / "results"
+    here, copied = tmp_path / "results", tmp_path / "mnt" / "MyDrive" / colab.FOLDER
     replace_file(here / "t4" / "records" / "a.json", "1")
     assert "0 files brought back" in use_drive()
-    copied = drive.mount_point / "MyDrive" / colab.FOLDER
     assert (copied / "t4" / "records" / "a.json").read_text() == "1"  # at once, not in a minute
     use_drive()  # a second time is harmless
     replace_file(here / "t4" / "records" / "b.json", "2")
@@ -182,7 +167,7 @@ def test_a_drive_that_fails(drive: Drive, monkeypatch, one_line_error, error: Ex
             use_drive()
 
     def full(self: Path, *arguments: object, **options: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_text", full)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,49 +20,34 @@ FILES = {
 }
 
 
-def group(folder: Path, version: int, limit: object) -> None:
-    """A control group's files: half a GiB is used, of which a quarter is file cache."""
-    limit_file, used_file, cache_name = FILES[version]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / limit_file).write_text(f"{limit}\n")
-    (folder / used_file).write_text(f"{GIB // 2}\n")
-    (folder / "memory.stat").write_text(f"anon 1\n{cache_name} {GIB // 4}\n")
-
-
-@pytest.fixture
-def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tree of control groups instead of this machine's."""
-    monkeypatch.setattr(memory, "GROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "own")
-    return tmp_path
-
-
+@pytest.mark.parametrize("limit", [GIB, "max"])
 @pytest.mark.parametrize(
     ("version", "line", "folder"),
     [
-        (2, "0::/jobs/one", "cgroup/jobs/one"),
-        (2, "0::/jobs/one", "cgroup/jobs"),  # the group around it
-        (2, "0::/of/the/host", "cgroup"),  # seen from inside a container
-        (1, "5:cpuset,memory:/docker/abc", "cgroup/memory/docker/abc"),
+        (2, "0::/jobs/one", "jobs/one"),
+        (2, "0::/jobs/one", "jobs"),  # the group around it
+        (2, "0::/of/the/host", ""),  # seen from inside a container
+        (1, "5:cpuset,memory:/docker/abc", "memory/docker/abc"),
     ],
 )
-def test_ram_of_a_container(groups: Path, version: int, line: str, folder: str) -> None:
-    (groups / "own").write_text(f"3:cpu:/x\n{line}\n")
-    group(groups / folder, version, GIB)
-    assert ram() == (GIB - GIB // 2 + GIB // 4, GIB)
-
-
-def test_ram_without_a_limit_is_the_machines(groups: Path) -> None:
-    assert ram()[1] == psutil.virtual_memory().total  # no control groups, as on macOS
-    (groups / "own").write_text("0::/a\n")
-    group(groups / "cgroup/a", 2, "max")
-    free, total = ram()
-    assert total == psutil.virtual_memory().total
-    assert abs(free - psutil.virtual_memory().available) < GIB
+def test_ram_is_the_containers_or_without_a_limit_the_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, version, line, folder, limit
+) -> None:
+    monkeypatch.setattr(memory, "GROUPS", tmp_path)
+    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "own")
+    total = psutil.virtual_memory().total
+    assert ram()[1] == total  # no control groups, as on macOS
+    (tmp_path / "own").write_text(f"3:cpu:/x\n{line}\n")
+    limit_file, used_file, cache = FILES[version]
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    (tmp_path / folder / limit_file).write_text(f"{limit}\n")
+    (tmp_path / folder / used_file).write_text(f"{GIB // 2}\n")  # half of it is file cache
+    (tmp_path / folder / "memory.stat").write_text(f"anon 1\n{cache} {GIB // 4}\n")
+    assert ram() == (GIB - GIB // 2 + GIB // 4, GIB) if limit == GIB else ram()[1] == total
 
 
 def test_the_watch_stops_work_before_the_kernel_is_killed(
-    monkeypatch: pytest.MonkeyPatch, one_line_error
+    monkeypatch: pytest.MonkeyPatch, one_line_error: Callable
 ) -> None:
     monkeypatch.setattr(memory, "ram", lambda: (10**8, 12 * 10**9))
     started = time.monotonic()
@@ -81,7 +67,7 @@ def test_the_watch_lets_other_ends_through(monkeypatch: pytest.MonkeyPatch) -> N
             raise error
 
 
-def test_the_watch_needs_the_main_thread(one_line_error) -> None:
+def test_the_watch_needs_the_main_thread(one_line_error: Callable) -> None:
     def work() -> None:
         with memory_watch():
             pass

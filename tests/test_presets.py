@@ -12,7 +12,7 @@ import pytest
 from helpers.errors import BadParameter, OutOfMemory
 from helpers.machine import check_memory, choose, machine_named, presets
 from helpers.machine.memory import Memory
-from helpers.machine.presets import PRESETS, notebook_memory, preset_that_fits, read_preset
+from helpers.machine.presets import notebook_memory, preset_that_fits, read_preset
 from helpers.paths import notebooks_dir
 from helpers.records import check_type
 from helpers.runner import read_parameters_cell
@@ -20,15 +20,9 @@ from helpers.runner.plan import read_plan
 
 AMPLE = Memory(64 * 10**9, 64 * 10**9, "Some GPU", 40 * 10**9, 40 * 10**9)
 PRUNE = "04_prune_model"
-NOTEBOOKS = [
-    path.stem
-    for path in sorted(notebooks_dir().glob("*.ipynb"))
-    if "preset" in read_parameters_cell(path)[0]
-]
-
-
-def defaults(notebook: str = PRUNE) -> dict:
-    return read_parameters_cell(notebooks_dir() / f"{notebook}.ipynb")[0]
+CELLS = {path.stem: read_parameters_cell(path) for path in sorted(notebooks_dir().glob("*.ipynb"))}
+NOTEBOOKS = [name for name, (values, _) in CELLS.items() if "preset" in values]
+DEFAULTS = CELLS[PRUNE][0]
 
 
 def with_gpu(name: str) -> Memory:
@@ -43,25 +37,19 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[Memory], None]:
     return lambda memory: monkeypatch.setattr(presets, "free_memory", lambda: memory)
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS)
 @pytest.mark.parametrize(("preset", "gpu"), [("t4", "t4"), ("large", "a100-80g")])
-def test_presets_are_parameters_of_the_notebook_and_fit(
-    notebook: str, preset: str, gpu: str
-) -> None:
-    found = read_preset(preset)[notebook]
-    values, types = read_parameters_cell(notebooks_dir() / f"{notebook}.ipynb")
-    assert set(found) <= set(values) and set(found) >= {"model", "revision"}
-    for name, value in found.items():
-        check_type(name, value, types[name])
-    on_gpu, in_ram = notebook_memory(notebook, values | found, gpu=True)
-    assert on_gpu <= 0.8 * machine_named(gpu).memory and in_ram <= 0.8 * machine_named(gpu).ram
-
-
-def test_models_are_pinned_as_in_the_plans() -> None:
+def test_presets_fit_are_parameters_and_are_pinned_as_in_the_plans(preset: str, gpu: str) -> None:
     runs = [run.effective for plan in ("t4", "paper") for run in read_plan(plan, "04*")]
     pinned = {run["model"]: run["revision"] for run in runs}
-    for row in (row for preset in PRESETS for row in read_preset(preset).values()):
+    rows, machine = read_preset(preset), machine_named(gpu)
+    assert list(rows) == NOTEBOOKS
+    for notebook, row in rows.items():
+        values, types = CELLS[notebook]
+        for name, value in row.items():
+            check_type(name, value, types[name])
         assert pinned[row["model"]] == row["revision"]
+        on_gpu, in_ram = notebook_memory(notebook, values | row, gpu=True)
+        assert on_gpu <= 0.8 * machine.memory and in_ram <= 0.8 * machine.ram
 
 
 def test_auto_takes_the_largest_that_fits(here: Callable) -> None:
@@ -71,25 +59,21 @@ def test_auto_takes_the_largest_that_fits(here: Callable) -> None:
     # weights pass through RAM: 13.5 GB of llama-7b would kill the kernel while loading
     assert preset_that_fits(dataclasses.replace(with_gpu("v100"), ram_total=12 * 10**9)) == "t4"
     assert preset_that_fits(dataclasses.replace(AMPLE, gpu_total=3 * 10**9)) == ""
-    given = defaults()
     here(with_gpu("t4"))
-    assert choose("auto", PRUNE, given, given) == choose("t4", PRUNE, given, given) != {}
+    chosen = choose("auto", PRUNE, DEFAULTS, DEFAULTS)
+    assert chosen == choose("t4", PRUNE, DEFAULTS, DEFAULTS) != {}
     here(Memory(64 * 10**9, 64 * 10**9))
-    assert choose("auto", PRUNE, given | {"model": "tiny"}, given) == {}
+    assert choose("auto", PRUNE, DEFAULTS | {"model": "tiny"}, DEFAULTS) == {}
 
 
 def test_what_a_reader_changed_stays(one_line_error: Callable) -> None:
-    given = defaults()
-    assert choose("", PRUNE, given, given) == {}
-    found = choose("t4", PRUNE, given | {"sequences": 5}, given)
+    assert choose("", PRUNE, DEFAULTS, DEFAULTS) == {}
+    found = choose("t4", PRUNE, DEFAULTS | {"sequences": 5}, DEFAULTS)
     assert "sequences" not in found and found["length"] == 2048
     assert found["model"].startswith("TinyLlama")
     for change in ({"model": "tiny"}, {"revision": "main"}):
         with one_line_error(BadParameter, "preset", next(iter(change)), "leave one"):
-            choose("t4", PRUNE, given | change, given)
-
-
-def test_unknown_names_are_refused(one_line_error: Callable) -> None:
+            choose("t4", PRUNE, DEFAULTS | change, DEFAULTS)
     with one_line_error(BadParameter, "06_tables_and_plots", PRUNE):
         choose("t4", "06_tables_and_plots", {}, {})
     with one_line_error(BadParameter, "'T4'", "auto, large, t4"):
@@ -104,7 +88,7 @@ def test_the_tour_holds_two_models() -> None:
 
 
 def test_memory_is_checked_before_loading(here: Callable, one_line_error: Callable) -> None:
-    given = defaults() | read_preset("t4")[PRUNE]
+    given = DEFAULTS | read_preset("t4")[PRUNE]
     here(AMPLE)
     words = check_memory(PRUNE, given)
     assert "GPU memory" in words["needs"] and "40 GB of 40 GB" in words["free on Some GPU"]
@@ -117,14 +101,14 @@ def test_memory_is_checked_before_loading(here: Callable, one_line_error: Callab
         check_memory(PRUNE, given)
     here(Memory(16 * 10**9, 16 * 10**9))  # without a GPU all of the model is in RAM
     with one_line_error(OutOfMemory, "RAM", "16 GB"):
-        check_memory(PRUNE, defaults() | {"model": "huggyllama/llama-7b"})
+        check_memory(PRUNE, DEFAULTS | {"model": "huggyllama/llama-7b"})
 
 
 @pytest.mark.parametrize("notebook", [*NOTEBOOKS, "07_your_own_method"])
 def test_defaults_fit_a_laptop(here: Callable, notebook: str) -> None:
     """Also with a reader's own method, whose needs are not known."""
     here(Memory(4 * 10**9, 8 * 10**9))
-    assert "RAM" in check_memory(notebook, defaults(notebook))["needs"]
+    assert "RAM" in check_memory(notebook, CELLS[notebook][0])["needs"]
 
 
 def test_bad_models_and_tasks(here: Callable, tmp_path: Path, one_line_error: Callable) -> None:
@@ -132,6 +116,6 @@ def test_bad_models_and_tasks(here: Callable, tmp_path: Path, one_line_error: Ca
     here(AMPLE)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     for name in ("someone/something", str(tmp_path)):
-        assert "not known" in check_memory(PRUNE, defaults() | {"model": name})["needs"]
+        assert "not known" in check_memory(PRUNE, DEFAULTS | {"model": name})["needs"]
     with one_line_error(BadParameter, "task 'rtf'", "rte"):
-        check_memory("05_zero_shot", defaults("05_zero_shot") | {"tasks": ["rtf"]})
+        check_memory("05_zero_shot", CELLS["05_zero_shot"][0] | {"tasks": ["rtf"]})

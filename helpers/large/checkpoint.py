@@ -97,7 +97,7 @@ def prune_checkpoint(
     interrupted; False deletes what that call had finished, and replaces a complete model once the
     new one is complete too. team, for several processes: see `helpers.large.torchrun`.
 
-    Memory: see `helpers.machine.footprint`. Disk: the new checkpoint, and the stream if asked for.
+    Memory: see `helpers.checkpoint_memory`. Disk: the new checkpoint, and the stream if asked for.
 
     Raises what `prune_model` raises, and ResumeError (an earlier call had other arguments, naming
     which; another process is pruning into the destination; the destination is not one of ours),

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "estimates": (
             "Estimate",
             "Machine",
+            "checkpoint_memory",
             "downloads",
             "estimate",
             "gigabytes",
@@ -17,7 +18,6 @@ __getattr__, __dir__, __all__ = lazy_names(
             "missing",
             "this_machine",
         ),
-        "footprint": ("checkpoint_memory",),
         "memory": ("free_memory", "memory_watch", "ram"),
         "presets": ("check_memory", "choose"),
     },

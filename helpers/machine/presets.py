@@ -50,11 +50,9 @@ def notebook_memory(notebook: str, parameters: Mapping[str, Any], *, gpu: bool) 
 def choose(
     preset: str, notebook: str, given: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a preset changes of a notebook's parameters, with the new values.
+    """What a preset ("" for none, "auto" for what fits the GPU) changes of a notebook's parameters.
 
-    Args: preset, "" for nothing, "auto" for what fits the GPU, or a name of PRESETS; given, the
-    parameters as they are (others may be among them); defaults, those of the notebook. A value
-    that is not the default is a reader's own, and stays.
+    A value in `given` that is not the default is a reader's own, and stays.
     Raises BadParameter for an unknown preset, for one beside a model that was chosen by hand, and
     for a notebook that loads no model.
     """
@@ -88,10 +86,11 @@ def check_memory(notebook: str, parameters: Mapping[str, Any]) -> dict[str, str]
         on_device, in_ram = notebook_memory(notebook, parameters, gpu=on_gpu)
     except (UnknownModel, UnsupportedModel) as error:
         return {"needs": f"not known: {error}", **words}
-    rows = [("RAM", in_ram, free.ram_free, RAM_SLACK)]
-    rows += [("GPU memory", on_device, free.gpu_free, 1.0)] if on_gpu else []
+    kinds = [("RAM", in_ram, free.ram_free, RAM_SLACK)]
+    kinds += [("GPU memory", on_device, free.gpu_free, 1.0)] if on_gpu else []
     needs = []
-    for kind, need, left, slack in rows:
+    for kind, need, left, slack in kinds:
+        needs.append(f"{gigabytes(need)} of {kind}{' (tight)' if need > left else ''}")
         if need > left * slack:
             names = [n for n in ("sequences", "length", "window", "batch") if n in parameters]
             half = ', dtype "float16"' if on_gpu and parameters.get("dtype") == "float32" else ""
@@ -100,5 +99,4 @@ def check_memory(notebook: str, parameters: Mapping[str, Any]) -> dict[str, str]
                 f"{gigabytes(left)} are free: choose a smaller model{half} or lower "
                 f"{', '.join(names)}; restarting the kernel frees what earlier cells hold"
             )
-        needs.append(f"{gigabytes(need)} of {kind}{' (tight)' if need > left else ''}")
     return {"needs": ", ".join(needs), **words}
