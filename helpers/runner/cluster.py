@@ -113,7 +113,7 @@ def stop(job: Path) -> None:
 
 @dataclass
 class Site:
-    """A worker that was checked, and the one run that it executes.
+    """A worker that was checked, and the one run that it executes, if any.
 
     Offers what `helpers.runner.process.Process` does.
     """
@@ -132,15 +132,15 @@ class Site:
 
     def error(self) -> str | None:
         """The error of a run that has ended in one line; None after a success."""
-        run, future, self.run = self.run, self.future, None
+        run, self.run = self.run, None
         reason = "died or was lost: was there enough memory?"
-        if future.status == "finished":
+        if self.future.status == "finished":
             # the answer is still on the worker, which can die before it is fetched
             with contextlib.suppress(OSError):
-                return future.result(timeout=CONNECT_SECONDS)
-        elif future.status == "error":
-            reason = f"failed: {_short(future.exception())}"
-        future.cancel()
+                return self.future.result(timeout=CONNECT_SECONDS)
+        elif self.future.status == "error":
+            reason = f"failed: {_short(self.future.exception())}"
+        self.future.cancel()
         run.log_path.unlink(missing_ok=True)
         return f"its worker {self.address} {reason}"
 

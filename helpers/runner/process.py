@@ -143,24 +143,24 @@ def kill_family(pid: int) -> None:
 
 
 def execute(path: Path) -> int:
-    """Execute the notebook of a job and leave its error, if any, in one line; the exit code."""
+    """Execute the notebook of a job and leave its error, if any, in one line; the exit code.
+
+    An error that nobody expects ends the process: its traceback stays in the log.
+    """
     # here, because who starts processes needs neither
     from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillException, PapermillExecutionError
+    from papermill.exceptions import PapermillExecutionError
 
     job = json.loads(path.read_text(encoding="utf-8"))
     try:
         _execute_notebook(job)
+        return 0
     except PapermillExecutionError as error:
         text = f"{error.ename}: {error.evalue}".splitlines()[0]
     except DeadKernelError:
         text = "the kernel died: was there enough memory?"
     except HelpersError as error:
         text = first_line(error)
-    except (PapermillException, RuntimeError, OSError, ValueError) as error:
-        text = f"{type(error).__name__}: {first_line(error)}"
-    else:
-        return 0
     replace_file(path, json.dumps(job | {"error": text[:400]}))
     return 1
 
