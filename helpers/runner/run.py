@@ -38,8 +38,8 @@ def records_here(runs: list[Run]) -> Records:
 
 def up_to_date(runs: list[Run]) -> Records:
     """Those of `records_here` that were made by today's code and parameters."""
-    found, current = records_here(runs), {run.id for run in runs if is_done(run)}
-    return {key: record for key, record in found.items() if key in current}
+    found = records_here(runs)
+    return {run.id: found[run.id] for run in runs if is_done(run)}
 
 
 def committed(runs: list[Run]) -> Records:
