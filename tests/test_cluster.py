@@ -256,6 +256,14 @@ def test_without_dask(refused: Callable[..., str], monkeypatch: pytest.MonkeyPat
 # --- workers that come and go --------------------------------------------------------------
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks at each call who is there, waits for nobody, and needs no notebook."""
+    monkeypatch.setattr(cluster, "REFRESH_SECONDS", 0)
+    monkeypatch.setattr(cluster, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(cluster, "prepare", lambda run: None)
+
+
 class Client:
     """A scheduler's answers, without one. known: what each worker has, as `look` finds it."""
 
@@ -284,44 +292,39 @@ def worker(gpus: int = 0, cores: int = 4, host: str = "h", **other: str) -> tupl
     return cluster.identity(Path()) | other, (host, *range(cores)), gpus
 
 
-def test_a_run_goes_where_its_gpu_is_and_workers_of_a_host_share_its_cores(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(cluster, "REFRESH_SECONDS", 0)
+@pytest.mark.usefixtures("quick")
+def test_a_run_goes_where_its_gpu_is_and_workers_of_a_host_share_its_cores() -> None:
     client = Client(a=worker(), b=worker(gpus=1), c=worker(host="i"), d=worker(cores=2))
     devices = {"w": "cpu", "x": "cuda", "y": "cpu", "z": "cpu"}
     runs = [plans.Run("p", "01", name, {"device": device}, {}) for name, device in devices.items()]
     pool = cluster.Pool(client, Path(), print)
     assert pool.slots == 4
     for run in runs:
-        assert pool.can_start(run, 0)
-        pool.start(run)
+        assert pool.start(run, 0)
     sent = {address: rest for address, *rest in client.sent}
     assert sent == {"a": [None, 2], "b": [{"GPU": 1}, 2], "c": [None, 4], "d": [None, 2]}
-    assert client.sent[1][0] == "b" and not pool.can_start(runs[0], 4), "each worker has one"
+    assert client.sent[1][0] == "b" and not pool.start(runs[0], 4), "each worker has one"
 
 
-def test_workers_that_join_late_leave_or_do_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "REFRESH_SECONDS", 0)
-    monkeypatch.setattr(cluster, "WAIT_SECONDS", 0.1)
+@pytest.mark.usefixtures("quick")
+def test_workers_that_join_late_leave_or_do_not_pass() -> None:
     client = Client(a=worker())
     run = plans.Run("p", "01", "a", {"device": "cuda"}, {})
     said: list[str] = []
     pool = cluster.Pool(client, Path(), said.append)
-    assert not pool.can_start(run, 0)
+    assert not pool.start(run, 0)
     lost = ModuleNotFoundError("No module named 'helpers.runner.cluster'")
     client.known |= {"b": worker(gpus=1), "c": worker(Python="/usr"), "d": lost}
-    for _ in range(3):
-        assert pool.can_start(run, 0) and pool.slots == 2
+    assert [pool.slots for _ in range(3)] == [2, 2, 2] and pool.start(run, 0)
     c, d = sorted(said)  # each is reported once
     assert c.startswith("worker c is not used: its Python is /usr and not ")
     assert d.startswith("worker d is not used: ModuleNotFoundError") and "start it again" in d
     client.known = {"a": worker()}
     time.sleep(0.2)
-    assert not pool.can_start(run, 1)  # something is under way
+    assert not pool.start(run, 1)  # something is under way
     time.sleep(0.2)
     with pytest.raises(RunError, match='no worker that can take 01 a .*"GPU=1"'):
-        pool.can_start(run, 0)
+        pool.start(run, 0)
     client.known = {}
     with pytest.raises(RunError, match="the scheduler is gone .*goes on"):
-        pool.can_start(run, 0)
+        pool.start(run, 0)

@@ -280,11 +280,8 @@ class AtOnce:
 
     slots, now = 2, 0.0
 
-    def can_start(self, run: plans.Run, active: int) -> bool:
-        return active == 0
-
-    def start(self, run: plans.Run) -> AtOnce:
-        return self
+    def start(self, run: plans.Run, active: int) -> AtOnce | None:
+        return None if active else self
 
     def ended(self) -> bool:
         self.now += 20.0

@@ -53,8 +53,10 @@ def show_path(path: Path) -> str:
     return str(path.relative_to(root()) if path.is_relative_to(root()) else path)
 
 
-def write_job(run: Run) -> None:
-    """Write what the process of a run is to do into `run.job_path`."""
+def prepare(run: Run) -> None:
+    """Write what the process of a run is to do, and take away what an earlier one left."""
+    for path in (run.record_path, run.executed_path, run.failed_path):
+        path.unlink(missing_ok=True)  # it could pass for new
     names = {"plan": run.plan, "notebook": run.notebook, "name": run.name}
     job = {
         "stamp": names | {"fingerprint": fingerprint(run)},

@@ -24,7 +24,7 @@ from helpers.paths import TABLES_NOTEBOOK, results_dir
 from helpers.records import read_record
 from helpers.runner.fingerprint import is_done
 from helpers.runner.plan import SCRATCH, Run, read_plan
-from helpers.runner.process import Process, cpus, environment, show_path, write_job
+from helpers.runner.process import Process, cpus, environment, prepare, show_path
 
 MEMORY_FOR_TWO = 7.5e9  # bytes; what a machine sold with 8 GB reports
 POLL_SECONDS = 0.1
@@ -162,12 +162,11 @@ class LocalPool:
         self.slots = slots
         self._environment = environment(os.environ, max(1, len(cpus()) // slots), scratch)
 
-    def can_start(self, run: Run, active: int) -> bool:
-        """Whether a run can be started while so many are under way."""
-        return active < self.slots
-
-    def start(self, run: Run) -> Process:
-        """Start a run whose job is written."""
+    def start(self, run: Run, active: int) -> Process | None:
+        """Start a run, unless too many are under way."""
+        if active >= self.slots:
+            return None
+        prepare(run)
         return Process(run.job_path, run.log_path, self._environment)
 
 
@@ -196,15 +195,10 @@ class Runner:
         try:
             while waiting or active:
                 for run in list(waiting):
-                    if not self._pool.can_start(run, len(active)):
-                        continue
-                    waiting.remove(run)
-                    # what an earlier run left could pass for new
-                    for path in (run.record_path, run.executed_path, run.failed_path):
-                        path.unlink(missing_ok=True)
-                    write_job(run)
-                    active[run.id] = run, self._pool.start(run), time.monotonic()
-                    self._report(run, "…")
+                    if process := self._pool.start(run, len(active)):
+                        active[run.id] = run, process, time.monotonic()
+                        waiting.remove(run)
+                        self._report(run, "…")
                 for run, process, started in list(active.values()):
                     if not process.ended():
                         continue
