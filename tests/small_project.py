@@ -14,7 +14,6 @@ import pytest
 from helpers.paths import root
 from helpers.runner import plan as plans
 from helpers.runner import run as command_line
-from helpers.runner import schedule
 
 PARAMETERS = """\
 rho = 1.0  # a float
@@ -98,7 +97,7 @@ def project(
     monkeypatch.setenv("PRUNING_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "results"))
     monkeypatch.setattr(plans, "notebooks_dir", lambda: tmp_path / "notebooks")
-    for module in (command_line, schedule):
+    for module in (command_line, plans):
         monkeypatch.setattr(module, "reference_dir", lambda plan: tmp_path / "reference" / plan)
     return Project(tmp_path, capsys)
 

@@ -22,9 +22,7 @@ project = small_project.project
 def test_a_run_is_stale_when_what_decides_its_numbers_changes(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = project.folder / "own"
-    own.mkdir()
-    monkeypatch.setattr(module, "own_method_file", lambda name: own / f"{name}.py")
+    monkeypatch.setattr(module, "own_method_file", lambda name: project.folder / f"{name}.py")
     text = project.folder / "own.txt"
     text.write_text("one")
     parameters = PARAMETERS + 'method = "wanda"\n'
@@ -34,7 +32,7 @@ def test_a_run_is_stale_when_what_decides_its_numbers_changes(
     seen = {fingerprint(run)}
     assert fingerprint(replace(run, name="other")) in seen
     project.notebook(parameters, body="# a comment\n" + BODY)
-    (own / "yours.py").write_text("x = 1")
+    (project.folder / "yours.py").write_text("x = 1")
     assert fingerprint(run) in seen
 
     seen.add(fingerprint(replace(run, parameters=run.parameters | {"rho": 3.0})))
@@ -42,24 +40,21 @@ def test_a_run_is_stale_when_what_decides_its_numbers_changes(
     seen.add(fingerprint(run))
     text.write_text("two")
     seen.add(fingerprint(run))
-    (own / "mine.py").write_text("x = 1")
+    (project.folder / "mine.py").write_text("x = 1")
     seen.add(fingerprint(run))
     assert len(seen) == 5
 
 
-@pytest.mark.parametrize(
-    ("tag", "counts"), [("colab-setup", False), ("explorer", False), ("other", True)]
-)
-def test_cells_for_colab_and_explorers_do_not_count(
-    tag: str, counts: bool, project: Project
-) -> None:
+def test_cells_for_colab_and_explorers_do_not_count(project: Project) -> None:
     project.run_file("a.yaml")
-    found = []
-    for code in ("x = 1", "x = 2"):
-        tags = [["parameters"], [tag]]
-        write_notebook(project.folder / "notebooks", "01_work", [PARAMETERS, code], tags)
-        found.append(fingerprint(plans.read_plan("p")[0]))
-    assert (found[0] != found[1]) == counts
+    (run,) = plans.read_plan("p")
+    for tag, number in {"colab-setup": 1, "explorer": 1, "other": 2}.items():
+        found = set()
+        for code in ("x = 1", "x = 2"):
+            cells, tags = [PARAMETERS, code], [["parameters"], [tag]]
+            write_notebook(project.folder / "notebooks", "01_work", cells, tags)
+            found.add(fingerprint(run))
+        assert len(found) == number, tag
 
 
 def test_the_tables_count_the_records_of_the_other_runs(project: Project) -> None:
@@ -72,9 +67,6 @@ def test_the_tables_count_the_records_of_the_other_runs(project: Project) -> Non
     assert fingerprint(run) == before, "not its own"
     run.record_path.with_name("01_work--b.json").write_text("{}")
     assert fingerprint(run) != before
-
-
-# --- the core ------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -92,12 +84,10 @@ def test_what_leaves_the_core_as_it_is(package: Path) -> None:
     text = "# a comment\n" + text.replace('"""', '"""New words. ', 1)
     (package / "admm.py").write_text(text, encoding="utf-8")
     assert core_hash(package.parent) == before, "comments and docstrings"
-    for module_of_a_wing in ("results/plots.py", "machine/doctor.py", "wing/__init__.py"):
-        (package / module_of_a_wing).parent.mkdir(exist_ok=True)
-        (package / module_of_a_wing).write_text("x = 1\n")
+    (package / "wing").mkdir()
+    for name in ("results/plots.py", "wing/__init__.py", "own/mine.py", "__init__.py"):
+        (package / name).write_text("x = 1\n")
     (package / "results" / "plots.py").rename(package / "results" / "figures.py")
-    (package / "own" / "mine.py").write_text("x = 1\n")
-    (package / "__init__.py").write_text("x = 1\n")
     assert core_hash(package.parent) == before
 
 

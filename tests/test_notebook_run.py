@@ -35,10 +35,6 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notebook, "choose", lambda *_: {})
 
 
-def opened(**changes: Any) -> notebook.NotebookRun:
-    return open_run("book", parameters(**changes))
-
-
 def parameters(**changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
     exec(CELL, values)
@@ -46,15 +42,15 @@ def parameters(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_record_holds_every_parameter_of_the_cell() -> None:
-    run = opened(sparsity=None, extra=1)
-    shown = run.write(
-        {"perplexity": (7.5, "1"), "acc": (0.5, "1", 0.1), "old": {"value": 2, "unit": "s"}},
-        model={"name": "tiny"},
-        seeds={"calibration": 3},
-        layers=[{"layer": "q"}],
-        series={"curve": [1, 2]},
-        name="by-hand",
-    )
+    run = open_run("book", parameters(sparsity=None, extra=1))
+    contents = {
+        "model": {"name": "tiny"},
+        "seeds": {"calibration": 3},
+        "layers": [{"layer": "q"}],
+        "series": {"curve": [1, 2]},
+    }
+    metrics = {"perplexity": (7.5, "1"), "acc": (0.5, "1", 0.1), "old": {"value": 2, "unit": "s"}}
+    shown = run.write(metrics, name="by-hand", **contents)
     record = read_record(results_dir("scratch") / "records/book--by-hand.json")
     assert record["parameters"] == {
         "model": "tiny",
@@ -69,9 +65,8 @@ def test_a_record_holds_every_parameter_of_the_cell() -> None:
         "old": {"value": 2, "unit": "s"},
     }
     assert (record["notebook"], record["name"]) == ("book", "by-hand")
-    assert record["model"] == {"name": "tiny"} and record["data"] is None
-    assert record["seeds"] == {"calibration": 3} and record["series"] == {"curve": [1, 2]}
-    assert record["layers"] == [{"layer": "q"}] and record["device"].startswith("cpu")
+    assert {key: record[key] for key in contents} == contents and record["data"] is None
+    assert record["device"].startswith("cpu")
     assert record["seconds"] > 0 and record["peak_memory_bytes"] > 1e6
     assert shown.loc["perplexity", "value"] == 7.5 and shown.index.name == "book--by-hand.json"
     assert run.needs.loc["needs", "memory"] == "1 GB"
@@ -79,7 +74,7 @@ def test_a_record_holds_every_parameter_of_the_cell() -> None:
 
 def test_the_runner_names_the_record(tmp_path: Path) -> None:
     path = tmp_path / "elsewhere/book--admm-grad-50.json"
-    run = opened(record_path=str(path))
+    run = open_run("book", parameters(record_path=str(path)))
     assert run.record({"x": (1, "1")})["name"] == "admm-grad-50" and not path.exists()
     run.write({"x": (1, "1")}, name="by-hand")
     assert read_record(path)["name"] == "admm-grad-50"
@@ -103,24 +98,18 @@ def test_a_preset_sets_the_notebooks_variables_before_memory_is_checked(
 
     monkeypatch.setattr(notebook, "check_memory", refuse)
     with pytest.raises(OutOfMemory, match="larger needs more"):
-        opened(preset="auto", sequences=9)
+        open_run("book", parameters(preset="auto", sequences=9))
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
+def test_a_wrong_value_a_missing_one_and_a_notebook_that_is_not_there(one_line_error: Any) -> None:
+    for changes, words in [
         ({"sequences": "8"}, ("sequences = '8'", "give int", "without quotes")),
         ({"sparsity": "1e-1"}, ("sparsity", "write 1.0e-1")),
         ({"sparsity": float("nan")}, ("sparsity", "finite")),
         ({"device": "gpu"}, ("device 'gpu'", '"cuda"')),
-    ],
-)
-def test_a_wrong_value_is_named(changes: dict, words: tuple, one_line_error: Any) -> None:
-    with one_line_error(BadParameter, *words):
-        opened(**changes)
-
-
-def test_a_cell_that_has_not_run_and_a_notebook_that_is_not_there(one_line_error: Any) -> None:
+    ]:
+        with one_line_error(BadParameter, *words):
+            open_run("book", parameters(**changes))
     values = parameters()
     del values["sequences"]
     with one_line_error(BadParameter, "sequences is not set", "run the parameters cell"):
@@ -142,7 +131,8 @@ def test_a_parameter_that_changes_meanwhile_stops_the_record(one_line_error: Any
     assert not results_dir("scratch").exists()
 
 
-@pytest.mark.parametrize("metric", [7.5, (7.5,), {"value": 7.5}, (float("nan"), "1")])
-def test_a_metric_needs_a_number_and_a_unit(metric: Any) -> None:
-    with pytest.raises(RecordError, match="x"):
-        opened().write({"x": metric})
+def test_a_metric_needs_a_number_and_a_unit() -> None:
+    run = open_run("book", parameters())
+    for metric in (7.5, (7.5,), {"value": 7.5}, (float("nan"), "1")):
+        with pytest.raises(RecordError, match="x"):
+            run.write({"x": metric})

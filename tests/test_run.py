@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import psutil
 import pytest
@@ -25,25 +26,11 @@ project = small_project.project
 # --- running (these start kernels) ---------------------------------------------------------
 
 
-def test_failures_reruns_and_records(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_reruns_and_records(project: Project) -> None:
     project.run_file("bad.yaml", "pattern: fail")
     project.run_file("die.yaml", "pattern: die")
     project.run_file("good.yaml", "rho: 2.5")
-    runs, under_way, say = {run.name: run for run in plans.read_plan("p")}, {}, schedule.say
-
-    def watch(text: str) -> None:
-        if text.startswith("["):
-            _, _, name, state, *_ = text.split()
-            under_way[name, state.rstrip(":")] = runs[name].job_path.exists()
-        say(text)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(schedule, "say", watch)
-        code, out, err = project.call("run", "--jobs", "3")
-    ended = {("bad", "FAILED"), ("die", "FAILED"), ("good", "done")}
-    started = {(name, "…") for name in runs}
-    assert under_way == dict.fromkeys(started, True) | dict.fromkeys(ended, False)
-
+    code, out, err = project.call("run", "--jobs", "3")
     assert code == 1
     lines = err.strip().splitlines()
     assert lines[0] == "2 runs failed; run again to repeat:"
@@ -58,7 +45,8 @@ def test_failures_reruns_and_records(project: Project, monkeypatch: pytest.Monke
         "01_work--good.ipynb",
         "01_work--good.json",
     ]
-    record = read_record(project.result("records/01_work--good.json"))
+    path = project.result("records/01_work--good.json")
+    record = read_record(path)
     assert record["metrics"]["value"]["value"] == 25.0
     assert (record["notebook"], record["name"], record["plan"]) == ("01_work", "good", "p")
     assert record["parameters"]["steps"] == 3  # defaults are part of the record
@@ -69,10 +57,10 @@ def test_failures_reruns_and_records(project: Project, monkeypatch: pytest.Monke
     )
 
     # only what failed runs again, and a record without its run file is taken out of the way
-    stamp = project.result("records/01_work--good.json").stat().st_mtime_ns
+    stamp = path.stat().st_mtime_ns
     (project.folder / "runs/p/01_work/die.yaml").unlink()
     project.run_file("bad.yaml", "pattern: silent")
-    project.run_file("forget.yaml", "pattern: forget")
+    forget = project.run_file("forget.yaml", "pattern: forget")
     write_record(project.result("records/01_work--gone.json"), record)
     code, out, err = project.call("run")
     assert code == 1 and "2 of 3 runs to do" in out and "moved 1 records" in out
@@ -80,12 +68,12 @@ def test_failures_reruns_and_records(project: Project, monkeypatch: pytest.Monke
     assert "the record does not hold pattern = 'forget'" in err
     assert project.result("stale/01_work--gone.json").is_file()
 
-    (project.folder / "runs/p/01_work/forget.yaml").unlink()
+    forget.unlink()
     project.run_file("bad.yaml", "pattern: mended")
     code, out, err = project.call("run")
     assert (code, err) == (0, "") and "01_work bad done in" in out
     assert not project.result("runs/01_work--bad.failed.ipynb").exists()
-    assert project.result("records/01_work--good.json").stat().st_mtime_ns == stamp
+    assert path.stat().st_mtime_ns == stamp
 
     code, out, err = project.call("run")
     assert (code, err) == (0, "") and out == "plan p: nothing to run, 2 of 2 runs are up to date\n"
@@ -118,8 +106,7 @@ def test_interrupt_stops_kernels_and_leaves_nothing_half_done(project: Project) 
 def test_a_killed_runner_frees_its_plan_and_its_runs_end(project: Project) -> None:
     process, others = started_runner(project)
     assert project.call("list")[1] == "runs    01_work  slow\n"
-    code, _, err = project.call("run")
-    assert code == 1 and "plan p is being run already" in err
+    assert "plan p is being run already" in project.error("run")
     process.kill()
     process.communicate(timeout=30)
     # the lock is free at once
@@ -127,11 +114,12 @@ def test_a_killed_runner_frees_its_plan_and_its_runs_end(project: Project) -> No
     assert len(others) >= 2 and not psutil.wait_procs(others, timeout=10)[1]
 
 
-# --- results folder ------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------
 
 
-def test_results_folder_that_cannot_be_written(project: Project) -> None:
+def test_errors_before_a_run_is_started(project: Project) -> None:
     project.run_file("a.yaml")
+    assert project.error("--jobs", "0").startswith("jobs = '0'")
     (project.folder / "results").write_text("in the way")
     err = project.error()
     assert "cannot write to" in err and "PRUNING_RESULTS" in err
@@ -144,36 +132,35 @@ def test_where_all_failed_nothing_is_said_of_records(
     (run,) = plans.read_plan("p")
     monkeypatch.setattr(command_line, "run_plan", lambda *_, **__: [(run, "ValueError: too sad")])
     code, _, err = project.call()
-    assert (code, err) == (
-        1,
-        "1 run failed; run again to repeat:\n  01_work bad: ValueError: too sad\n",
-    )
+    expected = "1 run failed; run again to repeat:\n  01_work bad: ValueError: too sad\n"
+    assert (code, err) == (1, expected)
 
 
-def test_wrong_jobs(project: Project) -> None:
+def test_a_record_that_cannot_be_used(project: Project) -> None:
     project.run_file("a.yaml")
-    err = project.error("--jobs", "0")
-    assert err.startswith("jobs = '0'")
+    assert "make reproduce PLAN=p" in project.error("tables"), "no record"
+    path = project.result("records/01_work--a.json")
+    path.parent.mkdir(parents=True)
+    path.write_text('{"schema": 1, "no')
+    for command in ("verdict", "tables"):
+        assert "is not JSON" in project.error(command)
+    assert not is_done(plans.read_plan("p")[0])  # so the next run replaces it
 
 
-# --- tables, verdict, accept ---------------------------------------------------------------
+# --- tables, verdict, accept, list ---------------------------------------------------------
 
 
 def stamped(
     project: Project, name: str, value: float, reference: bool = False, **parameters: object
 ) -> None:
     """Write the record of a run, here or as the committed one."""
-    run = next(run for run in plans.read_plan(project.plan) if run.name == name)
-    folder = project.folder / ("reference" if reference else "results") / project.plan
+    (run,) = plans.read_plan(project.plan, f"01_work/{name}")
+    measured = {"perplexity": (value, "1"), "sparsity": (0.5, "1"), "prune_seconds": (value, "s")}
     record = make_record(
         notebook=run.notebook,
         name=name,
         parameters=run.effective | parameters,
-        metrics={
-            "perplexity": {"value": value, "unit": "1"},
-            "sparsity": {"value": 0.5, "unit": "1"},
-            "prune_seconds": {"value": 100 * value, "unit": "s"},
-        },
+        metrics={key: {"value": x, "unit": unit} for key, (x, unit) in measured.items()},
         model=None,
         data=None,
         seeds={},
@@ -181,8 +168,8 @@ def stamped(
         device="cpu",
         peak_memory_bytes=1,
     )
-    record["fingerprint"] = fingerprint(run)
-    write_record(folder / "records" / f"{run.id}.json", record)
+    path = run.reference_path if reference else run.record_path
+    write_record(path, record | {"fingerprint": fingerprint(run)})
 
 
 @pytest.fixture
@@ -211,18 +198,14 @@ def test_verdict(project: Project) -> None:
     code, out, _ = project.call("verdict")
     assert code == 1 and out.splitlines()[-2:] == ["no reference for 1 run", "reproduced 1 of 2"]
 
-
-def test_a_record_that_cannot_be_used(project: Project) -> None:
-    project.run_file("a.yaml")
-    err = project.error("tables")
-    assert "make reproduce PLAN=p" in err, "no record"
-    path = project.result("records/01_work--a.json")
-    path.parent.mkdir(parents=True)
-    path.write_text('{"schema": 1, "no')
-    for command in ("verdict", "tables"):
-        err = project.error(command)
-        assert "is not JSON" in err
-    assert not is_done(plans.read_plan("p")[0])  # so the next run replaces it
+    # a reference from before a parameter was added meant its default
+    (run,) = plans.read_plan("p", "a")
+    record = read_record(run.reference_path)
+    del record["parameters"]["steps"]
+    write_record(run.reference_path, record)
+    assert "reproduced 1 of 1" in project.call("verdict", "--only", "a")[1]
+    project.run_file("a.yaml", "steps: 4")  # no longer what the reference can have meant
+    assert "no reference for 1 run" in project.call("verdict", "--only", "a")[1]
 
 
 def test_tables_of_a_part_say_what_is_missing(project: Project, no_tables: list[int]) -> None:
@@ -239,15 +222,14 @@ def test_accept_takes_what_is_there_and_keeps_the_rest(
 ) -> None:
     for name in "abc":
         project.run_file(f"{name}.yaml")
-    err = project.error("accept")
-    assert "no run of plan p is up to date" in err
+    assert "no run of plan p is up to date" in project.error("accept")
     stamped(project, "a", 10.0)
     stamped(project, "a", 3.0, True)
     stamped(project, "b", 4.0, True)
     stamped(project, "c", 5.0, True, rho=9.0)  # of another run than c.yaml asks for
-    project.run_file("gone.yaml")
+    gone = project.run_file("gone.yaml")
     stamped(project, "gone", 6.0, True)
-    (project.folder / "runs/p/01_work/gone.yaml").unlink()
+    gone.unlink()
     code, out, _ = project.call("accept")
     assert code == 0
     assert "accepted 1 records" in out and "kept 1 of before" in out
@@ -258,43 +240,28 @@ def test_accept_takes_what_is_there_and_keeps_the_rest(
     assert no_tables == [2], "of all records"
 
 
-def test_accept_says_whether_the_records_of_full_stand(
-    project: Project, no_tables: list[int]
-) -> None:
+@pytest.mark.usefixtures("no_tables")
+def test_accept_says_whether_the_records_of_full_stand(project: Project) -> None:
     project.plan = "laptop"
     for name in "ab":
         project.run_file(f"{name}.yaml")
         stamped(project, name, 10.0, True)
 
-    def last_lines(**values: float) -> list[str]:
+    def verdict(**values: float) -> str:
         for name, value in values.items():
             stamped(project, name, value)
         code, out, _ = project.call("accept")
         assert code == 0
-        lines = out.splitlines()
-        return lines[lines.index(next(x for x in lines if x.startswith("accepted"))) + 1 :]
+        return out[out.index("accepted") :].partition("\n")[2].strip()
 
     # times and digits that no table prints may differ
-    (line,) = last_lines(a=10.0 + 1e-9)
+    line = verdict(a=10.0 + 1e-9)
     assert line.startswith("1 run equal to the printed digits, 1 not compared: ")
-    (line,) = last_lines(a=10.0, b=10.0 + 1e-9)
-    assert line == "all 2 runs equal to the printed digits: the records of full stand"
-    line, moved = last_lines(b=10.1)
+    stand = "all 2 runs equal to the printed digits: the records of full stand"
+    assert verdict(a=10.0, b=10.0 + 1e-9) == stand
+    line, moved = verdict(b=10.1).splitlines()
     assert "make reproduce PLAN=full" in line and "01_work--b" in moved and "10.1" in moved
-    assert last_lines() == ["all 2 runs equal to the printed digits: the records of full stand"]
-
-
-def test_a_reference_from_before_a_parameter_was_added(project: Project) -> None:
-    project.run_file("a.yaml")
-    stamped(project, "a", 10.0)
-    stamped(project, "a", 10.0, True)
-    path = project.folder / "reference/p/records/01_work--a.json"
-    record = read_record(path)
-    del record["parameters"]["steps"]
-    write_record(path, record)
-    assert "reproduced 1 of 1" in project.call("verdict")[1]
-    project.run_file("a.yaml", "steps: 4")  # no longer what the reference can have meant
-    assert "no reference for 1 run" in project.call("verdict")[1]
+    assert verdict() == stand
 
 
 def test_a_plan_that_was_never_run_lists_what_it_needs(project: Project) -> None:
@@ -303,8 +270,7 @@ def test_a_plan_that_was_never_run_lists_what_it_needs(project: Project) -> None
     assert code == 0 and "plan p: 0 of 1 runs are done" in out and "not estimated: 1 run" in out
     code, out, _ = project.call("list", "--machine", "t4")
     assert code == 0 and "On t4 (" in out and "not measured" in out
-    err = project.error("list", "--machine", "t5")
-    assert "machine 't5' is unknown" in err
+    assert "machine 't5' is unknown" in project.error("list", "--machine", "t5")
     stamped(project, "a", 10.0)
     assert project.call("list")[1] == "done    01_work  a\n"
 
@@ -314,11 +280,8 @@ class AtOnce:
 
     slots, now = 2, 0.0
 
-    def can_start(self, run: plans.Run, active: int) -> bool:
-        return active == 0
-
-    def start(self, run: plans.Run) -> AtOnce:
-        return self
+    def start(self, run: plans.Run, active: int) -> AtOnce | None:
+        return None if active else self
 
     def ended(self) -> bool:
         self.now += 20.0
@@ -328,12 +291,9 @@ class AtOnce:
         return None
 
 
-def test_time_left(
-    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_time_left(project: Project, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     for name in "abc":
         project.run_file(f"{name}.yaml")
-    (project.folder / "results/p/records").mkdir(parents=True)
     pool, runs = AtOnce(), plans.read_plan("p")
     monkeypatch.setattr(schedule.time, "monotonic", lambda: pool.now)
     monkeypatch.setattr(schedule.time, "sleep", lambda _: None)

@@ -34,7 +34,14 @@ import psutil
 from helpers.errors import RunError, first_line
 from helpers.paths import notebooks_dir, replace_file, root
 from helpers.runner.plan import Run
-from helpers.runner.process import THREAD_VARIABLES, Process, cpus, environment, kill_family
+from helpers.runner.process import (
+    THREAD_VARIABLES,
+    Process,
+    cpus,
+    environment,
+    kill_family,
+    prepare,
+)
 
 CONNECT_SECONDS = 10  # to reach a scheduler
 WAIT_SECONDS = 30  # for a worker that joins, answers, or comes back
@@ -113,7 +120,7 @@ def stop(job: Path) -> None:
 
 @dataclass
 class Site:
-    """A worker that was checked, and the one run that it executes.
+    """A worker that was checked, and the one run that it executes, if any.
 
     Offers what `helpers.runner.process.Process` does.
     """
@@ -132,15 +139,15 @@ class Site:
 
     def error(self) -> str | None:
         """The error of a run that has ended in one line; None after a success."""
-        run, future, self.run = self.run, self.future, None
+        run, self.run = self.run, None
         reason = "died or was lost: was there enough memory?"
-        if future.status == "finished":
+        if self.future.status == "finished":
             # the answer is still on the worker, which can die before it is fetched
             with contextlib.suppress(OSError):
-                return future.result(timeout=CONNECT_SECONDS)
-        elif future.status == "error":
-            reason = f"failed: {_short(future.exception())}"
-        future.cancel()
+                return self.future.result(timeout=CONNECT_SECONDS)
+        elif self.future.status == "error":
+            reason = f"failed: {_short(self.future.exception())}"
+        self.future.cancel()
         run.log_path.unlink(missing_ok=True)
         return f"its worker {self.address} {reason}"
 
@@ -167,33 +174,27 @@ class Pool:
         self.refresh()
         return len(self.sites)
 
-    def _site_for(self, run: Run) -> Site | None:
-        """A free worker for a run: one without a GPU, if it can be, for a run that wants none."""
-        gpu = wants_gpu(run)
-        able = [site for site in self.sites.values() if not site.run and (site.gpu or not gpu)]
-        return min(able, key=lambda site: site.gpu, default=None)
-
-    def can_start(self, run: Run, active: int) -> bool:
-        """Whether a worker can take a run now, while so many are under way.
+    def start(self, run: Run, active: int) -> Site | None:
+        """Start a run on a worker that can take it now, while so many are under way.
 
         Raises RunError when none could for some time and nothing is under way.
         """
         self.refresh()
-        site, now = self._site_for(run), time.monotonic()
-        if active or site is not None:
+        gpu, now = wants_gpu(run), time.monotonic()
+        able = [site for site in self.sites.values() if not site.run and (site.gpu or not gpu)]
+        if active or able:
             self._usable = now
         elif now - self._usable > WAIT_SECONDS:
-            gpu = ' --resources "GPU=1"' if wants_gpu(run) else ""
+            more = ' --resources "GPU=1"' if gpu else ""
             raise RunError(
                 f"no worker that can take {run.notebook} {run.name} has joined in {WAIT_SECONDS} "
-                f"s: start one with dask worker {self._client.scheduler.address} --nthreads 1{gpu} "
-                "and repeat the command, which goes on with the runs that are missing"
+                f"s: start one with dask worker {self._client.scheduler.address} --nthreads 1"
+                f"{more} and repeat the command, which goes on with the runs that are missing"
             )
-        return site is not None
-
-    def start(self, run: Run) -> Site:
-        """Start a run on a worker that can take it."""
-        site = self._site_for(run)
+        if not able:
+            return None
+        prepare(run)
+        site = min(able, key=lambda site: site.gpu)  # leaves GPUs to runs that want one
         # workers that may use the same cores of a host share them
         sharing = sum(other.cores == site.cores for other in self.sites.values())
         names = (*FOLDER_VARIABLES, *THREAD_VARIABLES)
@@ -206,7 +207,7 @@ class Pool:
             {name: os.environ[name] for name in names if os.environ.get(name)},
             key=f"{run.id}-{uuid.uuid4().hex}",
             workers=[site.address],
-            resources={"GPU": 1} if wants_gpu(run) else None,
+            resources={"GPU": 1} if gpu else None,
         )
         return site
 

@@ -31,12 +31,14 @@ from typing import Any
 import yaml
 
 from helpers.errors import RunError, check_choice
-from helpers.paths import TABLES_NOTEBOOK, notebooks_dir, results_dir, runs_dir
+from helpers.paths import TABLES_NOTEBOOK, notebooks_dir, reference_dir, results_dir, runs_dir
 from helpers.runner.parameters import check_values, read_parameters_cell
 
 # where the record goes, and how a reader had parameters chosen: the record holds what was chosen
 NOT_RECORDED = ("record_path", "preset")
+SCRATCH = ".runner"  # a folder of a plan's results, for what a runner keeps while it runs the plan
 NAMES_SHOWN = 20
+AXIS = re.compile(r"{([^{}]*)}")  # in the name of a grid's runs
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Run:
     @property
     def effective(self) -> dict[str, Any]:
         """The parameters of its record: all that the notebook will see, but for NOT_RECORDED."""
-        merged = {**self.defaults, **self.parameters}
+        merged = self.defaults | self.parameters
         return {key: value for key, value in merged.items() if key not in NOT_RECORDED}
 
     def _result(self, folder: str, ending: str) -> Path:
@@ -65,18 +67,16 @@ class Run:
 
     source_path = property(lambda run: notebooks_dir() / f"{run.notebook}.ipynb")
     record_path = property(lambda run: run._result("records", ".json"))
+    reference_path = property(
+        lambda run: reference_dir(run.plan) / "records" / f"{run.id}.json"  # the committed record
+    )
     # the notebook after a success; while it runs and after a failure
     executed_path = property(lambda run: run._result("runs", ".ipynb"))
     failed_path = property(lambda run: run._result("runs", ".failed.ipynb"))
     # what its process prints; it stays only if the process died without an error
     log_path = property(lambda run: run._result("runs", ".log"))
     # what its process is to do; there while the run is under way
-    job_path = property(lambda run: run._result(".runner", ".job.json"))
-
-
-def scratch_dir(plan: str) -> Path:
-    """Files that a runner keeps while it runs a plan."""
-    return results_dir(plan) / ".runner"
+    job_path = property(lambda run: run._result(SCRATCH, ".job.json"))
 
 
 def plan_names() -> list[str]:
@@ -90,48 +90,35 @@ def read_plan(plan: str, only: str | None = None) -> list[Run]:
     `only` is a pattern such as "04*" or "*wanda*", matched with notebook, name and both.
 
     Raises RunError for an unknown or empty plan, for a pattern without a match and for a run file
-    that is wrong; the first one is shown and the others counted.
+    that is wrong.
     """
     check_choice("plan", plan, plan_names(), RunError)
     folder = runs_dir(plan)
     found: dict[str, tuple[Run, str]] = {}
-    problems = []
     for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.name.startswith("."):
+        if path.is_dir() or path.name.startswith("."):
             continue
         where = f"run file {plan}/{path.relative_to(folder).as_posix()}"
-        try:
-            for run in _read_run_file(plan, path, where):
-                if run.id in found:
-                    raise RunError(f"{where}: run {run.name} is in {found[run.id][1]} already")
-                found[run.id] = run, path.name
-        except RunError as error:
-            problems.append(str(error))
-    if problems:
-        more = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
-        raise RunError(problems[0] + more)
+        for run in _read_run_file(plan, path, where):
+            if run.id in found:
+                raise RunError(f"{where}: run {run.name} is in {found[run.id][1]} already")
+            found[run.id] = run, path.name
     if not found:
         raise RunError(f"plan {plan} has no run files: put NOTEBOOK/NAME.yaml into {folder}")
     runs = [run for run, _ in found.values()]
     runs.sort(key=lambda run: (run.notebook == TABLES_NOTEBOOK, run.notebook, run.name))
     if only is None:
         return runs
-    names = {f"{run.notebook}/{run.name}": run for run in runs}
-    chosen = [
-        run
-        for name, run in names.items()
-        if any(fnmatch.fnmatch(n, only) for n in (name, run.id, run.notebook, run.name))
-    ]
-    if not chosen:
-        words = {word for name in names for word in (name, *name.split("/"))}
-        near = difflib.get_close_matches(only.replace("*", ""), sorted(words), n=1)
-        shown = ", ".join(list(names)[:NAMES_SHOWN])
-        raise RunError(
-            f"no run of plan {plan} matches {only!r}: choose among {shown}"
-            f"{', …' if len(names) > NAMES_SHOWN else ''} (make plan PLAN={plan}), with * for any "
-            f"letters{f'; did you mean {near[0]!r}?' if near else ''}"
-        )
-    return chosen
+    names = {run.id: (f"{run.notebook}/{run.name}", run.id, run.notebook, run.name) for run in runs}
+    if chosen := [run for run in runs if fnmatch.filter(names[run.id], only)]:
+        return chosen
+    near = difflib.get_close_matches(only.replace("*", ""), itertools.chain(*names.values()), n=1)
+    shown = [first for first, *_ in names.values()]
+    shown[NAMES_SHOWN:] = ["…"] if len(shown) > NAMES_SHOWN else []
+    raise RunError(
+        f"no run of plan {plan} matches {only!r}: choose among {', '.join(shown)} (make plan "
+        f"PLAN={plan}), with * for any letters{f'; did you mean {near[0]!r}?' if near else ''}"
+    )
 
 
 def _read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:
@@ -139,7 +126,7 @@ def _read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:
     parts = path.relative_to(runs_dir(plan)).parts
     if len(parts) != 2 or path.suffix != ".yaml":
         raise RunError(f"{where} is out of place: the path is PLAN/NOTEBOOK/NAME.yaml")
-    notebooks = sorted(entry.stem for entry in notebooks_dir().glob("*.ipynb"))
+    notebooks = [entry.stem for entry in notebooks_dir().glob("*.ipynb")]
     notebook = check_choice(f"{where}: notebook", parts[0], notebooks, RunError)
     defaults, types = read_parameters_cell(notebooks_dir() / f"{notebook}.ipynb")
     values = _read_yaml(path, where)
@@ -167,7 +154,6 @@ class _Loader(yaml.SafeLoader):
 
 
 def _read_yaml(path: Path, where: str) -> dict[str, Any]:
-    """The mapping in a run file; RunError if it is not one."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -187,41 +173,39 @@ def _expand(values: dict[str, Any], where: str) -> Iterator[tuple[str, dict[str,
     if not isinstance(grid, dict) or not grid:
         raise RunError(f"{where}: grid is not a mapping: write 'parameter: [values]' under it")
     axes = {str(axis): _points(str(axis), choices, where) for axis, choices in grid.items()}
-    fields = re.findall(r"{([^{}]*)}", template)
-    if wrong := sorted(set(fields) ^ set(axes)):
+    if wrong := sorted(set(AXIS.findall(template)) ^ set(axes)):
         example = "-".join(f"{{{axis}}}" for axis in axes)
         raise RunError(
             f"{where}: {wrong[0]!r} must appear both in name and in grid: "
             f'write for example name: "{example}"'
         )
-    for points in itertools.product(*(axis.items() for axis in axes.values())):
-        name, parameters = template, dict(values)
-        for axis, (label, point) in zip(axes, points, strict=True):
+    for points in itertools.product(*axes.values()):
+        labels = {axis: label for axis, (label, _) in zip(axes, points, strict=True)}
+        name = AXIS.sub(lambda match, labels=labels: labels[match[1]], template)
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise RunError(f"{where}: {name!r} is no name: use letters, digits and . _ -")
+        parameters = dict(values)
+        for _, point in points:
             for key in parameters.keys() & point.keys():
                 raise RunError(f"{where}: {key} is set twice: in the grid or beside it, not both")
             parameters |= point
-            name = name.replace(f"{{{axis}}}", label)
-        if not re.fullmatch(r"\w[\w.-]*", name):
-            raise RunError(f"{where}: {name!r} is no name: use letters, digits and . _ -")
         yield name, parameters
 
 
-def _points(axis: str, choices: Any, where: str) -> dict[str, dict[str, Any]]:
-    """The labels of an axis with the parameters that each stands for."""
+def _points(axis: str, choices: Any, where: str) -> list[tuple[str, dict[str, Any]]]:
+    """The labels of an axis, and the parameters that each stands for."""
     if not isinstance(choices, (list, dict)) or not choices:
         raise RunError(f"{where}: {axis} in the grid is not a list or a mapping of values")
     items = choices.items() if isinstance(choices, dict) else [(value, value) for value in choices]
-    points = {}
-    for label, value in items:
-        # true, null and lists have no text of their own
-        if label is None or isinstance(label, bool) or not re.fullmatch(r"[\w.-]+", str(label)):
+    for label, _ in items:
+        # these have no text of their own; what else cannot be part of a name is seen there
+        if label is None or isinstance(label, bool):
             raise RunError(
                 f"{where}: {axis} {label!r} cannot be part of a name: write 'label: value' for it"
             )
-        if str(label) in points:
-            raise RunError(f"{where}: {axis} {label} is given twice")
-        points[str(label)] = value if isinstance(value, dict) else {axis: value}
-    return points
+    return [
+        (str(label), value if isinstance(value, dict) else {axis: value}) for label, value in items
+    ]
 
 
 def count_runs(number: int) -> str:

@@ -53,8 +53,10 @@ def show_path(path: Path) -> str:
     return str(path.relative_to(root()) if path.is_relative_to(root()) else path)
 
 
-def write_job(run: Run) -> None:
-    """Write what the process of a run is to do into `run.job_path`."""
+def prepare(run: Run) -> None:
+    """Write what the process of a run is to do, and take away what an earlier one left."""
+    for path in (run.record_path, run.executed_path, run.failed_path):
+        path.unlink(missing_ok=True)  # it could pass for new
     names = {"plan": run.plan, "notebook": run.notebook, "name": run.name}
     job = {
         "stamp": names | {"fingerprint": fingerprint(run)},
@@ -143,24 +145,24 @@ def kill_family(pid: int) -> None:
 
 
 def execute(path: Path) -> int:
-    """Execute the notebook of a job and leave its error, if any, in one line; the exit code."""
+    """Execute the notebook of a job and leave its error, if any, in one line; the exit code.
+
+    An error that nobody expects ends the process: its traceback stays in the log.
+    """
     # here, because who starts processes needs neither
     from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillException, PapermillExecutionError
+    from papermill.exceptions import PapermillExecutionError
 
     job = json.loads(path.read_text(encoding="utf-8"))
     try:
         _execute_notebook(job)
+        return 0
     except PapermillExecutionError as error:
         text = f"{error.ename}: {error.evalue}".splitlines()[0]
     except DeadKernelError:
         text = "the kernel died: was there enough memory?"
     except HelpersError as error:
         text = first_line(error)
-    except (PapermillException, RuntimeError, OSError, ValueError) as error:
-        text = f"{type(error).__name__}: {first_line(error)}"
-    else:
-        return 0
     replace_file(path, json.dumps(job | {"error": text[:400]}))
     return 1
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import signal
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,32 +28,33 @@ INTERRUPTED = 130  # the shell's code for Ctrl-C
 # the committed records of `full` stand while `laptop` equals its own: see `accept`
 FAST_PLAN, LONG_PLAN = "laptop", "full"
 MOVED_SHOWN = 3
-Record = dict[str, Any]
+Records = dict[str, dict[str, Any]]  # by `Run.id`
 
 
-def records_here(runs: Iterable[Run]) -> dict[str, Record]:
-    """The records of runs on this machine, by run, of whatever code; RecordError for a bad one."""
+def records_here(runs: list[Run]) -> Records:
+    """The records of runs on this machine, of whatever code; RecordError for a bad one."""
     return {run.id: read_record(run.record_path) for run in runs if run.record_path.is_file()}
 
 
-def up_to_date(runs: list[Run]) -> dict[str, Record]:
+def up_to_date(runs: list[Run]) -> Records:
     """Those of `records_here` that were made by today's code and parameters."""
-    found, current = records_here(runs), {run.id for run in runs if is_done(run)}
-    return {key: record for key, record in found.items() if key in current}
+    found = records_here(runs)
+    return {run.id: found[run.id] for run in runs if is_done(run)}
 
 
-def committed(runs: Iterable[Run]) -> dict[str, Record]:
-    """The committed records of those runs that still have a record's parameters, by run."""
+def committed(runs: list[Run]) -> Records:
+    """The committed records of those runs that still have a record's parameters."""
     found = {}
     for run in runs:
-        path = reference_dir(run.plan) / "records" / f"{run.id}.json"
         asked = {"notebook": run.notebook, "parameters": run.effective}
-        if path.is_file() and results.same_run(asked, record := read_record(path), run.defaults):
+        if run.reference_path.is_file() and results.same_run(
+            asked, record := read_record(run.reference_path), run.defaults
+        ):
             found[run.id] = record
     return found
 
 
-def write_tables_and_figures(records: dict[str, Record], folder: Path) -> None:
+def write_tables_and_figures(records: Records, folder: Path) -> None:
     """Write the tables and figures of records, in the order of their runs. No model is loaded."""
     ordered = [records[key] for key in sorted(records)]
     for write in (results.write_tables, results.write_published, results.write_claims):
@@ -83,7 +83,7 @@ def reproduce(options: argparse.Namespace) -> int:
 
 
 def write_products(options: argparse.Namespace) -> int:
-    """Write tables and figures from the records of a plan. No model is loaded."""
+    """Write tables and figures from the records of a plan."""
     folder, runs = results_dir(options.plan), read_plan(options.plan)
     records = records_here(runs)
     if not records:
@@ -159,16 +159,12 @@ def accept(options: argparse.Namespace) -> int:
     return 0
 
 
-def _whether_full_stands(
-    measuring: list[str], fresh: dict[str, Record], before: dict[str, Record]
-) -> str:
+def _whether_full_stands(measuring: list[str], fresh: Records, before: Records) -> str:
     """Whether new records of `laptop` let the committed records of `full` stand."""
     compared = [key for key in measuring if key in fresh and key in before]
-    moved = [
-        line
-        for key in compared
-        for line in results.equal_to_printed_digits(fresh[key], before[key])
-    ]
+    moved = []
+    for key in compared:
+        moved += results.equal_to_printed_digits(fresh[key], before[key])
     if moved:
         more = [f"and {len(moved) - MOVED_SHOWN} more"] if len(moved) > MOVED_SHOWN else []
         again = f"{LONG_PLAN} must be made again (make reproduce PLAN={LONG_PLAN})"

@@ -20,11 +20,11 @@ import filelock
 
 from helpers.errors import RecordError, RunError
 from helpers.machine import ram
-from helpers.paths import TABLES_NOTEBOOK, reference_dir, results_dir
+from helpers.paths import TABLES_NOTEBOOK, results_dir
 from helpers.records import read_record
 from helpers.runner.fingerprint import is_done
-from helpers.runner.plan import Run, read_plan, scratch_dir
-from helpers.runner.process import Process, cpus, environment, show_path, write_job
+from helpers.runner.plan import SCRATCH, Run, read_plan
+from helpers.runner.process import Process, cpus, environment, prepare, show_path
 
 MEMORY_FOR_TWO = 7.5e9  # bytes; what a machine sold with 8 GB reports
 POLL_SECONDS = 0.1
@@ -76,12 +76,12 @@ def is_running(plan: str) -> bool:
 
 
 @contextlib.contextmanager
-def holding(plan: str) -> Iterator[None]:
-    """The plan's results folder with an empty scratch folder, held by one runner at a time.
+def _holding(plan: str) -> Iterator[Path]:
+    """Hold a plan, which one runner at a time can, and give it an empty scratch folder.
 
     Raises RunError if the folder cannot be written or another runner holds it.
     """
-    folder, scratch = results_dir(plan), scratch_dir(plan)
+    folder, scratch = results_dir(plan), results_dir(plan) / SCRATCH
     try:
         for name in ("records", "runs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def holding(plan: str) -> Iterator[None]:
     with lock:
         shutil.rmtree(scratch, ignore_errors=True)
         try:
-            yield
+            yield scratch
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -116,7 +116,7 @@ def run_plan(
             f"jobs = {jobs!r} and scheduler = {scheduler!r} exclude each other: the workers of "
             "a cluster decide how many runs go side by side; leave JOBS out"
         )
-    with holding(plan):
+    with _holding(plan) as scratch:
         stale, known = results_dir(plan) / "stale", {run.record_path for run in every_run}
         orphans = set((results_dir(plan) / "records").glob("*.json")) - known
         for path in orphans:
@@ -131,7 +131,7 @@ def run_plan(
         # a changed record changes what the tables notebook shows
         last = [run for run in runs if run.notebook == TABLES_NOTEBOOK]
         first = [run for run in todo if run not in last]
-        with _pool(scheduler, slots, scratch_dir(plan)) as pool:
+        with _pool(scheduler, slots, scratch) as pool:
             runner = Runner(runs, first + last, pool)
             failures = runner.execute(first)
             return failures + runner.execute([run for run in last if not is_done(run)])
@@ -162,12 +162,11 @@ class LocalPool:
         self.slots = slots
         self._environment = environment(os.environ, max(1, len(cpus()) // slots), scratch)
 
-    def can_start(self, run: Run, active: int) -> bool:
-        """Whether a run can be started while so many are under way."""
-        return active < self.slots
-
-    def start(self, run: Run) -> Process:
-        """Start a run whose job is written."""
+    def start(self, run: Run, active: int) -> Process | None:
+        """Start a run, unless too many are under way."""
+        if active >= self.slots:
+            return None
+        prepare(run)
         return Process(run.job_path, run.log_path, self._environment)
 
 
@@ -180,43 +179,44 @@ class Runner:
     def __init__(self, runs: list[Run], todo: list[Run], pool: Any) -> None:
         self._numbers = {run.id: number for number, run in enumerate(runs, start=1)}
         self._pool = pool
-        self._active: dict[str, tuple[Run, Any, float]] = {}  # process, time.monotonic() at start
-        self._expected = {run.id: reference_seconds(run) for run in todo}
-        self._took: dict[str, float] = {}
+        known = {run.id: seconds for run in todo if (seconds := reference_seconds(run))}
+        # a run without a committed record counts like the mean of the others
+        usual = sum(known.values()) / len(known) if known else 1.0
+        self._left = {run.id: known.get(run.id, usual) for run in todo}  # expected seconds
+        self._pace = float(bool(known))  # seconds here for an expected one; 0 is not known
+        self._expected = self._took = 0.0  # seconds of the runs that have ended
         text = f"{len(todo)} of {len(runs)} runs to do, {min(pool.slots, len(todo))} at a time"
         say(f"plan {runs[0].plan}: {text}{self._time_left(', about {}')}")
 
     def execute(self, runs: list[Run]) -> Failures:
         """Execute the runs; return the failures in the plan's order. Ctrl-C stops them all."""
         waiting, failures = list(runs), []
+        active: dict[str, tuple[Run, Any, float]] = {}  # process, time.monotonic() at start
         try:
-            while waiting or self._active:
+            while waiting or active:
                 for run in list(waiting):
-                    if not self._pool.can_start(run, len(self._active)):
-                        continue
-                    waiting.remove(run)
-                    # what an earlier run left could pass for new
-                    for path in (run.record_path, run.executed_path, run.failed_path):
-                        path.unlink(missing_ok=True)
-                    write_job(run)
-                    self._active[run.id] = run, self._pool.start(run), time.monotonic()
-                    self._report(run, "…")
-                for run, process, started in list(self._active.values()):
+                    if process := self._pool.start(run, len(active)):
+                        active[run.id] = run, process, time.monotonic()
+                        waiting.remove(run)
+                        self._report(run, "…")
+                for run, process, started in list(active.values()):
                     if not process.ended():
                         continue
                     error, seconds = process.error(), time.monotonic() - started
-                    del self._active[run.id]
-                    self._took[run.id] = seconds
+                    del active[run.id]
                     run.job_path.unlink(missing_ok=True)
                     text = f"done in {format_seconds(seconds)}"
                     if error is not None:
                         text = f"FAILED: {error}"
                         failures.append((run, error))
                         run.record_path.unlink(missing_ok=True)  # a failed run has no record
+                    self._expected += self._left.pop(run.id)
+                    self._took += seconds
+                    self._pace = self._took / self._expected
                     self._report(run, text + self._time_left("; about {} left"))
                 time.sleep(POLL_SECONDS)
         except BaseException:
-            for run, process, _ in self._active.values():
+            for run, process, _ in active.values():
                 process.stop()
                 for path in (run.job_path, run.record_path, run.failed_path, run.log_path):
                     path.unlink(missing_ok=True)
@@ -224,30 +224,22 @@ class Runner:
         return sorted(failures, key=lambda failure: self._numbers[failure[0].id])
 
     def _report(self, run: Run, text: str) -> None:
-        """One progress line."""
         total = len(self._numbers)
         number = f"{self._numbers[run.id]:{len(str(total))}}"
         say(f"[{number}/{total}] {run.notebook} {run.name} {text}")
 
     def _time_left(self, text: str) -> str:
-        """A text with the time left; "" where it is not known or nothing is left.
-
-        A run without a committed record counts like the mean of the others. How long the runs that
-        have ended took here says how fast this machine is.
-        """
-        known = [seconds for seconds in self._expected.values() if seconds]
-        usual = sum(known) / len(known) if known else 1.0
-        guesses = {key: seconds or usual for key, seconds in self._expected.items()}
-        done = sum(guesses.pop(key) for key in self._took)
-        pace = sum(self._took.values()) / done if done else float(bool(known))
-        left = pace * sum(guesses.values()) / max(1, min(self._pool.slots, len(guesses)))
+        """A text with the time left; "" where it is not known or nothing is left."""
+        left = (
+            self._pace * sum(self._left.values()) / max(1, min(self._pool.slots, len(self._left)))
+        )
         return text.format(format_seconds(left)) if left >= 1 else ""
 
 
 def reference_seconds(run: Run) -> float | None:
     """How long the committed run took, if there is one."""
     try:
-        record = read_record(reference_dir(run.plan) / "records" / f"{run.id}.json")
+        record = read_record(run.reference_path)
     except RecordError:
         return None
     return record.get("run_seconds", record["seconds"])
