@@ -37,7 +37,10 @@ PRODUCTS = (
 )
 BEST_RUNS = ("default", "admm-grad-60")  # of several runs of a notebook, the ones to show
 # the core as the paper is read; its other modules follow
-READING = "gram masks admm fast sparsegpt methods models capture replay prune evaluate gradient_methods study"
+READING = [
+    *("gram", "masks", "admm", "fast", "sparsegpt", "methods", "models", "capture", "replay"),
+    *("prune", "evaluate", "gradient_methods", "study"),
+]
 WIDGET = "application/vnd.jupyter.widget-view+json"
 BADGE = re.compile(r"\[!\[[^\]]*\]\(http[^)]*\)\]\([^)]*\)\n*")
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)\)")
@@ -166,7 +169,7 @@ class Sources:
 
     def api(self) -> None:
         """A page for each module of the core and for each package below it, and their index."""
-        rank = {name: place for place, name in enumerate(READING.split())}
+        rank = {name: place for place, name in enumerate(READING)}
         core = sorted(path.stem for path in (root() / "helpers").glob("[!_]*.py"))
         packages = sorted(path.parent.name for path in (root() / "helpers").glob("*/__init__.py"))
         deciding = [name for name in packages if name in CORE_FOLDERS]
