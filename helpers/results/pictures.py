@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter
 
 from helpers.results import style
 from helpers.results.style import finish, style_of
@@ -43,24 +42,25 @@ def depth_figure(layers: Iterable[Mapping[str, Any]], title: str = "") -> Figure
 
     Args: layers, rows with "block", "name" and "error" as a record holds them.
     """
-    figure, ax = style.new_figure(size=(7.0, 4.0))
     kinds: dict[str, dict[int, float]] = {}
     for layer in layers:
         if layer["error"] is not None:
             kind = layer["name"].split(".")[-1]
             kinds.setdefault(kind, {})[layer["block"]] = layer["error"]
-    for position, (kind, errors) in enumerate(kinds.items()):
-        ax.plot(list(errors), list(errors.values()), label=kind, **style_of("", position))
-    finish_depth(ax, "relative error of a layer")
-    ax.set_title(title or "error by depth")
+    figure = errors_by_block(kinds, "relative error of a layer")
+    figure.axes[0].set_title(title or "error by depth")
     return figure
 
 
-def finish_depth(ax: Axes, ylabel: str) -> None:
-    """Label an axis of errors by block."""
-    labels = {"xlabel": "block (0 is next to the embedding)"}
-    labels["ylabel"] = f"{ylabel}\n‖XW − XŴ‖² / ‖XW‖²"
-    finish(ax, log="y", plain=True, whole=10, legend={"ncols": 2, "fontsize": 9}, **labels)
+def errors_by_block(curves: Mapping[str, Mapping[int, float]], ylabel: str) -> Figure:
+    """Errors by block on a log axis, a curve for each label."""
+    figure, ax = style.new_figure(size=(7.0, 4.0))
+    for position, (label, errors) in enumerate(curves.items()):
+        ax.plot(list(errors), list(errors.values()), label=label, **style_of(label, position))
+    finish(ax, log="y", plain=True, whole=10, legend={"ncols": 2, "fontsize": 9},
+           xlabel="block (0 is next to the embedding)",
+           ylabel=f"{ylabel}\n‖XW − XŴ‖² / ‖XW‖²")  # fmt: skip
+    return figure
 
 
 def solve_figure(
@@ -201,9 +201,8 @@ def stream_figure(
     ratio = here.max() / max(medians[block], 1e-30)
     finish(right, f"largest is {ratio:.3g} × the median here", whole=10, **look,
            xlabel="entering block (the last: leaving the model's blocks)")  # fmt: skip
-    numbers = FuncFormatter(lambda y, _: f"{y:,.0f}" if y >= 1 else f"{y:g}")
     for ax in (left, right):
-        ax.yaxis.set_major_formatter(numbers)
+        ax.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y >= 1 else f"{y:g}")
     return figure
 
 
