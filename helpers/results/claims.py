@@ -86,9 +86,9 @@ def _untested(needed: str) -> Outcome:
 def _between(
     found: Iterable[tuple[float, float]], least: float = -math.inf, most: float = math.inf
 ) -> str:
-    """The verdict on (value, error): HOLDS if all are surely in these bounds, FAILS if one is not.
+    """The verdict on values with errors: HOLDS if all are in these bounds, FAILS if one is outside.
 
-    A value counts with its error on both sides; where that does not decide, the verdict is OPEN.
+    A value counts with its error on both sides; where that crosses a bound the verdict is OPEN.
     """
     ranges = [(value - error, value + error) for value, error in found]
     if any(high < least or low > most for low, high in ranges):
