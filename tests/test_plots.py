@@ -136,7 +136,7 @@ def test_pictures_of_masks() -> None:
     assert picture._repr_png_().startswith(b"\x89PNG")  # how Jupyter shows it
     keep, one_shot = torch.tensor([[True, False], [True, True]]), torch.ones(2, 2).bool()
     one_shot[0, 0] = False
-    figure = pictures.growth_figure([0.1, 0.25], [0.2, 0.3], keep, one_shot)
+    figure = pictures.growth_figure([0.1, 0.25], [0.2, 0.3], keep, one_shot, iteration=2)
     assert figure.axes[2].get_title().startswith("33.3 %")
     assert figure.axes[0].get_title(loc="left") == "iteration 2: 25.0 % pruned"
     assert figure.axes[2].get_images()[0].get_array().tolist() == [[2, 1], [3, 3]]

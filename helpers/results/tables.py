@@ -36,12 +36,12 @@ mean = pd.Series.mean  # of a group, summed in the order of its rows
 # ------------------------------------------------------------------ Markdown
 
 
-def format_number(value: float | str, missing: str = "–") -> str:
-    """Text and counts as they are, others with two decimals (from 1 to 100), or three digits."""
+def format_number(value: float | str) -> str:
+    """Text and counts as they are, NaN as "–", else two decimals (1 to 100) or three digits."""
     if isinstance(value, str):
         return value
     if pd.isna(value):
-        return missing
+        return "–"
     if isinstance(value, Integral):
         return f"{value:,}"
     size = abs(value)
@@ -52,9 +52,9 @@ def format_number(value: float | str, missing: str = "–") -> str:
     return f"{value:.2f}" if size < 100 else f"{value:.1f}" if size < 1000 else f"{value:,.0f}"
 
 
-def to_markdown(table: pd.DataFrame, spread: pd.DataFrame | None = None, missing: str = "–") -> str:
+def to_markdown(table: pd.DataFrame, spread: pd.DataFrame | None = None) -> str:
     """The table in Markdown, numbers to the right, with "± spread" where there is one."""
-    cells = table.map(lambda value: format_number(value, missing))
+    cells = table.map(format_number)
     if spread is not None:
         cells += spread.map(lambda half: "" if pd.isna(half) else f" ± {format_number(half)}")
     lines = [(table.index.name or "", *table.columns), (":--", *["--:"] * len(table.columns))]
