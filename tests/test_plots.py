@@ -64,26 +64,21 @@ def texts(figure: Figure, panel: int = 0) -> list[str]:
     return [text.get_text() for text in figure.axes[panel].texts]
 
 
-def test_perplexity_figure_has_means_over_seeds_and_the_dense_line(records: list[dict]) -> None:
-    figure = plots.perplexity_figure(records)
-    left, right = figure.axes
-    found = curves(figure)
-    assert list(found) == ["magnitude", "admm-grad"]
-    assert found["admm-grad"] == ([50.0, 60.0], [30.0, 65.0])
-    assert left.get_yscale() == "log" and "%" in left.get_xlabel()
-    assert [label.get_text() for label in right.get_xticklabels()] == ["2:4"]
-    for ax in figure.axes:
-        assert any(list(line.get_ydata()) == [17.5, 17.5] for line in ax.get_lines())
-
-
-def test_a_method_of_ones_own_stands_out_from_the_others(records: list[dict]) -> None:
+def test_perplexity_figure(records: list[dict]) -> None:
     mine = pruned("my-method", "60 %", 64.5, options={"power": 2})
     figure = plots.perplexity_figure([*records, mine], own="my-method")
-    looks = {line.get_label(): (line.get_marker(), line.get_zorder())
-             for line in figure.axes[0].get_lines()}  # fmt: skip
-    (label,) = [label for label in curves(figure) if label.startswith("my-method")]
-    assert looks[label][1] > looks["admm-grad"][1] and looks[label][0] != looks["admm-grad"][0]
-    assert texts(figure) == ["64.5"]
+    left, right = figure.axes
+    found = curves(figure)
+    assert list(found) == ["magnitude", "admm-grad", "my-method (power=2)"]
+    assert found["admm-grad"] == ([50.0, 60.0], [30.0, 65.0])  # means over seeds
+    assert left.get_yscale() == "log" and "%" in left.get_xlabel()
+    assert [label.get_text() for label in right.get_xticklabels()] == ["2:4"]
+    for ax in figure.axes:  # the dense model
+        assert any(list(line.get_ydata()) == [17.5, 17.5] for line in ax.get_lines())
+    # one's own method stands out, with its number
+    looks = {line.get_label(): (line.get_zorder(), line.get_marker()) for line in left.get_lines()}
+    own, ours = looks["my-method (power=2)"], looks["admm-grad"]
+    assert own[0] > ours[0] and own[1] != ours[1] and texts(figure) == ["64.5"]
 
 
 def test_errors_by_depth(records: list[dict]) -> None:
@@ -141,7 +136,7 @@ def test_pictures_of_masks() -> None:
     assert picture._repr_png_().startswith(b"\x89PNG")  # how Jupyter shows it
     keep, one_shot = torch.tensor([[True, False], [True, True]]), torch.ones(2, 2).bool()
     one_shot[0, 0] = False
-    figure = pictures.growth_figure([0.1, 0.25], [0.2, 0.3], keep, one_shot)
+    figure = pictures.growth_figure([0.1, 0.25], [0.2, 0.3], keep, one_shot, iteration=2)
     assert figure.axes[2].get_title().startswith("33.3 %")
     assert figure.axes[0].get_title(loc="left") == "iteration 2: 25.0 % pruned"
     assert figure.axes[2].get_images()[0].get_array().tolist() == [[2, 1], [3, 3]]
@@ -153,24 +148,19 @@ def test_pyplot_stays_out() -> None:
 
 
 def test_files_of_figures(records: list[dict], tmp_path: Path, one_line_error) -> None:
-    names = {"perplexity", "layer_error", "variants", "convergence", "schedule", "spectrum"}
-    assert set(plots.figures(records)) == names | {"summary"}
+    names = {"layer_error", "variants", "convergence", "schedule", "spectrum", "summary"}
+    assert set(plots.figures(records)) == names | {"perplexity"}
+    other = pruned("dense", "0 %", 5.6, model="huggyllama/llama-7b")  # models get a figure each
+    assert {"perplexity_embedded", "perplexity_llama-7b"} <= set(plots.figures([*records, other]))
+    assert figure_alt("perplexity_llama-7b") == figure_alt("perplexity")
     paths = write_figures(records[-1:], tmp_path)
     assert [path.name for path in paths] == ["spectrum.png", "spectrum.svg"]
     before = [path.read_bytes() for path in paths]
     write_figures(records[-1:], tmp_path)
     assert before == [path.read_bytes() for path in paths]
     assert write_figures([], tmp_path) == []
-    blocked = tmp_path / "file"
-    blocked.write_text("x")
     with one_line_error(RecordError, "cannot write"):
-        write_figures(records[-1:], blocked / "figures")
-
-
-def test_several_models_get_a_figure_each(records: list[dict]) -> None:
-    drawn = plots.figures([*records, pruned("dense", "0 %", 5.6, model="huggyllama/llama-7b")])
-    assert {"perplexity_embedded", "perplexity_llama-7b"} <= set(drawn)
-    assert figure_alt("perplexity_llama-7b") == figure_alt("perplexity")
+        write_figures(records[-1:], paths[0] / "figures")
 
 
 def test_every_committed_figure_has_an_alternative_text_of_its_own() -> None:
@@ -204,7 +194,7 @@ def study(block: int = 14, layer: str = "mlp.down_proj", unit: float = 0.1) -> d
     return with_series("02", {"block": block, "layer": layer}, update=rows, curves=found)
 
 
-def test_update_figure_draws_the_rate_that_arrives_first() -> None:
+def test_update_figure() -> None:
     series = study()["series"]
     figure = update_figure(series["update"], series["curves"], 0.6)
     by_iteration, by_second = curves(figure), curves(figure, 1)
@@ -219,12 +209,9 @@ def test_update_figure_draws_the_rate_that_arrives_first() -> None:
     assert other.get_label().startswith("_")
     low, high = figure.axes[0].get_ylim()
     assert low < 0.09 and high > 0.2
-
-
-def test_update_figure_has_each_solver_in_both_coordinates() -> None:
-    series = study()["series"]
+    # each solver in both coordinates; ADMM with another ρ is left out
     other = [curve | {"precondition": not curve["precondition"]} for curve in series["curves"]]
-    other += [curve | {"rho": 9.0} for curve in other if curve["solver"] == "admm"]  # left out
+    other += [curve | {"rho": 9.0} for curve in other if curve["solver"] == "admm"]
     found = list(curves(update_figure(series["update"], series["curves"] + other, 0.6)))
     names = ["ADMM", "ADMM, not preconditioned", "CG", "CG, not preconditioned", "Adam"]
     assert found[:-2] == [*names, "Adam, preconditioned"]

@@ -14,21 +14,27 @@ from helpers.results.published import COLUMNS, FILES, Published, published_table
 
 HEAD = ",".join(COLUMNS)
 WANDA = "LLaMA-2-7B,wanda,unstructured,0.5,wikitext2_ppl,2048,6.93,somebody's Table 1"
+WIDE = WANDA.replace("2048,6.93", "4096,6.4")
+DENSE = "LLaMA-2-7B,dense,unstructured,0,wikitext2_ppl,2048,5.47,S"
+PATTERN = WANDA.replace("unstructured", "2:4")
+SCORE = "LLaMA-2-7B,wanda,unstructured,0.5,hellaswag_acc,0,0.52,S"
+SECONDS = "LLaMA-2-7B,wanda,unstructured,0.5,prune_seconds_v100,2048,214,S"
 
 
-def record(**changes: Any) -> dict[str, Any]:
-    """A record of notebook 04 on LLaMA-2-7B, as far as published_table looks."""
+def record(device: str = "Some GPU", **changes: Any) -> dict[str, Any]:
+    """A record on LLaMA-2-7B, as far as published_table looks."""
     parameters = {"model": "meta-llama/Llama-2-7b-hf", "method": "wanda", "options": {},
                   "sparsity": 0.5, "pattern": "unstructured",
                   "calibration": "c4", "sequences": 128, "length": 2048,
                   "evaluation": "wikitext2", "window": 2048, "second_window": 4096,
                   "windows": 0}  # fmt: skip
     values = {"perplexity": 7.0, "perplexity_4096": 6.5, "prune_seconds": 300.0}
+    values["hellaswag_acc"] = 0.51
     return {
         "parameters": parameters | changes,
         "metrics": {name: {"value": value, "unit": "1"} for name, value in values.items()},
         "data": {"calibration": {"name": "c4"}},
-        "device": "Some GPU",
+        "device": device,
     }
 
 
@@ -36,24 +42,17 @@ def record(**changes: Any) -> dict[str, Any]:
 def files(tmp_path: Path) -> Callable[..., Path]:
     """Write published.csv and paper.csv with these lines, and return their folder."""
 
-    def write(published: list[str], paper: list[str] | None = None) -> Path:
-        for name, lines in (("published.csv", published), ("paper.csv", paper or [])):
+    def write(published: list[str], paper: list[str]) -> Path:
+        for name, lines in (("published.csv", published), ("paper.csv", paper)):
             (tmp_path / name).write_text("\n".join([HEAD, *lines]) + "\n", encoding="utf-8")
         return tmp_path
 
     return write
 
 
-def shown(records: list[dict], folder: Path) -> list[tuple]:
-    """(metric, window, here, published) of each row."""
-    frame = published_table(records, read_published(folder))
-    columns = ["metric", "window", "here", "published"]
-    return [] if frame is None else list(frame[columns].itertuples(index=False, name=None))
-
-
 def test_a_match_is_shown_for_every_source(files: Callable[..., Path]) -> None:
     other = WANDA.replace("6.93", "7.26").replace("somebody", "another")
-    found = published_table([record()], read_published(files([WANDA, other])))
+    found = published_table([record()], read_published(files([WANDA], [other])))
     cell = ["LLaMA-2-7B", "wanda", "unstructured", 0.5, "wikitext2_ppl", 2048, "c4 128 x 2048", 7.0]
     assert found.to_numpy().tolist() == [
         [*cell, 6.93, "somebody's Table 1"], [*cell, 7.26, "another's Table 1"]
@@ -62,46 +61,36 @@ def test_a_match_is_shown_for_every_source(files: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"model": "huggyllama/llama-7b"}, {"model": "embedded"}, {"method": "sparsegpt"},
-     {"sparsity": 0.6}, {"pattern": "2:4"}, {"window": 1024}, {"windows": 12},
-     {"evaluation": "embedded"}, {"options": {"budget": "matrix"}}],
-    ids=str,
-)  # fmt: skip
-def test_another_cell_is_not_shown(files: Callable[..., Path], changes: dict) -> None:
-    assert published_table([record(**changes)], read_published(files([WANDA]))) is None
-
-
-@pytest.mark.parametrize(
-    ("line", "changes", "expected"),
+    ("line", "changes", "here"),
     [
-        # the second window has its own value
-        (WANDA.replace("2048,6.93", "4096,6.4"), {}, ("wikitext2_ppl", 4096, 6.5, 6.4)),
-        (WANDA.replace("2048,6.93", "4096,6.4"), {"second_window": 0}, None),
+        (WIDE, {}, 6.5),  # the second window has its own value
+        (WIDE, {"second_window": 0}, None),
         # the dense model is one cell whatever the run file says of sparsity
-        ("LLaMA-2-7B,dense,unstructured,0,wikitext2_ppl,2048,5.47,S",
-         {"method": "dense", "sparsity": 0.6}, ("wikitext2_ppl", 2048, 7.0, 5.47)),
-        (WANDA.replace("unstructured", "2:4"), {"pattern": "2:4", "sparsity": None},
-         ("wikitext2_ppl", 2048, 7.0, 6.93)),
-        # zero-shot on whole splits only
-        ("LLaMA-2-7B,wanda,unstructured,0.5,hellaswag_acc,0,0.52,S", {"limit": 0},
-         ("hellaswag_acc", 0, 0.51, 0.52)),
-        ("LLaMA-2-7B,wanda,unstructured,0.5,hellaswag_acc,0,0.52,S", {"limit": 100}, None),
+        (DENSE, {"method": "dense", "sparsity": 0.6}, 7.0),
+        (PATTERN, {"pattern": "2:4", "sparsity": None}, 7.0),
+        (SCORE, {"limit": 0}, 0.51),  # zero-shot on whole splits only
+        (SCORE, {"limit": 100}, None),
+        (SECONDS, {"device": "Tesla V100-SXM2-32GB"}, 300.0),  # only from the same GPU
+        (SECONDS, {}, None),
+        (WANDA, {"model": "huggyllama/llama-7b"}, None),
+        (WANDA, {"model": "embedded"}, None),
+        (WANDA, {"method": "sparsegpt"}, None),
+        (WANDA, {"sparsity": 0.6}, None),
+        (WANDA, {"pattern": "2:4"}, None),
+        (WANDA, {"window": 1024}, None),
+        (WANDA, {"windows": 12}, None),
+        (WANDA, {"evaluation": "embedded"}, None),
+        (WANDA, {"options": {"budget": "matrix"}}, None),
     ],
-)  # fmt: skip
-def test_what_is_about_the_same_thing(
-    files: Callable[..., Path], line: str, changes: dict, expected: tuple | None
+)
+def test_a_number_is_shown_beside_its_own_cell_only(
+    files: Callable[..., Path], line: str, changes: dict, here: float | None
 ) -> None:
-    ours = record(**changes)
-    ours["metrics"]["hellaswag_acc"] = {"value": 0.51, "unit": "1"}
-    assert shown([ours], files([], [line])) == ([expected] if expected else [])
-
-
-def test_seconds_only_from_the_same_gpu(files: Callable[..., Path]) -> None:
-    line = "LLaMA-2-7B,wanda,unstructured,0.5,prune_seconds_v100,2048,214,S"
-    assert shown([record()], files([line])) == []
-    ours = record() | {"device": "Tesla V100-SXM2-32GB"}
-    assert shown([ours], files([line])) == [("prune_seconds_v100", 2048, 300.0, 214.0)]
+    found = published_table([record(**changes)], read_published(files([], [line])))
+    cells = [] if found is None else found[["metric", "window", "here", "published"]].to_numpy()
+    _, _, _, _, metric, window, value, _ = line.split(",")
+    expected = [] if here is None else [[metric, int(window), here, float(value)]]
+    assert [list(cell) for cell in cells] == expected
 
 
 @pytest.mark.parametrize(
@@ -118,7 +107,7 @@ def test_a_malformed_line_is_named(
 
 
 def test_files_must_be_whole(files: Callable[..., Path], one_line_error: Callable) -> None:
-    folder = files([WANDA, WANDA])
+    folder = files([WANDA, WANDA], [])
     with one_line_error(RecordError, "published.csv line 3", "delete one"):
         read_published(folder)
     (folder / "published.csv").write_text("model,value\n", encoding="utf-8")

@@ -12,25 +12,17 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from helpers.paths import replace_file
-from helpers.results.frame import (
-    ENOUGH,
-    PRUNE_NOTEBOOK,
-    PRUNE_PARTS,
-    USUAL,
-    ZERO_SHOT_NOTEBOOK,
-    Record,
-    by_model,
-    common_setting,
-    run_frame,
-)
+from helpers.results import frame
+from helpers.results.frame import ENOUGH, PRUNE_PARTS, USUAL, Record, Row, matching
 from helpers.results.published import MODEL_NAMES
 from helpers.results.tables import format_number, mean_of_tasks, paired_tasks
 from helpers.tasks import mean_and_error
@@ -43,7 +35,6 @@ MOST = 0.9  # "on nearly all layers": the share of problems on which a claim mus
 FEWEST = 8  # layers; fewer say nothing about nearly all layers
 TOLERATED = 0.25  # an overhead this much larger still counts as the same
 ROUNDING = 1e-6  # an excess smaller than this is the rounding of float32
-Row = Mapping[str, Any]
 
 
 class Outcome(NamedTuple):
@@ -66,56 +57,67 @@ class Findings:
 
     def __init__(self, records: Iterable[Record]) -> None:
         self.records = list(records)
-        self.pruned, self.scored = map(self._runs_of, (PRUNE_NOTEBOOK, ZERO_SHOT_NOTEBOOK))
+        # in the setting that most share; of two runs of a kind the later
+        self.pruned, self.scored = (
+            frame.run_frame(self.records, notebook)
+            .query("usual")
+            .drop_duplicates(["method", "target", "options", "seed"], keep="last")
+            for notebook in (frame.PRUNE_NOTEBOOK, frame.ZERO_SHOT_NOTEBOOK)
+        )
         self.problems = problem_frame(self.records)
 
-    def _runs_of(self, notebook: str) -> pd.DataFrame:
-        """The runs of a notebook in the setting that most share; of two of a kind the later."""
-        runs = run_frame(common_setting(r for r in self.records if r["notebook"] == notebook))
-        return runs.drop_duplicates(["method", "target", "options", "seed"], keep="last")
+    def paired(self, target: str, other: str, **options: Any) -> pd.DataFrame:
+        """Runs of ADMM-Grad with options and of another method at a target, by seed.
 
-    def paired(self, target: str, *pair: tuple[str, Row]) -> pd.DataFrame:
-        """Runs of two (method, options) at a target, by seed; the second's columns end in "_"."""
-        found = []
-        for method, options in pair:
-            wanted = {"method": method, "target": target, "options": json.dumps(options)}
-            same = (self.pruned[list(wanted)] == pd.Series(wanted)).all(axis=1)
-            found.append(self.pruned[same].set_index("seed").sort_index())
-        return found[0].merge(found[1], left_index=True, right_index=True, suffixes=("", "_"))
-
-    def plain(self) -> pd.DataFrame:
-        """Perplexity without options, by target and seed, a column for each method."""
-        plain = self.pruned[self.pruned["options"] == "{}"]
-        return plain.pivot(index=["target", "seed"], columns="method", values="perplexity")
+        The columns of the other end in "_".
+        """
+        at = self.pruned[self.pruned["target"] == target].set_index("seed").sort_index()
+        ours, theirs = (
+            at[(at["method"] == method) & (at["options"] == json.dumps(asked))]
+            for method, asked in (("admm-grad", options), (other, {}))
+        )
+        return ours.merge(theirs, left_index=True, right_index=True, suffixes=("", "_"))
 
 
 def _untested(needed: str) -> Outcome:
     return Outcome(UNTESTED, f"needs {needed}")
 
 
+def _between(
+    found: Iterable[tuple[float, float]], least: float = -math.inf, most: float = math.inf
+) -> str:
+    """The verdict on values with errors: HOLDS if all are in these bounds, FAILS if one is outside.
+
+    A value counts with its error on both sides; where that crosses a bound the verdict is OPEN.
+    """
+    ranges = [(value - error, value + error) for value, error in found]
+    if any(high < least or low > most for low, high in ranges):
+        return FAILS
+    return HOLDS if all(least < low and high < most for low, high in ranges) else OPEN
+
+
 # ------------------------------------------------------------------ the update on a fixed mask
 
 
-def cost_to_reach(curve: Row, excess: float, unit: str) -> float:
-    """The iterations or seconds in which a curve gets to an excess for the first time, or inf.
+def cost_to_reach(curves: Iterable[Row], excess: float, unit: str) -> float:
+    """The least iterations or seconds in which any of the curves gets to an excess, or inf.
 
     Between two points the logarithm of the excess is taken as straight, so that a curve with few
     points is not charged up to its next one.
     """
-    before = None
-    for cost, reached in zip(curve[unit], curve["excess"], strict=True):
-        if reached <= excess:
-            if before is None or min(excess, reached) <= 0:
-                return cost
-            share = math.log(before[1] / excess) / math.log(before[1] / reached)
-            return before[0] + share * (cost - before[0])
-        before = (cost, reached)
-    return math.inf
-
-
-def least(curves: Iterable[Row], excess: float, unit: str) -> float:
-    """The least cost of any of the curves."""
-    return min((cost_to_reach(curve, excess, unit) for curve in curves), default=math.inf)
+    costs = [math.inf]
+    for curve in curves:
+        before = None
+        for cost, reached in zip(curve[unit], curve["excess"], strict=True):
+            if reached <= excess:
+                if before and min(excess, reached) > 0:
+                    start, high = before
+                    share = math.log(high / excess) / math.log(high / reached)
+                    cost = start + share * (cost - start)
+                costs.append(cost)
+                break
+            before = (cost, reached)
+    return min(costs)
 
 
 # of ADMM with its defaults after 20 iterations; of SparseGPT; ADMM's iterations to within 1 % at
@@ -133,28 +135,22 @@ def problem_frame(records: Iterable[Record]) -> pd.DataFrame:
     rows = []
     for record in records:
         series, asked = record.get("series") or {}, record["parameters"]
-        damping = asked.get("damping", USUAL["damping"])
+        admm = {"solver": "admm", "damping": asked.get("damping", USUAL["damping"])}
         for sparsity in sorted({row["sparsity"] for row in series.get("update", ())}):
-            update, curves = (
-                [row for row in series[part] if row["sparsity"] == sparsity]
-                for part in ("update", "curves")
-            )
-            admm, scaled, unscaled = (
-                [row for row in found if row["solver"] == "admm" and row["damping"] == damping
-                 and row["precondition"] == precondition]
-                for found, precondition in ((update, True), (curves, True), (curves, False))
-            )  # fmt: skip
-            ends = {row["rho"]: row for row in admm if row["iterations"] == 20}
-            other = next((row for row in update if row["solver"] == "sparsegpt"), {})
+            update, curves = (matching(series[s], sparsity=sparsity) for s in ("update", "curves"))
+            ended = matching(update, **admm, precondition=True, iterations=20)
+            ends = {row["rho"]: row for row in ended}
             row = {name: ends.get(USUAL["rho"], {}).get(name) for name in MEASURES[:5]}
+            other = next(iter(matching(update, solver="sparsegpt")), {})
             row |= {f"sparsegpt_{name}": other.get(name) for name in ("error", "heldout")}
+            scaled, unscaled = (matching(curves, **admm, precondition=p) for p in (True, False))
             if scaled and unscaled:
-                row["scaled"] = least(scaled, ENOUGH, "iterations")
-                row["unscaled"] = least(unscaled, ENOUGH, "iterations")
-            nearest = sorted(ends, key=lambda rho, ends=ends: ends[rho]["excess"])
-            row |= {"rhos": len(ends), "best_rho": nearest[0] if ends else None}
-            row["usual"] = [curve for curve in scaled if curve["rho"] == USUAL["rho"]]
-            rows.append(row | {"layer": (asked.get("block"), asked["layer"]), "curves": curves})
+                row["scaled"] = cost_to_reach(scaled, ENOUGH, "iterations")
+                row["unscaled"] = cost_to_reach(unscaled, ENOUGH, "iterations")
+            best = min(ends, key=lambda rho, ends=ends: ends[rho]["excess"], default=None)
+            row |= {"rhos": len(ends), "best_rho": best, "curves": curves}
+            row |= {"layer": (asked.get("block"), asked["layer"])}
+            rows.append(row | {"usual": matching(scaled, rho=USUAL["rho"])})
     columns = ["layer", *MEASURES, "usual", "curves"]
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(MEASURES, float))
 
@@ -172,13 +168,13 @@ def _on_nearly_all(problems: pd.DataFrame, true: pd.Series, numbers: str) -> Out
 def _race(findings: Findings, solvers: Sequence[str], unit: str) -> Outcome:
     """How much more the best of `solvers` needs to get where ADMM is after 20 iterations."""
     rows = []
-    for _, problem in findings.problems.dropna(subset="excess").iterrows():
+    for problem in findings.problems.dropna(subset="excess").to_dict("records"):
         # a rival that diverged at once has a curve without points
         rivals = [c for c in problem["curves"] if c["solver"] in solvers and c[unit]]
-        spent = least(rivals, max(problem["excess"], ROUNDING), unit)
+        spent = cost_to_reach(rivals, max(problem["excess"], ROUNDING), unit)
         # a rival that was stopped before ADMM's own cost has not been beaten
         if spent < math.inf or any(curve[unit][-1] >= problem[unit] for curve in rivals):
-            near = [least(curves, ENOUGH, unit) for curves in (problem["usual"], rivals)]
+            near = [cost_to_reach(curves, ENOUGH, unit) for curves in (problem["usual"], rivals)]
             rows.append((problem["layer"], spent / problem[unit], *near))
     race = pd.DataFrame(rows, columns=["layer", "ratio", "ours", "theirs"])
     slower, never = race["ratio"] > 1, (race["ratio"] == math.inf).sum()
@@ -247,28 +243,30 @@ def _beats(
 
     The columns of `needed` must be there; those of `wanted` count as far as they are.
     """
-    plain, changes, shown, missing = findings.plain(), [], [], []
-    cells = plain.drop(columns="dense", errors="ignore").groupby(level="target")
-    halves = ((cells.max() - cells.min()) / 2 / cells.mean()).where(cells.count() > 1)
-    noise = halves.max().max()  # NaN without seeds
+    plain = findings.pruned.query("options == '{}' and method != 'dense'")
+    cells = plain.groupby(["target", "method"])["perplexity"].agg(["min", "max", "mean", "count"])
+    halves = (cells["max"] - cells["min"]) / 2 / cells["mean"]
+    noise = halves[cells["count"] > 1].max()  # NaN without seeds
+    changes, shown, missing = [], [], []
     for other in others:
-        pairs = plain.reindex(columns=["admm-grad", other]).dropna()  # the same seeds
-        ours, theirs = (pairs[name].groupby(level="target").mean() for name in pairs)
-        change = (ours / theirs - 1).reindex([*needed, *wanted]).dropna()
-        missing += [f"{other} at {column}" for column in needed if column not in change]
-        changes += list(change)
-        if len(change):
-            cells = ", ".join(f"{column} {100 * value:+.0f} %" for column, value in change.items())
-            shown.append(f"against {other}: {cells}")
+        found = {}
+        for column in (*needed, *wanted):
+            both = findings.paired(column, other)[["perplexity", "perplexity_"]].mean()
+            if both.notna().all():
+                found[column] = both["perplexity"] / both["perplexity_"] - 1
+        missing += [f"{other} at {column}" for column in needed if column not in found]
+        changes += [(change, noise) for change in found.values()]
+        if found:
+            texts = ", ".join(f"{column} {100 * value:+.0f} %" for column, value in found.items())
+            shown.append(f"against {other}: {texts}")
     if not changes:
         return _untested(f"runs of admm-grad and {' and '.join(others)}")
     seeds = "; no seeds to compare with" if pd.isna(noise) else f" (seeds: ±{100 * noise:.1f} %)"
     numbers = "; ".join(shown) + seeds
-    if max(changes) > noise:
-        return Outcome(FAILS, numbers)
-    if missing:
+    verdict = _between(changes, most=0.0)
+    if missing and verdict != FAILS:
         return Outcome(OPEN, f"{numbers}; not run: {', '.join(missing)}")
-    return Outcome(HOLDS if max(changes) < -noise else OPEN, numbers)
+    return Outcome(verdict, numbers)
 
 
 _best_of_all = partial(_beats, others=("sparsegpt", "wanda"), needed=(*SPARSITIES, "2:4"))
@@ -280,13 +278,11 @@ def _own_models(findings: Findings) -> Outcome:
     return _best_of_all(findings)
 
 
-def _option(findings: Findings, at_least: float, at_most: float, **options: Any) -> Outcome:
-    """Whether an option of ADMM-Grad changes perplexity at 60 % by a share in these bounds.
-
-    Decided if the mean change by seed, less and plus two standard errors, is inside or outside.
-    One seed cannot tell: its standard error is infinite.
-    """
-    both = findings.paired("60 %", ("admm-grad", options), ("admm-grad", {}))
+def _option(
+    findings: Findings, least: float = -math.inf, most: float = math.inf, **options: Any
+) -> Outcome:
+    """Whether an option of ADMM-Grad changes perplexity at 60 % by a share in these bounds."""
+    both = findings.paired("60 %", "admm-grad", **options)
     if both.empty:
         name = ", ".join(f"{key}={value}" for key, value in options.items())
         return _untested(f"runs of admm-grad at 60 % with {name}")
@@ -296,18 +292,14 @@ def _option(findings: Findings, at_least: float, at_most: float, **options: Any)
     shown += ", ".join(f"{100 * change:+.2f} %" for change in changes)
     if len(changes) == 1:
         return Outcome(OPEN, f"{shown}; one seed cannot tell")
-    middle, error = mean_and_error(changes)
-    shown += f"; mean {100 * middle:+.2f} ± {100 * error:.2f} %"
-    low, high = middle - 2 * error, middle + 2 * error
-    if high < at_least or low > at_most:
-        return Outcome(FAILS, shown)
-    return Outcome(HOLDS if at_least <= low and high <= at_most else OPEN, shown)
+    change, error = mean_and_error(changes)
+    shown += f"; mean {100 * change:+.2f} ± {100 * error:.2f} %"
+    return Outcome(_between([(change, 2 * error)], least, most), shown)
 
 
 def _overhead(findings: Findings) -> Outcome:
     """Forward passes and grams are the same work, so their median counts for both methods."""
-    rivals = ("admm-grad", {}), ("sparsegpt", {})
-    both = pd.concat([findings.paired(column, *rivals) for column in SPARSITIES])
+    both = pd.concat([findings.paired(column, "sparsegpt") for column in SPARSITIES])
     ours, theirs = (  # on a GPU gram and selection are not timed apart, and NaN
         both[[f"{part}_seconds{end}" for part in PRUNE_PARTS]].set_axis(PRUNE_PARTS, axis=1)
         for end in ("", "_")
@@ -331,26 +323,17 @@ def _overhead(findings: Findings) -> Outcome:
 
 def _zero_shot_order(findings: Findings) -> Outcome:
     """Each step of the order is a paired mean difference with its standard error."""
-    steps = (("wanda", "sparsegpt"), ("sparsegpt", "admm-grad"))
-    plain = findings.scored[findings.scored["options"] == "{}"]
-    for _, runs in plain.groupby(["target", "seed"]):
+    for _, runs in findings.scored.query("options == '{}'").groupby(["target", "seed"]):
         answers = {run.method: run.record["series"]["zero_shot"] for run in runs.itertuples()}
-        pairs = [
-            list(paired_tasks(answers.get(high, {}), answers.get(low, {})).values())
-            for low, high in steps
-        ]
-        if not all(pairs):
-            continue
-        found = [mean_of_tasks(pair) for pair in pairs]
-        shown = ", ".join(
-            f"{high} − {low} {difference:+.3f} ± {error:.3f}"
-            for (low, high), (difference, error) in zip(steps, found, strict=True)
-        )
-        numbers = f"mean over tasks: {shown} (paired standard error)"
-        if any(difference < -2 * error for difference, error in found):
-            return Outcome(FAILS, numbers)
-        sure = all(difference > 2 * error for difference, error in found)
-        return Outcome(HOLDS if sure else OPEN, numbers)
+        steps = {}
+        for low, high in pairwise(("wanda", "sparsegpt", "admm-grad")):
+            if pairs := paired_tasks(answers.get(high, {}), answers.get(low, {})):
+                steps[f"{high} − {low}"] = mean_of_tasks(pairs.values())
+        if len(steps) == 2:
+            shown = [f"{name} {step:+.3f} ± {error:.3f}" for name, (step, error) in steps.items()]
+            verdict = _between(((step, 2 * error) for step, error in steps.values()), least=0.0)
+            numbers = f"mean over tasks: {', '.join(shown)} (paired standard error)"
+            return Outcome(verdict, numbers)
     return _untested("zero-shot runs of wanda, sparsegpt and admm-grad on the same items")
 
 
@@ -391,7 +374,7 @@ CLAIMS = (
     Claim(
         "20 iterations are enough for a model.",
         f"50 iterations lower perplexity at 60 % by no more than 1 %, {PAIRED}.",
-        partial(_option, at_least=-ENOUGH, at_most=math.inf, iterations=50),
+        partial(_option, least=-ENOUGH, iterations=50),
     ),
     Claim(
         "Preconditioning (inputs of unit norm) matters for a layer.",
@@ -402,7 +385,7 @@ CLAIMS = (
     Claim(
         "Preconditioning matters for a model.",
         f"Without it, at ρ = 1, perplexity at 60 % rises by more than 1 %, {PAIRED}.",
-        partial(_option, at_least=ENOUGH, at_most=math.inf, precondition=False),
+        partial(_option, least=ENOUGH, precondition=False),
     ),
     Claim(
         "One ρ = 1 fits every layer.",
@@ -437,7 +420,7 @@ CLAIMS = (
     Claim(
         "The released schedule equals the paper's.",
         f"Perplexity at 60 % changes by no more than 1 %, {PAIRED}.",
-        partial(_option, at_least=-ENOUGH, at_most=ENOUGH, schedule="released"),
+        partial(_option, least=-ENOUGH, most=ENOUGH, schedule="released"),
     ),
     Claim(
         "ADMM-Grad wins on the paper's own models too.",
@@ -465,7 +448,7 @@ def write_claims(records: Iterable[Record], folder: str | os.PathLike[str]) -> l
 
     Raises RecordError if the folder cannot be written.
     """
-    texts = {model: claims_markdown(runs) for model, runs in by_model(records).items()}
+    texts = {model: claims_markdown(runs) for model, runs in frame.by_model(records).items()}
     if len(texts) > 1:
         texts = {model: f"## {model}\n\n{text}" for model, text in texts.items()}
     path = Path(folder) / "claims.md"

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
 
 Record = Mapping[str, Any]
+Row = Mapping[str, Any]  # of a series
 
 PRUNE_NOTEBOOK = "04_prune_model"
 ZERO_SHOT_NOTEBOOK = "05_zero_shot"
@@ -25,7 +26,7 @@ USUAL = {"rho": 1.0, "precondition": True, "damping": 0.1}  # ADMM's defaults
 ENOUGH = 0.01  # an objective this close to its optimum counts as having arrived
 PRUNE_PARTS = ("forward", "gram", "solve", "selection")  # of the seconds of pruning
 SECONDS = [f"{part}_seconds" for part in (*PRUNE_PARTS, "prune", "evaluate")]
-COLUMNS = ["record", "label", "target", "method", "pattern", "options", "seed", "variant",
+COLUMNS = ["record", "label", "target", "method", "pattern", "options", "seed", "variant", "usual",
            "perplexity", "mean_layer_error", *SECONDS]  # fmt: skip
 # these make the row and the column; the rest of the parameters is the setting
 CELL = ("method", "sparsity", "pattern", "options", "device", "calibration_seed")
@@ -75,12 +76,9 @@ def by_model(records: Iterable[Record]) -> dict[str, list[Record]]:
 
 def plain_runs(records: Iterable[Record]) -> list[Record]:
     """The records without variants: runs with options, where their method was run without too."""
-    found = list(records)
-    plain = {r["parameters"]["method"] for r in found if not r["parameters"].get("options")}
-    return [
-        r for r in found
-        if not r["parameters"].get("options") or r["parameters"]["method"] not in plain
-    ]  # fmt: skip
+    pairs = [(r, r["parameters"]["method"], bool(r["parameters"].get("options"))) for r in records]
+    plain = {method for _, method, changed in pairs if not changed}
+    return [record for record, method, changed in pairs if not changed or method not in plain]
 
 
 def common_parameters(records: Iterable[Record]) -> dict[str, Any]:
@@ -93,33 +91,24 @@ def common_parameters(records: Iterable[Record]) -> dict[str, Any]:
     return {key: json.loads(count.most_common(1)[0][0]) for key, count in counts.items()}
 
 
-def _with_differences(records: Iterable[Record]) -> list[tuple[Record, dict[str, Any]]]:
-    """Each record with the parameters of its setting that are not those of most records."""
-    found = list(records)
-    common, pairs = common_parameters(found), []
-    for record in found:
+def _labels(records: list[Record]) -> Iterator[tuple[str, bool]]:
+    """The row of each record, and whether it has the setting that most records have."""
+    common = common_parameters(records)
+    for record in records:
+        asked = record["parameters"]
         # a run that read no calibration text is the same run whatever the calibration would be
         read = "calibration" in (record.get("data") or {})
-        setting = record["parameters"].keys() - {*CELL, *(() if read else CALIBRATION)}
-        asked = {key: record["parameters"][key] for key in setting}
-        pairs.append((record, {k: v for k, v in asked.items() if common.get(k) != v}))
-    return pairs
-
-
-def common_setting(records: Iterable[Record]) -> list[Record]:
-    """The records that differ from most in nothing but the cell: same model, texts and sizes."""
-    return [record for record, differences in _with_differences(records) if not differences]
+        setting = asked.keys() - {*CELL, *(() if read else CALIBRATION)}
+        differences = {key: asked[key] for key in setting if common.get(key) != asked[key]}
+        details = sorted(((asked.get("options") or {}) | differences).items())
+        text = ", ".join(f"{key}={value}" for key, value in details)
+        yield f"{asked['method']} ({text})" if text else asked["method"], not differences
 
 
 def labelled(records: Iterable[Record]) -> list[tuple[Record, str]]:
     """Each record with its row: the method, and whatever sets it apart from most records."""
-    pairs = []
-    for record, differences in _with_differences(records):
-        details = (record["parameters"].get("options") or {}) | differences
-        text = ", ".join(f"{key}={value}" for key, value in sorted(details.items()))
-        method = record["parameters"]["method"]
-        pairs.append((record, f"{method} ({text})" if text else method))
-    return pairs
+    records = list(records)
+    return [(record, label) for record, (label, _) in zip(records, _labels(records), strict=True)]
 
 
 def prune_runs(records: Iterable[Record]) -> list[Record]:
@@ -127,17 +116,18 @@ def prune_runs(records: Iterable[Record]) -> list[Record]:
     return [record for record in records if record["notebook"] == PRUNE_NOTEBOOK]
 
 
-def run_frame(runs: Iterable[Record]) -> pd.DataFrame:
-    """Runs that prune, a row each in the order given.
+def run_frame(records: Iterable[Record], notebook: str = PRUNE_NOTEBOOK) -> pd.DataFrame:
+    """The runs of a notebook that prunes or scores, a row each in the order given.
 
     Columns: record; label and target, its row and column in the tables (target "dense" for the
     dense model); method; pattern; options, as JSON; seed; variant, whether `plain_runs` leaves it
-    out; and the value of every metric, NaN where a record lacks it. Some of them are always there.
+    out; usual, whether its setting is that of most runs; and the value of every metric, NaN where
+    a record lacks it. Some of them are always there.
     """
-    runs = list(runs)
+    runs = [record for record in records if record["notebook"] == notebook]
     plain = {id(record) for record in plain_runs(runs)}
     rows = []
-    for record, label in labelled(runs):
+    for record, (label, usual) in zip(runs, _labels(runs), strict=True):
         asked = record["parameters"]
         rows.append({name: metric["value"] for name, metric in record["metrics"].items()} | {
             "record": record,
@@ -148,14 +138,15 @@ def run_frame(runs: Iterable[Record]) -> pd.DataFrame:
             "options": json.dumps(asked.get("options") or {}, sort_keys=True),
             "seed": asked.get("calibration_seed", 0),
             "variant": id(record) not in plain,
+            "usual": usual,
         })  # fmt: skip
-    frame = pd.DataFrame(rows)
-    return frame.reindex(columns=frame.columns.union(COLUMNS, sort=False)).astype({"variant": bool})
+    columns = dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)])
+    return pd.DataFrame(rows, columns=list(columns)).astype({"variant": bool, "usual": bool})
 
 
 def prune_frame(records: Iterable[Record]) -> pd.DataFrame:
     """The runs of the pruning notebook without variants, as `run_frame` has them."""
-    return run_frame(prune_runs(records)).query("not variant")
+    return run_frame(records).query("not variant")
 
 
 def perplexity_cells(records: Iterable[Record]) -> pd.DataFrame:
@@ -164,17 +155,24 @@ def perplexity_cells(records: Iterable[Record]) -> pd.DataFrame:
     return cells.agg(mean=pd.Series.mean, min="min", max="max", count="count")
 
 
+def with_series(records: Iterable[Record], name: str) -> list[Record]:
+    """The records that have the series of that name."""
+    return [record for record in records if name in (record.get("series") or {})]
+
+
 def series_of(records: Iterable[Record], name: str) -> Mapping[str, Any] | None:
     """The series of that name, of the record "default" if it has one, else of the first."""
-    found = [record for record in records if name in (record.get("series") or {})]
+    found = with_series(records, name)
     found.sort(key=lambda record: record.get("name") != "default")
     return found[0]["series"][name] if found else None
 
 
 def series_rows(records: Iterable[Record], name: str) -> list[dict[str, Any]]:
     """The rows of a series that is a list, of all records, each with its "record" (a number)."""
-    return [
-        row | {"record": number}
-        for number, record in enumerate(records)
-        for row in (record.get("series") or {}).get(name, ())
-    ]
+    found = enumerate(with_series(records, name))
+    return [row | {"record": number} for number, r in found for row in r["series"][name]]
+
+
+def matching(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+    """The rows of a series that have these values."""
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]

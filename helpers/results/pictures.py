@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter
 
 from helpers.results import style
 from helpers.results.style import finish, style_of
@@ -43,24 +42,25 @@ def depth_figure(layers: Iterable[Mapping[str, Any]], title: str = "") -> Figure
 
     Args: layers, rows with "block", "name" and "error" as a record holds them.
     """
-    figure, ax = style.new_figure(size=(7.0, 4.0))
     kinds: dict[str, dict[int, float]] = {}
     for layer in layers:
         if layer["error"] is not None:
             kind = layer["name"].split(".")[-1]
             kinds.setdefault(kind, {})[layer["block"]] = layer["error"]
-    for position, (kind, errors) in enumerate(kinds.items()):
-        ax.plot(list(errors), list(errors.values()), label=kind, **style_of("", position))
-    finish_depth(ax, "relative error of a layer")
-    ax.set_title(title or "error by depth")
+    figure = errors_by_block(kinds, "relative error of a layer")
+    figure.axes[0].set_title(title or "error by depth")
     return figure
 
 
-def finish_depth(ax: Axes, ylabel: str) -> None:
-    """Label an axis of errors by block."""
-    labels = {"xlabel": "block (0 is next to the embedding)"}
-    labels["ylabel"] = f"{ylabel}\n‖XW − XŴ‖² / ‖XW‖²"
-    finish(ax, log="y", plain=True, whole=10, legend={"ncols": 2, "fontsize": 9}, **labels)
+def errors_by_block(curves: Mapping[str, Mapping[int, float]], ylabel: str) -> Figure:
+    """Errors by block on a log axis, a curve for each label."""
+    figure, ax = style.new_figure(size=(7.0, 4.0))
+    for position, (label, errors) in enumerate(curves.items()):
+        ax.plot(list(errors), list(errors.values()), label=label, **style_of(label, position))
+    finish(ax, log="y", plain=True, whole=10, legend={"ncols": 2, "fontsize": 9},
+           xlabel="block (0 is next to the embedding)",
+           ylabel=f"{ylabel}\n‖XW − XŴ‖² / ‖XW‖²")  # fmt: skip
+    return figure
 
 
 def solve_figure(
@@ -71,7 +71,6 @@ def solve_figure(
     outputs: Mapping[str, Sequence[float]],
     title: str,
     mask_steps: int = 0,
-    size: int = 48,
 ) -> Figure:
     """One solve: its error by iteration and by output, and the corner of the mask it ended with.
 
@@ -103,7 +102,7 @@ def solve_figure(
     finish(middle, f"hurt most: outputs {', '.join(map(str, order[:3]))}", log="y", plain=True,
            legend={"fontsize": 8.5, "loc": "best", "markerscale": 3},
            xlabel="output, most hurt first", ylabel="relative error of an output")  # fmt: skip
-    _draw_mask(right, keep, (size, size), "kept (dark): SHARE")
+    _draw_mask(right, keep, (48, 48), "kept (dark): SHARE")
     return figure
 
 
@@ -113,49 +112,44 @@ def growth_figure(
     keep: Any,
     one_shot: Any,
     *,
-    iteration: int | None = None,
+    iteration: int,
     pattern: tuple[int, int] | None = None,
     name: str = "",
-    size: int = 40,
 ) -> Figure:
     """One gradual solve at one of its iterations: sparsity, error, and the mask against one-shot's.
 
-    Args: sparsity and errors, one number an iteration; iteration, the one shown, from 1 (the last
-    by default); keep, the mask then, and one_shot, the one-shot mask of the final sparsity, both
-    (d_out, d_in), of which the top left corner is drawn; pattern, (N, M) to draw the groups; name,
-    the layer's, for the title.
+    Args: sparsity and errors, one number an iteration; iteration, the one shown, from 1; keep,
+    the mask then, and one_shot, the one-shot mask of the final sparsity, both (d_out, d_in), of
+    which the top left corner is drawn; pattern, (N, M) to draw the groups; name, the layer's, for
+    the title.
     """
-    shown = iteration or len(errors)
     figure, (left, middle, right) = style.new_figure(
         3, size=(12.0, 4.3), margins=MARGINS | {"bottom": 0.26}, width_ratios=[1, 1, 1.3]
     )
     percent = [100 * value for value in sparsity]
     for position, (ax, values) in enumerate(((left, percent), (middle, errors))):
         ax.plot(range(1, len(values) + 1), values, **style_of("", position) | SMALL)
-        ax.axvline(shown, **NOW)
+        ax.axvline(iteration, **NOW)
         circle = {"markersize": 9, "fillstyle": "none", "mew": 1.6}
-        ax.plot([shown], [values[shown - 1]], "o", color="black", **circle)
+        ax.plot([iteration], [values[iteration - 1]], "o", color="black", **circle)
     title = f"{name}\n" if name else ""
-    title += f"iteration {shown}: {percent[shown - 1]:.1f} % pruned"
+    title += f"iteration {iteration}: {percent[iteration - 1]:.1f} % pruned"
     finish(left, whole=8, xlabel="iteration", ylabel="sparsity of the mask (%)", ylim=(0, 100))
     left.set_title(title, loc="left", fontsize=10, y=1.0)
-    finish(middle, f"iteration {shown}: error {errors[shown - 1]:.4f}", whole=8,
+    finish(middle, f"iteration {iteration}: error {errors[iteration - 1]:.4f}", whole=8,
            xlabel="iteration", ylabel=style.RELATIVE_ERROR,
            ylim=(0, 1.08 * max(errors) or 1))  # fmt: skip
-    _draw_mask_change(right, keep, one_shot, size, pattern)
+    _draw_mask_change(right, keep, one_shot, pattern)
     return figure
 
 
-def _draw_mask_change(
-    ax: Axes, keep: Any, one_shot: Any, size: int, pattern: tuple[int, int] | None
-) -> None:
+def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, pattern: tuple[int, int] | None) -> None:
     """Kept by both, by neither, or by one of two masks, with the share that moved."""
     colours = {"pruned by both": style.PRUNED, "kept by one-shot only": style.COLOURS[1],
                "kept here only": "black", "kept by both": style.COLOURS[5]}  # fmt: skip
-    width = 3 * size // 2
-    if pattern:  # few groups, each of which can be counted
-        size, width = 16, 3 * max(8, pattern[1])
-    kind = np.asarray((2 * keep.int() + one_shot.int()).cpu())[:size, :width]  # as the colours
+    # few groups, each of which can be counted
+    rows, columns = (16, 3 * max(8, pattern[1])) if pattern else (40, 60)
+    kind = np.asarray((2 * keep.int() + one_shot.int()).cpu())[:rows, :columns]  # as the colours
     look = {"cmap": ListedColormap(list(colours.values())), "interpolation": "nearest"}
     ax.imshow(kind, vmin=0, vmax=3, aspect="auto", **look)
     ax.grid(False)
@@ -201,9 +195,8 @@ def stream_figure(
     ratio = here.max() / max(medians[block], 1e-30)
     finish(right, f"largest is {ratio:.3g} × the median here", whole=10, **look,
            xlabel="entering block (the last: leaving the model's blocks)")  # fmt: skip
-    numbers = FuncFormatter(lambda y, _: f"{y:,.0f}" if y >= 1 else f"{y:g}")
     for ax in (left, right):
-        ax.yaxis.set_major_formatter(numbers)
+        ax.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y >= 1 else f"{y:g}")
     return figure
 
 

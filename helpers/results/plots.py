@@ -13,23 +13,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import NullFormatter
 
 from helpers.paths import replace_file
-from helpers.results import style
-from helpers.results.frame import (
-    PRUNE_PARTS,
-    Record,
-    by_model,
-    column_key,
-    perplexity_cells,
-    prune_frame,
-    prune_runs,
-    row_key,
-    series_of,
-    target_name,
-)
-from helpers.results.pictures import finish_depth
+from helpers.results import frame, style
+from helpers.results.frame import PRUNE_PARTS, Record
+from helpers.results.pictures import errors_by_block
 from helpers.results.study_plots import update_grid_figure, update_median_figure
 from helpers.results.style import finish, style_of
 from helpers.results.tables import cost_table, variant_table, zero_shot_table
@@ -53,20 +42,38 @@ def summary_figure(records: Sequence[Record]) -> Figure | None:
     From a record of notebook 02, one of 03 and the plain runs of 04 on one model; None if one of
     the three is missing.
     """
-    solved, grown = series_of(records, "convergence"), series_of(records, "schedule")
-    models = by_model(prune_runs(records))
+    solved, grown = (frame.series_of(records, name) for name in ("convergence", "schedule"))
+    models = frame.by_model(frame.prune_runs(records))
     table, dense = _perplexities(next(iter(models.values()), []))
     if solved is None or grown is None or not table:
         return None
     ratios = [1.15, 0.75, 1.3]
     figure, (left, middle, right) = style.new_figure(3, size=(12.0, 4.0), width_ratios=ratios)
-    _draw_refit(left, solved)
-    _draw_growth_gain(middle, grown)
+    # ADMM on a fixed mask, from no update to the optimum
+    errors = solved["error"].get("ρ = 1") or next(iter(solved["error"].values()))
+    before, optimum = (limit(solved["references"].values()) for limit in (max, min))
+    steps = [0, *solved["iterations"]]
+    left.plot(steps, [before, *errors], color=BLUE, linewidth=2.2, zorder=3)
+    for name, value in solved["references"].items():
+        left.axhline(value, linewidth=1, **LONG_DASH)
+        style.name_line(left, name.partition(",")[0], value, below=value == optimum)
+    style.offset_text(left, "ADMM", (2, errors[1]), (6, 6), color=BLUE, fontweight="bold")
+    finish(left, whole=10, xlabel="iteration", ylabel="relative error of the layer",
+           xlim=(0, steps[-1]), ylim=(0, 1.12 * before))  # fmt: skip
+    # the error of the gradual mask as a share of the one-shot mask's
+    sparsity = grown["sparsity"]["one-shot"][-1]
+    names = [frame.target_name(pattern, sparsity) for pattern in grown["ratio"]]
+    shares = [100 * ratio["paper"] for ratio in grown["ratio"].values()]
+    bars = middle.bar(names, shares, color=BLUE, width=0.6)
+    middle.bar_label(bars, fmt="%.0f %%", padding=2, fontsize=9)
+    middle.axhline(100, linewidth=1, **LONG_DASH)
+    style.name_line(middle, "mask chosen once", 100)
+    middle.set(ylim=(0, 118), ylabel="error, % of the one-shot mask's")
     _draw_story(right, table, dense)
-    layer = _where(solved).replace("self_attn.", "").replace("mlp.", "")
+    layer = solved["layer"].replace("self_attn.", "").replace("mlp.", "")
     look = {"xycoords": "axes fraction", "fontsize": 9, "color": style.DENSE}
     for ax, title, text in (
-        (left, "1  Refit the weights that stay", layer),
+        (left, "1  Refit the weights that stay", f"{layer} at {100 * solved['sparsity']:.0f} %"),
         (middle, "2  Let the mask grow", "while refitting; layers of one block"),
         (right, "3  Prune the whole model", "block by block; a bar is the range over seeds"),
     ):
@@ -75,45 +82,14 @@ def summary_figure(records: Sequence[Record]) -> Figure | None:
     return figure
 
 
-def _where(series: Mapping[str, Any]) -> str:
-    return f"{series['layer']} at {100 * series['sparsity']:.0f} %"
-
-
-def _draw_refit(ax: Axes, series: Mapping[str, Any]) -> None:
-    """ADMM on a fixed mask, from no update to the optimum, each line with its name on it."""
-    errors = series["error"].get("ρ = 1") or next(iter(series["error"].values()))
-    before, optimum = (limit(series["references"].values()) for limit in (max, min))
-    steps = [0, *series["iterations"]]
-    ax.plot(steps, [before, *errors], color=BLUE, linewidth=2.2, zorder=3)
-    for name, value in series["references"].items():
-        ax.axhline(value, linewidth=1, **LONG_DASH)
-        style.name_line(ax, name.partition(",")[0], value, below=value == optimum)
-    style.offset_text(ax, "ADMM", (2, errors[1]), (6, 6), color=BLUE, fontweight="bold")
-    finish(ax, whole=10, xlabel="iteration", ylabel="relative error of the layer",
-           xlim=(0, steps[-1]), ylim=(0, 1.12 * before))  # fmt: skip
-
-
-def _draw_growth_gain(ax: Axes, series: Mapping[str, Any]) -> None:
-    """The error of the gradual mask as a share of the one-shot mask's, by pattern."""
-    sparsity = series["sparsity"]["one-shot"][-1]
-    names = [target_name(pattern, sparsity) for pattern in series["ratio"]]
-    shares = [100 * ratio["paper"] for ratio in series["ratio"].values()]
-    ax.bar_label(ax.bar(names, shares, color=BLUE, width=0.6), fmt="%.0f %%", padding=2, fontsize=9)
-    ax.axhline(100, linewidth=1, **LONG_DASH)
-    style.name_line(ax, "mask chosen once", 100)
-    ax.set(ylim=(0, 118), ylabel="error, % of the one-shot mask's")
-
-
-def _draw_story(
-    ax: Axes, table: Mapping[str, tuple[Any, pd.DataFrame]], dense: float | None
-) -> None:
+def _draw_story(ax: Axes, table: Cells, dense: float | None) -> None:
     """Perplexity by sparsity, a line for each method with its name at the end, kept apart."""
     _draw_sparsities(ax, table)
     lines = list(ax.lines)
     if dense is not None:
         ax.axhline(dense, linewidth=1, **LONG_DASH)
         style.name_line(ax, f"dense {dense:.1f}", dense, below=True)
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+    ax.yaxis.set_major_formatter("{x:,.0f}")
     # magnitude pruning leaves the chart, so that the others can be distinguished
     most = {label: cells["max"].max() for label, (_, cells) in table.items()}
     others = [value for label, value in most.items() if label != "magnitude"]
@@ -136,11 +112,11 @@ def _draw_story(
 
 def _perplexities(records: Iterable[Record], own: str = "") -> tuple[Cells, float | None]:
     """The cells of pruned models, and the dense perplexity."""
-    cells = perplexity_cells(records)
+    cells = frame.perplexity_cells(records)
     is_dense = cells.index.get_level_values("target") == "dense"
     dense, pruned = cells[is_dense]["mean"], cells[~is_dense]
     table = {}
-    for position, label in enumerate(sorted(pruned.index.unique("label"), key=row_key)):
+    for position, label in enumerate(sorted(pruned.index.unique("label"), key=frame.row_key)):
         is_own = own and label.partition(" (")[0] == own  # with whatever options
         look = style_of(label, position) | (OWN_LOOK if is_own else {})
         table[label] = (look, pruned.loc[label])
@@ -158,7 +134,7 @@ def _draw_sparsities(ax: Axes, table: Cells) -> None:
             shown.update(cells.index)
     ax.set_yscale("log")
     ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f} %"))
+    ax.xaxis.set_major_formatter("{x:.0f} %")
     ax.set_xticks(sorted(shown))
 
 
@@ -179,12 +155,12 @@ def perplexity_figure(records: Iterable[Record], own: str = "") -> Figure | None
     Points are means over seeds, as in the table, of the runs of notebook 04, which are of one
     model; None without any. The method `own` stands out, with its numbers beside it.
     """
-    runs = prune_runs(records)
+    runs = frame.prune_runs(records)
     if not runs:
         return None
     table, dense = _perplexities(runs, own)
     targets = {target for _, cells in table.values() for target in cells.index}
-    patterns = sorted((target for target in targets if ":" in target), key=column_key)
+    patterns = sorted((target for target in targets if ":" in target), key=frame.column_key)
     ratios = [3, 0.5 + 0.5 * max(1, len(patterns))]
     figure, (left, right) = style.new_figure(2, size=(8.0, 4.2), sharey=True, width_ratios=ratios)
     _draw_sparsities(left, table)
@@ -195,8 +171,7 @@ def perplexity_figure(records: Iterable[Record], own: str = "") -> Figure | None
             x = [patterns.index(pattern) + shift for pattern in cells.index]
             _draw_cells(right, x, cells, look | {"linestyle": "none"})
     left.set(xlabel="sparsity (% of the pruned layers' weights)", ylabel="perplexity (log scale)")
-    plain = FuncFormatter(lambda y, _: f"{y:,.0f}" if y >= 10 else f"{y:g}")
-    left.yaxis.set_major_formatter(plain)
+    left.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y >= 10 else f"{y:g}")
     right.set(xlabel="pattern", xlim=(-0.5, max(1, len(patterns)) - 0.5))
     right.set_xticks(range(len(patterns)), patterns)
     right.tick_params(axis="y", labelleft=False)
@@ -218,20 +193,17 @@ def layer_error_figure(records: Iterable[Record]) -> Figure | None:
     Takes the unstructured runs at 60 %, or at the least sparsity if there are none, with the
     lowest seed. Methods that saw no calibration text have no errors and are left out.
     """
-    curves = defaultdict(dict)  # by sparsity and label
-    for run in prune_frame(records).sort_values("seed", kind="stable").itertuples():
+    curves: dict[float, dict[str, dict[int, float]]] = defaultdict(dict)  # by sparsity and label
+    for run in frame.prune_frame(records).sort_values("seed", kind="stable").itertuples():
         layers = pd.DataFrame(run.record.get("layers"), columns=["block", "error"]).dropna()
         if run.pattern == "unstructured" and len(layers):
-            errors = layers.groupby("block")["error"].mean()
+            errors = layers.groupby("block")["error"].mean().to_dict()
             curves[run.record["parameters"]["sparsity"]].setdefault(run.label, errors)
     if not curves:
         return None
     sparsity = 0.6 if 0.6 in curves else min(curves)
-    figure, ax = style.new_figure(size=(7.0, 4.0))
-    for position, label in enumerate(sorted(curves[sparsity], key=row_key)):
-        ax.plot(curves[sparsity][label], label=label, **style_of(label, position))
-    finish_depth(ax, f"mean relative error of a block at {100 * sparsity:.0f} %")
-    return figure
+    shown = sorted(curves[sparsity].items(), key=lambda curve: frame.row_key(curve[0]))
+    return errors_by_block(dict(shown), f"mean relative error of a block at {100 * sparsity:.0f} %")
 
 
 # ------------------------------------------------------------------ cost, variants, zero-shot
@@ -296,16 +268,16 @@ def zero_shot_figure(records: Iterable[Record]) -> Figure | None:
     table = zero_shot_table(records)
     if table is None:
         return None
-    frame, spread = table
+    accuracy, errors = table
     figure, ax = style.new_figure(size=(9.0, 4.0))
-    width = 0.8 / len(frame)
-    for position, label in enumerate(frame.index):
-        look = style_of(label.partition(",")[0], position)
-        places = np.arange(len(frame.columns)) + (position - (len(frame) - 1) / 2) * width
-        colour = style.DENSE if label == "dense" else look["color"]
-        errors = {"yerr": spread.loc[label], "error_kw": {"linewidth": 0.9}}
-        ax.bar(places, frame.loc[label], width * 0.92, color=colour, label=label, **errors)
-    ax.set_xticks(range(len(frame.columns)), list(frame.columns))
+    width = 0.8 / len(accuracy)
+    for position, label in enumerate(accuracy.index):
+        colour = style_of(label.partition(",")[0], position)["color"]
+        places = np.arange(len(accuracy.columns)) + (position - (len(accuracy) - 1) / 2) * width
+        look = {"color": style.DENSE if label == "dense" else colour, "label": label}
+        look |= {"yerr": errors.loc[label], "error_kw": {"linewidth": 0.9}}
+        ax.bar(places, accuracy.loc[label], width * 0.92, **look)
+    ax.set_xticks(range(len(accuracy.columns)), list(accuracy.columns))
     ax.grid(False, axis="x")
     place = {"ncols": 4, "fontsize": 9, "loc": "upper center", "bbox_to_anchor": (0.5, 1.13)}
     finish(ax, legend=place, ylabel="accuracy, ± one standard error")
@@ -348,7 +320,8 @@ def convergence_figure(series: Mapping[str, Any]) -> Figure:
         for position, (name, values) in enumerate(series[kind].items()):
             ax.plot(series["iterations"], values, label=name, **style_of("", position))
     style.draw_references(left, series["references"])
-    finish(left, _where(series), log="y", plain=True, wide=True, whole=10,
+    title = f"{series['layer']} at {100 * series['sparsity']:.0f} %"
+    finish(left, title, log="y", plain=True, wide=True, whole=10,
            xlabel="iteration", ylabel=style.RELATIVE_ERROR)  # fmt: skip
     finish(right, "distance to exact least squares", log="y", whole=10, legend=9,
            xlabel="iteration", ylabel="‖Ŵ − Ŵ*‖ / ‖Ŵ*‖ (to the optimum)")  # fmt: skip
@@ -411,7 +384,7 @@ def figures(records: Iterable[Record]) -> dict[str, Figure]:
     Where there are several models, the figures of PER_MODEL carry the model in their name.
     """
     records, drawn = list(records), {}
-    models = by_model(prune_runs(records))
+    models = frame.by_model(frame.prune_runs(records))
     for name, draw in FIGURES.items():
         if name in PER_MODEL and len(models) > 1:
             for model, runs in models.items():
@@ -419,7 +392,7 @@ def figures(records: Iterable[Record]) -> dict[str, Figure]:
         else:
             drawn[name] = draw(records)
     for name, draw in SERIES_FIGURES.items():
-        if series := series_of(records, name):
+        if series := frame.series_of(records, name):
             drawn[name] = draw(series)
     return {name: figure for name, figure in drawn.items() if figure is not None}
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from helpers.results import style
-from helpers.results.frame import ENOUGH, USUAL, Record
+from helpers.results.frame import ENOUGH, USUAL, Record, Row, matching, with_series
 from helpers.results.style import finish, style_of
 
 # the solvers that have curves, in the order of legends
 RACERS = {"admm": "ADMM", "cg": "CG", "adam": "Adam", "sgd": "SGD"}
-Row = Mapping[str, Any]
 
 
 def update_grid_figure(records: Iterable[Record]) -> Figure | None:
@@ -29,7 +27,7 @@ def update_grid_figure(records: Iterable[Record]) -> Figure | None:
     The layers are up to four of the middle block among the blocks studied, or of the block with
     most layers, at 60 % where all of them have it. None without records of the study.
     """
-    studied = _studied(records)
+    studied = with_series(records, "curves")
     if not studied:
         return None
     blocks = Counter(record["parameters"]["block"] for record in studied)
@@ -82,37 +80,33 @@ def _draw_update(
     axes: Sequence[Axes], rows: Sequence[Row], curves: Sequence[Row], sparsity: float
 ) -> None:
     """Error by iterations in the first of two axes, by seconds in the second."""
-    curves = [curve for curve in curves if curve["sparsity"] == sparsity]
-    damping = _study_damping(curves)
-    rows = [row for row in rows if row["sparsity"] == sparsity]
+    rows, curves = matching(rows, sparsity=sparsity), matching(curves, sparsity=sparsity)
     errors = {row["solver"]: row["error"] for row in rows if row["error"] > 0}
     low, high = min(errors.values()), errors["none"]
     for ax, x in zip(axes, ("iterations", "seconds"), strict=True):
         for position, (label, best) in enumerate(_best_curves(curves).items()):
             look = style_of("", position) | {"markersize": 3}
-            for curve in curves:
-                same = all(curve[k] == best[k] for k in ("solver", "precondition", "damping"))
-                if same and curve["learning_rate"] != best["learning_rate"]:
+            same = {key: best[key] for key in ("solver", "precondition", "damping")}
+            for curve in matching(curves, **same):
+                if curve["learning_rate"] != best["learning_rate"]:
                     thin = {"color": look["color"], "linewidth": 0.7, "alpha": 0.35}
                     ax.plot(curve[x], curve["error"], **thin)
             if label != "ADMM":
                 look |= {"marker": "", "linewidth": 1.3}
             ax.plot(best[x], best["error"], label=label, **look)
-        for row in rows:
-            if row["solver"] == "exact" and row["damping"] == damping:
-                look = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1}
-                ax.axhline(row["error"], label="optimum", **look)
-        for row in rows:
-            if row["solver"] == "sparsegpt":
-                place = row["seconds"] if x == "seconds" else 1
-                ax.plot(place, row["error"], "k*", markersize=9, label="SparseGPT (one sweep)")
+        for row in matching(rows, solver="exact", damping=_study_damping(curves)):
+            look = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1}
+            ax.axhline(row["error"], label="optimum", **look)
+        for row in matching(rows, solver="sparsegpt"):
+            place = row["seconds"] if x == "seconds" else 1
+            ax.plot(place, row["error"], "k*", markersize=9, label="SparseGPT (one sweep)")
         finish(ax, log="xy", xlabel="iteration" if x == "iterations" else x)
         style.plain_log(ax.xaxis)
         # what a reader compares lies between the optimum and "no update"
         ticks = [float(f"{value:.2g}") for value in np.geomspace(low, high, 5)]
         ax.set_ylim(low * 0.95, 1.15 * high)
         ax.yaxis.set_major_locator(FixedLocator(ticks))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+        ax.yaxis.set_major_formatter("{x:.2g}")
         ax.yaxis.set_minor_locator(NullLocator())
 
 
@@ -127,11 +121,10 @@ def _best_curves(curves: Sequence[Row]) -> dict[str, Row]:
         return min((step for step, e in points if e <= ENOUGH), default=np.inf), curve["error"][-1]
 
     groups: dict[str, list[Row]] = defaultdict(list)
-    usual = (USUAL["rho"], _study_damping(curves))
     for solver, name in RACERS.items():
-        for curve in curves:
-            known = solver != "admm" or (curve["rho"], curve["damping"]) == usual
-            if curve["solver"] == solver and curve["error"] and known:
+        usual = {"rho": USUAL["rho"], "damping": _study_damping(curves)} if name == "ADMM" else {}
+        for curve in matching(curves, solver=solver, **usual):
+            if curve["error"]:
                 expected = curve["precondition"] == (solver in ("admm", "cg"))
                 other = f", {'' if curve['precondition'] else 'not '}preconditioned"
                 groups[name if expected else name + other].append(curve)
@@ -141,10 +134,6 @@ def _best_curves(curves: Sequence[Row]) -> dict[str, Row]:
 def _study_damping(curves: Iterable[Row]) -> float | None:
     """The damping of a study: that of its gradient methods, which have no other."""
     return next((c["damping"] for c in curves if c["solver"] != "admm"), USUAL["damping"])
-
-
-def _studied(records: Iterable[Record]) -> list[Record]:
-    return [record for record in records if "curves" in (record.get("series") or {})]
 
 
 def update_median_figure(records: Iterable[Record]) -> Figure | None:
@@ -157,17 +146,16 @@ def update_median_figure(records: Iterable[Record]) -> Figure | None:
     """
     rivals: dict[str, list[Row]] = defaultdict(list)
     settings: dict[tuple[bool, float], list[Row]] = defaultdict(list)
-    for record in _studied(records):
+    for record in with_series(records, "curves"):
         curves = record["series"]["curves"]
         for sparsity in sorted({curve["sparsity"] for curve in curves}):
-            best = _best_curves([c for c in curves if c["sparsity"] == sparsity])
+            best = _best_curves(matching(curves, sparsity=sparsity))
             ours = best["ADMM"]
             unit = ours["seconds"][ours["iterations"].index(20)]
             for label, curve in best.items():
                 rivals[label].append(curve | {"time": np.asarray(curve["seconds"]) / unit})
-        for curve in curves:
-            if curve["solver"] == "admm" and curve["damping"] == _study_damping(curves):
-                settings[not curve["precondition"], curve["rho"]].append(curve)
+        for curve in matching(curves, solver="admm", damping=_study_damping(curves)):
+            settings[not curve["precondition"], curve["rho"]].append(curve)
     if not rivals:
         return None
     figure, (left, middle, right) = style.new_figure(3, size=(13.0, 4.4), sharey=True)
@@ -183,7 +171,7 @@ def update_median_figure(records: Iterable[Record]) -> Figure | None:
     for ax in figure.axes:
         ax.axhline(ENOUGH, color=style.DENSE, linewidth=0.8, linestyle=(0, (1, 2)))
         finish(ax, log="xy", xlabel="iteration", ylim=(1e-9, None))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())
     problems = sum(map(len, rivals.values())) // len(rivals)
     amount = f"\n(median of {problems} problems)" if problems > 1 else ""

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -133,9 +133,8 @@ def plain_log(axis: Axis) -> None:
     low, high = axis.get_view_interval()
     span = high / max(low, 1e-300)
     digits = "23456789" if span < 5 else "235" if span < 30 else "25" if span < 100 else ""
-    between = FuncFormatter(lambda y, _: f"{y:.3g}" if f"{y:.1e}"[0] in digits else "")
-    axis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}"))
-    axis.set_minor_formatter(between if digits else NullFormatter())
+    axis.set_major_formatter("{x:.3g}")
+    axis.set_minor_formatter(lambda y, _: f"{y:.3g}" if f"{y:.1e}"[0] in digits else "")
 
 
 def offset_text(ax: Axes, text: str, xy: Any, by: tuple[float, float], **look: Any) -> None:

@@ -20,23 +20,8 @@ import numpy as np
 import pandas as pd
 
 from helpers.paths import replace_file
-from helpers.results.frame import (
-    SECONDS,
-    TASK_NAMES,
-    USUAL,
-    ZERO_SHOT_NOTEBOOK,
-    Record,
-    by_model,
-    column_key,
-    common_parameters,
-    perplexity_cells,
-    prune_frame,
-    prune_runs,
-    row_key,
-    run_frame,
-    series_rows,
-    target_name,
-)
+from helpers.results import frame
+from helpers.results.frame import SECONDS, TASK_NAMES, USUAL, Record
 from helpers.tasks import mean_and_error, paired_difference
 
 SOLVERS = {"none": "no update", "sparsegpt": "SparseGPT", "sgd": "SGD", "adam": "Adam",
@@ -51,12 +36,12 @@ mean = pd.Series.mean  # of a group, summed in the order of its rows
 # ------------------------------------------------------------------ Markdown
 
 
-def format_number(value: float | str, missing: str = "–") -> str:
-    """Text and counts as they are, others with two decimals (from 1 to 100), or three digits."""
+def format_number(value: float | str) -> str:
+    """Text and counts as they are, NaN as "–", else two decimals (1 to 100) or three digits."""
     if isinstance(value, str):
         return value
     if pd.isna(value):
-        return missing
+        return "–"
     if isinstance(value, Integral):
         return f"{value:,}"
     size = abs(value)
@@ -67,12 +52,12 @@ def format_number(value: float | str, missing: str = "–") -> str:
     return f"{value:.2f}" if size < 100 else f"{value:.1f}" if size < 1000 else f"{value:,.0f}"
 
 
-def to_markdown(frame: pd.DataFrame, spread: pd.DataFrame | None = None, missing: str = "–") -> str:
-    """The frame as a Markdown table, numbers to the right, with "± spread" where there is one."""
-    cells = frame.map(lambda value: format_number(value, missing))
+def to_markdown(table: pd.DataFrame, spread: pd.DataFrame | None = None) -> str:
+    """The table in Markdown, numbers to the right, with "± spread" where there is one."""
+    cells = table.map(format_number)
     if spread is not None:
         cells += spread.map(lambda half: "" if pd.isna(half) else f" ± {format_number(half)}")
-    lines = [(frame.index.name or "", *frame.columns), (":--", *["--:"] * len(frame.columns))]
+    lines = [(table.index.name or "", *table.columns), (":--", *["--:"] * len(table.columns))]
     lines += cells.itertuples(name=None)
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
@@ -80,29 +65,26 @@ def to_markdown(frame: pd.DataFrame, spread: pd.DataFrame | None = None, missing
 # ------------------------------------------------------------------ the pruning notebook
 
 
-def _by_target(cells: pd.Series) -> pd.DataFrame | None:
-    """Methods by sparsity, the dense model in every column; None without cells."""
+def perplexity_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """Perplexity, methods by sparsity and pattern, and half of (max - min) over seeds.
+
+    The dense model has its one number in every column. NaN: no run, or the spread of one seed.
+    Variants are left to `variant_table`. None without records.
+    """
+
+    def by_target(values: pd.Series) -> pd.DataFrame:
+        wide = values.unstack()
+        dense = wide.pop("dense") if "dense" in wide else math.nan
+        columns = sorted(wide.columns, key=frame.column_key) or ["0 %"]
+        wide = wide.reindex(index=sorted(wide.index, key=frame.row_key), columns=columns)
+        wide = wide.apply(lambda column: column.fillna(dense))
+        return wide.rename_axis(index="method", columns=None)
+
+    cells = frame.perplexity_cells(records)
     if cells.empty:
         return None
-    wide = cells.unstack()
-    dense = wide.pop("dense") if "dense" in wide else math.nan
-    columns = sorted(wide.columns, key=column_key) or ["0 %"]
-    wide = wide.reindex(index=sorted(wide.index, key=row_key), columns=columns)
-    return wide.apply(lambda column: column.fillna(dense)).rename_axis(index="method", columns=None)
-
-
-def perplexity_table(records: Iterable[Record]) -> pd.DataFrame | None:
-    """Perplexity, methods by sparsity and pattern, first the dense model with its one number.
-
-    A cell without a run is NaN; variants are left to `variant_table`. None without records.
-    """
-    return _by_target(perplexity_cells(records)["mean"])
-
-
-def perplexity_spread(records: Iterable[Record]) -> pd.DataFrame | None:
-    """Half of (max - min) over seeds for each cell of `perplexity_table`; NaN for one seed."""
-    cells = perplexity_cells(records)
-    return _by_target(((cells["max"] - cells["min"]) / 2).where(cells["count"] > 1))
+    halves = ((cells["max"] - cells["min"]) / 2).where(cells["count"] > 1)
+    return by_target(cells["mean"]), by_target(halves)
 
 
 def cost_table(records: Iterable[Record]) -> pd.DataFrame | None:
@@ -111,7 +93,7 @@ def cost_table(records: Iterable[Record]) -> pd.DataFrame | None:
     Means over runs without variants, and without N:M runs where a method has others; "forward"
     holds the parity gate. A part that was not measured apart is NaN. None without records.
     """
-    runs = prune_frame(records)
+    runs = frame.prune_frame(records)
     if runs.empty:
         return None
     unstructured = runs["pattern"] == "unstructured"
@@ -121,7 +103,7 @@ def cost_table(records: Iterable[Record]) -> pd.DataFrame | None:
     table = groups[SECONDS].agg(mean).rename(columns=lambda name: name.replace("_seconds", " (s)"))
     table.insert(0, "runs", groups.size())
     table["peak memory (GB)"] = groups["memory"].max()
-    return table.loc[sorted(table.index, key=row_key)].rename_axis("method")
+    return table.loc[sorted(table.index, key=frame.row_key)].rename_axis("method")
 
 
 def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
@@ -130,7 +112,7 @@ def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
     Means over seeds, and the standard error of the mean change (NaN for one seed). A variant
     without a run of the defaults in its cell is left out; None if there is no other.
     """
-    runs = run_frame(prune_runs(records))
+    runs = frame.run_frame(records)
     asked = [record["parameters"] | {"options": None, "device": None} for record in runs["record"]]
     runs["cell"] = [json.dumps(parameters, sort_keys=True) for parameters in asked]
     plain = runs.query("not variant").drop_duplicates("cell", keep="last")
@@ -138,7 +120,7 @@ def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
     if pairs.empty:
         return None
     pairs["change"] = 100 * (pairs["perplexity"] / pairs["perplexity_"] - 1)
-    pairs = pairs.sort_values("label", key=lambda labels: labels.map(row_key), kind="stable")
+    pairs = pairs.sort_values("label", key=lambda labels: labels.map(frame.row_key), kind="stable")
     table = pairs.groupby(["label", "target"], sort=False).agg(**{
         "seeds": ("change", "size"),
         "perplexity": ("perplexity", mean),
@@ -156,20 +138,26 @@ def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
 
 def zero_shot_runs(records: Iterable[Record]) -> dict[str, Record]:
     """The records of the zero-shot notebook by their row, in the order of the methods."""
-    runs = run_frame([r for r in records if r["notebook"] == ZERO_SHOT_NOTEBOOK])
+    runs = frame.run_frame(records, frame.ZERO_SHOT_NOTEBOOK)
     rows = {}
     for run in runs.itertuples():
         seed = f", seed {run.seed}" if runs["seed"].nunique() > 1 else ""
         name = run.label if run.target == "dense" else f"{run.label}, {run.target}{seed}"
         rows[name] = run.record
-    return dict(sorted(rows.items(), key=lambda row: row_key(row[0].replace(",", " ", 1))))
+    return dict(sorted(rows.items(), key=lambda row: frame.row_key(row[0].replace(",", " ", 1))))
 
 
 def _by_task(rows: Mapping[str, Mapping[str, Any]], name: str) -> pd.DataFrame | None:
-    """Rows of {task: cell} as a frame with the paper's columns; None without rows."""
-    columns = [c for c in (*TASK_NAMES.values(), "mean") if any(c in row for row in rows.values())]
-    frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
-    return frame.rename_axis(name) if rows else None
+    """(value, standard error) in the paper's columns, with the mean over tasks; None without any.
+
+    Args: rows, {row: {task: (value, standard error)}}; name, of the rows.
+    """
+    rows = {
+        row: pairs | {"mean": mean_of_tasks(pairs.values())} for row, pairs in rows.items() if pairs
+    }
+    columns = [task for task in (*TASK_NAMES, "mean") if any(task in row for row in rows.values())]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    return table.rename(columns=TASK_NAMES).rename_axis(name) if rows else None
 
 
 def zero_shot_table(
@@ -179,16 +167,11 @@ def zero_shot_table(
 
     `metric` is "acc" or "acc_norm" (normalised by the answers' length; only some tasks have it).
     """
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for label, record in zero_shot_runs(records).items():
+        names = {task: f"{task}_{metric}" for task in TASK_NAMES}
         found = {name: entry["value"] for name, entry in record["metrics"].items()}
-        pairs = {
-            title: (found[f"{task}_{metric}"], found[f"{task}_{metric}_stderr"])
-            for task, title in TASK_NAMES.items()
-            if f"{task}_{metric}" in found
-        }
-        if pairs:
-            rows[label] = pairs | {"mean": mean_of_tasks(pairs.values())}
+        rows[label] = {t: (found[n], found[f"{n}_stderr"]) for t, n in names.items() if n in found}
     pairs = _by_task(rows, "model")
     if pairs is None:
         return None
@@ -222,18 +205,15 @@ def paired_table(records: Iterable[Record]) -> pd.DataFrame | None:
     Runs of other items are not compared. None if there is no pair.
     """
 
-    def cell(difference: float, error: float) -> str:
-        text = f"{difference:+.3f} ± {error:.3f}"
-        return f"**{text}**" if abs(difference) > 2 * error else text
+    def cell(pair: tuple[float, float]) -> str:
+        text = "{:+.3f} ± {:.3f}".format(*pair)
+        return f"**{text}**" if abs(pair[0]) > 2 * pair[1] else text
 
     runs = [(label, r["series"]["zero_shot"]) for label, r in zero_shot_runs(records).items()]
-    rows = {}
-    for (first, one), (second, other) in combinations(runs, 2):
-        pairs = {TASK_NAMES[t]: pair for t, pair in paired_tasks(other, one).items()}
-        if pairs:
-            pairs["mean"] = mean_of_tasks(pairs.values())
-            rows[f"{second} − {first}"] = {name: cell(*pair) for name, pair in pairs.items()}
-    return _by_task(rows, "difference")
+    pairs = combinations(runs, 2)
+    rows = {f"{second} − {first}": paired_tasks(b, a) for (first, a), (second, b) in pairs}
+    table = _by_task(rows, "difference")
+    return None if table is None else table.map(cell, na_action="ignore")
 
 
 # ------------------------------------------------------------------ layer studies
@@ -247,7 +227,7 @@ def update_table(records: Iterable[Record]) -> pd.DataFrame | None:
     each problem counts; ADMM with other settings than its defaults is shown after 20 iterations.
     None without such records.
     """
-    rows = pd.DataFrame(series_rows(records, "update"))
+    rows = pd.DataFrame(frame.series_rows(records, "update"))
     if rows.empty:
         return None
     usual = (rows[list(USUAL)] == pd.Series(USUAL)).all(axis=1)
@@ -292,29 +272,26 @@ def mask_table(records: Iterable[Record], text: str = "error") -> pd.DataFrame |
     Relative error as a percentage of the default's on the same layer: geometric mean over layers.
     `text` is "error" (calibration) or "heldout". None without such records.
     """
-    rows = series_rows(records, "ablation")
-    if not rows:
+    ways = pd.DataFrame(frame.series_rows(records, "ablation"))
+    if ways.empty:
         return None
-    frame = pd.DataFrame(rows)
-    frame["target"] = list(map(target_name, frame["pattern"], frame["sparsity"]))
-    frame["variant"] = list(map(_mask_label, rows))
+    ways["target"] = list(map(frame.target_name, ways["pattern"], ways["sparsity"]))
+    ways["variant"] = list(map(_mask_label, ways["mask_steps"], ways["schedule"], ways["budget"]))
     problem = ["record", "block", "layer", "target"]
-    wide = frame.pivot_table(index=problem, columns="variant", values=text)
+    wide = ways.pivot_table(index=problem, columns="variant", values=text)
     shares = wide.div(wide[DEFAULT_MASK], axis=0)
     table = np.exp(np.log(shares).groupby(level="target").mean()).T * 100
-    order = list(dict.fromkeys(frame["variant"]))
-    return table.loc[order, sorted(table.columns, key=column_key)].rename_axis("mask")
+    columns = sorted(table.columns, key=frame.column_key)
+    return table.loc[ways["variant"].unique(), columns].rename_axis("mask")
 
 
-def _mask_label(row: Mapping[str, Any]) -> str:
+def _mask_label(mask_steps: int, schedule: str, budget: str) -> str:
     """The name of one way to choose the mask: whatever is not the default."""
-    steps = {15: "", 0: "one-shot mask (no steps)"}
-    details = [steps.get(row["mask_steps"], f"{row['mask_steps']} mask steps")]
-    if row["schedule"] != "paper":
-        details.append(f"{row['schedule']} schedule")
-    if row["budget"] != "matrix":
-        details.append(f"budget per {row['budget']}")
-    return ", ".join(filter(None, details)) or DEFAULT_MASK
+    steps = {15: "", 0: "one-shot mask (no steps)"}.get(mask_steps, f"{mask_steps} mask steps")
+    details = [steps] if steps else []
+    details += [f"{schedule} schedule"] if schedule != "paper" else []
+    details += [f"budget per {budget}"] if budget != "matrix" else []
+    return ", ".join(details) or DEFAULT_MASK
 
 
 # ------------------------------------------------------------------ notes, and all tables of a plan
@@ -336,16 +313,12 @@ class Section(NamedTuple):
 
 def setting(records: Iterable[Record]) -> str:
     """One line on the setting that most records of the pruning notebook share."""
-    common = common_parameters(prune_runs(records))
-    model, evaluation, calibration = (
-        f"{text} (embedded)" if common[what] == "embedded" else common[what]
-        for what, text in EMBEDDED.items()
-    )
+    common = frame.common_parameters(frame.prune_runs(records))
+    known = {k: f"{text} (embedded)" for k, text in EMBEDDED.items() if common[k] == "embedded"}
     return (
-        f"Model: {model}. Perplexity on {evaluation}, {common['windows'] or 'all'} windows of "
-        f"{common['window']} tokens. Calibration on {calibration}, {common['sequences']} x "
-        f"{common['length']} tokens."
-    )
+        "Model: {model}. Perplexity on {evaluation}, {windows} windows of {window} tokens. "
+        "Calibration on {calibration}, {sequences} x {length} tokens."
+    ).format(**common | known | {"windows": common["windows"] or "all"})
 
 
 def _items_note(records: list[Record]) -> str:
@@ -362,13 +335,14 @@ def _items_note(records: list[Record]) -> str:
 
 def _update_note(records: list[Record]) -> str:
     blocks: dict[str, set[int]] = defaultdict(set)
-    for asked in (r["parameters"] for r in records if "update" in (r.get("series") or {})):
+    for record in frame.with_series(records, "update"):
+        asked = record["parameters"]
         blocks[asked["layer"].rpartition(".")[2]].add(asked["block"])
     layers = "; ".join(
         f"{layer} of {'blocks' if len(found) > 1 else 'block'} {', '.join(map(str, sorted(found)))}"
         for layer, found in sorted(blocks.items())
     )
-    targets = sorted({row["sparsity"] for row in series_rows(records, "update")})
+    targets = sorted({row["sparsity"] for row in frame.series_rows(records, "update")})
     return (
         "Refitting the kept weights on one fixed mask by Wanda's score (budget per matrix): "
         f"{layers}; at {', '.join(f'{100 * target:.4g}' for target in targets)} %. Excess: the "
@@ -379,11 +353,11 @@ def _update_note(records: list[Record]) -> str:
 
 def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
     """Name, which of several, note and table (and spread) of all that one model's records allow."""
-    if (table := perplexity_table(runs)) is not None:
-        spread, where = perplexity_spread(runs), setting(runs)
-        seeds = " ± is half the range over seeds." if spread.notna().any(axis=None) else ""
-        yield "perplexity", "", where + seeds, table, spread
-        devices = "; ".join(sorted({record["device"] for record in prune_runs(runs)}))
+    if found := perplexity_table(runs):
+        where = setting(runs)
+        seeds = " ± is half the range over seeds." if found[1].notna().any(axis=None) else ""
+        yield "perplexity", "", where + seeds, *found
+        devices = "; ".join(sorted({record["device"] for record in frame.prune_runs(runs)}))
         note = (
             f"{where} Device: {devices}. Means over unstructured runs. Solve holds the checks of a "
             "layer and the measuring of its error, which is all of it for methods that do not "
@@ -419,7 +393,7 @@ def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
 def sections(records: Iterable[Record]) -> dict[str, list[Section]]:
     """Every table that the records allow, by name; several models get a section each."""
     made: dict[str, list[Section]] = defaultdict(list)
-    for model, runs in by_model(records).items():
+    for model, runs in frame.by_model(records).items():
         for name, which, note, *table in _tables_of(runs):
             made[name].append(Section(f"{model} {which}".strip(), note, *table))
     return dict(made)
@@ -434,8 +408,8 @@ def write_tables(records: Iterable[Record], folder: str | os.PathLike[str]) -> l
     texts = {}
     for name, found in sections(records).items():
         texts[f"{name}.md"] = "\n".join(section.markdown for section in found)
-        frame = found[0].frame
+        table = found[0].frame
         if len(found) > 1:
-            frame = pd.concat({s.about: s.frame for s in found}, names=["about"])
-        texts[f"{name}.csv"] = frame.to_csv(lineterminator="\n")
+            table = pd.concat({s.about: s.frame for s in found}, names=["about"])
+        texts[f"{name}.csv"] = table.to_csv(lineterminator="\n")
     return [replace_file(Path(folder) / name, text) for name, text in sorted(texts.items())]

@@ -71,24 +71,24 @@ def judge(
         for found in (records, reference)
     )
     tolerances = Tolerances([*committed.values(), *spread])
-    without, runs = here.keys() - committed.keys(), []
+    without, comparisons = here.keys() - committed.keys(), []
     for name, expected in committed.items():
         record = here.get(name, {"metrics": {}})
         since = (defaults or {}).get(expected["notebook"])
         if name in here and not same_run(record, expected, since):
             without.add(name)
             continue
-        run, compared = f"{expected['notebook']} {expected['name']}", []
+        run = f"{expected['notebook']} {expected['name']}"
         for metric, entry in expected["metrics"].items():
             if entry["unit"] not in NOT_JUDGED:
                 value = record["metrics"].get(metric, {}).get("value")
                 there, tolerance = entry["value"], tolerances.of(expected, metric)
                 allowed = max(tolerance * abs(there), ABSOLUTE)
                 within = value is not None and abs(value - there) <= allowed
-                compared.append(Comparison(run, metric, value, there, tolerance, within))
-        runs += [compared] if compared else []
-    reproduced = sum(all(item.within for item in compared) for compared in runs)
-    return Verdict([item for run in runs for item in run], len(runs), reproduced, len(without))
+                comparisons.append(Comparison(run, metric, value, there, tolerance, within))
+    compared = {item.run for item in comparisons}
+    apart = {item.run for item in comparisons if not item.within}
+    return Verdict(comparisons, len(compared), len(compared - apart), len(without))
 
 
 def same_run(record: Record, reference: Record, defaults: Mapping[str, Any] | None = None) -> bool:
