@@ -30,12 +30,7 @@ from helpers import (
     size_report,
     unpack_mask,
 )
-from helpers.errors import (
-    BadMask,
-    BadPattern,
-    CheckpointError,
-    UnsupportedModel,
-)
+from helpers.errors import BadMask, BadPattern, CheckpointError, UnsupportedModel
 
 T, F = True, False
 Q0 = "model.layers.0.self_attn.q_proj.weight"
@@ -51,14 +46,6 @@ def save_pruned(folder: Path, family: str, pattern: str, shard: str, **prune: fl
     prune_model(model, method="magnitude", pattern=pattern, **prune)
     model.save_pretrained(folder, max_shard_size=shard)
     save_masks(folder, masks_of(model), pattern=pattern)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama at 2:4, in shards, with its masks. Not to be changed."""
-    folder = save_pruned(tmp_path_factory.mktemp("sharded"), "llama", "2:4", "30KB")
-    assert len(list(folder.glob("model-*.safetensors"))) > 2
     return folder
 
 
@@ -83,16 +70,12 @@ def stored(folder: Path) -> dict[str, Tensor]:
     return found
 
 
-def rewrite(folder: Path, change: Callable[[dict, dict], None]) -> None:
-    """Change the mask file's tensors and its description, and write it as safetensors again."""
+def mask_file(folder: Path) -> tuple[dict, dict]:
+    """The mask file's tensors and its description, read without the module under test."""
     path = folder / "masks.safetensors"
-    tensors = load_file(path)
-    # 8 bytes of header length, then the header: written out here as an independent reader
-    raw = path.read_bytes()
+    raw = path.read_bytes()  # 8 bytes of header length, then the header
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    found = json.loads(header["__metadata__"]["masks"])
-    change(tensors, found)
-    save_file(tensors, path, metadata={"masks": json.dumps(found)})
+    return load_file(path), json.loads(header["__metadata__"]["masks"])
 
 
 # ---------------------------------------------------------------- bits
@@ -133,20 +116,18 @@ def test_masks_come_back_and_the_file_is_one_bit_a_weight(half: Path) -> None:
         assert torch.equal(keep, weights[name] != 0)
         assert int(keep.sum()) == keep.numel() // 2
 
-    def look(tensors: dict, found: dict) -> None:
-        assert (found["version"], found["pattern"]) == (1, "unstructured")
-        bits = np.packbits((weights[Q0] != 0).numpy().ravel(), bitorder="little")
-        assert tensors[Q0].tolist() == bits.tolist()
-        assert found["layers"][Q0] == {"shape": [32, 32], "crc32": zlib.crc32(bits), "axis": None}
-        pruned = sum(keep.numel() for keep in masks.values())
-        assert sum(bits.numel() for bits in tensors.values()) == pruned // 8
-        raise StopIteration  # look, do not write
-
-    with pytest.raises(StopIteration):
-        rewrite(half, look)
+    tensors, found = mask_file(half)
+    assert (found["version"], found["pattern"]) == (1, "unstructured")
+    bits = np.packbits((weights[Q0] != 0).numpy().ravel(), bitorder="little")
+    assert tensors[Q0].tolist() == bits.tolist()
+    assert found["layers"][Q0] == {"shape": [32, 32], "crc32": zlib.crc32(bits), "axis": None}
+    pruned = sum(keep.numel() for keep in masks.values())
+    assert sum(bits.numel() for bits in tensors.values()) == pruned // 8
 
 
-def test_a_model_with_masks_loads_as_one_without(sharded: Path, tmp_path: Path) -> None:
+def test_a_model_with_masks_loads_as_one_without(tmp_path: Path) -> None:
+    sharded = save_pruned(tmp_path / "sharded", "llama", "2:4", "30KB")
+    assert len(list(sharded.glob("model-*.safetensors"))) > 2
     bare = Path(shutil.copytree(sharded, tmp_path / "bare"))
     (bare / "masks.safetensors").unlink()
     one, two = (type(fam.build("llama")).from_pretrained(folder) for folder in (sharded, bare))
@@ -170,31 +151,22 @@ def test_masks_are_in_the_layout_of_the_checkpoint(tmp_path: Path) -> None:
     assert "values + index" in size_report(folder).index
 
 
-def fails_to_save(folder: Path, masks: dict, **more: str) -> None:
-    """Saving raises, and the old file is still there and sound."""
-    before = (folder / "masks.safetensors").read_bytes()
-    try:
-        save_masks(folder, masks, **more)
-    finally:
-        assert (folder / "masks.safetensors").read_bytes() == before
-
-
 def test_masks_that_do_not_fit_are_not_saved(half: Path, one_line_error) -> None:
-    good = load_masks(half)
-    with one_line_error(BadMask, "model.layers.7.q", "no such name"):
-        fails_to_save(half, good | {"model.layers.7.q": good[Q0]})
-    with one_line_error(BadMask, DOWN1, "(64, 32)", "(32, 64)"):
-        fails_to_save(half, good | {DOWN1: good[DOWN1].T})
-    with one_line_error(BadMask, Q0, "float32"):
-        fails_to_save(half, good | {Q0: good[Q0].float()})
-    with one_line_error(BadMask, "model.norm.weight", "2-D"):
-        fails_to_save(half, {"model.norm.weight": torch.ones(32, dtype=torch.bool)})
-    with one_line_error(BadMask, Q0, "2:4"):
-        fails_to_save(half, {Q0: good[Q0]}, pattern="2:4")
-    with one_line_error(BadMask, "1:5"):  # 32 inputs have no groups of 5
-        fails_to_save(half, {Q0: torch.zeros(32, 32, dtype=torch.bool)}, pattern="1:5")
-    with one_line_error(BadPattern, "4:2"):
-        fails_to_save(half, good, pattern="4:2")
+    good, before = load_masks(half), (half / "masks.safetensors").read_bytes()
+    empty = torch.zeros(32, 32, dtype=torch.bool)
+    cases = [
+        (good | {"model.layers.7.q": good[Q0]}, None, ("model.layers.7.q", "no such name")),
+        (good | {DOWN1: good[DOWN1].T}, None, (DOWN1, "(64, 32)", "(32, 64)")),
+        (good | {Q0: good[Q0].float()}, None, (Q0, "float32")),
+        ({"model.norm.weight": empty[0]}, None, ("model.norm.weight", "2-D")),
+        ({Q0: good[Q0]}, "2:4", (Q0, "2:4")),
+        ({Q0: empty}, "1:5", ("1:5",)),  # 32 inputs have no groups of 5
+        (good, "4:2", ("4:2",)),
+    ]
+    for masks, pattern, words in cases:
+        with one_line_error(BadPattern if pattern == "4:2" else BadMask, *words):
+            save_masks(half, masks, pattern=pattern or "unstructured")
+        assert (half / "masks.safetensors").read_bytes() == before
 
 
 def test_a_folder_without_a_saved_model(tmp_path: Path, one_line_error) -> None:
@@ -248,7 +220,10 @@ def set_layer(**fields: object) -> Callable[[dict, dict], None]:
 def test_a_mask_file_that_contradicts_itself(
     spoilt: Path, change: Callable, words: tuple[str, ...], one_line_error
 ) -> None:
-    rewrite(spoilt, change)
+    tensors, found = mask_file(spoilt)
+    change(tensors, found)
+    path = spoilt / "masks.safetensors"
+    save_file(tensors, path, metadata={"masks": json.dumps(found)})
     with one_line_error(CheckpointError, "masks.safetensors", *words):
         load_masks(spoilt)
 

@@ -26,7 +26,7 @@ from helpers import load_model, load_streamed, model_identity, perplexity
 from helpers.errors import CheckpointError, NonFinite, UnknownModel, UnsupportedModel
 from helpers.large.shards import Checkpoint, write_index, write_shard
 from helpers.large.streaming import WeightReader
-from helpers.models import device_of, find_blocks, opened
+from helpers.models import find_blocks, opened
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,19 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spoilt(llama: Path, tmp_path: Path) -> Path:
     """A copy of `llama` to be damaged."""
     return Path(shutil.copytree(llama, tmp_path / "copy"))
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter:
+    """How often each tensor has been read."""
+    counted, read = Counter(), Checkpoint.read
+
+    def counting(self: Checkpoint, name: str, *rest: object) -> Tensor:
+        counted[name] += 1
+        return read(self, name, *rest)
+
+    monkeypatch.setattr(Checkpoint, "read", counting)
+    return counted
 
 
 def logits(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -72,6 +85,7 @@ def test_logits_are_those_of_the_loaded_model(family: str, tmp_path: Path) -> No
     for text in (tokens, tokens.flip(1)):  # nothing of the first call is left in the second
         assert torch.equal(logits(streamed, text), logits(whole, text))
     assert in_memory(streamed) == [] and model_identity(streamed) == model_identity(whole)
+    assert not streamed.training
 
 
 def test_a_family_with_other_names_in_files_is_refused(tmp_path: Path, one_line_error) -> None:
@@ -137,20 +151,6 @@ def test_perplexity_is_that_of_the_loaded_model_in_few_reads(llama: Path, reads:
     assert reads == few, "reads must not grow with the text"
 
 
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Counter:
-    """How often each tensor has been read."""
-    counted: Counter = Counter()
-    read = Checkpoint.read
-
-    def counting(self: Checkpoint, name: str, *rest: object) -> Tensor:
-        counted[name] += 1
-        return read(self, name, *rest)
-
-    monkeypatch.setattr(Checkpoint, "read", counting)
-    return counted
-
-
 # ---------------------------------------------------------------- nothing stays
 
 
@@ -191,21 +191,6 @@ def test_a_block_that_is_open_is_read_once(llama: Path, reads: Counter) -> None:
     for name, count in reads.items():
         by_block[name.split(".")[2] if ".layers." in name else "rest"] = count
     assert by_block == {"0": 2, "1": 1, "2": 2, "rest": 2}
-
-
-def test_a_linked_folder_of_links_is_only_read(llama: Path, tmp_path: Path) -> None:
-    # as the hub's cache keeps models
-    folder = tmp_path / "links"
-    folder.mkdir()
-    for path in llama.iterdir():
-        (folder / path.name).symlink_to(path)
-    (tmp_path / "linked").symlink_to(folder)
-    before = {path.name: path.stat().st_mtime_ns for path in llama.iterdir()}
-    tokens = fam.random_tokens()
-    streamed, _ = load_streamed(tmp_path / "linked", device="cpu", dtype="float32")
-    assert torch.equal(logits(streamed, tokens), logits(load_model(llama)[0], tokens))
-    assert {path.name: path.stat().st_mtime_ns for path in llama.iterdir()} == before
-    assert device_of(streamed) == torch.device("cpu") and not streamed.training
 
 
 # ---------------------------------------------------------------- files that are wrong
