@@ -26,7 +26,6 @@ from helpers.errors import (
     BadParameter,
     BadSparsity,
     CheckpointError,
-    NonFinite,
     ResumeError,
     UnknownModel,
 )
@@ -346,22 +345,18 @@ def test_source_and_destination_must_lie_apart(tmp_path: Path, one_line_error) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "link"]
 
 
-def test_paths_may_be_written_in_many_ways(
+def test_a_relative_path_and_a_link_as_destination(
     llama: Path, tmp_path: Path, expected: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for folder in ("home/empty", "disk/pruned", "elsewhere"):
-        (tmp_path / folder).mkdir(parents=True)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for folder in ("disk", "elsewhere"):
+        (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "linked").symlink_to(llama)
-    (tmp_path / "home" / "link").symlink_to(tmp_path / "disk" / "pruned")  # stays one
-    for way, name in {"~/empty/": "home/empty", "home/../home/link": "disk/pruned"}.items():
-        report = prune_checkpoint(
-            "linked", way, TOKENS, progress=lambda *_: os.chdir(tmp_path / "elsewhere"), **WANDA
-        )
-        os.chdir(tmp_path)
-        assert report.folder == str(tmp_path / name) and complete(tmp_path / name, expected)
-    assert (tmp_path / "home" / "link").is_symlink()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")  # stays one
+    prune_checkpoint(
+        "linked", "link", TOKENS, progress=lambda *_: os.chdir(tmp_path / "elsewhere"), **WANDA
+    )
+    assert complete(tmp_path / "disk", expected) and (tmp_path / "link").is_symlink()
 
 
 def test_a_run_inside_a_run_is_refused(
@@ -427,19 +422,6 @@ def test_a_source_that_changes_meanwhile(
     path.write_bytes(whole)
     _, solved = blocks_solved(source, to)
     assert solved == [2] and complete(to, expected)
-
-
-def test_a_bad_number_in_the_weights(source: Path, to: Path, one_line_error) -> None:
-    path = Checkpoint(source).files[DOWN]
-    tensors = load_file(path)
-    tensors[DOWN][3, 3] = float("nan")
-    save_file(tensors, path, metadata={"format": "pt"})
-    with one_line_error(NonFinite, DOWN):  # in the parity gate
-        prune_checkpoint(source, to, TOKENS, **WANDA)
-    assert saved.finished_blocks(to) == set()
-    with one_line_error(NonFinite, DOWN, "2 finished blocks are kept"):  # magnitude has no gate
-        prune_checkpoint(source, to, method="magnitude", sparsity=0.5)
-    assert saved.finished_blocks(to) == {0, 1}
 
 
 @pytest.mark.parametrize(

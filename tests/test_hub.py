@@ -83,11 +83,11 @@ class Handler(BaseHTTPRequestHandler):
         if content is None:
             self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
-        tag = hashlib.sha256(content).hexdigest()
         broken = name == self.hub.cut and self.command == "GET"
         self.hub.down |= broken
         if self.command == "GET":
             self.hub.sent.append(name)
+        tag = hashlib.sha256(content).hexdigest()
         self.answer(200, content, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT}, broken)
 
     def answer(self, code: int, body: bytes, headers: dict | None = None, broken=False) -> None:
@@ -187,20 +187,14 @@ def test_content_that_is_not_what_is_listed(
     assert (folder / name).read_bytes() == good
 
 
-@pytest.mark.parametrize(
-    ("name", "revision", "word"),
-    [("some/other", "main", "some/other"), (NAME, "v9", "v9"), ("..", "main", ".."),
-     (NAME, None, "None")],
-)  # fmt: skip
-def test_what_is_not_on_the_hub(name, revision, word, hub: Hub, one_line_error, tmp_path) -> None:
-    with one_line_error(UnknownModel, word, "revision"):
-        fetch_checkpoint(name, revision, endpoint=hub.address)
-    assert not (tmp_path / "cache").exists()
-
-
-def test_a_repository_of_pickles_is_refused(hub: Hub, one_line_error, tmp_path: Path) -> None:
-    for name in [name for name in hub.files if name.startswith("model-")]:
-        del hub.files[name]
+def test_what_is_not_on_the_hub_and_what_holds_only_pickles(
+    hub: Hub, one_line_error, tmp_path: Path
+) -> None:
+    for name, revision in [("some/other", "main"), (NAME, "v9"), ("..", "main"), (NAME, None)]:
+        with one_line_error(UnknownModel, name, str(revision), "revision"):
+            fetch_checkpoint(name, revision, endpoint=hub.address)
+    for file in [file for file in hub.files if file.startswith("model-")]:
+        del hub.files[file]
     with one_line_error(UnknownModel, NAME, "no safetensors", "pickles"):
         fetch_checkpoint(NAME, COMMIT, endpoint=hub.address)
     assert hub.sent == [] and not (tmp_path / "cache").exists()

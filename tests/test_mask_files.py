@@ -32,7 +32,6 @@ from helpers import (
 )
 from helpers.errors import BadMask, BadPattern, CheckpointError, UnsupportedModel
 
-T, F = True, False
 Q0 = "model.layers.0.self_attn.q_proj.weight"
 DOWN1 = "model.layers.1.mlp.down_proj.weight"
 
@@ -303,40 +302,36 @@ def test_apply_masks_changes_nothing_when_it_refuses(one_line_error) -> None:
 # ---------------------------------------------------------------- sizes
 
 
-def write_small(folder: Path, dtype: torch.dtype) -> None:
-    """One 3 x 4 layer that keeps five weights, and four other weights."""
-    layer = torch.tensor([[1, 0, 2, 0], [0, 0, 3, 0], [4, 0, 0, 5]], dtype=dtype)
+@pytest.mark.parametrize(
+    ("dtype", "pattern", "bits"),
+    [
+        (torch.float32, "2:4", 32),
+        (torch.bfloat16, "unstructured", 16),
+        (torch.float32, "3:6", 32),
+    ],
+    ids=str,
+)
+def test_sizes_counted_by_hand(tmp_path: Path, dtype: torch.dtype, pattern: str, bits: int) -> None:
+    # one layer of twelve weights that keeps five, and four other weights
+    layer = torch.tensor([[1, 0, 2, 0, 0, 0], [3, 0, 4, 0, 0, 5]], dtype=dtype)
+    layer = layer.reshape(3, 4) if pattern == "2:4" else layer
     weights = {"a.weight": layer, "b": torch.arange(4, dtype=dtype)}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def test_sizes_counted_by_hand(tmp_path: Path) -> None:
-    write_small(tmp_path, torch.float32)
-    keep = torch.tensor([[T, F, T, F], [F, F, T, F], [T, F, F, T]])
-    save_masks(tmp_path, {"a.weight": keep}, pattern="2:4")
-    report = size_report(tmp_path)
-    assert report.attrs["pattern"] == "2:4" and report.attrs["sparsity"] == pytest.approx(7 / 12)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    save_masks(tmp_path, {"a.weight": layer != 0}, pattern=pattern)
+    report, value = size_report(tmp_path), bits // 8
+    assert report.attrs["pattern"] == pattern and report.attrs["sparsity"] == pytest.approx(7 / 12)
     assert (report.attrs["weights"], report.attrs["kept"]) == (12, 5)
     assert "no general kernel runs such weights faster" in report.attrs["note"]
+    index = {
+        "2:4": {"values + index": 6 * 4 + 2 + 16},  # six slots of two bits: two bytes
+        "3:6": {"values + index": 6 * 4 + 3 + 16},  # six slots of three bits
+        "unstructured": {},
+    }
     assert report["bytes"].to_dict() == {
         "files": (tmp_path / "model.safetensors").stat().st_size,
         "mask file": (tmp_path / "masks.safetensors").stat().st_size,
-        "dense": 12 * 4 + 4 * 4,
-        "mask + values": 2 + 5 * 4 + 16,  # 12 bits are two bytes
-        "values + index": 6 * 4 + 2 + 16,  # two slots in three groups, 12 bits
+        "dense": 12 * value + 4 * value,
+        "mask + values": 2 + 5 * value + 4 * value,  # 12 bits are two bytes
+        **index[pattern],
     }
-    assert (report["share"] == report["bytes"] / 64).all()
-
-
-def test_values_keep_their_dtype_and_unstructured_has_no_index(tmp_path: Path) -> None:
-    write_small(tmp_path, torch.bfloat16)
-    save_masks(tmp_path, {"a.weight": load_file(tmp_path / "model.safetensors")["a.weight"] != 0})
-    sizes = size_report(tmp_path)["bytes"]
-    assert (sizes["dense"], sizes["mask + values"]) == (32, 2 + 5 * 2 + 8)
-    assert "values + index" not in sizes
-
-
-def test_an_index_within_eight_takes_three_bits(tmp_path: Path) -> None:
-    save_file({"a": torch.eye(2, 8)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    save_masks(tmp_path, {"a": torch.eye(2, 8) != 0}, pattern="4:8")
-    assert size_report(tmp_path)["bytes"]["values + index"] == 8 * 4 + 8 * 3 // 8
+    assert (report["share"] == report["bytes"] / (16 * value)).all()

@@ -47,12 +47,12 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     forward = LlamaDecoderLayer.forward
 
     def set_limit(
-        limit: int | None = None, block: int = 0, error: BaseException = ON_CPU, first: int = 0
+        limit: int = 10**6, block: int = 0, error: BaseException = ON_CPU, first: int = 0
     ) -> None:
         calls = iter(range(10**6))
 
         def limited(self: nn.Module, hidden_states: Tensor, *more: object, **named: object):
-            counts = limit is not None and self.self_attn.layer_idx == block and next(calls) >= first
+            counts = self.self_attn.layer_idx == block and next(calls) >= first
             if counts and len(hidden_states) > limit:
                 raise error
             return forward(self, hidden_states, *more, **named)

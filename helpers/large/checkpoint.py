@@ -120,7 +120,7 @@ def prune_checkpoint(
             with eval_mode(model), job.kept():
                 loop.run(tokens, batch)
                 if team.lead:
-                    store.complete(loop.report)
+                    store.finish_model(loop.report)
                     workspace.publish(job)
             job = team.share(job)
     return CheckpointReport(
@@ -231,7 +231,7 @@ class ShardStore(Store):
         digest = write_shard(self.job.folder / name, self.reader.tensors(part))
         return {"file": name, "sha256": digest}
 
-    def complete(self, report: PruneReport) -> None:
+    def finish_model(self, report: PruneReport) -> None:
         """Add what makes the blocks a model: weights outside them, configuration, index, masks.
 
         Raises CheckpointError.
