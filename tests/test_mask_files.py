@@ -69,6 +69,11 @@ def stored(folder: Path) -> dict[str, Tensor]:
     return found
 
 
+def store(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Save weights as a model of one file."""
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def mask_file(folder: Path) -> tuple[dict, dict]:
     """The mask file's tensors and its description, read without the module under test."""
     path = folder / "masks.safetensors"
@@ -178,29 +183,17 @@ def test_a_folder_without_a_saved_model(tmp_path: Path, one_line_error) -> None:
 # ---------------------------------------------------------------- faults
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda raw: None, "missing"),
-        (lambda raw: raw[:-1], "save it again"),
-        (lambda raw: raw[:-1] + bytes([raw[-1] ^ 4]), "damaged at model.layers."),
-    ],
-)
-def test_a_mask_file_that_is_missing_cut_off_or_changed(
-    spoilt: Path, change: Callable, words: str, one_line_error
-) -> None:
+def test_a_mask_file_that_is_cut_off_changed_or_missing(spoilt: Path, one_line_error) -> None:
     path = spoilt / "masks.safetensors"
-    changed = change(path.read_bytes())
-    path.unlink()
-    if changed is not None:
-        path.write_bytes(changed)
-    for read in (load_masks, check_masks, size_report):
-        with one_line_error(CheckpointError, "masks.safetensors", words):
-            read(spoilt)
-
-
-def set_layer(**fields: object) -> Callable[[dict, dict], None]:
-    return lambda _, found: found["layers"][Q0].update(fields)
+    raw = path.read_bytes()
+    changed = raw[:-1] + bytes([raw[-1] ^ 4])
+    for content, words in [
+        (raw[:-1], "save it again"), (changed, "damaged at model.layers."), (None, "missing"),
+    ]:  # fmt: skip
+        path.unlink() if content is None else path.write_bytes(content)
+        for read in (load_masks, check_masks, size_report):
+            with one_line_error(CheckpointError, "masks.safetensors", words):
+                read(spoilt)
 
 
 @pytest.mark.parametrize(
@@ -210,9 +203,8 @@ def set_layer(**fields: object) -> Callable[[dict, dict], None]:
         (lambda _, found: found.update(version=2), ("format version 2",)),
         (lambda _, found: found.update(pattern="4:2"), ("4:2",)),
         (lambda _, found: found.update(layers=[1]), ("no description",)),
-        (set_layer(shape=None), ("no description",)),
-        (set_layer(shape=[32, 33]), ("damaged at", Q0)),
-        (set_layer(crc32=0), ("damaged at", Q0)),
+        (lambda _, found: found["layers"][Q0].update(shape=None), ("no description",)),
+        (lambda _, found: found["layers"][Q0].update(shape=[32, 33]), ("damaged at", Q0)),
         (lambda tensors, _: tensors.pop(Q0), ("other masks",)),
     ],
 )
@@ -227,35 +219,29 @@ def test_a_mask_file_that_contradicts_itself(
         load_masks(spoilt)
 
 
-def change_weights(folder: Path, change: Callable[[dict], object]) -> None:
-    weights = load_file(folder / "model.safetensors")
-    change(weights)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
 def test_a_weight_that_came_back(spoilt: Path, one_line_error) -> None:
-    keep = load_masks(spoilt)[DOWN1]
+    weights, keep = stored(spoilt), load_masks(spoilt)[DOWN1]
     zeros = (~keep).nonzero()[:3]
-
-    def wake(weights: dict) -> None:
-        weights[DOWN1][tuple(zeros[0])] = 1e-30
-        weights[DOWN1][tuple(zeros[1])] = float("nan")
-        weights[DOWN1][tuple(zeros[2])] = -0.0  # a zero, whatever its sign
-        weights[DOWN1][tuple(keep.nonzero()[0])] = 0  # a kept weight may be zero
-
-    change_weights(spoilt, wake)
+    weights[DOWN1][tuple(zeros[0])] = 1e-30
+    weights[DOWN1][tuple(zeros[1])] = float("nan")
+    weights[DOWN1][tuple(zeros[2])] = -0.0  # a zero, whatever its sign
+    weights[DOWN1][tuple(keep.nonzero()[0])] = 0  # a kept weight may be zero
+    store(spoilt, weights)
     for read in (check_masks, size_report):
         with one_line_error(BadMask, DOWN1, "2 weights"):
             read(spoilt)
 
 
 def test_masks_of_another_checkpoint(spoilt: Path, one_line_error) -> None:
-    change_weights(spoilt, lambda weights: weights.update({Q0: torch.zeros(16, 64)}))
-    with one_line_error(BadMask, Q0, "(16, 64)"):
-        check_masks(spoilt)
-    change_weights(spoilt, lambda weights: weights.pop(Q0))
-    with one_line_error(BadMask, Q0, "no such name"):
-        check_masks(spoilt)
+    others = stored(spoilt)
+    others.pop(Q0)
+    for weights, word in [
+        (others | {Q0: torch.zeros(16, 64)}, "(16, 64)"),
+        (others, "no such name"),
+    ]:
+        store(spoilt, weights)
+        with one_line_error(BadMask, Q0, word):
+            check_masks(spoilt)
 
 
 # ---------------------------------------------------------------- models in memory
@@ -316,7 +302,7 @@ def test_sizes_counted_by_hand(tmp_path: Path, dtype: torch.dtype, pattern: str,
     layer = torch.tensor([[1, 0, 2, 0, 0, 0], [3, 0, 4, 0, 0, 5]], dtype=dtype)
     layer = layer.reshape(3, 4) if pattern == "2:4" else layer
     weights = {"a.weight": layer, "b": torch.arange(4, dtype=dtype)}
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    store(tmp_path, weights)
     save_masks(tmp_path, {"a.weight": layer != 0}, pattern=pattern)
     report, value = size_report(tmp_path), bits // 8
     assert report.attrs["pattern"] == pattern and report.attrs["sparsity"] == pytest.approx(7 / 12)

@@ -125,7 +125,7 @@ def prune_checkpoint(
             job = team.share(job)
     return CheckpointReport(
         method,
-        job.manifest["request"]["arguments"]["pattern"],
+        pattern,
         [line for lines in job.lines().values() for line in lines],
         **job.manifest["report"],
         halved=list(job.manifest["halved"]),
