@@ -1,19 +1,16 @@
 """Kill a pruning run with SIGKILL and run it again, many times: a process of test_checkpoint.py.
 
 Everything is imported and the model is built once; each attempt is a fork, which ends when it is
-killed. The parity gate is left out: it reads, and decides nothing. `wrong` in the answers lists
-what was not as it must be.
+killed. The parity gate is left out: it reads, and decides nothing.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import os
 import random
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +38,7 @@ class Trial:
     def __init__(self, source: Path, folder: Path, **how: Any) -> None:
         self.source, self.how = source, how
         self.destination, self.log = folder / "pruned", folder / "log"
-        self.wrong: list[str] = []
+        self.work = saved.workspace(self.destination)
         self.kills: list[int] = []  # blocks finished when each hit
         folder.mkdir()
         self.attempt()
@@ -50,7 +47,7 @@ class Trial:
 
     def clear(self) -> None:
         """Empty the folder."""
-        for path in (self.destination, saved.workspace(self.destination)):
+        for path in (self.destination, self.work):
             shutil.rmtree(path, ignore_errors=True)
 
     def attempt(
@@ -58,7 +55,7 @@ class Trial:
     ) -> bool:
         """Prune in a child, which may kill itself before its durable operation number `last`.
 
-        Notes if a finished block is lost or solved again; returns whether it was killed.
+        No finished block may be lost or solved again. Returns whether the child was killed.
         """
         before = saved.finished_blocks(self.destination)
         self.log.unlink(missing_ok=True)
@@ -69,15 +66,14 @@ class Trial:
         _, status = os.waitpid(child, 0)
         after = saved.finished_blocks(self.destination)
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        assert killed or status == 0, "an attempt failed"
         if killed:
             self.kills.append(len(after))
-        self.expect(killed or status == 0, "an attempt failed")
         if changes.get("resume", True) and before:
             lines = self.log.read_text().splitlines() if self.log.exists() else []
             again = {int(line.split()[1]) for line in lines} & before
-            self.expect(not again, f"blocks {again} were solved again")
-            is_kept = before <= after or self.destination.exists()
-            self.expect(is_kept, f"of the finished blocks {before} only {after} are left")
+            assert not again, f"blocks {again} were solved again"
+            assert before <= after or self.destination.exists(), f"of {before} are left {after}"
         return killed
 
     def prune(self, last: int, changes: dict[str, Any]) -> None:
@@ -97,22 +93,14 @@ class Trial:
                 )
             code = 0
         finally:
-            sys.stderr.flush()
             os._exit(code)
-
-    def expect(self, good: bool, otherwise: str) -> None:
-        """Note what is wrong."""
-        if not good:
-            self.wrong.append(otherwise)
 
     def check(self, when: str) -> None:
         """The destination is bit for bit what it has to be, and nothing lies beside it."""
         found = saved.contents(self.destination)
-        for name in found.keys() | self.expected.keys():
-            same = found.get(name) == self.expected.get(name)
-            self.expect(same, f"{when}: {name} differs")
-        left = saved.workspace(self.destination).exists()
-        self.expect(not left, f"{when}: the workspace is still there")
+        names = found.keys() | self.expected.keys()
+        differ = [name for name in names if found.get(name) != self.expected.get(name)]
+        assert not differ and not self.work.exists(), f"{when}: {differ} differ"
 
 
 def count_operations(last: int) -> None:
@@ -139,8 +127,8 @@ def count_operations(last: int) -> None:
     helpers.large.shards.save_file = counted(helpers.large.shards.save_file, half=True)
 
 
-def at_random_moments(trial: Trial) -> dict[str, Any]:
-    """Kill and run again until a run gets through, several times."""
+def at_random_moments(trial: Trial) -> int:
+    """Kill and run again until a run gets through, several times. Returns the number of kills."""
     dice = random.Random(0)
     started = time.perf_counter()
     trial.attempt()
@@ -150,44 +138,43 @@ def at_random_moments(trial: Trial) -> dict[str, Any]:
         time.sleep(dice.uniform(0, 1.1 * usual))
         os.kill(child, signal.SIGKILL)  # a child that has ended is not yet waited for
 
-    while len(trial.kills) < 6 and not trial.wrong:
+    while len(trial.kills) < 6:
         trial.clear()
         while trial.attempt(during=kill):
             pass
         trial.check("killed at random")
-    return {"kills": len(trial.kills), "wrong": trial.wrong[:5]}
+    return len(trial.kills)
 
 
-def before_each_operation(trial: Trial, older: Path) -> dict[str, Any]:
+def before_each_operation(trial: Trial, older: Path) -> tuple[list[int], int]:
     """Kill before operation 1, 2, 3 … of a run that replaces a model, until one gets through.
 
     After each kill run again and check. Until then the old model or the new one has to be there,
     but between two renames: then both lie whole in the workspace.
+    Returns the blocks that were finished at each kill, and how often no model was there.
     """
-    old, work = saved.contents(older), saved.workspace(trial.destination)
-    absent, last = 0, 1
-    while not trial.wrong:
+    old, absent, last = saved.contents(older), 0, 1
+    while True:
         trial.clear()
         shutil.copytree(older, trial.destination)
         if not trial.attempt(last, resume=False):
             trial.check(f"without a kill at {last}")
-            break
+            return trial.kills, absent
         is_there = trial.destination.is_dir()
-        places = [trial.destination] if is_there else [work / "replaced", work / "run-1"]
+        run, replaced = trial.work / "run-1", trial.work / "replaced"
+        places = [trial.destination] if is_there else [replaced, run]
         found = [saved.contents(place) for place in places]
         whole = found[0] in (old, trial.expected) if is_there else found == [old, trial.expected]
-        trial.expect(whole, f"killed at {last}: a model is lost or broken")
+        assert whole, f"killed at {last}: a model is lost or broken"
         absent += not is_there
         # killed before its first entry in a manifest it has left nothing to go on with
-        begun = (work / "run-1" / MANIFEST).is_file() or found[0] == trial.expected
-        trial.attempt(resume=begun)
+        trial.attempt(resume=(run / MANIFEST).is_file() or found[0] == trial.expected)
         trial.check(f"killed at {last}")
         last += 1
-    return {"finished": trial.kills, "wrong": trial.wrong[:5], "absent": absent}
 
 
-def kill(source: Path, folder: Path, answer: Path) -> None:
-    """Both ways of killing, the answers in a file."""
+def kill(source: Path, folder: Path) -> tuple[int, list[int], int]:
+    """Both ways of killing, and what they return."""
     torch.set_num_threads(1)
     Replay.parity = lambda _self: 0.0
     load = checkpoint.load_streamed
@@ -197,8 +184,6 @@ def kill(source: Path, folder: Path, answer: Path) -> None:
     built = load(source)
     gc.freeze()  # a fork that collects garbage copies every page
     checkpoint.load_streamed = lambda *_args, **_kwargs: built  # each fork has a copy of its own
-    found = [
-        at_random_moments(Trial(source, folder / "random", **WANDA)),
-        before_each_operation(Trial(source, folder / "each", **METHOD), folder / "older"),
-    ]
-    answer.write_text(json.dumps(found))
+    kills = at_random_moments(Trial(source, folder / "random", **WANDA))
+    each = before_each_operation(Trial(source, folder / "each", **METHOD), folder / "older")
+    return kills, *each

@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import families as fam
@@ -26,7 +26,6 @@ from helpers.errors import (
     BadParameter,
     BadSparsity,
     CheckpointError,
-    NonFinite,
     ResumeError,
     UnknownModel,
 )
@@ -96,15 +95,6 @@ def blocks_solved(source: Path, to: Path, **arguments: object) -> tuple[object, 
     return report, sorted(set(seen))
 
 
-def answer_of(folder: Path, target: Callable, *arguments: object) -> list:
-    """What a process writes to the file that is its last argument."""
-    process = workers.process(target, *arguments, folder / "answer")
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    return json.loads((folder / "answer").read_text())
-
-
 def complete(to: Path, expected: dict[str, object]) -> bool:
     """The destination is bit for bit as expected, and no workspace and no lock are left."""
     return saved.contents(to) == expected and not saved.workspace(to).exists()
@@ -127,6 +117,7 @@ def test_weights_report_and_masks_are_those_of_prune_model(
     family: str, how: dict, to: Path, tmp_path: Path
 ) -> None:
     source = saved.save(tmp_path / "source", family, "1GB" if family == "gpt2" else "20KB")
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
     report = prune_checkpoint(source, to, TOKENS, **how)
     how.pop("activations", None)
     dtype = how.pop("dtype", "float32")
@@ -140,6 +131,10 @@ def test_weights_report_and_masks_are_those_of_prune_model(
         usual.to_dict() | {"resumed": 0, "redone": []}
     )
     assert report.layers and report.folder == str(to) and not saved.workspace(to).exists()
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (to / name).read_bytes() == before[name]
+    assert json.loads((to / "config.json").read_text())["dtype"] == dtype
     masks = load_masks(to)
     check_masks(to)
     assert masks.keys() == masks_of(whole).keys()
@@ -156,15 +151,6 @@ def test_a_checkpoint_of_the_bare_model_resumed(tmp_path: Path, to: Path) -> Non
     assert fam.changed(saved.loaded(to), fam.snapshot(whole)) == set()
 
 
-def test_tokenizer_and_configuration_come_along(llama: Path, to: Path) -> None:
-    before = {path.name: path.read_bytes() for path in llama.iterdir()}
-    prune_checkpoint(llama, to, TOKENS, dtype="bfloat16", **WANDA)
-    names = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
-    assert all((to / name).read_bytes() == before[name] for name in names)
-    assert json.loads((to / "config.json").read_text())["dtype"] == "bfloat16"
-    assert {path.name: path.read_bytes() for path in llama.iterdir()} == before
-
-
 # ---------------------------------------------------------------- killed, and going on
 
 
@@ -173,11 +159,10 @@ def test_killed_at_random_moments_and_before_every_durable_operation(tmp_path: P
     sizes = dict(hidden_size=8, intermediate_size=8, num_attention_heads=2, vocab_size=97)
     fam.build("llama", **sizes).save_pretrained(source)
     (source / "generation_config.json").unlink()  # each file more is a dozen kills more
-    anytime, each = answer_of(tmp_path, kills.kill, source, tmp_path)
-    assert anytime["wrong"] == each["wrong"] == []
-    assert anytime["kills"] >= 6
-    assert len(each["finished"]) > 40 and set(each["finished"]) == {0, 1, 2}
-    assert each["absent"] == 1  # a model lies at the destination but between the two renames
+    anytime, finished, absent = workers.answer_of(kills.kill, source, tmp_path)
+    assert anytime >= 6
+    assert len(finished) > 40 and set(finished) == {0, 1, 2}
+    assert absent == 1  # a model lies at the destination but between the two renames
 
 
 @pytest.mark.parametrize(("after", "activations"), [(1, "memory"), (LAYERS + 1, "disk")])
@@ -360,22 +345,18 @@ def test_source_and_destination_must_lie_apart(tmp_path: Path, one_line_error) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "link"]
 
 
-def test_paths_may_be_written_in_many_ways(
+def test_a_relative_path_and_a_link_as_destination(
     llama: Path, tmp_path: Path, expected: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for folder in ("home/empty", "disk/pruned", "elsewhere"):
-        (tmp_path / folder).mkdir(parents=True)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for folder in ("disk", "elsewhere"):
+        (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "linked").symlink_to(llama)
-    (tmp_path / "home" / "link").symlink_to(tmp_path / "disk" / "pruned")  # stays one
-    for way, name in {"~/empty/": "home/empty", "home/../home/link": "disk/pruned"}.items():
-        report = prune_checkpoint(
-            "linked", way, TOKENS, progress=lambda *_: os.chdir(tmp_path / "elsewhere"), **WANDA
-        )
-        os.chdir(tmp_path)
-        assert report.folder == str(tmp_path / name) and complete(tmp_path / name, expected)
-    assert (tmp_path / "home" / "link").is_symlink()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")  # stays one
+    prune_checkpoint(
+        "linked", "link", TOKENS, progress=lambda *_: os.chdir(tmp_path / "elsewhere"), **WANDA
+    )
+    assert complete(tmp_path / "disk", expected) and (tmp_path / "link").is_symlink()
 
 
 def test_a_run_inside_a_run_is_refused(
@@ -393,13 +374,11 @@ def test_a_run_inside_a_run_is_refused(
 # ---------------------------------------------------------------- what ends a run
 
 
-def test_a_file_that_finds_no_disk_space(
-    llama: Path, to: Path, expected: dict, tmp_path: Path
-) -> None:
+def test_a_file_that_finds_no_disk_space(llama: Path, to: Path, expected: dict) -> None:
     # a real limit of the kernel: first nothing can be written, then not the stream (8192 bytes)
     # or a shard (38064 bytes), and at last everything
     cases = [("memory", 0), ("disk", 8000), ("disk", 30000), ("disk", 10**7)]
-    *errors, last = answer_of(tmp_path, workers.with_full_disk, llama, to, cases)
+    *errors, last = workers.answer_of(workers.with_full_disk, llama, to, cases)
     assert len(errors) == 3 and last == ""
     assert all("large" in text and "free some" in text and "\n" not in text for text in errors)
     assert complete(to, expected)
@@ -443,19 +422,6 @@ def test_a_source_that_changes_meanwhile(
     path.write_bytes(whole)
     _, solved = blocks_solved(source, to)
     assert solved == [2] and complete(to, expected)
-
-
-def test_a_bad_number_in_the_weights(source: Path, to: Path, one_line_error) -> None:
-    path = Checkpoint(source).files[DOWN]
-    tensors = load_file(path)
-    tensors[DOWN][3, 3] = float("nan")
-    save_file(tensors, path, metadata={"format": "pt"})
-    with one_line_error(NonFinite, DOWN):  # in the parity gate
-        prune_checkpoint(source, to, TOKENS, **WANDA)
-    assert saved.finished_blocks(to) == set()
-    with one_line_error(NonFinite, DOWN, "2 finished blocks are kept"):  # magnitude has no gate
-        prune_checkpoint(source, to, method="magnitude", sparsity=0.5)
-    assert saved.finished_blocks(to) == {0, 1}
 
 
 @pytest.mark.parametrize(

@@ -40,30 +40,17 @@ class Hub:
         self.sent: list[str] = []
         self.address = ""
 
-    def listed(self) -> list[dict]:
-        """What the hub says of its files: weights are large files, the others git blobs."""
+    def tree(self) -> list[dict]:
+        """What the hub lists: weights are large files with a sha256, the others git blobs."""
         rows = []
         for name, content in self.files.items():
-            row = {"rfilename": name, "size": len(content), "blobId": blob(content)}
+            blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            row = {"type": "file", "path": name, "size": len(content), "oid": blob}
             if name.endswith(".safetensors"):
                 digest = hashlib.sha256(content).hexdigest()
-                row["lfs"] = {"size": len(content), "sha256": digest, "pointerSize": 130}
+                row["lfs"] = {"size": len(content), "oid": digest, "pointerSize": 130}
             rows.append(row)
         return rows
-
-    def tree(self) -> list[dict]:
-        """The same in the words of the hub's other list."""
-        rows = []
-        for row in self.listed():
-            new = {"type": "file", "path": row["rfilename"], "size": row["size"]}
-            if "lfs" in row:
-                new["lfs"] = {**row["lfs"], "oid": row["lfs"]["sha256"]}
-            rows.append({**new, "oid": row["blobId"]})
-        return rows
-
-
-def blob(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -81,7 +68,8 @@ class Handler(BaseHTTPRequestHandler):
         elif not {"main", COMMIT} & set(path.split("/")):
             self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         elif "/revision/" in path:
-            answer = {"id": NAME, "sha": COMMIT, "siblings": self.hub.listed()}
+            siblings = [{"rfilename": name} for name in self.hub.files]
+            answer = {"id": NAME, "sha": COMMIT, "siblings": siblings}
             self.answer(200, json.dumps(answer).encode())
         elif path.endswith(f"/tree/{COMMIT}"):
             self.answer(200, json.dumps(self.hub.tree()).encode())
@@ -95,11 +83,11 @@ class Handler(BaseHTTPRequestHandler):
         if content is None:
             self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
-        tag = hashlib.sha256(content).hexdigest()
         broken = name == self.hub.cut and self.command == "GET"
         self.hub.down |= broken
         if self.command == "GET":
             self.hub.sent.append(name)
+        tag = hashlib.sha256(content).hexdigest()
         self.answer(200, content, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT}, broken)
 
     def answer(self, code: int, body: bytes, headers: dict | None = None, broken=False) -> None:
@@ -188,9 +176,8 @@ def test_the_fetched_model_loads_and_needs_no_network_again(hub: Hub) -> None:
 def test_content_that_is_not_what_is_listed(
     name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, one_line_error
 ) -> None:
-    good, listed = hub.files[name], (hub.listed(), hub.tree())
-    monkeypatch.setattr(hub, "listed", lambda: listed[0])
-    monkeypatch.setattr(hub, "tree", lambda: listed[1])
+    good, listed = hub.files[name], hub.tree()
+    monkeypatch.setattr(hub, "tree", lambda: listed)
     hub.files[name] = good[:-1] + b"?"
     with one_line_error(AssetError, name, "discarded"):
         fetch_checkpoint(NAME, COMMIT, tmp_path / "here", endpoint=hub.address)
@@ -200,20 +187,14 @@ def test_content_that_is_not_what_is_listed(
     assert (folder / name).read_bytes() == good
 
 
-@pytest.mark.parametrize(
-    ("name", "revision", "word"),
-    [("some/other", "main", "some/other"), (NAME, "v9", "v9"), ("..", "main", ".."),
-     (NAME, None, "None")],
-)  # fmt: skip
-def test_what_is_not_on_the_hub(name, revision, word, hub: Hub, one_line_error, tmp_path) -> None:
-    with one_line_error(UnknownModel, word, "revision"):
-        fetch_checkpoint(name, revision, endpoint=hub.address)
-    assert not (tmp_path / "cache").exists()
-
-
-def test_a_repository_of_pickles_is_refused(hub: Hub, one_line_error, tmp_path: Path) -> None:
-    for name in [name for name in hub.files if name.startswith("model-")]:
-        del hub.files[name]
+def test_what_is_not_on_the_hub_and_what_holds_only_pickles(
+    hub: Hub, one_line_error, tmp_path: Path
+) -> None:
+    for name, revision in [("some/other", "main"), (NAME, "v9"), ("..", "main"), (NAME, None)]:
+        with one_line_error(UnknownModel, name, str(revision), "revision"):
+            fetch_checkpoint(name, revision, endpoint=hub.address)
+    for file in [file for file in hub.files if file.startswith("model-")]:
+        del hub.files[file]
     with one_line_error(UnknownModel, NAME, "no safetensors", "pickles"):
         fetch_checkpoint(NAME, COMMIT, endpoint=hub.address)
     assert hub.sent == [] and not (tmp_path / "cache").exists()

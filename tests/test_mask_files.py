@@ -30,14 +30,8 @@ from helpers import (
     size_report,
     unpack_mask,
 )
-from helpers.errors import (
-    BadMask,
-    BadPattern,
-    CheckpointError,
-    UnsupportedModel,
-)
+from helpers.errors import BadMask, BadPattern, CheckpointError, UnsupportedModel
 
-T, F = True, False
 Q0 = "model.layers.0.self_attn.q_proj.weight"
 DOWN1 = "model.layers.1.mlp.down_proj.weight"
 
@@ -51,14 +45,6 @@ def save_pruned(folder: Path, family: str, pattern: str, shard: str, **prune: fl
     prune_model(model, method="magnitude", pattern=pattern, **prune)
     model.save_pretrained(folder, max_shard_size=shard)
     save_masks(folder, masks_of(model), pattern=pattern)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama at 2:4, in shards, with its masks. Not to be changed."""
-    folder = save_pruned(tmp_path_factory.mktemp("sharded"), "llama", "2:4", "30KB")
-    assert len(list(folder.glob("model-*.safetensors"))) > 2
     return folder
 
 
@@ -83,16 +69,17 @@ def stored(folder: Path) -> dict[str, Tensor]:
     return found
 
 
-def rewrite(folder: Path, change: Callable[[dict, dict], None]) -> None:
-    """Change the mask file's tensors and its description, and write it as safetensors again."""
+def store(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Save weights as a model of one file."""
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def mask_file(folder: Path) -> tuple[dict, dict]:
+    """The mask file's tensors and its description, read without the module under test."""
     path = folder / "masks.safetensors"
-    tensors = load_file(path)
-    # 8 bytes of header length, then the header: written out here as an independent reader
-    raw = path.read_bytes()
+    raw = path.read_bytes()  # 8 bytes of header length, then the header
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    found = json.loads(header["__metadata__"]["masks"])
-    change(tensors, found)
-    save_file(tensors, path, metadata={"masks": json.dumps(found)})
+    return load_file(path), json.loads(header["__metadata__"]["masks"])
 
 
 # ---------------------------------------------------------------- bits
@@ -133,20 +120,18 @@ def test_masks_come_back_and_the_file_is_one_bit_a_weight(half: Path) -> None:
         assert torch.equal(keep, weights[name] != 0)
         assert int(keep.sum()) == keep.numel() // 2
 
-    def look(tensors: dict, found: dict) -> None:
-        assert (found["version"], found["pattern"]) == (1, "unstructured")
-        bits = np.packbits((weights[Q0] != 0).numpy().ravel(), bitorder="little")
-        assert tensors[Q0].tolist() == bits.tolist()
-        assert found["layers"][Q0] == {"shape": [32, 32], "crc32": zlib.crc32(bits), "axis": None}
-        pruned = sum(keep.numel() for keep in masks.values())
-        assert sum(bits.numel() for bits in tensors.values()) == pruned // 8
-        raise StopIteration  # look, do not write
-
-    with pytest.raises(StopIteration):
-        rewrite(half, look)
+    tensors, found = mask_file(half)
+    assert (found["version"], found["pattern"]) == (1, "unstructured")
+    bits = np.packbits((weights[Q0] != 0).numpy().ravel(), bitorder="little")
+    assert tensors[Q0].tolist() == bits.tolist()
+    assert found["layers"][Q0] == {"shape": [32, 32], "crc32": zlib.crc32(bits), "axis": None}
+    pruned = sum(keep.numel() for keep in masks.values())
+    assert sum(bits.numel() for bits in tensors.values()) == pruned // 8
 
 
-def test_a_model_with_masks_loads_as_one_without(sharded: Path, tmp_path: Path) -> None:
+def test_a_model_with_masks_loads_as_one_without(tmp_path: Path) -> None:
+    sharded = save_pruned(tmp_path / "sharded", "llama", "2:4", "30KB")
+    assert len(list(sharded.glob("model-*.safetensors"))) > 2
     bare = Path(shutil.copytree(sharded, tmp_path / "bare"))
     (bare / "masks.safetensors").unlink()
     one, two = (type(fam.build("llama")).from_pretrained(folder) for folder in (sharded, bare))
@@ -170,31 +155,22 @@ def test_masks_are_in_the_layout_of_the_checkpoint(tmp_path: Path) -> None:
     assert "values + index" in size_report(folder).index
 
 
-def fails_to_save(folder: Path, masks: dict, **more: str) -> None:
-    """Saving raises, and the old file is still there and sound."""
-    before = (folder / "masks.safetensors").read_bytes()
-    try:
-        save_masks(folder, masks, **more)
-    finally:
-        assert (folder / "masks.safetensors").read_bytes() == before
-
-
 def test_masks_that_do_not_fit_are_not_saved(half: Path, one_line_error) -> None:
-    good = load_masks(half)
-    with one_line_error(BadMask, "model.layers.7.q", "no such name"):
-        fails_to_save(half, good | {"model.layers.7.q": good[Q0]})
-    with one_line_error(BadMask, DOWN1, "(64, 32)", "(32, 64)"):
-        fails_to_save(half, good | {DOWN1: good[DOWN1].T})
-    with one_line_error(BadMask, Q0, "float32"):
-        fails_to_save(half, good | {Q0: good[Q0].float()})
-    with one_line_error(BadMask, "model.norm.weight", "2-D"):
-        fails_to_save(half, {"model.norm.weight": torch.ones(32, dtype=torch.bool)})
-    with one_line_error(BadMask, Q0, "2:4"):
-        fails_to_save(half, {Q0: good[Q0]}, pattern="2:4")
-    with one_line_error(BadMask, "1:5"):  # 32 inputs have no groups of 5
-        fails_to_save(half, {Q0: torch.zeros(32, 32, dtype=torch.bool)}, pattern="1:5")
-    with one_line_error(BadPattern, "4:2"):
-        fails_to_save(half, good, pattern="4:2")
+    good, before = load_masks(half), (half / "masks.safetensors").read_bytes()
+    empty = torch.zeros(32, 32, dtype=torch.bool)
+    cases = [
+        (good | {"model.layers.7.q": good[Q0]}, None, ("model.layers.7.q", "no such name")),
+        (good | {DOWN1: good[DOWN1].T}, None, (DOWN1, "(64, 32)", "(32, 64)")),
+        (good | {Q0: good[Q0].float()}, None, (Q0, "float32")),
+        ({"model.norm.weight": empty[0]}, None, ("model.norm.weight", "2-D")),
+        ({Q0: good[Q0]}, "2:4", (Q0, "2:4")),
+        ({Q0: empty}, "1:5", ("1:5",)),  # 32 inputs have no groups of 5
+        (good, "4:2", ("4:2",)),
+    ]
+    for masks, pattern, words in cases:
+        with one_line_error(BadPattern if pattern == "4:2" else BadMask, *words):
+            save_masks(half, masks, pattern=pattern or "unstructured")
+        assert (half / "masks.safetensors").read_bytes() == before
 
 
 def test_a_folder_without_a_saved_model(tmp_path: Path, one_line_error) -> None:
@@ -207,29 +183,17 @@ def test_a_folder_without_a_saved_model(tmp_path: Path, one_line_error) -> None:
 # ---------------------------------------------------------------- faults
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda raw: None, "missing"),
-        (lambda raw: raw[:-1], "save it again"),
-        (lambda raw: raw[:-1] + bytes([raw[-1] ^ 4]), "damaged at model.layers."),
-    ],
-)
-def test_a_mask_file_that_is_missing_cut_off_or_changed(
-    spoilt: Path, change: Callable, words: str, one_line_error
-) -> None:
+def test_a_mask_file_that_is_cut_off_changed_or_missing(spoilt: Path, one_line_error) -> None:
     path = spoilt / "masks.safetensors"
-    changed = change(path.read_bytes())
-    path.unlink()
-    if changed is not None:
-        path.write_bytes(changed)
-    for read in (load_masks, check_masks, size_report):
-        with one_line_error(CheckpointError, "masks.safetensors", words):
-            read(spoilt)
-
-
-def set_layer(**fields: object) -> Callable[[dict, dict], None]:
-    return lambda _, found: found["layers"][Q0].update(fields)
+    raw = path.read_bytes()
+    changed = raw[:-1] + bytes([raw[-1] ^ 4])
+    for content, words in [
+        (raw[:-1], "save it again"), (changed, "damaged at model.layers."), (None, "missing"),
+    ]:  # fmt: skip
+        path.unlink() if content is None else path.write_bytes(content)
+        for read in (load_masks, check_masks, size_report):
+            with one_line_error(CheckpointError, "masks.safetensors", words):
+                read(spoilt)
 
 
 @pytest.mark.parametrize(
@@ -239,49 +203,45 @@ def set_layer(**fields: object) -> Callable[[dict, dict], None]:
         (lambda _, found: found.update(version=2), ("format version 2",)),
         (lambda _, found: found.update(pattern="4:2"), ("4:2",)),
         (lambda _, found: found.update(layers=[1]), ("no description",)),
-        (set_layer(shape=None), ("no description",)),
-        (set_layer(shape=[32, 33]), ("damaged at", Q0)),
-        (set_layer(crc32=0), ("damaged at", Q0)),
+        (lambda _, found: found["layers"][Q0].update(shape=None), ("no description",)),
+        (lambda _, found: found["layers"][Q0].update(shape=[32, 33]), ("damaged at", Q0)),
         (lambda tensors, _: tensors.pop(Q0), ("other masks",)),
     ],
 )
 def test_a_mask_file_that_contradicts_itself(
     spoilt: Path, change: Callable, words: tuple[str, ...], one_line_error
 ) -> None:
-    rewrite(spoilt, change)
+    tensors, found = mask_file(spoilt)
+    change(tensors, found)
+    path = spoilt / "masks.safetensors"
+    save_file(tensors, path, metadata={"masks": json.dumps(found)})
     with one_line_error(CheckpointError, "masks.safetensors", *words):
         load_masks(spoilt)
 
 
-def change_weights(folder: Path, change: Callable[[dict], object]) -> None:
-    weights = load_file(folder / "model.safetensors")
-    change(weights)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
 def test_a_weight_that_came_back(spoilt: Path, one_line_error) -> None:
-    keep = load_masks(spoilt)[DOWN1]
+    weights, keep = stored(spoilt), load_masks(spoilt)[DOWN1]
     zeros = (~keep).nonzero()[:3]
-
-    def wake(weights: dict) -> None:
-        weights[DOWN1][tuple(zeros[0])] = 1e-30
-        weights[DOWN1][tuple(zeros[1])] = float("nan")
-        weights[DOWN1][tuple(zeros[2])] = -0.0  # a zero, whatever its sign
-        weights[DOWN1][tuple(keep.nonzero()[0])] = 0  # a kept weight may be zero
-
-    change_weights(spoilt, wake)
+    weights[DOWN1][tuple(zeros[0])] = 1e-30
+    weights[DOWN1][tuple(zeros[1])] = float("nan")
+    weights[DOWN1][tuple(zeros[2])] = -0.0  # a zero, whatever its sign
+    weights[DOWN1][tuple(keep.nonzero()[0])] = 0  # a kept weight may be zero
+    store(spoilt, weights)
     for read in (check_masks, size_report):
         with one_line_error(BadMask, DOWN1, "2 weights"):
             read(spoilt)
 
 
 def test_masks_of_another_checkpoint(spoilt: Path, one_line_error) -> None:
-    change_weights(spoilt, lambda weights: weights.update({Q0: torch.zeros(16, 64)}))
-    with one_line_error(BadMask, Q0, "(16, 64)"):
-        check_masks(spoilt)
-    change_weights(spoilt, lambda weights: weights.pop(Q0))
-    with one_line_error(BadMask, Q0, "no such name"):
-        check_masks(spoilt)
+    others = stored(spoilt)
+    others.pop(Q0)
+    for weights, word in [
+        (others | {Q0: torch.zeros(16, 64)}, "(16, 64)"),
+        (others, "no such name"),
+    ]:
+        store(spoilt, weights)
+        with one_line_error(BadMask, Q0, word):
+            check_masks(spoilt)
 
 
 # ---------------------------------------------------------------- models in memory
@@ -328,40 +288,36 @@ def test_apply_masks_changes_nothing_when_it_refuses(one_line_error) -> None:
 # ---------------------------------------------------------------- sizes
 
 
-def write_small(folder: Path, dtype: torch.dtype) -> None:
-    """One 3 x 4 layer that keeps five weights, and four other weights."""
-    layer = torch.tensor([[1, 0, 2, 0], [0, 0, 3, 0], [4, 0, 0, 5]], dtype=dtype)
+@pytest.mark.parametrize(
+    ("dtype", "pattern", "bits"),
+    [
+        (torch.float32, "2:4", 32),
+        (torch.bfloat16, "unstructured", 16),
+        (torch.float32, "3:6", 32),
+    ],
+    ids=str,
+)
+def test_sizes_counted_by_hand(tmp_path: Path, dtype: torch.dtype, pattern: str, bits: int) -> None:
+    # one layer of twelve weights that keeps five, and four other weights
+    layer = torch.tensor([[1, 0, 2, 0, 0, 0], [3, 0, 4, 0, 0, 5]], dtype=dtype)
+    layer = layer.reshape(3, 4) if pattern == "2:4" else layer
     weights = {"a.weight": layer, "b": torch.arange(4, dtype=dtype)}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def test_sizes_counted_by_hand(tmp_path: Path) -> None:
-    write_small(tmp_path, torch.float32)
-    keep = torch.tensor([[T, F, T, F], [F, F, T, F], [T, F, F, T]])
-    save_masks(tmp_path, {"a.weight": keep}, pattern="2:4")
-    report = size_report(tmp_path)
-    assert report.attrs["pattern"] == "2:4" and report.attrs["sparsity"] == pytest.approx(7 / 12)
+    store(tmp_path, weights)
+    save_masks(tmp_path, {"a.weight": layer != 0}, pattern=pattern)
+    report, value = size_report(tmp_path), bits // 8
+    assert report.attrs["pattern"] == pattern and report.attrs["sparsity"] == pytest.approx(7 / 12)
     assert (report.attrs["weights"], report.attrs["kept"]) == (12, 5)
     assert "no general kernel runs such weights faster" in report.attrs["note"]
+    index = {
+        "2:4": {"values + index": 6 * 4 + 2 + 16},  # six slots of two bits: two bytes
+        "3:6": {"values + index": 6 * 4 + 3 + 16},  # six slots of three bits
+        "unstructured": {},
+    }
     assert report["bytes"].to_dict() == {
         "files": (tmp_path / "model.safetensors").stat().st_size,
         "mask file": (tmp_path / "masks.safetensors").stat().st_size,
-        "dense": 12 * 4 + 4 * 4,
-        "mask + values": 2 + 5 * 4 + 16,  # 12 bits are two bytes
-        "values + index": 6 * 4 + 2 + 16,  # two slots in three groups, 12 bits
+        "dense": 12 * value + 4 * value,
+        "mask + values": 2 + 5 * value + 4 * value,  # 12 bits are two bytes
+        **index[pattern],
     }
-    assert (report["share"] == report["bytes"] / 64).all()
-
-
-def test_values_keep_their_dtype_and_unstructured_has_no_index(tmp_path: Path) -> None:
-    write_small(tmp_path, torch.bfloat16)
-    save_masks(tmp_path, {"a.weight": load_file(tmp_path / "model.safetensors")["a.weight"] != 0})
-    sizes = size_report(tmp_path)["bytes"]
-    assert (sizes["dense"], sizes["mask + values"]) == (32, 2 + 5 * 2 + 8)
-    assert "values + index" not in sizes
-
-
-def test_an_index_within_eight_takes_three_bits(tmp_path: Path) -> None:
-    save_file({"a": torch.eye(2, 8)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    save_masks(tmp_path, {"a": torch.eye(2, 8) != 0}, pattern="4:8")
-    assert size_report(tmp_path)["bytes"]["values + index"] == 8 * 4 + 8 * 3 // 8
+    assert (report["share"] == report["bytes"] / (16 * value)).all()

@@ -19,6 +19,18 @@ from helpers.errors import OutOfMemory
 from helpers.large.jobs import MANIFEST
 
 LAYERS = 7
+ARGUMENTS = dict(method="admm1", sparsity=0.5, batch=4)
+TEXT = fam.random_tokens(8, 8)
+ON_CPU = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory"
+)
+# calls of block 1 with 8 sequences in batches of 4: 0 arguments, 1 gate, 2 gate's replay,
+# 3 and 4 grams, 5 and 6 the second pass
+CASES = {
+    0: ("recording arguments", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2")),
+    2: ("the parity gate", MemoryError()),
+    6: ("block 1", ON_CPU),
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,105 +40,71 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def to(tmp_path: Path) -> Path:
-    """A destination that is not there yet."""
-    return tmp_path / "pruned"
-
-
-@pytest.fixture
-def in_forward(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable], None]:
-    """Call a function(block's index, stream) before a Llama block runs."""
+def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let a Llama's block fail with an error for more than `limit` sequences, from its call `first`
+    on; without a limit there is memory again.
+    """
     forward = LlamaDecoderLayer.forward
 
-    def patch(function: Callable[[int, Tensor], object]) -> None:
-        def patched(self: nn.Module, hidden_states: Tensor, *more: object, **named: object):
-            function(self.self_attn.layer_idx, hidden_states)
+    def set_limit(
+        limit: int = 10**6, block: int = 0, error: BaseException = ON_CPU, first: int = 0
+    ) -> None:
+        calls = iter(range(10**6))
+
+        def limited(self: nn.Module, hidden_states: Tensor, *more: object, **named: object):
+            counts = self.self_attn.layer_idx == block and next(calls) >= first
+            if counts and len(hidden_states) > limit:
+                raise error
             return forward(self, hidden_states, *more, **named)
 
-        monkeypatch.setattr(LlamaDecoderLayer, "forward", patched)
+        monkeypatch.setattr(LlamaDecoderLayer, "forward", limited)
 
-    return patch
-
-
-ERRORS = {
-    "gpu": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-    "cpu": lambda: RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory"
-    ),
-    "python": lambda: MemoryError(),
-}
+    return set_limit
 
 
-def too_many(limit: int, where: int, kind: str, first: int = 0) -> Callable[[int, Tensor], None]:
-    """Memory runs out in block `where` for more than `limit` sequences, from call `first` on."""
-    count = iter(range(10**6))
-
-    def check(index: int, stream: Tensor) -> None:
-        if index == where and next(count) >= first and len(stream) > limit:
-            raise ERRORS[kind]()
-
-    return check
-
-
-# calls of block 1 with 8 sequences in batches of 4: 0 arguments, 1 gate, 2 gate's replay,
-# 3 and 4 grams, 5 and 6 the second pass
-WHERE = {
-    0: "recording arguments: batch 4 to 2",
-    2: "the parity gate: batch 4 to 2",
-    6: "block 1: batch 4 to 2",
-}
-TEXT = fam.random_tokens(8, 8)
-
-
-@pytest.fixture(scope="module")
-def in_small_batches(llama: Path) -> nn.Module:
-    """The Llama pruned by prune_model with batches of 2."""
-    model, _ = load_model(llama)
-    prune_model(model, TEXT, method="admm1", sparsity=0.5, batch=2)
-    return model
-
-
-@pytest.mark.parametrize(("first", "kind"), [(0, "gpu"), (2, "python"), (6, "cpu")])
 def test_the_batch_halves_where_memory_runs_out(
-    llama: Path, to: Path, in_small_batches: nn.Module, in_forward: Callable, first: int, kind: str
+    llama: Path, tmp_path: Path, memory: Callable
 ) -> None:
-    arguments = dict(method="admm1", sparsity=0.5, batch=4)
-    in_forward(too_many(2, 1, kind, first))
-    report = prune_checkpoint(llama, to, TEXT, **arguments)
-    assert [text.split(",")[0] for text in report.halved] == [WHERE[first]]
-    assert json.loads((to / MANIFEST).read_text())["halved"] == report.halved and report.batch == 2
-    for name, tensor in in_small_batches.state_dict().items():
-        torch.testing.assert_close(saved.loaded(to).state_dict()[name], tensor, msg=name)
-    if kind == "cpu":
-        whole, _ = load_model(llama)
-        in_forward(too_many(2, 1, kind, first))
-        usual = prune_model(whole, TEXT, **arguments)
-        assert usual.halved == report.halved and fam.hook_count(whole) == 0
-        assert fam.changed(whole, saved.loaded(to).state_dict()) == set()
+    expected, _ = load_model(llama)
+    prune_model(expected, TEXT, **ARGUMENTS | {"batch": 2})
+    for first, (where, error) in CASES.items():
+        memory(2, block=1, error=error, first=first)
+        to = tmp_path / str(first)
+        report = prune_checkpoint(llama, to, TEXT, **ARGUMENTS)
+        assert report.halved == [f"{where}: batch 4 to 2, memory ran out"] and report.batch == 2
+        assert json.loads((to / MANIFEST).read_text())["halved"] == report.halved
+        found = saved.loaded(to).state_dict()
+        for name, tensor in expected.state_dict().items():
+            torch.testing.assert_close(found[name], tensor, msg=name)
+    whole, _ = load_model(llama)
+    memory(2, block=1, first=6)
+    assert prune_model(whole, TEXT, **ARGUMENTS).halved == report.halved
+    assert fam.hook_count(whole) == 0 and fam.changed(whole, found) == set()
 
 
 def test_a_rerun_still_says_where_the_batch_was_halved(
-    llama: Path, to: Path, in_forward: Callable
+    llama: Path, tmp_path: Path, memory: Callable
 ) -> None:
-    arguments = dict(method="admm1", sparsity=0.5, batch=4)
-    in_forward(too_many(2, 0, "cpu", first=3))
-    with pytest.raises(ZeroDivisionError):
-        prune_checkpoint(
-            llama, to, TEXT, progress=lambda done, *_: 1 // (LAYERS + 1 - done), **arguments
-        )
-    in_forward(lambda *_: None)
-    report = prune_checkpoint(llama, to, TEXT, **arguments)
-    assert report.halved == ["block 0: batch 4 to 2, memory ran out"] and report.batch == 4
-    assert prune_checkpoint(llama, to, TEXT, **arguments).halved == report.halved
+    def stop(done: int, *_: object) -> None:
+        if done == LAYERS + 1:
+            raise InterruptedError
+
+    memory(2, block=0, first=3)
+    with pytest.raises(InterruptedError):
+        prune_checkpoint(llama, tmp_path / "to", TEXT, progress=stop, **ARGUMENTS)
+    memory()
+    for _ in range(2):  # resumed, then complete
+        report = prune_checkpoint(llama, tmp_path / "to", TEXT, **ARGUMENTS)
+        assert report.halved == ["block 0: batch 4 to 2, memory ran out"] and report.batch == 4
 
 
 def test_one_sequence_that_does_not_fit(
-    llama: Path, to: Path, in_forward: Callable, one_line_error
+    llama: Path, tmp_path: Path, memory: Callable, one_line_error
 ) -> None:
-    arguments = dict(WANDA, batch=1)
-    in_forward(too_many(0, 2, "cpu", first=3))
+    to, arguments = tmp_path / "to", dict(WANDA, batch=1)
+    memory(0, block=2, first=3)
     with one_line_error(OutOfMemory, "block 2: one sequence of 16 tokens", "2 finished blocks"):
         prune_checkpoint(llama, to, TOKENS, **arguments)
-    in_forward(lambda *_: None)  # memory is there again
+    memory()
     assert saved.finished_blocks(to) == {0, 1}
     assert prune_checkpoint(llama, to, TOKENS, **arguments).resumed == 2

@@ -67,40 +67,36 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def group() -> Callable[..., tuple[list[int], str]]:
-    """Start N processes that know of one another as torchrun's do; their exit codes and output.
+def group(
+    size: int,
+    target: Callable,
+    folder: Path,
+    *more: object,
+    during: Callable[[list], None] = lambda _: None,
+) -> tuple[list[int], str]:
+    """Start processes that know of one another as torchrun's do; their exit codes and output.
 
     They are forks of a process that has imported everything already, which torchrun's are not.
     """
-
-    def start(
-        size: int,
-        target: Callable,
-        folder: Path,
-        *more: object,
-        during: Callable[[list], None] = lambda _: None,
-    ) -> tuple[list[int], str]:
-        port = free_port()
-        output = folder / f"output-{port}"
-        output.mkdir(parents=True)
-        began = time.monotonic()
-        started = [
-            workers.process(target, rank, size, port, str(output), *more) for rank in range(size)
-        ]
-        for process in started:
-            process.start()
-        during(started)
-        for process in started:
-            process.join(max(0.1, began + PATIENCE - time.monotonic()))
-        late = [process for process in started if process.exitcode is None]
-        for process in late:
-            process.kill()
-        words = "".join(path.read_text() for path in sorted(output.glob("output-*")))
-        assert not late, f"hung: {words}"
-        return [process.exitcode for process in started], words
-
-    return start
+    workers.serve()
+    port = free_port()
+    output = folder / f"output-{port}"
+    output.mkdir()
+    began = time.monotonic()
+    arguments = (size, port, str(output), *more)
+    start = workers.PROCESSES.Process
+    started = [start(target=target, args=(rank, *arguments)) for rank in range(size)]
+    for process in started:
+        process.start()
+    during(started)
+    for process in started:
+        process.join(max(0.1, began + PATIENCE - time.monotonic()))
+    late = [process for process in started if process.exitcode is None]
+    for process in late:
+        process.kill()
+    words = "".join(path.read_text() for path in sorted(output.glob("output-*")))
+    assert not late, f"hung: {words}"
+    return [process.exitcode for process in started], words
 
 
 def weights_of(folder: Path) -> dict[str, Tensor]:
@@ -111,11 +107,6 @@ def differ(one: dict[str, Tensor], other: dict[str, Tensor]) -> set[str]:
     """Names of the tensors that are not the same bits."""
     assert one.keys() == other.keys()
     return {name for name in one if not torch.equal(one[name], other[name])}
-
-
-def nothing_left(destination: Path) -> bool:
-    """Whether a run has cleared away its workspace and all temporary files."""
-    return not saved.workspace(destination).exists() and not list(destination.rglob("*.tmp"))
 
 
 # ---------------------------------------------------------------- the same as one process
@@ -144,7 +135,7 @@ def check_near(
 
 
 def test_one_process_alone_one_of_torchruns_and_three(
-    group, sources: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sources: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = sources["llama"]
     expected = in_memory(source, text, "float32", method="admm-grad", sparsity=0.6)
@@ -161,11 +152,10 @@ def test_one_process_alone_one_of_torchruns_and_three(
     three = weights_of(tmp_path / "three")
     assert differ(three, expected) != set()
     check_near(three, expected, "llama", 1e-5)
-    assert all(nothing_left(tmp_path / folder) for folder in ("alone", "one", "three"))
 
 
 def test_transposed_weights_in_bfloat16_and_memory_that_runs_out_in_one_process(
-    group, sources: dict[str, Path], text: Path, tmp_path: Path
+    sources: dict[str, Path], text: Path, tmp_path: Path
 ) -> None:
     source, to = sources["gpt2"], tmp_path / "pruned"
     expected = in_memory(source, text, "bfloat16", method="admm1", pattern="2:4")
@@ -178,14 +168,14 @@ def test_transposed_weights_in_bfloat16_and_memory_that_runs_out_in_one_process(
     found = weights_of(to)
     assert {weight.dtype for weight in found.values()} == {torch.bfloat16}
     check_near(found, expected, "gpt2", 2**-8)  # a step of bfloat16 for weights below 1
-    assert nothing_left(to)
+    assert not saved.workspace(to).exists() and not list(to.rglob("*.tmp"))
 
 
 # ---------------------------------------------------------------- however one of them ends
 
 
 def test_killed_failed_interrupted_and_still_the_same_bits(
-    group, sources: dict[str, Path], text: Path, tmp_path: Path
+    sources: dict[str, Path], text: Path, tmp_path: Path
 ) -> None:
     to, orders = tmp_path / "pruned", tmp_path / "orders"
     # process 1 solves four layers in a block: the first two end in block 1, the last in block 2
@@ -231,11 +221,11 @@ def test_killed_failed_interrupted_and_still_the_same_bits(
     whole = request(sources["llama"], tmp_path / "whole", text, method="admm1")
     assert group(2, workers.command, tmp_path, whole)[0] == [0, 0]
     assert differ(weights_of(to), weights_of(tmp_path / "whole")) == set()
-    assert nothing_left(to)
+    assert not saved.workspace(to).exists() and not list(to.rglob("*.tmp"))
 
 
 def test_fewer_sequences_than_processes(
-    group, sources: dict[str, Path], text: Path, tmp_path: Path
+    sources: dict[str, Path], text: Path, tmp_path: Path
 ) -> None:
     asked = request(sources["llama"], tmp_path / "pruned", text, sequences=1)
     codes, output = group(2, workers.command, tmp_path, asked)

@@ -5,7 +5,6 @@ Its method fails on purpose, in process 1, as often as a file of orders says.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import resource
@@ -13,8 +12,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import families as fam
 import pytest
@@ -33,17 +34,23 @@ WANDA = dict(method="wanda", sparsity=0.5, batch=2)
 calls = 0
 
 
-def process(target: Callable, *arguments: object) -> multiprocessing.Process:
-    """A process that is a fork of one that has imported everything already."""
+def serve() -> None:
+    """Start the server that processes are forks of, which has imported everything already."""
     with pytest.MonkeyPatch.context() as patch:
-        # the server does not learn sys.path in all versions of Python, and would import nothing
+        # it does not learn sys.path in all versions of Python, and would import nothing
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
         forkserver.ensure_running()
-    return PROCESSES.Process(target=target, args=arguments)
 
 
-def with_full_disk(source: Path, to: Path, cases: list[tuple[str, int]], answer: Path) -> None:
-    """Prune with each (activations, longest file in bytes); write the error messages."""
+def answer_of(target: Callable, *arguments: object) -> Any:
+    """What a function returns, or raises, in a process of its own."""
+    serve()
+    with ProcessPoolExecutor(1, PROCESSES) as pool:
+        return pool.submit(target, *arguments).result()
+
+
+def with_full_disk(source: Path, to: Path, cases: list[tuple[str, int]]) -> list[str]:
+    """Prune with each (activations, longest file in bytes); return the error messages."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     messages = []
@@ -55,40 +62,38 @@ def with_full_disk(source: Path, to: Path, cases: list[tuple[str, int]], answer:
         except CheckpointError as error:
             messages[-1] = str(error)
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-    answer.write_text(json.dumps(messages))
+    return messages
 
 
 def register_all() -> None:
     """Not at import, so that the tests' own process knows no such method."""
 
-    @register("obedient")  # to the orders, a file with lines such as "killed 5"
+    # it fails as the first line of the file `orders` says, such as "killed 5": in process 1, once
+    # that has solved five layers
+    @register("obedient")
     def obedient(weight, gram, *, sparsity, pattern, keep=None, orders=""):
         global calls
         calls += 1
         if dist.is_initialized() and dist.get_rank() == 1:
-            obey(Path(orders))
+            waiting = Path(orders).read_text().splitlines()
+            if waiting and calls > int(waiting[0].split()[1]):
+                Path(orders).write_text("\n".join(waiting[1:]))  # crossed out
+                how = waiting[0].split()[0]
+                if how == "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if how == "interrupted":
+                    time.sleep(60)  # the test interrupts meanwhile
+                raise NonFinite("made up")
         return METHODS["admm1"](weight, gram, sparsity=sparsity, pattern=pattern, keep=keep)
 
 
-def obey(orders: Path) -> None:
-    """Fail as the first order says if this process has solved so many layers; it is then crossed
-    out.
-    """
-    waiting = orders.read_text().splitlines()
-    if not waiting or calls <= int(waiting[0].split()[1]):
-        return
-    orders.write_text("\n".join(waiting[1:]))
-    how = waiting[0].split()[0]
-    if how == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if how == "interrupted":
-        time.sleep(60)  # the test interrupts meanwhile
-    raise NonFinite("made up")
-
-
 def command(rank: int, size: int, port: int, folder: str, arguments: list[str]) -> None:
-    """The command line in one process of a group."""
-    become(rank, size, port, folder)
+    """The command line in one process of a group, with a file for its output."""
+    os.environ.update(environment(rank, size, port))
+    torch.set_num_threads(1)
+    handle = os.open(Path(folder, f"output-{rank}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
     register_all()
     sys.exit(main(arguments))
 
@@ -110,15 +115,6 @@ def short_of_memory(rank: int, size: int, port: int, folder: str, arguments: lis
 
     replay.layer_grams = measured
     command(rank, size, port, folder, arguments)
-
-
-def become(rank: int, size: int, port: int, folder: str) -> None:
-    """What torchrun does for a process, and one file for its output."""
-    os.environ.update(environment(rank, size, port))
-    torch.set_num_threads(1)
-    handle = os.open(Path(folder, f"output-{rank}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
 
 
 if __name__ == "__main__":

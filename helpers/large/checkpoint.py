@@ -18,13 +18,11 @@ import importlib.metadata
 import inspect
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from helpers.capture import eval_mode
 from helpers.errors import BadParameter, check_choice
@@ -106,49 +104,57 @@ def prune_checkpoint(
     check_choice("activations", activations, ACTIVATIONS)
     team, source = team or Team(), source_folder(source)
     model, _ = load_streamed(source, device=device, dtype=dtype)
+    reader: WeightReader = getattr(model, WEIGHT_READER)
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
     check_request(model, tokens, method, batch, None, arguments)
     workspace = Workspace(source, destination)
     with workspace.locked() if team.lead else contextlib.nullcontext():
         job = None
         if team.lead:  # hashing reads the whole source, for which one process is enough
-            request = _request(model, tokens, method, batch, arguments, team)
-            job = workspace.continued(request) if resume else None
-            job = job or workspace.begun(request)
-            job.verify()
+            request = _request(reader, tokens, method, batch, arguments, team.size)
+            job = workspace.job(request, resume)
         job = team.share(job)
         if not job.complete:
-            store = ShardStore(model, job, team, activations)
+            store = ShardStore(job, reader, team, activations)
             loop = Loop(model, method, arguments, progress=progress, store=store, team=team)
             with eval_mode(model), job.kept():
                 loop.run(tokens, batch)
                 if team.lead:
-                    _finish(job, model, loop.report)
+                    store.finish_model(loop.report)
                     workspace.publish(job)
             job = team.share(job)
-        return _report(job, workspace.destination)
+    return CheckpointReport(
+        method,
+        pattern,
+        [line for lines in job.lines().values() for line in lines],
+        **job.manifest["report"],
+        halved=list(job.manifest["halved"]),
+        folder=str(workspace.destination),
+        resumed=job.resumed,
+        redone=sorted(job.redone),
+    )
 
 
 def _request(
-    model: nn.Module,
+    reader: WeightReader,
     tokens: Tensor | None,
     method: str,
     batch: int | None,
-    arguments: Mapping[str, Any],
-    team: Team,
+    arguments: dict[str, Any],
+    processes: int,
 ) -> dict[str, Any]:
     """Everything that decides the bits of the result; an interrupted job goes on only with it.
 
     Raises BadParameter for an option that JSON cannot hold.
     """
-    reader: WeightReader = getattr(model, WEIGHT_READER)
+    solve = get_method(method)
     calibration = method_code = None
-    if get_method(method).needs_calibration:  # else the tokens are never read
+    if solve.needs_calibration:  # else the tokens are never read
         digest = hashlib.sha256(str(tuple(tokens.shape)).encode())
         digest.update(tokens.cpu().contiguous().numpy().tobytes())
         calibration = digest.hexdigest()
     with contextlib.suppress(OSError, TypeError):  # a method of the caller's may have no file
-        text = inspect.getsource(inspect.unwrap(get_method(method)))
+        text = inspect.getsource(inspect.unwrap(solve))
         method_code = hashlib.sha256(text.encode()).hexdigest()
     package = root() / "helpers"
     code = sorted(path for pattern in CODE for path in package.glob(pattern))
@@ -158,11 +164,11 @@ def _request(
         "calibration": calibration,
         "method": method,
         "method_code": method_code,
-        "arguments": dict(arguments),  # apart, since an option may have any name
+        "arguments": arguments,  # apart, since an option may have any name
         "batch": batch,
         "dtype": str(reader.dtype).removeprefix("torch."),
         "device": reader.device.type,
-        "processes": team.size,
+        "processes": processes,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "code": {
             path.relative_to(package).with_suffix("").as_posix(): sha256_file(path)
@@ -174,22 +180,19 @@ def _request(
         return json.loads(json.dumps(request))
     except (TypeError, ValueError) as error:
         raise BadParameter(
-            f"options {dict(arguments)!r} cannot be written to a manifest ({error}): give numbers, "
+            f"options {arguments!r} cannot be written to a manifest ({error}): give numbers, "
             "text, lists or mappings"
         ) from error
 
 
-def _shard_name(reader: WeightReader, index: int) -> str:
-    """The file of a block; what lies outside the blocks comes last."""
-    return f"model-{index + 1:05d}-of-{len(reader.blocks) + 1:05d}.safetensors"
-
-
+@dataclass
 class ShardStore(Store):
-    """Pruned blocks become shards and entries of the manifest."""
+    """Pruned blocks become shards and entries of the job's manifest."""
 
-    def __init__(self, model: nn.Module, job: Job, team: Team, activations: str) -> None:
-        self.reader: WeightReader = getattr(model, WEIGHT_READER)
-        self.job, self.team, self.activations = job, team, activations
+    job: Job
+    reader: WeightReader
+    team: Team
+    activations: str
 
     def begin(self) -> None:
         """From now on finished blocks are read as they were pruned."""
@@ -204,10 +207,9 @@ class ShardStore(Store):
         """Write a pruned block, then enter it."""
         if not self.team.lead:
             return
-        name, job = _shard_name(self.reader, index), self.job
-        digest = write_shard(job.folder / name, self.reader.tensors(index))
+        job = self.job
         rows = [dataclasses.asdict(line) for line in layers]
-        job.manifest["blocks"][str(index)] = {"file": name, "sha256": digest, "layers": rows}
+        job.manifest["blocks"][str(index)] = {**self.write(index), "layers": rows}
         job.manifest["halved"] = job.halved + halved
         job.save()
 
@@ -217,55 +219,49 @@ class ShardStore(Store):
             return torch.empty(*shape, dtype=dtype)
         return tensor_on_disk(self.job.folder, shape, dtype)
 
+    def shard(self, part: int | None) -> str:
+        """The file of a block; what lies outside the blocks (None) comes last."""
+        count = len(self.reader.blocks)
+        number = count if part is None else part
+        return f"model-{number + 1:05d}-of-{count + 1:05d}.safetensors"
 
-def _finish(job: Job, model: nn.Module, report: PruneReport) -> None:
-    """Add what makes the blocks a model: weights outside them, configuration, index, masks.
+    def write(self, part: int | None) -> dict[str, str]:
+        """Write the shard of an open part, and return what the manifest says of it."""
+        name = self.shard(part)
+        digest = write_shard(self.job.folder / name, self.reader.tensors(part))
+        return {"file": name, "sha256": digest}
 
-    Raises CheckpointError.
-    """
-    reader: WeightReader = getattr(model, WEIGHT_READER)
-    source, rest = reader.checkpoint.folder, _shard_name(reader, len(reader.blocks))
-    with reader.opened(None):
-        digest = write_shard(job.folder / rest, reader.tensors(None))
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    config.pop("torch_dtype", None)  # its older name
-    config["dtype"] = str(reader.dtype).removeprefix("torch.")
-    with writing(job.folder):
-        for path in [path for pattern in COMPANIONS for path in source.glob(pattern)]:
-            replace_file(job.folder / path.name, path.read_bytes())
-        replace_file(job.folder / "config.json", json.dumps(config, indent=2) + "\n")
+    def finish_model(self, report: PruneReport) -> None:
+        """Add what makes the blocks a model: weights outside them, configuration, index, masks.
 
-    files, pruned = {slot.name: rest for slot in reader.slots[None]}, []
-    for index, block in enumerate(reader.blocks):
-        layers = list(find_layers(block).values())
-        for slot in reader.slots[index]:
-            files[slot.name] = _shard_name(reader, index)
-            if any(module in layers and name == "weight" for module, name in slot.holders):
-                pruned.append(slot.name)
-    with writing(job.folder):
-        write_index(job.folder, files, reader.bytes)
-    weights = Checkpoint(job.folder)
-    masks = (next(weights.tensors([name]))[1] != 0 for name in pruned)  # one at a time
-    write_masks(job.folder, pruned, masks, report.pattern)
-    job.manifest |= {
-        "rest": {"file": rest, "sha256": digest},
-        "halved": job.halved + report.halved,
-        "report": {name: getattr(report, name) for name in ("seconds", "parity", "batch")},
-        "complete": True,
-    }
-    job.save()
-
-
-def _report(job: Job, destination: Path) -> CheckpointReport:
-    """The report of a complete model, with what this call has found of earlier ones."""
-    request = job.manifest["request"]
-    return CheckpointReport(
-        request["method"],
-        request["arguments"]["pattern"],
-        [line for lines in job.lines().values() for line in lines],
-        **job.manifest["report"],
-        halved=list(job.manifest["halved"]),
-        folder=str(destination),
-        resumed=job.resumed,
-        redone=sorted(job.redone),
-    )
+        Raises CheckpointError.
+        """
+        reader, job = self.reader, self.job
+        source = reader.checkpoint.folder
+        with reader.opened(None):
+            rest = self.write(None)
+        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        config.pop("torch_dtype", None)  # its older name
+        config["dtype"] = str(reader.dtype).removeprefix("torch.")
+        files, pruned = {}, []
+        for part, slots in reader.slots.items():
+            layers = [] if part is None else list(find_layers(reader.blocks[part]).values())
+            for slot in slots:
+                files[slot.name] = self.shard(part)
+                if any(module in layers and name == "weight" for module, name in slot.holders):
+                    pruned.append(slot.name)
+        with writing(job.folder):
+            for path in [path for pattern in COMPANIONS for path in source.glob(pattern)]:
+                replace_file(job.folder / path.name, path.read_bytes())
+            replace_file(job.folder / "config.json", json.dumps(config, indent=2) + "\n")
+            write_index(job.folder, files, reader.bytes)
+        weights = Checkpoint(job.folder)
+        masks = (next(weights.tensors([name]))[1] != 0 for name in pruned)  # one at a time
+        write_masks(job.folder, pruned, masks, report.pattern)
+        job.manifest |= {
+            "rest": rest,
+            "halved": job.halved + report.halved,
+            "report": {name: getattr(report, name) for name in ("seconds", "parity", "batch")},
+            "complete": True,
+        }
+        job.save()

@@ -1,20 +1,18 @@
 """A model of the Hugging Face hub as a folder on this machine, fetched at one commit.
 
 Only weights as safetensors, configuration and tokenizer: no pickles, no code. A file that is there
-in whole is not fetched again after a lost connection. Each is held to the size and hash that the
-hub lists for it; a folder that was complete once is used again without a network.
+in whole is not fetched again after a lost connection. Each is held to the hash that the hub lists
+for it; a folder that was complete once is used again without a network.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import re
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
@@ -27,7 +25,7 @@ from huggingface_hub.errors import (
 
 from helpers.errors import AssetError, UnknownModel, first_line
 from helpers.large.shards import COMPANIONS, INDEX
-from helpers.paths import cache_dir, replace_file, sha256_file
+from helpers.paths import cache_dir, replace_file
 
 LOG = logging.getLogger(__name__)
 RECEIPT = "fetched.json"  # written last: the commit, and each file's size in bytes
@@ -66,22 +64,25 @@ def fetch_checkpoint(
 
     if re.fullmatch("[0-9a-f]{40}", revision) and _complete(target(revision), name, revision):
         return target(revision)
+    api = HfApi(endpoint=endpoint)
     try:
-        files, commit = _listing(name, revision, endpoint)
-        path = target(commit)
+        info = api.model_info(name, revision=revision)
+        commit, path = info.sha, target(info.sha)
         if not _complete(path, name, commit):
+            files = _wanted(name, commit, [file.rfilename for file in info.siblings or []])
             (path / RECEIPT).unlink(missing_ok=True)  # of another commit
             path.mkdir(parents=True, exist_ok=True)
-            asked = {"local_dir": path, "allow_patterns": sorted(files), "endpoint": endpoint}
+            asked = {"local_dir": path, "allow_patterns": files, "endpoint": endpoint}
             snapshot_download(name, revision=commit, **asked)
-            for file, listed in files.items():
-                if not _is_listed(path / file, listed):
-                    (path / file).unlink(missing_ok=True)
-                    raise AssetError(
-                        f"{path / file} is not the file that the hub lists, and was discarded: "
-                        "run again, and if it persists check the proxy or mirror that serves it"
-                    )
-            sizes = {file: listed.size for file, listed in files.items()}
+            found = api.verify_repo_checksums(name, revision=commit, local_dir=path)
+            damaged = {file["path"] for file in found.mismatches} | set(found.missing_paths)
+            for file in sorted(damaged & set(files)):
+                (path / file).unlink(missing_ok=True)
+                raise AssetError(
+                    f"{path / file} is not the file that the hub lists, and was discarded: "
+                    "run again, and if it persists check the proxy or mirror that serves it"
+                )
+            sizes = {file: (path / file).stat().st_size for file in files}
             receipt = {"name": name, "commit": commit, "files": sizes}
             replace_file(path / RECEIPT, json.dumps(receipt, indent=1) + "\n")
     except REFUSED as error:
@@ -109,28 +110,17 @@ def _complete(path: Path, name: str, commit: str) -> bool:
         return False
 
 
-def _listing(name: str, revision: str, endpoint: str | None) -> tuple[dict[str, Any], str]:
-    """The files to fetch, with the hub's sizes and hashes, and the commit. Raises UnknownModel."""
-    info = HfApi(endpoint=endpoint).model_info(name, revision=revision, files_metadata=True)
-    wanted = {
-        file.rfilename: file
-        for file in info.siblings or []
-        if any(fnmatch(file.rfilename, pattern) for pattern in (WEIGHTS, INDEX, *COMPANIONS))
-        and "/" not in file.rfilename
-    }
+def _wanted(name: str, commit: str, listed: list[str]) -> list[str]:
+    """The files to fetch, of those that the hub lists. Raises UnknownModel."""
+    patterns = (WEIGHTS, INDEX, *COMPANIONS)
+    wanted = [
+        file
+        for file in listed
+        if "/" not in file and any(fnmatch(file, pattern) for pattern in patterns)
+    ]
     if "config.json" not in wanted or not any(fnmatch(file, WEIGHTS) for file in wanted):
         raise UnknownModel(
-            f"model {name!r} at commit {info.sha} holds no safetensors or no config.json: pickles "
+            f"model {name!r} at commit {commit} holds no safetensors or no config.json: pickles "
             "are not loaded, choose a repository or a revision with both"
         )
-    return wanted, info.sha
-
-
-def _is_listed(path: Path, listed: Any) -> bool:
-    """Whether a file has the size and the hash that the hub lists."""
-    if not path.is_file() or path.stat().st_size != listed.size:
-        return False
-    if listed.lfs:  # large files are listed with their sha256, the others with a git blob's sha1
-        return sha256_file(path) == listed.lfs.sha256
-    blob = b"blob %d\0" % listed.size + path.read_bytes()
-    return hashlib.sha1(blob, usedforsecurity=False).hexdigest() == listed.blob_id
+    return wanted

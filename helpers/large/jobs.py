@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from filelock import FileLock, Timeout
 
 from helpers.errors import HelpersError, ResumeError, first_line
@@ -58,7 +59,7 @@ class Job:
         return "complete" in self.manifest
 
     def lines(self) -> dict[int, list[LayerReport]]:
-        """The report's lines of each finished block, as they were before JSON."""
+        """The report's lines of each finished block."""
         blocks = {int(index): entry for index, entry in self.manifest["blocks"].items()}
         return {
             index: [LayerReport(**{**row, "shape": tuple(row["shape"])}) for row in entry["layers"]]
@@ -152,7 +153,7 @@ class Workspace:
                 path.write_text(f"process {os.getpid()}")
             for partial in self.run.glob(f".*{TEMPORARY}"):
                 partial.unlink()
-            with contextlib.suppress(ResumeError):  # there is none, or `continued` will raise
+            with contextlib.suppress(ResumeError):  # there is none, or `job` will raise
                 job = Job.read(self.run)
                 if job.complete:
                     self.publish(job)
@@ -162,41 +163,41 @@ class Workspace:
                 shutil.rmtree(self.folder, ignore_errors=True)
             lock.release()
 
-    def continued(self, request: dict[str, Any]) -> Job | None:
-        """The job of the same request, interrupted or complete; None if there is nothing.
+    def job(self, request: dict[str, Any], resume: bool) -> Job:
+        """The job of the same request, interrupted or complete; a new one if there is nothing.
 
-        Raises ResumeError, with what differs, if there is only another one.
+        Without `resume` always a new one. It replaces an interrupted one.
+        Raises ResumeError, with what differs, if there is only another one; CheckpointError.
         """
         others = []
-        for folder in (self.run, self.destination):
+        for folder in (self.run, self.destination) if resume else ():
             if not (folder / MANIFEST).is_file():
                 continue  # nothing there, or killed before it began
             job = Job.read(folder)
             if job.manifest["request"] == request:
+                job.verify()
                 return job
             if job.manifest["blocks"]:  # else there is nothing to lose
                 others.append(job)
-        if not others:
-            return None
-        found, asked = _flat(others[0].manifest["request"]), _flat(request)
-        lines = [
-            f"{name} {str(found.get(name)):.24}, not {str(asked.get(name)):.24}"
-            for name in sorted(found | asked)
-            if found.get(name) != asked.get(name)
-        ]
-        more = f" and {len(lines) - SHOWN} more" * (len(lines) > SHOWN)
-        raise ResumeError(
-            f"the run in {others[0].folder} has {'; '.join(lines[:SHOWN])}{more}: ask for the "
-            "same, choose another destination, or start anew with resume=False, which replaces it"
-        )
-
-    def begun(self, request: dict[str, Any]) -> Job:
-        """A new job; one that was interrupted is deleted. Raises CheckpointError."""
+        if others:
+            requests = [others[0].manifest["request"], request]
+            # {"source": {"a": 1}} becomes {"source.a": 1}
+            found, asked = (pd.json_normalize(each).to_dict("records")[0] for each in requests)
+            lines = [
+                f"{name} {str(found.get(name)):.24}, not {str(asked.get(name)):.24}"
+                for name in sorted(found | asked)
+                if found.get(name) != asked.get(name)
+            ]
+            more = f" and {len(lines) - SHOWN} more" * (len(lines) > SHOWN)
+            raise ResumeError(
+                f"the run in {others[0].folder} has {'; '.join(lines[:SHOWN])}{more}: ask for the "
+                "same, choose another destination, or start anew with resume=False, which "
+                "replaces it"
+            )
+        job = Job(self.run, {"format": FORMAT, "request": request, "blocks": {}, "halved": []})
         with writing(self.run):
             if self.run.is_dir():
                 shutil.rmtree(self.run)  # if it breaks off, `verify` finds what is missing
-            manifest = {"format": FORMAT, "request": request, "blocks": {}, "halved": []}
-            job = Job(self.run, manifest)
             job.save()
             sync_folder(self.folder)
         return job
@@ -217,11 +218,3 @@ class Workspace:
             sync_folder(self.folder)
         shutil.rmtree(replaced, ignore_errors=True)
         job.folder = self.destination
-
-
-def _flat(request: Any, name: str = "") -> dict[str, Any]:
-    """A nested mapping as one: {"source": {"a": 1}} is {"source.a": 1}."""
-    if not isinstance(request, dict):
-        return {name: request}
-    parts = [_flat(value, f"{name}.{key}".lstrip(".")) for key, value in request.items()]
-    return {key: value for part in parts for key, value in part.items()}

@@ -81,20 +81,19 @@ def _packed_bytes(weights: int) -> int:
 
 
 def _check_boolean(name: str, keep: Tensor) -> None:
-    if getattr(keep, "dtype", None) != torch.bool:
-        found = getattr(keep, "dtype", type(keep).__name__)
+    found = getattr(keep, "dtype", type(keep).__name__)
+    if found != torch.bool:
         raise BadMask(f"{name} is {found}: give a torch.bool mask, True where a weight stays")
 
 
-def _check_shapes(given: Shapes, known: Shapes, where: object) -> None:
-    """Raise BadMask unless each given shape is 2-D and that of the weight of the same name."""
-    for name, shape in given.items():
-        if shape != known.get(name) or len(shape) != 2:
-            raise BadMask(
-                f"the mask of {name} has shape {shape}, but the weight in {where} has "
-                f"{known.get(name, 'no such name')}: give the 2-D masks of masks_of(model), "
-                "by the names and in the layout in which the weights are stored"
-            )
+def _check_shape(name: str, shape: tuple[int, ...], known: Shapes, where: object) -> None:
+    """Raise BadMask unless a mask is 2-D and has the shape of the weight of its name."""
+    if shape != known.get(name) or len(shape) != 2:
+        raise BadMask(
+            f"the mask of {name} has shape {shape}, but the weight in {where} has "
+            f"{known.get(name, 'no such name')}: give the 2-D masks of masks_of(model), "
+            "by the names and in the layout in which the weights are stored"
+        )
 
 
 # --- the mask file ---------------------------------------------------------------------------
@@ -129,7 +128,7 @@ def write_masks(
     for name, keep in zip(names, masks, strict=True):
         _check_boolean(name, keep)
         shape = tuple(keep.shape)
-        _check_shapes({name: shape}, known, checkpoint.folder)
+        _check_shape(name, shape, known, checkpoint.folder)
         bits[name], free = free[: sizes[name]], free[sizes[name] :]
         bits[name].copy_(pack_mask(keep))
         crc32, axis = zlib.crc32(bits[name].numpy()), _group_axis(name, keep, groups)
@@ -245,7 +244,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     shapes = {name: tuple(parameter.shape) for name, parameter in known.items()}
     for name, keep in masks.items():
         _check_boolean(name, keep)
-        _check_shapes({name: tuple(keep.shape)}, shapes, type(model).__name__)
+        _check_shape(name, tuple(keep.shape), shapes, type(model).__name__)
         if known[name].is_meta:
             raise UnsupportedModel(f"{name} has no values: load the model without offloading")
     with torch.no_grad():
@@ -260,10 +259,9 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 def size_report(folder: str | Path) -> pd.DataFrame:
     """What a saved pruned model with its mask file takes on disk, stored in different ways.
 
-    It PROMISES NO SPEED: no general kernel runs such weights faster; these sizes are about disk
-    and download only. A row for each way of storing, with its "bytes" and their "share" of the
-    dense ones; the first two are sizes of files, the others count the tensors' data without
-    headers. Weights without a mask are always stored dense, and values keep their dtype.
+    A row for each way of storing, with its "bytes" and their "share" of the dense ones; the first
+    two are sizes of files, the others count the tensors' data without headers. Weights without a
+    mask are always stored dense, and values keep their dtype.
 
     - "files", "mask file": the weights' files as they are, and masks.safetensors;
     - "dense": all tensors;
@@ -272,19 +270,17 @@ def size_report(folder: str | Path) -> pd.DataFrame:
       ceil(log2 M) bits each.
 
     `attrs` of the table holds "pattern", "weights" (those with a mask), "kept" and "sparsity" of
-    these, and a "note". One tensor is in memory at a time.
+    these, and a "note": the sizes promise no speed. One tensor is in memory at a time.
     Raises CheckpointError, and BadMask as `check_masks`.
     """
-    checkpoint = Checkpoint(folder)
-    dense = with_mask = with_index = weights = kept = 0
+    checkpoint, weights, kept = Checkpoint(folder), 0, 0
+    dense = sum(tensor.nbytes for _, tensor in checkpoint.tensors())
+    with_mask = with_index = dense
     with _opened(folder) as (pattern, shapes, read):
-        _check_shapes(shapes, checkpoint.shapes(shapes), checkpoint.folder)
-        for name, tensor in checkpoint.tensors():
-            dense += tensor.nbytes
-            if name not in shapes:
-                with_mask += tensor.nbytes
-                with_index += tensor.nbytes
-                continue
+        known = checkpoint.shapes(shapes)
+        for name, shape in shapes.items():
+            _check_shape(name, shape, known, checkpoint.folder)
+        for name, tensor in checkpoint.tensors(shapes):
             keep = read(name)
             here, stray = int(keep.sum()), int(((tensor != 0) & ~keep).sum())
             if stray:
@@ -294,12 +290,12 @@ def size_report(folder: str | Path) -> pd.DataFrame:
                     "masks"
                 )
             weights, kept = weights + tensor.numel(), kept + here
-            with_mask += _packed_bytes(tensor.numel()) + here * tensor.itemsize
+            with_mask += _packed_bytes(tensor.numel()) + here * tensor.itemsize - tensor.nbytes
             if pattern.grouped:
                 # a group that keeps fewer than N still fills N slots, so that all groups are alike
                 slots = tensor.numel() // pattern.m * pattern.n
                 bits = slots * (pattern.m - 1).bit_length()
-                with_index += slots * tensor.itemsize + _packed_bytes(bits)
+                with_index += slots * tensor.itemsize + _packed_bytes(bits) - tensor.nbytes
     sizes = {
         "files": sum(path.stat().st_size for path in checkpoint.paths),
         "mask file": (checkpoint.folder / MASK_FILE).stat().st_size,

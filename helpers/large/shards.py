@@ -42,7 +42,24 @@ class Checkpoint:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
-        self.files = _files_of(self.folder)
+        single, index = self.folder / SINGLE, self.folder / INDEX
+        if single.is_file():  # transformers too takes it where both are there
+            with reading(single) as file:
+                self.files = dict.fromkeys(file.keys(), single)
+        elif index.is_file():
+            try:
+                files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                # only the name: a folder in it could lead out of the model's
+                self.files = {name: self.folder / Path(file).name for name, file in files.items()}
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise CheckpointError(
+                    f"{index} names no files of weights: save the model again"
+                ) from error
+        else:
+            raise CheckpointError(
+                f"folder {self.folder} holds neither {SINGLE} nor {INDEX}: give a folder that "
+                "model.save_pretrained(folder) wrote"
+            )
         self.paths = sorted(set(self.files.values()))
         self._stamps = {path: _stamp(path) for path in self.paths}
 
@@ -101,26 +118,6 @@ def reading(path: Path) -> Iterator[Any]:
             f"{path} cannot be read ({first_line(error)}): it is missing, cut off or damaged, "
             "save it again"
         ) from error
-
-
-def _files_of(folder: Path) -> dict[str, Path]:
-    """Each tensor's name with its file. Raises CheckpointError."""
-    # transformers too takes the single file where both are there
-    if (folder / SINGLE).is_file():
-        with reading(folder / SINGLE) as file:
-            return dict.fromkeys(file.keys(), folder / SINGLE)
-    index = folder / INDEX
-    if not index.is_file():
-        raise CheckpointError(
-            f"folder {folder} holds neither {SINGLE} nor {INDEX}: give a folder that "
-            "model.save_pretrained(folder) wrote"
-        )
-    try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        # only the name: a folder in it could lead out of the model's
-        return {name: folder / Path(file).name for name, file in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} names no files of weights: save the model again") from error
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

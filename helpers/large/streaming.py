@@ -98,7 +98,7 @@ class Slot:
 
     key: str
     name: str
-    holders: tuple[tuple[nn.Module, str], ...]
+    holders: list[tuple[nn.Module, str]]
     empty: Tensor
 
     def put(self, tensor: Tensor) -> None:
@@ -111,6 +111,7 @@ class WeightReader:
     """Reads a model's weights when they are needed, and drops them afterwards.
 
     slots: those of each block by its number, and under None all that lies outside the blocks.
+    bytes: of all tensors together.
     """
 
     def __init__(
@@ -119,20 +120,16 @@ class WeightReader:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self.blocks = find_blocks(model)
         self.slots = _slots(model, self.blocks, checkpoint)
-        self.bytes = sum(
-            slot.empty.numel()
-            * (dtype if slot.empty.is_floating_point() else slot.empty.dtype).itemsize
-            for part in self.slots.values()
-            for slot in part
-        )
+        self.bytes = 0
+        for slot in (slot for part in self.slots.values() for slot in part):
+            kind = dtype if slot.empty.is_floating_point() else slot.empty.dtype
+            self.bytes += slot.empty.numel() * kind.itemsize
         self._outside: dict[nn.Module, list[Slot]] = {}
         for slot in self.slots[None]:
             for module, _ in slot.holders:
                 self._outside.setdefault(module, []).append(slot)
-        for index, block in enumerate(self.blocks):
-            block.forward = self._reading_first(block.forward, index)
-        for module in self._outside:
-            module.forward = self._reading_first(module.forward, module)
+        for part, module in [*enumerate(self.blocks), *((each, each) for each in self._outside)]:
+            module.forward = self._reading_first(module.forward, part)
 
     def _reading_first(self, forward: Any, part: int | nn.Module) -> Any:
         """The forward of a part, which opens it."""
@@ -196,37 +193,39 @@ def _slots(
     prefix = f"{model.base_model_prefix}."
     shapes, absent = checkpoint.shapes(), []
     slots: dict[int | None, list[Slot]] = {None: [], **{i: [] for i in range(len(blocks))}}
-    # each tensor once, with all its names and who holds it there
-    stored: dict[int, tuple[Tensor, dict[str, tuple[nn.Module, str]]]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None and name not in module._non_persistent_buffers_set:
-                full = f"{path}.{name}".lstrip(".")
-                stored.setdefault(id(tensor), (tensor, {}))[1][full] = (module, name)
-    for tensor, holders in stored.values():
+    tensors = model.state_dict(keep_vars=True)
+    aliases: dict[int, list[str]] = {}  # all names of each tensor
+    for name, tensor in tensors.items():
+        aliases.setdefault(id(tensor), []).append(name)
+    for names in aliases.values():
+        tensor = tensors[names[0]]
         # in the checkpoint → in the model; a checkpoint of the bare model lacks the prefix, and a
         # tied tensor may be there several times
-        both = [(key, name) for name in holders for key in (name, name.removeprefix(prefix))]
-        names = {key: name for key, name in both if key in shapes}
-        first, key = next(iter(holders)), next(iter(names), None)
+        both = [(key, name) for name in names for key in (name, name.removeprefix(prefix))]
+        stored = {key: name for key, name in both if key in shapes}
+        key = next(iter(stored), None)
         if key and shapes[key] == tuple(tensor.shape):
-            copies = dict(checkpoint.tensors(names)) if len(names) > 1 else {}
+            copies = dict(checkpoint.tensors(stored)) if len(stored) > 1 else {}
             if any(not torch.equal(copies[key], copy) for copy in copies.values()):
                 # transformers would not tie them; config.json promises that they are one
                 raise UnknownModel(
-                    f"{' and '.join(names)} in {checkpoint.folder} differ, and config.json ties "
+                    f"{' and '.join(stored)} in {checkpoint.folder} differ, and config.json ties "
                     "them: set tie_word_embeddings to false there if the weights are right"
                 )
-            inside = {name: name.removeprefix(within).split(".")[0] for name in holders}
-            parts = {int(i) if name.startswith(within) else None for name, i in inside.items()}
+            parts = {
+                int(name.removeprefix(within).split(".")[0]) if name.startswith(within) else None
+                for name in names
+            }
             if len(parts) > 1:  # reading one part would not fill the other
                 raise UnsupportedModel(
-                    f"{' and '.join(holders)} are one tensor in two blocks: use load_model and "
+                    f"{' and '.join(names)} are one tensor in two blocks: use load_model and "
                     "prune_model"
                 )
-            slots[parts.pop()].append(Slot(key, names[key], tuple(holders.values()), tensor))
+            paths = [name.rpartition(".") for name in names]
+            holders = [(model.get_submodule(path), attribute) for path, _, attribute in paths]
+            slots[parts.pop()].append(Slot(key, stored[key], holders, tensor))
         elif key or isinstance(tensor, nn.Parameter):  # else a buffer, which the model computes
-            absent.append(first)
+            absent.append(names[0])
     if absent:
         raise UnknownModel(
             f"{checkpoint.folder} lacks {len(absent)} weights of {type(model).__name__}, first "

@@ -90,12 +90,10 @@ class Processes(Team):
 
     def sum(self, grams: dict[str, Gram]) -> None:
         """Replace each gram by its sum over all processes; one that layers share is summed once."""
-        own = {id(gram): gram for _, gram in sorted(grams.items())}.values()
-        found = self.gather([gram.tokens for gram in own])
-        for gram, tokens in zip(own, zip(*found, strict=True), strict=True):
+        for gram in {id(gram): gram for _, gram in sorted(grams.items())}.values():
             with _communicating():
                 dist.all_reduce(gram.matrix)
-            gram.tokens = sum(tokens)
+            gram.tokens = sum(self.gather(gram.tokens))
 
     def solve(
         self, layers: dict[str, nn.Module], solve: Callable[[str], LayerReport]
@@ -159,43 +157,40 @@ def team_of(device: str) -> Iterator[tuple[Team, torch.device]]:
     dist.destroy_process_group()
 
 
-def _prune(asked: argparse.Namespace) -> None:
+def _prune(asked: dict[str, Any]) -> None:
     """Do what the command line says, and say what came of it."""
-    names = ("method", "sparsity", "pattern", "batch", "dtype", "activations")
-    arguments = {name: getattr(asked, name) for name in names} | {"resume": not asked.anew}
+    text, options, device = (asked.pop(name) for name in ("calibration", "options", "device"))
+    wanted = {name: asked.pop(name) for name in ("sequences", "length", "seed")}
     try:
-        options = dict(json.loads(asked.options).items())
+        of_method = dict(json.loads(options).items())
     except (ValueError, AttributeError) as error:
         raise BadParameter(
-            f"--options {asked.options!r} is not a JSON object ({error}): write it like "
+            f"--options {options!r} is not a JSON object ({error}): write it like "
             '{"iterations": 40}'
         ) from error
-    for name in options.keys() & inspect.signature(prune_checkpoint).parameters.keys():
+    for name in of_method.keys() & inspect.signature(prune_checkpoint).parameters.keys():
         raise BadParameter(f"--options holds {name}: it takes options of the method only")
     tokens = None
-    with team_of(asked.device) as (team, device):
+    with team_of(device) as (team, where):
 
         def write(line: str) -> None:
             if team.lead:
                 sys.stdout.write(f"{line}\n")
                 sys.stdout.flush()
 
-        if get_method(asked.method).needs_calibration:
-            tokenizer = load_tokenizer(source_folder(asked.source))
+        if get_method(asked["method"]).needs_calibration:
+            tokenizer = load_tokenizer(source_folder(asked["source"]))
             if tokenizer is None:
-                raise UnknownModel(f"{asked.source} holds no tokenizer: save it there too")
-            wanted = {name: getattr(asked, name) for name in ("sequences", "length", "seed")}
-            tokens = calibration_tokens(asked.calibration, tokenizer, **wanted)
+                raise UnknownModel(f"{asked['source']} holds no tokenizer: save it there too")
+            tokens = calibration_tokens(text, tokenizer, **wanted)
             team.part(tokens)  # refuses too few before anything is written
         report = prune_checkpoint(
-            asked.source,
-            asked.destination,
-            tokens,
-            device=str(device),
+            tokens=tokens,
+            device=str(where),
             team=team,
             progress=lambda done, total, name: write(f"[{done}/{total}] {name}"),
-            **arguments,
-            **options,
+            **asked,
+            **of_method,
         )
         error = "" if report.error is None else f", mean layer error {report.error:.4f}"
         write(
@@ -224,8 +219,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("--device", default="auto")
     add("--dtype")
     add("--activations", default="memory", help="memory or disk")
-    add("--anew", action="store_true", help="resume=False: do not go on with an earlier run")
-    asked = parser.parse_args(arguments)
+    add("--anew", action="store_false", dest="resume", help="do not go on with an earlier run")
+    asked = vars(parser.parse_args(arguments))
     try:
         _prune(asked)
         return 0
