@@ -167,6 +167,9 @@ def test_a_pattern_decides_sparsity_and_its_groups_are_counted(problem: Problem)
     assert "keep exactly 2: 100.0 %" not in explorer.view.caption
     change(explorer, pattern="unstructured", schedule="one-shot")
     assert not explorer.controls["sparsity"].disabled and explorer.controls["mask_steps"].disabled
+    assert "0.0 % are gone" in explorer.view.caption
+    change(explorer, schedule="paper", mask_steps=0)
+    assert "0.0 % are gone" in explorer.view.caption, "no mask steps are one-shot"
 
 
 def test_the_last_iteration_stays_the_last(problem: Problem) -> None:
@@ -180,14 +183,6 @@ def test_the_last_iteration_stays_the_last(problem: Problem) -> None:
     iteration.value = 3
     explorer.controls["mask_steps"].value = 8
     assert iteration.value == 3 and iteration.max == play.max == 13
-
-
-@pytest.mark.parametrize("settings", [{"mask_steps": 0}, {"schedule": "one-shot"}])
-def test_one_shot_is_zero_mask_steps(problem: Problem, settings: dict) -> None:
-    explorer = mask_schedule_explorer(*problem)
-    change(explorer, **settings)
-    assert explorer.figure.axes[2].get_title().startswith("0.0 %")
-    assert "0.0 % are gone" in explorer.view.caption
 
 
 # --- layers of a model ---------------------------------------------------------------------
