@@ -159,7 +159,7 @@ class ModelLayers:
         return {"block": blocks, "layer": layers}
 
     def get(self, progress: Progress, block: int, layer: str) -> LayerOutputs:
-        """A layer with its gram; `progress` hears of the steps to its block and may stop them."""
+        """A layer with its gram; progress() is called at every step and may raise to stop."""
         # torch counts the writes to a tensor
         versions = tuple(parameter._version for parameter in self.model.parameters())
         if versions != self._seen:
@@ -238,7 +238,7 @@ def choose_layer(
 
 
 def loaded(network: Any, tokenizer: Any, tokens: Tensor | None) -> tuple[Any, Any, Tensor | None]:
-    """The same with a model's name loaded, and then some of the embedded text if there is none."""
+    """Load a model given by name; its tokens are a little embedded text unless some are given."""
     if isinstance(network, str):
         network, tokenizer = load_model(network)
         if tokens is None:

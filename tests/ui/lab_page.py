@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -79,9 +80,13 @@ class Book:
         before = self.file.stat().st_mtime_ns
         self.page.keyboard.press("Escape")
         self.menu("File", "docmanager:save")
-        saved = lambda: self.file.stat().st_mtime_ns != before  # noqa: E731
-        until(saved, 10, f"{self.file.name} was not saved", self.pause)
-        return self.read()
+
+        def saved() -> dict | None:
+            with contextlib.suppress(ValueError):  # half written
+                return self.read() if self.file.stat().st_mtime_ns != before else None
+            return None
+
+        return until(saved, 10, f"{self.file.name} was not saved", self.pause)
 
     def pause(self, seconds: float) -> None:
         """Wait while the page goes on."""
@@ -137,7 +142,7 @@ def slide(area: Locator, label: str, *, keyboard: bool) -> None:
     left, right = track["x"], track["x"] + track["width"]
     page.mouse.move(x, y)
     page.mouse.down()
-    # to the right from the middle: at nothing, other controls may have nothing to change
+    # from the middle to the right: at the left end other controls may change nothing
     page.mouse.move(left + 1 if x - left > right - x + 20 else right - 1, y, steps=4)
     page.mouse.up()
 
