@@ -144,6 +144,8 @@ def test_plans_and_models_are_shown_apart(
     assert points(both) == points(explorer)
     both.controls["plan"].value = "laptop, embedded"
     assert points(both) == points(results_explorer("laptop"))
+    both.controls["metric"].value = "zero-shot: HellaSwag acc"
+    assert set(points(both)) == {"dense", "admm-grad"}
 
 
 def test_what_is_missing_or_unknown_is_said(
