@@ -20,10 +20,11 @@ from helpers.explore.generate import Picker, answer_text, prompt_ids
 from helpers.models import find_blocks, find_layers
 
 PROMPT = "The capital of France is"
+Loaded = tuple[nn.Module, Any]
 
 
 @pytest.fixture(scope="module")
-def loaded() -> tuple[nn.Module, Any]:
+def loaded() -> Loaded:
     model, tokenizer = load_model("tiny")
     return lively(model, 1), tokenizer
 
@@ -39,7 +40,7 @@ def lively(model: nn.Module, seed: int) -> nn.Module:
 
 
 @pytest.fixture
-def tries(loaded: tuple[nn.Module, Any]) -> Iterator[TryIt]:
+def tries(loaded: Loaded) -> Iterator[TryIt]:
     model, tokenizer = loaded
     other = lively(copy.deepcopy(model), 2)
     made = try_it({"dense": model, "other": other}, tokenizer, prompt=PROMPT, new_tokens=12)
@@ -48,9 +49,14 @@ def tries(loaded: tuple[nn.Module, Any]) -> Iterator[TryIt]:
     made.worker.wait(60)
 
 
-def generated(model: nn.Module, ids: list[int], count: int, **options: Any) -> list[int]:
+def written(tries: TryIt) -> list[list[int]]:
+    """The tokens that the models have written."""
+    return [answer.written for answer in tries.answers.values()]
+
+
+def generated(model: nn.Module, ids: list[int], count: int) -> list[int]:
     """What transformers writes itself."""
-    asked = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 2} | options
+    asked = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 2}
     return model.generate(torch.tensor([ids]), **asked)[0, len(ids) :].tolist()
 
 
@@ -59,12 +65,11 @@ def test_greedy_answers_are_generates(tries: TryIt, chat: bool) -> None:
     tries.controls["chat"].value = chat
     tries.still()
     ids = prompt_ids(tries.tokenizer, PROMPT, chat)
-    for label, model in tries.models.items():
-        assert tries.written[label] == generated(model, ids, 12)
-        assert len(set(tries.written[label])) > 6
-    assert tries.written["dense"] != tries.written["other"]
     text = tries.tokenizer.decode(ids)
     assert ("<|im_start|>user\nThe capital of France is<|im_end|>" in text) == chat
+    first, second = written(tries)
+    assert len(set(first)) > 6 and first != second
+    assert [first, second] == [generated(a.model, ids, 12) for a in tries.answers.values()]
 
 
 def test_samples_follow_the_logits() -> None:
@@ -79,27 +84,26 @@ def test_samples_follow_the_logits() -> None:
 def test_samples_come_again(tries: TryIt) -> None:
     tries.controls["temperature"].value = 1.0
     tries.still()
-    first = dict(tries.written)
+    first = written(tries)
     torch.rand(3)  # the global state plays no part
-    tries.written = {}
     tries.still()
-    assert tries.written == first
+    assert written(tries) == first
     tries.controls["seed"].value = 7
     tries.still()
-    assert all(tries.written[label] != first[label] for label in ("dense", "other"))
+    assert all(new != old for new, old in zip(written(tries), first, strict=True))
 
 
-def test_answers_end_where_the_model_ends_them(loaded: tuple[nn.Module, Any]) -> None:
+def test_answers_end_where_the_model_ends_them(loaded: Loaded) -> None:
     model, tokenizer = copy.deepcopy(loaded[0]), loaded[1]
     usual = generated(model, prompt_ids(tokenizer, PROMPT, False), 12)
     model.generation_config.eos_token_id = [usual[3], 1]
     tries = try_it({"dense": model}, tokenizer, prompt=PROMPT, new_tokens=12)
     tries.still()
-    assert tries.written["dense"] == usual[: usual.index(usual[3]) + 1]
+    assert written(tries) == [usual[: usual.index(usual[3]) + 1]]
 
 
 @pytest.mark.parametrize("text", ["Grüße 🙂 日本語\n\n  two  spaces", " a", "é", "x <b> & y"])
-def test_text_that_grows_ends_as_it_is(loaded: tuple[nn.Module, Any], text: str) -> None:
+def test_text_that_grows_ends_as_it_is(loaded: Loaded, text: str) -> None:
     tokenizer = loaded[1]
     ids, new = tokenizer("Say it:").input_ids, tokenizer(text, add_special_tokens=False).input_ids
     said = [answer_text(tokenizer, ids, ids + new[:n]) for n in range(len(new) + 1)]
@@ -108,76 +112,59 @@ def test_text_that_grows_ends_as_it_is(loaded: tuple[nn.Module, Any], text: str)
     assert not any("\ufffd" in part for part in said)
 
 
-def test_what_is_shown_is_escaped(
-    loaded: tuple[nn.Module, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_shown_is_escaped(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("helpers.explore.generate.answer_text", lambda *_ids: "<u>said</u>")
     tries = try_it({"<i>": loaded[0]}, loaded[1], prompt="<b>bold</b> & <img src=x>", new_tokens=2)
     page = tries.still().data
-    assert page == tries.columns["<i>"].value
+    assert page == tries.answers["<i>"].value
     assert "<b>bold" not in page and "<img" not in page and "<i>" not in page
     assert "&lt;b&gt;bold&lt;/b&gt; &amp; &lt;img" in page and "&lt;u&gt;said" in page
 
 
 def test_stop_keeps_what_was_written(tries: TryIt) -> None:
-    reached, go_on = threading.Event(), threading.Event()
+    reached, go_on, other = threading.Event(), threading.Event(), tries.answers["other"]
 
     def pause(*_: Any) -> None:
-        if len(tries.written["other"]) == 4:
+        if len(other.written) == 4:
             reached.set()
             go_on.wait(60)
 
-    hook = tries.models["other"].register_forward_hook(pause)
-    try:
-        tries.button.click()
-        assert reached.wait(60)
-        tries.worker.button.click()
-        go_on.set()
-        tries.worker.wait(60)
-    finally:
-        hook.remove()
+    hook = other.model.register_forward_hook(pause)
+    tries.button.click()
+    assert reached.wait(60)
+    tries.worker.button.click()
+    go_on.set()
+    tries.worker.wait(60)
+    hook.remove()
     assert not tries.worker.running and "stopped" in tries.worker.message.value
-    assert [len(written) for written in tries.written.values()] == [12, 5]
+    assert list(map(len, written(tries))) == [12, 5]
     ids = prompt_ids(tries.tokenizer, PROMPT, False)
-    text = answer_text(tries.tokenizer, ids, ids + tries.written["other"])
-    assert text.split()[0] in tries.columns["other"].value
+    text = answer_text(tries.tokenizer, ids, ids + other.written)
+    assert text.split()[0] in other.value
     tries.button.click()  # and it can go on
     tries.worker.wait(60)
-    assert [len(written) for written in tries.written.values()] == [12, 12]
-
-
-def refusal(tries: TryIt) -> str:
-    """What the button says in red."""
-    tries.button.click()
-    tries.worker.wait(60)
-    assert "color" in tries.worker.message.value
-    return tries.worker.message.value
+    assert list(map(len, written(tries))) == [12, 12]
 
 
 def test_what_cannot_be_answered_is_said(tries: TryIt, one_line_error: Any) -> None:
-    tries.controls["prompt"].value = " \n"
-    assert "prompt is empty" in refusal(tries)
-    with one_line_error(BadParameter, "prompt is empty"):
-        tries.still()
-    tries.controls["prompt"].value = "word " * 3000
-    assert "2048 in all" in refusal(tries)
-    tries.controls["prompt"].value = PROMPT
     with torch.no_grad():
-        find_layers(find_blocks(tries.models["other"])[0])["mlp.up_proj"].weight[0] = math.nan
-    assert "other gives NaN" in refusal(tries)
-    with one_line_error(NonFinite, "other", "float32"):
-        tries.still()
+        block = find_blocks(tries.answers["other"].model)[0]
+        find_layers(block)["mlp.up_proj"].weight[0] = math.nan
+    for prompt, kind, *words in (
+        (" \n", BadParameter, "prompt is empty"),
+        ("word " * 3000, BadParameter, "dense", "2048 tokens"),
+        (PROMPT, NonFinite, "other gives NaN", "float32"),
+    ):
+        tries.controls["prompt"].value = prompt
+        with one_line_error(kind, *words):
+            tries.still()
+        tries.button.click()
+        tries.worker.wait(60)
+        shown = tries.worker.message.value
+        assert "color" in shown and all(word in shown for word in words)
 
 
-def test_chat_needs_a_template(loaded: tuple[nn.Module, Any], one_line_error: Any) -> None:
-    model, tokenizer = loaded[0], copy.deepcopy(loaded[1])
-    tokenizer.chat_template = None
-    assert try_it({"dense": model}, tokenizer).controls["chat"].disabled
-    with one_line_error(BadParameter, "no template"):
-        try_it({"dense": model}, tokenizer, chat=True)
-
-
-def test_a_copy_is_pruned_and_the_model_stays(loaded: tuple[nn.Module, Any]) -> None:
+def test_a_copy_is_pruned_and_the_model_stays(loaded: Loaded) -> None:
     model, tokenizer = loaded
     before = copy.deepcopy(model.state_dict())
     tokens = torch.randint(0, 1000, (2, 16))
@@ -185,16 +172,15 @@ def test_a_copy_is_pruned_and_the_model_stays(loaded: tuple[nn.Module, Any]) -> 
     tries.method.value, tries.target.value = "wanda", "2:4"
     tries.prune_button.click()
     tries.pruning.wait(120)
-    assert list(tries.models) == ["dense", "wanda 2:4"] and tries.pruning.message.value == ""
-    for name, layer in find_layers(find_blocks(tries.models["wanda 2:4"])[1]).items():
-        groups = (layer.weight != 0).reshape(layer.weight.shape[0], -1, 4).sum(-1)
-        assert groups.max() == 2, name
+    assert list(tries.answers) == ["dense", "wanda 2:4"] and tries.pruning.message.value == ""
+    for layer in find_layers(find_blocks(tries.answers["wanda 2:4"].model)[1]).values():
+        assert (layer.weight != 0).unflatten(1, (-1, 4)).sum(-1).max() == 2
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert "wanda 2:4" in tries.still().data and len(tries.answers.children) == 2
+    assert "wanda 2:4" in tries.still().data and len(tries.columns.children) == 2
 
 
 def test_a_copy_that_is_stopped_or_too_large(
-    loaded: tuple[nn.Module, Any], one_line_error: Any, monkeypatch: pytest.MonkeyPatch
+    loaded: Loaded, one_line_error: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(_done: int, _total: int, _name: str) -> None:
         raise Stopped("stopped: nothing was lost")
@@ -208,20 +194,22 @@ def test_a_copy_that_is_stopped_or_too_large(
         pruned_copy(loaded[0], tokens, method="magnitude", sparsity=0.5)
 
 
-def test_what_is_no_model_is_refused(
-    loaded: tuple[nn.Module, Any], one_line_error: Any, tmp_path: Any
-) -> None:
+def test_what_is_no_model_is_refused(loaded: Loaded, one_line_error: Any, tmp_path: Any) -> None:
     model, tokenizer = loaded
-    with one_line_error(BadParameter, "empty"):
-        try_it({}, tokenizer)
-    with one_line_error(BadParameter, "dense", "load_model"):
-        try_it({"dense": "embedded"}, tokenizer)
-    with one_line_error(BadParameter, "temperature"):
-        try_it({"dense": model}, tokenizer, temperature=-1.0)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with one_line_error(BadParameter, "read block by block"):
-        try_it({"dense": load_streamed(tmp_path)[0]}, tokenizer)
+    mute = copy.deepcopy(tokenizer)
+    mute.chat_template = None
+    assert try_it({"dense": model}, mute).controls["chat"].disabled
+    for models, reader, options, *words in (
+        ({}, tokenizer, {}, "empty"),
+        ({"dense": "embedded"}, tokenizer, {}, "dense", "load_model"),
+        ({"dense": load_streamed(tmp_path)[0]}, tokenizer, {}, "read block by block"),
+        ({"dense": model}, tokenizer, {"temperature": -1.0}, "temperature"),
+        ({"dense": model}, mute, {"chat": True}, "no template"),
+    ):
+        with one_line_error(BadParameter, *words):
+            try_it(models, reader, **options)
     small = GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2))
-    with one_line_error(BadParameter, "knows 60", "own tokenizer"):
+    with one_line_error(BadParameter, "small", "0 … 59", "own tokenizer"):
         try_it({"small": small}, tokenizer).still(PROMPT)

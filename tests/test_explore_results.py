@@ -12,7 +12,7 @@ import pytest
 
 from helpers.errors import BadParameter, RecordError
 from helpers.explore import Explorer, results_explorer
-from helpers.explore.results import metric_title
+from helpers.explore.results import metrics_of
 from helpers.paths import reference_dir
 from helpers.records import read_records
 from helpers.results import PRUNE_NOTEBOOK, style_of
@@ -48,20 +48,19 @@ def points(explorer: Explorer) -> Points:
     return {label: sorted(line.get_ydata()) for line, label in drawn}
 
 
-def values(records: list[dict[str, Any]], metric: str) -> Points:
-    """The values in the records of the pruning notebook, by method."""
-    found: Points = {}
-    for record in records:
-        if record["notebook"] == PRUNE_NOTEBOOK and not record["parameters"]["options"]:
-            value = record["metrics"][metric]["value"]
-            found.setdefault(record["parameters"]["method"], []).append(value)
-    return {method: sorted(numbers) for method, numbers in found.items()}
-
-
 def test_every_plain_run_is_a_point_and_a_line_joins_the_means(
     explorer: Explorer, records: list[dict[str, Any]]
 ) -> None:
-    assert points(explorer) == values(records, "perplexity")
+    plain: Points = {}
+    means: dict[float, list[float]] = {}
+    for record in records:
+        asked = record["parameters"]
+        if record["notebook"] == PRUNE_NOTEBOOK and not asked["options"]:
+            value = record["metrics"]["perplexity"]["value"]
+            plain.setdefault(asked["method"], []).append(value)
+            if (asked["method"], asked["pattern"]) == ("admm-grad", "unstructured"):
+                means.setdefault(asked["sparsity"], []).append(value)
+    assert points(explorer) == {method: sorted(values) for method, values in plain.items()}
     ax = explorer.figure.axes[0]
     assert ax.get_yscale() == "log"
     assert [text.get_text() for text in ax.get_xticklabels()] == [
@@ -69,17 +68,8 @@ def test_every_plain_run_is_a_point_and_a_line_joins_the_means(
     ]
     colour = style_of("admm-grad")["color"]
     (line,) = (o for o in ax.get_lines() if o.get_color() == colour and o.get_linewidth() == 1.2)
-    asked = [record for record in records if record["parameters"].get("method") == "admm-grad"]
-    for place, sparsity in enumerate((0.5, 0.6, 0.7, 0.8)):
-        cell = [
-            record["metrics"]["perplexity"]["value"]
-            for record in asked
-            if record["notebook"] == PRUNE_NOTEBOOK
-            and record["parameters"]["sparsity"] == sparsity
-            and record["parameters"]["pattern"] == "unstructured"
-            and not record["parameters"]["options"]
-        ]
-        assert line.get_ydata()[place] == pytest.approx(sum(cell) / len(cell))
+    expected = [sum(values) / len(values) for _, values in sorted(means.items())]
+    assert list(line.get_ydata()) == pytest.approx(expected)
 
 
 def test_columns_and_methods_choose_the_points(explorer: Explorer) -> None:
@@ -92,15 +82,11 @@ def test_columns_and_methods_choose_the_points(explorer: Explorer) -> None:
     looks = {(line.get_color(), line.get_marker()) for line in lines}
     assert len(looks) == len(lines), "two labels look the same"
     explorer.controls["columns"].value = "N:M"
-    explorer.controls["methods"].value = ["wanda", "admm-grad"]
-    assert {label: len(found) for label, found in points(explorer).items()} == {
-        "dense": 1,
-        "wanda": 2,
-        "admm-grad": 2,
-    }
-    explorer.controls["methods"].value = []
-    assert list(points(explorer)) == ["dense"]
-    assert len(explorer.controls["run"].options) == 2
+    methods.value = ["wanda", "admm-grad"]
+    counts = {label: len(found) for label, found in points(explorer).items()}
+    assert counts == {"dense": 1, "wanda": 2, "admm-grad": 2}
+    methods.value = []
+    assert list(points(explorer)) == ["dense"] and len(explorer.controls["run"].options) == 2
 
 
 def test_the_chosen_run_is_ringed_and_stays_while_it_is_shown(
@@ -110,20 +96,23 @@ def test_the_chosen_run_is_ringed_and_stays_while_it_is_shown(
     explorer.wait()
     record = next(r for r in records if f"{r['notebook']}--{r['name']}" == SIXTY)
     ring = next(line for line in explorer.figure.axes[0].get_lines() if line.get_markersize() == 15)
-    assert ring.get_ydata() == [record["metrics"]["perplexity"]["value"]]
+    assert list(ring.get_ydata()) == [record["metrics"]["perplexity"]["value"]]
     explorer.controls["metric"].value = "prune (s)"
     assert explorer.controls["run"].value == SIXTY
     explorer.controls["columns"].value = "N:M"
     assert explorer.controls["run"].value == "" and explorer.view.markup == ""
 
 
-def test_the_record_is_readable_and_escaped(records: list[dict[str, Any]]) -> None:
+def test_the_record_is_readable_and_escaped(
+    records: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "results"))
     record = copy.deepcopy(next(r for r in records if r["name"] == "admm-grad-60"))
     record["device"] = "<script>alert(1)</script>"
     explorer = results_explorer([record])
     explorer.controls["run"].value = SIXTY
     markup = explorer.view.markup
-    assert "<script" not in markup
+    assert "<script" not in markup and "executed notebook" not in markup
     cells = dict(re.findall(r"<th>([^<]*)</th>\s*<td>([^<]*)</td>", markup))
     assert cells["prune (s)"] == f"{record['metrics']['prune_seconds']['value']:.1f}"
     assert cells["peak memory (GB)"] == f"{record['peak_memory_bytes'] / 1e9:.2f}"
@@ -132,6 +121,11 @@ def test_the_record_is_readable_and_escaped(records: list[dict[str, Any]]) -> No
     assert cells["versions torch"] == record["versions"]["torch"]
     assert (cells["seeds calibration"], cells["parameters method"]) == ("0", "admm-grad")
     assert html.unescape(cells["device"]) == record["device"]
+    runs = tmp_path / "results" / "full" / "runs"
+    runs.mkdir(parents=True)
+    (runs / f"{SIXTY}.ipynb").write_text("{}")
+    explorer.refresh()
+    assert f"{runs / SIXTY}.ipynb" in explorer.view.markup
 
 
 def test_other_metrics_can_be_drawn(explorer: Explorer) -> None:
@@ -139,19 +133,6 @@ def test_other_metrics_can_be_drawn(explorer: Explorer) -> None:
         explorer.controls["metric"].value = title
         low, high = explorer.figure.axes[0].get_ylim()
         assert all(low < min(found) <= max(found) < high for found in points(explorer).values())
-
-
-def test_the_executed_notebook_is_named_where_it_is(
-    explorer: Explorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "results"))
-    explorer.controls["run"].value = SIXTY
-    assert "executed notebook" not in explorer.view.markup
-    runs = tmp_path / "results" / "full" / "runs"
-    runs.mkdir(parents=True)
-    (runs / f"{SIXTY}.ipynb").write_text("{}")
-    explorer.refresh()
-    assert f"{runs / SIXTY}.ipynb" in explorer.view.markup
 
 
 def test_plans_and_models_are_shown_apart(
@@ -163,6 +144,8 @@ def test_plans_and_models_are_shown_apart(
     assert points(both) == points(explorer)
     both.controls["plan"].value = "laptop, embedded"
     assert points(both) == points(results_explorer("laptop"))
+    both.controls["metric"].value = "zero-shot: HellaSwag acc"
+    assert set(points(both)) == {"dense", "admm-grad"}
 
 
 def test_what_is_missing_or_unknown_is_said(
@@ -179,8 +162,11 @@ def test_what_is_missing_or_unknown_is_said(
         results_explorer("laptop", targets="all")
 
 
-def test_metric_titles_have_units() -> None:
-    assert metric_title("prune_seconds", "s") == "prune (s)"
-    assert metric_title("peak_memory", "bytes") == "peak memory (GB)"
-    assert metric_title("arc_easy_acc_norm", "1", "05_zero_shot") == "zero-shot: ARC-e acc norm"
-    assert metric_title("perplexity", "1") == "perplexity"
+def test_metrics_have_titles_and_units() -> None:
+    values = {"prune_seconds": (3, "s"), "peak_memory": (2e9, "bytes"), "perplexity": (17, "1")}
+    record = {"notebook": PRUNE_NOTEBOOK}
+    record["metrics"] = {name: {"value": v, "unit": unit} for name, (v, unit) in values.items()}
+    assert metrics_of(record) == {"prune (s)": 3, "peak memory (GB)": 2, "perplexity": 17}
+    record["metrics"] = {"arc_easy_acc_norm": {"value": 0.5, "unit": "1"}}
+    record["notebook"] = "05_zero_shot"
+    assert metrics_of(record) == {"zero-shot: ARC-e acc norm": 0.5}

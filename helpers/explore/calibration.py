@@ -8,15 +8,14 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import ipywidgets
 import pandas as pd
 from torch import Tensor, nn
 
 from helpers.capture import check_tokens, stream_norms
 from helpers.errors import BadParameter, check_whole
 from helpers.explore.controls import Explorer, View, Worker, slider
-from helpers.explore.source import some_tokens
-from helpers.models import find_blocks, load_model
+from helpers.explore.source import loaded
+from helpers.models import find_blocks
 from helpers.results import block_name, stream_figure
 
 TOP = 8  # tokens in the table
@@ -54,9 +53,7 @@ def calibration_explorer(
     by one forward pass, which can be stopped. `still` is the static twin.
     Raises BadParameter, CalibrationTooShort.
     """
-    if isinstance(network, str):
-        network, tokenizer = load_model(network)
-        tokens = some_tokens(tokenizer) if tokens is None else tokens
+    network, tokenizer, tokens = loaded(network, tokenizer, tokens)
     if tokens is None or tokenizer is None:
         raise BadParameter(
             "tokenizer or tokens are missing: give a model, its tokenizer and calibration tokens, "
@@ -64,11 +61,9 @@ def calibration_explorer(
         )
     check_tokens(network, tokens)
     blocks, top = len(find_blocks(network)), check_whole("top", top)
-    whole, window = ipywidgets.IntSlider, check_whole("window", window, least=0)
-    block = blocks // 2 if block is None else check_whole("block", block, least=0)
     controls = {
-        "window": slider(whole, window, "window", min=0, max=len(tokens) - 1),
-        "block": slider(whole, block, "entering block", min=0, max=blocks),
+        "window": slider("window", window, 0, len(tokens) - 1),
+        "block": slider("entering block", blocks // 2 if block is None else block, 0, blocks),
     }
 
     @cache
@@ -77,27 +72,23 @@ def calibration_explorer(
         return norms, pieces_of(tokenizer, tokens[window].tolist())
 
     def draw(worker: Worker, *, window: int, block: int) -> View:
-        return _view(*read(worker, window), window, block, top)
+        norms, pieces = read(worker, window)
+        here = norms[block]
+        ratios = (here / here.median().clamp(min=1e-30)).tolist()
+        largest = here.argsort(descending=True, stable=True)[:top].tolist()
+        first = largest[0]
+        caption = (
+            f"Window {window}, {block_name(block, len(norms))}: the largest stream is that of "
+            f"{pieces[first].translate(VISIBLE)!r} at position {first}, {_number(ratios[first])} "
+            f"times the median's norm; {sum(r > FULL for r in ratios)} of {len(ratios)} tokens "
+            f"have more than {FULL} times the median."
+        )
+        text = text_html(pieces, ratios, largest)
+        table = table_html(pieces, here.tolist(), ratios, largest)
+        figure = stream_figure(norms.numpy(), block, largest, window=window)
+        return View(figure, caption, text + table)
 
     return Explorer(controls, draw, hint=HINT)
-
-
-def _view(norms: Tensor, pieces: Sequence[str], window: int, block: int, count: int) -> View:
-    """The picture of a window at a block, its summary, and the text with its largest tokens.
-
-    norms: (blocks + 1, tokens).
-    """
-    here = norms[block]
-    ratios = (here / here.median().clamp(min=1e-30)).tolist()
-    top = here.argsort(descending=True, stable=True)[:count].tolist()
-    caption = (
-        f"Window {window}, {block_name(block, len(norms))}: the largest stream is that of "
-        f"{pieces[top[0]].translate(VISIBLE)!r} at position {top[0]}, {_number(ratios[top[0]])} "
-        f"times the median's norm; {sum(r > FULL for r in ratios)} of {len(ratios)} tokens have "
-        f"more than {FULL} times the median."
-    )
-    markup = text_html(pieces, ratios, top) + table_html(pieces, here.tolist(), ratios, top)
-    return View(stream_figure(norms.numpy(), block, top, window=window), caption, markup)
 
 
 def pieces_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import html
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from helpers.errors import BadParameter, HelpersError, Stopped, check_real
+from helpers.errors import BadParameter, HelpersError, Stopped, check_real, check_whole
 from helpers.results import to_png
 
 STOPPED = "stopped: nothing was lost, start again when you like"
@@ -227,19 +228,22 @@ def paragraph(text: str) -> str:
 
 
 def slider(
-    kind: type, value: float, description: str, *, min: float, max: float, **limits: Any
+    description: str, value: float, low: float, high: float, *, step: float = 1, log: bool = False
 ) -> ipywidgets.Widget:
-    """A slider of a kind of ipywidgets, whose label is not cut off.
+    """A slider of whole numbers, of real ones (step below 1), or of powers of ten (log).
 
     Raises BadParameter for a value out of its range, which ipywidgets would change silently.
     """
-    base = limits.get("base")
-    low, high = (base**min, base**max) if base else (min, max)
-    if not low * (1 - 1e-9) <= check_real(description, value) <= high * (1 + 1e-9):
+    value = check_real(description, value) if step < 1 else check_whole(description, value, least=0)
+    if not low * (1 - 1e-9) <= value <= high * (1 + 1e-9):
         raise BadParameter(
             f"{description} {value!r} is outside the slider's range: give {low:g} to {high:g}"
         )
-    return kind(value=value, min=min, max=max, **limits, **label_of(description, "290px"))
+    kind = ipywidgets.FloatSlider if step < 1 else ipywidgets.IntSlider
+    if log:
+        kind, low, high = ipywidgets.FloatLogSlider, math.log10(low), math.log10(high)
+    look = label_of(description, "290px")
+    return kind(value=value, min=low, max=high, step=step, **look)
 
 
 def choice(

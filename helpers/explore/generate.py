@@ -17,7 +17,7 @@ from IPython.display import HTML
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from helpers.capture import Progress
+from helpers.capture import Progress, check_length, check_tokens
 from helpers.errors import BadParameter, NonFinite, OutOfMemory, Stopped, check_whole
 from helpers.explore.controls import Worker, choice, row, slider
 from helpers.machine import ram
@@ -59,6 +59,25 @@ class Picker(LogitsProcessor):
         return logits - self.temperature * noise.log_().to(logits.device)
 
 
+class Answer(ipywidgets.HTML):
+    """One model's column: its label, the prompt that it continues, and what it has written."""
+
+    def __init__(self, label: str, model: nn.Module) -> None:
+        layout = {"flex": "1 1 280px", "min_width": "0", "margin": "6px 12px 0 0"}
+        super().__init__(layout=layout)
+        self.label, self.model = label, model
+        self.written: list[int] = []  # tokens
+        self.show("", "")
+
+    def show(self, before: str, text: str) -> None:
+        """Show a text and, in grey, what stands before it."""
+        label, before, text = map(html.escape, (self.label, before, text))
+        self.value = (
+            f'<div style="{COLUMN}"><b>{label}</b><div style="{TEXT}">'
+            f'<span style="opacity: 0.65">{before}</span>{text}</div></div>'
+        )
+
+
 def prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
     """The token ids of a prompt, in the tokenizer's chat template if `chat`.
 
@@ -71,21 +90,6 @@ def prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
     messages = [{"role": "user", "content": prompt}]
     asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
     return list(asked["input_ids"])
-
-
-def check_fits(label: str, model: nn.Module, ids: Sequence[int], new_tokens: int) -> None:
-    """Raise BadParameter if prompt and answer exceed the model's context or vocabulary."""
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if limit is not None and len(ids) + new_tokens > limit:
-        raise BadParameter(
-            f"the prompt has {len(ids)} tokens and {new_tokens} are to follow, {label} reads "
-            f"{limit} in all: shorten the prompt or ask for fewer"
-        )
-    known = model.get_input_embeddings().weight.shape[0]
-    if max(ids) >= known:
-        raise BadParameter(
-            f"the tokenizer gives token {max(ids)}, {label} knows {known}: give its own tokenizer"
-        )
 
 
 def pruned_copy(
@@ -123,19 +127,17 @@ class TryIt(ipywidgets.VBox):
         tokens: Tensor | None,
         controls: dict[str, ipywidgets.Widget],
     ) -> None:
-        self.models: dict[str, nn.Module] = {}
-        self.columns: dict[str, ipywidgets.HTML] = {}
-        self.written: dict[str, list[int]] = {}  # the tokens of each answer
+        self.answers: dict[str, Answer] = {}
         self.tokenizer, self.tokens, self.controls = tokenizer, tokens, controls
         self.worker, self.pruning = Worker(), Worker()
-        self.answers = row()
-        self.answers.layout.align_items = "flex-start"
+        self.columns = row()
+        self.columns.layout.align_items = "flex-start"
         for label, model in models.items():
             self.add(label, model)
         self.button = ipywidgets.Button(description="Generate", icon="play", button_style="primary")
         self.button.on_click(lambda _button: self.generate())
         prompt, *others = controls.values()
-        super().__init__([prompt, row(*others), row(self.button, self.worker), self.answers])
+        super().__init__([prompt, row(*others), row(self.button, self.worker), self.columns])
         if tokens is not None:
             self.method = choice(list(METHODS), "admm-grad", "method")
             self.target = choice(list(TARGETS), "60 %", "target")
@@ -153,10 +155,8 @@ class TryIt(ipywidgets.VBox):
                 f"{label!r} is no model in memory but a {type(model).__name__}, or is read block "
                 "by block: give one that load_model returned"
             )
-        layout = {"flex": "1 1 280px", "min_width": "0", "margin": "6px 12px 0 0"}
-        self.models[label], self.columns[label] = model, ipywidgets.HTML(layout=layout)
-        self._show(label, "", "")
-        self.answers.children = tuple(self.columns.values())
+        self.answers[label] = Answer(label, model)
+        self.columns.children = tuple(self.answers.values())
 
     def generate(self) -> None:
         """Let the models answer in a thread, as the button does."""
@@ -166,7 +166,7 @@ class TryIt(ipywidgets.VBox):
     def prune(self) -> None:
         """Prune a copy of the first model in a thread and add it, as the button does."""
         method, target, worker = self.method.value, self.target.value, self.pruning
-        first = next(iter(self.models.values()))
+        first = next(iter(self.answers.values())).model
 
         def work() -> None:
             worker.progress(0, 1, "layers: copying the model")
@@ -184,7 +184,7 @@ class TryIt(ipywidgets.VBox):
         """
         values = self._values() | ({} if prompt is None else {"prompt": prompt})
         self._answer(lambda _done, _total, _name: None, **values)
-        return HTML("<br>".join(column.value for column in self.columns.values()))
+        return HTML("<br>".join(answer.value for answer in self.answers.values()))
 
     def _values(self) -> dict[str, Any]:
         return {name: control.value for name, control in self.controls.items()}
@@ -200,24 +200,28 @@ class TryIt(ipywidgets.VBox):
         seed: int,
     ) -> None:
         """Check what is asked for, then let one model after another write, token by token."""
-        ids, models = prompt_ids(self.tokenizer, prompt, chat), dict(self.models)
-        for label, model in models.items():
-            check_fits(label, model, ids, new_tokens)
-        before, total = "" if chat else prompt, new_tokens * len(models)
-        for label in models:
-            self.written[label] = []
-            self._show(label, before, "")
-        asked = torch.tensor([ids])
-        for done, (label, model) in enumerate(models.items()):
+        ids, answers = prompt_ids(self.tokenizer, prompt, chat), list(self.answers.values())
+        asked, before = torch.tensor([ids]), "" if chat else prompt
+        for answer in answers:
+            try:
+                check_tokens(answer.model, asked)
+                check_length(answer.model, len(ids) + new_tokens)
+            except BadParameter as error:
+                raise BadParameter(f"{answer.label}, prompt and answer: {error}") from None
+        for answer in answers:
+            answer.written = []
+            answer.show(before, "")
+        for done, answer in enumerate(answers):
 
-            def report(whole: list[int], label: str = label, done: int = done) -> None:
-                self.written[label] = whole[len(ids) :]
-                self._show(label, before, answer_text(self.tokenizer, ids, whole))
-                progress(done * new_tokens + len(whole) - len(ids), total, "tokens")
+            def report(whole: list[int], answer: Answer = answer, done: int = done) -> None:
+                answer.written = whole[len(ids) :]
+                answer.show(before, answer_text(self.tokenizer, ids, whole))
+                count = done * new_tokens + len(answer.written)
+                progress(count, new_tokens * len(answers), "tokens")
 
-            picker = Picker(report, label, temperature, seed)
-            given = asked.to(device_of(model))
-            whole = model.generate(
+            picker = Picker(report, answer.label, temperature, seed)
+            given = asked.to(device_of(answer.model))
+            whole = answer.model.generate(
                 given,
                 attention_mask=torch.ones_like(given),
                 logits_processor=LogitsProcessorList([picker]),
@@ -226,14 +230,6 @@ class TryIt(ipywidgets.VBox):
                 pad_token_id=0,
             )
             report(whole[0].tolist())
-
-    def _show(self, label: str, before: str, text: str) -> None:
-        """Show an answer as far as it is written; `before` is the text that it continues."""
-        label_html, before, text = map(html.escape, (label, before, text))
-        self.columns[label].value = (
-            f'<div style="{COLUMN}"><b>{label_html}</b><div style="{TEXT}">'
-            f'<span style="opacity: 0.65">{before}</span>{text}</div></div>'
-        )
 
 
 def answer_text(tokenizer: Any, ids: Sequence[int], whole: Sequence[int]) -> str:
@@ -278,10 +274,8 @@ def try_it(
         "chat": ipywidgets.Checkbox(
             chat, description="chat", indent=False, disabled=not can_chat, layout={"width": "auto"}
         ),
-        "new_tokens": slider(ipywidgets.IntSlider, new_tokens, "new tokens", min=1, max=most),
-        "temperature": slider(
-            ipywidgets.FloatSlider, temperature or 0.0, "temperature", min=0, max=2, step=0.1
-        ),
+        "new_tokens": slider("new tokens", new_tokens, 1, most),
+        "temperature": slider("temperature", temperature or 0.0, 0, 2, step=0.1),
         "seed": ipywidgets.BoundedIntText(
             check_whole("seed", seed, least=0), max=2**31 - 1, description="seed"
         ),

@@ -5,22 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import ipywidgets
 import torch
 from torch import Tensor, nn
 
-from helpers.admm import Solution, admm_grad, damped_system, exact_least_squares
+from helpers.admm import damped_system, exact_least_squares
 from helpers.errors import check_real
 from helpers.explore.controls import Explorer, View, Worker, choice, row, slider
-from helpers.explore.source import LayerOutputs, find_source
+from helpers.explore.source import SCHEDULES, LayerOutputs, Solve, choose_layer
 from helpers.gradient_methods import conjugate_gradients
 from helpers.results import short_error, solve_figure
 
-SCHEDULES = {
-    "one-shot": "one-shot mask (ADMM1)",
-    "paper": "gradual mask, as in the paper",
-    "released": "gradual mask, as in the released code",
-}
 MASK_SHARE = 0.75  # of the iterations change a gradual mask: 15 of 20 in the paper
 TOLERANCE = 1e-3  # of the optimum's error, to which it is certified
 STEPS = (10, 20, 40, 80)  # of conjugate gradients, until it is
@@ -57,52 +51,34 @@ def layer_solve_explorer(
     Raises BadParameter.
     """
     damping = check_real("damping", damping)
-    source = find_source(network, tokens, outputs)
-    where = source.controls(block, layer)
-    options = [(label, name) for name, label in SCHEDULES.items()]
-    real, whole, decades = ipywidgets.FloatSlider, ipywidgets.IntSlider, ipywidgets.FloatLogSlider
+    where, get = choose_layer(network, tokens, outputs, block, layer)
     how = {
-        "schedule": choice(options, schedule, "schedule"),
-        "sparsity": slider(real, sparsity, "sparsity", min=0.05, max=0.95, step=0.05),
-        "rho": slider(decades, rho, "ρ", base=10, min=-2, max=2, step=0.25),
-        "iterations": slider(whole, iterations, "iterations", min=1, max=60),
+        "schedule": choice(SCHEDULES, schedule, "schedule"),
+        "sparsity": slider("sparsity", sparsity, 0.05, 0.95, step=0.05),
+        "rho": slider("ρ", rho, 0.01, 100, step=0.25, log=True),
+        "iterations": slider("iterations", iterations, 1, 60),
     }
     last: tuple[Any, ...] = ()  # layer, damping, mask and optimum of the last picture
 
-    def draw(worker: Worker, **values: Any) -> View:
+    def draw(worker: Worker, *, schedule: str, iterations: int, **values: Any) -> View:
         nonlocal last
-        part = source.get(worker.progress, **{name: values.pop(name) for name in where})
-        solved, curve, mask_steps = _solve(worker, part, damping=damping, **values)
-        same = last and last[:2] == (part, solved.damping) and torch.equal(last[2], solved.keep)
-        if not same:  # another rho, or more iterations, may leave the mask as it is
-            best = certified_optimum(part, solved.keep, solved.weight, solved.damping)
-            last = (part, solved.damping, solved.keep, best)
-        settings = f"{100 * values['sparsity']:.0f} % pruned, ρ = {values['rho']:.3g}"
-        if solved.damping != damping:
-            settings += f", damping {solved.damping:g} (with less the gram cannot be factored)"
-        return _view(part, solved, curve, last[3], settings, mask_steps)
+        part = get(worker.progress, *(values.pop(name) for name in where))
+        steps = 0 if schedule == "one-shot" else max(1, round(MASK_SHARE * iterations))
+        values |= {"iterations": iterations, "damping": damping}
+        solve = part.solve(worker.check, schedule=schedule, mask_steps=steps, **values)
+        used, keep = solve.solution.damping, solve.solution.keep
+        # another rho, or more iterations, may leave the mask as it is
+        if not (last and last[:2] == (part, used) and torch.equal(last[2], keep)):
+            best = certified_optimum(part, keep, solve.solution.weight, used)
+            last = (part, used, keep, best)
+        words = f"{100 * values['sparsity']:.0f} % pruned, ρ = {values['rho']:.3g}"
+        if used != damping:
+            words += f", damping {used:g} (with less the gram cannot be factored)"
+        return _view(part, solve, last[3], words, steps)
 
     first, *others = how.values()
     rows = [row(*where.values(), first), row(*others)]
     return Explorer(where | how, draw, rows=rows, hint=HINT)
-
-
-def _solve(
-    worker: Worker, part: LayerOutputs, *, schedule: str, iterations: int, **settings: Any
-) -> tuple[Solution, list[float], int]:
-    """The solution, its error after each iteration, and how many of these chose the mask anew."""
-    curve: list[float] = []
-
-    def trace(_iteration: int, weight: Tensor, _keep: Tensor) -> None:
-        worker.check()
-        curve.append(part.error(weight))
-
-    mask_steps = 0
-    if schedule != "one-shot":
-        mask_steps, settings["schedule"] = max(1, round(MASK_SHARE * iterations)), schedule
-    settings |= {"iterations": iterations, "mask_steps": mask_steps}
-    solved = admm_grad(part.weight, part.gram, **settings, trace=trace)
-    return solved, curve, mask_steps
 
 
 def certified_optimum(
@@ -137,30 +113,25 @@ def certified_optimum(
 
 
 def _view(
-    part: LayerOutputs,
-    solved: Solution,
-    curve: list[float],
-    optimum: tuple[float, float],
-    settings: str,
-    mask_steps: int,
+    part: LayerOutputs, solve: Solve, optimum: tuple[float, float], words: str, mask_steps: int
 ) -> View:
     """The picture of a solve, and the same in words."""
+    weight, keep = solve.solution.weight, solve.solution.keep
     best, within = optimum
-    bare, hurt = part.weight * solved.keep, part.errors(solved.weight)
-    untouched = part.error(bare)
-    title = f"{part.title}\n{settings}: error {short_error(curve[-1])}".strip()
+    bare, hurt = part.weight * keep, part.errors(weight)
+    untouched, final = part.error(bare), short_error(solve.errors[-1])
     name = "optimum of this mask" + (f" (to within {within:.1%})" if within > TOLERANCE else "")
     figure = solve_figure(
-        curve,
-        solved.keep,
+        solve.errors,
+        keep,
         references={"no update": untouched, name: best},
         outputs={"no update": part.errors(bare).tolist(), "after ADMM": hurt.tolist()},
-        title=title,
+        title=f"{part.title}\n{words}: error {final}".strip(),
         mask_steps=mask_steps,
     )
     worst = hurt.argsort(descending=True, stable=True)[:3]
     caption = (
-        f"Error {short_error(curve[-1])} after {len(curve)} iterations. Optimum of this mask: "
+        f"Error {final} after {len(solve.errors)} iterations. Optimum of this mask: "
         f"{short_error(best)} (certified to {max(100 * within, 1e-3):.1g} %); without an update: "
         f"{short_error(untouched)}. Hurt most: outputs {', '.join(map(str, worst.tolist()))}, "
         f"with errors of {', '.join(map(short_error, hurt[worst].tolist()))}; the median output "

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import ipywidgets
-import torch
 from torch import Tensor, nn
 
-from helpers.admm import admm_grad
 from helpers.errors import check_real
 from helpers.explore.controls import Explorer, View, Worker, choice, row, slider
-from helpers.explore.layer import SCHEDULES
-from helpers.explore.source import LayerOutputs, find_source
+from helpers.explore.source import SCHEDULES, LayerOutputs, Solve, choose_layer
 from helpers.masks import Pattern
 from helpers.results import growth_figure, short_error
 
@@ -26,16 +23,6 @@ HINT = (
     "gives up (orange) for others (black); in 2:4 and 4:8, how every group ends with the same "
     "number."
 )
-
-
-@dataclass
-class _History:
-    """A solve, iteration by iteration; `one_shot` is the one-shot mask of its final sparsity."""
-
-    one_shot: Tensor
-    keeps: list[Tensor] = field(default_factory=list)
-    sparsities: list[float] = field(default_factory=list)
-    errors: list[float] = field(default_factory=list)
 
 
 def mask_schedule_explorer(
@@ -59,29 +46,36 @@ def mask_schedule_explorer(
     `helpers.explore.layer_solve_explorer`.
     """
     damping = check_real("damping", damping)
-    source = find_source(network, tokens, outputs)
-    where = source.controls(block, layer)
-    options = [(label, name) for name, label in SCHEDULES.items()]
-    real, whole = ipywidgets.FloatSlider, ipywidgets.IntSlider
+    where, get = choose_layer(network, tokens, outputs, block, layer)
     how = {
-        "schedule": choice(options, schedule, "schedule"),
+        "schedule": choice(SCHEDULES, schedule, "schedule"),
         "pattern": choice(PATTERNS, pattern, "pattern"),
-        "sparsity": slider(real, sparsity, "sparsity", min=0.05, max=0.95, step=0.05),
-        "mask_steps": slider(whole, mask_steps, "mask steps", min=0, max=30),
+        "sparsity": slider("sparsity", sparsity, 0.05, 0.95, step=0.05),
+        "mask_steps": slider("mask steps", mask_steps, 0, 30),
     }
     last = mask_steps + FINAL_ITERATIONS
-    how["iteration"] = slider(whole, last, "iteration", min=1, max=last)
-    solve = lru_cache(maxsize=3)(_solve)  # scrubbing, and going back to a setting, solve nothing
+    how["iteration"] = slider("iteration", last, 1, last)
+
+    @lru_cache(maxsize=3)  # scrubbing, and going back to a setting, solve nothing
+    def solve(check: Callable[[], None], part: LayerOutputs, **values: Any) -> tuple[Solve, Tensor]:
+        """The solve, and the one-shot mask of its final sparsity."""
+        settings = values | {"iterations": values["mask_steps"] + FINAL_ITERATIONS}
+        if values["pattern"] != "unstructured":
+            settings["sparsity"] = None
+        once = part.solve(check, **settings | {"schedule": "one-shot", "iterations": 1})
+        return part.solve(check, **settings), once.keeps[0]
 
     def draw(worker: Worker, *, iteration: int, **values: Any) -> View:
-        part = source.get(worker.progress, **{name: values.pop(name) for name in where})
-        history = solve(worker, part, damping=damping, **values)
-        shown = min(iteration, len(history.keeps))
-        return _view(history, part.title, Pattern.parse(values["pattern"]), shown)
+        part = get(worker.progress, *(values.pop(name) for name in where))
+        solved, one_shot = solve(worker.check, part, damping=damping, **values)
+        shown = min(iteration, len(solved.keeps))
+        return _view(part.title, Pattern.parse(values["pattern"]), solved, one_shot, shown)
 
-    first, second = [how["schedule"], how["pattern"]], [how["sparsity"], how["mask_steps"]]
-    third = [_connect(how), how["iteration"]]
-    rows = [row(*where.values(), *first), row(*second), row(*third)]
+    rows = [
+        row(*where.values(), how["schedule"], how["pattern"]),
+        row(how["sparsity"], how["mask_steps"]),
+        row(_connect(how), how["iteration"]),
+    ]
     return Explorer(where | how, draw, rows=rows, hint=HINT)
 
 
@@ -107,56 +101,24 @@ def _connect(controls: dict[str, ipywidgets.Widget]) -> ipywidgets.Play:
     return play
 
 
-def _solve(
-    worker: Worker,
-    part: LayerOutputs,
-    *,
-    schedule: str,
-    pattern: str,
-    sparsity: float,
-    mask_steps: int,
-    damping: float,
-) -> _History:
-    """Solve, and keep the mask after every iteration."""
-    target = {"pattern": pattern, "sparsity": sparsity if pattern == "unstructured" else None}
-    once = {"mask_steps": 0, "iterations": 1, "damping": damping}
-    history = _History(admm_grad(part.weight, part.gram, **target, **once).keep.cpu())
-
-    def trace(_iteration: int, weight: Tensor, keep: Tensor) -> None:
-        worker.check()
-        history.errors.append(part.error(weight))
-        history.sparsities.append(1 - int(keep.sum()) / keep.numel())
-        keep = keep.cpu()
-        if history.keeps and torch.equal(history.keeps[-1], keep):
-            keep = history.keeps[-1]  # iterations on one mask share it
-        history.keeps.append(keep)
-
-    kind = {"schedule": schedule, "mask_steps": mask_steps}
-    if schedule == "one-shot":
-        kind = {"mask_steps": 0}
-    iterations = mask_steps + FINAL_ITERATIONS
-    settings = {"iterations": iterations, "damping": damping, **kind, **target}
-    admm_grad(part.weight, part.gram, **settings, trace=trace)
-    return history
-
-
-def _view(history: _History, title: str, pattern: Pattern, shown: int) -> View:
+def _view(title: str, pattern: Pattern, solve: Solve, one_shot: Tensor, iteration: int) -> View:
     """The picture of an iteration, counted from 1, and the same in words."""
-    keep, one_shot = history.keeps[shown - 1], history.one_shot
+    keep = solve.keeps[iteration - 1]
     figure = growth_figure(
-        history.sparsities,
-        history.errors,
+        solve.sparsities,
+        solve.errors,
         keep,
         one_shot,
-        iteration=shown,
+        iteration=iteration,
         pattern=(pattern.n, pattern.m) if pattern.grouped else None,
         name=title,
     )
     gone = int((one_shot & ~keep).sum()) / max(1, int(one_shot.sum()))
     caption = (
-        f"Iteration {shown} of {len(history.keeps)}: {100 * history.sparsities[shown - 1]:.1f} % "
-        f"pruned, error {short_error(history.errors[shown - 1])}. Of the final one-shot mask's "
-        f"weights {100 * gone:.1f} % are gone here."
+        f"Iteration {iteration} of {len(solve.keeps)}: "
+        f"{100 * solve.sparsities[iteration - 1]:.1f} % pruned, error "
+        f"{short_error(solve.errors[iteration - 1])}. Of the final one-shot mask's weights "
+        f"{100 * gone:.1f} % are gone here."
     )
     if pattern.grouped:
         full = keep.unflatten(1, (-1, pattern.m)).sum(-1) == pattern.n

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets
 import torch
 from torch import Tensor, nn
 
+from helpers.admm import Solution, admm_grad
 from helpers.capture import Progress, check_tokens, eval_mode
 from helpers.corpora import calibration_tokens
-from helpers.errors import BadParameter, NonFinite, check_choice, check_whole
+from helpers.errors import BadParameter, NonFinite, check_whole
 from helpers.explore.controls import choice
 from helpers.gram import check_gram
 from helpers.models import (
@@ -31,6 +34,21 @@ PRODUCT = 2 * 576**3
 LEAST_OUTPUTS = 32
 STREAM_BYTES = 1 << 29  # of streams entering blocks that are kept; the last one always is
 SEQUENCES, LENGTH = 8, 512  # of calibration text where none is given
+SCHEDULES = [
+    ("one-shot mask (ADMM1)", "one-shot"),
+    ("gradual mask, as in the paper", "paper"),
+    ("gradual mask, as in the released code", "released"),
+]
+
+
+@dataclass(frozen=True)
+class Solve:
+    """A layer solved by ADMM, with error, mask and its sparsity after each iteration."""
+
+    solution: Solution
+    errors: list[float]
+    keeps: list[Tensor]
+    sparsities: list[float]
 
 
 class LayerOutputs:
@@ -53,6 +71,30 @@ class LayerOutputs:
         part = f"first {count} of {total} outputs, solved alone" if count < total else ""
         self.title = ", ".join(filter(None, [name, part]))
 
+    def solve(
+        self, check: Callable[[], None], *, schedule: str, mask_steps: int, **settings: Any
+    ) -> Solve:
+        """ADMM with a schedule of `SCHEDULES`; "one-shot" takes no mask steps.
+
+        check() is called after each iteration and may raise to stop; settings: of `admm_grad`.
+        """
+        errors: list[float] = []
+        keeps: list[Tensor] = []
+        sparsities: list[float] = []
+
+        def trace(_iteration: int, weight: Tensor, keep: Tensor) -> None:
+            check()
+            errors.append(self.error(weight))
+            keeps.append(keep.cpu())
+            sparsities.append(1 - int(keep.sum()) / keep.numel())
+
+        if schedule == "one-shot":
+            settings["mask_steps"] = 0
+        else:
+            settings |= {"schedule": schedule, "mask_steps": mask_steps}
+        solution = admm_grad(self.weight, self.gram, **settings, trace=trace)
+        return Solve(solution, errors, keeps, sparsities)
+
     def errors(self, new: Tensor) -> Tensor:
         """‖Xw − Xŵ‖² / ‖Xw‖² of each output, (outputs,); 0 where the output is zero anyway."""
         lost = self._energy(self.weight - new)
@@ -67,24 +109,6 @@ class LayerOutputs:
 
     def _energy(self, rows: Tensor) -> Tensor:
         return (rows @ self.gram).mul_(rows).sum(1).clamp_(min=0)
-
-
-class GivenLayer:
-    """One layer whose weight and gram are at hand: there is nothing to choose."""
-
-    def __init__(self, weight: Tensor, gram: Tensor, outputs: int | None) -> None:
-        if weight.ndim != 2:
-            raise BadParameter(f"weight has shape {tuple(weight.shape)}: give (d_out, d_in)")
-        check_gram(gram, weight.shape[1])
-        self._layer = LayerOutputs("", weight, gram, outputs)
-
-    def controls(self, block: int | None, layer: str | None) -> dict[str, ipywidgets.Widget]:
-        """No controls."""
-        return {}
-
-    def get(self, progress: Progress) -> LayerOutputs:
-        """The layer."""
-        return self._layer
 
 
 class ModelLayers:
@@ -103,43 +127,39 @@ class ModelLayers:
             )
         check_tokens(model, tokens)
         self.model, self.tokens, self.outputs = model, tokens, outputs
-        self.blocks = len(find_blocks(model))
         self._seen: tuple[int, ...] = ()  # the weights' versions, for which the rest is right
         self._replay: Replay
         self._streams: dict[int, Tensor] = {}  # by the block that they enter
         self._layers: dict[int, dict[str, LayerOutputs]] = {}  # of one block
-
-    def names(self, block: int) -> list[str]:
-        """The names of a block's layers. Raises BadParameter if there is no such block."""
-        if check_whole("block", block, least=0) >= self.blocks:
-            raise BadParameter(f"block {block!r} does not exist: give 0 to {self.blocks - 1}")
-        return list(find_layers(find_blocks(self.model)[block], f"block {block}"))
 
     def controls(self, block: int | None, layer: str | None) -> dict[str, ipywidgets.Widget]:
         """Drop-down lists of blocks and layers, at the middle block's first layer by default.
 
         Raises BadParameter for a block or a layer that does not exist.
         """
-        block = self.blocks // 2 if block is None else block
-        names = self.names(block)
-        blocks = choice(range(self.blocks), block, "block", width="140px")
-        layers = choice(names, names[0] if layer is None else layer, "layer", width="240px")
+        found = find_blocks(self.model)
+        block = len(found) // 2 if block is None else check_whole("block", block, least=0)
+        if block >= len(found):
+            raise BadParameter(f"block {block} does not exist: give 0 to {len(found) - 1}")
+
+        def names(index: int) -> list[str]:
+            return list(find_layers(found[index], f"block {index}"))
+
+        offered = names(block)
+        blocks = choice(range(len(found)), block, "block", width="140px")
+        layers = choice(offered, offered[0] if layer is None else layer, "layer", width="240px")
 
         def follow(change: dict[str, Any]) -> None:
-            names = self.names(change["new"])
-            if list(layers.options) != names:  # the blocks of some families differ
-                chosen = layers.value if layers.value in names else names[0]
-                layers.options, layers.value = names, chosen
+            offered, chosen = names(change["new"]), layers.value
+            if list(layers.options) != offered:  # the blocks of some families differ
+                layers.options = offered
+                layers.value = chosen if chosen in offered else offered[0]
 
         blocks.observe(follow, names="value")
         return {"block": blocks, "layer": layers}
 
     def get(self, progress: Progress, block: int, layer: str) -> LayerOutputs:
-        """A layer with its gram; `progress` hears of the steps to its block and may stop them.
-
-        Raises BadParameter for a layer that does not exist.
-        """
-        check_choice("layer", layer, self.names(block))
+        """A layer with its gram; progress() is called at every step and may raise to stop."""
         # torch counts the writes to a tensor
         versions = tuple(parameter._version for parameter in self.model.parameters())
         if versions != self._seen:
@@ -182,22 +202,27 @@ class ModelLayers:
         }
 
 
-def find_source(
-    network: nn.Module | Tensor | str, tokens: Tensor | None, outputs: int | None
-) -> GivenLayer | ModelLayers:
-    """The layers to explore: those of a model (or of its name) and tokens, or one given layer.
+def choose_layer(
+    network: nn.Module | Tensor | str,
+    tokens: Tensor | None,
+    outputs: int | None,
+    block: int | None,
+    layer: str | None,
+) -> tuple[dict[str, ipywidgets.Widget], Callable[..., LayerOutputs]]:
+    """Controls that choose a layer, and get(progress, block, layer), which gives it.
 
-    A weight (d_out, d_in) with a gram (d_in, d_in) is one layer. A model's name loads it; then
-    tokens may be left out, for a little of the embedded calibration text.
-    Raises BadParameter for anything else.
+    A weight (d_out, d_in) with a gram (d_in, d_in) is one layer, without controls. Else network is
+    a model or its name; for a name tokens may be left out. Raises BadParameter for anything else.
     """
     if outputs is not None:
         check_whole("outputs", outputs)
     if isinstance(network, Tensor) and isinstance(tokens, Tensor):
-        return GivenLayer(network, tokens, outputs)
-    if isinstance(network, str):
-        network, tokenizer = load_model(network)
-        tokens = some_tokens(tokenizer) if tokens is None else tokens
+        if network.ndim != 2:
+            raise BadParameter(f"weight has shape {tuple(network.shape)}: give (d_out, d_in)")
+        check_gram(tokens, network.shape[1])
+        given = LayerOutputs("", network, tokens, outputs)
+        return {}, lambda *_: given
+    network, _, tokens = loaded(network, None, tokens)
     if not isinstance(network, nn.Module):
         raise BadParameter(
             f"{type(network).__name__} and {type(tokens).__name__} cannot be explored: give a "
@@ -208,9 +233,14 @@ def find_source(
             "tokens are missing: give the model's calibration tokens, for example "
             'calibration_tokens("embedded", tokenizer, sequences=8, length=512)'
         )
-    return ModelLayers(network, tokens, outputs)
+    source = ModelLayers(network, tokens, outputs)
+    return source.controls(block, layer), source.get
 
 
-def some_tokens(tokenizer: object) -> Tensor:
-    """A little of the embedded calibration text, (sequences, length)."""
-    return calibration_tokens("embedded", tokenizer, sequences=SEQUENCES, length=LENGTH)
+def loaded(network: Any, tokenizer: Any, tokens: Tensor | None) -> tuple[Any, Any, Tensor | None]:
+    """Load a model given by name; its tokens are a little embedded text unless some are given."""
+    if isinstance(network, str):
+        network, tokenizer = load_model(network)
+        if tokens is None:
+            tokens = calibration_tokens("embedded", tokenizer, sequences=SEQUENCES, length=LENGTH)
+    return network, tokenizer, tokens

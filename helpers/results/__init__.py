@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "frame": (
             *("METHOD_ORDER", "PRUNE_NOTEBOOK", "TASK_NAMES"),
             *("ZERO_SHOT_NOTEBOOK", "column_of", "labelled", "plain_runs", "record_id"),
+            "run_frame",
             "target_name",
         ),
         "pictures": (

@@ -20,14 +20,9 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Chromium without a window; where there is none, the tests are skipped and say why."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        pytest.skip("playwright is not installed: run make test-ui, which installs it")
-    with sync_playwright() as playwright:
-        found, reason = launch(playwright)
-        if found is None:
-            pytest.skip(reason)
+    playwright = pytest.importorskip("playwright.sync_api", reason="run make test-ui")
+    with playwright.sync_playwright() as driver:
+        found = launch(driver)
         yield found
         found.close()
 
@@ -55,9 +50,8 @@ def opened(watched: Watched, lab: lab_server.Lab) -> Iterator[Callable[[str], Bo
 
     def open_book(name: str) -> Book:
         if name not in books:
-            for book in books.values():
-                book.page.close()
-            books.clear()
+            if books:
+                books.popitem()[1].page.close()
             lab.end_kernels()
             books[name] = Book(watched.page(), lab, f"notebooks/{name}.ipynb")
             books[name].run_all(NOTEBOOK_SECONDS)

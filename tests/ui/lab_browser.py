@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import pytest
 from lab_page import WINDOW
 
 if TYPE_CHECKING:
@@ -28,21 +28,18 @@ HOW = (
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"  # the only picture from outside
 
 
-def launch(playwright: Playwright) -> tuple[Browser | None, str]:
-    """A browser, or None and why there is none. One that CHROMIUM names must start."""
+def launch(playwright: Playwright) -> Browser:
+    """A browser; where none starts the test is skipped. One that CHROMIUM names must start."""
     from playwright.sync_api import Error
 
-    if given := os.environ.get("CHROMIUM"):
-        return playwright.chromium.launch(executable_path=given, args=QUIET), ""
-    reasons = []
-    for path in (*filter(None, map(shutil.which, BROWSERS)), None):  # None is playwright's own
-        try:
-            return playwright.chromium.launch(executable_path=path, args=QUIET), ""
-        except Error as error:
-            if path is not None:
-                reasons.append(f"{Path(path).name}: {str(error).strip().splitlines()[0]}")
-    found = f"no browser starts ({'; '.join(reasons)})" if reasons else "no Chromium was found"
-    return None, f"{found}: {HOW}"
+    given = os.environ.get("CHROMIUM")
+    path = given or next(filter(None, map(shutil.which, BROWSERS)), None)  # None: playwright's own
+    try:
+        return playwright.chromium.launch(executable_path=path, args=QUIET)
+    except Error as error:
+        if given:
+            raise
+        pytest.skip(f"no browser starts ({str(error).strip().splitlines()[0]}): {HOW}")
 
 
 class Watched:
@@ -57,23 +54,21 @@ class Watched:
     def page(self) -> Any:
         """A new tab."""
         page = self.context.new_page()
-        page.on("websocket", lambda socket: self._note(socket.url))
+        page.on("websocket", lambda socket: self._outside(socket.url))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         return page
 
     def _answer(self, route: Any) -> None:
-        if self._note(route.request.url):
+        if self._outside(route.request.url):
             route.abort()
         else:
             route.continue_()
 
-    def _note(self, url: str) -> bool:
+    def _outside(self, url: str) -> bool:
         """Whether an address is outside; noted, but for the badge that notebooks begin with."""
         parts = urlsplit(url)
-        outside = parts.scheme not in ("blob", "data", "about") and parts.hostname not in (
-            "127.0.0.1",
-            "localhost",
-        )
+        local = parts.hostname in ("127.0.0.1", "localhost")
+        outside = not local and parts.scheme not in ("blob", "data", "about")
         if outside and url != BADGE:
             self.strayed.append(url)
         return outside

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lab_server import until
 
 if TYPE_CHECKING:
     from lab_server import Lab
@@ -40,15 +43,10 @@ class Book:
     """A notebook that is open in a page of JupyterLab."""
 
     def __init__(self, page: Page, lab: Lab, path: str) -> None:
-        self.page, self.lab, self.path = page, lab, path
+        self.page, self.lab, self.file = page, lab, lab.project / path
         page.goto(lab.address(path, workspace=Path(path).stem))
         page.wait_for_selector(".jp-Notebook .jp-RenderedMarkdown h1")
         self.wait_idle(KERNEL_SECONDS, beats=3)
-
-    @property
-    def file(self) -> Path:
-        """Where the notebook lies."""
-        return self.lab.project / self.path
 
     def read(self) -> dict:
         """The notebook as it was last saved."""
@@ -75,30 +73,33 @@ class Book:
             if quiet == beats:
                 return
             self.page.wait_for_timeout(300)
-        raise AssertionError(f"{self.path} was not done in {seconds:.0f} s: {state}")
+        raise AssertionError(f"{self.file.name} was not done in {seconds:.0f} s: {state}")
 
     def save(self) -> dict:
         """Save the notebook, outputs and all, and return it."""
         before = self.file.stat().st_mtime_ns
         self.page.keyboard.press("Escape")
         self.menu("File", "docmanager:save")
-        for _ in range(100):
-            if self.file.stat().st_mtime_ns != before:
-                return self.read()
-            self.page.wait_for_timeout(100)
-        raise AssertionError(f"{self.path} was not saved")
 
-    def cell(self, name: str) -> Locator:
-        """The cell with this id."""
-        names = [cell["id"] for cell in self.read()["cells"]]
-        return self.page.locator(".jp-Notebook .jp-Cell").nth(names.index(name))
+        def saved() -> dict | None:
+            with contextlib.suppress(ValueError):  # half written
+                return self.read() if self.file.stat().st_mtime_ns != before else None
+            return None
+
+        return until(saved, 10, f"{self.file.name} was not saved", self.pause)
+
+    def pause(self, seconds: float) -> None:
+        """Wait while the page goes on."""
+        self.page.wait_for_timeout(1000 * seconds)
 
     def output(self, name: str) -> Locator:
         """What the cell with this id shows."""
-        return self.cell(name).locator(".jp-Cell-outputArea")
+        names = [cell["id"] for cell in self.read()["cells"]]
+        cell = self.page.locator(".jp-Notebook .jp-Cell").nth(names.index(name))
+        return cell.locator(".jp-Cell-outputArea")
 
-    def start_cell(self, code: str) -> None:
-        """Put code into a new cell at the end, and run it."""
+    def start_cell(self, code: str) -> Locator:
+        """Put code into a new cell at the end, and run it; returns what the cell shows."""
         self.page.keyboard.press("Escape")
         self.page.locator(".jp-Notebook .jp-Cell .jp-InputPrompt").last.click()
         self.page.keyboard.press("Escape")
@@ -107,17 +108,14 @@ class Book:
         self.page.keyboard.insert_text(code)
         self.page.keyboard.press("Control+Enter")
         self.page.wait_for_timeout(500)
-
-    def last_output(self, seconds: float = 30) -> str:
-        """What the last cell shows, once it is done."""
-        self.wait_idle(seconds, beats=2)
-        cell = self.page.locator(".jp-Notebook .jp-Cell").last
-        return cell.locator(".jp-Cell-outputArea .jp-OutputArea-output").inner_text().strip()
+        cells = self.page.locator(".jp-Notebook .jp-Cell")
+        return cells.nth(cells.count() - 1).locator(".jp-Cell-outputArea")
 
     def run_cell(self, code: str) -> str:
-        """Run code in a new cell at the end, and return what it shows."""
-        self.start_cell(code)
-        return self.last_output()
+        """The text that code shows when it has been run in a new cell at the end."""
+        output = self.start_cell(code)
+        self.wait_idle(30, beats=2)
+        return output.locator(".jp-OutputArea-output").inner_text().strip()
 
 
 # --- controls ------------------------------------------------------------------------------
@@ -129,43 +127,27 @@ def named(area: Locator, kind: str, label: str) -> Locator:
     return area.locator(kind).filter(has=text).first
 
 
-def handle(area: Locator, label: str) -> Locator:
-    """The handle of a slider, of ipywidgets 8 or 7."""
-    found = named(area, ".widget-slider", label).locator(".noUi-handle, .ui-slider-handle")
-    found.scroll_into_view_if_needed()
-    return found
-
-
-def drag(area: Locator, label: str) -> None:
-    """Drag a slider's handle by the mouse to the farther end, where it has another value."""
-    track = named(area, ".widget-slider", label).locator(".slider-container").bounding_box()
-    box, mouse = handle(area, label).bounding_box(), area.page.mouse
+def slide(area: Locator, label: str, *, keyboard: bool) -> None:
+    """Move a slider (of ipywidgets 8 or 7): by the keyboard a step, by the mouse to an end."""
+    slider, page = named(area, ".widget-slider", label), area.page
+    handle = slider.locator(".noUi-handle, .ui-slider-handle")
+    handle.scroll_into_view_if_needed()
+    if keyboard:
+        now, top = (float(handle.get_attribute(f"aria-value{end}") or 0) for end in ("now", "max"))
+        handle.focus()
+        page.keyboard.press("ArrowLeft" if now >= top else "ArrowRight")
+        return
+    track, box = slider.locator(".slider-container").bounding_box(), handle.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    right = track["x"] + track["width"]
-    # to the right from the middle: at nothing, other controls may have nothing to change
-    target = track["x"] + 1 if x - track["x"] > right - x + 20 else right - 1
-    mouse.move(x, y)
-    mouse.down()
-    mouse.move(target, y, steps=4)
-    mouse.up()
+    left, right = track["x"], track["x"] + track["width"]
+    page.mouse.move(x, y)
+    page.mouse.down()
+    # from the middle to the right: at the left end other controls may change nothing
+    page.mouse.move(left + 1 if x - left > right - x + 20 else right - 1, y, steps=4)
+    page.mouse.up()
 
 
-def arrow(area: Locator, label: str) -> None:
-    """Move a slider by the keyboard, away from the nearer end."""
-    found = handle(area, label)
-    now, top = (float(found.get_attribute(f"aria-value{end}") or 0) for end in ("now", "max"))
-    found.focus()
-    area.page.keyboard.press("ArrowLeft" if now >= top else "ArrowRight")
-
-
-def press(area: Locator, text: str, *, keyboard: bool = False) -> None:
-    """Press the button of this text."""
-    push(
-        area.locator("button", has_text=re.compile(f"^\\s*{re.escape(text)}\\s*$")).first, keyboard
-    )
-
-
-def push(button: Locator, keyboard: bool) -> None:
+def press(button: Locator, *, keyboard: bool) -> None:
     """Press a button by the mouse, or by the keyboard."""
     if keyboard:
         button.focus()
@@ -174,7 +156,7 @@ def push(button: Locator, keyboard: bool) -> None:
         button.click()
 
 
-def choose(area: Locator, label: str, *, keyboard: bool = False) -> None:
+def choose(area: Locator, label: str, *, keyboard: bool) -> None:
     """Choose the next entry of a dropdown, or at its end the one before."""
     select = named(area, ".widget-dropdown", label).locator("select")
     now, count = select.evaluate("node => [node.selectedIndex, node.options.length]")
@@ -193,21 +175,16 @@ def shown(area: Locator) -> str:
     return area.evaluate(SHOWN)
 
 
-def settled(area: Locator, seconds: float = 60) -> str:
-    """What is shown once it has stayed the same for half a second, and no work is running."""
+def settled(area: Locator, seconds: float = 60, other: str | None = None) -> str:
+    """What is shown once it has stayed the same for half a second, and no work is running.
+
+    With `other`, once it is also something else than that.
+    """
     end, last = time.monotonic() + seconds, shown(area)
     while time.monotonic() < end:
         area.page.wait_for_timeout(500)
         last, before = shown(area), last
-        if last == before and not area.locator(".widget-hprogress:visible").count():
+        working = area.locator(".widget-hprogress:visible").count()
+        if last == before != other and not working:
             return last
-    raise AssertionError(f"what is shown did not come to rest in {seconds:.0f} s")
-
-
-def wait_changed(area: Locator, before: str, seconds: float = 60) -> str:
-    """Wait until something else than `before` is shown at rest, and return it."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if (now := settled(area, seconds)) != before:
-            return now
-    raise AssertionError(f"nothing changed in {seconds:.0f} s")
+    raise AssertionError(f"nothing new came to rest in {seconds:.0f} s")

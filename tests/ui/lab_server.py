@@ -11,9 +11,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from helpers.paths import root
 from helpers.runner import plan as plans
@@ -84,20 +85,20 @@ def project_copy(folder: Path, *, quick: bool) -> Path:
             (folder / part.name).symlink_to(part)
     ignore = shutil.ignore_patterns(".ipynb_checkpoints")
     shutil.copytree(root() / "notebooks", folder / "notebooks", ignore=ignore)
-    for run in reversed(plans.read_plan("smoke") if quick else []):
-        if run.notebook != "06_tables_and_plots":  # it shows the committed records anyway
-            set_parameters(folder / "notebooks" / f"{run.notebook}.ipynb", run.parameters)
+    runs = reversed(plans.read_plan("smoke") if quick else [])
+    for name, values in {run.notebook: run.parameters for run in runs}.items():
+        if name != "06_tables_and_plots":  # it shows the committed records anyway
+            set_parameters(folder / "notebooks" / f"{name}.ipynb", values)
     return folder
 
 
 def set_parameters(path: Path, values: dict) -> None:
-    """Set a copied notebook's parameters, in lines at the end of its parameters cell."""
+    """Set a notebook's parameters, in lines at the end of its parameters cell."""
     book = json.loads(path.read_text(encoding="utf-8"))
-    original = json.loads((root() / "notebooks" / path.name).read_text(encoding="utf-8"))
-    for cell, before in zip(book["cells"], original["cells"], strict=True):
+    for cell in book["cells"]:
         if "parameters" in cell["metadata"].get("tags", []):
-            lines = [f"{name} = {value!r}" for name, value in values.items()]
-            cell["source"] = "".join(before["source"]) + "\n# for a quick look\n" + "\n".join(lines)
+            lines = [f"\n{name} = {value!r}" for name, value in values.items()]
+            cell["source"] = "".join([*cell["source"], "\n# for a quick look", *lines])
     path.write_text(json.dumps(book, indent=1), encoding="utf-8")
 
 
@@ -111,61 +112,51 @@ def private_environment(folder: Path) -> dict[str, str]:
         path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values), encoding="utf-8")
-    variables |= {"PRUNING_RESULTS": str(folder / "results"), "HF_HUB_OFFLINE": "1"}
-    if not _installed_here():  # a second clone that shares the first one's .venv
-        variables["PYTHONPATH"] = str(root())
-    return variables
+    # this project's helpers, also where its .venv is another clone's
+    here = {"PRUNING_RESULTS": str(folder / "results"), "PYTHONPATH": str(root())}
+    return variables | here | {"HF_HUB_OFFLINE": "1"}
 
 
-def _installed_here() -> bool:
-    """Whether `import helpers` finds this project from any folder, as after `make setup`."""
-    code = "import helpers; print(helpers.__file__)"
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd="/",
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() == str(root() / "helpers" / "__init__.py")
+def until(
+    ready: Callable[[], Any], seconds: float, failure: str, pause: Callable[..., None] = time.sleep
+) -> Any:
+    """What `ready` returns, as soon as that is true; asked ten times a second."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := ready():
+            return found
+        pause(0.1)
+    raise AssertionError(failure)
 
 
 @contextlib.contextmanager
-def running(command: list[str], folder: Path, **options: object) -> Iterator[Path]:
-    """A server started by a command for as long as the block lasts; yields its log."""
+def running(command: list[str], folder: Path, **options: Any) -> Iterator[tuple[dict, Path]]:
+    """A server started by a command, until the block ends: what it says of itself, and its log."""
     log = folder / "server.log"
+
+    def servers() -> list[dict]:
+        return [json.loads(path.read_text()) for path in folder.glob("runtime/jpserver-*.json")]
+
+    def answering() -> dict | None:
+        # half written, or not listening yet
+        with contextlib.suppress(ValueError, urllib.error.URLError):
+            for server in servers():
+                urllib.request.urlopen(f"{server['url']}api", timeout=10).close()
+                return server
+        return None
+
     with log.open("w", encoding="utf-8") as sink:
         process = subprocess.Popen(
             command, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True, **options
         )
         try:
-            yield log
+            yield until(answering, SECONDS, f"JupyterLab did not start: see {log}"), log
         finally:
-            for server in _servers(folder):
+            for server in servers():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(server["pid"], 15)
             process.terminate()
             process.wait(SECONDS)
-
-
-def _servers(folder: Path) -> list[dict]:
-    """What servers say of themselves in their runtime folder."""
-    return [json.loads(path.read_text()) for path in folder.glob("runtime/jpserver-*.json")]
-
-
-def wait_for_server(folder: Path, log: Path) -> dict:
-    """What the server that was started says of itself: url, token, root_dir."""
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        # half written, or not listening yet
-        with contextlib.suppress(ValueError, urllib.error.URLError):
-            for server in _servers(folder):
-                urllib.request.urlopen(f"{server['url']}api", timeout=10).close()
-                return server
-        time.sleep(0.1)
-    raise AssertionError("JupyterLab did not start:\n" + log.read_text(encoding="utf-8")[-2000:])
 
 
 @contextlib.contextmanager
@@ -176,6 +167,5 @@ def lab(folder: Path, *, quick: bool) -> Iterator[Lab]:
     options += [f"--ServerApp.root_dir={project}", "--LabApp.extension_manager=readonly"]
     command = [sys.executable, "-m", "jupyter", "lab", *options]
     environment = private_environment(folder)
-    with running(command, folder, env=environment, cwd=folder) as log:
-        server = wait_for_server(folder, log)
+    with running(command, folder, env=environment, cwd=folder) as (server, _log):
         yield Lab(server["url"], server["token"], project)

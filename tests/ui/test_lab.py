@@ -11,18 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from lab_browser import Watched
-from lab_page import (
-    Book,
-    arrow,
-    choose,
-    drag,
-    named,
-    press,
-    push,
-    settled,
-    shown,
-    wait_changed,
-)
+from lab_page import Book, choose, named, press, settled, shown, slide
 from lab_server import Lab
 
 from helpers.paths import root
@@ -58,19 +47,15 @@ DROPDOWNS = {
     "03_mask_schedule": ("layer", "schedule", "pattern"),
     "06_tables_and_plots": ("metric", "columns", "run"),
 }
+# every control by keyboard, and those of one notebook by the mouse too
+CONTROLS = [
+    pytest.param(notebook, operate, label, keyboard, id=f"{notebook}-{label}-{keyboard}")
+    for operate, names in ((slide, SLIDERS), (choose, DROPDOWNS))
+    for notebook, labels in names.items()
+    for label in labels
+    for keyboard in ((True, False) if notebook == "02_admm_layer_solve" else (True,))
+]
 by_mouse_and_keyboard = pytest.mark.parametrize("keyboard", [False, True], ids=["mouse", "keys"])
-
-
-def controls(names: dict[str, tuple[str, ...]]) -> pytest.MarkDecorator:
-    """A test for every control by keyboard, and for those of one notebook by the mouse too."""
-    rows = [
-        pytest.param(notebook, name, keyboard, id=f"{notebook}-{name}-{how}")
-        for notebook, labels in names.items()
-        for name in labels
-        for keyboard, how in ((True, "keys"), (False, "mouse"))
-        if keyboard or notebook == "02_admm_layer_solve"
-    ]
-    return pytest.mark.parametrize(("notebook", "name", "keyboard"), rows)
 
 
 # --- every notebook ------------------------------------------------------------------------
@@ -131,20 +116,14 @@ def test_links_lead_somewhere(notebook: str, opened: Opened, lab: Lab) -> None:
 # --- explorers -----------------------------------------------------------------------------
 
 
-@controls(SLIDERS)
-def test_slider(notebook: str, name: str, keyboard: bool, opened: Opened) -> None:
+@pytest.mark.parametrize(("notebook", "operate", "label", "keyboard"), CONTROLS)
+def test_control(
+    notebook: str, operate: Callable, label: str, keyboard: bool, opened: Opened
+) -> None:
     area = opened(notebook).output("explorer")
     before = settled(area)
-    (arrow if keyboard else drag)(area, name)
-    wait_changed(area, before)
-
-
-@controls(DROPDOWNS)
-def test_dropdown(notebook: str, name: str, keyboard: bool, opened: Opened) -> None:
-    area = opened(notebook).output("explorer")
-    before = settled(area)
-    choose(area, name, keyboard=keyboard)
-    wait_changed(area, before)
+    operate(area, label, keyboard=keyboard)
+    settled(area, other=before)
 
 
 @pytest.mark.parametrize("notebook", ["00_start_here"])
@@ -156,9 +135,9 @@ def test_models_answer(notebook: str, opened: Opened) -> None:
     field.press("Control+a")
     area.page.keyboard.type("Once upon a time")
     field.blur()
-    press(area, "Generate", keyboard=True)
+    press(area.get_by_role("button", name="Generate"), keyboard=True)
     # the browser may send the last letters after the press
-    assert "Once upon a" in wait_changed(area, before, seconds=120)
+    assert "Once upon a" in settled(area, 120, before)
 
 
 @by_mouse_and_keyboard
@@ -167,13 +146,13 @@ def test_the_mask_grows_while_it_plays(notebook: str, keyboard: bool, opened: Op
     area = opened(notebook).output("explorer")
     seen = {settled(area)}
     play, stop = area.locator(".jupyter-widget-play button, .widget-play button").all()[:2]
-    push(play, keyboard)
+    press(play, keyboard=keyboard)
     for _ in range(100):
         seen.add(shown(area))
         if len(seen) > 3:
             break
         area.page.wait_for_timeout(100)
-    push(stop, keyboard)
+    press(stop, keyboard=keyboard)
     assert len(seen) > 3, "one mask after another"
     settled(area)
 
@@ -187,10 +166,8 @@ def test_stop_ends_the_work_and_not_the_kernel(
     notebook: str, keyboard: bool, opened: Opened
 ) -> None:
     book = opened(notebook)
-    book.start_cell(LONG)
-    cells = book.page.locator(".jp-Notebook .jp-Cell")
-    area = cells.nth(cells.count() - 1)
+    area = book.start_cell(LONG)
     assert book.run_cell("1 + 1, worker.running") == "(2, True)", "the kernel is free meanwhile"
-    press(area, "Stop", keyboard=keyboard)
+    press(area.get_by_role("button", name="Stop"), keyboard=keyboard)
     area.get_by_text("stopped").wait_for()
     assert book.run_cell("worker.running, 0 < len(steps) < 6000") == "(False, True)"

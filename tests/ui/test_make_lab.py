@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,19 +29,11 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     # the environment is ready: a second clone must not install itself into a shared .venv
     ready = [f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.installed"]
     command = ["make", "-C", str(project), *ready, "lab", arguments]
-    with lab_server.running(command, folder, env=environment, cwd="/") as log:
-        server = lab_server.wait_for_server(folder, log)
+    with lab_server.running(command, folder, env=environment, cwd="/") as (server, log):
         assert Path(server["root_dir"]) == project
-        yield wait_for_address(log)
-
-
-def wait_for_address(log: Path) -> str:
-    for _ in range(200):
-        found = re.search(r"http://\S+?token=\w+", log.read_text(encoding="utf-8"))
-        if found:
-            return found[0]
-        time.sleep(0.1)
-    raise AssertionError(log.read_text(encoding="utf-8"))
+        address = re.compile(r"http://\S+?token=\w+")
+        found = lambda: address.search(log.read_text(encoding="utf-8"))  # noqa: E731
+        yield lab_server.until(found, 20, f"no address was printed: see {log}")[0]
 
 
 @pytest.fixture
