@@ -115,8 +115,8 @@ def runs_of(records: Iterable[Record]) -> pd.DataFrame:
         raise RecordError("no record of a run that prunes: give those of a plan such as full")
     rows: list[dict[str, Any]] = []
     columns = ["record", "label", "target", "method", "seed", "variant"]
-    for (plan, _), group in groups.items():
-        for run in run_frame(group)[columns].to_dict("records"):
+    for (plan, notebook), group in groups.items():
+        for run in run_frame(group, notebook)[columns].to_dict("records"):
             cell = "" if run["target"] == "dense" else f", {run['target']}, seed {run['seed']}"
             names = {"key": record_id(run["record"]), "name": run["label"] + cell}
             rows.append({"plan": plan} | names | run | metrics_of(run["record"]))
