@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "claims": ("claims_markdown", "write_claims"),
         "frame": (
             *("METHOD_ORDER", "PRUNE_NOTEBOOK", "TASK_NAMES"),
-            *("ZERO_SHOT_NOTEBOOK", "column_of", "labelled", "plain_runs", "record_id"),
+            *("ZERO_SHOT_NOTEBOOK", "labelled", "record_id"),
             "run_frame",
             "target_name",
         ),
@@ -26,7 +26,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             *("COLOURS", "DASHES", "DENSE", "MARKERS", "Picture", "short_error", "style_of"),
             "to_png",
         ),
-        "tables": ("format_number", "mean_of_tasks", "sections", "to_markdown", "write_tables"),
+        "tables": ("format_number", "sections", "to_markdown", "write_tables"),
         "verdict": ("equal_to_printed_digits", "judge", "same_run", "to_lines"),
     },
 )

@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 
 from helpers.errors import RecordError
-from helpers.paths import TABLES_NOTEBOOK, own_method_file, root
+from helpers.paths import TABLES_NOTEBOOK, own_method_file, root, sha256_file
 from helpers.records import read_record
 from helpers.runner.parameters import code_cells
 from helpers.runner.plan import Run
@@ -51,7 +51,7 @@ def fingerprint(run: Run) -> str:
         records = sorted(run.record_path.parent.glob("*.json"))
         files += [path for path in records if path != run.record_path]
     parts = [json.dumps(run.effective, sort_keys=True), core_hash(root()), *map(code_hash, code)]
-    parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    parts += [sha256_file(path) for path in files]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
