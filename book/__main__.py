@@ -21,9 +21,8 @@ from sphinx.cmd.build import build_main
 
 import helpers
 from helpers.errors import HelpersError, RunError
-from helpers.paths import notebooks_dir, reference_dir, results_dir, root
+from helpers.paths import CORE_FOLDERS, notebooks_dir, reference_dir, results_dir, root
 from helpers.results import figure_alt
-from helpers.runner import CORE_FOLDERS
 
 COPIED = (
     *("README.md", "CHANGES.md", "docs", "helpers/own"),

@@ -298,7 +298,7 @@ def main(names: list[str]) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("stopped: run it again to go on with what is missing\n")
+        sys.stderr.write("interrupted: run it again to fetch what is missing\n")
         return 130
     return 0
 

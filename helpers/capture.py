@@ -26,6 +26,7 @@ from helpers.errors import (
     NonFinite,
     ParityError,
     UnsupportedModel,
+    described,
 )
 from helpers.models import device_of, find_blocks, opened
 
@@ -135,9 +136,9 @@ def check_tokens(model: nn.Module, tokens: Tensor, dimensions: int = 2) -> None:
     """
     shape = "(sequences, length)" if dimensions == 2 else "(tokens,)"
     if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64 or tokens.ndim != dimensions:
-        given = [getattr(tokens, "dtype", type(tokens).__name__), *getattr(tokens, "shape", ())]
         raise BadParameter(
-            f"tokens are {given}: give int64 {shape}, for example from calibration_tokens(...)"
+            f"tokens {described(tokens)}: give int64 {shape}, for example from "
+            "calibration_tokens(...)"
         )
     if dimensions == 2 and tokens.numel() == 0:
         raise CalibrationTooShort("tokens are empty: give at least one sequence of text")
@@ -146,8 +147,8 @@ def check_tokens(model: nn.Module, tokens: Tensor, dimensions: int = 2) -> None:
     size = model.get_input_embeddings().weight.shape[0]
     if tokens.numel() and (tokens.min() < 0 or tokens.max() >= size):
         raise BadParameter(
-            f"tokens lie in {int(tokens.min())} … {int(tokens.max())} but the model knows "
-            f"0 … {size - 1}: use the model's own tokenizer"
+            f"token ids range from {int(tokens.min())} to {int(tokens.max())}, but the model's "
+            f"vocabulary is 0 to {size - 1}: use the model's own tokenizer"
         )
     if dimensions == 2:
         check_length(model, tokens.shape[1])
@@ -247,7 +248,10 @@ def check_parity(model: nn.Module, calls: list[Call], tokens: Tensor) -> float:
     Raises ParityError, and NonFinite where the dense model itself breaks down.
     """
     logits, stream = _forward_and_replay(model, calls, tokens)
-    check_stream(logits, "called logits")
+    if not all_finite(logits):
+        raise NonFinite(
+            "the model's logits hold NaN or infinity: check the weights, or use dtype float32"
+        )
     replayed = logits_of(model, tokens, stream, calls)
     # In place, as logits are the largest thing in memory. An exact replay gives the same bits and
     # so 0; the largest logit is the scale of rounding

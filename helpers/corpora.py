@@ -264,8 +264,10 @@ def _documents(source: str) -> list[str]:
             except ValueError:
                 row = None
             if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                wrong = 'is no JSON object with a "text" string: write {"text": "..."} on each line'
-                raise BadText(f"{path} line {number} {wrong}")
+                raise BadText(
+                    f'{path} line {number} is not a JSON object with a "text" string: '
+                    'write {"text": "..."} on each line'
+                )
             documents.append(row["text"])
     documents = [document for document in documents if document.strip()]
     if not documents:

@@ -32,7 +32,9 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     # "cuda" alone is device 0
     count = torch.cuda.device_count()
     if text != "cpu" and int(text.partition(":")[2] or 0) >= count:
-        raise BadParameter(f'device {text!r} is not here: {count} CUDA devices found; use "auto"')
+        raise BadParameter(
+            f'device {text!r} does not exist: this machine has {count} CUDA devices; use "auto"'
+        )
     return torch.device(text)
 
 

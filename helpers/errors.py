@@ -104,6 +104,13 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def described(value: object) -> str:
+    """What a message says of a value that is not the tensor it should be."""
+    if not hasattr(value, "dtype"):
+        return f"is of type {type(value).__name__}"
+    return f"has dtype {value.dtype} and shape {tuple(value.shape)}"
+
+
 def allowed(names: Iterable[object]) -> str:
     """The names in sorted order, joined for a message."""
     return ", ".join(sorted(str(name) for name in names))

@@ -339,7 +339,7 @@ def _harness_tasks(
     for name in names if source == "hub" else ():
         found, size = len(loaded[name].eval_docs), TASK_TABLE[name].size
         if found != size:  # `items` would then be other items
-            raise AssetError(f"{name} has {found} items, not {size}: use another source")
+            raise AssetError(f'{name} has {found} items instead of {size}: use source "embedded"')
     return {name: loaded[name] for name in names}
 
 
@@ -379,11 +379,17 @@ def _task_score(
 def _warn_of_cuts(
     name: str, samples: Sequence[Mapping[str, Any]], tokenizer: Any, longest: int
 ) -> None:
-    """Log how many requests do not fit the model: lm-eval cuts the beginning of their text."""
+    """Log how many requests do not fit the model: lm-eval drops the beginning of their text."""
     texts = ["".join(pair) for sample in samples for pair in sample["arguments"]]
     # a token stands for one byte or more, so only a long text has to be tokenised
     texts = [text for text in texts if len(text.encode()) >= longest]
     # the last token is only predicted, so one more than the model takes still fits
     cut = sum(len(tokenizer(text)["input_ids"]) > longest + 1 for text in texts)
     if cut:
-        LOG.warning("%s: the beginning of %d texts is cut to %d tokens", name, cut, longest)
+        LOG.warning(
+            "%s: %d texts are longer than the %d tokens this model can take; lm-eval dropped their "
+            "beginning",
+            name,
+            cut,
+            longest,
+        )

@@ -126,7 +126,7 @@ def check_gram(gram: Tensor, d_in: int) -> None:
     # possible and hide that it is no gram at all
     if gram.diagonal().min() < 0:
         raise NotPositiveDefinite(
-            "gram has a negative diagonal, so it is no XᵀX: recompute it from the inputs"
+            "gram has a negative diagonal, so it is not XᵀX of any inputs: recompute it"
         )
 
 

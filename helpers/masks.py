@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from helpers.errors import BadMask, BadPattern, BadSparsity, check_choice
+from helpers.errors import BadMask, BadPattern, BadSparsity, check_choice, described
 from helpers.fast import selection
 
 BUDGETS = ("matrix", "output")
@@ -125,9 +125,8 @@ def check_keep(
     or contradicts a given `sparsity` (by more than half a weight).
     """
     if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != shape:
-        kind, size = getattr(keep, "dtype", type(keep).__name__), getattr(keep, "shape", ())
         raise BadMask(
-            f"keep is {kind} of {tuple(size)}: give a torch.bool mask of the weight's shape "
+            f"keep {described(keep)}: give a torch.bool mask of the weight's shape "
             f"{tuple(shape)}, True where a weight stays"
         )
     pattern = Pattern.parse(pattern)

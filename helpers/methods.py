@@ -36,6 +36,7 @@ from helpers.errors import (
     UnknownMethod,
     allowed,
     check_choice,
+    described,
     first_line,
 )
 from helpers.gram import Gram, dead_inputs, gram_of, relative_error
@@ -144,14 +145,14 @@ def _check_registration(name: str, function: Method) -> None:
         )
     if name == "dense":
         raise BadParameter(
-            "method name 'dense' means the model that is not pruned in tables and figures: "
-            "give yours another name"
+            "method name 'dense' is not allowed, since tables and figures call the unpruned model "
+            "that: choose another name"
         )
     # one module may register its own name again: a module that is reloaded does
     if _is_ours(name) and METHODS[name].__module__ != getattr(function, "__module__", None):
         raise BadParameter(
-            f"method {name!r} is the package's own, and tables and figures mean that one by it: "
-            "give yours another name"
+            f"method {name!r} is one of the package's own, and tables and figures use that name "
+            "for it: choose another name"
         )
     parameters = inspect.signature(function).parameters
     # **options takes whatever is passed by keyword; weight and gram are passed by position
@@ -215,10 +216,9 @@ def _check_floats(what: str, matrix: Tensor) -> None:
     """Raise BadParameter unless `matrix` is a two-dimensional tensor of floats."""
     is_matrix = isinstance(matrix, Tensor) and matrix.ndim == 2 and matrix.numel() > 0
     if not is_matrix or not matrix.is_floating_point():
-        kind = getattr(matrix, "dtype", type(matrix).__name__)
         raise BadParameter(
-            f"{what} is {kind} of shape {tuple(getattr(matrix, 'shape', ()))}: give a "
-            "floating-point torch tensor, weight (d_out, d_in) and gram (d_in, d_in)"
+            f"{what} {described(matrix)}: give a floating-point torch tensor, weight (d_out, d_in) "
+            "and gram (d_in, d_in)"
         )
 
 
@@ -295,7 +295,9 @@ def _load_own(name: str, path: Path) -> None:
     """Run a reader's file, which registers its method; a file that fails registers nothing."""
     shown, wanted = f"helpers/own/{path.name}", own_method_file(name)
     if path != wanted:
-        raise BadParameter(f"{shown} is not found by its name: rename it to {wanted.name}")
+        raise BadParameter(
+            f"{shown} does not have the file name of its method: rename it to {wanted.name}"
+        )
     # a file may register one method and fail at the next
     before = dict(METHODS)
     try:
@@ -380,7 +382,8 @@ def check_method(name: str) -> list[Promise]:
         # tolerance is for the rounding of a solver. A dead input's weights may change
         new = ask(sparsity=0.0).weight
         close = torch.allclose(new[:, alive], dense[:, alive], rtol=1e-2, atol=1e-2)
-        return "" if close else "it changed weights at sparsity 0, where the dense ones are best"
+        changed = "it changed weights at sparsity 0, where the dense weights are the optimum"
+        return "" if close else changed
 
     checks: dict[str, Callable[[], str]] = {
         f"an exact answer for {name}": functools.partial(answers, *target)
@@ -388,7 +391,7 @@ def check_method(name: str) -> list[Promise]:
     }
     checks["a mask that is given is used"] = uses_the_mask
     checks["the same answer twice"] = repeats
-    checks["a layer that needs no pruning stays"] = leaves_dense
+    checks["at sparsity 0 the weights stay"] = leaves_dense
     promises = []
     for what, broken in checks.items():
         try:

@@ -97,8 +97,8 @@ def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple
         ) from error
     except HTTPError as error:  # the HTTP library's own, which transformers lets through
         raise AssetError(
-            f"model {str(source)!r} was not fetched whole ({first_line(error)}): what is "
-            "fetched is kept, check the network and run again to go on"
+            f"model {str(source)!r} was not downloaded completely ({first_line(error)}): what was "
+            "downloaded is kept; check the network and run again to resume"
         ) from error
     # transformers fills what is missing with random numbers and goes on
     absent = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))

@@ -1,4 +1,4 @@
-"""The only place that knows where folders are, and how a file is hashed and replaced safely.
+"""The only place that knows where folders are, and how files are hashed and replaced safely.
 
 Three environment variables move things: `PRUNING_CACHE` (downloads), `PRUNING_RESULTS`
 (what runs write) and `PRUNING_RUNS` (run files). They are read at each call, not at import.
@@ -6,10 +6,14 @@ Three environment variables move things: `PRUNING_CACHE` (downloads), `PRUNING_R
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import functools
 import hashlib
 import os
+import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from helpers.errors import RecordError
@@ -18,6 +22,8 @@ from helpers.errors import RecordError
 MASK_FILE = "masks.safetensors"
 # reads the records of all other runs and measures nothing of its own
 TABLES_NOTEBOOK = "06_tables_and_plots"
+# folders of helpers/ that decide numbers, as the modules beside them do
+CORE_FOLDERS = ("fast", "beyond")
 
 
 def root() -> Path:
@@ -71,6 +77,44 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     """The sha256 of a file's content, hexadecimal; the file is read in parts."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def core_code(*, wings: Iterable[str] = (), project: Path | None = None) -> dict[str, str]:
+    """The `code_hash` of each module that decides numbers, by its path in helpers/.
+
+    That is the core: the modules directly in helpers/ and those in `CORE_FOLDERS`. `wings` names
+    further folders; project is the root of another project.
+    """
+    # asked of the folders at each call, so that no module can drop out by being moved or renamed
+    package = (project or root()) / "helpers"
+    paths = set(package.glob("*.py")) - {package / "__init__.py"}  # it only says where names live
+    for folder in (*CORE_FOLDERS, *wings):
+        paths.update((package / folder).rglob("*.py"))
+    return {
+        path.relative_to(package).as_posix(): code_hash(path.read_text(encoding="utf-8"))
+        for path in sorted(paths)
+    }
+
+
+@functools.lru_cache(maxsize=512)
+def code_hash(source: str) -> str:
+    """sha256 of Python source without comments, docstrings and layout; of other text as it is.
+
+    The %magic lines of a notebook are blanked: they only set up Colab or the display.
+    """
+    for text in (source, re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", source)):
+        try:
+            tree = ast.parse(text)
+            break
+        except SyntaxError:
+            continue
+    else:
+        return hashlib.sha256(source.encode()).hexdigest()
+    for node in ast.walk(tree):
+        match node:
+            case ast.AST(body=[ast.Expr(value=ast.Constant(value=str())), *rest]):
+                node.body = rest
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 def replace_file(path: str | os.PathLike[str], data: bytes | str) -> Path:

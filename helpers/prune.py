@@ -383,8 +383,8 @@ class Loop:
             if not out_of_memory(error):
                 raise
             raise OutOfMemory(
-                f"block {index} {name}: memory ran out while it was solved: use a device with "
-                "more, or prune_checkpoint, which holds one block at a time"
+                f"block {index} {name}: out of memory while solving this layer: use a device with "
+                "more memory, or prune_checkpoint, which holds one block at a time"
             ) from error
         # in place: the module stays the one that the model, its hooks and tied weights refer to
         write_weight(layer, result.weight)
@@ -410,8 +410,8 @@ class Loop:
             # nothing has changed, so there is nothing to warn of
             if not count:
                 raise
-            changed = f"{count} layers before it are already pruned, reload the model"
-            raise type(error)(f"{error}; {changed}") from error
+            damage = f"layers already pruned: {count}; reload the model"
+            raise type(error)(f"{error}; {damage}") from error
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:

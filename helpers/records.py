@@ -86,6 +86,7 @@ def make_record(
         "platform": {  # no host name
             "system": platform.system(),
             "machine": platform.machine(),
+            "processor": _processor(),
             "cores": os.cpu_count() or 1,
         },
         # UTC, so that records of two machines can be put in order
@@ -163,7 +164,7 @@ def check_type(name: str, value: Any, allowed_types: Iterable[type | None]) -> N
     """Raise BadParameter unless `value` is of one of the types (see `check_parameters`)."""
     types = {NoneType if kind is None else kind for kind in allowed_types}
     if isinstance(value, float) and not math.isfinite(value):
-        raise BadParameter(f"{name} = {value} is not a finite number: give one")
+        raise BadParameter(f"{name} = {value} is not allowed: give a finite number")
     # type() and not isinstance, because True is an int to isinstance
     if type(value) in types or (type(value) is int and float in types):
         return
@@ -241,6 +242,20 @@ def _to_json(record: Mapping[str, Any]) -> str:
             text = f"[\n  {rows}\n ]"
         lines.append(f" {json.dumps(key)}: {text}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _processor() -> str:
+    """The kind of processor: its kernels decide the last bits, and so which weights fall."""
+    found: dict[str, str] = {}
+    with contextlib.suppress(OSError):  # there is such a file on Linux only
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        found = dict(re.findall(r"(?m)^(model name|cpu family|model)\s*: (.+)$", text))
+    if "model name" not in found:
+        return platform.processor() or platform.machine()
+    # several kinds share one name, and differ in family or model
+    return "{model name}, family {cpu family}, model {model}".format_map(
+        {"cpu family": "?", "model": "?"} | found
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -248,5 +248,5 @@ class Replay:
             )
         # a divisor of the batch before, so that rows not yet done make up whole batches
         smaller = largest_divisor(self.batch, self.batch // 2)
-        self.halved.append(f"{where}: batch {self.batch} to {smaller}, memory ran out")
+        self.halved.append(f"{where}: batch lowered from {self.batch} to {smaller}, out of memory")
         self.batch, self._calls = smaller, None

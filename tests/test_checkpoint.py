@@ -261,8 +261,10 @@ def test_other_versions_and_other_code_are_refused(
     def two(weight, gram, *, sparsity, pattern, keep=None):
         return METHODS["magnitude"](weight, gram, sparsity=0.25, pattern=pattern)
 
-    version, digest = importlib.metadata.version, checkpoint.sha256_file
-    changed = (("helpers", "masks.py"), ("large", "checkpoint.py"))
+    version = importlib.metadata.version
+    code = checkpoint.core_code(wings=["large"])
+    assert {"masks.py", "fast/fused.py", "large/checkpoint.py"} < set(code)
+    other = code | dict.fromkeys(["masks.py", "large/checkpoint.py"], "0" * 64)
     asked = dict(method="by-hand", sparsity=0.5)
     try:
         register("by-hand")(one)
@@ -272,12 +274,8 @@ def test_other_versions_and_other_code_are_refused(
         monkeypatch.setattr(
             importlib.metadata, "version", lambda name: "0.1" if name == "numpy" else version(name)
         )
-        monkeypatch.setattr(
-            checkpoint,
-            "sha256_file",
-            lambda path: "0" * 64 if path.parts[-2:] in changed else digest(path),
-        )
-        words = ("versions.numpy", "not 0.1", "code.masks", "code.large/checkpoint")
+        monkeypatch.setattr(checkpoint, "core_code", lambda **_: other)
+        words = ("versions.numpy", "not 0.1", "code.masks.py", "code.large/checkpoint.py")
         with one_line_error(ResumeError, *words, "not 000000000000", "method_code"):
             prune_checkpoint(llama, to, TOKENS, batch=2, **asked)
     finally:

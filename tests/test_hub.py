@@ -139,7 +139,7 @@ def test_a_lost_connection_costs_nothing_but_time(
     hub: Hub, model_files: dict, tmp_path: Path, one_line_error
 ) -> None:
     hub.cut = WEIGHTS
-    with one_line_error(AssetError, NAME, "what is fetched is kept", "run again"):
+    with one_line_error(AssetError, NAME, "what was downloaded is kept", "run again"):
         fetch_checkpoint(NAME, COMMIT, endpoint=hub.address)
     folder = tmp_path / "cache" / "hub" / f"some--model--{COMMIT}"
     assert WEIGHTS not in fetched(folder)

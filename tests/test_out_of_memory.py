@@ -71,7 +71,8 @@ def test_the_batch_halves_where_memory_runs_out(
         memory(2, block=1, error=error, first=first)
         to = tmp_path / str(first)
         report = prune_checkpoint(llama, to, TEXT, **ARGUMENTS)
-        assert report.halved == [f"{where}: batch 4 to 2, memory ran out"] and report.batch == 2
+        assert report.halved == [f"{where}: batch lowered from 4 to 2, out of memory"]
+        assert report.batch == 2
         assert json.loads((to / MANIFEST).read_text())["halved"] == report.halved
         found = saved.loaded(to).state_dict()
         for name, tensor in expected.state_dict().items():
@@ -95,7 +96,8 @@ def test_a_rerun_still_says_where_the_batch_was_halved(
     memory()
     for _ in range(2):  # resumed, then complete
         report = prune_checkpoint(llama, tmp_path / "to", TEXT, **ARGUMENTS)
-        assert report.halved == ["block 0: batch 4 to 2, memory ran out"] and report.batch == 4
+        assert report.halved == ["block 0: batch lowered from 4 to 2, out of memory"]
+        assert report.batch == 4
 
 
 def test_one_sequence_that_does_not_fit(

@@ -16,7 +16,7 @@ from helpers.gram import gram_of
 from helpers.masks import top_k
 from helpers.methods import METHODS, check_method, check_options, get_method
 
-UPDATES = "a layer that needs no pruning stays"
+UPDATES = "at sparsity 0 the weights stay"
 ANSWERS = [f"an exact answer for {target}" for target in ("unstructured 50 %", "2:4", "4:8")]
 OURS = ("magnitude", "wanda", "sparsegpt", "admm1", "admm-grad", "wanda-refit")
 

@@ -164,7 +164,7 @@ def test_transposed_weights_in_bfloat16_and_memory_that_runs_out_in_one_process(
     codes, output = group(2, workers.short_of_memory, tmp_path, asked)
     assert codes == [0, 0], output
     halved = json.loads((to / "pruning.json").read_text())["halved"]
-    assert halved == ["process 1, block 1: batch 3 to 1, memory ran out"]
+    assert halved == ["process 1, block 1: batch lowered from 3 to 1, out of memory"]
     found = weights_of(to)
     assert {weight.dtype for weight in found.values()} == {torch.bfloat16}
     check_near(found, expected, "gpt2", 2**-8)  # a step of bfloat16 for weights below 1

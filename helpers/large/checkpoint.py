@@ -39,13 +39,12 @@ from helpers.large.shards import (
 from helpers.large.streaming import WeightReader, load_streamed, source_folder
 from helpers.methods import get_method
 from helpers.models import WEIGHT_READER, find_layers
-from helpers.paths import replace_file, root, sha256_file
+from helpers.paths import code_hash, core_code, replace_file, sha256_file
 from helpers.prune import LayerReport, Loop, Progress, PruneReport, Store, Team, check_request
 
 ACTIVATIONS = ("memory", "disk")
-# what decides the bits of a weight; code: all of the core, and this package
+# what decides the bits of a weight, beside the core and this package
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
-CODE = ("*.py", "fast/*.py", "large/*.py")
 
 
 @dataclass
@@ -154,10 +153,7 @@ def _request(
         digest.update(tokens.cpu().contiguous().numpy().tobytes())
         calibration = digest.hexdigest()
     with contextlib.suppress(OSError, TypeError):  # a method of the caller's may have no file
-        text = inspect.getsource(inspect.unwrap(solve))
-        method_code = hashlib.sha256(text.encode()).hexdigest()
-    package = root() / "helpers"
-    code = sorted(path for pattern in CODE for path in package.glob(pattern))
+        method_code = code_hash(inspect.getsource(inspect.unwrap(solve)))
     request = {
         "source": {path.name: sha256_file(path) for path in reader.checkpoint.paths},
         "configuration": sha256_file(reader.checkpoint.folder / "config.json"),
@@ -170,11 +166,7 @@ def _request(
         "device": reader.device.type,
         "processes": processes,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "code": {
-            path.relative_to(package).with_suffix("").as_posix(): sha256_file(path)
-            for path in code
-            if path.name != "__init__.py"  # these only say where names live
-        },
+        "code": core_code(wings=["large"]),
     }
     try:
         return json.loads(json.dumps(request))

@@ -92,8 +92,8 @@ def fetch_checkpoint(
         ) from error
     except INTERRUPTED as error:
         raise AssetError(
-            f"model {name!r} was not fetched whole ({first_line(error)}): what is fetched is kept, "
-            "run again to go on; check the network and the free disk space"
+            f"model {name!r} was not downloaded completely ({first_line(error)}): what was "
+            "downloaded is kept; check the network and the free disk space, and run again to resume"
         ) from error
     LOG.info("%s at commit %s is in %s", name, commit, path)
     return path

@@ -30,7 +30,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from helpers.errors import BadMask, BadPattern, CheckpointError, UnsupportedModel, first_line
+from helpers.errors import (
+    BadMask,
+    BadPattern,
+    CheckpointError,
+    UnsupportedModel,
+    described,
+    first_line,
+)
 from helpers.large.shards import Checkpoint, reading, tensor_on_disk, write_shard
 from helpers.masks import Pattern
 from helpers.models import check_weights, find_blocks, find_layers
@@ -63,11 +70,11 @@ def unpack_mask(bits: Tensor, shape: Iterable[int]) -> Tensor:
     """
     shape = tuple(shape)
     weights = math.prod(shape)
-    found = getattr(bits, "dtype", type(bits).__name__), tuple(getattr(bits, "shape", ()))
-    if found != (torch.uint8, (_packed_bytes(weights),)):
+    size = (_packed_bytes(weights),)
+    if not isinstance(bits, Tensor) or bits.dtype != torch.uint8 or bits.shape != size:
         raise BadMask(
-            f"bits are {found[0]} of {found[1]}: a mask of {shape} is torch.uint8 of "
-            f"{(_packed_bytes(weights),)}, as pack_mask returns it"
+            f"the packed mask {described(bits)}: a mask of {shape} has dtype torch.uint8 and shape "
+            f"{size}, as pack_mask returns it"
         )
     raw = bits.cpu().numpy()
     if weights % 8 and int(raw[-1]) >> weights % 8:

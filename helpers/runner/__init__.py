@@ -5,7 +5,7 @@ from helpers import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "fingerprint": ("CORE_FOLDERS", "is_done"),
+        "fingerprint": ("is_done",),
         "notebook": ("NotebookRun", "open_run"),
         "parameters": ("read_parameters_cell",),
         "plan": ("Run", "plan_names", "read_plan"),

@@ -9,21 +9,15 @@ record names them.
 
 from __future__ import annotations
 
-import ast
-import functools
 import hashlib
 import json
-import re
-from pathlib import Path
 
 from helpers.errors import RecordError
-from helpers.paths import TABLES_NOTEBOOK, own_method_file, root, sha256_file
+from helpers.paths import TABLES_NOTEBOOK, code_hash, core_code, own_method_file, root, sha256_file
 from helpers.records import read_record
 from helpers.runner.parameters import code_cells
 from helpers.runner.plan import Run
 
-# folders of helpers/ that decide numbers, as the modules beside them do
-CORE_FOLDERS = ("fast", "beyond")
 # cells that prepare Colab or let a reader explore
 SHOW_TAGS = {"colab-setup", "explorer"}
 
@@ -50,44 +44,6 @@ def fingerprint(run: Run) -> str:
     if run.notebook == TABLES_NOTEBOOK:
         records = sorted(run.record_path.parent.glob("*.json"))
         files += [path for path in records if path != run.record_path]
-    parts = [json.dumps(run.effective, sort_keys=True), core_hash(root()), *map(code_hash, code)]
-    parts += [sha256_file(path) for path in files]
+    parts = [json.dumps(run.effective, sort_keys=True), json.dumps(core_code())]
+    parts += [code_hash(source) for source in code] + [sha256_file(path) for path in files]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def core_hash(project: Path) -> str:
-    """sha256 of the core of a project's helpers.
-
-    Which files these are is asked of the folders at each call, so that no module drops out by
-    being added, moved or renamed.
-    """
-    package = project / "helpers"
-    # the package's own __init__ only says where names live
-    paths = [path for path in package.glob("*.py") if path.name != "__init__.py"]
-    paths += [path for folder in CORE_FOLDERS for path in (package / folder).rglob("*.py")]
-    lines = [
-        f"{path.relative_to(package).as_posix()} {code_hash(path.read_text(encoding='utf-8'))}"
-        for path in sorted(paths)
-    ]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-@functools.lru_cache(maxsize=512)
-def code_hash(source: str) -> str:
-    """sha256 of Python source without comments, docstrings and layout; of other text as it is.
-
-    The %magic lines of a notebook are blanked: they only set up Colab or the display.
-    """
-    for text in (source, re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", source)):
-        try:
-            tree = ast.parse(text)
-            break
-        except SyntaxError:
-            continue
-    else:
-        return hashlib.sha256(source.encode()).hexdigest()
-    for node in ast.walk(tree):
-        match node:
-            case ast.AST(body=[ast.Expr(value=ast.Constant(value=str())), *rest]):
-                node.body = rest
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
