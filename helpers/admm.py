@@ -240,7 +240,7 @@ def solve(
 
     # A new tensor, as `fused.admm` overwrites it. The product broadcasts along the inputs: column j
     # is multiplied by n_j. Conv1D's weight comes as a transposed view, hence `contiguous`
-    W0 = (weight.float() * system.norms).contiguous()
+    W0 = (weight.detach().float() * system.norms).contiguous()
     Z, kept = fused.admm(
         W0, system.M, iterations=iterations, choose=choose, trace=unscaled if trace else None
     )
@@ -364,5 +364,5 @@ def check_solver(
     if check_whole("mask_steps", mask_steps, least=0) > iterations:
         raise BadParameter(
             f"mask_steps {mask_steps!r} is more than the {iterations} iterations: "
-            "give 0 to iterations"
+            f"give mask_steps from 0 to {iterations}, or more iterations"
         )

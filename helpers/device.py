@@ -33,7 +33,7 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     count = torch.cuda.device_count()
     if text != "cpu" and int(text.partition(":")[2] or 0) >= count:
         raise BadParameter(
-            f'device {text!r} does not exist: this machine has {count} CUDA devices; use "auto"'
+            f'device {text!r} does not exist (CUDA devices on this machine: {count}): use "auto"'
         )
     return torch.device(text)
 

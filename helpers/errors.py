@@ -150,5 +150,5 @@ def check_real(what: str, value: object, *, above: float | None = None) -> float
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if real and math.isfinite(value) and (value >= 0 if above is None else value > above):
         return float(value)
-    wanted = "0 or more" if above is None else f"above {above:g}"
-    raise BadParameter(f"{what} {value!r} is not allowed: give a finite number {wanted}")
+    wanted = ", 0 or more" if above is None else f" above {above:g}"
+    raise BadParameter(f"{what} {value!r} is not allowed: give a finite number{wanted}")

@@ -20,7 +20,14 @@ from torch import Tensor, nn
 
 from helpers.capture import check_length, check_tokens, eval_mode, forward, logits_of
 from helpers.device import attribute
-from helpers.errors import AssetError, CalibrationTooShort, NonFinite, check_choice, check_whole
+from helpers.errors import (
+    AssetError,
+    CalibrationTooShort,
+    NonFinite,
+    check_choice,
+    check_whole,
+    first_line,
+)
 from helpers.models import WEIGHT_READER, find_blocks, opened
 from helpers.paths import cache_dir
 from helpers.replay import Replay
@@ -72,8 +79,8 @@ def perplexity(
     # fair choice among 20 tokens
     if not mean < LARGEST:  # NaN is not below anything
         raise NonFinite(
-            f"the mean loss is {mean:g}, which has no perplexity: the model's logits are broken; "
-            "evaluate in dtype float32"
+            f"the mean loss is {mean:g}, so the perplexity is not a finite number: check the "
+            "model's weights, or evaluate in dtype float32"
         )
     return math.exp(mean)
 
@@ -332,9 +339,12 @@ def _harness_tasks(
         # inside a group, because lm-eval ignores changes of a task at the top level
         loaded = manager.load([{"group": "zero-shot", "task": group}])["tasks"]
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        advice = "install the versions that constraints.txt names"
+        if source == "hub":
+            advice = 'connect to the hub, or use source "embedded"'
         raise AssetError(
-            f"lm-eval could not load {', '.join(names)} ({type(error).__name__}): connect to the "
-            'hub, or use source "embedded"'
+            f"lm-eval could not load {', '.join(names)} ({type(error).__name__}: "
+            f"{first_line(error)}): {advice}"
         ) from error
     for name in names if source == "hub" else ():
         found, size = len(loaded[name].eval_docs), TASK_TABLE[name].size
@@ -366,8 +376,8 @@ def _task_score(
     for item, sample in zip(items, samples, strict=True):
         if not all(math.isfinite(likelihood) for likelihood, _ in sample["filtered_resps"]):
             raise NonFinite(
-                f"{name} item {item} has a log likelihood that is not finite: the model's logits "
-                "are broken; evaluate in dtype float32"
+                f"{name} item {item} has a log likelihood that is not finite: check the model's "
+                "weights, or evaluate in dtype float32"
             )
     acc, norm = (
         [int(sample[metric]) for sample in samples] if metric in samples[0] else None

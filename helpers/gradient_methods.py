@@ -68,7 +68,7 @@ class MaskedLeastSquares:
         kind = torch.promote_types(weight.dtype, torch.float32)
         self.keep = keep
         self.D, self.scale = damped_system(gram.to(kind), damping, precondition=precondition)
-        self.dense = weight.to(kind) * self.scale
+        self.dense = weight.detach().to(kind) * self.scale
         self.target = self.dense @ self.D  # the gradient's constant part, computed once
 
     def gradient(self, current: Tensor, out: Tensor) -> Tensor:
@@ -78,10 +78,10 @@ class MaskedLeastSquares:
         # a gradient that is zero outside the mask leaves the pruned weights at zero
         return out.mul_(self.keep)
 
-    def solution(self, current: Tensor, solver: str) -> Solution:
+    def solution(self, current: Tensor, solver: str, remedy: str) -> Solution:
         """The answer in the units of the original weight. Raises NonFinite if it diverged."""
         if not all_finite(current):
-            raise NonFinite(f"{solver} diverged: give a smaller learning rate or more damping")
+            raise NonFinite(f"{solver} diverged: give {remedy}")
         # back from s·Ŵ to Ŵ; column j is divided by s_j
         return Solution(current / self.scale, self.keep, self.damping)
 
@@ -133,7 +133,7 @@ def gradient_refit(
         step(iteration, current, slope)
         if trace:
             trace(iteration, current / problem.scale, keep)
-    return problem.solution(current, optimiser)
+    return problem.solution(current, optimiser, "a smaller learning rate or more damping")
 
 
 def _adam(like: Tensor, rate: float) -> Step:
@@ -181,8 +181,7 @@ def _curvature(D: Tensor) -> float:
     if largest > 0:
         return largest
     raise BadParameter(
-        "gram is zero and damping is 0, so nothing can be fitted: "
-        "give a gram of real inputs, or a damping above 0"
+        "gram is zero, so there is nothing to fit: give the gram of inputs that are not all zero"
     )
 
 
@@ -235,7 +234,7 @@ def conjugate_gradients(
         search.mul_(_ratio(size, before)).add_(residual)
         if trace:
             trace(iteration, current / problem.scale, keep)
-    return problem.solution(current, "conjugate gradients")
+    return problem.solution(current, "conjugate gradients", "more damping")
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:

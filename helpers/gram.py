@@ -208,6 +208,9 @@ def relative_error(weight: Tensor, new_weight: Tensor, gram: Tensor) -> float:
         sums.append(torch.stack([(part @ gram).mul_(part).sum() for part in (dense, change)]))
     total, lost = torch.stack(sums).sum(0).tolist()
     if not (math.isfinite(total) and math.isfinite(lost)):
-        raise NonFinite("the layer's error overflows float32: its activations are far too large")
+        raise NonFinite(
+            "the layer's error overflows float32: its weights or activations are far too large; "
+            "check the checkpoint"
+        )
     # rounding can make a sum that should be 0 slightly negative
     return max(0.0, lost / total) if total > 0 else 0.0

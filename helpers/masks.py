@@ -137,18 +137,19 @@ def check_keep(
         fullest = int(keep.unflatten(1, (-1, pattern.m)).sum(-1).max())
         if fullest > pattern.n:
             raise BadMask(
-                f"keep has a group with {fullest} weights, pattern {pattern} allows {pattern.n}: "
-                "correct the mask or leave the pattern unstructured"
+                f"keep leaves {fullest} weights in a group of {pattern.m}, pattern '{pattern}' "
+                f'allows {pattern.n}: correct the mask or use pattern "unstructured"'
             )
-    found = 1 - int(keep.sum()) / keep.numel()
-    # whole numbers are compared, since two fractions could differ by rounding alone
-    zeros = int((~keep).sum())
-    if sparsity is not None and zeros != round(check_target(sparsity, pattern) * keep.numel()):
-        raise BadMask(
-            f"keep has sparsity {found:.6g} but sparsity={sparsity!r} was asked for: "
-            "leave sparsity out when you give a mask"
-        )
-    return found
+    kept = int(keep.sum())
+    if sparsity is not None:
+        # whole numbers are compared, since two fractions could differ by rounding alone
+        zeros, wanted = keep.numel() - kept, round(check_target(sparsity, pattern) * keep.numel())
+        if zeros != wanted:
+            raise BadMask(
+                f"keep sets {zeros} weights to zero but sparsity={sparsity!r} asks for {wanted}: "
+                "leave sparsity out when you give a mask"
+            )
+    return 1 - kept / keep.numel()
 
 
 # --- selection ------------------------------------------------------------------------------

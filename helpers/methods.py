@@ -95,7 +95,7 @@ def register(
         ) -> LayerResult:
             check_options(name, options)
             pattern = Pattern.parse(pattern)
-            sparsity = _check_layer(name, weight, sparsity, pattern, keep)
+            sparsity = _check_layer(weight, sparsity, pattern, keep)
             gram = _checked_gram(name, gram, weight.shape[1])
             # float() does not copy a float32 weight: what is written there is in the model
             dense = weight.detach().float()
@@ -140,7 +140,7 @@ def _check_registration(name: str, function: Method) -> None:
     """Raise BadParameter unless the function may be called that, and called as a method is."""
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise BadParameter(
-            f"method name {name!r} is not allowed: lower-case letters and digits, with single "
+            f"method name {name!r} is not allowed: use lower-case letters and digits, with single "
             "dashes between words, such as 'my-method'"
         )
     if name == "dense":
@@ -160,7 +160,7 @@ def _check_registration(name: str, function: Method) -> None:
     missing = [wanted for wanted in _COMMON if wanted not in parameters]
     if missing and not (takes_any and not {"weight", "gram"} & set(missing)):
         raise BadParameter(
-            f"method {name!r} takes no {allowed(missing)}: define it as "
+            f"method {name!r} lacks the parameters {allowed(missing)}: define it as "
             "(weight, gram, *, sparsity, pattern, keep=None, **options)"
         )
 
@@ -185,7 +185,7 @@ def check_options(name: str, options: dict[str, Any]) -> None:
 
 
 def _check_layer(
-    name: str, weight: Tensor, sparsity: float | None, pattern: Pattern, keep: Tensor | None
+    weight: Tensor, sparsity: float | None, pattern: Pattern, keep: Tensor | None
 ) -> float:
     """Check a layer's weight and what is asked of it; return its final sparsity."""
     _check_floats("weight", weight)
@@ -256,15 +256,21 @@ def _check_answer(
             f"{tuple(weight.shape)}: return (d_out, d_in)"
         )
     if not all_finite(new):
-        raise NonFinite(f"method {name!r} returned NaN or infinity: check its damping")
+        raise NonFinite(
+            f"method {name!r} returned NaN or infinity: look for a division "
+            "by zero, or use more damping"
+        )
     # without the sparsity, which is compared below with the rounding that a budget per output needs
-    check_keep(keep, weight.shape, None, pattern)
+    try:
+        check_keep(keep, weight.shape, None, pattern)
+    except BadMask as error:
+        raise BadMask(f"method {name!r} returned a wrong mask: {error}") from error
     zeros = keep.numel() - int(keep.sum())
     # a budget per output rounds once for each
     if abs(zeros - sparsity * keep.numel()) > (weight.shape[0] + 1) / 2:
         raise BadMask(
-            f"method {name!r} returned sparsity {zeros / keep.numel():.4f} instead of "
-            f"{sparsity:.4f}: select exactly, for example with select(score, sparsity, pattern)"
+            f"method {name!r} returned sparsity {zeros / keep.numel():.6g} instead of "
+            f"{sparsity:.6g}: select exactly, for example with select(score, sparsity, pattern)"
         )
     if ((new != 0) & ~keep).any():
         raise BadMask(f"method {name!r} returned weights outside its mask: multiply by keep")
@@ -315,6 +321,8 @@ def _load_own(name: str, path: Path) -> None:
     if name in METHODS:
         return
     others = [other for other in METHODS if METHODS[other] is not before.get(other)]
+    METHODS.clear()
+    METHODS.update(before)
     if not others:
         raise BadParameter(
             f"{shown} registers no method {name!r}: put @register({name!r}) above its function"
@@ -371,11 +379,15 @@ def check_method(name: str) -> list[Promise]:
         return ""
 
     def uses_the_mask() -> str:
-        return "" if torch.equal(ask(keep=half).keep, half) else "it returned another mask"
+        return (
+            ""
+            if torch.equal(ask(keep=half).keep, half)
+            else "it returned a mask other than the one given"
+        )
 
     def repeats() -> str:
         same = torch.equal(ask(sparsity=0.5).weight, ask(sparsity=0.5).weight)
-        return "" if same else "two runs differ: draw random numbers from a generator with a seed"
+        return "" if same else "two runs differ: draw random numbers from a seeded generator"
 
     def leaves_dense() -> str:
         # without zeros the dense weights are the optimum, and damping pulls towards them too; the

@@ -91,9 +91,11 @@ def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple
             source, dtype=dtype, use_safetensors=True, output_loading_info=True, **common
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        advice = "check the name, the revision, the network and your access to it"
+        if isinstance(source, Path):
+            advice = "give the folder of a complete saved model, with safetensors weights"
         raise UnknownModel(
-            f"model {str(source)!r} cannot be loaded ({first_line(error)}): check the name, the "
-            "revision, the network and your access to it"
+            f"model {str(source)!r} cannot be loaded ({first_line(error)}): {advice}"
         ) from error
     except HTTPError as error:  # the HTTP library's own, which transformers lets through
         raise AssetError(

@@ -142,7 +142,9 @@ def check_record(record: Any, where: str = "record") -> dict[str, Any]:
                 raise RecordError(f"{where} lacks {field!r}: delete it and run again")
             if not isinstance(record[field], kind):
                 value = f"{field} = {record[field]!r:.60}"
-                raise RecordError(f"{where} has {value}: delete it and run again")
+                raise RecordError(
+                    f"{where} has {value}, of the wrong type: delete it and run again"
+                )
     if record["schema"] != SCHEMA:
         raise RecordError(f"{where} has schema {record['schema']}, not {SCHEMA}: run it again")
     for name, metric in record["metrics"].items():
@@ -228,7 +230,7 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
     kind = type(value).__name__
-    raise RecordError(f"{where} is a {kind}: give a number, text, list, mapping or None")
+    raise RecordError(f"{where} is of type {kind}: give a number, text, list, mapping or None")
 
 
 def _to_json(record: Mapping[str, Any]) -> str:

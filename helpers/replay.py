@@ -66,8 +66,8 @@ def layer_grams(
         # a Gram that two layers share would otherwise miss, or count twice, one layer's rows
         if adder[reader] != (twin or reader):
             raise UnsupportedModel(
-                f"layer {reader} shares its input with {adder[reader]} in some batches and not in "
-                "others: this family is not supported"
+                f"{name} {reader} shares its input with {adder[reader]} in some batches but not in "
+                "others: this model is not supported, choose another"
             )
         if twin is None:
             grams[reader].add(inputs)
@@ -89,12 +89,13 @@ def layer_grams(
         # an expert that was called with no rows is as unmeasured as one that was never called
         if reader not in grams or grams[reader].tokens == 0:
             raise UnsupportedModel(
-                f"layer {name} {reader} saw no calibration token: if it is an expert, give more "
-                "calibration text, otherwise choose another model"
+                f"{name} {reader} saw no calibration tokens: if it is an expert, give more "
+                "calibration text; otherwise choose another model"
             )
         if not all_finite(grams[reader].matrix):
             raise NonFinite(
-                f"inputs of layer {name} {reader} hold NaN or infinity: check the weights before it"
+                f"the inputs of {name} {reader} hold NaN or infinity: check the weights of the "
+                "layers before it, or use dtype float32"
             )
     return grams, seconds
 
@@ -130,7 +131,7 @@ def layer_problems(
     batch = largest_divisor(len(tokens), batch)
     with eval_mode(model):
         # no layer is pruned here: the stream is the dense model's
-        calls = capture(model, tokens[:batch]).calls
+        calls = capture(model, tokens[:batch], head=False).calls
         stream = embed(model, tokens, batch)
         for index in range(block):
             advance(blocks[index], stream, calls[index], batch, f"block {index}")
@@ -243,8 +244,8 @@ class Replay:
     def _halve(self, where: str, reason: str) -> None:
         if self.batch == 1:
             raise OutOfMemory(
-                f"{where}: one sequence of {self.tokens.shape[1]} tokens does not fit the memory "
-                f"({reason}): give shorter sequences, another dtype or a larger machine"
+                f"{where}: one sequence of {self.tokens.shape[1]} tokens does not fit in memory "
+                f"({reason}): give shorter sequences, a smaller dtype or a device with more memory"
             )
         # a divisor of the batch before, so that rows not yet done make up whole batches
         smaller = largest_divisor(self.batch, self.batch // 2)

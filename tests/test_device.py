@@ -18,13 +18,13 @@ def test_pick_device(monkeypatch: pytest.MonkeyPatch, one_line_error) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert device.pick_device() == torch.device("cpu")
     assert device.pick_device(torch.device("cpu")) == torch.device("cpu")
-    with one_line_error(BadParameter, "0 CUDA devices"):
+    with one_line_error(BadParameter, "CUDA devices on this machine: 0"):
         device.pick_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert device.pick_device("auto").type == "cuda"
     assert device.pick_device("cuda:1") == torch.device("cuda", 1)
-    with one_line_error(BadParameter, "2 CUDA devices"):
+    with one_line_error(BadParameter, "CUDA devices on this machine: 2"):
         device.pick_device("cuda:2")
     for name in ("gpu", "", "cuda:", "cpu:1", None):
         with one_line_error(BadParameter, str(name), 'choose "auto"'):

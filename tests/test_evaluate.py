@@ -102,7 +102,7 @@ def test_texts_that_do_not_fit(one_line_error) -> None:
         with one_line_error(CalibrationTooShort, "40"):
             perplexity(model, short, length=40, limit=limit)
     for bad in (tokens.view(1, -1), tokens.float(), tokens + 90, tokens.tolist()):
-        with one_line_error(BadParameter, "tokens"):
+        with one_line_error(BadParameter, "token"):
             perplexity(model, bad, length=40)
 
 

@@ -140,7 +140,7 @@ def unstructured_only(weight, gram, *, sparsity, pattern, keep=None):
 @pytest.mark.parametrize(
     ("function", "broken", "reason"),
     [
-        (own_mask, {"a mask that is given is used"}, "another mask"),
+        (own_mask, {"a mask that is given is used"}, "other than the one given"),
         (in_place, {*ANSWERS, "a mask that is given is used", "the same answer twice"}, "in place"),
         (restless, {"the same answer twice"}, "seed"),
         (shrinking, {UPDATES}, "sparsity 0"),

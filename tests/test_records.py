@@ -70,7 +70,7 @@ def test_metric_needs_value_and_unit(one_line_error) -> None:
     for metric in (1.0, {"value": 1.0}, {"value": "1", "unit": "1"}):
         with one_line_error(RecordError, "metric m"):
             a_record(metrics={"m": metric})
-    with one_line_error(RecordError, "parameters.x is a set"):  # which JSON cannot hold
+    with one_line_error(RecordError, "parameters.x is of type set"):  # which JSON cannot hold
         a_record(parameters={"x": {1, 2}})
 
 
