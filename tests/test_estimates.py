@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -157,6 +159,12 @@ def test_what_a_run_lacks(token: Callable, monkeypatch: pytest.MonkeyPatch, tmp_
     (gated,) = missing(parameters(), a100)
     assert "gated" in gated and "hf auth login" in gated
     assert missing(parameters(model="huggyllama/llama-7b"), a100) == []
+
+
+def test_the_hubs_folder_is_known_in_a_new_process() -> None:
+    """The hub's package loads its modules on demand, and here nothing else has loaded them."""
+    code = "from helpers.machine.estimates import huggingface_hub as h; h.constants.HF_HUB_CACHE"
+    assert subprocess.run([sys.executable, "-c", code], cwd=root(), check=False).returncode == 0
 
 
 @pytest.mark.parametrize(("plan", "machine"), [("t4", "t4"), ("paper", "a100-80g")])

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
+import huggingface_hub.constants
 import yaml
 
 from helpers.errors import BadParameter, UnknownModel, UnsupportedModel, check_choice, check_whole
