@@ -121,12 +121,11 @@ def check_device() -> Iterator[Finding]:
 def check_memory() -> Iterator[Finding]:
     """RAM that is free, of the machine or its container."""
     free, total = ram()
-    found = f"{free / GB:.1f} of {total / GB:.1f} GB free"
+    found, todo = f"{free / GB:.1f} of {total / GB:.1f} GB free", ""
     if free < RUN_BYTES:
+        found += ": a run takes about 2 GB"
         todo = "close other programs, or try PLAN=smoke, which takes less"
-        yield Finding("fix", "memory", f"{found}: a run takes about 2 GB", todo)
-    else:
-        yield Finding("ok", "memory", found)
+    yield Finding("fix" if todo else "ok", "memory", found, todo)
 
 
 def check_disk() -> Iterator[Finding]:

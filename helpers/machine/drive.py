@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
-import fnmatch
 import logging
 import os
 import shutil
@@ -112,9 +111,9 @@ def _finished(folder: Path) -> list[Path]:
 
     names = []
     for place, folders, files in os.walk(folder, onerror=refuse):
-        skipped = UNFINISHED + (COMMITTED if Path(place) == folder else ())
+        skipped = shutil.ignore_patterns(*UNFINISHED, *(COMMITTED if Path(place) == folder else ()))
         for group in (folders, files):
-            group[:] = [n for n in group if not any(fnmatch.fnmatch(n, s) for s in skipped)]
+            group[:] = set(group) - skipped(place, group)
         names += [Path(place, name).relative_to(folder) for name in files]
     return sorted(names, key=lambda name: (ORDER.get(name.suffix, 1), name))
 
