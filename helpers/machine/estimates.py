@@ -170,7 +170,7 @@ def this_machine() -> Machine:
         return share * count * 2 * size**3 / seconds
 
     flops = {"float32": rate("float32")}
-    for dtype in ("float16", "bfloat16"):  # for which CPUs have no instructions
+    for dtype in ("float16", "bfloat16"):  # few CPUs have instructions for them
         flops[dtype] = rate(dtype) if gpu else flops["float32"] / 4
     name, on_device = (memory.gpu, memory.gpu_total) if gpu else ("this CPU", total)
     return Machine(name, gpu, flops, on_device, total, "large products timed", here=True)
