@@ -68,15 +68,16 @@ def solve_figure(
     keep: Any,
     *,
     references: Mapping[str, float],
-    outputs: Mapping[str, Sequence[float]],
+    before: Sequence[float],
+    after: Sequence[float],
     title: str,
-    mask_steps: int = 0,
+    mask_steps: int,
 ) -> Figure:
     """One solve: its error by iteration and by output, and the corner of the mask it ended with.
 
     Args: errors, the relative error after each iteration, the first `mask_steps` of which chose
-    the mask anew; references, horizontal lines {name: error}; outputs, {name: the relative error
-    of each output}, of which the last is the solve's.
+    the mask anew; references, horizontal lines {name: error}; before and after, the relative error
+    of each output without an update and after the solve.
     """
     figure, (left, middle, right) = style.new_figure(
         3, size=(12.0, 3.9), margins=MARGINS, width_ratios=[1.25, 1.1, 1]
@@ -90,15 +91,12 @@ def solve_figure(
         style.offset_text(left, "mask still changes", (0.5, 0.02), (4, 0), **look)
     finish(left, title, log="y", plain=True, wide=True, whole=8, xlabel="iteration",
            ylabel=style.RELATIVE_ERROR, xlim=(0.5, len(errors) + 0.5))  # fmt: skip
-    # the error of every output, in the order of the solve's, worst first; three are named
-    *others, (name, last) = outputs.items()
-    order = np.argsort(-np.asarray(last), kind="stable")
+    # the error of every output, the solve's worst first; three are named
+    order = np.argsort(-np.asarray(after), kind="stable")
     ranks = range(1, len(order) + 1)
-    for position, (label, values) in enumerate(others, start=1):
-        look = {"color": style.COLOURS[position], "marker": ".", "markersize": 3, "linestyle": ""}
-        middle.plot(ranks, style.above_zero(np.asarray(values)[order]), label=label, **look)
-    worst = style.above_zero(np.asarray(last)[order])
-    middle.plot(ranks, worst, color=style.COLOURS[0], linewidth=2, label=name)
+    bare, solved = (style.above_zero(np.asarray(values)[order]) for values in (before, after))
+    middle.plot(ranks, bare, ".", color=style.COLOURS[1], markersize=3, label="no update")
+    middle.plot(ranks, solved, color=style.COLOURS[0], linewidth=2, label="after ADMM")
     finish(middle, f"hurt most: outputs {', '.join(map(str, order[:3]))}", log="y", plain=True,
            legend={"fontsize": 8.5, "loc": "best", "markerscale": 3},
            xlabel="output, most hurt first", ylabel="relative error of an output")  # fmt: skip
@@ -132,8 +130,7 @@ def growth_figure(
         ax.axvline(iteration, **NOW)
         circle = {"markersize": 9, "fillstyle": "none", "mew": 1.6}
         ax.plot([iteration], [values[iteration - 1]], "o", color="black", **circle)
-    title = f"{name}\n" if name else ""
-    title += f"iteration {iteration}: {percent[iteration - 1]:.1f} % pruned"
+    title = f"{name}\niteration {iteration}: {percent[iteration - 1]:.1f} % pruned".strip()
     finish(left, whole=8, xlabel="iteration", ylabel="sparsity of the mask (%)", ylim=(0, 100))
     left.set_title(title, loc="left", fontsize=10, y=1.0)
     finish(middle, f"iteration {iteration}: error {errors[iteration - 1]:.4f}", whole=8,
