@@ -111,15 +111,15 @@ def growth_figure(
     one_shot: Any,
     *,
     iteration: int,
-    pattern: tuple[int, int] | None = None,
+    group: int | None = None,
     name: str = "",
 ) -> Figure:
     """One gradual solve at one of its iterations: sparsity, error, and the mask against one-shot's.
 
     Args: sparsity and errors, one number an iteration; iteration, the one shown, from 1; keep,
     the mask then, and one_shot, the one-shot mask of the final sparsity, both (d_out, d_in), of
-    which the top left corner is drawn; pattern, (N, M) to draw the groups; name, the layer's, for
-    the title.
+    which the top left corner is drawn; group, the M of an N:M pattern; name, the layer's, for the
+    title.
     """
     figure, (left, middle, right) = style.new_figure(
         3, size=(12.0, 4.3), margins=MARGINS | {"bottom": 0.26}, width_ratios=[1, 1, 1.3]
@@ -136,28 +136,28 @@ def growth_figure(
     finish(middle, f"iteration {iteration}: error {errors[iteration - 1]:.4f}", whole=8,
            xlabel="iteration", ylabel=style.RELATIVE_ERROR,
            ylim=(0, 1.08 * max(errors) or 1))  # fmt: skip
-    _draw_mask_change(right, keep, one_shot, pattern)
+    _draw_mask_change(right, keep, one_shot, group)
     return figure
 
 
-def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, pattern: tuple[int, int] | None) -> None:
+def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> None:
     """Kept by both, by neither, or by one of two masks, with the share that moved."""
     colours = {"pruned by both": style.PRUNED, "kept by one-shot only": style.COLOURS[1],
                "kept here only": "black", "kept by both": style.COLOURS[5]}  # fmt: skip
     # few groups, each of which can be counted
-    rows, columns = (16, 3 * max(8, pattern[1])) if pattern else (40, 60)
+    rows, columns = (16, 3 * max(8, group)) if group else (40, 60)
     kind = np.asarray((2 * keep.int() + one_shot.int()).cpu())[:rows, :columns]  # as the colours
     look = {"cmap": ListedColormap(list(colours.values())), "interpolation": "nearest"}
     ax.imshow(kind, vmin=0, vmax=3, aspect="auto", **look)
     ax.grid(False)
-    if pattern:  # lines between weights, and broad ones between groups of M along the input
+    if group:  # lines between weights, and broad ones between groups of M along the input
         rows, columns = kind.shape
-        edges = np.arange(pattern[1] - 0.5, columns - 1, pattern[1])
+        edges = np.arange(group - 0.5, columns - 1, group)
         ax.vlines(np.arange(0.5, columns - 1), -0.5, rows - 0.5, color="white", linewidth=0.8)
         ax.hlines(np.arange(0.5, rows - 1), -0.5, columns - 0.5, color="white", linewidth=1.5)
         ax.vlines(edges, -0.5, rows - 0.5, color="white", linewidth=5)
         ax.vlines(edges, -0.5, rows - 0.5, color="black", linewidth=1.2)
-        ax.set_xticks(np.arange(0, columns, pattern[1]))
+        ax.set_xticks(np.arange(0, columns, group))
     moved = 100 * float((keep & ~one_shot).sum()) / max(1, int(keep.sum()))
     patches = [Patch(facecolor=c, edgecolor="#999999", label=name) for name, c in colours.items()]
     place = {"fontsize": 8.5, "ncols": 2, "loc": "upper center", "bbox_to_anchor": (0.45, -0.16)}
