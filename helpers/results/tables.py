@@ -357,7 +357,8 @@ def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
     The table is None where they do not.
     """
     if pruned := frame.prune_runs(runs):
-        where, (table, spread) = setting(pruned), perplexity_table(pruned)
+        where = setting(pruned)
+        table, spread = perplexity_table(pruned)
         seeds = " ± is half the range over seeds." if spread.notna().any(axis=None) else ""
         yield "perplexity", "", where + seeds, table, spread
         devices = "; ".join(sorted({record["device"] for record in pruned}))
