@@ -10,7 +10,7 @@ from handmade import metric, pruned, scored, update_row, with_series
 
 from helpers.paths import reference_dir
 from helpers.records import read_records
-from helpers.results import tables, write_claims, write_tables
+from helpers.results import column_key, tables, write_claims, write_tables
 from helpers.results.tables import sections, setting
 
 
@@ -53,6 +53,11 @@ def test_methods_by_sparsity(runs: list[dict]) -> None:
     assert (frame.loc["admm-grad", "2:4"], frame.loc["admm-grad", "4:8"]) == (26.0, 25.0)
     assert spread.loc["admm-grad", "60 %"] == 3.0  # half the range over seeds
     assert spread.notna().sum().sum() == 1
+
+
+def test_columns_are_sorted_by_number() -> None:
+    columns = ["dense", "5 %", "50 %", "2:4", "4:8", "2:16", "10:16"]
+    assert sorted(set(columns), key=column_key) == columns
 
 
 def test_tables_do_not_depend_on_the_order_of_records(runs: list[dict]) -> None:

@@ -242,8 +242,7 @@ def slider(
     kind = ipywidgets.FloatSlider if step < 1 else ipywidgets.IntSlider
     if log:
         kind, low, high = ipywidgets.FloatLogSlider, math.log10(low), math.log10(high)
-    look = label_of(description, "290px")
-    return kind(value=value, min=low, max=high, step=step, **look)
+    return kind(value=value, min=low, max=high, step=step, **label_of(description, "290px"))
 
 
 def choice(

@@ -92,14 +92,12 @@ def prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
     return list(asked["input_ids"])
 
 
-def pruned_copy(
-    model: nn.Module, tokens: Tensor, *, progress: Progress | None = None, **choices: Any
-) -> nn.Module:
+def pruned_copy(model: nn.Module, tokens: Tensor, **choices: Any) -> nn.Module:
     """A pruned copy of a model, which itself stays as it is.
 
     Args: tokens, int64 (sequences, length); choices, as `prune_model` takes them (method,
-    sparsity or pattern, options). Raises what `prune_model` raises, and OutOfMemory if the copy
-    would not leave as much memory free as it takes.
+    sparsity or pattern, progress, options). Raises what `prune_model` raises, and OutOfMemory if
+    the copy would not leave as much memory free as it takes.
     """
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     free, _ = ram()
@@ -110,7 +108,7 @@ def pruned_copy(
         )
     copied = copy.deepcopy(model)
     try:
-        prune_model(copied, tokens, progress=progress, **choices)
+        prune_model(copied, tokens, **choices)
     except Stopped as stopped:  # prune_model speaks of the model that it was given, the copy
         text = "stopped: the unfinished copy is gone, no other model has changed"
         raise Stopped(text) from stopped
@@ -170,9 +168,8 @@ class TryIt(ipywidgets.VBox):
 
         def work() -> None:
             worker.progress(0, 1, "layers: copying the model")
-            choices = {"method": method, **TARGETS[target]}
-            pruned = pruned_copy(first, self.tokens, progress=worker.progress, **choices)
-            self.add(f"{method} {target}", pruned)
+            choices = {"method": method, "progress": worker.progress, **TARGETS[target]}
+            self.add(f"{method} {target}", pruned_copy(first, self.tokens, **choices))
 
         worker.start(work)
 

@@ -125,7 +125,8 @@ def _view(
         solve.errors,
         keep,
         references={"no update": untouched, name: best},
-        outputs={"no update": part.errors(bare).tolist(), "after ADMM": hurt.tolist()},
+        before=part.errors(bare).tolist(),
+        after=hurt.tolist(),
         title=f"{part.title}\n{words}: error {final}".strip(),
         mask_steps=mask_steps,
     )

@@ -110,7 +110,7 @@ def _view(title: str, pattern: Pattern, solve: Solve, one_shot: Tensor, iteratio
         keep,
         one_shot,
         iteration=iteration,
-        pattern=(pattern.n, pattern.m) if pattern.grouped else None,
+        group=pattern.m,
         name=title,
     )
     gone = int((one_shot & ~keep).sum()) / max(1, int(one_shot.sum()))

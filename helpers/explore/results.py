@@ -10,7 +10,7 @@ from typing import Any
 import ipywidgets
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from helpers.errors import RecordError, check_choice
 from helpers.explore.controls import Explorer, View, Worker, choice, label_of, row
@@ -18,13 +18,14 @@ from helpers.paths import reference_dir, results_dir
 from helpers.records import read_records
 from helpers.results import (
     DENSE,
-    METHOD_ORDER,
     PRUNE_NOTEBOOK,
     TASK_NAMES,
     ZERO_SHOT_NOTEBOOK,
-    Picture,
+    column_key,
     format_number,
+    new_figure,
     record_id,
+    row_key,
     run_frame,
     style_of,
 )
@@ -114,27 +115,17 @@ def runs_of(records: Iterable[Record]) -> pd.DataFrame:
     if not groups:
         raise RecordError("no record of a run that prunes: give those of a plan such as full")
     rows: list[dict[str, Any]] = []
-    columns = ["record", "label", "target", "method", "seed", "variant"]
+    columns = ["record", "label", "target", "seed", "variant"]
     for (plan, notebook), group in groups.items():
         for run in run_frame(group, notebook)[columns].to_dict("records"):
             cell = "" if run["target"] == "dense" else f", {run['target']}, seed {run['seed']}"
             names = {"key": record_id(run["record"]), "name": run["label"] + cell}
             rows.append({"plan": plan} | names | run | metrics_of(run["record"]))
-    ranks = {method: rank for rank, method in enumerate(METHOD_ORDER)}
 
     def order(run: Mapping[str, Any]) -> tuple[Any, ...]:
-        rank = ranks.get(run["method"], len(ranks))
-        return run["variant"], rank, run["label"], _column_order(run["target"]), run["key"]
+        return run["variant"], row_key(run["label"]), column_key(run["target"]), run["key"]
 
     return pd.DataFrame(sorted(rows, key=order))
-
-
-def _column_order(column: str) -> tuple[float, ...]:
-    """Dense, then sparsities, then patterns by the size of their groups."""
-    if ":" in column:
-        kept, group = map(int, column.split(":"))
-        return 2, group, kept
-    return (0,) if column == "dense" else (1, float(column.split()[0]))
 
 
 def metrics_of(record: Record) -> dict[str, float]:
@@ -177,11 +168,9 @@ def _controls(runs: pd.DataFrame, metric: str, targets: str) -> dict[str, ipywid
 
 def results_figure(runs: pd.DataFrame, metric: str, chosen: str) -> Figure:
     """The runs' values of a metric by column, a colour for each label; the chosen run is ringed."""
-    figure = Picture(figsize=(9.0, 4.4), layout="constrained")
-    ax = figure.subplots()
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(True, axis="y", color="#DDDDDD", linewidth=0.6)
-    columns = sorted(runs["target"].unique(), key=_column_order)
+    figure, ax = new_figure(size=(9.0, 4.4))
+    ax.grid(False, axis="x")
+    columns = sorted(runs["target"].unique(), key=column_key)
     labels = list(runs[runs["target"] != "dense"]["label"].unique())
     for label, group in runs.groupby("label", sort=False):
         y = group[metric]
@@ -205,7 +194,7 @@ def results_figure(runs: pd.DataFrame, metric: str, chosen: str) -> Figure:
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
     ax.set_xticks(range(len(columns)), columns)
     ylabel = metric + (" (log scale)" if ax.get_yscale() == "log" else "")
     ax.set(xlim=(-0.5, len(columns) - 0.5), xlabel="sparsity or pattern", ylabel=ylabel)

@@ -7,10 +7,8 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "claims": ("claims_markdown", "write_claims"),
         "frame": (
-            *("METHOD_ORDER", "PRUNE_NOTEBOOK", "TASK_NAMES"),
-            *("ZERO_SHOT_NOTEBOOK", "labelled", "record_id"),
-            "run_frame",
-            "target_name",
+            *("PRUNE_NOTEBOOK", "TASK_NAMES", "ZERO_SHOT_NOTEBOOK", "column_key", "record_id"),
+            *("row_key", "run_frame", "target_name"),
         ),
         "pictures": (
             *("block_name", "depth_figure", "growth_figure", "mask_picture", "solve_figure"),
@@ -23,7 +21,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "published": ("published_markdown", "write_published"),
         "study_plots": ("update_figure",),
         "style": (
-            *("COLOURS", "DASHES", "DENSE", "MARKERS", "Picture", "short_error", "style_of"),
+            *("COLOURS", "DASHES", "DENSE", "MARKERS", "new_figure", "short_error", "style_of"),
             "to_png",
         ),
         "tables": ("format_number", "sections", "to_markdown", "write_tables"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -43,14 +43,6 @@ def target_name(pattern: str, sparsity: float) -> str:
     return f"{100 * sparsity:.4g} %" if pattern == "unstructured" else pattern
 
 
-def column_of(record: Record) -> str | None:
-    """The column of a pruned record: its pattern or its sparsity in percent; None if dense."""
-    parameters = record["parameters"]
-    if parameters.get("method") == "dense":
-        return None
-    return target_name(parameters.get("pattern", "unstructured"), parameters["sparsity"])
-
-
 def row_key(label: str) -> tuple[int, str]:
     """Sorts rows: methods in the paper's order, variants after their method, others at the end."""
     method = label.partition(" ")[0]
@@ -58,11 +50,12 @@ def row_key(label: str) -> tuple[int, str]:
     return (METHOD_ORDER.index(method) if known else len(METHOD_ORDER), label)
 
 
-def column_key(column: str) -> tuple[int, float, str]:
-    """Sorts columns: sparsities, then patterns by the size of their groups."""
-    if column.endswith(" %"):
-        return (0, float(column[:-2]), column)
-    return (1, float(column.split(":")[1]), column)
+def column_key(column: str) -> tuple[float, ...]:
+    """Sorts columns: dense, then sparsities, then patterns by the size of their groups."""
+    if ":" in column:
+        kept, group = map(int, column.split(":"))
+        return 2, group, kept
+    return (0,) if column == "dense" else (1, float(column.split()[0]))
 
 
 def by_model(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -72,13 +65,6 @@ def by_model(records: Iterable[Record]) -> dict[str, list[Record]]:
         if "model" in record["parameters"]:
             models[str(record["parameters"]["model"])].append(record)
     return dict(models)
-
-
-def plain_runs(records: Iterable[Record]) -> list[Record]:
-    """The records without variants: runs with options, where their method was run without too."""
-    pairs = [(r, r["parameters"]["method"], bool(r["parameters"].get("options"))) for r in records]
-    plain = {method for _, method, changed in pairs if not changed}
-    return [record for record, method, changed in pairs if not changed or method not in plain]
 
 
 def common_parameters(records: Iterable[Record]) -> dict[str, Any]:
@@ -91,26 +77,6 @@ def common_parameters(records: Iterable[Record]) -> dict[str, Any]:
     return {key: json.loads(count.most_common(1)[0][0]) for key, count in counts.items()}
 
 
-def _labels(records: list[Record]) -> Iterator[tuple[str, bool]]:
-    """The row of each record, and whether it has the setting that most records have."""
-    common = common_parameters(records)
-    for record in records:
-        asked = record["parameters"]
-        # a run that read no calibration text is the same run whatever the calibration would be
-        read = "calibration" in (record.get("data") or {})
-        setting = asked.keys() - {*CELL, *(() if read else CALIBRATION)}
-        differences = {key: asked[key] for key in setting if common.get(key) != asked[key]}
-        details = sorted(((asked.get("options") or {}) | differences).items())
-        text = ", ".join(f"{key}={value}" for key, value in details)
-        yield f"{asked['method']} ({text})" if text else asked["method"], not differences
-
-
-def labelled(records: Iterable[Record]) -> list[tuple[Record, str]]:
-    """Each record with its row: the method, and whatever sets it apart from most records."""
-    records = list(records)
-    return [(record, label) for record, (label, _) in zip(records, _labels(records), strict=True)]
-
-
 def prune_runs(records: Iterable[Record]) -> list[Record]:
     """The records of the pruning notebook."""
     return [record for record in records if record["notebook"] == PRUNE_NOTEBOOK]
@@ -119,26 +85,35 @@ def prune_runs(records: Iterable[Record]) -> list[Record]:
 def run_frame(records: Iterable[Record], notebook: str = PRUNE_NOTEBOOK) -> pd.DataFrame:
     """The runs of a notebook that prunes or scores, a row each in the order given.
 
-    Columns: record; label and target, its row and column in the tables (target "dense" for the
-    dense model); method; pattern; options, as JSON; seed; variant, whether `plain_runs` leaves it
-    out; usual, whether its setting is that of most runs; and the value of every metric, NaN where
-    a record lacks it. Some of them are always there.
+    Columns: record; label, its row in the tables: the method, and whatever sets it apart from most
+    runs; target, its column: the pattern, the sparsity in percent, or "dense"; method; pattern;
+    options, as JSON; seed; variant, whether it has options while its method was run without too;
+    usual, whether its setting is that of most runs; and the value of every metric, NaN where a
+    record lacks it. Some of them are always there.
     """
     runs = [record for record in records if record["notebook"] == notebook]
-    plain = {id(record) for record in plain_runs(runs)}
+    common = common_parameters(runs)
+    plain = {run["parameters"]["method"] for run in runs if not run["parameters"].get("options")}
     rows = []
-    for record, (label, usual) in zip(runs, _labels(runs), strict=True):
+    for record in runs:
         asked = record["parameters"]
+        method, options = asked["method"], asked.get("options") or {}
+        pattern = asked.get("pattern", "unstructured")
+        # a run that read no calibration text is the same run whatever the calibration would be
+        read = "calibration" in (record.get("data") or {})
+        setting = asked.keys() - {*CELL, *(() if read else CALIBRATION)}
+        apart = {key: asked[key] for key in setting if common[key] != asked[key]}
+        details = [f"{key}={value}" for key, value in sorted((options | apart).items())]
         rows.append({name: metric["value"] for name, metric in record["metrics"].items()} | {
             "record": record,
-            "label": label,
-            "target": column_of(record) or "dense",
-            "method": asked["method"],
-            "pattern": asked.get("pattern"),
-            "options": json.dumps(asked.get("options") or {}, sort_keys=True),
+            "label": f"{method} ({', '.join(details)})" if details else method,
+            "target": "dense" if method == "dense" else target_name(pattern, asked["sparsity"]),
+            "method": method,
+            "pattern": pattern,
+            "options": json.dumps(options, sort_keys=True),
             "seed": asked.get("calibration_seed", 0),
-            "variant": id(record) not in plain,
-            "usual": usual,
+            "variant": bool(options) and method in plain,
+            "usual": not apart,
         })  # fmt: skip
     columns = dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)])
     return pd.DataFrame(rows, columns=list(columns)).astype({"variant": bool, "usual": bool})

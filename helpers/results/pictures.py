@@ -68,15 +68,16 @@ def solve_figure(
     keep: Any,
     *,
     references: Mapping[str, float],
-    outputs: Mapping[str, Sequence[float]],
+    before: Sequence[float],
+    after: Sequence[float],
     title: str,
-    mask_steps: int = 0,
+    mask_steps: int,
 ) -> Figure:
     """One solve: its error by iteration and by output, and the corner of the mask it ended with.
 
     Args: errors, the relative error after each iteration, the first `mask_steps` of which chose
-    the mask anew; references, horizontal lines {name: error}; outputs, {name: the relative error
-    of each output}, of which the last is the solve's.
+    the mask anew; references, horizontal lines {name: error}; before and after, the relative error
+    of each output without an update and after the solve.
     """
     figure, (left, middle, right) = style.new_figure(
         3, size=(12.0, 3.9), margins=MARGINS, width_ratios=[1.25, 1.1, 1]
@@ -90,15 +91,12 @@ def solve_figure(
         style.offset_text(left, "mask still changes", (0.5, 0.02), (4, 0), **look)
     finish(left, title, log="y", plain=True, wide=True, whole=8, xlabel="iteration",
            ylabel=style.RELATIVE_ERROR, xlim=(0.5, len(errors) + 0.5))  # fmt: skip
-    # the error of every output, in the order of the solve's, worst first; three are named
-    *others, (name, last) = outputs.items()
-    order = np.argsort(-np.asarray(last), kind="stable")
+    # the error of every output, the solve's worst first; three are named
+    order = np.argsort(-np.asarray(after), kind="stable")
     ranks = range(1, len(order) + 1)
-    for position, (label, values) in enumerate(others, start=1):
-        look = {"color": style.COLOURS[position], "marker": ".", "markersize": 3, "linestyle": ""}
-        middle.plot(ranks, style.above_zero(np.asarray(values)[order]), label=label, **look)
-    worst = style.above_zero(np.asarray(last)[order])
-    middle.plot(ranks, worst, color=style.COLOURS[0], linewidth=2, label=name)
+    bare, solved = (style.above_zero(np.asarray(values)[order]) for values in (before, after))
+    middle.plot(ranks, bare, ".", color=style.COLOURS[1], markersize=3, label="no update")
+    middle.plot(ranks, solved, color=style.COLOURS[0], linewidth=2, label="after ADMM")
     finish(middle, f"hurt most: outputs {', '.join(map(str, order[:3]))}", log="y", plain=True,
            legend={"fontsize": 8.5, "loc": "best", "markerscale": 3},
            xlabel="output, most hurt first", ylabel="relative error of an output")  # fmt: skip
@@ -113,15 +111,15 @@ def growth_figure(
     one_shot: Any,
     *,
     iteration: int,
-    pattern: tuple[int, int] | None = None,
+    group: int | None = None,
     name: str = "",
 ) -> Figure:
     """One gradual solve at one of its iterations: sparsity, error, and the mask against one-shot's.
 
     Args: sparsity and errors, one number an iteration; iteration, the one shown, from 1; keep,
     the mask then, and one_shot, the one-shot mask of the final sparsity, both (d_out, d_in), of
-    which the top left corner is drawn; pattern, (N, M) to draw the groups; name, the layer's, for
-    the title.
+    which the top left corner is drawn; group, the M of an N:M pattern; name, the layer's, for the
+    title.
     """
     figure, (left, middle, right) = style.new_figure(
         3, size=(12.0, 4.3), margins=MARGINS | {"bottom": 0.26}, width_ratios=[1, 1, 1.3]
@@ -132,35 +130,34 @@ def growth_figure(
         ax.axvline(iteration, **NOW)
         circle = {"markersize": 9, "fillstyle": "none", "mew": 1.6}
         ax.plot([iteration], [values[iteration - 1]], "o", color="black", **circle)
-    title = f"{name}\n" if name else ""
-    title += f"iteration {iteration}: {percent[iteration - 1]:.1f} % pruned"
+    title = f"{name}\niteration {iteration}: {percent[iteration - 1]:.1f} % pruned".strip()
     finish(left, whole=8, xlabel="iteration", ylabel="sparsity of the mask (%)", ylim=(0, 100))
     left.set_title(title, loc="left", fontsize=10, y=1.0)
     finish(middle, f"iteration {iteration}: error {errors[iteration - 1]:.4f}", whole=8,
            xlabel="iteration", ylabel=style.RELATIVE_ERROR,
            ylim=(0, 1.08 * max(errors) or 1))  # fmt: skip
-    _draw_mask_change(right, keep, one_shot, pattern)
+    _draw_mask_change(right, keep, one_shot, group)
     return figure
 
 
-def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, pattern: tuple[int, int] | None) -> None:
+def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> None:
     """Kept by both, by neither, or by one of two masks, with the share that moved."""
     colours = {"pruned by both": style.PRUNED, "kept by one-shot only": style.COLOURS[1],
                "kept here only": "black", "kept by both": style.COLOURS[5]}  # fmt: skip
     # few groups, each of which can be counted
-    rows, columns = (16, 3 * max(8, pattern[1])) if pattern else (40, 60)
+    rows, columns = (16, 3 * max(8, group)) if group else (40, 60)
     kind = np.asarray((2 * keep.int() + one_shot.int()).cpu())[:rows, :columns]  # as the colours
     look = {"cmap": ListedColormap(list(colours.values())), "interpolation": "nearest"}
     ax.imshow(kind, vmin=0, vmax=3, aspect="auto", **look)
     ax.grid(False)
-    if pattern:  # lines between weights, and broad ones between groups of M along the input
+    if group:  # lines between weights, and broad ones between groups of M along the input
         rows, columns = kind.shape
-        edges = np.arange(pattern[1] - 0.5, columns - 1, pattern[1])
+        edges = np.arange(group - 0.5, columns - 1, group)
         ax.vlines(np.arange(0.5, columns - 1), -0.5, rows - 0.5, color="white", linewidth=0.8)
         ax.hlines(np.arange(0.5, rows - 1), -0.5, columns - 0.5, color="white", linewidth=1.5)
         ax.vlines(edges, -0.5, rows - 0.5, color="white", linewidth=5)
         ax.vlines(edges, -0.5, rows - 0.5, color="black", linewidth=1.2)
-        ax.set_xticks(np.arange(0, columns, pattern[1]))
+        ax.set_xticks(np.arange(0, columns, group))
     moved = 100 * float((keep & ~one_shot).sum()) / max(1, int(keep.sum()))
     patches = [Patch(facecolor=c, edgecolor="#999999", label=name) for name, c in colours.items()]
     place = {"fontsize": 8.5, "ncols": 2, "loc": "upper center", "bbox_to_anchor": (0.45, -0.16)}

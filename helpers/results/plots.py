@@ -117,7 +117,7 @@ def _perplexities(records: Iterable[Record], own: str = "") -> tuple[Cells, floa
     dense, pruned = cells[is_dense]["mean"], cells[~is_dense]
     table = {}
     for position, label in enumerate(sorted(pruned.index.unique("label"), key=frame.row_key)):
-        is_own = own and label.partition(" (")[0] == own  # with whatever options
+        is_own = label.partition(" (")[0] == own  # with whatever options
         look = style_of(label, position) | (OWN_LOOK if is_own else {})
         table[label] = (look, pruned.loc[label])
     return table, None if dense.empty else dense.iloc[0]

@@ -312,8 +312,8 @@ class Section(NamedTuple):
 
 
 def setting(records: Iterable[Record]) -> str:
-    """One line on the setting that most records of the pruning notebook share."""
-    common = frame.common_parameters(frame.prune_runs(records))
+    """One line on the setting that most of these runs of the pruning notebook share."""
+    common = frame.common_parameters(records)
     known = {k: f"{text} (embedded)" for k, text in EMBEDDED.items() if common[k] == "embedded"}
     return (
         "Model: {model}. Perplexity on {evaluation}, {windows} windows of {window} tokens. "
@@ -352,50 +352,49 @@ def _update_note(records: list[Record]) -> str:
 
 
 def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
-    """Name, which of several, note and table (and spread) of all that one model's records allow."""
-    if found := perplexity_table(runs):
-        where = setting(runs)
-        seeds = " ± is half the range over seeds." if found[1].notna().any(axis=None) else ""
-        yield "perplexity", "", where + seeds, *found
-        devices = "; ".join(sorted({record["device"] for record in frame.prune_runs(runs)}))
+    """Name, which of several, note and table (and spread) of what one model's records allow.
+
+    The table is None where they do not.
+    """
+    if pruned := frame.prune_runs(runs):
+        where = setting(pruned)
+        table, spread = perplexity_table(pruned)
+        seeds = " ± is half the range over seeds." if spread.notna().any(axis=None) else ""
+        yield "perplexity", "", where + seeds, table, spread
+        devices = "; ".join(sorted({record["device"] for record in pruned}))
         note = (
             f"{where} Device: {devices}. Means over unstructured runs. Solve holds the checks of a "
             "layer and the measuring of its error, which is all of it for methods that do not "
             "update weights; peak memory is the process's, evaluation included."
         )
-        yield "cost", "", note, cost_table(runs)
-    if (table := variant_table(runs)) is not None:
+        yield "cost", "", note, cost_table(pruned)
         note = (
-            f"{setting(runs)} Other options beside the defaults, same cell and same calibration "
-            "seeds. The change is the mean over seeds, ± its standard error."
+            f"{where} Other options beside the defaults, same cell and same calibration seeds. "
+            "The change is the mean over seeds, ± its standard error."
         )
-        yield "variants", "", note, table
+        yield "variants", "", note, variant_table(pruned)
     for metric, how in ("acc", ""), ("acc_norm", " normalised by the answers' length"):
         if tables := zero_shot_table(runs, metric):
             note = f"Accuracy{how} ± one standard error. {_items_note(runs)}"
             yield "zero_shot", metric, note, *tables
-    if (table := paired_table(runs)) is not None:
-        note = (
-            "Paired differences in accuracy on the same items; bold where they exceed two standard "
-            "errors. One in twenty would do so by chance."
-        )
-        yield "zero_shot", "paired", note, table
-    if (table := update_table(runs)) is not None:
-        yield "weight_update", "", _update_note(runs), table
+    note = (
+        "Paired differences in accuracy on the same items; bold where they exceed two standard "
+        "errors. One in twenty would do so by chance."
+    )
+    yield "zero_shot", "paired", note, paired_table(runs)
+    yield "weight_update", "", _update_note(runs), update_table(runs)
     for text, column in ("calibration", "error"), ("held-out", "heldout"):
-        if (table := mask_table(runs, column)) is not None:
-            note = (
-                f"Relative error on {text} text, % of the default's (geometric mean over layers)."
-            )
-            yield "mask", text, note, table
+        note = f"Relative error on {text} text, % of the default's (geometric mean over layers)."
+        yield "mask", text, note, mask_table(runs, column)
 
 
 def sections(records: Iterable[Record]) -> dict[str, list[Section]]:
     """Every table that the records allow, by name; several models get a section each."""
     made: dict[str, list[Section]] = defaultdict(list)
     for model, runs in frame.by_model(records).items():
-        for name, which, note, *table in _tables_of(runs):
-            made[name].append(Section(f"{model} {which}".strip(), note, *table))
+        for name, which, note, table, *spread in _tables_of(runs):
+            if table is not None:
+                made[name].append(Section(f"{model} {which}".strip(), note, table, *spread))
     return dict(made)
 
 
