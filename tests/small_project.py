@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 from helpers.paths import root
@@ -122,3 +123,15 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def wait_for_kernel(*pids: int) -> list[psutil.Process]:
+    """All descendants of processes, once a kernel is among them."""
+    family: list[psutil.Process] = []
+
+    def kernel_runs() -> bool:
+        family[:] = [item for pid in pids for item in psutil.Process(pid).children(recursive=True)]
+        return any("ipykernel" in " ".join(item.cmdline()) for item in family)
+
+    wait_for(kernel_runs)
+    return family

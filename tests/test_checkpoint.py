@@ -22,13 +22,7 @@ from safetensors.torch import load_file, save_file
 from workers import TOKENS, WANDA
 
 from helpers import check_masks, load_masks, load_model, masks_of, prune_checkpoint, prune_model
-from helpers.errors import (
-    BadParameter,
-    BadSparsity,
-    CheckpointError,
-    ResumeError,
-    UnknownModel,
-)
+from helpers.errors import BadParameter, BadSparsity, CheckpointError, ResumeError, UnknownModel
 from helpers.large import checkpoint
 from helpers.large.jobs import MANIFEST
 from helpers.large.shards import Checkpoint

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 import small_project
-from small_project import Project, runner_process, wait_for
+from small_project import Project, runner_process, wait_for, wait_for_kernel
 
 import helpers.runner
 from helpers.errors import RunError
@@ -67,10 +67,6 @@ def worker_pids(scheduler: str) -> list[int]:
         return list(client.run(os.getpid).values())
 
 
-def children_of(pids: list[int]) -> list[psutil.Process]:
-    return [item for pid in pids for item in psutil.Process(pid).children(recursive=True)]
-
-
 # --- running -------------------------------------------------------------------------------
 
 
@@ -113,7 +109,7 @@ def test_a_worker_that_dies_costs_its_run_and_no_more(scheduler: str, project: P
     def kill() -> None:
         wait_for(project.result("runs/01_work--a.failed.ipynb").is_file)
         for pid in pids:
-            inner = children_of([pid])
+            inner = psutil.Process(pid).children(recursive=True)
             if any("01_work--a.job.json" in " ".join(item.cmdline()) for item in inner):
                 family.extend(inner)
                 psutil.Process(pid).kill()
@@ -134,13 +130,7 @@ def test_a_worker_that_dies_costs_its_run_and_no_more(scheduler: str, project: P
 def test_no_run_outlives_its_caller(number: int, scheduler: str, project: Project) -> None:
     pids = worker_pids(scheduler)
     process = runner_process(project, "--scheduler", scheduler)
-    family: list[psutil.Process] = []
-
-    def kernel_runs() -> bool:
-        family[:] = children_of(pids)
-        return any("ipykernel" in " ".join(item.cmdline()) for item in family)
-
-    wait_for(kernel_runs)
+    family = wait_for_kernel(*pids)
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     if number == signal.SIGTERM:

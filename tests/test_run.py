@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import small_project
-from small_project import Project, runner_process, wait_for
+from small_project import Project, runner_process, wait_for_kernel
 
 from helpers.paths import root
 from helpers.records import make_record, read_record, write_record
@@ -83,14 +83,7 @@ def test_failures_reruns_and_records(project: Project) -> None:
 def started_runner(project: Project) -> tuple[subprocess.Popen, list[psutil.Process]]:
     """A runner in a process of its own, with the processes of a run that sleeps."""
     process = runner_process(project)
-    family: list[psutil.Process] = []
-
-    def kernel_runs() -> bool:
-        family[:] = psutil.Process(process.pid).children(recursive=True)
-        return any("ipykernel" in " ".join(child.cmdline()) for child in family)
-
-    wait_for(kernel_runs)
-    return process, family
+    return process, wait_for_kernel(process.pid)
 
 
 def test_interrupt_stops_kernels_and_leaves_nothing_half_done(project: Project) -> None:

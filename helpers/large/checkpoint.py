@@ -235,18 +235,20 @@ class ShardStore(Store):
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         config.pop("torch_dtype", None)  # its older name
         config["dtype"] = str(reader.dtype).removeprefix("torch.")
-        files, pruned = {}, []
+        files, pruned, total = {}, [], 0
         for part, slots in reader.slots.items():
             layers = [] if part is None else list(find_layers(reader.blocks[part]).values())
             for slot in slots:
                 files[slot.name] = self.shard(part)
+                kind = reader.dtype if slot.empty.is_floating_point() else slot.empty.dtype
+                total += slot.empty.numel() * kind.itemsize
                 if any(module in layers and name == "weight" for module, name in slot.holders):
                     pruned.append(slot.name)
         with writing(job.folder):
             for path in [path for pattern in COMPANIONS for path in source.glob(pattern)]:
                 replace_file(job.folder / path.name, path.read_bytes())
             replace_file(job.folder / "config.json", json.dumps(config, indent=2) + "\n")
-            write_index(job.folder, files, reader.bytes)
+            write_index(job.folder, files, total)
         weights = Checkpoint(job.folder)
         masks = (next(weights.tensors([name]))[1] != 0 for name in pruned)  # one at a time
         write_masks(job.folder, pruned, masks, report.pattern)

@@ -111,7 +111,6 @@ class WeightReader:
     """Reads a model's weights when they are needed, and drops them afterwards.
 
     slots: those of each block by its number, and under None all that lies outside the blocks.
-    bytes: of all tensors together.
     """
 
     def __init__(
@@ -120,10 +119,6 @@ class WeightReader:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self.blocks = find_blocks(model)
         self.slots = _slots(model, self.blocks, checkpoint)
-        self.bytes = 0
-        for slot in (slot for part in self.slots.values() for slot in part):
-            kind = dtype if slot.empty.is_floating_point() else slot.empty.dtype
-            self.bytes += slot.empty.numel() * kind.itemsize
         self._outside: dict[nn.Module, list[Slot]] = {}
         for slot in self.slots[None]:
             for module, _ in slot.holders:

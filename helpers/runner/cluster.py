@@ -16,7 +16,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
 import os
 import socket
 import sys
@@ -164,8 +163,8 @@ class Pool:
     def __init__(self, client: Any, token: Path, warn: Callable[[str], None]) -> None:
         self._client, self._token, self._warn = client, token, warn
         self.sites: dict[str, Site] = {}
-        self._refused: set[str] = set()
-        self._looked = -math.inf  # time.monotonic() of the last look at who is there
+        self._seen: set[str] = set()  # every worker of the last look, used or not
+        self._looked = float("-inf")  # time.monotonic() of the last look at who is there
         self._usable = time.monotonic()  # when a run last could be started or was under way
 
     @property
@@ -228,11 +227,10 @@ class Pool:
             ) from error
         self._looked = time.monotonic()
         self.sites = {address: site for address, site in self.sites.items() if address in known}
-        self._refused &= known  # one that comes back may have been repaired
-        for address in known - set(self.sites) - self._refused:
+        for address in known - self._seen:
             if reason := self._add(address):
-                self._refused.add(address)
                 self._warn(f"worker {address} is not used: {reason}")
+        self._seen = known  # without those that left: one that comes back may have been repaired
 
     def _add(self, address: str) -> str | None:
         """Use a worker from now on, or return the reason why it cannot be used."""

@@ -6,14 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from helpers.errors import HelpersError
-from helpers.machine import (
-    downloads,
-    estimate,
-    gigabytes,
-    machine_named,
-    missing,
-    this_machine,
-)
+from helpers.machine import downloads, estimate, gigabytes, machine_named, missing, this_machine
 from helpers.runner.plan import Run, count_runs
 
 ROW = "{:<53}  {:<34}  {:>7}  {:>7}  {:>8}"

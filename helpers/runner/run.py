@@ -24,7 +24,6 @@ from helpers.runner.plan import Run, assets_needed, count_runs, read_plan
 from helpers.runner.process import show_path
 from helpers.runner.schedule import format_seconds, is_running, reference_seconds, run_plan, say
 
-INTERRUPTED = 130  # the shell's code for Ctrl-C
 # the committed records of `full` stand while `laptop` equals its own: see `accept`
 FAST_PLAN, LONG_PLAN = "laptop", "full"
 MOVED_SHOWN = 3
@@ -241,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"{error.strerror or type(error).__name__}: {error.filename or error}", error=True)
     except KeyboardInterrupt:
         say("interrupted; the same command goes on with the runs that are missing", error=True)
-        return INTERRUPTED
+        return 130  # the shell's code for Ctrl-C
     finally:
         signal.signal(signal.SIGTERM, handler)
     return 1

@@ -137,12 +137,12 @@ def run_plan(
             return failures + runner.execute([run for run in last if not is_done(run)])
 
 
-@contextlib.contextmanager
-def _pool(scheduler: str | None, slots: int, scratch: Path) -> Iterator[Any]:
+def _pool(
+    scheduler: str | None, slots: int, scratch: Path
+) -> contextlib.AbstractContextManager[Any]:
     """What executes runs: this machine, or the workers of a Dask cluster."""
     if not scheduler:
-        yield LocalPool(slots, scratch)
-        return
+        return contextlib.nullcontext(LocalPool(slots, scratch))
     try:
         # only here: most people have no cluster, and need no Dask
         from helpers.runner import cluster
@@ -151,8 +151,7 @@ def _pool(scheduler: str | None, slots: int, scratch: Path) -> Iterator[Any]:
             f"scheduler = {scheduler!r} needs the package {error.name}, which is not installed: "
             "run .venv/bin/python -m pip install -c constraints.txt -e '.[cluster]'"
         ) from error
-    with cluster.connect(scheduler, scratch, lambda text: say(text, error=True)) as pool:
-        yield pool
+    return cluster.connect(scheduler, scratch, lambda text: say(text, error=True))
 
 
 class LocalPool:
@@ -230,9 +229,8 @@ class Runner:
 
     def _time_left(self, text: str) -> str:
         """A text with the time left; "" where it is not known or nothing is left."""
-        left = (
-            self._pace * sum(self._left.values()) / max(1, min(self._pool.slots, len(self._left)))
-        )
+        side_by_side = max(1, min(self._pool.slots, len(self._left)))
+        left = self._pace * sum(self._left.values()) / side_by_side
         return text.format(format_seconds(left)) if left >= 1 else ""
 
 
