@@ -31,6 +31,12 @@ def outputs_error(inputs: Tensor, weight: Tensor, new: Tensor) -> float:
     return ((pruned - dense).norm() ** 2 / dense.norm() ** 2).item()
 
 
+def objective(weight: Tensor, new: Tensor, gram: Tensor, damping: float = 0.0) -> Tensor:
+    """‖X(W − Ŵ)‖² + damping·‖n ⊙ (W − Ŵ)‖² in float64, from a gram without dead inputs."""
+    gram, change = gram.double(), weight.double() - new.double()
+    return torch.trace(change @ (gram + damping * torch.diag(gram.diagonal())) @ change.T)
+
+
 def largest(score: np.ndarray, sparsity: float) -> np.ndarray:
     """The mask without the smallest scores; of equal ones the earlier stay."""
     order = np.argsort(-score, axis=None, kind="stable")
