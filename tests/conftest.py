@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from helpers.errors import HelpersError
+from helpers.methods import METHODS
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +42,15 @@ def one_line_error() -> Callable:
             assert word in message, f"{word!r} is not in {message!r}"
 
     return expect
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """Methods that a test registers are taken out again."""
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)
 
 
 @pytest.fixture(scope="session", autouse=True)

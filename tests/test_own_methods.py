@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,13 +20,7 @@ UPDATES = "at sparsity 0 the weights stay"
 ANSWERS = [f"an exact answer for {target}" for target in ("unstructured 50 %", "2:4", "4:8")]
 OURS = ("magnitude", "wanda", "sparsegpt", "admm1", "admm-grad", "wanda-refit")
 
-
-@pytest.fixture(autouse=True)
-def registry() -> Iterator[None]:
-    before = dict(METHODS)
-    yield
-    METHODS.clear()
-    METHODS.update(before)
+pytestmark = pytest.mark.usefixtures("registry")
 
 
 def largest(weight, sparsity, pattern, keep):
@@ -117,11 +111,6 @@ def own_mask(weight, gram, *, sparsity, pattern, keep=None):
     return LayerResult(weight * keep, keep)
 
 
-def in_place(weight, gram, *, sparsity, pattern, keep=None):
-    keep = largest(weight, sparsity, pattern, keep)
-    return LayerResult(weight.mul_(keep), keep)
-
-
 def restless(weight, gram, *, sparsity, pattern, keep=None):
     keep = largest(weight, sparsity, pattern, keep)
     return LayerResult((weight + 1e-3 * torch.rand_like(weight)) * keep, keep)
@@ -141,7 +130,6 @@ def unstructured_only(weight, gram, *, sparsity, pattern, keep=None):
     ("function", "broken", "reason"),
     [
         (own_mask, {"a mask that is given is used"}, "other than the one given"),
-        (in_place, {*ANSWERS, "a mask that is given is used", "the same answer twice"}, "in place"),
         (restless, {"the same answer twice"}, "seed"),
         (shrinking, {UPDATES}, "sparsity 0"),
         (unstructured_only, set(ANSWERS[1:]), "2:4"),
