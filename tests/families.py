@@ -195,11 +195,6 @@ def build_from(config: hf.PretrainedConfig, seed: int = 0) -> nn.Module:
     return model
 
 
-def build_mixture(seed: int = 0) -> nn.Module:
-    """A Mixtral: its experts are fused three-dimensional parameters, not linears."""
-    return build_from(REFUSED["mixtral"].config(), seed)
-
-
 def let_rotations_depend_on_the_text(model: nn.Module) -> None:
     """Make a Llama hand its blocks arguments that hold for one text only."""
     seen, rotary = {}, model.model.rotary_emb.forward

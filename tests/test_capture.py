@@ -12,7 +12,7 @@ from helpers import capture as cap
 from helpers import replay
 from helpers.errors import BadParameter, NonFinite, ParityError, UnsupportedModel
 from helpers.gram import Gram
-from helpers.models import find_blocks, find_layers, read_weight, write_weight
+from helpers.models import find_blocks, find_layers
 
 EVERY = sorted(fam.FAMILIES)
 BATCH = 2
@@ -34,25 +34,6 @@ def streams_by_hook(model: nn.Module, family: str, tokens: Tensor) -> tuple[list
 
 
 # ---------------------------------------------------------------- models
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "falcon"])
-def test_a_weight_is_d_out_by_d_in_and_written_alone(family: str) -> None:
-    # gpt2's Conv1D stores it the other way round.
-    model = fam.build(family)
-    for layer in find_layers(find_blocks(model)[0]).values():
-        weight = read_weight(layer).double()
-        inputs = torch.randn(5, weight.shape[1])
-        bias = layer.bias if layer.bias is not None else 0
-        expected = inputs.double() @ weight.T + bias
-        torch.testing.assert_close(layer(inputs).double(), expected, rtol=1e-4, atol=1e-4)
-    before, name = fam.snapshot(model), fam.pruned_names(family)[1]
-    layer = model.get_submodule(name)
-    parameter, new = layer.weight, torch.randn_like(read_weight(layer))
-    write_weight(layer, new)
-    assert torch.equal(fam.matrix_of(layer), new)
-    assert layer.weight is parameter and parameter.requires_grad
-    assert fam.changed(model, before) == {f"{name}.weight"}
 
 
 def test_encoder_decoders_and_blockless_models_are_refused(one_line_error) -> None:
@@ -125,13 +106,6 @@ def test_the_gate_stops_a_model_that_cannot_be_replayed(one_line_error) -> None:
         cap.check_parity(model, calls, tokens)
     handle.remove()
     assert fam.hook_count(model) == 0
-    # Arguments that depend on the text: the gate has to be given other text.
-    model = fam.build("llama")
-    fam.let_rotations_depend_on_the_text(model)
-    calls = cap.capture(model, tokens).calls
-    assert cap.check_parity(model, calls, tokens) < 1e-6
-    with one_line_error(ParityError):
-        cap.check_parity(model, calls, tokens.flip(1))
 
 
 class Block(nn.Module):
@@ -177,8 +151,6 @@ def test_arguments_are_replayed_however_they_were_passed(by_name: bool) -> None:
         stream = cap.run_block(block, stream, call)
     assert torch.equal(model.head(stream), expected)
     assert cap.check_parity(model, captured.calls, tokens.flip(1)) == 0
-    with pytest.raises(ParityError):
-        cap.check_parity(model, captured.calls[::-1], tokens)
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom", "gpt2"])
@@ -245,15 +217,6 @@ def test_layer_gram_is_that_of_the_dense_model_without_dropout(
             replay.layer_gram(model, tokens, block, layer)
     with one_line_error(BadParameter, layer[:-1], layer):
         replay.layer_gram(model, tokens, 0, layer[:-1])
-
-
-def test_a_layer_that_no_token_reaches_is_not_passed_over(one_line_error) -> None:
-    model, tokens = fam.build("llama"), fam.random_tokens(2)
-    block = find_blocks(model)[0]
-    block.mlp.spare = nn.Linear(32, 32)
-    call = cap.capture(model, tokens).calls[0]
-    with one_line_error(UnsupportedModel, "mlp.spare"):
-        replay.layer_grams(block, cap.first_stream(model, tokens), call, 2)
 
 
 class Experts(nn.Module):

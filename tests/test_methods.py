@@ -76,24 +76,6 @@ def test_an_answer_is_exactly_what_was_asked_for(
     assert result.dead_inputs == 0
 
 
-@pytest.mark.parametrize("name", ("wanda", "admm1", "admm-grad"))
-@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
-def test_rescaling_an_input_channel_changes_nothing(name: str, pattern: str) -> None:
-    # x → c·x, w → w/c leaves the function as it is. Magnitude has no such invariance, and
-    # SparseGPT's damping, a multiple of the identity, has not either.
-    inputs, weight = layer()
-    factors = torch.ones(32)
-    factors[5], factors[17] = 32.0, 1 / 16
-    gram, target = gram_of(inputs), dict(sparsity=0.5, pattern=pattern)
-    plain = METHODS[name](weight, gram, **target)
-    scaled = METHODS[name](weight / factors, gram * factors * factors[:, None], **target)
-    assert torch.equal(plain.keep, scaled.keep)
-    torch.testing.assert_close(scaled.weight * factors, plain.weight, rtol=1e-5, atol=1e-6)
-    assert scaled.error == pytest.approx(plain.error, rel=1e-4)
-    by_size = [METHODS["magnitude"](w, None, **target).keep for w in (weight, weight / factors)]
-    assert not torch.equal(*by_size)  # so the test can fail
-
-
 def test_updating_helps_and_in_the_order_of_the_paper() -> None:
     inputs, weight = layer(d_out=64, d_in=64, tokens=400)
     gram = gram_of(inputs)
@@ -409,14 +391,9 @@ def test_what_no_method_accepts(name: str, one_line_error) -> None:
 def test_grams_that_are_none(name: str, one_line_error) -> None:
     inputs, weight = layer()
     gram = gram_of(inputs)
-    lopsided, broken = gram.clone(), gram.clone()
-    lopsided[0, 1] += gram.abs().max()
-    broken[2, 9] = broken[9, 2] = math.nan
-    for bad in (lopsided, gram[:-1, :-1], gram[:, :-1], torch.zeros(32)):
+    for bad in (gram.triu(), torch.zeros(32)):
         with one_line_error(BadParameter, "gram"):
             METHODS[name](weight, bad, sparsity=0.5)
-    with one_line_error(NonFinite, "gram"):
-        METHODS[name](weight, broken, sparsity=0.5)
     with one_line_error(BadParameter, name, "calibration"):
         METHODS[name](weight, None, sparsity=0.5)
     if name in UPDATING:  # diagonal 1, smallest eigenvalue 6 − 160

@@ -109,13 +109,6 @@ def test_layer_solve_agrees_with_the_exact_optimum(smoke: Path) -> None:
     assert curve[-1] == metrics["distance_to_optimum"] < 0.1 * curve[0]
 
 
-def test_gradual_mask_is_better_than_one_shot(smoke: Path) -> None:
-    record = record_of(smoke, "03_mask_schedule--default")
-    assert all(0 < metric["value"] < 1 for metric in record["metrics"].values())
-    growth = record["series"]["schedule"]["sparsity"]["paper"]
-    assert growth == sorted(growth) and growth[-1] == pytest.approx(0.6)
-
-
 def test_tables_notebook_writes_tables_and_figures(smoke: Path) -> None:
     def table(name: str) -> str:
         return (smoke / f"tables/{name}.md").read_text(encoding="utf-8")
