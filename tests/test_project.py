@@ -92,9 +92,15 @@ def test_module_style(path: Path) -> None:
             assert node.end_lineno - begin.lineno < 60, f"{node.name} is too long"
 
 
-def test_importing_the_runner_is_light() -> None:
-    heavy = "{'torch', 'pandas', 'distributed'}"
-    code = f"import sys; from helpers.runner import main; sys.exit(len({heavy} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("runner.run", {"torch", "pandas", "distributed"}),
+        ("tasks", {"torch", "lm_eval", "datasets"}),
+    ],
+)
+def test_importing_is_light(module: str, heavy: set[str]) -> None:
+    code = f"import sys, helpers.{module}; sys.exit(len({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -315,10 +315,6 @@ def test_scores_and_metrics_by_hand() -> None:
 def test_examples_begin_with_the_right_choice() -> None:
     examples = zero_shot_examples()
     assert tuple(examples) == TASKS
-    assert examples["winogrande"] == [
-        "Sarah was a much better surgeon than Maria so Maria |  always got the easier cases.",
-        "Sarah was a much better surgeon than Maria so Sarah |  always got the easier cases.",
-    ]
     for task, texts in examples.items():
         pairs, right = worded(task, task_rows(task)[0])
         assert texts[0] == " | ".join(pairs[right])

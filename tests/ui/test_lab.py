@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 import pytest
 from lab_browser import Watched
 from lab_page import Book, choose, named, press, settled, shown, slide
-from lab_server import Lab
 
 from helpers.paths import root
 
@@ -78,20 +77,6 @@ def test_everything_is_drawn(notebook: str, opened: Opened) -> None:
         if output.get("name") == "stderr":
             said = "".join(output["text"])
             assert re.fullmatch(r"(\s*\r?[^\n]*\|[^\n]*\[[^\n]*\]\s*)+", said), (cell, said)
-
-
-@every_notebook
-def test_links_lead_somewhere(notebook: str, opened: Opened, lab: Lab) -> None:
-    book = opened(notebook)
-    # the paths that Lab has made of them, which it would open
-    read = (
-        "nodes => nodes.map(node => new URL(node.href)).map(link => [link.origin, link.pathname])"
-    )
-    links = book.page.locator(".jp-RenderedMarkdown a[href]").evaluate_all(read)
-    paths = {path for origin, path in links if lab.url.startswith(origin)}
-    files = sorted(path.removeprefix("/files/") for path in paths if path.startswith("/files/"))
-    assert files, "every notebook leads on to another"
-    assert [file for file in files if not lab.holds(file)] == []
 
 
 # --- explorers -----------------------------------------------------------------------------
