@@ -47,12 +47,6 @@ def test_numpy_values_become_plain() -> None:
     assert json.loads(json.dumps(record))["series"] == {"curve": {"y": [0, 1, 2], "z": [1, 2]}}
 
 
-def test_empty_path_means_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
-    path = records.write_record("", a_record())
-    assert path == tmp_path / "scratch" / "records" / "04_prune_model--wanda-50.json"
-
-
 @pytest.mark.parametrize("value", [float("inf"), np.float64("nan")])
 def test_nan_never_becomes_a_record(value: float, tmp_path: Path, one_line_error) -> None:
     with one_line_error(RecordError, "perplexity"):

@@ -25,7 +25,6 @@ from helpers import evaluate
 from helpers.errors import AssetError, BadParameter, NonFinite
 from helpers.evaluate import (
     TaskScore,
-    check_zero_shot,
     zero_shot,
     zero_shot_examples,
     zero_shot_metrics,
@@ -251,9 +250,6 @@ def test_embedded_rows_need_no_network_and_leave_no_files(
 def test_bad_arguments(tiny: tuple, wanted: dict, word: str, one_line_error) -> None:
     with one_line_error(BadParameter, word):
         zero_shot(*tiny, **wanted)
-    defaults = dict(tasks=TASKS, limit=None, seed=0, source="embedded", batch=1)
-    with one_line_error(BadParameter, word):  # known before anything is loaded
-        check_zero_shot(**defaults | wanted)
 
 
 def test_a_broken_model_has_no_score(one_line_error) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab_server import until
@@ -44,7 +43,7 @@ class Book:
 
     def __init__(self, page: Page, lab: Lab, path: str) -> None:
         self.page, self.lab, self.file = page, lab, lab.project / path
-        page.goto(lab.address(path, workspace=Path(path).stem))
+        page.goto(lab.address(path))
         page.wait_for_selector(".jp-Notebook .jp-RenderedMarkdown h1")
         self.wait_idle(KERNEL_SECONDS, beats=3)
 
