@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
-from lab_browser import Watched
 from lab_page import Book, choose, named, press, settled, shown, slide
 
 from helpers.paths import root
@@ -48,7 +48,7 @@ def outputs(book: dict) -> Iterator[tuple[str, dict]]:
 
 
 @every_notebook
-def test_runs_from_top_to_bottom(notebook: str, opened: Opened, watched: Watched) -> None:
+def test_runs_from_top_to_bottom(notebook: str, opened: Opened, watched: Any) -> None:
     watched.errors.clear()
     book = opened(notebook)
     saved = book.save()

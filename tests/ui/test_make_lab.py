@@ -7,10 +7,10 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lab_server
 import pytest
-from lab_browser import Watched
 
 FIRST = "00_start_here.ipynb"
 
@@ -34,7 +34,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield lab_server.until(found, 20, f"no address was printed: see {log}")[0]
 
 
-def test_the_printed_address_opens_the_first_notebook(watched: Watched, printed: str) -> None:
+def test_the_printed_address_opens_the_first_notebook(watched: Any, printed: str) -> None:
     assert f"/lab/tree/notebooks/{FIRST}?" in printed
     page = watched.page()
     page.goto(printed)
