@@ -14,7 +14,7 @@ from helpers import LayerResult, register, select
 from helpers.errors import BadParameter, HelpersError, UnknownMethod
 from helpers.gram import gram_of
 from helpers.masks import top_k
-from helpers.methods import METHODS, check_method, check_options, get_method
+from helpers.methods import METHODS, check_method, get_method
 
 UPDATES = "at sparsity 0 the weights stay"
 ANSWERS = [f"an exact answer for {target}" for target in ("unstructured 50 %", "2:4", "4:8")]
@@ -29,22 +29,6 @@ def largest(weight, sparsity, pattern, keep):
 
 
 # ---------------------------------------------------------------- what the registry checks
-
-
-def test_a_method_is_added_in_a_few_lines() -> None:
-    @register("mine")
-    def first_columns(weight, gram, *, sparsity, pattern, keep=None, side="left"):
-        keep = torch.zeros_like(weight, dtype=torch.bool)
-        count = round((1 - sparsity) * weight.shape[1])
-        keep[:, :count] = True
-        keep = keep if side == "left" else keep.flip(1)
-        return LayerResult(weight * keep, keep)
-
-    inputs, weight = layer()
-    result = METHODS["mine"](weight, gram_of(inputs), sparsity=0.5, side="right")
-    assert not result.weight[:, :16].any() and torch.equal(result.weight[:, 16:], weight[:, 16:])
-    assert 0 < result.error < 1
-    check_options("mine", {"side": "left"})
 
 
 @pytest.mark.parametrize(

@@ -379,15 +379,3 @@ def test_an_error_in_a_late_layer_names_it_and_says_what_is_pruned_already() -> 
     # the tenth layer is the third of block 1
     assert "block 1 self_attn.v_proj" in str(caught.value)
     assert "layers already pruned: 9" in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_an_interrupt_leaves_no_hooks_and_the_models_mode() -> None:
-    model = fam.build("llama").train()
-
-    def stop(done: int, total: int, name: str) -> None:
-        if done == 8:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.5, progress=stop)
-    assert fam.hook_count(model) == 0 and model.training
