@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import families as fam
 import pytest
 import torch
@@ -154,20 +156,6 @@ def test_layers_that_read_the_same_input_share_one_gram() -> None:
     assert len({id(gram) for gram in grams.values()}) == 4
 
 
-def test_an_input_that_is_shared_in_some_batches_only_is_refused(one_line_error) -> None:
-    class Sometimes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.two, self.calls = nn.Linear(8, 8), nn.Linear(8, 8), 0
-
-        def forward(self, states: Tensor) -> Tensor:
-            self.calls += 1
-            return self.one(states) + self.two(states if self.calls == 1 else 2 * states)
-
-    with one_line_error(UnsupportedModel, "block two shares its input with one"):
-        replay.layer_grams(Sometimes(), torch.randn(4, 5, 8), cap.Call((), {}), 2)
-
-
 @pytest.mark.parametrize(("family", "layer"), [("opt", "fc2"), ("gpt2", "mlp.c_proj")])
 def test_layer_gram_is_that_of_the_dense_model_without_dropout(
     family: str, layer: str, one_line_error
@@ -188,25 +176,36 @@ def test_layer_gram_is_that_of_the_dense_model_without_dropout(
         replay.layer_gram(model, tokens, 0, layer[:-1])
 
 
-class Experts(nn.Module):
-    """Two experts, of which the second is called with no rows, or not at all."""
+class Pair(nn.Module):
+    """Two layers, and what a call does with them."""
 
-    def __init__(self, calls_idle: bool) -> None:
+    def __init__(self, run: Callable[[nn.Module, Tensor], Tensor]) -> None:
         super().__init__()
-        self.experts = nn.ModuleList(nn.Linear(32, 32) for _ in range(2))
-        self.calls_idle = calls_idle
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.run, self.calls = run, 0
 
     def forward(self, states: Tensor) -> Tensor:
-        if self.calls_idle:
-            self.experts[1](states[:0])
-        return self.experts[0](states)
+        self.calls += 1
+        return self.run(self, states)
 
 
-@pytest.mark.parametrize("calls_idle", [False, True])
-def test_an_expert_without_tokens_is_named(calls_idle: bool, one_line_error) -> None:
-    stream = torch.randn(4, 5, 32)
-    with one_line_error(UnsupportedModel, "block 0 experts.1", "more calibration text"):
-        replay.layer_grams(Experts(calls_idle), stream, cap.Call((), {}), 2, "block 0")
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        # shared in the first batch only
+        (lambda pair, x: pair.one(x) + pair.two(x if pair.calls == 1 else 2 * x),
+         ["block two shares its input with one"]),
+        # experts without tokens: not called, or called with no rows
+        (lambda pair, x: pair.one(x), ["block two", "more calibration text"]),
+        (lambda pair, x: pair.one(x) + pair.two(x[:0]).sum(), ["block two", "calibration tokens"]),
+    ],
+    ids=["shared", "idle", "empty"],
+)  # fmt: skip
+def test_a_layer_whose_inputs_are_not_known_is_named(
+    run: Callable, words: list[str], one_line_error
+) -> None:
+    with one_line_error(UnsupportedModel, *words):
+        replay.layer_grams(Pair(run), torch.randn(4, 5, 8), cap.Call((), {}), 2)
 
 
 def test_bad_numbers_name_the_layer_or_the_block(one_line_error) -> None:
