@@ -1,7 +1,5 @@
 """What the tests share: one thread, no hub, and a check that an error is one useful line."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Layers to solve, their error in float64, and masks by sorting in numpy."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The benchmarks measure what they say: timing, fits, the published path, page and figures."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Finding what to prune in many tiny families, and replaying their blocks against the models."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import families as fam

@@ -1,7 +1,5 @@
 """Claims: hand-written records on both sides of every test, so that a verdict can be foreseen."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

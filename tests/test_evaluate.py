@@ -1,7 +1,5 @@
 """Perplexity against the models' own loss, and by hand."""
 
-from __future__ import annotations
-
 import math
 
 import families as fam

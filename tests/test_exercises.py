@@ -1,7 +1,5 @@
 """The exercises of the notebooks: three each, and every solution runs where it stands."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re

@@ -3,8 +3,6 @@
 Write the page again with `python tests/test_families.py > results/families.md`.
 """
 
-from __future__ import annotations
-
 import functools
 
 import families as fam

@@ -1,7 +1,5 @@
 """Every trick of helpers.fast answers what its plain counterpart answers."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

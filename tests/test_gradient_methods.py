@@ -1,7 +1,5 @@
 """Gradient methods against exact least squares, torch's own optimisers and autograd."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

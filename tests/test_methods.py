@@ -1,7 +1,5 @@
 """Every layer method: hand examples, SparseGPT against direct OBS, dead inputs."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

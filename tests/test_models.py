@@ -1,7 +1,5 @@
 """Loading: the names that work, what a record says of them, and every way to get it wrong."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

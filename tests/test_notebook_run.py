@@ -1,7 +1,5 @@
 """What opens a notebook's run and writes its record, on notebooks of a few parameters."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

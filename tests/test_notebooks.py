@@ -1,7 +1,5 @@
 """Every notebook through papermill: the plan smoke is run once and its products are read."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """Memory that runs out while a model is pruned: the batch is halved, and the work goes on."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A reader's methods: registered, checked each time they answer, tried out, found in files."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """House rules that neither ruff nor import-linter checks: notebooks, environments, make."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os

@@ -1,7 +1,5 @@
 """`prune_model` on many tiny families: what must change, what must not, and in which order."""
 
-from __future__ import annotations
-
 import copy
 import json
 

@@ -1,7 +1,5 @@
 """The README keeps its promises: its tables are the committed ones, and its example runs."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """Records: what goes in comes out, and what would mislead a table is refused in one line."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The studies on small random layers, against sums written out in float64."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

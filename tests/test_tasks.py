@@ -1,7 +1,5 @@
 """Rows of the seven tasks, subsets of items, and paired differences worked by hand."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import math

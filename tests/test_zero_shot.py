@@ -1,7 +1,5 @@
 """Zero-shot scores against likelihoods summed by hand, and against lm-eval's own report."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -3,8 +3,6 @@
 Its method fails on purpose, in process 1, as often as a file of orders says.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import resource

@@ -4,8 +4,6 @@ The notebooks are copies with the parameters of the plan smoke; UI_FULL=1 leaves
 Controls are operated by the keyboard; those of a new explorer go into SLIDERS and DROPDOWNS.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """`make lab`, as it is typed: what it prints opens the first notebook."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import sys
