@@ -225,20 +225,6 @@ def test_a_damaged_conversion_is_done_again(
     assert (folder / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_an_interrupted_conversion_leaves_nothing(
-    shop: SimpleNamespace, converter: SimpleNamespace, one_line_error
-) -> None:
-    def full_disk(folder: Path) -> None:
-        folder.mkdir()
-        (folder / "model.safetensors").write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    converter.first = full_disk
-    with one_line_error(AssetError, "No space left on device", "PRUNING_CACHE"):
-        assets.embedded_model_folder()
-    assert files_below(shop.cache / "models") == set()
-
-
 def test_a_quicker_process_wins(shop: SimpleNamespace, converter: SimpleNamespace) -> None:
     def other_process(folder: Path) -> None:
         converter.write(shop.cache / "models" / folder.name)

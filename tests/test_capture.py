@@ -122,18 +122,6 @@ def test_the_stream_may_be_passed_by_name(monkeypatch) -> None:
     assert cap.check_parity(model, captured.calls, tokens.flip(1)) < 1e-6
 
 
-@pytest.mark.parametrize("family", ["llama", "bloom", "gpt2"])
-def test_arguments_are_recorded_without_the_head(family: str, monkeypatch) -> None:
-    model, tokens = fam.build(family), fam.random_tokens(BATCH)
-    whole = cap.capture(model, tokens)
-    monkeypatch.setattr(model.get_output_embeddings(), "forward", None)  # calling it would fail
-    bare = cap.capture(model, tokens, head=False)
-    assert bare.logits is None and torch.equal(bare.stream, whole.stream)
-    monkeypatch.undo()
-    assert cap.check_parity(model, bare.calls, tokens.flip(1)) < 1e-6
-    assert fam.hook_count(model) == 0
-
-
 def test_capture_cleans_up_when_the_model_fails() -> None:
     model = fam.build("llama")
     with pytest.raises(IndexError):
