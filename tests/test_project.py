@@ -29,10 +29,6 @@ CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
 MACHINE_PATH = re.compile(r"""(?<![\w.~])/(?:home|Users|root|work|mnt|tmp)/\w""")
 
 
-def by_name(path: Path) -> str:
-    return path.name
-
-
 # --- notebooks -----------------------------------------------------------------------------
 
 
@@ -48,7 +44,7 @@ def code_lines(text: str) -> int:
     return len([line for line in text.splitlines() if line.strip() and line.strip()[0] != "#"])
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook_anatomy(path: Path) -> None:
     first, *_, last = json.loads(path.read_text(encoding="utf-8"))["cells"]
     assert re.match(r"# .+\?\n", "".join(first["source"])), "the title asks a question"
@@ -66,7 +62,7 @@ def test_colab_setup_is_the_same_everywhere() -> None:
     assert len(setup) == 1 and setup[0].startswith('!test -z "$COLAB_RELEASE_TAG" || (')
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook_budgets(path: Path) -> None:
     # the parameters cell grows with the notebook's inputs; explorers need not be read
     apart = {text for tag in ("parameters", "explorer", "colab-setup") for text in cells(path, tag)}
@@ -78,7 +74,7 @@ def test_notebook_budgets(path: Path) -> None:
 # --- helpers -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", MODULES, ids=by_name)
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
 def test_module_style(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 500

@@ -198,15 +198,11 @@ def test_the_report_adds_up() -> None:
     expected = ((old - new).norm() ** 2 / old.norm() ** 2).item()
     reported = {(layer.block, layer.name): layer.error for layer in report.layers}
     assert reported[0, "mlp.down_proj"] == pytest.approx(expected, rel=1e-3)
-    values = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert values["sparsity"] == report.sparsity and values["error"] == report.error
-    assert values["layers"] == [
-        {**vars(layer), "shape": list(layer.shape)} for layer in report.layers
-    ]
-    assert values["seconds"] == spent and 0 <= values["parity"] < 1e-6
-    assert (values["method"], values["pattern"]) == ("admm-grad", report.pattern)
-    assert (values["batch"], values["halved"]) == (report.batch, [])
-    assert values["dead_inputs"] == report.dead_inputs
+    assert 0 <= report.parity < 1e-6
+    names = "method pattern sparsity error dead_inputs parity batch halved seconds"
+    layers = [{**vars(layer), "shape": list(layer.shape)} for layer in report.layers]
+    values = {name: getattr(report, name) for name in names.split()} | {"layers": layers}
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False)) == values
 
 
 def test_after_block_sees_the_pruned_block_and_the_stream_that_enters_it() -> None:

@@ -3,7 +3,6 @@
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ FIRST = "00_start_here.ipynb"
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
-@pytest.fixture(scope="module")
-def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address that `make lab` prints: started elsewhere, on a path with spaces."""
+def test_the_printed_address_opens_the_first_notebook(
+    watched: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # started elsewhere, on a path with spaces
     folder = tmp_path_factory.mktemp("make lab")
     project = lab_server.project_copy(folder / "a project with spaces", quick=True)
     environment = lab_server.private_environment(folder)
@@ -29,18 +29,16 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert Path(server["root_dir"]) == project
         address = re.compile(r"http://\S+?token=\w+")
         found = lambda: address.search(log.read_text(encoding="utf-8"))  # noqa: E731
-        yield lab_server.until(found, 20, f"no address was printed: see {log}")[0]
-
-
-def test_the_printed_address_opens_the_first_notebook(watched: Any, printed: str) -> None:
-    assert f"/lab/tree/notebooks/{FIRST}?" in printed
-    page = watched.page()
-    page.goto(printed)
-    page.wait_for_selector(".jp-NotebookPanel .jp-RenderedMarkdown h1")
-    tabs = page.locator("#jp-main-dock-panel .lm-TabBar-tab.lm-mod-current")
-    tabs.filter(has_text=FIRST).first.wait_for()
-    assert page.locator(".jp-NotebookPanel h1").first.inner_text().rstrip("¶").endswith("?")
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
-    # beside it the other notebooks
-    names = page.locator(".jp-DirListing-item").all_inner_texts()
-    assert any(name.startswith("06_") for name in names)
+        printed = lab_server.until(found, 20, f"no address was printed: see {log}")[0]
+        assert f"/lab/tree/notebooks/{FIRST}?" in printed
+        page = watched.page()
+        page.goto(printed)
+        page.wait_for_selector(".jp-NotebookPanel .jp-RenderedMarkdown h1")
+        tabs = page.locator("#jp-main-dock-panel .lm-TabBar-tab.lm-mod-current")
+        tabs.filter(has_text=FIRST).first.wait_for()
+        title = page.locator(".jp-NotebookPanel h1").first.inner_text()
+        assert title.rstrip("¶").endswith("?")
+        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+        # beside it the other notebooks
+        names = page.locator(".jp-DirListing-item").all_inner_texts()
+        assert any(name.startswith("06_") for name in names)
