@@ -18,14 +18,10 @@ from helpers.paths import root
 from helpers.runner import plan as plans
 
 SECONDS = 60  # in which a server must have started
-JUPYTER_FOLDERS = {
-    "JUPYTER_CONFIG_DIR": "config",
-    "JUPYTER_DATA_DIR": "data",
-    "JUPYTER_RUNTIME_DIR": "runtime",
-    "JUPYTERLAB_SETTINGS_DIR": "settings",
-    "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
-    "IPYTHONDIR": "ipython",
-}
+JUPYTER_FOLDERS = (
+    *("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"),
+    *("JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR"),
+)
 SETTINGS = {
     # every cell in the page, not only those in view
     "notebook-extension/tracker": {"windowingMode": "none", "scrollPastEnd": False},
@@ -92,11 +88,11 @@ def set_parameters(path: Path, values: dict) -> None:
 def private_environment(folder: Path) -> dict[str, str]:
     """An environment in which Jupyter and the runs write into `folder` and nowhere else."""
     variables = {key: value for key, value in os.environ.items() if key != "JUPYTER_TOKEN"}
-    for variable, name in JUPYTER_FOLDERS.items():
-        (folder / name).mkdir(parents=True)
-        variables[variable] = str(folder / name)
+    for variable in JUPYTER_FOLDERS:
+        (folder / variable).mkdir(parents=True)
+        variables[variable] = str(folder / variable)
     for name, values in SETTINGS.items():
-        path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path = folder / f"JUPYTERLAB_SETTINGS_DIR/@jupyterlab/{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values), encoding="utf-8")
     # this project's helpers, also where its .venv is another clone's
@@ -122,7 +118,8 @@ def running(command: list[str], folder: Path, **options: Any) -> Iterator[tuple[
     log = folder / "server.log"
 
     def servers() -> list[dict]:
-        return [json.loads(path.read_text()) for path in folder.glob("runtime/jpserver-*.json")]
+        found = folder.glob("JUPYTER_RUNTIME_DIR/jpserver-*.json")
+        return [json.loads(path.read_text()) for path in found]
 
     def answering() -> dict | None:
         # half written, or not listening yet
