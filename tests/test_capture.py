@@ -18,21 +18,6 @@ EVERY = sorted(fam.FAMILIES)
 BATCH = 2
 
 
-def streams_by_hook(model: nn.Module, family: str, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Output of each block in one plain forward pass, seen by hooks of this test's own; logits."""
-    seen, blocks = [], model.get_submodule(fam.FAMILIES[family].blocks)
-
-    def keep(_: nn.Module, __: object, output: object) -> None:
-        seen.append((output[0] if isinstance(output, tuple) else output).clone())
-
-    handles = [block.register_forward_hook(keep) for block in blocks]
-    with torch.no_grad():
-        logits = model(tokens, use_cache=False).logits
-    for handle in handles:
-        handle.remove()
-    return seen, logits
-
-
 # ---------------------------------------------------------------- models
 
 
@@ -65,28 +50,28 @@ def test_a_multimodal_model_is_pruned_in_its_text_part() -> None:
 def test_layers_streams_and_grams_are_the_models_own(family: str) -> None:
     """The layers are those listed by hand; streams and inputs those of one plain forward pass."""
     model, tokens = fam.build(family), fam.random_tokens(4)
-    known, names = fam.FAMILIES[family], fam.pruned_names(family)
-    blocks = find_blocks(model)
+    known, blocks = fam.FAMILIES[family], find_blocks(model)
     assert blocks is model.get_submodule(known.blocks) and len(blocks) == known.depth
-    inputs = fam.inputs_by_hook(model, names, tokens)
-    expected, logits = streams_by_hook(model, family, tokens)
+    names = [f"{known.blocks}.{index}" for index in range(known.depth)]
+    inputs = fam.inputs_by_hook(model, [*names, *fam.pruned_names(family)], tokens)
     # arguments recorded with the first sequences hold for others of the same shape
-    captured = cap.capture(model, tokens[:BATCH])
+    captured, logits = cap.capture(model, tokens[:BATCH]), cap.forward(model, tokens)
     torch.testing.assert_close(captured.logits, logits[:BATCH], rtol=0, atol=1e-6)
     stream = cap.embed(model, tokens, BATCH)
     assert torch.equal(captured.stream, stream[:BATCH])
-    for index, (block, call) in enumerate(zip(blocks, captured.calls, strict=True)):
+    for name, block, call in zip(names, blocks, captured.calls, strict=True):
+        torch.testing.assert_close(stream.flatten(0, 1), inputs[name], rtol=0, atol=1e-6)
         before = stream.clone()
         grams, _ = replay.layer_grams(block, stream, call, BATCH)
         assert set(grams) == set(known.layers) and torch.equal(stream, before)
         for layer, gram in grams.items():
-            x = inputs[f"{known.blocks}.{index}.{layer}"].double()
+            x = inputs[f"{name}.{layer}"].double()
             assert gram.tokens == len(x) == tokens.numel()
             scale = (x.T @ x).abs().max().item()
             torch.testing.assert_close(gram.matrix.double(), x.T @ x, rtol=1e-4, atol=1e-5 * scale)
-        cap.advance(block, stream, call, BATCH, f"block {index}")
-        torch.testing.assert_close(stream, expected[index], rtol=0, atol=1e-6)
-    assert not torch.allclose(expected[0], expected[-1], atol=1e-2)  # blocks do something
+        cap.advance(block, stream, call, BATCH, name)
+        assert not torch.allclose(stream, before, atol=1e-2)  # a block does something
+    # what leaves the last block is compared as logits
     assert 0 <= cap.check_parity(model, captured.calls, tokens[BATCH:]) < 1e-6
     assert fam.hook_count(model) == 0
 
