@@ -76,7 +76,7 @@ def row(name: str) -> tuple[str, ...]:
 @functools.cache
 def refusal(name: str) -> tuple[str, str]:
     """Name and error of a model that is refused; its weights are as before."""
-    model = fam.build_from(fam.REFUSED[name].config())
+    model = fam.build(name)
     before = fam.snapshot(model)
     with pytest.raises(UnsupportedModel) as caught:
         prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.5)
