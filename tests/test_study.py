@@ -14,8 +14,6 @@ from helpers.admm import exact_least_squares
 from helpers.errors import BadParameter, BadSparsity
 from helpers.gram import relative_error
 from helpers.methods import METHODS
-from helpers.models import load_model
-from helpers.replay import layer_gram, layer_problems
 from helpers.study import mask_study, trace_points, update_study
 
 ROW = ("sparsity", "solver", "rho", "precondition", "damping", "learning_rate", "iterations",
@@ -197,17 +195,3 @@ def test_mask_study_changes_one_rule_at_a_time(layer) -> None:
         assert row["error"] == pytest.approx(relative(weight, new, gram), rel=1e-4)
         assert row["heldout"] == pytest.approx(relative(weight, new, heldout), rel=1e-4)
     assert len({row["error"] for row in rows}) == len(rows), "every rule has an effect"
-
-
-# ---------------------------------------------------------------- what the studies are made on
-
-
-def test_layers_from_one_pass_are_those_from_a_pass_each() -> None:
-    model, _ = load_model("tiny")
-    tokens = torch.randint(0, 100, (4, 16))
-    layers = ["self_attn.q_proj", "mlp.down_proj"]
-    found = layer_problems(model, tokens, 1, layers)
-    assert list(found) == layers
-    for layer, (weight, gram) in found.items():
-        expected = layer_gram(model, tokens, 1, layer)
-        assert torch.equal(weight, expected[0]) and torch.equal(gram, expected[1])
