@@ -21,9 +21,18 @@ OURS = ("magnitude", "wanda", "sparsegpt", "admm1", "admm-grad", "wanda-refit")
 pytestmark = pytest.mark.usefixtures("registry")
 
 
-def largest(weight, sparsity, pattern, keep):
-    """A method's mask, done right."""
-    return select(weight.abs(), sparsity, pattern) if keep is None else keep
+def method_of(answer: Callable) -> Callable:
+    """A method that gives answer(weight, keep, given), with the mask given or one done right."""
+
+    def method(weight, gram, *, sparsity, pattern, keep=None):
+        given = keep is not None
+        return answer(weight, keep if given else select(weight.abs(), sparsity, pattern), given)
+
+    return method
+
+
+def masked(weight: torch.Tensor, keep: torch.Tensor, _given: bool = False) -> LayerResult:
+    return LayerResult(weight * keep, keep)
 
 
 # ---------------------------------------------------------------- what the registry checks
@@ -43,11 +52,7 @@ def largest(weight, sparsity, pattern, keep):
 )
 def test_a_method_cannot_misreport_itself(answer, word: str, one_line_error) -> None:
     inputs, weight = layer()
-    register("mine")(
-        lambda weight, gram, *, sparsity, pattern, keep=None: answer(
-            weight, top_k(weight.abs(), sparsity)
-        )
-    )
+    register("mine")(method_of(lambda weight, keep, given: answer(weight, keep)))
     with one_line_error(HelpersError, word):
         METHODS["mine"](weight, gram_of(inputs), sparsity=0.5)
 
@@ -88,37 +93,22 @@ def test_ours_keep_every_promise(name: str) -> None:
     assert [promise for promise in check_method(name) if not promise.kept] == []
 
 
-def own_mask(weight, gram, *, sparsity, pattern, keep=None):
-    keep = select(weight.abs(), 0.5 if keep is not None else sparsity, pattern)
-    return LayerResult(weight * keep, keep)
-
-
-def restless(weight, gram, *, sparsity, pattern, keep=None):
-    keep = largest(weight, sparsity, pattern, keep)
-    return LayerResult((weight + 1e-3 * torch.rand_like(weight)) * keep, keep)
-
-
-def shrinking(weight, gram, *, sparsity, pattern, keep=None):
-    keep = largest(weight, sparsity, pattern, keep)
-    return LayerResult(weight * keep * 0.9, keep)
-
-
-def unstructured_only(weight, gram, *, sparsity, pattern, keep=None):
-    keep = largest(weight, 0.5 if sparsity is None else sparsity, "unstructured", keep)
-    return LayerResult(weight * keep, keep)
-
-
 @pytest.mark.parametrize(
-    ("function", "broken", "reason"),
+    ("answer", "broken", "reason"),
     [
-        (own_mask, {"a mask that is given is used"}, "other than the one given"),
-        (restless, {"the same answer twice"}, "seed"),
-        (shrinking, {UPDATES}, "sparsity 0"),
-        (unstructured_only, set(ANSWERS[1:]), "2:4"),
+        (lambda w, keep, given: masked(w, top_k(w.abs(), 0.5) if given else keep),
+         {"a mask that is given is used"}, "other than the one given"),
+        (lambda w, keep, given: masked(w + 1e-3 * torch.rand_like(w), keep),
+         {"the same answer twice"}, "seed"),
+        (lambda w, keep, given: masked(0.9 * w, keep), {UPDATES}, "sparsity 0"),
+        # unstructured whatever the pattern
+        (lambda w, keep, given: masked(w, top_k(w.abs(), 1 - keep.float().mean().item())),
+         {*ANSWERS[1:], "a mask that is given is used"}, "2:4"),
     ],
-)
-def test_a_broken_promise_is_found(function: Callable, broken: set[str], reason: str) -> None:
-    register("bad")(function)
+    ids=["own mask", "restless", "shrinking", "unstructured"],
+)  # fmt: skip
+def test_a_broken_promise_is_found(answer: Callable, broken: set[str], reason: str) -> None:
+    register("bad")(method_of(answer))
     found = {promise.what: promise.broken for promise in check_method("bad") if not promise.kept}
     assert set(found) == broken
     assert any(reason in text for text in found.values())
@@ -203,11 +193,12 @@ def test_a_file_named_like_one_of_ours_is_not_passed_over(own: Path, one_line_er
 
 
 def test_a_cell_replaces_its_own_method_and_none_of_ours(one_line_error) -> None:
-    register("mine")(own_mask)
-    register("mine")(shrinking)
-    assert METHODS["mine"].__wrapped__ is shrinking
+    first, second = method_of(masked), method_of(masked)
+    register("mine")(first)
+    register("mine")(second)
+    assert METHODS["mine"].__wrapped__ is second
     ours = METHODS["wanda"]
     for taken in ("wanda", "dense"):  # dense is the model that is not pruned
         with one_line_error(BadParameter, f"'{taken}'", "another name"):
-            register(taken)(own_mask)
+            register(taken)(first)
     assert METHODS["wanda"] is ours
