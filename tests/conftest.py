@@ -1,7 +1,5 @@
 """What the tests share: one thread, no hub, and a check that an error is one useful line."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -14,6 +12,7 @@ import pytest
 import torch
 
 from helpers.errors import HelpersError
+from helpers.methods import METHODS
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +40,15 @@ def one_line_error() -> Callable:
             assert word in message, f"{word!r} is not in {message!r}"
 
     return expect
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """Methods that a test registers are taken out again."""
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)
 
 
 @pytest.fixture(scope="session", autouse=True)

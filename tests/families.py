@@ -4,8 +4,6 @@ The lists are written from the architectures' papers and source, not from `helpe
 are the independent answer to "which layers should have been pruned?".
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +51,7 @@ class Tiny:
     kind: str
     sizes: dict[str, Any]
 
-    def config(self) -> hf.PretrainedConfig:
+    def config(self) -> Any:
         return getattr(hf, f"{self.kind}Config")(**self.sizes)
 
 
@@ -173,18 +171,13 @@ REFUSED: dict[str, Refused] = {
 # fmt: on
 
 
-def build(name: str = "llama", seed: int = 0, **changes: object) -> nn.Module:
-    """A tiny random model in eval mode whose every block matters to the logits."""
-    config = FAMILIES[name].config()
+def build(name: str = "llama", **changes: object) -> nn.Module:
+    """A tiny random model in eval mode; an error in one block cannot hide in the logits."""
+    config = (FAMILIES | REFUSED)[name].config()
     for key, value in changes.items():
         setattr(config, key, value)
-    return build_from(config, seed)
-
-
-def build_from(config: hf.PretrainedConfig, seed: int = 0) -> nn.Module:
-    """Random weights large enough that an error in one block cannot hide in the logits."""
     model = hf.AutoModelForCausalLM.from_config(config).eval()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
@@ -193,11 +186,6 @@ def build_from(config: hf.PretrainedConfig, seed: int = 0) -> nn.Module:
             else:
                 parameter.copy_(noise / 5)
     return model
-
-
-def build_mixture(seed: int = 0) -> nn.Module:
-    """A Mixtral: its experts are fused three-dimensional parameters, not linears."""
-    return build_from(REFUSED["mixtral"].config(), seed)
 
 
 def let_rotations_depend_on_the_text(model: nn.Module) -> None:

@@ -1,7 +1,5 @@
 """Records written by hand, so that every number of a table or a claim can be checked by eye."""
 
-from __future__ import annotations
-
 from typing import Any
 
 SETTING = {

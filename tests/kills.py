@@ -4,8 +4,6 @@ Everything is imported and the model is built once; each attempt is a fork, whic
 killed. The parity gate is left out: it reads, and decides nothing.
 """
 
-from __future__ import annotations
-
 import gc
 import os
 import random

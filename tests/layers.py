@@ -1,7 +1,5 @@
 """Layers to solve, their error in float64, and masks by sorting in numpy."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -29,6 +27,12 @@ def outputs_error(inputs: Tensor, weight: Tensor, new: Tensor) -> float:
     """‖XW − XŴ‖²/‖XW‖² from the outputs themselves."""
     dense, pruned = (inputs.double() @ w.double().T for w in (weight, new))
     return ((pruned - dense).norm() ** 2 / dense.norm() ** 2).item()
+
+
+def objective(weight: Tensor, new: Tensor, gram: Tensor, damping: float = 0.0) -> Tensor:
+    """‖X(W − Ŵ)‖² + damping·‖n ⊙ (W − Ŵ)‖² in float64, from a gram without dead inputs."""
+    gram, change = gram.double(), weight.double() - new.double()
+    return torch.trace(change @ (gram + damping * torch.diag(gram.diagonal())) @ change.T)
 
 
 def largest(score: np.ndarray, sparsity: float) -> np.ndarray:

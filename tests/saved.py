@@ -1,7 +1,5 @@
 """Saved tiny models to prune file to file, and what their folders hold."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

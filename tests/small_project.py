@@ -1,7 +1,5 @@
 """A project of one tiny notebook and the plan "p", in a temporary folder; no model is loaded."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time

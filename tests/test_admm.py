@@ -4,8 +4,6 @@ Everything on the right-hand side of a comparison is written here, in float64, f
 mathematics: nothing is shared with the package.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The benchmarks measure what they say: timing, fits, the published path, page and figures."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,14 +60,6 @@ def test_the_fitted_exponent_is_right() -> None:
 
 
 # --- the published path --------------------------------------------------------------------
-
-
-def test_the_published_solver_gives_our_answer() -> None:
-    weight, gram = problems.random_weight(40, 64), problems.random_gram(64)
-    plain = published.solve(weight, gram, 0.6)
-    ours = METHODS["admm-grad"](weight, gram, sparsity=0.6)
-    assert relative_error(weight, plain, gram) == pytest.approx(ours.error, rel=1e-3)
-    assert int((plain == 0).sum()) == int((~ours.keep).sum()) == round(0.6 * weight.numel())
 
 
 def test_the_published_path_prunes_a_model_as_ours_does() -> None:

@@ -1,7 +1,5 @@
 """The book: built whole, without a warning; it needs no network, and its links lead somewhere."""
 
-from __future__ import annotations
-
 import base64
 import os
 import re

@@ -1,58 +1,24 @@
 """Finding what to prune in many tiny families, and replaying their blocks against the models."""
 
-from __future__ import annotations
+from collections.abc import Callable
 
 import families as fam
 import pytest
 import torch
 import transformers as hf
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from helpers import capture as cap
 from helpers import replay
 from helpers.errors import BadParameter, NonFinite, ParityError, UnsupportedModel
-from helpers.gram import Gram
-from helpers.models import find_blocks, find_layers, read_weight, write_weight
+from helpers.models import find_blocks, find_layers
 
 EVERY = sorted(fam.FAMILIES)
 BATCH = 2
 
 
-def streams_by_hook(model: nn.Module, family: str, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Output of each block in one plain forward pass, seen by hooks of this test's own; logits."""
-    seen, blocks = [], model.get_submodule(fam.FAMILIES[family].blocks)
-
-    def keep(_: nn.Module, __: object, output: object) -> None:
-        seen.append((output[0] if isinstance(output, tuple) else output).clone())
-
-    handles = [block.register_forward_hook(keep) for block in blocks]
-    with torch.no_grad():
-        logits = model(tokens, use_cache=False).logits
-    for handle in handles:
-        handle.remove()
-    return seen, logits
-
-
 # ---------------------------------------------------------------- models
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "falcon"])
-def test_a_weight_is_d_out_by_d_in_and_written_alone(family: str) -> None:
-    # gpt2's Conv1D stores it the other way round.
-    model = fam.build(family)
-    for layer in find_layers(find_blocks(model)[0]).values():
-        weight = read_weight(layer).double()
-        inputs = torch.randn(5, weight.shape[1])
-        bias = layer.bias if layer.bias is not None else 0
-        expected = inputs.double() @ weight.T + bias
-        torch.testing.assert_close(layer(inputs).double(), expected, rtol=1e-4, atol=1e-4)
-    before, name = fam.snapshot(model), fam.pruned_names(family)[1]
-    layer = model.get_submodule(name)
-    parameter, new = layer.weight, torch.randn_like(read_weight(layer))
-    write_weight(layer, new)
-    assert torch.equal(fam.matrix_of(layer), new)
-    assert layer.weight is parameter and parameter.requires_grad
-    assert fam.changed(model, before) == {f"{name}.weight"}
 
 
 def test_encoder_decoders_and_blockless_models_are_refused(one_line_error) -> None:
@@ -84,28 +50,28 @@ def test_a_multimodal_model_is_pruned_in_its_text_part() -> None:
 def test_layers_streams_and_grams_are_the_models_own(family: str) -> None:
     """The layers are those listed by hand; streams and inputs those of one plain forward pass."""
     model, tokens = fam.build(family), fam.random_tokens(4)
-    known, names = fam.FAMILIES[family], fam.pruned_names(family)
-    blocks = find_blocks(model)
+    known, blocks = fam.FAMILIES[family], find_blocks(model)
     assert blocks is model.get_submodule(known.blocks) and len(blocks) == known.depth
-    inputs = fam.inputs_by_hook(model, names, tokens)
-    expected, logits = streams_by_hook(model, family, tokens)
+    names = [f"{known.blocks}.{index}" for index in range(known.depth)]
+    inputs = fam.inputs_by_hook(model, [*names, *fam.pruned_names(family)], tokens)
     # arguments recorded with the first sequences hold for others of the same shape
-    captured = cap.capture(model, tokens[:BATCH])
+    captured, logits = cap.capture(model, tokens[:BATCH]), cap.forward(model, tokens)
     torch.testing.assert_close(captured.logits, logits[:BATCH], rtol=0, atol=1e-6)
     stream = cap.embed(model, tokens, BATCH)
     assert torch.equal(captured.stream, stream[:BATCH])
-    for index, (block, call) in enumerate(zip(blocks, captured.calls, strict=True)):
+    for name, block, call in zip(names, blocks, captured.calls, strict=True):
+        torch.testing.assert_close(stream.flatten(0, 1), inputs[name], rtol=0, atol=1e-6)
         before = stream.clone()
         grams, _ = replay.layer_grams(block, stream, call, BATCH)
         assert set(grams) == set(known.layers) and torch.equal(stream, before)
         for layer, gram in grams.items():
-            x = inputs[f"{known.blocks}.{index}.{layer}"].double()
+            x = inputs[f"{name}.{layer}"].double()
             assert gram.tokens == len(x) == tokens.numel()
             scale = (x.T @ x).abs().max().item()
             torch.testing.assert_close(gram.matrix.double(), x.T @ x, rtol=1e-4, atol=1e-5 * scale)
-        cap.advance(block, stream, call, BATCH, f"block {index}")
-        torch.testing.assert_close(stream, expected[index], rtol=0, atol=1e-6)
-    assert not torch.allclose(expected[0], expected[-1], atol=1e-2)  # blocks do something
+        cap.advance(block, stream, call, BATCH, name)
+    assert not torch.allclose(stream, before, atol=1e-2)  # a block does something
+    # what leaves the last block is compared as logits
     assert 0 <= cap.check_parity(model, captured.calls, tokens[BATCH:]) < 1e-6
     assert fam.hook_count(model) == 0
 
@@ -125,72 +91,20 @@ def test_the_gate_stops_a_model_that_cannot_be_replayed(one_line_error) -> None:
         cap.check_parity(model, calls, tokens)
     handle.remove()
     assert fam.hook_count(model) == 0
-    # Arguments that depend on the text: the gate has to be given other text.
-    model = fam.build("llama")
-    fam.let_rotations_depend_on_the_text(model)
-    calls = cap.capture(model, tokens).calls
-    assert cap.check_parity(model, calls, tokens) < 1e-6
-    with one_line_error(ParityError):
-        cap.check_parity(model, calls, tokens.flip(1))
 
 
-class Block(nn.Module):
-    """Takes a scale and, by name or position, a shift; answers a tuple, as Bloom's do."""
+def test_the_stream_may_be_passed_by_name(monkeypatch) -> None:
+    # GPT-2 passes other arguments by position, Bloom answers a tuple: see the families above
+    model, tokens = fam.build("llama"), fam.random_tokens(BATCH)
+    stream, call = cap.capture(model, tokens).stream, LlamaDecoderLayer.__call__
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(16, 16)
+    def by_name(self: nn.Module, states: Tensor, **others: object) -> Tensor:
+        return call(self, **others, hidden_states=states)
 
-    def forward(self, states: Tensor, scale: float, *, shift: float) -> tuple[Tensor, None]:
-        return states + scale * self.linear(states) + shift, None
-
-
-class Toy(nn.Module):
-    """Passes a block's arguments by position, or the stream itself by name."""
-
-    def __init__(self, by_name: bool) -> None:
-        super().__init__()
-        self.config = fam.FAMILIES["llama"].config()
-        self.embed, self.head = nn.Embedding(97, 16), nn.Linear(16, 97)
-        self.blocks = nn.ModuleList([Block(), Block()])
-        self.by_name, self.device = by_name, torch.device("cpu")
-
-    def forward(self, input_ids: Tensor, use_cache: bool = False) -> object:
-        x = self.embed(input_ids)
-        for index, block in enumerate(self.blocks):
-            if self.by_name:
-                x = block(shift=0.5 + index, states=x, scale=3.0 - index)[0]
-            else:
-                x = block(x, 3.0 - index, shift=0.5 + index)[0]
-        return hf.modeling_outputs.CausalLMOutput(logits=self.head(x))
-
-
-@pytest.mark.parametrize("by_name", [False, True])
-def test_arguments_are_replayed_however_they_were_passed(by_name: bool) -> None:
-    model, tokens = Toy(by_name), fam.random_tokens(BATCH)
-    with torch.no_grad():
-        expected = model(tokens).logits
+    monkeypatch.setattr(LlamaDecoderLayer, "__call__", by_name)
     captured = cap.capture(model, tokens)
-    stream = captured.stream
-    assert torch.equal(stream, model.embed(tokens))
-    for block, call in zip(model.blocks, captured.calls, strict=True):
-        stream = cap.run_block(block, stream, call)
-    assert torch.equal(model.head(stream), expected)
-    assert cap.check_parity(model, captured.calls, tokens.flip(1)) == 0
-    with pytest.raises(ParityError):
-        cap.check_parity(model, captured.calls[::-1], tokens)
-
-
-@pytest.mark.parametrize("family", ["llama", "bloom", "gpt2"])
-def test_arguments_are_recorded_without_the_head(family: str, monkeypatch) -> None:
-    model, tokens = fam.build(family), fam.random_tokens(BATCH)
-    whole = cap.capture(model, tokens)
-    monkeypatch.setattr(model.get_output_embeddings(), "forward", None)  # calling it would fail
-    bare = cap.capture(model, tokens, head=False)
-    assert bare.logits is None and torch.equal(bare.stream, whole.stream)
-    monkeypatch.undo()
-    assert cap.check_parity(model, bare.calls, tokens.flip(1)) < 1e-6
-    assert fam.hook_count(model) == 0
+    assert torch.equal(captured.stream, stream)
+    assert cap.check_parity(model, captured.calls, tokens.flip(1)) < 1e-6
 
 
 def test_capture_cleans_up_when_the_model_fails() -> None:
@@ -213,20 +127,6 @@ def test_layers_that_read_the_same_input_share_one_gram() -> None:
     assert len({id(gram) for gram in grams.values()}) == 4
 
 
-def test_an_input_that_is_shared_in_some_batches_only_is_refused(one_line_error) -> None:
-    class Sometimes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.two, self.calls = nn.Linear(8, 8), nn.Linear(8, 8), 0
-
-        def forward(self, states: Tensor) -> Tensor:
-            self.calls += 1
-            return self.one(states) + self.two(states if self.calls == 1 else 2 * states)
-
-    with one_line_error(UnsupportedModel, "block two shares its input with one"):
-        replay.layer_grams(Sometimes(), torch.randn(4, 5, 8), cap.Call((), {}), 2)
-
-
 @pytest.mark.parametrize(("family", "layer"), [("opt", "fc2"), ("gpt2", "mlp.c_proj")])
 def test_layer_gram_is_that_of_the_dense_model_without_dropout(
     family: str, layer: str, one_line_error
@@ -247,63 +147,36 @@ def test_layer_gram_is_that_of_the_dense_model_without_dropout(
         replay.layer_gram(model, tokens, 0, layer[:-1])
 
 
-def test_a_layer_that_no_token_reaches_is_not_passed_over(one_line_error) -> None:
-    model, tokens = fam.build("llama"), fam.random_tokens(2)
-    block = find_blocks(model)[0]
-    block.mlp.spare = nn.Linear(32, 32)
-    call = cap.capture(model, tokens).calls[0]
-    with one_line_error(UnsupportedModel, "mlp.spare"):
-        replay.layer_grams(block, cap.first_stream(model, tokens), call, 2)
+class Pair(nn.Module):
+    """Two layers, and what a call does with them."""
 
-
-class Experts(nn.Module):
-    """Sends each token to one of three experts, each a module of its own."""
-
-    def __init__(self, calls_idle_experts: bool = False, never: int | None = None) -> None:
+    def __init__(self, run: Callable[[nn.Module, Tensor], Tensor]) -> None:
         super().__init__()
-        self.router = nn.Linear(32, 3)
-        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(32, 32)) for _ in range(3))
-        self.calls_idle_experts, self.never = calls_idle_experts, never
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.run, self.calls = run, 0
 
     def forward(self, states: Tensor) -> Tensor:
-        scores = self.router(states)
-        if self.never is not None:
-            scores[..., self.never] = -torch.inf
-        chosen, output = scores.argmax(-1), torch.zeros_like(states)
-        for index, expert in enumerate(self.experts):
-            mine = chosen == index
-            if mine.any() or self.calls_idle_experts:
-                output[mine] = expert(states[mine])
-        return output
+        self.calls += 1
+        return self.run(self, states)
 
 
-def with_experts(**options: object) -> tuple[nn.Module, dict[str, Gram]]:
-    """A Llama with experts in block 0, and the grams of that block."""
-    model, tokens = fam.build("llama"), fam.random_tokens(4)
-    block = find_blocks(model)[0]
-    block.mlp = Experts(**options)
-    call = cap.capture(model, tokens[:2]).calls[0]
-    stream = torch.cat([cap.first_stream(model, rows) for rows in tokens.split(2)])
-    return model, replay.layer_grams(block, stream, call, 2, "block 0")[0]
-
-
-def test_experts_that_are_modules_have_statistics_of_their_own_tokens() -> None:
-    model, grams = with_experts()
-    names = [f"mlp.experts.{index}.0" for index in range(3)]
-    inputs = fam.inputs_by_hook(
-        model, [f"model.layers.0.{name}" for name in names], fam.random_tokens(4)
-    )
-    assert sum(grams[name].tokens for name in names) == grams["mlp.router"].tokens == 96
-    for name in names:
-        x = inputs[f"model.layers.0.{name}"].double()
-        assert 0 < len(x) < 96 and grams[name].tokens == len(x)
-        torch.testing.assert_close(grams[name].matrix.double(), x.T @ x, rtol=1e-4, atol=1e-3)
-
-
-@pytest.mark.parametrize("calls_idle_experts", [False, True])
-def test_an_expert_without_tokens_is_named(calls_idle_experts: bool, one_line_error) -> None:
-    with one_line_error(UnsupportedModel, "block 0 mlp.experts.1.0", "more calibration text"):
-        with_experts(calls_idle_experts=calls_idle_experts, never=1)
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        # shared in the first batch only
+        (lambda pair, x: pair.one(x) + pair.two(x if pair.calls == 1 else 2 * x),
+         ["block two shares its input with one"]),
+        # experts without tokens: not called, or called with no rows
+        (lambda pair, x: pair.one(x), ["block two", "more calibration text"]),
+        (lambda pair, x: pair.one(x) + pair.two(x[:0]).sum(), ["block two", "calibration tokens"]),
+    ],
+    ids=["shared", "idle", "empty"],
+)  # fmt: skip
+def test_a_layer_whose_inputs_are_not_known_is_named(
+    run: Callable, words: list[str], one_line_error
+) -> None:
+    with one_line_error(UnsupportedModel, *words):
+        replay.layer_grams(Pair(run), torch.randn(4, 5, 8), cap.Call((), {}), 2)
 
 
 def test_bad_numbers_name_the_layer_or_the_block(one_line_error) -> None:

@@ -1,7 +1,5 @@
 """Calibration windows and evaluation text, without a network."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The lines of `make plan`: what the runs of a plan take on a machine, and what is missing."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

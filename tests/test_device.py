@@ -1,7 +1,5 @@
 """Devices and dtypes by name, and what is measured of memory."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -1,17 +1,13 @@
 """The exercises of the notebooks: three each, and every solution runs where it stands."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from helpers.methods import METHODS
 from helpers.paths import TABLES_NOTEBOOK, notebooks_dir
 from helpers.runner.plan import read_plan
 
@@ -39,15 +35,6 @@ def run_cell(code: str, namespace: dict[str, Any]) -> Any:
     return last and eval(compile(ast.Expression(last.value), "cell", "eval"), namespace)
 
 
-@pytest.fixture
-def methods() -> Iterator[None]:
-    """What a notebook registers is taken out again."""
-    before = dict(METHODS)
-    yield
-    METHODS.clear()
-    METHODS.update(before)
-
-
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_three_exercises_with_hidden_solutions(notebook: str) -> None:
     text = exercises(notebook)
@@ -56,7 +43,7 @@ def test_three_exercises_with_hidden_solutions(notebook: str) -> None:
     assert "```" not in SOLUTION.sub("", text), "code is part of the hidden solution"
 
 
-@pytest.mark.usefixtures("methods")
+@pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_solutions_run(
     notebook: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture

@@ -3,8 +3,6 @@
 Write the page again with `python tests/test_families.py > results/families.md`.
 """
 
-from __future__ import annotations
-
 import functools
 
 import families as fam
@@ -78,7 +76,7 @@ def row(name: str) -> tuple[str, ...]:
 @functools.cache
 def refusal(name: str) -> tuple[str, str]:
     """Name and error of a model that is refused; its weights are as before."""
-    model = fam.build_from(fam.REFUSED[name].config())
+    model = fam.build(name)
     before = fam.snapshot(model)
     with pytest.raises(UnsupportedModel) as caught:
         prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.5)

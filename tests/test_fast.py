@@ -1,7 +1,5 @@
 """Every trick of helpers.fast answers what its plain counterpart answers."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -12,7 +10,6 @@ from hypothesis.extra import numpy as arrays
 from layers import layer
 
 from helpers.admm import admm, admm_grad, damped_system, refit
-from helpers.fast import panels
 from helpers.fast.selection import _bounds, bisect, keep_largest, top_nm
 from helpers.gram import gram_of
 from helpers.masks import keep_largest_by_sorting, top_nm_by_sorting
@@ -108,16 +105,6 @@ def test_bisection_finds_what_a_sort_finds(kind: str) -> None:
         assert torch.equal(bisect(rows, zeros), ordered[:, zeros - 1 : zeros])
     signed = torch.cat([rows, -rows], dim=1)
     assert torch.equal(bisect(signed, 3000), signed.sort(dim=1).values[:, 2999:3000])
-
-
-@quick
-@given(d_in=st.integers(1, 70), tokens=st.integers(1, 20), seed=st.integers(0, 99))
-def test_a_gram_in_panels_is_the_whole_product(d_in: int, tokens: int, seed: int) -> None:
-    rows = torch.randn(tokens, d_in, generator=torch.Generator().manual_seed(seed))
-    total = torch.zeros(d_in, d_in)
-    panels.add_upper(total, rows)
-    panels.mirror(total)
-    torch.testing.assert_close(total, rows.T @ rows, rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,7 +1,5 @@
 """What makes a run stale, and what does not: tried on copies of the package and of a notebook."""
 
-from __future__ import annotations
-
 import itertools
 import shutil
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Grams against XᵀX in float64, their factors, and what is refused."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

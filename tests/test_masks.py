@@ -1,7 +1,5 @@
 """Masks by hand and against numpy, exact counts, and every way to ask for the wrong one."""
 
-from __future__ import annotations
-
 import math
 from fractions import Fraction
 

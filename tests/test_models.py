@@ -1,7 +1,5 @@
 """Loading: the names that work, what a record says of them, and every way to get it wrong."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from transformers import AutoTokenizer
 
 from helpers import load_model, model_identity
 from helpers.assets import ASSETS, embedded_model_folder
-from helpers.errors import BadParameter, UnknownModel
+from helpers.errors import UnknownModel
 from helpers.models import find_blocks, find_layers
 
 WEIGHT = "transformer.h.1.mlp.c_fc.weight"
@@ -108,9 +106,3 @@ def test_a_checkpoint_that_lacks_weights(copy: Path, one_line_error) -> None:
     save_file(state, copy / "model.safetensors", metadata={"format": "pt"})
     with one_line_error(UnknownModel, "lacks 1", "h.1.mlp.c_fc.weight"):
         load_model(copy)
-
-
-@pytest.mark.parametrize("wrong", [{"device": "tpu"}, {"dtype": "float12"}])
-def test_bad_device_and_dtype(wrong: dict, one_line_error) -> None:
-    with one_line_error(BadParameter, *wrong.values()):
-        load_model("tiny", **wrong)

@@ -1,7 +1,5 @@
 """The numbers that the notebooks tell a reader to expect are those of the committed records."""
 
-from __future__ import annotations
-
 import json
 import re
 

@@ -1,7 +1,5 @@
 """Folders, and the safe replacement of files."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import stat

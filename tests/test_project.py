@@ -1,7 +1,5 @@
 """House rules that neither ruff nor import-linter checks: notebooks, environments, make."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os
@@ -31,10 +29,6 @@ CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
 MACHINE_PATH = re.compile(r"""(?<![\w.~])/(?:home|Users|root|work|mnt|tmp)/\w""")
 
 
-def by_name(path: Path) -> str:
-    return path.name
-
-
 # --- notebooks -----------------------------------------------------------------------------
 
 
@@ -50,7 +44,7 @@ def code_lines(text: str) -> int:
     return len([line for line in text.splitlines() if line.strip() and line.strip()[0] != "#"])
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook_anatomy(path: Path) -> None:
     first, *_, last = json.loads(path.read_text(encoding="utf-8"))["cells"]
     assert re.match(r"# .+\?\n", "".join(first["source"])), "the title asks a question"
@@ -68,7 +62,7 @@ def test_colab_setup_is_the_same_everywhere() -> None:
     assert len(setup) == 1 and setup[0].startswith('!test -z "$COLAB_RELEASE_TAG" || (')
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook_budgets(path: Path) -> None:
     # the parameters cell grows with the notebook's inputs; explorers need not be read
     apart = {text for tag in ("parameters", "explorer", "colab-setup") for text in cells(path, tag)}
@@ -80,7 +74,7 @@ def test_notebook_budgets(path: Path) -> None:
 # --- helpers -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", MODULES, ids=by_name)
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
 def test_module_style(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 500
@@ -92,9 +86,15 @@ def test_module_style(path: Path) -> None:
             assert node.end_lineno - begin.lineno < 60, f"{node.name} is too long"
 
 
-def test_importing_the_runner_is_light() -> None:
-    heavy = "{'torch', 'pandas', 'distributed'}"
-    code = f"import sys; from helpers.runner import main; sys.exit(len({heavy} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("runner.run", {"torch", "pandas", "distributed"}),
+        ("tasks", {"torch", "lm_eval", "datasets"}),
+    ],
+)
+def test_importing_is_light(module: str, heavy: set[str]) -> None:
+    code = f"import sys, helpers.{module}; sys.exit(len({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

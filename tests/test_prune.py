@@ -1,14 +1,11 @@
 """`prune_model` on many tiny families: what must change, what must not, and in which order."""
 
-from __future__ import annotations
-
 import copy
 import json
 
 import families as fam
 import pytest
 import torch
-import transformers as hf
 from torch import Tensor, nn
 
 from helpers import prune_model
@@ -20,15 +17,11 @@ from helpers.errors import (
     HelpersError,
     NonFinite,
     NotPositiveDefinite,
-    OutOfMemory,
     ParityError,
     UnknownMethod,
-    UnsupportedModel,
 )
 from helpers.gram import gram_of
 from helpers.methods import METHODS, register
-
-METHOD_NAMES = ("magnitude", "wanda", "sparsegpt", "admm1", "admm-grad")
 
 
 def zero_fractions(model: nn.Module, family: str) -> dict[str, float]:
@@ -70,30 +63,6 @@ def test_all_that_should_be_pruned_is_and_nothing_else(family: str) -> None:
     assert not fam.changed(model, fam.snapshot(calm))
     with torch.no_grad():
         assert torch.isfinite(calm(tokens).logits).all()
-
-
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_every_method_prunes_every_layer_to_the_same_bits(method: str) -> None:
-    models = [fam.build("llama") for _ in range(2)]
-    for model in models:
-        prune_model(model, fam.random_tokens(), method=method, sparsity=0.75)
-    assert not fam.changed(models[1], fam.snapshot(models[0]))
-    assert set(zero_fractions(models[0], "llama").values()) == {0.75}
-
-
-def test_refitting_beats_masking_in_the_models_outputs() -> None:
-    tokens = fam.random_tokens(32)
-    dense = fam.build("llama")
-    with torch.no_grad():
-        expected = dense(tokens).logits
-    distance = {}
-    for method in METHOD_NAMES:
-        model = copy.deepcopy(dense)
-        prune_model(model, tokens, method=method, sparsity=0.5)
-        with torch.no_grad():
-            distance[method] = (model(tokens).logits - expected).norm().item()
-    assert distance["admm-grad"] < distance["wanda"]
-    assert distance["admm-grad"] < distance["magnitude"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -195,19 +164,6 @@ def test_the_batch_is_halved_where_memory_runs_out(
         assert ((found == 0) == (wanted == 0)).float().mean() > 0.999, name
 
 
-def test_memory_that_is_too_small_for_one_sequence(one_line_error) -> None:
-    model = fam.build("llama")
-    before = fam.snapshot(model)
-
-    def fail(_block: nn.Module, _args: object) -> None:
-        raise MemoryError
-
-    model.model.layers[1].register_forward_pre_hook(fail)
-    with one_line_error(OutOfMemory, "recording arguments", "one sequence of 24 tokens"):
-        prune_model(model, fam.random_tokens(4), method="wanda", sparsity=0.5)
-    assert not fam.changed(model, before)
-
-
 # ---------------------------------------------------------------- report and hooks
 
 
@@ -242,15 +198,11 @@ def test_the_report_adds_up() -> None:
     expected = ((old - new).norm() ** 2 / old.norm() ** 2).item()
     reported = {(layer.block, layer.name): layer.error for layer in report.layers}
     assert reported[0, "mlp.down_proj"] == pytest.approx(expected, rel=1e-3)
-    values = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert values["sparsity"] == report.sparsity and values["error"] == report.error
-    assert values["layers"] == [
-        {**vars(layer), "shape": list(layer.shape)} for layer in report.layers
-    ]
-    assert values["seconds"] == spent and 0 <= values["parity"] < 1e-6
-    assert (values["method"], values["pattern"]) == ("admm-grad", report.pattern)
-    assert (values["batch"], values["halved"]) == (report.batch, [])
-    assert values["dead_inputs"] == report.dead_inputs
+    assert 0 <= report.parity < 1e-6
+    names = "method pattern sparsity error dead_inputs parity batch halved seconds"
+    layers = [{**vars(layer), "shape": list(layer.shape)} for layer in report.layers]
+    values = {name: getattr(report, name) for name in names.split()} | {"layers": layers}
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False)) == values
 
 
 def test_after_block_sees_the_pruned_block_and_the_stream_that_enters_it() -> None:
@@ -286,17 +238,6 @@ def test_dead_inputs_are_reported() -> None:
             not model.get_submodule(f"model.layers.1.self_attn.{part}_proj").weight[:, [4, 9]].any()
         )
     assert set(dead.values()) == {0}
-
-
-def test_a_pruned_model_is_saved_and_loaded_with_its_zeros(tmp_path) -> None:
-    for family in ("llama-tied", "gpt2"):
-        model, tokens = fam.build(family), fam.random_tokens()
-        prune_model(model, tokens, method="admm-grad", sparsity=0.6)
-        model.save_pretrained(tmp_path / family)
-        again = hf.AutoModelForCausalLM.from_pretrained(tmp_path / family).eval()
-        assert zero_fractions(again, family) == zero_fractions(model, family)
-        with torch.no_grad():
-            assert torch.equal(again(tokens).logits, model(tokens).logits)
 
 
 # ---------------------------------------------------------------- magnitude without calibration
@@ -358,28 +299,14 @@ def test_a_bad_request_changes_nothing() -> None:
     ):  # fmt: skip
         for request in requests:
             assert isinstance(refused(model, good, **request), error), request
-    for tokens in (None, good[0], good.float(), good[:0], good + 90, good - 50, good.tolist()):
+    longer = fam.random_tokens(2, 200)  # than the 128 tokens that the model can take
+    shapes = (None, good[0], good.float(), good[:0], good.tolist(), longer)
+    for tokens in (*shapes, good + 90, good - 50):
         assert isinstance(refused(model, tokens, **half), BadParameter | CalibrationTooShort)
     narrow = fam.build("llama", intermediate_size=68)  # 8 divides the inputs of all but down_proj
     assert isinstance(refused(narrow, good, method="wanda", pattern="4:8"), BadPattern)
     error = refused(model, None, method="magnitude", sparsity=0.5, after_block=lambda *_: None)
     assert isinstance(error, BadParameter) and "after_block" in str(error)
-
-
-@pytest.mark.parametrize("family", ["gpt2", "opt", "mpt"])
-def test_sequences_longer_than_the_model_can_take_are_refused(family: str) -> None:
-    # Learned positions have no row for token 129; MPT, which names its limit otherwise
-    # (max_seq_len), has no column in its attention bias.
-    tokens = fam.random_tokens(2, 200)
-    error = refused(fam.build(family), tokens, method="wanda", sparsity=0.5)
-    assert isinstance(error, BadParameter) and "128" in str(error)
-
-
-def test_fused_experts_in_a_late_block_only() -> None:
-    model = fam.build("llama")
-    model.model.layers[1].mlp = fam.build_mixture().model.layers[0].mlp
-    error = refused(model, fam.random_tokens(), method="magnitude", sparsity=0.5)
-    assert isinstance(error, UnsupportedModel) and "experts" in str(error)
 
 
 def test_a_model_that_fails_the_parity_gate_is_left_alone() -> None:
@@ -405,15 +332,13 @@ def test_a_bad_number_in_a_weight_names_the_layer(method: str, value: float) -> 
 
 @pytest.mark.parametrize(
     ("place", "named"),
-    [("embedding", "block 0"), ("bias of block 0", "block 0"), ("norm of block 1", "block 1"),
-     ("final norm", "logits")],
-)  # fmt: skip
+    [("embedding", "entering block 0"), ("block 1", "after block 1"), ("final norm", "logits")],
+)
 def test_bad_numbers_in_the_stream_stop_the_run(place: str, named: str) -> None:
-    model = fam.build("qwen2")
+    model = fam.build("llama")
     target = {
         "embedding": model.model.embed_tokens.weight,
-        "norm of block 1": model.model.layers[1].input_layernorm.weight,
-        "bias of block 0": model.model.layers[0].self_attn.q_proj.bias,
+        "block 1": model.model.layers[1].input_layernorm.weight,
         "final norm": model.model.norm.weight,
     }[place]
     with torch.no_grad():
@@ -433,6 +358,7 @@ def test_a_stream_that_is_bad_on_late_text_only(one_line_error) -> None:
         prune_model(model, tokens, method="wanda", sparsity=0.5, batch=1)
 
 
+@pytest.mark.usefixtures("registry")
 def test_an_error_in_a_late_layer_names_it_and_says_what_is_pruned_already() -> None:
     @register("test-only")
     def fails_late(weight, gram, *, sparsity, pattern, keep=None):
@@ -442,23 +368,8 @@ def test_an_error_in_a_late_layer_names_it_and_says_what_is_pruned_already() -> 
         return METHODS["wanda"].__wrapped__(weight, gram, sparsity=sparsity, pattern=pattern)
 
     calls: list[int] = []
-    try:
-        with pytest.raises(NotPositiveDefinite) as caught:
-            prune_model(fam.build("llama"), fam.random_tokens(), method="test-only", sparsity=0.5)
-    finally:
-        METHODS.pop("test-only")
+    with pytest.raises(NotPositiveDefinite) as caught:
+        prune_model(fam.build("llama"), fam.random_tokens(), method="test-only", sparsity=0.5)
     # the tenth layer is the third of block 1
     assert "block 1 self_attn.v_proj" in str(caught.value)
     assert "layers already pruned: 9" in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_an_interrupt_leaves_no_hooks_and_the_models_mode() -> None:
-    model = fam.build("llama").train()
-
-    def stop(done: int, total: int, name: str) -> None:
-        if done == 8:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.5, progress=stop)
-    assert fam.hook_count(model) == 0 and model.training

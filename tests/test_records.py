@@ -1,7 +1,5 @@
 """Records: what goes in comes out, and what would mislead a table is refused in one line."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -45,12 +43,6 @@ def test_numpy_values_become_plain() -> None:
     )
     assert record["metrics"]["perplexity"]["value"] == 2.5
     assert json.loads(json.dumps(record))["series"] == {"curve": {"y": [0, 1, 2], "z": [1, 2]}}
-
-
-def test_empty_path_means_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
-    path = records.write_record("", a_record())
-    assert path == tmp_path / "scratch" / "records" / "04_prune_model--wanda-50.json"
 
 
 @pytest.mark.parametrize("value", [float("inf"), np.float64("nan")])

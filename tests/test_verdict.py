@@ -1,7 +1,5 @@
 """The verdict: records here beside committed ones, on both sides of what is allowed."""
 
-from __future__ import annotations
-
 import copy
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """Zero-shot scores against likelihoods summed by hand, and against lm-eval's own report."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging
@@ -25,7 +23,6 @@ from helpers import evaluate
 from helpers.errors import AssetError, BadParameter, NonFinite
 from helpers.evaluate import (
     TaskScore,
-    check_zero_shot,
     zero_shot,
     zero_shot_examples,
     zero_shot_metrics,
@@ -251,9 +248,6 @@ def test_embedded_rows_need_no_network_and_leave_no_files(
 def test_bad_arguments(tiny: tuple, wanted: dict, word: str, one_line_error) -> None:
     with one_line_error(BadParameter, word):
         zero_shot(*tiny, **wanted)
-    defaults = dict(tasks=TASKS, limit=None, seed=0, source="embedded", batch=1)
-    with one_line_error(BadParameter, word):  # known before anything is loaded
-        check_zero_shot(**defaults | wanted)
 
 
 def test_a_broken_model_has_no_score(one_line_error) -> None:
@@ -315,10 +309,6 @@ def test_scores_and_metrics_by_hand() -> None:
 def test_examples_begin_with_the_right_choice() -> None:
     examples = zero_shot_examples()
     assert tuple(examples) == TASKS
-    assert examples["winogrande"] == [
-        "Sarah was a much better surgeon than Maria so Maria |  always got the easier cases.",
-        "Sarah was a much better surgeon than Maria so Sarah |  always got the easier cases.",
-    ]
     for task, texts in examples.items():
         pairs, right = worded(task, task_rows(task)[0])
         assert texts[0] == " | ".join(pairs[right])

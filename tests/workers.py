@@ -3,8 +3,6 @@
 Its method fails on purpose, in process 1, as often as a file of orders says.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import resource
@@ -104,16 +102,22 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
     return {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in where.items()}}
 
 
-def short_of_memory(rank: int, size: int, port: int, folder: str, arguments: list[str]) -> None:
-    """The command line, in process 1 with no memory for a batch of two in block 1."""
+def without_memory(place: str, limit: int) -> Callable:
+    """A `replay.layer_grams` that lacks memory for more than `limit` sequences in one block."""
     measure = replay.layer_grams
 
     def measured(block, stream, call, batch, name="block"):
-        if rank == 1 and name == "block 1" and batch > 1:
+        if name == place and batch > limit:
             raise MemoryError("made up")
         return measure(block, stream, call, batch, name)
 
-    replay.layer_grams = measured
+    return measured
+
+
+def short_of_memory(rank: int, size: int, port: int, folder: str, arguments: list[str]) -> None:
+    """The command line, in process 1 with no memory for a batch of two in block 1."""
+    if rank == 1:
+        replay.layer_grams = without_memory("block 1", 1)
     command(rank, size, port, folder, arguments)
 
 
