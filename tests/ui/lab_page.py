@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab_server import until
@@ -43,7 +44,7 @@ class Book:
 
     def __init__(self, page: Page, lab: Lab, path: str) -> None:
         self.page, self.lab, self.file = page, lab, lab.project / path
-        page.goto(lab.address(path))
+        page.goto(lab.address(path, workspace=Path(path).stem))
         page.wait_for_selector(".jp-Notebook .jp-RenderedMarkdown h1")
         self.wait_idle(KERNEL_SECONDS, beats=3)
 
@@ -97,8 +98,27 @@ class Book:
         cell = self.page.locator(".jp-Notebook .jp-Cell").nth(names.index(name))
         return cell.locator(".jp-Cell-outputArea")
 
+    def start_cell(self, code: str) -> Locator:
+        """Put code into a new cell at the end, and run it; returns what the cell shows."""
+        self.page.keyboard.press("Escape")
+        self.page.locator(".jp-Notebook .jp-Cell .jp-InputPrompt").last.click()
+        self.page.keyboard.press("Escape")
+        self.page.keyboard.press("b")  # a new cell below
+        self.page.keyboard.press("Enter")
+        self.page.keyboard.insert_text(code)
+        self.page.keyboard.press("Control+Enter")
+        self.page.wait_for_timeout(500)
+        cells = self.page.locator(".jp-Notebook .jp-Cell")
+        return cells.nth(cells.count() - 1).locator(".jp-Cell-outputArea")
 
-# --- controls, by the keyboard -------------------------------------------------------------
+    def run_cell(self, code: str) -> str:
+        """The text that code shows when it has been run in a new cell at the end."""
+        output = self.start_cell(code)
+        self.wait_idle(30, beats=2)
+        return output.locator(".jp-OutputArea-output").inner_text().strip()
+
+
+# --- controls ------------------------------------------------------------------------------
 
 
 def named(area: Locator, kind: str, label: str) -> Locator:
@@ -107,29 +127,47 @@ def named(area: Locator, kind: str, label: str) -> Locator:
     return area.locator(kind).filter(has=text).first
 
 
-def slide(area: Locator, label: str) -> None:
-    """Move a slider (of ipywidgets 8 or 7) by a step."""
-    handle = named(area, ".widget-slider", label).locator(".noUi-handle, .ui-slider-handle")
+def slide(area: Locator, label: str, *, keyboard: bool) -> None:
+    """Move a slider (of ipywidgets 8 or 7): by the keyboard a step, by the mouse to an end."""
+    slider, page = named(area, ".widget-slider", label), area.page
+    handle = slider.locator(".noUi-handle, .ui-slider-handle")
     handle.scroll_into_view_if_needed()
-    now, top = (float(handle.get_attribute(f"aria-value{end}") or 0) for end in ("now", "max"))
-    handle.focus()
-    area.page.keyboard.press("ArrowLeft" if now >= top else "ArrowRight")
+    if keyboard:
+        now, top = (float(handle.get_attribute(f"aria-value{end}") or 0) for end in ("now", "max"))
+        handle.focus()
+        page.keyboard.press("ArrowLeft" if now >= top else "ArrowRight")
+        return
+    track, box = slider.locator(".slider-container").bounding_box(), handle.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    left, right = track["x"], track["x"] + track["width"]
+    page.mouse.move(x, y)
+    page.mouse.down()
+    # from the middle to the right: at the left end other controls may change nothing
+    page.mouse.move(left + 1 if x - left > right - x + 20 else right - 1, y, steps=4)
+    page.mouse.up()
 
 
-def press(button: Locator) -> None:
-    """Press a button."""
-    button.focus()
-    button.page.keyboard.press("Enter")
+def press(button: Locator, *, keyboard: bool) -> None:
+    """Press a button by the mouse, or by the keyboard."""
+    if keyboard:
+        button.focus()
+        button.page.keyboard.press("Enter")
+    else:
+        button.click()
 
 
-def choose(area: Locator, label: str) -> None:
+def choose(area: Locator, label: str, *, keyboard: bool) -> None:
     """Choose the next entry of a dropdown, or at its end the one before."""
     select = named(area, ".widget-dropdown", label).locator("select")
-    at_the_end = select.evaluate("node => node.selectedIndex === node.options.length - 1")
-    select.focus()
-    # Space opens the list; without that Lab takes an arrow as "go to the next cell"
-    for key in ("Space", "ArrowUp" if at_the_end else "ArrowDown", "Enter"):
-        area.page.keyboard.press(key)
+    now, count = select.evaluate("node => [node.selectedIndex, node.options.length]")
+    up = now == count - 1
+    if keyboard:
+        select.focus()
+        # Space opens the list; without that Lab takes an arrow as "go to the next cell"
+        for key in ("Space", "ArrowUp" if up else "ArrowDown", "Enter"):
+            area.page.keyboard.press(key)
+    else:  # the list of a native dropdown is not part of the page
+        select.select_option(index=now - 1 if up else now + 1)
 
 
 def shown(area: Locator) -> str:

@@ -1,5 +1,7 @@
 """A JupyterLab for the tests: on loopback, on copies, with no request outside this machine."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -18,10 +20,14 @@ from helpers.paths import root
 from helpers.runner import plan as plans
 
 SECONDS = 60  # in which a server must have started
-JUPYTER_FOLDERS = (
-    *("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"),
-    *("JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR"),
-)
+JUPYTER_FOLDERS = {
+    "JUPYTER_CONFIG_DIR": "config",
+    "JUPYTER_DATA_DIR": "data",
+    "JUPYTER_RUNTIME_DIR": "runtime",
+    "JUPYTERLAB_SETTINGS_DIR": "settings",
+    "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+    "IPYTHONDIR": "ipython",
+}
 SETTINGS = {
     # every cell in the page, not only those in view
     "notebook-extension/tracker": {"windowingMode": "none", "scrollPastEnd": False},
@@ -41,14 +47,25 @@ class Lab:
     token: str
     project: Path
 
-    def address(self, path: str) -> str:
-        """The address that opens a file of the project, in a workspace without other tabs."""
-        return f"{self.url}lab/workspaces/{Path(path).stem}/tree/{path}?token={self.token}"
+    def address(self, path: str, workspace: str = "") -> str:
+        """The address that opens a file of the project; a workspace has no other tabs in it."""
+        place = f"lab/workspaces/{workspace}" if workspace else "lab"
+        return f"{self.url}{place}/tree/{path}?token={self.token}"
 
     def end_kernels(self) -> None:
         """Shut down every kernel, so that memory is free for the next notebook."""
         for session in self._ask("GET", "api/sessions"):
             self._ask("DELETE", f"api/sessions/{session['id']}")
+
+    def holds(self, path: str) -> bool:
+        """Whether the server shows a file at this path, as it stands in an address."""
+        try:
+            self._ask("GET", f"api/contents/{path}?content=0")
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return False
+            raise
+        return True
 
     def _ask(self, method: str, path: str) -> list[dict]:
         headers = {"Authorization": f"token {self.token}"}
@@ -88,11 +105,11 @@ def set_parameters(path: Path, values: dict) -> None:
 def private_environment(folder: Path) -> dict[str, str]:
     """An environment in which Jupyter and the runs write into `folder` and nowhere else."""
     variables = {key: value for key, value in os.environ.items() if key != "JUPYTER_TOKEN"}
-    for variable in JUPYTER_FOLDERS:
-        (folder / variable).mkdir(parents=True)
-        variables[variable] = str(folder / variable)
+    for variable, name in JUPYTER_FOLDERS.items():
+        (folder / name).mkdir(parents=True)
+        variables[variable] = str(folder / name)
     for name, values in SETTINGS.items():
-        path = folder / f"JUPYTERLAB_SETTINGS_DIR/@jupyterlab/{name}.jupyterlab-settings"
+        path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values), encoding="utf-8")
     # this project's helpers, also where its .venv is another clone's
@@ -118,8 +135,7 @@ def running(command: list[str], folder: Path, **options: Any) -> Iterator[tuple[
     log = folder / "server.log"
 
     def servers() -> list[dict]:
-        found = folder.glob("JUPYTER_RUNTIME_DIR/jpserver-*.json")
-        return [json.loads(path.read_text()) for path in found]
+        return [json.loads(path.read_text()) for path in folder.glob("runtime/jpserver-*.json")]
 
     def answering() -> dict | None:
         # half written, or not listening yet

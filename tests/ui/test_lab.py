@@ -1,21 +1,40 @@
 """Every notebook in JupyterLab and a real browser: run from top to bottom, and operated.
 
 The notebooks are copies with the parameters of the plan smoke; UI_FULL=1 leaves their defaults.
-Controls are operated by the keyboard; those of a new explorer go into SLIDERS and DROPDOWNS.
+A new explorer needs its controls in SLIDERS and DROPDOWNS.
 """
+
+from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
+from lab_browser import Watched
 from lab_page import Book, choose, named, press, settled, shown, slide
+from lab_server import Lab
 
 from helpers.paths import root
 
 NOTEBOOKS = sorted(path.stem for path in (root() / "notebooks").glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS)
 Opened = Callable[[str], Book]
+LONG = """import time
+from helpers.explore import Worker
+
+worker, steps = Worker(), []
+
+
+def work():
+    for step in range(6000):
+        worker.progress(step, 6000, "steps")
+        steps.append(step)
+        time.sleep(0.01)
+
+
+worker.start(work)
+worker"""
+
 
 # the controls of each explorer, by their labels
 SLIDERS = {
@@ -28,12 +47,15 @@ DROPDOWNS = {
     "03_mask_schedule": ("layer", "schedule", "pattern"),
     "06_tables_and_plots": ("metric", "columns", "run"),
 }
+# every control by keyboard, and those of one notebook by the mouse too
 CONTROLS = [
-    pytest.param(notebook, operate, label, id=f"{notebook}-{label}")
+    pytest.param(notebook, operate, label, keyboard, id=f"{notebook}-{label}-{keyboard}")
     for operate, names in ((slide, SLIDERS), (choose, DROPDOWNS))
     for notebook, labels in names.items()
     for label in labels
+    for keyboard in ((True, False) if notebook == "02_admm_layer_solve" else (True,))
 ]
+by_mouse_and_keyboard = pytest.mark.parametrize("keyboard", [False, True], ids=["mouse", "keys"])
 
 
 # --- every notebook ------------------------------------------------------------------------
@@ -46,7 +68,7 @@ def outputs(book: dict) -> Iterator[tuple[str, dict]]:
 
 
 @every_notebook
-def test_runs_from_top_to_bottom(notebook: str, opened: Opened, watched: Any) -> None:
+def test_runs_from_top_to_bottom(notebook: str, opened: Opened, watched: Watched) -> None:
     watched.errors.clear()
     book = opened(notebook)
     saved = book.save()
@@ -77,14 +99,30 @@ def test_everything_is_drawn(notebook: str, opened: Opened) -> None:
             assert re.fullmatch(r"(\s*\r?[^\n]*\|[^\n]*\[[^\n]*\]\s*)+", said), (cell, said)
 
 
+@every_notebook
+def test_links_lead_somewhere(notebook: str, opened: Opened, lab: Lab) -> None:
+    book = opened(notebook)
+    # the paths that Lab has made of them, which it would open
+    read = (
+        "nodes => nodes.map(node => new URL(node.href)).map(link => [link.origin, link.pathname])"
+    )
+    links = book.page.locator(".jp-RenderedMarkdown a[href]").evaluate_all(read)
+    paths = {path for origin, path in links if lab.url.startswith(origin)}
+    files = sorted(path.removeprefix("/files/") for path in paths if path.startswith("/files/"))
+    assert files, "every notebook leads on to another"
+    assert [file for file in files if not lab.holds(file)] == []
+
+
 # --- explorers -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("notebook", "operate", "label"), CONTROLS)
-def test_control(notebook: str, operate: Callable, label: str, opened: Opened) -> None:
+@pytest.mark.parametrize(("notebook", "operate", "label", "keyboard"), CONTROLS)
+def test_control(
+    notebook: str, operate: Callable, label: str, keyboard: bool, opened: Opened
+) -> None:
     area = opened(notebook).output("explorer")
     before = settled(area)
-    operate(area, label)
+    operate(area, label, keyboard=keyboard)
     settled(area, other=before)
 
 
@@ -97,22 +135,39 @@ def test_models_answer(notebook: str, opened: Opened) -> None:
     field.press("Control+a")
     area.page.keyboard.type("Once upon a time")
     field.blur()
-    press(area.get_by_role("button", name="Generate"))
+    press(area.get_by_role("button", name="Generate"), keyboard=True)
     # the browser may send the last letters after the press
     assert "Once upon a" in settled(area, 120, before)
 
 
+@by_mouse_and_keyboard
 @pytest.mark.parametrize("notebook", ["03_mask_schedule"])
-def test_the_mask_grows_while_it_plays(notebook: str, opened: Opened) -> None:
+def test_the_mask_grows_while_it_plays(notebook: str, keyboard: bool, opened: Opened) -> None:
     area = opened(notebook).output("explorer")
     seen = {settled(area)}
     play, stop = area.locator(".jupyter-widget-play button, .widget-play button").all()[:2]
-    press(play)
+    press(play, keyboard=keyboard)
     for _ in range(100):
         seen.add(shown(area))
         if len(seen) > 3:
             break
         area.page.wait_for_timeout(100)
-    press(stop)
+    press(stop, keyboard=keyboard)
     assert len(seen) > 3, "one mask after another"
     settled(area)
+
+
+# --- long work -----------------------------------------------------------------------------
+
+
+@by_mouse_and_keyboard
+@pytest.mark.parametrize("notebook", ["03_mask_schedule"])
+def test_stop_ends_the_work_and_not_the_kernel(
+    notebook: str, keyboard: bool, opened: Opened
+) -> None:
+    book = opened(notebook)
+    area = book.start_cell(LONG)
+    assert book.run_cell("1 + 1, worker.running") == "(2, True)", "the kernel is free meanwhile"
+    press(area.get_by_role("button", name="Stop"), keyboard=keyboard)
+    area.get_by_text("stopped").wait_for()
+    assert book.run_cell("worker.running, 0 < len(steps) < 6000") == "(False, True)"

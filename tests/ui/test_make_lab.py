@@ -1,23 +1,27 @@
-"""`make lab`, as it is typed: what it prints opens the first notebook."""
+"""`make lab`, as it is typed: what it prints opens the first notebook, and links lead on."""
+
+from __future__ import annotations
 
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lab_server
 import pytest
+from lab_browser import Watched
 
 FIRST = "00_start_here.ipynb"
+TAB = ".jp-NotebookPanel, .jp-MarkdownViewer"
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
-def test_the_printed_address_opens_the_first_notebook(
-    watched: Any, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    # started elsewhere, on a path with spaces
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address that `make lab` prints: started elsewhere, on a path with spaces."""
     folder = tmp_path_factory.mktemp("make lab")
     project = lab_server.project_copy(folder / "a project with spaces", quick=True)
     environment = lab_server.private_environment(folder)
@@ -29,16 +33,40 @@ def test_the_printed_address_opens_the_first_notebook(
         assert Path(server["root_dir"]) == project
         address = re.compile(r"http://\S+?token=\w+")
         found = lambda: address.search(log.read_text(encoding="utf-8"))  # noqa: E731
-        printed = lab_server.until(found, 20, f"no address was printed: see {log}")[0]
-        assert f"/lab/tree/notebooks/{FIRST}?" in printed
-        page = watched.page()
-        page.goto(printed)
-        page.wait_for_selector(".jp-NotebookPanel .jp-RenderedMarkdown h1")
-        tabs = page.locator("#jp-main-dock-panel .lm-TabBar-tab.lm-mod-current")
-        tabs.filter(has_text=FIRST).first.wait_for()
-        title = page.locator(".jp-NotebookPanel h1").first.inner_text()
-        assert title.rstrip("¶").endswith("?")
-        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
-        # beside it the other notebooks
-        names = page.locator(".jp-DirListing-item").all_inner_texts()
-        assert any(name.startswith("06_") for name in names)
+        yield lab_server.until(found, 20, f"no address was printed: see {log}")[0]
+
+
+@pytest.fixture
+def start(watched: Watched, printed: str) -> Iterator[Any]:
+    """A page with what the address opens, when it is drawn."""
+    page = watched.page()
+    page.goto(printed)
+    page.wait_for_selector(".jp-NotebookPanel .jp-RenderedMarkdown h1")
+    yield page
+    page.close()
+
+
+def current_tab(page: Any, title: str) -> None:
+    """Wait until the tab in front has this title."""
+    tabs = page.locator("#jp-main-dock-panel .lm-TabBar-tab.lm-mod-current")
+    tabs.filter(has_text=re.compile(f"^{re.escape(title)}$")).first.wait_for()
+
+
+def test_the_printed_address_opens_the_first_notebook(start: Any, printed: str) -> None:
+    assert f"/lab/tree/notebooks/{FIRST}?" in printed
+    current_tab(start, FIRST)
+    assert start.locator(".jp-NotebookPanel h1").first.inner_text().rstrip("¶").endswith("?")
+    start.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+    # beside it the other notebooks
+    names = start.locator(".jp-DirListing-item").all_inner_texts()
+    assert any(name.startswith("06_") for name in names)
+
+
+def test_a_link_opens_a_committed_table(start: Any) -> None:
+    start.locator('.jp-RenderedMarkdown a:text-is("01_calibration_capture")').first.click()
+    current_tab(start, "01_calibration_capture.ipynb")
+    link = start.locator('.jp-RenderedMarkdown:visible a:text-is("claims.md")').first
+    link.scroll_into_view_if_needed()
+    link.click()
+    current_tab(start, "claims.md")
+    assert start.locator(".jp-Dialog").count() == 0
