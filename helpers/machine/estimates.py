@@ -6,6 +6,7 @@ peak. Time is floating-point operations over a machine's rate, and leaves out do
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -23,8 +24,6 @@ from helpers.machine.memory import free_memory
 from helpers.paths import cache_dir
 from helpers.tasks import TASK_TABLE
 
-# what is known of models, machines and texts
-KNOWN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 FLOAT = 4  # bytes of what a solver works in
 # the notebook's process without the model: Python, torch and the texts; with CUDA also its
@@ -115,12 +114,18 @@ class Footprint:
         return self.block + self.grams + self.stream
 
 
+@functools.cache
+def known() -> dict[str, Any]:
+    """What estimates.yaml says of models, machines and texts."""
+    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+
+
 def shape_of(model: str | os.PathLike[str]) -> Shape:
     """The shape of a model of estimates.yaml, or of a Llama or Mistral in a folder.
 
     Raises UnknownModel, and UnsupportedModel for another family in a folder.
     """
-    name, models = os.fspath(model), KNOWN["models"]
+    name, models = os.fspath(model), known()["models"]
     if name in models:
         return Shape(**models[name])
     try:
@@ -149,7 +154,7 @@ def shape_of(model: str | os.PathLike[str]) -> Shape:
 
 def machine_named(name: str) -> Machine:
     """A machine of estimates.yaml, which need not be here. Raises BadParameter."""
-    machines = KNOWN["machines"]
+    machines = known()["machines"]
     return Machine(name, **machines[check_choice("machine", name, machines)])
 
 
@@ -205,9 +210,9 @@ def flop(parameters: Mapping[str, Any]) -> tuple[float, float]:
         return tokens * shape.blocks * (2 * shape.block_weights + 4 * context * shape.width)
 
     head = 2 * shape.vocab * shape.width
-    evaluation, texts = 0.0, KNOWN["texts"]
+    evaluation, texts = 0.0, known()["texts"]
     for task in parameters.get("tasks", []):
-        tokens = KNOWN["tasks"][task]["tokens"] * (parameters["limit"] or TASK_TABLE[task].size)
+        tokens = known()["tasks"][task]["tokens"] * (parameters["limit"] or TASK_TABLE[task].size)
         evaluation += passes(tokens, 100) + tokens * head
     for window in (parameters.get("window", 0), parameters.get("second_window", 0)):
         if window:
@@ -247,7 +252,7 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
 
     tokens = max(parameters.get("window", 0), parameters.get("second_window", 0))
     if "tasks" in parameters:
-        table, tasks = KNOWN["tasks"], parameters["tasks"]
+        table, tasks = known()["tasks"], parameters["tasks"]
         longest = max((table[check_choice("task", t, table)]["longest"] for t in tasks), default=0)
         tokens = parameters["batch"] * min(longest, shape.positions)
     copies = 8 if size == 4 else size + 8  # logits, in float32, and their logarithms
@@ -329,7 +334,7 @@ def downloads(parameters: Mapping[str, Any]) -> dict[str, int]:
     if "tasks" in parameters:
         names.append(f"{parameters['source']} tasks")
     # the hub's models are all stored in half precision
-    sizes = {name: 2 * shape_of(name).parameters for name in KNOWN["models"]} | KNOWN["downloads"]
+    sizes = {name: 2 * shape_of(name).parameters for name in known()["models"]} | known()["downloads"]
     return {name: sizes[name] for name in names if name in sizes}
 
 
@@ -354,7 +359,7 @@ def missing(parameters: Mapping[str, Any], machine: Machine) -> list[str]:
     if machine.here:
         hub, need = Path(huggingface_hub.constants.HF_HUB_CACHE), 0
         for name, size in downloads(parameters).items():
-            stored = KNOWN["folders"].get(name, f"models--{name.replace('/', '--')}")
+            stored = known()["folders"].get(name, f"models--{name.replace('/', '--')}")
             folder = cache_dir() if name.startswith("embedded") else hub / stored
             files = [p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()]
             need += max(0, size - sum(path.stat().st_size for path in files))
