@@ -334,7 +334,8 @@ def downloads(parameters: Mapping[str, Any]) -> dict[str, int]:
     if "tasks" in parameters:
         names.append(f"{parameters['source']} tasks")
     # the hub's models are all stored in half precision
-    sizes = {name: 2 * shape_of(name).parameters for name in known()["models"]} | known()["downloads"]
+    sizes = {name: 2 * shape_of(name).parameters for name in known()["models"]}
+    sizes |= known()["downloads"]
     return {name: sizes[name] for name in names if name in sizes}
 
 
