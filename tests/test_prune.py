@@ -6,6 +6,7 @@ import json
 import families as fam
 import pytest
 import torch
+import transformers as hf
 from torch import Tensor, nn
 
 from helpers import prune_model
@@ -240,6 +241,17 @@ def test_dead_inputs_are_reported() -> None:
     assert set(dead.values()) == {0}
 
 
+def test_a_pruned_model_is_saved_and_loaded_with_its_zeros(tmp_path) -> None:
+    for family in ("llama-tied", "gpt2"):
+        model, tokens = fam.build(family), fam.random_tokens()
+        prune_model(model, tokens, method="admm-grad", sparsity=0.6)
+        model.save_pretrained(tmp_path / family)
+        again = hf.AutoModelForCausalLM.from_pretrained(tmp_path / family).eval()
+        assert zero_fractions(again, family) == zero_fractions(model, family)
+        with torch.no_grad():
+            assert torch.equal(again(tokens).logits, model(tokens).logits)
+
+
 # ---------------------------------------------------------------- magnitude without calibration
 
 
@@ -373,3 +385,15 @@ def test_an_error_in_a_late_layer_names_it_and_says_what_is_pruned_already() -> 
     # the tenth layer is the third of block 1
     assert "block 1 self_attn.v_proj" in str(caught.value)
     assert "layers already pruned: 9" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_interrupt_leaves_no_hooks_and_the_models_mode() -> None:
+    model = fam.build("llama").train()
+
+    def stop(done: int, total: int, name: str) -> None:
+        if done == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.5, progress=stop)
+    assert fam.hook_count(model) == 0 and model.training
