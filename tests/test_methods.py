@@ -1,5 +1,7 @@
 """Every layer method: hand examples, SparseGPT against direct OBS, dead inputs."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
@@ -72,6 +74,24 @@ def test_an_answer_is_exactly_what_was_asked_for(
     expected = outputs_error(inputs, weight, result.weight)
     assert result.error == pytest.approx(expected, rel=1e-3, abs=1e-9)
     assert result.dead_inputs == 0
+
+
+@pytest.mark.parametrize("name", ("wanda", "admm1", "admm-grad"))
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+def test_rescaling_an_input_channel_changes_nothing(name: str, pattern: str) -> None:
+    # x → c·x, w → w/c leaves the function as it is. Magnitude has no such invariance, and
+    # SparseGPT's damping, a multiple of the identity, has not either.
+    inputs, weight = layer()
+    factors = torch.ones(32)
+    factors[5], factors[17] = 32.0, 1 / 16
+    gram, target = gram_of(inputs), dict(sparsity=0.5, pattern=pattern)
+    plain = METHODS[name](weight, gram, **target)
+    scaled = METHODS[name](weight / factors, gram * factors * factors[:, None], **target)
+    assert torch.equal(plain.keep, scaled.keep)
+    torch.testing.assert_close(scaled.weight * factors, plain.weight, rtol=1e-5, atol=1e-6)
+    assert scaled.error == pytest.approx(plain.error, rel=1e-4)
+    by_size = [METHODS["magnitude"](w, None, **target).keep for w in (weight, weight / factors)]
+    assert not torch.equal(*by_size)  # so the test can fail
 
 
 def test_updating_helps_and_in_the_order_of_the_paper() -> None:
@@ -289,23 +309,46 @@ def test_a_given_mask_is_obeyed(name: str, one_line_error) -> None:
 # ---------------------------------------------------------------- dead inputs
 
 
+def deaden(inputs: torch.Tensor, weight: torch.Tensor, dead: list[int]) -> list[int]:
+    """Zero inputs on every token, with weights so large that only their gram can prune them.
+
+    Returns the others.
+    """
+    inputs[:, dead] = 0
+    weight[:, dead] = 1e4 * torch.sign(weight[:, dead])
+    return [i for i in range(weight.shape[1]) if i not in dead]
+
+
 @pytest.mark.parametrize("name", CALIBRATED)
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 def test_dead_inputs_lose_their_weights_first(name: str, pattern: str) -> None:
     inputs, weight = layer()
-    dead = [3, 8, 30]  # not two in one group of four
-    alive = [i for i in range(32) if i not in dead]
-    inputs[:, dead] = 0
-    weight[:, dead] = 1e4 * torch.sign(weight[:, dead])  # so large that only the gram can tell
+    alive = deaden(inputs, weight, [3, 8, 30])  # not two in one group of four
     result = METHODS[name](weight, gram_of(inputs), sparsity=0.5, pattern=pattern)
     assert result.dead_inputs == 3
-    assert not result.weight[:, dead].any()
+    assert not result.weight[:, [3, 8, 30]].any()
     assert int((~result.keep).sum()) == weight.numel() // 2
     assert torch.isfinite(result.weight).all() and 0 <= result.error < 1
     # 3 of 32 inputs are 9.4 %: at 6.25 % only they may lose weights
     result = METHODS[name](weight, gram_of(inputs), sparsity=0.0625)
     assert result.keep[:, alive].all() and result.error < 1e-4
     torch.testing.assert_close(result.weight[:, alive], weight[:, alive], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", CALIBRATED)
+def test_dead_inputs_do_not_disturb_the_live_ones(name: str) -> None:
+    # On a given mask the answer for live inputs is that of the layer without the dead ones,
+    # up to the damping, whose mean over the diagonal counts dead inputs as well.
+    inputs, weight = layer()
+    alive = deaden(inputs, weight, [3, 8])
+    keep = random_keep(weight.shape)
+    keep[:, [3, 8]] = False
+    options = {} if name == "wanda" else {"damping": 1e-4}
+    full = METHODS[name](weight, gram_of(inputs), keep=keep, **options)
+    alone = METHODS[name](
+        weight[:, alive], gram_of(inputs[:, alive]), keep=keep[:, alive], **options
+    )
+    torch.testing.assert_close(full.weight[:, alive], alone.weight, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", CALIBRATED)
@@ -347,21 +390,33 @@ def test_what_no_method_accepts(name: str, one_line_error) -> None:
     for wrong in (torch.randn(32), torch.randn(4, 8, 32), torch.ones(4, 32, dtype=torch.int8)):
         with one_line_error(BadParameter, "weight"):
             method(wrong, gram, sparsity=0.5)
-    with one_line_error(BadPattern, "32"):
-        method(weight, gram, pattern="2:5")
-    with one_line_error(BadSparsity, "missing"):
-        method(weight, gram)
-    with one_line_error(BadParameter, name, "itrations"):
-        method(weight, gram, sparsity=0.5, itrations=3)
+    for error, words, target in (
+        (BadPattern, ["unstructured"], dict(sparsity=0.5, pattern="2-4")),
+        (BadPattern, ["32"], dict(pattern="2:5")),
+        (BadSparsity, ["60 %"], dict(sparsity=60)),
+        (BadSparsity, ["missing"], {}),
+        (BadSparsity, ["2:4"], dict(sparsity=0.6, pattern="2:4")),
+        (BadParameter, [name, "itrations"], dict(sparsity=0.5, itrations=3)),
+    ):
+        with one_line_error(error, *words):
+            method(weight, gram, **target)
+    if name != "sparsegpt":
+        with one_line_error(BadParameter, "budget"):
+            method(weight, gram, pattern="2:4", budget="rowz")
 
 
 @pytest.mark.parametrize("name", CALIBRATED)
 def test_grams_that_are_none(name: str, one_line_error) -> None:
     inputs, weight = layer()
     gram = gram_of(inputs)
-    for bad in (gram.triu(), torch.zeros(32)):
+    lopsided, broken = gram.clone(), gram.clone()
+    lopsided[0, 1] += gram.abs().max()
+    broken[2, 9] = broken[9, 2] = math.nan
+    for bad in (lopsided, gram[:-1, :-1], gram[:, :-1], torch.zeros(32)):
         with one_line_error(BadParameter, "gram"):
             METHODS[name](weight, bad, sparsity=0.5)
+    with one_line_error(NonFinite, "gram"):
+        METHODS[name](weight, broken, sparsity=0.5)
     with one_line_error(BadParameter, name, "calibration"):
         METHODS[name](weight, None, sparsity=0.5)
     if name in UPDATING:  # diagonal 1, smallest eigenvalue 6 − 160
