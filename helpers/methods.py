@@ -104,8 +104,7 @@ def register(
             before = _bit_sums(dense, matrix)
             result = function(
                 dense,
-                # q, k and v read one input: with the Gram itself they are solved with one
-                # factorisation
+                # q, k and v read one input: with the Gram itself they share one factorisation
                 gram if shares_factor else matrix,
                 sparsity=sparsity,
                 pattern=pattern,
@@ -361,8 +360,8 @@ def check_method(name: str) -> list[Promise]:
     """
     method = get_method(name)
     source = torch.Generator().manual_seed(0)
-    # eight tokens an input, so only the dead input makes the gram singular; the second factor mixes
-    # the inputs, so that they are correlated as real ones are
+    # eight tokens an input, so only the dead input makes the gram singular; the second factor
+    # correlates the inputs, as real ones are
     inputs = torch.randn(256, 32, generator=source) @ torch.randn(32, 32, generator=source)
     inputs[:, 5] = 0  # one dead input, whose weights do not matter
     alive = torch.arange(32) != 5
@@ -390,8 +389,7 @@ def check_method(name: str) -> list[Promise]:
         return "" if same else "two runs differ: draw random numbers from a seeded generator"
 
     def leaves_dense() -> str:
-        # without zeros the dense weights are the optimum, and damping pulls towards them too; the
-        # tolerance is for the rounding of a solver. A dead input's weights may change
+        # the tolerance is for a solver's rounding; a dead input's weights may change
         new = ask(sparsity=0.0).weight
         close = torch.allclose(new[:, alive], dense[:, alive], rtol=1e-2, atol=1e-2)
         changed = "it changed weights at sparsity 0, where the dense weights are the optimum"
@@ -420,8 +418,7 @@ def check_method(name: str) -> list[Promise]:
 def magnitude(weight, gram, *, sparsity, pattern, keep=None, budget="matrix"):
     """Keep the largest |W|; weights are not updated (Han et al. 2015)."""
     if keep is None:
-        # the same as the others without ‖x‖: a weight on a large input counts for no more than
-        # another
+        # without ‖x‖: a weight on a large input counts for no more than another
         keep = select(weight.abs(), sparsity, pattern, budget)
     return LayerResult(weight * keep, keep)
 
