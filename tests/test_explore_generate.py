@@ -211,5 +211,5 @@ def test_what_is_no_model_is_refused(loaded: Loaded, one_line_error: Any, tmp_pa
         with one_line_error(BadParameter, *words):
             try_it(models, reader, **options)
     small = GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2))
-    with one_line_error(BadParameter, "small", "0 … 59", "own tokenizer"):
+    with one_line_error(BadParameter, "small", "0 to 59", "own tokenizer"):
         try_it({"small": small}, tokenizer).still(PROMPT)
