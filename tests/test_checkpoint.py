@@ -246,6 +246,7 @@ def test_another_request_is_refused_and_named(
     assert saved.contents(kept) == before
 
 
+@pytest.mark.usefixtures("registry")
 def test_other_versions_and_other_code_are_refused(
     llama: Path, to: Path, monkeypatch: pytest.MonkeyPatch, one_line_error
 ) -> None:
@@ -260,20 +261,16 @@ def test_other_versions_and_other_code_are_refused(
     assert {"masks.py", "fast/fused.py", "large/checkpoint.py"} < set(code)
     other = code | dict.fromkeys(["masks.py", "large/checkpoint.py"], "0" * 64)
     asked = dict(method="by-hand", sparsity=0.5)
-    try:
-        register("by-hand")(one)
-        interrupted(llama, to, LAYERS + 1, **asked)
-        METHODS.pop("by-hand")
-        register("by-hand")(two)
-        monkeypatch.setattr(
-            importlib.metadata, "version", lambda name: "0.1" if name == "numpy" else version(name)
-        )
-        monkeypatch.setattr(checkpoint, "core_code", lambda **_: other)
-        words = ("versions.numpy", "not 0.1", "code.masks.py", "code.large/checkpoint.py")
-        with one_line_error(ResumeError, *words, "not 000000000000", "method_code"):
-            prune_checkpoint(llama, to, TOKENS, batch=2, **asked)
-    finally:
-        METHODS.pop("by-hand")
+    register("by-hand")(one)
+    interrupted(llama, to, LAYERS + 1, **asked)
+    register("by-hand")(two)
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "0.1" if name == "numpy" else version(name)
+    )
+    monkeypatch.setattr(checkpoint, "core_code", lambda **_: other)
+    words = ("versions.numpy", "not 0.1", "code.masks.py", "code.large/checkpoint.py")
+    with one_line_error(ResumeError, *words, "not 000000000000", "method_code"):
+        prune_checkpoint(llama, to, TOKENS, batch=2, **asked)
 
 
 def test_starting_anew_keeps_the_old_model_until_the_new_is_complete(
