@@ -15,7 +15,7 @@ from helpers.results import style
 from helpers.results.style import finish, in_words, style_of
 
 # explorers redraw while a slider is dragged: nothing may jump, and laying out takes time
-MARGINS = {"left": 0.07, "right": 0.985, "top": 0.86, "bottom": 0.2, "wspace": 0.3}
+MARGINS = {"left": 0.08, "right": 0.985, "top": 0.86, "bottom": 0.2, "wspace": 0.36}
 NOW = {"color": "black", "linewidth": 1, "linestyle": (0, (4, 2))}
 SMALL = {"markersize": 4}
 
@@ -81,7 +81,7 @@ def solve_figure(
     of each output without an update and after the solve.
     """
     figure, (left, middle, right) = style.new_figure(
-        3, size=(12.0, 3.9), margins=MARGINS, width_ratios=[1.25, 1.1, 1]
+        3, size=(10.5, 3.9), margins=MARGINS, width_ratios=[1.25, 1.1, 1]
     )
     steps = range(1, len(errors) + 1)
     left.plot(steps, style.above_zero(errors), **style_of("ADMM") | SMALL)
@@ -123,7 +123,7 @@ def growth_figure(
     title.
     """
     figure, (left, middle, right) = style.new_figure(
-        3, size=(12.0, 4.3), margins=MARGINS | {"bottom": 0.26}, width_ratios=[1, 1, 1.3]
+        3, size=(10.5, 4.3), margins=MARGINS | {"bottom": 0.26}, width_ratios=[1, 1, 1.3]
     )
     percent = [100 * value for value in sparsity]
     for ax, values, look in ((left, percent, "paper"), (middle, errors, "ADMM")):
@@ -177,7 +177,7 @@ def stream_figure(
     table = np.asarray(norms)
     here, medians = table[block], np.median(table, axis=1)
     figure, (left, right) = style.new_figure(
-        2, size=(12.0, 3.7), margins=MARGINS | {"left": 0.075, "wspace": 0.2}, width_ratios=[1.4, 1]
+        2, size=(10.5, 3.7), margins=MARGINS | {"left": 0.075, "wspace": 0.2}, width_ratios=[1.4, 1]
     )
     left.plot(here, color=style.COLOURS[0], linewidth=1)
     left.axhline(medians[block], label="median", **NOW | {"color": style.DENSE})

@@ -58,54 +58,32 @@ def summary_figure(records: Sequence[Record]) -> Figure | None:
     before = max(solved["references"].values())
     steps = [0, *solved["iterations"]]
     left.plot(steps, [before, *errors], color=style.ADMM[0], linewidth=2.2, zorder=3)
-    style.draw_references(left, solved["references"])
-    offset = {"color": style.ADMM[0], "fontweight": "bold"}
-    style.offset_text(left, "ADMM", (2, errors[1]), (6, 6), **offset)
-    finish(left, whole=10, xlabel="iteration", ylabel="relative error of the layer",
+    lines = {name.partition(",")[0]: value for name, value in solved["references"].items()}
+    style.draw_references(left, lines, values=False)
+    bold = {"color": style.ADMM[0], "fontweight": "bold"}
+    style.offset_text(left, "ADMM", (2, errors[1]), (6, 2), **bold)
+    finish(left, whole=5, xlabel="iteration", ylabel="relative error of the layer",
            xlim=(0, steps[-1]), ylim=(0, 1.15 * before))  # fmt: skip
     # the error of the gradual mask as a share of the one-shot mask's
     sparsity = grown["sparsity"]["one-shot"][-1]
     names = [frame.target_name(pattern, sparsity) for pattern in grown["ratio"]]
     shares = [100 * ratio["paper"] for ratio in grown["ratio"].values()]
     bars = right.bar(names, shares, color=style.GRADUAL[0], width=0.6)
-    right.bar_label(bars, fmt="%.0f %%", padding=2, fontsize=9)
+    right.bar_label(bars, fmt="%.0f %%", label_type="center", color="white", fontsize=9)
     right.axhline(100, color=style.ONE_SHOT[0], linestyle=LONG_DASH["linestyle"])
     style.name_line(right, "mask chosen once", 100, color=style.ONE_SHOT[0])
-    right.set(ylim=(0, 125), ylabel="error, % of the one-shot mask's")
+    right.set(ylim=(0, 125), ylabel="error (% of one-shot's)")
     _draw_story(story, table, dense)
     layer = in_words(solved["layer"])
     look = {"xycoords": "axes fraction", "fontsize": 9, "color": style.DENSE}
-    for ax, title, text in (
-        (left, "1  Refit the weights that stay", f"{layer} at {100 * solved['sparsity']:.0f} %"),
-        (right, "2  Let the mask grow", "while refitting; layers of one block"),
-        (story, "3  Prune the whole model", "block by block; a bar is the range over seeds"),
+    for ax, height, title, text in (
+        (left, 6, "1  Refit the weights that stay", f"{layer} at {100 * solved['sparsity']:.0f} %"),
+        (right, 6, "2  Let the mask grow", "while refitting; layers of one block"),
+        (story, 40, "3  Prune the whole model", "block by block; a bar is the range over seeds"),
     ):
-        ax.set_title(f"{title}\n", loc="left", fontsize=11, fontweight="bold")
-        style.offset_text(ax, text, (0, 1), (0, 6), **look)
+        ax.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=height + 15)
+        style.offset_text(ax, text, (0, 1), (0, height), **look)
     return figure
-
-
-def _draw_story(ax: Axes, table: Cells, dense: float | None) -> None:
-    """Perplexity by sparsity, a line for each method with its name at the end, kept apart."""
-    _draw_sparsities(ax, table)
-    lines = [line for line in ax.lines if len(line.get_xdata())]
-    _end_axis(table, dense, ax)
-    ax.set(xlabel="weights set to zero", ylabel="perplexity (log scale; ↑ above it)")
-    ends = {line: line.get_ydata()[-1] for line in lines if line.get_ydata()[-1] < ax.get_ylim()[1]}
-    for line, place in zip(ends, _apart(ax, ends.values(), 0.07), strict=True):
-        look = {"color": line.get_color(), "fontsize": 9, "fontweight": "bold", "va": "center"}
-        ax.annotate(line.get_label(), (1.01, place), xycoords="axes fraction", **look)
-
-
-def _apart(ax: Axes, values: Iterable[float], gap: float) -> list[float]:
-    """Where texts beside these values of a log axis stand, as fractions of it, a gap apart."""
-    low, high = np.log(ax.get_ylim())
-    values = (np.log(list(values)) - low) / (high - low)
-    places, free = np.empty(len(values)), -math.inf
-    for index in np.argsort(values):
-        places[index] = max(values[index], free)
-        free = places[index] + gap
-    return list(places)
 
 
 # ------------------------------------------------------------------ runs of the pruning notebook
@@ -124,8 +102,12 @@ def _perplexities(records: Iterable[Record], own: str = "") -> tuple[Cells, floa
     return table, None if dense.empty else dense.iloc[0]
 
 
-def _draw_sparsities(ax: Axes, table: Cells) -> None:
-    """Perplexity against sparsity, a line for each method that has unstructured runs."""
+def _draw_story(ax: Axes, table: Cells, dense: float | None) -> None:
+    """Perplexity by sparsity, a line for each method with its name at the end, kept apart.
+
+    The axis ends above the methods that refit, so that they can be distinguished; what lies above
+    is written over its edge.
+    """
     shown = set()
     for label, (look, cells) in table.items():
         cells = cells[cells.index.str.endswith(" %")]
@@ -136,48 +118,44 @@ def _draw_sparsities(ax: Axes, table: Cells) -> None:
             for place in cells["mean"].items() if look["marker"] == OWN_LOOK["marker"] else ():
                 bold = {"va": "top", "fontweight": "bold", "zorder": OWN_LOOK["zorder"]}
                 style.offset_text(ax, f"{place[1]:.1f}", place, (9, -3), **bold)
-    ax.set_yscale("log")
-    ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y >= 10 else f"{y:g}")
+    lines = list(ax.lines)
+    _end_axis(ax, table, dense)
     ax.xaxis.set_major_formatter("{x:.0f} %")
     ax.set_xticks(sorted(shown))
-
-
-def _end_axis(table: Cells, dense: float | None, *axes: Axes) -> None:
-    """Dense model as a line, and an end to the perplexity axis above the methods that refit.
-
-    They would be squeezed otherwise; a point above it is written at the edge.
-    """
-    most = {label: cells["max"].max() for label, (_, cells) in table.items()}
-    refitting = [value for label, value in most.items() if label not in MASK_ONLY]
-    top = 1.8 * max(refitting or most.values())
-    if dense is not None:
-        style.name_line(axes[0], f"dense {dense:.1f}", dense, below=True)
-        axes[0].set_ylim(bottom=dense / 1.6)
-    for ax in axes:
-        ax.set_ylim(top=top)
-        if dense is not None:
-            ax.axhline(dense, linewidth=1.2, **LONG_DASH)
-        _write_above(ax, top)
-
-
-def _write_above(ax: Axes, top: float) -> None:
-    """The name and the number of each point above the axis, at its edge."""
-    rows: Counter[float] = Counter()
-    for line in ax.lines:
-        for x, y in line.get_xydata():
-            if y > top:
-                look = {"color": line.get_color(), "fontsize": 8.5, "ha": "center", "va": "top"}
-                place = {"xycoords": ax.get_xaxis_transform()}
-                text = f"↑ {line.get_label()}\n{format_number(y)}"
-                style.offset_text(ax, text, (x, 1), (0, -24 * rows[x]), **place, **look)
-                rows[x] += 1
+    ax.set(xlabel="weights set to zero", ylabel="perplexity (log scale; ↑ off the scale)")
+    ends = {line: line.get_ydata()[-1] for line in lines if line.get_ydata()[-1] < ax.get_ylim()[1]}
+    for line, place in zip(ends, _apart(ax, ends.values(), 0.07), strict=True):
+        look = {"color": line.get_color(), "fontsize": 9, "fontweight": "bold", "va": "center"}
+        ax.annotate(line.get_label(), (1.01, place), xycoords="axes fraction", **look)
 
 
 def _draw_cells(ax: Axes, x: Sequence[float], cells: pd.DataFrame, look: Mapping[str, Any]) -> None:
     """Points at the means over seeds, and whiskers over the seeds."""
     ax.plot(x, cells["mean"], **look)
     ax.vlines(x, cells["min"], cells["max"], color=look["color"], linewidth=2.5, alpha=0.5)
+
+
+def _end_axis(ax: Axes, table: Cells, dense: float | None) -> None:
+    """A log axis up to the methods that refit, what is above it over its edge, the dense model."""
+    most = {label: cells["max"].max() for label, (_, cells) in table.items()}
+    refitting = [value for label, value in most.items() if label not in MASK_ONLY]
+    top = 1.8 * max(refitting or most.values(), default=dense or 1)
+    ax.set(yscale="log", ylim=(None, top))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y >= 10 else f"{y:g}")
+    height: Counter[float] = Counter()  # of the texts over a place
+    for line in ax.lines:
+        above = [(x, y) for x, y in line.get_xydata() if y > top]
+        for number, (x, y) in enumerate(above):
+            look = {"color": line.get_color(), "fontsize": 8.5, "ha": "center", "va": "bottom"}
+            text = f"↑ {format_number(y)}" if number else f"↑ {line.get_label()}\n{format_number(y)}"
+            place = {"xycoords": ax.get_xaxis_transform()}
+            style.offset_text(ax, text, (x, 1), (0, 2 + height[x]), **place, **look)
+            height[x] += 24 - 12 * (number > 0)
+    if dense is not None:
+        ax.set_ylim(bottom=dense / 1.6)
+        ax.axhline(dense, linewidth=1.2, **LONG_DASH)
+        style.name_line(ax, f"dense {dense:.1f}", dense, below=True)
 
 
 def _name_points(ax: Axes) -> None:
@@ -190,9 +168,21 @@ def _name_points(ax: Axes) -> None:
         values = [line.get_ydata()[0] for line in lines]
         for line, y, place in zip(lines, values, _apart(ax, values, 0.05), strict=True):
             look = {"color": line.get_color(), "fontsize": 9, "va": "center"}
-            look["arrowprops"] = {"arrowstyle": "-", "color": look["color"], "linewidth": 0.6}
+            arrow = {"arrowstyle": "-", "relpos": (0, 0.5), "color": look["color"], "lw": 0.6}
+            look |= {"textcoords": ax.get_xaxis_transform(), "arrowprops": arrow}
             text = f"{line.get_label()} {format_number(y)}"
-            ax.annotate(text, (x, y), (x + 0.1, place), textcoords=ax.get_xaxis_transform(), **look)
+            ax.annotate(text, (x, y), (x + 0.1, place), **look)
+
+
+def _apart(ax: Axes, values: Iterable[float], gap: float) -> list[float]:
+    """Where texts beside these values of a log axis stand, as fractions of it, a gap apart."""
+    low, high = np.log(ax.get_ylim())
+    values = (np.log(list(values)) - low) / (high - low)
+    places, free = np.empty(len(values)), -math.inf
+    for index in np.argsort(values):
+        places[index] = max(values[index], free)
+        free = places[index] + gap
+    return list(places)
 
 
 def perplexity_figure(records: Iterable[Record], own: str = "") -> Figure | None:
@@ -209,25 +199,22 @@ def perplexity_figure(records: Iterable[Record], own: str = "") -> Figure | None
     table, dense = _perplexities(runs, own)
     targets = {target for _, cells in table.values() for target in cells.index}
     patterns = sorted((target for target in targets if ":" in target), key=frame.column_key)
-    ratios = [3, 0.4 + 1.3 * len(patterns)]
+    ratios = [3, 0.4 + 1.6 * len(patterns)]
     figure, (left, right) = style.new_figure(2, size=(7.0, 4.4), sharey=True, width_ratios=ratios)
-    _draw_sparsities(left, table)
+    _draw_story(left, table, dense)
     for x, pattern in enumerate(patterns):
         for label, (look, cells) in table.items():
             if pattern in cells.index:
                 look = look | {"linestyle": "none", "label": in_words(label)}
                 _draw_cells(right, [x], cells.loc[[pattern]], look)
-    _end_axis(table, dense, left, right)
+    _end_axis(right, table, dense)
     _name_points(right)
-    left.set(xlabel="weights set to zero", ylabel="perplexity (log scale; ↑ above the axis)")
     right.set(xlabel="pattern", xlim=(-0.3, max(1, len(patterns)) - 0.1))
     right.set_xticks(range(len(patterns)), patterns)
     right.tick_params(axis="y", labelleft=False)
     if not patterns:
         right.text(0, 0.5, "no N:M\nruns", ha="center", va="center", color=style.DENSE,
                    transform=right.get_xaxis_transform())  # fmt: skip
-    if left.get_legend_handles_labels()[1]:
-        left.legend(frameon=False, fontsize=9, labelspacing=0.35)
     return figure
 
 
@@ -325,7 +312,7 @@ def zero_shot_figure(records: Iterable[Record]) -> Figure | None:
     chances = [TASK_TABLE[task].chance for task, name in TASK_NAMES.items() if name in tasks]
     chances.append(sum(chances) / len(chances))  # of the mean, the last column
     look = {"color": "black", "linestyle": (0, (3, 1.5)), "linewidth": 1.5, "label": "chance"}
-    ax.hlines(chances, middles - 0.45, middles + 0.45, **look)
+    ax.hlines(chances, middles - 0.44, middles + 0.44, **look)
     ax.set_xticks(middles, tasks, rotation=30, ha="right", rotation_mode="anchor")
     ax.grid(False, axis="x")
     place = {"ncols": 3, "fontsize": 9, "loc": "lower center", "bbox_to_anchor": (0.5, 1)}

@@ -40,7 +40,7 @@ LOOKS = {
     "ADMM": ADMM, "ρ = 1": ADMM, "ρ = 0.1": ("#C9A6DF", "v", ":"),
     "ρ = 0.3": ("#9C63BF", "^", "-."), "ρ = 3": ("#421A5C", "s", "-."),
     "ρ = 10": ("#12061B", "D", ":"),
-    "CG": ("#8A8500", "s", "-"), "Adam": ("#6E6E6E", "^", "-"), "SGD": ("#ABABAB", "v", "-"),
+    "CG": ("#8A8500", "s", "-"), "Adam": ("#3F3F3F", "^", "-"), "SGD": ("#7F7F7F", "v", "-"),
     # layers: attention in browns, the feed-forward part in blue-greens
     "q_proj": ("#4A2C0F", "o", "-"), "k_proj": ("#7D5226", "s", "--"),
     "v_proj": ("#B07D4B", "^", "-."), "o_proj": ("#C9A27A", "D", "--"),
@@ -166,7 +166,8 @@ def finish(
     if plain:
         plain_log(ax.yaxis)
     if legend:
-        ax.legend(frameon=False, **legend if isinstance(legend, dict) else {"fontsize": legend})
+        look = legend if isinstance(legend, dict) else {"fontsize": legend}
+        ax.legend(**{"frameon": False} | look)
 
 
 def plain_log(axis: Axis) -> None:
@@ -192,7 +193,7 @@ def name_line(
     offset_text(ax, text, (1, value), by, xycoords=("axes fraction", "data"), ha="right", **look)
 
 
-def draw_references(ax: Axes, references: Mapping[str, float]) -> None:
+def draw_references(ax: Axes, references: Mapping[str, float], *, values: bool = True) -> None:
     """Horizontal lines with names and values: the lowest below its line, the others above."""
     dashes = cycle([(0, (4, 2)), (0, (1, 1.5)), (0, (6, 1, 1, 1))])
     lowest = min(references.values(), default=None)
@@ -200,5 +201,5 @@ def draw_references(ax: Axes, references: Mapping[str, float]) -> None:
         colour = LOOKS.get(name.partition(" (")[0], ("black",))[0]
         ax.axhline(value, color=colour, linestyle=dash, linewidth=1.2)
         below = value == lowest and len(references) > 1
-        text = f"{in_words(name)}: {short_error(value)}"
+        text = in_words(name) + (f": {short_error(value)}" if values else "")
         name_line(ax, text, value, below=below, inset=4, color=colour)
