@@ -71,8 +71,8 @@ def model_figure(result: Result) -> Figure:
     figure, (above, below) = new_figure(
         rows=2, size=(7.0, sum(heights) + 0.4), height_ratios=heights
     )
-    kinds = {"ratio": "prune_model / floor", "without grams and gate": "without grams and gate",
-             "published": "published path / prune_model"}  # fmt: skip
+    kinds = {"ratio": "prune_model / floor", "published": "published path / prune_model",
+             "without grams and gate": "without grams and gate"}  # fmt: skip
     for index, (key, name) in enumerate(kinds.items()):
         _points(above, labels, {_label(row): row[key] for row in rows}, index, name)
     _finish_ratios(above, labels, model.TARGET, "ratio (median, min to max)")
@@ -90,7 +90,7 @@ def model_figure(result: Result) -> Figure:
 
 def growth_figure(result: Result) -> Figure:
     """Each cost relative to its smallest size; thin lines: theory."""
-    figure, ax = new_figure(size=(7.0, 5.0))
+    figure, ax = new_figure(size=(7.0, 5.6))
     for index, curve in enumerate(result["curves"]):
         sizes = [size / curve["sizes"][0] for size in curve["sizes"]]
         best = [found["min"] for found in curve["seconds"]]
@@ -101,7 +101,8 @@ def growth_figure(result: Result) -> Figure:
         ax.plot(sizes, theory, color=look["color"], linewidth=0.7, linestyle=":")
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter("{x:.3g}")
-    place = {"fontsize": 9, "title": "fitted exponent (theory, dotted)", "title_fontsize": 9}
+    place = {"fontsize": 9, "title": "fitted exponent (theory, dotted)", "title_fontsize": 9,
+             "loc": "lower left", "bbox_to_anchor": (0, 1), "alignment": "left"}  # fmt: skip
     finish(ax, log="y", legend=place, xlabel="size / smallest size",
            ylabel="seconds / seconds at the smallest size")  # fmt: skip
     plain_log(ax.yaxis)

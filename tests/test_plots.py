@@ -84,7 +84,7 @@ def test_perplexity_figure(records: list[dict]) -> None:
     # the axis ends above the methods that refit, and says what is above it; points have names
     assert 80 < left.get_ylim()[1] < 500
     assert "↑ magnitude\n500.0" in texts(figure) and "off the scale" in left.get_ylabel()
-    assert set(texts(figure, 1)) == {"↑ magnitude\n800.0", "ADMM-Grad 80.00", "dense 17.5"}
+    assert set(texts(figure, 1)) == {"↑ magnitude\n800.0", "ADMM-Grad 80.0", "dense 17.5"}
     only = plots.perplexity_figure([pruned("magnitude", "50 %", 500.0)])
     assert only.axes[0].get_ylim()[1] > 500
 

@@ -20,7 +20,7 @@ FINAL_ITERATIONS = 5  # on the final mask, as in the paper
 INTERVAL = 500  # milliseconds between two iterations that are played
 HINT = (
     "Press ▶ or drag the iteration. Look at: when most weights fall; which ones the gradual mask "
-    "gives up (green) for others (blue); in 2:4 and 4:8, how every group ends with the same "
+    "gives up (orange) for others (black); in 2:4 and 4:8, how every group ends with the same "
     "number."
 )
 

@@ -162,7 +162,7 @@ def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> 
     moved = 100 * float((keep & ~one_shot).sum()) / max(1, int(keep.sum()))
     patches = [Patch(facecolor=c, edgecolor="#999999", label=name) for name, c in colours.items()]
     place = {"fontsize": 8.5, "ncols": 2, "loc": "upper center", "bbox_to_anchor": (0.45, -0.16)}
-    finish(ax, f"{moved:.1f} % of the weights kept are not one-shot's",
+    finish(ax, f"{moved:.1f} % of those kept are not one-shot's",
            legend={"handles": patches, **place}, xlabel="input", ylabel="output")  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def stream_figure(
     table = np.asarray(norms)
     here, medians = table[block], np.median(table, axis=1)
     figure, (left, right) = style.new_figure(
-        2, size=(10.5, 3.7), margins=MARGINS | {"left": 0.075, "wspace": 0.2}, width_ratios=[1.4, 1]
+        2, size=(10.5, 3.7), margins=MARGINS | {"left": 0.085, "wspace": 0.2}, width_ratios=[1.4, 1]
     )
     left.plot(here, color=style.COLOURS[0], linewidth=1)
     left.axhline(medians[block], label="median", **NOW | {"color": style.DENSE})
@@ -192,7 +192,7 @@ def stream_figure(
            xlabel="position in the window", ylabel="norm of a token's stream")  # fmt: skip
     ratio = here.max() / max(medians[block], 1e-30)
     finish(right, f"largest is {ratio:.3g} × the median here", whole=10, **look,
-           xlabel="entering block (the last: leaving the model's blocks)")  # fmt: skip
+           xlabel="entering block (the last: leaving them all)")  # fmt: skip
     for ax in (left, right):
         ax.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y >= 1 else f"{y:g}")
     return figure

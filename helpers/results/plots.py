@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullLocator
 
 from helpers.paths import replace_file
 from helpers.results import frame, style
@@ -139,9 +139,10 @@ def _end_axis(ax: Axes, table: Cells, dense: float | None) -> None:
     """A log axis up to the methods that refit, what is above it over its edge, the dense model."""
     most = {label: cells["max"].max() for label, (_, cells) in table.items()}
     refitting = [value for label, value in most.items() if label not in MASK_ONLY]
-    top = 1.8 * max(refitting or most.values(), default=dense or 1)
+    top = 2.5 * max(refitting or most.values(), default=dense or 1)
     ax.set(yscale="log", ylim=(None, top))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y >= 10 else f"{y:g}")
     height: Counter[float] = Counter()  # of the texts over a place
     for line in ax.lines:
@@ -170,7 +171,7 @@ def _name_points(ax: Axes) -> None:
             look = {"color": line.get_color(), "fontsize": 9, "va": "center"}
             arrow = {"arrowstyle": "-", "relpos": (0, 0.5), "color": look["color"], "lw": 0.6}
             look |= {"textcoords": ax.get_xaxis_transform(), "arrowprops": arrow}
-            text = f"{line.get_label()} {format_number(y)}"
+            text = f"{line.get_label()} " + (f"{y:.1f}" if y < 1000 else f"{y:,.0f}")
             ax.annotate(text, (x, y), (x + 0.1, place), **look)
 
 
