@@ -123,10 +123,15 @@ def _draw_story(ax: Axes, table: Cells, dense: float | None) -> None:
     ax.xaxis.set_major_formatter("{x:.0f} %")
     ax.set_xticks(sorted(shown))
     ax.set(xlabel="weights set to zero", ylabel="perplexity (log scale; ↑ off the scale)")
-    ends = {line: line.get_ydata()[-1] for line in lines if line.get_ydata()[-1] < ax.get_ylim()[1]}
-    for line, place in zip(ends, _apart(ax, ends.values(), 0.07), strict=True):
-        look = {"color": line.get_color(), "fontsize": 9, "fontweight": "bold", "va": "center"}
-        ax.annotate(line.get_label(), (1.01, place), xycoords="axes fraction", **look)
+    lines = [line for line in lines if line.get_ydata()[-1] < ax.get_ylim()[1]]
+    for line, place in zip(lines, _apart(ax, [x.get_ydata()[-1] for x in lines], 0.07), strict=True):
+        look = {"color": line.get_color(), "fontsize": 9, "fontweight": "bold"}
+        end = line.get_xydata()[-1]
+        if end[0] < max(shown):  # a line that ends early is named there
+            style.offset_text(ax, line.get_label(), end, (9, 2), **look)
+        else:
+            place = (1.01, place)
+            ax.annotate(line.get_label(), place, xycoords="axes fraction", va="center", **look)
 
 
 def _draw_cells(ax: Axes, x: Sequence[float], cells: pd.DataFrame, look: Mapping[str, Any]) -> None:
@@ -188,11 +193,12 @@ def _apart(ax: Axes, values: Iterable[float], gap: float) -> list[float]:
 
 def perplexity_figure(records: Iterable[Record], own: str = "") -> Figure | None:
     """Perplexity on a log scale, on the left against sparsity, a line for each method, on the
-    right for N:M patterns; whiskers span the seeds, a dashed line is the dense model, and what lies
-    above the axis is written at its edge.
+    right for N:M patterns; whiskers span the seeds, a dashed line is the dense model, and what is
+    off the scale is written over it.
 
     Points are means over seeds, as in the table, of the runs of notebook 04, which are of one
-    model; None without any. The method `own` stands out, with its numbers beside it.
+    model; None without any, and no right half without patterns. The method `own` stands out, with
+    its numbers beside it.
     """
     runs = frame.prune_runs(records)
     if not runs:
@@ -200,22 +206,22 @@ def perplexity_figure(records: Iterable[Record], own: str = "") -> Figure | None
     table, dense = _perplexities(runs, own)
     targets = {target for _, cells in table.values() for target in cells.index}
     patterns = sorted((target for target in targets if ":" in target), key=frame.column_key)
-    ratios = [3, 0.4 + 1.6 * len(patterns)]
-    figure, (left, right) = style.new_figure(2, size=(7.0, 4.4), sharey=True, width_ratios=ratios)
+    ratios = [3, 0.4 + 1.6 * len(patterns)][: 1 + bool(patterns)]
+    figure, ((left, *others),) = style.new_figure(
+        len(ratios), size=(7.0, 4.4), sharey=True, width_ratios=ratios, squeeze=False
+    )
     _draw_story(left, table, dense)
-    for x, pattern in enumerate(patterns):
-        for label, (look, cells) in table.items():
-            if pattern in cells.index:
-                look = look | {"linestyle": "none", "label": in_words(label)}
-                _draw_cells(right, [x], cells.loc[[pattern]], look)
-    _end_axis(right, table, dense)
-    _name_points(right)
-    right.set(xlabel="pattern", xlim=(-0.3, max(1, len(patterns)) - 0.1))
-    right.set_xticks(range(len(patterns)), patterns)
-    right.tick_params(axis="y", labelleft=False)
-    if not patterns:
-        right.text(0, 0.5, "no N:M\nruns", ha="center", va="center", color=style.DENSE,
-                   transform=right.get_xaxis_transform())  # fmt: skip
+    for right in others:
+        for x, pattern in enumerate(patterns):
+            for label, (look, cells) in table.items():
+                if pattern in cells.index:
+                    look = look | {"linestyle": "none", "label": in_words(label)}
+                    _draw_cells(right, [x], cells.loc[[pattern]], look)
+        _end_axis(right, table, dense)
+        _name_points(right)
+        right.set(xlabel="pattern", xlim=(-0.3, len(patterns) - 0.1))
+        right.set_xticks(range(len(patterns)), patterns)
+        right.tick_params(axis="y", labelleft=False)
     return figure
 
 
@@ -270,8 +276,8 @@ def cost_figure(records: Iterable[Record]) -> Figure | None:
 
 
 def variant_figure(records: Iterable[Record]) -> Figure | None:
-    """Change of perplexity against the defaults in percent, a bar for each changed option with one
-    standard error over seeds; to the left is better.
+    """Change of perplexity against the defaults in percent, a bar for each changed option with the
+    table's ± over seeds; to the left is better.
     """
     table = variant_table(records)
     if table is None:
