@@ -267,6 +267,9 @@ def test_update_figure() -> None:
         better = [curve | changes | {"excess": [0.0] * 3} for curve in admm]
         found = list(curves(update_figure(series["update"], series["curves"] + better, 0.6)))
         assert found == list(named)
+    # every gradient method diverged at once
+    direct = [curve for curve in series["curves"] if curve["solver"] != "adam"]
+    assert len(curves(update_figure(series["update"], direct, 0.6))) == 3
 
 
 def test_the_study_shown_is_the_default_one() -> None:

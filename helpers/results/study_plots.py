@@ -51,11 +51,11 @@ def update_figure(
     rows, curves = matching(rows, sparsity=sparsity), matching(curves, sparsity=sparsity)
     figure, ax = style.new_figure(size=(7.0, 4.4))
     best = _best_curves(curves)
-    gradient = min((best[key] for key in best if key[0] in ("adam", "sgd")), key=_arrival)
-    for curve in (best["admm", True], best["cg", True], gradient):
+    gradient = sorted((best[key] for key in best if key[0] in ("adam", "sgd")), key=_arrival)[:1]
+    for curve in (best["admm", True], best["cg", True], *gradient):  # none if all diverged
         name = RACERS[curve["solver"]]
         look = style_of(name) | {"marker": "", "linewidth": 2, "zorder": 3 + (name == "ADMM")}
-        if curve is gradient:
+        if curve in gradient:
             name = f"best gradient method ({name})"
         ax.plot(curve["iterations"], curve["error"], label=name + _when(curve), **look)
     behind = {"color": style.BEHIND, "linewidth": 0.8, "zorder": 1}
