@@ -7,10 +7,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks import model, solver
-from helpers.results import COLOURS, DASHES, MARKERS, to_png
+from helpers.results import DENSE, finish, new_figure, plain_log, style_of, to_png
 
 Result = Mapping[str, Any]
 Points = Mapping[str, Mapping[str, float] | None]  # label: summary
@@ -24,43 +23,26 @@ def to_figures(record: Mapping[str, Any]) -> dict[str, bytes]:
     }
 
 
-def _axes(columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=size, layout="constrained")
-    axes = list(figure.subplots(1, columns, squeeze=False)[0])
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(True, color="#DDDDDD", linewidth=0.6)
-        ax.set_axisbelow(True)
-    return figure, axes
-
-
 def _points(ax: Axes, labels: list[str], found: Points, index: int, name: str) -> None:
     """Medians with whiskers from the smallest to the largest, a line of the axis for each label."""
+    look = style_of("", index) | {"linestyle": "", "markersize": 6}
+    ax.plot([], [], label=name, **look)
     for label, values in found.items():
         if values is not None:
             middle = values["median"]
             whiskers = [[middle - values["min"]], [values["max"] - middle]]
-            look = dict(color=COLOURS[index], marker=MARKERS[index], markersize=6, capsize=3)
-            ax.errorbar(middle, labels.index(label), xerr=whiskers, linestyle="", **look)
-    ax.plot([], [], color=COLOURS[index], marker=MARKERS[index], linestyle="", label=name)
+            ax.errorbar(middle, labels.index(label), xerr=whiskers, capsize=3, **look)
 
 
 def _finish_ratios(ax: Axes, labels: list[str], target: float, xlabel: str) -> None:
-    ax.axvline(target, color="#555555", linestyle="--", linewidth=1, label=f"target {target:g}")
+    ax.axvline(target, color=DENSE, linestyle="--", linewidth=1, label=f"target {target:g}")
     ax.set_xscale("log", base=2)
     low, high = ax.get_xlim()
     ax.set_xlim(min(low, 0.9), max(high, 2.1))
-    _plain(ax.xaxis)
+    ax.xaxis.set_major_formatter("{x:.3g}")
     ax.set_yticks(range(len(labels)), labels)
-    ax.set_ylim(len(labels) - 0.5, -0.5)
-    ax.set_xlabel(xlabel)
-    ax.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.02), ncols=2)
-
-
-def _plain(axis: Any) -> None:
-    """Plain numbers at the main ticks of a log axis."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.3g}"))
-    axis.set_minor_formatter(NullFormatter())
+    place = {"fontsize": 9, "loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
+    finish(ax, ylim=(len(labels) - 0.5, -0.5), xlabel=xlabel, legend=place)
 
 
 def _label(row: Result) -> str:
@@ -74,7 +56,7 @@ def solver_figure(result: Result) -> Figure:
     """Time over the floor for each case, ours and the published path."""
     rows = result["rows"]
     labels = [_label(row) for row in rows]
-    figure, (ax,) = _axes(1, (7, 1.6 + 0.4 * len(rows)))
+    figure, ax = new_figure(size=(7.0, 1.6 + 0.3 * len(rows)))
     _points(ax, labels, {_label(row): row["ratio"] for row in rows}, 0, "ours")
     _points(ax, labels, {_label(row): row["published"] for row in rows}, 1, "published path")
     _finish_ratios(ax, labels, solver.TARGET, "time / floor (median, min to max)")
@@ -82,50 +64,48 @@ def solver_figure(result: Result) -> Figure:
 
 
 def model_figure(result: Result) -> Figure:
-    """Left: whole pruning over its floor; right: speed of forward passes by batch."""
+    """Above: whole pruning over its floor; below: speed of forward passes by batch."""
     rows = result["rows"]
     labels = [_label(row) for row in rows]
-    figure, (left, right) = _axes(2, (11, 2.6 + 0.5 * len(rows)))
-    kinds = {"ratio": "prune_model / floor", "without grams and gate": "without grams and gate"}
+    heights = [1.2 + 0.4 * len(rows), 2.6]
+    figure, (above, below) = new_figure(
+        rows=2, size=(7.0, sum(heights) + 0.4), height_ratios=heights
+    )
+    kinds = {"ratio": "prune_model / floor", "published": "published path / prune_model",
+             "without grams and gate": "without grams and gate"}  # fmt: skip
     for index, (key, name) in enumerate(kinds.items()):
-        _points(left, labels, {_label(row): row[key] for row in rows}, index, name)
-    published = {_label(row): row["published"] for row in rows}
-    _points(left, labels, published, 2, "published path / prune_model")
-    _finish_ratios(left, labels, model.TARGET, "ratio (median, min to max)")
+        _points(above, labels, {_label(row): row[key] for row in rows}, index, name)
+    _finish_ratios(above, labels, model.TARGET, "ratio (median, min to max)")
     for index, label in enumerate(labels):
         found = [row for row in result["forward"] if _label(row) == label]
-        look = dict(color=COLOURS[index], marker=MARKERS[index], linestyle=DASHES[index % 4])
         speeds = [row["tokens a second"]["median"] for row in found]
-        right.plot([row["batch"] for row in found], speeds, label=label, **look)
-    right.set_xscale("log", base=2)
-    _plain(right.xaxis)
-    right.set_ylim(bottom=0)
-    right.set_xlabel("batch (sequences)")
-    right.set_ylabel("tokens a second, forward")
-    right.legend(frameon=False, fontsize=8)
+        look = style_of("", index) | {"label": label}
+        below.plot([row["batch"] for row in found], speeds, **look)
+    below.set_xscale("log", base=2)
+    below.xaxis.set_major_formatter("{x:.3g}")
+    finish(below, legend=9, ylim=(0, None), xlabel="batch (sequences)",
+           ylabel="tokens a second, forward")  # fmt: skip
     return figure
 
 
 def growth_figure(result: Result) -> Figure:
     """Each cost relative to its smallest size; thin lines: theory."""
-    figure, (ax,) = _axes(1, (7, 5))
+    figure, ax = new_figure(size=(7.0, 5.6))
     for index, curve in enumerate(result["curves"]):
         sizes = [size / curve["sizes"][0] for size in curve["sizes"]]
         best = [found["min"] for found in curve["seconds"]]
-        colour = COLOURS[index % len(COLOURS)]
         label = f"{curve['name']} by {curve['variable']}: {curve['fitted']:.2f} ({curve['theory']})"
-        marker = MARKERS[index % len(MARKERS)]
-        values = [seconds / best[0] for seconds in best]
-        ax.plot(sizes, values, color=colour, marker=marker, markersize=5, label=label)
+        look = style_of("", index) | {"label": label}
+        ax.plot(sizes, [seconds / best[0] for seconds in best], **look)
         theory = [size ** curve["theory"] for size in sizes]
-        ax.plot(sizes, theory, color=colour, linewidth=0.7, linestyle=":")
+        ax.plot(sizes, theory, color=look["color"], linewidth=0.7, linestyle=":")
     ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
-    _plain(ax.xaxis)
-    _plain(ax.yaxis)
-    ax.set_xlabel("size / smallest size")
-    ax.set_ylabel("seconds / seconds at the smallest size")
-    ax.legend(frameon=False, fontsize=8, title="fitted exponent (theory, dotted)", title_fontsize=8)
+    ax.xaxis.set_major_formatter("{x:.3g}")
+    place = {"fontsize": 9, "title": "fitted exponent (theory, dotted)", "title_fontsize": 9,
+             "loc": "lower left", "bbox_to_anchor": (0, 1), "alignment": "left"}  # fmt: skip
+    finish(ax, log="y", legend=place, xlabel="size / smallest size",
+           ylabel="seconds / seconds at the smallest size")  # fmt: skip
+    plain_log(ax.yaxis)
     return figure
 
 

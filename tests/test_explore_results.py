@@ -15,7 +15,7 @@ from helpers.explore import Explorer, results_explorer
 from helpers.explore.results import metrics_of
 from helpers.paths import reference_dir
 from helpers.records import read_records
-from helpers.results import PRUNE_NOTEBOOK, style_of
+from helpers.results import PRUNE_NOTEBOOK, in_words, style_of
 
 SIXTY = "04_prune_model--admm-grad-60"
 Points = dict[str, list[float]]
@@ -41,11 +41,12 @@ def as_at_first(explorer: Explorer) -> None:
 
 
 def points(explorer: Explorer) -> Points:
-    """The values of the points that the picture shows, by label."""
+    """The values of the points that the picture shows, by the label that the legend words."""
     explorer.wait()
     assert explorer.message.value == ""
+    names = {in_words(name): name for name in ("dense", *explorer.controls["methods"].options)}
     drawn = zip(*explorer.figure.axes[0].get_legend_handles_labels(), strict=True)
-    return {label: sorted(line.get_ydata()) for line, label in drawn}
+    return {names[words]: sorted(line.get_ydata()) for line, words in drawn}
 
 
 def test_every_plain_run_is_a_point_and_a_line_joins_the_means(

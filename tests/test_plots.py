@@ -10,11 +10,13 @@ import pytest
 import torch
 from handmade import pruned, scored, update_row, with_series
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from helpers.errors import RecordError
 from helpers.paths import reference_dir
-from helpers.results import figure_alt, pictures, plots, style, write_figures
-from helpers.results.study_plots import update_figure, update_grid_figure, update_median_figure
+from helpers.records import read_records
+from helpers.results import figure_alt, in_words, pictures, plots, style, write_figures
+from helpers.results.study_plots import update_figure, update_median_figure, weight_update_figure
 
 CONVERGENCE = {
     "iterations": [1, 2, 3],
@@ -69,31 +71,67 @@ def test_perplexity_figure(records: list[dict]) -> None:
     figure = plots.perplexity_figure([*records, mine], own="my-method")
     left, right = figure.axes
     found = curves(figure)
-    assert list(found) == ["magnitude", "admm-grad", "my-method (power=2)"]
-    assert found["admm-grad"] == ([50.0, 60.0], [30.0, 65.0])  # means over seeds
-    assert left.get_yscale() == "log" and "%" in left.get_xlabel()
+    assert list(found) == ["magnitude", "ADMM-Grad", "my-method (power 2)"]
+    assert found["ADMM-Grad"] == ([50.0, 60.0], [30.0, 65.0])  # means over seeds
+    assert left.get_yscale() == "log" and "%" in left.xaxis.get_major_formatter()(50)
     assert [label.get_text() for label in right.get_xticklabels()] == ["2:4"]
     for ax in figure.axes:  # the dense model
         assert any(list(line.get_ydata()) == [17.5, 17.5] for line in ax.get_lines())
     # one's own method stands out, with its number
     looks = {line.get_label(): (line.get_zorder(), line.get_marker()) for line in left.get_lines()}
-    own, ours = looks["my-method (power=2)"], looks["admm-grad"]
-    assert own[0] > ours[0] and own[1] != ours[1] and texts(figure) == ["64.5"]
+    own, ours = looks["my-method (power 2)"], looks["ADMM-Grad"]
+    assert own[0] > ours[0] and own[1] != ours[1] and "64.5" in texts(figure)
+    # the axis ends above the methods that refit, and says what is above it; points have names
+    assert 80 < left.get_ylim()[1] < 500
+    assert "↑ magnitude\n500.0" in texts(figure) and "off the scale" in left.get_ylabel()
+    assert set(texts(figure, 1)) == {"↑ magnitude\n800.0", "ADMM-Grad 80.0", "dense 17.5"}
+    only = plots.perplexity_figure([pruned("magnitude", "50 %", 500.0)])
+    assert only.axes[0].get_ylim()[1] > 500
 
 
 def test_errors_by_depth(records: list[dict]) -> None:
     # the lower seed, and no method that saw no text
     assert curves(plots.layer_error_figure(records)) == {
-        "admm-grad": ([0, 1, 2, 3], pytest.approx([0.6, 1.2, 1.8, 2.4]))
+        "ADMM-Grad": ([0, 1, 2, 3], pytest.approx([0.6, 1.2, 1.8, 2.4]))
     }
     assert list(curves(pictures.depth_figure(records[0]["layers"]))) == ["q_proj", "down_proj"]
 
 
-def test_methods_keep_their_look_and_variants_do_not_borrow_it() -> None:
-    looks = [style.style_of(name) for name in style.METHOD_LOOK]
-    assert len({look["color"] for look in looks}) == len({look["marker"] for look in looks}) == 5
-    variant = style.style_of("admm-grad (schedule=released)", 3)
-    assert variant["color"] not in {look["color"] for look in looks}
+def test_a_colour_means_one_thing() -> None:
+    meanings: dict[str, set[str]] = {}
+    for label, (colour, *_) in style.LOOKS.items():
+        meanings.setdefault(colour, set()).add(label)
+    assert [names for names in meanings.values() if len(names) > 1] == [
+        {"admm1", "one-shot"},
+        {"admm-grad", "paper"},
+        {"released", "admm-grad (schedule=released)"},
+        {"ADMM", "ρ = 1"},
+    ]
+    others = {*style.COLOURS, *plots.PARTS, style.KEPT, style.BEHIND}
+    assert not others & set(meanings)
+    assert style.style_of("admm-grad (rho=3)", 3)["color"] == style.COLOURS[3]  # a variant
+    methods = [style.style_of(name) for name in ("magnitude", "wanda", "sparsegpt", "admm1")]
+    assert len({look["marker"] for look in methods}) == 4
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ("admm-grad", "ADMM-Grad"),
+        ("sparsegpt, 50 %", "SparseGPT, 50 %"),
+        ("no update (wanda)", "no update (Wanda)"),
+        ("admm-grad (iterations=20)", "ADMM-Grad (20 iterations)"),
+        (
+            "admm-grad (budget=output, precondition=False)",
+            "ADMM-Grad (budget per output, not preconditioned)",
+        ),
+        ("my-wanda (some_power=0.5)", "my-wanda (some power 0.5)"),
+        ("block 3 self_attn.q_proj at 0.5", "block 3 q_proj at 0.5"),
+        ("exact optimum, damping 0.1", "exact optimum, damping 0.1"),
+    ],
+)
+def test_labels_in_words(label: str, words: str) -> None:
+    assert in_words(label) == words
 
 
 def test_summary_figure_has_the_three_steps(records: list[dict]) -> None:
@@ -101,8 +139,8 @@ def test_summary_figure_has_the_three_steps(records: list[dict]) -> None:
     refit, growth, story = figure.axes
     assert list(refit.get_lines()[0].get_ydata()) == [0.4, 0.3, 0.2, 0.15]  # from no update on
     assert [patch.get_height() for patch in growth.patches] == [80]
-    assert curves(figure, 2)["admm-grad"] == ([50.0, 60.0], [30.0, 65.0])
-    assert {"magnitude", "admm-grad", "dense 17.5"} <= set(texts(figure, 2))
+    assert curves(figure, 2)["ADMM-Grad"] == ([50.0, 60.0], [30.0, 65.0])
+    assert {"↑ magnitude\n500.0", "ADMM-Grad", "dense 17.5"} <= set(texts(figure, 2))
     # without convergence, without schedule, and with nothing pruned yet
     for some in (records[:-3] + records[-2:], records[:-2], records[-4:]):
         assert plots.summary_figure(some) is None
@@ -112,7 +150,7 @@ def test_summary_figure_has_the_three_steps(records: list[dict]) -> None:
         for target, value in (("50 %", 20.0), ("60 %", 25.0))
     ]
     heights = {t.get_text(): t.xy[1] for t in plots.summary_figure(runs).axes[2].texts}
-    assert abs(heights["wanda"] - heights["admm1"]) >= 0.05
+    assert abs(heights["Wanda"] - heights["ADMM1"]) >= 0.05
 
 
 def test_figures_of_series() -> None:
@@ -163,6 +201,16 @@ def test_files_of_figures(records: list[dict], tmp_path: Path, one_line_error) -
         write_figures(records[-1:], paths[0] / "figures")
 
 
+def test_text_is_as_large_as_a_page_s_and_nothing_is_cut() -> None:
+    for name, figure in plots.figures(read_records(reference_dir("full") / "records")).items():
+        figure.draw_without_rendering()
+        (left, bottom), (right, top) = figure.get_tightbbox().get_points()
+        width, height = figure.get_size_inches()
+        assert width == 7 and min(left, bottom) > -0.02, name
+        assert right < width + 0.02 and top < height + 0.02, name
+        assert min(text.get_fontsize() for text in figure.findobj(Text)) > 8, name
+
+
 def test_every_committed_figure_has_an_alternative_text_of_its_own() -> None:
     names = {p.stem for p in reference_dir("full").glob("figures/*.png")}
     alts = [figure_alt(name) for name in names]
@@ -197,44 +245,54 @@ def study(block: int = 14, layer: str = "mlp.down_proj", unit: float = 0.1) -> d
 def test_update_figure() -> None:
     series = study()["series"]
     figure = update_figure(series["update"], series["curves"], 0.6)
-    by_iteration, by_second = curves(figure), curves(figure, 1)
-    assert list(by_iteration) == ["ADMM", "CG", "Adam", "optimum", "SparseGPT (one sweep)"]
-    assert by_iteration["Adam"][1] == pytest.approx([0.15, 0.1005, 0.1001])  # not the lower end
-    assert by_second["ADMM"][0] == [0.1, 2.0, 10.0]
-    assert by_iteration["optimum"][1] == [0.1, 0.1]  # of the damping that the curves have
-    assert by_second["SparseGPT (one sweep)"] == ([2.0], [0.12])
-    # the rate that arrives later is a thin line without a name
-    (other,) = [line for line in figure.axes[1].lines if line.get_alpha()]
-    assert list(other.get_ydata()) == pytest.approx([0.15, 0.12, 0.10001])
-    assert other.get_label().startswith("_")
+    named = curves(figure)
+    assert list(named) == [
+        "ADMM: 20 iterations, 2 s",
+        "CG: 20 iterations, 6 s",
+        "best gradient method (Adam): 20 iterations, 2 s",
+        "other rates, ρ, preconditioning",
+    ]
+    adam = list(named.values())[2]
+    assert adam[1] == pytest.approx([0.15, 0.1005, 0.1001])  # not the rate with the lower end
+    # the optimum is that of the damping that the curves have
+    ends = ["no update: 0.2000", "SparseGPT (one sweep): 0.1200", "optimum: 0.1000"]
+    assert texts(figure) == ends
+    grey = [line for line in figure.axes[0].lines if line.get_color() == style.BEHIND]
+    assert [0.15, 0.12, 0.10001] in [pytest.approx(list(line.get_ydata())) for line in grey]
     low, high = figure.axes[0].get_ylim()
-    assert low < 0.09 and high > 0.2
-    # each solver in both coordinates; ADMM with another ρ is left out
-    other = [curve | {"precondition": not curve["precondition"]} for curve in series["curves"]]
-    other += [curve | {"rho": 9.0} for curve in other if curve["solver"] == "admm"]
-    found = list(curves(update_figure(series["update"], series["curves"] + other, 0.6)))
-    names = ["ADMM", "ADMM, not preconditioned", "CG", "CG, not preconditioned", "Adam"]
-    assert found[:-2] == [*names, "Adam, preconditioned"]
+    assert low < 0.1 and high > 0.2
+    # ADMM with another ρ, or without preconditioning, is behind too
+    for changes in ({"rho": 9.0}, {"precondition": False}):
+        admm = [curve for curve in series["curves"] if curve["solver"] == "admm"]
+        better = [curve | changes | {"excess": [0.0] * 3} for curve in admm]
+        found = list(curves(update_figure(series["update"], series["curves"] + better, 0.6)))
+        assert found == list(named)
+    # every gradient method diverged at once
+    direct = [curve for curve in series["curves"] if curve["solver"] != "adam"]
+    assert len(curves(update_figure(series["update"], direct, 0.6))) == 3
+
+
+def test_the_study_shown_is_the_default_one() -> None:
+    records = [study(2), study(14) | {"name": "default"}]
+    (ax,) = weight_update_figure(records).axes
+    assert ax.get_title() == "block 14 down_proj, one mask at 60 %"
+    assert weight_update_figure([]) is None
 
 
 def test_median_figure_in_iterations_and_in_admms_own_time() -> None:
     figure = update_median_figure([study(unit=unit) for unit in (0.1, 7.0)])  # layers of two sizes
-    left, middle, right = figure.axes
+    left, middle, right, legend = figure.axes
     ours, cg, _ = (dict(zip(*line.get_data(), strict=True)) for line in middle.lines[:3])
     assert min(ours) == pytest.approx(0.05) and max(ours) == pytest.approx(5)  # 1 and 100 of 20
     assert min(cg) == pytest.approx(0.15) and max(cg) == pytest.approx(15)
     assert ours[max(ours)] == pytest.approx(0.001) and cg[min(cg)] == pytest.approx(0.5)
     assert list(left.lines[0].get_ydata()) == pytest.approx([0.5, 0.005, 0.001])
-    assert "median of 4 problems" in left.get_ylabel()
-    assert right.lines[0].get_marker() != "None"
-
-
-def test_layers_of_the_middle_block_are_drawn_side_by_side() -> None:
-    records = [study(block, name) for block in (2, 14, 27) for name in ("a.q_proj", "b.o_proj")]
-    records.append(study(12, "c.o_proj"))  # one layer more, of a block of its own
-    titles = [ax.get_title() for ax in update_grid_figure(records).axes]
-    assert titles[:2] == ["block 14 q_proj", "block 14 o_proj"]
-    assert len(update_grid_figure(records[:1]).axes) == 2
+    assert legend.get_legend().get_title().get_text() == "median of 4 problems"
+    names = [text.get_text() for text in legend.get_legend().get_texts()]
+    assert names == ["ADMM", "CG", "Adam", "ρ = 1", "preconditioned", "not preconditioned"]
+    # Adam, which has no preconditioning here, is dashed
+    assert [line.get_linestyle() for line in left.lines[:3]] == ["-", "-", "--"]
+    assert list(right.lines[0].get_ydata()) == list(left.lines[0].get_ydata())
 
 
 # ------------------------------------------------------------------ bars
@@ -242,7 +300,7 @@ def test_layers_of_the_middle_block_are_drawn_side_by_side() -> None:
 
 def test_variant_figure_names_what_changed(records: list[dict]) -> None:
     (ax,) = plots.variant_figure(records).axes
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["schedule=released (one seed)"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["released schedule (one seed)"]
     assert ax.patches[0].get_width() == pytest.approx(50.0)  # 90 against 60 with the same seed
 
 
@@ -252,6 +310,7 @@ def test_cost_figure_stacks_the_parts() -> None:
     (ax,) = plots.cost_figure(runs).axes
     ends = [bar.get_x() + bar.get_width() for bar in ax.patches]
     assert ends == [5.0, 5.0, 7.0, 7.0, 10.0, 10.0, 11.0, 11.0]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["Wanda", "ADMM-Grad"]
     on_gpu = pruned("wanda", "50 %", 40.0, seconds={"forward": 7.0, "solve": 4.0})
     (ax,) = plots.cost_figure([on_gpu]).axes
     names = [text.get_text() for text in ax.get_legend().get_texts()]
@@ -259,7 +318,12 @@ def test_cost_figure_stacks_the_parts() -> None:
 
 
 def test_zero_shot_figure_has_a_bar_for_each_model_and_task() -> None:
-    runs = [scored("dense", rte=[1, 0]), scored("wanda", rte=[1, 0, 0, 0])]
+    answers = {"rte": [1, 0], "openbookqa": [1, 0]}
+    runs = [scored("dense", **answers), scored("wanda", rte=[1, 0, 0, 0], openbookqa=[0, 1])]
     (ax,) = plots.zero_shot_figure(runs).axes
-    assert [bar.get_height() for bar in ax.patches] == [0.5, 0.5, 0.25, 0.25]  # RTE and the mean
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["RTE", "mean"]
+    assert [bar.get_height() for bar in ax.patches] == [0.5, 0.5, 0.5, 0.25, 0.5, 0.375]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["RTE", "OBQA", "mean"]
+    # one of two choices, one of four, and their mean
+    (chance,) = (lines for lines in ax.collections if lines.get_label() == "chance")
+    assert [segment[0][1] for segment in chance.get_segments()] == [1 / 2, 1 / 4, 3 / 8]
+    assert [text.get_text() for text in ax.get_legend().get_texts()][-1] == "Wanda, 50 %"

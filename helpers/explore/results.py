@@ -23,6 +23,7 @@ from helpers.results import (
     ZERO_SHOT_NOTEBOOK,
     column_key,
     format_number,
+    in_words,
     new_figure,
     record_id,
     row_key,
@@ -177,13 +178,11 @@ def results_figure(runs: pd.DataFrame, metric: str, chosen: str) -> Figure:
         if label in labels:  # side by side, so that no label hides another
             position = labels.index(label)
             shift, look = 0.5 * (position + 0.5) / len(labels) - 0.25, style_of(label, position)
-            if group["variant"].iloc[0]:  # whose colour another may have
-                look["marker"] = style_of("", position)["marker"]
         else:
             shift, look = 0.0, {"color": DENSE, "marker": "o", "linestyle": "--"}
             ax.axhline(y.iloc[0], color=DENSE, linestyle="--", linewidth=1)
         x = group["target"].map(columns.index) + shift
-        ax.plot(x, y, **look | {"linestyle": "none"}, label=label)
+        ax.plot(x, y, **look | {"linestyle": "none"}, label=in_words(label))
         means = y[~group["target"].str.contains(":")].groupby(x).mean()
         ax.plot(means.index, means, color=look["color"], linestyle=look["linestyle"], linewidth=1.2)
         ringed = group["key"] == chosen

@@ -21,7 +21,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "published": ("published_markdown", "write_published"),
         "study_plots": ("update_figure",),
         "style": (
-            *("COLOURS", "DASHES", "DENSE", "MARKERS", "new_figure", "short_error", "style_of"),
+            *("DENSE", "finish", "in_words", "new_figure", "plain_log", "short_error", "style_of"),
             "to_png",
         ),
         "tables": ("format_number", "sections", "to_markdown", "write_tables"),

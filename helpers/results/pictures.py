@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from helpers.results import style
-from helpers.results.style import finish, style_of
+from helpers.results.style import finish, in_words, style_of
 
 # explorers redraw while a slider is dragged: nothing may jump, and laying out takes time
-MARGINS = {"left": 0.07, "right": 0.985, "top": 0.86, "bottom": 0.2, "wspace": 0.3}
+MARGINS = {"left": 0.08, "right": 0.985, "top": 0.86, "bottom": 0.2, "wspace": 0.36}
 NOW = {"color": "black", "linewidth": 1, "linestyle": (0, (4, 2))}
 SMALL = {"markersize": 4}
 
@@ -54,9 +54,10 @@ def depth_figure(layers: Iterable[Mapping[str, Any]], title: str = "") -> Figure
 
 def errors_by_block(curves: Mapping[str, Mapping[int, float]], ylabel: str) -> Figure:
     """Errors by block on a log axis, a curve for each label."""
-    figure, ax = style.new_figure(size=(7.0, 4.0))
+    figure, ax = style.new_figure(size=(7.0, 4.2))
     for position, (label, errors) in enumerate(curves.items()):
-        ax.plot(list(errors), list(errors.values()), label=label, **style_of(label, position))
+        look = style_of(label, position) | {"label": in_words(label)}
+        ax.plot(list(errors), list(errors.values()), **look)
     finish(ax, log="y", plain=True, whole=10, legend={"ncols": 2, "fontsize": 9},
            xlabel="block (0 is next to the embedding)",
            ylabel=f"{ylabel}\n‖XW − XŴ‖² / ‖XW‖²")  # fmt: skip
@@ -80,10 +81,10 @@ def solve_figure(
     of each output without an update and after the solve.
     """
     figure, (left, middle, right) = style.new_figure(
-        3, size=(12.0, 3.9), margins=MARGINS, width_ratios=[1.25, 1.1, 1]
+        3, size=(10.5, 3.9), margins=MARGINS, width_ratios=[1.25, 1.1, 1]
     )
     steps = range(1, len(errors) + 1)
-    left.plot(steps, style.above_zero(errors), **style_of("admm-grad") | SMALL)
+    left.plot(steps, style.above_zero(errors), **style_of("ADMM") | SMALL)
     style.draw_references(left, {name: value for name, value in references.items() if value > 0})
     if mask_steps:
         left.axvspan(0.5, mask_steps + 0.5, color="#EEEEEE", zorder=0)
@@ -95,8 +96,8 @@ def solve_figure(
     order = np.argsort(-np.asarray(after), kind="stable")
     ranks = range(1, len(order) + 1)
     bare, solved = (style.above_zero(np.asarray(values)[order]) for values in (before, after))
-    middle.plot(ranks, bare, ".", color=style.COLOURS[1], markersize=3, label="no update")
-    middle.plot(ranks, solved, color=style.COLOURS[0], linewidth=2, label="after ADMM")
+    middle.plot(ranks, bare, ".", color="#999999", markersize=3, label="no update")
+    middle.plot(ranks, solved, color=style.ADMM[0], linewidth=2, label="after ADMM")
     finish(middle, f"hurt most: outputs {', '.join(map(str, order[:3]))}", log="y", plain=True,
            legend={"fontsize": 8.5, "loc": "best", "markerscale": 3},
            xlabel="output, most hurt first", ylabel="relative error of an output")  # fmt: skip
@@ -122,11 +123,11 @@ def growth_figure(
     title.
     """
     figure, (left, middle, right) = style.new_figure(
-        3, size=(12.0, 4.3), margins=MARGINS | {"bottom": 0.26}, width_ratios=[1, 1, 1.3]
+        3, size=(10.5, 4.3), margins=MARGINS | {"bottom": 0.26}, width_ratios=[1, 1, 1.3]
     )
     percent = [100 * value for value in sparsity]
-    for position, (ax, values) in enumerate(((left, percent), (middle, errors))):
-        ax.plot(range(1, len(values) + 1), values, **style_of("", position) | SMALL)
+    for ax, values, look in ((left, percent, "paper"), (middle, errors, "ADMM")):
+        ax.plot(range(1, len(values) + 1), values, **style_of(look) | SMALL)
         ax.axvline(iteration, **NOW)
         circle = {"markersize": 9, "fillstyle": "none", "mew": 1.6}
         ax.plot([iteration], [values[iteration - 1]], "o", color="black", **circle)
@@ -142,8 +143,8 @@ def growth_figure(
 
 def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> None:
     """Kept by both, by neither, or by one of two masks, with the share that moved."""
-    colours = {"pruned by both": style.PRUNED, "kept by one-shot only": style.COLOURS[1],
-               "kept here only": "black", "kept by both": style.COLOURS[5]}  # fmt: skip
+    colours = {"pruned by both": style.PRUNED, "kept by one-shot only": style.ONE_SHOT[0],
+               "kept here only": style.GRADUAL[0], "kept by both": "#B5BBC4"}  # fmt: skip
     # few groups, each of which can be counted
     rows, columns = (16, 3 * max(8, group)) if group else (40, 60)
     kind = np.asarray((2 * keep.int() + one_shot.int()).cpu())[:rows, :columns]  # as the colours
@@ -161,7 +162,7 @@ def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> 
     moved = 100 * float((keep & ~one_shot).sum()) / max(1, int(keep.sum()))
     patches = [Patch(facecolor=c, edgecolor="#999999", label=name) for name, c in colours.items()]
     place = {"fontsize": 8.5, "ncols": 2, "loc": "upper center", "bbox_to_anchor": (0.45, -0.16)}
-    finish(ax, f"{moved:.1f} % of the weights kept are not one-shot's",
+    finish(ax, f"{moved:.1f} % of those kept are not one-shot's",
            legend={"handles": patches, **place}, xlabel="input", ylabel="output")  # fmt: skip
 
 
@@ -176,7 +177,7 @@ def stream_figure(
     table = np.asarray(norms)
     here, medians = table[block], np.median(table, axis=1)
     figure, (left, right) = style.new_figure(
-        2, size=(12.0, 3.7), margins=MARGINS | {"left": 0.075, "wspace": 0.2}, width_ratios=[1.4, 1]
+        2, size=(10.5, 3.7), margins=MARGINS | {"left": 0.085, "wspace": 0.2}, width_ratios=[1.4, 1]
     )
     left.plot(here, color=style.COLOURS[0], linewidth=1)
     left.axhline(medians[block], label="median", **NOW | {"color": style.DENSE})
@@ -191,7 +192,7 @@ def stream_figure(
            xlabel="position in the window", ylabel="norm of a token's stream")  # fmt: skip
     ratio = here.max() / max(medians[block], 1e-30)
     finish(right, f"largest is {ratio:.3g} × the median here", whole=10, **look,
-           xlabel="entering block (the last: leaving the model's blocks)")  # fmt: skip
+           xlabel="entering block (the last: leaving them all)")  # fmt: skip
     for ax in (left, right):
         ax.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y >= 1 else f"{y:g}")
     return figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,24 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
 from helpers.paths import replace_file
 from helpers.results import frame, style
-from helpers.results.frame import PRUNE_PARTS, Record
+from helpers.results.frame import PRUNE_PARTS, TASK_NAMES, Record
 from helpers.results.pictures import errors_by_block
-from helpers.results.study_plots import update_grid_figure, update_median_figure
-from helpers.results.style import finish, style_of
-from helpers.results.tables import cost_table, variant_table, zero_shot_table
+from helpers.results.study_plots import update_median_figure, weight_update_figure
+from helpers.results.style import finish, in_words, style_of
+from helpers.results.tables import cost_table, format_number, variant_table, zero_shot_table
+from helpers.tasks import TASK_TABLE
 
 # a method of the reader's own in the perplexity figure
-OWN_LOOK = {"marker": "*", "markersize": 15, "color": "black", "markerfacecolor": "gold",
+OWN_LOOK = {"marker": "*", "markersize": 15, "color": "black", "markerfacecolor": "white",
             "zorder": 5}  # fmt: skip
 LONG_DASH = {"color": style.DENSE, "linestyle": (0, (4, 3))}
-BLUE = style.COLOURS[0]  # of ADMM-Grad
+PARTS = ("#D5D9DE", "#A9B2BD", "#5F6B7A", "#23282F")  # of the seconds of pruning
+MASK_ONLY = ("magnitude", "wanda")  # methods that refit nothing
 Cells = Mapping[str, tuple[dict[str, Any], pd.DataFrame]]  # by label: its look, cells by target
 
 
@@ -47,64 +50,40 @@ def summary_figure(records: Sequence[Record]) -> Figure | None:
     table, dense = _perplexities(next(iter(models.values()), []))
     if solved is None or grown is None or not table:
         return None
-    ratios = [1.15, 0.75, 1.3]
-    figure, (left, middle, right) = style.new_figure(3, size=(12.0, 4.0), width_ratios=ratios)
+    figure, (left, right, story) = style.new_figure(
+        "AB;CC", size=(7.0, 6.0), height_ratios=[1, 1.2]
+    )
     # ADMM on a fixed mask, from no update to the optimum
     errors = solved["error"].get("ρ = 1") or next(iter(solved["error"].values()))
-    before, optimum = (limit(solved["references"].values()) for limit in (max, min))
+    before = max(solved["references"].values())
     steps = [0, *solved["iterations"]]
-    left.plot(steps, [before, *errors], color=BLUE, linewidth=2.2, zorder=3)
-    for name, value in solved["references"].items():
-        left.axhline(value, linewidth=1, **LONG_DASH)
-        style.name_line(left, name.partition(",")[0], value, below=value == optimum)
-    style.offset_text(left, "ADMM", (2, errors[1]), (6, 6), color=BLUE, fontweight="bold")
-    finish(left, whole=10, xlabel="iteration", ylabel="relative error of the layer",
-           xlim=(0, steps[-1]), ylim=(0, 1.12 * before))  # fmt: skip
+    left.plot(steps, [before, *errors], color=style.ADMM[0], linewidth=2.2, zorder=3)
+    lines = {name.partition(",")[0]: value for name, value in solved["references"].items()}
+    style.draw_references(left, lines, values=False)
+    bold = {"color": style.ADMM[0], "fontweight": "bold"}
+    style.offset_text(left, "ADMM", (2, errors[1]), (6, 2), **bold)
+    finish(left, whole=5, xlabel="iteration", ylabel="relative error of the layer",
+           xlim=(0, steps[-1]), ylim=(0, 1.15 * before))  # fmt: skip
     # the error of the gradual mask as a share of the one-shot mask's
     sparsity = grown["sparsity"]["one-shot"][-1]
     names = [frame.target_name(pattern, sparsity) for pattern in grown["ratio"]]
     shares = [100 * ratio["paper"] for ratio in grown["ratio"].values()]
-    bars = middle.bar(names, shares, color=BLUE, width=0.6)
-    middle.bar_label(bars, fmt="%.0f %%", padding=2, fontsize=9)
-    middle.axhline(100, linewidth=1, **LONG_DASH)
-    style.name_line(middle, "mask chosen once", 100)
-    middle.set(ylim=(0, 118), ylabel="error, % of the one-shot mask's")
-    _draw_story(right, table, dense)
-    layer = solved["layer"].replace("self_attn.", "").replace("mlp.", "")
+    bars = right.bar(names, shares, color=style.GRADUAL[0], width=0.6)
+    right.bar_label(bars, fmt="%.0f %%", label_type="center", color="white", fontsize=9)
+    right.axhline(100, color=style.ONE_SHOT[0], linestyle=LONG_DASH["linestyle"])
+    style.name_line(right, "mask chosen once", 100, color=style.ONE_SHOT[0])
+    right.set(ylim=(0, 125), ylabel="error (% of one-shot's)")
+    _draw_story(story, table, dense)
+    layer = in_words(solved["layer"])
     look = {"xycoords": "axes fraction", "fontsize": 9, "color": style.DENSE}
-    for ax, title, text in (
-        (left, "1  Refit the weights that stay", f"{layer} at {100 * solved['sparsity']:.0f} %"),
-        (middle, "2  Let the mask grow", "while refitting; layers of one block"),
-        (right, "3  Prune the whole model", "block by block; a bar is the range over seeds"),
+    for ax, height, title, text in (
+        (left, 6, "1  Refit the weights that stay", f"{layer} at {100 * solved['sparsity']:.0f} %"),
+        (right, 6, "2  Let the mask grow", "while refitting; layers of one block"),
+        (story, 40, "3  Prune the whole model", "block by block; a bar is the range over seeds"),
     ):
-        ax.set_title(f"{title}\n", loc="left", fontsize=11, fontweight="bold")
-        style.offset_text(ax, text, (0, 1), (0, 6), **look)
+        ax.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=height + 15)
+        style.offset_text(ax, text, (0, 1), (0, height), **look)
     return figure
-
-
-def _draw_story(ax: Axes, table: Cells, dense: float | None) -> None:
-    """Perplexity by sparsity, a line for each method with its name at the end, kept apart."""
-    _draw_sparsities(ax, table)
-    lines = list(ax.lines)
-    if dense is not None:
-        ax.axhline(dense, linewidth=1, **LONG_DASH)
-        style.name_line(ax, f"dense {dense:.1f}", dense, below=True)
-    ax.yaxis.set_major_formatter("{x:,.0f}")
-    # magnitude pruning leaves the chart, so that the others can be distinguished
-    most = {label: cells["max"].max() for label, (_, cells) in table.items()}
-    others = [value for label, value in most.items() if label != "magnitude"]
-    ax.set_ylim(ax.get_ylim()[0] / 1.5, 2 * max(others or most.values()))
-    ax.set(xlabel="weights set to zero", ylabel="perplexity (log scale, lower is better)")
-    low, high = map(math.log, ax.get_ylim())
-    free = 0.0  # where the next name may stand, as a fraction of the axis
-    for line in sorted(lines, key=lambda line: line.get_ydata()[-1]):
-        look = {"color": line.get_color(), "fontsize": 9, "fontweight": "bold"}
-        end = (math.log(line.get_ydata()[-1]) - low) / (high - low)
-        if end > 1:  # the name stands beside the first point of a line that leaves
-            style.offset_text(ax, line.get_label(), line.get_xydata()[0], (8, 2), va="top", **look)
-        else:
-            place, free = (1.01, max(end, free)), max(end, free) + 0.055
-            ax.annotate(line.get_label(), place, xycoords="axes fraction", va="center", **look)
 
 
 # ------------------------------------------------------------------ runs of the pruning notebook
@@ -123,37 +102,103 @@ def _perplexities(records: Iterable[Record], own: str = "") -> tuple[Cells, floa
     return table, None if dense.empty else dense.iloc[0]
 
 
-def _draw_sparsities(ax: Axes, table: Cells) -> None:
-    """Perplexity against sparsity, a line for each method that has unstructured runs."""
+def _draw_story(ax: Axes, table: Cells, dense: float | None) -> None:
+    """Perplexity by sparsity, a line for each method with its name at the end, kept apart.
+
+    The axis ends above the methods that refit, so that they can be distinguished; what lies above
+    is written over its edge.
+    """
     shown = set()
     for label, (look, cells) in table.items():
         cells = cells[cells.index.str.endswith(" %")]
         cells = cells.set_index(cells.index.str.rstrip(" %").astype(float)).sort_index()
         if len(cells):
-            _draw_cells(ax, cells.index, cells, look | {"label": label})
+            _draw_cells(ax, cells.index, cells, look | {"label": in_words(label)})
             shown.update(cells.index)
-    ax.set_yscale("log")
-    ax.yaxis.set_minor_formatter(NullFormatter())
+            for place in cells["mean"].items() if look["marker"] == OWN_LOOK["marker"] else ():
+                bold = {"va": "top", "fontweight": "bold", "zorder": OWN_LOOK["zorder"]}
+                style.offset_text(ax, f"{place[1]:.1f}", place, (9, -3), **bold)
+    lines = list(ax.lines)
+    _end_axis(ax, table, dense)
     ax.xaxis.set_major_formatter("{x:.0f} %")
     ax.set_xticks(sorted(shown))
+    ax.set(xlabel="weights set to zero", ylabel="perplexity (log scale; ↑ off the scale)")
+    lines = [line for line in lines if line.get_ydata()[-1] < ax.get_ylim()[1]]
+    for line, place in zip(lines, _apart(ax, [x.get_ydata()[-1] for x in lines], 0.07), strict=True):
+        look = {"color": line.get_color(), "fontsize": 9, "fontweight": "bold"}
+        end = line.get_xydata()[-1]
+        if end[0] < max(shown):  # a line that ends early is named there
+            style.offset_text(ax, line.get_label(), end, (9, 2), **look)
+        else:
+            place = (1.01, place)
+            ax.annotate(line.get_label(), place, xycoords="axes fraction", va="center", **look)
 
 
 def _draw_cells(ax: Axes, x: Sequence[float], cells: pd.DataFrame, look: Mapping[str, Any]) -> None:
-    """Points at the means over seeds, whiskers over the seeds, and the numbers of one's own."""
+    """Points at the means over seeds, and whiskers over the seeds."""
     ax.plot(x, cells["mean"], **look)
     ax.vlines(x, cells["min"], cells["max"], color=look["color"], linewidth=2.5, alpha=0.5)
-    if look["marker"] == OWN_LOOK["marker"]:
-        bold = {"va": "top", "fontweight": "bold", "zorder": OWN_LOOK["zorder"]}
-        for place in zip(x, cells["mean"], strict=True):
-            style.offset_text(ax, f"{place[1]:.1f}", place, (9, -3), **bold)
+
+
+def _end_axis(ax: Axes, table: Cells, dense: float | None) -> None:
+    """A log axis up to the methods that refit, what is above it over its edge, the dense model."""
+    most = {label: cells["max"].max() for label, (_, cells) in table.items()}
+    refitting = [value for label, value in most.items() if label not in MASK_ONLY]
+    top = 2.5 * max(refitting or most.values(), default=dense or 1)
+    ax.set(yscale="log", ylim=(None, top))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y >= 10 else f"{y:g}")
+    height: Counter[float] = Counter()  # of the texts over a place
+    for line in ax.lines:
+        above = [(x, y) for x, y in line.get_xydata() if y > top]
+        for number, (x, y) in enumerate(above):
+            look = {"color": line.get_color(), "fontsize": 8.5, "ha": "center", "va": "bottom"}
+            text = f"↑ {format_number(y)}" if number else f"↑ {line.get_label()}\n{format_number(y)}"
+            place = {"xycoords": ax.get_xaxis_transform()}
+            style.offset_text(ax, text, (x, 1), (0, 2 + height[x]), **place, **look)
+            height[x] += 24 - 12 * (number > 0)
+    if dense is not None:
+        ax.set_ylim(bottom=dense / 1.6)
+        ax.axhline(dense, linewidth=1.2, **LONG_DASH)
+        style.name_line(ax, f"dense {dense:.1f}", dense, below=True)
+
+
+def _name_points(ax: Axes) -> None:
+    """The name and the number of each lone point on the axis, to its right, kept apart."""
+    points: dict[float, list[Line2D]] = defaultdict(list)
+    for line in ax.lines:
+        if len(line.get_xdata()) == 1 and line.get_ydata()[0] <= ax.get_ylim()[1]:
+            points[line.get_xdata()[0]].append(line)
+    for x, lines in points.items():
+        values = [line.get_ydata()[0] for line in lines]
+        for line, y, place in zip(lines, values, _apart(ax, values, 0.05), strict=True):
+            look = {"color": line.get_color(), "fontsize": 9, "va": "center"}
+            arrow = {"arrowstyle": "-", "relpos": (0, 0.5), "color": look["color"], "lw": 0.6}
+            look |= {"textcoords": ax.get_xaxis_transform(), "arrowprops": arrow}
+            text = f"{line.get_label()} " + (f"{y:.1f}" if y < 1000 else f"{y:,.0f}")
+            ax.annotate(text, (x, y), (x + 0.1, place), **look)
+
+
+def _apart(ax: Axes, values: Iterable[float], gap: float) -> list[float]:
+    """Where texts beside these values of a log axis stand, as fractions of it, a gap apart."""
+    low, high = np.log(ax.get_ylim())
+    values = (np.log(list(values)) - low) / (high - low)
+    places, free = np.empty(len(values)), -math.inf
+    for index in np.argsort(values):
+        places[index] = max(values[index], free)
+        free = places[index] + gap
+    return list(places)
 
 
 def perplexity_figure(records: Iterable[Record], own: str = "") -> Figure | None:
     """Perplexity on a log scale, on the left against sparsity, a line for each method, on the
-    right for N:M patterns; whiskers span the seeds, and a dashed line is the dense model.
+    right for N:M patterns; whiskers span the seeds, a dashed line is the dense model, and what is
+    off the scale is written over it.
 
     Points are means over seeds, as in the table, of the runs of notebook 04, which are of one
-    model; None without any. The method `own` stands out, with its numbers beside it.
+    model; None without any, and no right half without patterns. The method `own` stands out, with
+    its numbers beside it.
     """
     runs = frame.prune_runs(records)
     if not runs:
@@ -161,29 +206,22 @@ def perplexity_figure(records: Iterable[Record], own: str = "") -> Figure | None
     table, dense = _perplexities(runs, own)
     targets = {target for _, cells in table.values() for target in cells.index}
     patterns = sorted((target for target in targets if ":" in target), key=frame.column_key)
-    ratios = [3, 0.5 + 0.5 * max(1, len(patterns))]
-    figure, (left, right) = style.new_figure(2, size=(8.0, 4.2), sharey=True, width_ratios=ratios)
-    _draw_sparsities(left, table)
-    for position, (look, cells) in enumerate(table.values()):
-        cells = cells.reindex(patterns).dropna()
-        if len(cells):
-            shift = 0.12 * (position - (len(table) - 1) / 2)
-            x = [patterns.index(pattern) + shift for pattern in cells.index]
-            _draw_cells(right, x, cells, look | {"linestyle": "none"})
-    left.set(xlabel="sparsity (% of the pruned layers' weights)", ylabel="perplexity (log scale)")
-    left.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y >= 10 else f"{y:g}")
-    right.set(xlabel="pattern", xlim=(-0.5, max(1, len(patterns)) - 0.5))
-    right.set_xticks(range(len(patterns)), patterns)
-    right.tick_params(axis="y", labelleft=False)
-    if not patterns:
-        right.text(0, 0.5, "no N:M\nruns", ha="center", va="center", color=style.DENSE,
-                   transform=right.get_xaxis_transform())  # fmt: skip
-    if dense is not None:
-        for ax in (left, right):
-            ax.axhline(dense, linewidth=1.2, **LONG_DASH)
-        style.name_line(right, f"dense {dense:.1f}", dense, inset=0, va="baseline")
-    if left.get_legend_handles_labels()[1]:
-        left.legend(frameon=False, fontsize=8.5, labelspacing=0.35)
+    ratios = [3, 0.4 + 1.6 * len(patterns)][: 1 + bool(patterns)]
+    figure, ((left, *others),) = style.new_figure(
+        len(ratios), size=(7.0, 4.4), sharey=True, width_ratios=ratios, squeeze=False
+    )
+    _draw_story(left, table, dense)
+    for right in others:
+        for x, pattern in enumerate(patterns):
+            for label, (look, cells) in table.items():
+                if pattern in cells.index:
+                    look = look | {"linestyle": "none", "label": in_words(label)}
+                    _draw_cells(right, [x], cells.loc[[pattern]], look)
+        _end_axis(right, table, dense)
+        _name_points(right)
+        right.set(xlabel="pattern", xlim=(-0.3, len(patterns) - 0.1))
+        right.set_xticks(range(len(patterns)), patterns)
+        right.tick_params(axis="y", labelleft=False)
     return figure
 
 
@@ -221,14 +259,14 @@ def cost_figure(records: Iterable[Record]) -> Figure | None:
     table = table.drop(index="dense", errors="ignore")
     table.columns = table.columns.str.removesuffix(" (s)")
     apart = table[list(PRUNE_PARTS)].notna().any()  # on a GPU grams and selection are not
-    figure, ax = style.new_figure(size=(7.5, 1.4 + 0.42 * len(table)))
+    figure, ax = style.new_figure(size=(7.0, 1.4 + 0.42 * len(table)))
     left = np.zeros(len(table))
-    for part, colour, hatch in zip(PRUNE_PARTS, style.COLOURS, style.HATCHES, strict=False):
+    for part, colour in zip(PRUNE_PARTS, PARTS, strict=True):
         if apart[part]:
             within = {"forward": "gram", "solve": "selection"}.get(part, part)
-            look = {"color": colour, "hatch": hatch, "edgecolor": "white"}
+            look = {"color": colour, "edgecolor": "white"}
             look["label"] = part if apart[within] else f"{part} and {within}"
-            ax.barh(list(table.index), table[part].fillna(0), left=left, **look)
+            ax.barh(list(map(in_words, table.index)), table[part].fillna(0), left=left, **look)
             left += table[part].fillna(0)
     ax.invert_yaxis()
     ax.grid(False, axis="y")
@@ -238,8 +276,8 @@ def cost_figure(records: Iterable[Record]) -> Figure | None:
 
 
 def variant_figure(records: Iterable[Record]) -> Figure | None:
-    """Change of perplexity against the defaults in percent, a bar for each changed option with one
-    standard error over seeds; to the left is better.
+    """Change of perplexity against the defaults in percent, a bar for each changed option with the
+    table's ± over seeds; to the left is better.
     """
     table = variant_table(records)
     if table is None:
@@ -247,14 +285,14 @@ def variant_figure(records: Iterable[Record]) -> Figure | None:
     table = table[::-1]
     figure, ax = style.new_figure(size=(7.0, 1.2 + 0.34 * len(table)))
     names = [
-        name.removeprefix("admm-grad ").strip("()") + (" (one seed)" if seeds == 1 else "")
+        in_words(name).removeprefix("ADMM-Grad ").strip("()") + " (one seed)" * (seeds == 1)
         for name, seeds in table["seeds"].items()
     ]
     changes, errors = table["change (%)"], table["± (%)"].fillna(0)
-    colours = [style.COLOURS[1] if change > 0 else style.COLOURS[2] for change in changes]
-    look = {"color": colours, "ecolor": style.DENSE}
+    colours = [style_of(name.partition(" (")[0])["color"] for name in table.index]
+    look = {"color": colours, "ecolor": "black"}
     bars = ax.barh(range(len(names)), list(changes), xerr=list(errors), **look)
-    ax.bar_label(bars, [f"{change:+.1f} %" for change in changes], padding=3, fontsize=8.5)
+    ax.bar_label(bars, [f"{change:+.1f} %" for change in changes], padding=3, fontsize=9)
     ax.axvline(0, color=style.DENSE, linewidth=1)
     ax.set_yticks(range(len(names)), names)
     ax.grid(False, axis="y")
@@ -264,22 +302,27 @@ def variant_figure(records: Iterable[Record]) -> Figure | None:
 
 
 def zero_shot_figure(records: Iterable[Record]) -> Figure | None:
-    """Zero-shot accuracy on each task and their mean, a bar a model, ± one standard error."""
+    """Zero-shot accuracy on each task and their mean, a bar a model, ± one standard error; a line
+    across the bars of a task is what guessing scores."""
     table = zero_shot_table(records)
     if table is None:
         return None
     accuracy, errors = table
-    figure, ax = style.new_figure(size=(9.0, 4.0))
-    width = 0.8 / len(accuracy)
+    tasks = list(accuracy.columns)
+    figure, ax = style.new_figure(size=(7.0, 4.2))
+    width, middles = 0.8 / len(accuracy), np.arange(len(tasks))
     for position, label in enumerate(accuracy.index):
         colour = style_of(label.partition(",")[0], position)["color"]
-        places = np.arange(len(accuracy.columns)) + (position - (len(accuracy) - 1) / 2) * width
-        look = {"color": style.DENSE if label == "dense" else colour, "label": label}
-        look |= {"yerr": errors.loc[label], "error_kw": {"linewidth": 0.9}}
-        ax.bar(places, accuracy.loc[label], width * 0.92, **look)
-    ax.set_xticks(range(len(accuracy.columns)), list(accuracy.columns))
+        look = {"color": colour, "label": in_words(label), "error_kw": {"linewidth": 0.9}}
+        places = middles + (position - (len(accuracy) - 1) / 2) * width
+        ax.bar(places, accuracy.loc[label], width * 0.92, yerr=errors.loc[label], **look)
+    chances = [TASK_TABLE[task].chance for task, name in TASK_NAMES.items() if name in tasks]
+    chances.append(sum(chances) / len(chances))  # of the mean, the last column
+    look = {"color": "black", "linestyle": (0, (3, 1.5)), "linewidth": 1.5, "label": "chance"}
+    ax.hlines(chances, middles - 0.44, middles + 0.44, **look)
+    ax.set_xticks(middles, tasks, rotation=30, ha="right", rotation_mode="anchor")
     ax.grid(False, axis="x")
-    place = {"ncols": 4, "fontsize": 9, "loc": "upper center", "bbox_to_anchor": (0.5, 1.13)}
+    place = {"ncols": 3, "fontsize": 9, "loc": "lower center", "bbox_to_anchor": (0.5, 1)}
     finish(ax, legend=place, ylabel="accuracy, ± one standard error")
     return figure
 
@@ -293,12 +336,12 @@ def spectrum_figure(series: Mapping[str, Any]) -> Figure:
 
     Series "spectrum" of notebook 01: "eigenvalues" and "norms", each {layer: [largest first]}.
     """
-    figure, (left, right) = style.new_figure(2, size=(9.0, 3.9))
+    figure, (left, right) = style.new_figure(2, size=(7.0, 3.7))
     for position, (name, values) in enumerate(series["eigenvalues"].items()):
         norms = series["norms"][name]
         median = sorted(norms)[len(norms) // 2]
         for ax, found, unit in ((left, values, values[0]), (right, norms, median)):
-            look = style_of("", position) | {"marker": "", "label": name}
+            look = style_of(name.split()[0], position) | {"marker": "", "label": name}
             ax.plot(np.linspace(0, 100, len(found)), style.above_zero(found, unit), **look)
     finish(left, "spectrum of XᵀX", log="y", xlabel="eigenvalue, largest first (%)",
            ylabel="eigenvalue / largest")  # fmt: skip
@@ -315,12 +358,12 @@ def convergence_figure(series: Mapping[str, Any]) -> Figure:
     Series "convergence" of notebook 02: "iterations" [n], "error" and "distance" {curve: [n]},
     "references" {name: error}, "layer", "sparsity".
     """
-    figure, (left, right) = style.new_figure(2, size=(9.0, 3.9))
+    figure, (left, right) = style.new_figure(2, size=(7.0, 3.7))
     for ax, kind in ((left, "error"), (right, "distance")):
         for position, (name, values) in enumerate(series[kind].items()):
-            ax.plot(series["iterations"], values, label=name, **style_of("", position))
+            ax.plot(series["iterations"], values, label=name, **style_of(name, position))
     style.draw_references(left, series["references"])
-    title = f"{series['layer']} at {100 * series['sparsity']:.0f} %"
+    title = f"{in_words(series['layer'])} at {100 * series['sparsity']:.0f} %"
     finish(left, title, log="y", plain=True, wide=True, whole=10,
            xlabel="iteration", ylabel=style.RELATIVE_ERROR)  # fmt: skip
     finish(right, "distance to exact least squares", log="y", whole=10, legend=9,
@@ -335,18 +378,18 @@ def schedule_figure(series: Mapping[str, Any]) -> Figure:
     The share is averaged (geometrically) over layers. Series "schedule" of notebook 03: "sparsity"
     {schedule: [n]}, "ratio" {pattern: {schedule: ratio to one-shot}}.
     """
-    figure, (left, right) = style.new_figure(2, size=(9.0, 3.9))
+    figure, (left, right) = style.new_figure(2, size=(7.0, 3.7))
     shares = 100 * pd.DataFrame(series["ratio"])
     width = 0.8 / len(series["sparsity"])
     for position, (name, values) in enumerate(series["sparsity"].items()):
-        look = style_of("", position) | {"markersize": 4}
+        look = style_of(name, position) | {"markersize": 4}
         if position == 0:  # a broad band, so that a curve on top of it does not hide it
             look |= {"marker": "", "linestyle": "-", "linewidth": 7, "alpha": 0.35}
         left.plot(range(1, len(values) + 1), 100 * np.asarray(values), label=name, **look)
         places = np.arange(len(shares.columns)) + (position - (len(shares) - 1) / 2) * width
-        look = {"color": style.COLOURS[position], "hatch": style.HATCHES[position % 4]}
+        look = {"color": look["color"], "hatch": style.HATCHES[position % 4]}
         bars = right.bar(places, shares.loc[name], width * 0.95, edgecolor="white", **look)
-        for text in right.bar_label(bars, fmt="%.0f", padding=2, fontsize=8):
+        for text in right.bar_label(bars, fmt="%.0f", padding=2, fontsize=9):
             text.set_va("baseline")
     finish(left, "the mask grows", whole=10, legend={"fontsize": 9, "loc": "lower right"},
            xlabel="iteration", ylabel="sparsity of the mask (%)", ylim=(0, None))  # fmt: skip
@@ -363,7 +406,7 @@ FIGURES: dict[str, Callable[[list[Record]], Figure | None]] = {
     "summary": summary_figure,
     "perplexity": perplexity_figure,
     "layer_error": layer_error_figure,
-    "weight_update": update_grid_figure,
+    "weight_update": weight_update_figure,
     "weight_update_median": update_median_figure,
     "cost": cost_figure,
     "variants": variant_figure,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from helpers.results import style
 from helpers.results.frame import ENOUGH, USUAL, Record, Row, matching, with_series
@@ -17,118 +16,91 @@ from helpers.results.style import finish, style_of
 
 # the solvers that have curves, in the order of legends
 RACERS = {"admm": "ADMM", "cg": "CG", "adam": "Adam", "sgd": "SGD"}
+ENDS = {"none": "no update", "sparsegpt": "sparsegpt (one sweep)", "exact": "optimum"}
 
 
-def update_grid_figure(records: Iterable[Record]) -> Figure | None:
-    """Relative error of solvers on one fixed mask against iterations and against seconds, log axes,
-    a column for each layer: ADMM and its rivals, the exact optimum as a dashed line, SparseGPT as a
-    star, other learning rates as thin lines.
+def weight_update_figure(records: Iterable[Record]) -> Figure | None:
+    """Relative error of one layer on a fixed mask against iterations: ADMM and conjugate gradients
+    reach the exact optimum in a few, the best gradient method needs more, SparseGPT's one sweep
+    ends above it; all other solvers, rates and ρ are grey.
 
-    The layers are up to four of the middle block among the blocks studied, or of the block with
-    most layers, at 60 % where all of them have it. None without records of the study.
+    Of the record "default" if it has the study, else of the first that has it, at 60 % if that was
+    studied. None without records of the study.
     """
     studied = with_series(records, "curves")
     if not studied:
         return None
-    blocks = Counter(record["parameters"]["block"] for record in studied)
-    middle = sorted(blocks)[len(blocks) // 2]
-    block = max(sorted(blocks), key=lambda b: (blocks[b], b == middle))
-    chosen = [record for record in studied if record["parameters"]["block"] == block][:4]
-    shared = set.intersection(*({row["sparsity"] for row in r["series"]["update"]} for r in chosen))
-    sparsity = 0.6 if 0.6 in shared else min(shared)
-    layers = [record["parameters"]["layer"] for record in chosen]
-    parts = [(r["series"]["update"], r["series"]["curves"], sparsity) for r in chosen]
-    if len(chosen) == 1:
-        return update_figure(*parts[0], f"block {block} {layers[0]} at {100 * sparsity:.4g} %")
-    figure, grid = style.new_figure(len(chosen), size=(3.1 * len(chosen) + 0.6, 5.6), rows=2)
-    for axes, layer, part in zip(grid.T, layers, parts, strict=True):
-        _draw_update(axes, *part)
-        finish(axes[0], f"block {block} {layer.split('.')[-1]}")
-    for ax in grid[:, 0]:
-        ax.set_ylabel("relative error")
-    _finish_update(figure, f"one fixed mask at {100 * sparsity:.4g} %", 4 if len(chosen) > 2 else 2)
-    return figure
+    record = min(studied, key=lambda r: r.get("name") != "default")
+    rows, curves = record["series"]["update"], record["series"]["curves"]
+    found = {row["sparsity"] for row in rows}
+    sparsity = 0.6 if 0.6 in found else min(found)
+    layer = style.in_words("block {block} {layer}".format(**record["parameters"]))
+    return update_figure(rows, curves, sparsity, f"{layer}, one mask at {100 * sparsity:.4g} %")
 
 
 def update_figure(
     rows: Sequence[Row], curves: Sequence[Row], sparsity: float, title: str = ""
 ) -> Figure:
-    """How fast each way of refitting gets to the optimum of one layer on a fixed mask.
+    """How fast ways of refitting get to the optimum of one layer on a fixed mask.
 
-    Relative error against iterations (left) and against seconds (right), log axes; the exact
-    optimum is the floor; SparseGPT, which sweeps once over the columns, is a star, put at
-    iteration 1. Adam and SGD are drawn at the rate that arrives first, their other rates as thin
-    lines. Args: rows and curves as `helpers.study.update_study` returns them; sparsity, one that
-    is in them.
+    Relative error against iterations (log axis): ADMM, conjugate gradients and the gradient method
+    that arrives first; the exact optimum, SparseGPT (one sweep over the columns) and no update are
+    lines across; all other curves are grey. Args: rows and curves as `helpers.study.update_study`
+    returns them; sparsity, one that is in them.
     """
-    figure, axes = style.new_figure(2, size=(9.5, 4.0), sharey=True)
-    _draw_update(axes, rows, curves, sparsity)
-    axes[0].set_ylabel(style.RELATIVE_ERROR)
-    _finish_update(figure, title or f"one fixed mask at {100 * sparsity:.4g} %", 4)
+    rows, curves = matching(rows, sparsity=sparsity), matching(curves, sparsity=sparsity)
+    figure, ax = style.new_figure(size=(7.0, 4.4))
+    best = _best_curves(curves)
+    gradient = sorted((best[key] for key in best if key[0] in ("adam", "sgd")), key=_arrival)[:1]
+    for curve in (best["admm", True], best["cg", True], *gradient):  # none if all diverged
+        name = RACERS[curve["solver"]]
+        look = style_of(name) | {"marker": "", "linewidth": 2, "zorder": 3 + (name == "ADMM")}
+        if curve in gradient:
+            name = f"best gradient method ({name})"
+        ax.plot(curve["iterations"], curve["error"], label=name + _when(curve), **look)
+    behind = {"color": style.BEHIND, "linewidth": 0.8, "zorder": 1}
+    for curve in curves:
+        ax.plot(curve["iterations"], curve["error"], **behind)
+    ax.plot([], [], label="other rates, ρ, preconditioning", **behind)
+    damping = _study_damping(curves)
+    ends = (row for row in rows if row["solver"] != "exact" or row["damping"] == damping)
+    errors = {ENDS[row["solver"]]: row["error"] for row in ends if row["solver"] in ENDS}
+    style.draw_references(ax, errors)
+    low, high = errors["optimum"], errors["no update"]
+    finish(ax, title or f"one mask at {100 * sparsity:.4g} %", log="x", xlabel="iteration",
+           ylabel=style.RELATIVE_ERROR, ylim=(1.12 * low - 0.12 * high, 1.12 * high - 0.12 * low),
+           legend={"fontsize": 9, "loc": "upper right", "bbox_to_anchor": (1, 0.88),
+                   "frameon": True, "edgecolor": "none",
+                   "title": "within 1 % of the optimum after", "alignment": "left"})  # fmt: skip
+    style.plain_log(ax.xaxis)
     return figure
 
 
-def _finish_update(figure: Figure, title: str, columns: int) -> None:
-    """Title and one legend for the whole figure, under its panels."""
-    figure.suptitle(f"{title}; thin lines: other learning rates", fontsize=10)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    place = {"loc": "outside lower center", "ncols": columns, "frameon": False, "fontsize": 9}
-    figure.legend(handles, labels, **place)
+def _arrival(curve: Row) -> tuple[float, float]:
+    """The iteration that is first within 1 % of the optimum; the last error decides a tie."""
+    points = zip(curve["iterations"], curve["excess"], strict=True)
+    return min((step for step, e in points if e <= ENOUGH), default=np.inf), curve["error"][-1]
 
 
-def _draw_update(
-    axes: Sequence[Axes], rows: Sequence[Row], curves: Sequence[Row], sparsity: float
-) -> None:
-    """Error by iterations in the first of two axes, by seconds in the second."""
-    rows, curves = matching(rows, sparsity=sparsity), matching(curves, sparsity=sparsity)
-    errors = {row["solver"]: row["error"] for row in rows if row["error"] > 0}
-    low, high = min(errors.values()), errors["none"]
-    for ax, x in zip(axes, ("iterations", "seconds"), strict=True):
-        for position, (label, best) in enumerate(_best_curves(curves).items()):
-            look = style_of("", position) | {"markersize": 3}
-            same = {key: best[key] for key in ("solver", "precondition", "damping")}
-            for curve in matching(curves, **same):
-                if curve["learning_rate"] != best["learning_rate"]:
-                    thin = {"color": look["color"], "linewidth": 0.7, "alpha": 0.35}
-                    ax.plot(curve[x], curve["error"], **thin)
-            if label != "ADMM":
-                look |= {"marker": "", "linewidth": 1.3}
-            ax.plot(best[x], best["error"], label=label, **look)
-        for row in matching(rows, solver="exact", damping=_study_damping(curves)):
-            look = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1}
-            ax.axhline(row["error"], label="optimum", **look)
-        for row in matching(rows, solver="sparsegpt"):
-            place = row["seconds"] if x == "seconds" else 1
-            ax.plot(place, row["error"], "k*", markersize=9, label="SparseGPT (one sweep)")
-        finish(ax, log="xy", xlabel="iteration" if x == "iterations" else x)
-        style.plain_log(ax.xaxis)
-        # what a reader compares lies between the optimum and "no update"
-        ticks = [float(f"{value:.2g}") for value in np.geomspace(low, high, 5)]
-        ax.set_ylim(low * 0.95, 1.15 * high)
-        ax.yaxis.set_major_locator(FixedLocator(ticks))
-        ax.yaxis.set_major_formatter("{x:.2g}")
-        ax.yaxis.set_minor_locator(NullLocator())
+def _when(curve: Row) -> str:
+    """When a curve arrives, as text."""
+    step, _ = _arrival(curve)
+    if step == np.inf:
+        return ": never"
+    seconds = curve["seconds"][curve["iterations"].index(step)]
+    return f": {step} iteration{'s' * (step > 1)}, {seconds:.2g} s"
 
 
-def _best_curves(curves: Sequence[Row]) -> dict[str, Row]:
-    """The curves worth a line: ADMM with and without preconditioning, and each rival's best.
-
-    The best is the one that is first within 1 % of the optimum; the last error decides a tie.
-    """
-
-    def arrival(curve: Row) -> tuple[float, float]:
-        points = zip(curve["iterations"], curve["excess"], strict=True)
-        return min((step for step, e in points if e <= ENOUGH), default=np.inf), curve["error"][-1]
-
-    groups: dict[str, list[Row]] = defaultdict(list)
-    for solver, name in RACERS.items():
-        usual = {"rho": USUAL["rho"], "damping": _study_damping(curves)} if name == "ADMM" else {}
-        for curve in matching(curves, solver=solver, **usual):
+def _best_curves(curves: Sequence[Row]) -> dict[tuple[str, bool], Row]:
+    """The curve that arrives first of each solver, with preconditioning and without; of ADMM with
+    its usual ρ, so that only gradient methods have a choice, their learning rate."""
+    usual = {"rho": USUAL["rho"], "damping": _study_damping(curves)}
+    groups: dict[tuple[str, bool], list[Row]] = defaultdict(list)
+    for solver in RACERS:
+        for curve in matching(curves, solver=solver, **usual if solver == "admm" else {}):
             if curve["error"]:
-                expected = curve["precondition"] == (solver in ("admm", "cg"))
-                other = f", {'' if curve['precondition'] else 'not '}preconditioned"
-                groups[name if expected else name + other].append(curve)
-    return {label: min(found, key=arrival) for label, found in groups.items()}
+                groups[solver, curve["precondition"]].append(curve)
+    return {key: min(found, key=_arrival) for key, found in groups.items()}
 
 
 def _study_damping(curves: Iterable[Row]) -> float | None:
@@ -138,49 +110,58 @@ def _study_damping(curves: Iterable[Row]) -> float | None:
 
 def update_median_figure(records: Iterable[Record]) -> Figure | None:
     """Excess over the optimum, median over all layers studied, log axes: ADMM and its rivals by
-    iteration; the same by time, in units of 20 iterations of ADMM; ADMM for each ρ, dashed
-    without preconditioning.
+    iteration; the same by time, in units of 20 iterations of ADMM; ADMM for each ρ; dashed without
+    preconditioning.
 
     Rivals count at the learning rate that arrives first on their problem. Time is relative because
     layers differ in size; an iteration takes the same time whatever ρ is.
     """
-    rivals: dict[str, list[Row]] = defaultdict(list)
-    settings: dict[tuple[bool, float], list[Row]] = defaultdict(list)
+    rivals: dict[tuple[str, bool], list[Row]] = defaultdict(list)
+    settings: dict[tuple[float, bool], list[Row]] = defaultdict(list)
     for record in with_series(records, "curves"):
         curves = record["series"]["curves"]
         for sparsity in sorted({curve["sparsity"] for curve in curves}):
             best = _best_curves(matching(curves, sparsity=sparsity))
-            ours = best["ADMM"]
+            ours = best["admm", True]
             unit = ours["seconds"][ours["iterations"].index(20)]
-            for label, curve in best.items():
-                rivals[label].append(curve | {"time": np.asarray(curve["seconds"]) / unit})
+            for key, curve in best.items():
+                rivals[key].append(curve | {"time": np.asarray(curve["seconds"]) / unit})
         for curve in matching(curves, solver="admm", damping=_study_damping(curves)):
-            settings[not curve["precondition"], curve["rho"]].append(curve)
+            settings[curve["rho"], curve["precondition"]].append(curve)
     if not rivals:
         return None
-    figure, (left, middle, right) = style.new_figure(3, size=(13.0, 4.4), sharey=True)
-    for position, (label, found) in enumerate(rivals.items()):
-        look = style_of("", position) | {"marker": ""}
-        left.plot(_median_curve(found), label=label, **look)
-        middle.plot(*_median_in_time(found), **look)
-    rhos = sorted({rho for _, rho in settings})
-    for (plain, rho), found in sorted(settings.items()):
-        look = style_of("", rhos.index(rho)) | {"linestyle": "--" if plain else "-"}
-        look |= {"markevery": 4, "markersize": 4, "label": None if plain else f"ρ = {rho:g}"}
-        right.plot(_median_curve(found), **look)
-    for ax in figure.axes:
+    figure, grid = style.new_figure(2, size=(7.0, 6.4), rows=2, sharey=True)
+    (steps, times), (rhos, corner) = grid
+    for (solver, precondition), found in rivals.items():
+        look = _plain_look(RACERS[solver], precondition)
+        steps.plot(_median_curve(found), **look)
+        times.plot(*_median_in_time(found), **look)
+    for (rho, precondition), found in sorted(settings.items()):
+        rhos.plot(_median_curve(found), **_plain_look(f"ρ = {rho:g}", precondition))
+    for ax in (steps, times, rhos):
         ax.axhline(ENOUGH, color=style.DENSE, linewidth=0.8, linestyle=(0, (1, 2)))
+        style.name_line(ax, "1 %", ENOUGH)
         finish(ax, log="xy", xlabel="iteration", ylim=(1e-9, None))
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        style.plain_log(ax.xaxis)
     problems = sum(map(len, rivals.values())) // len(rivals)
-    amount = f"\n(median of {problems} problems)" if problems > 1 else ""
-    ylabel = f"excess over the optimum{amount}"
-    finish(left, "ADMM and its rivals; dotted: 1 %", legend=8.5, ylabel=ylabel)
-    style.plain_log(middle.xaxis)
-    finish(middle, "the same by time", xlabel="time (1: 20 iterations of ADMM)")
-    finish(right, "ADMM; dashed: not preconditioned", legend=8.5)
+    finish(steps, "ADMM and its rivals", ylabel="excess over the optimum")
+    finish(times, "the same by time", xlabel="time (1 = 20 iterations of ADMM)")
+    finish(rhos, "ADMM with other ρ", ylabel="excess over the optimum")
+    names = [RACERS[solver] for solver in dict.fromkeys(solver for solver, _ in rivals)]
+    names += [f"ρ = {rho:g}" for rho in sorted({rho for rho, _ in settings})]
+    for name in names:
+        corner.plot([], [], label=name, **_plain_look(name, True))
+    for dash, name in (("-", "preconditioned"), ("--", "not preconditioned")):
+        corner.plot([], [], color="black", linestyle=dash, label=name)
+    corner.axis("off")
+    amount = f"median of {problems} problems" if problems > 1 else None
+    corner.legend(title=amount, loc="center", frameon=False, fontsize=9)
     return figure
+
+
+def _plain_look(name: str, precondition: bool) -> dict[str, Any]:
+    """The colour of a solver or of a ρ, dashed without preconditioning."""
+    return {"color": style_of(name)["color"], "linestyle": "-" if precondition else "--"}
 
 
 def _median_in_time(curves: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,13 +1,15 @@
-"""How every figure looks: colours, markers, axes, and how it becomes a file.
+"""How every figure looks: colours, words, markers, axes, and how it becomes a file.
 
 Every figure is a `matplotlib.figure.Figure` of its own: pyplot and its global state are never
-touched, so nothing needs closing. Colours are Okabe and Ito's, which colour-blind readers can
-tell apart; markers and dashes differ too, for print in grey.
+touched, so nothing needs closing. A colour means one thing in all figures. Methods have Okabe and
+Ito's, which colour-blind readers can tell apart; markers and dashes differ too, for print in grey.
+Figures are about 7 inches wide, so that their text is as large as that of the page they fill.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from itertools import cycle
 from typing import Any
@@ -19,13 +21,38 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
+# of curves that have no look of their own: a reader's methods, variants, benchmarks
+COLOURS = ("#332288", "#882255", "#000000", "#8B83C4", "#5E8CA8", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
 HATCHES = ("", "//", "..", "xx")
-METHOD_LOOK = {"magnitude": 3, "wanda": 4, "sparsegpt": 1, "admm1": 2, "admm-grad": 0}
-KEPT, PRUNED = "#0072B2", "#F4F4F4"
 DENSE = "#555555"  # the dense model, and notes on a figure
+GRADUAL, ONE_SHOT = ("#0072B2", "o", "-"), ("#009E73", "^", "-.")  # which mask ADMM refits
+RELEASED, ADMM = ("#56B4E9", "s", "--"), ("#6A2C91", "o", "-")
+# colour, marker and dash
+LOOKS = {
+    # methods, and the schedules of a mask
+    "dense": (DENSE, "o", "--"), "magnitude": ("#CC79A7", "D", ":"), "wanda": ("#E69F00", "v", "-"),
+    "sparsegpt": ("#D55E00", "s", "--"), "admm1": ONE_SHOT, "admm-grad": GRADUAL,
+    "one-shot": ONE_SHOT, "paper": GRADUAL, "released": RELEASED,
+    "admm-grad (schedule=released)": RELEASED,
+    # solvers on one fixed mask: ADMM with each ρ, and its rivals, gradient methods in grey
+    "ADMM": ADMM, "ρ = 1": ADMM, "ρ = 0.1": ("#C9A6DF", "v", ":"),
+    "ρ = 0.3": ("#9C63BF", "^", "-."), "ρ = 3": ("#421A5C", "s", "-."),
+    "ρ = 10": ("#12061B", "D", ":"),
+    "CG": ("#8A8500", "s", "-"), "Adam": ("#3F3F3F", "^", "-"), "SGD": ("#7F7F7F", "v", "-"),
+    # layers: attention in browns, the feed-forward part in blue-greens
+    "q_proj": ("#4A2C0F", "o", "-"), "k_proj": ("#7D5226", "s", "--"),
+    "v_proj": ("#B07D4B", "^", "-."), "o_proj": ("#C9A27A", "D", "--"),
+    "gate_proj": ("#123B3F", "v", "-."), "up_proj": ("#2F6F75", "P", "--"),
+    "down_proj": ("#6FAFB4", "X", ":"),
+}  # fmt: skip
+KEPT, PRUNED = "#3D4653", "#F4F4F4"
+BEHIND = "#D2D2D2"  # what is there only for comparison
+NAMES = {"wanda": "Wanda", "sparsegpt": "SparseGPT", "admm1": "ADMM1", "admm-grad": "ADMM-Grad"}
+PHRASES = {"precondition=False": "not preconditioned", "precondition=True": "preconditioned",
+           "iterations": "{} iterations", "mask_steps": "{} mask steps", "rho": "ρ = {}",
+           "schedule": "{} schedule", "budget": "budget per {}"}  # fmt: skip
 RELATIVE_ERROR = "relative error ‖XW − XŴ‖² / ‖XW‖²"
 
 
@@ -52,7 +79,7 @@ def to_svg(figure: Figure) -> bytes:
 
 
 def new_figure(
-    columns: int = 1,
+    columns: int | str = 1,
     *,
     size: tuple[float, float],
     rows: int = 1,
@@ -61,11 +88,15 @@ def new_figure(
 ) -> tuple[Picture, Any]:
     """A new figure in the house style, with its axes as `Figure.subplots` returns them.
 
-    With `margins` the axes stay where they are from one picture to the next; else they are laid
-    out around their labels.
+    `columns` may be a mosaic such as "AB;CC", whose axes are then returned in its order. With
+    `margins` the axes stay where they are from one picture to the next; else they are laid out
+    around their labels.
     """
     figure = Picture(figsize=size, layout=None if margins else "constrained")
-    axes = figure.subplots(rows, columns, gridspec_kw=margins, **layout)
+    if isinstance(columns, str):
+        axes = list(figure.subplot_mosaic(columns, gridspec_kw=margins, **layout).values())
+    else:
+        axes = figure.subplots(rows, columns, gridspec_kw=margins, **layout)
     for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
@@ -74,16 +105,26 @@ def new_figure(
 
 
 def style_of(label: str, position: int = 0) -> dict[str, Any]:
-    """Colour, marker and dash of a method (the same in every figure) or of the n-th curve."""
-    index = METHOD_LOOK.get(label, position)
-    if label.partition(" (")[0] in METHOD_LOOK and label not in METHOD_LOOK:
-        index = 5 + len(label) % 3  # a method with other options: not the look of a method
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": DASHES[index % len(DASHES)],
-        "markersize": 5,
-    }
+    """Colour, marker and dash of what has a look of its own in every figure, or of the n-th curve.
+
+    A method with other options has not the look of the method.
+    """
+    looks = (looks_of[position % len(looks_of)] for looks_of in (COLOURS, MARKERS, DASHES))
+    colour, marker, dash = LOOKS.get(label) or looks
+    return {"color": colour, "marker": marker, "linestyle": dash, "markersize": 5}
+
+
+def in_words(label: str) -> str:
+    """A label as one says it: "ADMM-Grad (50 iterations)" for "admm-grad (iterations=50)"."""
+
+    def phrase(found: re.Match[str]) -> str:
+        key, value = found.groups()
+        known = PHRASES.get(found[0]) or PHRASES.get(key) or f"{key.replace('_', ' ')} {{}}"
+        return known.format(value)
+
+    label = re.sub(r"(\w+)=([^,()]+)", phrase, label)
+    label = re.sub(r"\b[a-z]\w*\.(?=[a-z])", "", label)  # self_attn.q_proj: the layer's own name
+    return re.sub(r"[\w-]+", lambda word: NAMES.get(word[0], word[0]), label)
 
 
 def short_error(value: float) -> str:
@@ -125,7 +166,8 @@ def finish(
     if plain:
         plain_log(ax.yaxis)
     if legend:
-        ax.legend(frameon=False, **legend if isinstance(legend, dict) else {"fontsize": legend})
+        look = legend if isinstance(legend, dict) else {"fontsize": legend}
+        ax.legend(**{"frameon": False} | look)
 
 
 def plain_log(axis: Axis) -> None:
@@ -151,12 +193,13 @@ def name_line(
     offset_text(ax, text, (1, value), by, xycoords=("axes fraction", "data"), ha="right", **look)
 
 
-def draw_references(ax: Axes, references: Mapping[str, float]) -> None:
+def draw_references(ax: Axes, references: Mapping[str, float], *, values: bool = True) -> None:
     """Horizontal lines with names and values: the lowest below its line, the others above."""
     dashes = cycle([(0, (4, 2)), (0, (1, 1.5)), (0, (6, 1, 1, 1))])
     lowest = min(references.values(), default=None)
     for (name, value), dash in zip(references.items(), dashes, strict=False):
-        ax.axhline(value, color="black", linestyle=dash, linewidth=1.2)
+        colour = LOOKS.get(name.partition(" (")[0], ("black",))[0]
+        ax.axhline(value, color=colour, linestyle=dash, linewidth=1.2)
         below = value == lowest and len(references) > 1
-        text = f"{name}: {short_error(value)}"
-        name_line(ax, text, value, below=below, inset=4, color="black", fontsize=8.5)
+        text = in_words(name) + (f": {short_error(value)}" if values else "")
+        name_line(ax, text, value, below=below, inset=4, color=colour)
