@@ -13,7 +13,7 @@ import small_project
 from small_project import PARAMETERS, Project, write_notebook
 
 from helpers.errors import RunError
-from helpers.paths import reference_dir
+from helpers.paths import reference_dir, replace_file
 from helpers.records import read_record, read_records
 from helpers.results import write_tables
 from helpers.runner import plan as plans
@@ -76,6 +76,7 @@ def test_a_timed_run_is_alone_and_its_record_says_so(project: Project) -> None:
     assert is_done(timed) and is_done(before) and read_record(timed.record_path)["timed"] is True
 
 
+@pytest.mark.usefixtures("project")
 def test_nothing_runs_beside_a_timed_run(monkeypatch: pytest.MonkeyPatch) -> None:
     class Pool:
         """Ends the older of the runs under way at each look, and notes who runs beside whom."""
@@ -85,6 +86,7 @@ def test_nothing_runs_beside_a_timed_run(monkeypatch: pytest.MonkeyPatch) -> Non
         def start(self, run: Run, active: int) -> SimpleNamespace | None:
             if active == self.slots:
                 return None
+            replace_file(run.job_path, "")  # as `prepare` does
             self.running.append(run.name)
             self.seen.append("".join(self.running))
             return SimpleNamespace(ended=lambda: self.ended(run.name), error=lambda: None)
