@@ -28,11 +28,12 @@ COPIED = (
     *("README.md", "CHANGES.md", "docs", "helpers/own"),
     *("results/families.md", "results/published", "results/reference/bench"),
 )
-PLANS = ("laptop", "full", "smoke", "t4", "paper")
+PLANS = ("laptop", "full", "original", "smoke", "t4", "paper")
 # tables and figures, in the order of a plan's page
 PRODUCTS = (
     *("summary", "claims", "perplexity", "layer_error", "variants", "zero_shot", "weight_update"),
-    *("weight_update_median", "convergence", "mask", "schedule", "spectrum", "cost", "published"),
+    *("weight_update_median", "convergence", "mask", "schedule", "spectrum", "cost"),
+    *("published", "published_ratios"),
 )
 BEST_RUNS = ("default", "admm-grad-60")  # of several runs of a notebook, the ones to show
 # the core as the paper is read; its other modules follow

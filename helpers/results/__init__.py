@@ -5,7 +5,7 @@ from helpers import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "claims": ("claims_markdown", "write_claims"),
+        "claims": ("claim_verdicts", "claims_markdown", "write_claims"),
         "frame": (
             *("PRUNE_NOTEBOOK", "TASK_NAMES", "ZERO_SHOT_NOTEBOOK", "column_key", "record_id"),
             *("row_key", "run_frame", "target_name"),
@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             *("convergence_figure", "figure_alt", "figures", "perplexity_figure"),
             *("schedule_figure", "spectrum_figure", "write_figures"),
         ),
-        "published": ("published_markdown", "write_published"),
+        "published": ("published_markdown", "ratios_markdown", "write_published"),
         "study_plots": ("update_figure",),
         "style": (
             *("DENSE", "finish", "in_words", "new_figure", "plain_log", "short_error", "style_of"),
