@@ -204,6 +204,7 @@ class Runner:
                         waiting.remove(run)
                         self._report(run, "…")
                 for run, process, started in list(active.values()):
+                    run.job_path.stat()  # gone with the results folder: `_holding` says so
                     if not process.ended():
                         continue
                     error, seconds = process.error(), time.monotonic() - started
