@@ -21,7 +21,8 @@ from sphinx.cmd.build import build_main
 import helpers
 from helpers.errors import HelpersError
 from helpers.paths import CORE_FOLDERS, notebooks_dir, reference_dir, results_dir, root
-from helpers.results import claims_beside, figure_alt, notes, summary, to_lines, verdicts_of
+from helpers.records import read_records
+from helpers.results import claim_verdicts, claims_beside, figure_alt, notes, summary, to_lines
 from helpers.runner.run import FAST_PLAN, LONG_PLAN, under_way, verdict_here
 from helpers.runner.schedule import is_running
 
@@ -29,11 +30,12 @@ COPIED = (
     *("README.md", "CHANGES.md", "docs", "helpers/own"),
     *("results/families.md", "results/published", "results/reference/bench"),
 )
-PLANS = ("laptop", "full", "smoke", "t4", "paper")
+PLANS = ("laptop", "full", "original", "smoke", "t4", "paper")
 # tables and figures, in the order of a plan's page
 PRODUCTS = (
     *("summary", "claims", "perplexity", "layer_error", "variants", "zero_shot", "weight_update"),
-    *("weight_update_median", "convergence", "mask", "schedule", "spectrum", "cost", "published"),
+    *("weight_update_median", "convergence", "mask", "schedule", "spectrum", "cost"),
+    *("published", "published_ratios"),
 )
 BEST_RUNS = ("default", "admm-grad-60")  # of several runs of a notebook, the ones to show
 # the core as the paper is read; its other modules follow
@@ -196,7 +198,7 @@ def agreement(plan: str) -> tuple[str, str]:
     short += "".join(f"{text[0].upper()}{text[1:]}.\n\n" for text in sentences)
     if plan == FAST_PLAN:  # too short to decide much by itself
         committed, here = (
-            verdicts_of((folder / "tables" / "claims.md").read_text(encoding="utf-8"))
+            claim_verdicts(read_records(folder / "records"))
             for folder in (reference_dir(LONG_PLAN), results_dir(plan))
         )
         short += claims_beside(committed, here, plan) + "\n"

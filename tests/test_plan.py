@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib
@@ -16,6 +17,9 @@ from helpers.paths import reference_dir
 from helpers.records import read_record, read_records
 from helpers.results import write_tables
 from helpers.runner import plan as plans
+from helpers.runner import schedule
+from helpers.runner.costs import plan_lines
+from helpers.runner.fingerprint import fingerprint, is_done
 from helpers.runner.parameters import code_cells
 from helpers.runner.plan import Run, read_plan
 
@@ -59,6 +63,45 @@ def test_a_grid_stands_for_the_product_of_its_axes(project: Project) -> None:
     assert [run.name for run in read_plan("p", "*slow-low")] == ["a-slow-low", "b-slow-low"]
 
 
+def test_a_timed_run_is_alone_and_its_record_says_so(project: Project) -> None:
+    project.run_file("a.yaml")
+    assert project.call("run")[0] == 0
+    (before,) = read_plan("p")
+    assert is_done(before) and "timed" not in read_record(before.record_path)
+    project.run_file("a.yaml", "timed: true")
+    (timed,) = read_plan("p")
+    assert timed.timed and timed.effective == before.effective
+    assert fingerprint(timed) == fingerprint(before) and not is_done(timed)
+    assert project.call("run")[0] == 0
+    assert is_done(timed) and is_done(before) and read_record(timed.record_path)["timed"] is True
+
+
+def test_nothing_runs_beside_a_timed_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pool:
+        """Ends the older of the runs under way at each look, and notes who runs beside whom."""
+
+        slots, running, seen = 2, [], []
+
+        def start(self, run: Run, active: int) -> SimpleNamespace | None:
+            if active == self.slots:
+                return None
+            self.running.append(run.name)
+            self.seen.append("".join(self.running))
+            return SimpleNamespace(ended=lambda: self.ended(run.name), error=lambda: None)
+
+        def ended(self, name: str) -> bool:
+            if self.running[0] == name:
+                self.running.remove(name)
+                return True
+            return False
+
+    monkeypatch.setattr(schedule, "POLL_SECONDS", 0)
+    runs = [Run("p", "01", name, {}, {}, timed=name in "BD") for name in "aBcDef"]
+    assert schedule.Runner(runs, runs, pool := Pool()).execute(runs) == []
+    together = [seen for seen in pool.seen if set("BD") & set(seen)]
+    assert sorted(together) == ["B", "D"] and max(map(len, pool.seen)) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -79,6 +122,7 @@ def test_a_grid_stands_for_the_product_of_its_axes(project: Project) -> None:
         ("- 1", "not a mapping"),
         ("rho: !!python/object/apply:os.getcwd []", "cannot be read"),
         ("name: x-{rho}", "parameter 'name' is not in the parameters cell"),
+        ("timed: 1", "timed = 1 is not possible: write true or false"),
         ("grid: {rho: [1.0]}", "'rho' must appear both in name and in grid: write for example"),
         ('name: "{roh}"\ngrid: {rho: [1.0]}', "'rho' must appear both in name and in grid"),
         ('name: "{rho}"\ngrid: {rho: 1.0}', "rho in the grid is not a list or a mapping"),
@@ -215,6 +259,22 @@ def expected_runs(plan: str) -> dict[str, dict[str, Any]]:
             cell = {"method": method, "sparsity": sparsity}
             runs[f"{ZERO_SHOT}--{short}-{name}"] = base | tasks | cell
     return runs | {f"{TABLES}--tables": {"plan": plan, "source": "results"}}
+
+
+def test_the_plan_original_is_the_plan_laptop_on_the_published_model() -> None:
+    there = {run.id: run for run in read_plan("laptop")}
+    runs = read_plan("original")
+    revision = runs[0].effective["revision"]
+    assert {run.id for run in runs} == set(there) - {"07_your_own_method--my-method-60"}
+    for run in runs:
+        published = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "revision": revision}
+        other = {"plan": "original"} if run.notebook == TABLES else published
+        assert run.effective == there[run.id].effective | other
+    assert len(revision) == 40
+    assert not reference_dir("original").exists()
+    lines = plan_lines(runs, "laptop")
+    assert not any("missing:" in line and "nothing" not in line for line in lines)
+    assert sum(" h" in line and "SmolLM2-135M-Instruct" in line for line in lines) == 23
 
 
 @pytest.mark.parametrize(("plan", "number"), [("t4", 25), ("paper", 157)])

@@ -98,7 +98,7 @@ def test_importing_is_light(module: str, heavy: set[str]) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("plan", ["smoke", "laptop", "full", "t4", "paper"])
+@pytest.mark.parametrize("plan", ["smoke", "laptop", "full", "original", "t4", "paper"])
 def test_committed_plans_are_sound(plan: str) -> None:
     runs = read_plan(plan)
     assert runs[-1].notebook == TABLES_NOTEBOOK

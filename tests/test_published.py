@@ -6,11 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+from handmade import pruned
 
 from helpers.errors import RecordError
 from helpers.paths import root
-from helpers.results.published import COLUMNS, FILES, Published, published_table, read_published
+from helpers.results import write_published
+from helpers.results.published import (
+    COLUMNS,
+    FILES,
+    Published,
+    published_table,
+    ratio_table,
+    read_published,
+)
 
 HEAD = ",".join(COLUMNS)
 WANDA = "LLaMA-2-7B,wanda,unstructured,0.5,wikitext2_ppl,2048,6.93,somebody's Table 1"
@@ -91,6 +101,36 @@ def test_a_number_is_shown_beside_its_own_cell_only(
     _, _, _, _, metric, window, value, _ = line.split(",")
     expected = [] if here is None else [[metric, int(window), here, float(value)]]
     assert [list(cell) for cell in cells] == expected
+
+
+def test_ratios_are_of_one_cell_and_one_source(files: Callable[..., Path], tmp_path: Path) -> None:
+    ppl = "wikitext2_ppl,2048"
+    theirs = [f"wanda,unstructured,0.5,{ppl},8.0,A", f"alps,unstructured,0.5,{ppl},6.0,A",
+              f"sparsegpt,unstructured,0.5,{ppl},5.0,B", f"alps,2:4,0.5,{ppl},9.0,A",
+              f"sparsegpt,2:4,0.5,{ppl},10.0,A", f"wanda,4:8,0.5,{ppl},9.0,A",
+              "wanda,unstructured,0.5,prune_seconds_v100,2048,1.0,A"]  # fmt: skip
+    published = read_published(files([f"LLaMA-2-7B,{line}" for line in theirs], []))
+    ours = [pruned("sparsegpt", "50 %", 40.0), pruned("wanda", "50 %", 50.0)]
+    ours += [pruned("admm-grad", "50 %", 29.0 + 2 * seed, seed) for seed in (0, 1)]
+    ours += [pruned("magnitude", "50 %", 900.0), pruned("dense", "0 %", 10.0)]
+    ours += [pruned("admm-grad", "2:4", 60.0), pruned("wanda", "2:4", 80.0)]
+    found = ratio_table(ours, published).reset_index()
+    assert found.map(lambda value: None if pd.isna(value) else value).to_numpy().tolist() == [
+        ["50 %", "wanda", "here", 1.25, None, "here"],
+        ["50 %", "admm-grad", "here", 0.75, 0.6, "here"],  # the mean of 29 and 31
+        ["50 %", "alps", "LLaMA-2-7B, window 2048", None, 0.75, "A"],  # SparseGPT's is of B
+        ["2:4", "admm-grad", "here", None, 0.75, "here"],
+        ["2:4", "alps", "LLaMA-2-7B, window 2048", 0.9, None, "A"],
+    ]
+    assert list(found.columns[3:5]) == ["/ sparsegpt", "/ wanda"]
+    assert ratio_table(ours[2:6], published) is None and ratio_table([], published) is None
+    (path,) = write_published(ours, tmp_path)
+    text = path.read_text(encoding="utf-8")
+    assert (
+        path.name == "published_ratios.md" and "**The models, texts and windows differ.**" in text
+    )
+    assert "| 50 % | admm-grad | here | 0.750 | 0.600 | here |" in text
+    assert "LLaMA-2-13B, window 4096" in text  # of the committed files
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,15 @@ from handmade import metric, pruned, scored, update_row, with_series
 
 from helpers.paths import reference_dir
 from helpers.records import read_records
-from helpers.results import column_key, tables, write_claims, write_tables
+from helpers.results import (
+    claims_markdown,
+    column_key,
+    ratios_markdown,
+    tables,
+    write_claims,
+    write_published,
+    write_tables,
+)
 from helpers.results.tables import sections, setting
 
 
@@ -37,7 +45,8 @@ def test_committed_tables_are_what_this_code_makes_of_the_records(
     plan: str, tmp_path: Path
 ) -> None:
     records = read_records(reference_dir(plan) / "records")
-    paths = [*write_tables(records, tmp_path), *write_claims(records, tmp_path)]
+    writers = (write_tables, write_published, write_claims)
+    paths = [path for write in writers for path in write(records, tmp_path)]
     committed = {p.name: p.read_bytes() for p in (reference_dir(plan) / "tables").iterdir()}
     assert {path.name: path.read_bytes() for path in paths} == committed
 
@@ -89,11 +98,23 @@ def test_variants_are_compared_with_the_same_seeds(runs: list[dict]) -> None:
     assert (row["at"], row["seeds"]) == ("60 %", 2)
     assert row["perplexity"] == pytest.approx((31.0 + 36.3) / 2)
     assert row["default"] == pytest.approx((30.0 + 33.0) / 2)
-    # +3.33 and +10 %: their mean, and the standard error of two
+    # +3.33 and +10 %: their mean, the standard error of two, and t with one degree of freedom
     assert row["change (%)"] == pytest.approx(6.6667, abs=1e-3)
-    assert row["± (%)"] == pytest.approx(3.3333, abs=1e-3)
+    assert row["± (%)"] == pytest.approx(12.706 * 3.3333, rel=1e-3)
     assert pd.isna(tables.variant_table(runs[:-2]).iloc[0]["± (%)"])  # one seed
     assert tables.variant_table(runs[:3]) is None
+
+
+def test_the_interval_is_students() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    values = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0, 6.0, 5.0, 3.0, 5.0, 8.0]
+    for count in range(2, 11):
+        mean, half = tables.interval(values[:count])
+        low, high = stats.t.interval(0.95, count - 1, mean, stats.sem(values[:count]))
+        assert (mean - half, mean + half) == pytest.approx((low, high), rel=1e-3)
+    mean, half = tables.interval(values)  # of more than ten: a little too wide
+    assert half / stats.sem(values) == pytest.approx(2.262) > stats.t.ppf(0.975, 11)
+    assert tables.interval([2.0])[0] == 2.0 and pd.isna(tables.interval([2.0])[1])
 
 
 def test_a_method_that_was_only_run_with_options_is_no_variant() -> None:
@@ -114,7 +135,28 @@ def test_zero_shot_has_the_papers_columns_and_a_mean() -> None:
     assert spread.loc["dense", "mean"] == pytest.approx((2 * 0.03**2) ** 0.5 / 2)
     assert tables.zero_shot_table(runs, "acc_norm") is None and tables.zero_shot_table([]) is None
     (section, _) = sections(runs)["zero_shot"]
+    assert section.frame.loc["chance"].tolist() == [0.5, 0.25, 0.375]
+    assert "| chance | 0.500 | 0.250 | 0.375 |" in section.markdown
     assert section.note.endswith("2 to 4 items a task, the same for every model; lm-eval 0.4.13.")
+
+
+def test_a_model_has_one_row_for_the_tasks_of_all_its_runs() -> None:
+    runs = [
+        scored("dense", arc_easy=[1, 0], rte=[1, 1]),
+        scored("wanda", arc_easy=[1, 0], rte=[0, 1]),
+    ]
+    more = [scored("dense", arc_easy=[1] * 4, piqa=[1, 0]), scored("wanda", arc_easy=[0] * 4)]
+    for run, limit in zip(runs + more, (2, 2, 4, 4), strict=True):
+        run["parameters"] |= {"limit": limit, "tasks": sorted(run["series"]["zero_shot"])}
+    for order in (runs + more, more + runs):
+        frame, _ = tables.zero_shot_table(order)
+        assert frame.loc["dense"].tolist()[:3] == [1.0, 1.0, 0.5]  # of four items, not of two
+        assert frame.loc["wanda, 50 %"].tolist()[:2] == [0.5, 0.0]
+        assert list(frame.index) == ["dense", "wanda, 50 %"]
+    for run in (runs[1], more[1]):
+        run["parameters"]["calibration_seed"] = 1
+    pairs = tables.paired_table([*runs, *more, scored("wanda", rte=[1, 1])]).index
+    assert list(pairs) == [f"wanda, 50 %, seed {seed} − dense" for seed in (0, 1)]
 
 
 def test_paired_differences_are_of_the_same_items() -> None:
@@ -166,6 +208,17 @@ def test_mask_rules_are_shares_of_the_default_on_the_same_layer() -> None:
     assert frame.loc["budget per output", "50 %"] == pytest.approx(100)
 
 
+def test_every_caption_says_that_the_model_is_de_quantised() -> None:
+    records = read_records(reference_dir("full") / "records")
+    notes = [section.note for found in sections(records).values() for section in found]
+    notes += [write(records).partition("\n")[0] for write in (claims_markdown, ratios_markdown)]
+    assert len(notes) > 9 and all("4-bit file converted back" in note for note in notes)
+    hub = [pruned("dense", "0 %", 5.0, model="a/small"), scored("dense", rte=[1, 0])]
+    hub[1]["parameters"]["model"] = "a/small"
+    notes = [section.note for found in sections(hub).values() for section in found]
+    assert len(notes) == 3 and all(note.startswith("Model: a/small. ") for note in notes)
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(3, "3"), (1234, "1,234"), (3.0, "3.00"), (0.0, "0.00"), (0.0123, "0.0123"), (0.75, "0.750"),
@@ -198,3 +251,12 @@ def test_a_section_for_each_model(tmp_path: Path) -> None:
     for run in runs:
         run["parameters"] |= {"windows": 0, "evaluation": "wikitext2"}
     assert "Perplexity on wikitext2, all windows of 512 tokens." in setting(runs)
+
+
+def test_the_captions_say_what_the_error_holds_and_which_runs_were_timed(runs: list[dict]) -> None:
+    (perplexity,), (cost,) = (sections(runs)[name] for name in ("perplexity", "cost"))
+    assert (
+        "seeds of the calibration text" in perplexity.note
+        and "windows is not in it" in perplexity.note
+    )
+    assert "; 0 of 11 runs were timed alone" in cost.note.replace("10 runs", "11 runs")

@@ -19,8 +19,8 @@ from helpers.results import (
     record_id,
     summary,
     to_lines,
-    verdicts_of,
 )
+from helpers.results.claims import Judged
 from helpers.results.verdict import (
     CEILING,
     FLOOR,
@@ -255,13 +255,19 @@ def test_the_numbers_that_a_reproduction_ends_with() -> None:
 
 
 def test_claims_of_two_plans_side_by_side() -> None:
-    committed = (reference_dir("full") / "tables" / "claims.md").read_text(encoding="utf-8")
-    assert len(verdicts_of(committed)) == committed.count("| **")
-    full = [("A.", "holds"), ("B.", "holds"), ("C.", "not decided here"), ("D.", "holds")]
-    here = [("A.", "holds"), ("B.", "does not hold"), ("C.", "holds"), ("D.", "not tested here")]
-    rows = claims_beside(full, here, "laptop").splitlines()[2:]
+    here = {  # by what is committed
+        ("holds", "holds"): ("holds", "holds"),
+        ("does not hold", ""): ("holds", "holds"),
+        ("holds", "holds "): ("not decided here", "holds"),
+        ("holds", " holds"): ("not decided here", "does not hold"),
+        ("holds", "  holds"): ("not tested here", ""),
+        ("not decided here", "holds"): ("not decided here", "holds"),
+    }
+    sides = ([Judged("A.", v, "", leans) for v, leans in side] for side in (here, here.values()))
+    rows = claims_beside(*sides, "laptop").splitlines()[2:]
     assert [row.split("|")[-2].strip() for row in rows] == [
-        *("agrees", "**disagrees**", "cannot say", "cannot say")
+        *("agrees", "**disagrees**", "points the same way", "points the other way"),
+        *("cannot say", "cannot say"),
     ]
 
 

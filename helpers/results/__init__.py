@@ -7,9 +7,9 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "agreement": (
             *("claims_beside", "notes", "numbers_text", "perplexity_text", "summary"),
-            *("to_lines", "verdicts_of"),
+            "to_lines",
         ),
-        "claims": ("claims_markdown", "write_claims"),
+        "claims": ("claim_verdicts", "claims_markdown", "write_claims"),
         "frame": (
             *("PRUNE_NOTEBOOK", "TASK_NAMES", "ZERO_SHOT_NOTEBOOK", "column_key", "record_id"),
             *("row_key", "run_frame", "target_name"),
@@ -22,7 +22,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             *("convergence_figure", "figure_alt", "figures", "perplexity_figure"),
             *("schedule_figure", "spectrum_figure", "write_figures"),
         ),
-        "published": ("published_markdown", "write_published"),
+        "published": ("published_markdown", "ratios_markdown", "write_published"),
         "study_plots": ("update_figure",),
         "style": (
             *("COLOURS", "DASHES", "DENSE", "MARKERS", "new_figure", "short_error", "style_of"),

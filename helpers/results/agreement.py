@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-from helpers.results.claims import FAILS, HOLDS
+from helpers.results.claims import FAILS, HOLDS, Judged
 from helpers.results.frame import Record, by_model
 from helpers.results.tables import format_number, perplexity_table
 from helpers.results.verdict import NOT_JUDGED, Comparison, Verdict
@@ -77,21 +76,19 @@ def numbers_text(records: Iterable[Record]) -> str:
     return "\n".join(lines)
 
 
-def verdicts_of(claims: str) -> list[tuple[str, str]]:
-    """(sentence, verdict) of each claim in the text of a claims.md, in its order."""
-    return re.findall(r"(?m)^\| \d+ \| (.+?) \| \*\*(.+?)\*\* \|", claims)
+def claims_beside(committed: Sequence[Judged], here: Sequence[Judged], plan: str) -> str:
+    """The committed verdicts on the claims and those of a plan made here, as Markdown.
 
-
-def claims_beside(
-    committed: Sequence[tuple[str, str]], here: Sequence[tuple[str, str]], plan: str
-) -> str:
-    """The verdicts on the claims, (sentence, verdict), of `full` and of a plan, as Markdown."""
-    other, decided = dict(here), (HOLDS, FAILS)
+    Where a plan is too small to decide, what its numbers lean to is compared.
+    """
     lines = [f"| claim | full, committed | {plan}, here | |", "| :-- | :-- | :-- | :-- |"]
-    for sentence, verdict in committed:
-        found = other.get(sentence, "not tested here")
+    for theirs, ours in zip(committed, here, strict=True):
         agreement = "cannot say"
-        if verdict in decided and found in decided:
-            agreement = "agrees" if found == verdict else "**disagrees**"
-        lines.append(f"| {sentence} | **{verdict}** | {found} | {agreement} |")
+        if {theirs.verdict, ours.verdict} <= {HOLDS, FAILS}:
+            agreement = "agrees" if ours.verdict == theirs.verdict else "**disagrees**"
+        elif theirs.verdict in (HOLDS, FAILS) and ours.leans in (HOLDS, FAILS):
+            way = "same" if ours.leans == theirs.verdict else "other"
+            agreement = f"points the {way} way"
+        verdicts = f"**{theirs.verdict}** | {ours.verdict}"
+        lines.append(f"| {theirs.sentence} | {verdicts} | {agreement} |")
     return "\n".join(lines) + "\n"

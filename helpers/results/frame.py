@@ -8,6 +8,7 @@ with other options than its defaults is a variant and is compared with the defau
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -21,15 +22,17 @@ PRUNE_NOTEBOOK = "04_prune_model"
 ZERO_SHOT_NOTEBOOK = "05_zero_shot"
 METHOD_ORDER = ("dense", "magnitude", "wanda", "sparsegpt", "admm1", "admm-grad")
 TASK_NAMES = {"boolq": "BoolQ", "rte": "RTE", "hellaswag": "HellaSwag", "winogrande": "WinoGrande",
-              "arc_easy": "ARC-e", "arc_challenge": "ARC-c", "openbookqa": "OBQA"}  # fmt: skip
+              "arc_easy": "ARC-e", "arc_challenge": "ARC-c", "openbookqa": "OBQA",
+              "piqa": "PIQA", "sciq": "SciQ"}  # fmt: skip
 USUAL = {"rho": 1.0, "precondition": True, "damping": 0.1}  # ADMM's defaults
 ENOUGH = 0.01  # an objective this close to its optimum counts as having arrived
 PRUNE_PARTS = ("forward", "gram", "solve", "selection")  # of the seconds of pruning
 SECONDS = [f"{part}_seconds" for part in (*PRUNE_PARTS, "prune", "evaluate")]
 COLUMNS = ["record", "label", "target", "method", "pattern", "options", "seed", "variant", "usual",
-           "perplexity", "mean_layer_error", *SECONDS]  # fmt: skip
-# these make the row and the column; the rest of the parameters is the setting
-CELL = ("method", "sparsity", "pattern", "options", "device", "calibration_seed")
+           "timed", "perplexity", "mean_layer_error", *SECONDS]  # fmt: skip
+FLAGS = ("variant", "usual", "timed")
+# these make the row and the columns; the rest of the parameters is the setting
+CELL = ("method", "sparsity", "pattern", "options", "device", "calibration_seed", "tasks", "limit")
 CALIBRATION = ("calibration", "sequences", "length")
 
 
@@ -88,8 +91,8 @@ def run_frame(records: Iterable[Record], notebook: str = PRUNE_NOTEBOOK) -> pd.D
     Columns: record; label, its row in the tables: the method, and whatever sets it apart from most
     runs; target, its column: the pattern, the sparsity in percent, or "dense"; method; pattern;
     options, as JSON; seed; variant, whether it has options while its method was run without too;
-    usual, whether its setting is that of most runs; and the value of every metric, NaN where a
-    record lacks it. Some of them are always there.
+    usual, whether its setting is that of most runs; timed, whether it had the machine to itself;
+    and the value of every metric, NaN where a record lacks it. Some of them are always there.
     """
     runs = [record for record in records if record["notebook"] == notebook]
     common = common_parameters(runs)
@@ -114,9 +117,10 @@ def run_frame(records: Iterable[Record], notebook: str = PRUNE_NOTEBOOK) -> pd.D
             "seed": asked.get("calibration_seed", 0),
             "variant": bool(options) and method in plain,
             "usual": not apart,
+            "timed": record.get("timed", False),
         })  # fmt: skip
     columns = dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)])
-    return pd.DataFrame(rows, columns=list(columns)).astype({"variant": bool, "usual": bool})
+    return pd.DataFrame(rows, columns=list(columns)).astype(dict.fromkeys(FLAGS, bool))
 
 
 def prune_frame(records: Iterable[Record]) -> pd.DataFrame:
@@ -151,3 +155,60 @@ def series_rows(records: Iterable[Record], name: str) -> list[dict[str, Any]]:
 def matching(rows: Iterable[Row], **wanted: Any) -> list[Row]:
     """The rows of a series that have these values."""
     return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+
+
+def cost_to_reach(curves: Iterable[Row], excess: float, unit: str) -> float:
+    """The least iterations or seconds in which any of the curves gets to an excess, or inf.
+
+    Between two points the logarithm of the excess is taken as straight, so that a curve with few
+    points is not charged up to its next one.
+    """
+    costs = [math.inf]
+    for curve in curves:
+        before = None
+        for cost, reached in zip(curve[unit], curve["excess"], strict=True):
+            if reached <= excess:
+                if before and min(excess, reached) > 0:
+                    start, high = before
+                    share = math.log(high / excess) / math.log(high / reached)
+                    cost = start + share * (cost - start)
+                costs.append(cost)
+                break
+            before = (cost, reached)
+    return min(costs)
+
+
+# of ADMM with its defaults after 20 iterations; of SparseGPT; ADMM's iterations to within 1 % of
+# the optimum at the best ρ, with and without preconditioning, and at ρ = 1; ρ tried, the best ρ
+MEASURES = ("excess", "error", "heldout", "iterations", "seconds", "sparsegpt_error",
+            "sparsegpt_heldout", "scaled", "unscaled", "one_rho", "rhos", "best_rho")  # fmt: skip
+
+
+def problem_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """One row for a layer at a sparsity in the update study; what was not run is NaN.
+
+    Columns: layer; timed, whether the run had the machine to itself; MEASURES; usual, ADMM's curves
+    with its defaults; curves, all of them. ADMM counts with the study's damping.
+    """
+    rows = []
+    for record in records:
+        series, asked = record.get("series") or {}, record["parameters"]
+        admm = {"solver": "admm", "damping": asked.get("damping", USUAL["damping"])}
+        for sparsity in sorted({row["sparsity"] for row in series.get("update", ())}):
+            update, curves = (matching(series[s], sparsity=sparsity) for s in ("update", "curves"))
+            ended = matching(update, **admm, precondition=True, iterations=20, rho=USUAL["rho"])
+            row = {name: ended[-1][name] if ended else None for name in MEASURES[:5]}
+            other = next(iter(matching(update, solver="sparsegpt")), {})
+            row |= {f"sparsegpt_{name}": other.get(name) for name in ("error", "heldout")}
+            scaled, unscaled = (matching(curves, **admm, precondition=p) for p in (True, False))
+            usual = matching(scaled, rho=USUAL["rho"])
+            for name, found in ("scaled", scaled), ("unscaled", unscaled), ("one_rho", usual):
+                row[name] = cost_to_reach(found, ENOUGH, "iterations") if found else None
+            costs = {curve["rho"]: cost_to_reach([curve], ENOUGH, "iterations") for curve in scaled}
+            row |= {"rhos": len(costs), "best_rho": min(costs, key=costs.get, default=None)}
+            row |= {"layer": (asked.get("block"), asked["layer"])}
+            row |= {"timed": record.get("timed", False), "usual": usual, "curves": curves}
+            rows.append(row)
+    columns = ["layer", "timed", *MEASURES, "usual", "curves"]
+    types = {"timed": bool} | dict.fromkeys(MEASURES, float)
+    return pd.DataFrame(rows, columns=columns).astype(types)

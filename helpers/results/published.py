@@ -2,7 +2,8 @@
 
 `results/published/` holds two files with the same columns: published.csv, collected from other
 papers and repositories, and paper.csv, for the paper's own tables. A number is shown beside a
-record only if model, method, pattern, sparsity, metric and window all match.
+record only if model, method, pattern, sparsity, metric and window all match. Ratios of perplexities
+to SparseGPT's and to Wanda's in the same cell are compared across models, in a table that says so.
 """
 
 from __future__ import annotations
@@ -20,8 +21,16 @@ import pandas as pd
 from helpers.errors import HelpersError, RecordError
 from helpers.masks import check_target
 from helpers.paths import replace_file, root
-from helpers.results.frame import Record
-from helpers.results.tables import to_markdown
+from helpers.results.frame import (
+    Record,
+    by_model,
+    column_key,
+    perplexity_cells,
+    prune_runs,
+    row_key,
+    target_name,
+)
+from helpers.results.tables import setting, to_markdown
 
 FILES = ("published.csv", "paper.csv")
 # how publications call the models of our run files
@@ -32,6 +41,12 @@ MODEL_NAMES = {
     "meta-llama/Llama-2-70b-hf": "LLaMA-2-70B",
     "meta-llama/Meta-Llama-3-8B": "LLaMA-3-8B",
 }
+RIVALS = ("sparsegpt", "wanda")
+DIFFERENT = (
+    "Perplexity over SparseGPT's and over Wanda's in the same cell, here and as published: below 1 "
+    "the method is better. **The models, texts and windows differ.** Pruning hurts a small model "
+    "more, which moves its ratios away from 1."
+)
 ZERO_SHOT_METRIC = re.compile(r"(?!mean_)\w+_acc(_norm)?")
 
 
@@ -146,12 +161,60 @@ def published_markdown(records: Iterable[Record]) -> str:
     return to_markdown(frame.set_index("model"))
 
 
-def write_published(records: Iterable[Record], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write published.md into a folder if a number matches; the paths written.
+def ratio_table(
+    records: Iterable[Record], published: Iterable[Published] | None = None
+) -> pd.DataFrame | None:
+    """Perplexities over SparseGPT's and over Wanda's in the same cell: ours, and published ones.
 
-    Raises RecordError if the folder cannot be written, and what `read_published` raises.
+    The records are those of one model; a cell of ours is a mean over seeds. A row has the cell
+    ("at", its name), the method, the model with the window, the two ratios (NaN without the rival)
+    and the source. Magnitude pruning, with ratios in the hundreds, is left out. None without a
+    rival of ours. `published` None reads the committed files.
     """
     found = list(records)
-    if published_table(found) is None:
-        return []
-    return [replace_file(Path(folder) / "published.md", published_markdown(found))]
+    theirs = pd.DataFrame(read_published() if published is None else published, columns=COLUMNS)
+    theirs = theirs[theirs["metric"] == "wikitext2_ppl"]
+    at = [target_name(*cell) for cell in zip(theirs["pattern"], theirs["sparsity"], strict=True)]
+    theirs = theirs.assign(at=at, model=theirs["model"] + ", window " + theirs["window"].map(str))
+    ours = perplexity_cells(found)["mean"].rename("value").rename_axis(["method", "at"])
+    cells = pd.concat([ours.reset_index().assign(model="here", source="here"), theirs])
+    rows = []
+    for (at, model, source), cell in cells.groupby(["at", "model", "source"], sort=False):
+        values = dict(zip(cell["method"], cell["value"], strict=True))
+        for method in sorted(values.keys() - {"dense", "magnitude", "sparsegpt"}, key=row_key):
+            ratios = [
+                values[method] / values.get(rival, math.nan) if rival != method else math.nan
+                for rival in RIVALS
+            ]
+            if not all(map(math.isnan, ratios)):
+                rows.append((at, method, model, *ratios, source))
+    table = pd.DataFrame(
+        rows, columns=["at", "method", "model", *map("/ {}".format, RIVALS), "source"]
+    )
+    shared = table["at"].isin(table.loc[table["model"] == "here", "at"])
+    table = table[shared].sort_values("at", key=lambda at: at.map(column_key), kind="stable")
+    return None if table.empty else table.set_index("at")
+
+
+def ratios_markdown(records: Iterable[Record]) -> str:
+    """`ratio_table` of each model under a sentence on what differs; "" without one."""
+    texts = []
+    for runs in by_model(records).values():
+        table = ratio_table(runs)
+        if table is not None:
+            texts.append(f"{setting(prune_runs(runs))} {DIFFERENT}\n\n{to_markdown(table)}")
+    return "\n".join(texts)
+
+
+def write_published(records: Iterable[Record], folder: str | os.PathLike[str]) -> list[Path]:
+    """Write published.md, if a number matches, and published_ratios.md, if one can be compared.
+
+    Returns the paths. Raises RecordError if the folder cannot be written, and what
+    `read_published` raises.
+    """
+    found, texts = list(records), {}
+    if published_table(found) is not None:
+        texts["published.md"] = published_markdown(found)
+    if text := ratios_markdown(found):
+        texts["published_ratios.md"] = text
+    return [replace_file(Path(folder) / name, text) for name, text in texts.items()]

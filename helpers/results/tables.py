@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from numbers import Integral
 from operator import itemgetter
@@ -22,14 +22,17 @@ import pandas as pd
 from helpers.paths import replace_file
 from helpers.results import frame
 from helpers.results.frame import SECONDS, TASK_NAMES, USUAL, Record
-from helpers.tasks import mean_and_error, paired_difference
+from helpers.tasks import TASK_TABLE, mean_and_error, paired_difference
 
 SOLVERS = {"none": "no update", "sparsegpt": "SparseGPT", "sgd": "SGD", "adam": "Adam",
            "cg": "conjugate gradients", "admm": "ADMM", "exact": "exact optimum"}  # fmt: skip
 DEFAULT_MASK = "default"
 # what "embedded" stands for
-EMBEDDED = {"model": "SmolLM2-135M-Instruct", "evaluation": "Wikipedia text",
-            "calibration": "C4 text"}  # fmt: skip
+EMBEDDED = {"model": "SmolLM2-135M-Instruct (embedded: a 4-bit file converted back, de-quantised)",
+            "evaluation": "Wikipedia text (embedded)",
+            "calibration": "C4 text (embedded)"}  # fmt: skip
+# the 97.5 % quantile of Student's t by degrees of freedom; more than nine count as nine
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 mean = pd.Series.mean  # of a group, summed in the order of its rows
 
 
@@ -56,6 +59,7 @@ def to_markdown(table: pd.DataFrame, spread: pd.DataFrame | None = None) -> str:
     """The table in Markdown, numbers to the right, with "± spread" where there is one."""
     cells = table.map(format_number)
     if spread is not None:
+        spread = spread.reindex(cells.index)  # rows such as chance have none
         cells += spread.map(lambda half: "" if pd.isna(half) else f" ± {format_number(half)}")
     lines = [(table.index.name or "", *table.columns), (":--", *["--:"] * len(table.columns))]
     lines += cells.itertuples(name=None)
@@ -106,10 +110,18 @@ def cost_table(records: Iterable[Record]) -> pd.DataFrame | None:
     return table.loc[sorted(table.index, key=frame.row_key)].rename_axis("method")
 
 
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of draws and half of Student's 95 % interval of it; NaN of one draw."""
+    if len(values) == 1:
+        return values[0], math.nan
+    center, error = mean_and_error(values)
+    return center, STUDENT[min(len(values) - 2, len(STUDENT) - 1)] * error
+
+
 def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
     """Runs with other options beside their method's defaults in the same cell, seed by seed.
 
-    Means over seeds, and the standard error of the mean change (NaN for one seed). A variant
+    Means over seeds, and half of the mean change's 95 % interval (NaN for one seed). A variant
     without a run of the defaults in its cell is left out; None if there is no other.
     """
     runs = frame.run_frame(records)
@@ -126,7 +138,7 @@ def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
         "perplexity": ("perplexity", mean),
         "default": ("perplexity_", mean),
         "change (%)": ("change", mean),
-        "± (%)": ("change", lambda v: mean_and_error(list(v))[1] if len(v) > 1 else math.nan),
+        "± (%)": ("change", lambda changes: interval(list(changes))[1]),
         "layer error": ("mean_layer_error", mean),
         "default's": ("mean_layer_error_", mean),
     })  # fmt: skip
@@ -136,14 +148,23 @@ def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
 # ------------------------------------------------------------------ zero-shot
 
 
-def zero_shot_runs(records: Iterable[Record]) -> dict[str, Record]:
-    """The records of the zero-shot notebook by their row, in the order of the methods."""
+def zero_shot_runs(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
+    """What the runs of the zero-shot notebook found by their row, in the order of the methods.
+
+    A row has what its records have: "metrics", "series", "versions", and "seed" (None for dense).
+    Runs of one model on several tasks share a row; a task counts with the most items it was run on.
+    """
     runs = frame.run_frame(records, frame.ZERO_SHOT_NOTEBOOK)
-    rows = {}
-    for run in runs.itertuples():
+    runs["items"] = [record["parameters"].get("limit") or math.inf for record in runs["record"]]
+    rows: dict[str, dict[str, Any]] = {}
+    for run in runs.sort_values("items", kind="stable").itertuples():
         seed = f", seed {run.seed}" if runs["seed"].nunique() > 1 else ""
-        name = run.label if run.target == "dense" else f"{run.label}, {run.target}{seed}"
-        rows[name] = run.record
+        dense, record = run.target == "dense", run.record
+        name = run.label if dense else f"{run.label}, {run.target}{seed}"
+        row = rows.setdefault(name, {"metrics": {}, "series": {"zero_shot": {}}})
+        row["metrics"] |= record["metrics"]
+        row["series"]["zero_shot"] |= record["series"]["zero_shot"]
+        row |= {"versions": record["versions"], "seed": None if dense else run.seed}
     return dict(sorted(rows.items(), key=lambda row: frame.row_key(row[0].replace(",", " ", 1))))
 
 
@@ -202,16 +223,19 @@ def paired_table(records: Iterable[Record]) -> pd.DataFrame | None:
     """Differences in acc between each two runs on the same items, with their standard errors.
 
     Text cells "difference ± standard error", in bold where the difference exceeds two of them.
-    Runs of other items are not compared. None if there is no pair.
+    Runs of other items or another calibration seed are not compared. None if there is no pair.
     """
 
     def cell(pair: tuple[float, float]) -> str:
         text = "{:+.3f} ± {:.3f}".format(*pair)
         return f"**{text}**" if abs(pair[0]) > 2 * pair[1] else text
 
-    runs = [(label, r["series"]["zero_shot"]) for label, r in zero_shot_runs(records).items()]
-    pairs = combinations(runs, 2)
-    rows = {f"{second} − {first}": paired_tasks(b, a) for (first, a), (second, b) in pairs}
+    pairs = combinations(zero_shot_runs(records).items(), 2)
+    rows = {
+        f"{second} − {first}": paired_tasks(b["series"]["zero_shot"], a["series"]["zero_shot"])
+        for (first, a), (second, b) in pairs
+        if a["seed"] in (None, b["seed"])  # dense, which comes first, has none
+    }
     table = _by_task(rows, "difference")
     return None if table is None else table.map(cell, na_action="ignore")
 
@@ -311,10 +335,16 @@ class Section(NamedTuple):
         return f"{self.note}\n\n{to_markdown(self.frame, self.spread)}"
 
 
+def about_model(records: Iterable[Record]) -> str:
+    """A sentence on the model that most of these runs share."""
+    name = frame.common_parameters(records).get("model")
+    return f"Model: {EMBEDDED['model'] if name == 'embedded' else name}."
+
+
 def setting(records: Iterable[Record]) -> str:
     """One line on the setting that most of these runs of the pruning notebook share."""
     common = frame.common_parameters(records)
-    known = {k: f"{text} (embedded)" for k, text in EMBEDDED.items() if common[k] == "embedded"}
+    known = {key: text for key, text in EMBEDDED.items() if common[key] == "embedded"}
     return (
         "Model: {model}. Perplexity on {evaluation}, {windows} windows of {window} tokens. "
         "Calibration on {calibration}, {sequences} x {length} tokens."
@@ -351,6 +381,14 @@ def _update_note(records: list[Record]) -> str:
     )
 
 
+def _with_chance(table: pd.DataFrame) -> pd.DataFrame:
+    """A zero-shot table below a row of what guessing gives."""
+    chance = pd.Series({TASK_NAMES[task]: TASK_TABLE[task].chance for task in TASK_NAMES})
+    chance = chance.reindex(table.columns.drop("mean"))
+    chance["mean"] = chance.mean()
+    return pd.concat([chance.to_frame("chance").T, table]).rename_axis(table.index.name)
+
+
 def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
     """Name, which of several, note and table (and spread) of what one model's records allow.
 
@@ -359,32 +397,41 @@ def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
     if pruned := frame.prune_runs(runs):
         where = setting(pruned)
         table, spread = perplexity_table(pruned)
-        seeds = " ± is half the range over seeds." if spread.notna().any(axis=None) else ""
-        yield "perplexity", "", where + seeds, table, spread
+        spreads = (
+            " ± is half the range over seeds of the calibration text. The choice of evaluation "
+            "windows is not in it: every cell has the same ones."
+        )
+        note = where + (spreads if spread.notna().any(axis=None) else "")
+        yield "perplexity", "", note, table, spread
         devices = "; ".join(sorted({record["device"] for record in pruned}))
+        timed = sum(record.get("timed", False) for record in pruned)
         note = (
-            f"{where} Device: {devices}. Means over unstructured runs. Solve holds the checks of a "
-            "layer and the measuring of its error, which is all of it for methods that do not "
-            "update weights; peak memory is the process's, evaluation included."
+            f"{where} Device: {devices}. Means over unstructured runs; {timed} of {len(pruned)} "
+            "runs were timed alone, the seconds of others are an order of magnitude: they may have "
+            "shared the machine. Solve holds the checks of a layer and the measuring of its error, "
+            "which is all of it for methods without an update; peak memory is the process's, "
+            "evaluation included."
         )
         yield "cost", "", note, cost_table(pruned)
         note = (
             f"{where} Other options beside the defaults, same cell and same calibration seeds. "
-            "The change is the mean over seeds, ± its standard error."
+            "The change is the mean over seeds, ± half of Student's 95 % interval."
         )
         yield "variants", "", note, variant_table(pruned)
+    model = about_model(runs)
     for metric, how in ("acc", ""), ("acc_norm", " normalised by the answers' length"):
         if tables := zero_shot_table(runs, metric):
-            note = f"Accuracy{how} ± one standard error. {_items_note(runs)}"
-            yield "zero_shot", metric, note, *tables
+            note = f"{model} Accuracy{how} ± one standard error. {_items_note(runs)}"
+            yield "zero_shot", metric, note, _with_chance(tables[0]), tables[1]
     note = (
-        "Paired differences in accuracy on the same items; bold where they exceed two standard "
-        "errors. One in twenty would do so by chance."
+        f"{model} Paired differences in accuracy on the same items; bold where they exceed two "
+        "standard errors. One in twenty would do so by chance."
     )
     yield "zero_shot", "paired", note, paired_table(runs)
-    yield "weight_update", "", _update_note(runs), update_table(runs)
+    yield "weight_update", "", f"{model} {_update_note(runs)}", update_table(runs)
     for text, column in ("calibration", "error"), ("held-out", "heldout"):
-        note = f"Relative error on {text} text, % of the default's (geometric mean over layers)."
+        how = "% of the default's (geometric mean over layers)"
+        note = f"{model} Relative error on {text} text, {how}."
         yield "mask", text, note, mask_table(runs, column)
 
 

@@ -23,11 +23,16 @@ SHOW_TAGS = {"colab-setup", "explorer"}
 
 
 def is_done(run: Run) -> bool:
-    """Whether the run's record is there and was made by today's code and parameters."""
+    """Whether the run's record is there and was made by today's code and parameters.
+
+    The record of a run that is to be timed says that it was.
+    """
     try:
-        return read_record(run.record_path).get("fingerprint") == fingerprint(run)
+        record = read_record(run.record_path)
     except RecordError:
         return False
+    as_asked = record.get("timed", False) or not run.timed
+    return as_asked and record.get("fingerprint") == fingerprint(run)
 
 
 def fingerprint(run: Run) -> str:

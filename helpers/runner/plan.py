@@ -13,7 +13,8 @@ a `grid` it stands for the product of the grid's axes, one run for each combinat
       block: {early: 2, late: 27}          # labels, and values of the parameter `block`
     sequences: 32                          # the same in all runs
 
-The labels of its axes make a run's name, so every axis appears in it; a list's values are their
+With `timed: true` the runner executes each of a file's runs alone, and their records say so. The
+labels of its axes make a run's name, so every axis appears in it; a list's values are their
 own labels. A parameter is set once, and no two runs of a plan share a name.
 """
 
@@ -50,6 +51,7 @@ class Run:
     name: str
     parameters: dict[str, Any]  # from the run file, without record_path
     defaults: dict[str, Any]  # of the notebook's parameters cell
+    timed: bool = False  # it runs alone, so that its seconds can be compared
 
     @property
     def id(self) -> str:
@@ -130,11 +132,13 @@ def _read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:
     notebook = check_choice(f"{where}: notebook", parts[0], notebooks, RunError)
     defaults, types = read_parameters_cell(notebooks_dir() / f"{notebook}.ipynb")
     values = _read_yaml(path, where)
+    if not isinstance(timed := values.pop("timed", False), bool):
+        raise RunError(f"{where}: timed = {timed!r} is not possible: write true or false")
     is_grid = "grid" in values
     for name, parameters in _expand(values, where) if is_grid else [(path.stem, values)]:
         place = f"{where}, run {name}" if is_grid else where
         check_values(parameters, types, place)
-        run = Run(plan, notebook, name, parameters, defaults)
+        run = Run(plan, notebook, name, parameters, defaults, timed)
         if run.effective.get("plan", plan) != plan:
             raise RunError(f"{place}: plan = {run.effective['plan']!r}, but the file is in {plan}")
         yield run

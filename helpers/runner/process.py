@@ -59,7 +59,7 @@ def prepare(run: Run) -> None:
         path.unlink(missing_ok=True)  # it could pass for new
     names = {"plan": run.plan, "notebook": run.notebook, "name": run.name}
     job = {
-        "stamp": names | {"fingerprint": fingerprint(run)},
+        "stamp": names | {"fingerprint": fingerprint(run)} | ({"timed": True} if run.timed else {}),
         "source": str(run.source_path),
         "failed": str(run.failed_path),
         "executed": str(run.executed_path),

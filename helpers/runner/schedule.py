@@ -199,6 +199,10 @@ class Runner:
         try:
             while waiting or active:
                 for run in list(waiting):
+                    # a timed run has the machine, or the cluster, to itself
+                    others = [other for other, _, _ in active.values()]
+                    if others and (run.timed or others[0].timed):
+                        continue
                     if process := self._pool.start(run, len(active)):
                         active[run.id] = run, process, time.monotonic()
                         waiting.remove(run)
