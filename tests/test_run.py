@@ -15,7 +15,7 @@ import pytest
 import small_project
 from small_project import Project, runner_process, wait_for_kernel
 
-from helpers.paths import root
+from helpers.paths import replace_file, root
 from helpers.records import make_record, read_record, write_record
 from helpers.runner import plan as plans
 from helpers.runner import run as command_line
@@ -324,6 +324,7 @@ class AtOnce:
     slots, now = 2, 0.0
 
     def start(self, run: plans.Run, active: int) -> AtOnce | None:
+        replace_file(run.job_path, "")
         return None if active else self
 
     def ended(self) -> bool:
