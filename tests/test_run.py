@@ -205,7 +205,7 @@ def test_verdict(project: Project) -> None:
     stamped(project, "c", 10.0, True)
     stamped(project, "b", 10.6, True, rho=9.0)
     code, out, _ = project.call("verdict")
-    assert code == 1 and "1 of 2 runs reproduced, 1 not run here," in out and "OUT" not in out
+    assert code == 1 and "1 of 2 runs reproduced, 1 not run here" in out and "OUT" not in out
     stamped(project, "a", 10.1)
     code, out, _ = project.call("verdict")
     assert code == 1 and "0 of 2 runs reproduced" in out

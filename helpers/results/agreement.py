@@ -17,14 +17,14 @@ def summary(verdict: Verdict) -> str:
         return "nothing to compare: these runs have no committed record"
     text = f"{verdict.reproduced} of {verdict.compared} runs reproduced"
     if verdict.missing:
-        text += f", {verdict.missing} not run here"
+        text += f", {verdict.missing} not run here with this code"
     found = [abs(item.apart) for item in verdict.comparisons if item.apart is not None]
     if found:
         text += f", differences at most {100 * max(found):.2f} %"
     apart = [differences for differences in verdict.machines.values() if differences]
     reasons = "; ".join(dict.fromkeys(chain(*apart)))
     if len(apart) < len(verdict.machines):
-        share = f", but {len(apart)} runs on another: {reasons}" if apart else ""
+        share = f", but another for {len(apart)} of them: {reasons}" if apart else ""
         return f"{text} (same kind of machine{share})"
     return f"{text} (another machine: {reasons})" if apart else text
 
@@ -36,8 +36,8 @@ def notes(verdict: Verdict) -> list[str]:
         runs = "1 run" if verdict.without == 1 else f"{verdict.without} runs"
         lines.append(f"no reference for {runs}: none was committed with these parameters and seeds")
     if verdict.lacking:
-        parts = ", ".join(f"{what} of {n} runs" for what, n in sorted(verdict.lacking.items()))
-        lines.append(f"not compared, since the committed records lack them: {parts}")
+        parts = ", ".join(f"{what} {count}" for what, count in sorted(verdict.lacking.items()))
+        lines.append(f"not compared, since so many committed records lack them: {parts}")
     return lines
 
 

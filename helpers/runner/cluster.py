@@ -212,7 +212,7 @@ class Pool:
         return site
 
     def refresh(self, now: bool = False) -> None:
-        """Every few seconds, or now: forget the workers that are gone, and check those that are new.
+        """Every few seconds, or now: forget the workers that are gone, check those that are new.
 
         A worker that does not pass is named once and not used. Raises RunError if the scheduler
         does not answer.
