@@ -56,8 +56,8 @@ class Letters:
 
 def sample(seed: int, documents: int, length: int) -> list[str]:
     """Documents in which one of three letters follows each pair of letters."""
-    table, draw = np.random.default_rng(0).integers(16, size=(16, 16, 3)), seed
-    source, found = np.random.default_rng(draw), []
+    table = np.random.default_rng(0).integers(16, size=(16, 16, 3))
+    source, found = np.random.default_rng(seed), []
     for _ in range(documents):
         text = [0, 1]
         for choice in source.choice(3, size=length, p=(0.7, 0.2, 0.1)):
@@ -205,11 +205,6 @@ def other_groups(whole: Callable, score: Tensor, sparsity: float, *args: Any, **
     return whole(score.T.contiguous(), sparsity, *args, **more).T.contiguous()
 
 
-def no_scaling(whole: Callable, gram: Tensor, damping: float, precondition: bool) -> Any:
-    return whole(gram, damping, precondition=False)
-
-
-cubic = masks.cubic_schedule
 # what is broken, the cells that are run for it, and how
 MUTANTS: dict[str, tuple[tuple[str, ...], Patch]] = {
     "damping 0": (("admm-grad",), around(admm, "add_ridge", lambda _, matrix, damping: matrix)),

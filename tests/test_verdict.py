@@ -230,12 +230,18 @@ def test_zero_shot_is_judged_by_answers() -> None:
     assert verdict(scored(*turned, 1), scored(*reference, 0), **OTHER) == 0
     dense = [scored(*answers, method="dense") for answers in (turned, reference)]
     assert verdict(*dense, **OTHER) == 0
+    wrong_key = scored(*reference)
+    wrong_key["series"]["zero_shot"]["rte"]["acc"] = [0] * 60
+    assert verdict(wrong_key, scored(*reference), **OTHER) == 0
     # an older record tells right from wrong
     old = scored(1, *reference[1:], chosen=False)
     found = one(scored(2, *reference[1:]), old)
     assert found.reproduced == 1 and "answers 1" in notes(found)[0]
     assert verdict(scored(*reference), old) == 0
     assert verdict(run(1.0), scored(*reference), **OTHER) == 0
+    # dense: as close on the same machine
+    reference, here = run(10.0, method="dense"), run(10.002, method="dense")
+    assert verdict(here, reference) == verdict(here, reference, **OTHER) == 0
 
 
 def test_series_that_tables_are_made_of_are_compared_on_the_same_machine() -> None:

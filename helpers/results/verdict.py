@@ -94,7 +94,7 @@ def judge(
     tolerances = Tolerances(plan)
     without, missing, comparisons, machines, lacking = 0, 0, [], {}, Counter()
     for name, expected in committed.items():
-        run = f"{expected['notebook']} {expected['name']}"
+        run = _run(expected)
         if name not in here:
             missing += 1
             comparisons.append(Comparison(run, "record", "missing", "", None, "", False))
@@ -209,70 +209,97 @@ def _compare(
     record: Record, reference: Record, tolerances: Tolerances, same: bool
 ) -> Iterator[Comparison]:
     """The comparisons of one run; `same`: on the same kind of machine."""
-    run, tiny = f"{reference['notebook']} {reference['name']}", ABSOLUTE_SAME if same else ABSOLUTE
-
-    def number(what: str, here: Any, there: Any, tolerance: float, basis: str) -> Comparison:
-        apart = _apart(here, there, tiny)
-        allowed = f"{100 * tolerance:.3g} % ({basis})" if tolerance else "equal"
-        shown = "missing" if here is None else here
-        return Comparison(run, what, shown, there, apart, allowed, abs(apart) <= tolerance)
-
-    def differing(what: str, count: int, total: int, most: int = 0) -> Comparison:
-        allowed = f"{most} of {total}" if most else "equal"
-        return Comparison(run, what, f"{count} of {total} differ", "", None, allowed, count <= most)
-
-    scored = "zero_shot" in (reference.get("series") or {})
-    for metric, entry in reference["metrics"].items():
-        # accuracies are judged item by item, below
-        if entry["unit"] in NOT_JUDGED or (scored and "tolerance" in entry):
-            continue
-        tolerance, basis = (SAME, "same machine") if same else tolerances.of(reference, metric)
-        if "tolerance" in entry:
-            tolerance, basis = float(entry["tolerance"]), "its own"
-        elif metric == "sparsity" or isinstance(entry["value"], int):
-            tolerance, basis = 0.0, ""
-        here = record["metrics"].get(metric, {}).get("value")
-        yield number(metric, here, entry["value"], tolerance, basis)
-
-    for text, there in (reference.get("data") or {}).items():
-        if isinstance(there, Mapping) and "tokens" in there:
-            here = ((record.get("data") or {}).get(text) or {}).get("tokens", "missing")
-            equal = here == there["tokens"]
-            yield Comparison(run, f"{text} tokens", here, there["tokens"], None, "equal", equal)
-
-    mine, theirs = (
-        {(layer["block"], layer["name"]): layer for layer in found.get("layers") or ()}
-        for found in (record, reference)
-    )
-    errors = {key: layer["error"] for key, layer in theirs.items() if layer["error"] is not None}
-    if errors:
-        here = {key: mine.get(key, {}).get("error") for key in errors}
-        if same:
-            furthest = max((_apart(here[key], errors[key], tiny) for key in errors), key=abs)
-            yield number("layer error, furthest", 1 + furthest, 1.0, SAME, "same machine")
-        else:
-            ratios = [here[key] / errors[key] for key in errors if here[key] and errors[key]]
-            median = statistics.median(ratios) if ratios else None
-            yield number("layer error, median ratio", median, 1.0, MEDIAN, "bound")
-    masks = {key: layer["mask"] for key, layer in theirs.items() if layer.get("mask")}
-    if masks and (same or _blind(reference)):
-        count = sum(mine.get(key, {}).get("mask") != mask for key, mask in masks.items())
-        yield differing("masks", count, len(masks))
-
+    yield from _metrics(record, reference, tolerances, same)
+    yield from _tokens(record, reference)
+    yield from _layers(record, reference, same)
     if same:  # the rows that tables are made of
         here, there = (
             {name: value for name, value in _printed(found) if name.partition("[")[0] in ROWS}
             for found in (record, reference)
         )
-        if there:
-            keys = here.keys() | there.keys()
+        if keys := here.keys() | there.keys():
             count = sum(_differ(here.get(key), there.get(key)) for key in keys)
-            yield differing("numbers in series", count, len(keys))
-    if scored:
-        here, there = _answers(record, reference), _answers(reference, record)
+            yield _count(reference, "numbers in series", count, len(keys))
+    if there := _answers(reference, record, same):
+        here = _answers(record, reference, same)
         share = 0.0 if same else TURNED_BLIND if _blind(reference) else TURNED
         count = sum(here.get(key) != answer for key, answer in there.items())
-        yield differing("answers", count, len(there), most_turned(len(there), share))
+        yield _count(reference, "answers", count, len(there), most_turned(len(there), share))
+
+
+def _metrics(
+    record: Record, reference: Record, tolerances: Tolerances, same: bool
+) -> Iterator[Comparison]:
+    by_item = "zero_shot" in (reference.get("series") or {})
+    for metric, entry in reference["metrics"].items():
+        # accuracies, which carry a tolerance, are judged by their items
+        if entry["unit"] in NOT_JUDGED or (by_item and "tolerance" in entry):
+            continue
+        tolerance, basis = tolerances.of(reference, metric)
+        if same and tolerance > SAME:
+            tolerance, basis = SAME, "same machine"
+        if "tolerance" in entry:
+            tolerance, basis = float(entry["tolerance"]), "its own"
+        elif metric == "sparsity" or isinstance(entry["value"], int):
+            tolerance, basis = 0.0, ""
+        here = record["metrics"].get(metric, {}).get("value")
+        yield _number(reference, metric, here, entry["value"], tolerance, basis, same)
+
+
+def _tokens(record: Record, reference: Record) -> Iterator[Comparison]:
+    run, texts = _run(reference), record.get("data") or {}
+    for text, there in (reference.get("data") or {}).items():
+        if isinstance(there, Mapping) and "tokens" in there:
+            here, wanted = (texts.get(text) or {}).get("tokens", "missing"), there["tokens"]
+            yield Comparison(run, f"{text} tokens", here, wanted, None, "equal", here == wanted)
+
+
+def _layers(record: Record, reference: Record, same: bool) -> Iterator[Comparison]:
+    mine, theirs = (
+        {(layer["block"], layer["name"]): layer for layer in found.get("layers") or ()}
+        for found in (record, reference)
+    )
+    errors = [
+        (mine.get(key, {}).get("error"), layer["error"])
+        for key, layer in theirs.items()
+        if layer["error"] is not None
+    ]
+    if errors and same:
+        furthest = max((_apart(*pair, ABSOLUTE_SAME) for pair in errors), key=abs)
+        what, basis = "layer error, furthest", "same machine"
+        yield _number(reference, what, 1 + furthest, 1.0, SAME, basis, same)
+    elif errors:
+        ratios = [here / there for here, there in errors if here and there]
+        median = statistics.median(ratios) if ratios else None
+        yield _number(reference, "layer error, median ratio", median, 1.0, MEDIAN, "bound", same)
+    masks = {key: layer["mask"] for key, layer in theirs.items() if layer.get("mask")}
+    if masks and (same or _blind(reference)):
+        count = sum(mine.get(key, {}).get("mask") != mask for key, mask in masks.items())
+        yield _count(reference, "masks", count, len(masks))
+
+
+def _run(record: Record) -> str:
+    return f"{record['notebook']} {record['name']}"
+
+
+def _number(
+    reference: Record,
+    what: str,
+    here: float | None,
+    there: float,
+    tolerance: float,
+    basis: str,
+    same: bool,
+) -> Comparison:
+    apart = _apart(here, there, ABSOLUTE_SAME if same else ABSOLUTE)
+    allowed = f"{100 * tolerance:.3g} % ({basis})" if tolerance else "equal"
+    shown = "missing" if here is None else here
+    return Comparison(_run(reference), what, shown, there, apart, allowed, abs(apart) <= tolerance)
+
+
+def _count(reference: Record, what: str, count: int, total: int, most: int = 0) -> Comparison:
+    shown, allowed = f"{count} of {total} differ", f"{most} of {total}" if most else "equal"
+    return Comparison(_run(reference), what, shown, "", None, allowed, count <= most)
 
 
 def _apart(here: float | None, there: float, tiny: float) -> float:
@@ -291,18 +318,20 @@ def _differ(here: float | str | None, there: float | str | None) -> bool:
     return abs(_apart(here, there, ABSOLUTE_SAME)) > SAME
 
 
-def _answers(record: Record, other: Record) -> dict[tuple[str, int], Any]:
-    """What a run chose, by task and item; only whether it was right where one lacks the choices."""
+def _answers(record: Record, other: Record, same: bool) -> dict[tuple[str, int], tuple]:
+    """By task and item what a run chose, where both say so, and whether that was right.
+
+    On the same kind of machine also whether the choice by length-normalised likelihood was right.
+    """
     series = [found.get("series") or {} for found in (record, other)]
-    scores = series[0].get("zero_shot", {})
-    chosen = {task: score["acc"] for task, score in scores.items()}
-    if all("answers" in found for found in series):
-        chosen |= series[0]["answers"]
-    return {
-        (task, item): answer
-        for task, score in scores.items()
-        for item, answer in zip(score["items"], chosen[task], strict=False)
-    }
+    chosen = series[0]["answers"] if all("answers" in found for found in series) else {}
+    found = {}
+    for task, score in series[0].get("zero_shot", {}).items():
+        columns = [score["acc"]] + ([chosen[task]] if task in chosen else [])
+        columns += [score["acc_norm"]] if same and score.get("acc_norm") else []
+        for item, *answer in zip(score["items"], *columns, strict=False):
+            found[task, item] = tuple(answer)
+    return found
 
 
 def most_turned(items: int, share: float) -> int:

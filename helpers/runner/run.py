@@ -76,10 +76,11 @@ def reproduce(options: argparse.Namespace) -> int:
             write_products(options)
             chosen = records_here(read_plan(plan, options.only))
             measured = [r for r in chosen.values() if r["notebook"] != TABLES_NOTEBOOK]
-            text = results.numbers_text if options.only else results.perplexity_text
-            say(f"\n{text(measured)}")
+            show = results.numbers_text if options.only else results.perplexity_text
+            say(f"\n{show(measured)}")
             status = give_verdict(options)
-            say(NEXT)
+            if not failures:
+                say(NEXT)
     except HelpersError as error:
         say(str(error), error=True)
         status = 1
