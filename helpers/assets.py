@@ -85,6 +85,10 @@ ASSETS: dict[str, Asset] = {
                 "5d21a8cf3f95280f2916128ed480c6b518a11aacb18b1ea200eefd8c0b92c16b",
             f"{_ROWS}/winogrande/winogrande_xl/validation/data-00000-of-00001.arrow":
                 "992af8404b202ada4356228ed2ebb27f10495126efdf78678ced33e94e82b830",
+            f"{_ROWS}/piqa/plain_text/validation/data-00000-of-00001.arrow":
+                "6e14731c78016adc6a5738d661111f5cb4c6bce461c454561eb66be4abc39222",
+            f"{_ROWS}/sciq/none/validation/data-00000-of-00001.arrow":
+                "656cdf16f40617360683b039b8c2a2b48b479be06d1df5c8b023afbb648da9bd",
             f"{_PROMPTS}/arc_easy/test_rc_5shot/requests.jsonl.gz":
                 "c964881d2bb2ae8d9612c81ed6c5aecc402aa31e498af87f61bde503cc8224dc",
             f"{_PROMPTS}/arc_challenge/test_rc_5shot/requests.jsonl.gz":
@@ -92,7 +96,7 @@ ASSETS: dict[str, Asset] = {
             f"{_PROMPTS}/openbookqa/test_rc_5shot/requests.jsonl.gz":
                 "4159dc91f154933a0778fb5520997cc2c5314fa7f014c527f3a56e4a5844bd15",
         },
-        "BoolQ, RTE, HellaSwag, WinoGrande, ARC (two), OpenBookQA (each its own licence)",
+        "BoolQ, RTE, HellaSwag, WinoGrande, ARC (two), OpenBookQA, PIQA, SciQ (own licences)",
     ),
 }
 # fmt: on

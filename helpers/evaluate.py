@@ -360,6 +360,8 @@ def _harness_tasks(
 def _override(name: str, source: str, items: Sequence[int]) -> dict[str, Any]:
     """Where a task's rows come from; nothing else of lm-eval's definition is changed."""
     task, override = TASK_TABLE[name], {"task": name, "num_fewshot": 0}
+    if task.split == "validation":  # where a task has a test split too, lm-eval takes that
+        override["test_split"] = None
     if source == "hub":
         where = {"revision": task.revision, "cache_dir": str(cache_dir() / "datasets")}
         return {**override, "dataset_kwargs": where}

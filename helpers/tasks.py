@@ -1,8 +1,9 @@
-"""The paper's seven zero-shot tasks: their rows, fixed subsets of items, paired differences.
+"""Zero-shot tasks: their rows, fixed subsets of items, paired differences.
 
-The names are lm-eval's, and so are prompts and metrics: a row holds the fields that lm-eval's task
-definition reads, and nothing here words a question. Each task is the whole labelled split that
-lm-eval scores. ARC, OpenBookQA and BoolQ are stored as prompts, whose template is stripped here.
+The paper's seven, and PIQA and SciQ, which a small model can do. The names are lm-eval's, and so
+are prompts and metrics: a row holds the fields that lm-eval's task definition reads, and nothing
+here words a question. Each task is the whole labelled split that lm-eval scores (of SciQ, the
+validation split). ARC, OpenBookQA and BoolQ are stored as prompts, whose template is stripped here.
 """
 
 from __future__ import annotations
@@ -55,6 +56,11 @@ TASK_TABLE: dict[str, Task] = {
                           *_ARC),
     "openbookqa": Task(500, 1 / 4, "test", _PROMPTS.format("openbookqa/test_rc_5shot"),
                        "openbookqa", "388097ea7776314e93a529163e0fea805b8a6454"),
+    # not in the paper
+    "piqa": Task(1838, 1 / 2, "validation", _TABLE.format("piqa/plain_text"),
+                 "piqa", "142f6d7367fd9877f0fb3b5734ea6a545f54cdd1"),
+    "sciq": Task(1000, 1 / 4, "validation", _TABLE.format("sciq/none"),  # lm-eval's: "test"
+                 "sciq", "2c94ad3e1aafab77146f384e23536f97a4849815"),
 }
 # fmt: on
 TASKS = tuple(TASK_TABLE)
@@ -157,6 +163,8 @@ _COLUMNS = {
     "rte": ["sentence1", "sentence2", "label", "idx"],
     "hellaswag": ["activity_label", "ctx_a", "ctx_b", "endings", "label"],
     "winogrande": ["sentence", "option1", "option2", "answer"],
+    "piqa": ["goal", "sol1", "sol2", "label"],
+    "sciq": ["question", "distractor1", "distractor2", "distractor3", "correct_answer", "support"],
 }
 
 

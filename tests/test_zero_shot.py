@@ -30,7 +30,7 @@ from helpers.evaluate import (
 from helpers.models import load_model
 from helpers.tasks import TASKS, choose_items, task_rows
 
-NORMALISED = ("hellaswag", "arc_easy", "arc_challenge", "openbookqa")
+NORMALISED = ("hellaswag", "arc_easy", "arc_challenge", "openbookqa", "piqa", "sciq")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def tiny() -> tuple[torch.nn.Module, Any]:
 
 @pytest.fixture(scope="module")
 def all_scores(tiny: tuple) -> dict[str, TaskScore]:
-    """All seven tasks, eight items each."""
+    """All tasks, eight items each."""
     return zero_shot(*tiny, limit=8, batch=4)
 
 
@@ -62,6 +62,14 @@ def worded(task: str, row: dict) -> tuple[list[tuple[str, str]], int]:
     if task == "hellaswag":
         given = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}".strip()
         return [(given, f" {ending}") for ending in row["endings"]], int(row["label"])
+    if task == "piqa":
+        return [(f"Question: {row['goal']}\nAnswer:", f" {row[s]}") for s in ("sol1", "sol2")], row[
+            "label"
+        ]
+    if task == "sciq":
+        given = f"{row['support'].lstrip()}\nQuestion: {row['question']}\nAnswer:"
+        names = ("distractor1", "distractor2", "distractor3", "correct_answer")
+        return [(given, f" {row[name]}") for name in names], 3
     given = row.get("question_stem") or f"Question: {row['question']}\nAnswer:"
     right = row["choices"]["label"].index(row["answerKey"])
     return [(given, f" {text}") for text in row["choices"]["text"]], right
@@ -137,16 +145,24 @@ def test_hub_source_is_lm_evals_own_at_a_pinned_revision(
         calls.append((path, name))
         assert len(kwargs["revision"]) == 40
         assert kwargs["cache_dir"].startswith(str(evaluate.cache_dir()))
-        rows = task_rows("rte" if name == "rte" else "openbookqa")[:size]
+        task = name if name == "rte" else path.partition("/")[2]
+        rows = task_rows(task)[:size]
         table = datasets.Dataset.from_list(rows)
-        return dict.fromkeys(("train", "validation", "test"), table)
+        splits = dict.fromkeys(("train", "validation", "test"), table)
+        # the embedded items of SciQ are those of the split that lm-eval does not take
+        return splits | ({"test": table.select(range(len(rows))[::-1])} if task == "sciq" else {})
 
     calls, size = [], None
-    embedded = zero_shot(*tiny, tasks=["rte", "openbookqa"], limit=6, seed=3)
+    names = ["rte", "openbookqa", "sciq"]
+    embedded = zero_shot(*tiny, tasks=names, limit=6, seed=3)
     monkeypatch.setattr(datasets, "load_dataset", load)
-    hub = zero_shot(*tiny, tasks=["rte", "openbookqa"], limit=6, seed=3, source="hub")
+    hub = zero_shot(*tiny, tasks=names, limit=6, seed=3, source="hub")
     assert hub == embedded
-    assert calls == [("nyu-mll/glue", "rte"), ("allenai/openbookqa", "main")]
+    assert calls == [
+        ("nyu-mll/glue", "rte"),
+        ("allenai/openbookqa", "main"),
+        ("allenai/sciq", None),
+    ]
     size = 200  # a split of another size has other items at the chosen places
     with one_line_error(AssetError, "rte", "200", "277"):
         zero_shot_examples(["rte"], source="hub")

@@ -223,7 +223,7 @@ def _duels(findings: Findings, other: str, columns: Sequence[str]) -> dict[str, 
     """ADMM-Grad against another method, by column: mean ln of the ratio of perplexities, and half
     of its 95 % interval, NaN where nothing says how far it is.
 
-    A column with fewer than SEEDS seeds takes the interval of SEEDED, scaled by the damage: what
+    A column with fewer seeds than SEEDED takes the interval of that, scaled by the damage: what
     seeds and rounding do to ln(perplexity) grows with it.
     """
     pairs = {c: both for c in columns if len(both := findings.paired(c, other))}
@@ -231,7 +231,7 @@ def _duels(findings: Findings, other: str, columns: Sequence[str]) -> dict[str, 
     found = {}
     for column, both in pairs.items():
         mean, half = tables.interval(logs[column])
-        if _seeds(both) < SEEDS and SEEDED in pairs:
+        if SEEDED in pairs and _seeds(both) < _seeds(pairs[SEEDED]):
             seeded, half = pairs[SEEDED], tables.interval(logs[SEEDED])[1]
             half *= _damage(findings, both) / _damage(findings, seeded)
             half *= math.sqrt(len(seeded) / len(both))
@@ -372,7 +372,7 @@ PAIRED = (
 )
 NOISE = (
     f"by more than Student's 95 % interval of the mean ln ratio by seed, from {SEEDS} seeds "
-    f"at {SEEDED} on; a column with fewer seeds takes the interval at {SEEDED}, scaled with the "
+    f"at {SEEDED} on; a column with fewer seeds takes the interval at {SEEDED}, scaled by the "
     "damage ln(perplexity / dense)"
 )
 CLAIMS = (

@@ -175,7 +175,9 @@ def ratio_table(
     theirs = pd.DataFrame(read_published() if published is None else published, columns=COLUMNS)
     theirs = theirs[theirs["metric"] == "wikitext2_ppl"]
     at = [target_name(*cell) for cell in zip(theirs["pattern"], theirs["sparsity"], strict=True)]
-    theirs = theirs.assign(at=at, model=theirs["model"] + ", window " + theirs["window"].map(str))
+    model = theirs["model"] + ", window " + theirs["window"].map(str)
+    source = theirs["source"].str.replace(r" \(as .+\)$", "", regex=True)  # another name
+    theirs = theirs.assign(at=at, model=model, source=source)
     ours = perplexity_cells(found)["mean"].rename("value").rename_axis(["method", "at"])
     cells = pd.concat([ours.reset_index().assign(model="here", source="here"), theirs])
     rows = []
