@@ -11,7 +11,6 @@ import importlib
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,9 +19,12 @@ import nbformat
 from sphinx.cmd.build import build_main
 
 import helpers
-from helpers.errors import HelpersError, RunError
+from helpers.errors import HelpersError
 from helpers.paths import CORE_FOLDERS, notebooks_dir, reference_dir, results_dir, root
-from helpers.results import figure_alt
+from helpers.records import read_records
+from helpers.results import claim_verdicts, claims_beside, figure_alt, notes, summary, to_lines
+from helpers.runner.run import FAST_PLAN, LONG_PLAN, under_way, verdict_here
+from helpers.runner.schedule import is_running
 
 COPIED = (
     *("README.md", "CHANGES.md", "docs", "helpers/own"),
@@ -41,6 +43,7 @@ READING = [
     *("gram", "masks", "admm", "fast", "sparsegpt", "methods", "models", "capture", "replay"),
     *("prune", "evaluate", "gradient_methods", "study"),
 ]
+NOTHING_RUN = "Nothing was run on this machine: what follows is committed.\n"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 BADGE = re.compile(r"\[!\[[^\]]*\]\(http[^)]*\)\]\([^)]*\)\n*")
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)\)")
@@ -88,20 +91,12 @@ class Sources:
 
         return LINK.sub(link, text)
 
-    def plan(self, plan: str) -> None:
-        """The page of a plan: the verdict on what was made here, every table and figure."""
+    def plan(self, plan: str) -> str:
+        """Write the page of a plan, and return its opening: how what was made here agrees."""
         shown = {"Made here": results_dir(plan), "Committed": reference_dir(plan)}
         shown = {whose: folder for whose, folder in shown.items() if (folder / "tables").is_dir()}
-        text = f"({plan}-plan)=\n# The plan {plan}\n\n"
-        if "Made here" in shown:
-            asked = [sys.executable, "-m", "helpers.runner", "verdict", "--plan", plan]
-            said = subprocess.run(asked, cwd=root(), capture_output=True, text=True, check=False)
-            if said.stderr and not said.stdout:
-                raise RunError(f"plan {plan} has no verdict: {said.stderr.splitlines()[-1]}")
-            lines = said.stdout.splitlines() or ["nothing to compare"]
-            text += f"**Made here, beside the committed results: {lines[-1]}.**\n\n<details>"
-            text += "<summary>Every number</summary>\n\n```text\n"
-            text += "\n".join(lines) + "\n```\n\n</details>\n\n"
+        opening, every = agreement(plan) if "Made here" in shown else ("", "")
+        text = f"({plan}-plan)=\n# The plan {plan}\n\n{opening}{every}"
         for name in PRODUCTS:
             parts = ""
             for whose, folder in shown.items():
@@ -111,6 +106,7 @@ class Sources:
             text += f"({plan}-{name})=\n## {title}\n\n{parts}" if parts else ""
         if shown:
             self.write(f"plans/{plan}.md", text)
+        return opening
 
     def exhibits(self, folder: Path, name: str) -> str:
         """The table of a name as Markdown, and its figure, or one for each model."""
@@ -194,6 +190,23 @@ class Sources:
         self.write("api/index.md", index)
 
 
+def agreement(plan: str) -> tuple[str, str]:
+    """How what was made here agrees with what is committed: in short, and number by number."""
+    verdict = verdict_here(plan)
+    sentences = [under_way(plan)] * is_running(plan) + notes(verdict)
+    short = f"**Plan {plan}, made here: {summary(verdict)}.**\n\n"
+    short += "".join(f"{text[0].upper()}{text[1:]}.\n\n" for text in sentences)
+    if plan == FAST_PLAN:  # too short to decide much by itself
+        committed, here = (
+            claim_verdicts(read_records(folder / "records"))
+            for folder in (reference_dir(LONG_PLAN), results_dir(plan))
+        )
+        short += claims_beside(committed, here, plan) + "\n"
+    lines = "\n".join(to_lines(verdict.comparisons))
+    every = f"<details><summary>Every comparison</summary>\n\n```text\n{lines}\n```\n\n"
+    return short, every + "</details>\n\n"
+
+
 def main() -> int:
     """Write the book; returns Sphinx's exit code. If it is not 0, an earlier book stays."""
     here, target = Path(__file__).resolve().parent, results_dir("book")
@@ -202,8 +215,8 @@ def main() -> int:
         sources.copy(here, "")
         for name in COPIED:
             sources.copy(root() / name, name)
-        for plan in PLANS:
-            sources.plan(plan)
+        opening = "".join(sources.plan(plan) for plan in PLANS)
+        sources.write("agreement.txt", opening or NOTHING_RUN)
         sources.notebooks()
         sources.api()
         options = ["-q", "-W", "--keep-going", "-c", str(here)]
@@ -211,6 +224,8 @@ def main() -> int:
             return status
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(made, target, ignore=shutil.ignore_patterns(".*", "_sources"))
+    for plan in filter(is_running, PLANS):
+        sys.stdout.write(f"{under_way(plan)}\n")
     sys.stdout.write(f"the book: {target / 'index.html'}\n")
     return 0
 

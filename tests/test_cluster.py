@@ -60,10 +60,10 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             process.wait()
 
 
-def worker_pids(scheduler: str) -> list[int]:
-    """The processes of the two workers, once both are there."""
+def worker_pids(scheduler: str, count: int = 2) -> list[int]:
+    """The processes of the workers, once all are there."""
     with distributed.Client(scheduler_file=scheduler, set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=60)
+        client.wait_for_workers(count, timeout=60)
         return list(client.run(os.getpid).values())
 
 
@@ -139,6 +139,23 @@ def test_no_run_outlives_its_caller(number: int, scheduler: str, project: Projec
         assert project.files() == [".lock"]
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive and sorted(worker_pids(scheduler)) == sorted(pids)
+
+
+def test_a_scheduler_that_dies_gives_a_sentence(tmp_path: Path, project: Project) -> None:
+    common = ["--scheduler-file", str(tmp_path / "s.json"), "--host", "127.0.0.1"]
+    processes = [dask("scheduler", *common, "--port", "0"), dask("worker", *common, "--no-nanny")]
+    try:
+        pids = worker_pids(common[1], 1)
+        process = runner_process(project, "--scheduler", common[1])
+        wait_for_kernel(*pids)
+        kill_family(processes[0].pid)
+        _, err = process.communicate(timeout=90)
+    finally:
+        for process_ in processes:
+            kill_family(process_.pid)
+            process_.wait()
+    assert process.returncode == 1 and err.count("\n") == 1, err
+    assert err.startswith("the scheduler is gone (") and "goes on with the runs" in err
 
 
 # --- what is refused -----------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 import small_project
 from small_project import Project, runner_process, wait_for_kernel
 
-from helpers.paths import root
+from helpers.paths import replace_file, root
 from helpers.records import make_record, read_record, write_record
 from helpers.runner import plan as plans
 from helpers.runner import run as command_line
@@ -107,6 +109,15 @@ def test_a_killed_runner_frees_its_plan_and_its_runs_end(project: Project) -> No
     assert len(others) >= 2 and not psutil.wait_procs(others, timeout=10)[1]
 
 
+def test_results_removed_midway_give_a_sentence(project: Project) -> None:
+    process, others = started_runner(project)
+    shutil.rmtree(project.folder / "results")
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1 and err.count("\n") == 1
+    assert "removed while the plan ran" in err
+    assert not psutil.wait_procs(others, timeout=10)[1]
+
+
 # --- errors --------------------------------------------------------------------------------
 
 
@@ -178,27 +189,66 @@ def no_tables(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_verdict(project: Project) -> None:
     for name in ("a", "b", "c"):
         project.run_file(f"{name}.yaml")
-    stamped(project, "a", 10.1)
+    stamped(project, "a", 10.005)
     stamped(project, "b", 10.0)
     stamped(project, "a", 10.0, True)
     code, out, _ = project.call("verdict")
-    assert code == 0 and out.splitlines()[-2:] == ["no reference for 2 runs", "reproduced 1 of 1"]
-    assert "+1.00 %" in out and "prune_seconds" not in out
+    path = project.result("verdict.txt")
+    line = "1 of 1 runs reproduced, differences at most 0.05 % (same kind of machine)"
+    assert code == 0 and out.splitlines()[0] == line and "+0.05 %" not in out
+    assert "no reference for 1 run:" in out and out.endswith(f"every comparison: {path}\n")
+    text = path.read_text()
+    assert text.startswith(line) and "+0.05 %" in text and "prune_seconds" not in text
 
-    # a missing record is not reproduced; a reference of other parameters is none
+    # a missing record is not reproduced; a reference of other parameters is none; what is apart
+    # is said
     stamped(project, "c", 10.0, True)
     stamped(project, "b", 10.6, True, rho=9.0)
     code, out, _ = project.call("verdict")
-    assert code == 1 and out.splitlines()[-2:] == ["no reference for 1 run", "reproduced 1 of 2"]
+    assert code == 1 and "1 of 2 runs reproduced, 1 not run here" in out and "OUT" not in out
+    stamped(project, "a", 10.1)
+    code, out, _ = project.call("verdict")
+    assert code == 1 and "0 of 2 runs reproduced" in out
+    assert re.search(r"01_work a +perplexity .*\+1\.00 % .*OUT", out)
 
     # a reference from before a parameter was added meant its default
+    stamped(project, "a", 10.0)
     (run,) = plans.read_plan("p", "a")
     record = read_record(run.reference_path)
     del record["parameters"]["steps"]
     write_record(run.reference_path, record)
-    assert "reproduced 1 of 1" in project.call("verdict", "--only", "a")[1]
+    assert "1 of 1 runs reproduced" in project.call("verdict", "--only", "a")[1]
     project.run_file("a.yaml", "steps: 4")  # no longer what the reference can have meant
-    assert "no reference for 1 run" in project.call("verdict", "--only", "a")[1]
+    stamped(project, "a", 10.0)
+    out = project.call("verdict", "--only", "a")[1]
+    assert "nothing to compare" in out and "no reference for 1 run:" in out
+
+
+@pytest.mark.usefixtures("no_tables")
+def test_what_a_run_ends_with(project: Project) -> None:
+    for name in "ab":
+        project.run_file(f"{name}.yaml")
+        stamped(project, name, 10.0)
+        stamped(project, name, 10.0, True)
+    code, out, err = project.call("reproduce", "--only", "b")
+    assert (code, err) == (0, "")
+    numbers, verdict, _, following = out.splitlines()[-4:]
+    assert numbers == "01_work b: perplexity 10.00, sparsity 0.500"
+    assert verdict == "1 of 1 runs reproduced, differences at most 0.00 % (same kind of machine)"
+    assert "make book" in following and "make lab" in following
+    code, out, _ = project.call("reproduce")
+    assert "2 of 2 runs reproduced" in out and "01_work a:" not in out
+
+
+@pytest.mark.usefixtures("no_tables")
+def test_a_report_during_a_run_says_so(project: Project) -> None:
+    project.run_file("a.yaml")
+    stamped(project, "a", 10.0)
+    said = "a run of plan p is under way"
+    assert said not in project.call("tables")[1]
+    with schedule._lock("p"):
+        assert said in project.call("tables")[1]
+    assert said not in project.call("tables")[1]
 
 
 def test_tables_of_a_part_say_what_is_missing(project: Project, no_tables: list[int]) -> None:
@@ -274,6 +324,7 @@ class AtOnce:
     slots, now = 2, 0.0
 
     def start(self, run: plans.Run, active: int) -> AtOnce | None:
+        replace_file(run.job_path, "")
         return None if active else self
 
     def ended(self) -> bool:

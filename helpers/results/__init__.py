@@ -5,6 +5,10 @@ from helpers import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        "agreement": (
+            *("claims_beside", "notes", "numbers_text", "perplexity_text", "summary"),
+            "to_lines",
+        ),
         "claims": ("claim_verdicts", "claims_markdown", "write_claims"),
         "frame": (
             *("PRUNE_NOTEBOOK", "TASK_NAMES", "ZERO_SHOT_NOTEBOOK", "column_key", "record_id"),
@@ -25,6 +29,6 @@ __getattr__, __dir__, __all__ = lazy_names(
             "to_png",
         ),
         "tables": ("format_number", "sections", "to_markdown", "write_tables"),
-        "verdict": ("equal_to_printed_digits", "judge", "same_run", "to_lines"),
+        "verdict": ("equal_to_printed_digits", "judge", "same_run"),
     },
 )

@@ -133,7 +133,8 @@ class Site:
 
     def ended(self) -> bool:
         """Whether the run has ended, or its worker is gone."""
-        self.pool.refresh()
+        # where the scheduler is gone every future is cancelled, and no worker is to blame
+        self.pool.refresh(now=self.future.status in ("cancelled", "lost"))
         return self.future.done() or self.address not in self.pool.sites
 
     def error(self) -> str | None:
@@ -210,13 +211,13 @@ class Pool:
         )
         return site
 
-    def refresh(self) -> None:
-        """Every few seconds: forget the workers that are gone, and check those that are new.
+    def refresh(self, now: bool = False) -> None:
+        """Every few seconds, or now: forget the workers that are gone, check those that are new.
 
         A worker that does not pass is named once and not used. Raises RunError if the scheduler
         does not answer.
         """
-        if time.monotonic() - self._looked < REFRESH_SECONDS:
+        if not now and time.monotonic() - self._looked < REFRESH_SECONDS:
             return
         try:
             known = set(self._client.sync(self._client.nthreads, callback_timeout=WAIT_SECONDS))
@@ -275,7 +276,9 @@ def connect(scheduler: str, scratch: Path, warn: Callable[[str], None]) -> Itera
     scheduler: an address, or a file of `dask scheduler --scheduler-file`. scratch: a folder in the
     results folder. Raises RunError if the scheduler cannot be reached.
     """
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said here
+    for name in ["distributed", *logging.root.manager.loggerDict]:  # what matters is said here
+        if name.partition(".")[0] == "distributed":  # some have a level of their own
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         address = scheduler
         if scheduler.endswith(".json"):

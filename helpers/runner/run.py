@@ -3,6 +3,8 @@
     python -m helpers.runner [reproduce] --plan laptop [--jobs 2] [--only '04*']
     python -m helpers.runner run | tables | verdict | accept | assets | list --plan laptop
 
+`reproduce` ends with the numbers, the verdict on them in one line and what to do next; every
+comparison is in results/<plan>/verdict.txt.
 Run files are checked by `helpers.runner.plan` before anything starts, and each run is a process of
 its own (`helpers.runner.process`), a few side by side (`helpers.runner.schedule`).
 """
@@ -17,7 +19,7 @@ from typing import Any
 
 from helpers import results  # its names are loaded on use: pandas and matplotlib take seconds
 from helpers.errors import HelpersError, RunError
-from helpers.paths import TABLES_NOTEBOOK, reference_dir, results_dir
+from helpers.paths import TABLES_NOTEBOOK, reference_dir, replace_file, results_dir
 from helpers.records import read_record, read_records, write_record
 from helpers.runner.fingerprint import is_done
 from helpers.runner.plan import Run, assets_needed, count_runs, read_plan
@@ -27,6 +29,8 @@ from helpers.runner.schedule import format_seconds, is_running, reference_second
 # the committed records of `full` stand while `laptop` equals its own: see `accept`
 FAST_PLAN, LONG_PLAN = "laptop", "full"
 MOVED_SHOWN = 3
+APART_SHOWN = 12
+NEXT = "next: make book (all of this as a site), make lab (the notebooks, to change and to try)"
 Records = dict[str, dict[str, Any]]  # by `Run.id`
 
 
@@ -69,7 +73,14 @@ def reproduce(options: argparse.Namespace) -> int:
     try:
         # where every run failed there is nothing to make tables of, and that is not the news
         if options.command == "reproduce" and (not failures or records_here(read_plan(plan))):
-            status = write_products(options) or give_verdict(options)
+            write_products(options)
+            chosen = records_here(read_plan(plan, options.only))
+            measured = [r for r in chosen.values() if r["notebook"] != TABLES_NOTEBOOK]
+            show = results.numbers_text if options.only else results.perplexity_text
+            say(f"\n{show(measured)}")
+            status = give_verdict(options)
+            if not failures:
+                say(NEXT)
     except HelpersError as error:
         say(str(error), error=True)
         status = 1
@@ -91,29 +102,50 @@ def write_products(options: argparse.Namespace) -> int:
             f"run make reproduce PLAN={options.plan} first"
         )
     write_tables_and_figures(records, folder)
+    if is_running(options.plan):
+        say(under_way(options.plan))
     say(f"tables and figures of {len(records)} records: {show_path(folder)}/tables, figures")
     if missing := len(runs) - len(records):
         say(f"{count_runs(missing)} of the plan without a record here")
     return 0
 
 
-def give_verdict(options: argparse.Namespace) -> int:
-    """Compare the records here with the committed ones of the same runs; 1 if one is apart."""
+def under_way(plan: str) -> str:
+    """What to say of results that a runner is adding to."""
+    return f"note: a run of plan {plan} is under way, and what is shown is what it has done so far"
+
+
+def verdict_here(plan: str, only: str | None = None) -> Any:
+    """The `helpers.results.verdict.Verdict` on the records here that are up to date."""
     # the tables notebook measures nothing of its own
-    runs = [r for r in read_plan(options.plan, options.only) if r.notebook != TABLES_NOTEBOOK]
-    references = committed(runs)
-    found = results.judge(
+    runs = [run for run in read_plan(plan, only) if run.notebook != TABLES_NOTEBOOK]
+    return results.judge(
         up_to_date(runs).values(),
-        references.values(),
-        read_records(reference_dir(LONG_PLAN) / "records"),
+        committed(runs).values(),
+        read_records(reference_dir(plan) / "records"),
         {run.notebook: run.defaults for run in runs},
     )
-    for line in results.to_lines(found.comparisons) if found.comparisons else ():
+
+
+def give_verdict(options: argparse.Namespace) -> int:
+    """Compare the records here with the committed ones of the same runs; 1 if one is apart.
+
+    Says the verdict and what is apart, and writes every comparison to results/<plan>/verdict.txt.
+    """
+    found = verdict_here(options.plan, options.only)
+    text = [results.summary(found), *results.notes(found)]
+    if found.comparisons:
+        path = results_dir(options.plan) / "verdict.txt"
+        lines = results.to_lines(found.comparisons)
+        replace_file(path, "\n".join([*text, "", *lines, ""]))
+        apart = [item for item in found.comparisons if not item.within and item.what != "record"]
+        for line in results.to_lines(apart[:APART_SHOWN]) if apart else ():
+            say(line)
+        if len(apart) > APART_SHOWN:
+            say(f"and {len(apart) - APART_SHOWN} more")
+        text.append(f"every comparison: {show_path(path)}")
+    for line in text:
         say(line)
-    if len(runs) > len(references):
-        say(f"no reference for {count_runs(len(runs) - len(references))}")
-    if found.compared:
-        say(f"reproduced {found.reproduced} of {found.compared}")
     return int(found.reproduced < found.compared)
 
 

@@ -79,7 +79,7 @@ def is_running(plan: str) -> bool:
 def _holding(plan: str) -> Iterator[Path]:
     """Hold a plan, which one runner at a time can, and give it an empty scratch folder.
 
-    Raises RunError if the folder cannot be written or another runner holds it.
+    Raises RunError if the folder cannot be written, another runner holds it, or files of it vanish.
     """
     folder, scratch = results_dir(plan), results_dir(plan) / SCRATCH
     try:
@@ -96,6 +96,11 @@ def _holding(plan: str) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
         try:
             yield scratch
+        except FileNotFoundError as error:
+            raise RunError(
+                f"{show_path(Path(error.filename or folder))} is gone: was {show_path(folder)} "
+                "removed while the plan ran? The same command begins again with what is left"
+            ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -203,6 +208,7 @@ class Runner:
                         waiting.remove(run)
                         self._report(run, "…")
                 for run, process, started in list(active.values()):
+                    run.job_path.stat()  # gone with the results folder: `_holding` says so
                     if not process.ended():
                         continue
                     error, seconds = process.error(), time.monotonic() - started
