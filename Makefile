@@ -37,7 +37,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup assets reproduce tables book report accept plan lab test test-ui recording doctor owner test-colab lint bench clean
+.PHONY: help setup assets reproduce tables book report drawings accept plan lab test test-ui recording doctor owner test-colab lint bench clean
 
 help: ## show this list
 	@echo "make TARGET [PLAN=smoke|laptop|full|t4|paper] [ONLY=glob] [JOBS=n] [SCHEDULER=tcp://host:8786] [MACHINE=a100-80g] [BENCH=solver] [NAME=github-name] [PYTHON=python3.12] [PIP_ARGS=...] [LAB_ARGS=--no-browser]"
@@ -74,6 +74,9 @@ book: $(INSTALLED) ## write results/book/index.html, the project and what was re
 	@$(PY) -m book
 
 report: book ## the same as make book
+
+drawings: $(INSTALLED) ## write docs/drawings again from book/drawings.py
+	@$(PY) -m book.drawings
 
 accept: $(INSTALLED) ## make the results of a plan here the committed reference
 	@$(RUN) accept $(CHOSEN)

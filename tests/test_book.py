@@ -9,12 +9,14 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+from xml.etree import ElementTree
 
 import nbformat
 import pytest
 import yaml
 from nbformat.v4 import new_output
 
+from book.drawings import DRAWINGS
 from helpers.paths import notebooks_dir, reference_dir, root
 
 pytest.importorskip("myst_nb", reason="the book's packages are not installed: make setup")
@@ -137,3 +139,14 @@ def test_the_workflow_publishes_what_make_writes() -> None:
     assert {"run": "make book"} in build["steps"]
     assert build["steps"][-1]["with"]["path"] == "results/book"
     assert publish["permissions"] == {"pages": "write", "id-token": "write"}
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_drawings_are_what_the_code_draws_and_legible_on_a_phone(name: str) -> None:
+    text = (root() / "docs" / "drawings" / f"{name}.svg").read_text(encoding="utf-8")
+    assert text == DRAWINGS[name](), "run make drawings"
+    drawing = ElementTree.fromstring(text)
+    width = float(drawing.get("viewBox", "").split()[2])
+    sizes = [float(e.get("font-size")) for e in drawing.iter() if e.tag.endswith("}text")]
+    assert min(sizes) * 350 / width >= 11, "pixels where a page of 390 leaves 350 for a picture"
+    assert len(drawing[0].text.split()) > 20, "the title says in words what one sees"

@@ -19,8 +19,8 @@ RUNS = read_plan("smoke")
 PICTURES = {
     "00_start_here": {"mask"},
     "01_calibration_capture": {"spectrum"},
-    "02_admm_layer_solve": {"mask", "convergence", "study", "explorer-still"},
-    "03_mask_schedule": {"schedule", "explorer-still"},
+    "02_admm_layer_solve": {"mask", "convergence", "study", "explorer"},
+    "03_mask_schedule": {"schedule", "explorer"},
     "06_tables_and_plots": {"perplexity", "cost", "update", "mask", "zero-shot", "rest"},
     "07_your_own_method": {"picture"},
 }

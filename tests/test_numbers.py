@@ -11,6 +11,7 @@ from helpers.results import sections
 from helpers.runner.plan import read_plan
 
 NOTEBOOKS = sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))
+NUMBER = re.compile(r"\*\*([\d.,]+(?: %)?)\*\*")
 
 
 def record(notebook: str, name: str, plan: str) -> dict:
@@ -35,11 +36,12 @@ def expected(notebook: str) -> list[str]:
         case "00":
             names = ("dense", "admm-grad", "magnitude")
             return [f"{value(notebook, 'tour', f'perplexity_{n}', 'full'):.0f}" for n in names]
-        case "01":  # the damped condition number; massive tokens entering blocks 12 to 28
-            condition = value(notebook, "default", "condition_gate_proj")
+        case "01":  # massive tokens: entering blocks 12 to 28
+            names = ("condition_gate_proj", "largest_input_down_proj")
+            sizes = [f"{round(value(notebook, 'default', name), -2):.0f}" for name in names]
             massive = record(notebook, "default", "laptop")["series"]["massive"]
             first, others = (values[12:29] for values in massive.values())
-            return [f"{round(condition, -2):.0f}", f"{min(first):.0f}", f"{max(others):.1f}"]
+            return [*sizes, f"{min(first):.0f}", f"{max(others):.1f}"]
         case "02":
             names = ("no_update", "admm", "sparsegpt")
             errors = [f"{value(notebook, 'default', f'error_{name}'):.3f}" for name in names]
@@ -72,7 +74,17 @@ def test_bold_numbers_are_those_of_the_records(notebook: str) -> None:
     book = json.loads((notebooks_dir() / f"{notebook}.ipynb").read_text(encoding="utf-8"))
     texts = ["".join(cell["source"]) for cell in book["cells"]]
     (text,) = [text for text in texts if text.startswith("## What to notice")]
-    assert re.findall(r"\*\*([\d.,]+(?: %)?)\*\*", text) == expected(notebook)
+    assert NUMBER.findall(text) == expected(notebook)
+    opening = NUMBER.findall(texts[0])  # the answer to the question in the title
+    assert opening and set(opening) <= set(expected(notebook))
+
+
+def test_00_opens_with_the_texts_of_its_record() -> None:
+    book = json.loads((notebooks_dir() / "00_start_here.ipynb").read_text(encoding="utf-8"))
+    opening = "".join(book["cells"][0]["source"])
+    written = record("00_start_here", "tour", "full")["series"]["continuations"]
+    assert written.keys() == {"dense", "admm-grad", "magnitude"}
+    assert [name for name, text in written.items() if text not in opening] == []
 
 
 def test_admm_grad_is_best_in_every_column_as_06_says() -> None:

@@ -46,8 +46,14 @@ def code_lines(text: str) -> int:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook_anatomy(path: Path) -> None:
-    first, *_, last = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    first, *setup, last = json.loads(path.read_text(encoding="utf-8"))["cells"]
     assert re.match(r"# .+\?\n", "".join(first["source"])), "the title asks a question"
+    opening = "".join(first["source"]).partition("**Why it matters**")[0]
+    (words, picture), *_ = re.findall(r"!\[([^\]]+)\]\((\.\./[^)]+)\)", opening)
+    assert len(words.split()) > 8 and (path.parent / picture).is_file(), "a picture, in words too"
+    hidden = [cell for cell in setup if cell["metadata"].get("jupyter") == {"source_hidden": True}]
+    assert {"colab-setup", "imports"} <= {cell["id"] for cell in hidden}
+    assert all("hide-input" in cell["metadata"]["tags"] for cell in hidden)
     assert last["cell_type"] == "markdown" and ".ipynb)" in "".join(last["source"])
     (parameters,) = cells(path, "parameters")
     assert all("  # " in line for line in parameters.splitlines()), "a comment is missing"
