@@ -66,7 +66,7 @@ def test_progress_is_shown_while_there_is_some(worker: Worker) -> None:
     run(worker, work)
     look()
     assert seen[0][0] == seen[2][0] == "hidden" and seen[2][-1] == ""
-    assert seen[1] == ("visible", 3, 4, "3 of 4 block &lt;3&gt;")
+    assert seen[1] == ("visible", 3, 4, "3 of 4: block &lt;3&gt;")
     worker.bar.observe(updates.append, names="value")
     run(worker, lambda: [worker.progress(step, 5000, "steps") for step in range(5001)])
     assert 1 <= len(updates) < 500 and worker.bar.value == 5000, "the browser must keep up"

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from helpers.errors import BadParameter, HelpersError, Stopped, check_real, check_whole
 from helpers.results import to_png
 
-STOPPED = "stopped: nothing was lost, start again when you like"
+STOPPED = "stopped: nothing is lost, start again whenever you like"
 BETWEEN = 0.05  # seconds between two updates of the bar: the browser has to draw each
 PATIENCE = 1.0  # seconds that work may go on although a newer request waits
 DPI = 90
@@ -92,7 +92,9 @@ class Worker(ipywidgets.HBox):
             raise Stopped(STOPPED)
 
     def progress(self, done: int, total: int, name: str) -> None:
-        """Show how far the work is. Raises Stopped if it should end."""
+        """Show how far the work has come; name is what is under way. Raises Stopped if it should
+        end.
+        """
         self.check()
         now = time.monotonic()
         if done < total and now - self._updated < BETWEEN:
@@ -101,7 +103,7 @@ class Worker(ipywidgets.HBox):
             self._updated, self.busy.layout.visibility = now, "visible"
             self.bar.max, self.bar.value = max(1, total), done
             if not self._stopping:
-                self.message.value = html.escape(f"{done} of {total} {name}")
+                self.message.value = html.escape(f"{done} of {total}: {name}")
 
     def _run(self) -> None:
         """The thread: one request after another, until none waits."""
@@ -151,8 +153,8 @@ class Explorer(ipywidgets.VBox):
     may call `worker.progress` and `worker.check` on its way; rows, the widgets above the picture
     if they are not just the controls; hint, a sentence on what to look at.
 
-    If `draw` raises a HelpersError, or Stop is pressed, that is said and the picture stays.
-    `figure` and `still` are for readers without a kernel.
+    If `draw` raises a HelpersError, or Stop is pressed, a line says so and the picture stays.
+    `figure` and `still` are for readers without a kernel: see `twin`.
     """
 
     def __init__(
