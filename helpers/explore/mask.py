@@ -20,7 +20,7 @@ FINAL_ITERATIONS = 5  # on the final mask, as in the paper
 INTERVAL = 500  # milliseconds between two iterations that are played
 HINT = (
     "Press ▶ or drag the iteration. Look at when most weights are removed, which ones the gradual "
-    "mask gives up (orange) for others (black), and how with 2:4 and 4:8 every group ends up with "
+    "mask gives up (green) for others (blue), and how with 2:4 and 4:8 every group ends up with "
     "the same number of weights."
 )
 
