@@ -73,7 +73,7 @@ def test_another_method_and_the_cells_again(records: Path) -> None:
     kernel.run("parameters", "row")
     before = kernel.names["value"]
     run_cell(ANOTHER, kernel.names)
-    kernel.run("promises", "row")
+    kernel.run("model", "row")
     names, fresh = kernel.names, load_model("tiny", device="cpu")[0]
     report = prune_model(fresh, names["tokens"], method="wanda", **names["target"])
     text = evaluation_tokens("embedded", names["tokenizer"])
