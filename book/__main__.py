@@ -158,7 +158,12 @@ class Sources:
                 section = (re.findall(r"(?m)^##? (.+)$", cell.source) or [section])[-1]
             else:
                 cell.metadata["mystnb"] = {"image": {"alt": f"Figure of the section: {section}"}}
-                cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+                outputs, cell.outputs = cell.outputs, []
+                for output in outputs:
+                    widget = output.get("data", {}).pop(WIDGET, None)
+                    # of an explorer its static twin is left, of another widget nothing
+                    if widget is None or output.data.keys() - {"text/plain"}:
+                        cell.outputs.append(output)
         title, _, rest = book.cells[0].source.partition("\n")
         book.cells[0].source = f"{title}\n\n*{note}*\n{rest}"
         self.write(name, nbformat.writes(book))

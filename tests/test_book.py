@@ -21,6 +21,7 @@ from helpers.paths import notebooks_dir, reference_dir, root
 
 pytest.importorskip("myst_nb", reason="the book's packages are not installed: make setup")
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
 # what a browser fetches by itself, unlike the target of a link
 LOADS = {"img": "src", "script": "src", "iframe": "src", "source": "src", "link": "href"}
 
@@ -46,13 +47,14 @@ class Page(HTMLParser):
 
 
 def executed(text: str, path: Path) -> None:
-    """Write a notebook as a run leaves it: a table, a picture, and a widget without its kernel."""
+    """Write a notebook as a run leaves it: a table, a picture, a widget, and an explorer."""
     notebook = nbformat.read(notebooks_dir() / "04_prune_model.ipynb", as_version=4)
     picture = base64.b64encode((reference_dir("full") / "figures" / "cost.png").read_bytes())
     for data in (
         {"text/markdown": f"| a |\n|---|\n| {text} |"},
         {"image/png": picture.decode()},
-        {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": "IntSlider"},
+        {WIDGET: {"model_id": "x"}, "text/plain": "IntSlider"},
+        {WIDGET: {"model_id": "y"}, "text/html": "<p>the static twin</p>"},
     ):
         notebook.cells[-2].outputs.append(new_output("display_data", data=data))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,6 +108,7 @@ def test_pages_load_nothing_from_the_network_and_links_hold(book: Path) -> None:
 def test_notebooks_are_shown_as_they_ran_here(book: Path) -> None:
     page = Page(book / "notebooks" / "04_prune_model.html").text
     assert "<p>admm-grad-60 of laptop</p>" in page and "IntSlider" not in page
+    assert "<p>the static twin</p>" in page
     links = Page(book / "notebooks" / "index.html").links
     others = [Path(link).name for link in links if "_downloads" in link]
     assert others == ["04_prune_model--dense.ipynb"] * 2  # of both plans

@@ -140,7 +140,7 @@ def test_one_window_is_enough(tiny: tuple[nn.Module, Any, Tensor]) -> None:
     explorer = calibration_explorer(model, tokenizer, tokens[:1])
     assert explorer.controls["window"].max == 0
     alt = re.search(r'<img alt="([^"]+)"', explorer.still._repr_html_())[1]
-    assert "the largest stream is that of" in alt
+    assert "the token with the largest stream is" in alt
 
 
 def test_what_is_not_there_is_refused(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import base64
+import re
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import ipywidgets
 import pytest
 from matplotlib.figure import Figure
 
 from helpers.errors import BadParameter, HelpersError
-from helpers.explore import Explorer, View, Worker, progress_bar
-from helpers.explore.controls import slider
+from helpers.explore import Explorer, View, Worker, progress_bar, twin
+from helpers.explore.controls import WIDGET, slider
 
 SOON = 10.0  # seconds after which a test has failed
 
@@ -66,7 +68,7 @@ def test_progress_is_shown_while_there_is_some(worker: Worker) -> None:
     run(worker, work)
     look()
     assert seen[0][0] == seen[2][0] == "hidden" and seen[2][-1] == ""
-    assert seen[1] == ("visible", 3, 4, "3 of 4 block &lt;3&gt;")
+    assert seen[1] == ("visible", 3, 4, "3 of 4: block &lt;3&gt;")
     worker.bar.observe(updates.append, names="value")
     run(worker, lambda: [worker.progress(step, 5000, "steps") for step in range(5001)])
     assert 1 <= len(updates) < 500 and worker.bar.value == 5000, "the browser must keep up"
@@ -205,10 +207,65 @@ def test_a_slider_refuses_what_it_would_clip(one_line_error: Callable) -> None:
     assert slider("rho", 100, 0.01, 100, step=0.25, log=True).value == 100
 
 
-def test_progress_bar_counts_layers(capsys: pytest.CaptureFixture[str]) -> None:
-    bar = progress_bar("wanda")
-    for done in range(1, 4):
-        bar.show(done, 3, f"block 0 layer {done}")
-    assert bar.n == bar.total == 3
-    bar.close()
-    assert "wanda" in capsys.readouterr().err
+class Page:
+    """What a notebook shows of one output, first and after each update."""
+
+    def __init__(self) -> None:
+        self.shown: list[Any] = []
+
+    def display(self, output: Any, **_options: Any) -> Page:
+        self.shown.append(output)
+        return self
+
+    update = display
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> Page:
+    page = Page()
+    monkeypatch.setattr("helpers.explore.controls.display", page.display)
+    return page
+
+
+def test_a_bar_is_there_at_once_and_leaves_a_line(page: Page) -> None:
+    with progress_bar("wanda") as bar:
+        (line,) = page.shown
+        title, _, text = line.children
+        assert (title.value, text.value) == ("wanda", "loading …")
+        assert all(isinstance(part, ipywidgets.Label) for part in (title, text)), "never wraps"
+        bar.show(0, 1, "block 0 up")
+        assert text.value == "0 of 1 layer: block 0 up"
+        bar.show(3, 4, "block 0 down")
+        assert (bar.bar.value, bar.bar.max) == (3, 4)
+        assert re.fullmatch(r"3 of 4 layers, 0:0\d left: block 0 down", text.value)
+    assert re.fullmatch("wanda: 4 layers in 0:0\\d", page.shown[-1]["text/plain"])
+    assert line.comm is None, "the widget is gone"
+    with progress_bar("dense"):
+        pass
+    assert page.shown[-1]["text/plain"].startswith("dense: done in 0:0")
+
+
+@pytest.mark.parametrize("done", [0, 2])
+def test_no_bar_is_left_after_an_error(page: Page, done: int) -> None:
+    with pytest.raises(KeyboardInterrupt), progress_bar("scoring", "task") as bar:
+        if done:
+            bar.show(done, 7, "boolq")
+        raise KeyboardInterrupt
+    text = "ended by an error" + (" after 2 of 7 tasks" if done else "")
+    assert page.shown[-1] == {"text/plain": f"scoring: {text}"}
+
+
+@pytest.mark.parametrize("kind", ["image/png", "text/html"])
+def test_a_twin_is_one_output_in_two_formats(page: Page, kind: str) -> None:
+    explorer = Slow().explorer
+    still = explorer.still if kind == "text/html" else explorer.figure
+    for figure in (still, lambda: still):
+        twin(explorer, figure)
+        first, last = page.shown[-2:]
+        assert list(first) == [WIDGET], "the explorer is shown before its twin is made"
+        assert set(last) == {WIDGET, kind}
+        assert first[WIDGET]["model_id"] == last[WIDGET]["model_id"] == explorer.model_id
+        if kind == "text/html":
+            assert last[kind] == still.data
+        else:
+            assert base64.b64decode(last[kind]) == explorer.png

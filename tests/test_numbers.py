@@ -2,12 +2,13 @@
 
 import json
 import re
+import statistics
 
 import pytest
 
 from helpers.paths import notebooks_dir, reference_dir
 from helpers.records import read_record, read_records
-from helpers.results import sections
+from helpers.results import claims_markdown, sections
 from helpers.runner.plan import read_plan
 
 NOTEBOOKS = sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))
@@ -24,6 +25,13 @@ def value(notebook: str, name: str, metric: str, plan: str = "laptop") -> float:
 
 def pruned(name: str, metric: str = "perplexity", plan: str = "laptop") -> float:
     return value("04_prune_model", name, metric, plan)
+
+
+def mean_over_seeds(name: str) -> float:
+    """The mean perplexity of a cell of the plan full over all its seeds."""
+    found = (reference_dir("full") / "records").glob(f"04_prune_model--{name}-seed?.json")
+    seeds = [pruned(path.stem.partition("--")[2], plan="full") for path in found]
+    return statistics.fmean([pruned(name, plan="full"), *seeds])
 
 
 def percent(fraction: float, digits: int = 0) -> str:
@@ -51,16 +59,21 @@ def expected(notebook: str) -> list[str]:
             return [percent(value(notebook, "default", name)) for name in names]
         case "04":
             names = ("admm-grad-60", "sparsegpt-60", "wanda-60", "dense")
-            return [f"{pruned(name):.1f}" for name in names]
+            return [f"{pruned(name):.1f}" for name in (*names, "admm-grad-50", "admm-grad-70")]
         case "05":
             names = ("dense", "admm-grad-50", "sparsegpt-50", "wanda-50")
             means = [f"{value(notebook, n, 'mean_acc', 'full'):.3f}" for n in names]
             tasks = [(n, task) for n in names[:2] for task in ("hellaswag", "arc_easy")]
             return means + [f"{value(notebook, n, f'{t}_acc', 'full'):.2f}" for n, t in tasks]
         case "06":
+            claims = claims_markdown(read_records(reference_dir("full") / "records"))
+            verdicts = ("holds", "does not hold", "not decided here")
+            counts = [str(claims.count(f"| **{verdict}** |")) for verdict in verdicts]
+            names = ("admm-grad-60", "sparsegpt-60", "wanda-60")
+            means = [f"{mean_over_seeds(name):.1f}" for name in names]
             names = ("admm-grad-50", "sparsegpt-50", "admm-grad-70", "sparsegpt-70")
             names += ("admm-grad-2of4", "admm-grad-50")
-            return [f"{pruned(name, plan='full'):.1f}" for name in names]
+            return [*counts, *means, *(f"{pruned(name, plan='full'):.1f}" for name in names)]
         case "07":
             own = [value(notebook, "my-method-60", m) for m in ("perplexity", "mean_layer_error")]
             error = pruned("admm1-60", "mean_layer_error")

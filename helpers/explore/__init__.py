@@ -1,4 +1,9 @@
-"""The explorers of the notebooks, to be used by themselves too; each has a static twin."""
+"""The explorers of the notebooks, which can be used by themselves too, and the progress bar.
+
+Each explorer has a static twin for readers without a kernel, as `figure` or `still`.
+`twin(explorer, figure)` puts both into one output: with a kernel the page shows the explorer, in
+the book or on GitHub the figure.
+"""
 
 from helpers import lazy_names
 
@@ -6,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "calibration": ("calibration_explorer",),
-        "controls": ("Explorer", "View", "Worker", "progress_bar"),
+        "controls": ("Explorer", "View", "Worker", "progress_bar", "twin"),
         "generate": ("TryIt", "pruned_copy", "try_it"),
         "layer": ("layer_solve_explorer",),
         "mask": ("mask_schedule_explorer",),

@@ -21,13 +21,13 @@ from helpers.results import block_name, stream_figure
 TOP = 8  # tokens in the table
 FULL = 10  # times the median norm, from which a token has the full colour
 HINT = (
-    "The text that the model was shown, coloured by the norm of each token's stream at the block. "
-    "Look at: which tokens stand out, at which blocks that begins and ends, and whether they "
-    "mean anything."
+    "The calibration text: the larger the norm of a token's stream as it enters the block, the "
+    "deeper its colour. Look at which tokens stand out, at which blocks that begins and ends, and "
+    "whether these tokens mean anything."
 )
 LEGEND = (
-    f"Background: from none at the median norm to full at {FULL} times it; bold and underlined "
-    "with a number: the tokens of the table. ␣ is a space that stands alone, ↵ the end of a line."
+    f"No colour: the median norm or less. Full colour: {FULL} times the median or more. The tokens "
+    "in the table are bold, underlined and numbered. ␣ is a space on its own, ↵ the end of a line."
 )
 VISIBLE = str.maketrans({"\n": "↵", "\r": "␍", "\t": "⇥", " ": "␣"})
 TEXT_STYLE = (
@@ -78,10 +78,10 @@ def calibration_explorer(
         largest = here.argsort(descending=True, stable=True)[:top].tolist()
         first = largest[0]
         caption = (
-            f"Window {window}, {block_name(block, len(norms))}: the largest stream is that of "
-            f"{pieces[first].translate(VISIBLE)!r} at position {first}, {_number(ratios[first])} "
-            f"times the median's norm; {sum(r > FULL for r in ratios)} of {len(ratios)} tokens "
-            f"have more than {FULL} times the median."
+            f"Window {window}, {block_name(block, len(norms))}: the token with the largest stream "
+            f"is {pieces[first].translate(VISIBLE)!r} at position {first}, with "
+            f"{_number(ratios[first])} times the median norm. More than {FULL} times the median: "
+            f"{sum(r > FULL for r in ratios)} of {len(ratios)} tokens."
         )
         text = text_html(pieces, ratios, largest)
         table = table_html(pieces, here.tolist(), ratios, largest)

@@ -18,17 +18,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets
-from IPython.display import HTML
+from IPython.display import HTML, display
 from matplotlib.figure import Figure
-from tqdm.auto import tqdm
 
 from helpers.errors import BadParameter, HelpersError, Stopped, check_real, check_whole
 from helpers.results import to_png
 
-STOPPED = "stopped: nothing was lost, start again when you like"
+STOPPED = "stopped: nothing is lost, start again whenever you like"
 BETWEEN = 0.05  # seconds between two updates of the bar: the browser has to draw each
 PATIENCE = 1.0  # seconds that work may go on although a newer request waits
 DPI = 90
+WIDGET = "application/vnd.jupyter.widget-view+json"
 # JupyterLab's red where there is one, else one that is legible on white and on black
 RED = "color: var(--jp-error-color1, #D9383F)"
 _DRAWING = threading.Lock()  # matplotlib's caches are not meant for two threads at once
@@ -92,7 +92,9 @@ class Worker(ipywidgets.HBox):
             raise Stopped(STOPPED)
 
     def progress(self, done: int, total: int, name: str) -> None:
-        """Show how far the work is. Raises Stopped if it should end."""
+        """Show how far the work has come; name is what is under way. Raises Stopped if it should
+        end.
+        """
         self.check()
         now = time.monotonic()
         if done < total and now - self._updated < BETWEEN:
@@ -101,7 +103,7 @@ class Worker(ipywidgets.HBox):
             self._updated, self.busy.layout.visibility = now, "visible"
             self.bar.max, self.bar.value = max(1, total), done
             if not self._stopping:
-                self.message.value = html.escape(f"{done} of {total} {name}")
+                self.message.value = html.escape(f"{done} of {total}: {name}")
 
     def _run(self) -> None:
         """The thread: one request after another, until none waits."""
@@ -151,8 +153,8 @@ class Explorer(ipywidgets.VBox):
     may call `worker.progress` and `worker.check` on its way; rows, the widgets above the picture
     if they are not just the controls; hint, a sentence on what to look at.
 
-    If `draw` raises a HelpersError, or Stop is pressed, that is said and the picture stays.
-    `figure` and `still` are for readers without a kernel.
+    If `draw` raises a HelpersError, or Stop is pressed, a line says so and the picture stays.
+    `figure` and `still` are for readers without a kernel: see `twin`.
     """
 
     def __init__(
@@ -271,17 +273,76 @@ def row(*widgets: ipywidgets.Widget) -> ipywidgets.Box:
     return ipywidgets.Box(list(widgets), layout=layout)
 
 
-class ProgressBar(tqdm):
-    """A tqdm bar that counts layers: `prune_model(progress=bar.show)`."""
+class ProgressBar:
+    """One line that says how far a long cell has come: `with progress_bar("wanda") as bar:`.
+
+    It is on the page at once and says "loading …" until `show` is called. When the block ends, the
+    bar makes way for plain text: how long it took, or how far it came before an error.
+    """
+
+    def __init__(self, title: str, unit: str) -> None:
+        self.title, self.unit = title, unit
+        self.done = self.total = 0
+        self._began = time.monotonic()
+        self.bar = ipywidgets.IntProgress(layout={"flex": "0 1 240px", "min_width": "60px"})
+        # a Label never wraps: it is cut where the page is narrow
+        self.text = ipywidgets.Label("loading …")
+        self._line = ipywidgets.HBox(
+            [ipywidgets.Label(title, layout={"flex": "0 0 auto"}), self.bar, self.text]
+        )
+        self._output = display(self._line, display_id=True)
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_error: Any) -> None:
+        self.close(failed=kind is not None)
 
     def show(self, done: int, total: int, name: str) -> None:
-        """`done` of `total` layers are finished; `name` was the last."""
-        if self.total is None:
-            self.reset(total)  # in a notebook this also gives the bar its width
-        self.set_postfix_str(name, refresh=False)
-        self.update(done - self.n)
+        """`done` of `total` are finished; `name` is the last of them, or what is under way."""
+        self.done, self.total = done, total
+        self.bar.max, self.bar.value = max(1, total), done
+        left = f", {self._clock((total - done) / done)} left" if done else ""
+        self.text.value = f"{done} of {self._all()}{left}: {name}"
+
+    def close(self, *, failed: bool = False) -> None:
+        """Leave a line of text instead of the bar."""
+        text = f"{self._all() if self.total else 'done'} in {self._clock()}"
+        if failed:
+            text = "ended by an error" + (f" after {self.done} of {self._all()}" * bool(self.total))
+        if self._output:  # None outside a notebook
+            self._output.update({"text/plain": f"{self.title}: {text}"}, raw=True)
+        for widget in (*self._line.children, self._line):
+            widget.close()
+
+    def _all(self) -> str:
+        return f"{self.total} {self.unit}" + "s" * (self.total != 1)
+
+    def _clock(self, share: float = 1.0) -> str:
+        """So much of the time that has passed, in minutes and seconds such as 1:05."""
+        seconds = round(share * (time.monotonic() - self._began))
+        return f"{seconds // 60}:{seconds % 60:02}"
 
 
-def progress_bar(title: str) -> ProgressBar:
-    """A bar for `prune_model(progress=bar.show)`; call `bar.close()` at the end."""
-    return ProgressBar(desc=title, unit="layer")
+def progress_bar(title: str, unit: str = "layer") -> ProgressBar:
+    """A bar for a long cell, such as `prune_model(progress=bar.show)`; best in a `with` block."""
+    return ProgressBar(title, unit)
+
+
+def twin(explorer: ipywidgets.Widget, figure: Any) -> None:
+    """Show an explorer and its static twin as one output, of which a page shows what it can.
+
+    A notebook keeps an output in several formats. JupyterLab and Colab, which have a kernel, show
+    the widget; the book and GitHub, which have none, show the figure.
+
+    figure: what to show without a kernel, a Figure or the HTML of `still`; or a function that makes
+    it, called when the explorer is on the page.
+    """
+    view = {"version_major": 2, "version_minor": 0, "model_id": explorer.model_id}
+    output = display({WIDGET: view}, raw=True, display_id=True)
+    shown = figure() if callable(figure) else figure
+    formats = {"text/html": shown.data} if isinstance(shown, HTML) else {}
+    if isinstance(shown, Figure):
+        formats = {"image/png": base64.b64encode(to_png(shown, dpi=DPI)).decode()}
+    if output:  # None outside a notebook
+        output.update({WIDGET: view, **formats}, raw=True)

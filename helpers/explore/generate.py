@@ -167,7 +167,7 @@ class TryIt(ipywidgets.VBox):
         first = next(iter(self.answers.values())).model
 
         def work() -> None:
-            worker.progress(0, 1, "layers: copying the model")
+            worker.progress(0, 1, "copying the model")
             choices = {"method": method, "progress": worker.progress, **TARGETS[target]}
             self.add(f"{method} {target}", pruned_copy(first, self.tokens, **choices))
 
@@ -214,7 +214,7 @@ class TryIt(ipywidgets.VBox):
                 answer.written = whole[len(ids) :]
                 answer.show(before, answer_text(self.tokenizer, ids, whole))
                 count = done * new_tokens + len(answer.written)
-                progress(count, new_tokens * len(answers), "tokens")
+                progress(count, new_tokens * len(answers), f"{answer.label} is writing")
 
             picker = Picker(report, answer.label, temperature, seed)
             given = asked.to(device_of(answer.model))

@@ -19,8 +19,8 @@ MASK_SHARE = 0.75  # of the iterations change a gradual mask: 15 of 20 in the pa
 TOLERANCE = 1e-3  # of the optimum's error, to which it is certified
 STEPS = (10, 20, 40, 80)  # of conjugate gradients, until it is
 HINT = (
-    "Look at: how few iterations bring the curve to the optimum of its mask; how unequally the "
-    "outputs are hurt; what another ρ or schedule changes."
+    "Look at how few iterations bring the curve to the optimum of its mask, how unequally the "
+    "outputs suffer, and what another ρ or schedule changes."
 )
 
 
@@ -132,10 +132,11 @@ def _view(
     )
     worst = hurt.argsort(descending=True, stable=True)[:3]
     caption = (
-        f"Error {final} after {len(solve.errors)} iterations. Optimum of this mask: "
-        f"{short_error(best)} (certified to {max(100 * within, 1e-3):.1g} %); without an update: "
-        f"{short_error(untouched)}. Hurt most: outputs {', '.join(map(str, worst.tolist()))}, "
-        f"with errors of {', '.join(map(short_error, hurt[worst].tolist()))}; the median output "
-        f"has {short_error(hurt.median().item())}."
+        f"The error is {final} after {len(solve.errors)} iterations. The optimum for this mask is "
+        f"{short_error(best)} (certified to {max(100 * within, 1e-3):.1g} %), without an update "
+        f"{short_error(untouched)}. The outputs that suffer most are "
+        f"{', '.join(map(str, worst.tolist()))}, with errors of "
+        f"{', '.join(map(short_error, hurt[worst].tolist()))}; the median output has "
+        f"{short_error(hurt.median().item())}."
     )
     return View(figure, caption)

@@ -1,4 +1,4 @@
-"""Explorer of a growing mask: scrub through the iterations and watch which weights fall."""
+"""Explorer of a growing mask: go through the iterations and watch which weights are removed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ PATTERNS = ("unstructured", "2:4", "4:8")
 FINAL_ITERATIONS = 5  # on the final mask, as in the paper
 INTERVAL = 500  # milliseconds between two iterations that are played
 HINT = (
-    "Press ▶ or drag the iteration. Look at: when most weights fall; which ones the gradual mask "
-    "gives up (orange) for others (black); in 2:4 and 4:8, how every group ends with the same "
-    "number."
+    "Press ▶ or drag the iteration. Look at when most weights are removed, which ones the gradual "
+    "mask gives up (green) for others (blue), and how with 2:4 and 4:8 every group ends up with "
+    "the same number of weights."
 )
 
 
@@ -38,7 +38,7 @@ def mask_schedule_explorer(
     damping: float = 0.1,
     outputs: int | None = None,
 ) -> Explorer:
-    """Choose schedule, pattern, sparsity and mask steps; scrub through the mask as it grows.
+    """Choose schedule, pattern, sparsity and mask steps; watch the mask grow by iteration.
 
     The mask of the iteration shown is drawn with its difference to the one-shot mask of the final
     sparsity. Five iterations on the final mask follow the mask steps; 0 steps is one-shot. The
@@ -117,11 +117,11 @@ def _view(title: str, pattern: Pattern, solve: Solve, one_shot: Tensor, iteratio
     caption = (
         f"Iteration {iteration} of {len(solve.keeps)}: "
         f"{100 * solve.sparsities[iteration - 1]:.1f} % pruned, error "
-        f"{short_error(solve.errors[iteration - 1])}. Of the final one-shot mask's weights "
-        f"{100 * gone:.1f} % are gone here."
+        f"{short_error(solve.errors[iteration - 1])}. Of the weights that the one-shot mask keeps "
+        f"{100 * gone:.1f} % are removed here."
     )
     if pattern.grouped:
         full = keep.unflatten(1, (-1, pattern.m)).sum(-1) == pattern.n
         share = 100 * full.float().mean().item()
-        caption += f" Groups of {pattern.m} that keep exactly {pattern.n}: {share:.1f} %."
+        caption += f" {share:.1f} % of the groups of {pattern.m} keep exactly {pattern.n}."
     return View(figure, caption)

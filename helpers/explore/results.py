@@ -37,8 +37,8 @@ FIRST = ("perplexity", "mean layer error")  # of the metrics
 ZERO_SHOT = "zero-shot: "  # before the metrics of that notebook
 NO_RUN = ("choose a run", "")
 HINT = (
-    "Each point is one run, a line joins the means over seeds. Ctrl or ⌘ and a click adds or "
-    "removes a method. Choose a run to ring its point and read its record."
+    "Each point is a run, and a line joins the means over seeds. Ctrl-click (⌘-click on a Mac) "
+    "adds or removes a method. If you choose a run, its point is ringed and its record is shown."
 )
 
 

@@ -180,19 +180,19 @@ class ModelLayers:
         first = max((index for index in streams if index <= block), default=None)
         steps = block - (first or 0) + 2
         if first is None:
-            progress(0, steps, "steps: embedding the text")
+            progress(0, steps, "embedding the text")
             streams.clear()  # only deeper ones are left, where memory is short
             first, streams[0] = 0, replay.embed()
         for index in range(first, block):
-            progress(index - first, steps, f"steps: running block {index}")
+            progress(index - first, steps, f"running block {index}")
             stream = streams[index].clone()
             replay.advance(index, stream)
             if stream.nbytes * (len(streams) + 1) > STREAM_BYTES:
                 del streams[index]
             streams[index + 1] = stream
-        progress(steps - 2, steps, f"steps: grams of block {block}")
+        progress(steps - 2, steps, f"grams of block {block}")
         grams, _ = replay.grams(block, streams[block])
-        progress(steps - 1, steps, "steps: the picture")
+        progress(steps - 1, steps, "drawing the picture")
         layers = find_layers(find_blocks(replay.model)[block], f"block {block}")
         return {
             name: LayerOutputs(
