@@ -17,14 +17,30 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_UI := $(VENV)/.installed-ui
 RUN := $(PY) -m helpers.runner
 COLAB := .venv-colab/bin/python
+OWNER = $(if $(filter command,$(origin NAME)),$(NAME))# not of the environment: WSL sets a NAME there
+ADDRESSED = $(wildcard notebooks/*.ipynb docs/*.md book/*.md README.md CITATION.cff)
 CHOSEN = --plan $(PLAN) $(if $(ONLY),--only '$(ONLY)')
+
+ifeq ($(OS),Windows_NT)
+$(error this needs Linux, macOS or WSL: on Windows, install WSL and run it there)
+endif
+
+# make takes any variable, so that plan=smoke would run the plan laptop without a word
+KNOWN := PLAN JOBS ONLY BENCH MACHINE SCHEDULER PYTHON PIP_ARGS VENV LAB_ARGS DEEP HUB NAME UI_FULL CHROMIUM
+GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
+UNKNOWN := $(firstword $(filter-out $(KNOWN) MAKE% PRUNING_% HF_% OMP_% MKL_% CUDA_%,$(GIVEN)))
+ifneq ($(UNKNOWN),)
+NEAR := $(shell $(PYTHON) -c 'import difflib, sys; given, *known = sys.argv[1:]; \
+  print(*difflib.get_close_matches(given.upper(), known, 1))' '$(UNKNOWN)' $(KNOWN) 2>/dev/null)
+$(error the variable $(UNKNOWN) is unknown$(if $(NEAR),: did you mean $(NEAR)?,) Known are $(KNOWN))
+endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup assets reproduce tables book report accept plan lab test test-ui doctor test-colab lint bench clean
+.PHONY: help setup assets reproduce tables book report accept plan lab test test-ui recording doctor owner test-colab lint bench clean
 
 help: ## show this list
-	@echo "make TARGET [PLAN=smoke|laptop|full|t4|paper] [ONLY=glob] [JOBS=n] [SCHEDULER=tcp://host:8786] [MACHINE=a100-80g] [BENCH=solver] [PYTHON=python3.12] [PIP_ARGS=...] [LAB_ARGS=--no-browser]"
+	@echo "make TARGET [PLAN=smoke|laptop|full|t4|paper] [ONLY=glob] [JOBS=n] [SCHEDULER=tcp://host:8786] [MACHINE=a100-80g] [BENCH=solver] [NAME=github-name] [PYTHON=python3.12] [PIP_ARGS=...] [LAB_ARGS=--no-browser]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(INSTALLED) ## create .venv and install what is needed
@@ -85,6 +101,9 @@ test-colab: ## run tests and the smoke plan with the versions of Google Colab (p
 test-ui: assets $(INSTALLED_UI) ## run the notebooks in JupyterLab and a browser (UI_FULL=1: as they are)
 	@$(PY) -m pytest tests/ui
 
+recording: assets $(INSTALLED_UI) ## film an explorer in a browser: docs/recording.gif
+	@$(PY) tests/ui/recording.py
+
 $(INSTALLED_UI): $(INSTALLED)
 	@$(PY) -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[ui]" || { \
 	  echo "pip could not install playwright (its reason is above): check the network, then run make again" >&2; exit 1; }
@@ -94,6 +113,14 @@ $(INSTALLED_UI): $(INSTALLED)
 doctor: ## look for what is missing or broken, say what to do (DEEP=1: hash downloads, HUB=1: ask the hub)
 	@if $(PY) -c '' 2>/dev/null; then python=$(PY); else python=$(PYTHON); fi; \
 	  $$python -m helpers.machine.doctor $(if $(DEEP),--deep) $(if $(HUB),--hub)
+
+# the address of the repository stands in the notebooks' first cells and in links
+owner: ## put your GitHub name into the notebooks and pages, for Colab: make owner NAME=...
+	@echo '$(OWNER)' | grep -Eqx '[A-Za-z0-9]+(-[A-Za-z0-9]+)*' || { \
+	  echo "NAME='$(OWNER)' is no GitHub name: give yours, as in make owner NAME=octocat" >&2; exit 1; }
+	@sed -E -i.bak 's#(github(\.com)?|/gh)/[A-Za-z0-9-]+/pruning-reproduction#\1/$(OWNER)/pruning-reproduction#g' $(ADDRESSED)
+	@rm -f $(ADDRESSED:=.bak)
+	@echo "the notebooks and pages now name github.com/$(OWNER)/pruning-reproduction: commit and push them"
 
 lint: $(INSTALLED) ## check style, syntax and that notebooks are stripped
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .

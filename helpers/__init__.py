@@ -6,9 +6,13 @@ are loaded on first use, so that importing the package costs nothing.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
+
+if sys.platform == "win32":  # first of all: later something that Windows lacks would be missed
+    raise ImportError("helpers needs Linux, macOS or WSL: on Windows, install WSL and run it there")
 
 
 def lazy_names(

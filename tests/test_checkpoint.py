@@ -194,14 +194,15 @@ def test_a_complete_model_that_was_changed_is_left_alone(
     llama: Path, to: Path, expected: dict, one_line_error
 ) -> None:
     prune_checkpoint(llama, to, TOKENS, **WANDA)
-    for name in ("model-00002-of-00004.safetensors", "model-00004-of-00004.safetensors"):
-        path = to / name
-        path.write_bytes(path.read_bytes()[:-1])
-        with one_line_error(ResumeError, name, "resume=False"):
-            prune_checkpoint(llama, to, TOKENS, **WANDA)
-        assert len(path.read_bytes()) == len(expected[name]) - 1
-        path.write_bytes(expected[name])
-    path.unlink()
+    for path in sorted(to.iterdir()):  # weights, masks, configuration, index, tokenizer
+        whole = path.read_bytes()
+        for changed in [whole[:-1] + bytes([whole[-1] ^ 4]), None] if path.name != MANIFEST else []:
+            path.unlink() if changed is None else path.write_bytes(changed)
+            with one_line_error(ResumeError, path.name, "resume=False"):
+                prune_checkpoint(llama, to, TOKENS, **WANDA)
+            assert path.exists() == (changed is not None)
+        path.write_bytes(whole)
+    (to / SHARD).unlink()
     prune_checkpoint(llama, to, TOKENS, resume=False, **WANDA)
     assert complete(to, expected)
 
@@ -295,15 +296,29 @@ def test_a_manifest_that_cannot_be_used(
     path = saved.workspace(to) / "run-1" / MANIFEST
     whole = path.read_text()
     manifest = json.loads(whole)
-    broken = {"0": manifest["blocks"]["0"] | {"layers": [{}]}}
-    damaged = [whole[:200], "[]", "{}", json.dumps(manifest | {"blocks": broken})]
-    for text in [*damaged, json.dumps(manifest | {"format": 99})]:
+    first = manifest["blocks"]["0"]
+    broken = [{"0": first | {"layers": [{}]}}, {"0": {"layers": []}}, {"x": first}, {"7": first}]
+    broken += [{"0": first | {"file": ["../source/config.json", "0"]}}]
+    damaged = [whole[:200], "[]", "{}", "[" * 100_000]
+    damaged += [json.dumps(manifest | {"blocks": blocks}) for blocks in broken]
+
+    def refused(path: Path, text: str) -> None:
         path.write_text(text)
         with one_line_error(ResumeError, MANIFEST, "resume=False", "delete"):
             prune_checkpoint(llama, to, TOKENS, **WANDA)
         assert path.read_text() == text
+
+    for text in [*damaged, json.dumps(manifest | {"format": 99})]:
+        refused(path, text)
     _, solved = blocks_solved(llama, to, resume=False)
     assert solved == [0, 1, 2] and complete(to, expected)
+    # and one that calls the model complete
+    whole = (to / MANIFEST).read_text()
+    del (fewer := json.loads(whole)["blocks"])["1"]
+    for change in ({"blocks": fewer}, {"files": []}, {"report": {}}):
+        refused(to / MANIFEST, json.dumps(json.loads(whole) | change))
+    (to / MANIFEST).write_text(whole)
+    assert blocks_solved(llama, to)[1] == []
 
 
 # ---------------------------------------------------------------- folders
@@ -421,13 +436,15 @@ def test_a_source_that_changes_meanwhile(
         (dict(tokens=None), BadParameter, ("calibration",)),
         (dict(method="sparsegpt", damping=torch.ones(1)), BadParameter, ("damping",)),
         (dict(source="nowhere"), UnknownModel, ("nowhere", "config.json")),
+        (dict(source="a\0b"), CheckpointError, ("NUL",)),
+        (dict(destination="a\0b"), CheckpointError, ("NUL",)),
     ],
     ids=str,
 )
 def test_a_bad_request_leaves_nothing(
     llama: Path, to: Path, change: dict, kind: type, words: tuple, one_line_error
 ) -> None:
-    arguments = dict(WANDA, source=llama, tokens=TOKENS) | change
+    arguments = dict(WANDA, source=llama, destination=to, tokens=TOKENS) | change
     with one_line_error(kind, *words):
-        prune_checkpoint(destination=to, **arguments)
+        prune_checkpoint(**arguments)
     assert not to.exists() and not saved.workspace(to).exists()

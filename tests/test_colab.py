@@ -79,8 +79,14 @@ def test_the_first_cell_clones_once_and_sets_up_on_colab_only(tmp_path: Path) ->
 
     assert run_cell() == []  # elsewhere
     clone, *rest = run_cell(COLAB_RELEASE_TAG="r1")
-    assert clone.startswith("git clone -q https://github.com/OWNER/")
+    assert re.match(r"git clone -q https://github.com/[\w-]+/pruning-reproduction repo", clone)
     assert rest == run_cell(COLAB_RELEASE_TAG="r1") == ["python repo/colab_setup.py"]
+    (tmp_path / "repo").rmdir()
+    replace_file(tmp_path / "git", "#!/bin/sh\nexit 128\n").chmod(0o755)  # there is no such owner
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        run_cell(COLAB_RELEASE_TAG="r1")
+    assert caught.value.output.startswith("Put your GitHub name into the address")
+    assert "python" not in caught.value.output
 
 
 def test_the_script_makes_the_package_visible_to_the_kernel(

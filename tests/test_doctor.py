@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,11 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from helpers.assets import ASSETS
+from helpers.assets import ASSETS, converted_folder
 from helpers.machine import doctor
 from helpers.machine.doctor import Finding
-from helpers.paths import replace_file, root
+from helpers.paths import replace_file, root, sha256_file
 
 GB = 10**9
 
@@ -127,6 +130,16 @@ def test_downloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert only(doctor.check_downloads(deep=False)).state == "ok"
     damaged = only(doctor.check_downloads(deep=True))
     assert damaged.state == "fix" and "c4.utf8" in damaged.found and "make assets" in damaged.todo
+    # a model that was changed, together with the hashes beside it
+    model = converted_folder()
+    tensors = {"model.norm.weight": torch.zeros(3)}
+    model.mkdir(parents=True)
+    save_file(tensors, model / "model.safetensors")
+    (model / "sha256.json").write_text(
+        json.dumps({"model.safetensors": sha256_file(model / "model.safetensors")})
+    )
+    assert model.name in only(doctor.check_downloads(deep=True)).found
+    assert only(doctor.check_downloads(deep=False)).state == "ok"
 
 
 def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import papermill
 import pytest
+from papermill.exceptions import PapermillExecutionError
+from small_project import write_notebook
 
 from helpers.errors import BadParameter, OutOfMemory, RunError
-from helpers.paths import results_dir
+from helpers.paths import results_dir, root
 from helpers.records import read_record
 from helpers.runner import notebook, open_run
 
@@ -31,6 +34,7 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notebook, "notebooks_dir", lambda: tmp_path)
     monkeypatch.setattr(notebook, "check_memory", lambda name, parameters: {"needs": "1 GB"})
     monkeypatch.setattr(notebook, "choose", lambda *_: {})
+    monkeypatch.setattr(notebook, "leave_busy_cores", lambda: "1 of 2")
 
 
 def parameters(**changes: Any) -> dict[str, Any]:
@@ -67,7 +71,7 @@ def test_a_record_holds_every_parameter_of_the_cell() -> None:
     assert record["device"].startswith("cpu")
     assert record["seconds"] > 0 and record["peak_memory_bytes"] > 1e6
     assert shown.loc["perplexity", "value"] == 7.5 and shown.index.name == "book--by-hand.json"
-    assert run.needs.loc["needs", "memory"] == "1 GB"
+    assert run.needs["this machine"].to_dict() == {"needs": "1 GB", "threads": "1 of 2"}
 
 
 def test_the_runner_names_the_record(tmp_path: Path) -> None:
@@ -112,6 +116,28 @@ def test_a_wrong_value_a_missing_one_and_a_notebook_that_is_not_there(one_line_e
         open_run("book", values)
     with one_line_error(RunError, "other.ipynb"):
         open_run("other", values)
+
+
+def test_a_misspelt_name_given_to_papermill_stops_the_notebook(tmp_path: Path) -> None:
+    patched = f"""
+from pathlib import Path
+from helpers.runner import notebook, open_run
+notebook.notebooks_dir = lambda: Path({str(tmp_path)!r})
+run = open_run("book", globals())
+"""
+    cells = [CELL.replace('"tiny"', '""'), patched]
+    write_notebook(tmp_path, "book", cells, [["parameters"], []])
+    with pytest.raises(PapermillExecutionError, match="'sparsty' is unknown.*mean 'sparsity'"):
+        papermill.execute_notebook(
+            tmp_path / "book.ipynb", None, {"sequences": 9, "sparsty": 0.7}, kernel_name="python3",
+            progress_bar=False, cwd=root(),
+        )  # fmt: skip
+    # with the right name, after a first try in the same kernel, and with what --inject-paths adds
+    cells = ["", "# Parameters\nsparsty = 0.7\n"]
+    with pytest.raises(BadParameter, match="sparsty"):
+        open_run("book", parameters(In=cells))
+    cells.append('# Parameters\nsparsity = 0.7\nPAPERMILL_OUTPUT_PATH = "a.ipynb"\n')
+    assert open_run("book", parameters(In=cells, sparsity=0.7)).parameters["sparsity"] == 0.7
 
 
 def test_a_parameter_that_changes_meanwhile_stops_the_record(one_line_error: Any) -> None:

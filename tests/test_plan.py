@@ -76,6 +76,8 @@ def test_a_grid_stands_for_the_product_of_its_axes(project: Project) -> None:
         ("preset: auto", "name the parameters themselves"),
         ("rho: 1.0\nrho: 2.0", "'rho' is given twice"),
         ("rho: [1", "cannot be read in line"),
+        (f"rho: {'[' * 2000}{']' * 2000}", "nested too deeply"),
+        ("options: &all {deep: *all}", "aliases (*name) are not allowed"),
         ("- 1", "not a mapping"),
         ("rho: !!python/object/apply:os.getcwd []", "cannot be read"),
         ("name: x-{rho}", "parameter 'name' is not in the parameters cell"),
@@ -114,7 +116,9 @@ def test_wrong_plan_place_notebook_and_pattern(project: Project) -> None:
     wrong[0].unlink()
     refused("did you mean '01_work'")
     wrong[1].unlink()
-    project.run_file("a.yaml")
+    project.run_file("a b.yaml").rename(project.run_file("a.yaml").with_name("a&b.yaml"))
+    refused("'a&b' is no name")
+    (project.folder / "runs" / "p" / "01_work" / "a&b.yaml").unlink()
     project.run_file("my-method-60.yaml")
     for only in ("01_work/a", "*--a", "a"):
         assert [run.name for run in read_plan("p", only)] == ["a"]
@@ -132,6 +136,8 @@ def test_wrong_plan_place_notebook_and_pattern(project: Project) -> None:
         ([PARAMETERS + "a = b = 1"], "not 'name = value'"),
         ([PARAMETERS + "a: int"], "not 'name = value'"),
         (["a ="], "not Python"),
+        (["a = '\0'"], "not Python"),
+        ([PARAMETERS + "a = {[]: 1}"], "derived"),
         (["a = 1"], "no record_path"),
         ([PARAMETERS, "b = 1"], "2 parameters cells"),
         ([PARAMETERS, "1/0"], "raises-exception"),

@@ -207,6 +207,79 @@ def test_make_without_a_fitting_python(python: str, tmp_path: Path) -> None:
 
 
 @needs_make
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["reproduce", "plan=smoke"], "plan is unknown: did you mean PLAN?"),
+        (["list", "ONYL=05*"], "ONYL is unknown: did you mean ONLY?"),
+        (["reproduce", "colour=red"], "colour is unknown Known are PLAN JOBS"),
+        (["reproduce", "OS=Windows_NT"], "Linux, macOS or WSL"),
+        (["owner"], "is no GitHub name: give yours"),
+        (["owner", "NAME=me@home"], "'me@home' is no GitHub name"),
+    ],
+    ids=str,
+)
+def test_make_refuses_what_it_does_not_know(given: list[str], words: str) -> None:
+    answer = make("-n" if given[0] != "owner" else "owner", *given)
+    assert answer.returncode == 2 and words in answer.stderr and not answer.stdout
+
+
+@needs_make
+def test_make_takes_every_variable_that_something_reads() -> None:
+    text = makefile()
+    named = set(re.findall(r"(?m)^([A-Z_]+) \?=", text)) | {"UI_FULL", "NAME"}
+    assert named <= set(re.search(r"(?m)^KNOWN := (.*)$", text)[1].split())
+    given = [f"{name}=" for name in ("PRUNING_CACHE", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")]
+    assert make("-n", "clean", *given, *(f"{name}=" for name in named - {"VENV"})).returncode == 0
+
+
+@needs_make
+def test_make_owner_writes_the_name_everywhere(tmp_path: Path) -> None:
+    tracked = ["notebooks", "docs", "README.md", "CITATION.cff", "Makefile", "book"]
+    for name in tracked:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    addresses = re.compile(r"(?:github(?:\.com)?|/gh)/([\w-]+)/pruning-reproduction")
+
+    def owners() -> list[str]:
+        files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "Makefile"]
+        assert not [path for path in files if path.suffix == ".bak"]
+        text = "".join(path.read_text(encoding="utf-8", errors="replace") for path in files)
+        return addresses.findall(text)
+
+    before = owners()
+    assert len(before) >= 2 * len(NOTEBOOKS) and len(set(before)) == 1
+    for name in ("octo-cat", "another"):  # who forks a fork
+        environment = dict(os.environ, NAME="a-machine")  # as WSL sets it
+        command = ["make", "-s", "-C", str(tmp_path), "owner", f"NAME={name}"]
+        assert subprocess.run(command, env=environment, check=False).returncode == 0
+        assert owners() == [name] * len(before)
+    for path in NOTEBOOKS:
+        json.loads((tmp_path / "notebooks" / path.name).read_text(encoding="utf-8"))
+
+
+def test_native_windows_is_refused_before_anything_else() -> None:
+    code = "import sys; sys.platform = 'win32'; import helpers.machine.doctor"
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    last = answer.stderr.splitlines()[-1]
+    assert answer.returncode == 1 and "Linux, macOS or WSL" in last and "__init__" in answer.stderr
+
+
+def test_citation_and_environments_of_other_places_are_in_step() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == project()["version"] and citation["license"] == "MIT"
+    assert citation["preferred-citation"]["title"].startswith("Fast and Effective Weight Update")
+    assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License\n")
+    container = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text(encoding="utf-8"))
+    assert container["postCreateCommand"].endswith("-f environment.yml")
+    name = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["name"]
+    assert f"/envs/{name}/bin/python" in json.dumps(container)
+    # a folder of Binder's own would hide environment.yml from it
+    assert not (ROOT / "binder").exists() and not (ROOT / ".binder").exists()
+
+
+@needs_make
 def test_make_clean_leaves_what_is_committed(tmp_path: Path) -> None:
     listed = ["git", "-C", str(ROOT), "ls-files", "results"]
     answer = subprocess.run(listed, capture_output=True, text=True, check=False)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from handmade import metric, pruned, scored, update_row, with_series
 
+from helpers.errors import RecordError
 from helpers.paths import reference_dir
 from helpers.records import read_records
 from helpers.results import column_key, tables, write_claims, write_tables
@@ -30,6 +31,12 @@ def runs() -> list[dict]:
         pruned("dense", "0 %", 17.7, sequences=1),
         {"notebook": "02_admm_layer_solve", "metrics": {}, "parameters": {}},
     ]
+
+
+def test_a_record_with_an_impossible_pattern_is_named(tmp_path: Path, one_line_error) -> None:
+    for changes in ({"pattern": "2:4x"}, {"sparsity": "half"}, {"pattern": None}):
+        with one_line_error(RecordError, "04_prune_model--wanda-2:4-0", "delete it"):
+            write_tables([pruned("wanda", "2:4", 25.0, **changes)], tmp_path)
 
 
 @pytest.mark.parametrize("plan", ["laptop", "full"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import families as fam
+import psutil
 import pytest
 import saved
 import torch
@@ -21,6 +23,7 @@ import workers
 from torch import Tensor
 
 from helpers import calibration_tokens, load_model, prune_model
+from helpers.large import torchrun
 from helpers.large.shards import Checkpoint
 from helpers.large.torchrun import main
 from helpers.paths import root
@@ -97,6 +100,16 @@ def group(
     words = "".join(path.read_text() for path in sorted(output.glob("output-*")))
     assert not late, f"hung: {words}"
     return [process.exitcode for process in started], words
+
+
+def listening(pid: int) -> set[str]:
+    """The addresses on which a process and those that it has started listen."""
+    found = set()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(pid).children(recursive=True):
+            connections = getattr(process, "net_connections", process.connections)("inet")
+            found |= {each.laddr.ip for each in connections if each.status == "LISTEN"}
+    return found
 
 
 def weights_of(folder: Path) -> dict[str, Tensor]:
@@ -183,13 +196,13 @@ def test_killed_failed_interrupted_and_still_the_same_bits(
     how = dict(method="obedient", options=json.dumps({"orders": str(orders)}))
     asked = request(sources["llama"], to, text, **how)
 
-    torchrun = [
+    command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
         *(str(HERE / "workers.py"), *asked),
     ]
     environment = dict(os.environ, PYTHONPATH=str(root()), OMP_NUM_THREADS="1")
     killed = subprocess.run(
-        torchrun, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE,
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE,
         check=False, cwd=root(), env=environment,
     )  # fmt: skip
     assert killed.returncode != 0 and "SIGKILL" in killed.stdout
@@ -218,8 +231,16 @@ def test_killed_failed_interrupted_and_still_the_same_bits(
 
     codes, output = group(2, workers.command, tmp_path, asked)
     assert codes == [0, 0] and "2 blocks of an earlier run" in output, output
-    whole = request(sources["llama"], tmp_path / "whole", text, method="admm1")
-    assert group(2, workers.command, tmp_path, whole)[0] == [0, 0]
+
+    # started by the module itself, which opens no port to the outside
+    whole = request(sources["llama"], tmp_path / "whole", text, method="admm1", processes=2)
+    command = [sys.executable, "-m", "helpers.large.torchrun", *whole]
+    started, heard = subprocess.Popen(command, cwd=root(), env=environment), set()
+    began = time.monotonic()
+    while started.poll() is None and time.monotonic() < began + PATIENCE:
+        heard |= listening(started.pid)
+        time.sleep(0.05)
+    assert started.wait(1) == 0 and heard == {"127.0.0.1"}
     assert differ(weights_of(to), weights_of(tmp_path / "whole")) == set()
     assert not saved.workspace(to).exists() and not list(to.rglob("*.tmp"))
 
@@ -245,6 +266,7 @@ def test_fewer_sequences_than_processes(
         ({"pattern": "2:4"}, "BadSparsity", "2:4"),
         ({"source": "nowhere"}, "UnknownModel", "nowhere"),
         ({"device": "tpu"}, "BadParameter", "tpu"),
+        ({"processes": 0}, "BadParameter", "--processes 0"),
         ({"calibration": "no-such-file.txt"}, "BadText", "no-such-file"),
     ],
     ids=str,
@@ -258,3 +280,54 @@ def test_a_wrong_argument_is_one_line(
     lines = [line for line in lines if "Loading weights" not in line]
     assert len(lines) == 1 and lines[0].startswith(f"{error}: ") and word in lines[0], lines
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "more", "words"),
+    [
+        ({"RANK": "0"}, {}, "RANK is set and WORLD_SIZE is not"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, {}, "RANK is 'one'"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, {}, "ranks go from 0 to 1"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, {}, "MASTER_PORT is not"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "9"}, {}, "MASTER_ADDR is not"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, {"processes": 2}, "--processes 2 is set, and RANK"),
+    ],
+    ids=str,
+)
+def test_an_environment_that_nobody_has_set_up(
+    environment: dict, more: dict, words: str, sources: dict[str, Path], text: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(request(sources["llama"], tmp_path / "pruned", text, **more)) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "BadParameter: " in line and words in line and "torchrun" in line
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [
+        ("pass", 0, ""),
+        ("sys.exit(3) if rank else time.sleep(60)", 1, ""),
+        ("os.kill(os.getpid(), 9) if rank else time.sleep(60)", 1, "process 1 was killed by sig"),
+    ],
+)
+def test_processes_that_end(
+    how: str, code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    """Each has its rank, all meet where nobody else can enter, and none outlives another."""
+    program = (
+        "import os, pathlib, sys, time; rank = int(os.environ['RANK']);"
+        "folder = pathlib.Path(os.environ['PRUNING_MEETING']).parent;"
+        f"pathlib.Path({str(tmp_path)!r}, str(rank)).write_text(os.environ['WORLD_SIZE'] + "
+        f"oct(folder.stat().st_mode)[-3:]); time.sleep(0.3); {how}"
+    )
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-c", program])
+    monkeypatch.setattr(torchrun, "GRACE_SECONDS", 0.2)
+    began = time.monotonic()
+    assert torchrun.start(2) == code and time.monotonic() < began + 30
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert written == dict.fromkeys("01", "2700")
+    assert capfd.readouterr().err.startswith(said)

@@ -19,6 +19,7 @@ import families as fam
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from helpers import prune_checkpoint, replay
 from helpers.errors import CheckpointError, NonFinite
@@ -88,6 +89,7 @@ def register_all() -> None:
 def command(rank: int, size: int, port: int, folder: str, arguments: list[str]) -> None:
     """The command line in one process of a group, with a file for its output."""
     os.environ.update(environment(rank, size, port))
+    distributed_c10d._pickler = distributed_c10d._unpickler = None  # nothing travels as a pickle
     torch.set_num_threads(1)
     handle = os.open(Path(folder, f"output-{rank}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
@@ -98,8 +100,9 @@ def command(rank: int, size: int, port: int, folder: str, arguments: list[str]) 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
     """The environment that torchrun gives a process."""
-    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
-    return {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in where.items()}}
+    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    where |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {name: str(value) for name, value in where.items()}
 
 
 def without_memory(place: str, limit: int) -> Callable:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from helpers.capture import eval_mode
 from helpers.errors import BadParameter, check_choice
-from helpers.large.jobs import Job, Workspace
+from helpers.large.jobs import REPORTED, Job, Workspace
 from helpers.large.mask_files import write_masks
 from helpers.large.shards import (
     COMPANIONS,
@@ -112,7 +112,7 @@ def prune_checkpoint(
         if team.lead:  # hashing reads the whole source, for which one process is enough
             request = _request(reader, tokens, method, batch, arguments, team.size)
             job = workspace.job(request, resume)
-        job = team.share(job)
+        job = Job(*team.share(job and [str(job.folder), job.manifest, job.redone]))
         if not job.complete:
             store = ShardStore(job, reader, team, activations)
             loop = Loop(model, method, arguments, progress=progress, store=store, team=team)
@@ -121,7 +121,7 @@ def prune_checkpoint(
                 if team.lead:
                     store.finish_model(loop.report)
                     workspace.publish(job)
-            job = team.share(job)
+            job.manifest = team.share(job.manifest)
     return CheckpointReport(
         method,
         pattern,
@@ -156,6 +156,7 @@ def _request(
         method_code = code_hash(inspect.getsource(inspect.unwrap(solve)))
     request = {
         "source": {path.name: sha256_file(path) for path in reader.checkpoint.paths},
+        "blocks": len(reader.blocks),
         "configuration": sha256_file(reader.checkpoint.folder / "config.json"),
         "calibration": calibration,
         "method": method,
@@ -189,7 +190,7 @@ class ShardStore(Store):
     def begin(self) -> None:
         """From now on finished blocks are read as they were pruned."""
         for index, entry in self.job.manifest["blocks"].items():
-            self.reader.redirect(int(index), self.job.folder / entry["file"])
+            self.reader.redirect(int(index), self.job.folder / entry["file"][0])
 
     def finished(self, index: int) -> list[LayerReport] | None:
         """The lines of a block that an earlier call has finished."""
@@ -201,7 +202,7 @@ class ShardStore(Store):
             return
         job = self.job
         rows = [dataclasses.asdict(line) for line in layers]
-        job.manifest["blocks"][str(index)] = {**self.write(index), "layers": rows}
+        job.manifest["blocks"][str(index)] = {"file": self.write(index), "layers": rows}
         job.manifest["halved"] = job.halved + halved
         job.save()
 
@@ -217,11 +218,10 @@ class ShardStore(Store):
         number = count if part is None else part
         return f"model-{number + 1:05d}-of-{count + 1:05d}.safetensors"
 
-    def write(self, part: int | None) -> dict[str, str]:
-        """Write the shard of an open part, and return what the manifest says of it."""
+    def write(self, part: int | None) -> tuple[str, str]:
+        """Write the shard of an open part, and return its name and sha256."""
         name = self.shard(part)
-        digest = write_shard(self.job.folder / name, self.reader.tensors(part))
-        return {"file": name, "sha256": digest}
+        return name, write_shard(self.job.folder / name, self.reader.tensors(part))
 
     def finish_model(self, report: PruneReport) -> None:
         """Add what makes the blocks a model: weights outside them, configuration, index, masks.
@@ -231,7 +231,7 @@ class ShardStore(Store):
         reader, job = self.reader, self.job
         source = reader.checkpoint.folder
         with reader.opened(None):
-            rest = self.write(None)
+            written = dict([self.write(None)])
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         config.pop("torch_dtype", None)  # its older name
         config["dtype"] = str(reader.dtype).removeprefix("torch.")
@@ -245,17 +245,17 @@ class ShardStore(Store):
                 if any(module in layers and name == "weight" for module, name in slot.holders):
                     pruned.append(slot.name)
         with writing(job.folder):
-            for path in [path for pattern in COMPANIONS for path in source.glob(pattern)]:
-                replace_file(job.folder / path.name, path.read_bytes())
+            found = [path for pattern in COMPANIONS for path in source.glob(pattern)]
+            others = [replace_file(job.folder / path.name, path.read_bytes()) for path in found]
             replace_file(job.folder / "config.json", json.dumps(config, indent=2) + "\n")
-            write_index(job.folder, files, total)
+            others.append(write_index(job.folder, files, total))
         weights = Checkpoint(job.folder)
         masks = (next(weights.tensors([name]))[1] != 0 for name in pruned)  # one at a time
-        write_masks(job.folder, pruned, masks, report.pattern)
+        others.append(write_masks(job.folder, pruned, masks, report.pattern))
         job.manifest |= {
-            "rest": rest,
+            "files": written | {path.name: sha256_file(path) for path in others},
             "halved": job.halved + report.halved,
-            "report": {name: getattr(report, name) for name in ("seconds", "parity", "batch")},
+            "report": {name: getattr(report, name) for name in sorted(REPORTED)},
             "complete": True,
         }
         job.save()

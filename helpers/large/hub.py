@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 )
 
 from helpers.errors import AssetError, UnknownModel, first_line
-from helpers.large.shards import COMPANIONS, INDEX
+from helpers.large.shards import COMPANIONS, INDEX, folder_path
 from helpers.paths import cache_dir, replace_file
 
 LOG = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def fetch_checkpoint(
     def target(commit: str) -> Path:
         # one folder, because a record calls a model by its folder's name
         default = cache_dir() / "hub" / f"{name.replace('/', '--')}--{commit}"
-        return default if folder is None else Path(folder).expanduser()
+        return default if folder is None else folder_path(folder)
 
     if re.fullmatch("[0-9a-f]{40}", revision) and _complete(target(revision), name, revision):
         return target(revision)

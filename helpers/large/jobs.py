@@ -6,21 +6,29 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from helpers.errors import HelpersError, ResumeError, first_line
-from helpers.large.shards import TEMPORARY, writing
+from helpers.errors import HelpersError, ResumeError, allowed, first_line
+from helpers.large.shards import TEMPORARY, folder_path, writing
 from helpers.paths import replace_file, sha256_file, sync_folder
 from helpers.prune import LayerReport
 
 MANIFEST = "pruning.json"
-FORMAT = 1
+FORMAT = 2
 SHOWN = 8  # differences that a message names
+REPORTED = {"seconds", "parity", "batch"}  # of a PruneReport, beside its layers
+# what reading a manifest raises that is damaged, or nested so deeply that it was made by hand
+UNUSABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
+
+def layer_report(row: Mapping[str, Any]) -> LayerReport:
+    """A layer's report from its JSON."""
+    return LayerReport(**{**row, "shape": tuple(row["shape"])})
 
 
 class Job:
@@ -30,10 +38,12 @@ class Job:
     halved: where earlier calls had to halve the batch.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
-        self.folder, self.manifest = folder, manifest
+    def __init__(
+        self, folder: str | Path, manifest: dict[str, Any], redone: Iterable[int] = ()
+    ) -> None:
+        self.folder, self.manifest = Path(folder), manifest
         self.resumed = len(manifest["blocks"])
-        self.redone: list[int] = []
+        self.redone = list(redone)
         self.halved = list(manifest["halved"])
 
     @classmethod
@@ -45,8 +55,8 @@ class Job:
             if manifest["format"] != FORMAT:
                 raise ValueError(f"format {manifest['format']!r}, not {FORMAT}")
             job = cls(folder, manifest)
-            job.lines()
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            job.check()
+        except UNUSABLE as error:
             raise ResumeError(
                 f"{path} cannot be used ({first_line(error)}), so what is finished is not known: "
                 f"delete {folder}, or start anew with resume=False"
@@ -58,23 +68,46 @@ class Job:
         """Whether the model has all its files."""
         return "complete" in self.manifest
 
+    def check(self) -> None:
+        """Raise one of UNUSABLE unless the manifest holds all that is read from it."""
+        count, found = self.manifest["request"]["blocks"], set(self.manifest["blocks"])
+        every = {str(index) for index in range(count)}
+        if not found <= every:
+            raise ValueError(f"it names block {min(found - every)}, of a model of {count} blocks")
+        if self.complete:
+            if found < every:
+                raise ValueError(f"it lacks block {min(every - found, key=int)}")
+            if set(self.manifest["report"]) != REPORTED:
+                raise ValueError(f"its report does not hold {allowed(REPORTED)}")
+        self.lines()
+        for _, file, sha256 in self.files():
+            # a folder in the name could lead out of the model's
+            if Path(file).name != file or not isinstance(sha256, str):
+                raise ValueError(f"it names {file!r:.60}, which is no file of a model")
+
+    def files(self) -> Iterator[tuple[str | None, str, str]]:
+        """What was written: the block (None outside the blocks), the file's name and its sha256."""
+        others = self.manifest["files"] if self.complete else {}
+        yield from ((index, *row["file"]) for index, row in self.manifest["blocks"].items())
+        yield from ((None, name, sha256) for name, sha256 in others.items())
+
     def lines(self) -> dict[int, list[LayerReport]]:
         """The report's lines of each finished block."""
         blocks = {int(index): entry for index, entry in self.manifest["blocks"].items()}
         return {
-            index: [LayerReport(**{**row, "shape": tuple(row["shape"])}) for row in entry["layers"]]
+            index: [layer_report(row) for row in entry["layers"]]
             for index, entry in sorted(blocks.items())
         }
 
     def verify(self) -> None:
         """Forget finished blocks whose shard is no longer what was written.
 
-        Raises ResumeError if the model is complete: someone may have gone on to work with it.
+        Raises ResumeError if the model is complete: someone may have gone on to work with it. Then
+        every file counts, whether it holds weights, masks, the configuration or the tokenizer.
         """
-        rest = {"rest": self.manifest["rest"]} if self.complete else {}
-        for index, entry in {**self.manifest["blocks"], **rest}.items():
-            path = self.folder / entry["file"]
-            if path.is_file() and sha256_file(path) == entry["sha256"]:
+        for index, file, sha256 in list(self.files()):
+            path = self.folder / file
+            if path.is_file() and sha256_file(path) == sha256:
                 continue
             if self.complete:
                 raise ResumeError(
@@ -109,11 +142,11 @@ class Workspace:
 
     destination: absolute and without links.
     Raises ResumeError if source and destination are one, or one lies in the other, or something
-    else than a pruned model lies at the destination.
+    else than a pruned model lies at the destination; CheckpointError for a path that cannot be.
     """
 
     def __init__(self, source: Path, destination: str | os.PathLike[str]) -> None:
-        self.destination = to = Path(destination).expanduser().resolve()
+        self.destination = to = folder_path(destination).resolve()
         self.folder = to.with_name(f"{to.name}.pruning")
         self.run = self.folder / "run-1"
         source = source.resolve()

@@ -34,6 +34,13 @@ READ_BYTES = 1 << 25  # of a file mapped at once
 TEMPORARY = ".tmp"  # ends the name of an unfinished file
 
 
+def folder_path(folder: str | os.PathLike[str]) -> Path:
+    """The folder that a caller names. Raises CheckpointError for what no file system can hold."""
+    if "\0" in os.fspath(folder):
+        raise CheckpointError(f"{os.fspath(folder)!r} holds a NUL character: give a folder's path")
+    return Path(folder).expanduser()
+
+
 class Checkpoint:
     """A saved model's weights by name: `files` maps each tensor's name to its file.
 
@@ -41,7 +48,7 @@ class Checkpoint:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = folder_path(folder)
         single, index = self.folder / SINGLE, self.folder / INDEX
         if single.is_file():  # transformers too takes it where both are there
             with reading(single) as file:
@@ -51,7 +58,7 @@ class Checkpoint:
                 files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
                 # only the name: a folder in it could lead out of the model's
                 self.files = {name: self.folder / Path(file).name for name, file in files.items()}
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise CheckpointError(
                     f"{index} names no files of weights: save the model again"
                 ) from error

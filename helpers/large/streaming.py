@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from helpers.assets import embedded_model_folder
 from helpers.device import all_finite, pick_device, pick_dtype
 from helpers.errors import NonFinite, UnknownModel, UnsupportedModel, first_line
-from helpers.large.shards import Checkpoint
+from helpers.large.shards import Checkpoint, folder_path
 from helpers.models import WEIGHT_READER, find_blocks
 
 
@@ -69,9 +69,9 @@ def load_streamed(
 
 
 def source_folder(source: str | os.PathLike[str]) -> Path:
-    """The folder that a source stands for. Raises UnknownModel."""
+    """The folder that a source stands for. Raises UnknownModel, CheckpointError."""
     # absolute, because the working folder may change while the model is read
-    path = Path(source).expanduser().absolute()
+    path = folder_path(source).absolute()
     folder = embedded_model_folder() if str(source) == "embedded" else path
     if not (folder / "config.json").is_file():
         raise UnknownModel(

@@ -1,6 +1,6 @@
-"""One model pruned by several processes: `torchrun -m helpers.large.torchrun`.
+"""One model pruned by several processes: `python -m helpers.large.torchrun --processes 2`.
 
-    torchrun --nproc-per-node=2 -m helpers.large.torchrun \\
+    python -m helpers.large.torchrun --processes 2 \\
         --source embedded --destination results/pruned --method admm-grad --sparsity 0.6
 
 Each process takes its share of the calibration sequences through the blocks. The grams of a block
@@ -11,12 +11,19 @@ every process. So all hold the same pruned block when the stream moves on. Proce
 The same number of processes gives the same bits. With another number the grams are added up in
 another order, and agree to float32 rounding; so do the weights, as long as the masks are the same.
 A mask may differ where two scores are almost equal, and a growing mask (admm-grad) amplifies that
-from block to block, with the same mean error. On a CPU torchrun gives each process one thread; set
-OMP_NUM_THREADS for more.
+from block to block, with the same mean error. On a CPU the processes divide the cores among them,
+unless OMP_NUM_THREADS says how many threads each has.
 
-If one process fails, all end within seconds; run the same again to go on. Each error is one line;
-the stack trace and summary after it are torchrun's own. Without torchrun this is
-`prune_checkpoint` in one process.
+If one process fails, all end within seconds; run the same again to go on. Each error is one line.
+
+Processes that `--processes` starts meet in a file that only this user can read, and talk over the
+machine's loopback interface. Several machines need torchrun:
+
+    torchrun --nnodes=2 --nproc-per-node=1 ... -m helpers.large.torchrun --source ...
+
+It listens on a port of every interface, also with one machine, and some of its own messages are
+pickles, which can run code: use it only in a network where you trust every machine. What the
+processes send here is tensors and JSON.
 """
 
 from __future__ import annotations
@@ -27,9 +34,15 @@ import inspect
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,10 +57,12 @@ from helpers.errors import (
     HelpersError,
     ProcessLost,
     UnknownModel,
+    check_whole,
     first_line,
 )
 from helpers.gram import Gram
 from helpers.large.checkpoint import prune_checkpoint
+from helpers.large.jobs import layer_report
 from helpers.large.streaming import load_tokenizer, source_folder
 from helpers.methods import get_method
 from helpers.models import read_weight, write_weight
@@ -55,6 +70,9 @@ from helpers.prune import LayerReport, Team
 from helpers.replay import out_of_memory
 
 WAIT = timedelta(hours=2)  # for the slowest layer of a large model
+MEETING = "PRUNING_MEETING"  # the file in which processes meet that `--processes` has started
+STARTED_BY = "start the processes with --processes, or with torchrun, which sets what is missing"
+GRACE_SECONDS = 5  # in which the other processes may say why they end
 
 
 class Processes(Team):
@@ -64,16 +82,28 @@ class Processes(Team):
     another process has ended meanwhile.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self.lead = self.rank == 0
+        self.lead, self.device = self.rank == 0, device
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, in every process."""
-        box = [None] * self.size
+        """The values of all processes, in every process.
+
+        They travel as JSON and not as pickles, which could run code here.
+        """
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = [length.item() for length in self._gather(torch.tensor([len(text)]))]
+        padded = nn.functional.pad(text, (0, max(sizes) - len(text)))
+        texts = [box.cpu().numpy().tobytes() for box in self._gather(padded)]
+        return [json.loads(text[:size]) for text, size in zip(texts, sizes, strict=True)]
+
+    def _gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors of all processes, which have one shape."""
+        tensor = tensor.to(self.device)
+        boxes = [torch.empty_like(tensor) for _ in range(self.size)]
         with _communicating():
-            dist.all_gather_object(box, value)
-        return box
+            dist.all_gather(boxes, tensor)
+        return boxes
 
     def share(self, value: Any) -> Any:
         """The value of the lead, in every process."""
@@ -110,15 +140,15 @@ class Processes(Team):
             owners[name] = burden.index(min(burden))
             burden[owners[name]] += costs[name]
         # in the block's order, in which layers of one input follow one another
-        mine = {name: solve(name) for name in layers if owners[name] == self.rank}
-        lines = {name: line for theirs in self.gather(mine) for name, line in theirs.items()}
+        mine = {name: asdict(solve(name)) for name in layers if owners[name] == self.rank}
+        rows = {name: row for theirs in self.gather(mine) for name, row in theirs.items()}
         for name, layer in layers.items():
             weight = read_weight(layer).contiguous()  # a copy where the layer stores it transposed
             with _communicating():
                 # as bytes, because not every backend and version knows every dtype
                 dist.broadcast(weight.view(torch.uint8), src=owners[name])
             write_weight(layer, weight)
-            yield lines[name]
+            yield layer_report(rows[name])
 
 
 @contextlib.contextmanager
@@ -139,22 +169,86 @@ def _communicating() -> Iterator[None]:
 
 @contextlib.contextmanager
 def team_of(device: str) -> Iterator[tuple[Team, torch.device]]:
-    """The processes that torchrun has started, and this one's device; alone without torchrun.
+    """The processes that were started together, and this one's device; alone without any.
 
-    Raises BadParameter (a device that is not here), ProcessLost.
+    Raises BadParameter (a device that is not here, an environment without what torchrun sets),
+    ProcessLost.
     """
     where = pick_device(device)
     if "RANK" not in os.environ:
         yield Team(), where
         return
+    rank, size = _number("RANK"), _number("WORLD_SIZE")
+    if rank >= size:
+        raise BadParameter(f"RANK is {rank} and WORLD_SIZE {size}: ranks go from 0 to {size - 1}")
+    meeting = os.environ.get(MEETING)
+    if not meeting:
+        _number("MASTER_PORT")
+        if not os.environ.get("MASTER_ADDR"):
+            raise BadParameter(f"RANK is set and MASTER_ADDR is not: {STARTED_BY}")
+    if meeting or os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        # all on this machine: nobody outside it can reach what they open
+        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(variable, "lo0" if sys.platform == "darwin" else "lo")
     if where.type == "cuda":
         where = pick_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
         torch.cuda.set_device(where)
     with _communicating():
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=WAIT)
-    yield Processes(), where
+        dist.init_process_group(
+            "nccl" if where.type == "cuda" else "gloo",
+            init_method=f"file://{meeting}" if meeting else "env://",
+            rank=rank,
+            world_size=size,
+            timeout=WAIT,
+        )
+    yield Processes(where), where
     # not after an error: it could wait for the others, which torchrun is about to stop
     dist.destroy_process_group()
+
+
+def _number(variable: str) -> int:
+    """A whole number of the environment. Raises BadParameter."""
+    text = os.environ.get(variable, "")
+    if not (text.isascii() and text.isdecimal()):
+        found = f"{variable} is {text!r}" if text else f"RANK is set and {variable} is not"
+        raise BadParameter(f"{found}: {STARTED_BY}")
+    return int(text)
+
+
+def start(processes: int) -> int:
+    """Start processes on this machine that repeat this command line; 0 if all have succeeded.
+
+    Where one fails, the others are stopped. Raises BadParameter inside torchrun.
+    """
+    if "RANK" in os.environ:
+        raise BadParameter(f"--processes {processes} is set, and RANK too: {STARTED_BY}")
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    with tempfile.TemporaryDirectory(prefix="pruning-") as folder:  # nobody else may enter it
+        common = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} | os.environ
+        common |= {"WORLD_SIZE": str(processes), MEETING: str(Path(folder, "meeting"))}
+        group = []
+        try:
+            for rank in map(str, range(processes)):
+                environment = common | {"RANK": rank, "LOCAL_RANK": rank}
+                command = [sys.executable, *sys.orig_argv[1:]]
+                group.append(subprocess.Popen(command, env=environment))
+            codes = [None]
+            while None in codes and not any(codes):
+                time.sleep(0.1)
+                codes = [process.poll() for process in group]
+        finally:
+            deadline = time.monotonic() + GRACE_SECONDS
+            for process in group:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0, deadline - time.monotonic()))
+                process.kill()
+                process.wait()
+            signal.signal(signal.SIGTERM, handler)
+    for rank, code in enumerate(codes):
+        if code is not None and code < 0:
+            why = f"process {rank} was killed by signal {-code}: was there enough memory?"
+            sys.stderr.write(f"{why} Run it again to go on; finished blocks are kept\n")
+    return int(any(codes))
 
 
 def _prune(asked: dict[str, Any]) -> None:
@@ -163,7 +257,7 @@ def _prune(asked: dict[str, Any]) -> None:
     wanted = {name: asked.pop(name) for name in ("sequences", "length", "seed")}
     try:
         of_method = dict(json.loads(options).items())
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise BadParameter(
             f"--options {options!r} is not a JSON object ({error}): write it like "
             '{"iterations": 40}'
@@ -219,9 +313,13 @@ def main(arguments: list[str] | None = None) -> int:
     add("--device", default="auto")
     add("--dtype")
     add("--activations", default="memory", help="memory or disk")
+    add("--processes", type=int, default=1, help="how many, on this machine")
     add("--anew", action="store_false", dest="resume", help="do not go on with an earlier run")
     asked = vars(parser.parse_args(arguments))
     try:
+        processes = check_whole("--processes", asked.pop("processes"))
+        if processes > 1 and MEETING not in os.environ:
+            return start(processes)
         _prune(asked)
         return 0
     except HelpersError as error:

@@ -19,5 +19,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         ),
         "memory": ("free_memory", "memory_watch", "ram"),
         "presets": ("check_memory", "choose"),
+        "threads": ("THREAD_VARIABLES", "cpus", "leave_busy_cores"),
     },
 )

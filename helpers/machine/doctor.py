@@ -150,7 +150,8 @@ def check_disk() -> Iterator[Finding]:
 
 def check_downloads(deep: bool) -> Iterator[Finding]:
     """The pinned downloads: there, and if `deep` with the right hash."""
-    from helpers.assets import ASSETS  # here, because it needs packages
+    # here, because it needs packages
+    from helpers.assets import ASSETS, converted_folder, is_converted
 
     absent, damaged = [], []
     for asset in ASSETS.values():
@@ -160,6 +161,9 @@ def check_downloads(deep: bool) -> Iterator[Finding]:
                 absent.append(path.name)
             elif deep and sha256_file(path) != sha256:
                 damaged.append(path.name)
+    model = converted_folder()  # made from a download, and as large as all of them
+    if deep and model.exists() and not is_converted(model):
+        damaged.append(model.name)
     if damaged:
         todo = "run: make assets, which fetches them again"
         yield Finding("fix", "downloads", "damaged: " + ", ".join(damaged), todo)

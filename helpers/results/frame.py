@@ -14,6 +14,9 @@ from typing import Any
 
 import pandas as pd
 
+from helpers.errors import BadPattern, BadSparsity, RecordError
+from helpers.masks import check_target
+
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]  # of a series
 
@@ -99,6 +102,11 @@ def run_frame(records: Iterable[Record], notebook: str = PRUNE_NOTEBOOK) -> pd.D
         asked = record["parameters"]
         method, options = asked["method"], asked.get("options") or {}
         pattern = asked.get("pattern", "unstructured")
+        try:
+            check_target(asked["sparsity"], pattern)
+        except (BadPattern, BadSparsity) as error:
+            where = f"record {record_id(record)} cannot be used"
+            raise RecordError(f"{where} ({error}): delete it and run again") from error
         # a run that read no calibration text is the same run whatever the calibration would be
         read = "calibration" in (record.get("data") or {})
         setting = asked.keys() - {*CELL, *(() if read else CALIBRATION)}

@@ -31,16 +31,10 @@ import distributed
 import psutil
 
 from helpers.errors import RunError, first_line
+from helpers.machine import THREAD_VARIABLES, cpus
 from helpers.paths import notebooks_dir, replace_file, root
 from helpers.runner.plan import Run
-from helpers.runner.process import (
-    THREAD_VARIABLES,
-    Process,
-    cpus,
-    environment,
-    kill_family,
-    prepare,
-)
+from helpers.runner.process import Process, environment, kill_family, prepare
 
 CONNECT_SECONDS = 10  # to reach a scheduler
 WAIT_SECONDS = 30  # for a worker that joins, answers, or comes back

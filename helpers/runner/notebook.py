@@ -9,6 +9,7 @@ A notebook names each parameter once, in its parameters cell:
 
 from __future__ import annotations
 
+import ast
 import copy
 import time
 from collections.abc import Iterable, Mapping, MutableMapping
@@ -19,8 +20,8 @@ import pandas as pd
 import torch
 
 from helpers.device import describe_device, peak_memory_bytes, pick_device
-from helpers.errors import BadParameter
-from helpers.machine import check_memory, choose, prepare_kernel
+from helpers.errors import BadParameter, check_choice
+from helpers.machine import check_memory, choose, leave_busy_cores, prepare_kernel
 from helpers.paths import notebooks_dir
 from helpers.records import check_type, make_record, write_record
 from helpers.runner.parameters import read_parameters_cell
@@ -32,7 +33,7 @@ class NotebookRun:
 
     parameters: name → value, as the record will hold them (without `record_path` and `preset`)
     device: where it computes; the CPU if the notebook has no `device` parameter
-    needs: estimated and free memory, to be shown; None for a notebook that loads no model
+    needs: estimated and free memory, and threads, to be shown; None if it loads no model
     name: the run's name if the runner has set `record_path`, else ""
     """
 
@@ -98,19 +99,36 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
     notebook: the name of a file in notebooks/; the names, types and defaults of the parameters are
     those of its saved parameters cell. namespace: `globals()`, which holds their values. The
     parameters that `preset` chooses are written back into it.
+    Unless OMP_NUM_THREADS is set, torch leaves alone the cores that other programs keep busy.
     Raises BadParameter for a parameter that is missing, of a wrong type or at odds with the preset,
+    and for a name given to papermill that is not a parameter,
     OutOfMemory if the run does not fit this machine, and RunError on Colab if the kernel has to be
     restarted first.
     """
     prepare_kernel()
     defaults, types = read_parameters_cell(notebooks_dir() / f"{notebook}.ipynb")
+    for name in _injected(namespace):
+        check_choice("parameter", name, types)
     for name, allowed_types in types.items():
         if name not in namespace:
             raise BadParameter(f"parameter {name} is not set: run the parameters cell first")
         check_type(name, namespace[name], allowed_types)
     namespace.update(choose(namespace.get("preset", ""), notebook, namespace, defaults))
-    needs = None
+    needs, threads = None, leave_busy_cores()
     if "model" in defaults:
         found = check_memory(notebook, {name: namespace[name] for name in defaults})
-        needs = pd.Series(found, name="memory").to_frame()
+        needs = pd.Series(found | {"threads": threads}, name="this machine").to_frame()
     return NotebookRun(notebook, namespace, defaults, needs)
+
+
+def _injected(namespace: Mapping[str, Any]) -> list[str]:
+    """The names that papermill has set, with `-p` or from Python.
+
+    papermill itself only warns of a name that the parameters cell does not have. It puts what it
+    sets into a cell that begins with a comment of its own, and IPython keeps the text of each cell
+    that has run in `In`.
+    """
+    cells = [text for text in namespace.get("In", []) if text.startswith("# Parameters\n")]
+    nodes = ast.walk(ast.parse(cells[-1] if cells else ""))  # the last, after a second try
+    names = [n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    return [name for name in names if not name.startswith("PAPERMILL_")]  # of --inject-paths

@@ -58,7 +58,7 @@ def read_parameters_cell(path: Path) -> tuple[dict[str, Any], dict[str, set[type
         raise RunError(f"notebook {path.name} has {len(cells)} parameters cells: it needs one")
     try:
         statements = ast.parse(cells[0]).body
-    except SyntaxError as error:
+    except (SyntaxError, ValueError, RecursionError) as error:  # ValueError: a NUL character
         raise RunError(f"notebook {path.name}: its parameters cell is not Python") from error
     defaults, types = {}, {}
     for statement in statements:
@@ -72,7 +72,7 @@ def read_parameters_cell(path: Path) -> tuple[dict[str, Any], dict[str, set[type
                 raise RunError(f"{where} is not 'name = value'")
         try:
             value = ast.literal_eval(expression)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise RunError(
                 f"{where} is derived, and would keep the default's value: move it to the next cell"
             ) from error

@@ -38,6 +38,7 @@ from helpers.runner.parameters import check_values, read_parameters_cell
 NOT_RECORDED = ("record_path", "preset")
 SCRATCH = ".runner"  # a folder of a plan's results, for what a runner keeps while it runs the plan
 NAMES_SHOWN = 20
+RUN_NAME = re.compile(r"\w[\w.-]*")
 AXIS = re.compile(r"{([^{}]*)}")  # in the name of a grid's runs
 
 
@@ -132,6 +133,8 @@ def _read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:
     values = _read_yaml(path, where)
     is_grid = "grid" in values
     for name, parameters in _expand(values, where) if is_grid else [(path.stem, values)]:
+        if not RUN_NAME.fullmatch(name):  # it becomes part of file names
+            raise RunError(f"{where}: {name!r} is no name: use letters, digits and . _ -")
         place = f"{where}, run {name}" if is_grid else where
         check_values(parameters, types, place)
         run = Run(plan, notebook, name, parameters, defaults)
@@ -141,7 +144,18 @@ def _read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice, where PyYAML would silently keep the last."""
+    """Safe YAML that refuses a key given twice, where PyYAML would silently keep the last.
+
+    It refuses aliases too: with them a value can hold itself, or grow beyond any memory.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(
+                problem="aliases (*name) are not allowed: write the value out",
+                problem_mark=self.peek_event().start_mark,
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -156,6 +170,8 @@ class _Loader(yaml.SafeLoader):
 def _read_yaml(path: Path, where: str) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except RecursionError as error:
+        raise RunError(f"{where} cannot be read: its values are nested too deeply") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
@@ -182,8 +198,6 @@ def _expand(values: dict[str, Any], where: str) -> Iterator[tuple[str, dict[str,
     for points in itertools.product(*axes.values()):
         labels = {axis: label for axis, (label, _) in zip(axes, points, strict=True)}
         name = AXIS.sub(lambda match, labels=labels: labels[match[1]], template)
-        if not re.fullmatch(r"\w[\w.-]*", name):
-            raise RunError(f"{where}: {name!r} is no name: use letters, digits and . _ -")
         parameters = dict(values)
         for _, point in points:
             for key in parameters.keys() & point.keys():

@@ -26,26 +26,16 @@ from typing import Any
 import psutil
 
 from helpers.errors import HelpersError, RunError, first_line
+from helpers.machine import THREAD_VARIABLES
 from helpers.paths import replace_file, root
 from helpers.records import read_record, write_record
 from helpers.runner.fingerprint import fingerprint
 from helpers.runner.plan import Run
 
-THREAD_VARIABLES = (
-    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
-    *("VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"),
-)
 PARENT = "PRUNING_PARENT"  # the process that waits for the run
 
 
 # --- starting ------------------------------------------------------------------------------
-
-
-def cpus() -> list[int]:
-    """The numbers of the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def show_path(path: Path) -> str:

@@ -19,12 +19,12 @@ from typing import Any
 import filelock
 
 from helpers.errors import RecordError, RunError
-from helpers.machine import ram
+from helpers.machine import cpus, ram
 from helpers.paths import TABLES_NOTEBOOK, results_dir
 from helpers.records import read_record
 from helpers.runner.fingerprint import is_done
 from helpers.runner.plan import SCRATCH, Run, read_plan
-from helpers.runner.process import Process, cpus, environment, prepare, show_path
+from helpers.runner.process import Process, environment, prepare, show_path
 
 MEMORY_FOR_TWO = 7.5e9  # bytes; what a machine sold with 8 GB reports
 POLL_SECONDS = 0.1
