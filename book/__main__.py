@@ -25,7 +25,7 @@ from helpers.paths import CORE_FOLDERS, notebooks_dir, reference_dir, results_di
 from helpers.results import figure_alt
 
 COPIED = (
-    *("README.md", "CHANGES.md", "docs", "helpers/own"),
+    *("README.md", "CHANGES.md", "CONTRIBUTING.md", "docs", "helpers/own"),
     *("results/families.md", "results/published", "results/reference/bench"),
 )
 PLANS = ("laptop", "full", "smoke", "t4", "paper")
