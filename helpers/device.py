@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from helpers.errors import BadParameter, check_choice
+from helpers.errors import BadParameter, check_choice, described
 
 PART = 1 << 20  # numbers checked at a time
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+FLOATS = (*DTYPES.values(), torch.float64)  # what torch can compute with on any device
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
@@ -62,6 +63,21 @@ def synchronise(device: torch.device | str) -> None:
     # a clock that is read without this measures how fast work is queued
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def holds_floats(value: object) -> bool:
+    """Whether a value is a tensor of real floats in memory: not sparse, meta, complex or 8-bit."""
+    dense = isinstance(value, torch.Tensor) and value.layout == torch.strided
+    return dense and value.dtype in FLOATS and not value.is_meta
+
+
+def check_matrix(what: str, value: object) -> None:
+    """Raise BadParameter unless a value is a matrix of floats with one entry or more."""
+    if not holds_floats(value) or value.ndim != 2 or value.numel() == 0:
+        raise BadParameter(
+            f"{what} {described(value)}: give a dense floating-point torch tensor, weight "
+            "(d_out, d_in) and gram (d_in, d_in)"
+        )
 
 
 def all_finite(tensor: torch.Tensor) -> bool:

@@ -108,7 +108,11 @@ def described(value: object) -> str:
     """What a message says of a value that is not the tensor it should be."""
     if not hasattr(value, "dtype"):
         return f"is of type {type(value).__name__}"
-    return f"has dtype {value.dtype} and shape {tuple(value.shape)}"
+    text = f"has dtype {value.dtype} and shape {tuple(value.shape)}"
+    if getattr(value, "is_meta", False):
+        return f"{text}, without values on the meta device"
+    layout = str(getattr(value, "layout", "torch.strided"))
+    return text if layout == "torch.strided" else f"{text}, as {layout}"
 
 
 def allowed(names: Iterable[object]) -> str:

@@ -28,7 +28,7 @@ from helpers.errors import (
     check_whole,
     first_line,
 )
-from helpers.models import WEIGHT_READER, find_blocks, opened
+from helpers.models import WEIGHT_READER, check_model, find_blocks, opened
 from helpers.paths import cache_dir
 from helpers.replay import Replay
 from helpers.tasks import (
@@ -90,6 +90,7 @@ def check_windows(model: nn.Module, tokens: Tensor, length: int, limit: int | No
 
     Raises what `perplexity` raises for them, so that a notebook can ask before a long pruning.
     """
+    check_model(model)
     check_length(model, check_whole("length", length, least=2))
     if limit is not None:
         check_whole("limit", limit)
@@ -146,7 +147,8 @@ class TaskScore:
     """The score of a model on one task, item by item: 1 where its choice is the right one.
 
     The model chooses what has the highest log likelihood for `acc`, and the highest log likelihood
-    a character for `acc_norm` (None for a task without it).
+    a character for `acc_norm` (None for a task without it). `answers` holds what it chose for
+    `acc`, an index into the item's choices.
     """
 
     # Why acc_norm: log p of a choice is a sum over its tokens, each at most 0, so a long choice
@@ -159,6 +161,7 @@ class TaskScore:
     items: list[int]  # indices into the split
     acc: list[int]
     acc_norm: list[int] | None
+    answers: list[int]
 
     @property
     def accuracy(self) -> float:
@@ -181,7 +184,7 @@ class TaskScore:
         return None if self.acc_norm is None else mean_and_error(self.acc_norm)[1]
 
     def to_dict(self) -> dict[str, Any]:
-        """What a record keeps: all fields but the task's name, which is its key there."""
+        """The score for a record: what stands there under the task's name, without `answers`."""
         fields = ("version", "size", "items", "acc", "acc_norm")
         return {field: getattr(self, field) for field in fields}
 
@@ -207,6 +210,7 @@ def zero_shot(
     vocabulary bytes, twice.
     Raises BadParameter, AssetError (no data, or another lm-eval), NonFinite.
     """
+    check_model(model)
     names = check_zero_shot(tasks=tasks, limit=limit, seed=seed, source=source, batch=batch)
     items = {name: choose_items(TASK_TABLE[name].size, limit, seed) for name in names}
     with _quiet_harness(source), eval_mode(model):
@@ -373,8 +377,12 @@ def _task_score(
     name: str, version: Any, items: list[int], samples: Sequence[Mapping[str, Any]]
 ) -> TaskScore:
     """The score from lm-eval's samples, which are in the order of the items."""
+    answers = []
     for item, sample in zip(items, samples, strict=True):
-        if not all(math.isfinite(likelihood) for likelihood, _ in sample["filtered_resps"]):
+        likelihoods = [likelihood for likelihood, _ in sample["filtered_resps"]]
+        # the first of equal ones, as lm-eval takes it
+        answers.append(int(np.argmax(likelihoods)))
+        if not all(map(math.isfinite, likelihoods)):
             raise NonFinite(
                 f"{name} item {item} has a log likelihood that is not finite: check the model's "
                 "weights, or evaluate in dtype float32"
@@ -383,7 +391,7 @@ def _task_score(
         [int(sample[metric]) for sample in samples] if metric in samples[0] else None
         for metric in ("acc", "acc_norm")
     )
-    return TaskScore(name, version, TASK_TABLE[name].size, items, acc, norm)
+    return TaskScore(name, version, TASK_TABLE[name].size, items, acc, norm, answers)
 
 
 def _warn_of_cuts(

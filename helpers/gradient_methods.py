@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from helpers.admm import Solution, Trace, damped_system
-from helpers.device import all_finite
+from helpers.device import all_finite, check_matrix
 from helpers.errors import (
     BadParameter,
     NonFinite,
@@ -60,6 +60,7 @@ class MaskedLeastSquares:
         check_whole("iterations", iterations)
         self.damping = check_real("damping", damping)
         check_switch("precondition", precondition)
+        check_matrix("weight", weight)
         check_gram(gram, weight.shape[1])
         check_keep(keep, weight.shape, None, "unstructured")
         if not all_finite(weight):

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from helpers.device import all_finite
-from helpers.errors import BadParameter, NonFinite, NotPositiveDefinite
+from helpers.device import all_finite, check_matrix, holds_floats
+from helpers.errors import BadParameter, NonFinite, NotPositiveDefinite, described
 from helpers.fast import panels
 
 # relative to the largest entry: a gram that someone else computed is symmetric up to rounding only
@@ -45,9 +45,13 @@ class Gram:
 
     @classmethod
     def of(cls, matrix: Tensor | Gram) -> Gram:
-        """The Gram of a matrix (d_in, d_in) that is XᵀX already; a Gram is returned as it is."""
+        """The Gram of a matrix (d_in, d_in) that is XᵀX already; a Gram is returned as it is.
+
+        Raises BadParameter for what is no matrix of floats.
+        """
         if isinstance(matrix, Gram):
             return matrix
+        check_matrix("gram", matrix)
         # __init__ would allocate a sum of zeros only to replace it. A float32 matrix is not copied;
         # it comes from the caller, so it has yet to be checked
         gram = cls.__new__(cls)
@@ -56,10 +60,19 @@ class Gram:
         return gram
 
     def add(self, inputs: Tensor) -> None:
-        """Add inputs of shape (..., d_in), any float type; the sum is kept in float32."""
+        """Add inputs of shape (..., d_in), any float type; the sum is kept in float32.
+
+        Raises BadParameter for another shape or type.
+        """
+        width = self._sum.shape[0]
+        # `reshape` below would also take inputs of another width, and mix up their tokens
+        if not holds_floats(inputs) or inputs.shape[-1:] != (width,):
+            raise BadParameter(
+                f"inputs {described(inputs)}: give floating-point inputs of shape (..., {width})"
+            )
         # (batch, length, d_in) → (batch · length, d_in): to a gram every token is a row of X.
         # float32 before the product: a sum of squares soon passes float16's largest value, 65504
-        rows = inputs.detach().reshape(-1, self._sum.shape[0]).float()
+        rows = inputs.detach().reshape(-1, width).float()
         panels.add_upper(self._sum, rows)  # the lower half follows when the matrix is asked for
         self._mirrored = self._checked = False
         # a factor of the sum as it was before these rows
@@ -93,7 +106,9 @@ class Gram:
 
 
 def gram_of(inputs: Tensor) -> Tensor:
-    """XᵀX of inputs (..., d_in) in one go, float32 (d_in, d_in)."""
+    """XᵀX of inputs (..., d_in) in one go, float32 (d_in, d_in). Raises as `Gram.add`."""
+    if not holds_floats(inputs) or inputs.ndim == 0:
+        raise BadParameter(f"inputs {described(inputs)}: give floating-point inputs (..., d_in)")
     gram = Gram(inputs.shape[-1], inputs.device)
     gram.add(inputs)
     return gram.matrix
@@ -102,8 +117,9 @@ def gram_of(inputs: Tensor) -> Tensor:
 def check_gram(gram: Tensor, d_in: int) -> None:
     """Raise unless `gram` is a finite, symmetric (d_in, d_in) matrix with diagonal ≥ 0.
 
-    Raises BadParameter (shape, symmetry), NonFinite, NotPositiveDefinite (negative diagonal).
+    Raises BadParameter (type, shape, symmetry), NonFinite, NotPositiveDefinite (negative diagonal).
     """
+    check_matrix("gram", gram)
     if gram.shape != (d_in, d_in):
         raise BadParameter(
             f"gram has shape {tuple(gram.shape)} but the weight has {d_in} inputs: "
@@ -195,8 +211,16 @@ def relative_error(weight: Tensor, new_weight: Tensor, gram: Tensor) -> float:
     """‖XW − XŴ‖² / ‖XW‖² from the gram of X; weights are (d_out, d_in).
 
     1 means that nothing is left of the output. A layer whose output is zero everywhere has
-    nothing to lose: 0. Raises NonFinite where the sums overflow float32.
+    nothing to lose: 0. Raises BadParameter for shapes that do not fit, NonFinite where the sums
+    overflow float32.
     """
+    for what, matrix in (("weight", weight), ("new_weight", new_weight), ("gram", gram)):
+        check_matrix(what, matrix)
+    if new_weight.shape != weight.shape or gram.shape != (weight.shape[1],) * 2:
+        raise BadParameter(
+            f"weight {tuple(weight.shape)}, new_weight {tuple(new_weight.shape)} and gram "
+            f"{tuple(gram.shape)} do not fit: give (d_out, d_in) twice, and (d_in, d_in)"
+        )
     sums = []
     # some rows at a time, so that no matrix of the weight's size is made
     rows = max(1, PRODUCT_SIZE // weight.shape[1])

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from helpers.errors import BadMask, BadPattern, BadSparsity, check_choice, described
+from helpers.device import check_matrix
+from helpers.errors import BadMask, BadPattern, BadSparsity, NonFinite, check_choice, described
 from helpers.fast import selection
 
 BUDGETS = ("matrix", "output")
@@ -167,9 +168,16 @@ def select(
     Unstructured: top-k. N:M: the top N of each group always stay and the rest fall by the given
     sparsity, so that at 1 − N/M each group holds exactly N. With `out`, a tensor of the score's
     shape and type, the mask is written there as 1 and 0.
+    Raises BadParameter, BadPattern, BadSparsity, and NonFinite for NaN (not asked with `out`).
     """
     check_choice("budget", budget, BUDGETS)
+    check_sparsity(sparsity)
     pattern = Pattern.parse(pattern)
+    check_matrix("score", score)
+    # NaN compares false with every threshold. Solvers, which give `out`, choose many times and
+    # check their answer instead: looking here would make the host wait for a GPU each time
+    if out is None and score.isnan().any():
+        raise NonFinite("score holds NaN: look for a division by zero")
     if not pattern.grouped:
         return top_k(score, sparsity, budget, out)
     check_divides(pattern, score.shape[1])

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from helpers import admm, sparsegpt
-from helpers.device import all_finite, bit_sum
+from helpers.device import all_finite, bit_sum, check_matrix
 from helpers.errors import (
     BadMask,
     BadParameter,
@@ -36,7 +36,6 @@ from helpers.errors import (
     UnknownMethod,
     allowed,
     check_choice,
-    described,
     first_line,
 )
 from helpers.gram import Gram, dead_inputs, gram_of, relative_error
@@ -147,6 +146,11 @@ def _check_registration(name: str, function: Method) -> None:
             "method name 'dense' is not allowed, since tables and figures call the unpruned model "
             "that: choose another name"
         )
+    if not callable(function):
+        raise BadParameter(
+            f"method {name!r} is of type {type(function).__name__}: put @register({name!r}) above "
+            "a function"
+        )
     # one module may register its own name again: a module that is reloaded does
     if _is_ours(name) and METHODS[name].__module__ != getattr(function, "__module__", None):
         raise BadParameter(
@@ -187,7 +191,7 @@ def _check_layer(
     weight: Tensor, sparsity: float | None, pattern: Pattern, keep: Tensor | None
 ) -> float:
     """Check a layer's weight and what is asked of it; return its final sparsity."""
-    _check_floats("weight", weight)
+    check_matrix("weight", weight)
     if keep is None:
         target = check_target(sparsity, pattern)
     else:
@@ -206,19 +210,7 @@ def _checked_gram(name: str, gram: Tensor | Gram | None, d_in: int) -> Gram | No
                 f"method {name!r} needs calibration: give the gram of the layer's inputs"
             )
         return None
-    if not isinstance(gram, Gram):
-        _check_floats("gram", gram)
     return Gram.of(gram).checked(d_in)
-
-
-def _check_floats(what: str, matrix: Tensor) -> None:
-    """Raise BadParameter unless `matrix` is a two-dimensional tensor of floats."""
-    is_matrix = isinstance(matrix, Tensor) and matrix.ndim == 2 and matrix.numel() > 0
-    if not is_matrix or not matrix.is_floating_point():
-        raise BadParameter(
-            f"{what} {described(matrix)}: give a floating-point torch tensor, weight (d_out, d_in) "
-            "and gram (d_in, d_in)"
-        )
 
 
 def _bit_sums(weight: Tensor, gram: Tensor | None) -> dict[str, int]:

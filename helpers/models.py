@@ -9,19 +9,33 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import HTTPError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import cached_file
 
 from helpers.assets import ASSETS, embedded_model_folder
-from helpers.device import all_finite, pick_device, pick_dtype
-from helpers.errors import AssetError, NonFinite, UnknownModel, UnsupportedModel, first_line
+from helpers.device import FLOATS, all_finite, pick_device, pick_dtype
+from helpers.errors import (
+    AssetError,
+    BadParameter,
+    NonFinite,
+    UnknownModel,
+    UnsupportedModel,
+    described,
+    first_line,
+)
 from helpers.paths import MASK_FILE, sha256_file
 
 # attributes that a model gets here
 IDENTITY = "pruning_identity"
 WEIGHT_READER = "pruning_weight_reader"  # what reads the weights of a model that is not in memory
+STATE = "pruning_state"  # one of the two below, once `prune_model` has changed a weight
+INTERRUPTED, PRUNED = "interrupted", "pruned"
+
+# what a weight has in a file of safetensors, unless it is quantised
+STORED_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def load_model(
@@ -37,7 +51,8 @@ def load_model(
     weights, for tests), a local folder, or a hub id; revision, needed for a hub id: a commit
     hash, or "main" for whatever is newest (the resolved commit is recorded); device "auto",
     "cpu", "cuda" …; dtype, by default float32 on CPU and float16 on a GPU.
-    Raises UnknownModel, AssetError, BadParameter.
+    Raises UnknownModel, AssetError, BadParameter, UnsupportedModel (quantised weights without the
+    configuration that says how).
     """
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
@@ -109,7 +124,29 @@ def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple
             f"model {str(source)!r} lacks {len(absent)} of its weights, first {absent[0]}: "
             "its checkpoint is incomplete, fetch or save it again"
         )
+    if not getattr(model.config, "quantization_config", None):
+        # found where transformers has just read it, in a folder or in the hub's cache
+        check_stored_weights(Path(cached_file(source, "config.json", **where)).parent)
     return model, tokenizer
+
+
+def check_stored_weights(folder: Path) -> None:
+    """Raise UnsupportedModel if a folder's safetensors hold weights that are not plain floats.
+
+    To be asked where config.json has no quantisation: transformers then reads such numbers as
+    they are, without their scales.
+    """
+    for path in sorted(set(folder.glob("*.safetensors")) - {folder / MASK_FILE}):
+        # whoever reads the model says what is damaged; this may be a file that it does not read
+        with contextlib.suppress(SafetensorError), safe_open(path, framework="pt") as file:
+            # other tensors may be whole numbers, such as the positions in older files
+            for name in (name for name in file.keys() if name.endswith("weight")):  # noqa: SIM118
+                kind = file.get_slice(name).get_dtype()
+                if kind not in STORED_FLOATS:
+                    raise UnsupportedModel(
+                        f"{name} in {path} is of type {kind}, and config.json says nothing of how "
+                        "it was quantised: give the unquantised checkpoint"
+                    )
 
 
 def _tiny_model() -> tuple[nn.Module, Any]:
@@ -155,9 +192,26 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
     """What a record says of the model: name, revision or sha256, architecture, size, dtype.
 
     For a model that `load_model` did not load the name is its config's `_name_or_path`.
+    Raises BadParameter like `check_model`.
     """
+    check_model(model)
     known = getattr(model, IDENTITY, None)
     return dict(known or _identity(getattr(model.config, "_name_or_path", "") or "unnamed", model))
+
+
+def check_model(model: object, *, half_pruned: bool = False) -> None:
+    """Raise BadParameter for what is no model, and for a model that is half pruned.
+
+    Half pruned is one in which `prune_model` was stopped, by an error or by hand: its numbers
+    belong to no method. With `half_pruned` it passes.
+    """
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise BadParameter(
+            f"a {type(model).__name__} is no language model: give the first of the two values that "
+            "load_model returns"
+        )
+    if getattr(model, STATE, None) == INTERRUPTED and not half_pruned:
+        raise BadParameter("this model is half pruned, since prune_model was stopped: load it anew")
 
 
 def opened(
@@ -228,9 +282,14 @@ def find_layers(block: nn.Module, where: str = "block") -> dict[str, nn.Module]:
     if not layers:
         raise UnsupportedModel(f"{where} has no linear layer to prune: choose another model")
     for name, layer in layers.items():
-        kind = layer.weight.dtype
-        if not kind.is_floating_point or layer.weight.ndim != 2:
-            raise UnsupportedModel(f"{where} {name} has a {kind} weight: load it unquantised")
+        weight = layer.weight
+        # on the meta device while it is not read: `check_weights` looks at what is in memory
+        plain = weight.dtype in FLOATS and weight.layout == torch.strided
+        if not plain or weight.ndim != 2 or weight.numel() == 0:
+            raise UnsupportedModel(
+                f"{where} {name}: its weight {described(weight)}: load the model unquantised, with "
+                "dense weights (d_out, d_in)"
+            )
     return layers
 
 

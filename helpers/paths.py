@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from helpers.errors import RecordError
+from helpers.errors import RecordError, first_line
 
 # the masks of a saved model, beside its weights: see `helpers.large.mask_files`
 MASK_FILE = "masks.safetensors"
@@ -141,8 +141,8 @@ def replace_file(path: str | os.PathLike[str], data: bytes | str) -> Path:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise RecordError(
             f"cannot write {path}: {reason}; choose a folder that can be written and has space"
         ) from error

@@ -11,21 +11,34 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from helpers.capture import Call, Progress, check_tokens, eval_mode
 from helpers.device import synchronise
-from helpers.errors import BadParameter, HelpersError, OutOfMemory, check_whole
-from helpers.gram import Gram
+from helpers.errors import (
+    BadParameter,
+    HelpersError,
+    OutOfMemory,
+    UnsupportedModel,
+    check_switch,
+    check_whole,
+)
+from helpers.gram import Gram, gram_of
 from helpers.masks import Pattern, check_divides, check_target, selection_clock
 from helpers.methods import check_options, get_method
 from helpers.models import (
+    INTERRUPTED,
+    PRUNED,
+    STATE,
+    check_model,
     check_weights,
     device_of,
     find_blocks,
@@ -36,10 +49,15 @@ from helpers.models import (
 )
 from helpers.replay import Replay, best_batch, out_of_memory
 
+DENSE_ZEROS = 0.2  # a dense model's layers hold fewer exact zeros than that
+
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What happened to one layer. `error` and `damping` are None where a method has none."""
+    """What happened to one layer. `error` and `damping` are None where a method has none.
+
+    mask: see `mask_hash`; None in what was written before there was one.
+    """
 
     block: int
     name: str
@@ -49,6 +67,12 @@ class LayerReport:
     damping: float | None
     dead_inputs: int
     seconds: float
+    mask: str | None = None
+
+
+def mask_hash(keep: Tensor) -> str:
+    """16 hexadecimal digits that stand for a mask (d_out, d_in): sha256 of its bits, row by row."""
+    return hashlib.sha256(np.packbits(keep.cpu().numpy()).tobytes()).hexdigest()[:16]
 
 
 @dataclass
@@ -114,6 +138,7 @@ def prune_model(
     batch: int | None = None,
     progress: Progress | None = None,
     after_block: Callable[[int, nn.Module, Tensor, Call], None] | None = None,
+    allow_pruned: bool = False,
     **options: Any,
 ) -> PruneReport:
     """Prune all linear layers of the decoder blocks, in place: see the module's text for how.
@@ -123,7 +148,9 @@ def prune_model(
     batch, sequences in one forward pass, by default what suits the device (lowered to a divisor of
     `sequences`, and halved where memory runs out, which the report says); progress, called after
     each layer; after_block(index, block, stream, call), called before a pruned block runs
-    again, for a step on the whole block; options, those of the method.
+    again, for a step on the whole block; allow_pruned, True to prune a model that is pruned or
+    half pruned already, which is refused otherwise, as the zeros of the first time would count as
+    weights of the dense model; options, those of the method.
 
     Memory beyond the model, in bytes: the stream, sequences · length · width · (size of dtype);
     the grams of one block, 4 · Σ d_in² over its different inputs (Llama: three of width², one of
@@ -134,11 +161,40 @@ def prune_model(
     UnsupportedModel, ParityError, NonFinite, NotPositiveDefinite, OutOfMemory.
     """
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
+    check_model(model, half_pruned=check_switch("allow_pruned", allow_pruned))
+    check_dense(model, allow_pruned)
     check_request(model, tokens, method, batch, after_block, arguments)
     loop = Loop(model, method, arguments, progress=progress, after_block=after_block)
     # dropout off: its random zeros would enter the grams
     with eval_mode(model), loop.damage_in_errors():
-        return loop.run(tokens, batch)
+        report = loop.run(tokens, batch)
+    setattr(model, STATE, PRUNED)
+    return report
+
+
+def check_dense(model: nn.Module, allow_pruned: bool) -> None:
+    """Raise unless the layers' weights are in memory and, without `allow_pruned`, dense.
+
+    Raises UnsupportedModel, BadParameter.
+    """
+    layers = [find_layers(b, f"block {i}").values() for i, b in enumerate(find_blocks(model))]
+    weights = [layer.weight for block in layers for layer in block]
+    # what is written to a weight that is read for each call is lost
+    if any(weight.is_meta for weight in weights):
+        raise UnsupportedModel(
+            "the model's weights are not in memory, so they cannot be changed: load it with "
+            "load_model, or use prune_checkpoint"
+        )
+    if allow_pruned:
+        return
+    again = "load the dense model again, or give allow_pruned=True to prune it further"
+    if getattr(model, STATE, None) == PRUNED:
+        raise BadParameter(f"prune_model has pruned this model before: {again}")
+    # a model pruned elsewhere, or saved and loaded, has no mark
+    zeros = sum(weight.numel() - int(weight.count_nonzero()) for weight in weights)
+    share = zeros / sum(weight.numel() for weight in weights)
+    if share >= DENSE_ZEROS:
+        raise BadParameter(f"{100 * share:.0f} % of the model's weights are zero already: {again}")
 
 
 def check_request(
@@ -185,6 +241,18 @@ def check_request(
             # on the meta device there are shapes only; such a weight is checked when it is read
             if not layer.weight.is_meta:
                 check_weights(f"block {index} {name}", layer)
+    try_method(method, arguments, device_of(model))
+
+
+def try_method(method: str, arguments: dict[str, Any], device: torch.device) -> None:
+    """Solve a small random layer, so that a bad value of an option is refused by the method now."""
+    pattern, source = Pattern.parse(arguments["pattern"]), torch.Generator().manual_seed(0)
+    width = max(1, 32 // pattern.m) * pattern.m if pattern.grouped else 32
+    inputs, weight = (torch.randn(rows, width, generator=source) for rows in (4 * width, 8))
+    gram = gram_of(inputs).to(device) if get_method(method).needs_calibration else None
+    # a method may draw random numbers, and the caller's must not depend on this trial
+    with torch.random.fork_rng(devices=[]):
+        get_method(method)(weight.to(device), gram, **arguments)
 
 
 # The core imports no wing, so the loop is given what a wing adds: a Store that saves finished
@@ -386,6 +454,8 @@ class Loop:
                 f"block {index} {name}: out of memory while solving this layer: use a device with "
                 "more memory, or prune_checkpoint, which holds one block at a time"
             ) from error
+        # from here on the model is neither dense nor pruned, whatever ends the loop
+        setattr(self.model, STATE, INTERRUPTED)
         # in place: the module stays the one that the model, its hooks and tied weights refer to
         write_weight(layer, result.weight)
         return LayerReport(
@@ -397,6 +467,7 @@ class Loop:
             error=result.error,
             damping=result.damping,
             dead_inputs=result.dead_inputs,
+            mask=mask_hash(result.keep),
             seconds=time.perf_counter() - started,
         )
 

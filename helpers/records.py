@@ -40,6 +40,8 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "l
 PACKAGES += ("numpy", "pandas")
 # what decides a number; a change elsewhere in the tree does not make a record "dirty"
 SOURCES = ("helpers", "notebooks", "runs", "pyproject.toml", "constraints.txt")
+# notebook and name together are the name of a record's file, and must not lead to another folder
+FILE_NAME = re.compile(r"\w[^/\\\x00-\x1f]{0,99}")
 EXPONENT_WITHOUT_POINT = re.compile(r"([-+]?\d+)[eE]([-+]?\d+)")
 
 
@@ -86,7 +88,7 @@ def make_record(
         "platform": {  # no host name
             "system": platform.system(),
             "machine": platform.machine(),
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count() or 1,
         },
         # UTC, so that records of two machines can be put in order
@@ -100,10 +102,11 @@ def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Pat
 
     Raises RecordError for a bad record and for a folder that cannot be written.
     """
+    text = _to_json(check_record(_plain(record, "record")))
     if not os.fspath(path):
         folder = results_dir("scratch") / "records"
         path = folder / f"{record['notebook']}--{record['name']}.json"
-    return replace_file(path, _to_json(check_record(_plain(record, "record"))))
+    return replace_file(path, text)
 
 
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -133,7 +136,10 @@ def read_records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def check_record(record: Any, where: str = "record") -> dict[str, Any]:
-    """Return the record if every field is there with its type, else raise RecordError."""
+    """Return the record if every field is there with its type, else raise RecordError.
+
+    Its notebook and name may be used in a file's name after that: no folder can be in them.
+    """
     if not isinstance(record, dict):
         raise RecordError(f"{where} is not a mapping: delete it and run again")
     for kind, fields in FIELDS.items():
@@ -145,6 +151,11 @@ def check_record(record: Any, where: str = "record") -> dict[str, Any]:
                 raise RecordError(
                     f"{where} has {value}, of the wrong type: delete it and run again"
                 )
+    for field in ("notebook", "name"):
+        if not FILE_NAME.fullmatch(record[field]):
+            raise RecordError(
+                f"{where} has {field} = {record[field]!r:.60}: give a short name without / and \\"
+            )
     if record["schema"] != SCHEMA:
         raise RecordError(f"{where} has schema {record['schema']}, not {SCHEMA}: run it again")
     for name, metric in record["metrics"].items():
@@ -246,7 +257,7 @@ def _to_json(record: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _processor() -> str:
+def processor() -> str:
     """The kind of processor: its kernels decide the last bits, and so which weights fall."""
     found: dict[str, str] = {}
     with contextlib.suppress(OSError):  # there is such a file on Linux only

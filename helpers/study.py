@@ -18,7 +18,7 @@ from torch import Tensor
 
 from helpers import sparsegpt
 from helpers.admm import exact_least_squares, refit
-from helpers.device import synchronise
+from helpers.device import check_matrix, synchronise
 from helpers.errors import BadSparsity, NonFinite, check_real, check_whole
 from helpers.gradient_methods import conjugate_gradients, gradient_refit
 from helpers.gram import check_gram, damp, normalise, relative_error
@@ -63,6 +63,7 @@ def update_study(
     """
     check_whole("iterations", iterations)
     check_real("damping", damping)
+    check_matrix("weight", weight)
     check_gram(gram, weight.shape[1])
     check_gram(heldout, weight.shape[1])
     for sparsity in sparsities:
@@ -270,6 +271,7 @@ def mask_study(
     gram of other text. Shapes as in `update_study`; raises what "admm-grad" raises, such as
     BadParameter for fewer than 15 iterations.
     """
+    check_matrix("weight", weight)
     check_gram(heldout, weight.shape[1])
     rows = []
     for pattern in patterns:

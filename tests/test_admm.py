@@ -347,9 +347,25 @@ def test_bad_layers(one_line_error) -> None:
         admm_grad(weight, gram)
     with one_line_error(NotPositiveDefinite):
         refit(weight, 6 * torch.eye(32) - 5, keep)  # diagonal 1, smallest eigenvalue 6 − 160
-    for wrong in (keep.float(), keep[0], weight.abs()):
-        with one_line_error(BadMask, "mask"):
-            refit(weight, gram, wrong)
+    for solve in (refit, exact_least_squares):
+        for wrong in (keep.float(), keep[0], weight.abs()):
+            with one_line_error(BadMask, "mask"):
+                solve(weight, gram, wrong)
+        for wrong in (weight[0], weight[:0], weight.to(torch.cfloat), weight.tolist()):
+            with one_line_error(BadParameter, "weight"):
+                solve(wrong, gram, keep)
+        for wrong in (gram[0], gram[:, :-1], gram.to(torch.cfloat), gram.to("meta")):
+            with one_line_error(BadParameter, "gram"):
+                solve(weight, wrong, keep)
+    for damping in (-0.1, math.nan, "0.1"):
+        with one_line_error(BadParameter, "damping"):
+            exact_least_squares(weight, gram, keep, damping=damping)
+    with one_line_error(NonFinite, "weight"):
+        exact_least_squares(broken_weight, gram, keep)
+    # finite numbers whose products are not: there is no answer, and no NaN for one
+    for solve in (refit, lambda w, g, keep: admm_grad(w, g, sparsity=0.5)):
+        with one_line_error(NonFinite, "too large"):
+            solve(1e37 * weight, 1e4 * gram, keep)
     refit(weight, gram, keep)
     admm_grad(weight, gram, sparsity=0.5)
     exact_least_squares(weight, gram, keep)

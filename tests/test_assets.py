@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,12 +13,15 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from helpers import assets
 from helpers.errors import AssetError
 from helpers.paths import root
 
+WEIGHTS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.float32)}
 TEXT = b"a small text\n" * 50
 WHEEL = "downloads/small_pack-1.0-py3-none-any.whl"
 ONE = "assets/small-pack-1.0/pack/one.txt"
@@ -195,26 +199,32 @@ def converter(shop: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleN
     """Stand-in for the conversion, which takes 15 seconds: how often it ran, what it does first."""
     state = SimpleNamespace(runs=0, first=lambda folder: None, write=None)
 
-    def write(folder: Path) -> None:
-        folder.mkdir(parents=True)
-        (folder / "model.safetensors").write_bytes(b"weights")
-        (folder / "sha256.json").write_text(json.dumps({"model.safetensors": sha256(b"weights")}))
+    def write(folder: Path, weights: dict = WEIGHTS) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(weights, folder / "model.safetensors")
+        (folder / "config.json").write_text("{}")
+        hashes = {path.name: sha256(path.read_bytes()) for path in folder.glob("[mc]*")}
+        (folder / "sha256.json").write_text(json.dumps(hashes))
 
     def convert(source: Path, folder: Path) -> None:
         assert source.read_bytes() == TEXT
         state.runs += 1
         state.first(folder)
-        write(folder)
+        state.write(folder)
 
+    lines = b"a float32 (2, 3)\n" + WEIGHTS["a"].tobytes()
+    lines += b"b float32 (2,)\n" + WEIGHTS["b"].tobytes()
+    monkeypatch.setattr(assets, "CONVERTED", sha256(lines))
     monkeypatch.setattr(assets, "_convert", convert)
-    state.write = write
+    state.write = state.usual = write
     return state
 
 
 def test_the_model_is_converted_once(shop: SimpleNamespace, converter: SimpleNamespace) -> None:
     folder = assets.embedded_model_folder()
     assert folder.parent == shop.cache / "models" and sha256(TEXT)[:12] in folder.name
-    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "sha256.json"}
+    files = {"model.safetensors", "config.json", "sha256.json"}
+    assert {path.name for path in folder.iterdir()} == files
     (shop.cache / ONE).unlink()  # the converted model is enough
     assert assets.embedded_model_folder() == folder and converter.runs == 1
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
@@ -222,7 +232,8 @@ def test_the_model_is_converted_once(shop: SimpleNamespace, converter: SimpleNam
 
 @pytest.mark.parametrize(
     ("file", "content"),
-    [("model.safetensors", b"WEIGHTS"), ("model.safetensors", None), ("sha256.json", b'{"mod')],
+    [("model.safetensors", b"WEIGHTS"), ("model.safetensors", None), ("sha256.json", b'{"mod')]
+    + [("sha256.json", b"[]"), ("config.json", b'{"x": 1}'), ("config.json", None)],
 )
 def test_a_damaged_conversion_is_done_again(
     converter: SimpleNamespace, file: str, content: bytes | None
@@ -233,7 +244,26 @@ def test_a_damaged_conversion_is_done_again(
     else:
         damage(folder / file, content)
     assert assets.embedded_model_folder() == folder and converter.runs == 2
-    assert (folder / "model.safetensors").read_bytes() == b"weights"
+    assert assets.is_converted(folder) and folder == assets.converted_folder()
+
+
+def test_changed_weights_are_not_believed_with_their_hash(
+    converter: SimpleNamespace, one_line_error
+) -> None:
+    folder = assets.embedded_model_folder()
+    # the head is the embedding a second time, which some versions of transformers store too
+    converter.write(folder, WEIGHTS | {"lm_head.weight": WEIGHTS["a"]})
+    assert assets.is_converted(folder)
+    zeroed = WEIGHTS | {"a": 0 * WEIGHTS["a"]}
+    converter.write(folder, zeroed)  # its hash stands beside it
+    assert not assets.is_converted(folder)
+    assert assets.embedded_model_folder() == folder and converter.runs == 2
+    # versions of transformers that convert to something else
+    shutil.rmtree(folder)
+    converter.write = lambda to: converter.usual(to, zeroed)
+    with one_line_error(AssetError, "other weights", "constraints.txt"):
+        assets.embedded_model_folder()
+    assert not folder.exists()
 
 
 def test_an_interrupted_conversion_leaves_nothing(

@@ -255,7 +255,7 @@ def test_other_versions_and_other_code_are_refused(
         return METHODS["magnitude"](weight, gram, sparsity=sparsity, pattern=pattern)
 
     def two(weight, gram, *, sparsity, pattern, keep=None):
-        return METHODS["magnitude"](weight, gram, sparsity=0.25, pattern=pattern)
+        return METHODS["wanda"](weight, gram, sparsity=sparsity, pattern=pattern)
 
     version = importlib.metadata.version
     code = checkpoint.core_code(wings=["large"])

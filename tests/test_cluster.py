@@ -177,6 +177,16 @@ def test_no_scheduler(project: Project, refused: Callable[..., str]) -> None:
         assert f"scheduler '{mute}' cannot be reached" in refused(mute)
     for wrong in (mute, "htp://127.0.0.1:1", "nonsense", str(project.folder / "none.json")):
         assert "cannot be reached" in refused(wrong)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # such as a web server
+
+        def answer() -> None:
+            call, _ = server.accept()
+            with call:
+                call.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                call.recv(1 << 16)
+
+        threading.Thread(target=answer, daemon=True).start()
+        assert "cannot be reached" in refused(f"127.0.0.1:{server.getsockname()[1]}")
     err = refused("tcp://127.0.0.1:1", "--jobs", "2")
     assert "jobs = '2'" in err and "leave JOBS out" in err
 

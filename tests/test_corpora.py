@@ -150,8 +150,23 @@ def test_identity_pins_the_text_and_hides_the_folder(text_file: Path, one_line_e
     assert corpus_identity("wikitext2")["dataset"] == "Salesforce/wikitext"
     assert len(corpus_identity("embedded")["sha256"]) == 64
     assert all(len(hub.revision) == 40 and int(hub.revision, 16) for hub in (C4, WIKITEXT2))
-    with one_line_error(BadText, "No such file", "check the path"):
-        corpus_identity(text_file.with_name("other.txt"))
+    for path, reason in ((text_file.with_name("other.txt"), "No such file"), ("a\0b.txt", "null")):
+        for read in (corpus_identity, lambda path: calibration_tokens(path, WordTokenizer())):
+            with one_line_error(BadText, reason, "check the path"):
+                read(path)
+
+
+def test_identity_says_which_tokens_were_used(text_file: Path, one_line_error) -> None:
+    one, two = torch.tensor([[1, 2], [3, 4]]), torch.tensor([5, 49151])
+    octets = b"".join(number.to_bytes(8, "little") for number in (1, 2, 3, 4, 5, 49151))
+    for source in (text_file, "embedded", "c4"):
+        identity = corpus_identity(source, one, two)
+        assert identity.pop("tokens") == hashlib.sha256(octets).hexdigest()[:16]
+        assert identity == corpus_identity(source)
+    assert corpus_identity("c4", one.T)["tokens"] != corpus_identity("c4", one)["tokens"]
+    for wrong in (one.int(), [1, 2], None):
+        with one_line_error(BadParameter, "tokens", "int64"):
+            corpus_identity("c4", wrong)
 
 
 # ---- the papers' own texts, through local files of the same schema

@@ -140,6 +140,41 @@ def test_an_error_that_overflows_float32_is_not_reported_as_none(one_line_error)
 # ---------------------------------------------------------------- what is refused
 
 
+def test_inputs_weights_and_grams_of_another_kind(one_line_error) -> None:
+    gram, inputs = Gram(6), torch.randn(8, 6)
+    gram.add(inputs)
+    # (8, 3) and (4, 3, 4) hold a multiple of six numbers
+    wrong = (torch.randn(8, 3), torch.randn(4, 3, 4), torch.tensor(1.0), inputs.int())
+    for bad in (
+        *wrong,
+        inputs.to(torch.cfloat),
+        inputs.to("meta"),
+        inputs.to_sparse(),
+        [[1.0] * 6],
+    ):
+        with one_line_error(BadParameter, "inputs"):
+            gram.add(bad)
+    for bad in (wrong[2], inputs.int(), inputs.to(torch.cfloat), [[1.0] * 6]):
+        with one_line_error(BadParameter, "inputs"):
+            gram_of(bad)
+    assert gram.tokens == 8 and torch.equal(gram.matrix, gram_of(inputs))
+    for bad in (gram.matrix.to(torch.cfloat), gram.matrix[0], gram.matrix.tolist()):
+        with one_line_error(BadParameter, "gram"):
+            Gram.of(bad)
+    weight, square = torch.randn(5, 6), gram.matrix
+    for arguments in (
+        (weight, weight[:, :1], square),  # which would be spread over the columns
+        (weight, weight[:4], square),
+        (weight, weight, square[0]),
+        (weight, weight, square[:, :5]),
+        (weight, weight.to(torch.cfloat), square),
+        (weight.int(), weight, square),
+        (weight[:0], weight[:0], square),
+    ):
+        with one_line_error(BadParameter, "weight"):
+            relative_error(*arguments)
+
+
 def test_check_gram(one_line_error) -> None:
     good = gram_of(torch.randn(900, 1100) * 50)  # checked some rows at a time
     good[0, 1] *= 1 + 1e-6  # rounding is no asymmetry

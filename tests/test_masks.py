@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layers import layer, masked
 
-from helpers.errors import BadMask, BadParameter, BadPattern, BadSparsity
+from helpers.errors import BadMask, BadParameter, BadPattern, BadSparsity, NonFinite
 from helpers.masks import (
     Pattern,
     check_keep,
@@ -158,6 +158,16 @@ def test_bad_targets(one_line_error) -> None:
             check_target(wrong, pattern)
     with one_line_error(BadPattern, "4", "10"):
         select(torch.rand(3, 10), 0.5, "2:4")
+    for budget, pattern in (("matrix", UNSTRUCTURED), ("output", UNSTRUCTURED), ("matrix", "2:4")):
+        score = torch.rand(3, 8)
+        score[1, 2] = math.nan  # larger and smaller than nothing: another number would be kept
+        with one_line_error(NonFinite, "NaN"):
+            select(score, 0.5, pattern, budget)
+        for wrong in (score[0], score.to(torch.cfloat), score.tolist()):
+            with one_line_error(BadParameter, "score"):
+                select(wrong, 0.5, pattern, budget)
+    with one_line_error(BadSparsity, "1.5"):
+        select(torch.rand(3, 4), 1.5, UNSTRUCTURED)
     for ask in (lambda: top_k(torch.rand(3, 4), 0.5, budget="row"),
                 lambda: select(torch.rand(3, 4), 0.5, "2:4", "row")):  # fmt: skip
         with one_line_error(BadParameter, "matrix", "output"):

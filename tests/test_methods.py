@@ -387,7 +387,11 @@ def test_what_no_method_accepts(name: str, one_line_error) -> None:
         broken[3, 5] = value
         with one_line_error(NonFinite, "weight"):
             method(broken, gram, sparsity=0.5)
-    for wrong in (torch.randn(32), torch.randn(4, 8, 32), torch.ones(4, 32, dtype=torch.int8)):
+    for wrong in (
+        *(torch.randn(32), torch.randn(4, 8, 32), torch.randn(0, 32), weight.to("meta")),
+        *(weight.to_sparse(), weight.tolist(), None),
+        *(weight.to(kind) for kind in (torch.int8, torch.complex64, torch.float8_e4m3fn)),
+    ):
         with one_line_error(BadParameter, "weight"):
             method(wrong, gram, sparsity=0.5)
     for error, words, target in (

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from helpers import load_model, model_identity
+from helpers import load_model, load_streamed, model_identity
 from helpers.assets import ASSETS, embedded_model_folder
-from helpers.errors import UnknownModel
+from helpers.errors import UnknownModel, UnsupportedModel
 from helpers.models import find_blocks, find_layers
 
 WEIGHT = "transformer.h.1.mlp.c_fc.weight"
@@ -106,3 +106,16 @@ def test_a_checkpoint_that_lacks_weights(copy: Path, one_line_error) -> None:
     save_file(state, copy / "model.safetensors", metadata={"format": "pt"})
     with one_line_error(UnknownModel, "lacks 1", "h.1.mlp.c_fc.weight"):
         load_model(copy)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_quantised_weights_without_their_scales(
+    copy: Path, kind: torch.dtype, one_line_error
+) -> None:
+    # transformers would take the numbers for the weights
+    state = load_file(copy / "model.safetensors")
+    state[WEIGHT] = (100 * state[WEIGHT]).clamp(0, 100).to(kind)
+    save_file(state, copy / "model.safetensors", metadata={"format": "pt"})
+    for load in (load_model, load_streamed):
+        with one_line_error(UnsupportedModel, WEIGHT, "unquantised"):
+            load(copy)

@@ -130,7 +130,7 @@ run = open_run("book", globals())
     with pytest.raises(PapermillExecutionError, match="'sparsty' is unknown.*mean 'sparsity'"):
         papermill.execute_notebook(
             tmp_path / "book.ipynb", None, {"sequences": 9, "sparsty": 0.7}, kernel_name="python3",
-            progress_bar=False, cwd=root(),
+            language="python", progress_bar=False, cwd=root(),
         )  # fmt: skip
     # with the right name, after a first try in the same kernel, and with what --inject-paths adds
     cells = ["", "# Parameters\nsparsty = 0.7\n"]

@@ -82,6 +82,9 @@ def test_a_function_that_is_no_method_is_not_registered(one_line_error) -> None:
         register("short")(lambda weight, gram, *, sparsity, pattern: None)
     with one_line_error(BadParameter, "gram"):
         register("short")(lambda weight, **options: None)
+    for thing in (3, None, "wanda"):
+        with one_line_error(BadParameter, "'short'", type(thing).__name__, "function"):
+            register("short")(thing)
     assert "short" not in METHODS
 
 

@@ -1,6 +1,7 @@
 """`prune_model` on many tiny families: what must change, what must not, and in which order."""
 
 import copy
+import hashlib
 import json
 
 import families as fam
@@ -9,7 +10,7 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from helpers import prune_model
+from helpers import model_identity, perplexity, prune_model, zero_shot
 from helpers.errors import (
     BadParameter,
     BadPattern,
@@ -20,9 +21,12 @@ from helpers.errors import (
     NotPositiveDefinite,
     ParityError,
     UnknownMethod,
+    UnsupportedModel,
 )
 from helpers.gram import gram_of
 from helpers.methods import METHODS, register
+from helpers.models import STATE
+from helpers.prune import LayerReport
 
 
 def zero_fractions(model: nn.Module, family: str) -> dict[str, float]:
@@ -184,6 +188,9 @@ def test_the_report_adds_up() -> None:
         assert layer.sparsity == pytest.approx((weight == 0).double().mean().item(), abs=1e-12)
         assert 0 < layer.error < 1 and layer.damping == 0.1 and layer.dead_inputs == 0
         assert layer.seconds >= 0
+        bits = "".join("01"[int(kept)] for kept in (weight != 0).flatten())
+        octets = bytes(int(bits[at : at + 8], 2) for at in range(0, len(bits), 8))
+        assert layer.mask == hashlib.sha256(octets).hexdigest()[:16]
         zeros, total = zeros + int((weight == 0).sum()), total + weight.numel()
     assert report.sparsity == pytest.approx(zeros / total, abs=1e-12)
     mean = sum(layer.error for layer in report.layers) / len(report.layers)
@@ -197,6 +204,8 @@ def test_the_report_adds_up() -> None:
     x = fam.inputs_by_hook(dense, [name], tokens)[name].double()
     old, new = (x @ m.get_submodule(name).weight.double().T for m in (dense, model))
     expected = ((old - new).norm() ** 2 / old.norm() ** 2).item()
+    old_line = {k: v for k, v in vars(report.layers[0]).items() if k != "mask"}  # of an older run
+    assert LayerReport(**old_line).mask is None
     reported = {(layer.block, layer.name): layer.error for layer in report.layers}
     assert reported[0, "mlp.down_proj"] == pytest.approx(expected, rel=1e-3)
     assert 0 <= report.parity < 1e-6
@@ -276,6 +285,80 @@ def test_magnitude_never_runs_the_model(monkeypatch) -> None:
     json.dumps(report.to_dict(), allow_nan=False)
 
 
+# ---------------------------------------------------------------- a model that is not dense
+
+HALF = dict(method="wanda", sparsity=0.5)
+USES = (
+    lambda model: prune_model(model, fam.random_tokens(), **HALF),
+    lambda model: perplexity(model, fam.random_tokens(1, 80)[0], length=40),
+    lambda model: model_identity(model),
+    lambda model: zero_shot(model, None, tasks=["rte"], limit=2),
+)
+
+
+def test_a_model_is_not_pruned_twice(one_line_error) -> None:
+    model, tokens = fam.build("llama"), fam.random_tokens()
+    prune_model(model, tokens, **HALF)
+    unmarked = fam.build("llama")  # as it is after saving and loading
+    unmarked.load_state_dict(model.state_dict())
+    for pruned, word in ((model, "before"), (copy.deepcopy(model), "before"), (unmarked, "50 %")):
+        before = fam.snapshot(pruned)
+        for request in (HALF, dict(method="magnitude", sparsity=0.9)):
+            with one_line_error(BadParameter, word, "allow_pruned=True"):
+                prune_model(pruned, tokens, **request)
+        assert not fam.changed(pruned, before)
+        report = prune_model(pruned, tokens, method="wanda", sparsity=0.7, allow_pruned=True)
+        assert report.sparsity == pytest.approx(0.7, abs=1e-2)
+    with one_line_error(BadParameter, "allow_pruned", "True or False"):
+        prune_model(fam.build("llama"), tokens, **HALF, allow_pruned="yes")
+    few = fam.build("llama")  # zeros that a dense model may have
+    with torch.no_grad():
+        few.model.layers[0].mlp.down_proj.weight.zero_()
+    prune_model(few, tokens, **HALF)
+
+
+@pytest.mark.parametrize("at", ["progress", "after_block", "second pass"])
+def test_a_half_pruned_model_is_of_no_use(at: str, one_line_error, monkeypatch) -> None:
+    def stop(*_: object) -> None:
+        raise NonFinite("made up") if at == "second pass" else KeyboardInterrupt
+
+    model, tokens = fam.build("llama"), fam.random_tokens()
+    options = {} if at == "second pass" else {at: stop}
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, NonFinite)):
+        if at == "second pass":
+            patch.setattr("helpers.replay.advance", stop)
+        prune_model(model, tokens, **HALF, **options)
+    for use in USES:
+        with one_line_error(BadParameter, "half pruned", "load it anew"):
+            use(model)
+    prune_model(model, tokens, **HALF, allow_pruned=True)
+    for use in USES[1:3]:
+        use(model)
+
+
+@pytest.mark.parametrize("thing", [None, "embedded", nn.Linear(4, 4), (None, None)], ids=str)
+def test_what_is_no_model(thing: object, one_line_error) -> None:
+    for use in USES:
+        with one_line_error(BadParameter, "no language model", "load_model"):
+            use(thing)
+
+
+def test_weights_that_cannot_be_pruned(one_line_error) -> None:
+    for change, words in (
+        (lambda w: w.to("meta"), ["not in memory", "prune_checkpoint"]),
+        (lambda w: w.to(torch.float8_e4m3fn), ["block 1 mlp.up_proj", "float8_e4m3fn"]),
+        (lambda w: w.to_sparse(), ["block 1 mlp.up_proj", "sparse"]),
+        (lambda w: w[0], ["block 1 mlp.up_proj", "(32,)"]),
+        (lambda w: w[:0], ["block 1 mlp.up_proj", "(0, 32)"]),
+    ):
+        model = fam.build("llama")
+        layer = model.model.layers[1].mlp.up_proj
+        layer.weight = nn.Parameter(change(layer.weight.detach()), requires_grad=False)
+        for method in ("magnitude", "admm-grad"):
+            with one_line_error(UnsupportedModel, *words):
+                prune_model(model, fam.random_tokens(), method=method, sparsity=0.5)
+
+
 # ---------------------------------------------------------------- bad input
 
 
@@ -289,7 +372,7 @@ def refused(model: nn.Module, tokens: object, **arguments: object) -> HelpersErr
     with pytest.raises(HelpersError) as caught:
         prune_model(model, tokens, **arguments)
     assert all(torch.equal(value, before[key]) for key, value in bits().items())
-    assert fam.hook_count(model) == 0
+    assert fam.hook_count(model) == 0 and not hasattr(model, STATE)
     assert "\n" not in str(caught.value)
     return caught.value
 
@@ -304,10 +387,7 @@ def test_a_bad_request_changes_nothing() -> None:
         (BadPattern, dict(half, pattern="5:4"), dict(half, pattern=None),
          dict(method="wanda", pattern="2:5")),  # 5 does not divide 32
         (BadParameter, dict(half, damping=0.1), dict(half, keep=torch.ones(32, 32)),
-         dict(half, batch=0), dict(half, batch="4"),
-         # values of options are checked with the first layer
-         dict(method="admm-grad", sparsity=0.5, rho=-1.0),
-         dict(method="sparsegpt", sparsity=0.5, block_size=0)),
+         dict(half, batch=0), dict(half, batch="4")),
     ):  # fmt: skip
         for request in requests:
             assert isinstance(refused(model, good, **request), error), request
@@ -319,6 +399,27 @@ def test_a_bad_request_changes_nothing() -> None:
     assert isinstance(refused(narrow, good, method="wanda", pattern="4:8"), BadPattern)
     error = refused(model, None, method="magnitude", sparsity=0.5, after_block=lambda *_: None)
     assert isinstance(error, BadParameter) and "after_block" in str(error)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        dict(method="admm-grad", sparsity=0.5, rho=-1.0),
+        dict(method="admm-grad", sparsity=0.5, schedule="papr"),
+        dict(method="admm1", pattern="2:4", iterations=2.5),
+        dict(method="sparsegpt", pattern="4:8", block_size=12),
+        dict(method="wanda", pattern="8:16", budget="row"),
+    ],
+    ids=str,
+)
+def test_values_of_options_are_checked_before_the_model_runs(request_: dict, monkeypatch) -> None:
+    def run(*_: object, **__: object) -> None:
+        raise AssertionError("the model was run")
+
+    model = fam.build("llama")
+    monkeypatch.setattr(type(model), "forward", run)
+    error = refused(model, fam.random_tokens(), **request_)
+    assert isinstance(error, BadParameter) and list(request_)[-1] in str(error)
 
 
 def test_a_model_that_fails_the_parity_gate_is_left_alone() -> None:
@@ -375,7 +476,7 @@ def test_an_error_in_a_late_layer_names_it_and_says_what_is_pruned_already() -> 
     @register("test-only")
     def fails_late(weight, gram, *, sparsity, pattern, keep=None):
         calls.append(1)
-        if len(calls) == 10:
+        if len(calls) == 11:  # the first was a trial
             raise NotPositiveDefinite("gram cannot be factored")
         return METHODS["wanda"].__wrapped__(weight, gram, sparsity=sparsity, pattern=pattern)
 

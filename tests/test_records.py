@@ -86,6 +86,26 @@ def test_a_file_that_cannot_be_used(
         records.read_records(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name", ["../../outside", "/etc/passwd", "..", ".hidden", "", "a\\b", "a\0b", "a\nb", "a" * 200]
+)
+def test_a_records_own_name_leads_to_no_other_folder(
+    name: str, tmp_path: Path, monkeypatch, one_line_error
+) -> None:
+    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "results"))
+    for field in ("name", "notebook"):
+        with one_line_error(RecordError, f"{field} = "):
+            a_record(**{field: name})
+        hostile = a_record() | {field: name}
+        with one_line_error(RecordError, f"{field} = "):
+            records.write_record("", hostile)
+        (tmp_path / "here.json").write_text(json.dumps(hostile))
+        with one_line_error(RecordError, "here.json", f"{field} = "):
+            records.read_record(tmp_path / "here.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["here.json"]
+    a_record(name="my method at 60 %, 2nd try")
+
+
 def test_files_that_are_not_there_or_in_the_way(tmp_path: Path, one_line_error) -> None:
     assert records.read_records(tmp_path / "none") == []
     with one_line_error(RecordError, "cannot read"):
@@ -93,6 +113,9 @@ def test_files_that_are_not_there_or_in_the_way(tmp_path: Path, one_line_error) 
     (tmp_path / "file").write_text("in the way")
     with one_line_error(RecordError, "cannot write", "a.json"):
         records.write_record(tmp_path / "file" / "a.json", a_record())
+    for use in (records.read_record, lambda path: records.write_record(path, a_record())):
+        with one_line_error(RecordError, "null"):
+            use(str(tmp_path / "a\0b.json"))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

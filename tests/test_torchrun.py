@@ -236,11 +236,10 @@ def test_killed_failed_interrupted_and_still_the_same_bits(
     whole = request(sources["llama"], tmp_path / "whole", text, method="admm1", processes=2)
     command = [sys.executable, "-m", "helpers.large.torchrun", *whole]
     started, heard = subprocess.Popen(command, cwd=root(), env=environment), set()
-    began = time.monotonic()
-    while started.poll() is None and time.monotonic() < began + PATIENCE:
+    while started.poll() is None:
         heard |= listening(started.pid)
         time.sleep(0.05)
-    assert started.wait(1) == 0 and heard == {"127.0.0.1"}
+    assert started.returncode == 0 and heard == {"127.0.0.1"}
     assert differ(weights_of(to), weights_of(tmp_path / "whole")) == set()
     assert not saved.workspace(to).exists() and not list(to.rglob("*.tmp"))
 
@@ -287,10 +286,10 @@ def test_a_wrong_argument_is_one_line(
     [
         ({"RANK": "0"}, {}, "RANK is set and WORLD_SIZE is not"),
         ({"RANK": "one", "WORLD_SIZE": "2"}, {}, "RANK is 'one'"),
-        ({"RANK": "2", "WORLD_SIZE": "2"}, {}, "ranks go from 0 to 1"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, {}, "RANK is 2 and WORLD_SIZE 2"),
         ({"RANK": "0", "WORLD_SIZE": "2"}, {}, "MASTER_PORT is not"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "9"}, {}, "MASTER_ADDR is not"),
-        ({"RANK": "0", "WORLD_SIZE": "2"}, {"processes": 2}, "--processes 2 is set, and RANK"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, {"processes": 2}, "--processes 2 is given and RANK"),
     ],
     ids=str,
 )

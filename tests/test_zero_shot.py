@@ -85,13 +85,14 @@ def test_choices_are_those_of_sums_by_hand(tiny: tuple, all_scores: dict, task: 
     score, rows = all_scores[task], task_rows(task)
     assert (score.acc_norm is not None) == (task in NORMALISED)
     # otherwise scores that never change would pass
-    assert len(score.acc) == 8 and set(score.acc) == {0, 1}
+    assert len(score.acc) == len(score.answers) == 8 and set(score.acc) == {0, 1}
     for place, item in enumerate(score.items):
         pairs, right = worded(task, rows[item])
         if task == "hellaswag" and any("[" in text for pair in pairs for text in pair):
             continue  # lm-eval takes out WikiHow's marks
         sums = [log_likelihood(*tiny, given, asked) for given, asked in pairs]
-        assert score.acc[place] == int(sums.index(max(sums)) == right)
+        assert score.answers[place] == sums.index(max(sums))
+        assert score.acc[place] == int(score.answers[place] == right)
         if score.acc_norm is not None:
             means = [s / (len(asked) - 1) for s, (_, asked) in zip(sums, pairs, strict=True)]
             assert score.acc_norm[place] == int(means.index(max(means)) == right)
@@ -284,8 +285,8 @@ def test_texts_that_do_not_fit_are_counted(caplog) -> None:
 
 
 def test_scores_and_metrics_by_hand() -> None:
-    four = TaskScore("arc_easy", 1.0, 2376, [1, 5, 7, 9], [1, 0, 1, 1], [0, 0, 1, 0])
-    none = TaskScore("rte", 1.0, 277, [1, 5], acc=[0, 0], acc_norm=None)
+    four = TaskScore("arc_easy", 1.0, 2376, [1, 5, 7, 9], [1, 0, 1, 1], [0, 0, 1, 0], [2, 0, 1, 3])
+    none = TaskScore("rte", 1.0, 277, [1, 5], acc=[0, 0], acc_norm=None, answers=[1, 1])
     # three of four: squares 3 · 1/16 + 9/16 = 3/4, deviation sqrt(1/4), over sqrt(4)
     assert four.accuracy == 0.75 and four.stderr == pytest.approx(0.25)
     assert four.accuracy_norm == 0.25 and four.stderr_norm == pytest.approx(0.25)
@@ -302,7 +303,7 @@ def test_scores_and_metrics_by_hand() -> None:
     mean = metrics["mean_acc"]
     assert mean["value"] == 0.375
     assert mean["tolerance"] == pytest.approx(math.sqrt(0.25**2 + 0) / 2 / 0.375)
-    narrow = TaskScore("rte", 1.0, 277, list(range(200)), [1] * 199 + [0], None)
+    narrow = TaskScore("rte", 1.0, 277, list(range(200)), [1] * 199 + [0], None, [0] * 200)
     assert zero_shot_metrics({"rte": narrow})["rte_acc"]["tolerance"] == 0.02
 
 

@@ -25,7 +25,7 @@ from helpers.assets import embedded_model_folder
 from helpers.device import all_finite, pick_device, pick_dtype
 from helpers.errors import NonFinite, UnknownModel, UnsupportedModel, first_line
 from helpers.large.shards import Checkpoint, folder_path
-from helpers.models import WEIGHT_READER, find_blocks
+from helpers.models import WEIGHT_READER, check_stored_weights, find_blocks
 
 
 def load_streamed(
@@ -52,6 +52,7 @@ def load_streamed(
             raise UnsupportedModel(
                 f"{path} holds quantised weights: give the unquantised checkpoint"
             )
+        check_stored_weights(path)
         tokenizer = load_tokenizer(path)
         with init_empty_weights(include_buffers=False):  # buffers are computed
             model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)

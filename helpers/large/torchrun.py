@@ -71,7 +71,7 @@ from helpers.replay import out_of_memory
 
 WAIT = timedelta(hours=2)  # for the slowest layer of a large model
 MEETING = "PRUNING_MEETING"  # the file in which processes meet that `--processes` has started
-STARTED_BY = "start the processes with --processes, or with torchrun, which sets what is missing"
+STARTED_BY = "start the processes with --processes or with torchrun, which set these variables"
 GRACE_SECONDS = 5  # in which the other processes may say why they end
 
 
@@ -180,7 +180,7 @@ def team_of(device: str) -> Iterator[tuple[Team, torch.device]]:
         return
     rank, size = _number("RANK"), _number("WORLD_SIZE")
     if rank >= size:
-        raise BadParameter(f"RANK is {rank} and WORLD_SIZE {size}: ranks go from 0 to {size - 1}")
+        raise BadParameter(f"RANK is {rank} and WORLD_SIZE {size}: {STARTED_BY}")
     meeting = os.environ.get(MEETING)
     if not meeting:
         _number("MASTER_PORT")
@@ -221,7 +221,9 @@ def start(processes: int) -> int:
     Where one fails, the others are stopped. Raises BadParameter inside torchrun.
     """
     if "RANK" in os.environ:
-        raise BadParameter(f"--processes {processes} is set, and RANK too: {STARTED_BY}")
+        raise BadParameter(
+            f"--processes {processes} is given and RANK is set: use --processes or torchrun"
+        )
     handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     with tempfile.TemporaryDirectory(prefix="pruning-") as folder:  # nobody else may enter it
         common = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} | os.environ

@@ -44,6 +44,8 @@ GPU_PLANS = ("paper", "t4")  # in these "auto" means a GPU
 FOLDER_VARIABLES = ("PRUNING_CACHE", "PRUNING_RESULTS", "PRUNING_RUNS")
 # what Dask raises for a connection that fails, for a wrong address and for a closed client
 NO_ANSWER = (OSError, ValueError, LookupError, RuntimeError)  # TimeoutError is an OSError
+# and for somebody who answers but is no scheduler: the first bytes are read as a length
+NO_SCHEDULER = (*NO_ANSWER, TypeError, AttributeError, EOFError, MemoryError)
 
 
 def wants_gpu(run: Run) -> bool:
@@ -276,7 +278,7 @@ def connect(scheduler: str, scratch: Path, warn: Callable[[str], None]) -> Itera
             address = json.loads(Path(scheduler).read_text(encoding="utf-8"))["address"]
         asyncio.run(_call(address))
         client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (*NO_ANSWER, TypeError) as error:
+    except NO_SCHEDULER as error:
         raise RunError(
             f"scheduler {scheduler!r} cannot be reached: {_short(error)}; start one with dask "
             "scheduler and give its address, such as tcp://host:8786, or its --scheduler-file"
