@@ -13,10 +13,10 @@ from helpers.results import format_number, to_markdown
 Result = Mapping[str, Any]
 Columns = Mapping[str, str | Callable[[Result], Any]]
 
-HEAD = """# Speed and memory, as ratios within one run
+HEAD = """# Speed and memory
 
-Things to be compared ran alternately on the same machine. A cell is the median over the rounds,
-with quartiles in brackets.
+Seconds depend on the machine, so what is compared took turns on one machine, and ratios are what
+counts. A cell is the median over the rounds, with the quartiles in brackets.
 """
 
 
@@ -112,12 +112,13 @@ def solver_report(result: Result) -> list[str]:
         "published path / floor": "published",
     }
     text = [
-        "Floor: 21 products for each layer and one Cholesky inverse for the gram that the layers "
-        "share, bare. Ours: `admm_grad`, 20 iterations, sparsity 0.6.",
+        "The floor is what the algorithm cannot do without: 21 matrix products for each layer "
+        "and one Cholesky inverse for the gram that the layers share. Ours is `admm_grad` with "
+        "20 iterations at sparsity 0.6.",
         _verdict("Ours / floor", _medians(rows, "ratio"), solver.TARGET),
-        "Plans run with one thread a run. Selection of masks stays on one thread, so with more it "
-        "weighs more, most of all in small layers; layers of one input are solved one after the "
-        "other, not stacked.",
+        "Plans use one thread for each run. The selection of masks uses one thread in any case, "
+        "so it weighs more where there are more threads, above all in small layers. Layers that "
+        "share an input are solved one after the other, not stacked.",
         _table(rows, {**columns, **DIFFERENCES}),
     ]
     if parts := result.get("parts"):
@@ -154,9 +155,10 @@ def model_report(result: Result) -> list[str]:
     batches |= {"tokens a second": "tokens a second", "speed relative to batch 1": "speed"}
     ratios = _medians(rows, "published")
     return [
-        "Ratio: `prune_model` over two bare forward passes and the solver. Neither the grams nor "
-        "the gate (once a run: the arguments are recorded and the replay is compared with the "
-        "model's logits) are in the denominator; the next columns leave them out above too.",
+        "The ratio is the time of `prune_model` over that of two plain forward passes and the "
+        "solver. This leaves out the grams and the gate (once in each run, the replayed blocks "
+        "are compared with the model's own logits); the last columns leave them out of the time of "
+        "`prune_model` too, or give their share in it.",
         _verdict("Ratio", _medians(rows, "ratio"), model.TARGET),
         _table(rows, floor),
         _verdict("Published path / ours", ratios, model.PUBLISHED_TARGET, at_most=False),
@@ -180,9 +182,10 @@ def growth_report(result: Result) -> list[str]:
         "at the top": lambda curve: f"{curve['top']:.2f}",
     }
     return [
-        "seconds ~ size^exponent, by least squares on logarithms of the fastest run at each size; "
-        "at the top: between the two largest sizes. The parity gate, some forward passes a run, "
-        "does not grow with the sequences.",
+        "The exponent in seconds ~ size^exponent is fitted by least squares on the logarithms "
+        'of the fastest run at each size; "at the top" is the exponent between the two largest '
+        "sizes. The gate, a few forward passes in each run, does not grow with the number of "
+        "sequences.",
         _table(result["curves"], columns),
     ]
 
@@ -209,13 +212,13 @@ def memory_report(result: Result) -> list[str]:
     gaps = [abs(row["peak / predicted"] - 1) for row in rows]
     bare = [row["peak / those"] for row in rows]
     text = [
-        "Peak: resident memory of `prune_checkpoint` beyond the process before it, in a process "
-        "whose address space is limited. Predicted: `checkpoint_memory`.",
+        "The peak is the resident memory that `prune_checkpoint` adds to a process whose "
+        "address space is limited. The prediction is that of `checkpoint_memory`.",
         _verdict("Gap between peak and prediction", gaps, memory.TARGET),
         _verdict("Peak over one block, its grams and the activations", bare, memory.BARE_TARGET),
-        "What is beyond those: for ADMM the factoring of the largest gram, four matrices of its "
-        "size, for Wanda the score of the largest layer and its copy. The minutes are beside other "
-        "work.",
+        "What comes on top of those: for ADMM, four matrices of the size of the largest gram "
+        "while it is factored; for Wanda, the score of the largest layer and a copy of it. "
+        "Other work ran on the machine during these minutes.",
         _table(rows, columns),
     ]
     if result["left out"]:

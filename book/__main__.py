@@ -27,7 +27,7 @@ from helpers.runner.run import FAST_PLAN, LONG_PLAN, under_way, verdict_here
 from helpers.runner.schedule import is_running
 
 COPIED = (
-    *("README.md", "CHANGES.md", "docs", "helpers/own"),
+    *("README.md", "CHANGES.md", "CONTRIBUTING.md", "docs", "helpers/own"),
     *("results/families.md", "results/published", "results/reference/bench"),
 )
 PLANS = ("laptop", "full", "original", "smoke", "t4", "paper")

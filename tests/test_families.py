@@ -20,18 +20,19 @@ from helpers.paths import root
 AGAIN = "python tests/test_families.py > results/families.md"
 HEAD = f"""# Families
 
-Computed by tests from a tiny random model of each family, so the columns describe those models;
-`{AGAIN}` writes this page again.
+Tests compute this page from a tiny random model of each family; the columns describe those models.
+`{AGAIN}` writes it again.
 
-## Pruned: {len(fam.FAMILIES)}
+## Pruned: {len({family.kind for family in fam.FAMILIES.values()})} families
 
-To 2:4 by Wanda. *Replay* compares the model's own logits with those of its blocks run one by one.
-*Result* counts the layers that changed against a list written by hand, and whatever else changed.
+Each model was pruned to 2:4 by Wanda; LLaMA appears twice, with and without its own output head.
+*Replay* compares the model's own logits with those of its blocks run one by one. *Result* counts
+the layers that changed, out of a list written by hand, and names anything else that changed.
 """
 REFUSED_HEAD = f"""
-## Refused: {len(fam.REFUSED)}
+## Refused: {len(fam.REFUSED)} families
 
-Some of their weights belong to no linear layer and would stay dense. The model is left as it was.
+Some of their weights belong to no linear layer and would stay dense. The model is left unchanged.
 """
 COLUMNS = ("family", "model", "attention", "head", "layer", "fused", "layers in a block", "replay")
 

@@ -90,7 +90,7 @@ def test_logits_are_those_of_the_loaded_model(family: str, tmp_path: Path) -> No
 
 def test_a_family_with_other_names_in_files_is_refused(tmp_path: Path, one_line_error) -> None:
     saved.save(tmp_path, "gpt-neox")
-    with one_line_error(UnknownModel, "lm_head.weight", "other names", "prune_model"):
+    with one_line_error(UnknownModel, "lm_head.weight", "differently in files", "prune_model"):
         load_streamed(tmp_path)
 
 

@@ -150,8 +150,8 @@ class TryIt(ipywidgets.VBox):
         """
         if not isinstance(model, nn.Module) or hasattr(model, WEIGHT_READER):
             raise BadParameter(
-                f"{label!r} is no model in memory but a {type(model).__name__}, or is read block "
-                "by block: give one that load_model returned"
+                f"{label!r} is a {type(model).__name__}, or a model that is read block by block: "
+                "give one that load_model returned"
             )
         self.answers[label] = Answer(label, model)
         self.columns.children = tuple(self.answers.values())

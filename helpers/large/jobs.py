@@ -58,7 +58,7 @@ class Job:
             job.check()
         except UNUSABLE as error:
             raise ResumeError(
-                f"{path} cannot be used ({first_line(error)}), so what is finished is not known: "
+                f"{path} cannot be used ({first_line(error)}), and only it says what is finished: "
                 f"delete {folder}, or start anew with resume=False"
             ) from error
         return job
@@ -111,8 +111,8 @@ class Job:
                 continue
             if self.complete:
                 raise ResumeError(
-                    f"{path} is not what was written there: choose another destination, or start "
-                    "anew with resume=False, which replaces the model there"
+                    f"{path} has changed since it was written: choose another destination, or "
+                    "start anew with resume=False, which replaces the model there"
                 )
             del self.manifest["blocks"][index]
             self.redone.append(int(index))
@@ -128,7 +128,7 @@ class Job:
             if not count:
                 raise
             raise type(error)(
-                f"{error}; {count} finished blocks are kept, the same call goes on from there"
+                f"{error}; {count} finished blocks are kept, and the same call continues after them"
             ) from error
 
     def save(self) -> None:
@@ -158,8 +158,8 @@ class Workspace:
         is_free = not to.exists() or (to.is_dir() and not any(to.iterdir()))
         if not is_free and not (to / MANIFEST).is_file():
             raise ResumeError(
-                f"{to} is something else than a model of prune_checkpoint: choose another "
-                "destination, or clear this one"
+                f"{to} holds something that prune_checkpoint did not write: choose another "
+                "destination, or empty this one"
             )
 
     @contextlib.contextmanager
@@ -224,8 +224,8 @@ class Workspace:
             more = f" and {len(lines) - SHOWN} more" * (len(lines) > SHOWN)
             raise ResumeError(
                 f"the run in {others[0].folder} has {'; '.join(lines[:SHOWN])}{more}: ask for the "
-                "same, choose another destination, or start anew with resume=False, which "
-                "replaces it"
+                "same again, choose another destination, or start anew with resume=False, which "
+                "replaces that run"
             )
         job = Job(self.run, {"format": FORMAT, "request": request, "blocks": {}, "halved": []})
         with writing(self.run):

@@ -80,7 +80,7 @@ def unpack_mask(bits: Tensor, shape: Iterable[int]) -> Tensor:
         )
     raw = bits.cpu().numpy()
     if weights % 8 and int(raw[-1]) >> weights % 8:
-        raise BadMask(f"bits are set after the last weight of {shape}: give that mask's own shape")
+        raise BadMask(f"bits are set beyond the last weight of {shape}: give the mask's own shape")
     flat = np.unpackbits(raw, count=weights, bitorder="little")
     return torch.from_numpy(flat.view(np.bool_)).reshape(shape)
 
@@ -180,7 +180,7 @@ def _opened(folder: str | Path) -> Iterator[tuple[Pattern, Shapes, Callable[[str
             shapes = {name: tuple(map(int, layer["shape"])) for name, layer in layers.items()}
             crc32 = {name: int(layer["crc32"]) for name, layer in layers.items()}
             if shapes.keys() != set(file.keys()):
-                raise ValueError("it describes other masks than it holds")
+                raise ValueError("its description names other masks than it holds")
         except UNUSABLE as error:
             raise CheckpointError(
                 f"{path} holds no description of masks that can be used here "
@@ -191,7 +191,7 @@ def _opened(folder: str | Path) -> Iterator[tuple[Pattern, Shapes, Callable[[str
             bits = file.get_tensor(name)
             try:
                 if zlib.crc32(bits.numpy()) != crc32[name]:
-                    raise BadMask("its bits are others")
+                    raise BadMask("its bits have changed")
                 return unpack_mask(bits, shapes[name])
             except BadMask as error:
                 raise CheckpointError(
@@ -294,9 +294,9 @@ def size_report(folder: str | Path) -> pd.DataFrame:
             here, stray = int(keep.sum()), int(((tensor != 0) & ~keep).sum())
             if stray:
                 raise BadMask(
-                    f"{name} has {stray} weights that are not zero outside its mask: the mask is "
-                    "of another state of the model; call apply_masks and save again, or save new "
-                    "masks"
+                    f"{name} has {stray} weights outside its mask that are not zero, so model and "
+                    "mask do not belong together: call apply_masks and save the model again, or "
+                    "save new masks"
                 )
             weights, kept = weights + tensor.numel(), kept + here
             with_mask += _packed_bytes(tensor.numel()) + here * tensor.itemsize - tensor.nbytes

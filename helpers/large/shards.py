@@ -122,7 +122,7 @@ def reading(path: Path) -> Iterator[Any]:
         if getattr(error, "errno", None) == errno.ENOMEM:
             raise MemoryError(str(error)) from error
         raise CheckpointError(
-            f"{path} cannot be read ({first_line(error)}): it is missing, cut off or damaged, "
+            f"{path} cannot be read ({first_line(error)}): it is missing, cut off or damaged; "
             "save it again"
         ) from error
 

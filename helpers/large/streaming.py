@@ -225,7 +225,7 @@ def _slots(
     if absent:
         raise UnknownModel(
             f"{checkpoint.folder} lacks {len(absent)} weights of {type(model).__name__}, first "
-            f"{absent[0]}: it is incomplete, or a family whose weights have other names in files, "
-            "which cannot be read block by block; try load_model and prune_model"
+            f"{absent[0]}: it is incomplete, or of a family that names its weights differently in "
+            "files and cannot be read block by block; try load_model and prune_model"
         )
     return slots

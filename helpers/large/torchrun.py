@@ -162,8 +162,8 @@ def _communicating() -> Iterator[None]:
         # without the backend's own source line, and its advice
         reason = re.sub(r"^\[\S*\] ", "", first_line(error)).partition(". ")[0]
         raise ProcessLost(
-            f"another process has ended, or cannot be reached ({reason}): see its error, then run "
-            "again to go on; finished blocks are kept"
+            f"another process has ended or cannot be reached ({reason}): look at its error, then "
+            "run again to continue; finished blocks are kept"
         ) from error
 
 
@@ -249,7 +249,7 @@ def start(processes: int) -> int:
     for rank, code in enumerate(codes):
         if code is not None and code < 0:
             why = f"process {rank} was killed by signal {-code}: was there enough memory?"
-            sys.stderr.write(f"{why} Run it again to go on; finished blocks are kept\n")
+            sys.stderr.write(f"{why} Run it again to continue; finished blocks are kept\n")
     return int(any(codes))
 
 
@@ -327,7 +327,7 @@ def main(arguments: list[str] | None = None) -> int:
     except HelpersError as error:
         code, message = 1, f"{type(error).__name__}: {error}"
     except KeyboardInterrupt:
-        code, message = 130, "stopped: run it again to go on; finished blocks are kept"
+        code, message = 130, "stopped: run it again to continue; finished blocks are kept"
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
