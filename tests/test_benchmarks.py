@@ -121,7 +121,7 @@ def test_the_committed_page_is_that_of_the_record() -> None:
     row = record["benchmarks"]["solver"]["result"]["rows"][0]
     ours, ratio = row["seconds"]["ours"]["median"], row["ratio"]
     cells = f"| {ratio['median']:.2f} ({ratio['q1']:.2f} to {ratio['q3']:.2f}) |"
-    assert f"| 576x576 | cpu, 1 thr. | {ours} |" in page and cells in page
+    assert f"| 576x576 | cpu, 1 thr. | {ours:.3g} |" in page and cells in page
     record["benchmarks"]["solver"]["machine"]["warning"] = "load average 9"
     assert "**Warning: load average 9.**" in report.to_page(record)
 
