@@ -359,7 +359,11 @@ def test_zero_shot_takes_the_tasks_of_several_runs() -> None:
         run["parameters"] |= {"calibration_seed": record["parameters"]["calibration_seed"]}
         run["parameters"] |= {"tasks": ["piqa"], "limit": 500}
     outcome = verdict("Zero-shot means", records + more)
-    assert "sparsegpt − wanda +0.100" in outcome.numbers  # the mean of 0.2 and 0
+    assert "over RTE, PIQA: sparsegpt − wanda +0.100" in outcome.numbers  # the mean of 0.2 and 0
+    # a task that one seed alone was asked does not count
+    outcome = verdict("Zero-shot means", records + more[:3])
+    assert "over RTE: sparsegpt − wanda +0.200" in outcome.numbers and outcome.verdict == HOLDS
+    assert verdict("Zero-shot means", records[:3] + more[3:]).verdict == UNTESTED
 
 
 def test_the_page_has_every_claim_with_its_test(tmp_path: Path) -> None:

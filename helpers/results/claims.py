@@ -24,7 +24,7 @@ import pandas as pd
 
 from helpers.paths import replace_file
 from helpers.results import frame, tables
-from helpers.results.frame import ENOUGH, PRUNE_PARTS, Record, cost_to_reach, problem_frame
+from helpers.results.frame import ENOUGH, PRUNE_PARTS, TASK_NAMES, Record, cost_to_reach
 from helpers.results.published import MODEL_NAMES
 
 HOLDS, FAILS = "holds", "does not hold"
@@ -78,7 +78,7 @@ class Findings:
             frame.run_frame(self.records, notebook).query("usual")
             for notebook in (frame.PRUNE_NOTEBOOK, frame.ZERO_SHOT_NOTEBOOK)
         )
-        self.problems = problem_frame(self.records)
+        self.problems = frame.problem_frame(self.records)
         self.dense = self.pruned.query("method == 'dense'")["perplexity"].mean()
 
     def paired(self, target: str, other: str, timed: bool = False, **options: Any) -> pd.DataFrame:
@@ -332,27 +332,29 @@ def _overhead(findings: Findings) -> Outcome:
 
 
 def _zero_shot_order(findings: Findings) -> Outcome:
-    """Each step of the order is a paired mean difference, on the same items for every seed."""
-    order = ("wanda", "sparsegpt", "admm-grad")
+    """Each step of the order is a paired mean difference on what all seeds were asked."""
     for _, at in findings.scored.query("options == '{}'").groupby("target"):
-        steps = defaultdict(list)  # (difference, standard error) by seed
+        steps = defaultdict(list)  # by seed: task → (difference, standard error)
         for _, runs in at.groupby("seed"):
             rows = tables.zero_shot_runs(runs["record"]).items()
             answers = {row.partition(",")[0]: found["series"]["zero_shot"] for row, found in rows}
-            for low, high in pairwise(order):
+            for low, high in pairwise(("wanda", "sparsegpt", "admm-grad")):
                 if pairs := tables.paired_tasks(answers.get(high, {}), answers.get(low, {})):
-                    steps[f"{high} − {low}"].append(tables.mean_of_tasks(pairs.values()))
-        if len(steps) < 2:
+                    steps[f"{high} − {low}"].append(pairs)
+        every = [pairs for found in steps.values() for pairs in found]
+        shared = [task for task in TASK_NAMES if all(task in pairs for pairs in every)]
+        if len(steps) < 2 or not shared:
             continue
         found = {}
         for name, pairs in steps.items():
-            differences, errors = zip(*pairs, strict=True)
-            step, half = tables.interval(differences)
+            means = [tables.mean_of_tasks([p[task] for task in shared]) for p in pairs]
+            step, half = tables.interval([mean for mean, _ in means])
             # seeds share their items, so that the error from the items does not shrink with them
-            found[name] = step, math.hypot(np.nan_to_num(half), 2 * sum(errors) / len(errors))
+            items = 2 * sum(error for _, error in means) / len(means)
+            found[name] = step, math.hypot(np.nan_to_num(half), items)
         seeds = min(map(len, steps.values()))
         shown = [f"{name} {step:+.3f} ± {error:.3f}" for name, (step, error) in found.items()]
-        numbers = f"mean over tasks: {', '.join(shown)}"
+        numbers = f"mean over {', '.join(map(TASK_NAMES.get, shared))}: {', '.join(shown)}"
         verdict, leans = _between(found.values(), least=0.0)
         if seeds < SEEDS:
             return Outcome(OPEN, f"{numbers}; {seeds} of {SEEDS} seeds", leans)
