@@ -134,7 +134,7 @@ def give_verdict(options: argparse.Namespace) -> int:
     """
     found = verdict_here(options.plan, options.only)
     text = [results.summary(found), *results.notes(found)]
-    if found.comparisons:
+    if found.compared > found.missing:
         path = results_dir(options.plan) / "verdict.txt"
         lines = results.to_lines(found.comparisons)
         replace_file(path, "\n".join([*text, "", *lines, ""]))
