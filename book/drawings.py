@@ -155,7 +155,7 @@ def mask() -> str:
                 fill, ink = (KEPT, "#FFFFFF") if kept else (PRUNED, "#6A6A6A")
                 parts += [rect(x, 34 + 22 * i, 22, 22, fill, stroke="#D0D0D0")]
                 parts += [text(x + 11, 49.5 + 22 * i, str(score), fill=ink)]
-    parts += [rect(302, 34, 88, 22, "none", stroke=INK, stroke_width=2.5)]
+    parts += [rect(302, 34, 88, 22, "none", stroke=BLUE, stroke_width=3)]
     parts += [text(98, 142, "the 16 largest of 32 scores")]
     parts += [text(298, 142, "the 2 largest of every 4")]
     parts += [legend(168, (115, KEPT, "kept"), (195, PRUNED, "set to zero"))]
