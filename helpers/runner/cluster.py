@@ -219,8 +219,8 @@ class Pool:
             known = set(self._client.sync(self._client.nthreads, callback_timeout=WAIT_SECONDS))
         except NO_ANSWER as error:
             raise RunError(
-                f"the scheduler does not answer any more ({_short(error)}): start it and its "
-                "workers again; the same command then continues with the runs that are missing"
+                f"the scheduler is gone ({_short(error)}): start it and its workers again, then "
+                "the same command goes on with the runs that are missing"
             ) from error
         self._looked = time.monotonic()
         self.sites = {address: site for address, site in self.sites.items() if address in known}
