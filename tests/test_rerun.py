@@ -13,7 +13,12 @@ from helpers import evaluation_tokens, load_model, perplexity, prune_model
 from helpers.errors import BadParameter
 from helpers.runner.plan import read_plan
 
-PRUNES = {"04_prune_model": "prune", "05_zero_shot": "prune", "07_your_own_method": "model"}
+PRUNES = {
+    "00_start_here": "prune",
+    "04_prune_model": "prune",
+    "05_zero_shot": "prune",
+    "07_your_own_method": "model",
+}
 ANOTHER = """
 @register(method)
 def another(weight, gram, *, sparsity, pattern, keep=None):
