@@ -32,7 +32,7 @@ UNKNOWN := $(firstword $(filter-out $(KNOWN) MAKE% PRUNING_% HF_% OMP_% MKL_% CU
 ifneq ($(UNKNOWN),)
 NEAR := $(shell $(PYTHON) -c 'import difflib, sys; given, *known = sys.argv[1:]; \
   print(*difflib.get_close_matches(given.upper(), known, 1))' '$(UNKNOWN)' $(KNOWN) 2>/dev/null)
-$(error the variable $(UNKNOWN) is unknown$(if $(NEAR),: did you mean $(NEAR)?,) Known are $(KNOWN))
+$(error the variable $(UNKNOWN) is unknown$(if $(NEAR),: did you mean $(NEAR)?,.) Known are $(KNOWN))
 endif
 
 .DEFAULT_GOAL := help

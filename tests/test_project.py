@@ -212,7 +212,7 @@ def test_make_without_a_fitting_python(python: str, tmp_path: Path) -> None:
     [
         (["reproduce", "plan=smoke"], "plan is unknown: did you mean PLAN?"),
         (["list", "ONYL=05*"], "ONYL is unknown: did you mean ONLY?"),
-        (["reproduce", "colour=red"], "colour is unknown Known are PLAN JOBS"),
+        (["reproduce", "colour=red"], "colour is unknown. Known are PLAN JOBS"),
         (["reproduce", "OS=Windows_NT"], "Linux, macOS or WSL"),
         (["owner"], "is no GitHub name: give yours"),
         (["owner", "NAME=me@home"], "'me@home' is no GitHub name"),
