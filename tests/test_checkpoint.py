@@ -324,6 +324,15 @@ def test_a_manifest_that_cannot_be_used(
 # ---------------------------------------------------------------- folders
 
 
+def test_a_pruned_source_is_refused_unless_asked_for(llama: Path, tmp_path: Path) -> None:
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    prune_checkpoint(llama, once, TOKENS, **WANDA)
+    with pytest.raises(BadParameter, match="once is pruned already: .* allow_pruned=True"):
+        prune_checkpoint(once, twice, TOKENS, **WANDA)
+    assert not twice.exists()
+    assert prune_checkpoint(once, twice, TOKENS, allow_pruned=True, **WANDA).error < 1e-6
+
+
 def test_a_folder_of_something_else_is_never_touched(llama: Path, to: Path, one_line_error) -> None:
     to.mkdir()
     (to / "thesis.txt").write_text("years of work")

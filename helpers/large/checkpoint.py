@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from helpers.capture import eval_mode
-from helpers.errors import BadParameter, check_choice
+from helpers.errors import BadParameter, check_choice, check_switch
 from helpers.large.jobs import REPORTED, Job, Workspace
 from helpers.large.mask_files import write_masks
 from helpers.large.shards import (
@@ -38,9 +38,18 @@ from helpers.large.shards import (
 )
 from helpers.large.streaming import WeightReader, load_streamed, source_folder
 from helpers.methods import get_method
-from helpers.models import WEIGHT_READER, find_layers
+from helpers.models import WEIGHT_READER, find_layers, opened
 from helpers.paths import code_hash, core_code, replace_file, sha256_file
-from helpers.prune import LayerReport, Loop, Progress, PruneReport, Store, Team, check_request
+from helpers.prune import (
+    DENSE_ZEROS,
+    LayerReport,
+    Loop,
+    Progress,
+    PruneReport,
+    Store,
+    Team,
+    check_request,
+)
 
 ACTIVATIONS = ("memory", "disk")
 # what decides the bits of a weight, beside the core and this package
@@ -77,6 +86,7 @@ def prune_checkpoint(
     dtype: str | torch.dtype | None = None,
     activations: str = "memory",
     resume: bool = True,
+    allow_pruned: bool = False,
     progress: Progress | None = None,
     team: Team | None = None,
     **options: Any,
@@ -88,11 +98,12 @@ def prune_checkpoint(
     beside its shards lie the masks (`load_masks`) and a manifest.
 
     Args: source, a folder of safetensors with config.json, or "embedded"; tokens, method,
-    sparsity, pattern, batch, progress and options as for `prune_model`; device and dtype as for
-    `load_model`; activations, where the stream lies between blocks, "memory" (the machine's, not
-    a GPU's) or "disk"; resume, go on where an earlier call with the same arguments was
-    interrupted; False deletes what that call had finished, and replaces a complete model once the
-    new one is complete too. team, for several processes: see `helpers.large.torchrun`.
+    sparsity, pattern, batch, progress and options as for `prune_model`; allow_pruned as there (the
+    first block says whether the source is pruned already); device and dtype as for `load_model`;
+    activations, where the stream lies between blocks, "memory" (the machine's, not a GPU's) or
+    "disk"; resume, go on where an earlier call with the same arguments was interrupted; False
+    deletes what that call had finished, and replaces a complete model once the new one is complete
+    too. team, for several processes: see `helpers.large.torchrun`.
 
     Memory: see `helpers.checkpoint_memory`. Disk: the new checkpoint, and the stream if asked for.
 
@@ -106,6 +117,16 @@ def prune_checkpoint(
     reader: WeightReader = getattr(model, WEIGHT_READER)
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
     check_request(model, tokens, method, batch, None, arguments)
+    if not check_switch("allow_pruned", allow_pruned):
+        with opened(model, 0):  # one block says it, and the others are on disk
+            weights = [layer.weight for layer in find_layers(reader.blocks[0]).values()]
+            dense = sum(int(weight.count_nonzero()) for weight in weights)
+        share = 1 - dense / sum(weight.numel() for weight in weights)
+        if share >= DENSE_ZEROS:
+            raise BadParameter(
+                f"{source} is pruned already: {100 * share:.0f} % of the weights of its first "
+                "block are zero; give the dense model, or allow_pruned=True to prune it further"
+            )
     workspace = Workspace(source, destination)
     with workspace.locked() if team.lead else contextlib.nullcontext():
         job = None
