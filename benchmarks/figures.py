@@ -41,7 +41,7 @@ def _finish_ratios(ax: Axes, labels: list[str], target: float, xlabel: str) -> N
     ax.set_xlim(min(low, 0.9), max(high, 2.1))
     ax.xaxis.set_major_formatter("{x:.3g}")
     ax.set_yticks(range(len(labels)), labels)
-    place = {"fontsize": 9, "loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
+    place = {"fontsize": 9, "loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2}
     finish(ax, ylim=(len(labels) - 0.5, -0.5), xlabel=xlabel, legend=place)
 
 
@@ -57,9 +57,9 @@ def solver_figure(result: Result) -> Figure:
     rows = result["rows"]
     labels = [_label(row) for row in rows]
     figure, ax = new_figure(size=(7.0, 1.6 + 0.3 * len(rows)))
-    _points(ax, labels, {_label(row): row["ratio"] for row in rows}, 0, "ours")
+    _points(ax, labels, {_label(row): row["ratio"] for row in rows}, 0, "this package")
     _points(ax, labels, {_label(row): row["published"] for row in rows}, 1, "published path")
-    _finish_ratios(ax, labels, solver.TARGET, "time / floor (median, min to max)")
+    _finish_ratios(ax, labels, solver.TARGET, "seconds over the floor (median, min to max)")
     return figure
 
 
@@ -71,11 +71,12 @@ def model_figure(result: Result) -> Figure:
     figure, (above, below) = new_figure(
         rows=2, size=(7.0, sum(heights) + 0.4), height_ratios=heights
     )
-    kinds = {"ratio": "prune_model / floor", "published": "published path / prune_model",
-             "without grams and gate": "without grams and gate"}  # fmt: skip
+    kinds = {"ratio": "whole model, over the floor",
+             "without grams and gate": "the same without grams and gate",
+             "published": "published path over this package"}  # fmt: skip
     for index, (key, name) in enumerate(kinds.items()):
         _points(above, labels, {_label(row): row[key] for row in rows}, index, name)
-    _finish_ratios(above, labels, model.TARGET, "ratio (median, min to max)")
+    _finish_ratios(above, labels, model.TARGET, "ratio of seconds (median, min to max)")
     for index, label in enumerate(labels):
         found = [row for row in result["forward"] if _label(row) == label]
         speeds = [row["tokens a second"]["median"] for row in found]
@@ -94,7 +95,8 @@ def growth_figure(result: Result) -> Figure:
     for index, curve in enumerate(result["curves"]):
         sizes = [size / curve["sizes"][0] for size in curve["sizes"]]
         best = [found["min"] for found in curve["seconds"]]
-        label = f"{curve['name']} by {curve['variable']}: {curve['fitted']:.2f} ({curve['theory']})"
+        cost = curve["name"].replace("prune_model", "whole model")
+        label = f"{cost} by {curve['variable']}: {curve['fitted']:.2f} ({curve['theory']})"
         look = style_of("", index) | {"label": label}
         ax.plot(sizes, [seconds / best[0] for seconds in best], **look)
         theory = [size ** curve["theory"] for size in sizes]

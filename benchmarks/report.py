@@ -16,7 +16,8 @@ Columns = Mapping[str, str | Callable[[Result], Any]]
 HEAD = """# Speed and memory
 
 Seconds depend on the machine, so what is compared took turns on one machine, and ratios are what
-counts. A cell is the median over the rounds, with the quartiles in brackets.
+counts. A cell is the median over the rounds, with the quartiles in brackets. The embedded model is
+a 4-bit file converted back to float32.
 """
 
 

@@ -220,8 +220,10 @@ def main() -> int:
         sources.copy(here, "")
         for name in COPIED:
             sources.copy(root() / name, name)
-        opening = "".join(sources.plan(plan) for plan in PLANS)
-        sources.write("agreement.txt", opening or NOTHING_RUN)
+        openings = [opening for plan in PLANS if (opening := sources.plan(plan))]
+        sources.write("agreement.txt", "".join(openings) or NOTHING_RUN)
+        lines = (opening.partition("\n\n")[0] for opening in openings)
+        sources.write("agreement_line.txt", "\n\n".join(lines) or NOTHING_RUN)
         sources.notebooks()
         sources.api()
         options = ["-q", "-W", "--keep-going", "-c", str(here)]

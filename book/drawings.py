@@ -13,9 +13,10 @@ from collections.abc import Callable
 
 from helpers.paths import root
 
-INK, GREY, BLUE, DATA = "#222222", "#8C8C8C", "#0072B2", "#7B3FA0"  # DATA: measured on text
+INK, GREY, DATA = "#222222", "#8C8C8C", "#7B3FA0"  # DATA: measured on text
+LIME = "#5F9612"  # weights that are worked on; the colour of no method (helpers/results/style.py)
 KEPT, PRUNED = "#3D4653", "#F4F4F4"  # as masks are in helpers/results/style.py
-WEIGHTS, MEASURED, OTHER = (BLUE, "#E3F0F8"), (DATA, "#F1E7F7"), (GREY, "#F2F2F2")  # edge, fill
+WEIGHTS, MEASURED, OTHER = (LIME, "#EDF5DF"), (DATA, "#F1E7F7"), (GREY, "#F2F2F2")  # edge, fill
 SCORES = (  # of a small layer, chosen so that its groups of four are of unequal importance
     (91, 84, 62, 77, 58, 23, 16, 41),
     (15, 64, 12, 29, 87, 95, 68, 52),
@@ -155,7 +156,7 @@ def mask() -> str:
                 fill, ink = (KEPT, "#FFFFFF") if kept else (PRUNED, "#6A6A6A")
                 parts += [rect(x, 34 + 22 * i, 22, 22, fill, stroke="#D0D0D0")]
                 parts += [text(x + 11, 49.5 + 22 * i, str(score), fill=ink)]
-    parts += [rect(302, 34, 88, 22, "none", stroke=BLUE, stroke_width=3)]
+    parts += [rect(302, 34, 88, 22, "none", stroke=LIME, stroke_width=3)]
     parts += [text(98, 142, "the 16 largest of 32 scores")]
     parts += [text(298, 142, "the 2 largest of every 4")]
     parts += [legend(168, (115, KEPT, "kept"), (195, PRUNED, "set to zero"))]
@@ -201,11 +202,11 @@ def growth() -> str:
         parts += [text(x + 10, 137, str(t)), text(left + 40, 164, f"step {t}", bold=True)]
         parts += [text(left + 40, 270, f"{100 * now:.0f} % zero")]
         for place, (kept, was) in enumerate(zip(keep, before, strict=True)):
-            fill = PRUNED if not kept else KEPT if was else BLUE
+            fill = PRUNED if not kept else KEPT if was else LIME
             i, j = divmod(place, 8)
             parts += [rect(left + 10 * j, 172 + 10 * i, 10, 10, fill, stroke="#D0D0D0")]
         before = keep
-    meanings = (60, KEPT, "kept"), (135, PRUNED, "set to zero"), (250, BLUE, "came back")
+    meanings = (60, KEPT, "kept"), (135, PRUNED, "set to zero"), (250, LIME, "came back")
     return card(312, growth.__doc__, *parts, legend(298, *meanings))
 
 

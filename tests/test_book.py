@@ -125,6 +125,9 @@ def test_results_made_here_stand_beside_the_committed_ones(book: Path) -> None:
         (Page(book / "results.html").text, "A plan is a set of runs"),
     ):
         assert re.search(agreement, text) and text.index(claims) < text.index(after)
+    index = Page(book / "index.html").text  # the line alone, before the story
+    assert 0 < index.index("made here: 0 of ") < index.index("Half of a small language model")
+    assert claims not in index
     assert page.count("<strong>Made here</strong>") == page.count("<strong>Committed</strong>") > 8
     assert "Made here" not in Page(book / "plans" / "full.html").text
     assert not (book / "plans" / "paper.html").exists() and not (book / "old.html").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from handmade import pruned, scored, update_row, with_series
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from book.drawings import DRAWINGS
 from helpers.errors import RecordError
 from helpers.paths import reference_dir
 from helpers.records import read_records
@@ -107,7 +110,8 @@ def test_a_colour_means_one_thing() -> None:
         {"released", "admm-grad (schedule=released)"},
         {"ADMM", "ρ = 1"},
     ]
-    others = {*style.COLOURS, *plots.PARTS, style.KEPT, style.BEHIND}
+    drawn = re.findall("#[0-9A-F]{6}", "".join(draw() for draw in DRAWINGS.values()))
+    others = {*style.COLOURS, *plots.PARTS, style.KEPT, style.BEHIND, *drawn}
     assert not others & set(meanings)
     assert style.style_of("admm-grad (rho=3)", 3)["color"] == style.COLOURS[3]  # a variant
     methods = [style.style_of(name) for name in ("magnitude", "wanda", "sparsegpt", "admm1")]
@@ -302,6 +306,7 @@ def test_variant_figure_names_what_changed(records: list[dict]) -> None:
     (ax,) = plots.variant_figure(records).axes
     assert [label.get_text() for label in ax.get_yticklabels()] == ["released schedule (one seed)"]
     assert ax.patches[0].get_width() == pytest.approx(50.0)  # 90 against 60 with the same seed
+    assert to_hex(ax.patches[0].get_facecolor(), keep_alpha=False).upper() == style.RELEASED[0]
 
 
 def test_cost_figure_stacks_the_parts() -> None:
@@ -315,6 +320,23 @@ def test_cost_figure_stacks_the_parts() -> None:
     (ax,) = plots.cost_figure([on_gpu]).axes
     names = [text.get_text() for text in ax.get_legend().get_texts()]
     assert names == ["forward and gram", "solve and selection"]
+
+
+@pytest.mark.parametrize("alone", [(False, False), (True, False), (True, True)])
+def test_seconds_of_runs_that_shared_the_machine_are_marked(alone: tuple[bool, bool]) -> None:
+    parts = {"forward": 5.0, "gram": 2.0, "solve": 3.0, "selection": 1.0}
+    runs = [pruned(method, "50 %", 40.0, seconds=parts) for method in ("wanda", "admm-grad")]
+    runs, studies = (
+        [r | {"timed": True} if t else r for r, t in zip(records, alone, strict=True)]
+        for records in (runs, [study(14) | {"name": "default"}, study(2)])
+    )
+    note = "" if all(alone) else "runs shared the machine"
+    # what is not drawn does not count: the dense model, and N:M runs beside others
+    others = [pruned("dense", "0 %", 17.5), pruned("wanda", "2:4", 50.0, seconds=parts)]
+    assert plots.cost_figure([*runs, *others]).get_supxlabel() == note
+    assert update_median_figure(studies).get_supxlabel() == note
+    shown = weight_update_figure(studies)  # the first one alone
+    assert shown.get_supxlabel() == ("" if alone[0] else "runs shared the machine")
 
 
 def test_zero_shot_figure_has_a_bar_for_each_model_and_task() -> None:

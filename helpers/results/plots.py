@@ -22,7 +22,13 @@ from helpers.results.frame import PRUNE_PARTS, TASK_NAMES, Record
 from helpers.results.pictures import errors_by_block
 from helpers.results.study_plots import update_median_figure, weight_update_figure
 from helpers.results.style import finish, in_words, style_of
-from helpers.results.tables import cost_table, format_number, variant_table, zero_shot_table
+from helpers.results.tables import (
+    cost_runs,
+    cost_table,
+    format_number,
+    variant_table,
+    zero_shot_table,
+)
 from helpers.tasks import TASK_TABLE
 
 # a method of the reader's own in the perplexity figure
@@ -124,7 +130,9 @@ def _draw_story(ax: Axes, table: Cells, dense: float | None) -> None:
     ax.set_xticks(sorted(shown))
     ax.set(xlabel="weights set to zero", ylabel="perplexity (log scale; ↑ off the scale)")
     lines = [line for line in lines if line.get_ydata()[-1] < ax.get_ylim()[1]]
-    for line, place in zip(lines, _apart(ax, [x.get_ydata()[-1] for x in lines], 0.07), strict=True):
+    for line, place in zip(
+        lines, _apart(ax, [x.get_ydata()[-1] for x in lines], 0.07), strict=True
+    ):
         look = {"color": line.get_color(), "fontsize": 9, "fontweight": "bold"}
         end = line.get_xydata()[-1]
         if end[0] < max(shown):  # a line that ends early is named there
@@ -154,7 +162,9 @@ def _end_axis(ax: Axes, table: Cells, dense: float | None) -> None:
         above = [(x, y) for x, y in line.get_xydata() if y > top]
         for number, (x, y) in enumerate(above):
             look = {"color": line.get_color(), "fontsize": 8.5, "ha": "center", "va": "bottom"}
-            text = f"↑ {format_number(y)}" if number else f"↑ {line.get_label()}\n{format_number(y)}"
+            text = (
+                f"↑ {format_number(y)}" if number else f"↑ {line.get_label()}\n{format_number(y)}"
+            )
             place = {"xycoords": ax.get_xaxis_transform()}
             style.offset_text(ax, text, (x, 1), (0, 2 + height[x]), **place, **look)
             height[x] += 24 - 12 * (number > 0)
@@ -253,6 +263,7 @@ def cost_figure(records: Iterable[Record]) -> Figure | None:
 
     None where they were not timed in parts.
     """
+    records = list(records)
     table = cost_table(records)
     if table is None or table["forward (s)"].isna().all():
         return None
@@ -272,6 +283,7 @@ def cost_figure(records: Iterable[Record]) -> Figure | None:
     ax.grid(False, axis="y")
     place = {"fontsize": 9, "ncols": 4, "loc": "lower right", "bbox_to_anchor": (1, 1)}
     finish(ax, legend=place, xlabel="seconds to prune the whole model")
+    style.note_shared(figure, cost_runs(records).query("method != 'dense'")["record"])
     return figure
 
 
@@ -289,7 +301,7 @@ def variant_figure(records: Iterable[Record]) -> Figure | None:
         for name, seeds in table["seeds"].items()
     ]
     changes, errors = table["change (%)"], table["± (%)"].fillna(0)
-    colours = [style_of(name.partition(" (")[0])["color"] for name in table.index]
+    colours = [style_of(name)["color"] for name in table.index]  # variants have not the method's
     look = {"color": colours, "ecolor": "black"}
     bars = ax.barh(range(len(names)), list(changes), xerr=list(errors), **look)
     ax.bar_label(bars, [f"{change:+.1f} %" for change in changes], padding=3, fontsize=9)

@@ -35,7 +35,9 @@ def weight_update_figure(records: Iterable[Record]) -> Figure | None:
     found = {row["sparsity"] for row in rows}
     sparsity = 0.6 if 0.6 in found else min(found)
     layer = style.in_words("block {block} {layer}".format(**record["parameters"]))
-    return update_figure(rows, curves, sparsity, f"{layer}, one mask at {100 * sparsity:.4g} %")
+    figure = update_figure(rows, curves, sparsity, f"{layer}, one mask at {100 * sparsity:.4g} %")
+    style.note_shared(figure, [record])
+    return figure
 
 
 def update_figure(
@@ -118,7 +120,8 @@ def update_median_figure(records: Iterable[Record]) -> Figure | None:
     """
     rivals: dict[tuple[str, bool], list[Row]] = defaultdict(list)
     settings: dict[tuple[float, bool], list[Row]] = defaultdict(list)
-    for record in with_series(records, "curves"):
+    studied = with_series(records, "curves")
+    for record in studied:
         curves = record["series"]["curves"]
         for sparsity in sorted({curve["sparsity"] for curve in curves}):
             best = _best_curves(matching(curves, sparsity=sparsity))
@@ -131,6 +134,7 @@ def update_median_figure(records: Iterable[Record]) -> Figure | None:
     if not rivals:
         return None
     figure, grid = style.new_figure(2, size=(7.0, 6.4), rows=2, sharey=True)
+    style.note_shared(figure, studied)
     (steps, times), (rhos, corner) = grid
     for (solver, precondition), found in rivals.items():
         look = _plain_look(RACERS[solver], precondition)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import cycle
 from typing import Any
 
@@ -191,6 +191,14 @@ def name_line(
     look = {"color": DENSE, "fontsize": 9, "va": "top" if below else "bottom", **look}
     by = (-inset, -inset if below else 3)
     offset_text(ax, text, (1, value), by, xycoords=("axes fraction", "data"), ha="right", **look)
+
+
+def note_shared(figure: Figure, records: Iterable[Mapping[str, Any]]) -> None:
+    """Say in small print that the seconds are of runs that shared the machine, unless all runs
+    shown were timed alone."""
+    if not all(record.get("timed") for record in records):
+        look = {"x": 0.995, "ha": "right", "fontsize": 8.5, "color": DENSE}
+        figure.supxlabel("runs shared the machine", **look)
 
 
 def draw_references(ax: Axes, references: Mapping[str, float], *, values: bool = True) -> None:

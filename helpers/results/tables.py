@@ -91,19 +91,26 @@ def perplexity_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFr
     return by_target(cells["mean"]), by_target(halves)
 
 
+def cost_runs(records: Iterable[Record]) -> pd.DataFrame:
+    """The runs whose cost is averaged: no variants, and no N:M runs where a method has others."""
+    runs = frame.prune_frame(records)
+    if runs.empty:
+        return runs
+    unstructured = runs["pattern"] == "unstructured"
+    return runs[unstructured | ~unstructured.groupby(runs["label"]).transform("any")]
+
+
 def cost_table(records: Iterable[Record]) -> pd.DataFrame | None:
     """What each method cost: the paper's overhead table, with every part of the seconds.
 
-    Means over runs without variants, and without N:M runs where a method has others; "forward"
-    holds the parity gate. A part that was not measured apart is NaN. None without records.
+    Means over `cost_runs`; "forward" holds the parity gate. A part that was not measured apart is
+    NaN. None without records.
     """
-    runs = frame.prune_frame(records)
+    runs = cost_runs(records)
     if runs.empty:
         return None
-    unstructured = runs["pattern"] == "unstructured"
-    groups = runs[unstructured | ~unstructured.groupby(runs["label"]).transform("any")]
-    groups = groups.assign(memory=[r["peak_memory_bytes"] / 1e9 for r in groups["record"]])
-    groups = groups.groupby("label")
+    runs = runs.assign(memory=[r["peak_memory_bytes"] / 1e9 for r in runs["record"]])
+    groups = runs.groupby("label")
     table = groups[SECONDS].agg(mean).rename(columns=lambda name: name.replace("_seconds", " (s)"))
     table.insert(0, "runs", groups.size())
     table["peak memory (GB)"] = groups["memory"].max()
