@@ -37,7 +37,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup assets reproduce tables book report drawings accept plan lab test test-ui recording doctor owner test-colab lint bench clean
+.PHONY: help setup assets reproduce tables book report drawings accept plan lab test test-ui doctor owner test-colab lint bench clean
 
 help: ## show this list
 	@echo "make TARGET [PLAN=smoke|laptop|full|original|t4|paper] [ONLY=glob] [JOBS=n] [SCHEDULER=tcp://host:8786] [MACHINE=a100-80g] [BENCH=solver] [NAME=github-name] [PYTHON=python3.12] [PIP_ARGS=...] [LAB_ARGS=--no-browser]"
@@ -103,9 +103,6 @@ test-colab: ## run tests and the smoke plan with the versions of Google Colab (p
 
 test-ui: assets $(INSTALLED_UI) ## run the notebooks in JupyterLab and a browser (UI_FULL=1: as they are)
 	@$(PY) -m pytest tests/ui
-
-recording: assets $(INSTALLED_UI) ## film an explorer in a browser: docs/recording.gif
-	@$(PY) tests/ui/recording.py
 
 $(INSTALLED_UI): $(INSTALLED)
 	@$(PY) -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[ui]" || { \

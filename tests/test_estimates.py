@@ -61,6 +61,10 @@ def test_a_folder_has_the_shape_of_its_model(tmp_path: Path, one_line_error: Cal
     assert shape.positions == model.config.max_position_embeddings
     with one_line_error(UnknownModel, "someone/else", "config.json", "embedded"):
         shape_of("someone/else")
+    for text in ("[" * 100_000, "[1]"):
+        (tmp_path / "config.json").write_text(text)
+        with one_line_error(UnknownModel, str(tmp_path), "config.json"):
+            shape_of(tmp_path)
     for config in ({"model_type": "gpt2", "n_embd": 8}, {"model_type": "llama", "head_dim": 3}):
         (tmp_path / "config.json").write_text(json.dumps(config))
         with one_line_error(UnsupportedModel, repr(config["model_type"])):

@@ -162,6 +162,8 @@ def test_the_fetched_model_loads_and_needs_no_network_again(hub: Hub) -> None:
     hub.sent.clear()
     fetch_checkpoint(NAME, COMMIT, endpoint=hub.address)
     assert hub.sent == [WEIGHTS]
+    (folder / "fetched.json").write_text("[" * 100_000)  # is written again
+    fetch_checkpoint(NAME, COMMIT, endpoint=hub.address)
     hub.down = True
     assert fetch_checkpoint(NAME, COMMIT, endpoint=hub.address) == folder
     (model, tokenizer), (streamed, _) = load_model(folder), load_streamed(folder)

@@ -239,7 +239,7 @@ def test_what_is_no_model(tmp_path: Path, one_line_error) -> None:
         load_streamed(tmp_path)
     fam.build("llama").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    for text in ("{", '{"model_type": "no-such-family"}'):
+    for text in ("{", "[" * 100_000, '{"model_type": "no-such-family"}'):
         (tmp_path / "config.json").write_text(text)
         with one_line_error(UnknownModel, "cannot be built"):
             load_streamed(tmp_path)

@@ -22,6 +22,8 @@ from helpers.results import (
 )
 from helpers.results.tables import sections, setting
 
+MISSING = object()
+
 
 @pytest.fixture
 def runs() -> list[dict]:
@@ -41,10 +43,28 @@ def runs() -> list[dict]:
     ]
 
 
-def test_a_record_with_an_impossible_pattern_is_named(tmp_path: Path, one_line_error) -> None:
-    for changes in ({"pattern": "2:4x"}, {"sparsity": "half"}, {"pattern": None}):
-        with one_line_error(RecordError, "04_prune_model--wanda-2:4-0", "delete it"):
-            write_tables([pruned("wanda", "2:4", 25.0, **changes)], tmp_path)
+@pytest.mark.parametrize("notebook", ["04_prune_model", "05_zero_shot"])
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("method", [MISSING, None, ["wanda"]]),
+        ("sparsity", [MISSING, "half"]),
+        ("pattern", ["2:4x", None]),
+        ("options", ["rho=1"]),
+        ("calibration_seed", [[0]]),
+        ("limit", ["20"]),
+    ],
+)
+def test_a_record_of_no_run_is_named(
+    name: str, values: list, notebook: str, tmp_path: Path, one_line_error
+) -> None:
+    for value in values:
+        record = scored("wanda", rte=[1, 0]) | {"notebook": notebook}
+        record["parameters"] |= {name: value}
+        if value is MISSING:
+            del record["parameters"][name]
+        with one_line_error(RecordError, f"{notebook}--wanda-50 %-0", name, "delete it"):
+            write_tables([record], tmp_path)
 
 
 @pytest.mark.parametrize("plan", ["laptop", "full"])

@@ -281,6 +281,18 @@ def test_a_wrong_argument_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_pruned_source_needs_a_word(
+    sources: dict[str, Path], text: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    assert main(request(sources["llama"], once, text, method="magnitude")) == 0
+    again = request(once, twice, text, method="magnitude", sparsity=0.8)
+    assert main(again) == 1 and "once is pruned already" in capfd.readouterr().err
+    assert not twice.exists()
+    assert main([*again, "--allow-pruned"]) == 0
+    assert f"{twice}: sparsity 0.800" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("environment", "more", "words"),
     [

@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 )
 
 from helpers.errors import AssetError, UnknownModel, first_line
-from helpers.large.shards import COMPANIONS, INDEX, folder_path
+from helpers.large.shards import COMPANIONS, DAMAGED, INDEX, folder_path
 from helpers.paths import cache_dir, replace_file
 
 LOG = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def _complete(path: Path, name: str, commit: str) -> bool:
         return (receipt["name"], receipt["commit"]) == (name, commit) and all(
             (path / file).stat().st_size == size for file, size in receipt["files"].items()
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, *DAMAGED):
         return False
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from helpers.errors import HelpersError, ResumeError, allowed, first_line
-from helpers.large.shards import TEMPORARY, folder_path, writing
+from helpers.large.shards import DAMAGED, TEMPORARY, folder_path, writing
 from helpers.paths import replace_file, sha256_file, sync_folder
 from helpers.prune import LayerReport
 
@@ -22,8 +22,7 @@ MANIFEST = "pruning.json"
 FORMAT = 2
 SHOWN = 8  # differences that a message names
 REPORTED = {"seconds", "parity", "batch"}  # of a PruneReport, beside its layers
-# what reading a manifest raises that is damaged, or nested so deeply that it was made by hand
-UNUSABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+UNUSABLE = (OSError, *DAMAGED)  # what reading a manifest raises that cannot be used
 
 
 def layer_report(row: Mapping[str, Any]) -> LayerReport:

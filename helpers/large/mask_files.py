@@ -38,14 +38,19 @@ from helpers.errors import (
     described,
     first_line,
 )
-from helpers.large.shards import Checkpoint, folder_path, reading, tensor_on_disk, write_shard
+from helpers.large.shards import (
+    DAMAGED,
+    Checkpoint,
+    folder_path,
+    reading,
+    tensor_on_disk,
+    write_shard,
+)
 from helpers.masks import Pattern
 from helpers.models import check_weights, find_blocks, find_layers
 from helpers.paths import MASK_FILE
 
 VERSION = 1
-# what reading a description of masks raises that is damaged
-UNUSABLE = (KeyError, ValueError, TypeError, AttributeError, RecursionError, BadPattern)
 Shapes = Mapping[str, tuple[int, ...]]
 NO_SPEED = (
     "These sizes are about disk and download only: no general kernel runs such weights faster."
@@ -181,7 +186,7 @@ def _opened(folder: str | Path) -> Iterator[tuple[Pattern, Shapes, Callable[[str
             crc32 = {name: int(layer["crc32"]) for name, layer in layers.items()}
             if shapes.keys() != set(file.keys()):
                 raise ValueError("its description names other masks than it holds")
-        except UNUSABLE as error:
+        except (*DAMAGED, BadPattern) as error:
             raise CheckpointError(
                 f"{path} holds no description of masks that can be used here "
                 f"({first_line(error)}): write it with save_masks"

@@ -30,6 +30,8 @@ COMPANIONS = (
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
     *("*.model", "tekken.json", "*.jinja", "*.tiktoken"),
 )
+# what reading damaged JSON raises, and JSON nested so deeply that it was made by hand
+DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 READ_BYTES = 1 << 25  # of a file mapped at once
 TEMPORARY = ".tmp"  # ends the name of an unfinished file
 
@@ -58,7 +60,7 @@ class Checkpoint:
                 files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
                 # only the name: a folder in it could lead out of the model's
                 self.files = {name: self.folder / Path(file).name for name, file in files.items()}
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            except DAMAGED as error:
                 raise CheckpointError(
                     f"{index} names no files of weights: save the model again"
                 ) from error

@@ -56,7 +56,7 @@ def load_streamed(
         tokenizer = load_tokenizer(path)
         with init_empty_weights(include_buffers=False):  # buffers are computed
             model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RecursionError) as error:
         raise UnknownModel(f"model {str(path)!r} cannot be built ({first_line(error)})") from error
     model.tie_weights()
     for module in model.modules():

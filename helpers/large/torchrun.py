@@ -15,6 +15,7 @@ from block to block, with the same mean error. On a CPU the processes divide the
 unless OMP_NUM_THREADS says how many threads each has.
 
 If one process fails, all end within seconds; run the same again to go on. Each error is one line.
+A source that is pruned already is refused without `--allow-pruned`.
 
 Processes that `--processes` starts meet in a file that only this user can read, and talk over the
 machine's loopback interface. Several machines need torchrun:
@@ -63,6 +64,7 @@ from helpers.errors import (
 from helpers.gram import Gram
 from helpers.large.checkpoint import prune_checkpoint
 from helpers.large.jobs import layer_report
+from helpers.large.shards import DAMAGED
 from helpers.large.streaming import load_tokenizer, source_folder
 from helpers.methods import get_method
 from helpers.models import read_weight, write_weight
@@ -259,7 +261,7 @@ def _prune(asked: dict[str, Any]) -> None:
     wanted = {name: asked.pop(name) for name in ("sequences", "length", "seed")}
     try:
         of_method = dict(json.loads(options).items())
-    except (ValueError, AttributeError, RecursionError) as error:
+    except DAMAGED as error:
         raise BadParameter(
             f"--options {options!r} is not a JSON object ({error}): write it like "
             '{"iterations": 40}'
@@ -317,6 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--activations", default="memory", help="memory or disk")
     add("--processes", type=int, default=1, help="how many, on this machine")
     add("--anew", action="store_false", dest="resume", help="do not go on with an earlier run")
+    add("--allow-pruned", action="store_true", help="prune a model that is pruned already")
     asked = vars(parser.parse_args(arguments))
     try:
         processes = check_whole("--processes", asked.pop("processes"))

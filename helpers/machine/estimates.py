@@ -129,8 +129,9 @@ def shape_of(model: str | os.PathLike[str]) -> Shape:
     if name in models:
         return Shape(**models[name])
     try:
-        config = json.loads((Path(name).expanduser() / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = (Path(name).expanduser() / "config.json").read_text(encoding="utf-8")
+        config = dict(json.loads(text))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UnknownModel(
             f"model {name!r} has no known shape: give a folder with config.json or one of "
             f"{', '.join(models)}"

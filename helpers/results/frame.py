@@ -15,8 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from helpers.errors import BadPattern, BadSparsity, RecordError
+from helpers.errors import BadParameter, BadPattern, BadSparsity, RecordError
 from helpers.masks import check_target
+from helpers.records import check_type
 
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]  # of a series
@@ -37,6 +38,8 @@ FLAGS = ("variant", "usual", "timed")
 # these make the row and the columns; the rest of the parameters is the setting
 CELL = ("method", "sparsity", "pattern", "options", "device", "calibration_seed", "tasks", "limit")
 CALIBRATION = ("calibration", "sequences", "length")
+# the types of what makes the rows and columns; `check_target` knows those of the other two
+TYPES = {"method": [str], "options": [dict, None], "calibration_seed": [int], "limit": [int, None]}
 
 
 def record_id(record: Record) -> str:
@@ -88,6 +91,26 @@ def prune_runs(records: Iterable[Record]) -> list[Record]:
     return [record for record in records if record["notebook"] == PRUNE_NOTEBOOK]
 
 
+def _asked(record: Record) -> Mapping[str, Any]:
+    """The parameters of a run that prunes or scores.
+
+    Raises RecordError if its row and column cannot be made of them.
+    """
+    asked = record["parameters"]
+    try:
+        for name in ("method", "sparsity"):
+            if name not in asked:
+                raise BadParameter(f"it lacks the parameter {name!r}")
+        for name, types in TYPES.items():
+            if name in asked:
+                check_type(name, asked[name], types)
+        check_target(asked["sparsity"], asked.get("pattern", "unstructured"))
+    except (BadParameter, BadPattern, BadSparsity) as error:
+        where = f"record {record_id(record)} cannot be used"
+        raise RecordError(f"{where} ({error}): delete it and run again") from error
+    return asked
+
+
 def run_frame(records: Iterable[Record], notebook: str = PRUNE_NOTEBOOK) -> pd.DataFrame:
     """The runs of a notebook that prunes or scores, a row each in the order given.
 
@@ -96,20 +119,16 @@ def run_frame(records: Iterable[Record], notebook: str = PRUNE_NOTEBOOK) -> pd.D
     options, as JSON; seed; variant, whether it has options while its method was run without too;
     usual, whether its setting is that of most runs; timed, whether it had the machine to itself;
     and the value of every metric, NaN where a record lacks it. Some of them are always there.
+    Raises RecordError for a run without what makes its row and column.
     """
     runs = [record for record in records if record["notebook"] == notebook]
+    requests = [_asked(record) for record in runs]
     common = common_parameters(runs)
-    plain = {run["parameters"]["method"] for run in runs if not run["parameters"].get("options")}
+    plain = {asked["method"] for asked in requests if not asked.get("options")}
     rows = []
-    for record in runs:
-        asked = record["parameters"]
+    for record, asked in zip(runs, requests, strict=True):
         method, options = asked["method"], asked.get("options") or {}
         pattern = asked.get("pattern", "unstructured")
-        try:
-            check_target(asked["sparsity"], pattern)
-        except (BadPattern, BadSparsity) as error:
-            where = f"record {record_id(record)} cannot be used"
-            raise RecordError(f"{where} ({error}): delete it and run again") from error
         # a run that read no calibration text is the same run whatever the calibration would be
         read = "calibration" in (record.get("data") or {})
         setting = asked.keys() - {*CELL, *(() if read else CALIBRATION)}
