@@ -124,7 +124,9 @@ def _draw_story(ax: Axes, table: Cells, dense: float | None) -> None:
     ax.set_xticks(sorted(shown))
     ax.set(xlabel="weights set to zero", ylabel="perplexity (log scale; ↑ off the scale)")
     lines = [line for line in lines if line.get_ydata()[-1] < ax.get_ylim()[1]]
-    for line, place in zip(lines, _apart(ax, [x.get_ydata()[-1] for x in lines], 0.07), strict=True):
+    for line, place in zip(
+        lines, _apart(ax, [x.get_ydata()[-1] for x in lines], 0.07), strict=True
+    ):
         look = {"color": line.get_color(), "fontsize": 9, "fontweight": "bold"}
         end = line.get_xydata()[-1]
         if end[0] < max(shown):  # a line that ends early is named there
@@ -154,7 +156,9 @@ def _end_axis(ax: Axes, table: Cells, dense: float | None) -> None:
         above = [(x, y) for x, y in line.get_xydata() if y > top]
         for number, (x, y) in enumerate(above):
             look = {"color": line.get_color(), "fontsize": 8.5, "ha": "center", "va": "bottom"}
-            text = f"↑ {format_number(y)}" if number else f"↑ {line.get_label()}\n{format_number(y)}"
+            text = (
+                f"↑ {format_number(y)}" if number else f"↑ {line.get_label()}\n{format_number(y)}"
+            )
             place = {"xycoords": ax.get_xaxis_transform()}
             style.offset_text(ax, text, (x, 1), (0, 2 + height[x]), **place, **look)
             height[x] += 24 - 12 * (number > 0)

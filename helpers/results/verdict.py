@@ -138,7 +138,9 @@ def machine_differences(record: Record, reference: Record) -> list[str]:
 
     here, there = describe(record), describe(reference)
     apart = [key for key in here if here[key] != there[key]]
-    return [f"{key} {here[key] or 'unknown'} here, {there[key] or 'unknown'} there" for key in apart]
+    return [
+        f"{key} {here[key] or 'unknown'} here, {there[key] or 'unknown'} there" for key in apart
+    ]
 
 
 class Tolerances:
