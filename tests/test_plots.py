@@ -85,6 +85,9 @@ def test_perplexity_figure(records: list[dict]) -> None:
     assert 80 < left.get_ylim()[1] < 500
     assert "↑ magnitude\n500.0" in texts(figure) and "off the scale" in left.get_ylabel()
     assert set(texts(figure, 1)) == {"↑ magnitude\n800.0", "ADMM-Grad 80.0", "dense 17.5"}
+    # a star is also the marker of the eighth method without a look of its own
+    many = [pruned(f"m{number}", "50 %", 30.5 + number) for number in range(8)]
+    assert "37.5" not in texts(plots.perplexity_figure(many))
     only = plots.perplexity_figure([pruned("magnitude", "50 %", 500.0)])
     assert only.axes[0].get_ylim()[1] > 500
 
