@@ -249,10 +249,11 @@ def test_update_figure() -> None:
     series = study()["series"]
     figure = update_figure(series["update"], series["curves"], 0.6)
     named = curves(figure)
+    # 1 + 19 ln(0.5 / 0.01) / ln(0.5 / 0.005) = 17.1 iterations, as claims count between points
     assert list(named) == [
-        "ADMM: 20 iterations, 2 s",
-        "CG: 20 iterations, 6 s",
-        "best gradient method (Adam): 20 iterations, 2 s",
+        "ADMM: 17.1 iterations, 1.7 s",
+        "CG: 17.1 iterations, 5.1 s",
+        "best gradient method (Adam): 17.1 iterations, 1.7 s",
         "other rates, ρ, preconditioning",
     ]
     adam = list(named.values())[2]
