@@ -94,7 +94,7 @@ class Findings:
             runs = at[(at["method"] == method) & (at["options"] == json.dumps(asked))]
             means = runs[frame.NUMBERS].groupby(runs["seed"]).mean()
             sides.append(means.join(runs.drop_duplicates("seed").set_index("seed")["record"]))
-        return sides[0].join(sides[1], how="inner", rsuffix="_")
+        return sides[0].merge(sides[1], left_index=True, right_index=True, suffixes=("", "_"))
 
 
 def _untested(needed: str) -> Outcome:
