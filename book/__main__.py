@@ -20,6 +20,7 @@ from sphinx.cmd.build import build_main
 
 import helpers
 from helpers.errors import HelpersError
+from helpers.explore.controls import WIDGET
 from helpers.paths import CORE_FOLDERS, notebooks_dir, reference_dir, results_dir, root
 from helpers.records import read_records
 from helpers.results import claim_verdicts, claims_beside, figure_alt, notes, summary, to_lines
@@ -44,7 +45,6 @@ READING = [
     *("prune", "evaluate", "gradient_methods", "study"),
 ]
 NOTHING_RUN = "Nothing was run on this machine: what follows is committed.\n"
-WIDGET = "application/vnd.jupyter.widget-view+json"
 BADGE = re.compile(r"\[!\[[^\]]*\]\(http[^)]*\)\]\([^)]*\)\n*")
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)\)")
 PRODUCT = re.compile(r"results/reference/(\w+)/(?:tables|figures)(?:/(\w+)\.\w+)?")

@@ -217,7 +217,10 @@ def test_verdict(project: Project) -> None:
     record = read_record(run.reference_path)
     del record["parameters"]["steps"]
     write_record(run.reference_path, record)
-    assert "1 of 1 runs reproduced" in project.call("verdict", "--only", "a")[1]
+    whole = path.read_text()
+    out, part = project.call("verdict", "--only", "a")[1], project.result("verdict-part.txt")
+    assert "1 of 1 runs reproduced" in out and out.endswith(f"every comparison: {part}\n")
+    assert path.read_text() == whole and part.read_text().startswith("1 of 1 runs reproduced")
     project.run_file("a.yaml", "steps: 4")  # no longer what the reference can have meant
     stamped(project, "a", 10.0)
     out = project.call("verdict", "--only", "a")[1]

@@ -91,6 +91,25 @@ def test_methods_by_sparsity(runs: list[dict]) -> None:
     assert spread.notna().sum().sum() == 1
 
 
+def test_a_seed_of_several_records_counts_once() -> None:
+    changed = {"options": {"schedule": "released"}}
+    runs = [pruned("admm-grad", "60 %", value) for value in (30.0, 32.0)]
+    runs += [pruned("admm-grad", "60 %", value, **changed) for value in (32.0, 36.2)]
+    assert pd.isna(tables.perplexity_table(runs)[1].loc["admm-grad", "60 %"])
+    row = tables.variant_table(runs).iloc[0]
+    assert row["seeds"] == 1 and pd.isna(row["± (%)"])
+    assert row["change (%)"] == pytest.approx(10.0)  # 34.1 against 31
+    runs.append(pruned("admm-grad", "60 %", 40.0, seed=1))
+    table, spread = tables.perplexity_table(runs)
+    assert (table.loc["admm-grad", "60 %"], spread.loc["admm-grad", "60 %"]) == (35.5, 4.5)
+
+
+@pytest.mark.parametrize("changes", [{"sparsity": None}, {"pattern": "2:4"}])
+def test_what_a_dense_run_was_asked_to_prune_to_does_not_matter(changes: dict) -> None:
+    runs = [pruned("dense", "0 %", 10.0, **changes), pruned("wanda", "50 %", 20.0)]
+    assert tables.perplexity_table(runs)[0].loc["dense", "50 %"] == 10.0
+
+
 def test_columns_are_sorted_by_number() -> None:
     columns = ["dense", "5 %", "50 %", "2:4", "4:8", "2:16", "10:16"]
     assert sorted(set(columns), key=column_key) == columns

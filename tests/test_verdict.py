@@ -75,6 +75,12 @@ def test_a_run_is_reproduced_within_its_tolerance() -> None:
         "no reference for 2 runs: none was committed with these parameters and seeds"
     ]
     assert "no committed record" in summary(judge(here, [], []))
+    # from zero, and from a number that is missing, no difference in percent can be said
+    broken = run(0.0) | {"metrics": {"perplexity": metric(0.0), "new": metric(1.0)}}
+    found = one(run(1.0), broken)
+    assert summary(found) == "0 of 1 runs reproduced (same kind of machine)"
+    assert [line.split()[-1] for line in to_lines(found.comparisons)[1:3]] == ["OUT", "OUT"]
+    assert "inf" not in "".join(to_lines(found.comparisons))
 
 
 def test_another_seed_is_another_run() -> None:
@@ -129,9 +135,14 @@ def test_on_another_machine_the_tolerance_comes_from_seeds_of_the_same_run() -> 
     assert of(run(20.0), *seeds) == (pytest.approx(1 / 20.5), "3 seeds")
     assert of(run(20.0), run(20.0), run(20.0, 1), run(20.1, 2)) == (FLOOR, "3 seeds")
     assert of(run(20.0), run(1.0), run(9.0, 1), run(9.0, 2)) == (CEILING, "3 seeds")
-    # two seeds, another method or another calibration size say nothing: a share of the damage
+    # two seeds, however often, another method or size say nothing: a share of the damage
     bound = (pytest.approx(2**SHARE - 1), "bound")
-    assert of(run(20.0), *seeds[:2]) == of(run(20.0, method="b"), *seeds) == bound
+    assert (
+        of(run(20.0), *seeds[:2])
+        == of(run(20.0), *seeds[:2] * 2)
+        == of(run(20.0, method="b"), *seeds)
+        == bound
+    )
     assert of(run(20.0, sequences=8), *seeds) == bound
     assert of(run(80.0), dense) == (pytest.approx(8**SHARE - 1), "bound")
     assert of(run(10.1), dense) == (FLOOR, "bound")
@@ -142,7 +153,10 @@ def test_on_another_machine_the_tolerance_comes_from_seeds_of_the_same_run() -> 
     assert one(run(11.0), own).reproduced == 1
 
 
-@pytest.mark.parametrize(("name", "value", "here"), [("sparsity", 0.5, 0.5001), ("tokens", 7, 8)])
+@pytest.mark.parametrize(
+    ("name", "value", "here"),
+    [("sparsity", 0.5, 0.5001), ("sparsity", 0.5, 0.5 + 1e-12), ("tokens", 7, 8)],
+)
 def test_exact_metrics_must_be_equal(name: str, value: float, here: float) -> None:
     reference, other = ({**run(1.0), "metrics": {name: metric(v)}} for v in (value, here))
     for machine in ({}, OTHER):
@@ -238,6 +252,10 @@ def test_zero_shot_is_judged_by_answers() -> None:
     found = one(scored(2, *reference[1:]), old)
     assert found.reproduced == 1 and "answers 1" in notes(found)[0]
     assert verdict(scored(*reference), old) == 0
+    # choices by normalised likelihood count where the committed record has them
+    newer = scored(*reference)
+    newer["series"]["zero_shot"]["rte"]["acc_norm"] = [1] * 60
+    assert verdict(newer, scored(*reference)) == 1 and verdict(scored(*reference), newer) == 0
     assert verdict(run(1.0), scored(*reference), **OTHER) == 0
     # dense: as close on the same machine
     reference, here = run(10.0, method="dense"), run(10.002, method="dense")
@@ -249,9 +267,13 @@ def test_series_that_tables_are_made_of_are_compared_on_the_same_machine() -> No
     here = copy.deepcopy(here)
     here["series"]["update"][0] |= {"seconds": 9.0}
     assert one(here, reference).reproduced == 1
-    here["series"]["update"][0] |= {"error": 0.1002}
-    assert one(here, reference).reproduced == 0
-    assert one(here | OTHER, reference).reproduced == 1
+    here["series"]["update"].append(update_row("sgd"))  # a row, and a column, that are new
+    here["series"]["update"][0] |= {"new": 1.0}
+    assert one(here, reference).reproduced == 1
+    for error in (0.1002, "many", None):
+        here["series"]["update"][0] |= {"error": error}
+        assert one(here, reference).reproduced == 0
+        assert one(here | OTHER, reference).reproduced == 1
 
 
 def test_the_numbers_that_a_reproduction_ends_with() -> None:
@@ -276,6 +298,9 @@ def test_claims_of_two_plans_side_by_side() -> None:
         *("agrees", "**disagrees**", "points the same way", "points the other way"),
         *("cannot say", "cannot say"),
     ]
+    first, second = ([Judged(f"A ({n} threads).", "holds", "", "holds")] for n in (1, 2))
+    row = claims_beside(first, second, "laptop").splitlines()[2]
+    assert row.endswith("| tested under another condition |")
 
 
 def test_equal_to_printed_digits() -> None:

@@ -79,7 +79,8 @@ def numbers_text(records: Iterable[Record]) -> str:
 def claims_beside(committed: Sequence[Judged], here: Sequence[Judged], plan: str) -> str:
     """The committed verdicts on the claims and those of a plan made here, as Markdown.
 
-    Where a plan is too small to decide, what its numbers lean to is compared.
+    Where a plan is too small to decide, what its numbers lean to is compared. A claim that was
+    tested under another condition is not compared.
     """
     lines = [f"| claim | full, committed | {plan}, here | |", "| :-- | :-- | :-- | :-- |"]
     for theirs, ours in zip(committed, here, strict=True):
@@ -89,6 +90,8 @@ def claims_beside(committed: Sequence[Judged], here: Sequence[Judged], plan: str
         elif theirs.verdict in (HOLDS, FAILS) and ours.leans in (HOLDS, FAILS):
             way = "same" if ours.leans == theirs.verdict else "other"
             agreement = f"points the {way} way"
+        if agreement != "cannot say" and ours.sentence != theirs.sentence:
+            agreement = "tested under another condition"
         verdicts = f"**{theirs.verdict}** | {ours.verdict}"
         lines.append(f"| {theirs.sentence} | {verdicts} | {agreement} |")
     return "\n".join(lines) + "\n"

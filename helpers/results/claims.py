@@ -82,23 +82,19 @@ class Findings:
         self.dense = self.pruned.query("method == 'dense'")["perplexity"].mean()
 
     def paired(self, target: str, other: str, timed: bool = False, **options: Any) -> pd.DataFrame:
-        """Runs of ADMM-Grad with options and of another method at a target, by seed and draw.
+        """ADMM-Grad with options and another method at a target, a row for each seed of both.
 
-        The columns of the other end in "_". Runs of one seed that differ in rounding (another
-        machine, other threads) are draws of their own. timed: only runs that were timed alone.
+        The columns of the other end in "_". Records of one seed, be they copies or different in
+        rounding (another machine, other threads), are one draw of the calibration text: their mean
+        counts, and the first is the row's record. timed: only runs that were timed alone.
         """
         at = self.pruned[(self.pruned["target"] == target) & (self.pruned["timed"] | (not timed))]
-        draw = at.groupby(["method", "options", "seed"]).cumcount()
-        at = at.assign(draw=draw).set_index(["seed", "draw"]).sort_index()
-        ours, theirs = (
-            at[(at["method"] == method) & (at["options"] == json.dumps(asked))]
-            for method, asked in (("admm-grad", options), (other, {}))
-        )
-        return ours.merge(theirs, left_index=True, right_index=True, suffixes=("", "_"))
-
-
-def _seeds(runs: pd.DataFrame) -> int:
-    return runs.index.get_level_values("seed").nunique()
+        sides = []
+        for method, asked in (("admm-grad", options), (other, {})):
+            runs = at[(at["method"] == method) & (at["options"] == json.dumps(asked))]
+            means = runs[frame.NUMBERS].groupby(runs["seed"]).mean()
+            sides.append(means.join(runs.drop_duplicates("seed").set_index("seed")["record"]))
+        return sides[0].merge(sides[1], left_index=True, right_index=True, suffixes=("", "_"))
 
 
 def _untested(needed: str) -> Outcome:
@@ -231,7 +227,7 @@ def _duels(findings: Findings, other: str, columns: Sequence[str]) -> dict[str, 
     found = {}
     for column, both in pairs.items():
         mean, half = tables.interval(logs[column])
-        if SEEDED in pairs and _seeds(both) < _seeds(pairs[SEEDED]):
+        if SEEDED in pairs and len(both) < len(pairs[SEEDED]):
             seeded, half = pairs[SEEDED], tables.interval(logs[SEEDED])[1]
             half *= _damage(findings, both) / _damage(findings, seeded)
             half *= math.sqrt(len(seeded) / len(both))
@@ -259,9 +255,10 @@ def _beats(
         shown += [f"against {other}: {', '.join(texts)}"] if texts else []
     if not changes:
         return _untested(f"runs of admm-grad and {' and '.join(others)}")
-    seeds = min(_seeds(findings.paired(SEEDED, other)) for other in others)
+    seeds = min(len(findings.paired(SEEDED, other)) for other in others)
     lacking = [f"{seeds} of {SEEDS} seeds at {SEEDED}"] if seeds < SEEDS else []
-    lacking += ["no dense run to scale the noise by"] if math.isnan(findings.dense) else []
+    if math.isnan(findings.dense) and any(math.isnan(half) for _, half in changes):
+        lacking.append("no dense run to scale the noise by")
     lacking += [f"not run: {', '.join(missing)}"] if missing else []
     numbers = "; ".join([*shown, *(lacking or [f"{seeds} seeds at {SEEDED}"])])
     verdict, leans = _between(changes, most=0.0)
@@ -295,7 +292,7 @@ def _option(
     if len(changes) > 1:
         shown += f"; mean {100 * change:+.2f} ± {100 * half:.2f} %"
     verdict, leans = _between([(change, half)], least, most)
-    if (seeds := _seeds(both)) < OPTION_SEEDS:
+    if (seeds := len(both)) < OPTION_SEEDS:
         return Outcome(OPEN, f"{shown}; {seeds} of {OPTION_SEEDS} seeds", leans)
     return Outcome(verdict, shown, leans)
 
@@ -367,7 +364,7 @@ SAME_MASK = (
     f"one mask by Wanda's score, budget per matrix; a problem is a layer at a sparsity; true on "
     f"{100 * MOST:.0f} % of them and at least {FEWEST} layers"
 )
-ALONE = "only runs that had the machine to themselves count"
+ALONE = "only timed runs count, each alone among the runs of its plan"
 PAIRED = (
     f"paired by seed; decided where Student's 95 % interval of the mean, from {OPTION_SEEDS} seeds "
     "on, is on one side of that"

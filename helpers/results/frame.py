@@ -32,9 +32,9 @@ USUAL = {"rho": 1.0, "precondition": True, "damping": 0.1}  # ADMM's defaults
 ENOUGH = 0.01  # an objective this close to its optimum counts as having arrived
 PRUNE_PARTS = ("forward", "gram", "solve", "selection")  # of the seconds of pruning
 SECONDS = [f"{part}_seconds" for part in (*PRUNE_PARTS, "prune", "evaluate")]
-COLUMNS = ["record", "label", "target", "method", "pattern", "options", "seed", "variant", "usual",
-           "timed", "perplexity", "mean_layer_error", *SECONDS]  # fmt: skip
-FLAGS = ("variant", "usual", "timed")
+NUMBERS = ["perplexity", "mean_layer_error", *SECONDS]
+FLAGS = ["variant", "usual", "timed"]
+COLUMNS = ["record", "label", "target", "method", "pattern", "options", "seed", *FLAGS, *NUMBERS]
 # these make the row and the columns; the rest of the parameters is the setting
 CELL = ("method", "sparsity", "pattern", "options", "device", "calibration_seed", "tasks", "limit")
 CALIBRATION = ("calibration", "sequences", "length")
@@ -104,7 +104,8 @@ def _asked(record: Record) -> Mapping[str, Any]:
         for name, types in TYPES.items():
             if name in asked:
                 check_type(name, asked[name], types)
-        check_target(asked["sparsity"], asked.get("pattern", "unstructured"))
+        if asked["method"] != "dense":  # which may leave both as they are
+            check_target(asked["sparsity"], asked.get("pattern", "unstructured"))
     except (BadParameter, BadPattern, BadSparsity) as error:
         where = f"record {record_id(record)} cannot be used"
         raise RecordError(f"{where} ({error}): delete it and run again") from error
@@ -117,8 +118,8 @@ def run_frame(records: Iterable[Record], notebook: str = PRUNE_NOTEBOOK) -> pd.D
     Columns: record; label, its row in the tables: the method, and whatever sets it apart from most
     runs; target, its column: the pattern, the sparsity in percent, or "dense"; method; pattern;
     options, as JSON; seed; variant, whether it has options while its method was run without too;
-    usual, whether its setting is that of most runs; timed, whether it had the machine to itself;
-    and the value of every metric, NaN where a record lacks it. Some of them are always there.
+    usual, whether its setting is that of most runs; timed, whether it was timed alone; and the
+    value of every metric, NaN where a record lacks it; NUMBERS are always there.
     Raises RecordError for a run without what makes its row and column.
     """
     runs = [record for record in records if record["notebook"] == notebook]
@@ -147,7 +148,8 @@ def run_frame(records: Iterable[Record], notebook: str = PRUNE_NOTEBOOK) -> pd.D
             "timed": record.get("timed", False),
         })  # fmt: skip
     columns = dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)])
-    return pd.DataFrame(rows, columns=list(columns)).astype(dict.fromkeys(FLAGS, bool))
+    types = dict.fromkeys(FLAGS, bool) | dict.fromkeys(NUMBERS, float)
+    return pd.DataFrame(rows, columns=list(columns)).astype(types)
 
 
 def prune_frame(records: Iterable[Record]) -> pd.DataFrame:
@@ -156,8 +158,12 @@ def prune_frame(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def perplexity_cells(records: Iterable[Record]) -> pd.DataFrame:
-    """Perplexity by label and target: mean, min and max over seeds, and count."""
-    cells = prune_frame(records).groupby(["label", "target"])["perplexity"]
+    """Perplexity by label and target: mean, min and max over seeds, and their count.
+
+    A seed of several records counts once, with their mean.
+    """
+    runs = prune_frame(records).groupby(["label", "target", "seed"], sort=False, dropna=False)
+    cells = runs["perplexity"].mean().groupby(level=["label", "target"])
     return cells.agg(mean=pd.Series.mean, min="min", max="max", count="count")
 
 
@@ -214,8 +220,8 @@ MEASURES = ("excess", "error", "heldout", "iterations", "seconds", "sparsegpt_er
 def problem_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One row for a layer at a sparsity in the update study; what was not run is NaN.
 
-    Columns: layer; timed, whether the run had the machine to itself; MEASURES; usual, ADMM's curves
-    with its defaults; curves, all of them. ADMM counts with the study's damping.
+    Columns: layer; timed, whether the run was timed alone; MEASURES; usual, ADMM's curves with its
+    defaults; curves, all of them. ADMM counts with the study's damping.
     """
     rows = []
     for record in records:

@@ -121,7 +121,7 @@ def _draw_story(ax: Axes, table: Cells, dense: float | None) -> None:
         if len(cells):
             _draw_cells(ax, cells.index, cells, look | {"label": in_words(label)})
             shown.update(cells.index)
-            for place in cells["mean"].items() if look["marker"] == OWN_LOOK["marker"] else ():
+            for place in cells["mean"].items() if "markerfacecolor" in look else ():
                 bold = {"va": "top", "fontweight": "bold", "zorder": OWN_LOOK["zorder"]}
                 style.offset_text(ax, f"{place[1]:.1f}", place, (9, -3), **bold)
     lines = list(ax.lines)

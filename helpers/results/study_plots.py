@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from helpers.results import style
-from helpers.results.frame import ENOUGH, USUAL, Record, Row, matching, with_series
+from helpers.results.frame import ENOUGH, USUAL, Record, Row, cost_to_reach, matching, with_series
 from helpers.results.style import finish, style_of
 
 # the solvers that have curves, in the order of legends
@@ -79,9 +79,9 @@ def update_figure(
 
 
 def _arrival(curve: Row) -> tuple[float, float]:
-    """The iteration that is first within 1 % of the optimum; the last error decides a tie."""
-    points = zip(curve["iterations"], curve["excess"], strict=True)
-    return min((step for step, e in points if e <= ENOUGH), default=np.inf), curve["error"][-1]
+    """The iterations to within 1 % of the optimum, as claims count them; the last error decides a
+    tie."""
+    return cost_to_reach([curve], ENOUGH, "iterations"), curve["error"][-1]
 
 
 def _when(curve: Row) -> str:
@@ -89,8 +89,8 @@ def _when(curve: Row) -> str:
     step, _ = _arrival(curve)
     if step == np.inf:
         return ": never"
-    seconds = curve["seconds"][curve["iterations"].index(step)]
-    return f": {step} iteration{'s' * (step > 1)}, {seconds:.2g} s"
+    seconds = cost_to_reach([curve], ENOUGH, "seconds")
+    return f": {step:.3g} iteration{'s' * (step != 1)}, {seconds:.2g} s"
 
 
 def _best_curves(curves: Sequence[Row]) -> dict[tuple[str, bool], Row]:

@@ -128,14 +128,16 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
     """Runs with other options beside their method's defaults in the same cell, seed by seed.
 
-    Means over seeds, and half of the mean change's 95 % interval (NaN for one seed). A variant
-    without a run of the defaults in its cell is left out; None if there is no other.
+    Means over seeds, and half of the mean change's 95 % interval (NaN for one seed). Several
+    records of one run count once, with their mean. A variant without a run of the defaults in its
+    cell is left out; None if there is no other.
     """
     runs = frame.run_frame(records)
     asked = [record["parameters"] | {"options": None, "device": None} for record in runs["record"]]
     runs["cell"] = [json.dumps(parameters, sort_keys=True) for parameters in asked]
-    plain = runs.query("not variant").drop_duplicates("cell", keep="last")
-    pairs = runs.query("variant").merge(plain, on="cell", suffixes=("", "_"))
+    same = runs.groupby(["cell", "label", "target", "variant"], sort=False, as_index=False)
+    runs = same[["perplexity", "mean_layer_error"]].mean()
+    pairs = runs.query("variant").merge(runs.query("not variant"), on="cell", suffixes=("", "_"))
     if pairs.empty:
         return None
     pairs["change"] = 100 * (pairs["perplexity"] / pairs["perplexity_"] - 1)

@@ -58,7 +58,7 @@ class Comparison(NamedTuple):
     what: str
     here: float | str
     reference: float | str
-    apart: float | None  # the relative difference of two numbers, with its sign
+    apart: float | None  # the relative difference of two numbers, with its sign, where finite
     allowed: str
     within: bool
 
@@ -148,18 +148,20 @@ class Tolerances:
 
     def __init__(self, records: Iterable[Record]) -> None:
         self._dense: dict[str, Mapping[str, Any]] = {}
-        self._seeds: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+        # by run without its seeds, then by seeds: of several records of one seed the last counts
+        self._seeds: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
         for record in records:
             if record["parameters"].get("method") == "dense":
                 self._dense[_measured_on(record)] = record["metrics"]
-            self._seeds[_but_seeds(record)].append(record["metrics"])
+            self._seeds[_but_seeds(record)][_seeds_of(record)] = record["metrics"]
 
     def of(self, reference: Record, metric: str) -> tuple[float, str]:
         """The tolerance of a metric, a fraction of its reference value, and where it comes from."""
         if _blind(reference) and reference["parameters"].get("dtype", "float32") == "float32":
             return ROUNDING, "rounding"
         value = reference["metrics"][metric]["value"]
-        found = [m[metric]["value"] for m in self._seeds[_but_seeds(reference)] if metric in m]
+        seeds = self._seeds[_but_seeds(reference)].values()
+        found = [metrics[metric]["value"] for metrics in seeds if metric in metrics]
         if len(found) >= FEWEST_SEEDS and sum(found):
             spread = (max(found) - min(found)) / abs(statistics.fmean(found))
             return min(max(spread, FLOOR), CEILING), f"{len(found)} seeds"
@@ -180,6 +182,12 @@ def _but_seeds(record: Record) -> str:
     """The notebook and all parameters but seeds, as a key."""
     asked = {key: value for key, value in _asked(record).items() if "seed" not in key}
     return json.dumps([record["notebook"], asked], sort_keys=True)
+
+
+def _seeds_of(record: Record) -> str:
+    """The seeds of a run, as a key."""
+    seeds = {key: value for key, value in _asked(record).items() if "seed" in key}
+    return json.dumps(seeds, sort_keys=True)
 
 
 def _measured_on(record: Record) -> str:
@@ -219,10 +227,10 @@ def _compare(
             {name: value for name, value in _printed(found) if name.partition("[")[0] in ROWS}
             for found in (record, reference)
         )
-        if keys := here.keys() | there.keys():
-            count = sum(_differ(here.get(key), there.get(key)) for key in keys)
-            yield _count(reference, "numbers in series", count, len(keys))
-    if there := _answers(reference, record, same):
+        if there:
+            count = sum(_differ(here.get(key), value) for key, value in there.items())
+            yield _count(reference, "numbers in series", count, len(there))
+    if there := _answers(reference, reference, same):
         here = _answers(record, reference, same)
         share = 0.0 if same else TURNED_BLIND if _blind(reference) else TURNED
         count = sum(here.get(key) != answer for key, answer in there.items())
@@ -294,9 +302,11 @@ def _number(
     same: bool,
 ) -> Comparison:
     apart = _apart(here, there, ABSOLUTE_SAME if same else ABSOLUTE)
+    within = abs(apart) <= tolerance if tolerance else here == there
     allowed = f"{100 * tolerance:.3g} % ({basis})" if tolerance else "equal"
     shown = "missing" if here is None else here
-    return Comparison(_run(reference), what, shown, there, apart, allowed, abs(apart) <= tolerance)
+    finite = apart if math.isfinite(apart) else None
+    return Comparison(_run(reference), what, shown, there, finite, allowed, within)
 
 
 def _count(reference: Record, what: str, count: int, total: int, most: int = 0) -> Comparison:
@@ -313,24 +323,30 @@ def _apart(here: float | None, there: float, tiny: float) -> float:
     return (here - there) / abs(there) if there else math.inf
 
 
-def _differ(here: float | str | None, there: float | str | None) -> bool:
+def _differ(here: float | str | None, there: float | str) -> bool:
     """Whether two values of a series differ on the same kind of machine."""
-    if None in (here, there) or isinstance(there, str):
+    if here is None or isinstance(here, str) or isinstance(there, str):
         return here != there
     return abs(_apart(here, there, ABSOLUTE_SAME)) > SAME
 
 
-def _answers(record: Record, other: Record, same: bool) -> dict[tuple[str, int], tuple]:
-    """By task and item what a run chose, where both say so, and whether that was right.
+def _answers(record: Record, reference: Record, same: bool) -> dict[tuple[str, int], tuple]:
+    """By task and item whether an answer of a run was right, and which it was.
 
     On the same kind of machine also whether the choice by length-normalised likelihood was right.
+    Of both only what the reference has.
     """
-    series = [found.get("series") or {} for found in (record, other)]
-    chosen = series[0]["answers"] if all("answers" in found for found in series) else {}
+    series, there = (found.get("series") or {} for found in (record, reference))
     found = {}
-    for task, score in series[0].get("zero_shot", {}).items():
-        columns = [score["acc"]] + ([chosen[task]] if task in chosen else [])
-        columns += [score["acc_norm"]] if same and score.get("acc_norm") else []
+    for task, score in series.get("zero_shot", {}).items():
+        columns = [score["acc"]]
+        if all(task in side.get("answers", {}) for side in (series, there)):
+            columns.append(series["answers"][task])
+        norms = (
+            side.get("zero_shot", {}).get(task, {}).get("acc_norm") for side in (series, there)
+        )
+        if same and all(norms):
+            columns.append(score["acc_norm"])
         for item, *answer in zip(score["items"], *columns, strict=False):
             found[task, item] = tuple(answer)
     return found

@@ -4,7 +4,7 @@
     python -m helpers.runner run | tables | verdict | accept | assets | list --plan laptop
 
 `reproduce` ends with the numbers, the verdict on them in one line and what to do next; every
-comparison is in results/<plan>/verdict.txt.
+comparison is in results/<plan>/verdict.txt, with --only in verdict-part.txt.
 Run files are checked by `helpers.runner.plan` before anything starts, and each run is a process of
 its own (`helpers.runner.process`), a few side by side (`helpers.runner.schedule`).
 """
@@ -130,12 +130,13 @@ def verdict_here(plan: str, only: str | None = None) -> Any:
 def give_verdict(options: argparse.Namespace) -> int:
     """Compare the records here with the committed ones of the same runs; 1 if one is apart.
 
-    Says the verdict and what is apart, and writes every comparison to results/<plan>/verdict.txt.
+    Says the verdict and what is apart, and writes every comparison to results/<plan>/verdict.txt;
+    that on a part of the plan to verdict-part.txt.
     """
     found = verdict_here(options.plan, options.only)
     text = [results.summary(found), *results.notes(found)]
     if found.compared > found.missing:
-        path = results_dir(options.plan) / "verdict.txt"
+        path = results_dir(options.plan) / f"verdict{'-part' if options.only else ''}.txt"
         lines = results.to_lines(found.comparisons)
         replace_file(path, "\n".join([*text, "", *lines, ""]))
         apart = [item for item in found.comparisons if not item.within and item.what != "record"]
