@@ -40,8 +40,12 @@ def test_the_lines_of_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     assert costs.plan_lines(runs[:1], "t4")[-1] == "missing: nothing"
 
 
-@pytest.mark.parametrize(("plan", "machine"), [("t4", "t4"), ("paper", "a100-80g")])
-def test_every_pruning_run_of_the_gpu_plans_is_estimated(plan: str, machine: str) -> None:
+@pytest.mark.parametrize(
+    ("plan", "machine"), [("t4", "t4"), ("paper", "a100-80g"), ("original", "t4")]
+)
+def test_every_pruning_run_of_plans_on_downloaded_models_is_estimated(
+    plan: str, machine: str
+) -> None:
     runs = read_plan(plan)
     lines = costs.plan_lines(runs, machine)
     assert f"total: {len(runs) - 1} runs" in "\n".join(lines)

@@ -252,7 +252,7 @@ class ShardStore(Store):
         reader, job = self.reader, self.job
         source = reader.checkpoint.folder
         with reader.opened(None):
-            written = dict([self.write(None)])
+            name, digest = self.write(None)
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         config.pop("torch_dtype", None)  # its older name
         config["dtype"] = str(reader.dtype).removeprefix("torch.")
@@ -274,7 +274,7 @@ class ShardStore(Store):
         masks = (next(weights.tensors([name]))[1] != 0 for name in pruned)  # one at a time
         others.append(write_masks(job.folder, pruned, masks, report.pattern))
         job.manifest |= {
-            "files": written | {path.name: sha256_file(path) for path in others},
+            "files": {name: digest} | {path.name: sha256_file(path) for path in others},
             "halved": job.halved + report.halved,
             "report": {name: getattr(report, name) for name in sorted(REPORTED)},
             "complete": True,
