@@ -7,7 +7,7 @@ import pytest
 
 from helpers.errors import UnknownModel
 from helpers.runner import costs
-from helpers.runner.plan import Run, read_plan
+from helpers.runner.plan import Run, count_runs, read_plan
 
 MACHINE = SimpleNamespace(name="t4", note="not measured")
 
@@ -40,10 +40,15 @@ def test_the_lines_of_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     assert costs.plan_lines(runs[:1], "t4")[-1] == "missing: nothing"
 
 
-@pytest.mark.parametrize(("plan", "machine"), [("t4", "t4"), ("paper", "a100-80g")])
-def test_every_pruning_run_of_the_gpu_plans_is_estimated(plan: str, machine: str) -> None:
+@pytest.mark.parametrize(
+    ("plan", "machine", "others"),
+    [("t4", "t4", 1), ("paper", "a100-80g", 1), ("original", "t4", 4)],
+)
+def test_every_run_that_prunes_and_scores_is_estimated(
+    plan: str, machine: str, others: int
+) -> None:
     runs = read_plan(plan)
     lines = costs.plan_lines(runs, machine)
-    assert f"total: {len(runs) - 1} runs" in "\n".join(lines)
-    assert "not estimated: 1 run" in lines, "the tables"
+    assert f"total: {len(runs) - others} runs" in "\n".join(lines)
+    assert f"not estimated: {count_runs(others)}" in lines, "the tables, and notebooks 01 to 03"
     assert len({len(line) for line in lines[2 : 3 + len(runs)]}) == 1, "columns are aligned"

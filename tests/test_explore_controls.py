@@ -246,12 +246,17 @@ def test_a_bar_is_there_at_once_and_leaves_a_line(page: Page) -> None:
 
 
 @pytest.mark.parametrize("done", [0, 2])
-def test_no_bar_is_left_after_an_error(page: Page, done: int) -> None:
-    with pytest.raises(KeyboardInterrupt), progress_bar("scoring", "task") as bar:
+@pytest.mark.parametrize(
+    ("error", "text"), [(KeyboardInterrupt, "stopped"), (ValueError, "ended by an error")]
+)
+def test_no_bar_is_left_after_an_error(
+    page: Page, done: int, error: type[BaseException], text: str
+) -> None:
+    with pytest.raises(error), progress_bar("scoring", "task") as bar:
         if done:
             bar.show(done, 7, "boolq")
-        raise KeyboardInterrupt
-    text = "ended by an error" + (" after 2 of 7 tasks" if done else "")
+        raise error
+    text += " after 2 of 7 tasks" if done else ""
     assert page.shown[-1] == {"text/plain": f"scoring: {text}"}
 
 

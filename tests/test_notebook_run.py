@@ -103,6 +103,15 @@ def test_a_preset_sets_the_notebooks_variables_before_memory_is_checked(
         open_run("book", parameters(preset="auto", sequences=9))
 
 
+def test_without_a_model_neither_memory_nor_busy_cores_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_notebook(tmp_path, "book", [CELL.replace('model = "tiny"', "")], [["parameters"]])
+    for name in ("check_memory", "leave_busy_cores"):
+        monkeypatch.setattr(notebook, name, None)
+    assert open_run("book", parameters()).needs is None
+
+
 def test_a_wrong_value_a_missing_one_and_a_notebook_that_is_not_there(one_line_error: Any) -> None:
     for changes, words in [
         ({"sequences": "8"}, ("sequences = '8'", "give int", "without quotes")),

@@ -135,6 +135,7 @@ def test_nothing_runs_beside_a_timed_run(monkeypatch: pytest.MonkeyPatch) -> Non
         ('name: "{rho}{steps}"\ngrid: {rho: [1, 11], steps: [11, 1]}', "run 111 is in a.yaml"),
         ('name: "{fast}"\ngrid: {fast: [true]}', "write 'label: value'"),
         ('name: "{pattern}"\ngrid: {pattern: [a/b]}', "'a/b' is no name"),
+        (f'name: "{"x" * 101}{{rho}}"\ngrid: {{rho: [1]}}', "up to 100 letters"),
         ('name: "x y {rho}"\ngrid: {rho: [1.0]}', "'x y 1.0' is no name"),
         ('name: "{rho}"\ngrid: {rho: [1.0]}\nrho: 2.0', "rho is set twice"),
         ('name: "{a}{rho}"\ngrid: {a: {x: {rho: 1.0}}, rho: [2.0]}', "rho is set twice"),

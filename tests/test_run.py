@@ -121,6 +121,14 @@ def test_results_removed_midway_give_a_sentence(project: Project) -> None:
 # --- errors --------------------------------------------------------------------------------
 
 
+def test_what_else_is_gone_is_not_blamed_on_the_results(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.run_file("a.yaml")
+    monkeypatch.setattr(sys, "executable", str(project.folder / "removed" / "python"))
+    assert project.error("run").endswith(f": {sys.executable}\n")
+
+
 def test_errors_before_a_run_is_started(project: Project) -> None:
     project.run_file("a.yaml")
     assert project.error("--jobs", "0").startswith("jobs = '0'")
@@ -269,6 +277,8 @@ def test_accept_takes_what_is_there_and_keeps_the_rest(
     for name in "abc":
         project.run_file(f"{name}.yaml")
     assert "no run of plan p is up to date" in project.error("accept")
+    assert "no records" in project.error("tables") and project.call("list")[0] == 0
+    assert not project.result("").exists(), "who only asks makes no folder"
     stamped(project, "a", 10.0)
     stamped(project, "a", 3.0, True)
     stamped(project, "b", 4.0, True)

@@ -23,6 +23,7 @@ import workers
 from torch import Tensor
 
 from helpers import calibration_tokens, load_model, prune_model
+from helpers.errors import ProcessLost
 from helpers.large import torchrun
 from helpers.large.shards import Checkpoint
 from helpers.large.torchrun import main
@@ -333,12 +334,52 @@ def test_processes_that_end(
         "import os, pathlib, sys, time; rank = int(os.environ['RANK']);"
         "folder = pathlib.Path(os.environ['PRUNING_MEETING']).parent;"
         f"pathlib.Path({str(tmp_path)!r}, str(rank)).write_text(os.environ['WORLD_SIZE'] + "
-        f"oct(folder.stat().st_mode)[-3:]); time.sleep(0.3); {how}"
+        "oct(folder.stat().st_mode)[-3:] + os.environ['OMP_NUM_THREADS']); time.sleep(0.3);" + how
     )
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torchrun, "cpus", lambda: range(6))  # that this process may use
     monkeypatch.setattr(sys, "orig_argv", ["python", "-c", program])
     monkeypatch.setattr(torchrun, "GRACE_SECONDS", 0.2)
     began = time.monotonic()
     assert torchrun.start(2) == code and time.monotonic() < began + 30
     written = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    assert written == dict.fromkeys("01", "2700")
+    assert written == dict.fromkeys("01", "27003")
     assert capfd.readouterr().err.startswith(said)
+
+
+def test_sigterm_interrupts_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = f"""
+import os, pathlib, signal, time
+here, rank = pathlib.Path({str(tmp_path)!r}), os.environ["RANK"]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start tests without it
+try:
+    (here / rank).touch()
+    while len(list(here.iterdir())) < 2:
+        time.sleep(0.01)
+    if rank == "0":
+        os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(60)
+except KeyboardInterrupt:
+    (here / rank).write_text("stopped")
+"""
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-c", program])
+    with pytest.raises(KeyboardInterrupt):
+        torchrun.start(2)
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["stopped"] * 2
+
+
+@pytest.mark.parametrize("place", ["distributed.all_gather", "Tensor.cpu"])
+def test_a_lost_process_is_named_wherever_it_shows(
+    place: str, monkeypatch: pytest.MonkeyPatch, one_line_error: Callable
+) -> None:
+    """With nccl it may show only where a result is waited for."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("NCCL error: remote process exited")
+
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_gather", lambda *_: None)
+    monkeypatch.setattr(f"torch.{place}", fail)
+    with one_line_error(ProcessLost, "another process has ended", "remote process exited"):
+        torchrun.Processes(torch.device("cpu")).gather(1)

@@ -277,7 +277,7 @@ class ProgressBar:
     """One line that says how far a long cell has come: `with progress_bar("wanda") as bar:`.
 
     It is on the page at once and says "loading …" until `show` is called. When the block ends, the
-    bar makes way for plain text: how long it took, or how far it came before an error.
+    bar makes way for plain text: how long it took, or how far it came before it was stopped.
     """
 
     def __init__(self, title: str, unit: str) -> None:
@@ -296,7 +296,8 @@ class ProgressBar:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_error: Any) -> None:
-        self.close(failed=kind is not None)
+        stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
+        self.close("" if kind is None else "stopped" if stopped else "ended by an error")
 
     def show(self, done: int, total: int, name: str) -> None:
         """`done` of `total` are finished; `name` is the last of them, or what is under way."""
@@ -305,11 +306,11 @@ class ProgressBar:
         left = f", {self._clock((total - done) / done)} left" if done else ""
         self.text.value = f"{done} of {self._all()}{left}: {name}"
 
-    def close(self, *, failed: bool = False) -> None:
-        """Leave a line of text instead of the bar."""
+    def close(self, early: str = "") -> None:
+        """Leave a line of text instead of the bar. early: how the block ended before its end."""
         text = f"{self._all() if self.total else 'done'} in {self._clock()}"
-        if failed:
-            text = "ended by an error" + (f" after {self.done} of {self._all()}" * bool(self.total))
+        if early:
+            text = early + f" after {self.done} of {self._all()}" * bool(self.total)
         if self._output:  # None outside a notebook
             self._output.update({"text/plain": f"{self.title}: {text}"}, raw=True)
         for widget in (*self._line.children, self._line):

@@ -117,6 +117,7 @@ def prune_checkpoint(
     reader: WeightReader = getattr(model, WEIGHT_READER)
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
     check_request(model, tokens, method, batch, None, arguments)
+    workspace = Workspace(source, destination)
     if not check_switch("allow_pruned", allow_pruned):
         with opened(model, 0):  # one block says it, and the others are on disk
             weights = [layer.weight for layer in find_layers(reader.blocks[0]).values()]
@@ -127,7 +128,6 @@ def prune_checkpoint(
                 f"{source} is pruned already: {100 * share:.0f} % of the weights of its first "
                 "block are zero; give the dense model, or allow_pruned=True to prune it further"
             )
-    workspace = Workspace(source, destination)
     with workspace.locked() if team.lead else contextlib.nullcontext():
         job = None
         if team.lead:  # hashing reads the whole source, for which one process is enough
@@ -252,7 +252,7 @@ class ShardStore(Store):
         reader, job = self.reader, self.job
         source = reader.checkpoint.folder
         with reader.opened(None):
-            written = dict([self.write(None)])
+            name, digest = self.write(None)
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         config.pop("torch_dtype", None)  # its older name
         config["dtype"] = str(reader.dtype).removeprefix("torch.")
@@ -274,7 +274,7 @@ class ShardStore(Store):
         masks = (next(weights.tensors([name]))[1] != 0 for name in pruned)  # one at a time
         others.append(write_masks(job.folder, pruned, masks, report.pattern))
         job.manifest |= {
-            "files": written | {path.name: sha256_file(path) for path in others},
+            "files": {name: digest} | {path.name: sha256_file(path) for path in others},
             "halved": job.halved + report.halved,
             "report": {name: getattr(report, name) for name in sorted(REPORTED)},
             "complete": True,

@@ -66,6 +66,7 @@ from helpers.large.checkpoint import prune_checkpoint
 from helpers.large.jobs import layer_report
 from helpers.large.shards import DAMAGED
 from helpers.large.streaming import load_tokenizer, source_folder
+from helpers.machine import cpus
 from helpers.methods import get_method
 from helpers.models import read_weight, write_weight
 from helpers.prune import LayerReport, Team
@@ -96,16 +97,17 @@ class Processes(Team):
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         sizes = [length.item() for length in self._gather(torch.tensor([len(text)]))]
         padded = nn.functional.pad(text, (0, max(sizes) - len(text)))
-        texts = [box.cpu().numpy().tobytes() for box in self._gather(padded)]
+        texts = [box.numpy().tobytes() for box in self._gather(padded)]
         return [json.loads(text[:size]) for text, size in zip(texts, sizes, strict=True)]
 
     def _gather(self, tensor: Tensor) -> list[Tensor]:
-        """The tensors of all processes, which have one shape."""
+        """The tensors of all processes, which have one shape, on the CPU."""
         tensor = tensor.to(self.device)
         boxes = [torch.empty_like(tensor) for _ in range(self.size)]
         with _communicating():
             dist.all_gather(boxes, tensor)
-        return boxes
+            # inside: on a GPU all_gather only queues the work, and a failure shows in what waits
+            return [box.cpu() for box in boxes]
 
     def share(self, value: Any) -> Any:
         """The value of the lead, in every process."""
@@ -226,11 +228,18 @@ def start(processes: int) -> int:
         raise BadParameter(
             f"--processes {processes} is given and RANK is set: use --processes or torchrun"
         )
-    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    group: list[subprocess.Popen] = []
+
+    def interrupt(*_: Any) -> None:
+        """As Ctrl-C, which the terminal sends to all of them."""
+        for process in group:
+            process.send_signal(signal.SIGINT)
+        raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGTERM, interrupt)
     with tempfile.TemporaryDirectory(prefix="pruning-") as folder:  # nobody else may enter it
-        common = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} | os.environ
+        common = {"OMP_NUM_THREADS": str(max(1, len(cpus()) // processes))} | os.environ
         common |= {"WORLD_SIZE": str(processes), MEETING: str(Path(folder, "meeting"))}
-        group = []
         try:
             for rank in map(str, range(processes)):
                 environment = common | {"RANK": rank, "LOCAL_RANK": rank}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 
 THREAD_VARIABLES = (
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
@@ -20,7 +21,7 @@ def cpus() -> list[int]:
 
 
 def leave_busy_cores() -> str:
-    """Give torch as many threads as there are cores that nothing else uses now; say how many.
+    """Give torch its usual share of the cores that nothing else uses now; say how many threads.
 
     With a thread on a core that is busy every step waits for that thread, and a notebook crawls.
     A number that the environment gives is kept, and so is torch's own where nothing else runs.
@@ -33,10 +34,15 @@ def leave_busy_cores() -> str:
     import psutil
 
     # Not the load average: for a minute it counts what this kernel itself, or the one before a
-    # restart, has computed. The process sleeps while it looks, so it does not count itself
-    busy, ours = psutil.cpu_percent(LOOK_SECONDS, percpu=True), cpus()
-    others = round(sum(share for core, share in enumerate(busy) if core in ours) / 100)
-    torch.set_num_threads(max(1, min(usual, len(ours) - others)))
+    # restart, has computed. Nor does it count what threads of this kernel compute during the look
+    own, ours = time.process_time(), cpus()
+    busy = psutil.cpu_percent(LOOK_SECONDS, percpu=True)
+    own = 100 * (time.process_time() - own) / LOOK_SECONDS
+    busy = sum(share for core, share in enumerate(busy) if core in ours) - own  # % of a core
+    others = max(0, round(busy / 100))
+    # a share and not a difference: where a core counts as two, torch takes half of what is counted
+    free = max(0, len(ours) - others) / len(ours)
+    torch.set_num_threads(max(1, round(min(usual, len(ours)) * free)))
     threads = torch.get_num_threads()
     return f"{threads} of {usual}" + (f": other programs keep {others} busy" if others else "")
 

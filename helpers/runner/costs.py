@@ -9,7 +9,7 @@ from helpers.errors import HelpersError
 from helpers.machine import downloads, estimate, gigabytes, machine_named, missing, this_machine
 from helpers.runner.plan import Run, count_runs
 
-ROW = "{:<53}  {:<34}  {:>7}  {:>7}  {:>8}"
+ROW = "{:<53}  {:<35}  {:>7}  {:>7}  {:>8}"
 
 
 def plan_lines(runs: Iterable[Run], machine_name: str | None = None) -> list[str]:

@@ -99,7 +99,8 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
     notebook: the name of a file in notebooks/; the names, types and defaults of the parameters are
     those of its saved parameters cell. namespace: `globals()`, which holds their values. The
     parameters that `preset` chooses are written back into it.
-    Unless OMP_NUM_THREADS is set, torch leaves alone the cores that other programs keep busy.
+    For a notebook with a model torch leaves alone the cores that other programs keep busy, unless
+    OMP_NUM_THREADS is set.
     Raises BadParameter for a parameter that is missing, of a wrong type or at odds with the preset,
     and for a name given to papermill that is not a parameter,
     OutOfMemory if the run does not fit this machine, and RunError on Colab if the kernel has to be
@@ -114,8 +115,9 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
             raise BadParameter(f"parameter {name} is not set: run the parameters cell first")
         check_type(name, namespace[name], allowed_types)
     namespace.update(choose(namespace.get("preset", ""), notebook, namespace, defaults))
-    needs, threads = None, leave_busy_cores()
+    needs = None
     if "model" in defaults:
+        threads = leave_busy_cores()
         found = check_memory(notebook, {name: namespace[name] for name in defaults})
         needs = pd.Series(found | {"threads": threads}, name="this machine").to_frame()
     return NotebookRun(notebook, namespace, defaults, needs)

@@ -13,9 +13,10 @@ a `grid` it stands for the product of the grid's axes, one run for each combinat
       block: {early: 2, late: 27}          # labels, and values of the parameter `block`
     sequences: 32                          # the same in all runs
 
-With `timed: true` the runner executes each of a file's runs alone, and their records say so. The
-labels of its axes make a run's name, so every axis appears in it; a list's values are their
-own labels. A parameter is set once, and no two runs of a plan share a name.
+With `timed: true` the runner executes each of a file's runs alone among the runs of its plan, and
+their records say so; another plan, or another program, is yours to keep away. The labels of its
+axes make a run's name, so every axis appears in it; a list's values are their own labels. A
+parameter is set once, and no two runs of a plan share a name.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from helpers.runner.parameters import check_values, read_parameters_cell
 NOT_RECORDED = ("record_path", "preset")
 SCRATCH = ".runner"  # a folder of a plan's results, for what a runner keeps while it runs the plan
 NAMES_SHOWN = 20
-RUN_NAME = re.compile(r"\w[\w.-]*")
+RUN_NAME = re.compile(r"\w[\w.-]{0,99}")  # no longer than a record's name may be
 AXIS = re.compile(r"{([^{}]*)}")  # in the name of a grid's runs
 
 
@@ -52,7 +53,7 @@ class Run:
     name: str
     parameters: dict[str, Any]  # from the run file, without record_path
     defaults: dict[str, Any]  # of the notebook's parameters cell
-    timed: bool = False  # it runs alone, so that its seconds can be compared
+    timed: bool = False  # alone among the runs of its plan, so that its seconds can be compared
 
     @property
     def id(self) -> str:
@@ -138,7 +139,7 @@ def _read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:
     is_grid = "grid" in values
     for name, parameters in _expand(values, where) if is_grid else [(path.stem, values)]:
         if not RUN_NAME.fullmatch(name):  # it becomes part of file names
-            raise RunError(f"{where}: {name!r} is no name: use letters, digits and . _ -")
+            raise RunError(f"{where}: {name!r} is no name: use up to 100 letters, digits, . _ -")
         place = f"{where}, run {name}" if is_grid else where
         check_values(parameters, types, place)
         run = Run(plan, notebook, name, parameters, defaults, timed)

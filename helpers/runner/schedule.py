@@ -66,12 +66,14 @@ def _lock(plan: str) -> filelock.FileLock:
 
 def is_running(plan: str) -> bool:
     """Whether a runner holds the plan at this moment."""
+    if not results_dir(plan).is_dir():  # the lock would make it
+        return False
     try:
         with _lock(plan).acquire(timeout=0):
             return False
     except filelock.Timeout:
         return True
-    except OSError:  # no results folder, or one that cannot be written
+    except OSError:  # a folder that cannot be written
         return False
 
 
@@ -97,8 +99,11 @@ def _holding(plan: str) -> Iterator[Path]:
         try:
             yield scratch
         except FileNotFoundError as error:
+            gone = Path(error.filename or folder)
+            if not gone.is_relative_to(folder):  # such as this Python
+                raise
             raise RunError(
-                f"{show_path(Path(error.filename or folder))} is gone: was {show_path(folder)} "
+                f"{show_path(gone)} is gone: was {show_path(folder)} "
                 "removed while the plan ran? The same command begins again with what is left"
             ) from error
         finally:
@@ -199,7 +204,7 @@ class Runner:
         try:
             while waiting or active:
                 for run in list(waiting):
-                    # a timed run has the machine, or the cluster, to itself
+                    # nothing else of the plan runs beside a timed run, here or on the cluster
                     others = [other for other, _, _ in active.values()]
                     if others and (run.timed or others[0].timed):
                         continue
