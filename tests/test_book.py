@@ -118,15 +118,16 @@ def test_notebooks_are_shown_as_they_ran_here(book: Path) -> None:
 def test_results_made_here_stand_beside_the_committed_ones(book: Path) -> None:
     page = Page(book / "plans" / "laptop.html").text
     assert re.search(r"04_prune_model dense +record +missing", page)
-    # the records here are of older code than today's
-    agreement, claims = r"made here: 0 of \d+ runs reproduced, \d+ not run", "points the same way"
+    # how many depends on whether the committed records are of today's code; one record is missing
+    agreement = r"made here: \d+ of \d+ runs reproduced, \d+ not run"
+    claims = "points the same way"
     for text, after in (
         (page, "<strong>Made here</strong>"),
         (Page(book / "results.html").text, "A plan is a set of runs"),
     ):
         assert re.search(agreement, text) and text.index(claims) < text.index(after)
     index = Page(book / "index.html").text  # the line alone, before the story
-    assert 0 < index.index("made here: 0 of ") < index.index("Half of a small language model")
+    assert 0 < re.search(agreement, index).start() < index.index("Half of a small language model")
     assert claims not in index
     assert page.count("<strong>Made here</strong>") == page.count("<strong>Committed</strong>") > 8
     assert "Made here" not in Page(book / "plans" / "full.html").text
