@@ -92,7 +92,7 @@ def perplexity_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFr
 
 
 def cost_runs(records: Iterable[Record]) -> pd.DataFrame:
-    """The runs whose cost is averaged: no variants, and no N:M runs where a method has others."""
+    """The runs that cost is taken from: no variants, and no N:M runs where a method has others."""
     runs = frame.prune_frame(records)
     if runs.empty:
         return runs
@@ -103,15 +103,16 @@ def cost_runs(records: Iterable[Record]) -> pd.DataFrame:
 def cost_table(records: Iterable[Record]) -> pd.DataFrame | None:
     """What each method cost: the paper's overhead table, with every part of the seconds.
 
-    Means over `cost_runs`; "forward" holds the parity gate. A part that was not measured apart is
-    NaN. None without records.
+    Medians over `cost_runs`, since a run that shared the machine with something heavy is an
+    outlier; "forward" holds the parity gate. A part that was not measured apart is NaN. None
+    without records.
     """
     runs = cost_runs(records)
     if runs.empty:
         return None
     runs = runs.assign(memory=[r["peak_memory_bytes"] / 1e9 for r in runs["record"]])
     groups = runs.groupby("label")
-    table = groups[SECONDS].agg(mean).rename(columns=lambda name: name.replace("_seconds", " (s)"))
+    table = groups[SECONDS].median().rename(columns=lambda name: name.replace("_seconds", " (s)"))
     table.insert(0, "runs", groups.size())
     table["peak memory (GB)"] = groups["memory"].max()
     return table.loc[sorted(table.index, key=frame.row_key)].rename_axis("method")
@@ -415,7 +416,7 @@ def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
         devices = "; ".join(sorted({record["device"] for record in pruned}))
         timed = sum(record.get("timed", False) for record in pruned)
         note = (
-            f"{where} Device: {devices}. Means over unstructured runs; {timed} of {len(pruned)} "
+            f"{where} Device: {devices}. Medians over unstructured runs; {timed} of {len(pruned)} "
             "runs were timed alone, the seconds of others are an order of magnitude: they may have "
             "shared the machine. Solve holds the checks of a layer and the measuring of its error, "
             "which is all of it for methods without an update; peak memory is the process's, "
