@@ -265,11 +265,10 @@ def test_a_twin_is_one_output_in_two_formats(page: Page, kind: str) -> None:
     explorer = Slow().explorer
     still = explorer.still if kind == "text/html" else explorer.figure
     for figure in (still, lambda: still):
+        page.shown.clear()
         twin(explorer, figure)
-        first, last = page.shown[-2:]
-        assert list(first) == [WIDGET], "the explorer is shown before its twin is made"
-        assert set(last) == {WIDGET, kind}
-        assert first[WIDGET]["model_id"] == last[WIDGET]["model_id"] == explorer.model_id
+        (last,) = page.shown  # a second one would be a second view, in which Play stops
+        assert set(last) == {WIDGET, kind} and last[WIDGET]["model_id"] == explorer.model_id
         if kind == "text/html":
             assert last[kind] == still.data
         else:

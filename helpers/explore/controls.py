@@ -336,14 +336,13 @@ def twin(explorer: ipywidgets.Widget, figure: Any) -> None:
     A notebook keeps an output in several formats. JupyterLab and Colab, which have a kernel, show
     the widget; the book and GitHub, which have none, show the figure.
 
-    figure: what to show without a kernel, a Figure or the HTML of `still`; or a function that makes
-    it, called when the explorer is on the page.
+    figure: what to show without a kernel, a Figure or the HTML of `still`, or a function that makes
+    it.
     """
     view = {"version_major": 2, "version_minor": 0, "model_id": explorer.model_id}
-    output = display({WIDGET: view}, raw=True, display_id=True)
     shown = figure() if callable(figure) else figure
     formats = {"text/html": shown.data} if isinstance(shown, HTML) else {}
     if isinstance(shown, Figure):
         formats = {"image/png": base64.b64encode(to_png(shown, dpi=DPI)).decode()}
-    if output:  # None outside a notebook
-        output.update({WIDGET: view, **formats}, raw=True)
+    # at once: an output that is updated is drawn again, and the Play button of a second view stops
+    display({WIDGET: view, **formats}, raw=True)
