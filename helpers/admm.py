@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from helpers.device import all_finite, check_matrix
+from helpers.device import all_finite, check_weight
 from helpers.errors import (
     BadParameter,
     NonFinite,
@@ -182,9 +182,7 @@ def admm_grad(
 
 def _checked(weight: Tensor, gram: Tensor | Gram) -> Gram:
     """The gram, if it and the weight can be solved with; else NonFinite or BadParameter."""
-    check_matrix("weight", weight)
-    if not all_finite(weight):
-        raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
+    check_weight(weight)
     return Gram.of(gram).checked(weight.shape[1])
 
 
@@ -337,12 +335,10 @@ def exact_least_squares(
     solution of least norm. Cost: one dense solve of its support's size an output.
     Returns (d_out, d_in) in the weight's type. Raises as `refit`.
     """
-    check_matrix("weight", weight)
+    check_weight(weight)
     check_gram(gram, weight.shape[1])
     check_keep(keep, weight.shape)
     check_real("damping", damping)
-    if not all_finite(weight):
-        raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
     # float64: the reference has to be far more exact than the solvers it judges
     scaled, norms = normalise(gram.double())
     damped = damp(scaled, damping)

@@ -33,6 +33,11 @@ from helpers.errors import AssetError, HelpersError, check_choice, first_line
 from helpers.paths import cache_dir, replace_file, sha256_file
 
 LOG = logging.getLogger(__name__)
+# what a file raises that is missing, damaged, or JSON made to be nested too deeply
+DAMAGED = (
+    *(FileNotFoundError, ValueError, LookupError, TypeError, AttributeError),
+    *(RecursionError, SafetensorError),
+)
 STALE_SECONDS = 86_400  # scratch folders older than this were left by a killed process
 
 
@@ -101,6 +106,7 @@ ASSETS: dict[str, Asset] = {
 }
 # fmt: on
 # the tensors that the model's conversion gives, see `_tensors_hash`
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 CONVERTED = "15de52720e20a45e4e8358f990c18d70df7af4ed1b83eb20b5ac6ff3cb0dae2e"
 
 
@@ -185,7 +191,7 @@ def is_converted(folder: Path) -> bool:
         hashes.pop(weights.name)
         rest = all(_hash(folder / name) == sha256 for name, sha256 in hashes.items())
         return rest and _hash(weights, _tensors_hash) == CONVERTED
-    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError, SafetensorError):
+    except DAMAGED:
         return False
 
 
@@ -193,8 +199,13 @@ def _tensors_hash(path: Path) -> str:
     """sha256 of a file's tensors by name: the file has a header too, which need not be the same."""
     digest = hashlib.sha256()
     with safe_open(path, framework="numpy") as file:
+        names = set(file.keys())
         # the head is the embedding, and not every version stores it a second time
-        for name in sorted(set(file.keys()) - {"lm_head.weight"}):
+        if _HEAD in names:
+            names.remove(_HEAD)
+            if (file.get_tensor(_HEAD) != file.get_tensor(_EMBEDDING)).any():
+                raise ValueError(f"{_HEAD} is not {_EMBEDDING}")
+        for name in sorted(names):
             tensor = file.get_tensor(name)
             digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
             digest.update(tensor)

@@ -280,7 +280,7 @@ def _documents(source: str) -> list[str]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):  # nested too deeply
                 row = None
             if not isinstance(row, dict) or not isinstance(row.get("text"), str):
                 raise BadText(

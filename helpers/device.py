@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from helpers.errors import BadParameter, check_choice, described
+from helpers.errors import BadParameter, NonFinite, check_choice, described
 
 PART = 1 << 20  # numbers checked at a time
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -78,6 +78,13 @@ def check_matrix(what: str, value: object) -> None:
             f"{what} {described(value)}: give a dense floating-point torch tensor, weight "
             "(d_out, d_in) and gram (d_in, d_in)"
         )
+
+
+def check_weight(weight: object) -> None:
+    """Raise BadParameter unless this is a layer's weight (d_out, d_in), NonFinite if not finite."""
+    check_matrix("weight", weight)
+    if not all_finite(weight):
+        raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
 
 
 def all_finite(tensor: torch.Tensor) -> bool:

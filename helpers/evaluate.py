@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers.capture import check_length, check_tokens, eval_mode, forward, logits_of
+from helpers.capture import Progress, check_length, check_tokens, eval_mode, forward, logits_of
 from helpers.device import attribute
 from helpers.errors import (
     AssetError,
@@ -53,6 +53,7 @@ def perplexity(
     length: int = 2048,
     limit: int | None = None,
     batch: int = 1,
+    progress: Progress | None = None,
 ) -> float:
     """exp of the mean negative log-likelihood of the next token, in windows that do not overlap.
 
@@ -60,9 +61,9 @@ def perplexity(
     not used. This is the papers' token perplexity, not lm-eval's word perplexity.
 
     Args: tokens, int64 (tokens,), see `evaluation_tokens`; limit, use only the first `limit`
-    windows, None for all; batch, windows in one forward pass. A model whose blocks are read one at
-    a time (`load_streamed`) runs each block on all windows; it holds their activations,
-    windows · length · width · (size of dtype) bytes.
+    windows, None for all; batch, windows in one forward pass; progress, called after each pass. A
+    model whose blocks are read one at a time (`load_streamed`) runs each block on all windows; it
+    holds their activations, windows · length · width · (size of dtype) bytes.
     Raises BadParameter, CalibrationTooShort (less text than asked for), NonFinite.
     """
     windows = check_windows(model, tokens, length, limit)
@@ -72,7 +73,12 @@ def perplexity(
             pairs = _streamed_logits(model, windows, batch)
         else:
             pairs = ((rows, forward(model, rows)) for rows in windows.split(batch))
-        total = sum(_negative_log_likelihood(logits, rows) for rows, logits in pairs)
+        total, done = 0.0, 0
+        for rows, logits in pairs:
+            total += _negative_log_likelihood(logits, rows)
+            done += len(rows)
+            if progress:
+                progress(done, len(windows), "windows")
     # a window of n tokens has n − 1 predictions: nothing comes before its first token
     mean = total / (len(windows) * (length - 1))
     # exp(mean of −log p) is the geometric mean of 1/p: a perplexity of 20 is the uncertainty of a

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from helpers.admm import Solution, Trace, damped_system
-from helpers.device import all_finite, check_matrix
+from helpers.device import all_finite, check_weight
 from helpers.errors import (
     BadParameter,
     NonFinite,
@@ -60,11 +60,9 @@ class MaskedLeastSquares:
         check_whole("iterations", iterations)
         self.damping = check_real("damping", damping)
         check_switch("precondition", precondition)
-        check_matrix("weight", weight)
+        check_weight(weight)
         check_gram(gram, weight.shape[1])
         check_keep(keep, weight.shape, None, "unstructured")
-        if not all_finite(weight):
-            raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
         # float16 weights are solved in float32: small steps would otherwise round to nothing
         kind = torch.promote_types(weight.dtype, torch.float32)
         self.keep = keep

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import hashlib
 import math
 import numbers
 import re
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -153,6 +155,11 @@ def check_keep(
     return 1 - kept / keep.numel()
 
 
+def mask_hash(keep: Tensor) -> str:
+    """16 hexadecimal digits that stand for a mask (d_out, d_in): sha256 of its bits, row by row."""
+    return hashlib.sha256(np.packbits(keep.cpu().numpy()).tobytes()).hexdigest()[:16]
+
+
 # --- selection ------------------------------------------------------------------------------
 
 
@@ -174,17 +181,16 @@ def select(
     check_sparsity(sparsity)
     pattern = Pattern.parse(pattern)
     check_matrix("score", score)
-    # NaN compares false with every threshold. Solvers, which give `out`, choose many times and
-    # check their answer instead: looking here would make the host wait for a GPU each time
-    if out is None and score.isnan().any():
-        raise NonFinite("score holds NaN: look for a division by zero")
     if not pattern.grouped:
         return top_k(score, sparsity, budget, out)
+    if out is None:
+        _check_numbers(score)
     check_divides(pattern, score.shape[1])
     # The paper's schedule for N:M. A protected weight, whose score is made infinite, never falls:
     # below the sparsity 1 − N/M there are fewer zeros to place than unprotected weights. On the way
     # a group may hold any number of weights from N to M
-    protected = top_nm(score, pattern.n, pattern.m)
+    with _counted():
+        protected = selection.top_nm(score, pattern.n, pattern.m)
     # at the target what is protected is the mask; a second selection would find the same
     if sparsity >= 1 - pattern.n / pattern.m:
         return protected if out is None else out.copy_(protected)
@@ -197,8 +203,12 @@ def top_k(
     """Keep the largest scores, with round(sparsity · n) zeros; `out` as in `select`.
 
     `budget` says where the zeros are counted: over the whole "matrix" or in each "output" row.
+    Raises as `select`.
     """
     check_choice("budget", budget, BUDGETS)
+    check_sparsity(sparsity)
+    if out is None:
+        _check_numbers(score)
     # "matrix": one row of d_out · d_in scores, in which all outputs compete. "output": each row on
     # its own, so that no output can lose nearly all of its weights. Either way a view, not a copy
     rows = score.reshape(1, -1) if budget == "matrix" else score
@@ -215,6 +225,26 @@ def cubic_schedule(final: float, step: int, steps: int) -> float:
     return final - final * (1 - min(step, steps) / steps) ** 3
 
 
+def top_nm(score: Tensor, n: int, m: int) -> Tensor:
+    """Keep the n largest of every m neighbours along the input (the last dimension).
+
+    Raises NonFinite for NaN.
+    """
+    _check_numbers(score)
+    with _counted():
+        return selection.top_nm(score, n, m)
+
+
+def _check_numbers(score: Tensor) -> None:
+    """Raise NonFinite if a score is NaN, which compares false with every threshold.
+
+    Solvers, which give `out`, choose many times and check their answer instead: looking at each
+    score would make the host wait for a GPU each time.
+    """
+    if score.isnan().any():
+        raise NonFinite("score holds NaN: look for a division by zero")
+
+
 # The two selections that do the work. What they answer is defined by the two functions below that
 # sort; what runs is helpers.fast.selection, which answers the same without a sort.
 
@@ -226,12 +256,6 @@ def keep_largest(rows: Tensor, zeros: int, out: Tensor | None = None) -> Tensor:
     """
     with _counted():
         return selection.keep_largest(rows, zeros, out)
-
-
-def top_nm(score: Tensor, n: int, m: int) -> Tensor:
-    """Keep the n largest of every m neighbours along the input (the last dimension)."""
-    with _counted():
-        return selection.top_nm(score, n, m)
 
 
 def keep_largest_by_sorting(rows: Tensor, zeros: int) -> Tensor:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from helpers import admm, sparsegpt
-from helpers.device import all_finite, bit_sum, check_matrix
+from helpers.device import all_finite, bit_sum, check_weight
 from helpers.errors import (
     BadMask,
     BadParameter,
@@ -157,7 +157,10 @@ def _check_registration(name: str, function: Method) -> None:
             f"method {name!r} is one of the package's own, and tables and figures use that name "
             "for it: choose another name"
         )
-    parameters = inspect.signature(function).parameters
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # some functions written in C have none
+        parameters = {}
     # **options takes whatever is passed by keyword; weight and gram are passed by position
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     missing = [wanted for wanted in _COMMON if wanted not in parameters]
@@ -191,14 +194,12 @@ def _check_layer(
     weight: Tensor, sparsity: float | None, pattern: Pattern, keep: Tensor | None
 ) -> float:
     """Check a layer's weight and what is asked of it; return its final sparsity."""
-    check_matrix("weight", weight)
+    check_weight(weight)
     if keep is None:
         target = check_target(sparsity, pattern)
     else:
         target = check_keep(keep, weight.shape, sparsity, pattern)
     check_divides(pattern, weight.shape[1])
-    if not all_finite(weight):
-        raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
     return target
 
 

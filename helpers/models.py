@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from helpers.assets import ASSETS, embedded_model_folder
 from helpers.device import FLOATS, all_finite, pick_device, pick_dtype
@@ -102,9 +103,9 @@ def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple
         AutoConfig.from_pretrained(source, **common)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
         # use_safetensors: a pickle (.bin) can run code when it is loaded
-        model, found = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **common
-        )
+        options = {"use_safetensors": True, "output_loading_info": True, **common}
+        with _no_progress_bars():
+            model, found = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         advice = "check the name, the revision, the network and your access to it"
         if isinstance(source, Path):
@@ -125,9 +126,26 @@ def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple
             "its checkpoint is incomplete, fetch or save it again"
         )
     if not getattr(model.config, "quantization_config", None):
-        # found where transformers has just read it, in a folder or in the hub's cache
-        check_stored_weights(Path(cached_file(source, "config.json", **where)).parent)
+        folder = source
+        if not isinstance(source, Path):
+            # in the hub's cache, at the commit that was loaded: "main" may have moved on
+            commit = getattr(model.config, "_commit_hash", None) or revision
+            cached = cached_file(source, "config.json", revision=commit, local_files_only=True)
+            folder = Path(cached).parent
+        check_stored_weights(folder)
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Inside, transformers draws no bar of its own, which would stray through a notebook."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def check_stored_weights(folder: Path) -> None:

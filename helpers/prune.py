@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +31,7 @@ from helpers.errors import (
     check_whole,
 )
 from helpers.gram import Gram, gram_of
-from helpers.masks import Pattern, check_divides, check_target, selection_clock
+from helpers.masks import Pattern, check_divides, check_target, mask_hash, selection_clock
 from helpers.methods import check_options, get_method
 from helpers.models import (
     INTERRUPTED,
@@ -50,6 +49,7 @@ from helpers.models import (
 from helpers.replay import Replay, best_batch, out_of_memory
 
 DENSE_ZEROS = 0.2  # a dense model's layers hold fewer exact zeros than that
+TRIAL = 128  # outputs, and about as many inputs, of the layer on which options are tried
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,6 @@ class LayerReport:
     dead_inputs: int
     seconds: float
     mask: str | None = None
-
-
-def mask_hash(keep: Tensor) -> str:
-    """16 hexadecimal digits that stand for a mask (d_out, d_in): sha256 of its bits, row by row."""
-    return hashlib.sha256(np.packbits(keep.cpu().numpy()).tobytes()).hexdigest()[:16]
 
 
 @dataclass
@@ -191,10 +186,15 @@ def check_dense(model: nn.Module, allow_pruned: bool) -> None:
     if getattr(model, STATE, None) == PRUNED:
         raise BadParameter(f"prune_model has pruned this model before: {again}")
     # a model pruned elsewhere, or saved and loaded, has no mark
-    zeros = sum(weight.numel() - int(weight.count_nonzero()) for weight in weights)
-    share = zeros / sum(weight.numel() for weight in weights)
+    check_zeros("the model's weights", weights, again)
+
+
+def check_zeros(what: str, weights: Sequence[Tensor], advice: str) -> None:
+    """Raise BadParameter if so many entries are zero that somebody must have pruned them."""
+    kept = sum(int(weight.count_nonzero()) for weight in weights)
+    share = 1 - kept / sum(map(Tensor.numel, weights))
     if share >= DENSE_ZEROS:
-        raise BadParameter(f"{100 * share:.0f} % of the model's weights are zero already: {again}")
+        raise BadParameter(f"{100 * share:.0f} % of {what} are zero already: {advice}")
 
 
 def check_request(
@@ -207,8 +207,7 @@ def check_request(
 ) -> None:
     """Raise for everything that can be refused before a weight changes.
 
-    `arguments` are the method's. Weights on the meta device, which are read block by block, are
-    not looked at.
+    `arguments` are the method's. Of weights on the meta device only the shapes are looked at.
     """
     # All of this is asked before anything runs: an error in the last block would otherwise come
     # after hours and leave a model that is half pruned
@@ -234,24 +233,31 @@ def check_request(
         raise BadParameter(
             f"method {method!r} runs no block, so after_block would never be called: leave it out"
         )
-    # every layer is looked at now, so that a pattern that does not fit the last one is refused here
+    shapes = []  # of all layers: a pattern that does not fit the last one is refused here
     for index, block in enumerate(find_blocks(model)):
         for name, layer in find_layers(block, f"block {index}").items():
             check_divides(pattern, read_weight(layer).shape[1])
             # on the meta device there are shapes only; such a weight is checked when it is read
             if not layer.weight.is_meta:
                 check_weights(f"block {index} {name}", layer)
-    try_method(method, arguments, device_of(model))
+            shapes.append(read_weight(layer).shape)
+    try_method(method, arguments, min(shapes, key=math.prod), device_of(model))
 
 
-def try_method(method: str, arguments: dict[str, Any], device: torch.device) -> None:
-    """Solve a small random layer, so that a bad value of an option is refused by the method now."""
-    pattern, source = Pattern.parse(arguments["pattern"]), torch.Generator().manual_seed(0)
-    width = max(1, 32 // pattern.m) * pattern.m if pattern.grouped else 32
-    inputs, weight = (torch.randn(rows, width, generator=source) for rows in (4 * width, 8))
+def try_method(
+    method: str, arguments: dict[str, Any], shape: tuple[int, int], device: torch.device
+) -> None:
+    """Solve a random layer of that shape, or of TRIAL outputs and about as many inputs if it is
+    larger, so that a bad value of an option is refused by the method now.
+    """
+    source = torch.Generator().manual_seed(0)
+    rows, width = (min(size, TRIAL) for size in shape)
+    if shape[1] > TRIAL and (m := Pattern.parse(arguments["pattern"]).m):
+        width = max(1, TRIAL // m) * m  # whole groups
+    inputs, weight = (torch.randn(count, width, generator=source) for count in (4 * width, rows))
     gram = gram_of(inputs).to(device) if get_method(method).needs_calibration else None
     # a method may draw random numbers, and the caller's must not depend on this trial
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         get_method(method)(weight.to(device), gram, **arguments)
 
 

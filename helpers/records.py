@@ -120,7 +120,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except OSError as error:
         raise RecordError(f"cannot read record {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         reason = f"is not JSON ({first_line(error)})"
         raise RecordError(f"record {path} {reason}: delete it and run again") from error
     return check_record(record, str(path))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from helpers.capture import (
     Allocate,
     Call,
+    Progress,
     advance,
     capture,
     check_parity,
@@ -101,22 +102,35 @@ def layer_grams(
 
 
 def layer_gram(
-    model: nn.Module, tokens: Tensor, block: int, layer: str, *, batch: int = 4
+    model: nn.Module,
+    tokens: Tensor,
+    block: int,
+    layer: str,
+    *,
+    batch: int = 4,
+    progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One layer of the dense model: its weight (d_out, d_in) and its gram (d_in, d_in).
 
-    Args: tokens (sequences, length); block, from 0; layer, such as "self_attn.q_proj".
+    Args: tokens (sequences, length); block, from 0; layer, such as "self_attn.q_proj"; progress,
+    called after each block that the text has passed.
     Raises BadParameter if there is no such block or layer.
     """
-    return layer_problems(model, tokens, block, [layer], batch=batch)[layer]
+    return layer_problems(model, tokens, block, [layer], batch=batch, progress=progress)[layer]
 
 
 def layer_problems(
-    model: nn.Module, tokens: Tensor, block: int, layers: Sequence[str], *, batch: int = 4
+    model: nn.Module,
+    tokens: Tensor,
+    block: int,
+    layers: Sequence[str],
+    *,
+    batch: int = 4,
+    progress: Progress | None = None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Several layers of one block as `layer_gram` gives each, from one pass over the text.
 
-    Args: tokens (sequences, length); block, from 0; layers, such as ["self_attn.q_proj"].
+    Args: layers, such as ["self_attn.q_proj"]; the others as there.
     Returns {layer: (weight (d_out, d_in), gram (d_in, d_in))}; layers that read the same input
     share a gram. Raises BadParameter if there is no such block or layer.
     """
@@ -135,6 +149,8 @@ def layer_problems(
         stream = embed(model, tokens, batch)
         for index in range(block):
             advance(blocks[index], stream, calls[index], batch, f"block {index}")
+            if progress:
+                progress(index + 1, block + 1, f"block {index}")
         grams, _ = layer_grams(blocks[block], stream, calls[block], batch, f"block {block}")
     # a copy, so that what is done to it leaves the model alone
     weights = {layer: read_weight(found[layer]).float().clone() for layer in layers}

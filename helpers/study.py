@@ -18,6 +18,7 @@ from torch import Tensor
 
 from helpers import sparsegpt
 from helpers.admm import exact_least_squares, refit
+from helpers.capture import Progress
 from helpers.device import check_matrix, synchronise
 from helpers.errors import BadSparsity, NonFinite, check_real, check_whole
 from helpers.gradient_methods import conjugate_gradients, gradient_refit
@@ -46,12 +47,14 @@ def update_study(
     sparsities: Sequence[float] = (0.5, 0.6, 0.7, 0.8),
     iterations: int = 200,
     damping: float = 0.1,
+    progress: Progress | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Every weight update on the same masks of one layer, by Wanda's score in the whole matrix.
 
     Args: weight (d_out, d_in); gram and heldout (d_in, d_in), of the calibration text and of other
     text; iterations of the gradient methods (ADMM and conjugate gradients stop at 50); damping of
-    all solvers but where a row says otherwise, and of the objective f that "excess" measures.
+    all solvers but where a row says otherwise, and of the objective f that "excess" measures;
+    progress, called after each solver.
 
     Returns "update", a row for a solver, its settings and an iteration: "error" and "heldout" are
     ‖XW − XŴ‖²/‖XW‖² on either gram; "excess" is (f − f*)/f*, f* of exact least squares; "seconds"
@@ -70,15 +73,19 @@ def update_study(
         if check_sparsity(sparsity) == 0:
             raise BadSparsity("sparsity 0 leaves nothing to update: give numbers in (0, 1)")
     study: dict[str, list[dict[str, Any]]] = {"update": [], "curves": []}
+    variants = _variants(damping)
+    total = len(sparsities) * len(variants)
     for sparsity in sparsities:
         case = _Case(weight.float(), gram.float(), heldout.float(), sparsity, damping)
         study["update"] += case.references()
-        for settings in _variants(damping):
+        for settings in variants:
             # only gradient methods, which have a learning rate, need many iterations
             last = iterations if settings["learning_rate"] else DIRECT_ITERATIONS
             rows, curve = case.run(settings, last)
             study["update"] += rows
             study["curves"].append(curve)
+            if progress:
+                progress(len(study["curves"]), total, f"{settings['solver']} at {sparsity:.0%}")
     return study
 
 
@@ -259,13 +266,15 @@ def mask_study(
     sparsities: Sequence[float] = (0.5, 0.6, 0.7, 0.8),
     patterns: Sequence[str] = ("unstructured", "2:4", "4:8"),
     iterations: int = 20,
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """ADMM-Grad on one layer with one of its mask rules changed at a time.
 
     The default is the paper's: 15 mask steps, the cubic schedule, a budget per matrix. Changed
     are the mask steps (0, 5, 10; 0 is ADMM1) and, for unstructured pruning, the schedule
     ("released") and the budget ("output"); the released code's schedule for N:M is the paper's.
-    `sparsities` are those of unstructured pruning, N:M implies its own.
+    `sparsities` are those of unstructured pruning, N:M implies its own. progress is called after
+    each solve.
 
     Returns rows with "error" and "heldout", ‖XW − XŴ‖²/‖XW‖² on the calibration gram and on the
     gram of other text. Shapes as in `update_study`; raises what "admm-grad" raises, such as
@@ -273,7 +282,7 @@ def mask_study(
     """
     check_matrix("weight", weight)
     check_gram(heldout, weight.shape[1])
-    rows = []
+    cases = []
     for pattern in patterns:
         grouped = Pattern.parse(pattern).grouped
         changes: list[dict[str, Any]] = [{"mask_steps": steps} for steps in MASK_STEPS]
@@ -281,11 +290,15 @@ def mask_study(
             changes += [{"schedule": "released"}, {"budget": "output"}]
         for sparsity in [check_target(None, pattern)] if grouped else sparsities:
             target = {"pattern": pattern, "sparsity": float(sparsity)}
-            for change in changes:
-                settings = {**MASK_DEFAULT, **change, "iterations": iterations}
-                solved = METHODS["admm-grad"](weight, gram, **target, **settings)
-                # on text that neither mask nor weights have seen: a budget or schedule may fit the
-                # calibration text better and other text worse
-                other = relative_error(weight, solved.weight, heldout)
-                rows.append({**target, **settings, "error": solved.error, "heldout": other})
+            cases += [(target, {**MASK_DEFAULT, **change}) for change in changes]
+    rows = []
+    for target, rules in cases:
+        settings = {**rules, "iterations": iterations}
+        solved = METHODS["admm-grad"](weight, gram, **target, **settings)
+        # on text that neither mask nor weights have seen: a budget or schedule may fit the
+        # calibration text better and other text worse
+        other = relative_error(weight, solved.weight, heldout)
+        rows.append({**target, **settings, "error": solved.error, "heldout": other})
+        if progress:
+            progress(len(rows), len(cases), f"{target['pattern']} at {target['sparsity']:.0%}")
     return rows

@@ -215,6 +215,7 @@ def converter(shop: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleN
     lines = b"a float32 (2, 3)\n" + WEIGHTS["a"].tobytes()
     lines += b"b float32 (2,)\n" + WEIGHTS["b"].tobytes()
     monkeypatch.setattr(assets, "CONVERTED", sha256(lines))
+    monkeypatch.setattr(assets, "_EMBEDDING", "a")
     monkeypatch.setattr(assets, "_convert", convert)
     state.write = state.usual = write
     return state
@@ -254,6 +255,8 @@ def test_changed_weights_are_not_believed_with_their_hash(
     # the head is the embedding a second time, which some versions of transformers store too
     converter.write(folder, WEIGHTS | {"lm_head.weight": WEIGHTS["a"]})
     assert assets.is_converted(folder)
+    converter.write(folder, WEIGHTS | {"lm_head.weight": WEIGHTS["a"] + 1})
+    assert not assets.is_converted(folder)
     zeroed = WEIGHTS | {"a": 0 * WEIGHTS["a"]}
     converter.write(folder, zeroed)  # its hash stands beside it
     assert not assets.is_converted(folder)

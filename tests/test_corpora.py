@@ -112,6 +112,7 @@ def test_an_unknown_source_lists_what_is_allowed(source: Any, one_line_error) ->
         ("latin.txt", "caf\xe9".encode("latin-1"), "not UTF-8 text (byte 3)"),
         ("blank.jsonl", b'\n{"text": ""}\n', "holds no text"),
         ("broken.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is not a JSON"),
+        ("deep.jsonl", b"[" * 100_000, "line 1 is not a JSON"),
         ("number.jsonl", b'{"text": 5}\n', 'line 1 is not a JSON object with a "text" string'),
         ("list.jsonl", b'["a"]\n', 'line 1 is not a JSON object with a "text" string'),
         ("folder.txt", "a folder", "cannot be read"),

@@ -163,11 +163,16 @@ def test_bad_targets(one_line_error) -> None:
         score[1, 2] = math.nan  # larger and smaller than nothing: another number would be kept
         with one_line_error(NonFinite, "NaN"):
             select(score, 0.5, pattern, budget)
+        with one_line_error(NonFinite, "NaN"):
+            top_k(score, 0.5, budget)
+        with one_line_error(NonFinite, "NaN"):
+            top_nm(score, 2, 4)
         for wrong in (score[0], score.to(torch.cfloat), score.tolist()):
             with one_line_error(BadParameter, "score"):
                 select(wrong, 0.5, pattern, budget)
-    with one_line_error(BadSparsity, "1.5"):
-        select(torch.rand(3, 4), 1.5, UNSTRUCTURED)
+    for choose in (lambda: select(torch.rand(3, 4), 1.5, UNSTRUCTURED), lambda: top_k(score, 1.5)):
+        with one_line_error(BadSparsity, "1.5"):
+            choose()
     for ask in (lambda: top_k(torch.rand(3, 4), 0.5, budget="row"),
                 lambda: select(torch.rand(3, 4), 0.5, "2:4", "row")):  # fmt: skip
         with one_line_error(BadParameter, "matrix", "output"):

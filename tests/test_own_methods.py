@@ -85,6 +85,8 @@ def test_a_function_that_is_no_method_is_not_registered(one_line_error) -> None:
     for thing in (3, None, "wanda"):
         with one_line_error(BadParameter, "'short'", type(thing).__name__, "function"):
             register("short")(thing)
+    with one_line_error(BadParameter, "weight", "gram"):
+        register("short")(max)  # Python does not say what it takes
     assert "short" not in METHODS
 
 

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import math
 
 import families as fam
 import pytest
@@ -24,9 +25,10 @@ from helpers.errors import (
     UnsupportedModel,
 )
 from helpers.gram import gram_of
-from helpers.methods import METHODS, register
+from helpers.masks import select
+from helpers.methods import METHODS, LayerResult, register
 from helpers.models import STATE
-from helpers.prune import LayerReport
+from helpers.prune import LayerReport, try_method
 
 
 def zero_fractions(model: nn.Module, family: str) -> dict[str, float]:
@@ -420,6 +422,30 @@ def test_values_of_options_are_checked_before_the_model_runs(request_: dict, mon
     monkeypatch.setattr(type(model), "forward", run)
     error = refused(model, fam.random_tokens(), **request_)
     assert isinstance(error, BadParameter) and list(request_)[-1] in str(error)
+
+
+def test_options_are_tried_on_a_layer_of_the_models_size(registry, monkeypatch) -> None:
+    shapes = []
+
+    @register("pairs")
+    def pairs(weight, gram, *, sparsity, pattern, keep=None):
+        shapes.append(tuple(weight.shape))
+        torch.rand(1)  # the caller's random numbers must not depend on it
+        keep = select(weight.abs(), sparsity, pattern)
+        return LayerResult(weight * keep, keep)
+
+    model = fam.build("llama")
+    shapes_there = [tuple(model.get_submodule(n).weight.shape) for n in fam.pruned_names("llama")]
+    state = torch.get_rng_state()
+    prune_model(model, fam.random_tokens(), method="pairs", sparsity=0.5)
+    assert shapes[0] == min(shapes_there, key=math.prod) and shapes[1:] == shapes_there
+    drawn = torch.Generator().set_state(state)
+    for _ in shapes_there:  # as many as the layers drew: the trial's are not among them
+        torch.rand(1, generator=drawn)
+    assert torch.equal(drawn.get_state(), torch.get_rng_state())
+    # of a large model a small layer is enough, in whole groups
+    try_method("pairs", {"sparsity": None, "pattern": "3:5"}, (4096, 1280), torch.device("cpu"))
+    assert shapes[-1] == (128, 125)
 
 
 def test_a_model_that_fails_the_parity_gate_is_left_alone() -> None:

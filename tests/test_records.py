@@ -73,6 +73,7 @@ def test_metric_needs_value_and_unit(one_line_error) -> None:
         ("[]", "not a mapping"),
         ("{}", "lacks 'schema'"),
         ('{"schema": NaN}', "NaN"),
+        ("[" * 100_000, "not JSON"),
         ({"schema": 99}, "schema 99"),
         ({"metrics": "none"}, "metrics = 'none'"),
     ],

@@ -176,7 +176,16 @@ def test_bad_arguments(layer, one_line_error) -> None:
 
 def test_mask_study_changes_one_rule_at_a_time(layer) -> None:
     weight, gram, heldout = layer
-    rows = mask_study(*layer, sparsities=(0.5, 0.7), patterns=("unstructured", "2:4"))
+    steps_done: list[tuple] = []
+    rows = mask_study(
+        *layer,
+        sparsities=(0.5, 0.7),
+        patterns=("unstructured", "2:4"),
+        progress=lambda *step: steps_done.append(step),
+    )
+    assert [done for done, *_ in steps_done] == list(range(1, len(rows) + 1))
+    assert {total for _, total, _ in steps_done} == {len(rows)}
+    assert steps_done[-1][2] == "2:4 at 50%"
     fields = ("pattern", "sparsity", "mask_steps", "schedule", "budget", "iterations", "error",
               "heldout")  # fmt: skip
     assert all(tuple(row) == fields for row in rows)

@@ -288,7 +288,7 @@ def test_a_pruned_source_needs_a_word(
     once, twice = tmp_path / "once", tmp_path / "twice"
     assert main(request(sources["llama"], once, text, method="magnitude")) == 0
     again = request(once, twice, text, method="magnitude", sparsity=0.8)
-    assert main(again) == 1 and "once is pruned already" in capfd.readouterr().err
+    assert main(again) == 1 and "once are zero already" in capfd.readouterr().err
     assert not twice.exists()
     assert main([*again, "--allow-pruned"]) == 0
     assert f"{twice}: sparsity 0.800" in capfd.readouterr().out

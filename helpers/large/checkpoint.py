@@ -41,7 +41,6 @@ from helpers.methods import get_method
 from helpers.models import WEIGHT_READER, find_layers, opened
 from helpers.paths import code_hash, core_code, replace_file, sha256_file
 from helpers.prune import (
-    DENSE_ZEROS,
     LayerReport,
     Loop,
     Progress,
@@ -49,6 +48,7 @@ from helpers.prune import (
     Store,
     Team,
     check_request,
+    check_zeros,
 )
 
 ACTIVATIONS = ("memory", "disk")
@@ -121,13 +121,8 @@ def prune_checkpoint(
     if not check_switch("allow_pruned", allow_pruned):
         with opened(model, 0):  # one block says it, and the others are on disk
             weights = [layer.weight for layer in find_layers(reader.blocks[0]).values()]
-            dense = sum(int(weight.count_nonzero()) for weight in weights)
-        share = 1 - dense / sum(weight.numel() for weight in weights)
-        if share >= DENSE_ZEROS:
-            raise BadParameter(
-                f"{source} is pruned already: {100 * share:.0f} % of the weights of its first "
-                "block are zero; give the dense model, or allow_pruned=True to prune it further"
-            )
+            advice = "give the dense model, or allow_pruned=True to prune it further"
+            check_zeros(f"the weights of the first block of {source}", weights, advice)
     with workspace.locked() if team.lead else contextlib.nullcontext():
         job = None
         if team.lead:  # hashing reads the whole source, for which one process is enough

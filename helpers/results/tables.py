@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from helpers.errors import RecordError
 from helpers.paths import replace_file
 from helpers.results import frame
 from helpers.results.frame import SECONDS, TASK_NAMES, USUAL, Record
@@ -170,6 +171,10 @@ def zero_shot_runs(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
     for run in runs.sort_values("items", kind="stable").itertuples():
         seed = f", seed {run.seed}" if runs["seed"].nunique() > 1 else ""
         dense, record = run.target == "dense", run.record
+        if "zero_shot" not in record["series"]:
+            raise RecordError(
+                f"record {record['name']} holds no answers to questions: run it again"
+            )
         name = run.label if dense else f"{run.label}, {run.target}{seed}"
         row = rows.setdefault(name, {"metrics": {}, "series": {"zero_shot": {}}})
         row["metrics"] |= record["metrics"]
@@ -353,7 +358,9 @@ def about_model(records: Iterable[Record]) -> str:
 
 def setting(records: Iterable[Record]) -> str:
     """One line on the setting that most of these runs of the pruning notebook share."""
-    common = frame.common_parameters(records)
+    parts = ("model", "evaluation", "windows", "window", "calibration", "sequences", "length")
+    # a record made by hand may lack some of them
+    common = dict.fromkeys(parts, "?") | frame.common_parameters(records)
     known = {key: text for key, text in EMBEDDED.items() if common[key] == "embedded"}
     return (
         "Model: {model}. Perplexity on {evaluation}, {windows} windows of {window} tokens. "

@@ -37,7 +37,7 @@ def code_cells(path: Path) -> list[tuple[str, set[str]]]:
             for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
             if cell["cell_type"] == "code"
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"notebook {path.name} cannot be read: restore it from git") from error
     if any("raises-exception" in tags for _, tags in cells):
         raise RunError(

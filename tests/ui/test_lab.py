@@ -6,7 +6,6 @@ A new explorer needs its controls in SLIDERS and DROPDOWNS.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -85,7 +84,7 @@ def test_runs_from_top_to_bottom(notebook: str, opened: Opened, watched: Watched
 
 @every_notebook
 def test_everything_is_drawn(notebook: str, opened: Opened) -> None:
-    """No widget and no picture stayed blank, and nothing but progress went to the error stream."""
+    """No widget and no picture stayed blank, and nothing went to the error stream."""
     book = opened(notebook)
     text = book.page.locator(".jp-Notebook").inner_text()
     for failure in ("Error displaying widget", "Error creating widget", "Loading widget", "[*]"):
@@ -94,9 +93,7 @@ def test_everything_is_drawn(notebook: str, opened: Opened) -> None:
     pictures = book.page.locator(".jp-Notebook .jp-OutputArea img")
     assert pictures.evaluate_all(blank) == []
     for cell, output in outputs(book.read()):
-        if output.get("name") == "stderr":
-            said = "".join(output["text"])
-            assert re.fullmatch(r"(\s*\r?[^\n]*\|[^\n]*\[[^\n]*\]\s*)+", said), (cell, said)
+        assert output.get("name") != "stderr", (cell, output["text"])
 
 
 @every_notebook
