@@ -201,8 +201,16 @@ def test_a_model_has_one_row_for_the_tasks_of_all_its_runs() -> None:
         assert list(frame.index) == ["dense", "wanda, 50 %"]
     for run in (runs[1], more[1]):
         run["parameters"]["calibration_seed"] = 1
-    pairs = tables.paired_table([*runs, *more, scored("wanda", rte=[1, 1])]).index
-    assert list(pairs) == [f"wanda, 50 %, seed {seed} − dense" for seed in (0, 1)]
+    everything = [*runs, *more, scored("wanda", rte=[1, 1])]
+    pairs = tables.paired_table(everything)
+    assert list(pairs.index) == ["wanda, 50 % − dense"]
+    # of two items none and one is lost: differences 0 ± 0 and −0.5 ± 0.5, and their means
+    assert pairs["RTE"].item() == "-0.250 ± 0.250" and pairs["ARC-e"].item().startswith("**-1.000")
+    frame, _ = tables.zero_shot_table(everything)
+    assert list(frame.index) == ["dense", "wanda, 50 %"]
+    assert frame.loc["wanda, 50 %", ["RTE", "ARC-e"]].tolist() == [0.75, 0.0]
+    note = sections(everything)["zero_shot"][0].note
+    assert "Means over seeds of the calibration text on RTE. 2 to 4 items" in note
 
 
 def test_paired_differences_are_of_the_same_items() -> None:

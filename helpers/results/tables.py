@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from numbers import Integral
@@ -183,6 +184,21 @@ def zero_shot_runs(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
     return dict(sorted(rows.items(), key=lambda row: frame.row_key(row[0].replace(",", " ", 1))))
 
 
+def _over_seeds(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows {row: {task: (value, standard error)}} that differ in their seed alone, as one.
+
+    Seeds are asked the same items, so the error from the items does not shrink: it is their mean.
+    """
+    found: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
+    for row, pairs in rows.items():
+        for task, pair in pairs.items():
+            found[re.sub(r", seed -?\d+", "", row)][task].append(pair)
+    return {
+        row: {task: tuple(np.mean(pairs, axis=0)) for task, pairs in tasks.items()}
+        for row, tasks in found.items()
+    }
+
+
 def _by_task(rows: Mapping[str, Mapping[str, Any]], name: str) -> pd.DataFrame | None:
     """(value, standard error) in the paper's columns, with the mean over tasks; None without any.
 
@@ -201,14 +217,15 @@ def zero_shot_table(
 ) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     """Accuracy in the paper's columns with a mean, and standard errors; None without records.
 
-    `metric` is "acc" or "acc_norm" (normalised by the answers' length; only some tasks have it).
+    A row is the mean over seeds of the calibration text. `metric` is "acc" or, for tasks that
+    have it, "acc_norm" (normalised by the answers' length).
     """
     rows: dict[str, dict[str, Any]] = {}
     for label, record in zero_shot_runs(records).items():
         names = {task: f"{task}_{metric}" for task in TASK_NAMES}
         found = {name: entry["value"] for name, entry in record["metrics"].items()}
         rows[label] = {t: (found[n], found[f"{n}_stderr"]) for t, n in names.items() if n in found}
-    pairs = _by_task(rows, "model")
+    pairs = _by_task(_over_seeds(rows), "model")
     if pairs is None:
         return None
     return tuple(pairs.map(itemgetter(part), na_action="ignore").astype(float) for part in (0, 1))
@@ -238,7 +255,7 @@ def paired_table(records: Iterable[Record]) -> pd.DataFrame | None:
     """Differences in acc between each two runs on the same items, with their standard errors.
 
     Text cells "difference ± standard error", in bold where the difference exceeds two of them.
-    Runs of other items or another calibration seed are not compared. None if there is no pair.
+    Runs of the same items and seed are compared, as a mean over seeds. None if there is no pair.
     """
 
     def cell(pair: tuple[float, float]) -> str:
@@ -251,7 +268,7 @@ def paired_table(records: Iterable[Record]) -> pd.DataFrame | None:
         for (first, a), (second, b) in pairs
         if a["seed"] in (None, b["seed"])  # dense, which comes first, has none
     }
-    table = _by_task(rows, "difference")
+    table = _by_task(_over_seeds(rows), "difference")
     return None if table is None else table.map(cell, na_action="ignore")
 
 
@@ -376,8 +393,13 @@ def _items_note(records: list[Record]) -> str:
     counts = sorted({len(items) for _, items in asked})
     amount = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     same = "" if len(asked) == len(dict(tasks)) else "not "
+    asked_of = {(t, run["seed"]) for run in runs for t in run["series"]["zero_shot"]}
+    counted = Counter(task for task, seed in asked_of if seed is not None)
+    several = [name for task, name in TASK_NAMES.items() if counted[task] > 1]
+    over = f"Means over seeds of the calibration text on {', '.join(several)}. " if several else ""
     harness = sorted({run["versions"]["lm-eval"] for run in runs})
-    return f"{amount} items a task, {same}the same for every model; lm-eval {', '.join(harness)}."
+    same = f"{amount} items a task, {same}the same for every model"
+    return f"{over}{same}; lm-eval {', '.join(harness)}."
 
 
 def _update_note(records: list[Record]) -> str:
