@@ -31,8 +31,8 @@ OPEN, UNTESTED = "not decided here", "not tested here"
 SPARSITIES = ("50 %", "60 %", "70 %", "80 %")
 PATTERNS = ("2:4", "4:8")
 SEEDED = "60 %"  # the column that is run with several seeds
-SEEDS = 3  # fewer decide nothing about a model
-OPTION_SEEDS = 5  # nor, as it changes little, about an option
+SEEDS = 5  # fewer decide nothing about a model's perplexity
+TASK_SEEDS = 3  # nor about its answers, which the choice of items moves as much
 MOST = 0.9  # "on nearly all layers": the share of problems on which a claim must be true
 FEWEST = 8  # layers; fewer say nothing about nearly all layers
 TOLERATED = 0.25  # an overhead this much larger still counts as the same
@@ -291,8 +291,8 @@ def _option(
     if len(changes) > 1:
         shown += f"; mean {100 * change:+.2f} ± {100 * half:.2f} %"
     verdict, leans = _between([(change, half)], least, most)
-    if (seeds := len(both)) < OPTION_SEEDS:
-        return Outcome(OPEN, f"{shown}; {seeds} of {OPTION_SEEDS} seeds", leans)
+    if (seeds := len(both)) < SEEDS:
+        return Outcome(OPEN, f"{shown}; {seeds} of {SEEDS} seeds", leans)
     return Outcome(verdict, shown, leans)
 
 
@@ -352,7 +352,7 @@ def _more_answers(findings: Findings, pairs: Sequence[tuple[str, str]]) -> Outco
         shown = [f"{name} {step:+.3f} ± {error:.3f}" for name, (step, error) in found.items()]
         numbers = f"mean over {', '.join(map(TASK_NAMES.get, shared))}: {', '.join(shown)}"
         verdict, leans = _between(found.values(), least=0.0)
-        few = f" of {SEEDS}" if seeds < SEEDS else ""
+        few = f" of {TASK_SEEDS}" if seeds < TASK_SEEDS else ""
         return Outcome(OPEN if few else verdict, f"{numbers}; {seeds}{few} seeds", leans)
     needed = " and ".join(dict.fromkeys(method for pair in pairs for method in pair))
     return _untested(f"zero-shot runs of {needed} on the same items")
@@ -365,7 +365,7 @@ SAME_MASK = (
 )
 ALONE = "only timed runs count, each alone among the runs of its plan"
 PAIRED = (
-    f"paired by seed; decided where Student's 95 % interval of the mean, from {OPTION_SEEDS} seeds "
+    f"paired by seed; decided where Student's 95 % interval of the mean, from {SEEDS} seeds "
     "on, is on one side of that"
 )
 NOISE = (
@@ -374,8 +374,8 @@ NOISE = (
     "damage ln(perplexity / dense)"
 )
 STEP = (
-    f"The mean over tasks is higher by more than its error, from {SEEDS} seeds on: two standard "
-    "errors over paired items and Student's 95 % interval over seeds, added in quadrature."
+    f"The mean over tasks is higher by more than its error, from {TASK_SEEDS} seeds on: two "
+    "standard errors over paired items and Student's 95 % interval over seeds, added in quadrature."
 )
 CLAIMS = (
     Claim(
