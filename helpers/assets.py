@@ -105,8 +105,8 @@ ASSETS: dict[str, Asset] = {
     ),
 }
 # fmt: on
-# the tensors that the model's conversion gives, see `_tensors_hash`
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+# the tensors that the model's conversion gives, see `_tensors_hash`
 CONVERTED = "15de52720e20a45e4e8358f990c18d70df7af4ed1b83eb20b5ac6ff3cb0dae2e"
 
 
