@@ -17,7 +17,8 @@ from benchmarks.solver import SPARSITY
 from benchmarks.timing import exponent, interleaved, summary
 from helpers.admm import admm_grad
 from helpers.gram import gram_of
-from helpers.prune import PruneReport, prune_model
+from helpers.loop import PruneReport
+from helpers.prune import prune_model
 
 
 def measure(quick: bool = False) -> dict[str, Any]:

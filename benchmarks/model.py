@@ -19,9 +19,10 @@ from benchmarks.timing import interleaved, ratio, summary
 from helpers.capture import advance, capture, check_parity, embed, run_block
 from helpers.corpora import calibration_tokens
 from helpers.gram import Gram
+from helpers.loop import PruneReport
 from helpers.methods import METHODS
 from helpers.models import find_blocks, find_layers, load_model, read_weight
-from helpers.prune import PruneReport, prune_model
+from helpers.prune import prune_model
 from helpers.replay import layer_grams
 
 TARGET, PUBLISHED_TARGET = 1.2, 2.0

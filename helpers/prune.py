@@ -1,40 +1,32 @@
-"""`prune_model`: the only loop over blocks.
+"""`prune_model`: all layers of a model, and everything that is checked before the first one.
 
-The grams of a block come from the stream that the already pruned blocks before it give. All
-layers of a block are measured in one pass over the calibration text and then solved; the block
-runs a second time, with its new weights, to give the stream that enters the next one.
-Everything that can be checked is checked before the first weight changes, and a parity gate
-compares the replayed blocks with the model's own logits.
+The loop over blocks is in `helpers.loop`. Whatever can be refused is refused before a weight
+changes, and a parity gate compares the replayed blocks with the model's own logits.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from helpers.capture import Call, Progress, check_tokens, eval_mode
-from helpers.device import synchronise
+from helpers.capture import Progress, check_tokens, eval_mode
 from helpers.errors import (
     BadParameter,
     HelpersError,
-    OutOfMemory,
     UnsupportedModel,
+    allowed,
     check_switch,
     check_whole,
 )
-from helpers.gram import Gram, gram_of
-from helpers.masks import Pattern, check_divides, check_target, mask_hash, selection_clock
+from helpers.gram import gram_of
+from helpers.loop import BlockHook, Loop, PruneReport, Sparsity, layer_key, sparsity_of
+from helpers.masks import Pattern, check_divides, check_target
 from helpers.methods import check_options, get_method
 from helpers.models import (
-    INTERRUPTED,
     PRUNED,
     STATE,
     check_model,
@@ -42,85 +34,11 @@ from helpers.models import (
     device_of,
     find_blocks,
     find_layers,
-    opened,
     read_weight,
-    write_weight,
 )
-from helpers.replay import Replay, best_batch, out_of_memory
 
 DENSE_ZEROS = 0.2  # a dense model's layers hold fewer exact zeros than that
 TRIAL = 128  # outputs, and about as many inputs, of the layer on which options are tried
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What happened to one layer. `error` and `damping` are None where a method has none.
-
-    mask: see `mask_hash`; None in what was written before there was one.
-    """
-
-    block: int
-    name: str
-    shape: tuple[int, int]
-    sparsity: float
-    error: float | None
-    damping: float | None
-    dead_inputs: int
-    seconds: float
-    mask: str | None = None
-
-
-@dataclass
-class PruneReport:
-    """What `prune_model` did, layer by layer and in all.
-
-    `seconds` holds "total" and its parts: "forward" and "solve", and on a CPU apart from these
-    two "gram" and "selection" (of masks). `batch` is the sequences in one forward pass at the end,
-    and `halved` says where it had to be halved because memory ran out.
-    """
-
-    method: str
-    pattern: str
-    layers: list[LayerReport] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    parity: float | None = None
-    batch: int | None = None
-    halved: list[str] = field(default_factory=list)
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of zeros over all pruned layers together."""
-        # weighted by size: a large layer counts for more than a small one
-        sizes = [layer.shape[0] * layer.shape[1] for layer in self.layers]
-        zeros = sum(s * layer.sparsity for s, layer in zip(sizes, self.layers, strict=True))
-        return zeros / sum(sizes)
-
-    @property
-    def error(self) -> float | None:
-        """Mean relative error ‖XW − XŴ‖²/‖XW‖² over layers, None without calibration."""
-        # not weighted: each error is already relative to the output of its own layer
-        errors = [layer.error for layer in self.layers if layer.error is not None]
-        return sum(errors) / len(errors) if errors else None
-
-    @property
-    def dead_inputs(self) -> int:
-        """Inputs that were zero on every calibration token, summed over layers."""
-        return sum(layer.dead_inputs for layer in self.layers)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain values for a record."""
-        return {
-            "method": self.method,
-            "pattern": self.pattern,
-            "sparsity": self.sparsity,
-            "error": self.error,
-            "dead_inputs": self.dead_inputs,
-            "parity": self.parity,
-            "batch": self.batch,
-            "halved": list(self.halved),
-            "seconds": dict(self.seconds),
-            "layers": [dataclasses.asdict(layer) for layer in self.layers],
-        }
 
 
 def prune_model(
@@ -128,24 +46,26 @@ def prune_model(
     tokens: Tensor | None = None,
     *,
     method: str,
-    sparsity: float | None = None,
+    sparsity: Sparsity = None,
     pattern: str | Pattern = "unstructured",
     batch: int | None = None,
     progress: Progress | None = None,
-    after_block: Callable[[int, nn.Module, Tensor, Call], None] | None = None,
+    before_block: BlockHook | None = None,
+    after_block: BlockHook | None = None,
     allow_pruned: bool = False,
     **options: Any,
 ) -> PruneReport:
     """Prune all linear layers of the decoder blocks, in place: see the module's text for how.
 
     Args: tokens, int64 (sequences, length), which a method that needs no calibration never reads
-    (its report then holds no errors); sparsity, a fraction, to be left out with an N:M pattern;
-    batch, sequences in one forward pass, by default what suits the device (lowered to a divisor of
-    `sequences`, and halved where memory runs out, which the report says); progress, called after
-    each layer; after_block(index, block, stream, call), called before a pruned block runs
-    again, for a step on the whole block; allow_pruned, True to prune a model that is pruned or
-    half pruned already, which is refused otherwise, as the zeros of the first time would count as
-    weights of the dense model; options, those of the method.
+    (its report then holds no errors); sparsity, a fraction, or one for each layer by its name
+    (`helpers.beyond.allocate` makes them), to be left out with an N:M pattern; batch, sequences in
+    one forward pass, by default what suits the device (lowered to a divisor of `sequences`, and
+    halved where memory runs out, which the report says); progress, called after each layer;
+    before_block and after_block(index, block, stream, call), for steps on a whole block: called
+    before its grams are summed, and before the pruned block runs again; allow_pruned, True to prune
+    a model that is pruned or half pruned already, which is refused otherwise, as the zeros of the
+    first time would count as weights of the dense model; options, those of the method.
 
     Memory beyond the model, in bytes: the stream, sequences · length · width · (size of dtype);
     the grams of one block, 4 · Σ d_in² over its different inputs (Llama: three of width², one of
@@ -158,8 +78,9 @@ def prune_model(
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
     check_model(model, half_pruned=check_switch("allow_pruned", allow_pruned))
     check_dense(model, allow_pruned)
-    check_request(model, tokens, method, batch, after_block, arguments)
-    loop = Loop(model, method, arguments, progress=progress, after_block=after_block)
+    hooks = {"before_block": before_block, "after_block": after_block}
+    check_request(model, tokens, method, batch, arguments, hooks)
+    loop = Loop(model, method, arguments, progress=progress, **hooks)
     # dropout off: its random zeros would enter the grams
     with eval_mode(model), loop.damage_in_errors():
         report = loop.run(tokens, batch)
@@ -202,8 +123,8 @@ def check_request(
     tokens: Tensor | None,
     method: str,
     batch: int | None,
-    after_block: Callable[..., None] | None,
     arguments: dict[str, Any],
+    hooks: Mapping[str, BlockHook | None] | None = None,
 ) -> None:
     """Raise for everything that can be refused before a weight changes.
 
@@ -221,7 +142,6 @@ def check_request(
     pattern = Pattern.parse(arguments["pattern"])
     options = {name: arguments[name] for name in arguments if name not in ("sparsity", "pattern")}
     check_options(method, options)
-    check_target(arguments["sparsity"], pattern)
     if needs_calibration:
         if tokens is None:
             raise BadParameter(
@@ -229,19 +149,45 @@ def check_request(
                 'or use method "magnitude"'
             )
         check_tokens(model, tokens)
-    elif after_block:
-        raise BadParameter(
-            f"method {method!r} runs no block, so after_block would never be called: leave it out"
-        )
-    shapes = []  # of all layers: a pattern that does not fit the last one is refused here
+    for name, hook in (hooks or {}).items():
+        if hook and not needs_calibration:
+            raise BadParameter(
+                f"method {method!r} runs no block, so {name} would never be called: leave it out"
+            )
+    shapes = {}  # of all layers: a pattern that does not fit the last one is refused here
     for index, block in enumerate(find_blocks(model)):
         for name, layer in find_layers(block, f"block {index}").items():
             check_divides(pattern, read_weight(layer).shape[1])
             # on the meta device there are shapes only; such a weight is checked when it is read
             if not layer.weight.is_meta:
                 check_weights(f"block {index} {name}", layer)
-            shapes.append(read_weight(layer).shape)
-    try_method(method, arguments, min(shapes, key=math.prod), device_of(model))
+            shapes[layer_key(index, name)] = read_weight(layer).shape
+    check_sparsities(arguments["sparsity"], pattern, shapes)
+    smallest = min(shapes, key=lambda key: math.prod(shapes[key]))
+    trial = {**arguments, "sparsity": sparsity_of(arguments["sparsity"], smallest)}
+    try_method(method, trial, shapes[smallest], device_of(model))
+
+
+def check_sparsities(sparsity: Sparsity, pattern: Pattern, layers: Sequence[str]) -> None:
+    """Raise unless there is an allowed sparsity for each of the model's layers, by their names.
+
+    Raises BadSparsity, BadParameter for a mapping that names other layers than the model has.
+    """
+    if not isinstance(sparsity, Mapping):
+        check_target(sparsity, pattern)
+        return
+    wrong = sorted(set(layers) ^ set(sparsity), key=str)
+    if wrong:
+        what = "lacks" if wrong[0] in layers else "names"
+        raise BadParameter(
+            f"sparsity {what} {allowed(wrong[:3])}: give one value for all layers, or one for each "
+            f"of the {len(layers)}, from {next(iter(layers))!r} on"
+        )
+    for name, value in sparsity.items():
+        try:
+            check_target(value, pattern)
+        except HelpersError as error:
+            raise type(error)(f"layer {name}: {error}") from error
 
 
 def try_method(
@@ -259,242 +205,3 @@ def try_method(
     # a method may draw random numbers, and the caller's must not depend on this trial
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         get_method(method)(weight.to(device), gram, **arguments)
-
-
-# The core imports no wing, so the loop is given what a wing adds: a Store that saves finished
-# blocks and resumes, and a Team of processes. These two classes are the plain case
-class Store:
-    """Where pruned blocks go. This one leaves them in the model."""
-
-    def begin(self) -> None:
-        """Called once the parity gate, which needs the dense model, is passed."""
-
-    def finished(self, index: int) -> list[LayerReport] | None:
-        """The layers of a block that an earlier run has finished, else None.
-
-        The model then holds that block's pruned weights.
-        """
-        return None
-
-    def finish(self, index: int, layers: list[LayerReport], halved: list[str]) -> None:
-        """Keep a pruned block, whose weights are open, with the reports of its layers.
-
-        halved: where the batch had to be halved so far.
-        """
-
-    def allocate(self, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Memory for the stream."""
-        return torch.empty(*shape, dtype=dtype, device=device)
-
-
-class Team:
-    """Processes that prune one model together. This one has a single member.
-
-    rank: the number of this process, from 0; size: how many there are; lead: whether this one
-    writes.
-    """
-
-    rank, size, lead = 0, 1, True
-
-    def share(self, value: Any) -> Any:
-        """The value of the lead, in every process; all wait for one another."""
-        return value
-
-    def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, in every process; all wait for one another."""
-        return [value]
-
-    def part(self, tokens: Tensor) -> Tensor:
-        """The calibration sequences of this process."""
-        return tokens
-
-    def sum(self, grams: dict[str, Gram]) -> None:
-        """Replace each gram by its sum over all processes."""
-
-    def solve(
-        self, layers: dict[str, nn.Module], prune: Callable[[str], LayerReport]
-    ) -> Iterator[LayerReport]:
-        """Prune the layers of a block, each by some process, and give their reports in turn."""
-        for name in layers:
-            yield prune(name)
-
-
-class Loop:
-    """One run over a model's blocks, with the clock of its parts and the report as it grows."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        method: str,
-        arguments: dict[str, Any],
-        *,
-        progress: Progress | None = None,
-        after_block: Callable[..., None] | None = None,
-        store: Store | None = None,
-        team: Team | None = None,
-    ) -> None:
-        pattern = Pattern.parse(arguments["pattern"])
-        # the pattern is parsed once, here, and not for every layer
-        self.model, self.arguments = model, {**arguments, "pattern": pattern}
-        self.method = get_method(method)
-        self.report = PruneReport(method, str(pattern))
-        self.progress, self.after_block = progress, after_block
-        self.store, self.team = store or Store(), team or Team()
-        self.blocks = find_blocks(model)
-        self.total = sum(len(find_layers(block)) for block in self.blocks)
-        self.device = device_of(model)
-        self.seconds = {"forward": 0.0, "solve": 0.0}
-        # a GPU works on after a call has returned, so parts of a block cannot be timed there
-        self.parts = self.device.type == "cpu"
-        if self.parts:
-            self.seconds |= {"gram": 0.0, "selection": 0.0}
-
-    def run(self, tokens: Tensor | None, batch: int | None) -> PruneReport:
-        """Prune every block that is not finished; the model runs if the method reads tokens."""
-        started = time.perf_counter()
-        replay = stream = None
-        if self.method.needs_calibration:
-            # each process runs its own part of the text through the whole model
-            tokens = self.team.part(tokens)
-            with self.timed("forward"):
-                batch = batch or best_batch(self.device, tokens.shape[1])
-                replay = Replay(self.model, tokens, batch)
-                # before the first weight changes: the gate needs the dense model's own logits
-                self.report.parity = max(self.team.gather(replay.parity()))
-                self.store.begin()
-                # One stream for the whole loop, overwritten block by block: (sequences, length,
-                # width). Keeping every block's would take as many times that as there are blocks
-                stream = replay.embed(self.store.allocate)
-        for index in range(len(self.blocks)):
-            # a model that is read block by block holds this block's weights only inside
-            with opened(self.model, index):
-                self.one_block(index, replay, stream)
-        if replay:
-            self.report.batch, self.report.halved = replay.batch, self.halved(replay)
-        self.report.seconds = {"total": time.perf_counter() - started, **self.seconds}
-        return self.report
-
-    def one_block(self, index: int, replay: Replay | None, stream: Tensor | None) -> None:
-        """Measure and prune a block unless it is finished, and take the stream through it."""
-        finished = self.store.finished(index)
-        # a resumed run: the weights are pruned already, but the stream has still to pass them
-        if finished is not None:
-            self.report.layers += finished
-        else:
-            before = len(self.report.layers)
-            # measured while all layers of the block are dense: their inputs are those of the dense
-            # block on the stream of the pruned blocks before it
-            self.prune_block(index, self.measure(index, replay, stream) if replay else None)
-            if self.after_block:
-                # the stream here is still the one that enters the block
-                self.after_block(index, self.blocks[index], stream, replay.calls[index])
-            halved = self.halved(replay) if replay else []
-            self.store.finish(index, self.report.layers[before:], halved)
-        # now with the pruned weights, so later layers are fitted to inputs they will really get.
-        # Nothing reads the stream after the last block
-        if replay and index + 1 < len(self.blocks):
-            with self.timed("forward"):
-                replay.advance(index, stream)
-
-    def halved(self, replay: Replay) -> list[str]:
-        """Where some process had to halve its batch so far."""
-        if self.team.size == 1:
-            return list(replay.halved)
-        # each process halves its own batch
-        of_all = enumerate(self.team.gather(replay.halved))
-        return [f"process {rank}, {where}" for rank, places in of_all for where in places]
-
-    def measure(self, index: int, replay: Replay, stream: Tensor) -> dict[str, Gram]:
-        """The grams of a block's layers, over all calibration text."""
-        with self.timed("forward"):
-            grams, gram_seconds = replay.grams(index, stream)
-            # a gram is a sum over tokens, so the processes' sums add up to that of all text
-            self.team.sum(grams)
-        if self.parts:
-            # the grams are summed in hooks, inside the forward pass that `timed` has just counted
-            self.seconds["forward"] -= gram_seconds
-            self.seconds["gram"] += gram_seconds
-        return grams
-
-    def prune_block(self, index: int, grams: dict[str, Gram] | None) -> None:
-        """Solve and overwrite each layer of one block."""
-        # by name, in the order of the block's definition: layers that share a gram come together
-        layers = find_layers(self.blocks[index], f"block {index}")
-
-        def prune(name: str) -> LayerReport:
-            # popped, so that a gram and its factor are freed with the last layer that reads them
-            gram = grams.pop(name) if grams else None
-            with self.timed("solve"), selection_clock() as clock:
-                layer_report = self.prune_layer(index, name, layers[name], gram)
-            if self.parts:
-                # as above: choosing masks happened inside the seconds of "solve"
-                self.seconds["selection"] += clock.seconds
-                self.seconds["solve"] -= clock.seconds
-            return layer_report
-
-        # a generator: each layer is solved, reported and freed before the next is taken up
-        for layer_report in self.team.solve(layers, prune):
-            self.report.layers.append(layer_report)
-            if self.progress:
-                done = len(self.report.layers)
-                self.progress(done, self.total, f"block {index} {layer_report.name}")
-
-    def prune_layer(
-        self, index: int, name: str, layer: nn.Module, gram: Gram | None
-    ) -> LayerReport:
-        """Solve and overwrite one layer."""
-        started = time.perf_counter()
-        # (d_out, d_in), the layer's own memory: the registry refuses a method that writes there
-        weight = read_weight(layer)
-        try:
-            result = self.method(weight, gram, **self.arguments)
-        except HelpersError as error:
-            # the same class, so that a caller can catch it as before, and now with the layer's name
-            raise type(error)(f"block {index} {name}: {error}") from error
-        except (RuntimeError, MemoryError) as error:
-            # torch raises RuntimeError for nearly everything; only a lack of memory is the user's
-            # to solve
-            if not out_of_memory(error):
-                raise
-            raise OutOfMemory(
-                f"block {index} {name}: out of memory while solving this layer: use a device with "
-                "more memory, or prune_checkpoint, which holds one block at a time"
-            ) from error
-        # from here on the model is neither dense nor pruned, whatever ends the loop
-        setattr(self.model, STATE, INTERRUPTED)
-        # in place: the module stays the one that the model, its hooks and tied weights refer to
-        write_weight(layer, result.weight)
-        return LayerReport(
-            block=index,
-            name=name,
-            shape=tuple(weight.shape),
-            # from the mask, not the zeros of the weight: a kept weight may happen to be 0
-            sparsity=1 - int(result.keep.sum()) / result.keep.numel(),
-            error=result.error,
-            damping=result.damping,
-            dead_inputs=result.dead_inputs,
-            mask=mask_hash(result.keep),
-            seconds=time.perf_counter() - started,
-        )
-
-    @contextlib.contextmanager
-    def damage_in_errors(self) -> Iterator[None]:
-        """Add to an error how many layers had been changed when it happened."""
-        try:
-            yield
-        except HelpersError as error:
-            count = len(self.report.layers)
-            # nothing has changed, so there is nothing to warn of
-            if not count:
-                raise
-            damage = f"layers already pruned: {count}; reload the model"
-            raise type(error)(f"{error}; {damage}") from error
-
-    @contextlib.contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        """Add the seconds spent inside to self.seconds[what]."""
-        started = time.perf_counter()
-        # no `finally`: an error ends the run, and nobody reads its seconds
-        yield
-        synchronise(self.device)
-        self.seconds[what] += time.perf_counter() - started

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from helpers import admm, capture, corpora, evaluate, masks, methods, prune, replay, sparsegpt
+from helpers import loop as blocks
 from helpers.errors import HelpersError
 from helpers.fast import fused, panels
 from helpers.gram import Gram
@@ -184,7 +185,7 @@ def loop(change: str) -> Patch:
     return lambda monkeypatch: monkeypatch.setattr(fused, "admm", solve)
 
 
-def dense_stream(whole: Callable, self: prune.Loop, index: int, replay: Any, stream: Any) -> None:
+def dense_stream(whole: Callable, self: blocks.Loop, index: int, replay: Any, stream: Any) -> None:
     """Later blocks see what the dense model gives."""
     block, before = copy.deepcopy(self.blocks[index]), stream.clone()
     whole(self, index, replay, stream)
@@ -294,7 +295,7 @@ MUTANTS: dict[str, tuple[tuple[str, ...], Patch]] = {
         ("admm-grad",),
         around(panels, "add_upper", lambda whole, s, rows: whole(s, rows.half().float())),
     ),
-    "the stream of dense blocks": (("admm-grad",), around(prune.Loop, "one_block", dense_stream)),
+    "the stream of dense blocks": (("admm-grad",), around(blocks.Loop, "one_block", dense_stream)),
     "the stream stays at the first block": (
         ("admm-grad",),
         around(replay.Replay, "advance", lambda *_: None),
@@ -308,7 +309,7 @@ MUTANTS: dict[str, tuple[tuple[str, ...], Patch]] = {
         around(corpora, "_joined", lambda whole, texts, _: whole(["".join(texts)], Letters())),
     ),
     # what is pruned and what is measured
-    "one layer stays dense": (("admm-grad",), around(prune, "write_weight", one_stays_dense)),
+    "one layer stays dense": (("admm-grad",), around(blocks, "write_weight", one_stays_dense)),
     "the error is not squared": (
         ("wanda",),
         around(methods, "relative_error", lambda whole, *args: whole(*args) ** 0.5),

@@ -25,10 +25,11 @@ from helpers.errors import (
     UnsupportedModel,
 )
 from helpers.gram import gram_of
+from helpers.loop import LayerReport
 from helpers.masks import select
 from helpers.methods import METHODS, LayerResult, register
 from helpers.models import STATE
-from helpers.prune import LayerReport, try_method
+from helpers.prune import try_method
 
 
 def zero_fractions(model: nn.Module, family: str) -> dict[str, float]:

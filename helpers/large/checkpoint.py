@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helpers.capture import eval_mode
+from helpers.capture import Progress, eval_mode
 from helpers.errors import BadParameter, check_choice, check_switch
 from helpers.large.jobs import REPORTED, Job, Workspace
 from helpers.large.mask_files import write_masks
@@ -37,19 +37,11 @@ from helpers.large.shards import (
     writing,
 )
 from helpers.large.streaming import WeightReader, load_streamed, source_folder
+from helpers.loop import LayerReport, Loop, PruneReport, Sparsity, Store, Team
 from helpers.methods import get_method
 from helpers.models import WEIGHT_READER, find_layers, opened
 from helpers.paths import code_hash, core_code, replace_file, sha256_file
-from helpers.prune import (
-    LayerReport,
-    Loop,
-    Progress,
-    PruneReport,
-    Store,
-    Team,
-    check_request,
-    check_zeros,
-)
+from helpers.prune import check_request, check_zeros
 
 ACTIVATIONS = ("memory", "disk")
 # what decides the bits of a weight, beside the core and this package
@@ -79,7 +71,7 @@ def prune_checkpoint(
     tokens: Tensor | None = None,
     *,
     method: str,
-    sparsity: float | None = None,
+    sparsity: Sparsity = None,
     pattern: str = "unstructured",
     batch: int | None = None,
     device: str = "auto",
@@ -116,7 +108,7 @@ def prune_checkpoint(
     model, _ = load_streamed(source, device=device, dtype=dtype)
     reader: WeightReader = getattr(model, WEIGHT_READER)
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
-    check_request(model, tokens, method, batch, None, arguments)
+    check_request(model, tokens, method, batch, arguments)
     workspace = Workspace(source, destination)
     if not check_switch("allow_pruned", allow_pruned):
         with opened(model, 0):  # one block says it, and the others are on disk

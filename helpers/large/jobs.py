@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 
 from helpers.errors import HelpersError, ResumeError, allowed, first_line
 from helpers.large.shards import DAMAGED, TEMPORARY, folder_path, writing
+from helpers.loop import LayerReport
 from helpers.paths import replace_file, sha256_file, sync_folder
-from helpers.prune import LayerReport
 
 MANIFEST = "pruning.json"
 FORMAT = 2

@@ -66,10 +66,10 @@ from helpers.large.checkpoint import prune_checkpoint
 from helpers.large.jobs import layer_report
 from helpers.large.shards import DAMAGED
 from helpers.large.streaming import load_tokenizer, source_folder
+from helpers.loop import LayerReport, Team
 from helpers.machine import cpus
 from helpers.methods import get_method
 from helpers.models import read_weight, write_weight
-from helpers.prune import LayerReport, Team
 from helpers.replay import out_of_memory
 
 WAIT = timedelta(hours=2)  # for the slowest layer of a large model
