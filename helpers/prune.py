@@ -176,13 +176,13 @@ def check_sparsities(sparsity: Sparsity, pattern: Pattern, layers: Sequence[str]
     if not isinstance(sparsity, Mapping):
         check_target(sparsity, pattern)
         return
-    wrong = sorted(set(layers) ^ set(sparsity), key=str)
-    if wrong:
-        what = "lacks" if wrong[0] in layers else "names"
-        raise BadParameter(
-            f"sparsity {what} {allowed(wrong[:3])}: give one value for all layers, or one for each "
-            f"of the {len(layers)}, from {next(iter(layers))!r} on"
-        )
+    missing, unknown = set(layers) - set(sparsity), set(sparsity) - set(layers)
+    for what, names in (("lacks", missing), ("names the unknown", unknown)):
+        if names:
+            raise BadParameter(
+                f"sparsity {what} {allowed(sorted(map(str, names))[:3])}: give one value for all "
+                f"layers, or one for each of the {len(layers)}, from {next(iter(layers))!r} on"
+            )
     for name, value in sparsity.items():
         try:
             check_target(value, pattern)

@@ -1,0 +1,173 @@
+"""What `helpers.beyond.allocate` asks of a dense model, which is left bit for bit as it was.
+
+The norms of all layers' inputs, the divergence of the model with some layers pruned for a moment,
+and the gradients of layers one at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from helpers.capture import Progress, capture
+from helpers.device import all_finite
+from helpers.errors import NonFinite, UnsupportedModel
+from helpers.loop import layer_key
+from helpers.masks import top_k
+from helpers.models import (
+    check_weights,
+    device_of,
+    find_blocks,
+    find_layers,
+    read_weight,
+    write_weight,
+)
+from helpers.replay import best_batch
+
+POSITIONS = 128  # of a window, whose divergences are computed together
+
+
+def layers_of(model: nn.Module) -> tuple[dict[str, nn.Module], list[list[str]]]:
+    """The model's layers by `layer_key`, and the keys of each block.
+
+    Raises UnsupportedModel, NonFinite.
+    """
+    layers: dict[str, nn.Module] = {}
+    blocks: list[list[str]] = []
+    for index, block in enumerate(find_blocks(model)):
+        found = find_layers(block, f"block {index}")
+        for name, layer in found.items():
+            check_weights(f"block {index} {name}", layer)
+            layers[layer_key(index, name)] = layer
+        blocks.append([layer_key(index, name) for name in found])
+    return layers, blocks
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a pass of the dense model over the text shows of its layers, by `layer_key`.
+
+    blocks: the keys of each block. norms: ‖x_j‖ of a layer's inputs over all tokens, float32
+    (d_in,). inputs: which input of its block a layer reads, from 0 in the order in which they are
+    first read; in Llama 0 for q, k and v, 1 for o, 2 for gate and up, 3 for down.
+    """
+
+    model: nn.Module
+    tokens: Tensor
+    layers: dict[str, nn.Module]
+    blocks: list[list[str]]
+    norms: dict[str, Tensor]
+    inputs: dict[str, int]
+    progress: Progress
+
+    def score(self, key: str) -> Tensor:
+        """|W|·‖x‖, float32 (d_out, d_in): where the methods' first mask comes from."""
+        return read_weight(self.layers[key]).float().abs() * self.norms[key]
+
+    def size(self, keys: Sequence[str]) -> int:
+        """The number of weights in some layers."""
+        return sum(self.layers[key].weight.numel() for key in keys)
+
+
+def survey(
+    model: nn.Module,
+    tokens: Tensor,
+    layers: dict[str, nn.Module],
+    blocks: list[list[str]],
+    progress: Progress,
+) -> Survey:
+    """Run the model over the text, and see what its layers are given."""
+    squares: dict[str, Tensor] = {}
+    inputs: dict[str, int] = {}
+    read: list[tuple[int, Tensor]] = []  # the inputs that the block now running has read so far
+
+    def see(key: str, given: Tensor) -> None:
+        # float32 first: in float16 the square of 256 is infinite already
+        added = given.detach().flatten(0, -2).float().square().sum(0)
+        squares[key] = squares[key] + added if key in squares else added
+        if key not in inputs:
+            # layers share an input if they are given the very same tensor, whatever their names
+            numbers = [number for number, tensor in read if tensor is given]
+            inputs[key] = numbers[0] if numbers else len({number for number, _ in read})
+            read.append((inputs[key], given))
+
+    batches = tokens.split(best_batch(device_of(model), tokens.shape[1]))
+    with contextlib.ExitStack() as stack:
+        for block in find_blocks(model):
+            stack.enter_context(block.register_forward_pre_hook(lambda *_: read.clear()))
+        for key, layer in layers.items():
+            look = lambda _layer, args, key=key: see(key, args[0])  # noqa: E731
+            stack.enter_context(layer.register_forward_pre_hook(look))
+        for done, rows in enumerate(batches, 1):
+            # ends after the last block: the logits are not needed
+            capture(model, rows, head=False)
+            progress(done, len(batches), "calibration text")
+    for key in layers:
+        if key not in squares:
+            raise UnsupportedModel(
+                f"layer {key} saw no calibration tokens: if it is an expert, give more calibration "
+                "text; otherwise choose another model"
+            )
+        if not all_finite(squares[key]):
+            raise NonFinite(
+                f"the inputs of layer {key} hold NaN or infinity: check the weights of the layers "
+                "before it, or use dtype float32"
+            )
+    norms = {key: squares[key].sqrt() for key in layers}
+    return Survey(model, tokens, layers, blocks, norms, inputs, progress)
+
+
+def divergence(dense: Tensor, pruned: Tensor) -> float:
+    """KL(dense ‖ pruned) of the predictions, summed over positions; logits (1, length, words)."""
+    total = 0.0
+    # in parts: log-probabilities in float32 are as large as the logits, or twice that
+    for old, new in zip(dense[0].split(POSITIONS), pruned[0].split(POSITIONS), strict=True):
+        old, new = (logits.float().log_softmax(-1) for logits in (old, new))
+        total += float(functional.kl_div(new, old, reduction="sum", log_target=True))
+    return total
+
+
+@contextlib.contextmanager
+def pruned_meanwhile(seen: Survey, keys: Sequence[str], sparsity: float) -> Iterator[None]:
+    """Inside, some layers lack their smallest scores; afterwards they have the same bits again."""
+    before = {key: read_weight(seen.layers[key]).clone() for key in keys}
+    try:
+        for key in keys:
+            write_weight(seen.layers[key], before[key] * top_k(seen.score(key), sparsity))
+        yield
+    finally:
+        for key in keys:
+            write_weight(seen.layers[key], before[key])
+
+
+@contextlib.contextmanager
+def gradients(
+    model: nn.Module, weights: dict[str, nn.Parameter], add: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Inside, a backward pass calls add(key, parameter) as soon as a weight's gradient is there.
+
+    No other parameter gets one. What the caller has set, gradients too, is there again afterwards.
+    """
+    parameters = list(model.parameters())
+    before = [(parameter.requires_grad, parameter.grad) for parameter in parameters]
+    try:
+        for parameter in parameters:
+            # a gradient of the caller's would be added to
+            parameter.grad = None
+            parameter.requires_grad_(False)
+        with contextlib.ExitStack() as stack:
+            for key, weight in weights.items():
+                weight.requires_grad_(True)
+                hook = lambda parameter, key=key: add(key, parameter)  # noqa: E731
+                stack.enter_context(weight.register_post_accumulate_grad_hook(hook))
+            stack.enter_context(torch.enable_grad())
+            yield
+    finally:
+        for parameter, (wanted, gradient) in zip(parameters, before, strict=True):
+            parameter.requires_grad_(wanted)
+            parameter.grad = gradient
