@@ -145,6 +145,23 @@ def test_a_checkpoint_of_the_bare_model_resumed(tmp_path: Path, to: Path) -> Non
     assert fam.changed(saved.loaded(to), fam.snapshot(whole)) == set()
 
 
+def test_a_sparsity_for_each_layer_is_part_of_the_request(source: Path, to: Path) -> None:
+    names = (*fam.QKVO, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    asked = {f"{i}.{name}": (i + n) / 10 for i in range(BLOCKS) for n, name in enumerate(names)}
+    interrupted(source, to, 10, sparsity=asked)
+    for other in (0.5, asked | {"2.mlp.up_proj": 0.25}):
+        with pytest.raises(ResumeError):
+            prune_checkpoint(source, to, TOKENS, **{**WANDA, "sparsity": other})
+    # another order of the same names is the same request
+    again = dict(reversed(asked.items()))
+    report, blocks = blocks_solved(source, to, sparsity=again)
+    assert report.resumed == 1 and blocks == [1, 2]
+    model, _ = load_model(source, dtype=WANDA.get("dtype", "float32"))
+    prune_model(model, TOKENS, **{**WANDA, "sparsity": asked})
+    pruned, _ = load_model(to)
+    assert not fam.changed(pruned, fam.snapshot(model))
+
+
 # ---------------------------------------------------------------- killed, and going on
 
 

@@ -404,6 +404,55 @@ def test_a_bad_request_changes_nothing() -> None:
     assert isinstance(error, BadParameter) and "after_block" in str(error)
 
 
+# ---------------------------------------------------------------- a sparsity for each layer
+
+
+def by_layer(value: float = 0.5) -> dict[str, float]:
+    """A sparsity for each layer of the tiny Llama."""
+    return {f"{i}.{name}": value for i in (0, 1) for name in fam.LLAMA_LAYERS}
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "admm-grad"])
+def test_equal_sparsities_by_layer_are_one_sparsity(method: str) -> None:
+    models, tokens = (fam.build("llama"), fam.build("llama")), fam.random_tokens()
+    for model, sparsity in zip(models, (0.6, by_layer(0.6)), strict=True):
+        prune_model(model, tokens, method=method, sparsity=sparsity)
+    assert not fam.changed(models[0], fam.snapshot(models[1]))
+
+
+def test_each_layer_gets_its_own_sparsity() -> None:
+    model = fam.build("llama")
+    asked = {key: n / 16 for n, key in enumerate(by_layer())}  # from 0 on
+    backwards = dict(reversed(asked.items()))  # names decide, not their order
+    report = prune_model(model, fam.random_tokens(), method="admm-grad", sparsity=backwards)
+    assert {f"{line.block}.{line.name}": line.sparsity for line in report.layers} == asked
+    found = zero_fractions(model, "llama")
+    assert {name.removeprefix("model.layers."): zeros for name, zeros in found.items()} == asked
+
+
+def test_sparsities_that_do_not_fit_the_model() -> None:
+    model, tokens = fam.build("llama"), fam.random_tokens()
+    key = "1.mlp.up_proj"
+    missing = {name: 0.5 for name in by_layer() if name != key}  # noqa: C420
+    for error, sparsity, *words in (
+        (BadParameter, missing, f"lacks {key}:", "one for each of the 14", "0.self_attn.q_proj"),
+        (BadParameter, {**by_layer(), "2.mlp.up_proj": 0.5}, "names the unknown 2.mlp.up_proj:"),
+        (BadParameter, {**missing, "mlp.up_proj": 0.5}, f"lacks {key}:"),  # and not the other too
+        (BadParameter, {**by_layer(), 3: 0.5}, "names the unknown 3:"),
+        (BadParameter, {}, "lacks 0.mlp.down_proj, 0.mlp.gate_proj, 0.mlp.up_proj:"),
+        (BadSparsity, {**by_layer(), key: 1.0}, f"layer {key}: sparsity 1.0"),
+        (BadSparsity, {**by_layer(), key: 50}, f"layer {key}", "write 0.5"),
+        (BadSparsity, {**by_layer(), key: None}, f"layer {key}: sparsity is missing"),
+        (BadSparsity, {**by_layer(), key: math.nan}, f"layer {key}"),
+    ):
+        caught = refused(model, tokens, method="wanda", sparsity=sparsity)
+        assert isinstance(caught, error), sparsity
+        assert all(word in str(caught) for word in words), str(caught)
+    error = refused(model, tokens, method="wanda", sparsity=by_layer(0.6), pattern="2:4")
+    assert isinstance(error, BadSparsity) and "contradicts pattern" in str(error)
+    prune_model(model, tokens, method="wanda", sparsity=by_layer(0.5), pattern="2:4")
+
+
 @pytest.mark.parametrize(
     "request_",
     [
