@@ -113,18 +113,21 @@ def test_owl_by_hand() -> None:
 
 
 def test_owls_ratio_on_a_small_matrix() -> None:
-    # two blocks of one layer with scores 1, 1, 1, 9 and 1, 1, 1, 1: means 3 and 1, so one score of
-    # four is above twice the mean in the first, and none in the second
-    layers = {"0.a": nn.Linear(2, 2), "1.a": nn.Linear(2, 2)}
-    with torch.no_grad():
-        layers["0.a"].weight.copy_(torch.tensor([[1.0, -0.5], [-1.0, 4.5]]))
-        layers["1.a"].weight.copy_(torch.tensor([[1.0, -0.5], [1.0, 0.5]]))
-    norms = dict.fromkeys(layers, torch.tensor([1.0, 2.0]))
-    seen = survey.Survey(
-        None, None, layers, [["0.a"], ["1.a"]], norms, dict.fromkeys(layers, 0), None
-    )
+    # three blocks of one layer; inputs of norms 1 and 2 make these scores, of which above twice
+    # their mean are 3.2 > 3.1, one in four; none; and 3.1 > 2.525, one in eight
+    weights = {
+        "0.a": [[1.0, 0.5], [-1.0, -1.6]],  # 1, 1, 1, 3.2
+        "1.a": [[1.0, -0.5], [1.0, 0.5]],  # 1, 1, 1, 1
+        "2.a": [[1.0, -0.5], [-1.0, 0.5], [1.0, 0.5], [3.1, 0.5]],
+    }
+    layers = {}
+    for key, rows in weights.items():
+        layers[key] = nn.Linear(2, len(rows))
+        layers[key].weight.data = torch.tensor(rows)
+    norms, inputs = dict.fromkeys(layers, torch.tensor([1.0, 2.0])), dict.fromkeys(layers, 0)
+    seen = survey.Survey(None, None, layers, [[key] for key in layers], norms, inputs, None)
     curve = RULES["owl"][0](seen, 0.5, 0.1, outliers=2.0)
-    torch.testing.assert_close(curve(0.1), float64(0.4, 0.6))
+    torch.testing.assert_close(curve(0.1), float64(0.4, 0.6, 0.5))
 
 
 @pytest.mark.parametrize(
@@ -186,26 +189,34 @@ def test_measured_makes_the_cost_of_the_next_weight_equal(monkeypatch) -> None:
     assert max(margins) == pytest.approx(min(margins), rel=0.02)
 
 
-def test_fishers_costs_are_those_of_the_gradients() -> None:
+# a matrix of 32 · 32 too, whose transpose has the same shape
+@pytest.mark.parametrize("name", ["mlp.c_fc", "attn.c_proj"])
+def test_fishers_costs_are_those_of_the_gradients(name: str) -> None:
     model, tokens = fam.build("gpt2"), fam.random_tokens(3)
-    parameter = model.transformer.h[1].mlp.c_fc.weight
+    parameter = model.transformer.h[1].get_submodule(name).weight
     squares = torch.zeros_like(parameter)
     for row in tokens:
         loss = model(row[None], labels=row[None]).loss * (len(row) - 1)
         squares += torch.autograd.grad(loss, parameter)[0] ** 2
     layers, blocks = survey.layers_of(model)
     seen = survey.survey(model, tokens, layers, blocks, lambda *_: None)
-    curve = RULES["fisher"][0](seen, 0.5, 0.1)
-    order = seen.score("1.mlp.c_fc").flatten().argsort(stable=True)
+    curve, at = RULES["fisher"][0](seen, 0.5, 0.1), list(layers).index(f"1.{name}")
+    order = seen.score(f"1.{name}").flatten().argsort(stable=True)
     terms = (squares * parameter.detach() ** 2).T.flatten()[order].double()
-    # the smallest hundredth of the scores: at the log of its cost by the weight the curve is at
-    # the middle of that hundredth, unless the cost is that of the next one too
-    parts = [part.sum().item() / len(order) for part in terms.tensor_split(100)]
-    at = list(seen.layers).index("1.mlp.c_fc")
-    highest = max(range(100), key=parts.__getitem__)
-    after = curve(math.log(parts[highest]) * 1.0 + 1e-2)[at]
-    assert after == 1.0
-    assert curve(math.log(parts[highest]) - 1e-2)[at] < (highest + 0.5) / 100 + 0.01
+    # a place of the order belongs to the part place · 100 // places; the cost of a part is never
+    # below that of the parts before it
+    logs, compared = [], 0
+    for part in range(100):
+        members = [i for i in range(len(order)) if i * 100 // len(order) == part]
+        log = math.log(terms[members].sum().item() / len(order))
+        logs.append(max([log, *logs[-1:]]))
+    for part in range(1, 100):
+        if logs[part] > logs[part - 1] + 0.01:
+            # halfway between the costs of two parts the curve is halfway between their middles
+            compared += 1
+            middle = curve((logs[part] + logs[part - 1]) / 2)[at]
+            assert middle == pytest.approx(part / 100, abs=2e-4)
+    assert compared > 5
 
 
 def test_levels_are_equal_parts_of_the_order() -> None:

@@ -113,11 +113,10 @@ def allocate(
             f"sparsity {sparsity!r} would leave no weight in some layer: give a smaller sparsity"
         )
     found = None
-    if rule != "uniform":
-        check_tokens(model, tokens)
     # dropout off: its random zeros would enter the norms
     with eval_mode(model):
         if rule != "uniform":
+            check_tokens(model, tokens)
             found = survey(model, tokens, layers, blocks, progress or (lambda *_step: None))
         curve = function(found, sparsity, spread, **options)
     counts = share_out(sizes, curve, total, low, high)
