@@ -1,0 +1,146 @@
+"""What the steps that train a pruned model share: which weights may move, and at what rate.
+
+A pruned weight stays exactly zero: its gradient is masked, so Adam's moments for it stay zero, and
+the mask is applied once more after each step. Weights are kept in float32; only the products may
+be done in bfloat16, and only where a probe finds that this machine does them faster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from helpers.device import synchronise
+from helpers.errors import BadParameter, check_choice
+from helpers.loop import layer_key
+from helpers.models import find_blocks, find_layers
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+PARTS = ("all", "norms")
+# Adam's: the second moment is a mean over the last 50 steps, since there are few steps in all
+DECAY = (0.9, 0.98)
+WARM_UP = 0.15  # of all steps
+PROBE = (512, 576, 1536)  # a product (tokens, d_in) x (d_in, d_out), timed in both precisions
+PROBE_REPEATS = 8
+
+
+@dataclass
+class Trained:
+    """The parameters that training may change.
+
+    weights: those of pruned layers by name, as their modules store them; keeps: their masks, in
+    the same layout; vectors: the parameters with one dimension (norms and biases).
+    """
+
+    weights: dict[str, nn.Parameter]
+    keeps: dict[str, Tensor]
+    vectors: list[nn.Parameter]
+
+    def mask_gradients(self) -> None:
+        """Zero the gradients of pruned weights, so that Adam never moves them."""
+        for name, weight in self.weights.items():
+            weight.grad.mul_(self.keeps[name])
+
+    @torch.no_grad()
+    def apply_masks(self) -> None:
+        """Zero the pruned weights."""
+        for name, weight in self.weights.items():
+            weight.mul_(self.keeps[name])
+
+    def snapshot(self) -> list[Tensor]:
+        """A copy of the values, for `restore`."""
+        return [p.detach().clone() for p in (*self.weights.values(), *self.vectors)]
+
+    @torch.no_grad()
+    def restore(self, snapshot: list[Tensor]) -> None:
+        """Put the values of a snapshot back."""
+        for parameter, value in zip((*self.weights.values(), *self.vectors), snapshot, strict=True):
+            parameter.copy_(value)
+
+
+@contextlib.contextmanager
+def trained(part: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[Trained]:
+    """Inside, `layers` and the vectors of `part`, a block or a model, can be trained.
+
+    Everything else, such as the embedding, gets no gradient. Masks are read off the weights: what
+    is zero stays zero. Raises BadParameter unless the weights are float32.
+    """
+    # by identity: a parameter may be shared by two modules
+    chosen = {name: layer.weight for name, layer in layers.items()}
+    vectors = [p for p in part.parameters() if p.ndim == 1]
+    for parameter in (*chosen.values(), *vectors):
+        if parameter.dtype != torch.float32:
+            raise BadParameter(
+                f"weights are {parameter.dtype}, and small steps would round to nothing: load the "
+                'model with dtype="float32"; products may still be bfloat16'
+            )
+    flags = [(p, p.requires_grad) for p in part.parameters()]
+    part.requires_grad_(False)
+    for parameter in (*chosen.values(), *vectors):
+        parameter.requires_grad_(True)
+    try:
+        yield Trained(chosen, {name: w.detach() != 0 for name, w in chosen.items()}, vectors)
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+
+
+def model_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """All layers of a model by `layer_key`."""
+    return {
+        layer_key(index, name): layer
+        for index, block in enumerate(find_blocks(model))
+        for name, layer in find_layers(block, f"block {index}").items()
+    }
+
+
+def rate_at(step: int, steps: int) -> float:
+    """The share of the full learning rate in step 1 … steps: a linear warm-up, then a cosine."""
+    rising = max(1, round(WARM_UP * steps))
+    if step <= rising:
+        return step / rising
+    return (1 + math.cos(math.pi * (step - rising) / (steps - rising + 1))) / 2
+
+
+@contextlib.contextmanager
+def products(precision: str, device: torch.device) -> Iterator[str]:
+    """Inside, matrix products are done in a precision of PRECISIONS; yields the one chosen.
+
+    Raises BadParameter.
+    """
+    check_choice("precision", precision, PRECISIONS)
+    if precision == "auto":
+        precision = "bfloat16" if bfloat16_is_faster(device) else "float32"
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        yield precision
+
+
+def bfloat16_is_faster(device: torch.device) -> bool:
+    """Whether products in bfloat16 take less than 0.8 of the time of float32 here.
+
+    Timed and not looked up: of two processors that both list avx512_bf16, one was 1.6 times faster
+    with it and the other 1.6 times slower.
+    """
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return False
+    rows, width, outputs = PROBE
+
+    def seconds(dtype: torch.dtype) -> float:
+        inputs = torch.ones(rows, width, dtype=dtype, device=device)
+        weight = torch.ones(outputs, width, dtype=dtype, device=device)
+        best = math.inf
+        for _ in range(PROBE_REPEATS):  # the first also pays for what is set up once
+            started = time.perf_counter()
+            inputs @ weight.T
+            synchronise(device)
+            best = min(best, time.perf_counter() - started)
+        return best
+
+    return seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)
