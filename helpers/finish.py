@@ -72,8 +72,10 @@ def finish(
     allows no more; so read `gap` in the answer. With damping 0 nothing can be proved, and all
     iterations are made.
 
-    The bound is exact but for the rounding of the product that it is computed from: float64 for a
-    float64 weight, else float32. Scaling the inputs to unit norm is Jacobi's preconditioner.
+    The bound holds but for rounding: of the product that it is computed from, in float64 for a
+    float64 weight and else in float32, and of the gram, whose least eigenvalue may be below 0 by
+    10⁻⁷ of the largest, so that a damping near that proves nothing. Scaling the
+    inputs to unit norm is Jacobi's preconditioner.
     Cost: O(d_out · d_in²) an iteration, as ADMM's, and no factorisation.
     Raises BadParameter, BadMask, NonFinite.
     """

@@ -56,7 +56,7 @@ class LayerResult:
     damping: the ridge that was used, as a fraction of mean(diag), None if the method has none.
     dead_inputs: number of inputs that were zero on every calibration token.
     gap: what the damped objective exceeds its optimum on the mask by at most, relative to it, as
-    `helpers.finish` proves it; None where nobody asked, or nothing is proved.
+    `helpers.finish` proves it, before rounding to the model's type; None where nothing is proved.
     """
 
     weight: Tensor
@@ -106,8 +106,11 @@ def register(
 
     Every method takes two options more, which improve its answer: `swap`, at most so many times
     the best exchange of two weights in each output (`helpers.swap`; a given `keep` is where it
-    begins), and then `finish`, True for the optimum on the mask (`helpers.finish`). Either needs
-    a gram, and reports `gap`. Raises BadParameter for a function that
+    begins), and then `finish`, True for the optimum on the mask (`helpers.finish`). Both need a
+    gram, minimise the damped objective of `helpers.admm.damped_system` with the damping that the
+    method used (`DAMPING` after one that has none), and report `gap`.
+
+    Raises BadParameter for a function that
     cannot be called as a method, and for a name that is badly formed or one of the package's own.
     """
 
