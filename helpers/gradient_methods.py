@@ -213,6 +213,17 @@ def conjugate_gradients(
                 f"start has shape {tuple(start.shape)}: give the weight's {tuple(weight.shape)}"
             )
         current = start.to(current.dtype) * problem.scale * keep
+    conjugate_steps(problem, current, iterations, trace)
+    return problem.solution(current, "conjugate gradients", "more damping")
+
+
+def conjugate_steps(
+    problem: MaskedLeastSquares, current: Tensor, iterations: int, trace: Trace | None = None
+) -> None:
+    """`iterations` of conjugate gradients from `current`, (d_out, d_in), which is changed in place.
+
+    current: in the problem's coordinates, zero outside its mask.
+    """
     # Each output has a system A w = b of its own, with A = D on its support, and its own step
     # lengths. A is never formed: a product with D, masked, is a product with every output's A.
     # residual = b − A·current is half the negative gradient. Search directions are conjugate,
@@ -223,7 +234,7 @@ def conjugate_gradients(
     for iteration in range(1, iterations + 1):
         # (d_out, d_in), row i: p A of output i, once its pruned columns are 0
         torch.mm(search, problem.D, out=image)
-        image.mul_(keep)
+        image.mul_(problem.keep)
         length = _ratio(size, _dot(search, image))  # the minimum along the search direction
         current.addcmul_(search, length)
         # b − A (x + α p) = residual − α A p: no second product with D
@@ -232,8 +243,7 @@ def conjugate_gradients(
         # the new residual, plus as much of the old direction as makes the two conjugate
         search.mul_(_ratio(size, before)).add_(residual)
         if trace:
-            trace(iteration, current / problem.scale, keep)
-    return problem.solution(current, "conjugate gradients", "more damping")
+            trace(iteration, current / problem.scale, problem.keep)
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:

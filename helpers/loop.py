@@ -55,7 +55,7 @@ def sparsity_of(sparsity: Sparsity, key: str) -> float | None:
 class LayerReport:
     """What happened to one layer. `error` and `damping` are None where a method has none.
 
-    mask: see `mask_hash`; None in what was written before there was one.
+    mask: see `mask_hash`; None in what was written before there was one. gap: see `LayerResult`.
     """
 
     block: int
@@ -67,6 +67,7 @@ class LayerReport:
     dead_inputs: int
     seconds: float
     mask: str | None = None
+    gap: float | None = None
 
 
 @dataclass
@@ -340,6 +341,7 @@ class Loop:
             damping=result.damping,
             dead_inputs=result.dead_inputs,
             mask=mask_hash(result.keep),
+            gap=result.gap,
             seconds=time.perf_counter() - started,
         )
 

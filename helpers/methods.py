@@ -20,10 +20,10 @@ import runpy
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module, reload
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from helpers import admm, sparsegpt
@@ -31,16 +31,20 @@ from helpers.device import all_finite, bit_sum, check_weight
 from helpers.errors import (
     BadMask,
     BadParameter,
-    HelpersError,
     NonFinite,
     UnknownMethod,
     allowed,
     check_choice,
+    check_switch,
+    check_whole,
     first_line,
 )
-from helpers.gram import Gram, dead_inputs, gram_of, relative_error
+from helpers.finish import certify
+from helpers.finish import finish as finish_layer
+from helpers.gram import Gram, dead_inputs, relative_error
 from helpers.masks import Pattern, check_divides, check_keep, check_target, select
 from helpers.paths import own_method_file, own_methods_dir
+from helpers.swap import swap as swap_layer
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class LayerResult:
     error: ‖XW − XŴ‖²/‖XW‖² on the calibration gram, None without a gram.
     damping: the ridge that was used, as a fraction of mean(diag), None if the method has none.
     dead_inputs: number of inputs that were zero on every calibration token.
+    gap: what the damped objective exceeds its optimum on the mask by at most, relative to it, as
+    `helpers.finish` proves it, before rounding to the model's type; None where nothing is proved.
     """
 
     weight: Tensor
@@ -58,13 +64,34 @@ class LayerResult:
     error: float | None = None
     damping: float | None = None
     dead_inputs: int = 0
+    gap: float | None = None
 
 
 Method = Callable[..., LayerResult]
-METHODS: dict[str, Method] = {}
+
+# Methods of the package that stand on more than this module may import: their names, and the module
+# that registers each. It is imported when the method is asked for
+ON_REQUEST = {"alps": "helpers.beyond.alps"}
+
+
+class _Methods(dict[str, Method]):
+    """The registry: METHODS["alps"] imports that method; a list of names has what was imported."""
+
+    def __missing__(self, name: str) -> Method:
+        if name not in ON_REQUEST:
+            raise KeyError(name)
+        module = import_module(ON_REQUEST[name])
+        if name not in self:  # imported before, and taken out since
+            reload(module)
+        return self[name]
+
+
+METHODS: dict[str, Method] = _Methods()
 
 # what every method is called with; its other parameters are its options
 _COMMON = ("weight", "gram", "sparsity", "pattern", "keep")
+_AFTER = ("finish", "swap")  # options of every method, which the door itself takes
+DAMPING = 0.1  # of these two after a method that has none: the paper's
 
 
 def register(
@@ -75,7 +102,15 @@ def register(
     `needs_calibration=False` allows `gram=None`. With `shares_factor=True` the function gets the
     `helpers.gram.Gram` itself, which layers with the same input share, and can keep there what
     it derives from it; others get its matrix. A name can be registered again, which replaces
-    the method, so that a notebook cell may be run twice. Raises BadParameter for a function that
+    the method, so that a notebook cell may be run twice.
+
+    Every method takes two options more, which improve its answer: `swap`, at most so many times
+    the best exchange of two weights in each output (`helpers.swap`; a given `keep` is where it
+    begins), and then `finish`, True for the optimum on the mask (`helpers.finish`). Both need a
+    gram, minimise the damped objective of `helpers.admm.damped_system` with the damping that the
+    method used (`DAMPING` after one that has none), and report `gap`.
+
+    Raises BadParameter for a function that
     cannot be called as a method, and for a name that is badly formed or one of the package's own.
     """
 
@@ -90,9 +125,11 @@ def register(
             sparsity: float | None = None,
             pattern: str | Pattern = "unstructured",
             keep: Tensor | None = None,
+            finish: bool = False,
+            swap: int = 0,
             **options: Any,
         ) -> LayerResult:
-            check_options(name, options)
+            check_options(name, {**options, "finish": finish, "swap": swap})
             pattern = Pattern.parse(pattern)
             sparsity = _check_layer(weight, sparsity, pattern, keep)
             gram = _checked_gram(name, gram, weight.shape[1])
@@ -112,6 +149,9 @@ def register(
             )
             _check_untouched(name, before, _bit_sums(dense, matrix))
             _check_answer(name, weight, sparsity, pattern, result)
+            if swap or finish:
+                result = _improved(name, dense, matrix, pattern, result, swap, finish)
+                _check_answer(name, weight, sparsity, pattern, result)
             # rounded to the model's type first: the error is that of the weight the model will hold
             new = result.weight.to(weight.dtype)
             if matrix is None:
@@ -152,7 +192,7 @@ def _check_registration(name: str, function: Method) -> None:
             "a function"
         )
     # one module may register its own name again: a module that is reloaded does
-    if _is_ours(name) and METHODS[name].__module__ != getattr(function, "__module__", None):
+    if _is_ours(name) and _home(name) != getattr(function, "__module__", None):
         raise BadParameter(
             f"method {name!r} is one of the package's own, and tables and figures use that name "
             "for it: choose another name"
@@ -163,6 +203,12 @@ def _check_registration(name: str, function: Method) -> None:
         parameters = {}
     # **options takes whatever is passed by keyword; weight and gram are passed by position
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    taken = [option for option in _AFTER if option in parameters]
+    if taken:
+        raise BadParameter(
+            f"method {name!r} has a parameter {taken[0]!r}, which is an option of every method: "
+            "give it another name"
+        )
     missing = [wanted for wanted in _COMMON if wanted not in parameters]
     if missing and not (takes_any and not {"weight", "gram"} & set(missing)):
         raise BadParameter(
@@ -171,22 +217,29 @@ def _check_registration(name: str, function: Method) -> None:
         )
 
 
+def _home(name: str) -> str:
+    """The module that registers the method; empty if there is none."""
+    return ON_REQUEST.get(name) or (METHODS[name].__module__ or "" if name in METHODS else "")
+
+
 def _is_ours(name: str) -> bool:
     """Whether the package itself registers a method of that name."""
-    return name in METHODS and (METHODS[name].__module__ or "").startswith("helpers.")
+    return _home(name).startswith("helpers.")
 
 
 def check_options(name: str, options: dict[str, Any]) -> None:
-    """Raise BadParameter if the method takes no option of that name."""
+    """Raise BadParameter if the method takes no option of that name, or not that finish or swap."""
+    check_switch("finish", options.get("finish", False))
+    check_whole("swap", options.get("swap", 0), least=0)
     # __wrapped__ is the function itself; the wrapper around it takes any option
     parameters = inspect.signature(get_method(name).__wrapped__).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
-    known = [p.name for p in parameters if p.name not in _COMMON]
+    known = [*(p.name for p in parameters if p.name not in _COMMON), *_AFTER]
     for option in options:
         if option not in known:
             raise BadParameter(
-                f"method {name!r} has no option {option!r}: it takes {allowed(known) or 'none'}"
+                f"method {name!r} has no option {option!r}: it takes {allowed(known)}"
             )
 
 
@@ -268,6 +321,33 @@ def _check_answer(
         raise BadMask(f"method {name!r} returned weights outside its mask: multiply by keep")
 
 
+def _improved(
+    name: str,
+    weight: Tensor,
+    gram: Tensor | None,
+    pattern: Pattern,
+    result: LayerResult,
+    rounds: int,
+    to_optimum: bool,
+) -> LayerResult:
+    """A method's answer after `rounds` of swaps and, if asked, at its mask's optimum; see `gap`."""
+    if gram is None:
+        raise BadParameter(
+            f"method {name!r} is run without calibration, which finish and swap need: leave them "
+            'out, give the gram, or start from another method, such as "wanda"'
+        )
+    start, keep = result.weight, result.keep
+    damping = DAMPING if result.damping is None else result.damping
+    if rounds:
+        swapped = swap_layer(weight, gram, keep, rounds=rounds, pattern=pattern, damping=damping)
+        start, keep, damping = swapped.weight, swapped.keep, swapped.damping
+    if to_optimum:
+        done = finish_layer(weight, gram, keep, start=start, damping=damping)
+    else:
+        done = certify(weight, gram, keep, start, damping=damping)
+    return dataclasses.replace(result, weight=done.weight, keep=keep, damping=damping, gap=done.gap)
+
+
 # --- a reader's methods -----------------------------------------------------------------------
 
 
@@ -276,10 +356,11 @@ def get_method(name: str) -> Method:
 
     Raises UnknownMethod, and BadParameter for a file that does not register its method.
     """
-    if name not in METHODS:
+    known = set(METHODS) | set(ON_REQUEST)
+    if name not in known:
         # file names have underscores, methods have dashes: my_method.py registers "my-method"
         files = {path.stem.replace("_", "-"): path for path in own_methods_dir().glob("*.py")}
-        check_choice("method", name, set(files) | set(METHODS), UnknownMethod)
+        check_choice("method", name, set(files) | known, UnknownMethod)
         _load_own(name, files[name])
     elif _is_ours(name) and own_method_file(name).exists():
         raise BadParameter(
@@ -325,83 +406,6 @@ def _load_own(name: str, path: Path) -> None:
         f"{shown} registers {allowed(others)} and no method {name!r}: write @register({name!r})"
         + (f", or rename the file to {rename}" if rename else "")
     )
-
-
-TARGETS = {"unstructured 50 %": (0.5, "unstructured"), "2:4": (None, "2:4"), "4:8": (None, "4:8")}
-
-
-@dataclass(frozen=True)
-class Promise:
-    """One promise of a method, and why it is broken; `broken` is empty for one that is kept."""
-
-    what: str
-    broken: str
-
-    @property
-    def kept(self) -> bool:
-        """Whether the method keeps it."""
-        return not self.broken
-
-
-def check_method(name: str) -> list[Promise]:
-    """The promises of the method `name`, each tried on a layer of 24 outputs and 32 inputs.
-
-    Beside what the registry checks of each answer: that a given mask is used, that the same
-    question gets the same answer, and that a layer which loses no weight stays as it is. A method
-    that raises a HelpersError breaks the promise that was being tried; another error is raised.
-    Raises UnknownMethod.
-    """
-    method = get_method(name)
-    source = torch.Generator().manual_seed(0)
-    # eight tokens an input, so only the dead input makes the gram singular; the second factor
-    # correlates the inputs, as real ones are
-    inputs = torch.randn(256, 32, generator=source) @ torch.randn(32, 32, generator=source)
-    inputs[:, 5] = 0  # one dead input, whose weights do not matter
-    alive = torch.arange(32) != 5
-    gram, dense = gram_of(inputs), torch.randn(24, 32, generator=source)
-    # every other column: a mask that no method would choose by itself
-    half = (torch.arange(dense.numel()) % 2 == 0).reshape(dense.shape)
-
-    def ask(**target: Any) -> LayerResult:
-        # copies, so that what breaks one promise cannot spoil the next
-        return method(dense.clone(), gram.clone(), **target)
-
-    def answers(sparsity: float | None, pattern: str) -> str:
-        ask(sparsity=sparsity, pattern=pattern)  # the registry checks what comes back
-        return ""
-
-    def uses_the_mask() -> str:
-        return (
-            ""
-            if torch.equal(ask(keep=half).keep, half)
-            else "it returned a mask other than the one given"
-        )
-
-    def repeats() -> str:
-        same = torch.equal(ask(sparsity=0.5).weight, ask(sparsity=0.5).weight)
-        return "" if same else "two runs differ: draw random numbers from a seeded generator"
-
-    def leaves_dense() -> str:
-        # the tolerance is for a solver's rounding; a dead input's weights may change
-        new = ask(sparsity=0.0).weight
-        close = torch.allclose(new[:, alive], dense[:, alive], rtol=1e-2, atol=1e-2)
-        changed = "it changed weights at sparsity 0, where the dense weights are the optimum"
-        return "" if close else changed
-
-    checks: dict[str, Callable[[], str]] = {
-        f"an exact answer for {name}": functools.partial(answers, *target)
-        for name, target in TARGETS.items()
-    }
-    checks["a mask that is given is used"] = uses_the_mask
-    checks["the same answer twice"] = repeats
-    checks["at sparsity 0 the weights stay"] = leaves_dense
-    promises = []
-    for what, broken in checks.items():
-        try:
-            promises.append(Promise(what, broken()))
-        except HelpersError as error:
-            promises.append(Promise(what, str(error)))
-    return promises
 
 
 # --- the package's methods ---------------------------------------------------------------------

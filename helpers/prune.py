@@ -65,7 +65,8 @@ def prune_model(
     before_block and after_block(index, block, stream, call), for steps on a whole block: called
     before its grams are summed, and before the pruned block runs again; allow_pruned, True to prune
     a model that is pruned or half pruned already, which is refused otherwise, as the zeros of the
-    first time would count as weights of the dense model; options, those of the method.
+    first time would count as weights of the dense model; options, those of the method, and `finish`
+    and `swap`, which improve any method's answer (`helpers.methods.register`).
 
     Memory beyond the model, in bytes: the stream, sequences · length · width · (size of dtype);
     the grams of one block, 4 · Σ d_in² over its different inputs (Llama: three of width², one of

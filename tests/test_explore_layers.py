@@ -124,7 +124,7 @@ def test_the_certificate_holds(problem: Problem, sparsity: float, damping: float
 def test_the_certificate_says_when_it_has_not_arrived(
     problem: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("helpers.explore.layer.STEPS", (1,))
+    monkeypatch.setattr("helpers.explore.layer.ITERATIONS", 1)
     weight, gram = problem
     part, keep = LayerOutputs("", weight, gram, None), top_k(weight.abs(), 0.6)
     error, within = certified_optimum(part, keep, torch.zeros_like(weight), 0.1)

@@ -12,7 +12,8 @@ from helpers import LayerResult, register, select
 from helpers.errors import BadParameter, HelpersError, UnknownMethod
 from helpers.gram import gram_of
 from helpers.masks import top_k
-from helpers.methods import METHODS, check_method, get_method
+from helpers.methods import METHODS, get_method
+from helpers.promises import check_method
 
 UPDATES = "at sparsity 0 the weights stay"
 ANSWERS = [f"an exact answer for {target}" for target in ("unstructured 50 %", "2:4", "4:8")]

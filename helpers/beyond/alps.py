@@ -1,0 +1,113 @@
+"""The method "alps": ADMM that chooses its mask by itself, under a penalty that rises.
+
+Meng, Behdin, Wang & Mazumder, "ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for
+Large Language Models", NeurIPS 2024 (arXiv 2406.07831). As in `helpers.admm`, W fits the outputs
+and Z, a copy of it, is sparse. There the mask grows by a schedule and ρ is constant. Here Z has
+the full sparsity from the start, and ρ is small: W may stay far from Z, and the mask still changes
+much. While it does ρ rises, quickly at first, until W and Z agree on a mask. Conjugate gradients
+then finish the weights on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from helpers.admm import damped_system
+from helpers.errors import check_real, check_whole
+from helpers.finish import finish
+from helpers.gram import Gram, dead_inputs
+from helpers.masks import Pattern, select
+from helpers.methods import LayerResult, register
+
+EVERY = 3  # iterations from one look at the mask to the next
+# ρ is multiplied by the factor of the first line whose share of the kept weights has changed
+RISES = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
+
+
+@dataclass(frozen=True)
+class _Eigen:
+    """The damped gram of inputs of unit norm as vectors diag(values) vectorsᵀ, and their norms."""
+
+    values: Tensor
+    vectors: Tensor
+    norms: Tensor
+    alive: Tensor
+
+
+def eigen(gram: Tensor, damping: float) -> _Eigen:
+    """Decompose once, O(d_in³): for every ρ, (G + ρI)⁻¹ is then vectors/(values + ρ) vectorsᵀ."""
+    damped, norms = damped_system(gram.float(), damping)
+    values, vectors = torch.linalg.eigh(damped)
+    # rounding: no eigenvalue of a gram is below 0
+    return _Eigen(values.clamp_(min=0), vectors, norms, ~dead_inputs(gram))
+
+
+@register("alps", shares_factor=True)
+def alps(
+    weight: Tensor,
+    gram: Gram,
+    *,
+    sparsity: float,
+    pattern: Pattern,
+    keep: Tensor | None = None,
+    rho: float = 0.1,
+    iterations: int = 300,
+    damping: float = 0.01,
+    budget: str = "matrix",
+) -> LayerResult:
+    """l0-constrained ADMM with a rising penalty, then conjugate gradients (ALPS, Meng et al. 2024).
+
+    rho: where the penalty begins; iterations: of ADMM at most, as it ends when the mask is stable;
+    with `keep` there is no mask to find, and only the weights are solved for. The result's `gap`
+    proves how near they are. Defaults are the authors'; their released code also lowers ρ where
+    the mask never changes, and here, as in their paper, that ends the search. They add the ridge
+    before the inputs are scaled, which differs for inputs of unequal size.
+    Cost: an eigendecomposition for each gram, then two products, O(d_out · d_in²), an iteration.
+    """
+    check_real("rho", rho, above=0)
+    check_real("damping", damping)
+    check_whole("iterations", iterations)
+    start = None
+    if keep is None:
+        G = gram.derived(("alps", damping), lambda matrix: eigen(matrix, damping))
+
+        def choose(T: Tensor) -> Tensor:
+            # inputs of unit norm: |T| is Wanda's score, and a dead input's weights fall first
+            return select(T.abs() * G.alive, sparsity, pattern, budget)
+
+        start, keep = mask_search(weight * G.norms, G, choose, rho=rho, iterations=iterations)
+        start /= G.norms
+    solved = finish(weight, gram.matrix, keep, start=start, damping=damping)
+    return LayerResult(solved.weight, keep, damping=damping, gap=solved.gap)
+
+
+def mask_search(
+    W0: Tensor, G: _Eigen, choose: Callable[[Tensor], Tensor], *, rho: float, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """Z (d_out, d_in), in scaled inputs as W0 is, and its mask, once that is stable.
+
+    choose: the mask of T = W + V/ρ. V is the dual variable itself and not, as in `helpers.admm`,
+    divided by ρ: that would have to be scaled anew each time ρ rises.
+    """
+    fit = (W0 @ G.vectors) * G.values  # W₀ G, in the eigenvectors' coordinates
+    before = choose(W0)
+    keep, Z, V = before, W0 * before, torch.zeros_like(W0)
+    for iteration in range(1, iterations + 1):
+        # W step: W (G + ρI) = W₀ G + ρ Z − V
+        W = ((fit + (rho * Z - V) @ G.vectors) / (G.values + rho)) @ G.vectors.T
+        T = W + V / rho
+        keep = choose(T)
+        Z = T * keep  # the nearest weights with so many zeros
+        V = rho * (T - Z)  # V + ρ (W − Z)
+        if iteration % EVERY:
+            continue
+        changed = int((keep ^ before).sum())
+        if not changed:
+            break
+        share, before = changed / max(1, int(keep.sum())), keep
+        rho *= next(factor for least, factor in RISES if share >= least)
+    return Z, keep

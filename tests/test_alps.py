@@ -1,0 +1,161 @@
+"""ALPS against the paper's loop in numpy, and against the best of all masks."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from layers import largest, layer, masked, objective, random_keep
+
+from helpers.admm import exact_least_squares
+from helpers.errors import BadParameter
+from helpers.gram import gram_of
+from helpers.methods import METHODS, LayerResult, get_method, register
+from helpers.promises import check_method
+
+
+def plain_alps(
+    inputs: torch.Tensor,
+    weight: torch.Tensor,
+    sparsity: float,
+    groups: tuple[int, int] | None = None,
+    rho: float = 0.1,
+    iterations: int = 300,
+    damping: float = 0.01,
+) -> tuple[np.ndarray, int]:
+    """The mask (d_out, d_in) and the iterations made; W, D and V are (d_in, d_out) as in the paper.
+
+    Each iteration solves with H + ρI anew; no eigenvectors.
+    """
+    x = inputs.double().numpy()
+    norms = np.sqrt((x**2).sum(0))
+    x = x / norms
+    H = x.T @ x + damping * np.eye(len(norms))
+    dense = (weight.double().numpy() * norms).T
+
+    def project(point: np.ndarray) -> np.ndarray:
+        return masked(np.abs(point.T), sparsity, groups, False).T
+
+    support = project(dense)
+    D, V, old = dense * support, np.zeros_like(dense), support
+    for t in range(1, iterations + 1):
+        W = np.linalg.solve(H + rho * np.eye(len(H)), H @ dense - V + rho * D)
+        support = project(W + V / rho)
+        D = (W + V / rho) * support
+        V = V + rho * (W - D)
+        if t % 3 == 0:
+            change, k = int((support != old).sum()), int(support.sum())
+            if change == 0:
+                break
+            rho *= 1.3 if change >= 0.1 * k else 1.2 if change >= 0.005 * k else 1.1
+            old = support
+    return support.T, t
+
+
+@pytest.mark.parametrize(
+    ("target", "groups", "options"),
+    [
+        (dict(sparsity=0.6), None, {}), (dict(pattern="2:4"), (2, 4), {}),
+        (dict(sparsity=0.8), None, dict(rho=0.02)), (dict(sparsity=0.6), None, dict(iterations=7)),
+        (dict(sparsity=0.6), None, dict(damping=0.2)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_mask_is_that_of_the_papers_loop(target: dict, groups, options: dict) -> None:
+    inputs, weight = layer(24, 32, 200)
+    gram = gram_of(inputs)
+    result = METHODS["alps"](weight, gram, **target, **options)
+    expected, made = plain_alps(inputs, weight, target.get("sparsity", 0.5), groups, **options)
+    assert np.array_equal(result.keep.numpy(), expected)
+    assert made == 7 if options.get("iterations") else made > 20, "the penalty has to rise"
+    norms = inputs.norm(dim=0).double().numpy()
+    one_shot = masked(np.abs(weight.double().numpy() * norms), target.get("sparsity", 0.5),
+                      groups, False)  # fmt: skip
+    assert not np.array_equal(expected, one_shot)  # so the test can fail
+    damping = options.get("damping", 0.01)
+    solved = exact_least_squares(weight, gram, result.keep, damping=damping)
+    torch.testing.assert_close(result.weight, solved, rtol=2e-2, atol=2e-2)
+    assert result.gap <= 1e-4 and result.damping == damping
+
+
+def test_it_comes_near_the_best_of_all_masks() -> None:
+    # one output, so that the budget of the matrix is that of the output: 924 masks
+    ratios = []
+    for seed in range(8):
+        inputs, weight = layer(1, 12, 80, seed)
+        gram = gram_of(inputs)
+        result = METHODS["alps"](weight, gram, sparsity=0.5)
+        every = torch.zeros(924, 12, dtype=torch.bool)
+        for row, support in enumerate(itertools.combinations(range(12), 6)):
+            every[row, list(support)] = True
+        many = weight.double().expand(924, 12)
+        solved = exact_least_squares(many, gram, every, damping=0.01)
+        best = min(objective(weight, new[None], gram, 0.01).item() for new in solved)
+        ratios.append(objective(weight, result.weight, gram, 0.01).item() / best)
+    assert min(ratios) > 1 - 1e-4 and np.median(ratios) < 1.1
+
+
+def test_it_beats_the_masks_that_are_chosen_once() -> None:
+    inputs, weight = layer(64, 64, 400)
+    gram = gram_of(inputs)
+    target = dict(sparsity=0.7, damping=0.01)
+    error = {name: METHODS[name](weight, gram, **target).error for name in ("alps", "admm1")}
+    assert error["alps"] < 0.9 * error["admm1"]
+
+
+def test_a_given_mask_is_only_solved_on() -> None:
+    inputs, weight = layer()
+    gram, keep = gram_of(inputs), random_keep((12, 32))
+    result = METHODS["alps"](weight, gram, keep=keep)
+    assert torch.equal(result.keep, keep)
+    expected = exact_least_squares(weight, gram, keep, damping=0.01)
+    torch.testing.assert_close(result.weight, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_it_keeps_every_promise_and_prunes_dead_inputs_first() -> None:
+    assert [promise for promise in check_method("alps") if not promise.kept] == []
+    inputs, weight = layer()
+    inputs[:, 3], weight[:, 3] = 0, 1000.0
+    result = METHODS["alps"](weight, gram_of(inputs), sparsity=0.5)
+    assert result.dead_inputs == 1 and not result.keep[:, 3].any()
+    by_output = METHODS["alps"](weight, gram_of(inputs), sparsity=0.5, budget="output").keep
+    assert (by_output.sum(1) == 16).all()
+    assert largest(weight.numpy(), 0.5).sum() == result.keep.sum()
+
+
+def test_bad_options(one_line_error) -> None:
+    inputs, weight = layer()
+    for option in (dict(rho=0.0), dict(iterations=0), dict(damping=-1.0), dict(budget="row")):
+        with one_line_error(BadParameter, next(iter(option))):
+            METHODS["alps"](weight, gram_of(inputs), sparsity=0.5, **option)
+
+
+# ---------------------------------------------------------------- loaded when asked for
+
+
+@pytest.mark.parametrize("ask", ['METHODS["alps"]', 'get_method("alps")'])
+def test_it_is_loaded_when_it_is_asked_for(ask: str) -> None:
+    code = (
+        "from helpers.methods import METHODS, get_method; assert 'alps' not in METHODS; "
+        f"assert {ask}.__module__ == 'helpers.beyond.alps'; assert 'alps' in METHODS"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.usefixtures("registry")
+def test_its_name_is_taken_and_it_comes_back(one_line_error) -> None:
+    for _ in range(2):  # before it is loaded, and after
+        METHODS.pop("alps", None)
+        with one_line_error(BadParameter, "'alps'", "the package's own"):
+
+            @register("alps")
+            def mine(weight, gram, *, sparsity, pattern, keep=None):
+                return LayerResult(weight, keep)
+
+        assert get_method("alps") is METHODS["alps"]
+    with pytest.raises(KeyError):
+        METHODS["no-such-method"]
