@@ -1,0 +1,232 @@
+"""Repair a pruned model as a whole: fit its predictions to those of the dense model.
+
+The paper minimises the error of each layer by itself. What is left lies between the layers: their
+errors add up in the stream, and only the logits say which of them matter. `distil` trains the kept
+weights of all layers together, on a fixed mask, to minimise
+
+    KL(dense ‖ pruned) = Σ p log(p/q),    averaged over tokens,
+
+with p and q the two models' distributions of the next token. Many small steps are worth more than
+few large ones, so each step reads one window of text, and no window is read twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from helpers.beyond.training import DECAY, PARTS, Trained, model_layers, products, rate_at, trained
+from helpers.capture import Progress, check_tokens, eval_mode, forward
+from helpers.errors import (
+    BadParameter,
+    CalibrationTooShort,
+    NonFinite,
+    check_choice,
+    check_real,
+    check_whole,
+)
+from helpers.models import check_model, device_of
+from helpers.prune import check_dense
+
+POSITIONS = 32  # of a window, whose distributions are compared together: they stay in the cache
+LOOKS = 4  # at the held-out windows, the last at the end
+
+
+@dataclass
+class DistilReport:
+    """What `distil` did.
+
+    steps: of one window each, with `tokens` tokens in all; precision: of the products; losses: the
+    divergence in each step, before it; held_out: (step, divergence on the held-out windows), from
+    step 0, where nothing is trained yet; kept: the step whose weights the model has now; seconds:
+    with the looks at held-out windows.
+    """
+
+    steps: int
+    tokens: int
+    precision: str
+    losses: list[float]
+    held_out: list[tuple[int, float]]
+    kept: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values for a record."""
+        return dataclasses.asdict(self)
+
+
+def distil(
+    model: nn.Module,
+    dense: nn.Module,
+    tokens: Tensor,
+    *,
+    parts: str = "all",
+    rate: float = 4e-4,
+    vector_rate: float = 1e-3,
+    held_out: int = 4,
+    precision: str = "auto",
+    progress: Progress | None = None,
+) -> DistilReport:
+    """Train the kept weights of a pruned model to predict what the dense model predicts, in place.
+
+    Zeros stay zeros. Embedding, head and biases stay as they are, unless they are vectors (norms,
+    biases), which are trained with the rest. Adam, with a warm-up and a cosine to zero.
+
+    Args: model, pruned, and dense, the same before that, in float32 on one device; tokens, int64
+    (windows, length), of which the last `held_out` are never trained on and the others once, in
+    turn: their number is the budget; parts, "all", or "norms" for the vectors alone, which needs
+    next to no memory; rate and vector_rate, Adam's for weights and vectors; precision of the
+    products, "float32", "bfloat16", or "auto" for the faster of the two here; progress, called
+    after each step.
+
+    The held-out windows are looked at before, and after each quarter of the steps; the model ends
+    with the best weights seen, so it is never worse there than before.
+
+    Memory beyond the two models, in bytes: 16 for each trained weight (gradient, two moments of
+    Adam, the best values), 1 for its mask; two sets of logits, 8 · length · vocabulary; and the
+    activations of one window.
+
+    Raises BadParameter, CalibrationTooShort, NonFinite.
+    """
+    check_choice("parts", parts, PARTS)
+    check_real("rate", rate, above=0)
+    check_real("vector_rate", vector_rate, above=0)
+    check_pair(model, dense, tokens, check_whole("held_out", held_out))
+    started = time.perf_counter()
+    text, unseen = tokens[:-held_out], tokens[-held_out:]
+    layers = model_layers(model) if parts == "all" else {}
+    # dropout off: the dense model is the teacher as it answers, and the pruned one is to answer so
+    with (
+        eval_mode(model),
+        eval_mode(dense),
+        trained(model, layers) as parameters,
+        products(precision, device_of(model)) as chosen,
+    ):
+        best = divergence(model, dense, unseen)
+        looks, kept, values = [(0, best)], 0, parameters.snapshot()
+        losses = []
+        for step, loss in enumerate(steps_of(model, dense, text, parameters, rate, vector_rate), 1):
+            losses.append(loss)
+            if progress:
+                progress(step, len(text), f"step {step}")
+            if step * LOOKS // len(text) == (step - 1) * LOOKS // len(text):
+                continue
+            looks.append((step, divergence(model, dense, unseen)))
+            if looks[-1][1] < best:
+                best, kept, values = looks[-1][1], step, parameters.snapshot()
+        if kept != len(text):
+            parameters.restore(values)
+    return DistilReport(
+        steps=len(text),
+        tokens=text.numel(),
+        precision=chosen,
+        losses=losses,
+        held_out=looks,
+        kept=kept,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def check_pair(model: nn.Module, dense: nn.Module, tokens: Tensor, held_out: int) -> None:
+    """Raise unless both are the same architecture on one device, and the text leaves a step.
+
+    Raises BadParameter, CalibrationTooShort.
+    """
+    check_model(model)
+    check_dense(model, allow_pruned=True)  # its weights must be in memory
+    if model is dense:
+        raise BadParameter("model and dense are one model: load the dense model a second time")
+    shapes, others = ({n: p.shape for n, p in m.named_parameters()} for m in (model, dense))
+    if shapes != others:
+        raise BadParameter(
+            "model and dense differ in their parameters: give the model that was pruned"
+        )
+    check_model(dense)
+    check_dense(dense, allow_pruned=False)
+    if device_of(model) != device_of(dense):
+        raise BadParameter(
+            f"the model is on {device_of(model)} and the dense one on {device_of(dense)}: move one"
+        )
+    check_tokens(model, tokens)
+    if len(tokens) <= held_out:
+        raise CalibrationTooShort(
+            f"{len(tokens)} windows of text, of which {held_out} are held out, leave none to train "
+            "on: give more text, or a smaller held_out"
+        )
+
+
+def steps_of(
+    model: nn.Module,
+    dense: nn.Module,
+    text: Tensor,
+    parameters: Trained,
+    rate: float,
+    vector_rate: float,
+) -> Iterator[float]:
+    """Train on each window of text (windows, length) in turn, and give its divergence.
+
+    Raises NonFinite.
+    """
+    groups = [
+        {"params": list(parameters.weights.values()), "lr": rate},
+        {"params": parameters.vectors, "lr": vector_rate},
+    ]
+    # fused: one pass over the memory that a plain Adam reads and writes many times
+    optimiser = torch.optim.Adam([g for g in groups if g["params"]], betas=DECAY, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda done: rate_at(done + 1, len(text))
+    )
+    for window in text.to(device_of(model)).split(1):
+        target = forward(dense, window)
+        logits = model(input_ids=window, use_cache=False).logits
+        # the gradient is known in closed form, so the divergence itself needs no graph: autograd
+        # would keep several more matrices of the size of the logits
+        loss, slope = divergence_and_gradient(logits.detach(), target)
+        if not math.isfinite(loss):
+            raise NonFinite(
+                "the divergence is NaN or infinite: give a smaller rate, or precision float32"
+            )
+        logits.backward(slope)
+        parameters.mask_gradients()
+        optimiser.step()
+        optimiser.zero_grad()
+        schedule.step()
+        parameters.apply_masks()
+        yield loss
+
+
+def divergence_and_gradient(logits: Tensor, target: Tensor) -> tuple[float, Tensor]:
+    """KL(target ‖ logits), mean over tokens, and its gradient (softmax(logits) − p)/tokens.
+
+    Both are (batch, length, vocabulary) logits, p = softmax(target). The gradient has the type of
+    `logits`.
+    """
+    tokens = logits.shape[:-1].numel()
+    slope, total = torch.empty_like(logits), logits.new_zeros((), dtype=torch.float64)
+    parts = (x.flatten(0, -2).split(POSITIONS) for x in (logits, target, slope))
+    for rows, wanted, out in zip(*parts, strict=True):
+        log_q, log_p = (torch.log_softmax(x.float(), dim=-1) for x in (rows, wanted))
+        p = log_p.exp()
+        total += (p * (log_p - log_q)).sum(dtype=torch.float64)
+        out.copy_((log_q.exp() - p) / tokens)
+    return float(total) / tokens, slope
+
+
+def divergence(model: nn.Module, dense: nn.Module, tokens: Tensor) -> float:
+    """KL(dense ‖ model) of the next token, in nats, mean over all tokens (windows, length).
+
+    Raises NonFinite.
+    """
+    total = 0.0
+    for window in tokens.split(1):
+        total += divergence_and_gradient(forward(model, window), forward(dense, window))[0]
+    if not math.isfinite(total):
+        raise NonFinite("the divergence from the dense model is NaN or infinite: check the weights")
+    return total / len(tokens)

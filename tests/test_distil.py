@@ -1,0 +1,173 @@
+"""Training a pruned model as a whole: the divergence, the steps, the masks that hold."""
+
+import copy
+import math
+
+import families as fam
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from helpers import prune_model
+from helpers.beyond import distil as module
+from helpers.beyond import training
+from helpers.beyond.distil import distil, divergence, divergence_and_gradient
+from helpers.errors import BadParameter, CalibrationTooShort, HelpersError, NonFinite
+
+
+def pair(family: str = "llama", sparsity: float = 0.6) -> tuple[nn.Module, nn.Module, Tensor]:
+    """A model pruned by Wanda, the dense one, and text that the pruning has not seen."""
+    dense = fam.build(family)
+    with torch.no_grad():  # larger weights: predictions that differ from token to token
+        for parameter in dense.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(3)
+    model = copy.deepcopy(dense)
+    prune_model(model, fam.random_tokens(), method="wanda", sparsity=sparsity)
+    return model, dense, fam.random_tokens(sequences=28, seed=7)
+
+
+def zeros(model: nn.Module, family: str) -> dict[str, Tensor]:
+    return {n: model.get_submodule(n).weight.detach() == 0 for n in fam.pruned_names(family)}
+
+
+def test_divergence_and_gradient_are_autograds() -> None:
+    logits = torch.randn(2, 40, 50, dtype=torch.float64, requires_grad=True)
+    target = 3 * torch.randn(2, 40, 50, dtype=torch.float64)
+    loss, slope = divergence_and_gradient(logits.detach(), target)
+    plain = functional.kl_div(
+        logits.log_softmax(-1).flatten(0, 1),
+        target.log_softmax(-1).flatten(0, 1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    plain.backward()
+    assert loss == pytest.approx(plain.item(), rel=1e-6)
+    torch.testing.assert_close(slope, logits.grad, rtol=1e-5, atol=1e-9)
+
+
+def test_a_step_is_adams() -> None:
+    # two steps by hand: torch's own loss, one mask on the gradient, plain Adam
+    model, dense, tokens = pair()
+    other = copy.deepcopy(model)
+    names = fam.pruned_names("llama")
+    text = tokens[:3]
+    distil(model, dense, text, rate=1e-3, vector_rate=2e-3, held_out=1, precision="float32")
+    weights = [other.get_submodule(n).weight for n in names]
+    vectors = [p for p in other.parameters() if p.ndim == 1]
+    keeps = [w.detach() != 0 for w in weights]
+    optimiser = torch.optim.Adam(
+        [{"params": weights, "lr": 1e-3}, {"params": vectors, "lr": 2e-3}], betas=(0.9, 0.98)
+    )
+    before = divergence(other, dense, text[2:])
+    for step, scale in ((0, 1.0), (1, (1 + math.cos(math.pi / 2)) / 2)):
+        for group, rate in zip(optimiser.param_groups, (1e-3, 2e-3), strict=True):
+            group["lr"] = rate * scale
+        ours = other(input_ids=text[step][None]).logits.log_softmax(-1)[0]
+        with torch.no_grad():
+            wanted = dense(input_ids=text[step][None]).logits.log_softmax(-1)[0]
+        functional.kl_div(ours, wanted, reduction="batchmean", log_target=True).backward()
+        for weight, keep in zip(weights, keeps, strict=True):
+            weight.grad.mul_(keep)
+        optimiser.step()
+        optimiser.zero_grad()
+    assert divergence(other, dense, text[2:]) < before, "so that the trained weights are kept"
+    for name, parameter in other.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name), parameter, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "falcon"])
+def test_the_divergence_on_unseen_text_falls_and_zeros_stay(family: str) -> None:
+    model, dense, tokens = pair(family)
+    masks, before, teacher = zeros(model, family), fam.snapshot(model), fam.snapshot(dense)
+    unseen = fam.random_tokens(sequences=6, seed=11)
+    start = divergence(model, dense, unseen)
+    report = distil(model, dense, tokens, rate=3e-3, vector_rate=3e-3)
+    assert divergence(model, dense, unseen) < 0.9 * start
+    assert report.steps == len(report.losses) == 24 and report.tokens == tokens[:24].numel()
+    for name, zero in zeros(model, family).items():
+        assert torch.equal(zero, masks[name]), name
+    # matrices outside the blocks (embedding, head) are not trained, and the teacher is as it was
+    weights = {f"{name}.weight" for name in masks}
+    moved = fam.changed(model, before)
+    assert weights <= moved
+    assert all(model.get_parameter(name).ndim == 1 for name in moved - weights)
+    assert not fam.changed(dense, teacher)
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_norms_alone_leave_the_weights() -> None:
+    model, dense, tokens = pair()
+    before, start = fam.snapshot(model), divergence(model, dense, tokens[-4:])
+    report = distil(model, dense, tokens, parts="norms", vector_rate=1e-2)
+    moved = fam.changed(model, before)
+    assert moved and all(model.get_parameter(name).ndim == 1 for name in moved)
+    assert report.held_out[0] == (0, pytest.approx(start))
+    assert divergence(model, dense, tokens[-4:]) < start
+
+
+def test_the_best_weights_seen_stay_and_the_held_out_text_is_not_trained_on() -> None:
+    model, dense, tokens = pair(sparsity=0.05)
+    before = fam.snapshot(model)
+    # nearly dense, and a rate at which every look is worse than the start
+    report = distil(model, dense, tokens, rate=1.0, vector_rate=1.0)
+    assert report.kept == 0 and min(report.held_out)[0] == 0 and len(report.held_out) == 5
+    assert not fam.changed(model, before)
+    # other text to be judged on: the same steps
+    changed = tokens.clone()
+    changed[-4:] = fam.random_tokens(seed=99)
+    first, second = (distil(copy.deepcopy(model), dense, t) for t in (tokens, changed))
+    assert first.losses == second.losses and first.held_out != second.held_out
+
+
+def test_a_rate_that_breaks_the_model_ends_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, dense, tokens = pair()
+    with torch.no_grad():
+        dense.get_input_embeddings().weight.fill_(math.inf)
+    with pytest.raises(NonFinite, match="NaN or infin"):
+        distil(model, dense, tokens)
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_changes() -> None:
+    model, dense, tokens = pair()
+    before = fam.snapshot(model)
+    half = copy.deepcopy(model).half()
+    cases = [
+        ((model, model, tokens), {}, "second time"),
+        ((model, fam.build("gpt2"), tokens), {}, "differ in their parameters"),
+        ((model, copy.deepcopy(model), tokens), {}, "load the dense model again"),
+        ((half, dense, tokens), {}, 'dtype="float32"'),
+        ((model, dense, tokens[:4]), {}, "leave none"),
+        ((model, dense, tokens), {"parts": "head"}, "norms"),
+        ((model, dense, tokens), {"rate": 0}, "rate"),
+        ((model, dense, tokens), {"held_out": 0}, "held_out"),
+        ((model, dense, tokens), {"precision": "int8"}, "bfloat16"),
+    ]
+    for arguments, options, message in cases:
+        with pytest.raises(HelpersError, match=message) as caught:
+            distil(*arguments, **options)
+        assert isinstance(caught.value, (BadParameter, CalibrationTooShort))
+    assert not fam.changed(model, before)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_the_rate_rises_then_falls_to_zero() -> None:
+    rates = [training.rate_at(step, 20) for step in range(1, 21)]
+    assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])  # 15 % of 20
+    assert rates[3:] == sorted(rates[3:], reverse=True) and 0 < rates[-1] < 0.01
+    assert training.rate_at(1, 1) == 1.0
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_bfloat16_is_used_where_it_is_faster(faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "bfloat16_is_faster", lambda _device: faster)
+    seen = []
+    with training.products("auto", torch.device("cpu")) as chosen:
+        seen.append((torch.randn(3, 4) @ torch.randn(4, 5)).dtype)
+    assert (chosen, seen) == (
+        ("bfloat16", [torch.bfloat16]) if faster else ("float32", [torch.float32])
+    )
+    model, dense, tokens = pair()
+    report = module.distil(model, dense, tokens[:6], rate=1e-3)
+    assert report.precision == chosen and report.to_dict()["precision"] == chosen
