@@ -76,7 +76,8 @@ class PruneReport:
 
     `seconds` holds "total" and its parts: "forward" and "solve", and on a CPU apart from these
     two "gram" and "selection" (of masks). `batch` is the sequences in one forward pass at the end,
-    and `halved` says where it had to be halved because memory ran out.
+    and `halved` says where it had to be halved because memory ran out. `repair` says what a recipe
+    did after the layers.
     """
 
     method: str
@@ -86,6 +87,7 @@ class PruneReport:
     parity: float | None = None
     batch: int | None = None
     halved: list[str] = field(default_factory=list)
+    repair: dict[str, Any] | None = None
 
     @property
     def sparsity(self) -> float:
@@ -119,6 +121,7 @@ class PruneReport:
             "batch": self.batch,
             "halved": list(self.halved),
             "seconds": dict(self.seconds),
+            "repair": self.repair,
             "layers": [dataclasses.asdict(layer) for layer in self.layers],
         }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -37,6 +38,9 @@ from helpers.models import (
     read_weight,
 )
 
+# whole ways to prune a model: their names, and the function of each, which is imported when it is
+# asked for, since it stands on this module
+RECIPES = {"best": "helpers.beyond.recipe"}
 DENSE_ZEROS = 0.2  # a dense model's layers hold fewer exact zeros than that
 TRIAL = 128  # outputs, and about as many inputs, of the layer on which options are tried
 
@@ -56,6 +60,9 @@ def prune_model(
     **options: Any,
 ) -> PruneReport:
     """Prune all linear layers of the decoder blocks, in place: see the module's text for how.
+
+    With method "best" the model is then also repaired as a whole, at the cost that its option
+    `budget` says: "fast", "balanced" or "long" (`helpers.beyond.recipe`).
 
     Args: tokens, int64 (sequences, length), which a method that needs no calibration never reads
     (its report then holds no errors); sparsity, a fraction, or one for each layer by its name
@@ -77,6 +84,11 @@ def prune_model(
     UnsupportedModel, ParityError, NonFinite, NotPositiveDefinite, OutOfMemory.
     """
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
+    if method in RECIPES:
+        whole = dict(batch=batch, progress=progress, allow_pruned=allow_pruned)
+        hooks = dict(before_block=before_block, after_block=after_block)
+        recipe = getattr(import_module(RECIPES[method]), method)
+        return recipe(model, tokens, **whole, **hooks, **arguments)
     check_model(model, half_pruned=check_switch("allow_pruned", allow_pruned))
     check_dense(model, allow_pruned)
     hooks = {"before_block": before_block, "after_block": after_block}
