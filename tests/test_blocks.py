@@ -229,6 +229,13 @@ def test_both_steps_share_one_dense_stream_and_do_better_than_none() -> None:
     assert refine.dense is compensate.dense
     hooks = dict(before_block=compensate.before, after_block=refine.after)
     report = prune_model(model, tokens, **PLAIN, **hooks)
+    # Refine's own `before` has then nothing left to do
+    again = fam.build()
+    first = Compensate(again, tokens, **options)
+    second = Refine(again, tokens, dense=first.dense, **options)
+    every = lambda *args: (first.before(*args), second.before(*args))  # noqa: E731
+    prune_model(again, tokens, **PLAIN, before_block=every, after_block=second.after)
+    assert not fam.changed(again, fam.snapshot(model))
     assert report.sparsity == pytest.approx(0.6, abs=0.02)
     assert [r.block for r in compensate.reports] == [1]
     assert [r.block for r in refine.reports] == [0, 1]
@@ -334,6 +341,21 @@ def test_hooks_that_do_not_fit_are_refused(one_line_error) -> None:
         prune_model(other, tokens, **PLAIN, before_block=used.before)
 
 
+def test_a_step_whose_run_was_stopped_is_not_used_again(one_line_error) -> None:
+    model, tokens = fam.build(), text()
+    step = Refine(model, tokens, **STEP)
+
+    def stop(done: int, total: int, name: str) -> None:
+        if name.startswith("block 1"):
+            raise KeyboardInterrupt
+
+    hooks = dict(before_block=step.before, after_block=step.after)
+    with pytest.raises(KeyboardInterrupt):
+        prune_model(model, tokens, **PLAIN, **hooks, progress=stop)
+    with one_line_error(BadParameter, "has been used"):
+        prune_model(model, tokens, **PLAIN, **hooks, allow_pruned=True)
+
+
 def test_nan_names_the_block_and_leaves_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = fam.build(), text()
     step = Compensate(model, tokens, **STEP)
@@ -347,3 +369,9 @@ def test_nan_names_the_block_and_leaves_its_weights(monkeypatch: pytest.MonkeyPa
     with pytest.raises(NonFinite, match="training block 1 at rate 1"):
         prune_model(other, tokens, **PLAIN, before_block=step.before)
     assert all(".layers.0." in name for name in fam.changed(other, before))
+    # the loss is NaN before any training
+    other = fam.build()
+    step = Refine(other, tokens, **STEP)
+    step.dense.stream = torch.full((*tokens.shape, 32), math.nan)
+    with pytest.raises(NonFinite, match="loss of block 1"):
+        step.fit(1, other.model.layers[1], torch.ones(*tokens.shape, 32))

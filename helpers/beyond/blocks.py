@@ -43,7 +43,7 @@ from helpers.beyond.training import DECAY, Trained, products, rate_at, trained
 from helpers.capture import Call, advance, capture, check_tokens, eval_mode
 from helpers.device import synchronise
 from helpers.errors import BadParameter, CalibrationTooShort, NonFinite, check_real, check_whole
-from helpers.models import INTERRUPTED, STATE, check_model, device_of, find_blocks, find_layers
+from helpers.models import check_model, device_of, find_blocks, find_layers
 
 # one sequence as (1, length, width): what enters the block, and what should leave it
 Pair = tuple[Tensor, Tensor]
@@ -76,7 +76,7 @@ class DenseStream:
         """Take the dense stream through a block that is still dense.
 
         stream: the loop's, which enters the block; it is not changed. A second call for the same
-        block does nothing. Raises BadParameter, NonFinite.
+        block, by another step that shares this, does nothing. Raises BadParameter, NonFinite.
         """
         if index == self.index:
             return
@@ -162,7 +162,6 @@ class BlockStep:
         if dense is not None and dense.model is not model:
             raise BadParameter("dense follows another model: make it from the one to be pruned")
         self.dense: DenseStream | None = dense or DenseStream(model, tokens)
-        self.model = model
         self.reports: list[BlockReport] = []
 
     def to_dict(self) -> dict[str, Any]:
@@ -211,10 +210,9 @@ class BlockStep:
 
     def follow(self, index: int, block: nn.Module, stream: Tensor) -> None:
         """Take the dense stream through the block, as long as it is dense."""
-        if self.dense is None:
+        # by a run that has ended, well or in an error
+        if self.dense is None or (index == 0 and self.reports):
             raise BadParameter(f"this {type(self).__name__} has been used: make one for each model")
-        if index == 0:
-            self.reports.clear()  # of a run that an error has ended
         self.dense.advance(index, block, stream)
 
 
@@ -251,11 +249,8 @@ class Compensate(BlockStep):
     def before(self, index: int, block: nn.Module, stream: Tensor, _call: Call) -> None:
         """Give this to `prune_model` as before_block. Raises NonFinite, naming the block."""
         self.follow(index, block, stream)
-        if index == 0:
-            return
-        self.fit(index, block, stream)
-        # an error before the first layer is pruned would else leave a model that passes for dense
-        setattr(self.model, STATE, INTERRUPTED)
+        if index > 0:
+            self.fit(index, block, stream)
 
 
 @dataclass(frozen=True)
