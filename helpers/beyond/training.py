@@ -45,7 +45,9 @@ class Trained:
     def mask_gradients(self) -> None:
         """Zero the gradients of pruned weights, so that Adam never moves them."""
         for name, weight in self.weights.items():
-            weight.grad.mul_(self.keeps[name])
+            # an expert that no token has reached has no gradient
+            if weight.grad is not None:
+                weight.grad.mul_(self.keeps[name])
 
     @torch.no_grad()
     def apply_masks(self) -> None:
@@ -118,7 +120,10 @@ def products(precision: str, device: torch.device) -> Iterator[str]:
     check_choice("precision", precision, PRECISIONS)
     if precision == "auto":
         precision = "bfloat16" if bfloat16_is_faster(device) else "float32"
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    lower = precision == "bfloat16"
+    # without the cache, whose copies of the weights in bfloat16 would outlive a step: all later
+    # steps would see the weights of the first
+    with torch.autocast(device.type, torch.bfloat16, enabled=lower, cache_enabled=False):
         yield precision
 
 
