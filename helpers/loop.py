@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from helpers.capture import Call, Progress
 from helpers.device import synchronise
 from helpers.errors import HelpersError, OutOfMemory
-from helpers.gram import Gram
+from helpers.gram import Gram, relative_error
 from helpers.masks import Pattern, mask_hash, selection_clock
-from helpers.methods import get_method
+from helpers.methods import LayerResult, get_method
 from helpers.models import (
     INTERRUPTED,
     STATE,
@@ -196,6 +196,7 @@ class Loop:
         progress: Progress | None = None,
         before_block: BlockHook | None = None,
         after_block: BlockHook | None = None,
+        importance: Mapping[str, Tensor] | None = None,
         store: Store | None = None,
         team: Team | None = None,
     ) -> None:
@@ -204,7 +205,7 @@ class Loop:
         self.model, self.arguments = model, {**arguments, "pattern": pattern}
         self.method = get_method(method)
         self.report = PruneReport(method, str(pattern))
-        self.progress = progress
+        self.progress, self.importance = progress, importance
         self.before_block, self.after_block = before_block, after_block
         self.store, self.team = store or Store(), team or Team()
         self.blocks = find_blocks(model)
@@ -315,9 +316,8 @@ class Loop:
         started = time.perf_counter()
         # (d_out, d_in), the layer's own memory: the registry refuses a method that writes there
         weight = read_weight(layer)
-        sparsity = sparsity_of(self.arguments["sparsity"], layer_key(index, name))
         try:
-            result = self.method(weight, gram, **{**self.arguments, "sparsity": sparsity})
+            result = self.solve(layer_key(index, name), weight, gram)
         except HelpersError as error:
             # the same class, so that a caller can catch it as before, and now with the layer's name
             raise type(error)(f"block {index} {name}: {error}") from error
@@ -347,6 +347,22 @@ class Loop:
             gap=result.gap,
             seconds=time.perf_counter() - started,
         )
+
+    def solve(self, key: str, weight: Tensor, gram: Gram | None) -> LayerResult:
+        """The method's answer for a layer, its outputs weighted by their importance if it is given.
+
+        No output's problem depends on another's, and the answer for c·w is c times that for w. So a
+        factor on an output, taken off afterwards, changes the mask alone: in which outputs weights
+        count as large. That is true of every method, so none has to know of it.
+        """
+        arguments = {**self.arguments, "sparsity": sparsity_of(self.arguments["sparsity"], key)}
+        if self.importance is None:
+            return self.method(weight, gram, **arguments)
+        factor = self.importance[key].to(weight.device, torch.float32)[:, None]
+        result = self.method(weight.float() * factor, gram, **arguments)
+        new = (result.weight / factor).to(weight.dtype)
+        error = None if gram is None else relative_error(weight, new, gram.matrix)
+        return dataclasses.replace(result, weight=new, error=error)
 
     @contextlib.contextmanager
     def damage_in_errors(self) -> Iterator[None]:

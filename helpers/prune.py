@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.capture import Progress, check_tokens, eval_mode
+from helpers.device import all_finite
 from helpers.errors import (
     BadParameter,
     HelpersError,
@@ -22,6 +23,7 @@ from helpers.errors import (
     allowed,
     check_switch,
     check_whole,
+    described,
 )
 from helpers.gram import gram_of
 from helpers.loop import BlockHook, Loop, PruneReport, Sparsity, layer_key, sparsity_of
@@ -56,6 +58,7 @@ def prune_model(
     progress: Progress | None = None,
     before_block: BlockHook | None = None,
     after_block: BlockHook | None = None,
+    importance: Mapping[str, Tensor] | None = None,
     allow_pruned: bool = False,
     **options: Any,
 ) -> PruneReport:
@@ -70,10 +73,13 @@ def prune_model(
     one forward pass, by default what suits the device (lowered to a divisor of `sequences`, and
     halved where memory runs out, which the report says); progress, called after each layer;
     before_block and after_block(index, block, stream, call), for steps on a whole block: called
-    before its grams are summed, and before the pruned block runs again; allow_pruned, True to prune
-    a model that is pruned or half pruned already, which is refused otherwise, as the zeros of the
-    first time would count as weights of the dense model; options, those of the method, and `finish`
-    and `swap`, which improve any method's answer (`helpers.methods.register`).
+    before its grams are summed, and before the pruned block runs again; importance, a factor > 0
+    for each output of each layer, (d_out,) by the layer's name, by which its weights count as
+    larger when a mask is chosen (not within a group of N:M, nor with a budget for each output);
+    allow_pruned, True to prune a model that is pruned or half pruned already, which is refused
+    otherwise, as the zeros of the first time would count as weights of the dense model; options,
+    those of the method, and `finish` and `swap`, which improve any method's answer
+    (`helpers.methods.register`).
 
     Memory beyond the model, in bytes: the stream, sequences · length · width · (size of dtype);
     the grams of one block, 4 · Σ d_in² over its different inputs (Llama: three of width², one of
@@ -86,14 +92,16 @@ def prune_model(
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
     if method in RECIPES:
         whole = dict(batch=batch, progress=progress, allow_pruned=allow_pruned)
-        hooks = dict(before_block=before_block, after_block=after_block)
+        hooks = dict(before_block=before_block, after_block=after_block, importance=importance)
         recipe = getattr(import_module(RECIPES[method]), method)
         return recipe(model, tokens, **whole, **hooks, **arguments)
     check_model(model, half_pruned=check_switch("allow_pruned", allow_pruned))
     check_dense(model, allow_pruned)
     hooks = {"before_block": before_block, "after_block": after_block}
     check_request(model, tokens, method, batch, arguments, hooks)
-    loop = Loop(model, method, arguments, progress=progress, **hooks)
+    if importance is not None:
+        check_importance(importance, model)
+    loop = Loop(model, method, arguments, progress=progress, importance=importance, **hooks)
     # dropout off: its random zeros would enter the grams
     with eval_mode(model), loop.damage_in_errors():
         report = loop.run(tokens, batch)
@@ -189,18 +197,41 @@ def check_sparsities(sparsity: Sparsity, pattern: Pattern, layers: Sequence[str]
     if not isinstance(sparsity, Mapping):
         check_target(sparsity, pattern)
         return
-    missing, unknown = set(layers) - set(sparsity), set(sparsity) - set(layers)
-    for what, names in (("lacks", missing), ("names the unknown", unknown)):
-        if names:
-            raise BadParameter(
-                f"sparsity {what} {allowed(sorted(map(str, names))[:3])}: give one value for all "
-                f"layers, or one for each of the {len(layers)}, from {next(iter(layers))!r} on"
-            )
+    check_names("sparsity", sparsity, layers)
     for name, value in sparsity.items():
         try:
             check_target(value, pattern)
         except HelpersError as error:
             raise type(error)(f"layer {name}: {error}") from error
+
+
+def check_names(what: str, given: Mapping[str, object], layers: Sequence[str]) -> None:
+    """Raise BadParameter unless a mapping has an entry for each layer, and no others."""
+    missing, unknown = set(layers) - set(given), set(given) - set(layers)
+    for how, names in (("lacks", missing), ("names the unknown", unknown)):
+        if names:
+            raise BadParameter(
+                f"{what} {how} {allowed(sorted(map(str, names))[:3])}: give one value for all "
+                f"layers, or one for each of the {len(layers)}, from {next(iter(layers))!r} on"
+            )
+
+
+def check_importance(importance: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Raise BadParameter unless there is a factor > 0 for each output of each layer."""
+    shapes = {
+        layer_key(index, name): read_weight(layer).shape
+        for index, block in enumerate(find_blocks(model))
+        for name, layer in find_layers(block).items()
+    }
+    check_names("importance", importance, list(shapes))
+    for name, factors in importance.items():
+        rows = shapes[name][0]
+        fits = isinstance(factors, Tensor) and factors.shape == (rows,)
+        if not fits or not all_finite(factors) or not (factors > 0).all():
+            raise BadParameter(
+                f"importance of layer {name} {described(factors)}: give {rows} numbers above 0, "
+                "one for each output, for example from output_importance(...)"
+            )
 
 
 def try_method(

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import math
+import re
 
 import families as fam
 import pytest
@@ -11,7 +12,7 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from helpers import model_identity, perplexity, prune_model, zero_shot
+from helpers import model_identity, perplexity, prune_model, refit, zero_shot
 from helpers.errors import (
     BadParameter,
     BadPattern,
@@ -28,8 +29,9 @@ from helpers.gram import gram_of
 from helpers.loop import LayerReport
 from helpers.masks import select
 from helpers.methods import METHODS, LayerResult, register
-from helpers.models import STATE
+from helpers.models import STATE, find_blocks, find_layers, read_weight
 from helpers.prune import try_method
+from helpers.replay import layer_gram
 
 
 def zero_fractions(model: nn.Module, family: str) -> dict[str, float]:
@@ -574,3 +576,94 @@ def test_an_interrupt_leaves_no_hooks_and_the_models_mode() -> None:
     with pytest.raises(KeyboardInterrupt):
         prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.5, progress=stop)
     assert fam.hook_count(model) == 0 and model.training
+
+
+# ---------------------------------------------------------------- importance of outputs
+
+
+def factors(model: nn.Module, value: float = 1.0) -> dict[str, Tensor]:
+    return {
+        f"{index}.{name}": torch.full((read_weight(layer).shape[0],), value)
+        for index, block in enumerate(find_blocks(model))
+        for name, layer in find_layers(block).items()
+    }
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "admm-grad"])
+def test_one_factor_for_all_outputs_changes_nothing(family: str, method: str) -> None:
+    model, tokens = fam.build(family), fam.random_tokens()
+    other = copy.deepcopy(model)
+    plain = prune_model(model, tokens, method=method, sparsity=0.6)
+    # a power of two: scaling is exact
+    told = prune_model(other, tokens, method=method, sparsity=0.6, importance=factors(other, 4.0))
+    assert not fam.changed(other, fam.snapshot(model))
+    for one, two in zip(plain.layers, told.layers, strict=True):
+        assert (one.mask, one.error) == (two.mask, pytest.approx(two.error, rel=1e-5))
+
+
+def test_the_weights_of_important_outputs_stay() -> None:
+    model, tokens = fam.build(), fam.random_tokens()
+    key, layer = "1.mlp.up_proj", find_layers(find_blocks(model)[1])["mlp.up_proj"]
+    dense, importance = read_weight(layer).clone(), factors(model)
+    importance[key][3] = 2.0**20
+    prune_model(model, tokens, method="magnitude", sparsity=0.5, importance=importance)
+    # by hand: all of row 3, then the largest of the others
+    others = torch.cat([dense[:3], dense[4:]]).abs()
+    left = dense.numel() // 2 - dense.shape[1]
+    limit = others.flatten().sort(descending=True).values[left - 1]
+    expected = dense * (dense.abs() >= limit)
+    expected[3] = dense[3]
+    assert torch.equal(read_weight(layer), expected)
+
+
+def test_importance_says_which_weights_stay_and_the_update_is_the_methods() -> None:
+    model, tokens = fam.build(), fam.random_tokens()
+    importance = {
+        key: torch.rand(len(ones), generator=torch.Generator().manual_seed(len(key))) + 0.1
+        for key, ones in factors(model).items()
+    }
+    key = "0.self_attn.q_proj"  # in block 0, whose inputs are those of the dense model
+    weight, gram = layer_gram(model, tokens, 0, "self_attn.q_proj")
+    prune_model(model, tokens, method="admm1", sparsity=0.5, importance=importance)
+    pruned = read_weight(find_layers(find_blocks(model)[0])["self_attn.q_proj"])
+    score = weight.abs() * gram.diagonal().sqrt() * importance[key][:, None]
+    keep = select(score, 0.5, "unstructured", "matrix")
+    assert torch.equal(pruned != 0, keep)
+    torch.testing.assert_close(pruned, refit(weight, gram, keep).weight, rtol=1e-3, atol=1e-5)
+
+
+def test_importance_cannot_change_a_mask_within_groups_or_outputs() -> None:
+    tokens, results = fam.random_tokens(), []
+    for given in (False, True):
+        masks = []
+        for target in ({"pattern": "2:4"}, {"sparsity": 0.5}):  # wanda's budget is per output
+            model = fam.build()
+            importance = factors(model)
+            for number, ones in enumerate(importance.values()):
+                ones += torch.arange(len(ones)) * (number + 1)
+            chosen = {"importance": importance} if given else {}
+            report = prune_model(model, tokens, method="wanda", **target, **chosen)
+            masks.append([layer.mask for layer in report.layers])
+        results.append(masks)
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.pop("0.mlp.up_proj"), "importance lacks 0.mlp.up_proj"),
+        (lambda f: f.update({"9.mlp": torch.ones(1)}), "names the unknown 9.mlp"),
+        (lambda f: f.update({"0.mlp.up_proj": torch.ones(3)}), r"0.mlp.up_proj has .* \(3,\)"),
+        (lambda f: f["0.mlp.up_proj"].zero_(), "numbers above 0"),
+        (lambda f: f["0.mlp.up_proj"].fill_(math.nan), "numbers above 0"),
+        (lambda f: f.update({"0.mlp.up_proj": 2.0}), "is of type float"),
+    ],
+)
+def test_bad_importance_is_refused_before_anything_changes(change, message: str) -> None:
+    model, tokens = fam.build(), fam.random_tokens()
+    before, importance = fam.snapshot(model), factors(model)
+    change(importance)
+    error = refused(model, tokens, method="wanda", sparsity=0.5, importance=importance)
+    assert isinstance(error, BadParameter) and re.search(message, str(error))
+    assert not fam.changed(model, before)
