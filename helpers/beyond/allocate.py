@@ -21,6 +21,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -56,6 +57,7 @@ Curve = Callable[[float], Tensor]
 
 FARTHEST = 700.0  # |t| at the ends of the search: exp(700) is still a float
 HALVINGS = 100  # of the search; after about 60 there is no float between its ends
+LEAST_SLOPE = 1e-12  # of the largest squared slope; smaller ones count as this one
 LEVELS = 100  # of a layer's scores in "fisher": one for each per cent of its weights
 
 
@@ -91,6 +93,68 @@ def allocate(
     Raises BadParameter, BadPattern (N:M), BadSparsity (no room for the zeros), CalibrationTooShort,
     UnsupportedModel, NonFinite.
     """
+    counts, _ = _shared_out(model, tokens, sparsity, rule, spread, pattern, progress, options)
+    return counts
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What one backward pass over calibration text says of a dense model, for `prune_model`.
+
+    sparsity: of each layer, by the rule "fisher". importance: of each output of each layer, float32
+    (d_out,) with a mean of 1.
+    """
+
+    sparsity: dict[str, float]
+    importance: dict[str, Tensor]
+
+
+def guide(
+    model: nn.Module,
+    tokens: Tensor,
+    *,
+    sparsity: float,
+    spread: float = 0.3,
+    power: float = 0.5,
+    progress: Progress | None = None,
+) -> Guide:
+    """In which layers, and in which outputs of a layer, weights can be spared most cheaply.
+
+        found = guide(model, tokens[:8], sparsity=0.6)
+        prune_model(model, tokens, method=..., sparsity=found.sparsity, importance=found.importance)
+
+    The methods take every output of a layer for as important as any other. The loss does not: with
+    g_ij the gradient of a sequence's loss by weight ij, output i has the squared slope
+    r_i² = Σ g_ij²/‖x_j‖², a mean over inputs and a sum over sequences (if slopes and inputs are
+    independent, that is K-FAC's factor of the outputs). If errors were small and independent of one
+    another, scores should be multiplied by r. They are neither, and r from a few sequences is
+    noisy, so it counts as r^`power`: 0.5 was the best of 0, 0.5 and 1 on held-out calibration text.
+
+    Args, memory and errors as for `allocate` with the rule "fisher"; a few sequences are enough.
+    """
+    check_real("power", power)
+    sparsities, seen = _shared_out(
+        model, tokens, sparsity, "fisher", spread, "unstructured", progress, {}
+    )
+    importance = {}
+    for key, squares in seen.slopes.items():
+        # an output that nothing depends on would get 0, which leaves it no order of its weights
+        factor = squares.clamp(min=float(squares.max()) * LEAST_SLOPE or 1.0) ** (power / 2)
+        importance[key] = factor / factor.mean()
+    return Guide(sparsities, importance)
+
+
+def _shared_out(
+    model: nn.Module,
+    tokens: Tensor | None,
+    sparsity: float,
+    rule: str,
+    spread: float | None,
+    pattern: str | Pattern,
+    progress: Progress | None,
+    options: dict[str, object],
+) -> tuple[dict[str, float], Survey | None]:
+    """What `allocate` returns, and what the rule has seen of the model."""
     function, usual = RULES[check_choice("rule", rule, RULES)]
     spread = usual if spread is None else check_real("spread", spread)
     check_options(rule, function, options)
@@ -121,10 +185,11 @@ def allocate(
         curve = function(found, sparsity, spread, **options)
     counts = share_out(sizes, curve, total, low, high)
     # count/size is the nearest float, and size times that lies so near count that it rounds to it
-    return {
+    shares = {
         key: count / layer.weight.numel()
         for (key, layer), count in zip(layers.items(), counts, strict=True)
     }
+    return shares, found
 
 
 def check_options(rule: str, function: Callable[..., Curve], options: dict[str, object]) -> None:
@@ -286,6 +351,9 @@ def fisher(seen: Survey, sparsity: float, spread: float) -> Curve:
         terms = (gradient.float() * read_weight(seen.layers[key]).float()).square_()
         sums = torch.bincount(levels[key].flatten(), terms.flatten().double(), LEVELS)
         costs[key] += sums.cpu()
+        alive = seen.norms[key] > 0
+        slopes = (gradient[:, alive].float() / seen.norms[key][alive]).square_().mean(1)
+        seen.slopes[key] = seen.slopes.get(key, 0) + slopes
         # freed now: a full set of gradients, as large as the model, never exists
         parameter.grad = None
 

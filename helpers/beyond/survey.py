@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,8 @@ class Survey:
 
     blocks: the keys of each block. norms: ‖x_j‖ of a layer's inputs over all tokens, float32
     (d_in,). inputs: which input of its block a layer reads, from 0 in the order in which they are
-    first read; in Llama 0 for q, k and v, 1 for o, 2 for gate and up, 3 for down.
+    first read; in Llama 0 for q, k and v, 1 for o, 2 for gate and up, 3 for down. slopes: squared,
+    of the loss by each output, float32 (d_out,), where a rule has asked for gradients.
     """
 
     model: nn.Module
@@ -64,6 +65,7 @@ class Survey:
     norms: dict[str, Tensor]
     inputs: dict[str, int]
     progress: Progress
+    slopes: dict[str, Tensor] = field(default_factory=dict)
 
     def score(self, key: str) -> Tensor:
         """|W|·‖x‖, float32 (d_out, d_in): where the methods' first mask comes from."""
