@@ -45,6 +45,28 @@ def way_name(asked: Mapping[str, Any], *, repaired: bool = True) -> str:
     return name
 
 
+def way_title(asked: Mapping[str, Any]) -> str:
+    """What was done, and at which target."""
+    target = frame.target_name(asked["pattern"], asked["sparsity"] or 0.0)
+    return f"{way_name(asked)} at {target}"
+
+
+def gap_table(perplexities: Mapping[str, float], title: str) -> pd.DataFrame:
+    """Perplexity of the dense, the pruned and the repaired model on both texts, and the share of
+    ln(perplexity / dense) after the layers alone that is gone.
+
+    Args: perplexities, as a record's metrics are named; title, of the last row.
+    """
+    rows = {"dense": "_dense", "layers alone": "_layers", title: ""}
+    texts = ("perplexity", "perplexity_web")
+    table = pd.DataFrame(
+        {text: {row: perplexities[text + end] for row, end in rows.items()} for text in texts}
+    )
+    logs = np.log(table)
+    closed = (logs.loc["layers alone"] - logs) / (logs.loc["layers alone"] - logs.loc["dense"])
+    return table.join(closed.add_suffix(", gap closed"))
+
+
 def way_frame(records: Iterable[Record]) -> pd.DataFrame:
     """A row for the layers of each run of notebook 08, and one for the model once it is repaired.
 
