@@ -22,7 +22,7 @@ from helpers.loop import PruneReport
 from helpers.masks import check_target
 from helpers.methods import get_method
 
-BLOCK_STEPS = ("", "compensate", "refine", "compensate + refine")
+BLOCK_STEPS = ("compensate", "refine", "compensate + refine")
 
 
 def check_way(asked: Mapping[str, Any]) -> None:
@@ -33,8 +33,9 @@ def check_way(asked: Mapping[str, Any]) -> None:
     get_method(asked["method"])
     check_target(asked["sparsity"], asked["pattern"])
     check_choice("allocation", asked["allocation"], RULES)
-    check_choice("block_steps", asked["block_steps"], BLOCK_STEPS)
-    check_choice("repair", asked["repair"], ("", *PARTS))
+    for name, choices in (("block_steps", BLOCK_STEPS), ("repair", PARTS)):
+        if asked[name] != "":  # which is to leave it out
+            check_choice(name, asked[name], choices)
     check_pool(asked["repair_windows"], asked["pool"])
 
 
@@ -81,13 +82,12 @@ def draw_windows(
 
 
 class BlockSteps:
-    """The steps of BLOCK_STEPS for one run of `prune_model`, which gets `hooks`.
+    """The steps of BLOCK_STEPS, or none for "", for one run of `prune_model`, which gets `hooks`.
 
     Compensate and refine follow one dense stream. Raises what `Refine` and `Compensate` raise.
     """
 
     def __init__(self, model: nn.Module, tokens: Tensor, names: str, precision: str) -> None:
-        check_choice("block_steps", names, BLOCK_STEPS)
         self.steps: dict[str, BlockStep] = {}
         self.hooks: dict[str, Any] = {}
         if "compensate" in names:

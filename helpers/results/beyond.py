@@ -51,13 +51,13 @@ def way_title(asked: Mapping[str, Any]) -> str:
     return f"{way_name(asked)} at {target}"
 
 
-def gap_table(perplexities: Mapping[str, float], title: str) -> pd.DataFrame:
+def gap_table(perplexities: Mapping[str, float]) -> pd.DataFrame:
     """Perplexity of the dense, the pruned and the repaired model on both texts, and the share of
     ln(perplexity / dense) after the layers alone that is gone.
 
-    Args: perplexities, as a record's metrics are named; title, of the last row.
+    Args: perplexities, named as a record's metrics.
     """
-    rows = {"dense": "_dense", "layers alone": "_layers", title: ""}
+    rows = {"dense": "_dense", "layers alone": "_layers", "repaired": ""}
     texts = ("perplexity", "perplexity_web")
     table = pd.DataFrame(
         {text: {row: perplexities[text + end] for row, end in rows.items()} for text in texts}
