@@ -11,7 +11,7 @@ from handmade import pruned, repaired
 from matplotlib.text import Text
 
 from helpers.errors import RecordError
-from helpers.results import figure_alt, plots, sections
+from helpers.results import figure_alt, gap_table, plots, repair_figure, sections
 from helpers.results.beyond import beyond_figure, gain_table, perplexity_table, way_frame, way_name
 from helpers.results.claims import CLAIMS, Findings
 from helpers.results.outcome import FAILS, HOLDS, OPEN, UNTESTED
@@ -196,3 +196,25 @@ def test_the_better_start_is_better_than_both_after_the_same_repair() -> None:
     assert verdict(START, ours + wanda + seeds(44.0, 25.0, 8, "sparsegpt")).verdict == OPEN
     outcome = verdict(START, ours + wanda + sparsegpt[1:])
     assert outcome.verdict == OPEN and "2 of 3 seeds" in outcome.numbers
+
+
+# ------------------------------------------------------------------ what the notebook shows
+
+
+def test_the_share_of_the_gap_on_each_text() -> None:
+    values = {"perplexity_dense": 20.0, "perplexity_layers": 80.0, "perplexity": 40.0}
+    values |= {"perplexity_web_dense": 10.0, "perplexity_web_layers": 80.0, "perplexity_web": 40.0}
+    table = gap_table(values)
+    assert list(table.index) == ["dense", "layers alone", "repaired"]
+    assert table["perplexity"].tolist() == [20.0, 80.0, 40.0]
+    assert table["perplexity, gap closed"].tolist() == pytest.approx([1.0, 0.0, 1 / 2])
+    assert table["perplexity_web, gap closed"].tolist() == pytest.approx([1.0, 0.0, 1 / 3])
+
+
+def test_the_curve_of_a_repair() -> None:
+    looks = [(0, 2.0), (1, 1.2), (2, 1.5)]
+    figure = repair_figure({"losses": [1.9, 1.4], "held_out": looks, "kept": 1}, "wanda")
+    steps, held_out, kept = (line.get_xydata().tolist() for line in figure.axes[0].lines)
+    assert steps == [[0, 1.9], [1, 1.4]], "before each step"
+    assert held_out == [list(look) for look in looks] and kept == [[1, 1.2]]
+    assert figure.axes[0].get_yscale() == "log" and figure.axes[0].get_title() == "wanda"

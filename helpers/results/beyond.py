@@ -168,11 +168,13 @@ def tables_of(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
     spread = "Means over seeds of the calibration text, ± half their range."
     what = "After a +: what is done to whole blocks or the whole model; distil (n) takes n windows."
     yield "", f"{where} {spread} {what}", *perplexity_table(ways, "perplexity")
-    asked = {"web_windows": "?", "length": "?"} | frame.common_parameters(runs)
-    web = (
-        "Perplexity on {web_windows} windows of {length} tokens of the calibration text's source, "
+    asked = frame.common_parameters(runs)
+    web = asked["calibration"]
+    web = frame.EMBEDDED["calibration"] if web == "embedded" else web
+    note = (
+        f"{frame.about_model(runs)} Perplexity on {web}, {asked['web_windows']} windows of "
+        f"{asked['length']} tokens that no step has read. {spread}"
     )
-    note = f"{frame.about_model(runs)} {web.format(**asked)}which nothing was trained on. {spread}"
     yield "web text", note, *perplexity_table(ways, "web")
     note = (
         f"{where} Closed: the share of ln(perplexity / dense) after plain ADMM-Grad, same seed and "
