@@ -36,7 +36,7 @@ PLANS = ("laptop", "full", "original", "smoke", "t4", "paper")
 PRODUCTS = (
     *("summary", "claims", "perplexity", "layer_error", "variants", "zero_shot", "weight_update"),
     *("weight_update_median", "convergence", "mask", "schedule", "spectrum", "cost"),
-    *("published", "published_ratios"),
+    *("beyond", "published", "published_ratios"),
 )
 BEST_RUNS = ("default", "admm-grad-60")  # of several runs of a notebook, the ones to show
 # the core as the paper is read; its other modules follow

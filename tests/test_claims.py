@@ -7,8 +7,9 @@ import pytest
 from handmade import pruned, scored, update_row, with_series
 
 from helpers.results import claim_verdicts, claims_markdown, write_claims
-from helpers.results.claims import CLAIMS, FAILS, HOLDS, OPEN, UNTESTED, Findings
+from helpers.results.claims import CLAIMS, Findings
 from helpers.results.frame import cost_to_reach
+from helpers.results.outcome import FAILS, HOLDS, OPEN, UNTESTED
 
 TARGETS = ("50 %", "60 %", "70 %", "80 %", "2:4", "4:8")
 

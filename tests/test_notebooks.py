@@ -23,6 +23,7 @@ PICTURES = {
     "03_mask_schedule": {"schedule", "explorer"},
     "06_tables_and_plots": {"perplexity", "cost", "update", "mask", "zero-shot", "rest"},
     "07_your_own_method": {"picture"},
+    "08_beyond_the_paper": {"curve"},
 }
 # metrics that tables, claims and the notebooks' texts are about
 METRICS = {
@@ -34,6 +35,8 @@ METRICS = {
     "05_zero_shot": "winogrande_acc openbookqa_acc_norm mean_acc prune_seconds",
     "06_tables_and_plots": "records",
     "07_your_own_method": "perplexity mean_layer_error prune_seconds",
+    "08_beyond_the_paper": "perplexity perplexity_web perplexity_layers perplexity_web_layers "
+    "perplexity_dense perplexity_web_dense prune_seconds repair_seconds total_seconds",
 }
 
 
@@ -81,7 +84,7 @@ def test_executed_notebook(smoke: Path, run: Run) -> None:
     widgets = {
         c for c, o in shown if "application/vnd.jupyter.widget-view+json" in o.get("data", {})
     }
-    assert ("explorer" in widgets) == (run.notebook[:2] in ("00", "01", "02", "03", "06"))
+    assert ("explorer" in widgets) == (run.notebook[:2] in ("00", "01", "02", "03", "06", "08"))
     assert not re.search(r"(Future|Deprecation)Warning: [^\"]*helpers", json.dumps(shown))
 
 
@@ -106,6 +109,8 @@ def test_tables_notebook_writes_tables_and_figures(smoke: Path) -> None:
     assert all(text in table("claims") for text in ("**not tested here**", "gradient methods"))
     for name in ("cost", "zero_shot", "weight_update", "mask"):
         assert table(name).count("\n| ") > 2, name
+    assert table("beyond").count("admm-grad, owl + compensate + refine + distil (4)") == 3
     drawn = "perplexity layer_error convergence schedule spectrum weight_update cost zero_shot"
+    drawn += " beyond"
     for name in drawn.split():
         assert (smoke / f"figures/{name}.png").exists() and (smoke / f"figures/{name}.svg").exists()

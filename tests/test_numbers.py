@@ -83,6 +83,8 @@ def expected(notebook: str) -> list[str]:
             error = pruned("admm1-60", "mean_layer_error")
             rivals = [f"{pruned(f'{name}-60'):.1f}" for name in ("admm1", "admm-grad", "sparsegpt")]
             return [rivals[0], f"{own[0]:.1f}", f"{own[1]:.4f}", f"{error:.4f}", *rivals[1:]]
+        case "08":
+            return []  # no record of it is committed yet, so it must promise nothing
     raise LookupError(f"say here what {notebook} promises")
 
 
@@ -91,9 +93,10 @@ def test_bold_numbers_are_those_of_the_records(notebook: str) -> None:
     book = json.loads((notebooks_dir() / f"{notebook}.ipynb").read_text(encoding="utf-8"))
     texts = ["".join(cell["source"]) for cell in book["cells"]]
     (text,) = [text for text in texts if text.startswith("## What to notice")]
-    assert NUMBER.findall(text) == expected(notebook)
+    promised = expected(notebook)
+    assert NUMBER.findall(text) == promised
     opening = NUMBER.findall(texts[0])  # the answer to the question in the title
-    assert opening and set(opening) <= set(expected(notebook))
+    assert bool(opening) == bool(promised) and set(opening) <= set(promised)
 
 
 def test_00_opens_with_the_texts_of_its_record() -> None:

@@ -104,7 +104,7 @@ def test_memory_is_checked_before_loading(here: Callable, one_line_error: Callab
         check_memory(PRUNE, DEFAULTS | {"model": "huggyllama/llama-7b"})
 
 
-@pytest.mark.parametrize("notebook", [*NOTEBOOKS, "07_your_own_method"])
+@pytest.mark.parametrize("notebook", [*NOTEBOOKS, "07_your_own_method", "08_beyond_the_paper"])
 def test_defaults_fit_a_laptop(here: Callable, notebook: str) -> None:
     """Also with a reader's own method, whose needs are not known."""
     here(Memory(4 * 10**9, 8 * 10**9))

@@ -18,6 +18,7 @@ PRUNES = {
     "04_prune_model": "prune",
     "05_zero_shot": "prune",
     "07_your_own_method": "model",
+    "08_beyond_the_paper": "prune",
 }
 ANOTHER = """
 @register(method)

@@ -185,8 +185,8 @@ def this_machine() -> Machine:
 def estimate(parameters: Mapping[str, Any], machine: Machine) -> Estimate:
     """What a run that prunes a model and evaluates it needs on a machine.
 
-    Args: parameters, those of notebook 00, 04, 05 or 07. A method that is not known here, such as
-    a reader's own, counts as admm-grad, the most expensive of those known.
+    Args: parameters, those of notebook 00, 04, 05, 07 or 08. A method that is not known here, such
+    as a reader's own, counts as admm-grad, the most expensive of those known.
     Raises BadParameter (other parameters, a dtype or task that is unknown), UnknownModel and
     UnsupportedModel.
     """
@@ -220,6 +220,13 @@ def flop(parameters: Mapping[str, Any]) -> tuple[float, float]:
             text = texts.get(parameters["evaluation"], texts["embedded"])  # a file is not opened
             tokens = window * (parameters["windows"] or text // window)
             evaluation += passes(tokens, window) + tokens * head
+    if "repair_windows" in parameters:  # three models are evaluated, on calibration text too
+        length = parameters["length"]
+        # a step is a pass of each model and one backwards, which is worth two; looks at the
+        # held-out windows are ten passes over four
+        steps = 4 * parameters["repair_windows"] + 40 if parameters["repair"] else 0
+        tokens = (3 * parameters["web_windows"] + steps) * length
+        evaluation = 3 * evaluation + passes(tokens, length) + tokens * head
     if method in ("dense", "magnitude"):
         return evaluation, 0.0
 
@@ -271,6 +278,10 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
             grams + max(28 * d_out * d_in + 12 * d_in**2 for d_out, d_in in shape.layers),
         ]
     model = shape.parameters * size
+    if "repair_windows" in parameters:  # the dense model and a copy of the pruned one stay
+        model *= 3
+    if parameters.get("repair"):  # a mask, a gradient, Adam's two moments, the best values; logits
+        model += 17 * shape.blocks * shape.block_weights + 8 * parameters["length"] * shape.vocab
     if gpu:
         return model + max(phases) + CUDA_CONTEXT_BYTES, model + CUDA_PROCESS_BYTES
     return (model + max(phases) + PROCESS_BYTES,) * 2

@@ -9,14 +9,15 @@ __getattr__, __dir__, __all__ = lazy_names(
             *("claims_beside", "notes", "numbers_text", "perplexity_text", "summary"),
             "to_lines",
         ),
+        "beyond": ("gap_table", "way_title"),
         "claims": ("claim_verdicts", "claims_markdown", "write_claims"),
         "frame": (
             *("PRUNE_NOTEBOOK", "TASK_NAMES", "ZERO_SHOT_NOTEBOOK", "column_key", "record_id"),
             *("row_key", "run_frame", "target_name"),
         ),
         "pictures": (
-            *("block_name", "depth_figure", "growth_figure", "mask_picture", "solve_figure"),
-            "stream_figure",
+            *("block_name", "depth_figure", "growth_figure", "mask_picture", "repair_figure"),
+            *("solve_figure", "stream_figure"),
         ),
         "plots": (
             *("convergence_figure", "figure_alt", "figures", "perplexity_figure"),

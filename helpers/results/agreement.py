@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-from helpers.results.claims import FAILS, HOLDS, Judged
+from helpers.results.claims import Judged
 from helpers.results.frame import Record, by_model
+from helpers.results.outcome import FAILS, HOLDS
 from helpers.results.tables import format_number, perplexity_table
 from helpers.results.verdict import NOT_JUDGED, Comparison, Verdict
 

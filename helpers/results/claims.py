@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,10 +24,10 @@ import pandas as pd
 from helpers.paths import replace_file
 from helpers.results import frame, tables
 from helpers.results.frame import ENOUGH, PRUNE_PARTS, TASK_NAMES, Record, cost_to_reach
+from helpers.results.outcome import FAILS, HOLDS, OPEN, Claim, Outcome, between, untested
 from helpers.results.published import MODEL_NAMES
+from helpers.results.repair_claims import REPAIR_CLAIMS
 
-HOLDS, FAILS = "holds", "does not hold"
-OPEN, UNTESTED = "not decided here", "not tested here"
 SPARSITIES = ("50 %", "60 %", "70 %", "80 %")
 PATTERNS = ("2:4", "4:8")
 SEEDED = "60 %"  # the column that is run with several seeds
@@ -39,23 +39,6 @@ TOLERATED = 0.25  # an overhead this much larger still counts as the same
 NEARLY = 2  # a ρ that needs at most so many times the iterations of the best one fits
 ROUNDING = 1e-6  # an excess smaller than this is the rounding of float32
 LEAST_DAMAGE = 0.1  # ln(perplexity / dense); noise is not scaled by less
-
-
-class Outcome(NamedTuple):
-    """A verdict (HOLDS, FAILS, OPEN or UNTESTED), and the numbers it rests on."""
-
-    verdict: str
-    numbers: str
-    leans: str = ""  # the verdict without noise, and with enough records: HOLDS, FAILS or unknown
-    condition: str = ""  # under which the sentence was tested, where another may turn it
-
-
-class Claim(NamedTuple):
-    """A sentence, the words of its test, and the test."""
-
-    sentence: str
-    test: str
-    check: Callable[[Findings], Outcome]
 
 
 class Judged(NamedTuple):
@@ -96,32 +79,13 @@ class Findings:
         return sides[0].merge(sides[1], left_index=True, right_index=True, suffixes=("", "_"))
 
 
-def _untested(needed: str) -> Outcome:
-    return Outcome(UNTESTED, f"needs {needed}")
-
-
-def _between(
-    found: Iterable[tuple[float, float]], least: float = -math.inf, most: float = math.inf
-) -> tuple[str, str]:
-    """The verdict on values with errors: HOLDS if all are in these bounds, FAILS if one is outside.
-
-    A value counts with its error on both sides; where that crosses a bound, or is NaN, the verdict
-    is OPEN. The second verdict leaves the errors out.
-    """
-    values, ranges = zip(*((v, (v - error, v + error)) for v, error in found), strict=True)
-    leans = HOLDS if all(least < value < most for value in values) else FAILS
-    if any(high < least or low > most for low, high in ranges):
-        return FAILS, leans
-    return HOLDS if all(least < low and high < most for low, high in ranges) else OPEN, leans
-
-
 # ------------------------------------------------------------------ the update on a fixed mask
 
 
 def _on_nearly_all(problems: pd.DataFrame, true: pd.Series, numbers: str) -> Outcome:
     """The verdict on a claim about nearly all layers that is true on some of the problems."""
     if problems.empty:
-        return _untested("an update study (notebook 02)")
+        return untested("an update study (notebook 02)")
     layers = problems["layer"].nunique()
     leans = HOLDS if true.sum() >= MOST * len(problems) else FAILS
     if layers < FEWEST:
@@ -253,14 +217,14 @@ def _beats(
         ]
         shown += [f"against {other}: {', '.join(texts)}"] if texts else []
     if not changes:
-        return _untested(f"runs of admm-grad and {' and '.join(others)}")
+        return untested(f"runs of admm-grad and {' and '.join(others)}")
     seeds = min(len(findings.paired(SEEDED, other)) for other in others)
     lacking = [f"{seeds} of {SEEDS} seeds at {SEEDED}"] if seeds < SEEDS else []
     if math.isnan(findings.dense) and any(math.isnan(half) for _, half in changes):
         lacking.append("no dense run to scale the noise by")
     lacking += [f"not run: {', '.join(missing)}"] if missing else []
     numbers = "; ".join([*shown, *(lacking or [f"{seeds} seeds at {SEEDED}"])])
-    verdict, leans = _between(changes, most=0.0)
+    verdict, leans = between(changes, most=0.0)
     if seeds < SEEDS or (lacking and verdict != FAILS):
         verdict = OPEN
     return Outcome(verdict, numbers, leans)
@@ -271,7 +235,7 @@ _best_of_all = partial(_beats, others=("sparsegpt", "wanda"), needed=(*SPARSITIE
 
 def _own_models(findings: Findings) -> Outcome:
     if not any(r["parameters"].get("model") in MODEL_NAMES for r in findings.records):
-        return _untested("the plan `paper` on a GPU; published figures are in results/published")
+        return untested("the plan `paper` on a GPU; published figures are in results/published")
     return _best_of_all(findings)
 
 
@@ -282,7 +246,7 @@ def _option(
     both = findings.paired(SEEDED, "admm-grad", **options)
     if both.empty:
         name = ", ".join(f"{key}={value}" for key, value in options.items())
-        return _untested(f"runs of admm-grad at {SEEDED} with {name}")
+        return untested(f"runs of admm-grad at {SEEDED} with {name}")
     here, there = both["perplexity"], both["perplexity_"]
     changes = list(here / there - 1)
     means = " against ".join(tables.format_number(runs.mean()) for runs in (here, there))
@@ -290,7 +254,7 @@ def _option(
     change, half = tables.interval(changes)
     if len(changes) > 1:
         shown += f"; mean {100 * change:+.2f} ± {100 * half:.2f} %"
-    verdict, leans = _between([(change, half)], least, most)
+    verdict, leans = between([(change, half)], least, most)
     if (seeds := len(both)) < SEEDS:
         return Outcome(OPEN, f"{shown}; {seeds} of {SEEDS} seeds", leans)
     return Outcome(verdict, shown, leans)
@@ -309,7 +273,7 @@ def _overhead(findings: Findings) -> Outcome:
     )
     alike = (ours.notna() == theirs.notna()).all(axis=1) & ours.notna().any(axis=1)
     if not alike.any():
-        return _untested("runs of admm-grad and sparsegpt, timed in parts")
+        return untested("runs of admm-grad and sparsegpt, timed in parts")
     ours, theirs, record = ours[alike], theirs[alike], both["record"][alike].iloc[0]
     common = pd.concat([ours, theirs])[["forward", "gram"]].sum(axis=1).median()
     own, other = (runs[["solve", "selection"]].sum(axis=1).mean() for runs in (ours, theirs))
@@ -351,11 +315,11 @@ def _more_answers(findings: Findings, pairs: Sequence[tuple[str, str]]) -> Outco
         seeds = min(map(len, steps.values()))
         shown = [f"{name} {step:+.3f} ± {error:.3f}" for name, (step, error) in found.items()]
         numbers = f"mean over {', '.join(map(TASK_NAMES.get, shared))}: {', '.join(shown)}"
-        verdict, leans = _between(found.values(), least=0.0)
+        verdict, leans = between(found.values(), least=0.0)
         few = f" of {TASK_SEEDS}" if seeds < TASK_SEEDS else ""
         return Outcome(OPEN if few else verdict, f"{numbers}; {seeds}{few} seeds", leans)
     needed = " and ".join(dict.fromkeys(method for pair in pairs for method in pair))
-    return _untested(f"zero-shot runs of {needed} on the same items")
+    return untested(f"zero-shot runs of {needed} on the same items")
 
 
 NOT_ALONE = "the seconds are of runs that shared the machine: none was timed alone"
@@ -465,6 +429,7 @@ CLAIMS = (
         "Claim 11 on the records of the plan `paper`, each model by itself.",
         _own_models,
     ),
+    *REPAIR_CLAIMS,
 )
 
 

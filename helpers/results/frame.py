@@ -35,6 +35,10 @@ SECONDS = [f"{part}_seconds" for part in (*PRUNE_PARTS, "prune", "evaluate")]
 NUMBERS = ["perplexity", "mean_layer_error", *SECONDS]
 FLAGS = ["variant", "usual", "timed"]
 COLUMNS = ["record", "label", "target", "method", "pattern", "options", "seed", *FLAGS, *NUMBERS]
+# what "embedded" stands for
+EMBEDDED = {"model": "SmolLM2-135M-Instruct (embedded: a 4-bit file converted back, de-quantised)",
+            "evaluation": "Wikipedia text (embedded)",
+            "calibration": "C4 text (embedded)"}  # fmt: skip
 # these make the row and the columns; the rest of the parameters is the setting
 CELL = ("method", "sparsity", "pattern", "options", "device", "calibration_seed", "tasks", "limit")
 CALIBRATION = ("calibration", "sequences", "length")
@@ -86,12 +90,30 @@ def common_parameters(records: Iterable[Record]) -> dict[str, Any]:
     return {key: json.loads(count.most_common(1)[0][0]) for key, count in counts.items()}
 
 
+def about_model(records: Iterable[Record]) -> str:
+    """A sentence on the model that most of these runs share."""
+    name = common_parameters(records).get("model")
+    return f"Model: {EMBEDDED['model'] if name == 'embedded' else name}."
+
+
+def setting(records: Iterable[Record]) -> str:
+    """One line on the setting that most of these runs of the pruning notebook share."""
+    parts = ("model", "evaluation", "windows", "window", "calibration", "sequences", "length")
+    # a record made by hand may lack some of them
+    common = dict.fromkeys(parts, "?") | common_parameters(records)
+    known = {key: text for key, text in EMBEDDED.items() if common[key] == "embedded"}
+    return (
+        "Model: {model}. Perplexity on {evaluation}, {windows} windows of {window} tokens. "
+        "Calibration on {calibration}, {sequences} x {length} tokens."
+    ).format(**common | known | {"windows": common["windows"] or "all"})
+
+
 def prune_runs(records: Iterable[Record]) -> list[Record]:
     """The records of the pruning notebook."""
     return [record for record in records if record["notebook"] == PRUNE_NOTEBOOK]
 
 
-def _asked(record: Record) -> Mapping[str, Any]:
+def asked_of(record: Record) -> Mapping[str, Any]:
     """The parameters of a run that prunes or scores.
 
     Raises RecordError if its row and column cannot be made of them.
@@ -123,7 +145,7 @@ def run_frame(records: Iterable[Record], notebook: str = PRUNE_NOTEBOOK) -> pd.D
     Raises RecordError for a run without what makes its row and column.
     """
     runs = [record for record in records if record["notebook"] == notebook]
-    requests = [_asked(record) for record in runs]
+    requests = [asked_of(record) for record in runs]
     common = common_parameters(runs)
     plain = {asked["method"] for asked in requests if not asked.get("options")}
     rows = []

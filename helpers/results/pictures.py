@@ -64,6 +64,24 @@ def errors_by_block(curves: Mapping[str, Mapping[int, float]], ylabel: str) -> F
     return figure
 
 
+def repair_figure(repair: Mapping[str, Any], title: str = "") -> Figure:
+    """One repair: the divergence in each step, before it, and that on held-out text now and then.
+
+    Args: repair, as a `DistilReport` and a record have it; the step that was kept is ringed.
+    """
+    losses, held_out, kept = repair["losses"], repair["held_out"], repair["kept"]
+    figure, ax = style.new_figure(size=(7.0, 3.8))
+    look = {"color": style.BEHIND, "marker": ".", "linewidth": 1}
+    ax.plot(range(len(losses)), losses, label="window of the step, before it", **look)
+    look = {"color": style.GRADUAL[0], "marker": "o", "linewidth": 2, "label": "held-out windows"}
+    ax.plot(*zip(*held_out, strict=True), **look)
+    ring = {"markersize": 12, "fillstyle": "none", "mew": 1.6, "label": "kept"}
+    ax.plot([kept], [dict(held_out)[kept]], "o", color="black", linestyle="none", **ring)
+    finish(ax, title, log="y", plain=True, whole=10, legend=9, xlabel="steps taken, a window each",
+           ylabel="KL(dense ‖ pruned) in nats a token")  # fmt: skip
+    return figure
+
+
 def solve_figure(
     errors: Sequence[float],
     keep: Any,

@@ -22,17 +22,13 @@ import pandas as pd
 
 from helpers.errors import RecordError
 from helpers.paths import replace_file
-from helpers.results import frame
-from helpers.results.frame import SECONDS, TASK_NAMES, USUAL, Record
+from helpers.results import beyond, frame
+from helpers.results.frame import SECONDS, TASK_NAMES, USUAL, Record, about_model, setting
 from helpers.tasks import TASK_TABLE, mean_and_error, paired_difference
 
 SOLVERS = {"none": "no update", "sparsegpt": "SparseGPT", "sgd": "SGD", "adam": "Adam",
            "cg": "conjugate gradients", "admm": "ADMM", "exact": "exact optimum"}  # fmt: skip
 DEFAULT_MASK = "default"
-# what "embedded" stands for
-EMBEDDED = {"model": "SmolLM2-135M-Instruct (embedded: a 4-bit file converted back, de-quantised)",
-            "evaluation": "Wikipedia text (embedded)",
-            "calibration": "C4 text (embedded)"}  # fmt: skip
 # the 97.5 % quantile of Student's t by degrees of freedom; more than nine count as nine
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 mean = pd.Series.mean  # of a group, summed in the order of its rows
@@ -367,24 +363,6 @@ class Section(NamedTuple):
         return f"{self.note}\n\n{to_markdown(self.frame, self.spread)}"
 
 
-def about_model(records: Iterable[Record]) -> str:
-    """A sentence on the model that most of these runs share."""
-    name = frame.common_parameters(records).get("model")
-    return f"Model: {EMBEDDED['model'] if name == 'embedded' else name}."
-
-
-def setting(records: Iterable[Record]) -> str:
-    """One line on the setting that most of these runs of the pruning notebook share."""
-    parts = ("model", "evaluation", "windows", "window", "calibration", "sequences", "length")
-    # a record made by hand may lack some of them
-    common = dict.fromkeys(parts, "?") | frame.common_parameters(records)
-    known = {key: text for key, text in EMBEDDED.items() if common[key] == "embedded"}
-    return (
-        "Model: {model}. Perplexity on {evaluation}, {windows} windows of {window} tokens. "
-        "Calibration on {calibration}, {sequences} x {length} tokens."
-    ).format(**common | known | {"windows": common["windows"] or "all"})
-
-
 def _items_note(records: list[Record]) -> str:
     """How many items of each task were asked, whether of all the same, and by which harness."""
     runs = zero_shot_runs(records).values()
@@ -472,6 +450,7 @@ def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
         how = "% of the default's (geometric mean over layers)"
         note = f"{model} Relative error on {text} text, {how}."
         yield "mask", text, note, mask_table(runs, column)
+    yield from (("beyond", *parts) for parts in beyond.tables_of(runs))
 
 
 def sections(records: Iterable[Record]) -> dict[str, list[Section]]:

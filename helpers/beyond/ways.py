@@ -1,0 +1,134 @@
+"""One run that prunes and repairs a model: what it is asked for, its text, and its metrics.
+
+The steps themselves are `allocate`, `prune_model` with the hooks of `BlockSteps`, and `distil`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from helpers.beyond.allocate import RULES
+from helpers.beyond.blocks import BlockStep, Compensate, Refine
+from helpers.beyond.distil import DistilReport
+from helpers.beyond.recipe import HELD_OUT
+from helpers.beyond.training import PARTS
+from helpers.corpora import calibration_tokens
+from helpers.errors import BadParameter, check_choice
+from helpers.loop import PruneReport
+from helpers.masks import check_target
+from helpers.methods import get_method
+
+BLOCK_STEPS = ("compensate", "refine", "compensate + refine")
+
+
+def check_way(asked: Mapping[str, Any]) -> None:
+    """Raise for what of a run's parameters can be refused before a model is loaded.
+
+    Raises UnknownMethod, BadParameter, BadPattern, BadSparsity.
+    """
+    get_method(asked["method"])
+    check_target(asked["sparsity"], asked["pattern"])
+    check_choice("allocation", asked["allocation"], RULES)
+    for name, choices in (("block_steps", BLOCK_STEPS), ("repair", PARTS)):
+        if asked[name] != "":  # which is to leave it out
+            check_choice(name, asked[name], choices)
+    check_pool(asked["repair_windows"], asked["pool"])
+
+
+def check_pool(repair: int, pool: int) -> None:
+    """Raise BadParameter unless a pool has the windows of a repair."""
+    if repair < 1 or repair + HELD_OUT > pool:
+        raise BadParameter(
+            f"repair_windows {repair} do not fit a pool of {pool}, with the {HELD_OUT} held out: "
+            f"give 1 to {pool - HELD_OUT}, or a larger pool"
+        )
+
+
+class Windows(NamedTuple):
+    """Windows of calibration text, int64 (windows, length) each; see `draw_windows`."""
+
+    every: Tensor  # all that were drawn
+    web: Tensor  # for evaluation
+    layers: Tensor
+    repair: Tensor  # the last HELD_OUT of them are never trained on
+
+
+def draw_windows(
+    source: str | os.PathLike[str],
+    tokenizer: Any,
+    *,
+    web: int,
+    layers: int,
+    repair: int,
+    pool: int,
+    length: int,
+    seed: int,
+) -> Windows:
+    """Draw all text of a run at once, so that its parts do not overlap as long as the text lasts.
+
+    A longer repair sees what a shorter one has seen, in the same order, and more: it takes the
+    first `repair` windows of a pool that has one size in all runs, and holds out those after them.
+    Raises BadParameter and what `calibration_tokens` raises.
+    """
+    check_pool(repair, pool)
+    drawn = dict(sequences=web + layers + pool, length=length, seed=seed)
+    every = calibration_tokens(source, tokenizer, **drawn)
+    parts = every.split([web, layers, pool])
+    return Windows(every, *parts[:2], parts[2][: repair + HELD_OUT])
+
+
+class BlockSteps:
+    """The steps of BLOCK_STEPS, or none for "", for one run of `prune_model`, which gets `hooks`.
+
+    Compensate and refine follow one dense stream. Raises what `Refine` and `Compensate` raise.
+    """
+
+    def __init__(self, model: nn.Module, tokens: Tensor, names: str, precision: str) -> None:
+        self.steps: dict[str, BlockStep] = {}
+        self.hooks: dict[str, Any] = {}
+        if "compensate" in names:
+            step = self.steps["compensate"] = Compensate(model, tokens, precision=precision)
+            self.hooks["before_block"] = step.before
+        if "refine" in names:
+            dense = self.steps["compensate"].dense if self.steps else None
+            step = self.steps["refine"] = Refine(model, tokens, precision=precision, dense=dense)
+            self.hooks = {"before_block": step.before, "after_block": step.after} | self.hooks
+
+    def seconds(self, report: PruneReport, taken: float) -> dict[str, float]:
+        """The seconds of the layers, in all ("prune") and by part, and of the steps ("block").
+
+        Args: taken, since before the steps were made.
+        """
+        parts = dict(report.seconds)
+        total = parts.pop("total")
+        # the loop times its own parts: the rest is what the steps took
+        own = sum(parts.values()) if self.steps else total
+        return {"prune": own, "block": taken - own if self.steps else 0.0, **parts}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What each step did, as plain values for a record."""
+        return {name: step.to_dict() for name, step in self.steps.items()}
+
+
+def way_metrics(
+    perplexities: Mapping[str, float],
+    seconds: Mapping[str, float],
+    report: PruneReport,
+    repaired: DistilReport | None,
+) -> dict[str, tuple[float, str]]:
+    """The metrics of a run, each with its unit; "total_seconds" leaves out the evaluation."""
+    metrics = {name: (value, "1") for name, value in perplexities.items()}
+    metrics |= {f"{part}_seconds": (value, "s") for part, value in seconds.items()}
+    total = sum(seconds[part] for part in ("allocate", "prune", "block", "repair"))
+    metrics |= {"total_seconds": (total, "s"), "sparsity": (report.sparsity, "1")}
+    if report.error is not None:
+        metrics["mean_layer_error"] = (report.error, "1")
+    if repaired:
+        looks = dict(repaired.held_out)
+        metrics["divergence_before"] = (looks[0], "nats")
+        metrics["divergence_after"] = (looks[repaired.kept], "nats")
+    return metrics

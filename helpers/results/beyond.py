@@ -1,0 +1,235 @@
+"""Ways to prune and to repair a model (notebook 08): their tables, and what they gain for the time.
+
+A run gives two ways: its layers alone, measured before the repair, and the repaired model. So the
+row of "admm-grad" comes from every run that starts with it, and the two are of the same seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from helpers.results import frame, style
+from helpers.results.frame import Record
+
+NOTEBOOK = "08_beyond_the_paper"
+BASE = "admm-grad"  # with uniform sparsities and no options: what every way is compared with
+TARGET = "60 %"  # of the figure
+# what makes a way, beside the method and its options; in the order of the notebook
+PLAIN = {"allocation": "uniform", "block_steps": "", "repair": "", "repair_windows": 0}
+# "stem" is the way without its repair, and "windows" those of the repair, 0 without one
+COLUMNS = ("way", "stem", "repair", "windows", "order", "method", "target", "seed", "usual")
+NUMBERS = ("perplexity", "web", "dense", "dense_web", "seconds", "admm_seconds", "memory")
+
+
+def way_name(asked: Mapping[str, Any], *, repaired: bool = True) -> str:
+    """What was done, in the order in which it was done: "admm-grad, owl + refine + distil (64)".
+
+    Args: asked, the parameters of a run; repaired, False for its layers alone.
+    """
+    asked = PLAIN | dict(asked)
+    details = [f"{key}={value}" for key, value in sorted((asked.get("options") or {}).items())]
+    name = asked["method"] + (f" ({', '.join(details)})" if details else "")
+    if asked["allocation"] != "uniform":
+        name += f", {asked['allocation']}"
+    if asked["block_steps"]:
+        name += f" + {asked['block_steps']}"
+    if repaired and asked["repair"]:
+        trained = "" if asked["repair"] == "all" else f" {asked['repair']}"
+        name += f" + distil{trained} ({asked['repair_windows']})"
+    return name
+
+
+def way_title(asked: Mapping[str, Any]) -> str:
+    """What was done, and at which target."""
+    target = frame.target_name(asked["pattern"], asked["sparsity"] or 0.0)
+    return f"{way_name(asked)} at {target}"
+
+
+def gap_table(perplexities: Mapping[str, float]) -> pd.DataFrame:
+    """Perplexity of the dense, the pruned and the repaired model on both texts, and the share of
+    ln(perplexity / dense) after the layers alone that is gone.
+
+    Args: perplexities, named as a record's metrics.
+    """
+    rows = {"dense": "_dense", "layers alone": "_layers", "repaired": ""}
+    texts = ("perplexity", "perplexity_web")
+    table = pd.DataFrame(
+        {text: {row: perplexities[text + end] for row, end in rows.items()} for text in texts}
+    )
+    logs = np.log(table)
+    closed = (logs.loc["layers alone"] - logs) / (logs.loc["layers alone"] - logs.loc["dense"])
+    return table.join(closed.add_suffix(", gap closed"))
+
+
+def way_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """A row for the layers of each run of notebook 08, and one for the model once it is repaired.
+
+    Columns: COLUMNS, with `usual` as in `run_frame`; NUMBERS, of which `seconds` are those of
+    pruning and repair, `admm_seconds` those of plain ADMM-Grad, in the same run if it starts with
+    it, else in those of its seed and target; closed, the share of ln(perplexity / dense) of plain
+    ADMM-Grad with the same seed and target that is gone; times, seconds / admm_seconds. NaN where
+    something was not run. Raises RecordError for a run without what makes its row and column.
+    """
+    runs = [record for record in records if record["notebook"] == NOTEBOOK]
+    requests = [PLAIN | dict(frame.asked_of(record)) for record in runs]
+    common = frame.common_parameters(runs)
+    rows = []
+    for record, asked in zip(runs, requests, strict=True):
+        setting = common.keys() - {*frame.CELL, *PLAIN}
+        apart = {key: asked.get(key) for key in setting if common[key] != asked.get(key)}
+        named = asked | {"options": (asked.get("options") or {}) | apart}
+        found = {name: metric["value"] for name, metric in record["metrics"].items()}
+        stem = way_name(named, repaired=False)
+        for repair in dict.fromkeys(("", asked["repair"])):
+            end = "" if repair else "_layers"
+            windows = asked["repair_windows"] if repair else 0
+            spent = found["total_seconds"] - (0.0 if repair else found["repair_seconds"])
+            own = named["method"] == BASE and not named["options"]
+            rows.append({
+                "way": way_name(named, repaired=bool(repair)), "stem": stem, "repair": repair,
+                "windows": windows, "method": asked["method"], "usual": not apart,
+                "order": (frame.row_key(asked["method"]), stem.count(" + "), stem, repair, windows),
+                "target": frame.target_name(asked["pattern"], asked["sparsity"] or 0.0),
+                "seed": asked["calibration_seed"], "seconds": spent,
+                "perplexity": found.get(f"perplexity{end}"),
+                "web": found.get(f"perplexity_web{end}"),
+                "dense": found.get("perplexity_dense"),
+                "dense_web": found.get("perplexity_web_dense"),
+                "admm_seconds": found["prune_seconds"] if own else None,
+                # the peak of a run is that of its repair, if it had one
+                "memory": record["peak_memory_bytes"] / 1e9 if repair == asked["repair"] else None,
+            })  # fmt: skip
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *NUMBERS])
+    table = table.astype(dict.fromkeys(NUMBERS, float) | {"usual": bool})
+    plain = table[table["way"] == BASE].groupby(["target", "seed"])[["perplexity", "admm_seconds"]]
+    plain = plain.mean().set_axis(["before", "spent"], axis=1)
+    table = table.join(plain, on=["target", "seed"])
+    before = table["before"].where(table["usual"])
+    table["closed"] = np.log(before / table["perplexity"]) / np.log(before / table["dense"])
+    own = table["admm_seconds"].fillna(table["spent"])
+    return table.assign(admm_seconds=own, times=table["seconds"] / own)
+
+
+def cells_of(ways: pd.DataFrame, number: str) -> pd.DataFrame:
+    """A number by way and target: mean, min and max over seeds, and their count.
+
+    A seed of several records counts once, with their mean.
+    """
+    seeds = ways.groupby(["way", "target", "seed"])[number].mean().dropna()
+    cells = seeds.groupby(level=["way", "target"])
+    return cells.agg(mean=pd.Series.mean, min="min", max="max", count="count")
+
+
+def _by_target(ways: pd.DataFrame, values: pd.Series) -> pd.DataFrame:
+    """Values by way and target as a table, its rows and columns in order."""
+    wide = values.unstack("target")
+    order = ways.drop_duplicates("way").sort_values("order")["way"]
+    columns = sorted(wide.columns, key=frame.column_key)
+    return wide.reindex(index=list(order), columns=columns).rename_axis(index="way", columns=None)
+
+
+def perplexity_table(ways: pd.DataFrame, number: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Perplexity by way and target below that of the dense model, and half of the range over seeds.
+
+    Args: number, "perplexity" or "web".
+    """
+    cells = cells_of(ways, number)
+    table = _by_target(ways, cells["mean"])
+    halves = ((cells["max"] - cells["min"]) / 2).where(cells["count"] > 1)
+    dense = ways.loc[ways["usual"], {"perplexity": "dense", "web": "dense_web"}[number]].mean()
+    first = pd.DataFrame(dense, index=["dense"], columns=table.columns)
+    return pd.concat([first, table]).rename_axis("way"), _by_target(ways, halves)
+
+
+def gain_table(ways: pd.DataFrame) -> pd.DataFrame:
+    """What each way gains by target, in percent of the gap, and its seconds and memory."""
+    gains = 100 * _by_target(ways, cells_of(ways, "closed")["mean"])
+    groups = ways.groupby("way")
+    return gains.rename(columns="{}, closed (%)".format).assign(**{
+        "runs": groups.size(),
+        "seconds / ADMM-Grad's": groups["times"].median(),
+        "peak memory (GB)": groups["memory"].max(),
+    })  # fmt: skip
+
+
+def tables_of(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
+    """Which table, its note, itself and its spread, from the records of one model."""
+    runs = [record for record in records if record["notebook"] == NOTEBOOK]
+    ways = way_frame(runs)
+    if ways.empty:
+        return
+    where = frame.setting(runs)
+    spread = "Means over seeds of the calibration text, ± half their range."
+    what = "After a +: what is done to whole blocks or the whole model; distil (n) takes n windows."
+    yield "", f"{where} {spread} {what}", *perplexity_table(ways, "perplexity")
+    asked = frame.common_parameters(runs)
+    web = asked["calibration"]
+    web = frame.EMBEDDED["calibration"] if web == "embedded" else web
+    note = (
+        f"{frame.about_model(runs)} Perplexity on {web}, {asked['web_windows']} windows of "
+        f"{asked['length']} tokens that no step has read. {spread}"
+    )
+    yield "web text", note, *perplexity_table(ways, "web")
+    note = (
+        f"{where} Closed: the share of ln(perplexity / dense) after plain ADMM-Grad, same seed and "
+        "target, that is gone. Seconds: pruning and repair over ADMM-Grad's own, in the same run "
+        "if it starts with ADMM-Grad; medians. Peak memory is the process's, with the evaluation, "
+        "the dense model and a copy of the pruned one."
+    )
+    yield "gain", note, gain_table(ways)
+
+
+def beyond_figure(records: Iterable[Record]) -> Figure | None:
+    """Perplexity at 60 % against the seconds of pruning and repair, log axes: from each way to
+    prune the layers, an open marker, a line leads to its repairs, with the windows that they were
+    trained on; a dashed line is the dense model. Lower and further left is better.
+
+    Points are means over seeds, whiskers the range, of the first model's runs in the usual setting;
+    at the least target if there is none at 60 %. None without runs of notebook 08.
+    """
+    runs = [record for record in records if record["notebook"] == NOTEBOOK]
+    ways = way_frame(next(iter(frame.by_model(runs).values()), [])).query("usual")
+    if ways.empty:
+        return None
+    target = TARGET if TARGET in set(ways["target"]) else min(ways["target"], key=frame.column_key)
+    ways = ways[ways["target"] == target].sort_values("order")
+    points = cells_of(ways, "perplexity").droplevel("target")
+    points["seconds"] = ways.groupby("way")["seconds"].mean()
+    figure, ax = style.new_figure(size=(7.0, 4.6))
+    for position, (stem, family) in enumerate(ways.groupby("stem", sort=False)):
+        method = family["method"].iloc[0]
+        look = style.style_of(method if stem == method else stem, position)
+        mark = {"color": look["color"], "marker": look["marker"], "markersize": 7}
+        start = points.loc[stem]
+        label = style.in_words(stem)
+        ax.plot(start["seconds"], start["mean"], **mark, markerfacecolor="white", label=label)
+        for repair, some in family[family["repair"] != ""].groupby("repair", sort=False):
+            repaired = some.drop_duplicates("way")
+            path = points.loc[[stem, *repaired["way"]]]
+            ax.plot(path["seconds"], path["mean"], color=look["color"], linewidth=1, zorder=1)
+            ax.vlines(path["seconds"], path["min"], path["max"], color=look["color"], alpha=0.5)
+            for way, windows in zip(repaired["way"], repaired["windows"], strict=True):
+                place = (points.loc[way, "seconds"], points.loc[way, "mean"])
+                ax.plot(*place, linestyle="none", **mark)
+                text = f"{windows}" if repair == "all" else f"{repair} {windows}"
+                style.offset_text(ax, text, place, (6, 4), fontsize=9, color=look["color"])
+    style.finish(ax, log="xy", plain=True, wide=True, ylabel=f"perplexity at {target}",
+                 xlabel="seconds to prune and to repair (numbers: windows trained on)",
+                 legend={"fontsize": 9, "loc": "lower center", "bbox_to_anchor": (0.5, 1),
+                         "ncols": 3})  # fmt: skip
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter("{x:,g}")
+    ax.margins(x=0.08)
+    dense = ways["dense"].mean()
+    if not np.isnan(dense):
+        ax.set_ylim(bottom=dense / 1.15)
+        ax.axhline(dense, color=style.DENSE, linestyle=(0, (4, 3)), linewidth=1.2)
+        style.name_line(ax, f"dense {dense:.1f}", dense)
+    return figure
