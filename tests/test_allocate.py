@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from helpers import prune_model
 from helpers.beyond import survey
-from helpers.beyond.allocate import RULES, allocate, levels_of, share_out, shifted
+from helpers.beyond.allocate import RULES, allocate, guide, levels_of, share_out, shifted
 from helpers.errors import (
     BadParameter,
     BadPattern,
@@ -18,6 +18,7 @@ from helpers.errors import (
     HelpersError,
     NonFinite,
 )
+from helpers.models import find_blocks, find_layers, read_weight
 
 OWL = dict(rule="owl", outliers=2.5)  # tiny random layers have no score of 5 times the mean
 REQUESTS = [dict(rule="uniform"), OWL, *(dict(rule=r) for r in ("icp", "measured", "fisher"))]
@@ -343,3 +344,62 @@ def test_models_that_are_refused(one_line_error) -> None:
             model.model.layers[1].get_submodule(weight).weight.fill_(math.nan)
         with one_line_error(NonFinite, *words):
             allocate(model, tokens, sparsity=0.5, rule="owl")
+
+
+# ---------------------------------------------------------------- the guide
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_guide_is_the_fisher_rule_and_the_slope_of_each_output(family: str) -> None:
+    model, tokens = fam.build(family), fam.random_tokens(sequences=3)
+    before = fam.snapshot(model)
+    found = guide(model, tokens, sparsity=0.6, spread=0.2)
+    assert not fam.changed(model, before)
+    assert found.sparsity == allocate(model, tokens, sparsity=0.6, rule="fisher", spread=0.2)
+    # one layer by hand, from autograd's own gradients of each sequence
+    block, name = (1, "mlp.up_proj") if family == "llama" else (1, "mlp.c_fc")
+    layer = find_layers(find_blocks(model)[block])[name]
+    inputs, slopes = [], torch.zeros(read_weight(layer).shape[0])
+    hook = layer.register_forward_pre_hook(lambda _l, args: inputs.append(args[0].detach()))
+    gradients = []
+    for row in tokens:
+        loss = torch.nn.functional.cross_entropy(
+            model(input_ids=row[None]).logits[0, :-1], row[1:], reduction="sum"
+        )
+        (gradient,) = torch.autograd.grad(loss, layer.weight)
+        gradients.append(gradient.T if family == "gpt2" else gradient)
+    hook.remove()
+    norms = torch.cat(inputs).flatten(0, 1).norm(dim=0)
+    for gradient in gradients:
+        slopes += (gradient / norms).square().mean(1)
+    expected = slopes.sqrt().sqrt()  # r to the power 0.5
+    torch.testing.assert_close(
+        found.importance[f"{block}.{name}"], expected / expected.mean(), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_an_output_that_nothing_reads_is_the_least_important() -> None:
+    model, tokens = fam.build(), fam.random_tokens(sequences=3)
+    with torch.no_grad():
+        find_layers(find_blocks(model)[0])["mlp.down_proj"].weight[:, 5] = 0
+    found = guide(model, tokens, sparsity=0.5)
+    for name in ("0.mlp.up_proj", "0.mlp.gate_proj"):
+        importance = found.importance[name]
+        assert importance.argmin() == 5 and importance[5] < 0.1 and importance.min() > 0
+        assert importance.mean() == pytest.approx(1.0, rel=1e-5)
+    # and prune_model takes both as they are
+    report = prune_model(
+        model, tokens, method="admm-grad", sparsity=found.sparsity, importance=found.importance
+    )
+    assert report.sparsity == pytest.approx(0.5, abs=1e-4)
+
+
+def test_the_guide_refuses_what_allocate_refuses() -> None:
+    model, tokens = fam.build(), fam.random_tokens(sequences=3)
+    for change, message in (
+        ({"pattern": "2:4"}, "nothing to share out"),
+        ({"power": -1}, "power"),
+        ({"sparsity": 1.0}, "sparsity"),
+    ):
+        with pytest.raises(HelpersError, match=message):
+            guide(model, tokens, **{"sparsity": 0.5} | change)

@@ -8,47 +8,68 @@ import torch
 
 from helpers import prune_model
 from helpers.beyond import recipe
+from helpers.beyond.allocate import guide
 from helpers.beyond.distil import distil
+from helpers.beyond.recipe import Budget
 from helpers.errors import HelpersError
 from helpers.models import PRUNED, STATE
 
 
 @pytest.fixture(autouse=True)
 def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "BUDGETS", {"fast": 3, "balanced": 6})
+    monkeypatch.setattr(recipe, "BUDGETS", {"fast": Budget(2, 0), "balanced": Budget(3, 4)})
 
 
 @pytest.mark.parametrize("target", [{"sparsity": 0.6}, {"pattern": "2:4"}])
-def test_the_recipe_is_its_two_steps(target: dict) -> None:
+@pytest.mark.parametrize("budget", ["fast", "balanced"])
+def test_the_recipe_is_its_steps(budget: str, target: dict) -> None:
     dense = fam.build()
     model, by_hand = copy.deepcopy(dense), copy.deepcopy(dense)
-    tokens = fam.random_tokens(sequences=5 + 3 + recipe.HELD_OUT)
-    report = prune_model(model, tokens, method="best", budget="fast", base="wanda", **target)
-    prune_model(by_hand, tokens[:5], method="wanda", **target)
-    repaired = distil(by_hand, dense, tokens[5:], held_out=recipe.HELD_OUT)
+    steps = recipe.BUDGETS[budget].repair
+    repair = steps + recipe.HELD_OUT if steps else 0
+    tokens = fam.random_tokens(sequences=5 + repair)
+    report = prune_model(model, tokens, method="best", budget=budget, **target)
+    asked = dict(target)
+    if "sparsity" in target:
+        found = guide(by_hand, tokens[: recipe.BUDGETS[budget].guide], sparsity=0.6)
+        asked = {"sparsity": found.sparsity, "importance": found.importance}
+    prune_model(by_hand, tokens[:5], method="admm-grad", **asked | {"pattern": report.pattern})
+    shown = report.to_dict()["repair"]
+    if steps:
+        repaired = distil(by_hand, dense, tokens[5:], held_out=recipe.HELD_OUT)
+        assert shown["losses"] == repaired.losses and shown["held_out"] == repaired.held_out
+        assert shown["steps"] == steps
     for name, parameter in by_hand.named_parameters():
         assert torch.equal(model.get_parameter(name), parameter), name
     assert report.method == "best" and getattr(model, STATE) == PRUNED
-    shown = report.to_dict()["repair"]
-    assert (shown["base"], shown["budget"], shown["steps"]) == ("wanda", "fast", 3)
-    assert shown["losses"] == repaired.losses and shown["held_out"] == repaired.held_out
-    assert report.seconds["total"] >= report.seconds["distil"] + report.seconds["forward"] > 0
-    # what was pruned is still zero
-    assert report.sparsity == pytest.approx(target.get("sparsity", 0.5), abs=0.01)
+    assert (shown["base"], shown["budget"]) == ("admm-grad", budget)
+    assert report.seconds["total"] >= sum(
+        report.seconds.get(part, 0.0) for part in ("guide", "forward", "solve", "distil")
+    )
+    assert report.sparsity == pytest.approx(target.get("sparsity", 0.5), abs=1e-3)
 
 
-def test_a_budget_says_how_much_text_it_needs() -> None:
-    assert recipe.windows_of("fast") == 32 + 3 + recipe.HELD_OUT
-    model, tokens = fam.build(), fam.random_tokens(sequences=3 + recipe.HELD_OUT)
+def test_what_cannot_be_done_is_refused_before_it_takes_time() -> None:
+    needed = 1 + 4 + recipe.HELD_OUT
+    assert recipe.windows_of("balanced", 1) == needed and recipe.windows_of("fast") == 32
+    model, tokens = fam.build(), fam.random_tokens(sequences=needed)
     before = fam.snapshot(model)
     cases = [
-        ({"tokens": tokens, "budget": "fast"}, "needs 8 windows of text or more, better 39"),
-        ({"tokens": None, "budget": "fast"}, "there are 0"),
-        ({"tokens": tokens, "budget": "short"}, "'balanced'"),
-        ({"tokens": tokens, "base": "best"}, "single layers"),
-        ({"tokens": tokens, "allow_pruned": True}, "leave allow_pruned out"),
+        ({"tokens": tokens[1:]}, f"needs {needed} windows of text or more, better {31 + needed}"),
+        ({"tokens": None}, "there are 0"),
+        ({"budget": "short"}, "balanced, fast"),
+        ({"base": "best"}, "single layers"),
+        ({"base": "magnitud"}, "magnitude"),
+        ({"allow_pruned": True}, "leave allow_pruned out"),
+        ({"importance": {}}, "no importance"),
+        ({"sparsity": {"0.mlp.up_proj": 0.5}}, "give one sparsity"),
+        ({"sparsity": 1.5}, "1.5"),
+        ({"iterationz": 3}, "iterationz"),
+        ({"base": "wanda", "iterations": 3}, "iterations"),
+        ({"pattern": "3:5"}, "divide"),
     ]
-    for arguments, message in cases:
+    for change, message in cases:
+        asked = {"tokens": tokens, "sparsity": None if "pattern" in change else 0.5} | change
         with pytest.raises(HelpersError, match=message):
-            prune_model(model, arguments.pop("tokens"), method="best", sparsity=0.5, **arguments)
+            prune_model(model, method="best", **asked)
     assert not fam.changed(model, before)

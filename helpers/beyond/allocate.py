@@ -116,6 +116,7 @@ def guide(
     sparsity: float,
     spread: float = 0.3,
     power: float = 0.5,
+    pattern: str | Pattern = "unstructured",
     progress: Progress | None = None,
 ) -> Guide:
     """In which layers, and in which outputs of a layer, weights can be spared most cheaply.
@@ -133,9 +134,7 @@ def guide(
     Args, memory and errors as for `allocate` with the rule "fisher"; a few sequences are enough.
     """
     check_real("power", power)
-    sparsities, seen = _shared_out(
-        model, tokens, sparsity, "fisher", spread, "unstructured", progress, {}
-    )
+    sparsities, seen = _shared_out(model, tokens, sparsity, "fisher", spread, pattern, progress, {})
     importance = {}
     for key, squares in seen.slopes.items():
         # an output that nothing depends on would get 0, which leaves it no order of its weights

@@ -1,29 +1,45 @@
-"""The recipe: prune layer by layer, then repair the model as a whole. One name and one knob.
+"""The recipe: guide, prune, repair. One name and one knob.
 
     tokens = calibration_tokens("embedded", tokenizer, sequences=windows_of("balanced"), length=512)
     report = prune_model(model, tokens, method="best", budget="balanced", sparsity=0.6)
 
-The layers are pruned on the first windows of the text and repaired on the others, which the
-pruning has not seen. The budget says how many those are; nothing else is to be chosen. What the
-steps are, and with which rates, was decided on held-out windows of the calibration text.
+1. One backward pass over a few sequences says in which layers, and in which outputs of a layer,
+   weights can be spared (`helpers.beyond.allocate.guide`).
+2. A method of single layers, ADMM-Grad, chooses the masks accordingly and refits what is left.
+3. The kept weights of all layers are fitted to the dense model's predictions, on text that the
+   pruning has not seen (`helpers.beyond.distil`).
+
+The budget says how much text each step reads; nothing else is to be chosen. The steps and their
+rates were decided on held-out windows of the calibration text.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from helpers.beyond.allocate import guide
 from helpers.beyond.distil import distil
 from helpers.capture import Progress
 from helpers.errors import BadParameter, CalibrationTooShort, check_choice
-from helpers.loop import PruneReport
-from helpers.prune import RECIPES, check_dense, prune_model
+from helpers.loop import BlockHook, PruneReport
+from helpers.masks import Pattern
+from helpers.models import check_model
+from helpers.prune import RECIPES, check_dense, check_request, prune_model
 
-# windows to train on, by budget: one step each
-BUDGETS = {"fast": 8, "balanced": 64, "long": 240}
+
+class Budget(NamedTuple):
+    """What a recipe may spend: sequences for the guide, and windows to train on, one a step."""
+
+    guide: int
+    repair: int
+
+
+BUDGETS = {"fast": Budget(2, 0), "balanced": Budget(8, 48), "long": Budget(8, 240)}
 SEQUENCES = 32  # of the calibration text, for the layers
 HELD_OUT = 4  # windows that say which weights are the best
 
@@ -33,34 +49,50 @@ def windows_of(budget: str, sequences: int = SEQUENCES) -> int:
 
     Raises BadParameter.
     """
-    return sequences + BUDGETS[check_choice("budget", budget, BUDGETS)] + HELD_OUT
+    repair = BUDGETS[check_choice("budget", budget, BUDGETS)].repair
+    return sequences + (repair + HELD_OUT if repair else 0)
 
 
 def best(
     model: nn.Module,
     tokens: Tensor | None,
     *,
+    sparsity: float | None = None,
+    pattern: str | Pattern = "unstructured",
     budget: str = "balanced",
     base: str = "admm-grad",
-    progress: Progress | None = None,
     precision: str = "auto",
-    **arguments: Any,
+    batch: int | None = None,
+    progress: Progress | None = None,
+    importance: None = None,
+    allow_pruned: bool = False,
+    before_block: BlockHook | None = None,
+    after_block: BlockHook | None = None,
+    **options: Any,
 ) -> PruneReport:
-    """Prune a dense model in place by a method of single layers and distil what is left.
+    """Guide, prune and repair a dense model in place: see the module's text.
 
     Args: tokens, int64 (windows, length), at least `windows_of(budget, 1)`: the last ones are for
-    the repair (see `helpers.beyond.distil`), all before them for the layers; base, the method of
-    the layers; precision, of the products in the repair; progress, called after each layer and
-    each step; arguments, those of `prune_model` and of the base method.
+    the repair, all before them for the layers, and the first of these for the guide too; base, the
+    method of the layers; precision, of the products in the repair; progress, called after each
+    step of each part; others and options, as for `prune_model` and of the base method, but that
+    importance and a sparsity for each layer are found here, and that the model has to be dense. An
+    N:M pattern needs no guide: it gives all layers and outputs the same sparsity.
 
+    The report's `repair` says what was done; its seconds have "guide" and "distil" too.
     Memory: a second model beside what `prune_model` and `distil` need.
-    Raises what these two raise.
+    Raises what `guide`, `prune_model` and `distil` raise.
     """
     if base in RECIPES:
         raise BadParameter(f"base {base!r} is a recipe itself: give a method of single layers")
-    if arguments.get("allow_pruned"):
+    if allow_pruned:
         raise BadParameter(
             "method 'best' needs the dense model to compare with: leave allow_pruned out"
+        )
+    if importance is not None or isinstance(sparsity, Mapping):
+        raise BadParameter(
+            "method 'best' finds importance and the sparsity of each layer itself: give one "
+            "sparsity, and no importance"
         )
     needed = windows_of(budget, 1)
     if tokens is None or len(tokens) < needed:
@@ -69,13 +101,32 @@ def best(
             f"{windows_of(budget)}: there are {0 if tokens is None else len(tokens)}"
         )
     started = time.perf_counter()
+    spend = BUDGETS[budget]
+    repair_windows = spend.repair + HELD_OUT if spend.repair else 0
+    text, unseen = tokens.split([len(tokens) - repair_windows, repair_windows])
+    target: dict[str, Any] = {"sparsity": sparsity, "pattern": pattern}
+    hooks = {"before_block": before_block, "after_block": after_block}
+    # all that prune_model would refuse, before the guide has taken its time
+    check_model(model)
     check_dense(model, allow_pruned=False)
-    dense = copy.deepcopy(model)
-    text = tokens[-(BUDGETS[budget] + HELD_OUT) :]
+    check_request(model, text, base, batch, target | options, hooks)
+    guided = not Pattern.parse(pattern).grouped
+    if guided:
+        found = guide(model, text[: spend.guide], sparsity=sparsity, progress=progress)
+        target |= {"sparsity": found.sparsity, "importance": found.importance}
+    guide_seconds = time.perf_counter() - started
+    dense = copy.deepcopy(model) if spend.repair else None
     report = prune_model(
-        model, tokens[: len(tokens) - len(text)], method=base, progress=progress, **arguments
+        model, text, method=base, batch=batch, progress=progress, **hooks, **target, **options
     )
-    repair = distil(model, dense, text, held_out=HELD_OUT, precision=precision, progress=progress)
-    report.method, report.repair = "best", {"base": base, "budget": budget} | repair.to_dict()
-    report.seconds |= {"distil": repair.seconds, "total": time.perf_counter() - started}
+    report.seconds["guide"] = guide_seconds
+    report.method = "best"
+    report.repair = {"base": base, "budget": budget, "guide": spend.guide if guided else 0}
+    if dense is not None:
+        done = distil(
+            model, dense, unseen, held_out=HELD_OUT, precision=precision, progress=progress
+        )
+        report.repair |= done.to_dict()
+        report.seconds["distil"] = done.seconds
+    report.seconds["total"] = time.perf_counter() - started
     return report

@@ -11,17 +11,19 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from helpers.beyond.allocate import RULES
+from helpers.beyond.allocate import RULES, allocate, guide
 from helpers.beyond.blocks import BlockStep, Compensate, Refine
 from helpers.beyond.distil import DistilReport
-from helpers.beyond.recipe import HELD_OUT
+from helpers.beyond.recipe import BUDGETS, HELD_OUT
 from helpers.beyond.training import PARTS
+from helpers.capture import Progress
 from helpers.corpora import calibration_tokens
 from helpers.errors import BadParameter, check_choice
 from helpers.loop import PruneReport
 from helpers.masks import check_target
 from helpers.methods import get_method
 
+GUIDE = "guide"
 BLOCK_STEPS = ("compensate", "refine", "compensate + refine")
 
 
@@ -32,7 +34,7 @@ def check_way(asked: Mapping[str, Any]) -> None:
     """
     get_method(asked["method"])
     check_target(asked["sparsity"], asked["pattern"])
-    check_choice("allocation", asked["allocation"], RULES)
+    check_choice("allocation", asked["allocation"], (*RULES, GUIDE))
     for name, choices in (("block_steps", BLOCK_STEPS), ("repair", PARTS)):
         if asked[name] != "":  # which is to leave it out
             check_choice(name, asked[name], choices)
@@ -79,6 +81,22 @@ def draw_windows(
     every = calibration_tokens(source, tokenizer, **drawn)
     parts = every.split([web, layers, pool])
     return Windows(every, *parts[:2], parts[2][: repair + HELD_OUT])
+
+
+def shared_out(
+    model: nn.Module, tokens: Tensor, allocation: str, progress: Progress, **target: Any
+) -> dict[str, Any]:
+    """Where a model loses its weights, for `prune_model`: its `sparsity`, and `importance` if the
+    allocation is "guide"; other allocations are the rules of `allocate`.
+
+    Args: target, the sparsity and pattern. Raises what `allocate` and `guide` raise.
+    """
+    if allocation == "uniform":
+        return {"sparsity": target["sparsity"]}
+    if allocation != GUIDE:
+        return {"sparsity": allocate(model, tokens, rule=allocation, progress=progress, **target)}
+    found = guide(model, tokens[: BUDGETS["balanced"].guide], progress=progress, **target)
+    return {"sparsity": found.sparsity, "importance": found.importance}
 
 
 class BlockSteps:
