@@ -22,7 +22,7 @@ def pair(family: str = "llama", sparsity: float = 0.6) -> tuple[nn.Module, nn.Mo
     with torch.no_grad():  # larger weights: predictions that differ from token to token
         for parameter in dense.parameters():
             if parameter.ndim == 2:
-                parameter.mul_(3)
+                parameter.mul_(2)
     model = copy.deepcopy(dense)
     prune_model(model, fam.random_tokens(), method="wanda", sparsity=sparsity)
     return model, dense, fam.random_tokens(sequences=28, seed=7)
@@ -83,7 +83,7 @@ def test_the_divergence_on_unseen_text_falls_and_zeros_stay(family: str) -> None
     masks, before, teacher = zeros(model, family), fam.snapshot(model), fam.snapshot(dense)
     unseen = fam.random_tokens(sequences=6, seed=11)
     start = divergence(model, dense, unseen)
-    report = distil(model, dense, tokens, rate=3e-3, vector_rate=3e-3)
+    report = distil(model, dense, tokens, rate=1e-2, vector_rate=1e-2)
     assert divergence(model, dense, unseen) < 0.9 * start
     assert report.steps == len(report.losses) == 24 and report.tokens == tokens[:24].numel()
     for name, zero in zeros(model, family).items():
@@ -112,7 +112,7 @@ def test_the_best_weights_seen_stay_and_the_held_out_text_is_not_trained_on() ->
     before = fam.snapshot(model)
     # nearly dense, and a rate at which every look is worse than the start
     report = distil(model, dense, tokens, rate=1.0, vector_rate=1.0)
-    assert report.kept == 0 and min(report.held_out)[0] == 0 and len(report.held_out) == 5
+    assert report.kept == 0 and min(report.held_out)[0] == 0 and len(report.held_out) == 3
     assert not fam.changed(model, before)
     # other text to be judged on: the same steps
     changed = tokens.clone()

@@ -36,7 +36,7 @@ from helpers.models import check_model, device_of
 from helpers.prune import check_dense
 
 POSITIONS = 32  # of a window, whose distributions are compared together: they stay in the cache
-LOOKS = 4  # at the held-out windows, the last at the end
+LOOKS = 2  # at the held-out windows, the last at the end
 
 
 @dataclass
@@ -86,7 +86,7 @@ def distil(
     products, "float32", "bfloat16", or "auto" for the faster of the two here; progress, called
     after each step.
 
-    The held-out windows are looked at before, and after each quarter of the steps; the model ends
+    The held-out windows are looked at before, halfway and at the end; the model ends
     with the best weights seen, so it is never worse there than before.
 
     Memory beyond the two models, in bytes: 16 for each trained weight (gradient, two moments of

@@ -39,7 +39,7 @@ class Budget(NamedTuple):
     repair: int
 
 
-BUDGETS = {"fast": Budget(2, 0), "balanced": Budget(8, 48), "long": Budget(8, 240)}
+BUDGETS = {"fast": Budget(2, 0), "balanced": Budget(8, 64), "long": Budget(8, 240)}
 SEQUENCES = 32  # of the calibration text, for the layers
 HELD_OUT = 4  # windows that say which weights are the best
 
