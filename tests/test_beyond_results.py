@@ -35,6 +35,9 @@ def test_a_way_is_named_in_the_order_of_what_was_done() -> None:
     assert way_name(asked) == name
     assert way_name(asked, repaired=False) == name.removesuffix(" + distil norms (8)")
     assert way_name({"method": "wanda"}) == "wanda"
+    guided = {"method": "wanda", "allocation": "guide"}
+    assert way_name(guided) == "wanda, guide"
+    assert way_name(guided | {"guide_sequences": 2}) == "wanda, guide (2)"
 
 
 def test_rows_are_ways_and_columns_targets() -> None:

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from helpers import calibration_tokens, load_model, prune_model
+from helpers.beyond.allocate import allocate, guide
 from helpers.beyond.distil import distil
 from helpers.beyond.recipe import HELD_OUT
-from helpers.beyond.ways import BlockSteps, check_way, draw_windows, way_metrics
+from helpers.beyond.ways import BlockSteps, check_way, draw_windows, shared_out, way_metrics
 from helpers.errors import HelpersError
 
 ASKED = {
@@ -21,6 +22,8 @@ ASKED = {
     "repair": "norms",
     "repair_windows": 4,
     "pool": 8,
+    "sequences": 6,
+    "guide_sequences": 2,
 }
 
 
@@ -36,6 +39,9 @@ ASKED = {
         ({"repair": "none"}, "repair 'none' is unknown"),
         ({"repair_windows": 5}, "give 1 to 4"),
         ({"repair_windows": 0}, "give 1 to 4"),
+        ({"allocation": "guide"}, ""),
+        ({"guide_sequences": 7}, "more than the 6 sequences"),
+        ({"guide_sequences": 0}, "guide_sequences"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_model_is_loaded(changes: dict, message: str) -> None:
@@ -44,6 +50,19 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(changes: dict, messa
         return
     with pytest.raises(HelpersError, match=message):
         check_way(ASKED | changes)
+
+
+def test_where_weights_go_is_the_rules_answer() -> None:
+    model, tokens = fam.build(), fam.random_tokens(sequences=4)
+    target = dict(sparsity=0.5, pattern="unstructured", progress=lambda *_: None)
+    asked = dict(guided_by=2, **target)
+    assert shared_out(model, tokens, "uniform", **asked) == {"sparsity": 0.5}
+    rule = allocate(model, tokens, rule="icp", **target)
+    assert shared_out(model, tokens, "icp", **asked) == {"sparsity": rule}
+    found = guide(model, tokens[:2], sparsity=0.5)
+    both = shared_out(model, tokens, "guide", **asked)
+    assert both["sparsity"] == found.sparsity
+    assert all(torch.equal(both["importance"][key], found.importance[key]) for key in rule)
 
 
 def test_a_longer_repair_sees_what_a_shorter_one_has_seen() -> None:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from helpers.beyond.allocate import RULES, allocate, guide
 from helpers.beyond.blocks import BlockStep, Compensate, Refine
 from helpers.beyond.distil import DistilReport
-from helpers.beyond.recipe import BUDGETS, HELD_OUT
+from helpers.beyond.recipe import HELD_OUT
 from helpers.beyond.training import PARTS
 from helpers.capture import Progress
 from helpers.corpora import calibration_tokens
-from helpers.errors import BadParameter, check_choice
+from helpers.errors import BadParameter, check_choice, check_whole
 from helpers.loop import PruneReport
 from helpers.masks import check_target
 from helpers.methods import get_method
@@ -38,6 +38,11 @@ def check_way(asked: Mapping[str, Any]) -> None:
     for name, choices in (("block_steps", BLOCK_STEPS), ("repair", PARTS)):
         if asked[name] != "":  # which is to leave it out
             check_choice(name, asked[name], choices)
+    if check_whole("guide_sequences", asked["guide_sequences"]) > asked["sequences"]:
+        raise BadParameter(
+            f"guide_sequences {asked['guide_sequences']} are more than the {asked['sequences']} "
+            "sequences: give fewer, or more sequences"
+        )
     check_pool(asked["repair_windows"], asked["pool"])
 
 
@@ -84,18 +89,25 @@ def draw_windows(
 
 
 def shared_out(
-    model: nn.Module, tokens: Tensor, allocation: str, progress: Progress, **target: Any
+    model: nn.Module,
+    tokens: Tensor,
+    allocation: str,
+    *,
+    guided_by: int,
+    progress: Progress,
+    **target: Any,
 ) -> dict[str, Any]:
     """Where a model loses its weights, for `prune_model`: its `sparsity`, and `importance` if the
     allocation is "guide"; other allocations are the rules of `allocate`.
 
-    Args: target, the sparsity and pattern. Raises what `allocate` and `guide` raise.
+    Args: guided_by, the sequences that "guide" reads; target, the sparsity and pattern.
+    Raises what `allocate` and `guide` raise.
     """
     if allocation == "uniform":
         return {"sparsity": target["sparsity"]}
     if allocation != GUIDE:
         return {"sparsity": allocate(model, tokens, rule=allocation, progress=progress, **target)}
-    found = guide(model, tokens[: BUDGETS["balanced"].guide], progress=progress, **target)
+    found = guide(model, tokens[:guided_by], progress=progress, **target)
     return {"sparsity": found.sparsity, "importance": found.importance}
 
 

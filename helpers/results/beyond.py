@@ -21,7 +21,8 @@ NOTEBOOK = "08_beyond_the_paper"
 BASE = "admm-grad"  # with uniform sparsities and no options: what every way is compared with
 TARGET = "60 %"  # of the figure
 # what makes a way, beside the method and its options; in the order of the notebook
-PLAIN = {"allocation": "uniform", "block_steps": "", "repair": "", "repair_windows": 0}
+PLAIN = {"allocation": "uniform", "guide_sequences": 8, "block_steps": "", "repair": "",
+         "repair_windows": 0}  # fmt: skip
 # "stem" is the way without its repair, and "windows" those of the repair, 0 without one
 COLUMNS = ("way", "stem", "repair", "windows", "order", "method", "target", "seed", "usual")
 NUMBERS = ("perplexity", "web", "dense", "dense_web", "seconds", "admm_seconds", "memory")
@@ -37,6 +38,8 @@ def way_name(asked: Mapping[str, Any], *, repaired: bool = True) -> str:
     name = asked["method"] + (f" ({', '.join(details)})" if details else "")
     if asked["allocation"] != "uniform":
         name += f", {asked['allocation']}"
+    if asked["allocation"] == "guide" and asked["guide_sequences"] != PLAIN["guide_sequences"]:
+        name += f" ({asked['guide_sequences']})"
     if asked["block_steps"]:
         name += f" + {asked['block_steps']}"
     if repaired and asked["repair"]:
