@@ -37,6 +37,10 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "admm": ("admm_grad", "exact_least_squares", "refit"),
+        "beyond.allocate": ("allocate", "guide"),
+        "beyond.blocks": ("Compensate", "Refine"),
+        "beyond.distil": ("distil",),
+        "beyond.recipe": ("windows_of",),
         "corpora": ("calibration_tokens", "corpus_identity", "evaluation_tokens"),
         "errors": ("HelpersError",),
         "evaluate": ("perplexity", "zero_shot"),
