@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from helpers.capture import Call, Progress
 from helpers.device import synchronise
 from helpers.errors import HelpersError, OutOfMemory
+from helpers.finish import certify
 from helpers.gram import Gram, relative_error
 from helpers.masks import Pattern, mask_hash, selection_clock
 from helpers.methods import LayerResult, get_method
@@ -353,7 +354,7 @@ class Loop:
 
         No output's problem depends on another's, and the answer for c·w is c times that for w. So a
         factor on an output, taken off afterwards, changes the mask alone: in which outputs weights
-        count as large. That is true of every method, so none has to know of it.
+        count as large. That is true of all the package's methods, so none has to know of it.
         """
         arguments = {**self.arguments, "sparsity": sparsity_of(self.arguments["sparsity"], key)}
         if self.importance is None:
@@ -361,8 +362,14 @@ class Loop:
         factor = self.importance[key].to(weight.device, torch.float32)[:, None]
         result = self.method(weight.float() * factor, gram, **arguments)
         new = (result.weight / factor).to(weight.dtype)
-        error = None if gram is None else relative_error(weight, new, gram.matrix)
-        return dataclasses.replace(result, weight=new, error=error)
+        # proved, or measured, for the weighted outputs: said again for the outputs as they are
+        error = gap = None
+        if gram is not None:
+            error = relative_error(weight, new, gram.matrix)
+        if result.gap is not None:
+            damping = {} if result.damping is None else {"damping": result.damping}
+            gap = certify(weight.float(), gram.matrix, result.keep, new.float(), **damping).gap
+        return dataclasses.replace(result, weight=new, error=error, gap=gap)
 
     @contextlib.contextmanager
     def damage_in_errors(self) -> Iterator[None]:

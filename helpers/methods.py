@@ -72,6 +72,8 @@ Method = Callable[..., LayerResult]
 # Methods of the package that stand on more than this module may import: their names, and the module
 # that registers each. It is imported when the method is asked for
 ON_REQUEST = {"alps": "helpers.beyond.alps"}
+# whole ways to prune a model, functions of that name, for `helpers.prune.prune_model`
+RECIPES = {"best": "helpers.beyond.recipe"}
 
 
 class _Methods(dict[str, Method]):
@@ -110,8 +112,8 @@ def register(
     gram, minimise the damped objective of `helpers.admm.damped_system` with the damping that the
     method used (`DAMPING` after one that has none), and report `gap`.
 
-    Raises BadParameter for a function that
-    cannot be called as a method, and for a name that is badly formed or one of the package's own.
+    Raises BadParameter for a function that cannot be called as a method, and for a name that is
+    badly formed or one of the package's own.
     """
 
     def add(function: Method) -> Method:
@@ -181,10 +183,10 @@ def _check_registration(name: str, function: Method) -> None:
             f"method name {name!r} is not allowed: use lower-case letters and digits, with single "
             "dashes between words, such as 'my-method'"
         )
-    if name == "dense":
+    if name == "dense" or name in RECIPES:
         raise BadParameter(
-            "method name 'dense' is not allowed, since tables and figures call the unpruned model "
-            "that: choose another name"
+            f"method name {name!r} is not allowed, since it stands for "
+            f"{'the unpruned model' if name == 'dense' else 'a recipe'}: choose another name"
         )
     if not callable(function):
         raise BadParameter(
@@ -228,7 +230,7 @@ def _is_ours(name: str) -> bool:
 
 
 def check_options(name: str, options: dict[str, Any]) -> None:
-    """Raise BadParameter if the method takes no option of that name, or not that finish or swap."""
+    """Raise BadParameter if the method takes no option of that name, or a bad finish or swap."""
     check_switch("finish", options.get("finish", False))
     check_whole("swap", options.get("swap", 0), least=0)
     # __wrapped__ is the function itself; the wrapper around it takes any option

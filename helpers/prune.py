@@ -28,7 +28,7 @@ from helpers.errors import (
 from helpers.gram import gram_of
 from helpers.loop import BlockHook, Loop, PruneReport, Sparsity, layer_key, sparsity_of
 from helpers.masks import Pattern, check_divides, check_target
-from helpers.methods import check_options, get_method
+from helpers.methods import RECIPES, check_options, get_method
 from helpers.models import (
     PRUNED,
     STATE,
@@ -40,9 +40,6 @@ from helpers.models import (
     read_weight,
 )
 
-# whole ways to prune a model: their names, and the function of each, which is imported when it is
-# asked for, since it stands on this module
-RECIPES = {"best": "helpers.beyond.recipe"}
 DENSE_ZEROS = 0.2  # a dense model's layers hold fewer exact zeros than that
 TRIAL = 128  # outputs, and about as many inputs, of the layer on which options are tried
 
@@ -64,8 +61,9 @@ def prune_model(
 ) -> PruneReport:
     """Prune all linear layers of the decoder blocks, in place: see the module's text for how.
 
-    With method "best" the model is then also repaired as a whole, at the cost that its option
-    `budget` says: "fast", "balanced" or "long" (`helpers.beyond.recipe`).
+    Method "best" is a recipe: a guide says where weights can be spared, ADMM-Grad prunes, and what
+    is left is repaired as a whole; its option `budget` is "fast" (no repair), "balanced" or "long"
+    (`helpers.beyond.recipe`).
 
     Args: tokens, int64 (sequences, length), which a method that needs no calibration never reads
     (its report then holds no errors); sparsity, a fraction, or one for each layer by its name
@@ -227,7 +225,9 @@ def check_importance(importance: Mapping[str, Tensor], model: nn.Module) -> None
     for name, factors in importance.items():
         rows = shapes[name][0]
         fits = isinstance(factors, Tensor) and factors.shape == (rows,)
-        if not fits or not all_finite(factors) or not (factors > 0).all():
+        # in float32, in which they are used: there the smallest numbers of float64 are 0
+        numbers = factors.float() if fits else torch.zeros(1)
+        if not all_finite(numbers) or not (numbers > 0).all():
             raise BadParameter(
                 f"importance of layer {name} {described(factors)}: give {rows} numbers above 0, "
                 "one for each output, for example from output_importance(...)"

@@ -175,7 +175,8 @@ def test_measured_makes_the_cost_of_the_next_weight_equal(monkeypatch) -> None:
     # weight costs c/n · q(s)², q the normal quantile of (1 + s)/2
     calls = iter(range(1000))
     monkeypatch.setattr(
-        "helpers.beyond.allocate.divergence", lambda *_: 2.0 ** (next(calls) // 2 % 4)
+        "helpers.beyond.allocate.divergence_and_gradient",
+        lambda *_: (2.0 ** (next(calls) // 2 % 4), None),
     )
     model, tokens = fam.build("llama"), fam.random_tokens()
     found = allocate(model, tokens, sparsity=0.5, rule="measured", spread=0.49, windows=2, bands=1)
@@ -278,7 +279,7 @@ def test_an_error_inside_a_trial_leaves_the_weights(monkeypatch) -> None:
 
     model = fam.build("llama")
     before = fam.snapshot(model)
-    monkeypatch.setattr("helpers.beyond.allocate.divergence", fail)
+    monkeypatch.setattr("helpers.beyond.allocate.divergence_and_gradient", fail)
     with pytest.raises(Stop):
         allocate(model, fam.random_tokens(), sparsity=0.5, rule="measured")
     assert not fam.changed(model, before)

@@ -121,12 +121,58 @@ def test_the_best_weights_seen_stay_and_the_held_out_text_is_not_trained_on() ->
     assert first.losses == second.losses and first.held_out != second.held_out
 
 
-def test_a_rate_that_breaks_the_model_ends_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stop", ["rate", "interrupt"])
+def test_a_run_that_breaks_off_leaves_the_best_weights(
+    stop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, dense, tokens = pair()
+    before = fam.snapshot(model)
+    if stop == "rate":  # the first step makes every weight infinite, the second notices
+        monkeypatch.setattr(module, "rate_at", lambda _step, _steps: math.inf)
+        with pytest.raises(NonFinite, match="smaller rate"):
+            distil(model, dense, tokens)
+    else:
+
+        def progress(step: int, _total: int, _name: str) -> None:
+            if step == 3:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            distil(model, dense, tokens, progress=progress)
+    assert not fam.changed(model, before)
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_a_dense_model_that_breaks_down_is_noticed() -> None:
     model, dense, tokens = pair()
     with torch.no_grad():
         dense.get_input_embeddings().weight.fill_(math.inf)
-    with pytest.raises(NonFinite, match="NaN or infin"):
+    with pytest.raises(NonFinite, match="check the weights"):
         distil(model, dense, tokens)
+
+
+def test_what_the_caller_has_set_does_not_matter_and_stays() -> None:
+    model, dense, tokens = pair()
+    other = copy.deepcopy(model)
+    asked = dict(rate=1e-3, precision="float32")
+    distil(model, dense, tokens, **asked)
+    # gradients left over from something else, some parameters frozen, gradients switched off
+    for parameter in other.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    frozen = other.get_input_embeddings().weight.requires_grad_(False)
+    with torch.no_grad():
+        distil(other.train(), dense, tokens, **asked)
+    assert not fam.changed(other, fam.snapshot(model))
+    assert not frozen.requires_grad and other.training
+    assert all((parameter.grad == 1).all() for parameter in other.parameters())
+
+
+def test_held_out_text_is_judged_in_float32() -> None:
+    model, dense, tokens = pair()
+    start = divergence(model, dense, tokens[-4:])
+    report = distil(model, dense, tokens, precision="bfloat16")
+    assert report.held_out[0] == (0, start) and report.precision == "bfloat16"
+    assert report.held_out[-1] == (24, divergence(model, dense, tokens[-4:]))
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_changes() -> None:

@@ -103,19 +103,22 @@ def test_operations_worked_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_repair_takes_three_models_and_its_steps() -> None:
-    """The steps are four passes each, and the held-out windows ten passes over four."""
+    """The steps are four passes each; looks at four held-out windows are three, of two models."""
     small = dict(model="embedded", dtype="float32", length=512, sequences=8, web_windows=16)
-    asked = parameters(**small, window=512, windows=16, repair="all", repair_windows=64)
+    asked = parameters(**small, window=512, windows=16, repair="all", repair_windows=64,
+                       allocation="uniform")  # fmt: skip
     plain = {k: v for k, v in asked.items() if not k.startswith(("repair", "web"))}
     none = asked | {"repair": ""}
     passes = [flop(of)[0] for of in (plain, none, asked)]
     evaluated = passes[0] - flop(plain | {"windows": 1})[0]  # of 15 windows
     assert passes[1] - passes[0] == pytest.approx(evaluated * (2 * 16 + 3 * 16) / 15)
-    assert passes[2] - passes[1] == pytest.approx(evaluated * (4 * 64 + 40) / 15)
+    assert passes[2] - passes[1] == pytest.approx(evaluated * (4 * 64 + 24) / 15)
+    guided = flop(asked | {"allocation": "guide", "guide_sequences": 8})[0]
+    assert guided - passes[2] == pytest.approx(evaluated * 3 * 8 / 15)
     weights, memory = 134_515_008, [memory_needed(of, gpu=False)[0] for of in (plain, none, asked)]
     assert memory[1] - memory[0] == 8 * weights
     layers = 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
-    assert memory[2] - memory[1] == 17 * layers + 8 * 512 * 49152
+    assert memory[2] - memory[1] == 17 * layers + 12 * 512 * 49152
 
 
 def test_what_costs_more() -> None:

@@ -25,7 +25,8 @@ from helpers.errors import (
     UnknownMethod,
     UnsupportedModel,
 )
-from helpers.gram import gram_of
+from helpers.finish import certify
+from helpers.gram import gram_of, relative_error
 from helpers.loop import LayerReport
 from helpers.masks import select
 from helpers.methods import METHODS, LayerResult, register
@@ -633,6 +634,19 @@ def test_importance_says_which_weights_stay_and_the_update_is_the_methods() -> N
     torch.testing.assert_close(pruned, refit(weight, gram, keep).weight, rtol=1e-3, atol=1e-5)
 
 
+def test_the_proof_of_an_optimum_is_that_of_the_outputs_as_they_are() -> None:
+    model, tokens = fam.build(), fam.random_tokens()
+    weight, gram = layer_gram(model, tokens, 0, "self_attn.q_proj")
+    importance = factors(model)
+    importance["0.self_attn.q_proj"] += torch.arange(len(weight)) * 5.0
+    asked = dict(method="wanda", sparsity=0.5, swap=1, importance=importance)
+    report = prune_model(model, tokens, **asked)
+    pruned = read_weight(find_layers(find_blocks(model)[0])["self_attn.q_proj"])
+    proof = certify(weight, gram, pruned != 0, pruned)
+    assert report.layers[0].gap == pytest.approx(proof.gap, abs=1e-6)
+    assert report.layers[0].error == pytest.approx(relative_error(weight, pruned, gram), rel=1e-5)
+
+
 def test_importance_cannot_change_a_mask_within_groups_or_outputs() -> None:
     tokens, results = fam.random_tokens(), []
     for given in (False, True):
@@ -657,6 +671,11 @@ def test_importance_cannot_change_a_mask_within_groups_or_outputs() -> None:
         (lambda f: f.update({"0.mlp.up_proj": torch.ones(3)}), r"0.mlp.up_proj has .* \(3,\)"),
         (lambda f: f["0.mlp.up_proj"].zero_(), "numbers above 0"),
         (lambda f: f["0.mlp.up_proj"].fill_(math.nan), "numbers above 0"),
+        # 0 in float32
+        (
+            lambda f: f.update({"0.mlp.up_proj": torch.full((64,), 1e-300, dtype=torch.float64)}),
+            "above 0",
+        ),
         (lambda f: f.update({"0.mlp.up_proj": 2.0}), "is of type float"),
     ],
 )

@@ -28,15 +28,18 @@ def test_the_recipe_is_its_steps(budget: str, target: dict) -> None:
     steps = recipe.BUDGETS[budget].repair
     repair = steps + recipe.HELD_OUT if steps else 0
     tokens = fam.random_tokens(sequences=5 + repair)
-    report = prune_model(model, tokens, method="best", budget=budget, **target)
-    asked = dict(target)
+    asked = dict(method="best", budget=budget, precision="float32")
+    report = prune_model(model, tokens, **asked, **target)
+    steps_asked = dict(target)
     if "sparsity" in target:
         found = guide(by_hand, tokens[: recipe.BUDGETS[budget].guide], sparsity=0.6)
-        asked = {"sparsity": found.sparsity, "importance": found.importance}
-    prune_model(by_hand, tokens[:5], method="admm-grad", **asked | {"pattern": report.pattern})
+        steps_asked = {"sparsity": found.sparsity, "importance": found.importance}
+    steps_asked |= {"method": "admm-grad", "pattern": report.pattern}
+    prune_model(by_hand, tokens[:5], **steps_asked)
     shown = report.to_dict()["repair"]
     if steps:
-        repaired = distil(by_hand, dense, tokens[5:], held_out=recipe.HELD_OUT)
+        asked = dict(held_out=recipe.HELD_OUT, precision="float32")
+        repaired = distil(by_hand, dense, tokens[5:], **asked)
         assert shown["losses"] == repaired.losses and shown["held_out"] == repaired.held_out
         assert shown["steps"] == steps
     for name, parameter in by_hand.named_parameters():
@@ -67,9 +70,13 @@ def test_what_cannot_be_done_is_refused_before_it_takes_time() -> None:
         ({"iterationz": 3}, "iterationz"),
         ({"base": "wanda", "iterations": 3}, "iterations"),
         ({"pattern": "3:5"}, "divide"),
+        ({"precision": "int8"}, "bfloat16"),
+        ({"tokens": torch.cat([tokens[:-1], tokens[-1:] + 10**6])}, "vocabulary"),
     ]
     for change, message in cases:
         asked = {"tokens": tokens, "sparsity": None if "pattern" in change else 0.5} | change
         with pytest.raises(HelpersError, match=message):
             prune_model(model, method="best", **asked)
     assert not fam.changed(model, before)
+    with pytest.raises(HelpersError, match='dtype="float32"'):
+        prune_model(model.half(), tokens, method="best", sparsity=0.5)

@@ -24,6 +24,8 @@ ASKED = {
     "pool": 8,
     "sequences": 6,
     "guide_sequences": 2,
+    "precision": "auto",
+    "dtype": "float32",
 }
 
 
@@ -40,8 +42,15 @@ ASKED = {
         ({"repair_windows": 5}, "give 1 to 4"),
         ({"repair_windows": 0}, "give 1 to 4"),
         ({"allocation": "guide"}, ""),
-        ({"guide_sequences": 7}, "more than the 6 sequences"),
-        ({"guide_sequences": 0}, "guide_sequences"),
+        ({"allocation": "guide", "guide_sequences": 7}, "more than the 6 sequences"),
+        ({"allocation": "guide", "guide_sequences": 0}, "guide_sequences"),
+        ({"guide_sequences": 7}, ""),  # which nothing reads
+        ({"repair": "", "repair_windows": 99}, ""),
+        ({"precision": "int8"}, "bfloat16"),
+        ({"dtype": "float16"}, "cannot be trained"),
+        ({"dtype": "float16", "block_steps": "", "repair": ""}, ""),
+        ({"pattern": "2:4", "sparsity": None}, 'set allocation to "uniform"'),
+        ({"pattern": "2:4", "sparsity": None, "allocation": "uniform"}, ""),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_model_is_loaded(changes: dict, message: str) -> None:

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from helpers.beyond.distil import divergence_and_gradient
 from helpers.beyond.survey import (
     Survey,
-    divergence,
     gradients,
     layers_of,
     pruned_meanwhile,
@@ -81,8 +81,9 @@ def allocate(
     Args: tokens, int64 (sequences, length), calibration text, which "uniform" does not read;
     sparsity, of all layers together; rule, see the module's text; spread, how far a layer's value
     may lie from `sparsity`, to one weight, within [0, 1) (by default 0.08 for "owl", whose lambda
-    it is, 0.25 for "icp", 0.15 for "measured" and "fisher"); progress(done, total, name), called
-    after each batch of text, trial or backward pass; options, those of the rule's function below.
+    it is, 0.25 for "icp", 0.15 for "measured", 0.3 for "fisher"); progress(done, total, name),
+    called after each batch of text, trial or backward pass; options, those of the rule's function
+    below.
 
     The model is left bit for bit as it was, also after an error. Memory beyond it, in bytes: 4 ·
     d_in for each layer, 4 · d_out · d_in for the scores of the largest layer, one batch of
@@ -99,7 +100,7 @@ def allocate(
 
 @dataclass(frozen=True)
 class Guide:
-    """What one backward pass over calibration text says of a dense model, for `prune_model`.
+    """What the gradients of a dense model on calibration text say, for `prune_model`.
 
     sparsity: of each layer, by the rule "fisher". importance: of each output of each layer, float32
     (d_out,) with a mean of 1.
@@ -318,7 +319,9 @@ def measured(
         keys = [key for key in group_of if group_of[key] == group]
         with pruned_meanwhile(seen, keys, sparsity):
             pairs = zip(dense, rows, strict=True)
-            cost[group] = sum(divergence(old, forward(seen.model, row)) for old, row in pairs)
+            cost[group] = sum(
+                divergence_and_gradient(forward(seen.model, row), old)[0] for old, row in pairs
+            )
         if not math.isfinite(cost[group]):
             raise NonFinite(f"the logits without part of {keys[0]} hold NaN: use dtype float32")
         # c/n: by the weight, so that a large group is not taken for a sensitive one
@@ -351,7 +354,8 @@ def fisher(seen: Survey, sparsity: float, spread: float) -> Curve:
         sums = torch.bincount(levels[key].flatten(), terms.flatten().double(), LEVELS)
         costs[key] += sums.cpu()
         alive = seen.norms[key] > 0
-        slopes = (gradient[:, alive].float() / seen.norms[key][alive]).square_().mean(1)
+        slopes = (gradient[:, alive].float() / seen.norms[key][alive]).square_().sum(1)
+        slopes /= max(1, int(alive.sum()))
         seen.slopes[key] = seen.slopes.get(key, 0) + slopes
         # freed now: a full set of gradients, as large as the model, never exists
         parameter.grad = None
@@ -365,7 +369,7 @@ def fisher(seen: Survey, sparsity: float, spread: float) -> Curve:
             seen.progress(done, len(seen.tokens), "backward passes")
     margins = []
     for key in seen.layers:
-        if not torch.isfinite(costs[key]).all():
+        if not (costs[key].isfinite().all() and seen.slopes[key].isfinite().all()):
             raise NonFinite(f"gradients of layer {key} hold NaN or infinity: use dtype float32")
         # Of one weight in each part. The running maximum takes out the noise: a part is not
         # reached before those below it
@@ -394,5 +398,5 @@ RULES: dict[str, tuple[Callable[..., Curve], float]] = {
     "owl": (owl, 0.08),
     "icp": (icp, 0.25),
     "measured": (measured, 0.15),
-    "fisher": (fisher, 0.15),
+    "fisher": (fisher, 0.3),
 }

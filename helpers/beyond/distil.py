@@ -15,14 +15,23 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
-from helpers.beyond.training import DECAY, PARTS, Trained, model_layers, products, rate_at, trained
+from helpers.beyond.training import (
+    DECAY,
+    PARTS,
+    Trained,
+    chosen_precision,
+    model_layers,
+    products,
+    rate_at,
+    trained,
+)
 from helpers.capture import Progress, check_tokens, eval_mode, forward
 from helpers.errors import (
     BadParameter,
@@ -76,8 +85,8 @@ def distil(
 ) -> DistilReport:
     """Train the kept weights of a pruned model to predict what the dense model predicts, in place.
 
-    Zeros stay zeros. Embedding, head and biases stay as they are, unless they are vectors (norms,
-    biases), which are trained with the rest. Adam, with a warm-up and a cosine to zero.
+    Zeros stay zeros. Embedding and head stay as they are; vectors (norms, biases) are trained with
+    the rest. Adam, with a warm-up and a cosine to zero.
 
     Args: model, pruned, and dense, the same before that, in float32 on one device; tokens, int64
     (windows, length), of which the last `held_out` are never trained on and the others once, in
@@ -86,12 +95,12 @@ def distil(
     products, "float32", "bfloat16", or "auto" for the faster of the two here; progress, called
     after each step.
 
-    The held-out windows are looked at before, halfway and at the end; the model ends
-    with the best weights seen, so it is never worse there than before.
+    The held-out windows are looked at before, halfway and at the end, in float32; the model ends
+    with the best weights seen, after an error too, so it is never worse there than before.
 
     Memory beyond the two models, in bytes: 16 for each trained weight (gradient, two moments of
-    Adam, the best values), 1 for its mask; two sets of logits, 8 · length · vocabulary; and the
-    activations of one window.
+    Adam, the best values), 1 for its mask; two sets of logits and their gradient, 12 · length ·
+    vocabulary; and the activations of one window.
 
     Raises BadParameter, CalibrationTooShort, NonFinite.
     """
@@ -99,34 +108,41 @@ def distil(
     check_real("rate", rate, above=0)
     check_real("vector_rate", vector_rate, above=0)
     check_pair(model, dense, tokens, check_whole("held_out", held_out))
+    precision = chosen_precision(precision, device_of(model))
     started = time.perf_counter()
-    text, unseen = tokens[:-held_out], tokens[-held_out:]
+    text, unseen = tokens[:-held_out].to(device_of(model)), tokens[-held_out:]
     layers = model_layers(model) if parts == "all" else {}
     # dropout off: the dense model is the teacher as it answers, and the pruned one is to answer so
     with (
         eval_mode(model),
         eval_mode(dense),
         trained(model, layers) as parameters,
-        products(precision, device_of(model)) as chosen,
     ):
+        if not (parameters.weights or parameters.vectors):
+            raise BadParameter('the model has no norms or biases to train: give parts="all"')
         best = divergence(model, dense, unseen)
         looks, kept, values = [(0, best)], 0, parameters.snapshot()
-        losses = []
-        for step, loss in enumerate(steps_of(model, dense, text, parameters, rate, vector_rate), 1):
-            losses.append(loss)
-            if progress:
-                progress(step, len(text), f"step {step}")
-            if step * LOOKS // len(text) == (step - 1) * LOOKS // len(text):
-                continue
-            looks.append((step, divergence(model, dense, unseen)))
-            if looks[-1][1] < best:
-                best, kept, values = looks[-1][1], step, parameters.snapshot()
-        if kept != len(text):
-            parameters.restore(values)
+        losses, optimiser = [], adam(parameters, rate, vector_rate)
+        schedule = LambdaLR(optimiser, lambda done: rate_at(done + 1, len(text)))
+        try:
+            for step, window in enumerate(text.split(1), 1):
+                losses.append(descend(model, dense, window, parameters, optimiser, precision))
+                schedule.step()
+                if progress:
+                    progress(step, len(text), f"step {step}")
+                if step * LOOKS // len(text) == (step - 1) * LOOKS // len(text):
+                    continue
+                looks.append((step, divergence(model, dense, unseen)))
+                if looks[-1][1] < best:
+                    best, kept, values = looks[-1][1], step, parameters.snapshot()
+        finally:
+            # also after an error, or Ctrl-C: no model is left half trained
+            if kept != len(text):
+                parameters.restore(values)
     return DistilReport(
         steps=len(text),
         tokens=text.numel(),
-        precision=chosen,
+        precision=precision,
         losses=losses,
         held_out=looks,
         kept=kept,
@@ -162,28 +178,30 @@ def check_pair(model: nn.Module, dense: nn.Module, tokens: Tensor, held_out: int
         )
 
 
-def steps_of(
-    model: nn.Module,
-    dense: nn.Module,
-    text: Tensor,
-    parameters: Trained,
-    rate: float,
-    vector_rate: float,
-) -> Iterator[float]:
-    """Train on each window of text (windows, length) in turn, and give its divergence.
-
-    Raises NonFinite.
-    """
+def adam(parameters: Trained, rate: float, vector_rate: float) -> torch.optim.Adam:
+    """Adam over the weights and the vectors, each with its rate."""
     groups = [
         {"params": list(parameters.weights.values()), "lr": rate},
         {"params": parameters.vectors, "lr": vector_rate},
     ]
     # fused: one pass over the memory that a plain Adam reads and writes many times
-    optimiser = torch.optim.Adam([g for g in groups if g["params"]], betas=DECAY, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda done: rate_at(done + 1, len(text))
-    )
-    for window in text.to(device_of(model)).split(1):
+    return torch.optim.Adam([g for g in groups if g["params"]], betas=DECAY, fused=True)
+
+
+def descend(
+    model: nn.Module,
+    dense: nn.Module,
+    window: Tensor,
+    parameters: Trained,
+    optimiser: torch.optim.Adam,
+    precision: str,
+) -> float:
+    """One step on a window (1, length) of text; returns the divergence before it.
+
+    Raises NonFinite.
+    """
+    # enable_grad, since the caller may have switched gradients off
+    with torch.enable_grad(), products(precision, device_of(model)):
         target = forward(dense, window)
         logits = model(input_ids=window, use_cache=False).logits
         # the gradient is known in closed form, so the divergence itself needs no graph: autograd
@@ -194,12 +212,12 @@ def steps_of(
                 "the divergence is NaN or infinite: give a smaller rate, or precision float32"
             )
         logits.backward(slope)
-        parameters.mask_gradients()
-        optimiser.step()
-        optimiser.zero_grad()
-        schedule.step()
-        parameters.apply_masks()
-        yield loss
+    # Adam's moments of a weight whose gradient is always 0 stay 0, and so does the weight
+    parameters.mask_gradients()
+    optimiser.step()
+    optimiser.zero_grad()
+    parameters.apply_masks()
+    return loss
 
 
 def divergence_and_gradient(logits: Tensor, target: Tensor) -> tuple[float, Tensor]:

@@ -3,8 +3,8 @@
     tokens = calibration_tokens("embedded", tokenizer, sequences=windows_of("balanced"), length=512)
     report = prune_model(model, tokens, method="best", budget="balanced", sparsity=0.6)
 
-1. One backward pass over a few sequences says in which layers, and in which outputs of a layer,
-   weights can be spared (`helpers.beyond.allocate.guide`).
+1. A backward pass for each of a few sequences says in which layers, and in which outputs of a
+   layer, weights can be spared (`helpers.beyond.allocate.guide`).
 2. A method of single layers, ADMM-Grad, chooses the masks accordingly and refits what is left.
 3. The kept weights of all layers are fitted to the dense model's predictions, on text that the
    pruning has not seen (`helpers.beyond.distil`).
@@ -24,12 +24,14 @@ from torch import Tensor, nn
 
 from helpers.beyond.allocate import guide
 from helpers.beyond.distil import distil
-from helpers.capture import Progress
+from helpers.beyond.training import chosen_precision, model_layers, trained
+from helpers.capture import Progress, check_tokens
 from helpers.errors import BadParameter, CalibrationTooShort, check_choice
 from helpers.loop import BlockHook, PruneReport
 from helpers.masks import Pattern
-from helpers.models import check_model
-from helpers.prune import RECIPES, check_dense, check_request, prune_model
+from helpers.methods import RECIPES
+from helpers.models import check_model, device_of
+from helpers.prune import check_dense, check_request, prune_model
 
 
 class Budget(NamedTuple):
@@ -76,8 +78,10 @@ def best(
     the repair, all before them for the layers, and the first of these for the guide too; base, the
     method of the layers; precision, of the products in the repair; progress, called after each
     step of each part; others and options, as for `prune_model` and of the base method, but that
-    importance and a sparsity for each layer are found here, and that the model has to be dense. An
-    N:M pattern needs no guide: it gives all layers and outputs the same sparsity.
+    importance and a sparsity for each layer are found here, and that the model has to be dense and,
+    to be repaired, in float32. An N:M pattern needs no guide: it gives all layers and outputs the
+    same sparsity. `budget` is the recipe's, so a method with an option of that name has its default
+    (in Wanda a budget for each output, within which importance cannot matter).
 
     The report's `repair` says what was done; its seconds have "guide" and "distil" too.
     Memory: a second model beside what `prune_model` and `distil` need.
@@ -106,10 +110,15 @@ def best(
     text, unseen = tokens.split([len(tokens) - repair_windows, repair_windows])
     target: dict[str, Any] = {"sparsity": sparsity, "pattern": pattern}
     hooks = {"before_block": before_block, "after_block": after_block}
-    # all that prune_model would refuse, before the guide has taken its time
+    # all that the steps would refuse, before the first of them has taken its time
     check_model(model)
     check_dense(model, allow_pruned=False)
+    check_tokens(model, tokens)
     check_request(model, text, base, batch, target | options, hooks)
+    precision = chosen_precision(precision, device_of(model))
+    if spend.repair:
+        with trained(model, model_layers(model)):  # in float32 only
+            pass
     guided = not Pattern.parse(pattern).grouped
     if guided:
         found = guide(model, text[: spend.guide], sparsity=sparsity, progress=progress)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from helpers.beyond.training import gradients_of
 from helpers.capture import Progress, capture
 from helpers.device import all_finite
 from helpers.errors import NonFinite, UnsupportedModel
@@ -28,8 +28,6 @@ from helpers.models import (
     write_weight,
 )
 from helpers.replay import best_batch
-
-POSITIONS = 128  # of a window, whose divergences are computed together
 
 
 def layers_of(model: nn.Module) -> tuple[dict[str, nn.Module], list[list[str]]]:
@@ -90,6 +88,8 @@ def survey(
 
     def see(key: str, given: Tensor) -> None:
         # float32 first: in float16 the square of 256 is infinite already
+        if not given.numel():  # an expert that no token of this batch has reached
+            return
         added = given.detach().flatten(0, -2).float().square().sum(0)
         squares[key] = squares[key] + added if key in squares else added
         if key not in inputs:
@@ -124,16 +124,6 @@ def survey(
     return Survey(model, tokens, layers, blocks, norms, inputs, progress)
 
 
-def divergence(dense: Tensor, pruned: Tensor) -> float:
-    """KL(dense ‖ pruned) of the predictions, summed over positions; logits (1, length, words)."""
-    total = 0.0
-    # in parts: log-probabilities in float32 are as large as the logits, or twice that
-    for old, new in zip(dense[0].split(POSITIONS), pruned[0].split(POSITIONS), strict=True):
-        old, new = (logits.float().log_softmax(-1) for logits in (old, new))
-        total += float(functional.kl_div(new, old, reduction="sum", log_target=True))
-    return total
-
-
 @contextlib.contextmanager
 def pruned_meanwhile(seen: Survey, keys: Sequence[str], sparsity: float) -> Iterator[None]:
     """Inside, some layers lack their smallest scores; afterwards they have the same bits again."""
@@ -155,21 +145,10 @@ def gradients(
 
     No other parameter gets one. What the caller has set, gradients too, is there again afterwards.
     """
-    parameters = list(model.parameters())
-    before = [(parameter.requires_grad, parameter.grad) for parameter in parameters]
-    try:
-        for parameter in parameters:
-            # a gradient of the caller's would be added to
-            parameter.grad = None
-            parameter.requires_grad_(False)
-        with contextlib.ExitStack() as stack:
-            for key, weight in weights.items():
-                weight.requires_grad_(True)
-                hook = lambda parameter, key=key: add(key, parameter)  # noqa: E731
-                stack.enter_context(weight.register_post_accumulate_grad_hook(hook))
-            stack.enter_context(torch.enable_grad())
-            yield
-    finally:
-        for parameter, (wanted, gradient) in zip(parameters, before, strict=True):
-            parameter.requires_grad_(wanted)
-            parameter.grad = gradient
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(gradients_of(model, list(weights.values())))
+        for key, weight in weights.items():
+            hook = lambda parameter, key=key: add(key, parameter)  # noqa: E731
+            stack.enter_context(weight.register_post_accumulate_grad_hook(hook))
+        stack.enter_context(torch.enable_grad())
+        yield

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,16 +82,30 @@ def trained(part: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[Traine
                 f"weights are {parameter.dtype}, and small steps would round to nothing: load the "
                 'model with dtype="float32"; products may still be bfloat16'
             )
-    flags = [(p, p.requires_grad) for p in part.parameters()]
-    part.requires_grad_(False)
-    for parameter in (*chosen.values(), *vectors):
-        parameter.requires_grad_(True)
-    try:
+    with gradients_of(part, [*chosen.values(), *vectors]):
         yield Trained(chosen, {name: w.detach() != 0 for name, w in chosen.items()}, vectors)
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def gradients_of(part: nn.Module, wanted: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Inside, these parameters of a module get gradients and no others.
+
+    What the caller has set, gradients too, is there again afterwards.
+    """
+    parameters = list(part.parameters())
+    before = [(parameter.requires_grad, parameter.grad) for parameter in parameters]
+    try:
+        for parameter in parameters:
+            # a gradient of the caller's would be added to
             parameter.grad = None
+            parameter.requires_grad_(False)
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter, (flag, gradient) in zip(parameters, before, strict=True):
+            parameter.requires_grad_(flag)
+            parameter.grad = gradient
 
 
 def model_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -117,14 +131,22 @@ def products(precision: str, device: torch.device) -> Iterator[str]:
 
     Raises BadParameter.
     """
-    check_choice("precision", precision, PRECISIONS)
-    if precision == "auto":
-        precision = "bfloat16" if bfloat16_is_faster(device) else "float32"
+    precision = chosen_precision(precision, device)
     lower = precision == "bfloat16"
     # without the cache, whose copies of the weights in bfloat16 would outlive a step: all later
     # steps would see the weights of the first
     with torch.autocast(device.type, torch.bfloat16, enabled=lower, cache_enabled=False):
         yield precision
+
+
+def chosen_precision(precision: str, device: torch.device) -> str:
+    """ "float32" or "bfloat16": the one given, or for "auto" the faster of the two on a device.
+
+    Raises BadParameter.
+    """
+    if check_choice("precision", precision, PRECISIONS) == "auto":
+        return "bfloat16" if bfloat16_is_faster(device) else "float32"
+    return precision
 
 
 def bfloat16_is_faster(device: torch.device) -> bool:

@@ -15,12 +15,12 @@ from helpers.beyond.allocate import RULES, allocate, guide
 from helpers.beyond.blocks import BlockStep, Compensate, Refine
 from helpers.beyond.distil import DistilReport
 from helpers.beyond.recipe import HELD_OUT
-from helpers.beyond.training import PARTS
+from helpers.beyond.training import PARTS, PRECISIONS
 from helpers.capture import Progress
 from helpers.corpora import calibration_tokens
 from helpers.errors import BadParameter, check_choice, check_whole
 from helpers.loop import PruneReport
-from helpers.masks import check_target
+from helpers.masks import Pattern, check_target
 from helpers.methods import get_method
 
 GUIDE = "guide"
@@ -38,12 +38,26 @@ def check_way(asked: Mapping[str, Any]) -> None:
     for name, choices in (("block_steps", BLOCK_STEPS), ("repair", PARTS)):
         if asked[name] != "":  # which is to leave it out
             check_choice(name, asked[name], choices)
+    check_choice("precision", asked["precision"], PRECISIONS)
+    if (asked["block_steps"] or asked["repair"]) and asked["dtype"] != "float32":
+        raise BadParameter(
+            f"dtype {asked['dtype']!r} cannot be trained, small steps would round to nothing: give "
+            '"float32", or block_steps "" and repair ""'
+        )
+    if asked["allocation"] != "uniform" and Pattern.parse(asked["pattern"]).grouped:
+        raise BadParameter(
+            f"pattern {asked['pattern']!r} gives every layer the same sparsity: set allocation to "
+            '"uniform"'
+        )
+    if asked["repair"]:
+        check_pool(asked["repair_windows"], asked["pool"])
+    if asked["allocation"] != GUIDE:
+        return
     if check_whole("guide_sequences", asked["guide_sequences"]) > asked["sequences"]:
         raise BadParameter(
             f"guide_sequences {asked['guide_sequences']} are more than the {asked['sequences']} "
             "sequences: give fewer, or more sequences"
         )
-    check_pool(asked["repair_windows"], asked["pool"])
 
 
 def check_pool(repair: int, pool: int) -> None:

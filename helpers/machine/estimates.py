@@ -223,8 +223,10 @@ def flop(parameters: Mapping[str, Any]) -> tuple[float, float]:
     if "repair_windows" in parameters:  # three models are evaluated, on calibration text too
         length = parameters["length"]
         # a step is a pass of each model and one backwards, which is worth two; looks at the
-        # held-out windows are ten passes over four
-        steps = 4 * parameters["repair_windows"] + 40 if parameters["repair"] else 0
+        # held-out windows are three, of both models, at four windows
+        steps = 4 * parameters["repair_windows"] + 24 if parameters["repair"] else 0
+        guiding = {"guide": "guide_sequences", "fisher": "sequences"}.get(parameters["allocation"])
+        steps += 3 * parameters[guiding] if guiding else 0
         tokens = (3 * parameters["web_windows"] + steps) * length
         evaluation = 3 * evaluation + passes(tokens, length) + tokens * head
     if method in ("dense", "magnitude"):
@@ -281,7 +283,7 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
     if "repair_windows" in parameters:  # the dense model and a copy of the pruned one stay
         model *= 3
     if parameters.get("repair"):  # a mask, a gradient, Adam's two moments, the best values; logits
-        model += 17 * shape.blocks * shape.block_weights + 8 * parameters["length"] * shape.vocab
+        model += 17 * shape.blocks * shape.block_weights + 12 * parameters["length"] * shape.vocab
     if gpu:
         return model + max(phases) + CUDA_CONTEXT_BYTES, model + CUDA_PROCESS_BYTES
     return (model + max(phases) + PROCESS_BYTES,) * 2
