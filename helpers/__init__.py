@@ -1,7 +1,7 @@
 """Prune a language model layer by layer and refit the surviving weights.
 
-The modules in this folder decide the numbers; the packages below it (wings) do not. Public names
-are loaded on first use, so that importing the package costs nothing.
+The modules in this folder, in fast/ and in beyond/ decide the numbers; the other packages below it
+(wings) do not. Public names are loaded on first use, so that importing the package costs nothing.
 """
 
 from __future__ import annotations

@@ -34,7 +34,10 @@ def mean_over_seeds(
 ) -> float:
     """The mean of a metric of a cell of the plan full over all its seeds."""
     found = (reference_dir("full") / "records").glob(f"{notebook}--{name}-seed?.json")
-    names = [name, *(path.stem.partition("--")[2] for path in found)]
+    first = (
+        [name] if (reference_dir("full") / "records" / f"{notebook}--{name}.json").exists() else []
+    )
+    names = [*first, *(path.stem.partition("--")[2] for path in found)]
     return statistics.fmean(value(notebook, each, metric, "full") for each in names)
 
 
@@ -84,7 +87,12 @@ def expected(notebook: str) -> list[str]:
             rivals = [f"{pruned(f'{name}-60'):.1f}" for name in ("admm1", "admm-grad", "sparsegpt")]
             return [rivals[0], f"{own[0]:.1f}", f"{own[1]:.4f}", f"{error:.4f}", *rivals[1:]]
         case "08":
-            return []  # no record of it is committed yet, so it must promise nothing
+            ways = ("admm-grad-60-uniform", "admm-grad-60-guide")
+            layers = [mean_over_seeds(way, "perplexity_layers", notebook) for way in ways]
+            last = [
+                mean_over_seeds(ways[1], f"perplexity{end}", notebook) for end in ("", "_dense")
+            ]
+            return [f"{mean:.1f}" for mean in (*layers, *last)]
     raise LookupError(f"say here what {notebook} promises")
 
 
