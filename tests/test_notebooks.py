@@ -109,7 +109,7 @@ def test_tables_notebook_writes_tables_and_figures(smoke: Path) -> None:
     assert all(text in table("claims") for text in ("**not tested here**", "gradient methods"))
     for name in ("cost", "zero_shot", "weight_update", "mask"):
         assert table(name).count("\n| ") > 2, name
-    assert table("beyond").count("admm-grad, owl + compensate + refine + distil (4)") == 3
+    assert table("beyond").count("admm-grad, guide (2) + compensate + refine + distil (4)") == 3
     drawn = "perplexity layer_error convergence schedule spectrum weight_update cost zero_shot"
     drawn += " beyond"
     for name in drawn.split():
