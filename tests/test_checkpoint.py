@@ -192,6 +192,14 @@ def test_a_rerun_goes_on_with_the_block_it_was_in(
     assert saved.timeless(again.to_dict()) == saved.timeless(report.to_dict() | {"resumed": BLOCKS})
 
 
+def test_what_a_killed_writer_has_left_is_deleted(llama: Path, to: Path, expected: dict) -> None:
+    interrupted(llama, to, LAYERS + 1)
+    for name in (".tmpUFiVIr", ".model-00002-of-00004.safetensors.tmp"):  # safetensors', and ours
+        (saved.workspace(to) / "run-1" / name).write_bytes(b"half a shard")
+    blocks_solved(llama, to)
+    assert complete(to, expected) and not list(to.glob(".*tmp*"))
+
+
 @pytest.mark.parametrize("missing", [True, False])
 def test_a_damaged_shard_is_done_again(
     llama: Path, to: Path, expected: dict, missing: bool

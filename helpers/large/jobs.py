@@ -183,8 +183,9 @@ class Workspace:
         try:
             with contextlib.suppress(OSError):  # a full disk; it is for a message only
                 path.write_text(f"process {os.getpid()}")
-            for partial in self.run.glob(f".*{TEMPORARY}"):
-                partial.unlink()
+            # ours, and those that safetensors writes into: .tmp and six letters
+            for partial in (*self.run.glob(f".*{TEMPORARY}"), *self.run.glob(".tmp*")):
+                partial.unlink(missing_ok=True)
             with contextlib.suppress(ResumeError):  # there is none, or `job` will raise
                 job = Job.read(self.run)
                 if job.complete:
