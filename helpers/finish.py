@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from helpers.admm import Solution
-from helpers.errors import BadParameter, check_real, check_whole
+from helpers.errors import check_real, check_whole
 from helpers.gradient_methods import MaskedLeastSquares, conjugate_steps
 
 TOLERANCE = 1e-4  # of the optimum: far below the difference between any two methods
@@ -113,13 +113,7 @@ def _problem(
     """The problem in scaled inputs, and where to begin in its coordinates."""
     settings = dict(iterations=1, damping=damping, precondition=True)
     problem = MaskedLeastSquares(weight, gram, keep, **settings)
-    if start is None:
-        return problem, problem.dense * keep
-    if start.shape != weight.shape:
-        raise BadParameter(
-            f"start has shape {tuple(start.shape)}: give the weight's {tuple(weight.shape)}"
-        )
-    return problem, start.to(problem.dense.dtype) * problem.scale * keep
+    return problem, problem.begin(start)
 
 
 def _ratio(objective: float, excess: float) -> float:

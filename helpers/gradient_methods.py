@@ -70,6 +70,18 @@ class MaskedLeastSquares:
         self.dense = weight.detach().to(kind) * self.scale
         self.target = self.dense @ self.D  # the gradient's constant part, computed once
 
+    def begin(self, start: Tensor | None = None) -> Tensor:
+        """Where a solver starts, in its coordinates: `start` (d_out, d_in) on the support, or the
+        masked weight. Raises BadParameter.
+        """
+        if start is None:
+            return self.dense * self.keep
+        if start.shape != self.dense.shape:
+            raise BadParameter(
+                f"start has shape {tuple(start.shape)}: give the weight's {tuple(self.dense.shape)}"
+            )
+        return start.to(self.dense.dtype) * self.scale * self.keep
+
     def gradient(self, current: Tensor, out: Tensor) -> Tensor:
         """2 (current − dense) D on the support and 0 elsewhere, written to `out`."""
         # −2 dense D + 2 current D: one product, and no matrix current − dense
@@ -206,13 +218,7 @@ def conjugate_gradients(
     problem = MaskedLeastSquares(
         weight, gram, keep, iterations=iterations, damping=damping, precondition=precondition
     )
-    current = problem.dense * keep
-    if start is not None:
-        if start.shape != weight.shape:
-            raise BadParameter(
-                f"start has shape {tuple(start.shape)}: give the weight's {tuple(weight.shape)}"
-            )
-        current = start.to(current.dtype) * problem.scale * keep
+    current = problem.begin(start)
     conjugate_steps(problem, current, iterations, trace)
     return problem.solution(current, "conjugate gradients", "more damping")
 

@@ -39,7 +39,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers.beyond.training import DECAY, Trained, products, rate_at, trained
+from helpers.beyond.training import (
+    DECAY,
+    Trained,
+    check_float32,
+    products,
+    rate_at,
+    trained,
+)
 from helpers.capture import Call, advance, capture, check_tokens, eval_mode
 from helpers.device import synchronise
 from helpers.errors import BadParameter, CalibrationTooShort, NonFinite, check_real, check_whole
@@ -143,8 +150,7 @@ class BlockStep:
         check_model(model)
         for index, block in enumerate(find_blocks(model)):
             # refuses half precision now, not after the first block is pruned
-            with trained(block, find_layers(block, f"block {index}")):
-                pass
+            check_float32(block, find_layers(block, f"block {index}"))
         check_tokens(model, tokens)
         self.passes = check_whole("passes", passes)
         if isinstance(rates, str) or not isinstance(rates, Sequence) or not rates:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from helpers.beyond.allocate import guide
 from helpers.beyond.distil import distil
-from helpers.beyond.training import chosen_precision, model_layers, trained
+from helpers.beyond.training import check_float32, chosen_precision, model_layers
 from helpers.capture import Progress, check_tokens
 from helpers.errors import BadParameter, CalibrationTooShort, check_choice
 from helpers.loop import BlockHook, PruneReport
@@ -117,8 +117,7 @@ def best(
     check_request(model, text, base, batch, target | options, hooks)
     precision = chosen_precision(precision, device_of(model))
     if spend.repair:
-        with trained(model, model_layers(model)):  # in float32 only
-            pass
+        check_float32(model, model_layers(model))
     guided = not Pattern.parse(pattern).grouped
     if guided:
         found = guide(model, text[: spend.guide], sparsity=sparsity, progress=progress)

@@ -76,14 +76,20 @@ def trained(part: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[Traine
     # by identity: a parameter may be shared by two modules
     chosen = {name: layer.weight for name, layer in layers.items()}
     vectors = [p for p in part.parameters() if p.ndim == 1]
-    for parameter in (*chosen.values(), *vectors):
+    check_float32(part, layers)
+    with gradients_of(part, [*chosen.values(), *vectors]):
+        yield Trained(chosen, {name: w.detach() != 0 for name, w in chosen.items()}, vectors)
+
+
+def check_float32(part: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Raise BadParameter unless what `trained` may change is float32."""
+    vectors = (p for p in part.parameters() if p.ndim == 1)
+    for parameter in (*(layer.weight for layer in layers.values()), *vectors):
         if parameter.dtype != torch.float32:
             raise BadParameter(
                 f"weights are {parameter.dtype}, and small steps would round to nothing: load the "
                 'model with dtype="float32"; products may still be bfloat16'
             )
-    with gradients_of(part, [*chosen.values(), *vectors]):
-        yield Trained(chosen, {name: w.detach() != 0 for name, w in chosen.items()}, vectors)
 
 
 @contextlib.contextmanager
