@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from helpers.errors import (
     UnsupportedModel,
     described,
 )
-from helpers.models import device_of, find_blocks, opened
+from helpers.models import device_of, find_blocks, find_layers, opened
 
 # relative to the largest logit; replay was exact on every supported family in float32
 PARITY_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -43,11 +43,14 @@ class Call:
     """The arguments of one block, apart from the stream itself, and what it returns beside it.
 
     rest: the other outputs of a block that returns a tuple, None if it returns the stream alone.
+    inputs: the layers in the order in which they run, those together that read the same input; in
+    Llama q, k and v, then o, then gate and up, then down.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     rest: tuple[Any, ...] | None = None
+    inputs: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ def capture(model: nn.Module, tokens: Tensor, *, head: bool = True) -> Capture:
     """
     streams: list[Tensor] = []
     calls: list[Call] = []
+    read: list[tuple[str, Tensor]] = []  # what the layers of the running block have been given
 
     # every block, because families may alternate masks (full and sliding window) or positions
     def record(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -79,11 +83,13 @@ def capture(model: nn.Module, tokens: Tensor, *, head: bool = True) -> Capture:
         if not streams:
             streams.append(stream)
         calls.append(call)
+        read.clear()
 
     def answered(block: nn.Module, _args: Any, output: Any) -> None:
         # attention weights, a position bias or a cache, by family
-        if isinstance(output, tuple):
-            calls[-1] = dataclasses.replace(calls[-1], rest=output[1:])
+        rest = output[1:] if isinstance(output, tuple) else None
+        calls[-1] = dataclasses.replace(calls[-1], rest=rest, inputs=_shared(read))
+        read.clear()
         # the head's logits, (batch, length, vocabulary), would be the largest tensor of all
         if block is blocks[-1] and not head:
             raise _Captured
@@ -94,6 +100,9 @@ def capture(model: nn.Module, tokens: Tensor, *, head: bool = True) -> Capture:
             # the hooks are removed when the stack closes, after an error too
             stack.enter_context(block.register_forward_pre_hook(record, with_kwargs=True))
             stack.enter_context(block.register_forward_hook(answered))
+            for name, layer in find_layers(block).items():
+                note = lambda _layer, args, name=name: read.append((name, args[0]))  # noqa: E731
+                stack.enter_context(layer.register_forward_pre_hook(note))
         with contextlib.suppress(_Captured):
             logits = forward(model, tokens)
     # a block that is skipped at random or run twice would get another one's arguments
@@ -103,6 +112,16 @@ def capture(model: nn.Module, tokens: Tensor, *, head: bool = True) -> Capture:
             "skip or repeat blocks are not supported, choose another model"
         )
     return Capture(streams[0], calls, logits)
+
+
+def _shared(read: Sequence[tuple[str, Tensor]]) -> tuple[tuple[str, ...], ...]:
+    """Names by the tensor that they read, in the order of the first of them."""
+    groups: dict[int, list[str]] = {}
+    for name, tensor in read:
+        # The very same tensor, whatever a family calls its layers. Its address says so, since all
+        # of them are still in memory
+        groups.setdefault(id(tensor), []).append(name)
+    return tuple(map(tuple, groups.values()))
 
 
 def _split(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Call]:

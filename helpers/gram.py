@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from helpers.device import all_finite, check_matrix, holds_floats
-from helpers.errors import BadParameter, NonFinite, NotPositiveDefinite, described
+from helpers.errors import (
+    BadParameter,
+    NonFinite,
+    NotPositiveDefinite,
+    UnsupportedModel,
+    described,
+)
 from helpers.fast import panels
 
 # relative to the largest entry: a gram that someone else computed is symmetric up to rounding only
@@ -112,6 +118,24 @@ def gram_of(inputs: Tensor) -> Tensor:
     gram = Gram(inputs.shape[-1], inputs.device)
     gram.add(inputs)
     return gram.matrix
+
+
+def check_measured(gram: Gram | None, block: str, layer: str) -> None:
+    """Raise unless a layer of a model has a gram, of finite inputs.
+
+    Raises UnsupportedModel, NonFinite.
+    """
+    # an expert that was called with no rows is as unmeasured as one that was never called
+    if gram is None or gram.tokens == 0:
+        raise UnsupportedModel(
+            f"{block} {layer} saw no calibration tokens: if it is an expert, give more calibration "
+            "text; otherwise choose another model"
+        )
+    if not all_finite(gram.matrix):
+        raise NonFinite(
+            f"the inputs of {block} {layer} hold NaN or infinity: check the weights of the layers "
+            "before it, or use dtype float32"
+        )
 
 
 def check_gram(gram: Tensor, d_in: int) -> None:

@@ -1,8 +1,10 @@
 """The only loop over blocks: what `prune_model` and `prune_checkpoint` run.
 
-The grams of a block come from the stream that the already pruned blocks before it give. All
-layers of a block are measured in one pass over the calibration text and then solved; the block
-runs a second time, with its new weights, to give the stream that enters the next one.
+The grams of a block come from the stream that the already pruned blocks before it give. With two
+passes, as in the paper, all layers of a block are measured in one pass over the calibration text
+and then solved; the block runs a second time, with its new weights, to give the stream that enters
+the next one. With one pass the text waits inside the block while its layers are solved in turn
+(`helpers.one_pass`).
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ class PruneReport:
 
     `seconds` holds "total" and its parts: "forward" and "solve", and on a CPU apart from these
     two "gram" and "selection" (of masks). `batch` is the sequences in one forward pass at the end,
-    and `halved` says where it had to be halved because memory ran out. `repair` says what a recipe
+    and `halved` says where it had to be halved, or one pass became two, because memory ran out. `repair` says what a recipe
     did after the layers.
     """
 
@@ -198,6 +200,7 @@ class Loop:
         before_block: BlockHook | None = None,
         after_block: BlockHook | None = None,
         importance: Mapping[str, Tensor] | None = None,
+        passes: int = 2,
         store: Store | None = None,
         team: Team | None = None,
     ) -> None:
@@ -208,7 +211,7 @@ class Loop:
         self.report = PruneReport(method, str(pattern))
         self.progress, self.importance = progress, importance
         self.before_block, self.after_block = before_block, after_block
-        self.store, self.team = store or Store(), team or Team()
+        self.passes, self.store, self.team = passes, store or Store(), team or Team()
         self.blocks = find_blocks(model)
         self.total = sum(len(find_layers(block)) for block in self.blocks)
         self.device = device_of(model)
@@ -227,7 +230,8 @@ class Loop:
             tokens = self.team.part(tokens)
             with self.timed("forward"):
                 batch = batch or best_batch(self.device, tokens.shape[1])
-                replay = Replay(self.model, tokens, batch)
+                alone = self.team.size == 1
+                replay = Replay(self.model, tokens, batch, self.passes, alone)
                 # before the first weight changes: the gate needs the dense model's own logits
                 self.report.parity = max(self.team.gather(replay.parity()))
                 self.store.begin()
@@ -253,17 +257,22 @@ class Loop:
             before = len(self.report.layers)
             if self.before_block:
                 self.before_block(index, self.blocks[index], stream, replay.calls[index])
-            # measured while all layers of the block are dense: their inputs are those of the dense
-            # block on the stream of the pruned blocks before it
-            self.prune_block(index, self.measure(index, replay, stream) if replay else None)
+            if replay:
+                # closed after an error too: batches of text may be waiting inside the block
+                with contextlib.closing(self.measure(index, replay, stream)) as stages:
+                    for grams in stages:
+                        self.prune_block(index, grams)
+            else:
+                self.prune_block(index, None)
             if self.after_block:
                 # the stream here is still the one that enters the block
                 self.after_block(index, self.blocks[index], stream, replay.calls[index])
             halved = self.halved(replay) if replay else []
             self.store.finish(index, self.report.layers[before:], halved)
-        # now with the pruned weights, so later layers are fitted to inputs they will really get.
-        # Nothing reads the stream after the last block
-        if replay and index + 1 < len(self.blocks):
+        # With the pruned weights, so later layers are fitted to inputs they will really get. One
+        # pass has done that already, and nothing reads the stream after the last block
+        behind = finished is not None or (replay and replay.passes == 2)
+        if replay and behind and index + 1 < len(self.blocks):
             with self.timed("forward"):
                 replay.advance(index, stream)
 
@@ -275,22 +284,29 @@ class Loop:
         of_all = enumerate(self.team.gather(replay.halved))
         return [f"process {rank}, {where}" for rank, places in of_all for where in places]
 
-    def measure(self, index: int, replay: Replay, stream: Tensor) -> dict[str, Gram]:
-        """The grams of a block's layers, over all calibration text."""
-        with self.timed("forward"):
-            grams, gram_seconds = replay.grams(index, stream)
-            # a gram is a sum over tokens, so the processes' sums add up to that of all text
-            self.team.sum(grams)
-        if self.parts:
-            # the grams are summed in hooks, inside the forward pass that `timed` has just counted
-            self.seconds["forward"] -= gram_seconds
-            self.seconds["gram"] += gram_seconds
-        return grams
+    def measure(self, index: int, replay: Replay, stream: Tensor) -> Iterator[dict[str, Gram]]:
+        """The grams of a block's layers over all calibration text, as `Replay.grams` gives them."""
+        source = replay.grams(index, stream)
+        while True:
+            with self.timed("forward"):
+                grams, gram_seconds = next(source, (None, 0.0))
+                if grams is not None:
+                    # a gram is a sum over tokens, so the processes' sums add up to that of all text
+                    self.team.sum(grams)
+            if self.parts:
+                # the grams are summed in hooks, inside the pass that `timed` has just counted
+                self.seconds["forward"] -= gram_seconds
+                self.seconds["gram"] += gram_seconds
+            if grams is None:
+                return
+            yield grams
 
     def prune_block(self, index: int, grams: dict[str, Gram] | None) -> None:
-        """Solve and overwrite each layer of one block."""
+        """Solve and overwrite the layers of a block that have a gram, or without grams all."""
         # by name, in the order of the block's definition: layers that share a gram come together
         layers = find_layers(self.blocks[index], f"block {index}")
+        if grams is not None:
+            layers = {name: layer for name, layer in layers.items() if name in grams}
 
         def prune(name: str) -> LayerReport:
             # popped, so that a gram and its factor are freed with the last layer that reads them

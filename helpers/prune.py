@@ -51,6 +51,7 @@ def prune_model(
     method: str,
     sparsity: Sparsity = None,
     pattern: str | Pattern = "unstructured",
+    passes: int | None = None,
     batch: int | None = None,
     progress: Progress | None = None,
     before_block: BlockHook | None = None,
@@ -67,11 +68,15 @@ def prune_model(
 
     Args: tokens, int64 (sequences, length), which a method that needs no calibration never reads
     (its report then holds no errors); sparsity, a fraction, or one for each layer by its name
-    (`helpers.beyond.allocate` makes them), to be left out with an N:M pattern; batch, sequences in
-    one forward pass, by default what suits the device (lowered to a divisor of `sequences`, and
-    halved where memory runs out, which the report says); progress, called after each layer;
+    (`helpers.beyond.allocate` makes them), to be left out with an N:M pattern; passes, of the text
+    through each block: by default two as in the paper, and in a recipe one, which takes less time
+    and more memory (`helpers.one_pass`; where that runs out, the rest is done in two, which the
+    report says);
+    batch, sequences in one forward pass, by default what suits the device (lowered to a divisor of
+    `sequences`, and halved where memory runs out, which the report says); progress, called after each layer;
     before_block and after_block(index, block, stream, call), for steps on a whole block: called
-    before its grams are summed, and before the pruned block runs again; importance, a factor > 0
+    before its grams are summed, and before the pruned block runs again (so not with one pass);
+    importance, a factor > 0
     for each output of each layer, (d_out,) by the layer's name, by which its weights count as
     larger when a mask is chosen (not within a group of N:M, nor with a budget for each output);
     allow_pruned, True to prune a model that is pruned or half pruned already, which is refused
@@ -81,7 +86,8 @@ def prune_model(
 
     Memory beyond the model, in bytes: the stream, sequences · length · width · (size of dtype);
     the grams of one block, 4 · Σ d_in² over its different inputs (Llama: three of width², one of
-    ff²); the solver's, 24 · d_out · d_in + 4 · d_in² for its largest layer (32 on a
+    ff²), or with one pass those of one input and what the block holds between two layers for all
+    text (Llama: sequences · length · (ff + 2 · width) numbers); the solver's, 24 · d_out · d_in + 4 · d_in² for its largest layer (32 on a
     GPU); and one batch of activations, in the parity gate with its logits.
 
     Raises UnknownMethod, BadParameter, BadPattern, BadSparsity, BadMask, CalibrationTooShort,
@@ -89,17 +95,20 @@ def prune_model(
     """
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
     if method in RECIPES:
-        whole = dict(batch=batch, progress=progress, allow_pruned=allow_pruned)
+        whole = dict(passes=passes, batch=batch, progress=progress, allow_pruned=allow_pruned)
         hooks = dict(before_block=before_block, after_block=after_block, importance=importance)
         recipe = getattr(import_module(RECIPES[method]), method)
         return recipe(model, tokens, **whole, **hooks, **arguments)
+    passes = 2 if passes is None else passes
     check_model(model, half_pruned=check_switch("allow_pruned", allow_pruned))
     check_dense(model, allow_pruned)
     hooks = {"before_block": before_block, "after_block": after_block}
-    check_request(model, tokens, method, batch, arguments, hooks)
+    check_request(model, tokens, method, batch, arguments, hooks, passes)
     if importance is not None:
         check_importance(importance, model)
-    loop = Loop(model, method, arguments, progress=progress, importance=importance, **hooks)
+    loop = Loop(
+        model, method, arguments, progress=progress, importance=importance, passes=passes, **hooks
+    )
     # dropout off: its random zeros would enter the grams
     with eval_mode(model), loop.damage_in_errors():
         report = loop.run(tokens, batch)
@@ -144,6 +153,7 @@ def check_request(
     batch: int | None,
     arguments: dict[str, Any],
     hooks: Mapping[str, BlockHook | None] | None = None,
+    passes: int = 2,
 ) -> None:
     """Raise for everything that can be refused before a weight changes.
 
@@ -154,6 +164,7 @@ def check_request(
     needs_calibration = get_method(method).needs_calibration
     if batch is not None:
         check_whole("batch", batch)
+    check_passes(passes, after_block=bool(hooks and hooks.get("after_block")))
     if "keep" in arguments:
         raise BadParameter(
             "prune_model takes no keep=, which fits one layer: call METHODS[method](...) for that"
@@ -185,6 +196,17 @@ def check_request(
     smallest = min(shapes, key=lambda key: math.prod(shapes[key]))
     trial = {**arguments, "sparsity": sparsity_of(arguments["sparsity"], smallest)}
     try_method(method, trial, shapes[smallest], device_of(model))
+
+
+def check_passes(passes: int, *, after_block: bool) -> None:
+    """Raise BadParameter unless passes is 1 or 2, and 2 with a step after each block."""
+    if check_whole("passes", passes) > 2:
+        raise BadParameter(f"passes {passes!r} is not allowed: give 1 or 2")
+    if passes == 1 and after_block:
+        raise BadParameter(
+            "a step after a block, such as refine, needs the stream that enters it, which one pass "
+            "has replaced by then: give passes=2"
+        )
 
 
 def check_sparsities(sparsity: Sparsity, pattern: Pattern, layers: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,33 +22,37 @@ from helpers.capture import (
     eval_mode,
     run_block,
 )
-from helpers.device import all_finite
 from helpers.errors import (
     BadParameter,
-    NonFinite,
     OutOfMemory,
     UnsupportedModel,
     check_choice,
     check_whole,
     first_line,
 )
-from helpers.gram import Gram
+from helpers.gram import Gram, check_measured
 from helpers.models import device_of, find_blocks, find_layers, read_weight
+from helpers.one_pass import one_pass
 
 # tokens in one forward pass: a CPU gains nothing from more, a GPU is filled by them
 BEST_TOKENS = {"cpu": 512, "cuda": 16384}
 
 
 def layer_grams(
-    block: nn.Module, stream: Tensor, call: Call, batch: int, name: str = "block"
+    block: nn.Module,
+    stream: Tensor,
+    call: Call,
+    batch: int,
+    name: str = "block",
+    layers: Mapping[str, nn.Module] | None = None,
 ) -> tuple[dict[str, Gram], float]:
     """Run a block over the stream and return the gram of each of its layers' inputs.
 
     Layers that read the same input share one Gram: in Llama q, k and v, and gate and up, so four
     grams for seven layers. Also returns the seconds spent on grams. The stream is left as it is.
-    Raises UnsupportedModel if a layer saw no input, NonFinite, naming the layer.
+    Given some of the layers, only those are measured. Raises UnsupportedModel if a layer saw no input, NonFinite, naming the layer.
     """
-    layers, seconds = find_layers(block, name), 0.0
+    layers, seconds = layers or find_layers(block, name), 0.0
     grams: dict[str, Gram] = {}
     adder: dict[str, str] = {}  # the layer that adds this layer's input: itself, or one before it
     seen: list[tuple[str, Tensor]] = []  # the inputs of this batch
@@ -87,17 +91,7 @@ def layer_grams(
             # the output is dropped: the block still has its dense weights
             run_block(block, rows.to(device_of(block)), call)
     for reader in layers:
-        # an expert that was called with no rows is as unmeasured as one that was never called
-        if reader not in grams or grams[reader].tokens == 0:
-            raise UnsupportedModel(
-                f"{name} {reader} saw no calibration tokens: if it is an expert, give more "
-                "calibration text; otherwise choose another model"
-            )
-        if not all_finite(grams[reader].matrix):
-            raise NonFinite(
-                f"the inputs of {name} {reader} hold NaN or infinity: check the weights of the "
-                "layers before it, or use dtype float32"
-            )
+        check_measured(grams.get(reader), name, reader)
     return grams, seconds
 
 
@@ -185,10 +179,14 @@ class Replay:
 
     Where memory runs out the batch is halved, the arguments are recorded anew, and the work goes
     on with the rows that were not done; `halved` says where. Rounding may differ after that.
+    passes: of the text through a block that is pruned, 1 or 2; see `grams`. alone: whether it may
+    go from one to two, which processes that share a model could not do each for itself.
     """
 
-    def __init__(self, model: nn.Module, tokens: Tensor, batch: int) -> None:
-        self.model, self.tokens = model, tokens
+    def __init__(
+        self, model: nn.Module, tokens: Tensor, batch: int, passes: int = 2, alone: bool = True
+    ) -> None:
+        self.model, self.tokens, self.passes, self.alone = model, tokens, passes, alone
         self.batch = largest_divisor(len(tokens), batch)
         self.halved: list[str] = []
         self._calls: list[Call] | None = None
@@ -220,13 +218,38 @@ class Replay:
             "embedding", lambda: embed(self.model, self.tokens, self.batch, allocate)
         )
 
-    def grams(self, index: int, stream: Tensor) -> tuple[dict[str, Gram], float]:
-        """The grams of a block's layers: see `layer_grams`."""
+    def grams(self, index: int, stream: Tensor) -> Iterator[tuple[dict[str, Gram], float]]:
+        """The grams of a block's layers, which are pruned before the next are asked for.
+
+        With two passes they come all at once (see `layer_grams`), and the block has to run again to
+        `advance`; with one they come in turn, and the stream has passed the block at the end (see
+        `one_pass`). If the batches that wait there do not fit in memory, the layers that are left
+        are measured together, and from then on there are two passes.
+        """
         block, name = find_blocks(self.model)[index], f"block {index}"
-        # a second attempt starts with empty grams, so no batch is counted twice
-        return self._tried(
-            name, lambda: layer_grams(block, stream, self.calls[index], self.batch, name)
-        )
+        left = find_layers(block, name)
+        if self.passes == 1:
+            try:
+                for found in one_pass(block, stream, self.calls[index], self.batch, name):
+                    left = {layer: left[layer] for layer in left if layer not in found[0]}
+                    yield found
+                return
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                if not self.alone:
+                    raise OutOfMemory(
+                        f"{name}: the text that waits in one pass does not fit in memory "
+                        f"({first_line(error)}): give passes=2"
+                    ) from error
+            self.passes = 2
+            self.halved.append(f"{name}: two passes from here on, out of memory")
+        if left:
+            # a second attempt starts with empty grams, so no batch is counted twice
+            yield self._tried(
+                name,
+                lambda: layer_grams(block, stream, self.calls[index], self.batch, name, left),
+            )
 
     def advance(self, index: int, stream: Tensor) -> None:
         """Replace the stream in place by its values after a block: see `advance`."""

@@ -118,6 +118,8 @@ def test_a_repair_takes_three_models_and_its_steps() -> None:
     weights, memory = 134_515_008, [memory_needed(of, gpu=False)[0] for of in (plain, none, asked)]
     assert memory[1] - memory[0] == 8 * weights
     layers = 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
+    once = flop(asked | {"passes": 1})[0]  # without a pass over the text of the layers
+    assert passes[2] - once == 8 * 512 * (2 * layers + 30 * 4 * 512 * 576)
     assert memory[2] - memory[1] == 17 * layers + 12 * 512 * 49152
 
 
@@ -251,6 +253,10 @@ def test_the_memory_of_a_checkpoint_by_hand() -> None:
     assert half.grams == whole.grams  # always float32
     disk = checkpoint_memory(SEVEN, **asked, activations="disk")
     assert disk.stream == 0 and disk.peak == whole.peak - whole.stream
+    # one pass holds one gram, and all text where it waits for down_proj
+    once = checkpoint_memory(SEVEN, **asked, passes=1)
+    assert once.grams == 4 * ff * ff
+    assert once.peak == whole.peak + 4 * 128 * 2048 * (ff + 2 * d)
     # without a factor: two and a half copies of gate's weight, beside its gram and that of down
     wanda = checkpoint_memory(SEVEN, sequences=512, length=512, method="wanda")
     assert wanda.peak == wanda.stream + wanda.block + 4 * (d * d + ff * ff) + 10 * d * ff

@@ -24,6 +24,7 @@ ASKED = {
     "pool": 8,
     "sequences": 6,
     "guide_sequences": 2,
+    "passes": 2,
     "precision": "auto",
     "dtype": "float32",
 }
@@ -45,6 +46,9 @@ ASKED = {
         ({"allocation": "guide", "guide_sequences": 7}, "more than the 6 sequences"),
         ({"allocation": "guide", "guide_sequences": 0}, "guide_sequences"),
         ({"guide_sequences": 7}, ""),  # which nothing reads
+        ({"passes": 3}, "give 1 or 2"),
+        ({"passes": 1}, "passes=2"),  # it cannot refine
+        ({"passes": 1, "block_steps": "compensate"}, ""),
         ({"repair": "", "repair_windows": 99}, ""),
         ({"precision": "int8"}, "bfloat16"),
         ({"dtype": "float16"}, "cannot be trained"),

@@ -301,7 +301,6 @@ class BlockFit:
                 loss.backward()
                 self.weights.mask_gradients()
                 adam.step()
-                self.weights.apply_masks()
 
     def best_rate(
         self,

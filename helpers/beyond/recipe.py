@@ -5,7 +5,8 @@
 
 1. A backward pass for each of a few sequences says in which layers, and in which outputs of a
    layer, weights can be spared (`helpers.beyond.allocate.guide`).
-2. A method of single layers, ADMM-Grad, chooses the masks accordingly and refits what is left.
+2. A method of single layers, ADMM-Grad, chooses the masks accordingly and refits what is left. The
+   text runs through each block once (`helpers.one_pass`).
 3. The kept weights of all layers are fitted to the dense model's predictions, on text that the
    pruning has not seen (`helpers.beyond.distil`).
 
@@ -61,6 +62,7 @@ def best(
     *,
     sparsity: float | None = None,
     pattern: str | Pattern = "unstructured",
+    passes: int | None = None,
     budget: str = "balanced",
     base: str = "admm-grad",
     precision: str = "auto",
@@ -76,8 +78,8 @@ def best(
 
     Args: tokens, int64 (windows, length), at least `windows_of(budget, 1)`: the last ones are for
     the repair, all before them for the layers, and the first of these for the guide too; base, the
-    method of the layers; precision, of the products in the repair; progress, called after each
-    step of each part; others and options, as for `prune_model` and of the base method, but that
+    method of the layers; passes, by default one; precision, of the products in the repair;
+    progress, called after each step of each part; others and options, as for `prune_model` and of the base method, but that
     importance and a sparsity for each layer are found here, and that the model has to be dense and,
     to be repaired, in float32. An N:M pattern needs no guide: it gives all layers and outputs the
     same sparsity. `budget` is the recipe's, so a method with an option of that name has its default
@@ -105,7 +107,7 @@ def best(
             f"{windows_of(budget)}: there are {0 if tokens is None else len(tokens)}"
         )
     started = time.perf_counter()
-    spend = BUDGETS[budget]
+    spend, passes = BUDGETS[budget], 1 if passes is None else passes
     repair_windows = spend.repair + HELD_OUT if spend.repair else 0
     text, unseen = tokens.split([len(tokens) - repair_windows, repair_windows])
     target: dict[str, Any] = {"sparsity": sparsity, "pattern": pattern}
@@ -114,7 +116,7 @@ def best(
     check_model(model)
     check_dense(model, allow_pruned=False)
     check_tokens(model, tokens)
-    check_request(model, text, base, batch, target | options, hooks)
+    check_request(model, text, base, batch, target | options, hooks, passes)
     precision = chosen_precision(precision, device_of(model))
     if spend.repair:
         check_float32(model, model_layers(model))
@@ -124,9 +126,8 @@ def best(
         target |= {"sparsity": found.sparsity, "importance": found.importance}
     guide_seconds = time.perf_counter() - started
     dense = copy.deepcopy(model) if spend.repair else None
-    report = prune_model(
-        model, text, method=base, batch=batch, progress=progress, **hooks, **target, **options
-    )
+    how = {"passes": passes, "batch": batch, "progress": progress}
+    report = prune_model(model, text, method=base, **how, **hooks, **target, **options)
     report.seconds["guide"] = guide_seconds
     report.method = "best"
     report.repair = {"base": base, "budget": budget, "guide": spend.guide if guided else 0}

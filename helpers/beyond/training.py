@@ -1,8 +1,8 @@
 """What the steps that train a pruned model share: which weights may move, and at what rate.
 
 A pruned weight stays exactly zero: its gradient is masked, so Adam's moments for it stay zero, and
-the mask is applied once more after each step. Weights are kept in float32; only the products may
-be done in bfloat16, and only where a probe finds that this machine does them faster.
+so does its step. Weights are kept in float32; only the products may be done in bfloat16, and only
+where a probe finds that this machine does them faster.
 """
 
 from __future__ import annotations
@@ -48,12 +48,6 @@ class Trained:
             # an expert that no token has reached has no gradient
             if weight.grad is not None:
                 weight.grad.mul_(self.keeps[name])
-
-    @torch.no_grad()
-    def apply_masks(self) -> None:
-        """Zero the pruned weights."""
-        for name, weight in self.weights.items():
-            weight.mul_(self.keeps[name])
 
     def snapshot(self) -> list[Tensor]:
         """A copy of the values, for `restore`."""

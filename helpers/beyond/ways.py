@@ -22,6 +22,7 @@ from helpers.errors import BadParameter, check_choice, check_whole
 from helpers.loop import PruneReport
 from helpers.masks import Pattern, check_target
 from helpers.methods import get_method
+from helpers.prune import check_passes
 
 GUIDE = "guide"
 BLOCK_STEPS = ("compensate", "refine", "compensate + refine")
@@ -39,6 +40,7 @@ def check_way(asked: Mapping[str, Any]) -> None:
         if asked[name] != "":  # which is to leave it out
             check_choice(name, asked[name], choices)
     check_choice("precision", asked["precision"], PRECISIONS)
+    check_passes(asked["passes"], after_block="refine" in asked["block_steps"])
     if (asked["block_steps"] or asked["repair"]) and asked["dtype"] != "float32":
         raise BadParameter(
             f"dtype {asked['dtype']!r} cannot be trained, small steps would round to nothing: give "

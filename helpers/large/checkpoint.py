@@ -73,6 +73,7 @@ def prune_checkpoint(
     method: str,
     sparsity: Sparsity = None,
     pattern: str = "unstructured",
+    passes: int = 2,
     batch: int | None = None,
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
@@ -90,7 +91,7 @@ def prune_checkpoint(
     beside its shards lie the masks (`load_masks`) and a manifest.
 
     Args: source, a folder of safetensors with config.json, or "embedded"; tokens, method,
-    sparsity, pattern, batch, progress and options as for `prune_model`; allow_pruned as there (the
+    sparsity, pattern, passes, batch, progress and options as for `prune_model`; allow_pruned as there (the
     first block says whether the source is pruned already); device and dtype as for `load_model`;
     activations, where the stream lies between blocks, "memory" (the machine's, not a GPU's) or
     "disk"; resume, go on where an earlier call with the same arguments was interrupted; False
@@ -108,7 +109,7 @@ def prune_checkpoint(
     model, _ = load_streamed(source, device=device, dtype=dtype)
     reader: WeightReader = getattr(model, WEIGHT_READER)
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
-    check_request(model, tokens, method, batch, arguments)
+    check_request(model, tokens, method, batch, arguments, passes=passes)
     workspace = Workspace(source, destination)
     if not check_switch("allow_pruned", allow_pruned):
         with opened(model, 0):  # one block says it, and the others are on disk
@@ -118,12 +119,14 @@ def prune_checkpoint(
     with workspace.locked() if team.lead else contextlib.nullcontext():
         job = None
         if team.lead:  # hashing reads the whole source, for which one process is enough
-            request = _request(reader, tokens, method, batch, arguments, team.size)
+            how = {"batch": batch, "passes": passes, "processes": team.size}
+            request = _request(reader, tokens, method, arguments, how)
             job = workspace.job(request, resume)
         job = Job(*team.share(job and [str(job.folder), job.manifest, job.redone]))
         if not job.complete:
             store = ShardStore(job, reader, team, activations)
-            loop = Loop(model, method, arguments, progress=progress, store=store, team=team)
+            steps = dict(progress=progress, passes=passes, store=store, team=team)
+            loop = Loop(model, method, arguments, **steps)
             with eval_mode(model), job.kept():
                 loop.run(tokens, batch)
                 if team.lead:
@@ -146,13 +149,12 @@ def _request(
     reader: WeightReader,
     tokens: Tensor | None,
     method: str,
-    batch: int | None,
     arguments: dict[str, Any],
-    processes: int,
+    how: dict[str, int | None],
 ) -> dict[str, Any]:
     """Everything that decides the bits of the result; an interrupted job goes on only with it.
 
-    Raises BadParameter for an option that JSON cannot hold.
+    Args: how, the batch, passes and processes. Raises BadParameter for an option that JSON cannot hold.
     """
     solve = get_method(method)
     calibration = method_code = None
@@ -170,10 +172,9 @@ def _request(
         "method": method,
         "method_code": method_code,
         "arguments": arguments,  # apart, since an option may have any name
-        "batch": batch,
+        **how,
         "dtype": str(reader.dtype).removeprefix("torch."),
         "device": reader.device.type,
-        "processes": processes,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "code": core_code(wings=["large"]),
     }

@@ -322,6 +322,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--sequences", type=int, default=32)
     add("--length", type=int, default=512)
     add("--seed", type=int, default=0)
+    add("--passes", type=int, default=2, help="1 takes less time and more memory")
     add("--batch", type=int)
     add("--device", default="auto")
     add("--dtype")

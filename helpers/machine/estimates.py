@@ -203,7 +203,8 @@ def estimate(parameters: Mapping[str, Any], machine: Machine) -> Estimate:
 def flop(parameters: Mapping[str, Any]) -> tuple[float, float]:
     """(operations of the model's passes, operations of grams and solvers, which are in float32).
 
-    Two passes a block and calibration token: one for the grams, one with the pruned weights.
+    Two passes a block and calibration token, one for the grams and one with the pruned weights, or
+    one that does both.
     """
     shape, method = shape_of(parameters["model"]), parameters["method"]
 
@@ -244,7 +245,8 @@ def flop(parameters: Mapping[str, Any]) -> tuple[float, float]:
         solver = (iterations + 1) * product + sum(d_in**3 for d_in, _ in shape.inputs)
     grams = 2 * GRAM_SHARE * tokens * shape.gram_entries
     error = 2 * product  # the relative error in the report
-    return evaluation + 2 * passes(tokens, length), shape.blocks * (grams + solver + error)
+    runs = parameters.get("passes", 2)
+    return evaluation + runs * passes(tokens, length), shape.blocks * (grams + solver + error)
 
 
 def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int]:
@@ -273,6 +275,8 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
         length = parameters["length"]
         stream = parameters["sequences"] * length * shape.width * size
         grams = stream + FLOAT * shape.gram_entries
+        if parameters.get("passes") == 1:
+            grams += waiting(shape, parameters["sequences"] * length) * size
         phases += [
             2 * stream,
             4 * length * shape.vocab * size + activations(length),
@@ -289,11 +293,17 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
     return (model + max(phases) + PROCESS_BYTES,) * 2
 
 
+def waiting(shape: Shape, tokens: int) -> int:
+    """Numbers that a block holds between two layers, where text waits in one pass."""
+    return tokens * (shape.ff + 2 * shape.width)
+
+
 def checkpoint_memory(
     source: str | os.PathLike[str],
     *,
     sequences: int,
     length: int,
+    passes: int = 2,
     method: str = "admm-grad",
     batch: int | None = None,
     dtype: str = "float32",
@@ -302,7 +312,7 @@ def checkpoint_memory(
     """The memory that `prune_checkpoint` takes on a CPU, from the shapes of a Llama or Mistral.
 
     Args: source, a name of estimates.yaml or a folder with config.json; method, one of COPIES, of
-    which admm-grad needs the most; the others as for `prune_checkpoint`.
+    which admm-grad needs the most; passes, batch and the others as for `prune_checkpoint`.
     Raises UnknownModel, UnsupportedModel, BadParameter.
     """
     from helpers.replay import best_batch  # here, because it loads torch
@@ -315,10 +325,13 @@ def checkpoint_memory(
     tokens = min(batch, sequences) * length
     on_disk = check_choice("activations", activations, ("memory", "disk")) == "disk"
     stream = 0 if on_disk else sequences * length * shape.width * size
+    text = waiting(shape, sequences * length) * size if passes == 1 else 0
     block = (shape.block_weights + 2 * shape.width) * size
-    grams = 0 if method == "magnitude" else FLOAT * shape.gram_entries
+    # one pass measures one input at a time
+    entries = max(d_in**2 for d_in, _ in shape.inputs) if passes == 1 else shape.gram_entries
+    grams = 0 if method == "magnitude" else FLOAT * entries
     table = shape.vocab * shape.width * size
-    passes = tokens * (3 * shape.ff + 4 * shape.width) * size  # gate, up, their product
+    running = tokens * (3 * shape.ff + 4 * shape.width) * size  # gate, up, their product
     logits = 3 * tokens * shape.vocab * size  # the gate compares two, and looks for NaN
 
     solving, held = [], grams  # layers are solved in turn, and a gram goes after its last one
@@ -327,13 +340,14 @@ def checkpoint_memory(
         work = copies * layer
         if method not in ("magnitude", "wanda"):
             work = max(work + gram, 4 * gram)  # one copy of the gram to solve, four to factor it
+        held = gram if passes == 1 else held
         solving.append(held + (0 if size == FLOAT else layer) + int(work))
         held -= min(held, gram)
     phases = [
-        max(block + passes, table + logits),  # parity gate
+        max(block + running, table + logits),  # parity gate
         table + stream,  # embedding
-        stream + block + grams + passes,
-        stream + block + max(solving),
+        stream + block + text + grams + running,
+        stream + block + text + max(solving),
         (1 if shape.tied else 2) * table,  # what lies outside the blocks
     ]
     return Footprint(block, grams, stream, max(phases))

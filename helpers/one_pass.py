@@ -1,0 +1,129 @@
+"""Take calibration text through a block once, while its layers are pruned one after the other.
+
+A batch of text runs until it comes to a layer that is not pruned yet, and waits there. When all
+batches have come as far, the gram of that layer's input is complete: the layer is pruned, and the
+batches go on. So no product is made twice, each layer is fitted to inputs that it will really get
+from the pruned layers before it ("true sequential"), and what leaves the block is already the
+stream of the pruned block.
+
+A block is ordinary code that knows nothing of this. A greenlet runs it on a stack of its own, which
+can be left from inside a hook and entered there again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+
+import torch
+from greenlet import getcurrent, greenlet
+from torch import Tensor, nn
+
+from helpers.capture import Call, check_finite, run_block
+from helpers.errors import UnsupportedModel
+from helpers.gram import Gram, check_measured
+from helpers.models import device_of, find_layers, read_weight
+
+
+class Batch(greenlet):
+    """One batch on its way through a block. `switch` lets it run to where it has to wait."""
+
+    def __init__(self, block: nn.Module, rows: Tensor, call: Call) -> None:
+        super().__init__()
+        self.block, self.rows, self.call = block, rows, call
+        self.layer: str | None = None  # where it waits
+        # what it waited with, by group of layers; weakly, so that nothing lives longer by it
+        self.given: dict[tuple[str, ...], weakref.ref[Tensor]] = {}
+        self.answer: Tensor | None = None
+
+    def run(self) -> None:
+        """The block, which is left whenever `wait` is called inside it."""
+        self.answer = run_block(self.block, self.rows.to(device_of(self.block)), self.call)
+        self.layer = None
+
+    def wait(self, layer: str, group: tuple[str, ...], inputs: Tensor) -> None:
+        """Leave the block, and come back when the layer is pruned."""
+        self.layer, self.given[group] = layer, weakref.ref(inputs)
+        self.parent.switch()
+
+
+def one_pass(
+    block: nn.Module, stream: Tensor, call: Call, batch: int, name: str
+) -> Iterator[tuple[dict[str, Gram], float]]:
+    """The grams of layers that can be pruned now, time after time, until all are.
+
+    Whoever takes them prunes these layers before asking for the next. Layers that read the same
+    input share a Gram and come together, as `call.inputs` says. With them come the seconds that the
+    grams took. At the end the stream (sequences, length, width) has been replaced by its values
+    after the block; if an error or the caller ends it before, the stream is as it was.
+
+    Memory: what a block holds between two layers, for all batches at once. In Llama that is most
+    at the last layer: sequences · length · (ff + 2 · width) numbers.
+    Raises UnsupportedModel if a layer saw no input or batches do not run the same way, NonFinite.
+    """
+    layers = find_layers(block, name)
+    groups = {layer: group for group in call.inputs for layer in group}
+    # an expert that the recorded batch has not reached is a group of its own
+    groups |= {layer: (layer,) for layer in layers if layer not in groups}
+    dense, grams, seconds = set(layers), {}, 0.0
+
+    def arrive(layer: str, inputs: Tensor) -> None:
+        nonlocal seconds
+        here, group = getcurrent(), groups[layer]
+        if not isinstance(here, Batch):  # somebody else runs the block meanwhile
+            return
+        if layer in dense:
+            started = time.perf_counter()
+            if group not in grams:
+                width, device = read_weight(layers[layer]).shape[1], layers[layer].weight.device
+                grams[group] = Gram(width, device)
+            grams[group].add(inputs)
+            seconds += time.perf_counter() - started
+            here.wait(layer, group, inputs)
+        # a layer whose rows are not in its gram would have been fitted to other text than it gets
+        elif group not in here.given or here.given[group]() is not inputs:
+            raise UnsupportedModel(
+                f"{name} {layer} is not given what {group[0]} was, or not in all batches: prune "
+                "this model with passes=2"
+            )
+
+    batches = [Batch(block, rows, call) for rows in stream.split(batch)]
+    with contextlib.ExitStack() as stack:
+        for layer, module in layers.items():
+            hook = lambda _module, args, layer=layer: arrive(layer, args[0])  # noqa: E731
+            stack.enter_context(module.register_forward_pre_hook(hook))
+        stack.callback(abandon, batches)
+        while True:
+            # out here too: a batch switches gradients off when it starts, and back when it ends, to
+            # what it found at its start
+            with torch.no_grad():
+                for one in batches:
+                    if not one.dead and one.layer not in dense:
+                        one.switch()
+            waiting = {one.layer for one in batches if not one.dead}
+            # in the order of definition: experts run in it, and a batch may skip some of them
+            first = next((layer for layer in layers if layer in waiting), None)
+            if first is None:
+                break
+            group = groups[first]
+            check_measured(grams[group], name, first)
+            # popped: a gram is freed by whoever takes it, before the batches go on
+            yield dict.fromkeys(group, grams.pop(group)), seconds
+            dense -= set(group)
+            seconds = 0.0
+    for layer in layers:
+        if layer in dense:
+            check_measured(None, name, layer)
+    for one in batches:
+        check_finite(f"activations after {name}", one.answer)
+        one.rows.copy_(one.answer)
+
+
+def abandon(batches: Sequence[Batch]) -> None:
+    """End batches that still wait, which frees what they hold."""
+    with torch.no_grad():  # as where they were started
+        for one in batches:
+            if one:  # started, and not dead
+                one.throw()
