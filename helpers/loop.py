@@ -77,10 +77,10 @@ class LayerReport:
 class PruneReport:
     """What `prune_model` did, layer by layer and in all.
 
-    `seconds` holds "total" and its parts: "forward" and "solve", and on a CPU apart from these
-    two "gram" and "selection" (of masks). `batch` is the sequences in one forward pass at the end,
-    and `halved` says where it had to be halved, or one pass became two, because memory ran out. `repair` says what a recipe
-    did after the layers.
+    `seconds` holds "total" and its parts: "forward" and "solve", and on a CPU apart from these two
+    "gram" and "selection" (of masks). `batch` is the sequences in one forward pass at the end, and
+    `halved` says where it had to be halved, or one pass became two, because memory ran out.
+    `repair` says what a recipe did after the layers.
     """
 
     method: str

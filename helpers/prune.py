@@ -71,24 +71,23 @@ def prune_model(
     (`helpers.beyond.allocate` makes them), to be left out with an N:M pattern; passes, of the text
     through each block: by default two as in the paper, and in a recipe one, which takes less time
     and more memory (`helpers.one_pass`; where that runs out, the rest is done in two, which the
-    report says);
-    batch, sequences in one forward pass, by default what suits the device (lowered to a divisor of
-    `sequences`, and halved where memory runs out, which the report says); progress, called after each layer;
-    before_block and after_block(index, block, stream, call), for steps on a whole block: called
-    before its grams are summed, and before the pruned block runs again (so not with one pass);
-    importance, a factor > 0
-    for each output of each layer, (d_out,) by the layer's name, by which its weights count as
-    larger when a mask is chosen (not within a group of N:M, nor with a budget for each output);
-    allow_pruned, True to prune a model that is pruned or half pruned already, which is refused
-    otherwise, as the zeros of the first time would count as weights of the dense model; options,
-    those of the method, and `finish` and `swap`, which improve any method's answer
-    (`helpers.methods.register`).
+    report says); batch, sequences in one forward pass, by default what suits the device (lowered to
+    a divisor of `sequences`, and halved where memory runs out, which the report says); progress,
+    called after each layer; before_block and after_block(index, block, stream, call), for steps on
+    a whole block: called before its grams are summed, and before the pruned block runs again (so
+    not with one pass); importance, a factor > 0 for each output of each layer, (d_out,) by the
+    layer's name, by which its weights count as larger when a mask is chosen (not within a group of
+    N:M, nor with a budget for each output); allow_pruned, True to prune a model that is pruned or
+    half pruned already, which is refused otherwise, as the zeros of the first time would count as
+    weights of the dense model; options, those of the method, and `finish` and `swap`, which improve
+    any method's answer (`helpers.methods.register`).
 
-    Memory beyond the model, in bytes: the stream, sequences · length · width · (size of dtype);
-    the grams of one block, 4 · Σ d_in² over its different inputs (Llama: three of width², one of
-    ff²), or with one pass those of one input and what the block holds between two layers for all
-    text (Llama: sequences · length · (ff + 2 · width) numbers); the solver's, 24 · d_out · d_in + 4 · d_in² for its largest layer (32 on a
-    GPU); and one batch of activations, in the parity gate with its logits.
+    Memory beyond the model, in bytes: the stream, sequences · length · width · (size of dtype); the
+    grams of one block, 4 · Σ d_in² over its different inputs (Llama: three of width², one of ff²),
+    or with one pass those of one input and what the block holds between two layers for all text
+    (Llama: sequences · length · (ff + 2 · width) numbers); the solver's, 24 · d_out · d_in + 4 ·
+    d_in² for its largest layer (32 on a GPU); and one batch of activations, in the parity gate with
+    its logits.
 
     Raises UnknownMethod, BadParameter, BadPattern, BadSparsity, BadMask, CalibrationTooShort,
     UnsupportedModel, ParityError, NonFinite, NotPositiveDefinite, OutOfMemory.

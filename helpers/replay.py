@@ -50,7 +50,8 @@ def layer_grams(
 
     Layers that read the same input share one Gram: in Llama q, k and v, and gate and up, so four
     grams for seven layers. Also returns the seconds spent on grams. The stream is left as it is.
-    Given some of the layers, only those are measured. Raises UnsupportedModel if a layer saw no input, NonFinite, naming the layer.
+    Given some of the layers, only those are measured. Raises UnsupportedModel if a layer saw no
+    input, NonFinite, naming the layer.
     """
     layers, seconds = layers or find_layers(block, name), 0.0
     grams: dict[str, Gram] = {}

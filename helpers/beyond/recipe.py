@@ -79,11 +79,12 @@ def best(
     Args: tokens, int64 (windows, length), at least `windows_of(budget, 1)`: the last ones are for
     the repair, all before them for the layers, and the first of these for the guide too; base, the
     method of the layers; passes, by default one; precision, of the products in the repair;
-    progress, called after each step of each part; others and options, as for `prune_model` and of the base method, but that
-    importance and a sparsity for each layer are found here, and that the model has to be dense and,
-    to be repaired, in float32. An N:M pattern needs no guide: it gives all layers and outputs the
-    same sparsity. `budget` is the recipe's, so a method with an option of that name has its default
-    (in Wanda a budget for each output, within which importance cannot matter).
+    progress, called after each step of each part; others and options, as for `prune_model` and of
+    the base method, but that importance and a sparsity for each layer are found here, and that the
+    model has to be dense and, to be repaired, in float32. An N:M pattern needs no guide: it gives
+    all layers and outputs the same sparsity. `budget` is the recipe's, so a method with an option
+    of that name has its default (in Wanda a budget for each output, within which importance cannot
+    matter).
 
     The report's `repair` says what was done; its seconds have "guide" and "distil" too.
     Memory: a second model beside what `prune_model` and `distil` need.

@@ -90,8 +90,8 @@ def prune_checkpoint(
     threads. `from_pretrained` loads the destination like any model, by the model's own names;
     beside its shards lie the masks (`load_masks`) and a manifest.
 
-    Args: source, a folder of safetensors with config.json, or "embedded"; tokens, method,
-    sparsity, pattern, passes, batch, progress and options as for `prune_model`; allow_pruned as there (the
+    Args: source, a folder of safetensors with config.json, or "embedded"; tokens, method, sparsity,
+    pattern, passes, batch, progress and options as for `prune_model`; allow_pruned as there (the
     first block says whether the source is pruned already); device and dtype as for `load_model`;
     activations, where the stream lies between blocks, "memory" (the machine's, not a GPU's) or
     "disk"; resume, go on where an earlier call with the same arguments was interrupted; False
@@ -154,7 +154,8 @@ def _request(
 ) -> dict[str, Any]:
     """Everything that decides the bits of the result; an interrupted job goes on only with it.
 
-    Args: how, the batch, passes and processes. Raises BadParameter for an option that JSON cannot hold.
+    Args: how, the batch, passes and processes. Raises BadParameter for an option that JSON cannot
+    hold.
     """
     solve = get_method(method)
     calibration = method_code = None

@@ -77,9 +77,10 @@ def way_frame(records: Iterable[Record]) -> pd.DataFrame:
 
     Columns: COLUMNS, with `usual` as in `run_frame`; NUMBERS, of which `seconds` are those of
     pruning and repair, `admm_seconds` those of plain ADMM-Grad with two passes, in the same run if
-    it starts with it, else in those of its seed and target; closed, the share of ln(perplexity / dense) of plain
-    ADMM-Grad with the same seed and target that is gone; times, seconds / admm_seconds. NaN where
-    something was not run. Raises RecordError for a run without what makes its row and column.
+    it starts with it, else in those of its seed and target; closed, the share of ln(perplexity /
+    dense) of plain ADMM-Grad with the same seed and target that is gone; times, seconds /
+    admm_seconds. NaN where something was not run. Raises RecordError for a run without what makes
+    its row and column.
     """
     runs = [record for record in records if record["notebook"] == NOTEBOOK]
     requests = [PLAIN | dict(frame.asked_of(record)) for record in runs]
@@ -184,8 +185,8 @@ def tables_of(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
     note = (
         f"{where} Closed: the share of ln(perplexity / dense) after plain ADMM-Grad, same seed and "
         "target, that is gone. Seconds: pruning and repair over those of plain ADMM-Grad with "
-        "two passes, in the same run if it does that too; medians. Peak memory is the process's, with the evaluation, "
-        "the dense model and a copy of the pruned one."
+        "two passes, in the same run if it does that too; medians. Peak memory is the process's, "
+        "with the evaluation, the dense model and a copy of the pruned one."
     )
     yield "gain", note, gain_table(ways)
 
