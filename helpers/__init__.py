@@ -41,6 +41,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "beyond.blocks": ("Compensate", "Refine"),
         "beyond.distil": ("distil",),
         "beyond.recipe": ("windows_of",),
+        "beyond.training": ("keep_masks",),
         "corpora": ("calibration_tokens", "corpus_identity", "evaluation_tokens"),
         "errors": ("HelpersError",),
         "evaluate": ("perplexity", "zero_shot"),

@@ -148,19 +148,26 @@ def check_near(
         assert (found[name] - expected[name]).abs().max() <= worst, name
 
 
+@pytest.mark.parametrize("passes", [2, 1])
 def test_one_process_alone_one_of_torchruns_and_three(
-    sources: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    passes: int,
+    sources: dict[str, Path],
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = sources["llama"]
-    expected = in_memory(source, text, "float32", method="admm-grad", sparsity=0.6)
-    assert main(request(source, tmp_path / "alone", text)) == 0
-    codes, output = group(3, workers.command, tmp_path, request(source, tmp_path / "three", text))
+    expected = in_memory(source, text, "float32", method="admm-grad", sparsity=0.6, passes=passes)
+    asked = {name: request(source, tmp_path / name, text, passes=passes)
+             for name in ("alone", "three", "one")}  # fmt: skip
+    assert main(asked["alone"]) == 0
+    codes, output = group(3, workers.command, tmp_path, asked["three"])
     assert codes == [0, 0, 0], output
     assert f"{tmp_path / 'three'}: sparsity 0.600" in output
     assert output.count("[21/21] block 2") == 1
     for name, value in workers.environment(0, 1, free_port()).items():
         monkeypatch.setenv(name, value)
-    assert main(request(source, tmp_path / "one", text)) == 0 and not dist.is_initialized()
+    assert main(asked["one"]) == 0 and not dist.is_initialized()
     for folder in ("alone", "one"):
         assert differ(weights_of(tmp_path / folder), expected) == set()
     three = weights_of(tmp_path / "three")

@@ -299,7 +299,6 @@ class BlockFit:
                         f"{step}: give smaller rates"
                     )
                 loss.backward()
-                self.weights.mask_gradients()
                 adam.step()
 
     def best_rate(

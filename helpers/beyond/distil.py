@@ -126,7 +126,7 @@ def distil(
         schedule = LambdaLR(optimiser, lambda done: rate_at(done + 1, len(text)))
         try:
             for step, window in enumerate(text.split(1), 1):
-                losses.append(descend(model, dense, window, parameters, optimiser, precision))
+                losses.append(descend(model, dense, window, optimiser, precision))
                 schedule.step()
                 if progress:
                     progress(step, len(text), f"step {step}")
@@ -192,7 +192,6 @@ def descend(
     model: nn.Module,
     dense: nn.Module,
     window: Tensor,
-    parameters: Trained,
     optimiser: torch.optim.Adam,
     precision: str,
 ) -> float:
@@ -212,8 +211,6 @@ def descend(
                 "the divergence is NaN or infinite: give a smaller rate, or precision float32"
             )
         logits.backward(slope)
-    # Adam's moments of a weight whose gradient is always 0 stay 0, and so does the weight
-    parameters.mask_gradients()
     optimiser.step()
     optimiser.zero_grad()
     return loss

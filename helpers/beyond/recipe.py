@@ -42,7 +42,7 @@ class Budget(NamedTuple):
     repair: int
 
 
-BUDGETS = {"fast": Budget(2, 0), "balanced": Budget(8, 64), "long": Budget(8, 240)}
+BUDGETS = {"fast": Budget(2, 0), "balanced": Budget(4, 64), "long": Budget(8, 240)}
 SEQUENCES = 32  # of the calibration text, for the layers
 HELD_OUT = 4  # windows that say which weights are the best
 

@@ -1,8 +1,8 @@
 """What the steps that train a pruned model share: which weights may move, and at what rate.
 
-A pruned weight stays exactly zero: its gradient is masked, so Adam's moments for it stay zero, and
-so does its step. Weights are kept in float32; only the products may be done in bfloat16, and only
-where a probe finds that this machine does them faster.
+A pruned weight stays exactly zero: its gradient is masked, and the mask is applied again after each
+step. Weights are kept in float32; only the products may be done in bfloat16, and only where a probe
+finds that this machine does them faster.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from helpers.device import synchronise
 from helpers.errors import BadParameter, check_choice
@@ -30,24 +31,58 @@ PROBE = (512, 576, 1536)  # a product (tokens, d_in) x (d_in, d_out), timed in b
 PROBE_REPEATS = 8
 
 
+@contextlib.contextmanager
+def keep_masks(model: nn.Module) -> Iterator[None]:
+    """Inside, the zeros of a pruned model's layers stay zeros, whatever trains it.
+
+        with keep_masks(model):
+            trainer.train()
+
+    For any optimiser of torch, and so for the Trainer of transformers, in this process. Weights,
+    gradients and parameters stay where they were: nothing has to be undone before the model is
+    saved. Memory: 1 byte for each weight. Raises UnsupportedModel.
+    """
+    with zeros_kept([layer.weight for layer in model_layers(model).values()]):
+        yield
+
+
+@contextlib.contextmanager
+def zeros_kept(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Inside, what is zero in these weights stays zero."""
+    keeps = {weight: weight.detach() != 0 for weight in weights}
+
+    # else they would count in the norm to which gradients are clipped
+    def mask_gradient(weight: nn.Parameter) -> None:
+        weight.grad.mul_(keeps[weight])
+
+    # Most optimisers leave a weight at 0 whose gradient is 0. One that mixes the entries of a
+    # matrix, such as Muon, does not
+    @torch.no_grad()
+    def mask_weights(optimiser: torch.optim.Optimizer, *_: object) -> None:
+        for group in optimiser.param_groups:
+            for weight in group["params"]:
+                if weight in keeps:
+                    weight.mul_(keeps[weight])
+
+    with contextlib.ExitStack() as stack:
+        for weight in keeps:
+            if weight.requires_grad:
+                hook = weight.register_post_accumulate_grad_hook(mask_gradient)
+                stack.callback(hook.remove)
+        stack.callback(register_optimizer_step_post_hook(mask_weights).remove)
+        yield
+
+
 @dataclass
 class Trained:
     """The parameters that training may change.
 
-    weights: those of pruned layers by name, as their modules store them; keeps: their masks, in
-    the same layout; vectors: the parameters with one dimension (norms and biases).
+    weights: those of pruned layers by name, as their modules store them; vectors: the parameters
+    with one dimension (norms and biases).
     """
 
     weights: dict[str, nn.Parameter]
-    keeps: dict[str, Tensor]
     vectors: list[nn.Parameter]
-
-    def mask_gradients(self) -> None:
-        """Zero the gradients of pruned weights, so that Adam never moves them."""
-        for name, weight in self.weights.items():
-            # an expert that no token has reached has no gradient
-            if weight.grad is not None:
-                weight.grad.mul_(self.keeps[name])
 
     def snapshot(self) -> list[Tensor]:
         """A copy of the values, for `restore`."""
@@ -71,8 +106,9 @@ def trained(part: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[Traine
     chosen = {name: layer.weight for name, layer in layers.items()}
     vectors = [p for p in part.parameters() if p.ndim == 1]
     check_float32(part, layers)
-    with gradients_of(part, [*chosen.values(), *vectors]):
-        yield Trained(chosen, {name: w.detach() != 0 for name, w in chosen.items()}, vectors)
+    weights = list(chosen.values())
+    with gradients_of(part, [*weights, *vectors]), zeros_kept(weights):
+        yield Trained(chosen, vectors)
 
 
 def check_float32(part: nn.Module, layers: Mapping[str, nn.Module]) -> None:

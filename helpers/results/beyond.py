@@ -21,7 +21,7 @@ NOTEBOOK = "08_beyond_the_paper"
 BASE = "admm-grad"  # with uniform sparsities and no options: what every way is compared with
 TARGET = "60 %"  # of the figure
 # what makes a way, beside the method and its options; in the order of the notebook
-PLAIN = {"allocation": "uniform", "guide_sequences": 8, "passes": 2, "block_steps": "",
+PLAIN = {"allocation": "uniform", "guide_sequences": 4, "passes": 2, "block_steps": "",
          "repair": "", "repair_windows": 0}  # fmt: skip
 # "stem" is the way without its repair, and "windows" those of the repair, 0 without one
 COLUMNS = ("way", "stem", "repair", "windows", "order", "method", "target", "seed", "usual")

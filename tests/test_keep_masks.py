@@ -1,0 +1,115 @@
+"""Zeros that stay zeros, whatever trains the model."""
+
+import copy
+from collections.abc import Callable
+
+import families as fam
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from transformers import Trainer, TrainingArguments
+
+from helpers import keep_masks, prune_model
+
+OPTIMISERS = ("SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "NAdam", "Rprop", "Muon")
+
+
+def pruned(family: str = "llama") -> tuple[nn.Module, dict[str, Tensor]]:
+    """A model at 60 %, and where each layer is zero."""
+    model = fam.build(family)
+    prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.6)
+    names = fam.pruned_names(family)
+    return model, {name: model.get_submodule(name).weight.detach() == 0 for name in names}
+
+
+def moved(model: nn.Module, zeros: dict[str, Tensor]) -> int:
+    """How many of the zeros are not zero any more."""
+    weights = {name: model.get_submodule(name).weight for name in zeros}
+    return sum(int((weights[name][zeros[name]] != 0).sum()) for name in zeros)
+
+
+def steps(model: nn.Module, make: Callable, count: int = 3, clip: float | None = None) -> None:
+    """A few steps of an optimiser on the language model's own loss."""
+    layers = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    optimiser = make(layers)
+    for tokens in fam.random_tokens(count).split(1):
+        optimiser.zero_grad()
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        if clip:
+            clip_grad_norm_(layers, clip)
+        optimiser.step()
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_zeros_stay_with_any_optimiser(name: str) -> None:
+    kind = getattr(torch.optim, name, None)
+    if kind is None:
+        pytest.skip(f"this torch has no {name}")
+    model, zeros = pruned()
+    plain, before = copy.deepcopy(model), fam.snapshot(model)
+    with keep_masks(model):
+        steps(model, lambda layers: kind(layers, lr=1e-2))
+    assert moved(model, zeros) == 0 and len(fam.changed(model, before)) >= 14
+    steps(plain, lambda layers: kind(layers, lr=1e-2))
+    assert moved(plain, zeros) > 0, "so that the masks have done something"
+
+
+def test_it_is_the_training_of_a_masked_product() -> None:
+    # another way to the same: the mask inside the forward pass, so that autograd sees it. Clipping
+    # looks at all gradients together, those of pruned weights would count in their norm
+    model, zeros = pruned()
+    other = copy.deepcopy(model)
+    for name, gone in zeros.items():
+        nn.utils.parametrize.register_parametrization(
+            other.get_submodule(name), "weight", Masked(~gone)
+        )
+
+    def make(layers: list) -> torch.optim.Optimizer:
+        return torch.optim.SGD(layers, lr=0.5, momentum=0.9)
+
+    with keep_masks(model):
+        steps(model, make, clip=0.05)
+    steps(other, make, clip=0.05)
+    for name in zeros:
+        found, wanted = (m.get_submodule(name).weight for m in (model, other))
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+class Masked(nn.Module):
+    """A parametrisation: the weight times a mask."""
+
+    def __init__(self, keep: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("keep", keep)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.keep
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "gpt2"])
+def test_zeros_stay_with_the_trainer_of_transformers(family: str, tmp_path) -> None:
+    model, zeros = pruned(family)
+    before = fam.snapshot(model)
+    asked = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=2, use_cpu=True,
+        learning_rate=1e-2, weight_decay=0.1, save_strategy="no", report_to=[], disable_tqdm=True,
+    )  # fmt: skip
+    rows = [{"input_ids": row, "labels": row} for row in fam.random_tokens(8)]
+    with keep_masks(model):
+        Trainer(model=model, args=asked, train_dataset=rows).train()
+    assert moved(model, zeros) == 0 and fam.changed(model, before)
+
+
+def test_nothing_is_left_behind() -> None:
+    model, zeros = pruned()
+    keys = set(model.state_dict())
+    frozen = next(p for p in model.model.layers.parameters() if p.ndim == 2)
+    frozen.requires_grad_(False)  # as one does for adapters
+    with pytest.raises(KeyboardInterrupt), keep_masks(model):
+        raise KeyboardInterrupt
+    assert set(model.state_dict()) == keys
+    assert all(not p._post_accumulate_grad_hooks for p in model.parameters() if p.requires_grad)
+    frozen.requires_grad_(True)
+    steps(model, lambda layers: torch.optim.SGD(layers, lr=1e-2))
+    assert moved(model, zeros) > 0
