@@ -32,6 +32,7 @@ from helpers.models import (
     device_of,
     find_blocks,
     find_layers,
+    layer_key,
     opened,
     read_weight,
     write_weight,
@@ -42,11 +43,6 @@ from helpers.replay import Replay, best_batch, out_of_memory
 BlockHook = Callable[[int, nn.Module, Tensor, Call], None]
 # one fraction, one for each layer by its `layer_key`, or None where the pattern says it
 Sparsity = float | Mapping[str, float] | None
-
-
-def layer_key(index: int, name: str) -> str:
-    """The name of a layer within the model, such as "3.self_attn.q_proj" in block 3."""
-    return f"{index}.{name}"
 
 
 def sparsity_of(sparsity: Sparsity, key: str) -> float | None:

@@ -311,6 +311,20 @@ def find_layers(block: nn.Module, where: str = "block") -> dict[str, nn.Module]:
     return layers
 
 
+def layer_key(index: int, name: str) -> str:
+    """The name of a layer within the model, such as "3.self_attn.q_proj" in block 3."""
+    return f"{index}.{name}"
+
+
+def model_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """All layers of a model by `layer_key`, block by block. Raises as `find_layers`."""
+    return {
+        layer_key(index, name): layer
+        for index, block in enumerate(find_blocks(model))
+        for name, layer in find_layers(block, f"block {index}").items()
+    }
+
+
 def read_weight(layer: nn.Module) -> Tensor:
     """The weight as (d_out, d_in); for Conv1D, which stores it transposed, a transposed view."""
     weight = layer.weight.detach()

@@ -26,7 +26,7 @@ from helpers.errors import (
     described,
 )
 from helpers.gram import gram_of
-from helpers.loop import BlockHook, Loop, PruneReport, Sparsity, layer_key, sparsity_of
+from helpers.loop import BlockHook, Loop, PruneReport, Sparsity, sparsity_of
 from helpers.masks import Pattern, check_divides, check_target
 from helpers.methods import RECIPES, check_options, get_method
 from helpers.models import (
@@ -37,6 +37,8 @@ from helpers.models import (
     device_of,
     find_blocks,
     find_layers,
+    layer_key,
+    model_layers,
     read_weight,
 )
 
@@ -120,8 +122,7 @@ def check_dense(model: nn.Module, allow_pruned: bool) -> None:
 
     Raises UnsupportedModel, BadParameter.
     """
-    layers = [find_layers(b, f"block {i}").values() for i, b in enumerate(find_blocks(model))]
-    weights = [layer.weight for block in layers for layer in block]
+    weights = [layer.weight for layer in model_layers(model).values()]
     # what is written to a weight that is read for each call is lost
     if any(weight.is_meta for weight in weights):
         raise UnsupportedModel(
@@ -237,14 +238,10 @@ def check_names(what: str, given: Mapping[str, object], layers: Sequence[str]) -
 
 def check_importance(importance: Mapping[str, Tensor], model: nn.Module) -> None:
     """Raise BadParameter unless there is a factor > 0 for each output of each layer."""
-    shapes = {
-        layer_key(index, name): read_weight(layer).shape
-        for index, block in enumerate(find_blocks(model))
-        for name, layer in find_layers(block).items()
-    }
-    check_names("importance", importance, list(shapes))
+    layers = model_layers(model)
+    check_names("importance", importance, list(layers))
     for name, factors in importance.items():
-        rows = shapes[name][0]
+        rows = len(read_weight(layers[name]))
         fits = isinstance(factors, Tensor) and factors.shape == (rows,)
         # in float32, in which they are used: there the smallest numbers of float64 are 0
         numbers = factors.float() if fits else torch.zeros(1)

@@ -27,7 +27,6 @@ from helpers.beyond.training import (
     PARTS,
     Trained,
     chosen_precision,
-    model_layers,
     products,
     rate_at,
     trained,
@@ -41,7 +40,7 @@ from helpers.errors import (
     check_real,
     check_whole,
 )
-from helpers.models import check_model, device_of
+from helpers.models import check_model, device_of, model_layers
 from helpers.prune import check_dense
 
 POSITIONS = 8  # of a window, whose distributions are compared together: they stay in the cache

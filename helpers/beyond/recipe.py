@@ -25,13 +25,13 @@ from torch import Tensor, nn
 
 from helpers.beyond.allocate import guide
 from helpers.beyond.distil import distil
-from helpers.beyond.training import check_float32, chosen_precision, model_layers
+from helpers.beyond.training import check_float32, chosen_precision
 from helpers.capture import Progress, check_tokens
 from helpers.errors import BadParameter, CalibrationTooShort, check_choice
 from helpers.loop import BlockHook, PruneReport
 from helpers.masks import Pattern
 from helpers.methods import RECIPES
-from helpers.models import check_model, device_of
+from helpers.models import check_model, device_of, model_layers
 from helpers.prune import check_dense, check_request, prune_model
 
 

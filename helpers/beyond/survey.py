@@ -17,13 +17,13 @@ from helpers.beyond.training import gradients_of
 from helpers.capture import Progress, capture
 from helpers.device import all_finite
 from helpers.errors import NonFinite, UnsupportedModel
-from helpers.loop import layer_key
 from helpers.masks import top_k
 from helpers.models import (
     check_weights,
     device_of,
     find_blocks,
-    find_layers,
+    layer_key,
+    model_layers,
     read_weight,
     write_weight,
 )
@@ -35,14 +35,12 @@ def layers_of(model: nn.Module) -> tuple[dict[str, nn.Module], list[list[str]]]:
 
     Raises UnsupportedModel, NonFinite.
     """
-    layers: dict[str, nn.Module] = {}
-    blocks: list[list[str]] = []
-    for index, block in enumerate(find_blocks(model)):
-        found = find_layers(block, f"block {index}")
-        for name, layer in found.items():
-            check_weights(f"block {index} {name}", layer)
-            layers[layer_key(index, name)] = layer
-        blocks.append([layer_key(index, name) for name in found])
+    layers = model_layers(model)
+    blocks: list[list[str]] = [[] for _ in find_blocks(model)]
+    for key, layer in layers.items():
+        index, _, name = key.partition(".")
+        check_weights(f"block {index} {name}", layer)
+        blocks[int(index)].append(key)
     return layers, blocks
 
 
@@ -84,7 +82,6 @@ def survey(
     """Run the model over the text, and see what its layers are given."""
     squares: dict[str, Tensor] = {}
     inputs: dict[str, int] = {}
-    read: list[tuple[int, Tensor]] = []  # the inputs that the block now running has read so far
 
     def see(key: str, given: Tensor) -> None:
         # float32 first: in float16 the square of 256 is infinite already
@@ -92,22 +89,18 @@ def survey(
             return
         added = given.detach().flatten(0, -2).float().square().sum(0)
         squares[key] = squares[key] + added if key in squares else added
-        if key not in inputs:
-            # layers share an input if they are given the very same tensor, whatever their names
-            numbers = [number for number, tensor in read if tensor is given]
-            inputs[key] = numbers[0] if numbers else len({number for number, _ in read})
-            read.append((inputs[key], given))
 
     batches = tokens.split(best_batch(device_of(model), tokens.shape[1]))
     with contextlib.ExitStack() as stack:
-        for block in find_blocks(model):
-            stack.enter_context(block.register_forward_pre_hook(lambda *_: read.clear()))
         for key, layer in layers.items():
             look = lambda _layer, args, key=key: see(key, args[0])  # noqa: E731
             stack.enter_context(layer.register_forward_pre_hook(look))
         for done, rows in enumerate(batches, 1):
             # ends after the last block: the logits are not needed
-            capture(model, rows, head=False)
+            for index, call in enumerate(capture(model, rows, head=False).calls):
+                for number, group in enumerate(call.inputs):
+                    for name in group:
+                        inputs.setdefault(layer_key(index, name), number)
             progress(done, len(batches), "calibration text")
     for key in layers:
         if key not in squares:

@@ -19,8 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from helpers.device import synchronise
 from helpers.errors import BadParameter, check_choice
-from helpers.loop import layer_key
-from helpers.models import find_blocks, find_layers
+from helpers.models import model_layers
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 PARTS = ("all", "norms")
@@ -142,15 +141,6 @@ def gradients_of(part: nn.Module, wanted: Sequence[nn.Parameter]) -> Iterator[No
         for parameter, (flag, gradient) in zip(parameters, before, strict=True):
             parameter.requires_grad_(flag)
             parameter.grad = gradient
-
-
-def model_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """All layers of a model by `layer_key`."""
-    return {
-        layer_key(index, name): layer
-        for index, block in enumerate(find_blocks(model))
-        for name, layer in find_layers(block, f"block {index}").items()
-    }
 
 
 def rate_at(step: int, steps: int) -> float:
