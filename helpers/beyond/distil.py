@@ -76,7 +76,7 @@ def distil(
     tokens: Tensor,
     *,
     parts: str = "all",
-    rate: float = 4e-4,
+    rate: float = 2.5e-4,
     vector_rate: float = 1e-3,
     held_out: int = 4,
     precision: str = "auto",
