@@ -10,8 +10,8 @@ from helpers import prune_model
 from helpers.beyond import recipe
 from helpers.beyond.allocate import guide
 from helpers.beyond.distil import distil
-from helpers.beyond.recipe import Budget
-from helpers.errors import HelpersError
+from helpers.beyond.recipe import Budget, text_needed
+from helpers.errors import BadParameter, HelpersError, UnknownMethod
 from helpers.models import PRUNED, STATE
 
 
@@ -80,3 +80,16 @@ def test_what_cannot_be_done_is_refused_before_it_takes_time() -> None:
     assert not fam.changed(model, before)
     with pytest.raises(HelpersError, match='dtype="float32"'):
         prune_model(model.half(), tokens, method="best", sparsity=0.5)
+
+
+def test_the_text_that_a_method_needs(one_line_error) -> None:
+    assert text_needed("magnitude", 32, {}) == 0
+    assert text_needed("admm-grad", 32, {"iterations": 10}) == 32
+    assert text_needed("best", 32, {"budget": "fast"}) == 32
+    assert text_needed("best", 32, {}) == 32 + 4 + recipe.HELD_OUT
+    with one_line_error(BadParameter, "iteration"):
+        text_needed("admm-grad", 32, {"iteration": 10})
+    with one_line_error(BadParameter, "budget", "balanced"):
+        text_needed("best", 32, {"budget": "balance"})
+    with one_line_error(UnknownMethod, "admm-grad"):
+        text_needed("admmgrad", 32, {})

@@ -30,7 +30,7 @@ from helpers.capture import Progress, check_tokens
 from helpers.errors import BadParameter, CalibrationTooShort, check_choice
 from helpers.loop import BlockHook, PruneReport
 from helpers.masks import Pattern
-from helpers.methods import RECIPES
+from helpers.methods import RECIPES, check_options, get_method
 from helpers.models import check_model, device_of, model_layers
 from helpers.prune import check_dense, check_request, prune_model
 
@@ -43,6 +43,7 @@ class Budget(NamedTuple):
 
 
 BUDGETS = {"fast": Budget(2, 0), "balanced": Budget(4, 64), "long": Budget(8, 240)}
+USUAL = "balanced"
 SEQUENCES = 32  # of the calibration text, for the layers
 HELD_OUT = 4  # windows that say which weights are the best
 
@@ -56,6 +57,18 @@ def windows_of(budget: str, sequences: int = SEQUENCES) -> int:
     return sequences + (repair + HELD_OUT if repair else 0)
 
 
+def text_needed(method: str, sequences: int, options: Mapping[str, Any]) -> int:
+    """The windows of calibration text that `prune_model` is to be given: `sequences` for the
+    layers, none for a method that reads no text, and those of its repair too for a recipe.
+
+    Raises UnknownMethod, BadParameter for an option that a method does not take.
+    """
+    if method in RECIPES:
+        return windows_of(options.get("budget", USUAL), sequences)
+    check_options(method, options)
+    return sequences if get_method(method).needs_calibration else 0
+
+
 def best(
     model: nn.Module,
     tokens: Tensor | None,
@@ -63,7 +76,7 @@ def best(
     sparsity: float | None = None,
     pattern: str | Pattern = "unstructured",
     passes: int | None = None,
-    budget: str = "balanced",
+    budget: str = USUAL,
     base: str = "admm-grad",
     precision: str = "auto",
     batch: int | None = None,

@@ -16,5 +16,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "layer": ("layer_solve_explorer",),
         "mask": ("mask_schedule_explorer",),
         "results": ("results_explorer",),
+        "trade_off": ("trade_off_explorer",),
     },
 )

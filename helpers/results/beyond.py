@@ -191,6 +191,13 @@ def tables_of(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
     yield "gain", note, gain_table(ways)
 
 
+def usual_ways(records: Iterable[Record]) -> pd.DataFrame:
+    """`way_frame` of the first model's runs in the usual setting, in order."""
+    runs = [record for record in records if record["notebook"] == NOTEBOOK]
+    ways = way_frame(next(iter(frame.by_model(runs).values()), []))
+    return ways.query("usual").sort_values("order")
+
+
 def beyond_figure(records: Iterable[Record]) -> Figure | None:
     """Perplexity at 60 % against the seconds of pruning and repair, log axes: from each way to
     prune the layers, an open marker, a line leads to its repairs, with the windows that they were
@@ -199,43 +206,59 @@ def beyond_figure(records: Iterable[Record]) -> Figure | None:
     Points are means over seeds, whiskers the range, of the first model's runs in the usual setting;
     at the least target if there is none at 60 %. None without runs of notebook 08.
     """
-    runs = [record for record in records if record["notebook"] == NOTEBOOK]
-    ways = way_frame(next(iter(frame.by_model(runs).values()), [])).query("usual")
+    ways = usual_ways(records)
     if ways.empty:
         return None
-    target = TARGET if TARGET in set(ways["target"]) else min(ways["target"], key=frame.column_key)
-    ways = ways[ways["target"] == target].sort_values("order")
-    points = cells_of(ways, "perplexity").droplevel("target")
-    points["seconds"] = ways.groupby("way")["seconds"].mean()
+    targets = sorted(set(ways["target"]), key=frame.column_key)
+    return trade_off_figure(ways, TARGET if TARGET in targets else targets[0])
+
+
+def trade_off_figure(
+    ways: pd.DataFrame, target: str, number: str = "perplexity", against: str = "seconds"
+) -> Figure:
+    """`beyond_figure` at any target.
+
+    Args: ways, those of `usual_ways`; number, "perplexity" or "web"; against, "seconds" or
+    "memory", which a run knows of its last step only.
+    """
+    ways = ways[(ways["target"] == target) & ways[against].notna()]
+    points = cells_of(ways, number).droplevel("target")
+    points["x"] = ways.groupby("way")[against].mean()
     figure, ax = style.new_figure(size=(7.0, 4.6))
     for position, (stem, family) in enumerate(ways.groupby("stem", sort=False)):
         method = family["method"].iloc[0]
         look = style.style_of(method if stem == method else stem, position)
         mark = {"color": look["color"], "marker": look["marker"], "markersize": 7}
-        start = points.loc[stem]
-        label = style.in_words(stem)
-        ax.plot(start["seconds"], start["mean"], **mark, markerfacecolor="white", label=label)
+        label, start = style.in_words(stem), points[points.index == stem]
+        ax.plot(start["x"], start["mean"], **mark, linestyle="none", mfc="white", label=label)
         for repair, some in family[family["repair"] != ""].groupby("repair", sort=False):
             repaired = some.drop_duplicates("way")
-            path = points.loc[[stem, *repaired["way"]]]
-            ax.plot(path["seconds"], path["mean"], color=look["color"], linewidth=1, zorder=1)
-            ax.vlines(path["seconds"], path["min"], path["max"], color=look["color"], alpha=0.5)
+            path = pd.concat([start, points.loc[repaired["way"]]])
+            ax.plot(path["x"], path["mean"], color=look["color"], linewidth=1, zorder=1)
+            ax.vlines(path["x"], path["min"], path["max"], color=look["color"], alpha=0.5)
             for way, windows in zip(repaired["way"], repaired["windows"], strict=True):
-                place = (points.loc[way, "seconds"], points.loc[way, "mean"])
+                place = (points.loc[way, "x"], points.loc[way, "mean"])
                 ax.plot(*place, linestyle="none", **mark)
                 text = f"{windows}" if repair == "all" else f"{repair} {windows}"
                 style.offset_text(ax, text, place, (6, 4), fontsize=9, color=look["color"])
-    style.finish(ax, log="xy", plain=True, wide=True, ylabel=f"perplexity at {target}",
-                 xlabel="seconds to prune and to repair (numbers: windows trained on)",
+    _finish_trade_off(ax, ways, target, number, against)
+    return figure
+
+
+def _finish_trade_off(ax: Any, ways: pd.DataFrame, target: str, number: str, against: str) -> None:
+    """The axes of a trade-off, and the line of the dense model."""
+    xlabel = {"seconds": "seconds to prune and to repair", "memory": "peak memory (GB)"}[against]
+    text = {"perplexity": "", "web": " on web text"}[number]
+    style.finish(ax, log="xy", plain=True, wide=True, ylabel=f"perplexity{text} at {target}",
+                 xlabel=f"{xlabel} (numbers: windows trained on)",
                  legend={"fontsize": 9, "loc": "lower center", "bbox_to_anchor": (0.5, 1),
-                         "ncols": 3})  # fmt: skip
+                         "ncols": 2})  # fmt: skip
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter("{x:,g}")
     ax.margins(x=0.08)
-    dense = ways["dense"].mean()
+    dense = ways[{"perplexity": "dense", "web": "dense_web"}[number]].mean()
     if not np.isnan(dense):
         ax.set_ylim(bottom=dense / 1.15)
         ax.axhline(dense, color=style.DENSE, linestyle=(0, (4, 3)), linewidth=1.2)
         style.name_line(ax, f"dense {dense:.1f}", dense)
-    return figure

@@ -1,0 +1,49 @@
+"""Explorer of what ways to prune and repair gain for their time and memory, on recorded runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from helpers.errors import RecordError
+from helpers.explore.controls import Explorer, View, Worker, choice
+from helpers.paths import reference_dir
+from helpers.records import read_records
+from helpers.results import column_key, format_number, gain_table, trade_off_figure, usual_ways
+
+NUMBERS = [("perplexity on Wikipedia", "perplexity"), ("perplexity on web text", "web")]
+COSTS = [("seconds", "seconds"), ("peak memory", "memory")]
+HINT = (
+    "Open markers are pruned layers alone, and a line leads to their repair. Lower and further "
+    "left is better: what lies above and to the right of another point is not worth its cost."
+)
+
+
+def trade_off_explorer(
+    records: Iterable[Mapping[str, Any]] | None = None, *, target: str = "60 %"
+) -> Explorer:
+    """Choose a target, a text and a cost; below the picture, what each way gains.
+
+    Args: records, by default the committed ones of the plan full; target, where to begin.
+    Raises RecordError without runs of notebook 08, BadParameter for a target that was not run.
+    """
+    if records is None:
+        records = read_records(reference_dir("full") / "records")
+    ways = usual_ways(records)
+    if ways.empty:
+        raise RecordError("no record of notebook 08: give those of a plan such as full")
+    targets = sorted(set(ways["target"]), key=column_key)
+    controls = {
+        "target": choice(targets, target, "target"),
+        "number": choice(NUMBERS, "perplexity", "text"),
+        "against": choice(COSTS, "seconds", "cost"),
+    }
+
+    def draw(_worker: Worker, *, target: str, number: str, against: str) -> View:
+        shown = ways[ways["target"] == target]
+        best = shown.loc[shown[number].idxmin()]
+        caption = f"{target}: lowest {number} {best[number]:.1f}, {best['way']}"
+        table = gain_table(shown).map(format_number).to_html(border=0)
+        return View(trade_off_figure(ways, target, number, against), caption, table)
+
+    return Explorer(controls, draw, hint=HINT)

@@ -1,0 +1,36 @@
+"""The explorer of what ways to prune and repair cost and bring."""
+
+import pytest
+from handmade import pruned, repaired
+
+from helpers.errors import BadParameter, RecordError
+from helpers.explore import trade_off_explorer
+
+RUNS = [
+    repaired("admm-grad", "60 %", 80.0, 40.0, passes=2),
+    repaired("admm-grad", "60 %", 60.0, 30.0, allocation="guide", passes=2),
+    repaired("admm-grad", "70 %", 160.0, 50.0, passes=2),
+]
+
+
+def test_it_shows_what_a_target_costs_and_brings() -> None:
+    explorer = trade_off_explorer(RUNS)
+    assert "lowest perplexity 30.0, admm-grad, guide + distil (64)" in explorer.view.caption
+    ax = explorer.figure.axes[0]
+    assert ax.get_ylabel() == "perplexity at 60 %" and ax.get_xlabel().startswith("seconds")
+    # closed at 60 %: ln(80 / 30) / ln(80 / 20)
+    assert "70.75" in explorer.view.markup and "70 %" not in explorer.view.markup
+    explorer.controls["target"].value = "70 %"
+    explorer.controls["number"].value = "web"
+    explorer.controls["against"].value = "memory"
+    assert "lowest web 100.0" in explorer.view.caption
+    ax = explorer.figure.axes[0]
+    assert ax.get_ylabel() == "perplexity on web text at 70 %"
+    assert ax.get_xlabel().startswith("peak memory (GB)")
+
+
+def test_without_runs_and_at_a_target_of_none() -> None:
+    with pytest.raises(RecordError, match="notebook 08"):
+        trade_off_explorer([pruned("wanda", "50 %", 30.0)])
+    with pytest.raises(BadParameter, match="90 %"):
+        trade_off_explorer(RUNS, target="90 %")
