@@ -257,10 +257,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch  # here, because filling the cache of files needs neither of the two
     import transformers
 
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    options: dict[str, object] = {"dtype": torch.float32}
-    if hasattr(transformers, "GgufConfig"):  # without it, newer versions refuse to save
-        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    source, options = gguf_source(gguf)
+    options["dtype"] = torch.float32
     model = transformers.AutoModelForCausalLM.from_pretrained(**source, **options)
     try:
         model.save_pretrained(folder)
@@ -270,6 +268,17 @@ def _convert(gguf: Path, folder: Path) -> None:
     # written last: a folder without it was not finished
     hashes = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
     replace_file(folder / "sha256.json", json.dumps(hashes, indent=1))
+
+
+def gguf_source(path: Path) -> tuple[dict[str, str], dict[str, object]]:
+    """What `from_pretrained` is given for a GGUF file, and what more of it for a model."""
+    import transformers
+
+    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    if not hasattr(transformers, "GgufConfig"):
+        return source, {}
+    # without it, newer versions refuse to save
+    return source, {"quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
 def _sound(path: Path, sha256: str) -> bool:

@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "checkpoint": ("prune_checkpoint",),
         "hub": ("fetch_checkpoint",),
         "mask_files": (*MASKS, "size_report", "unpack_mask"),
-        "shards": ("write_index", "write_shard"),
+        "shards": ("write_index", "write_shard", "writing"),
         "streaming": ("load_streamed",),
     },
 )

@@ -1,0 +1,13 @@
+"""A pruned model to keep and to share: as a folder, as one GGUF file, and what it takes."""
+
+from helpers import lazy_names
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "folder": ("model_card", "save_pruned"),
+        "gguf_file": ("load_gguf", "save_gguf"),
+        "push": ("push",),
+        "sizes": ("rounded_to_int8", "storage_report"),
+    },
+)
