@@ -11,7 +11,6 @@ import pytest
 import saved
 import torch
 import yaml
-from handmade import repaired
 from huggingface_hub import ModelCard
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,6 +19,7 @@ from helpers import load_masks, load_model, prune_model, read_records
 from helpers.errors import BadParameter, CheckpointError, UnsupportedModel
 from helpers.models import model_layers
 from helpers.paths import reference_dir
+from helpers.share import folder as module
 from helpers.share import (
     load_gguf,
     model_card,
@@ -29,8 +29,7 @@ from helpers.share import (
     save_pruned,
     storage_report,
 )
-from helpers.share import folder as module
-from helpers.share.push import main
+from helpers.share.upload import main
 
 
 def pruned(folder: Path, family: str = "llama", **how: Any) -> tuple[nn.Module, Any]:
@@ -121,10 +120,10 @@ def test_pushing_needs_an_account_and_a_sound_folder(
 ) -> None:
     model, tokenizer = pruned(tmp_path)
     folder = save_pruned(model, tokenizer, tmp_path / "to")
-    monkeypatch.setattr("helpers.share.push.get_token", lambda: None)
+    monkeypatch.setattr("helpers.share.upload.get_token", lambda: None)
     assert main([str(folder), "me/model"]) == 1
     assert "hf auth login" in capsys.readouterr().err
-    monkeypatch.setattr("helpers.share.push.get_token", lambda: "hf_made_up")
+    monkeypatch.setattr("helpers.share.upload.get_token", lambda: "hf_made_up")
     sent: dict[str, Any] = {}
 
     class Hub:
@@ -138,7 +137,7 @@ def test_pushing_needs_an_account_and_a_sound_folder(
             sent["folder"] = asked
             return type("Commit", (), {"commit_url": "https://hub/commit"})
 
-    monkeypatch.setattr("helpers.share.push.HfApi", Hub)
+    monkeypatch.setattr("helpers.share.upload.HfApi", Hub)
     assert main([str(folder), "me/model", "--public"]) == 0
     assert capsys.readouterr().out == "https://hub/commit\n"
     assert sent["repository"] == ("me/model", {"private": False, "exist_ok": True})
@@ -151,7 +150,7 @@ def test_pushing_needs_an_account_and_a_sound_folder(
 def test_a_name_that_the_hub_does_not_take(tmp_path: Path, monkeypatch, one_line_error) -> None:
     model, tokenizer = pruned(tmp_path)
     folder = save_pruned(model, tokenizer, tmp_path / "to")
-    monkeypatch.setattr("helpers.share.push.get_token", lambda: "hf_made_up")
+    monkeypatch.setattr("helpers.share.upload.get_token", lambda: "hf_made_up")
     with one_line_error(BadParameter, "could not be sent", "a/b/c"):
         push(folder, "a/b/c")
 

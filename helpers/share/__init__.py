@@ -7,7 +7,8 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "folder": ("model_card", "save_pruned"),
         "gguf_file": ("load_gguf", "save_gguf"),
-        "push": ("push",),
+        "upload": ("push",),
         "sizes": ("rounded_to_int8", "storage_report"),
+        "speed": ("tokens_per_second", "with_products"),
     },
 )

@@ -44,7 +44,7 @@ def push(
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says and return the exit code; an error is one line."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.share.push", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m helpers.share.upload", description=__doc__)
     parser.add_argument("folder")
     parser.add_argument("name", help="owner/name")
     parser.add_argument("--public", action="store_true", help="everybody may see it")
