@@ -101,6 +101,9 @@ test-colab: ## run tests and the smoke plan with the versions of Google Colab (p
 	@$(COLAB) -m pytest --ignore tests/test_cluster.py --ignore tests/test_book.py
 	@PRUNING_RESULTS=results/colab $(COLAB) -m helpers.runner run --plan smoke
 
+test-gpu: assets ## run the checks that need an NVIDIA GPU (skipped with a reason without one)
+	@$(PY) -m pytest tests/gpu
+
 test-ui: assets $(INSTALLED_UI) ## run the notebooks in JupyterLab and a browser (UI_FULL=1: as they are)
 	@$(PY) -m pytest tests/ui
 
@@ -134,6 +137,11 @@ lint: $(INSTALLED) ## check style, syntax and that notebooks are stripped
 # the model is fetched first; BENCH names some, such as BENCH=solver
 bench: assets ## measure speed and memory: tables and figures in results/reference/bench
 	@$(PY) -m benchmarks $(BENCH)
+
+push: $(INSTALLED) ## send a folder of save_pruned to the Hugging Face Hub: make push FOLDER=... NAME=owner/name
+	@test -n "$(FOLDER)" -a -n "$(NAME)" || { \
+	  echo "say what goes where: make push FOLDER=my-model NAME=owner/name (PUBLIC=1: everybody may see it)" >&2; exit 1; }
+	@$(PY) -m helpers.share.upload "$(FOLDER)" "$(NAME)" $(if $(PUBLIC),--public)
 
 clean: ## remove the results made here and caches; .venv, downloads and the reference stay
 	@rm -rf .pytest_cache .ruff_cache build *.egg-info helpers/__pycache__ tests/__pycache__ \

@@ -1,0 +1,133 @@
+"""What only an NVIDIA GPU can show: the same answers as on the CPU, and what is there alone.
+
+`make test-gpu`; under eight minutes on a T4. Without a GPU every test is skipped and says so.
+"""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the models that all tests share
+
+import families as fam
+import saved
+
+from helpers import METHODS, calibration_tokens, evaluation_tokens, load_model, perplexity
+from helpers import prune_checkpoint, prune_model
+from helpers.beyond.distil import distil
+from helpers.beyond.training import chosen_precision
+from helpers.gram import Gram
+from helpers.masks import select
+from helpers.share import tokens_per_second, with_products
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs CUDA: no NVIDIA GPU is found on this machine"
+)
+CUDA = torch.device("cuda")
+
+
+def problem(d_out: int, d_in: int, tokens: int) -> tuple[torch.Tensor, Gram]:
+    """A random weight and the gram of correlated inputs, on the GPU."""
+    source = torch.Generator(CUDA).manual_seed(0)
+    inputs = torch.randn(tokens, d_in, generator=source, device=CUDA)
+    inputs += inputs[:, :1]
+    gram = Gram(d_in, CUDA)
+    gram.add(inputs)
+    return torch.randn(d_out, d_in, generator=source, device=CUDA), gram
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "admm1", "admm-grad"])
+@pytest.mark.parametrize("target", [{"sparsity": 0.6}, {"sparsity": None, "pattern": "2:4"}])
+def test_a_layer_is_solved_as_on_the_cpu(method: str, target: dict) -> None:
+    weight, gram = problem(192, 128, 2000)
+    here = METHODS[method](weight, gram.matrix, **target)
+    there = METHODS[method](weight.cpu(), gram.matrix.cpu(), **target)
+    assert (here.keep.cpu() == there.keep).float().mean() > 0.995
+    assert here.error == pytest.approx(there.error, rel=0.01)
+
+
+@pytest.mark.parametrize("shape", [(4096, 4096), (1000, 77)])
+@pytest.mark.parametrize("sparsity", [0.5, 0.93])
+def test_selection_keeps_exactly_as_many(shape: tuple[int, int], sparsity: float) -> None:
+    score = torch.rand(shape, device=CUDA).round(decimals=2)  # with many equal ones
+    keep = select(score, sparsity, "unstructured")
+    assert int((~keep).sum()) == round(sparsity * score.numel())
+    assert score[keep].min() >= score[~keep].max()
+
+
+def test_a_block_of_7b_shapes() -> None:
+    weight, gram = problem(4096, 4096, 8192)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = METHODS["admm-grad"](weight, gram, sparsity=0.6)
+    assert result.error < METHODS["wanda"](weight, gram, sparsity=0.6).error
+    # as the docstring of prune_model says: 32 bytes a weight, 4 for each entry of the gram
+    assert torch.cuda.max_memory_allocated() - before < 40 * weight.numel()
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_a_model_is_pruned_as_on_the_cpu(passes: int) -> None:
+    model, tokens = fam.build("llama"), fam.random_tokens(8)
+    there = copy.deepcopy(model).to(CUDA)
+    for one in (model, there):
+        prune_model(one, tokens, method="admm-grad", sparsity=0.6, passes=passes)
+    for name in fam.pruned_names("llama"):
+        found, wanted = (m.get_submodule(name).weight.cpu() != 0 for m in (there, model))
+        assert (found == wanted).float().mean() > 0.99, name
+
+
+def test_file_to_file_is_as_in_memory(tmp_path: Path) -> None:
+    source = saved.save(tmp_path / "source")
+    tokens = fam.random_tokens(8)
+    asked = dict(method="admm1", sparsity=0.6, batch=2)
+    prune_checkpoint(source, tmp_path / "to", tokens, device="cuda", **asked)
+    whole, _ = load_model(source, device="cuda")
+    prune_model(whole, tokens, **asked)
+    pruned = saved.loaded(tmp_path / "to").to(CUDA)
+    assert not fam.changed(pruned, fam.snapshot(whole))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_embedded_model_end_to_end(dtype: str) -> None:
+    model, tokenizer = load_model("embedded", device="cuda", dtype=dtype)
+    text = evaluation_tokens("embedded", tokenizer)
+    dense = perplexity(model, text, length=1024, limit=4)
+    tokens = calibration_tokens("embedded", tokenizer, sequences=8, length=512)
+    prune_model(model, tokens, method="admm-grad", sparsity=0.5, passes=1)
+    found = perplexity(model, text, length=1024, limit=4)
+    assert 15 < dense < 22 and dense < found < 60
+
+
+def test_the_repair_and_its_precision() -> None:
+    assert chosen_precision("auto", CUDA) in ("float32", "bfloat16")
+    dense = fam.build("llama").to(CUDA)
+    model, text = copy.deepcopy(dense), fam.random_tokens(20).to(CUDA)
+    prune_model(model, text[:4], method="wanda", sparsity=0.6)
+    report = distil(model, dense, text[4:], rate=1e-3, held_out=4)
+    assert report.held_out[-1][1] <= report.held_out[0][1]
+
+
+def test_two_of_four_has_products_of_its_own() -> None:
+    model, tokenizer = load_model("embedded", device="cuda", dtype="float16")
+    tokens = calibration_tokens("embedded", tokenizer, sequences=1, length=128)
+    prune_model(model, method="magnitude", pattern="2:4")
+    sparse = with_products(model, "semi-structured")
+    with torch.no_grad():
+        dense, found = (m(tokens.to(CUDA)).logits.float() for m in (model, sparse))
+    assert (found - dense).abs().max() < 0.05 * dense.abs().max()
+    assert all(rate > 0 for rate in tokens_per_second(sparse, tokens, new=4).values())
+
+
+def test_the_first_run_of_the_plan_for_colab() -> None:
+    from helpers.runner import read_plan
+
+    asked = read_plan("t4", "04*")[0].effective
+    how = {name: asked[name] for name in ("method", "sparsity", "pattern")}
+    model, tokenizer = load_model("embedded", device="cuda", dtype=asked["dtype"])
+    tokens = calibration_tokens("embedded", tokenizer, sequences=4, length=512)
+    if how["method"] != "dense":
+        prune_model(model, tokens, **how, **asked["options"])
+    assert perplexity(model, evaluation_tokens("embedded", tokenizer), length=512, limit=2) > 1
