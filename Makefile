@@ -37,10 +37,10 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup assets reproduce tables book report drawings accept plan lab test test-ui recording doctor owner test-colab lint bench clean
+.PHONY: help setup assets reproduce tables book report drawings accept plan lab test test-ui recording doctor owner test-colab lint bench test-gpu push clean
 
 help: ## show this list
-	@echo "make TARGET [PLAN=smoke|laptop|full|original|t4|paper] [ONLY=glob] [JOBS=n] [SCHEDULER=tcp://host:8786] [MACHINE=a100-80g] [BENCH=solver] [NAME=github-name] [PYTHON=python3.12] [PIP_ARGS=...] [LAB_ARGS=--no-browser]"
+	@echo "make TARGET [PLAN=smoke|laptop|full|original|t4|paper] [ONLY=glob] [JOBS=n] [SCHEDULER=tcp://host:8786] [MACHINE=a100-80g] [BENCH=solver] [NAME=github-name|owner/model] [FOLDER=my-model] [PYTHON=python3.12] [PIP_ARGS=...] [LAB_ARGS=--no-browser]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(INSTALLED) ## create .venv and install what is needed

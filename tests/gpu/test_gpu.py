@@ -15,8 +15,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for the models that all te
 import families as fam
 import saved
 
-from helpers import METHODS, calibration_tokens, evaluation_tokens, load_model, perplexity
-from helpers import prune_checkpoint, prune_model
+from helpers import (
+    METHODS,
+    calibration_tokens,
+    evaluation_tokens,
+    load_model,
+    perplexity,
+    prune_checkpoint,
+    prune_model,
+)
 from helpers.beyond.distil import distil
 from helpers.beyond.training import chosen_precision
 from helpers.gram import Gram
