@@ -143,7 +143,7 @@ def seeds(
     *changes: float,
     layers: float = 60.0,
     guide: float = 0.0,
-    read: int = 8,
+    read: int = 4,
 ) -> list[dict]:
     """Three seeds at 60 % and one at 70 %, guided, and plain ADMM-Grad, which has 80, at each.
 
