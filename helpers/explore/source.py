@@ -191,7 +191,7 @@ class ModelLayers:
                 del streams[index]
             streams[index + 1] = stream
         progress(steps - 2, steps, f"grams of block {block}")
-        grams, _ = replay.grams(block, streams[block])
+        grams, _ = next(replay.grams(block, streams[block]))
         progress(steps - 1, steps, "drawing the picture")
         layers = find_layers(find_blocks(replay.model)[block], f"block {block}")
         return {
