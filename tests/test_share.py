@@ -28,7 +28,10 @@ from helpers.share import (
     save_gguf,
     save_pruned,
     storage_report,
+    tokens_per_second,
+    with_products,
 )
+from helpers.share.speed import SparseLinear
 from helpers.share.upload import main
 
 
@@ -230,3 +233,35 @@ def test_int8_keeps_the_zeros_and_rounds_to_the_nearest(family: str) -> None:
         step = np.abs(weight).max(1, keepdims=True) / 127
         assert (np.abs(found - weight) <= step * 0.5001).all(), name
         assert np.unique(np.round(found / step), axis=None).size > 50
+
+
+# ---------------------------------------------------------------- speed
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_sparse_products_give_the_same_answers(family: str) -> None:
+    model = fam.build(family)
+    prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.7)
+    tokens, before = fam.random_tokens(2), fam.snapshot(model)
+    sparse = with_products(model, "csr")
+    assert not fam.changed(model, before)
+    layers = [m for m in sparse.modules() if isinstance(m, SparseLinear)]
+    assert len(layers) == len(fam.pruned_names(family))
+    assert all(layer.weight.layout == torch.sparse_csr for layer in layers)
+    with torch.no_grad():
+        found, wanted = (m(tokens).logits for m in (sparse, model))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_speed_is_that_of_reading_and_writing(monkeypatch, one_line_error) -> None:
+    model, tokens = fam.build(), fam.random_tokens(1, 20)
+    now = iter(range(1000))
+    monkeypatch.setattr("helpers.share.speed.time.perf_counter", lambda: next(now))
+    # a second for each, so that the difference is nothing: only the first can be told
+    assert tokens_per_second(model, tokens, new=3)["prefill"] == 20
+    with one_line_error(BadParameter, "CUDA"):
+        with_products(model, "semi-structured")
+    with one_line_error(BadParameter, "csr"):
+        with_products(model, "crs")
+    with one_line_error(BadParameter, "new"):
+        tokens_per_second(model, tokens, new=0)
