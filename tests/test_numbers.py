@@ -87,7 +87,7 @@ def expected(notebook: str) -> list[str]:
             rivals = [f"{pruned(f'{name}-60'):.1f}" for name in ("admm1", "admm-grad", "sparsegpt")]
             return [rivals[0], f"{own[0]:.1f}", f"{own[1]:.4f}", f"{error:.4f}", *rivals[1:]]
         case "08":
-            ways = ("admm-grad-60-uniform", "admm-grad-60-guide")
+            ways = ("admm-grad-60-plain", "admm-grad-60-recipe")
             layers = [mean_over_seeds(way, "perplexity_layers", notebook) for way in ways]
             last = [
                 mean_over_seeds(ways[1], f"perplexity{end}", notebook) for end in ("", "_dense")
