@@ -24,6 +24,7 @@ from helpers.errors import (
     described,
 )
 from helpers.fast import panels
+from helpers.precision import exactly
 
 # relative to the largest entry: a gram that someone else computed is symmetric up to rounding only
 SYMMETRY_TOLERANCE = 1e-4
@@ -79,7 +80,9 @@ class Gram:
         # (batch, length, d_in) → (batch · length, d_in): to a gram every token is a row of X.
         # float32 before the product: a sum of squares soon passes float16's largest value, 65504
         rows = inputs.detach().reshape(-1, width).float()
-        panels.add_upper(self._sum, rows)  # the lower half follows when the matrix is asked for
+        # in float32 too where the model's own products are done in bfloat16
+        with exactly(rows.device):
+            panels.add_upper(self._sum, rows)  # the lower half follows when the matrix is asked for
         self._mirrored = self._checked = False
         # a factor of the sum as it was before these rows
         self._derived = None

@@ -197,6 +197,7 @@ class Loop:
         after_block: BlockHook | None = None,
         importance: Mapping[str, Tensor] | None = None,
         passes: int = 2,
+        precision: str = "float32",
         store: Store | None = None,
         team: Team | None = None,
     ) -> None:
@@ -207,7 +208,8 @@ class Loop:
         self.report = PruneReport(method, str(pattern))
         self.progress, self.importance = progress, importance
         self.before_block, self.after_block = before_block, after_block
-        self.passes, self.store, self.team = passes, store or Store(), team or Team()
+        self.store, self.team = store or Store(), team or Team()
+        self.how = {"passes": passes, "precision": precision, "alone": self.team.size == 1}
         self.blocks = find_blocks(model)
         self.total = sum(len(find_layers(block)) for block in self.blocks)
         self.device = device_of(model)
@@ -226,8 +228,7 @@ class Loop:
             tokens = self.team.part(tokens)
             with self.timed("forward"):
                 batch = batch or best_batch(self.device, tokens.shape[1])
-                alone = self.team.size == 1
-                replay = Replay(self.model, tokens, batch, self.passes, alone)
+                replay = Replay(self.model, tokens, batch, **self.how)
                 # before the first weight changes: the gate needs the dense model's own logits
                 self.report.parity = max(self.team.gather(replay.parity()))
                 self.store.begin()

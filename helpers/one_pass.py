@@ -25,6 +25,7 @@ from helpers.capture import Call, check_finite, run_block
 from helpers.errors import UnsupportedModel
 from helpers.gram import Gram, check_measured
 from helpers.models import device_of, find_layers, read_weight
+from helpers.precision import products
 
 
 class Batch(greenlet):
@@ -50,14 +51,20 @@ class Batch(greenlet):
 
 
 def one_pass(
-    block: nn.Module, stream: Tensor, call: Call, batch: int, name: str
+    block: nn.Module,
+    stream: Tensor,
+    call: Call,
+    batch: int,
+    name: str,
+    precision: str = "float32",
 ) -> Iterator[tuple[dict[str, Gram], float]]:
     """The grams of layers that can be pruned now, time after time, until all are.
 
     Whoever takes them prunes these layers before asking for the next. Layers that read the same
     input share a Gram and come together, as `call.inputs` says. With them come the seconds that the
     grams took. At the end the stream (sequences, length, width) has been replaced by its values
-    after the block; if an error or the caller ends it before, the stream is as it was.
+    after the block; if an error or the caller ends it before, the stream is as it was. precision:
+    of the block's products, see `helpers.precision`.
 
     Memory: what a block holds between two layers, for all batches at once. In Llama that is most
     at the last layer: sequences · length · (ff + 2 · width) numbers.
@@ -98,7 +105,7 @@ def one_pass(
         while True:
             # out here too: a batch switches gradients off when it starts, and back when it ends, to
             # what it found at its start
-            with torch.no_grad():
+            with torch.no_grad(), products(precision, device_of(block)):
                 for one in batches:
                     if not one.dead and one.layer not in dense:
                         one.switch()

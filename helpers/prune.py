@@ -41,6 +41,7 @@ from helpers.models import (
     model_layers,
     read_weight,
 )
+from helpers.precision import precision_for
 
 DENSE_ZEROS = 0.2  # a dense model's layers hold fewer exact zeros than that
 TRIAL = 128  # outputs, and about as many inputs, of the layer on which options are tried
@@ -54,6 +55,7 @@ def prune_model(
     sparsity: Sparsity = None,
     pattern: str | Pattern = "unstructured",
     passes: int | None = None,
+    precision: str | None = None,
     batch: int | None = None,
     progress: Progress | None = None,
     before_block: BlockHook | None = None,
@@ -73,16 +75,18 @@ def prune_model(
     (`helpers.beyond.allocate` makes them), to be left out with an N:M pattern; passes, of the text
     through each block: by default two as in the paper, and in a recipe one, which takes less time
     and more memory (`helpers.one_pass`; where that runs out, the rest is done in two, which the
-    report says); batch, sequences in one forward pass, by default what suits the device (lowered to
-    a divisor of `sequences`, and halved where memory runs out, which the report says); progress,
-    called after each layer; before_block and after_block(index, block, stream, call), for steps on
-    a whole block: called before its grams are summed, and before the pruned block runs again (so
-    not with one pass); importance, a factor > 0 for each output of each layer, (d_out,) by the
-    layer's name, by which its weights count as larger when a mask is chosen (not within a group of
-    N:M, nor with a budget for each output); allow_pruned, True to prune a model that is pruned or
-    half pruned already, which is refused otherwise, as the zeros of the first time would count as
-    weights of the dense model; options, those of the method, and `finish` and `swap`, which improve
-    any method's answer (`helpers.methods.register`).
+    report says); precision, of the products with the text, for a model in float32: "float32", the
+    default, "bfloat16", or "auto" for the faster of the two on this machine, the default of a
+    recipe (grams and solvers are float32 always); batch, sequences in one forward pass, by default
+    what suits the device (lowered to a divisor of `sequences`, and halved where memory runs out,
+    which the report says); progress, called after each layer; before_block and after_block(index,
+    block, stream, call), for steps on a whole block: called before its grams are summed, and before
+    the pruned block runs again (so not with one pass); importance, a factor > 0 for each output of
+    each layer, (d_out,) by the layer's name, by which its weights count as larger when a mask is
+    chosen (not within a group of N:M, nor with a budget for each output); allow_pruned, True to
+    prune a model that is pruned or half pruned already, which is refused otherwise, as the zeros of
+    the first time would count as weights of the dense model; options, those of the method, and
+    `finish` and `swap`, which improve any method's answer (`helpers.methods.register`).
 
     Memory beyond the model, in bytes: the stream, sequences · length · width · (size of dtype); the
     grams of one block, 4 · Σ d_in² over its different inputs (Llama: three of width², one of ff²),
@@ -96,20 +100,25 @@ def prune_model(
     """
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
     if method in RECIPES:
-        whole = dict(passes=passes, batch=batch, progress=progress, allow_pruned=allow_pruned)
+        whole = dict(batch=batch, progress=progress, allow_pruned=allow_pruned)
+        # what is left out has the recipe's own default
+        given = {"passes": passes, "precision": precision}
+        whole |= {name: value for name, value in given.items() if value is not None}
         hooks = dict(before_block=before_block, after_block=after_block, importance=importance)
         recipe = getattr(import_module(RECIPES[method]), method)
         return recipe(model, tokens, **whole, **hooks, **arguments)
     passes = 2 if passes is None else passes
+    precision = "float32" if precision is None else precision
     check_model(model, half_pruned=check_switch("allow_pruned", allow_pruned))
     check_dense(model, allow_pruned)
     hooks = {"before_block": before_block, "after_block": after_block}
     check_request(model, tokens, method, batch, arguments, hooks, passes)
+    own = next(model.parameters()).dtype
+    precision = precision_for(own, precision, device_of(model))
     if importance is not None:
         check_importance(importance, model)
-    loop = Loop(
-        model, method, arguments, progress=progress, importance=importance, passes=passes, **hooks
-    )
+    how = dict(progress=progress, importance=importance, passes=passes, precision=precision)
+    loop = Loop(model, method, arguments, **how, **hooks)
     # dropout off: its random zeros would enter the grams
     with eval_mode(model), loop.damage_in_errors():
         report = loop.run(tokens, batch)

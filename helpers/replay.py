@@ -33,6 +33,7 @@ from helpers.errors import (
 from helpers.gram import Gram, check_measured
 from helpers.models import device_of, find_blocks, find_layers, read_weight
 from helpers.one_pass import one_pass
+from helpers.precision import products
 
 # tokens in one forward pass: a CPU gains nothing from more, a GPU is filled by them
 BEST_TOKENS = {"cpu": 512, "cuda": 16384}
@@ -181,13 +182,22 @@ class Replay:
     Where memory runs out the batch is halved, the arguments are recorded anew, and the work goes
     on with the rows that were not done; `halved` says where. Rounding may differ after that.
     passes: of the text through a block that is pruned, 1 or 2; see `grams`. alone: whether it may
-    go from one to two, which processes that share a model could not do each for itself.
+    go from one to two, which processes that share a model could not do each for itself. precision:
+    of the blocks' products, "float32" (the model's own) or "bfloat16".
     """
 
     def __init__(
-        self, model: nn.Module, tokens: Tensor, batch: int, passes: int = 2, alone: bool = True
+        self,
+        model: nn.Module,
+        tokens: Tensor,
+        batch: int,
+        *,
+        passes: int = 2,
+        alone: bool = True,
+        precision: str = "float32",
     ) -> None:
         self.model, self.tokens, self.passes, self.alone = model, tokens, passes, alone
+        self.precision = precision
         self.batch = largest_divisor(len(tokens), batch)
         self.halved: list[str] = []
         self._calls: list[Call] | None = None
@@ -231,7 +241,8 @@ class Replay:
         left = find_layers(block, name)
         if self.passes == 1:
             try:
-                for found in one_pass(block, stream, self.calls[index], self.batch, name):
+                how = (self.calls[index], self.batch, name, self.precision)
+                for found in one_pass(block, stream, *how):
                     left = {layer: left[layer] for layer in left if layer not in found[0]}
                     yield found
                 return
@@ -246,11 +257,14 @@ class Replay:
             self.passes = 2
             self.halved.append(f"{name}: two passes from here on, out of memory")
         if left:
+
+            def measured() -> tuple[dict[str, Gram], float]:
+                call = self.calls[index]  # outside: recording is the model's own affair
+                with products(self.precision, device_of(block)):
+                    return layer_grams(block, stream, call, self.batch, name, left)
+
             # a second attempt starts with empty grams, so no batch is counted twice
-            yield self._tried(
-                name,
-                lambda: layer_grams(block, stream, self.calls[index], self.batch, name, left),
-            )
+            yield self._tried(name, measured)
 
     def advance(self, index: int, stream: Tensor) -> None:
         """Replace the stream in place by its values after a block: see `advance`."""
@@ -259,7 +273,9 @@ class Replay:
 
         def one_batch() -> int:
             call = self.calls[index]  # first: recording it may halve the batch
-            return len(advance(block, stream[done : done + self.batch], call, self.batch, name))
+            rows = stream[done : done + self.batch]
+            with products(self.precision, device_of(block)):
+                return len(advance(block, rows, call, self.batch, name))
 
         # Rows that are done are already overwritten in the stream and must not pass the block
         # twice, so each batch is tried on its own

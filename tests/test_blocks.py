@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from helpers import prune_model
 from helpers.beyond import blocks
 from helpers.beyond.blocks import BlockFit, Compensate, DenseStream, Refine
-from helpers.beyond.training import products, trained
+from helpers.beyond.training import trained
 from helpers.capture import Call
 from helpers.errors import BadParameter, CalibrationTooShort, HelpersError, NonFinite
 from helpers.models import find_layers
+from helpers.precision import products
 
 PLAIN = dict(method="wanda", sparsity=0.6)
 STEP = dict(precision="float32", rates=[3e-3, 1e-3])

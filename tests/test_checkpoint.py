@@ -102,6 +102,7 @@ def complete(to: Path, expected: dict[str, object]) -> bool:
     [
         ("llama-tied", dict(method="admm-grad", sparsity=0.5, batch=2)),
         ("llama-tied", dict(method="admm1", sparsity=0.6, passes=1, activations="disk")),
+        ("llama", dict(method="wanda", sparsity=0.5, precision="bfloat16", batch=2)),
         ("gemma3", dict(method="wanda", pattern="2:4", dtype="bfloat16")),
         ("gpt2", dict(method="sparsegpt", sparsity=0.6, batch=1, activations="disk")),
         ("gpt2", dict(method="magnitude", pattern="2:4", dtype="bfloat16")),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from helpers import prune_model
+from helpers import precision, prune_model
 from helpers.beyond import distil as module
 from helpers.beyond import training
 from helpers.beyond.distil import distil, divergence, divergence_and_gradient
@@ -207,9 +207,9 @@ def test_the_rate_rises_then_falls_to_zero() -> None:
 
 @pytest.mark.parametrize("faster", [True, False])
 def test_bfloat16_is_used_where_it_is_faster(faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "bfloat16_is_faster", lambda _device: faster)
+    monkeypatch.setattr(precision, "bfloat16_is_faster", lambda _device: faster)
     seen = []
-    with training.products("auto", torch.device("cpu")) as chosen:
+    with precision.products("auto", torch.device("cpu")) as chosen:
         seen.append((torch.randn(3, 4) @ torch.randn(4, 5)).dtype)
     assert (chosen, seen) == (
         ("bfloat16", [torch.bfloat16]) if faster else ("float32", [torch.float32])

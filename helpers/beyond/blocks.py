@@ -43,7 +43,6 @@ from helpers.beyond.training import (
     DECAY,
     Trained,
     check_float32,
-    products,
     rate_at,
     trained,
 )
@@ -51,6 +50,7 @@ from helpers.capture import Call, advance, capture, check_tokens, eval_mode
 from helpers.device import synchronise
 from helpers.errors import BadParameter, CalibrationTooShort, NonFinite, check_real, check_whole
 from helpers.models import check_model, device_of, find_blocks, find_layers
+from helpers.precision import products
 
 # one sequence as (1, length, width): what enters the block, and what should leave it
 Pair = tuple[Tensor, Tensor]

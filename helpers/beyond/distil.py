@@ -26,8 +26,6 @@ from helpers.beyond.training import (
     DECAY,
     PARTS,
     Trained,
-    chosen_precision,
-    products,
     rate_at,
     trained,
 )
@@ -41,6 +39,7 @@ from helpers.errors import (
     check_whole,
 )
 from helpers.models import check_model, device_of, model_layers
+from helpers.precision import chosen_precision, products
 from helpers.prune import check_dense
 
 POSITIONS = 8  # of a window, whose distributions are compared together: they stay in the cache

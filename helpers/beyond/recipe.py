@@ -25,13 +25,14 @@ from torch import Tensor, nn
 
 from helpers.beyond.allocate import guide
 from helpers.beyond.distil import distil
-from helpers.beyond.training import check_float32, chosen_precision
+from helpers.beyond.training import check_float32
 from helpers.capture import Progress, check_tokens
 from helpers.errors import BadParameter, CalibrationTooShort, check_choice
 from helpers.loop import BlockHook, PruneReport
 from helpers.masks import Pattern
 from helpers.methods import RECIPES, check_options, get_method
 from helpers.models import check_model, device_of, model_layers
+from helpers.precision import precision_for
 from helpers.prune import check_dense, check_request, prune_model
 
 
@@ -75,7 +76,7 @@ def best(
     *,
     sparsity: float | None = None,
     pattern: str | Pattern = "unstructured",
-    passes: int | None = None,
+    passes: int = 1,
     budget: str = USUAL,
     base: str = "admm-grad",
     precision: str = "auto",
@@ -91,13 +92,13 @@ def best(
 
     Args: tokens, int64 (windows, length), at least `windows_of(budget, 1)`: the last ones are for
     the repair, all before them for the layers, and the first of these for the guide too; base, the
-    method of the layers; passes, by default one; precision, of the products in the repair;
-    progress, called after each step of each part; others and options, as for `prune_model` and of
-    the base method, but that importance and a sparsity for each layer are found here, and that the
-    model has to be dense and, to be repaired, in float32. An N:M pattern needs no guide: it gives
-    all layers and outputs the same sparsity. `budget` is the recipe's, so a method with an option
-    of that name has its default (in Wanda a budget for each output, within which importance cannot
-    matter).
+    method of the layers; passes, by default one; precision, of the products with the text, in all
+    steps; progress, called after each step of each part; others and options, as for `prune_model`
+    and of the base method, but that importance and a sparsity for each layer are found here, and
+    that the model has to be dense and, to be repaired, in float32. An N:M pattern needs no guide:
+    it gives all layers and outputs the same sparsity. `budget` is the recipe's, so a method with an
+    option of that name has its default (in Wanda a budget for each output, within which importance
+    cannot matter).
 
     The report's `repair` says what was done; its seconds have "guide" and "distil" too.
     Memory: a second model beside what `prune_model` and `distil` need.
@@ -121,7 +122,7 @@ def best(
             f"{windows_of(budget)}: there are {0 if tokens is None else len(tokens)}"
         )
     started = time.perf_counter()
-    spend, passes = BUDGETS[budget], 1 if passes is None else passes
+    spend = BUDGETS[budget]
     repair_windows = spend.repair + HELD_OUT if spend.repair else 0
     text, unseen = tokens.split([len(tokens) - repair_windows, repair_windows])
     target: dict[str, Any] = {"sparsity": sparsity, "pattern": pattern}
@@ -131,7 +132,8 @@ def best(
     check_dense(model, allow_pruned=False)
     check_tokens(model, tokens)
     check_request(model, text, base, batch, target | options, hooks, passes)
-    precision = chosen_precision(precision, device_of(model))
+    own = next(model.parameters()).dtype
+    precision = precision_for(own, precision, device_of(model))
     if spend.repair:
         check_float32(model, model_layers(model))
     guided = not Pattern.parse(pattern).grouped
@@ -140,7 +142,7 @@ def best(
         target |= {"sparsity": found.sparsity, "importance": found.importance}
     guide_seconds = time.perf_counter() - started
     dense = copy.deepcopy(model) if spend.repair else None
-    how = {"passes": passes, "batch": batch, "progress": progress}
+    how = {"passes": passes, "precision": precision, "batch": batch, "progress": progress}
     report = prune_model(model, text, method=base, **how, **hooks, **target, **options)
     report.seconds["guide"] = guide_seconds
     report.method = "best"

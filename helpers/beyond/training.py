@@ -1,15 +1,13 @@
 """What the steps that train a pruned model share: which weights may move, and at what rate.
 
 A pruned weight stays exactly zero: its gradient is masked, and the mask is applied again after each
-step. Weights are kept in float32; only the products may be done in bfloat16, and only where a probe
-finds that this machine does them faster.
+step. Weights are kept in float32; only the products may be done in bfloat16 (`helpers.precision`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,17 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from helpers.device import synchronise
-from helpers.errors import BadParameter, check_choice
+from helpers.errors import BadParameter
 from helpers.models import model_layers
 
-PRECISIONS = ("auto", "float32", "bfloat16")
 PARTS = ("all", "norms")
 # Adam's: the second moment is a mean over the last 50 steps, since there are few steps in all
 DECAY = (0.9, 0.98)
 WARM_UP = 0.15  # of all steps
-PROBE = (512, 576, 1536)  # a product (tokens, d_in) x (d_in, d_out), timed in both precisions
-PROBE_REPEATS = 8
 
 
 @contextlib.contextmanager
@@ -149,51 +143,3 @@ def rate_at(step: int, steps: int) -> float:
     if step <= rising:
         return step / rising
     return (1 + math.cos(math.pi * (step - rising) / (steps - rising + 1))) / 2
-
-
-@contextlib.contextmanager
-def products(precision: str, device: torch.device) -> Iterator[str]:
-    """Inside, matrix products are done in a precision of PRECISIONS; yields the one chosen.
-
-    Raises BadParameter.
-    """
-    precision = chosen_precision(precision, device)
-    lower = precision == "bfloat16"
-    # without the cache, whose copies of the weights in bfloat16 would outlive a step: all later
-    # steps would see the weights of the first
-    with torch.autocast(device.type, torch.bfloat16, enabled=lower, cache_enabled=False):
-        yield precision
-
-
-def chosen_precision(precision: str, device: torch.device) -> str:
-    """ "float32" or "bfloat16": the one given, or for "auto" the faster of the two on a device.
-
-    Raises BadParameter.
-    """
-    if check_choice("precision", precision, PRECISIONS) == "auto":
-        return "bfloat16" if bfloat16_is_faster(device) else "float32"
-    return precision
-
-
-def bfloat16_is_faster(device: torch.device) -> bool:
-    """Whether products in bfloat16 take less than 0.8 of the time of float32 here.
-
-    Timed and not looked up: of two processors that both list avx512_bf16, one was 1.6 times faster
-    with it and the other 1.6 times slower.
-    """
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return False
-    rows, width, outputs = PROBE
-
-    def seconds(dtype: torch.dtype) -> float:
-        inputs = torch.ones(rows, width, dtype=dtype, device=device)
-        weight = torch.ones(outputs, width, dtype=dtype, device=device)
-        best = math.inf
-        for _ in range(PROBE_REPEATS):  # the first also pays for what is set up once
-            started = time.perf_counter()
-            inputs @ weight.T
-            synchronise(device)
-            best = min(best, time.perf_counter() - started)
-        return best
-
-    return seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)

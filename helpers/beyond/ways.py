@@ -15,13 +15,14 @@ from helpers.beyond.allocate import RULES, allocate, guide
 from helpers.beyond.blocks import BlockStep, Compensate, Refine
 from helpers.beyond.distil import DistilReport
 from helpers.beyond.recipe import HELD_OUT
-from helpers.beyond.training import PARTS, PRECISIONS
+from helpers.beyond.training import PARTS
 from helpers.capture import Progress
 from helpers.corpora import calibration_tokens
 from helpers.errors import BadParameter, check_choice, check_whole
 from helpers.loop import PruneReport
 from helpers.masks import Pattern, check_target
 from helpers.methods import get_method
+from helpers.precision import PRECISIONS
 from helpers.prune import check_passes
 
 GUIDE = "guide"

@@ -41,6 +41,7 @@ from helpers.loop import LayerReport, Loop, PruneReport, Sparsity, Store, Team
 from helpers.methods import get_method
 from helpers.models import WEIGHT_READER, find_layers, opened
 from helpers.paths import code_hash, core_code, replace_file, sha256_file
+from helpers.precision import precision_for
 from helpers.prune import check_request, check_zeros
 
 ACTIVATIONS = ("memory", "disk")
@@ -74,6 +75,7 @@ def prune_checkpoint(
     sparsity: Sparsity = None,
     pattern: str = "unstructured",
     passes: int = 2,
+    precision: str = "float32",
     batch: int | None = None,
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
@@ -91,12 +93,12 @@ def prune_checkpoint(
     beside its shards lie the masks (`load_masks`) and a manifest.
 
     Args: source, a folder of safetensors with config.json, or "embedded"; tokens, method, sparsity,
-    pattern, passes, batch, progress and options as for `prune_model`; allow_pruned as there (the
-    first block says whether the source is pruned already); device and dtype as for `load_model`;
-    activations, where the stream lies between blocks, "memory" (the machine's, not a GPU's) or
-    "disk"; resume, go on where an earlier call with the same arguments was interrupted; False
-    deletes what that call had finished, and replaces a complete model once the new one is complete
-    too. team, for several processes: see `helpers.large.torchrun`.
+    pattern, passes, precision, batch, progress and options as for `prune_model`; allow_pruned as
+    there (the first block says whether the source is pruned already); device and dtype as for
+    `load_model`; activations, where the stream lies between blocks, "memory" (the machine's, not a
+    GPU's) or "disk"; resume, go on where an earlier call with the same arguments was interrupted;
+    False deletes what that call had finished, and replaces a complete model once the new one is
+    complete too. team, for several processes: see `helpers.large.torchrun`.
 
     Memory: see `helpers.checkpoint_memory`. Disk: the new checkpoint, and the stream if asked for.
 
@@ -110,6 +112,7 @@ def prune_checkpoint(
     reader: WeightReader = getattr(model, WEIGHT_READER)
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
     check_request(model, tokens, method, batch, arguments, passes=passes)
+    precision = precision_for(reader.dtype, precision, reader.device)
     workspace = Workspace(source, destination)
     if not check_switch("allow_pruned", allow_pruned):
         with opened(model, 0):  # one block says it, and the others are on disk
@@ -119,13 +122,15 @@ def prune_checkpoint(
     with workspace.locked() if team.lead else contextlib.nullcontext():
         job = None
         if team.lead:  # hashing reads the whole source, for which one process is enough
-            how = {"batch": batch, "passes": passes, "processes": team.size}
+            how = {"batch": batch, "passes": passes, "precision": precision}
+            how["processes"] = team.size
             request = _request(reader, tokens, method, arguments, how)
             job = workspace.job(request, resume)
         job = Job(*team.share(job and [str(job.folder), job.manifest, job.redone]))
         if not job.complete:
             store = ShardStore(job, reader, team, activations)
-            steps = dict(progress=progress, passes=passes, store=store, team=team)
+            steps = dict(progress=progress, passes=passes, precision=precision)
+            steps |= dict(store=store, team=team)
             loop = Loop(model, method, arguments, **steps)
             with eval_mode(model), job.kept():
                 loop.run(tokens, batch)
@@ -150,12 +155,12 @@ def _request(
     tokens: Tensor | None,
     method: str,
     arguments: dict[str, Any],
-    how: dict[str, int | None],
+    how: dict[str, int | str | None],
 ) -> dict[str, Any]:
     """Everything that decides the bits of the result; an interrupted job goes on only with it.
 
-    Args: how, the batch, passes and processes. Raises BadParameter for an option that JSON cannot
-    hold.
+    Args: how, the batch, passes, precision and processes. Raises BadParameter for an option that
+    JSON cannot hold.
     """
     solve = get_method(method)
     calibration = method_code = None

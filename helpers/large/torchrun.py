@@ -323,6 +323,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--length", type=int, default=512)
     add("--seed", type=int, default=0)
     add("--passes", type=int, default=2, help="1 takes less time and more memory")
+    add("--precision", default="float32", help="of products with the text, or bfloat16, or auto")
     add("--batch", type=int)
     add("--device", default="auto")
     add("--dtype")

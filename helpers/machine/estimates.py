@@ -176,8 +176,9 @@ def this_machine() -> Machine:
         return share * count * 2 * size**3 / seconds
 
     flops = {"float32": rate("float32")}
-    for dtype in ("float16", "bfloat16"):  # few CPUs have instructions for them
-        flops[dtype] = rate(dtype) if gpu else flops["float32"] / 4
+    # no CPU has instructions for float16 that torch uses, some have them for bfloat16
+    flops |= {"float16": rate("float16") if gpu else flops["float32"] / 4}
+    flops["bfloat16"] = rate("bfloat16")
     name, on_device = (memory.gpu, memory.gpu_total) if gpu else ("this CPU", total)
     return Machine(name, gpu, flops, on_device, total, "large products timed", here=True)
 
@@ -195,7 +196,12 @@ def estimate(parameters: Mapping[str, Any], machine: Machine) -> Estimate:
         raise BadParameter("only a run that prunes and evaluates a model can be estimated")
     memory, host = memory_needed(parameters, gpu=machine.gpu)
     passes, products = flop(parameters)
-    rate = machine.flops[parameters.get("dtype", "float32")]
+    dtype, precision = parameters.get("dtype", "float32"), parameters.get("precision", "float32")
+    rate = machine.flops[dtype]
+    if dtype == "float32" and precision != "float32":
+        lower = machine.flops["bfloat16"]
+        # as `helpers.precision` decides
+        rate = lower if precision == "bfloat16" or lower > rate / 0.8 else rate
     seconds = passes / rate + products / machine.flops["float32"]
     return Estimate(memory, host, sum(downloads(parameters).values()), seconds)
 

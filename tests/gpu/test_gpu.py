@@ -25,9 +25,9 @@ from helpers import (
     prune_model,
 )
 from helpers.beyond.distil import distil
-from helpers.beyond.training import chosen_precision
 from helpers.gram import Gram
 from helpers.masks import select
+from helpers.precision import chosen_precision
 from helpers.share import tokens_per_second, with_products
 
 pytestmark = pytest.mark.skipif(
