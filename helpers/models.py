@@ -104,7 +104,7 @@ def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
         # use_safetensors: a pickle (.bin) can run code when it is loaded
         options = {"use_safetensors": True, "output_loading_info": True, **common}
-        with _no_progress_bars():
+        with no_progress_bars():
             model, found = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         advice = "check the name, the revision, the network and your access to it"
@@ -137,7 +137,7 @@ def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple
 
 
 @contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Inside, transformers draws no bar of its own, which would stray through a notebook."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from helpers.errors import BadParameter, UnsupportedModel
 from helpers.large import check_masks, masks_of, save_masks, writing
-from helpers.models import check_model, model_identity
+from helpers.models import check_model, model_identity, no_progress_bars
 from helpers.paths import replace_file
 from helpers.records import check_record, write_record
 
@@ -81,7 +81,8 @@ def save_pruned(
         # beside it, because a rename works within one file system only
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder.parent) as scratch:
             made = Path(scratch, folder.name)
-            model.save_pretrained(made)
+            with no_progress_bars():
+                model.save_pretrained(made)
             tokenizer.save_pretrained(made)
             save_masks(made, masks, pattern=pattern)
             replace_file(made / "README.md", card)
@@ -99,7 +100,8 @@ def check_same(model: nn.Module, folder: Path) -> None:
     """
     check_masks(folder)
     dtype = next(model.parameters()).dtype
-    again = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).state_dict()
+    with no_progress_bars():
+        again = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).state_dict()
     for name, tensor in model.state_dict().items():
         if name not in again or not torch.equal(again[name], tensor.cpu()):
             raise UnsupportedModel(

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from helpers.assets import gguf_source
 from helpers.errors import UnsupportedModel, check_choice
 from helpers.large import writing
-from helpers.models import check_model
+from helpers.models import check_model, no_progress_bars
 
 TYPES = {
     "float32": (torch.float32, gguf.LlamaFileType.ALL_F32),
@@ -77,7 +77,8 @@ def save_gguf(
 def load_gguf(path: str | os.PathLike[str]) -> tuple[nn.Module, Any]:
     """Model (float32) and tokenizer of a GGUF file, as transformers reads them."""
     source, options = gguf_source(Path(path))
-    model = AutoModelForCausalLM.from_pretrained(**source, **options, dtype=torch.float32)
+    with no_progress_bars():
+        model = AutoModelForCausalLM.from_pretrained(**source, **options, dtype=torch.float32)
     return model.eval(), AutoTokenizer.from_pretrained(**source)
 
 
