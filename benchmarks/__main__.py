@@ -19,7 +19,8 @@ from benchmarks.machine import describe
 from helpers.paths import reference_dir, replace_file, results_dir
 
 SCHEMA = 1
-BENCHMARKS = ("solver", "model", "passes", "growth", "memory", "explorers", "use")
+BENCHMARKS = ("solver", "model", "passes", "growth", "memory", "explorers", "use",
+              "architecture")  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

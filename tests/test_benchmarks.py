@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from benchmarks import __main__ as bench
 from benchmarks import (
+    architecture,
     explorers,
     figures,
     machine,
@@ -165,6 +167,23 @@ def test_a_quick_run_from_the_command_line(tmp_path: Path, monkeypatch, capsys) 
     (tmp_path / "bench.json").write_text('{"schema": 0}')
     with pytest.raises(ValueError, match="schema"):  # a record of another kind is not added to
         bench.main(["solver", "--quick", "--out", str(tmp_path)])
+
+
+def test_another_architecture(tmp_path: Path) -> None:
+    bench.main(["architecture", "--quick", "--out", str(tmp_path)])
+    page = (tmp_path / "bench.md").read_text(encoding="utf-8")
+    assert "A GPT-2 with" in page and "60 %:" in page and "70 %:" not in page
+    (line,) = [line for line in page.splitlines() if line.startswith("| admm-grad | ")]
+    assert "| 0.00 |" in line and line.endswith("| 1.00 |")
+    assert "| admm-grad, fast | " in page
+
+
+def test_the_share_of_the_gap_that_a_way_closes() -> None:
+    runs = [("dense", 0, 20.0), ("admm-grad", 0, 80.0), ("best", 0, 40.0)]
+    runs += [("dense", 1, 20.0), ("admm-grad", 1, 80.0), ("best", 1, 80.0)]
+    frame = pd.DataFrame(runs, columns=["way", "seed", "wiki"])
+    # half of ln 4 with one draw, nothing with the other
+    assert architecture.closed(frame, "best", "wiki") == pytest.approx(1 / 4)
 
 
 def test_an_answer_that_changes_nothing_is_refused() -> None:

@@ -24,7 +24,8 @@ TARGET = "60 %"  # of the figure
 PLAIN = {"allocation": "uniform", "guide_sequences": 4, "passes": 2, "block_steps": "",
          "repair": "", "repair_windows": 0}  # fmt: skip
 # "stem" is the way without its repair, and "windows" those of the repair, 0 without one
-COLUMNS = ("way", "stem", "repair", "windows", "order", "method", "target", "seed", "usual")
+COLUMNS = ("way", "stem", "repair", "windows", "order", "method", "target", "seed", "machine",
+           "usual")  # fmt: skip
 NUMBERS = ("perplexity", "web", "dense", "dense_web", "seconds", "admm_seconds", "memory")
 
 
@@ -76,11 +77,11 @@ def way_frame(records: Iterable[Record]) -> pd.DataFrame:
     """A row for the layers of each run of notebook 08, and one for the model once it is repaired.
 
     Columns: COLUMNS, with `usual` as in `run_frame`; NUMBERS, of which `seconds` are those of
-    pruning and repair, `admm_seconds` those of plain ADMM-Grad with two passes, in the same run if
-    it starts with it, else in those of its seed and target; closed, the share of ln(perplexity /
-    dense) of plain ADMM-Grad with the same seed and target that is gone; times, seconds /
-    admm_seconds. NaN where something was not run. Raises RecordError for a run without what makes
-    its row and column.
+    pruning and repair, `admm_seconds` those of ADMM-Grad's layers with two passes, in the same run
+    if it prunes so, else the median of such runs at its target on its kind of machine; closed, the
+    share of ln(perplexity / dense) of plain ADMM-Grad with the same seed and target that is gone;
+    times, seconds / admm_seconds. NaN where something was not run. Raises RecordError for a run
+    without what makes its row and column.
     """
     runs = [record for record in records if record["notebook"] == NOTEBOOK]
     requests = [PLAIN | dict(frame.asked_of(record)) for record in runs]
@@ -103,6 +104,7 @@ def way_frame(records: Iterable[Record]) -> pd.DataFrame:
                 "order": (frame.row_key(asked["method"]), stem.count(" + "), stem, repair, windows),
                 "target": frame.target_name(asked["pattern"], asked["sparsity"] or 0.0),
                 "seed": asked["calibration_seed"], "seconds": spent,
+                "machine": f"{(record.get('platform') or {}).get('processor')}, {record['device']}",
                 "perplexity": found.get(f"perplexity{end}"),
                 "web": found.get(f"perplexity_web{end}"),
                 "dense": found.get("perplexity_dense"),
@@ -113,12 +115,12 @@ def way_frame(records: Iterable[Record]) -> pd.DataFrame:
             })  # fmt: skip
     table = pd.DataFrame(rows, columns=[*COLUMNS, *NUMBERS])
     table = table.astype(dict.fromkeys(NUMBERS, float) | {"usual": bool})
-    plain = table[table["way"] == BASE].groupby(["target", "seed"])[["perplexity", "admm_seconds"]]
-    plain = plain.mean().set_axis(["before", "spent"], axis=1)
-    table = table.join(plain, on=["target", "seed"])
-    before = table["before"].where(table["usual"])
+    plain = table[table["way"] == BASE].groupby(["target", "seed"])["perplexity"].mean()
+    before = table.join(plain.rename("before"), on=["target", "seed"])["before"]
+    before = before.where(table["usual"])
     table["closed"] = np.log(before / table["perplexity"]) / np.log(before / table["dense"])
-    own = table["admm_seconds"].fillna(table["spent"])
+    spent = table.groupby(["target", "machine"])["admm_seconds"].transform("median")
+    own = table["admm_seconds"].fillna(spent)
     return table.assign(admm_seconds=own, times=table["seconds"] / own)
 
 
@@ -184,8 +186,9 @@ def tables_of(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
     yield "web text", note, *perplexity_table(ways, "web")
     note = (
         f"{where} Closed: the share of ln(perplexity / dense) after plain ADMM-Grad, same seed and "
-        "target, that is gone. Seconds: pruning and repair over those of plain ADMM-Grad with "
-        "two passes, in the same run if it does that too; medians. Peak memory is the process's, "
+        "target, that is gone. Seconds: pruning and repair over those of ADMM-Grad's layers with "
+        "two passes, in the same run if it prunes so, else in runs on the same kind of machine; "
+        "medians. Peak memory is the process's, "
         "with the evaluation, the dense model and a copy of the pruned one."
     )
     yield "gain", note, gain_table(ways)
@@ -199,9 +202,10 @@ def usual_ways(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def beyond_figure(records: Iterable[Record]) -> Figure | None:
-    """Perplexity at 60 % against the seconds of pruning and repair, log axes: from each way to
-    prune the layers, an open marker, a line leads to its repairs, with the windows that they were
-    trained on; a dashed line is the dense model. Lower and further left is better.
+    """Perplexity at 60 % against the seconds of pruning and repair, as multiples of ADMM-Grad's, log
+    axes: from each way to prune the layers, an open marker, a line leads to its repairs, with the
+    windows that they were trained on; a dashed line is the dense model. Lower and further left is
+    better.
 
     Points are means over seeds, whiskers the range, of the first model's runs in the usual setting;
     at the least target if there is none at 60 %. None without runs of notebook 08.
@@ -214,12 +218,12 @@ def beyond_figure(records: Iterable[Record]) -> Figure | None:
 
 
 def trade_off_figure(
-    ways: pd.DataFrame, target: str, number: str = "perplexity", against: str = "seconds"
+    ways: pd.DataFrame, target: str, number: str = "perplexity", against: str = "times"
 ) -> Figure:
     """`beyond_figure` at any target.
 
-    Args: ways, those of `usual_ways`; number, "perplexity" or "web"; against, "seconds" or
-    "memory", which a run knows of its last step only.
+    Args: ways, those of `usual_ways`; number, "perplexity" or "web"; against, "times" or "memory",
+    which a run knows of its last step only.
     """
     ways = ways[(ways["target"] == target) & ways[against].notna()]
     points = cells_of(ways, number).droplevel("target")
@@ -247,7 +251,7 @@ def trade_off_figure(
 
 def _finish_trade_off(ax: Any, ways: pd.DataFrame, target: str, number: str, against: str) -> None:
     """The axes of a trade-off, and the line of the dense model."""
-    xlabel = {"seconds": "seconds to prune and to repair", "memory": "peak memory (GB)"}[against]
+    xlabel = {"times": "seconds / ADMM-Grad's", "memory": "peak memory (GB)"}[against]
     text = {"perplexity": "", "web": " on web text"}[number]
     style.finish(ax, log="xy", plain=True, wide=True, ylabel=f"perplexity{text} at {target}",
                  xlabel=f"{xlabel} (numbers: windows trained on)",

@@ -1,0 +1,143 @@
+"""The recipe on a model that nothing here was tuned on: a small GPT-2, trained for this.
+
+The embedded model is a Llama. A GPT-2 has learned positions, LayerNorms with biases, a GELU in the
+place of a gate, q, k and v in one layer, and stores its weights transposed. This one learns for
+some minutes from Wikipedia articles and task texts; the C4 text is left for calibration and repair.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from benchmarks.timing import once
+from helpers.beyond.recipe import windows_of
+from helpers.corpora import calibration_tokens, wiki_articles
+from helpers.evaluate import perplexity
+from helpers.precision import products
+from helpers.prune import prune_model
+from helpers.tasks import task_rows
+
+VOCABULARY, LENGTH, BATCH = 8192, 256, 8
+SIZES = {"n_embd": 320, "n_layer": 6, "n_head": 5}
+STEPS, RATE, WARM_UP = 1600, 1e-3, 100  # of AdamW, a batch each
+UNSEEN = 10  # one article in so many is kept for evaluation
+SPARSITIES, SEEDS, SEQUENCES, WEB = (0.6, 0.7), 3, 32, 32
+END = "<end>"
+WAYS: dict[str, dict[str, Any]] = {
+    name: {"method": name, "passes": 2} for name in ("wanda", "sparsegpt", "admm-grad")
+} | {
+    f"{base}, {budget}": {"method": "best", "base": base, "budget": budget}
+    for base, budgets in {
+        "wanda": ["balanced"],
+        "sparsegpt": ["balanced"],
+        "admm-grad": ["fast", "balanced"],
+    }.items()
+    for budget in budgets
+}
+
+
+def measure(quick: bool = False) -> dict[str, Any]:
+    """Perplexity on two texts, and seconds, of each way to prune; a row for each of them."""
+    learned, unseen = texts()
+    ways, sequences = WAYS, SEQUENCES
+    if quick:
+        learned, unseen, sequences = learned[:100], unseen[:5], 4
+        ways = {name: how for name, how in WAYS.items() if name in ("admm-grad", "admm-grad, fast")}
+    tokenizer = trained_tokenizer(learned)
+    model = trained_model(joined(tokenizer, learned), steps=2 if quick else STEPS)
+    unseen_tokens = joined(tokenizer, unseen)
+    rows = []
+    for seed in range(1 if quick else SEEDS):
+        needed = WEB + windows_of("balanced", sequences)
+        windows = calibration_tokens(
+            "embedded", tokenizer, sequences=needed, length=LENGTH, seed=seed
+        )
+        web, text = windows[:WEB], windows[WEB:]
+
+        def measured(network: nn.Module, web: Tensor = web) -> dict[str, float]:
+            found = {"wiki": unseen_tokens, "web": web.flatten()}
+            return {name: perplexity(network, t, length=LENGTH) for name, t in found.items()}
+
+        rows.append({"way": "dense", "sparsity": 0.0, "seed": seed, **measured(model)})
+        for sparsity in SPARSITIES[:1] if quick else SPARSITIES:
+            for way, how in ways.items():
+                network = copy.deepcopy(model)
+                own = windows_of(how.get("budget", "fast"), sequences)
+                asked = dict(sparsity=sparsity, precision="float32", **how)
+                seconds = once(lambda: prune_model(network, text[:own], **asked))  # noqa: B023
+                rows.append({"way": way, "sparsity": sparsity, "seed": seed, "seconds": seconds}
+                            | measured(network))  # fmt: skip
+    layers = sum(p.numel() for p in model.transformer.h.parameters())
+    return {"runs": rows, "layers": layers, "tokens": STEPS * BATCH * LENGTH}
+
+
+def texts() -> tuple[list[str], list[str]]:
+    """What the model learns from, and the articles on which it is measured."""
+    articles = wiki_articles()
+    learned = [text for index, text in enumerate(articles) if index % UNSEEN]
+    learned += sorted({row["passage"] for row in task_rows("boolq")})
+    for row in task_rows("hellaswag"):
+        ending = row["endings"][int(row["label"])]
+        learned.append(f"{row['ctx_a']} {row['ctx_b']}".strip() + f" {ending}")
+    return learned, articles[::UNSEEN]
+
+
+def trained_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of these documents."""
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(documents, VOCABULARY, special_tokens=[END], show_progress=False)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=END)
+
+
+def joined(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> Tensor:
+    """Tokens of all documents, each with an end, int64 (tokens,)."""
+    encoded = tokenizer(documents)["input_ids"]
+    return torch.tensor([token for ids in encoded for token in (*ids, tokenizer.eos_token_id)])
+
+
+def trained_model(tokens: Tensor, steps: int) -> GPT2LMHeadModel:
+    """A GPT-2 that has learned to predict a text (tokens,), from windows drawn at random."""
+    config = GPT2Config(vocab_size=VOCABULARY, n_positions=LENGTH, bos_token_id=0, eos_token_id=0,
+                        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **SIZES)  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(config)
+    draw = torch.Generator().manual_seed(0)
+    optimiser = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.95), weight_decay=0.1)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_at(step, steps))
+    for _ in range(steps):
+        starts = torch.randint(len(tokens) - LENGTH, (BATCH,), generator=draw)
+        batch = torch.stack([tokens[at : at + LENGTH] for at in starts])
+        with products("auto", model.device):
+            logits = model(input_ids=batch).logits[:, :-1].flatten(0, 1)
+        loss = nn.functional.cross_entropy(logits.float(), batch[:, 1:].flatten())
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        rate.step()
+    return model.eval().requires_grad_(False)
+
+
+def rate_at(step: int, steps: int) -> float:
+    """A linear warm-up, then a cosine to zero."""
+    return min(1.0, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def closed(runs: pd.DataFrame, way: str, text: str) -> float:
+    """The share of ln(perplexity / dense) after ADMM-Grad that is gone, mean over seeds.
+
+    runs: those at one sparsity, and of the dense model.
+    """
+    found = np.log(runs.pivot(index="seed", columns="way", values=text))
+    gap = found["admm-grad"] - found["dense"]
+    return float(((found["admm-grad"] - found[way]) / gap).mean())
