@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,16 @@ class Call:
     kwargs: dict[str, Any]
     rest: tuple[Any, ...] | None = None
     inputs: tuple[tuple[str, ...], ...] = ()
+
+    def groups(self, layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """For each of these layers, those of them that read its input, itself among them."""
+        layers = list(layers)
+        # an expert that the recorded batch has not reached is a group of its own
+        groups = {layer: (layer,) for layer in layers}
+        for group in self.inputs:
+            some = tuple(layer for layer in group if layer in groups)
+            groups |= dict.fromkeys(some, some)
+        return groups
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,7 @@ def one_pass(
     Raises UnsupportedModel if a layer saw no input or batches do not run the same way, NonFinite.
     """
     layers = find_layers(block, name)
-    groups = {layer: group for group in call.inputs for layer in group}
-    # an expert that the recorded batch has not reached is a group of its own
-    groups |= {layer: (layer,) for layer in layers if layer not in groups}
+    groups = call.groups(layers)
     dense, grams, seconds = set(layers), {}, 0.0
 
     def arrive(layer: str, inputs: Tensor) -> None:

@@ -55,29 +55,25 @@ def layer_grams(
     input, NonFinite, naming the layer.
     """
     layers, seconds = layers or find_layers(block, name), 0.0
-    grams: dict[str, Gram] = {}
-    adder: dict[str, str] = {}  # the layer that adds this layer's input: itself, or one before it
-    seen: list[tuple[str, Tensor]] = []  # the inputs of this batch
+    groups = call.groups(layers)
+    grams: dict[tuple[str, ...], Gram] = {}
+    given: dict[tuple[str, ...], Tensor] = {}  # the input of each group in this batch
 
     def add(reader: str, layer: nn.Module, inputs: Tensor) -> None:
         nonlocal seconds
         started = time.perf_counter()
-        # A family need not be known: layers share an input if they are given the very same tensor.
-        # Equal addresses would not prove it, as freed memory is reused by the next tensor
-        twin = next((other for other, tensor in seen if tensor is inputs), None)
-        seen.append((reader, inputs))
-        if reader not in adder:
-            adder[reader] = twin or reader
-            width, device = read_weight(layer).shape[1], layer.weight.device
-            grams[reader] = grams[twin] if twin else Gram(width, device)
+        group = groups[reader]
+        if reader == group[0]:
+            if group not in grams:
+                grams[group] = Gram(read_weight(layer).shape[1], layer.weight.device)
+            grams[group].add(inputs)
+            given[group] = inputs
         # a Gram that two layers share would otherwise miss, or count twice, one layer's rows
-        if adder[reader] != (twin or reader):
+        elif given.get(group) is not inputs:
             raise UnsupportedModel(
-                f"{name} {reader} shares its input with {adder[reader]} in some batches but not in "
+                f"{name} {reader} shares its input with {group[0]} in some batches but not in "
                 "others: this model is not supported, choose another"
             )
-        if twin is None:
-            grams[reader].add(inputs)
         seconds += time.perf_counter() - started
 
     def hook(reader: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -89,12 +85,12 @@ def layer_grams(
             stack.enter_context(layer.register_forward_pre_hook(hook(reader)))
         # views of the stream, of equal size, since the batch divides the number of sequences
         for rows in stream.split(batch):
-            seen.clear()  # frees the inputs of the batch before
+            given.clear()  # frees the inputs of the batch before
             # the output is dropped: the block still has its dense weights
             run_block(block, rows.to(device_of(block)), call)
     for reader in layers:
-        check_measured(grams.get(reader), name, reader)
-    return grams, seconds
+        check_measured(grams.get(groups[reader]), name, reader)
+    return {reader: grams[groups[reader]] for reader in layers}, seconds
 
 
 def layer_gram(

@@ -161,22 +161,30 @@ class Pair(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("run", "words"),
+    ("run", "words", "inputs"),
     [
-        # shared in the first batch only
+        # shared in the batch that was recorded, but not in the second
         (lambda pair, x: pair.one(x) + pair.two(x if pair.calls == 1 else 2 * x),
-         ["block two shares its input with one"]),
+         ["block two shares its input with one"], (("one", "two"),)),
         # experts without tokens: not called, or called with no rows
-        (lambda pair, x: pair.one(x), ["block two", "more calibration text"]),
-        (lambda pair, x: pair.one(x) + pair.two(x[:0]).sum(), ["block two", "calibration tokens"]),
+        (lambda pair, x: pair.one(x), ["block two", "more calibration text"], ()),
+        (lambda pair, x: pair.one(x) + pair.two(x[:0]).sum(),
+         ["block two", "calibration tokens"], ()),
     ],
     ids=["shared", "idle", "empty"],
 )  # fmt: skip
 def test_a_layer_whose_inputs_are_not_known_is_named(
-    run: Callable, words: list[str], one_line_error
+    run: Callable, words: list[str], inputs: tuple, one_line_error
 ) -> None:
+    call = cap.Call((), {}, inputs=inputs)
     with one_line_error(UnsupportedModel, *words):
-        replay.layer_grams(Pair(run), torch.randn(4, 5, 8), cap.Call((), {}), 2)
+        replay.layer_grams(Pair(run), torch.randn(4, 5, 8), call, 2)
+
+
+def test_the_layers_that_read_one_input() -> None:
+    call = cap.Call((), {}, inputs=(("q", "k", "v"), ("o",)))
+    together = ("q", "v")
+    assert call.groups(["q", "v", "up"]) == {"q": together, "v": together, "up": ("up",)}
 
 
 def test_bad_numbers_name_the_layer_or_the_block(one_line_error) -> None:
