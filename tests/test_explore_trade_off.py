@@ -17,7 +17,7 @@ def test_it_shows_what_a_target_costs_and_brings() -> None:
     explorer = trade_off_explorer(RUNS)
     assert "lowest perplexity 30.0, admm-grad, guide + distil (64)" in explorer.view.caption
     ax = explorer.figure.axes[0]
-    assert ax.get_ylabel() == "perplexity at 60 %" and ax.get_xlabel().startswith("seconds")
+    assert ax.get_ylabel() == "perplexity at 60 %" and ax.get_xlabel().startswith("seconds / ADMM")
     # closed at 60 %: ln(80 / 30) / ln(80 / 20)
     assert "70.75" in explorer.view.markup and "70 %" not in explorer.view.markup
     explorer.controls["target"].value = "70 %"
