@@ -202,9 +202,9 @@ def usual_ways(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def beyond_figure(records: Iterable[Record]) -> Figure | None:
-    """Perplexity at 60 % against seconds of pruning and repair over those of ADMM-Grad, log axes: from
-    each way to prune the layers, an open marker, a line leads to its repairs, with the windows that
-    they were trained on; a dashed line is the dense model. Lower and further left is better.
+    """Perplexity at 60 % against seconds of pruning and repair over those of ADMM-Grad, log axes:
+    from each way to prune the layers, an open marker, a line leads to its repairs, with the windows
+    that they were trained on; a dashed line is the dense model. Lower and further left is better.
 
     Points are means over seeds, whiskers the range, of the first model's runs in the usual setting;
     at the least target if there is none at 60 %. None without runs of notebook 08.
