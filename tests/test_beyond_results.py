@@ -39,6 +39,7 @@ def test_a_way_is_named_in_the_order_of_what_was_done() -> None:
     assert way_name(guided) == "wanda, guide"
     assert way_name(guided | {"guide_sequences": 2}) == "wanda, guide (2)"
     assert way_name(guided | {"passes": 1}) == "wanda, guide, one pass"
+    assert way_name({"method": "wanda", "precision": "bfloat16"}) == "wanda, bfloat16"
 
 
 def test_rows_are_ways_and_columns_targets() -> None:

@@ -22,7 +22,7 @@ BASE = "admm-grad"  # with uniform sparsities and no options: what every way is 
 TARGET = "60 %"  # of the figure
 # what makes a way, beside the method and its options; in the order of the notebook
 PLAIN = {"allocation": "uniform", "guide_sequences": 4, "passes": 2, "block_steps": "",
-         "repair": "", "repair_windows": 0}  # fmt: skip
+         "repair": "", "repair_windows": 0, "precision": "float32"}  # fmt: skip
 # "stem" is the way without its repair, and "windows" those of the repair, 0 without one
 COLUMNS = ("way", "stem", "repair", "windows", "order", "method", "target", "seed", "machine",
            "usual")  # fmt: skip
@@ -43,6 +43,8 @@ def way_name(asked: Mapping[str, Any], *, repaired: bool = True) -> str:
         name += f" ({asked['guide_sequences']})"
     if asked["passes"] == 1:
         name += ", one pass"
+    if asked["precision"] != PLAIN["precision"]:
+        name += f", {asked['precision']}"
     if asked["block_steps"]:
         name += f" + {asked['block_steps']}"
     if repaired and asked["repair"]:
