@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from helpers.errors import BadParameter, UnknownModel, UnsupportedModel
 from helpers.machine import checkpoint_memory, estimate, machine_named, missing, this_machine
-from helpers.machine.estimates import flop, memory_needed, shape_of
+from helpers.machine.estimates import flop, in_steps, memory_needed, shape_of
 from helpers.models import find_blocks, find_layers, read_weight
 from helpers.paths import reference_dir, replace_file, root
 from helpers.records import read_records
@@ -121,6 +121,20 @@ def test_a_repair_takes_three_models_and_its_steps() -> None:
     once = flop(asked | {"passes": 1})[0]  # without a pass over the text of the layers
     assert passes[2] - once == 8 * 512 * (2 * layers + 30 * 4 * 512 * 576)
     assert memory[2] - memory[1] == 17 * layers + 12 * 512 * 49152
+
+
+def test_a_recipe_takes_what_its_steps_take() -> None:
+    machine = machine_named("v100")
+    small = dict(model="embedded", dtype="float32", sequences=32, length=512, windows=16)
+    spelled = parameters(**small, passes=1, precision="auto", allocation="guide",
+                         guide_sequences=4, repair="all", repair_windows=64)  # fmt: skip
+    assert estimate(parameters(**small, method="best"), machine) == estimate(spelled, machine)
+    fast = parameters(**small, method="best", options={"budget": "fast", "base": "wanda"})
+    steps = {"method": "wanda", "repair": "", "repair_windows": 0, "guide_sequences": 2}
+    assert estimate(fast, machine) == estimate(spelled | steps, machine)
+    assert "allocation" not in in_steps(parameters()), "not a recipe"
+    grouped = in_steps(parameters(method="best", pattern="2:4", sparsity=None))
+    assert grouped["allocation"] == "uniform"
 
 
 def test_what_costs_more() -> None:

@@ -194,6 +194,7 @@ def estimate(parameters: Mapping[str, Any], machine: Machine) -> Estimate:
     names = set(parameters)
     if not ({"model", "method", "sequences", "length"} <= names and names & {"windows", "tasks"}):
         raise BadParameter("only a run that prunes and evaluates a model can be estimated")
+    parameters = in_steps(parameters)
     memory, host = memory_needed(parameters, gpu=machine.gpu)
     passes, products = flop(parameters)
     dtype, precision = parameters.get("dtype", "float32"), parameters.get("precision", "float32")
@@ -204,6 +205,24 @@ def estimate(parameters: Mapping[str, Any], machine: Machine) -> Estimate:
         rate = lower if precision == "bfloat16" or lower > rate / 0.8 else rate
     seconds = passes / rate + products / machine.flops["float32"]
     return Estimate(memory, host, sum(downloads(parameters).values()), seconds)
+
+
+def in_steps(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recipe's parameters as those of the steps that it takes; others as they are."""
+    if parameters["method"] in ("dense", *COPIES):
+        return parameters
+    from helpers.beyond.recipe import BUDGETS, USUAL  # here, because they load torch
+    from helpers.methods import RECIPES
+
+    if parameters["method"] not in RECIPES:
+        return parameters
+    options = dict(parameters.get("options") or {})
+    spend = BUDGETS[check_choice("budget", options.pop("budget", USUAL), BUDGETS)]
+    grouped = parameters.get("pattern", "unstructured") != "unstructured"
+    steps = {"method": options.pop("base", "admm-grad"), "options": options,
+             "allocation": "uniform" if grouped else "guide", "guide_sequences": spend.guide,
+             "repair": "all" if spend.repair else "", "repair_windows": spend.repair}  # fmt: skip
+    return {"passes": 1, "precision": "auto", **parameters, **steps}
 
 
 def flop(parameters: Mapping[str, Any]) -> tuple[float, float]:
@@ -227,15 +246,17 @@ def flop(parameters: Mapping[str, Any]) -> tuple[float, float]:
             text = texts.get(parameters["evaluation"], texts["embedded"])  # a file is not opened
             tokens = window * (parameters["windows"] or text // window)
             evaluation += passes(tokens, window) + tokens * head
-    if "repair_windows" in parameters:  # three models are evaluated, on calibration text too
+    if "repair_windows" in parameters:
         length = parameters["length"]
         # a step is a pass of each model and one backwards, which is worth two; looks at the
         # held-out windows are three, of both models, at four windows
         steps = 4 * parameters["repair_windows"] + 24 if parameters["repair"] else 0
         guiding = {"guide": "guide_sequences", "fisher": "sequences"}.get(parameters["allocation"])
         steps += 3 * parameters[guiding] if guiding else 0
-        tokens = (3 * parameters["web_windows"] + steps) * length
-        evaluation = 3 * evaluation + passes(tokens, length) + tokens * head
+        if "web_windows" in parameters:  # three models are evaluated, on calibration text too
+            evaluation *= 3
+            steps += 3 * parameters["web_windows"]
+        evaluation += passes(steps * length, length) + steps * length * head
     if method in ("dense", "magnitude"):
         return evaluation, 0.0
 
@@ -290,8 +311,10 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
             grams + max(28 * d_out * d_in + 12 * d_in**2 for d_out, d_in in shape.layers),
         ]
     model = shape.parameters * size
-    if "repair_windows" in parameters:  # the dense model and a copy of the pruned one stay
+    if "web_windows" in parameters:  # the dense model and a copy of the pruned one stay
         model *= 3
+    elif parameters.get("repair"):
+        model *= 2
     if parameters.get("repair"):  # a mask, a gradient, Adam's two moments, the best values; logits
         model += 17 * shape.blocks * shape.block_weights + 12 * parameters["length"] * shape.vocab
     if gpu:
