@@ -131,17 +131,38 @@ def test_figure() -> None:
     figure = plots.figures(RUNS)["beyond"]
     (ax,) = figure.axes
     points = {(round(x, 6), y) for line in ax.lines for x, y in zip(*line.get_data(), strict=True)}
-    assert {(1, 84.0), (4, 42.0), (1.3, 60.0), (0.8, 120.0), (4, 50.0), (1.6, 70.0)} <= points
+    assert {(1, 84.0), (4, 42.0), (1.3, 60.0), (0.8, 120.0), (4, 50.0)} <= points
+    assert (1.6, 70.0) not in points  # a step alone, in the other figure
     assert (4, 45.0) not in points  # of 2:4
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     texts = [text.get_text() for text in ax.findobj(Text)]
     assert {"8", "64", "dense 20.0", "ADMM-Grad", "ADMM-Grad, owl"} <= set(texts)
     open_markers = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
-    assert len(open_markers) == 4, "the layers alone"
+    assert len(open_markers) == 3, "the layers alone"
     assert 60 < len(figure_alt("beyond")) < 300 and "open marker" in figure_alt("beyond")
     # without 60 % the least target there is
     assert "50 %" in beyond_figure([repaired("wanda", "50 %", 30.0)]).axes[0].get_ylabel()
     assert beyond_figure([pruned("wanda", "50 %", 30.0)]) is None
+
+
+def test_figure_of_the_steps() -> None:
+    other = repaired("admm-grad", "60 %", 60.0, seed=0, block_steps="compensate")
+    figure = plots.figures([*RUNS, other])["beyond_steps"]
+    (ax,) = figure.axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == [
+        "SparseGPT",
+        "ADMM-Grad, owl",
+        "ADMM-Grad + refine",
+        "ADMM-Grad + compensate",
+    ]
+    wiki, web, _ = ax.lines
+    # ln(80 / 60) / ln(80 / 20), on web text of twice as many
+    assert wiki.get_xdata()[3] == web.get_xdata()[3] == pytest.approx(100 * math.log(4 / 3, 4))
+    assert wiki.get_xdata()[0] < 0
+    texts = [text.get_text() for text in ax.findobj(Text)]
+    assert {"0.8 ×", "1.6 ×", "1.1 ×"} <= set(texts)
+    assert 60 < len(figure_alt("beyond_steps")) < 300
+    assert "beyond_steps" not in plots.figures(RUNS[:3])
 
 
 # ------------------------------------------------------------------ claims

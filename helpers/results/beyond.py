@@ -19,7 +19,8 @@ from helpers.results.frame import Record
 
 NOTEBOOK = "08_beyond_the_paper"
 BASE = "admm-grad"  # with uniform sparsities and no options: what every way is compared with
-TARGET = "60 %"  # of the figure
+TARGET = "60 %"  # of the figures
+GUIDE = ", guide"  # in the name of a way whose zeros were shared out by the guide
 # what makes a way, beside the method and its options; in the order of the notebook
 PLAIN = {"allocation": "uniform", "guide_sequences": 4, "passes": 2, "block_steps": "",
          "repair": "", "repair_windows": 0, "precision": "float32"}  # fmt: skip
@@ -117,10 +118,14 @@ def way_frame(records: Iterable[Record]) -> pd.DataFrame:
             })  # fmt: skip
     table = pd.DataFrame(rows, columns=[*COLUMNS, *NUMBERS])
     table = table.astype(dict.fromkeys(NUMBERS, float) | {"usual": bool})
-    plain = table[table["way"] == BASE].groupby(["target", "seed"])["perplexity"].mean()
-    before = table.join(plain.rename("before"), on=["target", "seed"])["before"]
-    before = before.where(table["usual"])
-    table["closed"] = np.log(before / table["perplexity"]) / np.log(before / table["dense"])
+    plain = table[table["way"] == BASE].groupby(["target", "seed"])[["perplexity", "web"]].mean()
+    base = table[["target", "seed"]].join(plain, on=["target", "seed"]).where(table["usual"])
+    for number, dense, closed in (
+        ("perplexity", "dense", "closed"),
+        ("web", "dense_web", "closed_web"),
+    ):
+        gap = np.log(base[number] / table[dense])
+        table[closed] = np.log(base[number] / table[number]) / gap
     spent = table.groupby(["target", "machine"])["admm_seconds"].transform("median")
     own = table["admm_seconds"].fillna(spent)
     return table.assign(admm_seconds=own, times=table["seconds"] / own)
@@ -209,13 +214,17 @@ def beyond_figure(records: Iterable[Record]) -> Figure | None:
     that they were trained on; a dashed line is the dense model. Lower and further left is better.
 
     Points are means over seeds, whiskers the range, of the first model's runs in the usual setting;
-    at the least target if there is none at 60 %. None without runs of notebook 08.
+    at the least target if there is none at 60 %. Steps without a guide and a repair are in
+    `steps_figure`. None without runs of notebook 08.
     """
     ways = usual_ways(records)
-    if ways.empty:
-        return None
+    return None if ways.empty else trade_off_figure(ways, _shown_target(ways))
+
+
+def _shown_target(ways: pd.DataFrame) -> str:
+    """TARGET, or the least of those there are."""
     targets = sorted(set(ways["target"]), key=frame.column_key)
-    return trade_off_figure(ways, TARGET if TARGET in targets else targets[0])
+    return TARGET if TARGET in targets else targets[0]
 
 
 def trade_off_figure(
@@ -227,6 +236,9 @@ def trade_off_figure(
     which a run knows of its last step only.
     """
     ways = ways[(ways["target"] == target) & ways[against].notna()]
+    shown = ways.groupby("stem")["repair"].transform("any") | (ways["way"] == BASE)
+    shown |= ways["stem"].str.contains(GUIDE)
+    ways = ways[shown] if shown.any() else ways
     points = cells_of(ways, number).droplevel("target")
     points["x"] = ways.groupby("way")[against].mean()
     figure, ax = style.new_figure(size=(7.0, 4.6))
@@ -247,6 +259,41 @@ def trade_off_figure(
                 text = f"{windows}" if repair == "all" else f"{repair} {windows}"
                 style.offset_text(ax, text, place, (6, 4), fontsize=9, color=look["color"])
     _finish_trade_off(ax, ways, target, number, against)
+    return figure
+
+
+def steps_figure(records: Iterable[Record]) -> Figure | None:
+    """What each step closes of the gap that ADMM-Grad leaves at 60 %, without a repair: filled
+    markers on Wikipedia, open ones on web text, at the right the seconds over those of ADMM-Grad.
+    Further right is better, and left of zero a step does harm.
+
+    Points are means over seeds, whiskers the range; as in `beyond_figure`. None without such runs.
+    """
+    ways = usual_ways(records)
+    if ways.empty:
+        return None
+    target = _shown_target(ways)
+    ways = ways[(ways["target"] == target) & (ways["repair"] == "") & (ways["way"] != BASE)]
+    found = {name: cells_of(ways, name).droplevel("target") for name in ("closed", "closed_web")}
+    order = list(found["closed"].sort_values("mean").index)
+    if not order:
+        return None
+    times = ways.groupby("way")["times"].median()
+    figure, ax = style.new_figure(size=(7.0, 1.2 + 0.3 * len(order)))
+    looks = (("on Wikipedia", style.ADMM[0]), ("on web text", "white"))
+    for cells, (label, fill) in zip(found.values(), looks, strict=True):
+        rows = 100 * cells.reindex(order)[["mean", "min", "max"]]
+        ax.hlines(range(len(order)), rows["min"], rows["max"], color=style.ADMM[0], alpha=0.5)
+        look = {"linestyle": "none", "marker": "o", "color": style.ADMM[0], "mfc": fill}
+        ax.plot(rows["mean"], range(len(order)), label=label, **look)
+    ax.axvline(0, color=style.DENSE, linewidth=1)
+    ax.set_yticks(range(len(order)), [style.in_words(way) for way in order])
+    for row, way in enumerate(order):
+        if not np.isnan(times[way]):
+            style.offset_text(ax, f"{times[way]:.2g} ×", (1, row), (4, -3), fontsize=9,
+                              xycoords=("axes fraction", "data"))  # fmt: skip
+    place = {"fontsize": 9, "loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2}
+    style.finish(ax, legend=place, xlabel=f"closed of the gap at {target} (%)")
     return figure
 
 

@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from helpers.paths import replace_file
 from helpers.results import frame, style
-from helpers.results.beyond import beyond_figure
+from helpers.results.beyond import beyond_figure, steps_figure
 from helpers.results.frame import PRUNE_PARTS, TASK_NAMES, Record
 from helpers.results.pictures import errors_by_block
 from helpers.results.study_plots import update_median_figure, weight_update_figure
@@ -425,6 +425,7 @@ FIGURES: dict[str, Callable[[list[Record]], Figure | None]] = {
     "variants": variant_figure,
     "zero_shot": zero_shot_figure,
     "beyond": beyond_figure,
+    "beyond_steps": steps_figure,
 }
 # drawn from the series of the same name
 SERIES_FIGURES = {

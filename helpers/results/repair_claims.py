@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from helpers.results import tables
-from helpers.results.beyond import BASE, TARGET, way_frame
+from helpers.results.beyond import BASE, GUIDE, TARGET, way_frame
 from helpers.results.outcome import FAILS, OPEN, Claim, Outcome, between, untested
 
 SEEDS = 3  # at TARGET; fewer decide nothing
 STEPS = 64  # of the repair, a window each: the budget "balanced"
-GUIDE = ", guide"  # of a way whose zeros were shared out by the guide
 ONCE = ", one pass"  # of the text through each block, as in the recipe
 
 
