@@ -141,7 +141,9 @@ def test_figure() -> None:
     assert len(open_markers) == 3, "the layers alone"
     assert 60 < len(figure_alt("beyond")) < 300 and "open marker" in figure_alt("beyond")
     # without 60 % the least target there is
-    assert "50 %" in beyond_figure([repaired("wanda", "50 %", 30.0)]).axes[0].get_ylabel()
+    (ax,) = beyond_figure([repaired("wanda", "50 %", 30.0)]).axes
+    assert "50 %" in ax.get_ylabel() and ax.get_xlabel().startswith("seconds to prune")
+    assert ax.lines[0].get_xydata().tolist() == [[100.0, 30.0]]  # nothing to compare with
     assert beyond_figure([pruned("wanda", "50 %", 30.0)]) is None
 
 

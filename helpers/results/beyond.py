@@ -215,10 +215,15 @@ def beyond_figure(records: Iterable[Record]) -> Figure | None:
 
     Points are means over seeds, whiskers the range, of the first model's runs in the usual setting;
     at the least target if there is none at 60 %. Steps without a guide and a repair are in
-    `steps_figure`. None without runs of notebook 08.
+    `steps_figure`. Without a run of ADMM-Grad's the seconds are given as they are. None without
+    runs of notebook 08.
     """
     ways = usual_ways(records)
-    return None if ways.empty else trade_off_figure(ways, _shown_target(ways))
+    if ways.empty:
+        return None
+    target = _shown_target(ways)
+    compared = ways.loc[ways["target"] == target, "times"].notna().any()
+    return trade_off_figure(ways, target, against="times" if compared else "seconds")
 
 
 def _shown_target(ways: pd.DataFrame) -> str:
@@ -232,8 +237,8 @@ def trade_off_figure(
 ) -> Figure:
     """`beyond_figure` at any target.
 
-    Args: ways, those of `usual_ways`; number, "perplexity" or "web"; against, "times" or "memory",
-    which a run knows of its last step only.
+    Args: ways, those of `usual_ways`; number, "perplexity" or "web"; against, "times", "seconds" or
+    "memory", which a run knows of its last step only.
     """
     ways = ways[(ways["target"] == target) & ways[against].notna()]
     shown = ways.groupby("stem")["repair"].transform("any") | (ways["way"] == BASE)
@@ -299,7 +304,8 @@ def steps_figure(records: Iterable[Record]) -> Figure | None:
 
 def _finish_trade_off(ax: Any, ways: pd.DataFrame, target: str, number: str, against: str) -> None:
     """The axes of a trade-off, and the line of the dense model."""
-    xlabel = {"times": "seconds / ADMM-Grad's", "memory": "peak memory (GB)"}[against]
+    xlabel = {"times": "seconds / ADMM-Grad's", "seconds": "seconds to prune and to repair",
+              "memory": "peak memory (GB)"}[against]  # fmt: skip
     text = {"perplexity": "", "web": " on web text"}[number]
     style.finish(ax, log="xy", plain=True, wide=True, ylabel=f"perplexity{text} at {target}",
                  xlabel=f"{xlabel} (numbers: windows trained on)",
