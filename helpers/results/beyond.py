@@ -195,8 +195,8 @@ def tables_of(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
         f"{where} Closed: the share of ln(perplexity / dense) after plain ADMM-Grad, same seed and "
         "target, that is gone. Seconds: pruning and repair over those of ADMM-Grad's layers with "
         "two passes, in the same run if it prunes so, else in runs on the same kind of machine; "
-        "medians. Peak memory is the process's, "
-        "with the evaluation, the dense model and a copy of the pruned one."
+        "medians. Peak memory is the process's, with the evaluation, the dense model and a copy of "
+        "the pruned one."
     )
     yield "gain", note, gain_table(ways)
 
