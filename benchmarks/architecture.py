@@ -22,7 +22,7 @@ from benchmarks.timing import once
 from helpers.beyond.recipe import windows_of
 from helpers.corpora import calibration_tokens, wiki_articles
 from helpers.evaluate import perplexity
-from helpers.precision import products
+from helpers.precision import chosen_precision, products
 from helpers.prune import prune_model
 from helpers.tasks import task_rows
 
@@ -114,10 +114,11 @@ def trained_model(tokens: Tensor, steps: int) -> GPT2LMHeadModel:
     draw = torch.Generator().manual_seed(0)
     optimiser = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.95), weight_decay=0.1)
     rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_at(step, steps))
+    precision = chosen_precision("auto", model.device)
     for _ in range(steps):
         starts = torch.randint(len(tokens) - LENGTH, (BATCH,), generator=draw)
         batch = torch.stack([tokens[at : at + LENGTH] for at in starts])
-        with products("auto", model.device):
+        with products(precision, model.device):
             logits = model(input_ids=batch).logits[:, :-1].flatten(0, 1)
         loss = nn.functional.cross_entropy(logits.float(), batch[:, 1:].flatten())
         loss.backward()

@@ -214,11 +214,11 @@ def architecture_report(result: Result) -> list[str]:
     seeds = runs["seed"].nunique()
     text = [
         f"A GPT-2 with {result['layers']:,} parameters in its blocks, trained here on "
-        f"{result['tokens']:,} tokens of Wikipedia and of task texts, in the place of the embedded "
+        f"{result['tokens']:,} tokens of Wikipedia and of task texts, in place of the embedded "
         "Llama: nothing of the recipe was chosen on it. Perplexity on Wikipedia articles that it "
         f"has not seen, and on C4 text; means of {seeds} draws of the calibration text, ± half "
         "their range. Closed: the share of ln(perplexity / dense) after ADMM-Grad that is gone. "
-        "Seconds are those of ADMM-Grad with two passes in the same draw; medians.",
+        "Seconds are relative to those of ADMM-Grad with two passes in the same draw; medians.",
     ]
     dense = runs[runs["sparsity"] == 0]
     for sparsity, pruned in runs[runs["sparsity"] > 0].groupby("sparsity"):

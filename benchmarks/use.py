@@ -1,7 +1,7 @@
 """What zeros buy: bytes by way of storing, and tokens a second by way of multiplying.
 
-OpenVINO is measured where it is installed (`pip install openvino`): once as it is, and once with
-the layers' weights in int8 and stored without their zeros, if the processor has what it needs.
+OpenVINO is measured where it is installed (`pip install openvino nncf`): as it is, with the layers'
+weights in int8, and with those stored without their zeros, if the processor has what it needs.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from helpers.corpora import calibration_tokens
 from helpers.models import load_model
 from helpers.prune import prune_model
 from helpers.share import storage_report, tokens_per_second, with_products
+from helpers.share.speed import has_semi_structured
 
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9)
 PREFILL, NEW = 256, 16
@@ -40,8 +41,8 @@ def measure(quick: bool = False) -> dict[str, Any]:
         sizes.append({"sparsity": sparsity, "share": report["share"].to_dict(),
                       "dense": int(report["bytes"].iloc[0])})  # fmt: skip
         speeds += [{"sparsity": sparsity, **row} for row in _speeds(model, tokens)]
-    if device == "cuda":
-        model, tokens = _problem(quick, device)
+    if has_semi_structured(torch.device(device)):
+        model, tokens = _problem(False, device)
         prune_model(model.half(), method="magnitude", pattern="2:4")
         for products in ("dense", "semi-structured"):
             found = tokens_per_second(with_products(model, products), tokens, new=NEW)
@@ -52,9 +53,9 @@ def measure(quick: bool = False) -> dict[str, Any]:
 def _problem(quick: bool, device: str) -> tuple[nn.Module, torch.Tensor]:
     """A dense model and the text that it reads."""
     if quick:
-        model = random_llama(2, 64, 128, 4)
+        model = random_llama(2, 64, 128, 4, device=device)
         return model, random_tokens(model, 1, 32)
-    model, tokenizer = load_model("embedded", device=device)
+    model, tokenizer = load_model("embedded", device=device, dtype="float32")
     return model, calibration_tokens("embedded", tokenizer, sequences=1, length=PREFILL)
 
 
@@ -64,7 +65,7 @@ def _speeds(model: nn.Module, tokens: torch.Tensor) -> list[dict[str, Any]]:
         {"products": kind} | tokens_per_second(with_products(model, kind), tokens, new=NEW)
         for kind in ("dense", "csr")
     ]
-    if importlib.util.find_spec("openvino"):
+    if all(map(importlib.util.find_spec, ("openvino", "nncf"))):
         rows += _openvino(model, tokens)
     return rows
 

@@ -76,7 +76,8 @@ class PruneReport:
     `seconds` holds "total" and its parts: "forward" and "solve", and on a CPU apart from these two
     "gram" and "selection" (of masks). `batch` is the sequences in one forward pass at the end, and
     `halved` says where it had to be halved, or one pass became two, because memory ran out.
-    `repair` says what a recipe did after the layers.
+    `precision` is that of the products with the text. `repair` says what a recipe did after the
+    layers.
     """
 
     method: str
@@ -86,6 +87,7 @@ class PruneReport:
     parity: float | None = None
     batch: int | None = None
     halved: list[str] = field(default_factory=list)
+    precision: str = "float32"
     repair: dict[str, Any] | None = None
 
     @property
@@ -108,6 +110,14 @@ class PruneReport:
         """Inputs that were zero on every calibration token, summed over layers."""
         return sum(layer.dead_inputs for layer in self.layers)
 
+    @property
+    def course(self) -> dict[str, Any]:
+        """How the pruning went, for the series of a record: what of it nobody has asked for by a
+        parameter, and what a recipe has done.
+        """
+        found = {"batch": self.batch, "halved": list(self.halved), "precision": self.precision}
+        return found | ({"repair": self.repair} if self.repair else {})
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values for a record."""
         return {
@@ -117,10 +127,9 @@ class PruneReport:
             "error": self.error,
             "dead_inputs": self.dead_inputs,
             "parity": self.parity,
-            "batch": self.batch,
-            "halved": list(self.halved),
+            "repair": None,
+            **self.course,
             "seconds": dict(self.seconds),
-            "repair": self.repair,
             "layers": [dataclasses.asdict(layer) for layer in self.layers],
         }
 
@@ -205,7 +214,7 @@ class Loop:
         # the pattern is parsed once, here, and not for every layer
         self.model, self.arguments = model, {**arguments, "pattern": pattern}
         self.method = get_method(method)
-        self.report = PruneReport(method, str(pattern))
+        self.report = PruneReport(method, str(pattern), precision=precision)
         self.progress, self.importance = progress, importance
         self.before_block, self.after_block = before_block, after_block
         self.store, self.team = store or Store(), team or Team()

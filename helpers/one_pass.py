@@ -123,6 +123,8 @@ def one_pass(
             check_measured(None, name, layer)
     for one in batches:
         check_finite(f"activations after {name}", one.answer)
+    # only now: a stream of which a part has passed the block would be of no use
+    for one in batches:
         one.rows.copy_(one.answer)
 
 

@@ -6,6 +6,7 @@ Weights stay in float32, and so do the stream, the grams and all that a method d
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Iterator
@@ -21,17 +22,16 @@ PROBE_REPEATS = 8
 
 
 @contextlib.contextmanager
-def products(precision: str, device: torch.device) -> Iterator[str]:
-    """Inside, matrix products are done in a precision of PRECISIONS; yields the one chosen.
+def products(precision: str, device: torch.device) -> Iterator[None]:
+    """Inside, matrix products are done in a precision of PRECISIONS.
 
     Raises BadParameter.
     """
-    precision = chosen_precision(precision, device)
-    lower = precision == "bfloat16"
+    lower = chosen_precision(precision, device) == "bfloat16"
     # without the cache, whose copies of the weights in bfloat16 would outlive a step: all later
     # steps would see the weights of the first
     with torch.autocast(device.type, torch.bfloat16, enabled=lower, cache_enabled=False):
-        yield precision
+        yield
 
 
 def chosen_precision(precision: str, device: torch.device) -> str:
@@ -59,6 +59,7 @@ def precision_for(own: torch.dtype, precision: str, device: torch.device) -> str
     return "float32"
 
 
+@functools.cache  # so that all steps of a process take the same
 def bfloat16_is_faster(device: torch.device) -> bool:
     """Whether products in bfloat16 take less than 0.8 of the time of float32 here.
 

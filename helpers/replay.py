@@ -172,6 +172,17 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
+@contextlib.contextmanager
+def lack_of_memory_said(what: str, advice: str) -> Iterator[None]:
+    """Inside, a lack of memory raises OutOfMemory, which says where and what to do."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise OutOfMemory(f"{what}: out of memory ({first_line(error)}): {advice}") from error
+
+
 class Replay:
     """Blocks run over a stream in batches, with arguments recorded for batches of that size.
 

@@ -13,7 +13,7 @@ from helpers import precision, prune_model
 from helpers.beyond import distil as module
 from helpers.beyond import training
 from helpers.beyond.distil import distil, divergence, divergence_and_gradient
-from helpers.errors import BadParameter, CalibrationTooShort, HelpersError, NonFinite
+from helpers.errors import BadParameter, CalibrationTooShort, HelpersError, NonFinite, OutOfMemory
 
 
 def pair(family: str = "llama", sparsity: float = 0.6) -> tuple[nn.Module, nn.Module, Tensor]:
@@ -143,6 +143,27 @@ def test_a_run_that_breaks_off_leaves_the_best_weights(
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
+def test_a_lack_of_memory_says_what_is_left(monkeypatch, one_line_error) -> None:
+    model, dense, tokens = pair()
+    before = fam.snapshot(model)
+
+    def fail(*_args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore lines")
+
+    monkeypatch.setattr(module, "descend", fail)
+    with one_line_error(OutOfMemory, "repairing", "Tried to allocate 2 GiB", 'parts="norms"'):
+        distil(model, dense, tokens)
+    assert not fam.changed(model, before)
+
+
+def test_the_divergence_is_not_rounded_where_products_are() -> None:
+    logits, target = (torch.randn(1, 16, 50) for _ in range(2))
+    exact, slope = divergence_and_gradient(logits, target)
+    with precision.products("bfloat16", torch.device("cpu")):
+        found, same = divergence_and_gradient(logits, target)
+    assert found == exact and torch.equal(slope, same)
+
+
 def test_a_dense_model_that_breaks_down_is_noticed() -> None:
     model, dense, tokens = pair()
     with torch.no_grad():
@@ -209,7 +230,8 @@ def test_the_rate_rises_then_falls_to_zero() -> None:
 def test_bfloat16_is_used_where_it_is_faster(faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "bfloat16_is_faster", lambda _device: faster)
     seen = []
-    with precision.products("auto", torch.device("cpu")) as chosen:
+    chosen = precision.chosen_precision("auto", torch.device("cpu"))
+    with precision.products("auto", torch.device("cpu")):
         seen.append((torch.randn(3, 4) @ torch.randn(4, 5)).dtype)
     assert (chosen, seen) == (
         ("bfloat16", [torch.bfloat16]) if faster else ("float32", [torch.float32])

@@ -128,7 +128,12 @@ def test_a_recipe_takes_what_its_steps_take() -> None:
     small = dict(model="embedded", dtype="float32", sequences=32, length=512, windows=16)
     spelled = parameters(**small, passes=1, precision="auto", allocation="guide",
                          guide_sequences=4, repair="all", repair_windows=64)  # fmt: skip
-    assert estimate(parameters(**small, method="best"), machine) == estimate(spelled, machine)
+    best = parameters(**small, method="best")
+    assert estimate(best, machine) == estimate(spelled, machine)
+    assert memory_needed(best, gpu=True) == memory_needed(spelled, gpu=True)
+    plain = parameters(**small)  # what is trained lies on the GPU, and RAM only loads the model
+    assert memory_needed(best, gpu=True)[1] == memory_needed(plain, gpu=True)[1]
+    assert memory_needed(best, gpu=True)[0] > 2 * memory_needed(plain, gpu=True)[0]
     fast = parameters(**small, method="best", options={"budget": "fast", "base": "wanda"})
     steps = {"method": "wanda", "repair": "", "repair_windows": 0, "guide_sequences": 2}
     assert estimate(fast, machine) == estimate(spelled | steps, machine)

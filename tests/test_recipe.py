@@ -67,7 +67,8 @@ def test_what_cannot_be_done_is_refused_before_it_takes_time() -> None:
         ({"importance": {}}, "no importance"),
         ({"sparsity": {"0.mlp.up_proj": 0.5}}, "give one sparsity"),
         ({"sparsity": 1.5}, "1.5"),
-        ({"iterationz": 3}, "iterationz"),
+        ({"iterationz": 3}, "iterationz.*itself takes base and budget"),
+        ({"tokens": tokens.tolist()}, "int64 tensor"),
         ({"base": "wanda", "iterations": 3}, "iterations"),
         ({"pattern": "3:5"}, "divide"),
         ({"precision": "int8"}, "bfloat16"),
@@ -91,5 +92,7 @@ def test_the_text_that_a_method_needs(one_line_error) -> None:
         text_needed("admm-grad", 32, {"iteration": 10})
     with one_line_error(BadParameter, "budget", "balanced"):
         text_needed("best", 32, {"budget": "balance"})
+    with pytest.raises(BadParameter, match="bugdet.*takes base and budget"):
+        text_needed("best", 32, {"bugdet": "fast"})
     with one_line_error(UnknownMethod, "admm-grad"):
         text_needed("admmgrad", 32, {})

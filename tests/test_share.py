@@ -12,8 +12,9 @@ import saved
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import HTTPError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from helpers import load_masks, load_model, prune_model, read_records
 from helpers.errors import BadParameter, CheckpointError, UnsupportedModel
@@ -23,6 +24,7 @@ from helpers.share import folder as module
 from helpers.share import (
     load_gguf,
     model_card,
+    possible_products,
     push,
     rounded_to_int8,
     save_gguf,
@@ -31,7 +33,7 @@ from helpers.share import (
     tokens_per_second,
     with_products,
 )
-from helpers.share.speed import SparseLinear
+from helpers.share.speed import SparseLinear, check_products
 from helpers.share.upload import main
 
 
@@ -133,8 +135,9 @@ def test_pushing_needs_an_account_and_a_sound_folder(
         def __init__(self, endpoint: str | None) -> None:
             pass
 
-        def create_repo(self, name: str, **asked: Any) -> None:
+        def create_repo(self, name: str, **asked: Any) -> Any:
             sent["repository"] = (name, asked)
+            return type("Repository", (), {"repo_id": name if "/" in name else f"me/{name}"})
 
         def upload_folder(self, **asked: Any) -> Any:
             sent["folder"] = asked
@@ -145,6 +148,15 @@ def test_pushing_needs_an_account_and_a_sound_folder(
     assert capsys.readouterr().out == "https://hub/commit\n"
     assert sent["repository"] == ("me/model", {"private": False, "exist_ok": True})
     assert sent["folder"] == {"repo_id": "me/model", "folder_path": folder}
+    push(folder, "model")  # of the account's own
+    assert sent["folder"]["repo_id"] == "me/model"
+
+    def offline(*_args: Any, **_asked: Any) -> None:
+        raise HTTPError("no route to host")
+
+    monkeypatch.setattr(Hub, "create_repo", offline)
+    with one_line_error(BadParameter, "no route to host", "the network"):
+        push(folder, "me/model")
     (folder / "masks.safetensors").unlink()
     with one_line_error(CheckpointError, "masks.safetensors"):
         push(folder, "me/model")
@@ -195,24 +207,32 @@ def test_what_no_gguf_file_is_written_for(tmp_path: Path, one_line_error) -> Non
     words, _ = saved.save(tmp_path / "source", "llama"), None
     with one_line_error(UnsupportedModel, "BPE"):
         save_gguf(model, AutoTokenizer.from_pretrained(words), tmp_path / "model.gguf")
+    scaled, heads, longer = (copy.deepcopy(model) for _ in range(3))
+    scaled.config.rope_parameters |= {"rope_type": "llama3"}
+    heads.config.head_dim = 2 * heads.config.hidden_size // heads.config.num_attention_heads
+    longer.resize_token_embeddings(len(tokenizer) + 3)
+    for other, words in ((scaled, "llama3"), (heads, "unusual size"), (longer, "rows")):
+        with one_line_error(UnsupportedModel, words):
+            save_gguf(other, tokenizer, tmp_path / "model.gguf")
     assert not list(tmp_path.glob("*.gguf*")) and not list(tmp_path.glob(".*"))
 
 
 # ---------------------------------------------------------------- sizes
 
 
-def test_sizes_by_hand() -> None:
-    model = fam.build("llama-tied")
+@pytest.mark.parametrize("family", ["llama-tied", "gpt2"])  # GPT-2 stores (d_in, d_out)
+def test_sizes_by_hand(family: str) -> None:
+    model = fam.build(family)
     prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.5)
-    layers = [layer.weight for layer in model_layers(model).values()]
+    layers = [fam.matrix_of(layer) for layer in model_layers(model).values()]
     weights, outputs = sum(w.numel() for w in layers), sum(len(w) for w in layers)
     kept = sum(int((w != 0).sum()) for w in layers)
     other = 2 * (sum(p.numel() for p in model.parameters()) - weights)
     found = storage_report(model)["bytes"]
     assert found["float16"] == other + 2 * weights
     assert found["mask + float16"] == other + weights // 8 + 2 * kept
-    assert found["int8"] == other + weights + 2 * outputs
-    assert found["mask + int8"] == other + weights // 8 + kept + 2 * outputs
+    assert found["int8"] == other + weights + 4 * outputs
+    assert found["mask + int8"] == other + weights // 8 + kept + 4 * outputs
     for way in ("float16", "int8"):
         assert found[f"{way}, zstd"] < found[way], "it finds the zeros"
     assert storage_report(model)["share"].iloc[0] == 1
@@ -253,6 +273,23 @@ def test_sparse_products_give_the_same_answers(family: str) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_products_of_two_of_four_are_for_such_weights(monkeypatch, one_line_error) -> None:
+    monkeypatch.setattr("helpers.share.speed.has_semi_structured", lambda _device: True)
+    model = fam.build()
+    with one_line_error(BadParameter, "need float16"):
+        check_products(model, "semi-structured")
+    with one_line_error(BadParameter, "multiples of 32"):
+        check_products(model.half(), "semi-structured")
+    sizes = dict(hidden_size=64, intermediate_size=128, num_attention_heads=2)
+    whole = LlamaForCausalLM(LlamaConfig(vocab_size=99, num_hidden_layers=1, **sizes))
+    prune_model(whole, method="magnitude", pattern="2:4")
+    check_products(whole.half(), "semi-structured")
+    with torch.no_grad():
+        whole.model.layers[0].mlp.down_proj.weight[3, :3] = 1.0
+    with one_line_error(BadParameter, "0.mlp.down_proj has more", "2:4"):
+        check_products(whole, "semi-structured")
+
+
 def test_speed_is_that_of_reading_and_writing(monkeypatch, one_line_error) -> None:
     model, tokens = fam.build(), fam.random_tokens(1, 20)
     now = iter(range(1000))
@@ -263,5 +300,9 @@ def test_speed_is_that_of_reading_and_writing(monkeypatch, one_line_error) -> No
         with_products(model, "semi-structured")
     with one_line_error(BadParameter, "csr"):
         with_products(model, "crs")
+    with one_line_error(BadParameter, "float32"):
+        with_products(copy.deepcopy(model).half(), "csr")
+    assert possible_products(model) == ["dense", "csr"]
+    assert possible_products(copy.deepcopy(model).half()) == ["dense"]
     with one_line_error(BadParameter, "new"):
         tokens_per_second(model, tokens, new=0)

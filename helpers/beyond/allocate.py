@@ -51,6 +51,7 @@ from helpers.errors import (
 from helpers.masks import Pattern, check_sparsity
 from helpers.models import check_model, device_of, read_weight
 from helpers.prune import check_dense
+from helpers.replay import lack_of_memory_said
 
 # t ↦ the sparsity that each layer would have: float64 (layers,), none falling as t grows
 Curve = Callable[[float], Tensor]
@@ -178,7 +179,8 @@ def _shared_out(
         )
     found = None
     # dropout off: its random zeros would enter the norms
-    with eval_mode(model):
+    short = lack_of_memory_said("looking for where weights can be spared", "give shorter sequences")
+    with eval_mode(model), short:
         if rule != "uniform":
             check_tokens(model, tokens)
             found = survey(model, tokens, layers, blocks, progress or (lambda *_step: None))

@@ -50,7 +50,7 @@ from helpers.capture import Call, advance, capture, check_tokens, eval_mode
 from helpers.device import synchronise
 from helpers.errors import BadParameter, CalibrationTooShort, NonFinite, check_real, check_whole
 from helpers.models import check_model, device_of, find_blocks, find_layers
-from helpers.precision import products
+from helpers.precision import chosen_precision, products
 
 # one sequence as (1, length, width): what enters the block, and what should leave it
 Pair = tuple[Tensor, Tensor]
@@ -163,8 +163,7 @@ class BlockStep:
                 "give more text, or a smaller held_out"
             )
         # chosen once, so that all blocks are trained alike
-        with products(precision, device_of(model)) as self.precision:
-            pass
+        self.precision = chosen_precision(precision, device_of(model))
         if dense is not None and dense.model is not model:
             raise BadParameter("dense follows another model: make it from the one to be pruned")
         self.dense: DenseStream | None = dense or DenseStream(model, tokens)

@@ -39,8 +39,9 @@ from helpers.errors import (
     check_whole,
 )
 from helpers.models import check_model, device_of, model_layers
-from helpers.precision import chosen_precision, products
+from helpers.precision import chosen_precision, exactly, products
 from helpers.prune import check_dense
+from helpers.replay import lack_of_memory_said
 
 POSITIONS = 8  # of a window, whose distributions are compared together: they stay in the cache
 LOOKS = 2  # at the held-out windows, the last at the end
@@ -100,7 +101,7 @@ def distil(
     Adam, the best values), 1 for its mask; two sets of logits and their gradient, 12 · length ·
     vocabulary; and the activations of one window.
 
-    Raises BadParameter, CalibrationTooShort, NonFinite.
+    Raises BadParameter, CalibrationTooShort, NonFinite, OutOfMemory.
     """
     check_choice("parts", parts, PARTS)
     check_real("rate", rate, above=0)
@@ -114,6 +115,10 @@ def distil(
     with (
         eval_mode(model),
         eval_mode(dense),
+        lack_of_memory_said(
+            "repairing the model",
+            'the pruned model is there as it was; give shorter windows, or parts="norms"',
+        ),
         trained(model, layers) as parameters,
     ):
         if not (parameters.weights or parameters.vectors):
@@ -223,12 +228,13 @@ def divergence_and_gradient(logits: Tensor, target: Tensor) -> tuple[float, Tens
     tokens = logits.shape[:-1].numel()
     slope, total = torch.empty_like(logits), logits.new_zeros((), dtype=torch.float64)
     parts = (x.flatten(0, -2).split(POSITIONS) for x in (logits, target, slope))
-    for rows, wanted, out in zip(*parts, strict=True):
-        log_q, log_p = (torch.log_softmax(x.float(), dim=-1) for x in (rows, wanted))
-        p = log_p.exp()
-        # in place: what takes the time here is the memory, not the arithmetic
-        total += torch.linalg.vecdot(p, log_p.sub_(log_q)).sum(dtype=torch.float64)
-        out.copy_(log_q.exp_().sub_(p).div_(tokens))
+    with exactly(logits.device):  # else vecdot, a product, would be done in bfloat16 too
+        for rows, wanted, out in zip(*parts, strict=True):
+            log_q, log_p = (torch.log_softmax(x.float(), dim=-1) for x in (rows, wanted))
+            p = log_p.exp()
+            # in place: what takes the time here is the memory, not the arithmetic
+            total += torch.linalg.vecdot(p, log_p.sub_(log_q)).sum(dtype=torch.float64)
+            out.copy_(log_q.exp_().sub_(p).div_(tokens))
     return float(total) / tokens, slope
 
 

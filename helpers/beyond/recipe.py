@@ -65,9 +65,26 @@ def text_needed(method: str, sequences: int, options: Mapping[str, Any]) -> int:
     Raises UnknownMethod, BadParameter for an option that a method does not take.
     """
     if method in RECIPES:
-        return windows_of(options.get("budget", USUAL), sequences)
+        budget, base = options.get("budget", USUAL), options.get("base", "admm-grad")
+        own = {name: value for name, value in options.items() if name not in ("budget", "base")}
+        check_recipe(base, budget, own)
+        return windows_of(budget, sequences)
     check_options(method, options)
     return sequences if get_method(method).needs_calibration else 0
+
+
+def check_recipe(base: str, budget: str, options: Mapping[str, Any]) -> None:
+    """Raise for a base, a budget or an option of the base method that there is not.
+
+    Raises UnknownMethod, BadParameter.
+    """
+    check_choice("budget", budget, BUDGETS)
+    if base in RECIPES:
+        raise BadParameter(f"base {base!r} is a recipe itself: give a method of single layers")
+    try:
+        check_options(base, dict(options))
+    except BadParameter as error:
+        raise BadParameter(f"{error}; method 'best' itself takes base and budget") from error
 
 
 def best(
@@ -104,8 +121,6 @@ def best(
     Memory: a second model beside what `prune_model` and `distil` need.
     Raises what `guide`, `prune_model` and `distil` raise.
     """
-    if base in RECIPES:
-        raise BadParameter(f"base {base!r} is a recipe itself: give a method of single layers")
     if allow_pruned:
         raise BadParameter(
             "method 'best' needs the dense model to compare with: leave allow_pruned out"
@@ -115,6 +130,11 @@ def best(
             "method 'best' finds importance and the sparsity of each layer itself: give one "
             "sparsity, and no importance"
         )
+    check_recipe(base, budget, options)
+    check_model(model)
+    check_dense(model, allow_pruned=False)
+    if tokens is not None:
+        check_tokens(model, tokens)
     needed = windows_of(budget, 1)
     if tokens is None or len(tokens) < needed:
         raise CalibrationTooShort(
@@ -128,9 +148,6 @@ def best(
     target: dict[str, Any] = {"sparsity": sparsity, "pattern": pattern}
     hooks = {"before_block": before_block, "after_block": after_block}
     # all that the steps would refuse, before the first of them has taken its time
-    check_model(model)
-    check_dense(model, allow_pruned=False)
-    check_tokens(model, tokens)
     check_request(model, text, base, batch, target | options, hooks, passes)
     own = next(model.parameters()).dtype
     precision = precision_for(own, precision, device_of(model))

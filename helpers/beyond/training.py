@@ -46,7 +46,7 @@ def zeros_kept(weights: Sequence[nn.Parameter]) -> Iterator[None]:
 
     # else they would count in the norm to which gradients are clipped
     def mask_gradient(weight: nn.Parameter) -> None:
-        weight.grad.mul_(keeps[weight])
+        weight.grad.mul_(keeps[weight].to(weight.device))  # the model may have moved since
 
     # Most optimisers leave a weight at 0 whose gradient is 0. One that mixes the entries of a
     # matrix, such as Muon, does not
@@ -55,7 +55,7 @@ def zeros_kept(weights: Sequence[nn.Parameter]) -> Iterator[None]:
         for group in optimiser.param_groups:
             for weight in group["params"]:
                 if weight in keeps:
-                    weight.mul_(keeps[weight])
+                    weight.mul_(keeps[weight].to(weight.device))
 
     with contextlib.ExitStack() as stack:
         for weight in keeps:

@@ -42,6 +42,11 @@ def check_way(asked: Mapping[str, Any]) -> None:
             check_choice(name, asked[name], choices)
     check_choice("precision", asked["precision"], PRECISIONS)
     check_passes(asked["passes"], after_block="refine" in asked["block_steps"])
+    if asked["precision"] == "bfloat16" and asked["dtype"] != "float32":
+        raise BadParameter(
+            f"precision 'bfloat16' is for a model in float32, and dtype is {asked['dtype']!r}: "
+            'set precision to "float32", which stands for the model\'s own'
+        )
     if (asked["block_steps"] or asked["repair"]) and asked["dtype"] != "float32":
         raise BadParameter(
             f"dtype {asked['dtype']!r} cannot be trained, small steps would round to nothing: give "

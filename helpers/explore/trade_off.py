@@ -9,7 +9,15 @@ from helpers.errors import RecordError
 from helpers.explore.controls import Explorer, View, Worker, choice
 from helpers.paths import reference_dir
 from helpers.records import read_records
-from helpers.results import column_key, format_number, gain_table, trade_off_figure, usual_ways
+from helpers.results import (
+    cells_of,
+    column_key,
+    format_number,
+    gain_table,
+    in_words,
+    trade_off_figure,
+    usual_ways,
+)
 
 NUMBERS = [("perplexity on Wikipedia", "perplexity"), ("perplexity on web text", "web")]
 COSTS = [("seconds / ADMM-Grad's", "times"), ("peak memory", "memory")]
@@ -41,8 +49,9 @@ def trade_off_explorer(
 
     def draw(_worker: Worker, *, target: str, number: str, against: str) -> View:
         shown = ways[ways["target"] == target]
-        best = shown.loc[shown[number].idxmin()]
-        caption = f"{target}: lowest {number} {best[number]:.1f}, {best['way']}"
+        means = cells_of(shown, number)["mean"].droplevel("target")
+        text = {name: words for words, name in NUMBERS}[number]
+        caption = f"{target}: lowest {text} {means.min():.1f}, {in_words(means.idxmin())}"
         table = gain_table(shown).map(format_number).to_html(border=0)
         return View(trade_off_figure(ways, target, number, against), caption, table)
 

@@ -144,6 +144,7 @@ def prune_checkpoint(
         [line for lines in job.lines().values() for line in lines],
         **job.manifest["report"],
         halved=list(job.manifest["halved"]),
+        precision=precision,
         folder=str(workspace.destination),
         resumed=job.resumed,
         redone=sorted(job.redone),

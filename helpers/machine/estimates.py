@@ -194,8 +194,8 @@ def estimate(parameters: Mapping[str, Any], machine: Machine) -> Estimate:
     names = set(parameters)
     if not ({"model", "method", "sequences", "length"} <= names and names & {"windows", "tasks"}):
         raise BadParameter("only a run that prunes and evaluates a model can be estimated")
-    parameters = in_steps(parameters)
     memory, host = memory_needed(parameters, gpu=machine.gpu)
+    parameters = in_steps(parameters)
     passes, products = flop(parameters)
     dtype, precision = parameters.get("dtype", "float32"), parameters.get("precision", "float32")
     rate = machine.flops[dtype]
@@ -209,7 +209,7 @@ def estimate(parameters: Mapping[str, Any], machine: Machine) -> Estimate:
 
 def in_steps(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     """A recipe's parameters as those of the steps that it takes; others as they are."""
-    if parameters["method"] in ("dense", *COPIES):
+    if parameters.get("method", "dense") in ("dense", *COPIES):
         return parameters
     from helpers.beyond.recipe import BUDGETS, USUAL  # here, because they load torch
     from helpers.methods import RECIPES
@@ -282,6 +282,7 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
     The peak beside the model is the largest of evaluation, embedding, parity gate, grams, solver.
     Raises what `estimate` raises.
     """
+    parameters = in_steps(parameters)
     shape = shape_of(parameters["model"])
     size = SIZES[check_choice("dtype", parameters.get("dtype", "float32"), SIZES)]
     method = parameters.get("method", "admm-grad")
@@ -310,7 +311,7 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
             grams + 4 * length * shape.ff + activations(length),
             grams + max(28 * d_out * d_in + 12 * d_in**2 for d_out, d_in in shape.layers),
         ]
-    model = shape.parameters * size
+    model = loaded = shape.parameters * size
     if "web_windows" in parameters:  # the dense model and a copy of the pruned one stay
         model *= 3
     elif parameters.get("repair"):
@@ -318,7 +319,7 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
     if parameters.get("repair"):  # a mask, a gradient, Adam's two moments, the best values; logits
         model += 17 * shape.blocks * shape.block_weights + 12 * parameters["length"] * shape.vocab
     if gpu:
-        return model + max(phases) + CUDA_CONTEXT_BYTES, model + CUDA_PROCESS_BYTES
+        return model + max(phases) + CUDA_CONTEXT_BYTES, loaded + CUDA_PROCESS_BYTES
     return (model + max(phases) + PROCESS_BYTES,) * 2
 
 

@@ -20,7 +20,10 @@ PRESETS = ("large", "t4")  # files of presets/, the largest first
 SHARE = 0.8  # of a machine's memory that "auto" may take: estimates are no promises
 # how far an estimate of RAM may exceed what is free: the embedded model takes 1.7 GB, not 3
 RAM_SLACK = 1.5
-TWO_MODELS = "00_start_here"  # holds the dense model beside the pruned one
+# bytes for each parameter that a notebook holds beside the pruned model: the dense model; what was
+# read back from two files, and a copy in training with its gradient, Adam's moments and a mask
+BESIDE = {"00_start_here": 4, "09_use_it": 4 + 4 + 17}
+ONE_PASS = "09_use_it"  # prunes so without being asked
 
 
 def read_preset(preset: str) -> dict[str, dict[str, Any]]:
@@ -42,8 +45,9 @@ def preset_that_fits(memory: Memory) -> str:
 
 def notebook_memory(notebook: str, parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int]:
     """(bytes on the device, bytes of RAM) that a notebook takes, as `memory_needed` counts them."""
-    on_device, in_ram = memory_needed(parameters, gpu=gpu)
-    copy = 4 * shape_of(parameters["model"]).parameters if notebook == TWO_MODELS else 0
+    once = {"passes": 1} if notebook == ONE_PASS else {}
+    on_device, in_ram = memory_needed({**parameters, **once}, gpu=gpu)
+    copy = BESIDE.get(notebook, 0) * shape_of(parameters["model"]).parameters
     return on_device + copy, in_ram + (0 if gpu else copy)
 
 
@@ -93,7 +97,9 @@ def check_memory(notebook: str, parameters: Mapping[str, Any]) -> dict[str, str]
         needs.append(f"{gigabytes(need)} of {kind}{' (tight)' if need > left else ''}")
         if need > left * slack:
             names = [n for n in ("sequences", "length", "window", "batch") if n in parameters]
-            half = ', dtype "float16"' if on_gpu and parameters.get("dtype") == "float32" else ""
+            trains = parameters.get("repair") or parameters.get("block_steps")
+            halves = on_gpu and parameters.get("dtype") == "float32" and not trains
+            half = ', dtype "float16"' if halves else ""
             raise OutOfMemory(
                 f"{parameters['model']} needs about {gigabytes(need)} of {kind} here and "
                 f"{gigabytes(left)} are free: choose a smaller model{half} or lower "

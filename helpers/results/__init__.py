@@ -9,7 +9,10 @@ __getattr__, __dir__, __all__ = lazy_names(
             *("claims_beside", "notes", "numbers_text", "perplexity_text", "summary"),
             "to_lines",
         ),
-        "beyond": ("gain_table", "gap_table", "trade_off_figure", "usual_ways", "way_title"),
+        "beyond": (
+            *("cells_of", "gain_table", "gap_table", "trade_off_figure", "usual_ways"),
+            "way_title",
+        ),
         "claims": ("claim_verdicts", "claims_markdown", "write_claims"),
         "frame": (
             *("PRUNE_NOTEBOOK", "TASK_NAMES", "ZERO_SHOT_NOTEBOOK", "column_key", "record_id"),

@@ -101,6 +101,7 @@ def way_frame(records: Iterable[Record]) -> pd.DataFrame:
             windows = asked["repair_windows"] if repair else 0
             spent = found["total_seconds"] - (0.0 if repair else found["repair_seconds"])
             own = named["method"] == BASE and not named["options"] and named["passes"] == 2
+            own = own and named["precision"] == PLAIN["precision"]
             rows.append({
                 "way": way_name(named, repaired=bool(repair)), "stem": stem, "repair": repair,
                 "windows": windows, "method": asked["method"], "usual": not apart,

@@ -137,6 +137,8 @@ def machine_differences(record: Record, reference: Record) -> list[str]:
         return made | {"batch": batch} | {name: versions.get(name) for name in COMPUTING}
 
     here, there = describe(record), describe(reference)
+    if None in (here["batch"], there["batch"]):  # not every notebook always wrote it
+        here["batch"] = there["batch"] = None
     apart = [key for key in here if here[key] != there[key]]
     return [
         f"{key} {here[key] or 'unknown'} here, {there[key] or 'unknown'} there" for key in apart

@@ -68,9 +68,7 @@ def save_pruned(
     sparsity = 1 - kept / sum(mask.numel() for mask in masks.values())
     if sparsity == 0:
         raise BadParameter("no weight of this model is zero: prune it first")
-    folder = Path(folder).expanduser().resolve()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise BadParameter(f"{folder} is in use already: give a new folder, or empty this one")
+    folder = check_new_folder(folder)
     known = ON_THE_HUB.get(model_identity(model)["name"], (None, None))
     card = model_card(
         folder.name, record, sparsity=sparsity, pattern=pattern, base=base or known[0],
@@ -90,6 +88,14 @@ def save_pruned(
                 write_record(made / RECORD, record)
             check_same(model, made)
             os.replace(made, folder)
+    return folder
+
+
+def check_new_folder(folder: str | os.PathLike[str]) -> Path:
+    """The whole path of a folder that is new or empty. Raises BadParameter for another."""
+    folder = Path(folder).expanduser().resolve()
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise BadParameter(f"{folder} is in use already: give a new folder, or empty this one")
     return folder
 
 

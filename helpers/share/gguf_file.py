@@ -44,7 +44,7 @@ def save_gguf(
     """
     check_model(model)
     kind, file_type = TYPES[check_choice("dtype", dtype, TYPES)]
-    vocabulary = _vocabulary(model, tokenizer)
+    vocabulary = check_gguf(model, tokenizer)
     config, path = model.config, Path(path).expanduser()
     partial = path.with_name(f".{path.name}.partial")
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
@@ -94,8 +94,11 @@ def _in_order(name: str, tensor: Tensor, config: Any) -> Tensor:
     return halves.transpose(1, 2).reshape(tensor.shape).contiguous()
 
 
-def _vocabulary(model: nn.Module, tokenizer: Any) -> Mapping[str, Any]:
-    """The tokenizer's tables, as its own file has them. Raises UnsupportedModel."""
+def check_gguf(model: nn.Module, tokenizer: Any) -> Mapping[str, Any]:
+    """The tokenizer's tables, as its own file has them, if `save_gguf` can write this model.
+
+    Raises UnsupportedModel.
+    """
     family = getattr(model.config, "model_type", type(model).__name__)
     if family != "llama":
         raise UnsupportedModel(f"a model of type {family!r} cannot be written: give a Llama")
@@ -104,6 +107,21 @@ def _vocabulary(model: nn.Module, tokenizer: Any) -> Mapping[str, Any]:
     if tables["model"].get("type") != "BPE" or tables["model"].get("byte_fallback"):
         raise UnsupportedModel(
             "the tokenizer is no byte-level BPE, which is the only kind that is written here"
+        )
+    rows, tokens = model.get_input_embeddings().weight.shape[0], len(tokenizer.get_vocab())
+    if rows != tokens:
+        raise UnsupportedModel(
+            f"the embedding has {rows} rows and the tokenizer {tokens} tokens, which a GGUF file "
+            "cannot say: give a model with one row for each token"
+        )
+    # what a config says and this file would not: its reader would take the usual instead
+    config = model.config
+    kind = config.rope_parameters.get("rope_type", "default")
+    usual = config.hidden_size // config.num_attention_heads
+    if kind != "default" or (getattr(config, "head_dim", None) or usual) != usual:
+        raise UnsupportedModel(
+            f"a Llama with scaled positions ({kind}) or heads of an unusual size cannot be written "
+            "here: use llama.cpp's own converter on a folder of save_pruned"
         )
     return tables
 

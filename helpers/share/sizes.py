@@ -39,23 +39,24 @@ def storage_report(model: nn.Module) -> pd.DataFrame:
 
     Layers are stored as the row's name says; whatever is not a layer in float16 always. "zstd" is
     what that compressor makes of the bytes; a mask takes a bit for each weight, and then only the
-    kept values are stored. int8 has a float16 scale for each output.
+    kept values are stored. int8 has a float32 scale for each output.
     """
     check_model(model)
-    layers = {layer.weight for layer in model_layers(model).values()}
+    layers = {layer.weight: read_weight(layer) for layer in model_layers(model).values()}
     ways = ("float16", "mask + float16", "int8", "mask + int8")
     sizes = {way: 0 for name in ways for way in (name, f"{name}, zstd")}
     for parameter in model.parameters():  # each once, though a head may be the embedding
         half = parameter.detach().half().cpu()
         parts = {way: [half] for way in ways}
         if parameter in layers:
+            half = layers[parameter].detach().half().cpu()  # (d_out, d_in), however it is stored
             keep = half != 0
             integers, scale = to_int8(half)
             parts = {
                 "float16": [half],
                 "mask + float16": [pack_mask(keep), half[keep]],
-                "int8": [integers, scale.half()],
-                "mask + int8": [pack_mask(keep), integers[keep], scale.half()],
+                "int8": [integers, scale],
+                "mask + int8": [pack_mask(keep), integers[keep], scale],
             }
         for way, tensors in parts.items():
             for tensor in tensors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
@@ -41,15 +42,59 @@ class SparseLinear(nn.Module):
         return outputs.view(*inputs.shape[:-1], self.rows)
 
 
+def has_semi_structured(device: torch.device) -> bool:
+    """Whether a device has products for two of four: NVIDIA's from the A100's generation on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def check_products(model: nn.Module, products: str) -> None:
+    """Raise BadParameter where a kind of product is not possible for a model."""
+    check_choice("products", products, PRODUCTS)
+    device, own = device_of(model), next(model.parameters()).dtype
+    if products == "csr" and device.type == "cpu" and own != torch.float32:
+        raise BadParameter(
+            f'products "csr" on a CPU need float32, and the model is {own}: load it in float32'
+        )
+    if products != "semi-structured":
+        return
+    if not has_semi_structured(device):
+        raise BadParameter(
+            'products "semi-structured" need CUDA and a GPU as new as the A100: take "csr" here'
+        )
+    if own not in (torch.float16, torch.bfloat16):
+        raise BadParameter(f'products "semi-structured" need float16 or bfloat16, not {own}')
+    for name, layer in model_layers(model).items():
+        weight = read_weight(layer)
+        if weight.shape[0] % 32 or weight.shape[1] % 64:
+            raise BadParameter(
+                f'products "semi-structured" need multiples of 32 outputs and 64 inputs, and layer '
+                f"{name} is {tuple(weight.shape)}"
+            )
+        # torch would drop what is too many without a word
+        if (weight.unflatten(1, (-1, 4)) != 0).sum(2).max() > 2:
+            raise BadParameter(
+                f'products "semi-structured" take two of four weights, and layer {name} has more: '
+                'prune with pattern "2:4"'
+            )
+
+
+def possible_products(model: nn.Module) -> list[str]:
+    """Those of PRODUCTS that this model can be multiplied in, on the device that it is on."""
+    kinds = []
+    for products in PRODUCTS:
+        with contextlib.suppress(BadParameter):
+            check_products(model, products)
+            kinds.append(products)
+    return kinds
+
+
 def with_products(model: nn.Module, products: str) -> nn.Module:
     """A copy of a model whose layers multiply in one of PRODUCTS.
 
     Raises BadParameter where a kind of product is not possible.
     """
     check_model(model)
-    check_choice("products", products, PRODUCTS)
-    if products == "semi-structured" and device_of(model).type != "cuda":
-        raise BadParameter('products "semi-structured" need CUDA: move the model, or take "csr"')
+    check_products(model, products)
     changed = copy.deepcopy(model)
     if products == "dense":
         return changed

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
 from helpers.errors import BadParameter, HelpersError, first_line
 from helpers.large import check_masks
@@ -33,9 +33,11 @@ def push(
     check_masks(folder)
     api = HfApi(endpoint=endpoint)
     try:
-        api.create_repo(name, private=private, exist_ok=True)
-        return api.upload_folder(repo_id=name, folder_path=Path(folder)).commit_url
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        # a name without an owner is one of the account's own
+        full = api.create_repo(name, private=private, exist_ok=True).repo_id
+        return api.upload_folder(repo_id=full, folder_path=Path(folder)).commit_url
+    # HTTPError is a connection that was lost
+    except (HfHubHTTPError, HFValidationError, HTTPError, OSError) as error:
         raise BadParameter(
             f"{folder} could not be sent to {name!r} ({first_line(error)}): check the name, your "
             "access and the network, and run again"

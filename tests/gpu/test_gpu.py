@@ -1,6 +1,6 @@
 """What only an NVIDIA GPU can show: the same answers as on the CPU, and what is there alone.
 
-`make test-gpu`; under eight minutes on a T4. Without a GPU every test is skipped and says so.
+`make test-gpu`; a few minutes. Without a GPU every test is skipped and says so.
 """
 
 import copy
@@ -29,11 +29,12 @@ from helpers.gram import Gram
 from helpers.masks import select
 from helpers.precision import chosen_precision
 from helpers.share import tokens_per_second, with_products
+from helpers.share.speed import has_semi_structured
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs CUDA: no NVIDIA GPU is found on this machine"
 )
-CUDA = torch.device("cuda")
+CUDA = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # only looked at, without one
 
 
 def problem(d_out: int, d_in: int, tokens: int) -> tuple[torch.Tensor, Gram]:
@@ -117,6 +118,9 @@ def test_the_repair_and_its_precision() -> None:
     assert report.held_out[-1][1] <= report.held_out[0][1]
 
 
+@pytest.mark.skipif(
+    not has_semi_structured(CUDA), reason="needs a GPU as new as the A100 for products of 2:4"
+)
 def test_two_of_four_has_products_of_its_own() -> None:
     model, tokenizer = load_model("embedded", device="cuda", dtype="float16")
     tokens = calibration_tokens("embedded", tokenizer, sequences=1, length=128)
@@ -131,10 +135,11 @@ def test_two_of_four_has_products_of_its_own() -> None:
 def test_the_first_run_of_the_plan_for_colab() -> None:
     from helpers.runner import read_plan
 
-    asked = read_plan("t4", "04*")[0].effective
+    runs = [run.effective for run in read_plan("t4", "04*")]
+    asked = next(run for run in runs if run["method"] != "dense")
     how = {name: asked[name] for name in ("method", "sparsity", "pattern")}
     model, tokenizer = load_model("embedded", device="cuda", dtype=asked["dtype"])
     tokens = calibration_tokens("embedded", tokenizer, sequences=4, length=512)
-    if how["method"] != "dense":
-        prune_model(model, tokens, **how, **asked["options"])
-    assert perplexity(model, evaluation_tokens("embedded", tokenizer), length=512, limit=2) > 1
+    prune_model(model, tokens, **how, **asked["options"])
+    text = evaluation_tokens("embedded", tokenizer)
+    assert 15 < perplexity(model, text, length=512, limit=2) < 1000
