@@ -215,7 +215,7 @@ def test_the_report_adds_up() -> None:
     reported = {(layer.block, layer.name): layer.error for layer in report.layers}
     assert reported[0, "mlp.down_proj"] == pytest.approx(expected, rel=1e-3)
     assert 0 <= report.parity < 1e-6
-    names = "method pattern sparsity error dead_inputs parity batch halved seconds repair"
+    names = "method pattern sparsity error dead_inputs parity batch halved precision seconds repair"
     layers = [{**vars(layer), "shape": list(layer.shape)} for layer in report.layers]
     values = {name: getattr(report, name) for name in names.split()} | {"layers": layers}
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False)) == values
