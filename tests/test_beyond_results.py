@@ -162,7 +162,7 @@ def test_figure_of_the_steps() -> None:
     assert wiki.get_xdata()[3] == web.get_xdata()[3] == pytest.approx(100 * math.log(4 / 3, 4))
     assert wiki.get_xdata()[0] < 0
     texts = [text.get_text() for text in ax.findobj(Text)]
-    assert {"0.8 ×", "1.6 ×", "1.1 ×"} <= set(texts)
+    assert {"0.80 ×", "1.6 ×", "1.1 ×"} <= set(texts)
     assert 60 < len(figure_alt("beyond_steps")) < 300
     assert "beyond_steps" not in plots.figures(RUNS[:3])
 

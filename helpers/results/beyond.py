@@ -250,20 +250,21 @@ def trade_off_figure(
     figure, ax = style.new_figure(size=(7.0, 4.6))
     for position, (stem, family) in enumerate(ways.groupby("stem", sort=False)):
         method = family["method"].iloc[0]
-        look = style.style_of(method if stem == method else stem, position)
-        mark = {"color": look["color"], "marker": look["marker"], "markersize": 7}
+        # the colour says which method, and the marker what is done beside it
+        color, marker = style.style_of(method)["color"], style.style_of("", position)["marker"]
+        mark = {"color": color, "marker": marker, "markersize": 7}
         label, start = style.in_words(stem), points[points.index == stem]
         ax.plot(start["x"], start["mean"], **mark, linestyle="none", mfc="white", label=label)
         for repair, some in family[family["repair"] != ""].groupby("repair", sort=False):
             repaired = some.drop_duplicates("way")
             path = pd.concat([start, points.loc[repaired["way"]]])
-            ax.plot(path["x"], path["mean"], color=look["color"], linewidth=1, zorder=1)
-            ax.vlines(path["x"], path["min"], path["max"], color=look["color"], alpha=0.5)
+            ax.plot(path["x"], path["mean"], color=color, linewidth=1, zorder=1)
+            ax.vlines(path["x"], path["min"], path["max"], color=color, alpha=0.5)
             for way, windows in zip(repaired["way"], repaired["windows"], strict=True):
                 place = (points.loc[way, "x"], points.loc[way, "mean"])
                 ax.plot(*place, linestyle="none", **mark)
                 text = f"{windows}" if repair == "all" else f"{repair} {windows}"
-                style.offset_text(ax, text, place, (6, 4), fontsize=9, color=look["color"])
+                style.offset_text(ax, text, place, (6, 4), fontsize=9, color=color)
     _finish_trade_off(ax, ways, target, number, against)
     return figure
 
@@ -296,7 +297,7 @@ def steps_figure(records: Iterable[Record]) -> Figure | None:
     ax.set_yticks(range(len(order)), [style.in_words(way) for way in order])
     for row, way in enumerate(order):
         if not np.isnan(times[way]):
-            style.offset_text(ax, f"{times[way]:.2g} ×", (1, row), (4, -3), fontsize=9,
+            style.offset_text(ax, f"{times[way]:#.2g} ×", (1, row), (4, -3), fontsize=9,
                               xycoords=("axes fraction", "data"))  # fmt: skip
     place = {"fontsize": 9, "loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2}
     style.finish(ax, legend=place, xlabel=f"closed of the gap at {target} (%)")
