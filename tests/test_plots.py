@@ -221,7 +221,7 @@ def test_text_is_as_large_as_a_page_s_and_nothing_is_cut() -> None:
 def test_every_committed_figure_has_an_alternative_text_of_its_own() -> None:
     names = {p.stem for p in reference_dir("full").glob("figures/*.png")}
     alts = [figure_alt(name) for name in names]
-    assert len(set(alts)) == len(names) == 12
+    assert len(set(alts)) == len(names) == 13
     assert all(60 < len(alt) < 300 and alt.endswith(".") and "None" not in alt for alt in alts)
     assert figure_alt("of nothing known") == ""
 
