@@ -80,6 +80,7 @@ def repaired(
     parts = {"allocate": allocate, "prune": prune, "block": blocks, "repair": repair}
     metrics = {f"perplexity{end}": metric(value) for end, value in values.items()}
     metrics |= {f"perplexity_web{end}": metric(2 * value) for end, value in values.items()}
+    metrics["mean_layer_error"] = metric(before / 4000)
     parts["total"] = sum(parts.values())
     metrics |= {f"{part}_seconds": metric(value, "s") for part, value in parts.items()}
     return record | {"notebook": "08_beyond_the_paper", "metrics": metrics}

@@ -120,7 +120,11 @@ def test_sections_and_what_is_no_run() -> None:
         "embedded",
         "embedded web text",
         "embedded gain",
+        "embedded layer error",
     ]
+    # 80/4000 and 88/4000, in percent; the repair has none of its own
+    assert "| admm-grad | 2.10 ± 0.100 | 2.25 |" in found[3].markdown
+    assert "distil" not in found[3].markdown
     assert "| admm-grad + distil (64) | 42.00 ± 2.00 | 45.00 |" in found[0].markdown
     assert "16 windows of 512 tokens" in found[1].note
     broken = repaired("admm-grad", "60 %", 80.0)

@@ -27,7 +27,7 @@ PLAIN = {"allocation": "uniform", "guide_sequences": 4, "passes": 2, "block_step
 # "stem" is the way without its repair, and "windows" those of the repair, 0 without one
 COLUMNS = ("way", "stem", "repair", "windows", "order", "method", "target", "seed", "machine",
            "usual")  # fmt: skip
-NUMBERS = ("perplexity", "web", "dense", "dense_web", "seconds", "admm_seconds", "memory")
+NUMBERS = ("perplexity", "web", "dense", "dense_web", "error", "seconds", "admm_seconds", "memory")
 
 
 def way_name(asked: Mapping[str, Any], *, repaired: bool = True) -> str:
@@ -114,6 +114,8 @@ def way_frame(records: Iterable[Record]) -> pd.DataFrame:
                 "web": found.get(f"perplexity_web{end}"),
                 "dense": found.get("perplexity_dense"),
                 "dense_web": found.get("perplexity_web_dense"),
+                # of the layers before the repair, which is after other weights
+                "error": None if repair else found.get("mean_layer_error"),
                 "admm_seconds": found["prune_seconds"] if own else None,
                 # the peak of a run is that of its repair, if it had one
                 "memory": record["peak_memory_bytes"] / 1e9 if repair == asked["repair"] else None,
@@ -166,6 +168,14 @@ def perplexity_table(ways: pd.DataFrame, number: str) -> tuple[pd.DataFrame, pd.
     return pd.concat([first, table]).rename_axis("way"), _by_target(ways, halves)
 
 
+def error_table(ways: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The layers' mean error in percent by way and target, and half of its range over seeds."""
+    ways = ways[ways["error"].notna()]
+    cells = 100 * cells_of(ways, "error")[["mean", "min", "max"]]
+    halves = ((cells["max"] - cells["min"]) / 2).where(cells["max"] > cells["min"])
+    return _by_target(ways, cells["mean"]), _by_target(ways, halves)
+
+
 def gain_table(ways: pd.DataFrame) -> pd.DataFrame:
     """What each way gains by target, in percent of the gap, and its seconds and memory."""
     gains = 100 * _by_target(ways, cells_of(ways, "closed")["mean"])
@@ -203,6 +213,12 @@ def tables_of(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
         "evaluation, the dense model and a copy of the pruned one."
     )
     yield "gain", note, gain_table(ways)
+    note = (
+        f"{frame.about_model(runs)} Mean relative error of the layers in percent, as the method "
+        f"left them, on the {asked['sequences']} x {asked['length']} tokens that they were fitted "
+        f"to. {spread}"
+    )
+    yield "layer error", note, *error_table(ways)
 
 
 def usual_ways(records: Iterable[Record]) -> pd.DataFrame:
