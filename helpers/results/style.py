@@ -52,7 +52,8 @@ BEHIND = "#D2D2D2"  # what is there only for comparison
 NAMES = {"wanda": "Wanda", "sparsegpt": "SparseGPT", "admm1": "ADMM1", "admm-grad": "ADMM-Grad"}
 PHRASES = {"precondition=False": "not preconditioned", "precondition=True": "preconditioned",
            "iterations": "{} iterations", "mask_steps": "{} mask steps", "rho": "ρ = {}",
-           "schedule": "{} schedule", "budget": "budget per {}"}  # fmt: skip
+           "schedule": "{} schedule", "budget": "budget per {}", "finish=True": "finish",
+           "swap": "swap {}"}  # fmt: skip
 RELATIVE_ERROR = "relative error ‖XW − XŴ‖² / ‖XW‖²"
 
 
