@@ -83,8 +83,8 @@ def test_it_stops_when_it_is_proved_or_when_rounding_is_all_that_is_left() -> No
     exact = exact_least_squares(weight, gram, keep, damping=0.1)
     arrived = finish(weight, gram, keep, start=exact)
     assert arrived.iterations == 0 and torch.allclose(arrived.weight, exact, rtol=1e-6)
-    # 10 + 20 + 40 and so on, not all of a million
-    assert finish(weight, gram, keep, tolerance=0.0, iterations=10**6).iterations <= 150
+    # 10 + 20 + 40 and so on until rounding is all that is left, not all of a million
+    assert finish(weight, gram, keep, tolerance=0.0, iterations=10**6).iterations <= 1000
     # without damping nothing is proved, and the answer is right all the same
     plain = finish(weight, gram, keep, damping=0.0, iterations=100)
     expected = exact_least_squares(weight, gram, keep, damping=0.0)
