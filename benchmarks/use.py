@@ -78,7 +78,10 @@ class _Logits(nn.Module):
         self.model = model
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=tokens, use_cache=False).logits
+        # with a mask, since without one transformers looks for several texts in a row, by an
+        # operation that OpenVINO does not know
+        seen = torch.ones_like(tokens)
+        return self.model(input_ids=tokens, attention_mask=seen, use_cache=False).logits
 
 
 def _openvino(model: nn.Module, tokens: torch.Tensor) -> list[dict[str, Any]]:
@@ -94,7 +97,7 @@ def _openvino(model: nn.Module, tokens: torch.Tensor) -> list[dict[str, Any]]:
         openvino.save_model(converted, path, compress_to_fp16=False)
         core = openvino.Core()
         plain = core.read_model(path)
-        small = nncf.compress_weights(core.read_model(path), nncf.CompressWeightsMode.INT8_SYM)
+        small = nncf.compress_weights(core.read_model(path), mode=nncf.CompressWeightsMode.INT8_SYM)
         for name, kind, options in (
             ("OpenVINO", plain, {}),
             ("OpenVINO, int8", small, {}),
