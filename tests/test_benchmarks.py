@@ -131,7 +131,7 @@ def test_the_committed_page_is_that_of_the_record() -> None:
 def test_figures_are_the_same_bytes_each_time() -> None:
     record = bench.read(reference_dir("bench"))
     pictures = figures.to_figures(record)
-    assert set(pictures) == {"solver", "model", "growth"}
+    assert set(pictures) == {"solver", "model", "growth", "use"}
     assert pictures == figures.to_figures(record)
 
 
