@@ -35,15 +35,13 @@ UNSEEN = 10  # one article in so many is kept for evaluation
 SPARSITIES, SEEDS, SEQUENCES, WEB = (0.6, 0.7, 0.8), 3, 32, 32
 END = "<end>"
 WAYS: dict[str, dict[str, Any]] = {
-    name: {"method": name, "passes": 2} for name in ("wanda", "sparsegpt", "admm-grad")
-} | {
-    f"{base}, {budget}": {"method": "best", "base": base, "budget": budget}
-    for base, budgets in {
-        "wanda": ["balanced"],
-        "sparsegpt": ["balanced"],
-        "admm-grad": ["fast", "balanced"],
-    }.items()
-    for budget in budgets
+    "wanda": {"method": "wanda", "passes": 2},
+    "sparsegpt": {"method": "sparsegpt", "passes": 2},
+    "admm-grad": {"method": "admm-grad", "passes": 2},
+    "wanda, balanced": {"method": "best", "base": "wanda", "budget": "balanced"},
+    "sparsegpt, balanced": {"method": "best", "base": "sparsegpt", "budget": "balanced"},
+    "admm-grad, fast": {"method": "best", "budget": "fast"},
+    "admm-grad, balanced": {"method": "best", "budget": "balanced"},
 }
 
 

@@ -42,7 +42,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
                       "dense": int(report["bytes"].iloc[0])})  # fmt: skip
         speeds += [{"sparsity": sparsity, **row} for row in _speeds(model, tokens)]
     if has_semi_structured(torch.device(device)):
-        model, tokens = _problem(False, device)
+        model, tokens = _problem(quick, device)
         prune_model(model.half(), method="magnitude", pattern="2:4")
         for products in ("dense", "semi-structured"):
             found = tokens_per_second(with_products(model, products), tokens, new=NEW)

@@ -155,25 +155,29 @@ def _by_target(ways: pd.DataFrame, values: pd.Series) -> pd.DataFrame:
     return wide.reindex(index=list(order), columns=columns).rename_axis(index="way", columns=None)
 
 
+def _means(
+    ways: pd.DataFrame, number: str, scale: float = 1.0
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A number by way and target, times `scale`: its mean over seeds, and half of its range."""
+    cells = cells_of(ways, number)
+    halves = ((cells["max"] - cells["min"]) / 2).where(cells["count"] > 1)
+    return _by_target(ways, scale * cells["mean"]), _by_target(ways, scale * halves)
+
+
 def perplexity_table(ways: pd.DataFrame, number: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Perplexity by way and target below that of the dense model, and half of the range over seeds.
 
     Args: number, "perplexity" or "web".
     """
-    cells = cells_of(ways, number)
-    table = _by_target(ways, cells["mean"])
-    halves = ((cells["max"] - cells["min"]) / 2).where(cells["count"] > 1)
+    table, halves = _means(ways, number)
     dense = ways.loc[ways["usual"], {"perplexity": "dense", "web": "dense_web"}[number]].mean()
     first = pd.DataFrame(dense, index=["dense"], columns=table.columns)
-    return pd.concat([first, table]).rename_axis("way"), _by_target(ways, halves)
+    return pd.concat([first, table]).rename_axis("way"), halves
 
 
 def error_table(ways: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The layers' mean error in percent by way and target, and half of its range over seeds."""
-    ways = ways[ways["error"].notna()]
-    cells = 100 * cells_of(ways, "error")[["mean", "min", "max"]]
-    halves = ((cells["max"] - cells["min"]) / 2).where(cells["max"] > cells["min"])
-    return _by_target(ways, cells["mean"]), _by_target(ways, halves)
+    return _means(ways[ways["error"].notna()], "error", 100)
 
 
 def gain_table(ways: pd.DataFrame) -> pd.DataFrame:
