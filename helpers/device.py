@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
 import resource
 import sys
@@ -152,6 +153,7 @@ def memory_growth(device: torch.device | str) -> Iterator[SimpleNamespace]:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
     else:
+        gc.collect()  # garbage freed inside would hide as much growth
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, see proc(5)
             before = _process_status("VmRSS")
