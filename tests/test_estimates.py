@@ -130,6 +130,8 @@ def test_a_recipe_takes_what_its_steps_take() -> None:
                          guide_sequences=4, repair="all", repair_windows=64)  # fmt: skip
     best = parameters(**small, method="best")
     assert estimate(best, machine) == estimate(spelled, machine)
+    exact = parameters(**small, method="best", options={"precision": "float32"})
+    assert estimate(exact, machine) == estimate(spelled | {"precision": "float32"}, machine)
     assert memory_needed(best, gpu=True) == memory_needed(spelled, gpu=True)
     plain = parameters(**small)  # what is trained lies on the GPU, and RAM only loads the model
     assert memory_needed(best, gpu=True)[1] == memory_needed(plain, gpu=True)[1]

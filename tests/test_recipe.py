@@ -67,7 +67,7 @@ def test_what_cannot_be_done_is_refused_before_it_takes_time() -> None:
         ({"importance": {}}, "no importance"),
         ({"sparsity": {"0.mlp.up_proj": 0.5}}, "give one sparsity"),
         ({"sparsity": 1.5}, "1.5"),
-        ({"iterationz": 3}, "iterationz.*itself takes base and budget"),
+        ({"iterationz": 3}, "iterationz.*itself takes base, budget, precision"),
         ({"tokens": tokens.tolist()}, "int64 tensor"),
         ({"base": "wanda", "iterations": 3}, "iterations"),
         ({"pattern": "3:5"}, "divide"),
@@ -86,13 +86,15 @@ def test_what_cannot_be_done_is_refused_before_it_takes_time() -> None:
 def test_the_text_that_a_method_needs(one_line_error) -> None:
     assert text_needed("magnitude", 32, {}) == 0
     assert text_needed("admm-grad", 32, {"iterations": 10}) == 32
-    assert text_needed("best", 32, {"budget": "fast"}) == 32
+    assert text_needed("best", 32, {"budget": "fast", "precision": "float32"}) == 32
+    with one_line_error(BadParameter, "precision", "bfloat16"):
+        text_needed("best", 32, {"precision": "float16"})
     assert text_needed("best", 32, {}) == 32 + 4 + recipe.HELD_OUT
     with one_line_error(BadParameter, "iteration"):
         text_needed("admm-grad", 32, {"iteration": 10})
     with one_line_error(BadParameter, "budget", "balanced"):
         text_needed("best", 32, {"budget": "balance"})
-    with pytest.raises(BadParameter, match="bugdet.*takes base and budget"):
+    with pytest.raises(BadParameter, match="bugdet.*takes base, budget, precision"):
         text_needed("best", 32, {"bugdet": "fast"})
     with one_line_error(UnknownMethod, "admm-grad"):
         text_needed("admmgrad", 32, {})

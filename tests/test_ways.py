@@ -10,8 +10,16 @@ from helpers import calibration_tokens, load_model, prune_model
 from helpers.beyond.allocate import allocate, guide
 from helpers.beyond.distil import distil
 from helpers.beyond.recipe import HELD_OUT
-from helpers.beyond.ways import BlockSteps, check_way, draw_windows, shared_out, way_metrics
+from helpers.beyond.ways import (
+    BlockSteps,
+    check_way,
+    draw_windows,
+    layer_errors,
+    shared_out,
+    way_metrics,
+)
 from helpers.errors import HelpersError
+from helpers.models import find_blocks, layer_key, model_layers
 
 ASKED = {
     "method": "admm-grad",
@@ -110,15 +118,42 @@ def test_steps_and_metrics(names: str) -> None:
         assert (seconds["prune"], seconds["block"]) == (report.seconds["total"], 0.0)
     repaired = distil(model, dense, tokens, precision="float32")
     spent = seconds | {"allocate": 2.0, "repair": 3.0, "evaluate": 7.0}
-    metrics = way_metrics({"perplexity": 9.0}, spent, report, repaired)
+    unseen = {"0.q": 0.1, "0.k": 0.3}
+    metrics = way_metrics({"perplexity": 9.0}, spent, report, repaired, unseen)
     assert metrics["perplexity"] == (9.0, "1") and metrics["evaluate_seconds"] == (7.0, "s")
     total = seconds["prune"] + seconds["block"] + 5.0
     assert metrics["total_seconds"] == (pytest.approx(total), "s")
     assert metrics["mean_layer_error"] == (report.error, "1")
+    assert metrics["mean_layer_error_web"] == (pytest.approx(0.2), "1")
     assert metrics["divergence_before"] == (repaired.held_out[0][1], "nats")
     assert metrics["divergence_after"][0] == min(value for _, value in repaired.held_out)
-    metrics = way_metrics({}, spent, report, None)
+    metrics = way_metrics({}, spent, report, None, {})
     assert "divergence_after" not in metrics and "forward_seconds" in metrics
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_errors_of_layers_on_any_text(family: str) -> None:
+    dense, model, tokens = fam.build(family), fam.build(family), fam.random_tokens(sequences=6)
+    report = prune_model(model, tokens, method="wanda", sparsity=0.5, passes=1)
+    seen: list[int] = []
+    errors = layer_errors(model, dense, tokens, progress=lambda done, *_: seen.append(done))
+    # another way to the same numbers: the report has them from grams, as each block was pruned
+    reported = {layer_key(layer.block, layer.name): layer.error for layer in report.layers}
+    assert errors == pytest.approx(reported, rel=1e-4) and seen[-1] == len(seen)
+    assert set(layer_errors(dense, dense, tokens).values()) == {0.0}
+    for layer in model_layers(model).values():
+        layer.weight.data.zero_()
+    assert set(layer_errors(model, dense, tokens).values()) <= {1.0}
+    with pytest.raises(HelpersError, match="tokens"):
+        layer_errors(model, dense, tokens.float())
+
+
+def test_a_layer_that_no_token_reaches_has_no_error() -> None:
+    dense, model = fam.build(), fam.build()
+    for one in (dense, model):
+        find_blocks(one)[1].expert = torch.nn.Linear(4, 4)
+    errors = layer_errors(model, dense, fam.random_tokens())
+    assert model_layers(model).keys() - errors.keys() == {"1.expert"}
 
 
 def test_compensate_and_refine_share_the_dense_stream() -> None:

@@ -32,7 +32,7 @@ from helpers.loop import BlockHook, PruneReport
 from helpers.masks import Pattern
 from helpers.methods import RECIPES, check_options, get_method
 from helpers.models import check_model, device_of, model_layers
-from helpers.precision import precision_for
+from helpers.precision import PRECISIONS, precision_for
 from helpers.prune import check_dense, check_request, prune_model
 
 
@@ -47,6 +47,7 @@ BUDGETS = {"fast": Budget(2, 0), "balanced": Budget(4, 64), "long": Budget(8, 24
 USUAL = "balanced"
 SEQUENCES = 32  # of the calibration text, for the layers
 HELD_OUT = 4  # windows that say which weights are the best
+OWN = ("base", "budget", "precision")  # options of the recipe itself
 
 
 def windows_of(budget: str, sequences: int = SEQUENCES) -> int:
@@ -66,7 +67,8 @@ def text_needed(method: str, sequences: int, options: Mapping[str, Any]) -> int:
     """
     if method in RECIPES:
         budget, base = options.get("budget", USUAL), options.get("base", "admm-grad")
-        own = {name: value for name, value in options.items() if name not in ("budget", "base")}
+        own = {name: value for name, value in options.items() if name not in OWN}
+        check_choice("precision", options.get("precision", "auto"), PRECISIONS)
         check_recipe(base, budget, own)
         return windows_of(budget, sequences)
     check_options(method, options)
@@ -84,7 +86,7 @@ def check_recipe(base: str, budget: str, options: Mapping[str, Any]) -> None:
     try:
         check_options(base, dict(options))
     except BadParameter as error:
-        raise BadParameter(f"{error}; method 'best' itself takes base and budget") from error
+        raise BadParameter(f"{error}; method 'best' itself takes {', '.join(OWN)}") from error
 
 
 def best(

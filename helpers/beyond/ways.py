@@ -5,7 +5,9 @@ The steps themselves are `allocate`, `prune_model` with the hooks of `BlockSteps
 
 from __future__ import annotations
 
+import contextlib
 import os
+import statistics
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,14 +18,16 @@ from helpers.beyond.blocks import BlockStep, Compensate, Refine
 from helpers.beyond.distil import DistilReport
 from helpers.beyond.recipe import HELD_OUT
 from helpers.beyond.training import PARTS
-from helpers.capture import Progress
+from helpers.capture import Progress, capture, check_tokens, eval_mode
 from helpers.corpora import calibration_tokens
 from helpers.errors import BadParameter, check_choice, check_whole
 from helpers.loop import PruneReport
 from helpers.masks import Pattern, check_target
 from helpers.methods import get_method
+from helpers.models import device_of, model_layers, read_weight
 from helpers.precision import PRECISIONS
 from helpers.prune import check_passes
+from helpers.replay import best_batch
 
 GUIDE = "guide"
 BLOCK_STEPS = ("compensate", "refine", "compensate + refine")
@@ -166,19 +170,58 @@ class BlockSteps:
         return {name: step.to_dict() for name, step in self.steps.items()}
 
 
+def layer_errors(
+    model: nn.Module, dense: nn.Module, tokens: Tensor, *, progress: Progress | None = None
+) -> dict[str, float]:
+    """Relative error ‖XW − XŴ‖²/‖XW‖² of each layer on any text, by `layer_key`.
+
+    X is what the layer is given in the pruned model, and W is the dense model's: so the error on
+    the calibration text is that of a report on one pass, if no step has changed W before it was
+    pruned. Args: tokens, int64 (windows, length). An expert that no token reaches is left out.
+    Raises BadParameter for tokens that do not suit the model.
+    """
+    check_tokens(model, tokens)
+    before, after = model_layers(dense), model_layers(model)
+    sums = {key: [0.0, 0.0] for key in after}  # of ‖XW‖² and of ‖XW − XŴ‖²
+
+    def see(key: str, given: Tensor) -> None:
+        inputs, weight = given.flatten(0, -2).float(), read_weight(before[key]).float()
+        change = weight - read_weight(after[key]).float()
+        for place, matrix in enumerate((weight, change)):
+            sums[key][place] += float((inputs @ matrix.T).square().sum())
+
+    batches = tokens.split(best_batch(device_of(model), tokens.shape[1]))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(eval_mode(model))
+        for key, layer in after.items():
+            look = lambda _layer, args, key=key: see(key, args[0])  # noqa: E731
+            stack.enter_context(layer.register_forward_pre_hook(look))
+        for done, rows in enumerate(batches, 1):
+            capture(model, rows, head=False)  # ends after the last block
+            if progress:
+                progress(done, len(batches), "windows")
+    return {key: lost / total for key, (total, lost) in sums.items() if total > 0}
+
+
 def way_metrics(
     perplexities: Mapping[str, float],
     seconds: Mapping[str, float],
     report: PruneReport,
     repaired: DistilReport | None,
+    unseen: Mapping[str, float],
 ) -> dict[str, tuple[float, str]]:
-    """The metrics of a run, each with its unit; "total_seconds" leaves out the evaluation."""
+    """The metrics of a run, each with its unit; "total_seconds" leaves out the evaluation.
+
+    Args: unseen, the `layer_errors` on text that nothing was fitted to.
+    """
     metrics = {name: (value, "1") for name, value in perplexities.items()}
     metrics |= {f"{part}_seconds": (value, "s") for part, value in seconds.items()}
     total = sum(seconds[part] for part in ("allocate", "prune", "block", "repair"))
     metrics |= {"total_seconds": (total, "s"), "sparsity": (report.sparsity, "1")}
     if report.error is not None:
         metrics["mean_layer_error"] = (report.error, "1")
+    if unseen:
+        metrics["mean_layer_error_web"] = (statistics.fmean(unseen.values()), "1")
     if repaired:
         looks = dict(repaired.held_out)
         metrics["divergence_before"] = (looks[0], "nats")

@@ -222,7 +222,8 @@ def in_steps(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     steps = {"method": options.pop("base", "admm-grad"), "options": options,
              "allocation": "uniform" if grouped else "guide", "guide_sequences": spend.guide,
              "repair": "all" if spend.repair else "", "repair_windows": spend.repair}  # fmt: skip
-    return {"passes": 1, "precision": "auto", **parameters, **steps}
+    usual = {"passes": 1, "precision": options.pop("precision", "auto")}
+    return usual | parameters | steps
 
 
 def flop(parameters: Mapping[str, Any]) -> tuple[float, float]:
