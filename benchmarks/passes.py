@@ -16,9 +16,11 @@ from helpers.prune import prune_model
 
 TARGET = 1.0  # of ADMM-Grad with one pass over Wanda with two
 ONCE, TWICE, WANDA = "admm-grad, one pass", "admm-grad, two passes", "wanda, two passes"
+LOWER = f"{ONCE}, bfloat16"
 WAYS = {
     TWICE: {"method": "admm-grad", "passes": 2},
     ONCE: {"method": "admm-grad", "passes": 1},
+    LOWER: {"method": "admm-grad", "passes": 1, "precision": "bfloat16"},
     WANDA: {"method": "wanda", "passes": 2},
     "wanda, one pass": {"method": "wanda", "passes": 1},
 }
@@ -50,6 +52,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
         "seconds": {name: summary(values) for name, values in seconds.items()},
         "one over two": ratio(seconds, ONCE, TWICE),
         "one over wanda": ratio(seconds, ONCE, WANDA),
+        "lower over wanda": ratio(seconds, LOWER, WANDA),
         "published over one": ratio(seconds, "published", ONCE),
     }
     return {"rows": [row]}

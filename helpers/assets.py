@@ -100,8 +100,11 @@ ASSETS: dict[str, Asset] = {
                 "98e001dffe5fc8fa3b6e15bbca96b1d7a55e5a797c12ff10c18ed574d54bfa57",
             f"{_PROMPTS}/openbookqa/test_rc_5shot/requests.jsonl.gz":
                 "4159dc91f154933a0778fb5520997cc2c5314fa7f014c527f3a56e4a5844bd15",
+            f"{_PROMPTS}/lambada/bpb_0shot/requests.jsonl.gz":
+                "b99023d53ab470530dc5494befde5eac975b4200d669ce5399ff2b5b401c35ae",
         },
-        "BoolQ, RTE, HellaSwag, WinoGrande, ARC (two), OpenBookQA, PIQA, SciQ (own licences)",
+        "BoolQ, RTE, HellaSwag, WinoGrande, ARC (two), OpenBookQA, PIQA, SciQ, LAMBADA "
+        "(own licences)",
     ),
 }
 # fmt: on

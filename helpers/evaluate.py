@@ -24,7 +24,6 @@ from helpers.errors import (
     AssetError,
     CalibrationTooShort,
     NonFinite,
-    check_choice,
     check_whole,
     first_line,
 )
@@ -32,7 +31,6 @@ from helpers.models import WEIGHT_READER, check_model, find_blocks, opened
 from helpers.paths import cache_dir
 from helpers.replay import Replay
 from helpers.tasks import (
-    SOURCES,
     TASK_TABLE,
     TASKS,
     check_tasks,
@@ -154,7 +152,8 @@ class TaskScore:
 
     The model chooses what has the highest log likelihood for `acc`, and the highest log likelihood
     a character for `acc_norm` (None for a task without it). `answers` holds what it chose for
-    `acc`, an index into the item's choices.
+    `acc`, an index into the item's choices. An item with no choices, as LAMBADA's, is right where
+    the model would write its answer itself, token by token; its answer is then 0, and -1 elsewhere.
     """
 
     # Why acc_norm: log p of a choice is a sum over its tokens, each at most 0, so a long choice
@@ -250,9 +249,8 @@ def check_zero_shot(
     *, tasks: Sequence[str], limit: int | None, seed: int, source: str, batch: int
 ) -> list[str]:
     """The tasks as a list, if `zero_shot` can take these arguments; else BadParameter."""
-    names = check_tasks(tasks, limit)
+    names = check_tasks(tasks, limit, source)
     check_whole("seed", seed, least=0)
-    check_choice("source", source, SOURCES)
     check_whole("batch", batch)
     return names
 
@@ -274,7 +272,7 @@ def zero_shot_examples(
             texts = [" | ".join(request.args) for request in task.instances]
             right = task.doc_to_text(task.eval_docs[0])
             if not isinstance(right, int):  # only WinoGrande's choices differ in what is given
-                right = task.doc_to_target(task.eval_docs[0])
+                right = task.doc_to_target(task.eval_docs[0]) if len(texts) > 1 else 0
             examples[name] = [texts.pop(int(right)), *texts]
     return examples
 
@@ -389,7 +387,10 @@ def _task_score(
     for item, sample in zip(items, samples, strict=True):
         likelihoods = [likelihood for likelihood, _ in sample["filtered_resps"]]
         # the first of equal ones, as lm-eval takes it
-        answers.append(int(np.argmax(likelihoods)))
+        answer = int(np.argmax(likelihoods))
+        if len(likelihoods) == 1 and not sample["filtered_resps"][0][1]:
+            answer = -1  # there is one text alone, and it is not what the model would write
+        answers.append(answer)
         if not all(map(math.isfinite, likelihoods)):
             raise NonFinite(
                 f"{name} item {item} has a log likelihood that is not finite: check the model's "

