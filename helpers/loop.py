@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from helpers.capture import Call, Progress
 from helpers.device import synchronise
-from helpers.errors import HelpersError, OutOfMemory
+from helpers.errors import HelpersError
 from helpers.finish import certify
 from helpers.gram import Gram, relative_error
 from helpers.masks import Pattern, mask_hash, selection_clock
@@ -37,7 +37,7 @@ from helpers.models import (
     read_weight,
     write_weight,
 )
-from helpers.replay import Replay, best_batch, out_of_memory
+from helpers.replay import Replay, best_batch, lack_of_memory_said
 
 # hook(index, block, stream, call): the stream entering the block, and the call's other arguments
 BlockHook = Callable[[int, nn.Module, Tensor, Call], None]
@@ -339,20 +339,15 @@ class Loop:
         started = time.perf_counter()
         # (d_out, d_in), the layer's own memory: the registry refuses a method that writes there
         weight = read_weight(layer)
+        advice = (
+            "use a device with more memory, or prune_checkpoint, which holds one block at a time"
+        )
         try:
-            result = self.solve(layer_key(index, name), weight, gram)
+            with lack_of_memory_said("solving this layer", advice):
+                result = self.solve(layer_key(index, name), weight, gram)
         except HelpersError as error:
             # the same class, so that a caller can catch it as before, and now with the layer's name
             raise type(error)(f"block {index} {name}: {error}") from error
-        except (RuntimeError, MemoryError) as error:
-            # torch raises RuntimeError for nearly everything; only a lack of memory is the user's
-            # to solve
-            if not out_of_memory(error):
-                raise
-            raise OutOfMemory(
-                f"block {index} {name}: out of memory while solving this layer: use a device with "
-                "more memory, or prune_checkpoint, which holds one block at a time"
-            ) from error
         # from here on the model is neither dense nor pruned, whatever ends the loop
         setattr(self.model, STATE, INTERRUPTED)
         # in place: the module stays the one that the model, its hooks and tied weights refer to

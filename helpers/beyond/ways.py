@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from helpers.beyond.allocate import RULES, allocate, guide
@@ -20,12 +21,13 @@ from helpers.beyond.recipe import HELD_OUT
 from helpers.beyond.training import PARTS
 from helpers.capture import Progress, capture, check_tokens, eval_mode
 from helpers.corpora import calibration_tokens
+from helpers.device import pick_dtype
 from helpers.errors import BadParameter, check_choice, check_whole
 from helpers.loop import PruneReport
 from helpers.masks import Pattern, check_target
 from helpers.methods import get_method
 from helpers.models import device_of, model_layers, read_weight
-from helpers.precision import PRECISIONS
+from helpers.precision import PRECISIONS, precision_for
 from helpers.prune import check_passes
 from helpers.replay import best_batch
 
@@ -44,13 +46,9 @@ def check_way(asked: Mapping[str, Any]) -> None:
     for name, choices in (("block_steps", BLOCK_STEPS), ("repair", PARTS)):
         if asked[name] != "":  # which is to leave it out
             check_choice(name, asked[name], choices)
-    check_choice("precision", asked["precision"], PRECISIONS)
+    if check_choice("precision", asked["precision"], PRECISIONS) != "auto":
+        precision_for(pick_dtype(asked["dtype"], "cpu"), asked["precision"], torch.device("cpu"))
     check_passes(asked["passes"], after_block="refine" in asked["block_steps"])
-    if asked["precision"] == "bfloat16" and asked["dtype"] != "float32":
-        raise BadParameter(
-            f"precision 'bfloat16' is for a model in float32, and dtype is {asked['dtype']!r}: "
-            'set precision to "float32", which stands for the model\'s own'
-        )
     if (asked["block_steps"] or asked["repair"]) and asked["dtype"] != "float32":
         raise BadParameter(
             f"dtype {asked['dtype']!r} cannot be trained, small steps would round to nothing: give "
