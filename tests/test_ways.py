@@ -61,6 +61,8 @@ ASKED = {
         ({"precision": "int8"}, "bfloat16"),
         ({"dtype": "float16"}, "cannot be trained"),
         ({"dtype": "float16", "block_steps": "", "repair": ""}, ""),
+        ({"dtype": "float16", "precision": "bfloat16"}, "is for a model in float32"),
+        ({"dtype": "float8", "precision": "float32"}, "dtype 'float8'"),
         ({"pattern": "2:4", "sparsity": None}, 'set allocation to "uniform"'),
         ({"pattern": "2:4", "sparsity": None, "allocation": "uniform"}, ""),
     ],
