@@ -15,9 +15,9 @@ Columns = Mapping[str, str | Callable[[Result], Any]]
 
 HEAD = """# Speed and memory
 
-Seconds depend on the machine, so what is compared took turns on one machine, and ratios are what
-counts. A cell is the median over the rounds, with the quartiles in brackets. The embedded model is
-a 4-bit file converted back to float32.
+Seconds depend on the machine, so what is compared took turns on one machine; the ratios count.
+A cell is the median over the rounds, with the quartiles in brackets. The embedded model is a 4-bit
+file converted back to float32.
 """
 
 
@@ -182,7 +182,7 @@ def passes_report(result: Result) -> list[str]:
     }
     return [
         "With one pass the text waits inside a block while its layers are pruned, so that no "
-        "product is made twice. In bfloat16 are the products with the text alone, not the solver.",
+        "product is made twice. Only the products with the text are in bfloat16, not the solver.",
         _verdict("ADMM-Grad with one pass / Wanda with two", _medians(rows, "one over wanda"),
                  passes.TARGET),
         _verdict("The same in bfloat16", _medians(rows, "lower over wanda"), passes.TARGET),
@@ -197,10 +197,10 @@ def use_report(result: Result) -> list[str]:
     found["sparsity"] = [f"{100 * sparsity:.0f} %" for sparsity in found["sparsity"]]
     text = [
         f"Bytes over those of dense float16 ({result['sizes'][0]['dense']:,}), embedding included. "
-        "A mask is a bit for each weight, beside which only kept values are stored; zstd is what "
-        "that compressor makes of the same bytes.",
+        "A mask takes a bit for each weight, and only kept values are stored beside it; zstd "
+        "compresses the same bytes.",
         _table(sizes, {name: name for name in sizes[0]}),
-        f"Tokens a second at batch 1 on {result['device']}, float32 where nothing else is said. "
+        f"Tokens a second at batch 1 on {result['device']}, float32 unless stated. "
         "Prefill reads a text; generation writes one token after the other (OpenVINO: one token "
         "without a cache). The dense products do not see the zeros.",
     ]

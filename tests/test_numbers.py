@@ -146,7 +146,7 @@ def test_who_answers_more_questions_as_05_says() -> None:
         c.sentence: c for c in claim_verdicts(read_records(reference_dir("full") / "records"))
     }
     best = claims["ADMM-Grad answers more zero-shot questions than SparseGPT and Wanda."]
-    second = claims["SparseGPT answers more of them than Wanda."]
+    second = claims["SparseGPT answers more zero-shot questions than Wanda."]
     assert {best.verdict, second.verdict} == {"not decided here"}
     assert all("mean over HellaSwag, ARC-e, PIQA, SciQ" in c.numbers for c in (best, second))
     leads = []

@@ -9,7 +9,7 @@ decides which layers lose more, from calibration text alone:
     uniform    every layer the same: what the other rules have to beat
     owl        blocks with more outlying scores lose less (Yin et al. 2024, arXiv 2310.05175)
     icp        what q, k and v lose less, the last layer of the block loses more (Luo et al. 2025)
-    measured   groups of layers are pruned one at a time, and the loss of the model is measured
+    measured   groups of layers are pruned one at a time, and the model's divergence is measured
     fisher     squared gradients say what the loss of the weights below a threshold would cost
 
 A rule answers with a curve: the sparsity of every layer as a function of one number t, growing
@@ -75,8 +75,8 @@ def allocate(
 ) -> dict[str, float]:
     """The sparsity of each layer, by its `layer_key`, for `prune_model(sparsity=...)`.
 
-    The zeros of all layers, round(value · weights) in each, are round(sparsity · all weights). So
-    they are after `prune_model` with a mask budget per "matrix": the methods of ADMM, sparsegpt,
+    The layers' zeros, round(value · weights) each, add up to round(sparsity · all weights). They
+    still do after `prune_model` with a mask budget per "matrix": the methods of ADMM, sparsegpt,
     magnitude, and wanda with budget="matrix". (Its own default, "output", rounds in each row.)
 
     Args: tokens, int64 (sequences, length), calibration text, which "uniform" does not read;
@@ -126,8 +126,8 @@ def guide(
         found = guide(model, tokens[:8], sparsity=0.6)
         prune_model(model, tokens, method=..., sparsity=found.sparsity, importance=found.importance)
 
-    The methods take every output of a layer for as important as any other. The loss does not: with
-    g_ij the gradient of a sequence's loss by weight ij, output i has the squared slope
+    The methods treat all outputs of a layer as equally important. For the loss they are not: with
+    g_ij the derivative of a sequence's loss by weight ij, output i has the squared slope
     r_i² = Σ g_ij²/‖x_j‖², a mean over inputs and a sum over sequences (if slopes and inputs are
     independent, that is K-FAC's factor of the outputs). If errors were small and independent of one
     another, scores should be multiplied by r. They are neither, and r from a few sequences is
@@ -294,14 +294,14 @@ def icp(seen: Survey, sparsity: float, spread: float, *, less: float = 0.2) -> C
 def measured(
     seen: Survey, sparsity: float, spread: float, *, windows: int = 4, bands: int = 6
 ) -> Curve:
-    """What the loss of one group of layers does to the model, equal at the margin for all groups.
+    """Make what pruning does to the model equal at the margin for all groups of layers.
 
     A group is the layers that read the same input of a block (see `Survey.inputs`), in one of
     `bands` equal parts of the depth. Each group alone is pruned to `sparsity`, by |W|·‖x‖ and
     without an update, and c is the divergence from the dense model's predictions on the first
     `windows` sequences: a forward pass for each group and window.
 
-    The model of loss(s): losses of groups add up, and each is proportional to the sum of the
+    Assumed: the divergences of groups add up, and each is proportional to the sum of the
     squared scores that fall, as if scores were Gaussian. The next weight to fall at sparsity s then
     costs c/n · q², with n weights in the group and erf(q/√2) = s. It is the same in all groups if
     s = erf(eᵗ · sqrt(n/c)/√2).
@@ -337,7 +337,7 @@ def measured(
 
 
 def fisher(seen: Survey, sparsity: float, spread: float) -> Curve:
-    """What the next weight to fall costs by its squared gradient, equal for all layers.
+    """Make what the next weight costs, by its squared gradient, equal for all layers.
 
     Near the dense model the expected increase of the loss without weight w is proportional to
     g²·w², with g² the squared gradient of a sequence's loss, summed over sequences (the diagonal of

@@ -62,8 +62,8 @@ def alps(
     """l0-constrained ADMM with a rising penalty, then conjugate gradients (ALPS, Meng et al. 2024).
 
     rho: where the penalty begins; iterations: of ADMM at most, as it ends when the mask is stable;
-    with `keep` there is no mask to find, and only the weights are solved for. The result's `gap`
-    proves how near they are. Defaults are the authors'; their released code also lowers ρ where
+    with `keep` there is no mask to find, only weights to solve for. The result's `gap` proves how
+    near the optimum they are. Defaults are the authors'; their released code also lowers ρ where
     the mask never changes, and here, as in their paper, that ends the search. They add the ridge
     before the inputs are scaled, which differs for inputs of unequal size.
     Cost: an eigendecomposition for each gram, then two products, O(d_out · d_in²), an iteration.

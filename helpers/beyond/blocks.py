@@ -19,12 +19,12 @@ Both at once share one dense stream:
     refine = Refine(model, tokens, dense=compensate.dense)
     prune_model(..., before_block=compensate.before, after_block=refine.after)
 
-Of a token's stream x in the pruned model and d in the dense one, the loss is
+With x a token's stream in the pruned model and d in the dense one, the loss is
 
     ‖pruned block(x) − dense block(d)‖² / ‖dense block(d)‖²,
 
-the mean over tokens. It is relative, as the few tokens with massive activations, of a norm a
-thousand times that of the others, would otherwise be all that is learnt.
+the mean over tokens. It is relative because the few tokens with massive activations, a thousand
+times the norm of the others, would otherwise be all that is learnt.
 """
 
 from __future__ import annotations
@@ -244,9 +244,9 @@ class Refine(BlockStep):
 
 
 class Compensate(BlockStep):
-    """Let each block, before it is pruned, make up for what the pruned blocks before it do.
+    """Let each block, before it is pruned, make up for the errors of the pruned blocks before it.
 
-    All its weights, norms and biases learn, and the method then takes them for the dense ones. The
+    All its weights, norms and biases learn, and the method then treats them as the dense ones. The
     mask is the method's own. A block whose held-out loss is not lowered stays as it was. Block 0,
     whose stream is still the dense one, has nothing to make up for and no report.
     """
@@ -307,7 +307,7 @@ class BlockFit:
         train: Sequence[Pair],
         judge: Sequence[Pair],
     ) -> float:
-        """The rate whose few steps from `start` lower the held-out loss most (as BEAM does).
+        """The rate whose few steps from `start` lower the held-out loss most.
 
         The block then has its weights of `start` again. Raises NonFinite if all rates diverge.
         """

@@ -52,9 +52,9 @@ class DistilReport:
     """What `distil` did.
 
     steps: of one window each, with `tokens` tokens in all; precision: of the products; losses: the
-    divergence in each step, before it; held_out: (step, divergence on the held-out windows), from
-    step 0, where nothing is trained yet; kept: the step whose weights the model has now; seconds:
-    with the looks at held-out windows.
+    divergence on each step's window, before the step; held_out: (step, divergence on the held-out
+    windows), from step 0, where nothing is trained yet; kept: the step whose weights the model has
+    now; seconds: including the evaluation of held-out windows.
     """
 
     steps: int

@@ -76,7 +76,7 @@ def text_needed(method: str, sequences: int, options: Mapping[str, Any]) -> int:
 
 
 def check_recipe(base: str, budget: str, options: Mapping[str, Any]) -> None:
-    """Raise for a base, a budget or an option of the base method that there is not.
+    """Raise if the base, the budget or an option of the base method does not exist.
 
     Raises UnknownMethod, BadParameter.
     """
@@ -112,9 +112,9 @@ def best(
     Args: tokens, int64 (windows, length), at least `windows_of(budget, 1)`: the last ones are for
     the repair, all before them for the layers, and the first of these for the guide too; base, the
     method of the layers; passes, by default one; precision, of the products with the text, in all
-    steps; progress, called after each step of each part; others and options, as for `prune_model`
-    and of the base method, but that importance and a sparsity for each layer are found here, and
-    that the model has to be dense and, to be repaired, in float32. An N:M pattern needs no guide:
+    steps; progress, called after each step of each part; others, as for `prune_model`, and
+    options, of the base method. Importance and the sparsity of each layer are found here, and the
+    model has to be dense and, to be repaired, in float32. An N:M pattern needs no guide:
     it gives all layers and outputs the same sparsity. `budget` is the recipe's, so a method with an
     option of that name has its default (in Wanda a budget for each output, within which importance
     cannot matter).

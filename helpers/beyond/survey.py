@@ -119,7 +119,7 @@ def survey(
 
 @contextlib.contextmanager
 def pruned_meanwhile(seen: Survey, keys: Sequence[str], sparsity: float) -> Iterator[None]:
-    """Inside, some layers lack their smallest scores; afterwards they have the same bits again."""
+    """Inside, some layers lack the weights of smallest score; afterwards every bit is as before."""
     before = {key: read_weight(seen.layers[key]).clone() for key in keys}
     try:
         for key in keys:

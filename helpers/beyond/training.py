@@ -31,9 +31,9 @@ def keep_masks(model: nn.Module) -> Iterator[None]:
         with keep_masks(model):
             trainer.train()
 
-    For any optimiser of torch, and so for the Trainer of transformers, in this process. Weights,
-    gradients and parameters stay where they were: nothing has to be undone before the model is
-    saved. Memory: 1 byte for each weight. Raises UnsupportedModel.
+    For any optimiser of torch, and so for the Trainer of transformers, in this process. No
+    parameter is replaced, so nothing has to be undone before the model is saved. Memory: 1 byte
+    for each weight. Raises UnsupportedModel.
     """
     with zeros_kept([layer.weight for layer in model_layers(model).values()]):
         yield

@@ -173,10 +173,10 @@ def layer_errors(
 ) -> dict[str, float]:
     """Relative error ‖XW − XŴ‖²/‖XW‖² of each layer on any text, by `layer_key`.
 
-    X is what the layer is given in the pruned model, and W is the dense model's: so the error on
-    the calibration text is that of a report on one pass, if no step has changed W before it was
-    pruned. Args: tokens, int64 (windows, length). An expert that no token reaches is left out.
-    Raises BadParameter for tokens that do not suit the model.
+    X is the layer's input in the pruned model, and W its weight in the dense one. On the
+    calibration text that is the error in the report of a run with one pass, unless a step has
+    changed W before pruning. Args: tokens, int64 (windows, length). An expert that no token reaches
+    is left out. Raises BadParameter for tokens that do not suit the model.
     """
     check_tokens(model, tokens)
     before, after = model_layers(dense), model_layers(model)

@@ -190,14 +190,18 @@ def error_table(ways: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def gain_table(ways: pd.DataFrame) -> pd.DataFrame:
-    """What each way gains by target, in percent of the gap, and its seconds and memory."""
-    gains = 100 * _by_target(ways, cells_of(ways, "closed")["mean"])
+    """What each way gains by target, in percent of the gap, and its seconds; its runs and memory.
+
+    Gains and seconds are means over seeds.
+    """
+    gains, times = _means(ways, "closed", 100)[0], _means(ways, "times")[0]
+    columns = {}
+    for target in gains:
+        columns[f"{target}, closed (%)"] = gains[target]
+        columns[f"{target}, seconds / ADMM-Grad's"] = times.get(target)
     groups = ways.groupby("way")
-    return gains.rename(columns="{}, closed (%)".format).assign(**{
-        "runs": groups.size(),
-        "seconds / ADMM-Grad's": groups["times"].median(),
-        "peak memory (GB)": groups["memory"].max(),
-    })  # fmt: skip
+    columns |= {"runs": groups.size(), "peak memory (GB)": groups["memory"].max()}
+    return gains.iloc[:, :0].assign(**columns)
 
 
 def tables_of(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
@@ -208,7 +212,9 @@ def tables_of(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
         return
     where = frame.setting(runs)
     spread = "Means over seeds of the calibration text, ± half their range."
-    what = "After a +: what is done to whole blocks or the whole model; distil (n) takes n windows."
+    what = (
+        "After a +: a step on whole blocks or on the whole model; distil (n) trains on n windows."
+    )
     yield "", f"{where} {spread} {what}", *perplexity_table(ways, "perplexity")
     asked = frame.common_parameters(runs)
     web = asked["calibration"]
@@ -219,11 +225,11 @@ def tables_of(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
     )
     yield "web text", note, *perplexity_table(ways, "web")
     note = (
-        f"{where} Closed: the share of ln(perplexity / dense) after plain ADMM-Grad, same seed and "
-        "target, that is gone. Seconds: pruning and repair over those of ADMM-Grad's layers with "
-        "two passes, in the same run if it prunes so, else in runs on the same kind of machine, of "
-        "the same seed if there are any; medians. Peak memory is the process's, with the "
-        "evaluation, the dense model and a copy of the pruned one."
+        f"{where} Closed: the share of ln(perplexity / dense) after plain ADMM-Grad (same seed and "
+        "target) that the way removes. Seconds: pruning and repair over those of ADMM-Grad's "
+        "layers with two passes, in the same run if it prunes so, else in runs on the same kind of "
+        "machine, of the same seed if there are any. Both are means over seeds. Peak memory is the "
+        "process's, with the evaluation, the dense model and a copy of the pruned one."
     )
     yield "gain", note, gain_table(ways)
     note = (
@@ -248,8 +254,8 @@ def beyond_figure(records: Iterable[Record]) -> Figure | None:
     that they were trained on; a dashed line is the dense model. Lower and further left is better.
 
     Points are means over seeds, whiskers the range, of the first model's runs in the usual setting;
-    at the least target if there is none at 60 %. Steps without a guide and a repair are in
-    `steps_figure`. Without a run of ADMM-Grad's the seconds are given as they are. None without
+    at the lowest target if there is none at 60 %. Steps with neither guide nor repair are in
+    `steps_figure`. Without a run of plain ADMM-Grad the seconds themselves are shown. None without
     runs of notebook 08.
     """
     ways = usual_ways(records)
@@ -279,7 +285,7 @@ def trade_off_figure(
     shown |= ways["stem"].str.contains(GUIDE)
     ways = ways[shown] if shown.any() else ways
     points = cells_of(ways, number).droplevel("target")
-    points["x"] = ways.groupby("way")[against].mean()
+    points["x"] = cells_of(ways, against).droplevel("target")["mean"]
     figure, ax = style.new_figure(size=(7.0, 4.6))
     for position, (stem, family) in enumerate(ways.groupby("stem", sort=False)):
         method = family["method"].iloc[0]
@@ -305,7 +311,7 @@ def trade_off_figure(
 def steps_figure(records: Iterable[Record]) -> Figure | None:
     """What each step closes of the gap that ADMM-Grad leaves at 60 %, without a repair: filled
     markers on Wikipedia, open ones on web text, at the right the seconds over those of ADMM-Grad.
-    Further right is better, and left of zero a step does harm.
+    Further right is better; left of zero a step makes the model worse.
 
     Points are means over seeds, whiskers the range; as in `beyond_figure`. None without such runs.
     """
@@ -314,11 +320,13 @@ def steps_figure(records: Iterable[Record]) -> Figure | None:
         return None
     target = _shown_target(ways)
     ways = ways[(ways["target"] == target) & (ways["repair"] == "") & (ways["way"] != BASE)]
+    # not the paper's other methods, which are no steps; alps, in ADMM-Grad's place, is one
+    ways = ways[~ways["method"].isin({*frame.METHOD_ORDER} - {BASE})]
     found = {name: cells_of(ways, name).droplevel("target") for name in ("closed", "closed_web")}
     order = list(found["closed"].sort_values("mean").index)
     if not order:
         return None
-    times = ways.groupby("way")["times"].median()
+    times = cells_of(ways, "times").droplevel("target")["mean"].reindex(order)
     figure, ax = style.new_figure(size=(7.0, 1.2 + 0.3 * len(order)))
     looks = (("on Wikipedia", style.ADMM[0]), ("on web text", "white"))
     for cells, (label, fill) in zip(found.values(), looks, strict=True):
@@ -333,7 +341,7 @@ def steps_figure(records: Iterable[Record]) -> Figure | None:
             style.offset_text(ax, f"{times[way]:#.2g} ×", (1, row), (4, -3), fontsize=9,
                               xycoords=("axes fraction", "data"))  # fmt: skip
     place = {"fontsize": 9, "loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2}
-    style.finish(ax, legend=place, xlabel=f"closed of the gap at {target} (%)")
+    style.finish(ax, legend=place, xlabel=f"gap closed at {target} (%)")
     return figure
 
 

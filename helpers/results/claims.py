@@ -324,21 +324,21 @@ def _more_answers(findings: Findings, pairs: Sequence[tuple[str, str]]) -> Outco
 
 NOT_ALONE = "the seconds are of runs that shared the machine: none was timed alone"
 SAME_MASK = (
-    f"one mask by Wanda's score, budget per matrix; a problem is a layer at a sparsity; true on "
-    f"{100 * MOST:.0f} % of them and at least {FEWEST} layers"
+    f"one mask by Wanda's score, budget per matrix; a problem is a layer at a sparsity; must be "
+    f"true on {100 * MOST:.0f} % of them, and on at least {FEWEST} layers"
 )
-ALONE = "only timed runs count, each alone among the runs of its plan"
+ALONE = "only timed runs count, each the only one of its plan at its time"
 PAIRED = (
-    f"paired by seed; decided where Student's 95 % interval of the mean, from {SEEDS} seeds "
-    "on, is on one side of that"
+    f"paired by seed; decided where Student's 95 % interval of the mean, with at least {SEEDS} "
+    "seeds, is on one side of that limit"
 )
 NOISE = (
-    f"by more than Student's 95 % interval of the mean ln ratio by seed, from {SEEDS} seeds "
-    f"at {SEEDED} on; a column with fewer seeds takes the interval at {SEEDED}, scaled by the "
-    "damage ln(perplexity / dense)"
+    f"by more than Student's 95 % interval of the mean ln ratio by seed, with at least {SEEDS} "
+    f"seeds at {SEEDED}; a column with fewer seeds takes the interval at {SEEDED}, scaled by the "
+    "damage ln(perplexity / dense) and by its number of seeds"
 )
 STEP = (
-    f"The mean over tasks is higher by more than its error, from {TASK_SEEDS} seeds on: two "
+    f"The mean over tasks is higher by more than its error, with at least {TASK_SEEDS} seeds: two "
     "standard errors over paired items and Student's 95 % interval over seeds, added in quadrature."
 )
 CLAIMS = (
@@ -405,7 +405,7 @@ CLAIMS = (
     Claim(
         "ADMM-Grad takes about as long as SparseGPT.",
         f"At most {1 + TOLERATED:g} times the seconds of SparseGPT, same cells and seeds; forward "
-        f"passes and grams, the same work for both, count with their median; {ALONE}. More "
+        f"passes and grams, the same work for both, enter as their median; {ALONE}. More "
         "calibration text brings the ratio nearer to 1.",
         _overhead,
     ),
@@ -415,7 +415,7 @@ CLAIMS = (
         partial(_more_answers, pairs=[("admm-grad", "sparsegpt"), ("admm-grad", "wanda")]),
     ),
     Claim(
-        "SparseGPT answers more of them than Wanda.",
+        "SparseGPT answers more zero-shot questions than Wanda.",
         STEP,
         partial(_more_answers, pairs=[("sparsegpt", "wanda")]),
     ),

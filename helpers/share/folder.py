@@ -50,7 +50,7 @@ def save_pruned(
     base: str | None = None,
     license: str | None = None,
 ) -> Path:
-    """Write a pruned model, whole or not at all, after it was loaded from there and is the same.
+    """Write a pruned model, whole or not at all, once a copy loaded back is the same.
 
     Args: folder, a new or an empty one; record, of the run that pruned the model, from which the
     card has its numbers and the pattern; pattern, without a record, "N:M" if the model was pruned
@@ -92,7 +92,7 @@ def save_pruned(
 
 
 def check_new_folder(folder: str | os.PathLike[str]) -> Path:
-    """The whole path of a folder that is new or empty. Raises BadParameter for another."""
+    """The absolute path of a folder that is new or empty. Raises BadParameter if it is neither."""
     folder = Path(folder).expanduser().resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise BadParameter(f"{folder} is in use already: give a new folder, or empty this one")

@@ -38,7 +38,7 @@ def save_gguf(
     """Write a Llama and its byte-level BPE tokenizer to a GGUF file, whole or not at all.
 
     Args: dtype of the matrices, "float16" or "float32"; norms are float32. In float16 a small
-    weight may round to 0, and a zero stays one; pre, llama.cpp's name for the tokenizer's way to
+    weight may round to 0, and zeros stay zeros; pre, llama.cpp's name for the tokenizer's way to
     split text into words ("smollm" is that of the embedded model).
     Raises UnsupportedModel for another family or kind of tokenizer, BadParameter, CheckpointError.
     """
@@ -106,7 +106,7 @@ def check_gguf(model: nn.Module, tokenizer: Any) -> Mapping[str, Any]:
     tables = json.loads(backend.to_str()) if backend is not None else {"model": {}}
     if tables["model"].get("type") != "BPE" or tables["model"].get("byte_fallback"):
         raise UnsupportedModel(
-            "the tokenizer is no byte-level BPE, which is the only kind that is written here"
+            "the tokenizer is not a byte-level BPE, the only kind that can be written here"
         )
     rows, tokens = model.get_input_embeddings().weight.shape[0], len(tokenizer.get_vocab())
     if rows != tokens:

@@ -79,7 +79,7 @@ def check_products(model: nn.Module, products: str) -> None:
 
 
 def possible_products(model: nn.Module) -> list[str]:
-    """Those of PRODUCTS that this model can be multiplied in, on the device that it is on."""
+    """Those of PRODUCTS that are possible for this model on its device."""
     kinds = []
     for products in PRODUCTS:
         with contextlib.suppress(BadParameter):

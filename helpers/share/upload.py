@@ -23,13 +23,13 @@ def push(
 ) -> str:
     """Send a saved model to the hub, and return the address of the commit.
 
-    Args: folder, of `save_pruned`; name, such as "owner/name"; private, of a repository that is
-    made now; endpoint, the address of another hub.
+    Args: folder, of `save_pruned`; name, such as "owner/name"; private, whether a repository
+    that is made now is private; endpoint, the address of another hub.
     Raises BadParameter (no account, a name that the hub does not take, no access), CheckpointError
     and BadMask (the folder is not what was saved).
     """
     if not get_token():
-        raise BadParameter("no account of the hub is known here: `hf auth login`, then again")
+        raise BadParameter("no account on the hub is known here: run `hf auth login`, then retry")
     check_masks(folder)
     api = HfApi(endpoint=endpoint)
     try:
