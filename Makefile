@@ -26,7 +26,7 @@ $(error this needs Linux, macOS or WSL: on Windows, install WSL and run it there
 endif
 
 # make takes any variable, so that plan=smoke would run the plan laptop without a word
-KNOWN := PLAN JOBS ONLY BENCH MACHINE SCHEDULER PYTHON PIP_ARGS VENV LAB_ARGS DEEP HUB NAME UI_FULL CHROMIUM
+KNOWN := PLAN JOBS ONLY BENCH MACHINE SCHEDULER PYTHON PIP_ARGS VENV LAB_ARGS DEEP HUB NAME FOLDER PUBLIC UI_FULL CHROMIUM
 GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
 UNKNOWN := $(firstword $(filter-out $(KNOWN) MAKE% PRUNING_% HF_% OMP_% MKL_% CUDA_%,$(GIVEN)))
 ifneq ($(UNKNOWN),)

@@ -233,7 +233,13 @@ def test_make_refuses_what_it_does_not_know(given: list[str], words: str) -> Non
 @needs_make
 def test_make_takes_every_variable_that_something_reads() -> None:
     text = makefile()
-    named = set(re.findall(r"(?m)^([A-Z_]+) \?=", text)) | {"UI_FULL", "NAME"}
+    set_here, read = (
+        set(re.findall(pattern, text))
+        for pattern in (r"(?m)^\s*([A-Z_]+)\s*[:+]?=", r"\$\(([A-Z_]+)\)")
+    )
+    made = {"CURDIR", "MAKEFILE_LIST", "OS"}  # by make itself, or the system
+    named = set(re.findall(r"(?m)^([A-Z_]+) \?=", text)) | {"UI_FULL"} | (read - set_here - made)
+    assert {"NAME", "FOLDER", "PLAN"} <= named
     assert named <= set(re.search(r"(?m)^KNOWN := (.*)$", text)[1].split())
     given = [f"{name}=" for name in ("PRUNING_CACHE", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")]
     assert make("-n", "clean", *given, *(f"{name}=" for name in named - {"VENV"})).returncode == 0
