@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -199,6 +200,8 @@ def test_a_model_has_one_row_for_the_tasks_of_all_its_runs() -> None:
         assert frame.loc["dense"].tolist()[:3] == [1.0, 1.0, 0.5]  # of four items, not of two
         assert frame.loc["wanda, 50 %"].tolist()[:2] == [0.5, 0.0]
         assert list(frame.index) == ["dense", "wanda, 50 %"]
+        # without PIQA its mean would be one over other tasks
+        assert frame.loc["dense", "mean"] > 0 and math.isnan(frame.loc["wanda, 50 %", "mean"])
     for run in (runs[1], more[1]):
         run["parameters"]["calibration_seed"] = 1
     everything = [*runs, *more, scored("wanda", rte=[1, 1])]

@@ -195,13 +195,21 @@ def _over_seeds(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
     }
 
 
-def _by_task(rows: Mapping[str, Mapping[str, Any]], name: str) -> pd.DataFrame | None:
+def _by_task(
+    rows: Mapping[str, Mapping[str, Any]], name: str, same: bool = False
+) -> pd.DataFrame | None:
     """(value, standard error) in the paper's columns, with the mean over tasks; None without any.
 
-    Args: rows, {row: {task: (value, standard error)}}; name, of the rows.
+    Args: rows, {row: {task: (value, standard error)}}; name, of the rows; same, a mean only for
+    rows with all tasks of the table, so that means can be compared.
     """
+    every = set().union(*rows.values())
     rows = {
-        row: pairs | {"mean": mean_of_tasks(pairs.values())} for row, pairs in rows.items() if pairs
+        row: {**pairs, "mean": mean_of_tasks(pairs.values())}
+        if not same or len(pairs) == len(every)
+        else pairs
+        for row, pairs in rows.items()
+        if pairs
     }
     columns = [task for task in (*TASK_NAMES, "mean") if any(task in row for row in rows.values())]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
@@ -213,7 +221,8 @@ def zero_shot_table(
 ) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     """Accuracy in the paper's columns with a mean, and standard errors; None without records.
 
-    A row is the mean over seeds of the calibration text. `metric` is "acc" or, for tasks that
+    A row is the mean over seeds of the calibration text; one that lacks a task of the others has no
+    mean over tasks. `metric` is "acc" or, for tasks that
     have it, "acc_norm" (normalised by the answers' length).
     """
     rows: dict[str, dict[str, Any]] = {}
@@ -221,7 +230,7 @@ def zero_shot_table(
         names = {task: f"{task}_{metric}" for task in TASK_NAMES}
         found = {name: entry["value"] for name, entry in record["metrics"].items()}
         rows[label] = {t: (found[n], found[f"{n}_stderr"]) for t, n in names.items() if n in found}
-    pairs = _by_task(_over_seeds(rows), "model")
+    pairs = _by_task(_over_seeds(rows), "model", same=True)
     if pairs is None:
         return None
     return tuple(pairs.map(itemgetter(part), na_action="ignore").astype(float) for part in (0, 1))
@@ -442,7 +451,7 @@ def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
             yield "zero_shot", metric, note, _with_chance(tables[0]), tables[1]
     note = (
         f"{model} Paired differences in accuracy on the same items; bold where they exceed two "
-        "standard errors. One in twenty would do so by chance."
+        "standard errors. One in twenty would do so by chance. Means are over the tasks of a row."
     )
     yield "zero_shot", "paired", note, paired_table(runs)
     yield "weight_update", "", f"{model} {_update_note(runs)}", update_table(runs)
