@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import re
 import resource
@@ -153,7 +154,11 @@ def memory_growth(device: torch.device | str) -> Iterator[SimpleNamespace]:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
     else:
-        gc.collect()  # garbage freed inside would hide as much growth
+        # garbage freed inside would hide as much growth, and so would memory that is free already
+        # but still the process's: glibc gives out such pieces before it asks the kernel
+        gc.collect()
+        with contextlib.suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, see proc(5)
             before = _process_status("VmRSS")

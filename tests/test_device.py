@@ -64,6 +64,9 @@ def test_memory_growth_is_that_of_the_stretch_alone() -> None:
     litter = [torch.ones(20_000_000)]
     litter.append(litter)
     del litter  # held by a cycle alone, as a model is that an error has left behind
+    torch.ones(5_000_000)  # from here on glibc takes pieces of 20 MB from its heap
+    pieces = [torch.ones(4_900_000) for _ in range(8)]
+    del pieces[:-1]  # below the last one, so that they stay with the process
     with memory_growth("cpu") as growth:
         gc.collect()
         torch.ones(10_000_000)

@@ -161,6 +161,9 @@ def test_who_answers_more_questions_as_05_says() -> None:
             assert f"{error:.3f}" == "0.008"
             leads.append(f"{lead:.3f}")
     assert (min(leads), max(leads)) == ("0.015", "0.039")
+    table = (reference_dir("full") / "tables" / "zero_shot.md").read_text(encoding="utf-8")
+    (row,) = (line for line in table.splitlines() if line.startswith("| best, 50 % − admm-grad"))
+    assert row.endswith("**+0.026 ± 0.008** |")
 
 
 @pytest.mark.parametrize("plan", ["laptop", "full"])
