@@ -44,10 +44,10 @@ class Budget(NamedTuple):
 
 
 BUDGETS = {"fast": Budget(2, 0), "balanced": Budget(4, 64), "long": Budget(8, 240)}
-USUAL = "balanced"
+# the recipe's own options; all others are those of the base method
+USUAL = {"base": "admm-grad", "budget": "balanced", "precision": "auto"}
 SEQUENCES = 32  # of the calibration text, for the layers
 HELD_OUT = 4  # windows that say which weights are the best
-OWN = ("base", "budget", "precision")  # options of the recipe itself
 
 
 def windows_of(budget: str, sequences: int = SEQUENCES) -> int:
@@ -66,27 +66,27 @@ def text_needed(method: str, sequences: int, options: Mapping[str, Any]) -> int:
     Raises UnknownMethod, BadParameter for an option that a method does not take.
     """
     if method in RECIPES:
-        budget, base = options.get("budget", USUAL), options.get("base", "admm-grad")
-        own = {name: value for name, value in options.items() if name not in OWN}
-        check_choice("precision", options.get("precision", "auto"), PRECISIONS)
-        check_recipe(base, budget, own)
-        return windows_of(budget, sequences)
+        own = {name: options.get(name, usual) for name, usual in USUAL.items()}
+        check_recipe(own, {name: options[name] for name in options if name not in own})
+        return windows_of(own["budget"], sequences)
     check_options(method, options)
     return sequences if get_method(method).needs_calibration else 0
 
 
-def check_recipe(base: str, budget: str, options: Mapping[str, Any]) -> None:
-    """Raise if the base, the budget or an option of the base method does not exist.
+def check_recipe(own: Mapping[str, str], options: Mapping[str, Any]) -> None:
+    """Raise if one of the recipe's own options, or an option of its base method, does not exist.
 
-    Raises UnknownMethod, BadParameter.
+    Args: own, a value for each key of USUAL. Raises UnknownMethod, BadParameter.
     """
-    check_choice("budget", budget, BUDGETS)
+    base = own["base"]
+    check_choice("budget", own["budget"], BUDGETS)
+    check_choice("precision", own["precision"], PRECISIONS)
     if base in RECIPES:
         raise BadParameter(f"base {base!r} is a recipe itself: give a method of single layers")
     try:
         check_options(base, dict(options))
     except BadParameter as error:
-        raise BadParameter(f"{error}; method 'best' itself takes {', '.join(OWN)}") from error
+        raise BadParameter(f"{error}; method 'best' itself takes {', '.join(USUAL)}") from error
 
 
 def best(
@@ -96,9 +96,9 @@ def best(
     sparsity: float | None = None,
     pattern: str | Pattern = "unstructured",
     passes: int = 1,
-    budget: str = USUAL,
-    base: str = "admm-grad",
-    precision: str = "auto",
+    budget: str = USUAL["budget"],
+    base: str = USUAL["base"],
+    precision: str = USUAL["precision"],
     batch: int | None = None,
     progress: Progress | None = None,
     importance: None = None,
@@ -132,7 +132,7 @@ def best(
             "method 'best' finds importance and the sparsity of each layer itself: give one "
             "sparsity, and no importance"
         )
-    check_recipe(base, budget, options)
+    check_recipe({"base": base, "budget": budget, "precision": precision}, options)
     check_model(model)
     check_dense(model, allow_pruned=False)
     if tokens is not None:

@@ -7,7 +7,7 @@ and the gradients of layers one at a time.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -91,10 +91,7 @@ def survey(
         squares[key] = squares[key] + added if key in squares else added
 
     batches = tokens.split(best_batch(device_of(model), tokens.shape[1]))
-    with contextlib.ExitStack() as stack:
-        for key, layer in layers.items():
-            look = lambda _layer, args, key=key: see(key, args[0])  # noqa: E731
-            stack.enter_context(layer.register_forward_pre_hook(look))
+    with watched_inputs(layers, see):
         for done, rows in enumerate(batches, 1):
             # ends after the last block: the logits are not needed
             for index, call in enumerate(capture(model, rows, head=False).calls):
@@ -115,6 +112,18 @@ def survey(
             )
     norms = {key: squares[key].sqrt() for key in layers}
     return Survey(model, tokens, layers, blocks, norms, inputs, progress)
+
+
+@contextlib.contextmanager
+def watched_inputs(
+    layers: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Inside, a layer that runs calls see(key, its input) first."""
+    with contextlib.ExitStack() as stack:
+        for key, layer in layers.items():
+            look = lambda _layer, args, key=key: see(key, args[0])  # noqa: E731
+            stack.enter_context(layer.register_forward_pre_hook(look))
+        yield
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ The steps themselves are `allocate`, `prune_model` with the hooks of `BlockSteps
 
 from __future__ import annotations
 
-import contextlib
 import os
 import statistics
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from helpers.beyond.allocate import RULES, allocate, guide
 from helpers.beyond.blocks import BlockStep, Compensate, Refine
 from helpers.beyond.distil import DistilReport
 from helpers.beyond.recipe import HELD_OUT
+from helpers.beyond.survey import watched_inputs
 from helpers.beyond.training import PARTS
 from helpers.capture import Progress, capture, check_tokens, eval_mode
 from helpers.corpora import calibration_tokens
@@ -189,11 +189,7 @@ def layer_errors(
             sums[key][place] += float((inputs @ matrix.T).square().sum())
 
     batches = tokens.split(best_batch(device_of(model), tokens.shape[1]))
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(eval_mode(model))
-        for key, layer in after.items():
-            look = lambda _layer, args, key=key: see(key, args[0])  # noqa: E731
-            stack.enter_context(layer.register_forward_pre_hook(look))
+    with eval_mode(model), watched_inputs(after, see):
         for done, rows in enumerate(batches, 1):
             capture(model, rows, head=False)  # ends after the last block
             if progress:

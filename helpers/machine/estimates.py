@@ -217,13 +217,13 @@ def in_steps(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     if parameters["method"] not in RECIPES:
         return parameters
     options = dict(parameters.get("options") or {})
-    spend = BUDGETS[check_choice("budget", options.pop("budget", USUAL), BUDGETS)]
+    own = {name: options.pop(name, usual) for name, usual in USUAL.items()}
+    spend = BUDGETS[check_choice("budget", own["budget"], BUDGETS)]
     grouped = parameters.get("pattern", "unstructured") != "unstructured"
-    steps = {"method": options.pop("base", "admm-grad"), "options": options,
+    steps = {"method": own["base"], "options": options,
              "allocation": "uniform" if grouped else "guide", "guide_sequences": spend.guide,
              "repair": "all" if spend.repair else "", "repair_windows": spend.repair}  # fmt: skip
-    usual = {"passes": 1, "precision": options.pop("precision", "auto")}
-    return usual | parameters | steps
+    return {"passes": 1, "precision": own["precision"]} | parameters | steps
 
 
 def flop(parameters: Mapping[str, Any]) -> tuple[float, float]:

@@ -281,8 +281,8 @@ def trade_off_figure(
     "memory", which a run knows of its last step only.
     """
     ways = ways[(ways["target"] == target) & ways[against].notna()]
-    shown = ways.groupby("stem")["repair"].transform("any") | (ways["way"] == BASE)
-    shown |= ways["stem"].str.contains(GUIDE)
+    shown = ways.groupby("stem")["repair"].transform("any") | ways["stem"].str.contains(GUIDE)
+    shown |= ways["way"].isin({*frame.METHOD_ORDER})
     ways = ways[shown] if shown.any() else ways
     points = cells_of(ways, number).droplevel("target")
     points["x"] = cells_of(ways, against).droplevel("target")["mean"]

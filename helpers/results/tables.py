@@ -195,22 +195,13 @@ def _over_seeds(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
     }
 
 
-def _by_task(
-    rows: Mapping[str, Mapping[str, Any]], name: str, same: bool = False
-) -> pd.DataFrame | None:
+def _by_task(rows: Mapping[str, Mapping[str, Any]], name: str) -> pd.DataFrame | None:
     """(value, standard error) in the paper's columns, with the mean over tasks; None without any.
 
-    Args: rows, {row: {task: (value, standard error)}}; name, of the rows; same, a mean only for
-    rows with all tasks of the table, so that means can be compared.
+    Args: rows, {row: {task: (value, standard error)}}; name, of the rows.
     """
-    every = set().union(*rows.values())
-    rows = {
-        row: {**pairs, "mean": mean_of_tasks(pairs.values())}
-        if not same or len(pairs) == len(every)
-        else pairs
-        for row, pairs in rows.items()
-        if pairs
-    }
+    rows = {row: {**pairs, "mean": mean_of_tasks(pairs.values())}
+            for row, pairs in rows.items() if pairs}  # fmt: skip
     columns = [task for task in (*TASK_NAMES, "mean") if any(task in row for row in rows.values())]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
     return table.rename(columns=TASK_NAMES).rename_axis(name) if rows else None
@@ -221,18 +212,19 @@ def zero_shot_table(
 ) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     """Accuracy in the paper's columns with a mean, and standard errors; None without records.
 
-    A row is the mean over seeds of the calibration text; one that lacks a task of the others has no
-    mean over tasks. `metric` is "acc" or, for tasks that
-    have it, "acc_norm" (normalised by the answers' length).
+    A row is the mean over seeds of the calibration text. `metric` is "acc" or, for tasks that have
+    it, "acc_norm" (normalised by the answers' length).
     """
     rows: dict[str, dict[str, Any]] = {}
     for label, record in zero_shot_runs(records).items():
         names = {task: f"{task}_{metric}" for task in TASK_NAMES}
         found = {name: entry["value"] for name, entry in record["metrics"].items()}
         rows[label] = {t: (found[n], found[f"{n}_stderr"]) for t, n in names.items() if n in found}
-    pairs = _by_task(_over_seeds(rows), "model", same=True)
+    pairs = _by_task(_over_seeds(rows), "model")
     if pairs is None:
         return None
+    # a mean over fewer tasks than the other rows have could not be compared with theirs
+    pairs["mean"] = pairs["mean"].where(pairs.notna().all(axis=1))
     return tuple(pairs.map(itemgetter(part), na_action="ignore").astype(float) for part in (0, 1))
 
 
