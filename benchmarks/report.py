@@ -240,7 +240,7 @@ def architecture_report(result: Result) -> list[str]:
 
 def _with_range(values: pd.Series) -> str:
     """Mean ± half of the range."""
-    return f"{values.mean():.1f} ± {(values.max() - values.min()) / 2:.1f}"
+    return " ± ".join(map(format_number, (values.mean(), (values.max() - values.min()) / 2)))
 
 
 def growth_report(result: Result) -> list[str]:

@@ -51,6 +51,13 @@ def test_the_numbers_of_the_recipe_are_those_of_its_table() -> None:
     assert f"falls from {before} to {after}, and to {fast} with" in README.replace("\n", " ")
 
 
+def test_the_number_of_the_other_architecture_is_that_of_its_benchmark() -> None:
+    page = (reference_dir("bench") / "bench.md").read_text(encoding="utf-8")
+    first = TABLE.findall(page.split("\n## architecture\n")[1].split("\n60 %:\n")[1])[0]
+    closed = float(cells_of(first)["admm-grad, balanced"]["wiki, closed (%)"])
+    assert f"it closes {closed:.0f} % at 60 %." in README.replace("\n", " ")
+
+
 def test_the_verdicts_are_those_of_the_committed_records() -> None:
     wanted: dict[str, list[str]] = {}
     for sentence, verdict in re.findall(
