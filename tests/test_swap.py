@@ -110,16 +110,13 @@ def test_a_swap_by_hand() -> None:
     assert torch.allclose(found.weight, torch.tensor([0.0, 0.0, -2.0]).expand(3, 3))
 
 
-def test_parts_and_empty_and_full_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_and_full_outputs() -> None:
     inputs, weight = layer(9, 16, 80)
     gram, keep = gram_of(inputs), random_keep(weight.shape)
     keep[0], keep[1] = False, True
-    whole = swap(weight, gram, keep, rounds=20)
-    monkeypatch.setattr(module, "TABLE_SIZE", 2 * 17**2)  # two outputs at a time
-    parts = swap(weight, gram, keep, rounds=20)
-    assert torch.equal(whole.keep, parts.keep)
-    torch.testing.assert_close(whole.weight, parts.weight)
-    assert not whole.weight[0].any() and torch.allclose(whole.weight[1], weight[1], atol=1e-5)
+    found = swap(weight, gram, keep, rounds=20)
+    assert torch.equal(found.keep[:2], keep[:2]) and not torch.equal(found.keep, keep)
+    assert not found.weight[0].any() and torch.allclose(found.weight[1], weight[1], atol=1e-5)
 
 
 def test_dead_and_dependent_inputs() -> None:
