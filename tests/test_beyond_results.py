@@ -162,7 +162,7 @@ def test_figure() -> None:
     assert (4, 45.0) not in points  # of 2:4
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     texts = [text.get_text() for text in ax.findobj(Text)]
-    assert {"8", "64", "dense 20.0", "ADMM-Grad", "ADMM-Grad, owl"} <= set(texts)
+    assert {"8", "64", "dense 20.0", "ADMM-Grad", "ADMM-Grad, OWL"} <= set(texts)
     open_markers = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
     assert len(open_markers) == 3, "the layers alone"
     assert 60 < len(figure_alt("beyond")) < 300 and "open marker" in figure_alt("beyond")
@@ -178,7 +178,7 @@ def test_figure_of_the_steps() -> None:
     figure = plots.figures([*RUNS, other])["beyond_steps"]
     (ax,) = figure.axes
     assert [text.get_text() for text in ax.get_yticklabels()] == [
-        "ADMM-Grad, owl",
+        "ADMM-Grad, OWL",
         "ADMM-Grad + refine",
         "ADMM-Grad + compensate",
     ]

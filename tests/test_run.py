@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -294,6 +295,20 @@ def test_accept_takes_what_is_there_and_keeps_the_rest(
     values = {p.stem: read_record(p)["metrics"]["perplexity"]["value"] for p in folder.iterdir()}
     assert values == {"01_work--a": 10.0, "01_work--b": 4.0}
     assert no_tables == [2], "of all records"
+
+
+def test_products_are_made_in_the_order_of_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # as `read_records` has them: the mean of several would differ in its last digit
+    records = {"04--a": {"name": "a"}, "04--a-b": {"name": "a-b"}}
+    for key in records:
+        (tmp_path / f"{key}.json").touch()
+    seen: list[Any] = []
+    for name in ("write_tables", "write_published", "write_claims", "write_figures"):
+        monkeypatch.setattr(command_line.results, name, lambda given, _: seen.append(given))
+    command_line.write_tables_and_figures(records, tmp_path)
+    assert seen == [[records[path.stem] for path in sorted(tmp_path.glob("*.json"))]] * 4
 
 
 @pytest.mark.usefixtures("no_tables")

@@ -338,7 +338,8 @@ def steps_figure(records: Iterable[Record]) -> Figure | None:
     ax.set_yticks(range(len(order)), [style.in_words(way) for way in order])
     for row, way in enumerate(order):
         if not np.isnan(times[way]):
-            style.offset_text(ax, f"{times[way]:#.2g} ×", (1, row), (4, -3), fontsize=9,
+            text = f"{times[way]:#.2g}".removesuffix(".")  # 3.0, but 14
+            style.offset_text(ax, f"{text} ×", (1, row), (4, -3), fontsize=9,
                               xycoords=("axes fraction", "data"))  # fmt: skip
     place = {"fontsize": 9, "loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2}
     style.finish(ax, legend=place, xlabel=f"gap closed at {target} (%)")

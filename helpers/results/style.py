@@ -49,11 +49,12 @@ LOOKS = {
 }  # fmt: skip
 KEPT, PRUNED = "#3D4653", "#F4F4F4"
 BEHIND = "#D2D2D2"  # what is there only for comparison
-NAMES = {"wanda": "Wanda", "sparsegpt": "SparseGPT", "admm1": "ADMM1", "admm-grad": "ADMM-Grad"}
+NAMES = {"wanda": "Wanda", "sparsegpt": "SparseGPT", "admm1": "ADMM1", "admm-grad": "ADMM-Grad",
+         "alps": "ALPS", "owl": "OWL", "icp": "ICP"}  # fmt: skip
 PHRASES = {"precondition=False": "not preconditioned", "precondition=True": "preconditioned",
            "iterations": "{} iterations", "mask_steps": "{} mask steps", "rho": "ρ = {}",
            "schedule": "{} schedule", "budget": "budget per {}", "finish=True": "finish",
-           "swap": "swap {}"}  # fmt: skip
+           "swap": "{} swaps"}  # fmt: skip
 RELATIVE_ERROR = "relative error ‖XW − XŴ‖² / ‖XW‖²"
 
 

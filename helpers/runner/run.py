@@ -58,8 +58,9 @@ def committed(runs: list[Run]) -> Records:
 
 
 def write_tables_and_figures(records: Records, folder: Path) -> None:
-    """Write the tables and figures of records, in the order of their runs. No model is loaded."""
-    ordered = [records[key] for key in sorted(records)]
+    """Write the tables and figures of records. No model is loaded."""
+    # in the order of their files, as `read_records` has them: a sum's last digit depends on it
+    ordered = [records[key] for key in sorted(records, key="{}.json".format)]
     for write in (results.write_tables, results.write_published, results.write_claims):
         write(ordered, folder / "tables")
     results.write_figures(ordered, folder / "figures")
