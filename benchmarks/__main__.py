@@ -20,7 +20,7 @@ from helpers.paths import reference_dir, replace_file, results_dir
 
 SCHEMA = 1
 BENCHMARKS = ("solver", "model", "passes", "growth", "memory", "explorers", "use",
-              "architecture")  # fmt: skip
+              "architecture", "repair")  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -238,6 +238,25 @@ def architecture_report(result: Result) -> list[str]:
     return text
 
 
+def repair_report(result: Result) -> list[str]:
+    """How far the same text leads, by windows in a step and learning rate."""
+    windows = result["windows"]
+    columns: Columns = {
+        "windows in a step": lambda run: run["batch"] or "no repair",
+        "steps": "steps",
+        "rate of the weights": lambda run: f"{run['rate']:g}" if "rate" in run else "–",
+        "divergence, C4": "divergence",
+        "perplexity, Wikipedia": "perplexity",
+    }
+    return [
+        f"The repair of the embedded model at 60 %, after the guide and one pass, on "
+        f"{windows['repair']} windows of 512 tokens in all: notebook 08's first draw, products in "
+        f"{result['precision']}. Divergence is in nats, on {windows['web']} windows that no step "
+        "has read.",
+        _table(result["runs"], columns),
+    ]
+
+
 def _with_range(values: pd.Series) -> str:
     """Mean ± half of the range."""
     return " ± ".join(map(format_number, (values.mean(), (values.max() - values.min()) / 2)))
@@ -324,4 +343,5 @@ REPORTERS: dict[str, Callable[[Result], list[str]]] = {
     "explorers": explorers_report,
     "use": use_report,
     "architecture": architecture_report,
+    "repair": repair_report,
 }

@@ -186,6 +186,15 @@ def test_the_share_of_the_gap_that_a_way_closes() -> None:
     assert architecture.closed(frame, "best", "wiki") == pytest.approx(1 / 4)
 
 
+def test_other_steps_of_a_repair(tmp_path: Path) -> None:
+    bench.main(["repair", "--quick", "--out", str(tmp_path)])
+    page = (tmp_path / "bench.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ")[:3] for line in page.splitlines() if line.startswith("| ")][2:]
+    # four windows: four steps of one, or one of four, at three rates each
+    assert rows[0] == ["| no repair", "0", "–"]
+    assert [(row[0], row[1]) for row in rows[1:]] == [("| 1", "4")] * 3 + [("| 4", "1")] * 3
+
+
 def test_an_answer_that_changes_nothing_is_refused() -> None:
     explorer = layer_solve_explorer(problems.random_weight(16, 16), problems.random_gram(16))
     view = explorer.view

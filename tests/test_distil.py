@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks import repair
 from helpers import precision, prune_model
 from helpers.beyond import distil as module
 from helpers.beyond import training
@@ -95,6 +96,15 @@ def test_the_divergence_on_unseen_text_falls_and_zeros_stay(family: str) -> None
     assert all(model.get_parameter(name).ndim == 1 for name in moved - weights)
     assert not fam.changed(dense, teacher)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_the_benchmark_of_other_steps_makes_the_same_of_one_window() -> None:
+    model, dense, tokens = pair()
+    found = repair.repaired(model, dense, tokens[:24].split(1), 1e-2, "float32")
+    options = dict(rate=1e-2, vector_rate=repair.VECTOR_RATE * 1e-2, precision="float32")
+    assert distil(model, dense, tokens, **options).kept == 24  # else it went back
+    for ours, theirs in zip(found.parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_norms_alone_leave_the_weights() -> None:
