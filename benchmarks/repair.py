@@ -23,7 +23,7 @@ from helpers.prune import prune_model
 
 SPARSITY = 0.6
 # of 512 tokens, as in notebook 08: for evaluation, for the layers, for the repair
-WINDOWS = {"web": 16, "layers": 32, "repair": 48}
+WINDOWS = {"web": 16, "layers": 32, "repair": 32}
 GUIDED_BY = 4  # of the sequences for the layers
 WIKI, LENGTH = 12, 1024  # windows of Wikipedia
 VECTOR_RATE = 4  # times that of the weights, as in the recipe
