@@ -9,6 +9,7 @@ import pytest
 from helpers.paths import notebooks_dir, reference_dir
 from helpers.records import read_record, read_records
 from helpers.results import claims_markdown
+from helpers.results.beyond import perplexity_table, way_frame
 from helpers.results.claims import claim_verdicts
 from helpers.results.tables import mean_of_tasks, paired_tasks
 from helpers.runner.plan import read_plan
@@ -87,12 +88,11 @@ def expected(notebook: str) -> list[str]:
             rivals = [f"{pruned(f'{name}-60'):.1f}" for name in ("admm1", "admm-grad", "sparsegpt")]
             return [rivals[0], f"{own[0]:.1f}", f"{own[1]:.4f}", f"{error:.4f}", *rivals[1:]]
         case "08":
-            ways = ("admm-grad-60-plain", "admm-grad-60-recipe")
-            layers = [mean_over_seeds(way, "perplexity_layers", notebook) for way in ways]
-            last = [
-                mean_over_seeds(ways[1], f"perplexity{end}", notebook) for end in ("", "_dense")
-            ]
-            return [f"{mean:.1f}" for mean in (*layers, *last)]
+            records = read_records(reference_dir("full") / "records")
+            table, _ = perplexity_table(way_frame(records), "perplexity")
+            guided = "admm-grad, guide, one pass"
+            ways = ("admm-grad", guided, f"{guided} + distil (64)", "dense")
+            return [f"{table.loc[way, '60 %']:.1f}" for way in ways]
         case "09":
             return []
     raise LookupError(f"say here what {notebook} promises")
