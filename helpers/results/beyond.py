@@ -305,7 +305,10 @@ def trade_off_figure(
                 place = (points.loc[way, "x"], points.loc[way, "mean"])
                 ax.plot(*place, linestyle="none", **mark)
                 text = f"{windows}" if repair == "all" else f"{repair} {windows}"
-                style.offset_text(ax, text, place, (6, 4), fontsize=9, color=color)
+                # many end in one corner: without a guide the number goes below, "norms" to the left
+                across, ha = (6, "left") if repair == "all" else (-6, "right")
+                beside = (across, 4 if GUIDE in stem else -11)
+                style.offset_text(ax, text, place, beside, ha=ha, fontsize=9, color=color)
     _finish_trade_off(ax, ways, target, number, against)
     return figure
 
