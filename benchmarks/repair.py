@@ -40,11 +40,10 @@ def measure(quick: bool = False) -> dict[str, Any]:
     text = draw_windows("embedded", tokenizer, **windows, pool=244, length=512, seed=0)
     wiki = check_windows(dense, evaluation_tokens("embedded", tokenizer), LENGTH, articles)
     target = {"sparsity": SPARSITY, "pattern": "unstructured"}
-    how = {"guided_by": GUIDED_BY, "progress": lambda *_: None}
-    share = shared_out(dense, text.layers, "guide", **how, **target)
-    pruned = copy.deepcopy(dense)
-    how = {"method": "admm-grad", "passes": 1, "precision": "float32"}
-    prune_model(pruned, text.layers, **how, **target | share)
+    asked = {"guided_by": GUIDED_BY, "progress": lambda *_: None}
+    target |= shared_out(dense, text.layers, "guide", **asked, **target)
+    pruned, how = copy.deepcopy(dense), {"passes": 1, "precision": "float32"}
+    prune_model(pruned, text.layers, method="admm-grad", **how, **target)
 
     def measured(model: nn.Module) -> dict[str, float]:
         found = perplexity(model, wiki.flatten(), length=LENGTH)
