@@ -60,7 +60,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 assets: $(INSTALLED) ## download the embedded model and texts (once; PRUNING_CACHE moves them)
-	@$(PY) -m helpers.assets
+	@$(PY) -m helpers.data.assets
 
 # the plan is checked before anything is downloaded for it
 reproduce: $(INSTALLED) ## run a plan, write its tables and figures, compare with the committed results
@@ -97,7 +97,7 @@ test-colab: ## run tests and the smoke plan with the versions of Google Colab (p
 	@[ -x .venv-colab/bin/python ] || python3.13 -m venv .venv-colab
 	@$(COLAB) -m pip install --quiet $(PIP_ARGS) -r tests/colab-constraints.txt
 	@$(COLAB) -m pip install --quiet $(PIP_ARGS) -c tests/colab-constraints.txt -e . hypothesis
-	@$(COLAB) -m helpers.assets
+	@$(COLAB) -m helpers.data.assets
 	@$(COLAB) -m pytest --ignore tests/test_cluster.py --ignore tests/test_book.py
 	@PRUNING_RESULTS=results/colab $(COLAB) -m helpers.runner run --plan smoke
 
@@ -146,5 +146,5 @@ push: $(INSTALLED) ## send a folder of save_pruned to the Hugging Face Hub: make
 clean: ## remove the results made here and caches; .venv, downloads and the reference stay
 	@rm -rf .pytest_cache .ruff_cache build *.egg-info helpers/__pycache__ tests/__pycache__ \
 	  tests/ui/__pycache__ benchmarks/__pycache__ book/__pycache__
-	@[ ! -d results ] || find results -mindepth 1 -maxdepth 1 ! -name reference ! -name published \
+	@[ ! -d results ] || find results -mindepth 1 -maxdepth 1 ! -name reference \
 	  ! -name families.md -exec rm -rf {} +

@@ -20,11 +20,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from benchmarks.timing import once
 from helpers.beyond.recipe import windows_of
-from helpers.corpora import calibration_tokens, wiki_articles
+from helpers.data.corpora import calibration_tokens, wiki_articles
+from helpers.data.tasks import task_rows
 from helpers.evaluate import perplexity
 from helpers.precision import chosen_precision, products
 from helpers.prune import prune_model
-from helpers.tasks import task_rows
 
 VOCABULARY, LENGTH, BATCH = 8192, 256, 8
 # so small that little of it can be spared: of six blocks of 320, trained on a third of the text,

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import model, solver
-from helpers.results import DENSE, finish, new_figure, plain_log, style_of, to_png
+from helpers.report import DENSE, finish, new_figure, plain_log, style_of, to_png
 
 Result = Mapping[str, Any]
 Points = Mapping[str, Mapping[str, float] | None]  # label: summary

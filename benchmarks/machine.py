@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from helpers.device import describe_device
-from helpers.records import git_state, processor
+from helpers.report.records import git_state, processor
 
 BUSY = 0.7  # load average per core above which other work disturbs a measurement
 NO_GPU = "no GPU here"

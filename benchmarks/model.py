@@ -17,7 +17,7 @@ from benchmarks.problems import Snapshot, cut_model, random_llama, random_tokens
 from benchmarks.solver import SPARSITY, agreement, errors_of
 from benchmarks.timing import interleaved, ratio, summary
 from helpers.capture import advance, capture, check_parity, embed, run_block
-from helpers.corpora import calibration_tokens
+from helpers.data.corpora import calibration_tokens
 from helpers.gram import Gram
 from helpers.loop import PruneReport
 from helpers.methods import METHODS

@@ -10,7 +10,7 @@ from benchmarks.model import Bench
 from benchmarks.problems import cut_model, random_llama, random_tokens
 from benchmarks.solver import SPARSITY
 from benchmarks.timing import interleaved, ratio, summary
-from helpers.corpora import calibration_tokens
+from helpers.data.corpora import calibration_tokens
 from helpers.models import load_model
 from helpers.prune import prune_model
 

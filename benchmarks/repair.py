@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from helpers.beyond.distil import adam, descend, divergence
 from helpers.beyond.training import rate_at, trained
 from helpers.beyond.ways import draw_windows, shared_out
-from helpers.corpora import evaluation_tokens
+from helpers.data.corpora import evaluation_tokens
 from helpers.evaluate import check_windows, perplexity
 from helpers.models import load_model, model_layers
 from helpers.precision import chosen_precision

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks import architecture, memory, model, passes, solver
-from helpers.results import format_number, to_markdown
+from helpers.report import format_number, to_markdown
 
 Result = Mapping[str, Any]
 Columns = Mapping[str, str | Callable[[Result], Any]]

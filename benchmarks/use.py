@@ -17,7 +17,7 @@ from torch import nn
 
 from benchmarks.problems import random_llama, random_tokens
 from benchmarks.timing import interleaved, summary
-from helpers.corpora import calibration_tokens
+from helpers.data.corpora import calibration_tokens
 from helpers.models import load_model
 from helpers.prune import prune_model
 from helpers.share import storage_report, tokens_per_second, with_products

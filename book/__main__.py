@@ -21,15 +21,23 @@ from sphinx.cmd.build import build_main
 import helpers
 from helpers.errors import HelpersError
 from helpers.explore.controls import WIDGET
-from helpers.paths import CORE_FOLDERS, notebooks_dir, reference_dir, results_dir, root
-from helpers.records import read_records
-from helpers.results import claim_verdicts, claims_beside, figure_alt, notes, summary, to_lines
+from helpers.paths import notebooks_dir, reference_dir, results_dir, root
+from helpers.report import (
+    claim_verdicts,
+    claims_beside,
+    figure_alt,
+    notes,
+    read_records,
+    summary,
+    to_lines,
+)
+from helpers.runner import CORE_FOLDERS
 from helpers.runner.run import FAST_PLAN, LONG_PLAN, under_way, verdict_here
 from helpers.runner.schedule import is_running
 
 COPIED = (
     *("README.md", "CHANGES.md", "CONTRIBUTING.md", "docs", "helpers/own"),
-    *("results/families.md", "results/published", "results/reference/bench"),
+    *("results/families.md", "helpers/report/papers", "results/reference/bench"),
 )
 PLANS = ("laptop", "full", "original", "smoke", "t4", "paper")
 # tables and figures, in the order of a plan's page

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from helpers.paths import root
 
 INK, GREY, DATA = "#222222", "#8C8C8C", "#7B3FA0"  # DATA: measured on text
-LIME = "#5F9612"  # weights that are worked on; the colour of no method (helpers/results/style.py)
-KEPT, PRUNED = "#3D4653", "#F4F4F4"  # as masks are in helpers/results/style.py
+LIME = "#5F9612"  # weights that are worked on; the colour of no method (helpers/report/style.py)
+KEPT, PRUNED = "#3D4653", "#F4F4F4"  # as masks are in helpers/report/style.py
 WEIGHTS, MEASURED, OTHER = (LIME, "#EDF5DF"), (DATA, "#F1E7F7"), (GREY, "#F2F2F2")  # edge, fill
 SCORES = (  # of a small layer, chosen so that its groups of four are of unequal importance
     (91, 84, 62, 77, 58, 23, 16, 41),

@@ -42,7 +42,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "beyond.distil": ("distil",),
         "beyond.recipe": ("windows_of",),
         "beyond.training": ("keep_masks",),
-        "corpora": ("calibration_tokens", "corpus_identity", "evaluation_tokens"),
+        "data.corpora": ("calibration_tokens", "corpus_identity", "evaluation_tokens"),
         "errors": ("HelpersError",),
         "evaluate": ("perplexity", "zero_shot"),
         "gram": ("gram_of", "relative_error"),
@@ -65,6 +65,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "models": ("load_model", "model_identity"),
         "prune": ("prune_model",),
         "replay": ("layer_gram",),
-        "records": ("check_parameters", "make_record", "read_records", "write_record"),
+        "report.records": ("check_parameters", "make_record", "read_records", "write_record"),
     },
 )

@@ -127,7 +127,7 @@ def refit(
     rho, the penalty (the inputs are scaled to unit norm, so 1 suits every layer); damping, a
     ridge as a fraction of mean(diag G) that pulls towards the dense weights; precondition,
     False to solve the same problem without the paper's scaling, see `damped_system`.
-    Raises BadMask, BadParameter, NonFinite, NotPositiveDefinite.
+    Raises BadParameter, NonFinite, NotPositiveDefinite.
     """
     gram = _checked(weight, gram)
     # only the mask's form: its sparsity is the caller's choice

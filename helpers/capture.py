@@ -22,9 +22,7 @@ from torch import Tensor, nn
 from helpers.device import all_finite
 from helpers.errors import (
     BadParameter,
-    CalibrationTooShort,
     NonFinite,
-    ParityError,
     UnsupportedModel,
     described,
 )
@@ -161,7 +159,7 @@ def check_tokens(model: nn.Module, tokens: Tensor, dimensions: int = 2) -> None:
     """Raise unless tokens are int64 ids of this model's vocabulary, (sequences, length) or
     (tokens,), and no sequence is longer than the model can take.
 
-    Raises BadParameter, CalibrationTooShort (no sequence at all).
+    Raises BadParameter (no sequence at all).
     """
     shape, source = "(sequences, length)", "calibration_tokens"
     if dimensions == 1:
@@ -172,7 +170,7 @@ def check_tokens(model: nn.Module, tokens: Tensor, dimensions: int = 2) -> None:
             f"{source}(...)"
         )
     if dimensions == 2 and tokens.numel() == 0:
-        raise CalibrationTooShort("tokens are empty: give at least one sequence of text")
+        raise BadParameter("tokens are empty: give at least one sequence of text")
     # The embedding's rows, not the tokenizer's length or config.vocab_size: they are what is
     # indexed. On a GPU a wrong index is an assertion in a kernel, after which no CUDA call works
     size = model.get_input_embeddings().weight.shape[0]
@@ -274,7 +272,7 @@ def check_parity(model: nn.Module, calls: list[Call], tokens: Tensor) -> float:
 
     Give other tokens than those of the capture, so that an argument that depends on the text
     is caught too. Returns the largest difference relative to the largest logit.
-    Raises ParityError, and NonFinite where the dense model itself breaks down.
+    Raises UnsupportedModel, and NonFinite where the dense model itself breaks down.
     """
     logits, stream = _forward_and_replay(model, calls, tokens)
     check_finite("the model's logits", logits)
@@ -285,7 +283,7 @@ def check_parity(model: nn.Module, calls: list[Call], tokens: Tensor) -> float:
     limit = PARITY_TOLERANCE.get(logits.dtype, 1e-4)
     # not `>`: NaN compares false either way, and must not pass
     if not difference <= limit:
-        raise ParityError(
+        raise UnsupportedModel(
             f"{type(model).__name__} replayed block by block differs from its own logits by "
             f"{difference:.2g} of the largest (allowed {limit:g}): nothing was pruned, choose "
             "another model"
@@ -363,7 +361,7 @@ def stream_norms(
     Args: tokens (sequences, length). One forward pass a sequence; progress(done, total, name) is
     called block by block and may end it by raising. Returns (sequences, blocks + 1, length),
     float32, on the CPU.
-    Raises BadParameter, CalibrationTooShort.
+    Raises BadParameter.
     """
     check_tokens(model, tokens)
     blocks, thread = find_blocks(model), threading.get_ident()

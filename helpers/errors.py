@@ -15,48 +15,12 @@ class HelpersError(Exception):
     """Base of every error that this package raises on purpose."""
 
 
-class UnknownMethod(HelpersError):
-    """No pruning method is registered under that name."""
-
-
-class UnknownModel(HelpersError):
-    """No model can be found under that name or path."""
+class BadParameter(HelpersError):
+    """A parameter, mask or text is unknown, of the wrong type, out of range or too short."""
 
 
 class UnsupportedModel(HelpersError):
     """The model has a part that the block loop cannot prune faithfully."""
-
-
-class BadPattern(HelpersError):
-    """The sparsity pattern is neither "unstructured" nor a valid "N:M"."""
-
-
-class BadSparsity(HelpersError):
-    """The sparsity is not a fraction in [0, 1), or contradicts the pattern."""
-
-
-class BadMask(HelpersError):
-    """A mask given by the caller does not fit the weight, the pattern or the sparsity."""
-
-
-class BadParameter(HelpersError):
-    """A parameter or option is unknown, of the wrong type or out of range."""
-
-
-class BadText(HelpersError):
-    """A text source is missing, empty or not UTF-8."""
-
-
-class CalibrationTooShort(HelpersError):
-    """The calibration text is shorter than what was asked for."""
-
-
-class CheckpointError(HelpersError):
-    """A saved model, or the mask file beside it, is missing, damaged, changed or not writable."""
-
-
-class AssetError(HelpersError):
-    """A pinned download is missing, damaged or cannot be fetched."""
 
 
 class NonFinite(HelpersError):
@@ -71,32 +35,16 @@ class OutOfMemory(HelpersError):
     """Not even one sequence at a time fits the memory."""
 
 
-class ProcessLost(HelpersError):
-    """One of the processes that prune together has ended, or cannot be reached."""
-
-
-class ParityError(HelpersError):
-    """Blocks replayed one by one do not give the model's own logits."""
-
-
-class ResumeError(HelpersError):
-    """The request does not fit what an earlier run left, or another process is working on it."""
-
-
-class RecordError(HelpersError):
-    """A record cannot be written, read or trusted."""
-
-
-class StorageError(HelpersError):
-    """The place where results are kept, such as a mounted drive, cannot be read or written."""
-
-
-class Stopped(HelpersError):
-    """A person pressed Stop; nothing is wrong."""
+class FileError(HelpersError):
+    """A download, record or saved model is missing, damaged, changed, or cannot be written."""
 
 
 class RunError(HelpersError):
-    """A run file or a plan is wrong, or a run failed."""
+    """A run file or a plan is wrong, or a run or one of its processes failed."""
+
+
+class Stopped(HelpersError):
+    """The user pressed Stop; nothing is wrong."""
 
 
 def first_line(error: BaseException) -> str:

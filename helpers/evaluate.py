@@ -19,18 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.capture import Progress, check_length, check_tokens, eval_mode, forward, logits_of
-from helpers.device import attribute
-from helpers.errors import (
-    AssetError,
-    CalibrationTooShort,
-    NonFinite,
-    check_whole,
-    first_line,
-)
-from helpers.models import WEIGHT_READER, check_model, find_blocks, opened
-from helpers.paths import cache_dir
-from helpers.replay import Replay
-from helpers.tasks import (
+from helpers.data.tasks import (
     TASK_TABLE,
     TASKS,
     check_tasks,
@@ -38,6 +27,17 @@ from helpers.tasks import (
     mean_and_error,
     task_rows,
 )
+from helpers.device import attribute
+from helpers.errors import (
+    BadParameter,
+    FileError,
+    NonFinite,
+    check_whole,
+    first_line,
+)
+from helpers.models import WEIGHT_READER, check_model, find_blocks, opened
+from helpers.paths import cache_dir
+from helpers.replay import Replay
 
 LOG = logging.getLogger(__name__)
 POSITIONS = 128  # of a window, whose losses are computed together
@@ -62,7 +62,7 @@ def perplexity(
     windows, None for all; batch, windows in one forward pass; progress, called after each pass. A
     model whose blocks are read one at a time (`load_streamed`) runs each block on all windows; it
     holds their activations, windows · length · width · (size of dtype) bytes.
-    Raises BadParameter, CalibrationTooShort (less text than asked for), NonFinite.
+    Raises BadParameter (less text than asked for), NonFinite.
     """
     windows = check_windows(model, tokens, length, limit)
     check_whole("batch", batch)
@@ -101,7 +101,7 @@ def check_windows(model: nn.Module, tokens: Tensor, length: int, limit: int | No
     check_tokens(model, tokens, dimensions=1)
     available = len(tokens) // length
     if available < (limit or 1):
-        raise CalibrationTooShort(
+        raise BadParameter(
             f"{len(tokens)} tokens hold {available} windows of {length}, not the {limit or 1} "
             "asked for: lower limit or length, or give more text"
         )
@@ -213,7 +213,7 @@ def zero_shot(
     "embedded" (pinned files, no network once cached) or "hub" (lm-eval's own datasets at a pinned
     revision); batch, requests in one forward pass, whose logits need 4 · batch · tokens ·
     vocabulary bytes, twice.
-    Raises BadParameter, AssetError (no data, or another lm-eval), NonFinite.
+    Raises BadParameter, FileError (no data, or another lm-eval), NonFinite.
     """
     check_model(model)
     names = check_zero_shot(tasks=tasks, limit=limit, seed=seed, source=source, batch=batch)
@@ -338,7 +338,7 @@ def _harness_tasks(
     # looking through all of lm-eval's definitions would take seconds
     manager = lm_eval.tasks.TaskManager(include_path=folders, include_defaults=False)
     if missing := [name for name in names if name not in manager.all_tasks]:
-        raise AssetError(
+        raise FileError(
             f"lm-eval has no task {missing[0]!r} in {TASK_TABLE[missing[0]].folder}: install the "
             "version that constraints.txt names"
         )
@@ -350,14 +350,14 @@ def _harness_tasks(
         advice = "install the versions that constraints.txt names"
         if source == "hub":
             advice = 'connect to the hub, or use source "embedded"'
-        raise AssetError(
+        raise FileError(
             f"lm-eval could not load {', '.join(names)} ({type(error).__name__}: "
             f"{first_line(error)}): {advice}"
         ) from error
     for name in names if source == "hub" else ():
         found, size = len(loaded[name].eval_docs), TASK_TABLE[name].size
         if found != size:  # `items` would then be other items
-            raise AssetError(f'{name} has {found} items instead of {size}: use source "embedded"')
+            raise FileError(f'{name} has {found} items instead of {size}: use source "embedded"')
     return {name: loaded[name] for name in names}
 
 

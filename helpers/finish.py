@@ -77,7 +77,7 @@ def finish(
     10⁻⁷ of the largest, so that a damping near that proves nothing. Scaling the
     inputs to unit norm is Jacobi's preconditioner.
     Cost: O(d_out · d_in²) an iteration, as ADMM's, and no factorisation.
-    Raises BadParameter, BadMask, NonFinite.
+    Raises BadParameter, NonFinite.
     """
     check_real("tolerance", tolerance)
     check_whole("iterations", iterations, least=0)

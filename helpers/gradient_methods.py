@@ -39,7 +39,7 @@ class MaskedLeastSquares:
     """A layer's least-squares problem on its mask, in the coordinates a solver works in.
 
     D, (d_in, d_in), is given in those; scale, (d_in,) or (), is the factor from weights to them.
-    Raises BadParameter, BadMask, NonFinite for arguments that `helpers.admm.refit` refuses too.
+    Raises BadParameter, NonFinite for arguments that `helpers.admm.refit` refuses too.
     """
 
     # With scale s the unknown is s·Ŵ and D becomes D/(s sᵀ): the same problem and optimum on other
@@ -120,7 +120,7 @@ def gradient_refit(
     layer: for "adam" in units of the root mean square of the surviving weights, for "sgd" in units
     of 1/L with L the largest eigenvalue of 2 D. "sgd" has heavy-ball `momentum`, in [0, 1), and
     stays finite for a learning rate below 2 (1 + momentum); 0 is plain descent.
-    Raises BadParameter, BadMask, and NonFinite if it diverged.
+    Raises BadParameter, and NonFinite if it diverged.
     """
     check_choice("optimiser", optimiser, OPTIMISERS)
     check_real("learning_rate", learning_rate, above=0)
@@ -213,7 +213,7 @@ def conjugate_gradients(
     are scaled to unit norm, which is Jacobi's preconditioner. In exact arithmetic an output with k
     surviving weights is solved after k iterations. `start`, (d_out, d_in), is where it starts on
     the support, by default the masked weight.
-    Arguments otherwise as in `helpers.admm.refit`. Raises BadParameter, BadMask, NonFinite.
+    Arguments otherwise as in `helpers.admm.refit`. Raises BadParameter, NonFinite.
     """
     problem = MaskedLeastSquares(
         weight, gram, keep, iterations=iterations, damping=damping, precondition=precondition

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from helpers.device import check_matrix
-from helpers.errors import BadMask, BadPattern, BadSparsity, NonFinite, check_choice, described
+from helpers.errors import BadParameter, NonFinite, check_choice, described
 from helpers.fast import selection
 
 BUDGETS = ("matrix", "output")
@@ -48,7 +48,7 @@ class Pattern:
     def parse(cls, pattern: str | Pattern) -> Pattern:
         """The pattern that "unstructured" or "N:M" names; one that is parsed already is returned.
 
-        Raises BadPattern.
+        Raises BadParameter.
         """
         if isinstance(pattern, cls):
             return pattern
@@ -58,7 +58,7 @@ class Pattern:
         # N = M would prune nothing, N = 0 everything
         if match and 0 < int(match[1]) < int(match[2]):
             return cls(int(match[1]), int(match[2]))
-        raise BadPattern(
+        raise BadParameter(
             f'pattern {pattern!r} is not allowed: use "unstructured" or "N:M" with 0 < N < M, '
             'for example "2:4"'
         )
@@ -70,7 +70,7 @@ class Pattern:
 
 
 def check_sparsity(sparsity: object) -> float:
-    """Return `sparsity` as a float in [0, 1), else raise BadSparsity."""
+    """Return `sparsity` as a float in [0, 1), else raise BadParameter."""
     # a bool is an int to Python, and False would pass as 0
     number = isinstance(sparsity, numbers.Real) and not isinstance(sparsity, bool)
     if number and 0 <= float(sparsity) < 1:
@@ -79,7 +79,7 @@ def check_sparsity(sparsity: object) -> float:
     # 50 was most likely meant as a percentage; it is refused all the same, not interpreted
     if number and 1 < float(sparsity) < 100:
         hint = f"; for {sparsity} % write {float(sparsity) / 100:g}"
-    raise BadSparsity(
+    raise BadParameter(
         f"sparsity {sparsity!r} is not allowed: give the fraction of weights set to zero, "
         f"a number in [0, 1){hint}"
     )
@@ -89,17 +89,17 @@ def check_target(sparsity: float | None, pattern: str | Pattern) -> float:
     """The final sparsity that `sparsity` and `pattern` ask for together.
 
     With N:M the sparsity is 1 − N/M and may be left out.
-    Raises BadPattern, BadSparsity.
+    Raises BadParameter.
     """
     pattern = Pattern.parse(pattern)
     if not pattern.grouped:
         if sparsity is None:
-            raise BadSparsity("sparsity is missing: unstructured pruning needs a number in [0, 1)")
+            raise BadParameter("sparsity is missing: unstructured pruning needs a number in [0, 1)")
         return check_sparsity(sparsity)
     # a tolerance, because 1 − N/M need not be exact in binary: 1 − 2/3 is not the float 1/3
     implied = 1 - pattern.n / pattern.m
     if sparsity is not None and not math.isclose(check_sparsity(sparsity), implied, abs_tol=1e-6):
-        raise BadSparsity(
+        raise BadParameter(
             f"sparsity {sparsity!r} contradicts pattern '{pattern}', which gives {implied:g}: "
             "leave sparsity out or change the pattern"
         )
@@ -107,10 +107,10 @@ def check_target(sparsity: float | None, pattern: str | Pattern) -> float:
 
 
 def check_divides(pattern: str | Pattern, d_in: int) -> None:
-    """Raise BadPattern unless the groups of an N:M pattern divide the d_in inputs."""
+    """Raise BadParameter unless the groups of an N:M pattern divide the d_in inputs."""
     pattern = Pattern.parse(pattern)
     if pattern.grouped and d_in % pattern.m:
-        raise BadPattern(
+        raise BadParameter(
             f"pattern '{pattern}' does not fit a layer with {d_in} inputs: "
             f"the group size {pattern.m} must divide the number of inputs"
         )
@@ -124,11 +124,11 @@ def check_keep(
 ) -> float:
     """The sparsity of a mask given by the caller, after checking that it fits what was asked.
 
-    Raises BadMask if it is not boolean, has another shape, keeps more than N in a group of M,
+    Raises BadParameter if it is not boolean, has another shape, keeps more than N in a group of M,
     or contradicts a given `sparsity` (by more than half a weight).
     """
     if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != shape:
-        raise BadMask(
+        raise BadParameter(
             f"keep {described(keep)}: give a torch.bool mask of the weight's shape "
             f"{tuple(shape)}, True where a weight stays"
         )
@@ -139,7 +139,7 @@ def check_keep(
         # with fewer than N is allowed: it still fits the pattern
         fullest = int(keep.unflatten(1, (-1, pattern.m)).sum(-1).max())
         if fullest > pattern.n:
-            raise BadMask(
+            raise BadParameter(
                 f"keep leaves {fullest} weights in a group of {pattern.m}, pattern '{pattern}' "
                 f'allows {pattern.n}: correct the mask or use pattern "unstructured"'
             )
@@ -148,7 +148,7 @@ def check_keep(
         # whole numbers are compared, since two fractions could differ by rounding alone
         zeros, wanted = keep.numel() - kept, round(check_target(sparsity, pattern) * keep.numel())
         if zeros != wanted:
-            raise BadMask(
+            raise BadParameter(
                 f"keep sets {zeros} weights to zero but sparsity={sparsity!r} asks for {wanted}: "
                 "leave sparsity out when you give a mask"
             )
@@ -175,7 +175,7 @@ def select(
     Unstructured: top-k. N:M: the top N of each group always stay and the rest fall by the given
     sparsity, so that at 1 − N/M each group holds exactly N. With `out`, a tensor of the score's
     shape and type, the mask is written there as 1 and 0.
-    Raises BadParameter, BadPattern, BadSparsity, and NonFinite for NaN (not asked with `out`).
+    Raises BadParameter, and NonFinite for NaN (not asked with `out`).
     """
     check_choice("budget", budget, BUDGETS)
     check_sparsity(sparsity)

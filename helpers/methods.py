@@ -29,10 +29,8 @@ from torch import Tensor
 from helpers import admm, sparsegpt
 from helpers.device import all_finite, bit_sum, check_weight
 from helpers.errors import (
-    BadMask,
     BadParameter,
     NonFinite,
-    UnknownMethod,
     allowed,
     check_choice,
     check_switch,
@@ -310,17 +308,17 @@ def _check_answer(
     # without the sparsity, which is compared below with the rounding that a budget per output needs
     try:
         check_keep(keep, weight.shape, None, pattern)
-    except BadMask as error:
-        raise BadMask(f"method {name!r} returned a wrong mask: {error}") from error
+    except BadParameter as error:
+        raise BadParameter(f"method {name!r} returned a wrong mask: {error}") from error
     zeros = keep.numel() - int(keep.sum())
     # a budget per output rounds once for each
     if abs(zeros - sparsity * keep.numel()) > (weight.shape[0] + 1) / 2:
-        raise BadMask(
+        raise BadParameter(
             f"method {name!r} returned sparsity {zeros / keep.numel():.6g} instead of "
             f"{sparsity:.6g}: select exactly, for example with select(score, sparsity, pattern)"
         )
     if ((new != 0) & ~keep).any():
-        raise BadMask(f"method {name!r} returned weights outside its mask: multiply by keep")
+        raise BadParameter(f"method {name!r} returned weights outside its mask: multiply by keep")
 
 
 def _improved(
@@ -356,13 +354,13 @@ def _improved(
 def get_method(name: str) -> Method:
     """The method registered under `name`, or found in `helpers/own/`, a file named like it.
 
-    Raises UnknownMethod, and BadParameter for a file that does not register its method.
+    Raises BadParameter, and BadParameter for a file that does not register its method.
     """
     known = set(METHODS) | set(ON_REQUEST)
     if name not in known:
         # file names have underscores, methods have dashes: my_method.py registers "my-method"
         files = {path.stem.replace("_", "-"): path for path in own_methods_dir().glob("*.py")}
-        check_choice("method", name, set(files) | known, UnknownMethod)
+        check_choice("method", name, set(files) | known, BadParameter)
         _load_own(name, files[name])
     elif _is_ours(name) and own_method_file(name).exists():
         raise BadParameter(

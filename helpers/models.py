@@ -16,13 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file, logging
 
-from helpers.assets import ASSETS, embedded_model_folder
+from helpers.data.assets import ASSETS, embedded_model_folder
 from helpers.device import FLOATS, all_finite, pick_device, pick_dtype
 from helpers.errors import (
-    AssetError,
     BadParameter,
+    FileError,
     NonFinite,
-    UnknownModel,
     UnsupportedModel,
     described,
     first_line,
@@ -52,7 +51,7 @@ def load_model(
     weights, for tests), a local folder, or a hub id; revision, needed for a hub id: a commit
     hash, or "main" for whatever is newest (the resolved commit is recorded); device "auto",
     "cpu", "cuda" …; dtype, by default float32 on CPU and float16 on a GPU.
-    Raises UnknownModel, AssetError, BadParameter, UnsupportedModel (quantised weights without the
+    Raises BadParameter, FileError, BadParameter, UnsupportedModel (quantised weights without the
     configuration that says how).
     """
     where = pick_device(device)
@@ -78,15 +77,15 @@ def _locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | N
     folder = Path(text).expanduser()
     if text and folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise UnknownModel(f"folder {folder} holds no config.json: give a saved model's folder")
+            raise BadParameter(f"folder {folder} holds no config.json: give a saved model's folder")
         return folder, None
     if text.startswith((".", "/", "~")) or text.count("/") != 1:
-        raise UnknownModel(
+        raise BadParameter(
             f'model {text!r} is unknown: use "embedded", "tiny", an existing folder or a hub id '
             'such as "owner/name"'
         )
     if revision is None:
-        raise UnknownModel(
+        raise BadParameter(
             f'model {text!r} on the hub needs revision=: a commit hash, or "main" for the newest'
         )
     return text, revision
@@ -110,18 +109,18 @@ def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple
         advice = "check the name, the revision, the network and your access to it"
         if isinstance(source, Path):
             advice = "give the folder of a complete saved model, with safetensors weights"
-        raise UnknownModel(
+        raise BadParameter(
             f"model {str(source)!r} cannot be loaded ({first_line(error)}): {advice}"
         ) from error
     except HTTPError as error:  # the HTTP library's own, which transformers lets through
-        raise AssetError(
+        raise FileError(
             f"model {str(source)!r} was not downloaded completely ({first_line(error)}): what was "
             "downloaded is kept; check the network and run again to resume"
         ) from error
     # transformers fills what is missing with random numbers and goes on
     absent = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
     if absent:
-        raise UnknownModel(
+        raise BadParameter(
             f"model {str(source)!r} lacks {len(absent)} of its weights, first {absent[0]}: "
             "its checkpoint is incomplete, fetch or save it again"
         )

@@ -6,24 +6,18 @@ Three environment variables move things: `PRUNING_CACHE` (downloads), `PRUNING_R
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import functools
 import hashlib
 import os
-import re
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
-from helpers.errors import RecordError, first_line
+from helpers.errors import FileError, first_line
 
 # the masks of a saved model, beside its weights: see `helpers.large.mask_files`
 MASK_FILE = "masks.safetensors"
 # reads the records of all other runs and measures nothing of its own
 TABLES_NOTEBOOK = "06_tables_and_plots"
-# folders of helpers/ that decide numbers, as the modules beside them do
-CORE_FOLDERS = ("fast", "beyond")
 
 
 def root() -> Path:
@@ -79,49 +73,11 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def core_code(*, wings: Iterable[str] = (), project: Path | None = None) -> dict[str, str]:
-    """The `code_hash` of each module that decides numbers, by its path in helpers/.
-
-    That is the core: the modules directly in helpers/ and those in `CORE_FOLDERS`. `wings` names
-    further folders; project is the root of another project.
-    """
-    # asked of the folders at each call, so that no module can drop out by being moved or renamed
-    package = (project or root()) / "helpers"
-    paths = set(package.glob("*.py")) - {package / "__init__.py"}  # it only says where names live
-    for folder in (*CORE_FOLDERS, *wings):
-        paths.update((package / folder).rglob("*.py"))
-    return {
-        path.relative_to(package).as_posix(): code_hash(path.read_text(encoding="utf-8"))
-        for path in sorted(paths)
-    }
-
-
-@functools.lru_cache(maxsize=512)
-def code_hash(source: str) -> str:
-    """sha256 of Python source without comments, docstrings and layout; of other text as it is.
-
-    The %magic lines of a notebook are blanked: they only set up Colab or the display.
-    """
-    for text in (source, re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", source)):
-        try:
-            tree = ast.parse(text)
-            break
-        except SyntaxError:
-            continue
-    else:
-        return hashlib.sha256(source.encode()).hexdigest()
-    for node in ast.walk(tree):
-        match node:
-            case ast.AST(body=[ast.Expr(value=ast.Constant(value=str())), *rest]):
-                node.body = rest
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-
-
 def replace_file(path: str | os.PathLike[str], data: bytes | str) -> Path:
     """Write `data` (text as UTF-8) to `path` whole or not at all, and return the path.
 
     Missing parent folders are made.
-    Raises RecordError, and leaves no partial file, when the folder cannot be written.
+    Raises FileError, and leaves no partial file, when the folder cannot be written.
     """
     path = Path(path)
     try:
@@ -143,7 +99,7 @@ def replace_file(path: str | os.PathLike[str], data: bytes | str) -> Path:
             raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise RecordError(
+        raise FileError(
             f"cannot write {path}: {reason}; choose a folder that can be written and has space"
         ) from error
     return path

@@ -35,7 +35,7 @@ def check_method(name: str) -> list[Promise]:
     Beside what the registry checks of each answer: that a given mask is used, that the same
     question gets the same answer, and that a layer which loses no weight stays as it is. A method
     that raises a HelpersError breaks the promise that was being tried; another error is raised.
-    Raises UnknownMethod.
+    Raises BadParameter.
     """
     method = get_method(name)
     source = torch.Generator().manual_seed(0)

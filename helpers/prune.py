@@ -95,8 +95,8 @@ def prune_model(
     d_in² for its largest layer (32 on a GPU); and one batch of activations, in the parity gate with
     its logits.
 
-    Raises UnknownMethod, BadParameter, BadPattern, BadSparsity, BadMask, CalibrationTooShort,
-    UnsupportedModel, ParityError, NonFinite, NotPositiveDefinite, OutOfMemory.
+    Raises BadParameter,
+    UnsupportedModel, NonFinite, NotPositiveDefinite, OutOfMemory.
     """
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
     if method in RECIPES:
@@ -221,7 +221,7 @@ def check_passes(passes: int, *, after_block: bool) -> None:
 def check_sparsities(sparsity: Sparsity, pattern: Pattern, layers: Sequence[str]) -> None:
     """Raise unless there is an allowed sparsity for each of the model's layers, by their names.
 
-    Raises BadSparsity, BadParameter for a mapping that names other layers than the model has.
+    Raises BadParameter for a mapping that names other layers than the model has.
     """
     if not isinstance(sparsity, Mapping):
         check_target(sparsity, pattern)

@@ -20,7 +20,7 @@ from helpers import sparsegpt
 from helpers.admm import exact_least_squares, refit
 from helpers.capture import Progress
 from helpers.device import check_matrix, synchronise
-from helpers.errors import BadSparsity, NonFinite, check_real, check_whole
+from helpers.errors import BadParameter, NonFinite, check_real, check_whole
 from helpers.gradient_methods import conjugate_gradients, gradient_refit
 from helpers.gram import check_gram, damp, normalise, relative_error
 from helpers.masks import Pattern, check_sparsity, check_target, select
@@ -62,7 +62,7 @@ def update_study(
     excess and seconds by iteration, at 1 to 20 and then about 8 a decade. Where a gradient method
     diverged its curve ends early and its later rows are missing.
 
-    Raises BadSparsity for a sparsity outside (0, 1), and what the solvers raise.
+    Raises BadParameter for a sparsity outside (0, 1), and what the solvers raise.
     """
     check_whole("iterations", iterations)
     check_real("damping", damping)
@@ -71,7 +71,7 @@ def update_study(
     check_gram(heldout, weight.shape[1])
     for sparsity in sparsities:
         if check_sparsity(sparsity) == 0:
-            raise BadSparsity("sparsity 0 leaves nothing to update: give numbers in (0, 1)")
+            raise BadParameter("sparsity 0 leaves nothing to update: give numbers in (0, 1)")
     study: dict[str, list[dict[str, Any]]] = {"update": [], "curves": []}
     variants = _variants(damping)
     total = len(sparsities) * len(variants)

@@ -55,7 +55,7 @@ def swap(
     squares, then O(|S| d_in) a swap, in float64 on any device. At 60 % one core takes 5 ms for an
     output of 576 inputs and 50 ms for one of 1,536, and a tenth of it for each swap.
     Memory: some 6 arrays of |S|·|P| numbers.
-    Raises BadParameter, BadPattern, BadMask, NonFinite, NotPositiveDefinite.
+    Raises BadParameter, NonFinite, NotPositiveDefinite.
     """
     check_weight(weight)
     check_gram(gram, weight.shape[1])

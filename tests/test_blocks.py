@@ -14,7 +14,7 @@ from helpers.beyond import blocks
 from helpers.beyond.blocks import BlockFit, Compensate, DenseStream, Refine
 from helpers.beyond.training import trained
 from helpers.capture import Call
-from helpers.errors import BadParameter, CalibrationTooShort, HelpersError, NonFinite
+from helpers.errors import BadParameter, HelpersError, NonFinite
 from helpers.models import find_layers
 from helpers.precision import products
 
@@ -305,7 +305,7 @@ def test_the_same_call_gives_the_same_bits(make: object) -> None:
 @pytest.mark.parametrize(
     ("error", "word", "options"),
     [
-        (CalibrationTooShort, "held_out", dict(held_out=6)),
+        (BadParameter, "held_out", dict(held_out=6)),
         (BadParameter, "held_out", dict(held_out=0)),
         (BadParameter, "passes", dict(passes=0)),
         (BadParameter, "rates", dict(rates=[])),

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from workers import TOKENS, WANDA
 
 from helpers import check_masks, load_masks, load_model, masks_of, prune_checkpoint, prune_model
-from helpers.errors import BadParameter, BadSparsity, CheckpointError, ResumeError, UnknownModel
+from helpers.errors import BadParameter, FileError
 from helpers.large import checkpoint
 from helpers.large.jobs import MANIFEST
 from helpers.large.shards import Checkpoint
@@ -152,7 +152,7 @@ def test_a_sparsity_for_each_layer_is_part_of_the_request(source: Path, to: Path
     asked = {f"{i}.{name}": (i + n) / 10 for i in range(BLOCKS) for n, name in enumerate(names)}
     interrupted(source, to, 10, sparsity=asked)
     for other in (0.5, asked | {"2.mlp.up_proj": 0.25}):
-        with pytest.raises(ResumeError):
+        with pytest.raises(FileError):
             prune_checkpoint(source, to, TOKENS, **{**WANDA, "sparsity": other})
     # another order of the same names is the same request
     again = dict(reversed(asked.items()))
@@ -225,7 +225,7 @@ def test_a_complete_model_that_was_changed_is_left_alone(
         whole = path.read_bytes()
         for changed in [whole[:-1] + bytes([whole[-1] ^ 4]), None] if path.name != MANIFEST else []:
             path.unlink() if changed is None else path.write_bytes(changed)
-            with one_line_error(ResumeError, path.name, "resume=False"):
+            with one_line_error(FileError, path.name, "resume=False"):
                 prune_checkpoint(llama, to, TOKENS, **WANDA)
             assert path.exists() == (changed is not None)
         path.write_bytes(whole)
@@ -269,7 +269,7 @@ def test_another_request_is_refused_and_named(
     arguments = WANDA | change
     arguments.pop("source", lambda _: None)(source)
     tokens = arguments.pop("tokens", TOKENS)
-    with one_line_error(ResumeError, *words, "resume=False", "replaces"):
+    with one_line_error(FileError, *words, "resume=False", "replaces"):
         prune_checkpoint(source, to, tokens, **arguments)
     assert saved.contents(kept) == before
 
@@ -297,7 +297,7 @@ def test_other_versions_and_other_code_are_refused(
     )
     monkeypatch.setattr(checkpoint, "core_code", lambda **_: other)
     words = ("versions.numpy", "not 0.1", "code.masks.py", "code.large/checkpoint.py")
-    with one_line_error(ResumeError, *words, "not 000000000000", "method_code"):
+    with one_line_error(FileError, *words, "not 000000000000", "method_code"):
         prune_checkpoint(llama, to, TOKENS, batch=2, **asked)
 
 
@@ -331,7 +331,7 @@ def test_a_manifest_that_cannot_be_used(
 
     def refused(path: Path, text: str) -> None:
         path.write_text(text)
-        with one_line_error(ResumeError, MANIFEST, "resume=False", "delete"):
+        with one_line_error(FileError, MANIFEST, "resume=False", "delete"):
             prune_checkpoint(llama, to, TOKENS, **WANDA)
         assert path.read_text() == text
 
@@ -366,9 +366,9 @@ def test_a_folder_of_something_else_is_never_touched(llama: Path, to: Path, one_
     to.mkdir()
     (to / "thesis.txt").write_text("years of work")
     for destination in (to, to / "thesis.txt"):
-        with one_line_error(ResumeError, str(destination), "choose another"):
+        with one_line_error(FileError, str(destination), "choose another"):
             prune_checkpoint(llama, destination, TOKENS, resume=False, **WANDA)
-    with one_line_error(CheckpointError, "thesis.txt", "can be written"):
+    with one_line_error(FileError, "thesis.txt", "can be written"):
         prune_checkpoint(llama, to / "thesis.txt" / "pruned", TOKENS, **WANDA)
     assert [path.name for path in to.parent.iterdir()] == [to.name]
     assert [path.name for path in to.iterdir()] == ["thesis.txt"]
@@ -381,7 +381,7 @@ def test_source_and_destination_must_lie_apart(tmp_path: Path, one_line_error) -
     (tmp_path / "link").symlink_to(half)
     before = saved.contents(half)
     for to in (half, tmp_path / "link", half / "inside", tmp_path / "a", half / ".." / "half"):
-        with one_line_error(ResumeError, "overlap"):
+        with one_line_error(FileError, "overlap"):
             prune_checkpoint(half, to, TOKENS, resume=False, **WANDA)
     assert saved.contents(half) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "link"]
@@ -406,7 +406,7 @@ def test_a_run_inside_a_run_is_refused(
 ) -> None:
     def again(done: int, *_: object) -> None:
         for resume in (True, False) if done == 1 else ():
-            with one_line_error(ResumeError, f"process {os.getpid()}", "wait for it"):
+            with one_line_error(FileError, f"process {os.getpid()}", "wait for it"):
                 prune_checkpoint(llama, to, TOKENS, resume=resume, **WANDA)
 
     prune_checkpoint(llama, to, TOKENS, progress=again, **WANDA)
@@ -441,7 +441,7 @@ def test_a_write_that_breaks_off(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", breaking)
-        with pytest.raises((CheckpointError, KeyboardInterrupt), match="No space left|^$"):
+        with pytest.raises((FileError, KeyboardInterrupt), match="No space left|^$"):
             prune_checkpoint(llama, to, TOKENS, **WANDA)
     assert not list(saved.workspace(to).rglob("*.tmp"))
     finished = saved.finished_blocks(to)
@@ -459,7 +459,7 @@ def test_a_source_that_changes_meanwhile(
         if done == 2 * LAYERS - 1:
             path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 4]))
 
-    with one_line_error(CheckpointError, path.name, "has changed", "2 finished blocks are kept"):
+    with one_line_error(FileError, path.name, "has changed", "2 finished blocks are kept"):
         prune_checkpoint(source, to, TOKENS, progress=meddle, **WANDA)
     path.write_bytes(whole)
     _, solved = blocks_solved(source, to)
@@ -470,12 +470,12 @@ def test_a_source_that_changes_meanwhile(
     ("change", "kind", "words"),
     [
         (dict(activations="ram"), BadParameter, ("activations 'ram'", "disk, memory")),
-        (dict(sparsity=1.5), BadSparsity, ("1.5",)),
+        (dict(sparsity=1.5), BadParameter, ("1.5",)),
         (dict(tokens=None), BadParameter, ("calibration",)),
         (dict(method="sparsegpt", damping=torch.ones(1)), BadParameter, ("damping",)),
-        (dict(source="nowhere"), UnknownModel, ("nowhere", "config.json")),
-        (dict(source="a\0b"), CheckpointError, ("NUL",)),
-        (dict(destination="a\0b"), CheckpointError, ("NUL",)),
+        (dict(source="nowhere"), BadParameter, ("nowhere", "config.json")),
+        (dict(source="a\0b"), FileError, ("NUL",)),
+        (dict(destination="a\0b"), FileError, ("NUL",)),
     ],
     ids=str,
 )

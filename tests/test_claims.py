@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from handmade import pruned, scored, update_row, with_series
 
-from helpers.results import claim_verdicts, claims_markdown, write_claims
-from helpers.results.claims import CLAIMS, Findings
-from helpers.results.frame import cost_to_reach
-from helpers.results.outcome import FAILS, HOLDS, OPEN, UNTESTED
+from helpers.report import claim_verdicts, claims_markdown, write_claims
+from helpers.report.claims import CLAIMS, Findings
+from helpers.report.frame import cost_to_reach
+from helpers.report.outcome import FAILS, HOLDS, OPEN, UNTESTED
 
 TARGETS = ("50 %", "60 %", "70 %", "80 %", "2:4", "4:8")
 

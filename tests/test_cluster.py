@@ -25,7 +25,7 @@ from small_project import Project, runner_process, wait_for, wait_for_kernel
 import helpers.runner
 from helpers.errors import RunError
 from helpers.paths import root
-from helpers.records import read_record
+from helpers.report.records import read_record
 from helpers.runner import cluster
 from helpers.runner import plan as plans
 from helpers.runner.fingerprint import is_done

@@ -18,7 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from helpers.errors import RunError, StorageError
+from helpers.errors import FileError, RunError
 from helpers.machine import colab, describe_colab, finish, prepare_kernel, use_drive
 from helpers.machine.drive import DriveCopier
 from helpers.machine.memory import Memory
@@ -164,12 +164,12 @@ def test_results_survive_the_machine(drive: Drive, tmp_path: Path, monkeypatch) 
 def test_a_drive_that_fails(drive: Drive, monkeypatch, one_line_error, error: Exception) -> None:
     """It is not mounted; is mounted without its folder; is full; does not upload."""
     drive.error = error
-    with one_line_error(StorageError, "not mounted", str(error), "allow access"):
+    with one_line_error(FileError, "not mounted", str(error), "allow access"):
         use_drive()
     drive.error = None
     with monkeypatch.context() as patched:
         patched.setattr(Drive, "mount", lambda self, mount_point: None)
-        with one_line_error(StorageError, "MyDrive is not there", "mount"):
+        with one_line_error(FileError, "MyDrive is not there", "mount"):
             use_drive()
 
     def full(self: Path, *arguments: object, **options: object) -> None:
@@ -177,13 +177,13 @@ def test_a_drive_that_fails(drive: Drive, monkeypatch, one_line_error, error: Ex
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_text", full)
-        with one_line_error(StorageError, "No space left", "make space"):
+        with one_line_error(FileError, "No space left", "make space"):
             use_drive()
     use_drive()
     drive.error = error
-    with one_line_error(StorageError, "did not upload", "try again"):
+    with one_line_error(FileError, "did not upload", "try again"):
         finish()
     monkeypatch.delitem(sys.modules, "google.colab")
     for work in (use_drive, finish):
-        with one_line_error(StorageError, "Colab only"):
+        with one_line_error(FileError, "Colab only"):
             work()

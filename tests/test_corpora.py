@@ -10,9 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import corpora
-from helpers.corpora import C4, WIKITEXT2, calibration_tokens, corpus_identity, evaluation_tokens
-from helpers.errors import AssetError, BadParameter, BadText, CalibrationTooShort
+from helpers.data import corpora
+from helpers.data.corpora import (
+    C4,
+    WIKITEXT2,
+    calibration_tokens,
+    corpus_identity,
+    evaluation_tokens,
+)
+from helpers.errors import BadParameter, FileError
 
 END = 7
 
@@ -81,7 +87,7 @@ def test_documents_are_joined_by_the_end_token(
     # a text of exactly one sequence will do, a shorter one will not
     tokens = calibration_tokens(path, WordTokenizer(end), sequences=2, length=len(whole))
     assert tokens.tolist() == [whole] * 2
-    with one_line_error(CalibrationTooShort, f"{len(whole)} tokens"):
+    with one_line_error(BadParameter, f"{len(whole)} tokens"):
         calibration_tokens(path, WordTokenizer(end), sequences=1, length=len(whole) + 1)
 
 
@@ -127,7 +133,7 @@ def test_a_bad_file_is_one_line(
     elif content is not None:
         path.write_bytes(content)
     for read in (calibration_tokens, evaluation_tokens):
-        with one_line_error(BadText, str(path), reason):
+        with one_line_error(BadParameter, str(path), reason):
             read(path, WordTokenizer())
 
 
@@ -153,7 +159,7 @@ def test_identity_pins_the_text_and_hides_the_folder(text_file: Path, one_line_e
     assert all(len(hub.revision) == 40 and int(hub.revision, 16) for hub in (C4, WIKITEXT2))
     for path, reason in ((text_file.with_name("other.txt"), "No such file"), ("a\0b.txt", "null")):
         for read in (corpus_identity, lambda path: calibration_tokens(path, WordTokenizer())):
-            with one_line_error(BadText, reason, "check the path"):
+            with one_line_error(BadParameter, reason, "check the path"):
                 read(path)
 
 
@@ -221,7 +227,7 @@ def test_c4_draws_what_the_papers_code_draws(hub: Path, one_line_error) -> None:
         expected.append(encoded[at : at + 13])
     assert tokens.tolist() == expected
     assert set((tokens[:, -1] // 1000).tolist()) == {2, 4, 6}  # longer than 13 with the -1
-    with one_line_error(CalibrationTooShort, "none of the 6 documents", "31"):
+    with one_line_error(BadParameter, "none of the 6 documents", "31"):
         calibration_tokens("c4", WordTokenizer(), sequences=1, length=31)
 
 
@@ -229,7 +235,7 @@ def test_wikitext2_is_read_as_in_the_papers_code(hub: Path, one_line_error) -> N
     tokens = calibration_tokens("wikitext2", WordTokenizer(), sequences=50, length=3)
     # joined by spaces with one token in front: -1 1 2 3 4 5 6; the papers never draw the last start
     assert {tuple(row) for row in tokens.tolist()} == {(-1, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5)}
-    with one_line_error(CalibrationTooShort, "7 tokens"):
+    with one_line_error(BadParameter, "7 tokens"):
         calibration_tokens("wikitext2", WordTokenizer(), sequences=1, length=8)
     tokenizer = WordTokenizer()
     assert evaluation_tokens("wikitext2", tokenizer).tolist() == [-1, 1, 9, 1, 10, 11]
@@ -241,11 +247,11 @@ def test_a_broken_hub_file_is_one_line(hub: Path, one_line_error) -> None:
     (hub / C4.files["train"]).write_bytes(b"not gzip, not JSON")
     (hub / WIKITEXT2.files["test"]).write_bytes(b"not parquet")
     for read, source in ((calibration_tokens, "c4"), (evaluation_tokens, "wikitext2")):
-        with one_line_error(AssetError, "delete ", "and try again"):
+        with one_line_error(FileError, "delete ", "and try again"):
             read(source, WordTokenizer())
     with gzip.open(hub / C4.files["train"], "wt", encoding="utf-8") as stream:
         stream.write('{"content": "x"}\n')
-    with one_line_error(BadText, '"text" column'):
+    with one_line_error(BadParameter, '"text" column'):
         calibration_tokens("c4", WordTokenizer())
 
 
@@ -256,7 +262,7 @@ def test_no_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, one_line_error) -> 
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
-    with one_line_error(AssetError, "could not download allenai/c4", 'use "embedded"'):
+    with one_line_error(FileError, "could not download allenai/c4", 'use "embedded"'):
         calibration_tokens("c4", WordTokenizer())
 
 
@@ -281,7 +287,7 @@ def test_the_embedded_texts_themselves() -> None:
     """On the real files, which a first `make` has fetched; offline and uncached, skipped."""
     try:
         documents, articles = corpora.c4_documents(), corpora.wiki_articles()
-    except AssetError as error:
+    except FileError as error:
         pytest.skip(str(error))
     assert len(documents) == len(set(documents)) == 568
     assert 1_260_000 < sum(map(len, documents)) < 1_280_000

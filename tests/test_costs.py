@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from helpers.errors import UnknownModel
+from helpers.errors import BadParameter
 from helpers.runner import costs
 from helpers.runner.plan import Run, count_runs, read_plan
 
@@ -15,7 +15,7 @@ MACHINE = SimpleNamespace(name="t4", note="not measured")
 def estimate(asked: dict[str, Any], machine: object) -> SimpleNamespace:
     """Made-up costs: 4 GB and half an hour a run, 13.5 GB of disk a model."""
     if asked["model"] == "other":
-        raise UnknownModel("no shape")
+        raise BadParameter("no shape")
     return SimpleNamespace(memory_bytes=4 * 10**9, disk_bytes=int(13.5e9), seconds=1800.0)
 
 

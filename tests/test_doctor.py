@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helpers.assets import ASSETS, converted_folder
+from helpers.data.assets import ASSETS, converted_folder
 from helpers.machine import doctor
 from helpers.machine.doctor import Finding
 from helpers.paths import replace_file, root, sha256_file

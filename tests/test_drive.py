@@ -14,7 +14,7 @@ import families as fam
 import pytest
 import saved
 
-from helpers.errors import StorageError
+from helpers.errors import FileError
 from helpers.large import prune_checkpoint
 from helpers.machine.drive import DriveCopier
 from helpers.paths import replace_file
@@ -80,7 +80,7 @@ def test_a_copy_that_breaks_off_leaves_the_older_one(
 
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "copyfile", partly)
-        with one_line_error(StorageError, os.strerror(code), "make space"):
+        with one_line_error(FileError, os.strerror(code), "make space"):
             copier.copy()
     assert held(copier.target) == {"a/b.json": "first"}
     assert copier.copy() == 1 and held(copier.target) == {"a/b.json": "second"}
@@ -90,7 +90,7 @@ def test_an_unmounted_drive_is_not_made_anew(copier: DriveCopier, one_line_error
     fill(copier.source, {"a.json": "1"})
     copier.target.rmdir()
     for work in (copier.copy, copier.bring_back):
-        with one_line_error(StorageError, "mount"):
+        with one_line_error(FileError, "mount"):
             work()
     assert not copier.target.exists()
 

@@ -17,12 +17,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from helpers.errors import BadParameter, UnknownModel, UnsupportedModel
+from helpers.errors import BadParameter, UnsupportedModel
 from helpers.machine import checkpoint_memory, estimate, machine_named, missing, this_machine
 from helpers.machine.estimates import flop, in_steps, memory_needed, shape_of
 from helpers.models import find_blocks, find_layers, read_weight
 from helpers.paths import reference_dir, replace_file, root
-from helpers.records import read_records
+from helpers.report.records import read_records
 from helpers.runner.plan import read_plan
 
 SEVEN = "meta-llama/Llama-2-7b-hf"
@@ -59,11 +59,11 @@ def test_a_folder_has_the_shape_of_its_model(tmp_path: Path, one_line_error: Cal
     assert shape.layers == found and shape.blocks == len(blocks)
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     assert shape.positions == model.config.max_position_embeddings
-    with one_line_error(UnknownModel, "someone/else", "config.json", "embedded"):
+    with one_line_error(BadParameter, "someone/else", "config.json", "embedded"):
         shape_of("someone/else")
     for text in ("[" * 100_000, "[1]"):
         (tmp_path / "config.json").write_text(text)
-        with one_line_error(UnknownModel, str(tmp_path), "config.json"):
+        with one_line_error(BadParameter, str(tmp_path), "config.json"):
             shape_of(tmp_path)
     for config in ({"model_type": "gpt2", "n_embd": 8}, {"model_type": "llama", "head_dim": 3}):
         (tmp_path / "config.json").write_text(json.dumps(config))

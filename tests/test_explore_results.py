@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from helpers.errors import BadParameter, RecordError
+from helpers.errors import BadParameter, FileError
 from helpers.explore import Explorer, results_explorer
 from helpers.explore.results import metrics_of
 from helpers.paths import reference_dir
-from helpers.records import read_records
-from helpers.results import PRUNE_NOTEBOOK, in_words, style_of
+from helpers.report import PRUNE_NOTEBOOK, in_words, style_of
+from helpers.report.records import read_records
 
 SIXTY = "04_prune_model--admm-grad-60"
 Points = dict[str, list[float]]
@@ -153,9 +153,9 @@ def test_what_is_missing_or_unknown_is_said(
     one_line_error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
-    with one_line_error(RecordError, "laptop", "make reproduce PLAN=laptop"):
+    with one_line_error(FileError, "laptop", "make reproduce PLAN=laptop"):
         results_explorer("laptop", source="results")
-    with one_line_error(RecordError, "prunes", "full"):
+    with one_line_error(FileError, "prunes", "full"):
         results_explorer([])
     with one_line_error(BadParameter, "perplexiti", "perplexity"):
         results_explorer("laptop", metric="perplexiti")

@@ -3,7 +3,7 @@
 import pytest
 from handmade import pruned, repaired
 
-from helpers.errors import BadParameter, RecordError
+from helpers.errors import BadParameter, FileError
 from helpers.explore import trade_off_explorer
 
 RUNS = [
@@ -34,7 +34,7 @@ def test_it_shows_what_a_target_costs_and_brings() -> None:
 
 
 def test_without_runs_and_at_a_target_of_none() -> None:
-    with pytest.raises(RecordError, match="notebook 08"):
+    with pytest.raises(FileError, match="notebook 08"):
         trade_off_explorer([pruned("wanda", "50 %", 30.0)])
     with pytest.raises(BadParameter, match="90 %"):
         trade_off_explorer(RUNS, target="90 %")

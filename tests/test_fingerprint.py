@@ -9,10 +9,10 @@ import pytest
 import small_project
 from small_project import BODY, PARAMETERS, Project, write_notebook
 
-from helpers.paths import code_hash, core_code, root
+from helpers.paths import root
 from helpers.runner import fingerprint as module
 from helpers.runner import plan as plans
-from helpers.runner.fingerprint import fingerprint
+from helpers.runner.fingerprint import code_hash, core_code, fingerprint
 
 project = small_project.project
 
@@ -83,21 +83,21 @@ def test_what_leaves_the_core_as_it_is(package: Path) -> None:
     (package / "admm.py").write_text(text, encoding="utf-8")
     assert core_code(project=package.parent) == before, "comments and docstrings"
     (package / "wing").mkdir()
-    for name in ("results/plots.py", "wing/__init__.py", "own/mine.py", "__init__.py"):
+    for name in ("report/plots.py", "wing/__init__.py", "own/mine.py", "__init__.py"):
         (package / name).write_text("x = 1\n")
-    (package / "results" / "plots.py").rename(package / "results" / "figures.py")
+    (package / "report" / "plots.py").rename(package / "report" / "drawn.py")
     assert core_code(project=package.parent) == before
 
 
 def test_what_changes_the_core(package: Path) -> None:
     seen = [core_code(project=package.parent)]
-    for name in ("admm.py", "fast/__init__.py", "another.py", "beyond/another.py"):
+    for name in ("admm.py", "fast/__init__.py", "another.py", "beyond/another.py", "data/tasks.py"):
         with open(package / name, "a", encoding="utf-8") as stream:
             stream.write("\nextra = 1\n")
         seen.append(core_code(project=package.parent))
     (package / "masks.py").unlink()
     seen.append(core_code(project=package.parent))
-    moves = ["gram.py", "grams.py", "fast/grams.py", "results/grams.py", "back.py"]
+    moves = ["gram.py", "grams.py", "fast/grams.py", "data/grams.py", "report/grams.py", "back.py"]
     for old, new in itertools.pairwise(moves):  # within the core, out of it, and back
         (package / old).rename(package / new)
         seen.append(core_code(project=package.parent))
@@ -111,3 +111,10 @@ def test_magic_lines_and_docstrings_do_not_count() -> None:
     assert code_hash(one) != code_hash(one.replace("return 1", "return 2"))
     modulo = "x = (7\n    % 3)\n"  # in a module a line may start so
     assert code_hash(modulo) != code_hash(modulo.replace("3", "4"))
+
+
+def test_what_an_error_says_does_not_count_but_that_it_is_raised_does() -> None:
+    source = 'def f(x):\n    if x:\n        raise ValueError(f"{x} is bad") from x\n    return 1\n'
+    assert code_hash(source) == code_hash(source.replace('ValueError(f"{x} is bad") from x', "Bad"))
+    assert code_hash(source) != code_hash(source.replace("raise", "return"))
+    assert code_hash(source) != code_hash(source.replace("if x", "if not x"))

@@ -11,7 +11,7 @@ import torch
 from layers import layer, objective, random_keep
 
 from helpers.admm import exact_least_squares
-from helpers.errors import BadMask, BadParameter, NonFinite
+from helpers.errors import BadParameter, NonFinite
 from helpers.finish import Finished, certify, finish
 from helpers.gram import gram_of
 from helpers.methods import METHODS, check_options, register
@@ -99,7 +99,7 @@ def test_bad_arguments(one_line_error) -> None:
             finish(weight, gram, keep, **options)
     with one_line_error(BadParameter, "start"):
         finish(weight, gram, keep, start=weight[:-1])
-    with one_line_error(BadMask, "keep"):
+    with one_line_error(BadParameter, "keep"):
         finish(weight, gram, keep.float())
     with one_line_error(NonFinite, "diverged"):
         finish(weight, gram, keep, start=weight * math.nan)

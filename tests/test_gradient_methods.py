@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers.admm import exact_least_squares
-from helpers.errors import BadMask, BadParameter, NonFinite
+from helpers.errors import BadParameter, NonFinite
 from helpers.gradient_methods import conjugate_gradients, gradient_refit
 
 D_OUT, D_IN = 6, 12
@@ -197,7 +197,7 @@ def test_bad_numbers_and_masks(one_line_error) -> None:
     broken[0, 0] = math.inf
     with one_line_error(NonFinite, "weight"):
         conjugate_gradients(broken, gram, keep, iterations=2)
-    with one_line_error(BadMask, "keep"):
+    with one_line_error(BadParameter, "keep"):
         conjugate_gradients(weight, gram, keep.float(), iterations=2)
     with one_line_error(BadParameter, "gram"):
         conjugate_gradients(weight, gram[:-1, :-1], keep, iterations=2)

@@ -18,9 +18,9 @@ import torch
 from transformers import AutoTokenizer
 
 from helpers import fetch_checkpoint, load_model, load_streamed
-from helpers.assets import embedded_model_folder
 from helpers.capture import forward
-from helpers.errors import AssetError, UnknownModel
+from helpers.data.assets import embedded_model_folder
+from helpers.errors import BadParameter, FileError
 
 NAME, COMMIT = "some/model", "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = "model-00002-of-00003.safetensors"
@@ -139,12 +139,12 @@ def test_a_lost_connection_costs_nothing_but_time(
     hub: Hub, model_files: dict, tmp_path: Path, one_line_error
 ) -> None:
     hub.cut = WEIGHTS
-    with one_line_error(AssetError, NAME, "what was downloaded is kept", "run again"):
+    with one_line_error(FileError, NAME, "what was downloaded is kept", "run again"):
         fetch_checkpoint(NAME, COMMIT, endpoint=hub.address)
     folder = tmp_path / "cache" / "hub" / f"some--model--{COMMIT}"
     assert WEIGHTS not in fetched(folder)
     # still down: not taken for whole because something is there
-    with one_line_error(AssetError, "run again"):
+    with one_line_error(FileError, "run again"):
         fetch_checkpoint(NAME, COMMIT, endpoint=hub.address)
     before, hub.cut, hub.down = set(fetched(folder)), None, False
     hub.sent.clear()
@@ -181,7 +181,7 @@ def test_content_that_is_not_what_is_listed(
     good, listed = hub.files[name], hub.tree()
     monkeypatch.setattr(hub, "tree", lambda: listed)
     hub.files[name] = good[:-1] + b"?"
-    with one_line_error(AssetError, name, "discarded"):
+    with one_line_error(FileError, name, "discarded"):
         fetch_checkpoint(NAME, COMMIT, tmp_path / "here", endpoint=hub.address)
     assert name not in fetched(tmp_path / "here")
     hub.files[name] = good
@@ -193,11 +193,11 @@ def test_what_is_not_on_the_hub_and_what_holds_only_pickles(
     hub: Hub, one_line_error, tmp_path: Path
 ) -> None:
     for name, revision in [("some/other", "main"), (NAME, "v9"), ("..", "main"), (NAME, None)]:
-        with one_line_error(UnknownModel, name, str(revision), "revision"):
+        with one_line_error(BadParameter, name, str(revision), "revision"):
             fetch_checkpoint(name, revision, endpoint=hub.address)
     for file in [file for file in hub.files if file.startswith("model-")]:
         del hub.files[file]
-    with one_line_error(UnknownModel, NAME, "no safetensors", "pickles"):
+    with one_line_error(BadParameter, NAME, "no safetensors", "pickles"):
         fetch_checkpoint(NAME, COMMIT, endpoint=hub.address)
     assert hub.sent == [] and not (tmp_path / "cache").exists()
 
@@ -212,6 +212,6 @@ def test_load_model_says_that_the_connection_was_lost(
                             hub.address + "/{repo_id}/resolve/{revision}/{filename}")  # fmt: skip
         monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path))
     hub.cut = WEIGHTS
-    with one_line_error(AssetError, "run again"):
+    with one_line_error(FileError, "run again"):
         load_model(NAME, revision=COMMIT)
     assert WEIGHTS in hub.sent

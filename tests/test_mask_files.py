@@ -30,7 +30,7 @@ from helpers import (
     size_report,
     unpack_mask,
 )
-from helpers.errors import BadMask, BadPattern, CheckpointError, UnsupportedModel
+from helpers.errors import BadParameter, FileError, UnsupportedModel
 
 Q0 = "model.layers.0.self_attn.q_proj.weight"
 DOWN1 = "model.layers.1.mlp.down_proj.weight"
@@ -99,13 +99,13 @@ def test_bits_are_exact(array: np.ndarray, turned: bool) -> None:
 
 def test_what_is_no_mask_or_no_bits_of_that_shape(one_line_error) -> None:
     for keep in (torch.ones(2, 2), np.ones((2, 2), dtype=bool), None):
-        with one_line_error(BadMask, "torch.bool"):
+        with one_line_error(BadParameter, "torch.bool"):
             pack_mask(keep)
     # a byte too few, too many, another dtype, the fourth bit of three, no tensor
     byte = torch.zeros(1, dtype=torch.uint8)
     wrong = [(byte, (3, 3)), (byte.repeat(2), (2, 4)), (byte.to(torch.int8), (2, 4))]
     for bits, shape in [*wrong, (byte + 8, (1, 3)), (b"1", (2, 4))]:
-        with one_line_error(BadMask, str(shape)):
+        with one_line_error(BadParameter, str(shape)):
             unpack_mask(bits, shape)
 
 
@@ -168,14 +168,14 @@ def test_masks_that_do_not_fit_are_not_saved(half: Path, one_line_error) -> None
         (good, "4:2", ("4:2",)),
     ]
     for masks, pattern, words in cases:
-        with one_line_error(BadPattern if pattern == "4:2" else BadMask, *words):
+        with one_line_error(BadParameter if pattern == "4:2" else BadParameter, *words):
             save_masks(half, masks, pattern=pattern or "unstructured")
         assert (half / "masks.safetensors").read_bytes() == before
 
 
 def test_a_folder_without_a_saved_model(tmp_path: Path, one_line_error) -> None:
     for call in (lambda: save_masks(tmp_path, {}), lambda: size_report(tmp_path)):
-        with one_line_error(CheckpointError, str(tmp_path), "save_pretrained"):
+        with one_line_error(FileError, str(tmp_path), "save_pretrained"):
             call()
     assert list(tmp_path.iterdir()) == []
 
@@ -192,7 +192,7 @@ def test_a_mask_file_that_is_cut_off_changed_or_missing(spoilt: Path, one_line_e
     ]:  # fmt: skip
         path.unlink() if content is None else path.write_bytes(content)
         for read in (load_masks, check_masks, size_report):
-            with one_line_error(CheckpointError, "masks.safetensors", words):
+            with one_line_error(FileError, "masks.safetensors", words):
                 read(spoilt)
 
 
@@ -215,7 +215,7 @@ def test_a_mask_file_that_contradicts_itself(
     change(tensors, found)
     path = spoilt / "masks.safetensors"
     save_file(tensors, path, metadata={"masks": json.dumps(found)})
-    with one_line_error(CheckpointError, "masks.safetensors", *words):
+    with one_line_error(FileError, "masks.safetensors", *words):
         load_masks(spoilt)
 
 
@@ -228,7 +228,7 @@ def test_a_weight_that_came_back(spoilt: Path, one_line_error) -> None:
     weights[DOWN1][tuple(keep.nonzero()[0])] = 0  # a kept weight may be zero
     store(spoilt, weights)
     for read in (check_masks, size_report):
-        with one_line_error(BadMask, DOWN1, "2 weights"):
+        with one_line_error(BadParameter, DOWN1, "2 weights"):
             read(spoilt)
 
 
@@ -240,7 +240,7 @@ def test_masks_of_another_checkpoint(spoilt: Path, one_line_error) -> None:
         (others, "no such name"),
     ]:
         store(spoilt, weights)
-        with one_line_error(BadMask, Q0, word):
+        with one_line_error(BadParameter, Q0, word):
             check_masks(spoilt)
 
 
@@ -276,7 +276,7 @@ def test_apply_masks_changes_nothing_when_it_refuses(one_line_error) -> None:
         ({DOWN1: masks[DOWN1].float()}, (DOWN1, "float32")),
     ]
     for change, words in wrong:
-        with one_line_error(BadMask, *words):
+        with one_line_error(BadParameter, *words):
             apply_masks(model, masks | change)
         assert fam.changed(model, before) == set()
     model.model.layers[1].mlp.down_proj.to("meta")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layers import layer, masked
 
-from helpers.errors import BadMask, BadParameter, BadPattern, BadSparsity, NonFinite
+from helpers.errors import BadParameter, NonFinite
 from helpers.masks import (
     Pattern,
     check_keep,
@@ -128,9 +128,9 @@ def test_patterns(one_line_error) -> None:
         assert str(pattern) == text and Pattern.parse(pattern) is pattern
     for wrong in ("5:4", "4:4", "2:0", "0:4", "2-4", 3, None, "", "2:4:8", "-2:4", "2:", ":4",
                   "²:4", "2:4\n", "2.0:4", "Unstructured2", ("2", "4")):  # fmt: skip
-        with one_line_error(BadPattern, UNSTRUCTURED):
+        with one_line_error(BadParameter, UNSTRUCTURED):
             Pattern.parse(wrong)
-        with one_line_error(BadPattern):
+        with one_line_error(BadParameter):
             check_target(0.5, wrong)
 
 
@@ -149,14 +149,14 @@ def test_target(sparsity: object, pattern: str, expected: float) -> None:
 def test_bad_targets(one_line_error) -> None:
     for wrong in (1.0, -0.1, 1.5, "half", "0.5", math.nan, math.inf, True, False, None, [0.5],
                   0.5 + 0j):  # fmt: skip
-        with one_line_error(BadSparsity):
+        with one_line_error(BadParameter):
             check_target(wrong, UNSTRUCTURED)
-    with one_line_error(BadSparsity, "60 %", "0.6"):
+    with one_line_error(BadParameter, "60 %", "0.6"):
         check_target(60, UNSTRUCTURED)
     for wrong, pattern in ((0.6, "2:4"), (0.25, "1:4"), (0.0, "2:4"), (0.5, "5:8"), (60, "2:4")):
-        with one_line_error(BadSparsity, str(wrong)):
+        with one_line_error(BadParameter, str(wrong)):
             check_target(wrong, pattern)
-    with one_line_error(BadPattern, "4", "10"):
+    with one_line_error(BadParameter, "4", "10"):
         select(torch.rand(3, 10), 0.5, "2:4")
     for budget, pattern in (("matrix", UNSTRUCTURED), ("output", UNSTRUCTURED), ("matrix", "2:4")):
         score = torch.rand(3, 8)
@@ -171,7 +171,7 @@ def test_bad_targets(one_line_error) -> None:
             with one_line_error(BadParameter, "score"):
                 select(wrong, 0.5, pattern, budget)
     for choose in (lambda: select(torch.rand(3, 4), 1.5, UNSTRUCTURED), lambda: top_k(score, 1.5)):
-        with one_line_error(BadSparsity, "1.5"):
+        with one_line_error(BadParameter, "1.5"):
             choose()
     for ask in (lambda: top_k(torch.rand(3, 4), 0.5, budget="row"),
                 lambda: select(torch.rand(3, 4), 0.5, "2:4", "row")):  # fmt: skip
@@ -199,8 +199,8 @@ def test_a_mask_that_is_given(one_line_error) -> None:
         (half.numpy(), 0.5, UNSTRUCTURED),
         ("wanda", 0.5, UNSTRUCTURED),
     ):
-        with one_line_error(BadMask):
+        with one_line_error(BadParameter):
             check_keep(keep, score.shape, sparsity, pattern)
     for sparsity, pattern in ((0.7, "2:4"), (60, UNSTRUCTURED)):
-        with one_line_error(BadSparsity):
+        with one_line_error(BadParameter):
             check_keep(two_of_four, score.shape, sparsity, pattern)

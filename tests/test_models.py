@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from helpers import load_model, load_streamed, model_identity
-from helpers.assets import ASSETS, embedded_model_folder
-from helpers.errors import UnknownModel, UnsupportedModel
+from helpers.data.assets import ASSETS, embedded_model_folder
+from helpers.errors import BadParameter, UnsupportedModel
 from helpers.models import find_blocks, find_layers
 
 WEIGHT = "transformer.h.1.mlp.c_fc.weight"
@@ -74,14 +74,14 @@ def test_a_local_folder_is_known_by_its_content(saved: Path, copy: Path) -> None
     + [("a/b/c", "owner/name"), ("", '"embedded"'), ("owner/name", "revision="), (3, "embedded")],
 )
 def test_unknown_names(name: object, hint: str, one_line_error) -> None:
-    with one_line_error(UnknownModel, str(name), hint):
+    with one_line_error(BadParameter, str(name), hint):
         load_model(name)
 
 
 def test_a_hub_or_a_folder_that_has_no_model(tmp_path: Path, one_line_error) -> None:
-    with one_line_error(UnknownModel, "owner/name", "network"):
+    with one_line_error(BadParameter, "owner/name", "network"):
         load_model("owner/name", revision="0" * 40)
-    with one_line_error(UnknownModel, "config.json"):
+    with one_line_error(BadParameter, "config.json"):
         load_model(tmp_path)
 
 
@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint(copy: Path, damage: str, one_line_error) -> None:
     else:  # pickles are never loaded
         weights.unlink()
         torch.save(fam.build("gpt2").state_dict(), copy / "pytorch_model.bin")
-    with one_line_error(UnknownModel, str(copy)):
+    with one_line_error(BadParameter, str(copy)):
         load_model(copy)
 
 
@@ -104,7 +104,7 @@ def test_a_checkpoint_that_lacks_weights(copy: Path, one_line_error) -> None:
     state = load_file(copy / "model.safetensors")
     del state[WEIGHT]
     save_file(state, copy / "model.safetensors", metadata={"format": "pt"})
-    with one_line_error(UnknownModel, "lacks 1", "h.1.mlp.c_fc.weight"):
+    with one_line_error(BadParameter, "lacks 1", "h.1.mlp.c_fc.weight"):
         load_model(copy)
 
 

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from helpers import admm, capture, corpora, evaluate, masks, methods, prune, replay, sparsegpt
+from helpers import admm, capture, evaluate, masks, methods, prune, replay, sparsegpt
 from helpers import loop as blocks
+from helpers.data import corpora
 from helpers.errors import HelpersError
 from helpers.fast import fused, panels
 from helpers.gram import Gram
-from helpers.results import judge
+from helpers.report import judge
 
 LETTERS = "abcdefghijklmnop\n"
 LENGTH, SEQUENCES, WINDOWS = 48, 16, 40

@@ -11,7 +11,7 @@ from small_project import write_notebook
 
 from helpers.errors import BadParameter, OutOfMemory, RunError
 from helpers.paths import results_dir, root
-from helpers.records import read_record
+from helpers.report.records import read_record
 from helpers.runner import notebook, open_run
 
 CELL = """\

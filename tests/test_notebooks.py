@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers.paths import TABLES_NOTEBOOK, notebooks_dir, root
-from helpers.records import read_record
+from helpers.report.records import read_record
 from helpers.runner.plan import Run, read_plan
 
 RUNS = read_plan("smoke")

@@ -7,11 +7,11 @@ import statistics
 import pytest
 
 from helpers.paths import notebooks_dir, reference_dir
-from helpers.records import read_record, read_records
-from helpers.results import claims_markdown
-from helpers.results.beyond import perplexity_table, way_frame
-from helpers.results.claims import claim_verdicts
-from helpers.results.tables import mean_of_tasks, paired_tasks
+from helpers.report import claims_markdown
+from helpers.report.beyond import perplexity_table, way_frame
+from helpers.report.claims import claim_verdicts
+from helpers.report.records import read_record, read_records
+from helpers.report.tables import mean_of_tasks, paired_tasks
 from helpers.runner.plan import read_plan
 
 NOTEBOOKS = sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))

@@ -9,7 +9,7 @@ import torch
 from layers import layer
 
 from helpers import LayerResult, register, select
-from helpers.errors import BadParameter, HelpersError, UnknownMethod
+from helpers.errors import BadParameter, HelpersError
 from helpers.gram import gram_of
 from helpers.masks import top_k
 from helpers.methods import METHODS, get_method
@@ -134,7 +134,7 @@ def test_a_bug_is_shown_with_its_place() -> None:
 
 def test_a_file_adds_its_method() -> None:
     METHODS.pop("wanda-refit", None)
-    with pytest.raises(UnknownMethod, match="wanda-refit"):
+    with pytest.raises(BadParameter, match="wanda-refit"):
         get_method("wanda-refitt")
     method = get_method("wanda-refit")
     weight = torch.randn(8, 16, generator=torch.Generator().manual_seed(1))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers import paths
-from helpers.errors import RecordError
+from helpers.errors import FileError
 
 
 def test_folders_follow_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_replace_file_keeps_the_old_file(
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(paths.os, "replace" if failing == "replace" else "fsync", refuse)
-    expected = one_line_error(RecordError, "cannot write", str(path), "Read-only file system")
+    expected = one_line_error(FileError, "cannot write", str(path), "Read-only file system")
     with pytest.raises(KeyboardInterrupt) if failing == "interrupt" else expected:
         paths.replace_file(path, "new")
     assert path.read_text() == "old"

@@ -14,8 +14,8 @@ from small_project import PARAMETERS, Project, write_notebook
 
 from helpers.errors import RunError
 from helpers.paths import reference_dir, replace_file
-from helpers.records import read_record, read_records
-from helpers.results import write_tables
+from helpers.report import write_tables
+from helpers.report.records import read_record, read_records
 from helpers.runner import plan as plans
 from helpers.runner import schedule
 from helpers.runner.costs import plan_lines

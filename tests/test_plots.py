@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from book.drawings import DRAWINGS
-from helpers.errors import RecordError
+from helpers.errors import FileError
 from helpers.paths import reference_dir
-from helpers.records import read_records
-from helpers.results import figure_alt, in_words, pictures, plots, style, write_figures
-from helpers.results.study_plots import update_figure, update_median_figure, weight_update_figure
+from helpers.report import figure_alt, in_words, pictures, plots, style, write_figures
+from helpers.report.records import read_records
+from helpers.report.study_plots import update_figure, update_median_figure, weight_update_figure
 
 CONVERGENCE = {
     "iterations": [1, 2, 3],
@@ -188,7 +188,7 @@ def test_pictures_of_masks() -> None:
 
 
 def test_pyplot_stays_out() -> None:
-    code = "import sys, helpers.results.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, helpers.report.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -204,7 +204,7 @@ def test_files_of_figures(records: list[dict], tmp_path: Path, one_line_error) -
     write_figures(records[-1:], tmp_path)
     assert before == [path.read_bytes() for path in paths]
     assert write_figures([], tmp_path) == []
-    with one_line_error(RecordError, "cannot write"):
+    with one_line_error(FileError, "cannot write"):
         write_figures(records[-1:], paths[0] / "figures")
 
 

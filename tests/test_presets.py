@@ -14,7 +14,7 @@ from helpers.machine import check_memory, choose, machine_named, presets
 from helpers.machine.memory import Memory
 from helpers.machine.presets import notebook_memory, preset_that_fits, read_preset
 from helpers.paths import notebooks_dir
-from helpers.records import check_type
+from helpers.report.records import check_type
 from helpers.runner import read_parameters_cell
 from helpers.runner.plan import read_plan
 

@@ -96,7 +96,7 @@ def test_module_style(path: Path) -> None:
     ("module", "heavy"),
     [
         ("runner.run", {"torch", "pandas", "distributed"}),
-        ("tasks", {"torch", "lm_eval", "datasets"}),
+        ("data.tasks", {"torch", "lm_eval", "datasets"}),
     ],
 )
 def test_importing_is_light(module: str, heavy: set[str]) -> None:

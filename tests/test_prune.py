@@ -15,14 +15,9 @@ from torch import Tensor, nn
 from helpers import model_identity, perplexity, prune_model, refit, zero_shot
 from helpers.errors import (
     BadParameter,
-    BadPattern,
-    BadSparsity,
-    CalibrationTooShort,
     HelpersError,
     NonFinite,
     NotPositiveDefinite,
-    ParityError,
-    UnknownMethod,
     UnsupportedModel,
 )
 from helpers.finish import certify
@@ -387,10 +382,10 @@ def test_a_bad_request_changes_nothing() -> None:
     model, good = fam.build("llama"), fam.random_tokens()
     half = dict(method="wanda", sparsity=0.5)
     for error, *requests in (
-        (UnknownMethod, dict(method="wnada", sparsity=0.5), dict(method=None, sparsity=0.5)),
-        (BadSparsity, dict(method="wanda"), dict(method="wanda", sparsity=60),
+        (BadParameter, dict(method="wnada", sparsity=0.5), dict(method=None, sparsity=0.5)),
+        (BadParameter, dict(method="wanda"), dict(method="wanda", sparsity=60),
          dict(method="wanda", sparsity=0.6, pattern="2:4")),
-        (BadPattern, dict(half, pattern="5:4"), dict(half, pattern=None),
+        (BadParameter, dict(half, pattern="5:4"), dict(half, pattern=None),
          dict(method="wanda", pattern="2:5")),  # 5 does not divide 32
         (BadParameter, dict(half, damping=0.1), dict(half, keep=torch.ones(32, 32)),
          dict(half, batch=0), dict(half, batch="4")),
@@ -400,9 +395,9 @@ def test_a_bad_request_changes_nothing() -> None:
     longer = fam.random_tokens(2, 200)  # than the 128 tokens that the model can take
     shapes = (None, good[0], good.float(), good[:0], good.tolist(), longer)
     for tokens in (*shapes, good + 90, good - 50):
-        assert isinstance(refused(model, tokens, **half), BadParameter | CalibrationTooShort)
+        assert isinstance(refused(model, tokens, **half), BadParameter | BadParameter)
     narrow = fam.build("llama", intermediate_size=68)  # 8 divides the inputs of all but down_proj
-    assert isinstance(refused(narrow, good, method="wanda", pattern="4:8"), BadPattern)
+    assert isinstance(refused(narrow, good, method="wanda", pattern="4:8"), BadParameter)
     error = refused(model, None, method="magnitude", sparsity=0.5, after_block=lambda *_: None)
     assert isinstance(error, BadParameter) and "after_block" in str(error)
 
@@ -443,16 +438,16 @@ def test_sparsities_that_do_not_fit_the_model() -> None:
         (BadParameter, {**missing, "mlp.up_proj": 0.5}, f"lacks {key}:"),  # and not the other too
         (BadParameter, {**by_layer(), 3: 0.5}, "names the unknown 3:"),
         (BadParameter, {}, "lacks 0.mlp.down_proj, 0.mlp.gate_proj, 0.mlp.up_proj:"),
-        (BadSparsity, {**by_layer(), key: 1.0}, f"layer {key}: sparsity 1.0"),
-        (BadSparsity, {**by_layer(), key: 50}, f"layer {key}", "write 0.5"),
-        (BadSparsity, {**by_layer(), key: None}, f"layer {key}: sparsity is missing"),
-        (BadSparsity, {**by_layer(), key: math.nan}, f"layer {key}"),
+        (BadParameter, {**by_layer(), key: 1.0}, f"layer {key}: sparsity 1.0"),
+        (BadParameter, {**by_layer(), key: 50}, f"layer {key}", "write 0.5"),
+        (BadParameter, {**by_layer(), key: None}, f"layer {key}: sparsity is missing"),
+        (BadParameter, {**by_layer(), key: math.nan}, f"layer {key}"),
     ):
         caught = refused(model, tokens, method="wanda", sparsity=sparsity)
         assert isinstance(caught, error), sparsity
         assert all(word in str(caught) for word in words), str(caught)
     error = refused(model, tokens, method="wanda", sparsity=by_layer(0.6), pattern="2:4")
-    assert isinstance(error, BadSparsity) and "contradicts pattern" in str(error)
+    assert isinstance(error, BadParameter) and "contradicts pattern" in str(error)
     prune_model(model, tokens, method="wanda", sparsity=by_layer(0.5), pattern="2:4")
 
 
@@ -506,7 +501,7 @@ def test_a_model_that_fails_the_parity_gate_is_left_alone() -> None:
     model = fam.build("llama")
     fam.let_rotations_depend_on_the_text(model)
     before = fam.snapshot(model)
-    with pytest.raises(ParityError):
+    with pytest.raises(UnsupportedModel):
         prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.5)
     assert not fam.changed(model, before)
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from handmade import pruned
 
-from helpers.errors import RecordError
+from helpers.errors import FileError
 from helpers.paths import root
-from helpers.results import write_published
-from helpers.results.published import (
+from helpers.report import write_published
+from helpers.report.published import (
     COLUMNS,
     FILES,
     Published,
@@ -142,19 +142,19 @@ def test_ratios_are_of_one_cell_and_one_source(files: Callable[..., Path], tmp_p
 def test_a_malformed_line_is_named(
     files: Callable[..., Path], one_line_error: Callable, line: str
 ) -> None:
-    with one_line_error(RecordError, f"paper.csv line 3 is {line!r}", "a whole window"):
+    with one_line_error(FileError, f"paper.csv line 3 is {line!r}", "a whole window"):
         read_published(files([], [WANDA.replace("0.5", "0.6"), line]))
 
 
 def test_files_must_be_whole(files: Callable[..., Path], one_line_error: Callable) -> None:
     folder = files([WANDA, WANDA], [])
-    with one_line_error(RecordError, "published.csv line 3", "delete one"):
+    with one_line_error(FileError, "published.csv line 3", "delete one"):
         read_published(folder)
     (folder / "published.csv").write_text("model,value\n", encoding="utf-8")
-    with one_line_error(RecordError, "published.csv line 1", HEAD):
+    with one_line_error(FileError, "published.csv line 1", HEAD):
         read_published(folder)
     (folder / "published.csv").unlink()
-    with one_line_error(RecordError, "published.csv", "git"):
+    with one_line_error(FileError, "published.csv", "git"):
         read_published(folder)
 
 
@@ -162,6 +162,6 @@ def test_the_committed_files() -> None:
     found = read_published()
     where = ("LLaMA-2-13B", "admm-grad", "2:4", 0.5, "wikitext2_ppl", 4096)
     assert Published(*where, 7.78, "MaskLLM (NeurIPS 2024) Table 13 (as ADMM-Iter)") in found
-    folder = root() / "results" / "published"
+    folder = root() / "helpers" / "report" / "papers"
     texts = [(folder / name).read_text(encoding="utf-8") for name in FILES]
     assert len(found) == sum(len(text.splitlines()) - 1 for text in texts)

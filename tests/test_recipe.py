@@ -11,7 +11,7 @@ from helpers.beyond import recipe
 from helpers.beyond.allocate import guide
 from helpers.beyond.distil import distil
 from helpers.beyond.recipe import Budget, text_needed
-from helpers.errors import BadParameter, HelpersError, UnknownMethod
+from helpers.errors import BadParameter, HelpersError
 from helpers.models import PRUNED, STATE
 
 
@@ -96,5 +96,5 @@ def test_the_text_that_a_method_needs(one_line_error) -> None:
         text_needed("best", 32, {"budget": "balance"})
     with pytest.raises(BadParameter, match="bugdet.*takes base, budget, precision"):
         text_needed("best", 32, {"bugdet": "fast"})
-    with one_line_error(UnknownMethod, "admm-grad"):
+    with one_line_error(BadParameter, "admm-grad"):
         text_needed("admmgrad", 32, {})

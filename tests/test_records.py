@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import records
-from helpers.errors import BadParameter, RecordError
+from helpers.errors import BadParameter, FileError
+from helpers.report import records
 
 
 def a_record(**changes: object) -> dict:
@@ -47,22 +47,22 @@ def test_numpy_values_become_plain() -> None:
 
 @pytest.mark.parametrize("value", [float("inf"), np.float64("nan")])
 def test_nan_never_becomes_a_record(value: float, tmp_path: Path, one_line_error) -> None:
-    with one_line_error(RecordError, "perplexity"):
+    with one_line_error(FileError, "perplexity"):
         a_record(metrics={"perplexity": {"value": value, "unit": "1"}})
-    with one_line_error(RecordError, "series.y"):
+    with one_line_error(FileError, "series.y"):
         a_record(series={"y": [1.0, value]})
     record = a_record()
     record["metrics"]["perplexity"]["value"] = value
-    with one_line_error(RecordError):
+    with one_line_error(FileError):
         records.write_record(tmp_path / "a.json", record)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_metric_needs_value_and_unit(one_line_error) -> None:
     for metric in (1.0, {"value": 1.0}, {"value": "1", "unit": "1"}):
-        with one_line_error(RecordError, "metric m"):
+        with one_line_error(FileError, "metric m"):
             a_record(metrics={"m": metric})
-    with one_line_error(RecordError, "parameters.x is of type set"):  # which JSON cannot hold
+    with one_line_error(FileError, "parameters.x is of type set"):  # which JSON cannot hold
         a_record(parameters={"x": {1, 2}})
 
 
@@ -83,7 +83,7 @@ def test_a_file_that_cannot_be_used(
 ) -> None:
     text = content if isinstance(content, str) else json.dumps(a_record() | content)
     (tmp_path / "bad.json").write_text(text)
-    with one_line_error(RecordError, "bad.json", reason):
+    with one_line_error(FileError, "bad.json", reason):
         records.read_records(tmp_path)
 
 
@@ -95,13 +95,13 @@ def test_a_records_own_name_leads_to_no_other_folder(
 ) -> None:
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "results"))
     for field in ("name", "notebook"):
-        with one_line_error(RecordError, f"{field} = "):
+        with one_line_error(FileError, f"{field} = "):
             a_record(**{field: name})
         hostile = a_record() | {field: name}
-        with one_line_error(RecordError, f"{field} = "):
+        with one_line_error(FileError, f"{field} = "):
             records.write_record("", hostile)
         (tmp_path / "here.json").write_text(json.dumps(hostile))
-        with one_line_error(RecordError, "here.json", f"{field} = "):
+        with one_line_error(FileError, "here.json", f"{field} = "):
             records.read_record(tmp_path / "here.json")
     assert [path.name for path in tmp_path.iterdir()] == ["here.json"]
     a_record(name="my method at 60 %, 2nd try")
@@ -109,13 +109,13 @@ def test_a_records_own_name_leads_to_no_other_folder(
 
 def test_files_that_are_not_there_or_in_the_way(tmp_path: Path, one_line_error) -> None:
     assert records.read_records(tmp_path / "none") == []
-    with one_line_error(RecordError, "cannot read"):
+    with one_line_error(FileError, "cannot read"):
         records.read_record(tmp_path / "none.json")
     (tmp_path / "file").write_text("in the way")
-    with one_line_error(RecordError, "cannot write", "a.json"):
+    with one_line_error(FileError, "cannot write", "a.json"):
         records.write_record(tmp_path / "file" / "a.json", a_record())
     for use in (records.read_record, lambda path: records.write_record(path, a_record())):
-        with one_line_error(RecordError, "null"):
+        with one_line_error(FileError, "null"):
             use(str(tmp_path / "a\0b.json"))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

@@ -17,7 +17,7 @@ import small_project
 from small_project import Project, runner_process, wait_for_kernel
 
 from helpers.paths import replace_file, root
-from helpers.records import make_record, read_record, write_record
+from helpers.report.records import make_record, read_record, write_record
 from helpers.runner import plan as plans
 from helpers.runner import run as command_line
 from helpers.runner import schedule

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from helpers import load_masks, load_model, prune_model, read_records
-from helpers.errors import BadParameter, CheckpointError, UnsupportedModel
+from helpers.errors import BadParameter, FileError, UnsupportedModel
 from helpers.models import model_layers
 from helpers.paths import reference_dir
 from helpers.share import folder as module
@@ -111,7 +111,7 @@ def test_what_is_refused_leaves_nothing(tmp_path: Path, monkeypatch, one_line_er
             save_pruned(model, tokenizer, to)
     with monkeypatch.context() as patch:
         patch.setattr(module, "save_masks", lambda *_a, **_k: (used / "no" / "such").touch())
-        with one_line_error(CheckpointError, "cannot be written"):
+        with one_line_error(FileError, "cannot be written"):
             save_pruned(model, tokenizer, to)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "used"]
     assert [path.name for path in used.iterdir()] == ["mine.txt"]
@@ -158,7 +158,7 @@ def test_pushing_needs_an_account_and_a_sound_folder(
     with one_line_error(BadParameter, "no route to host", "the network"):
         push(folder, "me/model")
     (folder / "masks.safetensors").unlink()
-    with one_line_error(CheckpointError, "masks.safetensors"):
+    with one_line_error(FileError, "masks.safetensors"):
         push(folder, "me/model")
 
 

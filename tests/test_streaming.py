@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from helpers import load_model, load_streamed, model_identity, perplexity
-from helpers.errors import CheckpointError, NonFinite, UnknownModel, UnsupportedModel
+from helpers.errors import BadParameter, FileError, NonFinite, UnsupportedModel
 from helpers.large.shards import Checkpoint, write_index, write_shard
 from helpers.large.streaming import WeightReader
 from helpers.models import find_blocks, opened
@@ -90,7 +90,7 @@ def test_logits_are_those_of_the_loaded_model(family: str, tmp_path: Path) -> No
 
 def test_a_family_with_other_names_in_files_is_refused(tmp_path: Path, one_line_error) -> None:
     saved.save(tmp_path, "gpt-neox")
-    with one_line_error(UnknownModel, "lm_head.weight", "differently in files", "prune_model"):
+    with one_line_error(BadParameter, "lm_head.weight", "differently in files", "prune_model"):
         load_streamed(tmp_path)
 
 
@@ -108,7 +108,7 @@ def test_a_tied_head_may_be_stored_under_its_own_name_but_not_twice_with_other_v
         assert torch.equal(logits(load_streamed(tmp_path)[0], tokens), logits(model, tokens))
     copies["lm_head.weight"][3, 3] += 1
     save_file(tensors | copies, path, metadata={"format": "pt"})
-    with one_line_error(UnknownModel, "differ", "tie_word_embeddings"):
+    with one_line_error(BadParameter, "differ", "tie_word_embeddings"):
         load_streamed(tmp_path)
 
 
@@ -198,12 +198,12 @@ def test_a_bad_number_is_named(spoilt: Path, name: str, one_line_error) -> None:
 def test_a_missing_weight_and_one_of_another_shape(spoilt: Path, one_line_error) -> None:
     name = "model.layers.1.mlp.down_proj.weight"
     path = rewrite(spoilt, name, lambda tensor: tensor[:, :-1].contiguous())
-    with one_line_error(UnknownModel, name, "lacks 1 weights", "incomplete"):
+    with one_line_error(BadParameter, name, "lacks 1 weights", "incomplete"):
         load_streamed(spoilt)
     index = spoilt / "model.safetensors.index.json"
     index.write_text(index.read_text().replace(name, "other"))
     path.write_bytes(path.read_bytes().replace(name.encode(), "other".ljust(len(name)).encode()))
-    with one_line_error(CheckpointError, path.name):  # the index and the file disagree
+    with one_line_error(FileError, path.name):  # the index and the file disagree
         load_streamed(spoilt)
 
 
@@ -216,7 +216,7 @@ def test_a_shard_that_is_cut_off_or_missing(
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:length])
-    with one_line_error(CheckpointError, path.name, "missing, cut off"):
+    with one_line_error(FileError, path.name, "missing, cut off"):
         load_streamed(spoilt)
 
 
@@ -227,21 +227,21 @@ def test_an_index_that_is_damaged(spoilt: Path, text: str, one_line_error) -> No
     (spoilt / "model.safetensors.index.json").write_text(text)
     for path in spoilt.glob("*.safetensors"):  # a file outside the folder is never read
         path.rename(spoilt.parent / "b.safetensors")
-    with one_line_error(CheckpointError, str(spoilt), "save"):
+    with one_line_error(FileError, str(spoilt), "save"):
         load_streamed(spoilt)
 
 
 def test_what_is_no_model(tmp_path: Path, one_line_error) -> None:
-    with one_line_error(UnknownModel, "config.json", "save_pretrained"):
+    with one_line_error(BadParameter, "config.json", "save_pretrained"):
         load_streamed(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with one_line_error(CheckpointError, "model.safetensors"):
+    with one_line_error(FileError, "model.safetensors"):
         load_streamed(tmp_path)
     fam.build("llama").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     for text in ("{", "[" * 100_000, '{"model_type": "no-such-family"}'):
         (tmp_path / "config.json").write_text(text)
-        with one_line_error(UnknownModel, "cannot be built"):
+        with one_line_error(BadParameter, "cannot be built"):
             load_streamed(tmp_path)
     # read without their scales they would give another model, which the gate compares with itself
     (tmp_path / "config.json").write_text(
@@ -288,6 +288,6 @@ def test_a_shard_is_written_whole_or_not_at_all(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("helpers.large.shards.save_file", fails)
-    with one_line_error(CheckpointError, "x.safetensors", "No space left", "free some"):
+    with one_line_error(FileError, "x.safetensors", "No space left", "free some"):
         write_shard(path, {"a": torch.zeros(3)})
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

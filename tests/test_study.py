@@ -11,7 +11,7 @@ from layers import largest, objective
 
 from helpers import study as studies
 from helpers.admm import exact_least_squares
-from helpers.errors import BadParameter, BadSparsity
+from helpers.errors import BadParameter
 from helpers.gram import relative_error
 from helpers.methods import METHODS
 from helpers.study import mask_study, trace_points, update_study
@@ -161,7 +161,7 @@ def test_a_diverged_curve_is_cut_and_its_rows_are_missing(
 def test_bad_arguments(layer, one_line_error) -> None:
     weight, gram, heldout = layer
     for sparsity in (0.0, 60):
-        with one_line_error(BadSparsity, "sparsity"):
+        with one_line_error(BadParameter, "sparsity"):
             update_study(*layer, sparsities=(0.5, sparsity))
     with one_line_error(BadParameter, "iterations"):
         update_study(*layer, iterations=0)

@@ -12,7 +12,7 @@ from layers import layer, objective, random_keep
 
 from helpers import swap as module
 from helpers.admm import exact_least_squares
-from helpers.errors import BadMask, BadParameter, BadPattern
+from helpers.errors import BadParameter
 from helpers.gram import gram_of
 from helpers.masks import top_nm
 from helpers.methods import METHODS
@@ -147,9 +147,9 @@ def test_bad_arguments(one_line_error) -> None:
     for options in (dict(rounds=0), dict(damping=-0.1), dict(damping=math.nan)):
         with one_line_error(BadParameter, next(iter(options))):
             swap(weight, gram, keep, **options)
-    with one_line_error(BadPattern, "4:2"):
+    with one_line_error(BadParameter, "4:2"):
         swap(weight, gram, keep, pattern="4:2")
-    with one_line_error(BadMask, "2:4"):
+    with one_line_error(BadParameter, "2:4"):
         swap(weight, gram, keep | True, pattern="2:4")
     with one_line_error(BadParameter, "gram"):
         swap(weight, gram[:-1, :-1], keep)

@@ -9,10 +9,9 @@ import pandas as pd
 import pytest
 from handmade import metric, pruned, scored, update_row, with_series
 
-from helpers.errors import RecordError
+from helpers.errors import FileError
 from helpers.paths import reference_dir
-from helpers.records import read_records
-from helpers.results import (
+from helpers.report import (
     claims_markdown,
     column_key,
     ratios_markdown,
@@ -21,7 +20,8 @@ from helpers.results import (
     write_published,
     write_tables,
 )
-from helpers.results.tables import sections, setting
+from helpers.report.records import read_records
+from helpers.report.tables import sections, setting
 
 MISSING = object()
 
@@ -64,7 +64,7 @@ def test_a_record_of_no_run_is_named(
         record["parameters"] |= {name: value}
         if value is MISSING:
             del record["parameters"][name]
-        with one_line_error(RecordError, f"{notebook}--wanda-50 %-0", name, "delete it"):
+        with one_line_error(FileError, f"{notebook}--wanda-50 %-0", name, "delete it"):
             write_tables([record], tmp_path)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers import tasks
-from helpers.errors import AssetError, BadParameter
-from helpers.tasks import TASKS, choose_items, paired_difference, task_rows
+from helpers.data import tasks
+from helpers.data.tasks import TASKS, choose_items, paired_difference, task_rows
+from helpers.errors import BadParameter, FileError
 
 # task → the fields of lm-eval's definition, and how often each label is the right one
 SPLITS = {
@@ -96,7 +96,7 @@ def test_a_file_that_lacks_items(tmp_path: Path, monkeypatch, one_line_error) ->
         # an item with a line for each choice, and a repetition that is scored in another way
         for index in (0, 0, 1, 1_000_001):
             stream.write(json.dumps({"doc_id": index, "doc": doc}) + "\n")
-    with one_line_error(AssetError, "2 items", "500", "openbookqa"):
+    with one_line_error(FileError, "2 items", "500", "openbookqa"):
         task_rows("openbookqa")
 
 

@@ -23,7 +23,7 @@ import workers
 from torch import Tensor
 
 from helpers import calibration_tokens, load_model, prune_model
-from helpers.errors import ProcessLost
+from helpers.errors import RunError
 from helpers.large import torchrun
 from helpers.large.shards import Checkpoint
 from helpers.large.torchrun import main
@@ -223,7 +223,7 @@ def test_killed_failed_interrupted_and_still_the_same_bits(
     zero, one = (line for line in output.splitlines() if line.startswith("process"))
     assert one.startswith("process 1: NonFinite: block 1 ")
     assert "made up; 1 finished blocks are kept" in one
-    assert zero.startswith("process 0: ProcessLost: ") and "run again" in zero
+    assert zero.startswith("process 0: RunError: ") and "run again" in zero
     assert "peer" in zero and "pair.cc" not in zero and "Traceback" not in output
 
     def interrupt(processes: list) -> None:
@@ -260,21 +260,21 @@ def test_fewer_sequences_than_processes(
     assert codes == [1, 1]
     lines = output.splitlines()
     assert len(lines) == 2 and all("1 calibration sequences are fewer than 2" in x for x in lines)
-    assert lines[1].startswith("process 1: CalibrationTooShort: ")
+    assert lines[1].startswith("process 1: BadParameter: ")
     assert [path for path in tmp_path.iterdir() if path.name.startswith("pruned")] == []
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "word"),
     [
-        ({"method": "admm-grat"}, "UnknownMethod", "admm-grad"),
+        ({"method": "admm-grat"}, "BadParameter", "admm-grad"),
         ({"options": "[40]"}, "BadParameter", "JSON object"),
         ({"options": '{"sparsity": 0.5}'}, "BadParameter", "sparsity"),
-        ({"pattern": "2:4"}, "BadSparsity", "2:4"),
-        ({"source": "nowhere"}, "UnknownModel", "nowhere"),
+        ({"pattern": "2:4"}, "BadParameter", "2:4"),
+        ({"source": "nowhere"}, "BadParameter", "nowhere"),
         ({"device": "tpu"}, "BadParameter", "tpu"),
         ({"processes": 0}, "BadParameter", "--processes 0"),
-        ({"calibration": "no-such-file.txt"}, "BadText", "no-such-file"),
+        ({"calibration": "no-such-file.txt"}, "BadParameter", "no-such-file"),
     ],
     ids=str,
 )
@@ -388,5 +388,5 @@ def test_a_lost_process_is_named_wherever_it_shows(
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist, "all_gather", lambda *_: None)
     monkeypatch.setattr(f"torch.{place}", fail)
-    with one_line_error(ProcessLost, "another process has ended", "remote process exited"):
+    with one_line_error(RunError, "another process has ended", "remote process exited"):
         torchrun.Processes(torch.device("cpu")).gather(1)

@@ -8,8 +8,7 @@ import pytest
 from handmade import metric, update_row
 
 from helpers.paths import reference_dir
-from helpers.records import read_records
-from helpers.results import (
+from helpers.report import (
     claims_beside,
     equal_to_printed_digits,
     judge,
@@ -20,8 +19,9 @@ from helpers.results import (
     summary,
     to_lines,
 )
-from helpers.results.claims import Judged
-from helpers.results.verdict import (
+from helpers.report.claims import Judged
+from helpers.report.records import read_records
+from helpers.report.verdict import (
     CEILING,
     FLOOR,
     MEDIAN,

@@ -20,7 +20,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from helpers import evaluate
-from helpers.errors import AssetError, BadParameter, NonFinite
+from helpers.data.tasks import TASKS, choose_items, task_rows
+from helpers.errors import BadParameter, FileError, NonFinite
 from helpers.evaluate import (
     TaskScore,
     zero_shot,
@@ -28,7 +29,6 @@ from helpers.evaluate import (
     zero_shot_metrics,
 )
 from helpers.models import load_model
-from helpers.tasks import TASKS, choose_items, task_rows
 
 NORMALISED = ("hellaswag", "arc_easy", "arc_challenge", "openbookqa", "piqa", "sciq")
 
@@ -196,14 +196,14 @@ def test_hub_source_is_lm_evals_own_at_a_pinned_revision(
         ("allenai/sciq", None),
     ]
     size = 200  # a split of another size has other items at the chosen places
-    with one_line_error(AssetError, "rte", "200", "277"):
+    with one_line_error(FileError, "rte", "200", "277"):
         zero_shot_examples(["rte"], source="hub")
 
 
 def test_no_hub(tiny: tuple, monkeypatch, one_line_error, tmp_path: Path) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(evaluate, "cache_dir", lambda: tmp_path)
-    with one_line_error(AssetError, "rte", 'source "embedded"'):
+    with one_line_error(FileError, "rte", 'source "embedded"'):
         zero_shot(*tiny, tasks=["rte"], limit=4, source="hub")
 
 
@@ -310,7 +310,7 @@ def test_a_broken_model_has_no_score(one_line_error) -> None:
 def test_another_lm_eval_that_has_no_such_task(monkeypatch, one_line_error) -> None:
     moved = dict.fromkeys(("rte",), evaluate.TASK_TABLE["boolq"])
     monkeypatch.setattr(evaluate, "TASK_TABLE", evaluate.TASK_TABLE | moved)
-    with one_line_error(AssetError, "rte", "constraints.txt"):
+    with one_line_error(FileError, "rte", "constraints.txt"):
         zero_shot_examples(["rte"])
 
 

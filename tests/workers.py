@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from helpers import prune_checkpoint, replay
-from helpers.errors import CheckpointError, NonFinite
+from helpers.errors import FileError, NonFinite
 from helpers.large.torchrun import main
 from helpers.methods import METHODS, register
 
@@ -58,7 +58,7 @@ def with_full_disk(source: Path, to: Path, cases: list[tuple[str, int]]) -> list
         messages.append("")
         try:
             prune_checkpoint(source, to, TOKENS, activations=activations, **WANDA)
-        except CheckpointError as error:
+        except FileError as error:
             messages[-1] = str(error)
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
     return messages

@@ -40,8 +40,6 @@ from helpers.beyond.survey import (
 from helpers.capture import Progress, check_tokens, eval_mode, forward
 from helpers.errors import (
     BadParameter,
-    BadPattern,
-    BadSparsity,
     NonFinite,
     allowed,
     check_choice,
@@ -92,7 +90,7 @@ def allocate(
     "fisher" 1 for each weight, and the gradient of one layer at a time with the activations of one
     sequence.
 
-    Raises BadParameter, BadPattern (N:M), BadSparsity (no room for the zeros), CalibrationTooShort,
+    Raises BadParameter (N:M), BadParameter (no room for the zeros), BadParameter,
     UnsupportedModel, NonFinite.
     """
     counts, _ = _shared_out(model, tokens, sparsity, rule, spread, pattern, progress, options)
@@ -160,7 +158,7 @@ def _shared_out(
     spread = usual if spread is None else check_real("spread", spread)
     check_options(rule, function, options)
     if Pattern.parse(pattern).grouped:
-        raise BadPattern(
+        raise BadParameter(
             f"pattern '{pattern}' gives every layer the same sparsity, so there is nothing to "
             'share out: leave allocate out, or use pattern "unstructured"'
         )
@@ -174,7 +172,7 @@ def _shared_out(
     low = torch.minimum(sizes * max(0.0, sparsity - spread), high)
     total = round(sparsity * int(sizes.sum()))
     if total > high.sum() + 0.5:
-        raise BadSparsity(
+        raise BadParameter(
             f"sparsity {sparsity!r} would leave no weight in some layer: give a smaller sparsity"
         )
     found = None

@@ -48,7 +48,7 @@ from helpers.beyond.training import (
 )
 from helpers.capture import Call, advance, capture, check_tokens, eval_mode
 from helpers.device import synchronise
-from helpers.errors import BadParameter, CalibrationTooShort, NonFinite, check_real, check_whole
+from helpers.errors import BadParameter, NonFinite, check_real, check_whole
 from helpers.models import check_model, device_of, find_blocks, find_layers
 from helpers.precision import chosen_precision, products
 
@@ -66,7 +66,7 @@ class DenseStream:
     arguments for one sequence at a time; those that the loop hands over are for whole batches.
 
     Memory: as much as the loop's own stream. No copy of a block: the stream passes each block just
-    before that is changed. Raises BadParameter, CalibrationTooShort, UnsupportedModel.
+    before that is changed. Raises BadParameter, UnsupportedModel.
     """
 
     def __init__(self, model: nn.Module, tokens: Tensor) -> None:
@@ -145,7 +145,7 @@ class BlockStep:
         width · 4, until the last block is done; of one block, 17 for each weight (gradient, Adam's
         two moments, the weights from before, mask), and the activations of one sequence.
 
-        Raises BadParameter, CalibrationTooShort, UnsupportedModel.
+        Raises BadParameter, UnsupportedModel.
         """
         check_model(model)
         for index, block in enumerate(find_blocks(model)):
@@ -158,7 +158,7 @@ class BlockStep:
         self.rates = [check_real("rates", rate, above=0) for rate in rates]
         self.held_out = check_whole("held_out", held_out)
         if len(tokens) <= self.held_out:
-            raise CalibrationTooShort(
+            raise BadParameter(
                 f"{len(tokens)} sequences leave none to train on when {held_out} are held out: "
                 "give more text, or a smaller held_out"
             )

@@ -32,7 +32,6 @@ from helpers.beyond.training import (
 from helpers.capture import Progress, check_tokens, eval_mode, forward
 from helpers.errors import (
     BadParameter,
-    CalibrationTooShort,
     NonFinite,
     check_choice,
     check_real,
@@ -101,7 +100,7 @@ def distil(
     Adam, the best values), 1 for its mask; two sets of logits and their gradient, 12 · length ·
     vocabulary; and the activations of one window.
 
-    Raises BadParameter, CalibrationTooShort, NonFinite, OutOfMemory.
+    Raises BadParameter, NonFinite, OutOfMemory.
     """
     check_choice("parts", parts, PARTS)
     check_real("rate", rate, above=0)
@@ -156,7 +155,7 @@ def distil(
 def check_pair(model: nn.Module, dense: nn.Module, tokens: Tensor, held_out: int) -> None:
     """Raise unless both are the same architecture on one device, and the text leaves a step.
 
-    Raises BadParameter, CalibrationTooShort.
+    Raises BadParameter.
     """
     check_model(model)
     check_dense(model, allow_pruned=True)  # its weights must be in memory
@@ -175,7 +174,7 @@ def check_pair(model: nn.Module, dense: nn.Module, tokens: Tensor, held_out: int
         )
     check_tokens(model, tokens)
     if len(tokens) <= held_out:
-        raise CalibrationTooShort(
+        raise BadParameter(
             f"{len(tokens)} windows of text, of which {held_out} are held out, leave none to train "
             "on: give more text, or a smaller held_out"
         )

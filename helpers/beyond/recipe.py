@@ -27,7 +27,7 @@ from helpers.beyond.allocate import guide
 from helpers.beyond.distil import distil
 from helpers.beyond.training import check_float32
 from helpers.capture import Progress, check_tokens
-from helpers.errors import BadParameter, CalibrationTooShort, check_choice
+from helpers.errors import BadParameter, check_choice
 from helpers.loop import BlockHook, PruneReport
 from helpers.masks import Pattern
 from helpers.methods import RECIPES, check_options, get_method
@@ -63,7 +63,7 @@ def text_needed(method: str, sequences: int, options: Mapping[str, Any]) -> int:
     """The windows of calibration text that `prune_model` is to be given: `sequences` for the
     layers, none for a method that reads no text, and those of its repair too for a recipe.
 
-    Raises UnknownMethod, BadParameter for an option that a method does not take.
+    Raises BadParameter for an option that a method does not take.
     """
     if method in RECIPES:
         own = {name: options.get(name, usual) for name, usual in USUAL.items()}
@@ -76,7 +76,7 @@ def text_needed(method: str, sequences: int, options: Mapping[str, Any]) -> int:
 def check_recipe(own: Mapping[str, str], options: Mapping[str, Any]) -> None:
     """Raise if one of the recipe's own options, or an option of its base method, does not exist.
 
-    Args: own, a value for each key of USUAL. Raises UnknownMethod, BadParameter.
+    Args: own, a value for each key of USUAL. Raises BadParameter.
     """
     base = own["base"]
     check_choice("budget", own["budget"], BUDGETS)
@@ -139,7 +139,7 @@ def best(
         check_tokens(model, tokens)
     needed = windows_of(budget, 1)
     if tokens is None or len(tokens) < needed:
-        raise CalibrationTooShort(
+        raise BadParameter(
             f"budget {budget!r} needs {needed} windows of text or more, better "
             f"{windows_of(budget)}: there are {0 if tokens is None else len(tokens)}"
         )

@@ -20,7 +20,7 @@ from helpers.beyond.recipe import HELD_OUT
 from helpers.beyond.survey import watched_inputs
 from helpers.beyond.training import PARTS
 from helpers.capture import Progress, capture, check_tokens, eval_mode
-from helpers.corpora import calibration_tokens
+from helpers.data.corpora import calibration_tokens
 from helpers.device import pick_dtype
 from helpers.errors import BadParameter, check_choice, check_whole
 from helpers.loop import PruneReport
@@ -38,7 +38,7 @@ BLOCK_STEPS = ("compensate", "refine", "compensate + refine")
 def check_way(asked: Mapping[str, Any]) -> None:
     """Raise for what of a run's parameters can be refused before a model is loaded.
 
-    Raises UnknownMethod, BadParameter, BadPattern, BadSparsity.
+    Raises BadParameter.
     """
     get_method(asked["method"])
     check_target(asked["sparsity"], asked["pattern"])

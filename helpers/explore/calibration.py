@@ -16,7 +16,7 @@ from helpers.errors import BadParameter, check_whole
 from helpers.explore.controls import Explorer, View, Worker, slider
 from helpers.explore.source import loaded
 from helpers.models import find_blocks
-from helpers.results import block_name, stream_figure
+from helpers.report import block_name, stream_figure
 
 TOP = 8  # tokens in the table
 FULL = 10  # times the median norm, from which a token has the full colour
@@ -51,7 +51,7 @@ def calibration_explorer(
     to have all loaded; window, block (the middle one) and top, how many tokens are listed. Block
     number "blocks" is after the last one. A window's norms are computed when it is first chosen,
     by one forward pass, which can be stopped. `still` is the static twin.
-    Raises BadParameter, CalibrationTooShort.
+    Raises BadParameter.
     """
     network, tokenizer, tokens = loaded(network, tokenizer, tokens)
     if tokens is None or tokenizer is None:

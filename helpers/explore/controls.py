@@ -22,7 +22,7 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
 from helpers.errors import BadParameter, HelpersError, Stopped, check_real, check_whole
-from helpers.results import to_png
+from helpers.report import to_png
 
 STOPPED = "stopped: nothing is lost, start again whenever you like"
 BETWEEN = 0.05  # seconds between two updates of the bar: the browser has to draw each

@@ -13,7 +13,7 @@ from helpers.errors import check_real
 from helpers.explore.controls import Explorer, View, Worker, choice, row, slider
 from helpers.explore.source import SCHEDULES, LayerOutputs, Solve, choose_layer
 from helpers.finish import finish
-from helpers.results import short_error, solve_figure
+from helpers.report import short_error, solve_figure
 
 MASK_SHARE = 0.75  # of the iterations change a gradual mask: 15 of 20 in the paper
 TOLERANCE = 1e-3  # of the optimum's error, to which it is certified

@@ -13,7 +13,7 @@ from helpers.errors import check_real
 from helpers.explore.controls import Explorer, View, Worker, choice, row, slider
 from helpers.explore.source import SCHEDULES, LayerOutputs, Solve, choose_layer
 from helpers.masks import Pattern
-from helpers.results import growth_figure, short_error
+from helpers.report import growth_figure, short_error
 
 PATTERNS = ("unstructured", "2:4", "4:8")
 FINAL_ITERATIONS = 5  # on the final mask, as in the paper

@@ -12,11 +12,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from helpers.errors import RecordError, check_choice
+from helpers.errors import FileError, check_choice
 from helpers.explore.controls import Explorer, View, Worker, choice, label_of, row
 from helpers.paths import reference_dir, results_dir
-from helpers.records import read_records
-from helpers.results import (
+from helpers.report import (
     DENSE,
     PRUNE_NOTEBOOK,
     TASK_NAMES,
@@ -25,6 +24,7 @@ from helpers.results import (
     format_number,
     in_words,
     new_figure,
+    read_records,
     record_id,
     row_key,
     run_frame,
@@ -54,7 +54,7 @@ def results_explorer(
     Args: records, a plan's name or the records themselves (`read_records`); source, for a plan,
     "reference" (the committed results) or "results" (what was run on this machine); metric, a
     name in the records or as it is shown; targets, the columns to begin with: "sparsity", "N:M"
-    or "both". `figure` is the static twin. Raises RecordError without records, BadParameter.
+    or "both". `figure` is the static twin. Raises FileError without records, BadParameter.
     """
     runs = runs_of(_records_of(records, source) if isinstance(records, str) else records)
     controls = _controls(runs, metric, targets)
@@ -90,11 +90,11 @@ def results_explorer(
 
 
 def _records_of(plan: str, source: str) -> list[Record]:
-    """The records of a plan. Raises RecordError if there are none, BadParameter for the source."""
+    """The records of a plan. Raises FileError if there are none, BadParameter for the source."""
     folders = {"reference": reference_dir, "results": results_dir}
     found = read_records(folders[check_choice("source", source, folders)](plan) / "records")
     if not found:
-        raise RecordError(
+        raise FileError(
             f"no records of plan {plan!r} ({source}): run `make reproduce PLAN={plan}` and give "
             'source="results", or choose a plan with a committed reference: full, laptop'
         )
@@ -105,7 +105,7 @@ def runs_of(records: Iterable[Record]) -> pd.DataFrame:
     """The runs that prune, a row each: known methods first, variants last.
 
     Columns: plan (with the model), key (unique in a plan), name (for a reader), some of
-    `run_frame`, and the metrics as `metrics_of` has them. Raises RecordError if there are none.
+    `run_frame`, and the metrics as `metrics_of` has them. Raises FileError if there are none.
     """
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
@@ -114,7 +114,7 @@ def runs_of(records: Iterable[Record]) -> pd.DataFrame:
             plan = ", ".join(filter(None, parts)) or "unnamed"
             groups[plan, record["notebook"]].append(record)
     if not groups:
-        raise RecordError("no record of a run that prunes: give those of a plan such as full")
+        raise FileError("no record of a run that prunes: give those of a plan such as full")
     rows: list[dict[str, Any]] = []
     columns = ["record", "label", "target", "seed", "variant"]
     for (plan, notebook), group in groups.items():

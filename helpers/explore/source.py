@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from helpers.admm import Solution, admm_grad
 from helpers.capture import Progress, check_tokens, eval_mode
-from helpers.corpora import calibration_tokens
+from helpers.data.corpora import calibration_tokens
 from helpers.errors import BadParameter, NonFinite, check_whole
 from helpers.explore.controls import choice
 from helpers.gram import check_gram

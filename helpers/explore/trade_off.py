@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from helpers.errors import RecordError
+from helpers.errors import FileError
 from helpers.explore.controls import Explorer, View, Worker, choice
 from helpers.paths import reference_dir
-from helpers.records import read_records
-from helpers.results import (
+from helpers.report import (
     cells_of,
     column_key,
     format_number,
     gain_table,
     in_words,
+    read_records,
     trade_off_figure,
     usual_ways,
 )
@@ -33,13 +33,13 @@ def trade_off_explorer(
     """Choose a target, a text and a cost; below the picture, what each way gains.
 
     Args: records, by default the committed ones of the plan full; target, where to begin.
-    Raises RecordError without runs of notebook 08, BadParameter for a target that was not run.
+    Raises FileError without runs of notebook 08, BadParameter for a target that was not run.
     """
     if records is None:
         records = read_records(reference_dir("full") / "records")
     ways = usual_ways(records)
     if ways.empty:
-        raise RecordError("no record of notebook 08: give those of a plan such as full")
+        raise FileError("no record of notebook 08: give those of a plan such as full")
     targets = sorted(set(ways["target"]), key=column_key)
     controls = {
         "target": choice(targets, target, "target"),

@@ -40,9 +40,10 @@ from helpers.large.streaming import WeightReader, load_streamed, source_folder
 from helpers.loop import LayerReport, Loop, PruneReport, Sparsity, Store, Team
 from helpers.methods import get_method
 from helpers.models import WEIGHT_READER, find_layers, opened
-from helpers.paths import code_hash, core_code, replace_file, sha256_file
+from helpers.paths import replace_file, sha256_file
 from helpers.precision import precision_for
 from helpers.prune import check_request, check_zeros
+from helpers.runner import code_hash, core_code
 
 ACTIVATIONS = ("memory", "disk")
 # what decides the bits of a weight, beside the core and this package
@@ -102,9 +103,9 @@ def prune_checkpoint(
 
     Memory: see `helpers.checkpoint_memory`. Disk: the new checkpoint, and the stream if asked for.
 
-    Raises what `prune_model` raises, and ResumeError (an earlier call had other arguments, naming
+    Raises what `prune_model` raises, and FileError (an earlier call had other arguments, naming
     which; another process is pruning into the destination; the destination is not one of ours),
-    CheckpointError (files missing, damaged, changed meanwhile, or no disk space to write).
+    FileError (files missing, damaged, changed meanwhile, or no disk space to write).
     """
     check_choice("activations", activations, ACTIVATIONS)
     team, source = team or Team(), source_folder(source)
@@ -242,7 +243,7 @@ class ShardStore(Store):
     def finish_model(self, report: PruneReport) -> None:
         """Add what makes the blocks a model: weights outside them, configuration, index, masks.
 
-        Raises CheckpointError.
+        Raises FileError.
         """
         reader, job = self.reader, self.job
         source = reader.checkpoint.folder

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from helpers.errors import AssetError, UnknownModel, first_line
+from helpers.errors import BadParameter, FileError, first_line
 from helpers.large.shards import COMPANIONS, DAMAGED, INDEX, folder_path
 from helpers.paths import cache_dir, replace_file
 
@@ -49,11 +49,11 @@ def fetch_checkpoint(
     folder, where the files go, by default `hub/<owner>--<name>--<commit>` in the cache; endpoint,
     the address of a mirror. The commit is logged, and written to `fetched.json` in the folder.
 
-    Raises UnknownModel (no such model or revision, no access, no safetensors) and AssetError (the
+    Raises BadParameter (no such model or revision, no access, no safetensors) and FileError (the
     connection was lost, the disk is full, a file is not what the hub lists): call again to go on.
     """
     if not isinstance(revision, str) or not revision:
-        raise UnknownModel(
+        raise BadParameter(
             f'model {name!r} needs a revision, not {revision!r}: give a commit hash, or "main"'
         )
 
@@ -78,7 +78,7 @@ def fetch_checkpoint(
             damaged = {file["path"] for file in found.mismatches} | set(found.missing_paths)
             for file in sorted(damaged & set(files)):
                 (path / file).unlink(missing_ok=True)
-                raise AssetError(
+                raise FileError(
                     f"{path / file} is not the file that the hub lists, and was discarded: "
                     "run again, and if it persists check the proxy or mirror that serves it"
                 )
@@ -86,12 +86,12 @@ def fetch_checkpoint(
             receipt = {"name": name, "commit": commit, "files": sizes}
             replace_file(path / RECEIPT, json.dumps(receipt, indent=1) + "\n")
     except REFUSED as error:
-        raise UnknownModel(
+        raise BadParameter(
             f"model {name!r} at revision {revision!r} cannot be fetched ({first_line(error)}): "
             "check the name, the revision and your access to it"
         ) from error
     except INTERRUPTED as error:
-        raise AssetError(
+        raise FileError(
             f"model {name!r} was not downloaded completely ({first_line(error)}): what was "
             "downloaded is kept; check the network and the free disk space, and run again to resume"
         ) from error
@@ -111,7 +111,7 @@ def _complete(path: Path, name: str, commit: str) -> bool:
 
 
 def _wanted(name: str, commit: str, listed: list[str]) -> list[str]:
-    """The files to fetch, of those that the hub lists. Raises UnknownModel."""
+    """The files to fetch, of those that the hub lists. Raises BadParameter."""
     patterns = (WEIGHTS, INDEX, *COMPANIONS)
     wanted = [
         file
@@ -119,7 +119,7 @@ def _wanted(name: str, commit: str, listed: list[str]) -> list[str]:
         if "/" not in file and any(fnmatch(file, pattern) for pattern in patterns)
     ]
     if "config.json" not in wanted or not any(fnmatch(file, WEIGHTS) for file in wanted):
-        raise UnknownModel(
+        raise BadParameter(
             f"model {name!r} at commit {commit} holds no safetensors or no config.json: pickles "
             "are not loaded, choose a repository or a revision with both"
         )

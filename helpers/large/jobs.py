@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from helpers.errors import HelpersError, ResumeError, allowed, first_line
+from helpers.errors import FileError, HelpersError, allowed, first_line
 from helpers.large.shards import DAMAGED, TEMPORARY, folder_path, writing
 from helpers.loop import LayerReport
 from helpers.paths import replace_file, sha256_file, sync_folder
@@ -47,7 +47,7 @@ class Job:
 
     @classmethod
     def read(cls, folder: Path) -> Job:
-        """The job of a folder. Raises ResumeError if its manifest cannot be used."""
+        """The job of a folder. Raises FileError if its manifest cannot be used."""
         path = folder / MANIFEST
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -56,7 +56,7 @@ class Job:
             job = cls(folder, manifest)
             job.check()
         except UNUSABLE as error:
-            raise ResumeError(
+            raise FileError(
                 f"{path} cannot be used ({first_line(error)}), and only it says what is finished: "
                 f"delete {folder}, or start anew with resume=False"
             ) from error
@@ -101,7 +101,7 @@ class Job:
     def verify(self) -> None:
         """Forget finished blocks whose shard is no longer what was written.
 
-        Raises ResumeError if the model is complete: someone may have gone on to work with it. Then
+        Raises FileError if the model is complete: someone may have gone on to work with it. Then
         every file counts, whether it holds weights, masks, the configuration or the tokenizer.
         """
         for index, file, sha256 in list(self.files()):
@@ -109,7 +109,7 @@ class Job:
             if path.is_file() and sha256_file(path) == sha256:
                 continue
             if self.complete:
-                raise ResumeError(
+                raise FileError(
                     f"{path} has changed since it was written: choose another destination, or "
                     "start anew with resume=False, which replaces the model there"
                 )
@@ -131,7 +131,7 @@ class Job:
             ) from error
 
     def save(self) -> None:
-        """Write the manifest. Raises CheckpointError."""
+        """Write the manifest. Raises FileError."""
         with writing(self.folder):
             replace_file(self.folder / MANIFEST, json.dumps(self.manifest, indent=1) + "\n")
 
@@ -140,8 +140,8 @@ class Workspace:
     """The folder `<destination>.pruning`, with a lock and the job that is under way.
 
     destination: absolute and without links.
-    Raises ResumeError if source and destination are one, or one lies in the other, or something
-    else than a pruned model lies at the destination; CheckpointError for a path that cannot be.
+    Raises FileError if source and destination are one, or one lies in the other, or something
+    else than a pruned model lies at the destination; FileError for a path that cannot be.
     """
 
     def __init__(self, source: Path, destination: str | os.PathLike[str]) -> None:
@@ -151,12 +151,12 @@ class Workspace:
         source = source.resolve()
         for folder in (to, self.folder):
             if source.is_relative_to(folder) or folder.is_relative_to(source):
-                raise ResumeError(
+                raise FileError(
                     f"destination {to} and source {source} overlap: choose another destination"
                 )
         is_free = not to.exists() or (to.is_dir() and not any(to.iterdir()))
         if not is_free and not (to / MANIFEST).is_file():
-            raise ResumeError(
+            raise FileError(
                 f"{to} holds something that prune_checkpoint did not write: choose another "
                 "destination, or empty this one"
             )
@@ -166,7 +166,7 @@ class Workspace:
         """Inside, no other process works here; the lock goes with the process, however it ends.
 
         What a killed process had begun is finished first: a file to write, a model to publish.
-        Raises ResumeError if another process holds it, CheckpointError if nothing can be written.
+        Raises FileError if another process holds it, FileError if nothing can be written.
         """
         path = self.folder / "lock"
         lock = FileLock(path, timeout=0)
@@ -177,7 +177,7 @@ class Workspace:
                 lock.acquire()
             except Timeout as error:
                 holder = path.read_text() or "another process"
-                raise ResumeError(
+                raise FileError(
                     f"{self.destination} is being pruned by {holder}: wait for it, or stop it"
                 ) from error
         try:
@@ -186,7 +186,7 @@ class Workspace:
             # ours, and those that safetensors writes into: .tmp and six letters
             for partial in (*self.run.glob(f".*{TEMPORARY}"), *self.run.glob(".tmp*")):
                 partial.unlink(missing_ok=True)
-            with contextlib.suppress(ResumeError):  # there is none, or `job` will raise
+            with contextlib.suppress(FileError):  # there is none, or `job` will raise
                 job = Job.read(self.run)
                 if job.complete:
                     self.publish(job)
@@ -200,7 +200,7 @@ class Workspace:
         """The job of the same request, interrupted or complete; a new one if there is nothing.
 
         Without `resume` always a new one. It replaces an interrupted one.
-        Raises ResumeError, with what differs, if there is only another one; CheckpointError.
+        Raises FileError, with what differs, if there is only another one; FileError.
         """
         others = []
         for folder in (self.run, self.destination) if resume else ():
@@ -222,7 +222,7 @@ class Workspace:
                 if found.get(name) != asked.get(name)
             ]
             more = f" and {len(lines) - SHOWN} more" * (len(lines) > SHOWN)
-            raise ResumeError(
+            raise FileError(
                 f"the run in {others[0].folder} has {'; '.join(lines[:SHOWN])}{more}: ask for the "
                 "same again, choose another destination, or start anew with resume=False, which "
                 "replaces that run"
@@ -239,7 +239,7 @@ class Workspace:
         """Move a complete job to the destination; what it replaces is deleted afterwards.
 
         At each moment the old model or the new one is whole; if the process is killed, the next
-        one does the rest. Raises CheckpointError.
+        one does the rest. Raises FileError.
         """
         replaced = self.folder / "replaced"
         with writing(self.destination):

@@ -31,9 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from helpers.errors import (
-    BadMask,
-    BadPattern,
-    CheckpointError,
+    BadParameter,
+    FileError,
     UnsupportedModel,
     described,
     first_line,
@@ -63,7 +62,7 @@ def pack_mask(keep: Tensor) -> Tensor:
     The mask is read flat, row by row. Weight i is bit i % 8 of byte i // 8, counted from the
     lowest bit (little bit order); what is left of the last byte is zero.
 
-    Raises BadMask if `keep` is not boolean.
+    Raises BadParameter if `keep` is not boolean.
     """
     _check_boolean("keep", keep)
     flat = keep.detach().cpu().reshape(-1).numpy()
@@ -73,19 +72,21 @@ def pack_mask(keep: Tensor) -> Tensor:
 def unpack_mask(bits: Tensor, shape: Iterable[int]) -> Tensor:
     """The boolean mask of `shape` on the CPU whose `pack_mask` is `bits`.
 
-    Raises BadMask if `bits` are not uint8 (ceil(weights / 8),), or are set after the last weight.
+    Raises BadParameter if `bits` are not uint8 (ceil(weights / 8),), or set after the last.
     """
     shape = tuple(shape)
     weights = math.prod(shape)
     size = (_packed_bytes(weights),)
     if not isinstance(bits, Tensor) or bits.dtype != torch.uint8 or bits.shape != size:
-        raise BadMask(
+        raise BadParameter(
             f"the packed mask {described(bits)}: a mask of {shape} has dtype torch.uint8 and shape "
             f"{size}, as pack_mask returns it"
         )
     raw = bits.cpu().numpy()
     if weights % 8 and int(raw[-1]) >> weights % 8:
-        raise BadMask(f"bits are set beyond the last weight of {shape}: give the mask's own shape")
+        raise BadParameter(
+            f"bits are set beyond the last weight of {shape}: give the mask's own shape"
+        )
     flat = np.unpackbits(raw, count=weights, bitorder="little")
     return torch.from_numpy(flat.view(np.bool_)).reshape(shape)
 
@@ -97,13 +98,13 @@ def _packed_bytes(weights: int) -> int:
 def _check_boolean(name: str, keep: Tensor) -> None:
     found = getattr(keep, "dtype", type(keep).__name__)
     if found != torch.bool:
-        raise BadMask(f"{name} is {found}: give a torch.bool mask, True where a weight stays")
+        raise BadParameter(f"{name} is {found}: give a torch.bool mask, True where a weight stays")
 
 
 def _check_shape(name: str, shape: tuple[int, ...], known: Shapes, where: object) -> None:
-    """Raise BadMask unless a mask is 2-D and has the shape of the weight of its name."""
+    """Raise BadParameter unless a mask is 2-D and has the shape of the weight of its name."""
     if shape != known.get(name) or len(shape) != 2:
-        raise BadMask(
+        raise BadParameter(
             f"the mask of {name} has shape {shape}, but the weight in {where} has "
             f"{known.get(name, 'no such name')}: give the 2-D masks of masks_of(model), "
             "by the names and in the layout in which the weights are stored"
@@ -122,7 +123,7 @@ def save_masks(
     `masks_of` returns them: boolean, by the checkpoint's names and in its shapes; pattern, "N:M"
     if the model was pruned so, for `size_report`: each group of M then keeps at most N.
 
-    Raises BadMask, BadPattern; CheckpointError if the folder holds no saved model or cannot be
+    Raises BadParameter; FileError if the folder holds no saved model or cannot be
     written.
     """
     return write_masks(folder, list(masks), masks.values(), pattern)
@@ -163,7 +164,7 @@ def _group_axis(name: str, keep: Tensor, pattern: Pattern) -> int | None:
     for axis, rows in ((1, keep), (0, keep.T)):
         if rows.shape[1] % m == 0 and not (rows.unflatten(1, (-1, m)).sum(-1) > n).any():
             return axis
-    raise BadMask(
+    raise BadParameter(
         f"the mask of {name} is not {pattern}: a group of {m} keeps more than {n}; "
         'give the pattern it was pruned with, or "unstructured"'
     )
@@ -173,7 +174,7 @@ def _group_axis(name: str, keep: Tensor, pattern: Pattern) -> int | None:
 def _opened(folder: str | Path) -> Iterator[tuple[Pattern, Shapes, Callable[[str], Tensor]]]:
     """The mask file of a folder: its pattern, the masks' shapes, and a function that reads one.
 
-    Raises CheckpointError; so does the function, for a mask that is not what was saved.
+    Raises FileError; so does the function, for a mask that is not what was saved.
     """
     path = folder_path(folder) / MASK_FILE
     with reading(path) as file:
@@ -186,8 +187,8 @@ def _opened(folder: str | Path) -> Iterator[tuple[Pattern, Shapes, Callable[[str
             crc32 = {name: int(layer["crc32"]) for name, layer in layers.items()}
             if shapes.keys() != set(file.keys()):
                 raise ValueError("its description names other masks than it holds")
-        except (*DAMAGED, BadPattern) as error:
-            raise CheckpointError(
+        except (*DAMAGED, BadParameter) as error:
+            raise FileError(
                 f"{path} holds no description of masks that can be used here "
                 f"({first_line(error)}): write it with save_masks"
             ) from error
@@ -196,12 +197,10 @@ def _opened(folder: str | Path) -> Iterator[tuple[Pattern, Shapes, Callable[[str
             bits = file.get_tensor(name)
             try:
                 if zlib.crc32(bits.numpy()) != crc32[name]:
-                    raise BadMask("its bits have changed")
+                    raise BadParameter("its bits have changed")
                 return unpack_mask(bits, shapes[name])
-            except BadMask as error:
-                raise CheckpointError(
-                    f"{path} is damaged at {name} ({error}): save it again"
-                ) from error
+            except BadParameter as error:
+                raise FileError(f"{path} is damaged at {name} ({error}): save it again") from error
 
         yield pattern, shapes, read
 
@@ -209,7 +208,7 @@ def _opened(folder: str | Path) -> Iterator[tuple[Pattern, Shapes, Callable[[str
 def load_masks(folder: str | Path) -> dict[str, Tensor]:
     """The boolean masks of a saved model by weight name, in the checkpoint's shapes, on the CPU.
 
-    Raises CheckpointError if the file is missing, cut off, damaged or of another format version.
+    Raises FileError if the file is missing, cut off, damaged or of another format version.
     """
     with _opened(folder) as (_, shapes, read):
         return {name: read(name) for name in shapes}
@@ -218,8 +217,8 @@ def load_masks(folder: str | Path) -> dict[str, Tensor]:
 def check_masks(folder: str | Path) -> None:
     """Check that a saved model is zero wherever its mask file says so, one tensor at a time.
 
-    A kept weight may be zero. Raises BadMask, naming the weight and the count, if a weight
-    outside its mask is not zero, is missing or has another shape; CheckpointError as `load_masks`.
+    A kept weight may be zero. Raises BadParameter, naming the weight and the count, if a weight
+    outside its mask is not zero, is missing or has another shape; FileError as `load_masks`.
     """
     size_report(folder)  # which reads every weight beside its mask
 
@@ -251,8 +250,8 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
     Args: masks, boolean, by the model's parameter names and in their shapes, as from `masks_of`
     or `load_masks`; weights without a mask stay as they are.
-    Raises, before anything changes, BadMask if a mask is not boolean, has a name that the model
-    does not have or another shape; UnsupportedModel if a weight has no values (meta device).
+    Raises, before anything changes, BadParameter if a mask is not boolean, has a name that the
+    model does not have or another shape; UnsupportedModel if a weight has no values (meta device).
     """
     known = dict(model.named_parameters(remove_duplicate=False))
     shapes = {name: tuple(parameter.shape) for name, parameter in known.items()}
@@ -285,7 +284,7 @@ def size_report(folder: str | Path) -> pd.DataFrame:
 
     `attrs` of the table holds "pattern", "weights" (those with a mask), "kept" and "sparsity" of
     these, and a "note": the sizes promise no speed. One tensor is in memory at a time.
-    Raises CheckpointError, and BadMask as `check_masks`.
+    Raises FileError, and BadParameter as `check_masks`.
     """
     checkpoint, weights, kept = Checkpoint(folder), 0, 0
     dense = sum(tensor.nbytes for _, tensor in checkpoint.tensors())
@@ -298,7 +297,7 @@ def size_report(folder: str | Path) -> pd.DataFrame:
             keep = read(name)
             here, stray = int(keep.sum()), int(((tensor != 0) & ~keep).sum())
             if stray:
-                raise BadMask(
+                raise BadParameter(
                     f"{name} has {stray} weights outside its mask that are not zero, so model and "
                     "mask do not belong together: call apply_masks and save the model again, or "
                     "save new masks"

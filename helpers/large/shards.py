@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from helpers.errors import CheckpointError, RecordError, first_line
+from helpers.errors import FileError, first_line
 from helpers.paths import replace_file, sha256_file, share, sync, sync_folder
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -37,16 +37,16 @@ TEMPORARY = ".tmp"  # ends the name of an unfinished file
 
 
 def folder_path(folder: str | os.PathLike[str]) -> Path:
-    """The folder that a caller names. Raises CheckpointError for what no file system can hold."""
+    """The folder that a caller names. Raises FileError for what no file system can hold."""
     if "\0" in os.fspath(folder):
-        raise CheckpointError(f"{os.fspath(folder)!r} holds a NUL character: give a folder's path")
+        raise FileError(f"{os.fspath(folder)!r} holds a NUL character: give a folder's path")
     return Path(folder).expanduser()
 
 
 class Checkpoint:
     """A saved model's weights by name: `files` maps each tensor's name to its file.
 
-    Raises CheckpointError if the index or a file is missing or damaged.
+    Raises FileError if the index or a file is missing or damaged.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -61,11 +61,11 @@ class Checkpoint:
                 # only the name: a folder in it could lead out of the model's
                 self.files = {name: self.folder / Path(file).name for name, file in files.items()}
             except DAMAGED as error:
-                raise CheckpointError(
+                raise FileError(
                     f"{index} names no files of weights: save the model again"
                 ) from error
         else:
-            raise CheckpointError(
+            raise FileError(
                 f"folder {self.folder} holds neither {SINGLE} nor {INDEX}: give a folder that "
                 "model.save_pretrained(folder) wrote"
             )
@@ -91,11 +91,11 @@ class Checkpoint:
 
         The file is opened anew for a few rows at a time: its mapped pages count as this process's
         memory, and so next to none of them are there beside the tensor.
-        Raises CheckpointError if the file has changed since the checkpoint was opened.
+        Raises FileError if the file has changed since the checkpoint was opened.
         """
         path = self.files[name]
         if _stamp(path) != self._stamps.setdefault(path, _stamp(path)):
-            raise CheckpointError(
+            raise FileError(
                 f"{path} has changed since this run began to read it: restore it and run again, "
                 "or start anew with resume=False"
             )
@@ -116,14 +116,14 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[Any]:
-    """A safetensors file, opened lazily. Raises CheckpointError for whatever is wrong with it."""
+    """A safetensors file, opened lazily. Raises FileError for whatever is wrong with it."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
         if getattr(error, "errno", None) == errno.ENOMEM:
             raise MemoryError(str(error)) from error
-        raise CheckpointError(
+        raise FileError(
             f"{path} cannot be read ({first_line(error)}): it is missing, cut off or damaged; "
             "save it again"
         ) from error
@@ -137,12 +137,12 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise CheckpointError, naming the path, for what cannot be written."""
+    """Raise FileError, naming the path, for what cannot be written."""
     try:
         yield
-    except (OSError, RecordError, SafetensorError) as error:
+    except (OSError, FileError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise CheckpointError(
+        raise FileError(
             f"{path} cannot be written ({reason}): free some disk space there or choose a folder "
             "that can be written, and run again"
         ) from error
@@ -155,7 +155,7 @@ def write_shard(
 
     metadata: one entry at most, since safetensors keeps no order, and the bytes should be the
     same each time. The default says that the tensors are torch's.
-    Raises CheckpointError, and leaves no partial file, if the disk is full or not writable.
+    Raises FileError, and leaves no partial file, if the disk is full or not writable.
     """
     temporary = path.with_name(f".{path.name}{TEMPORARY}")
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -181,7 +181,7 @@ def write_index(folder: Path, files: Mapping[str, str], total: int) -> Path:
 def tensor_on_disk(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A tensor in a file without a name, which goes with the tensor or the process.
 
-    Raises CheckpointError if the disk is full or not writable.
+    Raises FileError if the disk is full or not writable.
     """
     size = torch.Size(shape).numel()
     length = max(1, size) * dtype.itemsize  # an empty file cannot be mapped

@@ -21,9 +21,9 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from helpers.assets import embedded_model_folder
+from helpers.data.assets import embedded_model_folder
 from helpers.device import all_finite, pick_device, pick_dtype
-from helpers.errors import NonFinite, UnknownModel, UnsupportedModel, first_line
+from helpers.errors import BadParameter, NonFinite, UnsupportedModel, first_line
 from helpers.large.shards import Checkpoint, folder_path
 from helpers.models import WEIGHT_READER, check_stored_weights, find_blocks
 
@@ -40,7 +40,7 @@ def load_streamed(
     Use it as any model in eval mode: a call reads each block once, and `perplexity` reads each a
     few times whatever the length of the text. Its weights cannot be changed. The tokenizer is None
     if the folder has none.
-    Raises UnknownModel, UnsupportedModel, CheckpointError.
+    Raises BadParameter, UnsupportedModel, FileError.
     """
     path = source_folder(folder)
     where = pick_device(device)
@@ -57,7 +57,7 @@ def load_streamed(
         with init_empty_weights(include_buffers=False):  # buffers are computed
             model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)
     except (OSError, ValueError, ImportError, RecursionError) as error:
-        raise UnknownModel(f"model {str(path)!r} cannot be built ({first_line(error)})") from error
+        raise BadParameter(f"model {str(path)!r} cannot be built ({first_line(error)})") from error
     model.tie_weights()
     for module in model.modules():
         # again, because under the model's dtype some have been rounded on the way
@@ -70,12 +70,12 @@ def load_streamed(
 
 
 def source_folder(source: str | os.PathLike[str]) -> Path:
-    """The folder that a source stands for. Raises UnknownModel, CheckpointError."""
+    """The folder that a source stands for. Raises BadParameter, FileError."""
     # absolute, because the working folder may change while the model is read
     path = folder_path(source).absolute()
     folder = embedded_model_folder() if str(source) == "embedded" else path
     if not (folder / "config.json").is_file():
-        raise UnknownModel(
+        raise BadParameter(
             f"{folder} holds no config.json: give a folder that save_pretrained wrote, or fetch a "
             "hub model with fetch_checkpoint(name, revision)"
         )
@@ -142,7 +142,7 @@ class WeightReader:
         """Inside, a part holds its weights: a block by its number, a module that lies outside the
         blocks, or all of those (None).
 
-        Raises CheckpointError, and NonFinite, naming the tensor.
+        Raises FileError, and NonFinite, naming the tensor.
         """
         slots = self._outside.get(part, []) if isinstance(part, nn.Module) else self.slots[part]
         read: list[Slot] = []
@@ -182,7 +182,7 @@ def _slots(
 ) -> dict[int | None, list[Slot]]:
     """The slots of each block and, under None, of all that lies outside.
 
-    Raises UnknownModel if the checkpoint lacks a tensor or has one of another shape;
+    Raises BadParameter if the checkpoint lacks a tensor or has one of another shape;
     UnsupportedModel if a block shares a tensor with what lies outside it.
     """
     within = next(f"{name}." for name, module in model.named_modules() if module is blocks)
@@ -204,7 +204,7 @@ def _slots(
             copies = dict(checkpoint.tensors(stored)) if len(stored) > 1 else {}
             if any(not torch.equal(copies[key], copy) for copy in copies.values()):
                 # transformers would not tie them; config.json promises that they are one
-                raise UnknownModel(
+                raise BadParameter(
                     f"{' and '.join(stored)} in {checkpoint.folder} differ, and config.json ties "
                     "them: set tie_word_embeddings to false there if the weights are right"
                 )
@@ -223,7 +223,7 @@ def _slots(
         elif key or isinstance(tensor, nn.Parameter):  # else a buffer, which the model computes
             absent.append(names[0])
     if absent:
-        raise UnknownModel(
+        raise BadParameter(
             f"{checkpoint.folder} lacks {len(absent)} weights of {type(model).__name__}, first "
             f"{absent[0]}: it is incomplete, or of a family that names its weights differently in "
             "files and cannot be read block by block; try load_model and prune_model"

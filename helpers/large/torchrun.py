@@ -50,14 +50,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from helpers.corpora import calibration_tokens
+from helpers.data.corpora import calibration_tokens
 from helpers.device import pick_device
 from helpers.errors import (
     BadParameter,
-    CalibrationTooShort,
     HelpersError,
-    ProcessLost,
-    UnknownModel,
+    RunError,
     check_whole,
     first_line,
 )
@@ -81,7 +79,7 @@ GRACE_SECONDS = 5  # in which the other processes may say why they end
 class Processes(Team):
     """The processes of one `torch.distributed` group, which is set up already.
 
-    Whatever is called here is called by all of them, in the same order. Raises ProcessLost if
+    Whatever is called here is called by all of them, in the same order. Raises RunError if
     another process has ended meanwhile.
     """
 
@@ -114,9 +112,9 @@ class Processes(Team):
         return self.gather(value)[0]
 
     def part(self, tokens: Tensor) -> Tensor:
-        """Every `size`-th sequence. Raises CalibrationTooShort if some process would have none."""
+        """Every `size`-th sequence. Raises BadParameter if some process would have none."""
         if len(tokens) < self.size:
-            raise CalibrationTooShort(
+            raise BadParameter(
                 f"{len(tokens)} calibration sequences are fewer than {self.size} processes: "
                 "give more sequences, or start fewer processes"
             )
@@ -157,7 +155,7 @@ class Processes(Team):
 
 @contextlib.contextmanager
 def _communicating() -> Iterator[None]:
-    """Inside, processes wait for one another. Raises ProcessLost if one of them has ended."""
+    """Inside, processes wait for one another. Raises RunError if one of them has ended."""
     try:
         yield
     except RuntimeError as error:  # all that gloo and nccl raise
@@ -165,7 +163,7 @@ def _communicating() -> Iterator[None]:
             raise
         # without the backend's own source line, and its advice
         reason = re.sub(r"^\[\S*\] ", "", first_line(error)).partition(". ")[0]
-        raise ProcessLost(
+        raise RunError(
             f"another process has ended or cannot be reached ({reason}): look at its error, then "
             "run again to continue; finished blocks are kept"
         ) from error
@@ -176,7 +174,7 @@ def team_of(device: str) -> Iterator[tuple[Team, torch.device]]:
     """The processes that were started together, and this one's device; alone without any.
 
     Raises BadParameter (a device that is not here, an environment without what torchrun sets),
-    ProcessLost.
+    RunError.
     """
     where = pick_device(device)
     if "RANK" not in os.environ:
@@ -288,7 +286,7 @@ def _prune(asked: dict[str, Any]) -> None:
         if get_method(asked["method"]).needs_calibration:
             tokenizer = load_tokenizer(source_folder(asked["source"]))
             if tokenizer is None:
-                raise UnknownModel(f"{asked['source']} holds no tokenizer: save it there too")
+                raise BadParameter(f"{asked['source']} holds no tokenizer: save it there too")
             tokens = calibration_tokens(text, tokenizer, **wanted)
             team.part(tokens)  # refuses too few before anything is written
         report = prune_checkpoint(

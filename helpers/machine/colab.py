@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from helpers.errors import RunError, StorageError, first_line
+from helpers.errors import FileError, RunError, first_line
 from helpers.machine.drive import DriveCopier, storage_errors
 from helpers.machine.estimates import gigabytes
 from helpers.machine.memory import free_memory
@@ -69,7 +69,7 @@ def prepare_kernel() -> None:
 def use_drive() -> str:
     """Bring back the results that are on Google Drive and copy new ones there from now on.
 
-    Returns a line that says so. Raises StorageError (not on Colab; Drive not allowed, or full).
+    Returns a line that says so. Raises FileError (not on Colab; Drive not allowed, or full).
     """
     with _drive("Google Drive was not mounted", "run the cell again and allow access") as drive:
         drive.mount(str(MOUNT))
@@ -93,7 +93,7 @@ def finish() -> int:
     """Copy what is left and wait until Drive has uploaded everything; call it before you leave.
 
     Returns how many files were copied. Drive is unmounted: `use_drive` mounts it again.
-    Raises StorageError.
+    Raises FileError.
     """
     with _drive("Drive did not upload everything", "leave this page open, try again") as drive:
         copier = _copier(results_dir(""), MOUNT / "MyDrive" / FOLDER)
@@ -105,9 +105,9 @@ def finish() -> int:
 
 @contextlib.contextmanager
 def _drive(problem: str, todo: str) -> Iterator[ModuleType]:
-    """Colab's module for Drive; its errors, which are not documented, become a StorageError."""
+    """Colab's module for Drive; its errors, which are not documented, become a FileError."""
     if "google.colab" not in sys.modules:
-        raise StorageError("Google Drive can be mounted on Colab only")
+        raise FileError("Google Drive can be mounted on Colab only")
     from google.colab import drive
 
     # read from its source
@@ -116,4 +116,4 @@ def _drive(problem: str, todo: str) -> Iterator[ModuleType]:
     try:
         yield drive
     except (OSError, ValueError, RuntimeError, own, waiting) as error:
-        raise StorageError(f"{problem} ({first_line(error)}): {todo}") from error
+        raise FileError(f"{problem} ({first_line(error)}): {todo}") from error

@@ -151,7 +151,7 @@ def check_disk() -> Iterator[Finding]:
 def check_downloads(deep: bool) -> Iterator[Finding]:
     """The pinned downloads: there, and if `deep` with the right hash."""
     # here, because it needs packages
-    from helpers.assets import ASSETS, converted_folder, is_converted
+    from helpers.data.assets import ASSETS, converted_folder, is_converted
 
     absent, damaged = [], []
     for asset in ASSETS.values():

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from helpers.errors import StorageError
+from helpers.errors import FileError
 
 LOG = logging.getLogger(__name__)
 COMMITTED = ("reference", "published", "families.md")  # at the top of a results folder
@@ -33,7 +33,7 @@ class DriveCopier:
         self._end, self._thread = threading.Event(), None
 
     def bring_back(self) -> int:
-        """Copy back what the source lacks, and return how many files. Raises StorageError."""
+        """Copy back what the source lacks, and return how many files. Raises FileError."""
         with storage_errors(self.target):
             absent = [n for n in _finished(self.target) if not (self.source / n).exists()]
             for name in absent:
@@ -42,7 +42,7 @@ class DriveCopier:
             return len(absent)
 
     def copy(self) -> int:
-        """Copy what is new or has changed, and return how many files. Raises StorageError."""
+        """Copy what is new or has changed, and return how many files. Raises FileError."""
         count = 0
         with storage_errors(self.target):
             for name in _finished(self.source):
@@ -74,7 +74,7 @@ class DriveCopier:
                 try:
                     self.copy()
                     logged = ""
-                except StorageError as error:
+                except FileError as error:
                     if str(error) != logged:
                         LOG.error("%s; until then nothing new is copied", error)
                     logged = str(error)
@@ -92,14 +92,14 @@ class DriveCopier:
 
 @contextlib.contextmanager
 def storage_errors(folder: Path) -> Iterator[None]:
-    """StorageError for what cannot be read or written, and where the drive is unmounted."""
+    """FileError for what cannot be read or written, and where the drive is unmounted."""
     try:
         if not folder.is_dir():  # making it would put the copies on this machine's own disk
-            raise StorageError(f"{folder} is not there: mount the drive again")
+            raise FileError(f"{folder} is not there: mount the drive again")
         yield
     except OSError as error:
         todo = "make space there, or mount the drive again"
-        raise StorageError(f"{folder} cannot be read or written ({error}): {todo}") from error
+        raise FileError(f"{folder} cannot be read or written ({error}): {todo}") from error
 
 
 def _finished(folder: Path) -> list[Path]:

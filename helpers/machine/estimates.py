@@ -19,10 +19,10 @@ from typing import Any
 import huggingface_hub.constants
 import yaml
 
-from helpers.errors import BadParameter, UnknownModel, UnsupportedModel, check_choice, check_whole
+from helpers.data.tasks import TASK_TABLE
+from helpers.errors import BadParameter, UnsupportedModel, check_choice, check_whole
 from helpers.machine.memory import free_memory
 from helpers.paths import cache_dir
-from helpers.tasks import TASK_TABLE
 
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 FLOAT = 4  # bytes of what a solver works in
@@ -123,7 +123,7 @@ def known() -> dict[str, Any]:
 def shape_of(model: str | os.PathLike[str]) -> Shape:
     """The shape of a model of estimates.yaml, or of a Llama or Mistral in a folder.
 
-    Raises UnknownModel, and UnsupportedModel for another family in a folder.
+    Raises BadParameter, and UnsupportedModel for another family in a folder.
     """
     name, models = os.fspath(model), known()["models"]
     if name in models:
@@ -132,7 +132,7 @@ def shape_of(model: str | os.PathLike[str]) -> Shape:
         text = (Path(name).expanduser() / "config.json").read_text(encoding="utf-8")
         config = dict(json.loads(text))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UnknownModel(
+        raise BadParameter(
             f"model {name!r} has no known shape: give a folder with config.json or one of "
             f"{', '.join(models)}"
         ) from error
@@ -188,7 +188,7 @@ def estimate(parameters: Mapping[str, Any], machine: Machine) -> Estimate:
 
     Args: parameters, those of notebook 00, 04, 05, 07 or 08. A method that is not known here, such
     as a reader's own, counts as admm-grad, the most expensive of those known.
-    Raises BadParameter (other parameters, a dtype or task that is unknown), UnknownModel and
+    Raises BadParameter (other parameters, a dtype or task that is unknown), BadParameter and
     UnsupportedModel.
     """
     names = set(parameters)
@@ -344,7 +344,7 @@ def checkpoint_memory(
 
     Args: source, a name of estimates.yaml or a folder with config.json; method, one of COPIES, of
     which admm-grad needs the most; passes, batch and the others as for `prune_checkpoint`.
-    Raises UnknownModel, UnsupportedModel, BadParameter.
+    Raises BadParameter, UnsupportedModel, BadParameter.
     """
     from helpers.replay import best_batch  # here, because it loads torch
 

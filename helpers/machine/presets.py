@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from helpers.errors import BadParameter, OutOfMemory, UnknownModel, UnsupportedModel, check_choice
+from helpers.errors import BadParameter, OutOfMemory, UnsupportedModel, check_choice
 from helpers.machine.estimates import gigabytes, memory_needed, shape_of
 from helpers.machine.memory import Memory, free_memory
 
@@ -88,7 +88,7 @@ def check_memory(notebook: str, parameters: Mapping[str, Any]) -> dict[str, str]
     on_gpu = free.gpu is not None and parameters["device"] != "cpu"
     try:
         on_device, in_ram = notebook_memory(notebook, parameters, gpu=on_gpu)
-    except (UnknownModel, UnsupportedModel) as error:
+    except (BadParameter, UnsupportedModel) as error:
         return {"needs": f"not known: {error}", **words}
     kinds = [("RAM", in_ram, free.ram_free, RAM_SLACK)]
     kinds += [("GPU memory", on_device, free.gpu_free, 1.0)] if on_gpu else []

@@ -1,23 +1,30 @@
 """The fingerprint of a run: a hash of what decides its numbers. It says whether a run is done.
 
 That is its parameters, the text files they name, the code of its notebook, the file of its method
-if a reader added one (helpers/own), and all of the core: every module directly in helpers/, in
-helpers/fast and in helpers/beyond. A change in the core makes every run stale, a change in another
-folder (a wing) none. Comments, docstrings and layout do not count. Nor do package versions: a
-record names them.
+if a reader added one (helpers/own), and all of the core: every module directly in helpers/ and in
+its folders `CORE_FOLDERS`. A change in the core makes every run stale, a change in another folder
+(a wing) none. Comments, docstrings, layout and the text of errors do not count. Nor do package
+versions: a record names them.
 """
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
 import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
 
-from helpers.errors import RecordError
-from helpers.paths import TABLES_NOTEBOOK, code_hash, core_code, own_method_file, root, sha256_file
-from helpers.records import read_record
+from helpers.errors import FileError
+from helpers.paths import TABLES_NOTEBOOK, own_method_file, root, sha256_file
+from helpers.report import read_record
 from helpers.runner.parameters import code_cells
 from helpers.runner.plan import Run
 
+# folders of helpers/ that decide numbers, as the modules beside them do
+CORE_FOLDERS = ("data", "fast", "beyond")
 # cells that prepare Colab or let a reader explore
 SHOW_TAGS = {"colab-setup", "explorer"}
 
@@ -29,7 +36,7 @@ def is_done(run: Run) -> bool:
     """
     try:
         record = read_record(run.record_path)
-    except RecordError:
+    except FileError:
         return False
     as_asked = record.get("timed", False) or not run.timed
     return as_asked and record.get("fingerprint") == fingerprint(run)
@@ -52,3 +59,44 @@ def fingerprint(run: Run) -> str:
     parts = [json.dumps(run.effective, sort_keys=True), json.dumps(core_code())]
     parts += [code_hash(source) for source in code] + [sha256_file(path) for path in files]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def core_code(*, wings: Iterable[str] = (), project: Path | None = None) -> dict[str, str]:
+    """The `code_hash` of each module that decides numbers, by its path in helpers/.
+
+    That is the core: the modules directly in helpers/ and those in `CORE_FOLDERS`. `wings` names
+    further folders; project is the root of another project.
+    """
+    # asked of the folders at each call, so that no module can drop out by being moved or renamed
+    package = (project or root()) / "helpers"
+    paths = set(package.glob("*.py")) - {package / "__init__.py"}  # it only says where names live
+    for folder in (*CORE_FOLDERS, *wings):
+        paths.update((package / folder).rglob("*.py"))
+    return {
+        path.relative_to(package).as_posix(): code_hash(path.read_text(encoding="utf-8"))
+        for path in sorted(paths)
+    }
+
+
+@functools.lru_cache(maxsize=512)
+def code_hash(source: str) -> str:
+    """sha256 of Python source, what decides a number in it; of other text as it is.
+
+    Left out are comments, docstrings, layout, what a `raise` says, and the %magic lines of a
+    notebook, which only set up Colab or the display.
+    """
+    for text in (source, re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", source)):
+        try:
+            tree = ast.parse(text)
+            break
+        except SyntaxError:
+            continue
+    else:
+        return hashlib.sha256(source.encode()).hexdigest()
+    for node in ast.walk(tree):
+        match node:
+            case ast.AST(body=[ast.Expr(value=ast.Constant(value=str())), *rest]):
+                node.body = rest
+            case ast.Raise():  # that it raises counts, since what follows is then not run
+                node.exc = node.cause = None
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()

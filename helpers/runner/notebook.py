@@ -23,7 +23,7 @@ from helpers.device import describe_device, peak_memory_bytes, pick_device
 from helpers.errors import BadParameter, check_choice
 from helpers.machine import check_memory, choose, leave_busy_cores, prepare_kernel
 from helpers.paths import notebooks_dir
-from helpers.records import check_type, make_record, write_record
+from helpers.report import check_type, make_record, write_record
 from helpers.runner.parameters import read_parameters_cell
 from helpers.runner.plan import NOT_RECORDED
 
@@ -62,7 +62,7 @@ class NotebookRun:
         metrics: name → (value, unit), with "1" as the unit of a pure number; or a metric as
         `make_record` takes it. name: the record's name when the notebook is run by hand. contents:
         `model`, `data`, `seeds`, `layers` and `series` of `make_record`, each where there is one.
-        Raises RecordError as `make_record` does, and BadParameter if a parameter has changed since
+        Raises FileError as `make_record` does, and BadParameter if a parameter has changed since
         the run was opened: the results could belong to either value.
         """
         for parameter, value in self.parameters.items():

@@ -16,7 +16,7 @@ from types import NoneType
 from typing import Any
 
 from helpers.errors import BadParameter, RunError, allowed
-from helpers.records import EXPONENT_WITHOUT_POINT, check_type
+from helpers.report import EXPONENT_WITHOUT_POINT, check_type
 
 TYPE_NAMES = {"int": int, "float": float, "str": str, "bool": bool, "dict": dict, "list": list}
 # parameters that no run file may set, and why

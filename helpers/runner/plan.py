@@ -233,7 +233,7 @@ def count_runs(number: int) -> str:
 
 
 def assets_needed(runs: Iterable[Run]) -> list[str]:
-    """The pinned downloads that runs read (names of `helpers.assets.ASSETS`), in a fixed order."""
+    """The pinned downloads that runs read (names of `assets.ASSETS`), in a fixed order."""
     wanted = {
         "model": lambda asked: asked.get("model") in ("embedded", "tiny"),  # "tiny": its tokenizer
         "c4": lambda asked: asked.get("calibration") == "embedded",

@@ -28,7 +28,7 @@ import psutil
 from helpers.errors import HelpersError, RunError, first_line
 from helpers.machine import THREAD_VARIABLES
 from helpers.paths import replace_file, root
-from helpers.records import read_record, write_record
+from helpers.report import read_record, write_record
 from helpers.runner.fingerprint import fingerprint
 from helpers.runner.plan import Run
 

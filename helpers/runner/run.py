@@ -17,10 +17,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from helpers import results  # its names are loaded on use: pandas and matplotlib take seconds
+from helpers import report  # its names are loaded on use: pandas and matplotlib take seconds
 from helpers.errors import HelpersError, RunError
 from helpers.paths import TABLES_NOTEBOOK, reference_dir, replace_file, results_dir
-from helpers.records import read_record, read_records, write_record
+from helpers.report import read_record, read_records, write_record
 from helpers.runner.fingerprint import is_done
 from helpers.runner.plan import Run, assets_needed, count_runs, read_plan
 from helpers.runner.process import show_path
@@ -35,7 +35,7 @@ Records = dict[str, dict[str, Any]]  # by `Run.id`
 
 
 def records_here(runs: list[Run]) -> Records:
-    """The records of runs on this machine, of whatever code; RecordError for a bad one."""
+    """The records of runs on this machine, of whatever code; FileError for a bad one."""
     return {run.id: read_record(run.record_path) for run in runs if run.record_path.is_file()}
 
 
@@ -50,7 +50,7 @@ def committed(runs: list[Run]) -> Records:
     found = {}
     for run in runs:
         asked = {"notebook": run.notebook, "parameters": run.effective}
-        if run.reference_path.is_file() and results.same_run(
+        if run.reference_path.is_file() and report.same_run(
             asked, record := read_record(run.reference_path), run.defaults
         ):
             found[run.id] = record
@@ -61,9 +61,9 @@ def write_tables_and_figures(records: Records, folder: Path) -> None:
     """Write the tables and figures of records. No model is loaded."""
     # in the order of their files, as `read_records` has them: a sum's last digit depends on it
     ordered = [records[key] for key in sorted(records, key="{}.json".format)]
-    for write in (results.write_tables, results.write_published, results.write_claims):
+    for write in (report.write_tables, report.write_published, report.write_claims):
         write(ordered, folder / "tables")
-    results.write_figures(ordered, folder / "figures")
+    report.write_figures(ordered, folder / "figures")
 
 
 def reproduce(options: argparse.Namespace) -> int:
@@ -77,7 +77,7 @@ def reproduce(options: argparse.Namespace) -> int:
             write_products(options)
             chosen = records_here(read_plan(plan, options.only))
             measured = [r for r in chosen.values() if r["notebook"] != TABLES_NOTEBOOK]
-            show = results.numbers_text if options.only else results.perplexity_text
+            show = report.numbers_text if options.only else report.perplexity_text
             say(f"\n{show(measured)}")
             status = give_verdict(options)
             if not failures:
@@ -117,10 +117,10 @@ def under_way(plan: str) -> str:
 
 
 def verdict_here(plan: str, only: str | None = None) -> Any:
-    """The `helpers.results.verdict.Verdict` on the records here that are up to date."""
+    """The `helpers.report.verdict.Verdict` on the records here that are up to date."""
     # the tables notebook measures nothing of its own
     runs = [run for run in read_plan(plan, only) if run.notebook != TABLES_NOTEBOOK]
-    return results.judge(
+    return report.judge(
         up_to_date(runs).values(),
         committed(runs).values(),
         read_records(reference_dir(plan) / "records"),
@@ -135,13 +135,13 @@ def give_verdict(options: argparse.Namespace) -> int:
     that on a part of the plan to verdict-part.txt.
     """
     found = verdict_here(options.plan, options.only)
-    text = [results.summary(found), *results.notes(found)]
+    text = [report.summary(found), *report.notes(found)]
     if found.compared > found.missing:
         path = results_dir(options.plan) / f"verdict{'-part' if options.only else ''}.txt"
-        lines = results.to_lines(found.comparisons)
+        lines = report.to_lines(found.comparisons)
         replace_file(path, "\n".join([*text, "", *lines, ""]))
         apart = [item for item in found.comparisons if not item.within and item.what != "record"]
-        for line in results.to_lines(apart[:APART_SHOWN]) if apart else ():
+        for line in report.to_lines(apart[:APART_SHOWN]) if apart else ():
             say(line)
         if len(apart) > APART_SHOWN:
             say(f"and {len(apart) - APART_SHOWN} more")
@@ -197,7 +197,7 @@ def _whether_full_stands(measuring: list[str], fresh: Records, before: Records) 
     compared = [key for key in measuring if key in fresh and key in before]
     moved = []
     for key in compared:
-        moved += results.equal_to_printed_digits(fresh[key], before[key])
+        moved += report.equal_to_printed_digits(fresh[key], before[key])
     if moved:
         more = [f"and {len(moved) - MOVED_SHOWN} more"] if len(moved) > MOVED_SHOWN else []
         again = f"{LONG_PLAN} must be made again (make reproduce PLAN={LONG_PLAN})"
@@ -213,7 +213,7 @@ def fetch_assets(options: argparse.Namespace) -> int:
     names = assets_needed(read_plan(options.plan, options.only))
     if not names:
         return 0
-    from helpers import assets  # here: it loads packages for model files
+    from helpers.data import assets  # here: it loads packages for model files
 
     return assets.main(names)
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import filelock
 
-from helpers.errors import RecordError, RunError
+from helpers.errors import FileError, RunError
 from helpers.machine import cpus, ram
 from helpers.paths import TABLES_NOTEBOOK, results_dir
-from helpers.records import read_record
+from helpers.report import read_record
 from helpers.runner.fingerprint import is_done
 from helpers.runner.plan import SCRATCH, Run, read_plan
 from helpers.runner.process import Process, environment, prepare, show_path
@@ -253,6 +253,6 @@ def reference_seconds(run: Run) -> float | None:
     """How long the committed run took, if there is one."""
     try:
         record = read_record(run.reference_path)
-    except RecordError:
+    except FileError:
         return None
     return record.get("run_seconds", record["seconds"])

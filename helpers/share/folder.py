@@ -25,7 +25,7 @@ from helpers.errors import BadParameter, UnsupportedModel
 from helpers.large import check_masks, masks_of, save_masks, writing
 from helpers.models import check_model, model_identity, no_progress_bars
 from helpers.paths import replace_file
-from helpers.records import check_record, write_record
+from helpers.report import check_record, write_record
 
 RECORD = "record.json"
 # the dense model's name on the hub, and its licence there
@@ -58,7 +58,7 @@ def save_pruned(
     such as "apache-2.0" (known for the embedded model).
 
     Raises BadParameter (nothing is pruned, the folder is in use), UnsupportedModel if transformers
-    loads other weights than were saved, RecordError, BadMask, CheckpointError (cannot be written).
+    loads other weights than were saved, FileError, BadParameter, FileError (cannot be written).
     """
     check_model(model)
     if record is not None:
@@ -102,7 +102,7 @@ def check_new_folder(folder: str | os.PathLike[str]) -> Path:
 def check_same(model: nn.Module, folder: Path) -> None:
     """Load a saved model as anybody would, and raise unless every bit and every zero is there.
 
-    Raises UnsupportedModel, BadMask, CheckpointError.
+    Raises UnsupportedModel, BadParameter, FileError.
     """
     check_masks(folder)
     dtype = next(model.parameters()).dtype

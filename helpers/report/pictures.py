@@ -11,8 +11,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from helpers.results import style
-from helpers.results.style import finish, in_words, style_of
+from helpers.report import style
+from helpers.report.style import finish, in_words, style_of
 
 # explorers redraw while a slider is dragged: nothing may jump, and laying out takes time
 MARGINS = {"left": 0.08, "right": 0.985, "top": 0.86, "bottom": 0.2, "wspace": 0.36}

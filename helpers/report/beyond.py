@@ -14,8 +14,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from helpers.results import frame, style
-from helpers.results.frame import Record
+from helpers.report import frame, style
+from helpers.report.frame import Record
 
 NOTEBOOK = "08_beyond_the_paper"
 BASE = "admm-grad"  # with uniform sparsities and no options: what every way is compared with
@@ -86,7 +86,7 @@ def way_frame(records: Iterable[Record]) -> pd.DataFrame:
     if it prunes so, else the mean of such runs at its target on its kind of machine, of its seed if
     there are any; closed, the share of ln(perplexity / dense) of plain ADMM-Grad with the same seed
     and target that is gone, and closed_web, the same on web text; times, seconds / admm_seconds.
-    NaN where something was not run. Raises RecordError for a run without what makes its row and
+    NaN where something was not run. Raises FileError for a run without what makes its row and
     column.
     """
     runs = [record for record in records if record["notebook"] == NOTEBOOK]

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.assets import ASSETS, fetch_asset
-from helpers.errors import AssetError, BadParameter, check_choice, check_whole
+from helpers.data.assets import ASSETS, fetch_asset
+from helpers.errors import BadParameter, FileError, check_choice, check_whole
 
 SOURCES = ("embedded", "hub")
 DUPLICATES_FROM = 1_000_000  # ids from here on repeat the items, to be scored in another way
@@ -74,7 +74,7 @@ def task_rows(task: str) -> list[dict[str, Any]]:
 
     They are in the order of the original split. BoolQ is SuperGLUE's, with the page's title before
     the passage. The choices of ARC and OpenBookQA are lettered A, B, C … here; lm-eval uses the
-    letters only to find the right choice. Raises BadParameter for an unknown task, AssetError.
+    letters only to find the right choice. Raises BadParameter for an unknown task, FileError.
     """
     details = TASK_TABLE[check_choice("task", task, TASKS)]
     path = fetch_asset("tasks") / details.member
@@ -87,7 +87,7 @@ def task_rows(task: str) -> list[dict[str, Any]]:
         rows = [_row(task, doc) for doc in _stored_prompts(path)]
     if len(rows) != details.size:
         found = f"{len(rows)} items of {task}, not {details.size}"
-        raise AssetError(f"{path} holds {found}: delete it and try again")
+        raise FileError(f"{path} holds {found}: delete it and try again")
     return rows
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from helpers.errors import BadParameter, RecordError, first_line
+from helpers.errors import BadParameter, FileError, first_line
 from helpers.paths import replace_file, results_dir, root
 
 # raised when fields change their meaning: an older record is then refused, not misread
@@ -66,7 +66,7 @@ def make_record(
     key "tolerance" (a fraction) overrides how closely a rerun must agree. `seconds` is wall time;
     `series` holds curves, `layers` a row per pruned layer; numpy and torch values become plain.
     The parameter `record_path` is left out: it says where this machine keeps the record.
-    Raises RecordError for NaN, infinity, a metric without unit, or what JSON cannot hold.
+    Raises FileError for NaN, infinity, a metric without unit, or what JSON cannot hold.
     """
     record = {
         "schema": SCHEMA,
@@ -100,7 +100,7 @@ def make_record(
 def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Path:
     """Write a record whole or not at all; "" puts it into results/scratch/records/.
 
-    Raises RecordError for a bad record and for a folder that cannot be written.
+    Raises FileError for a bad record and for a folder that cannot be written.
     """
     text = _to_json(check_record(_plain(record, "record")))
     if not os.fspath(path):
@@ -110,7 +110,7 @@ def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Pat
 
 
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The record in a file; RecordError if it cannot be read, is not JSON or lacks a field."""
+    """The record in a file; FileError if it cannot be read, is not JSON or lacks a field."""
 
     def refuse(name: str) -> float:
         raise ValueError(f"it holds {name}")  # NaN and infinity are no JSON, but Python reads them
@@ -119,45 +119,43 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except OSError as error:
-        raise RecordError(f"cannot read record {path}: {error.strerror or error}") from error
+        raise FileError(f"cannot read record {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         reason = f"is not JSON ({first_line(error)})"
-        raise RecordError(f"record {path} {reason}: delete it and run again") from error
+        raise FileError(f"record {path} {reason}: delete it and run again") from error
     return check_record(record, str(path))
 
 
 def read_records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """All records of a folder, sorted by file name; none if the folder does not exist.
 
-    Raises RecordError if one of them cannot be used.
+    Raises FileError if one of them cannot be used.
     """
     # sorted, as a file system lists names in any order
     return [read_record(path) for path in sorted(Path(folder).glob("*.json"))]
 
 
 def check_record(record: Any, where: str = "record") -> dict[str, Any]:
-    """Return the record if every field is there with its type, else raise RecordError.
+    """Return the record if every field is there with its type, else raise FileError.
 
     Its notebook and name may be used in a file's name after that: no folder can be in them.
     """
     if not isinstance(record, dict):
-        raise RecordError(f"{where} is not a mapping: delete it and run again")
+        raise FileError(f"{where} is not a mapping: delete it and run again")
     for kind, fields in FIELDS.items():
         for field in fields:
             if field not in record:
-                raise RecordError(f"{where} lacks {field!r}: delete it and run again")
+                raise FileError(f"{where} lacks {field!r}: delete it and run again")
             if not isinstance(record[field], kind):
                 value = f"{field} = {record[field]!r:.60}"
-                raise RecordError(
-                    f"{where} has {value}, of the wrong type: delete it and run again"
-                )
+                raise FileError(f"{where} has {value}, of the wrong type: delete it and run again")
     for field in ("notebook", "name"):
         if not FILE_NAME.fullmatch(record[field]):
-            raise RecordError(
+            raise FileError(
                 f"{where} has {field} = {record[field]!r:.60}: give a short name without / and \\"
             )
     if record["schema"] != SCHEMA:
-        raise RecordError(f"{where} has schema {record['schema']}, not {SCHEMA}: run it again")
+        raise FileError(f"{where} has schema {record['schema']}, not {SCHEMA}: run it again")
     for name, metric in record["metrics"].items():
         _metric(name, metric, where)
     return record
@@ -207,25 +205,25 @@ def _hint(value: Any, types: set[type]) -> str:
 
 
 def _metric(name: str, metric: Any, where: str = "record") -> dict[str, Any]:
-    """The metric with a plain value, if it has a finite number and a unit; else RecordError."""
+    """The metric with a plain value, if it has a finite number and a unit; else FileError."""
     if (
         not isinstance(metric, Mapping)
         or not {"value", "unit"} <= set(metric) <= {"value", "unit", "tolerance"}
         or not isinstance(metric["unit"], str)
     ):
-        raise RecordError(
+        raise FileError(
             f'{where}: metric {name} is {metric!r:.60}; give value and unit ("1" for a ratio)'
         )
     value = _plain(metric["value"], f"metric {name}")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise RecordError(f"{where}: metric {name} has value {value!r:.60}: give one finite number")
+        raise FileError(f"{where}: metric {name} has value {value!r:.60}: give one finite number")
     return {**metric, "value": value}
 
 
 def _plain(value: Any, where: str) -> Any:
     """The value in JSON's own types, scalars and arrays of numpy and torch included.
 
-    Raises RecordError for NaN, infinity and anything else that JSON cannot hold.
+    Raises FileError for NaN, infinity and anything else that JSON cannot hold.
     """
     # a tensor or array becomes nested lists, a scalar a number of Python's own
     if hasattr(value, "tolist") and not isinstance(value, type):
@@ -234,14 +232,14 @@ def _plain(value: Any, where: str) -> Any:
         return value
     if isinstance(value, (int, float)):
         if not math.isfinite(value):
-            raise RecordError(f"{where} is {value}: a record holds finite numbers only")
+            raise FileError(f"{where} is {value}: a record holds finite numbers only")
         return value
     if isinstance(value, Mapping):
         return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
     kind = type(value).__name__
-    raise RecordError(f"{where} is of type {kind}: give a number, text, list, mapping or None")
+    raise FileError(f"{where} is of type {kind}: give a number, text, list, mapping or None")
 
 
 def _to_json(record: Mapping[str, Any]) -> str:

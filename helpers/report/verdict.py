@@ -31,8 +31,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from helpers.paths import TABLES_NOTEBOOK
-from helpers.results.frame import Record, record_id
-from helpers.results.tables import format_number
+from helpers.report.frame import Record, record_id
+from helpers.report.tables import format_number
 
 SAME, ROUNDING = 1e-3, 1e-4
 FLOOR, CEILING, FEWEST_SEEDS = 0.02, 0.15, 3

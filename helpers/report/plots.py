@@ -16,21 +16,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
+from helpers.data.tasks import TASK_TABLE
 from helpers.paths import replace_file
-from helpers.results import frame, style
-from helpers.results.beyond import beyond_figure, steps_figure
-from helpers.results.frame import PRUNE_PARTS, TASK_NAMES, Record
-from helpers.results.pictures import errors_by_block
-from helpers.results.study_plots import update_median_figure, weight_update_figure
-from helpers.results.style import finish, in_words, style_of
-from helpers.results.tables import (
+from helpers.report import frame, style
+from helpers.report.beyond import beyond_figure, steps_figure
+from helpers.report.frame import PRUNE_PARTS, TASK_NAMES, Record
+from helpers.report.pictures import errors_by_block
+from helpers.report.study_plots import update_median_figure, weight_update_figure
+from helpers.report.style import finish, in_words, style_of
+from helpers.report.tables import (
     cost_runs,
     cost_table,
     format_number,
     variant_table,
     zero_shot_table,
 )
-from helpers.tasks import TASK_TABLE
 
 # a method of the reader's own in the perplexity figure
 OWN_LOOK = {"marker": "*", "markersize": 15, "color": "black", "markerfacecolor": "white",
@@ -466,7 +466,7 @@ def figure_alt(name: str) -> str:
 def write_figures(records: Iterable[Record], folder: str | Path) -> list[Path]:
     """Draw every figure that the records allow into `folder`, as PNG (150 dpi) and SVG.
 
-    Returns the paths written. Raises RecordError when the folder cannot be written.
+    Returns the paths written. Raises FileError when the folder cannot be written.
     """
     return [
         replace_file(Path(folder) / f"{name}.{kind}", render(figure))

@@ -20,7 +20,7 @@ class Outcome(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A sentence, the words of its test, and the test of `Findings` (helpers.results.claims)."""
+    """A sentence, the words of its test, and the test of `Findings` (helpers.report.claims)."""
 
     sentence: str
     test: str

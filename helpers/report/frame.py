@@ -15,9 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from helpers.errors import BadParameter, BadPattern, BadSparsity, RecordError
+from helpers.errors import BadParameter, FileError
 from helpers.masks import check_target
-from helpers.records import check_type
+from helpers.report.records import check_type
 
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]  # of a series
@@ -116,7 +116,7 @@ def prune_runs(records: Iterable[Record]) -> list[Record]:
 def asked_of(record: Record) -> Mapping[str, Any]:
     """The parameters of a run that prunes or scores.
 
-    Raises RecordError if its row and column cannot be made of them.
+    Raises FileError if its row and column cannot be made of them.
     """
     asked = record["parameters"]
     try:
@@ -128,9 +128,9 @@ def asked_of(record: Record) -> Mapping[str, Any]:
                 check_type(name, asked[name], types)
         if asked["method"] != "dense":  # which may leave both as they are
             check_target(asked["sparsity"], asked.get("pattern", "unstructured"))
-    except (BadParameter, BadPattern, BadSparsity) as error:
+    except BadParameter as error:
         where = f"record {record_id(record)} cannot be used"
-        raise RecordError(f"{where} ({error}): delete it and run again") from error
+        raise FileError(f"{where} ({error}): delete it and run again") from error
     return asked
 
 
@@ -142,7 +142,7 @@ def run_frame(records: Iterable[Record], notebook: str = PRUNE_NOTEBOOK) -> pd.D
     options, as JSON; seed; variant, whether it has options while its method was run without too;
     usual, whether its setting is that of most runs; timed, whether it was timed alone; and the
     value of every metric, NaN where a record lacks it; NUMBERS are always there.
-    Raises RecordError for a run without what makes its row and column.
+    Raises FileError for a run without what makes its row and column.
     """
     runs = [record for record in records if record["notebook"] == notebook]
     requests = [asked_of(record) for record in runs]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-from helpers.results.claims import Judged
-from helpers.results.frame import Record, by_model
-from helpers.results.outcome import FAILS, HOLDS
-from helpers.results.tables import format_number, perplexity_table
-from helpers.results.verdict import NOT_JUDGED, Comparison, Verdict
+from helpers.report.claims import Judged
+from helpers.report.frame import Record, by_model
+from helpers.report.outcome import FAILS, HOLDS
+from helpers.report.tables import format_number, perplexity_table
+from helpers.report.verdict import NOT_JUDGED, Comparison, Verdict
 
 
 def summary(verdict: Verdict) -> str:

@@ -1,6 +1,6 @@
 """Tables as pure functions of records, in the paper's shapes, with their notes, and as files.
 
-A cell is the mean over seeds; `helpers.results.frame` says which records share a cell.
+A cell is the mean over seeds; `helpers.report.frame` says which records share a cell.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from helpers.errors import RecordError
+from helpers.data.tasks import TASK_TABLE, mean_and_error, paired_difference
+from helpers.errors import FileError
 from helpers.paths import replace_file
-from helpers.results import beyond, frame
-from helpers.results.frame import SECONDS, TASK_NAMES, USUAL, Record, about_model, setting
-from helpers.tasks import TASK_TABLE, mean_and_error, paired_difference
+from helpers.report import beyond, frame
+from helpers.report.frame import SECONDS, TASK_NAMES, USUAL, Record, about_model, setting
 
 SOLVERS = {"none": "no update", "sparsegpt": "SparseGPT", "sgd": "SGD", "adam": "Adam",
            "cg": "conjugate gradients", "admm": "ADMM", "exact": "exact optimum"}  # fmt: skip
@@ -169,9 +169,7 @@ def zero_shot_runs(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
         seed = f", seed {run.seed}" if runs["seed"].nunique() > 1 else ""
         dense, record = run.target == "dense", run.record
         if "zero_shot" not in record["series"]:
-            raise RecordError(
-                f"record {record['name']} holds no answers to questions: run it again"
-            )
+            raise FileError(f"record {record['name']} holds no answers to questions: run it again")
         name = run.label if dense else f"{run.label}, {run.target}{seed}"
         row = rows.setdefault(name, {"metrics": {}, "series": {"zero_shot": {}}})
         row["metrics"] |= record["metrics"]
@@ -468,7 +466,7 @@ def write_tables(records: Iterable[Record], folder: str | os.PathLike[str]) -> l
     """Write every table of `sections` as NAME.md and NAME.csv and return the paths.
 
     The CSV of a table of several sections has them one below the other, with a first column.
-    Raises RecordError if the folder cannot be written.
+    Raises FileError if the folder cannot be written.
     """
     texts = {}
     for name, found in sections(records).items():

@@ -22,11 +22,11 @@ import numpy as np
 import pandas as pd
 
 from helpers.paths import replace_file
-from helpers.results import frame, tables
-from helpers.results.frame import ENOUGH, PRUNE_PARTS, TASK_NAMES, Record, cost_to_reach
-from helpers.results.outcome import FAILS, HOLDS, OPEN, Claim, Outcome, between, untested
-from helpers.results.published import MODEL_NAMES
-from helpers.results.repair_claims import REPAIR_CLAIMS
+from helpers.report import frame, tables
+from helpers.report.frame import ENOUGH, PRUNE_PARTS, TASK_NAMES, Record, cost_to_reach
+from helpers.report.outcome import FAILS, HOLDS, OPEN, Claim, Outcome, between, untested
+from helpers.report.published import MODEL_NAMES
+from helpers.report.repair_claims import REPAIR_CLAIMS
 
 SPARSITIES = ("50 %", "60 %", "70 %", "80 %")
 PATTERNS = ("2:4", "4:8")
@@ -235,7 +235,7 @@ _best_of_all = partial(_beats, others=("sparsegpt", "wanda"), needed=(*SPARSITIE
 
 def _own_models(findings: Findings) -> Outcome:
     if not any(r["parameters"].get("model") in MODEL_NAMES for r in findings.records):
-        return untested("the plan `paper` on a GPU; published figures are in results/published")
+        return untested("the plan `paper` on a GPU; published figures are in helpers/report/papers")
     return _best_of_all(findings)
 
 
@@ -457,7 +457,7 @@ def claims_markdown(records: Iterable[Record]) -> str:
 
 
 def write_claims(records: Iterable[Record], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write claims.md into a folder, a section a model; its path. Raises RecordError."""
+    """Write claims.md into a folder, a section a model; its path. Raises FileError."""
     texts = {model: claims_markdown(runs) for model, runs in frame.by_model(records).items()}
     if len(texts) > 1:
         texts = {model: f"## {model}\n\n{text}" for model, text in texts.items()}

@@ -1,6 +1,6 @@
 """Published numbers beside ours, shown only where they are about the same thing.
 
-`results/published/` holds two files with the same columns: published.csv, collected from other
+`helpers/report/papers/` holds two files with the same columns: published.csv, collected from other
 papers and repositories, and paper.csv, for the paper's own tables. A number is shown beside a
 record only if model, method, pattern, sparsity, metric and window all match. Ratios of perplexities
 to SparseGPT's and to Wanda's in the same cell are compared across models, in a table that says so.
@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from helpers.errors import HelpersError, RecordError
+from helpers.errors import FileError, HelpersError
 from helpers.masks import check_target
-from helpers.paths import replace_file, root
-from helpers.results.frame import (
+from helpers.paths import replace_file
+from helpers.report.frame import (
     Record,
     by_model,
     column_key,
@@ -30,7 +30,7 @@ from helpers.results.frame import (
     row_key,
     target_name,
 )
-from helpers.results.tables import setting, to_markdown
+from helpers.report.tables import setting, to_markdown
 
 FILES = ("published.csv", "paper.csv")
 # how publications call the models of our run files
@@ -70,30 +70,30 @@ KEY = list(COLUMNS[:6])  # what has to match for two numbers to be about the sam
 def read_published(folder: str | os.PathLike[str] | None = None) -> list[Published]:
     """The numbers of published.csv and paper.csv, in the order of the files.
 
-    Raises RecordError, naming file and line, for a missing file, other columns than COLUMNS, a
+    Raises FileError, naming file and line, for a missing file, other columns than COLUMNS, a
     number that is none, or the same number given twice by one source.
     """
-    folder = root() / "results" / "published" if folder is None else Path(folder)
+    folder = Path(__file__).with_name("papers") if folder is None else Path(folder)
     found: dict[Published, Published] = {}
     for name in FILES:
         try:
             lines = csv.reader((folder / name).read_text(encoding="utf-8").splitlines())
         except (OSError, UnicodeDecodeError) as error:
-            raise RecordError(f"{name} cannot be read: restore it from git") from error
+            raise FileError(f"{name} cannot be read: restore it from git") from error
         if tuple(header := next(lines, [])) != COLUMNS:
-            raise RecordError(f"{name} line 1 is {','.join(header)!r}: write {','.join(COLUMNS)}")
+            raise FileError(f"{name} line 1 is {','.join(header)!r}: write {','.join(COLUMNS)}")
         for cells in filter(None, lines):
             where = f"{name} line {lines.line_num}"
             try:
                 number = _parse([cell.strip() for cell in cells])
             except (ValueError, HelpersError) as error:
-                raise RecordError(
+                raise FileError(
                     f"{where} is {','.join(cells)!r}: give {', '.join(COLUMNS)}; sparsity in "
                     "[0, 1), a whole window and a value, 0 or more, and a pattern such as 2:4"
                 ) from error
             key = number._replace(value=0.0)
             if key in found:
-                raise RecordError(f"{where} repeats a number of the same source: delete one")
+                raise FileError(f"{where} repeats a number of the same source: delete one")
             found[key] = number
     return list(found.values())
 
@@ -211,7 +211,7 @@ def ratios_markdown(records: Iterable[Record]) -> str:
 def write_published(records: Iterable[Record], folder: str | os.PathLike[str]) -> list[Path]:
     """Write published.md, if a number matches, and published_ratios.md, if one can be compared.
 
-    Returns the paths. Raises RecordError if the folder cannot be written, and what
+    Returns the paths. Raises FileError if the folder cannot be written, and what
     `read_published` raises.
     """
     found, texts = list(records), {}

@@ -1,0 +1,1 @@
+"""Text, questions and the embedded model: pinned by hash, fetched once."""
