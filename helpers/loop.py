@@ -83,7 +83,7 @@ class PruneReport:
 
     `seconds` holds "total" and its parts: "forward" and "solve", and on a CPU apart from these two
     "gram" and "selection" (of masks). `batch` is the sequences in one forward pass at the end, and
-    `halved` says where it had to be halved, or one pass became two, because memory ran out.
+    `halved` says where it had to be halved because memory ran out.
     `precision` is that of the products with the text. `repair` says what a recipe did after the
     layers.
     """
@@ -242,7 +242,6 @@ class Loop:
                     self.settings.batch or best_batch(self.device, tokens.shape[1]),
                     passes=self.settings.passes,
                     precision=self.settings.precision,
-                    alone=self.team.size == 1,
                 )
                 # before the first weight changes: the gate needs the dense model's own logits
                 self.report.parity = max(self.team.gather(replay.parity()))
@@ -278,7 +277,7 @@ class Loop:
             self.store.finish(index, self.report.layers[before:], halved)
         # With the pruned weights, so later layers are fitted to inputs they will really get. One
         # pass has done that already, and nothing reads the stream after the last block
-        behind = finished is not None or (replay and replay.passes == 2)
+        behind = finished is not None or self.settings.passes == 2
         if replay and behind and index + 1 < len(self.blocks):
             with self.timed("forward"):
                 replay.advance(index, stream)
