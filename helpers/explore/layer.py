@@ -11,6 +11,7 @@ from helpers.admm import exact_least_squares
 from helpers.explore.controls import Explorer, View, Worker, choice, row, slider
 from helpers.explore.source import SCHEDULES, LayerOutputs, Solve, choose_layer
 from helpers.gradient_methods import conjugate_gradients
+from helpers.layer import LayerResult
 from helpers.report import short_error, solve_figure
 
 CHANGING = 0.75  # of the iterations change a gradual mask: 15 of 20 in the paper
@@ -63,12 +64,12 @@ def layer_solve_explorer(
         steps = 0 if schedule == "one-shot" else max(1, round(CHANGING * iterations))
         values |= {"iterations": iterations, "damping": damping}
         solve = part.solve(worker.check, schedule=schedule, mask_steps=steps, **values)
-        case = (part, solve.damping)
-        if last is None or last[:2] != case or not torch.equal(last[2], solve.keeps[-1]):
-            last = (*case, solve.keeps[-1], optimal_error(part, solve))
+        used, keep = solve.result.damping, solve.result.keep
+        if last is None or last[:2] != (part, used) or not torch.equal(last[2], keep):
+            last = (part, used, keep, optimal_error(part, solve.result))
         words = f"{100 * values['sparsity']:.0f} % pruned, ρ = {values['rho']:.3g}"
-        if solve.damping != damping:
-            words += f", damping {solve.damping:g} (with less the gram cannot be factored)"
+        if used != damping:
+            words += f", damping {used:g} (with less the gram cannot be factored)"
         return _view(part, solve, last[3], words, steps)
 
     first, *others = how.values()
@@ -76,21 +77,21 @@ def layer_solve_explorer(
     return Explorer(where | how, draw, rows=rows, hint=HINT)
 
 
-def optimal_error(part: LayerOutputs, solve: Solve) -> float:
-    """The relative error of the optimum on a solve's mask."""
-    case = (part.weight, part.gram, solve.keeps[-1].to(part.weight.device))
-    if solve.damping < PAPERS_DAMPING:  # badly conditioned: exact, but slow
-        return part.error(exact_least_squares(*case, damping=solve.damping))
+def optimal_error(part: LayerOutputs, result: LayerResult) -> float:
+    """The relative error of the optimum on the mask that ADMM has chosen."""
+    case = (part.weight, part.gram.matrix, result.keep)
+    if result.damping < PAPERS_DAMPING:  # badly conditioned: exact, but slow
+        return part.error(exact_least_squares(*case, damping=result.damping))
     # from where ADMM has come to, 20 steps leave an error that is right to three digits or more:
     # it changes with the square of the distance to the optimum
-    settings = dict(start=solve.weight, damping=solve.damping, iterations=20)
+    settings = dict(start=result.weight, damping=result.damping, iterations=20)
     return part.error(conjugate_gradients(*case, **settings).weight)
 
 
 def _view(part: LayerOutputs, solve: Solve, best: float, words: str, mask_steps: int) -> View:
     """The picture of a solve, and the same in words."""
-    keep = solve.keeps[-1]
-    bare, hurt = part.weight * keep.to(part.weight.device), part.errors(solve.weight)
+    keep = solve.result.keep
+    bare, hurt = part.weight * keep, part.errors(solve.result.weight)
     untouched, final = part.error(bare), short_error(solve.errors[-1])
     figure = solve_figure(
         solve.errors,

@@ -14,7 +14,6 @@ from helpers.explore.source import SCHEDULES, LayerOutputs, Solve, choose_layer
 from helpers.masks import Pattern
 from helpers.report import growth_figure, short_error
 
-PATTERNS = ("unstructured", "2:4", "4:8")
 FINAL_ITERATIONS = 5  # on the final mask, as in the paper
 INTERVAL = 500  # milliseconds between two iterations that are played
 HINT = (
@@ -43,7 +42,7 @@ def mask_schedule_explorer(
     last = mask_steps + FINAL_ITERATIONS
     how = {
         "schedule": choice(SCHEDULES, "paper", "schedule"),
-        "pattern": choice(PATTERNS, "unstructured", "pattern"),
+        "pattern": choice(["unstructured", "2:4", "4:8"], "unstructured", "pattern"),
         "sparsity": slider("sparsity", sparsity, 0.05, 0.95, step=0.05),
         "mask_steps": slider("mask steps", mask_steps, 0, 30),
         "iteration": slider("iteration", last, 1, last),

@@ -11,9 +11,11 @@ import ipywidgets
 import torch
 from torch import Tensor, nn
 
-from helpers.admm import admm_grad
 from helpers.capture import Progress, eval_mode
 from helpers.explore.controls import choice
+from helpers.gram import Gram
+from helpers.layer import LayerResult
+from helpers.methods import METHODS
 from helpers.models import device_of, find_blocks, find_layers, read_weight
 from helpers.replay import Replay, best_batch
 
@@ -32,8 +34,7 @@ SCHEDULES = [
 class Solve:
     """A layer solved by ADMM, with error and mask after each iteration."""
 
-    weight: Tensor  # of the pruned layer
-    damping: float  # that was used
+    result: LayerResult
     errors: list[float]
     keeps: list[Tensor]
 
@@ -41,13 +42,13 @@ class Solve:
 class LayerOutputs:
     """The outputs of a layer that an explorer solves, with the gram of the layer's inputs.
 
-    weight: (outputs, d_in), float32; gram: (d_in, d_in); title: the layer's name, and how many of
-    its outputs these are if not all. Only as many are taken as `PRODUCT` allows. They are solved
-    as if they were the whole layer: a mask has one budget for all of a matrix, so the masks are
-    not those of the whole layer.
+    weight: (outputs, d_in), float32; gram: of its d_in inputs; title: the layer's name, and how
+    many of its outputs these are if not all. Only as many are taken as `PRODUCT` allows. They are
+    solved as if they were the whole layer: a mask has one budget for all of a matrix, so the masks
+    are not those of the whole layer.
     """
 
-    def __init__(self, name: str, weight: Tensor, gram: Tensor) -> None:
+    def __init__(self, name: str, weight: Tensor, gram: Gram) -> None:
         total, width = weight.shape
         count = min(total, max(LEAST_OUTPUTS, PRODUCT // width**2))
         self.weight = weight[:count].detach().float().clone()
@@ -62,7 +63,7 @@ class LayerOutputs:
     ) -> Solve:
         """ADMM with a schedule of `SCHEDULES`; "one-shot" takes no mask steps.
 
-        check() is called after each iteration and may raise to stop; settings: of `admm_grad`.
+        check() is called after each iteration and may raise to stop; settings: of "admm-grad".
         """
         errors: list[float] = []
         keeps: list[Tensor] = []
@@ -76,8 +77,8 @@ class LayerOutputs:
             settings["mask_steps"] = 0
         else:
             settings |= {"schedule": schedule, "mask_steps": mask_steps}
-        solved = admm_grad(self.weight, self.gram, **settings, trace=trace)
-        return Solve(solved.weight, solved.damping, errors, keeps)
+        result = METHODS["admm-grad"](self.weight, self.gram, **settings, trace=trace)
+        return Solve(result, errors, keeps)
 
     def errors(self, new: Tensor) -> Tensor:
         """‖Xw − Xŵ‖² / ‖Xw‖² of each output, (outputs,); 0 where the output is zero anyway."""
@@ -90,7 +91,7 @@ class LayerOutputs:
         return lost / total if total > 0 else 0.0
 
     def _energy(self, rows: Tensor) -> Tensor:
-        return (rows @ self.gram).mul_(rows).sum(1).clamp_(min=0)
+        return (rows @ self.gram.matrix).mul_(rows).sum(1).clamp_(min=0)
 
 
 class ModelLayers:
@@ -149,21 +150,20 @@ class ModelLayers:
         """Run the model up to the block, and sum up the grams of its layers."""
         replay = self._replay
         if self._stream is None or self._stream[0] > block:
-            progress(0, block + 2, "embedding the text")
+            progress(0, block + 1, "embedding the text")
             self._stream = (0, replay.embed())
         first, stream = self._stream
-        steps = block - first + 2
+        steps = block - first + 1
         for index in range(first, block):
             progress(index - first, steps, f"running block {index}")
             self._stream = None  # should this fail, a part of the stream is of the next block
             replay.advance(index, stream)
             self._stream = (index + 1, stream)
-        progress(steps - 2, steps, f"grams of block {block}")
+        progress(steps - 1, steps, f"grams of block {block}")
         grams, _ = next(replay.grams(block, stream))
-        progress(steps - 1, steps, "drawing the picture")
         layers = find_layers(find_blocks(replay.model)[block])
         return {
-            name: LayerOutputs(f"block {block} {name}", read_weight(layer), grams[name].matrix)
+            name: LayerOutputs(f"block {block} {name}", read_weight(layer), grams[name])
             for name, layer in layers.items()
         }
 
@@ -177,7 +177,7 @@ def choose_layer(
     (d_in, d_in) of one layer, which needs no controls.
     """
     if isinstance(network, Tensor):
-        given = LayerOutputs("the layer", network, tokens)
+        given = LayerOutputs("the layer", network, Gram.of(tokens))
         return {}, lambda _progress: given
     source = ModelLayers(network, tokens)
     return source.controls(block, layer), source.get
