@@ -268,6 +268,7 @@ class ProgressBar(tqdm):
     def show(self, done: int, total: int, name: str) -> None:
         """`done` of `total` are finished; `name` is the last of them, or what is under way."""
         if self.total != total:
+            self.bar_format = None
             self.reset(total)
         self.set_postfix_str(name, refresh=False)
         self.update(done - self.n)
@@ -275,7 +276,8 @@ class ProgressBar(tqdm):
 
 def progress_bar(title: str, unit: str = "layer") -> ProgressBar:
     """A bar for a long cell, such as `prune_model(progress=bar.show)`; best in a `with` block."""
-    return ProgressBar(desc=title, unit=f" {unit}")
+    # until `show` is called there is nothing to count
+    return ProgressBar(desc=title, unit=f" {unit}", bar_format="{desc}: {elapsed}")
 
 
 def twin(explorer: ipywidgets.Widget, figure: Figure | HTML) -> None:
