@@ -210,7 +210,6 @@ class Explorer(ipywidgets.VBox):
         view = self.draw(self.worker, **values)
         with _DRAWING:
             png = to_png(view.figure, dpi=DPI)
-        self.worker.check()
         self._view, self.png = view, png
         # not an Image, which has no words for those who cannot see it; its size is given and it is
         # decoded at once, so that nothing jumps when it is replaced

@@ -98,7 +98,7 @@ def watched(browser: Browser) -> Iterator[Watched]:
 def open_notebook(
     watched: Watched, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], Book]]:
-    """`open_notebook(name)`: a notebook that has been run from top to bottom; one is open at a time.
+    """`open_notebook(name)`: a notebook that was run from top to bottom; one is open at a time.
 
     In a JupyterLab on a copy of the project, with the parameters of the plan smoke.
     """

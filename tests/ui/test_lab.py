@@ -7,15 +7,12 @@ A new explorer needs its controls in SLIDERS and DROPDOWNS.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 from lab_page import Book, choose, named, settled, shown, slide
 
 from helpers.paths import root
-
-if TYPE_CHECKING:
-    from conftest import Watched
 
 NOTEBOOKS = sorted(path.stem for path in (root() / "notebooks").glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS)
@@ -67,9 +64,7 @@ def outputs(book: dict) -> Iterator[tuple[str, dict]]:
 
 
 @every_notebook
-def test_runs_from_top_to_bottom(
-    notebook: str, open_notebook: OpenNotebook, watched: Watched
-) -> None:
+def test_runs_from_top_to_bottom(notebook: str, open_notebook: OpenNotebook, watched: Any) -> None:
     watched.errors.clear()
     book = open_notebook(notebook)
     saved = book.save()

@@ -6,20 +6,17 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import lab_server
 import pytest
-
-if TYPE_CHECKING:
-    from conftest import Watched
 
 FIRST = "00_start_here.ipynb"
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
-def test_the_printed_address_opens_the_first_notebook(watched: Watched, tmp_path: Path) -> None:
+def test_the_printed_address_opens_the_first_notebook(watched: Any, tmp_path: Path) -> None:
     """Started elsewhere, on a path with spaces."""
     project = lab_server.project_copy(tmp_path / "a project with spaces", quick=True)
     environment = lab_server.private_environment(tmp_path)
