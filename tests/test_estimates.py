@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,18 @@ from helpers.machine import memory_needed
 from helpers.machine.estimates import Shape
 from helpers.machine.presets import notebook_memory
 from helpers.models import find_blocks, find_layers, read_weight
-from helpers.paths import reference_dir, root
+from helpers.paths import reference_dir
 from helpers.report import read_records
 
 SEVEN = "meta-llama/Llama-2-7b-hf"
+PUBLISHED = {
+    "embedded": 134_515_008,
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": 1_100_048_384,
+    "HuggingFaceTB/SmolLM2-1.7B": 1_711_376_384,
+    "huggyllama/llama-7b": 6_738_415_616,
+    "meta-llama/Llama-2-13b-hf": 13_015_864_320,
+    "meta-llama/Llama-2-70b-hf": 68_976_648_192,
+}
 
 
 def parameters(**changes: Any) -> dict[str, Any]:
@@ -28,17 +35,7 @@ def parameters(**changes: Any) -> dict[str, Any]:
     return dict(model=SEVEN, method="admm-grad", dtype="float16", **text) | changes
 
 
-@pytest.mark.parametrize(
-    ("model", "published"),
-    [
-        ("embedded", 134_515_008),
-        ("huggyllama/llama-7b", 6_738_415_616),
-        ("meta-llama/Llama-2-13b-hf", 13_015_864_320),
-        ("meta-llama/Llama-2-70b-hf", 68_976_648_192),
-        ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", 1_100_048_384),
-        ("HuggingFaceTB/SmolLM2-1.7B", 1_711_376_384),
-    ],
-)
+@pytest.mark.parametrize(("model", "published"), PUBLISHED.items())
 def test_parameters_are_the_published_counts(model: str, published: int) -> None:
     assert Shape(model).parameters == published
 
@@ -63,10 +60,13 @@ def test_a_folder_has_the_shape_of_its_model(tmp_path: Path, one_line_error: Cal
 
 @pytest.mark.parametrize("plan", ["laptop", "full"])
 def test_memory_is_that_of_the_committed_records(plan: str) -> None:
+    """Plain runs are met closely; above those that repair a model it is an upper bound."""
     for record in read_records(reference_dir(plan) / "records"):
-        if record["notebook"] in ("00_start_here", "04_prune_model", "07_your_own_method"):
-            estimated, _ = notebook_memory(record["notebook"], record["parameters"], gpu=False)
-            assert 0.9 < estimated / record["peak_memory_bytes"] < 1.1, record["name"]
+        notebook, given = record["notebook"], record["parameters"]
+        if notebook[:2] in ("00", "04", "07", "08"):
+            estimated, _ = notebook_memory(notebook, given, gpu=False)
+            most = 1.5 if notebook[:2] == "08" else 1.1
+            assert 0.9 < estimated / record["peak_memory_bytes"] < most, record["name"]
 
 
 def test_memory_from_file_to_file_is_what_the_benchmark_measured(tmp_path: Path) -> None:
@@ -92,34 +92,3 @@ def test_pruning_by_hand() -> None:
     # one pass holds one gram, and all text where it waits for down_proj
     once, _ = memory_needed(parameters(**given, passes=1), gpu=False)
     assert once == peak + 4 * tokens * (ff + 2 * d)
-    # in memory all of the model stays instead of a block
-    whole, _ = memory_needed(parameters(**given | {"streamed": False}), gpu=False)
-    assert whole == peak - block + 4 * Shape(SEVEN).parameters
-    # without a factor: two and a half copies of gate's weight, beside its gram and that of down
-    short = dict(sequences=512, length=512, method="wanda")
-    wanda, _ = memory_needed(parameters(**given, **short), gpu=False)
-    assert wanda == block + stream + 4 * (d * d + ff * ff) + 10 * d * ff
-
-
-def test_what_a_repair_takes() -> None:
-    """Of notebook 08 three models stay, of the recipe in 04 two, and what is trained is the same."""
-    small = dict(model="embedded", dtype="float32", length=512, sequences=8, window=512)
-    layers = 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
-    trained, weights = 17 * layers + 12 * 512 * 49152, 4 * 134_515_008
-    plain, repaired, recipe, fast = (
-        memory_needed(parameters(**small, **choice), gpu=False)[0]
-        for choice in ({}, {"web_windows": 16, "repair": "all"}, {"effort": "long"},
-                       {"effort": "fast"})
-    )  # fmt: skip
-    assert repaired - plain == 2 * weights + trained and recipe - plain == weights + trained
-    assert fast == plain
-
-
-def test_the_page_on_colab_gives_the_estimates_of_the_code() -> None:
-    text = (root() / "docs" / "colab.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\S+) \| (float\d+) \| (\S+) GB \| (\S+) GB \|", text, re.MULTILINE)
-    names = ["embedded", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "HuggingFaceTB/SmolLM2-1.7B"]
-    for name, row in zip([*names, "huggyllama/llama-7b"], rows, strict=True):
-        given = parameters(model=name, dtype=row[1], sequences=64)
-        sizes = notebook_memory("04_prune_model", given, gpu=True)
-        assert row == (name.split("/")[-1], row[1], *(f"{size / 1e9:.1f}" for size in sizes))
