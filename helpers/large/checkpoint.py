@@ -35,11 +35,10 @@ from helpers.large.shards import (
     writing,
 )
 from helpers.large.streaming import WeightReader, load_streamed
-from helpers.loop import LayerReport, Loop, PruneReport, Sparsity, Store, Team
+from helpers.loop import LayerReport, Loop, PruneReport, RunSettings, Sparsity, Store, Team
 from helpers.methods import get_method
-from helpers.models import WEIGHT_READER, find_layers, opened
+from helpers.models import WEIGHT_READER, find_layers, weights_in_memory
 from helpers.paths import replace_file, sha256_file, sync_folder
-from helpers.precision import precision_for
 from helpers.prune import check_request, check_zeros
 from helpers.runner import code_hash, core_code
 
@@ -107,24 +106,22 @@ def prune_checkpoint(
     model, _ = load_streamed(source, revision=revision, device=device, dtype=dtype)
     reader: WeightReader = getattr(model, WEIGHT_READER)
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
-    check_request(model, tokens, method, batch, arguments, passes=passes)
-    precision = precision_for(reader.dtype, precision, reader.device)
+    settings = RunSettings(passes, precision, batch, progress)
+    check_request(model, tokens, method, arguments, settings)
     if not allow_pruned:
-        with opened(model, 0):  # one block says it, and the others are on disk
+        with weights_in_memory(model, 0):  # one block says it, and the others are on disk
             weights = [layer.weight for layer in find_layers(reader.blocks[0]).values()]
             advice = "give the dense model, or allow_pruned=True to prune it further"
             check_zeros(f"the weights of the first block of {source}", weights, advice)
-    settings = {"batch": batch, "passes": passes, "precision": precision, "processes": team.size}
     request = ""
     if team.rank == 0:  # hashing reads the whole source, for which one process is enough
-        request = request_hash(reader, tokens, method, arguments, settings)
+        request = request_hash(reader, tokens, method, arguments, settings, team.size)
     store = ShardStore(Path(destination).expanduser().absolute(), reader, request, team)
     resumed = sum(result is not None for result in store.results[:-1])
     if None in store.results:
-        steps = dict(progress=progress, passes=passes, precision=precision)
-        loop = Loop(model, method, arguments, store=store, team=team, **steps)
+        loop = Loop(model, method, arguments, settings, store=store, team=team)
         with eval_mode(model):
-            store.save_outside(loop.run(tokens, batch))
+            store.save_outside(loop.run(tokens))
     if team.rank == 0 and not (store.folder / INDEX).is_file():
         store.complete()
     team.gather(None)  # no process goes on to a model that is not complete
@@ -145,7 +142,8 @@ def request_hash(
     tokens: Tensor | None,
     method: str,
     arguments: dict[str, Any],
-    settings: dict[str, int | str | None],
+    settings: RunSettings,
+    processes: int,
 ) -> str:
     """sha256 of all that decides the bits of the result: only shards that carry it are kept."""
     solve = get_method(method)
@@ -163,7 +161,7 @@ def request_hash(
         "method": method,
         "method_code": method_code,
         "arguments": arguments,  # apart, since an option may have any name
-        **settings,
+        "settings": [settings.passes, settings.precision, settings.batch, processes],
         "dtype": str(reader.dtype),
         "device": reader.device.type,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
