@@ -240,7 +240,7 @@ def weights_in_memory(
     For a model in memory there is nothing to do; others read them (`helpers.large.streaming`).
     """
     reader = getattr(model, WEIGHT_READER, None)
-    return contextlib.nullcontext() if reader is None else reader.opened(part)
+    return contextlib.nullcontext() if reader is None else reader.weights_in_memory(part)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import forkserver
@@ -21,10 +20,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from helpers import prune_checkpoint, replay
+from helpers import METHODS, prune_checkpoint, register, replay
 from helpers.errors import FileError, NonFinite
 from helpers.large.torchrun import main
-from helpers.methods import METHODS, register
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["workers", "kills"])
@@ -48,16 +46,16 @@ def answer_of(target: Callable, *arguments: object) -> Any:
         return pool.submit(target, *arguments).result()
 
 
-def with_full_disk(source: Path, to: Path, cases: list[tuple[str, int]]) -> list[str]:
-    """Prune with each (activations, longest file in bytes); return the error messages."""
+def with_full_disk(source: Path, to: Path, limits: list[int]) -> list[str]:
+    """Prune with each limit on the bytes of a file; return the error messages."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     messages = []
-    for activations, limit in cases:
+    for limit in limits:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         messages.append("")
         try:
-            prune_checkpoint(source, to, TOKENS, activations=activations, **WANDA)
+            prune_checkpoint(source, to, TOKENS, **WANDA)
         except FileError as error:
             messages[-1] = str(error)
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
@@ -77,11 +75,8 @@ def register_all() -> None:
             waiting = Path(orders).read_text().splitlines()
             if waiting and calls > int(waiting[0].split()[1]):
                 Path(orders).write_text("\n".join(waiting[1:]))  # crossed out
-                how = waiting[0].split()[0]
-                if how == "killed":
+                if waiting[0].startswith("killed"):
                     os.kill(os.getpid(), signal.SIGKILL)
-                if how == "interrupted":
-                    time.sleep(60)  # the test interrupts meanwhile
                 raise NonFinite("made up")
         return METHODS["admm1"](weight, gram, sparsity=sparsity, pattern=pattern, keep=keep)
 

@@ -182,6 +182,11 @@ class ShardStore(Store):
         self.parts = [*range(len(reader.blocks)), None]  # as the reader calls them
         count = len(self.parts)
         self.names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+        if team.rank == 0:
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                sync_folder(folder.parent)
+                delete_unfinished(folder)
         self.results = team.gather(self._read() if team.rank == 0 else None)[0]
         self.halved: list[str] = []  # where earlier calls had to halve the batch
         for index, result in enumerate(self.results[:-1]):
@@ -194,10 +199,6 @@ class ShardStore(Store):
 
         Raises FileError if the folder holds anything else.
         """
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            sync_folder(self.folder.parent)
-            delete_unfinished(self.folder)
         metadata = {}
         for path in self.folder.glob("*.safetensors"):
             # one that is damaged is written again
@@ -228,19 +229,19 @@ class ShardStore(Store):
     def save_outside(self, report: PruneReport) -> None:
         """Write the last shard: what lies outside the blocks, with what is said of the whole."""
         result = {name: getattr(report, name) for name in ("seconds", "parity", "batch")}
-        with self.reader.opened(None):
+        with self.reader.weights_in_memory(None):
             self._write(-1, result | {"halved": self.halved + report.halved})
 
     def _write(self, number: int, result: dict[str, Any]) -> None:
         self.results[number] = result
         if self.team.rank == 0:
+            self._read()  # another call may have begun here meanwhile
             tensors = self.reader.tensors(self.parts[number])
             metadata = {"request": self.request, "result": json.dumps(result)}
             write_shard(self.folder / self.names[number], tensors, metadata)
 
     def complete(self) -> None:
         """Add what makes the shards a model: tokenizer, configuration and, last, the index."""
-        self._read()  # a second call may have written here meanwhile
         reader, source = self.reader, self.reader.checkpoint.folder
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         config.pop("torch_dtype", None)  # its older name

@@ -3,7 +3,7 @@
 `load_streamed` builds a model without weights. Each block reads its own when it is called and
 drops them afterwards, and so does each module outside the blocks, so the model can be called like
 any other. A loop that works block by block opens a block for as long as it needs it
-(`models.opened`), and so reads each only once.
+(`models.weights_in_memory`), and so reads each only once.
 """
 
 from __future__ import annotations
@@ -161,13 +161,13 @@ class WeightReader:
 
         @functools.wraps(forward)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            with self.opened(part):
+            with self.weights_in_memory(part):
                 return forward(*args, **kwargs)
 
         return wrapped
 
     @contextlib.contextmanager
-    def opened(self, part: int | nn.Module | None) -> Iterator[None]:
+    def weights_in_memory(self, part: int | nn.Module | None) -> Iterator[None]:
         """Inside, a part holds its weights: a block by its number, a module that lies outside the
         blocks, or all of those (None).
 
