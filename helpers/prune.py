@@ -67,8 +67,7 @@ def prune_model(
         sparsity: a fraction, or one for each layer by its name (`helpers.beyond` makes them); left
             out with an N:M pattern.
         passes: of the text through each block. 2 as in the paper; 1 takes less time and more memory
-            (`helpers.one_pass`; where that runs out the rest is done in two, and the report says
-            so).
+            (`helpers.one_pass`).
         precision: of the products with the text, for a model in float32: "float32" or "bfloat16".
             Grams and solvers are float32 always.
         batch: sequences in one forward pass, by default what suits the device. It is lowered to a
