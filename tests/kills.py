@@ -6,10 +6,8 @@ killed. The parity gate is left out: it reads, and decides nothing.
 
 import gc
 import os
-import random
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,73 +20,43 @@ import helpers.large.shards
 from helpers.large import checkpoint
 from helpers.replay import Replay
 
-METHOD = dict(method="magnitude", sparsity=0.5)
 WANDA = dict(method="wanda", sparsity=0.5, batch=2)
 TOKENS = fam.random_tokens(2, 8)
 # what changes the disk
 OPERATIONS = ("replace", "rename", "fsync", "mkdir", "unlink", "chmod")
 
 
-class Trial:
-    """One folder to prune into again and again, and what the result has to be."""
+def attempt(source: Path, to: Path, last: int = 0) -> bool:
+    """Prune in a child, which may kill itself before its durable operation number `last`.
 
-    def __init__(self, source: Path, folder: Path, **how: Any) -> None:
-        self.source, self.how = source, how
-        self.destination, self.log = folder / "pruned", folder / "log"
-        self.kills: list[int] = []  # blocks finished when each hit
-        folder.mkdir()
-        self.attempt()
-        self.expected = saved.contents(self.destination)
+    No finished block may be lost or solved again. Returns whether the child was killed.
+    """
+    before, log = saved.finished_blocks(to), to.with_name("log")
+    log.unlink(missing_ok=True)
+    child = os.fork()
+    if not child:
+        prune(source, to, log, last)
+    _, status = os.waitpid(child, 0)
+    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    assert killed or status == 0, "an attempt failed"
+    solved = {int(line.split()[1]) for line in log.read_text().splitlines()}
+    assert not solved & before and before <= saved.finished_blocks(to), (solved, before)
+    return killed
 
-    def clear(self) -> None:
-        """Empty the folder."""
-        shutil.rmtree(self.destination, ignore_errors=True)
 
-    def attempt(self, last: int = 0, during: Callable[[int], None] = lambda _: None) -> bool:
-        """Prune in a child, which may kill itself before its durable operation number `last`.
-
-        No finished block may be lost or solved again. Returns whether the child was killed.
-        """
-        before = saved.finished_blocks(self.destination)
-        self.log.unlink(missing_ok=True)
-        child = os.fork()
-        if not child:
-            self.prune(last)
-        during(child)
-        _, status = os.waitpid(child, 0)
-        after = saved.finished_blocks(self.destination)
-        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-        assert killed or status == 0, "an attempt failed"
-        if killed:
-            self.kills.append(len(after))
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        again = {int(line.split()[1]) for line in lines} & before
-        assert not again, f"blocks {again} were solved again"
-        assert before <= after, f"of {before} are left {after}"
-        return killed
-
-    def prune(self, last: int) -> None:
-        """The child's work; it never returns."""
-        code = 1
-        try:
-            gc.disable()
+def prune(source: Path, to: Path, log: Path, last: int) -> None:
+    """The child's work; it never returns."""
+    code = 1
+    try:
+        gc.disable()
+        with log.open("w", buffering=1) as lines:
             if last:
                 count_operations(last)
-            with self.log.open("w", buffering=1) as lines:
-                checkpoint.prune_checkpoint(
-                    self.source,
-                    self.destination,
-                    TOKENS,
-                    progress=lambda _done, _total, name: print(name, file=lines),
-                    **self.how,
-                )
-            code = 0
-        finally:
-            os._exit(code)
-
-    def check(self, when: str) -> None:
-        """The destination holds bit for bit what it has to, and nothing else."""
-        assert saved.contents(self.destination) == self.expected, when
+            show = lambda _done, _total, name: print(name, file=lines)  # noqa: E731
+            checkpoint.prune_checkpoint(source, to, TOKENS, progress=show, **WANDA)
+        code = 0
+    finally:
+        os._exit(code)
 
 
 def count_operations(last: int) -> None:
@@ -115,55 +83,26 @@ def count_operations(last: int) -> None:
     helpers.large.shards.save_file = counted(helpers.large.shards.save_file, half=True)
 
 
-def at_random_moments(trial: Trial) -> int:
-    """Kill and run again until a run gets through, several times. Returns the number of kills."""
-    dice = random.Random(0)
-    trial.clear()
-    started = time.perf_counter()
-    trial.attempt()
-    usual = time.perf_counter() - started
-
-    def kill(child: int) -> None:
-        time.sleep(dice.uniform(0, 1.1 * usual))
-        os.kill(child, signal.SIGKILL)  # a child that has ended is not yet waited for
-
-    while len(trial.kills) < 6:
-        trial.clear()
-        while trial.attempt(during=kill):
-            pass
-        trial.check("killed at random")
-    return len(trial.kills)
-
-
-def before_each_operation(trial: Trial) -> list[int]:
+def before_each_operation(source: Path, folder: Path) -> list[int]:
     """Kill before operation 1, 2, 3 … until a run gets through; after each, run again and check.
 
-    A folder whose index is written holds all that the index names. Returns the blocks that were
-    finished at each kill.
+    A folder with an index holds all of the model. Returns the blocks finished at each kill.
     """
-    last = 1
-    while True:
-        trial.clear()
-        if not trial.attempt(last):
-            trial.check(f"without a kill at {last}")
-            return trial.kills
-        if (trial.destination / "model.safetensors.index.json").is_file():
-            assert trial.expected.keys() <= saved.contents(trial.destination).keys()
-        trial.attempt()
-        trial.check(f"killed at {last}")
-        last += 1
-
-
-def kill(source: Path, folder: Path) -> tuple[int, list[int]]:
-    """Both ways of killing, and what they return."""
     torch.set_num_threads(1)
     Replay.parity = lambda _self: 0.0
-    load = checkpoint.load_streamed
+    to, finished = folder / "pruned", []
     # what torch and transformers load at first use is loaded here, not in each fork
-    checkpoint.prune_checkpoint(source, folder / "first", TOKENS, **WANDA)
-    built = load(source)
+    checkpoint.prune_checkpoint(source, to, TOKENS, **WANDA)
+    expected, built = saved.contents(to), checkpoint.load_streamed(source)
     gc.freeze()  # a fork that collects garbage copies every page
     # each fork has a copy of its own
     checkpoint.load_streamed = lambda *_args, **_kwargs: built
-    kills = at_random_moments(Trial(source, folder / "random", **WANDA))
-    return kills, before_each_operation(Trial(source, folder / "each", **METHOD))
+    while True:
+        shutil.rmtree(to)
+        if not attempt(source, to, len(finished) + 1):
+            return finished
+        finished.append(len(saved.finished_blocks(to)))
+        if (to / "model.safetensors.index.json").is_file():
+            assert saved.contents(to) == expected
+        attempt(source, to)
+        assert saved.contents(to) == expected, f"killed at {len(finished)}"

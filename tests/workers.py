@@ -46,20 +46,16 @@ def answer_of(target: Callable, *arguments: object) -> Any:
         return pool.submit(target, *arguments).result()
 
 
-def with_full_disk(source: Path, to: Path, limits: list[int]) -> list[str]:
-    """Prune with each limit on the bytes of a file; return the error messages."""
+def with_full_disk(source: Path, to: Path, limit: int) -> str:
+    """Prune where no file may be longer than `limit` bytes; return the error message."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    messages = []
-    for limit in limits:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        messages.append("")
-        try:
-            prune_checkpoint(source, to, TOKENS, **WANDA)
-        except FileError as error:
-            messages[-1] = str(error)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-    return messages
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        prune_checkpoint(source, to, TOKENS, **WANDA)
+    except FileError as error:
+        return str(error)
+    return ""
 
 
 def register_all() -> None:

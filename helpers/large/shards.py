@@ -49,7 +49,7 @@ class Checkpoint:
                 files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
                 # only the name: a folder in it could lead out of the model's
                 self.files = {name: self.folder / Path(file).name for name, file in files.items()}
-            except (ValueError, LookupError, TypeError) as error:
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise FileError(
                     f"{index} names no files of weights: save the model again"
                 ) from error
