@@ -16,7 +16,6 @@ import families as fam
 import saved
 import torch
 
-import helpers.large.shards
 from helpers.large import checkpoint
 from helpers.replay import Replay
 
@@ -60,19 +59,14 @@ def prune(source: Path, to: Path, log: Path, last: int) -> None:
 
 
 def count_operations(last: int) -> None:
-    """Let this process kill itself before it changes the disk for the `last` time.
-
-    A shard's file is half written before.
-    """
+    """Let this process kill itself before it changes the disk for the `last` time."""
     count = 0
 
-    def counted(operation: Callable[..., Any], half: bool = False) -> Callable[..., Any]:
+    def counted(operation: Callable[..., Any]) -> Callable[..., Any]:
         def counting(*arguments: Any, **named: Any) -> Any:
             nonlocal count
             count += 1
             if count == last:
-                if half:
-                    Path(arguments[1]).write_bytes(b"half a shard")
                 os.kill(os.getpid(), signal.SIGKILL)
             return operation(*arguments, **named)
 
@@ -80,7 +74,6 @@ def count_operations(last: int) -> None:
 
     for name in OPERATIONS:
         setattr(os, name, counted(getattr(os, name)))
-    helpers.large.shards.save_file = counted(helpers.large.shards.save_file, half=True)
 
 
 def before_each_operation(source: Path, folder: Path) -> list[int]:

@@ -8,9 +8,9 @@ import importlib.metadata
 import json
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import families as fam
@@ -18,6 +18,7 @@ import kills
 import pytest
 import saved
 import workers
+from torch import Tensor
 from workers import TOKENS, WANDA
 
 from helpers import METHODS, load_model, masks_of, prune_checkpoint, prune_model, register
@@ -101,6 +102,8 @@ def test_weights_and_report_are_those_of_prune_model(
     assert fam.changed(pruned, fam.snapshot(whole)) == set()
     assert saved.timeless(report.to_dict()) == saved.timeless(usual.to_dict() | {"resumed": 0})
     assert report.layers and report.folder == str(to)
+    modes = {path.stat().st_mode for path in to.iterdir()}
+    assert modes == {path.stat().st_mode for path in source.iterdir()}  # those of ordinary files
     assert {path.name: path.read_bytes() for path in source.iterdir()} == before
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (to / name).read_bytes() == before[name]
@@ -135,7 +138,9 @@ def test_killed_before_every_durable_operation(tmp_path: Path) -> None:
     sizes = dict(hidden_size=8, intermediate_size=8, num_attention_heads=2, vocab_size=97)
     fam.build("llama", **sizes).save_pretrained(source)
     (source / "generation_config.json").unlink()  # each file more is several kills more
-    finished = workers.answer_of(kills.before_each_operation, source, tmp_path)
+    workers.serve()
+    with ProcessPoolExecutor(1, workers.PROCESSES) as pool:
+        finished = pool.submit(kills.before_each_operation, source, tmp_path).result()
     assert len(finished) > 25 and set(finished) == {0, 1, 2}
 
 
@@ -165,38 +170,35 @@ def magnitude(weight, gram, *, sparsity, pattern, keep=None):
 
 
 @pytest.mark.usefixtures("registry")
-@pytest.mark.parametrize("change", ["text", "file", "config", "version", "code", "method", "batch"])
 def test_another_request_is_refused(
-    llama: Path, to: Path, tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch,
-    one_line_error: Callable,
-) -> None:  # fmt: skip
-    source = Path(shutil.copytree(llama, tmp_path / "source"))
-    version, code = importlib.metadata.version, checkpoint.core_code(wings=["large"])
-    assert {"masks.py", "fast/fused.py", "large/checkpoint.py"} < set(code)
+    llama: Path, to: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_line_error: Callable
+) -> None:
+    asked = dict(method="by-hand", sparsity=0.5, batch=2)
+
+    def refused(source: Path = llama, tokens: Tensor = TOKENS, **change: object) -> None:
+        with one_line_error(FileError, str(to), "another call", "delete that folder"):
+            prune_checkpoint(source, to, tokens, **asked | change)
+        assert saved.contents(to) == before
+
     register("by-hand")(wanda)
-    asked, tokens = dict(method="by-hand", sparsity=0.5, batch=2), TOKENS
-    run(source, to, stop=LAYERS + 1, **asked)
+    run(llama, to, stop=LAYERS + 1, **asked)
     before = saved.contents(to)
-    path = source / {"file": "model-00002-of-00004.safetensors"}.get(change, "config.json")
-    match change:
-        case "text":
-            tokens = TOKENS.flip(0)
-        case "batch":
-            asked["batch"] = 4
-        case "file":
-            path.write_bytes(path.read_bytes()[:-1] + b"!")
-        case "config":
-            path.write_text(path.read_text().replace("1e-06", "1e-03"))
-        case "version":
-            other = lambda name: "0.1" if name == "numpy" else version(name)  # noqa: E731
-            monkeypatch.setattr(importlib.metadata, "version", other)
-        case "code":
-            monkeypatch.setattr(checkpoint, "core_code", lambda **_: code | {"masks.py": "0"})
-        case "method":
-            register("by-hand")(magnitude)
-    with one_line_error(FileError, str(to), "another call", "delete that folder"):
-        prune_checkpoint(source, to, tokens, **asked)
-    assert saved.contents(to) == before
+    refused(batch=4)
+    refused(tokens=TOKENS.flip(0))
+    for name in ("model-00002-of-00004.safetensors", "config.json"):
+        path = Path(shutil.copytree(llama, tmp_path / name)) / name
+        path.write_bytes(path.read_bytes().replace(b"1e-06", b"1e-03")[:-1] + b"\n")
+        refused(path.parent)
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.metadata, "version", lambda _: "0.1")
+        refused()
+    code = checkpoint.core_code(wings=["large"])
+    assert {"masks.py", "fast/fused.py", "large/checkpoint.py"} < set(code)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "core_code", lambda **_: code | {"masks.py": "0"})
+        refused()
+    register("by-hand")(magnitude)
+    refused()
 
 
 # ---------------------------------------------------------------- folders
@@ -229,25 +231,28 @@ def test_two_calls_at_once_never_mix(llama: Path, to: Path, expected: dict) -> N
 # ---------------------------------------------------------------- what ends a run
 
 
-@pytest.mark.parametrize(("number", "how"), [(5, "full"), (12, "full"), (9, "^C")])
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [
+        (5, OSError(errno.ENOSPC, "full")),
+        (12, OSError(errno.ENOSPC, "full")),
+        (9, KeyboardInterrupt),
+    ],
+)
 def test_a_write_that_breaks_off(
-    llama: Path, to: Path, expected: dict, number: int, how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # a real limit of the kernel: a shard (38064 bytes) finds no space
-    message = workers.answer_of(workers.with_full_disk, llama, to, 30000)
-    assert "large" in message and "free some" in message and not list(to.iterdir())
+    llama: Path, to: Path, expected: dict, number: int, error: BaseException,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     count, fsync = iter(range(1000)), os.fsync
 
     def breaking(handle: int) -> None:
-        if how == "full" and next(count) >= number:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if how == "^C" and next(count) == number:
-            signal.raise_signal(signal.SIGINT)
+        if next(count) == number:
+            raise error
         fsync(handle)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", breaking)
-        with pytest.raises((FileError, KeyboardInterrupt), match="No space left|^$"):
+        with pytest.raises((FileError, KeyboardInterrupt), match="full|^$"):
             prune_checkpoint(llama, to, TOKENS, **WANDA)
     assert not list(to.glob(".*tmp*"))
     finished = saved.finished_blocks(to)

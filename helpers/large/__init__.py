@@ -5,7 +5,7 @@ from helpers import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "checkpoint": ("prune_checkpoint",),
+        "checkpoint": ("prune_checkpoint", "prune_on_disk"),
         "shards": ("write_index", "write_shard", "writing"),
         "streaming": ("load_streamed",),
     },

@@ -16,12 +16,13 @@ import importlib.metadata
 import inspect
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from helpers.capture import Progress, eval_mode
 from helpers.errors import FileError
@@ -37,8 +38,8 @@ from helpers.large.shards import (
 from helpers.large.streaming import WeightReader, load_streamed
 from helpers.loop import LayerReport, Loop, PruneReport, RunSettings, Sparsity, Store, Team
 from helpers.methods import get_method
-from helpers.models import WEIGHT_READER, find_layers, weights_in_memory
-from helpers.paths import replace_file, sha256_file, sync_folder
+from helpers.models import IDENTITY, WEIGHT_READER, find_layers, model_identity, weights_in_memory
+from helpers.paths import cache_dir, replace_file, sha256_file, sync_folder
 from helpers.prune import check_request, check_zeros
 from helpers.runner import code_hash, core_code
 
@@ -59,6 +60,10 @@ class CheckpointReport(PruneReport):
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values for a record."""
         return super().to_dict() | {"resumed": self.resumed}
+
+    def discard(self) -> None:
+        """Delete the pruned model."""
+        shutil.rmtree(self.folder)
 
 
 def prune_checkpoint(
@@ -135,6 +140,30 @@ def prune_checkpoint(
         folder=str(store.folder),
         resumed=resumed,
     )
+
+
+def prune_on_disk(
+    source: str | os.PathLike[str],
+    name: str,
+    tokens: Tensor | None = None,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str | torch.dtype | None = None,
+    **arguments: Any,
+) -> tuple[CheckpointReport, nn.Module]:
+    """`prune_checkpoint` into a folder of the cache, and the pruned model, streamed from there.
+
+    Args:
+        name: of the run, and of its folder in `pruned` in the cache, which is the caller's to
+            delete (`report.discard`). As long as it is there, the same call goes on with it.
+        source, tokens, revision, device, dtype, arguments: as for `prune_checkpoint`.
+    """
+    where = dict(revision=revision, device=device, dtype=dtype)
+    report = prune_checkpoint(source, cache_dir() / "pruned" / name, tokens, **where, **arguments)
+    (dense, _), (pruned, _) = load_streamed(source, **where), load_streamed(report.folder, **where)
+    setattr(pruned, IDENTITY, model_identity(dense))  # a record says which model was pruned
+    return report, pruned
 
 
 def request_hash(

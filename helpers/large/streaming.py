@@ -66,7 +66,8 @@ def load_streamed(
             )
         check_stored_weights(path)
         if not Path(name).expanduser().is_dir():
-            config._name_or_path = str(name)  # a record names it so, as after `load_model`
+            # what a record says of it, as after `load_model`; the hub's cache names by commit
+            config._name_or_path, config._commit_hash = str(name), path.name if revision else None
         tokenizer = load_tokenizer(path)
         with init_empty_weights(include_buffers=False):  # buffers are computed
             model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)
