@@ -35,7 +35,7 @@ from helpers.errors import (
     check_whole,
     first_line,
 )
-from helpers.models import WEIGHT_READER, check_model, find_blocks, weights_in_memory
+from helpers.models import WEIGHT_READER, check_model, device_of, find_blocks, weights_in_memory
 from helpers.paths import cache_dir
 from helpers.replay import Replay
 
@@ -230,6 +230,7 @@ def zero_shot(
             # half precision would round the likelihoods of two choices to a tie
             softmax_dtype=torch.float32,
         )
+        harness._device = device_of(model)  # a streamed model's own is "meta"
         # not simple_evaluate, which also runs git and other programs to describe the machine
         answer = lm_eval.evaluate(  # its samples hold each item's likelihoods
             lm=harness,
