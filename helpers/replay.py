@@ -173,7 +173,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def lack_of_memory_said(what: str, advice: str) -> Iterator[None]:
+def explain_out_of_memory(what: str, advice: str) -> Iterator[None]:
     """Inside, a lack of memory raises OutOfMemory, which says where and what to do."""
     try:
         yield
