@@ -131,25 +131,17 @@ def _check_registration(name: str, function: Method) -> None:
         )
     if name == "dense":
         raise BadParameter("method name 'dense' stands for the unpruned model: choose another name")
-    if not callable(function):
-        raise BadParameter(
-            f"method {name!r} is of type {type(function).__name__}: put @register({name!r}) above "
-            "a function"
-        )
     # one module may register its own name again: a module that is reloaded does
     if _is_ours(name) and METHODS[name].__module__ != getattr(function, "__module__", None):
         raise BadParameter(
             f"method {name!r} is one of the package's own, and tables and figures use that name "
             "for it: choose another name"
         )
-    try:
-        parameters = inspect.signature(function).parameters
-    except ValueError:  # some functions written in C have none
-        parameters = {}
+    parameters = inspect.signature(function).parameters
     # **options takes whatever is passed by keyword; weight and gram are passed by position
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    missing = [wanted for wanted in _COMMON if wanted not in parameters]
-    if missing and not (takes_any and not {"weight", "gram"} & set(missing)):
+    wanted = ("weight", "gram") if takes_any else _COMMON
+    if missing := [parameter for parameter in wanted if parameter not in parameters]:
         raise BadParameter(
             f"method {name!r} lacks the parameters {allowed(missing)}: define it as "
             "(weight, gram, *, sparsity, pattern, keep=None, **options)"
@@ -235,13 +227,13 @@ def _check_answer(name: str, layer: Layer, result: LayerResult) -> None:
 def get_method(name: str) -> Method:
     """The method registered under `name`, or found in `helpers/own/`, a file named like it.
 
-    Raises BadParameter, and BadParameter for a file that does not register its method.
+    Raises BadParameter for a name that is neither, and for a file that does not register it.
     """
     if name not in METHODS:
         # file names have underscores, methods have dashes: my_method.py registers "my-method"
-        files = {path.stem.replace("_", "-"): path for path in own_methods_dir().glob("*.py")}
-        check_choice("method", name, {*files, *METHODS}, BadParameter)
-        _load_own(name, files[name])
+        own = {path.stem.replace("_", "-"): path for path in own_methods_dir().glob("*.py")}
+        check_choice("method", name, {*own, *METHODS})
+        _load_own(name, own[name])
     elif _is_ours(name) and own_method_file(name).exists():
         raise BadParameter(
             f"helpers/own/{own_method_file(name).name} is named like the package's own method "
@@ -252,37 +244,22 @@ def get_method(name: str) -> Method:
 
 def _load_own(name: str, path: Path) -> None:
     """Run a user's file, which registers its method; a file that fails registers nothing."""
-    shown, wanted = f"helpers/own/{path.name}", own_method_file(name)
-    if path != wanted:
-        raise BadParameter(
-            f"{shown} does not have the file name of its method: rename it to {wanted.name}"
-        )
     # a file may register one method and fail at the next
-    before = dict(METHODS)
+    before, line = dict(METHODS), 1
     try:
         # run, not imported: an import would not read the file again after it was corrected
         runpy.run_path(str(path))
+        if name not in METHODS:
+            registered = allowed(set(METHODS) - set(before)) or "nothing"
+            raise BadParameter(f"it registers {registered}: write @register({name!r})")
     except Exception as error:  # a user's file may raise anything
         METHODS.clear()
         METHODS.update(before)
-        line = error.lineno if isinstance(error, SyntaxError) else None
         # the last frame in the user's own file: the error may have been raised deep inside torch
         for frame in traceback.extract_tb(error.__traceback__):
             line = frame.lineno if frame.filename == str(path) else line
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise BadParameter(f"{shown}, line {line or 1}: {reason}; correct it") from error
-    if name in METHODS:
-        return
-    others = [other for other in METHODS if METHODS[other] is not before.get(other)]
-    METHODS.clear()
-    METHODS.update(before)
-    if not others:
+        line = error.lineno if isinstance(error, SyntaxError) else line
         raise BadParameter(
-            f"{shown} registers no method {name!r}: put @register({name!r}) above its function"
-        )
-    free = [own_method_file(other) for other in others]
-    rename = " or ".join(file.name for file in free if not file.exists())
-    raise BadParameter(
-        f"{shown} registers {allowed(others)} and no method {name!r}: write @register({name!r})"
-        + (f", or rename the file to {rename}" if rename else "")
-    )
+            f"helpers/own/{path.name}, line {line}: {type(error).__name__}: {first_line(error)}; "
+            "correct it"
+        ) from error
