@@ -46,7 +46,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "evaluate": ("perplexity", "zero_shot"),
         "gram": ("gram_of", "relative_error"),
         "large": ("load_streamed", "prune_checkpoint"),
-        "machine": ("checkpoint_memory",),
         "layer": ("LayerResult",),
         "masks": ("cubic_schedule", "select", "top_k"),
         "methods": ("METHODS",),
