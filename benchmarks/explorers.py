@@ -40,7 +40,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
     }
     runs: dict[tuple[str, str], Callable[[], None]] = {}
     for name, (explorer, controls) in explorers.items():
-        explorer.wait()
+        explorer.worker.wait()
         runs |= {(name, key): answer(explorer, key, values) for key, values in controls.items()}
     # a round is a change of each control, so a change meets no answer that is still kept
     seconds = interleaved(runs, 1 if quick else 20)
@@ -69,10 +69,10 @@ def answer(explorer: Explorer, control: str, values: Sequence[Any]) -> Callable[
             value = next(coming)
         before = explorer.png
         explorer.controls[control].value = value
-        explorer.wait()
+        explorer.worker.wait()
         if explorer.png == before:
             raise ValueError(
-                f"{control} {value}: the picture is as before, {explorer.message.value}"
+                f"{control} {value}: the picture is as before, {explorer.worker.message.value}"
             )
 
     return run

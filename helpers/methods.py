@@ -57,15 +57,13 @@ def admm1(
     precondition: Switch = True,
 ):
     """One mask from |W|·‖x‖, then ADMM on it (the paper's ADMM1)."""
-    if keep is None:
-        # this is |W₀| of the solver, so the mask is that of ADMM-Grad with mask_steps=0
-        norms = gram.matrix.diagonal().sqrt()
-        keep = select(weight.abs().mul_(norms), sparsity, pattern, budget)
     return admm.solve(
-        Layer(weight, gram, keep),
+        Layer(weight, gram, keep, sparsity, pattern),
         rho=rho,
         iterations=iterations,
+        mask_steps=0,  # the mask is chosen once, from |W₀|, which is Wanda's score
         damping=damping,
+        budget=budget,
         precondition=precondition,
     )
 

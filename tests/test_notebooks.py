@@ -39,7 +39,7 @@ METRICS = {
     "07_your_own_method": "perplexity mean_layer_error prune_seconds",
     "08_beyond_the_paper": "perplexity perplexity_web perplexity_layers perplexity_web_layers "
     "perplexity_dense perplexity_web_dense prune_seconds repair_seconds total_seconds",
-    "09_use_it": "perplexity perplexity_read_back perplexity_int8 perplexity_gguf zeros_moved",
+    "09_use_it": "perplexity perplexity_read_back perplexity_int8 zeros_moved",
 }
 
 
