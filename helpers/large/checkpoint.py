@@ -234,7 +234,7 @@ class ShardStore(Store):
             # one that is damaged is written again
             with contextlib.suppress(FileError), reading(path) as file:
                 metadata[path.name] = file.metadata() or {}
-        others = any(found.get("request") != self.request for found in metadata.values())
+        others = any(each.get("request") != self.request for each in metadata.values())
         if others or (not metadata and any(self.folder.glob("[!.]*"))):
             raise FileError(
                 f"{self.folder} holds other files, or what another call has pruned (its method, "
