@@ -1,6 +1,5 @@
 """Memory that runs out while a checkpoint is pruned: the batch is halved, and the work goes on."""
 
-import json
 from pathlib import Path
 
 import families as fam
@@ -11,7 +10,6 @@ from workers import TOKENS, WANDA, without_memory
 
 from helpers import load_model, prune_checkpoint, prune_model, replay
 from helpers.errors import OutOfMemory
-from helpers.large.jobs import MANIFEST
 
 LAYERS = 7
 ARGUMENTS = dict(method="admm1", sparsity=0.5, batch=4)
@@ -34,7 +32,6 @@ def test_the_batch_halves_where_memory_runs_out(
     report = prune_checkpoint(llama, tmp_path / "to", TEXT, **ARGUMENTS)
     assert report.halved == ["block 1: batch lowered from 4 to 2, out of memory"]
     assert report.batch == 2
-    assert json.loads((tmp_path / "to" / MANIFEST).read_text())["halved"] == report.halved
     found = saved.loaded(tmp_path / "to").state_dict()
     for name, tensor in expected.state_dict().items():
         torch.testing.assert_close(found[name], tensor, msg=name)
@@ -62,7 +59,7 @@ def test_one_sequence_that_does_not_fit(
     to, arguments = tmp_path / "to", dict(WANDA, batch=1)
     with (
         monkeypatch.context() as patch,
-        one_line_error(OutOfMemory, "block 2: one sequence of 16 tokens", "2 finished blocks"),
+        one_line_error(OutOfMemory, "block 2: one sequence of 16 tokens"),
     ):
         patch.setattr(replay, "layer_grams", without_memory("block 2", 0))
         prune_checkpoint(llama, to, TOKENS, **arguments)
