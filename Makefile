@@ -34,7 +34,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup assets reproduce tables book report drawings accept plan lab test test-ui recording doctor owner test-colab lint bench test-gpu clean
+.PHONY: help setup assets reproduce tables book report drawings accept plan lab test test-ui doctor owner test-colab lint bench test-gpu clean
 
 help: ## show this list
 	@echo "make TARGET [PLAN=smoke|laptop|full|original|t4|paper] [ONLY=glob] [JOBS=n] [SCHEDULER=tcp://host:8786] [BENCH=solver] [NAME=github-name] [PYTHON=python3.12] [PIP_ARGS=...] [LAB_ARGS=--no-browser]"
@@ -108,9 +108,6 @@ $(INSTALLED_UI): $(INSTALLED)
 	@$(PY) -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[ui]" || { \
 	  echo "pip could not install playwright (its reason is above): check the network, then run make again" >&2; exit 1; }
 	@touch $@
-
-recording: assets $(INSTALLED_UI) ## record docs/recording.gif, an explorer while its sliders move
-	@PYTHONPATH=.:tests/ui $(PY) tests/ui/recording.py
 
 # runs before, and without, a set-up: that is when one needs it
 doctor: ## look for what is missing or broken, say what to do
