@@ -6,6 +6,7 @@ the row of "admm-grad" comes from every run that starts with it, and the two are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -24,32 +25,28 @@ GUIDED = f"{BASE}{GUIDE}, one pass"  # as in the recipe
 # what makes a pipeline, beside the method and its options
 PLAIN = {"allocation": "", "guide_sequences": 4, "passes": 2, "repair": "", "repair_windows": 0,
          "precision": "float32"}  # fmt: skip
-# "stem" is the pipeline without its repair, and "windows" those of the repair, 0 without one
-COLUMNS = ("pipeline", "stem", "repair", "windows", "order", "method", "target", "seed", "machine",
-           "usual")  # fmt: skip
-NUMBERS = ("perplexity", "web", "dense", "dense_web", "seconds", "admm_seconds", "memory")
 
 
-def pipeline_name(parameters: Mapping[str, Any], *, repaired: bool = True) -> str:
-    """What was done, in the order in which it was done: "admm-grad, owl, one pass + distil (64)".
+def pipeline_name(parameters: Mapping[str, Any]) -> str:
+    """What was done, in the order in which it was done: "admm-grad, owl, one pass + distil (64)"."""
+    name = frame.in_brackets(parameters["method"], parameters.get("options"))
+    return name + _steps(parameters) + _repair(parameters)
 
-    Args: parameters, of a run; repaired, False for its layers alone.
-    """
+
+def _steps(parameters: Mapping[str, Any]) -> str:
+    """What was done beside the method, without the repair."""
     given = PLAIN | dict(parameters)
-    details = [f"{key}={value}" for key, value in sorted((given.get("options") or {}).items())]
-    name = given["method"] + (f" ({', '.join(details)})" if details else "")
-    if given["allocation"]:
-        name += f", {given['allocation']}"
+    text = f", {given['allocation']}" if given["allocation"] else ""
     if given["allocation"] == "guide" and given["guide_sequences"] != PLAIN["guide_sequences"]:
-        name += f" ({given['guide_sequences']})"
-    if given["passes"] == 1:
-        name += ", one pass"
-    if given["precision"] != PLAIN["precision"]:
-        name += f", {given['precision']}"
-    if repaired and given["repair"]:
-        trained = "" if given["repair"] == "all" else f" {given['repair']}"
-        name += f" + distil{trained} ({given['repair_windows']})"
-    return name
+        text += f" ({given['guide_sequences']})"
+    text += ", one pass" if given["passes"] == 1 else ""
+    return text if given["precision"] == "float32" else f"{text}, {given['precision']}"
+
+
+def _repair(parameters: Mapping[str, Any]) -> str:
+    if not (parts := parameters.get("repair")):
+        return ""
+    return f" + distil{'' if parts == 'all' else f' {parts}'} ({parameters['repair_windows']})"
 
 
 def pipeline_title(parameters: Mapping[str, Any]) -> str:
@@ -77,52 +74,42 @@ def gap_table(perplexities: Mapping[str, float]) -> pd.DataFrame:
 def pipeline_frame(records: Iterable[Record]) -> pd.DataFrame:
     """A row for the layers of each run of notebook 08, and one for the model once it is repaired.
 
-    Columns: COLUMNS, with `usual` as in `run_frame`; NUMBERS, of which `seconds` are those of
-    pruning and repair, `admm_seconds` those of ADMM-Grad's layers with two passes, in the same run
-    if it prunes so, else the mean of such runs at its target on its kind of machine, of its seed if
-    there are any; closed, the share of ln(perplexity / dense) of plain ADMM-Grad with the same seed
-    and target that is gone; times, seconds / admm_seconds. NaN where something was not run.
+    Columns: those of `run_frame`, where perplexity, perplexity_web and seconds are those of the
+    pipeline; pipeline; stem, without its repair; repair; order, of the rows in a table; machine;
+    memory, the peak in GB; admm_seconds, of ADMM-Grad's layers with two passes, in the same run if
+    it prunes so, else the mean of such runs at its target on its kind of machine, of its seed if
+    there are any; times, seconds / admm_seconds; closed, the share of ln(perplexity / dense) of
+    plain ADMM-Grad with the same seed and target that is gone. NaN where something was not run.
     """
-    runs = [record for record in records if record["notebook"] == NOTEBOOK]
-    parameters = [PLAIN | dict(record["parameters"]) for record in runs]
-    common = frame.common_parameters(runs)
-    setting = common.keys() - {*frame.CELL, *PLAIN}
-    rows = []
-    for record, given in zip(runs, parameters, strict=True):
-        apart = {key: given.get(key) for key in setting if common[key] != given.get(key)}
-        named = given | {"options": (given.get("options") or {}) | apart}
-        metrics = {name: metric["value"] for name, metric in record["metrics"].items()}
-        stem = pipeline_name(named, repaired=False)
-        own = given["method"] == BASE and not named["options"] and given["passes"] == 2
-        own = own and given["precision"] == PLAIN["precision"]
-        for repair in dict.fromkeys(("", given["repair"])):
-            end = "" if repair else "_layers"
-            windows = given["repair_windows"] if repair else 0
-            rows.append({
-                "pipeline": pipeline_name(named, repaired=bool(repair)), "stem": stem,
-                "repair": repair, "windows": windows,
-                "order": (frame.row_key(given["method"]), stem, repair, windows),
-                "method": given["method"], "usual": not apart,
-                "target": frame.target_name(given["pattern"], given["sparsity"] or 0.0),
-                "seed": given["calibration_seed"],
-                "machine": f"{(record.get('platform') or {}).get('processor')}, {record['device']}",
-                "perplexity": metrics.get(f"perplexity{end}"),
-                "web": metrics.get(f"perplexity_web{end}"),
-                "dense": metrics.get("perplexity_dense"),
-                "dense_web": metrics.get("perplexity_web_dense"),
-                "seconds": metrics["total_seconds"] - (0 if repair else metrics["repair_seconds"]),
-                "admm_seconds": metrics["prune_seconds"] if own else None,
-                # the peak of a run is that of its repair, if it had one
-                "memory": record["peak_memory_bytes"] / 1e9 if repair == given["repair"] else None,
-            })  # fmt: skip
-    table = pd.DataFrame(rows, columns=[*COLUMNS, *NUMBERS])
-    table = table.astype(dict.fromkeys(NUMBERS, float) | {"usual": bool})
+    layers = frame.run_frame(records, NOTEBOOK, cell=(*frame.CELL, *PLAIN))
+    if layers.empty:
+        return layers.assign(pipeline="", closed=math.nan, times=math.nan)
+    given = [record["parameters"] for record in layers["record"]]
+    steps = pd.Series(map(_steps, given), layers.index)
+    plain = (layers["label"] == BASE) & ~steps.str.contains("one pass|bfloat16")
+    layers = layers.assign(
+        stem=layers["label"] + steps,
+        repair=list(map(_repair, given)),
+        machine=[f"{(record.get('platform') or {}).get('processor')}, {record['device']}"
+                 for record in layers["record"]],
+        memory=[record["peak_memory_bytes"] / 1e9 for record in layers["record"]],
+        admm_seconds=layers["prune_seconds"].where(plain),
+    )  # fmt: skip
+    whole = layers[layers["repair"] != ""].assign(seconds=layers["total_seconds"])
+    layers = layers.assign(
+        # the peak of a run is that of its repair, if it had one
+        memory=layers["memory"].where(layers["repair"] == ""), repair="",
+        perplexity=layers["perplexity_layers"], perplexity_web=layers["perplexity_web_layers"],
+        seconds=layers["total_seconds"] - layers["repair_seconds"],
+    )  # fmt: skip
+    table = pd.concat([layers, whole], ignore_index=True)
+    keys = zip(table["method"].map(frame.row_key), table["stem"], table["repair"], strict=True)
+    table = table.assign(pipeline=table["stem"] + table["repair"], order=list(keys))
     # of the logarithms, so that several runs of ADMM-Grad with one seed close nothing on average
-    logs = np.log(table.set_index(["target", "seed"])["perplexity"])
-    plain = logs[(table["pipeline"] == BASE).to_numpy()].groupby(level=["target", "seed"]).mean()
-    base = table[["target", "seed"]].join(plain, on=["target", "seed"])["perplexity"]
-    base = base.where(table["usual"])
-    closed = (base - np.log(table["perplexity"])) / (base - np.log(table["dense"]))
+    logs = np.log(table["perplexity"])
+    base = logs.where((table["pipeline"] == BASE) & table["usual"])
+    base = base.groupby([table["target"], table["seed"]]).transform("mean").where(table["usual"])
+    closed = (base - logs) / (base - np.log(table["perplexity_dense"]))
     own = table["admm_seconds"]
     # of the same seed, since what a claim says of the ratio must hold for the noise in both
     for like in (["target", "machine", "seed"], ["target", "machine"]):
@@ -154,12 +141,11 @@ def perplexity_table(pipelines: pd.DataFrame, number: str) -> tuple[pd.DataFrame
     model on n windows.
 
     Perplexity by pipeline and target below that of the dense model, and half of the range.
-    Args: number, "perplexity" or "web".
+    Args: number, "perplexity" or "perplexity_web".
     """
     cells = over_seeds(pipelines, number)
     table, halves = (_by_target(pipelines, cells[name]) for name in ("mean", "half"))
-    column = {"perplexity": "dense", "web": "dense_web"}[number]
-    dense = pipelines.loc[pipelines["usual"], column].mean()
+    dense = pipelines.loc[pipelines["usual"], f"{number}_dense"].mean()
     first = pd.DataFrame(dense, index=["dense"], columns=table.columns)
     return pd.concat([first, table]).rename_axis("pipeline"), halves
 
@@ -198,7 +184,7 @@ def tables_of(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
         f"{frame.about_model(runs)} Perplexity on {web}, {common['web_windows']} windows of "
         f"{common['length']} tokens that nothing was fitted to. {caption}"
     )
-    yield "web text", note, *perplexity_table(pipelines, "web")
+    yield "web text", note, *perplexity_table(pipelines, "perplexity_web")
     yield "gain", f"{where} {frame.caption(gain_table)}", gain_table(pipelines)
 
 
@@ -207,15 +193,13 @@ def beyond_figure(records: Iterable[Record]) -> Figure | None:
     from each pipeline without a repair, an open marker, a line leads to its repairs; a dashed line
     is the dense model. Lower and further left is better.
 
-    Points are means over seeds, whiskers the range, of the first model's runs in the usual setting.
+    Points are means over seeds, whiskers the range, of the runs in the usual setting.
     None without runs of notebook 08 at 60 % beside plain ADMM-Grad.
     """
-    runs = [record for record in records if record["notebook"] == NOTEBOOK]
-    pipelines = pipeline_frame(next(iter(frame.by_model(runs).values()), []))
-    pipelines = pipelines.query("usual and target == @TARGET").sort_values("order")
-    pipelines = pipelines[pipelines["times"].notna()]
+    pipelines = pipeline_frame(records).query("usual and target == @TARGET and times.notna()")
     if pipelines.empty:
         return None
+    pipelines = pipelines.sort_values("order")
     points = over_seeds(pipelines, "perplexity").droplevel("target")
     points["x"] = over_seeds(pipelines, "times").droplevel("target")["mean"]
     figure, ax = style.new_figure(size=(7.0, 4.8))
@@ -230,7 +214,7 @@ def beyond_figure(records: Iterable[Record]) -> Figure | None:
             ax.plot(path["x"], path["mean"], color=color, linewidth=1, zorder=1)
             ax.plot(path["x"][1:], path["mean"][1:], linestyle="none", **mark)
             ax.vlines(path["x"], path["min"], path["max"], color=color, alpha=0.5)
-    style.draw_dense(ax, pipelines["dense"].mean())
+    style.draw_dense(ax, pipelines["perplexity_dense"].mean())
     style.set_up(ax, log="xy", plain=True, ylabel=f"perplexity at {TARGET}",
                  xlabel="seconds / ADMM-Grad's; filled: repaired",
                  legend={"fontsize": 8.5, "loc": "lower center", "bbox_to_anchor": (0.5, 1),

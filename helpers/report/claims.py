@@ -20,7 +20,7 @@ import pandas as pd
 
 from helpers.report import frame, outcome, tables
 from helpers.report.beyond import BASE, GUIDED, pipeline_frame
-from helpers.report.frame import ENOUGH, PRUNE_PARTS, TASK_NAMES, Record, cost_to_reach
+from helpers.report.frame import ENOUGH, TASK_NAMES, Record, cost_to_reach
 from helpers.report.outcome import SEEDED, UNKNOWN, Evidence, from_seeds, untested, with_error
 
 SPARSITIES = ("50 %", "60 %", "70 %", "80 %")
@@ -313,17 +313,18 @@ def overhead(findings: Findings) -> Evidence:
         for alone in (True, False)
     )
     both = every if timed.empty else timed
-    ours, theirs = (  # on a GPU gram and selection are not timed apart, and NaN
-        both[[f"{part}_seconds{end}" for part in PRUNE_PARTS]].set_axis(PRUNE_PARTS, axis=1)
+    if both.empty:
+        return untested("runs of admm-grad and sparsegpt, timed in parts")
+    # on a GPU gram and selection are not timed apart: they are in forward and solve
+    seconds = both.filter(regex="_seconds_?$").fillna(0.0)
+    common = pd.concat([seconds[f"forward_seconds{end}"] + seconds[f"gram_seconds{end}"]
+                        for end in ("", "_")]).median()  # fmt: skip
+    own, other = (
+        (seconds[f"solve_seconds{end}"] + seconds[f"selection_seconds{end}"]).mean()
         for end in ("", "_")
     )
-    alike = (ours.notna() == theirs.notna()).all(axis=1) & ours.notna().any(axis=1)
-    if not alike.any():
-        return untested("runs of admm-grad and sparsegpt, timed in parts")
-    ours, theirs, record = ours[alike], theirs[alike], both["record"][alike].iloc[0]
-    common = pd.concat([ours, theirs])[["forward", "gram"]].sum(axis=1).median()
-    own, other = (runs[["solve", "selection"]].sum(axis=1).mean() for runs in (ours, theirs))
     ratio = (common + own) / (common + other)
+    record = both["record"].iloc[0]
     size = record["parameters"]
     # the calibration decides how much the passes weigh, and threads how much selecting does
     condition = f"{size['sequences']} x {size['length']} calibration tokens, {record['device']}"

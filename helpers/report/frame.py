@@ -11,7 +11,7 @@ import inspect
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -122,7 +122,15 @@ def method_name(parameters: Mapping[str, Any]) -> str:
     return f"{parameters['method']} + {'' if effort == 'balanced' else f'{effort} '}recipe"
 
 
-def run_frame(records: Iterable[Record], notebook: str = PRUNE_NOTEBOOK) -> pd.DataFrame:
+def in_brackets(name: str, options: Mapping[str, Any] | None) -> str:
+    """A name with options: "admm-grad (iterations=50)"."""
+    details = [f"{key}={value}" for key, value in sorted((options or {}).items())]
+    return f"{name} ({', '.join(details)})" if details else name
+
+
+def run_frame(
+    records: Iterable[Record], notebook: str = PRUNE_NOTEBOOK, cell: Sequence[str] = CELL
+) -> pd.DataFrame:
     """The runs of a notebook that prunes or scores, a row each in the order given.
 
     Columns: record; label, its row in the tables: the method, and whatever sets it apart from most
@@ -141,12 +149,11 @@ def run_frame(records: Iterable[Record], notebook: str = PRUNE_NOTEBOOK) -> pd.D
         pattern = given.get("pattern", "unstructured")
         # a run that read no calibration text is the same run whatever the calibration would be
         read = "calibration" in (record.get("data") or {})
-        setting = given.keys() - {*CELL, *(() if read else CALIBRATION)}
+        setting = given.keys() - {*cell, *(() if read else CALIBRATION)}
         apart = {key: given[key] for key in setting if common[key] != given[key]}
-        details = [f"{key}={value}" for key, value in sorted((options | apart).items())]
         rows.append({name: metric["value"] for name, metric in record["metrics"].items()} | {
             "record": record,
-            "label": f"{method} ({', '.join(details)})" if details else method,
+            "label": in_brackets(method, options | apart),
             "target": "dense" if method == "dense" else target_name(pattern, given["sparsity"]),
             "method": method,
             "pattern": pattern,

@@ -53,7 +53,7 @@ def from_seeds(
 
     What is `missing` counts as a margin of which nothing is known.
     """
-    numbers = [*shown, f"{seeds}{f' of {fewest}' if seeds < fewest else ''} seeds at {SEEDED}"]
+    numbers = [*shown, f"{seeds}{f' of {fewest}' if seeds < fewest else ''} seeds"]
     if seeds < fewest:
         margins = [(margin, UNKNOWN) for margin, _ in margins]
     if missing:

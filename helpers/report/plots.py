@@ -18,7 +18,7 @@ from helpers.report import frame, style
 from helpers.report.beyond import beyond_figure
 from helpers.report.frame import TASK_NAMES, Record
 from helpers.report.pictures import errors_by_block
-from helpers.report.study_plots import update_median_figure
+from helpers.report.study_plots import race_figure
 from helpers.report.style import in_words, set_up, style_of
 from helpers.report.tables import zero_shot_table
 
@@ -37,12 +37,10 @@ def summary_figure(records: Sequence[Record]) -> Figure | None:
     a fixed mask; a mask that grows leaves less error than one chosen at once; perplexity on a log
     scale against sparsity, a line for each method.
 
-    From a record of notebook 02, one of 03 and the plain runs of 04 on one model; None if one of
-    the three is missing.
+    From a record of notebook 02, one of 03 and the plain runs of 04; None if one is missing.
     """
     solved, grown = (frame.series_of(records, name) for name in ("convergence", "schedule"))
-    models = frame.by_model(frame.prune_runs(records))
-    table, dense = _perplexities(next(iter(models.values()), []))
+    table, dense = _perplexities(frame.prune_runs(records))
     if solved is None or grown is None or not table:
         return None
     figure, (left, right, story) = style.new_figure(
@@ -290,7 +288,7 @@ FIGURES: dict[str, Callable[[list[Record]], Figure | None]] = {
     "summary": summary_figure,
     "perplexity": perplexity_figure,
     "layer_error": layer_error_figure,
-    "weight_update_median": update_median_figure,
+    "weight_update_median": race_figure,
     "zero_shot": zero_shot_figure,
     "beyond": beyond_figure,
 }
@@ -300,25 +298,21 @@ SERIES_FIGURES = {
     "convergence": convergence_figure,
     "schedule": schedule_figure,
 }
-PER_MODEL = ("perplexity", "layer_error")
 
 
 def figures(records: Iterable[Record]) -> dict[str, Figure]:
     """Every figure that the records allow, by file name without its ending.
 
-    Where there are several models, the figures of PER_MODEL carry the model in their name.
+    Where there are several models, each has its own, with the model in their names.
     """
-    records, drawn = list(records), {}
-    models = frame.by_model(frame.prune_runs(records))
-    for name, draw in FIGURES.items():
-        if name in PER_MODEL and len(models) > 1:
-            for model, runs in models.items():
-                drawn[f"{name}_{model.rsplit('/', 1)[-1].lower()}"] = draw(runs)
-        else:
-            drawn[name] = draw(records)
-    for name, draw in SERIES_FIGURES.items():
-        if series := frame.series_of(records, name):
-            drawn[name] = draw(series)
+    models, drawn = frame.by_model(records), {}
+    for model, runs in models.items():
+        end = f"_{model.rsplit('/', 1)[-1].lower()}" if len(models) > 1 else ""
+        for name, draw in FIGURES.items():
+            drawn[name + end] = draw(runs)
+        for name, draw in SERIES_FIGURES.items():
+            if series := frame.series_of(runs, name):
+                drawn[name + end] = draw(series)
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
