@@ -117,23 +117,9 @@ def pipeline_frame(records: Iterable[Record]) -> pd.DataFrame:
     return table.assign(closed=closed, admm_seconds=own, times=table["seconds"] / own)
 
 
-def over_seeds(pipelines: pd.DataFrame, number: str, scale: float = 1.0) -> pd.DataFrame:
-    """A number by pipeline and target, times `scale`: mean, min, max and half of their range.
-
-    A seed of several records counts once, with their mean; half is NaN for one seed.
-    """
-    seeds = pipelines.groupby(["pipeline", "target", "seed"])[number].mean().dropna() * scale
-    cells = seeds.groupby(level=["pipeline", "target"])
-    cells = cells.agg(mean=pd.Series.mean, min="min", max="max", count="count")
-    return cells.assign(half=((cells["max"] - cells["min"]) / 2).where(cells["count"] > 1))
-
-
-def _by_target(pipelines: pd.DataFrame, values: pd.Series) -> pd.DataFrame:
-    """Values by pipeline and target as a table, its rows and columns in order."""
-    wide = values.unstack("target")
-    order = pipelines.drop_duplicates("pipeline").sort_values("order")["pipeline"]
-    columns = sorted(wide.columns, key=frame.column_key)
-    return wide.reindex(index=list(order), columns=columns).rename_axis(columns=None)
+def _rows(pipelines: pd.DataFrame) -> list[str]:
+    """The rows of a table, in order."""
+    return list(pipelines.drop_duplicates("pipeline").sort_values("order")["pipeline"])
 
 
 def perplexity_table(pipelines: pd.DataFrame, number: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -143,8 +129,8 @@ def perplexity_table(pipelines: pd.DataFrame, number: str) -> tuple[pd.DataFrame
     Perplexity by pipeline and target below that of the dense model, and half of the range.
     Args: number, "perplexity" or "perplexity_web".
     """
-    cells = over_seeds(pipelines, number)
-    table, halves = (_by_target(pipelines, cells[name]) for name in ("mean", "half"))
+    cells = frame.over_seeds(pipelines, "pipeline", number)
+    table, halves = (frame.by_target(cells[name], _rows(pipelines)) for name in ("mean", "half"))
     dense = pipelines.loc[pipelines["usual"], f"{number}_dense"].mean()
     first = pd.DataFrame(dense, index=["dense"], columns=table.columns)
     return pd.concat([first, table]).rename_axis("pipeline"), halves
@@ -157,9 +143,11 @@ def gain_table(pipelines: pd.DataFrame) -> pd.DataFrame:
     seed if there are any. Both are means over seeds. Peak memory is the process's, with the
     evaluation, the dense model and a copy of the pruned one.
     """
-    gains = _by_target(pipelines, over_seeds(pipelines, "closed", 100)["mean"])
-    times = _by_target(pipelines, over_seeds(pipelines, "times")["mean"])
-    gains = gains.round(6) + 0.0  # ADMM-Grad's own is 0, not 1e-9 or −0
+    gains, times = (
+        frame.by_target(frame.over_seeds(pipelines, "pipeline", number)["mean"], _rows(pipelines))
+        for number in ("closed", "times")
+    )
+    gains = (100 * gains).round(6) + 0.0  # ADMM-Grad's own is 0, not 1e-9 or −0
     columns = {}
     for target in gains:
         columns[f"{target}, closed (%)"] = gains[target]
@@ -200,8 +188,11 @@ def beyond_figure(records: Iterable[Record]) -> Figure | None:
     if pipelines.empty:
         return None
     pipelines = pipelines.sort_values("order")
-    points = over_seeds(pipelines, "perplexity").droplevel("target")
-    points["x"] = over_seeds(pipelines, "times").droplevel("target")["mean"]
+    points, costs = (
+        frame.over_seeds(pipelines, "pipeline", number).droplevel("target")
+        for number in ("perplexity", "times")
+    )
+    points["x"] = costs["mean"]
     figure, ax = style.new_figure(size=(7.0, 4.8))
     for position, (stem, family) in enumerate(pipelines.groupby("stem", sort=False)):
         # the colour says which method, and the marker what is done beside it

@@ -174,13 +174,26 @@ def prune_frame(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def perplexity_cells(records: Iterable[Record]) -> pd.DataFrame:
-    """Perplexity by label and target: mean, min and max over seeds, and their count.
+    """Perplexity by label and target, as `over_seeds` has it."""
+    return over_seeds(prune_frame(records), "label", "perplexity")
 
-    A seed of several records counts once, with their mean.
+
+def over_seeds(runs: pd.DataFrame, row: str, number: str) -> pd.DataFrame:
+    """A number by row and target: mean, min and max over seeds, and half of their range.
+
+    A seed of several records counts once, with their mean; half is NaN for one seed.
     """
-    runs = prune_frame(records).groupby(["label", "target", "seed"], sort=False, dropna=False)
-    cells = runs["perplexity"].mean().groupby(level=["label", "target"])
-    return cells.agg(mean=pd.Series.mean, min="min", max="max", count="count")
+    seeds = runs.groupby([row, "target", "seed"], sort=False)[number].mean().dropna()
+    cells = seeds.groupby(level=[row, "target"])
+    cells = cells.agg(mean=pd.Series.mean, min="min", max="max", count="count")
+    return cells.assign(half=((cells["max"] - cells["min"]) / 2).where(cells["count"] > 1))
+
+
+def by_target(values: pd.Series, rows: Iterable[str]) -> pd.DataFrame:
+    """Values by row and target as a table with its rows in this order, and its columns in order."""
+    wide = values.unstack("target")
+    wide = wide.reindex(index=list(rows), columns=sorted(wide.columns, key=column_key))
+    return wide.rename_axis(columns=None)
 
 
 def with_series(records: Iterable[Record], name: str) -> list[Record]:

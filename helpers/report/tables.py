@@ -71,19 +71,15 @@ def perplexity_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFr
     Variants are left to `variant_table`. None without records.
     """
 
-    def by_target(values: pd.Series) -> pd.DataFrame:
-        wide = values.unstack()
-        dense = wide.pop("dense") if "dense" in wide else math.nan
-        columns = sorted(wide.columns, key=frame.column_key) or ["0 %"]
-        wide = wide.reindex(index=sorted(wide.index, key=frame.row_key), columns=columns)
-        wide = wide.apply(lambda column: column.fillna(dense))
-        return wide.rename_axis(index="method", columns=None)
-
     cells = frame.perplexity_cells(records)
     if cells.empty:
         return None
-    halves = ((cells["max"] - cells["min"]) / 2).where(cells["count"] > 1)
-    return by_target(cells["mean"]), by_target(halves)
+    rows = sorted(cells.index.unique("label"), key=frame.row_key)
+    table, halves = (frame.by_target(cells[name], rows) for name in ("mean", "half"))
+    if "dense" in table and len(table.columns) > 1:
+        dense = table.pop("dense")
+        table = table.apply(lambda column: column.fillna(dense))
+    return table.rename_axis("method"), halves.reindex(columns=table.columns)
 
 
 def cost_table(records: Iterable[Record]) -> pd.DataFrame | None:

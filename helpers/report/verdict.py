@@ -30,7 +30,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
-import pandas as pd
 from scipy import stats
 
 from helpers.paths import TABLES_NOTEBOOK
@@ -129,19 +128,18 @@ def machine_differences(record: Record, reference: Record) -> list[str]:
 
     def describe(of: Record) -> dict[str, Any]:
         device, _, threads = of.get("device", "unknown").partition(", ")
-        return {
-            "processor": (of.get("platform") or {}).get("processor"),
-            "device": device,
-            "threads": threads.partition(" ")[0],
-            "batch": (of.get("series") or {}).get("batch"),  # halved where memory ran out
-        } | {name: (of.get("versions") or {}).get(name) for name in COMPUTING}
+        made = {"processor": (of.get("platform") or {}).get("processor"), "device": device}
+        made["threads"] = threads.partition(" ")[0]
+        made["batch"] = (of.get("series") or {}).get("batch")  # halved where memory ran out
+        return made | {name: (of.get("versions") or {}).get(name) for name in COMPUTING}
 
     here, there = describe(record), describe(reference)
     if None in (here["batch"], there["batch"]):  # not every notebook writes it
         here["batch"] = there["batch"] = None
-    apart = [key for key in here if here[key] != there[key]]
     return [
-        f"{key} {here[key] or 'unknown'} here, {there[key] or 'unknown'} there" for key in apart
+        f"{key} {here[key] or 'unknown'} here, {there[key] or 'unknown'} there"
+        for key in here
+        if here[key] != there[key]
     ]
 
 
@@ -164,16 +162,18 @@ def tolerance_of(reference: Record, metric: str, plan: Sequence[Record]) -> tupl
         return min(max(spread, FLOOR), CEILING), f"{len(seeds)} seeds"
     if not metric.startswith("perplexity"):
         return FLOOR, "bound"
-    for record in plan:
-        measured = [record["parameters"].get(name) for name in MEASURED_ON]
-        if (
-            record["parameters"].get("method") == "dense"
-            and metric in record["metrics"]
-            and measured == [reference["parameters"].get(name) for name in MEASURED_ON]
-        ):
-            damage = reference["metrics"][metric]["value"] / record["metrics"][metric]["value"]
-            return max(FLOOR, math.expm1(SHARE * math.log(damage))), "bound"
-    return UNKNOWN, "bound"
+    dense = [record["metrics"] for record in plan if _is_dense_of(record, reference)]
+    if not dense or metric not in dense[0]:
+        return UNKNOWN, "bound"
+    damage = reference["metrics"][metric]["value"] / dense[0][metric]["value"]
+    return max(FLOOR, math.expm1(SHARE * math.log(damage))), "bound"
+
+
+def _is_dense_of(record: Record, reference: Record) -> bool:
+    """Whether a run is of the dense model, measured on the same text."""
+    here, there = record["parameters"], reference["parameters"]
+    alike = all(here.get(name) == there.get(name) for name in MEASURED_ON)
+    return alike and here.get("method") == "dense"
 
 
 def _parameters(record: Record) -> dict[str, Any]:
@@ -258,19 +258,19 @@ def _layers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
 
 def _series(record: Record, reference: Record) -> Iterator[Part]:
     """The numbers and texts in the rows that tables are made of."""
-    count = total = 0
-    for name in ROWS:
-        here, there = (
-            pd.DataFrame((run.get("series") or {}).get(name) or []) for run in (record, reference)
-        )
-        there = there.drop(columns="seconds", errors="ignore").astype(object)
-        here = here.astype(object).reindex(index=there.index, columns=there.columns)
-        pairs = zip(here.to_numpy().ravel(), there.to_numpy().ravel(), strict=True)
-        pairs = [(mine, theirs) for mine, theirs in pairs if not pd.isna(theirs)]
-        count += sum(_differ(mine, theirs) for mine, theirs in pairs)
-        total += len(pairs)
-    if total:
-        yield _count("numbers in series", count, total)
+    here, there = (
+        {
+            (name, place, column): value
+            for name in ROWS
+            for place, row in enumerate((run.get("series") or {}).get(name) or ())
+            for column, value in row.items()
+            if column != "seconds" and value is not None
+        }
+        for run in (record, reference)
+    )
+    if there:
+        count = sum(_differ(here.get(key), value) for key, value in there.items())
+        yield _count("numbers in series", count, len(there))
 
 
 def _answers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
@@ -278,24 +278,24 @@ def _answers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
 
     On the same kind of machine also whether the choice by length-normalised likelihood was right.
     """
-    here, there = (run.get("series") or {} for run in (record, reference))
-    count = total = 0
-    for task, theirs in there.get("zero_shot", {}).items():
-        mine = here.get("zero_shot", {}).get(task, {"items": [], "acc": []})
-        sides = [[mine["acc"]], [theirs["acc"]]]
-        if all(task in side.get("answers", {}) for side in (here, there)):
-            sides = [[*some, side["answers"][task]] for some, side in zip(sides, (here, there))]
-        if same and mine.get("acc_norm") and theirs.get("acc_norm"):
-            sides = [[*sides[0], mine["acc_norm"]], [*sides[1], theirs["acc_norm"]]]
-        given, wanted = (
-            dict(zip(some["items"], zip(*columns, strict=True), strict=True))
-            for some, columns in zip((mine, theirs), sides, strict=True)
-        )
-        count += sum(given.get(item) != answer for item, answer in wanted.items())
-        total += len(wanted)
-    if total:
+
+    def by_item(run: Record) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
+        series = run.get("series") or {}
+        for task, score in series.get("zero_shot", {}).items():
+            columns = {"right": score["acc"], "answer": series.get("answers", {}).get(task)}
+            columns["normalised"] = score.get("acc_norm") if same else None
+            for place, item in enumerate(score["items"]):
+                yield (task, item), {key: some[place] for key, some in columns.items() if some}
+
+    here, there = dict(by_item(record)), dict(by_item(reference))
+    count = sum(
+        item not in here or any(here[item].get(key, value) != value for key, value in known.items())
+        for item, known in there.items()
+    )
+    if there:
         turned = TURNED_BLIND if _blind(reference) else TURNED
-        yield _count("answers", count, total, 0 if same else most_turned(total, turned))
+        most = 0 if same else most_turned(len(there), turned)
+        yield _count("answers", count, len(there), most)
 
 
 def most_turned(items: int, share: float) -> int:
@@ -329,7 +329,7 @@ def _apart(here: float | None, there: float, tiny: float) -> float:
 
 def _differ(here: Any, there: Any) -> bool:
     """Whether two values of a series differ on the same kind of machine."""
-    if pd.isna(here) or isinstance(here, str) or isinstance(there, str):
+    if here is None or isinstance(here, str) or isinstance(there, str):
         return here != there
     return abs(_apart(here, there, ABSOLUTE_SAME)) > SAME
 
