@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
@@ -11,11 +11,10 @@ import pandas as pd
 
 from helpers.paths import replace_file
 from helpers.report import frame
-from helpers.report.claims import CLAIMS, RULES, Judged, claim_verdicts
+from helpers.report.claims import CLAIMS, RULES, claim_verdicts
 from helpers.report.frame import Record, by_model
-from helpers.report.outcome import FAILS, HOLDS
-from helpers.report.tables import format_number, perplexity_table
-from helpers.report.verdict import NOT_JUDGED, Comparison, Verdict
+from helpers.report.tables import sections
+from helpers.report.verdict import Comparison, Verdict
 
 
 def summary(verdict: Verdict) -> str:
@@ -51,46 +50,11 @@ def to_lines(comparisons: Iterable[Comparison]) -> list[str]:
     return table.to_string(index=False, float_format="{:.5g}".format).splitlines()
 
 
-def perplexity_text(records: Iterable[Record]) -> str:
-    """The perplexity table of each model as aligned text; "" where none was measured."""
-    parts = []
-    for model, runs in by_model(records).items():
-        if table := perplexity_table(runs):
-            parts.append(f"perplexity, model {model}\n{table[0].map(format_number).to_string()}\n")
-    return "\n".join(parts)
-
-
 def numbers_text(records: Iterable[Record]) -> str:
-    """What each run measured, a line a run, without times and memory."""
-    lines = []
-    for record in records:
-        metrics = record["metrics"].items()
-        shown = ", ".join(
-            f"{key} {format_number(m['value'])}" for key, m in metrics if m["unit"] not in NOT_JUDGED
-        )
-        lines.append(f"{record['notebook']} {record['name']}: {shown or 'no numbers'}")
-    return "\n".join(lines)
-
-
-def claims_beside(committed: Sequence[Judged], here: Sequence[Judged], plan: str) -> str:
-    """The committed verdicts on the claims and those of a plan made here, as Markdown.
-
-    Where a plan is too small to decide, what its numbers lean to is compared. A claim that was
-    tested under another condition is not compared.
-    """
-    lines = [f"| claim | full, committed | {plan}, here | |", "| :-- | :-- | :-- | :-- |"]
-    for theirs, ours in zip(committed, here, strict=True):
-        agreement = "cannot say"
-        if {theirs.verdict, ours.verdict} <= {HOLDS, FAILS}:
-            agreement = "agrees" if ours.verdict == theirs.verdict else "**disagrees**"
-        elif theirs.verdict in (HOLDS, FAILS) and ours.leans in (HOLDS, FAILS):
-            way = "same" if ours.leans == theirs.verdict else "other"
-            agreement = f"points the {way} way"
-        if agreement != "cannot say" and ours.sentence != theirs.sentence:
-            agreement = "tested under another condition"
-        verdicts = f"**{theirs.verdict}** | {ours.verdict}"
-        lines.append(f"| {theirs.sentence} | {verdicts} | {agreement} |")
-    return "\n".join(lines) + "\n"
+    """What to print of a run: the table of perplexities, or every table where there is none."""
+    made = sections(records)
+    shown = made.get("perplexity") or chain(*made.values())
+    return "\n".join(section.markdown for section in shown)
 
 
 def claims_markdown(records: Iterable[Record]) -> str:
@@ -98,7 +62,7 @@ def claims_markdown(records: Iterable[Record]) -> str:
     records = list(records)
     lines = [frame.about_model(records), ""] * bool(records)
     lines += ["| | claim | verdict | numbers |", "| --: | :-- | :-- | :-- |"]
-    for number, (sentence, verdict, numbers, _) in enumerate(claim_verdicts(records), start=1):
+    for number, (sentence, verdict, numbers) in enumerate(claim_verdicts(records), start=1):
         lines.append(f"| {number} | {sentence} | **{verdict}** | {numbers} |")
     lines += ["", f"How each was tested. {RULES}", ""]
     for number, claim in enumerate(CLAIMS, start=1):

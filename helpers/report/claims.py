@@ -480,7 +480,6 @@ class Judged(NamedTuple):
     sentence: str
     verdict: str  # HOLDS, FAILS, OPEN or UNTESTED of `helpers.report.outcome`
     numbers: str
-    leans: str  # the verdict without noise and with enough records: HOLDS, FAILS or unknown
 
 
 def claim_verdicts(records: Iterable[Record]) -> list[Judged]:
@@ -488,10 +487,10 @@ def claim_verdicts(records: Iterable[Record]) -> list[Judged]:
     findings, judged = Findings(records), []
     for claim in CLAIMS:
         margins, numbers, condition = claim(findings)
-        verdict, leans = outcome.decide(margins)
+        verdict = outcome.decide(margins)
         sentence = frame.caption(claim)
         if condition:
             sentence = f"{sentence.removesuffix('.')} ({condition})."
         numbers = re.sub(r"(?<![\w.])-(?=\d)", "−", numbers)  # as wide as a plus
-        judged.append(Judged(sentence, verdict, numbers, leans))
+        judged.append(Judged(sentence, verdict, numbers))
     return judged

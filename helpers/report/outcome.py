@@ -23,18 +23,17 @@ class Evidence(NamedTuple):
     condition: str = ""  # under which the sentence was tested, where another may turn it
 
 
-def decide(margins: Sequence[Margin]) -> tuple[str, str]:
-    """The verdict on a claim, and what it leans to when half widths are left out.
+def decide(margins: Sequence[Margin]) -> str:
+    """The verdict on a claim.
 
     It holds if every margin is above zero by its half width, and fails if one is below zero by its
     half width. Otherwise, and where an unknown (NaN) could turn it, the verdict is OPEN.
     """
     if not margins:
-        return UNTESTED, ""
-    leans = FAILS if any(margin < 0 for margin, _ in margins) else HOLDS
+        return UNTESTED
     if any(margin + half < 0 for margin, half in margins):
-        return FAILS, leans
-    return HOLDS if all(margin - half >= 0 for margin, half in margins) else OPEN, leans
+        return FAILS
+    return HOLDS if all(margin - half >= 0 for margin, half in margins) else OPEN
 
 
 def untested(needed: str) -> Evidence:

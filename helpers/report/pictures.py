@@ -171,12 +171,9 @@ def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> 
     ax.grid(False)
     if group:  # lines between weights, and broad ones between groups of M along the input
         rows, columns = kind.shape
-        edges = np.arange(group - 0.5, columns - 1, group)
         ax.vlines(np.arange(0.5, columns - 1), -0.5, rows - 0.5, color="white", linewidth=0.8)
-        ax.hlines(np.arange(0.5, rows - 1), -0.5, columns - 0.5, color="white", linewidth=1.5)
-        ax.vlines(edges, -0.5, rows - 0.5, color="white", linewidth=5)
-        ax.vlines(edges, -0.5, rows - 0.5, color="black", linewidth=1.2)
-        ax.set_xticks(np.arange(0, columns, group))
+        edges = np.arange(group - 0.5, columns - 1, group)
+        ax.vlines(edges, -0.5, rows - 0.5, color="black", linewidth=2)
     moved = 100 * float((keep & ~one_shot).sum()) / max(1, int(keep.sum()))
     patches = [Patch(facecolor=c, edgecolor="#999999", label=name) for name, c in colours.items()]
     place = {"fontsize": 8.5, "ncols": 2, "loc": "upper center", "bbox_to_anchor": (0.45, -0.16)}

@@ -12,15 +12,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from helpers.data.tasks import TASK_TABLE
 from helpers.paths import replace_file
 from helpers.report import frame, style
 from helpers.report.beyond import beyond_figure
-from helpers.report.frame import TASK_NAMES, Record
+from helpers.report.frame import Record
 from helpers.report.pictures import errors_by_block
 from helpers.report.study_plots import race_figure
 from helpers.report.style import in_words, set_up, style_of
-from helpers.report.tables import zero_shot_table
+from helpers.report.tables import chances, zero_shot_table
 
 # a method of the user's own in the perplexity figure
 OWN_LOOK = {"marker": "*", "markersize": 15, "color": "black", "markerfacecolor": "white",
@@ -190,20 +189,16 @@ def zero_shot_figure(records: Iterable[Record]) -> Figure | None:
     if table is None:
         return None
     accuracy, errors = table
-    tasks = list(accuracy.columns)
     figure, ax = style.new_figure(size=(7.0, 4.2))
-    width, middles = 0.8 / len(accuracy), np.arange(len(tasks))
+    width, middles = 0.8 / len(accuracy), np.arange(len(accuracy.columns))
     for position, label in enumerate(accuracy.index):
-        colour = style_of(label.partition(",")[0], position)["color"]
-        look = {"color": colour, "label": in_words(label), "error_kw": {"linewidth": 0.9}}
+        look = {"color": style_of(label.partition(",")[0], position)["color"]}
         places = middles + (position - (len(accuracy) - 1) / 2) * width
-        ax.bar(places, accuracy.loc[label], width * 0.92, yerr=errors.loc[label], **look)
-    chances = [TASK_TABLE[task].chance for task, name in TASK_NAMES.items() if name in tasks]
-    chances.append(sum(chances) / len(chances))  # of the mean, the last column
-    look = {"color": "black", "linestyle": (0, (3, 1.5)), "linewidth": 1.5, "label": "chance"}
-    ax.hlines(chances, middles - 0.44, middles + 0.44, **look)
-    ax.set_xticks(middles, tasks, rotation=30, ha="right", rotation_mode="anchor")
-    ax.grid(False, axis="x")
+        ax.bar(places, accuracy.loc[label], width * 0.92, yerr=errors.loc[label],
+               label=in_words(label), **look)  # fmt: skip
+    look = {"color": "black", "linestyle": "--", "linewidth": 1.5, "label": "chance"}
+    ax.hlines(chances(accuracy), middles - 0.44, middles + 0.44, **look)
+    ax.set_xticks(middles, accuracy.columns, rotation=30, ha="right", rotation_mode="anchor")
     place = {"ncols": 3, "loc": "lower center", "bbox_to_anchor": (0.5, 1)}
     set_up(ax, legend=place, ylabel="accuracy, ± one standard error")
     return figure
@@ -264,19 +259,17 @@ def schedule_figure(series: Mapping[str, Any]) -> Figure:
     shares = 100 * pd.DataFrame(series["ratio"])
     width = 0.8 / len(series["sparsity"])
     for position, (name, values) in enumerate(series["sparsity"].items()):
-        look = style_of(name, position) | {"markersize": 4}
+        look = style_of(name, position)
         if position == 0:  # a broad band, so that a curve on top of it does not hide it
             look |= {"marker": "", "linestyle": "-", "linewidth": 7, "alpha": 0.35}
         left.plot(range(1, len(values) + 1), 100 * np.asarray(values), label=name, **look)
         places = np.arange(len(shares.columns)) + (position - (len(shares) - 1) / 2) * width
         look = {"color": look["color"], "hatch": style.HATCHES[position % 4]}
         bars = right.bar(places, shares.loc[name], width * 0.95, edgecolor="white", **look)
-        for text in right.bar_label(bars, fmt="%.0f", padding=2, fontsize=9):
-            text.set_va("baseline")
-    set_up(left, "the mask grows", whole=10, legend={"loc": "lower right"},
-           xlabel="iteration", ylabel="sparsity of the mask (%)", ylim=(0, None))  # fmt: skip
+        right.bar_label(bars, fmt="%.0f", padding=2, fontsize=9)
+    set_up(left, "the mask grows", whole=10, legend={"loc": "lower right"}, xlabel="iteration",
+           ylabel="sparsity of the mask (%)", ylim=(0, None))  # fmt: skip
     right.set_xticks(range(len(shares.columns)), list(shares.columns))
-    right.grid(False, axis="x")
     set_up(right, "and the error falls", ylabel="relative error (% of one-shot's)")
     return figure
 

@@ -51,7 +51,9 @@ def ratio_table(
     """
     theirs = read_published() if published is None else published
     theirs = theirs[theirs["metric"] == "wikitext2_ppl"]
-    at = [frame.target_name(*cell) for cell in zip(theirs["pattern"], theirs["sparsity"], strict=True)]
+    at = [
+        frame.target_name(*cell) for cell in zip(theirs["pattern"], theirs["sparsity"], strict=True)
+    ]
     model = theirs["model"] + ", window " + theirs["window"].map(str)
     source = theirs["source"].str.replace(r" \(as .+\)$", "", regex=True)  # another name
     theirs = theirs.assign(at=at, model=model, source=source)
@@ -66,7 +68,9 @@ def ratio_table(
     rows = cells[~cells["method"].isin(["dense", "magnitude", "sparsegpt"])]
     rows = rows.dropna(subset=ratios, how="all")
     rows = rows[rows["at"].isin(rows.loc[rows["model"] == "here", "at"])]
-    order = list(zip(rows["at"].map(frame.column_key), rows["cell"], rows["method"].map(frame.row_key)))
+    order = list(
+        zip(rows["at"].map(frame.column_key), rows["cell"], rows["method"].map(frame.row_key))
+    )
     rows = rows.assign(order=order).sort_values("order")
     rows = rows.rename(columns={"value": "perplexity"}).set_index("at")
     return None if rows.empty else rows[["method", "model", "perplexity", *ratios, "source"]]
@@ -78,7 +82,9 @@ def ratios_markdown(records: Iterable[Record]) -> str:
     for runs in frame.by_model(records).values():
         table = ratio_table(runs)
         if table is not None:
-            texts.append(f"{frame.setting(frame.prune_runs(runs))} {DIFFERENT}\n\n{to_markdown(table)}")
+            texts.append(
+                f"{frame.setting(frame.prune_runs(runs))} {DIFFERENT}\n\n{to_markdown(table)}"
+            )
     return "\n".join(texts)
 
 

@@ -75,39 +75,26 @@ class RecordModel(pydantic.BaseModel):
 
 def make_record(
     *,
-    notebook: str,
-    name: str,
     parameters: Mapping[str, Any],
-    metrics: Mapping[str, Mapping[str, Any]],
-    model: Mapping[str, Any] | None,
-    data: Mapping[str, Any] | None,
-    seeds: Mapping[str, int],
-    seconds: float,
-    device: str,
-    peak_memory_bytes: int,
     series: Mapping[str, Any] | None = None,
     layers: Iterable[Mapping[str, Any]] | None = None,
+    **fields: Any,
 ) -> dict[str, Any]:
     """The record of one run, ready for `write_record`.
 
-    `metrics` maps a name to {"value": number, "unit": text}, as `Metric` has them. `seconds` is
-    wall time; `series` holds curves, `layers` a row per pruned layer; numpy and torch values become
-    plain. The parameter `record_path` is left out: it says where this machine keeps the record.
-    Raises FileError for NaN, infinity, a metric without unit, or what JSON cannot hold.
+    Args:
+        parameters: of the run; `record_path`, where this machine keeps the record, is left out.
+        series: curves and rows.
+        layers: a row for each pruned layer.
+        fields: the other fields of `RecordModel`, from `notebook` to `peak_memory_bytes`.
+
+    Values of numpy and torch become plain. Raises FileError for a field that is missing, NaN,
+    infinity, a metric without unit, or what JSON cannot hold.
     """
-    record = {
+    fields |= {
         "schema": 1,
-        "notebook": notebook,
-        "name": name,
         # the path would make two records of the same run differ
         "parameters": {key: value for key, value in parameters.items() if key != "record_path"},
-        "metrics": metrics,
-        "model": model,
-        "data": data,
-        "seeds": seeds,
-        "seconds": seconds,
-        "device": device,
-        "peak_memory_bytes": peak_memory_bytes,
         "series": series,
         "layers": None if layers is None else list(layers),
         "versions": _versions(),
@@ -121,7 +108,8 @@ def make_record(
         # UTC, so that records of two machines can be put in order
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    return check_record(_plain(record))
+    order = [field.alias or name for name, field in RecordModel.model_fields.items()]
+    return check_record(_plain({name: fields[name] for name in order if name in fields} | fields))
 
 
 def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Path:

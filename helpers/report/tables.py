@@ -266,7 +266,12 @@ def update_table(records: Iterable[Record]) -> pd.DataFrame | None:
         return None
     usual = (rows[list(USUAL)] == pd.Series(USUAL)).all(axis=1)
     rows = rows[(rows["solver"] != "admm") | usual | (rows["iterations"] == 20)]
-    setting_of = ["precondition", "damping", "rho", "iterations"]  # None where a solver has no such thing
+    setting_of = [
+        "precondition",
+        "damping",
+        "rho",
+        "iterations",
+    ]  # None where a solver has no such thing
     rows = rows.assign(rank=rows["solver"].map(list(SOLVERS).index))
     rows[setting_of] = rows[setting_of].astype(float)
     problems = rows.groupby(["rank", *setting_of, "record", "sparsity"], dropna=False)
@@ -289,11 +294,8 @@ def update_table(records: Iterable[Record]) -> pd.DataFrame | None:
 
 def _update_label(solver: str, precondition: float, damping: float, rho: float) -> str:
     """The name of a solver, with whatever is not its default; NaN stands for no setting."""
-    details = []
-    if solver == "admm":
-        details.append(f"ρ = {rho:g}")
-    if solver in ("adam", "sgd"):
-        details.append("best rate")
+    details = [f"ρ = {rho:g}"] if solver == "admm" else []
+    details += ["best rate"] if solver in ("adam", "sgd") else []
     if precondition in (0, 1) and precondition != (solver in ("admm", "cg")):
         details.append("preconditioned" if precondition else "not preconditioned")
     if damping >= 0 and solver != "sparsegpt" and damping != USUAL["damping"]:
@@ -311,7 +313,9 @@ def mask_table(records: Iterable[Record], text: str = "error") -> pd.DataFrame |
     if rules.empty:
         return None
     rules["target"] = list(map(frame.target_name, rules["pattern"], rules["sparsity"]))
-    rules["variant"] = list(map(_mask_label, rules["mask_steps"], rules["schedule"], rules["budget"]))
+    rules["variant"] = list(
+        map(_mask_label, rules["mask_steps"], rules["schedule"], rules["budget"])
+    )
     problem = ["record", "block", "layer", "target"]
     wide = rules.pivot_table(index=problem, columns="variant", values=text)
     shares = wide.div(wide[DEFAULT_MASK], axis=0)
@@ -359,12 +363,11 @@ def _items_note(records: list[Record]) -> str:
     return f"{over}{amount} items a task, {same}the same for every model; lm-eval {harness}."
 
 
-def _with_chance(table: pd.DataFrame) -> pd.DataFrame:
-    """A zero-shot table below a row of what guessing gives."""
-    chance = pd.Series({TASK_NAMES[task]: TASK_TABLE[task].chance for task in TASK_NAMES})
-    chance = chance.reindex(table.columns.drop("mean"))
-    chance["mean"] = chance.mean()
-    return pd.concat([chance.to_frame("chance").T, table]).rename_axis(table.index.name)
+def chances(accuracy: pd.DataFrame) -> pd.Series:
+    """What guessing scores on each task of a zero-shot table, and the mean."""
+    known = {name: TASK_TABLE[task].chance for task, name in TASK_NAMES.items()}
+    chance = pd.Series(known, name="chance").reindex(accuracy.columns)
+    return chance.fillna({"mean": chance.mean()})
 
 
 def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
@@ -385,7 +388,8 @@ def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
     for metric, how in ("acc", ""), ("acc_norm", " normalised by the answers' length"):
         if tables := zero_shot_table(runs, metric):
             note = f"{model} Accuracy{how} ± one standard error. {_items_note(runs)}"
-            yield "zero_shot", metric, note, _with_chance(tables[0]), tables[1]
+            accuracy = pd.concat([chances(tables[0]).to_frame().T, tables[0]]).rename_axis("model")
+            yield "zero_shot", metric, note, accuracy, tables[1]
     yield "zero_shot", "paired", f"{model} {caption(paired_table)}", paired_table(runs)
     yield "weight_update", "", f"{model} {caption(update_table)}", update_table(runs)
     for text, column in ("calibration", "error"), ("held-out", "heldout"):
