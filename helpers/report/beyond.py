@@ -28,7 +28,7 @@ PLAIN = {"allocation": "", "guide_sequences": 4, "passes": 2, "repair": "", "rep
 
 
 def pipeline_name(parameters: Mapping[str, Any]) -> str:
-    """What was done, in the order in which it was done: "admm-grad, owl, one pass + distil (64)"."""
+    """What was done, in its order: "admm-grad, owl, one pass + distil (64)"."""
     name = frame.in_brackets(parameters["method"], parameters.get("options"))
     return name + _steps(parameters) + _repair(parameters)
 

@@ -77,7 +77,8 @@ def repair_figure(repair: Mapping[str, Any], title: str = "") -> Figure:
     ax.plot(*zip(*held_out, strict=True), **look)
     ring = {"markersize": 12, "fillstyle": "none", "mew": 1.6, "label": "kept"}
     ax.plot([best], [dict(held_out)[best]], "o", color="black", linestyle="none", **ring)
-    set_up(ax, title, log="y", plain=True, whole=10, legend=True, xlabel="steps taken, a window each",
+    set_up(ax, title, log="y", plain=True, whole=10, legend=True,
+           xlabel="steps taken, a window each",
            ylabel="KL(dense ‖ pruned) in nats a token")  # fmt: skip
     return figure
 

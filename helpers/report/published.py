@@ -28,8 +28,8 @@ RIVALS = ("sparsegpt", "wanda")
 CELL = ["at", "model", "source"]  # of a ratio
 DIFFERENT = (
     "Perplexity, and its ratio to SparseGPT's and Wanda's in the same cell, here and as published: "
-    "below 1 the method is better. **The models, texts and windows differ.** Pruning hurts a small model "
-    "more, which moves its ratios away from 1."
+    "below 1 the method is better. **The models, texts and windows differ.** Pruning hurts a "
+    "small model more, which moves its ratios away from 1."
 )
 
 
@@ -46,8 +46,8 @@ def ratio_table(
 
     The records are those of one model; a cell of ours is a mean over seeds. A row has the cell
     ("at", its name), the method, the model with the window, the perplexity, the two ratios (NaN
-    without the rival) and the source. Magnitude pruning, with ratios in the hundreds, is left out. None without a
-    rival of ours. `published` None reads the committed files.
+    without the rival) and the source. Magnitude pruning, with ratios in the hundreds, is left
+    out. None without a rival of ours. `published` None reads the committed files.
     """
     theirs = read_published() if published is None else published
     theirs = theirs[theirs["metric"] == "wikitext2_ppl"]
@@ -68,10 +68,8 @@ def ratio_table(
     rows = cells[~cells["method"].isin(["dense", "magnitude", "sparsegpt"])]
     rows = rows.dropna(subset=ratios, how="all")
     rows = rows[rows["at"].isin(rows.loc[rows["model"] == "here", "at"])]
-    order = list(
-        zip(rows["at"].map(frame.column_key), rows["cell"], rows["method"].map(frame.row_key))
-    )
-    rows = rows.assign(order=order).sort_values("order")
+    places = rows["at"].map(frame.column_key), rows["cell"], rows["method"].map(frame.row_key)
+    rows = rows.assign(order=list(zip(*places, strict=True))).sort_values("order")
     rows = rows.rename(columns={"value": "perplexity"}).set_index("at")
     return None if rows.empty else rows[["method", "model", "perplexity", *ratios, "source"]]
 

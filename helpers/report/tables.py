@@ -64,10 +64,11 @@ def to_markdown(table: pd.DataFrame, spread: pd.DataFrame | None = None) -> str:
 
 
 def perplexity_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """± is half the range over seeds of the calibration text, where there are several. The choice of
-    evaluation windows is not in it: every cell has the same ones.
+    """± is half the range over seeds of the calibration text, where there are several. The choice
+    of evaluation windows is not in it: every cell has the same ones.
 
-    Perplexity, methods by sparsity and pattern, and half of (max - min) over seeds. The dense model has its one number in every column. NaN: no run, or the spread of one seed.
+    Perplexity, methods by sparsity and pattern, and half of (max - min) over seeds. The dense model
+    has its one number in every column. NaN: no run, or the spread of one seed.
     Variants are left to `variant_table`. None without records.
     """
 
@@ -115,8 +116,8 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
-    """Other options beside the defaults, same cell and same calibration seeds. The change is the mean
-    over seeds, ± half of Student's 95 % interval.
+    """Other options beside the defaults, same cell and same calibration seeds. The change is the
+    mean over seeds, ± half of Student's 95 % interval.
 
     The interval is NaN for one seed. Several
     records of one run count once, with their mean. A variant without a run of the defaults in its
@@ -238,7 +239,7 @@ def paired_table(records: Iterable[Record]) -> pd.DataFrame | None:
     """Paired differences in accuracy on the same items; bold where they exceed two standard errors.
     One in twenty would do so by chance. Means are over the tasks of a row.
 
-    `paired_frame` as text, "difference ± standard error", means over seeds. None if there is no pair.
+    `paired_frame` as text, "difference ± standard error", means over seeds. None without a pair.
     """
     pairs = paired_frame(records)
     if pairs.empty:
@@ -253,9 +254,9 @@ def paired_table(records: Iterable[Record]) -> pd.DataFrame | None:
 
 
 def update_table(records: Iterable[Record]) -> pd.DataFrame | None:
-    """Refitting the kept weights on one fixed mask by Wanda's score (budget per matrix). A problem is
-    a layer at a sparsity. Excess: the damped objective over its exact optimum. Adam and SGD count
-    with the rate that is best for a problem after so many iterations, and only its own seconds
+    """Refitting the kept weights on one fixed mask by Wanda's score (budget per matrix). A problem
+    is a layer at a sparsity. Excess: the damped objective over its exact optimum. Adam and SGD
+    count with the rate that is best for a problem after so many iterations, and only its own seconds
     count.
 
     From series "update" of notebook 02. ADMM with other settings than its defaults is shown after
@@ -307,7 +308,8 @@ def mask_table(records: Iterable[Record], text: str = "error") -> pd.DataFrame |
     """What mask steps, schedule and budget change: relative error, % of the default's on the same
     layer (geometric mean over layers).
 
-    From series "ablation" of notebook 03. `text` is "error" (calibration) or "heldout". None without such records.
+    From series "ablation" of notebook 03. `text` is "error" (calibration) or "heldout". None
+    without such records.
     """
     rules = pd.DataFrame(frame.series_rows(records, "ablation"))
     if rules.empty:
