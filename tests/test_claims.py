@@ -24,7 +24,8 @@ def test_one_rule_decides_on_margins_and_half_widths() -> None:
     nan = float("nan")
     for margins, expected in (
         ([], UNTESTED),
-        ([(0.2, 0.1), (0.0, 0.0)], HOLDS),
+        ([(0.2, 0.1), (0.1, 0.0)], HOLDS),
+        ([(0.0, 0.0)], OPEN),
         ([(0.2, 0.1), (0.1, 0.2)], OPEN),
         ([(0.2, 0.1), (-0.1, 0.2)], OPEN),
         ([(0.2, 0.1), (-0.2, 0.1)], FAILS),

@@ -94,8 +94,9 @@ def pipeline_frame(records: Iterable[Record]) -> pd.DataFrame:
                  for record in layers["record"]],
         memory=[record["peak_memory_bytes"] / 1e9 for record in layers["record"]],
         admm_seconds=layers["prune_seconds"].where(plain),
+        seconds=layers["total_seconds"],
     )  # fmt: skip
-    whole = layers[layers["repair"] != ""].assign(seconds=layers["total_seconds"])
+    whole = layers[layers["repair"] != ""]
     layers = layers.assign(
         # the peak of a run is that of its repair, if it had one
         memory=layers["memory"].where(layers["repair"] == ""), repair="",
@@ -103,8 +104,10 @@ def pipeline_frame(records: Iterable[Record]) -> pd.DataFrame:
         seconds=layers["total_seconds"] - layers["repair_seconds"],
     )  # fmt: skip
     table = pd.concat([layers, whole], ignore_index=True)
-    keys = zip(table["method"].map(frame.row_key), table["stem"], table["repair"], strict=True)
-    table = table.assign(pipeline=table["stem"] + table["repair"], order=list(keys))
+    # the shorter repair first: 8 windows before 64
+    keys = table["method"].map(frame.row_key), table["stem"], table["repair"].str.len()
+    order = list(zip(*keys, strict=True))
+    table = table.assign(pipeline=table["stem"] + table["repair"], order=order)
     # of the logarithms, so that several runs of ADMM-Grad with one seed close nothing on average
     logs = np.log(table["perplexity"])
     base = logs.where((table["pipeline"] == BASE) & table["usual"])

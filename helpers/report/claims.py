@@ -91,7 +91,7 @@ def _on_nearly_all(
     layers = problems["layer"].nunique()
     few = f"; {layers} of the {FEWEST} layers that would decide" if layers < FEWEST else ""
     shared = "" if alone else f"; {NOT_ALONE}"
-    margin = true.sum() - MOST * len(problems)
+    margin = true.sum() + 0.5 - math.ceil(MOST * len(problems))  # never zero
     return Evidence([(margin, UNKNOWN if few or shared else 0.0)], f"{numbers}{few}{shared}")
 
 
@@ -313,10 +313,10 @@ def overhead(findings: Findings) -> Evidence:
         for alone in (True, False)
     )
     both = every if timed.empty else timed
-    if both.empty:
-        return untested("runs of admm-grad and sparsegpt, timed in parts")
     # on a GPU gram and selection are not timed apart: they are in forward and solve
     seconds = both.filter(regex="_seconds_?$").fillna(0.0)
+    if not seconds["solve_seconds"].any():
+        return untested("runs of admm-grad and sparsegpt, timed in parts")
     common = pd.concat([seconds[f"forward_seconds{end}"] + seconds[f"gram_seconds{end}"]
                         for end in ("", "_")]).median()  # fmt: skip
     own, other = (

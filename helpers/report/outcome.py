@@ -33,7 +33,7 @@ def decide(margins: Sequence[Margin]) -> str:
         return UNTESTED
     if any(margin + half < 0 for margin, half in margins):
         return FAILS
-    return HOLDS if all(margin - half >= 0 for margin, half in margins) else OPEN
+    return HOLDS if all(margin - half > 0 for margin, half in margins) else OPEN
 
 
 def untested(needed: str) -> Evidence:

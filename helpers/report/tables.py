@@ -77,9 +77,9 @@ def perplexity_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFr
         return None
     rows = sorted(cells.index.unique("label"), key=frame.row_key)
     table, halves = (frame.by_target(cells[name], rows) for name in ("mean", "half"))
-    if "dense" in table and len(table.columns) > 1:
-        dense = table.pop("dense")
-        table = table.apply(lambda column: column.fillna(dense))
+    dense = table.pop("dense") if "dense" in table else math.nan
+    table = table if len(table.columns) else table.reindex(columns=["0 %"])
+    table = table.apply(lambda column: column.fillna(dense))
     return table.rename_axis("method"), halves.reindex(columns=table.columns)
 
 

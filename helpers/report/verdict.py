@@ -289,7 +289,7 @@ def _answers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
 
     here, there = dict(by_item(record)), dict(by_item(reference))
     count = sum(
-        item not in here or any(here[item].get(key, value) != value for key, value in known.items())
+        any(here.get(item, {}).get(key) != value for key, value in known.items())
         for item, known in there.items()
     )
     if there:
