@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for the models that all te
 import families as fam
 import saved
 
+from benchmarks.use import has_semi_structured, tokens_per_second, with_products
 from helpers import (
     METHODS,
     calibration_tokens,
@@ -28,8 +29,6 @@ from helpers.beyond.distil import distil
 from helpers.gram import Gram
 from helpers.masks import select
 from helpers.precision import chosen_precision
-from helpers.share import tokens_per_second, with_products
-from helpers.share.speed import has_semi_structured
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs CUDA: no NVIDIA GPU is found on this machine"
@@ -129,7 +128,7 @@ def test_two_of_four_has_products_of_its_own() -> None:
     with torch.no_grad():
         dense, found = (m(tokens.to(CUDA)).logits.float() for m in (model, sparse))
     assert (found - dense).abs().max() < 0.05 * dense.abs().max()
-    assert all(rate > 0 for rate in tokens_per_second(sparse, tokens, new=4).values())
+    assert all(rate > 0 for rate in tokens_per_second(sparse, tokens).values())
 
 
 def test_the_first_run_of_the_plan_for_colab() -> None:
