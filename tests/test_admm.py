@@ -15,10 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layers import layer, masked, outputs_error, random_keep
 
-from helpers.admm import admm, admm_grad, exact_least_squares, refit
+from helpers.admm import admm, exact_least_squares, refit
 from helpers.errors import NonFinite
 from helpers.fast import fused
 from helpers.gram import Gram, gram_of
+from helpers.methods import METHODS
+
+admm_grad = METHODS["admm-grad"]
 
 # the same examples each time: what is compared up to rounding must not fail by chance
 property_of = settings(max_examples=40, deadline=None, derandomize=True)

@@ -1,8 +1,6 @@
 """Devices and dtypes by name, and what is measured of memory."""
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,6 @@ import torch
 from helpers import device
 from helpers.device import all_finite
 from helpers.errors import BadParameter
-from helpers.paths import root
 
 
 def test_devices_and_dtypes_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,32 +48,6 @@ def test_all_finite_looks_at_every_part() -> None:
             spoiled.view(-1)[-1] = bad
             assert not all_finite(spoiled)
     assert all_finite(torch.ones(0, 3)) and not all_finite(torch.full((4, 4), math.inf).T)
-
-
-GROWTH = """
-import gc, torch
-from helpers.device import memory_growth
-
-torch.ones(30_000_000)  # an earlier, higher peak
-litter = [torch.ones(20_000_000)]
-litter.append(litter)
-del litter  # held by a cycle alone, as a model is that an error has left behind
-with memory_growth("cpu") as growth:
-    gc.collect()
-    torch.ones(10_000_000)
-with memory_growth("cpu") as nothing:
-    pass
-print(growth.bytes, nothing.bytes)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no report of the peak")
-def test_memory_growth_is_that_of_the_stretch_alone() -> None:
-    # in a process of its own, whose heap no other test has filled
-    options = dict(cwd=root(), capture_output=True, text=True, check=True)
-    printed = subprocess.run([sys.executable, "-c", GROWTH], **options).stdout
-    growth, nothing = map(int, printed.split())
-    assert 38e6 < growth < 60e6 and nothing < 5e6
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no report of the peak")

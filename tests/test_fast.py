@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from layers import layer
 
-from helpers.admm import admm, admm_grad, damped_system, refit
+from helpers.admm import admm, damped_system, refit
 from helpers.fast.selection import bisect, keep_largest, top_nm
 from helpers.gram import gram_of
 from helpers.masks import keep_largest_by_sorting, top_nm_by_sorting
+from helpers.methods import METHODS
 
 quick = settings(max_examples=60, deadline=None)
 # few values, so that most scores have equals; and any float32 that is not NaN
@@ -111,7 +112,7 @@ def test_the_fused_step_is_the_loop_to_be_read(
     gram = gram_of(inputs)
     G, norms = damped_system(gram.double(), 0.1)
     Z, keep = admm(weight * norms, G, sparsity=sparsity, pattern=pattern)
-    grown = admm_grad(weight, gram, sparsity=sparsity, pattern=pattern)
+    grown = METHODS["admm-grad"](weight, gram, sparsity=sparsity, pattern=pattern)
     # float32 may decide a near tie otherwise, and a growing mask hands that on
     assert int(grown.keep.sum()) == int(keep.sum())
     if torch.equal(grown.keep, keep):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from layers import layer, outputs_error, random_keep
 
-from helpers.admm import admm_grad, exact_least_squares, refit
+from helpers.admm import exact_least_squares, refit
 from helpers.errors import BadParameter, NonFinite, NotPositiveDefinite
 from helpers.gram import gram_of
 from helpers.methods import METHODS, get_method
@@ -132,7 +132,7 @@ def test_admm1_is_a_refit_on_wandas_mask(budget: str, pattern: str) -> None:
 
 @pytest.mark.parametrize(
     "option",
-    [{}, {"schedule": "released"}, {"rho": 3.0}, {"iterations": 16}, {"mask_steps": 5},
+    [{"schedule": "released"}, {"rho": 3.0}, {"iterations": 16}, {"mask_steps": 5},
      {"damping": 0.5}, {"budget": "output"}, {"precondition": False}],
     ids=str,
 )  # fmt: skip
@@ -141,9 +141,7 @@ def test_options_reach_the_solver(option: dict) -> None:
     gram = gram_of(inputs)
     plain = METHODS["admm-grad"](weight, gram, sparsity=0.7)
     other = METHODS["admm-grad"](weight, gram, sparsity=0.7, **option)
-    solved = admm_grad(weight, gram, sparsity=0.7, **option)
-    assert torch.equal(other.weight, solved.weight) and other.damping == solved.damping
-    assert bool(option) != torch.equal(other.weight, plain.weight)
+    assert not torch.equal(other.weight, plain.weight)
     if set(option) & {"rho", "iterations", "damping", "precondition"}:
         other = METHODS["admm1"](weight, gram, keep=plain.keep, **option).weight
         assert torch.equal(other, refit(weight, gram, plain.keep, **option).weight)
