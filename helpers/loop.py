@@ -24,7 +24,7 @@ from helpers.device import synchronise
 from helpers.errors import HelpersError
 from helpers.gram import Gram, relative_error
 from helpers.layer import LayerResult
-from helpers.masks import Pattern, mask_hash, selection_clock
+from helpers.masks import Pattern, mask_hash
 from helpers.methods import get_method
 from helpers.models import (
     INTERRUPTED,
@@ -81,11 +81,10 @@ class RunSettings:
 class PruneReport:
     """What `prune_model` did, layer by layer and in all.
 
-    `seconds` holds "total" and its parts: "forward" and "solve", and on a CPU apart from these two
-    "gram" and "selection" (of masks). `batch` is the sequences in one forward pass at the end, and
-    `halved` says where it had to be halved because memory ran out.
-    `precision` is that of the products with the text. `repair` says what a recipe did after the
-    layers.
+    `seconds` holds "total" and its parts: "forward", "solve", and on a CPU "gram", which on a GPU is
+    part of "forward". `batch` is the sequences in one forward pass at the end, and `halved` says
+    where it had to be halved because memory ran out. `precision` is that of the products with the
+    text. `repair` says what a recipe did after the layers.
     """
 
     method: str
@@ -224,9 +223,8 @@ class Loop:
         self.device = device_of(model)
         self.seconds = {"forward": 0.0, "solve": 0.0}
         # a GPU works on after a call has returned, so parts of a block cannot be timed there
-        self.parts = self.device.type == "cpu"
-        if self.parts:
-            self.seconds |= {"gram": 0.0, "selection": 0.0}
+        if self.device.type == "cpu":
+            self.seconds["gram"] = 0.0
 
     def run(self, tokens: Tensor | None) -> PruneReport:
         """Prune every block that is not finished; the model runs if the method reads tokens."""
@@ -299,7 +297,7 @@ class Loop:
                 if grams is not None:
                     # a gram is a sum over tokens, so the processes' sums add up to that of all text
                     self.team.sum(grams)
-            if self.parts:
+            if "gram" in self.seconds:
                 # the grams are summed in hooks, inside the pass that `timed` has just counted
                 self.seconds["forward"] -= gram_seconds
                 self.seconds["gram"] += gram_seconds
@@ -317,13 +315,8 @@ class Loop:
         def prune(name: str) -> LayerReport:
             # popped, so that a gram and its factor are freed with the last layer that reads them
             gram = grams.pop(name) if grams else None
-            with self.timed("solve"), selection_clock() as clock:
-                layer_report = self.prune_layer(index, name, layers[name], gram)
-            if self.parts:
-                # as above: choosing masks happened inside the seconds of "solve"
-                self.seconds["selection"] += clock.seconds
-                self.seconds["solve"] -= clock.seconds
-            return layer_report
+            with self.timed("solve"):
+                return self.prune_layer(index, name, layers[name], gram)
 
         # a generator: each layer is solved, reported and freed before the next is taken up
         for layer_report in self.team.solve(layers, prune):
