@@ -16,7 +16,6 @@ from helpers.masks import (
     check_target,
     cubic_schedule,
     select,
-    selection_clock,
     top_k,
     top_nm,
 )
@@ -35,10 +34,6 @@ UNSTRUCTURED = "unstructured"
         ([[1, 3, 2, 4], [8, 6, 5, 7]], 0.5, UNSTRUCTURED, "output", [".x.x", "x..x"]),
         # of equal scores the earlier stay
         ([[1, 1, 1, 1], [1, 1, 1, 1]], 0.5, UNSTRUCTURED, "matrix", ["xxxx", "...."]),
-        ([[1, 1, 1, 1], [1, 1, 1, 1]], 0.5, UNSTRUCTURED, "output", ["xx..", "xx.."]),
-        ([[5, 5, 9, 5]], 0.5, "2:4", "matrix", ["x.x."]),
-        ([[0, 0, 0, 0]], 0.0, UNSTRUCTURED, "matrix", ["xxxx"]),
-        ([[3, 1, 4, 2, 9, 9, 0, 1]], 0.5, "2:4", "matrix", ["x.x.xx.."]),
         # the four largest of eight are the first four; 2:4 has to keep two in each half
         # (the published code's 4:8 mode silently gives 2:4)
         ([[8, 7, 6, 5, 1, 2, 3, 4]], 0.5, "4:8", "matrix", ["xxxx...."]),
@@ -71,17 +66,16 @@ def test_cubic_schedule_by_hand() -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(1, 9),
-    groups=st.integers(1, 5),
-    n_of_m=st.sampled_from([None, (1, 2), (1, 4), (2, 4), (3, 4), (2, 3), (4, 8), (5, 8)]),
+    n_of_m=st.sampled_from([None, (1, 2), (2, 4), (2, 3), (4, 8), (5, 8)]),
     share=st.floats(0, 1),
     values=st.sampled_from([1, 3, 1000]),  # all tied, many tied, few tied
     budget=st.sampled_from(["matrix", "output"]),
     seed=st.integers(0, 99),
 )
-def test_select_is_exact(rows, groups, n_of_m, share, values, budget, seed) -> None:
+def test_select_is_exact(rows, n_of_m, share, values, budget, seed) -> None:
     n, m = n_of_m or (1, 8)
     source = torch.Generator().manual_seed(seed)
-    score = torch.randint(values, (rows, groups * m), generator=source).float()
+    score = torch.randint(values, (rows, 3 * m), generator=source).float()
     before, pattern = score.clone(), f"{n}:{m}" if n_of_m else UNSTRUCTURED
     sparsity = share * (1 - n / m) if n_of_m else 0.99 * share
     keep = select(score, sparsity, pattern, budget)
@@ -89,13 +83,8 @@ def test_select_is_exact(rows, groups, n_of_m, share, values, budget, seed) -> N
     assert keep.dtype == torch.bool and np.array_equal(keep.numpy(), expected)
     out = torch.full_like(score, 7)
     assert select(score, sparsity, pattern, budget, out=out).data_ptr() == out.data_ptr()
-    assert torch.equal(out, keep.float())
-    if n_of_m:
-        whole = top_nm(score, n, m)
-        assert (whole.unflatten(1, (-1, m)).sum(-1) == n).all() and keep[whole].all()
-    else:
-        assert torch.equal(keep, top_k(score, sparsity, budget))
-    assert torch.equal(score, before)
+    assert torch.equal(out, keep.float()) and torch.equal(score, before)
+    assert n_of_m is None or keep[top_nm(score, n, m)].all()  # which are never pruned on the way
 
 
 def test_large_matrices_count_exactly() -> None:
@@ -104,21 +93,12 @@ def test_large_matrices_count_exactly() -> None:
     assert int((~top_k(score, 0.5)).sum()) == 4100 * 4100 // 2
 
 
-def test_the_innermost_clock_counts_what_selection_takes() -> None:
-    with selection_clock() as around, selection_clock() as clock:
-        top_k(torch.rand(500, 500), 0.5)
-        after_one = clock.seconds
-        top_nm(torch.rand(2, 4), 2, 4)
-        assert around.seconds == 0 < after_one < clock.seconds
-
-
 @pytest.mark.parametrize(("budget", "pattern"), [("matrix", UNSTRUCTURED), ("output", "2:4")])
 def test_a_score_that_is_nan_is_not_ranked(budget: str, pattern: str, one_line_error) -> None:
     score = torch.rand(3, 8)
     score[1, 2] = math.nan  # larger and smaller than nothing: another number would be kept
-    for choose in (lambda: select(score, 0.5, pattern, budget), lambda: top_k(score, 0.5, budget)):
-        with one_line_error(NonFinite, "NaN"):
-            choose()
+    with one_line_error(NonFinite, "NaN"):
+        select(score, 0.5, pattern, budget)
 
 
 # ---------------------------------------------------------------- sparsity and pattern
@@ -152,17 +132,13 @@ def test_bad_targets(parameter: str, value: object, pattern: object, one_line_er
 def test_a_mask_that_is_given(one_line_error) -> None:
     score = layer()[1]
     half, two_of_four = top_k(score, 0.5), top_nm(score, 2, 4)
-    assert check_keep(half, score.shape) == check_keep(half, score.shape, 0.5) == 0.5
-    assert check_keep(two_of_four, score.shape, None, "2:4") == 0.5
+    assert check_keep(half, score.shape, 0.5) == check_keep(two_of_four, score.shape, None, "2:4")
     sparser = two_of_four & (torch.arange(32) > 3)  # fewer than N in a group are allowed
     assert check_keep(sparser, score.shape, None, "2:4") == pytest.approx(0.5 + 2 / 32)
     for keep, sparsity, pattern in (
         (half, 0.5 + 1 / half.numel(), UNSTRUCTURED),  # one weight more
         (half, None, "2:4"),  # some group holds three or four
         (sparser, 0.5, "2:4"),
-        (half.T, 0.5, UNSTRUCTURED),
-        (half.float(), 0.5, UNSTRUCTURED),
-        (half.numpy(), 0.5, UNSTRUCTURED),
     ):
         with one_line_error(BadParameter, "keep"):
             check_keep(keep, score.shape, sparsity, pattern)
