@@ -81,8 +81,8 @@ class RunSettings:
 class PruneReport:
     """What `prune_model` did, layer by layer and in all.
 
-    `seconds` holds "total" and its parts: "forward", "solve", and on a CPU "gram", which on a GPU is
-    part of "forward". `batch` is the sequences in one forward pass at the end, and `halved` says
+    `seconds` holds "total" and its parts: "forward", "solve", and on a CPU "gram", which on a GPU
+    is part of "forward". `batch` is the sequences in one forward pass at the end, and `halved` says
     where it had to be halved because memory ran out. `precision` is that of the products with the
     text. `repair` says what a recipe did after the layers.
     """

@@ -7,7 +7,7 @@ changes, and a parity gate compares the replayed blocks with the model's own log
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,6 @@ from helpers.conformance import try_method
 from helpers.device import all_finite
 from helpers.errors import (
     BadParameter,
-    HelpersError,
     UnsupportedModel,
     allowed,
     check_switch,
@@ -188,7 +187,7 @@ def check_settings(
     check_precision(settings.precision, next(model.parameters()).dtype)
     if settings.importance is None:
         return
-    check_names("importance", settings.importance, list(shapes))
+    check_names("importance", settings.importance, shapes)
     for name, factors in settings.importance.items():
         rows = shapes[name][0]
         fits = isinstance(factors, Tensor) and factors.shape == (rows,)
@@ -201,28 +200,18 @@ def check_settings(
             )
 
 
-def check_sparsities(sparsity: Sparsity, pattern: Pattern, layers: Sequence[str]) -> None:
-    """Raise unless there is an allowed sparsity for each of the model's layers, by their names.
-
-    Raises BadParameter for a mapping that names other layers than the model has.
-    """
-    if not isinstance(sparsity, Mapping):
-        check_target(sparsity, pattern)
-        return
-    check_names("sparsity", sparsity, layers)
-    for name, value in sparsity.items():
-        try:
-            check_target(value, pattern)
-        except HelpersError as error:
-            raise type(error)(f"layer {name}: {error}") from error
+def check_sparsities(sparsity: Sparsity, pattern: Pattern, layers: Collection[str]) -> None:
+    """Raise BadParameter unless there is an allowed sparsity for each layer, by their names."""
+    if isinstance(sparsity, Mapping):
+        check_names("sparsity", sparsity, layers)
+    for value in sparsity.values() if isinstance(sparsity, Mapping) else [sparsity]:
+        check_target(value, pattern)
 
 
-def check_names(what: str, given: Mapping[str, object], layers: Sequence[str]) -> None:
+def check_names(what: str, given: Mapping[str, object], layers: Collection[str]) -> None:
     """Raise BadParameter unless a mapping has an entry for each layer, and no others."""
-    missing, unknown = set(layers) - set(given), set(given) - set(layers)
-    for how, names in (("lacks", missing), ("names the unknown", unknown)):
-        if names:
-            raise BadParameter(
-                f"{what} {how} {allowed(sorted(map(str, names))[:3])}: give one value for all "
-                f"layers, or one for each of the {len(layers)}, from {next(iter(layers))!r} on"
-            )
+    if different := given.keys() ^ set(layers):
+        raise BadParameter(
+            f"{what} has, or lacks, {allowed(sorted(map(str, different))[:3])}: give one value for "
+            f"all layers, or one for each of the {len(layers)}, from {next(iter(layers))!r} on"
+        )
