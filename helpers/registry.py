@@ -244,7 +244,6 @@ def get_method(name: str) -> Method:
 
 def _load_own(name: str, path: Path) -> None:
     """Run a user's file, which registers its method; a file that fails registers nothing."""
-    # a file may register one method and fail at the next
     before, line = dict(METHODS), 1
     try:
         # run, not imported: an import would not read the file again after it was corrected

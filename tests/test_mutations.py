@@ -168,6 +168,12 @@ def given(owner: Any, name: str, **forced: Any) -> Patch:
     return around(owner, name, lambda whole, *args, **more: whole(*args, **more | forced))
 
 
+def default(method: str, **forced: Any) -> Patch:
+    """Change what a method does when an option is left out."""
+    options = registry.METHODS[method].__wrapped__.__kwdefaults__
+    return lambda monkeypatch: [monkeypatch.setitem(options, *item) for item in forced.items()]
+
+
 def loop(change: str) -> Patch:
     """The solver's loop as the paper writes it, with one change; "" for none."""
 
@@ -212,11 +218,6 @@ def without_start(_: Callable, tokenizer: Letters, text: str) -> Tensor:
     return torch.tensor(tokenizer(text, False)["input_ids"])
 
 
-def budget(where: str) -> Patch:
-    """Count the zeros of a method's first mask elsewhere."""
-    return around(methods, "select", lambda f, *args: f(*args[:3], where))
-
-
 schedule = functools.partial(around, admm, "cubic_schedule")
 ridge = functools.partial(around, admm, "add_ridge")
 grams = functools.partial(around, replay, "layer_grams")
@@ -231,7 +232,7 @@ MUTANTS: dict[str, tuple[str, Patch]] = {
     "16 iterations": ("admm-grad", given(fused, "admm", iterations=16)),
     "half the calibration": ("wanda", grams(lambda f, b, s, *args: f(b, s[: len(s) // 2], *args))),
     "SparseGPT in blocks of 64": ("sparsegpt", given(sparsegpt, "solve", block_size=64)),
-    "magnitude, a budget per output": ("magnitude", budget("output")),
+    "magnitude, a budget per output": ("magnitude", default("magnitude", budget="output")),
     "windows shifted by one token": (
         "dense admm-grad",
         windows(lambda f, m, t, *args: f(m, t[1:], *args)),
@@ -260,18 +261,18 @@ MUTANTS: dict[str, tuple[str, Patch]] = {
         around(sparsegpt, "_prune_columns", lambda f, *args: 0 * f(*args)),
     ),
     # masks
-    "the released schedule": ("admm-grad", given(admm, "solve", schedule="released")),
+    "the released schedule": ("admm-grad", default("admm-grad", schedule="released")),
     "a linear schedule": ("admm-grad", schedule(lambda f, s, t, n: s * min(t, n) / n)),
-    "10 mask steps": ("admm-grad", given(admm, "solve", mask_steps=10)),
-    "no growing mask": ("admm-grad-2of4", given(admm, "solve", mask_steps=0)),
+    "10 mask steps": ("admm-grad", default("admm-grad", mask_steps=10)),
+    "no growing mask": ("admm-grad-2of4", default("admm-grad", mask_steps=0)),
     "the mask of step 14 is final": ("admm-grad", schedule(lambda f, s, t, n: f(s, min(t, 14), n))),
     "one weight more falls": (
         "wanda",
         around(masks, "keep_largest", lambda f, rows, zeros, *out: f(rows, zeros + 1, *out)),
     ),
     "groups along the output": ("wanda-2of4", around(methods, "select", other_groups)),
-    "Wanda, a budget per matrix": ("wanda", budget("matrix")),
-    "ADMM1, a budget per output": ("admm1", budget("output")),
+    "Wanda, a budget per matrix": ("wanda", default("wanda", budget="matrix")),
+    "ADMM1, a budget per output": ("admm1", default("admm1", budget="output")),
     # calibration
     "one token of each sequence missing in the gram": (
         "wanda admm-grad",
