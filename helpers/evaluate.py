@@ -19,16 +19,8 @@ from torch import Tensor, nn
 
 from helpers.capture import Progress, check_length, check_tokens, eval_mode, forward, logits_of
 from helpers.data.tasks import TASK_TABLE, TASKS, choose_items, mean_and_error, task_rows
-from helpers.errors import (
-    BadParameter,
-    FileError,
-    NonFinite,
-    check_choice,
-    check_whole,
-    first_line,
-)
+from helpers.errors import BadParameter, FileError, NonFinite, check_choice, check_whole, first_line
 from helpers.models import WEIGHT_READER, check_model, device_of, find_blocks, weights_in_memory
-from helpers.paths import cache_dir
 from helpers.replay import Replay
 
 LOG = logging.getLogger(__name__)
@@ -153,26 +145,6 @@ class TaskScore:
     acc_norm: list[int] | None
     answers: list[int]
 
-    @property
-    def accuracy(self) -> float:
-        """Fraction of the items that are right."""
-        return mean_and_error(self.acc)[0]
-
-    @property
-    def stderr(self) -> float:
-        """Standard error of `accuracy`, as lm-eval computes it."""
-        return mean_and_error(self.acc)[1]
-
-    @property
-    def accuracy_norm(self) -> float | None:
-        """Fraction of the items that are right by length-normalised likelihood."""
-        return None if self.acc_norm is None else mean_and_error(self.acc_norm)[0]
-
-    @property
-    def stderr_norm(self) -> float | None:
-        """Standard error of `accuracy_norm`."""
-        return None if self.acc_norm is None else mean_and_error(self.acc_norm)[1]
-
     def to_dict(self) -> dict[str, Any]:
         """The score for a record: what stands there under the task's name, without `answers`."""
         fields = ("version", "size", "items", "acc", "acc_norm")
@@ -186,7 +158,6 @@ def zero_shot(
     tasks: Sequence[str] = TASKS,
     limit: int | None = None,
     seed: int = 0,
-    source: str = "embedded",
     batch: int = 8,
 ) -> dict[str, TaskScore]:
     """Zero-shot accuracy on lm-eval's tasks, scored by lm-eval itself: task → score.
@@ -197,15 +168,13 @@ def zero_shot(
     Args:
         limit: items of each task; None for the whole split.
         seed: which items.
-        source: "embedded" (pinned files, no network once cached) or "hub" (lm-eval's own datasets
-            at a pinned revision).
         batch: requests in one forward pass, whose logits need 4 · batch · tokens · vocabulary
             bytes, twice.
 
     Raises BadParameter, FileError (no data, or another lm-eval), NonFinite.
     """
     check_model(model)
-    check_zero_shot(tasks=tasks, limit=limit, seed=seed, source=source, batch=batch)
+    check_zero_shot(tasks=tasks, limit=limit, seed=seed, batch=batch)
     items = {name: choose_items(TASK_TABLE[name].size, limit, seed) for name in tasks}
     with contextlib.redirect_stderr(io.StringIO()), eval_mode(model):  # no progress bars
         import lm_eval
@@ -223,8 +192,7 @@ def zero_shot(
         # not simple_evaluate, which also runs git and other programs to describe the machine
         answer = lm_eval.evaluate(  # its samples hold each item's likelihoods
             lm=harness,
-            task_dict=_harness_tasks(items, source),
-            samples=items if source == "hub" else None,  # embedded rows are the chosen ones only
+            task_dict=_harness_tasks(items),
             bootstrap_iters=0,  # the standard errors come from the samples
         )
     scores = {}
@@ -235,14 +203,11 @@ def zero_shot(
     return scores
 
 
-def check_zero_shot(
-    *, tasks: Sequence[str], limit: int | None, seed: int, source: str, batch: int
-) -> None:
+def check_zero_shot(*, tasks: Sequence[str], limit: int | None, seed: int, batch: int) -> None:
     """Raise BadParameter if `zero_shot` cannot take these arguments: asked before a long pruning.
 
     A limit is 2 or more: one item has no standard error. A subset is never made smaller.
     """
-    check_choice("source", source, ("embedded", "hub"))
     check_whole("seed", seed, least=0)
     check_whole("batch", batch)
     if isinstance(tasks, str) or len(set(tasks)) != len(tasks) or not tasks:
@@ -253,24 +218,19 @@ def check_zero_shot(
             raise BadParameter(
                 f"limit {limit} is more than the {task.size} items of {name}: lower it"
             )
-        if source == "hub" and task.revision is None:
-            raise BadParameter(f'task {name!r} is not pinned on the hub: use source "embedded"')
 
 
-def zero_shot_examples(
-    tasks: Sequence[str] = TASKS, *, source: str = "embedded"
-) -> dict[str, list[str]]:
+def zero_shot_examples(tasks: Sequence[str] = TASKS) -> dict[str, list[str]]:
     """The first item of each task as lm-eval words it: a text for each choice, the right one first.
 
     In a text, " | " divides what the model is given from the continuation whose likelihood counts.
-    Raises what `zero_shot` raises for its tasks and source, so that a notebook can ask before a
-    long pruning.
+    Raises what `zero_shot` raises for its tasks, so that a notebook can ask before a long pruning.
     """
-    check_zero_shot(tasks=tasks, limit=None, seed=0, source=source, batch=1)
+    check_zero_shot(tasks=tasks, limit=None, seed=0, batch=1)
     examples = {}
     with contextlib.redirect_stderr(io.StringIO()):
         first = {name: [0] for name in tasks}
-        for name, task in _harness_tasks(first, source).items():
+        for name, task in _harness_tasks(first).items():
             task.build_all_requests(limit=1)
             texts = [" | ".join(request.args) for request in task.instances]
             right = task.doc_to_text(task.eval_docs[0])
@@ -287,6 +247,7 @@ def zero_shot_metrics(scores: Mapping[str, TaskScore]) -> dict[str, dict[str, An
     whether a weight at the mask's edge stays, and that may turn an item.
     """
     metrics: dict[str, dict[str, Any]] = {}
+    accuracies, errors = zip(*(mean_and_error(score.acc) for score in scores.values()), strict=True)
     for name, score in scores.items():
         for key, right in (("acc", score.acc), ("acc_norm", score.acc_norm)):
             if right is not None:
@@ -294,16 +255,16 @@ def zero_shot_metrics(scores: Mapping[str, TaskScore]) -> dict[str, dict[str, An
                 tolerance = max(0.02, error / value) if value else 0.02
                 metrics[f"{name}_{key}"] = {"value": value, "unit": "1", "tolerance": tolerance}
                 metrics[f"{name}_{key}_stderr"] = {"value": error, "unit": "1", "tolerance": 0.5}
-    mean = statistics.fmean(score.accuracy for score in scores.values())
+    mean = statistics.fmean(accuracies)
     # the mean is a sum over tasks divided by their number k, and the variances of independent
     # estimates add: sqrt(Σ stderr²)/k
-    error = math.hypot(*(score.stderr for score in scores.values())) / len(scores)
+    error = math.hypot(*errors) / len(scores)
     tolerance = error / mean if mean else 0.0
     return metrics | {"mean_acc": {"value": mean, "unit": "1", "tolerance": tolerance}}
 
 
-def _harness_tasks(items: Mapping[str, Sequence[int]], source: str) -> dict[str, Any]:
-    """lm-eval's task objects by name; embedded ones hold the chosen items only."""
+def _harness_tasks(items: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """lm-eval's task objects by name, which hold the chosen items only."""
     import datasets
     import lm_eval.tasks
 
@@ -311,39 +272,29 @@ def _harness_tasks(items: Mapping[str, Sequence[int]], source: str) -> dict[str,
     folders = sorted({str(definitions / TASK_TABLE[name].folder) for name in items})
     # looking through all of lm-eval's definitions would take seconds
     manager = lm_eval.tasks.TaskManager(include_path=folders, include_defaults=False)
-    group = [_override(name, source, chosen) for name, chosen in items.items()]
+    group = [_override(name, chosen) for name, chosen in items.items()]
     try:
         # inside a group, because lm-eval ignores changes of a task at the top level
         loaded = manager.load([{"group": "zero-shot", "task": group}])["tasks"]
     except (OSError, ValueError, LookupError, datasets.exceptions.DatasetsError) as error:
         raise FileError(
             f"lm-eval could not load {', '.join(items)} ({type(error).__name__}: "
-            f'{first_line(error)}): install the versions that constraints.txt names; source "hub" '
-            "needs a connection"
+            f"{first_line(error)}): install the versions that constraints.txt names"
         ) from error
-    for name in items if source == "hub" else ():
-        size, expected = len(loaded[name].eval_docs), TASK_TABLE[name].size
-        if size != expected:  # the chosen items would be other items
-            raise FileError(f'{name} has {size} items instead of {expected}: use source "embedded"')
     return {name: loaded[name] for name in items}
 
 
-def _override(name: str, source: str, items: Sequence[int]) -> dict[str, Any]:
+def _override(name: str, items: Sequence[int]) -> dict[str, Any]:
     """Where a task's rows come from; nothing else of lm-eval's definition is changed."""
-    task, override = TASK_TABLE[name], {"task": name, "num_fewshot": 0}
-    if task.split == "validation":  # where a task has a test split too, lm-eval takes that
-        override["test_split"] = None
-    if source == "hub":
-        where = {"revision": task.revision, "cache_dir": str(cache_dir() / "datasets")}
-        return {**override, "dataset_kwargs": where}
     import datasets
 
-    rows = task_rows(name)
+    rows, split = task_rows(name), TASK_TABLE[name].split
     chosen = datasets.Dataset.from_list([rows[index] for index in items])
     # None: lm-eval must not look for the other splits
     splits = dict.fromkeys(("training_split", "validation_split", "test_split"))
-    splits[f"{task.split}_split"] = task.split
-    return {**override, **splits, "custom_dataset": lambda **_: {task.split: chosen}}
+    splits[f"{split}_split"] = split
+    custom = {"custom_dataset": lambda **_: {split: chosen}}
+    return {"task": name, "num_fewshot": 0, **splits, **custom}
 
 
 def _task_score(

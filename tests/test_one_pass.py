@@ -77,7 +77,7 @@ def test_a_batch_waits_only_where_it_goes() -> None:
     block, stream = Steps(halves), torch.randn(4, 5, 8)
     stream[:, 0, 0] = torch.tensor([-1.0, 1.0, -1.0, 1.0])
     expected, before, order = copy.deepcopy(block), stream.clone(), []
-    for grams, _ in one_pass(block, stream, Call((), {}), 1, "block 0"):
+    for grams in one_pass(block, stream, Call((), {}), 1, "block 0"):
         ((name, gram),) = grams.items()
         order.append(name)
         rows = before[1::2] if name in ("layers.0", "layers.1") else before[::2]

