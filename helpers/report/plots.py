@@ -81,7 +81,7 @@ def _name_ends(ax: Axes) -> None:
     (low, high), free = np.log(ax.get_ylim()), 0.0
     for line in sorted(ax.lines, key=lambda line: line.get_ydata()[-1]):
         place = (np.log(line.get_ydata()[-1]) - low) / (high - low)
-        name = f"{'↑ ' * (place > 1)}{line.get_label()}"  # off the scale
+        name = f"{'↑ ' if place > 1 else ''}{line.get_label()}"  # off the scale
         place = max(min(place, 0.9), free)
         free = place + 0.07
         look = {"color": line.get_color(), "fontsize": 9, "fontweight": "bold", "va": "center"}
