@@ -121,7 +121,7 @@ class Bench:
         self.grams: list[dict[str, Gram]] = []
         stream = self.stream.clone()
         for index, (block, call) in enumerate(self.blocks):
-            self.grams.append(layer_grams(block, stream, call, BATCH)[0])
+            self.grams.append(layer_grams(block, stream, call, BATCH))
             advance(block, stream, call, BATCH, f"block {index}")
 
     def ours(self) -> None:

@@ -37,15 +37,7 @@ from helpers.errors import (
     one_of,
 )
 from helpers.fast import fused
-from helpers.gram import (
-    Gram,
-    add_ridge,
-    cholesky,
-    climb_damping,
-    damp,
-    dead_inputs,
-    normalise,
-)
+from helpers.gram import Gram, add_ridge, cholesky, climb_damping, damp, dead_inputs, normalise
 from helpers.layer import Layer, LayerResult
 from helpers.masks import BUDGETS, Pattern, cubic_schedule, select
 

@@ -19,14 +19,7 @@ from torch import Tensor, nn
 
 from helpers.capture import Progress, check_length, check_tokens, eval_mode, forward, logits_of
 from helpers.data.tasks import TASK_TABLE, TASKS, choose_items, mean_and_error, task_rows
-from helpers.errors import (
-    BadParameter,
-    FileError,
-    NonFinite,
-    check_choice,
-    check_whole,
-    first_line,
-)
+from helpers.errors import BadParameter, FileError, NonFinite, check_choice, check_whole, first_line
 from helpers.models import WEIGHT_READER, check_model, device_of, find_blocks, weights_in_memory
 from helpers.replay import Replay
 

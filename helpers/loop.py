@@ -81,10 +81,10 @@ class RunSettings:
 class PruneReport:
     """What `prune_model` did, layer by layer and in all.
 
-    `seconds` holds "total" and its parts: "forward", "solve", and on a CPU "gram", which on a GPU
-    is part of "forward". `batch` is the sequences in one forward pass at the end, and `halved` says
-    where it had to be halved because memory ran out. `precision` is that of the products with the
-    text. `repair` says what a recipe did after the layers.
+    `seconds` holds "total" and its parts, "forward" (of the text, with its grams) and "solve".
+    `batch` is the sequences in one forward pass at the end, and `halved` says where it had to be
+    halved because memory ran out. `precision` is that of the products with the text. `repair` says
+    what a recipe did after the layers.
     """
 
     method: str
@@ -113,11 +113,6 @@ class PruneReport:
         return sum(errors) / len(errors) if errors else None
 
     @property
-    def dead_inputs(self) -> int:
-        """Inputs that were zero on every calibration token, summed over layers."""
-        return sum(layer.dead_inputs for layer in self.layers)
-
-    @property
     def details(self) -> dict[str, Any]:
         """How the pruning went, for the series of a record: what no parameter says, and what a
         recipe did.
@@ -132,7 +127,6 @@ class PruneReport:
             "pattern": self.pattern,
             "sparsity": self.sparsity,
             "error": self.error,
-            "dead_inputs": self.dead_inputs,
             "parity": self.parity,
             "repair": None,
             **self.details,
@@ -210,9 +204,6 @@ class Loop:
         self.total = sum(len(find_layers(block)) for block in self.blocks)
         self.device = device_of(model)
         self.seconds = {"forward": 0.0, "solve": 0.0}
-        # a GPU works on after a call has returned, so parts of a block cannot be timed there
-        if self.device.type == "cpu":
-            self.seconds["gram"] = 0.0
 
     def run(self, tokens: Tensor | None) -> PruneReport:
         """Prune every block that is not saved; the model runs if the method reads tokens."""
@@ -280,14 +271,9 @@ class Loop:
         source = replay.grams(index, stream)
         while True:
             with self.timed("forward"):
-                grams, gram_seconds = next(source, (None, 0.0))
-                if grams is not None:
+                if (grams := next(source, None)) is not None:
                     # a gram is a sum over tokens, so the processes' sums add up to that of all text
                     self.team.sum(grams)
-            if "gram" in self.seconds:
-                # the grams are summed in hooks, inside the pass that `timed` has just counted
-                self.seconds["forward"] -= gram_seconds
-                self.seconds["gram"] += gram_seconds
             if grams is None:
                 return
             yield grams
@@ -361,19 +347,6 @@ class Loop:
         # measured for the weighted outputs: measured again for the outputs as they are
         error = None if gram is None else relative_error(weight, new, gram.matrix)
         return dataclasses.replace(result, weight=new, error=error)
-
-    @contextlib.contextmanager
-    def errors_with_damage(self) -> Iterator[None]:
-        """Add to an error how many layers had been changed when it happened."""
-        try:
-            yield
-        except HelpersError as error:
-            count = len(self.report.layers)
-            # nothing has changed, so there is nothing to warn of
-            if not count:
-                raise
-            damage = f"layers already pruned: {count}; reload the model"
-            raise type(error)(f"{error}; {damage}") from error
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from helpers import admm, sparsegpt
 from helpers.beyond.alps import alps
-from helpers.errors import (
-    Count,
-    NotNegative,
-    Positive,
-    Switch,
-    one_of,
-)
+from helpers.errors import Count, NotNegative, Positive, Switch, one_of
 from helpers.layer import LayerResult
 from helpers.masks import BUDGETS, select
 from helpers.registry import METHODS, get_method, register

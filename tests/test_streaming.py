@@ -111,12 +111,11 @@ def test_a_block_that_shares_a_tensor_is_refused(tmp_path: Path, one_line_error:
 def test_perplexity_is_that_of_the_loaded_model_in_few_reads(llama: Path, reads: Counter) -> None:
     (whole, _), (streamed, _) = load_model(llama), load_streamed(llama)
     text = fam.random_tokens(1, 7 * 16 + 5)[0]
-    # with a batch of 2 one window is left over
-    found, usual = (perplexity(model, text, length=16, batch=2) for model in (streamed, whole))
+    found, usual = (perplexity(model, text, length=16) for model in (streamed, whole))
     assert found == usual and set(reads) == set(Checkpoint(llama).files)
     few = Counter(reads)
     reads.clear()
-    perplexity(streamed, text.repeat(4), length=16, batch=2)
+    perplexity(streamed, text.repeat(4), length=16)
     assert reads == few, "reads must not grow with the text"
 
 

@@ -92,7 +92,8 @@ def prune_checkpoint(
 
     Interrupted, the same call goes on after the blocks that are done. A folder with the result of
     another call (another method, text, source or version) is never written to: delete it to start
-    anew. The disk needs room for the new checkpoint; for memory see `helpers.checkpoint_memory`.
+    anew. The disk needs room for the new checkpoint. Memory holds one block, its grams, the stream
+    and what the solver takes for one layer (see `prune_model`).
 
     Args:
         source: "embedded", a folder of safetensors with config.json, or a hub id with `revision`.
@@ -233,7 +234,7 @@ class ShardStore(Store):
             # one that is damaged is written again
             with contextlib.suppress(FileError), reading(path) as file:
                 metadata[path.name] = file.metadata() or {}
-        others = any(found.get("request") != self.request for found in metadata.values())
+        others = any(each.get("request") != self.request for each in metadata.values())
         if others or (not metadata and any(self.folder.glob("[!.]*"))):
             raise FileError(
                 f"{self.folder} holds other files, or what another call has pruned (its method, "

@@ -6,8 +6,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "colab": ("prepare_kernel",),
-        "estimates": ("gigabytes", "memory_needed"),
-        "memory": ("free_memory", "ram"),
+        "memory": ("ram",),
         "presets": ("check_memory", "choose"),
         "threads": ("THREAD_VARIABLES", "cpus"),
     },
