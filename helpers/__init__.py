@@ -1,6 +1,6 @@
 """Prune a language model layer by layer and refit the surviving weights.
 
-The modules in this folder, in fast/ and in beyond/ decide the numbers; the other packages below it
+The modules in this folder, in data/, fast/ and beyond/ decide the numbers; the other packages
 (wings) do not. Public names are loaded on first use, so that importing the package costs nothing.
 """
 
@@ -36,11 +36,10 @@ def lazy_names(
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "admm": ("admm_grad", "exact_least_squares", "refit"),
+        "admm": ("exact_least_squares", "refit"),
         "beyond.allocate": ("allocate", "guide"),
-        "beyond.blocks": ("Compensate", "Refine"),
         "beyond.distil": ("distil",),
-        "beyond.recipe": ("windows_of",),
+        "beyond.recipe": ("prune_and_repair", "windows_of"),
         "beyond.training": ("keep_masks",),
         "data.corpora": ("calibration_tokens", "corpus_identity", "evaluation_tokens"),
         "errors": ("HelpersError",),
@@ -60,11 +59,14 @@ __getattr__, __dir__, __all__ = lazy_names(
             "unpack_mask",
         ),
         "machine": ("checkpoint_memory",),
-        "masks": ("cubic_schedule", "select", "top_k", "top_nm"),
-        "methods": ("METHODS", "LayerResult", "register"),
+        "layer": ("LayerResult",),
+        "masks": ("cubic_schedule", "select", "top_k"),
+        "methods": ("METHODS",),
         "models": ("load_model", "model_identity"),
         "prune": ("prune_model",),
+        "registry": ("register",),
         "replay": ("layer_gram",),
-        "report.records": ("check_parameters", "make_record", "read_records", "write_record"),
+        "report.records": ("read_records",),
+        "share.folder": ("save_pruned",),
     },
 )

@@ -24,34 +24,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from helpers.device import all_finite, check_weight
-from helpers.errors import (
-    BadParameter,
-    NonFinite,
-    check_choice,
-    check_real,
-    check_switch,
-    check_whole,
-)
+from helpers.device import all_finite
+from helpers.errors import Count, NonFinite, NotNegative, Positive, Switch, check_options
 from helpers.fast import fused
 from helpers.gram import (
     Gram,
     add_ridge,
-    check_gram,
     cholesky,
     climb_damping,
     damp,
     dead_inputs,
     normalise,
 )
-from helpers.masks import (
-    Pattern,
-    check_divides,
-    check_keep,
-    check_target,
-    cubic_schedule,
-    select,
-)
+from helpers.layer import Layer, LayerResult
+from helpers.masks import cubic_schedule, select
 
 SCHEDULES = ("paper", "released")
 
@@ -101,126 +87,71 @@ def admm(
     return (W + U) * keep, keep  # U is 0 where a weight is kept, so this is W on the mask
 
 
-@dataclass(frozen=True)
-class Solution:
-    """A solved layer: `weight` (d_out, d_in) zero outside `keep`, and the damping used."""
-
-    weight: Tensor
-    keep: Tensor
-    damping: float
-
-
 def refit(
     weight: Tensor,
     gram: Tensor | Gram,
     keep: Tensor,
     *,
-    rho: float = 1.0,
-    iterations: int = 20,
-    damping: float = 0.1,
-    precondition: bool = True,
+    rho: Positive = 1.0,
+    iterations: Count = 20,
+    damping: NotNegative = 0.1,
+    precondition: Switch = True,
     trace: Trace | None = None,
-) -> Solution:
+) -> LayerResult:
     """ADMM on a fixed mask.
 
-    Args: weight (d_out, d_in); gram (d_in, d_in), see `helpers.gram`; keep (d_out, d_in) bool;
-    rho, the penalty (the inputs are scaled to unit norm, so 1 suits every layer); damping, a
-    ridge as a fraction of mean(diag G) that pulls towards the dense weights; precondition,
-    False to solve the same problem without the paper's scaling, see `damped_system`.
+    Args:
+        weight: (d_out, d_in).
+        gram: (d_in, d_in), see `helpers.gram`.
+        keep: (d_out, d_in), bool; its sparsity is the caller's choice.
+        rho: the penalty. The inputs are scaled to unit norm, so 1 suits every layer.
+        iterations: of Z, U and W step.
+        damping: a ridge as a fraction of mean(diag G), which pulls towards the dense weights.
+        precondition: False to solve the same problem without that scaling, see `damped_system`.
+        trace: called after each iteration.
     Raises BadParameter, NonFinite, NotPositiveDefinite.
     """
-    gram = _checked(weight, gram)
-    # only the mask's form: its sparsity is the caller's choice
-    check_keep(keep, weight.shape)
     options = dict(rho=rho, iterations=iterations, damping=damping, precondition=precondition)
-    return solve(weight, gram, keep=keep, trace=trace, **options)
-
-
-def admm_grad(
-    weight: Tensor,
-    gram: Tensor | Gram,
-    *,
-    sparsity: float | None = None,
-    pattern: str | Pattern = "unstructured",
-    schedule: str = "paper",
-    rho: float = 1.0,
-    iterations: int = 20,
-    mask_steps: int = 15,
-    damping: float = 0.1,
-    budget: str = "matrix",
-    precondition: bool = True,
-    trace: Trace | None = None,
-) -> Solution:
-    """ADMM with a gradually growing mask (the paper's "ADMM-Grad").
-
-    In each of the first `mask_steps` iterations `keep` is chosen anew from |W + U| at the
-    sparsity of the cubic schedule; the remaining iterations refit on the final mask.
-    `schedule="released"` does what the published code does instead of what the paper says:
-    unstructured pruning with a budget per matrix selects at the full target sparsity in every
-    mask step (its other paths follow the cubic schedule, and so do ours). With `mask_steps=0`
-    the mask is chosen once from the dense weights (that is `admm1`).
-
-    Shapes, other arguments and errors as in `refit`.
-    """
-    gram = _checked(weight, gram)
-    check_divides(pattern, weight.shape[1])
-    return solve(
-        weight,
-        gram,
-        sparsity=check_target(sparsity, pattern),
-        pattern=Pattern.parse(pattern),
-        schedule=schedule,
-        rho=rho,
-        iterations=iterations,
-        mask_steps=mask_steps,
-        damping=damping,
-        budget=budget,
-        precondition=precondition,
-        trace=trace,
-    )
-
-
-def _checked(weight: Tensor, gram: Tensor | Gram) -> Gram:
-    """The gram, if it and the weight can be solved with; else NonFinite or BadParameter."""
-    check_weight(weight)
-    return Gram.of(gram).checked(weight.shape[1])
+    check_options(refit, options)
+    return solve(Layer.of(weight, gram, keep), trace=trace, **options)
 
 
 def solve(
-    weight: Tensor,
-    gram: Gram,
+    layer: Layer,
     *,
     rho: float,
     iterations: int,
     damping: float,
     precondition: bool,
-    keep: Tensor | None = None,
-    sparsity: float | None = None,
-    pattern: Pattern | None = None,
     schedule: str = "paper",
     mask_steps: int = 0,
     budget: str = "matrix",
     trace: Trace | None = None,
-) -> Solution:
-    """`admm` as it is run: on `keep`, or on a mask that grows to `sparsity` and `pattern`.
+) -> LayerResult:
+    """`admm` as it is run: on the layer's mask, or on one that grows to its sparsity and pattern.
 
-    Options are checked here, and the answer. The layer is not: `refit`, `admm_grad` and the
-    registry of methods have looked at it. Layers that share a Gram share its factorisation.
+    In each of the first `mask_steps` iterations `keep` is chosen anew from |W + U| at the sparsity
+    of the cubic schedule; the remaining iterations refit on the final mask (the paper's
+    "ADMM-Grad"). `schedule="released"` does what the published code does instead of what the paper
+    says: unstructured pruning with a budget per matrix selects at the full target sparsity in every
+    mask step (its other paths follow the cubic schedule, and so do ours). With `mask_steps=0` the
+    mask is chosen once from the dense weights (that is `admm1`).
+
+    The layer and the options were checked at a door, `refit` or the registry of methods; the
+    answer is checked here. Layers that share a Gram share its factorisation.
     """
-    check_solver(rho, iterations, mask_steps, damping, precondition)
-    check_choice("schedule", schedule, SCHEDULES)
     # all that the factored matrix depends on. The mask is not part of it: ADMM inverts one matrix
     # for all masks, where exact least squares needs one for each output
     key = ("admm", rho, damping, precondition)
-    system = gram.derived(key, lambda matrix: _factor(matrix, rho, damping, precondition))
-    shortcut = schedule == "released" and not pattern.grouped and budget == "matrix"
+    system = layer.gram.derived(key, lambda matrix: _factor(matrix, rho, damping, precondition))
+    shortcut = schedule == "released" and not layer.pattern.grouped and budget == "matrix"
 
     def choose(iteration: int, T: Tensor, scratch: Tensor, out: Tensor) -> None:
         """Write the mask of this iteration, chosen from T = W + U, to `out` as 1 and 0."""
-        if keep is not None:
+        if layer.keep is not None:
             # `out` keeps what was written there, so a fixed mask is written once
             if iteration == 1:
-                out.copy_(keep)
+                out.copy_(layer.keep)
             return
         # mask_steps = 0 too needs one choice: in iteration 1 U is 0 and T is W₀, as ADMM1 wants it
         if iteration > max(mask_steps, 1):
@@ -231,8 +162,10 @@ def solve(
         if system.importance is not None:
             score.mul_(system.importance)
         one_shot = shortcut or mask_steps == 0
-        now = sparsity if one_shot else cubic_schedule(sparsity, iteration, mask_steps)
-        select(score, now, pattern, budget, out=out)
+        now = layer.sparsity
+        if not one_shot:
+            now = cubic_schedule(layer.sparsity, iteration, mask_steps)
+        select(score, now, layer.pattern, budget, out=out)
 
     def unscaled(iteration: int, Z: Tensor, kept: Tensor) -> None:
         # Z was made for the trace alone, so it may be changed in place
@@ -240,7 +173,7 @@ def solve(
 
     # A new tensor, as `fused.admm` overwrites it. The product broadcasts along the inputs: column j
     # is multiplied by n_j. Conv1D's weight comes as a transposed view, hence `contiguous`
-    W0 = (weight.detach().float() * system.norms).contiguous()
+    W0 = (layer.weight.detach().float() * system.norms).contiguous()
     Z, kept = fused.admm(
         W0, system.M, iterations=iterations, choose=choose, trace=unscaled if trace else None
     )
@@ -251,7 +184,7 @@ def solve(
             "the refitted weight holds NaN or infinity: weights or activations are too large for "
             "float32; check the checkpoint"
         )
-    return Solution(new, kept, system.damping)
+    return LayerResult(new, kept, damping=system.damping)
 
 
 @dataclass(frozen=True)
@@ -326,7 +259,7 @@ def damped_system(
 
 
 def exact_least_squares(
-    weight: Tensor, gram: Tensor, keep: Tensor, *, damping: float = 0.0
+    weight: Tensor, gram: Tensor, keep: Tensor, *, damping: NotNegative = 0.0
 ) -> Tensor:
     """The optimum that ADMM converges to: least squares on each output's own support.
 
@@ -335,11 +268,10 @@ def exact_least_squares(
     solution of least norm. Cost: one dense solve of its support's size an output.
     Returns (d_out, d_in) in the weight's type. Raises as `refit`.
     """
-    check_weight(weight)
-    check_gram(gram, weight.shape[1])
-    check_keep(keep, weight.shape)
-    check_real("damping", damping)
-    # float64: the reference has to be far more exact than the solvers it judges
+    check_options(exact_least_squares, {"damping": damping})
+    Layer.of(weight, gram, keep)
+    # from the gram as it was given, and float64: the reference has to be far more exact than the
+    # solvers it judges
     scaled, norms = normalise(gram.double())
     damped = damp(scaled, damping)
     dense = weight.double() * norms
@@ -361,18 +293,3 @@ def exact_least_squares(
             # without damping, inputs that are linearly dependent or dead leave no unique solution
             exact[row, support] = torch.linalg.pinv(system, hermitian=True) @ right
     return (exact / norms).to(weight.dtype)
-
-
-def check_solver(
-    rho: float, iterations: int, mask_steps: int, damping: float, precondition: bool
-) -> None:
-    """Raise BadParameter unless rho > 0, damping ≥ 0 and 0 ≤ mask_steps ≤ iterations ≥ 1."""
-    check_real("rho", rho, above=0)
-    check_real("damping", damping)
-    check_switch("precondition", precondition)
-    check_whole("iterations", iterations)
-    if check_whole("mask_steps", mask_steps, least=0) > iterations:
-        raise BadParameter(
-            f"mask_steps {mask_steps!r} is more than the {iterations} iterations: "
-            f"give mask_steps from 0 to {iterations}, or more iterations"
-        )

@@ -26,7 +26,7 @@ from helpers.errors import (
     UnsupportedModel,
     described,
 )
-from helpers.models import device_of, find_blocks, find_layers, opened
+from helpers.models import device_of, find_blocks, find_layers, weights_in_memory
 
 # relative to the largest logit; replay was exact on every supported family in float32
 PARITY_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -227,7 +227,7 @@ def embed(model: nn.Module, tokens: Tensor, batch: int, allocate: Allocate = tor
     Raises NonFinite.
     """
     stream = None
-    with opened(model, model.get_input_embeddings()):
+    with weights_in_memory(model, model.get_input_embeddings()):
         for start in range(0, len(tokens), batch):
             rows = first_stream(model, tokens[start : start + batch])
             check_finite("activations entering block 0", rows)

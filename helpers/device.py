@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import re
 import resource
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -140,38 +136,6 @@ def attribute(holder: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(holder, name, before)
-
-
-@contextlib.contextmanager
-def memory_growth(device: torch.device | str) -> Iterator[SimpleNamespace]:
-    """Measure the peak memory inside beyond what was in use before: `.bytes`, known at the end.
-
-    On a GPU what torch allocated there, on Linux the resident process; None elsewhere.
-    """
-    growth, before, on_gpu = SimpleNamespace(bytes=None), None, torch.device(device).type == "cuda"
-    if on_gpu:
-        # torch's peak is counted from here on
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-    else:
-        # garbage freed inside would hide as much growth, and so would memory that is free already
-        # but still the process's: glibc gives out such pieces before it asks the kernel
-        gc.collect()
-        with contextlib.suppress(AttributeError, OSError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, see proc(5)
-            before = _process_status("VmRSS")
-    yield growth
-    if before is not None:
-        peak = torch.cuda.max_memory_allocated(device) if on_gpu else _process_status("VmHWM")
-        growth.bytes = max(0, peak - before)
-
-
-def _process_status(field: str) -> int:
-    """A size in bytes from what the kernel reports about this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
 def peak_memory_bytes(device: torch.device | str) -> int:

@@ -1,4 +1,4 @@
-"""Errors a person can act on: one line that says what was given, what is allowed and what to do.
+"""Errors a user can act on: one line that says what was given, what is allowed and what to do.
 
 All derive from `HelpersError`, which separates "the user must change something" from a bug.
 """
@@ -6,9 +6,12 @@ All derive from `HelpersError`, which separates "the user must change something"
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any
 
 
 class HelpersError(Exception):
@@ -104,3 +107,29 @@ def check_real(what: str, value: object, *, above: float | None = None) -> float
         return float(value)
     wanted = ", 0 or more" if above is None else f" above {above:g}"
     raise BadParameter(f"{what} {value!r} is not allowed: give a finite number{wanted}")
+
+
+# --- options whose annotation says what they may be -------------------------------------------
+
+Positive = Annotated[float, functools.partial(check_real, above=0)]
+NotNegative = Annotated[float, check_real]
+Count = Annotated[int, check_whole]
+CountFromZero = Annotated[int, functools.partial(check_whole, least=0)]
+Switch = Annotated[bool, check_switch]
+
+
+def one_of(*choices: str) -> Any:
+    """The annotation of an option that is one of these words."""
+    return Annotated[str, functools.partial(check_choice, choices=choices)]
+
+
+def check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raise BadParameter for a value that the annotation of its parameter does not allow.
+
+    Parameters without such an annotation may be anything.
+    """
+    annotations = inspect.get_annotations(function, eval_str=True)
+    for name, value in options.items():
+        for check in getattr(annotations.get(name), "__metadata__", ()):
+            if callable(check):
+                check(name, value)

@@ -35,7 +35,7 @@ from helpers.errors import (
     check_whole,
     first_line,
 )
-from helpers.models import WEIGHT_READER, check_model, find_blocks, opened
+from helpers.models import WEIGHT_READER, check_model, find_blocks, weights_in_memory
 from helpers.paths import cache_dir
 from helpers.replay import Replay
 
@@ -123,9 +123,9 @@ def _streamed_logits(
         replay = Replay(model, part, size)
         stream = replay.embed()
         for index in range(len(find_blocks(model))):
-            with opened(model, index):
+            with weights_in_memory(model, index):
                 replay.advance(index, stream)
-        with opened(model):  # the final norm and the head
+        with weights_in_memory(model):  # the final norm and the head
             calls, size = replay.calls, replay.batch  # smaller where memory ran out
             for rows, states in zip(part.split(size), stream.split(size), strict=True):
                 yield rows, logits_of(model, rows, states, calls)

@@ -14,20 +14,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from helpers.admm import Solution, Trace, damped_system
-from helpers.device import all_finite, check_weight
+from helpers.admm import Trace, damped_system
+from helpers.device import all_finite
 from helpers.errors import (
     BadParameter,
+    Count,
     NonFinite,
-    check_choice,
-    check_real,
-    check_switch,
-    check_whole,
+    NotNegative,
+    Positive,
+    Switch,
+    check_options,
+    one_of,
 )
-from helpers.gram import check_gram
-from helpers.masks import check_keep
+from helpers.layer import Layer, LayerResult
 
-OPTIMISERS = ("adam", "sgd")
 ADAM_DECAY, ADAM_EPSILON = (0.9, 0.999), 1e-8  # torch's defaults
 POWER_STEPS = 100
 
@@ -39,7 +39,7 @@ class MaskedLeastSquares:
     """A layer's least-squares problem on its mask, in the coordinates a solver works in.
 
     D, (d_in, d_in), is given in those; scale, (d_in,) or (), is the factor from weights to them.
-    Raises BadParameter, NonFinite for arguments that `helpers.admm.refit` refuses too.
+    Raises what `helpers.layer.Layer.of` raises.
     """
 
     # With scale s the unknown is s·Ŵ and D becomes D/(s sᵀ): the same problem and optimum on other
@@ -52,35 +52,16 @@ class MaskedLeastSquares:
         weight: Tensor,
         gram: Tensor,
         keep: Tensor,
-        *,
-        iterations: int,
         damping: float,
         precondition: bool,
     ) -> None:
-        check_whole("iterations", iterations)
-        self.damping = check_real("damping", damping)
-        check_switch("precondition", precondition)
-        check_weight(weight)
-        check_gram(gram, weight.shape[1])
-        check_keep(keep, weight.shape, None, "unstructured")
+        Layer.of(weight, gram, keep)
+        self.keep, self.damping = keep, damping
         # float16 weights are solved in float32: small steps would otherwise round to nothing
         kind = torch.promote_types(weight.dtype, torch.float32)
-        self.keep = keep
         self.D, self.scale = damped_system(gram.to(kind), damping, precondition=precondition)
         self.dense = weight.detach().to(kind) * self.scale
         self.target = self.dense @ self.D  # the gradient's constant part, computed once
-
-    def begin(self, start: Tensor | None = None) -> Tensor:
-        """Where a solver starts, in its coordinates: `start` (d_out, d_in) on the support, or the
-        masked weight. Raises BadParameter.
-        """
-        if start is None:
-            return self.dense * self.keep
-        if start.shape != self.dense.shape:
-            raise BadParameter(
-                f"start has shape {tuple(start.shape)}: give the weight's {tuple(self.dense.shape)}"
-            )
-        return start.to(self.dense.dtype) * self.scale * self.keep
 
     def gradient(self, current: Tensor, out: Tensor) -> Tensor:
         """2 (current − dense) D on the support and 0 elsewhere, written to `out`."""
@@ -89,12 +70,12 @@ class MaskedLeastSquares:
         # a gradient that is zero outside the mask leaves the pruned weights at zero
         return out.mul_(self.keep)
 
-    def solution(self, current: Tensor, solver: str, remedy: str) -> Solution:
+    def result(self, current: Tensor, solver: str, remedy: str) -> LayerResult:
         """The answer in the units of the original weight. Raises NonFinite if it diverged."""
         if not all_finite(current):
             raise NonFinite(f"{solver} diverged: give {remedy}")
         # back from s·Ŵ to Ŵ; column j is divided by s_j
-        return Solution(current / self.scale, self.keep, self.damping)
+        return LayerResult(current / self.scale, self.keep, damping=self.damping)
 
 
 def gradient_refit(
@@ -102,33 +83,35 @@ def gradient_refit(
     gram: Tensor,
     keep: Tensor,
     *,
-    optimiser: str,
-    learning_rate: float,
-    iterations: int,
-    damping: float = 0.1,
-    precondition: bool = False,
-    momentum: float = 0.9,
+    optimiser: one_of("adam", "sgd"),
+    learning_rate: Positive,
+    iterations: Count,
+    damping: NotNegative = 0.1,
+    precondition: Switch = False,
+    momentum: NotNegative = 0.9,
     trace: Trace | None = None,
-) -> Solution:
-    """Refit by full-batch gradient descent, 2 (Ŵ − W) D masked by `keep` (AdaPrune's way).
+) -> LayerResult:
+    """Refit by full-batch gradient descent, 2 (Ŵ − W) D masked by `keep`, as AdaPrune does.
 
     Hubara et al., "Accelerated Sparse Neural Training", 2021, do this with Adam on a layer's
     outputs; the gradient over all calibration tokens needs nothing but the gram.
 
-    Args: weight, gram, keep, damping, trace as in `helpers.admm.refit`; precondition, True to
-    descend in inputs scaled to unit norm. learning_rate is relative, so that one suits every
-    layer: for "adam" in units of the root mean square of the surviving weights, for "sgd" in units
-    of 1/L with L the largest eigenvalue of 2 D. "sgd" has heavy-ball `momentum`, in [0, 1), and
-    stays finite for a learning rate below 2 (1 + momentum); 0 is plain descent.
+    Args:
+        weight, gram, keep, iterations, damping, trace: as in `helpers.admm.refit`.
+        precondition: True to descend in inputs scaled to unit norm.
+        learning_rate: relative, so that one suits every layer: for "adam" in units of the root mean
+            square of the surviving weights, for "sgd" in units of 1/L with L the largest eigenvalue
+            of 2 D.
+        momentum: of "sgd" (heavy ball), in [0, 1); 0 is plain descent. It stays finite for a
+            learning rate below 2 (1 + momentum).
     Raises BadParameter, and NonFinite if it diverged.
     """
-    check_choice("optimiser", optimiser, OPTIMISERS)
-    check_real("learning_rate", learning_rate, above=0)
-    if check_real("momentum", momentum) >= 1:
+    numbers = dict(learning_rate=learning_rate, iterations=iterations, momentum=momentum)
+    settings = dict(damping=damping, precondition=precondition)
+    check_options(gradient_refit, {"optimiser": optimiser, **numbers, **settings})
+    if momentum >= 1:
         raise BadParameter(f"momentum {momentum!r} is not allowed: give a number in [0, 1)")
-    problem = MaskedLeastSquares(
-        weight, gram, keep, iterations=iterations, damping=damping, precondition=precondition
-    )
+    problem = MaskedLeastSquares(weight, gram, keep, **settings)
     # the masked weight: what is left without any update
     current = problem.dense * keep
     if optimiser == "adam":
@@ -144,7 +127,7 @@ def gradient_refit(
         step(iteration, current, slope)
         if trace:
             trace(iteration, current / problem.scale, keep)
-    return problem.solution(current, optimiser, "a smaller learning rate or more damping")
+    return problem.result(current, optimiser, "a smaller learning rate or more damping")
 
 
 def _adam(like: Tensor, rate: float) -> Step:
@@ -201,12 +184,12 @@ def conjugate_gradients(
     gram: Tensor,
     keep: Tensor,
     *,
-    iterations: int,
-    damping: float = 0.1,
-    precondition: bool = True,
+    iterations: Count,
+    damping: NotNegative = 0.1,
+    precondition: Switch = True,
     start: Tensor | None = None,
     trace: Trace | None = None,
-) -> Solution:
+) -> LayerResult:
     """Refit by conjugate gradients (Hestenes & Stiefel 1952) on each output's own support.
 
     All outputs are solved together, each with its own step lengths. With `precondition` the inputs
@@ -215,21 +198,12 @@ def conjugate_gradients(
     the support, by default the masked weight.
     Arguments otherwise as in `helpers.admm.refit`. Raises BadParameter, NonFinite.
     """
-    problem = MaskedLeastSquares(
-        weight, gram, keep, iterations=iterations, damping=damping, precondition=precondition
-    )
-    current = problem.begin(start)
-    conjugate_steps(problem, current, iterations, trace)
-    return problem.solution(current, "conjugate gradients", "more damping")
-
-
-def conjugate_steps(
-    problem: MaskedLeastSquares, current: Tensor, iterations: int, trace: Trace | None = None
-) -> None:
-    """`iterations` of conjugate gradients from `current`, (d_out, d_in), which is changed in place.
-
-    current: in the problem's coordinates, zero outside its mask.
-    """
+    settings = dict(damping=damping, precondition=precondition)
+    check_options(conjugate_gradients, {"iterations": iterations, **settings})
+    problem = MaskedLeastSquares(weight, gram, keep, **settings)
+    current = problem.dense * keep
+    if start is not None:
+        current = start.to(current.dtype) * problem.scale * keep
     # Each output has a system A w = b of its own, with A = D on its support, and its own step
     # lengths. A is never formed: a product with D, masked, is a product with every output's A.
     # residual = b − A·current is half the negative gradient. Search directions are conjugate,
@@ -249,7 +223,8 @@ def conjugate_steps(
         # the new residual, plus as much of the old direction as makes the two conjugate
         search.mul_(_ratio(size, before)).add_(residual)
         if trace:
-            trace(iteration, current / problem.scale, problem.keep)
+            trace(iteration, current / problem.scale, keep)
+    return problem.result(current, "conjugate gradients", "more damping")
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers.capture import Call, Progress
+from helpers.capture import Progress
 from helpers.device import synchronise
 from helpers.errors import HelpersError
-from helpers.finish import certify
 from helpers.gram import Gram, relative_error
-from helpers.masks import Pattern, mask_hash, selection_clock
-from helpers.methods import LayerResult, get_method
+from helpers.layer import LayerResult
+from helpers.masks import Pattern, mask_hash
+from helpers.methods import get_method
 from helpers.models import (
     INTERRUPTED,
     STATE,
@@ -33,14 +33,12 @@ from helpers.models import (
     find_blocks,
     find_layers,
     layer_key,
-    opened,
     read_weight,
+    weights_in_memory,
     write_weight,
 )
-from helpers.replay import Replay, best_batch, lack_of_memory_said
+from helpers.replay import Replay, best_batch, explain_out_of_memory
 
-# hook(index, block, stream, call): the stream entering the block, and the call's other arguments
-BlockHook = Callable[[int, nn.Module, Tensor, Call], None]
 # one fraction, one for each layer by its `layer_key`, or None where the pattern says it
 Sparsity = float | Mapping[str, float] | None
 
@@ -54,7 +52,7 @@ def sparsity_of(sparsity: Sparsity, key: str) -> float | None:
 class LayerReport:
     """What happened to one layer. `error` and `damping` are None where a method has none.
 
-    mask: see `mask_hash`; None in what was written before there was one. gap: see `LayerResult`.
+    mask: see `mask_hash`.
     """
 
     block: int
@@ -65,19 +63,28 @@ class LayerReport:
     damping: float | None
     dead_inputs: int
     seconds: float
-    mask: str | None = None
-    gap: float | None = None
+    mask: str
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How the layers of a model are pruned, whatever the method; see `prune_model` for each."""
+
+    passes: int = 2
+    precision: str = "float32"
+    batch: int | None = None
+    progress: Progress | None = None
+    importance: Mapping[str, Tensor] | None = None
 
 
 @dataclass
 class PruneReport:
     """What `prune_model` did, layer by layer and in all.
 
-    `seconds` holds "total" and its parts: "forward" and "solve", and on a CPU apart from these two
-    "gram" and "selection" (of masks). `batch` is the sequences in one forward pass at the end, and
-    `halved` says where it had to be halved, or one pass became two, because memory ran out.
-    `precision` is that of the products with the text. `repair` says what a recipe did after the
-    layers.
+    `seconds` holds "total" and its parts: "forward", "solve", and on a CPU "gram", which on a GPU is
+    part of "forward". `batch` is the sequences in one forward pass at the end, and `halved` says
+    where it had to be halved because memory ran out. `precision` is that of the products with the
+    text. `repair` says what a recipe did after the layers.
     """
 
     method: str
@@ -111,12 +118,12 @@ class PruneReport:
         return sum(layer.dead_inputs for layer in self.layers)
 
     @property
-    def course(self) -> dict[str, Any]:
-        """How the pruning went, for the series of a record: what of it nobody has asked for by a
-        parameter, and what a recipe has done.
+    def details(self) -> dict[str, Any]:
+        """How the pruning went, for the series of a record: what no parameter says, and what a
+        recipe did.
         """
-        found = {"batch": self.batch, "halved": list(self.halved), "precision": self.precision}
-        return found | ({"repair": self.repair} if self.repair else {})
+        details = {"batch": self.batch, "halved": list(self.halved), "precision": self.precision}
+        return details | ({"repair": self.repair} if self.repair else {})
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values for a record."""
@@ -128,7 +135,7 @@ class PruneReport:
             "dead_inputs": self.dead_inputs,
             "parity": self.parity,
             "repair": None,
-            **self.course,
+            **self.details,
             "seconds": dict(self.seconds),
             "layers": [dataclasses.asdict(layer) for layer in self.layers],
         }
@@ -200,35 +207,26 @@ class Loop:
         model: nn.Module,
         method: str,
         arguments: dict[str, Any],
+        settings: RunSettings = RunSettings(),
         *,
-        progress: Progress | None = None,
-        before_block: BlockHook | None = None,
-        after_block: BlockHook | None = None,
-        importance: Mapping[str, Tensor] | None = None,
-        passes: int = 2,
-        precision: str = "float32",
         store: Store | None = None,
         team: Team | None = None,
     ) -> None:
         pattern = Pattern.parse(arguments["pattern"])
         # the pattern is parsed once, here, and not for every layer
         self.model, self.arguments = model, {**arguments, "pattern": pattern}
-        self.method = get_method(method)
-        self.report = PruneReport(method, str(pattern), precision=precision)
-        self.progress, self.importance = progress, importance
-        self.before_block, self.after_block = before_block, after_block
+        self.method, self.settings = get_method(method), settings
+        self.report = PruneReport(method, str(pattern), precision=settings.precision)
         self.store, self.team = store or Store(), team or Team()
-        self.how = {"passes": passes, "precision": precision, "alone": self.team.size == 1}
         self.blocks = find_blocks(model)
         self.total = sum(len(find_layers(block)) for block in self.blocks)
         self.device = device_of(model)
         self.seconds = {"forward": 0.0, "solve": 0.0}
         # a GPU works on after a call has returned, so parts of a block cannot be timed there
-        self.parts = self.device.type == "cpu"
-        if self.parts:
-            self.seconds |= {"gram": 0.0, "selection": 0.0}
+        if self.device.type == "cpu":
+            self.seconds["gram"] = 0.0
 
-    def run(self, tokens: Tensor | None, batch: int | None) -> PruneReport:
+    def run(self, tokens: Tensor | None) -> PruneReport:
         """Prune every block that is not finished; the model runs if the method reads tokens."""
         started = time.perf_counter()
         replay = stream = None
@@ -236,8 +234,13 @@ class Loop:
             # each process runs its own part of the text through the whole model
             tokens = self.team.part(tokens)
             with self.timed("forward"):
-                batch = batch or best_batch(self.device, tokens.shape[1])
-                replay = Replay(self.model, tokens, batch, **self.how)
+                replay = Replay(
+                    self.model,
+                    tokens,
+                    self.settings.batch or best_batch(self.device, tokens.shape[1]),
+                    passes=self.settings.passes,
+                    precision=self.settings.precision,
+                )
                 # before the first weight changes: the gate needs the dense model's own logits
                 self.report.parity = max(self.team.gather(replay.parity()))
                 self.store.begin()
@@ -246,7 +249,7 @@ class Loop:
                 stream = replay.embed(self.store.allocate)
         for index in range(len(self.blocks)):
             # a model that is read block by block holds this block's weights only inside
-            with opened(self.model, index):
+            with weights_in_memory(self.model, index):
                 self.one_block(index, replay, stream)
         if replay:
             self.report.batch, self.report.halved = replay.batch, self.halved(replay)
@@ -261,8 +264,6 @@ class Loop:
             self.report.layers += finished
         else:
             before = len(self.report.layers)
-            if self.before_block:
-                self.before_block(index, self.blocks[index], stream, replay.calls[index])
             if replay:
                 # closed after an error too: batches of text may be waiting inside the block
                 with contextlib.closing(self.measure(index, replay, stream)) as stages:
@@ -270,14 +271,11 @@ class Loop:
                         self.prune_block(index, grams)
             else:
                 self.prune_block(index, None)
-            if self.after_block:
-                # the stream here is still the one that enters the block
-                self.after_block(index, self.blocks[index], stream, replay.calls[index])
             halved = self.halved(replay) if replay else []
             self.store.finish(index, self.report.layers[before:], halved)
         # With the pruned weights, so later layers are fitted to inputs they will really get. One
         # pass has done that already, and nothing reads the stream after the last block
-        behind = finished is not None or (replay and replay.passes == 2)
+        behind = finished is not None or self.settings.passes == 2
         if replay and behind and index + 1 < len(self.blocks):
             with self.timed("forward"):
                 replay.advance(index, stream)
@@ -299,7 +297,7 @@ class Loop:
                 if grams is not None:
                     # a gram is a sum over tokens, so the processes' sums add up to that of all text
                     self.team.sum(grams)
-            if self.parts:
+            if "gram" in self.seconds:
                 # the grams are summed in hooks, inside the pass that `timed` has just counted
                 self.seconds["forward"] -= gram_seconds
                 self.seconds["gram"] += gram_seconds
@@ -317,20 +315,15 @@ class Loop:
         def prune(name: str) -> LayerReport:
             # popped, so that a gram and its factor are freed with the last layer that reads them
             gram = grams.pop(name) if grams else None
-            with self.timed("solve"), selection_clock() as clock:
-                layer_report = self.prune_layer(index, name, layers[name], gram)
-            if self.parts:
-                # as above: choosing masks happened inside the seconds of "solve"
-                self.seconds["selection"] += clock.seconds
-                self.seconds["solve"] -= clock.seconds
-            return layer_report
+            with self.timed("solve"):
+                return self.prune_layer(index, name, layers[name], gram)
 
         # a generator: each layer is solved, reported and freed before the next is taken up
         for layer_report in self.team.solve(layers, prune):
             self.report.layers.append(layer_report)
-            if self.progress:
+            if self.settings.progress:
                 done = len(self.report.layers)
-                self.progress(done, self.total, f"block {index} {layer_report.name}")
+                self.settings.progress(done, self.total, f"block {index} {layer_report.name}")
 
     def prune_layer(
         self, index: int, name: str, layer: nn.Module, gram: Gram | None
@@ -343,7 +336,7 @@ class Loop:
             "use a device with more memory, or prune_checkpoint, which holds one block at a time"
         )
         try:
-            with lack_of_memory_said("solving this layer", advice):
+            with explain_out_of_memory("solving this layer", advice):
                 result = self.solve(layer_key(index, name), weight, gram)
         except HelpersError as error:
             # the same class, so that a caller can catch it as before, and now with the layer's name
@@ -362,7 +355,6 @@ class Loop:
             damping=result.damping,
             dead_inputs=result.dead_inputs,
             mask=mask_hash(result.keep),
-            gap=result.gap,
             seconds=time.perf_counter() - started,
         )
 
@@ -374,22 +366,17 @@ class Loop:
         count as large. That is true of all the package's methods, so none has to know of it.
         """
         arguments = {**self.arguments, "sparsity": sparsity_of(self.arguments["sparsity"], key)}
-        if self.importance is None:
+        if self.settings.importance is None:
             return self.method(weight, gram, **arguments)
-        factor = self.importance[key].to(weight.device, torch.float32)[:, None]
+        factor = self.settings.importance[key].to(weight.device, torch.float32)[:, None]
         result = self.method(weight.float() * factor, gram, **arguments)
         new = (result.weight / factor).to(weight.dtype)
-        # proved, or measured, for the weighted outputs: said again for the outputs as they are
-        error = gap = None
-        if gram is not None:
-            error = relative_error(weight, new, gram.matrix)
-        if result.gap is not None:
-            damping = {} if result.damping is None else {"damping": result.damping}
-            gap = certify(weight.float(), gram.matrix, result.keep, new.float(), **damping).gap
-        return dataclasses.replace(result, weight=new, error=error, gap=gap)
+        # measured for the weighted outputs: measured again for the outputs as they are
+        error = None if gram is None else relative_error(weight, new, gram.matrix)
+        return dataclasses.replace(result, weight=new, error=error)
 
     @contextlib.contextmanager
-    def damage_in_errors(self) -> Iterator[None]:
+    def errors_with_damage(self) -> Iterator[None]:
         """Add to an error how many layers had been changed when it happened."""
         try:
             yield

@@ -7,14 +7,10 @@ whole matrix or in each output, and ties are broken by position, the earlier wei
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import hashlib
 import math
 import numbers
 import re
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -189,8 +185,7 @@ def select(
     # The paper's schedule for N:M. A protected weight, whose score is made infinite, never falls:
     # below the sparsity 1 − N/M there are fewer zeros to place than unprotected weights. On the way
     # a group may hold any number of weights from N to M
-    with _counted():
-        protected = selection.top_nm(score, pattern.n, pattern.m)
+    protected = selection.top_nm(score, pattern.n, pattern.m)
     # at the target what is protected is the mask; a second selection would find the same
     if sparsity >= 1 - pattern.n / pattern.m:
         return protected if out is None else out.copy_(protected)
@@ -231,8 +226,7 @@ def top_nm(score: Tensor, n: int, m: int) -> Tensor:
     Raises NonFinite for NaN.
     """
     _check_numbers(score)
-    with _counted():
-        return selection.top_nm(score, n, m)
+    return selection.top_nm(score, n, m)
 
 
 def _check_numbers(score: Tensor) -> None:
@@ -254,8 +248,7 @@ def keep_largest(rows: Tensor, zeros: int, out: Tensor | None = None) -> Tensor:
 
     With `out`, a tensor of the scores' shape and type, the mask is written there as 1 and 0.
     """
-    with _counted():
-        return selection.keep_largest(rows, zeros, out)
+    return selection.keep_largest(rows, zeros, out)
 
 
 def keep_largest_by_sorting(rows: Tensor, zeros: int) -> Tensor:
@@ -271,42 +264,3 @@ def top_nm_by_sorting(score: Tensor, n: int, m: int) -> Tensor:
     """The definition of `top_nm`: in each group of m, all but m − n fall."""
     groups = score.reshape(-1, m)  # (d_out · d_in/m, m)
     return keep_largest_by_sorting(groups, m - n).view(score.shape)
-
-
-# --- how long it takes ----------------------------------------------------------------------
-
-
-class SelectionClock:
-    """Seconds spent in choosing masks, see `selection_clock`."""
-
-    seconds = 0.0
-
-
-# The innermost active clock, so that methods need not hand one on. A context variable and not a
-# plain global: each thread, such as a widget's, has its own
-_CLOCK: contextvars.ContextVar[SelectionClock | None] = contextvars.ContextVar(
-    "selection_clock", default=None
-)
-
-
-@contextlib.contextmanager
-def selection_clock() -> Iterator[SelectionClock]:
-    """Count the seconds that `keep_largest` and `top_nm` take inside, on a CPU.
-
-    On a GPU these calls return before the work is done, so their seconds mean nothing there.
-    """
-    clock = SelectionClock()
-    token = _CLOCK.set(clock)
-    try:
-        yield clock
-    finally:
-        _CLOCK.reset(token)
-
-
-@contextlib.contextmanager
-def _counted() -> Iterator[None]:
-    """Add the seconds inside to the active clock, if there is one."""
-    clock, started = _CLOCK.get(), time.perf_counter()
-    yield
-    if clock:
-        clock.seconds += time.perf_counter() - started

@@ -231,7 +231,7 @@ def check_model(model: object, *, half_pruned: bool = False) -> None:
         raise BadParameter("this model is half pruned, since prune_model was stopped: load it anew")
 
 
-def opened(
+def weights_in_memory(
     model: nn.Module, part: int | nn.Module | None = None
 ) -> contextlib.AbstractContextManager[Any]:
     """Inside, a part of a model holds its weights: a block by its number, a module outside the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -45,16 +45,14 @@ def layer_grams(
     call: Call,
     batch: int,
     name: str = "block",
-    layers: Mapping[str, nn.Module] | None = None,
 ) -> tuple[dict[str, Gram], float]:
     """Run a block over the stream and return the gram of each of its layers' inputs.
 
     Layers that read the same input share one Gram: in Llama q, k and v, and gate and up, so four
     grams for seven layers. Also returns the seconds spent on grams. The stream is left as it is.
-    Given some of the layers, only those are measured. Raises UnsupportedModel if a layer saw no
-    input, NonFinite, naming the layer.
+    Raises UnsupportedModel if a layer saw no input, NonFinite, naming the layer.
     """
-    layers, seconds = layers or find_layers(block, name), 0.0
+    layers, seconds = find_layers(block, name), 0.0
     groups = call.groups(layers)
     grams: dict[tuple[str, ...], Gram] = {}
     given: dict[tuple[str, ...], Tensor] = {}  # the input of each group in this batch
@@ -173,7 +171,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def lack_of_memory_said(what: str, advice: str) -> Iterator[None]:
+def explain_out_of_memory(what: str, advice: str) -> Iterator[None]:
     """Inside, a lack of memory raises OutOfMemory, which says where and what to do."""
     try:
         yield
@@ -188,9 +186,8 @@ class Replay:
 
     Where memory runs out the batch is halved, the arguments are recorded anew, and the work goes
     on with the rows that were not done; `halved` says where. Rounding may differ after that.
-    passes: of the text through a block that is pruned, 1 or 2; see `grams`. alone: whether it may
-    go from one to two, which processes that share a model could not do each for itself. precision:
-    of the blocks' products, "float32" (the model's own) or "bfloat16".
+    passes: of the text through a block that is pruned, 1 or 2; see `grams`. precision: of the
+    blocks' products, "float32" (the model's own) or "bfloat16".
     """
 
     def __init__(
@@ -200,10 +197,9 @@ class Replay:
         batch: int,
         *,
         passes: int = 2,
-        alone: bool = True,
         precision: str = "float32",
     ) -> None:
-        self.model, self.tokens, self.passes, self.alone = model, tokens, passes, alone
+        self.model, self.tokens, self.passes = model, tokens, passes
         self.precision = precision
         self.batch = largest_divisor(len(tokens), batch)
         self.halved: list[str] = []
@@ -241,37 +237,22 @@ class Replay:
 
         With two passes they come all at once (see `layer_grams`), and the block has to run again to
         `advance`; with one they come in turn, and the stream has passed the block at the end (see
-        `one_pass`). If the batches that wait there do not fit in memory, the layers that are left
-        are measured together, and from then on there are two passes.
+        `one_pass`). Raises OutOfMemory if all the batches that wait there do not fit in memory.
         """
         block, name = find_blocks(self.model)[index], f"block {index}"
-        left = find_layers(block, name)
         if self.passes == 1:
-            try:
-                how = (self.calls[index], self.batch, name, self.precision)
-                for found in one_pass(block, stream, *how):
-                    left = {layer: left[layer] for layer in left if layer not in found[0]}
-                    yield found
-                return
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                if not self.alone:
-                    raise OutOfMemory(
-                        f"{name}: the text that waits in one pass does not fit in memory "
-                        f"({first_line(error)}): give passes=2"
-                    ) from error
-            self.passes = 2
-            self.halved.append(f"{name}: two passes from here on, out of memory")
-        if left:
+            call = self.calls[index]
+            with explain_out_of_memory(f"{name}, in which all text waits", "give passes=2"):
+                yield from one_pass(block, stream, call, self.batch, name, self.precision)
+            return
 
-            def measured() -> tuple[dict[str, Gram], float]:
-                call = self.calls[index]  # outside: recording is the model's own affair
-                with products(self.precision, device_of(block)):
-                    return layer_grams(block, stream, call, self.batch, name, left)
+        def measure() -> tuple[dict[str, Gram], float]:
+            call = self.calls[index]  # outside: recording is the model's own affair
+            with products(self.precision, device_of(block)):
+                return layer_grams(block, stream, call, self.batch, name)
 
-            # a second attempt starts with empty grams, so no batch is counted twice
-            yield self._tried(name, measured)
+        # a second attempt starts with empty grams, so no batch is counted twice
+        yield self._tried(name, measure)
 
     def advance(self, index: int, stream: Tensor) -> None:
         """Replace the stream in place by its values after a block: see `advance`."""

@@ -19,10 +19,10 @@ from torch import Tensor
 from helpers import sparsegpt
 from helpers.admm import exact_least_squares, refit
 from helpers.capture import Progress
-from helpers.device import check_matrix, synchronise
-from helpers.errors import BadParameter, NonFinite, check_real, check_whole
+from helpers.device import synchronise
+from helpers.errors import BadParameter, NonFinite
 from helpers.gradient_methods import conjugate_gradients, gradient_refit
-from helpers.gram import check_gram, damp, normalise, relative_error
+from helpers.gram import damp, normalise, relative_error
 from helpers.masks import Pattern, check_sparsity, check_target, select
 from helpers.methods import METHODS
 
@@ -51,10 +51,13 @@ def update_study(
 ) -> dict[str, list[dict[str, Any]]]:
     """Every weight update on the same masks of one layer, by Wanda's score in the whole matrix.
 
-    Args: weight (d_out, d_in); gram and heldout (d_in, d_in), of the calibration text and of other
-    text; iterations of the gradient methods (ADMM and conjugate gradients stop at 50); damping of
-    all solvers but where a row says otherwise, and of the objective f that "excess" measures;
-    progress, called after each solver.
+    Args:
+        weight: (d_out, d_in).
+        gram, heldout: (d_in, d_in), of the calibration text and of other text.
+        iterations: of the gradient methods; ADMM and conjugate gradients stop at 50.
+        damping: of all solvers but where a row says otherwise, and of the objective f that "excess"
+            measures.
+        progress: called after each solver.
 
     Returns "update", a row for a solver, its settings and an iteration: "error" and "heldout" are
     ‖XW − XŴ‖²/‖XW‖² on either gram; "excess" is (f − f*)/f*, f* of exact least squares; "seconds"
@@ -64,11 +67,6 @@ def update_study(
 
     Raises BadParameter for a sparsity outside (0, 1), and what the solvers raise.
     """
-    check_whole("iterations", iterations)
-    check_real("damping", damping)
-    check_matrix("weight", weight)
-    check_gram(gram, weight.shape[1])
-    check_gram(heldout, weight.shape[1])
     for sparsity in sparsities:
         if check_sparsity(sparsity) == 0:
             raise BadParameter("sparsity 0 leaves nothing to update: give numbers in (0, 1)")
@@ -280,8 +278,6 @@ def mask_study(
     gram of other text. Shapes as in `update_study`; raises what "admm-grad" raises, such as
     BadParameter for fewer than 15 iterations.
     """
-    check_matrix("weight", weight)
-    check_gram(heldout, weight.shape[1])
     cases = []
     for pattern in patterns:
         grouped = Pattern.parse(pattern).grouped

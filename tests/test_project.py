@@ -1,31 +1,49 @@
 """House rules that neither ruff nor import-linter checks: notebooks, environments, make."""
 
 import ast
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tokenize
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
+import helpers
 from helpers.paths import TABLES_NOTEBOOK, root
 from helpers.runner import read_parameters_cell
 from helpers.runner.plan import read_plan
 
 ROOT = root()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-# without a reader's own methods
+# without a user's own methods
 MODULES = sorted(
     path
     for path in (ROOT / "helpers").rglob("*.py")
     if path.stem != "__init__" and path.parent.name != "own"
 )
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+# lines of code at most, by folder; "helpers" are the modules that lie flat in it and those of data/
+BUDGETS = {
+    ("helpers/*.py", "helpers/data/*.py"): 3200,
+    ("helpers/fast/*.py", "helpers/own/*.py"): 150,
+    ("helpers/beyond/*.py",): 630,
+    ("helpers/report/*.py",): 1780,
+    ("helpers/runner/*.py",): 650,
+    ("helpers/explore/*.py",): 750,
+    ("helpers/large/*.py",): 630,
+    ("helpers/machine/*.py",): 350,
+    ("helpers/share/*.py",): 150,
+    ("helpers/**/*.py",): 8300,
+    ("tests/**/*.py",): 8000,
+    ("benchmarks/**/*.py", "book/**/*.py"): 1600,
+}
 MACHINE_PATH = re.compile(r"""(?<![\w.~])/(?:home|Users|root|work|mnt|tmp)/\w""")
 
 
@@ -90,6 +108,40 @@ def test_module_style(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             begin = node.body[bool(ast.get_docstring(node)) and len(node.body) > 1]
             assert node.end_lineno - begin.lineno < 60, f"{node.name} is too long"
+
+
+def lines_of_code(text: str) -> int:
+    """Lines with code on them: neither blank, nor comment, nor docstring."""
+    layout = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in (*layout, tokenize.ENDMARKER):
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.AST(body=[ast.Expr(value=ast.Constant(value=str())) as docstring, *_]):
+                lines -= set(range(docstring.lineno, docstring.end_lineno + 1))
+    return len(lines)
+
+
+def test_lines_of_code_are_counted_without_what_teaches() -> None:
+    code = 'def f():\n    """One.\n\n    Two."""\n    # why\n    return (\n        "a # b"\n    )\n'
+    assert lines_of_code(code) == 4
+
+
+@pytest.mark.parametrize("patterns", BUDGETS, ids=" ".join)
+def test_budget(patterns: tuple[str, ...]) -> None:
+    files = [path for pattern in patterns for path in ROOT.glob(pattern)]
+    size = sum(lines_of_code(path.read_text(encoding="utf-8")) for path in files)
+    assert files and size <= BUDGETS[patterns]
+
+
+def test_every_public_name_has_a_caller() -> None:
+    pages = [*NOTEBOOKS, ROOT / "README.md", *(ROOT / "helpers" / "own").glob("*.py")]
+    for folder in ("docs", "book", "benchmarks"):
+        pages += [path for path in (ROOT / folder).rglob("*") if path.suffix in (".md", ".py")]
+    words = set(re.findall(r"\w+", "\n".join(page.read_text(encoding="utf-8") for page in pages)))
+    assert set(helpers.__all__) <= words
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from helpers.admm import damped_system
-from helpers.errors import check_real, check_whole
-from helpers.finish import finish
+from helpers.errors import Count, NotNegative, Positive, one_of
+from helpers.gradient_methods import conjugate_gradients
 from helpers.gram import Gram, dead_inputs
-from helpers.masks import Pattern, select
-from helpers.methods import LayerResult, register
+from helpers.layer import LayerResult
+from helpers.masks import BUDGETS, Pattern, select
 
+CG_STEPS = 10
 EVERY = 3  # iterations from one look at the mask to the next
 # ρ is multiplied by the factor of the first line whose share of the kept weights has changed
 RISES = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
@@ -46,7 +47,6 @@ def eigen(gram: Tensor, damping: float) -> _Eigen:
     return _Eigen(values.clamp_(min=0), vectors, norms, ~dead_inputs(gram))
 
 
-@register("alps", shares_factor=True)
 def alps(
     weight: Tensor,
     gram: Gram,
@@ -54,10 +54,10 @@ def alps(
     sparsity: float,
     pattern: Pattern,
     keep: Tensor | None = None,
-    rho: float = 0.1,
-    iterations: int = 300,
-    damping: float = 0.01,
-    budget: str = "matrix",
+    rho: Positive = 0.1,
+    iterations: Count = 300,
+    damping: NotNegative = 0.01,
+    budget: one_of(*BUDGETS) = "matrix",
 ) -> LayerResult:
     """l0-constrained ADMM with a rising penalty, then conjugate gradients (ALPS, Meng et al. 2024).
 
@@ -68,9 +68,6 @@ def alps(
     before the inputs are scaled, which differs for inputs of unequal size.
     Cost: an eigendecomposition for each gram, then two products, O(d_out · d_in²), an iteration.
     """
-    check_real("rho", rho, above=0)
-    check_real("damping", damping)
-    check_whole("iterations", iterations)
     start = None
     if keep is None:
         G = gram.derived(("alps", damping), lambda matrix: eigen(matrix, damping))
@@ -81,8 +78,8 @@ def alps(
 
         start, keep = mask_search(weight * G.norms, G, choose, rho=rho, iterations=iterations)
         start /= G.norms
-    solved = finish(weight, gram.matrix, keep, start=start, damping=damping)
-    return LayerResult(solved.weight, keep, damping=damping, gap=solved.gap)
+    how = dict(iterations=CG_STEPS, damping=damping, start=start)
+    return conjugate_gradients(weight, gram.matrix, keep, **how)
 
 
 def mask_search(

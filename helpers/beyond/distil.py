@@ -38,9 +38,9 @@ from helpers.errors import (
     check_whole,
 )
 from helpers.models import check_model, device_of, model_layers
-from helpers.precision import chosen_precision, exactly, products
+from helpers.precision import check_precision, exactly, products
 from helpers.prune import check_dense
-from helpers.replay import lack_of_memory_said
+from helpers.replay import explain_out_of_memory
 
 POSITIONS = 8  # of a window, whose distributions are compared together: they stay in the cache
 LOOKS = 2  # at the held-out windows, the last at the end
@@ -78,7 +78,7 @@ def distil(
     rate: float = 2.5e-4,
     vector_rate: float = 1e-3,
     held_out: int = 4,
-    precision: str = "auto",
+    precision: str = "float32",
     progress: Progress | None = None,
 ) -> DistilReport:
     """Train the kept weights of a pruned model to predict what the dense model predicts, in place.
@@ -106,7 +106,7 @@ def distil(
     check_real("rate", rate, above=0)
     check_real("vector_rate", vector_rate, above=0)
     check_pair(model, dense, tokens, check_whole("held_out", held_out))
-    precision = chosen_precision(precision, device_of(model))
+    check_precision(precision, torch.float32)
     started = time.perf_counter()
     text, unseen = tokens[:-held_out].to(device_of(model)), tokens[-held_out:]
     layers = model_layers(model) if parts == "all" else {}
@@ -114,7 +114,7 @@ def distil(
     with (
         eval_mode(model),
         eval_mode(dense),
-        lack_of_memory_said(
+        explain_out_of_memory(
             "repairing the model",
             'the pruned model is there as it was; give shorter windows, or parts="norms"',
         ),

@@ -116,7 +116,7 @@ def prune_checkpoint(
     precision = precision_for(reader.dtype, precision, reader.device)
     workspace = Workspace(source, destination)
     if not check_switch("allow_pruned", allow_pruned):
-        with opened(model, 0):  # one block says it, and the others are on disk
+        with weights_in_memory(model, 0):  # one block says it, and the others are on disk
             weights = [layer.weight for layer in find_layers(reader.blocks[0]).values()]
             advice = "give the dense model, or allow_pruned=True to prune it further"
             check_zeros(f"the weights of the first block of {source}", weights, advice)

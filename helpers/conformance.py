@@ -1,0 +1,116 @@
+"""What a method has to do beyond an answer of the right form, tried out on a small layer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from helpers.errors import HelpersError
+from helpers.gram import gram_of
+from helpers.layer import LayerResult
+from helpers.masks import Pattern
+from helpers.methods import get_method
+
+TARGETS = {"unstructured 50 %": (0.5, "unstructured"), "2:4": (None, "2:4"), "4:8": (None, "4:8")}
+TRIAL = 128  # outputs, and about as many inputs, of the layer on which `prune_model` tries options
+
+
+@dataclass(frozen=True)
+class Conformance:
+    """One thing that a method has to do, and why it does not: `problem` is "" where it does."""
+
+    what: str
+    problem: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the method does it."""
+        return not self.problem
+
+
+def random_layer(outputs: int, inputs: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """A weight (outputs, inputs), and correlated inputs (tokens, inputs): the same every time."""
+    source = torch.Generator().manual_seed(0)
+    # the second factor correlates the inputs, as real ones are
+    given = torch.randn(tokens, inputs, generator=source) @ torch.randn(
+        inputs, inputs, generator=source
+    )
+    return torch.randn(outputs, inputs, generator=source), given
+
+
+def check_method(name: str) -> list[Conformance]:
+    """What a method has to do, each tried on a layer of 24 outputs and 32 inputs.
+
+    Beside what the registry checks of each answer: that a given mask is used, that the same
+    question gets the same answer, and that a layer which loses no weight stays as it is. A method
+    that raises a HelpersError fails what was being tried; another error is raised.
+    Raises BadParameter for a method that does not exist.
+    """
+    method = get_method(name)
+    # eight tokens an input, so only the dead input makes the gram singular
+    dense, inputs = random_layer(24, 32, 256)
+    inputs[:, 5] = 0  # one dead input, whose weights do not matter
+    alive = torch.arange(32) != 5
+    gram = gram_of(inputs)
+    # every other column: a mask that no method would choose by itself
+    half = (torch.arange(dense.numel()) % 2 == 0).reshape(dense.shape)
+
+    def solve(**target: Any) -> LayerResult:
+        # copies, so that what fails in one trial cannot spoil the next
+        return method(dense.clone(), gram.clone(), **target)
+
+    def answers(sparsity: float | None, pattern: str) -> str:
+        solve(sparsity=sparsity, pattern=pattern)  # the registry checks what comes back
+        return ""
+
+    def uses_the_mask() -> str:
+        same = torch.equal(solve(keep=half).keep, half)
+        return "" if same else "it returned a mask other than the one given"
+
+    def repeats() -> str:
+        same = torch.equal(solve(sparsity=0.5).weight, solve(sparsity=0.5).weight)
+        return "" if same else "two runs differ: draw random numbers from a seeded generator"
+
+    def leaves_dense() -> str:
+        # the tolerance is for a solver's rounding; a dead input's weights may change
+        new = solve(sparsity=0.0).weight
+        close = torch.allclose(new[:, alive], dense[:, alive], rtol=1e-2, atol=1e-2)
+        changed = "it changed weights at sparsity 0, where the dense weights are the optimum"
+        return "" if close else changed
+
+    trials: dict[str, Callable[[], str]] = {
+        f"an exact answer for {target}": functools.partial(answers, *arguments)
+        for target, arguments in TARGETS.items()
+    }
+    trials["a mask that is given is used"] = uses_the_mask
+    trials["the same answer twice"] = repeats
+    trials["at sparsity 0 the weights stay"] = leaves_dense
+    results = []
+    for what, trial in trials.items():
+        try:
+            results.append(Conformance(what, trial()))
+        except HelpersError as error:
+            results.append(Conformance(what, str(error)))
+    return results
+
+
+def try_method(
+    name: str, arguments: dict[str, Any], shape: tuple[int, int], device: torch.device
+) -> None:
+    """Solve a random layer of that shape, or of TRIAL outputs and about as many inputs if it is
+    larger, so that a bad value of an option is refused by the method before a model changes.
+    """
+    rows, width = (min(size, TRIAL) for size in shape)
+    if shape[1] > TRIAL and (m := Pattern.parse(arguments["pattern"]).m):
+        width = max(1, TRIAL // m) * m  # whole groups
+    weight, inputs = random_layer(rows, width, 4 * width)
+    method = get_method(name)
+    gram = gram_of(inputs).to(device) if method.needs_calibration else None
+    # a method may draw random numbers, and the caller's must not depend on this trial
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+        method(weight.to(device), gram, **arguments)

@@ -1,0 +1,75 @@
+"""One layer's problem and its answer: what every method, solver and study of a layer is about.
+
+The problem is to minimise ‖XW − XŴ‖² over Ŵ that is zero outside a mask, which is given or still to
+be chosen. `Layer.of` is the door: weight, gram, mask and target are checked there once, and whoever
+is handed a `Layer` trusts it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from helpers.device import check_weight
+from helpers.gram import Gram
+from helpers.masks import Pattern, check_divides, check_keep, check_target
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
+class Layer:
+    """A layer to be pruned or refitted.
+
+    weight: (d_out, d_in), any float type. gram: of its inputs, None for a method that reads none.
+    keep: the mask, boolean like weight, True where a weight stays; None where it is to be chosen,
+    with the final `sparsity` and the `pattern` of zeros.
+    """
+
+    weight: Tensor
+    gram: Gram | None
+    keep: Tensor | None = None
+    sparsity: float = 0.0
+    pattern: Pattern = Pattern()
+
+    @classmethod
+    def of(
+        cls,
+        weight: Tensor,
+        gram: Tensor | Gram | None,
+        keep: Tensor | None = None,
+        *,
+        sparsity: float | None = None,
+        pattern: str | Pattern = "unstructured",
+    ) -> Layer:
+        """The layer, once its parts are known to fit: a mask, or a target for one.
+
+        A gram that is a `Gram` is looked at only once, however many layers share it.
+        Raises BadParameter, NonFinite, NotPositiveDefinite.
+        """
+        check_weight(weight)
+        pattern = Pattern.parse(pattern)
+        if keep is None:
+            sparsity = check_target(sparsity, pattern)
+        else:
+            sparsity = check_keep(keep, weight.shape, sparsity, pattern)
+        check_divides(pattern, weight.shape[1])
+        if gram is not None:
+            gram = Gram.of(gram).checked(weight.shape[1])
+        return cls(weight, gram, keep, sparsity, pattern)
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """What a method returns for one layer.
+
+    weight: (d_out, d_in), zero outside keep. keep: bool, True where a weight stays.
+    error: ‖XW − XŴ‖²/‖XW‖² on the calibration gram, None without a gram.
+    damping: the ridge that was used, as a fraction of mean(diag), None if the method has none.
+    dead_inputs: number of inputs that were zero on every calibration token.
+    """
+
+    weight: Tensor
+    keep: Tensor
+    error: float | None = None
+    damping: float | None = None
+    dead_inputs: int = 0

@@ -1,0 +1,265 @@
+"""The registry of layer methods, `METHODS`, and the door that every one of them stands behind.
+
+A method is a function
+
+    method(weight, gram, *, sparsity, pattern, keep=None, **options) -> LayerResult
+
+with weight (d_out, d_in) and gram (d_in, d_in) in float32 and a parsed pattern. `register` is the
+door: what goes in is checked there once, and so is the answer (shape, finite, exact sparsity, zero
+outside `keep`, weight and gram left alone); error and dead inputs are filled in. A method
+therefore cannot misreport itself. The package's own methods are in `helpers.methods`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import re
+import runpy
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from helpers.device import all_finite, bit_sum
+from helpers.errors import (
+    BadParameter,
+    NonFinite,
+    allowed,
+    check_choice,
+    check_options,
+    first_line,
+)
+from helpers.gram import Gram, dead_inputs, relative_error
+from helpers.layer import Layer, LayerResult
+from helpers.masks import Pattern, check_keep
+from helpers.paths import own_method_file, own_methods_dir
+
+Method = Callable[..., LayerResult]
+
+METHODS: dict[str, Method] = {}
+
+# what every method is called with; its other parameters are its options
+_COMMON = ("weight", "gram", "sparsity", "pattern", "keep")
+
+
+def register(
+    name: str, *, needs_calibration: bool = True, shares_factor: bool = False
+) -> Callable[[Method], Method]:
+    """Add a method to `METHODS` under `name`; see the module's text for its signature.
+
+    Args:
+        needs_calibration: False allows `gram=None`.
+        shares_factor: True gives the function the `helpers.gram.Gram` itself, which layers with the
+            same input share, so that it can keep there what it derives from it; others get its
+            matrix.
+
+    An option that is annotated, as in `rho: Positive = 1.0`, is checked before the method is
+    called (`helpers.errors.check_options`). A name can be registered again, which replaces the
+    method, so that a notebook cell may be run twice.
+
+    Raises BadParameter for a function that cannot be called as a method, and for a name that is
+    badly formed or one of the package's own.
+    """
+
+    def add(function: Method) -> Method:
+        _check_registration(name, function)
+
+        @functools.wraps(function)
+        def method(
+            weight: Tensor,
+            gram: Tensor | Gram | None = None,
+            *,
+            sparsity: float | None = None,
+            pattern: str | Pattern = "unstructured",
+            keep: Tensor | None = None,
+            **options: Any,
+        ) -> LayerResult:
+            check_method_options(name, options)
+            if gram is None and needs_calibration:
+                raise BadParameter(
+                    f"method {name!r} needs calibration: give the gram of the layer's inputs"
+                )
+            layer = Layer.of(weight, gram, keep, sparsity=sparsity, pattern=pattern)
+            # float() does not copy a float32 weight: what is written there is in the model
+            dense = weight.detach().float()
+            matrix = None if gram is None else layer.gram.matrix
+            # sums over the bits find a change at a fraction of the cost of two copies
+            before = _bit_sums(dense, matrix)
+            result = function(
+                dense,
+                # q, k and v read one input: with the Gram itself they share one factorisation
+                layer.gram if shares_factor else matrix,
+                sparsity=layer.sparsity,
+                pattern=layer.pattern,
+                keep=keep,
+                **options,
+            )
+            _check_untouched(name, before, _bit_sums(dense, matrix))
+            _check_answer(name, layer, result)
+            # rounded to the model's type first: the error is that of the weight the model will hold
+            new = result.weight.to(weight.dtype)
+            if matrix is None:
+                return dataclasses.replace(result, weight=new)
+            return dataclasses.replace(
+                result,
+                weight=new,
+                error=relative_error(weight, new, matrix),
+                dead_inputs=int(dead_inputs(matrix).sum()),
+            )
+
+        # an attribute of the function, so that the loop can ask before it runs the model
+        method.needs_calibration = needs_calibration
+        METHODS[name] = method
+        return method
+
+    return add
+
+
+# --- the door: what goes in and what comes out ------------------------------------------------
+
+
+def _check_registration(name: str, function: Method) -> None:
+    """Raise BadParameter unless the function may be called that, and called as a method is."""
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise BadParameter(
+            f"method name {name!r} is not allowed: use lower-case letters and digits, with single "
+            "dashes between words, such as 'my-method'"
+        )
+    if name == "dense":
+        raise BadParameter("method name 'dense' stands for the unpruned model: choose another name")
+    # one module may register its own name again: a module that is reloaded does
+    if _is_ours(name) and METHODS[name].__module__ != getattr(function, "__module__", None):
+        raise BadParameter(
+            f"method {name!r} is one of the package's own, and tables and figures use that name "
+            "for it: choose another name"
+        )
+    parameters = inspect.signature(function).parameters
+    # **options takes whatever is passed by keyword; weight and gram are passed by position
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    wanted = ("weight", "gram") if takes_any else _COMMON
+    if missing := [parameter for parameter in wanted if parameter not in parameters]:
+        raise BadParameter(
+            f"method {name!r} lacks the parameters {allowed(missing)}: define it as "
+            "(weight, gram, *, sparsity, pattern, keep=None, **options)"
+        )
+
+
+def _is_ours(name: str) -> bool:
+    """Whether the package itself registers a method of that name."""
+    return name in METHODS and METHODS[name].__module__.startswith("helpers.")
+
+
+def check_method_options(name: str, options: dict[str, Any]) -> None:
+    """Raise BadParameter if the method takes no option of that name, or not with that value."""
+    # __wrapped__ is the function itself; the wrapper around it takes any option
+    function = get_method(name).__wrapped__
+    parameters = inspect.signature(function).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        known = [p.name for p in parameters if p.name not in _COMMON]
+        for option in options:
+            if option not in known:
+                raise BadParameter(
+                    f"method {name!r} has no option {option!r}: it takes {allowed(known)}"
+                )
+    check_options(function, options)
+
+
+def _bit_sums(weight: Tensor, gram: Tensor | None) -> dict[str, int]:
+    """What changes when a method writes into what it was given."""
+    return {"weight": bit_sum(weight)} | ({} if gram is None else {"gram": bit_sum(gram)})
+
+
+def _check_untouched(name: str, before: dict[str, int], after: dict[str, int]) -> None:
+    """Raise BadParameter if a method has changed its arguments.
+
+    Its error would be measured against the changed weight, and be 0; and the layers that share
+    the gram would get another one.
+    """
+    changed = [what for what in before if before[what] != after[what]]
+    if changed:
+        raise BadParameter(
+            f"method {name!r} changed {' and '.join(changed)} in place: let it work on a copy, "
+            f"such as {changed[0]}.clone(), and load the model again before it is used"
+        )
+
+
+def _check_answer(name: str, layer: Layer, result: LayerResult) -> None:
+    """Raise unless a method's answer is what the layer needs."""
+    if not isinstance(result, LayerResult):
+        raise BadParameter(
+            f"method {name!r} returned a {type(result).__name__}: return LayerResult(weight, keep)"
+        )
+    shape, new, keep = layer.weight.shape, result.weight, result.keep
+    if new.shape != shape:
+        raise BadParameter(
+            f"method {name!r} returned a weight of shape {tuple(new.shape)} for "
+            f"{tuple(shape)}: return (d_out, d_in)"
+        )
+    if not all_finite(new):
+        raise NonFinite(
+            f"method {name!r} returned NaN or infinity: look for a division "
+            "by zero, or use more damping"
+        )
+    # without the sparsity, which is compared below with the rounding that a budget per output needs
+    try:
+        check_keep(keep, shape, None, layer.pattern)
+    except BadParameter as error:
+        raise BadParameter(f"method {name!r} returned a wrong mask: {error}") from error
+    zeros = keep.numel() - int(keep.sum())
+    # a budget per output rounds once for each
+    if abs(zeros - layer.sparsity * keep.numel()) > (shape[0] + 1) / 2:
+        raise BadParameter(
+            f"method {name!r} returned sparsity {zeros / keep.numel():.6g} instead of "
+            f"{layer.sparsity:.6g}: select exactly, for example with "
+            "select(score, sparsity, pattern)"
+        )
+    if ((new != 0) & ~keep).any():
+        raise BadParameter(f"method {name!r} returned weights outside its mask: multiply by keep")
+
+
+# --- a user's own methods ---------------------------------------------------------------------
+
+
+def get_method(name: str) -> Method:
+    """The method registered under `name`, or found in `helpers/own/`, a file named like it.
+
+    Raises BadParameter for a name that is neither, and for a file that does not register it.
+    """
+    if name not in METHODS:
+        # file names have underscores, methods have dashes: my_method.py registers "my-method"
+        own = {path.stem.replace("_", "-"): path for path in own_methods_dir().glob("*.py")}
+        check_choice("method", name, {*own, *METHODS})
+        _load_own(name, own[name])
+    elif _is_ours(name) and own_method_file(name).exists():
+        raise BadParameter(
+            f"helpers/own/{own_method_file(name).name} is named like the package's own method "
+            f"{name!r} and would never be used: rename the file and what it registers"
+        )
+    return METHODS[name]
+
+
+def _load_own(name: str, path: Path) -> None:
+    """Run a user's file, which registers its method; a file that fails registers nothing."""
+    # a file may register one method and fail at the next
+    before, line = dict(METHODS), 1
+    try:
+        # run, not imported: an import would not read the file again after it was corrected
+        runpy.run_path(str(path))
+        if name not in METHODS:
+            registered = allowed(set(METHODS) - set(before)) or "nothing"
+            raise BadParameter(f"it registers {registered}: write @register({name!r})")
+    except Exception as error:  # a user's file may raise anything
+        METHODS.clear()
+        METHODS.update(before)
+        # the last frame in the user's own file: the error may have been raised deep inside torch
+        for frame in traceback.extract_tb(error.__traceback__):
+            line = frame.lineno if frame.filename == str(path) else line
+        line = error.lineno if isinstance(error, SyntaxError) else line
+        raise BadParameter(
+            f"helpers/own/{path.name}, line {line}: {type(error).__name__}: {first_line(error)}; "
+            "correct it"
+        ) from error
