@@ -3,14 +3,11 @@ PLAN ?= laptop
 JOBS ?= auto
 ONLY ?=
 BENCH ?=
-MACHINE ?=
 SCHEDULER ?=
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV ?= .venv
 LAB_ARGS ?=
-DEEP ?=
-HUB ?=
 
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
@@ -26,7 +23,7 @@ $(error this needs Linux, macOS or WSL: on Windows, install WSL and run it there
 endif
 
 # make takes any variable, so that plan=smoke would run the plan laptop without a word
-KNOWN := PLAN JOBS ONLY BENCH MACHINE SCHEDULER PYTHON PIP_ARGS VENV LAB_ARGS DEEP HUB NAME FOLDER PUBLIC UI_FULL CHROMIUM
+KNOWN := PLAN JOBS ONLY BENCH SCHEDULER PYTHON PIP_ARGS VENV LAB_ARGS NAME UI_FULL CHROMIUM
 GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
 UNKNOWN := $(firstword $(filter-out $(KNOWN) MAKE% PRUNING_% HF_% OMP_% MKL_% CUDA_%,$(GIVEN)))
 ifneq ($(UNKNOWN),)
@@ -37,10 +34,10 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup assets reproduce tables book report drawings accept plan lab test test-ui recording doctor owner test-colab lint bench test-gpu push clean
+.PHONY: help setup assets reproduce tables book report drawings accept plan lab test test-ui doctor owner test-colab lint bench test-gpu clean
 
 help: ## show this list
-	@echo "make TARGET [PLAN=smoke|laptop|full|original|t4|paper] [ONLY=glob] [JOBS=n] [SCHEDULER=tcp://host:8786] [MACHINE=a100-80g] [BENCH=solver] [NAME=github-name|owner/model] [FOLDER=my-model] [PYTHON=python3.12] [PIP_ARGS=...] [LAB_ARGS=--no-browser]"
+	@echo "make TARGET [PLAN=smoke|laptop|full|original|t4|paper] [ONLY=glob] [JOBS=n] [SCHEDULER=tcp://host:8786] [BENCH=solver] [NAME=github-name] [PYTHON=python3.12] [PIP_ARGS=...] [LAB_ARGS=--no-browser]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(INSTALLED) ## create .venv and install what is needed
@@ -81,8 +78,8 @@ drawings: $(INSTALLED) ## write docs/drawings again from book/drawings.py
 accept: $(INSTALLED) ## make the results of a plan here the committed reference
 	@$(RUN) accept $(CHOSEN)
 
-plan: $(INSTALLED) ## list the runs of a plan: what is to do, what it takes, what is missing
-	@$(RUN) list $(CHOSEN) $(if $(MACHINE),--machine $(MACHINE))
+plan: $(INSTALLED) ## list the runs of a plan: what is done, what is to do
+	@$(RUN) list $(CHOSEN)
 
 # its root is the project's, so that a link from a notebook to ../results opens
 lab: $(INSTALLED) ## open JupyterLab on the notebooks
@@ -112,13 +109,10 @@ $(INSTALLED_UI): $(INSTALLED)
 	  echo "pip could not install playwright (its reason is above): check the network, then run make again" >&2; exit 1; }
 	@touch $@
 
-recording: assets $(INSTALLED_UI) ## record docs/recording.gif, an explorer while its sliders move
-	@PYTHONPATH=.:tests/ui $(PY) tests/ui/recording.py
-
 # runs before, and without, a set-up: that is when one needs it
-doctor: ## look for what is missing or broken, say what to do (DEEP=1: hash downloads, HUB=1: ask the hub)
+doctor: ## look for what is missing or broken, say what to do
 	@if $(PY) -c '' 2>/dev/null; then python=$(PY); else python=$(PYTHON); fi; \
-	  $$python -m helpers.machine.doctor $(if $(DEEP),--deep) $(if $(HUB),--hub)
+	  $$python -m helpers.machine.doctor
 
 # the address of the repository stands in the notebooks' first cells and in links
 owner: ## put your GitHub name into the notebooks and pages, for Colab: make owner NAME=...
@@ -137,11 +131,6 @@ lint: $(INSTALLED) ## check style, syntax and that notebooks are stripped
 # the model is fetched first; BENCH names some, such as BENCH=solver
 bench: assets ## measure speed and memory: tables and figures in results/reference/bench
 	@$(PY) -m benchmarks $(BENCH)
-
-push: $(INSTALLED) ## send a folder of save_pruned to the Hugging Face Hub: make push FOLDER=... NAME=owner/name
-	@test -n "$(FOLDER)" -a -n "$(NAME)" || { \
-	  echo "say what goes where: make push FOLDER=my-model NAME=owner/name (PUBLIC=1: everybody may see it)" >&2; exit 1; }
-	@$(PY) -m helpers.share.upload "$(FOLDER)" "$(NAME)" $(if $(PUBLIC),--public)
 
 clean: ## remove the results made here and caches; .venv, downloads and the reference stay
 	@rm -rf .pytest_cache .ruff_cache build *.egg-info helpers/__pycache__ tests/__pycache__ \

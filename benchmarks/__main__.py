@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...] [--quick] [--shapes A,B] [--out FOLDER]`.
+"""`python -m benchmarks [NAME ...] [--quick] [--out FOLDER]`.
 
 A benchmark is a module of this package with `measure(quick: bool) -> dict`, named in `BENCHMARKS`,
 and has a section in `report`. What is not named on the command line stays in the record as it was.
@@ -19,12 +19,11 @@ from benchmarks.machine import describe
 from helpers.paths import reference_dir, replace_file, results_dir
 
 SCHEMA = 1
-BENCHMARKS = ("solver", "model", "passes", "growth", "memory", "explorers", "use",
-              "architecture", "repair")  # fmt: skip
+BENCHMARKS = ("solver", "model", "passes", "growth", "use", "architecture")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the benchmarks named and write record, page and figures after each."""
+    """Run the benchmarks named and write record, page and figure after each."""
     options = parse(arguments)
     read(options.out)  # fails before the measurement if the record cannot be added to
     machine = describe()  # once, because the first benchmark is a load to the second
@@ -33,13 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.names or BENCHMARKS:
         print(f"{name}: running", flush=True)
         started = time.perf_counter()
-        shapes = {"shapes": options.shapes.split(",")} if options.shapes else {}
-        result = importlib.import_module(f"benchmarks.{name}").measure(options.quick, **shapes)
+        result = importlib.import_module(f"benchmarks.{name}").measure(options.quick)
         seconds = time.perf_counter() - started
         print(f"{name}: {seconds:.0f} s", flush=True)
         entry = {"machine": machine, "seconds": seconds, "quick": options.quick, "result": result}
-        record = merge(read(options.out), name, entry, partial=bool(options.shapes))
-        write(options.out, record)
+        write(options.out, merge(read(options.out), name, entry))
     print(f"written to {os.path.relpath(options.out)}")
 
 
@@ -48,38 +45,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--quick", action="store_true", help="a trial in a minute, on toy sizes")
-    parser.add_argument("--shapes", help="solver: only these cases, such as 576x576,4096x4096")
-    parser.add_argument("--out", type=Path, help="folder of record, page and figures")
+    parser.add_argument("--out", type=Path, help="folder of record, page and figure")
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(BENCHMARKS):
         parser.error(f"no benchmark {sorted(unknown)}: there are {', '.join(BENCHMARKS)}")
-    if options.shapes and options.names != ["solver"]:
-        parser.error(
-            "--shapes goes with solver alone: python -m benchmarks solver --shapes 576x576"
-        )
     if options.out is None:
         quick = results_dir("scratch") / "bench"
         options.out = quick if options.quick else reference_dir("bench")
     return options
 
 
-def merge(
-    record: dict[str, Any], name: str, entry: dict[str, Any], *, partial: bool = False
-) -> dict[str, Any]:
-    """The record with one benchmark's entry replaced, benchmarks in the order of `BENCHMARKS`.
-
-    partial: rows of other cases stay, each with the machine that it was measured on.
-    """
-    old = record["benchmarks"].get(name)
-    if partial and old:
-        new = entry["result"]
-        fresh = {(row["case"], row["device"], row["threads"]) for row in new["rows"]}
-        kept = [
-            {"machine": old["machine"], **row}
-            for row in old["result"]["rows"]
-            if (row["case"], row["device"], row["threads"]) not in fresh
-        ]
-        entry = {**entry, "result": {**old["result"], **new, "rows": [*kept, *new["rows"]]}}
+def merge(record: dict[str, Any], name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """The record with one benchmark's entry replaced, benchmarks in the order of `BENCHMARKS`."""
     entries = {**record["benchmarks"], name: entry}
     return {**record, "benchmarks": {key: entries[key] for key in BENCHMARKS if key in entries}}
 
@@ -96,15 +73,15 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def write(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write bench.json, and from what it holds bench.md and a PNG for each figure."""
-    from benchmarks import figures, report  # after the measurement: they load pandas, matplotlib
+    """Write bench.json, and from what it holds bench.md and the figure of `use`, use.png."""
+    from benchmarks import figure, report  # after the measurement: they load pandas, matplotlib
 
     text = to_json(rounded(record))
     record = json.loads(text)
     replace_file(folder / "bench.json", text + "\n")
     replace_file(folder / "bench.md", report.to_page(record))
-    for name, png in figures.to_figures(record).items():
-        replace_file(folder / f"{name}.png", png)
+    if use := record["benchmarks"].get("use"):
+        replace_file(folder / "use.png", figure.use_figure(use["result"]))
 
 
 def rounded(value: Any) -> Any:

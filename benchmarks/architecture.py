@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from benchmarks.timing import once
-from helpers.beyond.recipe import windows_of
+from helpers.beyond.recipe import prune_and_repair, windows_of
 from helpers.data.corpora import calibration_tokens, wiki_articles
 from helpers.data.tasks import task_rows
 from helpers.evaluate import perplexity
-from helpers.precision import chosen_precision, products
+from helpers.precision import products
 from helpers.prune import prune_model
 
 VOCABULARY, LENGTH, BATCH = 8192, 256, 8
@@ -31,27 +31,29 @@ VOCABULARY, LENGTH, BATCH = 8192, 256, 8
 # 60 % could go at no cost
 SIZES = {"n_embd": 192, "n_layer": 4, "n_head": 3}
 STEPS, RATE, WARM_UP = 4800, 2e-3, 200  # of AdamW, a batch each
+PRECISION = "bfloat16"  # of the products while it learns
 UNSEEN = 10  # one article in so many is kept for evaluation
 SPARSITIES, SEEDS, SEQUENCES, WEB = (0.6, 0.7, 0.8), 3, 32, 32
 END = "<end>"
-WAYS: dict[str, dict[str, Any]] = {
-    "wanda": {"method": "wanda", "passes": 2},
-    "sparsegpt": {"method": "sparsegpt", "passes": 2},
-    "admm-grad": {"method": "admm-grad", "passes": 2},
-    "wanda, balanced": {"method": "best", "base": "wanda", "budget": "balanced"},
-    "sparsegpt, balanced": {"method": "best", "base": "sparsegpt", "budget": "balanced"},
-    "admm-grad, fast": {"method": "best", "budget": "fast"},
-    "admm-grad, balanced": {"method": "best", "budget": "balanced"},
+# name: the method, and the effort of the recipe around it; None, the method alone
+PIPELINES: dict[str, tuple[str, str | None]] = {
+    "wanda": ("wanda", None),
+    "sparsegpt": ("sparsegpt", None),
+    "admm-grad": ("admm-grad", None),
+    "wanda, balanced": ("wanda", "balanced"),
+    "sparsegpt, balanced": ("sparsegpt", "balanced"),
+    "admm-grad, fast": ("admm-grad", "fast"),
+    "admm-grad, balanced": ("admm-grad", "balanced"),
 }
 
 
 def measure(quick: bool = False) -> dict[str, Any]:
-    """Perplexity on two texts, and seconds, of each way to prune; a row for each of them."""
+    """Perplexity on two texts, and seconds, of each pipeline; a row for each of them."""
     learned, unseen = texts()
-    ways, sequences = WAYS, SEQUENCES
+    pipelines, sequences = PIPELINES, SEQUENCES
     if quick:
         learned, unseen, sequences = learned[:100], unseen[:5], 4
-        ways = {name: how for name, how in WAYS.items() if name in ("admm-grad", "admm-grad, fast")}
+        pipelines = {name: PIPELINES[name] for name in ("admm-grad", "admm-grad, fast")}
     tokenizer = trained_tokenizer(learned)
     model = trained_model(joined(tokenizer, learned), steps=2 if quick else STEPS)
     unseen_tokens = joined(tokenizer, unseen)
@@ -64,20 +66,29 @@ def measure(quick: bool = False) -> dict[str, Any]:
         web, text = windows[:WEB], windows[WEB:]
 
         def measured(network: nn.Module, web: Tensor = web) -> dict[str, float]:
-            found = {"wiki": unseen_tokens, "web": web.flatten()}
-            return {name: perplexity(network, t, length=LENGTH) for name, t in found.items()}
+            held_out = {"wiki": unseen_tokens, "web": web.flatten()}
+            return {name: perplexity(network, t, length=LENGTH) for name, t in held_out.items()}
 
-        rows.append({"way": "dense", "sparsity": 0.0, "seed": seed, **measured(model)})
+        rows.append({"pipeline": "dense", "sparsity": 0.0, "seed": seed, **measured(model)})
         for sparsity in SPARSITIES[:1] if quick else SPARSITIES:
-            for way, how in ways.items():
+            for name, (method, effort) in pipelines.items():
                 network = copy.deepcopy(model)
-                own = windows_of(how.get("budget", "fast"), sequences)
-                asked = dict(sparsity=sparsity, precision="float32", **how)
-                seconds = once(lambda: prune_model(network, text[:own], **asked))  # noqa: B023
-                rows.append({"way": way, "sparsity": sparsity, "seed": seed, "seconds": seconds}
-                            | measured(network))  # fmt: skip
+                seconds = once(lambda: run(network, text, sequences, sparsity, method, effort))  # noqa: B023
+                rows.append({"pipeline": name, "sparsity": sparsity, "seed": seed,
+                             "seconds": seconds} | measured(network))  # fmt: skip
     layers = sum(p.numel() for p in model.transformer.h.parameters())
     return {"runs": rows, "layers": layers, "tokens": STEPS * BATCH * LENGTH}
+
+
+def run(
+    model: nn.Module, text: Tensor, sequences: int, sparsity: float, method: str, effort: str | None
+) -> None:
+    """Prune the model by a method alone, with two passes, or with the recipe around it."""
+    if effort is None:
+        prune_model(model, text[:sequences], method=method, sparsity=sparsity)
+    else:
+        own = text[: windows_of(effort, sequences)]
+        prune_and_repair(model, own, sparsity=sparsity, method=method, effort=effort)
 
 
 def texts() -> tuple[list[str], list[str]]:
@@ -114,11 +125,10 @@ def trained_model(tokens: Tensor, steps: int) -> GPT2LMHeadModel:
     draw = torch.Generator().manual_seed(0)
     optimiser = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.95), weight_decay=0.1)
     rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_at(step, steps))
-    precision = chosen_precision("auto", model.device)
     for _ in range(steps):
         starts = torch.randint(len(tokens) - LENGTH, (BATCH,), generator=draw)
         batch = torch.stack([tokens[at : at + LENGTH] for at in starts])
-        with products(precision, model.device):
+        with products(PRECISION, model.device):
             logits = model(input_ids=batch).logits[:, :-1].flatten(0, 1)
         loss = nn.functional.cross_entropy(logits.float(), batch[:, 1:].flatten())
         loss.backward()
@@ -134,11 +144,11 @@ def rate_at(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-def closed(runs: pd.DataFrame, way: str, text: str) -> float:
+def closed(runs: pd.DataFrame, pipeline: str, text: str) -> float:
     """The share of ln(perplexity / dense) after ADMM-Grad that is gone, mean over seeds.
 
     runs: those at one sparsity, and of the dense model.
     """
-    found = np.log(runs.pivot(index="seed", columns="way", values=text))
-    gap = found["admm-grad"] - found["dense"]
-    return float(((found["admm-grad"] - found[way]) / gap).mean())
+    losses = np.log(runs.pivot(index="seed", columns="pipeline", values=text))
+    gap = losses["admm-grad"] - losses["dense"]
+    return float(((losses["admm-grad"] - losses[pipeline]) / gap).mean())

@@ -13,9 +13,8 @@ from benchmarks.problems import (
     random_tokens,
     random_weight,
 )
-from benchmarks.solver import SPARSITY
+from benchmarks.solver import SPARSITY, admm_grad
 from benchmarks.timing import exponent, interleaved, summary
-from helpers.admm import admm_grad
 from helpers.gram import gram_of
 from helpers.loop import PruneReport
 from helpers.prune import prune_model
@@ -33,7 +32,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
     curves.append(curve("prune_model", "blocks", 1, by_blocks("total")))
     counts = (2, 4, 8) if quick else (16, 32, 64, 128)
     by_sequences = prune_by(quick, {n: (2, n) for n in counts})
-    grows, stays = by_sequences("forward", "gram"), by_sequences("solve", "selection")
+    grows, stays = by_sequences("forward", "gram"), by_sequences("solve")
     curves.append(curve("prune_model, forward and gram", "sequences", 1, grows))
     curves.append(curve("prune_model, solver", "sequences", 0, stays))
     return {"curves": curves}
@@ -64,11 +63,8 @@ def solver_by_width(widths: tuple[int, ...], repeats: int) -> dict[str, Any]:
     """admm-grad on square layers of each width, warmed up on the smaller half of them."""
     layers = {width: (random_weight(width, width), random_gram(width)) for width in widths}
     for width in widths[: len(widths) // 2]:
-        admm_grad(*layers[width], sparsity=SPARSITY)
-    runs = {
-        width: lambda layer=layer: admm_grad(*layer, sparsity=SPARSITY)
-        for width, layer in layers.items()
-    }
+        admm_grad(*layers[width])
+    runs = {width: lambda layer=layer: admm_grad(*layer) for width, layer in layers.items()}
     return curve("solver", "width", 3, interleaved(runs, repeats, warm=False))
 
 

@@ -20,29 +20,25 @@ from helpers.capture import advance, capture, check_parity, embed, run_block
 from helpers.data.corpora import calibration_tokens
 from helpers.gram import Gram
 from helpers.loop import PruneReport
-from helpers.methods import METHODS
 from helpers.models import find_blocks, find_layers, load_model, read_weight
 from helpers.prune import prune_model
+from helpers.registry import METHODS
 from helpers.replay import layer_grams
 
 TARGET, PUBLISHED_TARGET = 1.2, 2.0
 METHOD = "admm-grad"
-BATCHES = (1, 2, 4, 8)
 BATCH = 1  # prune_model's own default
 
 
 def measure(quick: bool = False) -> dict[str, Any]:
-    """A row for each model, see `measure_model`, and forward passes by batch.
+    """A row for each model, see `measure_model`.
 
     With a GPU the same on it, with a block of LLaMA-7B's shapes besides.
     """
+    repeats = 1 if quick else 3
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    rows, forward = [], []
-    for device in devices:
-        for name, model, tokens in _problems(quick, device):
-            rows.append(measure_model(name, model, tokens, repeats=1 if quick else 3))
-            forward += measure_forward(name, model, tokens, repeats=2 if quick else 3)
-    return {"rows": rows, "forward": forward}
+    problems = (problem for device in devices for problem in _problems(quick, device))
+    return {"rows": [measure_model(*problem, repeats=repeats) for problem in problems]}
 
 
 def _problems(quick: bool, device: str) -> Any:
@@ -111,7 +107,7 @@ def measure_model(name: str, model: nn.Module, tokens: Tensor, repeats: int) -> 
 
 
 class Bench:
-    """A model with its tokens (sequences, length), and the ways to run it."""
+    """A model with its tokens (sequences, length), and what is timed on it."""
 
     def __init__(self, model: nn.Module, tokens: Tensor) -> None:
         self.model, self.tokens = model, tokens
@@ -125,7 +121,7 @@ class Bench:
         self.grams: list[dict[str, Gram]] = []
         stream = self.stream.clone()
         for index, (block, call) in enumerate(self.blocks):
-            self.grams.append(layer_grams(block, stream, call, BATCH)[0])
+            self.grams.append(layer_grams(block, stream, call, BATCH))
             advance(block, stream, call, BATCH, f"block {index}")
 
     def ours(self) -> None:
@@ -178,33 +174,3 @@ class Bench:
         published.prune(self.model, self.tokens[:2], SPARSITY, check)
         self.restore()
         return agreement(errors)
-
-
-def measure_forward(name: str, model: nn.Module, tokens: Tensor, repeats: int) -> list[dict]:
-    """Tokens a second of one pass through all blocks, for each batch of `BATCHES`.
-
-    The speed is also given relative to a batch of 1 in the same round. tokens: at least
-    (8, length), of which 8 are used.
-    """
-    tokens = tokens[: max(BATCHES)]
-    device = next(model.parameters()).device
-    stream = embed(model, tokens, 1)
-    calls = {batch: capture(model, tokens[:batch]).calls for batch in BATCHES}
-
-    def run(batch: int) -> None:
-        for rows in stream.split(batch):
-            for block, call in zip(find_blocks(model), calls[batch], strict=True):
-                rows = run_block(block, rows, call)
-
-    runs = {batch: lambda batch=batch: run(batch) for batch in BATCHES}
-    seconds = interleaved(runs, repeats, device=device)
-    return [
-        {
-            "case": name,
-            "device": device.type,
-            "batch": batch,
-            "tokens a second": summary([tokens.numel() / s for s in seconds[batch]]),
-            "speed": ratio(seconds, 1, batch),
-        }
-        for batch in BATCHES
-    ]

@@ -17,7 +17,7 @@ from helpers.prune import prune_model
 TARGET = 1.0  # of ADMM-Grad with one pass over Wanda with two
 ONCE, TWICE, WANDA = "admm-grad, one pass", "admm-grad, two passes", "wanda, two passes"
 LOWER = f"{ONCE}, bfloat16"
-WAYS = {
+RUNS = {
     TWICE: {"method": "admm-grad", "passes": 2},
     ONCE: {"method": "admm-grad", "passes": 1},
     LOWER: {"method": "admm-grad", "passes": 1, "precision": "bfloat16"},
@@ -27,7 +27,7 @@ WAYS = {
 
 
 def measure(quick: bool = False) -> dict[str, Any]:
-    """The seconds of each way, in turns, on some blocks of the embedded model."""
+    """The seconds of each of `RUNS`, in turns, on some blocks of the embedded model."""
     if quick:
         model = random_llama(2, 64, 128, 4)
         case, tokens, rounds = "random Llama, 2 blocks of 64", random_tokens(model, 8, 32), 2
@@ -39,11 +39,13 @@ def measure(quick: bool = False) -> dict[str, Any]:
         case = "embedded model, 6 blocks"
     bench = Bench(model, tokens)
 
-    def pruning(how: dict[str, Any]) -> Any:
+    def pruning(settings: dict[str, Any]) -> Any:
         # dense again: `restore` has put the weights back
-        return lambda: prune_model(model, tokens, sparsity=SPARSITY, allow_pruned=True, **how)
+        return lambda: prune_model(model, tokens, sparsity=SPARSITY, allow_pruned=True, **settings)
 
-    runs = {name: pruning(how) for name, how in WAYS.items()} | {"published": bench.published}
+    runs = {name: pruning(settings) for name, settings in RUNS.items()} | {
+        "published": bench.published
+    }
     seconds = interleaved(runs, rounds, warm=False, before=bench.restore, device=bench.device)
     bench.restore()
     row = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks import architecture, memory, model, passes, solver
+from benchmarks import architecture, model, passes, solver
 from helpers.report import format_number, to_markdown
 
 Result = Mapping[str, Any]
@@ -29,9 +29,6 @@ def to_page(record: Mapping[str, Any]) -> str:
         if entry["quick"]:
             text.append("A quick trial on toy sizes: the numbers mean nothing.")
         text.append(_machine_line(entry["machine"], f"; took {entry['seconds']:.0f} s"))
-        for row in entry["result"].get("rows", []):
-            if "machine" in row:  # a run of some cases only has left it from before
-                text.append(f"{row['case']}: {_machine_line(row['machine'])}")
         parts.append("\n\n".join([*text, *REPORTERS[name](entry["result"])]).rstrip() + "\n")
     return "\n".join(parts)
 
@@ -76,11 +73,6 @@ def _seconds(name: str) -> Callable[[Result], float]:
     return lambda row: row["seconds"][name]["median"]
 
 
-def _gigabytes(key: str) -> Callable[[Result], float]:
-    """A column with a number of bytes in GB."""
-    return lambda row: row[key] / 1e9
-
-
 def _verdict(what: str, values: list[float], target: float, at_most: bool = True) -> str:
     """How many of the values reach a target."""
     met = sum(value <= target if at_most else value >= target for value in values)
@@ -99,7 +91,7 @@ DIFFERENCES: Columns = {
 
 
 def solver_report(result: Result) -> list[str]:
-    """The solver over its floor, and where its time goes."""
+    """The solver over its floor."""
     rows = result["rows"]
     columns: Columns = {
         "layers (outputs x inputs)": "case",
@@ -112,9 +104,9 @@ def solver_report(result: Result) -> list[str]:
         "with checks and error / floor": "method",
         "published path / floor": "published",
     }
-    text = [
+    return [
         "The floor is what the algorithm cannot do without: 21 matrix products for each layer "
-        "and one Cholesky inverse for the gram that the layers share. Ours is `admm_grad` with "
+        "and one Cholesky inverse for the gram that the layers share. Ours is ADMM-Grad with "
         "20 iterations at sparsity 0.6.",
         _verdict("Ours / floor", _medians(rows, "ratio"), solver.TARGET),
         "Plans use one thread for each run. The selection of masks uses one thread in any case, "
@@ -122,15 +114,10 @@ def solver_report(result: Result) -> list[str]:
         "share an input are solved one after the other, not stacked.",
         _table(rows, {**columns, **DIFFERENCES}),
     ]
-    if parts := result.get("parts"):
-        shares = [{"part": name, "share": 100 * share} for name, share in parts["shares"].items()]
-        text.append(f"Where the time of a {parts['case']} layer goes on a CPU:")
-        text.append(_table(shares, {"part": "part", "share (%)": "share"}))
-    return text
 
 
 def model_report(result: Result) -> list[str]:
-    """Pruning over two forward passes and the solver; the published path; batches."""
+    """Pruning over two forward passes and the solver; the published path."""
     rows = result["rows"]
     floor: Columns = {
         "model": lambda r: f"{r['case']}, {r['sequences']} x {r['length']} tokens",
@@ -152,8 +139,6 @@ def model_report(result: Result) -> list[str]:
         "published path / ours": "published",
         "min to max": _extremes("published"),
     }
-    batches = {"model": "case", "on": "device", "batch": "batch"}
-    batches |= {"tokens a second": "tokens a second", "speed relative to batch 1": "speed"}
     ratios = _medians(rows, "published")
     return [
         "The ratio is the time of `prune_model` over that of two plain forward passes and the "
@@ -164,8 +149,6 @@ def model_report(result: Result) -> list[str]:
         _table(rows, floor),
         _verdict("Published path / ours", ratios, model.PUBLISHED_TARGET, at_most=False),
         _table(rows, {**path, **DIFFERENCES}),
-        "Forward passes through the blocks by batch:",
-        _table(result["forward"], batches),
     ]
 
 
@@ -173,7 +156,7 @@ def passes_report(result: Result) -> list[str]:
     """One pass over two, over Wanda, and the published path over one."""
     rows = result["rows"]
     columns: Columns = {"model": "case", "on": "device"}
-    columns |= {f"{name} (s)": _seconds(name) for name in (*passes.WAYS, "published")}
+    columns |= {f"{name} (s)": _seconds(name) for name in (*passes.RUNS, "published")}
     columns |= {
         "one pass / two": "one over two",
         "one pass / wanda": "one over wanda",
@@ -193,8 +176,8 @@ def passes_report(result: Result) -> list[str]:
 def use_report(result: Result) -> list[str]:
     """Bytes and tokens a second, by sparsity."""
     sizes = [{"sparsity": row["sparsity"], **row["share"]} for row in result["sizes"]]
-    found = pd.DataFrame(result["speeds"])
-    found["sparsity"] = [f"{100 * sparsity:.0f} %" for sparsity in found["sparsity"]]
+    speeds = pd.DataFrame(result["speeds"])
+    speeds["sparsity"] = [f"{100 * sparsity:.0f} %" for sparsity in speeds["sparsity"]]
     text = [
         f"Bytes over those of dense float16 ({result['sizes'][0]['dense']:,}), embedding included. "
         "A mask takes a bit for each weight, and only kept values are stored beside it; zstd "
@@ -205,13 +188,13 @@ def use_report(result: Result) -> list[str]:
         "without a cache). The dense products do not see the zeros.",
     ]
     for what in ("prefill", "generation"):
-        table = found.pivot_table(index="products", columns="sparsity", values=what, sort=False)
+        table = speeds.pivot_table(index="products", columns="sparsity", values=what, sort=False)
         text += [f"{what.capitalize()}:", to_markdown(table.rename_axis(columns=None)).rstrip()]
     return text
 
 
 def architecture_report(result: Result) -> list[str]:
-    """Perplexity on both texts, what is closed of the gap, and seconds, by way and sparsity."""
+    """Perplexity on both texts, the closed share of the gap, and seconds, by sparsity."""
     runs = pd.DataFrame(result["runs"])
     seeds = runs["seed"].nunique()
     text = [
@@ -225,36 +208,17 @@ def architecture_report(result: Result) -> list[str]:
     dense = runs[runs["sparsity"] == 0]
     for sparsity, pruned in runs[runs["sparsity"] > 0].groupby("sparsity"):
         part = pd.concat([dense, pruned])
-        seconds = part.pivot(index="seed", columns="way", values="seconds")
+        seconds = part.pivot(index="seed", columns="pipeline", values="seconds")
         times = seconds.div(seconds["admm-grad"], axis=0).median()
         rows = []
-        for way, found in part.groupby("way", sort=False):
-            row = {"way": way}
+        for pipeline, draws in part.groupby("pipeline", sort=False):
+            row = {"pipeline": pipeline}
             for name in ("wiki", "web"):
-                row[name] = _with_range(found[name])
-                row[f"{name}, closed (%)"] = 100 * architecture.closed(part, way, name)
-            rows.append(row | {"seconds / ADMM-Grad's": times[way]})
+                row[name] = _with_range(draws[name])
+                row[f"{name}, closed (%)"] = 100 * architecture.closed(part, pipeline, name)
+            rows.append(row | {"seconds / ADMM-Grad's": times[pipeline]})
         text += [f"{100 * sparsity:.0f} %:", _table(rows, {name: name for name in rows[0]})]
     return text
-
-
-def repair_report(result: Result) -> list[str]:
-    """How far the same text leads, by windows in a step and learning rate."""
-    windows = result["windows"]
-    columns: Columns = {
-        "windows in a step": lambda run: run["batch"] or "no repair",
-        "steps": "steps",
-        "rate of the weights": lambda run: f"{run['rate']:g}" if "rate" in run else "–",
-        "divergence, C4": "divergence",
-        "perplexity, Wikipedia": "perplexity",
-    }
-    return [
-        f"The repair of the embedded model at 60 %, after the guide and one pass, on "
-        f"{windows['repair']} windows of 512 tokens in all: notebook 08's first draw, products in "
-        f"{result['precision']}. Divergence is in nats, on {windows['web']} windows that no step "
-        "has read.",
-        _table(result["runs"], columns),
-    ]
 
 
 def _with_range(values: pd.Series) -> str:
@@ -284,64 +248,11 @@ def growth_report(result: Result) -> list[str]:
     ]
 
 
-def memory_report(result: Result) -> list[str]:
-    """Peaks under the limit beside their predictions."""
-    rows = result["rows"]
-    fits = {True: "fits", False: "does not fit"}
-    columns: Columns = {
-        "model": "case",
-        "method": "method",
-        "tokens": "tokens",
-        "model (GB)": _gigabytes("model"),
-        "limit (GB)": _gigabytes("limit"),
-        "from_pretrained": lambda row: fits[row["from_pretrained fits"]],
-        "peak (GB)": _gigabytes("peak"),
-        "predicted (GB)": _gigabytes("predicted"),
-        "peak / predicted": "peak / predicted",
-        "block + grams + activations (GB)": _gigabytes("block + grams + activations"),
-        "peak / those": "peak / those",
-        "minutes": "minutes",
-        "perplexity's peak (GB)": _gigabytes("peak of perplexity"),
-    }
-    gaps = [abs(row["peak / predicted"] - 1) for row in rows]
-    bare = [row["peak / those"] for row in rows]
-    text = [
-        "The peak is the resident memory that `prune_checkpoint` adds to a process whose "
-        "address space is limited. The prediction is that of `checkpoint_memory`.",
-        _verdict("Gap between peak and prediction", gaps, memory.TARGET),
-        _verdict("Peak over one block, its grams and the activations", bare, memory.BARE_TARGET),
-        "What comes on top of those: for ADMM, four matrices of the size of the largest gram "
-        "while it is factored; for Wanda, the score of the largest layer and a copy of it. "
-        "Other work ran on the machine during these minutes.",
-        _table(rows, columns),
-    ]
-    if result["left out"]:
-        text.append(f"Left out (not enough disk, or no Linux): {', '.join(result['left out'])}.")
-    return text
-
-
-def explorers_report(result: Result) -> list[str]:
-    """Seconds of each answer, and how many are within their target."""
-    rows = result["rows"]
-    columns: Columns = {"explorer, control": "case", "layer": "layer", "seconds": "seconds"}
-    columns |= {"min to max": _extremes("seconds"), "target": "target"}
-    shares = [row["seconds"]["median"] / row["target"] for row in rows]
-    return [
-        "From the change of a control to the new PNG, with the layer's gram already computed. All "
-        "outputs are solved; every change but that of the iteration shown is a new solve.",
-        _verdict("Seconds over their target", shares, 1.0),
-        _table(rows, columns),
-    ]
-
-
 REPORTERS: dict[str, Callable[[Result], list[str]]] = {
     "solver": solver_report,
     "model": model_report,
     "passes": passes_report,
     "growth": growth_report,
-    "memory": memory_report,
-    "explorers": explorers_report,
     "use": use_report,
     "architecture": architecture_report,
-    "repair": repair_report,
 }

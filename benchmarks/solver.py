@@ -6,8 +6,7 @@ one for the constant term; layers that share a gram need one Cholesky inverse be
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +15,10 @@ from torch import Tensor
 from benchmarks import published
 from benchmarks.problems import random_gram, random_weight
 from benchmarks.timing import interleaved, once, ratio, summary
-from helpers.admm import admm_grad
-from helpers.device import all_finite
-from helpers.gram import Gram, check_gram, relative_error
-from helpers.masks import selection_clock
-from helpers.methods import METHODS
+from helpers import admm
+from helpers.gram import Gram, relative_error
+from helpers.layer import Layer
+from helpers.registry import METHODS
 
 SPARSITY, ITERATIONS = 0.6, 20
 TARGET = 1.3
@@ -40,40 +38,29 @@ CASES: dict[str, list[Shape]] = {
 QUICK: dict[str, list[Shape]] = {"96x64": [(96, 64)], "q/k/v of 64": [(64, 64), (32, 64)]}
 
 
-def measure(quick: bool = False, shapes: Sequence[str] | None = None) -> dict[str, Any]:
-    """A row for each case, see `measure_case`, and where the time of a 576x576 layer goes.
+def measure(quick: bool = False) -> dict[str, Any]:
+    """A row for each case, see `measure_case`; with a GPU the cases are measured on it too.
 
-    shapes: names of cases, all by default. With a GPU the cases are measured on it too.
-    Raises ValueError for a case that does not exist, and if two solvers disagree.
+    Raises ValueError if two solvers disagree.
     """
-    cases = QUICK if quick else CASES
-    if unknown := set(shapes or ()) - set(cases):
-        raise ValueError(f"no case {sorted(unknown)}: there are {', '.join(cases)}")
-    chosen = {name: cases[name] for name in (shapes or cases)}
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     rows, most = [], torch.get_num_threads()
     for device in devices:
-        for name, layers in chosen.items():
+        for name, layers in (QUICK if quick else CASES).items():
             # on a CPU a small layer is also measured with one thread, as plans run it
             both = device == "cpu" and layers[0][1] < LARGE
             for threads in sorted({1, most}) if both else [most]:
+                torch.set_num_threads(threads)
                 rows.append(measure_case(name, layers, device, threads, quick))
-    found: dict[str, Any] = {"rows": rows}
-    first = next(iter(cases))
-    if first in chosen:
-        found["parts"] = measure_parts(*cases[first][0], repeats=3 if quick else 15)
-    return found
+    torch.set_num_threads(most)
+    return {"rows": rows}
 
 
-@contextlib.contextmanager
-def _using(threads: int) -> Iterator[None]:
-    """torch with so many threads inside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def admm_grad(weight: Tensor, gram: Tensor | Gram) -> Tensor:
+    """ADMM-Grad's weight for a layer (d_out, d_in), without the checks of the registry."""
+    layer = Layer(weight, Gram.of(gram), sparsity=SPARSITY)
+    options = dict(rho=1.0, iterations=ITERATIONS, damping=0.1, precondition=True, mask_steps=15)
+    return admm.solve(layer, **options).weight
 
 
 def measure_case(
@@ -86,33 +73,32 @@ def measure_case(
     # on a slow core a 4096-wide solve takes half a minute: it is not warmed up and runs twice only
     small = layers[0][1] < LARGE or device == "cuda"
     repeats = 3 if quick else 15 if small else 2
-    with _using(threads):
-        case, published_ratio = Case(layers, device), None
-        runs: dict[str, Callable[[], Any]] = {"ours": case.ours, "floor": case.floor}
-        if small:
-            runs["method"] = case.method
-        seconds = interleaved(runs, repeats, warm=small, device=device)
-        if small:
-            runs = {"published": case.published, "floor": case.floor}
-            published_ratio = ratio(interleaved(runs, 3, device=device), "published", "floor")
-        elif layers[0][0] <= LARGE:  # once; the largest layer would take it some minutes
-            floor = summary(seconds["floor"])["median"]
-            published_ratio = summary([once(case.published, device) / floor])
-        return {
-            "case": name,
-            "threads": threads,
-            "layers": [list(shape) for shape in layers],
-            "device": device,
-            "seconds": {what: summary(values) for what, values in seconds.items()},
-            "ratio": ratio(seconds, "ours", "floor"),
-            "method": ratio(seconds, "method", "floor") if small else None,
-            "published": published_ratio,
-            "difference": case.difference() if published_ratio else None,
-        }
+    case, published_ratio = Case(layers, device), None
+    runs: dict[str, Callable[[], Any]] = {"ours": case.ours, "floor": case.floor}
+    if small:
+        runs["method"] = case.method
+    seconds = interleaved(runs, repeats, warm=small, device=device)
+    if small:
+        runs = {"published": case.published, "floor": case.floor}
+        published_ratio = ratio(interleaved(runs, 3, device=device), "published", "floor")
+    elif layers[0][0] <= LARGE:  # once; the largest layer would take it some minutes
+        floor = summary(seconds["floor"])["median"]
+        published_ratio = summary([once(case.published, device) / floor])
+    return {
+        "case": name,
+        "threads": threads,
+        "layers": [list(shape) for shape in layers],
+        "device": device,
+        "seconds": {what: summary(values) for what, values in seconds.items()},
+        "ratio": ratio(seconds, "ours", "floor"),
+        "method": ratio(seconds, "method", "floor") if small else None,
+        "published": published_ratio,
+        "difference": case.difference() if published_ratio else None,
+    }
 
 
 class Case:
-    """Random layers (d_out, d_in) with one gram, and the ways to solve them."""
+    """Random layers (d_out, d_in) with one gram, and the solvers that are timed on them."""
 
     def __init__(self, layers: list[Shape], device: str) -> None:
         self.gram = random_gram(layers[0][1], device)
@@ -124,10 +110,7 @@ class Case:
     def ours(self) -> None:
         """The layers by `admm_grad`, one after the other, their factorisation shared."""
         gram = Gram.of(self.gram)
-        self._solved = [
-            admm_grad(w, gram, sparsity=SPARSITY, iterations=ITERATIONS).weight
-            for w in self.weights
-        ]
+        self._solved = [admm_grad(weight, gram) for weight in self.weights]
 
     def method(self) -> None:
         """The same through METHODS, which checks the answer and measures its error."""
@@ -144,7 +127,8 @@ class Case:
         lower = torch.linalg.cholesky(self.gram)
         inverse = torch.cholesky_inverse(lower)
         for weight, out in zip(self.weights, self.bare, strict=True):
-            bare_products(weight, inverse, out)
+            for _ in range(ITERATIONS + 1):
+                torch.mm(weight, inverse, out=out)
 
     def difference(self) -> dict[str, float]:
         """How far our errors are from the published path's, see `agreement`."""
@@ -176,41 +160,3 @@ def agreement(errors: Sequence[tuple[float, float]]) -> dict[str, float]:
     if mean > TOLERANCE:
         raise ValueError(f"our errors and the published path's differ by {mean:.2g} in the mean")
     return {"mean": mean, "largest": max(layers)}
-
-
-def bare_products(weight: Tensor, matrix: Tensor, out: Tensor) -> None:
-    """The products of a solve: (d_out, d_in) by (d_in, d_in), into memory that is there."""
-    for _ in range(ITERATIONS + 1):
-        torch.mm(weight, matrix, out=out)
-
-
-def measure_parts(d_out: int, d_in: int, repeats: int) -> dict[str, Any]:
-    """Where a solve's time goes on a CPU: shares of it, the median of each part.
-
-    Products, factorisation and checks are measured bare beside it, selection inside it; what is
-    left is passes over memory: scaling, the element-wise steps, the result.
-    """
-    case = Case([(d_out, d_in)], "cpu")
-    weight, gram = case.weights[0], case.gram
-    selecting: list[float] = []
-
-    def solve() -> None:
-        with selection_clock() as clock:
-            case.ours()
-        selecting.append(clock.seconds)
-
-    def check() -> None:
-        check_gram(gram, d_in)
-        all_finite(weight)
-
-    runs = {
-        "solve": solve,
-        "products": lambda: bare_products(weight, gram, case.bare[0]),
-        "factorisation": lambda: torch.cholesky_inverse(torch.linalg.cholesky(gram)),
-        "checks": check,
-    }
-    seconds = interleaved(runs, repeats)
-    seconds["selection"] = selecting[-repeats:]  # without the warm-up's
-    shares = {name: ratio(seconds, name, "solve")["median"] for name in seconds if name != "solve"}
-    shares["the rest"] = 1 - sum(shares.values())
-    return {"case": f"{d_out}x{d_in}", "seconds": summary(seconds["solve"]), "shares": shares}

@@ -1,4 +1,6 @@
-"""What zeros buy: bytes by way of storing, and tokens a second by way of multiplying.
+"""What zeros buy: bytes by format, and tokens a second by kind of product.
+
+torch's own sparse products are measured ("csr" for any zeros, "semi-structured" for 2:4 on a GPU).
 
 OpenVINO is measured where it is installed (`pip install openvino nncf`): as it is, with the layers'
 weights in int8, and with those stored without their zeros, if the processor has what it needs.
@@ -6,7 +8,11 @@ weights in int8, and with those stored without their zeros, if the processor has
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import math
+import time
+import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,13 +24,14 @@ from torch import nn
 from benchmarks.problems import random_llama, random_tokens
 from benchmarks.timing import interleaved, summary
 from helpers.data.corpora import calibration_tokens
-from helpers.models import load_model
+from helpers.device import synchronise
+from helpers.models import device_of, load_model, model_layers, read_weight
 from helpers.prune import prune_model
-from helpers.share import storage_report, tokens_per_second, with_products
-from helpers.share.speed import has_semi_structured
+from helpers.share import storage_report
 
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9)
 PREFILL, NEW = 256, 16
+REPEATS = 3
 
 
 def measure(quick: bool = False) -> dict[str, Any]:
@@ -45,8 +52,8 @@ def measure(quick: bool = False) -> dict[str, Any]:
         model, tokens = _problem(quick, device)
         prune_model(model.half(), method="magnitude", pattern="2:4")
         for products in ("dense", "semi-structured"):
-            found = tokens_per_second(with_products(model, products), tokens, new=NEW)
-            speeds.append({"sparsity": 0.5, "products": f"{products}, 2:4, float16"} | found)
+            rates = tokens_per_second(with_products(model, products), tokens)
+            speeds.append({"sparsity": 0.5, "products": f"{products}, 2:4, float16"} | rates)
     return {"sizes": sizes, "speeds": speeds, "device": device, "threads": torch.get_num_threads()}
 
 
@@ -60,14 +67,82 @@ def _problem(quick: bool, device: str) -> tuple[nn.Module, torch.Tensor]:
 
 
 def _speeds(model: nn.Module, tokens: torch.Tensor) -> list[dict[str, Any]]:
-    """Tokens a second of each kind of product that this machine has."""
+    """Tokens a second of each kind of product that this machine has.
+
+    Raises ValueError if the sparse products give other answers than the dense ones.
+    """
+    sparse = with_products(model, "csr")
+    with torch.no_grad():
+        dense, answers = (kind(tokens.to(device_of(model))).logits for kind in (model, sparse))
+    if not torch.allclose(answers, dense, rtol=1e-3, atol=1e-3 * float(dense.abs().max())):
+        raise ValueError("the sparse products differ from the dense ones: nothing is timed")
     rows = [
-        {"products": kind} | tokens_per_second(with_products(model, kind), tokens, new=NEW)
-        for kind in ("dense", "csr")
+        {"products": name} | tokens_per_second(kind, tokens)
+        for name, kind in (("dense", model), ("csr", sparse))
     ]
     if all(map(importlib.util.find_spec, ("openvino", "nncf"))):
         rows += _openvino(model, tokens)
     return rows
+
+
+class SparseLinear(nn.Module):
+    """A layer whose weight (d_out, d_in) is stored without its zeros."""
+
+    def __init__(self, layer: nn.Module, products: str) -> None:
+        super().__init__()
+        weight = read_weight(layer).contiguous()
+        make = torch.Tensor.to_sparse_csr
+        if products == "semi-structured":
+            make = torch.sparse.to_sparse_semi_structured
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*(beta state|prototype stage)")
+            self.weight, self.bias, self.rows = make(weight), layer.bias, len(weight)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """inputs (..., d_in) → (..., d_out)."""
+        # as (weight · inputsᵀ)ᵀ, since only a matrix on the left may be sparse
+        outputs = (self.weight @ inputs.flatten(0, -2).T).T
+        outputs = outputs if self.bias is None else outputs + self.bias
+        return outputs.view(*inputs.shape[:-1], self.rows)
+
+
+def has_semi_structured(device: torch.device) -> bool:
+    """Whether a device has products for two of four: NVIDIA's from the A100's generation on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def with_products(model: nn.Module, products: str) -> nn.Module:
+    """A copy of a model whose layers multiply "dense", as "csr" or "semi-structured"."""
+    changed = copy.deepcopy(model)
+    layers = set(model_layers(changed).values()) if products != "dense" else set()
+    for module in list(changed.modules()):
+        for name, child in list(module.named_children()):
+            if child in layers:
+                setattr(module, name, SparseLinear(child, products))
+    return changed
+
+
+def tokens_per_second(model: nn.Module, tokens: torch.Tensor) -> dict[str, float]:
+    """How fast a model reads a text (1, length) ("prefill") and how fast it writes ("generation").
+
+    NEW tokens are written after a first one, which comes with the reading. The best of REPEATS.
+    """
+    device = device_of(model)
+    tokens = tokens.to(device)
+
+    def seconds(count: int) -> float:
+        options = dict(max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0)
+        best = math.inf
+        for _ in range(REPEATS):
+            started = time.perf_counter()
+            model.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
+            synchronise(device)
+            best = min(best, time.perf_counter() - started)
+        return best
+
+    read, both = seconds(1), seconds(1 + NEW)
+    # a clock may see no difference on a model of a few thousand weights
+    return {"prefill": tokens.shape[1] / read, "generation": NEW / max(both - read, 1e-9)}
 
 
 class _Logits(nn.Module):
@@ -104,10 +179,10 @@ def _openvino(model: nn.Module, tokens: torch.Tensor) -> list[dict[str, Any]]:
             ("OpenVINO, int8, sparse", small, {"CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": 0.3}),
         ):
             compiled = core.compile_model(kind, "CPU", options)
-            found = {}
+            rates = {}
             for what, text in (("prefill", example), ("generation", example[:, :1])):
                 inputs = np.ascontiguousarray(text.numpy())
                 taken = interleaved({what: lambda i=inputs: compiled(i)}, 3)  # noqa: B023
-                found[what] = text.shape[1] / summary(taken[what])["min"]
-            rows.append({"products": name} | found)
+                rates[what] = text.shape[1] / summary(taken[what])["min"]
+            rows.append({"products": name} | rates)
     return rows

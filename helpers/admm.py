@@ -25,21 +25,21 @@ import torch
 from torch import Tensor
 
 from helpers.device import all_finite
-from helpers.errors import Count, NonFinite, NotNegative, Positive, Switch, check_options
-from helpers.fast import fused
-from helpers.gram import (
-    Gram,
-    add_ridge,
-    cholesky,
-    climb_damping,
-    damp,
-    dead_inputs,
-    normalise,
+from helpers.errors import (
+    BadParameter,
+    Count,
+    CountFromZero,
+    NonFinite,
+    NotNegative,
+    Positive,
+    Switch,
+    check_options,
+    one_of,
 )
+from helpers.fast import fused
+from helpers.gram import Gram, add_ridge, cholesky, climb_damping, damp, dead_inputs, normalise
 from helpers.layer import Layer, LayerResult
-from helpers.masks import cubic_schedule, select
-
-SCHEDULES = ("paper", "released")
+from helpers.masks import BUDGETS, Pattern, cubic_schedule, select
 
 # trace(iteration, weight, keep): called after each iteration with the un-scaled masked solution
 Trace = Callable[[int, Tensor, Tensor], None]
@@ -113,45 +113,57 @@ def refit(
     """
     options = dict(rho=rho, iterations=iterations, damping=damping, precondition=precondition)
     check_options(refit, options)
-    return solve(Layer.of(weight, gram, keep), trace=trace, **options)
+    layer = Layer.of(weight, gram, keep)
+    target = dict(sparsity=layer.sparsity, pattern=layer.pattern, keep=keep, mask_steps=0)
+    return admm_grad(weight, layer.gram, trace=trace, **target, **options)
 
 
-def solve(
-    layer: Layer,
+def admm_grad(
+    weight: Tensor,
+    gram: Gram,
     *,
-    rho: float,
-    iterations: int,
-    damping: float,
-    precondition: bool,
-    schedule: str = "paper",
-    mask_steps: int = 0,
-    budget: str = "matrix",
+    sparsity: float,
+    pattern: Pattern,
+    keep: Tensor | None = None,
+    schedule: one_of("paper", "released") = "paper",
+    rho: Positive = 1.0,
+    iterations: Count = 20,
+    mask_steps: CountFromZero = 15,
+    damping: NotNegative = 0.1,
+    budget: one_of(*BUDGETS) = "matrix",
+    precondition: Switch = True,
     trace: Trace | None = None,
 ) -> LayerResult:
-    """`admm` as it is run: on the layer's mask, or on one that grows to its sparsity and pattern.
+    """`admm` as it is run: ADMM with a gradually growing mask (the paper's ADMM-Grad).
 
-    In each of the first `mask_steps` iterations `keep` is chosen anew from |W + U| at the sparsity
-    of the cubic schedule; the remaining iterations refit on the final mask (the paper's
-    "ADMM-Grad"). `schedule="released"` does what the published code does instead of what the paper
-    says: unstructured pruning with a budget per matrix selects at the full target sparsity in every
-    mask step (its other paths follow the cubic schedule, and so do ours). With `mask_steps=0` the
-    mask is chosen once from the dense weights (that is `admm1`).
+    With `keep` it runs on that mask. Otherwise in each of the first `mask_steps` iterations `keep`
+    is chosen anew from |W + U| at the sparsity of the cubic schedule; the remaining iterations
+    refit on the final mask. `schedule="released"` does what the published code does instead of what
+    the paper says: unstructured pruning with a budget per matrix selects at the full target
+    sparsity in every mask step (its other paths follow the cubic schedule, and so do ours). With
+    `mask_steps=0` the mask is chosen once from the dense weights (that is `admm1`).
+    trace(iteration, weight, keep) is called after each iteration.
 
     The layer and the options were checked at a door, `refit` or the registry of methods; the
     answer is checked here. Layers that share a Gram share its factorisation.
     """
+    if mask_steps > iterations:
+        raise BadParameter(
+            f"mask_steps {mask_steps!r} is more than the {iterations} iterations: "
+            f"give mask_steps from 0 to {iterations}, or more iterations"
+        )
     # all that the factored matrix depends on. The mask is not part of it: ADMM inverts one matrix
     # for all masks, where exact least squares needs one for each output
     key = ("admm", rho, damping, precondition)
-    system = layer.gram.derived(key, lambda matrix: _factor(matrix, rho, damping, precondition))
-    shortcut = schedule == "released" and not layer.pattern.grouped and budget == "matrix"
+    system = gram.derived(key, lambda matrix: _factor(matrix, rho, damping, precondition))
+    shortcut = schedule == "released" and not pattern.grouped and budget == "matrix"
 
     def choose(iteration: int, T: Tensor, scratch: Tensor, out: Tensor) -> None:
         """Write the mask of this iteration, chosen from T = W + U, to `out` as 1 and 0."""
-        if layer.keep is not None:
+        if keep is not None:
             # `out` keeps what was written there, so a fixed mask is written once
             if iteration == 1:
-                out.copy_(layer.keep)
+                out.copy_(keep)
             return
         # mask_steps = 0 too needs one choice: in iteration 1 U is 0 and T is W₀, as ADMM1 wants it
         if iteration > max(mask_steps, 1):
@@ -162,10 +174,8 @@ def solve(
         if system.importance is not None:
             score.mul_(system.importance)
         one_shot = shortcut or mask_steps == 0
-        now = layer.sparsity
-        if not one_shot:
-            now = cubic_schedule(layer.sparsity, iteration, mask_steps)
-        select(score, now, layer.pattern, budget, out=out)
+        now = sparsity if one_shot else cubic_schedule(sparsity, iteration, mask_steps)
+        select(score, now, pattern, budget, out=out)
 
     def unscaled(iteration: int, Z: Tensor, kept: Tensor) -> None:
         # Z was made for the trace alone, so it may be changed in place
@@ -173,7 +183,7 @@ def solve(
 
     # A new tensor, as `fused.admm` overwrites it. The product broadcasts along the inputs: column j
     # is multiplied by n_j. Conv1D's weight comes as a transposed view, hence `contiguous`
-    W0 = (layer.weight.detach().float() * system.norms).contiguous()
+    W0 = (weight.detach().float() * system.norms).contiguous()
     Z, kept = fused.admm(
         W0, system.M, iterations=iterations, choose=choose, trace=unscaled if trace else None
     )

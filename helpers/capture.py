@@ -20,12 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.device import all_finite
-from helpers.errors import (
-    BadParameter,
-    NonFinite,
-    UnsupportedModel,
-    described,
-)
+from helpers.errors import BadParameter, NonFinite, UnsupportedModel, described
 from helpers.models import device_of, find_blocks, find_layers, weights_in_memory
 
 # relative to the largest logit; replay was exact on every supported family in float32

@@ -7,7 +7,6 @@ import copy
 import io
 import logging
 import math
-import random
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,24 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from helpers.capture import Progress, check_length, check_tokens, eval_mode, forward, logits_of
-from helpers.data.tasks import (
-    TASK_TABLE,
-    TASKS,
-    check_tasks,
-    choose_items,
-    mean_and_error,
-    task_rows,
-)
-from helpers.device import attribute
-from helpers.errors import (
-    BadParameter,
-    FileError,
-    NonFinite,
-    check_whole,
-    first_line,
-)
-from helpers.models import WEIGHT_READER, check_model, find_blocks, weights_in_memory
-from helpers.paths import cache_dir
+from helpers.data.tasks import TASK_TABLE, TASKS, choose_items, mean_and_error, task_rows
+from helpers.errors import BadParameter, FileError, NonFinite, check_choice, check_whole, first_line
+from helpers.models import WEIGHT_READER, check_model, device_of, find_blocks, weights_in_memory
 from helpers.replay import Replay
 
 LOG = logging.getLogger(__name__)
@@ -50,7 +34,6 @@ def perplexity(
     *,
     length: int = 2048,
     limit: int | None = None,
-    batch: int = 1,
     progress: Progress | None = None,
 ) -> float:
     """exp of the mean negative log-likelihood of the next token, in windows that do not overlap.
@@ -58,23 +41,25 @@ def perplexity(
     A window of `length` tokens predicts its tokens 2 … length; text after the last whole window is
     not used. This is the papers' token perplexity, not lm-eval's word perplexity.
 
-    Args: tokens, int64 (tokens,), see `evaluation_tokens`; limit, use only the first `limit`
-    windows, None for all; batch, windows in one forward pass; progress, called after each pass. A
-    model whose blocks are read one at a time (`load_streamed`) runs each block on all windows; it
+    A model whose blocks are read one at a time (`load_streamed`) runs each block on all windows; it
     holds their activations, windows · length · width · (size of dtype) bytes.
-    Raises BadParameter (less text than asked for), NonFinite.
+
+    Args:
+        tokens: int64 (tokens,), see `evaluation_tokens`.
+        limit: use only the first `limit` windows; None for all.
+        progress: called after each window.
+
+    Raises BadParameter (less text than `limit` windows), NonFinite.
     """
     windows = check_windows(model, tokens, length, limit)
-    check_whole("batch", batch)
     with eval_mode(model):
         if hasattr(model, WEIGHT_READER):
-            pairs = _streamed_logits(model, windows, batch)
+            pairs = _streamed_logits(model, windows)
         else:
-            pairs = ((rows, forward(model, rows)) for rows in windows.split(batch))
-        total, done = 0.0, 0
-        for rows, logits in pairs:
-            total += _negative_log_likelihood(logits, rows)
-            done += len(rows)
+            pairs = ((window, forward(model, window)) for window in windows.split(1))
+        total = 0.0
+        for done, (window, logits) in enumerate(pairs, start=1):
+            total += _negative_log_likelihood(logits, window)
             if progress:
                 progress(done, len(windows), "windows")
     # a window of n tokens has n − 1 predictions: nothing comes before its first token
@@ -111,24 +96,16 @@ def check_windows(model: nn.Module, tokens: Tensor, length: int, limit: int | No
     return tokens[: wanted * length].view(wanted, length)
 
 
-def _streamed_logits(
-    model: nn.Module, windows: Tensor, batch: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of windows with their logits; each block is read once for all windows."""
-    # recorded arguments fit one batch size, so the smaller last batch is a replay of its own
-    whole = len(windows) - len(windows) % batch
-    for part, size in ((windows[:whole], batch), (windows[whole:], len(windows) - whole)):
-        if not len(part):
-            continue
-        replay = Replay(model, part, size)
-        stream = replay.embed()
-        for index in range(len(find_blocks(model))):
-            with weights_in_memory(model, index):
-                replay.advance(index, stream)
-        with weights_in_memory(model):  # the final norm and the head
-            calls, size = replay.calls, replay.batch  # smaller where memory ran out
-            for rows, states in zip(part.split(size), stream.split(size), strict=True):
-                yield rows, logits_of(model, rows, states, calls)
+def _streamed_logits(model: nn.Module, windows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each window (1, length) with its logits; each block is read once for all windows."""
+    replay = Replay(model, windows, 1)
+    stream = replay.embed()
+    for index in range(len(find_blocks(model))):
+        with weights_in_memory(model, index):
+            replay.advance(index, stream)
+    with weights_in_memory(model):  # the final norm and the head
+        for window, states in zip(windows.split(1), stream.split(1), strict=True):
+            yield window, logits_of(model, window, states, replay.calls)
 
 
 def _negative_log_likelihood(logits: Tensor, rows: Tensor) -> float:
@@ -168,26 +145,6 @@ class TaskScore:
     acc_norm: list[int] | None
     answers: list[int]
 
-    @property
-    def accuracy(self) -> float:
-        """Fraction of the items that are right."""
-        return mean_and_error(self.acc)[0]
-
-    @property
-    def stderr(self) -> float:
-        """Standard error of `accuracy`, as lm-eval computes it."""
-        return mean_and_error(self.acc)[1]
-
-    @property
-    def accuracy_norm(self) -> float | None:
-        """Fraction of the items that are right by length-normalised likelihood."""
-        return None if self.acc_norm is None else mean_and_error(self.acc_norm)[0]
-
-    @property
-    def stderr_norm(self) -> float | None:
-        """Standard error of `accuracy_norm`."""
-        return None if self.acc_norm is None else mean_and_error(self.acc_norm)[1]
-
     def to_dict(self) -> dict[str, Any]:
         """The score for a record: what stands there under the task's name, without `answers`."""
         fields = ("version", "size", "items", "acc", "acc_norm")
@@ -201,24 +158,25 @@ def zero_shot(
     tasks: Sequence[str] = TASKS,
     limit: int | None = None,
     seed: int = 0,
-    source: str = "embedded",
     batch: int = 8,
 ) -> dict[str, TaskScore]:
     """Zero-shot accuracy on lm-eval's tasks, scored by lm-eval itself: task → score.
 
     Prompts, choices and metrics are lm-eval's. The same seed gives every model the same items. The
-    model is used where it lies; its mode and the random states are as before afterwards.
+    model is used where it lies; its mode is as before afterwards.
 
-    Args: limit, items of each task, None for the whole split; seed, which items; source,
-    "embedded" (pinned files, no network once cached) or "hub" (lm-eval's own datasets at a pinned
-    revision); batch, requests in one forward pass, whose logits need 4 · batch · tokens ·
-    vocabulary bytes, twice.
+    Args:
+        limit: items of each task; None for the whole split.
+        seed: which items.
+        batch: requests in one forward pass, whose logits need 4 · batch · tokens · vocabulary
+            bytes, twice.
+
     Raises BadParameter, FileError (no data, or another lm-eval), NonFinite.
     """
     check_model(model)
-    names = check_zero_shot(tasks=tasks, limit=limit, seed=seed, source=source, batch=batch)
-    items = {name: choose_items(TASK_TABLE[name].size, limit, seed) for name in names}
-    with _quiet_harness(source), eval_mode(model):
+    check_zero_shot(tasks=tasks, limit=limit, seed=seed, batch=batch)
+    items = {name: choose_items(TASK_TABLE[name].size, limit, seed) for name in tasks}
+    with contextlib.redirect_stderr(io.StringIO()), eval_mode(model):  # no progress bars
         import lm_eval
         from lm_eval.models.huggingface import HFLM
 
@@ -230,44 +188,49 @@ def zero_shot(
             # half precision would round the likelihoods of two choices to a tie
             softmax_dtype=torch.float32,
         )
+        harness._device = device_of(model)  # a streamed model's own is "meta"
         # not simple_evaluate, which also runs git and other programs to describe the machine
         answer = lm_eval.evaluate(  # its samples hold each item's likelihoods
             lm=harness,
-            task_dict=_harness_tasks(names, source, items),
-            samples=items if source == "hub" else None,  # embedded rows are the chosen ones only
+            task_dict=_harness_tasks(items),
             bootstrap_iters=0,  # the standard errors come from the samples
         )
     scores = {}
-    for name in names:
+    for name in tasks:
         samples = answer["samples"][name]
         _warn_of_cuts(name, samples, tokenizer, harness.max_length)
         scores[name] = _task_score(name, answer["versions"][name], items[name], samples)
     return scores
 
 
-def check_zero_shot(
-    *, tasks: Sequence[str], limit: int | None, seed: int, source: str, batch: int
-) -> list[str]:
-    """The tasks as a list, if `zero_shot` can take these arguments; else BadParameter."""
-    names = check_tasks(tasks, limit, source)
+def check_zero_shot(*, tasks: Sequence[str], limit: int | None, seed: int, batch: int) -> None:
+    """Raise BadParameter if `zero_shot` cannot take these arguments: asked before a long pruning.
+
+    A limit is 2 or more: one item has no standard error. A subset is never made smaller.
+    """
     check_whole("seed", seed, least=0)
     check_whole("batch", batch)
-    return names
+    if isinstance(tasks, str) or len(set(tasks)) != len(tasks) or not tasks:
+        raise BadParameter(f"tasks {tasks!r}: give a list of tasks, each once")
+    for name in tasks:
+        task = TASK_TABLE[check_choice("task", name, TASKS)]
+        if limit is not None and check_whole("limit", limit, least=2) > task.size:
+            raise BadParameter(
+                f"limit {limit} is more than the {task.size} items of {name}: lower it"
+            )
 
 
-def zero_shot_examples(
-    tasks: Sequence[str] = TASKS, *, source: str = "embedded"
-) -> dict[str, list[str]]:
+def zero_shot_examples(tasks: Sequence[str] = TASKS) -> dict[str, list[str]]:
     """The first item of each task as lm-eval words it: a text for each choice, the right one first.
 
     In a text, " | " divides what the model is given from the continuation whose likelihood counts.
-    Raises what `zero_shot` raises for its tasks and source, so that a notebook can ask before a
-    long pruning.
+    Raises what `zero_shot` raises for its tasks, so that a notebook can ask before a long pruning.
     """
-    names = check_zero_shot(tasks=tasks, limit=None, seed=0, source=source, batch=1)
+    check_zero_shot(tasks=tasks, limit=None, seed=0, batch=1)
     examples = {}
-    with _quiet_harness(source):
-        for name, task in _harness_tasks(names, source, {name: [0] for name in names}).items():
+    with contextlib.redirect_stderr(io.StringIO()):
+        first = {name: [0] for name in tasks}
+        for name, task in _harness_tasks(first).items():
             task.build_all_requests(limit=1)
             texts = [" | ".join(request.args) for request in task.instances]
             right = task.doc_to_text(task.eval_docs[0])
@@ -284,99 +247,54 @@ def zero_shot_metrics(scores: Mapping[str, TaskScore]) -> dict[str, dict[str, An
     whether a weight at the mask's edge stays, and that may turn an item.
     """
     metrics: dict[str, dict[str, Any]] = {}
+    accuracies, errors = zip(*(mean_and_error(score.acc) for score in scores.values()), strict=True)
     for name, score in scores.items():
-        for key, value, error in (
-            (f"{name}_acc", score.accuracy, score.stderr),
-            (f"{name}_acc_norm", score.accuracy_norm, score.stderr_norm),
-        ):
-            if value is not None:
+        for key, right in (("acc", score.acc), ("acc_norm", score.acc_norm)):
+            if right is not None:
+                value, error = mean_and_error(right)
                 tolerance = max(0.02, error / value) if value else 0.02
-                metrics[key] = {"value": value, "unit": "1", "tolerance": tolerance}
-                metrics[f"{key}_stderr"] = {"value": error, "unit": "1", "tolerance": 0.5}
-    mean = statistics.fmean(score.accuracy for score in scores.values())
+                metrics[f"{name}_{key}"] = {"value": value, "unit": "1", "tolerance": tolerance}
+                metrics[f"{name}_{key}_stderr"] = {"value": error, "unit": "1", "tolerance": 0.5}
+    mean = statistics.fmean(accuracies)
     # the mean is a sum over tasks divided by their number k, and the variances of independent
     # estimates add: sqrt(Σ stderr²)/k
-    error = math.hypot(*(score.stderr for score in scores.values())) / len(scores)
+    error = math.hypot(*errors) / len(scores)
     tolerance = error / mean if mean else 0.0
     return metrics | {"mean_acc": {"value": mean, "unit": "1", "tolerance": tolerance}}
 
 
-@contextlib.contextmanager
-def _quiet_harness(source: str) -> Iterator[None]:
-    """Inside, lm-eval prints nothing and, for embedded rows, uses no network.
-
-    The random states and switches that it changes are restored afterwards.
-    """
-    import datasets
-    import huggingface_hub.constants as hub
-
-    logger = logging.getLogger("lm_eval")
-    with contextlib.ExitStack() as stack:
-        # an ExitStack calls these in reverse order when the block is left, after an error too
-        stack.callback(random.setstate, random.getstate())
-        stack.callback(np.random.set_state, np.random.get_state())
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        if source == "embedded":
-            stack.enter_context(attribute(hub, "HF_HUB_OFFLINE", True))
-            stack.enter_context(attribute(datasets.config, "HF_HUB_OFFLINE", True))
-        stack.callback(logger.setLevel, logger.level)
-        logger.setLevel(logging.ERROR)
-        # progress bars go there, and warnings about what is intended
-        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        yield
-
-
-def _harness_tasks(
-    names: Sequence[str], source: str, items: Mapping[str, Sequence[int]]
-) -> dict[str, Any]:
-    """lm-eval's task objects by name; embedded ones hold the chosen items only."""
+def _harness_tasks(items: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """lm-eval's task objects by name, which hold the chosen items only."""
     import datasets
     import lm_eval.tasks
 
     definitions = Path(lm_eval.tasks.__file__).parent
-    folders = sorted({str(definitions / TASK_TABLE[name].folder) for name in names})
+    folders = sorted({str(definitions / TASK_TABLE[name].folder) for name in items})
     # looking through all of lm-eval's definitions would take seconds
     manager = lm_eval.tasks.TaskManager(include_path=folders, include_defaults=False)
-    if missing := [name for name in names if name not in manager.all_tasks]:
-        raise FileError(
-            f"lm-eval has no task {missing[0]!r} in {TASK_TABLE[missing[0]].folder}: install the "
-            "version that constraints.txt names"
-        )
-    group = [_override(name, source, items[name]) for name in names]
+    group = [_override(name, chosen) for name, chosen in items.items()]
     try:
         # inside a group, because lm-eval ignores changes of a task at the top level
         loaded = manager.load([{"group": "zero-shot", "task": group}])["tasks"]
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        advice = "install the versions that constraints.txt names"
-        if source == "hub":
-            advice = 'connect to the hub, or use source "embedded"'
+    except (OSError, ValueError, LookupError, datasets.exceptions.DatasetsError) as error:
         raise FileError(
-            f"lm-eval could not load {', '.join(names)} ({type(error).__name__}: "
-            f"{first_line(error)}): {advice}"
+            f"lm-eval could not load {', '.join(items)} ({type(error).__name__}: "
+            f"{first_line(error)}): install the versions that constraints.txt names"
         ) from error
-    for name in names if source == "hub" else ():
-        found, size = len(loaded[name].eval_docs), TASK_TABLE[name].size
-        if found != size:  # `items` would then be other items
-            raise FileError(f'{name} has {found} items instead of {size}: use source "embedded"')
-    return {name: loaded[name] for name in names}
+    return {name: loaded[name] for name in items}
 
 
-def _override(name: str, source: str, items: Sequence[int]) -> dict[str, Any]:
+def _override(name: str, items: Sequence[int]) -> dict[str, Any]:
     """Where a task's rows come from; nothing else of lm-eval's definition is changed."""
-    task, override = TASK_TABLE[name], {"task": name, "num_fewshot": 0}
-    if task.split == "validation":  # where a task has a test split too, lm-eval takes that
-        override["test_split"] = None
-    if source == "hub":
-        where = {"revision": task.revision, "cache_dir": str(cache_dir() / "datasets")}
-        return {**override, "dataset_kwargs": where}
     import datasets
 
-    rows = task_rows(name)
+    rows, split = task_rows(name), TASK_TABLE[name].split
     chosen = datasets.Dataset.from_list([rows[index] for index in items])
     # None: lm-eval must not look for the other splits
     splits = dict.fromkeys(("training_split", "validation_split", "test_split"))
-    splits[f"{task.split}_split"] = task.split
-    return {**override, **splits, "custom_dataset": lambda **_: {task.split: chosen}}
+    splits[f"{split}_split"] = split
+    custom = {"custom_dataset": lambda **_: {split: chosen}}
+    return {"task": name, "num_fewshot": 0, **splits, **custom}
 
 
 def _task_score(
@@ -385,12 +303,10 @@ def _task_score(
     """The score from lm-eval's samples, which are in the order of the items."""
     answers = []
     for item, sample in zip(items, samples, strict=True):
-        likelihoods = [likelihood for likelihood, _ in sample["filtered_resps"]]
-        # the first of equal ones, as lm-eval takes it
-        answer = int(np.argmax(likelihoods))
-        if len(likelihoods) == 1 and not sample["filtered_resps"][0][1]:
-            answer = -1  # there is one text alone, and it is not what the model would write
-        answers.append(answer)
+        likelihoods, written = zip(*sample["filtered_resps"], strict=True)
+        # The first of equal ones, as lm-eval takes it. -1: there is one text alone, and it is not
+        # what the model would write
+        answers.append(-1 if written == (False,) else int(np.argmax(likelihoods)))
         if not all(map(math.isfinite, likelihoods)):
             raise NonFinite(
                 f"{name} item {item} has a log likelihood that is not finite: check the model's "
@@ -408,15 +324,11 @@ def _warn_of_cuts(
 ) -> None:
     """Log how many requests do not fit the model: lm-eval drops the beginning of their text."""
     texts = ["".join(pair) for sample in samples for pair in sample["arguments"]]
-    # a token stands for one byte or more, so only a long text has to be tokenised
-    texts = [text for text in texts if len(text.encode()) >= longest]
-    # the last token is only predicted, so one more than the model takes still fits
-    cut = sum(len(tokenizer(text)["input_ids"]) > longest + 1 for text in texts)
-    if cut:
+    # A token stands for one byte or more, so only a long text has to be tokenised. The last token
+    # is only predicted, so one more than the model takes still fits
+    long = [len(tokenizer(t)["input_ids"]) for t in texts if len(t.encode()) >= longest]
+    if cut := sum(tokens > longest + 1 for tokens in long):
         LOG.warning(
-            "%s: %d texts are longer than the %d tokens this model can take; lm-eval dropped their "
-            "beginning",
-            name,
-            cut,
-            longest,
+            f"{name}: {cut} texts are longer than the {longest} tokens this model can take; "
+            "lm-eval dropped their beginning"
         )

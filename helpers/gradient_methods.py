@@ -171,12 +171,7 @@ def _curvature(D: Tensor) -> float:
     # eigenvector most, so after some of them little else is left, and its length is the eigenvalue
     for _ in range(POWER_STEPS):
         vector = D @ (vector / vector.norm())
-    largest = 2 * vector.norm().item()
-    if largest > 0:
-        return largest
-    raise BadParameter(
-        "gram is zero, so there is nothing to fit: give the gram of inputs that are not all zero"
-    )
+    return 2 * vector.norm().item()
 
 
 def conjugate_gradients(

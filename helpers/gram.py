@@ -16,13 +16,7 @@ import torch
 from torch import Tensor
 
 from helpers.device import all_finite, check_matrix, holds_floats
-from helpers.errors import (
-    BadParameter,
-    NonFinite,
-    NotPositiveDefinite,
-    UnsupportedModel,
-    described,
-)
+from helpers.errors import BadParameter, NonFinite, NotPositiveDefinite, UnsupportedModel, described
 from helpers.fast import panels
 from helpers.precision import exactly
 

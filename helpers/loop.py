@@ -81,10 +81,10 @@ class RunSettings:
 class PruneReport:
     """What `prune_model` did, layer by layer and in all.
 
-    `seconds` holds "total" and its parts: "forward", "solve", and on a CPU "gram", which on a GPU is
-    part of "forward". `batch` is the sequences in one forward pass at the end, and `halved` says
-    where it had to be halved because memory ran out. `precision` is that of the products with the
-    text. `repair` says what a recipe did after the layers.
+    `seconds` holds "total" and its parts, "forward" (of the text, with its grams) and "solve".
+    `batch` is the sequences in one forward pass at the end, and `halved` says where it had to be
+    halved because memory ran out. `precision` is that of the products with the text. `repair` says
+    what a recipe did after the layers.
     """
 
     method: str
@@ -113,11 +113,6 @@ class PruneReport:
         return sum(errors) / len(errors) if errors else None
 
     @property
-    def dead_inputs(self) -> int:
-        """Inputs that were zero on every calibration token, summed over layers."""
-        return sum(layer.dead_inputs for layer in self.layers)
-
-    @property
     def details(self) -> dict[str, Any]:
         """How the pruning went, for the series of a record: what no parameter says, and what a
         recipe did.
@@ -132,7 +127,6 @@ class PruneReport:
             "pattern": self.pattern,
             "sparsity": self.sparsity,
             "error": self.error,
-            "dead_inputs": self.dead_inputs,
             "parity": self.parity,
             "repair": None,
             **self.details,
@@ -141,44 +135,32 @@ class PruneReport:
         }
 
 
-# The core imports no wing, so the loop is given what a wing adds: a Store that saves finished
-# blocks and resumes, and a Team of processes. These two classes are the plain case
+# The core imports no wing, so the loop is given what a wing adds: a Store that saves pruned blocks
+# and resumes, and a Team of processes. These two classes are the plain case
 class Store:
     """Where pruned blocks go. This one leaves them in the model."""
 
-    def begin(self) -> None:
-        """Called once the parity gate, which needs the dense model, is passed."""
-
-    def finished(self, index: int) -> list[LayerReport] | None:
-        """The layers of a block that an earlier run has finished, else None.
+    def saved(self, index: int) -> list[LayerReport] | None:
+        """The layers of a block that an earlier run has pruned and saved, else None.
 
         The model then holds that block's pruned weights.
         """
         return None
 
-    def finish(self, index: int, layers: list[LayerReport], halved: list[str]) -> None:
-        """Keep a pruned block, whose weights are open, with the reports of its layers.
+    def save(self, index: int, layers: list[LayerReport], halved: list[str]) -> None:
+        """Save a pruned block, whose weights are open, with the reports of its layers.
 
         halved: where the batch had to be halved so far.
         """
-
-    def allocate(self, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Memory for the stream."""
-        return torch.empty(*shape, dtype=dtype, device=device)
 
 
 class Team:
     """Processes that prune one model together. This one has a single member.
 
-    rank: the number of this process, from 0; size: how many there are; lead: whether this one
-    writes.
+    rank: the number of this process, from 0, which is the one that writes; size: how many.
     """
 
-    rank, size, lead = 0, 1, True
-
-    def share(self, value: Any) -> Any:
-        """The value of the lead, in every process; all wait for one another."""
-        return value
+    rank, size = 0, 1
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, in every process; all wait for one another."""
@@ -222,12 +204,9 @@ class Loop:
         self.total = sum(len(find_layers(block)) for block in self.blocks)
         self.device = device_of(model)
         self.seconds = {"forward": 0.0, "solve": 0.0}
-        # a GPU works on after a call has returned, so parts of a block cannot be timed there
-        if self.device.type == "cpu":
-            self.seconds["gram"] = 0.0
 
     def run(self, tokens: Tensor | None) -> PruneReport:
-        """Prune every block that is not finished; the model runs if the method reads tokens."""
+        """Prune every block that is not saved; the model runs if the method reads tokens."""
         started = time.perf_counter()
         replay = stream = None
         if self.method.needs_calibration:
@@ -241,12 +220,11 @@ class Loop:
                     passes=self.settings.passes,
                     precision=self.settings.precision,
                 )
-                # before the first weight changes: the gate needs the dense model's own logits
+                # before a weight changes: the gate needs the model's own logits
                 self.report.parity = max(self.team.gather(replay.parity()))
-                self.store.begin()
                 # One stream for the whole loop, overwritten block by block: (sequences, length,
                 # width). Keeping every block's would take as many times that as there are blocks
-                stream = replay.embed(self.store.allocate)
+                stream = replay.embed()
         for index in range(len(self.blocks)):
             # a model that is read block by block holds this block's weights only inside
             with weights_in_memory(self.model, index):
@@ -257,11 +235,11 @@ class Loop:
         return self.report
 
     def one_block(self, index: int, replay: Replay | None, stream: Tensor | None) -> None:
-        """Measure and prune a block unless it is finished, and take the stream through it."""
-        finished = self.store.finished(index)
+        """Measure and prune a block unless it is saved, and take the stream through it."""
+        saved = self.store.saved(index)
         # a resumed run: the weights are pruned already, but the stream has still to pass them
-        if finished is not None:
-            self.report.layers += finished
+        if saved is not None:
+            self.report.layers += saved
         else:
             before = len(self.report.layers)
             if replay:
@@ -272,10 +250,10 @@ class Loop:
             else:
                 self.prune_block(index, None)
             halved = self.halved(replay) if replay else []
-            self.store.finish(index, self.report.layers[before:], halved)
+            self.store.save(index, self.report.layers[before:], halved)
         # With the pruned weights, so later layers are fitted to inputs they will really get. One
         # pass has done that already, and nothing reads the stream after the last block
-        behind = finished is not None or self.settings.passes == 2
+        behind = saved is not None or self.settings.passes == 2
         if replay and behind and index + 1 < len(self.blocks):
             with self.timed("forward"):
                 replay.advance(index, stream)
@@ -293,14 +271,9 @@ class Loop:
         source = replay.grams(index, stream)
         while True:
             with self.timed("forward"):
-                grams, gram_seconds = next(source, (None, 0.0))
-                if grams is not None:
+                if (grams := next(source, None)) is not None:
                     # a gram is a sum over tokens, so the processes' sums add up to that of all text
                     self.team.sum(grams)
-            if "gram" in self.seconds:
-                # the grams are summed in hooks, inside the pass that `timed` has just counted
-                self.seconds["forward"] -= gram_seconds
-                self.seconds["gram"] += gram_seconds
             if grams is None:
                 return
             yield grams
@@ -374,19 +347,6 @@ class Loop:
         # measured for the weighted outputs: measured again for the outputs as they are
         error = None if gram is None else relative_error(weight, new, gram.matrix)
         return dataclasses.replace(result, weight=new, error=error)
-
-    @contextlib.contextmanager
-    def errors_with_damage(self) -> Iterator[None]:
-        """Add to an error how many layers had been changed when it happened."""
-        try:
-            yield
-        except HelpersError as error:
-            count = len(self.report.layers)
-            # nothing has changed, so there is nothing to warn of
-            if not count:
-                raise
-            damage = f"layers already pruned: {count}; reload the model"
-            raise type(error)(f"{error}; {damage}") from error
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:

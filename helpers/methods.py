@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from helpers import admm, sparsegpt
 from helpers.beyond.alps import alps
-from helpers.errors import (
-    BadParameter,
-    Count,
-    CountFromZero,
-    NotNegative,
-    Positive,
-    Switch,
-    one_of,
-)
-from helpers.layer import Layer, LayerResult
+from helpers.errors import Count, NotNegative, Positive, Switch, one_of
+from helpers.layer import LayerResult
 from helpers.masks import BUDGETS, select
 from helpers.registry import METHODS, get_method, register
 
@@ -21,7 +13,6 @@ from helpers.registry import METHODS, get_method, register
 __all__ = ["METHODS", "get_method", "register"]
 
 Budget = one_of(*BUDGETS)
-Schedule = one_of(*admm.SCHEDULES)
 
 
 @register("magnitude", needs_calibration=False)
@@ -57,56 +48,10 @@ def admm1(
     precondition: Switch = True,
 ):
     """One mask from |W|·‖x‖, then ADMM on it (the paper's ADMM1)."""
-    if keep is None:
-        # this is |W₀| of the solver, so the mask is that of ADMM-Grad with mask_steps=0
-        norms = gram.matrix.diagonal().sqrt()
-        keep = select(weight.abs().mul_(norms), sparsity, pattern, budget)
-    return admm.solve(
-        Layer(weight, gram, keep),
-        rho=rho,
-        iterations=iterations,
-        damping=damping,
-        precondition=precondition,
-    )
-
-
-@register("admm-grad", shares_factor=True)
-def admm_grad(
-    weight,
-    gram,
-    *,
-    sparsity,
-    pattern,
-    keep=None,
-    schedule: Schedule = "paper",
-    rho: Positive = 1.0,
-    iterations: Count = 20,
-    mask_steps: CountFromZero = 15,
-    damping: NotNegative = 0.1,
-    budget: Budget = "matrix",
-    precondition: Switch = True,
-    trace=None,
-):
-    """ADMM with a gradually growing mask (the paper's ADMM-Grad); with `keep`, on that mask.
-
-    trace(iteration, weight, keep) is called after each iteration.
-    """
-    if mask_steps > iterations:
-        raise BadParameter(
-            f"mask_steps {mask_steps!r} is more than the {iterations} iterations: "
-            f"give mask_steps from 0 to {iterations}, or more iterations"
-        )
-    return admm.solve(
-        Layer(weight, gram, keep, sparsity, pattern),
-        schedule=schedule,
-        rho=rho,
-        iterations=iterations,
-        mask_steps=mask_steps,
-        damping=damping,
-        budget=budget,
-        precondition=precondition,
-        trace=trace,
-    )
+    # without mask steps the mask is chosen once, from |W₀|, which is Wanda's score
+    target = dict(sparsity=sparsity, pattern=pattern, keep=keep, mask_steps=0, budget=budget)
+    options = dict(rho=rho, iterations=iterations, damping=damping, precondition=precondition)
+    return admm.admm_grad(weight, gram, **target, **options)
 
 
 @register("sparsegpt")
@@ -127,5 +72,6 @@ def sparse_gpt(
     return LayerResult(new, keep, damping=used)
 
 
-# a peer of ADMM-Grad, see `helpers.beyond.alps`
+admm_grad = register("admm-grad", shares_factor=True)(admm.admm_grad)
+# a peer of ADMM-Grad
 register("alps", shares_factor=True)(alps)

@@ -26,7 +26,7 @@ from helpers.errors import (
     described,
     first_line,
 )
-from helpers.paths import MASK_FILE, sha256_file
+from helpers.paths import sha256_file
 
 # attributes that a model gets here
 IDENTITY = "pruning_identity"
@@ -153,7 +153,7 @@ def check_stored_weights(folder: Path) -> None:
     To be asked where config.json has no quantisation: transformers then reads such numbers as
     they are, without their scales.
     """
-    for path in sorted(set(folder.glob("*.safetensors")) - {folder / MASK_FILE}):
+    for path in sorted(folder.glob("*.safetensors")):
         # whoever reads the model says what is damaged; this may be a file that it does not read
         with contextlib.suppress(SafetensorError), safe_open(path, framework="pt") as file:
             # other tensors may be whole numbers, such as the positions in older files
@@ -192,9 +192,9 @@ def _identity(name: str | Path, model: nn.Module) -> dict[str, Any]:
     if str(name) == "embedded":
         identity["sha256"] = next(iter(ASSETS["model"].members.values()))
     elif str(name) != "tiny" and folder.is_dir():
-        # Not its path, which says nothing on another machine; the masks follow from the weights.
-        # Sorted, as a folder lists its files in any order and the hash depends on the order
-        files = sorted(set(folder.glob("*.safetensors")) - {folder / MASK_FILE})
+        # Not its path, which says nothing on another machine. Sorted, as a folder lists its files
+        # in any order and the hash depends on the order
+        files = sorted(folder.glob("*.safetensors"))
         hashes = "".join(f"{path.name} {sha256_file(path)}\n" for path in files)
         sha256 = hashlib.sha256(hashes.encode()).hexdigest()
         identity = {"name": folder.resolve().name, "sha256": sha256}
@@ -240,7 +240,7 @@ def weights_in_memory(
     For a model in memory there is nothing to do; others read them (`helpers.large.streaming`).
     """
     reader = getattr(model, WEIGHT_READER, None)
-    return contextlib.nullcontext() if reader is None else reader.opened(part)
+    return contextlib.nullcontext() if reader is None else reader.weights_in_memory(part)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -344,3 +344,22 @@ def check_weights(name: str, layer: nn.Module) -> None:
             f"weight of {name} holds NaN or infinity as {layer.weight.dtype}: check the "
             "checkpoint, and if it is sound use dtype bfloat16 or float32"
         )
+
+
+def masks_of(model: nn.Module) -> dict[str, Tensor]:
+    """Where the weights of the blocks' linear layers are not zero, by name in the state dict.
+
+    Each mask is boolean, on its weight's device and in the layout in which the weight is stored:
+    (d_out, d_in) for `nn.Linear`, but (d_in, d_out) for GPT-2's `Conv1D`. A kept weight that
+    happens to be zero counts as pruned. The masks of a dense model are all True.
+
+    Raises UnsupportedModel; NonFinite if a weight holds NaN or infinity.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    masks = {}
+    for index, block in enumerate(find_blocks(model)):
+        for layer in find_layers(block, f"block {index}").values():
+            name = f"{names[layer]}.weight"
+            check_weights(name, layer)
+            masks[name] = layer.weight.detach() != 0
+    return masks

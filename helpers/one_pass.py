@@ -13,7 +13,6 @@ can be left from inside a hook and entered there again.
 from __future__ import annotations
 
 import contextlib
-import time
 import weakref
 from collections.abc import Iterator, Sequence
 
@@ -57,14 +56,13 @@ def one_pass(
     batch: int,
     name: str,
     precision: str = "float32",
-) -> Iterator[tuple[dict[str, Gram], float]]:
+) -> Iterator[dict[str, Gram]]:
     """The grams of layers that can be pruned now, time after time, until all are.
 
     Whoever takes them prunes these layers before asking for the next. Layers that read the same
-    input share a Gram and come together, as `call.inputs` says. With them come the seconds that the
-    grams took. At the end the stream (sequences, length, width) has been replaced by its values
-    after the block; if an error or the caller ends it before, the stream is as it was. precision:
-    of the block's products, see `helpers.precision`.
+    input share a Gram and come together, as `call.inputs` says. At the end the stream (sequences,
+    length, width) has been replaced by its values after the block; if an error or the caller ends
+    it before, the stream is as it was. precision: of the block's products, see `helpers.precision`.
 
     Memory: what a block holds between two layers, for all batches at once. In Llama that is most
     at the last layer: sequences · length · (ff + 2 · width) numbers.
@@ -72,20 +70,17 @@ def one_pass(
     """
     layers = find_layers(block, name)
     groups = call.groups(layers)
-    dense, grams, seconds = set(layers), {}, 0.0
+    dense, grams = set(layers), {}
 
     def arrive(layer: str, inputs: Tensor) -> None:
-        nonlocal seconds
         here, group = getcurrent(), groups[layer]
         if not isinstance(here, Batch):  # somebody else runs the block meanwhile
             return
         if layer in dense:
-            started = time.perf_counter()
             if group not in grams:
                 width, device = read_weight(layers[layer]).shape[1], layers[layer].weight.device
                 grams[group] = Gram(width, device)
             grams[group].add(inputs)
-            seconds += time.perf_counter() - started
             here.wait(layer, group, inputs)
         # a layer whose rows are not in its gram would have been fitted to other text than it gets
         elif group not in here.given or here.given[group]() is not inputs:
@@ -115,9 +110,8 @@ def one_pass(
             group = groups[first]
             check_measured(grams[group], name, first)
             # popped: a gram is freed by whoever takes it, before the batches go on
-            yield dict.fromkeys(group, grams.pop(group)), seconds
+            yield dict.fromkeys(group, grams.pop(group))
             dense -= set(group)
-            seconds = 0.0
     for layer in layers:
         if layer in dense:
             check_measured(None, name, layer)

@@ -14,8 +14,6 @@ from pathlib import Path
 
 from helpers.errors import FileError, first_line
 
-# the masks of a saved model, beside its weights: see `helpers.large.mask_files`
-MASK_FILE = "masks.safetensors"
 # reads the records of all other runs and measures nothing of its own
 TABLES_NOTEBOOK = "06_tables_and_plots"
 

@@ -93,10 +93,9 @@ def prune_model(
     check_model(model, half_pruned=check_switch("allow_pruned", allow_pruned))
     check_dense(model, allow_pruned)
     check_request(model, tokens, method, arguments, settings)
-    loop = Loop(model, method, arguments, settings)
     # dropout off: its random zeros would enter the grams
-    with eval_mode(model), loop.errors_with_damage():
-        report = loop.run(tokens)
+    with eval_mode(model):
+        report = Loop(model, method, arguments, settings).run(tokens)
     setattr(model, STATE, PRUNED)
     return report
 

@@ -25,14 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from helpers.device import all_finite, bit_sum
-from helpers.errors import (
-    BadParameter,
-    NonFinite,
-    allowed,
-    check_choice,
-    check_options,
-    first_line,
-)
+from helpers.errors import BadParameter, NonFinite, allowed, check_choice, check_options, first_line
 from helpers.gram import Gram, dead_inputs, relative_error
 from helpers.layer import Layer, LayerResult
 from helpers.masks import Pattern, check_keep
@@ -244,7 +237,6 @@ def get_method(name: str) -> Method:
 
 def _load_own(name: str, path: Path) -> None:
     """Run a user's file, which registers its method; a file that fails registers nothing."""
-    # a file may register one method and fail at the next
     before, line = dict(METHODS), 1
     try:
         # run, not imported: an import would not read the file again after it was corrected

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -45,21 +44,19 @@ def layer_grams(
     call: Call,
     batch: int,
     name: str = "block",
-) -> tuple[dict[str, Gram], float]:
+) -> dict[str, Gram]:
     """Run a block over the stream and return the gram of each of its layers' inputs.
 
     Layers that read the same input share one Gram: in Llama q, k and v, and gate and up, so four
-    grams for seven layers. Also returns the seconds spent on grams. The stream is left as it is.
+    grams for seven layers. The stream is left as it is.
     Raises UnsupportedModel if a layer saw no input, NonFinite, naming the layer.
     """
-    layers, seconds = find_layers(block, name), 0.0
+    layers = find_layers(block, name)
     groups = call.groups(layers)
     grams: dict[tuple[str, ...], Gram] = {}
     given: dict[tuple[str, ...], Tensor] = {}  # the input of each group in this batch
 
     def add(reader: str, layer: nn.Module, inputs: Tensor) -> None:
-        nonlocal seconds
-        started = time.perf_counter()
         group = groups[reader]
         if reader == group[0]:
             if group not in grams:
@@ -72,7 +69,6 @@ def layer_grams(
                 f"{name} {reader} shares its input with {group[0]} in some batches but not in "
                 "others: this model is not supported, choose another"
             )
-        seconds += time.perf_counter() - started
 
     def hook(reader: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         # a function for each layer: a lambda in the loop below would see only the last `reader`
@@ -88,7 +84,7 @@ def layer_grams(
             run_block(block, rows.to(device_of(block)), call)
     for reader in layers:
         check_measured(grams.get(groups[reader]), name, reader)
-    return {reader: grams[groups[reader]] for reader in layers}, seconds
+    return {reader: grams[groups[reader]] for reader in layers}
 
 
 def layer_gram(
@@ -141,7 +137,7 @@ def layer_problems(
             advance(blocks[index], stream, calls[index], batch, f"block {index}")
             if progress:
                 progress(index + 1, block + 1, f"block {index}")
-        grams, _ = layer_grams(blocks[block], stream, calls[block], batch, f"block {block}")
+        grams = layer_grams(blocks[block], stream, calls[block], batch, f"block {block}")
     # a copy, so that what is done to it leaves the model alone
     weights = {layer: read_weight(found[layer]).float().clone() for layer in layers}
     return {layer: (weights[layer], grams[layer].matrix) for layer in layers}
@@ -232,7 +228,7 @@ class Replay:
             "embedding", lambda: embed(self.model, self.tokens, self.batch, allocate)
         )
 
-    def grams(self, index: int, stream: Tensor) -> Iterator[tuple[dict[str, Gram], float]]:
+    def grams(self, index: int, stream: Tensor) -> Iterator[dict[str, Gram]]:
         """The grams of a block's layers, which are pruned before the next are asked for.
 
         With two passes they come all at once (see `layer_grams`), and the block has to run again to
@@ -246,7 +242,7 @@ class Replay:
                 yield from one_pass(block, stream, call, self.batch, name, self.precision)
             return
 
-        def measure() -> tuple[dict[str, Gram], float]:
+        def measure() -> dict[str, Gram]:
             call = self.calls[index]  # outside: recording is the model's own affair
             with products(self.precision, device_of(block)):
                 return layer_grams(block, stream, call, self.batch, name)

@@ -64,23 +64,22 @@ def repaired(
     after: float | None = None,
     seed: int = 0,
     windows: int = 64,
-    seconds: tuple[float, float, float, float] = (0.0, 100.0, 0.0, 300.0),
+    seconds: tuple[float, float, float] = (0.0, 100.0, 300.0),
     **parameters: Any,
 ) -> dict[str, Any]:
     """A record of notebook 08: perplexity of the layers alone and, unless None, after the repair.
 
-    On web text all is twice that; the dense model has 20. seconds: to allocate, to prune, of the
-    steps on blocks, of the repair.
+    On web text all is twice that; the dense model has 20. seconds: to allocate, to prune, and of
+    the repair.
     """
-    asked = {"allocation": "uniform", "block_steps": "", "repair_windows": windows}
+    asked = {"allocation": "", "repair_windows": windows}
     asked |= {"repair": "" if after is None else "all", "web_windows": 16}
     record = pruned(method, target, 0.0, seed, **asked | parameters)
     values = {"": before if after is None else after, "_layers": before, "_dense": 20.0}
-    allocate, prune, blocks, repair = seconds if after is not None else (*seconds[:3], 0.0)
-    parts = {"allocate": allocate, "prune": prune, "block": blocks, "repair": repair}
+    allocate, prune, repair = seconds if after is not None else (*seconds[:2], 0.0)
+    parts = {"allocate": allocate, "prune": prune, "repair": repair}
     metrics = {f"perplexity{end}": metric(value) for end, value in values.items()}
     metrics |= {f"perplexity_web{end}": metric(2 * value) for end, value in values.items()}
-    metrics["mean_layer_error"] = metric(before / 4000)
     parts["total"] = sum(parts.values())
     metrics |= {f"{part}_seconds": metric(value, "s") for part, value in parts.items()}
     return record | {"notebook": "08_beyond_the_paper", "metrics": metrics}

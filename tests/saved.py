@@ -6,9 +6,8 @@ from pathlib import Path
 import families as fam
 import torch
 import transformers as hf
+from safetensors import safe_open
 from tokenizers import Tokenizer, models, pre_tokenizers
-
-from helpers.large.jobs import MANIFEST
 
 SHARDS = "40KB"  # a block of the tiny Llama
 
@@ -38,10 +37,19 @@ def loaded(folder: Path, dtype: torch.dtype | str = "auto") -> torch.nn.Module:
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """All files of a pruned checkpoint: their bytes, and the manifest without its seconds."""
-    files: dict[str, object] = {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
-    files[MANIFEST] = timeless(json.loads(files[MANIFEST]))
-    return files
+    """What a pruned folder holds: its tensors, what the shards say, and the bytes of other files.
+
+    Seconds are left out.
+    """
+    held: dict[str, object] = {}
+    for path in sorted(folder.iterdir()):
+        held[path.name] = path.read_bytes()
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name).tolist() for name in file.keys()}  # noqa: SIM118
+                said = {**file.metadata(), "result": json.loads(file.metadata()["result"])}
+            held[path.name] = tensors, timeless(said)
+    return held
 
 
 def timeless(value: object) -> object:
@@ -51,14 +59,7 @@ def timeless(value: object) -> object:
     return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
-def workspace(destination: Path) -> Path:
-    """Where a job for a destination is done."""
-    return destination.with_name(f"{destination.name}.pruning")
-
-
-def finished_blocks(destination: Path) -> set[int]:
-    """The blocks that an interrupted run has finished."""
-    manifest = workspace(destination) / "run-1" / MANIFEST
-    return (
-        set(map(int, json.loads(manifest.read_text())["blocks"])) if manifest.is_file() else set()
-    )
+def finished_blocks(folder: Path) -> set[int]:
+    """The blocks whose shards lie in a folder; the last shard is of what lies outside them."""
+    names = [path.stem.split("-") for path in folder.glob("model-*.safetensors")]
+    return {int(number) - 1 for _, number, _, count in names if number < count}

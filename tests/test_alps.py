@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from layers import largest, layer, masked, objective, random_keep
+from layers import layer, masked, objective, random_keep
 
 from helpers.admm import exact_least_squares
-from helpers.errors import BadParameter
+from helpers.conformance import check_method
 from helpers.gram import gram_of
-from helpers.methods import METHODS, LayerResult, get_method, register
-from helpers.promises import check_method
+from helpers.methods import METHODS
 
 
 def plain_alps(
@@ -78,8 +75,8 @@ def test_the_mask_is_that_of_the_papers_loop(target: dict, groups, options: dict
     assert not np.array_equal(expected, one_shot)  # so the test can fail
     damping = options.get("damping", 0.01)
     solved = exact_least_squares(weight, gram, result.keep, damping=damping)
-    torch.testing.assert_close(result.weight, solved, rtol=2e-2, atol=2e-2)
-    assert result.gap <= 1e-4 and result.damping == damping
+    best, reached = (objective(weight, w, gram, damping) for w in (solved, result.weight))
+    assert reached <= 1.001 * best and result.damping == damping
 
 
 def test_it_comes_near_the_best_of_all_masks() -> None:
@@ -99,63 +96,22 @@ def test_it_comes_near_the_best_of_all_masks() -> None:
     assert min(ratios) > 1 - 1e-4 and np.median(ratios) < 1.1
 
 
-def test_it_beats_the_masks_that_are_chosen_once() -> None:
-    inputs, weight = layer(64, 64, 400)
-    gram = gram_of(inputs)
-    target = dict(sparsity=0.7, damping=0.01)
-    error = {name: METHODS[name](weight, gram, **target).error for name in ("alps", "admm1")}
-    assert error["alps"] < 0.9 * error["admm1"]
-
-
 def test_a_given_mask_is_only_solved_on() -> None:
     inputs, weight = layer()
     gram, keep = gram_of(inputs), random_keep((12, 32))
     result = METHODS["alps"](weight, gram, keep=keep)
     assert torch.equal(result.keep, keep)
-    expected = exact_least_squares(weight, gram, keep, damping=0.01)
-    torch.testing.assert_close(result.weight, expected, rtol=2e-2, atol=2e-2)
+    solved = exact_least_squares(weight, gram, keep, damping=0.01)
+    best, start, reached = (
+        objective(weight, w, gram, 0.01) for w in (solved, weight * keep, result.weight)
+    )
+    # ten steps of conjugate gradients
+    assert best <= reached < 1.05 * best < start
 
 
-def test_it_keeps_every_promise_and_prunes_dead_inputs_first() -> None:
-    assert [promise for promise in check_method("alps") if not promise.kept] == []
+def test_it_conforms_and_prunes_dead_inputs_first() -> None:
+    assert [trial for trial in check_method("alps") if not trial.passed] == []
     inputs, weight = layer()
     inputs[:, 3], weight[:, 3] = 0, 1000.0
     result = METHODS["alps"](weight, gram_of(inputs), sparsity=0.5)
     assert result.dead_inputs == 1 and not result.keep[:, 3].any()
-    by_output = METHODS["alps"](weight, gram_of(inputs), sparsity=0.5, budget="output").keep
-    assert (by_output.sum(1) == 16).all()
-    assert largest(weight.numpy(), 0.5).sum() == result.keep.sum()
-
-
-def test_bad_options(one_line_error) -> None:
-    inputs, weight = layer()
-    for option in (dict(rho=0.0), dict(iterations=0), dict(damping=-1.0), dict(budget="row")):
-        with one_line_error(BadParameter, next(iter(option))):
-            METHODS["alps"](weight, gram_of(inputs), sparsity=0.5, **option)
-
-
-# ---------------------------------------------------------------- loaded when asked for
-
-
-@pytest.mark.parametrize("ask", ['METHODS["alps"]', 'get_method("alps")'])
-def test_it_is_loaded_when_it_is_asked_for(ask: str) -> None:
-    code = (
-        "from helpers.methods import METHODS, get_method; assert 'alps' not in METHODS; "
-        f"assert {ask}.__module__ == 'helpers.beyond.alps'; assert 'alps' in METHODS"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.usefixtures("registry")
-def test_its_name_is_taken_and_it_comes_back(one_line_error) -> None:
-    for _ in range(2):  # before it is loaded, and after
-        METHODS.pop("alps", None)
-        with one_line_error(BadParameter, "'alps'", "the package's own"):
-
-            @register("alps")
-            def mine(weight, gram, *, sparsity, pattern, keep=None):
-                return LayerResult(weight, keep)
-
-        assert get_method("alps") is METHODS["alps"]
-    with pytest.raises(KeyError):
-        METHODS["no-such-method"]

@@ -1,17 +1,15 @@
 """Finding what to prune in many tiny families, and replaying their blocks against the models."""
 
-from collections.abc import Callable
-
 import families as fam
 import pytest
 import torch
 import transformers as hf
-from torch import Tensor, nn
+from torch import nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from helpers import capture as cap
 from helpers import replay
-from helpers.errors import BadParameter, NonFinite, UnsupportedModel
+from helpers.errors import BadParameter, UnsupportedModel
 from helpers.models import find_blocks, find_layers
 
 EVERY = sorted(fam.FAMILIES)
@@ -62,8 +60,11 @@ def test_layers_streams_and_grams_are_the_models_own(family: str) -> None:
     for name, block, call in zip(names, blocks, captured.calls, strict=True):
         torch.testing.assert_close(stream.flatten(0, 1), inputs[name], rtol=0, atol=1e-6)
         before = stream.clone()
-        grams, _ = replay.layer_grams(block, stream, call, BATCH)
+        grams = replay.layer_grams(block, stream, call, BATCH)
         assert set(grams) == set(known.layers) and torch.equal(stream, before)
+        # one gram for the layers that read the same input
+        different = {tuple(inputs[f"{name}.{layer}"][0].tolist()) for layer in known.layers}
+        assert len({id(gram) for gram in grams.values()}) == len(different)
         for layer, gram in grams.items():
             x = inputs[f"{name}.{layer}"].double()
             assert gram.tokens == len(x) == tokens.numel()
@@ -94,16 +95,13 @@ def test_the_gate_stops_a_model_that_cannot_be_replayed(one_line_error) -> None:
 
 
 def test_the_stream_may_be_passed_by_name(monkeypatch) -> None:
-    # GPT-2 passes other arguments by position, Bloom answers a tuple: see the families above
-    model, tokens = fam.build("llama"), fam.random_tokens(BATCH)
-    stream, call = cap.capture(model, tokens).stream, LlamaDecoderLayer.__call__
-
-    def by_name(self: nn.Module, states: Tensor, **others: object) -> Tensor:
-        return call(self, **others, hidden_states=states)
-
+    # no family above does; which do differs between versions of transformers
+    call = LlamaDecoderLayer.__call__
+    by_name = lambda self, states, **others: call(self, **others, hidden_states=states)  # noqa: E731
     monkeypatch.setattr(LlamaDecoderLayer, "__call__", by_name)
+    model, tokens = fam.build("llama"), fam.random_tokens(BATCH)
     captured = cap.capture(model, tokens)
-    assert torch.equal(captured.stream, stream)
+    torch.testing.assert_close(captured.stream, model.model.embed_tokens(tokens))
     assert cap.check_parity(model, captured.calls, tokens.flip(1)) < 1e-6
 
 
@@ -117,83 +115,25 @@ def test_capture_cleans_up_when_the_model_fails() -> None:
 # ---------------------------------------------------------------- grams
 
 
-def test_layers_that_read_the_same_input_share_one_gram() -> None:
-    model, tokens = fam.build("llama"), fam.random_tokens(4)
-    call = cap.capture(model, tokens[:2]).calls[0]
-    stream = torch.cat([cap.first_stream(model, rows) for rows in tokens.split(2)])
-    grams = replay.layer_grams(find_blocks(model)[0], stream, call, 2)[0]
-    assert grams["self_attn.q_proj"] is grams["self_attn.k_proj"] is grams["self_attn.v_proj"]
-    assert grams["mlp.gate_proj"] is grams["mlp.up_proj"]
-    assert len({id(gram) for gram in grams.values()}) == 4
-
-
 @pytest.mark.parametrize(("family", "layer"), [("opt", "fc2"), ("gpt2", "mlp.c_proj")])
-def test_layer_gram_is_that_of_the_dense_model_without_dropout(
-    family: str, layer: str, one_line_error
-) -> None:
+def test_layer_gram_is_that_of_the_dense_model_without_dropout(family: str, layer: str) -> None:
     model, tokens = fam.build(family), fam.random_tokens(5)
-    before = fam.snapshot(model)
     name = f"{fam.FAMILIES[family].blocks}.1.{layer}"
     x = fam.inputs_by_hook(model, [name], tokens)[name].double()
     model.train()
     weight, gram = replay.layer_gram(model, tokens, 1, layer)
     torch.testing.assert_close(gram.double(), x.T @ x, rtol=1e-4, atol=1e-3)
-    assert torch.equal(weight, fam.matrix_of(model.get_submodule(name)))
-    assert not fam.changed(model, before) and model.training
-    for block in (2, -1):
-        with one_line_error(BadParameter, "block"):
-            replay.layer_gram(model, tokens, block, layer)
-    with one_line_error(BadParameter, layer[:-1], layer):
-        replay.layer_gram(model, tokens, 0, layer[:-1])
-
-
-class Pair(nn.Module):
-    """Two layers, and what a call does with them."""
-
-    def __init__(self, run: Callable[[nn.Module, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
-        self.run, self.calls = run, 0
-
-    def forward(self, states: Tensor) -> Tensor:
-        self.calls += 1
-        return self.run(self, states)
+    assert torch.equal(weight, fam.matrix_of(model.get_submodule(name))) and model.training
 
 
 @pytest.mark.parametrize(
-    ("run", "words", "inputs"),
+    ("block", "layer", "words"),
     [
-        # shared in the batch that was recorded, but not in the second
-        (lambda pair, x: pair.one(x) + pair.two(x if pair.calls == 1 else 2 * x),
-         ["block two shares its input with one"], (("one", "two"),)),
-        # experts without tokens: not called, or called with no rows
-        (lambda pair, x: pair.one(x), ["block two", "more calibration text"], ()),
-        (lambda pair, x: pair.one(x) + pair.two(x[:0]).sum(),
-         ["block two", "calibration tokens"], ()),
+        (2, "fc2", ("block", "2", "0 to 1")),
+        (-1, "fc2", ("block", "-1")),
+        (0, "fc3", ("fc3", "fc2")),
     ],
-    ids=["shared", "idle", "empty"],
-)  # fmt: skip
-def test_a_layer_whose_inputs_are_not_known_is_named(
-    run: Callable, words: list[str], inputs: tuple, one_line_error
-) -> None:
-    call = cap.Call((), {}, inputs=inputs)
-    with one_line_error(UnsupportedModel, *words):
-        replay.layer_grams(Pair(run), torch.randn(4, 5, 8), call, 2)
-
-
-def test_the_layers_that_read_one_input() -> None:
-    call = cap.Call((), {}, inputs=(("q", "k", "v"), ("o",)))
-    together = ("q", "v")
-    assert call.groups(["q", "v", "up"]) == {"q": together, "v": together, "up": ("up",)}
-
-
-def test_bad_numbers_name_the_layer_or_the_block(one_line_error) -> None:
-    model, tokens = fam.build("llama"), fam.random_tokens(2)
-    captured = cap.capture(model, tokens)
-    block = find_blocks(model)[0]
-    with torch.no_grad():
-        block.post_attention_layernorm.weight[3] = float("inf")
-    with one_line_error(NonFinite, "block 0", "mlp.gate_proj"):
-        replay.layer_grams(block, captured.stream, captured.calls[0], 2, "block 0")
-    with one_line_error(NonFinite, "after block 0"):
-        cap.advance(block, captured.stream, captured.calls[0], 2, "block 0")
+)
+def test_a_layer_that_is_not_there(block: int, layer: str, words: tuple, one_line_error) -> None:
+    with one_line_error(BadParameter, *words):
+        replay.layer_gram(fam.build("opt"), fam.random_tokens(2), block, layer)

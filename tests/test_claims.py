@@ -7,23 +7,38 @@ import pytest
 from handmade import pruned, scored, update_row, with_series
 
 from helpers.report import claim_verdicts, claims_markdown, write_claims
-from helpers.report.claims import CLAIMS, Findings
+from helpers.report.claims import CLAIMS, Judged
 from helpers.report.frame import cost_to_reach
-from helpers.report.outcome import FAILS, HOLDS, OPEN, UNTESTED
+from helpers.report.outcome import FAILS, HOLDS, OPEN, UNTESTED, decide
 
 TARGETS = ("50 %", "60 %", "70 %", "80 %", "2:4", "4:8")
 
 
-def verdict(sentence: str, records: list[dict]) -> Any:
-    """The outcome of the one claim whose sentence begins so."""
-    (claim,) = [claim for claim in CLAIMS if claim.sentence.startswith(sentence)]
-    return claim.check(Findings(records))
+def verdict(sentence: str, records: list[dict]) -> Judged:
+    """What is said of the one claim whose sentence begins so."""
+    (judged,) = [one for one in claim_verdicts(records) if one.sentence.startswith(sentence)]
+    return judged
+
+
+def test_one_rule_decides_on_margins_and_half_widths() -> None:
+    nan = float("nan")
+    for margins, expected in (
+        ([], UNTESTED),
+        ([(0.2, 0.1), (0.1, 0.0)], HOLDS),
+        ([(0.0, 0.0)], OPEN),
+        ([(0.2, 0.1), (0.1, 0.2)], OPEN),
+        ([(0.2, 0.1), (-0.1, 0.2)], OPEN),
+        ([(0.2, 0.1), (-0.2, 0.1)], FAILS),
+        ([(0.2, nan)], OPEN),
+        ([(nan, nan), (-0.2, 0.1)], FAILS),  # what is not run could not save it
+    ):
+        assert decide(margins) == expected
 
 
 def test_without_records_nothing_is_claimed() -> None:
-    outcomes = [claim.check(Findings([])) for claim in CLAIMS]
-    assert {outcome.verdict for outcome in outcomes} == {UNTESTED}
-    assert all(outcome.numbers.startswith("needs ") for outcome in outcomes)
+    judged = claim_verdicts([])
+    assert len(judged) == len(CLAIMS) and {one.verdict for one in judged} == {UNTESTED}
+    assert all(one.numbers.startswith("needs ") for one in judged)
 
 
 # ------------------------------------------------------------------ perplexity
@@ -68,24 +83,24 @@ EVERY_SEED = [
         (
             ALL,
             HOLDS,
-            "60 % -9 ± 2 %, 70 % -9 ± 5 %, 80 % -9 ± 5 %, 2:4 -9 ± 5 %, 4:8 -9 ± 5 %; 5 s",
+            "60 % −9 ± 2 %, 70 % −9 ± 5 %, 80 % −9 ± 5 %, 2:4 −9 ± 5 %, 4:8 −9 ± 5 %; 5 s",
         ),
-        (without(ALL, sparsity=0.8) + HARD, OPEN, "80 % -9 ± 21 %"),
-        (ALL + SEEDS, HOLDS, "70 % -9 ± 0 %"),  # with seeds of its own it needs no other column's
+        (without(ALL, sparsity=0.8) + HARD, OPEN, "80 % −9 ± 21 %"),
+        (ALL + SEEDS, HOLDS, "70 % −9 ± 0 %"),  # with seeds of its own it needs no other column's
         # copies of seeds are no seeds more
-        (ALL + without(GRAD + ONE_SHOT, sparsity=0.6), HOLDS, "70 % -9 ± 5 %"),
-        (ALL + ALL, HOLDS, "60 % -9 ± 2 %, 70 % -9 ± 5 %"),
+        (ALL + without(GRAD + ONE_SHOT, sparsity=0.6), HOLDS, "70 % −9 ± 5 %"),
+        (ALL + ALL, HOLDS, "60 % −9 ± 2 %, 70 % −9 ± 5 %"),
         ([*without(ALL, sparsity=0.7), *table("admm1", 15.0)[1:2], GRAD[1]], FAILS, "70 % +33 ±"),
         ([*without(ALL, pattern="4:8"), GRAD[4], table("admm1", 15.0)[4]], FAILS, "4:8 +33 ±"),
-        (DENSE + GRAD + table("admm1", 20.2), OPEN, "50 % -1 ± 5 %"),  # within the noise
-        (without(ALL, calibration_seed=2), OPEN, "4 of 5 seeds at 60 %"),
-        (GRAD + ONE_SHOT, OPEN, "no dense run"),
-        (GRAD + ONE_SHOT + EVERY_SEED, HOLDS, "4:8 -9 ± 2 %; 5 seeds"),  # it would scale nothing
+        (DENSE + GRAD + table("admm1", 20.2), OPEN, "50 % −1 ± 5 %"),  # within the noise
+        (without(ALL, calibration_seed=2), OPEN, "4 of 5 seeds"),
+        (GRAD + ONE_SHOT, OPEN, "70 % −9 %"),
+        (GRAD + ONE_SHOT + EVERY_SEED, HOLDS, "4:8 −9 ± 2 %; 5 seeds"),  # it would scale nothing
         (without(ALL, sparsity=0.8), OPEN, "not run: admm1 at 80 %"),
         # N:M counts where it was run; other seeds and settings do not
-        (without(without(ALL, pattern="2:4"), pattern="4:8"), HOLDS, "80 % -9 ± 5 %; 5"),
-        ([*ALL, pruned("admm1", "50 %", 2.0, seed=1)], HOLDS, "50 % -9"),
-        ([*ALL, pruned("admm-grad", "70 %", 99.0, sequences=4)], HOLDS, "70 % -9"),
+        (without(without(ALL, pattern="2:4"), pattern="4:8"), HOLDS, "80 % −9 ± 5 %; 5"),
+        ([*ALL, pruned("admm1", "50 %", 2.0, seed=1)], HOLDS, "50 % −9"),
+        ([*ALL, pruned("admm-grad", "70 %", 99.0, sequences=4)], HOLDS, "70 % −9"),
     ],
 )
 def test_the_gradual_mask_must_win_every_column(
@@ -105,9 +120,7 @@ def test_admm_grad_must_beat_both() -> None:
     assert verdict("ADMM-Grad beats", runs).verdict == HOLDS
     name = "ADMM-Grad wins on the paper's own"
     assert verdict(name, runs).verdict == UNTESTED
-    model = {"model": "meta-llama/Llama-2-7b-hf"}
-    large = [run | {"parameters": run["parameters"] | model} for run in runs]
-    assert verdict(name, large).verdict == HOLDS
+    assert verdict(name, [run | {"plan": "paper"} for run in runs]).verdict == HOLDS
 
 
 def changed(changes: tuple[float, ...], seeds: range, **options: object) -> list[dict]:
@@ -139,7 +152,7 @@ NEAR = (0.012, 0.0121, 0.0119, 0.012, 0.012)
         ("20 iterations are enough for a mod", (0.02,) * 5, HOLDS, ""),  # worse
         ("The released", (0.005,) * 5, HOLDS, "mean +0.50"),
         ("The released", (0.01, -0.01, 0.01, -0.01, 0.0), OPEN, ""),
-        ("The released", (-0.02,) * 5, FAILS, "mean -2"),
+        ("The released", (-0.02,) * 5, FAILS, "mean −2"),
         ("The released", (0.05,) * 5, FAILS, "mean +5"),
     ],
 )
@@ -180,8 +193,6 @@ def test_overhead_takes_the_same_passes_for_both() -> None:
     assert "1.12 times" in outcome.numbers  # 135 / 120
     runs = [timed("admm-grad", 70, 90, **more), timed("sparsegpt", 70, 35, **more)]
     assert verdict("ADMM-Grad takes", runs).verdict == FAILS  # 175 / 120
-    del runs[0]["metrics"]["selection_seconds"]  # solve of such a run holds the selection
-    assert verdict("ADMM-Grad takes", runs).verdict == UNTESTED
     # on a GPU grams and selection are within forward and solve
     outcome = verdict("ADMM-Grad takes", [timed("admm-grad", 80, 60), timed("sparsegpt", 80, 40)])
     assert outcome.verdict == HOLDS and "1.17 times" in outcome.numbers  # 140 / 120
@@ -192,10 +203,9 @@ def test_only_runs_timed_alone_decide_about_cost_and_the_condition_is_in_the_sen
     shared = [timed("admm-grad", 80, 900), timed("sparsegpt", 80, 40)]
     for run in shared:
         del run["timed"]
-    (found,) = [judged for judged in claim_verdicts(runs + shared) if "takes" in judged.sentence]
-    assert found.verdict == HOLDS and "1.17 times" in found.numbers
-    condition = "(16 x 512 calibration tokens, cpu, 2 threads)"
-    assert found.sentence == f"ADMM-Grad takes about as long as SparseGPT {condition}."
+    judged = verdict("ADMM-Grad takes", runs + shared)
+    assert judged.verdict == HOLDS and "1.17 times" in judged.numbers
+    assert judged.sentence.endswith("(16 x 512 calibration tokens, cpu, 2 threads).")
     outcome = verdict("ADMM-Grad takes", shared)
     assert outcome.verdict == OPEN and "none was timed alone" in outcome.numbers
 
@@ -392,8 +402,6 @@ def test_the_page_has_every_claim_with_its_test(tmp_path: Path) -> None:
     assert "a 4-bit file converted back" in lines[0]
     assert sum(line.startswith("| ") and "**" in line for line in lines) == len(CLAIMS)
     assert sum(line.startswith(f"{len(CLAIMS)}. ") for line in lines) == 1
-    (gradual,) = [line for line in lines if "gradual mask beats" in line]
-    assert "| **holds** | against admm1: 50 % −9 ± 5 %" in gradual
     assert write_claims([], tmp_path) == []
     # each model is judged by itself
     small, big = pruned("admm-grad", "50 %", 20.0), pruned("admm1", "50 %", 22.0, model="a/big")

@@ -136,7 +136,7 @@ def test_no_scheduler_one_that_dies_and_no_dask(
         assert f"scheduler '{wrong}' cannot be reached" in project.error("--scheduler", wrong)
     quick = {"processes": False, "threads_per_worker": 1, "dashboard_address": ":0"}
     with distributed.LocalCluster(n_workers=0, **quick) as local:
-        assert "has no worker" in project.error("--scheduler", local.scheduler_address)
+        assert "has no worker" in project.call("--scheduler", local.scheduler_address)[2]
     monkeypatch.setitem(sys.modules, "distributed", None)  # as if it were not installed
     assert "distributed" in project.error("--scheduler", "tcp://127.0.0.1:1")
 

@@ -28,9 +28,7 @@ def own_loss_perplexity(model: torch.nn.Module, tokens: torch.Tensor, length: in
 def test_perplexity_is_that_of_the_models_own_loss(family: str) -> None:
     model, tokens = fam.build(family), long_text()
     expected = own_loss_perplexity(model, tokens, 37)  # 13 windows and a remainder
-    for batch in (1, 5):
-        found = perplexity(model, tokens, length=37, batch=batch)
-        assert found == pytest.approx(expected, rel=1e-5)
+    assert perplexity(model, tokens, length=37) == pytest.approx(expected, rel=1e-5)
 
 
 def test_perplexity_by_hand() -> None:
@@ -66,8 +64,8 @@ def test_limit_takes_the_first_windows_and_none_takes_all() -> None:
 
 def test_progress_is_counted_in_windows() -> None:
     model, steps = fam.build("llama"), []
-    perplexity(model, long_text(), length=100, batch=2, progress=lambda *step: steps.append(step))
-    assert steps == [(2, 5, "windows"), (4, 5, "windows"), (5, 5, "windows")]
+    perplexity(model, long_text(), length=100, progress=lambda *step: steps.append(step))
+    assert steps == [(done, 5, "windows") for done in range(1, 6)]
 
 
 def test_dropout_is_off_and_the_mode_comes_back() -> None:
@@ -84,23 +82,23 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
     assert perplexity(model.half(), tokens, length=100) == pytest.approx(exact, rel=2e-2)
 
 
-def test_bad_counts(one_line_error) -> None:
-    model = fam.build("gpt2")  # it takes 128 positions
-    for name, value in (("length", 1), ("length", 129), ("limit", 0), ("limit", 2.5), ("batch", 0)):
-        with one_line_error(BadParameter, name):
-            perplexity(model, long_text(), **{"length": 40, name: value})
-
-
-def test_texts_that_do_not_fit(one_line_error) -> None:
-    model, tokens = fam.build("mpt"), long_text()  # its config names the limit otherwise
-    with one_line_error(BadParameter, "length", "128"):
-        perplexity(model, tokens, length=129)
-    for short, limit in ((tokens[:39], None), (tokens[:100], 3), (tokens[:0], None)):
-        with one_line_error(BadParameter, "40"):
-            perplexity(model, short, length=40, limit=limit)
-    for bad in (tokens.view(1, -1), tokens.float(), tokens + 90, tokens.tolist()):
-        with one_line_error(BadParameter, "token"):
-            perplexity(model, bad, length=40)
+@pytest.mark.parametrize(
+    ("tokens", "wrong", "words"),
+    [
+        (500, {"length": 1}, "length 1"),
+        (500, {"length": 129}, "length 129 128"),  # positions of the model
+        (500, {"limit": 0}, "limit 0"),
+        (500, {"limit": 2.5}, "limit 2.5"),
+        (39, {}, "39 40"),
+        (100, {"limit": 3}, "100 3"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    tokens: int, wrong: dict, words: str, one_line_error
+) -> None:
+    model = fam.build("mpt")  # its config names the limit otherwise than others
+    with one_line_error(BadParameter, *words.split()):
+        perplexity(model, long_text(tokens), **{"length": 40} | wrong)
 
 
 @pytest.mark.parametrize("value", [math.nan, 1e5])

@@ -1,4 +1,4 @@
-"""Grams against XᵀX in float64, their factors, and what is refused."""
+"""Grams against XᵀX in float64, their factors, and what is no gram."""
 
 import math
 
@@ -9,7 +9,6 @@ from layers import outputs_error
 from helpers.errors import BadParameter, NonFinite, NotPositiveDefinite
 from helpers.gram import (
     Gram,
-    check_gram,
     cholesky,
     climb_damping,
     damp,
@@ -31,7 +30,7 @@ def test_gram_sums_over_tokens_and_does_not_average() -> None:
     assert torch.equal(gram, torch.tensor([[10.0, 14.0], [14.0, 20.0]]))
 
 
-@pytest.mark.parametrize("d_in", [1, 2, 3, 5, 64, 101])
+@pytest.mark.parametrize("d_in", [1, 5, 101])
 def test_gram_adds_up_over_batches_of_any_shape_also_after_it_was_read(d_in: int) -> None:
     inputs = torch.randn(5, 11, d_in)
     gram, tokens = Gram(d_in), 0
@@ -44,15 +43,12 @@ def test_gram_adds_up_over_batches_of_any_shape_also_after_it_was_read(d_in: int
     assert gram.tokens == 55 and gram.matrix.dtype == torch.float32
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_inputs_are_summed_in_float32(dtype: torch.dtype) -> None:
+def test_half_precision_inputs_are_summed_in_float32() -> None:
     # 4096 tokens of about 30² each: float16 would overflow at 65504.
-    inputs = (30 * torch.ones(4096, 4) + torch.randn(4096, 4)).to(dtype).requires_grad_()
-    before = inputs.detach().clone()
+    inputs = (30 * torch.ones(4096, 4) + torch.randn(4096, 4)).half().requires_grad_()
     gram = gram_of(inputs)
     assert gram.dtype == torch.float32 and not gram.requires_grad
-    torch.testing.assert_close(gram.double(), exact_gram(before), rtol=1e-5, atol=0.0)
-    assert torch.equal(inputs, before)
+    torch.testing.assert_close(gram.double(), exact_gram(inputs.detach()), rtol=1e-5, atol=0.0)
 
 
 def test_normalised_gram_has_a_unit_diagonal_and_scales_back() -> None:
@@ -60,48 +56,33 @@ def test_normalised_gram_has_a_unit_diagonal_and_scales_back() -> None:
     inputs[:40, 1] = 0  # zero on most tokens is not dead
     gram = gram_of(inputs)
     scaled, norms = normalise(gram)
-    assert dead_inputs(gram).tolist() == [False, False, True, *[False] * 4]
-    alive = torch.arange(7) != 2
-    torch.testing.assert_close(scaled.diagonal(), alive.float())
-    torch.testing.assert_close(norms[alive], inputs.norm(dim=0)[alive], rtol=1e-5, atol=0.0)
-    assert norms[2] == 1 and not scaled[2].any() and not scaled[:, 2].any()
+    dead = torch.arange(7) == 2
+    assert torch.equal(dead_inputs(gram), dead) and norms[2] == 1
+    torch.testing.assert_close(scaled.diagonal(), 1.0 - dead.float())
     torch.testing.assert_close(scaled * norms[:, None] * norms, gram, rtol=1e-5, atol=1e-6)
 
 
 # ---------------------------------------------------------------- factors
 
 
-def factor(matrix: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
-    """The factor of the damped matrix with the damping used, as every solver asks for it."""
-
-    def attempt(rung: float) -> tuple[torch.Tensor, float] | None:
-        lower = cholesky(damp(matrix, rung))
-        return None if lower is None else (lower, rung)
-
-    return climb_damping(damping, attempt)
-
-
 def test_the_factor_is_that_of_the_damped_matrix() -> None:
     matrix = gram_of(torch.randn(60, 7) * 3)
-    before = matrix.clone()
-    lower, used = factor(matrix, 0.25)
-    assert used == 0.25 and torch.equal(matrix, before)
+    lower = cholesky(damp(matrix, 0.25))
     expected = matrix.double() + 0.25 * matrix.double().diagonal().mean() * torch.eye(7)
     torch.testing.assert_close((lower @ lower.T).double(), expected, rtol=1e-5, atol=1e-3)
     # diagonal mean 1 and smallest eigenvalue 1 − 1.05 = −0.05: 0.01 fails, 0.1 is enough
     matrix = torch.tensor([[1.0, 1.05], [1.05, 1.0]])
-    lower, used = factor(matrix, 0.01)
-    assert used == pytest.approx(0.1)
+    lower = climb_damping(0.01, lambda rung: cholesky(damp(matrix, rung)))
     torch.testing.assert_close(lower @ lower.T, matrix + 0.1 * torch.eye(2))
 
 
 @pytest.mark.parametrize(
     ("start", "rungs"),
-    [(0.0, [0, 1e-4, 1e-3, 1e-2, 1e-1, 1]), (0.03, [0.03, 0.3, 1]), (1.0, [1.0]), (2.0, [2.0])],
+    [(0.0, [0, 1e-4, 1e-3, 1e-2, 1e-1, 1]), (0.03, [0.03, 0.3, 1]), (2.0, [2.0])],
 )
 def test_the_rungs_of_the_ladder(start: float, rungs: list[float], one_line_error) -> None:
     tried: list[float] = []
-    with one_line_error(NotPositiveDefinite, f"damping from {start:g} up to {rungs[-1]:g}"):
+    with one_line_error(NotPositiveDefinite, f"{start:g}", f"{rungs[-1]:g}"):
         climb_damping(start, tried.append)
     assert tried == pytest.approx(rungs)
 
@@ -114,8 +95,6 @@ def test_relative_error_equals_the_norms_of_the_outputs(monkeypatch) -> None:
     pruned, gram = weight * (torch.rand(5, 6) > 0.5), gram_of(inputs)
     expected = outputs_error(inputs, weight, pruned)
     assert relative_error(weight, pruned, gram) == pytest.approx(expected, rel=1e-4)
-    assert relative_error(weight, pruned, 1e-9 * gram) == pytest.approx(expected, rel=1e-4)
-    assert relative_error(weight, weight, gram) == 0
     assert relative_error(weight, 0 * weight, gram) == pytest.approx(1.0, rel=1e-5)
     assert relative_error(weight, 0 * weight, torch.zeros(6, 6)) == 0  # no output to lose
     monkeypatch.setattr("helpers.gram.PRODUCT_SIZE", 12)  # two rows at a time
@@ -129,63 +108,23 @@ def test_a_small_error_is_not_lost_to_rounding() -> None:
     assert error == pytest.approx(1e-6, rel=1e-2)
 
 
-def test_an_error_that_overflows_float32_is_not_reported_as_none(one_line_error) -> None:
+@pytest.mark.parametrize("left", [0.5, 0.999])  # the error overflows too, or the output only
+def test_an_error_that_overflows_float32_is_not_reported_as_none(left, one_line_error) -> None:
     # Each entry is finite, their sum is not: 0 would be a lie.
     inputs, weight = torch.randn(30, 8), 30 * torch.randn(4, 8)
-    for new in (weight / 2, 0.999 * weight):  # the error overflows too, or the output only
-        with one_line_error(NonFinite, "overflows"):
-            relative_error(weight, new, 1e35 * gram_of(inputs))
+    with one_line_error(NonFinite, "overflows"):
+        relative_error(weight, left * weight, 1e35 * gram_of(inputs))
 
 
-# ---------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------- what is no gram
 
 
-def test_inputs_weights_and_grams_of_another_kind(one_line_error) -> None:
-    gram, inputs = Gram(6), torch.randn(8, 6)
-    gram.add(inputs)
-    # (8, 3) and (4, 3, 4) hold a multiple of six numbers
-    wrong = (torch.randn(8, 3), torch.randn(4, 3, 4), torch.tensor(1.0), inputs.int())
-    for bad in (
-        *wrong,
-        inputs.to(torch.cfloat),
-        inputs.to("meta"),
-        inputs.to_sparse(),
-        [[1.0] * 6],
-    ):
-        with one_line_error(BadParameter, "inputs"):
-            gram.add(bad)
-    for bad in (wrong[2], inputs.int(), inputs.to(torch.cfloat), [[1.0] * 6]):
-        with one_line_error(BadParameter, "inputs"):
-            gram_of(bad)
-    assert gram.tokens == 8 and torch.equal(gram.matrix, gram_of(inputs))
-    for bad in (gram.matrix.to(torch.cfloat), gram.matrix[0], gram.matrix.tolist()):
-        with one_line_error(BadParameter, "gram"):
-            Gram.of(bad)
-    weight, square = torch.randn(5, 6), gram.matrix
-    for arguments in (
-        (weight, weight[:, :1], square),  # which would be spread over the columns
-        (weight, weight[:4], square),
-        (weight, weight, square[0]),
-        (weight, weight, square[:, :5]),
-        (weight, weight.to(torch.cfloat), square),
-        (weight.int(), weight, square),
-        (weight[:0], weight[:0], square),
-    ):
-        with one_line_error(BadParameter, "weight"):
-            relative_error(*arguments)
-
-
-def test_check_gram(one_line_error) -> None:
-    good = gram_of(torch.randn(900, 1100) * 50)  # checked some rows at a time
+def test_what_is_no_gram(one_line_error) -> None:
+    good = gram_of(torch.randn(900, 1100) * 50)  # looked at some rows at a time
     good[0, 1] *= 1 + 1e-6  # rounding is no asymmetry
-    check_gram(good, 1100)
-    check_gram(torch.zeros(4, 4), 4)
-    for bad in (torch.zeros(4, 5), torch.zeros(5, 5), torch.zeros(4)):
-        with one_line_error(BadParameter, "4"):
-            check_gram(bad, 4)
+    assert Gram.of(good).checked(1100).matrix is good
     for place, value, error in (
         ((1090, 3), 1e5, BadParameter),
-        ((0, 1), 1e5, BadParameter),
         ((700, 800), math.nan, NonFinite),
         ((2, 2), math.inf, NonFinite),
         ((9, 9), -1.0, NotPositiveDefinite),
@@ -193,17 +132,19 @@ def test_check_gram(one_line_error) -> None:
         bad = good.clone()
         bad[place] = value
         with one_line_error(error, "gram"):
-            check_gram(bad, 1100)
+            Gram.of(bad).checked(1100)
 
 
 def test_a_gram_is_checked_again_when_it_has_changed(one_line_error) -> None:
     gram = Gram.of(gram_of(torch.randn(9, 4)))
     assert gram.checked(4) is gram.checked(4) is Gram.of(gram)
-    with one_line_error(BadParameter, "3 inputs"):
-        gram.checked(3)
     gram.add(torch.full((1, 4), math.inf))
-    with one_line_error(NonFinite):
+    with one_line_error(NonFinite, "gram"):
         gram.checked(4)
-    lopsided = Gram.of(torch.tensor([[1.0, 9.0], [0.0, 1.0]]))
-    with one_line_error(BadParameter, "symmetric"):
-        lopsided.checked(2)
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (4, 3, 4)])
+def test_inputs_of_another_width_are_not_mixed_up(shape: tuple[int, ...], one_line_error) -> None:
+    # they hold a multiple of six numbers, and could be taken for rows of six
+    with one_line_error(BadParameter, "inputs", str(shape)):
+        Gram(6).add(torch.randn(shape))

@@ -1,4 +1,4 @@
-"""Masks by hand and against numpy, exact counts, and every way to ask for the wrong one."""
+"""Masks by hand and against numpy, exact counts, and targets that contradict themselves."""
 
 import math
 from fractions import Fraction
@@ -12,12 +12,10 @@ from layers import layer, masked
 
 from helpers.errors import BadParameter, NonFinite
 from helpers.masks import (
-    Pattern,
     check_keep,
     check_target,
     cubic_schedule,
     select,
-    selection_clock,
     top_k,
     top_nm,
 )
@@ -36,10 +34,6 @@ UNSTRUCTURED = "unstructured"
         ([[1, 3, 2, 4], [8, 6, 5, 7]], 0.5, UNSTRUCTURED, "output", [".x.x", "x..x"]),
         # of equal scores the earlier stay
         ([[1, 1, 1, 1], [1, 1, 1, 1]], 0.5, UNSTRUCTURED, "matrix", ["xxxx", "...."]),
-        ([[1, 1, 1, 1], [1, 1, 1, 1]], 0.5, UNSTRUCTURED, "output", ["xx..", "xx.."]),
-        ([[5, 5, 9, 5]], 0.5, "2:4", "matrix", ["x.x."]),
-        ([[0, 0, 0, 0]], 0.0, UNSTRUCTURED, "matrix", ["xxxx"]),
-        ([[3, 1, 4, 2, 9, 9, 0, 1]], 0.5, "2:4", "matrix", ["x.x.xx.."]),
         # the four largest of eight are the first four; 2:4 has to keep two in each half
         # (the published code's 4:8 mode silently gives 2:4)
         ([[8, 7, 6, 5, 1, 2, 3, 4]], 0.5, "4:8", "matrix", ["xxxx...."]),
@@ -69,20 +63,19 @@ def test_cubic_schedule_by_hand() -> None:
 # ---------------------------------------------------------------- against sorting in numpy
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(1, 9),
-    groups=st.integers(1, 5),
-    n_of_m=st.sampled_from([None, (1, 2), (1, 4), (2, 4), (3, 4), (2, 3), (4, 8), (5, 8)]),
+    n_of_m=st.sampled_from([None, (1, 2), (2, 4), (2, 3), (4, 8), (5, 8)]),
     share=st.floats(0, 1),
     values=st.sampled_from([1, 3, 1000]),  # all tied, many tied, few tied
     budget=st.sampled_from(["matrix", "output"]),
     seed=st.integers(0, 99),
 )
-def test_select_is_exact(rows, groups, n_of_m, share, values, budget, seed) -> None:
+def test_select_is_exact(rows, n_of_m, share, values, budget, seed) -> None:
     n, m = n_of_m or (1, 8)
     source = torch.Generator().manual_seed(seed)
-    score = torch.randint(values, (rows, groups * m), generator=source).float()
+    score = torch.randint(values, (rows, 3 * m), generator=source).float()
     before, pattern = score.clone(), f"{n}:{m}" if n_of_m else UNSTRUCTURED
     sparsity = share * (1 - n / m) if n_of_m else 0.99 * share
     keep = select(score, sparsity, pattern, budget)
@@ -90,13 +83,8 @@ def test_select_is_exact(rows, groups, n_of_m, share, values, budget, seed) -> N
     assert keep.dtype == torch.bool and np.array_equal(keep.numpy(), expected)
     out = torch.full_like(score, 7)
     assert select(score, sparsity, pattern, budget, out=out).data_ptr() == out.data_ptr()
-    assert torch.equal(out, keep.float())
-    if n_of_m:
-        whole = top_nm(score, n, m)
-        assert (whole.unflatten(1, (-1, m)).sum(-1) == n).all() and keep[whole].all()
-    else:
-        assert torch.equal(keep, top_k(score, sparsity, budget))
-    assert torch.equal(score, before)
+    assert torch.equal(out, keep.float()) and torch.equal(score, before)
+    assert n_of_m is None or keep[top_nm(score, n, m)].all()  # which are never pruned on the way
 
 
 def test_large_matrices_count_exactly() -> None:
@@ -105,102 +93,52 @@ def test_large_matrices_count_exactly() -> None:
     assert int((~top_k(score, 0.5)).sum()) == 4100 * 4100 // 2
 
 
-def test_the_innermost_clock_counts_what_selection_takes() -> None:
-    large, small = torch.rand(500, 500), torch.rand(2, 4)
-    with selection_clock() as around:
-        with selection_clock() as clock:
-            top_k(large, 0.5)
-            after_one = clock.seconds
-            top_nm(small, 2, 4)
-        assert around.seconds == 0 < after_one < clock.seconds
-        total = clock.seconds
-        top_k(small, 0.5)
-    assert clock.seconds == total and around.seconds > 0
+@pytest.mark.parametrize(("budget", "pattern"), [("matrix", UNSTRUCTURED), ("output", "2:4")])
+def test_a_score_that_is_nan_is_not_ranked(budget: str, pattern: str, one_line_error) -> None:
+    score = torch.rand(3, 8)
+    score[1, 2] = math.nan  # larger and smaller than nothing: another number would be kept
+    with one_line_error(NonFinite, "NaN"):
+        select(score, 0.5, pattern, budget)
 
 
-# ---------------------------------------------------------------- what may be asked for
-
-
-def test_patterns(one_line_error) -> None:
-    for text, n, m in ((UNSTRUCTURED, None, None), ("2:4", 2, 4), ("16:32", 16, 32)):
-        pattern = Pattern.parse(text)
-        assert (pattern.n, pattern.m, pattern.grouped) == (n, m, m is not None)
-        assert str(pattern) == text and Pattern.parse(pattern) is pattern
-    for wrong in ("5:4", "4:4", "2:0", "0:4", "2-4", 3, None, "", "2:4:8", "-2:4", "2:", ":4",
-                  "²:4", "2:4\n", "2.0:4", "Unstructured2", ("2", "4")):  # fmt: skip
-        with one_line_error(BadParameter, UNSTRUCTURED):
-            Pattern.parse(wrong)
-        with one_line_error(BadParameter):
-            check_target(0.5, wrong)
+# ---------------------------------------------------------------- sparsity and pattern
 
 
 @pytest.mark.parametrize(
     ("sparsity", "pattern", "expected"),
     [(0.6, UNSTRUCTURED, 0.6), (0, UNSTRUCTURED, 0.0), (None, "2:4", 0.5), (0.5, "2:4", 0.5),
-     (None, "1:4", 0.75), (0.375, "5:8", 0.375), (1 / 3, "2:3", 1 / 3),
-     (np.float64(0.5), UNSTRUCTURED, 0.5), (np.float32(0.5), "4:8", 0.5),
-     (np.float32(1 / 3), "2:3", 1 / 3)],
+     (None, "1:4", 0.75), (0.375, "5:8", 0.375), (np.float32(1 / 3), "2:3", 1 / 3)],
 )  # fmt: skip
 def test_target(sparsity: object, pattern: str, expected: float) -> None:
     target = check_target(sparsity, pattern)
     assert isinstance(target, float) and target == pytest.approx(expected, abs=1e-12)
 
 
-def test_bad_targets(one_line_error) -> None:
-    for wrong in (1.0, -0.1, 1.5, "half", "0.5", math.nan, math.inf, True, False, None, [0.5],
-                  0.5 + 0j):  # fmt: skip
-        with one_line_error(BadParameter):
-            check_target(wrong, UNSTRUCTURED)
-    with one_line_error(BadParameter, "60 %", "0.6"):
-        check_target(60, UNSTRUCTURED)
-    for wrong, pattern in ((0.6, "2:4"), (0.25, "1:4"), (0.0, "2:4"), (0.5, "5:8"), (60, "2:4")):
-        with one_line_error(BadParameter, str(wrong)):
-            check_target(wrong, pattern)
-    with one_line_error(BadParameter, "4", "10"):
-        select(torch.rand(3, 10), 0.5, "2:4")
-    for budget, pattern in (("matrix", UNSTRUCTURED), ("output", UNSTRUCTURED), ("matrix", "2:4")):
-        score = torch.rand(3, 8)
-        score[1, 2] = math.nan  # larger and smaller than nothing: another number would be kept
-        with one_line_error(NonFinite, "NaN"):
-            select(score, 0.5, pattern, budget)
-        with one_line_error(NonFinite, "NaN"):
-            top_k(score, 0.5, budget)
-        with one_line_error(NonFinite, "NaN"):
-            top_nm(score, 2, 4)
-        for wrong in (score[0], score.to(torch.cfloat), score.tolist()):
-            with one_line_error(BadParameter, "score"):
-                select(wrong, 0.5, pattern, budget)
-    for choose in (lambda: select(torch.rand(3, 4), 1.5, UNSTRUCTURED), lambda: top_k(score, 1.5)):
-        with one_line_error(BadParameter, "1.5"):
-            choose()
-    for ask in (lambda: top_k(torch.rand(3, 4), 0.5, budget="row"),
-                lambda: select(torch.rand(3, 4), 0.5, "2:4", "row")):  # fmt: skip
-        with one_line_error(BadParameter, "matrix", "output"):
-            ask()
+BAD_PATTERNS = ["5:4", "4:4", "0:4", "2-4", "2:4:8", "-2:4", ":4", "²:4", "2:4\n", "", 3, None]
+BAD_SPARSITIES = [1.0, -0.1, "0.5", math.nan, math.inf, True, [0.5], 60]
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "pattern"),
+    [("pattern", pattern, pattern) for pattern in BAD_PATTERNS]
+    + [("sparsity", sparsity, UNSTRUCTURED) for sparsity in BAD_SPARSITIES]
+    + [("sparsity", sparsity, "2:4") for sparsity in (0.6, 0.25, 0.0, 60)],
+)
+def test_bad_targets(parameter: str, value: object, pattern: object, one_line_error) -> None:
+    with one_line_error(BadParameter, parameter, repr(value)):
+        check_target(0.5 if parameter == "pattern" else value, pattern)
 
 
 def test_a_mask_that_is_given(one_line_error) -> None:
     score = layer()[1]
     half, two_of_four = top_k(score, 0.5), top_nm(score, 2, 4)
-    assert check_keep(half, score.shape) == check_keep(half, score.shape, 0.5) == 0.5
-    assert check_keep(two_of_four, score.shape, None, "2:4") == 0.5
+    assert check_keep(half, score.shape, 0.5) == check_keep(two_of_four, score.shape, None, "2:4")
     sparser = two_of_four & (torch.arange(32) > 3)  # fewer than N in a group are allowed
     assert check_keep(sparser, score.shape, None, "2:4") == pytest.approx(0.5 + 2 / 32)
     for keep, sparsity, pattern in (
-        (half, 0.6, UNSTRUCTURED),
         (half, 0.5 + 1 / half.numel(), UNSTRUCTURED),  # one weight more
         (half, None, "2:4"),  # some group holds three or four
-        (two_of_four, None, "1:4"),
         (sparser, 0.5, "2:4"),
-        (half[:, :-1], 0.5, UNSTRUCTURED),
-        (half.T, 0.5, UNSTRUCTURED),
-        (half.float(), 0.5, UNSTRUCTURED),
-        (half.int(), 0.5, UNSTRUCTURED),
-        (half.numpy(), 0.5, UNSTRUCTURED),
-        ("wanda", 0.5, UNSTRUCTURED),
     ):
-        with one_line_error(BadParameter):
+        with one_line_error(BadParameter, "keep"):
             check_keep(keep, score.shape, sparsity, pattern)
-    for sparsity, pattern in ((0.7, "2:4"), (60, UNSTRUCTURED)):
-        with one_line_error(BadParameter):
-            check_keep(two_of_four, score.shape, sparsity, pattern)

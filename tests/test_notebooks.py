@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from papermill import execute_notebook
 
-from helpers.paths import TABLES_NOTEBOOK, notebooks_dir, root
+from helpers import load_model
+from helpers.paths import TABLES_NOTEBOOK, cache_dir, notebooks_dir, root
 from helpers.report.records import read_record
 from helpers.runner.plan import Run, read_plan
 
@@ -37,7 +39,7 @@ METRICS = {
     "07_your_own_method": "perplexity mean_layer_error prune_seconds",
     "08_beyond_the_paper": "perplexity perplexity_web perplexity_layers perplexity_web_layers "
     "perplexity_dense perplexity_web_dense prune_seconds repair_seconds total_seconds",
-    "09_use_it": "perplexity perplexity_read_back perplexity_int8 perplexity_gguf zeros_moved",
+    "09_use_it": "perplexity perplexity_read_back perplexity_int8 zeros_moved",
 }
 
 
@@ -115,3 +117,31 @@ def test_tables_notebook_writes_tables_and_figures(smoke: Path) -> None:
     drawn += " beyond"
     for name in drawn.split():
         assert (smoke / f"figures/{name}.png").exists() and (smoke / f"figures/{name}.svg").exists()
+
+
+@pytest.mark.parametrize("notebook", ["04_prune_model", "05_zero_shot"])
+def test_a_streamed_model_gives_the_same_record(notebook: str, tmp_path: Path) -> None:
+    for part in load_model("tiny"):
+        part.save_pretrained(tmp_path / "tiny")
+    parameters = {"model": str(tmp_path / "tiny"), "device": "cpu", "sequences": 2, "length": 32}
+    parameters |= {"04_prune_model": {"window": 64}, "05_zero_shot": {"limit": 4}}[notebook]
+    records = []
+    for streamed in (False, True):
+        name = f"{tmp_path.name}-{streamed}"
+        path = tmp_path / f"{notebook}--{name}.json"
+        given = parameters | {"streamed": streamed, "record_path": str(path)}
+        execute_notebook(notebooks_dir() / f"{notebook}.ipynb", None, given, progress_bar=False)
+        records.append(read_record(path))
+    for record in records:
+        record["metrics"] = {
+            name: metric["value"]
+            for name, metric in record["metrics"].items()
+            if metric["unit"] == "1"  # no seconds and no bytes
+        }
+        for layer in record["layers"] or []:
+            del layer["seconds"]
+    for part in ("metrics", "layers", "series", "model", "data"):
+        assert records[0][part] == records[1][part], part
+    assert not (cache_dir() / "pruned" / f"{notebook[:2]}-{name}").exists(), (
+        "it is deleted at the end"
+    )

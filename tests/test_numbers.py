@@ -8,10 +8,10 @@ import pytest
 
 from helpers.paths import notebooks_dir, reference_dir
 from helpers.report import claims_markdown
-from helpers.report.beyond import perplexity_table, way_frame
+from helpers.report.beyond import perplexity_table, pipeline_frame
 from helpers.report.claims import claim_verdicts
 from helpers.report.records import read_record, read_records
-from helpers.report.tables import mean_of_tasks, paired_tasks
+from helpers.report.tables import paired_frame
 from helpers.runner.plan import read_plan
 
 NOTEBOOKS = sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))
@@ -89,10 +89,10 @@ def expected(notebook: str) -> list[str]:
             return [rivals[0], f"{own[0]:.1f}", f"{own[1]:.4f}", f"{error:.4f}", *rivals[1:]]
         case "08":
             records = read_records(reference_dir("full") / "records")
-            table, _ = perplexity_table(way_frame(records), "perplexity")
+            table, _ = perplexity_table(pipeline_frame(records), "perplexity")
             guided = "admm-grad, guide, one pass"
-            ways = ("admm-grad", guided, f"{guided} + distil (64)", "dense")
-            return [f"{table.loc[way, '60 %']:.1f}" for way in ways]
+            rows = ("admm-grad", guided, f"{guided} + distil (64)", "dense")
+            return [f"{table.loc[row, '60 %']:.1f}" for row in rows]
         case "09":
             return []
     raise LookupError(f"say here what {notebook} promises")
@@ -151,18 +151,16 @@ def test_who_answers_more_questions_as_05_says() -> None:
     assert all("mean over HellaSwag, ARC-e, PIQA, SciQ" in c.numbers for c in (best, second))
     leads = []
     for seed in ("", "-seed1", "-seed2"):
-        answers = {
-            method: record("05_zero_shot", f"{method}-50-500{seed}", "full")["series"]["zero_shot"]
-            for method in ("admm-grad", "sparsegpt", "wanda")
-        }
-        for other in ("sparsegpt", "wanda"):
-            pairs = paired_tasks(answers["admm-grad"], answers[other])
-            lead, error = mean_of_tasks(pairs.values())
-            assert f"{error:.3f}" == "0.008"
-            leads.append(f"{lead:.3f}")
+        names = [f"{method}-50-500{seed}" for method in ("admm-grad", "sparsegpt", "wanda")]
+        pairs = paired_frame(record("05_zero_shot", name, "full") for name in names)
+        pairs = pairs[pairs["pair"].str.startswith("admm-grad")].groupby("pair")
+        errors = pairs["error"].agg(lambda errors: (errors**2).sum() ** 0.5 / len(errors))
+        assert {f"{error:.3f}" for error in errors} == {"0.008"}
+        leads += [f"{lead:.3f}" for lead in pairs["difference"].mean()]
     assert (min(leads), max(leads)) == ("0.015", "0.039")
     table = (reference_dir("full") / "tables" / "zero_shot.md").read_text(encoding="utf-8")
-    (row,) = (line for line in table.splitlines() if line.startswith("| best, 50 % − admm-grad"))
+    recipe = "| admm-grad + recipe (precision=bfloat16), 50 % − admm-grad"
+    (row,) = (line for line in table.splitlines() if line.startswith(recipe))
     assert row.endswith("| -0.018 ± 0.014 | **+0.017 ± 0.007** |")
     scores = [value("05_zero_shot", f"{name}-lambada", "lambada_openai_acc", "full")
               for name in ("dense", "admm-grad-50", "sparsegpt-50", "wanda-50")]  # fmt: skip

@@ -1,4 +1,7 @@
-"""One pass of the text through each block: against a model that is run anew for every layer."""
+"""One pass of the text through each block: against a model that is run anew for every layer.
+
+And what is refused in a block, however often the text passes it.
+"""
 
 import copy
 from collections.abc import Callable
@@ -6,19 +9,18 @@ from collections.abc import Callable
 import families as fam
 import pytest
 import torch
-from greenlet import getcurrent
 from torch import Tensor, nn
 
-from helpers import METHODS, prune_model, register
+from helpers import METHODS, prune_model
 from helpers import capture as cap
-from helpers.capture import Call, capture
-from helpers.errors import BadParameter, NonFinite, OutOfMemory, UnsupportedModel
+from helpers.capture import Call
+from helpers.errors import NonFinite, UnsupportedModel
 from helpers.gram import gram_of
-from helpers.loop import Loop, Team
-from helpers.models import find_blocks, find_layers
-from helpers.one_pass import Batch, one_pass
+from helpers.models import find_blocks
+from helpers.one_pass import one_pass
+from helpers.replay import layer_grams
 
-ASKED = dict(method="wanda", sparsity=0.5, passes=1, batch=2)
+REQUEST = dict(method="wanda", sparsity=0.5, passes=1, batch=2)
 
 
 def in_running_order(model: nn.Module, family: str, tokens: Tensor) -> list[str]:
@@ -30,33 +32,22 @@ def in_running_order(model: nn.Module, family: str, tokens: Tensor) -> list[str]
 def test_each_layer_is_fitted_to_what_the_pruned_layers_before_it_give(family: str) -> None:
     model, tokens = fam.build(family), fam.random_tokens(6)
     by_hand, twice = copy.deepcopy(model), copy.deepcopy(model)
-    report = prune_model(model, tokens, **ASKED)
+    prune_model(model, tokens, **REQUEST)
     for name in in_running_order(by_hand, family, tokens):
         # a whole run of the model for this layer alone, with all before it pruned
         weight = fam.matrix_of(by_hand.get_submodule(name)).detach()
         gram = gram_of(fam.inputs_by_hook(by_hand, [name], tokens)[name])
         with torch.no_grad():
             weight.copy_(METHODS["wanda"](weight.clone(), gram, sparsity=0.5).weight)
-    prune_model(twice, tokens, **ASKED | {"passes": 2})
-    differ = 0
+    prune_model(twice, tokens, **REQUEST | {"passes": 2})
+    differ = [0, 0]
     for name in fam.pruned_names(family):
-        found, wanted, other = (m.get_submodule(name).weight != 0 for m in (model, by_hand, twice))
-        # summing batch by batch moves the last bits
-        assert (found == wanted).float().mean() > 0.995, name
-        differ += int((found != other).sum())
-    assert differ > 20  # two passes fit to the layers of a block as they were
-    assert len(report.layers) == len(fam.pruned_names(family)) and not report.halved
-    assert fam.hook_count(model) == 0
-
-
-def test_the_batch_size_does_not_change_the_answer() -> None:
-    tokens, masks = fam.random_tokens(6), []
-    for batch in (1, 3, 6):
-        model = fam.build("gemma3")
-        prune_model(model, tokens, **ASKED | {"batch": batch})
-        masks.append(torch.cat([p.flatten() != 0 for p in model.parameters()]))
-    for mask in masks[1:]:
-        assert (mask == masks[0]).float().mean() > 0.999
+        ours, *others = (m.get_submodule(name).weight != 0 for m in (model, by_hand, twice))
+        differ = [
+            sum + int((ours != other).sum()) for sum, other in zip(differ, others, strict=True)
+        ]
+    # summing batch by batch moves the last bits; two passes fit to the layers as they were
+    assert 10 * differ[0] < differ[1] > 20
 
 
 class Steps(nn.Module):
@@ -86,7 +77,7 @@ def test_a_batch_waits_only_where_it_goes() -> None:
     block, stream = Steps(halves), torch.randn(4, 5, 8)
     stream[:, 0, 0] = torch.tensor([-1.0, 1.0, -1.0, 1.0])
     expected, before, order = copy.deepcopy(block), stream.clone(), []
-    for grams, _ in one_pass(block, stream, Call((), {}), 1, "block 0"):
+    for grams in one_pass(block, stream, Call((), {}), 1, "block 0"):
         ((name, gram),) = grams.items()
         order.append(name)
         rows = before[1::2] if name in ("layers.0", "layers.1") else before[::2]
@@ -100,131 +91,65 @@ def test_a_batch_waits_only_where_it_goes() -> None:
     torch.testing.assert_close(stream, expected(before).detach())
 
 
+def through(passes: int, block: nn.Module, stream: Tensor, call: Call) -> None:
+    """Measure a block's layers in one pass of the text, or in two."""
+    if passes == 1:
+        list(one_pass(block, stream, call, 2, "block 0"))
+    else:
+        layer_grams(block, stream, call, 2, "block 0")
+        cap.advance(block, stream, call, 2, "block 0")
+
+
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        (lambda layers, x: layers[0](x) + layers[1](x), ["block 0 layers.2", "more calibration"]),
+        # experts without tokens: not called, or called with no rows
+        (lambda layers, x: layers[0](x) + layers[1](x), ["layers.2", "more calibration"]),
         (lambda layers, x: layers[0](x) + layers[1](x) + layers[2](x[:0]).sum() + layers[3](x),
-         ["block 0 layers.2", "more calibration"]),
+         ["layers.2", "more calibration"]),
         # what was recorded says that 0 and 1 share an input
-        (lambda layers, x: layers[0](x) + layers[1](2 * x), ["block 0 layers.1", "passes=2"]),
+        (lambda layers, x: layers[0](x) + layers[1](2 * x), ["layers.1", "layers.0"]),
         # called again, with rows that its gram lacks
-        (lambda layers, x: layers[0](layers[0](x)), ["block 0 layers.0", "passes=2"]),
+        (lambda layers, x: layers[0](layers[0](x)), ["layers.", "layers.0", "passes=2"]),
     ],
     ids=["idle", "empty", "not shared", "twice"],
 )  # fmt: skip
-def test_a_block_that_cannot_be_taken_in_turn(
-    run: Callable, words: list[str], one_line_error
-) -> None:
+def test_a_layer_whose_inputs_are_not_known_is_named(run, words, one_line_error) -> None:
     block, stream = Steps(run), torch.randn(4, 5, 8)
     before, call = stream.clone(), Call((), {}, inputs=(("layers.0", "layers.1"),))
-    with one_line_error(UnsupportedModel, *words):
-        list(one_pass(block, stream, call, 2, "block 0"))
+    for passes in (1, 2):
+        with one_line_error(UnsupportedModel, "block 0", *(words if passes == 1 else words[:1])):
+            through(passes, block, stream, call)
     assert torch.equal(stream, before) and fam.hook_count(block) == 0
-
-
-def test_what_a_recorded_block_shares() -> None:
-    calls = capture(fam.build("cohere"), fam.random_tokens(2)).calls
-    qkv = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    # its attention and its MLP stand side by side and read one input
-    first = (*qkv, "mlp.gate_proj", "mlp.up_proj")
-    assert set(calls[0].inputs[0]) == set(first) and len(calls[0].inputs) == 3
 
 
 # ---------------------------------------------------------------- what goes wrong
 
 
-@pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("done", [2, 9])
-def test_an_interrupt_leaves_the_model_and_gradients_as_they_were(
-    done: int, gradients: bool
-) -> None:
+def test_an_interrupt_leaves_the_model_and_gradients_as_they_were(done: int) -> None:
     model = fam.build()
 
     def stop(layers: int, *_: object) -> None:
+        assert torch.is_grad_enabled()  # outside the block nothing has changed
         if layers == done:
             raise KeyboardInterrupt
 
-    with torch.set_grad_enabled(gradients):
-        with pytest.raises(KeyboardInterrupt) as caught:
-            prune_model(model, fam.random_tokens(), progress=stop, **ASKED)
-        assert torch.is_grad_enabled() == gradients
-    assert fam.hook_count(model) == 0
+    with pytest.raises(KeyboardInterrupt) as caught:
+        prune_model(model, fam.random_tokens(), progress=stop, **REQUEST)
+    assert torch.is_grad_enabled() and fam.hook_count(model) == 0
     assert caught.value is not None  # and with it all frames, which must not hold a hook
 
 
-def test_methods_run_with_gradients_as_the_caller_has_them(registry) -> None:
-    seen: list[bool] = []
-
-    @register("test-only")
-    def method(weight, gram, *, sparsity, pattern, keep=None):
-        seen.append(torch.is_grad_enabled())
-        return METHODS["wanda"].__wrapped__(weight, gram, sparsity=sparsity, pattern=pattern)
-
-    prune_model(fam.build(), fam.random_tokens(), **ASKED | {"method": "test-only"})
-    assert all(seen)
-
-
-@pytest.mark.parametrize("layer", ["self_attn.q_proj", "mlp.down_proj"])
-def test_two_passes_where_the_waiting_text_does_not_fit(layer: str) -> None:
-    tokens, model, expected = fam.random_tokens(8), fam.build(), fam.build()
-    block = find_blocks(model)[1]
-    fails = iter([False, True])
-
-    def fail(*_: object) -> None:
-        if isinstance(getcurrent(), Batch) and next(fails, False):
-            raise MemoryError
-
-    handle = block.get_submodule(layer).register_forward_pre_hook(fail)
-    report = prune_model(model, tokens, **ASKED)
-    handle.remove()
-    assert report.halved == ["block 1: two passes from here on, out of memory"]
-    assert report.batch == 2
-    names = fam.pruned_names("llama")
-    whole = prune_model(expected, tokens, **ASKED)
-    assert [line.name for line in report.layers[:7]] == [line.name for line in whole.layers[:7]]
-    for name in names[:7]:  # block 0 had been done in one
-        assert torch.equal(*(m.get_submodule(name).weight for m in (model, expected))), name
-    zeros = [(model.get_submodule(name).weight == 0).float().mean().item() for name in names]
-    assert zeros == pytest.approx([0.5] * len(names), abs=0.02)
-
-
-def test_processes_do_not_each_choose_their_passes(one_line_error, monkeypatch) -> None:
-    model, tokens = fam.build(), fam.random_tokens(4)
-
-    def fail(*_: object) -> None:
-        raise MemoryError
-
-    team = Team()
-    team.size, team.gather = 2, lambda value: [value, value]
-    loop = Loop(model, "wanda", {"sparsity": 0.5, "pattern": "unstructured"}, passes=1, team=team)
-    find_layers(find_blocks(model)[1])["mlp.down_proj"].register_forward_pre_hook(
-        lambda *_: fail() if loop.report.layers else None
-    )
-    with one_line_error(OutOfMemory, "block 1", "passes=2"):
-        loop.run(tokens, 2)
-
-
-def test_bad_numbers_name_the_layer_or_the_block(one_line_error) -> None:
-    for place, name in (("post_attention_layernorm", "mlp.gate_proj"), (None, "after block 0")):
-        model, tokens = fam.build(), fam.random_tokens(2)
-        captured = cap.capture(model, tokens)
-        block = find_blocks(model)[0]
-        weight = (block.get_submodule(place) if place else block.mlp.down_proj).weight
-        with torch.no_grad():
-            weight.view(-1)[3] = float("inf")
-        with one_line_error(NonFinite, "block 0", name):
-            list(one_pass(block, captured.stream, captured.calls[0], 2, "block 0"))
-
-
+@pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize(
-    ("asked", "word"),
-    [({"passes": 3}, "give 1 or 2"), ({"passes": 0}, "1 or more"),
-     ({"after_block": print}, "passes=2")],
-)  # fmt: skip
-def test_what_one_pass_cannot_do_is_refused(asked: dict, word: str, one_line_error) -> None:
-    model = fam.build()
-    before = fam.snapshot(model)
-    with one_line_error(BadParameter, word):
-        prune_model(model, fam.random_tokens(), **ASKED | asked)
-    assert not fam.changed(model, before)
+    ("place", "named"),
+    [("post_attention_layernorm", "block 0 mlp.gate_proj"), ("mlp.down_proj", "after block 0")],
+)
+def test_bad_numbers_name_the_layer_or_the_block(passes, place, named, one_line_error) -> None:
+    model, tokens = fam.build(), fam.random_tokens(2)
+    captured, block = cap.capture(model, tokens), find_blocks(model)[0]
+    with torch.no_grad():
+        block.get_submodule(place).weight.view(-1)[3] = float("inf")
+    with one_line_error(NonFinite, named):
+        through(passes, block, captured.stream, captured.calls[0])

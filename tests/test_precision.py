@@ -6,13 +6,11 @@ import families as fam
 import pytest
 import torch
 
-from helpers import METHODS, precision, prune_model, register
+from helpers import METHODS, prune_model, register
 from helpers.errors import BadParameter
 from helpers.gram import Gram, gram_of
-from helpers.models import find_blocks, find_layers
 
-CPU = torch.device("cpu")
-ASKED = dict(method="wanda", sparsity=0.5, batch=2)
+SETTINGS = dict(method="wanda", sparsity=0.5, batch=2)
 
 
 def autocast() -> torch.autocast:
@@ -24,8 +22,8 @@ def autocast() -> torch.autocast:
 def test_layers_are_fitted_to_what_bfloat16_gives(family: str, passes: int) -> None:
     tokens, model = fam.random_tokens(8), fam.build(family)
     by_hand, exact = copy.deepcopy(model), copy.deepcopy(model)
-    prune_model(model, tokens, passes=passes, precision="bfloat16", **ASKED)
-    prune_model(exact, tokens, passes=passes, **ASKED)
+    prune_model(model, tokens, passes=passes, precision="bfloat16", **SETTINGS)
+    prune_model(exact, tokens, passes=passes, **SETTINGS)
     names = fam.pruned_names(family)
     width = len(fam.FAMILIES[family].layers)
     with autocast():  # the model's own pass
@@ -59,8 +57,8 @@ def test_grams_and_methods_are_in_float32(passes: int, registry) -> None:
         seen.append(torch.is_autocast_enabled("cpu"))
         return METHODS["wanda"].__wrapped__(weight, gram, sparsity=sparsity, pattern=pattern)
 
-    asked = ASKED | {"method": "test-only", "precision": "bfloat16", "passes": passes}
-    prune_model(fam.build(), fam.random_tokens(), **asked)
+    settings = SETTINGS | {"method": "test-only", "precision": "bfloat16", "passes": passes}
+    prune_model(fam.build(), fam.random_tokens(), **settings)
     assert len(seen) > 14 and not any(seen) and not torch.is_autocast_enabled("cpu")
     rows = torch.randn(50, 20)
     gram = Gram(20)
@@ -69,26 +67,10 @@ def test_grams_and_methods_are_in_float32(passes: int, registry) -> None:
     torch.testing.assert_close(gram.matrix, rows.T @ rows)
 
 
-@pytest.mark.parametrize("faster", [True, False])
-def test_auto_is_what_is_faster_here(faster: bool, monkeypatch) -> None:
-    monkeypatch.setattr(precision, "bfloat16_is_faster", lambda _device: faster)
-    model, tokens = fam.build(), fam.random_tokens()
-    kinds = set()
-    layer = find_layers(find_blocks(model)[0])["mlp.down_proj"]
-    # the parity gate and the recording of arguments are the model's own
-    layer.register_forward_hook(lambda _layer, _args, out: kinds.add(out.dtype))
-    prune_model(model, tokens, precision="auto", **ASKED)
-    assert (torch.bfloat16 in kinds) == faster and torch.float32 in kinds
-
-
 def test_a_model_in_half_precision_has_its_own(one_line_error) -> None:
-    assert precision.precision_for(torch.float16, "auto", CPU) == "float32"
-    assert precision.precision_for(torch.float32, "bfloat16", CPU) == "bfloat16"
     model = fam.build().half()
     before = fam.snapshot(model)
-    with one_line_error(BadParameter, "float16", "leave it out"):
-        prune_model(model, fam.random_tokens(), precision="bfloat16", **ASKED)
-    for wrong in ("int8", ""):
-        with one_line_error(BadParameter, "precision", "bfloat16"):
-            prune_model(model, fam.random_tokens(), precision=wrong, **ASKED)
+    for wrong, words in (("bfloat16", "float16"), ("int8", "'int8'"), ("", "''")):
+        with one_line_error(BadParameter, "precision", words):
+            prune_model(model, fam.random_tokens(), precision=wrong, **SETTINGS)
     assert not fam.changed(model, before)

@@ -1,4 +1,4 @@
-"""The recipe: what `prune_model(method="best")` puts together."""
+"""The recipe: what `prune_and_repair` puts together, and the text that its steps read."""
 
 import copy
 
@@ -6,95 +6,102 @@ import families as fam
 import pytest
 import torch
 
-from helpers import prune_model
+from helpers import calibration_tokens, load_model, prune_and_repair, prune_model, windows_of
 from helpers.beyond import recipe
 from helpers.beyond.allocate import guide
 from helpers.beyond.distil import distil
-from helpers.beyond.recipe import Budget, text_needed
+from helpers.beyond.recipe import HELD_OUT, Effort, draw_windows, text_needed
 from helpers.errors import BadParameter, HelpersError
 from helpers.models import PRUNED, STATE
 
 
 @pytest.fixture(autouse=True)
-def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "BUDGETS", {"fast": Budget(2, 0), "balanced": Budget(3, 4)})
+def small_efforts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "EFFORTS", {"fast": Effort(2, 0), "balanced": Effort(3, 4)})
 
 
 @pytest.mark.parametrize("target", [{"sparsity": 0.6}, {"pattern": "2:4"}])
-@pytest.mark.parametrize("budget", ["fast", "balanced"])
-def test_the_recipe_is_its_steps(budget: str, target: dict) -> None:
+@pytest.mark.parametrize("effort", ["fast", "balanced"])
+def test_the_recipe_is_its_steps(effort: str, target: dict) -> None:
     dense = fam.build()
     model, by_hand = copy.deepcopy(dense), copy.deepcopy(dense)
-    steps = recipe.BUDGETS[budget].repair
-    repair = steps + recipe.HELD_OUT if steps else 0
-    tokens = fam.random_tokens(sequences=5 + repair)
-    asked = dict(method="best", budget=budget, precision="float32")
-    report = prune_model(model, tokens, **asked, **target)
-    steps_asked = dict(target)
+    steps = recipe.EFFORTS[effort].repair
+    tokens = fam.random_tokens(sequences=5 + (steps + HELD_OUT if steps else 0))
+    report = prune_and_repair(model, tokens, effort=effort, **target)
+    settings = {"method": "admm-grad", "pattern": report.pattern, "passes": 1} | target
     if "sparsity" in target:
-        found = guide(by_hand, tokens[: recipe.BUDGETS[budget].guide], sparsity=0.6)
-        steps_asked = {"sparsity": found.sparsity, "importance": found.importance}
-    steps_asked |= {"method": "admm-grad", "pattern": report.pattern, "passes": 1}
-    prune_model(by_hand, tokens[:5], **steps_asked)
+        guided = guide(by_hand, tokens[: recipe.EFFORTS[effort].guide], sparsity=0.6)
+        settings |= {"sparsity": guided.sparsity, "importance": guided.importance}
+    prune_model(by_hand, tokens[:5], **settings)
     shown = report.to_dict()["repair"]
     if steps:
-        asked = dict(held_out=recipe.HELD_OUT, precision="float32")
-        repaired = distil(by_hand, dense, tokens[5:], **asked)
-        assert shown["losses"] == repaired.losses and shown["held_out"] == repaired.held_out
-        assert shown["steps"] == steps
+        repaired = distil(by_hand, dense, tokens[5:], held_out=HELD_OUT)
+        assert shown["losses"] == repaired.losses and shown["steps"] == steps
     for name, parameter in by_hand.named_parameters():
         assert torch.equal(model.get_parameter(name), parameter), name
-    assert report.method == "best" and getattr(model, STATE) == PRUNED
-    assert (shown["base"], shown["budget"]) == ("admm-grad", budget)
-    assert report.seconds["total"] >= sum(
-        report.seconds.get(part, 0.0) for part in ("guide", "forward", "solve", "distil")
-    )
+    assert getattr(model, STATE) == PRUNED and shown["effort"] == effort
+    parts = [report.seconds.get(part, 0.0) for part in ("guide", "forward", "solve", "distil")]
+    assert report.seconds["total"] >= sum(parts)
     assert report.sparsity == pytest.approx(target.get("sparsity", 0.5), abs=1e-3)
 
 
-def test_what_cannot_be_done_is_refused_before_it_takes_time() -> None:
-    needed = 1 + 4 + recipe.HELD_OUT
-    assert recipe.windows_of("balanced", 1) == needed and recipe.windows_of("fast") == 32
-    model, tokens = fam.build(), fam.random_tokens(sequences=needed)
-    before = fam.snapshot(model)
-    cases = [
-        ({"tokens": tokens[1:]}, f"needs {needed} windows of text or more, better {31 + needed}"),
-        ({"tokens": None}, "there are 0"),
-        ({"budget": "short"}, "balanced, fast"),
-        ({"base": "best"}, "single layers"),
-        ({"base": "magnitud"}, "magnitude"),
-        ({"allow_pruned": True}, "leave allow_pruned out"),
-        ({"importance": {}}, "no importance"),
-        ({"sparsity": {"0.mlp.up_proj": 0.5}}, "give one sparsity"),
-        ({"sparsity": 1.5}, "1.5"),
-        ({"iterationz": 3}, "iterationz.*itself takes base, budget, precision"),
-        ({"tokens": tokens.tolist()}, "int64 tensor"),
-        ({"base": "wanda", "iterations": 3}, "iterations"),
-        ({"pattern": "3:5"}, "divide"),
-        ({"precision": "int8"}, "bfloat16"),
-        ({"tokens": torch.cat([tokens[:-1], tokens[-1:] + 10**6])}, "vocabulary"),
-    ]
-    for change, message in cases:
-        asked = {"tokens": tokens, "sparsity": None if "pattern" in change else 0.5} | change
-        with pytest.raises(HelpersError, match=message):
-            prune_model(model, method="best", **asked)
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tokens": slice(1, None)}, "9 windows"),
+        ({"tokens": slice(0)}, "empty"),
+        ({"effort": "short"}, "effort 'short'"),
+        ({"effort": ""}, "effort ''"),
+        ({"method": "magnitud"}, "method 'magnitud'"),
+        ({"allow_pruned": True}, "'allow_pruned'"),
+        ({"importance": {}}, "'importance'"),
+        ({"sparsity": 1.5}, "sparsity 1.5"),
+        ({"iterationz": 3}, "'iterationz'"),
+        ({"method": "wanda", "iterations": 3}, "'iterations'"),
+        ({"iterations": 0}, "iterations 0"),
+        ({"pattern": "3:5", "sparsity": None}, "3:5"),
+        ({"precision": "int8"}, "precision 'int8'"),
+        ({"passes": 3}, "passes 3"),
+        ({"batch": 0}, "batch 0"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_runs(
+    change: dict, words: str, one_line_error
+) -> None:
+    model, tokens = fam.build(), fam.random_tokens(sequences=1 + 4 + HELD_OUT)
+    model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    before, change = fam.snapshot(model), dict(change)
+    tokens = tokens[change.pop("tokens", slice(None))]
+    with one_line_error(BadParameter, words):
+        prune_and_repair(model, tokens, **{"sparsity": 0.5} | change)
     assert not fam.changed(model, before)
-    with pytest.raises(HelpersError, match='dtype="float32"'):
-        prune_model(model.half(), tokens, method="best", sparsity=0.5)
 
 
-def test_the_text_that_a_method_needs(one_line_error) -> None:
-    assert text_needed("magnitude", 32, {}) == 0
-    assert text_needed("admm-grad", 32, {"iterations": 10}) == 32
-    assert text_needed("best", 32, {"budget": "fast", "precision": "float32"}) == 32
-    with one_line_error(BadParameter, "precision", "bfloat16"):
-        text_needed("best", 32, {"precision": "float16"})
-    assert text_needed("best", 32, {}) == 32 + 4 + recipe.HELD_OUT
-    with one_line_error(BadParameter, "iteration"):
-        text_needed("admm-grad", 32, {"iteration": 10})
-    with one_line_error(BadParameter, "budget", "balanced"):
-        text_needed("best", 32, {"budget": "balance"})
-    with pytest.raises(BadParameter, match="bugdet.*takes base, budget, precision"):
-        text_needed("best", 32, {"bugdet": "fast"})
-    with one_line_error(BadParameter, "admm-grad"):
-        text_needed("admmgrad", 32, {})
+def test_a_model_in_half_precision_cannot_be_repaired(one_line_error) -> None:
+    with one_line_error(BadParameter, 'dtype="float32"'):
+        prune_and_repair(fam.build().half(), fam.random_tokens(9), sparsity=0.5)
+
+
+def test_the_text_that_a_run_needs(one_line_error) -> None:
+    assert windows_of("fast") == 32 and windows_of("balanced", 8) == 8 + 4 + HELD_OUT
+    assert text_needed("magnitude", "", 8) == text_needed("dense", "", 8) == 0
+    assert text_needed("admm-grad", "", 8) == 8
+    assert text_needed("magnitude", "balanced", 8) == 8 + 4 + HELD_OUT
+    with one_line_error(BadParameter, "effort 'fast'"):
+        text_needed("dense", "fast", 8)
+    with one_line_error(BadParameter, "method 'admmgrad'"):
+        text_needed("admmgrad", "", 8)
+
+
+def test_a_longer_repair_sees_what_a_shorter_one_has_seen() -> None:
+    tokenizer = load_model("tiny", device="cpu")[1]
+    counts = dict(web=2, layers=3, guide=2, pool=9, length=16, seed=1)
+    short, long = (draw_windows("embedded", tokenizer, repair=n, **counts) for n in (2, 5))
+    every = calibration_tokens("embedded", tokenizer, sequences=14, length=16, seed=1)
+    assert torch.equal(short.every, every)
+    assert torch.equal(torch.cat([long.web, long.layers, long.repair]), every)
+    assert torch.equal(short.web, long.web) and torch.equal(short.guide, long.layers[:2])
+    assert torch.equal(short.repair, long.repair[: 2 + HELD_OUT])
+    for change, words in (({"repair": 6}, "repair_windows 6"), ({"guide": 4}, "guide_sequences 4")):
+        with pytest.raises(HelpersError, match=words):
+            draw_windows("embedded", tokenizer, **{"repair": 2} | counts | change)

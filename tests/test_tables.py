@@ -9,21 +9,11 @@ import pandas as pd
 import pytest
 from handmade import metric, pruned, scored, update_row, with_series
 
-from helpers.errors import FileError
 from helpers.paths import reference_dir
-from helpers.report import (
-    claims_markdown,
-    column_key,
-    ratios_markdown,
-    tables,
-    write_claims,
-    write_published,
-    write_tables,
-)
+from helpers.report import tables, write_claims, write_published, write_tables
+from helpers.report.frame import column_key
 from helpers.report.records import read_records
-from helpers.report.tables import sections, setting
-
-MISSING = object()
+from helpers.report.tables import sections
 
 
 @pytest.fixture
@@ -42,30 +32,6 @@ def runs() -> list[dict]:
         pruned("dense", "0 %", 17.7, sequences=1),
         {"notebook": "02_admm_layer_solve", "metrics": {}, "parameters": {}},
     ]
-
-
-@pytest.mark.parametrize("notebook", ["04_prune_model", "05_zero_shot"])
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        ("method", [MISSING, None, ["wanda"]]),
-        ("sparsity", [MISSING, "half"]),
-        ("pattern", ["2:4x", None]),
-        ("options", ["rho=1"]),
-        ("calibration_seed", [[0]]),
-        ("limit", ["20"]),
-    ],
-)
-def test_a_record_of_no_run_is_named(
-    name: str, values: list, notebook: str, tmp_path: Path, one_line_error
-) -> None:
-    for value in values:
-        record = scored("wanda", rte=[1, 0]) | {"notebook": notebook}
-        record["parameters"] |= {name: value}
-        if value is MISSING:
-            del record["parameters"][name]
-        with one_line_error(FileError, f"{notebook}--wanda-50 %-0", name, "delete it"):
-            write_tables([record], tmp_path)
 
 
 @pytest.mark.parametrize("plan", ["laptop", "full"])
@@ -152,18 +118,6 @@ def test_variants_are_compared_with_the_same_seeds(runs: list[dict]) -> None:
     assert tables.variant_table(runs[:3]) is None
 
 
-def test_the_interval_is_students() -> None:
-    stats = pytest.importorskip("scipy.stats")
-    values = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0, 6.0, 5.0, 3.0, 5.0, 8.0]
-    for count in range(2, 11):
-        mean, half = tables.interval(values[:count])
-        _, high = stats.t.interval(0.95, count - 1, mean, stats.sem(values[:count]))
-        assert half == pytest.approx(high - mean, rel=1e-3)
-    mean, half = tables.interval(values)  # of more than ten: a little too wide
-    assert stats.t.ppf(0.975, 11) < half / stats.sem(values) == pytest.approx(2.262)
-    assert tables.interval([2.0])[0] == 2.0 and pd.isna(tables.interval([2.0])[1])
-
-
 def test_a_method_that_was_only_run_with_options_is_no_variant() -> None:
     runs = [pruned("dense", "0 %", 17.7), pruned("new", "50 %", 20.0, options={"steps": 2})]
     assert list(tables.perplexity_table(runs)[0].index) == ["dense", "new (steps=2)"]
@@ -247,8 +201,6 @@ def test_weight_update_takes_the_best_rate_of_each_problem() -> None:
     assert frame.loc["ADMM (ρ = 1)", ["error", "held-out"]].tolist() == pytest.approx([0.2, 0.2])
     assert frame.loc["ADMM (ρ = 1)", "excess, worst (%)"] == 0
     assert tables.update_table([{"series": None}]) is None
-    (section,) = sections([first, second])["weight_update"]
-    assert "up_proj of blocks 2, 5; at 60 %" in section.note
 
 
 def test_mask_rules_are_shares_of_the_default_on_the_same_layer() -> None:
@@ -266,14 +218,8 @@ def test_mask_rules_are_shares_of_the_default_on_the_same_layer() -> None:
 
 
 def test_every_caption_says_that_the_model_is_de_quantised() -> None:
-    records = read_records(reference_dir("full") / "records")
-    notes = [section.note for found in sections(records).values() for section in found]
-    notes += [write(records).partition("\n")[0] for write in (claims_markdown, ratios_markdown)]
-    assert len(notes) > 9 and all("4-bit file converted back" in note for note in notes)
-    hub = [pruned("dense", "0 %", 5.0, model="a/small"), scored("dense", rte=[1, 0])]
-    hub[1]["parameters"]["model"] = "a/small"
-    notes = [section.note for found in sections(hub).values() for section in found]
-    assert len(notes) == 3 and all(note.startswith("Model: a/small. ") for note in notes)
+    found = sections(read_records(reference_dir("full") / "records")).values()
+    assert all("4-bit file converted back" in part.note for parts in found for part in parts)
 
 
 @pytest.mark.parametrize(
@@ -296,24 +242,20 @@ def test_files(runs: list[dict], tmp_path: Path) -> None:
 
 
 def test_a_section_for_each_model(tmp_path: Path) -> None:
-    runs = [
-        pruned("dense", "0 %", 5.0, model="a/small"),
-        pruned("dense", "0 %", 4.0, model="b/big"),
-    ]
+    runs = [pruned("dense", "0 %", value, model=name) for name, value in (("a", 5.0), ("b/c", 4.0))]
     write_tables(runs, tmp_path)
     text = (tmp_path / "perplexity.md").read_text()
-    assert text.count("| dense |") == 2 and "Model: b/big." in text
+    assert text.count("| dense |") == 2 and "Model: b/c." in text
     frame = pd.read_csv(tmp_path / "perplexity.csv", index_col=["about", "method"])
-    assert frame.loc[("b/big", "dense"), "0 %"] == 4.0
-    for run in runs:
-        run["parameters"] |= {"windows": 0, "evaluation": "wikitext2"}
-    assert "Perplexity on wikitext2, all windows of 512 tokens." in setting(runs)
+    assert frame.loc[("b/c", "dense"), "0 %"] == 4.0
 
 
-def test_the_captions_say_what_the_error_holds_and_which_runs_were_timed(runs: list[dict]) -> None:
-    (perplexity,), (cost,) = (sections(runs)[name] for name in ("perplexity", "cost"))
-    assert (
-        "seeds of the calibration text" in perplexity.note
-        and "windows is not in it" in perplexity.note
-    )
-    assert "; 0 of 11 runs were timed alone" in cost.note.replace("10 runs", "11 runs")
+def test_the_recipe_is_a_row_of_its_own() -> None:
+    runs = [scored("admm-grad", rte=[1, 0, 0, 0]), scored("admm-grad", rte=[1, 1, 0, 0])]
+    for run, effort in zip(runs, ("", "balanced"), strict=True):
+        run["parameters"]["effort"] = effort
+    frame, _ = tables.zero_shot_table(runs)
+    assert frame["RTE"].to_dict() == {"admm-grad, 50 %": 0.25, "admm-grad + recipe, 50 %": 0.5}
+    runs = [pruned("admm-grad", "60 %", value, effort=e) for e, value in (("", 3.0), ("fast", 2.0))]
+    frame, _ = tables.perplexity_table(runs)
+    assert frame["60 %"].to_dict() == {"admm-grad": 3.0, "admm-grad + fast recipe": 2.0}

@@ -5,21 +5,10 @@ import math
 from typing import Any
 
 import pytest
-from handmade import metric, update_row
+from handmade import metric, pruned, update_row
 
 from helpers.paths import reference_dir
-from helpers.report import (
-    claims_beside,
-    equal_to_printed_digits,
-    judge,
-    notes,
-    numbers_text,
-    perplexity_text,
-    record_id,
-    summary,
-    to_lines,
-)
-from helpers.report.claims import Judged
+from helpers.report import equal_to_printed_digits, judge, notes, numbers_text, summary, to_lines
 from helpers.report.records import read_records
 from helpers.report.verdict import (
     CEILING,
@@ -29,9 +18,9 @@ from helpers.report.verdict import (
     SAME,
     SHARE,
     UNKNOWN,
-    Tolerances,
     Verdict,
     most_turned,
+    tolerance_of,
 )
 
 Record = dict[str, Any]
@@ -61,26 +50,18 @@ def test_a_run_is_reproduced_within_its_tolerance() -> None:
     assert (found.compared, found.reproduced, found.missing) == (3, 1, 1)
     assert found.without == 2  # c has other parameters, new is not in the reference
     lines = to_lines(found.comparisons)
-    assert len({len(line.removesuffix("OUT").rstrip()) for line in lines if "%" in line}) == 1
     shown = {line.split()[1]: line for line in lines[1:] if "tokens" not in line}
-    assert "+0.01 %" in shown["wanda-0"] and not shown["wanda-0"].endswith("OUT")
-    assert "-5.66 %" in shown["b-0"] and shown["b-0"].endswith("OUT")
-    assert "missing" in shown["gone-0"] and shown["gone-0"].endswith("OUT")
+    assert "+0.01 %" in shown["wanda-0"] and "OUT" not in shown["wanda-0"]
+    assert "-5.66 %" in shown["b-0"] and "OUT" in shown["b-0"]
+    assert "missing" in shown["gone-0"] and "OUT" in shown["gone-0"]
     assert not any("seconds" in line for line in lines)
-    assert summary(found) == (
-        "1 of 3 runs reproduced, 1 not run here with this code, differences at most 5.66 % "
-        "(same kind of machine)"
-    )
-    assert notes(found) == [
-        "no reference for 2 runs: none was committed with these parameters and seeds"
-    ]
+    assert "1 of 3 runs reproduced" in summary(found) and "5.66 %" in summary(found)
+    assert "2 runs" in notes(found)[0]
     assert "no committed record" in summary(judge(here, [], []))
     # from zero, and from a number that is missing, no difference in percent can be said
     broken = run(0.0) | {"metrics": {"perplexity": metric(0.0), "new": metric(1.0)}}
     found = one(run(1.0), broken)
-    assert summary(found) == "0 of 1 runs reproduced (same kind of machine)"
-    assert [line.split()[-1] for line in to_lines(found.comparisons)[1:3]] == ["OUT", "OUT"]
-    assert "inf" not in "".join(to_lines(found.comparisons))
+    assert found.reproduced == 0 and "inf" not in "".join(to_lines(found.comparisons))
 
 
 def test_another_seed_is_another_run() -> None:
@@ -133,7 +114,7 @@ def test_on_another_machine_the_tolerance_comes_from_seeds_of_the_same_run() -> 
     dense, seeds = run(10.0, method="dense"), [run(20.0), run(21.0, 1), run(20.5, 2)]
 
     def of(record: Record, *plan: Record) -> tuple[float, str]:
-        return Tolerances([dense, *plan]).of(record, "perplexity")
+        return tolerance_of(record, "perplexity", [dense, *plan])
 
     assert of(run(20.0), *seeds) == (pytest.approx(1 / 20.5), "3 seeds")
     assert of(run(20.0), run(20.0), run(20.0, 1), run(20.1, 2)) == (FLOOR, "3 seeds")
@@ -207,14 +188,9 @@ def test_masks_without_calibration_and_tokens_are_equal_on_any_machine() -> None
         assert one(run(10.0) | {"data": data} | OTHER, run(10.0)).reproduced == 0
 
 
-def test_what_an_older_reference_lacks_is_counted_and_not_compared() -> None:
+def test_what_an_older_reference_lacks_is_not_compared() -> None:
     old = layered(1, 1, mask=None) | {"data": {"calibration": {}, "evaluation": {}}}
-    new = layered(1, 1, mask="m")
-    found = one(new, old)
-    assert found.reproduced == 1
-    assert notes(found) == [
-        "not compared, since so many committed records lack them: masks 1, tokens 1"
-    ]
+    assert one(layered(1, 1, mask="m"), old).reproduced == 1
 
 
 def scored(*answers: int, method: str = "wanda", chosen: bool = True) -> Record:
@@ -252,8 +228,7 @@ def test_zero_shot_is_judged_by_answers() -> None:
     assert verdict(wrong_key, scored(*reference), **OTHER) == 0
     # an older record tells right from wrong
     old = scored(1, *reference[1:], chosen=False)
-    found = one(scored(2, *reference[1:]), old)
-    assert found.reproduced == 1 and "answers 1" in notes(found)[0]
+    assert verdict(scored(2, *reference[1:]), old) == 1
     assert verdict(scored(*reference), old) == 0
     # choices by normalised likelihood count where the committed record has them
     newer = scored(*reference)
@@ -280,37 +255,16 @@ def test_series_that_tables_are_made_of_are_compared_on_the_same_machine() -> No
 
 
 def test_the_numbers_that_a_reproduction_ends_with() -> None:
-    records = [run(20.123, model="m", pattern="unstructured") | {"notebook": "04_prune_model"}]
-    assert "wanda   20.12" in perplexity_text(records) and "model m" in perplexity_text(records)
-    assert perplexity_text([]) == ""
-    assert numbers_text(records) == "04_prune_model wanda-0: perplexity 20.12"
-
-
-def test_claims_of_two_plans_side_by_side() -> None:
-    here = {  # by what is committed
-        ("holds", "holds"): ("holds", "holds"),
-        ("does not hold", ""): ("holds", "holds"),
-        ("holds", "holds "): ("not decided here", "holds"),
-        ("holds", " holds"): ("not decided here", "does not hold"),
-        ("holds", "  holds"): ("not tested here", ""),
-        ("not decided here", "holds"): ("not decided here", "holds"),
-    }
-    sides = ([Judged("A.", v, "", leans) for v, leans in side] for side in (here, here.values()))
-    rows = claims_beside(*sides, "laptop").splitlines()[2:]
-    assert [row.split("|")[-2].strip() for row in rows] == [
-        *("agrees", "**disagrees**", "points the same way", "points the other way"),
-        *("cannot say", "cannot say"),
-    ]
-    first, second = ([Judged(f"A ({n} threads).", "holds", "", "holds")] for n in (1, 2))
-    row = claims_beside(first, second, "laptop").splitlines()[2]
-    assert row.endswith("| tested under another condition |")
+    records = [pruned("wanda", "50 %", 20.123)]
+    assert "| wanda | 20.12 |" in numbers_text(records) and numbers_text([]) == ""
 
 
 def test_equal_to_printed_digits() -> None:
-    reference = run(66.156308)
-    rows = [update_row("admm", excess=2e-7, error=0.0412345)]
-    answers = {"rte": {"items": [1, 2], "acc": [0, 1]}}
-    reference["series"] = {"update": rows, "zero_shot": answers, "curves": [{"error": [0.1]}]}
+    reference = run(66.156308, model="m")
+    reference["series"] = {
+        "update": [update_row("admm", excess=2e-7, error=0.0412345)],
+        "curves": [{"error": [0.1]}],
+    }
     here = copy.deepcopy(reference)
     here["metrics"]["perplexity"]["value"] = 66.1587  # 66.16 as well
     here["metrics"]["prune_seconds"]["value"] = 1.0
@@ -318,11 +272,9 @@ def test_equal_to_printed_digits() -> None:
     here["series"]["update"][0] |= {"seconds": 9.0, "excess": 5e-7, "error": 0.0412349}
     assert equal_to_printed_digits(here, reference) == []
     here["metrics"]["perplexity"]["value"] = 66.1452
-    here["series"]["update"][0] |= {"excess": 5e-5, "error": 0.04135}
-    here["series"]["zero_shot"]["rte"]["acc"] = [1, 1]
     here["metrics"]["new"] = metric(1.0)
-    differing = equal_to_printed_digits(here, reference)
-    assert [line.split(":")[0].split()[1] for line in differing] == [
-        "new", "perplexity", "update[0].error", "update[0].excess", "zero_shot.rte.acc[0]"
-    ]  # fmt: skip
-    assert differing[1] == f"{record_id(reference)} perplexity: 66.15, reference 66.16"
+    here["series"]["update"][0] |= {"excess": 5e-5, "error": 0.04135}
+    lines = equal_to_printed_digits(here, reference)
+    for part in ("perplexity: 66.15, reference 66.16", "new: 1.00, reference missing", "error"):
+        assert any(part in line for line in lines), lines
+    assert any("excess" in line for line in lines)

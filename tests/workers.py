@@ -5,15 +5,11 @@ Its method fails on purpose, in process 1, as often as a file of orders says.
 
 import multiprocessing
 import os
-import resource
 import signal
 import sys
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any
 
 import families as fam
 import pytest
@@ -21,10 +17,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from helpers import prune_checkpoint, replay
-from helpers.errors import FileError, NonFinite
+from helpers import METHODS, register, replay
+from helpers.errors import NonFinite
 from helpers.large.torchrun import main
-from helpers.methods import METHODS, register
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["workers", "kills"])
@@ -41,29 +36,6 @@ def serve() -> None:
         forkserver.ensure_running()
 
 
-def answer_of(target: Callable, *arguments: object) -> Any:
-    """What a function returns, or raises, in a process of its own."""
-    serve()
-    with ProcessPoolExecutor(1, PROCESSES) as pool:
-        return pool.submit(target, *arguments).result()
-
-
-def with_full_disk(source: Path, to: Path, cases: list[tuple[str, int]]) -> list[str]:
-    """Prune with each (activations, longest file in bytes); return the error messages."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    messages = []
-    for activations, limit in cases:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        messages.append("")
-        try:
-            prune_checkpoint(source, to, TOKENS, activations=activations, **WANDA)
-        except FileError as error:
-            messages[-1] = str(error)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-    return messages
-
-
 def register_all() -> None:
     """Not at import, so that the tests' own process knows no such method."""
 
@@ -77,18 +49,21 @@ def register_all() -> None:
             waiting = Path(orders).read_text().splitlines()
             if waiting and calls > int(waiting[0].split()[1]):
                 Path(orders).write_text("\n".join(waiting[1:]))  # crossed out
-                how = waiting[0].split()[0]
-                if how == "killed":
+                if waiting[0].startswith("killed"):
                     os.kill(os.getpid(), signal.SIGKILL)
-                if how == "interrupted":
-                    time.sleep(60)  # the test interrupts meanwhile
                 raise NonFinite("made up")
         return METHODS["admm1"](weight, gram, sparsity=sparsity, pattern=pattern, keep=keep)
 
 
 def command(rank: int, size: int, port: int, folder: str, arguments: list[str]) -> None:
-    """The command line in one process of a group, with a file for its output."""
-    os.environ.update(environment(rank, size, port))
+    """The command line in one process of a group, with a file for its output.
+
+    Process 1 has no memory for a batch of two in block 1.
+    """
+    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in where.items()}, MASTER_ADDR="127.0.0.1")
+    if rank == 1:
+        replay.layer_grams = without_memory("block 1", 1)
     distributed_c10d._pickler = distributed_c10d._unpickler = None  # nothing travels as a pickle
     torch.set_num_threads(1)
     handle = os.open(Path(folder, f"output-{rank}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -98,30 +73,16 @@ def command(rank: int, size: int, port: int, folder: str, arguments: list[str]) 
     sys.exit(main(arguments))
 
 
-def environment(rank: int, size: int, port: int) -> dict[str, str]:
-    """The environment that torchrun gives a process."""
-    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-    where |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return {name: str(value) for name, value in where.items()}
-
-
 def without_memory(place: str, limit: int) -> Callable:
     """A `replay.layer_grams` that lacks memory for more than `limit` sequences in one block."""
     measure = replay.layer_grams
 
-    def measured(block, stream, call, batch, name, layers):
+    def measured(block, stream, call, batch, name):
         if name == place and batch > limit:
             raise MemoryError("made up")
-        return measure(block, stream, call, batch, name, layers)
+        return measure(block, stream, call, batch, name)
 
     return measured
-
-
-def short_of_memory(rank: int, size: int, port: int, folder: str, arguments: list[str]) -> None:
-    """The command line, in process 1 with no memory for a batch of two in block 1."""
-    if rank == 1:
-        replay.layer_grams = without_memory("block 1", 1)
-    command(rank, size, port, folder, arguments)
 
 
 if __name__ == "__main__":

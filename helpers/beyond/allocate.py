@@ -306,7 +306,9 @@ def levels_of(score: Tensor) -> Tensor:
 # --- from a curve to whole numbers of zeros -----------------------------------------------------
 
 
-def layer_sparsities(survey: Survey, curve: Curve, sparsity: float, spread: float) -> dict[str, float]:
+def layer_sparsities(
+    survey: Survey, curve: Curve, sparsity: float, spread: float
+) -> dict[str, float]:
     """The sparsity of each layer by a curve, at most `spread` and one weight from `sparsity`.
 
     Raises BadParameter if there is no room for the zeros.

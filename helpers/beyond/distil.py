@@ -22,22 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from helpers.beyond.training import (
-    DECAY,
-    PARTS,
-    Trained,
-    rate_at,
-    trained,
-)
+from helpers.beyond.training import DECAY, PARTS, Trained, rate_at, trained
 from helpers.capture import Progress, check_tokens, eval_mode, forward
-from helpers.errors import (
-    BadParameter,
-    NonFinite,
-    check_choice,
-    check_real,
-    check_whole,
-)
-from helpers.models import check_model, device_of, model_layers
+from helpers.errors import BadParameter, Count, NonFinite, Positive, check_options, one_of
+from helpers.models import check_model, device_of
 from helpers.precision import check_precision, exactly, products
 from helpers.prune import check_dense
 from helpers.replay import explain_out_of_memory
@@ -74,10 +62,10 @@ def distil(
     dense: nn.Module,
     tokens: Tensor,
     *,
-    parts: str = "all",
-    rate: float = 2.5e-4,
-    vector_rate: float = 1e-3,
-    held_out: int = 4,
+    parts: one_of(*PARTS) = "all",
+    rate: Positive = 2.5e-4,
+    vector_rate: Positive = 1e-3,
+    held_out: Count = 4,
     precision: str = "float32",
     progress: Progress | None = None,
 ) -> DistilReport:
@@ -86,12 +74,15 @@ def distil(
     Zeros stay zeros. Embedding and head stay as they are; vectors (norms, biases) are trained with
     the rest. Adam, with a warm-up and a cosine to zero.
 
-    Args: model, pruned, and dense, the same before that, in float32 on one device; tokens, int64
-    (windows, length), of which the last `held_out` are never trained on and the others once, in
-    turn: their number is the budget; parts, "all", or "norms" for the vectors alone, which needs
-    next to no memory; rate and vector_rate, Adam's for weights and vectors; precision of the
-    products, "float32", "bfloat16", or "auto" for the faster of the two here; progress, called
-    after each step.
+    Args:
+        model: the pruned one, in float32.
+        dense: the same model before that, in float32.
+        tokens: int64 (windows, length). The last `held_out` windows are never trained on, the
+            others once, in turn: their number is the effort.
+        parts: "all", or "norms" for the vectors alone, which needs next to no memory.
+        rate, vector_rate: Adam's, for weights and vectors.
+        precision: of the products, "float32" or "bfloat16".
+        progress: called after each step.
 
     The held-out windows are looked at before, halfway and at the end, in float32; the model ends
     with the best weights seen, after an error too, so it is never worse there than before.
@@ -102,26 +93,20 @@ def distil(
 
     Raises BadParameter, NonFinite, OutOfMemory.
     """
-    check_choice("parts", parts, PARTS)
-    check_real("rate", rate, above=0)
-    check_real("vector_rate", vector_rate, above=0)
-    check_pair(model, dense, tokens, check_whole("held_out", held_out))
+    rates = dict(rate=rate, vector_rate=vector_rate)
+    check_options(distil, {"parts": parts, "held_out": held_out, **rates})
     check_precision(precision, torch.float32)
+    check_pair(model, dense, tokens, held_out)
     started = time.perf_counter()
     text, unseen = tokens[:-held_out].to(device_of(model)), tokens[-held_out:]
-    layers = model_layers(model) if parts == "all" else {}
+    advice = 'the pruned model is there as it was; give shorter windows, or parts="norms"'
     # dropout off: the dense model is the teacher as it answers, and the pruned one is to answer so
     with (
         eval_mode(model),
         eval_mode(dense),
-        explain_out_of_memory(
-            "repairing the model",
-            'the pruned model is there as it was; give shorter windows, or parts="norms"',
-        ),
-        trained(model, layers) as parameters,
+        explain_out_of_memory("repairing the model", advice),
+        trained(model, parts) as parameters,
     ):
-        if not (parameters.weights or parameters.vectors):
-            raise BadParameter('the model has no norms or biases to train: give parts="all"')
         best = divergence(model, dense, unseen)
         looks, kept, values = [(0, best)], 0, parameters.snapshot()
         losses, optimiser = [], adam(parameters, rate, vector_rate)
@@ -141,37 +126,24 @@ def distil(
             # also after an error, or Ctrl-C: no model is left half trained
             if kept != len(text):
                 parameters.restore(values)
-    return DistilReport(
-        steps=len(text),
-        tokens=text.numel(),
-        precision=precision,
-        losses=losses,
-        held_out=looks,
-        kept=kept,
-        seconds=time.perf_counter() - started,
-    )
+    seconds = time.perf_counter() - started
+    return DistilReport(len(text), text.numel(), precision, losses, looks, kept, seconds)
 
 
 def check_pair(model: nn.Module, dense: nn.Module, tokens: Tensor, held_out: int) -> None:
-    """Raise unless both are the same architecture on one device, and the text leaves a step.
+    """Raise BadParameter unless one is the other before it was pruned, and the text leaves a step.
 
-    Raises BadParameter.
+    A wrong dense model would be learnt without an error.
     """
     check_model(model)
-    check_dense(model, allow_pruned=True)  # its weights must be in memory
-    if model is dense:
-        raise BadParameter("model and dense are one model: load the dense model a second time")
-    shapes, others = ({n: p.shape for n, p in m.named_parameters()} for m in (model, dense))
-    if shapes != others:
-        raise BadParameter(
-            "model and dense differ in their parameters: give the model that was pruned"
-        )
     check_model(dense)
-    check_dense(dense, allow_pruned=False)
-    if device_of(model) != device_of(dense):
+    shapes, others = ({n: p.shape for n, p in m.named_parameters()} for m in (model, dense))
+    if model is dense or shapes != others:
         raise BadParameter(
-            f"the model is on {device_of(model)} and the dense one on {device_of(dense)}: move one"
+            "model and dense are one model, or differ in their parameters: give the model that was "
+            "pruned, and the dense one loaded a second time"
         )
+    check_dense(dense, allow_pruned=False)
     check_tokens(model, tokens)
     if len(tokens) <= held_out:
         raise BadParameter(
@@ -183,7 +155,7 @@ def check_pair(model: nn.Module, dense: nn.Module, tokens: Tensor, held_out: int
 def adam(parameters: Trained, rate: float, vector_rate: float) -> torch.optim.Adam:
     """Adam over the weights and the vectors, each with its rate."""
     groups = [
-        {"params": list(parameters.weights.values()), "lr": rate},
+        {"params": parameters.weights, "lr": rate},
         {"params": parameters.vectors, "lr": vector_rate},
     ]
     # fused: one pass over the memory that a plain Adam reads and writes many times

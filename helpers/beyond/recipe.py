@@ -32,7 +32,7 @@ from helpers.errors import BadParameter, check_choice
 from helpers.loop import PruneReport, RunSettings
 from helpers.masks import Pattern
 from helpers.methods import get_method
-from helpers.models import check_model, model_layers
+from helpers.models import check_model
 from helpers.prune import check_dense, check_request, prune_model
 
 
@@ -119,7 +119,7 @@ def prune_and_repair(
     # all that the steps would refuse, before the first of them has taken its time
     check_request(model, text, method, target | options, RunSettings(passes, precision, batch))
     if spend.repair:
-        check_float32(model, model_layers(model))
+        check_float32(model)
     guided = not Pattern.parse(pattern).grouped
     if guided:
         spared = guide(model, text[: spend.guide], sparsity=sparsity, progress=progress)
@@ -148,6 +148,7 @@ class Windows(NamedTuple):
     every: Tensor  # all that were drawn
     web: Tensor  # for evaluation
     layers: Tensor
+    guide: Tensor  # the first of those for the layers
     repair: Tensor  # the last HELD_OUT of them are never trained on
 
 
@@ -157,6 +158,7 @@ def draw_windows(
     *,
     web: int,
     layers: int,
+    guide: int,
     repair: int,
     pool: int,
     length: int,
@@ -168,6 +170,11 @@ def draw_windows(
     first `repair` windows of a pool that has one size in all runs, and holds out those after them.
     Raises BadParameter and what `calibration_tokens` raises.
     """
+    if not 1 <= guide <= layers:
+        raise BadParameter(
+            f"guide_sequences {guide} are not among the {layers} sequences for the layers: give "
+            f"1 to {layers}, or more sequences"
+        )
     if repair < 1 or repair + HELD_OUT > pool:
         raise BadParameter(
             f"repair_windows {repair} do not fit a pool of {pool}, with the {HELD_OUT} held out: "
@@ -175,5 +182,5 @@ def draw_windows(
         )
     drawn = dict(sequences=web + layers + pool, length=length, seed=seed)
     every = calibration_tokens(source, tokenizer, **drawn)
-    parts = every.split([web, layers, pool])
-    return Windows(every, *parts[:2], parts[2][: repair + HELD_OUT])
+    unseen, read, pooled = every.split([web, layers, pool])
+    return Windows(every, unseen, read, read[:guide], pooled[: repair + HELD_OUT])

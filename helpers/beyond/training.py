@@ -1,4 +1,4 @@
-"""What the steps that train a pruned model share: which weights may move, and at what rate.
+"""Training a pruned model: which weights may move, and at what rate.
 
 A pruned weight stays exactly zero: its gradient is masked, and the mask is applied again after each
 step. Weights are kept in float32; only the products may be done in bfloat16 (`helpers.precision`).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,48 +66,46 @@ def zeros_kept(weights: Sequence[nn.Parameter]) -> Iterator[None]:
         yield
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trained:
     """The parameters that training may change.
 
-    weights: those of pruned layers by name, as their modules store them; vectors: the parameters
-    with one dimension (norms and biases).
+    weights: of the pruned layers, as their modules store them; vectors: the parameters with one
+    dimension (norms and biases).
     """
 
-    weights: dict[str, nn.Parameter]
+    weights: list[nn.Parameter]
     vectors: list[nn.Parameter]
 
     def snapshot(self) -> list[Tensor]:
         """A copy of the values, for `restore`."""
-        return [p.detach().clone() for p in (*self.weights.values(), *self.vectors)]
+        return [p.detach().clone() for p in (*self.weights, *self.vectors)]
 
     @torch.no_grad()
     def restore(self, snapshot: list[Tensor]) -> None:
         """Put the values of a snapshot back."""
-        for parameter, value in zip((*self.weights.values(), *self.vectors), snapshot, strict=True):
+        for parameter, value in zip((*self.weights, *self.vectors), snapshot, strict=True):
             parameter.copy_(value)
 
 
 @contextlib.contextmanager
-def trained(part: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[Trained]:
-    """Inside, `layers` and the vectors of `part`, a block or a model, can be trained.
+def trained(model: nn.Module, parts: str = "all") -> Iterator[Trained]:
+    """Inside, the pruned layers of a model and its vectors can be trained, or the vectors alone.
 
     Everything else, such as the embedding, gets no gradient. Masks are read off the weights: what
-    is zero stays zero. Raises BadParameter unless the weights are float32.
+    is zero stays zero. parts: one of PARTS. Raises BadParameter unless the weights are float32.
     """
-    # by identity: a parameter may be shared by two modules
-    chosen = {name: layer.weight for name, layer in layers.items()}
-    vectors = [p for p in part.parameters() if p.ndim == 1]
-    check_float32(part, layers)
-    weights = list(chosen.values())
-    with gradients_of(part, [*weights, *vectors]), zeros_kept(weights):
-        yield Trained(chosen, vectors)
+    check_float32(model)
+    layers = model_layers(model) if parts == "all" else {}
+    weights = [layer.weight for layer in layers.values()]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    with gradients_of(model, [*weights, *vectors]), zeros_kept(weights):
+        yield Trained(weights, vectors)
 
 
-def check_float32(part: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """Raise BadParameter unless what `trained` may change is float32."""
-    vectors = (p for p in part.parameters() if p.ndim == 1)
-    for parameter in (*(layer.weight for layer in layers.values()), *vectors):
+def check_float32(model: nn.Module) -> None:
+    """Raise BadParameter unless the weights that training may change are float32."""
+    for parameter in model.parameters():
         if parameter.dtype != torch.float32:
             raise BadParameter(
                 f"weights are {parameter.dtype}, and small steps would round to nothing: load the "
@@ -116,12 +114,12 @@ def check_float32(part: nn.Module, layers: Mapping[str, nn.Module]) -> None:
 
 
 @contextlib.contextmanager
-def gradients_of(part: nn.Module, wanted: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Inside, these parameters of a module get gradients and no others.
+def gradients_of(model: nn.Module, wanted: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Inside, these parameters of a model get gradients and no others.
 
     What the caller has set, gradients too, is there again afterwards.
     """
-    parameters = list(part.parameters())
+    parameters = list(model.parameters())
     before = [(parameter.requires_grad, parameter.grad) for parameter in parameters]
     try:
         for parameter in parameters:

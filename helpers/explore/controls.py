@@ -20,8 +20,9 @@ from typing import Any
 import ipywidgets
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
+from tqdm.auto import tqdm
 
-from helpers.errors import BadParameter, HelpersError, Stopped, check_real, check_whole
+from helpers.errors import HelpersError, Stopped
 from helpers.report import to_png
 
 STOPPED = "stopped: nothing is lost, start again whenever you like"
@@ -102,8 +103,7 @@ class Worker(ipywidgets.HBox):
         with self._lock:
             self._updated, self.busy.layout.visibility = now, "visible"
             self.bar.max, self.bar.value = max(1, total), done
-            if not self._stopping:
-                self.message.value = html.escape(f"{done} of {total}: {name}")
+            self.message.value = html.escape(f"{done} of {total}: {name}")
 
     def _run(self) -> None:
         """The thread: one request after another, until none waits."""
@@ -120,17 +120,18 @@ class Worker(ipywidgets.HBox):
             try:
                 work()
                 error = None
-            except HelpersError as caught:
+            except Exception as caught:
                 error = caught
-            except Exception as caught:  # a bug: one line for the reader, the rest for the log
-                logging.getLogger(__name__).exception("an explorer failed")
-                error = caught
+                if not isinstance(caught, HelpersError):  # a bug: the log has the rest of it
+                    logging.getLogger(__name__).exception("an explorer failed")
 
 
 def _line(error: Exception) -> str:
-    """An error as one line of HTML: red unless a person pressed Stop, read by screen readers."""
+    """An error as one line of HTML: red unless the user pressed Stop, read by screen readers."""
+    if isinstance(error, Stopped):
+        return STOPPED
     text = html.escape(str(error) or type(error).__name__)
-    return text if isinstance(error, Stopped) else f'<span role="alert" style="{RED}">{text}</span>'
+    return f'<span role="alert" style="{RED}">{text}</span>'
 
 
 @dataclass(frozen=True)
@@ -149,12 +150,15 @@ class View:
 class Explorer(ipywidgets.VBox):
     """Controls above a picture, which is redrawn in a thread whenever a control changes.
 
-    Args: controls, widgets with a value by name; draw(worker, **values), which returns a View and
-    may call `worker.progress` and `worker.check` on its way; rows, the widgets above the picture
-    if they are not just the controls; hint, a sentence on what to look at.
+    Args:
+        controls: widgets with a value, by name.
+        draw: draw(worker, **values) returns a View; it may call `worker.progress` and
+            `worker.check` while it computes.
+        rows: the widgets above the picture, by default the controls in a row.
+        hint: a sentence on what to look at.
 
     If `draw` raises a HelpersError, or Stop is pressed, a line says so and the picture stays.
-    `figure` and `still` are for readers without a kernel: see `twin`.
+    `figure` and `still` are for pages without a kernel: see `twin`.
     """
 
     def __init__(
@@ -167,7 +171,6 @@ class Explorer(ipywidgets.VBox):
     ) -> None:
         self.controls, self.draw = dict(controls), draw
         self.worker = Worker()
-        self.message = self.worker.message
         self.picture, self.below = ipywidgets.HTML(), ipywidgets.HTML()
         self.png = b""  # the picture's bytes
         self._view: View | None = None
@@ -183,14 +186,10 @@ class Explorer(ipywidgets.VBox):
         values = {name: control.value for name, control in self.controls.items()}
         self.worker.start(lambda: self._redraw(values))
 
-    def wait(self, seconds: float | None = None) -> None:
-        """Return when the picture is up to date, or after so many seconds."""
-        self.worker.wait(seconds)
-
     @property
     def view(self) -> View:
         """What is shown, once it is up to date. If there never was a picture, raises why."""
-        self.wait()
+        self.worker.wait()
         if self._view is None:
             raise self.worker.error or Stopped(STOPPED)
         return self._view
@@ -211,7 +210,6 @@ class Explorer(ipywidgets.VBox):
         view = self.draw(self.worker, **values)
         with _DRAWING:
             png = to_png(view.figure, dpi=DPI)
-        self.worker.check()
         self._view, self.png = view, png
         # not an Image, which has no words for those who cannot see it; its size is given and it is
         # decoded at once, so that nothing jumps when it is replaced
@@ -234,13 +232,9 @@ def slider(
 ) -> ipywidgets.Widget:
     """A slider of whole numbers, of real ones (step below 1), or of powers of ten (log).
 
-    Raises BadParameter for a value out of its range, which ipywidgets would change silently.
+    A value outside of its range widens it: ipywidgets would silently change the value.
     """
-    value = check_real(description, value) if step < 1 else check_whole(description, value, least=0)
-    if not low * (1 - 1e-9) <= value <= high * (1 + 1e-9):
-        raise BadParameter(
-            f"{description} {value!r} is outside the slider's range: give {low:g} to {high:g}"
-        )
+    low, high = min(low, value), max(high, value)
     kind = ipywidgets.FloatSlider if step < 1 else ipywidgets.IntSlider
     if log:
         kind, low, high = ipywidgets.FloatLogSlider, math.log10(low), math.log10(high)
@@ -250,13 +244,7 @@ def slider(
 def choice(
     options: Sequence[Any], value: Any, description: str, *, width: str = "max-content"
 ) -> ipywidgets.Widget:
-    """A drop-down list; an option is a value or a pair of label and value.
-
-    Raises BadParameter for a value that is not among the options.
-    """
-    values = [option[1] if isinstance(option, tuple) else option for option in options]
-    if value not in values:
-        raise BadParameter(f"{description} {value!r} is unknown: choose one of {values}")
+    """A drop-down list; an option is a value or a pair of label and value."""
     return ipywidgets.Dropdown(options=list(options), value=value, **label_of(description, width))
 
 
@@ -273,76 +261,34 @@ def row(*widgets: ipywidgets.Widget) -> ipywidgets.Box:
     return ipywidgets.Box(list(widgets), layout=layout)
 
 
-class ProgressBar:
-    """One line that says how far a long cell has come: `with progress_bar("wanda") as bar:`.
-
-    It is on the page at once and says "loading …" until `show` is called. When the block ends, the
-    bar makes way for plain text: how long it took, or how far it came before it was stopped.
-    """
-
-    def __init__(self, title: str, unit: str) -> None:
-        self.title, self.unit = title, unit
-        self.done = self.total = 0
-        self._began = time.monotonic()
-        self.bar = ipywidgets.IntProgress(layout={"flex": "0 1 240px", "min_width": "60px"})
-        # a Label never wraps: it is cut where the page is narrow
-        self.text = ipywidgets.Label("loading …")
-        self._line = ipywidgets.HBox(
-            [ipywidgets.Label(title, layout={"flex": "0 0 auto"}), self.bar, self.text]
-        )
-        self._output = display(self._line, display_id=True)
-
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_error: Any) -> None:
-        stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
-        self.close("" if kind is None else "stopped" if stopped else "ended by an error")
+class ProgressBar(tqdm):
+    """A progress bar whose `show` is what the functions of this package call as `progress`."""
 
     def show(self, done: int, total: int, name: str) -> None:
         """`done` of `total` are finished; `name` is the last of them, or what is under way."""
-        self.done, self.total = done, total
-        self.bar.max, self.bar.value = max(1, total), done
-        left = f", {self._clock((total - done) / done)} left" if done else ""
-        self.text.value = f"{done} of {self._all()}{left}: {name}"
-
-    def close(self, early: str = "") -> None:
-        """Leave a line of text instead of the bar. early: how the block ended before its end."""
-        text = f"{self._all() if self.total else 'done'} in {self._clock()}"
-        if early:
-            text = early + f" after {self.done} of {self._all()}" * bool(self.total)
-        if self._output:  # None outside a notebook
-            self._output.update({"text/plain": f"{self.title}: {text}"}, raw=True)
-        for widget in (*self._line.children, self._line):
-            widget.close()
-
-    def _all(self) -> str:
-        return f"{self.total} {self.unit}" + "s" * (self.total != 1)
-
-    def _clock(self, share: float = 1.0) -> str:
-        """So much of the time that has passed, in minutes and seconds such as 1:05."""
-        seconds = round(share * (time.monotonic() - self._began))
-        return f"{seconds // 60}:{seconds % 60:02}"
+        if self.total != total:
+            self.bar_format = None
+            self.reset(total)
+        self.set_postfix_str(name, refresh=False)
+        self.update(done - self.n)
 
 
 def progress_bar(title: str, unit: str = "layer") -> ProgressBar:
     """A bar for a long cell, such as `prune_model(progress=bar.show)`; best in a `with` block."""
-    return ProgressBar(title, unit)
+    # until `show` is called there is nothing to count
+    return ProgressBar(desc=title, unit=f" {unit}", bar_format="{desc}: {elapsed}")
 
 
-def twin(explorer: ipywidgets.Widget, figure: Any) -> None:
+def twin(explorer: ipywidgets.Widget, figure: Figure | HTML) -> None:
     """Show an explorer and its static twin as one output, of which a page shows what it can.
 
     A notebook keeps an output in several formats. JupyterLab and Colab, which have a kernel, show
     the widget; the book and GitHub, which have none, show the figure.
-
-    figure: what to show without a kernel, a Figure or the HTML of `still`, or a function that makes
-    it.
     """
     view = {"version_major": 2, "version_minor": 0, "model_id": explorer.model_id}
-    shown = figure() if callable(figure) else figure
-    formats = {"text/html": shown.data} if isinstance(shown, HTML) else {}
-    if isinstance(shown, Figure):
-        formats = {"image/png": base64.b64encode(to_png(shown, dpi=DPI)).decode()}
+    if isinstance(figure, HTML):
+        still = {"text/html": figure.data}
+    else:
+        still = {"image/png": base64.b64encode(to_png(figure, dpi=DPI)).decode()}
     # at once: an output that is updated is drawn again, and the Play button of a second view stops
-    display({WIDGET: view, **formats}, raw=True)
+    display({WIDGET: view, **still}, raw=True)

@@ -8,55 +8,34 @@ from __future__ import annotations
 import copy
 import html
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ipywidgets
 import torch
 from IPython.display import HTML
 from torch import Tensor, nn
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextStreamer,
+)
 
-from helpers.capture import Progress, check_length, check_tokens
-from helpers.errors import BadParameter, NonFinite, OutOfMemory, Stopped, check_whole
+from helpers.capture import check_length
+from helpers.errors import BadParameter, NonFinite, OutOfMemory
 from helpers.explore.controls import Worker, choice, row, slider
 from helpers.machine import ram
 from helpers.methods import METHODS
-from helpers.models import WEIGHT_READER, device_of
+from helpers.models import device_of
 from helpers.prune import prune_model
 
 MOST_TOKENS = 400  # the slider's end
 TARGETS = {f"{percent} %": {"sparsity": percent / 100} for percent in range(20, 95, 10)}
 TARGETS |= {pattern: {"pattern": pattern} for pattern in ("2:4", "4:8")}
-HALF_CHARACTER = "\ufffd"  # what the bytes of an unfinished character are decoded to
 COLUMN = "border-left: 3px solid var(--jp-border-color1, #bdbdbd); padding-left: 10px"
 TEXT = "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.45"
-
-
-class Picker(LogitsProcessor):
-    """Called by `generate` before each token: reports those before it, and makes the choice random.
-
-    The largest of logit / temperature + Gumbel noise is a draw from softmax(logits / temperature),
-    and minus the logarithm of an exponential variable is Gumbel noise. With temperature 0 the
-    choice stays greedy. The noise is made on the CPU: a seed means the same on every device.
-    """
-
-    def __init__(
-        self, report: Callable[[list[int]], None], label: str, temperature: float, seed: int
-    ) -> None:
-        self.report, self.label, self.temperature = report, label, temperature
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """The logits (1, vocabulary), of which `generate` then takes the largest."""
-        self.report(ids[0].tolist())
-        if not math.isfinite(logits.max()):  # NaN is the largest of any
-            raise NonFinite(
-                f"{self.label} gives NaN or infinity instead of logits: load it as float32, or "
-                "prune it less"
-            )
-        noise = torch.empty(logits.shape).exponential_(generator=self.generator).clamp_(min=1e-30)
-        return logits - self.temperature * noise.log_().to(logits.device)
 
 
 class Answer(ipywidgets.HTML):
@@ -66,76 +45,106 @@ class Answer(ipywidgets.HTML):
         layout = {"flex": "1 1 280px", "min_width": "0", "margin": "6px 12px 0 0"}
         super().__init__(layout=layout)
         self.label, self.model = label, model
-        self.written: list[int] = []  # tokens
         self.show("", "")
 
-    def show(self, before: str, text: str) -> None:
-        """Show a text and, in grey, what stands before it."""
-        label, before, text = map(html.escape, (self.label, before, text))
+    def show(self, prompt: str, text: str) -> None:
+        """Show a text; the prompt that it begins with, if it does, is grey."""
+        before = prompt if text.startswith(prompt) else ""
+        label, before, text = map(html.escape, (self.label, before, text.removeprefix(before)))
         self.value = (
             f'<div style="{COLUMN}"><b>{label}</b><div style="{TEXT}">'
             f'<span style="opacity: 0.65">{before}</span>{text}</div></div>'
         )
 
 
-def prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
-    """The token ids of a prompt, in the tokenizer's chat template if `chat`.
+class ColumnStreamer(TextStreamer):
+    """Shows in a model's column what `generate` has written so far."""
 
-    Raises BadParameter for an empty prompt.
+    def __init__(self, tokenizer: Any, answer: Answer, prompt: str, chat: bool) -> None:
+        # without a template the prompt is decoded with the answer, which alone could lose its
+        # first space
+        super().__init__(tokenizer, skip_prompt=chat, skip_special_tokens=True)
+        self.answer, self.prompt, self.text = answer, prompt, ""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Called by `put` and `end` with the text that is new."""
+        self.text += text
+        self.answer.show(self.prompt, self.text)
+
+
+class StopButton(StoppingCriteria):
+    """After each token: shows how far the models have come; once Stop was pressed, ends them."""
+
+    def __init__(self, worker: Worker, label: str, done: int, total: int) -> None:
+        self.worker, self.label, self.done, self.total = worker, label, done, total
+
+    def __call__(self, ids: Tensor, _scores: Any, **_options: Any) -> Tensor:
+        """For each of the sequences (1, length) whether it ends here. Raises Stopped."""
+        self.done += 1
+        # by raising, so that no other model begins
+        self.worker.progress(self.done, self.total, f"{self.label} is writing")
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+
+class OnlyFinite(LogitsProcessor):
+    """Refuses NaN, of which `generate` would choose a token; sampled on a GPU it ends the kernel's
+    use of it.
     """
-    if not prompt.strip():
-        raise BadParameter("the prompt is empty: type some words to be continued or answered")
-    if not chat:
-        return list(tokenizer(prompt).input_ids)
-    messages = [{"role": "user", "content": prompt}]
-    asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-    return list(asked["input_ids"])
 
-
-def pruned_copy(model: nn.Module, tokens: Tensor, **choices: Any) -> nn.Module:
-    """A pruned copy of a model, which itself stays as it is.
-
-    Args: tokens, int64 (sequences, length); choices, as `prune_model` takes them (method,
-    sparsity or pattern, progress, options). Raises what `prune_model` raises, and OutOfMemory if
-    the copy would not leave as much memory free as it takes.
-    """
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
-    free, _ = ram()
-    if device_of(model).type == "cpu" and free < 2 * size:
-        raise OutOfMemory(
-            f"a copy takes {size / 1e9:.1f} GB and its pruning as much, {free / 1e9:.1f} GB are "
-            "free: close other kernels"
-        )
-    copied = copy.deepcopy(model)
-    try:
-        prune_model(copied, tokens, **choices)
-    except Stopped as stopped:  # prune_model speaks of the model that it was given, the copy
-        text = "stopped: the unfinished copy is gone, no other model has changed"
-        raise Stopped(text) from stopped
-    return copied
+    def __call__(self, _ids: Tensor, logits: Tensor) -> Tensor:
+        """The logits (1, vocabulary) as they are. Raises NonFinite."""
+        if not math.isfinite(logits.max()):  # NaN is the largest of any
+            raise NonFinite(
+                "a model gives NaN or infinity instead of logits: load it as float32, or prune it "
+                "less"
+            )
+        return logits
 
 
 class TryIt(ipywidgets.VBox):
-    """A prompt, how to continue it, and a column for each model: see `try_it`."""
+    """Type a prompt and read what the models answer side by side, token by token, with Stop.
+
+    Answers are greedy until the temperature is raised. "chat" puts the prompt into the tokenizer's
+    template, if it has one.
+
+    Args:
+        models: by label; tokenizer: theirs.
+        prompt, new_tokens: where the controls start.
+        tokens: int64 (sequences, length); with these, copies of the first model can be pruned.
+    """
 
     def __init__(
         self,
         models: Mapping[str, nn.Module],
         tokenizer: Any,
-        tokens: Tensor | None,
-        controls: dict[str, ipywidgets.Widget],
+        *,
+        prompt: str = "The capital of France is",
+        new_tokens: int = 40,
+        tokens: Tensor | None = None,
     ) -> None:
-        self.answers: dict[str, Answer] = {}
-        self.tokenizer, self.tokens, self.controls = tokenizer, tokens, controls
+        self.answers = {label: Answer(label, model) for label, model in models.items()}
+        self.tokenizer, self.tokens = tokenizer, tokens
         self.worker, self.pruning = Worker(), Worker()
-        self.columns = row()
+        self.columns = row(*self.answers.values())
         self.columns.layout.align_items = "flex-start"
-        for label, model in models.items():
-            self.add(label, model)
         self.button = ipywidgets.Button(description="Generate", icon="play", button_style="primary")
         self.button.on_click(lambda _button: self.generate())
-        prompt, *others = controls.values()
-        super().__init__([prompt, row(*others), row(self.button, self.worker), self.columns])
+        self.controls = {
+            "prompt": ipywidgets.Textarea(
+                prompt, description="prompt", rows=3, layout={"width": "min(720px, 98%)"}
+            ),
+            "chat": ipywidgets.Checkbox(
+                description="chat",
+                indent=False,
+                disabled=not getattr(tokenizer, "chat_template", None),
+                layout={"width": "auto"},
+            ),
+            "new_tokens": slider("new tokens", new_tokens, 1, MOST_TOKENS),
+            "temperature": slider("temperature", 0.0, 0, 2, step=0.1),
+            "seed": ipywidgets.BoundedIntText(0, max=2**31 - 1, description="seed"),
+        }
+        field, *others = self.controls.values()
+        super().__init__([field, row(*others), row(self.button, self.worker), self.columns])
         if tokens is not None:
             self.method = choice(list(METHODS), "admm-grad", "method")
             self.target = choice(list(TARGETS), "60 %", "target")
@@ -143,138 +152,76 @@ class TryIt(ipywidgets.VBox):
             self.prune_button.on_click(lambda _button: self.prune())
             self.children += (row(self.method, self.target, self.prune_button, self.pruning),)
 
-    def add(self, label: str, model: nn.Module) -> None:
-        """Show one more model in a column of its own; an older one of that label is replaced.
-
-        Raises BadParameter for what is not a model in memory.
-        """
-        if not isinstance(model, nn.Module) or hasattr(model, WEIGHT_READER):
-            raise BadParameter(
-                f"{label!r} is a {type(model).__name__}, or a model that is read block by block: "
-                "give one that load_model returned"
-            )
-        self.answers[label] = Answer(label, model)
-        self.columns.children = tuple(self.answers.values())
-
     def generate(self) -> None:
         """Let the models answer in a thread, as the button does."""
-        values = self._values()
-        self.worker.start(lambda: self._answer(self.worker.progress, **values))
+        values = {name: control.value for name, control in self.controls.items()}
+        self.worker.start(lambda: self._answer(**values))
 
     def prune(self) -> None:
-        """Prune a copy of the first model in a thread and add it, as the button does."""
-        method, target, worker = self.method.value, self.target.value, self.pruning
-        first = next(iter(self.answers.values())).model
+        """Prune a copy of the first model in a thread and show it in a column, as the button does.
+
+        A column of the same label is replaced.
+        """
+        method, target, progress = self.method.value, self.target.value, self.pruning.progress
+        first, label = next(iter(self.answers.values())).model, f"{method} {target}"
 
         def work() -> None:
-            worker.progress(0, 1, "copying the model")
-            choices = {"method": method, "progress": worker.progress, **TARGETS[target]}
-            self.add(f"{method} {target}", pruned_copy(first, self.tokens, **choices))
+            size, (free, _) = sum(p.nbytes for p in first.parameters()), ram()
+            if device_of(first).type == "cpu" and free < 2 * size:
+                raise OutOfMemory(
+                    f"a copy takes {size / 1e9:.1f} GB and its pruning as much, {free / 1e9:.1f} "
+                    "GB are free: close other kernels"
+                )
+            progress(0, 1, "copying the model")
+            pruned = copy.deepcopy(first)
+            prune_model(pruned, self.tokens, method=method, progress=progress, **TARGETS[target])
+            self.answers[label] = Answer(label, pruned)
+            self.columns.children = tuple(self.answers.values())
 
-        worker.start(work)
+        self.pruning.start(work)
 
-    def still(self, prompt: str | None = None) -> HTML:
-        """The static twin: what each model answers, computed here and now.
-
-        Takes the controls' values, with another prompt if one is given.
-        Raises BadParameter, NonFinite.
-        """
-        values = self._values() | ({} if prompt is None else {"prompt": prompt})
-        self._answer(lambda _done, _total, _name: None, **values)
+    @property
+    def still(self) -> HTML:
+        """The static twin: what each model answers, once it has."""
+        self.generate()
+        self.worker.wait()
+        if self.worker.error:
+            raise self.worker.error
         return HTML("<br>".join(answer.value for answer in self.answers.values()))
 
-    def _values(self) -> dict[str, Any]:
-        return {name: control.value for name, control in self.controls.items()}
-
     def _answer(
-        self,
-        progress: Progress,
-        *,
-        prompt: str,
-        chat: bool,
-        new_tokens: int,
-        temperature: float,
-        seed: int,
+        self, *, prompt: str, chat: bool, new_tokens: int, temperature: float, seed: int
     ) -> None:
-        """Check what is asked for, then let one model after another write, token by token."""
-        ids, answers = prompt_ids(self.tokenizer, prompt, chat), list(self.answers.values())
-        asked, before = torch.tensor([ids]), "" if chat else prompt
-        for answer in answers:
-            try:
-                check_tokens(answer.model, asked)
-                check_length(answer.model, len(ids) + new_tokens)
-            except BadParameter as error:
-                raise BadParameter(f"{answer.label}, prompt and answer: {error}") from None
-        for answer in answers:
-            answer.written = []
-            answer.show(before, "")
-        for done, answer in enumerate(answers):
-
-            def report(whole: list[int], answer: Answer = answer, done: int = done) -> None:
-                answer.written = whole[len(ids) :]
-                answer.show(before, answer_text(self.tokenizer, ids, whole))
-                count = done * new_tokens + len(answer.written)
-                progress(count, new_tokens * len(answers), f"{answer.label} is writing")
-
-            picker = Picker(report, answer.label, temperature, seed)
-            given = asked.to(device_of(answer.model))
-            whole = answer.model.generate(
-                given,
-                attention_mask=torch.ones_like(given),
-                logits_processor=LogitsProcessorList([picker]),
-                max_new_tokens=new_tokens,
-                do_sample=False,
-                pad_token_id=0,
+        """In the thread: let one model after another write, token by token."""
+        if not prompt.strip():
+            raise BadParameter("the prompt is empty: type some words to be continued or answered")
+        text, answers = prompt, list(self.answers.values())
+        if chat:
+            text = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
             )
-            report(whole[0].tolist())
-
-
-def answer_text(tokenizer: Any, ids: Sequence[int], whole: Sequence[int]) -> str:
-    """The text that follows a prompt, without special tokens and without an unfinished character.
-
-    ids: of the prompt; whole: of prompt and answer. Both are decoded from the beginning: alone, an
-    answer could lose its first space.
-    """
-    plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    before, text = tokenizer.decode(list(ids), **plain), tokenizer.decode(list(whole), **plain)
-    return text.removeprefix(before).rstrip(HALF_CHARACTER)
-
-
-def try_it(
-    models: Mapping[str, nn.Module],
-    tokenizer: Any,
-    *,
-    prompt: str = "The capital of France is",
-    new_tokens: int = 40,
-    temperature: float | None = None,
-    seed: int = 0,
-    chat: bool = False,
-    tokens: Tensor | None = None,
-) -> TryIt:
-    """Type a prompt and read what the models answer side by side, token by token, with Stop.
-
-    Args: models by label; their tokenizer; then where the controls start: temperature None or 0 is
-    greedy; chat uses the tokenizer's template, if it has one. With tokens, int64 (sequences,
-    length), copies of the first model can be pruned as well. Greedy answers are those of the
-    model's `generate(do_sample=False)`. `still()` is the static twin. Raises BadParameter.
-    """
-    if not models:
-        raise BadParameter('models is empty: give {"dense": model} from load_model, or several')
-    can_chat = bool(getattr(tokenizer, "chat_template", None))
-    if chat and not can_chat:
-        raise BadParameter("chat=True is not possible, the tokenizer has no template: leave it out")
-    most = max(MOST_TOKENS, check_whole("new_tokens", new_tokens))
-    controls = {
-        "prompt": ipywidgets.Textarea(
-            prompt, description="prompt", rows=3, layout={"width": "min(720px, 98%)"}
-        ),
-        "chat": ipywidgets.Checkbox(
-            chat, description="chat", indent=False, disabled=not can_chat, layout={"width": "auto"}
-        ),
-        "new_tokens": slider("new tokens", new_tokens, 1, most),
-        "temperature": slider("temperature", temperature or 0.0, 0, 2, step=0.1),
-        "seed": ipywidgets.BoundedIntText(
-            check_whole("seed", seed, least=0), max=2**31 - 1, description="seed"
-        ),
-    }
-    return TryIt(models, tokenizer, tokens, controls)
+        # a template brings its special tokens
+        ids = self.tokenizer(text, return_tensors="pt", add_special_tokens=not chat)["input_ids"]
+        for answer in answers:
+            check_length(answer.model, ids.shape[1] + new_tokens)
+            answer.show(prompt, "" if chat else prompt)
+        choosing: dict[str, Any] = {"do_sample": False}
+        if temperature > 0:  # from all tokens, whatever the model's own settings are
+            choosing = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        total = len(answers) * new_tokens
+        for number, answer in enumerate(answers):
+            button = StopButton(self.worker, answer.label, number * new_tokens, total)
+            given = ids.to(device_of(answer.model))
+            # the random numbers of what else runs in this kernel go on as if nothing had been drawn
+            with torch.random.fork_rng(range(torch.cuda.device_count())):
+                torch.manual_seed(seed)
+                answer.model.generate(
+                    given,
+                    attention_mask=torch.ones_like(given),
+                    streamer=ColumnStreamer(self.tokenizer, answer, prompt, chat),
+                    stopping_criteria=StoppingCriteriaList([button]),
+                    logits_processor=LogitsProcessorList([OnlyFinite()]),
+                    max_new_tokens=new_tokens,
+                    pad_token_id=self.tokenizer.eos_token_id,
+                    **choosing,
+                )

@@ -9,13 +9,11 @@ from typing import Any
 import ipywidgets
 from torch import Tensor, nn
 
-from helpers.errors import check_real
 from helpers.explore.controls import Explorer, View, Worker, choice, row, slider
 from helpers.explore.source import SCHEDULES, LayerOutputs, Solve, choose_layer
 from helpers.masks import Pattern
 from helpers.report import growth_figure, short_error
 
-PATTERNS = ("unstructured", "2:4", "4:8")
 FINAL_ITERATIONS = 5  # on the final mask, as in the paper
 INTERVAL = 500  # milliseconds between two iterations that are played
 HINT = (
@@ -26,35 +24,29 @@ HINT = (
 
 
 def mask_schedule_explorer(
-    network: nn.Module | Tensor | str = "embedded",
-    tokens: Tensor | None = None,
+    network: nn.Module | Tensor,
+    tokens: Tensor,
     *,
     block: int | None = None,
     layer: str | None = None,
-    schedule: str = "paper",
     sparsity: float = 0.6,
-    pattern: str = "unstructured",
     mask_steps: int = 15,
-    damping: float = 0.1,
-    outputs: int | None = None,
 ) -> Explorer:
     """Choose schedule, pattern, sparsity and mask steps; watch the mask grow by iteration.
 
     The mask of the iteration shown is drawn with its difference to the one-shot mask of the final
     sparsity. Five iterations on the final mask follow the mask steps; 0 steps is one-shot. The
-    explorer starts at the last iteration. Other arguments and errors as in
-    `helpers.explore.layer_solve_explorer`.
+    explorer starts at the last iteration. Arguments as in `helpers.explore.layer_solve_explorer`.
     """
-    damping = check_real("damping", damping)
-    where, get = choose_layer(network, tokens, outputs, block, layer)
+    where, get = choose_layer(network, tokens, block, layer)
+    last = mask_steps + FINAL_ITERATIONS
     how = {
-        "schedule": choice(SCHEDULES, schedule, "schedule"),
-        "pattern": choice(PATTERNS, pattern, "pattern"),
+        "schedule": choice(SCHEDULES, "paper", "schedule"),
+        "pattern": choice(["unstructured", "2:4", "4:8"], "unstructured", "pattern"),
         "sparsity": slider("sparsity", sparsity, 0.05, 0.95, step=0.05),
         "mask_steps": slider("mask steps", mask_steps, 0, 30),
+        "iteration": slider("iteration", last, 1, last),
     }
-    last = mask_steps + FINAL_ITERATIONS
-    how["iteration"] = slider("iteration", last, 1, last)
 
     @lru_cache(maxsize=3)  # scrubbing, and going back to a setting, solve nothing
     def solve(check: Callable[[], None], part: LayerOutputs, **values: Any) -> tuple[Solve, Tensor]:
@@ -67,7 +59,7 @@ def mask_schedule_explorer(
 
     def draw(worker: Worker, *, iteration: int, **values: Any) -> View:
         part = get(worker.progress, *(values.pop(name) for name in where))
-        solved, one_shot = solve(worker.check, part, damping=damping, **values)
+        solved, one_shot = solve(worker.check, part, **values)
         shown = min(iteration, len(solved.keeps))
         return _view(part.title, Pattern.parse(values["pattern"]), solved, one_shot, shown)
 
@@ -104,8 +96,9 @@ def _connect(controls: dict[str, ipywidgets.Widget]) -> ipywidgets.Play:
 def _view(title: str, pattern: Pattern, solve: Solve, one_shot: Tensor, iteration: int) -> View:
     """The picture of an iteration, counted from 1, and the same in words."""
     keep = solve.keeps[iteration - 1]
+    sparsities = [1 - mask.float().mean().item() for mask in solve.keeps]
     figure = growth_figure(
-        solve.sparsities,
+        sparsities,
         solve.errors,
         keep,
         one_shot,
@@ -116,7 +109,7 @@ def _view(title: str, pattern: Pattern, solve: Solve, one_shot: Tensor, iteratio
     gone = int((one_shot & ~keep).sum()) / max(1, int(one_shot.sum()))
     caption = (
         f"Iteration {iteration} of {len(solve.keeps)}: "
-        f"{100 * solve.sparsities[iteration - 1]:.1f} % pruned, error "
+        f"{100 * sparsities[iteration - 1]:.1f} % pruned, error "
         f"{short_error(solve.errors[iteration - 1])}. Of the weights that the one-shot mask keeps "
         f"{100 * gone:.1f} % are removed here."
     )

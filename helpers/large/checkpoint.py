@@ -1,12 +1,10 @@
 """`prune_checkpoint`: prune a model larger than memory, file to file, and never lose a block.
 
-One block is in memory at a time. A finished block becomes a shard of the new checkpoint and is
-entered in a manifest. Whatever ends the process, the same call goes on with the block it was in,
-and the result is bit for bit that of an uninterrupted call (unless memory ran out in one of them
-and the batch was halved: then to rounding).
-
-Meanwhile all files lie in the folder `<destination>.pruning` (see `helpers.large.jobs`); the
-destination itself appears when it is complete, and an older one there is replaced only then.
+One block is in memory at a time. A pruned block becomes a shard of the new checkpoint, written
+whole or not at all, which also says what was asked for (as a hash) and what came of it. Whatever
+ends the process, the same call goes on with the block it was in, and the weights are bit for bit
+those of an uninterrupted call (unless memory ran out in one of them and the batch was halved: then
+to rounding). The index, without which no program takes the shards for a model, is written last.
 """
 
 from __future__ import annotations
@@ -18,53 +16,54 @@ import importlib.metadata
 import inspect
 import json
 import os
-from dataclasses import dataclass, field
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from helpers.capture import Progress, eval_mode
-from helpers.errors import BadParameter, check_choice, check_switch
-from helpers.large.jobs import REPORTED, Job, Workspace
-from helpers.large.mask_files import write_masks
+from helpers.errors import FileError
 from helpers.large.shards import (
     COMPANIONS,
-    Checkpoint,
-    tensor_on_disk,
+    INDEX,
+    delete_unfinished,
+    reading,
     write_index,
     write_shard,
     writing,
 )
-from helpers.large.streaming import WeightReader, load_streamed, source_folder
-from helpers.loop import LayerReport, Loop, PruneReport, Sparsity, Store, Team
+from helpers.large.streaming import WeightReader, load_streamed
+from helpers.loop import LayerReport, Loop, PruneReport, RunSettings, Sparsity, Store, Team
 from helpers.methods import get_method
-from helpers.models import WEIGHT_READER, find_layers, opened
-from helpers.paths import replace_file, sha256_file
-from helpers.precision import precision_for
+from helpers.models import IDENTITY, WEIGHT_READER, find_layers, model_identity, weights_in_memory
+from helpers.paths import cache_dir, replace_file, sha256_file, sync_folder
 from helpers.prune import check_request, check_zeros
 from helpers.runner import code_hash, core_code
 
-ACTIVATIONS = ("memory", "disk")
 # what decides the bits of a weight, beside the core and this package
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
 
 
 @dataclass
 class CheckpointReport(PruneReport):
-    """A `PruneReport` of the whole model; `seconds` and `batch` are those of the last call.
+    """A `PruneReport` of the whole model; `seconds`, `parity` and `batch` are of the last call.
 
-    folder: where the pruned model lies; resumed: blocks that an earlier call had finished;
-    redone: those of them whose shard was found damaged, and which were pruned again.
+    folder: where the pruned model lies; resumed: blocks that an earlier call had pruned.
     """
 
     folder: str = ""
     resumed: int = 0
-    redone: list[int] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values for a record."""
-        return super().to_dict() | {"resumed": self.resumed, "redone": list(self.redone)}
+        return super().to_dict() | {"resumed": self.resumed}
+
+    def discard(self) -> None:
+        """Delete the pruned model."""
+        shutil.rmtree(self.folder)
 
 
 def prune_checkpoint(
@@ -78,92 +77,105 @@ def prune_checkpoint(
     passes: int = 2,
     precision: str = "float32",
     batch: int | None = None,
+    revision: str | None = None,
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
-    activations: str = "memory",
-    resume: bool = True,
     allow_pruned: bool = False,
     progress: Progress | None = None,
     team: Team | None = None,
     **options: Any,
 ) -> CheckpointReport:
-    """Prune the model in folder `source` into folder `destination`, one block in memory at a time.
+    """Prune the model `source` into the folder `destination`, one block in memory at a time.
 
     The weights are those that `prune_model` gives, bit for bit on one machine with one number of
-    threads. `from_pretrained` loads the destination like any model, by the model's own names;
-    beside its shards lie the masks (`load_masks`) and a manifest.
+    threads. `from_pretrained` loads the destination like any model, by the model's own names.
 
-    Args: source, a folder of safetensors with config.json, or "embedded"; tokens, method, sparsity,
-    pattern, passes, precision, batch, progress and options as for `prune_model`; allow_pruned as
-    there (the first block says whether the source is pruned already); device and dtype as for
-    `load_model`; activations, where the stream lies between blocks, "memory" (the machine's, not a
-    GPU's) or "disk"; resume, go on where an earlier call with the same arguments was interrupted;
-    False deletes what that call had finished, and replaces a complete model once the new one is
-    complete too. team, for several processes: see `helpers.large.torchrun`.
+    Interrupted, the same call goes on after the blocks that are done. A folder with the result of
+    another call (another method, text, source or version) is never written to: delete it to start
+    anew. The disk needs room for the new checkpoint. Memory holds one block, its grams, the stream
+    and what the solver takes for one layer (see `prune_model`).
 
-    Memory: see `helpers.checkpoint_memory`. Disk: the new checkpoint, and the stream if asked for.
+    Args:
+        source: "embedded", a folder of safetensors with config.json, or a hub id with `revision`.
+        destination: a new or empty folder, or one that the same call began to fill.
+        tokens, method, sparsity, pattern, passes, precision, batch, progress, options: as for
+            `prune_model`.
+        revision: of a hub model, a commit hash or "main".
+        device, dtype: as for `load_model`.
+        allow_pruned: as for `prune_model`; the first block says whether the source is pruned.
+        team: several processes, see `helpers.large.torchrun`.
 
-    Raises what `prune_model` raises, and FileError (an earlier call had other arguments, naming
-    which; another process is pruning into the destination; the destination is not one of ours),
-    FileError (files missing, damaged, changed meanwhile, or no disk space to write).
+    Raises what `prune_model` raises, and FileError (the destination holds something else; files
+    missing, damaged, changed meanwhile; no disk space to write).
     """
-    check_choice("activations", activations, ACTIVATIONS)
-    team, source = team or Team(), source_folder(source)
-    model, _ = load_streamed(source, device=device, dtype=dtype)
+    team = team or Team()
+    model, _ = load_streamed(source, revision=revision, device=device, dtype=dtype)
     reader: WeightReader = getattr(model, WEIGHT_READER)
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
-    check_request(model, tokens, method, batch, arguments, passes=passes)
-    precision = precision_for(reader.dtype, precision, reader.device)
-    workspace = Workspace(source, destination)
-    if not check_switch("allow_pruned", allow_pruned):
+    settings = RunSettings(passes, precision, batch, progress)
+    check_request(model, tokens, method, arguments, settings)
+    if not allow_pruned:
         with weights_in_memory(model, 0):  # one block says it, and the others are on disk
             weights = [layer.weight for layer in find_layers(reader.blocks[0]).values()]
             advice = "give the dense model, or allow_pruned=True to prune it further"
             check_zeros(f"the weights of the first block of {source}", weights, advice)
-    with workspace.locked() if team.lead else contextlib.nullcontext():
-        job = None
-        if team.lead:  # hashing reads the whole source, for which one process is enough
-            how = {"batch": batch, "passes": passes, "precision": precision}
-            how["processes"] = team.size
-            request = _request(reader, tokens, method, arguments, how)
-            job = workspace.job(request, resume)
-        job = Job(*team.share(job and [str(job.folder), job.manifest, job.redone]))
-        if not job.complete:
-            store = ShardStore(job, reader, team, activations)
-            steps = dict(progress=progress, passes=passes, precision=precision)
-            steps |= dict(store=store, team=team)
-            loop = Loop(model, method, arguments, **steps)
-            with eval_mode(model), job.kept():
-                loop.run(tokens, batch)
-                if team.lead:
-                    store.finish_model(loop.report)
-                    workspace.publish(job)
-            job.manifest = team.share(job.manifest)
+    request = ""
+    if team.rank == 0:  # hashing reads the whole source, for which one process is enough
+        request = request_hash(reader, tokens, method, arguments, settings, team.size)
+    store = ShardStore(Path(destination).expanduser().absolute(), reader, request, team)
+    resumed = sum(result is not None for result in store.results[:-1])
+    if None in store.results:
+        loop = Loop(model, method, arguments, settings, store=store, team=team)
+        with eval_mode(model):
+            store.save_outside(loop.run(tokens))
+    if team.rank == 0 and not (store.folder / INDEX).is_file():
+        store.complete()
+    team.gather(None)  # no process goes on to a model that is not complete
+    *blocks, outside = store.results
     return CheckpointReport(
         method,
         pattern,
-        [line for lines in job.lines().values() for line in lines],
-        **job.manifest["report"],
-        halved=list(job.manifest["halved"]),
+        [layer_report(row) for result in blocks for row in result["layers"]],
+        **outside,
         precision=precision,
-        folder=str(workspace.destination),
-        resumed=job.resumed,
-        redone=sorted(job.redone),
+        folder=str(store.folder),
+        resumed=resumed,
     )
 
 
-def _request(
+def prune_on_disk(
+    source: str | os.PathLike[str],
+    name: str,
+    tokens: Tensor | None = None,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str | torch.dtype | None = None,
+    **arguments: Any,
+) -> tuple[CheckpointReport, nn.Module]:
+    """`prune_checkpoint` into a folder of the cache, and the pruned model, streamed from there.
+
+    Args:
+        name: of the run, and of its folder in `pruned` in the cache, which is the caller's to
+            delete (`report.discard`). As long as it is there, the same call goes on with it.
+        source, tokens, revision, device, dtype, arguments: as for `prune_checkpoint`.
+    """
+    where = dict(revision=revision, device=device, dtype=dtype)
+    report = prune_checkpoint(source, cache_dir() / "pruned" / name, tokens, **where, **arguments)
+    (dense, _), (pruned, _) = load_streamed(source, **where), load_streamed(report.folder, **where)
+    setattr(pruned, IDENTITY, model_identity(dense))  # a record says which model was pruned
+    return report, pruned
+
+
+def request_hash(
     reader: WeightReader,
     tokens: Tensor | None,
     method: str,
     arguments: dict[str, Any],
-    how: dict[str, int | str | None],
-) -> dict[str, Any]:
-    """Everything that decides the bits of the result; an interrupted job goes on only with it.
-
-    Args: how, the batch, passes, precision and processes. Raises BadParameter for an option that
-    JSON cannot hold.
-    """
+    settings: RunSettings,
+    processes: int,
+) -> str:
+    """sha256 of all that decides the bits of the result: only shards that carry it are kept."""
     solve = get_method(method)
     calibration = method_code = None
     if solve.needs_calibration:  # else the tokens are never read
@@ -174,105 +186,109 @@ def _request(
         method_code = code_hash(inspect.getsource(inspect.unwrap(solve)))
     request = {
         "source": {path.name: sha256_file(path) for path in reader.checkpoint.paths},
-        "blocks": len(reader.blocks),
         "configuration": sha256_file(reader.checkpoint.folder / "config.json"),
         "calibration": calibration,
         "method": method,
         "method_code": method_code,
         "arguments": arguments,  # apart, since an option may have any name
-        **how,
-        "dtype": str(reader.dtype).removeprefix("torch."),
+        "settings": [settings.passes, settings.precision, settings.batch, processes],
+        "dtype": str(reader.dtype),
         "device": reader.device.type,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "code": core_code(wings=["large"]),
     }
-    try:
-        return json.loads(json.dumps(request))
-    except (TypeError, ValueError) as error:
-        raise BadParameter(
-            f"options {arguments!r} cannot be written to a manifest ({error}): give numbers, "
-            "text, lists or mappings"
-        ) from error
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
-@dataclass
 class ShardStore(Store):
-    """Pruned blocks become shards and entries of the job's manifest."""
+    """Pruned blocks become shards of a checkpoint. Process 0 writes, and all know what is written.
 
-    job: Job
-    reader: WeightReader
-    team: Team
-    activations: str
+    results: what the shards say, block by block, and at the end that of what lies outside the
+    blocks; None where there is no shard yet.
+    """
 
-    def begin(self) -> None:
-        """From now on finished blocks are read as they were pruned."""
-        for index, entry in self.job.manifest["blocks"].items():
-            self.reader.redirect(int(index), self.job.folder / entry["file"][0])
+    def __init__(self, folder: Path, reader: WeightReader, request: str, team: Team) -> None:
+        self.folder, self.reader, self.request, self.team = folder, reader, request, team
+        self.parts = [*range(len(reader.blocks)), None]  # as the reader calls them
+        count = len(self.parts)
+        self.names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+        if team.rank == 0:
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                sync_folder(folder.parent)
+                delete_unfinished(folder)
+        self.results = team.gather(self._read() if team.rank == 0 else None)[0]
+        self.halved: list[str] = []  # where earlier calls had to halve the batch
+        for index, result in enumerate(self.results[:-1]):
+            if result is not None:
+                reader.redirect(index, folder / self.names[index])
+                self.halved = result["halved"]
 
-    def finished(self, index: int) -> list[LayerReport] | None:
-        """The lines of a block that an earlier call has finished."""
-        return self.job.lines().get(index)
+    def _read(self) -> list[dict[str, Any] | None]:
+        """What the shards of this request in the folder say.
 
-    def finish(self, index: int, layers: list[LayerReport], halved: list[str]) -> None:
-        """Write a pruned block, then enter it."""
-        if not self.team.lead:
-            return
-        job = self.job
-        rows = [dataclasses.asdict(line) for line in layers]
-        job.manifest["blocks"][str(index)] = {"file": self.write(index), "layers": rows}
-        job.manifest["halved"] = job.halved + halved
-        job.save()
-
-    def allocate(self, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Memory for the stream: the machine's, or a file's."""
-        if self.activations == "memory":
-            return torch.empty(*shape, dtype=dtype)
-        return tensor_on_disk(self.job.folder, shape, dtype)
-
-    def shard(self, part: int | None) -> str:
-        """The file of a block; what lies outside the blocks (None) comes last."""
-        count = len(self.reader.blocks)
-        number = count if part is None else part
-        return f"model-{number + 1:05d}-of-{count + 1:05d}.safetensors"
-
-    def write(self, part: int | None) -> tuple[str, str]:
-        """Write the shard of an open part, and return its name and sha256."""
-        name = self.shard(part)
-        return name, write_shard(self.job.folder / name, self.reader.tensors(part))
-
-    def finish_model(self, report: PruneReport) -> None:
-        """Add what makes the blocks a model: weights outside them, configuration, index, masks.
-
-        Raises FileError.
+        Raises FileError if the folder holds anything else.
         """
-        reader, job = self.reader, self.job
-        source = reader.checkpoint.folder
-        with reader.opened(None):
-            name, digest = self.write(None)
+        metadata = {}
+        for path in self.folder.glob("*.safetensors"):
+            # one that is damaged is written again
+            with contextlib.suppress(FileError), reading(path) as file:
+                metadata[path.name] = file.metadata() or {}
+        others = any(each.get("request") != self.request for each in metadata.values())
+        if others or (not metadata and any(self.folder.glob("[!.]*"))):
+            raise FileError(
+                f"{self.folder} holds other files, or what another call has pruned (its method, "
+                "options, text, source, package versions or code differ): choose another "
+                "destination, or delete that folder to start anew"
+            )
+        return [
+            json.loads(metadata[name]["result"]) if name in metadata else None
+            for name in self.names
+        ]
+
+    def saved(self, index: int) -> list[LayerReport] | None:
+        """The reports of a block that an earlier call has pruned."""
+        result = self.results[index]
+        return None if result is None else [layer_report(row) for row in result["layers"]]
+
+    def save(self, index: int, layers: list[LayerReport], halved: list[str]) -> None:
+        """Write the shard of a pruned block."""
+        rows = [dataclasses.asdict(layer) for layer in layers]
+        self._write(index, {"layers": rows, "halved": self.halved + halved})
+
+    def save_outside(self, report: PruneReport) -> None:
+        """Write the last shard: what lies outside the blocks, with what is said of the whole."""
+        result = {name: getattr(report, name) for name in ("seconds", "parity", "batch")}
+        with self.reader.weights_in_memory(None):
+            self._write(-1, result | {"halved": self.halved + report.halved})
+
+    def _write(self, number: int, result: dict[str, Any]) -> None:
+        self.results[number] = result
+        if self.team.rank == 0:
+            self._read()  # another call may have begun here meanwhile
+            tensors = self.reader.tensors(self.parts[number])
+            metadata = {"request": self.request, "result": json.dumps(result)}
+            write_shard(self.folder / self.names[number], tensors, metadata)
+
+    def complete(self) -> None:
+        """Add what makes the shards a model: tokenizer, configuration and, last, the index."""
+        reader, source = self.reader, self.reader.checkpoint.folder
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         config.pop("torch_dtype", None)  # its older name
         config["dtype"] = str(reader.dtype).removeprefix("torch.")
-        files, pruned, total = {}, [], 0
-        for part, slots in reader.slots.items():
-            layers = [] if part is None else list(find_layers(reader.blocks[part]).values())
-            for slot in slots:
-                files[slot.name] = self.shard(part)
+        files, total = {}, 0
+        for part, name in zip(self.parts, self.names, strict=True):
+            for slot in reader.slots[part]:
+                files[slot.name] = name
                 kind = reader.dtype if slot.empty.is_floating_point() else slot.empty.dtype
                 total += slot.empty.numel() * kind.itemsize
-                if any(module in layers and name == "weight" for module, name in slot.holders):
-                    pruned.append(slot.name)
-        with writing(job.folder):
-            found = [path for pattern in COMPANIONS for path in source.glob(pattern)]
-            others = [replace_file(job.folder / path.name, path.read_bytes()) for path in found]
-            replace_file(job.folder / "config.json", json.dumps(config, indent=2) + "\n")
-            others.append(write_index(job.folder, files, total))
-        weights = Checkpoint(job.folder)
-        masks = (next(weights.tensors([name]))[1] != 0 for name in pruned)  # one at a time
-        others.append(write_masks(job.folder, pruned, masks, report.pattern))
-        job.manifest |= {
-            "files": {name: digest} | {path.name: sha256_file(path) for path in others},
-            "halved": job.halved + report.halved,
-            "report": {name: getattr(report, name) for name in sorted(REPORTED)},
-            "complete": True,
-        }
-        job.save()
+        with writing(self.folder):
+            for path in (path for pattern in COMPANIONS for path in source.glob(pattern)):
+                replace_file(self.folder / path.name, path.read_bytes())
+            replace_file(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
+            write_index(self.folder, files, total)
+
+
+def layer_report(row: dict[str, Any]) -> LayerReport:
+    """A layer's report from its JSON."""
+    return LayerReport(**{**row, "shape": tuple(row["shape"])})

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from helpers.errors import FileError, first_line
-from helpers.paths import replace_file, sha256_file, share, sync, sync_folder
+from helpers.paths import replace_file, share, sync, sync_folder
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # what makes a folder of weights a model
@@ -30,17 +29,7 @@ COMPANIONS = (
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
     *("*.model", "tekken.json", "*.jinja", "*.tiktoken"),
 )
-# what reading damaged JSON raises, and JSON nested so deeply that it was made by hand
-DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 READ_BYTES = 1 << 25  # of a file mapped at once
-TEMPORARY = ".tmp"  # ends the name of an unfinished file
-
-
-def folder_path(folder: str | os.PathLike[str]) -> Path:
-    """The folder that a caller names. Raises FileError for what no file system can hold."""
-    if "\0" in os.fspath(folder):
-        raise FileError(f"{os.fspath(folder)!r} holds a NUL character: give a folder's path")
-    return Path(folder).expanduser()
 
 
 class Checkpoint:
@@ -50,7 +39,7 @@ class Checkpoint:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = folder_path(folder)
+        self.folder = Path(folder)
         single, index = self.folder / SINGLE, self.folder / INDEX
         if single.is_file():  # transformers too takes it where both are there
             with reading(single) as file:
@@ -60,7 +49,7 @@ class Checkpoint:
                 files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
                 # only the name: a folder in it could lead out of the model's
                 self.files = {name: self.folder / Path(file).name for name, file in files.items()}
-            except DAMAGED as error:
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise FileError(
                     f"{index} names no files of weights: save the model again"
                 ) from error
@@ -96,8 +85,7 @@ class Checkpoint:
         path = self.files[name]
         if _stamp(path) != self._stamps.setdefault(path, _stamp(path)):
             raise FileError(
-                f"{path} has changed since this run began to read it: restore it and run again, "
-                "or start anew with resume=False"
+                f"{path} has changed since this run began to read it: restore it and run again"
             )
         with reading(path) as file:
             part = file.get_slice(name)
@@ -150,48 +138,34 @@ def writing(path: Path) -> Iterator[None]:
 
 def write_shard(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> str:
-    """Write tensors to a safetensors file, whole or not at all; return the file's sha256.
+) -> None:
+    """Write tensors to a safetensors file, whole or not at all.
 
-    metadata: one entry at most, since safetensors keeps no order, and the bytes should be the
-    same each time. The default says that the tensors are torch's.
+    metadata: texts by name, beside the one that says that the tensors are torch's.
     Raises FileError, and leaves no partial file, if the disk is full or not writable.
     """
-    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    # a name of this process's own, in case a second one writes the same shard
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         with writing(path):
-            save_file(held, temporary, metadata=metadata or {"format": "pt"})
+            save_file(held, temporary, metadata={"format": "pt", **(metadata or {})})
             share(temporary)
+            # on the disk before the rename: a power cut could leave a new but empty file
             sync(temporary)
-            digest = sha256_file(temporary)
             temporary.replace(path)
             sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)  # also after Ctrl-C
-    return digest
 
 
-def write_index(folder: Path, files: Mapping[str, str], total: int) -> Path:
+def delete_unfinished(folder: Path) -> None:
+    """Delete what a killed writer has left: our temporary files, and those of safetensors."""
+    for path in (*folder.glob(".*.tmp"), *folder.glob(".tmp*")):
+        path.unlink(missing_ok=True)
+
+
+def write_index(folder: Path, files: Mapping[str, str], total: int) -> None:
     """Write the index that makes shards a checkpoint: each tensor's file, and all their bytes."""
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
-    return replace_file(folder / INDEX, json.dumps(index, indent=1) + "\n")
-
-
-def tensor_on_disk(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor in a file without a name, which goes with the tensor or the process.
-
-    Raises FileError if the disk is full or not writable.
-    """
-    size = torch.Size(shape).numel()
-    length = max(1, size) * dtype.itemsize  # an empty file cannot be mapped
-    with (
-        writing(folder),
-        tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=TEMPORARY) as file,
-    ):
-        # all of it now: a full disk would end the process when the mapping is written to
-        if hasattr(os, "posix_fallocate"):  # macOS lacks it
-            os.posix_fallocate(file.fileno(), 0, length)
-        file.truncate(length)
-        whole = torch.from_file(file.name, shared=True, size=max(1, size), dtype=dtype)
-    return whole[:size].view(shape)
+    replace_file(folder / INDEX, json.dumps(index, indent=1) + "\n")

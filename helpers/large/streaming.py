@@ -3,7 +3,7 @@
 `load_streamed` builds a model without weights. Each block reads its own when it is called and
 drops them afterwards, and so does each module outside the blocks, so the model can be called like
 any other. A loop that works block by block opens a block for as long as it needs it
-(`models.opened`), and so reads each only once.
+(`models.weights_in_memory`), and so reads each only once.
 """
 
 from __future__ import annotations
@@ -18,31 +18,43 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError  # of the HTTP library that the hub's client uses
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from helpers.data.assets import embedded_model_folder
 from helpers.device import all_finite, pick_device, pick_dtype
-from helpers.errors import BadParameter, NonFinite, UnsupportedModel, first_line
-from helpers.large.shards import Checkpoint, folder_path
+from helpers.errors import BadParameter, FileError, NonFinite, UnsupportedModel, first_line
+from helpers.large.shards import COMPANIONS, INDEX, Checkpoint
 from helpers.models import WEIGHT_READER, check_stored_weights, find_blocks
+
+# "model*", because some repositories hold the same weights a second time under another name
+WEIGHTS = "model*.safetensors"
 
 
 def load_streamed(
-    folder: str | os.PathLike[str],
+    name: str | os.PathLike[str],
     *,
+    revision: str | None = None,
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
 ) -> tuple[nn.Module, Any]:
-    """A model whose weights are read from a folder as they are needed, with its tokenizer.
+    """A model whose weights are read from files as they are needed, with its tokenizer.
 
-    Args: folder, written by `save_pretrained`, or "embedded"; device and dtype as for `load_model`.
     Use it as any model in eval mode: a call reads each block once, and `perplexity` reads each a
-    few times whatever the length of the text. Its weights cannot be changed. The tokenizer is None
-    if the folder has none.
+    few times whatever the length of the text. Its weights cannot be changed.
+
+    Args:
+        name: "embedded", a folder that `save_pretrained` wrote, or a hub id (see
+            `checkpoint_folder`).
+        revision: of a hub model, a commit hash or "main".
+        device, dtype: as for `load_model`.
+
+    The tokenizer is None if the folder has none.
     Raises BadParameter, UnsupportedModel, FileError.
     """
-    path = source_folder(folder)
+    path = checkpoint_folder(name, revision)
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
     checkpoint = Checkpoint(path)
@@ -53,6 +65,9 @@ def load_streamed(
                 f"{path} holds quantised weights: give the unquantised checkpoint"
             )
         check_stored_weights(path)
+        if not Path(name).expanduser().is_dir():
+            # what a record says of it, as after `load_model`; the hub's cache names by commit
+            config._name_or_path, config._commit_hash = str(name), path.name if revision else None
         tokenizer = load_tokenizer(path)
         with init_empty_weights(include_buffers=False):  # buffers are computed
             model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)
@@ -63,21 +78,36 @@ def load_streamed(
         # again, because under the model's dtype some have been rounded on the way
         if any(name in module._buffers for name in module._non_persistent_buffers_set):
             model._init_weights(module)
-        for name, buffer in module._buffers.items():
-            module._buffers[name] = None if buffer is None else buffer.to(where)
+        for buffer_name, buffer in module._buffers.items():
+            module._buffers[buffer_name] = None if buffer is None else buffer.to(where)
     setattr(model, WEIGHT_READER, WeightReader(model, checkpoint, where, kind))
     return model.eval(), tokenizer
 
 
-def source_folder(source: str | os.PathLike[str]) -> Path:
-    """The folder that a source stands for. Raises BadParameter, FileError."""
+def checkpoint_folder(name: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """The folder of safetensors that a model's name stands for.
+
+    A hub model is downloaded once, at one commit, into the hub's own cache: weights as safetensors,
+    configuration and tokenizer, no pickles and no code. Raises BadParameter, FileError.
+    """
+    if str(name) == "embedded":
+        return embedded_model_folder()
     # absolute, because the working folder may change while the model is read
-    path = folder_path(source).absolute()
-    folder = embedded_model_folder() if str(source) == "embedded" else path
+    folder = Path(name).expanduser().absolute()
+    if revision and not folder.is_dir():
+        try:
+            files = [WEIGHTS, INDEX, *COMPANIONS]
+            return Path(snapshot_download(str(name), revision=revision, allow_patterns=files))
+        except (HTTPError, OSError, ValueError) as error:
+            raise FileError(
+                f"model {name!r} at revision {revision!r} was not downloaded ({first_line(error)}):"
+                " check the name, the revision, the network and your access to it; what was "
+                "downloaded is kept"
+            ) from error
     if not (folder / "config.json").is_file():
         raise BadParameter(
-            f"{folder} holds no config.json: give a folder that save_pretrained wrote, or fetch a "
-            "hub model with fetch_checkpoint(name, revision)"
+            f"{folder} holds no config.json: give a folder that save_pretrained wrote, or a hub id "
+            "with revision=, a commit hash"
         )
     return folder
 
@@ -132,13 +162,13 @@ class WeightReader:
 
         @functools.wraps(forward)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            with self.opened(part):
+            with self.weights_in_memory(part):
                 return forward(*args, **kwargs)
 
         return wrapped
 
     @contextlib.contextmanager
-    def opened(self, part: int | nn.Module | None) -> Iterator[None]:
+    def weights_in_memory(self, part: int | nn.Module | None) -> Iterator[None]:
         """Inside, a part holds its weights: a block by its number, a module that lies outside the
         blocks, or all of those (None).
 

@@ -1,4 +1,4 @@
-"""The memory that is free here, and a watch that stops work before the system kills it.
+"""The memory that is free here.
 
 In a container the machine's own figure is not the limit: a process that takes more than its control
 group allows is killed without a message, which a notebook shows as a dead kernel.
@@ -7,13 +7,8 @@ group allows is killed without a message, which a notebook shows as a dead kerne
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-from helpers.errors import BadParameter, OutOfMemory, check_real
 
 GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # of a process's control groups, by their controllers ("" in version 2): the tree, the files of the
@@ -22,7 +17,6 @@ FILES = {
     "": ("", "memory.max", "memory.current", "inactive_file"),
     "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-WATCH_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -65,42 +59,3 @@ def ram() -> tuple[int, int]:
                     used -= int(statistics.get(cache, 0))
                     total, free = min(total, limit), min(free, max(0, limit - used))
     return free, total
-
-
-@contextlib.contextmanager
-def memory_watch(least: float = 0.5e9) -> Iterator[None]:
-    """Inside, work is stopped with OutOfMemory when less than `least` bytes of RAM are free.
-
-    Python is interrupted between two steps, so a single step that takes more than `least` at once
-    can still be killed. RAM only, since a full GPU raises an error by itself.
-    Raises BadParameter outside the main thread, the only one that can be interrupted.
-    """
-    check_real("least", least, above=0)
-    if threading.current_thread() is not threading.main_thread():
-        raise BadParameter("memory_watch works in the main thread only: put it around the cell")
-    done, found = threading.Event(), []
-
-    def look() -> None:
-        while not done.wait(WATCH_SECONDS):
-            free, total = ram()
-            if free < least:
-                found.append(f"{free / 1e9:.1f} GB of {total / 1e9:.1f} GB")
-                # a signal, so that what the main thread waits for is interrupted as well
-                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-                return
-
-    watch = threading.Thread(target=look, daemon=True, name="memory watch")
-    watch.start()
-    try:
-        try:
-            yield
-        finally:
-            done.set()
-            watch.join()
-    except KeyboardInterrupt as error:
-        if not found:  # a person interrupted
-            raise
-        raise OutOfMemory(
-            f"stopped with {found[0]} RAM free, before the kernel is killed: choose a smaller "
-            "model or fewer sequences, or restart the kernel, which frees what earlier cells hold"
-        ) from error

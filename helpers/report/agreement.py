@@ -1,15 +1,20 @@
-"""The verdict in words: one line, what it leaves out, every comparison, and two plans' claims."""
+"""The verdict in words, every comparison, and the page of claims."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable
 from itertools import chain
+from pathlib import Path
 
-from helpers.report.claims import Judged
+import pandas as pd
+
+from helpers.paths import replace_file
+from helpers.report import frame
+from helpers.report.claims import CLAIMS, RULES, claim_verdicts
 from helpers.report.frame import Record, by_model
-from helpers.report.outcome import FAILS, HOLDS
-from helpers.report.tables import format_number, perplexity_table
-from helpers.report.verdict import NOT_JUDGED, Comparison, Verdict
+from helpers.report.tables import sections
+from helpers.report.verdict import Comparison, Verdict
 
 
 def summary(verdict: Verdict) -> str:
@@ -19,80 +24,56 @@ def summary(verdict: Verdict) -> str:
     text = f"{verdict.reproduced} of {verdict.compared} runs reproduced"
     if verdict.missing:
         text += f", {verdict.missing} not run here with this code"
-    found = [abs(item.apart) for item in verdict.comparisons if item.apart is not None]
-    if found:
-        text += f", differences at most {100 * max(found):.2f} %"
-    apart = [differences for differences in verdict.machines.values() if differences]
-    reasons = "; ".join(dict.fromkeys(chain(*apart)))
-    if len(apart) < len(verdict.machines):
-        share = f", but another for {len(apart)} of them: {reasons}" if apart else ""
-        return f"{text} (same kind of machine{share})"
-    return f"{text} (another machine: {reasons})" if apart else text
+    if apart := [abs(item.apart) for item in verdict.comparisons if item.apart is not None]:
+        text += f", differences at most {100 * max(apart):.2f} %"
+    others = [differences for differences in verdict.machines.values() if differences]
+    reasons = "; ".join(dict.fromkeys(chain(*others)))
+    if len(others) < len(verdict.machines):
+        some = f", but another for {len(others)} of them: {reasons}" if others else ""
+        return f"{text} (same kind of machine{some})"
+    return f"{text} (another machine: {reasons})" if others else text
 
 
 def notes(verdict: Verdict) -> list[str]:
     """What the verdict does not cover, a sentence each."""
-    lines = []
-    if verdict.without:
-        runs = "1 run" if verdict.without == 1 else f"{verdict.without} runs"
-        lines.append(f"no reference for {runs}: none was committed with these parameters and seeds")
-    if verdict.lacking:
-        parts = ", ".join(f"{what} {count}" for what, count in sorted(verdict.lacking.items()))
-        lines.append(f"not compared, since so many committed records lack them: {parts}")
-    return lines
+    runs = "1 run" if verdict.without == 1 else f"{verdict.without} runs"
+    note = f"no reference for {runs}: none was committed with these parameters and seeds"
+    return [note] if verdict.without else []
 
 
 def to_lines(comparisons: Iterable[Comparison]) -> list[str]:
     """The comparisons as aligned lines with a heading; the last column marks what is apart."""
-
-    def text(value: float | str) -> str:
-        return value if isinstance(value, str) else f"{value:.5g}"
-
-    rows = [("run", "what", "here", "reference", "apart", "allowed", "")]
-    for item in comparisons:
-        apart = "" if item.apart is None else f"{100 * item.apart:+.2f} %"
-        values = text(item.here), text(item.reference), apart, item.allowed
-        rows.append((item.run, item.what, *values, "" if item.within else "OUT"))
-    run, what, *numbers = (max(map(len, column)) for column in zip(*rows, strict=True))
-    line = f"{{:{run}}}  {{:{what}}}" + "".join(f"  {{:>{width}}}" for width in numbers)
-    return [line.format(*row).rstrip() for row in rows]
-
-
-def perplexity_text(records: Iterable[Record]) -> str:
-    """The perplexity table of each model as aligned text; "" where none was measured."""
-    parts = []
-    for model, found in by_model(records).items():
-        if table := perplexity_table(found):
-            parts.append(f"perplexity, model {model}\n{table[0].map(format_number).to_string()}\n")
-    return "\n".join(parts)
+    table = pd.DataFrame(comparisons, columns=Comparison._fields)
+    apart = [f"{100 * value:+.2f} %" if pd.notna(value) else "" for value in table["apart"]]
+    marks = ["" if within else "OUT" for within in table.pop("within")]
+    table = table.assign(apart=apart).assign(**{"": marks})
+    return table.to_string(index=False, float_format="{:.5g}".format).splitlines()
 
 
 def numbers_text(records: Iterable[Record]) -> str:
-    """What each run measured, a line a run, without times and memory."""
-    lines = []
-    for record in records:
-        found = {k: m["value"] for k, m in record["metrics"].items() if m["unit"] not in NOT_JUDGED}
-        shown = ", ".join(f"{key} {format_number(value)}" for key, value in found.items())
-        lines.append(f"{record['notebook']} {record['name']}: {shown or 'no numbers'}")
-    return "\n".join(lines)
+    """What to print of a run: the table of perplexities, or every table where there is none."""
+    made = sections(records)
+    shown = made.get("perplexity") or chain(*made.values())
+    return "\n".join(section.markdown for section in shown)
 
 
-def claims_beside(committed: Sequence[Judged], here: Sequence[Judged], plan: str) -> str:
-    """The committed verdicts on the claims and those of a plan made here, as Markdown.
-
-    Where a plan is too small to decide, what its numbers lean to is compared. A claim that was
-    tested under another condition is not compared.
-    """
-    lines = [f"| claim | full, committed | {plan}, here | |", "| :-- | :-- | :-- | :-- |"]
-    for theirs, ours in zip(committed, here, strict=True):
-        agreement = "cannot say"
-        if {theirs.verdict, ours.verdict} <= {HOLDS, FAILS}:
-            agreement = "agrees" if ours.verdict == theirs.verdict else "**disagrees**"
-        elif theirs.verdict in (HOLDS, FAILS) and ours.leans in (HOLDS, FAILS):
-            way = "same" if ours.leans == theirs.verdict else "other"
-            agreement = f"points the {way} way"
-        if agreement != "cannot say" and ours.sentence != theirs.sentence:
-            agreement = "tested under another condition"
-        verdicts = f"**{theirs.verdict}** | {ours.verdict}"
-        lines.append(f"| {theirs.sentence} | {verdicts} | {agreement} |")
+def claims_markdown(records: Iterable[Record]) -> str:
+    """The verdicts on the records of one model: a table of claims, then the words of each test."""
+    records = list(records)
+    lines = [frame.about_model(records), ""] * bool(records)
+    lines += ["| | claim | verdict | numbers |", "| --: | :-- | :-- | :-- |"]
+    for number, (sentence, verdict, numbers) in enumerate(claim_verdicts(records), start=1):
+        lines.append(f"| {number} | {sentence} | **{verdict}** | {numbers} |")
+    lines += ["", f"How each was tested. {RULES}", ""]
+    for number, claim in enumerate(CLAIMS, start=1):
+        lines.append(f"{number}. {frame.caption(claim, paragraph=1)}")
     return "\n".join(lines) + "\n"
+
+
+def write_claims(records: Iterable[Record], folder: str | os.PathLike[str]) -> list[Path]:
+    """Write claims.md into a folder, a section a model; its path. Raises FileError."""
+    texts = {model: claims_markdown(runs) for model, runs in by_model(records).items()}
+    if len(texts) > 1:
+        texts = {model: f"## {model}\n\n{text}" for model, text in texts.items()}
+    path = Path(folder) / "claims.md"
+    return [replace_file(path, "\n".join(texts.values()))] if texts else []

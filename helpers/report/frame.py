@@ -7,17 +7,14 @@ with other options than its defaults is a variant and is compared with the defau
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-
-from helpers.errors import BadParameter, FileError
-from helpers.masks import check_target
-from helpers.report.records import check_type
 
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]  # of a series
@@ -34,16 +31,20 @@ PRUNE_PARTS = ("forward", "gram", "solve", "selection")  # of the seconds of pru
 SECONDS = [f"{part}_seconds" for part in (*PRUNE_PARTS, "prune", "evaluate")]
 NUMBERS = ["perplexity", "mean_layer_error", *SECONDS]
 FLAGS = ["variant", "usual", "timed"]
-COLUMNS = ["record", "label", "target", "method", "pattern", "options", "seed", *FLAGS, *NUMBERS]
+COLUMNS = ["record", "label", "target", "method", "pattern", "options", "seed"]
 # what "embedded" stands for
 EMBEDDED = {"model": "SmolLM2-135M-Instruct (embedded: a 4-bit file converted back, de-quantised)",
             "evaluation": "Wikipedia text (embedded)",
             "calibration": "C4 text (embedded)"}  # fmt: skip
 # these make the row and the columns; the rest of the parameters is the setting
-CELL = ("method", "sparsity", "pattern", "options", "device", "calibration_seed", "tasks", "limit")
+CELL = ("method", "effort", "sparsity", "pattern", "options", "device", "calibration_seed",
+        "tasks", "limit")  # fmt: skip
 CALIBRATION = ("calibration", "sequences", "length")
-# the types of what makes the rows and columns; `check_target` knows those of the other two
-TYPES = {"method": [str], "options": [dict, None], "calibration_seed": [int], "limit": [int, None]}
+
+
+def caption(function: Callable[..., Any], paragraph: int = 0) -> str:
+    """A paragraph of a function's docstring in one line: what a page says of a table or a claim."""
+    return " ".join(inspect.getdoc(function).split("\n\n")[paragraph].split())
 
 
 def record_id(record: Record) -> str:
@@ -113,28 +114,23 @@ def prune_runs(records: Iterable[Record]) -> list[Record]:
     return [record for record in records if record["notebook"] == PRUNE_NOTEBOOK]
 
 
-def asked_of(record: Record) -> Mapping[str, Any]:
-    """The parameters of a run that prunes or scores.
-
-    Raises FileError if its row and column cannot be made of them.
-    """
-    asked = record["parameters"]
-    try:
-        for name in ("method", "sparsity"):
-            if name not in asked:
-                raise BadParameter(f"it lacks the parameter {name!r}")
-        for name, types in TYPES.items():
-            if name in asked:
-                check_type(name, asked[name], types)
-        if asked["method"] != "dense":  # which may leave both as they are
-            check_target(asked["sparsity"], asked.get("pattern", "unstructured"))
-    except BadParameter as error:
-        where = f"record {record_id(record)} cannot be used"
-        raise FileError(f"{where} ({error}): delete it and run again") from error
-    return asked
+def method_name(parameters: Mapping[str, Any]) -> str:
+    """The method of a run; with an effort the recipe was applied to it: "admm-grad + recipe"."""
+    effort = parameters.get("effort")
+    if not effort:
+        return parameters["method"]
+    return f"{parameters['method']} + {'' if effort == 'balanced' else f'{effort} '}recipe"
 
 
-def run_frame(records: Iterable[Record], notebook: str = PRUNE_NOTEBOOK) -> pd.DataFrame:
+def in_brackets(name: str, options: Mapping[str, Any] | None) -> str:
+    """A name with options: "admm-grad (iterations=50)"."""
+    details = [f"{key}={value}" for key, value in sorted((options or {}).items())]
+    return f"{name} ({', '.join(details)})" if details else name
+
+
+def run_frame(
+    records: Iterable[Record], notebook: str = PRUNE_NOTEBOOK, cell: Sequence[str] = CELL
+) -> pd.DataFrame:
     """The runs of a notebook that prunes or scores, a row each in the order given.
 
     Columns: record; label, its row in the tables: the method, and whatever sets it apart from most
@@ -142,36 +138,34 @@ def run_frame(records: Iterable[Record], notebook: str = PRUNE_NOTEBOOK) -> pd.D
     options, as JSON; seed; variant, whether it has options while its method was run without too;
     usual, whether its setting is that of most runs; timed, whether it was timed alone; and the
     value of every metric, NaN where a record lacks it; NUMBERS are always there.
-    Raises FileError for a run without what makes its row and column.
     """
     runs = [record for record in records if record["notebook"] == notebook]
-    requests = [asked_of(record) for record in runs]
     common = common_parameters(runs)
-    plain = {asked["method"] for asked in requests if not asked.get("options")}
+    plain = {method_name(r["parameters"]) for r in runs if not r["parameters"].get("options")}
     rows = []
-    for record, asked in zip(runs, requests, strict=True):
-        method, options = asked["method"], asked.get("options") or {}
-        pattern = asked.get("pattern", "unstructured")
+    for record in runs:
+        given = record["parameters"]
+        method, options = method_name(given), given.get("options") or {}
+        pattern = given.get("pattern", "unstructured")
         # a run that read no calibration text is the same run whatever the calibration would be
         read = "calibration" in (record.get("data") or {})
-        setting = asked.keys() - {*CELL, *(() if read else CALIBRATION)}
-        apart = {key: asked[key] for key in setting if common[key] != asked[key]}
-        details = [f"{key}={value}" for key, value in sorted((options | apart).items())]
+        setting = given.keys() - {*cell, *(() if read else CALIBRATION)}
+        apart = {key: given[key] for key in setting if common[key] != given[key]}
         rows.append({name: metric["value"] for name, metric in record["metrics"].items()} | {
             "record": record,
-            "label": f"{method} ({', '.join(details)})" if details else method,
-            "target": "dense" if method == "dense" else target_name(pattern, asked["sparsity"]),
+            "label": in_brackets(method, options | apart),
+            "target": "dense" if method == "dense" else target_name(pattern, given["sparsity"]),
             "method": method,
             "pattern": pattern,
             "options": json.dumps(options, sort_keys=True),
-            "seed": asked.get("calibration_seed", 0),
+            "seed": given.get("calibration_seed", 0),
             "variant": bool(options) and method in plain,
             "usual": not apart,
             "timed": record.get("timed", False),
         })  # fmt: skip
-    columns = dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)])
-    types = dict.fromkeys(FLAGS, bool) | dict.fromkeys(NUMBERS, float)
-    return pd.DataFrame(rows, columns=list(columns)).astype(types)
+    table = pd.DataFrame(rows)
+    table = table.reindex(columns=list(dict.fromkeys([*COLUMNS, *FLAGS, *NUMBERS, *table])))
+    return table.astype(dict.fromkeys(FLAGS, bool) | dict.fromkeys(NUMBERS, float))
 
 
 def prune_frame(records: Iterable[Record]) -> pd.DataFrame:
@@ -180,13 +174,26 @@ def prune_frame(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def perplexity_cells(records: Iterable[Record]) -> pd.DataFrame:
-    """Perplexity by label and target: mean, min and max over seeds, and their count.
+    """Perplexity by label and target, as `over_seeds` has it."""
+    return over_seeds(prune_frame(records), "label", "perplexity")
 
-    A seed of several records counts once, with their mean.
+
+def over_seeds(runs: pd.DataFrame, row: str, number: str) -> pd.DataFrame:
+    """A number by row and target: mean, min and max over seeds, and half of their range.
+
+    A seed of several records counts once, with their mean; half is NaN for one seed.
     """
-    runs = prune_frame(records).groupby(["label", "target", "seed"], sort=False, dropna=False)
-    cells = runs["perplexity"].mean().groupby(level=["label", "target"])
-    return cells.agg(mean=pd.Series.mean, min="min", max="max", count="count")
+    seeds = runs.groupby([row, "target", "seed"], sort=False)[number].mean().dropna()
+    cells = seeds.groupby(level=[row, "target"])
+    cells = cells.agg(mean=pd.Series.mean, min="min", max="max", count="count")
+    return cells.assign(half=((cells["max"] - cells["min"]) / 2).where(cells["count"] > 1))
+
+
+def by_target(values: pd.Series, rows: Iterable[str]) -> pd.DataFrame:
+    """Values by row and target as a table with its rows in this order, and its columns in order."""
+    wide = values.unstack("target")
+    wide = wide.reindex(index=list(rows), columns=sorted(wide.columns, key=column_key))
+    return wide.rename_axis(columns=None)
 
 
 def with_series(records: Iterable[Record], name: str) -> list[Record]:
@@ -196,15 +203,15 @@ def with_series(records: Iterable[Record], name: str) -> list[Record]:
 
 def series_of(records: Iterable[Record], name: str) -> Mapping[str, Any] | None:
     """The series of that name, of the record "default" if it has one, else of the first."""
-    found = with_series(records, name)
-    found.sort(key=lambda record: record.get("name") != "default")
-    return found[0]["series"][name] if found else None
+    having = with_series(records, name)
+    first = min(having, key=lambda record: record.get("name") != "default", default=None)
+    return first and first["series"][name]
 
 
 def series_rows(records: Iterable[Record], name: str) -> list[dict[str, Any]]:
     """The rows of a series that is a list, of all records, each with its "record" (a number)."""
-    found = enumerate(with_series(records, name))
-    return [row | {"record": number} for number, r in found for row in r["series"][name]]
+    having = enumerate(with_series(records, name))
+    return [row | {"record": number} for number, r in having for row in r["series"][name]]
 
 
 def matching(rows: Iterable[Row], **wanted: Any) -> list[Row]:
@@ -247,8 +254,8 @@ def problem_frame(records: Iterable[Record]) -> pd.DataFrame:
     """
     rows = []
     for record in records:
-        series, asked = record.get("series") or {}, record["parameters"]
-        admm = {"solver": "admm", "damping": asked.get("damping", USUAL["damping"])}
+        series, given = record.get("series") or {}, record["parameters"]
+        admm = {"solver": "admm", "damping": given.get("damping", USUAL["damping"])}
         for sparsity in sorted({row["sparsity"] for row in series.get("update", ())}):
             update, curves = (matching(series[s], sparsity=sparsity) for s in ("update", "curves"))
             ended = matching(update, **admm, precondition=True, iterations=20, rho=USUAL["rho"])
@@ -257,11 +264,11 @@ def problem_frame(records: Iterable[Record]) -> pd.DataFrame:
             row |= {f"sparsegpt_{name}": other.get(name) for name in ("error", "heldout")}
             scaled, unscaled = (matching(curves, **admm, precondition=p) for p in (True, False))
             usual = matching(scaled, rho=USUAL["rho"])
-            for name, found in ("scaled", scaled), ("unscaled", unscaled), ("one_rho", usual):
-                row[name] = cost_to_reach(found, ENOUGH, "iterations") if found else None
+            for name, some in ("scaled", scaled), ("unscaled", unscaled), ("one_rho", usual):
+                row[name] = cost_to_reach(some, ENOUGH, "iterations") if some else None
             costs = {curve["rho"]: cost_to_reach([curve], ENOUGH, "iterations") for curve in scaled}
             row |= {"rhos": len(costs), "best_rho": min(costs, key=costs.get, default=None)}
-            row |= {"layer": (asked.get("block"), asked["layer"])}
+            row |= {"layer": (given.get("block"), given["layer"])}
             row |= {"timed": record.get("timed", False), "usual": usual, "curves": curves}
             rows.append(row)
     columns = ["layer", "timed", *MEASURES, "usual", "curves"]

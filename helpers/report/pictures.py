@@ -1,4 +1,4 @@
-"""Pictures of one layer, mask or run, which notebooks and explorers draw while a reader looks."""
+"""Pictures of one layer, mask or run, which notebooks and explorers draw while a user looks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from helpers.report import style
-from helpers.report.style import finish, in_words, style_of
+from helpers.report.style import in_words, set_up, style_of
 
 # explorers redraw while a slider is dragged: nothing may jump, and laying out takes time
 MARGINS = {"left": 0.08, "right": 0.985, "top": 0.86, "bottom": 0.2, "wspace": 0.36}
@@ -27,7 +27,7 @@ def _draw_mask(ax: Axes, keep: Any, shape: tuple[int, int], title: str) -> None:
     ax.imshow(corner, cmap=colours, vmin=0, vmax=1, interpolation="nearest", aspect="equal")
     ax.grid(False)
     share = f"{100 * keep.float().mean().item():.0f} % of {' × '.join(map(str, keep.shape))}"
-    finish(ax, title.replace("SHARE", share), xlabel="input", ylabel="output")
+    set_up(ax, title.replace("SHARE", share), xlabel="input", ylabel="output")
 
 
 def mask_picture(keep: Any, *, size: int = 48, title: str = "") -> Figure:
@@ -37,7 +37,7 @@ def mask_picture(keep: Any, *, size: int = 48, title: str = "") -> Figure:
     return figure
 
 
-def depth_figure(layers: Iterable[Mapping[str, Any]], title: str = "") -> Figure:
+def depth_figure(layers: Iterable[Mapping[str, Any]], title: str) -> Figure:
     """Relative error by depth of one run, a curve for each kind of layer; log axis.
 
     Args: layers, rows with "block", "name" and "error" as a record holds them.
@@ -48,7 +48,7 @@ def depth_figure(layers: Iterable[Mapping[str, Any]], title: str = "") -> Figure
             kind = layer["name"].split(".")[-1]
             kinds.setdefault(kind, {})[layer["block"]] = layer["error"]
     figure = errors_by_block(kinds, "relative error of a layer")
-    figure.axes[0].set_title(title or "error by depth")
+    figure.axes[0].set_title(title)
     return figure
 
 
@@ -58,7 +58,7 @@ def errors_by_block(curves: Mapping[str, Mapping[int, float]], ylabel: str) -> F
     for position, (label, errors) in enumerate(curves.items()):
         look = style_of(label, position) | {"label": in_words(label)}
         ax.plot(list(errors), list(errors.values()), **look)
-    finish(ax, log="y", plain=True, whole=10, legend={"ncols": 2, "fontsize": 9},
+    set_up(ax, log="y", plain=True, whole=10, legend={"ncols": 2},
            xlabel="block (0 is next to the embedding)",
            ylabel=f"{ylabel}\n‖XW − XŴ‖² / ‖XW‖²")  # fmt: skip
     return figure
@@ -69,15 +69,16 @@ def repair_figure(repair: Mapping[str, Any], title: str = "") -> Figure:
 
     Args: repair, as a `DistilReport` and a record have it; the step that was kept is ringed.
     """
-    losses, held_out, kept = repair["losses"], repair["held_out"], repair["kept"]
+    losses, held_out, best = repair["losses"], repair["held_out"], repair["kept"]
     figure, ax = style.new_figure(size=(7.0, 3.8))
     look = {"color": style.BEHIND, "marker": ".", "linewidth": 1}
     ax.plot(range(len(losses)), losses, label="window of the step, before it", **look)
     look = {"color": style.GRADUAL[0], "marker": "o", "linewidth": 2, "label": "held-out windows"}
     ax.plot(*zip(*held_out, strict=True), **look)
     ring = {"markersize": 12, "fillstyle": "none", "mew": 1.6, "label": "kept"}
-    ax.plot([kept], [dict(held_out)[kept]], "o", color="black", linestyle="none", **ring)
-    finish(ax, title, log="y", plain=True, whole=10, legend=9, xlabel="steps taken, a window each",
+    ax.plot([best], [dict(held_out)[best]], "o", color="black", linestyle="none", **ring)
+    set_up(ax, title, log="y", plain=True, whole=10, legend=True,
+           xlabel="steps taken, a window each",
            ylabel="KL(dense ‖ pruned) in nats a token")  # fmt: skip
     return figure
 
@@ -105,18 +106,18 @@ def solve_figure(
     left.plot(steps, style.above_zero(errors), **style_of("ADMM") | SMALL)
     style.draw_references(left, {name: value for name, value in references.items() if value > 0})
     if mask_steps:
-        left.axvspan(0.5, mask_steps + 0.5, color="#EEEEEE", zorder=0)
-        look = {"xycoords": ("data", "axes fraction"), "fontsize": 8.5, "color": style.DENSE}
-        style.offset_text(left, "mask still changes", (0.5, 0.02), (4, 0), **look)
-    finish(left, title, log="y", plain=True, wide=True, whole=8, xlabel="iteration",
-           ylabel=style.RELATIVE_ERROR, xlim=(0.5, len(errors) + 0.5))  # fmt: skip
+        label = "mask still changes"
+        left.axvspan(0.5, mask_steps + 0.5, color="#EEEEEE", zorder=0, label=label)
+    set_up(left, title, log="y", plain=True, whole=8, xlabel="iteration",
+           ylabel=style.RELATIVE_ERROR, xlim=(0.5, len(errors) + 0.5),
+           legend={"fontsize": 8.5})  # fmt: skip
     # the error of every output, the solve's worst first; three are named
     order = np.argsort(-np.asarray(after), kind="stable")
     ranks = range(1, len(order) + 1)
     bare, solved = (style.above_zero(np.asarray(values)[order]) for values in (before, after))
     middle.plot(ranks, bare, ".", color="#999999", markersize=3, label="no update")
     middle.plot(ranks, solved, color=style.ADMM[0], linewidth=2, label="after ADMM")
-    finish(middle, f"hurt most: outputs {', '.join(map(str, order[:3]))}", log="y", plain=True,
+    set_up(middle, f"hurt most: outputs {', '.join(map(str, order[:3]))}", log="y", plain=True,
            legend={"fontsize": 8.5, "loc": "best", "markerscale": 3},
            xlabel="output, most hurt first", ylabel="relative error of an output")  # fmt: skip
     _draw_mask(right, keep, (48, 48), "kept (dark): SHARE")
@@ -150,9 +151,9 @@ def growth_figure(
         circle = {"markersize": 9, "fillstyle": "none", "mew": 1.6}
         ax.plot([iteration], [values[iteration - 1]], "o", color="black", **circle)
     title = f"{name}\niteration {iteration}: {percent[iteration - 1]:.1f} % pruned".strip()
-    finish(left, whole=8, xlabel="iteration", ylabel="sparsity of the mask (%)", ylim=(0, 100))
-    left.set_title(title, loc="left", fontsize=10, y=1.0)
-    finish(middle, f"iteration {iteration}: error {errors[iteration - 1]:.4f}", whole=8,
+    set_up(left, title, whole=8, xlabel="iteration", ylabel="sparsity of the mask (%)",
+           ylim=(0, 100))  # fmt: skip
+    set_up(middle, f"iteration {iteration}: error {errors[iteration - 1]:.4f}", whole=8,
            xlabel="iteration", ylabel=style.RELATIVE_ERROR,
            ylim=(0, 1.08 * max(errors) or 1))  # fmt: skip
     _draw_mask_change(right, keep, one_shot, group)
@@ -171,16 +172,13 @@ def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> 
     ax.grid(False)
     if group:  # lines between weights, and broad ones between groups of M along the input
         rows, columns = kind.shape
-        edges = np.arange(group - 0.5, columns - 1, group)
         ax.vlines(np.arange(0.5, columns - 1), -0.5, rows - 0.5, color="white", linewidth=0.8)
-        ax.hlines(np.arange(0.5, rows - 1), -0.5, columns - 0.5, color="white", linewidth=1.5)
-        ax.vlines(edges, -0.5, rows - 0.5, color="white", linewidth=5)
-        ax.vlines(edges, -0.5, rows - 0.5, color="black", linewidth=1.2)
-        ax.set_xticks(np.arange(0, columns, group))
+        edges = np.arange(group - 0.5, columns - 1, group)
+        ax.vlines(edges, -0.5, rows - 0.5, color="black", linewidth=2)
     moved = 100 * float((keep & ~one_shot).sum()) / max(1, int(keep.sum()))
     patches = [Patch(facecolor=c, edgecolor="#999999", label=name) for name, c in colours.items()]
     place = {"fontsize": 8.5, "ncols": 2, "loc": "upper center", "bbox_to_anchor": (0.45, -0.16)}
-    finish(ax, f"{moved:.1f} % of those kept are not one-shot's",
+    set_up(ax, f"{moved:.1f} % of those kept are not one-shot's",
            legend={"handles": patches, **place}, xlabel="input", ylabel="output")  # fmt: skip
 
 
@@ -205,14 +203,12 @@ def stream_figure(
     right.plot(table.max(axis=1), **style_of("", 1) | SMALL, label="largest token")
     right.plot(medians, **style_of("", 0) | SMALL, label="median token")
     right.axvline(block, **NOW)
-    look = {"log": "y", "plain": True, "wide": True, "legend": 8.5}
-    finish(left, f"window {window}, {block_name(block, len(table))}", **look,
+    look = {"log": "y", "plain": True, "legend": True}
+    set_up(left, f"window {window}, {block_name(block, len(table))}", **look,
            xlabel="position in the window", ylabel="norm of a token's stream")  # fmt: skip
     ratio = here.max() / max(medians[block], 1e-30)
-    finish(right, f"largest is {ratio:.3g} × the median here", whole=10, **look,
+    set_up(right, f"largest is {ratio:.3g} × the median here", whole=10, **look,
            xlabel="entering block (the last: leaving them all)")  # fmt: skip
-    for ax in (left, right):
-        ax.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y >= 1 else f"{y:g}")
     return figure
 
 

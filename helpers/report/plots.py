@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,30 +11,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator
 
-from helpers.data.tasks import TASK_TABLE
 from helpers.paths import replace_file
 from helpers.report import frame, style
-from helpers.report.beyond import beyond_figure, steps_figure
-from helpers.report.frame import PRUNE_PARTS, TASK_NAMES, Record
+from helpers.report.beyond import beyond_figure
+from helpers.report.frame import Record
 from helpers.report.pictures import errors_by_block
-from helpers.report.study_plots import update_median_figure, weight_update_figure
-from helpers.report.style import finish, in_words, style_of
-from helpers.report.tables import (
-    cost_runs,
-    cost_table,
-    format_number,
-    variant_table,
-    zero_shot_table,
-)
+from helpers.report.study_plots import race_figure
+from helpers.report.style import in_words, set_up, style_of
+from helpers.report.tables import chances, zero_shot_table
 
-# a method of the reader's own in the perplexity figure
+# a method of the user's own in the perplexity figure
 OWN_LOOK = {"marker": "*", "markersize": 15, "color": "black", "markerfacecolor": "white",
             "zorder": 5}  # fmt: skip
-LONG_DASH = {"color": style.DENSE, "linestyle": (0, (4, 3))}
-PARTS = ("#D5D9DE", "#A9B2BD", "#5F6B7A", "#23282F")  # of the seconds of pruning
 MASK_ONLY = ("magnitude", "wanda")  # methods that refit nothing
 Cells = Mapping[str, tuple[dict[str, Any], pd.DataFrame]]  # by label: its look, cells by target
 
@@ -49,12 +36,10 @@ def summary_figure(records: Sequence[Record]) -> Figure | None:
     a fixed mask; a mask that grows leaves less error than one chosen at once; perplexity on a log
     scale against sparsity, a line for each method.
 
-    From a record of notebook 02, one of 03 and the plain runs of 04 on one model; None if one of
-    the three is missing.
+    From a record of notebook 02, one of 03 and the plain runs of 04; None if one is missing.
     """
     solved, grown = (frame.series_of(records, name) for name in ("convergence", "schedule"))
-    models = frame.by_model(frame.prune_runs(records))
-    table, dense = _perplexities(next(iter(models.values()), []))
+    table, dense = _perplexities(frame.prune_runs(records))
     if solved is None or grown is None or not table:
         return None
     figure, (left, right, story) = style.new_figure(
@@ -64,33 +49,42 @@ def summary_figure(records: Sequence[Record]) -> Figure | None:
     errors = solved["error"].get("ρ = 1") or next(iter(solved["error"].values()))
     before = max(solved["references"].values())
     steps = [0, *solved["iterations"]]
-    left.plot(steps, [before, *errors], color=style.ADMM[0], linewidth=2.2, zorder=3)
-    lines = {name.partition(",")[0]: value for name, value in solved["references"].items()}
-    style.draw_references(left, lines, values=False)
-    bold = {"color": style.ADMM[0], "fontweight": "bold"}
-    style.offset_text(left, "ADMM", (2, errors[1]), (6, 2), **bold)
-    finish(left, whole=5, xlabel="iteration", ylabel="relative error of the layer",
-           xlim=(0, steps[-1]), ylim=(0, 1.15 * before))  # fmt: skip
+    left.plot(steps, [before, *errors], color=style.ADMM[0], linewidth=2.2, zorder=3, label="ADMM")
+    style.draw_references(left, solved["references"])
+    set_up(left, whole=5, xlabel="iteration", ylabel="relative error of the layer", legend=True,
+           xlim=(0, steps[-1]), ylim=(0, 1.5 * before))  # fmt: skip
     # the error of the gradual mask as a share of the one-shot mask's
     sparsity = grown["sparsity"]["one-shot"][-1]
     names = [frame.target_name(pattern, sparsity) for pattern in grown["ratio"]]
     shares = [100 * ratio["paper"] for ratio in grown["ratio"].values()]
     bars = right.bar(names, shares, color=style.GRADUAL[0], width=0.6)
     right.bar_label(bars, fmt="%.0f %%", label_type="center", color="white", fontsize=9)
-    right.axhline(100, color=style.ONE_SHOT[0], linestyle=LONG_DASH["linestyle"])
-    style.name_line(right, "mask chosen once", 100, color=style.ONE_SHOT[0])
-    right.set(ylim=(0, 125), ylabel="error (% of one-shot's)")
-    _draw_story(story, table, dense)
+    right.axhline(100, color=style.ONE_SHOT[0], linestyle="--", label="mask chosen once")
+    set_up(right, ylabel="error (% of one-shot's)", ylim=(0, 130), legend=True)
+    _draw_methods(story, table, dense)
+    _name_ends(story)
     layer = in_words(solved["layer"])
     look = {"xycoords": "axes fraction", "fontsize": 9, "color": style.DENSE}
-    for ax, height, title, text in (
-        (left, 6, "1  Refit the weights that stay", f"{layer} at {100 * solved['sparsity']:.0f} %"),
-        (right, 6, "2  Let the mask grow", "while refitting; layers of one block"),
-        (story, 40, "3  Prune the whole model", "block by block; a bar is the range over seeds"),
+    for ax, title, text in (
+        (left, "1  Refit the weights that stay", f"{layer} at {100 * solved['sparsity']:.0f} %"),
+        (right, "2  Let the mask grow", "while refitting; layers of one block"),
+        (story, "3  Prune the whole model", "block by block; a bar is the range over seeds"),
     ):
-        ax.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=height + 15)
-        style.offset_text(ax, text, (0, 1), (0, height), **look)
+        ax.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=21)
+        style.offset_text(ax, text, (0, 1), (0, 6), **look)
     return figure
+
+
+def _name_ends(ax: Axes) -> None:
+    """The name of each line at its right end, above or below those that it would overlap."""
+    (low, high), free = np.log(ax.get_ylim()), 0.0
+    for line in sorted(ax.lines, key=lambda line: line.get_ydata()[-1]):
+        place = (np.log(line.get_ydata()[-1]) - low) / (high - low)
+        if place < 1:
+            place = max(place, free)
+            free = place + 0.07
+            look = {"color": line.get_color(), "fontsize": 9, "fontweight": "bold", "va": "center"}
+            ax.annotate(line.get_label(), (1.01, place), xycoords="axes fraction", **look)
 
 
 # ------------------------------------------------------------------ runs of the pruning notebook
@@ -109,107 +103,45 @@ def _perplexities(records: Iterable[Record], own: str = "") -> tuple[Cells, floa
     return table, None if dense.empty else dense.iloc[0]
 
 
-def _draw_story(ax: Axes, table: Cells, dense: float | None) -> None:
-    """Perplexity by sparsity, a line for each method with its name at the end, kept apart.
+def _draw_methods(
+    ax: Axes, table: Cells, dense: float | None, patterns: Sequence[str] = ()
+) -> None:
+    """Perplexity by sparsity, a line for each method, or a point for each at every pattern.
 
-    The axis ends above the methods that refit, so that they can be distinguished; what lies above
-    is written over its edge.
+    The axis, a log one, ends above the methods that refit, so that they can be distinguished.
     """
-    shown = set()
     for label, (look, cells) in table.items():
-        cells = cells[cells.index.str.endswith(" %")]
-        cells = cells.set_index(cells.index.str.rstrip(" %").astype(float)).sort_index()
-        if len(cells):
-            _draw_cells(ax, cells.index, cells, look | {"label": in_words(label)})
-            shown.update(cells.index)
-            for place in cells["mean"].items() if "markerfacecolor" in look else ():
-                bold = {"va": "top", "fontweight": "bold", "zorder": OWN_LOOK["zorder"]}
-                style.offset_text(ax, f"{place[1]:.1f}", place, (9, -3), **bold)
-    lines = list(ax.lines)
-    _end_axis(ax, table, dense)
-    ax.xaxis.set_major_formatter("{x:.0f} %")
-    ax.set_xticks(sorted(shown))
-    ax.set(xlabel="weights set to zero", ylabel="perplexity (log scale; ↑ off the scale)")
-    lines = [line for line in lines if line.get_ydata()[-1] < ax.get_ylim()[1]]
-    for line, place in zip(
-        lines, _apart(ax, [x.get_ydata()[-1] for x in lines], 0.07), strict=True
-    ):
-        look = {"color": line.get_color(), "fontsize": 9, "fontweight": "bold"}
-        end = line.get_xydata()[-1]
-        if end[0] < max(shown):  # a line that ends early is named there
-            style.offset_text(ax, line.get_label(), end, (9, 2), **look)
+        cells = cells[cells.index.isin(patterns) if patterns else cells.index.str.endswith(" %")]
+        if cells.empty:
+            continue
+        if patterns:
+            places, look = cells.index.map(patterns.index), look | {"linestyle": "none"}
         else:
-            place = (1.01, place)
-            ax.annotate(line.get_label(), place, xycoords="axes fraction", va="center", **look)
-
-
-def _draw_cells(ax: Axes, x: Sequence[float], cells: pd.DataFrame, look: Mapping[str, Any]) -> None:
-    """Points at the means over seeds, and whiskers over the seeds."""
-    ax.plot(x, cells["mean"], **look)
-    ax.vlines(x, cells["min"], cells["max"], color=look["color"], linewidth=2.5, alpha=0.5)
-
-
-def _end_axis(ax: Axes, table: Cells, dense: float | None) -> None:
-    """A log axis up to the methods that refit, what is above it over its edge, the dense model."""
+            places = cells.index.str.rstrip(" %").astype(float)
+        cells = cells.set_index(places).sort_index()
+        ax.plot(cells.index, cells["mean"], label=in_words(label), **look)
+        ax.vlines(cells.index, cells["min"], cells["max"], color=look["color"], alpha=0.5,
+                  linewidth=2.5)  # fmt: skip
     most = {label: cells["max"].max() for label, (_, cells) in table.items()}
     refitting = [value for label, value in most.items() if label not in MASK_ONLY]
     top = 2.5 * max(refitting or most.values(), default=dense or 1)
-    ax.set(yscale="log", ylim=(None, top))
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y >= 10 else f"{y:g}")
-    height: Counter[float] = Counter()  # of the texts over a place
-    for line in ax.lines:
-        above = [(x, y) for x, y in line.get_xydata() if y > top]
-        for number, (x, y) in enumerate(above):
-            look = {"color": line.get_color(), "fontsize": 8.5, "ha": "center", "va": "bottom"}
-            text = (
-                f"↑ {format_number(y)}" if number else f"↑ {line.get_label()}\n{format_number(y)}"
-            )
-            place = {"xycoords": ax.get_xaxis_transform()}
-            style.offset_text(ax, text, (x, 1), (0, 2 + height[x]), **place, **look)
-            height[x] += 24 - 12 * (number > 0)
+    set_up(ax, log="y", plain=True, ylim=(None, top))
     if dense is not None:
-        ax.set_ylim(bottom=dense / 1.6)
-        ax.axhline(dense, linewidth=1.2, **LONG_DASH)
-        style.name_line(ax, f"dense {dense:.1f}", dense, below=True)
-
-
-def _name_points(ax: Axes) -> None:
-    """The name and the number of each lone point on the axis, to its right, kept apart."""
-    points: dict[float, list[Line2D]] = defaultdict(list)
-    for line in ax.lines:
-        if len(line.get_xdata()) == 1 and line.get_ydata()[0] <= ax.get_ylim()[1]:
-            points[line.get_xdata()[0]].append(line)
-    for x, lines in points.items():
-        values = [line.get_ydata()[0] for line in lines]
-        for line, y, place in zip(lines, values, _apart(ax, values, 0.05), strict=True):
-            look = {"color": line.get_color(), "fontsize": 9, "va": "center"}
-            arrow = {"arrowstyle": "-", "relpos": (0, 0.5), "color": look["color"], "lw": 0.6}
-            look |= {"textcoords": ax.get_xaxis_transform(), "arrowprops": arrow}
-            text = f"{line.get_label()} " + (f"{y:.1f}" if y < 1000 else f"{y:,.0f}")
-            ax.annotate(text, (x, y), (x + 0.1, place), **look)
-
-
-def _apart(ax: Axes, values: Iterable[float], gap: float) -> list[float]:
-    """Where texts beside these values of a log axis stand, as fractions of it, a gap apart."""
-    low, high = np.log(ax.get_ylim())
-    values = (np.log(list(values)) - low) / (high - low)
-    places, free = np.empty(len(values)), -math.inf
-    for index in np.argsort(values):
-        places[index] = max(values[index], free)
-        free = places[index] + gap
-    return list(places)
+        style.draw_dense(ax, dense)
+    if patterns:
+        ax.set(xlabel="pattern", xlim=(-0.5, len(patterns) - 0.5))
+        ax.set_xticks(range(len(patterns)), patterns)
+    else:
+        ax.set(xlabel="weights set to zero (%)", ylabel="perplexity (log scale)")
 
 
 def perplexity_figure(records: Iterable[Record], own: str = "") -> Figure | None:
     """Perplexity on a log scale, on the left against sparsity, a line for each method, on the
-    right for N:M patterns; whiskers span the seeds, a dashed line is the dense model, and what is
-    off the scale is written over it.
+    right for N:M patterns; whiskers span the seeds, a dashed line is the dense model, and what
+    leaves the scale is in the table.
 
     Points are means over seeds, as in the table, of the runs of notebook 04, which are of one
-    model; None without any, and no right half without patterns. The method `own` stands out, with
-    its numbers beside it.
+    model; None without any, and no right half without patterns. The method `own` stands out.
     """
     runs = frame.prune_runs(records)
     if not runs:
@@ -217,22 +149,14 @@ def perplexity_figure(records: Iterable[Record], own: str = "") -> Figure | None
     table, dense = _perplexities(runs, own)
     targets = {target for _, cells in table.values() for target in cells.index}
     patterns = sorted((target for target in targets if ":" in target), key=frame.column_key)
-    ratios = [3, 0.4 + 1.6 * len(patterns)][: 1 + bool(patterns)]
+    ratios = [3, 0.5 + 0.5 * len(patterns)][: 1 + bool(patterns)]
     figure, ((left, *others),) = style.new_figure(
         len(ratios), size=(7.0, 4.4), sharey=True, width_ratios=ratios, squeeze=False
     )
-    _draw_story(left, table, dense)
+    _draw_methods(left, table, dense)
     for right in others:
-        for x, pattern in enumerate(patterns):
-            for label, (look, cells) in table.items():
-                if pattern in cells.index:
-                    look = look | {"linestyle": "none", "label": in_words(label)}
-                    _draw_cells(right, [x], cells.loc[[pattern]], look)
-        _end_axis(right, table, dense)
-        _name_points(right)
-        right.set(xlabel="pattern", xlim=(-0.3, len(patterns) - 0.1))
-        right.set_xticks(range(len(patterns)), patterns)
-        right.tick_params(axis="y", labelleft=False)
+        _draw_methods(right, table, dense, patterns)
+    set_up(left, legend=True)
     return figure
 
 
@@ -255,63 +179,7 @@ def layer_error_figure(records: Iterable[Record]) -> Figure | None:
     return errors_by_block(dict(shown), f"mean relative error of a block at {100 * sparsity:.0f} %")
 
 
-# ------------------------------------------------------------------ cost, variants, zero-shot
-
-
-def cost_figure(records: Iterable[Record]) -> Figure | None:
-    """Seconds to prune the whole model, a bar for each method, in parts: forward passes, grams,
-    solving, choosing the mask.
-
-    None where they were not timed in parts.
-    """
-    records = list(records)
-    table = cost_table(records)
-    if table is None or table["forward (s)"].isna().all():
-        return None
-    table = table.drop(index="dense", errors="ignore")
-    table.columns = table.columns.str.removesuffix(" (s)")
-    apart = table[list(PRUNE_PARTS)].notna().any()  # on a GPU grams and selection are not
-    figure, ax = style.new_figure(size=(7.0, 1.4 + 0.42 * len(table)))
-    left = np.zeros(len(table))
-    for part, colour in zip(PRUNE_PARTS, PARTS, strict=True):
-        if apart[part]:
-            within = {"forward": "gram", "solve": "selection"}.get(part, part)
-            look = {"color": colour, "edgecolor": "white"}
-            look["label"] = part if apart[within] else f"{part} and {within}"
-            ax.barh(list(map(in_words, table.index)), table[part].fillna(0), left=left, **look)
-            left += table[part].fillna(0)
-    ax.invert_yaxis()
-    ax.grid(False, axis="y")
-    place = {"fontsize": 9, "ncols": 4, "loc": "lower right", "bbox_to_anchor": (1, 1)}
-    finish(ax, legend=place, xlabel="seconds to prune the whole model")
-    style.note_shared(figure, cost_runs(records).query("method != 'dense'")["record"])
-    return figure
-
-
-def variant_figure(records: Iterable[Record]) -> Figure | None:
-    """Change of perplexity against the defaults in percent, a bar for each changed option with the
-    table's ± over seeds; to the left is better.
-    """
-    table = variant_table(records)
-    if table is None:
-        return None
-    table = table[::-1]
-    figure, ax = style.new_figure(size=(7.0, 1.2 + 0.34 * len(table)))
-    names = [
-        in_words(name).removeprefix("ADMM-Grad ").strip("()") + " (one seed)" * (seeds == 1)
-        for name, seeds in table["seeds"].items()
-    ]
-    changes, errors = table["change (%)"], table["± (%)"].fillna(0)
-    colours = [style_of(name)["color"] for name in table.index]  # variants have not the method's
-    look = {"color": colours, "ecolor": "black"}
-    bars = ax.barh(range(len(names)), list(changes), xerr=list(errors), **look)
-    ax.bar_label(bars, [f"{change:+.1f} %" for change in changes], padding=3, fontsize=9)
-    ax.axvline(0, color=style.DENSE, linewidth=1)
-    ax.set_yticks(range(len(names)), names)
-    ax.grid(False, axis="y")
-    ax.margins(x=0.15)
-    ax.set_xlabel("change of perplexity against the defaults (%); to the left is better")
-    return figure
+# ------------------------------------------------------------------ zero-shot
 
 
 def zero_shot_figure(records: Iterable[Record]) -> Figure | None:
@@ -321,22 +189,18 @@ def zero_shot_figure(records: Iterable[Record]) -> Figure | None:
     if table is None:
         return None
     accuracy, errors = table
-    tasks = list(accuracy.columns)
     figure, ax = style.new_figure(size=(7.0, 4.2))
-    width, middles = 0.8 / len(accuracy), np.arange(len(tasks))
+    width, middles = 0.8 / len(accuracy), np.arange(len(accuracy.columns))
     for position, label in enumerate(accuracy.index):
-        colour = style_of(label.partition(",")[0], position)["color"]
-        look = {"color": colour, "label": in_words(label), "error_kw": {"linewidth": 0.9}}
+        look = {"color": style_of(label.partition(",")[0], position)["color"]}
         places = middles + (position - (len(accuracy) - 1) / 2) * width
-        ax.bar(places, accuracy.loc[label], width * 0.92, yerr=errors.loc[label], **look)
-    chances = [TASK_TABLE[task].chance for task, name in TASK_NAMES.items() if name in tasks]
-    chances.append(sum(chances) / len(chances))  # of the mean, the last column
-    look = {"color": "black", "linestyle": (0, (3, 1.5)), "linewidth": 1.5, "label": "chance"}
-    ax.hlines(chances, middles - 0.44, middles + 0.44, **look)
-    ax.set_xticks(middles, tasks, rotation=30, ha="right", rotation_mode="anchor")
-    ax.grid(False, axis="x")
-    place = {"ncols": 3, "fontsize": 9, "loc": "lower center", "bbox_to_anchor": (0.5, 1)}
-    finish(ax, legend=place, ylabel="accuracy, ± one standard error")
+        ax.bar(places, accuracy.loc[label], width * 0.92, yerr=errors.loc[label],
+               label=in_words(label), **look)  # fmt: skip
+    look = {"color": "black", "linestyle": "--", "linewidth": 1.5, "label": "chance"}
+    ax.hlines(chances(accuracy), middles - 0.44, middles + 0.44, **look)
+    ax.set_xticks(middles, accuracy.columns, rotation=30, ha="right", rotation_mode="anchor")
+    place = {"ncols": 3, "loc": "lower center", "bbox_to_anchor": (0.5, 1)}
+    set_up(ax, legend=place, ylabel="accuracy, ± one standard error")
     return figure
 
 
@@ -353,12 +217,12 @@ def spectrum_figure(series: Mapping[str, Any]) -> Figure:
     for position, (name, values) in enumerate(series["eigenvalues"].items()):
         norms = series["norms"][name]
         median = sorted(norms)[len(norms) // 2]
-        for ax, found, unit in ((left, values, values[0]), (right, norms, median)):
+        for ax, sizes, unit in ((left, values, values[0]), (right, norms, median)):
             look = style_of(name.split()[0], position) | {"marker": "", "label": name}
-            ax.plot(np.linspace(0, 100, len(found)), style.above_zero(found, unit), **look)
-    finish(left, "spectrum of XᵀX", log="y", xlabel="eigenvalue, largest first (%)",
+            ax.plot(np.linspace(0, 100, len(sizes)), style.above_zero(sizes, unit), **look)
+    set_up(left, "spectrum of XᵀX", log="y", xlabel="eigenvalue, largest first (%)",
            ylabel="eigenvalue / largest")  # fmt: skip
-    finish(right, "norm of each input", log="y", legend=9, xlabel="input, largest first (%)",
+    set_up(right, "norm of each input", log="y", legend=True, xlabel="input, largest first (%)",
            ylabel="input norm / median")  # fmt: skip
     return figure
 
@@ -377,9 +241,9 @@ def convergence_figure(series: Mapping[str, Any]) -> Figure:
             ax.plot(series["iterations"], values, label=name, **style_of(name, position))
     style.draw_references(left, series["references"])
     title = f"{in_words(series['layer'])} at {100 * series['sparsity']:.0f} %"
-    finish(left, title, log="y", plain=True, wide=True, whole=10,
+    set_up(left, title, log="y", plain=True, whole=10, legend=True,
            xlabel="iteration", ylabel=style.RELATIVE_ERROR)  # fmt: skip
-    finish(right, "distance to exact least squares", log="y", whole=10, legend=9,
+    set_up(right, "distance to exact least squares", log="y", whole=10, legend=True,
            xlabel="iteration", ylabel="‖Ŵ − Ŵ*‖ / ‖Ŵ*‖ (to the optimum)")  # fmt: skip
     return figure
 
@@ -395,20 +259,18 @@ def schedule_figure(series: Mapping[str, Any]) -> Figure:
     shares = 100 * pd.DataFrame(series["ratio"])
     width = 0.8 / len(series["sparsity"])
     for position, (name, values) in enumerate(series["sparsity"].items()):
-        look = style_of(name, position) | {"markersize": 4}
+        look = style_of(name, position)
         if position == 0:  # a broad band, so that a curve on top of it does not hide it
             look |= {"marker": "", "linestyle": "-", "linewidth": 7, "alpha": 0.35}
         left.plot(range(1, len(values) + 1), 100 * np.asarray(values), label=name, **look)
         places = np.arange(len(shares.columns)) + (position - (len(shares) - 1) / 2) * width
         look = {"color": look["color"], "hatch": style.HATCHES[position % 4]}
         bars = right.bar(places, shares.loc[name], width * 0.95, edgecolor="white", **look)
-        for text in right.bar_label(bars, fmt="%.0f", padding=2, fontsize=9):
-            text.set_va("baseline")
-    finish(left, "the mask grows", whole=10, legend={"fontsize": 9, "loc": "lower right"},
-           xlabel="iteration", ylabel="sparsity of the mask (%)", ylim=(0, None))  # fmt: skip
+        right.bar_label(bars, fmt="%.0f", padding=2, fontsize=9)
+    set_up(left, "the mask grows", whole=10, legend={"loc": "lower right"}, xlabel="iteration",
+           ylabel="sparsity of the mask (%)", ylim=(0, None))  # fmt: skip
     right.set_xticks(range(len(shares.columns)), list(shares.columns))
-    right.grid(False, axis="x")
-    finish(right, "and the error falls", ylabel="relative error (% of one-shot's)")
+    set_up(right, "and the error falls", ylabel="relative error (% of one-shot's)")
     return figure
 
 
@@ -419,13 +281,9 @@ FIGURES: dict[str, Callable[[list[Record]], Figure | None]] = {
     "summary": summary_figure,
     "perplexity": perplexity_figure,
     "layer_error": layer_error_figure,
-    "weight_update": weight_update_figure,
-    "weight_update_median": update_median_figure,
-    "cost": cost_figure,
-    "variants": variant_figure,
+    "weight_update_median": race_figure,
     "zero_shot": zero_shot_figure,
     "beyond": beyond_figure,
-    "beyond_steps": steps_figure,
 }
 # drawn from the series of the same name
 SERIES_FIGURES = {
@@ -433,25 +291,21 @@ SERIES_FIGURES = {
     "convergence": convergence_figure,
     "schedule": schedule_figure,
 }
-PER_MODEL = ("perplexity", "layer_error")
 
 
 def figures(records: Iterable[Record]) -> dict[str, Figure]:
     """Every figure that the records allow, by file name without its ending.
 
-    Where there are several models, the figures of PER_MODEL carry the model in their name.
+    Where there are several models, each has its own, with the model in their names.
     """
-    records, drawn = list(records), {}
-    models = frame.by_model(frame.prune_runs(records))
-    for name, draw in FIGURES.items():
-        if name in PER_MODEL and len(models) > 1:
-            for model, runs in models.items():
-                drawn[f"{name}_{model.rsplit('/', 1)[-1].lower()}"] = draw(runs)
-        else:
-            drawn[name] = draw(records)
-    for name, draw in SERIES_FIGURES.items():
-        if series := frame.series_of(records, name):
-            drawn[name] = draw(series)
+    models, drawn = frame.by_model(records), {}
+    for model, runs in models.items():
+        end = f"_{model.rsplit('/', 1)[-1].lower()}" if len(models) > 1 else ""
+        for name, draw in FIGURES.items():
+            drawn[name + end] = draw(runs)
+        for name, draw in SERIES_FIGURES.items():
+            if series := frame.series_of(runs, name):
+                drawn[name + end] = draw(series)
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
@@ -459,8 +313,7 @@ def figure_alt(name: str) -> str:
     """The alternative text of a figure by its name in `figures`; "" for one that is not known."""
     known = FIGURES | SERIES_FIGURES
     kinds = [kind for kind in known if name == kind or name.startswith(f"{kind}_")]
-    text = inspect.getdoc(known[max(kinds, key=len)]) if kinds else ""
-    return " ".join(text.partition("\n\n")[0].split())
+    return frame.caption(known[max(kinds, key=len)]) if kinds else ""
 
 
 def write_figures(records: Iterable[Record], folder: str | Path) -> list[Path]:

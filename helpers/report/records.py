@@ -1,4 +1,4 @@
-"""A run's record: one JSON file with everything a table, a figure or a reader needs.
+"""A run's record: one JSON file with everything that a table or a figure needs.
 
 Tables and figures read records and nothing else, so what is not in a record does not exist:
 parameters, metrics with units, seeds, identity of model and data, versions, wall seconds, peak
@@ -19,68 +19,82 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import ConfigDict, Field, JsonValue
 
 from helpers.errors import BadParameter, FileError, first_line
 from helpers.paths import replace_file, results_dir, root
 
-# raised when fields change their meaning: an older record is then refused, not misread
-SCHEMA = 1
-# a record's fields by their type in JSON; a record that lacks one is not used
-FIELDS: dict[Any, tuple[str, ...]] = {
-    int: ("schema", "peak_memory_bytes"),
-    int | float: ("seconds",),
-    str: ("notebook", "name", "device", "created"),
-    dict: ("parameters", "metrics", "seeds", "versions", "platform"),
-    dict | None: ("model", "data", "series", "git"),
-    list | None: ("layers",),
-}
 # the packages that can change a number
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "lm-eval")
 PACKAGES += ("numpy", "pandas")
 # what decides a number; a change elsewhere in the tree does not make a record "dirty"
 SOURCES = ("helpers", "notebooks", "runs", "pyproject.toml", "constraints.txt")
-# notebook and name together are the name of a record's file, and must not lead to another folder
-FILE_NAME = re.compile(r"\w[^/\\\x00-\x1f]{0,99}")
 EXPONENT_WITHOUT_POINT = re.compile(r"([-+]?\d+)[eE]([-+]?\d+)")
+# notebook and name together are the name of a record's file, and must not lead to another folder
+FileName = Annotated[str, Field(pattern=r"^\w[^/\\\x00-\x1f]{0,99}$")]
+
+
+class Metric(pydantic.BaseModel):
+    """A number with its unit, "1" for a pure number."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    value: float
+    unit: str
+    tolerance: float | None = None  # a fraction: how closely a rerun must agree
+
+
+class RecordModel(pydantic.BaseModel):
+    """The fields of a record; the runner adds some, such as its fingerprint."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    __pydantic_extra__: dict[str, JsonValue]
+
+    # raised when fields change their meaning: an older record is then refused, not misread
+    schema_: Literal[1] = Field(alias="schema")
+    notebook: FileName
+    name: FileName
+    parameters: dict[str, JsonValue]
+    metrics: dict[str, Metric]
+    model: dict[str, JsonValue] | None
+    data: dict[str, JsonValue] | None
+    seeds: dict[str, JsonValue]
+    seconds: float
+    device: str
+    peak_memory_bytes: int
+    series: dict[str, JsonValue] | None
+    layers: list[JsonValue] | None
+    versions: dict[str, JsonValue]
+    git: dict[str, JsonValue] | None
+    platform: dict[str, JsonValue]
+    created: str
 
 
 def make_record(
     *,
-    notebook: str,
-    name: str,
     parameters: Mapping[str, Any],
-    metrics: Mapping[str, Mapping[str, Any]],
-    model: Mapping[str, Any] | None,
-    data: Mapping[str, Any] | None,
-    seeds: Mapping[str, int],
-    seconds: float,
-    device: str,
-    peak_memory_bytes: int,
     series: Mapping[str, Any] | None = None,
     layers: Iterable[Mapping[str, Any]] | None = None,
+    **fields: Any,
 ) -> dict[str, Any]:
     """The record of one run, ready for `write_record`.
 
-    `metrics` maps a name to {"value": number, "unit": text}, unit "1" for a pure number; a third
-    key "tolerance" (a fraction) overrides how closely a rerun must agree. `seconds` is wall time;
-    `series` holds curves, `layers` a row per pruned layer; numpy and torch values become plain.
-    The parameter `record_path` is left out: it says where this machine keeps the record.
-    Raises FileError for NaN, infinity, a metric without unit, or what JSON cannot hold.
+    Args:
+        parameters: of the run; `record_path`, where this machine keeps the record, is left out.
+        series: curves and rows.
+        layers: a row for each pruned layer.
+        fields: the other fields of `RecordModel`, from `notebook` to `peak_memory_bytes`.
+
+    Values of numpy and torch become plain. Raises FileError for a field that is missing, NaN,
+    infinity, a metric without unit, or what JSON cannot hold.
     """
-    record = {
-        "schema": SCHEMA,
-        "notebook": notebook,
-        "name": name,
+    fields |= {
+        "schema": 1,
         # the path would make two records of the same run differ
         "parameters": {key: value for key, value in parameters.items() if key != "record_path"},
-        "metrics": {key: _metric(key, value) for key, value in metrics.items()},
-        "model": model,
-        "data": data,
-        "seeds": seeds,
-        "seconds": seconds,
-        "device": device,
-        "peak_memory_bytes": peak_memory_bytes,
         "series": series,
         "layers": None if layers is None else list(layers),
         "versions": _versions(),
@@ -94,7 +108,8 @@ def make_record(
         # UTC, so that records of two machines can be put in order
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    return check_record({key: _plain(value, key) for key, value in record.items()})
+    order = [field.alias or name for name, field in RecordModel.model_fields.items()]
+    return check_record(_plain({name: fields[name] for name in order if name in fields} | fields))
 
 
 def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Path:
@@ -102,7 +117,7 @@ def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Pat
 
     Raises FileError for a bad record and for a folder that cannot be written.
     """
-    text = _to_json(check_record(_plain(record, "record")))
+    text = _to_json(check_record(_plain(record)))
     if not os.fspath(path):
         folder = results_dir("scratch") / "records"
         path = folder / f"{record['notebook']}--{record['name']}.json"
@@ -111,13 +126,9 @@ def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Pat
 
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The record in a file; FileError if it cannot be read, is not JSON or lacks a field."""
-
-    def refuse(name: str) -> float:
-        raise ValueError(f"it holds {name}")  # NaN and infinity are no JSON, but Python reads them
-
     path = Path(path)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise FileError(f"cannot read record {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -140,24 +151,13 @@ def check_record(record: Any, where: str = "record") -> dict[str, Any]:
 
     Its notebook and name may be used in a file's name after that: no folder can be in them.
     """
-    if not isinstance(record, dict):
-        raise FileError(f"{where} is not a mapping: delete it and run again")
-    for kind, fields in FIELDS.items():
-        for field in fields:
-            if field not in record:
-                raise FileError(f"{where} lacks {field!r}: delete it and run again")
-            if not isinstance(record[field], kind):
-                value = f"{field} = {record[field]!r:.60}"
-                raise FileError(f"{where} has {value}, of the wrong type: delete it and run again")
-    for field in ("notebook", "name"):
-        if not FILE_NAME.fullmatch(record[field]):
-            raise FileError(
-                f"{where} has {field} = {record[field]!r:.60}: give a short name without / and \\"
-            )
-    if record["schema"] != SCHEMA:
-        raise FileError(f"{where} has schema {record['schema']}, not {SCHEMA}: run it again")
-    for name, metric in record["metrics"].items():
-        _metric(name, metric, where)
+    try:
+        RecordModel.model_validate(record)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"])) or "all of it"
+        given = "is missing" if first["type"] == "missing" else f"= {first['input']!r:.60}"
+        raise FileError(f"{where}: {field} {given} ({first['msg']}): run again") from error
     return record
 
 
@@ -204,49 +204,19 @@ def _hint(value: Any, types: set[type]) -> str:
     return ""
 
 
-def _metric(name: str, metric: Any, where: str = "record") -> dict[str, Any]:
-    """The metric with a plain value, if it has a finite number and a unit; else FileError."""
-    if (
-        not isinstance(metric, Mapping)
-        or not {"value", "unit"} <= set(metric) <= {"value", "unit", "tolerance"}
-        or not isinstance(metric["unit"], str)
-    ):
-        raise FileError(
-            f'{where}: metric {name} is {metric!r:.60}; give value and unit ("1" for a ratio)'
-        )
-    value = _plain(metric["value"], f"metric {name}")
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise FileError(f"{where}: metric {name} has value {value!r:.60}: give one finite number")
-    return {**metric, "value": value}
-
-
-def _plain(value: Any, where: str) -> Any:
-    """The value in JSON's own types, scalars and arrays of numpy and torch included.
-
-    Raises FileError for NaN, infinity and anything else that JSON cannot hold.
-    """
-    # a tensor or array becomes nested lists, a scalar a number of Python's own
+def _plain(value: Any) -> Any:
+    """The value with JSON's own types for mappings, tuples, and what numpy and torch have."""
     if hasattr(value, "tolist") and not isinstance(value, type):
-        value = value.tolist()
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, (int, float)):
-        if not math.isfinite(value):
-            raise FileError(f"{where} is {value}: a record holds finite numbers only")
-        return value
+        return value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    kind = type(value).__name__
-    raise FileError(f"{where} is of type {kind}: give a number, text, list, mapping or None")
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _to_json(record: Mapping[str, Any]) -> str:
     """JSON with one field, and one layer, a line, so that a diff of two records can be read."""
     lines = []
     for key, value in record.items():
-        # allow_nan=False raises where something not finite has come through all the same
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
         if key == "layers" and value:
             rows = ",\n  ".join(json.dumps(row, allow_nan=False) for row in value)
@@ -257,15 +227,15 @@ def _to_json(record: Mapping[str, Any]) -> str:
 
 def processor() -> str:
     """The kind of processor: its kernels decide the last bits, and so which weights fall."""
-    found: dict[str, str] = {}
+    known: dict[str, str] = {}
     with contextlib.suppress(OSError):  # there is such a file on Linux only
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        found = dict(re.findall(r"(?m)^(model name|cpu family|model)\s*: (.+)$", text))
-    if "model name" not in found:
+        known = dict(re.findall(r"(?m)^(model name|cpu family|model)\s*: (.+)$", text))
+    if "model name" not in known:
         return platform.processor() or platform.machine()
     # several kinds share one name, and differ in family or model
     return "{model name}, family {cpu family}, model {model}".format_map(
-        {"cpu family": "?", "model": "?"} | found
+        {"cpu family": "?", "model": "?"} | known
     )
 
 

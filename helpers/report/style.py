@@ -1,17 +1,21 @@
 """How every figure looks: colours, words, markers, axes, and how it becomes a file.
 
 Every figure is a `matplotlib.figure.Figure` of its own: pyplot and its global state are never
-touched, so nothing needs closing. A colour means one thing in all figures. Methods have Okabe and
-Ito's, which colour-blind readers can tell apart; markers and dashes differ too, for print in grey.
-Figures are about 7 inches wide, so that their text is as large as that of the page they fill.
+touched, so nothing needs closing. Lines, grids and fonts are those of house.mplstyle. A colour
+means one thing in all figures. Methods have Okabe and Ito's, which colour-blind users can tell
+apart; markers and dashes differ too, for print in grey.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -19,9 +23,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
-# of curves that have no look of their own: a reader's methods, variants, benchmarks
+# of curves that have no look of their own: a user's methods, variants, benchmarks
 COLOURS = ("#332288", "#882255", "#000000", "#8B83C4", "#5E8CA8", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
@@ -50,12 +54,24 @@ LOOKS = {
 KEPT, PRUNED = "#3D4653", "#F4F4F4"
 BEHIND = "#D2D2D2"  # what is there only for comparison
 NAMES = {"wanda": "Wanda", "sparsegpt": "SparseGPT", "admm1": "ADMM1", "admm-grad": "ADMM-Grad",
-         "alps": "ALPS", "owl": "OWL", "icp": "ICP"}  # fmt: skip
-PHRASES = {"precondition=False": "not preconditioned", "precondition=True": "preconditioned",
-           "iterations": "{} iterations", "mask_steps": "{} mask steps", "rho": "ρ = {}",
-           "schedule": "{} schedule", "budget": "budget per {}", "finish=True": "finish",
-           "swap": "{} swaps"}  # fmt: skip
+         "alps": "ALPS", "owl": "OWL"}  # fmt: skip
 RELATIVE_ERROR = "relative error ‖XW − XŴ‖² / ‖XW‖²"
+
+
+_STYLING = threading.RLock()  # matplotlib's settings are global, and explorers draw in a thread
+
+
+@cache
+def _settings() -> Mapping[str, Any]:
+    path = Path(__file__).with_name("house.mplstyle")
+    return matplotlib.rc_params_from_file(path, use_default_template=False)
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """The settings of house.mplstyle within a `with` block, and in one thread at a time."""
+    with _STYLING, matplotlib.rc_context(_settings()):
+        yield
 
 
 class Picture(Figure):
@@ -67,7 +83,7 @@ class Picture(Figure):
 
 def to_png(figure: Figure, dpi: int = 150) -> bytes:
     """The figure as PNG bytes, the same bytes each time."""
-    buffer = io.BytesIO()  # no context of settings: explorers draw in a thread of their own
+    buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
@@ -75,8 +91,8 @@ def to_png(figure: Figure, dpi: int = 150) -> bytes:
 def to_svg(figure: Figure) -> bytes:
     """The figure as SVG bytes, the same bytes each time: no date, fixed ids."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "figure", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", dpi=150, metadata={"Date": None})
+    with house_style():
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
 
 
@@ -94,15 +110,12 @@ def new_figure(
     `margins` the axes stay where they are from one picture to the next; else they are laid out
     around their labels.
     """
-    figure = Picture(figsize=size, layout=None if margins else "constrained")
-    if isinstance(columns, str):
-        axes = list(figure.subplot_mosaic(columns, gridspec_kw=margins, **layout).values())
-    else:
-        axes = figure.subplots(rows, columns, gridspec_kw=margins, **layout)
-    for ax in figure.axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
-        ax.set_axisbelow(True)
+    with house_style():
+        figure = Picture(figsize=size, layout=None if margins else "constrained")
+        if isinstance(columns, str):
+            axes = list(figure.subplot_mosaic(columns, gridspec_kw=margins, **layout).values())
+        else:
+            axes = figure.subplots(rows, columns, gridspec_kw=margins, **layout)
     return figure, axes
 
 
@@ -113,18 +126,11 @@ def style_of(label: str, position: int = 0) -> dict[str, Any]:
     """
     looks = (looks_of[position % len(looks_of)] for looks_of in (COLOURS, MARKERS, DASHES))
     colour, marker, dash = LOOKS.get(label) or looks
-    return {"color": colour, "marker": marker, "linestyle": dash, "markersize": 5}
+    return {"color": colour, "marker": marker, "linestyle": dash}
 
 
 def in_words(label: str) -> str:
-    """A label as one says it: "ADMM-Grad (50 iterations)" for "admm-grad (iterations=50)"."""
-
-    def phrase(found: re.Match[str]) -> str:
-        key, value = found.groups()
-        known = PHRASES.get(found[0]) or PHRASES.get(key) or f"{key.replace('_', ' ')} {{}}"
-        return known.format(value)
-
-    label = re.sub(r"(\w+)=([^,()]+)", phrase, label)
+    """A label as one says it: "ADMM-Grad, OWL" for "admm-grad, owl"."""
     label = re.sub(r"\b[a-z]\w*\.(?=[a-z])", "", label)  # self_attn.q_proj: the layer's own name
     return re.sub(r"[\w-]+", lambda word: NAMES.get(word[0], word[0]), label)
 
@@ -140,45 +146,40 @@ def above_zero(values: Any, unit: float = 1.0) -> np.ndarray:
     return np.where(values > 0, values / (unit if unit > 0 else 1.0), np.nan)
 
 
-def finish(
+def set_up(
     ax: Axes,
     title: str = "",
     *,
     log: str = "",
     plain: bool = False,
-    wide: bool = False,
     whole: int = 0,
-    legend: float | Mapping[str, Any] = 0,
+    legend: bool | Mapping[str, Any] = False,
     **labels: Any,
 ) -> None:
     """What every panel needs: a title, labels and limits (`Axes.set`), log axes, ticks, a legend.
 
-    Args: log, "x", "y" or "xy"; plain, whether the y axis, a log one, has plain numbers; wide,
-    whether it is widened by a tenth at both ends, for labels beside the curves; whole, the most
-    intervals of the x axis between ticks at whole numbers; legend, its font size or arguments.
+    Args:
+        log: "x", "y" or "xy".
+        plain: whether the y axis, a log one, has plain numbers.
+        whole: the most intervals of the x axis between ticks at whole numbers.
+        legend: whether there is one, or its arguments.
     """
-    ax.set(**{f"{axis}scale": "log" for axis in log}, **labels)
-    if title:  # at a given height: the search for one takes time, and explorers redraw often
-        ax.set_title(title, fontsize=10, y=1.0)
-    if whole:
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=whole))
-    if wide:
-        low, high = ax.get_ylim()
-        ax.set_ylim(low / (high / low) ** 0.1, high * (high / low) ** 0.1)
-    if plain:
-        plain_log(ax.yaxis)
-    if legend:
-        look = legend if isinstance(legend, dict) else {"fontsize": legend}
-        ax.legend(**{"frameon": False} | look)
+    with house_style():
+        ax.set(**{f"{axis}scale": "log" for axis in log}, **labels)
+        if title:
+            ax.set_title(title)
+        if whole:
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=whole))
+        if plain:
+            plain_log(ax.yaxis)
+        if legend:
+            ax.legend(**({} if legend is True else legend))
 
 
 def plain_log(axis: Axis) -> None:
     """Label a log axis in plain numbers, also between decades where it spans few of them."""
-    low, high = axis.get_view_interval()
-    span = high / max(low, 1e-300)
-    digits = "23456789" if span < 5 else "235" if span < 30 else "25" if span < 100 else ""
-    axis.set_major_formatter("{x:.3g}")
-    axis.set_minor_formatter(lambda y, _: f"{y:.3g}" if f"{y:.1e}"[0] in digits else "")
+    axis.set_major_formatter("{x:.4g}")
+    axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.6)))
 
 
 def offset_text(ax: Axes, text: str, xy: Any, by: tuple[float, float], **look: Any) -> None:
@@ -186,30 +187,17 @@ def offset_text(ax: Axes, text: str, xy: Any, by: tuple[float, float], **look: A
     ax.annotate(text, xy, xytext=by, textcoords="offset points", **look)
 
 
-def name_line(
-    ax: Axes, text: str, value: float, *, below: bool = False, inset: int = 3, **look: Any
-) -> None:
-    """The name of a horizontal line at its right end."""
-    look = {"color": DENSE, "fontsize": 9, "va": "top" if below else "bottom", **look}
-    by = (-inset, -inset if below else 3)
-    offset_text(ax, text, (1, value), by, xycoords=("axes fraction", "data"), ha="right", **look)
-
-
-def note_shared(figure: Figure, records: Iterable[Mapping[str, Any]]) -> None:
-    """Say in small print that the seconds are of runs that shared the machine, unless all runs
-    shown were timed alone."""
-    if not all(record.get("timed") for record in records):
-        look = {"x": 0.995, "ha": "right", "fontsize": 8.5, "color": DENSE}
-        figure.supxlabel("runs shared the machine", **look)
-
-
-def draw_references(ax: Axes, references: Mapping[str, float], *, values: bool = True) -> None:
-    """Horizontal lines with names and values: the lowest below its line, the others above."""
+def draw_references(ax: Axes, references: Mapping[str, float]) -> None:
+    """Horizontal lines, with names and values for the legend."""
     dashes = cycle([(0, (4, 2)), (0, (1, 1.5)), (0, (6, 1, 1, 1))])
-    lowest = min(references.values(), default=None)
     for (name, value), dash in zip(references.items(), dashes, strict=False):
         colour = LOOKS.get(name.partition(" (")[0], ("black",))[0]
-        ax.axhline(value, color=colour, linestyle=dash, linewidth=1.2)
-        below = value == lowest and len(references) > 1
-        text = in_words(name) + (f": {short_error(value)}" if values else "")
-        name_line(ax, text, value, below=below, inset=4, color=colour)
+        label = f"{in_words(name)}: {short_error(value)}"
+        ax.axhline(value, color=colour, linestyle=dash, linewidth=1.2, label=label)
+
+
+def draw_dense(ax: Axes, perplexity: float) -> None:
+    """A dashed line at the perplexity of the dense model, near the bottom of the axis."""
+    ax.axhline(perplexity, color=DENSE, linestyle=(0, (4, 3)), linewidth=1.2,
+               label=f"dense {perplexity:.1f}")  # fmt: skip
+    ax.set_ylim(bottom=perplexity / 1.3)

@@ -8,29 +8,25 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 from numbers import Integral
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from helpers.data.tasks import TASK_TABLE, mean_and_error, paired_difference
-from helpers.errors import FileError
 from helpers.paths import replace_file
 from helpers.report import beyond, frame
-from helpers.report.frame import SECONDS, TASK_NAMES, USUAL, Record, about_model, setting
+from helpers.report.frame import SECONDS, TASK_NAMES, USUAL, Record, about_model, caption, setting
 
 SOLVERS = {"none": "no update", "sparsegpt": "SparseGPT", "sgd": "SGD", "adam": "Adam",
            "cg": "conjugate gradients", "admm": "ADMM", "exact": "exact optimum"}  # fmt: skip
 DEFAULT_MASK = "default"
-# the 97.5 % quantile of Student's t by degrees of freedom; more than nine count as nine
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 mean = pd.Series.mean  # of a group, summed in the order of its rows
 
 
@@ -68,46 +64,41 @@ def to_markdown(table: pd.DataFrame, spread: pd.DataFrame | None = None) -> str:
 
 
 def perplexity_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """Perplexity, methods by sparsity and pattern, and half of (max - min) over seeds.
+    """± is half the range over seeds of the calibration text, where there are several. The choice
+    of evaluation windows is not in it: every cell has the same ones.
 
-    The dense model has its one number in every column. NaN: no run, or the spread of one seed.
+    Perplexity, methods by sparsity and pattern, and half of (max - min) over seeds. The dense model
+    has its one number in every column. NaN: no run, or the spread of one seed.
     Variants are left to `variant_table`. None without records.
     """
-
-    def by_target(values: pd.Series) -> pd.DataFrame:
-        wide = values.unstack()
-        dense = wide.pop("dense") if "dense" in wide else math.nan
-        columns = sorted(wide.columns, key=frame.column_key) or ["0 %"]
-        wide = wide.reindex(index=sorted(wide.index, key=frame.row_key), columns=columns)
-        wide = wide.apply(lambda column: column.fillna(dense))
-        return wide.rename_axis(index="method", columns=None)
 
     cells = frame.perplexity_cells(records)
     if cells.empty:
         return None
-    halves = ((cells["max"] - cells["min"]) / 2).where(cells["count"] > 1)
-    return by_target(cells["mean"]), by_target(halves)
-
-
-def cost_runs(records: Iterable[Record]) -> pd.DataFrame:
-    """The runs that cost is taken from: no variants, and no N:M runs where a method has others."""
-    runs = frame.prune_frame(records)
-    if runs.empty:
-        return runs
-    unstructured = runs["pattern"] == "unstructured"
-    return runs[unstructured | ~unstructured.groupby(runs["label"]).transform("any")]
+    rows = sorted(cells.index.unique("label"), key=frame.row_key)
+    table, halves = (frame.by_target(cells[name], rows) for name in ("mean", "half"))
+    dense = table.pop("dense") if "dense" in table else math.nan
+    table = table if len(table.columns) else table.reindex(columns=["0 %"])
+    table = table.apply(lambda column: column.fillna(dense))
+    return table.rename_axis("method"), halves.reindex(columns=table.columns)
 
 
 def cost_table(records: Iterable[Record]) -> pd.DataFrame | None:
-    """What each method cost: the paper's overhead table, with every part of the seconds.
+    """Medians over unstructured runs; the seconds of runs that were not timed alone are an order of
+    magnitude: they may have shared the machine. Solve holds the checks of a layer and the measuring
+    of its error, which is all of it for methods without an update; peak memory is the process's,
+    evaluation included.
 
-    Medians over `cost_runs`, since a run that shared the machine with something heavy is an
+    The paper's overhead table, with every part of the seconds: no variants, and no N:M runs where a
+    method has others. Medians, since a run that shared the machine with something heavy is an
     outlier; "forward" holds the parity gate. A part that was not measured apart is NaN. None
     without records.
     """
-    runs = cost_runs(records)
+    runs = frame.prune_frame(records)
     if runs.empty:
         return None
+    unstructured = runs["pattern"] == "unstructured"
+    runs = runs[unstructured | ~unstructured.groupby(runs["label"]).transform("any")]
     runs = runs.assign(memory=[r["peak_memory_bytes"] / 1e9 for r in runs["record"]])
     groups = runs.groupby("label")
     table = groups[SECONDS].median().rename(columns=lambda name: name.replace("_seconds", " (s)"))
@@ -119,21 +110,22 @@ def cost_table(records: Iterable[Record]) -> pd.DataFrame | None:
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """The mean of draws and half of Student's 95 % interval of it; NaN of one draw."""
     if len(values) == 1:
-        return values[0], math.nan
-    center, error = mean_and_error(values)
-    return center, STUDENT[min(len(values) - 2, len(STUDENT) - 1)] * error
+        return list(values)[0], math.nan
+    center, error = mean_and_error(list(values))
+    return center, stats.t.ppf(0.975, len(values) - 1) * error
 
 
 def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
-    """Runs with other options beside their method's defaults in the same cell, seed by seed.
+    """Other options beside the defaults, same cell and same calibration seeds. The change is the
+    mean over seeds, ± half of Student's 95 % interval.
 
-    Means over seeds, and half of the mean change's 95 % interval (NaN for one seed). Several
+    The interval is NaN for one seed. Several
     records of one run count once, with their mean. A variant without a run of the defaults in its
     cell is left out; None if there is no other.
     """
     runs = frame.run_frame(records)
-    asked = [record["parameters"] | {"options": None, "device": None} for record in runs["record"]]
-    runs["cell"] = [json.dumps(parameters, sort_keys=True) for parameters in asked]
+    cells = [record["parameters"] | {"options": None, "device": None} for record in runs["record"]]
+    runs["cell"] = [json.dumps(cell, sort_keys=True) for cell in cells]
     same = runs.groupby(["cell", "label", "target", "variant"], sort=False, as_index=False)
     runs = same[["perplexity", "mean_layer_error"]].mean()
     pairs = runs.query("variant").merge(runs.query("not variant"), on="cell", suffixes=("", "_"))
@@ -156,142 +148,139 @@ def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
 # ------------------------------------------------------------------ zero-shot
 
 
-def zero_shot_runs(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
-    """What the runs of the zero-shot notebook found by their row, in the order of the methods.
+def answer_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """The answers of the runs of the zero-shot notebook, a row for each model, seed and task.
 
-    A row has what its records have: "metrics", "series", "versions", and "seed" (None for dense).
-    Runs of one model on several tasks share a row; a task counts with the most items it was run on.
+    Columns: model, its row in the tables; seed, 0 for the dense model; task, by the paper's name;
+    items; right, by item whether the answer was; the accuracies and their standard errors; harness.
+    In the order of the methods and of the paper's tasks; of several runs the most items count.
     """
-    runs = frame.run_frame(records, frame.ZERO_SHOT_NOTEBOOK)
-    runs["items"] = [record["parameters"].get("limit") or math.inf for record in runs["record"]]
-    rows: dict[str, dict[str, Any]] = {}
-    for run in runs.sort_values("items", kind="stable").itertuples():
-        seed = f", seed {run.seed}" if runs["seed"].nunique() > 1 else ""
-        dense, record = run.target == "dense", run.record
-        if "zero_shot" not in record["series"]:
-            raise FileError(f"record {record['name']} holds no answers to questions: run it again")
-        name = run.label if dense else f"{run.label}, {run.target}{seed}"
-        row = rows.setdefault(name, {"metrics": {}, "series": {"zero_shot": {}}})
-        row["metrics"] |= record["metrics"]
-        row["series"]["zero_shot"] |= record["series"]["zero_shot"]
-        row |= {"versions": record["versions"], "seed": None if dense else run.seed}
-    return dict(sorted(rows.items(), key=lambda row: frame.row_key(row[0].replace(",", " ", 1))))
+    rows = []
+    for run in frame.run_frame(records, frame.ZERO_SHOT_NOTEBOOK).itertuples():
+        model = run.label if run.target == "dense" else f"{run.label}, {run.target}"
+        key = (frame.row_key(run.label), model, 0 if run.target == "dense" else run.seed)
+        for task, name in TASK_NAMES.items():
+            if task not in run.record["series"]["zero_shot"]:
+                continue
+            answers = run.record["series"]["zero_shot"][task]
+            metrics = {
+                metric: run.record["metrics"].get(f"{task}_{metric}", {}).get("value")
+                for metric in ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")
+            }
+            rows.append(metrics | {
+                "order": (*key, list(TASK_NAMES).index(task), len(answers["items"])),
+                "model": model, "seed": key[-1], "task": name, "items": tuple(answers["items"]),
+                "right": answers["acc"], "harness": run.record["versions"]["lm-eval"],
+            })  # fmt: skip
+    columns = ["model", "seed", "task", "items", "right", "acc", "acc_stderr", "acc_norm",
+               "acc_norm_stderr", "harness", "order"]  # fmt: skip
+    table = pd.DataFrame(rows, columns=columns).sort_values("order")
+    return table.drop_duplicates(["model", "seed", "task"], keep="last", ignore_index=True)
 
 
-def _over_seeds(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Rows {row: {task: (value, standard error)}} that differ in their seed alone, as one.
+def _by_task(
+    answers: pd.DataFrame, rows: str, value: str, error: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Values and standard errors by row and task, with their mean over tasks in the last column.
 
-    Seeds are asked the same items, so the error from the items does not shrink: it is their mean.
+    Seeds are given the same items, so the error from the items does not shrink: it is their mean.
+    Tasks are taken as independent.
     """
-    found: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
-    for row, pairs in rows.items():
-        for task, pair in pairs.items():
-            found[re.sub(r", seed -?\d+", "", row)][task].append(pair)
-    return {
-        row: {task: tuple(np.mean(pairs, axis=0)) for task, pairs in tasks.items()}
-        for row, tasks in found.items()
-    }
-
-
-def _by_task(rows: Mapping[str, Mapping[str, Any]], name: str) -> pd.DataFrame | None:
-    """(value, standard error) in the paper's columns, with the mean over tasks; None without any.
-
-    Args: rows, {row: {task: (value, standard error)}}; name, of the rows.
-    """
-    rows = {row: {**pairs, "mean": mean_of_tasks(pairs.values())}
-            for row, pairs in rows.items() if pairs}  # fmt: skip
-    columns = [task for task in (*TASK_NAMES, "mean") if any(task in row for row in rows.values())]
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
-    return table.rename(columns=TASK_NAMES).rename_axis(name) if rows else None
+    answers = answers.dropna(subset=value)
+    cells = answers.groupby([rows, "task"], sort=False)[[value, error]].mean().astype(float)
+    columns = [name for name in TASK_NAMES.values() if name in set(answers["task"])]
+    values, errors = (
+        cells[name].unstack().reindex(index=answers[rows].unique(), columns=columns)
+        for name in (value, error)
+    )
+    counts = values.notna().sum(axis=1)
+    values["mean"] = values.mean(axis=1)
+    errors["mean"] = np.sqrt((errors**2).sum(axis=1)) / counts
+    return values.rename_axis(columns=None), errors.rename_axis(columns=None)
 
 
 def zero_shot_table(
     records: Iterable[Record], metric: str = "acc"
 ) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """Accuracy in the paper's columns with a mean, and standard errors; None without records.
+    """Accuracy in the paper's columns with a mean, ± one standard error; None without records.
 
     A row is the mean over seeds of the calibration text. `metric` is "acc" or, for tasks that have
     it, "acc_norm" (normalised by the answers' length).
     """
-    rows: dict[str, dict[str, Any]] = {}
-    for label, record in zero_shot_runs(records).items():
-        names = {task: f"{task}_{metric}" for task in TASK_NAMES}
-        found = {name: entry["value"] for name, entry in record["metrics"].items()}
-        rows[label] = {t: (found[n], found[f"{n}_stderr"]) for t, n in names.items() if n in found}
-    pairs = _by_task(_over_seeds(rows), "model")
-    if pairs is None:
+    answers = answer_frame(records)
+    if answers[metric].isna().all():
         return None
+    values, errors = _by_task(answers, "model", metric, f"{metric}_stderr")
     # a mean over fewer tasks than the other rows have could not be compared with theirs
-    pairs["mean"] = pairs["mean"].where(pairs.notna().all(axis=1))
-    return tuple(pairs.map(itemgetter(part), na_action="ignore").astype(float) for part in (0, 1))
+    complete = values.notna().all(axis=1)
+    for table in (values, errors):
+        table["mean"] = table["mean"].where(complete)
+    return values, errors
 
 
-def mean_of_tasks(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:
-    """Mean of (value, standard error) over tasks, which are taken as independent, and its error."""
-    values, errors = zip(*pairs, strict=True)
-    return sum(values) / len(values), math.hypot(*errors) / len(values)
+def paired_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """Differences in acc between each two models on the same items of a task, with the same seed.
 
-
-def paired_tasks(
-    one: Mapping[str, Any], other: Mapping[str, Any]
-) -> dict[str, tuple[float, float]]:
-    """one − other in acc with its standard error, by task, on the tasks asked with the same items.
-
-    Args: series "zero_shot" of two records.
+    Columns: pair ("second − first"), seed, task, difference, and its standard error.
     """
-    return {
-        task: paired_difference(one[task]["acc"], other[task]["acc"])
-        for task in TASK_NAMES
-        if task in one and task in other and one[task]["items"] == other[task]["items"]
-    }
+    rows = []
+    for (_, first), (_, second) in combinations(answer_frame(records).iterrows(), 2):
+        # dense, which comes first, is paired with every seed
+        alike = first["model"] == "dense" or first["seed"] == second["seed"]
+        same = first["task"] == second["task"] and first["items"] == second["items"]
+        if same and alike and first["model"] != second["model"]:
+            pair, seed = f"{second['model']} − {first['model']}", second["seed"]
+            difference = paired_difference(second["right"], first["right"])
+            rows.append((pair, seed, first["task"], *difference))
+    return pd.DataFrame(rows, columns=["pair", "seed", "task", "difference", "error"])
 
 
 def paired_table(records: Iterable[Record]) -> pd.DataFrame | None:
-    """Differences in acc between each two runs on the same items, with their standard errors.
+    """Paired differences in accuracy on the same items; bold where they exceed two standard errors.
+    One in twenty would do so by chance. Means are over the tasks of a row.
 
-    Text cells "difference ± standard error", in bold where the difference exceeds two of them.
-    Runs of the same items and seed are compared, as a mean over seeds. None if there is no pair.
+    `paired_frame` as text, "difference ± standard error", means over seeds. None without a pair.
     """
-
-    def cell(pair: tuple[float, float]) -> str:
-        text = "{:+.3f} ± {:.3f}".format(*pair)
-        return f"**{text}**" if abs(pair[0]) > 2 * pair[1] else text
-
-    pairs = combinations(zero_shot_runs(records).items(), 2)
-    rows = {
-        f"{second} − {first}": paired_tasks(b["series"]["zero_shot"], a["series"]["zero_shot"])
-        for (first, a), (second, b) in pairs
-        if a["seed"] in (None, b["seed"])  # dense, which comes first, has none
-    }
-    table = _by_task(_over_seeds(rows), "difference")
-    return None if table is None else table.map(cell, na_action="ignore")
+    pairs = paired_frame(records)
+    if pairs.empty:
+        return None
+    values, errors = _by_task(pairs, "pair", "difference", "error")
+    texts = values.map("{:+.3f}".format) + " ± " + errors.map("{:.3f}".format)
+    texts = texts.mask(values.abs() > 2 * errors, "**" + texts + "**").where(values.notna())
+    return texts.rename_axis("difference")
 
 
 # ------------------------------------------------------------------ layer studies
 
 
 def update_table(records: Iterable[Record]) -> pd.DataFrame | None:
-    """Ways to refit the weights on one fixed mask (series "update" of notebook 02).
+    """Refitting the kept weights on one fixed mask by Wanda's score (budget per matrix). A problem
+    is a layer at a sparsity. Excess: the damped objective over its exact optimum. Adam and SGD
+    count with the rate that is best for a problem after so many iterations, and only its own
+    seconds count.
 
-    Over problems (layers times sparsities): relative error on calibration and held-out text, and
-    the excess of the damped objective over its optimum. For Adam and SGD the best learning rate of
-    each problem counts; ADMM with other settings than its defaults is shown after 20 iterations.
-    None without such records.
+    From series "update" of notebook 02. ADMM with other settings than its defaults is shown after
+    20 iterations. None without such records.
     """
     rows = pd.DataFrame(frame.series_rows(records, "update"))
     if rows.empty:
         return None
     usual = (rows[list(USUAL)] == pd.Series(USUAL)).all(axis=1)
     rows = rows[(rows["solver"] != "admm") | usual | (rows["iterations"] == 20)]
-    way = ["precondition", "damping", "rho", "iterations"]  # None where a solver has no such thing
+    setting_of = [
+        "precondition",
+        "damping",
+        "rho",
+        "iterations",
+    ]  # None where a solver has no such thing
     rows = rows.assign(rank=rows["solver"].map(list(SOLVERS).index))
-    rows[way] = rows[way].astype(float)
-    problems = rows.groupby(["rank", *way, "record", "sparsity"], dropna=False)
+    rows[setting_of] = rows[setting_of].astype(float)
+    problems = rows.groupby(["rank", *setting_of, "record", "sparsity"], dropna=False)
     best = rows.loc[problems["excess"].idxmin().sort_index()]
     # the excess is of the damped objective: it says nothing of solvers of another one
     own = (best["solver"] == "none") | (best["damping"] == USUAL["damping"])
     best["excess"] = 100 * best["excess"].where(own)
-    table = best.groupby(["rank", "solver", *way], dropna=False).agg(**{
+    table = best.groupby(["rank", "solver", *setting_of], dropna=False).agg(**{
         "problems": ("error", "size"),
         "error": ("error", mean),
         "held-out": ("heldout", mean),
@@ -300,16 +289,14 @@ def update_table(records: Iterable[Record]) -> pd.DataFrame | None:
         "seconds": ("seconds", mean),
     })  # fmt: skip
     table.insert(0, "iterations", table.index.get_level_values("iterations").astype("Int64"))
-    return table.set_axis([_update_label(*key[1:-1]) for key in table.index]).rename_axis("update")
+    labels = [_update_label(*key[1:-1]) for key in table.index]
+    return table.set_axis(labels).rename_axis("update")
 
 
 def _update_label(solver: str, precondition: float, damping: float, rho: float) -> str:
-    """The name of a way to refit, with whatever is not its default; NaN stands for no setting."""
-    details = []
-    if solver == "admm":
-        details.append(f"ρ = {rho:g}")
-    if solver in ("adam", "sgd"):
-        details.append("best rate")
+    """The name of a solver, with whatever is not its default; NaN stands for no setting."""
+    details = [f"ρ = {rho:g}"] if solver == "admm" else []
+    details += ["best rate"] if solver in ("adam", "sgd") else []
     if precondition in (0, 1) and precondition != (solver in ("admm", "cg")):
         details.append("preconditioned" if precondition else "not preconditioned")
     if damping >= 0 and solver != "sparsegpt" and damping != USUAL["damping"]:
@@ -318,22 +305,25 @@ def _update_label(solver: str, precondition: float, damping: float, rho: float) 
 
 
 def mask_table(records: Iterable[Record], text: str = "error") -> pd.DataFrame | None:
-    """What mask steps, schedule and budget change (series "ablation" of notebook 03).
+    """What mask steps, schedule and budget change: relative error, % of the default's on the same
+    layer (geometric mean over layers).
 
-    Relative error as a percentage of the default's on the same layer: geometric mean over layers.
-    `text` is "error" (calibration) or "heldout". None without such records.
+    From series "ablation" of notebook 03. `text` is "error" (calibration) or "heldout". None
+    without such records.
     """
-    ways = pd.DataFrame(frame.series_rows(records, "ablation"))
-    if ways.empty:
+    rules = pd.DataFrame(frame.series_rows(records, "ablation"))
+    if rules.empty:
         return None
-    ways["target"] = list(map(frame.target_name, ways["pattern"], ways["sparsity"]))
-    ways["variant"] = list(map(_mask_label, ways["mask_steps"], ways["schedule"], ways["budget"]))
+    rules["target"] = list(map(frame.target_name, rules["pattern"], rules["sparsity"]))
+    rules["variant"] = list(
+        map(_mask_label, rules["mask_steps"], rules["schedule"], rules["budget"])
+    )
     problem = ["record", "block", "layer", "target"]
-    wide = ways.pivot_table(index=problem, columns="variant", values=text)
+    wide = rules.pivot_table(index=problem, columns="variant", values=text)
     shares = wide.div(wide[DEFAULT_MASK], axis=0)
     table = np.exp(np.log(shares).groupby(level="target").mean()).T * 100
     columns = sorted(table.columns, key=frame.column_key)
-    return table.loc[ways["variant"].unique(), columns].rename_axis("mask")
+    return table.loc[rules["variant"].unique(), columns].rename_axis("mask")
 
 
 def _mask_label(mask_steps: int, schedule: str, budget: str) -> str:
@@ -349,7 +339,7 @@ def _mask_label(mask_steps: int, schedule: str, budget: str) -> str:
 
 
 class Section(NamedTuple):
-    """One table as a reader sees it: which it is, a note, the numbers, and its Markdown."""
+    """One table as it is shown: which it is, a note, the numbers, and its Markdown."""
 
     about: str
     note: str
@@ -363,46 +353,23 @@ class Section(NamedTuple):
 
 
 def _items_note(records: list[Record]) -> str:
-    """How many items of each task were asked, whether of all the same, and by which harness."""
-    runs = zero_shot_runs(records).values()
-    tasks = [task for run in runs for task in run["series"]["zero_shot"].items()]
-    asked = {(name, tuple(series["items"])) for name, series in tasks}
-    counts = sorted({len(items) for _, items in asked})
+    """How many items each task has, whether the same for every model, and by which harness."""
+    answers = answer_frame(records)
+    counts = sorted({len(items) for items in answers["items"]})
     amount = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    same = "" if len(asked) == len(dict(tasks)) else "not "
-    asked_of = {(t, run["seed"]) for run in runs for t in run["series"]["zero_shot"]}
-    counted = Counter(task for task, seed in asked_of if seed is not None)
-    several = [name for task, name in TASK_NAMES.items() if counted[task] > 1]
+    same = "" if (answers.groupby("task")["items"].nunique() == 1).all() else "not "
+    seeds = answers[answers["model"] != "dense"].groupby("task")["seed"].nunique()
+    several = [name for name in TASK_NAMES.values() if seeds.get(name, 0) > 1]
     over = f"Means over seeds of the calibration text on {', '.join(several)}. " if several else ""
-    harness = sorted({run["versions"]["lm-eval"] for run in runs})
-    same = f"{amount} items a task, {same}the same for every model"
-    return f"{over}{same}; lm-eval {', '.join(harness)}."
+    harness = ", ".join(sorted(set(answers["harness"])))
+    return f"{over}{amount} items a task, {same}the same for every model; lm-eval {harness}."
 
 
-def _update_note(records: list[Record]) -> str:
-    blocks: dict[str, set[int]] = defaultdict(set)
-    for record in frame.with_series(records, "update"):
-        asked = record["parameters"]
-        blocks[asked["layer"].rpartition(".")[2]].add(asked["block"])
-    layers = "; ".join(
-        f"{layer} of {'blocks' if len(found) > 1 else 'block'} {', '.join(map(str, sorted(found)))}"
-        for layer, found in sorted(blocks.items())
-    )
-    targets = sorted({row["sparsity"] for row in frame.series_rows(records, "update")})
-    return (
-        "Refitting the kept weights on one fixed mask by Wanda's score (budget per matrix): "
-        f"{layers}; at {', '.join(f'{100 * target:.4g}' for target in targets)} %. Excess: the "
-        "damped objective over its exact optimum. Adam and SGD count with the rate that is best "
-        "for a problem after so many iterations, and only its own seconds count."
-    )
-
-
-def _with_chance(table: pd.DataFrame) -> pd.DataFrame:
-    """A zero-shot table below a row of what guessing gives."""
-    chance = pd.Series({TASK_NAMES[task]: TASK_TABLE[task].chance for task in TASK_NAMES})
-    chance = chance.reindex(table.columns.drop("mean"))
-    chance["mean"] = chance.mean()
-    return pd.concat([chance.to_frame("chance").T, table]).rename_axis(table.index.name)
+def chances(accuracy: pd.DataFrame) -> pd.Series:
+    """What guessing scores on each task of a zero-shot table, and the mean."""
+    known = {name: TASK_TABLE[task].chance for task, name in TASK_NAMES.items()}
+    chance = pd.Series(known, name="chance").reindex(accuracy.columns)
+    return chance.fillna({"mean": chance.mean()})
 
 
 def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
@@ -413,41 +380,22 @@ def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
     if pruned := frame.prune_runs(runs):
         where = setting(pruned)
         table, spread = perplexity_table(pruned)
-        spreads = (
-            " ± is half the range over seeds of the calibration text. The choice of evaluation "
-            "windows is not in it: every cell has the same ones."
-        )
-        note = where + (spreads if spread.notna().any(axis=None) else "")
-        yield "perplexity", "", note, table, spread
+        yield "perplexity", "", f"{where} {caption(perplexity_table)}", table, spread
         devices = "; ".join(sorted({record["device"] for record in pruned}))
         timed = sum(record.get("timed", False) for record in pruned)
-        note = (
-            f"{where} Device: {devices}. Medians over unstructured runs; {timed} of {len(pruned)} "
-            "runs were timed alone, the seconds of others are an order of magnitude: they may have "
-            "shared the machine. Solve holds the checks of a layer and the measuring of its error, "
-            "which is all of it for methods without an update; peak memory is the process's, "
-            "evaluation included."
-        )
-        yield "cost", "", note, cost_table(pruned)
-        note = (
-            f"{where} Other options beside the defaults, same cell and same calibration seeds. "
-            "The change is the mean over seeds, ± half of Student's 95 % interval."
-        )
-        yield "variants", "", note, variant_table(pruned)
+        note = f"Device: {devices}. {timed} of {len(pruned)} runs were timed alone."
+        yield "cost", "", f"{where} {note} {caption(cost_table)}", cost_table(pruned)
+        yield "variants", "", f"{where} {caption(variant_table)}", variant_table(pruned)
     model = about_model(runs)
     for metric, how in ("acc", ""), ("acc_norm", " normalised by the answers' length"):
         if tables := zero_shot_table(runs, metric):
             note = f"{model} Accuracy{how} ± one standard error. {_items_note(runs)}"
-            yield "zero_shot", metric, note, _with_chance(tables[0]), tables[1]
-    note = (
-        f"{model} Paired differences in accuracy on the same items; bold where they exceed two "
-        "standard errors. One in twenty would do so by chance. Means are over the tasks of a row."
-    )
-    yield "zero_shot", "paired", note, paired_table(runs)
-    yield "weight_update", "", f"{model} {_update_note(runs)}", update_table(runs)
+            accuracy = pd.concat([chances(tables[0]).to_frame().T, tables[0]]).rename_axis("model")
+            yield "zero_shot", metric, note, accuracy, tables[1]
+    yield "zero_shot", "paired", f"{model} {caption(paired_table)}", paired_table(runs)
+    yield "weight_update", "", f"{model} {caption(update_table)}", update_table(runs)
     for text, column in ("calibration", "error"), ("held-out", "heldout"):
-        how = "% of the default's (geometric mean over layers)"
-        note = f"{model} Relative error on {text} text, {how}."
+        note = f"{model} On {text} text. {caption(mask_table)}"
         yield "mask", text, note, mask_table(runs, column)
     yield from (("beyond", *parts) for parts in beyond.tables_of(runs))
 
@@ -469,10 +417,10 @@ def write_tables(records: Iterable[Record], folder: str | os.PathLike[str]) -> l
     Raises FileError if the folder cannot be written.
     """
     texts = {}
-    for name, found in sections(records).items():
-        texts[f"{name}.md"] = "\n".join(section.markdown for section in found)
-        table = found[0].frame
-        if len(found) > 1:
-            table = pd.concat({s.about: s.frame for s in found}, names=["about"])
+    for name, parts in sections(records).items():
+        texts[f"{name}.md"] = "\n".join(section.markdown for section in parts)
+        table = parts[0].frame
+        if len(parts) > 1:
+            table = pd.concat({s.about: s.frame for s in parts}, names=["about"])
         texts[f"{name}.csv"] = table.to_csv(lineterminator="\n")
     return [replace_file(Path(folder) / name, text) for name, text in sorted(texts.items())]

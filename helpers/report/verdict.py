@@ -26,13 +26,15 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
+
+from scipy import stats
 
 from helpers.paths import TABLES_NOTEBOOK
 from helpers.report.frame import Record, record_id
-from helpers.report.tables import format_number
+from helpers.report.tables import format_number, sections
 
 SAME, ROUNDING = 1e-3, 1e-4
 FLOOR, CEILING, FEWEST_SEEDS = 0.02, 0.15, 3
@@ -47,7 +49,6 @@ NOT_JUDGED = ("s", "min", "h", "bytes", "MB", "MiB", "GB", "GiB")
 # what two perplexities must have in common to be compared with one dense model
 MEASURED_ON = ("model", "revision", "evaluation", "window", "windows", "dtype")
 ROWS = ("update", "ablation")  # series that tables are made of
-PRINTED_SERIES = (*ROWS, "zero_shot")
 COMPUTING = ("torch", "transformers", "tokenizers", "numpy", "lm-eval")  # packages
 
 
@@ -72,7 +73,6 @@ class Verdict(NamedTuple):
     missing: int  # not run here
     without: int  # run here, without a reference
     machines: dict[str, list[str]]  # by run: what differs between the two machines
-    lacking: Counter[str]  # what committed records lack, and in how many runs
 
 
 def judge(
@@ -88,27 +88,25 @@ def judge(
     the plan, for its seeds and dense models; `defaults`, by notebook, is as in `same_run`.
     """
     here, committed = (
-        {record_id(record): record for record in found if record["notebook"] != TABLES_NOTEBOOK}
-        for found in (records, reference)
+        {record_id(record): record for record in some if record["notebook"] != TABLES_NOTEBOOK}
+        for some in (records, reference)
     )
-    tolerances = Tolerances(plan)
-    without, missing, comparisons, machines, lacking = 0, 0, [], {}, Counter()
+    plan = list(plan)
+    without, missing, comparisons, machines = len(here.keys() - committed.keys()), 0, [], {}
     for name, expected in committed.items():
-        run = _run(expected)
+        run = f"{expected['notebook']} {expected['name']}"
         if name not in here:
             missing += 1
             comparisons.append(Comparison(run, "record", "missing", "", None, "", False))
         elif same_run(here[name], expected, (defaults or {}).get(expected["notebook"])):
             machines[run] = machine_differences(here[name], expected)
-            lacking.update(_lacking(expected))
-            comparisons += _compare(here[name], expected, tolerances, not machines[run])
+            parts = _compare(here[name], expected, plan, same=not machines[run])
+            comparisons += [Comparison(run, *part) for part in parts]
         else:
             without += 1
+    compared = missing + len(machines)
     apart = {item.run for item in comparisons if not item.within}
-    compared = len(committed) - without
-    without += len(here.keys() - committed.keys())
-    reproduced = compared - len(apart)
-    return Verdict(comparisons, compared, reproduced, missing, without, machines, lacking)
+    return Verdict(comparisons, compared, compared - len(apart), missing, without, machines)
 
 
 def same_run(record: Record, reference: Record, defaults: Mapping[str, Any] | None = None) -> bool:
@@ -117,9 +115,9 @@ def same_run(record: Record, reference: Record, defaults: Mapping[str, Any] | No
     A parameter that the notebook has gained since the reference was made counts there with the
     value in `defaults`.
     """
-    asked = _asked(record)
-    since = {key: value for key, value in (defaults or {}).items() if key in asked}
-    return record["notebook"] == reference["notebook"] and asked == since | _asked(reference)
+    here, there = _parameters(record), _parameters(reference)
+    since = {key: value for key, value in (defaults or {}).items() if key in here}
+    return record["notebook"] == reference["notebook"] and here == since | there
 
 
 def machine_differences(record: Record, reference: Record) -> list[str]:
@@ -130,71 +128,63 @@ def machine_differences(record: Record, reference: Record) -> list[str]:
 
     def describe(of: Record) -> dict[str, Any]:
         device, _, threads = of.get("device", "unknown").partition(", ")
-        processor = (of.get("platform") or {}).get("processor")
-        batch = (of.get("series") or {}).get("batch")  # halved where memory ran out
-        versions = of.get("versions") or {}
-        made = {"processor": processor, "device": device, "threads": threads.partition(" ")[0]}
-        return made | {"batch": batch} | {name: versions.get(name) for name in COMPUTING}
+        made = {"processor": (of.get("platform") or {}).get("processor"), "device": device}
+        made["threads"] = threads.partition(" ")[0]
+        made["batch"] = (of.get("series") or {}).get("batch")  # halved where memory ran out
+        return made | {name: (of.get("versions") or {}).get(name) for name in COMPUTING}
 
     here, there = describe(record), describe(reference)
-    if None in (here["batch"], there["batch"]):  # not every notebook always wrote it
+    if None in (here["batch"], there["batch"]):  # not every notebook writes it
         here["batch"] = there["batch"] = None
-    apart = [key for key in here if here[key] != there[key]]
     return [
-        f"{key} {here[key] or 'unknown'} here, {there[key] or 'unknown'} there" for key in apart
+        f"{key} {here[key] or 'unknown'} here, {there[key] or 'unknown'} there"
+        for key in here
+        if here[key] != there[key]
     ]
 
 
-class Tolerances:
-    """How far numbers may differ on another machine, from the committed records of a plan."""
+def tolerance_of(reference: Record, metric: str, plan: Sequence[Record]) -> tuple[float, str]:
+    """How far a metric may be apart on another machine, as a fraction of its value, and why.
 
-    def __init__(self, records: Iterable[Record]) -> None:
-        self._dense: dict[str, Mapping[str, Any]] = {}
-        # by run without its seeds, then by seeds: of several records of one seed the last counts
-        self._seeds: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
-        for record in records:
-            if record["parameters"].get("method") == "dense":
-                self._dense[_measured_on(record)] = record["metrics"]
-            self._seeds[_but_seeds(record)][_seeds_of(record)] = record["metrics"]
-
-    def of(self, reference: Record, metric: str) -> tuple[float, str]:
-        """The tolerance of a metric, a fraction of its reference value, and where it comes from."""
-        if _blind(reference) and reference["parameters"].get("dtype", "float32") == "float32":
-            return ROUNDING, "rounding"
-        value = reference["metrics"][metric]["value"]
-        seeds = self._seeds[_but_seeds(reference)].values()
-        found = [metrics[metric]["value"] for metrics in seeds if metric in metrics]
-        if len(found) >= FEWEST_SEEDS and sum(found):
-            spread = (max(found) - min(found)) / abs(statistics.fmean(found))
-            return min(max(spread, FLOOR), CEILING), f"{len(found)} seeds"
-        if not metric.startswith("perplexity"):
-            return FLOOR, "bound"
-        dense = self._dense.get(_measured_on(reference), {}).get(metric)
-        if dense is None:
-            return UNKNOWN, "bound"
-        return max(FLOOR, math.expm1(SHARE * math.log(value / dense["value"]))), "bound"
+    Args: plan, the committed records of the plan, with other seeds and the dense model.
+    """
+    if _blind(reference) and reference["parameters"].get("dtype", "float32") == "float32":
+        return ROUNDING, "rounding"
+    # of several records of one seed the last counts
+    seeds = {
+        json.dumps(_parameters(record), sort_keys=True): record["metrics"][metric]["value"]
+        for record in plan
+        if metric in record["metrics"] and _but_seeds(record) == _but_seeds(reference)
+    }
+    if len(seeds) >= FEWEST_SEEDS and sum(seeds.values()):
+        spread = max(seeds.values()) - min(seeds.values())
+        spread /= abs(statistics.fmean(seeds.values()))
+        return min(max(spread, FLOOR), CEILING), f"{len(seeds)} seeds"
+    if not metric.startswith("perplexity"):
+        return FLOOR, "bound"
+    dense = [record["metrics"] for record in plan if _is_dense_of(record, reference)]
+    if not dense or metric not in dense[0]:
+        return UNKNOWN, "bound"
+    damage = reference["metrics"][metric]["value"] / dense[0][metric]["value"]
+    return max(FLOOR, math.expm1(SHARE * math.log(damage))), "bound"
 
 
-def _asked(record: Record) -> dict[str, Any]:
+def _is_dense_of(record: Record, reference: Record) -> bool:
+    """Whether a run is of the dense model, measured on the same text."""
+    here, there = record["parameters"], reference["parameters"]
+    alike = all(here.get(name) == there.get(name) for name in MEASURED_ON)
+    return alike and here.get("method") == "dense"
+
+
+def _parameters(record: Record) -> dict[str, Any]:
     """The parameters that define a run, wherever it runs."""
     return {key: value for key, value in record["parameters"].items() if key != "device"}
 
 
-def _but_seeds(record: Record) -> str:
-    """The notebook and all parameters but seeds, as a key."""
-    asked = {key: value for key, value in _asked(record).items() if "seed" not in key}
-    return json.dumps([record["notebook"], asked], sort_keys=True)
-
-
-def _seeds_of(record: Record) -> str:
-    """The seeds of a run, as a key."""
-    seeds = {key: value for key, value in _asked(record).items() if "seed" in key}
-    return json.dumps(seeds, sort_keys=True)
-
-
-def _measured_on(record: Record) -> str:
-    """What a perplexity was measured on, as a key."""
-    return json.dumps([record["parameters"].get(name) for name in MEASURED_ON])
+def _but_seeds(record: Record) -> tuple[str, dict[str, Any]]:
+    """The notebook and all parameters but seeds."""
+    parameters = _parameters(record).items()
+    return record["notebook"], {key: value for key, value in parameters if "seed" not in key}
 
 
 def _blind(record: Record) -> bool:
@@ -202,118 +192,130 @@ def _blind(record: Record) -> bool:
     return record.get("data") is not None and "calibration" not in record["data"]
 
 
-def _lacking(reference: Record) -> Iterator[str]:
-    """What is compared, but not where the committed record is older than it."""
-    if any(layer.get("mask") is None for layer in reference.get("layers") or ()):
-        yield "masks"
-    texts = [(reference.get("data") or {}).get(text) for text in ("calibration", "evaluation")]
-    if any(text is not None and "tokens" not in text for text in texts):
-        yield "tokens"
-    series = reference.get("series") or {}
-    if "zero_shot" in series and "answers" not in series:
-        yield "answers"
-
-
 # ------------------------------------------------------------------ one run
+
+Part = tuple[Any, ...]  # a `Comparison` without its run
 
 
 def _compare(
-    record: Record, reference: Record, tolerances: Tolerances, same: bool
-) -> Iterator[Comparison]:
+    record: Record, reference: Record, plan: Sequence[Record], same: bool
+) -> Iterator[Part]:
     """The comparisons of one run; `same`: on the same kind of machine."""
-    yield from _metrics(record, reference, tolerances, same)
-    yield from _tokens(record, reference)
+    yield from _metrics(record, reference, plan, same)
+    for text, there in (reference.get("data") or {}).items():
+        if isinstance(there, Mapping) and "tokens" in there:
+            here = ((record.get("data") or {}).get(text) or {}).get("tokens", "missing")
+            yield f"{text} tokens", here, there["tokens"], None, "equal", here == there["tokens"]
     yield from _layers(record, reference, same)
-    if same:  # the rows that tables are made of
-        here, there = (
-            {name: value for name, value in _printed(found) if name.partition("[")[0] in ROWS}
-            for found in (record, reference)
-        )
-        if there:
-            count = sum(_differ(here.get(key), value) for key, value in there.items())
-            yield _count(reference, "numbers in series", count, len(there))
-    if there := _answers(reference, reference, same):
-        here = _answers(record, reference, same)
-        share = 0.0 if same else TURNED_BLIND if _blind(reference) else TURNED
-        count = sum(here.get(key) != answer for key, answer in there.items())
-        yield _count(reference, "answers", count, len(there), most_turned(len(there), share))
+    if same:
+        yield from _series(record, reference)
+    yield from _answers(record, reference, same)
 
 
 def _metrics(
-    record: Record, reference: Record, tolerances: Tolerances, same: bool
-) -> Iterator[Comparison]:
+    record: Record, reference: Record, plan: Sequence[Record], same: bool
+) -> Iterator[Part]:
     by_item = "zero_shot" in (reference.get("series") or {})
     for metric, entry in reference["metrics"].items():
         # accuracies, which carry a tolerance, are judged by their items
         if entry["unit"] in NOT_JUDGED or (by_item and "tolerance" in entry):
             continue
-        tolerance, basis = tolerances.of(reference, metric)
-        if same and tolerance > SAME:
-            tolerance, basis = SAME, "same machine"
         if "tolerance" in entry:
             tolerance, basis = float(entry["tolerance"]), "its own"
         elif metric == "sparsity" or isinstance(entry["value"], int):
             tolerance, basis = 0.0, ""
+        elif same and not _blind(reference):
+            tolerance, basis = SAME, "same machine"
+        else:
+            tolerance, basis = tolerance_of(reference, metric, plan)
+            tolerance = min(tolerance, SAME) if same else tolerance
         here = record["metrics"].get(metric, {}).get("value")
-        yield _number(reference, metric, here, entry["value"], tolerance, basis, same)
+        yield _number(metric, here, entry["value"], tolerance, basis, same)
 
 
-def _tokens(record: Record, reference: Record) -> Iterator[Comparison]:
-    run, texts = _run(reference), record.get("data") or {}
-    for text, there in (reference.get("data") or {}).items():
-        if isinstance(there, Mapping) and "tokens" in there:
-            here, wanted = (texts.get(text) or {}).get("tokens", "missing"), there["tokens"]
-            yield Comparison(run, f"{text} tokens", here, wanted, None, "equal", here == wanted)
-
-
-def _layers(record: Record, reference: Record, same: bool) -> Iterator[Comparison]:
-    mine, theirs = (
-        {(layer["block"], layer["name"]): layer for layer in found.get("layers") or ()}
-        for found in (record, reference)
+def _layers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
+    here, there = (
+        {(layer["block"], layer["name"]): layer for layer in run.get("layers") or ()}
+        for run in (record, reference)
     )
     errors = [
-        (mine.get(key, {}).get("error"), layer["error"])
-        for key, layer in theirs.items()
+        (here.get(key, {}).get("error"), layer["error"])
+        for key, layer in there.items()
         if layer["error"] is not None
     ]
     if errors and same:
         furthest = max((_apart(*pair, ABSOLUTE_SAME) for pair in errors), key=abs)
-        what, basis = "layer error, furthest", "same machine"
-        yield _number(reference, what, 1 + furthest, 1.0, SAME, basis, same)
+        yield _number("layer error, furthest", 1 + furthest, 1.0, SAME, "same machine", same)
     elif errors:
-        ratios = [here / there for here, there in errors if here and there]
+        ratios = [mine / theirs for mine, theirs in errors if mine and theirs]
         median = statistics.median(ratios) if ratios else None
-        yield _number(reference, "layer error, median ratio", median, 1.0, MEDIAN, "bound", same)
-    masks = {key: layer["mask"] for key, layer in theirs.items() if layer.get("mask")}
+        yield _number("layer error, median ratio", median, 1.0, MEDIAN, "bound", same)
+    masks = {key: layer["mask"] for key, layer in there.items() if layer.get("mask")}
     if masks and (same or _blind(reference)):
-        count = sum(mine.get(key, {}).get("mask") != mask for key, mask in masks.items())
-        yield _count(reference, "masks", count, len(masks))
+        count = sum(here.get(key, {}).get("mask") != mask for key, mask in masks.items())
+        yield _count("masks", count, len(masks))
 
 
-def _run(record: Record) -> str:
-    return f"{record['notebook']} {record['name']}"
+def _series(record: Record, reference: Record) -> Iterator[Part]:
+    """The numbers and texts in the rows that tables are made of."""
+    here, there = (
+        {
+            (name, place, column): value
+            for name in ROWS
+            for place, row in enumerate((run.get("series") or {}).get(name) or ())
+            for column, value in row.items()
+            if column != "seconds" and value is not None
+        }
+        for run in (record, reference)
+    )
+    if there:
+        count = sum(_differ(here.get(key), value) for key, value in there.items())
+        yield _count("numbers in series", count, len(there))
+
+
+def _answers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
+    """The items of zero-shot tasks: whether an answer was right, and where both know, which it was.
+
+    On the same kind of machine also whether the choice by length-normalised likelihood was right.
+    """
+
+    def by_item(run: Record) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
+        series = run.get("series") or {}
+        for task, score in series.get("zero_shot", {}).items():
+            columns = {"right": score["acc"], "answer": series.get("answers", {}).get(task)}
+            columns["normalised"] = score.get("acc_norm") if same else None
+            for place, item in enumerate(score["items"]):
+                yield (task, item), {key: some[place] for key, some in columns.items() if some}
+
+    here, there = dict(by_item(record)), dict(by_item(reference))
+    count = sum(
+        any(here.get(item, {}).get(key) != value for key, value in known.items())
+        for item, known in there.items()
+    )
+    if there:
+        turned = TURNED_BLIND if _blind(reference) else TURNED
+        most = 0 if same else most_turned(len(there), turned)
+        yield _count("answers", count, len(there), most)
+
+
+def most_turned(items: int, share: float) -> int:
+    """How many answers may turn, each with chance `share`: RARE runs have more (binomial)."""
+    return int(stats.binom.isf(RARE, items, share))
 
 
 def _number(
-    reference: Record,
-    what: str,
-    here: float | None,
-    there: float,
-    tolerance: float,
-    basis: str,
-    same: bool,
-) -> Comparison:
+    what: str, here: float | None, there: float, tolerance: float, basis: str, same: bool
+) -> Part:
     apart = _apart(here, there, ABSOLUTE_SAME if same else ABSOLUTE)
     within = abs(apart) <= tolerance if tolerance else here == there
     allowed = f"{100 * tolerance:.3g} % ({basis})" if tolerance else "equal"
-    shown = "missing" if here is None else here
     finite = apart if math.isfinite(apart) else None
-    return Comparison(_run(reference), what, shown, there, finite, allowed, within)
+    return what, "missing" if here is None else here, there, finite, allowed, within
 
 
-def _count(reference: Record, what: str, count: int, total: int, most: int = 0) -> Comparison:
-    shown, allowed = f"{count} of {total} differ", f"{most} of {total}" if most else "equal"
-    return Comparison(_run(reference), what, shown, "", None, allowed, count <= most)
+def _count(what: str, count: int, total: int, most: int = 0) -> Part:
+    allowed = f"{most} of {total}" if most else "equal"
+    return what, f"{count} of {total} differ", "", None, allowed, count <= most
 
 
 def _apart(here: float | None, there: float, tiny: float) -> float:
@@ -325,79 +327,37 @@ def _apart(here: float | None, there: float, tiny: float) -> float:
     return (here - there) / abs(there) if there else math.inf
 
 
-def _differ(here: float | str | None, there: float | str) -> bool:
+def _differ(here: Any, there: Any) -> bool:
     """Whether two values of a series differ on the same kind of machine."""
     if here is None or isinstance(here, str) or isinstance(there, str):
         return here != there
     return abs(_apart(here, there, ABSOLUTE_SAME)) > SAME
 
 
-def _answers(record: Record, reference: Record, same: bool) -> dict[tuple[str, int], tuple]:
-    """By task and item whether an answer of a run was right, and which it was.
-
-    On the same kind of machine also whether the choice by length-normalised likelihood was right.
-    Of both only what the reference has.
-    """
-    series, there = (found.get("series") or {} for found in (record, reference))
-    found = {}
-    for task, score in series.get("zero_shot", {}).items():
-        columns = [score["acc"]]
-        if all(task in side.get("answers", {}) for side in (series, there)):
-            columns.append(series["answers"][task])
-        norms = (
-            side.get("zero_shot", {}).get(task, {}).get("acc_norm") for side in (series, there)
-        )
-        if same and all(norms):
-            columns.append(score["acc_norm"])
-        for item, *answer in zip(score["items"], *columns, strict=False):
-            found[task, item] = tuple(answer)
-    return found
-
-
-def most_turned(items: int, share: float) -> int:
-    """How many answers may turn, each with chance `share`: RARE runs have more (binomial)."""
-    if not share:
-        return 0
-    left, most = 1.0, -1
-    while left > RARE:
-        most += 1
-        ways = math.lgamma(items + 1) - math.lgamma(most + 1) - math.lgamma(items - most + 1)
-        left -= math.exp(ways + most * math.log(share) + (items - most) * math.log1p(-share))
-    return most
-
-
 # ------------------------------------------------------------------ printed digits
 
 
 def equal_to_printed_digits(record: Record, reference: Record) -> list[str]:
-    """What differs between two records of a run in what tables print, to the digits they print.
-
-    One line for each value that differs or that only one of them has; times and memory are not
-    compared. At most ABSOLUTE between two excesses, which are zero at the optimum, is rounding.
+    """The lines that differ between what is printed of two records of a run: their numbers, and
+    the tables that each alone would give, without seconds and memory.
     """
-    here, there = dict(_printed(record)), dict(_printed(reference))
-    differing = []
-    for name in sorted(here.keys() | there.keys()):
-        value, expected = here.get(name), there.get(name)
-        rounding = name.endswith(".excess") and None not in (value, expected)
-        if rounding and abs(value - expected) <= ABSOLUTE:
-            continue
-        texts = ["missing" if v is None else format_number(v) for v in (value, expected)]
-        if texts[0] != texts[1]:
-            differing.append(f"{record_id(reference)} {name}: {texts[0]}, reference {texts[1]}")
-    return differing
+    here, there = _printed(record), _printed(reference)
+    return [
+        f"{record_id(reference)} {name}: {here.get(name, 'missing')}, reference "
+        f"{there.get(name, 'missing')}"
+        for name in sorted(here.keys() | there.keys())
+        if here.get(name) != there.get(name)
+    ]
 
 
-def _printed(record: Record) -> Iterator[tuple[str, float | str]]:
-    """The numbers and texts that tables print, by where they are in the record."""
-    metrics, series = record["metrics"].items(), (record.get("series") or {}).items()
-    parts = [(name, m["value"]) for name, m in metrics if m["unit"] not in NOT_JUDGED]
-    parts += [(name, value) for name, value in series if name in PRINTED_SERIES]
-    while parts:
-        where, value = parts.pop()
-        if isinstance(value, Mapping):
-            parts += [(f"{where}.{key}", v) for key, v in value.items() if key != "seconds"]
-        elif isinstance(value, list):
-            parts += [(f"{where}[{index}]", v) for index, v in enumerate(value)]
-        elif value is not None:
-            yield where, value
+def _printed(record: Record) -> dict[str, str]:
+    """The numbers that tables and pages print, by where they stand, as text."""
+    metrics = record["metrics"].items()
+    texts = {name: format_number(m["value"]) for name, m in metrics if m["unit"] not in NOT_JUDGED}
+    for section in chain(*sections([record]).values()):
+        table = section.frame.filter(regex=r"^(?!.*(second|\(s\)|memory))")
+        # an excess is zero at the optimum: below this it is rounding
+        table = table.round({name: 4 for name in table if name.startswith("excess")})
+        for (row, column), value in table.stack().items():
+            texts[f"{section.about} {row}, {column}"] = format_number(value)
+    return texts

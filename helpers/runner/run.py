@@ -68,8 +68,7 @@ def reproduce(options: argparse.Namespace) -> int:
         return 0
     write_products(options)
     measured = [run for run in read_plan(plan, only) if run.notebook != TABLES_NOTEBOOK]
-    show = report.numbers_text if only else report.perplexity_text
-    say(f"\n{show(records_here(measured).values())}")
+    say(f"\n{report.numbers_text(records_here(measured).values())}")
     status = give_verdict(options)
     say("next: make book (all of this as a site), make lab (the notebooks, to change and to try)")
     return status

@@ -6,6 +6,7 @@ Dask scheduler the same function goes to its workers instead (docs/cluster.md).
 """
 
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -197,9 +198,11 @@ def connect(scheduler: str) -> Any:
     """
     import distributed  # here: most people have no cluster, and need no Dask
 
-    place = {"scheduler_file" if scheduler.endswith(".json") else "address": scheduler}
     try:
-        client = distributed.Client(**place, timeout=CONNECT_SECONDS, set_as_default=False)
+        address = scheduler
+        if scheduler.endswith(".json"):
+            address = json.loads(Path(scheduler).read_text(encoding="utf-8"))["address"]
+        client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
         client.wait_for_workers(1, timeout=WAIT_SECONDS)
     except (OSError, ValueError) as error:
         raise RunError(

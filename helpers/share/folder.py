@@ -3,41 +3,36 @@
     save_pruned(model, tokenizer, "my-model", record=record)
     AutoModelForCausalLM.from_pretrained("my-model")  # needs nothing of this package
 
-Beside the model and its tokenizer lie the masks (`load_masks`), the record of the run that pruned
-it, and README.md, a model card as the Hugging Face Hub shows it.
+Beside the model and its tokenizer lie the record of the run that pruned it and README.md, a model
+card as the Hugging Face Hub shows it. There is no file of masks: a weight that is zero was pruned.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from helpers.errors import BadParameter, UnsupportedModel
-from helpers.large import check_masks, masks_of, save_masks, writing
-from helpers.models import check_model, model_identity, no_progress_bars
+from helpers.large import writing
+from helpers.models import check_model, model_identity, model_layers, no_progress_bars
 from helpers.paths import replace_file
 from helpers.report import check_record, write_record
 
 RECORD = "record.json"
 # the dense model's name on the hub, and its licence there
 ON_THE_HUB = {"embedded": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
-# of a record's metrics, those that a reader of the card asks for
-SHOWN = {
-    "perplexity_dense": "perplexity of the dense model",
-    "perplexity": "perplexity",
-    "perplexity_web": "perplexity on web text",
-    "mean_layer_error": "mean relative error of a layer",
-    "mean_acc": "mean accuracy on the tasks",
-}
+# of a record's metrics, those that the card shows
+SHOWN = ("perplexity_dense", "perplexity", "perplexity_web", "mean_layer_error", "mean_acc")
 
 
 def save_pruned(
@@ -47,33 +42,27 @@ def save_pruned(
     *,
     record: Mapping[str, Any] | None = None,
     pattern: str = "unstructured",
-    base: str | None = None,
-    license: str | None = None,
 ) -> Path:
     """Write a pruned model, whole or not at all, once a copy loaded back is the same.
 
-    Args: folder, a new or an empty one; record, of the run that pruned the model, from which the
-    card has its numbers and the pattern; pattern, without a record, "N:M" if the model was pruned
-    so; base and license, the dense model's name on the hub and what the hub calls its licence,
-    such as "apache-2.0" (known for the embedded model).
+    Args:
+        folder: a new or an empty one.
+        record: of the run that pruned the model; the card has its numbers and its pattern.
+        pattern: without a record, "N:M" if the model was pruned so.
 
-    Raises BadParameter (nothing is pruned, the folder is in use), UnsupportedModel if transformers
-    loads other weights than were saved, FileError, BadParameter, FileError (cannot be written).
+    Raises BadParameter (nothing is pruned, the folder is in use), FileError (it cannot be written,
+    the record is not one), and UnsupportedModel if transformers loads other weights than were
+    saved.
     """
     check_model(model)
     if record is not None:
         pattern = check_record(dict(record))["parameters"].get("pattern", pattern)
-    masks = masks_of(model)
-    kept = sum(int(mask.sum()) for mask in masks.values())
-    sparsity = 1 - kept / sum(mask.numel() for mask in masks.values())
+    weights = [layer.weight for layer in model_layers(model).values()]
+    sparsity = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
     if sparsity == 0:
         raise BadParameter("no weight of this model is zero: prune it first")
     folder = check_new_folder(folder)
-    known = ON_THE_HUB.get(model_identity(model)["name"], (None, None))
-    card = model_card(
-        folder.name, record, sparsity=sparsity, pattern=pattern, base=base or known[0],
-        license=license or known[1],
-    )  # fmt: skip
+    card = _card(folder.name, model_identity(model), record, sparsity, pattern)
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         # beside it, because a rename works within one file system only
@@ -82,7 +71,6 @@ def save_pruned(
             with no_progress_bars():
                 model.save_pretrained(made)
             tokenizer.save_pretrained(made)
-            save_masks(made, masks, pattern=pattern)
             replace_file(made / "README.md", card)
             if record is not None:
                 write_record(made / RECORD, record)
@@ -100,11 +88,7 @@ def check_new_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 def check_same(model: nn.Module, folder: Path) -> None:
-    """Load a saved model as anybody would, and raise unless every bit and every zero is there.
-
-    Raises UnsupportedModel, BadParameter, FileError.
-    """
-    check_masks(folder)
+    """Load a saved model as anybody would; raise UnsupportedModel unless every bit is there."""
     dtype = next(model.parameters()).dtype
     with no_progress_bars():
         again = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).state_dict()
@@ -116,64 +100,34 @@ def check_same(model: nn.Module, folder: Path) -> None:
             )
 
 
-def model_card(
+def _card(
     name: str,
+    identity: Mapping[str, Any],
     record: Mapping[str, Any] | None,
-    *,
     sparsity: float,
-    pattern: str = "unstructured",
-    base: str | None = None,
-    license: str | None = None,
+    pattern: str,
 ) -> str:
     """The card of a pruned model: what the hub reads in front, what people read below.
 
-    Args: record, of the run that pruned it, if there is one; sparsity, as it is in the weights; the
-    others as `save_pruned` has them.
+    Of a model that comes neither from the hub nor with this package it names no base.
     """
-    asked = record["parameters"] if record else {}
-    front = ModelCardData(
+    hub_name = identity["name"] if identity["revision"] else None
+    base, licence = ON_THE_HUB.get(identity["name"], (hub_name, None))
+    data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        license=license,
+        license=licence,
         base_model=base,
-        tags=["pruned", *([asked["method"]] if "method" in asked else [])],
+        tags=["pruned"],
     )
-    groups = "" if pattern == "unstructured" else f" ({pattern} along the input of each layer)"
-    text = f"""---
-{front.to_yaml()}
----
-
-# {name}
-
-{base or "A language model"}, with {100 * sparsity:.1f} % of the weights in its blocks set to
-zero{groups}. It is stored dense: it loads like any other model, and is neither smaller in memory
-nor faster. `masks.safetensors` says which weights were kept.
-"""
-    return text + (_measured(record) if record else "")
-
-
-def _measured(record: Mapping[str, Any]) -> str:
-    """What a record says of a model: numbers, data, and how to make it again."""
-    metrics, notebook = record["metrics"], record["notebook"]
-    rows = [(words, metrics[name]["value"]) for name, words in SHOWN.items() if name in metrics]
-    numbers = "\n".join(f"| {words} | {value:.4g} |" for words, value in rows)
-    texts = "\n".join(
-        f"- {use}: {text['name']}, {text.get('package', '')}".rstrip(", ")
-        for use, text in (record["data"] or {}).items()
-    )
-    versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
-    return f"""
-| measured | value |
-|---|--:|
-{numbers}
-
-Texts:
-
-{texts}
-
-To make it again:
-
-    papermill notebooks/{notebook}.ipynb again.ipynb -y '{json.dumps(record["parameters"])}'
-
-Made with {versions}. All of it is in `{RECORD}`.
-"""
+    values: dict[str, Any] = dict(name=name, record=record, sparsity=sparsity, pattern=pattern)
+    if record is not None:
+        parameters, metrics = record["parameters"], record["metrics"]
+        data.tags += [parameters["method"]] if "method" in parameters else []
+        values["shown"] = {key: metrics[key]["value"] for key in SHOWN if key in metrics}
+        notebook = f"notebooks/{record['notebook']}.ipynb"
+        # quoted, since a parameter may hold what a shell would run
+        command = ["papermill", notebook, "again.ipynb", "-y", json.dumps(parameters)]
+        values["command"] = shlex.join(command)
+    template = Path(__file__).parent / "card.md"
+    return str(ModelCard.from_template(data, template_path=str(template), **values))

@@ -1,15 +1,15 @@
-"""What storing a pruned model takes, in ways that use its zeros and ways that do not."""
+"""What storing a pruned model takes, with formats that use its zeros and formats that do not."""
 
 from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pandas as pd
 import pyarrow
 import torch
 from torch import Tensor, nn
 
-from helpers.large import pack_mask
 from helpers.models import check_model, model_layers, read_weight, write_weight
 
 LEVELS = 127  # of int8 on either side of zero
@@ -35,7 +35,7 @@ def rounded_to_int8(model: nn.Module) -> nn.Module:
 
 
 def storage_report(model: nn.Module) -> pd.DataFrame:
-    """The bytes that a model takes, stored in different ways, and their share of dense float16.
+    """The bytes that a model takes in several formats, and their share of dense float16.
 
     Layers are stored as the row's name says; whatever is not a layer in float16 always. "zstd" is
     what that compressor makes of the bytes; a mask takes a bit for each weight, and then only the
@@ -43,25 +43,26 @@ def storage_report(model: nn.Module) -> pd.DataFrame:
     """
     check_model(model)
     layers = {layer.weight: read_weight(layer) for layer in model_layers(model).values()}
-    ways = ("float16", "mask + float16", "int8", "mask + int8")
-    sizes = {way: 0 for name in ways for way in (name, f"{name}, zstd")}
+    formats = ("float16", "mask + float16", "int8", "mask + int8")
+    sizes = {name: 0 for kind in formats for name in (kind, f"{kind}, zstd")}
     for parameter in model.parameters():  # each once, though a head may be the embedding
         half = parameter.detach().half().cpu()
-        parts = {way: [half] for way in ways}
+        parts = {kind: [half] for kind in formats}
         if parameter in layers:
             half = layers[parameter].detach().half().cpu()  # (d_out, d_in), however it is stored
             keep = half != 0
+            mask = torch.from_numpy(np.packbits(keep.numpy()))
             integers, scale = to_int8(half)
             parts = {
                 "float16": [half],
-                "mask + float16": [pack_mask(keep), half[keep]],
+                "mask + float16": [mask, half[keep]],
                 "int8": [integers, scale],
-                "mask + int8": [pack_mask(keep), integers[keep], scale],
+                "mask + int8": [mask, integers[keep], scale],
             }
-        for way, tensors in parts.items():
+        for kind, tensors in parts.items():
             for tensor in tensors:
                 raw = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-                sizes[way] += len(raw)
-                sizes[f"{way}, zstd"] += len(pyarrow.compress(raw, codec="zstd", asbytes=True))
+                sizes[kind] += len(raw)
+                sizes[f"{kind}, zstd"] += len(pyarrow.compress(raw, codec="zstd", asbytes=True))
     table = pd.DataFrame({"bytes": sizes})
     return table.assign(share=table["bytes"] / table["bytes"].iloc[0])

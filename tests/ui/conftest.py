@@ -5,26 +5,84 @@ Fixtures live as long as a module: two modules may not hold playwright at the sa
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import lab_server
 import pytest
-from lab_browser import FULL, NOTEBOOK_SECONDS, Watched, launch
-from lab_page import Book
+from lab_page import WINDOW, Book
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+FULL = os.environ.get("UI_FULL") == "1"
+# run in full, a notebook takes about two minutes on two slow cores
+NOTEBOOK_SECONDS = 900 if FULL else 240
+QUIET = (
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-quic"),
+    *("--no-first-run", "--disable-component-update", "--disable-sync"),
+)
+BROWSERS = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
+HOW = (
+    "install chromium (Debian: apt-get install chromium), or run "
+    "`.venv/bin/python -m playwright install chromium`, or set CHROMIUM to a Chromium or Chrome"
+)
+BADGE = "https://colab.research.google.com/assets/colab-badge.svg"  # the only picture from outside
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium without a window; where there is none, the tests are skipped and say why."""
+    """Chromium without a window; where none starts, the tests are skipped and say why.
+
+    One that CHROMIUM names must start.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="run make test-ui")
+    given = os.environ.get("CHROMIUM")
+    path = given or next(filter(None, map(shutil.which, BROWSERS)), None)  # None: playwright's own
     with playwright.sync_playwright() as driver:
-        found = launch(driver)
-        yield found
-        found.close()
+        try:
+            chromium = driver.chromium.launch(executable_path=path, args=QUIET)
+        except playwright.Error as error:
+            if given:
+                raise
+            pytest.skip(f"no browser starts ({str(error).strip().splitlines()[0]}): {HOW}")
+        yield chromium
+        chromium.close()
+
+
+class Watched:
+    """A window of the browser that can reach this machine only, and what it asked for."""
+
+    def __init__(self, browser: Browser) -> None:
+        self.strayed: list[str] = []
+        self.errors: list[str] = []
+        self.context = browser.new_context(viewport=WINDOW)
+        self.context.route("**/*", self._answer)
+
+    def page(self) -> Any:
+        """A new tab."""
+        page = self.context.new_page()
+        page.on("websocket", lambda socket: self._outside(socket.url))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        return page
+
+    def _answer(self, route: Any) -> None:
+        if self._outside(route.request.url):
+            route.abort()
+        else:
+            route.continue_()
+
+    def _outside(self, url: str) -> bool:
+        """Whether an address is outside; noted, but for the badge that notebooks begin with."""
+        parts = urlsplit(url)
+        local = parts.hostname in ("127.0.0.1", "localhost")
+        outside = not local and parts.scheme not in ("blob", "data", "about")
+        if outside and url != BADGE:
+            self.strayed.append(url)
+        return outside
 
 
 @pytest.fixture(scope="module")
@@ -37,28 +95,27 @@ def watched(browser: Browser) -> Iterator[Watched]:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab_server.Lab]:
-    """JupyterLab on a copy of the project, with the parameters of the plan smoke."""
-    with lab_server.lab(tmp_path_factory.mktemp("lab"), quick=not FULL) as server:
-        yield server
+def open_notebook(
+    watched: Watched, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Book]]:
+    """`open_notebook(name)`: a notebook that was run from top to bottom; one is open at a time.
 
-
-@pytest.fixture(scope="module")
-def opened(watched: Watched, lab: lab_server.Lab) -> Iterator[Callable[[str], Book]]:
-    """`opened(name)`: a notebook that has been run from top to bottom; one is open at a time."""
+    In a JupyterLab on a copy of the project, with the parameters of the plan smoke.
+    """
     books: dict[str, Book] = {}
+    with lab_server.lab(tmp_path_factory.mktemp("lab"), quick=not FULL) as lab:
 
-    def open_book(name: str) -> Book:
-        if name not in books:
-            if books:
-                books.popitem()[1].page.close()
-            lab.end_kernels()
-            books[name] = Book(watched.page(), lab, f"notebooks/{name}.ipynb")
-            books[name].run_all(NOTEBOOK_SECONDS)
-        return books[name]
+        def run(name: str) -> Book:
+            if name not in books:
+                if books:
+                    books.popitem()[1].page.close()
+                lab.end_kernels()
+                books[name] = Book(watched.page(), lab, f"notebooks/{name}.ipynb")
+                books[name].run_all(NOTEBOOK_SECONDS)
+            return books[name]
 
-    yield open_book
-    lab.end_kernels()
+        yield run
+        lab.end_kernels()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

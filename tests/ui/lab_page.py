@@ -17,20 +17,13 @@ if TYPE_CHECKING:
 
 KERNEL_SECONDS = 60
 WINDOW = {"width": 1280, "height": 1000}
-# what an explorer shows beside its controls: text, drawings, and the bytes of pictures
-SHOWN = """async area => {
+# what an explorer shows beside its controls: text, and pictures, whose bytes are in the page
+SHOWN = """area => {
   const rest = area.cloneNode(true);
   const controls = '.widget-slider, .widget-dropdown, .widget-checkbox, .widget-textarea,' +
-    '.widget-text, .widget-select-multiple, .jupyter-button, .widget-hprogress, .widget-play';
+    '.widget-text, .jupyter-button, .widget-hprogress, .widget-play';
   rest.querySelectorAll(controls).forEach(node => node.remove());
-  rest.querySelectorAll('img').forEach(node => node.removeAttribute('src'));
-  const parts = [rest.innerHTML];
-  for (const image of area.querySelectorAll('img')) {
-    const bytes = await (await fetch(image.src)).arrayBuffer();
-    const hash = new Uint8Array(await crypto.subtle.digest('SHA-256', bytes));
-    parts.push([...hash].join(' '));
-  }
-  return parts.join('\\n');
+  return rest.innerHTML;
 }"""
 STATE = """() => {
   const kernel = document.querySelector('.jp-Notebook-ExecutionIndicator');
@@ -145,15 +138,6 @@ def slide(area: Locator, label: str, *, keyboard: bool) -> None:
     # from the middle to the right: at the left end other controls may change nothing
     page.mouse.move(left + 1 if x - left > right - x + 20 else right - 1, y, steps=4)
     page.mouse.up()
-
-
-def press(button: Locator, *, keyboard: bool) -> None:
-    """Press a button by the mouse, or by the keyboard."""
-    if keyboard:
-        button.focus()
-        button.page.keyboard.press("Enter")
-    else:
-        button.click()
 
 
 def choose(area: Locator, label: str, *, keyboard: bool) -> None:

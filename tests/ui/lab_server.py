@@ -57,16 +57,6 @@ class Lab:
         for session in self._ask("GET", "api/sessions"):
             self._ask("DELETE", f"api/sessions/{session['id']}")
 
-    def holds(self, path: str) -> bool:
-        """Whether the server shows a file at this path, as it stands in an address."""
-        try:
-            self._ask("GET", f"api/contents/{path}?content=0")
-        except urllib.error.HTTPError as error:
-            if error.code == 404:
-                return False
-            raise
-        return True
-
     def _ask(self, method: str, path: str) -> list[dict]:
         headers = {"Authorization": f"token {self.token}"}
         request = urllib.request.Request(f"{self.url}{path}", method=method, headers=headers)

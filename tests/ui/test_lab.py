@@ -7,17 +7,16 @@ A new explorer needs its controls in SLIDERS and DROPDOWNS.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
-from lab_browser import Watched
-from lab_page import Book, choose, named, press, settled, shown, slide
-from lab_server import Lab
+from lab_page import Book, choose, named, settled, shown, slide
 
 from helpers.paths import root
 
 NOTEBOOKS = sorted(path.stem for path in (root() / "notebooks").glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS)
-Opened = Callable[[str], Book]
+OpenNotebook = Callable[[str], Book]
 LONG = """import time
 from helpers.explore import Worker
 
@@ -44,7 +43,6 @@ SLIDERS = {
 DROPDOWNS = {
     "02_admm_layer_solve": ("block", "layer", "schedule"),
     "03_mask_schedule": ("layer", "schedule", "pattern"),
-    "06_tables_and_plots": ("metric", "columns", "run"),
 }
 # every control by keyboard, and those of one notebook by the mouse too
 CONTROLS = [
@@ -54,7 +52,6 @@ CONTROLS = [
     for label in labels
     for keyboard in ((True, False) if notebook == "02_admm_layer_solve" else (True,))
 ]
-by_mouse_and_keyboard = pytest.mark.parametrize("keyboard", [False, True], ids=["mouse", "keys"])
 
 
 # --- every notebook ------------------------------------------------------------------------
@@ -67,9 +64,9 @@ def outputs(book: dict) -> Iterator[tuple[str, dict]]:
 
 
 @every_notebook
-def test_runs_from_top_to_bottom(notebook: str, opened: Opened, watched: Watched) -> None:
+def test_runs_from_top_to_bottom(notebook: str, open_notebook: OpenNotebook, watched: Any) -> None:
     watched.errors.clear()
-    book = opened(notebook)
+    book = open_notebook(notebook)
     saved = book.save()
     errors = [
         f"{cell}: {output['ename']}: {output['evalue']}"
@@ -83,9 +80,9 @@ def test_runs_from_top_to_bottom(notebook: str, opened: Opened, watched: Watched
 
 
 @every_notebook
-def test_everything_is_drawn(notebook: str, opened: Opened) -> None:
+def test_everything_is_drawn(notebook: str, open_notebook: OpenNotebook) -> None:
     """No widget and no picture stayed blank, and nothing went to the error stream."""
-    book = opened(notebook)
+    book = open_notebook(notebook)
     text = book.page.locator(".jp-Notebook").inner_text()
     for failure in ("Error displaying widget", "Error creating widget", "Loading widget", "[*]"):
         assert failure not in text
@@ -96,60 +93,45 @@ def test_everything_is_drawn(notebook: str, opened: Opened) -> None:
         assert output.get("name") != "stderr", (cell, output["text"])
 
 
-@every_notebook
-def test_links_lead_somewhere(notebook: str, opened: Opened, lab: Lab) -> None:
-    book = opened(notebook)
-    # the paths that Lab has made of them, which it would open
-    read = (
-        "nodes => nodes.map(node => new URL(node.href)).map(link => [link.origin, link.pathname])"
-    )
-    links = book.page.locator(".jp-RenderedMarkdown a[href]").evaluate_all(read)
-    paths = {path for origin, path in links if lab.url.startswith(origin)}
-    files = sorted(path.removeprefix("/files/") for path in paths if path.startswith("/files/"))
-    assert files, "every notebook leads on to another"
-    assert [file for file in files if not lab.holds(file)] == []
-
-
 # --- explorers -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("notebook", "operate", "label", "keyboard"), CONTROLS)
 def test_control(
-    notebook: str, operate: Callable, label: str, keyboard: bool, opened: Opened
+    notebook: str, operate: Callable, label: str, keyboard: bool, open_notebook: OpenNotebook
 ) -> None:
-    area = opened(notebook).output("explorer")
+    area = open_notebook(notebook).output("explorer")
     before = settled(area)
     operate(area, label, keyboard=keyboard)
     settled(area, other=before)
 
 
 @pytest.mark.parametrize("notebook", ["00_start_here"])
-def test_models_answer(notebook: str, opened: Opened) -> None:
-    area = opened(notebook).output("explorer")
+def test_models_answer(notebook: str, open_notebook: OpenNotebook) -> None:
+    area = open_notebook(notebook).output("explorer")
     before = settled(area)
     field = named(area, ".widget-textarea", "prompt").locator("textarea")
     field.focus()
     field.press("Control+a")
     area.page.keyboard.type("Once upon a time")
     field.blur()
-    press(area.get_by_role("button", name="Generate"), keyboard=True)
+    area.get_by_role("button", name="Generate").click()
     # the browser may send the last letters after the press
     assert "Once upon a" in settled(area, 120, before)
 
 
-@by_mouse_and_keyboard
 @pytest.mark.parametrize("notebook", ["03_mask_schedule"])
-def test_the_mask_grows_while_it_plays(notebook: str, keyboard: bool, opened: Opened) -> None:
-    area = opened(notebook).output("explorer")
+def test_the_mask_grows_while_it_plays(notebook: str, open_notebook: OpenNotebook) -> None:
+    area = open_notebook(notebook).output("explorer")
     seen = {settled(area)}
     play, stop = area.locator(".jupyter-widget-play button, .widget-play button").all()[:2]
-    press(play, keyboard=keyboard)
+    play.click()
     for _ in range(100):
         seen.add(shown(area))
         if len(seen) > 3:
             break
         area.page.wait_for_timeout(100)
-    press(stop, keyboard=keyboard)
+    stop.click()
     assert len(seen) > 3, "one mask after another"
     settled(area)
 
@@ -157,14 +139,11 @@ def test_the_mask_grows_while_it_plays(notebook: str, keyboard: bool, opened: Op
 # --- long work -----------------------------------------------------------------------------
 
 
-@by_mouse_and_keyboard
 @pytest.mark.parametrize("notebook", ["03_mask_schedule"])
-def test_stop_ends_the_work_and_not_the_kernel(
-    notebook: str, keyboard: bool, opened: Opened
-) -> None:
-    book = opened(notebook)
+def test_stop_ends_the_work_and_not_the_kernel(notebook: str, open_notebook: OpenNotebook) -> None:
+    book = open_notebook(notebook)
     area = book.start_cell(LONG)
     assert book.run_cell("1 + 1, worker.running") == "(2, True)", "the kernel is free meanwhile"
-    press(area.get_by_role("button", name="Stop"), keyboard=keyboard)
+    area.get_by_role("button", name="Stop").click()
     area.get_by_text("stopped").wait_for()
     assert book.run_cell("worker.running, 0 < len(steps) < 6000") == "(False, True)"

@@ -1,0 +1,40 @@
+"""The figure of what zeros buy: a pure function of the benchmark's result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from helpers.report import DENSE, new_figure, set_up, style_of, to_png
+
+STORED = ("float16, zstd", "mask + float16", "int8, zstd", "mask + int8")
+
+
+def use_figure(result: Mapping[str, Any]) -> bytes:
+    """A PNG: left, bytes over those of dense float16; then tokens a second over dense products.
+
+    Each against sparsity; what is above the line of the dense model at the right has gained.
+    """
+    figure, axes = new_figure(3, size=(7.0, 3.4))
+    bytes_, *speeds = axes
+    sizes = result["sizes"]
+    percent = [100 * row["sparsity"] for row in sizes]
+    for index, form in enumerate(STORED):
+        look = style_of("", index) | {"label": form}
+        bytes_.plot(percent, [row["share"][form] for row in sizes], **look)
+    measured = [row for row in result["speeds"] if "2:4" not in row["products"]]
+    kinds = dict.fromkeys(row["products"] for row in measured if row["products"] != "dense")
+    for ax, what in zip(speeds, ("prefill", "generation"), strict=True):
+        dense = {row["sparsity"]: row[what] for row in measured if row["products"] == "dense"}
+        for index, kind in enumerate(kinds):
+            rows = [row for row in measured if row["products"] == kind]
+            look = style_of("", index) | {"label": "CSR" if kind == "csr" else kind}
+            ax.plot([100 * row["sparsity"] for row in rows],
+                    [row[what] / dense[row["sparsity"]] for row in rows], **look)  # fmt: skip
+    ylabels = ("bytes / dense float16", "prefill / dense float32", "generation / dense float32")
+    place = {"fontsize": 8, "loc": "lower left", "bbox_to_anchor": (0, 1)}
+    for ax, ylabel in zip(axes, ylabels, strict=True):
+        ax.axhline(1, color=DENSE, linestyle="--", linewidth=1)
+        legend = place if ax is not speeds[1] else 0
+        set_up(ax, xlabel="sparsity (%)", ylabel=ylabel, ylim=(0, None), legend=legend)
+    return to_png(figure)
