@@ -1,10 +1,10 @@
 """A project of one tiny notebook and the plan "p", in a temporary folder; no model is loaded."""
 
+import contextlib
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import psutil
@@ -103,19 +103,16 @@ def project(
 def runner_process(project: Project, *arguments: str) -> subprocess.Popen:
     """A runner in a process of its own, on a plan of one run that sleeps."""
     project.run_file("slow.yaml", "pattern: sleep")
-    command = ["sys.exit(run.main(sys.argv[1:]))", "run", "--plan", "p", *arguments]
-    return in_project(project, *command, stderr=subprocess.PIPE, text=True)
-
-
-def in_project(project: Project, code: str, *arguments: str, **options: Any) -> subprocess.Popen:
-    """A process that executes code with the notebooks of a project."""
     start = (
         "import pathlib, signal, sys; from helpers.runner import plan, run;"
         # a shell starts background jobs with Ctrl-C ignored, and these tests may run in one
         "signal.signal(signal.SIGINT, signal.default_int_handler);"
-        f"plan.notebooks_dir = lambda: pathlib.Path({str(project.folder / 'notebooks')!r});{code}"
+        f"plan.notebooks_dir = lambda: pathlib.Path({str(project.folder / 'notebooks')!r});"
+        f"sys.exit(run.main(['run', '--plan', 'p', *{arguments!r}]))"
     )
-    return subprocess.Popen([sys.executable, "-c", start, *arguments], cwd=root(), **options)
+    return subprocess.Popen(
+        [sys.executable, "-c", start], cwd=root(), stderr=subprocess.PIPE, text=True
+    )
 
 
 def wait_for_kernel(*pids: int) -> list[psutil.Process]:
@@ -123,7 +120,8 @@ def wait_for_kernel(*pids: int) -> list[psutil.Process]:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         family = [item for pid in pids for item in psutil.Process(pid).children(recursive=True)]
-        if any("ipykernel" in " ".join(item.cmdline()) for item in family):
-            return family
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any("ipykernel" in " ".join(item.cmdline()) for item in family):
+                return family
         time.sleep(0.1)
     raise AssertionError("no kernel was started")

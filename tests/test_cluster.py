@@ -3,11 +3,13 @@
 One worker offers a GPU that it does not have: only who gets what is tested.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -36,17 +38,17 @@ def dask(*arguments: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=root(), **quiet)
 
 
-def end(*processes: subprocess.Popen) -> None:
+def end(*processes: subprocess.Popen | psutil.Process) -> None:
     for process in processes:
-        for member in [*psutil.Process(process.pid).children(recursive=True), process]:
-            member.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for member in [*psutil.Process(process.pid).children(recursive=True), process]:
+                member.kill()
         process.wait()
 
 
-@pytest.fixture(scope="module")
-def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@contextlib.contextmanager
+def cluster(folder: Path) -> Iterator[str]:
     """The file of a scheduler with two workers, "gpu" and "cpu"."""
-    folder = tmp_path_factory.mktemp("dask")
     file, preload = str(folder / "scheduler.json"), folder / "preload.py"
     preload.write_text(PRELOAD)
     common = ["--scheduler-file", file, "--host", "127.0.0.1"]
@@ -61,6 +63,12 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         end(*processes)
 
 
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with cluster(tmp_path_factory.mktemp("dask")) as file:
+        yield file
+
+
 def worker_pids(scheduler: str) -> dict[str, int]:
     """The processes of the two workers by their names, once both are there."""
     with distributed.Client(scheduler_file=scheduler, set_as_default=False) as client:
@@ -72,7 +80,6 @@ def test_records_and_failures_are_those_of_local_runs(
     scheduler: str, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")  # Dask sets it to 1 in its workers
-    project.notebook(small_project.PARAMETERS + 'device = "cpu"\n')
     project.run_file("b.yaml", "pattern: fail")
     project.run_file("c.yaml", "rho: 2.5")
     records = []
@@ -87,23 +94,22 @@ def test_records_and_failures_are_those_of_local_runs(
     assert records[0] == records[1] and records[0]["data"]["threads"] == "7"
 
 
-def test_a_run_for_a_gpu_goes_where_one_is(scheduler: str, project: Project) -> None:
+def test_which_runs_want_a_gpu() -> None:
     def wants(plan: str, device: str) -> bool:
         return schedule.wants_gpu(plans.Run(plan, "01", "a", {"device": device}, {}))
 
     assert wants("laptop", "cuda") and wants("p", "cuda:1") and wants("t4", "auto")
     assert not wants("laptop", "auto") and not wants("paper", "cpu")
-    project.notebook(small_project.PARAMETERS + 'device = "cuda"\n')
-    process = runner_process(project, "--scheduler", scheduler)
-    wait_for_kernel(worker_pids(scheduler)["gpu"])
-    end(process)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_no_kernel_outlives_its_runner(number: int, scheduler: str, project: Project) -> None:
+def test_no_kernel_outlives_its_runner_and_a_gpu_has_its_worker(
+    number: int, scheduler: str, project: Project
+) -> None:
+    project.notebook(small_project.PARAMETERS + 'device = "cuda"\n')
     pids = worker_pids(scheduler)
     process = runner_process(project, "--scheduler", scheduler)
-    kernels = wait_for_kernel(*pids.values())
+    kernels = wait_for_kernel(pids["gpu"])
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     if number == signal.SIGTERM:
@@ -126,7 +132,7 @@ def test_a_worker_without_the_runners_code_or_results(
     assert not project.result("records/01_work--a.json").exists()
 
 
-def test_no_scheduler_one_that_dies_and_no_dask(
+def test_no_scheduler_no_worker_and_no_dask(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(schedule, "CONNECT_SECONDS", 1)
@@ -141,18 +147,13 @@ def test_no_scheduler_one_that_dies_and_no_dask(
     assert "distributed" in project.error("--scheduler", "tcp://127.0.0.1:1")
 
 
-def test_a_scheduler_that_dies_gives_a_sentence(tmp_path_factory, project: Project) -> None:
-    file = str(project.folder / "s.json")
-    common = ["--scheduler-file", file, "--host", "127.0.0.1"]
-    first = dask("scheduler", *common, "--port", "0")
-    workers = [dask("worker", *common, "--no-nanny") for _ in range(2)]
-    try:
-        pids = worker_pids(file)
+def test_a_scheduler_that_dies_gives_a_sentence(tmp_path: Path, project: Project) -> None:
+    with cluster(tmp_path) as file:
         process = runner_process(project, "--scheduler", file)
-        kernels = wait_for_kernel(*pids.values())
-        end(first)
+        kernels = wait_for_kernel(*worker_pids(file).values())
+        for child in psutil.Process().children():
+            if {"scheduler", file} <= set(child.cmdline()):
+                end(child)
         _, err = process.communicate(timeout=90)
-        assert process.returncode == 1 and "the scheduler is gone" in err
-        assert not psutil.wait_procs(kernels, timeout=10)[1]
-    finally:
-        end(*workers)
+    assert process.returncode == 1 and "the scheduler is gone" in err
+    assert not psutil.wait_procs(kernels, timeout=10)[1]
