@@ -121,7 +121,7 @@ def test_layer_gram_is_that_of_the_dense_model_without_dropout(family: str, laye
     name = f"{fam.FAMILIES[family].blocks}.1.{layer}"
     x = fam.inputs_by_hook(model, [name], tokens)[name].double()
     model.train()
-    weight, gram = replay.layer_gram(model, tokens, 1, layer)
+    weight, gram = replay.layer_problems(model, tokens, 1, [layer])[layer]
     torch.testing.assert_close(gram.double(), x.T @ x, rtol=1e-4, atol=1e-3)
     assert torch.equal(weight, fam.matrix_of(model.get_submodule(name))) and model.training
 
@@ -136,4 +136,4 @@ def test_layer_gram_is_that_of_the_dense_model_without_dropout(family: str, laye
 )
 def test_a_layer_that_is_not_there(block: int, layer: str, words: tuple, one_line_error) -> None:
     with one_line_error(BadParameter, *words):
-        replay.layer_gram(fam.build("opt"), fam.random_tokens(2), block, layer)
+        replay.layer_problems(fam.build("opt"), fam.random_tokens(2), block, [layer])

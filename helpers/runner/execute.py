@@ -29,7 +29,6 @@ from helpers.errors import HelpersError, RunError, first_line
 from helpers.machine import THREAD_VARIABLES
 from helpers.paths import cache_dir, results_dir, root, runs_dir
 from helpers.report import read_record, write_record
-from helpers.runner.fingerprint import fingerprint
 from helpers.runner.plan import Run
 
 POLL_SECONDS = 0.1
@@ -49,9 +48,12 @@ def run_variables(threads: int) -> dict[str, str]:
     }
 
 
-def execute(run: Run, variables: Mapping[str, str], wanted: Callable[[], bool]) -> str | None:
+def execute(
+    run: Run, code: str, variables: Mapping[str, str], wanted: Callable[[], bool]
+) -> str | None:
     """Execute a run, and return its error in one line; None if it is done.
 
+    code: its fingerprint, which is not taken here: Python's parser is for one thread at a time.
     Its kernel is killed once the run is not `wanted` any more.
     """
     ended = threading.Event()
@@ -77,7 +79,7 @@ def execute(run: Run, variables: Mapping[str, str], wanted: Callable[[], bool]) 
         run.log_path.open("wb") as log,
     ):
         try:
-            _execute_notebook(run, Kernel)
+            _execute_notebook(run, code, Kernel)
         except PapermillExecutionError as error:
             return f"{error.ename}: {error.evalue}".splitlines()[0][:400]
         except DeadKernelError:
@@ -90,11 +92,11 @@ def execute(run: Run, variables: Mapping[str, str], wanted: Callable[[], bool]) 
     return None
 
 
-def _execute_notebook(run: Run, kernel: type[AsyncKernelManager]) -> None:
+def _execute_notebook(run: Run, code: str, kernel: type[AsyncKernelManager]) -> None:
     """Execute the notebook, check what it left, and stamp its record as done."""
     started = time.monotonic()
     stamp = {"plan": run.plan, "notebook": run.notebook, "name": run.name}
-    stamp |= {"fingerprint": fingerprint(run)} | ({"timed": True} if run.timed else {})
+    stamp |= {"fingerprint": code} | ({"timed": True} if run.timed else {})
     for path in (run.record_path, run.executed_path, run.failed_path):
         path.unlink(missing_ok=True)  # an earlier run's could pass for new
     notebook = papermill.execute_notebook(

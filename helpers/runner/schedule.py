@@ -120,7 +120,11 @@ def _pool(scheduler: str | None, jobs: int, token: Path) -> Iterator[Pool]:
     if not scheduler:
         variables = run_variables(max(1, len(cpus()) // jobs))
         with ThreadPoolExecutor(jobs) as threads:
-            yield lambda: jobs, lambda run: threads.submit(execute, run, variables, token.is_file)
+
+            def start(run: Run) -> Future:
+                return threads.submit(execute, run, fingerprint(run), variables, token.is_file)
+
+            yield lambda: jobs, start
         return
     with connect(scheduler) as client:
         # one thread, as Dask gives its workers, unless the environment here says otherwise
@@ -129,7 +133,7 @@ def _pool(scheduler: str | None, jobs: int, token: Path) -> Iterator[Pool]:
         def submit(run: Run) -> Future:
             resources = {"GPU": 1} if wants_gpu(run) else None
             executor = client.get_executor(pure=False, resources=resources)
-            return executor.submit(execute_on_worker, run, variables, token, fingerprint(run))
+            return executor.submit(execute_on_worker, run, fingerprint(run), variables, token)
 
         yield lambda: max(1, len(client.nthreads())), submit
 
@@ -212,10 +216,10 @@ def connect(scheduler: str) -> Any:
     return client
 
 
-def execute_on_worker(run: Run, variables: dict[str, str], token: Path, code: str) -> str | None:
+def execute_on_worker(run: Run, code: str, variables: dict[str, str], token: Path) -> str | None:
     """On a worker: what `execute` does, for a runner that has the same code and results folder.
 
-    token: the runner's, in the results folder. code: the run's fingerprint there.
+    code: the run's fingerprint there. token: the runner's, in the results folder.
     """
     import distributed
 
@@ -230,4 +234,4 @@ def execute_on_worker(run: Run, variables: dict[str, str], token: Path, code: st
         task = worker.state.tasks.get(key)
         return token.is_file() and task is not None and task.state != "cancelled"
 
-    return execute(run, variables, wanted)
+    return execute(run, code, variables, wanted)
