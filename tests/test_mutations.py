@@ -146,7 +146,7 @@ def apart(records: list[Record], reference: dict[str, Record], *, same: bool) ->
         records = [record | {"platform": {"processor": "another"}} for record in records]
     plan = list(reference.values())
     verdict = judge(records, [reference[record["name"]] for record in records], plan)
-    assert verdict.compared == len(records) and verdict.lacking.total() == 0
+    assert verdict.compared == len(records)
     return verdict.reproduced < verdict.compared
 
 
