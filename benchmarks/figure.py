@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from helpers.report import DENSE, finish, new_figure, style_of, to_png
+from helpers.report import DENSE, new_figure, set_up, style_of, to_png
 
 STORED = ("float16, zstd", "mask + float16", "int8, zstd", "mask + int8")
 
@@ -36,5 +36,5 @@ def use_figure(result: Mapping[str, Any]) -> bytes:
     for ax, ylabel in zip(axes, ylabels, strict=True):
         ax.axhline(1, color=DENSE, linestyle="--", linewidth=1)
         legend = place if ax is not speeds[1] else 0
-        finish(ax, xlabel="sparsity (%)", ylabel=ylabel, ylim=(0, None), legend=legend)
+        set_up(ax, xlabel="sparsity (%)", ylabel=ylabel, ylim=(0, None), legend=legend)
     return to_png(figure)

@@ -23,16 +23,13 @@ from helpers.errors import HelpersError
 from helpers.explore.controls import WIDGET
 from helpers.paths import notebooks_dir, reference_dir, results_dir, root
 from helpers.report import (
-    claim_verdicts,
-    claims_beside,
     figure_alt,
     notes,
-    read_records,
     summary,
     to_lines,
 )
 from helpers.runner import CORE_FOLDERS
-from helpers.runner.run import FAST_PLAN, LONG_PLAN, under_way, verdict_here
+from helpers.runner.run import under_way, verdict_here
 from helpers.runner.schedule import is_running
 
 COPIED = (
@@ -209,12 +206,6 @@ def agreement(plan: str) -> tuple[str, str]:
     sentences = [under_way(plan)] * is_running(plan) + notes(verdict)
     short = f"**Plan {plan}, made here: {summary(verdict)}.**\n\n"
     short += "".join(f"{text[0].upper()}{text[1:]}.\n\n" for text in sentences)
-    if plan == FAST_PLAN:  # too short to decide much by itself
-        committed, here = (
-            claim_verdicts(read_records(folder / "records"))
-            for folder in (reference_dir(LONG_PLAN), results_dir(plan))
-        )
-        short += claims_beside(committed, here, plan) + "\n"
     lines = "\n".join(to_lines(verdict.comparisons))
     every = f"<details><summary>Every comparison</summary>\n\n```text\n{lines}\n```\n\n"
     return short, every + "</details>\n\n"

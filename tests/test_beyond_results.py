@@ -1,4 +1,4 @@
-"""Pipelines that prune and repair: their tables and claims, by records that one can check by eye."""
+"""Pipelines that prune and repair: tables and claims, on records one can check by eye."""
 
 from __future__ import annotations
 

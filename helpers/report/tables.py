@@ -256,8 +256,8 @@ def paired_table(records: Iterable[Record]) -> pd.DataFrame | None:
 def update_table(records: Iterable[Record]) -> pd.DataFrame | None:
     """Refitting the kept weights on one fixed mask by Wanda's score (budget per matrix). A problem
     is a layer at a sparsity. Excess: the damped objective over its exact optimum. Adam and SGD
-    count with the rate that is best for a problem after so many iterations, and only its own seconds
-    count.
+    count with the rate that is best for a problem after so many iterations, and only its own
+    seconds count.
 
     From series "update" of notebook 02. ADMM with other settings than its defaults is shown after
     20 iterations. None without such records.

@@ -77,8 +77,7 @@ def reproduce(options: argparse.Namespace) -> int:
             write_products(options)
             chosen = records_here(read_plan(plan, options.only))
             measured = [r for r in chosen.values() if r["notebook"] != TABLES_NOTEBOOK]
-            show = report.numbers_text if options.only else report.perplexity_text
-            say(f"\n{show(measured)}")
+            say(f"\n{report.numbers_text(measured)}")
             status = give_verdict(options)
             if not failures:
                 say(NEXT)
