@@ -52,7 +52,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "models": ("load_model", "masks_of", "model_identity"),
         "prune": ("prune_model",),
         "registry": ("register",),
-        "replay": ("layer_gram",),
+        "replay": ("layer_problems",),
         "report.records": ("read_records",),
         "share.folder": ("save_pruned",),
     },

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import pytest
 import small_project
+from helpers.runner.costs import plan_lines
 from small_project import PARAMETERS, Project, write_notebook
 
 from helpers.errors import RunError
@@ -18,7 +19,6 @@ from helpers.report import write_tables
 from helpers.report.records import read_record, read_records
 from helpers.runner import plan as plans
 from helpers.runner import schedule
-from helpers.runner.costs import plan_lines
 from helpers.runner.fingerprint import fingerprint, is_done
 from helpers.runner.parameters import code_cells
 from helpers.runner.plan import Run, read_plan
