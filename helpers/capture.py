@@ -215,7 +215,10 @@ def first_stream(model: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def embed(model: nn.Module, tokens: Tensor, batch: int) -> Tensor:
-    """The stream (sequences, length, width) of all tokens as it enters block 0. Raises NonFinite."""
+    """The stream (sequences, length, width) of all tokens as it enters block 0.
+
+    Raises NonFinite.
+    """
     stream = None
     with weights_in_memory(model, model.get_input_embeddings()):
         for start in range(0, len(tokens), batch):

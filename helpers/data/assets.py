@@ -27,7 +27,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from helpers.errors import FileError, check_choice, first_line
+from helpers.errors import FileError, HelpersError, check_choice, first_line
 from helpers.paths import cache_dir, replace_file, sha256_file
 
 LOG = logging.getLogger(__name__)
