@@ -7,7 +7,6 @@ ones and those made here, and a notebook is shown as it ran here, else without o
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import shutil
@@ -18,19 +17,10 @@ from pathlib import Path
 import nbformat
 from sphinx.cmd.build import build_main
 
-import helpers
 from helpers.errors import HelpersError
 from helpers.explore.controls import WIDGET
 from helpers.paths import notebooks_dir, reference_dir, results_dir, root
-from helpers.report import (
-    figure_alt,
-    notes,
-    summary,
-    to_lines,
-)
-from helpers.runner import CORE_FOLDERS
-from helpers.runner.run import under_way, verdict_here
-from helpers.runner.schedule import is_running
+from helpers.report import figure_alt
 
 COPIED = (
     *("README.md", "CHANGES.md", "CONTRIBUTING.md", "docs", "helpers/own"),
@@ -44,11 +34,6 @@ PRODUCTS = (
     *("beyond", "published", "published_ratios"),
 )
 BEST_RUNS = ("default", "admm-grad-60")  # of several runs of a notebook, the ones to show
-# the core as the paper is read; its other modules follow
-READING = [
-    *("gram", "masks", "admm", "fast", "sparsegpt", "methods", "models", "capture", "replay"),
-    *("prune", "evaluate", "gradient_methods", "study"),
-]
 NOTHING_RUN = "Nothing was run on this machine: what follows is committed.\n"
 BADGE = re.compile(r"\[!\[[^\]]*\]\(http[^)]*\)\]\([^)]*\)\n*")
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)\)")
@@ -100,7 +85,12 @@ class Sources:
         """Write the page of a plan, and return its opening: how what was made here agrees."""
         shown = {"Made here": results_dir(plan), "Committed": reference_dir(plan)}
         shown = {whose: folder for whose, folder in shown.items() if (folder / "tables").is_dir()}
-        opening, every = agreement(plan) if "Made here" in shown else ("", "")
+        opening = every = ""
+        if (verdict := results_dir(plan) / "verdict.txt").is_file():
+            summary, _, lines = verdict.read_text(encoding="utf-8").partition("\n\n")
+            opening = f"**Plan {plan}, made here: " + summary.replace("\n", "**\n\n", 1) + "\n\n"
+            every = f"<details><summary>Every comparison</summary>\n\n```text\n{lines}```\n\n"
+            every += "</details>\n\n"
         text = f"({plan}-plan)=\n# The plan {plan}\n\n{opening}{every}"
         for name in PRODUCTS:
             parts = ""
@@ -128,28 +118,13 @@ class Sources:
         return text
 
     def notebooks(self) -> None:
-        """A page for each notebook, and a list of the other runs that were made here."""
-        shown, others = "", ""
+        """A page for each notebook, from one of its runs here if there are any."""
         for path in sorted(notebooks_dir().glob("*.ipynb")):
-            runs = []
-            for plan in PLANS:
-                found = sorted((results_dir(plan) / "runs").glob(f"{path.stem}--*.ipynb"))
-                found.sort(key=lambda run: run.stem.partition("--")[2] not in BEST_RUNS)
-                runs += [run for run in found if not run.stem.endswith(".failed")]
+            runs = [run for plan in PLANS for run in executed(path.stem, plan)]
             note = "Not run here: shown without outputs."
             if runs:
                 note = f"Run here: {runs[0].stem.partition('--')[2]}, plan {runs[0].parts[-3]}."
             self.notebook(runs[0] if runs else path, f"notebooks/{path.name}", note)
-            shown += f"{path.stem}\n"
-            for run in runs[1:]:
-                target = f"executed/{run.parts[-3]}/{run.name}"
-                self.copy(run, target)
-                others += f"- {{download}}`{run.parts[-3]}: {run.stem} </{target}>`\n"
-        others = f"## Other runs made here\n\nNotebooks to download:\n\n{others}" if others else ""
-        self.write(
-            "notebooks/index.md",
-            f"# Notebooks\n\n```{{toctree}}\n:maxdepth: 1\n\n{shown}```\n\n{others}",
-        )
 
     def notebook(self, source: Path, name: str, note: str) -> None:
         """Copy a notebook without what only a kernel or the network could show."""
@@ -173,42 +148,12 @@ class Sources:
         book.cells[0].source = f"{title}\n\n*{note}*\n{rest}"
         self.write(name, nbformat.writes(book))
 
-    def api(self) -> None:
-        """A page for each module of the core and for each package below it, and their index."""
-        rank = {name: place for place, name in enumerate(READING)}
-        core = sorted(path.stem for path in (root() / "helpers").glob("[!_]*.py"))
-        packages = sorted(path.parent.name for path in (root() / "helpers").glob("*/__init__.py"))
-        deciding = [name for name in packages if name in CORE_FOLDERS]
-        core = sorted(core + deciding, key=lambda name: rank.get(name, len(rank)))
-        wings = [name for name in packages if name not in CORE_FOLDERS]
-        index = "# The code\n\n`from helpers import …` offers "
-        for name in helpers.__all__:
-            home = getattr(getattr(helpers, name), "__module__", "helpers").split(".")[:2]
-            index += f"{{py:obj}}`{name} <{'.'.join(home)}.{name}>` "
-        for title, names in {"What decides a number": core, "What does not": wings}.items():
-            index += f"\n\n## {title}\n\n"
-            for name in names:
-                module = importlib.import_module(f"helpers.{name}")
-                documented = [module.__name__]
-                if name in packages and not hasattr(module, "__all__"):
-                    parts = sorted((root() / "helpers" / name).glob("[!_]*.py"))
-                    documented += [f"helpers.{name}.{part.stem}" for part in parts]
-                text = "\n".join(f".. automodule:: {item}\n   :members:\n" for item in documented)
-                self.write(f"api/{name}.md", f"# {name}\n\n```{{eval-rst}}\n{text}```\n")
-                index += f"- {{doc}}`{name}`: {module.__doc__.splitlines()[0]}\n"
-            index += "\n```{toctree}\n:hidden:\n\n" + "\n".join(names) + "\n```\n"
-        self.write("api/index.md", index)
 
-
-def agreement(plan: str) -> tuple[str, str]:
-    """How what was made here agrees with what is committed: in short, and number by number."""
-    verdict = verdict_here(plan)
-    sentences = [under_way(plan)] * is_running(plan) + notes(verdict)
-    short = f"**Plan {plan}, made here: {summary(verdict)}.**\n\n"
-    short += "".join(f"{text[0].upper()}{text[1:]}.\n\n" for text in sentences)
-    lines = "\n".join(to_lines(verdict.comparisons))
-    every = f"<details><summary>Every comparison</summary>\n\n```text\n{lines}\n```\n\n"
-    return short, every + "</details>\n\n"
+def executed(notebook: str, plan: str) -> list[Path]:
+    """The executed notebooks of a plan made here, those to be shown first."""
+    runs = sorted((results_dir(plan) / "runs").glob(f"{notebook}--*.ipynb"))
+    runs.sort(key=lambda run: run.stem.partition("--")[2] not in BEST_RUNS)
+    return [run for run in runs if not run.stem.endswith(".failed")]
 
 
 def main() -> int:
@@ -224,14 +169,11 @@ def main() -> int:
         lines = (opening.partition("\n\n")[0] for opening in openings)
         sources.write("agreement_line.txt", "\n\n".join(lines) or NOTHING_RUN)
         sources.notebooks()
-        sources.api()
         options = ["-q", "-W", "--keep-going", "-c", str(here)]
         if status := build_main([*options, str(sources.folder), str(made)]):
             return status
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(made, target, ignore=shutil.ignore_patterns(".*", "_sources"))
-    for plan in filter(is_running, PLANS):
-        sys.stdout.write(f"{under_way(plan)}\n")
     sys.stdout.write(f"the book: {target / 'index.html'}\n")
     return 0
 

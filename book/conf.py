@@ -8,9 +8,12 @@ from typing import Any
 from sphinx.application import Sphinx
 
 html_title = project = "Pruning a language model and refitting what is left"
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx-mathjax-offline"]
-exclude_patterns = ["**/tables/*", "executed/*"]  # included by pages; to be downloaded
-suppress_warnings = ["myst.header"]  # the files of tables have no title of their own
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon",
+              "sphinx.ext.viewcode", "sphinx-mathjax-offline"]  # fmt: skip
+templates_path = ["templates"]
+exclude_patterns = ["**/tables/*", "templates"]  # included by pages; how a module's page is made
+# the files of tables have no title of their own; a notebook's cell may hold a line with `!`
+suppress_warnings = ["myst.header", "misc.highlighting_failure"]
 
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}  # would be loaded from the network
@@ -41,16 +44,25 @@ html_show_search_summary = False  # would be fetched, which a page from a file m
 
 
 def to_rst(app: Sphinx, kind: str, name: str, item: Any, options: Any, lines: list[str]) -> None:
-    """Make reStructuredText of a docstring: plain text, in which |W| and x_t are no markup."""
+    """Make reStructuredText of a docstring: plain text, in which |W| and x_t are no markup.
+
+    What is indented is code, but under "Args:", which is left to napoleon.
+    """
     made: list[str] = []
+    section = False
     for line in lines:
-        code = line.startswith("    ")
-        if code != bool(made and made[-1].startswith("    ")):
+        indented = line.startswith("    ")
+        if line and not indented:
+            section = line == "Args:"
+        code = indented and not section
+        if code != bool(made and made[-1].startswith("    ") and not section):
             made += ["", ".. code-block:: text", ""] if code else [""]
         if not code:
-            parts = re.split(r"(`[^`]+`)", line)
+            start = re.match(r"(    \w+:)?", line).end()  # an argument's name
+            parts = re.split(r"(`[^`]+`)", line[start:])
             parts[::2] = [re.sub(r"([\\*_|`])", r"\\\1", part) for part in parts[::2]]
-            line = re.sub(r"^((?:Args|Raises|Returns)\b:?)", r"**\1**", "".join(parts))
+            line = line[:start] + "".join(parts)
+            line = re.sub(r"^((?:Args|Raises|Returns)\b:?)(?= )", r"**\1**", line)
         made.append(line)
     lines[:] = made
 
@@ -62,5 +74,5 @@ def skip(app: Sphinx, kind: str, name: str, item: Any, skipped: bool, options: A
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
-    app.connect("autodoc-process-docstring", to_rst)
+    app.connect("autodoc-process-docstring", to_rst, priority=400)  # before napoleon
     app.connect("autodoc-skip-member", skip)

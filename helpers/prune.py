@@ -201,10 +201,15 @@ def check_settings(
 
 def check_sparsities(sparsity: Sparsity, pattern: Pattern, layers: Collection[str]) -> None:
     """Raise BadParameter unless there is an allowed sparsity for each layer, by their names."""
-    if isinstance(sparsity, Mapping):
-        check_names("sparsity", sparsity, layers)
-    for value in sparsity.values() if isinstance(sparsity, Mapping) else [sparsity]:
-        check_target(value, pattern)
+    if not isinstance(sparsity, Mapping):
+        check_target(sparsity, pattern)
+        return
+    check_names("sparsity", sparsity, layers)
+    for name, value in sparsity.items():
+        try:
+            check_target(value, pattern)
+        except BadParameter as error:
+            raise BadParameter(f"layer {name}: {error}") from error
 
 
 def check_names(what: str, given: Mapping[str, object], layers: Collection[str]) -> None:

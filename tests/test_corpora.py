@@ -11,12 +11,7 @@ import pytest
 import torch
 
 from helpers.data import corpora
-from helpers.data.corpora import (
-    HUB_TEXTS,
-    calibration_tokens,
-    corpus_identity,
-    evaluation_tokens,
-)
+from helpers.data.corpora import HUB_TEXTS, calibration_tokens, corpus_identity, evaluation_tokens
 from helpers.errors import BadParameter, FileError
 
 C4, WIKITEXT2 = HUB_TEXTS["c4"], HUB_TEXTS["wikitext2"]

@@ -201,8 +201,7 @@ def dense_stream(whole: Callable, self: blocks.Loop, index: int, replay: Any, st
 
 
 def halved_grams(whole: Callable, *args: Any) -> Any:
-    grams, seconds = whole(*args)
-    return {name: Gram.of(gram.matrix.half().float()) for name, gram in grams.items()}, seconds
+    return {name: Gram.of(gram.matrix.half().float()) for name, gram in whole(*args).items()}
 
 
 def one_stays_dense(whole: Callable, layer: nn.Module, weight: Tensor) -> None:

@@ -291,7 +291,7 @@ def test_make_takes_every_variable_that_something_reads() -> None:
     )
     made = {"CURDIR", "MAKEFILE_LIST", "OS"}  # by make itself, or the system
     named = set(re.findall(r"(?m)^([A-Z_]+) \?=", text)) | {"UI_FULL"} | (read - set_here - made)
-    assert {"NAME", "FOLDER", "PLAN"} <= named
+    assert {"NAME", "PLAN"} <= named
     assert named <= set(re.search(r"(?m)^KNOWN := (.*)$", text)[1].split())
     given = [f"{name}=" for name in ("PRUNING_CACHE", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")]
     assert make("-n", "clean", *given, *(f"{name}=" for name in named - {"VENV"})).returncode == 0

