@@ -120,8 +120,9 @@ def wait_for_kernel(*pids: int) -> list[psutil.Process]:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         family = [item for pid in pids for item in psutil.Process(pid).children(recursive=True)]
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if any("ipykernel" in " ".join(item.cmdline()) for item in family):
-                return family
+        for item in family:
+            with contextlib.suppress(psutil.NoSuchProcess):  # one that has just ended
+                if "ipykernel_launcher" in item.cmdline():
+                    return family
         time.sleep(0.1)
     raise AssertionError("no kernel was started")
