@@ -146,11 +146,7 @@ def apart(records: list[Record], reference: dict[str, Record], *, same: bool) ->
         records = [record | {"platform": {"processor": "another"}} for record in records]
     plan = list(reference.values())
     verdict = judge(records, [reference[record["name"]] for record in records], plan)
-<<<<<<< HEAD
-    assert verdict.compared == len(records)
-=======
     assert verdict.compared == len(records) and not verdict.missing
->>>>>>> main
     return verdict.reproduced < verdict.compared
 
 
@@ -205,12 +201,8 @@ def dense_stream(whole: Callable, self: blocks.Loop, index: int, replay: Any, st
 
 
 def halved_grams(whole: Callable, *args: Any) -> Any:
-<<<<<<< HEAD
-    return {name: Gram.of(gram.matrix.half().float()) for name, gram in whole(*args).items()}
-=======
     grams = whole(*args)
     return {name: Gram.of(gram.matrix.half().float()) for name, gram in grams.items()}
->>>>>>> main
 
 
 def one_stays_dense(whole: Callable, layer: nn.Module, weight: Tensor) -> None:
