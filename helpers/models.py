@@ -18,14 +18,7 @@ from transformers.utils import cached_file, logging
 
 from helpers.data.assets import ASSETS, embedded_model_folder
 from helpers.device import FLOATS, all_finite, pick_device, pick_dtype
-from helpers.errors import (
-    BadParameter,
-    FileError,
-    NonFinite,
-    UnsupportedModel,
-    described,
-    first_line,
-)
+from helpers.errors import BadParameter, NonFinite, UnsupportedModel, described, first_line
 from helpers.paths import sha256_file
 
 # attributes that a model gets here
@@ -105,17 +98,13 @@ def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple
         options = {"use_safetensors": True, "output_loading_info": True, **common}
         with no_progress_bars():
             model, found = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        advice = "check the name, the revision, the network and your access to it"
+    # HTTPError is the HTTP library's own, which transformers lets through
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, HTTPError) as error:
+        advice = "check the name, the revision, the network and your access, and run it again"
         if isinstance(source, Path):
             advice = "give the folder of a complete saved model, with safetensors weights"
         raise BadParameter(
             f"model {str(source)!r} cannot be loaded ({first_line(error)}): {advice}"
-        ) from error
-    except HTTPError as error:  # the HTTP library's own, which transformers lets through
-        raise FileError(
-            f"model {str(source)!r} was not downloaded completely ({first_line(error)}): what was "
-            "downloaded is kept; check the network and run again to resume"
         ) from error
     # transformers fills what is missing with random numbers and goes on
     absent = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))

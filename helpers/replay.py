@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from helpers.capture import (
-    Allocate,
     Call,
     Progress,
     advance,
@@ -87,24 +86,6 @@ def layer_grams(
     return {reader: grams[groups[reader]] for reader in layers}
 
 
-def layer_gram(
-    model: nn.Module,
-    tokens: Tensor,
-    block: int,
-    layer: str,
-    *,
-    batch: int = 4,
-    progress: Progress | None = None,
-) -> tuple[Tensor, Tensor]:
-    """One layer of the dense model: its weight (d_out, d_in) and its gram (d_in, d_in).
-
-    Args: tokens (sequences, length); block, from 0; layer, such as "self_attn.q_proj"; progress,
-    called after each block that the text has passed.
-    Raises BadParameter if there is no such block or layer.
-    """
-    return layer_problems(model, tokens, block, [layer], batch=batch, progress=progress)[layer]
-
-
 def layer_problems(
     model: nn.Module,
     tokens: Tensor,
@@ -114,9 +95,14 @@ def layer_problems(
     batch: int = 4,
     progress: Progress | None = None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Several layers of one block as `layer_gram` gives each, from one pass over the text.
+    """Layers of one block of the dense model, with their grams, from one pass over the text.
 
-    Args: layers, such as ["self_attn.q_proj"]; the others as there.
+    Args:
+        tokens: (sequences, length).
+        block: from 0.
+        layers: their names, such as ["self_attn.q_proj"].
+        progress: called after each block that the text has passed.
+
     Returns {layer: (weight (d_out, d_in), gram (d_in, d_in))}; layers that read the same input
     share a gram. Raises BadParameter if there is no such block or layer.
     """
@@ -222,11 +208,9 @@ class Replay:
 
         return self._tried("the parity gate", check)
 
-    def embed(self, allocate: Allocate = torch.empty) -> Tensor:
+    def embed(self) -> Tensor:
         """The stream of all tokens as it enters block 0."""
-        return self._tried(
-            "embedding", lambda: embed(self.model, self.tokens, self.batch, allocate)
-        )
+        return self._tried("embedding", lambda: embed(self.model, self.tokens, self.batch))
 
     def grams(self, index: int, stream: Tensor) -> Iterator[dict[str, Gram]]:
         """The grams of a block's layers, which are pruned before the next are asked for.

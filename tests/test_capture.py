@@ -83,15 +83,6 @@ def test_the_gate_stops_a_model_that_cannot_be_replayed(one_line_error) -> None:
     calls = cap.capture(model, tokens).calls
     with one_line_error(UnsupportedModel, "Gemma3ForCausalLM"):
         cap.check_parity(model, [calls[1], calls[0], *calls[2:]], tokens)
-    # A block whose answer depends on how often it was called: a stand-in for hidden state.
-    count = iter(range(100))
-    handle = model.model.layers[1].register_forward_hook(
-        lambda _block, _args, output: output + 0.1 * next(count)
-    )
-    with one_line_error(UnsupportedModel):
-        cap.check_parity(model, calls, tokens)
-    handle.remove()
-    assert fam.hook_count(model) == 0
 
 
 def test_the_stream_may_be_passed_by_name(monkeypatch) -> None:
@@ -121,7 +112,7 @@ def test_layer_gram_is_that_of_the_dense_model_without_dropout(family: str, laye
     name = f"{fam.FAMILIES[family].blocks}.1.{layer}"
     x = fam.inputs_by_hook(model, [name], tokens)[name].double()
     model.train()
-    weight, gram = replay.layer_gram(model, tokens, 1, layer)
+    weight, gram = replay.layer_problems(model, tokens, 1, [layer])[layer]
     torch.testing.assert_close(gram.double(), x.T @ x, rtol=1e-4, atol=1e-3)
     assert torch.equal(weight, fam.matrix_of(model.get_submodule(name))) and model.training
 
@@ -136,4 +127,4 @@ def test_layer_gram_is_that_of_the_dense_model_without_dropout(family: str, laye
 )
 def test_a_layer_that_is_not_there(block: int, layer: str, words: tuple, one_line_error) -> None:
     with one_line_error(BadParameter, *words):
-        replay.layer_gram(fam.build("opt"), fam.random_tokens(2), block, layer)
+        replay.layer_problems(fam.build("opt"), fam.random_tokens(2), block, [layer])

@@ -68,13 +68,6 @@ HARD = [pruned("admm-grad", "80 %", 200.0), pruned("admm1", "80 %", 220.0)]
 SEEDS = [
     pruned(m, "70 %", v, s) for m, v in (("admm-grad", 20), ("admm1", 22)) for s in (1, 2, 3, 4)
 ]
-EVERY_SEED = [
-    pruned(method, target, 20.0 * factor if method == "admm-grad" else 22.0, seed)
-    for method in ("admm-grad", "admm1")
-    for target in TARGETS
-    if target != "60 %"
-    for seed, factor in list(enumerate(FACTORS))[1:]
-]
 
 
 @pytest.mark.parametrize(
@@ -87,19 +80,13 @@ EVERY_SEED = [
         ),
         (without(ALL, sparsity=0.8) + HARD, OPEN, "80 % −9 ± 21 %"),
         (ALL + SEEDS, HOLDS, "70 % −9 ± 0 %"),  # with seeds of its own it needs no other column's
-        # copies of seeds are no seeds more
-        (ALL + without(GRAD + ONE_SHOT, sparsity=0.6), HOLDS, "70 % −9 ± 5 %"),
-        (ALL + ALL, HOLDS, "60 % −9 ± 2 %, 70 % −9 ± 5 %"),
+        (ALL + ALL, HOLDS, "60 % −9 ± 2 %, 70 % −9 ± 5 %"),  # copies of seeds are no seeds more
         ([*without(ALL, sparsity=0.7), *table("admm1", 15.0)[1:2], GRAD[1]], FAILS, "70 % +33 ±"),
-        ([*without(ALL, pattern="4:8"), GRAD[4], table("admm1", 15.0)[4]], FAILS, "4:8 +33 ±"),
         (DENSE + GRAD + table("admm1", 20.2), OPEN, "50 % −1 ± 5 %"),  # within the noise
         (without(ALL, calibration_seed=2), OPEN, "4 of 5 seeds"),
-        (GRAD + ONE_SHOT, OPEN, "70 % −9 %"),
-        (GRAD + ONE_SHOT + EVERY_SEED, HOLDS, "4:8 −9 ± 2 %; 5 seeds"),  # it would scale nothing
         (without(ALL, sparsity=0.8), OPEN, "not run: admm1 at 80 %"),
-        # N:M counts where it was run; other seeds and settings do not
+        # N:M counts where it was run; other settings do not
         (without(without(ALL, pattern="2:4"), pattern="4:8"), HOLDS, "80 % −9 ± 5 %; 5"),
-        ([*ALL, pruned("admm1", "50 %", 2.0, seed=1)], HOLDS, "50 % −9"),
         ([*ALL, pruned("admm-grad", "70 %", 99.0, sequences=4)], HOLDS, "70 % −9"),
     ],
 )
@@ -134,7 +121,6 @@ def changed(changes: tuple[float, ...], seeds: range, **options: object) -> list
 
 
 CLEAR = (0.04, 0.039, 0.041, 0.04, 0.04)  # deviation 0.000707, times 2.776 / √5
-NEAR = (0.012, 0.0121, 0.0119, 0.012, 0.012)
 
 
 @pytest.mark.parametrize(
@@ -142,17 +128,12 @@ NEAR = (0.012, 0.0121, 0.0119, 0.012, 0.012)
     [
         ("Preconditioning matters", CLEAR, HOLDS, "+4.00 ± 0.09 %"),
         ("Preconditioning matters", CLEAR[:4], OPEN, "4 of 5 seeds"),
-        ("Preconditioning matters", CLEAR[:1], OPEN, "1 of 5 seeds"),
         # two standard errors are 1.4 %, and three seeds would have decided; t is 4.3
         ("Preconditioning matters", (0.0176, 0.0197, 0.0411), OPEN, "+2.61 ± 3.23 %; 3 of 5"),
-        ("Preconditioning matters", NEAR, HOLDS, ""),
         ("Preconditioning matters", (0.005,) * 5, FAILS, ""),
-        ("Preconditioning matters", (0.0, 0.03, -0.01, 0.01, 0.0), OPEN, ""),
         ("20 iterations are enough for a mod", (-0.04,) * 5, FAILS, ""),
         ("20 iterations are enough for a mod", (0.02,) * 5, HOLDS, ""),  # worse
         ("The released", (0.005,) * 5, HOLDS, "mean +0.50"),
-        ("The released", (0.01, -0.01, 0.01, -0.01, 0.0), OPEN, ""),
-        ("The released", (-0.02,) * 5, FAILS, "mean −2"),
         ("The released", (0.05,) * 5, FAILS, "mean +5"),
     ],
 )
@@ -162,19 +143,6 @@ def test_an_option_is_judged_by_its_change_seed_by_seed(
     options = {"P": {"precondition": False}, "2": {"iterations": 50}, "T": {"schedule": "released"}}
     outcome = verdict(sentence, changed(changes, range(len(changes)), **options[sentence[0]]))
     assert outcome.verdict == expected and words in outcome.numbers, outcome
-
-
-def test_a_seed_counts_once_with_the_mean_of_its_records() -> None:
-    runs = changed(NEAR, range(5), precondition=False)
-    assert verdict("Preconditioning matters", runs * 2) == verdict("Preconditioning matters", runs)
-    # the same seed on another machine, where rounding differs: 0.6 % and four of 1.2 %
-    again = changed((0.0,), range(1), precondition=False)
-    outcome = verdict("Preconditioning matters", runs + again)
-    assert outcome.verdict == OPEN and "mean +1.08 ± 0.33 %" in outcome.numbers
-    # it is no seed more
-    runs = changed(NEAR[:4], range(4), precondition=False)
-    outcome = verdict("Preconditioning matters", runs + again)
-    assert outcome.verdict == OPEN and "4 of 5 seeds" in outcome.numbers
 
 
 def timed(method: str, forward: float, solve: float, target: str = "50 %", **more: float) -> dict:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import METHODS, calibration_tokens, gram_of, layer_gram, load_model
+from helpers import METHODS, calibration_tokens, gram_of, layer_problems, load_model
 from helpers.admm import exact_least_squares
 from helpers.capture import advance, capture, embed, stream_norms
 from helpers.errors import Stopped
@@ -134,10 +134,10 @@ def test_the_last_iteration_stays_the_last(problem: Problem) -> None:
 
 
 def collect(source: ModelLayers, block: int, layer: str = "mlp.up_proj") -> list[str]:
-    """The steps that it takes to get a layer, whose gram must be that of `layer_gram`."""
+    """The steps that it takes to get a layer, whose gram must be that of `layer_problems`."""
     steps: list[str] = []
     part = source.get(lambda _done, _total, name: steps.append(name), block, layer)
-    weight, gram = layer_gram(source.model, source.tokens, block, layer)
+    weight, gram = layer_problems(source.model, source.tokens, block, [layer])[layer]
     assert torch.equal(part.weight, weight)
     torch.testing.assert_close(part.gram.matrix, gram, rtol=1e-4, atol=1e-4)
     return steps

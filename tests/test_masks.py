@@ -11,14 +11,7 @@ from hypothesis import strategies as st
 from layers import layer, masked
 
 from helpers.errors import BadParameter, NonFinite
-from helpers.masks import (
-    check_keep,
-    check_target,
-    cubic_schedule,
-    select,
-    top_k,
-    top_nm,
-)
+from helpers.masks import check_keep, check_target, cubic_schedule, select, top_k, top_nm
 
 UNSTRUCTURED = "unstructured"
 

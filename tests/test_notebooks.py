@@ -87,7 +87,7 @@ def test_executed_notebook(smoke: Path, run: Run) -> None:
     widgets = {
         c for c, o in shown if "application/vnd.jupyter.widget-view+json" in o.get("data", {})
     }
-    assert ("explorer" in widgets) == (run.notebook[:2] in ("00", "01", "02", "03", "06", "08"))
+    assert ("explorer" in widgets) == (run.notebook[:2] in ("00", "01", "02", "03", "08"))
     assert not re.search(r"(Future|Deprecation)Warning: [^\"]*helpers", json.dumps(shown))
 
 
@@ -105,17 +105,11 @@ def test_dense_and_pruned_rows(smoke: Path) -> None:
 
 
 def test_tables_notebook_writes_tables_and_figures(smoke: Path) -> None:
-    def table(name: str) -> str:
-        return (smoke / f"tables/{name}.md").read_text(encoding="utf-8")
-
-    assert all(text in table("perplexity") for text in ("dense", "admm-grad", "50 %"))
-    assert all(text in table("claims") for text in ("**not tested here**", "gradient methods"))
-    for name in ("cost", "zero_shot", "weight_update", "mask"):
-        assert table(name).count("\n| ") > 2, name
-    assert table("beyond").count("admm-grad, guide (2) + compensate + refine + distil (4)") == 3
+    for name in ("perplexity", "claims", "cost", "zero_shot", "weight_update", "mask", "beyond"):
+        text = (smoke / f"tables/{name}.md").read_text(encoding="utf-8")
+        assert text.count("\n| ") > 2, f"{name} has no rows"
     drawn = "perplexity layer_error convergence schedule spectrum weight_update cost zero_shot"
-    drawn += " beyond"
-    for name in drawn.split():
+    for name in (*drawn.split(), "beyond"):
         assert (smoke / f"figures/{name}.png").exists() and (smoke / f"figures/{name}.svg").exists()
 
 

@@ -24,7 +24,7 @@ from helpers.gram import gram_of
 from helpers.masks import select
 from helpers.methods import METHODS, register
 from helpers.models import STATE, model_layers, read_weight
-from helpers.replay import layer_gram
+from helpers.replay import layer_problems
 
 HALF = dict(method="wanda", sparsity=0.5)
 
@@ -310,9 +310,9 @@ def factors(model: nn.Module) -> dict[str, Tensor]:
     [
         ("method", "wnada", "'wnada'"), ("method", None, "None"),
         ("sparsity", None, "missing"), ("sparsity", 60, "60"),
-        ("sparsity", by_layer(up=1.0), "0.mlp.up_proj"),
-        ("sparsity", by_layer(up=None), "0.mlp.up_proj"),
-        ("sparsity", by_layer(up=math.nan), "0.mlp.up_proj"),
+        ("sparsity", by_layer(up=1.0), "layer 0.mlp.up_proj"),
+        ("sparsity", by_layer(up=None), "layer 0.mlp.up_proj"),
+        ("sparsity", by_layer(up=math.nan), "layer 0.mlp.up_proj"),
         ("sparsity", {**by_layer(), "2.mlp.up_proj": 0.5}, "2.mlp.up_proj"),
         ("sparsity", {"0.mlp.up_proj": 0.5}, "0.mlp.down_proj"),
         ("pattern", "5:4", "'5:4'"), ("pattern", "2:5", "32 inputs"), ("pattern", "1:4", "0.5"),
@@ -437,7 +437,8 @@ def test_importance_says_which_weights_stay_and_the_update_is_the_methods() -> N
     model, tokens = fam.build(), fam.random_tokens()
     importance = {key: ones + torch.rand(len(ones)) for key, ones in factors(model).items()}
     # in block 0, whose inputs are those of the dense model
-    weight, gram = layer_gram(model, tokens, 0, "self_attn.q_proj")
+    name = "self_attn.q_proj"
+    weight, gram = layer_problems(model, tokens, 0, [name])[name]
     prune_model(model, tokens, method="admm1", sparsity=0.5, importance=importance)
     pruned = model.model.layers[0].self_attn.q_proj.weight
     score = weight.abs() * gram.diagonal().sqrt() * importance["0.self_attn.q_proj"][:, None]

@@ -32,22 +32,22 @@ def test_the_table_is_that_of_the_committed_records() -> None:
 
 
 def test_the_rows_of_the_recipe_are_those_of_its_table() -> None:
-    (shown,) = [table for table in TABLE.findall(README) if table.startswith("| way ")]
+    (shown,) = [table for table in TABLE.findall(README) if table.startswith("| pipeline ")]
     every = cells_of(TABLE.findall(committed("beyond"))[2])
     rows = cells_of(shown)
     assert len(rows) > 4
-    for way, cells in rows.items():
-        assert cells == {column: every[way][column] for column in cells}, way
+    for row, cells in rows.items():
+        assert cells == {column: every[row][column] for column in cells}, row
 
 
 def test_the_numbers_of_the_recipe_are_those_of_its_table() -> None:
     first = committed("beyond").split("\nModel: ")[0]  # perplexity on Wikipedia
     rows = cells_of(TABLE.findall(first)[0])
     found = {
-        way: float(cells["60 %"].split()[0]) for way, cells in rows.items() if cells["60 %"] != "–"
+        row: float(cells["60 %"].split()[0]) for row, cells in rows.items() if cells["60 %"] != "–"
     }
-    ways = ("", ", guide, one pass + distil (64)", ", guide (2), one pass")
-    before, after, fast = (f"{found[f'admm-grad{way}']:.1f}" for way in ways)
+    steps = ("", ", guide, one pass + distil (64)", ", guide (2), one pass")
+    before, after, fast = (f"{found[f'admm-grad{step}']:.1f}" for step in steps)
     assert f"falls from {before} to {after}, and to {fast} with" in README.replace("\n", " ")
 
 
@@ -105,7 +105,7 @@ def test_links_of_every_page_lead_to_files() -> None:
 def test_the_examples_run(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     # the same lines on the tiny model: a name that moved, or a changed signature, breaks this
     examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    monkeypatch.setattr(recipe, "BUDGETS", {"balanced": recipe.Budget(1, 2)})
+    monkeypatch.setattr(recipe, "EFFORTS", {"balanced": recipe.Effort(1, 2)})
     for code in examples:
         exec(code.replace('load_model("embedded"', 'load_model("tiny"'), {"__name__": "readme"})
     assert len(examples) == 2 and "wanda-refit" in METHODS

@@ -71,23 +71,9 @@ def test_a_seed_of_several_records_counts_once() -> None:
     assert (table.loc["admm-grad", "60 %"], spread.loc["admm-grad", "60 %"]) == (35.5, 4.5)
 
 
-@pytest.mark.parametrize("changes", [{"sparsity": None}, {"pattern": "2:4"}])
-def test_what_a_dense_run_was_asked_to_prune_to_does_not_matter(changes: dict) -> None:
-    runs = [pruned("dense", "0 %", 10.0, **changes), pruned("wanda", "50 %", 20.0)]
-    assert tables.perplexity_table(runs)[0].loc["dense", "50 %"] == 10.0
-
-
 def test_columns_are_sorted_by_number() -> None:
     columns = ["dense", "5 %", "50 %", "2:4", "4:8", "2:16", "10:16"]
     assert sorted(set(columns), key=column_key) == columns
-
-
-def test_tables_do_not_depend_on_the_order_of_records(runs: list[dict]) -> None:
-    made, reversed_ = (
-        {name: [section.markdown for section in found] for name, found in sections(some).items()}
-        for some in (runs, runs[::-1])
-    )
-    assert made == reversed_ and set(made) == {"perplexity", "cost", "variants"}
 
 
 def test_cost_is_of_unstructured_runs_where_there_are_any(runs: list[dict]) -> None:

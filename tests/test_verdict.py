@@ -95,7 +95,6 @@ def test_a_plan_reproduces_itself(plan: str) -> None:
         ({"device": "cpu, 2 threads"}, "(another machine: threads 2 here, 1 there)"),
         ({"versions": {"torch": "2.14"}}, "(another machine: torch 2.14 here, 2.13 there)"),
         ({"series": {"batch": 2}}, "(same kind of machine)"),  # not always written
-        ({"versions": {"torch": "2.13", "pandas": "9"}}, "(same kind of machine)"),
     ],
 )
 def test_the_level_and_why(change: dict, said: str) -> None:

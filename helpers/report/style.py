@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 # of curves that have no look of their own: a user's methods, variants, benchmarks
 COLOURS = ("#332288", "#882255", "#000000", "#8B83C4", "#5E8CA8", "#999999")
@@ -176,10 +176,17 @@ def set_up(
             ax.legend(**({} if legend is True else legend))
 
 
+def legend_below(figure: Figure, ax: Axes, columns: int) -> None:
+    """One legend for all panels, with the curves of one of them, below them."""
+    with house_style():
+        place = {"loc": "outside lower center", "ncols": columns}
+        figure.legend(*ax.get_legend_handles_labels(), **place)
+
+
 def plain_log(axis: Axis) -> None:
     """Label a log axis in plain numbers, also between decades where it spans few of them."""
     axis.set_major_formatter("{x:.4g}")
-    axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.6)))
+    axis.set_minor_formatter(lambda y, _: f"{y:.4g}" if f"{y:.0e}"[0] in "235" else "")
 
 
 def offset_text(ax: Axes, text: str, xy: Any, by: tuple[float, float], **look: Any) -> None:
