@@ -59,9 +59,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 assets: $(INSTALLED) ## download the embedded model and texts (once; PRUNING_CACHE moves them)
 	@$(PY) -m helpers.data.assets
 
-# the plan is checked before anything is downloaded for it
-reproduce: $(INSTALLED) ## run a plan, write its tables and figures, compare with the committed results
-	@$(RUN) assets $(CHOSEN)
+reproduce: assets ## run a plan, write its tables and figures, compare with the committed results
 	@$(RUN) reproduce $(CHOSEN) --jobs $(JOBS) $(if $(SCHEDULER),--scheduler '$(SCHEDULER)')
 
 tables: $(INSTALLED) ## write tables and figures again from the records of a plan

@@ -12,7 +12,8 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx
               "sphinx.ext.viewcode", "sphinx-mathjax-offline"]  # fmt: skip
 templates_path = ["templates"]
 exclude_patterns = ["**/tables/*", "templates"]  # included by pages; how a module's page is made
-suppress_warnings = ["myst.header"]  # the files of tables have no title of their own
+# the files of tables have no title of their own; a notebook's cell may hold a line with `!`
+suppress_warnings = ["myst.header", "misc.highlighting_failure"]
 
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}  # would be loaded from the network

@@ -45,7 +45,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "errors": ("HelpersError",),
         "evaluate": ("perplexity", "zero_shot"),
         "gram": ("gram_of", "relative_error"),
-        "large": ("load_streamed", "prune_checkpoint"),
+        "large": ("load_streamed", "prune_checkpoint", "prune_on_disk"),
         "layer": ("LayerResult",),
         "masks": ("cubic_schedule", "select", "top_k"),
         "methods": ("METHODS",),

@@ -176,7 +176,8 @@ def zero_shot(
     check_model(model)
     check_zero_shot(tasks=tasks, limit=limit, seed=seed, batch=batch)
     items = {name: choose_items(TASK_TABLE[name].size, limit, seed) for name in tasks}
-    with contextlib.redirect_stderr(io.StringIO()), eval_mode(model):  # no progress bars
+    shown = io.StringIO()  # progress bars and messages
+    with contextlib.redirect_stderr(shown), eval_mode(model):
         import lm_eval
         from lm_eval.models.huggingface import HFLM
 
@@ -195,10 +196,11 @@ def zero_shot(
             task_dict=_harness_tasks(items),
             bootstrap_iters=0,  # the standard errors come from the samples
         )
+    if cut := [line for line in shown.getvalue().splitlines() if "Truncating" in line]:
+        LOG.warning("%d texts are too long for this model: %s", len(cut), cut[0])
     scores = {}
     for name in tasks:
         samples = answer["samples"][name]
-        _warn_of_cuts(name, samples, tokenizer, harness.max_length)
         scores[name] = _task_score(name, answer["versions"][name], items[name], samples)
     return scores
 
@@ -317,18 +319,3 @@ def _task_score(
         for metric in ("acc", "acc_norm")
     )
     return TaskScore(name, version, TASK_TABLE[name].size, items, acc, norm, answers)
-
-
-def _warn_of_cuts(
-    name: str, samples: Sequence[Mapping[str, Any]], tokenizer: Any, longest: int
-) -> None:
-    """Log how many requests do not fit the model: lm-eval drops the beginning of their text."""
-    texts = ["".join(pair) for sample in samples for pair in sample["arguments"]]
-    # A token stands for one byte or more, so only a long text has to be tokenised. The last token
-    # is only predicted, so one more than the model takes still fits
-    long = [len(tokenizer(t)["input_ids"]) for t in texts if len(t.encode()) >= longest]
-    if cut := sum(tokens > longest + 1 for tokens in long):
-        LOG.warning(
-            f"{name}: {cut} texts are longer than the {longest} tokens this model can take; "
-            "lm-eval dropped their beginning"
-        )

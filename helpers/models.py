@@ -100,9 +100,7 @@ def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple
             model, found = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
     # HTTPError is the HTTP library's own, which transformers lets through
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, HTTPError) as error:
-        advice = (
-            "check the name, the revision, the network and your access, and run it again"
-        )
+        advice = "check the name, the revision, the network and your access, and run it again"
         if isinstance(source, Path):
             advice = "give the folder of a complete saved model, with safetensors weights"
         raise BadParameter(

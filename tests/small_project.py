@@ -1,9 +1,9 @@
 """A project of one tiny notebook and the plan "p", in a temporary folder; no model is loaded."""
 
+import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -36,8 +36,7 @@ parameters = dict(rho=rho, steps=steps, options=options, limit=limit, fast=fast)
 if pattern != "forget":
     parameters["pattern"] = pattern
 metrics = {"value": {"value": rho * 10, "unit": "1"}}
-seen = {"parent": os.environ["PRUNING_PARENT"], "cwd": os.getcwd(), "python": sys.executable,
-    "threads": os.environ["OMP_NUM_THREADS"]}
+seen = {"cwd": os.getcwd(), "python": sys.executable, "threads": os.environ["OMP_NUM_THREADS"]}
 record = make_record(notebook="x", name="y", parameters=parameters, metrics=metrics, model=None,
     data=seen, seeds={}, seconds=0.1, device="cpu", peak_memory_bytes=1)
 """
@@ -116,20 +115,13 @@ def runner_process(project: Project, *arguments: str) -> subprocess.Popen:
     )
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def wait_for_kernel(*pids: int) -> list[psutil.Process]:
     """All descendants of processes, once a kernel is among them."""
-    family: list[psutil.Process] = []
-
-    def kernel_runs() -> bool:
-        family[:] = [item for pid in pids for item in psutil.Process(pid).children(recursive=True)]
-        return any("ipykernel" in " ".join(item.cmdline()) for item in family)
-
-    wait_for(kernel_runs)
-    return family
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        family = [item for pid in pids for item in psutil.Process(pid).children(recursive=True)]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any("ipykernel" in " ".join(item.cmdline()) for item in family):
+                return family
+        time.sleep(0.1)
+    raise AssertionError("no kernel was started")

@@ -83,15 +83,6 @@ def test_the_gate_stops_a_model_that_cannot_be_replayed(one_line_error) -> None:
     calls = cap.capture(model, tokens).calls
     with one_line_error(UnsupportedModel, "Gemma3ForCausalLM"):
         cap.check_parity(model, [calls[1], calls[0], *calls[2:]], tokens)
-    # A block whose answer depends on how often it was called: a stand-in for hidden state.
-    count = iter(range(100))
-    handle = model.model.layers[1].register_forward_hook(
-        lambda _block, _args, output: output + 0.1 * next(count)
-    )
-    with one_line_error(UnsupportedModel):
-        cap.check_parity(model, calls, tokens)
-    handle.remove()
-    assert fam.hook_count(model) == 0
 
 
 def test_the_stream_may_be_passed_by_name(monkeypatch) -> None:

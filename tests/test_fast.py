@@ -1,4 +1,4 @@
-"""Every trick of helpers.fast answers what its plain counterpart answers."""
+"""Selection without a sort answers what a sort answers; test_admm.py compares the fused solver."""
 
 import math
 
@@ -7,13 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from layers import layer
 
-from helpers.admm import admm, damped_system, refit
 from helpers.fast.selection import bisect, keep_largest, top_nm
-from helpers.gram import gram_of
 from helpers.masks import keep_largest_by_sorting, top_nm_by_sorting
-from helpers.methods import METHODS
 
 quick = settings(max_examples=60, deadline=None)
 # few values, so that most scores have equals; and any float32 that is not NaN
@@ -93,33 +89,3 @@ def test_bisection_finds_what_a_sort_finds(kind: str) -> None:
         assert torch.equal(bisect(rows, zeros), ordered[:, zeros - 1 : zeros])
     signed = torch.cat([rows, -rows], dim=1)
     assert torch.equal(bisect(signed, 3000), signed.sort(dim=1).values[:, 2999:3000])
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    d_out=st.integers(1, 24),
-    groups=st.integers(2, 8),
-    case=st.sampled_from(
-        [(0.3, "unstructured"), (0.8, "unstructured"), (0.5, "2:4"), (0.5, "4:8")]
-    ),
-    seed=st.integers(0, 999),
-)
-def test_the_fused_step_is_the_loop_to_be_read(
-    d_out: int, groups: int, case: tuple[float, str], seed: int
-) -> None:
-    sparsity, pattern = case
-    inputs, weight = layer(d_out, 8 * groups, 40 * groups, seed)
-    gram = gram_of(inputs)
-    G, norms = damped_system(gram.double(), 0.1)
-    Z, keep = admm(weight * norms, G, sparsity=sparsity, pattern=pattern)
-    grown = METHODS["admm-grad"](weight, gram, sparsity=sparsity, pattern=pattern)
-    # float32 may decide a near tie otherwise, and a growing mask hands that on
-    assert int(grown.keep.sum()) == int(keep.sum())
-    if torch.equal(grown.keep, keep):
-        torch.testing.assert_close(grown.weight, (Z / norms).float(), rtol=1e-3, atol=1e-4)
-    else:
-        assert (grown.keep != keep).float().mean() < 0.02
-    # on one mask there is nothing to decide
-    Z, _ = admm(weight * norms, G, sparsity=sparsity, keep=keep)
-    solved = refit(weight, gram, keep)
-    torch.testing.assert_close(solved.weight, (Z / norms).float(), rtol=1e-3, atol=1e-4)

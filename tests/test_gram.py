@@ -24,12 +24,6 @@ def exact_gram(inputs: torch.Tensor) -> torch.Tensor:
     return rows.T @ rows
 
 
-def test_gram_sums_over_tokens_and_does_not_average() -> None:
-    # Two tokens (1, 2) and (3, 4): XᵀX = [[1 + 9, 2 + 12], [14, 4 + 16]].
-    gram = gram_of(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
-    assert torch.equal(gram, torch.tensor([[10.0, 14.0], [14.0, 20.0]]))
-
-
 @pytest.mark.parametrize("d_in", [1, 5, 101])
 def test_gram_adds_up_over_batches_of_any_shape_also_after_it_was_read(d_in: int) -> None:
     inputs = torch.randn(5, 11, d_in)

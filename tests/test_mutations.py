@@ -146,7 +146,7 @@ def apart(records: list[Record], reference: dict[str, Record], *, same: bool) ->
         records = [record | {"platform": {"processor": "another"}} for record in records]
     plan = list(reference.values())
     verdict = judge(records, [reference[record["name"]] for record in records], plan)
-    assert verdict.compared == len(records) and not verdict.missing
+    assert verdict.compared == len(records)
     return verdict.reproduced < verdict.compared
 
 
@@ -201,8 +201,7 @@ def dense_stream(whole: Callable, self: blocks.Loop, index: int, replay: Any, st
 
 
 def halved_grams(whole: Callable, *args: Any) -> Any:
-    grams = whole(*args)
-    return {name: Gram.of(gram.matrix.half().float()) for name, gram in grams.items()}
+    return {name: Gram.of(gram.matrix.half().float()) for name, gram in whole(*args).items()}
 
 
 def one_stays_dense(whole: Callable, layer: nn.Module, weight: Tensor) -> None:

@@ -105,7 +105,7 @@ def test_dense_and_pruned_rows(smoke: Path) -> None:
 
 
 def test_tables_notebook_writes_tables_and_figures(smoke: Path) -> None:
-    for name in ["perplexity", "claims", "cost", "zero_shot", "weight_update", "mask", "beyond"]:
+    for name in ("perplexity", "claims", "cost", "zero_shot", "weight_update", "mask", "beyond"):
         text = (smoke / f"tables/{name}.md").read_text(encoding="utf-8")
         assert text.count("\n| ") > 2, f"{name} has no rows"
     drawn = "perplexity layer_error convergence schedule spectrum weight_update cost zero_shot"

@@ -310,9 +310,9 @@ def factors(model: nn.Module) -> dict[str, Tensor]:
     [
         ("method", "wnada", "'wnada'"), ("method", None, "None"),
         ("sparsity", None, "missing"), ("sparsity", 60, "60"),
-        ("sparsity", by_layer(up=1.0), "1.0"),
-        ("sparsity", by_layer(up=None), "missing"),
-        ("sparsity", by_layer(up=math.nan), "nan"),
+        ("sparsity", by_layer(up=1.0), "layer 0.mlp.up_proj"),
+        ("sparsity", by_layer(up=None), "layer 0.mlp.up_proj"),
+        ("sparsity", by_layer(up=math.nan), "layer 0.mlp.up_proj"),
         ("sparsity", {**by_layer(), "2.mlp.up_proj": 0.5}, "2.mlp.up_proj"),
         ("sparsity", {"0.mlp.up_proj": 0.5}, "0.mlp.down_proj"),
         ("pattern", "5:4", "'5:4'"), ("pattern", "2:5", "32 inputs"), ("pattern", "1:4", "0.5"),

@@ -105,7 +105,7 @@ def test_links_of_every_page_lead_to_files() -> None:
 def test_the_examples_run(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     # the same lines on the tiny model: a name that moved, or a changed signature, breaks this
     examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    monkeypatch.setattr(recipe, "BUDGETS", {"balanced": recipe.Budget(1, 2)})
+    monkeypatch.setattr(recipe, "EFFORTS", {"balanced": recipe.Effort(1, 2)})
     for code in examples:
         exec(code.replace('load_model("embedded"', 'load_model("tiny"'), {"__name__": "readme"})
     assert len(examples) == 2 and "wanda-refit" in METHODS

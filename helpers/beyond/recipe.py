@@ -192,12 +192,14 @@ def pipeline_metrics(
     seconds: Mapping[str, float],
     report: PruneReport,
     repaired: DistilReport | None,
+    peak_memory: int,
 ) -> dict[str, tuple[float, str]]:
     """The metrics of a run, each with its unit; "total_seconds" leaves out the evaluation."""
     total = sum(seconds[part] for part in ("allocate", "prune", "repair"))
     metrics = {name: (value, "1") for name, value in perplexities.items()}
     metrics |= {f"{part}_seconds": (value, "s") for part, value in seconds.items()}
     metrics |= {"total_seconds": (total, "s"), "sparsity": (report.sparsity, "1")}
+    metrics["peak_memory"] = (peak_memory, "bytes")
     if report.error is not None:
         metrics["mean_layer_error"] = (report.error, "1")
     if repaired:

@@ -1,7 +1,5 @@
 """The command line of the plans: `python -m helpers.runner COMMAND --plan laptop`."""
 
-from __future__ import annotations
-
 import sys
 
 from helpers.runner.run import main

@@ -7,8 +7,6 @@ its folders `CORE_FOLDERS`. A change in the core makes every run stale, a change
 versions: a record names them.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import hashlib
@@ -38,8 +36,8 @@ def is_done(run: Run) -> bool:
         record = read_record(run.record_path)
     except FileError:
         return False
-    as_asked = record.get("timed", False) or not run.timed
-    return as_asked and record.get("fingerprint") == fingerprint(run)
+    alone = record.get("timed", False) or not run.timed
+    return alone and record.get("fingerprint") == fingerprint(run)
 
 
 def fingerprint(run: Run) -> str:

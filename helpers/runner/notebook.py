@@ -7,8 +7,6 @@ A notebook names each parameter once, in its parameters cell:
     run.write({"perplexity": (value, "1")}, model=model_identity(network), name="admm-grad-60")
 """
 
-from __future__ import annotations
-
 import ast
 import copy
 import time
@@ -17,15 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from helpers.device import describe_device, peak_memory_bytes, pick_device
 from helpers.errors import BadParameter, check_choice
-from helpers.machine import check_memory, choose, leave_busy_cores, prepare_kernel
+from helpers.machine import check_memory, choose, prepare_kernel
 from helpers.paths import notebooks_dir
 from helpers.report import check_type, make_record, write_record
-from helpers.runner.parameters import read_parameters_cell
-from helpers.runner.plan import NOT_RECORDED
+from helpers.runner.parameters import NOT_RECORDED, read_parameters_cell
 
 
 class NotebookRun:
@@ -33,7 +29,7 @@ class NotebookRun:
 
     parameters: name → value, as the record will hold them (without `record_path` and `preset`)
     device: where it computes; the CPU if the notebook has no `device` parameter
-    needs: estimated and free memory, and threads, to be shown; None if it loads no model
+    needs: estimated and free memory, to be shown; None if it loads no model
     name: the run's name if the runner has set `record_path`, else ""
     """
 
@@ -45,7 +41,7 @@ class NotebookRun:
         recorded = [name for name in names if name not in NOT_RECORDED]
         self.notebook, self.needs = notebook, needs
         self.parameters = {name: copy.deepcopy(namespace[name]) for name in recorded}
-        self.device: torch.device = pick_device(self.parameters.get("device", "cpu"))
+        self.device = pick_device(self.parameters.get("device", "cpu"))
         # the runner names a record <notebook>--<name>.json
         self.name = Path(self._record_path).stem.partition("--")[2]
 
@@ -59,9 +55,9 @@ class NotebookRun:
     ) -> dict[str, Any]:
         """The run's record as it is now, not written; `write` takes the same arguments.
 
-        metrics: name → (value, unit), with "1" as the unit of a pure number; or a metric as
-        `make_record` takes it. name: the record's name when the notebook is run by hand. contents:
-        `model`, `data`, `seeds`, `layers` and `series` of `make_record`, each where there is one.
+        metrics: name → (value, unit) or (value, unit, tolerance), with "1" as the unit of a pure
+        number. name: the record's name when the notebook is run by hand. contents: `model`, `data`,
+        `seeds`, `layers` and `series` of `make_record`, each where there is one.
         Raises FileError as `make_record` does, and BadParameter if a parameter has changed since
         the run was opened: the results could belong to either value.
         """
@@ -76,10 +72,7 @@ class NotebookRun:
             notebook=self.notebook,
             name=self.name or name,
             parameters=self.parameters,
-            metrics={
-                key: dict(zip(keys, metric, strict=False)) if isinstance(metric, tuple) else metric
-                for key, metric in metrics.items()
-            },
+            metrics={key: dict(zip(keys, metric, strict=False)) for key, metric in metrics.items()},
             seconds=time.perf_counter() - self._started,
             device=describe_device(self.device),
             peak_memory_bytes=self.peak_memory,
@@ -99,8 +92,6 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
     notebook: the name of a file in notebooks/; the names, types and defaults of the parameters are
     those of its saved parameters cell. namespace: `globals()`, which holds their values. The
     parameters that `preset` chooses are written back into it.
-    For a notebook with a model torch leaves alone the cores that other programs keep busy, unless
-    OMP_NUM_THREADS is set.
     Raises BadParameter for a parameter that is missing, of a wrong type or at odds with the preset,
     and for a name given to papermill that is not a parameter,
     OutOfMemory if the run does not fit this machine, and RunError on Colab if the kernel has to be
@@ -117,9 +108,8 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
     namespace.update(choose(namespace.get("preset", ""), notebook, namespace, defaults))
     needs = None
     if "model" in defaults:
-        threads = leave_busy_cores()
-        found = check_memory(notebook, {name: namespace[name] for name in defaults})
-        needs = pd.Series(found | {"threads": threads}, name="this machine").to_frame()
+        words = check_memory(notebook, {name: namespace[name] for name in defaults})
+        needs = pd.Series(words, name="this machine").to_frame()
     return NotebookRun(notebook, namespace, defaults, needs)
 
 

@@ -1,0 +1,135 @@
+"""Execute one run: its notebook through papermill, in a kernel that ends when its runner ends.
+
+A thread of the runner calls `execute`, or a worker of a Dask cluster (`helpers.runner.schedule`). A
+kernel that dies, as where memory runs out, costs one run.
+
+papermill is guarded here. The working directory is the project's root, the notebook executes into
+NAME.failed.ipynb, every cell must have run, and the record must be about the parameters that were
+given. Only then is the notebook renamed and the record stamped with the run's fingerprint, which
+is what makes a run count as done.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import papermill
+from jupyter_client import AsyncKernelManager, kernelspec
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+
+from helpers.errors import HelpersError, RunError, first_line
+from helpers.machine import THREAD_VARIABLES
+from helpers.paths import cache_dir, results_dir, root, runs_dir
+from helpers.report import read_record, write_record
+from helpers.runner.plan import Run
+
+POLL_SECONDS = 0.1
+
+
+def run_variables(threads: int) -> dict[str, str]:
+    """The environment of a run: the runner's folders, and the threads that it may use.
+
+    A number of threads that is set where the runner was started is kept.
+    """
+    folders = {"CACHE": cache_dir(), "RESULTS": results_dir(""), "RUNS": runs_dir("")}
+    return {
+        **{name: os.environ.get(name) or str(threads) for name in THREAD_VARIABLES},
+        **{f"PRUNING_{name}": str(path) for name, path in folders.items()},
+        **{"MPLBACKEND": "", "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
+        **{"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"},
+    }
+
+
+def execute(
+    run: Run, code: str, variables: Mapping[str, str], wanted: Callable[[], bool]
+) -> str | None:
+    """Execute a run, and return its error in one line; None if it is done.
+
+    code: its fingerprint, which is not taken here: Python's parser is for one thread at a time.
+    Its kernel is killed once the run is not `wanted` any more.
+    """
+    ended = threading.Event()
+
+    class Kernel(AsyncKernelManager):
+        """This Python, even where the user has another "python3" kernel, and without a profile."""
+
+        def _kernel_spec_manager_default(self) -> kernelspec.KernelSpecManager:
+            return kernelspec.KernelSpecManager(kernel_dirs=[])  # none but the one that runs this
+
+        async def start_kernel(self, **options: Any) -> None:
+            self.connection_file = str(Path(folder, "kernel.json"))
+            options |= {"cwd": str(root()), "stdout": log, "stderr": log}
+            options["env"] = os.environ | variables | {"IPYTHONDIR": folder}
+            await super().start_kernel(**options)
+            watch = (self.provisioner.pid, wanted, ended)
+            threading.Thread(target=_kill_unwanted, args=watch, daemon=True).start()
+
+    # what it has to say is in the error
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
+    with (
+        tempfile.TemporaryDirectory(prefix="pruning-", ignore_cleanup_errors=True) as folder,
+        run.log_path.open("wb") as log,
+    ):
+        try:
+            _execute_notebook(run, code, Kernel)
+        except PapermillExecutionError as error:
+            return f"{error.ename}: {error.evalue}".splitlines()[0][:400]
+        except DeadKernelError:
+            return "the kernel died: was there enough memory?"
+        except HelpersError as error:
+            return first_line(error)[:400]
+        finally:
+            ended.set()
+    run.log_path.unlink()
+    return None
+
+
+def _execute_notebook(run: Run, code: str, kernel: type[AsyncKernelManager]) -> None:
+    """Execute the notebook, check what it left, and stamp its record as done."""
+    started = time.monotonic()
+    stamp = {"plan": run.plan, "notebook": run.notebook, "name": run.name}
+    stamp |= {"fingerprint": code} | ({"timed": True} if run.timed else {})
+    for path in (run.record_path, run.executed_path, run.failed_path):
+        path.unlink(missing_ok=True)  # an earlier run's could pass for new
+    notebook = papermill.execute_notebook(
+        run.source_path,
+        run.failed_path,
+        parameters={**run.parameters, "record_path": str(run.record_path)},
+        kernel_name="python3",
+        language="python",
+        progress_bar=False,
+        start_timeout=300,
+        kernel_manager_class=kernel,
+    )
+    # papermill calls a run whose kernel was killed "completed" too
+    for number, cell in enumerate(notebook.cells, start=1):
+        status = cell.metadata.get("papermill", {}).get("status")
+        is_code = cell.cell_type == "code" and cell.source.strip()
+        if is_code and (cell.execution_count is None or status != "completed"):
+            raise RunError(f"cell {number} did not run to its end: was there enough memory?")
+    if not run.record_path.is_file():
+        raise RunError("the notebook wrote no record: end it with write_record(record_path, …)")
+    record = read_record(run.record_path)
+    for key, value in run.effective.items():
+        if key not in record["parameters"] or record["parameters"][key] != value:
+            raise RunError(f"the record does not hold {key} = {value!r}: correct its last cell")
+    run.failed_path.replace(run.executed_path)
+    # last: with a fingerprint the run counts as done
+    took = round(time.monotonic() - started, 1)
+    write_record(run.record_path, record | stamp | {"run_seconds": took})
+
+
+def _kill_unwanted(pid: int, wanted: Callable[[], bool], ended: threading.Event) -> None:
+    """Kill a kernel, and what it has started, when its run is not wanted before it has ended."""
+    while not ended.wait(POLL_SECONDS):
+        if not wanted():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
