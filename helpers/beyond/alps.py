@@ -81,8 +81,8 @@ def alps(
 
         start, keep = mask_search(weight * G.norms, G, choose, rho=rho, iterations=iterations)
         start /= G.norms
-    how = dict(iterations=CG_STEPS, damping=damping, start=start)
-    return conjugate_gradients(weight, gram.matrix, keep, **how)
+    settings = dict(iterations=CG_STEPS, damping=damping, start=start)
+    return conjugate_gradients(weight, gram.matrix, keep, **settings)
 
 
 def mask_search(
