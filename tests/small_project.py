@@ -117,7 +117,7 @@ def runner_process(project: Project, *arguments: str) -> subprocess.Popen:
 
 def wait_for_kernel(*pids: int) -> list[psutil.Process]:
     """All descendants of processes, once a kernel is among them."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         family = [item for pid in pids for item in psutil.Process(pid).children(recursive=True)]
         for item in family:

@@ -56,9 +56,9 @@ class NotebookRun:
         """The run's record as it is now, not written; `write` takes the same arguments.
 
         metrics: name → (value, unit) or (value, unit, tolerance), with "1" as the unit of a pure
-        number; or a metric as `make_record` takes it. name: the record's name when the notebook is
-        run by hand. contents: `model`, `data`, `seeds`, `layers` and `series` of `make_record`,
-        each where there is one.
+            number; or a metric as `make_record` takes it
+        name: the record's name when the notebook is run by hand
+        contents: `model`, `data`, `seeds`, `layers` and `series` of `make_record`
         Raises FileError as `make_record` does, and BadParameter if a parameter has changed since
         the run was opened: the results could belong to either value.
         """
