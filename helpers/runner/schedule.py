@@ -6,7 +6,6 @@ Dask scheduler the same function goes to its workers instead (docs/cluster.md).
 """
 
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -29,9 +28,7 @@ from helpers.runner.plan import Run, read_plan
 MEMORY_FOR_TWO = 7.5e9  # bytes; what a machine sold with 8 GB reports
 USUAL_SECONDS = 60.0  # of a run without a committed record
 STOP_SECONDS = 15.0  # for runs to end after Ctrl-C
-CONNECT_SECONDS = 10  # to reach a scheduler
-WAIT_SECONDS = 30  # for its first worker
-GPU_PLANS = ("paper", "t4")  # in these "auto" means a GPU
+WAIT_SECONDS = 30  # for a scheduler, and for its first worker
 Failures = list[tuple[Run, str]]  # with the error of each in one line
 Pool = tuple[Callable[[], int], Callable[[Run, str], Future]]  # see `_pool`
 
@@ -189,7 +186,7 @@ def _execute(runs: list[Run], todo: list[Run], pool: Pool, token: Path) -> Failu
 def wants_gpu(run: Run) -> bool:
     """Whether a run is for a GPU: it says so, or leaves it open in a plan that is for GPUs."""
     device = str(run.effective.get("device", ""))
-    return device.startswith("cuda") or (device == "auto" and run.plan in GPU_PLANS)
+    return device.startswith("cuda") or (device == "auto" and run.plan in ("paper", "t4"))
 
 
 def connect(scheduler: str) -> Any:
@@ -201,10 +198,8 @@ def connect(scheduler: str) -> Any:
     import distributed  # here: most people have no cluster, and need no Dask
 
     try:
-        address = scheduler
-        if scheduler.endswith(".json"):
-            address = json.loads(Path(scheduler).read_text(encoding="utf-8"))["address"]
-        client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+        where = {"scheduler_file" if scheduler.endswith(".json") else "address": scheduler}
+        client = distributed.Client(**where, timeout=WAIT_SECONDS, set_as_default=False)
         client.wait_for_workers(1, timeout=WAIT_SECONDS)
     except (OSError, ValueError) as error:
         raise RunError(
