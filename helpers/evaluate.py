@@ -245,8 +245,9 @@ def zero_shot_examples(tasks: Sequence[str] = TASKS) -> dict[str, list[str]]:
 def zero_shot_metrics(scores: Mapping[str, TaskScore]) -> dict[str, tuple[float, str, float]]:
     """A record's metrics: each task's accuracies with their standard errors, and the mean accuracy.
 
-    Each is (value, unit, tolerance). The tolerance of an accuracy is one standard error, as a fraction of it: rounding may decide
-    whether a weight at the mask's edge stays, and that may turn an item.
+    Each is (value, unit, tolerance). The tolerance of an accuracy is one standard error, as a
+    fraction of it: rounding may decide whether a weight at the mask's edge stays, and that may turn
+    an item.
     """
     metrics = {}
     accuracies, errors = zip(*(mean_and_error(score.acc) for score in scores.values()), strict=True)
