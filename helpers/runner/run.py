@@ -107,11 +107,10 @@ def give_verdict(options: argparse.Namespace) -> int:
     apart = [item for item in verdict.comparisons if not item.within and item.what != "record"]
     if apart:
         say("\n".join(report.to_lines(apart[:APART_SHOWN])))
-    say("\n".join(summary))
     path = results_dir(options.plan) / "verdict.txt"
     lines = [*summary, "", *report.to_lines(verdict.comparisons), ""]
     replace_file(path, "\n".join(lines))
-    say(f"every comparison: {path}")
+    say("\n".join([*summary, f"every comparison: {path}"]))
     return int(verdict.reproduced < verdict.compared)
 
 

@@ -33,7 +33,7 @@ CONNECT_SECONDS = 10  # to reach a scheduler
 WAIT_SECONDS = 30  # for its first worker
 GPU_PLANS = ("paper", "t4")  # in these "auto" means a GPU
 Failures = list[tuple[Run, str]]  # with the error of each in one line
-Pool = tuple[Callable[[], int], Callable[[Run], Future]]  # see `_pool`
+Pool = tuple[Callable[[], int], Callable[[Run, str], Future]]  # see `_pool`
 
 
 def say(text: str, *, error: bool = False) -> None:
@@ -114,26 +114,24 @@ def run_plan(
 def _pool(scheduler: str | None, jobs: int, token: Path) -> Iterator[Pool]:
     """How many runs can go side by side now, and what starts one: here, or on a Dask cluster.
 
+    What starts a run takes the run and its fingerprint.
+
     Here a thread waits for each kernel. Dask's LocalCluster would do the same in two more
     processes, and needs eight seconds before the first run starts.
     """
     if not scheduler:
         variables = run_variables(max(1, len(cpus()) // jobs))
         with ThreadPoolExecutor(jobs) as threads:
-
-            def start(run: Run) -> Future:
-                return threads.submit(execute, run, fingerprint(run), variables, token.is_file)
-
-            yield lambda: jobs, start
+            yield lambda: jobs, lambda *job: threads.submit(execute, *job, variables, token.is_file)
         return
     with connect(scheduler) as client:
         # one thread, as Dask gives its workers, unless the environment here says otherwise
         variables = run_variables(1)
 
-        def submit(run: Run) -> Future:
+        def submit(run: Run, code: str) -> Future:
             resources = {"GPU": 1} if wants_gpu(run) else None
             executor = client.get_executor(pure=False, resources=resources)
-            return executor.submit(execute_on_worker, run, fingerprint(run), variables, token)
+            return executor.submit(execute_on_worker, run, code, variables, token)
 
         yield lambda: max(1, len(client.nthreads())), submit
 
@@ -157,7 +155,7 @@ def _execute(runs: list[Run], todo: list[Run], pool: Pool, token: Path) -> Failu
             while waiting and len(active) < (1 if any(alone[waiting[0].id]) else slots()):
                 run = waiting.pop(0)
                 say(f"{titles[run.id]} …")
-                active[submit(run)] = run, time.monotonic()
+                active[submit(run, fingerprint(run))] = run, time.monotonic()
             for future in wait(active, return_when=FIRST_COMPLETED).done:
                 if future.cancelled():
                     raise RunError("the scheduler is gone: start it again and repeat the command")
