@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import re
+import typing
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -72,7 +75,16 @@ def skip(app: Sphinx, kind: str, name: str, item: Any, skipped: bool, options: A
     return None if getattr(item, "__module__", "helpers").startswith("helpers") else True
 
 
+def without_checks(app: Sphinx, item: Any, bound: bool) -> None:
+    """Take the checks of options, which their types carry, out of a function's annotations."""
+    # a name may be unknown where the function of a class was made by `dataclass`
+    with contextlib.suppress(NameError):
+        if inspect.isfunction(item):
+            item.__annotations__ = typing.get_type_hints(item)
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", to_rst, priority=400)  # before napoleon
     app.connect("autodoc-skip-member", skip)
+    app.connect("autodoc-before-process-signature", without_checks)
