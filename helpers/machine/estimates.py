@@ -97,10 +97,7 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
         stream = max(stream, pruned)
     if trains:  # a mask, a gradient, Adam's two moments and the best values; a window's logits
         peak += 17 * shape.blocks * shape.block_weights + 12 * parameters["length"] * shape.vocab
-    if not gpu:
-        return peak, peak
-    # of a streamed model the text waits in RAM
-    return (peak - stream, model + stream) if streamed else (peak, model)
+    return (peak, model) if gpu else (peak, peak)
 
 
 def _block_work(shape: Shape, size: int, parameters: Mapping[str, Any]) -> int:
