@@ -201,17 +201,17 @@ def forward(model: nn.Module, tokens: Tensor) -> Tensor:
 
 def first_stream(model: nn.Module, tokens: Tensor) -> Tensor:
     """The stream (batch, length, width) entering block 0; no block is run."""
-    found: list[Tensor] = []
+    streams: list[Tensor] = []
 
     def stop(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append(_split(block, args, kwargs)[0])
+        streams.append(_split(block, args, kwargs)[0])
         raise _Captured
 
     # the hook ends the pass before the first block runs: only the embedding is paid for
     first = find_blocks(model)[0]
     with first.register_forward_pre_hook(stop, with_kwargs=True), contextlib.suppress(_Captured):
         forward(model, tokens)
-    return found[0]
+    return streams[0]
 
 
 def embed(model: nn.Module, tokens: Tensor, batch: int) -> Tensor:

@@ -97,7 +97,7 @@ def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple
         # use_safetensors: a pickle (.bin) can run code when it is loaded
         options = {"use_safetensors": True, "output_loading_info": True, **common}
         with no_progress_bars():
-            model, found = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+            model, loading = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
     # HTTPError is the HTTP library's own, which transformers lets through
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, HTTPError) as error:
         advice = "check the name, the revision, the network and your access, and run it again"
@@ -107,7 +107,7 @@ def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple
             f"model {str(source)!r} cannot be loaded ({first_line(error)}): {advice}"
         ) from error
     # transformers fills what is missing with random numbers and goes on
-    absent = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+    absent = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
     if absent:
         raise BadParameter(
             f"model {str(source)!r} lacks {len(absent)} of its weights, first {absent[0]}: "
@@ -249,17 +249,17 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
         raise UnsupportedModel(f"{kind} is an encoder-decoder: give a decoder-only model")
     # the config and not a name such as "model.layers", which differs by family
     count = model.config.get_text_config(decoder=True).num_hidden_layers
-    found = [
+    lists = [
         (name.count("."), module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count
     ]
-    if not found:
+    if not lists:
         raise UnsupportedModel(
             f"{kind} has no list of {count} decoder blocks: choose another model"
         )
     # a mixture of experts may have as many experts as blocks; that list lies deeper
-    return min(found, key=lambda pair: pair[0])[1]
+    return min(lists, key=lambda pair: pair[0])[1]
 
 
 def find_layers(block: nn.Module, where: str = "block") -> dict[str, nn.Module]:

@@ -56,12 +56,12 @@ def notebooks_dir() -> Path:
 
 
 def own_methods_dir() -> Path:
-    """Folder of the methods that a reader adds, a file each."""
+    """Folder of the methods that a user adds, a file each."""
     return root() / "helpers" / "own"
 
 
 def own_method_file(name: str) -> Path:
-    """The file of a reader's method, whether or not it exists."""
+    """The file of a user's method, whether or not it exists."""
     return own_methods_dir() / f"{name.replace('-', '_')}.py"
 
 
@@ -88,7 +88,7 @@ def replace_file(path: str | os.PathLike[str], data: bytes | str) -> Path:
                 stream.flush()
                 # on the disk before the rename: a power cut could leave a new but empty file
                 os.fsync(stream.fileno())
-            share(temporary)
+            set_default_mode(temporary)
             os.replace(temporary, path)
             sync_folder(path.parent)
         except BaseException:  # Ctrl-C too must leave no partial file
@@ -103,7 +103,7 @@ def replace_file(path: str | os.PathLike[str], data: bytes | str) -> Path:
     return path
 
 
-def share(path: str | os.PathLike[str]) -> None:
+def set_default_mode(path: str | os.PathLike[str]) -> None:
     """Give a file that was made private the mode of any new file."""
     mask = os.umask(0)  # it can only be read by setting it
     os.umask(mask)

@@ -109,9 +109,9 @@ def layer_problems(
     blocks = find_blocks(model)
     if check_whole("block", block, least=0) >= len(blocks):
         raise BadParameter(f"block {block!r} does not exist: give 0 to {len(blocks) - 1}")
-    found = find_layers(blocks[block], f"block {block}")
+    present = find_layers(blocks[block], f"block {block}")
     for layer in layers:
-        check_choice("layer", layer, found)
+        check_choice("layer", layer, present)
     check_tokens(model, tokens)
     # recorded arguments such as a mask fit one batch size only
     batch = largest_divisor(len(tokens), batch)
@@ -125,7 +125,7 @@ def layer_problems(
                 progress(index + 1, block + 1, f"block {index}")
         grams = layer_grams(blocks[block], stream, calls[block], batch, f"block {block}")
     # a copy, so that what is done to it leaves the model alone
-    weights = {layer: read_weight(found[layer]).float().clone() for layer in layers}
+    weights = {layer: read_weight(present[layer]).float().clone() for layer in layers}
     return {layer: (weights[layer], grams[layer].matrix) for layer in layers}
 
 

@@ -117,11 +117,12 @@ def runner_process(project: Project, *arguments: str) -> subprocess.Popen:
 
 def wait_for_kernel(*pids: int) -> list[psutil.Process]:
     """All descendants of processes, once a kernel is among them."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         family = [item for pid in pids for item in psutil.Process(pid).children(recursive=True)]
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if any("ipykernel" in " ".join(item.cmdline()) for item in family):
-                return family
+        for item in family:
+            with contextlib.suppress(psutil.NoSuchProcess):  # one that has just ended
+                if "ipykernel_launcher" in item.cmdline():
+                    return family
         time.sleep(0.1)
     raise AssertionError("no kernel was started")

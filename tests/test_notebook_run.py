@@ -43,7 +43,7 @@ def parameters(**changes: Any) -> dict[str, Any]:
 def test_a_record_holds_every_parameter_of_the_cell() -> None:
     run = open_run("book", parameters(sparsity=None, extra=1))
     contents = {"seeds": {"calibration": 3}, "layers": [{"layer": "q"}]}
-    metrics = {"perplexity": (7.5, "1"), "acc": (0.5, "1", 0.1)}
+    metrics = {"perplexity": (7.5, "1"), "acc": (0.5, "1", 0.1), "old": {"value": 2, "unit": "s"}}
     shown = run.write(metrics, name="by-hand", **contents)
     record = read_record(results_dir("scratch") / "records/book--by-hand.json")
     assert record["parameters"] == {
@@ -54,6 +54,7 @@ def test_a_record_holds_every_parameter_of_the_cell() -> None:
         "device": "cpu",
     }
     assert record["metrics"]["acc"] == {"value": 0.5, "unit": "1", "tolerance": 0.1}
+    assert record["metrics"]["old"] == metrics["old"]
     assert (record["notebook"], record["name"]) == ("book", "by-hand")
     assert {key: record[key] for key in contents} == contents and record["data"] is None
     assert record["seconds"] > 0 and record["peak_memory_bytes"] > 1e6

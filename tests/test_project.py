@@ -102,7 +102,6 @@ def test_notebook_budgets(path: Path) -> None:
 def test_module_style(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 500
-    assert "from __future__ import annotations" in text
     assert "cuda:0" not in text and not re.search(r"trust_remote_code\s*=\s*True", text)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

@@ -86,11 +86,3 @@ def test_another_method_and_the_cells_again(records: Path) -> None:
     expected = perplexity(fresh, text, length=names["window"], limit=names["windows"])
     assert names["contents"]["metrics"]["perplexity"][0] == expected != before
     assert names["contents"]["metrics"]["mean_layer_error"][0] == report.error > 0
-
-
-def test_a_changed_method_has_no_numbers_yet(records: Path) -> None:
-    kernel = Kernel("07_your_own_method")
-    kernel.run("parameters", "row")
-    kernel.run("write", "write")
-    kernel.run("metrics", anyway=True)
-    assert not records.exists()

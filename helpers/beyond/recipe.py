@@ -127,8 +127,8 @@ def prune_and_repair(
         target |= {"sparsity": spared.sparsity, "importance": spared.importance}
     guide_seconds = time.perf_counter() - started
     dense = copy.deepcopy(model) if spend.repair else None
-    how = {"passes": passes, "precision": precision, "batch": batch, "progress": progress}
-    report = prune_model(model, text, method=method, **how, **target, **options)
+    settings = {"passes": passes, "precision": precision, "batch": batch, "progress": progress}
+    report = prune_model(model, text, method=method, **settings, **target, **options)
     report.seconds["guide"] = guide_seconds
     report.repair = {"effort": effort, "guide": spend.guide if guided else 0}
     if dense is not None:

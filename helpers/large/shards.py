@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from helpers.errors import FileError, first_line
-from helpers.paths import replace_file, share, sync, sync_folder
+from helpers.paths import replace_file, set_default_mode, sync, sync_folder
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # what makes a folder of weights a model
@@ -150,7 +150,7 @@ def write_shard(
     try:
         with writing(path):
             save_file(held, temporary, metadata={"format": "pt", **(metadata or {})})
-            share(temporary)
+            set_default_mode(temporary)
             # on the disk before the rename: a power cut could leave a new but empty file
             sync(temporary)
             temporary.replace(path)

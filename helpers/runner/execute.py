@@ -16,7 +16,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,11 @@ def run_variables(threads: int) -> dict[str, str]:
     }
 
 
-def execute(
-    run: Run, code: str, variables: Mapping[str, str], wanted: Callable[[], bool]
-) -> str | None:
+def execute(run: Run, code: str, variables: dict, wanted: Callable[[], bool]) -> str | None:
     """Execute a run, and return its error in one line; None if it is done.
 
     code: its fingerprint, which is not taken here: Python's parser is for one thread at a time.
+    variables: of `run_variables`.
     Its kernel is killed once the run is not `wanted` any more.
     """
     ended = threading.Event()

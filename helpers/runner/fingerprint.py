@@ -1,7 +1,7 @@
 """The fingerprint of a run: a hash of what decides its numbers. It says whether a run is done.
 
 That is its parameters, the text files they name, the code of its notebook, the file of its method
-if a reader added one (helpers/own), and all of the core: every module directly in helpers/ and in
+if a user added one (helpers/own), and all of the core: every module directly in helpers/ and in
 its folders `CORE_FOLDERS`. A change in the core makes every run stale, a change in another folder
 (a wing) none. Comments, docstrings, layout and the text of errors do not count. Nor do package
 versions: a record names them.
@@ -23,7 +23,7 @@ from helpers.runner.plan import Run
 
 # folders of helpers/ that decide numbers, as the modules beside them do
 CORE_FOLDERS = ("data", "fast", "beyond")
-# cells that prepare Colab or let a reader explore
+# cells that prepare Colab or let a user explore
 SHOW_TAGS = {"colab-setup", "explorer"}
 
 

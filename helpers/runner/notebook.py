@@ -56,8 +56,9 @@ class NotebookRun:
         """The run's record as it is now, not written; `write` takes the same arguments.
 
         metrics: name → (value, unit) or (value, unit, tolerance), with "1" as the unit of a pure
-        number. name: the record's name when the notebook is run by hand. contents: `model`, `data`,
-        `seeds`, `layers` and `series` of `make_record`, each where there is one.
+            number; or a metric as `make_record` takes it
+        name: the record's name when the notebook is run by hand
+        contents: `model`, `data`, `seeds`, `layers` and `series` of `make_record`
         Raises FileError as `make_record` does, and BadParameter if a parameter has changed since
         the run was opened: the results could belong to either value.
         """
@@ -68,11 +69,13 @@ class NotebookRun:
                     "run was opened: run the notebook again from its parameters cell"
                 )
         keys = ("value", "unit", "tolerance")
+        short = {key: metric for key, metric in metrics.items() if isinstance(metric, tuple)}
+        named = {key: dict(zip(keys, metric, strict=False)) for key, metric in short.items()}
         return make_record(
             notebook=self.notebook,
             name=self.name or name,
             parameters=self.parameters,
-            metrics={key: dict(zip(keys, metric, strict=False)) for key, metric in metrics.items()},
+            metrics={**metrics, **named},
             seconds=time.perf_counter() - self._started,
             device=describe_device(self.device),
             peak_memory_bytes=self.peak_memory,

@@ -1,7 +1,7 @@
 """The command line: run a plan, write its tables and figures, compare and accept them.
 
     python -m helpers.runner [reproduce] --plan laptop [--jobs 2] [--only '04*']
-    python -m helpers.runner run | tables | verdict | accept | list --plan laptop
+    python -m helpers.runner run | tables | accept | list --plan laptop
 
 `reproduce` ends with the numbers, the verdict on them in one line and what to do next; every
 comparison is in results/<plan>/verdict.txt.
@@ -107,11 +107,10 @@ def give_verdict(options: argparse.Namespace) -> int:
     apart = [item for item in verdict.comparisons if not item.within and item.what != "record"]
     if apart:
         say("\n".join(report.to_lines(apart[:APART_SHOWN])))
-    say("\n".join(summary))
     path = results_dir(options.plan) / "verdict.txt"
     lines = [*summary, "", *report.to_lines(verdict.comparisons), ""]
     replace_file(path, "\n".join(lines))
-    say(f"every comparison: {path}")
+    say("\n".join([*summary, f"every comparison: {path}"]))
     return int(verdict.reproduced < verdict.compared)
 
 
@@ -119,19 +118,26 @@ def accept(options: argparse.Namespace) -> int:
     """Make the records that are up to date here the committed reference of their runs.
 
     Runs that were not done here keep the record they have, so that a long plan can be accepted in
-    parts. Tables and figures are made again from all of them.
+    parts. Tables and figures are made again from all of them. Those of `full` stand as long as no
+    printed digit of `laptop`, made with today's code, has moved: the last line says so.
     """
     runs, target = read_plan(options.plan), reference_dir(options.plan)
     new = up_to_date(read_plan(options.plan, options.only))
     if not new:
         raise RunError(f"nothing is up to date here: run make reproduce PLAN={options.plan} first")
-    records = committed(runs) | new
+    old = committed(runs)
+    records = old | new
     shutil.rmtree(target, ignore_errors=True)
     for key, record in records.items():
         report.write_record(target / "records" / f"{key}.json", record)
     write_tables_and_figures(records, target)
     others = f"kept {len(records) - len(new)}, {len(runs) - len(records)} runs without a record"
     say(f"accepted {len(new)} records into {target}, {others}")
+    if options.plan == "laptop":
+        both = [(new[key], old[key]) for key in sorted(new.keys() & old.keys())]
+        moved = [line for pair in both for line in report.equal_to_printed_digits(*pair)]
+        say(f"printed digits that moved in {len(both)} runs: {'; '.join(moved[:3]) or 'none'}")
+        say(f"the records of full {'must be made again' if moved else 'stand'}")
     return 0
 
 
@@ -149,7 +155,6 @@ COMMANDS = {
     "reproduce": reproduce,
     "run": reproduce,
     "tables": write_products,
-    "verdict": give_verdict,
     "accept": accept,
     "list": list_runs,
 }

@@ -6,7 +6,6 @@ Dask scheduler the same function goes to its workers instead (docs/cluster.md).
 """
 
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -29,11 +28,9 @@ from helpers.runner.plan import Run, read_plan
 MEMORY_FOR_TWO = 7.5e9  # bytes; what a machine sold with 8 GB reports
 USUAL_SECONDS = 60.0  # of a run without a committed record
 STOP_SECONDS = 15.0  # for runs to end after Ctrl-C
-CONNECT_SECONDS = 10  # to reach a scheduler
-WAIT_SECONDS = 30  # for its first worker
-GPU_PLANS = ("paper", "t4")  # in these "auto" means a GPU
+WAIT_SECONDS = 30  # for a scheduler, and for its first worker
 Failures = list[tuple[Run, str]]  # with the error of each in one line
-Pool = tuple[Callable[[], int], Callable[[Run], Future]]  # see `_pool`
+Pool = tuple[Callable[[], int], Callable[[Run, str], Future]]  # see `_pool`
 
 
 def say(text: str, *, error: bool = False) -> None:
@@ -114,26 +111,24 @@ def run_plan(
 def _pool(scheduler: str | None, jobs: int, token: Path) -> Iterator[Pool]:
     """How many runs can go side by side now, and what starts one: here, or on a Dask cluster.
 
+    What starts a run takes the run and its fingerprint.
+
     Here a thread waits for each kernel. Dask's LocalCluster would do the same in two more
     processes, and needs eight seconds before the first run starts.
     """
     if not scheduler:
         variables = run_variables(max(1, len(cpus()) // jobs))
         with ThreadPoolExecutor(jobs) as threads:
-
-            def start(run: Run) -> Future:
-                return threads.submit(execute, run, fingerprint(run), variables, token.is_file)
-
-            yield lambda: jobs, start
+            yield lambda: jobs, lambda *job: threads.submit(execute, *job, variables, token.is_file)
         return
     with connect(scheduler) as client:
         # one thread, as Dask gives its workers, unless the environment here says otherwise
         variables = run_variables(1)
 
-        def submit(run: Run) -> Future:
+        def submit(run: Run, code: str) -> Future:
             resources = {"GPU": 1} if wants_gpu(run) else None
             executor = client.get_executor(pure=False, resources=resources)
-            return executor.submit(execute_on_worker, run, fingerprint(run), variables, token)
+            return executor.submit(execute_on_worker, run, code, variables, token)
 
         yield lambda: max(1, len(client.nthreads())), submit
 
@@ -157,7 +152,7 @@ def _execute(runs: list[Run], todo: list[Run], pool: Pool, token: Path) -> Failu
             while waiting and len(active) < (1 if any(alone[waiting[0].id]) else slots()):
                 run = waiting.pop(0)
                 say(f"{titles[run.id]} …")
-                active[submit(run)] = run, time.monotonic()
+                active[submit(run, fingerprint(run))] = run, time.monotonic()
             for future in wait(active, return_when=FIRST_COMPLETED).done:
                 if future.cancelled():
                     raise RunError("the scheduler is gone: start it again and repeat the command")
@@ -191,7 +186,7 @@ def _execute(runs: list[Run], todo: list[Run], pool: Pool, token: Path) -> Failu
 def wants_gpu(run: Run) -> bool:
     """Whether a run is for a GPU: it says so, or leaves it open in a plan that is for GPUs."""
     device = str(run.effective.get("device", ""))
-    return device.startswith("cuda") or (device == "auto" and run.plan in GPU_PLANS)
+    return device.startswith("cuda") or (device == "auto" and run.plan in ("paper", "t4"))
 
 
 def connect(scheduler: str) -> Any:
@@ -203,10 +198,8 @@ def connect(scheduler: str) -> Any:
     import distributed  # here: most people have no cluster, and need no Dask
 
     try:
-        address = scheduler
-        if scheduler.endswith(".json"):
-            address = json.loads(Path(scheduler).read_text(encoding="utf-8"))["address"]
-        client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+        where = {"scheduler_file" if scheduler.endswith(".json") else "address": scheduler}
+        client = distributed.Client(**where, timeout=WAIT_SECONDS, set_as_default=False)
         client.wait_for_workers(1, timeout=WAIT_SECONDS)
     except (OSError, ValueError) as error:
         raise RunError(
