@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from layers import layer, masked
 
 from helpers.errors import BadParameter, NonFinite
-from helpers.masks import check_keep, check_target, select, top_k, top_nm
+from helpers.masks import Pattern, check_keep, check_target, select, top_k, top_nm
 
 UNSTRUCTURED = "unstructured"
 
@@ -108,7 +108,10 @@ BAD_SPARSITIES = [1.0, -0.1, "0.5", math.nan, math.inf, True, [0.5], 60]
 )
 def test_bad_targets(parameter: str, value: object, pattern: object, one_line_error) -> None:
     with one_line_error(BadParameter, parameter, repr(value)):
-        check_target(0.5 if parameter == "pattern" else value, pattern)
+        if parameter == "pattern":
+            Pattern.parse(value)
+        else:
+            check_target(value, pattern)
 
 
 def test_a_mask_that_is_given(one_line_error) -> None:
