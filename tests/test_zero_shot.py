@@ -257,8 +257,9 @@ def test_texts_that_do_not_fit_are_counted(caplog) -> None:
     cut = sum(length > longest + 1 for length in lengths)
     zero_shot(model, tokenizer, tasks=["rte"], limit=20)
     assert 0 < cut < 20
-    # lm-eval says so; where nobody listens to its log, `zero_shot` hands it on
-    assert sum("Truncating" in message for message in caplog.messages) == cut
+    # lm-eval says so, once for the choices of an item; where nobody listens to its log,
+    # `zero_shot` hands it on
+    assert 0 < sum("Truncating" in message for message in caplog.messages) <= cut
 
 
 # --- what a record and a reader get --------------------------------------------------------
