@@ -32,7 +32,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
     curves.append(curve("prune_model", "blocks", 1, by_blocks("total")))
     counts = (2, 4, 8) if quick else (16, 32, 64, 128)
     by_sequences = prune_by(quick, {n: (2, n) for n in counts})
-    grows, stays = by_sequences("forward", "gram"), by_sequences("solve")
+    grows, stays = by_sequences("forward"), by_sequences("solve")
     curves.append(curve("prune_model, forward and gram", "sequences", 1, grows))
     curves.append(curve("prune_model, solver", "sequences", 0, stays))
     return {"curves": curves}

@@ -19,7 +19,6 @@ from benchmarks.timing import interleaved, ratio, summary
 from helpers.capture import advance, capture, check_parity, embed, run_block
 from helpers.data.corpora import calibration_tokens
 from helpers.gram import Gram
-from helpers.loop import PruneReport
 from helpers.models import find_blocks, find_layers, load_model, read_weight
 from helpers.prune import prune_model
 from helpers.registry import METHODS
@@ -74,20 +73,8 @@ def measure_model(name: str, model: nn.Module, tokens: Tensor, repeats: int) -> 
     seconds = interleaved(runs, repeats, warm=False, before=bench.restore, device=bench.device)
     bench.restore()
 
-    def without(*parts: str) -> list[float]:
-        """Seconds of ours in each round, less some of what the floor leaves out."""
-        rounds = zip(*(known[part] for part in ("ours", *parts)), strict=True)
-        return [ours - sum(rest) for ours, *rest in rounds]
-
-    def over_floor(*left_out: str) -> dict[str, float | int]:
-        return ratio(known | {"rest": without(*left_out)}, "rest", "forward twice", "solver")
-
-    # Rounds go back and forth, but each has one call of prune_model: the order is the same. On a
-    # GPU the time of the grams is not known apart.
-    reports = bench.reports[-repeats:]
-    grams = [report.seconds["gram"] for report in reports if "gram" in report.seconds]
-    known = seconds | ({"gram": grams} if grams else {})
-    seconds["ours without gate"] = without("gate")
+    rounds = zip(seconds["ours"], seconds["gate"], strict=True)
+    seconds["ours without gate"] = [ours - gate for ours, gate in rounds]
     return {
         "case": name,
         "device": str(bench.device.type),
@@ -95,14 +82,11 @@ def measure_model(name: str, model: nn.Module, tokens: Tensor, repeats: int) -> 
         "length": tokens.shape[1],
         "batch": BATCH,
         "seconds": {what: summary(values) for what, values in seconds.items()},
-        "ratio": over_floor(),
-        "without gate": over_floor("gate"),
+        "ratio": ratio(seconds, "ours", "forward twice", "solver"),
+        "without gate": ratio(seconds, "ours without gate", "forward twice", "solver"),
         "gate share": ratio(seconds, "gate", "ours"),
         "published": ratio(seconds, "published", "ours"),
         "difference": bench.difference(),
-        "gram share": ratio(known, "gram", "ours") if grams else None,
-        "without grams": over_floor("gram") if grams else None,
-        "without grams and gate": over_floor("gate", "gram") if grams else None,
     }
 
 
@@ -116,7 +100,6 @@ class Bench:
         calls = capture(model, tokens[:BATCH]).calls
         self.blocks = list(zip(find_blocks(model), calls, strict=True))
         self.stream = embed(model, tokens, BATCH)
-        self.reports: list[PruneReport] = []
         # the grams of every block's layers before anything is pruned
         self.grams: list[dict[str, Gram]] = []
         stream = self.stream.clone()
@@ -128,8 +111,7 @@ class Bench:
         """`prune_model`, as anyone calls it."""
         # it is dense again: `restore` has put the weights back
         how = dict(method=METHOD, sparsity=SPARSITY, batch=BATCH, allow_pruned=True)
-        report = prune_model(self.model, self.tokens, **how)
-        self.reports.append(report)
+        prune_model(self.model, self.tokens, **how)
 
     def forward_twice(self) -> None:
         """The stream through all blocks, twice, in batches and without hooks."""

@@ -126,10 +126,7 @@ def model_report(result: Result) -> list[str]:
         "forward twice (s)": _seconds("forward twice"),
         "solver (s)": _seconds("solver"),
         "ratio": "ratio",
-        "without grams": "without grams",
         "without gate": "without gate",
-        "without both": "without grams and gate",
-        "gram share": "gram share",
         "gate share": "gate share",
     }
     path: Columns = {
@@ -143,8 +140,8 @@ def model_report(result: Result) -> list[str]:
     return [
         "The ratio is the time of `prune_model` over that of two plain forward passes and the "
         "solver. This leaves out the grams and the gate (once in each run, the replayed blocks "
-        "are compared with the model's own logits); the last columns leave them out of the time of "
-        "`prune_model` too, or give their share in it.",
+        "are compared with the model's own logits); the last columns leave the gate out of the "
+        "time of `prune_model` too, and give its share in it.",
         _verdict("Ratio", _medians(rows, "ratio"), model.TARGET),
         _table(rows, floor),
         _verdict("Published path / ours", ratios, model.PUBLISHED_TARGET, at_most=False),

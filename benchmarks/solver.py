@@ -17,7 +17,7 @@ from benchmarks.problems import random_gram, random_weight
 from benchmarks.timing import interleaved, once, ratio, summary
 from helpers import admm
 from helpers.gram import Gram, relative_error
-from helpers.layer import Layer
+from helpers.masks import Pattern
 from helpers.registry import METHODS
 
 SPARSITY, ITERATIONS = 0.6, 20
@@ -58,9 +58,8 @@ def measure(quick: bool = False) -> dict[str, Any]:
 
 def admm_grad(weight: Tensor, gram: Tensor | Gram) -> Tensor:
     """ADMM-Grad's weight for a layer (d_out, d_in), without the checks of the registry."""
-    layer = Layer(weight, Gram.of(gram), sparsity=SPARSITY)
-    options = dict(rho=1.0, iterations=ITERATIONS, damping=0.1, precondition=True, mask_steps=15)
-    return admm.solve(layer, **options).weight
+    target = dict(sparsity=SPARSITY, pattern=Pattern())
+    return admm.admm_grad(weight, Gram.of(gram), iterations=ITERATIONS, **target).weight
 
 
 def measure_case(

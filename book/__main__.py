@@ -111,9 +111,9 @@ class Sources:
             self.copy(table, f"{copies}/tables/{name}.md")
             text = f"```{{include}} /{copies}/tables/{name}.md\n```\n\n"
         for path in sorted((folder / "figures").glob(f"{name}*.png")):
-            if max((n for n in PRODUCTS if path.stem.startswith(n)), key=len) == name:
+            alt = figure_alt(path.stem)  # none: a figure of an earlier version, no longer drawn
+            if alt and max((n for n in PRODUCTS if path.stem.startswith(n)), key=len) == name:
                 self.copy(path, f"{copies}/figures/{path.name}")
-                alt = figure_alt(path.stem)
                 text += f"```{{figure}} /{copies}/figures/{path.name}\n:alt: {alt}\n```\n\n"
         return text
 

@@ -37,7 +37,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "admm": ("exact_least_squares", "refit"),
-        "beyond.allocate": ("allocate", "guide"),
+        "beyond.allocate": ("guide", "owl"),
         "beyond.distil": ("distil",),
         "beyond.recipe": ("prune_and_repair", "windows_of"),
         "beyond.training": ("keep_masks",),

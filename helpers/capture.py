@@ -26,7 +26,6 @@ from helpers.models import device_of, find_blocks, find_layers, weights_in_memor
 # relative to the largest logit; replay was exact on every supported family in float32
 PARITY_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
-Allocate = Callable[..., Tensor]
 # progress(steps done, steps in all, name of the one just done)
 Progress = Callable[[int, int, str], None]
 
@@ -215,10 +214,9 @@ def first_stream(model: nn.Module, tokens: Tensor) -> Tensor:
     return found[0]
 
 
-def embed(model: nn.Module, tokens: Tensor, batch: int, allocate: Allocate = torch.empty) -> Tensor:
-    """The stream (sequences, length, width) of all tokens as it enters block 0, in new memory.
+def embed(model: nn.Module, tokens: Tensor, batch: int) -> Tensor:
+    """The stream (sequences, length, width) of all tokens as it enters block 0.
 
-    allocate(*shape, dtype=, device=) gives that memory; by default it lies with the model.
     Raises NonFinite.
     """
     stream = None
@@ -230,7 +228,7 @@ def embed(model: nn.Module, tokens: Tensor, batch: int, allocate: Allocate = tor
             # and their concatenation would hold the stream twice
             if stream is None:
                 shape = (len(tokens), *rows.shape[1:])
-                stream = allocate(*shape, dtype=rows.dtype, device=rows.device)
+                stream = rows.new_empty(shape)
             stream[start : start + batch] = rows
     return stream
 

@@ -242,27 +242,28 @@ def zero_shot_examples(tasks: Sequence[str] = TASKS) -> dict[str, list[str]]:
     return examples
 
 
-def zero_shot_metrics(scores: Mapping[str, TaskScore]) -> dict[str, dict[str, Any]]:
+def zero_shot_metrics(scores: Mapping[str, TaskScore]) -> dict[str, tuple[float, str, float]]:
     """A record's metrics: each task's accuracies with their standard errors, and the mean accuracy.
 
-    The tolerance of an accuracy is one standard error, as a fraction of it: rounding may decide
-    whether a weight at the mask's edge stays, and that may turn an item.
+    Each is (value, unit, tolerance). The tolerance of an accuracy is one standard error, as a
+    fraction of it: rounding may decide whether a weight at the mask's edge stays, and that may turn
+    an item.
     """
-    metrics: dict[str, dict[str, Any]] = {}
+    metrics = {}
     accuracies, errors = zip(*(mean_and_error(score.acc) for score in scores.values()), strict=True)
     for name, score in scores.items():
         for key, right in (("acc", score.acc), ("acc_norm", score.acc_norm)):
             if right is not None:
                 value, error = mean_and_error(right)
                 tolerance = max(0.02, error / value) if value else 0.02
-                metrics[f"{name}_{key}"] = {"value": value, "unit": "1", "tolerance": tolerance}
-                metrics[f"{name}_{key}_stderr"] = {"value": error, "unit": "1", "tolerance": 0.5}
+                metrics[f"{name}_{key}"] = (value, "1", tolerance)
+                metrics[f"{name}_{key}_stderr"] = (error, "1", 0.5)
     mean = statistics.fmean(accuracies)
     # the mean is a sum over tasks divided by their number k, and the variances of independent
     # estimates add: sqrt(Σ stderr²)/k
     error = math.hypot(*errors) / len(scores)
     tolerance = error / mean if mean else 0.0
-    return metrics | {"mean_acc": {"value": mean, "unit": "1", "tolerance": tolerance}}
+    return metrics | {"mean_acc": (mean, "1", tolerance)}
 
 
 def _harness_tasks(items: Mapping[str, Sequence[int]]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from helpers.capture import (
-    Allocate,
     Call,
     Progress,
     advance,
@@ -209,11 +208,9 @@ class Replay:
 
         return self._tried("the parity gate", check)
 
-    def embed(self, allocate: Allocate = torch.empty) -> Tensor:
+    def embed(self) -> Tensor:
         """The stream of all tokens as it enters block 0."""
-        return self._tried(
-            "embedding", lambda: embed(self.model, self.tokens, self.batch, allocate)
-        )
+        return self._tried("embedding", lambda: embed(self.model, self.tokens, self.batch))
 
     def grams(self, index: int, stream: Tensor) -> Iterator[dict[str, Gram]]:
         """The grams of a block's layers, which are pruned before the next are asked for.

@@ -215,7 +215,7 @@ def pruned_names(name: str) -> list[str]:
 
 
 def matrix_of(layer: nn.Module) -> Tensor:
-    """The layer's weight as (d_out, d_in), whichever way it is stored."""
+    """The layer's weight as (d_out, d_in), however it is stored."""
     return layer.weight.T if isinstance(layer, Conv1D) else layer.weight
 
 

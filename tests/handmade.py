@@ -28,7 +28,7 @@ def pruned(
 ) -> dict[str, Any]:
     """A record of notebook 04 at "60 %" or "2:4", with seconds of parts by their names."""
     sparsity = 0.5 if ":" in target else float(target.rstrip(" %")) / 100
-    asked = {
+    settings = {
         **SETTING,
         "method": method,
         "sparsity": sparsity,
@@ -46,7 +46,7 @@ def pruned(
     return {
         "notebook": "04_prune_model",
         "name": f"{method}-{target}-{seed}",
-        "parameters": asked,
+        "parameters": settings,
         "metrics": {"perplexity": metric(perplexity)}
         | {f"{part}_seconds": metric(value, "s") for part, value in timed.items()},
         "data": {} if method in BLIND else {"calibration": {}},
@@ -72,9 +72,9 @@ def repaired(
     On web text all is twice that; the dense model has 20. seconds: to allocate, to prune, and of
     the repair.
     """
-    asked = {"allocation": "", "repair_windows": windows}
-    asked |= {"repair": "" if after is None else "all", "web_windows": 16}
-    record = pruned(method, target, 0.0, seed, **asked | parameters)
+    settings = {"allocation": "", "repair_windows": windows}
+    settings |= {"repair": "" if after is None else "all", "web_windows": 16}
+    record = pruned(method, target, 0.0, seed, **settings | parameters)
     values = {"": before if after is None else after, "_layers": before, "_dense": 20.0}
     allocate, prune, repair = seconds if after is not None else (*seconds[:2], 0.0)
     parts = {"allocate": allocate, "prune": prune, "repair": repair}
@@ -89,8 +89,8 @@ def scored(method: str, **answers: list[int]) -> dict[str, Any]:
     """A record of notebook 05 with these answers by task, each with a standard error of 0.03."""
     record = pruned(method, "50 %", 0.0)
     metrics = {}
-    for task, found in answers.items():
-        metrics[f"{task}_acc"] = metric(sum(found) / len(found))
+    for task, right in answers.items():
+        metrics[f"{task}_acc"] = metric(sum(right) / len(right))
         metrics[f"{task}_acc_stderr"] = metric(0.03)
     series = {task: {"items": list(range(len(a))), "acc": a} for task, a in answers.items()}
     made = {"notebook": "05_zero_shot", "metrics": metrics, "series": {"zero_shot": series}}
@@ -98,10 +98,10 @@ def scored(method: str, **answers: list[int]) -> dict[str, Any]:
 
 
 def with_series(
-    notebook: str, asked: dict[str, Any] | None = None, **series: Any
+    notebook: str, given: dict[str, Any] | None = None, **series: Any
 ) -> dict[str, Any]:
     """A record of a notebook that has series and nothing else."""
-    parameters = {"model": "embedded"} | (asked or {})
+    parameters = {"model": "embedded"} | (given or {})
     return {"notebook": notebook, "parameters": parameters, "metrics": {}, "series": series}
 
 

@@ -81,7 +81,7 @@ def test_the_optimum_is_exact_however_far_admm_is_from_it(
     weight, gram = problem
     settings = dict(rho=rho, damping=damping, iterations=3)
     explorer = layer_solve_explorer(weight, gram, sparsity=0.5, **settings)
-    texts = [text.get_text() for text in explorer.figure.axes[0].texts]
+    _, texts = explorer.figure.axes[0].get_legend_handles_labels()
     lines = dict(text.split(": ") for text in texts if ": " in text)
     keep = METHODS["admm1"](weight, gram, sparsity=0.5).keep
     exact = exact_least_squares(weight, gram, keep, damping=damping)

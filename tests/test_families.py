@@ -53,7 +53,7 @@ def row(name: str) -> tuple[str, ...]:
     layers = find_layers(find_blocks(model)[0])
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     fused = {"q, k and v": ("qkv", "query_key_value", "c_attn"), "gate and up": ("gate_up",)}
-    found = [what for what, words in fused.items() if any(w in n for n in layers for w in words)]
+    joined = [what for what, words in fused.items() if any(w in n for n in layers for w in words)]
     tokens = fam.random_tokens(2)
     difference = check_parity(model, capture(model, tokens).calls, tokens.flip(1))
     wanted = {f"{layer}.weight" for layer in fam.pruned_names(name)}
@@ -67,7 +67,7 @@ def row(name: str) -> tuple[str, ...]:
         attention(model),
         "tied" if tied else "untied",
         "Conv1D" if isinstance(next(iter(layers.values())), Conv1D) else "Linear",
-        "; ".join(found) or "–",
+        "; ".join(joined) or "–",
         str(len(layers)),
         "exact" if difference == 0 else f"{difference:.0e}",
         f"pruned {len(changed & wanted)} of {len(wanted)}{others}",

@@ -29,8 +29,8 @@ def score_rows(columns: st.SearchStrategy[int]) -> st.SearchStrategy:
 def test_the_largest_without_a_sort(rows, share: float) -> None:
     rows, zeros = torch.from_numpy(rows), round(share * rows.shape[1])
     expected = keep_largest_by_sorting(rows, zeros)
-    found = keep_largest(rows, zeros)
-    assert found.dtype == expected.dtype == torch.bool and torch.equal(found, expected)
+    keep = keep_largest(rows, zeros)
+    assert keep.dtype == expected.dtype == torch.bool and torch.equal(keep, expected)
     out = torch.full_like(rows, 7)
     assert keep_largest(rows, zeros, out) is out
     assert torch.equal(out, expected.float())

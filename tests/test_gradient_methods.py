@@ -4,35 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from layers import layer, objective, random_keep
 
 from helpers.admm import exact_least_squares
 from helpers.errors import NonFinite
 from helpers.gradient_methods import conjugate_gradients, gradient_refit
 
-D_OUT, D_IN = 6, 12
 
-
-def problem(tokens: int = 60) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Weight (6, 12), gram of correlated inputs of unequal scale, and a mask; all float64."""
-    draw = torch.Generator().manual_seed(0)
-    mixing = torch.eye(D_IN) + torch.randn(D_IN, D_IN, generator=draw) / 5
-    scales = torch.logspace(-0.5, 0.5, D_IN)[torch.randperm(D_IN, generator=draw)]
-    inputs = (torch.randn(tokens, D_IN, generator=draw) @ mixing * scales).double()
-    weight = torch.randn(D_OUT, D_IN, generator=draw).double()
-    keep = torch.rand(D_OUT, D_IN, generator=draw) > 0.5
-    return weight, inputs.T @ inputs, keep
-
-
-def damped(gram: torch.Tensor, damping: float) -> torch.Tensor:
-    """D without dead inputs, by hand: the ridge weighs input i by n_i² = gram_ii."""
-    return gram + damping * torch.diag(gram.diagonal())
-
-
-def objective(
-    new: torch.Tensor, weight: torch.Tensor, gram: torch.Tensor, damping: float
-) -> torch.Tensor:
-    change = new - weight
-    return torch.trace(change @ damped(gram, damping) @ change.T)
+    inputs, weight = (tensor.double() for tensor in layer(6, 12, 60))
+    return weight, inputs.T @ inputs, random_keep(weight.shape)
 
 
 def torch_path(
@@ -50,13 +32,14 @@ def torch_path(
         typical = current.detach()[keep].square().mean().sqrt().item()
         solver = torch.optim.Adam([current], lr=rate * typical)
     else:
-        matrix = damped(gram, damping) / scale / (scale[:, None] if precondition else scale)
+        matrix = gram + damping * torch.diag(gram.diagonal())  # no input is dead
+        matrix = matrix / scale / (scale[:, None] if precondition else scale)
         largest = 2 * torch.linalg.eigvalsh(matrix)[-1].item()
         solver = torch.optim.SGD([current], lr=rate / largest, momentum=0.9)
     path = []
     for _ in range(steps):
         solver.zero_grad()
-        objective(current * keep / scale, weight, gram, damping).backward()
+        objective(weight, current * keep / scale, gram, damping).backward()
         solver.step()
         path.append((current.detach() / scale).clone())
     return path
@@ -79,7 +62,7 @@ def test_every_step_is_torchs_own(optimiser: str, rate: float, precondition: boo
 
 @pytest.mark.parametrize(
     ("optimiser", "rate", "precondition", "damping"),
-    # near the promised limit of 2 (1 + momentum) too
+    # near the limit of 2 (1 + momentum) too
     [("adam", 0.01, True, 0.1), ("sgd", 1.0, False, 0.0), ("sgd", 3.7, True, 0.1)],
 )
 def test_gradient_methods_arrive_at_exact_least_squares(
@@ -120,7 +103,7 @@ def test_conjugate_gradients_finish_in_as_many_steps_as_weights_survive(
 def test_dead_inputs_and_float32(damping: float, precondition: bool) -> None:
     weight, gram, keep = problem()
     gram[3], gram[:, 3] = 0, 0
-    alive = torch.arange(D_IN) != 3
+    alive = torch.arange(len(gram)) != 3
     expected = exact_least_squares(weight, gram, keep, damping=damping)[:, alive].float()
     options = dict(iterations=40, damping=damping, precondition=precondition)
     solved = conjugate_gradients(weight.float(), gram.float(), keep, **options).weight

@@ -1,7 +1,6 @@
 """Masks by hand and against numpy, exact counts, and targets that contradict themselves."""
 
 import math
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from layers import layer, masked
 
 from helpers.errors import BadParameter, NonFinite
-from helpers.masks import check_keep, check_target, cubic_schedule, select, top_k, top_nm
+from helpers.masks import check_keep, check_target, select, top_k, top_nm
 
 UNSTRUCTURED = "unstructured"
 
@@ -41,16 +40,6 @@ UNSTRUCTURED = "unstructured"
 def test_by_hand(score: list, sparsity: float, pattern: str, budget: str, expected: list) -> None:
     keep = select(torch.tensor(score).float(), sparsity, pattern, budget)
     assert ["".join(".x"[kept] for kept in row) for row in keep.int().tolist()] == expected
-
-
-def test_cubic_schedule_by_hand() -> None:
-    # s_t = s_f − s_f (1 − t/15)³ at s_f = 0.6, as exact fractions:
-    #   t = 1: 1 − (14/15)³ = 631/3375;   t = 5: 1 − (2/3)³ = 19/27;   t = 10: 1 − 1/27 = 26/27.
-    final = Fraction(6, 10)
-    for step, share in ((1, Fraction(631, 3375)), (5, Fraction(19, 27)), (10, Fraction(26, 27))):
-        assert cubic_schedule(0.6, step, 15) == pytest.approx(float(final * share), rel=1e-12)
-    assert cubic_schedule(0.6, 0, 15) == pytest.approx(0.0, abs=1e-15)
-    assert cubic_schedule(0.6, 15, 15) == cubic_schedule(0.6, 16, 15) == 0.6
 
 
 # ---------------------------------------------------------------- against sorting in numpy

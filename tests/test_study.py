@@ -6,30 +6,23 @@ import math
 import pytest
 import torch
 from layers import largest, objective
+from layers import layer as random_layer
 
 from helpers import study as studies
 from helpers.admm import exact_least_squares
 from helpers.errors import BadParameter
-from helpers.gram import relative_error
+from helpers.gram import gram_of, relative_error
 from helpers.methods import METHODS
 from helpers.study import mask_study, trace_points, update_study
 
 SETTINGS = ("sparsity", "solver", "rho", "precondition", "damping", "learning_rate")
 
 
-def gram_of_random(seed: int, d_in: int = 32, tokens: int = 120) -> torch.Tensor:
-    """Gram of correlated inputs: the mixing is that of every seed, the tokens are not."""
-    mixing = torch.randn(d_in, d_in, generator=torch.Generator().manual_seed(99)) / 4
-    scales = torch.logspace(-0.5, 0.5, d_in)
-    draw = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(tokens, d_in, generator=draw) @ (torch.eye(d_in) + mixing) * scales
-    return inputs.T @ inputs
-
-
 @pytest.fixture(scope="module")
 def layer() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    weight = torch.randn(24, 32, generator=torch.Generator().manual_seed(5))
-    return weight, gram_of_random(1), gram_of_random(2)
+    """A weight, and grams of two texts."""
+    inputs, weight = random_layer(24, 32, tokens=240)
+    return weight, *map(gram_of, inputs.split(120))
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from helpers.gram import Gram, dead_inputs
 from helpers.layer import LayerResult
 from helpers.masks import BUDGETS, Pattern, select
 
-CG_STEPS = 10
+CG_STEPS = 10  # of conjugate gradients on the final mask
 EVERY = 3  # iterations from one look at the mask to the next
 # ρ is multiplied by the factor of the first line whose share of the kept weights has changed
 RISES = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
@@ -61,11 +61,14 @@ def alps(
 ) -> LayerResult:
     """l0-constrained ADMM with a rising penalty, then conjugate gradients (ALPS, Meng et al. 2024).
 
-    rho: where the penalty begins; iterations: of ADMM at most, as it ends when the mask is stable;
-    with `keep` there is no mask to find, only weights to solve for. The result's `gap` proves how
-    near the optimum they are. Defaults are the authors'; their released code also lowers ρ where
-    the mask never changes, and here, as in their paper, that ends the search. They add the ridge
-    before the inputs are scaled, which differs for inputs of unequal size.
+    Args:
+        keep: with a mask there is none to find, only weights to solve for.
+        rho: where the penalty begins.
+        iterations: of ADMM at most, as it ends when the mask is stable. CG_STEPS of conjugate
+            gradients follow.
+    Defaults are the authors'. Their released code also lowers ρ where the mask never changes; here,
+    as in their paper, that ends the search. They add the ridge before the inputs are scaled, which
+    differs for inputs of unequal size.
     Cost: an eigendecomposition for each gram, then two products, O(d_out · d_in²), an iteration.
     """
     start = None

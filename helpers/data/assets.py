@@ -21,13 +21,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from helpers.errors import FileError, check_choice, first_line
+from helpers.errors import FileError, HelpersError, check_choice, first_line
 from helpers.paths import cache_dir, replace_file, sha256_file
 
 LOG = logging.getLogger(__name__)
@@ -290,9 +290,16 @@ def _cache_errors() -> Iterator[None]:
         ) from error
 
 
-def fill_cache(names: Iterable[str]) -> Iterator[str]:
-    """Fetch the named assets, and convert the model; a line about each, once it is there."""
-    for name in names:
-        yield f"{name}: {ASSETS[name].note}\n  {fetch_asset(name)}"
-        if name == "model":
-            yield f"model as safetensors:\n  {embedded_model_folder()}"
+def main(names: list[str]) -> None:
+    """Fill the cache with the named assets, by default all of them."""
+    try:
+        for name in names or list(ASSETS):
+            sys.stdout.write(f"{name}: {ASSETS[name].note}\n  {fetch_asset(name)}\n")
+        if "model" in (names or ASSETS):
+            sys.stdout.write(f"model as safetensors:\n  {embedded_model_folder()}\n")
+    except HelpersError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -160,7 +160,7 @@ class ModelLayers:
             replay.advance(index, stream)
             self._stream = (index + 1, stream)
         progress(steps - 1, steps, f"grams of block {block}")
-        grams, _ = next(replay.grams(block, stream))
+        grams = next(replay.grams(block, stream))
         layers = find_layers(find_blocks(replay.model)[block])
         return {
             name: LayerOutputs(f"block {block} {name}", read_weight(layer), grams[name])

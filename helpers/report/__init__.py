@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         ),
         "beyond": ("gap_table", "pipeline_title"),
         "claims": ("claim_verdicts",),
-        "frame": ("target_name",),
+        "frame": ("run_title",),
         "pictures": (
             *("block_name", "depth_figure", "growth_figure", "mask_picture", "repair_figure"),
             *("solve_figure", "stream_figure"),

@@ -14,7 +14,7 @@ from helpers.report import frame
 from helpers.report.claims import CLAIMS, RULES, claim_verdicts
 from helpers.report.frame import Record, by_model
 from helpers.report.tables import sections
-from helpers.report.verdict import Comparison, Verdict
+from helpers.report.verdict import Comparison, Verdict, printed_metrics
 
 
 def summary(verdict: Verdict) -> str:
@@ -51,10 +51,15 @@ def to_lines(comparisons: Iterable[Comparison]) -> list[str]:
 
 
 def numbers_text(records: Iterable[Record]) -> str:
-    """What to print of a run: the table of perplexities, or every table where there is none."""
-    made = sections(records)
-    shown = made.get("perplexity") or chain(*made.values())
-    return "\n".join(section.markdown for section in shown)
+    """The table of perplexities, or where there is none what each run measured, a line a run."""
+    records = list(records)
+    if shown := sections(records).get("perplexity"):
+        return "\n".join(section.markdown for section in shown)
+    lines = []
+    for record in records:
+        numbers = ", ".join(f"{name} {text}" for name, text in printed_metrics(record).items())
+        lines.append(f"{record['notebook']} {record['name']}: {numbers or 'no numbers'}")
+    return "\n".join(lines)
 
 
 def claims_markdown(records: Iterable[Record]) -> str:

@@ -16,6 +16,8 @@ from typing import Any
 
 import pandas as pd
 
+from helpers.masks import check_target
+
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]  # of a series
 
@@ -55,6 +57,15 @@ def record_id(record: Record) -> str:
 def target_name(pattern: str, sparsity: float) -> str:
     """A pattern as it is, unstructured pruning as its sparsity: "60 %"."""
     return f"{100 * sparsity:.4g} %" if pattern == "unstructured" else pattern
+
+
+def run_title(parameters: Mapping[str, Any]) -> str:
+    """What a run of notebook 04 or 05 does: "dense", or a method, an effort and a target."""
+    if parameters["method"] == "dense":
+        return "dense"
+    sparsity = check_target(parameters["sparsity"], parameters["pattern"])
+    target = target_name(parameters["pattern"], sparsity)
+    return f"{parameters['method']} {parameters['effort']}".strip() + f" at {target}"
 
 
 def row_key(label: str) -> tuple[int, str]:
