@@ -282,21 +282,6 @@ def test_make_refuses_what_it_does_not_know(given: list[str], words: str) -> Non
 
 
 @needs_make
-def test_make_takes_every_variable_that_something_reads() -> None:
-    text = makefile()
-    set_here, read = (
-        set(re.findall(pattern, text))
-        for pattern in (r"(?m)^\s*([A-Z_]+)\s*[:+]?=", r"\$\(([A-Z_]+)\)")
-    )
-    made = {"CURDIR", "MAKEFILE_LIST", "OS"}  # by make itself, or the system
-    named = set(re.findall(r"(?m)^([A-Z_]+) \?=", text)) | {"UI_FULL"} | (read - set_here - made)
-    assert {"NAME", "PLAN"} <= named
-    assert named <= set(re.search(r"(?m)^KNOWN := (.*)$", text)[1].split())
-    given = [f"{name}=" for name in ("PRUNING_CACHE", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")]
-    assert make("-n", "clean", *given, *(f"{name}=" for name in named - {"VENV"})).returncode == 0
-
-
-@needs_make
 def test_make_owner_writes_the_name_everywhere(tmp_path: Path) -> None:
     tracked = ["notebooks", "docs", "README.md", "CITATION.cff", "Makefile", "book"]
     for name in tracked:
@@ -319,14 +304,6 @@ def test_make_owner_writes_the_name_everywhere(tmp_path: Path) -> None:
         assert owners() == [name] * len(before)
     for path in NOTEBOOKS:
         json.loads((tmp_path / "notebooks" / path.name).read_text(encoding="utf-8"))
-
-
-def test_native_windows_is_refused_before_anything_else() -> None:
-    code = "import sys; sys.platform = 'win32'; import helpers.machine.doctor"
-    command = [sys.executable, "-c", code]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    last = answer.stderr.splitlines()[-1]
-    assert answer.returncode == 1 and "Linux, macOS or WSL" in last and "__init__" in answer.stderr
 
 
 def test_citation_and_environments_of_other_places_are_in_step() -> None:
