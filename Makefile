@@ -127,7 +127,7 @@ lint: $(INSTALLED) ## check style, syntax and that notebooks are stripped
 	@$(PY) -m nbstripout --keep-id --verify notebooks/*.ipynb
 
 # the model is fetched first; BENCH names some, such as BENCH=solver
-bench: assets ## measure speed and memory: tables and figures in results/reference/bench
+bench: assets ## measure speed: tables and figures in results/reference/bench
 	@$(PY) -m benchmarks $(BENCH)
 
 clean: ## remove the results made here and caches; .venv, downloads and the reference stay

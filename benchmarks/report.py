@@ -13,7 +13,7 @@ from helpers.report import format_number, to_markdown
 Result = Mapping[str, Any]
 Columns = Mapping[str, str | Callable[[Result], Any]]
 
-HEAD = """# Speed and memory
+HEAD = """# Speed
 
 Seconds depend on the machine, so what is compared took turns on one machine; the ratios count.
 A cell is the median over the rounds, with the quartiles in brackets. The embedded model is a 4-bit

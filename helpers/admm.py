@@ -8,7 +8,7 @@ Boža, "Fast and Effective Weight Update for Pruned Large Language Models", TMLR
 ADMM splits it in two that are easy: W, free of the mask, fits the outputs (a ridge regression
 with one matrix for all outputs and iterations), and Z, a copy of it, obeys the mask. U is the
 scaled dual variable: it adds up how far the two are apart and pulls them together, with a
-strength ρ. `admm` below is that loop. It stands here to be read; `solve` runs the same loop as
+strength ρ. `admm` below is that loop. It stands here to be read; `admm_grad` runs the same loop as
 `helpers.fast.fused` writes it, with options, for a whole model.
 
 The paper writes W as (d_in, d_out). Here W, Z and U have the shape of `torch.nn.Linear`'s weight,
