@@ -30,7 +30,6 @@ MEMORY_FOR_TWO = 7.5e9  # bytes; what a machine sold with 8 GB reports
 USUAL_SECONDS = 60.0  # of a run without a committed record
 STOP_SECONDS = 15.0  # for runs to end after Ctrl-C
 WAIT_SECONDS = 30  # for a scheduler, and for its first worker
-Failures = list[tuple[Run, str]]  # with the error of each in one line
 Pool = tuple[Callable[[], int], Callable[[Run, str], Future]]  # see `_pool`
 
 
@@ -87,7 +86,7 @@ def _holding(plan: str) -> Iterator[Path]:
 
 def run_plan(
     plan: str, *, jobs: str = "auto", only: str | None = None, scheduler: str | None = None
-) -> Failures:
+) -> list[tuple[Run, str]]:
     """Execute the runs of a plan that are not done, the tables notebook last; return failures.
 
     Records without a run are moved to `results/<plan>/stale/`, or tables would count them.
@@ -135,7 +134,7 @@ def _pool(scheduler: str | None, jobs: int, marker: Path) -> Iterator[Pool]:
         yield lambda: max(1, len(client.nthreads())), submit
 
 
-def _execute(runs: list[Run], todo: list[Run], pool: Pool, marker: Path) -> Failures:
+def _execute(runs: list[Run], todo: list[Run], pool: Pool, marker: Path) -> list[tuple[Run, str]]:
     """Execute those of the runs that are to do; return the failures. Ctrl-C stops them all.
 
     Runs that are timed come after the others, and the tables notebook last: each of them alone.
