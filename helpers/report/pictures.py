@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -37,49 +38,22 @@ def mask_picture(keep: Any, *, size: int = 48, title: str = "") -> Figure:
     return figure
 
 
-def depth_figure(layers: Iterable[Mapping[str, Any]], title: str) -> Figure:
-    """Relative error by depth of one run, a curve for each kind of layer; log axis.
+def lines_figure(
+    table: pd.DataFrame, title: str = "", *, xlabel: str, ylabel: str, marked: Any = None
+) -> Figure:
+    """A line for each column of a table against its index, on a log axis; NaN leaves no gap.
 
-    Args: layers, rows with "block", "name" and "error" as a record holds them.
+    Args: marked, the place on the x axis where the last column is ringed.
     """
-    kinds: dict[str, dict[int, float]] = {}
-    for layer in layers:
-        if layer["error"] is not None:
-            kind = layer["name"].split(".")[-1]
-            kinds.setdefault(kind, {})[layer["block"]] = layer["error"]
-    figure = errors_by_block(kinds, "relative error of a layer")
-    figure.axes[0].set_title(title)
-    return figure
-
-
-def errors_by_block(curves: Mapping[str, Mapping[int, float]], ylabel: str) -> Figure:
-    """Errors by block on a log axis, a curve for each label."""
     figure, ax = style.new_figure(size=(7.0, 4.2))
-    for position, (label, errors) in enumerate(curves.items()):
-        look = style_of(label, position) | {"label": in_words(label)}
-        ax.plot(list(errors), list(errors.values()), **look)
-    set_up(ax, log="y", plain=True, whole=10, legend={"ncols": 2},
-           xlabel="block (0 is next to the embedding)",
-           ylabel=f"{ylabel}\n‖XW − XŴ‖² / ‖XW‖²")  # fmt: skip
-    return figure
-
-
-def repair_figure(repair: Mapping[str, Any], title: str = "") -> Figure:
-    """One repair: the divergence in each step, before it, and that on held-out text now and then.
-
-    Args: repair, as a `DistilReport` and a record have it; the step that was kept is ringed.
-    """
-    losses, held_out, best = repair["losses"], repair["held_out"], repair["kept"]
-    figure, ax = style.new_figure(size=(7.0, 3.8))
-    look = {"color": style.BEHIND, "marker": ".", "linewidth": 1}
-    ax.plot(range(len(losses)), losses, label="window of the step, before it", **look)
-    look = {"color": style.GRADUAL[0], "marker": "o", "linewidth": 2, "label": "held-out windows"}
-    ax.plot(*zip(*held_out, strict=True), **look)
-    ring = {"markersize": 12, "fillstyle": "none", "mew": 1.6, "label": "kept"}
-    ax.plot([best], [dict(held_out)[best]], "o", color="black", linestyle="none", **ring)
-    set_up(ax, title, log="y", plain=True, whole=10, legend=True,
-           xlabel="steps taken, a window each",
-           ylabel="KL(dense ‖ pruned) in nats a token")  # fmt: skip
+    for position, label in enumerate(table):
+        line = table[label].dropna()
+        ax.plot(line.index, line, label=in_words(label), **style_of(label, position))
+    if marked is not None:
+        ring = {"markersize": 12, "fillstyle": "none", "mew": 1.6, "label": "kept"}
+        ax.plot([marked], [line[marked]], "o", color="black", linestyle="none", **ring)
+    columns = {"ncols": 2 if len(table.columns) > 3 else 1}
+    set_up(ax, title, log="y", plain=True, whole=10, legend=columns, xlabel=xlabel, ylabel=ylabel)
     return figure
 
 
