@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             *("claims_markdown", "notes", "numbers_text", "summary", "to_lines"),
             "write_claims",
         ),
-        "beyond": ("gap_table", "pipeline_title"),
+        "beyond": ("pipeline_title",),
         "claims": ("claim_verdicts",),
         "pictures": (
             *("block_name", "growth_figure", "lines_figure", "mask_picture", "solve_figure"),

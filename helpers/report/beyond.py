@@ -55,22 +55,6 @@ def pipeline_title(parameters: Mapping[str, Any]) -> str:
     return f"{pipeline_name(parameters)} at {target}"
 
 
-def gap_table(perplexities: Mapping[str, float]) -> pd.DataFrame:
-    """Perplexity of the dense, the pruned and the repaired model on both texts, and the share of
-    ln(perplexity / dense) after the layers alone that is gone.
-
-    Args: perplexities, named as a record's metrics.
-    """
-    rows = {"dense": "_dense", "layers alone": "_layers", "repaired": ""}
-    texts = ("perplexity", "perplexity_web")
-    table = pd.DataFrame(
-        {text: {row: perplexities[text + end] for row, end in rows.items()} for text in texts}
-    )
-    logs = np.log(table)
-    closed = (logs.loc["layers alone"] - logs) / (logs.loc["layers alone"] - logs.loc["dense"])
-    return table.join(closed.add_suffix(", gap closed"))
-
-
 def pipeline_frame(records: Iterable[Record]) -> pd.DataFrame:
     """A row for the layers of each run of notebook 08, and one for the model once it is repaired.
 

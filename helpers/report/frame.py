@@ -103,11 +103,11 @@ def setting(records: Iterable[Record]) -> str:
     parts = ("model", "evaluation", "windows", "window", "calibration", "sequences", "length")
     # a record made by hand may lack some of them
     common = dict.fromkeys(parts, "?") | common_parameters(records)
-    known = {key: text for key, text in EMBEDDED.items() if common[key] == "embedded"}
+    common |= {key: text for key, text in EMBEDDED.items() if common[key] == "embedded"}
     return (
         "Model: {model}. Perplexity on {evaluation}, {windows} windows of {window} tokens. "
         "Calibration on {calibration}, {sequences} x {length} tokens."
-    ).format(**common | known | {"windows": common["windows"] or "all"})
+    ).format(**common | {"windows": common["windows"] or "all"})
 
 
 def prune_runs(records: Iterable[Record]) -> list[Record]:

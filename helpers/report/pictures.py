@@ -19,6 +19,7 @@ from helpers.report.style import in_words, set_up, style_of
 MARGINS = {"left": 0.08, "right": 0.985, "top": 0.86, "bottom": 0.2, "wspace": 0.36}
 NOW = {"color": "black", "linewidth": 1, "linestyle": (0, (4, 2))}
 SMALL = {"markersize": 4}
+MANY = 60  # points of a line; more are drawn without markers
 
 
 def _draw_mask(ax: Axes, keep: Any, shape: tuple[int, int], title: str) -> None:
@@ -41,14 +42,16 @@ def mask_picture(keep: Any, *, size: int = 48, title: str = "") -> Figure:
 def lines_figure(
     table: pd.DataFrame, title: str = "", *, xlabel: str, ylabel: str, marked: Any = None
 ) -> Figure:
-    """A line for each column of a table against its index, on a log axis; NaN leaves no gap.
+    """A line for each column of a table against its index, on a log axis.
 
+    NaN is passed over; what is zero or below leaves a gap.
     Args: marked, the place on the x axis where the last column is ringed.
     """
     figure, ax = style.new_figure(size=(7.0, 4.2))
     for position, label in enumerate(table):
         line = table[label].dropna()
-        ax.plot(line.index, line, label=in_words(label), **style_of(label, position))
+        look = style_of(label, position) | ({"marker": ""} if len(line) > MANY else {})
+        ax.plot(line.index, style.above_zero(line), label=in_words(label), **look)
     if marked is not None:
         ring = {"markersize": 12, "fillstyle": "none", "mew": 1.6, "label": "kept"}
         ax.plot([marked], [line[marked]], "o", color="black", linestyle="none", **ring)

@@ -134,8 +134,7 @@ def schedule_figure(series: Mapping[str, Any]) -> Figure:
             look |= {"marker": "", "linestyle": "-", "linewidth": 7, "alpha": 0.35}
         left.plot(range(1, len(values) + 1), 100 * np.asarray(values), label=name, **look)
         places = np.arange(len(shares.columns)) + (position - (len(shares) - 1) / 2) * width
-        look = {"color": look["color"], "hatch": style.HATCHES[position % 4]}
-        bars = right.bar(places, shares.loc[name], width * 0.95, edgecolor="white", **look)
+        bars = right.bar(places, shares.loc[name], width * 0.95, color=look["color"])
         right.bar_label(bars, fmt="%.0f", padding=2, fontsize=9)
     set_up(left, "the mask grows", whole=10, legend={"loc": "lower right"}, xlabel="iteration",
            ylabel="sparsity of the mask (%)", ylim=(0, None))  # fmt: skip

@@ -30,9 +30,9 @@ DIFFERENT = (
 )
 
 
-def read_published(folder: str | Path | None = None) -> pd.DataFrame:
+def read_published() -> pd.DataFrame:
     """The numbers of published.csv and paper.csv, in the order of the files."""
-    folder = Path(__file__).with_name("papers") if folder is None else Path(folder)
+    folder = Path(__file__).with_name("papers")
     return pd.concat([pd.read_csv(folder / name, dtype=TYPES) for name in FILES], ignore_index=True)
 
 

@@ -29,7 +29,6 @@ from matplotlib.ticker import MaxNLocator
 COLOURS = ("#332288", "#882255", "#000000", "#8B83C4", "#5E8CA8", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
-HATCHES = ("", "//", "..", "xx")
 DENSE = "#555555"  # the dense model, and notes on a figure
 GRADUAL, ONE_SHOT = ("#0072B2", "o", "-"), ("#009E73", "^", "-.")  # which mask ADMM refits
 RELEASED, ADMM = ("#56B4E9", "s", "--"), ("#6A2C91", "o", "-")

@@ -266,12 +266,8 @@ def update_table(records: Iterable[Record]) -> pd.DataFrame | None:
         return None
     usual = (rows[list(USUAL)] == pd.Series(USUAL)).all(axis=1)
     rows = rows[(rows["solver"] != "admm") | usual | (rows["iterations"] == 20)]
-    setting_of = [
-        "precondition",
-        "damping",
-        "rho",
-        "iterations",
-    ]  # None where a solver has no such thing
+    # None where a solver has no such thing
+    setting_of = ["precondition", "damping", "rho", "iterations"]
     rows = rows.assign(rank=rows["solver"].map(list(SOLVERS).index))
     rows[setting_of] = rows[setting_of].astype(float)
     problems = rows.groupby(["rank", *setting_of, "record", "sparsity"], dropna=False)
@@ -314,9 +310,8 @@ def mask_table(records: Iterable[Record], text: str = "error") -> pd.DataFrame |
     if rules.empty:
         return None
     rules["target"] = list(map(frame.target_name, rules["pattern"], rules["sparsity"]))
-    rules["variant"] = list(
-        map(_mask_label, rules["mask_steps"], rules["schedule"], rules["budget"])
-    )
+    kinds = rules["mask_steps"], rules["schedule"], rules["budget"]
+    rules["variant"] = list(map(_mask_label, *kinds))
     problem = ["record", "block", "layer", "target"]
     wide = rules.pivot_table(index=problem, columns="variant", values=text)
     shares = wide.div(wide[DEFAULT_MASK], axis=0)
@@ -326,7 +321,7 @@ def mask_table(records: Iterable[Record], text: str = "error") -> pd.DataFrame |
 
 
 def _mask_label(mask_steps: int, schedule: str, budget: str) -> str:
-    """The name of one way to choose the mask: whatever is not the default."""
+    """The name of a rule for the mask: whatever is not the default."""
     steps = {15: "", 0: "one-shot mask (no steps)"}.get(mask_steps, f"{mask_steps} mask steps")
     details = [steps] if steps else []
     details += [f"{schedule} schedule"] if schedule != "paper" else []
