@@ -18,8 +18,7 @@ from helpers.report.frame import Record
 
 NOTEBOOK = "08_beyond_the_paper"
 BASE = "admm-grad"  # with one sparsity and no options: what every pipeline is compared with
-GUIDE = ", guide"  # in the name of a pipeline whose zeros were allocated by the guide
-GUIDED = f"{BASE}{GUIDE}, one pass"  # as in the recipe
+GUIDED = f"{BASE}, guide, one pass"  # as in the recipe
 # what makes a pipeline, beside the method and its options
 PLAIN = {"allocation": "", "guide_sequences": 4, "passes": 2, "repair": "", "repair_windows": 0,
          "precision": "float32"}  # fmt: skip

@@ -147,9 +147,8 @@ def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> 
     look = {"cmap": ListedColormap(list(colours.values())), "interpolation": "nearest"}
     ax.imshow(kind, vmin=0, vmax=3, aspect="auto", **look)
     ax.grid(False)
-    if group:  # lines between weights, and broad ones between groups of M along the input
+    if group:  # lines between groups of M along the input
         rows, columns = kind.shape
-        ax.vlines(np.arange(0.5, columns - 1), -0.5, rows - 0.5, color="white", linewidth=0.8)
         edges = np.arange(group - 0.5, columns - 1, group)
         ax.vlines(edges, -0.5, rows - 0.5, color="black", linewidth=2)
     moved = 100 * float((keep & ~one_shot).sum()) / max(1, int(keep.sum()))
@@ -176,7 +175,7 @@ def stream_figure(
     left.axhline(medians[block], label="median", **NOW | {"color": style.DENSE})
     for rank, position in enumerate(top, 1):
         left.plot([position], [here[position]], "o", color=style.COLOURS[1], markersize=5)
-        style.offset_text(left, str(rank), (position, here[position]), (4, 3))
+        left.annotate(str(rank), (position, here[position]), (4, 3), textcoords="offset points")
     right.plot(table.max(axis=1), **style_of("", 1) | SMALL, label="largest token")
     right.plot(medians, **style_of("", 0) | SMALL, label="median token")
     right.axvline(block, **NOW)

@@ -44,17 +44,15 @@ def perplexity_figure(records: Iterable[Record]) -> Figure | None:
         ax.plot(line["sparsity"], line["mean"], label=in_words(label), **look)
         bars = {"color": look["color"], "alpha": 0.5, "linewidth": 2.5}
         ax.vlines(line["sparsity"], line["min"], line["max"], **bars)
-    pruned = cells[cells["target"] != "dense"]
-    refitting = pruned[~pruned["label"].isin(MASK_ONLY)]
-    top = (pruned if refitting.empty else refitting)["max"].max()
+    refitting = cells[~cells["label"].isin(["dense", *MASK_ONLY])]
+    top = (cells if refitting.empty else refitting)["max"].max()
     dense = cells.loc[cells["target"] == "dense", "mean"].min()
     if pd.notna(dense):
         look = {"color": style.DENSE, "linestyle": (0, (4, 3)), "linewidth": 1.2}
         ax.axhline(dense, label=f"dense {dense:.1f}", **look)
     set_up(ax, log="y", plain=True, xlabel="weights set to zero (%)",
            ylabel="perplexity (log scale)",
-           ylim=(np.nanmin([dense, cells["min"].min()]) / 1.3,
-                 2.5 * np.nanmax([top, dense])))  # fmt: skip
+           ylim=(cells["min"].min() / 1.3, 2.5 * top))  # fmt: skip
     _name_ends(ax)
     return figure
 
@@ -146,12 +144,13 @@ def schedule_figure(series: Mapping[str, Any]) -> Figure:
 # ------------------------------------------------------------------ all figures of a plan
 
 # the first paragraph of a function's docstring is the figure's alternative text
-FIGURES: dict[str, Callable[[list[Record]], Figure | None]] = {
+FIGURES: dict[str, Callable[[Any], Figure | None]] = {
     "perplexity": perplexity_figure,
     "layer_error": layer_error_figure,
+    "convergence": convergence_figure,
+    "schedule": schedule_figure,
 }
-# drawn from the series of the same name
-SERIES_FIGURES = {"convergence": convergence_figure, "schedule": schedule_figure}
+OF_SERIES = ("convergence", "schedule")  # drawn from the series of the same name
 
 
 def figures(records: Iterable[Record]) -> dict[str, Figure]:
@@ -163,18 +162,16 @@ def figures(records: Iterable[Record]) -> dict[str, Figure]:
     for model, runs in models.items():
         end = f"_{model.rsplit('/', 1)[-1].lower()}" if len(models) > 1 else ""
         for name, draw in FIGURES.items():
-            drawn[name + end] = draw(runs)
-        for name, draw in SERIES_FIGURES.items():
-            if series := frame.series_of(runs, name):
-                drawn[name + end] = draw(series)
-    return {name: figure for name, figure in drawn.items() if figure is not None}
+            shown = frame.series_of(runs, name) if name in OF_SERIES else runs
+            if shown and (figure := draw(shown)):
+                drawn[name + end] = figure
+    return drawn
 
 
 def figure_alt(name: str) -> str:
     """The alternative text of a figure by its name in `figures`; "" for one that is not known."""
-    known = FIGURES | SERIES_FIGURES
-    kinds = [kind for kind in known if name == kind or name.startswith(f"{kind}_")]
-    return frame.caption(known[max(kinds, key=len)]) if kinds else ""
+    known = (frame.caption(draw) for kind, draw in FIGURES.items() if name.startswith(kind))
+    return next(known, "")
 
 
 def write_figures(records: Iterable[Record], folder: str | Path) -> list[Path]:

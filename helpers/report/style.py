@@ -21,7 +21,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -38,7 +37,6 @@ LOOKS = {
     "dense": (DENSE, "o", "--"), "magnitude": ("#CC79A7", "D", ":"), "wanda": ("#E69F00", "v", "-"),
     "sparsegpt": ("#D55E00", "s", "--"), "admm1": ONE_SHOT, "admm-grad": GRADUAL,
     "one-shot": ONE_SHOT, "paper": GRADUAL, "released": RELEASED,
-    "admm-grad (schedule=released)": RELEASED,
     # ADMM on one fixed mask, with each ρ
     "ADMM": ADMM, "ρ = 1": ADMM, "ρ = 0.1": ("#C9A6DF", "v", ":"),
     "ρ = 0.3": ("#9C63BF", "^", "-."), "ρ = 3": ("#421A5C", "s", "-."),
@@ -50,7 +48,6 @@ LOOKS = {
     "down_proj": ("#6FAFB4", "X", ":"),
 }  # fmt: skip
 KEPT, PRUNED = "#3D4653", "#F4F4F4"
-BEHIND = "#D2D2D2"  # what is there only for comparison
 NAMES = {"wanda": "Wanda", "sparsegpt": "SparseGPT", "admm1": "ADMM1", "admm-grad": "ADMM-Grad",
          "alps": "ALPS", "owl": "OWL"}  # fmt: skip
 RELATIVE_ERROR = "relative error ‖XW − XŴ‖² / ‖XW‖²"
@@ -154,27 +151,16 @@ def set_up(
             ax.set_title(title)
         if whole:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=whole))
-        if plain:
-            plain_log(ax.yaxis)
+        if plain:  # also between decades, where it spans few of them
+            ax.yaxis.set_major_formatter("{x:.4g}")
+            ax.yaxis.set_minor_formatter(lambda y, _: f"{y:.4g}" if f"{y:.0e}"[0] in "235" else "")
         if legend:
             ax.legend(**({} if legend is True else legend))
 
 
-def plain_log(axis: Axis) -> None:
-    """Label a log axis in plain numbers, also between decades where it spans few of them."""
-    axis.set_major_formatter("{x:.4g}")
-    axis.set_minor_formatter(lambda y, _: f"{y:.4g}" if f"{y:.0e}"[0] in "235" else "")
-
-
-def offset_text(ax: Axes, text: str, xy: Any, by: tuple[float, float], **look: Any) -> None:
-    """A text so many points from a place."""
-    ax.annotate(text, xy, xytext=by, textcoords="offset points", **look)
-
-
 def draw_references(ax: Axes, references: Mapping[str, float]) -> None:
     """Horizontal lines, with names and values for the legend."""
-    dashes = cycle([(0, (4, 2)), (0, (1, 1.5)), (0, (6, 1, 1, 1))])
-    for (name, value), dash in zip(references.items(), dashes, strict=False):
+    for (name, value), dash in zip(references.items(), cycle(DASHES[1:]), strict=False):
         colour = LOOKS.get(name.partition(" (")[0], ("black",))[0]
         label = f"{in_words(name)}: {short_error(value)}"
         ax.axhline(value, color=colour, linestyle=dash, linewidth=1.2, label=label)

@@ -90,8 +90,8 @@ def cost_table(records: Iterable[Record]) -> pd.DataFrame | None:
     evaluation included.
 
     The paper's overhead table: no variants, and no N:M runs where a method has others. Medians,
-    since a run that shared the machine with something heavy is an outlier; "forward" holds the grams
-    and the parity gate, "solve" the choice of the mask. None without records.
+    since a run that shared the machine with something heavy is an outlier; "forward" holds the
+    grams and the parity gate, "solve" the choice of the mask. None without records.
     """
     runs = frame.prune_frame(records)
     if runs.empty:
