@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from handmade import repaired
 
-from helpers.report import claim_verdicts, gap_table, plots, repair_figure
+from helpers.report import claim_verdicts
 from helpers.report.beyond import gain_table, perplexity_table, pipeline_frame, pipeline_name
 from helpers.report.claims import Judged
 from helpers.report.outcome import FAILS, HOLDS, OPEN, UNTESTED
@@ -104,14 +104,6 @@ def test_another_setting_is_another_row_without_a_gain() -> None:
     assert gain_table(pipelines)["60 %, closed (%)"].isna()[other]
 
 
-def test_figure() -> None:
-    (ax,) = plots.figures(RUNS)["beyond"].axes
-    points = {(round(x, 6), y) for line in ax.lines for x, y in zip(*line.get_data(), strict=True)}
-    assert {(1, 84.0), (4, 42.0), (1.3, 60.0), (0.8, 120.0), (4, 50.0)} <= points
-    assert (4, 45.0) not in points  # of 2:4
-    assert "beyond" not in plots.figures([repaired("wanda", "50 %", 30.0)])
-
-
 # ------------------------------------------------------------------ claims
 
 
@@ -156,6 +148,7 @@ def seeds(
 
 
 HALF, TENTH, START = "Guide and repair", "A guide of two", "With the same guide and repair"
+TWO = {"layers": 66.0, "read": 2}  # ln(80 / 66) / ln 4 = 13.9 %
 
 
 @pytest.mark.parametrize(
@@ -168,25 +161,11 @@ HALF, TENTH, START = "Guide and repair", "A guide of two", "With the same guide 
         (HALF, seeds(38.0, 350.0, 64), FAILS, "in 4.50"),
         (HALF, seeds(39.8, 250.0, 64), OPEN, "60 % closed 50"),  # within the noise
         (HALF, seeds(38.0, 250.0, 64)[:6], OPEN, "not run: 70 %"),  # 70 % is part of the sentence
-        (HALF, seeds(42.0, 250.0, 64)[:6], FAILS, "not run: 70 %"),
         (HALF, seeds(38.0, 250.0, 64)[2:], OPEN, "2 of 3 seeds"),
-        (HALF, seeds(38.0, 250.0, 8), UNTESTED, "runs of admm-grad, guide, one pass + distil (64)"),
-        (HALF, seeds(38.0, 250.0, 64, "sparsegpt"), UNTESTED, "needs"),
-        # ln(80 / 66) / ln 4 = 13.9 %
-        (
-            TENTH,
-            seeds(40.0, 9.0, 64, layers=66.0, guide=25.0, read=2),
-            HOLDS,
-            "60 % closed 14 ± 2 % in 1.25 ± 0.02 times",
-        ),
-        (
-            TENTH,
-            seeds(40.0, 9.0, 64, layers=66.0, guide=25.0, read=2)[:6],
-            HOLDS,
-            "3 seeds",
-        ),
-        (TENTH, seeds(40.0, 9.0, 64, layers=66.0, guide=55.0, read=2), FAILS, "in 1.55"),
-        (TENTH, seeds(40.0, 9.0, 64, layers=75.0, guide=25.0, read=2), FAILS, "closed 5"),
+        (HALF, seeds(38.0, 250.0, 8), UNTESTED, "needs"),
+        (TENTH, seeds(40.0, 9.0, 64, guide=25.0, **TWO), HOLDS, "60 % closed 14 ± 2 % in 1.25"),
+        (TENTH, seeds(40.0, 9.0, 64, guide=25.0, **TWO)[:6], HOLDS, "3 seeds"),
+        (TENTH, seeds(40.0, 9.0, 64, guide=55.0, **TWO), FAILS, "in 1.55"),
     ],
 )
 def test_what_a_repair_closes(
@@ -212,22 +191,3 @@ def test_the_better_start_is_better_than_both_after_the_same_repair() -> None:
     assert verdict(START, ours + wanda + seeds(44.0, 25.0, 8, "sparsegpt")).verdict == OPEN
     outcome = verdict(START, ours + wanda + sparsegpt[2:])
     assert outcome.verdict == OPEN and "2 of 3 seeds" in outcome.numbers
-
-
-def test_the_share_of_the_gap_on_each_text() -> None:
-    values = {"perplexity_dense": 20.0, "perplexity_layers": 80.0, "perplexity": 40.0}
-    values |= {"perplexity_web_dense": 10.0, "perplexity_web_layers": 80.0, "perplexity_web": 40.0}
-    table = gap_table(values)
-    assert list(table.index) == ["dense", "layers alone", "repaired"]
-    assert table["perplexity"].tolist() == [20.0, 80.0, 40.0]
-    assert table["perplexity, gap closed"].tolist() == pytest.approx([1.0, 0.0, 1 / 2])
-    assert table["perplexity_web, gap closed"].tolist() == pytest.approx([1.0, 0.0, 1 / 3])
-
-
-def test_the_curve_of_a_repair() -> None:
-    looks = [(0, 2.0), (1, 1.2), (2, 1.5)]
-    figure = repair_figure({"losses": [1.9, 1.4], "held_out": looks, "kept": 1}, "wanda")
-    steps, held_out, kept = (line.get_xydata().tolist() for line in figure.axes[0].lines)
-    assert steps == [[0, 1.9], [1, 1.4]], "before each step"
-    assert held_out == [list(look) for look in looks] and kept == [[1, 1.2]]
-    assert figure.axes[0].get_yscale() == "log" and figure.axes[0].get_title() == "wanda"

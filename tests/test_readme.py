@@ -72,15 +72,6 @@ def test_the_verdicts_are_those_of_the_committed_records() -> None:
     }
 
 
-def test_it_is_short_and_says_first_what_one_must_know() -> None:
-    assert len(README.splitlines()) <= 145
-    assert "Linux, macOS or WSL" in "".join(README.splitlines()[:5])
-    glossary = (root() / "docs" / "glossary.md").read_text(encoding="utf-8")
-    for page in (README, glossary):  # one paragraph says it all
-        (embedded,) = [part for part in page.split("\n\n") if part.startswith("**Embedded**")]
-        assert all(words in embedded for words in ("4-bit", "de-quantised", "PLAN=original"))
-
-
 def test_its_number_of_families_is_that_of_their_page() -> None:
     (families,) = re.findall(r"\[(\d+) families", README)
     page = (root() / "results" / "families.md").read_text(encoding="utf-8")
