@@ -7,7 +7,6 @@ from handmade import pruned, scored, update_row, with_series
 
 from helpers.report import claim_verdicts
 from helpers.report.claims import Judged
-from helpers.report.frame import cost_to_reach
 from helpers.report.outcome import FAILS, HOLDS, OPEN, UNTESTED, decide
 
 TARGETS = ("50 %", "60 %", "70 %", "80 %", "2:4", "4:8")
@@ -182,9 +181,8 @@ def test_race_counts_the_best_rival_and_its_unit() -> None:
         for losing, winning, expected in ((7, 0, OPEN), (9, 1, HOLDS), (8, 2, FAILS)):
             mixed = layers(losing, ours, slow) + layers(winning, ours, [QUICK], first=20)
             assert verdict(f"ADMM beats gradient methods per {unit}", mixed).verdict == expected
-    shared = [
-        run | {"timed": False} for run in layers(8, ours, slow)
-    ]  # with other runs beside them
+    # with other runs beside them
+    shared = [run | {"timed": False} for run in layers(8, ours, slow)]
     outcome = verdict("ADMM beats gradient methods per second", shared)
     assert outcome.verdict == OPEN and "none was timed alone" in outcome.numbers
     assert verdict("ADMM beats gradient methods per iteration", shared).verdict == HOLDS
@@ -200,14 +198,6 @@ def test_a_rival_that_was_stopped_early_or_diverged_has_not_been_beaten() -> Non
     assert verdict(name, layers(8, [admm(0.05)], [gone])).verdict == UNTESTED
 
 
-def test_cost_between_two_points_is_on_a_straight_line_of_the_logarithm() -> None:
-    found = [curve("sgd", 1.0, 0.01, 0.001)]
-    for excess, cost in ((0.1, 20), (0.01, 30), (2.0, 10), (0.0001, float("inf"))):
-        assert cost_to_reach(found, excess, "iterations") == pytest.approx(cost)
-    found.append(curve("sgd", 1.0, 0.0, 0.0))
-    assert cost_to_reach(found, 0.001, "seconds") == 3.0  # the sooner; no logarithm of 0
-
-
 ENOUGH, SCALED, ONE_RHO = "20 iterations are enough for a lay", "Preconditioning (inputs", "One ρ"
 EARLY, LATE, LATER = (0.005, 0.005, 0.005), (0.5, 0.005, 0.001), (0.9, 0.5, 0.3)
 SPARSEGPT = update_row("sparsegpt", None, error=0.018)
@@ -216,18 +206,12 @@ SPARSEGPT = update_row("sparsegpt", None, error=0.018)
 BETWEEN = (0.02, 0.00119, 0.001)  # 10 + 20 ln 2 / ln 16.8 = 14.9 iterations to 1 %
 
 
-def rhos(one: tuple[float, ...], other: tuple[float, ...]) -> list[dict]:
-    """Curves with preconditioning at ρ = 1 and at ρ = 3."""
-    return [
-        curve("admm", *one, precondition=True),
-        curve("admm", *other, precondition=True, rho=3.0),
-    ]
+def pair(scaled: tuple[float, ...], other: tuple[float, ...], **changes: Any) -> list[dict]:
+    """A curve with preconditioning, and one that differs from it, without it unless changed."""
+    return [curve("admm", *scaled, precondition=True), curve("admm", *other, **changes)]
 
 
-def scaled_and_not(scaled: tuple[float, ...], plain: tuple[float, ...]) -> list[dict]:
-    """Curves with preconditioning, and without at two ρ."""
-    ours = curve("admm", *scaled, precondition=True)
-    return [ours, curve("admm", *plain), curve("admm", *LATER, rho=3.0)]
+THREE = {"rho": 3.0, "precondition": True}
 
 
 @pytest.mark.parametrize(
@@ -235,16 +219,34 @@ def scaled_and_not(scaled: tuple[float, ...], plain: tuple[float, ...]) -> list[
     [
         (ENOUGH, [admm(0.009)], [], HOLDS, "within 1 % on 8 of 8"),
         (ENOUGH, [admm(0.02)], [], FAILS, "worst 2 %"),
-        (SCALED, [admm(0.1)], scaled_and_not(EARLY, LATE), HOLDS, "miss 1 % on 8 of 8"),
-        (SCALED, [admm(0.1)], scaled_and_not(EARLY, EARLY), FAILS, "more without on 0"),
+        (SCALED, [admm(0.1)], pair(EARLY, LATE), HOLDS, "miss 1 % on 8 of 8"),
+        (SCALED, [admm(0.1)], pair(EARLY, EARLY), FAILS, "more without on 0"),
         # where it does not get there either, it is not what matters
-        (SCALED, [admm(0.1)], scaled_and_not(LATER, LATE), FAILS, "miss 1 % on 8 of 8"),
-        (ONE_RHO, [admm(0.1)], rhos(EARLY, LATE), HOLDS, "1 times; soonest was ρ = 1 on 8"),
+        (SCALED, [admm(0.1)], pair(LATER, LATE), FAILS, "miss 1 % on 8 of 8"),
+        (
+            ONE_RHO,
+            [admm(0.1)],
+            pair(EARLY, LATE, **THREE),
+            HOLDS,
+            "1 times; soonest was ρ = 1 on 8",
+        ),
         # another is sooner, which one ρ = 1 need not be, but not by more than twice
-        (ONE_RHO, [admm(0.1)], rhos(BETWEEN, EARLY), HOLDS, "1.5 times; soonest was ρ = 3 on 8"),
+        (
+            ONE_RHO,
+            [admm(0.1)],
+            pair(BETWEEN, EARLY, **THREE),
+            HOLDS,
+            "1.5 times; soonest was ρ = 3 on 8",
+        ),
         # from 0.9 at 10 to 0.005 at 30: 10 + 20 ln(0.9 / 0.01) / ln(0.9 / 0.005) = 27.3
-        (ONE_RHO, [admm(0.1)], rhos((0.9, 0.005, 0.001), EARLY), FAILS, "at worst 2.7 times"),
-        (ONE_RHO, [admm(0.1)], rhos(LATER, LATER), FAILS, "on 0 of 8"),  # none gets there
+        (
+            ONE_RHO,
+            [admm(0.1)],
+            pair((0.9, 0.005, 0.001), EARLY, **THREE),
+            FAILS,
+            "at worst 2.7 times",
+        ),
+        (ONE_RHO, [admm(0.1)], pair(LATER, LATER, **THREE), FAILS, "on 0 of 8"),  # none gets there
         ("On one mask", [admm(0.009), SPARSEGPT], [], HOLDS, "median 50 %"),
     ],
 )

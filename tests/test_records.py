@@ -92,15 +92,6 @@ def test_values_become_plain_or_are_refused(one_line_error) -> None:
         a_record(parameters={"x": {1}})
 
 
-def test_files_that_are_not_there_or_in_the_way(tmp_path: Path, one_line_error) -> None:
-    assert records.read_records(tmp_path / "none") == []
-    with one_line_error(FileError, "none.json"):
-        records.read_record(tmp_path / "none.json")
-    (tmp_path / "file").write_text("in the way")
-    with one_line_error(FileError, "a.json"):
-        records.write_record(tmp_path / "file" / "a.json", a_record())
-
-
 def test_types_of_parameters(one_line_error) -> None:
     for good in ((1, float), (None, int, None), (np.float64(2), float)):
         records.check_type("a", good[0], good[1:])

@@ -161,15 +161,6 @@ def test_mask_rules_are_shares_of_the_default_on_the_same_layer() -> None:
     assert frame.loc["budget per output", "50 %"] == pytest.approx(100)
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(3, "3"), (1234, "1,234"), (3.0, "3.00"), (0.0, "0.00"), (0.0123, "0.0123"), (0.75, "0.750"),
-     ("a", "a"), (17.714, "17.71"), (123.45, "123.5"), (12345.6, "12,346"), (2.5e7, "2.5e+07")],
-)  # fmt: skip
-def test_numbers(value: float, text: str) -> None:
-    assert tables.format_number(value) == text
-
-
 def test_a_section_for_each_model(tmp_path: Path) -> None:
     runs = [pruned("dense", "0 %", value, model=name) for name, value in (("a", 5.0), ("b/c", 4.0))]
     write_tables(runs, tmp_path)

@@ -59,13 +59,6 @@ def test_a_run_is_reproduced_within_its_tolerance() -> None:
     assert found.reproduced == 0 and "inf" not in "".join(to_lines(found.comparisons))
 
 
-def test_a_parameter_that_an_older_reference_lacks_had_its_default() -> None:
-    old, new = run(10.0), run(10.0, steps=3)
-    assert judge([new], [old], []).without == 1
-    assert judge([new], [old], [], {"04": {"steps": 3}}).reproduced == 1
-    assert judge([new], [old], [], {"04": {"steps": 4}}).without == 1
-
-
 @pytest.mark.parametrize("plan", ["laptop", "full"])
 def test_a_plan_reproduces_itself(plan: str) -> None:
     records = read_records(reference_dir(plan) / "records")
