@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from layers import layer, masked
 
 from helpers.errors import BadParameter, NonFinite
-from helpers.masks import check_keep, check_target, select, top_k, top_nm
+from helpers.masks import check_keep, select, top_k, top_nm
 
 UNSTRUCTURED = "unstructured"
 
@@ -84,16 +84,6 @@ def test_a_score_that_is_nan_is_not_ranked(budget: str, pattern: str, one_line_e
 
 
 # ---------------------------------------------------------------- sparsity and pattern
-
-
-@pytest.mark.parametrize(
-    ("sparsity", "pattern", "expected"),
-    [(0.6, UNSTRUCTURED, 0.6), (0, UNSTRUCTURED, 0.0), (None, "2:4", 0.5), (0.5, "2:4", 0.5),
-     (None, "1:4", 0.75), (0.375, "5:8", 0.375), (np.float32(1 / 3), "2:3", 1 / 3)],
-)  # fmt: skip
-def test_target(sparsity: object, pattern: str, expected: float) -> None:
-    target = check_target(sparsity, pattern)
-    assert isinstance(target, float) and target == pytest.approx(expected, abs=1e-12)
 
 
 BAD_PATTERNS = ["5:4", "4:4", "0:4", "2-4", "2:4:8", "-2:4", ":4", "²:4", "2:4\n", "", 3, None]

@@ -118,10 +118,8 @@ def test_a_streamed_model_gives_the_same_record(notebook: str, tmp_path: Path) -
     for part in load_model("tiny"):
         part.save_pretrained(tmp_path / "tiny")
     parameters = {"model": str(tmp_path / "tiny"), "device": "cpu", "sequences": 2, "length": 32}
-    parameters |= {
-        "04_prune_model": {"window": 64, "second_window": 128},
-        "05_zero_shot": {"limit": 4},
-    }[notebook]
+    windows, limit = {"window": 64, "second_window": 128}, {"limit": 4}
+    parameters |= windows if notebook == "04_prune_model" else limit
     records = []
     for streamed in (False, True):
         name = f"{tmp_path.name}-{streamed}"
