@@ -62,6 +62,12 @@ def test_limit_takes_the_first_windows_and_none_takes_all() -> None:
     assert perplexity(model, tokens, length=40, limit=12) == everything != first
 
 
+def test_progress_is_counted_in_windows() -> None:
+    model, steps = fam.build("llama"), []
+    perplexity(model, long_text(), length=100, progress=lambda *step: steps.append(step))
+    assert steps == [(done, 5, "windows") for done in range(1, 6)]
+
+
 def test_dropout_is_off_and_the_mode_comes_back() -> None:
     model, tokens = fam.build("opt"), long_text()
     expected = perplexity(model, tokens, length=40)

@@ -76,6 +76,17 @@ def test_nothing_is_below_the_optimum_and_admm_arrives(study: dict) -> None:
         assert other["excess"] > 10 * end["excess"]
 
 
+def test_curves_end_at_their_rows(study: dict) -> None:
+    for curve in study["curves"]:
+        last = max(
+            pick(study, **{k: curve[k] for k in SETTINGS}), key=lambda row: row["iterations"]
+        )
+        assert curve["iterations"][-1] == last["iterations"]
+        for name in ("error", "excess", "seconds"):
+            assert curve[name][-1] == pytest.approx(last[name], rel=1e-4)
+            assert len(curve[name]) == len(curve["iterations"])
+
+
 def test_a_diverged_curve_is_cut_and_its_rows_are_missing(
     layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +96,19 @@ def test_a_diverged_curve_is_cut_and_its_rows_are_missing(
     assert fine["iterations"][-1] == 100 and 0 < cut["iterations"][-1] < 100
     assert all(map(math.isfinite, cut["error"] + cut["excess"]))
     assert not pick(study, solver="sgd", precondition=False, learning_rate=1e4, iterations=100)
+
+
+def test_measuring_does_not_count(layer, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]  # which goes on while a weight is measured, and at no other time
+
+    def slow(*arguments: torch.Tensor) -> float:
+        clock[0] += 1.0
+        return relative_error(*arguments)
+
+    monkeypatch.setattr(studies, "relative_error", slow)
+    monkeypatch.setattr(studies.time, "perf_counter", lambda: clock[0])
+    study = update_study(*layer, sparsities=(0.5,), iterations=20)
+    assert clock[0] > 20 and {row["seconds"] for row in study["update"]} == {0.0}
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 60])
