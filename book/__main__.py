@@ -29,9 +29,8 @@ COPIED = (
 PLANS = ("laptop", "full", "original", "smoke", "t4", "paper")
 # tables and figures, in the order of a plan's page
 PRODUCTS = (
-    *("summary", "claims", "perplexity", "layer_error", "variants", "zero_shot", "weight_update"),
-    *("weight_update_median", "convergence", "mask", "schedule", "spectrum", "cost"),
-    *("beyond", "published", "published_ratios"),
+    *("claims", "perplexity", "layer_error", "variants", "zero_shot", "weight_update"),
+    *("convergence", "mask", "schedule", "cost", "beyond", "published_ratios"),
 )
 BEST_RUNS = ("default", "admm-grad-60")  # of several runs of a notebook, the ones to show
 NOTHING_RUN = "Nothing was run on this machine: what follows is committed.\n"

@@ -79,10 +79,10 @@ def admm(
         Z = (W + U) * keep  # the nearest weights that obey the mask
         # U step: a sum of all gaps W − Z so far. Where a weight is pruned Z is 0, and U grows until
         # W is 0 there too
-        U = U + W - Z  # what the mask took away is remembered ...
+        U = U + W - Z  # add up what the projection removed
         # W step: minimise ½‖X(W − W₀)‖² + ρ/2 ‖W − Z + U‖². Its gradient is 0 where
         #     W (G + ρI) = W₀ G + ρ (Z − U),     the paper's formula transposed
-        W = (W0 @ G + rho * (Z - U)) @ inverse  # ... and paid for where weights are free
+        W = (W0 @ G + rho * (Z - U)) @ inverse  # refit the outputs, pulled towards Z − U
     # one more Z step, so that what is returned obeys the mask
     return (W + U) * keep, keep  # U is 0 where a weight is kept, so this is W on the mask
 
@@ -168,8 +168,8 @@ def admm_grad(
         # mask_steps = 0 too needs one choice: in iteration 1 U is 0 and T is W₀, as ADMM1 wants it
         if iteration > max(mask_steps, 1):
             return
-        # in the solver's own scratch memory: at this size a new tensor an iteration costs real
-        # time. The score covers pruned weights too, so one may return while the mask grows
+        # in the solver's own scratch memory: at this size a new tensor in each iteration is
+        # slow. The score covers pruned weights too, so one may return while the mask grows
         score = torch.abs(T, out=scratch)
         if system.importance is not None:
             score.mul_(system.importance)
@@ -275,8 +275,8 @@ def exact_least_squares(
 
     Solves, in float64 and for each output, G[S,S] ŵ[S] = (G w)[S] over the kept inputs S, where
     G is the scaled gram with the same damping as the solver's. A singular system gives the
-    solution of least norm. Cost: one dense solve of its support's size an output.
-    Returns (d_out, d_in) in the weight's type. Raises as `refit`.
+    solution of least norm. Cost: for each output, one dense solve of the size of its support.
+    Returns (d_out, d_in) in the weight's type. Raises the same errors as `refit`.
     """
     check_options(exact_least_squares, {"damping": damping})
     Layer.of(weight, gram, keep)

@@ -39,7 +39,7 @@ from helpers.models import (
 )
 from helpers.replay import Replay, best_batch, explain_out_of_memory
 
-# one fraction, one for each layer by its `layer_key`, or None where the pattern says it
+# a fraction for all layers, one for each by its `layer_key`, or None where N:M implies it
 Sparsity = float | Mapping[str, float] | None
 
 
@@ -84,7 +84,8 @@ class PruneReport:
     `seconds` holds "total" and its parts, "forward" (of the text, with its grams) and "solve".
     `batch` is the sequences in one forward pass at the end, and `halved` says where it had to be
     halved because memory ran out. `precision` is that of the products with the text. `repair` says
-    what a recipe did after the layers.
+    what a recipe did after the layers. `parity` is the largest relative difference between
+    replayed and own logits, before pruning.
     """
 
     method: str
@@ -135,8 +136,8 @@ class PruneReport:
         }
 
 
-# The core imports no wing, so the loop is given what a wing adds: a Store that saves pruned blocks
-# and resumes, and a Team of processes. These two classes are the plain case
+# The loop must not import helpers.large, so what that package adds is handed to it: a Store that
+# saves pruned blocks and resumes, and a Team of processes. These two classes are the plain case
 class Store:
     """Where pruned blocks go. This one leaves them in the model."""
 
@@ -220,7 +221,7 @@ class Loop:
                     passes=self.settings.passes,
                     precision=self.settings.precision,
                 )
-                # before a weight changes: the gate needs the model's own logits
+                # before a weight changes: replayed logits are compared with the model's own
                 self.report.parity = max(self.team.gather(replay.parity()))
                 # One stream for the whole loop, overwritten block by block: (sequences, length,
                 # width). Keeping every block's would take as many times that as there are blocks

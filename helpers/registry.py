@@ -1,13 +1,14 @@
-"""The registry of layer methods, `METHODS`, and the door that every one of them stands behind.
+"""The registry of layer methods, `METHODS`, and the checks that each of them is called through.
 
 A method is a function
 
     method(weight, gram, *, sparsity, pattern, keep=None, **options) -> LayerResult
 
 with weight (d_out, d_in) and gram (d_in, d_in) in float32 and a parsed pattern. `register` is the
-door: what goes in is checked there once, and so is the answer (shape, finite, exact sparsity, zero
-outside `keep`, weight and gram left alone); error and dead inputs are filled in. A method
-therefore cannot misreport itself. The package's own methods are in `helpers.methods`.
+door: what goes in is checked there once, and so is the answer (shape, finite, sparsity up to the
+rounding of a budget per output, zero outside `keep`, weight and gram left alone); error and dead
+inputs are computed there, so that a method cannot misreport them. Whether it respects a mask that
+it is given is for `helpers.conformance`. The package's own methods are in `helpers.methods`.
 """
 
 from __future__ import annotations

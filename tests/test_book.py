@@ -48,7 +48,7 @@ class Page(HTMLParser):
 def executed(text: str, path: Path) -> None:
     """Write a notebook as a run leaves it: a table, a picture, a widget, and an explorer."""
     notebook = nbformat.read(notebooks_dir() / "04_prune_model.ipynb", as_version=4)
-    picture = base64.b64encode((reference_dir("full") / "figures" / "cost.png").read_bytes())
+    picture = base64.b64encode((reference_dir("full") / "figures" / "perplexity.png").read_bytes())
     for data in (
         {"text/markdown": f"| a |\n|---|\n| {text} |"},
         {"image/png": picture.decode()},

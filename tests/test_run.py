@@ -154,7 +154,7 @@ def stamped(
 def made(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
     """Instead of tables and figures: the perplexities of the records they would be made of."""
     seen: list[list[float]] = []
-    for name in ("write_tables", "write_published", "write_claims"):
+    for name in ("write_tables", "write_claims"):
         monkeypatch.setattr(command_line.report, name, lambda records, _: None)
     monkeypatch.setattr(
         command_line.report,

@@ -1,17 +1,17 @@
-"""The recipe: guide, prune, repair. One call and one knob.
+"""The recipe in one call: guide, prune, repair.
 
     tokens = calibration_tokens("embedded", tokenizer, sequences=windows_of("balanced"), length=512)
     report = prune_and_repair(model, tokens, sparsity=0.6, effort="balanced")
 
 1. A backward pass for each of a few sequences says in which layers, and in which outputs of a
    layer, weights can be spared (`helpers.beyond.allocate.guide`).
-2. A method of single layers, ADMM-Grad, chooses the masks accordingly and refits what is left. The
-   text runs through each block once (`helpers.one_pass`).
+2. ADMM-Grad, or another method of single layers, chooses the masks accordingly and refits what is
+   left. The text runs through each block once (`helpers.one_pass`).
 3. The kept weights of all layers are fitted to the dense model's predictions, on text that the
    pruning has not seen (`helpers.beyond.distil`).
 
-The effort says how much text each step reads; nothing else is to be chosen. The steps and their
-rates were decided on held-out windows of the calibration text.
+The effort says how much text each step reads; the other arguments need not be changed. The steps
+and their rates were decided on held-out windows of the calibration text.
 """
 
 from __future__ import annotations

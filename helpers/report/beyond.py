@@ -12,16 +12,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from helpers.report import frame, style
+from helpers.report import frame
 from helpers.report.frame import Record
 
 NOTEBOOK = "08_beyond_the_paper"
 BASE = "admm-grad"  # with one sparsity and no options: what every pipeline is compared with
-TARGET = "60 %"  # of the figure
-GUIDE = ", guide"  # in the name of a pipeline whose zeros were allocated by the guide
-GUIDED = f"{BASE}{GUIDE}, one pass"  # as in the recipe
+GUIDED = f"{BASE}, guide, one pass"  # as in the recipe
 # what makes a pipeline, beside the method and its options
 PLAIN = {"allocation": "", "guide_sequences": 4, "passes": 2, "repair": "", "repair_windows": 0,
          "precision": "float32"}  # fmt: skip
@@ -29,7 +26,7 @@ PLAIN = {"allocation": "", "guide_sequences": 4, "passes": 2, "repair": "", "rep
 
 def pipeline_name(parameters: Mapping[str, Any]) -> str:
     """What was done, in its order: "admm-grad, owl, one pass + distil (64)"."""
-    name = frame.in_brackets(parameters["method"], parameters.get("options"))
+    name = frame.in_brackets(frame.method_name(parameters), parameters.get("options"))
     return name + _steps(parameters) + _repair(parameters)
 
 
@@ -50,25 +47,11 @@ def _repair(parameters: Mapping[str, Any]) -> str:
 
 
 def pipeline_title(parameters: Mapping[str, Any]) -> str:
-    """What was done, and at which target."""
+    """What a run of notebook 04, 05 or 08 does, and at which target."""
+    if parameters["method"] == "dense":
+        return "dense"
     target = frame.target_name(parameters["pattern"], parameters["sparsity"] or 0.0)
     return f"{pipeline_name(parameters)} at {target}"
-
-
-def gap_table(perplexities: Mapping[str, float]) -> pd.DataFrame:
-    """Perplexity of the dense, the pruned and the repaired model on both texts, and the share of
-    ln(perplexity / dense) after the layers alone that is gone.
-
-    Args: perplexities, named as a record's metrics.
-    """
-    rows = {"dense": "_dense", "layers alone": "_layers", "repaired": ""}
-    texts = ("perplexity", "perplexity_web")
-    table = pd.DataFrame(
-        {text: {row: perplexities[text + end] for row, end in rows.items()} for text in texts}
-    )
-    logs = np.log(table)
-    closed = (logs.loc["layers alone"] - logs) / (logs.loc["layers alone"] - logs.loc["dense"])
-    return table.join(closed.add_suffix(", gap closed"))
 
 
 def pipeline_frame(records: Iterable[Record]) -> pd.DataFrame:
@@ -177,41 +160,3 @@ def tables_of(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
     )
     yield "web text", note, *perplexity_table(pipelines, "perplexity_web")
     yield "gain", f"{where} {frame.caption(gain_table)}", gain_table(pipelines)
-
-
-def beyond_figure(records: Iterable[Record]) -> Figure | None:
-    """Perplexity at 60 % against seconds of pruning and repair over those of ADMM-Grad, log axes:
-    from each pipeline without a repair, an open marker, a line leads to its repairs; a dashed line
-    is the dense model. Lower and further left is better.
-
-    Points are means over seeds, whiskers the range, of the runs in the usual setting.
-    None without runs of notebook 08 at 60 % beside plain ADMM-Grad.
-    """
-    pipelines = pipeline_frame(records).query("usual and target == @TARGET and times.notna()")
-    if pipelines.empty:
-        return None
-    pipelines = pipelines.sort_values("order")
-    points, costs = (
-        frame.over_seeds(pipelines, "pipeline", number).droplevel("target")
-        for number in ("perplexity", "times")
-    )
-    points["x"] = costs["mean"]
-    figure, ax = style.new_figure(size=(7.0, 4.8))
-    for position, (stem, family) in enumerate(pipelines.groupby("stem", sort=False)):
-        # the colour says which method, and the marker what is done beside it
-        color = style.style_of(family["method"].iloc[0])["color"]
-        mark = {"color": color, "marker": style.style_of("", position)["marker"], "markersize": 7}
-        label, start = style.in_words(stem), points[points.index == stem]
-        ax.plot(start["x"], start["mean"], **mark, linestyle="none", mfc="white", label=label)
-        for _, repaired in family[family["repair"] != ""].groupby("repair", sort=False):
-            path = pd.concat([start, points.loc[repaired["pipeline"].unique()]])
-            ax.plot(path["x"], path["mean"], color=color, linewidth=1, zorder=1)
-            ax.plot(path["x"][1:], path["mean"][1:], linestyle="none", **mark)
-            ax.vlines(path["x"], path["min"], path["max"], color=color, alpha=0.5)
-    style.draw_dense(ax, pipelines["perplexity_dense"].mean())
-    style.set_up(ax, log="xy", plain=True, ylabel=f"perplexity at {TARGET}",
-                 xlabel="seconds / ADMM-Grad's; filled: repaired",
-                 legend={"fontsize": 8.5, "loc": "lower center", "bbox_to_anchor": (0.5, 1),
-                         "ncols": 2})  # fmt: skip
-    style.plain_log(ax.xaxis)
-    return figure

@@ -313,16 +313,10 @@ def overhead(findings: Findings) -> Evidence:
         for alone in (True, False)
     )
     both = every if timed.empty else timed
-    # on a GPU gram and selection are not timed apart: they are in forward and solve
-    seconds = both.filter(regex="_seconds_?$").fillna(0.0)
-    if not seconds["solve_seconds"].any():
+    if not both["solve_seconds"].any():
         return untested("runs of admm-grad and sparsegpt, timed in parts")
-    common = pd.concat([seconds[f"forward_seconds{end}"] + seconds[f"gram_seconds{end}"]
-                        for end in ("", "_")]).median()  # fmt: skip
-    own, other = (
-        (seconds[f"solve_seconds{end}"] + seconds[f"selection_seconds{end}"]).mean()
-        for end in ("", "_")
-    )
+    common = pd.concat([both["forward_seconds"], both["forward_seconds_"]]).median()
+    own, other = both["solve_seconds"].mean(), both["solve_seconds_"].mean()
     ratio = (common + own) / (common + other)
     record = both["record"].iloc[0]
     size = record["parameters"]

@@ -16,8 +16,6 @@ from typing import Any
 
 import pandas as pd
 
-from helpers.masks import check_target
-
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]  # of a series
 
@@ -29,8 +27,9 @@ TASK_NAMES = {"boolq": "BoolQ", "rte": "RTE", "hellaswag": "HellaSwag", "winogra
               "piqa": "PIQA", "sciq": "SciQ", "lambada_openai": "LAMBADA"}  # fmt: skip
 USUAL = {"rho": 1.0, "precondition": True, "damping": 0.1}  # ADMM's defaults
 ENOUGH = 0.01  # an objective this close to its optimum counts as having arrived
-PRUNE_PARTS = ("forward", "gram", "solve", "selection")  # of the seconds of pruning
-SECONDS = [f"{part}_seconds" for part in (*PRUNE_PARTS, "prune", "evaluate")]
+SECONDS = [f"{part}_seconds" for part in ("forward", "solve", "prune", "evaluate")]
+# parts of the seconds that older records hold apart
+ONCE_APART = {"forward_seconds": "gram_seconds", "solve_seconds": "selection_seconds"}
 NUMBERS = ["perplexity", "mean_layer_error", *SECONDS]
 FLAGS = ["variant", "usual", "timed"]
 COLUMNS = ["record", "label", "target", "method", "pattern", "options", "seed"]
@@ -57,15 +56,6 @@ def record_id(record: Record) -> str:
 def target_name(pattern: str, sparsity: float) -> str:
     """A pattern as it is, unstructured pruning as its sparsity: "60 %"."""
     return f"{100 * sparsity:.4g} %" if pattern == "unstructured" else pattern
-
-
-def run_title(parameters: Mapping[str, Any]) -> str:
-    """What a run of notebook 04 or 05 does: "dense", or a method, an effort and a target."""
-    if parameters["method"] == "dense":
-        return "dense"
-    sparsity = check_target(parameters["sparsity"], parameters["pattern"])
-    target = target_name(parameters["pattern"], sparsity)
-    return f"{parameters['method']} {parameters['effort']}".strip() + f" at {target}"
 
 
 def row_key(label: str) -> tuple[int, str]:
@@ -113,11 +103,11 @@ def setting(records: Iterable[Record]) -> str:
     parts = ("model", "evaluation", "windows", "window", "calibration", "sequences", "length")
     # a record made by hand may lack some of them
     common = dict.fromkeys(parts, "?") | common_parameters(records)
-    known = {key: text for key, text in EMBEDDED.items() if common[key] == "embedded"}
+    common |= {key: text for key, text in EMBEDDED.items() if common[key] == "embedded"}
     return (
         "Model: {model}. Perplexity on {evaluation}, {windows} windows of {window} tokens. "
         "Calibration on {calibration}, {sequences} x {length} tokens."
-    ).format(**common | known | {"windows": common["windows"] or "all"})
+    ).format(**common | {"windows": common["windows"] or "all"})
 
 
 def prune_runs(records: Iterable[Record]) -> list[Record]:
@@ -176,6 +166,9 @@ def run_frame(
         })  # fmt: skip
     table = pd.DataFrame(rows)
     table = table.reindex(columns=list(dict.fromkeys([*COLUMNS, *FLAGS, *NUMBERS, *table])))
+    for part, apart in ONCE_APART.items():
+        if apart in table:
+            table[part] += table[apart].fillna(0.0)
     return table.astype(dict.fromkeys(FLAGS, bool) | dict.fromkeys(NUMBERS, float))
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -18,6 +19,7 @@ from helpers.report.style import in_words, set_up, style_of
 MARGINS = {"left": 0.08, "right": 0.985, "top": 0.86, "bottom": 0.2, "wspace": 0.36}
 NOW = {"color": "black", "linewidth": 1, "linestyle": (0, (4, 2))}
 SMALL = {"markersize": 4}
+MANY = 60  # points of a line; more are drawn without markers
 
 
 def _draw_mask(ax: Axes, keep: Any, shape: tuple[int, int], title: str) -> None:
@@ -37,49 +39,24 @@ def mask_picture(keep: Any, *, size: int = 48, title: str = "") -> Figure:
     return figure
 
 
-def depth_figure(layers: Iterable[Mapping[str, Any]], title: str) -> Figure:
-    """Relative error by depth of one run, a curve for each kind of layer; log axis.
+def lines_figure(
+    table: pd.DataFrame, title: str = "", *, xlabel: str, ylabel: str, marked: Any = None
+) -> Figure:
+    """A line for each column of a table against its index, on a log axis.
 
-    Args: layers, rows with "block", "name" and "error" as a record holds them.
+    NaN is passed over; what is zero or below leaves a gap.
+    Args: marked, the place on the x axis where the last column is ringed.
     """
-    kinds: dict[str, dict[int, float]] = {}
-    for layer in layers:
-        if layer["error"] is not None:
-            kind = layer["name"].split(".")[-1]
-            kinds.setdefault(kind, {})[layer["block"]] = layer["error"]
-    figure = errors_by_block(kinds, "relative error of a layer")
-    figure.axes[0].set_title(title)
-    return figure
-
-
-def errors_by_block(curves: Mapping[str, Mapping[int, float]], ylabel: str) -> Figure:
-    """Errors by block on a log axis, a curve for each label."""
     figure, ax = style.new_figure(size=(7.0, 4.2))
-    for position, (label, errors) in enumerate(curves.items()):
-        look = style_of(label, position) | {"label": in_words(label)}
-        ax.plot(list(errors), list(errors.values()), **look)
-    set_up(ax, log="y", plain=True, whole=10, legend={"ncols": 2},
-           xlabel="block (0 is next to the embedding)",
-           ylabel=f"{ylabel}\n‖XW − XŴ‖² / ‖XW‖²")  # fmt: skip
-    return figure
-
-
-def repair_figure(repair: Mapping[str, Any], title: str = "") -> Figure:
-    """One repair: the divergence in each step, before it, and that on held-out text now and then.
-
-    Args: repair, as a `DistilReport` and a record have it; the step that was kept is ringed.
-    """
-    losses, held_out, best = repair["losses"], repair["held_out"], repair["kept"]
-    figure, ax = style.new_figure(size=(7.0, 3.8))
-    look = {"color": style.BEHIND, "marker": ".", "linewidth": 1}
-    ax.plot(range(len(losses)), losses, label="window of the step, before it", **look)
-    look = {"color": style.GRADUAL[0], "marker": "o", "linewidth": 2, "label": "held-out windows"}
-    ax.plot(*zip(*held_out, strict=True), **look)
-    ring = {"markersize": 12, "fillstyle": "none", "mew": 1.6, "label": "kept"}
-    ax.plot([best], [dict(held_out)[best]], "o", color="black", linestyle="none", **ring)
-    set_up(ax, title, log="y", plain=True, whole=10, legend=True,
-           xlabel="steps taken, a window each",
-           ylabel="KL(dense ‖ pruned) in nats a token")  # fmt: skip
+    for position, label in enumerate(table):
+        line = table[label].dropna()
+        look = style_of(label, position) | ({"marker": ""} if len(line) > MANY else {})
+        ax.plot(line.index, style.above_zero(line), label=in_words(label), **look)
+    if marked is not None:
+        ring = {"markersize": 12, "fillstyle": "none", "mew": 1.6, "label": "kept"}
+        ax.plot([marked], [line[marked]], "o", color="black", linestyle="none", **ring)
+    columns = {"ncols": 2 if len(table.columns) > 3 else 1}
+    set_up(ax, title, log="y", plain=True, whole=10, legend=columns, xlabel=xlabel, ylabel=ylabel)
     return figure
 
 
@@ -170,9 +147,8 @@ def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> 
     look = {"cmap": ListedColormap(list(colours.values())), "interpolation": "nearest"}
     ax.imshow(kind, vmin=0, vmax=3, aspect="auto", **look)
     ax.grid(False)
-    if group:  # lines between weights, and broad ones between groups of M along the input
+    if group:  # lines between groups of M along the input
         rows, columns = kind.shape
-        ax.vlines(np.arange(0.5, columns - 1), -0.5, rows - 0.5, color="white", linewidth=0.8)
         edges = np.arange(group - 0.5, columns - 1, group)
         ax.vlines(edges, -0.5, rows - 0.5, color="black", linewidth=2)
     moved = 100 * float((keep & ~one_shot).sum()) / max(1, int(keep.sum()))
@@ -199,7 +175,7 @@ def stream_figure(
     left.axhline(medians[block], label="median", **NOW | {"color": style.DENSE})
     for rank, position in enumerate(top, 1):
         left.plot([position], [here[position]], "o", color=style.COLOURS[1], markersize=5)
-        style.offset_text(left, str(rank), (position, here[position]), (4, 3))
+        left.annotate(str(rank), (position, here[position]), (4, 3), textcoords="offset points")
     right.plot(table.max(axis=1), **style_of("", 1) | SMALL, label="largest token")
     right.plot(medians, **style_of("", 0) | SMALL, label="median token")
     right.axvline(block, **NOW)

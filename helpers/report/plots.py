@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,65 +13,47 @@ from matplotlib.figure import Figure
 
 from helpers.paths import replace_file
 from helpers.report import frame, style
-from helpers.report.beyond import beyond_figure
 from helpers.report.frame import Record
-from helpers.report.pictures import errors_by_block
-from helpers.report.study_plots import race_figure
+from helpers.report.pictures import lines_figure
 from helpers.report.style import in_words, set_up, style_of
-from helpers.report.tables import chances, zero_shot_table
 
-# a method of the user's own in the perplexity figure
-OWN_LOOK = {"marker": "*", "markersize": 15, "color": "black", "markerfacecolor": "white",
-            "zorder": 5}  # fmt: skip
 MASK_ONLY = ("magnitude", "wanda")  # methods that refit nothing
-Cells = Mapping[str, tuple[dict[str, Any], pd.DataFrame]]  # by label: its look, cells by target
 
 
-# ------------------------------------------------------------------ the story in one picture
+# ------------------------------------------------------------------ runs of the pruning notebook
 
 
-def summary_figure(records: Sequence[Record]) -> Figure | None:
-    """The paper's three steps: the error of one layer falls to its optimum while ADMM refits it on
-    a fixed mask; a mask that grows leaves less error than one chosen at once; perplexity on a log
-    scale against sparsity, a line for each method.
+def perplexity_figure(records: Iterable[Record]) -> Figure | None:
+    """Perplexity on a log scale against sparsity, a line for each method, with its name at its end;
+    bars span the seeds, and a dashed line is the dense model. N:M patterns, and what leaves the
+    scale, are in the table.
 
-    From a record of notebook 02, one of 03 and the plain runs of 04; None if one is missing.
+    Points are means over seeds, as in the table, of the runs of notebook 04, which are of one
+    model; None without any. The axis ends above the methods that refit, so that they can be
+    distinguished.
     """
-    solved, grown = (frame.series_of(records, name) for name in ("convergence", "schedule"))
-    table, dense = _perplexities(frame.prune_runs(records))
-    if solved is None or grown is None or not table:
+    cells = frame.perplexity_cells(records).reset_index()
+    if cells.empty:
         return None
-    figure, (left, right, story) = style.new_figure(
-        "AB;CC", size=(7.0, 6.0), height_ratios=[1, 1.2]
-    )
-    # ADMM on a fixed mask, from no update to the optimum
-    errors = solved["error"].get("ρ = 1") or next(iter(solved["error"].values()))
-    before = max(solved["references"].values())
-    steps = [0, *solved["iterations"]]
-    left.plot(steps, [before, *errors], color=style.ADMM[0], linewidth=2.2, zorder=3, label="ADMM")
-    lines = {name.partition(",")[0]: value for name, value in solved["references"].items()}
-    style.draw_references(left, lines)
-    set_up(left, whole=5, xlabel="iteration", ylabel="relative error of the layer",
-           legend={"fontsize": 8.5}, xlim=(0, steps[-1]), ylim=(0, 2.2 * before))  # fmt: skip
-    # the error of the gradual mask as a share of the one-shot mask's
-    sparsity = grown["sparsity"]["one-shot"][-1]
-    names = [frame.target_name(pattern, sparsity) for pattern in grown["ratio"]]
-    shares = [100 * ratio["paper"] for ratio in grown["ratio"].values()]
-    bars = right.bar(names, shares, color=style.GRADUAL[0], width=0.6)
-    right.bar_label(bars, fmt="%.0f %%", label_type="center", color="white", fontsize=9)
-    right.axhline(100, color=style.ONE_SHOT[0], linestyle="--", label="mask chosen once")
-    set_up(right, ylabel="error (% of one-shot's)", ylim=(0, 130), legend=True)
-    _draw_methods(story, table, dense)
-    _name_ends(story)
-    layer = in_words(solved["layer"])
-    look = {"xycoords": "axes fraction", "fontsize": 9, "color": style.DENSE}
-    for ax, title, text in (
-        (left, "1  Refit the weights that stay", f"{layer} at {100 * solved['sparsity']:.0f} %"),
-        (right, "2  Let the mask grow", "while refitting; layers of one block"),
-        (story, "3  Prune the whole model", "block by block; a bar is the range over seeds"),
-    ):
-        ax.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=21)
-        style.offset_text(ax, text, (0, 1), (0, 6), **look)
+    figure, ax = style.new_figure(size=(7.0, 4.4))
+    shown = cells[cells["target"].str.endswith(" %")]
+    shown = shown.assign(sparsity=shown["target"].str.rstrip(" %").astype(float))
+    methods = dict(list(shown.sort_values("sparsity").groupby("label")))
+    for position, label in enumerate(sorted(methods, key=frame.row_key)):
+        line, look = methods[label], style_of(label, position)
+        ax.plot(line["sparsity"], line["mean"], label=in_words(label), **look)
+        bars = {"color": look["color"], "alpha": 0.5, "linewidth": 2.5}
+        ax.vlines(line["sparsity"], line["min"], line["max"], **bars)
+    refitting = cells[~cells["label"].isin(["dense", *MASK_ONLY])]
+    top = (cells if refitting.empty else refitting)["max"].max()
+    dense = cells.loc[cells["target"] == "dense", "mean"].min()
+    if pd.notna(dense):
+        look = {"color": style.DENSE, "linestyle": (0, (4, 3)), "linewidth": 1.2}
+        ax.axhline(dense, label=f"dense {dense:.1f}", **look)
+    set_up(ax, log="y", plain=True, xlabel="weights set to zero (%)",
+           ylabel="perplexity (log scale)",
+           ylim=(cells["min"].min() / 1.3, 2.5 * top))  # fmt: skip
+    _name_ends(ax)
     return figure
 
 
@@ -88,144 +69,27 @@ def _name_ends(ax: Axes) -> None:
         ax.annotate(name, (1.01, place), xycoords="axes fraction", **look)
 
 
-# ------------------------------------------------------------------ runs of the pruning notebook
-
-
-def _perplexities(records: Iterable[Record], own: str = "") -> tuple[Cells, float | None]:
-    """The cells of pruned models, and the dense perplexity."""
-    cells = frame.perplexity_cells(records)
-    is_dense = cells.index.get_level_values("target") == "dense"
-    dense, pruned = cells[is_dense]["mean"], cells[~is_dense]
-    table = {}
-    for position, label in enumerate(sorted(pruned.index.unique("label"), key=frame.row_key)):
-        is_own = label.partition(" (")[0] == own  # with whatever options
-        look = style_of(label, position) | (OWN_LOOK if is_own else {})
-        table[label] = (look, pruned.loc[label])
-    return table, None if dense.empty else dense.iloc[0]
-
-
-def _draw_methods(
-    ax: Axes, table: Cells, dense: float | None, patterns: Sequence[str] = ()
-) -> None:
-    """Perplexity by sparsity, a line for each method, or a point for each at every pattern.
-
-    The axis, a log one, ends above the methods that refit, so that they can be distinguished.
-    """
-    for label, (look, cells) in table.items():
-        cells = cells[cells.index.isin(patterns) if patterns else cells.index.str.endswith(" %")]
-        if cells.empty:
-            continue
-        if patterns:
-            places, look = cells.index.map(patterns.index), look | {"linestyle": "none"}
-        else:
-            places = cells.index.str.rstrip(" %").astype(float)
-        cells = cells.set_index(places).sort_index()
-        ax.plot(cells.index, cells["mean"], label=in_words(label), **look)
-        ax.vlines(cells.index, cells["min"], cells["max"], color=look["color"], alpha=0.5,
-                  linewidth=2.5)  # fmt: skip
-    most = {label: cells["max"].max() for label, (_, cells) in table.items()}
-    refitting = [value for label, value in most.items() if label not in MASK_ONLY]
-    top = 2.5 * max(refitting or most.values(), default=dense or 1)
-    set_up(ax, log="y", plain=True, ylim=(None, top))
-    if dense is not None:
-        style.draw_dense(ax, dense)
-    if patterns:
-        ax.set(xlabel="pattern", xlim=(-0.5, len(patterns) - 0.5))
-        ax.set_xticks(range(len(patterns)), patterns)
-    else:
-        ax.set(xlabel="weights set to zero (%)", ylabel="perplexity (log scale)")
-
-
-def perplexity_figure(records: Iterable[Record], own: str = "") -> Figure | None:
-    """Perplexity on a log scale, on the left against sparsity, a line for each method, on the
-    right for N:M patterns; whiskers span the seeds, a dashed line is the dense model, and what
-    leaves the scale is in the table.
-
-    Points are means over seeds, as in the table, of the runs of notebook 04, which are of one
-    model; None without any, and no right half without patterns. The method `own` stands out.
-    """
-    runs = frame.prune_runs(records)
-    if not runs:
-        return None
-    table, dense = _perplexities(runs, own)
-    targets = {target for _, cells in table.values() for target in cells.index}
-    patterns = sorted((target for target in targets if ":" in target), key=frame.column_key)
-    ratios = [3, 0.5 + 0.5 * len(patterns)][: 1 + bool(patterns)]
-    figure, ((left, *others),) = style.new_figure(
-        len(ratios), size=(7.0, 4.4), sharey=True, width_ratios=ratios, squeeze=False
-    )
-    _draw_methods(left, table, dense)
-    for right in others:
-        _draw_methods(right, table, dense, patterns)
-    set_up(left, legend=True)
-    return figure
-
-
 def layer_error_figure(records: Iterable[Record]) -> Figure | None:
     """Mean relative error of a block's layers on a log scale against depth, a line for each method.
 
     Takes the unstructured runs at 60 %, or at the least sparsity if there are none, with the
     lowest seed. Methods that saw no calibration text have no errors and are left out.
     """
-    curves: dict[float, dict[str, dict[int, float]]] = defaultdict(dict)  # by sparsity and label
-    for run in frame.prune_frame(records).sort_values("seed", kind="stable").itertuples():
-        layers = pd.DataFrame(run.record.get("layers"), columns=["block", "error"]).dropna()
-        if run.pattern == "unstructured" and len(layers):
-            errors = layers.groupby("block")["error"].mean().to_dict()
-            curves[run.record["parameters"]["sparsity"]].setdefault(run.label, errors)
-    if not curves:
+    runs = frame.prune_frame(records).query("pattern == 'unstructured'")
+    runs = runs.dropna(subset="mean_layer_error").sort_values("seed", kind="stable")
+    if runs.empty:
         return None
-    sparsity = 0.6 if 0.6 in curves else min(curves)
-    shown = sorted(curves[sparsity].items(), key=lambda curve: frame.row_key(curve[0]))
-    return errors_by_block(dict(shown), f"mean relative error of a block at {100 * sparsity:.0f} %")
+    target = "60 %" if "60 %" in set(runs["target"]) else min(runs["target"], key=frame.column_key)
+    curves = {}
+    for run in runs[runs["target"] == target].drop_duplicates("label").itertuples():
+        layers = pd.DataFrame(run.record["layers"])
+        curves[run.label] = layers.groupby("block")["error"].mean()
+    curves = pd.DataFrame({label: curves[label] for label in sorted(curves, key=frame.row_key)})
+    return lines_figure(curves, xlabel="block (0 is next to the embedding)",
+                        ylabel=f"mean relative error of a block at {target}")  # fmt: skip
 
 
-# ------------------------------------------------------------------ zero-shot
-
-
-def zero_shot_figure(records: Iterable[Record]) -> Figure | None:
-    """Zero-shot accuracy on each task and their mean, a bar a model, ± one standard error; a line
-    across the bars of a task is what guessing scores."""
-    table = zero_shot_table(records)
-    if table is None:
-        return None
-    accuracy, errors = table
-    figure, ax = style.new_figure(size=(7.0, 4.2))
-    width, middles = 0.8 / len(accuracy), np.arange(len(accuracy.columns))
-    for position, label in enumerate(accuracy.index):
-        look = {"color": style_of(label.partition(",")[0], position)["color"]}
-        places = middles + (position - (len(accuracy) - 1) / 2) * width
-        ax.bar(places, accuracy.loc[label], width * 0.92, yerr=errors.loc[label],
-               label=in_words(label), **look)  # fmt: skip
-    look = {"color": "black", "linestyle": "--", "linewidth": 1.5, "label": "chance"}
-    ax.hlines(chances(accuracy), middles - 0.44, middles + 0.44, **look)
-    ax.set_xticks(middles, accuracy.columns, rotation=30, ha="right", rotation_mode="anchor")
-    place = {"ncols": 3, "loc": "lower center", "bbox_to_anchor": (0.5, 1)}
-    set_up(ax, legend=place, ylabel="accuracy, ± one standard error")
-    return figure
-
-
-# ------------------------------------------------------------------ series of 01, 02 and 03
-
-
-def spectrum_figure(series: Mapping[str, Any]) -> Figure:
-    """Eigenvalues of XᵀX as a share of the largest, and the norm of each input as a multiple of the
-    median, largest first, log axes, a line for each group of layers.
-
-    Series "spectrum" of notebook 01: "eigenvalues" and "norms", each {layer: [largest first]}.
-    """
-    figure, (left, right) = style.new_figure(2, size=(7.0, 3.7))
-    for position, (name, values) in enumerate(series["eigenvalues"].items()):
-        norms = series["norms"][name]
-        median = sorted(norms)[len(norms) // 2]
-        for ax, sizes, unit in ((left, values, values[0]), (right, norms, median)):
-            look = style_of(name.split()[0], position) | {"marker": "", "label": name}
-            ax.plot(np.linspace(0, 100, len(sizes)), style.above_zero(sizes, unit), **look)
-    set_up(left, "spectrum of XᵀX", log="y", xlabel="eigenvalue, largest first (%)",
-           ylabel="eigenvalue / largest")  # fmt: skip
-    set_up(right, "norm of each input", log="y", legend=True, xlabel="input, largest first (%)",
-           ylabel="input norm / median")  # fmt: skip
-    return figure
+# ------------------------------------------------------------------ series of 02 and 03
 
 
 def convergence_figure(series: Mapping[str, Any]) -> Figure:
@@ -246,7 +110,9 @@ def convergence_figure(series: Mapping[str, Any]) -> Figure:
            ylabel=style.RELATIVE_ERROR)  # fmt: skip
     set_up(right, "distance to exact least squares", log="y", whole=10, xlabel="iteration",
            ylabel="‖Ŵ − Ŵ*‖ / ‖Ŵ*‖ (to the optimum)")  # fmt: skip
-    style.legend_below(figure, left, columns=3)
+    with style.house_style():
+        place = {"loc": "outside lower center", "ncols": 3}
+        figure.legend(*left.get_legend_handles_labels(), **place)
     return figure
 
 
@@ -266,8 +132,7 @@ def schedule_figure(series: Mapping[str, Any]) -> Figure:
             look |= {"marker": "", "linestyle": "-", "linewidth": 7, "alpha": 0.35}
         left.plot(range(1, len(values) + 1), 100 * np.asarray(values), label=name, **look)
         places = np.arange(len(shares.columns)) + (position - (len(shares) - 1) / 2) * width
-        look = {"color": look["color"], "hatch": style.HATCHES[position % 4]}
-        bars = right.bar(places, shares.loc[name], width * 0.95, edgecolor="white", **look)
+        bars = right.bar(places, shares.loc[name], width * 0.95, color=look["color"])
         right.bar_label(bars, fmt="%.0f", padding=2, fontsize=9)
     set_up(left, "the mask grows", whole=10, legend={"loc": "lower right"}, xlabel="iteration",
            ylabel="sparsity of the mask (%)", ylim=(0, None))  # fmt: skip
@@ -279,20 +144,13 @@ def schedule_figure(series: Mapping[str, Any]) -> Figure:
 # ------------------------------------------------------------------ all figures of a plan
 
 # the first paragraph of a function's docstring is the figure's alternative text
-FIGURES: dict[str, Callable[[list[Record]], Figure | None]] = {
-    "summary": summary_figure,
+FIGURES: dict[str, Callable[[Any], Figure | None]] = {
     "perplexity": perplexity_figure,
     "layer_error": layer_error_figure,
-    "weight_update_median": race_figure,
-    "zero_shot": zero_shot_figure,
-    "beyond": beyond_figure,
-}
-# drawn from the series of the same name
-SERIES_FIGURES = {
-    "spectrum": spectrum_figure,
     "convergence": convergence_figure,
     "schedule": schedule_figure,
 }
+OF_SERIES = ("convergence", "schedule")  # drawn from the series of the same name
 
 
 def figures(records: Iterable[Record]) -> dict[str, Figure]:
@@ -304,27 +162,24 @@ def figures(records: Iterable[Record]) -> dict[str, Figure]:
     for model, runs in models.items():
         end = f"_{model.rsplit('/', 1)[-1].lower()}" if len(models) > 1 else ""
         for name, draw in FIGURES.items():
-            drawn[name + end] = draw(runs)
-        for name, draw in SERIES_FIGURES.items():
-            if series := frame.series_of(runs, name):
-                drawn[name + end] = draw(series)
-    return {name: figure for name, figure in drawn.items() if figure is not None}
+            shown = frame.series_of(runs, name) if name in OF_SERIES else runs
+            if shown and (figure := draw(shown)):
+                drawn[name + end] = figure
+    return drawn
 
 
 def figure_alt(name: str) -> str:
     """The alternative text of a figure by its name in `figures`; "" for one that is not known."""
-    known = FIGURES | SERIES_FIGURES
-    kinds = [kind for kind in known if name == kind or name.startswith(f"{kind}_")]
-    return frame.caption(known[max(kinds, key=len)]) if kinds else ""
+    known = (frame.caption(draw) for kind, draw in FIGURES.items() if name.startswith(kind))
+    return next(known, "")
 
 
 def write_figures(records: Iterable[Record], folder: str | Path) -> list[Path]:
-    """Draw every figure that the records allow into `folder`, as PNG (150 dpi) and SVG.
+    """Draw every figure that the records allow into `folder`, as PNG (150 dpi).
 
     Returns the paths written. Raises FileError when the folder cannot be written.
     """
     return [
-        replace_file(Path(folder) / f"{name}.{kind}", render(figure))
+        replace_file(Path(folder) / f"{name}.png", style.to_png(figure))
         for name, figure in figures(records).items()
-        for kind, render in (("png", style.to_png), ("svg", style.to_svg))
     ]

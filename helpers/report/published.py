@@ -8,16 +8,13 @@ compared across models.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
-from helpers.paths import replace_file
 from helpers.report import frame
 from helpers.report.frame import Record
-from helpers.report.tables import to_markdown
 
 FILES = ("published.csv", "paper.csv")
 # what a number is about, its value, and where it was read; "window" has the tokens of an evaluation
@@ -33,9 +30,9 @@ DIFFERENT = (
 )
 
 
-def read_published(folder: str | os.PathLike[str] | None = None) -> pd.DataFrame:
+def read_published() -> pd.DataFrame:
     """The numbers of published.csv and paper.csv, in the order of the files."""
-    folder = Path(__file__).with_name("papers") if folder is None else Path(folder)
+    folder = Path(__file__).with_name("papers")
     return pd.concat([pd.read_csv(folder / name, dtype=TYPES) for name in FILES], ignore_index=True)
 
 
@@ -72,24 +69,3 @@ def ratio_table(
     rows = rows.assign(order=list(zip(*places, strict=True))).sort_values("order")
     rows = rows.rename(columns={"value": "perplexity"}).set_index("at")
     return None if rows.empty else rows[["method", "model", "perplexity", *ratios, "source"]]
-
-
-def ratios_markdown(records: Iterable[Record]) -> str:
-    """`ratio_table` of each model under a sentence on what differs; "" without one."""
-    texts = []
-    for runs in frame.by_model(records).values():
-        table = ratio_table(runs)
-        if table is not None:
-            texts.append(
-                f"{frame.setting(frame.prune_runs(runs))} {DIFFERENT}\n\n{to_markdown(table)}"
-            )
-    return "\n".join(texts)
-
-
-def write_published(records: Iterable[Record], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write published_ratios.md, if a ratio of ours can be compared; its path.
-
-    Raises FileError if the folder cannot be written.
-    """
-    text = ratios_markdown(records)
-    return [replace_file(Path(folder) / "published_ratios.md", text)] if text else []

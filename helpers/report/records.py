@@ -161,18 +161,12 @@ def check_record(record: Any, where: str = "record") -> dict[str, Any]:
     return record
 
 
-def check_parameters(**parameters: tuple[Any, ...]) -> None:
-    """Check the types of a notebook's parameters: `check_parameters(rho=(rho, float), ...)`.
-
-    Each keyword is (value, type, ...more allowed types); None stands for its own type. A bool is
-    not an int, an int is accepted for a float, and a float must be finite. Raises BadParameter.
-    """
-    for name, (value, *allowed_types) in parameters.items():
-        check_type(name, value, allowed_types)
-
-
 def check_type(name: str, value: Any, allowed_types: Iterable[type | None]) -> None:
-    """Raise BadParameter unless `value` is of one of the types (see `check_parameters`)."""
+    """Raise BadParameter unless a notebook's parameter has a value of one of the types.
+
+    None stands for its own type. A bool is not an int, an int is accepted for a float, and a float
+    must be finite.
+    """
     types = {NoneType if kind is None else kind for kind in allowed_types}
     if isinstance(value, float) and not math.isfinite(value):
         raise BadParameter(f"{name} = {value} is not allowed: give a finite number")

@@ -21,7 +21,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -29,7 +28,6 @@ from matplotlib.ticker import MaxNLocator
 COLOURS = ("#332288", "#882255", "#000000", "#8B83C4", "#5E8CA8", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
-HATCHES = ("", "//", "..", "xx")
 DENSE = "#555555"  # the dense model, and notes on a figure
 GRADUAL, ONE_SHOT = ("#0072B2", "o", "-"), ("#009E73", "^", "-.")  # which mask ADMM refits
 RELEASED, ADMM = ("#56B4E9", "s", "--"), ("#6A2C91", "o", "-")
@@ -39,12 +37,10 @@ LOOKS = {
     "dense": (DENSE, "o", "--"), "magnitude": ("#CC79A7", "D", ":"), "wanda": ("#E69F00", "v", "-"),
     "sparsegpt": ("#D55E00", "s", "--"), "admm1": ONE_SHOT, "admm-grad": GRADUAL,
     "one-shot": ONE_SHOT, "paper": GRADUAL, "released": RELEASED,
-    "admm-grad (schedule=released)": RELEASED,
-    # solvers on one fixed mask: ADMM with each ρ, and its rivals, gradient methods in grey
+    # ADMM on one fixed mask, with each ρ
     "ADMM": ADMM, "ρ = 1": ADMM, "ρ = 0.1": ("#C9A6DF", "v", ":"),
     "ρ = 0.3": ("#9C63BF", "^", "-."), "ρ = 3": ("#421A5C", "s", "-."),
     "ρ = 10": ("#12061B", "D", ":"),
-    "CG": ("#8A8500", "s", "-"), "Adam": ("#3F3F3F", "^", "-"), "SGD": ("#7F7F7F", "v", "-"),
     # layers: attention in browns, the feed-forward part in blue-greens
     "q_proj": ("#4A2C0F", "o", "-"), "k_proj": ("#7D5226", "s", "--"),
     "v_proj": ("#B07D4B", "^", "-."), "o_proj": ("#C9A27A", "D", "--"),
@@ -52,7 +48,6 @@ LOOKS = {
     "down_proj": ("#6FAFB4", "X", ":"),
 }  # fmt: skip
 KEPT, PRUNED = "#3D4653", "#F4F4F4"
-BEHIND = "#D2D2D2"  # what is there only for comparison
 NAMES = {"wanda": "Wanda", "sparsegpt": "SparseGPT", "admm1": "ADMM1", "admm-grad": "ADMM-Grad",
          "alps": "ALPS", "owl": "OWL"}  # fmt: skip
 RELATIVE_ERROR = "relative error ‖XW − XŴ‖² / ‖XW‖²"
@@ -88,35 +83,21 @@ def to_png(figure: Figure, dpi: int = 150) -> bytes:
     return buffer.getvalue()
 
 
-def to_svg(figure: Figure) -> bytes:
-    """The figure as SVG bytes, the same bytes each time: no date, fixed ids."""
-    buffer = io.BytesIO()
-    with house_style():
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
-
-
 def new_figure(
-    columns: int | str = 1,
+    columns: int = 1,
     *,
     size: tuple[float, float],
-    rows: int = 1,
     margins: Mapping[str, float] | None = None,
     **layout: Any,
 ) -> tuple[Picture, Any]:
     """A new figure in the house style, with its axes as `Figure.subplots` returns them.
 
-    `columns` may be a mosaic such as "AB;CC", whose axes are then returned in its order. With
-    `margins` the axes stay where they are from one picture to the next; else they are laid out
+    With `margins` the axes stay where they are from one picture to the next; else they are laid out
     around their labels.
     """
     with house_style():
         figure = Picture(figsize=size, layout=None if margins else "constrained")
-        if isinstance(columns, str):
-            axes = list(figure.subplot_mosaic(columns, gridspec_kw=margins, **layout).values())
-        else:
-            axes = figure.subplots(rows, columns, gridspec_kw=margins, **layout)
-    return figure, axes
+        return figure, figure.subplots(1, columns, gridspec_kw=margins, **layout)
 
 
 def style_of(label: str, position: int = 0) -> dict[str, Any]:
@@ -170,41 +151,16 @@ def set_up(
             ax.set_title(title)
         if whole:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=whole))
-        if plain:
-            plain_log(ax.yaxis)
+        if plain:  # also between decades, where it spans few of them
+            ax.yaxis.set_major_formatter("{x:.4g}")
+            ax.yaxis.set_minor_formatter(lambda y, _: f"{y:.4g}" if f"{y:.0e}"[0] in "235" else "")
         if legend:
             ax.legend(**({} if legend is True else legend))
 
 
-def legend_below(figure: Figure, ax: Axes, columns: int) -> None:
-    """One legend for all panels, with the curves of one of them, below them."""
-    with house_style():
-        place = {"loc": "outside lower center", "ncols": columns}
-        figure.legend(*ax.get_legend_handles_labels(), **place)
-
-
-def plain_log(axis: Axis) -> None:
-    """Label a log axis in plain numbers, also between decades where it spans few of them."""
-    axis.set_major_formatter("{x:.4g}")
-    axis.set_minor_formatter(lambda y, _: f"{y:.4g}" if f"{y:.0e}"[0] in "235" else "")
-
-
-def offset_text(ax: Axes, text: str, xy: Any, by: tuple[float, float], **look: Any) -> None:
-    """A text so many points from a place."""
-    ax.annotate(text, xy, xytext=by, textcoords="offset points", **look)
-
-
 def draw_references(ax: Axes, references: Mapping[str, float]) -> None:
     """Horizontal lines, with names and values for the legend."""
-    dashes = cycle([(0, (4, 2)), (0, (1, 1.5)), (0, (6, 1, 1, 1))])
-    for (name, value), dash in zip(references.items(), dashes, strict=False):
+    for (name, value), dash in zip(references.items(), cycle(DASHES[1:]), strict=False):
         colour = LOOKS.get(name.partition(" (")[0], ("black",))[0]
         label = f"{in_words(name)}: {short_error(value)}"
         ax.axhline(value, color=colour, linestyle=dash, linewidth=1.2, label=label)
-
-
-def draw_dense(ax: Axes, perplexity: float) -> None:
-    """A dashed line at the perplexity of the dense model, near the bottom of the axis."""
-    ax.axhline(perplexity, color=DENSE, linestyle=(0, (4, 3)), linewidth=1.2,
-               label=f"dense {perplexity:.1f}")  # fmt: skip
-    ax.set_ylim(bottom=perplexity / 1.3)

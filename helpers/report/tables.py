@@ -21,7 +21,7 @@ from scipy import stats
 
 from helpers.data.tasks import TASK_TABLE, mean_and_error, paired_difference
 from helpers.paths import replace_file
-from helpers.report import beyond, frame
+from helpers.report import beyond, frame, published
 from helpers.report.frame import SECONDS, TASK_NAMES, USUAL, Record, about_model, caption, setting
 
 SOLVERS = {"none": "no update", "sparsegpt": "SparseGPT", "sgd": "SGD", "adam": "Adam",
@@ -89,10 +89,9 @@ def cost_table(records: Iterable[Record]) -> pd.DataFrame | None:
     of its error, which is all of it for methods without an update; peak memory is the process's,
     evaluation included.
 
-    The paper's overhead table, with every part of the seconds: no variants, and no N:M runs where a
-    method has others. Medians, since a run that shared the machine with something heavy is an
-    outlier; "forward" holds the parity gate. A part that was not measured apart is NaN. None
-    without records.
+    The paper's overhead table: no variants, and no N:M runs where a method has others. Medians,
+    since a run that shared the machine with something heavy is an outlier; "forward" holds the
+    grams and the parity gate, "solve" the choice of the mask. None without records.
     """
     runs = frame.prune_frame(records)
     if runs.empty:
@@ -267,12 +266,8 @@ def update_table(records: Iterable[Record]) -> pd.DataFrame | None:
         return None
     usual = (rows[list(USUAL)] == pd.Series(USUAL)).all(axis=1)
     rows = rows[(rows["solver"] != "admm") | usual | (rows["iterations"] == 20)]
-    setting_of = [
-        "precondition",
-        "damping",
-        "rho",
-        "iterations",
-    ]  # None where a solver has no such thing
+    # None where a solver has no such thing
+    setting_of = ["precondition", "damping", "rho", "iterations"]
     rows = rows.assign(rank=rows["solver"].map(list(SOLVERS).index))
     rows[setting_of] = rows[setting_of].astype(float)
     problems = rows.groupby(["rank", *setting_of, "record", "sparsity"], dropna=False)
@@ -315,9 +310,8 @@ def mask_table(records: Iterable[Record], text: str = "error") -> pd.DataFrame |
     if rules.empty:
         return None
     rules["target"] = list(map(frame.target_name, rules["pattern"], rules["sparsity"]))
-    rules["variant"] = list(
-        map(_mask_label, rules["mask_steps"], rules["schedule"], rules["budget"])
-    )
+    kinds = rules["mask_steps"], rules["schedule"], rules["budget"]
+    rules["variant"] = list(map(_mask_label, *kinds))
     problem = ["record", "block", "layer", "target"]
     wide = rules.pivot_table(index=problem, columns="variant", values=text)
     shares = wide.div(wide[DEFAULT_MASK], axis=0)
@@ -327,7 +321,7 @@ def mask_table(records: Iterable[Record], text: str = "error") -> pd.DataFrame |
 
 
 def _mask_label(mask_steps: int, schedule: str, budget: str) -> str:
-    """The name of one way to choose the mask: whatever is not the default."""
+    """The name of a rule for the mask: whatever is not the default."""
     steps = {15: "", 0: "one-shot mask (no steps)"}.get(mask_steps, f"{mask_steps} mask steps")
     details = [steps] if steps else []
     details += [f"{schedule} schedule"] if schedule != "paper" else []
@@ -386,6 +380,8 @@ def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
         note = f"Device: {devices}. {timed} of {len(pruned)} runs were timed alone."
         yield "cost", "", f"{where} {note} {caption(cost_table)}", cost_table(pruned)
         yield "variants", "", f"{where} {caption(variant_table)}", variant_table(pruned)
+        note = f"{where} {published.DIFFERENT}"
+        yield "published_ratios", "", note, published.ratio_table(pruned)
     model = about_model(runs)
     for metric, how in ("acc", ""), ("acc_norm", " normalised by the answers' length"):
         if tables := zero_shot_table(runs, metric):

@@ -51,7 +51,7 @@ def write_tables_and_figures(records: Records, folder: Path) -> None:
     """Write the tables and figures of records. No model is loaded."""
     # in the order of their files, as `read_records` has them: a sum's last digit depends on it
     ordered = [records[key] for key in sorted(records, key="{}.json".format)]
-    for write in (report.write_tables, report.write_published, report.write_claims):
+    for write in (report.write_tables, report.write_claims):
         write(ordered, folder / "tables")
     report.write_figures(ordered, folder / "figures")
 

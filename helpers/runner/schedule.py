@@ -6,6 +6,7 @@ Dask scheduler the same function goes to its workers instead (docs/cluster.md).
 """
 
 import contextlib
+import functools
 import os
 import shutil
 import sys
@@ -29,7 +30,6 @@ MEMORY_FOR_TWO = 7.5e9  # bytes; what a machine sold with 8 GB reports
 USUAL_SECONDS = 60.0  # of a run without a committed record
 STOP_SECONDS = 15.0  # for runs to end after Ctrl-C
 WAIT_SECONDS = 30  # for a scheduler, and for its first worker
-Failures = list[tuple[Run, str]]  # with the error of each in one line
 Pool = tuple[Callable[[], int], Callable[[Run, str], Future]]  # see `_pool`
 
 
@@ -66,7 +66,7 @@ def choose_jobs(jobs: str) -> int:
 
 @contextlib.contextmanager
 def _holding(plan: str) -> Iterator[Path]:
-    """Hold a plan, which one runner at a time can: a file that is there while its runs are wanted.
+    """Lock a plan for one runner. Gives a marker file: its runs stop when that is deleted.
 
     Raises RunError if another runner holds it, and OSError if its folder cannot be written.
     """
@@ -77,16 +77,16 @@ def _holding(plan: str) -> Iterator[Path]:
     except filelock.Timeout as error:
         raise RunError(f"plan {plan} is being run already: wait, or stop that run") from error
     with lock:
-        token = replace_file(results_dir(plan) / ".wanted", "")
+        marker = replace_file(results_dir(plan) / ".wanted", "")
         try:
-            yield token
+            yield marker
         finally:
-            token.unlink(missing_ok=True)
+            marker.unlink(missing_ok=True)
 
 
 def run_plan(
     plan: str, *, jobs: str = "auto", only: str | None = None, scheduler: str | None = None
-) -> Failures:
+) -> list[tuple[Run, str]]:
     """Execute the runs of a plan that are not done, the tables notebook last; return failures.
 
     Records without a run are moved to `results/<plan>/stale/`, or tables would count them.
@@ -95,7 +95,7 @@ def run_plan(
     anything is started.
     """
     every_run, runs, slots = read_plan(plan), read_plan(plan, only), choose_jobs(jobs)
-    with _holding(plan) as token:
+    with _holding(plan) as marker:
         stale, known = results_dir(plan) / "stale", {run.record_path for run in every_run}
         for path in set((results_dir(plan) / "records").glob("*.json")) - known:
             stale.mkdir(exist_ok=True)
@@ -103,12 +103,12 @@ def run_plan(
         todo = [run for run in runs if not is_done(run)]
         if todo:  # a new record changes what the tables notebook shows
             todo = [run for run in runs if run in todo or run.notebook == TABLES_NOTEBOOK]
-        with _pool(scheduler, slots, token) as pool:
-            return _execute(runs, todo, pool, token)
+        with _pool(scheduler, slots, marker) as pool:
+            return _execute(runs, todo, pool, marker)
 
 
 @contextlib.contextmanager
-def _pool(scheduler: str | None, jobs: int, token: Path) -> Iterator[Pool]:
+def _pool(scheduler: str | None, jobs: int, marker: Path) -> Iterator[Pool]:
     """How many runs can go side by side now, and what starts one: here, or on a Dask cluster.
 
     What starts a run takes the run and its fingerprint.
@@ -119,7 +119,8 @@ def _pool(scheduler: str | None, jobs: int, token: Path) -> Iterator[Pool]:
     if not scheduler:
         variables = run_variables(max(1, len(cpus()) // jobs))
         with ThreadPoolExecutor(jobs) as threads:
-            yield lambda: jobs, lambda *job: threads.submit(execute, *job, variables, token.is_file)
+            start = functools.partial(threads.submit, execute)
+            yield lambda: jobs, lambda *job: start(*job, variables, marker.is_file)
         return
     with connect(scheduler) as client:
         # one thread, as Dask gives its workers, unless the environment here says otherwise
@@ -128,19 +129,20 @@ def _pool(scheduler: str | None, jobs: int, token: Path) -> Iterator[Pool]:
         def submit(run: Run, code: str) -> Future:
             resources = {"GPU": 1} if wants_gpu(run) else None
             executor = client.get_executor(pure=False, resources=resources)
-            return executor.submit(execute_on_worker, run, code, variables, token)
+            return executor.submit(execute_on_worker, run, code, variables, marker)
 
         yield lambda: max(1, len(client.nthreads())), submit
 
 
-def _execute(runs: list[Run], todo: list[Run], pool: Pool, token: Path) -> Failures:
+def _execute(runs: list[Run], todo: list[Run], pool: Pool, marker: Path) -> list[tuple[Run, str]]:
     """Execute those of the runs that are to do; return the failures. Ctrl-C stops them all.
 
     Runs that are timed come after the others, and the tables notebook last: each of them alone.
     """
     slots, submit = pool
     titles = {run.id: f"[{n}/{len(runs)}] {run.id}" for n, run in enumerate(runs, 1)}
-    # seconds of each run that has not ended; `took` is what `ended` expected seconds were here
+    # expected seconds of each run that has not ended, and those of all that have, which here
+    # took `took`
     expected = {run.id: reference_seconds(run) or USUAL_SECONDS for run in todo}
     took = ended = 0.0
     alone = {run.id: (run.notebook == TABLES_NOTEBOOK, run.timed) for run in todo}
@@ -172,7 +174,7 @@ def _execute(runs: list[Run], todo: list[Run], pool: Pool, token: Path) -> Failu
                 say(f"{titles[run.id]} {text}")
     finally:
         if active:
-            token.unlink(missing_ok=True)
+            marker.unlink(missing_ok=True)
             wait(active, STOP_SECONDS)
         for run, _ in active.values():
             for path in (run.record_path, run.failed_path, run.log_path):
@@ -209,22 +211,22 @@ def connect(scheduler: str) -> Any:
     return client
 
 
-def execute_on_worker(run: Run, code: str, variables: dict[str, str], token: Path) -> str | None:
+def execute_on_worker(run: Run, code: str, variables: dict[str, str], marker: Path) -> str | None:
     """On a worker: what `execute` does, for a runner that has the same code and results folder.
 
-    code: the run's fingerprint there. token: the runner's, in the results folder.
+    code: the fingerprint that the runner computed. marker: its file in the results folder.
     """
     import distributed
 
     worker = distributed.get_worker()
     key = worker.get_current_task()
     os.environ.update(variables)  # it has one thread, so no other run
-    if not token.is_file() or fingerprint(run) != code:
+    if not marker.is_file() or fingerprint(run) != code:
         return f"worker {worker.address} has other code or another results folder than the runner"
 
     def wanted() -> bool:
-        # Dask forgets what a runner has asked for that was killed
+        # if the runner was killed, Dask drops its tasks
         task = worker.state.tasks.get(key)
-        return token.is_file() and task is not None and task.state != "cancelled"
+        return marker.is_file() and task is not None and task.state != "cancelled"
 
     return execute(run, code, variables, wanted)
