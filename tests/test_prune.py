@@ -241,6 +241,7 @@ def test_a_model_is_not_pruned_twice(one_line_error) -> None:
 @pytest.mark.parametrize(("done", "passes"), [(2, 2), (8, 2), (2, 1), (9, 1)])
 def test_a_half_pruned_model_is_of_no_use(done: int, passes: int, one_line_error) -> None:
     def stop(layers: int, *_: object) -> None:
+        assert torch.is_grad_enabled()  # outside a block nothing has changed
         if layers == done:
             raise KeyboardInterrupt
 

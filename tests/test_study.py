@@ -10,7 +10,7 @@ from layers import layer as random_layer
 from helpers import study as studies
 from helpers.admm import exact_least_squares
 from helpers.errors import BadParameter
-from helpers.gram import gram_of
+from helpers.gram import gram_of, relative_error
 from helpers.methods import METHODS
 from helpers.study import mask_study, update_study
 
