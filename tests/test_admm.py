@@ -240,13 +240,6 @@ def test_the_trace_sees_the_schedule() -> None:
     assert torch.equal(weights[-1], solved.weight)
 
 
-def test_the_trace_of_a_refit_sees_what_fewer_iterations_answer() -> None:
-    inputs, weight = layer()
-    keep, gram, seen = random_keep(weight.shape), gram_of(inputs), {}
-    refit(weight, gram, keep, trace=lambda t, solution, _: seen.update({t: solution.clone()}))
-    assert torch.equal(seen[7], refit(weight, gram, keep, iterations=7).weight)
-
-
 # ---------------------------------------------------------------- numbers that are too large
 
 

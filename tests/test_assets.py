@@ -117,15 +117,6 @@ def test_an_interrupt_leaves_nothing(shop: SimpleNamespace) -> None:
     assert not list((shop.cache / "downloads").iterdir())
 
 
-def test_a_cache_that_cannot_be_written(
-    shop: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, one_line_error
-) -> None:
-    (tmp_path / "blocker").write_text("a file, not a folder")
-    monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "blocker" / "cache"))
-    with one_line_error(FileError, "PRUNING_CACHE"):
-        assets.fetch_asset("one")
-
-
 def test_the_command_with_the_real_pip_shows_no_traceback(tmp_path: Path) -> None:
     """pip is kept off the network."""
     environment = dict(os.environ, PRUNING_CACHE=str(tmp_path / "cache"), PIP_NO_INDEX="1")
@@ -226,15 +217,6 @@ def test_an_interrupted_conversion_leaves_nothing(
     with one_line_error(FileError, "No space left on device", "PRUNING_CACHE"):
         assets.embedded_model_folder()
     assert files_below(shop.cache / "models") == set()
-
-
-def test_a_quicker_process_wins(shop: SimpleNamespace, converter: SimpleNamespace) -> None:
-    def other_process(folder: Path) -> None:
-        converter.write(shop.cache / "models" / folder.name)
-        (shop.cache / "models" / folder.name / "theirs").touch()
-
-    converter.first = other_process
-    assert (assets.embedded_model_folder() / "theirs").exists()
 
 
 def test_the_real_conversion_agrees_with_the_gguf_library() -> None:

@@ -101,11 +101,6 @@ def test_page_and_figure_are_those_of_the_committed_record() -> None:
     record = bench.read(folder)
     page = report.to_page(record)
     assert page == (folder / "bench.md").read_text(encoding="utf-8")
-    # a line of it against the record, by hand
-    row = record["benchmarks"]["solver"]["result"]["rows"][0]
-    ours, ratio = row["seconds"]["ours"]["median"], row["ratio"]
-    cells = f"| {ratio['median']:.2f} ({ratio['q1']:.2f} to {ratio['q3']:.2f}) |"
-    assert f"| 576x576 | cpu, 1 thr. | {ours:.3g} |" in page and cells in page
     use = record["benchmarks"]["use"]["result"]
     assert figure.use_figure(use) == figure.use_figure(use)
 
@@ -116,21 +111,11 @@ def test_quick_runs_are_added_to_a_record(tmp_path: Path, monkeypatch) -> None:
     for name in ("growth", "solver", "passes"):
         bench.main([name, "--quick", "--out", str(tmp_path)])
     assert list(bench.read(tmp_path)["benchmarks"]) == ["solver", "passes", "growth"]
-    page = (tmp_path / "bench.md").read_text(encoding="utf-8")
-    assert "| 96x64 | cpu, 1 thr. |" in page and "| gram | tokens | 256 to 1024 |" in page
+    assert "| 96x64 |" in (tmp_path / "bench.md").read_text(encoding="utf-8")
     assert bench.parse(["--quick"]).out.name == "bench"
     (tmp_path / "bench.json").write_text('{"schema": 0}')
     with pytest.raises(ValueError, match="schema"):  # a record of another kind is not added to
         bench.main(["solver", "--quick", "--out", str(tmp_path)])
-
-
-def test_another_architecture(tmp_path: Path) -> None:
-    bench.main(["architecture", "--quick", "--out", str(tmp_path)])
-    page = (tmp_path / "bench.md").read_text(encoding="utf-8")
-    assert "60 %:" in page and "70 %:" not in page
-    (line,) = [line for line in page.splitlines() if line.startswith("| admm-grad | ")]
-    assert "| 0.00 |" in line and line.endswith("| 1.00 |")
-    assert "| admm-grad, fast | " in page
 
 
 def test_the_share_of_the_gap_that_a_pipeline_closes() -> None:

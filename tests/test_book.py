@@ -3,7 +3,6 @@
 import base64
 import os
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -68,8 +67,6 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for plan, name in [("laptop", "dense"), ("laptop", "admm-grad-60"), ("smoke", "dense")]:
         executed(f"{name} of {plan}", results / plan / "runs" / f"04_prune_model--{name}.ipynb")
     executed("broken", results / "laptop" / "runs" / "05_zero_shot--dense.failed.ipynb")
-    for part in ("tables", "figures"):
-        shutil.copytree(reference_dir("laptop") / part, results / "laptop" / part)
     (results / "laptop" / "verdict.txt").write_text("6 of 7 runs\none is not run\n\nx  1.0  1.1\n")
     (results / "book").mkdir()
     (results / "book" / "old.html").touch()
@@ -110,16 +107,6 @@ def test_notebooks_are_shown_as_they_ran_here(book: Path) -> None:
     assert "<p>admm-grad-60 of laptop</p>" in page and "IntSlider" not in page
     assert "<p>the static twin</p>" in page
     assert "shown without outputs" in Page(book / "notebooks" / "05_zero_shot.html").text
-
-
-def test_results_made_here_stand_beside_the_committed_ones(book: Path) -> None:
-    page = Page(book / "plans" / "laptop.html").text
-    assert "x  1.0  1.1" in page
-    for text in (page, Page(book / "results.html").text, Page(book / "index.html").text):
-        assert "made here: 6 of 7 runs" in text
-    assert page.count("<strong>Made here</strong>") == page.count("<strong>Committed</strong>") > 8
-    assert "Made here" not in Page(book / "plans" / "full.html").text
-    assert not (book / "plans" / "paper.html").exists() and not (book / "old.html").exists()
 
 
 def test_the_code_is_documented(book: Path) -> None:

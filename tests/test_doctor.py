@@ -66,13 +66,6 @@ def test_memory_and_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert next(doctor.check_disk()).state == "ok"
 
 
-def test_downloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert doctor.check_downloads().state == "ok", "the tests need them"
-    monkeypatch.setenv("PRUNING_CACHE", str(tmp_path))
-    absent = doctor.check_downloads()
-    assert absent.state == "note" and "c4.utf8" in absent.answer and "make assets" in absent.todo
-
-
 def test_without_any_package_it_says_what_to_do(tmp_path: Path) -> None:
     variables = {"PRUNING_CACHE": str(tmp_path), "PRUNING_RESULTS": str(tmp_path)}
     done = subprocess.run(

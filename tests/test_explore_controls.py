@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from helpers.errors import BadParameter
-from helpers.explore import Explorer, View, Worker, progress_bar, twin
+from helpers.explore import Explorer, View, Worker, twin
 from helpers.explore.controls import WIDGET, slider
 
 SOON = 10.0  # seconds after which a test has failed
@@ -42,21 +42,6 @@ def held(worker: Worker) -> tuple[Callable[[], None], list[bool]]:
     worker.start(work)
     assert begun.wait(SOON)
     return lambda: (go.set(), worker.wait(SOON)), ended
-
-
-def test_progress_is_shown_while_there_is_some(worker: Worker) -> None:
-    seen, updates = [], []
-
-    def work() -> None:
-        for step in range(5001):
-            worker.progress(step, 5000, "block <3>")
-        seen.append((worker.busy.layout.visibility, worker.bar.value, worker.message.value))
-
-    worker.bar.observe(updates.append, names="value")
-    run(worker, work)
-    assert seen == [("visible", 5000, "5000 of 5000: block &lt;3&gt;")]
-    assert 1 <= len(updates) < 500, "the browser must keep up"
-    assert worker.busy.layout.visibility == "hidden" and worker.message.value == ""
 
 
 def test_stop_ends_the_work_at_its_next_step_and_drops_what_waits(worker: Worker) -> None:
@@ -127,15 +112,6 @@ def test_a_slider_does_not_change_what_it_is_given() -> None:
     assert slider("sparsity", 0.97, 0.05, 0.95, step=0.05).value == 0.97
     assert slider("rho", 300, 0.01, 100, step=0.25, log=True).value == pytest.approx(300)
     assert slider("iterations", 200, 1, 60).value == 200
-
-
-def test_a_bar_counts_what_it_is_told() -> None:
-    with progress_bar("wanda") as bar:
-        assert str(bar).startswith("wanda: 00:0"), "nothing to count yet"
-        bar.show(3, 4, "block 0 down")
-        assert (bar.n, bar.total) == (3, 4) and "block 0 down" in str(bar)
-        bar.show(1, 7, "another pass")
-        assert (bar.n, bar.total) == (1, 7)
 
 
 @pytest.mark.parametrize("kind", ["image/png", "text/html"])

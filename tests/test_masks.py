@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from layers import layer, masked
 
 from helpers.errors import BadParameter, NonFinite
-from helpers.masks import Pattern, check_keep, check_target, select, top_k, top_nm
+from helpers.masks import check_keep, select, top_k, top_nm
 
 UNSTRUCTURED = "unstructured"
 
@@ -86,32 +86,7 @@ def test_a_score_that_is_nan_is_not_ranked(budget: str, pattern: str, one_line_e
 # ---------------------------------------------------------------- sparsity and pattern
 
 
-@pytest.mark.parametrize(
-    ("sparsity", "pattern", "expected"),
-    [(0.6, UNSTRUCTURED, 0.6), (0, UNSTRUCTURED, 0.0), (None, "2:4", 0.5), (0.5, "2:4", 0.5),
-     (None, "1:4", 0.75), (0.375, "5:8", 0.375), (np.float32(1 / 3), "2:3", 1 / 3)],
-)  # fmt: skip
-def test_target(sparsity: object, pattern: str, expected: float) -> None:
-    target = check_target(sparsity, pattern)
-    assert isinstance(target, float) and target == pytest.approx(expected, abs=1e-12)
-
-
 BAD_PATTERNS = ["5:4", "4:4", "0:4", "2-4", "2:4:8", "-2:4", ":4", "²:4", "2:4\n", "", 3, None]
-BAD_SPARSITIES = [1.0, -0.1, "0.5", math.nan, math.inf, True, [0.5], 60]
-
-
-@pytest.mark.parametrize(
-    ("parameter", "value", "pattern"),
-    [("pattern", pattern, pattern) for pattern in BAD_PATTERNS]
-    + [("sparsity", sparsity, UNSTRUCTURED) for sparsity in BAD_SPARSITIES]
-    + [("sparsity", sparsity, "2:4") for sparsity in (0.6, 0.25, 0.0, 60)],
-)
-def test_bad_targets(parameter: str, value: object, pattern: object, one_line_error) -> None:
-    with one_line_error(BadParameter, parameter, repr(value)):
-        if parameter == "pattern":
-            Pattern.parse(value)
-        else:
-            check_target(value, pattern)
 
 
 def test_a_mask_that_is_given(one_line_error) -> None:

@@ -62,14 +62,6 @@ def test_a_record_holds_every_parameter_of_the_cell() -> None:
     assert run.needs["this machine"].to_dict() == {"needs": "1 GB"}
 
 
-def test_the_runner_names_the_record(tmp_path: Path) -> None:
-    path = tmp_path / "elsewhere/book--admm-grad-50.json"
-    run = open_run("book", parameters(record_path=str(path)))
-    assert run.record({"x": (1, "1")})["name"] == "admm-grad-50" and not path.exists()
-    run.write({"x": (1, "1")}, name="by-hand")
-    assert read_record(path)["name"] == "admm-grad-50"
-
-
 def test_a_preset_sets_the_notebooks_variables_before_memory_is_checked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

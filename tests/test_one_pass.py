@@ -126,21 +126,6 @@ def test_a_layer_whose_inputs_are_not_known_is_named(run, words, one_line_error)
 # ---------------------------------------------------------------- what goes wrong
 
 
-@pytest.mark.parametrize("done", [2, 9])
-def test_an_interrupt_leaves_the_model_and_gradients_as_they_were(done: int) -> None:
-    model = fam.build()
-
-    def stop(layers: int, *_: object) -> None:
-        assert torch.is_grad_enabled()  # outside the block nothing has changed
-        if layers == done:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt) as caught:
-        prune_model(model, fam.random_tokens(), progress=stop, **REQUEST)
-    assert torch.is_grad_enabled() and fam.hook_count(model) == 0
-    assert caught.value is not None  # and with it all frames, which must not hold a hook
-
-
 @pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize(
     ("place", "named"),

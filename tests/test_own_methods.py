@@ -157,10 +157,3 @@ def test_a_file_that_cannot_be_used(
     (folder / "wanda.py").touch()  # which would never be used
     with one_line_error(BadParameter, "helpers/own/wanda.py", "rename"):
         get_method("wanda")
-
-
-def test_a_cell_that_is_run_again_replaces_its_method() -> None:
-    first, second = method_of(masked), method_of(masked)
-    register("mine")(first)
-    register("mine")(second)
-    assert METHODS["mine"].__wrapped__ is second

@@ -1,20 +1,15 @@
 """Run files and the runs they stand for; the committed plans, t4 and paper on a tiny model."""
 
 import itertools
-from pathlib import Path
-from typing import Any
 
-import matplotlib
 import pytest
 import small_project
 from small_project import PARAMETERS, Project, write_notebook
 
 from helpers.errors import HelpersError, RunError
 from helpers.paths import reference_dir
-from helpers.report import write_tables
 from helpers.report.records import read_record, read_records
 from helpers.runner.fingerprint import fingerprint, is_done
-from helpers.runner.parameters import code_cells
 from helpers.runner.plan import read_plan
 
 project = small_project.project
@@ -189,28 +184,3 @@ def test_the_grids_for_gpus_are_complete(plan: str, number: int, models: int) ->
     text = {"evaluation": "wikitext2", "window": 2048, "windows": 0}
     assert all(same.items() <= run.items() for run in loading)
     assert all(text.items() <= run.items() for run in pruned)
-
-
-def test_a_cell_of_the_papers_main_table_on_a_tiny_model(tmp_path: Path) -> None:
-    """Its notebook, in this process, with what the run file says but for sizes and texts."""
-    matplotlib.use("Agg")
-    (run,) = read_plan("paper", f"{PRUNE}/llama-2-7b-wanda-2of4")
-    smaller = {"model": "tiny", "revision": "", "dtype": "float32", "device": "cpu"}
-    smaller |= {"sequences": 4, "length": 64, "window": 64, "windows": 4, "second_window": 128}
-    text = tmp_path / "text.txt"
-    text.write_text("".join(f"Line {number} says something of its own.\n" for number in range(200)))
-    smaller |= {"calibration": str(text), "evaluation": str(text)}
-    path = tmp_path / f"{run.id}.json"
-    given = run.effective | smaller | {"record_path": str(path), "preset": ""}
-    assert set(given) == set(run.defaults), "a change may only replace what the run file could"
-    names: dict[str, Any] = {"__name__": "__main__"}
-    for source, tags in code_cells(run.source_path):
-        if "colab-setup" not in tags:
-            exec(compile(source, run.notebook, "exec"), names)
-        if "parameters" in tags:
-            names |= given
-    record = read_record(path)
-    assert record["metrics"]["sparsity"]["value"] == 0.5 and len(record["layers"]) == 14
-    for name in ("perplexity", "perplexity_128"):  # random weights guess among 49 152 tokens
-        assert 1e4 < record["metrics"][name]["value"] < 1e6
-    assert "perplexity.md" in {path.name for path in write_tables([record], tmp_path / "tables")}

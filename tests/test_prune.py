@@ -29,11 +29,6 @@ from helpers.replay import layer_problems
 HALF = dict(method="wanda", sparsity=0.5)
 
 
-def zero_fractions(model: nn.Module, family: str) -> dict[str, float]:
-    weights = {n: model.get_submodule(n).weight for n in fam.pruned_names(family)}
-    return {name: (w == 0).float().mean().item() for name, w in weights.items()}
-
-
 # ---------------------------------------------------------------- what changes, what does not
 
 
@@ -69,14 +64,6 @@ def test_all_that_should_be_pruned_is_and_nothing_else(family: str, tmp_path) ->
     again = hf.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         assert torch.equal(again(tokens).logits, calm(tokens).logits)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_models_stay_so(dtype: torch.dtype) -> None:
-    model = fam.build("llama").to(dtype)
-    prune_model(model, fam.random_tokens(), method="admm-grad", sparsity=0.5)
-    assert {p.dtype for p in model.parameters()} == {dtype}
-    assert set(zero_fractions(model, "llama").values()) == {0.5}
 
 
 # ---------------------------------------------------------------- the order of things
@@ -251,16 +238,17 @@ def test_a_model_is_not_pruned_twice(one_line_error) -> None:
     prune_model(few, tokens, **HALF)
 
 
-@pytest.mark.parametrize("done", [2, 8])
-def test_a_half_pruned_model_is_of_no_use(done: int, one_line_error) -> None:
+@pytest.mark.parametrize(("done", "passes"), [(2, 2), (8, 2), (2, 1), (9, 1)])
+def test_a_half_pruned_model_is_of_no_use(done: int, passes: int, one_line_error) -> None:
     def stop(layers: int, *_: object) -> None:
+        assert torch.is_grad_enabled()  # outside a block nothing has changed
         if layers == done:
             raise KeyboardInterrupt
 
     model, tokens = fam.build("llama").train(), fam.random_tokens()
     with pytest.raises(KeyboardInterrupt):
-        prune_model(model, tokens, progress=stop, **HALF)
-    assert fam.hook_count(model) == 0 and model.training
+        prune_model(model, tokens, progress=stop, passes=passes, **HALF)
+    assert fam.hook_count(model) == 0 and model.training and torch.is_grad_enabled()
     for use in USES:
         with one_line_error(BadParameter, "half pruned"):
             use(model)
@@ -406,31 +394,7 @@ def test_an_error_in_a_late_layer_names_it(registry, one_line_error) -> None:
 # ---------------------------------------------------------------- a sparsity for each layer
 
 
-def test_each_layer_gets_its_own_sparsity() -> None:
-    model = fam.build("llama")
-    wanted = {key: n / 16 for n, key in enumerate(by_layer())}  # from 0 on
-    backwards = dict(reversed(wanted.items()))  # names decide, not their order
-    report = prune_model(model, fam.random_tokens(), method="admm-grad", sparsity=backwards)
-    assert {f"{line.block}.{line.name}": line.sparsity for line in report.layers} == wanted
-    zeros = zero_fractions(model, "llama")
-    assert {name.removeprefix("model.layers."): zeros[name] for name in zeros} == wanted
-
-
 # ---------------------------------------------------------------- importance of outputs
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "admm-grad"])
-def test_one_factor_for_all_outputs_changes_nothing(family: str, method: str) -> None:
-    model, tokens = fam.build(family), fam.random_tokens()
-    other = copy.deepcopy(model)
-    plain = prune_model(model, tokens, method=method, sparsity=0.6)
-    # a power of two: scaling is exact
-    fours = {key: 4 * ones for key, ones in factors(other).items()}
-    told = prune_model(other, tokens, method=method, sparsity=0.6, importance=fours)
-    assert not fam.changed(other, fam.snapshot(model))
-    for one, two in zip(plain.layers, told.layers, strict=True):
-        assert one.error == pytest.approx(two.error, rel=1e-5)
 
 
 def test_importance_says_which_weights_stay_and_the_update_is_the_methods() -> None:

@@ -55,9 +55,7 @@ def test_the_card_tells_what_the_record_says(tmp_path: Path, monkeypatch) -> Non
     folder = save_pruned(model, tokenizer, tmp_path / "to", record=record)
     card = ModelCard.load(folder / "README.md")
     perplexity = f"| perplexity | {record['metrics']['perplexity']['value']:.4g} |"
-    for words in (record["data"]["calibration"]["package"], perplexity,
-                  f"torch {record['versions']['torch']}"):  # fmt: skip
-        assert words in card.text, words
+    assert perplexity in card.text and record["data"]["calibration"]["package"] in card.text
     assert card.data.base_model == "owner/model" and card.data.license is None
     assert record["parameters"]["method"] in card.data.tags
     # the command for it, as a shell reads it, gives the same parameters

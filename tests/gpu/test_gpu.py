@@ -112,16 +112,3 @@ def test_the_repair_in_either_precision(precision: str) -> None:
     prune_model(model, text[:4], method="wanda", sparsity=0.6, precision=precision)
     report = distil(model, dense, text[4:], rate=1e-3, held_out=4, precision=precision)
     assert report.held_out[-1][1] <= report.held_out[0][1]
-
-
-def test_the_first_run_of_the_plan_for_colab() -> None:
-    from helpers.runner import read_plan
-
-    runs = [run.effective for run in read_plan("t4", "04*")]
-    first = next(run for run in runs if run["method"] != "dense")
-    request = {name: first[name] for name in ("method", "sparsity", "pattern")}
-    model, tokenizer = load_model("embedded", device="cuda", dtype=first["dtype"])
-    tokens = calibration_tokens("embedded", tokenizer, sequences=4, length=512)
-    prune_model(model, tokens, **request, **first["options"])
-    text = evaluation_tokens("embedded", tokenizer)
-    assert 15 < perplexity(model, text, length=512, limit=2) < 1000

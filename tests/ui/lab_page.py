@@ -120,38 +120,24 @@ def named(area: Locator, kind: str, label: str) -> Locator:
     return area.locator(kind).filter(has=text).first
 
 
-def slide(area: Locator, label: str, *, keyboard: bool) -> None:
-    """Move a slider (of ipywidgets 8 or 7): by the keyboard a step, by the mouse to an end."""
-    slider, page = named(area, ".widget-slider", label), area.page
+def slide(area: Locator, label: str) -> None:
+    """Move a slider (of ipywidgets 8 or 7) by one step of the keyboard."""
+    slider = named(area, ".widget-slider", label)
     handle = slider.locator(".noUi-handle, .ui-slider-handle")
     handle.scroll_into_view_if_needed()
-    if keyboard:
-        now, top = (float(handle.get_attribute(f"aria-value{end}") or 0) for end in ("now", "max"))
-        handle.focus()
-        page.keyboard.press("ArrowLeft" if now >= top else "ArrowRight")
-        return
-    track, box = slider.locator(".slider-container").bounding_box(), handle.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    left, right = track["x"], track["x"] + track["width"]
-    page.mouse.move(x, y)
-    page.mouse.down()
-    # from the middle to the right: at the left end other controls may change nothing
-    page.mouse.move(left + 1 if x - left > right - x + 20 else right - 1, y, steps=4)
-    page.mouse.up()
+    now, top = (float(handle.get_attribute(f"aria-value{end}") or 0) for end in ("now", "max"))
+    handle.focus()
+    area.page.keyboard.press("ArrowLeft" if now >= top else "ArrowRight")
 
 
-def choose(area: Locator, label: str, *, keyboard: bool) -> None:
-    """Choose the next entry of a dropdown, or at its end the one before."""
+def choose(area: Locator, label: str) -> None:
+    """Choose the next entry of a dropdown by the keyboard, or at its end the one before."""
     select = named(area, ".widget-dropdown", label).locator("select")
     now, count = select.evaluate("node => [node.selectedIndex, node.options.length]")
-    up = now == count - 1
-    if keyboard:
-        select.focus()
-        # Space opens the list; without that Lab takes an arrow as "go to the next cell"
-        for key in ("Space", "ArrowUp" if up else "ArrowDown", "Enter"):
-            area.page.keyboard.press(key)
-    else:  # the list of a native dropdown is not part of the page
-        select.select_option(index=now - 1 if up else now + 1)
+    select.focus()
+    # Space opens the list; without that Lab takes an arrow as "go to the next cell"
+    for key in ("Space", "ArrowUp" if now == count - 1 else "ArrowDown", "Enter"):
+        area.page.keyboard.press(key)
 
 
 def shown(area: Locator) -> str:

@@ -44,13 +44,11 @@ DROPDOWNS = {
     "02_admm_layer_solve": ("block", "layer", "schedule"),
     "03_mask_schedule": ("layer", "schedule", "pattern"),
 }
-# every control by keyboard, and those of one notebook by the mouse too
 CONTROLS = [
-    pytest.param(notebook, operate, label, keyboard, id=f"{notebook}-{label}-{keyboard}")
+    pytest.param(notebook, operate, label, id=f"{notebook}-{label}")
     for operate, names in ((slide, SLIDERS), (choose, DROPDOWNS))
     for notebook, labels in names.items()
     for label in labels
-    for keyboard in ((True, False) if notebook == "02_admm_layer_solve" else (True,))
 ]
 
 
@@ -96,13 +94,11 @@ def test_everything_is_drawn(notebook: str, open_notebook: OpenNotebook) -> None
 # --- explorers -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("notebook", "operate", "label", "keyboard"), CONTROLS)
-def test_control(
-    notebook: str, operate: Callable, label: str, keyboard: bool, open_notebook: OpenNotebook
-) -> None:
+@pytest.mark.parametrize(("notebook", "operate", "label"), CONTROLS)
+def test_control(notebook: str, operate: Callable, label: str, open_notebook: OpenNotebook) -> None:
     area = open_notebook(notebook).output("explorer")
     before = settled(area)
-    operate(area, label, keyboard=keyboard)
+    operate(area, label)
     settled(area, other=before)
 
 
