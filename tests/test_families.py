@@ -8,7 +8,6 @@ import functools
 import families as fam
 import pytest
 import torch
-from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from helpers import prune_model
@@ -34,16 +33,7 @@ REFUSED_HEAD = f"""
 
 Some of their weights belong to no linear layer and would stay dense. The model is left unchanged.
 """
-COLUMNS = ("family", "model", "attention", "head", "layer", "fused", "layers in a block", "replay")
-
-
-def attention(model: nn.Module) -> str:
-    """How many heads share a key."""
-    config, heads = model.config, model.config.num_attention_heads
-    keys = getattr(config, "num_key_value_heads", None) or heads
-    if getattr(config, "multi_query", False) or keys == 1:
-        return "multi-query"
-    return "multi-head" if keys == heads else f"grouped ({heads} on {keys})"
+COLUMNS = ("family", "model", "layer", "layers in a block", "replay")
 
 
 @functools.cache
@@ -51,9 +41,6 @@ def row(name: str) -> tuple[str, ...]:
     """A line of the page: what kind of model the family is, and what became of it."""
     model = fam.build(name)
     layers = find_layers(find_blocks(model)[0])
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    fused = {"q, k and v": ("qkv", "query_key_value", "c_attn"), "gate and up": ("gate_up",)}
-    joined = [what for what, words in fused.items() if any(w in n for n in layers for w in words)]
     tokens = fam.random_tokens(2)
     difference = check_parity(model, capture(model, tokens).calls, tokens.flip(1))
     wanted = {f"{layer}.weight" for layer in fam.pruned_names(name)}
@@ -64,10 +51,7 @@ def row(name: str) -> tuple[str, ...]:
     return (
         name,
         type(model).__name__,
-        attention(model),
-        "tied" if tied else "untied",
         "Conv1D" if isinstance(next(iter(layers.values())), Conv1D) else "Linear",
-        "; ".join(joined) or "–",
         str(len(layers)),
         "exact" if difference == 0 else f"{difference:.0e}",
         f"pruned {len(changed & wanted)} of {len(wanted)}{others}",
