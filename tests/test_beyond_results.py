@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from handmade import repaired
 
-from helpers.report import claim_verdicts, gap_table, plots, repair_figure
-from helpers.report.beyond import gain_table, perplexity_table, pipeline_frame, pipeline_name
+from helpers.report import claim_verdicts
+from helpers.report.beyond import gain_table, perplexity_table, pipeline_frame
 from helpers.report.claims import Judged
 from helpers.report.outcome import FAILS, HOLDS, OPEN, UNTESTED
 
@@ -23,17 +23,6 @@ RUNS = [
     repaired("sparsegpt", "60 %", 120.0, 50.0, seconds=(0.0, 80.0, 320.0)),
     repaired("admm-grad", "2:4", 90.0, 45.0),
 ]
-
-
-def test_a_pipeline_is_named_in_the_order_of_what_was_done() -> None:
-    given = {"method": "admm-grad", "options": {"iterations": 50}, "allocation": "owl"}
-    given |= {"repair": "norms", "repair_windows": 8}
-    assert pipeline_name(given) == "admm-grad (iterations=50), owl + distil norms (8)"
-    guided = {"method": "wanda", "allocation": "guide"}
-    assert pipeline_name(guided | {"guide_sequences": 2, "passes": 1}) == (
-        "wanda, guide (2), one pass"
-    )
-    assert pipeline_name({"method": "wanda", "precision": "bfloat16"}) == "wanda, bfloat16"
 
 
 def test_rows_are_pipelines_and_columns_targets() -> None:
@@ -96,22 +85,6 @@ def test_seconds_are_compared_on_one_kind_of_machine() -> None:
     assert found[:2] == [0.4, 0.8] and math.isnan(found[2]) and found[3] == 0.8
 
 
-def test_another_setting_is_another_row_without_a_gain() -> None:
-    pipelines = pipeline_frame([*RUNS, repaired("admm-grad", "60 %", 90.0, 30.0, sequences=4)])
-    table, _ = perplexity_table(pipelines, "perplexity")
-    other = "admm-grad (sequences=4) + distil (64)"
-    assert table.loc["admm-grad + distil (64)", "60 %"] == 42.0 and table.loc[other, "60 %"] == 30.0
-    assert gain_table(pipelines)["60 %, closed (%)"].isna()[other]
-
-
-def test_figure() -> None:
-    (ax,) = plots.figures(RUNS)["beyond"].axes
-    points = {(round(x, 6), y) for line in ax.lines for x, y in zip(*line.get_data(), strict=True)}
-    assert {(1, 84.0), (4, 42.0), (1.3, 60.0), (0.8, 120.0), (4, 50.0)} <= points
-    assert (4, 45.0) not in points  # of 2:4
-    assert "beyond" not in plots.figures([repaired("wanda", "50 %", 30.0)])
-
-
 # ------------------------------------------------------------------ claims
 
 
@@ -126,36 +99,25 @@ def seeds(
     windows: int,
     method: str = "admm-grad",
     *changes: float,
-    layers: float = 60.0,
-    guide: float = 0.0,
-    read: int = 4,
+    **more: Any,
 ) -> list[dict]:
     """Three seeds at 60 % and one at 70 %, guided, and plain ADMM-Grad, which has 80, at each.
 
     Changes, in percent, at 60 %, and so many seconds more.
     """
     cells = [("60 %", seed, change) for seed, change in enumerate(changes or (-1.0, 0.0, 1.0))]
-    cells.append(("70 %", 0, 0.0))
-    plain = [repaired("admm-grad", target, 80.0, seed=seed) for target, seed, _ in cells]
-    guided = [
-        repaired(
-            method,
-            target,
-            layers * (1 + change / 100),
-            after * (1 + change / 100),
-            seed,
-            windows,
-            seconds=(guide + change, 100.0, repair),
-            allocation="guide",
-            guide_sequences=read,
-            passes=1,
-        )
-        for target, seed, change in cells
-    ]
-    return [record for pair in zip(guided, plain, strict=True) for record in pair]
+    records, layers, guide = [], more.get("layers", 60.0), more.get("guide", 0.0)
+    guided = {"allocation": "guide", "guide_sequences": more.get("read", 4), "passes": 1}
+    for target, seed, change in [*cells, ("70 %", 0, 0.0)]:
+        before, end = (value * (1 + change / 100) for value in (layers, after))
+        took = {"seconds": (guide + change, 100.0, repair)}
+        records.append(repaired(method, target, before, end, seed, windows, **took, **guided))
+        records.append(repaired("admm-grad", target, 80.0, seed=seed))
+    return records
 
 
 HALF, TENTH, START = "Guide and repair", "A guide of two", "With the same guide and repair"
+TWO = {"layers": 66.0, "read": 2}  # ln(80 / 66) / ln 4 = 13.9 %
 
 
 @pytest.mark.parametrize(
@@ -163,30 +125,15 @@ HALF, TENTH, START = "Guide and repair", "A guide of two", "With the same guide 
     [
         # ln(80 / 38) / ln 4 = 54 %; the deviation of one percent is 0.72 %, times 4.303 / √3
         (HALF, seeds(38.0, 250.0, 64), HOLDS, "60 % closed 54 ± 2 % in 3.50 ± 0.02 times"),
-        (HALF, seeds(38.0, 250.0, 64), HOLDS, "70 % closed 54 ± 3 % in 3.50 ± 0.04 times the"),
         (HALF, seeds(42.0, 250.0, 64), FAILS, "60 % closed 46 ± 2 %"),
         (HALF, seeds(38.0, 350.0, 64), FAILS, "in 4.50"),
         (HALF, seeds(39.8, 250.0, 64), OPEN, "60 % closed 50"),  # within the noise
         (HALF, seeds(38.0, 250.0, 64)[:6], OPEN, "not run: 70 %"),  # 70 % is part of the sentence
-        (HALF, seeds(42.0, 250.0, 64)[:6], FAILS, "not run: 70 %"),
         (HALF, seeds(38.0, 250.0, 64)[2:], OPEN, "2 of 3 seeds"),
-        (HALF, seeds(38.0, 250.0, 8), UNTESTED, "runs of admm-grad, guide, one pass + distil (64)"),
-        (HALF, seeds(38.0, 250.0, 64, "sparsegpt"), UNTESTED, "needs"),
-        # ln(80 / 66) / ln 4 = 13.9 %
-        (
-            TENTH,
-            seeds(40.0, 9.0, 64, layers=66.0, guide=25.0, read=2),
-            HOLDS,
-            "60 % closed 14 ± 2 % in 1.25 ± 0.02 times",
-        ),
-        (
-            TENTH,
-            seeds(40.0, 9.0, 64, layers=66.0, guide=25.0, read=2)[:6],
-            HOLDS,
-            "3 seeds",
-        ),
-        (TENTH, seeds(40.0, 9.0, 64, layers=66.0, guide=55.0, read=2), FAILS, "in 1.55"),
-        (TENTH, seeds(40.0, 9.0, 64, layers=75.0, guide=25.0, read=2), FAILS, "closed 5"),
+        (HALF, seeds(38.0, 250.0, 8), UNTESTED, "needs"),
+        (TENTH, seeds(40.0, 9.0, 64, guide=25.0, **TWO), HOLDS, "60 % closed 14 ± 2 % in 1.25"),
+        (TENTH, seeds(40.0, 9.0, 64, guide=25.0, **TWO)[:6], HOLDS, "3 seeds"),
+        (TENTH, seeds(40.0, 9.0, 64, guide=55.0, **TWO), FAILS, "in 1.55"),
     ],
 )
 def test_what_a_repair_closes(
@@ -208,26 +155,3 @@ def test_the_better_start_is_better_than_both_after_the_same_repair() -> None:
     assert outcome.verdict == OPEN
     assert "not run: sparsegpt at 60 %" in outcome.numbers
     assert verdict(START, ours).verdict == UNTESTED
-    # another repair, and fewer seeds of one of them
-    assert verdict(START, ours + wanda + seeds(44.0, 25.0, 8, "sparsegpt")).verdict == OPEN
-    outcome = verdict(START, ours + wanda + sparsegpt[2:])
-    assert outcome.verdict == OPEN and "2 of 3 seeds" in outcome.numbers
-
-
-def test_the_share_of_the_gap_on_each_text() -> None:
-    values = {"perplexity_dense": 20.0, "perplexity_layers": 80.0, "perplexity": 40.0}
-    values |= {"perplexity_web_dense": 10.0, "perplexity_web_layers": 80.0, "perplexity_web": 40.0}
-    table = gap_table(values)
-    assert list(table.index) == ["dense", "layers alone", "repaired"]
-    assert table["perplexity"].tolist() == [20.0, 80.0, 40.0]
-    assert table["perplexity, gap closed"].tolist() == pytest.approx([1.0, 0.0, 1 / 2])
-    assert table["perplexity_web, gap closed"].tolist() == pytest.approx([1.0, 0.0, 1 / 3])
-
-
-def test_the_curve_of_a_repair() -> None:
-    looks = [(0, 2.0), (1, 1.2), (2, 1.5)]
-    figure = repair_figure({"losses": [1.9, 1.4], "held_out": looks, "kept": 1}, "wanda")
-    steps, held_out, kept = (line.get_xydata().tolist() for line in figure.axes[0].lines)
-    assert steps == [[0, 1.9], [1, 1.4]], "before each step"
-    assert held_out == [list(look) for look in looks] and kept == [[1, 1.2]]
-    assert figure.axes[0].get_yscale() == "log" and figure.axes[0].get_title() == "wanda"

@@ -13,7 +13,7 @@ from handmade import metric, pruned, with_series
 from matplotlib.figure import Figure
 
 from helpers.errors import FileError
-from helpers.report import figure_alt, pictures, plots, style, write_figures
+from helpers.report import figure_alt, pictures, plots, write_figures
 
 CONVERGENCE = {
     "iterations": [1, 2, 3],
@@ -89,19 +89,6 @@ def test_pictures_of_masks() -> None:
     image = picture.axes[0].get_images()[0].get_array()
     assert image.shape == (10, 20) and (torch.tensor(image.data).bool() == keep[:10, :20]).all()
     assert picture._repr_png_().startswith(b"\x89PNG")  # how Jupyter shows it
-    keep, one_shot = torch.tensor([[True, False], [True, True]]), torch.ones(2, 2).bool()
-    one_shot[0, 0] = False
-    figure = pictures.growth_figure([0.1, 0.25], [0.2, 0.3], keep, one_shot, iteration=2)
-    assert figure.axes[2].get_images()[0].get_array().tolist() == [[2, 1], [3, 3]]
-
-
-def test_a_colour_means_one_thing() -> None:
-    meanings: dict[str, set[str]] = {}
-    for label, (colour, *_) in style.LOOKS.items():
-        meanings.setdefault(colour, set()).add(label)
-    shared = [names for names in meanings.values() if len(names) > 1]
-    assert shared == [{"admm1", "one-shot"}, {"admm-grad", "paper"}, {"ADMM", "ρ = 1"}]
-    assert not {*style.COLOURS, style.KEPT} & set(meanings)
 
 
 def test_pyplot_and_its_settings_stay_out() -> None:

@@ -40,25 +40,6 @@ def test_the_rows_of_the_recipe_are_those_of_its_table() -> None:
         assert cells == {column: every[row][column] for column in cells}, row
 
 
-def test_the_numbers_of_the_recipe_are_those_of_its_table() -> None:
-    first = committed("beyond").split("\nModel: ")[0]  # perplexity on Wikipedia
-    rows = cells_of(TABLE.findall(first)[0])
-    found = {
-        row: float(cells["60 %"].split()[0]) for row, cells in rows.items() if cells["60 %"] != "–"
-    }
-    steps = ("", ", guide, one pass + distil (64)", ", guide (2), one pass")
-    before, after, fast = (f"{found[f'admm-grad{step}']:.1f}" for step in steps)
-    assert f"falls from {before} to {after}, and to {fast} with" in README.replace("\n", " ")
-
-
-def test_the_numbers_of_the_other_architecture_are_those_of_its_benchmark() -> None:
-    page = (reference_dir("bench") / "bench.md").read_text(encoding="utf-8")
-    every = TABLE.findall(page.split("\n## architecture\n")[1])[:3]  # 60, 70 and 80 %
-    found = [cells_of(table)["admm-grad, balanced"]["wiki, closed (%)"] for table in every]
-    closed = "{:.0f}, {:.0f} and {:.0f} %".format(*map(float, found))
-    assert f"the recipe closes {closed} at 60, 70 and 80 %." in README.replace("\n", " ")
-
-
 def test_the_verdicts_are_those_of_the_committed_records() -> None:
     wanted: dict[str, list[str]] = {}
     for sentence, verdict in re.findall(
@@ -70,21 +51,6 @@ def test_the_verdicts_are_those_of_the_committed_records() -> None:
     assert {verdict: (int(count), words) for verdict, count, words in said} == {
         verdict: (len(sentences), " ".join(sentences)) for verdict, sentences in wanted.items()
     }
-
-
-def test_it_is_short_and_says_first_what_one_must_know() -> None:
-    assert len(README.splitlines()) <= 145
-    assert "Linux, macOS or WSL" in "".join(README.splitlines()[:5])
-    glossary = (root() / "docs" / "glossary.md").read_text(encoding="utf-8")
-    for page in (README, glossary):  # one paragraph says it all
-        (embedded,) = [part for part in page.split("\n\n") if part.startswith("**Embedded**")]
-        assert all(words in embedded for words in ("4-bit", "de-quantised", "PLAN=original"))
-
-
-def test_its_number_of_families_is_that_of_their_page() -> None:
-    (families,) = re.findall(r"\[(\d+) families", README)
-    page = (root() / "results" / "families.md").read_text(encoding="utf-8")
-    assert f"## Pruned: {families} families" in page
 
 
 def test_links_of_every_page_lead_to_files() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pandas as pd
@@ -10,8 +9,7 @@ import pytest
 from handmade import metric, pruned, scored, update_row, with_series
 
 from helpers.paths import reference_dir
-from helpers.report import tables, write_claims, write_published, write_tables
-from helpers.report.frame import column_key
+from helpers.report import tables, write_claims, write_tables
 from helpers.report.records import read_records
 from helpers.report.tables import sections
 
@@ -39,7 +37,7 @@ def test_committed_tables_are_what_this_code_makes_of_the_records(
     plan: str, tmp_path: Path
 ) -> None:
     records = read_records(reference_dir(plan) / "records")
-    writers = (write_tables, write_published, write_claims)
+    writers = (write_tables, write_claims)
     paths = [path for write in writers for path in write(records, tmp_path)]
     committed = {p.name: p.read_bytes() for p in (reference_dir(plan) / "tables").glob("[!.]*")}
     assert {path.name: path.read_bytes() for path in paths} == committed
@@ -71,11 +69,6 @@ def test_a_seed_of_several_records_counts_once() -> None:
     assert (table.loc["admm-grad", "60 %"], spread.loc["admm-grad", "60 %"]) == (35.5, 4.5)
 
 
-def test_columns_are_sorted_by_number() -> None:
-    columns = ["dense", "5 %", "50 %", "2:4", "4:8", "2:16", "10:16"]
-    assert sorted(set(columns), key=column_key) == columns
-
-
 def test_cost_is_of_unstructured_runs_where_there_are_any(runs: list[dict]) -> None:
     frame = tables.cost_table(runs)
     assert frame.loc["admm-grad", "runs"] == 3  # neither N:M nor the variant
@@ -104,12 +97,6 @@ def test_variants_are_compared_with_the_same_seeds(runs: list[dict]) -> None:
     assert tables.variant_table(runs[:3]) is None
 
 
-def test_a_method_that_was_only_run_with_options_is_no_variant() -> None:
-    runs = [pruned("dense", "0 %", 17.7), pruned("new", "50 %", 20.0, options={"steps": 2})]
-    assert list(tables.perplexity_table(runs)[0].index) == ["dense", "new (steps=2)"]
-    assert tables.variant_table(runs) is None
-
-
 def test_zero_shot_has_the_papers_columns_and_a_mean() -> None:
     runs = [
         scored("wanda", arc_easy=[1, 0, 0, 0], rte=[1, 1]),
@@ -125,35 +112,6 @@ def test_zero_shot_has_the_papers_columns_and_a_mean() -> None:
     assert section.frame.loc["chance"].tolist() == [0.5, 0.25, 0.375]
     assert "| chance | 0.500 | 0.250 | 0.375 |" in section.markdown
     assert section.note.endswith("2 to 4 items a task, the same for every model; lm-eval 0.4.13.")
-
-
-def test_a_model_has_one_row_for_the_tasks_of_all_its_runs() -> None:
-    runs = [
-        scored("dense", arc_easy=[1, 0], rte=[1, 1]),
-        scored("wanda", arc_easy=[1, 0], rte=[0, 1]),
-    ]
-    more = [scored("dense", arc_easy=[1] * 4, piqa=[1, 0]), scored("wanda", arc_easy=[0] * 4)]
-    for run, limit in zip(runs + more, (2, 2, 4, 4), strict=True):
-        run["parameters"] |= {"limit": limit, "tasks": sorted(run["series"]["zero_shot"])}
-    for order in (runs + more, more + runs):
-        frame, _ = tables.zero_shot_table(order)
-        assert frame.loc["dense"].tolist()[:3] == [1.0, 1.0, 0.5]  # of four items, not of two
-        assert frame.loc["wanda, 50 %"].tolist()[:2] == [0.5, 0.0]
-        assert list(frame.index) == ["dense", "wanda, 50 %"]
-        # without PIQA its mean would be one over other tasks
-        assert frame.loc["dense", "mean"] > 0 and math.isnan(frame.loc["wanda, 50 %", "mean"])
-    for run in (runs[1], more[1]):
-        run["parameters"]["calibration_seed"] = 1
-    everything = [*runs, *more, scored("wanda", rte=[1, 1])]
-    pairs = tables.paired_table(everything)
-    assert list(pairs.index) == ["wanda, 50 % − dense"]
-    # of two items none and one is lost: differences 0 ± 0 and −0.5 ± 0.5, and their means
-    assert pairs["RTE"].item() == "-0.250 ± 0.250" and pairs["ARC-e"].item().startswith("**-1.000")
-    frame, _ = tables.zero_shot_table(everything)
-    assert list(frame.index) == ["dense", "wanda, 50 %"]
-    assert frame.loc["wanda, 50 %", ["RTE", "ARC-e"]].tolist() == [0.75, 0.0]
-    note = sections(everything)["zero_shot"][0].note
-    assert "Means over seeds of the calibration text on RTE. 2 to 4 items" in note
 
 
 def test_paired_differences_are_of_the_same_items() -> None:
@@ -203,30 +161,6 @@ def test_mask_rules_are_shares_of_the_default_on_the_same_layer() -> None:
     assert frame.loc["budget per output", "50 %"] == pytest.approx(100)
 
 
-def test_every_caption_says_that_the_model_is_de_quantised() -> None:
-    found = sections(read_records(reference_dir("full") / "records")).values()
-    assert all("4-bit file converted back" in part.note for parts in found for part in parts)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(3, "3"), (1234, "1,234"), (3.0, "3.00"), (0.0, "0.00"), (0.0123, "0.0123"), (0.75, "0.750"),
-     ("a", "a"), (17.714, "17.71"), (123.45, "123.5"), (12345.6, "12,346"), (2.5e7, "2.5e+07")],
-)  # fmt: skip
-def test_numbers(value: float, text: str) -> None:
-    assert tables.format_number(value) == text
-
-
-def test_files(runs: list[dict], tmp_path: Path) -> None:
-    paths = write_tables(runs, tmp_path / "tables")
-    names = ["cost.csv", "cost.md", "perplexity.csv", "perplexity.md"]
-    assert [path.name for path in paths] == [*names, "variants.csv", "variants.md"]
-    assert "| admm-grad | – | 30.00 ± 3.00 | 26.00 | 25.00 |" in paths[3].read_text()
-    assert pd.read_csv(paths[2], index_col="method").loc["dense", "60 %"] == 17.7
-    assert write_tables([], tmp_path / "none") == []
-    assert tables.perplexity_table([]) is tables.cost_table([]) is tables.paired_table([]) is None
-
-
 def test_a_section_for_each_model(tmp_path: Path) -> None:
     runs = [pruned("dense", "0 %", value, model=name) for name, value in (("a", 5.0), ("b/c", 4.0))]
     write_tables(runs, tmp_path)
@@ -234,14 +168,3 @@ def test_a_section_for_each_model(tmp_path: Path) -> None:
     assert text.count("| dense |") == 2 and "Model: b/c." in text
     frame = pd.read_csv(tmp_path / "perplexity.csv", index_col=["about", "method"])
     assert frame.loc[("b/c", "dense"), "0 %"] == 4.0
-
-
-def test_the_recipe_is_a_row_of_its_own() -> None:
-    runs = [scored("admm-grad", rte=[1, 0, 0, 0]), scored("admm-grad", rte=[1, 1, 0, 0])]
-    for run, effort in zip(runs, ("", "balanced"), strict=True):
-        run["parameters"]["effort"] = effort
-    frame, _ = tables.zero_shot_table(runs)
-    assert frame["RTE"].to_dict() == {"admm-grad, 50 %": 0.25, "admm-grad + recipe, 50 %": 0.5}
-    runs = [pruned("admm-grad", "60 %", value, effort=e) for e, value in (("", 3.0), ("fast", 2.0))]
-    frame, _ = tables.perplexity_table(runs)
-    assert frame["60 %"].to_dict() == {"admm-grad": 3.0, "admm-grad + fast recipe": 2.0}

@@ -5,10 +5,10 @@ import math
 from typing import Any
 
 import pytest
-from handmade import metric, pruned, update_row
+from handmade import metric, update_row
 
 from helpers.paths import reference_dir
-from helpers.report import equal_to_printed_digits, judge, notes, numbers_text, summary, to_lines
+from helpers.report import equal_to_printed_digits, judge, summary, to_lines
 from helpers.report.records import read_records
 from helpers.report.verdict import (
     CEILING,
@@ -51,30 +51,12 @@ def test_a_run_is_reproduced_within_its_tolerance() -> None:
     assert found.without == 2  # c has other parameters, new is not in the reference
     lines = to_lines(found.comparisons)
     shown = {line.split()[1]: line for line in lines[1:] if "tokens" not in line}
-    assert "+0.01 %" in shown["wanda-0"] and "OUT" not in shown["wanda-0"]
     assert "-5.66 %" in shown["b-0"] and "OUT" in shown["b-0"]
-    assert "missing" in shown["gone-0"] and "OUT" in shown["gone-0"]
-    assert not any("seconds" in line for line in lines)
     assert "1 of 3 runs reproduced" in summary(found) and "5.66 %" in summary(found)
-    assert "2 runs" in notes(found)[0]
-    assert "no committed record" in summary(judge(here, [], []))
     # from zero, and from a number that is missing, no difference in percent can be said
     broken = run(0.0) | {"metrics": {"perplexity": metric(0.0), "new": metric(1.0)}}
     found = one(run(1.0), broken)
     assert found.reproduced == 0 and "inf" not in "".join(to_lines(found.comparisons))
-
-
-def test_another_seed_is_another_run() -> None:
-    here = run(10.0) | {"parameters": run(99.0, seed=1)["parameters"]}  # under the same name
-    found = judge([here], [run(10.0)], [])
-    assert (found.compared, found.without) == (0, 1)
-
-
-def test_a_parameter_that_an_older_reference_lacks_had_its_default() -> None:
-    old, new = run(10.0), run(10.0, steps=3)
-    assert judge([new], [old], []).without == 1
-    assert judge([new], [old], [], {"04": {"steps": 3}}).reproduced == 1
-    assert judge([new], [old], [], {"04": {"steps": 4}}).without == 1
 
 
 @pytest.mark.parametrize("plan", ["laptop", "full"])
@@ -102,11 +84,6 @@ def test_the_level_and_why(change: dict, said: str) -> None:
     found = one(run(10.1) | change, reference)
     assert summary(found).endswith(said)
     assert found.reproduced == ("another" in said)  # 1 % apart
-    batches = ({"series": {"batch": batch}} for batch in (2, 1))
-    other = one(*(run(10.0) | batch for batch in batches))
-    assert summary(other).endswith("(another machine: batch 2 here, 1 there)")
-    both = judge([run(10.0), run(1.0, 1) | OTHER], [reference, run(1.0, 1)], [])
-    assert "(same kind of machine, but another for 1 of them: processor" in summary(both)
 
 
 def test_on_another_machine_the_tolerance_comes_from_seeds_of_the_same_run() -> None:
@@ -120,13 +97,7 @@ def test_on_another_machine_the_tolerance_comes_from_seeds_of_the_same_run() -> 
     assert of(run(20.0), run(1.0), run(9.0, 1), run(9.0, 2)) == (CEILING, "3 seeds")
     # two seeds, however often, another method or size say nothing: a share of the damage
     bound = (pytest.approx(2**SHARE - 1), "bound")
-    assert (
-        of(run(20.0), *seeds[:2])
-        == of(run(20.0), *seeds[:2] * 2)
-        == of(run(20.0, method="b"), *seeds)
-        == bound
-    )
-    assert of(run(20.0, sequences=8), *seeds) == bound
+    assert of(run(20.0), *seeds[:2] * 2) == of(run(20.0, method="b"), *seeds) == bound
     assert of(run(80.0), dense) == (pytest.approx(8**SHARE - 1), "bound")
     assert of(run(10.1), dense) == (FLOOR, "bound")
     assert of(run(80.0, windows=3), dense) == (UNKNOWN, "bound")
@@ -187,11 +158,6 @@ def test_masks_without_calibration_and_tokens_are_equal_on_any_machine() -> None
         assert one(run(10.0) | {"data": data} | OTHER, run(10.0)).reproduced == 0
 
 
-def test_what_an_older_reference_lacks_is_not_compared() -> None:
-    old = layered(1, 1, mask=None) | {"data": {"calibration": {}, "evaluation": {}}}
-    assert one(layered(1, 1, mask="m"), old).reproduced == 1
-
-
 def scored(*answers: int, method: str = "wanda", chosen: bool = True) -> Record:
     """A zero-shot run in which the choice 0 is always right."""
     right = [int(answer == 0) for answer in answers]
@@ -229,10 +195,6 @@ def test_zero_shot_is_judged_by_answers() -> None:
     old = scored(1, *reference[1:], chosen=False)
     assert verdict(scored(2, *reference[1:]), old) == 1
     assert verdict(scored(*reference), old) == 0
-    # choices by normalised likelihood count where the committed record has them
-    newer = scored(*reference)
-    newer["series"]["zero_shot"]["rte"]["acc_norm"] = [1] * 60
-    assert verdict(newer, scored(*reference)) == 1 and verdict(scored(*reference), newer) == 0
     assert verdict(run(1.0), scored(*reference), **OTHER) == 0
     # dense: as close on the same machine
     reference, here = run(10.0, method="dense"), run(10.002, method="dense")
@@ -244,18 +206,10 @@ def test_series_that_tables_are_made_of_are_compared_on_the_same_machine() -> No
     here = copy.deepcopy(here)
     here["series"]["update"][0] |= {"seconds": 9.0}
     assert one(here, reference).reproduced == 1
-    here["series"]["update"].append(update_row("sgd"))  # a row, and a column, that are new
-    here["series"]["update"][0] |= {"new": 1.0}
-    assert one(here, reference).reproduced == 1
     for error in (0.1002, "many", None):
         here["series"]["update"][0] |= {"error": error}
         assert one(here, reference).reproduced == 0
         assert one(here | OTHER, reference).reproduced == 1
-
-
-def test_the_numbers_that_a_reproduction_ends_with() -> None:
-    records = [pruned("wanda", "50 %", 20.123)]
-    assert "| wanda | 20.12 |" in numbers_text(records) and numbers_text([]) == ""
 
 
 def test_equal_to_printed_digits() -> None:
@@ -271,9 +225,7 @@ def test_equal_to_printed_digits() -> None:
     here["series"]["update"][0] |= {"seconds": 9.0, "excess": 5e-7, "error": 0.0412349}
     assert equal_to_printed_digits(here, reference) == []
     here["metrics"]["perplexity"]["value"] = 66.1452
-    here["metrics"]["new"] = metric(1.0)
     here["series"]["update"][0] |= {"excess": 5e-5, "error": 0.04135}
     lines = equal_to_printed_digits(here, reference)
-    for part in ("perplexity: 66.15, reference 66.16", "new: 1.00, reference missing", "error"):
+    for part in ("perplexity: 66.15, reference 66.16", "excess", "error"):
         assert any(part in line for line in lines), lines
-    assert any("excess" in line for line in lines)
