@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from helpers import prune_model
 from helpers.beyond import allocate
-from helpers.beyond.allocate import guide, owl
+from helpers.beyond.allocate import guide, owl, share_out
 from helpers.errors import BadParameter, HelpersError, NonFinite
 from helpers.models import find_blocks, find_layers, read_weight
 
@@ -47,6 +47,17 @@ def test_the_zeros_of_the_pruned_model_are_as_many_as_wanted(family: str, rule: 
         assert abs(gone - sparsity * weight.numel()) < 0.1 * weight.numel() + 1
         zeros, total = zeros + gone, total + weight.numel()
     assert zeros == round(sparsity * total)
+
+
+def test_sharing_out_by_hand() -> None:
+    sizes, none, wishes = float64(10, 10, 5), float64(0, 0, 0), float64(0.45, 0.25, 0.35)
+    # 4.5 + 2.5 + 1.75 zeros and t = 0.01: of 4.6, 2.6 and 1.8 two are rounded up
+    assert share_out(sizes, lambda t: wishes + t, 9, none, sizes - 1) == [4, 3, 2]
+    # the second layer may not lose more than 3: the others make up for it
+    assert share_out(sizes, lambda t: wishes + t, 16, none, float64(9, 3, 4)) == [9, 3, 4]
+    # a curve that jumps past the number: all layers go the same part of the way
+    jump = lambda t: float64(0.2, 0.2, 0.2) if t < 1 else float64(0.8, 0.8, 0.8)  # noqa: E731
+    assert share_out(sizes, jump, 12, none, sizes - 1) == [5, 5, 2]
 
 
 # ---------------------------------------------------------------- the rules, by hand

@@ -135,7 +135,6 @@ def test_a_worker_without_the_runners_code_or_results(
 def test_no_scheduler_no_worker_and_no_dask(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schedule, "CONNECT_SECONDS", 1)
     monkeypatch.setattr(schedule, "WAIT_SECONDS", 1)
     project.run_file("a.yaml", "pattern: sleep")
     for wrong in ("tcp://127.0.0.1:1", "htp://127.0.0.1:1", str(project.folder / "none.json")):

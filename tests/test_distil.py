@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from helpers import precision, prune_model
 from helpers.beyond import distil as module
+from helpers.beyond import training
 from helpers.beyond.distil import distil, divergence, divergence_and_gradient
 from helpers.errors import BadParameter, NonFinite, OutOfMemory
 
@@ -207,3 +208,10 @@ def test_what_cannot_be_trained_is_refused_before_anything_changes(one_line_erro
         with one_line_error(BadParameter, words):
             distil(*arguments, **options)
     assert not fam.changed(model, before)
+
+
+def test_the_rate_rises_then_falls_to_zero() -> None:
+    rates = [training.rate_at(step, 20) for step in range(1, 21)]
+    assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])  # 15 % of 20
+    assert rates[3:] == sorted(rates[3:], reverse=True) and 0 < rates[-1] < 0.01
+    assert training.rate_at(1, 1) == 1.0

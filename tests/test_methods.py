@@ -314,7 +314,9 @@ def test_what_no_method_accepts(name: str, parameter: str, value, one_line_error
     inputs, weight = layer()
     shown = "missing" if value is None and parameter == "sparsity" else repr(value)
     with one_line_error(BadParameter, parameter, shown if parameter != "itrations" else name):
-        METHODS[name](weight, gram_of(inputs), **{"sparsity": 0.5, parameter: value})
+        # beside a wrong pattern a sparsity would be refused too
+        target = {} if parameter == "pattern" else {"sparsity": 0.5}
+        METHODS[name](weight, gram_of(inputs), **target | {parameter: value})
 
 
 def test_requests_that_contradict_themselves(one_line_error) -> None:

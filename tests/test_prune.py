@@ -9,7 +9,7 @@ import families as fam
 import pytest
 import torch
 import transformers as hf
-from layers import outputs_error
+from layers import objective, outputs_error
 from torch import Tensor, nn
 
 from helpers import model_identity, perplexity, prune_model, refit, zero_shot
@@ -403,9 +403,14 @@ def test_importance_says_which_weights_stay_and_the_update_is_the_methods() -> N
     # in block 0, whose inputs are those of the dense model
     name = "self_attn.q_proj"
     weight, gram = layer_problems(model, tokens, 0, [name])[name]
-    prune_model(model, tokens, method="admm1", sparsity=0.5, importance=importance)
+    weight = weight.clone()
+    report = prune_model(model, tokens, method="admm1", sparsity=0.5, importance=importance)
     pruned = model.model.layers[0].self_attn.q_proj.weight
     score = weight.abs() * gram.diagonal().sqrt() * importance["0.self_attn.q_proj"][:, None]
     keep = select(score, 0.5, "unstructured", "matrix")
     assert torch.equal(pruned != 0, keep)
     torch.testing.assert_close(pruned, refit(weight, gram, keep).weight, rtol=1e-3, atol=1e-5)
+    # the error is that of the outputs as they are, without their factors
+    (error,) = (line.error for line in report.layers if (line.block, line.name) == (0, name))
+    lost = objective(weight, pruned, gram) / objective(weight, 0 * weight, gram)
+    assert error == pytest.approx(lost.item(), rel=1e-3)
