@@ -1,7 +1,6 @@
 """The benchmarks measure what they say: timing, fits, the published path, page and figures."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -40,12 +39,6 @@ def test_a_ratio_is_taken_within_a_round() -> None:
     ratio = timing.ratio(seconds, "ours", "products", "inverse")
     assert ratio["median"] == ratio["min"] == 1.5 and ratio["max"] == 2.0
     assert ratio["q3"] == 1.75 and ratio["repeats"] == 3
-
-
-def test_the_fitted_exponent_is_right() -> None:
-    sizes = [512, 768, 1024, 4096]
-    fitted = timing.exponent(sizes, [3e-9 * size**2.5 for size in sizes])
-    assert fitted == pytest.approx(2.5, abs=1e-9)
 
 
 # --- the published path --------------------------------------------------------------------
@@ -103,19 +96,6 @@ def test_page_and_figure_are_those_of_the_committed_record() -> None:
     assert page == (folder / "bench.md").read_text(encoding="utf-8")
     use = record["benchmarks"]["use"]["result"]
     assert figure.use_figure(use) == figure.use_figure(use)
-
-
-def test_quick_runs_are_added_to_a_record(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(bench, "reference_dir", lambda _: pytest.fail("the reference is touched"))
-    monkeypatch.setattr(solver, "QUICK", {"96x64": [(96, 64)]})
-    for name in ("growth", "solver", "passes"):
-        bench.main([name, "--quick", "--out", str(tmp_path)])
-    assert list(bench.read(tmp_path)["benchmarks"]) == ["solver", "passes", "growth"]
-    assert "| 96x64 |" in (tmp_path / "bench.md").read_text(encoding="utf-8")
-    assert bench.parse(["--quick"]).out.name == "bench"
-    (tmp_path / "bench.json").write_text('{"schema": 0}')
-    with pytest.raises(ValueError, match="schema"):  # a record of another kind is not added to
-        bench.main(["solver", "--quick", "--out", str(tmp_path)])
 
 
 def test_the_share_of_the_gap_that_a_pipeline_closes() -> None:

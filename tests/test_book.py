@@ -8,13 +8,11 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
-from xml.etree import ElementTree
 
 import nbformat
 import pytest
 from nbformat.v4 import new_output
 
-from book.drawings import DRAWINGS
 from helpers.paths import notebooks_dir, reference_dir, root
 from helpers.runner.fingerprint import CORE_FOLDERS
 
@@ -118,14 +116,3 @@ def test_the_code_is_documented(book: Path) -> None:
     for name in names:
         assert f"module-helpers.{name}" in Page(book / "api" / f"helpers.{name}.html").ids
     assert "helpers.large.prune_checkpoint" in Page(book / "api" / "helpers.large.html").ids
-
-
-@pytest.mark.parametrize("name", DRAWINGS)
-def test_drawings_are_what_the_code_draws_and_legible_on_a_phone(name: str) -> None:
-    text = (root() / "docs" / "drawings" / f"{name}.svg").read_text(encoding="utf-8")
-    assert text == DRAWINGS[name](), "run make drawings"
-    drawing = ElementTree.fromstring(text)
-    width = float(drawing.get("viewBox", "").split()[2])
-    sizes = [float(e.get("font-size")) for e in drawing.iter() if e.tag.endswith("}text")]
-    assert min(sizes) * 350 / width >= 11, "pixels where a page of 390 leaves 350 for a picture"
-    assert len(drawing[0].text.split()) > 20, "the title says in words what one sees"

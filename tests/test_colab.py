@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 import runpy
 import subprocess
-import sys
 import sysconfig
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 
-from helpers.errors import RunError
-from helpers.machine import prepare_kernel
 from helpers.paths import notebooks_dir, replace_file, root
 from helpers.runner.parameters import code_cells
 
@@ -59,22 +54,3 @@ def test_the_script_makes_the_package_visible_to_the_kernel(
     done.returncode = 1
     with pytest.raises(SystemExit, match="pip's reason is above"):
         runpy.run_path(str(root() / "colab_setup.py"), run_name="__main__")
-
-
-def test_a_package_replaced_under_a_running_kernel_is_found(
-    monkeypatch: pytest.MonkeyPatch, one_line_error: Callable
-) -> None:
-    enabled, old, output = [], ModuleType("pandas"), ModuleType("google.colab.output")
-    output.enable_custom_widget_manager = lambda: enabled.append("widgets")
-    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
-    monkeypatch.setitem(sys.modules, "google.colab.output", output)
-    monkeypatch.setitem(sys.modules, "pandas", old)
-    old.__version__ = "1.0"
-    with one_line_error(RunError, "pandas 1.0 is loaded", "Restart session"):
-        prepare_kernel()
-    old.__version__ = importlib.metadata.version("pandas") + "+cu128"  # a build's own label
-    prepare_kernel()
-    assert enabled == ["widgets"]
-    monkeypatch.delitem(sys.modules, "google.colab")
-    old.__version__ = "1.0"
-    prepare_kernel()  # elsewhere that is nobody's business

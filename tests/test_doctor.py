@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -46,24 +45,6 @@ def test_the_probe_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "IMPORTS", ("json",))
     assert doctor.check_device().state == "ok"
     assert "timed out" in doctor.run(sys.executable, "-c", "while 1: pass", seconds=0.2)[1]
-
-
-def test_memory_and_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "ram", lambda: (3 * GB, 8 * GB))
-    assert doctor.check_memory()[:3] == ("ok", "memory", "3.0 of 8.0 GB free")
-    monkeypatch.setattr(doctor, "ram", lambda: (GB, 8 * GB))
-    assert doctor.check_memory().state == "fix"
-    (tmp_path / "file").write_text("x")
-    monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "not" / "yet"))
-    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "file" / "results"))
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0.5 * GB))
-    monkeypatch.setattr(doctor, "lacking", lambda: ["torch"])
-    cache, results, project = doctor.check_disk()
-    assert f"0.5 GB free in {tmp_path}/not/yet, 1.0 GB are needed" in cache.answer
-    assert "cannot be written" in results.answer and "PRUNING_RESULTS" in results.todo
-    assert "2.5 GB are needed" in project.answer and project.state == "fix"
-    (tmp_path / "not" / "yet" / "models").mkdir(parents=True)  # downloaded already
-    assert next(doctor.check_disk()).state == "ok"
 
 
 def test_without_any_package_it_says_what_to_do(tmp_path: Path) -> None:

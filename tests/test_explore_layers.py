@@ -16,7 +16,7 @@ from helpers.admm import exact_least_squares
 from helpers.capture import advance, capture, embed, stream_norms
 from helpers.errors import Stopped
 from helpers.explore import calibration_explorer, layer_solve_explorer, mask_schedule_explorer
-from helpers.explore.calibration import pieces_of, table_html, text_html
+from helpers.explore.calibration import table_html, text_html
 from helpers.explore.controls import Explorer
 from helpers.explore.source import ModelLayers
 from helpers.gram import relative_error
@@ -201,15 +201,6 @@ class Sentencepiece:
 
     def batch_decode(self, many: list[list[int]], **_options: Any) -> list[str]:
         return ["".join(self.words[number] for number in ids).removeprefix(" ") for ids in many]
-
-
-def test_pieces_make_up_the_text(tiny: Loaded) -> None:
-    text = "The  cat\n\n sat <on> the mat, & its hat."
-    ids = tiny[1](text, add_special_tokens=False)["input_ids"]
-    pieces = pieces_of(tiny[1], ids)
-    assert len(pieces) == len(ids) and "".join(pieces) == text
-    # a space that decoding drops is kept
-    assert pieces_of(Sentencepiece(), [1, 2, 3, 4, 1]) == ["the", " cat", "s", "\n", " the"]
 
 
 def test_text_is_escaped_and_stands_out_by_more_than_colour() -> None:

@@ -6,7 +6,7 @@ import pytest
 import small_project
 from small_project import PARAMETERS, Project, write_notebook
 
-from helpers.errors import HelpersError, RunError
+from helpers.errors import RunError
 from helpers.paths import reference_dir
 from helpers.report.records import read_record, read_records
 from helpers.runner.fingerprint import fingerprint, is_done
@@ -89,22 +89,6 @@ def test_wrong_run_file_is_one_line(text: str, reason: str, project: Project) ->
     project.run_file("a.yaml", text)
     err = project.error()
     assert reason in err and "p/01_work/a.yaml" in err and not project.result("").exists()
-
-
-def test_wrong_plan_place_and_pattern(project: Project) -> None:
-    project.run_file("a.yaml")
-    for arguments, match in {("q",): "'q' is unknown", ("p", "b*"): "no run b*"}.items():
-        with pytest.raises(RunError) as caught:
-            read_plan(*arguments)
-        assert match in str(caught.value)
-    for notebook, name, match in [
-        ("01_work", "b.yml", "out of place"),
-        ("01_wrok", "b.yaml", "01_work"),
-    ]:
-        path = project.run_file(name, notebook=notebook)
-        with pytest.raises(HelpersError, match=match):
-            read_plan("p")
-        path.unlink()
 
 
 @pytest.mark.parametrize(

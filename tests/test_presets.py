@@ -93,10 +93,3 @@ def test_memory_is_checked_before_loading(here: Callable, one_line_error: Callab
     with one_line_error(OutOfMemory, "RAM", "16 GB"):
         check_memory(PRUNE, DEFAULTS | {"model": "huggyllama/llama-7b"})
     assert "not known" in check_memory(PRUNE, DEFAULTS | {"model": "someone/something"})["needs"]
-
-
-@pytest.mark.parametrize("notebook", [*NOTEBOOKS, "07_your_own_method", "08_beyond_the_paper"])
-def test_defaults_fit_a_laptop(here: Callable, notebook: str) -> None:
-    """Also with a method of the user's own, whose needs are not known."""
-    here(Memory(4 * 10**9, 8 * 10**9))
-    assert "RAM" in check_memory(notebook, CELLS[notebook][0])["needs"]

@@ -281,31 +281,6 @@ def test_make_refuses_what_it_does_not_know(given: list[str], words: str) -> Non
     assert answer.returncode == 2 and words in answer.stderr and not answer.stdout
 
 
-@needs_make
-def test_make_owner_writes_the_name_everywhere(tmp_path: Path) -> None:
-    tracked = ["notebooks", "docs", "README.md", "CITATION.cff", "Makefile", "book"]
-    for name in tracked:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tmp_path / name)
-    addresses = re.compile(r"(?:github(?:\.com)?|/gh)/([\w-]+)/pruning-reproduction")
-
-    def owners() -> list[str]:
-        files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "Makefile"]
-        assert not [path for path in files if path.suffix == ".bak"]
-        text = "".join(path.read_text(encoding="utf-8", errors="replace") for path in files)
-        return addresses.findall(text)
-
-    before = owners()
-    assert len(before) >= 2 * len(NOTEBOOKS) and len(set(before)) == 1
-    for name in ("octo-cat", "another"):  # who forks a fork
-        environment = dict(os.environ, NAME="a-machine")  # as WSL sets it
-        command = ["make", "-s", "-C", str(tmp_path), "owner", f"NAME={name}"]
-        assert subprocess.run(command, env=environment, check=False).returncode == 0
-        assert owners() == [name] * len(before)
-    for path in NOTEBOOKS:
-        json.loads((tmp_path / "notebooks" / path.name).read_text(encoding="utf-8"))
-
-
 def test_citation_and_environments_of_other_places_are_in_step() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == project()["version"] and citation["license"] == "MIT"

@@ -176,20 +176,6 @@ def test_files_that_are_damaged_or_missing(spoilt: Path, one_line_error: Callabl
         path.write_bytes(whole)
 
 
-def test_what_is_no_model(tmp_path: Path, one_line_error: Callable) -> None:
-    saved.save(tmp_path / "neox", "gpt-neox")  # with other names in files
-    for folder, words in [("", ("config.json", "save_pretrained")), ("neox", ("lm_head.weight",))]:
-        with one_line_error(BadParameter, *words):
-            load_streamed(tmp_path / folder)
-    fam.build("llama").save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    # read without their scales they would give another model, which the gate compares with itself
-    quantised = json.dumps({**config, "quantization_config": {"quant_method": "fp8"}})
-    (tmp_path / "config.json").write_text(quantised)
-    with one_line_error(UnsupportedModel, "quantised"):
-        load_streamed(tmp_path)
-
-
 # ---------------------------------------------------------------- the hub
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from helpers import calibration_tokens, load_model, prune_model
 from helpers.large.shards import Checkpoint
-from helpers.large.torchrun import main
 from helpers.paths import root
 
 PATIENCE = 60.0  # seconds, within which a run that fails has ended
@@ -141,8 +140,3 @@ def test_killed_failed_and_still_the_same_bits(text: Path, tmp_path: Path) -> No
     assert group(2, tmp_path, whole)[0] == [0, 0]
     expected = weights_of(tmp_path / "whole")
     assert all(torch.equal(weight, expected[name]) for name, weight in weights_of(to).items())
-
-
-def test_without_torchrun(capsys: pytest.CaptureFixture) -> None:
-    assert main(["--source", "nowhere", "--destination", "nowhere"]) == 1
-    assert "RunError: RANK is not set: start this with torchrun" in capsys.readouterr().err
