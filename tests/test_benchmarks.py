@@ -6,10 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import __main__ as bench
-from benchmarks import architecture, figure, model, problems, published, report, solver, timing
+from benchmarks import architecture, model, problems, published, solver, timing
 from helpers.gram import relative_error
-from helpers.paths import reference_dir
 from helpers.prune import prune_model
 
 # --- timing --------------------------------------------------------------------------------
@@ -87,15 +85,6 @@ def test_a_measured_model_is_left_as_it_was() -> None:
 
 
 # --- record, page and figure ---------------------------------------------------------------
-
-
-def test_page_and_figure_are_those_of_the_committed_record() -> None:
-    folder = reference_dir("bench")
-    record = bench.read(folder)
-    page = report.to_page(record)
-    assert page == (folder / "bench.md").read_text(encoding="utf-8")
-    use = record["benchmarks"]["use"]["result"]
-    assert figure.use_figure(use) == figure.use_figure(use)
 
 
 def test_the_share_of_the_gap_that_a_pipeline_closes() -> None:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from helpers.errors import BadParameter
 from helpers.explore import Explorer, View, Worker, twin
-from helpers.explore.controls import WIDGET, slider
+from helpers.explore.controls import WIDGET
 
 SOON = 10.0  # seconds after which a test has failed
 
@@ -106,12 +106,6 @@ def test_a_picture_stays_until_there_is_a_new_one() -> None:
     assert pictures[0] == pictures[1] != pictures[2]
     with pytest.raises(BadParameter, match="13 is not allowed"):
         _ = numbers(13).figure  # there never was one
-
-
-def test_a_slider_does_not_change_what_it_is_given() -> None:
-    assert slider("sparsity", 0.97, 0.05, 0.95, step=0.05).value == 0.97
-    assert slider("rho", 300, 0.01, 100, step=0.25, log=True).value == pytest.approx(300)
-    assert slider("iterations", 200, 1, 60).value == 200
 
 
 @pytest.mark.parametrize("kind", ["image/png", "text/html"])

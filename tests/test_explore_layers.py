@@ -194,15 +194,6 @@ def test_another_thread_may_run_the_model_and_a_pass_can_be_ended(tiny: Loaded) 
         assert not module._forward_pre_hooks and not module._forward_hooks
 
 
-class Sentencepiece:
-    """A tokenizer that drops the space at the beginning of what it decodes."""
-
-    words = {0: "<s>", 1: " the", 2: " cat", 3: "s", 4: "\n"}
-
-    def batch_decode(self, many: list[list[int]], **_options: Any) -> list[str]:
-        return ["".join(self.words[number] for number in ids).removeprefix(" ") for ids in many]
-
-
 def test_text_is_escaped_and_stands_out_by_more_than_colour() -> None:
     markup = text_html(["<script>", " a", "&", "\n\n", " ", ""], [1.0, 100.0, 3.0, 1, 1, 1], [1])
     assert "<script>" not in markup

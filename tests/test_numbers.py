@@ -9,7 +9,10 @@ import pytest
 from helpers.paths import notebooks_dir, reference_dir
 from helpers.report import claims_markdown
 from helpers.report.beyond import perplexity_table, pipeline_frame
+from helpers.report.claims import claim_verdicts
 from helpers.report.records import read_record, read_records
+from helpers.report.tables import paired_frame
+from helpers.runner.plan import read_plan
 
 NOTEBOOKS = sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))
 NUMBER = re.compile(r"\*\*([\d.,]+(?: %)?)\*\*")
@@ -104,3 +107,50 @@ def test_bold_numbers_are_those_of_the_records(notebook: str) -> None:
     assert NUMBER.findall(text) == promised
     opening = NUMBER.findall(texts[0])  # the answer to the question in the title
     assert bool(opening) == bool(promised) and set(opening) <= set(promised)
+
+
+def test_admm_grad_is_best_in_every_column_as_06_says() -> None:
+    for plan, more in (("laptop", ()), ("full", ("80", "4of8"))):
+        for target in ("50", "60", "70", "2of4", *more):
+            others = [f"{m}-{target}" for m in ("magnitude", "wanda", "sparsegpt", "admm1")]
+            best = pruned(f"admm-grad-{target}", plan=plan)
+            assert best < min(pruned(name, plan=plan) for name in others), (plan, target)
+
+
+def test_layer_error_and_perplexity_disagree_where_06_says_so() -> None:
+    pairs = [("admm1-70", "sparsegpt-70"), ("admm1-80", "sparsegpt-80")]
+    for one, other in [*pairs, ("admm-grad-60", "admm-grad-60-budget-output")]:
+        assert pruned(one, "mean_layer_error", "full") < pruned(other, "mean_layer_error", "full")
+        assert pruned(one, plan="full") > pruned(other, plan="full")
+
+
+def test_who_answers_more_questions_as_05_says() -> None:
+    claims = {
+        c.sentence: c for c in claim_verdicts(read_records(reference_dir("full") / "records"))
+    }
+    best = claims["ADMM-Grad answers more zero-shot questions than SparseGPT and Wanda."]
+    second = claims["SparseGPT answers more zero-shot questions than Wanda."]
+    assert {best.verdict, second.verdict} == {"not decided here"}
+    assert all("mean over HellaSwag, ARC-e, PIQA, SciQ" in c.numbers for c in (best, second))
+    leads = []
+    for seed in ("", "-seed1", "-seed2"):
+        names = [f"{method}-50-500{seed}" for method in ("admm-grad", "sparsegpt", "wanda")]
+        pairs = paired_frame(record("05_zero_shot", name, "full") for name in names)
+        pairs = pairs[pairs["pair"].str.startswith("admm-grad")].groupby("pair")
+        errors = pairs["error"].agg(lambda errors: (errors**2).sum() ** 0.5 / len(errors))
+        assert {f"{error:.3f}" for error in errors} == {"0.008"}
+        leads += [f"{lead:.3f}" for lead in pairs["difference"].mean()]
+    assert (min(leads), max(leads)) == ("0.015", "0.039")
+    table = (reference_dir("full") / "tables" / "zero_shot.md").read_text(encoding="utf-8")
+    recipe = "| admm-grad + recipe (precision=bfloat16), 50 % − admm-grad"
+    (row,) = (line for line in table.splitlines() if line.startswith(recipe))
+    assert row.endswith("| -0.018 ± 0.014 | **+0.017 ± 0.007** |")
+    scores = [value("05_zero_shot", f"{name}-lambada", "lambada_openai_acc", "full")
+              for name in ("dense", "admm-grad-50", "sparsegpt-50", "wanda-50")]  # fmt: skip
+    assert scores == [0.306, 0.234, 0.216, 0.140]
+
+
+@pytest.mark.parametrize("plan", ["laptop", "full"])
+def test_every_run_of_a_plan_has_its_record(plan: str) -> None:
+    records = {path.stem for path in (reference_dir(plan) / "records").glob("*.json")}
+    assert records == {run.id for run in read_plan(plan)}

@@ -143,28 +143,3 @@ def test_the_plan_original_is_the_plan_laptop_on_the_published_model() -> None:
         published = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "revision": revision}
         other = {"plan": "original"} if run.notebook == TABLES else published
         assert run.effective == there[run.id].effective | other
-
-
-METHODS = {"paper": ["magnitude", "wanda", "sparsegpt", "admm1", "admm-grad"]}
-METHODS["t4"] = ["wanda", "sparsegpt", "admm-grad"]
-TARGETS = {"paper": [(0.5, "unstructured"), (0.6, "unstructured"), (0.7, "unstructured")]}
-TARGETS["paper"] += [(0.8, "unstructured"), (0.5, "2:4"), (0.5, "4:8")]
-TARGETS["t4"] = [TARGETS["paper"][0], TARGETS["paper"][1], TARGETS["paper"][4]]
-
-
-@pytest.mark.parametrize(("plan", "number", "models"), [("t4", 25, 2), ("paper", 157, 4)])
-def test_the_grids_for_gpus_are_complete(plan: str, number: int, models: int) -> None:
-    runs = read_plan(plan)
-    loading = [run.effective for run in runs if run.notebook != TABLES]
-    names = {(run["model"], run["revision"]) for run in loading}
-    assert len(runs) == number and len(names) == models and {len(r) for _, r in names} == {40}
-    cells = itertools.product(names, METHODS[plan], TARGETS[plan])
-    expected = {(*name, method, *target) for name, method, target in cells}
-    expected |= {(*name, "dense", 0.0, "unstructured") for name in names}
-    keys = ("model", "revision", "method", "sparsity", "pattern")
-    pruned = [run.effective for run in runs if run.notebook == PRUNE]
-    assert {tuple(run[key] for key in keys) for run in pruned} == expected
-    same = {"calibration": "c4", "sequences": 128 if plan == "paper" else 64, "length": 2048}
-    text = {"evaluation": "wikitext2", "window": 2048, "windows": 0}
-    assert all(same.items() <= run.items() for run in loading)
-    assert all(text.items() <= run.items() for run in pruned)

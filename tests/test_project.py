@@ -309,19 +309,6 @@ def test_make_clean_leaves_what_is_committed(tmp_path: Path) -> None:
     assert not any((tmp_path / name).exists() for name in made)
 
 
-def test_ci_does_what_make_does() -> None:
-    script = ROOT / ".ci" / "run"
-    assert os.access(script, os.X_OK)
-    text = script.read_text(encoding="utf-8")
-    for command in ("make test", "make test-ui", "make reproduce PLAN=smoke", "make lint"):
-        assert command in text
-    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
-    assert {"push", "schedule"} <= set(workflow[True])  # YAML reads the key "on" as true
-    job = workflow["jobs"]["run"]
-    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
-    assert {"run": ".ci/run"} in job["steps"]
-
-
 def test_no_path_of_a_machine_is_committed() -> None:
     folders = ("helpers", "benchmarks", "notebooks", "runs", "docs", "book", ".github", ".ci")
     files = [*ROOT.glob("[!.]*.*"), ROOT / "Makefile"]

@@ -40,6 +40,31 @@ def test_the_rows_of_the_recipe_are_those_of_its_table() -> None:
         assert cells == {column: every[row][column] for column in cells}, row
 
 
+def test_the_numbers_of_the_recipe_are_those_of_its_table() -> None:
+    first = committed("beyond").split("\nModel: ")[0]  # perplexity on Wikipedia
+    rows = cells_of(TABLE.findall(first)[0])
+    found = {
+        row: float(cells["60 %"].split()[0]) for row, cells in rows.items() if cells["60 %"] != "–"
+    }
+    steps = ("", ", guide, one pass + distil (64)", ", guide (2), one pass")
+    before, after, fast = (f"{found[f'admm-grad{step}']:.1f}" for step in steps)
+    assert f"falls from {before} to {after}, and to {fast} with" in README.replace("\n", " ")
+
+
+def test_the_numbers_of_the_other_architecture_are_those_of_its_benchmark() -> None:
+    page = (reference_dir("bench") / "bench.md").read_text(encoding="utf-8")
+    every = TABLE.findall(page.split("\n## architecture\n")[1])[:3]  # 60, 70 and 80 %
+    found = [cells_of(table)["admm-grad, balanced"]["wiki, closed (%)"] for table in every]
+    closed = "{:.0f}, {:.0f} and {:.0f} %".format(*map(float, found))
+    assert f"the recipe closes {closed} at 60, 70 and 80 %." in README.replace("\n", " ")
+
+
+def test_its_number_of_families_is_that_of_their_page() -> None:
+    (families,) = re.findall(r"\[(\d+) families", README)
+    page = (root() / "results" / "families.md").read_text(encoding="utf-8")
+    assert f"## Pruned: {families} families" in page
+
+
 def test_the_verdicts_are_those_of_the_committed_records() -> None:
     wanted: dict[str, list[str]] = {}
     for sentence, verdict in re.findall(

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from test_exercises import cells_of, run_cell
 
-from helpers import evaluation_tokens, load_model, perplexity, prune_model
 from helpers.errors import BadParameter
 from helpers.runner.plan import read_plan
 
@@ -20,12 +19,6 @@ PRUNES = {
     "07_your_own_method": "model",
     "08_beyond_the_paper": "prune",
 }
-ANOTHER = """
-@register(method)
-def another(weight, gram, *, sparsity, pattern, keep=None):
-    return METHODS["wanda"](weight, gram, sparsity=sparsity, pattern=pattern, keep=keep)
-"""
-
 pytestmark = pytest.mark.usefixtures("registry")
 
 
@@ -72,17 +65,3 @@ def test_after_a_failure_nothing_is_left_to_record(notebook: str, records: Path)
         kernel.run(cell, cell)
     kernel.run(cell, anyway=True)
     assert list(records.iterdir()) == []
-
-
-def test_another_method_and_the_cells_again(records: Path) -> None:
-    kernel = Kernel("07_your_own_method")
-    kernel.run("parameters", "row")
-    before = kernel.names["value"]
-    run_cell(ANOTHER, kernel.names)
-    kernel.run("model", "row")
-    names, fresh = kernel.names, load_model("tiny", device="cpu")[0]
-    report = prune_model(fresh, names["tokens"], method="wanda", **names["target"])
-    text = evaluation_tokens("embedded", names["tokenizer"])
-    expected = perplexity(fresh, text, length=names["window"], limit=names["windows"])
-    assert names["contents"]["metrics"]["perplexity"][0] == expected != before
-    assert names["contents"]["metrics"]["mean_layer_error"][0] == report.error > 0

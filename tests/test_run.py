@@ -16,7 +16,7 @@ from helpers.report.records import make_record, read_record, write_record
 from helpers.runner import plan as plans
 from helpers.runner import run as command_line
 from helpers.runner import schedule
-from helpers.runner.fingerprint import fingerprint, is_done
+from helpers.runner.fingerprint import fingerprint
 
 project = small_project.project
 
@@ -117,15 +117,6 @@ def test_errors_before_a_run_is_started(project: Project) -> None:
     assert project.call("list")[0] == 0 and not project.result("").exists(), "who asks writes none"
     (project.folder / "results").write_text("in the way")
     assert str(project.folder / "results") in project.error()
-
-
-def test_a_damaged_record_is_named_and_replaced(project: Project) -> None:
-    project.run_file("a.yaml")
-    path = project.result("records/01_work--a.json")
-    path.parent.mkdir(parents=True)
-    path.write_text('{"schema": 1, "no')
-    assert path.name in project.error("tables")
-    assert not is_done(plans.read_plan("p")[0])  # so the next run replaces it
 
 
 # --- tables, verdict, accept, list ---------------------------------------------------------

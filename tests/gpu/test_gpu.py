@@ -26,7 +26,6 @@ from helpers import (
 )
 from helpers.beyond.distil import distil
 from helpers.gram import Gram
-from helpers.masks import select
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs CUDA: no NVIDIA GPU is found on this machine"
@@ -52,25 +51,6 @@ def test_a_layer_is_solved_as_on_the_cpu(method: str, target: dict) -> None:
     there = METHODS[method](weight.cpu(), gram.matrix.cpu(), **target)
     assert (here.keep.cpu() == there.keep).float().mean() > 0.995
     assert here.error == pytest.approx(there.error, rel=0.01)
-
-
-@pytest.mark.parametrize("shape", [(4096, 4096), (1000, 77)])
-@pytest.mark.parametrize("sparsity", [0.5, 0.93])
-def test_selection_keeps_exactly_as_many(shape: tuple[int, int], sparsity: float) -> None:
-    score = torch.rand(shape, device=CUDA).round(decimals=2)  # with many equal ones
-    keep = select(score, sparsity, "unstructured")
-    assert int((~keep).sum()) == round(sparsity * score.numel())
-    assert score[keep].min() >= score[~keep].max()
-
-
-def test_a_block_of_7b_shapes() -> None:
-    weight, gram = problem(4096, 4096, 8192)
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    result = METHODS["admm-grad"](weight, gram, sparsity=0.6)
-    assert result.error < METHODS["wanda"](weight, gram, sparsity=0.6).error
-    # as the docstring of prune_model says: 32 bytes a weight, 4 for each entry of the gram
-    assert torch.cuda.max_memory_allocated() - before < 40 * weight.numel()
 
 
 @pytest.mark.parametrize("passes", [1, 2])
