@@ -99,17 +99,3 @@ def test_zeros_stay_with_the_trainer_of_transformers(family: str, tmp_path) -> N
     with keep_masks(model):
         Trainer(model=model, args=asked, train_dataset=rows).train()
     assert moved(model, zeros) == 0 and fam.changed(model, before)
-
-
-def test_nothing_is_left_behind() -> None:
-    model, zeros = pruned()
-    keys = set(model.state_dict())
-    frozen = next(p for p in model.model.layers.parameters() if p.ndim == 2)
-    frozen.requires_grad_(False)  # as one does for adapters
-    with pytest.raises(KeyboardInterrupt), keep_masks(model):
-        raise KeyboardInterrupt
-    assert set(model.state_dict()) == keys
-    assert all(not p._post_accumulate_grad_hooks for p in model.parameters() if p.requires_grad)
-    frozen.requires_grad_(True)
-    steps(model, lambda layers: torch.optim.SGD(layers, lr=1e-2))
-    assert moved(model, zeros) > 0

@@ -132,14 +132,3 @@ def test_plans_are_those_of_the_committed_records(plan: str) -> None:
     for key, run in runs.items():
         since = {name: run.defaults[name] for name in run.effective if name not in records[key]}
         assert run.effective == since | records[key], key
-
-
-def test_the_plan_original_is_the_plan_laptop_on_the_published_model() -> None:
-    there = {run.id: run for run in read_plan("laptop")}
-    runs = read_plan("original")
-    revision = runs[0].effective["revision"]
-    assert {run.id for run in runs} == set(there) - {"07_your_own_method--my-method-60"}
-    for run in runs:
-        published = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "revision": revision}
-        other = {"plan": "original"} if run.notebook == TABLES else published
-        assert run.effective == there[run.id].effective | other

@@ -254,16 +254,6 @@ def test_make_help_is_the_default_and_lists_every_target() -> None:
 
 
 @needs_make
-@pytest.mark.parametrize("python", ["false", "/nowhere/python3"])
-def test_make_without_a_fitting_python(python: str, tmp_path: Path) -> None:
-    answer = make("setup", f"VENV={tmp_path / 'venv'}", f"PYTHON={python}")
-    lines = answer.stderr.strip().splitlines()
-    assert answer.returncode == 2 and len(lines) == 2  # ours, and make's own
-    assert "Python 3.11 or newer is needed" in lines[0] and "PYTHON=python3.12" in lines[0]
-    assert list(tmp_path.iterdir()) == []
-
-
-@needs_make
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -279,19 +269,6 @@ def test_make_without_a_fitting_python(python: str, tmp_path: Path) -> None:
 def test_make_refuses_what_it_does_not_know(given: list[str], words: str) -> None:
     answer = make("-n" if given[0] != "owner" else "owner", *given)
     assert answer.returncode == 2 and words in answer.stderr and not answer.stdout
-
-
-def test_citation_and_environments_of_other_places_are_in_step() -> None:
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert citation["version"] == project()["version"] and citation["license"] == "MIT"
-    assert citation["preferred-citation"]["title"].startswith("Fast and Effective Weight Update")
-    assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License\n")
-    container = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text(encoding="utf-8"))
-    assert container["postCreateCommand"].endswith("-f environment.yml")
-    name = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["name"]
-    assert f"/envs/{name}/bin/python" in json.dumps(container)
-    # a folder of Binder's own would hide environment.yml from it
-    assert not (ROOT / "binder").exists() and not (ROOT / ".binder").exists()
 
 
 @needs_make

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from helpers import load_model, load_streamed, model_identity, perplexity
-from helpers.errors import BadParameter, FileError, NonFinite, UnsupportedModel
+from helpers.errors import BadParameter, FileError, NonFinite
 from helpers.large import streaming
 from helpers.large.shards import Checkpoint
 from helpers.models import find_blocks, weights_in_memory
@@ -98,14 +98,6 @@ def test_a_tied_head_may_be_stored_under_its_own_name_but_not_twice_with_other_v
     save_file(tensors | copies, path, metadata={"format": "pt"})
     with one_line_error(BadParameter, "differ", "tie_word_embeddings"):
         load_streamed(tmp_path)
-
-
-def test_a_block_that_shares_a_tensor_is_refused(tmp_path: Path, one_line_error: Callable) -> None:
-    model = fam.build("llama")
-    model.save_pretrained(tmp_path)
-    model.model.layers[1].extra = model.model.layers[0].self_attn.q_proj
-    with one_line_error(UnsupportedModel, "layers.0.self_attn.q_proj", "prune_model"):
-        streaming.WeightReader(model, Checkpoint(tmp_path), torch.device("cpu"), torch.float32)
 
 
 def test_perplexity_is_that_of_the_loaded_model_in_few_reads(llama: Path, reads: Counter) -> None:

@@ -169,12 +169,6 @@ def test_scores_are_those_of_the_stock_task_on_a_file(tiny: tuple, tmp_path: Pat
 # --- the same for every model --------------------------------------------------------------
 
 
-def test_batch_company_and_repetition_change_nothing(tiny: tuple, all_scores: dict) -> None:
-    scores = zero_shot(*tiny, tasks=["winogrande", "openbookqa"], limit=8, batch=7)
-    assert list(scores) == ["winogrande", "openbookqa"]
-    assert all(score == all_scores[name] for name, score in scores.items())
-
-
 # --- no traces ----------------------------------------------------------------------------
 
 
