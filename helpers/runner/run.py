@@ -20,7 +20,6 @@ from helpers.runner.fingerprint import is_done
 from helpers.runner.plan import Run, read_plan
 from helpers.runner.schedule import format_seconds, reference_seconds, run_plan, say
 
-APART_SHOWN = 12
 Records = dict[str, dict[str, Any]]  # by `Run.id`
 
 
@@ -106,7 +105,7 @@ def give_verdict(options: argparse.Namespace) -> int:
     summary = [report.summary(verdict), *report.notes(verdict)]
     apart = [item for item in verdict.comparisons if not item.within and item.what != "record"]
     if apart:
-        say("\n".join(report.to_lines(apart[:APART_SHOWN])))
+        say("\n".join(report.to_lines(apart[:12])))
     path = results_dir(options.plan) / "verdict.txt"
     lines = [*summary, "", *report.to_lines(verdict.comparisons), ""]
     replace_file(path, "\n".join(lines))

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ MEMORY_FOR_TWO = 7.5e9  # bytes; what a machine sold with 8 GB reports
 USUAL_SECONDS = 60.0  # of a run without a committed record
 STOP_SECONDS = 15.0  # for runs to end after Ctrl-C
 WAIT_SECONDS = 30  # for a scheduler, and for its first worker
-Pool = tuple[Callable[[], int], Callable[[Run, str], Future]]  # see `_pool`
 
 
 def say(text: str, *, error: bool = False) -> None:
@@ -108,8 +107,9 @@ def run_plan(
 
 
 @contextlib.contextmanager
-def _pool(scheduler: str | None, jobs: int, marker: Path) -> Iterator[Pool]:
-    """How many runs can go side by side now, and what starts one: here, or on a Dask cluster.
+def _pool(scheduler: str | None, jobs: int, marker: Path) -> Iterator[Any]:
+    """Two functions: how many runs can go side by side now, and what starts one, here or on a Dask
+    cluster, and gives its Future.
 
     What starts a run takes the run and its fingerprint.
 
@@ -134,7 +134,7 @@ def _pool(scheduler: str | None, jobs: int, marker: Path) -> Iterator[Pool]:
         yield lambda: max(1, len(client.nthreads())), submit
 
 
-def _execute(runs: list[Run], todo: list[Run], pool: Pool, marker: Path) -> list[tuple[Run, str]]:
+def _execute(runs: list[Run], todo: list[Run], pool: Any, marker: Path) -> list[tuple[Run, str]]:
     """Execute those of the runs that are to do; return the failures. Ctrl-C stops them all.
 
     Runs that are timed come after the others, and the tables notebook last: each of them alone.
@@ -201,6 +201,8 @@ def connect(scheduler: str) -> Any:
 
     try:
         where = {"scheduler_file" if scheduler.endswith(".json") else "address": scheduler}
+        if "scheduler_file" in where:
+            Path(scheduler).stat()  # Dask would wait for the file for ever
         client = distributed.Client(**where, timeout=WAIT_SECONDS, set_as_default=False)
         client.wait_for_workers(1, timeout=WAIT_SECONDS)
     except (OSError, ValueError) as error:
