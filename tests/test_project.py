@@ -91,7 +91,7 @@ def test_notebook_budgets(path: Path) -> None:
     # the parameters cell grows with the notebook's inputs; explorers need not be read
     apart = {text for tag in ("parameters", "explorer", "colab-setup") for text in cells(path, tag)}
     sizes = [code_lines(text) for text in cells(path) if text not in apart]
-    assert max(sizes) <= 15 and sum(sizes) <= 90
+    assert max(sizes) <= 15 and sum(sizes) <= 100
     assert len(re.findall(r"(?m)^\s*(?:async )?(?:def|class) ", "\n".join(cells(path)))) <= 1
 
 
