@@ -84,8 +84,9 @@ lab: $(INSTALLED) ## open JupyterLab on the notebooks
 	@$(PY) -m jupyter lab --ServerApp.root_dir="$(CURDIR)" \
 	  --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(LAB_ARGS)
 
+# two at a time, a file on one side; their kernels compute with one thread each
 test: assets ## run the tests
-	@$(PY) -m pytest
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 # first Colab's own packages, then what it lacks with those held: nothing of Colab's can be replaced
 test-colab: ## run tests and the smoke plan with the versions of Google Colab (python3.13, 6 GB)
