@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers.capture import Progress
+from helpers.capture import Progress, eval_mode
 from helpers.device import synchronise
 from helpers.errors import HelpersError
 from helpers.gram import Gram, relative_error
@@ -28,6 +28,7 @@ from helpers.masks import Pattern, mask_hash
 from helpers.methods import get_method
 from helpers.models import (
     INTERRUPTED,
+    PRUNED,
     STATE,
     device_of,
     find_blocks,
@@ -208,19 +209,23 @@ class Loop:
 
     def run(self, tokens: Tensor | None) -> PruneReport:
         """Prune every block that is not saved; the model runs if the method reads tokens."""
+        # dropout off: its random zeros would enter the grams
+        with eval_mode(self.model):
+            self.every_block(tokens)
+        setattr(self.model, STATE, PRUNED)
+        return self.report
+
+    def every_block(self, tokens: Tensor | None) -> None:
+        """Measure the stream's start, and take block by block."""
         started = time.perf_counter()
         replay = stream = None
         if self.method.needs_calibration:
             # each process runs its own part of the text through the whole model
             tokens = self.team.part(tokens)
             with self.timed("forward"):
-                replay = Replay(
-                    self.model,
-                    tokens,
-                    self.settings.batch or best_batch(self.device, tokens.shape[1]),
-                    passes=self.settings.passes,
-                    precision=self.settings.precision,
-                )
+                batch = self.settings.batch or best_batch(self.device, tokens.shape[1])
+                how = {"passes": self.settings.passes, "precision": self.settings.precision}
+                replay = Replay(self.model, tokens, batch, **how)
                 # before a weight changes: replayed logits are compared with the model's own
                 self.report.parity = max(self.team.gather(replay.parity()))
                 # One stream for the whole loop, overwritten block by block: (sequences, length,
@@ -233,7 +238,6 @@ class Loop:
         if replay:
             self.report.batch, self.report.halved = replay.batch, self.halved(replay)
         self.report.seconds = {"total": time.perf_counter() - started, **self.seconds}
-        return self.report
 
     def one_block(self, index: int, replay: Replay | None, stream: Tensor | None) -> None:
         """Measure and prune a block unless it is saved, and take the stream through it."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers.capture import Progress, check_tokens, eval_mode
+from helpers.capture import Progress, check_tokens
 from helpers.conformance import try_method
 from helpers.device import all_finite
 from helpers.errors import (
@@ -93,11 +93,7 @@ def prune_model(
     check_model(model, half_pruned=check_switch("allow_pruned", allow_pruned))
     check_dense(model, allow_pruned)
     check_request(model, tokens, method, arguments, settings)
-    # dropout off: its random zeros would enter the grams
-    with eval_mode(model):
-        report = Loop(model, method, arguments, settings).run(tokens)
-    setattr(model, STATE, PRUNED)
-    return report
+    return Loop(model, method, arguments, settings).run(tokens)
 
 
 def check_dense(model: nn.Module, allow_pruned: bool) -> None:

@@ -6,7 +6,8 @@ import pytest
 from handmade import pruned, scored, update_row, with_series
 
 from helpers.report import claim_verdicts
-from helpers.report.claims import Judged
+from helpers.report.claims import CLAIMS, Judged
+from helpers.report.frame import caption
 from helpers.report.outcome import FAILS, HOLDS, OPEN, UNTESTED, decide
 
 TARGETS = ("50 %", "60 %", "70 %", "80 %", "2:4", "4:8")
@@ -14,7 +15,8 @@ TARGETS = ("50 %", "60 %", "70 %", "80 %", "2:4", "4:8")
 
 def verdict(sentence: str, records: list[dict]) -> Judged:
     """What is said of the one claim whose sentence begins so."""
-    (judged,) = [one for one in claim_verdicts(records) if one.sentence.startswith(sentence)]
+    (claim,) = [claim for claim in CLAIMS if caption(claim).startswith(sentence)]
+    (judged,) = claim_verdicts(records, [claim])
     return judged
 
 

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -46,9 +45,10 @@ def end(*processes: subprocess.Popen | psutil.Process) -> None:
         process.wait()
 
 
-@contextlib.contextmanager
-def cluster(folder: Path) -> Iterator[str]:
-    """The file of a scheduler with two workers, "gpu" and "cpu"."""
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The file of a scheduler with two workers, "gpu" and "cpu". The last test ends it."""
+    folder = tmp_path_factory.mktemp("dask")
     file, preload = str(folder / "scheduler.json"), folder / "preload.py"
     preload.write_text(PRELOAD)
     common = ["--scheduler-file", file, "--host", "127.0.0.1"]
@@ -61,12 +61,6 @@ def cluster(folder: Path) -> Iterator[str]:
         yield file
     finally:
         end(*processes)
-
-
-@pytest.fixture(scope="module")
-def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with cluster(tmp_path_factory.mktemp("dask")) as file:
-        yield file
 
 
 def worker_pids(scheduler: str) -> dict[str, int]:
@@ -146,13 +140,12 @@ def test_no_scheduler_no_worker_and_no_dask(
     assert "distributed" in project.error("--scheduler", "tcp://127.0.0.1:1")
 
 
-def test_a_scheduler_that_dies_gives_a_sentence(tmp_path: Path, project: Project) -> None:
-    with cluster(tmp_path) as file:
-        process = runner_process(project, "--scheduler", file)
-        kernels = wait_for_kernel(*worker_pids(file).values())
-        for child in psutil.Process().children():
-            if {"scheduler", file} <= set(child.cmdline()):
-                end(child)
-        _, err = process.communicate(timeout=90)
+def test_a_scheduler_that_dies_gives_a_sentence(scheduler: str, project: Project) -> None:
+    process = runner_process(project, "--scheduler", scheduler)
+    kernels = wait_for_kernel(*worker_pids(scheduler).values())
+    for child in psutil.Process().children():
+        if {"scheduler", scheduler} <= set(child.cmdline()):
+            end(child)
+    _, err = process.communicate(timeout=90)
     assert process.returncode == 1 and "the scheduler is gone" in err
     assert not psutil.wait_procs(kernels, timeout=10)[1]

@@ -1,19 +1,54 @@
-"""The exercises of the notebooks: three each, and every solution runs where it stands."""
+"""Notebooks run cell by cell: their records, solutions of exercises, and cells that fail."""
 
 import ast
+import contextlib
 import json
+import math
 import re
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
-from helpers.paths import TABLES_NOTEBOOK, notebooks_dir
+from helpers.errors import BadParameter
+from helpers.methods import METHODS
+from helpers.paths import TABLES_NOTEBOOK, notebooks_dir, results_dir
+from helpers.report.records import read_record
 from helpers.runner.plan import read_plan
 
 NOTEBOOKS = sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))
 SOLUTION = re.compile(r"<details><summary>Solution</summary>\n\n(.*?)\n</details>", re.DOTALL)
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+# metrics that tables, claims and the notebooks' texts are about
+METRICS = {
+    "00_start_here": "perplexity_dense perplexity_magnitude perplexity_admm-grad",
+    "01_calibration_capture": "tokens condition_down_proj largest_input_q_proj",
+    "02_admm_layer_solve": "error_admm error_optimum distance_to_optimum",
+    "03_mask_schedule": "paper_unstructured paper_2:4 paper_4:8 released_unstructured",
+    "04_prune_model": "perplexity sparsity prune_seconds evaluate_seconds peak_memory",
+    "05_zero_shot": "winogrande_acc openbookqa_acc_norm mean_acc prune_seconds",
+    "06_tables_and_plots": "records",
+    "07_your_own_method": "perplexity mean_layer_error prune_seconds",
+    "08_beyond_the_paper": "perplexity perplexity_web perplexity_layers perplexity_web_layers "
+    "perplexity_dense perplexity_web_dense prune_seconds repair_seconds total_seconds",
+    "09_use_it": "perplexity perplexity_read_back perplexity_int8 zeros_moved",
+}
+# notebook → a cell that shows a picture
+PICTURES = {
+    "00_start_here": "mask",
+    "03_mask_schedule": "schedule",
+    "07_your_own_method": "picture",
+    "08_beyond_the_paper": "curve",
+}
+# notebook → the cell that prunes
+PRUNES = {
+    "00_start_here": "prune",
+    "04_prune_model": "prune",
+    "05_zero_shot": "prune",
+    "07_your_own_method": "model",
+    "08_beyond_the_paper": "prune",
+}
 
 
 def cells_of(notebook: str) -> list[dict]:
@@ -43,26 +78,87 @@ def test_three_exercises_with_hidden_solutions(notebook: str) -> None:
     assert "```" not in SOLUTION.sub("", text), "code is part of the hidden solution"
 
 
-@pytest.mark.usefixtures("registry")
-@pytest.mark.parametrize("notebook", NOTEBOOKS)
-def test_solutions_run(
-    notebook: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    """All code of the solutions, after the notebook's own with the smoke plan's parameters."""
-    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
-    parameters = next(run.parameters for run in read_plan("smoke") if run.notebook == notebook)
-    if notebook == TABLES_NOTEBOOK:  # the smoke plan's own records may not be there
-        parameters = {"plan": "laptop", "source": "reference"}
-    namespace: dict[str, Any] = {"__name__": "notebook"}
-    for cell in cells_of(notebook):
-        tags = cell["metadata"].get("tags", [])
-        # the explorers are slow, and not what is tested here
-        if cell["cell_type"] == "code" and not {"colab-setup", "explorer"} & set(tags):
-            run_cell(cell["source"], namespace)
-        if "parameters" in tags:
-            namespace.update(parameters)
-        if cell["id"] == "exercises":
-            capsys.readouterr()
-            for code in CODE.findall(cell["source"]):
-                shown = run_cell(code, namespace)
-                assert shown is not None or capsys.readouterr().out, f"nothing to see: {code}"
+class Kernel:
+    """A notebook whose cells are run one by one, with the parameters of a smoke run that prunes.
+
+    The explorers' cells are left out: they are slow, and nothing follows from them.
+    """
+
+    def __init__(self, notebook: str, **changed: Any) -> None:
+        runs = [run for run in read_plan("smoke") if run.notebook == notebook]
+        pruning = (run for run in runs if run.effective.get("method") != "dense")
+        self.parameters = next(pruning).parameters | changed
+        self.notebook, self.names = notebook, {"__name__": "notebook"}
+        self.shown: dict[str, Any] = {}  # the value of a cell's last line
+        self.code = {
+            cell["id"]: cell["source"]
+            for cell in cells_of(notebook)
+            if cell["cell_type"] == "code"
+            and not {"colab-setup", "explorer"} & set(cell["metadata"].get("tags", []))
+        }
+
+    def run(self, first: str, last: str = "record", *, anyway: bool = False) -> None:
+        """Run the cells from one to another; `anyway` also after one that fails."""
+        order = list(self.code)
+        for cell in order[order.index(first) : order.index(last) + 1]:
+            with contextlib.suppress(Exception) if anyway else contextlib.nullcontext():
+                self.shown[cell] = run_cell(self.code[cell], self.names)
+            if cell == "parameters":
+                self.names.update(self.parameters)
+
+
+@pytest.fixture(scope="module")
+def kernel(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Kernel]:
+    """The notebook of the parameter, after its last cell."""
+    # the smoke plan's own records may not be there
+    changed = {"plan": "laptop", "source": "reference"} if request.param == TABLES_NOTEBOOK else {}
+    registered = dict(METHODS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNING_RESULTS", str(tmp_path_factory.mktemp("results")))
+        notebook = Kernel(request.param, **changed)
+        notebook.run("parameters")
+        yield notebook
+    METHODS.clear()
+    METHODS.update(registered)
+
+
+@pytest.mark.parametrize("kernel", NOTEBOOKS, indirect=True)
+def test_record(kernel: Kernel) -> None:
+    notebook = kernel.notebook
+    (path,) = (results_dir("scratch") / "records").glob(f"{notebook}--*.json")
+    record = read_record(path)
+    assert record["notebook"] == notebook
+    assert kernel.parameters.items() <= record["parameters"].items()
+    assert set(record["metrics"]) >= set(METRICS[notebook].split())
+    assert all(math.isfinite(metric["value"]) for metric in record["metrics"].values())
+    assert (record["model"] is None) == (notebook == TABLES_NOTEBOOK)
+    assert notebook not in PICTURES or isinstance(kernel.shown[PICTURES[notebook]], Figure)
+
+
+@pytest.mark.parametrize("kernel", NOTEBOOKS, indirect=True)
+def test_solutions_run(kernel: Kernel, capsys: pytest.CaptureFixture) -> None:
+    for code in CODE.findall(exercises(kernel.notebook)):
+        capsys.readouterr()
+        shown = run_cell(code, kernel.names)
+        assert shown is not None or capsys.readouterr().out, f"nothing to see: {code}"
+
+
+@pytest.mark.parametrize("kernel", PRUNES, indirect=True)
+def test_after_a_failure_nothing_is_left_to_record(kernel: Kernel) -> None:
+    """A record holds the right numbers, or there is none."""
+    records = results_dir("scratch") / "records"
+    assert list(records.iterdir())
+    for record in records.iterdir():
+        record.unlink()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise BadParameter("out of patience")
+
+    cell = PRUNES[kernel.notebook]
+    kernel.names["prune_model"] = fail
+    with pytest.raises(BadParameter, match="patience"):
+        kernel.run(cell, cell)
+    kernel.run(cell, anyway=True)
+    assert list(records.iterdir()) == []

@@ -1,7 +1,6 @@
-"""Every notebook through papermill: the plan smoke is run once and its products are read."""
+"""Notebooks through papermill: a part of the plan smoke is run once, and its products are read."""
 
 import json
-import math
 import os
 import re
 import subprocess
@@ -9,46 +8,30 @@ import sys
 from pathlib import Path
 
 import pytest
-from papermill import execute_notebook
+from test_exercises import Kernel
 
 from helpers import load_model
-from helpers.paths import TABLES_NOTEBOOK, cache_dir, notebooks_dir, root
+from helpers.paths import cache_dir, notebooks_dir, root
 from helpers.report.records import read_record
 from helpers.runner.plan import Run, read_plan
 
-RUNS = read_plan("smoke")
+# the others are run cell by cell in test_exercises, and all in a browser
+ONLY = "0[246]*"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+RUNS = read_plan("smoke", ONLY)
 # cells that must show a picture
 PICTURES = {
-    "00_start_here": {"mask"},
-    "01_calibration_capture": {"spectrum"},
     "02_admm_layer_solve": {"mask", "convergence", "study", "explorer"},
-    "03_mask_schedule": {"schedule", "explorer"},
-    "06_tables_and_plots": {"perplexity", "update", "mask"},
-    "07_your_own_method": {"picture"},
-    "08_beyond_the_paper": {"curve"},
-}
-# metrics that tables, claims and the notebooks' texts are about
-METRICS = {
-    "00_start_here": "perplexity_dense perplexity_magnitude perplexity_admm-grad",
-    "01_calibration_capture": "tokens condition_down_proj largest_input_q_proj",
-    "02_admm_layer_solve": "error_admm error_optimum distance_to_optimum",
-    "03_mask_schedule": "paper_unstructured paper_2:4 paper_4:8 released_unstructured",
-    "04_prune_model": "perplexity sparsity prune_seconds evaluate_seconds peak_memory",
-    "05_zero_shot": "winogrande_acc openbookqa_acc_norm mean_acc prune_seconds",
-    "06_tables_and_plots": "records",
-    "07_your_own_method": "perplexity mean_layer_error prune_seconds",
-    "08_beyond_the_paper": "perplexity perplexity_web perplexity_layers perplexity_web_layers "
-    "perplexity_dense perplexity_web_dense prune_seconds repair_seconds total_seconds",
-    "09_use_it": "perplexity perplexity_read_back perplexity_int8 zeros_moved",
+    "06_tables_and_plots": {"perplexity", "update"},
 }
 
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results folder of the plan smoke, run from nothing."""
+    """The results folder of a part of the plan smoke, run from nothing."""
     folder = tmp_path_factory.mktemp("results")
     environment = os.environ | {"PRUNING_RESULTS": str(folder)}
-    command = [sys.executable, "-m", "helpers.runner", "run", "--plan", "smoke"]
+    command = [sys.executable, "-m", "helpers.runner", "run", "--plan", "smoke", "--only", ONLY]
     done = subprocess.run(command, env=environment, cwd=root(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return folder / "smoke"
@@ -65,7 +48,8 @@ def record_of(smoke: Path, name: str) -> dict:
 
 
 def test_the_plan_runs_every_notebook() -> None:
-    assert {run.notebook for run in RUNS} == {path.stem for path in notebooks_dir().glob("*.ipynb")}
+    notebooks = {path.stem for path in notebooks_dir().glob("*.ipynb")}
+    assert {run.notebook for run in read_plan("smoke")} == notebooks
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.id)
@@ -73,9 +57,6 @@ def test_record(smoke: Path, run: Run) -> None:
     record = record_of(smoke, run.id)
     assert (record["notebook"], record["name"]) == (run.notebook, run.name)
     assert record["parameters"] == run.effective, "every parameter is in the record"
-    assert set(record["metrics"]) >= set(METRICS[run.notebook].split())
-    assert all(math.isfinite(metric["value"]) for metric in record["metrics"].values())
-    assert (record["model"] is None) == (run.notebook == TABLES_NOTEBOOK)
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.id)
@@ -84,10 +65,8 @@ def test_executed_notebook(smoke: Path, run: Run) -> None:
     assert not any(output["output_type"] == "error" for _, output in shown)
     seen = {cell for cell, output in shown if "image/png" in output.get("data", {})}
     assert PICTURES.get(run.notebook, set()) <= seen
-    widgets = {
-        c for c, o in shown if "application/vnd.jupyter.widget-view+json" in o.get("data", {})
-    }
-    assert ("explorer" in widgets) == (run.notebook[:2] in ("00", "01", "02", "03", "08"))
+    widgets = {cell for cell, output in shown if WIDGET in output.get("data", {})}
+    assert ("explorer" in widgets) == (run.notebook == "02_admm_layer_solve")
     assert not re.search(r"(Future|Deprecation)Warning: [^\"]*helpers", json.dumps(shown))
 
 
@@ -105,10 +84,10 @@ def test_dense_and_pruned_rows(smoke: Path) -> None:
 
 
 def test_tables_notebook_writes_tables_and_figures(smoke: Path) -> None:
-    for name in ("perplexity", "claims", "cost", "zero_shot", "weight_update", "mask", "beyond"):
+    for name in ("perplexity", "claims", "cost", "weight_update"):
         text = (smoke / f"tables/{name}.md").read_text(encoding="utf-8")
         assert text.count("\n| ") > 2, f"{name} has no rows"
-    for name in ("perplexity", "layer_error", "convergence", "schedule"):
+    for name in ("perplexity", "layer_error", "convergence"):
         assert (smoke / f"figures/{name}.png").exists()
 
 
@@ -116,15 +95,13 @@ def test_tables_notebook_writes_tables_and_figures(smoke: Path) -> None:
 def test_a_streamed_model_gives_the_same_record(notebook: str, tmp_path: Path) -> None:
     for part in load_model("tiny"):
         part.save_pretrained(tmp_path / "tiny")
-    parameters = {"model": str(tmp_path / "tiny"), "device": "cpu", "sequences": 2, "length": 32}
-    windows, limit = {"window": 64, "second_window": 128}, {"limit": 4}
-    parameters |= windows if notebook == "04_prune_model" else limit
+    parameters = {"model": str(tmp_path / "tiny"), "device": "cpu"}
+    parameters |= {"second_window": 128} if notebook == "04_prune_model" else {}
     records = []
     for streamed in (False, True):
         name = f"{tmp_path.name}-{streamed}"
         path = tmp_path / f"{notebook}--{name}.json"
-        given = parameters | {"streamed": streamed, "record_path": str(path)}
-        execute_notebook(notebooks_dir() / f"{notebook}.ipynb", None, given, progress_bar=False)
+        Kernel(notebook, **parameters, streamed=streamed, record_path=str(path)).run("parameters")
         records.append(read_record(path))
     for record in records:
         record["metrics"] = {
@@ -137,6 +114,5 @@ def test_a_streamed_model_gives_the_same_record(notebook: str, tmp_path: Path) -
     assert notebook != "04_prune_model" or "perplexity_128" in records[0]["metrics"]
     for part in ("metrics", "layers", "series", "model", "data"):
         assert records[0][part] == records[1][part], part
-    assert not (cache_dir() / "pruned" / f"{notebook[:2]}-{name}").exists(), (
-        "it is deleted at the end"
-    )
+    # it is deleted at the end
+    assert not (cache_dir() / "pruned" / f"{notebook[:2]}-{name}").exists()

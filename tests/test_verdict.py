@@ -66,7 +66,8 @@ def test_a_plan_reproduces_itself(plan: str) -> None:
     measuring = [record for record in records if record["notebook"] != "06_tables_and_plots"]
     assert found.reproduced == found.compared == len(measuring) and found.without == 0
     assert summary(found).endswith("differences at most 0.00 % (same kind of machine)")
-    assert not any(line for record in records for line in equal_to_printed_digits(record, record))
+    few = records if plan == "laptop" else records[::20]  # the same tables, and slow to write
+    assert not any(line for record in few for line in equal_to_printed_digits(record, record))
 
 
 @pytest.mark.parametrize(

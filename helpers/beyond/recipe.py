@@ -17,6 +17,7 @@ and their rates were decided on held-out windows of the calibration text.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import time
 from collections.abc import Mapping
@@ -30,11 +31,11 @@ from helpers.beyond.training import check_float32
 from helpers.capture import Progress, check_tokens
 from helpers.data.corpora import calibration_tokens
 from helpers.errors import BadParameter, check_choice
-from helpers.loop import PruneReport, RunSettings
+from helpers.loop import Loop, PruneReport, RunSettings
 from helpers.masks import Pattern
 from helpers.methods import get_method
 from helpers.models import check_model
-from helpers.prune import check_dense, check_request, prune_model
+from helpers.prune import check_dense, check_request
 
 
 class Effort(NamedTuple):
@@ -114,26 +115,27 @@ def prune_and_repair(
             f"{windows_of(effort)}: there are {len(tokens)}"
         )
     started = time.perf_counter()
-    repair_windows = needed - 1
-    text, unseen = tokens.split([len(tokens) - repair_windows, repair_windows])
-    target: dict[str, Any] = {"sparsity": sparsity, "pattern": pattern}
+    repair_windows = windows_of(effort, 0)
+    text, repair_text = tokens.split([len(tokens) - repair_windows, repair_windows])
+    arguments = dict(options, sparsity=sparsity, pattern=pattern)
+    settings = RunSettings(passes, precision, batch, progress)
     # all that the steps would refuse, before the first of them has taken its time
-    check_request(model, text, method, target | options, RunSettings(passes, precision, batch))
+    check_request(model, text, method, arguments, settings)
     if spend.repair:
         check_float32(model)
     guided = not Pattern.parse(pattern).grouped
     if guided:
         spared = guide(model, text[: spend.guide], sparsity=sparsity, progress=progress)
-        target |= {"sparsity": spared.sparsity, "importance": spared.importance}
+        arguments["sparsity"] = spared.sparsity
+        settings = dataclasses.replace(settings, importance=spared.importance)
     guide_seconds = time.perf_counter() - started
     dense = copy.deepcopy(model) if spend.repair else None
-    settings = {"passes": passes, "precision": precision, "batch": batch, "progress": progress}
-    report = prune_model(model, text, method=method, **settings, **target, **options)
+    report = Loop(model, method, arguments, settings).run(text)
     report.seconds["guide"] = guide_seconds
     report.repair = {"effort": effort, "guide": spend.guide if guided else 0}
     if dense is not None:
-        settings = {"held_out": HELD_OUT, "precision": precision, "progress": progress}
-        repaired = distil(model, dense, unseen, **settings)
+        training = {"held_out": HELD_OUT, "precision": precision, "progress": progress}
+        repaired = distil(model, dense, repair_text, **training)
         report.repair |= repaired.to_dict()
         report.seconds["distil"] = repaired.seconds
     report.seconds["total"] = time.perf_counter() - started

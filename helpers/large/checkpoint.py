@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers.capture import Progress, eval_mode
+from helpers.capture import Progress
 from helpers.errors import FileError
 from helpers.large.shards import (
     COMPANIONS,
@@ -126,8 +126,7 @@ def prune_checkpoint(
     resumed = sum(result is not None for result in store.results[:-1])
     if None in store.results:
         loop = Loop(model, method, arguments, settings, store=store, team=team)
-        with eval_mode(model):
-            store.save_outside(loop.run(tokens))
+        store.save_outside(loop.run(tokens))
     if team.rank == 0 and not (store.folder / INDEX).is_file():
         store.complete()
     team.gather(None)  # no process goes on to a model that is not complete

@@ -476,10 +476,10 @@ class Judged(NamedTuple):
     numbers: str
 
 
-def claim_verdicts(records: Iterable[Record]) -> list[Judged]:
-    """What the records of one model say of each claim, in the order of CLAIMS."""
+def claim_verdicts(records: Iterable[Record], claims: Sequence = CLAIMS) -> list[Judged]:
+    """What the records of one model say of each claim, in the order of `claims`."""
     findings, judged = Findings(records), []
-    for claim in CLAIMS:
+    for claim in claims:
         margins, numbers, condition = claim(findings)
         verdict = outcome.decide(margins)
         sentence = frame.caption(claim)
