@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 
 from helpers.errors import BadParameter
 from helpers.methods import METHODS
-from helpers.paths import TABLES_NOTEBOOK, notebooks_dir, results_dir
+from helpers.paths import TABLES_NOTEBOOK, notebooks_dir, results_dir, root
 from helpers.report.records import read_record
 from helpers.runner.plan import read_plan
 
@@ -82,13 +83,17 @@ def test_three_exercises_with_hidden_solutions(notebook: str) -> None:
 class Kernel:
     """A notebook whose cells are run one by one, with the parameters of a smoke run that prunes.
 
-    The explorers' cells are left out: they are slow, and nothing follows from them.
+    The explorers' cells are left out, since they are slow and nothing follows from them, and its
+    texts are the project's own, which are tokenised sooner than the embedded ones.
     """
 
-    def __init__(self, notebook: str, **changed: Any) -> None:
+    def __init__(self, notebook: str, folder: Path, **changed: Any) -> None:
         runs = [run for run in read_plan("smoke") if run.notebook == notebook]
-        pruning = (run for run in runs if run.effective.get("method") != "dense")
-        self.parameters = next(pruning).parameters | changed
+        run = next(run for run in runs if run.effective.get("method") != "dense")
+        text = folder / "text.txt"
+        text.write_bytes((root() / "CHANGES.md").read_bytes())
+        texts = {name: str(text) for name in ("calibration", "evaluation") if name in run.effective}
+        self.parameters = run.parameters | texts | changed
         self.notebook, self.names = notebook, {"__name__": "notebook"}
         self.shown: dict[str, Any] = {}  # the value of a cell's last line
         self.code = {
@@ -115,10 +120,10 @@ def kernel(
     """The notebook of the parameter, after its last cell."""
     # the smoke plan's own records may not be there
     changed = {"plan": "laptop", "source": "reference"} if request.param == TABLES_NOTEBOOK else {}
-    registered = dict(METHODS)
+    registered, folder = dict(METHODS), tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PRUNING_RESULTS", str(tmp_path_factory.mktemp("results")))
-        notebook = Kernel(request.param, **changed)
+        patch.setenv("PRUNING_RESULTS", str(folder))
+        notebook = Kernel(request.param, folder, **changed)
         notebook.run("parameters")
         yield notebook
     METHODS.clear()

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_exercises import Kernel
@@ -16,7 +17,7 @@ from helpers.report.records import read_record
 from helpers.runner.plan import Run, read_plan
 
 # the others are run cell by cell in test_exercises, and all in a browser
-ONLY = "0[46]*"
+ONLY = "0[46]*--[adt]*"  # ADMM-Grad, dense, tables
 RUNS = read_plan("smoke", ONLY)
 
 
@@ -39,6 +40,13 @@ def outputs(smoke: Path, run: Run) -> list[tuple[str, dict]]:
 
 def record_of(smoke: Path, name: str) -> dict:
     return read_record(smoke / "records" / f"{name}.json")
+
+
+def record_here(folder: Path, **parameters: Any) -> dict:
+    """The record of notebook 04, run cell by cell."""
+    path = folder / "04_prune_model--here.json"
+    Kernel("04_prune_model", folder, record_path=str(path), **parameters).run("parameters")
+    return read_record(path)
 
 
 def test_the_plan_runs_every_notebook() -> None:
@@ -64,16 +72,17 @@ def test_executed_notebook(smoke: Path, run: Run) -> None:
     assert not re.search(r"(Future|Deprecation)Warning: [^\"]*helpers", json.dumps(shown))
 
 
-def test_dense_and_pruned_rows(smoke: Path) -> None:
-    dense, magnitude, admm = (
-        record_of(smoke, f"04_prune_model--{name}")
-        for name in ("dense", "magnitude-50", "admm-grad-50")
-    )
+def test_dense_and_pruned_rows(smoke: Path, tmp_path: Path) -> None:
+    dense = record_of(smoke, "04_prune_model--dense")
+    admm = record_of(smoke, "04_prune_model--admm-grad-50")
+    magnitude = record_here(tmp_path, method="magnitude")
+    recipe = record_here(tmp_path, effort="fast", sequences=4)
     assert dense["layers"] == [] and dense["metrics"]["sparsity"]["value"] == 0
     assert "mean_layer_error" not in magnitude["metrics"]
     assert "calibration" not in magnitude["data"], "magnitude reads no text"
     assert len(admm["layers"]) == 2 * 7 and all(layer["error"] < 1 for layer in admm["layers"])
-    for record in (magnitude, admm):
+    assert recipe["series"]["repair"] == {"effort": "fast", "guide": 2}
+    for record in (magnitude, admm, recipe):
         assert record["metrics"]["sparsity"]["value"] == pytest.approx(0.5, abs=1e-3)
 
 
@@ -88,14 +97,8 @@ def test_tables_notebook_writes_tables_and_figures(smoke: Path) -> None:
 def test_a_streamed_model_gives_the_same_record(tmp_path: Path) -> None:
     for part in load_model("tiny"):
         part.save_pretrained(tmp_path / "tiny")
-    notebook = "04_prune_model"
     parameters = {"model": str(tmp_path / "tiny"), "device": "cpu", "second_window": 128}
-    records = []
-    for streamed in (False, True):
-        name = f"{tmp_path.name}-{streamed}"
-        path = tmp_path / f"{notebook}--{name}.json"
-        Kernel(notebook, **parameters, streamed=streamed, record_path=str(path)).run("parameters")
-        records.append(read_record(path))
+    records = [record_here(tmp_path, **parameters, streamed=s) for s in (False, True)]
     for record in records:
         record["metrics"] = {
             name: metric["value"]
@@ -108,4 +111,4 @@ def test_a_streamed_model_gives_the_same_record(tmp_path: Path) -> None:
     for part in ("metrics", "layers", "series", "model", "data"):
         assert records[0][part] == records[1][part], part
     # it is deleted at the end
-    assert not (cache_dir() / "pruned" / f"04-{name}").exists()
+    assert not (cache_dir() / "pruned" / "04-here").exists()
