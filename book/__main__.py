@@ -140,6 +140,8 @@ class Sources:
                 outputs, cell.outputs = cell.outputs, []
                 for output in outputs:
                     widget = output.get("data", {}).pop(WIDGET, None)
+                    if text := output.get("data", {}).get("text/markdown"):  # claims have links
+                        output.data["text/markdown"] = self.localise(text, name)
                     # of an explorer its static twin is left, of another widget nothing
                     if widget is None or output.data.keys() - {"text/plain"}:
                         cell.outputs.append(output)

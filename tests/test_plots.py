@@ -74,7 +74,7 @@ def test_figures_of_series() -> None:
     assert curves(figure)["no update: 0.4000"][1] == [0.4, 0.4]
     figure = plots.schedule_figure(SCHEDULE)
     assert curves(figure)["paper"] == ([1, 2], [40.0, 60.0])
-    assert "leaves 80 to 90 % of the error" in figure.get_suptitle()
+    assert "leaves 80 to 90 % of one-shot's error" in figure.get_suptitle()
     table = pd.DataFrame({"step": {0: 1.9, 1: 0.0}, "held": {0: 2.0, 2: 1.5}})
     drawn = curves(pictures.lines_figure(table, xlabel="", ylabel="", marked=2))
     assert drawn["held"] == ([0, 2], [2.0, 1.5]) and drawn["kept"] == ([2], [1.5])

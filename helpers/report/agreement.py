@@ -74,10 +74,8 @@ def claims_markdown(records: Iterable[Record], tables: Path, page: Path | None =
         full = reference_dir("full")
         beside = claim_verdicts(read_records(full / "records"))
         link = os.path.relpath(full / "tables" / "claims.md", page)
-        text += (
-            f" These runs are too few to decide a claim. The verdicts are [of full]({link}), and "
-        )
-        text += "shown is what points the other way here."
+        text += f" These runs are too few to decide a claim: verdicts are [those of full]({link})."
+        text += " Shown is where the numbers of these runs point the other way."
     for number, (claim, one, other) in enumerate(zip(CLAIMS, judged, beside, strict=True), start=1):
         if beside is judged or {one.points, other.points} == {HOLDS, FAILS}:
             table = tables / f"{frame.caption(claim, paragraph=2)}.md"

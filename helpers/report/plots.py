@@ -102,8 +102,9 @@ def schedule_figure(series: Mapping[str, Any]) -> Figure:
     set_up(left, "sparsity of the mask (%)", whole=10, xlabel="iteration", ylim=(0, None))
     set_up(right, "relative error (% of one-shot's)", ylim=(0, 115))
     style.name_ends(left)
+    style.name_ends(right)
     low, high = shares.min(axis=None), shares.max(axis=None)
-    title = f"Choosing the mask step by step leaves {low:.0f} to {high:.0f} % of the error"
+    title = f"Choosing the mask step by step leaves {low:.0f} to {high:.0f} % of one-shot's error"
     figure.suptitle(title if high < 100 else "Error by schedule of the mask", fontsize=11)
     return figure
 

@@ -154,12 +154,14 @@ def set_up(
 def name_ends(ax: Axes) -> None:
     """The name of each line at its right end instead of a legend, above those it would overlap."""
     low, _ = ax.get_ylim()  # settles the limits
-    to_axes, free = ax.transScale + ax.transLimits, 0.0
-    lines = [line for line in ax.lines if line.get_linestyle() != "None"]
-    ends = [line.get_ydata()[np.isfinite(line.get_ydata())][-1] for line in lines]
-    for end, line in sorted(zip(ends, lines, strict=True), key=lambda item: item[0]):
+    to_axes, free, ends = ax.transScale + ax.transLimits, 0.0, {}
+    for line in ax.lines:
+        finite = [y for y in line.get_ydata(orig=False) if np.isfinite(y)]
+        if finite and line.get_linestyle() != "None":
+            ends[line] = finite[-1]
+    for line, end in sorted(ends.items(), key=lambda item: item[1]):
         place = to_axes.transform((1, max(end, low)))[1]
-        name = f"{'↑ ' * (place > 1)}{line.get_label()}"  # off the scale
+        name = f"{'↑ ' if place > 1 else ''}{line.get_label()}"  # off the scale
         place = max(min(place, 0.9), free)
         free = place + 0.07
         look = {"color": line.get_color(), "fontsize": 9, "fontweight": "bold", "va": "center"}
