@@ -78,12 +78,13 @@ def claims_markdown(records: Iterable[Record], tables: Path, page: Path | None =
         text += " Shown is where the numbers of these runs point the other way."
     for number, (claim, one, other) in enumerate(zip(CLAIMS, judged, beside, strict=True), start=1):
         if beside is judged or {one.points, other.points} == {HOLDS, FAILS}:
-            table = tables / f"{frame.caption(claim, paragraph=2)}.md"
+            how, _, name = frame.caption(claim, paragraph=1).rpartition(" Table: ")
+            table = tables / f"{name}md"  # its name ends in a full stop
             link = f"[{table.stem}]({os.path.relpath(table, page)})"
             cells = [one.sentence, f"**{other.verdict}**", one.numbers.partition(";")[0]]
             cells.append("–" if one.points == UNTESTED else link)
             rows += f"| {number} | {' | '.join(cells)} |\n"
-            tested += f"{number}. {frame.caption(claim, paragraph=1)} *{one.numbers}.*\n"
+            tested += f"{number}. {how} *{one.numbers}.*\n"
     head = "| # | claim | verdict | number | evidence |\n| --: | :-- | :-- | :-- | :-- |\n"
     return f"{text}\n\n{head}{rows or NOTHING}\nHow each was tested. {RULES}\n\n{tested}"
 

@@ -1,7 +1,7 @@
 """The paper's claims, each with a test on the records of a plan and a verdict.
 
 A claim is a function: the first paragraph of its docstring is the sentence, the second says how it
-is tested, the third names the table that shows it, and it returns margins with half widths
+is tested and ends with the table that shows it, and it returns margins with half widths
 (`helpers.report.outcome`) and the numbers that they rest on, the main one first. Without the
 records that a test needs the verdict is "not tested here"; with too few of them to tell (few seeds,
 some of the sparsities, a handful of layers, seconds of runs that shared the machine) or within the
@@ -125,8 +125,7 @@ def beats_gradients_per_iteration(findings: Findings) -> Evidence:
 
     The best of Adam and SGD with momentum, over learning rates and with or without preconditioning,
     needs more than 20 iterations to come as near to the optimum as 20 iterations of ADMM.
-
-    weight_update
+    Table: weight_update.
     """
     return _race(findings, ("adam", "sgd"), "iterations")
 
@@ -134,9 +133,7 @@ def beats_gradients_per_iteration(findings: Findings) -> Evidence:
 def beats_gradients_per_second(findings: Findings) -> Evidence:
     """ADMM beats gradient methods per second.
 
-    The same with seconds, ADMM's factorisation included.
-
-    weight_update
+    The same with seconds, ADMM's factorisation included. Table: weight_update.
     """
     return _race(findings, ("adam", "sgd"), "seconds")
 
@@ -144,9 +141,7 @@ def beats_gradients_per_second(findings: Findings) -> Evidence:
 def beats_conjugate_gradients(findings: Findings) -> Evidence:
     """ADMM also beats conjugate gradients (not in the paper).
 
-    The same with conjugate gradients on the support, in seconds.
-
-    weight_update
+    The same with conjugate gradients on the support, in seconds. Table: weight_update.
     """
     return _race(findings, ("cg",), "seconds")
 
@@ -154,9 +149,7 @@ def beats_conjugate_gradients(findings: Findings) -> Evidence:
 def better_update(findings: Findings) -> Evidence:
     """On one mask ADMM updates the weights better than SparseGPT.
 
-    Lower relative error on calibration text after 20 iterations.
-
-    weight_update
+    Lower relative error on calibration text after 20 iterations. Table: weight_update.
     """
     both = findings.problems.dropna(subset=["error", "sparsegpt_error"])
     better = both["error"] < both["sparsegpt_error"]
@@ -171,9 +164,7 @@ def better_update(findings: Findings) -> Evidence:
 def enough_for_a_layer(findings: Findings) -> Evidence:
     """20 iterations are enough for a layer.
 
-    The damped objective is within 1 % of its exact optimum.
-
-    weight_update
+    The damped objective is within 1 % of its exact optimum. Table: weight_update.
     """
     solved = findings.problems.dropna(subset="excess")
     excess, within = 100 * solved["excess"], solved["excess"] <= ENOUGH
@@ -187,9 +178,7 @@ def enough_for_a_layer(findings: Findings) -> Evidence:
 def enough_for_a_model(findings: Findings) -> Evidence:
     """20 iterations are enough for a model.
 
-    50 iterations lower perplexity at 60 % by no more than 1 %.
-
-    variants
+    50 iterations lower perplexity at 60 % by no more than 1 %. Table: variants.
     """
     return _option(findings, least=-ENOUGH, iterations=50)
 
@@ -198,9 +187,7 @@ def preconditioning_of_a_layer(findings: Findings) -> Evidence:
     """Preconditioning (inputs of unit norm) matters for a layer.
 
     Without it, at the best ρ tried and with one scale for all inputs instead, 20 iterations do not
-    get within 1 % of the optimum, and with it they do.
-
-    weight_update
+    get within 1 % of the optimum, and with it they do. Table: weight_update.
     """
     both = findings.problems.dropna(subset=["scaled", "unscaled"])
     scaled, unscaled = both["scaled"], both["unscaled"]
@@ -215,9 +202,7 @@ def preconditioning_of_a_layer(findings: Findings) -> Evidence:
 def preconditioning_of_a_model(findings: Findings) -> Evidence:
     """Preconditioning matters for a model.
 
-    Without it, at ρ = 1, perplexity at 60 % rises by more than 1 %.
-
-    variants
+    Without it, at ρ = 1, perplexity at 60 % rises by more than 1 %. Table: variants.
     """
     return _option(findings, least=ENOUGH, precondition=False)
 
@@ -226,9 +211,7 @@ def one_rho_fits(findings: Findings) -> Evidence:
     """One ρ = 1 fits every layer.
 
     With it the damped objective is within 1 % of its optimum in at most twice the iterations that
-    the best ρ tried for the layer needs.
-
-    weight_update
+    the best ρ tried for the layer needs. Table: weight_update.
     """
     tried = findings.problems.query("rhos > 1").dropna(subset="one_rho")
     ratio = tried["one_rho"] / tried["scaled"]  # NaN where no ρ gets there
@@ -307,9 +290,7 @@ def gradual_mask(findings: Findings) -> Evidence:
     """The gradual mask beats the one-shot mask at every sparsity.
 
     Lower perplexity of ADMM-Grad than of ADMM1 at 50, 60, 70 and 80 %; 2:4 and 4:8 count where they
-    were run.
-
-    perplexity
+    were run. Table: perplexity.
     """
     return _beats(findings, ["admm1"], needed=SPARSITIES, wanted=("2:4", "4:8"))
 
@@ -317,9 +298,7 @@ def gradual_mask(findings: Findings) -> Evidence:
 def best_of_all(findings: Findings) -> Evidence:
     """ADMM-Grad beats SparseGPT and Wanda at 50 to 80 % and at 2:4.
 
-    Lower perplexity at 50, 60, 70, 80 % and at 2:4.
-
-    perplexity
+    Lower perplexity at 50, 60, 70, 80 % and at 2:4. Table: perplexity.
     """
     return _beats(findings, ["sparsegpt", "wanda"], needed=(*SPARSITIES, "2:4"))
 
@@ -329,8 +308,7 @@ def overhead(findings: Findings) -> Evidence:
 
     At most 1.25 times the seconds of SparseGPT, same cells and seeds; forward passes and grams, the
     same work for both, enter as their median. More calibration text brings the ratio nearer to 1.
-
-    cost
+    Table: cost.
     """
     timed, every = (
         pd.concat([findings.paired(column, "sparsegpt", timed=alone) for column in SPARSITIES])
@@ -384,9 +362,7 @@ def most_answers(findings: Findings) -> Evidence:
     """ADMM-Grad answers more zero-shot questions than SparseGPT and Wanda.
 
     The mean over tasks is higher by more than its error: two standard errors over paired items and
-    the interval over seeds, added in quadrature.
-
-    zero_shot
+    the interval over seeds, added in quadrature. Table: zero_shot.
     """
     return _more_answers(findings, [("admm-grad", "sparsegpt"), ("admm-grad", "wanda")])
 
@@ -394,9 +370,7 @@ def most_answers(findings: Findings) -> Evidence:
 def second_in_answers(findings: Findings) -> Evidence:
     """SparseGPT answers more zero-shot questions than Wanda.
 
-    The same.
-
-    zero_shot
+    The same. Table: zero_shot.
     """
     return _more_answers(findings, [("sparsegpt", "wanda")])
 
@@ -404,9 +378,7 @@ def second_in_answers(findings: Findings) -> Evidence:
 def released_schedule(findings: Findings) -> Evidence:
     """The released schedule equals the paper's.
 
-    Perplexity at 60 % changes by no more than 1 %.
-
-    variants
+    Perplexity at 60 % changes by no more than 1 %. Table: variants.
     """
     return _option(findings, least=-ENOUGH, most=ENOUGH, schedule="released")
 
@@ -414,9 +386,7 @@ def released_schedule(findings: Findings) -> Evidence:
 def own_models(findings: Findings) -> Evidence:
     """ADMM-Grad wins on the paper's own models too.
 
-    Claim 11 on the records of the plan `paper`, each model by itself.
-
-    perplexity
+    Claim 11 on the records of the plan `paper`, each model by itself. Table: perplexity.
     """
     if not any(record.get("plan") == "paper" for record in findings.records):
         return untested("the plan `paper` on a GPU; published figures are in helpers/report/papers")
@@ -458,9 +428,7 @@ def repair_closes_half(findings: Findings) -> Evidence:
 
     After the guide, ADMM-Grad and 64 steps of distillation, at 60 and 70 %, half of ln(perplexity /
     dense) after ADMM-Grad is closed, and guide, pruning and repair take at most 4 times the seconds
-    of ADMM-Grad with two passes.
-
-    beyond
+    of ADMM-Grad with two passes. Table: beyond.
     """
     return _closes(findings, REPAIRED, least=0.5, most=4.0, needed=True)
 
@@ -471,9 +439,7 @@ def guide_closes_a_tenth(findings: Findings) -> Evidence:
 
     After that guide and ADMM-Grad, at 60 %, and at 70 % where it was run, a tenth of ln(perplexity
     / dense) after ADMM-Grad is closed, and guide and pruning take at most 1.3 times the seconds of
-    ADMM-Grad with two passes.
-
-    beyond
+    ADMM-Grad with two passes. Table: beyond.
     """
     name = f"{BASE}, guide (2), one pass"
     return _closes(findings, name, least=0.1, most=1.3, needed=False)
@@ -484,9 +450,7 @@ def better_start(findings: Findings) -> Evidence:
     (not in the paper).
 
     Lower perplexity at 60 % after the guide and 64 steps of distillation. Wanda's budget for each
-    output leaves the guide no choice within a layer.
-
-    beyond
+    output leaves the guide no choice within a layer. Table: beyond.
     """
     at = findings.pipelines.query("target == @SEEDED")
     values = at.groupby(["pipeline", "seed"])["perplexity"].mean().unstack("pipeline")
