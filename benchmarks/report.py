@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks import architecture, model, passes, solver
-from helpers.report import format_number, to_markdown
+from helpers.report import format_number, interval, to_markdown
 
 Result = Mapping[str, Any]
 Columns = Mapping[str, str | Callable[[Result], Any]]
@@ -198,9 +198,10 @@ def architecture_report(result: Result) -> list[str]:
         f"A GPT-2 with {result['layers']:,} parameters in its blocks, trained here on "
         f"{result['tokens']:,} tokens of Wikipedia and of task texts, in place of the embedded "
         "Llama: nothing of the recipe was chosen on it. Perplexity on Wikipedia articles that it "
-        f"has not seen, and on C4 text; means of {seeds} draws of the calibration text, ± half "
-        "their range. Closed: the share of ln(perplexity / dense) after ADMM-Grad that is gone. "
-        "Seconds are relative to those of ADMM-Grad with two passes in the same draw; medians.",
+        f"has not seen, and on C4 text; means of {seeds} draws of the calibration text, ± half of "
+        "Student's 95 % interval. Closed: the share of ln(perplexity / dense) after ADMM-Grad of "
+        "the same draw that is gone. Seconds are relative to those of ADMM-Grad with two passes in "
+        "the same draw; medians.",
     ]
     dense = runs[runs["sparsity"] == 0]
     for sparsity, pruned in runs[runs["sparsity"] > 0].groupby("sparsity"):
@@ -211,16 +212,16 @@ def architecture_report(result: Result) -> list[str]:
         for pipeline, draws in part.groupby("pipeline", sort=False):
             row = {"pipeline": pipeline}
             for name in ("wiki", "web"):
-                row[name] = _with_range(draws[name])
+                row[name] = _with_interval(draws[name])
                 row[f"{name}, closed (%)"] = 100 * architecture.closed(part, pipeline, name)
             rows.append(row | {"seconds / ADMM-Grad's": times[pipeline]})
         text += [f"{100 * sparsity:.0f} %:", _table(rows, {name: name for name in rows[0]})]
     return text
 
 
-def _with_range(values: pd.Series) -> str:
-    """Mean ± half of the range."""
-    return " ± ".join(map(format_number, (values.mean(), (values.max() - values.min()) / 2)))
+def _with_interval(values: pd.Series) -> str:
+    """Mean ± half of Student's 95 % interval, as in every table of the project."""
+    return " ± ".join(map(format_number, interval(values)))
 
 
 def growth_report(result: Result) -> list[str]:

@@ -29,14 +29,14 @@ COPIED = (
 PLANS = ("laptop", "full", "original", "smoke", "t4", "paper")
 # tables and figures, in the order of a plan's page
 PRODUCTS = (
-    *("claims", "perplexity", "layer_error", "variants", "zero_shot", "weight_update"),
+    *("claims", "perplexity", "variants", "zero_shot", "weight_update"),
     *("convergence", "mask", "schedule", "cost", "beyond", "published_ratios"),
 )
 BEST_RUNS = ("default", "admm-grad-60")  # of several runs of a notebook, the ones to show
 NOTHING_RUN = "Nothing was run on this machine: what follows is committed.\n"
 BADGE = re.compile(r"\[!\[[^\]]*\]\(http[^)]*\)\]\([^)]*\)\n*")
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)\)")
-PRODUCT = re.compile(r"results/reference/(\w+)/(?:tables|figures)(?:/(\w+)\.\w+)?")
+PRODUCT = re.compile(r"results/(?:reference/)?(\w+)/(?:tables|figures)(?:/(\w+)\.\w+)?")
 
 
 class Sources:
@@ -140,6 +140,8 @@ class Sources:
                 outputs, cell.outputs = cell.outputs, []
                 for output in outputs:
                     widget = output.get("data", {}).pop(WIDGET, None)
+                    if text := output.get("data", {}).get("text/markdown"):  # claims have links
+                        output.data["text/markdown"] = self.localise(text, name)
                     # of an explorer its static twin is left, of another widget nothing
                     if widget is None or output.data.keys() - {"text/plain"}:
                         cell.outputs.append(output)

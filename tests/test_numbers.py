@@ -74,7 +74,8 @@ def expected(notebook: str) -> list[str]:
             science = [f"{mean_over_seeds(f'{n}-500', 'sciq_acc', notebook):.2f}" for n in names]
             return means + science
         case "06":
-            claims = claims_markdown(read_records(reference_dir("full") / "records"))
+            folder = reference_dir("full")
+            claims = claims_markdown(read_records(folder / "records"), folder / "tables")
             verdicts = ("holds", "does not hold", "not decided here")
             counts = [str(claims.count(f"| **{verdict}** |")) for verdict in verdicts]
             names = ("admm-grad-60", "sparsegpt-60", "wanda-60")
@@ -142,7 +143,7 @@ def test_who_answers_more_questions_as_05_says() -> None:
         leads += [f"{lead:.3f}" for lead in pairs["difference"].mean()]
     assert (min(leads), max(leads)) == ("0.015", "0.039")
     table = (reference_dir("full") / "tables" / "zero_shot.md").read_text(encoding="utf-8")
-    recipe = "| admm-grad + recipe (precision=bfloat16), 50 % − admm-grad"
+    recipe = "| ADMM-Grad + recipe (precision=bfloat16), 50 % − ADMM-Grad"
     (row,) = (line for line in table.splitlines() if line.startswith(recipe))
     assert row.endswith("| -0.018 ± 0.014 | **+0.017 ± 0.007** |")
     scores = [value("05_zero_shot", f"{name}-lambada", "lambada_openai_acc", "full")

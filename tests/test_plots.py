@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from handmade import metric, pruned, with_series
+from handmade import pruned, with_series
 from matplotlib.figure import Figure
 
 from helpers.errors import FileError
@@ -18,7 +18,6 @@ from helpers.report import figure_alt, pictures, plots, write_figures
 CONVERGENCE = {
     "iterations": [1, 2, 3],
     "error": {"ρ = 1": [0.3, 0.2, 0.15]},
-    "distance": {"ρ = 1": [0.5, 0.1, 0.02]},
     "references": {"no update": 0.4, "exact optimum": 0.149},
     "layer": "block 0 o_proj",
     "sparsity": 0.6,
@@ -40,8 +39,6 @@ def records() -> list[dict]:
         pruned("admm-grad", "2:4", 80.0),
         pruned("dense", "0 %", 17.5),
     ]
-    for run in runs[:4]:
-        run["metrics"]["mean_layer_error"] = metric(1.5)
     series = [with_series("02", convergence=CONVERGENCE), with_series("03", schedule=SCHEDULE)]
     return runs + series
 
@@ -58,25 +55,26 @@ def curves(figure: Figure, panel: int = 0) -> dict[str, tuple[list, list]]:
 def test_perplexity_figure(records: list[dict]) -> None:
     figure = plots.perplexity_figure([*records, pruned("my-method", "60 %", 64.5)])
     drawn = curves(figure)
-    assert list(drawn) == ["magnitude", "ADMM-Grad", "my-method", "dense 17.5"]
+    assert list(drawn) == ["Magnitude", "ADMM-Grad", "my-method", "Dense 17.5"]
     assert drawn["ADMM-Grad"] == ([50.0, 60.0], [30.0, 65.0])  # means over seeds
-    assert drawn["dense 17.5"][1] == [17.5, 17.5]
+    assert drawn["Dense 17.5"][1] == [17.5, 17.5]
+    assert figure.axes[0].get_title() == "Perplexity of the model after pruning"  # both are lowest
+    figure = plots.perplexity_figure([*records, pruned("admm1", "60 %", 66.0)])
+    assert figure.axes[0].get_title().startswith("ADMM-Grad has the lowest perplexity at every")
     # the axis ends above the methods that refit, and names do not overlap
     assert 80 < figure.axes[0].get_ylim()[1] < 500
     heights = sorted(text.xy[1] for text in figure.axes[0].texts)
     assert all(high - low >= 0.05 for low, high in zip(heights, heights[1:], strict=False))
 
 
-def test_figures_of_layers_and_series(records: list[dict]) -> None:
-    # the lower seed, and no method that saw no text
-    assert curves(plots.layer_error_figure(records)) == {
-        "ADMM-Grad": ([0, 1, 2, 3], pytest.approx([0.6, 1.2, 1.8, 2.4]))
-    }
+def test_figures_of_series() -> None:
     figure = plots.convergence_figure(CONVERGENCE)
     assert curves(figure)["ρ = 1"] == ([1, 2, 3], [0.3, 0.2, 0.15])
-    assert curves(figure, 1)["ρ = 1"] == ([1, 2, 3], [0.5, 0.1, 0.02])
+    assert "optimum's error after 3 iterations" in figure.axes[0].get_title()  # 0.15 / 0.149
     assert curves(figure)["no update: 0.4000"][1] == [0.4, 0.4]
-    assert curves(plots.schedule_figure(SCHEDULE))["paper"] == ([1, 2], [40.0, 60.0])
+    figure = plots.schedule_figure(SCHEDULE)
+    assert curves(figure)["paper"] == ([1, 2], [40.0, 60.0])
+    assert "leaves 80 to 90 % of one-shot's error" in figure.get_suptitle()
     table = pd.DataFrame({"step": {0: 1.9, 1: 0.0}, "held": {0: 2.0, 2: 1.5}})
     drawn = curves(pictures.lines_figure(table, xlabel="", ylabel="", marked=2))
     assert drawn["held"] == ([0, 2], [2.0, 1.5]) and drawn["kept"] == ([2], [1.5])

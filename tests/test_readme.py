@@ -47,14 +47,14 @@ def test_the_numbers_of_the_recipe_are_those_of_its_table() -> None:
         row: float(cells["60 %"].split()[0]) for row, cells in rows.items() if cells["60 %"] != "–"
     }
     steps = ("", ", guide, one pass + distil (64)", ", guide (2), one pass")
-    before, after, fast = (f"{found[f'admm-grad{step}']:.1f}" for step in steps)
+    before, after, fast = (f"{found[f'ADMM-Grad{step}']:.1f}" for step in steps)
     assert f"falls from {before} to {after}, and to {fast} with" in README.replace("\n", " ")
 
 
 def test_the_numbers_of_the_other_architecture_are_those_of_its_benchmark() -> None:
     page = (reference_dir("bench") / "bench.md").read_text(encoding="utf-8")
     every = TABLE.findall(page.split("\n## architecture\n")[1])[:3]  # 60, 70 and 80 %
-    found = [cells_of(table)["admm-grad, balanced"]["wiki, closed (%)"] for table in every]
+    found = [cells_of(table)["ADMM-Grad, balanced"]["wiki, closed (%)"] for table in every]
     closed = "{:.0f}, {:.0f} and {:.0f} %".format(*map(float, found))
     assert f"the recipe closes {closed} at 60, 70 and 80 %." in README.replace("\n", " ")
 

@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             *("block_name", "growth_figure", "lines_figure", "mask_picture", "solve_figure"),
             "stream_figure",
         ),
+        "frame": ("interval",),
         "plots": (
             *("convergence_figure", "figure_alt", "figures", "perplexity_figure"),
             *("schedule_figure", "write_figures"),
@@ -24,11 +25,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "write_record",
         ),
         "style": (
-            "DENSE",
-            "new_figure",
-            "set_up",
-            "short_error",
-            "style_of",
+            *("DENSE", "name_ends", "new_figure", "set_up", "short_error", "style_of"),
             "to_png",
         ),
         "tables": ("format_number", "sections", "to_markdown", "write_tables"),

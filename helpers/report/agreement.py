@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers.paths import replace_file
+from helpers.paths import reference_dir, replace_file
 from helpers.report import frame
 from helpers.report.claims import CLAIMS, RULES, claim_verdicts
 from helpers.report.frame import Record, by_model
+from helpers.report.outcome import FAILS, HOLDS, UNTESTED
+from helpers.report.records import read_records
 from helpers.report.tables import sections
-from helpers.report.verdict import Comparison, Verdict, printed_metrics
+from helpers.report.verdict import Comparison, Verdict
+
+NOTHING = "| – | nothing | – | – | – |\n"  # points the other way
 
 
 def summary(verdict: Verdict) -> str:
@@ -51,34 +55,45 @@ def to_lines(comparisons: Iterable[Comparison]) -> list[str]:
 
 
 def numbers_text(records: Iterable[Record]) -> str:
-    """The table of perplexities, or where there is none what each run measured, a line a run."""
-    records = list(records)
-    if shown := sections(records).get("perplexity"):
-        return "\n".join(section.markdown for section in shown)
-    lines = []
-    for record in records:
-        numbers = ", ".join(f"{name} {text}" for name, text in printed_metrics(record).items())
-        lines.append(f"{record['notebook']} {record['name']}: {numbers or 'no numbers'}")
-    return "\n".join(lines)
+    """The tables of perplexities, "" where there is none."""
+    shown = sections(records).get("perplexity", [])
+    return "\n".join(section.markdown for section in shown)
 
 
-def claims_markdown(records: Iterable[Record]) -> str:
-    """The verdicts on the records of one model: a table of claims, then the words of each test."""
-    records = list(records)
-    lines = [frame.about_model(records), ""] * bool(records)
-    lines += ["| | claim | verdict | numbers |", "| --: | :-- | :-- | :-- |"]
-    for number, (sentence, verdict, numbers) in enumerate(claim_verdicts(records), start=1):
-        lines.append(f"| {number} | {sentence} | **{verdict}** | {numbers} |")
-    lines += ["", f"How each was tested. {RULES}", ""]
-    for number, claim in enumerate(CLAIMS, start=1):
-        lines.append(f"{number}. {frame.caption(claim, paragraph=1)}")
-    return "\n".join(lines) + "\n"
+def claims_markdown(records: Iterable[Record], tables: Path, page: Path | None = None) -> str:
+    """The verdicts on the records of one model, each with its main number and a link to its table;
+    then how each was tested, with all numbers.
+
+    Of records that decide nothing, only what points another way than the committed ones of the plan
+    `full`. Args: tables, the folder of the tables; page, where links start, by default there too.
+    """
+    records, page, rows, tested = list(records), page or tables, "", ""
+    judged = beside = claim_verdicts(records)
+    text = f"{frame.about_model(records)} ± is half of a 95 % interval."
+    if not any(one.verdict in (HOLDS, FAILS) for one in judged):
+        full = reference_dir("full")
+        beside = claim_verdicts(read_records(full / "records"))
+        link = os.path.relpath(full / "tables" / "claims.md", page)
+        text += f" These runs are too few to decide a claim: verdicts are [those of full]({link})."
+        text += " Shown is where the numbers of these runs point the other way."
+    for number, (claim, one, other) in enumerate(zip(CLAIMS, judged, beside, strict=True), start=1):
+        if beside is judged or {one.points, other.points} == {HOLDS, FAILS}:
+            how, _, name = frame.caption(claim, paragraph=1).rpartition(" Table: ")
+            table = tables / f"{name}md"  # its name ends in a full stop
+            link = f"[{table.stem}]({os.path.relpath(table, page)})"
+            cells = [one.sentence, f"**{other.verdict}**", one.numbers.partition(";")[0]]
+            cells.append("–" if one.points == UNTESTED else link)
+            rows += f"| {number} | {' | '.join(cells)} |\n"
+            tested += f"{number}. {how} *{one.numbers}.*\n"
+    head = "| # | claim | verdict | number | evidence |\n| --: | :-- | :-- | :-- | :-- |\n"
+    return f"{text}\n\n{head}{rows or NOTHING}\nHow each was tested. {RULES}\n\n{tested}"
 
 
 def write_claims(records: Iterable[Record], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write claims.md into a folder, a section a model; its path. Raises FileError."""
-    texts = {model: claims_markdown(runs) for model, runs in by_model(records).items()}
-    if len(texts) > 1:
-        texts = {model: f"## {model}\n\n{text}" for model, text in texts.items()}
+    """Write claims.md into the folder of the tables, a section a model; its path.
+
+    Raises FileError.
+    """
+    texts = [claims_markdown(runs, Path(folder)) for runs in by_model(records).values()]
     path = Path(folder) / "claims.md"
-    return [replace_file(path, "\n".join(texts.values()))] if texts else []
+    return [replace_file(path, "\n".join(texts))] if texts else []

@@ -109,10 +109,10 @@ def _rows(pipelines: pd.DataFrame) -> list[str]:
 
 
 def perplexity_table(pipelines: pd.DataFrame, number: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Means over seeds of the calibration text, ± half their range; distil (n) trains the whole
-    model on n windows.
+    """Means over seeds of the calibration text; ± is half of Student's 95 % interval of them;
+    distil (n) trains the whole model on n windows.
 
-    Perplexity by pipeline and target below that of the dense model, and half of the range.
+    Perplexity by pipeline and target below that of the dense model, and its `interval`.
     Args: number, "perplexity" or "perplexity_web".
     """
     cells = frame.over_seeds(pipelines, "pipeline", number)
@@ -145,18 +145,18 @@ def gain_table(pipelines: pd.DataFrame) -> pd.DataFrame:
 
 def tables_of(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
     """Which table, its note, itself and its spread, from the records of one model."""
-    runs = [record for record in records if record["notebook"] == NOTEBOOK]
-    pipelines = pipeline_frame(runs)
-    if pipelines.empty:
-        return
-    where, caption = frame.setting(runs), frame.caption(perplexity_table)
-    yield "", f"{where} {caption}", *perplexity_table(pipelines, "perplexity")
-    common = frame.common_parameters(runs)
-    web = common["calibration"]
-    web = frame.EMBEDDED["calibration"] if web == "embedded" else web
-    note = (
-        f"{frame.about_model(runs)} Perplexity on {web}, {common['web_windows']} windows of "
-        f"{common['length']} tokens that nothing was fitted to. {caption}"
-    )
-    yield "web text", note, *perplexity_table(pipelines, "perplexity_web")
-    yield "gain", f"{where} {frame.caption(gain_table)}", gain_table(pipelines)
+    groups = frame.by_windows(record for record in records if record["notebook"] == NOTEBOOK)
+    caption = frame.caption(perplexity_table)
+    for number, runs in enumerate(groups):
+        end = f", other windows {number}" * (number > 0)
+        pipelines, where = pipeline_frame(runs), frame.setting(runs)
+        yield end[2:], f"{where} {caption}", *perplexity_table(pipelines, "perplexity")
+        common = frame.common_parameters(runs)
+        web = common["calibration"]
+        web = frame.EMBEDDED["calibration"] if web == "embedded" else web
+        note = (
+            f"{frame.about_model(runs)} Perplexity on {web}, {common['web_windows']} windows of "
+            f"{common['length']} tokens that nothing was fitted to. {caption}"
+        )
+        yield f"web text{end}", note, *perplexity_table(pipelines, "perplexity_web")
+        yield f"gain{end}", f"{where} {frame.caption(gain_table)}", gain_table(pipelines)

@@ -1,10 +1,11 @@
 """The paper's claims, each with a test on the records of a plan and a verdict.
 
 A claim is a function: the first paragraph of its docstring is the sentence, the second says how it
-is tested, and it returns margins with half widths (`helpers.report.outcome`) and the numbers that
-they rest on. Without the records that a test needs the verdict is "not tested here"; with too few
-of them to tell (few seeds, some of the sparsities, a handful of layers, seconds of runs that shared
-the machine) or within the noise it is "not decided here".
+is tested and ends with the table that shows it, and it returns margins with half widths
+(`helpers.report.outcome`) and the numbers that they rest on, the main one first. Without the
+records that a test needs the verdict is "not tested here"; with too few of them to tell (few seeds,
+some of the sparsities, a handful of layers, seconds of runs that shared the machine) or within the
+noise it is "not decided here".
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ REPAIRED = f"{GUIDED} + distil (64)"  # as the recipe does with the effort "bala
 NOT_ALONE = "the seconds are of runs that shared the machine: none was timed alone"
 RULES = (
     "A problem is a layer at a sparsity, on one mask by Wanda's score (budget per matrix); what is "
-    f"said of layers must be true on {100 * MOST:.0f} % of the problems, and on at least {FEWEST} "
-    "layers. Seconds count only of runs that were each the only one of its plan at its time. Means "
-    "over seeds, paired by seed, must be on one side of their limit by more than Student's 95 % "
-    f"interval, with at least {SEEDS} seeds at {SEEDED}, or {FEW_SEEDS} for answers and repairs. A "
-    f"column with fewer seeds takes the interval at {SEEDED}, widened for its fewer seeds and, for "
-    "ratios of perplexities, in proportion to the damage ln(perplexity / dense)."
+    f"said of layers must be true on {100 * MOST:.0f} % of the problems, and on {FEWEST} layers or "
+    "more. Seconds count only of runs that had the machine to themselves. Means over seeds, paired "
+    "by seed, must be on one side of their limit by more than Student's 95 % interval (±), with at "
+    f"least {SEEDS} seeds at {SEEDED}, or {FEW_SEEDS} for answers and repairs. A column with fewer "
+    f"takes the interval at {SEEDED}, widened for that and, for perplexities, in proportion to the "
+    "damage ln(perplexity / dense)."
 )
 Pairs = Mapping[str, Mapping[str, pd.DataFrame]]  # by rival and column, as `Findings.paired`
 
@@ -112,9 +113,9 @@ def _race(findings: Findings, solvers: Sequence[str], unit: str) -> Evidence:
     slower, never = race["ratio"] > 1, (race["ratio"] == math.inf).sum()
     ratio, ours, theirs = race[["ratio", "ours", "theirs"]].astype(float).median()
     numbers = (
-        f"the rival needs more on {slower.sum()} of {len(race)} problems, in the median "
-        f"{ratio:.2g} times as many{f' (on {never} it did not get there)' if never else ''}; to be "
-        f"within 1 % of the optimum ADMM needs {ours:.2g} {unit}, the rival {theirs:.2g}"
+        f"the rival needs {ratio:.2g} times as many {unit} (median); more on {slower.sum()} of "
+        f"{len(race)} problems{f' (on {never} it did not get there)' if never else ''}; to be "
+        f"within 1 % of the optimum ADMM needs {ours:.2g}, the rival {theirs:.2g}"
     )
     return _on_nearly_all(race, slower, numbers, alone=not timed.empty)
 
@@ -124,6 +125,7 @@ def beats_gradients_per_iteration(findings: Findings) -> Evidence:
 
     The best of Adam and SGD with momentum, over learning rates and with or without preconditioning,
     needs more than 20 iterations to come as near to the optimum as 20 iterations of ADMM.
+    Table: weight_update.
     """
     return _race(findings, ("adam", "sgd"), "iterations")
 
@@ -131,7 +133,7 @@ def beats_gradients_per_iteration(findings: Findings) -> Evidence:
 def beats_gradients_per_second(findings: Findings) -> Evidence:
     """ADMM beats gradient methods per second.
 
-    The same with seconds, ADMM's factorisation included.
+    The same with seconds, ADMM's factorisation included. Table: weight_update.
     """
     return _race(findings, ("adam", "sgd"), "seconds")
 
@@ -139,7 +141,7 @@ def beats_gradients_per_second(findings: Findings) -> Evidence:
 def beats_conjugate_gradients(findings: Findings) -> Evidence:
     """ADMM also beats conjugate gradients (not in the paper).
 
-    The same with conjugate gradients on the support, in seconds.
+    The same with conjugate gradients on the support, in seconds. Table: weight_update.
     """
     return _race(findings, ("cg",), "seconds")
 
@@ -147,14 +149,14 @@ def beats_conjugate_gradients(findings: Findings) -> Evidence:
 def better_update(findings: Findings) -> Evidence:
     """On one mask ADMM updates the weights better than SparseGPT.
 
-    Lower relative error on calibration text after 20 iterations.
+    Lower relative error on calibration text after 20 iterations. Table: weight_update.
     """
     both = findings.problems.dropna(subset=["error", "sparsegpt_error"])
     better = both["error"] < both["sparsegpt_error"]
     ratio = 100 * (both["error"] / both["sparsegpt_error"]).median()
     numbers = (
-        f"lower error on {better.sum()} of {len(both)} problems (median {ratio:.0f} % of "
-        f"SparseGPT's), on held-out text on {(both['heldout'] < both['sparsegpt_heldout']).sum()}"
+        f"{ratio:.0f} % of SparseGPT's error (median); lower on {better.sum()} of {len(both)} "
+        f"problems, on held-out text on {(both['heldout'] < both['sparsegpt_heldout']).sum()}"
     )
     return _on_nearly_all(both, better, numbers)
 
@@ -162,13 +164,13 @@ def better_update(findings: Findings) -> Evidence:
 def enough_for_a_layer(findings: Findings) -> Evidence:
     """20 iterations are enough for a layer.
 
-    The damped objective is within 1 % of its exact optimum.
+    The damped objective is within 1 % of its exact optimum. Table: weight_update.
     """
     solved = findings.problems.dropna(subset="excess")
     excess, within = 100 * solved["excess"], solved["excess"] <= ENOUGH
     numbers = (
-        f"excess after 20 iterations: median {excess.median():.2g} %, worst {excess.max():.2g} %; "
-        f"within 1 % on {within.sum()} of {len(solved)} problems"
+        f"at worst {excess.max():.2g} % above the optimum; median {excess.median():.2g} %; within "
+        f"1 % on {within.sum()} of {len(solved)} problems"
     )
     return _on_nearly_all(solved, within, numbers)
 
@@ -176,7 +178,7 @@ def enough_for_a_layer(findings: Findings) -> Evidence:
 def enough_for_a_model(findings: Findings) -> Evidence:
     """20 iterations are enough for a model.
 
-    50 iterations lower perplexity at 60 % by no more than 1 %.
+    50 iterations lower perplexity at 60 % by no more than 1 %. Table: variants.
     """
     return _option(findings, least=-ENOUGH, iterations=50)
 
@@ -185,13 +187,13 @@ def preconditioning_of_a_layer(findings: Findings) -> Evidence:
     """Preconditioning (inputs of unit norm) matters for a layer.
 
     Without it, at the best ρ tried and with one scale for all inputs instead, 20 iterations do not
-    get within 1 % of the optimum, and with it they do.
+    get within 1 % of the optimum, and with it they do. Table: weight_update.
     """
     both = findings.problems.dropna(subset=["scaled", "unscaled"])
     scaled, unscaled = both["scaled"], both["unscaled"]
     numbers = (
+        f"{scaled.median():.2g} iterations to 1 % with, {unscaled.median():.2g} without (median); "
         f"without it 20 iterations miss 1 % on {(unscaled > 20).sum()} of {len(both)} problems; "
-        f"iterations to 1 %: median {scaled.median():.2g} with, {unscaled.median():.2g} without; "
         f"more without on {(unscaled > scaled).sum()}"
     )
     return _on_nearly_all(both, (scaled <= 20) & (unscaled > 20), numbers)
@@ -200,7 +202,7 @@ def preconditioning_of_a_layer(findings: Findings) -> Evidence:
 def preconditioning_of_a_model(findings: Findings) -> Evidence:
     """Preconditioning matters for a model.
 
-    Without it, at ρ = 1, perplexity at 60 % rises by more than 1 %.
+    Without it, at ρ = 1, perplexity at 60 % rises by more than 1 %. Table: variants.
     """
     return _option(findings, least=ENOUGH, precondition=False)
 
@@ -209,17 +211,14 @@ def one_rho_fits(findings: Findings) -> Evidence:
     """One ρ = 1 fits every layer.
 
     With it the damped objective is within 1 % of its optimum in at most twice the iterations that
-    the best ρ tried for the layer needs.
+    the best ρ tried for the layer needs. Table: weight_update.
     """
     tried = findings.problems.query("rhos > 1").dropna(subset="one_rho")
     ratio = tried["one_rho"] / tried["scaled"]  # NaN where no ρ gets there
-    soonest = tried["best_rho"].value_counts().sort_index()
     numbers = (
-        f"iterations to 1 %: median {tried['one_rho'].median():.2g} with ρ = 1, "
-        f"{tried['scaled'].median():.2g} with the best of up to {tried['rhos'].max():.0f} values; "
-        f"at most {NEARLY} times as many on {(ratio <= NEARLY).sum()} of {len(tried)} problems, at "
-        f"worst {ratio.max():.2g} times; soonest was "
-        f"{', '.join(f'ρ = {rho:g} on {count}' for rho, count in soonest.items())}"
+        f"at worst {ratio.max():.2g} times the iterations of the best ρ of up to "
+        f"{tried['rhos'].max():.0f}; {tried['one_rho'].median():.2g} to 1 % (median); at most "
+        f"{NEARLY} times as many as the best on {(ratio <= NEARLY).sum()} of {len(tried)} problems"
     )
     return _on_nearly_all(tried, ratio <= NEARLY, numbers)
 
@@ -234,7 +233,7 @@ def _lower(findings: Findings, pairs: Pairs, needed: Sequence[str], fewest: int)
     than SEEDED takes its interval in proportion to the damage: what seeds and rounding do to
     ln(perplexity) grows with it. The columns of `needed` must be there; others count as they are.
     """
-    margins, shown, missing = [], [], []
+    margins, shown, main, missing = [], [], [], []
     for other, columns in pairs.items():
         missing += [f"{other} at {column}" for column in needed if not len(columns[column])]
         columns = {column: both for column, both in columns.items() if len(both)}
@@ -245,10 +244,12 @@ def _lower(findings: Findings, pairs: Pairs, needed: Sequence[str], fewest: int)
             margins.append((-mean, half))
             change, error = 100 * math.expm1(mean), 100 * half * math.exp(mean)
             texts.append(f"{column} {with_error(change, error, sign='+')} %")
+            main += [f"{texts[-1]} against {other}"] if column == SEEDED else []
         shown += [f"against {other}: {', '.join(texts)}"] if texts else []
     if not margins:
         return untested(f"runs of admm-grad and {' and '.join(pairs)}")
     seeds = min(len(columns[SEEDED]) for columns in pairs.values())
+    shown = [", ".join(main), *shown] if main else shown
     return from_seeds(margins, shown, seeds, fewest, missing)
 
 
@@ -276,11 +277,11 @@ def _option(
         return untested(f"runs of admm-grad at {SEEDED} with {name}")
     here, there = both["perplexity"], both["perplexity_"]
     changes = here / there - 1
-    change, half = tables.interval(changes)
+    change, half = frame.interval(changes)
     means = " against ".join(tables.format_number(runs.mean()) for runs in (here, there))
     shown = [
+        f"perplexity {with_error(100 * change, 100 * half, digits=2, sign='+')} %",
         f"{means}; by seed {', '.join(f'{100 * each:+.2f} %' for each in changes)}",
-        f"mean {with_error(100 * change, 100 * half, digits=2, sign='+')} %",
     ]
     return from_seeds([(change - least, half), (most - change, half)], shown, len(both), SEEDS)
 
@@ -289,7 +290,7 @@ def gradual_mask(findings: Findings) -> Evidence:
     """The gradual mask beats the one-shot mask at every sparsity.
 
     Lower perplexity of ADMM-Grad than of ADMM1 at 50, 60, 70 and 80 %; 2:4 and 4:8 count where they
-    were run.
+    were run. Table: perplexity.
     """
     return _beats(findings, ["admm1"], needed=SPARSITIES, wanted=("2:4", "4:8"))
 
@@ -297,7 +298,7 @@ def gradual_mask(findings: Findings) -> Evidence:
 def best_of_all(findings: Findings) -> Evidence:
     """ADMM-Grad beats SparseGPT and Wanda at 50 to 80 % and at 2:4.
 
-    Lower perplexity at 50, 60, 70, 80 % and at 2:4.
+    Lower perplexity at 50, 60, 70, 80 % and at 2:4. Table: perplexity.
     """
     return _beats(findings, ["sparsegpt", "wanda"], needed=(*SPARSITIES, "2:4"))
 
@@ -307,6 +308,7 @@ def overhead(findings: Findings) -> Evidence:
 
     At most 1.25 times the seconds of SparseGPT, same cells and seeds; forward passes and grams, the
     same work for both, enter as their median. More calibration text brings the ratio nearer to 1.
+    Table: cost.
     """
     timed, every = (
         pd.concat([findings.paired(column, "sparsegpt", timed=alone) for column in SPARSITIES])
@@ -323,8 +325,8 @@ def overhead(findings: Findings) -> Evidence:
     # the calibration decides how much the passes weigh, and threads how much selecting does
     condition = f"{size['sequences']} x {size['length']} calibration tokens, {record['device']}"
     numbers = (
-        f"solving and selecting: admm-grad {own:.0f} s, sparsegpt {other:.0f} s; with the "
-        f"{common:.0f} s of forward passes and grams {ratio:.2f} times as long"
+        f"{ratio:.2f} times as long; solving and selecting: admm-grad {own:.0f} s, sparsegpt "
+        f"{other:.0f} s, beside {common:.0f} s of forward passes and grams"
     )
     if timed.empty:
         numbers = f"{numbers}; {NOT_ALONE}"
@@ -346,12 +348,12 @@ def _more_answers(findings: Findings, pairs: Sequence[tuple[str, str]]) -> Evide
         items = 2 * np.sqrt((steps["error"] ** 2).sum(axis=1)) / len(steps["error"].columns)
         margins, shown = [], []
         for name, text in names.items():
-            step, half = tables.interval(means[name])
+            step, half = frame.interval(means[name])
             margins.append((step, math.hypot(np.nan_to_num(half), items[name].mean())))
             shown.append(f"{text} {step:+.3f} ± {margins[-1][1]:.3f}")
         shared = [task for task in TASK_NAMES.values() if task in steps["error"]]
-        numbers = f"mean over {', '.join(shared)}: {', '.join(shown)}"
-        return from_seeds(margins, [numbers], min(steps.groupby("pair").size()), FEW_SEEDS)
+        numbers = [", ".join(shown), f"mean over {', '.join(shared)}"]
+        return from_seeds(margins, numbers, min(steps.groupby("pair").size()), FEW_SEEDS)
     needed = " and ".join(dict.fromkeys(method for pair in pairs for method in pair))
     return untested(f"zero-shot runs of {needed} on the same items")
 
@@ -360,7 +362,7 @@ def most_answers(findings: Findings) -> Evidence:
     """ADMM-Grad answers more zero-shot questions than SparseGPT and Wanda.
 
     The mean over tasks is higher by more than its error: two standard errors over paired items and
-    the interval over seeds, added in quadrature.
+    the interval over seeds, added in quadrature. Table: zero_shot.
     """
     return _more_answers(findings, [("admm-grad", "sparsegpt"), ("admm-grad", "wanda")])
 
@@ -368,7 +370,7 @@ def most_answers(findings: Findings) -> Evidence:
 def second_in_answers(findings: Findings) -> Evidence:
     """SparseGPT answers more zero-shot questions than Wanda.
 
-    The same.
+    The same. Table: zero_shot.
     """
     return _more_answers(findings, [("sparsegpt", "wanda")])
 
@@ -376,7 +378,7 @@ def second_in_answers(findings: Findings) -> Evidence:
 def released_schedule(findings: Findings) -> Evidence:
     """The released schedule equals the paper's.
 
-    Perplexity at 60 % changes by no more than 1 %.
+    Perplexity at 60 % changes by no more than 1 %. Table: variants.
     """
     return _option(findings, least=-ENOUGH, most=ENOUGH, schedule="released")
 
@@ -384,7 +386,7 @@ def released_schedule(findings: Findings) -> Evidence:
 def own_models(findings: Findings) -> Evidence:
     """ADMM-Grad wins on the paper's own models too.
 
-    Claim 11 on the records of the plan `paper`, each model by itself.
+    Claim 11 on the records of the plan `paper`, each model by itself. Table: perplexity.
     """
     if not any(record.get("plan") == "paper" for record in findings.records):
         return untested("the plan `paper` on a GPU; published figures are in helpers/report/papers")
@@ -426,7 +428,7 @@ def repair_closes_half(findings: Findings) -> Evidence:
 
     After the guide, ADMM-Grad and 64 steps of distillation, at 60 and 70 %, half of ln(perplexity /
     dense) after ADMM-Grad is closed, and guide, pruning and repair take at most 4 times the seconds
-    of ADMM-Grad with two passes.
+    of ADMM-Grad with two passes. Table: beyond.
     """
     return _closes(findings, REPAIRED, least=0.5, most=4.0, needed=True)
 
@@ -437,7 +439,7 @@ def guide_closes_a_tenth(findings: Findings) -> Evidence:
 
     After that guide and ADMM-Grad, at 60 %, and at 70 % where it was run, a tenth of ln(perplexity
     / dense) after ADMM-Grad is closed, and guide and pruning take at most 1.3 times the seconds of
-    ADMM-Grad with two passes.
+    ADMM-Grad with two passes. Table: beyond.
     """
     name = f"{BASE}, guide (2), one pass"
     return _closes(findings, name, least=0.1, most=1.3, needed=False)
@@ -448,7 +450,7 @@ def better_start(findings: Findings) -> Evidence:
     (not in the paper).
 
     Lower perplexity at 60 % after the guide and 64 steps of distillation. Wanda's budget for each
-    output leaves the guide no choice within a layer.
+    output leaves the guide no choice within a layer. Table: beyond.
     """
     at = findings.pipelines.query("target == @SEEDED")
     values = at.groupby(["pipeline", "seed"])["perplexity"].mean().unstack("pipeline")
@@ -474,6 +476,7 @@ class Judged(NamedTuple):
     sentence: str
     verdict: str  # HOLDS, FAILS, OPEN or UNTESTED of `helpers.report.outcome`
     numbers: str
+    points: str  # what the verdict would be without noise
 
 
 def claim_verdicts(records: Iterable[Record], claims: Sequence = CLAIMS) -> list[Judged]:
@@ -486,5 +489,6 @@ def claim_verdicts(records: Iterable[Record], claims: Sequence = CLAIMS) -> list
         if condition:
             sentence = f"{sentence.removesuffix('.')} ({condition})."
         numbers = re.sub(r"(?<![\w.])-(?=\d)", "−", numbers)  # as wide as a plus
-        judged.append(Judged(sentence, verdict, numbers))
+        points = outcome.decide([(margin, 0.0) for margin, _ in margins if not math.isnan(margin)])
+        judged.append(Judged(sentence, verdict, frame.in_words(numbers), points))
     return judged

@@ -10,17 +10,22 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from scipy import stats
 
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]  # of a series
 
 PRUNE_NOTEBOOK = "04_prune_model"
 ZERO_SHOT_NOTEBOOK = "05_zero_shot"
+# names as people write them
+NAMES = {"wanda": "Wanda", "sparsegpt": "SparseGPT", "admm1": "ADMM1", "admm-grad": "ADMM-Grad",
+         "alps": "ALPS", "owl": "OWL", "besa": "BESA", "csr": "CSR"}  # fmt: skip
 METHOD_ORDER = ("dense", "magnitude", "wanda", "sparsegpt", "admm1", "admm-grad")
 TASK_NAMES = {"boolq": "BoolQ", "rte": "RTE", "hellaswag": "HellaSwag", "winogrande": "WinoGrande",
               "arc_easy": "ARC-e", "arc_challenge": "ARC-c", "openbookqa": "OBQA",
@@ -41,11 +46,19 @@ EMBEDDED = {"model": "SmolLM2-135M-Instruct (embedded: a 4-bit file converted ba
 CELL = ("method", "effort", "sparsity", "pattern", "options", "device", "calibration_seed",
         "tasks", "limit")  # fmt: skip
 CALIBRATION = ("calibration", "sequences", "length")
+WINDOWS = ("evaluation", "windows", "window", "web_windows")  # what a perplexity is measured on
 
 
 def caption(function: Callable[..., Any], paragraph: int = 0) -> str:
     """A paragraph of a function's docstring in one line: what a page says of a table or a claim."""
     return " ".join(inspect.getdoc(function).split("\n\n")[paragraph].split())
+
+
+def in_words(label: str) -> str:
+    """A label as people write it: "ADMM-Grad, OWL" for "admm-grad, owl"."""
+    label = re.sub(r"\b[a-z]\w*\.(?=[a-z])", "", label)  # self_attn.q_proj: the layer's own name
+    label = re.sub(r"[\w-]+", lambda word: NAMES.get(word[0], word[0]), label)
+    return re.sub(r"^(dense|magnitude)\b", lambda word: word[0].capitalize(), label)
 
 
 def record_id(record: Record) -> str:
@@ -80,6 +93,17 @@ def by_model(records: Iterable[Record]) -> dict[str, list[Record]]:
         if "model" in record["parameters"]:
             models[str(record["parameters"]["model"])].append(record)
     return dict(models)
+
+
+def by_windows(records: Iterable[Record]) -> list[list[Record]]:
+    """The records of each set of evaluation windows, the largest group first.
+
+    Perplexities on different windows cannot be compared.
+    """
+    groups: dict[tuple, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[tuple(record["parameters"].get(name) for name in WINDOWS)].append(record)
+    return sorted(groups.values(), key=len, reverse=True)
 
 
 def common_parameters(records: Iterable[Record]) -> dict[str, Any]:
@@ -178,19 +202,28 @@ def prune_frame(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def perplexity_cells(records: Iterable[Record]) -> pd.DataFrame:
-    """Perplexity by label and target, as `over_seeds` has it."""
-    return over_seeds(prune_frame(records), "label", "perplexity")
+    """Perplexity by label and target (`over_seeds`), on the windows that most runs share."""
+    most = next(iter(by_windows(prune_runs(records))), [])
+    return over_seeds(prune_frame(most), "label", "perplexity")
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of draws and half of Student's 95 % interval of it; NaN of one draw.
+
+    What ± stands for in every table, unless its caption says otherwise.
+    """
+    draws = pd.Series(list(values), dtype=float)
+    return draws.mean(), stats.t.ppf(0.975, len(draws) - 1) * draws.sem()
 
 
 def over_seeds(runs: pd.DataFrame, row: str, number: str) -> pd.DataFrame:
-    """A number by row and target: mean, min and max over seeds, and half of their range.
+    """A number by row and target: "mean" over seeds, and "half" of the `interval` of it.
 
     A seed of several records counts once, with their mean; half is NaN for one seed.
     """
     seeds = runs.groupby([row, "target", "seed"], sort=False)[number].mean().dropna()
     cells = seeds.groupby(level=[row, "target"])
-    cells = cells.agg(mean=pd.Series.mean, min="min", max="max", count="count")
-    return cells.assign(half=((cells["max"] - cells["min"]) / 2).where(cells["count"] > 1))
+    return cells.agg(mean=pd.Series.mean, half=lambda values: interval(values)[1])
 
 
 def by_target(values: pd.Series, rows: Iterable[str]) -> pd.DataFrame:
@@ -245,9 +278,9 @@ def cost_to_reach(curves: Iterable[Row], excess: float, unit: str) -> float:
 
 
 # of ADMM with its defaults after 20 iterations; of SparseGPT; ADMM's iterations to within 1 % of
-# the optimum at the best ρ, with and without preconditioning, and at ρ = 1; ρ tried, the best ρ
+# the optimum at the best ρ, with and without preconditioning, and at ρ = 1; how many ρ were tried
 MEASURES = ("excess", "error", "heldout", "iterations", "seconds", "sparsegpt_error",
-            "sparsegpt_heldout", "scaled", "unscaled", "one_rho", "rhos", "best_rho")  # fmt: skip
+            "sparsegpt_heldout", "scaled", "unscaled", "one_rho", "rhos")  # fmt: skip
 
 
 def problem_frame(records: Iterable[Record]) -> pd.DataFrame:
@@ -270,8 +303,7 @@ def problem_frame(records: Iterable[Record]) -> pd.DataFrame:
             usual = matching(scaled, rho=USUAL["rho"])
             for name, some in ("scaled", scaled), ("unscaled", unscaled), ("one_rho", usual):
                 row[name] = cost_to_reach(some, ENOUGH, "iterations") if some else None
-            costs = {curve["rho"]: cost_to_reach([curve], ENOUGH, "iterations") for curve in scaled}
-            row |= {"rhos": len(costs), "best_rho": min(costs, key=costs.get, default=None)}
+            row |= {"rhos": len({curve["rho"] for curve in scaled})}
             row |= {"layer": (given.get("block"), given["layer"])}
             row |= {"timed": record.get("timed", False), "usual": usual, "curves": curves}
             rows.append(row)

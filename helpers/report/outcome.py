@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from helpers.report.tables import interval
+from helpers.report.frame import interval
 
 HOLDS, FAILS = "holds", "does not hold"
 OPEN, UNTESTED = "not decided here", "not tested here"
@@ -16,7 +16,10 @@ Margin = tuple[float, float]  # how far on the claim's side a value is, and half
 
 
 class Evidence(NamedTuple):
-    """The margins that a claim needs to be above zero, none if nothing was run, and in words."""
+    """The margins that a claim needs to be above zero, none if nothing was run, and in words.
+
+    The first of the numbers, up to a semicolon, is the one that a table shows.
+    """
 
     margins: Sequence[Margin]
     numbers: str

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from helpers.report import style
-from helpers.report.style import in_words, set_up, style_of
+from helpers.report.frame import in_words
+from helpers.report.style import set_up, style_of
 
 # explorers redraw while a slider is dragged: nothing may jump, and laying out takes time
 MARGINS = {"left": 0.08, "right": 0.985, "top": 0.86, "bottom": 0.2, "wspace": 0.36}
@@ -42,7 +43,7 @@ def mask_picture(keep: Any, *, size: int = 48, title: str = "") -> Figure:
 def lines_figure(
     table: pd.DataFrame, title: str = "", *, xlabel: str, ylabel: str, marked: Any = None
 ) -> Figure:
-    """A line for each column of a table against its index, on a log axis.
+    """A line for each column of a table against its index, on a log axis, with its name at its end.
 
     NaN is passed over; what is zero or below leaves a gap.
     Args: marked, the place on the x axis where the last column is ringed.
@@ -55,8 +56,8 @@ def lines_figure(
     if marked is not None:
         ring = {"markersize": 12, "fillstyle": "none", "mew": 1.6, "label": "kept"}
         ax.plot([marked], [line[marked]], "o", color="black", linestyle="none", **ring)
-    columns = {"ncols": 2 if len(table.columns) > 3 else 1}
-    set_up(ax, title, log="y", plain=True, whole=10, legend=columns, xlabel=xlabel, ylabel=ylabel)
+    set_up(ax, title, log="y", plain=True, whole=10, xlabel=xlabel, ylabel=ylabel)
+    style.name_ends(ax)
     return figure
 
 

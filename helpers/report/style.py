@@ -9,7 +9,6 @@ apart; markers and dashes differ too, for print in grey.
 from __future__ import annotations
 
 import io
-import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from helpers.report.frame import in_words
 
 # of curves that have no look of their own: a user's methods, variants, benchmarks
 COLOURS = ("#332288", "#882255", "#000000", "#8B83C4", "#5E8CA8", "#999999")
@@ -48,8 +49,6 @@ LOOKS = {
     "down_proj": ("#6FAFB4", "X", ":"),
 }  # fmt: skip
 KEPT, PRUNED = "#3D4653", "#F4F4F4"
-NAMES = {"wanda": "Wanda", "sparsegpt": "SparseGPT", "admm1": "ADMM1", "admm-grad": "ADMM-Grad",
-         "alps": "ALPS", "owl": "OWL"}  # fmt: skip
 RELATIVE_ERROR = "relative error ‖XW − XŴ‖² / ‖XW‖²"
 
 
@@ -110,12 +109,6 @@ def style_of(label: str, position: int = 0) -> dict[str, Any]:
     return {"color": colour, "marker": marker, "linestyle": dash}
 
 
-def in_words(label: str) -> str:
-    """A label as one says it: "ADMM-Grad, OWL" for "admm-grad, owl"."""
-    label = re.sub(r"\b[a-z]\w*\.(?=[a-z])", "", label)  # self_attn.q_proj: the layer's own name
-    return re.sub(r"[\w-]+", lambda word: NAMES.get(word[0], word[0]), label)
-
-
 def short_error(value: float) -> str:
     """A relative error as text: four places, or two digits of a small one."""
     return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.2g}"
@@ -153,9 +146,26 @@ def set_up(
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=whole))
         if plain:  # also between decades, where it spans few of them
             ax.yaxis.set_major_formatter("{x:.4g}")
-            ax.yaxis.set_minor_formatter(lambda y, _: f"{y:.4g}" if f"{y:.0e}"[0] in "235" else "")
+            ax.yaxis.set_minor_formatter(lambda y, _: f"{y:.4g}" if f"{y:.0e}"[0] in "2345" else "")
         if legend:
             ax.legend(**({} if legend is True else legend))
+
+
+def name_ends(ax: Axes) -> None:
+    """The name of each line at its right end instead of a legend, above those it would overlap."""
+    low, _ = ax.get_ylim()  # settles the limits
+    to_axes, free, ends = ax.transScale + ax.transLimits, 0.0, {}
+    for line in ax.lines:
+        finite = [y for y in line.get_ydata(orig=False) if np.isfinite(y)]
+        if finite and line.get_linestyle() != "None":
+            ends[line] = finite[-1]
+    for line, end in sorted(ends.items(), key=lambda item: item[1]):
+        place = to_axes.transform((1, max(end, low)))[1]
+        name = f"{'↑ ' if place > 1 else ''}{line.get_label()}"  # off the scale
+        place = max(min(place, 0.9), free)
+        free = place + 0.07
+        look = {"color": line.get_color(), "fontsize": 9, "fontweight": "bold", "va": "center"}
+        ax.annotate(name, (1.01, place), xycoords="axes fraction", **look)
 
 
 def draw_references(ax: Axes, references: Mapping[str, float]) -> None:

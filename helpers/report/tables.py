@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import combinations
 from numbers import Integral
 from pathlib import Path
@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from helpers.data.tasks import TASK_TABLE, mean_and_error, paired_difference
+from helpers.data.tasks import TASK_TABLE, paired_difference
 from helpers.paths import replace_file
 from helpers.report import beyond, frame, published
 from helpers.report.frame import SECONDS, TASK_NAMES, USUAL, Record, about_model, caption, setting
@@ -50,26 +49,27 @@ def format_number(value: float | str) -> str:
 
 
 def to_markdown(table: pd.DataFrame, spread: pd.DataFrame | None = None) -> str:
-    """The table in Markdown, numbers to the right, with "± spread" where there is one."""
+    """The table in Markdown: names in words, numbers to the right, "± spread" where there is."""
     cells = table.map(format_number)
     if spread is not None:
         spread = spread.reindex(cells.index)  # rows such as chance have none
         cells += spread.map(lambda half: "" if pd.isna(half) else f" ± {format_number(half)}")
     lines = [(table.index.name or "", *table.columns), (":--", *["--:"] * len(table.columns))]
     lines += cells.itertuples(name=None)
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+    texts = (" | ".join(map(str, line)) for line in lines)
+    return "".join(f"| {frame.in_words(text)} |\n" for text in texts)
 
 
 # ------------------------------------------------------------------ the pruning notebook
 
 
 def perplexity_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """± is half the range over seeds of the calibration text, where there are several. The choice
-    of evaluation windows is not in it: every cell has the same ones.
+    """± is half of Student's 95 % interval over seeds of the calibration text, where there are
+    several. The choice of evaluation windows is not in it: every cell has the same ones.
 
-    Perplexity, methods by sparsity and pattern, and half of (max - min) over seeds. The dense model
-    has its one number in every column. NaN: no run, or the spread of one seed.
-    Variants are left to `variant_table`. None without records.
+    Perplexity, methods by sparsity and pattern, and its `interval`. The dense model has its one
+    number in every column. NaN: no run, or the spread of one seed. Runs on other windows than most,
+    and variants, which `variant_table` has, are left out. None without records.
     """
 
     cells = frame.perplexity_cells(records)
@@ -106,17 +106,9 @@ def cost_table(records: Iterable[Record]) -> pd.DataFrame | None:
     return table.loc[sorted(table.index, key=frame.row_key)].rename_axis("method")
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean of draws and half of Student's 95 % interval of it; NaN of one draw."""
-    if len(values) == 1:
-        return list(values)[0], math.nan
-    center, error = mean_and_error(list(values))
-    return center, stats.t.ppf(0.975, len(values) - 1) * error
-
-
 def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
     """Other options beside the defaults, same cell and same calibration seeds. The change is the
-    mean over seeds, ± half of Student's 95 % interval.
+    mean over seeds, and ± half of Student's 95 % interval of it.
 
     The interval is NaN for one seed. Several
     records of one run count once, with their mean. A variant without a run of the defaults in its
@@ -126,7 +118,7 @@ def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
     cells = [record["parameters"] | {"options": None, "device": None} for record in runs["record"]]
     runs["cell"] = [json.dumps(cell, sort_keys=True) for cell in cells]
     same = runs.groupby(["cell", "label", "target", "variant"], sort=False, as_index=False)
-    runs = same[["perplexity", "mean_layer_error"]].mean()
+    runs = same["perplexity"].mean()
     pairs = runs.query("variant").merge(runs.query("not variant"), on="cell", suffixes=("", "_"))
     if pairs.empty:
         return None
@@ -137,9 +129,7 @@ def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
         "perplexity": ("perplexity", mean),
         "default": ("perplexity_", mean),
         "change (%)": ("change", mean),
-        "± (%)": ("change", lambda changes: interval(list(changes))[1]),
-        "layer error": ("mean_layer_error", mean),
-        "default's": ("mean_layer_error_", mean),
+        "± (%)": ("change", lambda changes: frame.interval(changes)[1]),
     })  # fmt: skip
     return table.rename_axis(index=["variant", "at"]).reset_index("at")
 
@@ -235,8 +225,9 @@ def paired_frame(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def paired_table(records: Iterable[Record]) -> pd.DataFrame | None:
-    """Paired differences in accuracy on the same items; bold where they exceed two standard errors.
-    One in twenty would do so by chance. Means are over the tasks of a row.
+    """Paired differences in accuracy on the same items. ± is one standard error over items here;
+    bold where they exceed two, which one in twenty would by chance. Means are over the tasks of a
+    row.
 
     `paired_frame` as text, "difference ± standard error", means over seeds. None without a pair.
     """
@@ -352,11 +343,8 @@ def _items_note(records: list[Record]) -> str:
     counts = sorted({len(items) for items in answers["items"]})
     amount = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     same = "" if (answers.groupby("task")["items"].nunique() == 1).all() else "not "
-    seeds = answers[answers["model"] != "dense"].groupby("task")["seed"].nunique()
-    several = [name for name in TASK_NAMES.values() if seeds.get(name, 0) > 1]
-    over = f"Means over seeds of the calibration text on {', '.join(several)}. " if several else ""
     harness = ", ".join(sorted(set(answers["harness"])))
-    return f"{over}{amount} items a task, {same}the same for every model; lm-eval {harness}."
+    return f"{amount} items a task, {same}the same for every model; lm-eval {harness}."
 
 
 def chances(accuracy: pd.DataFrame) -> pd.Series:
@@ -373,8 +361,11 @@ def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
     """
     if pruned := frame.prune_runs(runs):
         where = setting(pruned)
-        table, spread = perplexity_table(pruned)
-        yield "perplexity", "", f"{where} {caption(perplexity_table)}", table, spread
+        for number, alike in enumerate(frame.by_windows(pruned)):
+            table, spread = perplexity_table(alike)
+            note = f"{setting(alike)} {caption(perplexity_table)}"
+            note += "" if "dense" in table.index else " The dense model was not run on these."
+            yield "perplexity", f"other windows {number}" * (number > 0), note, table, spread
         devices = "; ".join(sorted({record["device"] for record in pruned}))
         timed = sum(record.get("timed", False) for record in pruned)
         note = f"Device: {devices}. {timed} of {len(pruned)} runs were timed alone."
@@ -385,7 +376,7 @@ def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
     model = about_model(runs)
     for metric, how in ("acc", ""), ("acc_norm", " normalised by the answers' length"):
         if tables := zero_shot_table(runs, metric):
-            note = f"{model} Accuracy{how} ± one standard error. {_items_note(runs)}"
+            note = f"{model} Accuracy{how} ± one standard error over items. {_items_note(runs)}"
             accuracy = pd.concat([chances(tables[0]).to_frame().T, tables[0]]).rename_axis("model")
             yield "zero_shot", metric, note, accuracy, tables[1]
     yield "zero_shot", "paired", f"{model} {caption(paired_table)}", paired_table(runs)
@@ -407,16 +398,11 @@ def sections(records: Iterable[Record]) -> dict[str, list[Section]]:
 
 
 def write_tables(records: Iterable[Record], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write every table of `sections` as NAME.md and NAME.csv and return the paths.
+    """Write every table of `sections` as NAME.md and return the paths.
 
-    The CSV of a table of several sections has them one below the other, with a first column.
     Raises FileError if the folder cannot be written.
     """
-    texts = {}
-    for name, parts in sections(records).items():
-        texts[f"{name}.md"] = "\n".join(section.markdown for section in parts)
-        table = parts[0].frame
-        if len(parts) > 1:
-            table = pd.concat({s.about: s.frame for s in parts}, names=["about"])
-        texts[f"{name}.csv"] = table.to_csv(lineterminator="\n")
-    return [replace_file(Path(folder) / name, text) for name, text in sorted(texts.items())]
+    return [
+        replace_file(Path(folder) / f"{name}.md", "\n".join(part.markdown for part in parts))
+        for name, parts in sorted(sections(records).items())
+    ]

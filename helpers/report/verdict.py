@@ -350,15 +350,10 @@ def equal_to_printed_digits(record: Record, reference: Record) -> list[str]:
     ]
 
 
-def printed_metrics(record: Record) -> dict[str, str]:
-    """The metrics of a run as text, without times and memory."""
-    metrics = record["metrics"].items()
-    return {name: format_number(m["value"]) for name, m in metrics if m["unit"] not in NOT_JUDGED}
-
-
 def _printed(record: Record) -> dict[str, str]:
     """The numbers that tables and pages print, by where they stand, as text."""
-    texts = printed_metrics(record)
+    metrics = record["metrics"].items()
+    texts = {name: format_number(m["value"]) for name, m in metrics if m["unit"] not in NOT_JUDGED}
     for section in chain(*sections([record]).values()):
         table = section.frame.filter(regex=r"^(?!.*(second|\(s\)|memory))")
         # an excess is zero at the optimum: below this it is rounding
