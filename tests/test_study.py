@@ -76,17 +76,6 @@ def test_nothing_is_below_the_optimum_and_admm_arrives(study: dict) -> None:
         assert other["excess"] > 10 * end["excess"]
 
 
-def test_curves_end_at_their_rows(study: dict) -> None:
-    for curve in study["curves"]:
-        last = max(
-            pick(study, **{k: curve[k] for k in SETTINGS}), key=lambda row: row["iterations"]
-        )
-        assert curve["iterations"][-1] == last["iterations"]
-        for name in ("error", "excess", "seconds"):
-            assert curve[name][-1] == pytest.approx(last[name], rel=1e-4)
-            assert len(curve[name]) == len(curve["iterations"])
-
-
 def test_a_diverged_curve_is_cut_and_its_rows_are_missing(
     layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
