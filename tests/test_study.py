@@ -14,7 +14,6 @@ from helpers.gram import gram_of, relative_error
 from helpers.methods import METHODS
 from helpers.study import mask_study, update_study
 
-SETTINGS = ("sparsity", "solver", "rho", "precondition", "damping", "learning_rate")
 
 
 @pytest.fixture(scope="module")
