@@ -15,7 +15,6 @@ from helpers.methods import METHODS
 from helpers.study import mask_study, update_study
 
 
-
 @pytest.fixture(scope="module")
 def layer() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A weight, and grams of two texts."""

@@ -27,8 +27,7 @@ def effective(defaults: Mapping[str, Any], written: Mapping[str, Any]) -> dict[s
     sparsity, and a sparsity that is written the place of a default N:M pattern. Where both are
     written both stay: only they can contradict each other.
     """
-    merged = {**defaults, **written}
-    values = {name: value for name, value in merged.items() if name not in NOT_RECORDED}
+    values = {n: v for n, v in {**defaults, **written}.items() if n not in NOT_RECORDED}
     if {"sparsity", "pattern"} <= defaults.keys() and values["pattern"] != "unstructured":
         if "sparsity" not in written:
             values["sparsity"] = None
