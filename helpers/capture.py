@@ -37,7 +37,7 @@ class ProgressBar(tqdm):
     def show(self, done: int, total: int, name: str) -> None:
         """`done` of `total` are finished; `name` is the last of them, or what is under way."""
         if self.total != total:
-            self.bar_format = None
+            self.bar_format, self.delay = None, 0
             self.reset(total)
         self.set_postfix_str(name, refresh=False)
         self.update(done - self.n)
