@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from helpers.device import all_finite
 from helpers.errors import BadParameter, NonFinite, UnsupportedModel, described
@@ -28,6 +29,29 @@ PARITY_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e
 
 # progress(steps done, steps in all, name of the one just done)
 Progress = Callable[[int, int, str], None]
+
+
+class ProgressBar(tqdm):
+    """A progress bar whose `show` is what the functions of this package call as `progress`."""
+
+    def show(self, done: int, total: int, name: str) -> None:
+        """`done` of `total` are finished; `name` is the last of them, or what is under way."""
+        if self.total != total:
+            self.bar_format, self.delay = None, 0
+            self.reset(total)
+        self.set_postfix_str(name, refresh=False)
+        self.update(done - self.n)
+
+
+def shown(progress: Progress | bool | None) -> Progress | None:
+    """What is called after each step: a function as it is, for True a bar, for False nothing.
+
+    The bar is drawn in a notebook, and where errors are written to a terminal.
+    """
+    if progress is True:
+        # disable=None is tqdm's word for that; delay, so that what is refused at once leaves none
+        return ProgressBar(disable=None, delay=0.001).show
+    return progress or None
 
 
 @dataclass(frozen=True)
@@ -57,11 +81,9 @@ class Call:
 
 @dataclass(frozen=True)
 class Capture:
-    """What one forward pass showed: the stream entering block 0, and each block's arguments."""
+    """What one forward pass showed: each block's arguments."""
 
-    stream: Tensor
     calls: list[Call]
-    logits: Tensor | None
 
 
 # A hook cannot return from the model's forward; an exception is the only way out of it
@@ -69,22 +91,18 @@ class _Captured(Exception):
     """Ends a forward pass when enough has been seen."""
 
 
-def capture(model: nn.Module, tokens: Tensor, *, head: bool = True) -> Capture:
+def capture(model: nn.Module, tokens: Tensor) -> Capture:
     """Run the model on tokens (batch, length) and record what its blocks were given.
 
-    The arguments hold for every batch of that shape without padding. Without `head` the run ends
-    after the last block, and there are no logits.
+    The arguments hold for every batch of that shape without padding. The run ends after the last
+    block.
     """
-    streams: list[Tensor] = []
     calls: list[Call] = []
     read: list[tuple[str, Tensor]] = []  # what the layers of the running block have been given
 
     # every block, because families may alternate masks (full and sliding window) or positions
     def record(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        stream, call = _split(block, args, kwargs)
-        if not streams:
-            streams.append(stream)
-        calls.append(call)
+        calls.append(_split(block, args, kwargs)[1])
         read.clear()
 
     def answered(block: nn.Module, _args: Any, output: Any) -> None:
@@ -93,10 +111,10 @@ def capture(model: nn.Module, tokens: Tensor, *, head: bool = True) -> Capture:
         calls[-1] = dataclasses.replace(calls[-1], rest=rest, inputs=_shared(read))
         read.clear()
         # the head's logits, (batch, length, vocabulary), would be the largest tensor of all
-        if block is blocks[-1] and not head:
+        if block is blocks[-1]:
             raise _Captured
 
-    blocks, logits = find_blocks(model), None
+    blocks = find_blocks(model)
     with contextlib.ExitStack() as stack:
         for block in blocks:
             # the hooks are removed when the stack closes, after an error too
@@ -106,14 +124,14 @@ def capture(model: nn.Module, tokens: Tensor, *, head: bool = True) -> Capture:
                 note = lambda _layer, args, name=name: read.append((name, args[0]))  # noqa: E731
                 stack.enter_context(layer.register_forward_pre_hook(note))
         with contextlib.suppress(_Captured):
-            logits = forward(model, tokens)
+            forward(model, tokens)
     # a block that is skipped at random or run twice would get another one's arguments
     if len(calls) != len(blocks):
         raise UnsupportedModel(
             f"{type(model).__name__} has {len(blocks)} blocks but ran {len(calls)}: models that "
             "skip or repeat blocks are not supported, choose another model"
         )
-    return Capture(streams[0], calls, logits)
+    return Capture(calls)
 
 
 def _shared(read: Sequence[tuple[str, Tensor]]) -> tuple[tuple[str, ...], ...]:

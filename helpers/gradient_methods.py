@@ -16,19 +16,11 @@ from torch import Tensor
 
 from helpers.admm import Trace, damped_system
 from helpers.device import all_finite
-from helpers.errors import (
-    BadParameter,
-    Count,
-    NonFinite,
-    NotNegative,
-    Positive,
-    Switch,
-    check_options,
-    one_of,
-)
+from helpers.errors import Count, NonFinite, NotNegative, Positive, Switch, check_options, one_of
 from helpers.layer import Layer, LayerResult
 
 ADAM_DECAY, ADAM_EPSILON = (0.9, 0.999), 1e-8  # torch's defaults
+MOMENTUM = 0.9  # of "sgd", heavy ball
 POWER_STEPS = 100
 
 # step(iteration, current, slope): move `current` against `slope`, both in place
@@ -88,7 +80,6 @@ def gradient_refit(
     iterations: Count,
     damping: NotNegative = 0.1,
     precondition: Switch = False,
-    momentum: NotNegative = 0.9,
     trace: Trace | None = None,
 ) -> LayerResult:
     """Refit by full-batch gradient descent, 2 (Ŵ − W) D masked by `keep`, as AdaPrune does.
@@ -101,16 +92,12 @@ def gradient_refit(
         precondition: True to descend in inputs scaled to unit norm.
         learning_rate: relative, so that one suits every layer: for "adam" in units of the root mean
             square of the surviving weights, for "sgd" in units of 1/L with L the largest eigenvalue
-            of 2 D.
-        momentum: of "sgd" (heavy ball), in [0, 1); 0 is plain descent. It stays finite for a
-            learning rate below 2 (1 + momentum).
+            of 2 D. It stays finite for a learning rate below 2 (1 + MOMENTUM).
     Raises BadParameter, and NonFinite if it diverged.
     """
-    numbers = dict(learning_rate=learning_rate, iterations=iterations, momentum=momentum)
+    numbers = dict(learning_rate=learning_rate, iterations=iterations)
     settings = dict(damping=damping, precondition=precondition)
     check_options(gradient_refit, {"optimiser": optimiser, **numbers, **settings})
-    if momentum >= 1:
-        raise BadParameter(f"momentum {momentum!r} is not allowed: give a number in [0, 1)")
     problem = MaskedLeastSquares(weight, gram, keep, **settings)
     # the masked weight: what is left without any update
     current = problem.dense * keep
@@ -120,7 +107,7 @@ def gradient_refit(
         step = _adam(current, learning_rate * typical)
     else:
         # the gradient changes by at most L a unit of distance, so a step of 1/L cannot overshoot
-        step = _heavy_ball(current, learning_rate / _curvature(problem.D), momentum)
+        step = _heavy_ball(current, learning_rate / _curvature(problem.D))
     slope = torch.empty_like(current)
     for iteration in range(1, iterations + 1):
         problem.gradient(current, out=slope)
@@ -149,13 +136,13 @@ def _adam(like: Tensor, rate: float) -> Step:
     return step
 
 
-def _heavy_ball(like: Tensor, rate: float, momentum: float) -> Step:
+def _heavy_ball(like: Tensor, rate: float) -> Step:
     """Descent with momentum (Polyak 1964) for weights shaped `like`, in place."""
     velocity = torch.zeros_like(like)
 
     def step(_: int, current: Tensor, slope: Tensor) -> None:
-        # v ← momentum · v + slope; Ŵ ← Ŵ − rate · v
-        velocity.mul_(momentum).add_(slope)
+        # v ← MOMENTUM · v + slope; Ŵ ← Ŵ − rate · v
+        velocity.mul_(MOMENTUM).add_(slope)
         current.sub_(velocity, alpha=rate)
 
     return step

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,6 @@ from helpers.masks import Pattern, mask_hash
 from helpers.methods import get_method
 from helpers.models import (
     INTERRUPTED,
-    PRUNED,
     STATE,
     device_of,
     find_blocks,
@@ -69,13 +68,17 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How the layers of a model are pruned, whatever the method; see `prune_model` for each."""
+    """How the layers of a model are pruned, whatever the method; see `prune_model` for each.
+
+    ignored: the layers that stay dense, by their `layer_key`.
+    """
 
     passes: int = 2
     precision: str = "float32"
     batch: int | None = None
     progress: Progress | None = None
     importance: Mapping[str, Tensor] | None = None
+    ignored: Sequence[str] = ()
 
 
 @dataclass
@@ -86,7 +89,8 @@ class PruneReport:
     `batch` is the sequences in one forward pass at the end, and `halved` says where it had to be
     halved because memory ran out. `precision` is that of the products with the text. `repair` says
     what a recipe did after the layers. `parity` is the largest relative difference between
-    replayed and own logits, before pruning.
+    replayed and own logits, before pruning. `ignored` names the layers that were to stay dense;
+    they have a row too, with sparsity 0 and no error.
     """
 
     method: str
@@ -98,10 +102,11 @@ class PruneReport:
     halved: list[str] = field(default_factory=list)
     precision: str = "float32"
     repair: dict[str, Any] | None = None
+    ignored: list[str] = field(default_factory=list)
 
     @property
     def sparsity(self) -> float:
-        """Fraction of zeros over all pruned layers together."""
+        """Fraction of pruned weights over all layers together, ignored ones included."""
         # weighted by size: a large layer counts for more than a small one
         sizes = [layer.shape[0] * layer.shape[1] for layer in self.layers]
         zeros = sum(s * layer.sparsity for s, layer in zip(sizes, self.layers, strict=True))
@@ -109,7 +114,7 @@ class PruneReport:
 
     @property
     def error(self) -> float | None:
-        """Mean relative error ‖XW − XŴ‖²/‖XW‖² over layers, None without calibration."""
+        """Mean relative error ‖XW − XŴ‖²/‖XW‖² over pruned layers, None without calibration."""
         # not weighted: each error is already relative to the output of its own layer
         errors = [layer.error for layer in self.layers if layer.error is not None]
         return sum(errors) / len(errors) if errors else None
@@ -120,21 +125,12 @@ class PruneReport:
         recipe did.
         """
         details = {"batch": self.batch, "halved": list(self.halved), "precision": self.precision}
-        return details | ({"repair": self.repair} if self.repair else {})
+        special = {"repair": self.repair, "ignored": self.ignored}
+        return details | {name: value for name, value in special.items() if value}
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values for a record."""
-        return {
-            "method": self.method,
-            "pattern": self.pattern,
-            "sparsity": self.sparsity,
-            "error": self.error,
-            "parity": self.parity,
-            "repair": None,
-            **self.details,
-            "seconds": dict(self.seconds),
-            "layers": [dataclasses.asdict(layer) for layer in self.layers],
-        }
+        return dataclasses.asdict(self) | {"sparsity": self.sparsity, "error": self.error}
 
 
 # The loop must not import helpers.large, so what that package adds is handed to it: a Store that
@@ -201,6 +197,7 @@ class Loop:
         self.model, self.arguments = model, {**arguments, "pattern": pattern}
         self.method, self.settings = get_method(method), settings
         self.report = PruneReport(method, str(pattern), precision=settings.precision)
+        self.report.ignored += settings.ignored
         self.store, self.team = store or Store(), team or Team()
         self.blocks = find_blocks(model)
         self.total = sum(len(find_layers(block)) for block in self.blocks)
@@ -212,7 +209,7 @@ class Loop:
         # dropout off: its random zeros would enter the grams
         with eval_mode(self.model):
             self.every_block(tokens)
-        setattr(self.model, STATE, PRUNED)
+        setattr(self.model, STATE, self.report)
         return self.report
 
     def every_block(self, tokens: Tensor | None) -> None:
@@ -264,12 +261,8 @@ class Loop:
                 replay.advance(index, stream)
 
     def halved(self, replay: Replay) -> list[str]:
-        """Where some process had to halve its batch so far."""
-        if self.team.size == 1:
-            return list(replay.halved)
-        # each process halves its own batch
-        of_all = enumerate(self.team.gather(replay.halved))
-        return [f"process {rank}, {where}" for rank, places in of_all for where in places]
+        """Where some process had to halve its batch so far: each halves its own."""
+        return [where for places in self.team.gather(replay.halved) for where in places]
 
     def measure(self, index: int, replay: Replay, stream: Tensor) -> Iterator[dict[str, Gram]]:
         """The grams of a block's layers over all calibration text, as `Replay.grams` gives them."""
@@ -342,7 +335,11 @@ class Loop:
         No output's problem depends on another's, and the answer for c·w is c times that for w. So a
         factor on an output, taken off afterwards, changes the mask alone: in which outputs weights
         count as large. That is true of all the package's methods, so none has to know of it.
+
+        A layer that is ignored stays as it is.
         """
+        if key in self.settings.ignored:
+            return LayerResult(weight, torch.ones_like(weight, dtype=torch.bool))
         arguments = {**self.arguments, "sparsity": sparsity_of(self.arguments["sparsity"], key)}
         if self.settings.importance is None:
             return self.method(weight, gram, **arguments)

@@ -24,8 +24,8 @@ from helpers.paths import sha256_file
 # attributes that a model gets here
 IDENTITY = "pruning_identity"
 WEIGHT_READER = "pruning_weight_reader"  # what reads the weights of a model that is not in memory
-STATE = "pruning_state"  # one of the two below, once `prune_model` has changed a weight
-INTERRUPTED, PRUNED = "interrupted", "pruned"
+STATE = "pruning_state"  # once `prune_model` has changed a weight: INTERRUPTED, or its report
+INTERRUPTED = "interrupted"
 
 # what a weight has in a file of safetensors, unless it is quantised
 STORED_FLOATS = ("F64", "F32", "F16", "BF16")

@@ -6,6 +6,7 @@ changes, and a parity gate compares the replayed blocks with the model's own log
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers.capture import Progress, check_tokens
+from helpers.capture import Progress, check_tokens, shown
 from helpers.conformance import try_method
 from helpers.device import all_finite
 from helpers.errors import (
@@ -27,15 +28,7 @@ from helpers.errors import (
 from helpers.loop import Loop, PruneReport, RunSettings, Sparsity, sparsity_of
 from helpers.masks import Pattern, check_divides, check_target
 from helpers.methods import get_method
-from helpers.models import (
-    PRUNED,
-    STATE,
-    check_model,
-    check_weights,
-    device_of,
-    model_layers,
-    read_weight,
-)
+from helpers.models import STATE, check_model, check_weights, device_of, model_layers, read_weight
 from helpers.precision import check_precision
 from helpers.registry import check_method_options
 
@@ -52,8 +45,9 @@ def prune_model(
     passes: int = 2,
     precision: str = "float32",
     batch: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool = True,
     importance: Mapping[str, Tensor] | None = None,
+    ignore: Collection[str] = (),
     allow_pruned: bool = False,
     **options: Any,
 ) -> PruneReport:
@@ -71,10 +65,15 @@ def prune_model(
             Grams and solvers are float32 always.
         batch: sequences in one forward pass, by default what suits the device. It is lowered to a
             divisor of `sequences`, and halved where memory runs out, which the report says.
-        progress: called after each layer.
+        progress: True for a bar in a terminal or a notebook, False for none, or a function that is
+            called after each layer: progress(done, total, name).
         importance: a factor > 0 for each output of each layer, (d_out,) by the layer's name, by
             which its weights count as larger when a mask is chosen (not within a group of N:M, nor
             with a mask budget for each output).
+        ignore: layers that stay dense, as patterns of names such as "3.self_attn.q_proj" (layer
+            q_proj of block 3): "*.down_proj" or "0.*". `sparsity` is that of the others, and a
+            sparsity or an importance by name is given for the others only; the report's sparsity is
+            that of all layers.
         allow_pruned: True to prune a model that is pruned already, or half pruned. That is refused
             otherwise, as the zeros of the first time would count as weights of the dense model.
         options: those of the method.
@@ -89,9 +88,10 @@ def prune_model(
     Raises BadParameter, UnsupportedModel, NonFinite, NotPositiveDefinite, OutOfMemory.
     """
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
-    settings = RunSettings(passes, precision, batch, progress, importance)
     check_model(model, half_pruned=check_switch("allow_pruned", allow_pruned))
     check_dense(model, allow_pruned)
+    ignored = ignored_layers(model, ignore)
+    settings = RunSettings(passes, precision, batch, shown(progress), importance, ignored)
     check_request(model, tokens, method, arguments, settings)
     return Loop(model, method, arguments, settings).run(tokens)
 
@@ -111,7 +111,7 @@ def check_dense(model: nn.Module, allow_pruned: bool) -> None:
     if allow_pruned:
         return
     again = "load the dense model again, or give allow_pruned=True to prune it further"
-    if getattr(model, STATE, None) == PRUNED:
+    if isinstance(getattr(model, STATE, None), PruneReport):
         raise BadParameter(f"prune_model has pruned this model before: {again}")
     # a model pruned elsewhere, or saved and loaded, has no mark
     check_zeros("the model's weights", weights, again)
@@ -123,6 +123,24 @@ def check_zeros(what: str, weights: Sequence[Tensor], advice: str) -> None:
     share = 1 - kept / sum(map(Tensor.numel, weights))
     if share >= DENSE_ZEROS:
         raise BadParameter(f"{100 * share:.0f} % of {what} are zero already: {advice}")
+
+
+def ignored_layers(model: nn.Module, ignore: Collection[str]) -> list[str]:
+    """The layers that a pattern fits (as in a shell), by their `layer_key`.
+
+    Raises BadParameter for a pattern that fits none, and if they fit all.
+    """
+    keys = model_layers(model)
+    for pattern in ignore:
+        if not fnmatch.filter(keys, pattern):
+            raise BadParameter(
+                f"ignore {pattern!r} fits no layer of this model: give a list of patterns of names "
+                f"such as {next(iter(keys))!r}"
+            )
+    ignored = [key for key in keys if any(fnmatch.fnmatch(key, pattern) for pattern in ignore)]
+    if len(ignored) == len(keys):
+        raise BadParameter(f"ignore {ignore!r} leaves no layer to prune: give fewer patterns")
+    return ignored
 
 
 def check_request(
@@ -152,7 +170,8 @@ def check_request(
                 'or use method "magnitude"'
             )
         check_tokens(model, tokens)
-    layers = model_layers(model)
+    named = model_layers(model).items()
+    layers = {key: layer for key, layer in named if key not in settings.ignored}
     # of all layers: a pattern that does not fit the last one is refused here
     shapes = {key: tuple(read_weight(layer).shape) for key, layer in layers.items()}
     for key, layer in layers.items():

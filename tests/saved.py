@@ -7,6 +7,7 @@ import families as fam
 import torch
 import transformers as hf
 from safetensors import safe_open
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 SHARDS = "40KB"  # a block of the tiny Llama
@@ -34,6 +35,19 @@ def loaded(folder: Path, dtype: torch.dtype | str = "auto") -> torch.nn.Module:
     )
     assert not any(found.values()), found
     return model.eval()
+
+
+def check_index(folder: Path) -> None:
+    """Each tensor lies in one file of a folder, and the index says in which."""
+    held = [
+        (name, path.name, tensor.nbytes)
+        for path in folder.glob("*.safetensors")
+        for name, tensor in load_file(path).items()
+    ]
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == {name: file for name, file, _ in held}
+    assert len(index["weight_map"]) == len(held)
+    assert index["metadata"]["total_size"] == sum(size for *_, size in held)
 
 
 def contents(folder: Path) -> dict[str, object]:

@@ -19,7 +19,7 @@ rho = 1.0  # a float
 steps = 3  # an int
 pattern = "unstructured"
 options = {}
-limit = None
+limit: int | None = None
 fast: bool = False
 record_path = ""
 """

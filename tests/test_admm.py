@@ -4,9 +4,7 @@ Everything on the right-hand side of a comparison is written here, in float64, f
 mathematics: nothing is shared with the package.
 """
 
-import contextlib
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,7 +13,6 @@ from layers import layer, masked, outputs_error, random_keep
 
 from helpers.admm import admm, exact_least_squares, refit
 from helpers.errors import NonFinite
-from helpers.fast import fused
 from helpers.gram import Gram, gram_of
 from helpers.methods import METHODS
 
@@ -272,37 +269,3 @@ def test_layers_of_one_input_share_one_factorisation(monkeypatch) -> None:
     more = admm_grad(weight, gram, sparsity=0.5, precondition=False).weight
     alone = admm_grad(weight, gram.matrix, sparsity=0.5, precondition=False).weight
     assert torch.equal(more, alone)
-
-
-def tf32(tensor: torch.Tensor) -> torch.Tensor:
-    """Rounded to the 10 bits of mantissa that TF32 keeps of a factor."""
-    return ((tensor.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
-
-
-def test_the_last_exact_iterations_remove_earlier_rounding(monkeypatch) -> None:
-    inputs, weight = layer(160, 128, tokens=600)
-    gram, keep = gram_of(inputs), random_keep(weight.shape, 0.6)
-    product, ours, coarse = torch.Tensor.addmm_, fused.EXACT_ITERATIONS, [False]
-
-    # the solver's fast products round as a GPU's do
-    def multiplied(self: torch.Tensor, *factors: torch.Tensor, **how: float) -> torch.Tensor:
-        return product(self, *(map(tf32, factors) if coarse[0] else factors), **how)
-
-    @contextlib.contextmanager
-    def pretend(_device: object, fast: bool) -> Iterator[None]:
-        coarse[0] = fast
-        yield
-        coarse[0] = False
-
-    monkeypatch.setattr(fused, "fast_products", pretend)
-    monkeypatch.setattr(torch.Tensor, "addmm_", multiplied)
-    new, errors = {}, {}
-    for exact in (20, ours, 0):
-        monkeypatch.setattr(fused, "EXACT_ITERATIONS", exact)
-        new[exact] = refit(weight, gram, keep).weight * gram.diagonal().sqrt()
-        errors[exact] = outputs_error(inputs, weight, admm_grad(weight, gram, sparsity=0.6).weight)
-    away = {exact: (solved - new[20]).norm() for exact, solved in new.items()}
-    assert 0 < away[ours] < 0.25 * away[0]
-    assert away[ours] < 2e-3 * new[20].norm()
-    # while the mask grows it may come out otherwise, but no worse
-    assert errors[ours] == pytest.approx(errors[20], rel=2e-3)

@@ -157,29 +157,6 @@ def test_a_dense_model_that_breaks_down_is_noticed() -> None:
         distil(model, dense, tokens)
 
 
-def test_what_the_caller_has_set_does_not_matter_and_stays() -> None:
-    model, dense, tokens = pair()
-    other = copy.deepcopy(model)
-    distil(model, dense, tokens, rate=1e-3)
-    # gradients left over from something else, some parameters frozen, gradients switched off
-    for parameter in other.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    frozen = other.get_input_embeddings().weight.requires_grad_(False)
-    with torch.no_grad():
-        distil(other.train(), dense, tokens, rate=1e-3)
-    assert not fam.changed(other, fam.snapshot(model))
-    assert not frozen.requires_grad and other.training
-    assert all((parameter.grad == 1).all() for parameter in other.parameters())
-
-
-def test_held_out_text_is_judged_in_float32() -> None:
-    model, dense, tokens = pair()
-    start = divergence(model, dense, tokens[-4:])
-    report = distil(model, dense, tokens, precision="bfloat16")
-    assert report.held_out[0] == (0, start) and report.precision == "bfloat16"
-    assert report.held_out[-1] == (24, divergence(model, dense, tokens[-4:]))
-
-
 def test_what_cannot_be_trained_is_refused_before_anything_changes(one_line_error) -> None:
     model, dense, tokens = pair()
     before = fam.snapshot(model)

@@ -104,13 +104,12 @@ def test_what_changes_the_core(package: Path) -> None:
     assert all(one != other for one, other in itertools.combinations(seen, 2))
 
 
-def test_magic_lines_and_docstrings_do_not_count() -> None:
-    one = 'def f():\n    """Old."""\n    return 1\n\nif f():\n    %cd x\n    !pip install y\n'
-    two = 'def f():\n    """New."""\n    return 1  # why\nif f():\n    %cd z\n    !pip install w\n'
+def test_comments_and_docstrings_do_not_count() -> None:
+    one = 'def f():\n    """Old."""\n    return 1\n\nf()\n'
+    two = 'def f():\n    """New."""\n    return 1  # why\nf()\n'
     assert code_hash(one) == code_hash(two)
     assert code_hash(one) != code_hash(one.replace("return 1", "return 2"))
-    modulo = "x = (7\n    % 3)\n"  # in a module a line may start so
-    assert code_hash(modulo) != code_hash(modulo.replace("3", "4"))
+    assert code_hash("%cd x\n") != code_hash("%cd y\n"), "what is not Python counts as it is"
 
 
 def test_what_an_error_says_does_not_count_but_that_it_is_raised_does() -> None:

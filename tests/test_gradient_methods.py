@@ -99,18 +99,6 @@ def test_conjugate_gradients_finish_in_as_many_steps_as_weights_survive(
     assert not torch.allclose(answers[2], expected, rtol=1e-2)
 
 
-@pytest.mark.parametrize(("precondition", "damping"), [(True, 0.1), (False, 0.0)])
-def test_dead_inputs_and_float32(damping: float, precondition: bool) -> None:
-    weight, gram, keep = problem()
-    gram[3], gram[:, 3] = 0, 0
-    alive = torch.arange(len(gram)) != 3
-    expected = exact_least_squares(weight, gram, keep, damping=damping)[:, alive].float()
-    options = dict(iterations=40, damping=damping, precondition=precondition)
-    solved = conjugate_gradients(weight.float(), gram.float(), keep, **options).weight
-    assert solved.dtype == torch.float32 and torch.isfinite(solved).all()
-    torch.testing.assert_close(solved[:, alive], expected, rtol=1e-3, atol=1e-3)
-
-
 def test_a_learning_rate_that_is_too_large(one_line_error) -> None:
     with one_line_error(NonFinite, "sgd", "learning rate"):
         gradient_refit(*problem(), optimiser="sgd", learning_rate=100.0, iterations=2000)

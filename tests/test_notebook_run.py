@@ -17,6 +17,7 @@ CELL = """\
 preset = ""
 model = "tiny"
 sparsity: float | None = 0.5
+pattern = "unstructured"
 options = {"iterations": 20}
 sequences = 8
 device = "cpu"
@@ -43,18 +44,18 @@ def parameters(**changes: Any) -> dict[str, Any]:
 def test_a_record_holds_every_parameter_of_the_cell() -> None:
     run = open_run("book", parameters(sparsity=None, extra=1))
     contents = {"seeds": {"calibration": 3}, "layers": [{"layer": "q"}]}
-    metrics = {"perplexity": (7.5, "1"), "acc": (0.5, "1", 0.1), "old": {"value": 2, "unit": "s"}}
+    metrics = {"perplexity": (7.5, "1"), "acc": (0.5, "1", 0.1)}
     shown = run.write(metrics, name="by-hand", **contents)
     record = read_record(results_dir("scratch") / "records/book--by-hand.json")
     assert record["parameters"] == {
         "model": "tiny",
         "sparsity": None,
+        "pattern": "unstructured",
         "options": {"iterations": 20},
         "sequences": 8,
         "device": "cpu",
     }
     assert record["metrics"]["acc"] == {"value": 0.5, "unit": "1", "tolerance": 0.1}
-    assert record["metrics"]["old"] == metrics["old"]
     assert (record["notebook"], record["name"]) == ("book", "by-hand")
     assert {key: record[key] for key in contents} == contents and record["data"] is None
     assert record["seconds"] > 0 and record["peak_memory_bytes"] > 1e6
@@ -73,6 +74,18 @@ def test_a_preset_sets_the_notebooks_variables_before_memory_is_checked(
     monkeypatch.setattr(notebook, "check_memory", lambda name, given: {"for": given["model"]})
     run = open_run("book", values := parameters(preset="auto", sequences=9))
     assert values["model"] == run.parameters["model"] == run.needs.loc["for"].item() == "larger"
+
+
+@pytest.mark.parametrize(
+    ("injected", "sparsity"), [("", None), ("pattern = '2:4'", None), ("sparsity = 0.5", 0.5)]
+)
+def test_a_pattern_takes_the_place_of_a_sparsity_that_nobody_wrote(
+    injected: str, sparsity: float | None
+) -> None:
+    values = parameters(pattern="2:4", In=[f"# Parameters\n{injected}\n"])
+    run = open_run("book", values)
+    assert values["sparsity"] == run.parameters["sparsity"] == sparsity
+    assert values["pattern"] == run.parameters["pattern"] == "2:4"
 
 
 def test_what_the_notebooks_door_refuses(one_line_error: Any) -> None:

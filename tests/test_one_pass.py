@@ -133,8 +133,9 @@ def test_a_layer_whose_inputs_are_not_known_is_named(run, words, one_line_error)
 )
 def test_bad_numbers_name_the_layer_or_the_block(passes, place, named, one_line_error) -> None:
     model, tokens = fam.build(), fam.random_tokens(2)
-    captured, block = cap.capture(model, tokens), find_blocks(model)[0]
+    stream, call = cap.embed(model, tokens, 2), cap.capture(model, tokens).calls[0]
+    block = find_blocks(model)[0]
     with torch.no_grad():
         block.get_submodule(place).weight.view(-1)[3] = float("inf")
     with one_line_error(NonFinite, named):
-        through(passes, block, captured.stream, captured.calls[0])
+        through(passes, block, stream, call)

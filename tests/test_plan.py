@@ -40,6 +40,25 @@ def test_a_run_file_is_one_run_with_the_defaults_that_it_leaves(project: Project
     assert second.effective["steps"] == 3 and "record_path" not in second.effective
 
 
+@pytest.mark.parametrize(
+    ("default", "text", "expected"),
+    [
+        ("unstructured", "pattern: '2:4'", (None, "2:4")),
+        ("unstructured", "pattern: unstructured", (0.6, "unstructured")),
+        ("unstructured", "pattern: '2:4'\nsparsity: 0.6", (0.6, "2:4")),  # both are as written
+        ("2:4", "sparsity: 0.6", (0.6, "unstructured")),
+    ],
+)
+def test_a_pattern_and_a_sparsity_replace_each_others_default(
+    default: str, text: str, expected: tuple, project: Project
+) -> None:
+    cell = PARAMETERS.replace("unstructured", default) + "sparsity: float | None = 0.6\n"
+    project.notebook(cell)
+    project.run_file("a.yaml", text)
+    (run,) = read_plan("p")
+    assert (run.effective["sparsity"], run.effective["pattern"]) == expected
+
+
 def test_a_grid_stands_for_the_product_of_its_axes(project: Project) -> None:
     project.run_file("any.yaml", GRID)
     project.run_file("plain.yaml")

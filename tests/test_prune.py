@@ -2,8 +2,10 @@
 
 import copy
 import hashlib
+import io
 import json
 import math
+import sys
 
 import families as fam
 import pytest
@@ -197,6 +199,38 @@ def test_the_report_adds_up() -> None:
     assert set(plain) == {*vars(report), "sparsity", "error"}
 
 
+def test_a_bar_is_drawn_where_somebody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    for terminal, progress in ((True, True), (True, False), (False, True)):
+        monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
+        monkeypatch.setattr(stream, "isatty", lambda terminal=terminal: terminal)
+        prune_model(fam.build(), fam.random_tokens(), progress=progress, **HALF)
+        drawn.append("14/14" in stream.getvalue())
+        assert drawn[-1] or not stream.getvalue()
+    assert drawn == [True, False, False]
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_layers_that_are_ignored_stay_dense(passes: int) -> None:
+    model, tokens = fam.build(), fam.random_tokens()
+    other, before = copy.deepcopy(model), fam.snapshot(model)
+    ignored = ["0.mlp.down_proj", "1.self_attn.q_proj", "1.mlp.down_proj"]
+    how = {"method": "wanda", "passes": passes}
+    patterns = ["*.down_proj", "1.*.q_proj"]
+    report = prune_model(model, tokens, sparsity=0.6, ignore=patterns, **how)
+    # the same: at sparsity 0 Wanda leaves a layer as it is
+    shares = {key: 0.6 * (key not in ignored) for key in model_layers(model)}
+    expected = prune_model(other, tokens, sparsity=shares, **how)
+    assert not fam.changed(model, fam.snapshot(other))
+    dense = {f"model.layers.{key}.weight" for key in ignored}
+    names = {f"{name}.weight" for name in fam.pruned_names("llama")}
+    assert fam.changed(model, before) == names - dense
+    assert report.ignored == report.details["ignored"] == ignored
+    assert report.sparsity == expected.sparsity and "ignored" not in expected.details
+    errors = {f"{row.block}.{row.name}": row.error for row in report.layers}
+    assert [key for key, error in errors.items() if error is None] == ignored
+
+
 def test_magnitude_never_runs_the_model(monkeypatch) -> None:
     model = fam.build("gpt2")
     dense = copy.deepcopy(model)
@@ -308,6 +342,8 @@ def factors(model: nn.Module) -> dict[str, Tensor]:
         ("batch", 0, "0"), ("batch", "4", "'4'"), ("allow_pruned", "yes", "'yes'"),
         ("keep", torch.ones(32, 32), "METHODS"), ("damping", 0.1, "wanda"),
         ("budget", "row", "'row'"),
+        ("ignore", ["0.*", "*.dwn_proj"], "'*.dwn_proj' fits no layer"),
+        ("ignore", ["0.*", "1.*"], "leaves no layer"),
         ("importance", {"9.mlp": torch.ones(1)}, "0.mlp.down_proj"),
         ("importance", by_layer(up=torch.zeros(64)), "above 0"),
         ("importance", by_layer(up=torch.full((64,), 1e-300).double()), "above 0"),  # 0 in float32

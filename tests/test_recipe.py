@@ -12,7 +12,7 @@ from helpers.beyond.allocate import guide
 from helpers.beyond.distil import distil
 from helpers.beyond.recipe import HELD_OUT, Effort, draw_windows, text_needed
 from helpers.errors import BadParameter, HelpersError
-from helpers.models import PRUNED, STATE
+from helpers.models import STATE
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,9 @@ def small_efforts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipe, "EFFORTS", {"fast": Effort(2, 0), "balanced": Effort(3, 4)})
 
 
-@pytest.mark.parametrize("target", [{"sparsity": 0.6}, {"pattern": "2:4"}])
+@pytest.mark.parametrize(
+    "target", [{"sparsity": 0.6}, {"pattern": "2:4"}, {"sparsity": 0.6, "ignore": ["*.k_proj"]}]
+)
 @pytest.mark.parametrize("effort", ["fast", "balanced"])
 def test_the_recipe_is_its_steps(effort: str, target: dict) -> None:
     dense = fam.build()
@@ -30,7 +32,8 @@ def test_the_recipe_is_its_steps(effort: str, target: dict) -> None:
     report = prune_and_repair(model, tokens, effort=effort, **target)
     settings = {"method": "admm-grad", "pattern": report.pattern, "passes": 1} | target
     if "sparsity" in target:
-        guided = guide(by_hand, tokens[: recipe.EFFORTS[effort].guide], sparsity=0.6)
+        how = {"ignored": [f"{i}.self_attn.k_proj" for i in (0, 1)]} if "ignore" in target else {}
+        guided = guide(by_hand, tokens[: recipe.EFFORTS[effort].guide], sparsity=0.6, **how)
         settings |= {"sparsity": guided.sparsity, "importance": guided.importance}
     prune_model(by_hand, tokens[:5], **settings)
     shown = report.to_dict()["repair"]
@@ -39,9 +42,13 @@ def test_the_recipe_is_its_steps(effort: str, target: dict) -> None:
         assert shown["losses"] == repaired.losses and shown["steps"] == steps
     for name, parameter in by_hand.named_parameters():
         assert torch.equal(model.get_parameter(name), parameter), name
-    assert getattr(model, STATE) == PRUNED and shown["effort"] == effort
+    assert getattr(model, STATE) is report and shown["effort"] == effort
     parts = [report.seconds.get(part, 0.0) for part in ("guide", "forward", "solve", "distil")]
     assert report.seconds["total"] >= sum(parts)
+    ignored = [layer for layer in report.layers if not layer.sparsity]
+    assert len(ignored) == 2 * ("ignore" in target) and len(report.layers) == 14
+    for layer in ignored:
+        report.layers.remove(layer)
     assert report.sparsity == pytest.approx(target.get("sparsity", 0.5), abs=1e-3)
 
 

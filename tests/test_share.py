@@ -1,7 +1,9 @@
 """A pruned model to keep and to share: loaded by others, and what it takes."""
 
 import copy
+import functools
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,6 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import use
 from helpers import load_model, prune_model, read_records
@@ -31,19 +32,33 @@ def pruned(folder: Path, family: str = "llama", **target: Any) -> tuple[nn.Modul
     return model, tokenizer
 
 
-@pytest.mark.parametrize("family", ["llama-tied", "gpt2"])
-def test_others_load_the_same_model(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "shards"), [("llama-tied", "20KB"), ("gpt2", "1GB")])
+def test_others_load_the_same_model(family: str, shards: str, tmp_path: Path, monkeypatch) -> None:
     model, tokenizer = pruned(tmp_path, family, pattern="2:4")
-    folder = save_pruned(model, tokenizer, tmp_path / "to", pattern="2:4")
-    again = AutoModelForCausalLM.from_pretrained(folder)
-    assert not fam.changed(again, fam.snapshot(model))
-    tokens = fam.random_tokens()
-    assert torch.equal(again.eval()(tokens).logits, model(tokens).logits)
-    assert AutoTokenizer.from_pretrained(folder).get_vocab() == tokenizer.get_vocab()
-    assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
+    save = functools.partial(model.save_pretrained, max_shard_size=shards)
+    monkeypatch.setattr(model, "save_pretrained", save)
+    folder = save_pruned(model, tokenizer, tmp_path / "to")
+    saved.check_index(folder)
+    assert (len(list(folder.glob("*.safetensors"))) == 1) == (shards == "1GB")
     card = ModelCard.load(folder / "README.md")
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    monkeypatch.chdir(folder.parent)
+    exec(code, loaded := {})
+    assert not fam.changed(loaded["model"], fam.snapshot(model))
+    tokens = fam.random_tokens()
+    assert torch.equal(loaded["model"].eval()(tokens).logits, model(tokens).logits)
+    assert loaded["tokenizer"].get_vocab() == tokenizer.get_vocab()
     assert card.data.library_name == "transformers" and card.data.base_model is None
-    assert "50.0 % of the weights" in card.text and "2:4 along the input" in card.text
+    for row in ("| method | wanda |", "| pattern | 2:4 |", "| sparsity | 50.0 % |"):
+        assert row in card.text.splitlines()
+
+
+def test_the_card_of_the_embedded_model_names_the_4_bit_file(tmp_path: Path, monkeypatch) -> None:
+    model, tokenizer = pruned(tmp_path)
+    monkeypatch.setattr(module, "model_identity", lambda _: {"name": "embedded", "revision": None})
+    card = ModelCard.load(save_pruned(model, tokenizer, tmp_path / "to") / "README.md")
+    assert "4-bit file of HuggingFaceTB/SmolLM2-135M-Instruct (GGUF, Q4_1)" in card.text
+    assert card.data.license == "apache-2.0"
 
 
 def test_the_card_tells_what_the_record_says(tmp_path: Path, monkeypatch) -> None:
@@ -54,8 +69,10 @@ def test_the_card_tells_what_the_record_says(tmp_path: Path, monkeypatch) -> Non
     record["parameters"]["evaluation"] = "it's $(touch x); `touch x`"  # what a shell would run
     folder = save_pruned(model, tokenizer, tmp_path / "to", record=record)
     card = ModelCard.load(folder / "README.md")
-    perplexity = f"| perplexity | {record['metrics']['perplexity']['value']:.4g} |"
-    assert perplexity in card.text and record["data"]["calibration"]["package"] in card.text
+    rows = {f"| perplexity | {record['metrics']['perplexity']['value']:.4g} |"}
+    rows |= {f"| {name} | {record['parameters'][name]} |" for name in ("method", "pattern")}
+    assert rows < set(card.text.splitlines())
+    assert record["data"]["calibration"]["package"] in card.text
     assert card.data.base_model == "owner/model" and card.data.license is None
     assert record["parameters"]["method"] in card.data.tags
     # the command for it, as a shell reads it, gives the same parameters

@@ -14,8 +14,6 @@ from helpers.gram import gram_of, relative_error
 from helpers.methods import METHODS
 from helpers.study import mask_study, update_study
 
-SETTINGS = ("sparsity", "solver", "rho", "precondition", "damping", "learning_rate")
-
 
 @pytest.fixture(scope="module")
 def layer() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -74,17 +72,6 @@ def test_nothing_is_below_the_optimum_and_admm_arrives(study: dict) -> None:
         # another damping has another optimum: it must not look converged
         (other,) = pick(study, sparsity=sparsity, damping=0.01, **usual)
         assert other["excess"] > 10 * end["excess"]
-
-
-def test_curves_end_at_their_rows(study: dict) -> None:
-    for curve in study["curves"]:
-        last = max(
-            pick(study, **{k: curve[k] for k in SETTINGS}), key=lambda row: row["iterations"]
-        )
-        assert curve["iterations"][-1] == last["iterations"]
-        for name in ("error", "excess", "seconds"):
-            assert curve[name][-1] == pytest.approx(last[name], rel=1e-4)
-            assert len(curve[name]) == len(curve["iterations"])
 
 
 def test_a_diverged_curve_is_cut_and_its_rows_are_missing(

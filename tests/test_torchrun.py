@@ -105,7 +105,7 @@ def test_two_processes_are_as_one(
         assert torch.equal(two[name] != 0, one[name] != 0), name
         assert (two[name] - one[name]).abs().max() <= worst, name
     _, said = saved.contents(tmp_path / "2")["model-00003-of-00003.safetensors"]
-    halved = ["process 1, block 1: batch lowered from 3 to 1, out of memory"]
+    halved = ["block 1: batch lowered from 3 to 1, out of memory"]  # of process 1
     assert said["result"]["halved"] == (halved if family == "gpt2" else [])
 
 

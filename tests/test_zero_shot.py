@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from helpers import evaluate
-from helpers.data.tasks import TASKS, choose_items, mean_and_error, task_rows
+from helpers.data.tasks import TASKS, mean_and_error, task_rows
 from helpers.errors import BadParameter, NonFinite
 from helpers.evaluate import (
     TaskScore,
@@ -229,21 +229,6 @@ def test_a_broken_model_has_no_score(one_line_error) -> None:
         model.model.norm.weight[3] = float("nan")
     with one_line_error(NonFinite, "rte item"):
         zero_shot(model, tokenizer, tasks=["rte"], limit=4)
-
-
-def test_texts_that_do_not_fit_are_counted(caplog) -> None:
-    model, tokenizer = load_model("tiny", device="cpu")
-    rows, items = task_rows("rte"), choose_items(277, 20, 0)
-    pairs = [pair for item in items for pair in worded("rte", rows[item])[0]]
-    lengths = sorted(len(tokenizer(given + asked)["input_ids"]) for given, asked in pairs)
-    # the last token is only predicted, so a text of one token more still fits
-    model.config.max_position_embeddings = longest = lengths[20] - 1
-    cut = sum(length > longest + 1 for length in lengths)
-    zero_shot(model, tokenizer, tasks=["rte"], limit=20)
-    assert 0 < cut < 20
-    # lm-eval says so, once for the choices of an item; where nobody listens to its log,
-    # `zero_shot` hands it on
-    assert 0 < sum("Truncating" in message for message in caplog.messages) <= cut
 
 
 # --- what a record and a reader get --------------------------------------------------------

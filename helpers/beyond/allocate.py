@@ -18,7 +18,7 @@ the weight. An N:M pattern gives every layer the same sparsity, so there is noth
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +72,7 @@ def guide(
     spread: float = 0.3,
     power: float = 0.5,
     progress: Progress | None = None,
+    ignored: Collection[str] = (),
 ) -> Guide:
     """In which layers, and in which outputs of a layer, weights can be spared most cheaply.
 
@@ -93,6 +94,7 @@ def guide(
         sparsity: of all layers together.
         spread: how far a layer's sparsity may lie from that, to one weight.
         progress: progress(done, total, name), called after each batch of text and backward pass.
+        ignored: layers that stay dense, by their `layer_key`: they have no part in any of this.
 
     The layers' zeros, round(value · weights) each, add up to round(sparsity · all weights), and
     still do after `prune_model` with a mask budget per "matrix". The model is left bit for bit as
@@ -105,7 +107,7 @@ def guide(
     check_sparsity(sparsity)
     check_real("spread", spread)
     check_real("power", power)
-    with surveyed(model, tokens, progress) as survey:
+    with surveyed(model, tokens, progress, ignored) as survey:
         shares = layer_sparsities(survey, fisher(survey), sparsity, spread)
     importance = {}
     for key, squares in survey.slopes.items():
@@ -144,14 +146,8 @@ def owl(
             ratios.append(above / size)
         width = max(ratios) - min(ratios)
         stretch = 2 * spread / width if width > 0 else 0.0
-        wishes = torch.tensor(
-            [
-                sparsity - stretch * ratio
-                for ratio, keys in zip(ratios, survey.blocks, strict=True)
-                for _ in keys
-            ],
-            dtype=torch.float64,
-        )
+        each = [ratio for ratio, keys in zip(ratios, survey.blocks, strict=True) for _ in keys]
+        wishes = sparsity - stretch * torch.tensor(each, dtype=torch.float64)
         # all of them move by t, which does the centring
         return layer_sparsities(survey, lambda t: wishes + t, sparsity, spread)
 
@@ -181,7 +177,9 @@ class Survey:
 
 
 @contextlib.contextmanager
-def surveyed(model: nn.Module, tokens: Tensor, progress: Progress | None) -> Iterator[Survey]:
+def surveyed(
+    model: nn.Module, tokens: Tensor, progress: Progress | None, ignored: Collection[str] = ()
+) -> Iterator[Survey]:
     """Run the dense model over the text; inside it is as it was, with dropout off.
 
     Raises BadParameter, UnsupportedModel, NonFinite, OutOfMemory.
@@ -189,7 +187,8 @@ def surveyed(model: nn.Module, tokens: Tensor, progress: Progress | None) -> Ite
     check_model(model)
     check_dense(model, allow_pruned=False)
     check_tokens(model, tokens)
-    layers = model_layers(model)
+    named = model_layers(model).items()
+    layers = {key: layer for key, layer in named if key not in ignored}
     blocks: list[list[str]] = [[] for _ in find_blocks(model)]
     for key, layer in layers.items():
         index, _, name = key.partition(".")
@@ -222,7 +221,7 @@ def input_norms(
             hook = lambda _layer, args, key=key: add(key, args[0])  # noqa: E731
             stack.enter_context(layer.register_forward_pre_hook(hook))
         for done, rows in enumerate(batches, 1):
-            capture(model, rows, head=False)  # ends after the last block: no logits are needed
+            capture(model, rows)  # ends after the last block: no logits are needed
             progress(done, len(batches), "calibration text")
     for key in layers:
         if key not in squares:

@@ -20,7 +20,7 @@ import copy
 import dataclasses
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -28,14 +28,14 @@ from torch import Tensor, nn
 from helpers.beyond.allocate import guide
 from helpers.beyond.distil import DistilReport, distil
 from helpers.beyond.training import check_float32
-from helpers.capture import Progress, check_tokens
+from helpers.capture import Progress, check_tokens, shown
 from helpers.data.corpora import calibration_tokens
 from helpers.errors import BadParameter, check_choice
 from helpers.loop import Loop, PruneReport, RunSettings
 from helpers.masks import Pattern
 from helpers.methods import get_method
 from helpers.models import check_model
-from helpers.prune import check_dense, check_request
+from helpers.prune import check_dense, check_request, ignored_layers
 
 
 class Effort(NamedTuple):
@@ -83,7 +83,8 @@ def prune_and_repair(
     passes: int = 1,
     precision: str = "float32",
     batch: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool = True,
+    ignore: Collection[str] = (),
     **options: Any,
 ) -> PruneReport:
     """Guide, prune and repair a dense model in place: see the module's text.
@@ -97,7 +98,9 @@ def prune_and_repair(
         method: of the layers.
         passes, precision, batch, options: as for `prune_model`; the precision is that of the repair
             too.
-        progress: called after each step of each part.
+        progress: as for `prune_model`, called after each step of each part.
+        ignore: as for `prune_model`; `sparsity` is then that of the other layers together. The
+            repair trains the weights of all layers.
 
     To be repaired the model has to be in float32. Nothing changes before all of this is checked.
     The report's `repair` says what was done; its seconds have "guide" and "distil" too.
@@ -118,14 +121,16 @@ def prune_and_repair(
     repair_windows = windows_of(effort, 0)
     text, repair_text = tokens.split([len(tokens) - repair_windows, repair_windows])
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
-    settings = RunSettings(passes, precision, batch, progress)
+    progress, ignored = shown(progress), ignored_layers(model, ignore)
+    settings = RunSettings(passes, precision, batch, progress, ignored=ignored)
     # all that the steps would refuse, before the first of them has taken its time
     check_request(model, text, method, arguments, settings)
     if spend.repair:
         check_float32(model)
     guided = not Pattern.parse(pattern).grouped
     if guided:
-        spared = guide(model, text[: spend.guide], sparsity=sparsity, progress=progress)
+        asked = dict(sparsity=sparsity, progress=progress, ignored=ignored)
+        spared = guide(model, text[: spend.guide], **asked)
         arguments["sparsity"] = spared.sparsity
         settings = dataclasses.replace(settings, importance=spared.importance)
     guide_seconds = time.perf_counter() - started

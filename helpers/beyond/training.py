@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from helpers.errors import BadParameter
 from helpers.models import model_layers
@@ -24,46 +25,53 @@ DECAY = (0.9, 0.98)
 WARM_UP = 0.15  # of all steps
 
 
-@contextlib.contextmanager
-def keep_masks(model: nn.Module) -> Iterator[None]:
-    """Inside, the zeros of a pruned model's layers stay zeros, whatever trains it.
+def keep_masks(model: nn.Module) -> KeptZeros:
+    """From now on the zeros of a pruned model's layers stay zeros, whatever trains it.
 
-        with keep_masks(model):
+        keep_masks(model)              # for good, or until its answer's remove() is called
+        trainer.train()
+
+        with keep_masks(model):        # until the end of the block
             trainer.train()
 
     For any optimiser of torch, and so for the Trainer of transformers, in this process. No
     parameter is replaced, so nothing has to be undone before the model is saved. Memory: 1 byte
-    for each weight. Raises UnsupportedModel.
+    for each weight. Raises BadParameter if no weight is zero, UnsupportedModel.
     """
-    with zeros_kept([layer.weight for layer in model_layers(model).values()]):
-        yield
+    weights = [layer.weight for layer in model_layers(model).values()]
+    if all(weight.all() for weight in weights):
+        raise BadParameter("no weight of this model's layers is zero: prune it first")
+    return KeptZeros(weights)
 
 
-@contextlib.contextmanager
-def zeros_kept(weights: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Inside, what is zero in these weights stays zero."""
-    keeps = {weight: weight.detach() != 0 for weight in weights}
+class KeptZeros(contextlib.ExitStack):
+    """What is zero in these weights stays zero: until `remove` is called, or a `with` ends."""
 
-    # else they would count in the norm to which gradients are clipped
-    def mask_gradient(weight: nn.Parameter) -> None:
-        weight.grad.mul_(keeps[weight].to(weight.device))  # the model may have moved since
+    remove = contextlib.ExitStack.close  # as torch's own handles call it
 
-    # Most optimisers leave a weight at 0 whose gradient is 0. One that mixes the entries of a
-    # matrix, such as Muon, does not
-    @torch.no_grad()
-    def mask_weights(optimiser: torch.optim.Optimizer, *_: object) -> None:
-        for group in optimiser.param_groups:
-            for weight in group["params"]:
-                if weight in keeps:
-                    weight.mul_(keeps[weight].to(weight.device))
+    def __init__(self, weights: Sequence[nn.Parameter]) -> None:
+        super().__init__()
+        # Weakly: all optimisers share a list of hooks, which must not keep a model in memory
+        keeps = WeakTensorKeyDictionary()
 
-    with contextlib.ExitStack() as stack:
-        for weight in keeps:
+        # else they would count in the norm to which gradients are clipped
+        def mask_gradient(weight: nn.Parameter) -> None:
+            weight.grad.mul_(keeps[weight].to(weight.device))  # the model may have moved since
+
+        # Most optimisers leave a weight at 0 whose gradient is 0. One that mixes the entries of a
+        # matrix, such as Muon, does not
+        @torch.no_grad()
+        def mask_weights(optimiser: torch.optim.Optimizer, *_: object) -> None:
+            for group in optimiser.param_groups:
+                for weight in group["params"]:
+                    if weight in keeps:
+                        weight.mul_(keeps[weight].to(weight.device))
+
+        self.callback(register_optimizer_step_post_hook(mask_weights).remove)
+        for weight in weights:
+            keeps[weight] = weight.detach() != 0
             if weight.requires_grad:
-                hook = weight.register_post_accumulate_grad_hook(mask_gradient)
-                stack.callback(hook.remove)
-        stack.callback(register_optimizer_step_post_hook(mask_weights).remove)
-        yield
+                self.callback(weight.register_post_accumulate_grad_hook(mask_gradient).remove)
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,7 @@ def trained(model: nn.Module, parts: str = "all") -> Iterator[Trained]:
     layers = model_layers(model) if parts == "all" else {}
     weights = [layer.weight for layer in layers.values()]
     vectors = [p for p in model.parameters() if p.ndim == 1]
-    with gradients_of(model, [*weights, *vectors]), zeros_kept(weights):
+    with gradients_of(model, [*weights, *vectors]), KeptZeros(weights):
         yield Trained(weights, vectors)
 
 

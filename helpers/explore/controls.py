@@ -20,8 +20,8 @@ from typing import Any
 import ipywidgets
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
-from tqdm.auto import tqdm
 
+from helpers.capture import ProgressBar
 from helpers.errors import HelpersError, Stopped
 from helpers.report import to_png
 
@@ -259,18 +259,6 @@ def row(*widgets: ipywidgets.Widget) -> ipywidgets.Box:
     """Widgets side by side, on several lines where the page is narrow."""
     layout = {"display": "flex", "flex_flow": "row wrap", "align_items": "center"}
     return ipywidgets.Box(list(widgets), layout=layout)
-
-
-class ProgressBar(tqdm):
-    """A progress bar whose `show` is what the functions of this package call as `progress`."""
-
-    def show(self, done: int, total: int, name: str) -> None:
-        """`done` of `total` are finished; `name` is the last of them, or what is under way."""
-        if self.total != total:
-            self.bar_format = None
-            self.reset(total)
-        self.set_postfix_str(name, refresh=False)
-        self.update(done - self.n)
 
 
 def progress_bar(title: str, unit: str = "layer") -> ProgressBar:

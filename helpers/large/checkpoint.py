@@ -17,6 +17,7 @@ import inspect
 import json
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers.capture import Progress
+from helpers.capture import Progress, shown
 from helpers.errors import FileError
 from helpers.large.shards import (
     COMPANIONS,
@@ -40,7 +41,7 @@ from helpers.loop import LayerReport, Loop, PruneReport, RunSettings, Sparsity, 
 from helpers.methods import get_method
 from helpers.models import IDENTITY, WEIGHT_READER, find_layers, model_identity, weights_in_memory
 from helpers.paths import cache_dir, replace_file, sha256_file, sync_folder
-from helpers.prune import check_request, check_zeros
+from helpers.prune import check_request, check_zeros, ignored_layers
 from helpers.runner import code_hash, core_code
 
 # what decides the bits of a weight, beside the core and this package
@@ -59,7 +60,8 @@ class CheckpointReport(PruneReport):
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values for a record."""
-        return super().to_dict() | {"resumed": self.resumed}
+        # where the model lies says nothing on another machine
+        return {name: value for name, value in super().to_dict().items() if name != "folder"}
 
     def discard(self) -> None:
         """Delete the pruned model."""
@@ -81,7 +83,8 @@ def prune_checkpoint(
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
     allow_pruned: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool = True,
+    ignore: Collection[str] = (),
     team: Team | None = None,
     **options: Any,
 ) -> CheckpointReport:
@@ -98,8 +101,8 @@ def prune_checkpoint(
     Args:
         source: "embedded", a folder of safetensors with config.json, or a hub id with `revision`.
         destination: a new or empty folder, or one that the same call began to fill.
-        tokens, method, sparsity, pattern, passes, precision, batch, progress, options: as for
-            `prune_model`.
+        tokens, method, sparsity, pattern, passes, precision, batch, progress, ignore, options: as
+            for `prune_model`.
         revision: of a hub model, a commit hash or "main".
         device, dtype: as for `load_model`.
         allow_pruned: as for `prune_model`; the first block says whether the source is pruned.
@@ -112,7 +115,8 @@ def prune_checkpoint(
     model, _ = load_streamed(source, revision=revision, device=device, dtype=dtype)
     reader: WeightReader = getattr(model, WEIGHT_READER)
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
-    settings = RunSettings(passes, precision, batch, progress)
+    ignored = ignored_layers(model, ignore)
+    settings = RunSettings(passes, precision, batch, shown(progress), ignored=ignored)
     check_request(model, tokens, method, arguments, settings)
     if not allow_pruned:
         with weights_in_memory(model, 0):  # one block says it, and the others are on disk
@@ -137,6 +141,7 @@ def prune_checkpoint(
         [layer_report(row) for result in blocks for row in result["layers"]],
         **outside,
         precision=precision,
+        ignored=ignored,
         folder=str(store.folder),
         resumed=resumed,
     )
@@ -191,6 +196,7 @@ def request_hash(
         "method_code": method_code,
         "arguments": arguments,  # apart, since an option may have any name
         "settings": [settings.passes, settings.precision, settings.batch, processes],
+        "ignored": settings.ignored,
         "dtype": str(reader.dtype),
         "device": reader.device.type,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -275,17 +281,11 @@ class ShardStore(Store):
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         config.pop("torch_dtype", None)  # its older name
         config["dtype"] = str(reader.dtype).removeprefix("torch.")
-        files, total = {}, 0
-        for part, name in zip(self.parts, self.names, strict=True):
-            for slot in reader.slots[part]:
-                files[slot.name] = name
-                kind = reader.dtype if slot.empty.is_floating_point() else slot.empty.dtype
-                total += slot.empty.numel() * kind.itemsize
         with writing(self.folder):
             for path in (path for pattern in COMPANIONS for path in source.glob(pattern)):
                 replace_file(self.folder / path.name, path.read_bytes())
             replace_file(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
-            write_index(self.folder, files, total)
+            write_index(self.folder)
 
 
 def layer_report(row: dict[str, Any]) -> LayerReport:

@@ -165,7 +165,16 @@ def delete_unfinished(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_index(folder: Path, files: Mapping[str, str], total: int) -> None:
-    """Write the index that makes shards a checkpoint: each tensor's file, and all their bytes."""
+def write_index(folder: Path) -> None:
+    """Write the index that makes a folder's shards a checkpoint: each tensor's file, and all bytes.
+
+    Raises FileError.
+    """
+    files, total = {}, 0
+    for path in folder.glob("*.safetensors"):
+        with reading(path) as file:
+            for name in file.keys():  # noqa: SIM118
+                files[name] = path.name
+                total += file.get_tensor(name).nbytes  # mapped, and not read
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
     replace_file(folder / INDEX, json.dumps(index, indent=1) + "\n")

@@ -11,7 +11,6 @@ import ast
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -80,16 +79,12 @@ def core_code(*, wings: Iterable[str] = (), project: Path | None = None) -> dict
 def code_hash(source: str) -> str:
     """sha256 of Python source, what decides a number in it; of other text as it is.
 
-    Left out are comments, docstrings, layout, what a `raise` says, and the %magic lines of a
-    notebook, which only set up Colab or the display.
+    Left out are comments, docstrings, layout, and what a `raise` says. A cell with %magic lines, as
+    that for Colab, is such other text.
     """
-    for text in (source, re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", source)):
-        try:
-            tree = ast.parse(text)
-            break
-        except SyntaxError:
-            continue
-    else:
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
         return hashlib.sha256(source.encode()).hexdigest()
     for node in ast.walk(tree):
         match node:

@@ -21,7 +21,7 @@ from helpers.errors import BadParameter, check_choice
 from helpers.machine import check_memory, choose, prepare_kernel
 from helpers.paths import notebooks_dir
 from helpers.report import check_type, make_record, write_record
-from helpers.runner.parameters import NOT_RECORDED, read_parameters_cell
+from helpers.runner.parameters import NOT_RECORDED, effective, read_parameters_cell
 
 
 class NotebookRun:
@@ -38,9 +38,8 @@ class NotebookRun:
     ) -> None:
         self._namespace, self._started = namespace, time.perf_counter()
         self._record_path = namespace["record_path"]
-        recorded = [name for name in names if name not in NOT_RECORDED]
         self.notebook, self.needs = notebook, needs
-        self.parameters = {name: copy.deepcopy(namespace[name]) for name in recorded}
+        self.parameters = {n: copy.deepcopy(namespace[n]) for n in names if n not in NOT_RECORDED}
         self.device = pick_device(self.parameters.get("device", "cpu"))
         # the runner names a record <notebook>--<name>.json
         self.name = Path(self._record_path).stem.partition("--")[2]
@@ -56,7 +55,7 @@ class NotebookRun:
         """The run's record as it is now, not written; `write` takes the same arguments.
 
         metrics: name → (value, unit) or (value, unit, tolerance), with "1" as the unit of a pure
-            number; or a metric as `make_record` takes it
+            number
         name: the record's name when the notebook is run by hand
         contents: `model`, `data`, `seeds`, `layers` and `series` of `make_record`
         Raises FileError as `make_record` does, and BadParameter if a parameter has changed since
@@ -69,13 +68,12 @@ class NotebookRun:
                     "run was opened: run the notebook again from its parameters cell"
                 )
         keys = ("value", "unit", "tolerance")
-        short = {key: metric for key, metric in metrics.items() if isinstance(metric, tuple)}
-        named = {key: dict(zip(keys, metric, strict=False)) for key, metric in short.items()}
+        named = {key: dict(zip(keys, metric, strict=False)) for key, metric in metrics.items()}
         return make_record(
             notebook=self.notebook,
             name=self.name or name,
             parameters=self.parameters,
-            metrics={**metrics, **named},
+            metrics=named,
             seconds=time.perf_counter() - self._started,
             device=describe_device(self.device),
             peak_memory_bytes=self.peak_memory,
@@ -94,7 +92,8 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
 
     notebook: the name of a file in notebooks/; the names, types and defaults of the parameters are
     those of its saved parameters cell. namespace: `globals()`, which holds their values. The
-    parameters that `preset` chooses are written back into it.
+    parameters that `preset` chooses are written back into it, and where an N:M pattern is given, by
+    papermill or by hand, the default sparsity is None there.
     Raises BadParameter for a parameter that is missing, of a wrong type or at odds with the preset,
     and for a name given to papermill that is not a parameter,
     OutOfMemory if the run does not fit this machine, and RunError on Colab if the kernel has to be
@@ -102,12 +101,15 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
     """
     prepare_kernel()
     defaults, types = read_parameters_cell(notebooks_dir() / f"{notebook}.ipynb")
-    for name in _injected(namespace):
+    for name in (injected := _injected(namespace)):
         check_choice("parameter", name, types)
     for name, allowed_types in types.items():
         if name not in namespace:
             raise BadParameter(f"parameter {name} is not set: run the parameters cell first")
         check_type(name, namespace[name], allowed_types)
+    # by papermill, or by hand in the parameters cell
+    written = {n: namespace[n] for n in types if n in injected or namespace[n] != defaults[n]}
+    namespace.update(effective(defaults, written))
     namespace.update(choose(namespace.get("preset", ""), notebook, namespace, defaults))
     needs = None
     if "model" in defaults:

@@ -7,6 +7,7 @@ cell before anything starts.
 
 import ast
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -17,6 +18,22 @@ TYPE_NAMES = {"int": int, "float": float, "str": str, "bool": bool, "dict": dict
 # what no run file may set: the runner sets the first, and the second depends on the machine. A
 # record holds neither, but what a preset has chosen
 NOT_RECORDED = ("record_path", "preset")
+
+
+def effective(defaults: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a record: what somebody wrote, and the defaults of the others.
+
+    An N:M pattern implies its sparsity. So one that is written takes the place of a default
+    sparsity, and a sparsity that is written the place of a default N:M pattern. Where both are
+    written both stay: only they can contradict each other.
+    """
+    values = {n: v for n, v in {**defaults, **written}.items() if n not in NOT_RECORDED}
+    if {"sparsity", "pattern"} <= defaults.keys() and values["pattern"] != "unstructured":
+        if "sparsity" not in written:
+            values["sparsity"] = None
+        elif "pattern" not in written and written["sparsity"] is not None:
+            values["pattern"] = "unstructured"
+    return values
 
 
 def code_cells(path: Path) -> list[tuple[str, set[str]]]:
@@ -57,6 +74,4 @@ def read_parameters_cell(path: Path) -> tuple[dict[str, Any], dict[str, set[type
         if any(isinstance(node, ast.Constant) for node in annotation):  # of types only None is one
             named.add(NoneType)
         defaults[name], types[name] = value, {type(value), *named} - {None}
-        if types[name] == {NoneType}:
-            types[name] |= {float, int, str}
     return defaults, types

@@ -1,8 +1,9 @@
 """Plans: run files, and the runs that they stand for.
 
 A plan is a folder `runs/<plan>/<notebook>/`. A run file `NAME.yaml` in it maps parameters of the
-notebook to values and is one run, called NAME; what it leaves out has the notebook's default. With
-a `grid` it stands for the product of the grid's axes, one run for each combination:
+notebook to values and is one run, called NAME; what it leaves out has the notebook's default, and
+with an N:M pattern no sparsity (see `helpers.runner.parameters.effective`). With a `grid` it stands
+for the product of the grid's axes, one run for each combination:
 
     name: "{method}-{target}"
     grid:
@@ -32,7 +33,7 @@ import yaml
 from helpers.errors import RunError, check_choice
 from helpers.paths import TABLES_NOTEBOOK, notebooks_dir, reference_dir, results_dir, runs_dir
 from helpers.report import check_type
-from helpers.runner.parameters import NOT_RECORDED, read_parameters_cell
+from helpers.runner.parameters import NOT_RECORDED, effective, read_parameters_cell
 
 RUN_NAME = re.compile(r"\w[\w.-]{0,99}")  # no longer than a record's name may be
 
@@ -56,8 +57,7 @@ class Run:
     @property
     def effective(self) -> dict[str, Any]:
         """The parameters of its record: all that the notebook will see, but for NOT_RECORDED."""
-        merged = self.defaults | self.parameters
-        return {key: value for key, value in merged.items() if key not in NOT_RECORDED}
+        return effective(self.defaults, self.parameters)
 
     def _result(self, folder: str, ending: str) -> Path:
         return results_dir(self.plan) / folder / f"{self.id}{ending}"

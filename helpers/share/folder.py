@@ -5,6 +5,7 @@
 
 Beside the model and its tokenizer lie the record of the run that pruned it and README.md, a model
 card as the Hugging Face Hub shows it. There is no file of masks: a weight that is zero was pruned.
+There always is an index of the tensors' files, which some programs take for a list of what to read.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from helpers.errors import BadParameter, UnsupportedModel
-from helpers.large import writing
-from helpers.models import check_model, model_identity, model_layers, no_progress_bars
+from helpers.large import write_index, writing
+from helpers.models import STATE, check_model, model_identity, model_layers, no_progress_bars
 from helpers.paths import replace_file
 from helpers.report import check_record, write_record
 
@@ -47,22 +48,28 @@ def save_pruned(
 
     Args:
         folder: a new or an empty one.
-        record: of the run that pruned the model; the card has its numbers and its pattern.
-        pattern: without a record, "N:M" if the model was pruned so.
+        record: of the run that pruned the model; the card has its method, pattern and numbers.
+        pattern: "N:M" of a model that was pruned so elsewhere. Without a record the card says
+            otherwise what `prune_model` has done to this model.
 
     Raises BadParameter (nothing is pruned, the folder is in use), FileError (it cannot be written,
     the record is not one), and UnsupportedModel if transformers loads other weights than were
     saved.
     """
     check_model(model)
+    # what pruned this model here, by the names of a record's parameters
+    report = getattr(model, STATE, None)
+    asked = {"pattern": pattern} | (vars(report) if report else {})
     if record is not None:
-        pattern = check_record(dict(record))["parameters"].get("pattern", pattern)
+        asked |= check_record(dict(record))["parameters"]
     weights = [layer.weight for layer in model_layers(model).values()]
     sparsity = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
     if sparsity == 0:
         raise BadParameter("no weight of this model is zero: prune it first")
     folder = check_new_folder(folder)
-    card = _card(folder.name, model_identity(model), record, sparsity, pattern)
+    rows = {name: asked[name] for name in ("method", "pattern") if name in asked}
+    rows["sparsity"] = f"{100 * sparsity:.1f} %"
+    card = _card(folder.name, model_identity(model), record, rows)
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         # beside it, because a rename works within one file system only
@@ -70,6 +77,7 @@ def save_pruned(
             made = Path(scratch, folder.name)
             with no_progress_bars():
                 model.save_pretrained(made)
+            write_index(made)
             tokenizer.save_pretrained(made)
             replace_file(made / "README.md", card)
             if record is not None:
@@ -104,12 +112,12 @@ def _card(
     name: str,
     identity: Mapping[str, Any],
     record: Mapping[str, Any] | None,
-    sparsity: float,
-    pattern: str,
+    rows: Mapping[str, str],
 ) -> str:
     """The card of a pruned model: what the hub reads in front, what people read below.
 
-    Of a model that comes neither from the hub nor with this package it names no base.
+    Of a model that comes neither from the hub nor with this package it names no base. rows: of its
+    table, before the numbers of the record.
     """
     hub_name = identity["name"] if identity["revision"] else None
     base, licence = ON_THE_HUB.get(identity["name"], (hub_name, None))
@@ -120,11 +128,11 @@ def _card(
         base_model=base,
         tags=["pruned"],
     )
-    values: dict[str, Any] = dict(name=name, record=record, sparsity=sparsity, pattern=pattern)
+    data.tags += [rows["method"]] if "method" in rows else []
+    values: dict[str, Any] = dict(name=name, model=identity["name"], record=record, rows=rows)
     if record is not None:
         parameters, metrics = record["parameters"], record["metrics"]
-        data.tags += [parameters["method"]] if "method" in parameters else []
-        values["shown"] = {key: metrics[key]["value"] for key in SHOWN if key in metrics}
+        values["numbers"] = {key: metrics[key]["value"] for key in SHOWN if key in metrics}
         notebook = f"notebooks/{record['notebook']}.ipynb"
         # quoted, since a parameter may hold what a shell would run
         command = ["papermill", notebook, "again.ipynb", "-y", json.dumps(parameters)]
