@@ -11,20 +11,17 @@ from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
 
-import families as fam
 import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from helpers import METHODS, register, replay
+from helpers.command import main
 from helpers.errors import NonFinite
-from helpers.large.torchrun import main
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["workers", "kills"])
-TOKENS = fam.random_tokens(4, 16)
-WANDA = dict(method="wanda", sparsity=0.5, batch=2)
+PROCESSES.set_forkserver_preload(["workers", "kills", "helpers.command.model"])
 calls = -1  # the method is tried once before the first layer
 
 

@@ -33,7 +33,8 @@ def main(arguments: Any = None) -> int:
     try:
         return do(options)
     except (HelpersError, OSError, ModuleNotFoundError) as error:
-        code, line = 1, first_line(error)
+        hint = ": run make setup" if isinstance(error, ModuleNotFoundError) else ""
+        code, line = 1, f"{first_line(error)}{hint}"
     except KeyboardInterrupt:
         code, line = 130, "interrupted; the same command goes on with what is missing"
     rank = os.environ.get("RANK")  # of a process that torchrun has started
@@ -43,16 +44,18 @@ def main(arguments: Any = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all verbs; what a value may be is checked by whoever takes it."""
-    groups = json.loads(Path(__file__).with_name("verbs.json").read_text(encoding="utf-8"))
+    """The parser of all verbs; what a value may be is checked by whoever takes it.
+
+    verbs.json says for each verb what it does, and which groups of options it takes.
+    """
+    table = json.loads(Path(__file__).with_name("verbs.json").read_text(encoding="utf-8"))
     parser = Parser("python -m helpers", description="Prune a model, evaluate it, or run a plan.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     types = {"int": int, "float": float, "json": json_object}
-    for verb, text in groups.pop("verbs").items():
+    for verb, (text, *groups) in table["verbs"].items():
         add = verbs.add_parser(verb, help=text, description=text).add_argument
-        for group in (group for group in groups.values() if verb in group["verbs"]):
-            for name, how in group["options"].items():
-                add(name, **how | {key: types[kind] for key, kind in how.items() if key == "type"})
+        for name, how in (item for group in groups for item in table[group].items()):
+            add(name, **how | {key: types[kind] for key, kind in how.items() if key == "type"})
     return parser
 
 
