@@ -11,6 +11,7 @@ from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
 
+import families as fam
 import pytest
 import torch
 import torch.distributed as dist
@@ -22,6 +23,8 @@ from helpers.errors import NonFinite
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["workers", "kills", "helpers.command.model"])
+TOKENS = fam.random_tokens(4, 16)
+WANDA = dict(method="wanda", sparsity=0.5, batch=2)
 calls = -1  # the method is tried once before the first layer
 
 
