@@ -12,7 +12,7 @@ LAB_ARGS ?=
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 INSTALLED_UI := $(VENV)/.installed-ui
-RUN := $(PY) -m helpers.runner
+RUN := $(PY) -m helpers
 COLAB := .venv-colab/bin/python
 OWNER = $(if $(filter command,$(origin NAME)),$(NAME))# not of the environment: WSL sets a NAME there
 ADDRESSED = $(wildcard notebooks/*.ipynb docs/*.md book/*.md README.md CITATION.cff)
@@ -57,7 +57,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 assets: $(INSTALLED) ## download the embedded model and texts (once; PRUNING_CACHE moves them)
-	@$(PY) -m helpers.data.assets
+	@$(RUN) assets
 
 reproduce: assets ## run a plan, write its tables and figures, compare with the committed results
 	@$(RUN) reproduce $(CHOSEN) --jobs $(JOBS) $(if $(SCHEDULER),--scheduler '$(SCHEDULER)')
@@ -93,9 +93,9 @@ test-colab: ## run tests and the smoke plan with the versions of Google Colab (p
 	@[ -x .venv-colab/bin/python ] || python3.13 -m venv .venv-colab
 	@$(COLAB) -m pip install --quiet $(PIP_ARGS) -r tests/colab-constraints.txt
 	@$(COLAB) -m pip install --quiet $(PIP_ARGS) -c tests/colab-constraints.txt -e . hypothesis
-	@$(COLAB) -m helpers.data.assets
+	@$(COLAB) -m helpers assets
 	@$(COLAB) -m pytest --ignore tests/test_cluster.py --ignore tests/test_book.py
-	@PRUNING_RESULTS=results/colab $(COLAB) -m helpers.runner run --plan smoke
+	@PRUNING_RESULTS=results/colab $(COLAB) -m helpers run --plan smoke
 
 test-gpu: assets ## run the checks that need an NVIDIA GPU (skipped with a reason without one)
 	@$(PY) -m pytest tests/gpu
@@ -111,7 +111,7 @@ $(INSTALLED_UI): $(INSTALLED)
 # runs before, and without, a set-up: that is when one needs it
 doctor: ## look for what is missing or broken, say what to do
 	@if $(PY) -c '' 2>/dev/null; then python=$(PY); else python=$(PYTHON); fi; \
-	  $$python -m helpers.machine.doctor
+	  $$python -m helpers doctor
 
 # the address of the repository stands in the notebooks' first cells and in links
 owner: ## put your GitHub name into the notebooks and pages, for Colab: make owner NAME=...

@@ -55,15 +55,15 @@ def load_model(
         for parameter in model.parameters():
             parameter.data = parameter.data.to(kind)
     else:
-        model, tokenizer = _load(*_locate(name, revision), kind)
+        model, tokenizer = _load(*locate(name, revision), kind)
     # only moved: a cast would round the frequencies of the position embedding, which are float32
     model.to(device=where).eval()
     setattr(model, IDENTITY, _identity(name, model))
     return model, tokenizer
 
 
-def _locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | None]:
-    """The folder or (hub id, revision) that a model's name stands for."""
+def locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | None]:
+    """The folder or (hub id, revision) that a model's name stands for. Raises BadParameter."""
     text = str(name)
     if text == "embedded":
         return embedded_model_folder(), None
@@ -74,8 +74,8 @@ def _locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | N
         return folder, None
     if text.startswith((".", "/", "~")) or text.count("/") != 1:
         raise BadParameter(
-            f'model {text!r} is unknown: use "embedded", "tiny", an existing folder or a hub id '
-            'such as "owner/name"'
+            f'model {text!r} is unknown: use "embedded", "tiny" (in memory), an existing folder or '
+            'a hub id such as "owner/name"'
         )
     if revision is None:
         raise BadParameter(

@@ -10,6 +10,7 @@ import nbformat
 import psutil
 import pytest
 
+from helpers.command import main
 from helpers.paths import root
 from helpers.runner import plan as plans
 from helpers.runner import run as command_line
@@ -60,7 +61,7 @@ class Project:
 
     def call(self, *arguments: str) -> tuple[int, str, str]:
         """Exit code, standard output and standard error of the command line."""
-        code = command_line.main([*arguments, "--plan", self.plan])
+        code = main([*arguments, "--plan", self.plan])
         out, err = self._capsys.readouterr()
         assert "Traceback" not in out + err
         return code, out, err
@@ -104,11 +105,12 @@ def runner_process(project: Project, *arguments: str) -> subprocess.Popen:
     """A runner in a process of its own, on a plan of one run that sleeps."""
     project.run_file("slow.yaml", "pattern: sleep")
     start = (
-        "import pathlib, signal, sys; from helpers.runner import plan, run;"
+        "import pathlib, signal, sys; from helpers.command import main;"
+        "from helpers.runner import plan;"
         # a shell starts background jobs with Ctrl-C ignored, and these tests may run in one
         "signal.signal(signal.SIGINT, signal.default_int_handler);"
         f"plan.notebooks_dir = lambda: pathlib.Path({str(project.folder / 'notebooks')!r});"
-        f"sys.exit(run.main(['run', '--plan', 'p', *{arguments!r}]))"
+        f"sys.exit(main(['run', '--plan', 'p', *{arguments!r}]))"
     )
     return subprocess.Popen(
         [sys.executable, "-c", start], cwd=root(), stderr=subprocess.PIPE, text=True

@@ -269,7 +269,6 @@ def test_a_bad_request_leaves_nothing(
         (dict(sparsity=1.5), ("sparsity", "1.5")),
         (dict(tokens=None), ("calibration",)),
         (dict(method="sparsegpt", damping="much"), ("damping", "much")),
-        (dict(source="nowhere"), ("nowhere", "config.json")),
         (dict(precision="half"), ("precision", "half")),
         (dict(source=once), ("once are zero already", "allow_pruned=True")),
     ]:

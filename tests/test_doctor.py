@@ -12,8 +12,6 @@ import pytest
 from helpers.machine import doctor
 from helpers.paths import root
 
-GB = 10**9
-
 
 @pytest.mark.parametrize(
     ("check", "code", "said", "error", "state", "words"),
@@ -50,7 +48,7 @@ def test_the_probe_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_any_package_it_says_what_to_do(tmp_path: Path) -> None:
     variables = {"PRUNING_CACHE": str(tmp_path), "PRUNING_RESULTS": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-S", "-m", "helpers.machine.doctor"],  # -S: no site-packages
+        [sys.executable, "-S", "-m", "helpers", "doctor"],  # -S: no site-packages
         **dict(cwd=root(), env=os.environ | variables | {"PYTHONPATH": ""}),
         **dict(capture_output=True, encoding="utf-8", check=False),
     )

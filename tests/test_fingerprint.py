@@ -83,7 +83,7 @@ def test_what_leaves_the_core_as_it_is(package: Path) -> None:
     (package / "admm.py").write_text(text, encoding="utf-8")
     assert core_code(project=package.parent) == before, "comments and docstrings"
     (package / "wing").mkdir()
-    for name in ("report/plots.py", "wing/__init__.py", "own/mine.py", "__init__.py"):
+    for name in ("report/plots.py", "wing/x.py", "own/mine.py", "__init__.py", "__main__.py"):
         (package / name).write_text("x = 1\n")
     (package / "report" / "plots.py").rename(package / "report" / "drawn.py")
     assert core_code(project=package.parent) == before

@@ -86,9 +86,6 @@ def test_a_score_that_is_nan_is_not_ranked(budget: str, pattern: str, one_line_e
 # ---------------------------------------------------------------- sparsity and pattern
 
 
-BAD_PATTERNS = ["5:4", "4:4", "0:4", "2-4", "2:4:8", "-2:4", ":4", "²:4", "2:4\n", "", 3, None]
-
-
 def test_a_mask_that_is_given(one_line_error) -> None:
     score = layer()[1]
     half, two_of_four = top_k(score, 0.5), top_nm(score, 2, 4)

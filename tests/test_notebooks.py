@@ -26,7 +26,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results folder of a part of the plan smoke, run from nothing."""
     folder = tmp_path_factory.mktemp("results")
     environment = os.environ | {"PRUNING_RESULTS": str(folder)}
-    command = [sys.executable, "-m", "helpers.runner", "run", "--plan", "smoke", "--only", ONLY]
+    command = [sys.executable, "-m", "helpers", "run", "--plan", "smoke", "--only", ONLY]
     done = subprocess.run(command, env=environment, cwd=root(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return folder / "smoke"

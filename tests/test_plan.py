@@ -106,7 +106,7 @@ def test_the_record_of_a_timed_run_says_so(project: Project) -> None:
 )
 def test_wrong_run_file_is_one_line(text: str, reason: str, project: Project) -> None:
     project.run_file("a.yaml", text)
-    err = project.error()
+    err = project.error("run")
     assert reason in err and "p/01_work/a.yaml" in err and not project.result("").exists()
 
 
@@ -121,9 +121,9 @@ def test_wrong_run_file_is_one_line(text: str, reason: str, project: Project) ->
 def test_notebooks_papermill_would_misread(cell: str, reason: str, project: Project) -> None:
     project.notebook(PARAMETERS + cell)
     project.run_file("a.yaml")
-    assert reason in project.error() and "'name = literal'" in project.error()
+    assert reason in (error := project.error("run")) and "'name = literal'" in error
     write_notebook(project.folder / "notebooks", "01_work", ["a = 1"] * 2, [["parameters"]] * 2)
-    assert "2 parameters cells" in project.error()
+    assert "2 parameters cells" in project.error("run")
 
 
 def test_the_tables_notebook_is_last_and_names_its_own_plan(project: Project) -> None:

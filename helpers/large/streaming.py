@@ -23,14 +23,14 @@ from huggingface_hub.errors import HTTPError  # of the HTTP library that the hub
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from helpers.data.assets import embedded_model_folder
 from helpers.device import all_finite, pick_device, pick_dtype
 from helpers.errors import BadParameter, FileError, NonFinite, UnsupportedModel, first_line
 from helpers.large.shards import COMPANIONS, INDEX, Checkpoint
-from helpers.models import WEIGHT_READER, check_stored_weights, find_blocks
+from helpers.models import WEIGHT_READER, check_stored_weights, find_blocks, locate
 
 # "model*", because some repositories hold the same weights a second time under another name
 WEIGHTS = "model*.safetensors"
+LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
 def load_streamed(
@@ -59,7 +59,7 @@ def load_streamed(
     kind = pick_dtype(dtype, where)
     checkpoint = Checkpoint(path)
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(path, **LOCAL)
         if getattr(config, "quantization_config", None):  # they would be read without their scales
             raise UnsupportedModel(
                 f"{path} holds quantised weights: give the unquantised checkpoint"
@@ -68,7 +68,8 @@ def load_streamed(
         if not Path(name).expanduser().is_dir():
             # what a record says of it, as after `load_model`; the hub's cache names by commit
             config._name_or_path, config._commit_hash = str(name), path.name if revision else None
-        tokenizer = load_tokenizer(path)
+        named = any((path / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
+        tokenizer = AutoTokenizer.from_pretrained(path, **LOCAL) if named else None
         with init_empty_weights(include_buffers=False):  # buffers are computed
             model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)
     except (OSError, ValueError, ImportError, RecursionError) as error:
@@ -90,33 +91,18 @@ def checkpoint_folder(name: str | os.PathLike[str], revision: str | None = None)
     A hub model is downloaded once, at one commit, into the hub's own cache: weights as safetensors,
     configuration and tokenizer, no pickles and no code. Raises BadParameter, FileError.
     """
-    if str(name) == "embedded":
-        return embedded_model_folder()
-    # absolute, because the working folder may change while the model is read
-    folder = Path(name).expanduser().absolute()
-    if revision and not folder.is_dir():
-        try:
-            files = [WEIGHTS, INDEX, *COMPANIONS]
-            return Path(snapshot_download(str(name), revision=revision, allow_patterns=files))
-        except (HTTPError, OSError, ValueError) as error:
-            raise FileError(
-                f"model {name!r} at revision {revision!r} was not downloaded ({first_line(error)}):"
-                " check the name, the revision, the network and your access to it; what was "
-                "downloaded is kept"
-            ) from error
-    if not (folder / "config.json").is_file():
-        raise BadParameter(
-            f"{folder} holds no config.json: give a folder that save_pretrained wrote, or a hub id "
-            "with revision=, a commit hash"
-        )
-    return folder
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder, or None if it has none."""
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        return None
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    source, revision = locate(name, revision)
+    if isinstance(source, Path):
+        # absolute, because the working folder may change while the model is read
+        return source.absolute()
+    try:
+        files = [WEIGHTS, INDEX, *COMPANIONS]
+        return Path(snapshot_download(source, revision=revision, allow_patterns=files))
+    except (HTTPError, OSError, ValueError) as error:
+        raise FileError(
+            f"model {source!r} at revision {revision!r} was not downloaded ({first_line(error)}): "
+            "check name, revision, network and your access to it; what was downloaded is kept"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """One model pruned by several processes, which torchrun starts on one machine or on several:
 
-    torchrun --standalone --nproc-per-node 2 -m helpers.large.torchrun \\
-        --source embedded --destination results/pruned --method admm-grad --sparsity 0.6
+    torchrun --standalone --nproc-per-node 2 -m helpers prune embedded --sparsity 0.6 \\
+        --streamed --save results/pruned
 
 Each process takes its part of the calibration sequences through the blocks. The grams of a block
 are summed over all; its layers are dealt out, and each solved layer is sent to every process. So
@@ -22,11 +22,9 @@ tensors and JSON.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import timedelta
@@ -36,11 +34,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from helpers.data.corpora import calibration_tokens
-from helpers.errors import BadParameter, HelpersError, RunError, first_line
+from helpers.device import pick_device
+from helpers.errors import BadParameter, RunError, first_line
 from helpers.gram import Gram
-from helpers.large.checkpoint import layer_report, prune_checkpoint
-from helpers.large.streaming import checkpoint_folder, load_tokenizer
+from helpers.large.checkpoint import layer_report
 from helpers.loop import LayerReport, Team
 from helpers.models import read_weight, write_weight
 
@@ -115,68 +112,22 @@ def communicating() -> Iterator[None]:
         ) from error
 
 
-def prune(parameters: dict[str, Any]) -> None:
-    """Do what the command line says, and say what came of it."""
+@contextlib.contextmanager
+def torchrun_team(device: str) -> Iterator[tuple[Team, str]]:
+    """The processes that torchrun has started, or this one alone, and the device of this one.
+
+    device: as for `load_model`. Of GPUs each process of a machine has its own, whatever its number.
+    Raises BadParameter if there are fewer GPUs than processes.
+    """
     if "RANK" not in os.environ:
-        raise RunError("RANK is not set: start this with torchrun, as its module says")
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
+        yield Team(), device
+        return
+    where = pick_device(device)
+    if where.type == "cuda":
+        where = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
+        torch.cuda.set_device(where)
     with communicating():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
-    team = Processes(device)
-
-    def show(line: str) -> None:
-        if team.rank == 0:
-            sys.stdout.write(f"{line}\n")
-            sys.stdout.flush()
-
-    tokenizer = load_tokenizer(checkpoint_folder(parameters["source"], parameters["revision"]))
-    draw = {name: parameters.pop(name) for name in ("sequences", "length", "seed")}
-    text, options = parameters.pop("calibration"), parameters.pop("options")
-    report = prune_checkpoint(
-        tokens=calibration_tokens(text, tokenizer, **draw),
-        device=str(device),
-        team=team,
-        progress=lambda done, total, name: show(f"[{done}/{total}] {name}"),
-        **parameters,
-        **options,
-    )
-    show(f"{report.folder}: sparsity {report.sparsity:.3f}, mean layer error {report.error}")
+        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=WAIT)
+    yield Processes(where), str(where)
     # not after an error: it could wait for the others, which torchrun is about to stop
     dist.destroy_process_group()
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Do what the command line says and return the exit code; errors are one line each."""
-    parser = argparse.ArgumentParser(description="Prune a checkpoint, file to file.")
-    add = parser.add_argument
-    add("--source", required=True, help='"embedded", a folder of safetensors, or a hub id')
-    add("--revision", help="of a hub model: a commit hash")
-    add("--destination", required=True, help="folder of the pruned model")
-    add("--method", default="admm-grad")
-    add("--sparsity", type=float, help="fraction of zeros; not with an N:M pattern")
-    add("--pattern", default="unstructured")
-    add("--calibration", default="embedded", help="embedded, c4, or a text file")
-    add("--sequences", type=int, default=32)
-    add("--length", type=int, default=512)
-    add("--seed", type=int, default=0)
-    add(
-        "--options",
-        type=json.loads,
-        default={},
-        help="further arguments, as JSON: see prune_checkpoint",
-    )
-    try:
-        prune(vars(parser.parse_args(arguments)))
-    except (HelpersError, KeyboardInterrupt) as error:
-        # in one go, so that lines of several processes do not mix
-        rank = os.environ.get("RANK", 0)
-        sys.stderr.write(f"process {rank}: {type(error).__name__}: {error}\n")
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

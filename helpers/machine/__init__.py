@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "colab": ("prepare_kernel",),
+        "doctor": ("examine",),
         "memory": ("ram",),
         "presets": ("check_memory", "choose"),
         "threads": ("THREAD_VARIABLES", "cpus"),

@@ -141,7 +141,7 @@ def run(*command: str, seconds: float = 30) -> tuple[list[str], str]:
     return done.stdout.splitlines(), reasons[-1] if done.returncode else ""
 
 
-def main() -> int:
+def examine() -> int:
     """Show the findings; the exit code is 1 if something must be fixed."""
     findings = [check_python(), check_packages(), *check_disk()]
     if not lacking():  # the others need the packages
@@ -154,7 +154,3 @@ def main() -> int:
     # all at once, so that `head` breaks no pipe
     sys.stdout.write("\n".join(lines) + "\n")
     return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

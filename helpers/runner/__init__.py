@@ -9,6 +9,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "notebook": ("NotebookRun", "open_run"),
         "parameters": ("read_parameters_cell",),
         "plan": ("Run", "plan_names", "read_plan"),
-        "run": ("main",),
+        "run": ("COMMANDS",),
     },
 )

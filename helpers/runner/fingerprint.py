@@ -66,7 +66,7 @@ def core_code(*, wings: Iterable[str] = (), project: Path | None = None) -> dict
     """
     # asked of the folders at each call, so that no module can drop out by being moved or renamed
     package = (project or root()) / "helpers"
-    paths = set(package.glob("*.py")) - {package / "__init__.py"}  # it only says where names live
+    paths = set(package.glob("[!_]*.py"))  # __init__ says where names live, __main__ what they ask
     for folder in (*CORE_FOLDERS, *wings):
         paths.update((package / folder).rglob("*.py"))
     return {

@@ -1,7 +1,7 @@
-"""The command line: run a plan, write its tables and figures, compare and accept them.
+"""The verbs of the plans: run one, write its tables and figures, compare and accept them.
 
-    python -m helpers.runner [reproduce] --plan laptop [--jobs 2] [--only '04*']
-    python -m helpers.runner run | tables | accept | list --plan laptop
+    python -m helpers reproduce --plan laptop [--jobs 2] [--only '04*']
+    python -m helpers run | tables | accept | list --plan laptop
 
 `reproduce` ends with the numbers, the verdict on them in one line and what to do next; every
 comparison is in results/<plan>/verdict.txt.
@@ -9,12 +9,11 @@ comparison is in results/<plan>/verdict.txt.
 
 import argparse
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 from helpers import report  # its names are loaded on use: pandas and matplotlib take seconds
-from helpers.errors import HelpersError, RunError, first_line
+from helpers.errors import RunError
 from helpers.paths import TABLES_NOTEBOOK, reference_dir, replace_file, results_dir
 from helpers.runner.fingerprint import is_done
 from helpers.runner.plan import Run, read_plan
@@ -63,7 +62,7 @@ def reproduce(options: argparse.Namespace) -> int:
         say(f"{run.id}: {error} [{run.failed_path}]", error=True)
     if failures:
         raise RunError(f"{len(failures)} failed: the same command repeats what is missing")
-    if options.command == "run":
+    if options.verb == "run":
         return 0
     write_products(options)
     measured = [run for run in read_plan(plan, only) if run.notebook != TABLES_NOTEBOOK]
@@ -157,24 +156,3 @@ COMMANDS = {
     "accept": accept,
     "list": list_runs,
 }
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Do what the command line says and return the exit code; errors are one line each."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.runner", description="Run a plan.")
-    parser.add_argument("command", nargs="?", default="reproduce", choices=COMMANDS)
-    parser.add_argument("--plan", default="laptop", help="a folder of runs/ (default: laptop)")
-    parser.add_argument("--jobs", default="auto", help='runs side by side, or "auto"')
-    parser.add_argument("--scheduler", metavar="ADDRESS", help="run on this Dask cluster instead")
-    parser.add_argument("--only", metavar="GLOB", help="runs whose notebook or name matches")
-    options = parser.parse_args(arguments)
-    # SIGTERM does what Ctrl-C does, so that kernels are stopped too
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return COMMANDS[options.command](options)
-    except (HelpersError, OSError, ModuleNotFoundError) as error:
-        say(first_line(error), error=True)
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted; the same command goes on with the runs that are missing", error=True)
-        return 130  # the shell's code for Ctrl-C

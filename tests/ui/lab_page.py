@@ -91,25 +91,6 @@ class Book:
         cell = self.page.locator(".jp-Notebook .jp-Cell").nth(names.index(name))
         return cell.locator(".jp-Cell-outputArea")
 
-    def start_cell(self, code: str) -> Locator:
-        """Put code into a new cell at the end, and run it; returns what the cell shows."""
-        self.page.keyboard.press("Escape")
-        self.page.locator(".jp-Notebook .jp-Cell .jp-InputPrompt").last.click()
-        self.page.keyboard.press("Escape")
-        self.page.keyboard.press("b")  # a new cell below
-        self.page.keyboard.press("Enter")
-        self.page.keyboard.insert_text(code)
-        self.page.keyboard.press("Control+Enter")
-        self.page.wait_for_timeout(500)
-        cells = self.page.locator(".jp-Notebook .jp-Cell")
-        return cells.nth(cells.count() - 1).locator(".jp-Cell-outputArea")
-
-    def run_cell(self, code: str) -> str:
-        """The text that code shows when it has been run in a new cell at the end."""
-        output = self.start_cell(code)
-        self.wait_idle(30, beats=2)
-        return output.locator(".jp-OutputArea-output").inner_text().strip()
-
 
 # --- controls ------------------------------------------------------------------------------
 

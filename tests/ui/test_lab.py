@@ -17,22 +17,6 @@ from helpers.paths import root
 NOTEBOOKS = sorted(path.stem for path in (root() / "notebooks").glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS)
 OpenNotebook = Callable[[str], Book]
-LONG = """import time
-from helpers.explore import Worker
-
-worker, steps = Worker(), []
-
-
-def work():
-    for step in range(6000):
-        worker.progress(step, 6000, "steps")
-        steps.append(step)
-        time.sleep(0.01)
-
-
-worker.start(work)
-worker"""
-
 
 # the controls of each explorer, by their labels
 SLIDERS = {
@@ -130,16 +114,3 @@ def test_the_mask_grows_while_it_plays(notebook: str, open_notebook: OpenNoteboo
     stop.click()
     assert len(seen) > 3, "one mask after another"
     settled(area)
-
-
-# --- long work -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("notebook", ["03_mask_schedule"])
-def test_stop_ends_the_work_and_not_the_kernel(notebook: str, open_notebook: OpenNotebook) -> None:
-    book = open_notebook(notebook)
-    area = book.start_cell(LONG)
-    assert book.run_cell("1 + 1, worker.running") == "(2, True)", "the kernel is free meanwhile"
-    area.get_by_role("button", name="Stop").click()
-    area.get_by_text("stopped").wait_for()
-    assert book.run_cell("worker.running, 0 < len(steps) < 6000") == "(False, True)"
