@@ -83,9 +83,9 @@ def test_notebook_anatomy(path: Path) -> None:
 
 def test_colab_setup_is_the_same_everywhere() -> None:
     (setup,) = {tuple(cells(path, "colab-setup")) for path in NOTEBOOKS}
-    first, *lines = setup[0].splitlines()  # JupyterLab shows the first line of a folded cell whole
-    assert first.startswith("# ") and lines[0].startswith('!test -z "$COLAB_RELEASE_TAG" || (')
-    assert len(setup) == 1 and max(map(len, [first, *lines])) <= 90
+    # JupyterLab shows the first line of a folded cell whole, and as wide as it is
+    assert len(setup) == 1
+    assert re.match(r'# .{9,60}\n!test -z "\$COLAB_RELEASE_TAG" \|\| \(', setup[0])
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
