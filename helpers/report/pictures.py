@@ -79,8 +79,7 @@ def solve_figure(
     figure, (left, middle, right) = style.new_figure(
         3, size=(10.5, 3.9), margins=MARGINS, width_ratios=[1.25, 1.1, 1]
     )
-    steps = range(1, len(errors) + 1)
-    left.plot(steps, style.above_zero(errors), **style_of("ADMM") | SMALL)
+    left.plot(range(1, len(errors) + 1), style.above_zero(errors), **style_of("ADMM") | SMALL)
     style.draw_references(left, {name: value for name, value in references.items() if value > 0})
     if mask_steps:
         label = "mask still changes"
