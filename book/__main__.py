@@ -34,7 +34,7 @@ PRODUCTS = (
 )
 BEST_RUNS = ("default", "admm-grad-60")  # of several runs of a notebook, the ones to show
 NOTHING_RUN = "Nothing was run on this machine: what follows is committed.\n"
-BADGE = re.compile(r"\[Open in Colab\]\([^)]*\)\n*")
+BADGE = re.compile(r"\[!\[[^\]]*\]\(http[^)]*\)\]\([^)]*\)\n*")
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)\)")
 PRODUCT = re.compile(r"results/reference/(\w+)/(?:tables|figures)(?:/(\w+)\.\w+)?")
 
