@@ -170,15 +170,16 @@ def loop() -> str:
     chooses the mask anew at the beginning of the first 15 iterations."""
     parts = [text(232, 22, "start: W = W₀, the dense weights, and U = 0")]
     for y, height, *lines in (
-        (46, 78, "Z ← (W + U) ⊙ M", "copy what the mask M keeps, zero elsewhere",
-         "(ADMM-Grad first chooses M anew, 15 times)"),
+        (46, 78, "Z ← (W + U) ⊙ keep", "copy what the mask keeps, zero elsewhere",
+         "(ADMM-Grad first chooses it anew, 15 times)"),
         (146, 60, "U ← U + W − Z", "add up what the mask took away"),
-        (228, 60, "W ← (Ĝ + ρI)⁻¹ (Ĝ W₀ + ρ (Z − U))", "fit the layer's outputs, near Z − U"),
+        (228, 60, "W ← (Ĝ + λI + ρI)⁻¹ ((Ĝ + λI) W₀ + ρ (Z − U))",
+         "fit the layer's outputs, near Z − U"),
     ):  # fmt: skip
         parts += [box(76, y, 312, height, *lines, look=WEIGHTS, bold=True)]
     parts += [line((232, a), (232, b)) for a, b in ((28, 44), (124, 144), (206, 226), (288, 310))]
     parts += [line((76, 258), (52, 258), (52, 85), (74, 85)), text(26, 168, "20", bold=True)]
-    parts += [text(26, 184, "times"), text(232, 326, "result: (W + U) ⊙ M")]
+    parts += [text(26, 184, "times"), text(232, 326, "result: (W + U) ⊙ keep")]
     return card(340, loop.__doc__, *parts)
 
 
@@ -237,8 +238,28 @@ def pipeline() -> str:
     return card(500, pipeline.__doc__, *parts)
 
 
+def choices() -> str:
+    """A question with four choices. A bar for each choice says how likely a model finds it, and the
+    longest is the model's answer. The dense model finds the right choice the most likely, the
+    pruned model a wrong one. Nothing is generated."""
+    parts = [text(200, 24, "Bread is baked in …", bold=True)]
+    parts += [text(182, 52, "dense model"), text(326, 52, "pruned model")]
+    for row, (words, *bars) in enumerate(
+        (("an oven", 118, 62), ("a lake", 14, 20), ("a book", 24, 86), ("a forest", 40, 48))
+    ):
+        y = 62 + 36 * row
+        parts += [box(10, y, 100, 28, words, look=OTHER if row else WEIGHTS)]
+        for x, bar, longest in zip((122, 266), bars, (118, 86), strict=True):
+            parts += [rect(x, y + 4, bar, 20, DATA if bar == longest else "#D0D0D0")]
+    parts += [text(182, 226, "answers “an oven”: right"), text(326, 226, "“a book”: wrong")]
+    parts += [text(200, 254, "bar: how likely the model finds a choice; the longest is its answer")]
+    parts += [legend(280, (60, WEIGHTS[1], "right choice"), (170, OTHER[1], "wrong choice"),
+                     (282, DATA, "answer"))]  # fmt: skip
+    return card(294, choices.__doc__, *parts)
+
+
 DRAWINGS: dict[str, Callable[[], str]] = {
-    drawing.__name__: drawing for drawing in (block, gram, mask, loop, growth, pipeline)
+    drawing.__name__: drawing for drawing in (block, gram, mask, loop, growth, pipeline, choices)
 }
 
 

@@ -69,8 +69,8 @@ def admm(
     W, U = W0, torch.zeros_like(W0)
     given = keep is not None
     for t in range(1, iterations + 1):
-        # ADMM-Grad: the mask is chosen anew while it grows, then stays for the last iterations.
-        # The inputs have unit norm, so |W + U| is Wanda's score |W|·‖x‖.
+        # ADMM-Grad: the mask is chosen anew, with more zeros each time, and stays for the last
+        # iterations. The inputs have unit norm, so |W + U| is Wanda's score |W|·‖x‖.
         if not given and t <= max(mask_steps, 1):
             now = cubic_schedule(sparsity, t, mask_steps) if mask_steps else sparsity
             keep = select((W + U).abs(), now, pattern)
@@ -134,7 +134,7 @@ def admm_grad(
     precondition: Switch = True,
     trace: Trace | None = None,
 ) -> LayerResult:
-    """`admm` as it is run: ADMM with a gradually growing mask (the paper's ADMM-Grad).
+    """`admm` as it is run: ADMM with a gradual mask (the paper's ADMM-Grad).
 
     With `keep` it runs on that mask. Otherwise in each of the first `mask_steps` iterations `keep`
     is chosen anew from |W + U| at the sparsity of the cubic schedule; the remaining iterations
@@ -169,7 +169,7 @@ def admm_grad(
         if iteration > max(mask_steps, 1):
             return
         # in the solver's own scratch memory: at this size a new tensor in each iteration is
-        # slow. The score covers pruned weights too, so one may return while the mask grows
+        # slow. The score covers pruned weights too, so one may return in a later step
         score = torch.abs(T, out=scratch)
         if system.importance is not None:
             score.mul_(system.importance)

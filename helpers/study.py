@@ -1,8 +1,9 @@
 """The studies of single layers: how fast a weight update converges, and what the mask rules do.
 
 The paper says that on a fixed mask a few cheap iterations of ADMM reach what gradient methods need
-hundreds for, and that the mask should grow while ADMM runs. `update_study` and `mask_study` test
-both on the calibration gram and on the gram of other text, and return plain rows for a record.
+hundreds for, and that weights should go gradually while ADMM runs. `update_study` and
+`mask_study` test both on the calibration gram and on the gram of other text, and return plain rows
+for a record.
 """
 
 from __future__ import annotations

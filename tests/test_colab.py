@@ -16,7 +16,7 @@ from helpers.runner.parameters import code_cells
 
 
 def test_the_first_cell_clones_once_and_sets_up_on_colab_only(tmp_path: Path) -> None:
-    """The cell's line in a shell whose git and python print their arguments."""
+    """The cell's command in a shell whose git and python print their arguments."""
     (tour, *_) = code_cells(notebooks_dir() / "00_start_here.ipynb")
     for name, work in (("git", "mkdir repo"), ("python", ":")):
         script = f'#!/bin/sh\necho {name} "$@"\n{work}\n'
@@ -25,7 +25,7 @@ def test_the_first_cell_clones_once_and_sets_up_on_colab_only(tmp_path: Path) ->
     def run_cell(**variables: str) -> list[str]:
         environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", **variables}
         options = dict(shell=True, env=environment, text=True, stderr=subprocess.STDOUT)
-        line = tour[0].removeprefix("!").replace("/content", str(tmp_path))
+        line = tour[0].replace("\n!", "\n").replace("/content", str(tmp_path))
         return subprocess.check_output(line, **options).splitlines()
 
     assert run_cell() == []  # elsewhere

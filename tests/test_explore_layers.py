@@ -209,11 +209,11 @@ def test_controls_change_text_table_and_picture(
 ) -> None:
     norms = stream_norms(tiny[0], tiny[2])
     explorer = calibration_explorer(*tiny, block=1)
-    for name in ("window", "block"):
+    for name in ("sequence", "block"):
         before = explorer.still.data
         explorer.controls[name].value += 1
         assert explorer.still.data != before
-        # a window is run once
+        # a sequence is run once
         monkeypatch.setattr("helpers.explore.calibration.stream_norms", lambda *_: pytest.fail(""))
     order = norms[1, 2].argsort(descending=True).tolist()
     cells = re.findall(r"<tr>\s*<td>(\d+)</td>\s*<td>(\d+)</td>", explorer.below.value)

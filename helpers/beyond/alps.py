@@ -2,7 +2,7 @@
 
 Meng, Behdin, Wang & Mazumder, "ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for
 Large Language Models", NeurIPS 2024 (arXiv 2406.07831). As in `helpers.admm`, W fits the outputs
-and Z, a copy of it, is sparse. There the mask grows by a schedule and ρ is constant. Here Z has
+and Z, a copy of it, is sparse. There zeros are added by a schedule and ρ is constant. Here Z has
 the full sparsity from the start, and ρ is small: W may stay far from Z, and the mask still changes
 much. While it does ρ rises, quickly at first, until W and Z agree on a mask. Conjugate gradients
 then finish the weights on it.

@@ -37,9 +37,9 @@ TEXT_STYLE = (
 def calibration_explorer(
     model: nn.Module, tokenizer: Any, tokens: Tensor, *, block: int
 ) -> Explorer:
-    """Read the calibration text window by window; see which tokens' streams are massive.
+    """Read the calibration text sequence by sequence; see which tokens' streams are massive.
 
-    A window's norms are computed when it is first chosen, by one forward pass, which can be
+    A sequence's norms are computed when it is first chosen, by one forward pass, which can be
     stopped. `still` is the static twin.
 
     Args:
@@ -47,30 +47,30 @@ def calibration_explorer(
         block: where the slider starts; the number of blocks stands for the stream after the last.
     """
     controls = {
-        "window": slider("window", 0, 0, len(tokens) - 1),
+        "sequence": slider("sequence", 0, 0, len(tokens) - 1),
         "block": slider("entering block", block, 0, len(find_blocks(model))),
     }
 
     @cache
-    def read(worker: Worker, window: int) -> tuple[Tensor, list[str]]:
-        norms = stream_norms(model, tokens[window : window + 1], worker.progress)[0]
-        return norms, pieces_of(tokenizer, tokens[window].tolist())
+    def read(worker: Worker, sequence: int) -> tuple[Tensor, list[str]]:
+        norms = stream_norms(model, tokens[sequence : sequence + 1], worker.progress)[0]
+        return norms, pieces_of(tokenizer, tokens[sequence].tolist())
 
-    def draw(worker: Worker, *, window: int, block: int) -> View:
-        norms, pieces = read(worker, window)
+    def draw(worker: Worker, *, sequence: int, block: int) -> View:
+        norms, pieces = read(worker, sequence)
         here = norms[block]
         ratios = (here / here.median().clamp(min=1e-30)).tolist()
         largest = here.argsort(descending=True, stable=True)[:TOP].tolist()
         first = largest[0]
         caption = (
-            f"Window {window}, {block_name(block, len(norms))}: the token with the largest stream "
-            f"is {pieces[first].translate(VISIBLE)!r} at position {first}, with "
+            f"Sequence {sequence}, {block_name(block, len(norms))}: the token with the largest "
+            f"stream is {pieces[first].translate(VISIBLE)!r} at position {first}, with "
             f"{_number(ratios[first])} times the median norm. More than {FULL} times the median: "
             f"{sum(r > FULL for r in ratios)} of {len(ratios)} tokens."
         )
         text = text_html(pieces, ratios, largest)
         table = table_html(pieces, here.tolist(), ratios, largest)
-        figure = stream_figure(norms.numpy(), block, largest, window=window)
+        figure = stream_figure(norms.numpy(), block, largest, sequence=sequence)
         return View(figure, caption, text + table)
 
     return Explorer(controls, draw, hint=HINT)

@@ -104,8 +104,8 @@ class OnlyFinite(LogitsProcessor):
 class TryIt(ipywidgets.VBox):
     """Type a prompt and read what the models answer side by side, token by token, with Stop.
 
-    Answers are greedy until the temperature is raised. "chat" puts the prompt into the tokenizer's
-    template, if it has one.
+    Answers are greedy until the temperature is raised. "as a chat message" puts the prompt into the
+    tokenizer's template, if it has one.
 
     Args:
         models: by label; tokenizer: theirs.
@@ -133,18 +133,19 @@ class TryIt(ipywidgets.VBox):
             "prompt": ipywidgets.Textarea(
                 prompt, description="prompt", rows=3, layout={"width": "min(720px, 98%)"}
             ),
-            "chat": ipywidgets.Checkbox(
-                description="chat",
-                indent=False,
-                disabled=not getattr(tokenizer, "chat_template", None),
-                layout={"width": "auto"},
-            ),
             "new_tokens": slider("new tokens", new_tokens, 1, MOST_TOKENS),
             "temperature": slider("temperature", 0.0, 0, 2, step=0.1),
             "seed": ipywidgets.BoundedIntText(0, max=2**31 - 1, description="seed"),
+            "chat": ipywidgets.Checkbox(
+                description="as a chat message",
+                indent=False,
+                disabled=not getattr(tokenizer, "chat_template", None),
+                layout={"width": "auto", "margin": "2px 12px"},
+            ),
         }
-        field, *others = self.controls.values()
-        super().__init__([field, row(*others), row(self.button, self.worker), self.columns])
+        # the checkbox beside the button: beside a slider it would be read as a part of it
+        field, *others, chat = self.controls.values()
+        super().__init__([field, row(*others), row(self.button, chat, self.worker), self.columns])
         if tokens is not None:
             self.method = choice(list(METHODS), "admm-grad", "method")
             self.target = choice(list(TARGETS), "60 %", "target")
@@ -158,9 +159,9 @@ class TryIt(ipywidgets.VBox):
         self.worker.start(lambda: self._answer(**values))
 
     def prune(self) -> None:
-        """Prune a copy of the first model in a thread and show it in a column, as the button does.
+        """Prune a copy of the first model in a thread and let all answer again, as the button does.
 
-        A column of the same label is replaced.
+        The copy has a column of its own; one of the same label is replaced.
         """
         method, target, progress = self.method.value, self.target.value, self.pruning.progress
         first, label = next(iter(self.answers.values())).model, f"{method} {target}"
@@ -177,6 +178,7 @@ class TryIt(ipywidgets.VBox):
             prune_model(pruned, self.tokens, method=method, progress=progress, **TARGETS[target])
             self.answers[label] = Answer(label, pruned)
             self.columns.children = tuple(self.answers.values())
+            self.generate()
 
         self.pruning.start(work)
 

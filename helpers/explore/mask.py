@@ -1,4 +1,4 @@
-"""Explorer of a growing mask: go through the iterations and watch which weights are removed."""
+"""Explorer of a gradual mask: go through the iterations and watch which weights are removed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def mask_schedule_explorer(
     sparsity: float = 0.6,
     mask_steps: int = 15,
 ) -> Explorer:
-    """Choose schedule, pattern, sparsity and mask steps; watch the mask grow by iteration.
+    """Choose schedule, pattern, sparsity and mask steps; watch the weights disappear.
 
     The mask of the iteration shown is drawn with its difference to the one-shot mask of the final
     sparsity. Five iterations on the final mask follow the mask steps; 0 steps is one-shot. The

@@ -25,7 +25,7 @@ from torch import Tensor
 from helpers.device import fast_products
 
 # A GPU rounds the factors of its products to TF32, except in so many iterations at the end: on one
-# mask these remove the rounding of the iterations before. While the mask still grows, the result
+# mask these remove the rounding of the iterations before. While the mask still changes, the result
 # may differ from a CPU's as it does between two batch sizes; the error does not (test_admm.py)
 EXACT_ITERATIONS = 5
 

@@ -80,8 +80,7 @@ def solve_figure(
     figure, (left, middle, right) = style.new_figure(
         3, size=(10.5, 3.9), margins=MARGINS, width_ratios=[1.25, 1.1, 1]
     )
-    steps = range(1, len(errors) + 1)
-    left.plot(steps, style.above_zero(errors), **style_of("ADMM") | SMALL)
+    left.plot(range(1, len(errors) + 1), style.above_zero(errors), **style_of("ADMM") | SMALL)
     style.draw_references(left, {name: value for name, value in references.items() if value > 0})
     if mask_steps:
         label = "mask still changes"
@@ -160,12 +159,12 @@ def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> 
 
 
 def stream_figure(
-    norms: Sequence[Sequence[float]], block: int, top: Sequence[int], *, window: int
+    norms: Sequence[Sequence[float]], block: int, top: Sequence[int], *, sequence: int
 ) -> Figure:
-    """The norms of one window's stream: by position at one block, and by block.
+    """The norms of one sequence's stream: by position at one block, and by block.
 
     Args: norms, (blocks + 1, tokens): entering each block, and leaving the last; block, the one
-    shown; top, positions of its largest tokens, largest first; window, its number for the title.
+    shown; top, positions of its largest tokens, largest first; sequence, its number for the title.
     """
     table = np.asarray(norms)
     here, medians = table[block], np.median(table, axis=1)
@@ -181,8 +180,8 @@ def stream_figure(
     right.plot(medians, **style_of("", 0) | SMALL, label="median token")
     right.axvline(block, **NOW)
     look = {"log": "y", "plain": True, "legend": True}
-    set_up(left, f"window {window}, {block_name(block, len(table))}", **look,
-           xlabel="position in the window", ylabel="norm of a token's stream")  # fmt: skip
+    set_up(left, f"sequence {sequence}, {block_name(block, len(table))}", **look,
+           xlabel="position in the sequence", ylabel="norm of a token's stream")  # fmt: skip
     ratio = here.max() / max(medians[block], 1e-30)
     set_up(right, f"largest is {ratio:.3g} × the median here", whole=10, **look,
            xlabel="entering block (the last: leaving them all)")  # fmt: skip

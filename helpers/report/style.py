@@ -144,9 +144,10 @@ def set_up(
             ax.set_title(title)
         if whole:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=whole))
-        if plain:  # also between decades, where it spans few of them
+        if plain:  # also between decades, and every tick where it spans less than one
+            digits = "2345" if max(ax.get_ylim()) > 5 * min(ax.get_ylim()) else "123456789"
             ax.yaxis.set_major_formatter("{x:.4g}")
-            ax.yaxis.set_minor_formatter(lambda y, _: f"{y:.4g}" if f"{y:.0e}"[0] in "2345" else "")
+            ax.yaxis.set_minor_formatter(lambda y, _: f"{y:.4g}" if f"{y:.0e}"[0] in digits else "")
         if legend:
             ax.legend(**({} if legend is True else legend))
 

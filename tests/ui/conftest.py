@@ -30,7 +30,6 @@ HOW = (
     "install chromium (Debian: apt-get install chromium), or run "
     "`.venv/bin/python -m playwright install chromium`, or set CHROMIUM to a Chromium or Chrome"
 )
-BADGE = "https://colab.research.google.com/assets/colab-badge.svg"  # the only picture from outside
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +75,11 @@ class Watched:
             route.continue_()
 
     def _outside(self, url: str) -> bool:
-        """Whether an address is outside; noted, but for the badge that notebooks begin with."""
+        """Whether an address is outside; noted if it is."""
         parts = urlsplit(url)
         local = parts.hostname in ("127.0.0.1", "localhost")
         outside = not local and parts.scheme not in ("blob", "data", "about")
-        if outside and url != BADGE:
+        if outside:
             self.strayed.append(url)
         return outside
 

@@ -47,10 +47,9 @@ class Lab:
     token: str
     project: Path
 
-    def address(self, path: str, workspace: str = "") -> str:
+    def address(self, path: str, workspace: str) -> str:
         """The address that opens a file of the project; a workspace has no other tabs in it."""
-        place = f"lab/workspaces/{workspace}" if workspace else "lab"
-        return f"{self.url}{place}/tree/{path}?token={self.token}"
+        return f"{self.url}lab/workspaces/{workspace}/tree/{path}?token={self.token}"
 
     def end_kernels(self) -> None:
         """Shut down every kernel, so that memory is free for the next notebook."""

@@ -20,7 +20,7 @@ OpenNotebook = Callable[[str], Book]
 
 # the controls of each explorer, by their labels
 SLIDERS = {
-    "01_calibration_capture": ("window", "entering block"),
+    "01_calibration_capture": ("sequence", "entering block"),
     "02_admm_layer_solve": ("ρ", "iterations", "sparsity"),
     "03_mask_schedule": ("sparsity", "mask steps", "iteration"),
 }
