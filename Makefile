@@ -123,7 +123,7 @@ owner: ## put your GitHub name into the notebooks and pages, for Colab: make own
 
 lint: $(INSTALLED) ## check style, syntax and that notebooks are stripped
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
-	@$(PY) -m compileall -q helpers tests benchmarks
+	@$(PY) -m compileall -q helpers tests benchmarks examples
 	@$(VENV)/bin/lint-imports --no-cache
 	@$(PY) -m nbstripout --keep-id --verify notebooks/*.ipynb
 
@@ -133,6 +133,6 @@ bench: assets ## measure speed: tables and figures in results/reference/bench
 
 clean: ## remove the results made here and caches; .venv, downloads and the reference stay
 	@rm -rf .pytest_cache .ruff_cache build *.egg-info helpers/__pycache__ tests/__pycache__ \
-	  tests/ui/__pycache__ benchmarks/__pycache__ book/__pycache__
+	  tests/ui/__pycache__ benchmarks/__pycache__ book/__pycache__ examples/__pycache__
 	@[ ! -d results ] || find results -mindepth 1 -maxdepth 1 ! -name reference \
 	  ! -name families.md -exec rm -rf {} +

@@ -65,12 +65,8 @@ def test_a_different_answer_is_refused() -> None:
     assert solver.agreement([same]) == {"mean": 0, "largest": 0}
     with pytest.raises(ValueError, match="zeros"):
         solver.errors_of(weight, new, weight, gram)
-    small, large = (0.00100, 0.00102), (0.1, 0.1)
-    differences = solver.agreement([small, large])
-    assert differences["largest"] == pytest.approx(0.0196, rel=0.01)
-    assert differences["mean"] < 1e-3
     with pytest.raises(ValueError, match="differ"):
-        solver.agreement([small])
+        solver.agreement([(0.00100, 0.00102)])
 
 
 # --- what is measured on -------------------------------------------------------------------

@@ -76,17 +76,3 @@ def test_memory_from_file_to_file_is_what_was_measured(
     text = dict(method=method, sequences=sequences, length=length, window=0)
     estimated, _ = memory_needed(parameters(**text, dtype="float32", streamed=True), gpu=False)
     assert 0.85 < measured / estimated < 1.15
-
-
-def test_pruning_by_hand() -> None:
-    d, ff, tokens = 4096, 11_008, 128 * 2048
-    given = dict(streamed=True, window=0, dtype="float32")
-    block, stream = 4 * (4 * d * d + 3 * d * ff + 2 * d), 4 * tokens * d
-    # down_proj is factored: its gram, the scaled one, the factor, the inverse and LAPACK's copy
-    peak = block + stream + 4 * 5 * ff * ff
-    assert memory_needed(parameters(**given), gpu=False) == (peak, peak)
-    # the text between two blocks waits on the GPU too
-    assert memory_needed(parameters(**given), gpu=True) == (peak, block)
-    # one pass holds one gram, and all text where it waits for down_proj
-    once, _ = memory_needed(parameters(**given, passes=1), gpu=False)
-    assert once == peak + 4 * tokens * (ff + 2 * d)

@@ -74,14 +74,6 @@ def test_rescaling_an_input_channel_changes_nothing(name: str, pattern: str) -> 
     assert not torch.equal(*by_size)  # so the test can fail
 
 
-def test_updating_helps_and_in_the_order_of_the_paper() -> None:
-    inputs, weight = layer(d_out=64, d_in=64, tokens=400)
-    gram = gram_of(inputs)
-    error = {name: METHODS[name](weight, gram, sparsity=0.6).error for name in ALL}
-    assert error["admm-grad"] < error["admm1"] < error["wanda"] < error["magnitude"]
-    assert error["sparsegpt"] < error["wanda"]
-
-
 # ---------------------------------------------------------------- magnitude and wanda by hand
 
 
@@ -229,7 +221,7 @@ def deaden(inputs: torch.Tensor, weight: torch.Tensor, dead: list[int]) -> list[
     return [i for i in range(weight.shape[1]) if i not in dead]
 
 
-@pytest.mark.parametrize("name", CALIBRATED)
+@pytest.mark.parametrize("name", [*CALIBRATED, "alps"])
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 def test_dead_inputs_lose_their_weights_first(name: str, pattern: str) -> None:
     inputs, weight = layer()

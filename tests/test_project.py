@@ -285,9 +285,9 @@ def test_make_clean_leaves_what_is_committed(tmp_path: Path) -> None:
 
 
 def test_no_path_of_a_machine_is_committed() -> None:
-    folders = ("helpers", "benchmarks", "notebooks", "runs", "docs", "book", ".github", ".ci")
+    folders = ("helpers", "benchmarks", "examples", "notebooks", "runs", "docs", "book")
     files = [*ROOT.glob("[!.]*.*"), ROOT / "Makefile"]
-    for folder in (*folders, "results/reference"):
+    for folder in (*folders, ".github", ".ci", "results/reference"):
         files += (ROOT / folder).rglob("*")
     kinds = {".py", ".ipynb", ".yaml", ".yml", ".json", ".md", ".toml", ".txt", ".csv", ""}
     for path in files:
