@@ -13,6 +13,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_output
 
+from helpers import __all__ as public_names
 from helpers.paths import notebooks_dir, reference_dir, root
 from helpers.runner.fingerprint import CORE_FOLDERS
 
@@ -68,14 +69,9 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (results / "laptop" / "verdict.txt").write_text("6 of 7 runs\none is not run\n\nx  1.0  1.1\n")
     (results / "book").mkdir()
     (results / "book" / "old.html").touch()
-    answer = subprocess.run(
-        [sys.executable, "-m", "book"],
-        cwd=root(),
-        env=os.environ | {"PRUNING_RESULTS": str(results)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    where = dict(cwd=root(), env=os.environ | {"PRUNING_RESULTS": str(results)})
+    command = [sys.executable, "-m", "book"]
+    answer = subprocess.run(command, **where, capture_output=True, text=True, check=False)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert answer.stdout == f"the book: {results / 'book' / 'index.html'}\n"
     return results / "book"
@@ -116,3 +112,5 @@ def test_the_code_is_documented(book: Path) -> None:
     for name in names:
         assert f"module-helpers.{name}" in Page(book / "api" / f"helpers.{name}.html").ids
     assert "helpers.large.prune_checkpoint" in Page(book / "api" / "helpers.large.html").ids
+    linked = {link.rpartition(".")[2] for link in Page(book / "code.html").links}
+    assert set(public_names) <= linked, "names that README shows"
