@@ -131,7 +131,7 @@ def test_plan_leaves_copies(smoke: Path, monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert b"as it ran: admm-grad-50," in made[tmp_path / "04_prune_model.ipynb"]
     # where nothing was run, copies are made of copies; one of other code is left alone
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
-    made[path] = made[path].replace(b"read_records(", b"records_of(")
+    made[path] = made[path].replace(b"open_run(", b"opened(")
     path.write_bytes(made[path])
     assert executed.main() == 0 and all(path.read_bytes() == made[path] for path in made)
 
