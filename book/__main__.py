@@ -151,6 +151,9 @@ class Sources:
                 section = (re.findall(r"(?m)^##? (.+)$", cell.source) or [section])[-1]
             else:
                 cell.metadata["mystnb"] = {"image": {"alt": f"Figure of the section: {section}"}}
+            for output in cell.get("outputs", []):
+                if text := output.get("data", {}).get("text/markdown"):
+                    output.data["text/markdown"] = self.localise(text, name)
         self.write(name, nbformat.writes(page))
 
 

@@ -69,7 +69,7 @@ def as_it_ran(notebook: str, path: Path) -> NotebookNode | None:
         for output in shown:
             if output.output_type == "execute_result":
                 output.execution_count = number
-    return page
+    return with_links(page, "](../../../", "](../")  # in the outputs of a copy
 
 
 def still(outputs: list[NotebookNode]) -> list[NotebookNode]:
@@ -111,6 +111,17 @@ def with_values(source: str, values: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def with_links(page: NotebookNode, old: str, new: str) -> NotebookNode:
+    """A page whose links begin otherwise, in its text and in what its cells show."""
+    for cell in page.cells:
+        if cell.cell_type == "markdown":
+            cell.source = cell.source.replace(old, new)
+        for output in cell.get("outputs", []):
+            if text := output.get("data", {}).get("text/markdown"):
+                output.data["text/markdown"] = text.replace(old, new)
+    return page
+
+
 def annotate(page: NotebookNode, note: str) -> None:
     """Put a line below the title of a page."""
     title, _, rest = page.cells[0].source.partition("\n")
@@ -130,9 +141,7 @@ def main() -> int:
         if page is None:
             sys.stdout.write(f"{notebook}: {run.name} was not run here, so no copy of it is new\n")
             continue
-        for cell in page.cells:
-            if cell.cell_type == "markdown":  # a copy lies deeper than its notebook
-                cell.source = cell.source.replace("](../", "](../../../")
+        with_links(page, "](../", "](../../../")  # a copy lies deeper than its notebook
         source = f"[notebook](../../../notebooks/{notebook}.ipynb)"
         annotate(page, f"The {source} as it ran: {run.name}, plan {COPIED_PLAN}.")
         replace_file(target, nbformat.writes(page) + "\n")
