@@ -48,25 +48,23 @@ def as_it_ran(notebook: str, path: Path) -> NotebookNode | None:
     page = nbformat.read(notebooks_dir() / f"{notebook}.ipynb", as_version=4)
     page.cells = [cell for cell in page.cells if SETUP not in tags(cell)]
     page.cells[0].source = BADGE.sub("", page.cells[0].source)
-    ran = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    ran = {cell.id: cell for cell in nbformat.read(path, as_version=4).cells}
     values: dict[str, Any] = {}
-    for cell in ran:
+    for cell in ran.values():
         if {PARAMETERS, INJECTED} & tags(cell):
-            values |= {name: ast.literal_eval(node) for name, node in literals(cell.source)}
-    ran_as = {cell.id: cell for cell in ran}
+            values |= {name: ast.literal_eval(node) for name, node in literals(cell.source).items()}
+    values["record_path"] = ""  # of the machine that it ran on
     code = [cell for cell in page.cells if cell.cell_type == "code"]
     for number, cell in enumerate(code, start=1):
-        before = ran_as.get(cell.id)
-        if PARAMETERS in tags(cell):
-            if {name for name, _ in literals(cell.source)} != values.keys():
-                return None
-            cell.source = with_values(cell.source, values | {"record_path": ""})
+        before = ran.get(cell.id)
+        if before and PARAMETERS in tags(cell) and literals(cell.source).keys() == values.keys():
+            cell.source = with_values(cell.source, values)
         elif before is None or code_hash(before.source) != code_hash(cell.source):
             return None
         # a record's table has all its digits, and nothing for units that a metric lacks
-        shown = [] if before is None or RECORD in tags(cell) else still(before.outputs)
-        cell.outputs, cell.execution_count = shown, number if ran[-1].execution_count else None
-        for output in shown:
+        cell.outputs = [] if RECORD in tags(cell) else still(before.outputs)
+        cell.execution_count = number if before.execution_count else None
+        for output in cell.outputs:
             if output.output_type == "execute_result":
                 output.execution_count = number
     return with_links(page, "](../../../", "](../")  # in the outputs of a copy
@@ -91,19 +89,16 @@ def tags(cell: NotebookNode) -> set[str]:
     return set(cell.metadata.get("tags", []))
 
 
-def literals(source: str) -> list[tuple[str, ast.expr]]:
+def literals(source: str) -> dict[str, ast.expr]:
     """The names in a cell of parameters, and the expressions of their values."""
-    found = []
-    for statement in ast.parse(source).body:
-        target = statement.target if isinstance(statement, ast.AnnAssign) else statement.targets[0]
-        found.append((target.id, statement.value))
-    return found
+    found = ast.parse(source).body
+    return {(getattr(s, "target", None) or s.targets[0]).id: s.value for s in found}
 
 
 def with_values(source: str, values: dict[str, Any]) -> str:
     """The parameters cell with other values: names, types and comments stay."""
     lines = source.splitlines()
-    for name, node in literals(source):
+    for name, node in literals(source).items():
         if ast.literal_eval(node) != values[name]:
             start, _, rest = lines[node.lineno - 1].partition(" = ")
             rest = rest.removeprefix(ast.get_source_segment(source, node))
@@ -139,7 +134,7 @@ def main() -> int:
         target = copy_path(notebook)
         page = as_it_ran(notebook, run.executed_path if is_done(run) else target)
         if page is None:
-            sys.stdout.write(f"{notebook}: {run.name} was not run here, so no copy of it is new\n")
+            sys.stdout.write(f"{notebook}: {run.name} was not run here with today's code\n")
             continue
         with_links(page, "](../", "](../../../")  # a copy lies deeper than its notebook
         source = f"[notebook](../../../notebooks/{notebook}.ipynb)"
