@@ -24,7 +24,9 @@ from helpers.paths import notebooks_dir, reference_dir, replace_file
 from helpers.runner import Run, code_hash, is_done, read_plan
 
 COPIED_PLAN = "laptop"
-SETUP, PARAMETERS, INJECTED, RECORD = "colab-setup", "parameters", "injected-parameters", "record"
+SETUP, PARAMETERS, INJECTED = "colab-setup", "parameters", "injected-parameters"
+# a record's table has all its digits; a hidden cell says how much memory was free on its machine
+UNSHOWN = {"record", "hide-input"}
 BADGE = re.compile(r"\[.*\]\(https://colab\.research[^)]*\)\n*")
 
 
@@ -61,8 +63,7 @@ def as_it_ran(notebook: str, path: Path) -> NotebookNode | None:
             cell.source = with_values(cell.source, values)
         elif before is None or code_hash(before.source) != code_hash(cell.source):
             return None
-        # a record's table has all its digits, and nothing for units that a metric lacks
-        cell.outputs = [] if RECORD in tags(cell) else still(before.outputs)
+        cell.outputs = [] if UNSHOWN & tags(cell) else still(before.outputs)
         cell.execution_count = number if before.execution_count else None
         for output in cell.outputs:
             if output.output_type == "execute_result":
