@@ -89,9 +89,10 @@ class Sources:
         shown = {"Made here": results_dir(plan), "Committed": reference_dir(plan)}
         shown = {whose: folder for whose, folder in shown.items() if (folder / "tables").is_dir()}
         opening = every = ""
-        if (verdict := results_dir(plan) / "verdict.txt").is_file():
-            summary, _, lines = verdict.read_text(encoding="utf-8").partition("\n\n")
-            opening = f"**Plan {plan}, made here: " + summary.replace("\n", "**\n\n", 1) + "\n\n"
+        if (path := results_dir(plan) / "verdict.txt").is_file():
+            summary, _, lines = path.read_text(encoding="utf-8").partition("\n\n")
+            verdict, _, notes = summary.partition("\n")
+            opening = f"**Plan {plan}, made here: {verdict}**\n\n{notes}\n\n"
             every = f"<details><summary>Every comparison</summary>\n\n```text\n{lines}```\n\n"
             every += "</details>\n\n"
         text = f"({plan}-plan)=\n# The plan {plan}\n\n{opening}{every}"

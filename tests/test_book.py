@@ -66,7 +66,7 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for plan, name in [("laptop", "dense"), ("laptop", "admm-grad-60"), ("smoke", "dense")]:
         executed(f"{name} of {plan}", results / plan / "runs" / f"04_prune_model--{name}.ipynb")
     executed("broken", results / "laptop" / "runs" / "05_zero_shot--dense.failed.ipynb")
-    (results / "laptop" / "verdict.txt").write_text("6 of 7 runs\none is not run\n\nx  1.0  1.1\n")
+    (results / "laptop" / "verdict.txt").write_text("6 of 7 runs\n\nx  1.0  1.1\n")
     (results / "book").mkdir()
     (results / "book" / "old.html").touch()
     where = dict(cwd=root(), env=os.environ | {"PRUNING_RESULTS": str(results)})
@@ -100,6 +100,7 @@ def test_notebooks_are_shown_as_they_ran_here(book: Path) -> None:
     page = Page(book / "notebooks" / "04_prune_model.html").text
     assert "<p>admm-grad-60 of laptop</p>" in page and "IntSlider" not in page
     assert "<p>the static twin</p>" in page
+    assert "6 of 7 runs</strong>" in Page(book / "index.html").text
     assert "shown without outputs" in Page(book / "notebooks" / "05_zero_shot.html").text
 
 
