@@ -47,6 +47,7 @@ class Page(HTMLParser):
 def executed(text: str, path: Path) -> None:
     """Write a notebook as a run leaves it: a table, a picture, a widget, and an explorer."""
     notebook = nbformat.read(notebooks_dir() / "04_prune_model.ipynb", as_version=4)
+    (cell,) = (cell for cell in notebook.cells if cell.id == "prune")
     picture = base64.b64encode((reference_dir("full") / "figures" / "perplexity.png").read_bytes())
     for data in (
         {"text/markdown": f"| a |\n|---|\n| {text} |"},
@@ -54,7 +55,7 @@ def executed(text: str, path: Path) -> None:
         {WIDGET: {"model_id": "x"}, "text/plain": "IntSlider"},
         {WIDGET: {"model_id": "y"}, "text/html": "<p>the static twin</p>"},
     ):
-        notebook.cells[-2].outputs.append(new_output("display_data", data=data))
+        cell.outputs.append(new_output("display_data", data=data))
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, path)
 
