@@ -73,8 +73,10 @@ report: book ## the same as make book
 drawings: $(INSTALLED) ## write docs/drawings again from book/drawings.py
 	@$(PY) -m book.drawings
 
+# of laptop the notebooks too, with the outputs that they had
 accept: $(INSTALLED) ## make the results of a plan here the committed reference
 	@$(RUN) accept $(CHOSEN)
+	@$(if $(filter laptop,$(PLAN)),$(PY) -m book.executed)
 
 plan: $(INSTALLED) ## list the runs of a plan: what is done, what is to do
 	@$(RUN) list $(CHOSEN)

@@ -2,7 +2,7 @@
 
 Its pages are gathered in a temporary folder laid out as the project is, so that the links between
 them hold, and Sphinx makes HTML of them. Nothing is computed: tables and figures are the committed
-ones and those made here, and a notebook is shown as it ran here, else without outputs.
+ones and those made here, and a notebook is shown as it ran here, else as it is committed.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ import tempfile
 from pathlib import Path
 
 import nbformat
+from nbformat import NotebookNode
 from sphinx.cmd.build import build_main
 
+from book.conf import public_names
+from book.executed import annotate, as_it_ran, copy_path, nearness
 from helpers.errors import HelpersError
-from helpers.explore.controls import WIDGET
 from helpers.paths import notebooks_dir, reference_dir, results_dir, root
 from helpers.report import figure_alt
+from helpers.runner import plan_names, read_plan
 
 COPIED = (
     *("README.md", "CHANGES.md", "CONTRIBUTING.md", "docs", "helpers/own"),
@@ -32,9 +35,8 @@ PRODUCTS = (
     *("claims", "perplexity", "variants", "zero_shot", "weight_update"),
     *("convergence", "mask", "schedule", "cost", "beyond", "published_ratios"),
 )
-BEST_RUNS = ("default", "admm-grad-60")  # of several runs of a notebook, the ones to show
 NOTHING_RUN = "Nothing was run on this machine: what follows is committed.\n"
-BADGE = re.compile(r"\[!\[[^\]]*\]\(http[^)]*\)\]\([^)]*\)\n*")
+COPIES = "results/reference/notebooks"  # of which each is a page
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)\)")
 PRODUCT = re.compile(r"results/(?:reference/)?(\w+)/(?:tables|figures)(?:/(\w+)\.\w+)?")
 
@@ -68,6 +70,8 @@ class Sources:
             path = os.path.normpath(os.path.join(os.path.dirname(page), target))
             if product := PRODUCT.fullmatch(path):
                 return f"[{words}](#{product[1]}-{product[2] or 'plan'})"
+            if path.startswith(COPIES):
+                return f"[{words}](/notebooks/{path.removeprefix(COPIES).strip('/') or 'index.md'})"
             if path.startswith("helpers/own/"):
                 return f"[{words}](#own-file)"
             if path.startswith("helpers/"):  # a wing's module is on the page of the wing
@@ -85,9 +89,10 @@ class Sources:
         shown = {"Made here": results_dir(plan), "Committed": reference_dir(plan)}
         shown = {whose: folder for whose, folder in shown.items() if (folder / "tables").is_dir()}
         opening = every = ""
-        if (verdict := results_dir(plan) / "verdict.txt").is_file():
-            summary, _, lines = verdict.read_text(encoding="utf-8").partition("\n\n")
-            opening = f"**Plan {plan}, made here: " + summary.replace("\n", "**\n\n", 1) + "\n\n"
+        if (path := results_dir(plan) / "verdict.txt").is_file():
+            summary, _, lines = path.read_text(encoding="utf-8").partition("\n\n")
+            verdict, _, notes = summary.partition("\n")
+            opening = f"**Plan {plan}, made here: {verdict}**\n\n{notes}\n\n"
             every = f"<details><summary>Every comparison</summary>\n\n```text\n{lines}```\n\n"
             every += "</details>\n\n"
         text = f"({plan}-plan)=\n# The plan {plan}\n\n{opening}{every}"
@@ -117,44 +122,40 @@ class Sources:
         return text
 
     def notebooks(self) -> None:
-        """A page for each notebook, from one of its runs here if there are any."""
-        for path in sorted(notebooks_dir().glob("*.ipynb")):
-            runs = [run for plan in PLANS for run in executed(path.stem, plan)]
-            note = "Not run here: shown without outputs."
-            if runs:
-                note = f"Run here: {runs[0].stem.partition('--')[2]}, plan {runs[0].parts[-3]}."
-            self.notebook(runs[0] if runs else path, f"notebooks/{path.name}", note)
+        """A page for each notebook: from a run here, from its committed copy, or without outputs.
 
-    def notebook(self, source: Path, name: str, note: str) -> None:
-        """Copy a notebook without what only a kernel or the network could show."""
-        book = nbformat.read(source, as_version=4)
-        book.metadata.pop("widgets", None)
-        book.cells = [c for c in book.cells if "colab-setup" not in c.metadata.get("tags", [])]
+        The list of them has their numbers, which their titles lack.
+        """
+        listed = "\n```{toctree}\n:maxdepth: 1\n\n"
+        runs = [run for plan in PLANS if plan in plan_names() for run in read_plan(plan)]
+        for path in sorted(notebooks_dir().glob("*.ipynb")):
+            made = [run for run in runs if run.notebook == path.stem]
+            made.sort(key=lambda run: (PLANS.index(run.plan), nearness(run)))
+            found = {run.executed_path: f"Run here: {run.name}, plan {run.plan}." for run in made}
+            found |= {copy_path(path.stem): "Not run here: shown as committed."}
+            found |= {path: "Not run here: shown without outputs."}
+            pages = ((as_it_ran(path.stem, where), note) for where, note in found.items())
+            page, note = next(pair for pair in pages if pair[0])
+            title = page.cells[0].source.partition("\n")[0].removeprefix("# ")
+            listed += f"{path.stem[:2]} {title} <{path.stem}>\n"
+            self.notebook(page, note, f"notebooks/{path.name}")
+        with (self.folder / "notebooks" / "index.md").open("a", encoding="utf-8") as index:
+            index.write(listed + "```\n")
+
+    def notebook(self, page: NotebookNode, note: str, name: str) -> None:
+        """Write a notebook's page, its links leading into the book, its pictures with words."""
+        annotate(page, note)
         section = ""
-        for cell in book.cells:
+        for cell in page.cells:
             if cell.cell_type == "markdown":
-                cell.source = self.localise(BADGE.sub("", cell.source), name)
+                cell.source = self.localise(cell.source, name)
                 section = (re.findall(r"(?m)^##? (.+)$", cell.source) or [section])[-1]
             else:
                 cell.metadata["mystnb"] = {"image": {"alt": f"Figure of the section: {section}"}}
-                outputs, cell.outputs = cell.outputs, []
-                for output in outputs:
-                    widget = output.get("data", {}).pop(WIDGET, None)
-                    if text := output.get("data", {}).get("text/markdown"):  # claims have links
-                        output.data["text/markdown"] = self.localise(text, name)
-                    # of an explorer its static twin is left, of another widget nothing
-                    if widget is None or output.data.keys() - {"text/plain"}:
-                        cell.outputs.append(output)
-        title, _, rest = book.cells[0].source.partition("\n")
-        book.cells[0].source = f"{title}\n\n*{note}*\n{rest}"
-        self.write(name, nbformat.writes(book))
-
-
-def executed(notebook: str, plan: str) -> list[Path]:
-    """The executed notebooks of a plan made here, those to be shown first."""
-    runs = sorted((results_dir(plan) / "runs").glob(f"{notebook}--*.ipynb"))
-    runs.sort(key=lambda run: run.stem.partition("--")[2] not in BEST_RUNS)
-    return [run for run in runs if not run.stem.endswith(".failed")]
+            for output in cell.get("outputs", []):
+                if text := output.get("data", {}).get("text/markdown"):
+                    output.data["text/markdown"] = self.localise(text, name)
+        self.write(name, nbformat.writes(page))
 
 
 def main() -> int:
@@ -169,6 +170,8 @@ def main() -> int:
         sources.write("agreement.txt", "".join(openings) or NOTHING_RUN)
         lines = (opening.partition("\n\n")[0] for opening in openings)
         sources.write("agreement_line.txt", "\n\n".join(lines) or NOTHING_RUN)
+        links = (f"{{py:obj}}`{name} <{home}>`" for name, home in public_names().items())
+        sources.write("public.txt", ", ".join(links) + ".\n")
         sources.notebooks()
         options = ["-q", "-W", "--keep-going", "-c", str(here)]
         if status := build_main([*options, str(sources.folder), str(made)]):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import re
 import typing
 from typing import Any
 
 from sphinx.application import Sphinx
+
+import helpers
+from helpers.runner import CORE_FOLDERS
 
 html_title = project = "Pruning a language model and refitting what is left"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon",
@@ -46,6 +50,18 @@ html_css_files = ["book.css"]
 html_show_search_summary = False  # would be fetched, which a page from a file may not do
 
 
+@functools.cache
+def public_names() -> dict[str, str]:
+    """Where the names that `helpers` offers are documented: a wing's on the page of its package."""
+    homes = {}
+    for name in helpers.__all__:
+        # a dict does not know where it was made
+        home = getattr(getattr(helpers, name), "__module__", "helpers.registry").split(".")
+        home = home[: 2 if len(home) > 2 and home[1] not in CORE_FOLDERS else None]
+        homes[name] = ".".join([*home, name])
+    return homes
+
+
 def to_rst(app: Sphinx, kind: str, name: str, item: Any, options: Any, lines: list[str]) -> None:
     """Make reStructuredText of a docstring: plain text, in which |W| and x_t are no markup.
 
@@ -64,10 +80,17 @@ def to_rst(app: Sphinx, kind: str, name: str, item: Any, options: Any, lines: li
             start = re.match(r"(    \w+:)?", line).end()  # an argument's name
             parts = re.split(r"(`[^`]+`)", line[start:])
             parts[::2] = [re.sub(r"([\\*_|`])", r"\\\1", part) for part in parts[::2]]
+            parts[1::2] = [linked(part.strip("`")) for part in parts[1::2]]
             line = line[:start] + "".join(parts)
             line = re.sub(r"^((?:Args|Raises|Returns)\b:?)(?= )", r"**\1**", line)
         made.append(line)
     lines[:] = made
+
+
+def linked(code: str) -> str:
+    """Code in a docstring; a public name, or one with its module, leads to its documentation."""
+    home = public_names().get(code, code if code.startswith("helpers.") else None)
+    return f":py:obj:`{code} <{home}>`" if home else f"`{code}`"
 
 
 def skip(app: Sphinx, kind: str, name: str, item: Any, skipped: bool, options: Any) -> bool | None:

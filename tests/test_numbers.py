@@ -12,7 +12,6 @@ from helpers.report.beyond import perplexity_table, pipeline_frame
 from helpers.report.claims import claim_verdicts
 from helpers.report.records import read_record, read_records
 from helpers.report.tables import paired_frame
-from helpers.runner.plan import read_plan
 
 NOTEBOOKS = sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))
 NUMBER = re.compile(r"\*\*([\d.,]+(?: %)?)\*\*")
@@ -152,9 +151,3 @@ def test_who_answers_more_questions_as_05_says() -> None:
     scores = [value("05_zero_shot", f"{name}-lambada", "lambada_openai_acc", "full")
               for name in ("dense", "admm-grad-50", "sparsegpt-50", "wanda-50")]  # fmt: skip
     assert scores == [0.306, 0.234, 0.216, 0.140]
-
-
-@pytest.mark.parametrize("plan", ["laptop", "full"])
-def test_every_run_of_a_plan_has_its_record(plan: str) -> None:
-    records = {path.stem for path in (reference_dir(plan) / "records").glob("*.json")}
-    assert records == {run.id for run in read_plan(plan)}
