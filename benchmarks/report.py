@@ -224,33 +224,10 @@ def _with_interval(values: pd.Series) -> str:
     return " ± ".join(map(format_number, interval(values)))
 
 
-def growth_report(result: Result) -> list[str]:
-    """Fitted exponents beside theory's."""
-    columns: Columns = {
-        "cost": "name",
-        "grows with": "variable",
-        "sizes": lambda curve: f"{curve['sizes'][0]} to {curve['sizes'][-1]}",
-        "seconds": lambda curve: " to ".join(
-            format_number(curve["seconds"][end]["min"]) for end in (0, -1)
-        ),
-        "theory": "theory",
-        "fitted": lambda curve: f"{curve['fitted']:.2f}",
-        "at the top": lambda curve: f"{curve['top']:.2f}",
-    }
-    return [
-        "The exponent in seconds ~ size^exponent is fitted by least squares on the logarithms "
-        'of the fastest run at each size; "at the top" is the exponent between the two largest '
-        "sizes. The gate, a few forward passes in each run, does not grow with the number of "
-        "sequences.",
-        _table(result["curves"], columns),
-    ]
-
-
 REPORTERS: dict[str, Callable[[Result], list[str]]] = {
     "solver": solver_report,
     "model": model_report,
     "passes": passes_report,
-    "growth": growth_report,
     "use": use_report,
     "architecture": architecture_report,
 }

