@@ -192,8 +192,8 @@ def preconditioning_of_a_layer(findings: Findings) -> Evidence:
     both = findings.problems.dropna(subset=["scaled", "unscaled"])
     scaled, unscaled = both["scaled"], both["unscaled"]
     numbers = (
+        f"without it 20 iterations suffice on {(unscaled <= 20).sum()} of {len(both)} problems; "
         f"{scaled.median():.2g} iterations to 1 % with, {unscaled.median():.2g} without (median); "
-        f"without it 20 iterations miss 1 % on {(unscaled > 20).sum()} of {len(both)} problems; "
         f"more without on {(unscaled > scaled).sum()}"
     )
     return _on_nearly_all(both, (scaled <= 20) & (unscaled > 20), numbers)
@@ -216,9 +216,9 @@ def one_rho_fits(findings: Findings) -> Evidence:
     tried = findings.problems.query("rhos > 1").dropna(subset="one_rho")
     ratio = tried["one_rho"] / tried["scaled"]  # NaN where no ρ gets there
     numbers = (
-        f"at worst {ratio.max():.2g} times the iterations of the best ρ of up to "
-        f"{tried['rhos'].max():.0f}; {tried['one_rho'].median():.2g} to 1 % (median); at most "
-        f"{NEARLY} times as many as the best on {(ratio <= NEARLY).sum()} of {len(tried)} problems"
+        f"at most {ratio.max():.2g} times the iterations of the best of up to "
+        f"{tried['rhos'].max():.0f} values of ρ; {tried['one_rho'].median():.2g} to 1 % (median); "
+        f"up to {NEARLY} times the best's on {(ratio <= NEARLY).sum()} of {len(tried)} problems"
     )
     return _on_nearly_all(tried, ratio <= NEARLY, numbers)
 
@@ -244,12 +244,12 @@ def _lower(findings: Findings, pairs: Pairs, needed: Sequence[str], fewest: int)
             margins.append((-mean, half))
             change, error = 100 * math.expm1(mean), 100 * half * math.exp(mean)
             texts.append(f"{column} {with_error(change, error, sign='+')} %")
-            main += [f"{texts[-1]} against {other}"] if column == SEEDED else []
+            main += [f"{texts[-1].removeprefix(column)} against {other}"] * (column == SEEDED)
         shown += [f"against {other}: {', '.join(texts)}"] if texts else []
     if not margins:
         return untested(f"runs of admm-grad and {' and '.join(pairs)}")
     seeds = min(len(columns[SEEDED]) for columns in pairs.values())
-    shown = [", ".join(main), *shown] if main else shown
+    shown = [f"perplexity at {SEEDED}:{','.join(main)}", *shown] if main else shown
     return from_seeds(margins, shown, seeds, fewest, missing)
 
 
