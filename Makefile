@@ -42,7 +42,8 @@ help: ## show this list
 
 setup: $(INSTALLED) ## create .venv and install what is needed
 
-# pip of an older Python cannot resume a download that broke off, so it is renewed first
+# pip of an older Python cannot resume a download that broke off, so it is renewed first; it would
+# compile with one core, which takes most of a minute longer
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PY) -m pip --version >/dev/null 2>&1 || { \
 	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -52,8 +53,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    echo "could not create $(VENV): install Python's venv module (Debian: python3-venv) and run make again" >&2; exit 1; }; }
 	@echo "installing packages into $(VENV); the first time this takes some minutes"
 	@$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --upgrade "pip>=25.1" && \
-	  $(PY) -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[dev]" || { \
+	  $(PY) -m pip install --quiet --no-compile $(PIP_ARGS) -c constraints.txt -e ".[dev]" || { \
 	    echo "pip could not install the packages (its reason is above): check the network, then run make again" >&2; exit 1; }
+	@$(PY) -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true # templates among them are no Python
 	@touch $@
 
 assets: $(INSTALLED) ## download the embedded model and texts (once; PRUNING_CACHE moves them)
