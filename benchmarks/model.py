@@ -97,7 +97,7 @@ class Bench:
         self.model, self.tokens = model, tokens
         self.device = next(model.parameters()).device
         self.restore = Snapshot(model).restore
-        calls = capture(model, tokens[:BATCH]).calls
+        calls = capture(model, tokens[:BATCH])
         self.blocks = list(zip(find_blocks(model), calls, strict=True))
         self.stream = embed(model, tokens, BATCH)
         # the grams of every block's layers before anything is pruned
@@ -132,7 +132,7 @@ class Bench:
 
     def gate(self) -> None:
         """What `prune_model` does once for a batch: record the arguments, pass the parity gate."""
-        calls = capture(self.model, self.tokens[:BATCH]).calls
+        calls = capture(self.model, self.tokens[:BATCH])
         check_parity(self.model, calls, self.tokens[:BATCH].flip(1))
 
     def published(self) -> None:

@@ -61,7 +61,7 @@ def prune(model: nn.Module, tokens: Tensor, sparsity: float, done: Done | None =
 
     A block sees one sequence at a time: once to collect grams, and again when it is pruned.
     """
-    calls = capture(model, tokens[:1]).calls
+    calls = capture(model, tokens[:1])
     inputs = [embed(model, row[None], 1) for row in tokens]
     for index, (block, call) in enumerate(zip(find_blocks(model), calls, strict=True)):
         grams = collect(block, inputs, call)

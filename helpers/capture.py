@@ -79,19 +79,12 @@ class Call:
         return groups
 
 
-@dataclass(frozen=True)
-class Capture:
-    """What one forward pass showed: each block's arguments."""
-
-    calls: list[Call]
-
-
 # A hook cannot return from the model's forward; an exception is the only way out of it
 class _Captured(Exception):
     """Ends a forward pass when enough has been seen."""
 
 
-def capture(model: nn.Module, tokens: Tensor) -> Capture:
+def capture(model: nn.Module, tokens: Tensor) -> list[Call]:
     """Run the model on tokens (batch, length) and record what its blocks were given.
 
     The arguments hold for every batch of that shape without padding. The run ends after the last
@@ -131,7 +124,7 @@ def capture(model: nn.Module, tokens: Tensor) -> Capture:
             f"{type(model).__name__} has {len(blocks)} blocks but ran {len(calls)}: models that "
             "skip or repeat blocks are not supported, choose another model"
         )
-    return Capture(calls)
+    return calls
 
 
 def _shared(read: Sequence[tuple[str, Tensor]]) -> tuple[tuple[str, ...], ...]:

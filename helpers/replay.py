@@ -117,7 +117,7 @@ def layer_problems(
     batch = largest_divisor(len(tokens), batch)
     with eval_mode(model):
         # no layer is pruned here: the stream is the dense model's
-        calls = capture(model, tokens[:batch]).calls
+        calls = capture(model, tokens[:batch])
         stream = embed(model, tokens, batch)
         for index in range(block):
             advance(blocks[index], stream, calls[index], batch, f"block {index}")
@@ -193,7 +193,7 @@ class Replay:
         # recorded when first needed, and again after a halving
         if self._calls is None:
             self._calls = self._tried(
-                "recording arguments", lambda: capture(self.model, self.tokens[: self.batch]).calls
+                "recording arguments", lambda: capture(self.model, self.tokens[: self.batch])
             )
         return self._calls
 

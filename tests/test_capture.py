@@ -55,7 +55,7 @@ def test_layers_streams_and_grams_are_the_models_own(family: str) -> None:
     # arguments recorded with the first sequences hold for others of the same shape
     captured = cap.capture(model, tokens[:BATCH])
     stream = cap.embed(model, tokens, BATCH)
-    for name, block, call in zip(names, blocks, captured.calls, strict=True):
+    for name, block, call in zip(names, blocks, captured, strict=True):
         torch.testing.assert_close(stream.flatten(0, 1), inputs[name], rtol=0, atol=1e-6)
         before = stream.clone()
         grams = replay.layer_grams(block, stream, call, BATCH)
@@ -71,14 +71,14 @@ def test_layers_streams_and_grams_are_the_models_own(family: str) -> None:
         cap.advance(block, stream, call, BATCH, name)
     assert not torch.allclose(stream, before, atol=1e-2)  # a block does something
     # what leaves the last block is compared as logits
-    assert 0 <= cap.check_parity(model, captured.calls, tokens[BATCH:]) < 1e-6
+    assert 0 <= cap.check_parity(model, captured, tokens[BATCH:]) < 1e-6
     assert fam.hook_count(model) == 0
 
 
 def test_the_gate_stops_a_model_that_cannot_be_replayed(one_line_error) -> None:
     # Gemma-3 alternates sliding and global attention: swapped arguments must not pass.
     model, tokens = fam.build("gemma3"), fam.random_tokens(BATCH)
-    calls = cap.capture(model, tokens).calls
+    calls = cap.capture(model, tokens)
     with one_line_error(UnsupportedModel, "Gemma3ForCausalLM"):
         cap.check_parity(model, [calls[1], calls[0], *calls[2:]], tokens)
 
@@ -89,7 +89,7 @@ def test_the_stream_may_be_passed_by_name(monkeypatch) -> None:
     by_name = lambda self, states, **others: call(self, **others, hidden_states=states)  # noqa: E731
     monkeypatch.setattr(LlamaDecoderLayer, "__call__", by_name)
     model, tokens = fam.build("llama"), fam.random_tokens(BATCH)
-    stream, calls = cap.first_stream(model, tokens), cap.capture(model, tokens).calls
+    stream, calls = cap.first_stream(model, tokens), cap.capture(model, tokens)
     torch.testing.assert_close(stream, model.model.embed_tokens(tokens))
     assert cap.check_parity(model, calls, tokens.flip(1)) < 1e-6
 

@@ -166,7 +166,7 @@ def test_a_model_may_change_and_is_left_alone_meanwhile(tiny: Loaded) -> None:
 def test_norms_are_those_of_a_replay(tiny: Loaded) -> None:
     model, _, tokens = tiny
     norms = stream_norms(model, tokens)
-    stream, calls = embed(model, tokens, 3), capture(model, tokens).calls
+    stream, calls = embed(model, tokens, 3), capture(model, tokens)
     assert norms.shape == (3, len(calls) + 1, 24)
     for index, block in enumerate(find_blocks(model)):
         torch.testing.assert_close(norms[:, index], stream.norm(dim=-1))

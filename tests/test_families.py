@@ -42,7 +42,7 @@ def row(name: str) -> tuple[str, ...]:
     model = fam.build(name)
     layers = find_layers(find_blocks(model)[0])
     tokens = fam.random_tokens(2)
-    difference = check_parity(model, capture(model, tokens).calls, tokens.flip(1))
+    difference = check_parity(model, capture(model, tokens), tokens.flip(1))
     wanted = {f"{layer}.weight" for layer in fam.pruned_names(name)}
     before = fam.snapshot(model)
     prune_model(model, fam.random_tokens(), method="wanda", pattern="2:4")

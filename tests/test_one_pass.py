@@ -133,7 +133,7 @@ def test_a_layer_whose_inputs_are_not_known_is_named(run, words, one_line_error)
 )
 def test_bad_numbers_name_the_layer_or_the_block(passes, place, named, one_line_error) -> None:
     model, tokens = fam.build(), fam.random_tokens(2)
-    stream, call = cap.embed(model, tokens, 2), cap.capture(model, tokens).calls[0]
+    stream, call = cap.embed(model, tokens, 2), cap.capture(model, tokens)[0]
     block = find_blocks(model)[0]
     with torch.no_grad():
         block.get_submodule(place).weight.view(-1)[3] = float("inf")
