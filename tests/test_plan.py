@@ -125,9 +125,11 @@ def test_notebooks_papermill_would_misread(cell: str, reason: str, project: Proj
 
 def test_the_tables_notebook_is_last_and_names_its_own_plan(project: Project) -> None:
     for name in (TABLES, "10_late"):
-        project.notebook(PARAMETERS + 'plan = "p"\n', name=name)
+        project.notebook(PARAMETERS + 'plan = "p"\nsource = "results"\n', name=name)
         project.run_file("a.yaml", notebook=name)
     assert [run.notebook for run in read_plan("p")] == ["10_late", TABLES]
+    project.run_file("a.yaml", "plan: q\nsource: reference", notebook=TABLES)
+    assert read_plan("p")[-1].effective["plan"] == "q"
     project.run_file("a.yaml", "plan: q", notebook=TABLES)
     with pytest.raises(RunError, match="plan = 'q'"):
         read_plan("p")

@@ -42,7 +42,7 @@ def is_done(run: Run) -> bool:
 def fingerprint(run: Run) -> str:
     """sha256 of all that decides the run's numbers: see the module's docstring.
 
-    For the tables notebook that includes the records of all other runs.
+    For the tables notebook that includes the records of all other notebooks.
     """
     code = [source for source, tags in code_cells(run.source_path) if not SHOW_TAGS & tags]
     own = own_method_file(str(run.effective.get("method", "")))
@@ -52,7 +52,7 @@ def fingerprint(run: Run) -> str:
     files = [path for path in named if path.suffix in (".txt", ".jsonl") and path.is_file()]
     if run.notebook == TABLES_NOTEBOOK:
         records = sorted(run.record_path.parent.glob("*.json"))
-        files += [path for path in records if path != run.record_path]
+        files += [path for path in records if not path.name.startswith(run.notebook)]
     parts = [json.dumps(run.effective, sort_keys=True), json.dumps(core_code())]
     parts += [code_hash(source) for source in code] + [sha256_file(path) for path in files]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

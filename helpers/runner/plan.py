@@ -126,7 +126,8 @@ def _read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:
             check_choice(f"{where}, run {name}: parameter", key, types.keys() - set(NOT_RECORDED))
             check_type(f"{where}, run {name}: {key}", value, types[key])
         run = Run(plan, notebook, name, parameters, defaults, timed)
-        if run.effective.get("plan", plan) != plan:
+        # committed records are read of any plan, those of runs here only of the run's own
+        if run.effective.get("source") == "results" and run.effective["plan"] != plan:
             raise RunError(f"{where}: plan = {run.effective['plan']!r}, but the file is in {plan}")
         yield run
 
