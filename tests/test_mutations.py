@@ -131,6 +131,7 @@ def measure(model: nn.Module, texts: dict[str, Path], cell: str) -> Record:
         "parameters": {"model": "small", "method": "dense"} | CELLS[cell],
         "metrics": {name: {"value": number, "unit": "1"} for name, number in metrics.items()},
         "data": data,
+        "platform": {"processor": "one"},
         "layers": report.to_dict()["layers"] if report else [],
     }
 
@@ -332,14 +333,11 @@ def test_what_is_broken_is_noticed(mutant: str, noticed: dict[str, tuple[bool, b
     assert noticed[mutant][0]
 
 
-def test_on_another_machine_most_is_noticed(noticed: dict[str, tuple[bool, bool]]) -> None:
-    """30 of 41 where this was written.
-
-    What passes there changes a layer's error by a percent or less, as rounding may: a schedule one
-    step ahead, half the calibration, 19 iterations, a mask from |W|, Z without U, half precision
-    (three), one token missing, the dense stream, and one layer of fourteen that stays dense.
-    """
-    assert sum(other for _, other in noticed.values()) >= 26
+def test_on_another_machine_almost_all_is_noticed(noticed: dict[str, tuple[bool, bool]]) -> None:
+    """What passes there changes a layer's error in the first blocks as little as rounding may."""
+    assert len(noticed) == 41
+    passed = {name for name, (_, other) in noticed.items() if not other}
+    assert passed <= {"step matrix in half precision", "inputs in half precision"}
 
 
 def test_what_is_not_broken_is_reproduced(
