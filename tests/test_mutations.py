@@ -333,11 +333,12 @@ def test_what_is_broken_is_noticed(mutant: str, noticed: dict[str, tuple[bool, b
     assert noticed[mutant][0]
 
 
-def test_on_another_machine_almost_all_is_noticed(noticed: dict[str, tuple[bool, bool]]) -> None:
-    """What passes there changes a layer's error in the first blocks as little as rounding may."""
+def test_on_another_machine_it_is_noticed_too(noticed: dict[str, tuple[bool, bool]]) -> None:
+    """All of them here. Of the embedded model a step matrix or inputs in half precision pass: they
+    change the errors of its first block as little as rounding may.
+    """
     assert len(noticed) == 41
-    passed = {name for name, (_, other) in noticed.items() if not other}
-    assert passed <= {"step matrix in half precision", "inputs in half precision"}
+    assert [name for name, (_, other) in noticed.items() if not other] == []
 
 
 def test_what_is_not_broken_is_reproduced(

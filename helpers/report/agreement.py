@@ -29,7 +29,7 @@ def summary(verdict: Verdict) -> str:
     if verdict.missing:
         text += f", {verdict.missing} not run here with this code"
     if verdict.without:
-        text += f", {verdict.without} more that no committed record is of"
+        text += f", {verdict.without} more without a committed record"
     if apart := [abs(item.apart) for item in verdict.comparisons if item.apart is not None]:
         text += f", differences at most {100 * max(apart):.2f} %"
     others = [differences for differences in verdict.machines.values() if differences]

@@ -14,11 +14,11 @@ blocks it is still tiny, and a broken solver shows there. So on another machine
   ln(perplexity / dense), which a divergence is; none by more than CEILING.
 
 The bounds come from committed records that differ in rounding alone: `laptop` on two kinds of
-processor and `full` by two solvers. The largest differences there were 0.04 % of a layer's error in
-block 0, 0.4 % in block 1 and 18 % in a later one, 1.0 % in the median, 1.2 % in the mean error, and
-2.6 % of the damage; 54 of 700 answers turned under a growing mask, and none of the dense model's.
-A change that moves block 0 by less than LAYERS passes on another machine: the solver's step matrix
-or a layer's inputs in half precision are such changes (0.06 and 0.1 % of an error).
+processor, and it and `full` by two solvers. The largest differences there were 0.05 % of a layer's
+error in block 0, 0.4 % in block 1 and 18 % in a later one, 1.0 % in the median, 1.2 % in the mean
+error, and 2.6 % of the damage; 54 of 700 answers turned under a growing mask, and none of the dense
+model's. What moves block 0 by less than LAYERS passes on another machine: of the embedded model a
+step matrix or inputs of layers in half precision, which move it by 0.06 and 0.1 %.
 
 Zero-shot is judged by the items whose answer changed, not by accuracy. Tokens must be equal on any
 machine. A metric that carries its own "tolerance" uses that. Sparsity and whole numbers must be
