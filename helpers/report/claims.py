@@ -112,7 +112,7 @@ def _race(findings: Findings, solvers: Sequence[str], unit: str) -> Evidence:
     slower, never = race["ratio"] > 1, (race["ratio"] == math.inf).sum()
     ratio, ours, theirs = race[["ratio", "ours", "theirs"]].astype(float).median()
     numbers = (
-        f"the rival needs {ratio:.2g} times as many {unit} (median){SHARED if timed.empty else ''}; "
+        f"the rival needs {ratio:.2g} times as many {unit} (median){SHARED * timed.empty}; "
         f"more on {slower.sum()} of {len(race)} problems"
         f"{f' (on {never} it did not get there)' if never else ''}; to be "
         f"within 1 % of the optimum ADMM needs {ours:.2g}, the rival {theirs:.2g}"
@@ -325,7 +325,7 @@ def overhead(findings: Findings) -> Evidence:
     # the calibration decides how much the passes weigh, and threads how much selecting does
     condition = f"{size['sequences']} x {size['length']} calibration tokens, {record['device']}"
     numbers = (
-        f"{ratio:.2f} times as long{SHARED if timed.empty else ''}; solving and selecting: admm-grad "
+        f"{ratio:.2f} times as long{SHARED * timed.empty}; solving and selecting: admm-grad "
         f"{own:.0f} s, sparsegpt {other:.0f} s, beside {common:.0f} s of forward passes and grams"
     )
     margin = (1 + TOLERATED - ratio, UNKNOWN if timed.empty else 0.0)
