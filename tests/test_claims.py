@@ -154,9 +154,10 @@ def test_overhead_takes_the_same_passes_for_both() -> None:
 def test_a_page_that_decides_nothing_shows_what_points_the_other_way(tmp_path: Path) -> None:
     runs = [timed("admm-grad", 80, 160, alone=False), timed("sparsegpt", 80, 40, alone=False)]
     page = claims_markdown(runs, tmp_path / "tables", tmp_path)
-    (row,) = re.findall(r"(?m)^\| \d+ .*\*\*holds.*", page)  # equal perplexities point nowhere
-    assert row.startswith("| 12 | ADMM-Grad takes") and row.count(" | ") == 4
-    assert row.endswith("| 2.00 times as long, on a shared machine | [cost](tables/cost.md) |")
+    (row,) = re.findall(r"(?m)^\| \d+ .*", page)  # equal perplexities point nowhere
+    _, claim, verdict, number, link = row.strip("| ").split(" | ")
+    assert claim.startswith("ADMM-Grad takes") and verdict == "**holds**"
+    assert number == "2.00 times as long, on a shared machine" and link == "[cost](tables/cost.md)"
     assert "full/tables/claims.md)" in page
     # what is decided is shown whole, without links to tables that were not made
     page = claims_markdown(DENSE + GRAD + ONE_SHOT, tmp_path)
