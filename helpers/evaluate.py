@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.capture import Progress, check_length, check_tokens, eval_mode, forward, logits_of
+from helpers.data.corpora import with_start
 from helpers.data.tasks import TASK_TABLE, TASKS, choose_items, mean_and_error, task_rows
 from helpers.errors import BadParameter, FileError, NonFinite, check_choice, check_whole, first_line
 from helpers.models import WEIGHT_READER, check_model, device_of, find_blocks, weights_in_memory
@@ -34,6 +35,7 @@ def perplexity(
     *,
     length: int = 2048,
     limit: int | None = None,
+    start_token: bool | str = "auto",
     progress: Progress | None = None,
 ) -> float:
     """exp of the mean negative log-likelihood of the next token, in windows that do not overlap.
@@ -47,11 +49,13 @@ def perplexity(
     Args:
         tokens: int64 (tokens,), see `evaluation_tokens`.
         limit: use only the first `limit` windows; None for all.
+        start_token: "auto", each window begins with the model's start token where the tokens do
+            (see `helpers.data.corpora`); True, the same or BadParameter; False, windows as cut.
         progress: called after each window.
 
     Raises BadParameter (less text than `limit` windows), NonFinite.
     """
-    windows = check_windows(model, tokens, length, limit)
+    windows = check_windows(model, tokens, length, limit, start_token)
     with eval_mode(model):
         if hasattr(model, WEIGHT_READER):
             pairs = _streamed_logits(model, windows)
@@ -74,7 +78,13 @@ def perplexity(
     return math.exp(mean)
 
 
-def check_windows(model: nn.Module, tokens: Tensor, length: int, limit: int | None) -> Tensor:
+def check_windows(
+    model: nn.Module,
+    tokens: Tensor,
+    length: int,
+    limit: int | None,
+    start_token: bool | str = "auto",
+) -> Tensor:
     """The first `limit` windows (windows, length) of tokens (tokens,), all for None.
 
     Raises what `perplexity` raises for them, so that a notebook can ask before a long pruning.
@@ -93,7 +103,10 @@ def check_windows(model: nn.Module, tokens: Tensor, length: int, limit: int | No
     # Windows do not overlap, so each token is scored once. Overlapping ones would give the scored
     # tokens more context and a lower perplexity, which could not be compared with the papers'.
     wanted = limit or available
-    return tokens[: wanted * length].view(wanted, length)
+    windows = tokens[: wanted * length].view(wanted, length)
+    # the tokenizer has put it before the text, if it begins texts with one
+    start = getattr(model.config.get_text_config(decoder=True), "bos_token_id", None)
+    return with_start(windows, start if tokens[0] == start else None, start_token)
 
 
 def _streamed_logits(model: nn.Module, windows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -163,7 +176,8 @@ def zero_shot(
     """Zero-shot accuracy on lm-eval's tasks, scored by lm-eval itself: task → score.
 
     Prompts, choices and metrics are lm-eval's. The same seed gives every model the same items. The
-    model is used where it lies; its mode is as before afterwards.
+    model is used where it lies; its mode is as before afterwards. A text begins with the start
+    token where the tokenizer begins texts with one: lm-eval leaves that to the tokenizer.
 
     Args:
         limit: items of each task; None for the whole split.

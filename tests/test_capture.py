@@ -108,14 +108,7 @@ def test_layer_gram_is_that_of_the_dense_model_without_dropout(family: str, laye
     assert torch.equal(weight, fam.matrix_of(model.get_submodule(name))) and model.training
 
 
-@pytest.mark.parametrize(
-    ("block", "layer", "words"),
-    [
-        (2, "fc2", ("block", "2", "0 to 1")),
-        (-1, "fc2", ("block", "-1")),
-        (0, "fc3", ("fc3", "fc2")),
-    ],
-)
-def test_a_layer_that_is_not_there(block: int, layer: str, words: tuple, one_line_error) -> None:
-    with one_line_error(BadParameter, *words):
+@pytest.mark.parametrize(("block", "layer"), [(2, "fc2"), (-1, "fc2"), (0, "fc3")])
+def test_a_layer_that_is_not_there(block: int, layer: str, one_line_error) -> None:
+    with one_line_error(BadParameter, *(("fc3", "fc2") if block == 0 else ("block", str(block)))):
         replay.layer_problems(fam.build("opt"), fam.random_tokens(2), block, [layer])
