@@ -50,9 +50,7 @@ def shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     pin = ("small-pack", "1.0", sha256(source.read_bytes()))
     one = {"one": ("pack/one.txt", sha256(TEXT))}
     both = one | {"two": ("pack/sub/two.txt", sha256(b"two"))}
-    known = {
-        name: assets.Asset(*pin, members, name) for name, members in (("one", one), ("both", both))
-    }
+    known = {"one": assets.Asset(*pin, one, ""), "both": assets.Asset(*pin, both, "")}
     monkeypatch.setattr(assets, "ASSETS", known)
     state = SimpleNamespace(cache=cache, calls=[], code=0, stderr="", data=source.read_bytes())
 
