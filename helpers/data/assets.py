@@ -112,8 +112,8 @@ def embedded_model_folder(name: str = "embedded") -> Path:
     with _cache_errors():
         # a converted folder is whole or absent: it is moved into place by one rename
         if not is_converted(folder, name):
-            if folder.exists():
-                LOG.warning("%s is damaged: converting it again", folder)
+            state = "damaged" if folder.exists() else "not there yet"
+            LOG.warning("model %s is %s, and is made now: %s", name, state, model.note)
             with _scratch(folder.parent) as scratch:
                 with open(scratch / model.file, "wb") as gguf:
                     for part in model.parts:

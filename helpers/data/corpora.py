@@ -193,12 +193,10 @@ def corpus_identity(
     digest = hashlib.sha256()
     for ids in tokens:
         digest.update(ids.cpu().numpy().astype("<i8").tobytes())  # the same on every machine
-    if tokens:
-        identity["tokens"] = digest.hexdigest()[:16]
     start = None if tokenizer is None else start_of(tokenizer)
     if start is not None and all((ids[:, 0] == start).all() for ids in tokens):
         identity["start_token"] = start
-    return identity
+    return identity | ({"tokens": digest.hexdigest()[:16]} if tokens else {})
 
 
 def c4_documents() -> list[str]:
