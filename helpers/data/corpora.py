@@ -130,7 +130,7 @@ def _windows_of_stream(
 def start_of(tokenizer: Any) -> int | None:
     """The token with which a tokenizer begins each text, None where it begins with the text."""
     plain, given = (tokenizer("a", add_special_tokens=on)["input_ids"] for on in (False, True))
-    return None if given[0] == plain[0] else given[0]
+    return None if given[:1] == plain[:1] else given[0]
 
 
 def with_start(windows: Tensor, start: int | None, wanted: bool | str) -> Tensor:
