@@ -35,27 +35,26 @@ def perplexity(
     *,
     length: int = 2048,
     limit: int | None = None,
-    start_token: bool | str = "auto",
     progress: Progress | None = None,
 ) -> float:
     """exp of the mean negative log-likelihood of the next token, in windows that do not overlap.
 
     A window of `length` tokens predicts its tokens 2 … length; text after the last whole window is
-    not used. This is the papers' token perplexity, not lm-eval's word perplexity.
+    not used. Windows begin with the start token where the text does (`helpers.data.corpora`). This
+    is the papers' token perplexity, not lm-eval's word perplexity.
 
     A model whose blocks are read one at a time (`load_streamed`) runs each block on all windows; it
     holds their activations, windows · length · width · (size of dtype) bytes.
 
     Args:
-        tokens: int64 (tokens,), see `evaluation_tokens`.
+        tokens: int64 (tokens,), see `evaluation_tokens`; or windows (windows, length), as
+            `check_windows` gives them, which are taken as they are.
         limit: use only the first `limit` windows; None for all.
-        start_token: "auto", each window begins with the model's start token where the tokens do
-            (see `helpers.data.corpora`); True, the same or BadParameter; False, windows as cut.
         progress: called after each window.
 
     Raises BadParameter (less text than `limit` windows), NonFinite.
     """
-    windows = check_windows(model, tokens, length, limit, start_token)
+    windows = check_windows(model, tokens, length, limit)
     with eval_mode(model):
         if hasattr(model, WEIGHT_READER):
             pairs = _streamed_logits(model, windows)
@@ -67,7 +66,7 @@ def perplexity(
             if progress:
                 progress(done, len(windows), "windows")
     # a window of n tokens has n − 1 predictions: nothing comes before its first token
-    mean = total / (len(windows) * (length - 1))
+    mean = total / windows[:, 1:].numel()
     # exp(mean of −log p) is the geometric mean of 1/p: a perplexity of 20 is the uncertainty of a
     # fair choice among 20 tokens
     if not mean < LARGEST:  # NaN is not below anything
@@ -87,9 +86,14 @@ def check_windows(
 ) -> Tensor:
     """The first `limit` windows (windows, length) of tokens (tokens,), all for None.
 
-    Raises what `perplexity` raises for them, so that a notebook can ask before a long pruning.
+    start_token: "auto", they begin with the model's start token where the tokens do; True, the same
+    or BadParameter; False, windows as cut. Raises what `perplexity` raises for them, so that a
+    notebook can ask before a long pruning.
     """
     check_model(model)
+    if isinstance(tokens, Tensor) and tokens.ndim == 2:
+        check_tokens(model, tokens)
+        return tokens[:limit]
     check_length(model, check_whole("length", length, least=2))
     if limit is not None:
         check_whole("limit", limit)

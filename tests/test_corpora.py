@@ -18,6 +18,7 @@ from helpers import perplexity
 from helpers.data import corpora
 from helpers.data.corpora import HUB_TEXTS, corpus_identity, evaluation_tokens
 from helpers.errors import BadParameter, FileError
+from helpers.evaluate import check_windows
 
 C4, WIKITEXT2 = HUB_TEXTS["c4"], HUB_TEXTS["wikitext2"]
 END = 7
@@ -174,18 +175,18 @@ def test_windows_begin_as_the_tokenizer_begins_a_text(
     spelled = [[tokenizer(tokenizer.decode(row[1:])).input_ids for row in rows] for rows in cut]
     begun = [torch.tensor(rows) for rows in spelled] if starts else cut
     assert torch.equal(corpora.calibration_tokens(path, tokenizer, **draw), begun[0])
-    flat = begun[1].flatten()  # windows that have it keep theirs
-    for tokens, wanted, rows in ((text, "auto", begun), (text, False, cut), (flat, "auto", begun)):
-        loss = model(rows[1], labels=rows[1]).loss.item()
-        measured = perplexity(model, tokens, length=9, start_token=wanted)
-        assert measured == pytest.approx(math.exp(loss), rel=1e-5)
+    pages = {wanted: check_windows(model, text, 9, None, wanted) for wanted in ("auto", False)}
+    assert torch.equal(pages["auto"], begun[1]) and torch.equal(pages[False], cut[1])
+    for given, rows in ((text, begun[1]), (pages["auto"], begun[1]), (pages[False], cut[1])):
+        loss = model(rows, labels=rows).loss.item()
+        assert perplexity(model, given, length=9) == pytest.approx(math.exp(loss), rel=1e-5)
     known = [corpus_identity(path, rows, tokenizer=tokenizer) for rows in (*begun, cut[0])]
     assert [one.get("start_token") for one in known] == [1 if starts else None] * 2 + [None]
     for refused in ("yes", *([] if starts else [True])):
         with one_line_error(BadParameter, "start_token", str(refused)):
             calibration_tokens(path, tokenizer, **draw, start_token=refused)
         with one_line_error(BadParameter, "start_token", str(refused)):
-            perplexity(model, text, length=9, start_token=refused)
+            check_windows(model, text, 9, None, refused)
 
 
 # ---- the papers' own texts, through local files of the same schema
