@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.capture import Progress, check_length, check_tokens, eval_mode, forward, logits_of
+from helpers.data.corpora import with_start
 from helpers.data.tasks import TASK_TABLE, TASKS, choose_items, mean_and_error, task_rows
 from helpers.errors import BadParameter, FileError, NonFinite, check_choice, check_whole, first_line
 from helpers.models import WEIGHT_READER, check_model, device_of, find_blocks, weights_in_memory
@@ -39,13 +40,15 @@ def perplexity(
     """exp of the mean negative log-likelihood of the next token, in windows that do not overlap.
 
     A window of `length` tokens predicts its tokens 2 … length; text after the last whole window is
-    not used. This is the papers' token perplexity, not lm-eval's word perplexity.
+    not used. Windows begin with the start token where the text does (`helpers.data.corpora`). This
+    is the papers' token perplexity, not lm-eval's word perplexity.
 
     A model whose blocks are read one at a time (`load_streamed`) runs each block on all windows; it
     holds their activations, windows · length · width · (size of dtype) bytes.
 
     Args:
-        tokens: int64 (tokens,), see `evaluation_tokens`.
+        tokens: int64 (tokens,), see `evaluation_tokens`; or windows (windows, length), as
+            `check_windows` gives them, which are taken as they are.
         limit: use only the first `limit` windows; None for all.
         progress: called after each window.
 
@@ -63,7 +66,7 @@ def perplexity(
             if progress:
                 progress(done, len(windows), "windows")
     # a window of n tokens has n − 1 predictions: nothing comes before its first token
-    mean = total / (len(windows) * (length - 1))
+    mean = total / windows[:, 1:].numel()
     # exp(mean of −log p) is the geometric mean of 1/p: a perplexity of 20 is the uncertainty of a
     # fair choice among 20 tokens
     if not mean < LARGEST:  # NaN is not below anything
@@ -74,12 +77,23 @@ def perplexity(
     return math.exp(mean)
 
 
-def check_windows(model: nn.Module, tokens: Tensor, length: int, limit: int | None) -> Tensor:
+def check_windows(
+    model: nn.Module,
+    tokens: Tensor,
+    length: int,
+    limit: int | None,
+    start_token: bool | str = "auto",
+) -> Tensor:
     """The first `limit` windows (windows, length) of tokens (tokens,), all for None.
 
-    Raises what `perplexity` raises for them, so that a notebook can ask before a long pruning.
+    start_token: "auto", they begin with the model's start token where the tokens do; True, the same
+    or BadParameter; False, windows as cut. Raises what `perplexity` raises for them, so that a
+    notebook can ask before a long pruning.
     """
     check_model(model)
+    if isinstance(tokens, Tensor) and tokens.ndim == 2:
+        check_tokens(model, tokens)
+        return tokens[:limit]
     check_length(model, check_whole("length", length, least=2))
     if limit is not None:
         check_whole("limit", limit)
@@ -93,7 +107,10 @@ def check_windows(model: nn.Module, tokens: Tensor, length: int, limit: int | No
     # Windows do not overlap, so each token is scored once. Overlapping ones would give the scored
     # tokens more context and a lower perplexity, which could not be compared with the papers'.
     wanted = limit or available
-    return tokens[: wanted * length].view(wanted, length)
+    windows = tokens[: wanted * length].view(wanted, length)
+    # the tokenizer has put it before the text, if it begins texts with one
+    start = getattr(model.config.get_text_config(decoder=True), "bos_token_id", None)
+    return with_start(windows, start if tokens[0] == start else None, start_token)
 
 
 def _streamed_logits(model: nn.Module, windows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -163,7 +180,8 @@ def zero_shot(
     """Zero-shot accuracy on lm-eval's tasks, scored by lm-eval itself: task → score.
 
     Prompts, choices and metrics are lm-eval's. The same seed gives every model the same items. The
-    model is used where it lies; its mode is as before afterwards.
+    model is used where it lies; its mode is as before afterwards. A text begins with the start
+    token where the tokenizer begins texts with one: lm-eval leaves that to the tokenizer.
 
     Args:
         limit: items of each task; None for the whole split.

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file, logging
 
-from helpers.data.assets import ASSETS, embedded_model_folder
+from helpers.data.assets import MODELS, embedded_model_folder
 from helpers.device import FLOATS, all_finite, pick_device, pick_dtype
 from helpers.errors import BadParameter, NonFinite, UnsupportedModel, described, first_line
 from helpers.paths import sha256_file
@@ -40,7 +40,8 @@ def load_model(
 ) -> tuple[nn.Module, Any]:
     """Load a causal language model in eval mode, with its tokenizer.
 
-    Args: name, one of "embedded" (SmolLM2-135M-Instruct, no account needed), "tiny" (random
+    Args: name, one of "embedded" (SmolLM2-135M-Instruct, no account needed), "embedded-gemma"
+    (Gemma-3-270M, fetched when it is first loaded, under its own terms: see NOTICE), "tiny" (random
     weights, for tests), a local folder, or a hub id; revision, needed for a hub id: a commit
     hash, or "main" for whatever is newest (the resolved commit is recorded); device "auto",
     "cpu", "cuda" …; dtype, by default float32 on CPU and float16 on a GPU.
@@ -65,8 +66,8 @@ def load_model(
 def locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | None]:
     """The folder or (hub id, revision) that a model's name stands for. Raises BadParameter."""
     text = str(name)
-    if text == "embedded":
-        return embedded_model_folder(), None
+    if text in MODELS:
+        return embedded_model_folder(text), None
     folder = Path(text).expanduser()
     if text and folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -74,8 +75,8 @@ def locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | No
         return folder, None
     if text.startswith((".", "/", "~")) or text.count("/") != 1:
         raise BadParameter(
-            f'model {text!r} is unknown: use "embedded", "tiny" (in memory), an existing folder or '
-            'a hub id such as "owner/name"'
+            f'model {text!r} is unknown: use "embedded", "embedded-gemma", "tiny" (in memory), an '
+            'existing folder or a hub id such as "owner/name"'
         )
     if revision is None:
         raise BadParameter(
@@ -178,8 +179,8 @@ def _identity(name: str | Path, model: nn.Module) -> dict[str, Any]:
     """What `model_identity` returns for a model of that name."""
     folder = Path(name).expanduser()
     identity: dict[str, Any] = {"name": str(name)}
-    if str(name) == "embedded":
-        identity["sha256"] = next(iter(ASSETS["model"].members.values()))
+    if str(name) in MODELS:
+        identity["sha256"] = MODELS[str(name)].sha256
     elif str(name) != "tiny" and folder.is_dir():
         # Not its path, which says nothing on another machine. Sorted, as a folder lists its files
         # in any order and the hash depends on the order

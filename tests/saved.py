@@ -8,7 +8,7 @@ import torch
 import transformers as hf
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 SHARDS = "40KB"  # a block of the tiny Llama
 
@@ -20,11 +20,14 @@ def save(folder: Path, family: str = "llama", shards: str = SHARDS, **changes: o
     return folder
 
 
-def tokenizer(folder: Path) -> None:
-    """A word for each id."""
+def tokenizer(folder: Path, *, start: bool = False) -> None:
+    """A word for each id; with `start` a text begins with word 1, as Gemma's with <bos>."""
     words = {f"w{number}": number for number in range(fam.VOCABULARY)}
     tiny = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tiny.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if start:
+        first = processors.TemplateProcessing(single="w1 $A", special_tokens=[("w1", 1)])
+        tiny.post_processor = first
     hf.PreTrainedTokenizerFast(tokenizer_object=tiny, unk_token="w0").save_pretrained(folder)
 
 

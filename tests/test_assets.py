@@ -48,12 +48,9 @@ def shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
         archive.writestr("pack/one.txt", TEXT)
         archive.writestr("pack/sub/two.txt", b"two")
     pin = ("small-pack", "1.0", sha256(source.read_bytes()))
-    one = {"pack/one.txt": sha256(TEXT)}
-    both = one | {"pack/sub/two.txt": sha256(b"two")}
-    known = {
-        name: assets.Asset(*pin, members, name)
-        for name, members in (("one", one), ("both", both), ("model", one))
-    }
+    one = {"one": ("pack/one.txt", sha256(TEXT))}
+    both = one | {"two": ("pack/sub/two.txt", sha256(b"two"))}
+    known = {"one": assets.Asset(*pin, one, ""), "both": assets.Asset(*pin, both, "")}
     monkeypatch.setattr(assets, "ASSETS", known)
     state = SimpleNamespace(cache=cache, calls=[], code=0, stderr="", data=source.read_bytes())
 
@@ -122,14 +119,15 @@ def converter(shop: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleN
         (folder / "sha256.json").write_text(json.dumps(hashes))
 
     def convert(source: Path, folder: Path) -> None:
-        assert source.read_bytes() == TEXT
+        assert source.name == "joined.gguf" and source.read_bytes() == 2 * TEXT
         state.runs += 1
         state.first(folder)
         state.write(folder)
 
     lines = b"a float32 (2, 3)\n" + WEIGHTS["a"].tobytes()
     lines += b"b float32 (2,)\n" + WEIGHTS["b"].tobytes()
-    monkeypatch.setattr(assets, "CONVERTED", sha256(lines))
+    model = assets.EmbeddedModel(("one", "one"), "joined.gguf", "5" * 64, sha256(lines), (), "")
+    monkeypatch.setattr(assets, "MODELS", {"embedded": model})
     monkeypatch.setattr(assets, "_convert", convert)
     state.write = state.usual = write
     return state
@@ -137,7 +135,7 @@ def converter(shop: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleN
 
 def test_the_model_is_converted_once(shop: SimpleNamespace, converter: SimpleNamespace) -> None:
     folder = assets.embedded_model_folder()
-    assert folder.parent == shop.cache / "models" and sha256(TEXT)[:12] in folder.name
+    assert folder == shop.cache / "models/joined-555555555555-float32"
     files = {"model.safetensors", "config.json", "sha256.json"}
     assert {path.name for path in folder.iterdir()} == files
     (shop.cache / ONE).unlink()  # the converted model is enough
@@ -159,7 +157,7 @@ def test_a_damaged_conversion_is_done_again(
     else:
         damage(folder / file, content)
     assert assets.embedded_model_folder() == folder and converter.runs == 2
-    assert assets.is_converted(folder) and folder == assets.converted_folder()
+    assert assets.is_converted(folder, "embedded")
 
 
 def test_changed_weights_are_not_believed_with_their_hash(
@@ -168,10 +166,10 @@ def test_changed_weights_are_not_believed_with_their_hash(
     folder = assets.embedded_model_folder()
     # the head is the embedding a second time, which some versions of transformers store too
     converter.write(folder, WEIGHTS | {"lm_head.weight": WEIGHTS["a"]})
-    assert assets.is_converted(folder)
+    assert assets.is_converted(folder, "embedded")
     zeroed = WEIGHTS | {"a": 0 * WEIGHTS["a"]}
     converter.write(folder, zeroed)  # its hash stands beside it
-    assert not assets.is_converted(folder)
+    assert not assets.is_converted(folder, "embedded")
     assert assets.embedded_model_folder() == folder and converter.runs == 2
     # versions of transformers that convert to something else
     shutil.rmtree(folder)

@@ -9,9 +9,8 @@ import pandas as pd
 import pytest
 from handmade import repaired
 
-from helpers.report import claim_verdicts
 from helpers.report.beyond import gain_table, perplexity_table, pipeline_frame
-from helpers.report.claims import Judged
+from helpers.report.claims import Judged, claim_verdicts
 from helpers.report.outcome import FAILS, HOLDS, OPEN, UNTESTED
 
 # the dense model has 20: 80 is a gap of ln 4, and 40 closes half of it

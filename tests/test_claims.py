@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from handmade import pruned, scored, update_row, with_series
 
-from helpers.report import claim_verdicts, claims_markdown
-from helpers.report.claims import CLAIMS, Judged
+from helpers.report import claims_markdown
+from helpers.report.claims import CLAIMS, Judged, claim_verdicts
 from helpers.report.frame import caption
 from helpers.report.outcome import FAILS, HOLDS, OPEN, UNTESTED, decide
 

@@ -3,16 +3,22 @@
 import gzip
 import hashlib
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
 
+import families as fam
 import pytest
+import saved
 import torch
+from transformers import AutoTokenizer
 
+from helpers import perplexity
 from helpers.data import corpora
-from helpers.data.corpora import HUB_TEXTS, calibration_tokens, corpus_identity, evaluation_tokens
+from helpers.data.corpora import HUB_TEXTS, corpus_identity, evaluation_tokens
 from helpers.errors import BadParameter, FileError
+from helpers.evaluate import check_windows
 
 C4, WIKITEXT2 = HUB_TEXTS["c4"], HUB_TEXTS["wikitext2"]
 END = 7
@@ -33,6 +39,11 @@ class WordTokenizer:
         self.seen.append(text)
         words = [int(word) if word.isdecimal() else 1 for word in text.split()]
         return {"input_ids": [-1] * add_special_tokens + words}
+
+
+def calibration_tokens(*given: Any, **draw: Any) -> torch.Tensor:
+    """Windows as the text is cut, as in the papers, unless something else is asked for."""
+    return corpora.calibration_tokens(*given, **{"start_token": False} | draw)
 
 
 def numbers(first: int, last: int) -> str:
@@ -148,6 +159,36 @@ def test_identity_pins_the_text_and_its_tokens_and_hides_the_folder(text_file: P
     assert corpus_identity("c4", one.T)["tokens"] != corpus_identity("c4", one)["tokens"]
 
 
+# ---- the start token
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_windows_begin_as_the_tokenizer_begins_a_text(
+    tmp_path: Path, starts: bool, one_line_error
+) -> None:
+    saved.tokenizer(tmp_path, start=starts)
+    tokenizer, path = AutoTokenizer.from_pretrained(tmp_path), tmp_path / "text.txt"
+    path.write_text(" ".join(f"w{2 + n % 90}" for n in range(120)), encoding="utf-8")
+    model, text, draw = fam.build(), evaluation_tokens(path, tokenizer), dict(sequences=6, length=9)
+    cut = [calibration_tokens(path, tokenizer, **draw), text[: 13 * 9].view(13, 9)]
+    # what the tokenizer makes of the same text without the first word
+    spelled = [[tokenizer(tokenizer.decode(row[1:])).input_ids for row in rows] for rows in cut]
+    begun = [torch.tensor(rows) for rows in spelled] if starts else cut
+    assert torch.equal(corpora.calibration_tokens(path, tokenizer, **draw), begun[0])
+    pages = {wanted: check_windows(model, text, 9, None, wanted) for wanted in ("auto", False)}
+    assert torch.equal(pages["auto"], begun[1]) and torch.equal(pages[False], cut[1])
+    for given, rows in ((text, begun[1]), (pages["auto"], begun[1]), (pages[False], cut[1])):
+        loss = model(rows, labels=rows).loss.item()
+        assert perplexity(model, given, length=9) == pytest.approx(math.exp(loss), rel=1e-5)
+    known = [corpus_identity(path, rows, tokenizer=tokenizer) for rows in (*begun, cut[0])]
+    assert [one.get("start_token") for one in known] == [1 if starts else None] * 2 + [None]
+    for refused in ("yes", *([] if starts else [True])):
+        with one_line_error(BadParameter, "start_token", str(refused)):
+            calibration_tokens(path, tokenizer, **draw, start_token=refused)
+        with one_line_error(BadParameter, "start_token", str(refused)):
+            check_windows(model, text, 9, None, refused)
+
+
 # ---- the papers' own texts, through local files of the same schema
 
 
@@ -198,6 +239,8 @@ def test_c4_draws_what_the_papers_code_draws(hub: Path, one_line_error) -> None:
         at = random.randint(0, len(encoded) - 13 - 1)
         expected.append(encoded[at : at + 13])
     assert tokens.tolist() == expected
+    tokens = corpora.calibration_tokens("c4", WordTokenizer(), sequences=25, length=13, seed=5)
+    assert tokens.tolist() == [[-1, *row[1:]] for row in expected], "with the start token"
     assert set((tokens[:, -1] // 1000).tolist()) == {2, 4, 6}  # longer than 13 with the -1
     with one_line_error(BadParameter, "none of the 6 documents", "31"):
         calibration_tokens("c4", WordTokenizer(), sequences=1, length=31)
@@ -212,7 +255,7 @@ def test_wikitext2_is_read_as_in_the_papers_code(hub: Path, one_line_error) -> N
     tokenizer = WordTokenizer()
     assert evaluation_tokens("wikitext2", tokenizer).tolist() == [-1, 1, 9, 1, 10, 11]
     calibration_tokens("wikitext2", tokenizer, sequences=1, length=1)
-    assert tokenizer.seen == ["= 9 =\n\n\n\n10 11", " 1 2 3 4 5 6"]
+    assert tokenizer.seen[:2] == ["= 9 =\n\n\n\n10 11", " 1 2 3 4 5 6"]
 
 
 def test_a_hub_text_that_cannot_be_had_is_one_line(hub: Path, monkeypatch, one_line_error) -> None:
@@ -256,6 +299,3 @@ def test_the_embedded_texts_themselves() -> None:
     assert 1_260_000 < sum(map(len, documents)) < 1_280_000
     assert len(articles) == 517 and min(map(len, articles)) >= 500
     assert not any("<doc" in text or "</doc" in text for text in articles)
-    tokens = calibration_tokens("embedded", WordTokenizer(), sequences=16, length=512)
-    assert tokens.shape == (16, 512)
-    assert evaluation_tokens("embedded", WordTokenizer()).numel() > 250_000

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from helpers import load_model, model_identity
-from helpers.data.assets import ASSETS, embedded_model_folder
+from helpers.data.assets import MODELS, embedded_model_folder
 from helpers.errors import BadParameter, UnsupportedModel
 from helpers.models import find_blocks, find_layers
 
@@ -43,7 +43,7 @@ def test_the_embedded_model_is_a_real_llama() -> None:
     assert "Paris" in tokenizer.decode(answer)
     identity = model_identity(model)
     assert identity["name"] == "embedded" and identity["parameters"] == 134_515_008
-    assert identity["sha256"] in ASSETS["model"].members.values()
+    assert identity["sha256"] == MODELS["embedded"].sha256
 
 
 def test_tiny_is_the_same_every_time_and_leaves_the_random_state_alone() -> None:

@@ -11,23 +11,6 @@ from helpers import paths
 from helpers.errors import FileError
 
 
-def test_folders_follow_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("PRUNING_CACHE", "PRUNING_RESULTS", "PRUNING_RUNS"):
-        monkeypatch.setenv(name, name)  # a relative folder is made absolute
-    assert paths.cache_dir() == tmp_path / "PRUNING_CACHE"
-    assert paths.results_dir("laptop") == tmp_path / "PRUNING_RESULTS" / "laptop"
-    assert paths.runs_dir("smoke") == tmp_path / "PRUNING_RUNS" / "smoke"
-    # the committed reference never moves with the results
-    assert paths.reference_dir("full") == paths.root() / "results" / "reference" / "full"
-
-    monkeypatch.setenv("PRUNING_CACHE", "  ")  # empty counts as unset
-    monkeypatch.delenv("PRUNING_RESULTS", raising=False)
-    monkeypatch.delenv("PRUNING_RUNS", raising=False)
-    assert paths.cache_dir() == Path.home() / ".cache" / "pruning-reproduction"
-    assert paths.results_dir("t4") == paths.root() / "results" / "t4"
-
-
 def test_replace_file_makes_folders_and_replaces(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "file.json"
     assert paths.replace_file(path, "één\n") == path

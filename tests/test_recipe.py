@@ -84,11 +84,6 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(
     assert not fam.changed(model, before)
 
 
-def test_a_model_in_half_precision_cannot_be_repaired(one_line_error) -> None:
-    with one_line_error(BadParameter, 'dtype="float32"'):
-        prune_and_repair(fam.build().half(), fam.random_tokens(9), sparsity=0.5)
-
-
 def test_the_text_that_a_run_needs(one_line_error) -> None:
     assert windows_of("fast") == 32 and windows_of("balanced", 8) == 8 + 4 + HELD_OUT
     assert text_needed("magnitude", "", 8) == text_needed("dense", "", 8) == 0

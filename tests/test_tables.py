@@ -175,6 +175,8 @@ def test_mask_rules_are_shares_of_the_default_on_the_same_layer() -> None:
 
 def test_a_section_for_each_model(tmp_path: Path) -> None:
     runs = [pruned("dense", "0 %", value, model=name) for name, value in (("a", 5.0), ("b/c", 4.0))]
+    runs[1]["data"] = {"evaluation": {"start_token": 2}}
     write_tables(runs, tmp_path)
     text = (tmp_path / "perplexity.md").read_text()
     assert text.count("| Dense |") == 2 and "Model: b/c." in text and "| Dense | 4.00 |" in text
+    assert text.index("Model: b/c.") < text.index(" tokens, after a start token. Calibration")

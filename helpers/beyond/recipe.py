@@ -171,6 +171,7 @@ def draw_windows(
     pool: int,
     length: int,
     seed: int,
+    start_token: bool | str = "auto",
 ) -> Windows:
     """Draw all text of a run at once, so that its parts do not overlap as long as the text lasts.
 
@@ -188,8 +189,8 @@ def draw_windows(
             f"repair_windows {repair} do not fit a pool of {pool}, with the {HELD_OUT} held out: "
             f"give 1 to {pool - HELD_OUT}, or a larger pool"
         )
-    drawn = dict(sequences=web + layers + pool, length=length, seed=seed)
-    every = calibration_tokens(source, tokenizer, **drawn)
+    drawn = dict(length=length, seed=seed, start_token=start_token)
+    every = calibration_tokens(source, tokenizer, sequences=web + layers + pool, **drawn)
     unseen, read, pooled = every.split([web, layers, pool])
     return Windows(every, unseen, read, read[:guide], pooled[: repair + HELD_OUT])
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from helpers import machine, runner  # their names are loaded on use
-from helpers.errors import HelpersError, first_line
+from helpers.errors import HelpersError, check_choice, first_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -83,11 +83,11 @@ def do(options: argparse.Namespace) -> int:
 
 
 def fill_cache(names: list[str]) -> int:
-    """Fetch the named assets, by default all of them, and say where they are."""
-    from helpers.data.assets import ASSETS, embedded_model_folder, fetch_asset
+    """Fetch assets and embedded models, by default what is not optional; say where they are."""
+    from helpers.data.assets import ASSETS, MODELS, embedded_model_folder, fetch_asset
 
-    for name in names or ASSETS:
-        sys.stdout.write(f"{name}: {fetch_asset(name)}\n  {ASSETS[name].note}\n")
-        if name == "model":
-            sys.stdout.write(f"  as safetensors: {embedded_model_folder()}\n")
+    for name in names or (*ASSETS, "embedded"):
+        note = (ASSETS | MODELS)[check_choice("asset", name, ASSETS | MODELS)].note
+        path = embedded_model_folder(name) if name in MODELS else fetch_asset(name)
+        sys.stdout.write(f"{name}: {path}\n  {note}\n")
     return 0

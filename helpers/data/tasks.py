@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.data.assets import ASSETS, TASK_FILES, fetch_asset
+from helpers.data.assets import ASSETS, fetch_asset
 
 DUPLICATES_FROM = 1_000_000  # ids from here on repeat the items, to be scored in another way
 
@@ -58,7 +58,7 @@ def task_rows(task: str) -> list[dict[str, Any]]:
     the passage. The choices of ARC and OpenBookQA are lettered A, B, C … here; lm-eval uses the
     letters only to find the right choice. Raises FileError.
     """
-    path = fetch_asset("tasks") / TASK_FILES[task][0]
+    path = fetch_asset("tasks") / ASSETS["tasks"].members[task][0]
     if path.suffix == ".arrow":
         import datasets  # here, because it loads slowly
 

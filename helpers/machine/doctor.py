@@ -123,7 +123,7 @@ def check_downloads() -> Finding:
     absent = []
     for asset in ASSETS.values():
         folder = cache_dir() / "assets" / f"{asset.package}-{asset.version}"
-        absent += [name for name in asset.members if not (folder / name).is_file()]
+        absent += [path for path, _ in asset.members.values() if not (folder / path).is_file()]
     if not absent:
         return Finding("ok", "downloads", "all files there (make assets compares hashes)")
     todo = "run once with a network: make assets (make reproduce does it too)"

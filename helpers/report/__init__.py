@@ -10,7 +10,6 @@ __getattr__, __dir__, __all__ = lazy_names(
             "write_claims",
         ),
         "beyond": ("pipeline_title",),
-        "claims": ("claim_verdicts",),
         "pictures": (
             *("block_name", "growth_figure", "lines_figure", "mask_picture", "solve_figure"),
             "stream_figure",

@@ -152,8 +152,7 @@ def tables_of(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
         pipelines, where = pipeline_frame(runs), frame.setting(runs)
         yield end[2:], f"{where} {caption}", *perplexity_table(pipelines, "perplexity")
         common = frame.common_parameters(runs)
-        web = common["calibration"]
-        web = frame.EMBEDDED["calibration"] if web == "embedded" else web
+        web = frame.EMBEDDED["calibration"].get(common["calibration"], common["calibration"])
         note = (
             f"{frame.about_model(runs)} Perplexity on {web}, {common['web_windows']} windows of "
             f"{common['length']} tokens that nothing was fitted to. {caption}"

@@ -38,10 +38,12 @@ ONCE_APART = {"forward_seconds": "gram_seconds", "solve_seconds": "selection_sec
 NUMBERS = ["perplexity", "mean_layer_error", *SECONDS]
 FLAGS = ["variant", "usual", "timed"]
 COLUMNS = ["record", "label", "target", "method", "pattern", "options", "seed"]
-# what "embedded" stands for
-EMBEDDED = {"model": "SmolLM2-135M-Instruct (embedded: a 4-bit file converted back, de-quantised)",
-            "evaluation": "Wikipedia text (embedded)",
-            "calibration": "C4 text (embedded)"}  # fmt: skip
+# what the names of embedded models and texts stand for
+CONVERTED = "(embedded: a 4-bit file converted back, de-quantised)"
+EMBEDDED = {"model": {"embedded": f"SmolLM2-135M-Instruct {CONVERTED}",
+                      "embedded-gemma": f"Gemma-3-270M {CONVERTED}"},
+            "evaluation": {"embedded": "Wikipedia text (embedded)"},
+            "calibration": {"embedded": "C4 text (embedded)"}}  # fmt: skip
 # these make the row and the columns; the rest of the parameters is the setting
 CELL = ("method", "effort", "sparsity", "pattern", "options", "device", "calibration_seed",
         "tasks", "limit")  # fmt: skip
@@ -119,19 +121,20 @@ def common_parameters(records: Iterable[Record]) -> dict[str, Any]:
 def about_model(records: Iterable[Record]) -> str:
     """A sentence on the model that most of these runs share."""
     name = common_parameters(records).get("model")
-    return f"Model: {EMBEDDED['model'] if name == 'embedded' else name}."
+    return f"Model: {EMBEDDED['model'].get(name, name)}."
 
 
-def setting(records: Iterable[Record]) -> str:
+def setting(records: Sequence[Record]) -> str:
     """One line on the setting that most of these runs of the pruning notebook share."""
-    parts = ("model", "evaluation", "windows", "window", "calibration", "sequences", "length")
-    # a record made by hand may lack some of them
-    common = dict.fromkeys(parts, "?") | common_parameters(records)
-    common |= {key: text for key, text in EMBEDDED.items() if common[key] == "embedded"}
+    begun = any("start_token" in (r.get("data") or {}).get("evaluation", ()) for r in records)
+    # a record made by hand may lack some of the parameters
+    common = defaultdict(lambda: "?", common_parameters(records))
+    common |= {key: names.get(common[key], common[key]) for key, names in EMBEDDED.items()}
+    common |= {"all": common["windows"] or "all", "begun": ", after a start token" * begun}
     return (
-        "Model: {model}. Perplexity on {evaluation}, {windows} windows of {window} tokens. "
+        "Model: {model}. Perplexity on {evaluation}, {all} windows of {window} tokens{begun}. "
         "Calibration on {calibration}, {sequences} x {length} tokens."
-    ).format(**common | {"windows": common["windows"] or "all"})
+    ).format_map(common)
 
 
 def prune_runs(records: Iterable[Record]) -> list[Record]:

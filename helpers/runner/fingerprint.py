@@ -2,9 +2,9 @@
 
 That is its parameters, the text files they name, the code of its notebook, the file of its method
 if a user added one (helpers/own), and all of the core: every module directly in helpers/ and in
-its folders `CORE_FOLDERS`. A change in the core makes every run stale, a change in another folder
-(a wing) none. Comments, docstrings, layout and the text of errors do not count. Nor do package
-versions: a record names them.
+its folders `CORE_FOLDERS`, with the pins of what is downloaded. A change in the core makes every
+run stale, a change in another folder (a wing) none. Comments, docstrings, layout and the text of
+errors do not count. Nor do package versions: a record names them.
 """
 
 import ast
@@ -61,12 +61,13 @@ def fingerprint(run: Run) -> str:
 def core_code(*, wings: Iterable[str] = (), project: Path | None = None) -> dict[str, str]:
     """The `code_hash` of each module that decides numbers, by its path in helpers/.
 
-    That is the core: the modules directly in helpers/ and those in `CORE_FOLDERS`. `wings` names
-    further folders; project is the root of another project.
+    That is the core: the modules directly in helpers/ and those in `CORE_FOLDERS`, and pins.yaml.
+    `wings` names further folders; project is the root of another project.
     """
     # asked of the folders at each call, so that no module can drop out by being moved or renamed
     package = (project or root()) / "helpers"
     paths = set(package.glob("[!_]*.py"))  # __init__ says where names live, __main__ what they ask
+    paths.add(package / "data" / "pins.yaml")  # which texts, and which models
     for folder in (*CORE_FOLDERS, *wings):
         paths.update((package / folder).rglob("*.py"))
     return {

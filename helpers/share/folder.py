@@ -23,6 +23,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from helpers.data.assets import MODELS
 from helpers.errors import BadParameter, UnsupportedModel
 from helpers.large import write_index, writing
 from helpers.models import STATE, check_model, model_identity, model_layers, no_progress_bars
@@ -30,8 +31,6 @@ from helpers.paths import replace_file
 from helpers.report import check_record, write_record
 
 RECORD = "record.json"
-# the dense model's name on the hub, and its licence there
-ON_THE_HUB = {"embedded": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
 # of a record's metrics, those that the card shows
 SHOWN = ("perplexity_dense", "perplexity", "perplexity_web", "mean_layer_error", "mean_acc")
 
@@ -119,8 +118,10 @@ def _card(
     Of a model that comes neither from the hub nor with this package it names no base. rows: of its
     table, before the numbers of the record.
     """
-    hub_name = identity["name"] if identity["revision"] else None
-    base, licence = ON_THE_HUB.get(identity["name"], (hub_name, None))
+    if embedded := MODELS.get(identity["name"]):
+        base, licence = embedded.hub
+    else:
+        base, licence = identity["name"] if identity["revision"] else None, None
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
