@@ -99,6 +99,7 @@ def test_the_divergence_on_unseen_text_falls_and_zeros_stay(family: str) -> None
     report = distil(model, dense, tokens, rate=1e-2, vector_rate=1e-2)
     assert divergence(model, dense, unseen) < 0.9 * start
     assert len(report.losses) == 24 and not report.warning
+    assert [step for step, _ in report.held_out] == [0, 6, 24]
     weights = {f"{name}.weight" for name in fam.pruned_names(family)}
     for name in weights:
         assert torch.equal(model.get_parameter(name) == 0, before[name] == 0), name

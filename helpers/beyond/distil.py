@@ -38,8 +38,10 @@ from helpers.replay import explain_out_of_memory
 
 LOG = logging.getLogger(__name__)
 POSITIONS = 8  # of a window, whose distributions are compared together: they stay in the cache
-LOOKS = (0.25, 0.5, 1.0)  # at the held-out windows, after these shares of the steps
-PATIENCE = 2  # looks that may all be worse than the start
+# Looks at the held-out windows, after these shares of the steps; the second only if the first has
+# found no better weights than those at the start
+LOOKS = (0.25, 0.5, 1.0)
+PATIENCE = 2  # looks without better weights, after which the repair is given up
 NOTHING_KEPT = (
     "the repair changed nothing: the divergence on held-out windows was {:.3g} before and {:.3g} "
     "after {} steps; give distil a smaller rate, or more windows"
@@ -75,8 +77,8 @@ def distil(
     tokens: Tensor,
     *,
     parts: one_of(*PARTS) = "all",
-    rate: Positive = 1e-3,
-    vector_rate: Positive = 3e-3,
+    rate: Positive = 8.6e-4,
+    vector_rate: Positive = 4e-4,
     held_out: Count = 4,
     precision: str = "float32",
     progress: Progress | None = None,
@@ -97,9 +99,9 @@ def distil(
         precision: of the products, "float32" or "bfloat16".
         progress: called after each step.
 
-    The held-out windows are looked at before, at the shares LOOKS of the steps, and so at the end,
-    in float32; the model ends with the best weights seen, after an error too, so it is never worse
-    there than before. If the first PATIENCE looks are no better than the start, the repair is given
+    The held-out windows are looked at before, after a quarter of the steps, and at the end, in
+    float32; the model ends with the best weights seen, after an error too, so it is never worse
+    there than before. If it is no better after a quarter, and then after half, the repair is given
     up. A model that keeps its start is warned of, in the log and in the report.
 
     Memory beyond the two models, in bytes: 16 for each trained weight (gradient, two moments of
@@ -134,7 +136,7 @@ def distil(
                 schedule.step()
                 if progress:
                     progress(step, len(text), f"step {step}")
-                if step not in looked_at:
+                if step not in looked_at or (kept and step < len(text)):
                     continue
                 looks.append((step, divergence(model, dense, unseen)))
                 if looks[-1][1] < best:
