@@ -49,10 +49,9 @@ def test_a_step_is_adams() -> None:
     # parameter by the size of what is not zero in it
     model, dense, tokens = pair()
     other = copy.deepcopy(model)
-    names = fam.pruned_names("llama")
     text = tokens[:3]
     distil(model, dense, text, rate=2e-3, vector_rate=3e-3, held_out=1)
-    weights = [other.get_submodule(n).weight for n in names]
+    weights = [other.get_submodule(n).weight for n in fam.pruned_names("llama")]
     shares = {p: 3e-3 for p in other.parameters() if p.ndim == 1} | dict.fromkeys(weights, 2e-3)
     rates = [share * p[p != 0].square().mean().sqrt().item() for p, share in shares.items()]
     keeps = [w.detach() != 0 for w in weights]
@@ -170,12 +169,11 @@ def test_the_divergence_is_not_rounded_where_products_are() -> None:
 def test_what_cannot_be_trained_is_refused_before_anything_changes(one_line_error) -> None:
     model, dense, tokens = pair()
     before = fam.snapshot(model)
-    half = copy.deepcopy(model).half()
     for arguments, options, words in (
         ((model, model, tokens), {}, "second time"),
         ((model, fam.build("gpt2"), tokens), {}, "differ in their parameters"),
         ((model, copy.deepcopy(model), tokens), {}, "load the dense model again"),
-        ((half, dense, tokens), {}, 'dtype="float32"'),
+        ((copy.deepcopy(model).half(), dense, tokens), {}, 'dtype="float32"'),
         ((model, dense, tokens[:4]), {}, "4 windows"),
         ((model, dense, tokens), {"parts": "head"}, "parts 'head'"),
         ((model, dense, tokens), {"rate": 0}, "rate 0"),
