@@ -172,7 +172,6 @@ def test_the_model_is_left_as_it_was(rule: str, stopped: bool) -> None:
         ("owl", {"spread": -1}, "spread -1"),
         ("owl", {"sparsity": 60}, "sparsity 60"),
         ("owl", {"sparsity": 0.9999}, "sparsity 0.9999"),  # no weight would stay in some layer
-        ("guide", {"power": -1}, "power -1"),
         ("guide", {"tokens": None}, "tokens"),
         ("guide", {"tokens": torch.full((2, 1), 5)}, "2 tokens"),
     ],

@@ -14,6 +14,7 @@ from helpers.beyond import distil as module
 from helpers.beyond import training
 from helpers.beyond.distil import distil, divergence, divergence_and_gradient
 from helpers.errors import BadParameter, NonFinite, OutOfMemory
+from helpers.models import find_blocks
 
 
 def pair(family: str = "llama", sparsity: float = 0.6) -> tuple[nn.Module, nn.Module, Tensor]:
@@ -26,10 +27,6 @@ def pair(family: str = "llama", sparsity: float = 0.6) -> tuple[nn.Module, nn.Mo
     model = copy.deepcopy(dense)
     prune_model(model, fam.random_tokens(), method="wanda", sparsity=sparsity)
     return model, dense, fam.random_tokens(sequences=28, seed=7)
-
-
-def zeros(model: nn.Module, family: str) -> dict[str, Tensor]:
-    return {n: model.get_submodule(n).weight.detach() == 0 for n in fam.pruned_names(family)}
 
 
 def test_divergence_and_gradient_are_autograds() -> None:
@@ -48,21 +45,20 @@ def test_divergence_and_gradient_are_autograds() -> None:
 
 
 def test_a_step_is_adams() -> None:
-    # two steps by hand: torch's own loss, one mask on the gradient, plain Adam
+    # two steps by hand: torch's own loss, one mask on the gradient, plain Adam, and a rate for each
+    # parameter by the size of what is not zero in it
     model, dense, tokens = pair()
     other = copy.deepcopy(model)
-    names = fam.pruned_names("llama")
     text = tokens[:3]
-    distil(model, dense, text, rate=1e-3, vector_rate=2e-3, held_out=1)
-    weights = [other.get_submodule(n).weight for n in names]
-    vectors = [p for p in other.parameters() if p.ndim == 1]
+    distil(model, dense, text, rate=2e-3, vector_rate=3e-3, held_out=1)
+    weights = [other.get_submodule(n).weight for n in fam.pruned_names("llama")]
+    shares = {p: 3e-3 for p in other.parameters() if p.ndim == 1} | dict.fromkeys(weights, 2e-3)
+    rates = [share * p[p != 0].square().mean().sqrt().item() for p, share in shares.items()]
     keeps = [w.detach() != 0 for w in weights]
-    optimiser = torch.optim.Adam(
-        [{"params": weights, "lr": 1e-3}, {"params": vectors, "lr": 2e-3}], betas=(0.9, 0.98)
-    )
+    optimiser = torch.optim.Adam([{"params": [p]} for p in shares], betas=(0.9, 0.98))
     before = divergence(other, dense, text[2:])
     for step, scale in ((0, 1.0), (1, (1 + math.cos(math.pi / 2)) / 2)):
-        for group, rate in zip(optimiser.param_groups, (1e-3, 2e-3), strict=True):
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * scale
         ours = other(input_ids=text[step][None]).logits.log_softmax(-1)[0]
         with torch.no_grad():
@@ -77,19 +73,36 @@ def test_a_step_is_adams() -> None:
         torch.testing.assert_close(model.get_parameter(name), parameter, rtol=1e-4, atol=1e-6)
 
 
+# gradients are the smaller the larger the weights are: with 10,000, Adam's usual epsilon would show
+@pytest.mark.parametrize("factor", [5, 10_000])
+def test_the_course_does_not_depend_on_the_size_of_weights(factor: float) -> None:
+    model, dense, tokens = pair()
+    report = distil(copy.deepcopy(model), dense, tokens)
+    with torch.no_grad():  # the same functions: a norm takes the factor
+        for block in [*find_blocks(model), *find_blocks(dense)]:
+            for norm in (block.input_layernorm, block.post_attention_layernorm):
+                norm.weight.div_(factor)
+            for name in (*fam.QKVO[:3], "mlp.gate_proj", "mlp.up_proj"):
+                block.get_submodule(name).weight.mul_(factor)
+    scaled = distil(model, dense, tokens)
+    assert scaled.kept == report.kept == 24
+    assert scaled.losses == pytest.approx(report.losses, rel=1e-5)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "falcon"])
 def test_the_divergence_on_unseen_text_falls_and_zeros_stay(family: str) -> None:
     model, dense, tokens = pair(family)
-    masks, before, teacher = zeros(model, family), fam.snapshot(model), fam.snapshot(dense)
+    before, teacher = fam.snapshot(model), fam.snapshot(dense)
     unseen = fam.random_tokens(sequences=6, seed=11)
     start = divergence(model, dense, unseen)
     report = distil(model, dense, tokens, rate=1e-2, vector_rate=1e-2)
     assert divergence(model, dense, unseen) < 0.9 * start
-    assert report.steps == len(report.losses) == 24 and report.tokens == tokens[:24].numel()
-    for name, zero in zeros(model, family).items():
-        assert torch.equal(zero, masks[name]), name
+    assert len(report.losses) == 24 and not report.warning
+    assert [step for step, _ in report.held_out] == [0, 6, 24]
+    weights = {f"{name}.weight" for name in fam.pruned_names(family)}
+    for name in weights:
+        assert torch.equal(model.get_parameter(name) == 0, before[name] == 0), name
     # matrices outside the blocks (embedding, head) are not trained, and the teacher is as it was
-    weights = {f"{name}.weight" for name in masks}
     moved = fam.changed(model, before)
     assert weights <= moved
     assert all(model.get_parameter(name).ndim == 1 for name in moved - weights)
@@ -97,14 +110,18 @@ def test_the_divergence_on_unseen_text_falls_and_zeros_stay(family: str) -> None
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
-def test_the_best_weights_seen_stay_and_the_held_out_text_is_not_trained_on() -> None:
+def test_a_repair_that_does_harm_is_given_up_with_a_warning(caplog) -> None:
     model, dense, tokens = pair(sparsity=0.05)
     before = fam.snapshot(model)
     # nearly dense, and a rate at which every look is worse than the start
     report = distil(model, dense, tokens, rate=1.0, vector_rate=1.0)
-    assert report.kept == 0 and min(report.held_out)[0] == 0 and len(report.held_out) == 3
-    assert not fam.changed(model, before)
-    # other text to be judged on: the same steps
+    assert [step for step, _ in report.held_out] == [0, 6, 12] and len(report.losses) == 12
+    assert report.kept == 0 and not fam.changed(model, before)
+    assert report.warning in caplog.text and "after 12 steps" in report.warning
+
+
+def test_the_held_out_text_is_not_trained_on() -> None:
+    model, dense, tokens = pair()
     changed = tokens.clone()
     changed[-4:] = fam.random_tokens(seed=99)
     first, second = (distil(copy.deepcopy(model), dense, t) for t in (tokens, changed))
@@ -149,23 +166,14 @@ def test_the_divergence_is_not_rounded_where_products_are() -> None:
     assert found == exact and torch.equal(slope, same)
 
 
-def test_a_dense_model_that_breaks_down_is_noticed() -> None:
-    model, dense, tokens = pair()
-    with torch.no_grad():
-        dense.get_input_embeddings().weight.fill_(math.inf)
-    with pytest.raises(NonFinite, match="check the weights"):
-        distil(model, dense, tokens)
-
-
 def test_what_cannot_be_trained_is_refused_before_anything_changes(one_line_error) -> None:
     model, dense, tokens = pair()
     before = fam.snapshot(model)
-    half = copy.deepcopy(model).half()
     for arguments, options, words in (
         ((model, model, tokens), {}, "second time"),
         ((model, fam.build("gpt2"), tokens), {}, "differ in their parameters"),
         ((model, copy.deepcopy(model), tokens), {}, "load the dense model again"),
-        ((half, dense, tokens), {}, 'dtype="float32"'),
+        ((copy.deepcopy(model).half(), dense, tokens), {}, 'dtype="float32"'),
         ((model, dense, tokens[:4]), {}, "4 windows"),
         ((model, dense, tokens), {"parts": "head"}, "parts 'head'"),
         ((model, dense, tokens), {"rate": 0}, "rate 0"),

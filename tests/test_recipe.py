@@ -39,7 +39,7 @@ def test_the_recipe_is_its_steps(effort: str, target: dict) -> None:
     shown = report.to_dict()["repair"]
     if steps:
         repaired = distil(by_hand, dense, tokens[5:], held_out=HELD_OUT)
-        assert shown["losses"] == repaired.losses and shown["steps"] == steps
+        assert shown["losses"] == repaired.losses and shown["warning"] == repaired.warning
     for name, parameter in by_hand.named_parameters():
         assert torch.equal(model.get_parameter(name), parameter), name
     assert getattr(model, STATE) is report and shown["effort"] == effort
@@ -58,26 +58,23 @@ def test_the_recipe_is_its_steps(effort: str, target: dict) -> None:
         ({"tokens": slice(1, None)}, "9 windows"),
         ({"tokens": slice(0)}, "empty"),
         ({"effort": "short"}, "effort 'short'"),
-        ({"effort": ""}, "effort ''"),
-        ({"method": "magnitud"}, "method 'magnitud'"),
-        ({"allow_pruned": True}, "'allow_pruned'"),
         ({"importance": {}}, "'importance'"),
         ({"sparsity": 1.5}, "sparsity 1.5"),
-        ({"iterationz": 3}, "'iterationz'"),
-        ({"method": "wanda", "iterations": 3}, "'iterations'"),
         ({"iterations": 0}, "iterations 0"),
         ({"pattern": "3:5", "sparsity": None}, "3:5"),
         ({"precision": "int8"}, "precision 'int8'"),
         ({"passes": 3}, "passes 3"),
         ({"batch": 0}, "batch 0"),
+        ({"dtype": torch.float16}, 'dtype="float32"'),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_runs(
     change: dict, words: str, one_line_error
 ) -> None:
-    model, tokens = fam.build(), fam.random_tokens(sequences=1 + 4 + HELD_OUT)
+    change, tokens = dict(change), fam.random_tokens(sequences=1 + 4 + HELD_OUT)
+    model = fam.build().to(change.pop("dtype", torch.float32))
     model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
-    before, change = fam.snapshot(model), dict(change)
+    before = fam.snapshot(model)
     tokens = tokens[change.pop("tokens", slice(None))]
     with one_line_error(BadParameter, words):
         prune_and_repair(model, tokens, **{"sparsity": 0.5} | change)

@@ -50,6 +50,7 @@ FARTHEST = 700.0  # |t| at the ends of the search: exp(700) is still a float
 HALVINGS = 100  # of the search; after about 60 there is no float between its ends
 LEAST_SLOPE = 1e-12  # of the largest squared slope; smaller ones count as this one
 LEVELS = 100  # of a layer's scores in `fisher`: one for each per cent of its weights
+POWER = 0.5  # of an output's slope in its importance: see `guide`
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,6 @@ def guide(
     *,
     sparsity: float,
     spread: float = 0.3,
-    power: float = 0.5,
     progress: Progress | None = None,
     ignored: Collection[str] = (),
 ) -> Guide:
@@ -86,7 +86,7 @@ def guide(
     r_i² = Σ g_ij²/‖x_j‖², a mean over inputs and a sum over sequences (if slopes and inputs are
     independent, that is K-FAC's factor of the outputs). If errors were small and independent of one
     another, scores should be multiplied by r. They are neither, and r from a few sequences is
-    noisy, so it counts as r^`power`: 0.5 was the best of 0, 0.5 and 1 on held-out calibration text.
+    noisy, so it counts as r^POWER: 0.5 was the best of 0, 0.5 and 1 on held-out calibration text.
 
     Args:
         tokens: int64 (sequences, length), calibration text. A few sequences are enough: each costs
@@ -106,13 +106,12 @@ def guide(
     """
     check_sparsity(sparsity)
     check_real("spread", spread)
-    check_real("power", power)
     with surveyed(model, tokens, progress, ignored) as survey:
         shares = layer_sparsities(survey, fisher(survey), sparsity, spread)
     importance = {}
     for key, squares in survey.slopes.items():
         # an output that nothing depends on would get 0, which leaves it no order of its weights
-        factor = squares.clamp(min=float(squares.max()) * LEAST_SLOPE or 1.0) ** (power / 2)
+        factor = squares.clamp(min=float(squares.max()) * LEAST_SLOPE or 1.0) ** (POWER / 2)
         importance[key] = factor / factor.mean()
     return Guide(shares, importance)
 

@@ -8,13 +8,19 @@ weights of all layers together, on a fixed mask, to minimise
 
 with p and q the two models' distributions of the next token. Many small steps are worth more than
 few large ones, so each step reads one window of text, and no window is read twice.
+
+Models differ in the size of their weights, by a factor of five and more, and Adam moves a weight by
+about its rate in each step whatever the gradient's size. So rates are relative: a matrix or vector
+moves by a share of the rms of its own values.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from helpers.beyond.training import DECAY, PARTS, Trained, rate_at, trained
+from helpers.beyond.training import DECAY, PARTS, rate_at, restore, snapshot, trained
 from helpers.capture import Progress, check_tokens, eval_mode, forward
 from helpers.errors import BadParameter, Count, NonFinite, Positive, check_options, one_of
 from helpers.models import check_model, device_of
@@ -30,26 +36,34 @@ from helpers.precision import check_precision, exactly, products
 from helpers.prune import check_dense
 from helpers.replay import explain_out_of_memory
 
+LOG = logging.getLogger(__name__)
 POSITIONS = 8  # of a window, whose distributions are compared together: they stay in the cache
-LOOKS = 2  # at the held-out windows, the last at the end
+# Looks at the held-out windows, after these shares of the steps; the second only if the first has
+# found no better weights than those at the start
+LOOKS = (0.25, 0.5, 1.0)
+PATIENCE = 2  # looks without better weights, after which the repair is given up
+NOTHING_KEPT = (
+    "the repair changed nothing: the divergence on held-out windows was {:.3g} before and {:.3g} "
+    "after {} steps; give distil a smaller rate, or more windows"
+)
+# Adam's: far below any gradient, since gradients are the smaller the larger the weights are
+EPSILON = 1e-15
 
 
 @dataclass
 class DistilReport:
     """What `distil` did.
 
-    steps: of one window each, with `tokens` tokens in all; precision: of the products; losses: the
-    divergence on each step's window, before the step; held_out: (step, divergence on the held-out
-    windows), from step 0, where nothing is trained yet; kept: the step whose weights the model has
-    now; seconds: including the evaluation of held-out windows.
+    losses: the divergence on the window of each step, before it; held_out: (step, divergence on the
+    held-out windows), from step 0, where nothing is trained yet; kept: the step whose weights the
+    model has now; warning: empty unless that is step 0; seconds: including the evaluation of
+    held-out windows.
     """
 
-    steps: int
-    tokens: int
-    precision: str
     losses: list[float]
     held_out: list[tuple[int, float]]
     kept: int
+    warning: str
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,8 +77,8 @@ def distil(
     tokens: Tensor,
     *,
     parts: one_of(*PARTS) = "all",
-    rate: Positive = 2.5e-4,
-    vector_rate: Positive = 1e-3,
+    rate: Positive = 8.6e-4,
+    vector_rate: Positive = 4e-4,
     held_out: Count = 4,
     precision: str = "float32",
     progress: Progress | None = None,
@@ -80,12 +94,15 @@ def distil(
         tokens: int64 (windows, length). The last `held_out` windows are never trained on, the
             others once, in turn: their number is the effort.
         parts: "all", or "norms" for the vectors alone, which needs next to no memory.
-        rate, vector_rate: Adam's, for weights and vectors.
+        rate, vector_rate: Adam's, for weights and vectors, as shares of the rms of each matrix
+            (without its zeros) and each vector. What is zero as a whole stays so.
         precision: of the products, "float32" or "bfloat16".
         progress: called after each step.
 
-    The held-out windows are looked at before, halfway and at the end, in float32; the model ends
-    with the best weights seen, after an error too, so it is never worse there than before.
+    The held-out windows are looked at before, after a quarter of the steps, and at the end, in
+    float32; the model ends with the best weights seen, after an error too, so it is never worse
+    there than before. If it is no better after a quarter, and then after half, the repair is given
+    up. A model that keeps its start is warned of, in the log and in the report.
 
     Memory beyond the two models, in bytes: 16 for each trained weight (gradient, two moments of
     Adam, the best values), 1 for its mask; two sets of logits and their gradient, 12 · length ·
@@ -93,8 +110,7 @@ def distil(
 
     Raises BadParameter, NonFinite, OutOfMemory.
     """
-    rates = dict(rate=rate, vector_rate=vector_rate)
-    check_options(distil, {"parts": parts, "held_out": held_out, **rates})
+    check_options(distil, dict(parts=parts, held_out=held_out, rate=rate, vector_rate=vector_rate))
     check_precision(precision, torch.float32)
     check_pair(model, dense, tokens, held_out)
     started = time.perf_counter()
@@ -105,29 +121,35 @@ def distil(
         eval_mode(model),
         eval_mode(dense),
         explain_out_of_memory("repairing the model", advice),
-        trained(model, parts) as parameters,
+        trained(model, parts) as (weights, vectors),
     ):
+        # the rate of each parameter, as a share of its rms
+        rates = dict.fromkeys(weights, rate) | dict.fromkeys(vectors, vector_rate)
         best = divergence(model, dense, unseen)
-        looks, kept, values = [(0, best)], 0, parameters.snapshot()
-        losses, optimiser = [], adam(parameters, rate, vector_rate)
+        looks, kept, values = [(0, best)], 0, snapshot(rates)
+        losses, optimiser = [], adam(rates)
         schedule = LambdaLR(optimiser, lambda done: rate_at(done + 1, len(text)))
+        looked_at = {math.ceil(share * len(text)) for share in LOOKS}
         try:
             for step, window in enumerate(text.split(1), 1):
                 losses.append(descend(model, dense, window, optimiser, precision))
                 schedule.step()
                 if progress:
                     progress(step, len(text), f"step {step}")
-                if step * LOOKS // len(text) == (step - 1) * LOOKS // len(text):
+                if step not in looked_at or (kept and step < len(text)):
                     continue
                 looks.append((step, divergence(model, dense, unseen)))
                 if looks[-1][1] < best:
-                    best, kept, values = looks[-1][1], step, parameters.snapshot()
+                    best, kept, values = looks[-1][1], step, snapshot(rates)
+                elif not kept and len(looks) > PATIENCE:
+                    break
         finally:
             # also after an error, or Ctrl-C: no model is left half trained
             if kept != len(text):
-                parameters.restore(values)
-    seconds = time.perf_counter() - started
-    return DistilReport(len(text), text.numel(), precision, losses, looks, kept, seconds)
+                restore(rates, values)
+    if warning := "" if kept else NOTHING_KEPT.format(best, *reversed(looks[-1])):
+        LOG.warning(warning)
+    return DistilReport(losses, looks, kept, warning, time.perf_counter() - started)
 
 
 def check_pair(model: nn.Module, dense: nn.Module, tokens: Tensor, held_out: int) -> None:
@@ -152,14 +174,16 @@ def check_pair(model: nn.Module, dense: nn.Module, tokens: Tensor, held_out: int
         )
 
 
-def adam(parameters: Trained, rate: float, vector_rate: float) -> torch.optim.Adam:
-    """Adam over the weights and the vectors, each with its rate."""
-    groups = [
-        {"params": parameters.weights, "lr": rate},
-        {"params": parameters.vectors, "lr": vector_rate},
-    ]
+def adam(rates: Mapping[nn.Parameter, float]) -> torch.optim.Adam:
+    """Adam whose rate for each parameter is given as a share of the parameter's rms."""
+    groups = [{"params": [p], "lr": rate * rms(p)} for p, rate in rates.items()]
     # fused: one pass over the memory that a plain Adam reads and writes many times
-    return torch.optim.Adam([g for g in groups if g["params"]], betas=DECAY, fused=True)
+    return torch.optim.Adam(groups, betas=DECAY, eps=EPSILON, fused=True)
+
+
+def rms(values: Tensor) -> float:
+    """The root mean square of the values that are not zero, and 0 if there are none."""
+    return float(values.detach().norm()) / math.sqrt(max(1, int(values.count_nonzero())))
 
 
 def descend(
@@ -182,7 +206,8 @@ def descend(
         loss, slope = divergence_and_gradient(logits.detach(), target)
         if not math.isfinite(loss):
             raise NonFinite(
-                "the divergence is NaN or infinite: give a smaller rate, or precision float32"
+                "the divergence is NaN or infinite: check the weights of both models, or give a "
+                "smaller rate, or precision float32"
             )
         logits.backward(slope)
     optimiser.step()
@@ -210,13 +235,8 @@ def divergence_and_gradient(logits: Tensor, target: Tensor) -> tuple[float, Tens
 
 
 def divergence(model: nn.Module, dense: nn.Module, tokens: Tensor) -> float:
-    """KL(dense ‖ model) of the next token, in nats, mean over all tokens (windows, length).
-
-    Raises NonFinite.
-    """
+    """KL(dense ‖ model) of the next token, in nats, mean over all tokens (windows, length)."""
     total = 0.0
     for window in tokens.split(1):
         total += divergence_and_gradient(forward(model, window), forward(dense, window))[0]
-    if not math.isfinite(total):
-        raise NonFinite("the divergence from the dense model is NaN or infinite: check the weights")
     return total / len(tokens)

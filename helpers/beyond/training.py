@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from helpers.errors import BadParameter
 from helpers.models import model_layers
+
+Parameters = list[nn.Parameter]
 
 PARTS = ("all", "norms")
 # Adam's: the second moment is a mean over the last 50 steps, since there are few steps in all
@@ -74,41 +75,33 @@ class KeptZeros(contextlib.ExitStack):
                 self.callback(weight.register_post_accumulate_grad_hook(mask_gradient).remove)
 
 
-@dataclass(frozen=True)
-class Trained:
-    """The parameters that training may change.
-
-    weights: of the pruned layers, as their modules store them; vectors: the parameters with one
-    dimension (norms and biases).
-    """
-
-    weights: list[nn.Parameter]
-    vectors: list[nn.Parameter]
-
-    def snapshot(self) -> list[Tensor]:
-        """A copy of the values, for `restore`."""
-        return [p.detach().clone() for p in (*self.weights, *self.vectors)]
-
-    @torch.no_grad()
-    def restore(self, snapshot: list[Tensor]) -> None:
-        """Put the values of a snapshot back."""
-        for parameter, value in zip((*self.weights, *self.vectors), snapshot, strict=True):
-            parameter.copy_(value)
-
-
 @contextlib.contextmanager
-def trained(model: nn.Module, parts: str = "all") -> Iterator[Trained]:
+def trained(model: nn.Module, parts: str = "all") -> Iterator[tuple[Parameters, Parameters]]:
     """Inside, the pruned layers of a model and its vectors can be trained, or the vectors alone.
 
-    Everything else, such as the embedding, gets no gradient. Masks are read off the weights: what
-    is zero stays zero. parts: one of PARTS. Raises BadParameter unless the weights are float32.
+    Gives the weights of the layers, as their modules store them, and the vectors: the parameters
+    with one dimension (norms and biases). Everything else, such as the embedding, gets no gradient.
+    Masks are read off the weights: what is zero stays zero. parts: one of PARTS. Raises
+    BadParameter unless the weights are float32.
     """
     check_float32(model)
     layers = model_layers(model) if parts == "all" else {}
     weights = [layer.weight for layer in layers.values()]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     with gradients_of(model, [*weights, *vectors]), KeptZeros(weights):
-        yield Trained(weights, vectors)
+        yield weights, vectors
+
+
+def snapshot(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """A copy of the values, for `restore`."""
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+@torch.no_grad()
+def restore(parameters: Iterable[nn.Parameter], values: list[Tensor]) -> None:
+    """Put the values of a snapshot back."""
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
 
 
 def check_float32(model: nn.Module) -> None:
@@ -130,10 +123,8 @@ def gradients_of(model: nn.Module, wanted: Sequence[nn.Parameter]) -> Iterator[N
     parameters = list(model.parameters())
     before = [(parameter.requires_grad, parameter.grad) for parameter in parameters]
     try:
-        for parameter in parameters:
-            # a gradient of the caller's would be added to
-            parameter.grad = None
-            parameter.requires_grad_(False)
+        model.zero_grad(set_to_none=True)  # a gradient of the caller's would be added to
+        model.requires_grad_(False)
         for parameter in wanted:
             parameter.requires_grad_(True)
         yield
