@@ -19,9 +19,10 @@ import numpy as np
 import pandas as pd
 
 from helpers.data.tasks import TASK_TABLE, paired_difference
-from helpers.paths import replace_file
+from helpers.paths import reference_dir, replace_file
 from helpers.report import beyond, frame, published
 from helpers.report.frame import SECONDS, TASK_NAMES, USUAL, Record, about_model, caption, setting
+from helpers.report.records import read_records
 
 SOLVERS = {"none": "no update", "sparsegpt": "SparseGPT", "sgd": "SGD", "adam": "Adam",
            "cg": "conjugate gradients", "admm": "ADMM", "exact": "exact optimum"}  # fmt: skip
@@ -84,20 +85,18 @@ def perplexity_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFr
 
 
 def cost_table(records: Iterable[Record]) -> pd.DataFrame | None:
-    """Medians over unstructured runs; the seconds of runs that were not timed alone are an order of
-    magnitude: they may have shared the machine. Solve holds the checks of a layer and the measuring
-    of its error, which is all of it for methods without an update; peak memory is the process's,
+    """Medians over runs; the seconds of runs that were not timed alone are an order of magnitude:
+    they may have shared the machine. Solve holds the checks of a layer and the measuring of its
+    error, which is all of it for methods without an update; peak memory is the process's,
     evaluation included.
 
-    The paper's overhead table: no variants, and no N:M runs where a method has others. Medians,
-    since a run that shared the machine with something heavy is an outlier; "forward" holds the
-    grams and the parity gate, "solve" the choice of the mask. None without records.
+    The paper's overhead table, without variants. Medians, since a run that shared the machine with
+    something heavy is an outlier; "forward" holds the grams and the parity gate, "solve" the choice
+    of the mask. None without records.
     """
     runs = frame.prune_frame(records)
     if runs.empty:
         return None
-    unstructured = runs["pattern"] == "unstructured"
-    runs = runs[unstructured | ~unstructured.groupby(runs["label"]).transform("any")]
     runs = runs.assign(memory=[r["peak_memory_bytes"] / 1e9 for r in runs["record"]])
     groups = runs.groupby("label")
     table = groups[SECONDS].median().rename(columns=lambda name: name.replace("_seconds", " (s)"))
@@ -340,11 +339,19 @@ class Section(NamedTuple):
 def _items_note(records: list[Record]) -> str:
     """How many items each task has, whether the same for every model, and by which harness."""
     answers = answer_frame(records)
-    counts = sorted({len(items) for items in answers["items"]})
-    amount = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    amount = " to ".join(sorted({f"{pick(answers['items'].map(len))}" for pick in (min, max)}))
     same = "" if (answers.groupby("task")["items"].nunique() == 1).all() else "not "
     harness = ", ".join(sorted(set(answers["harness"])))
     return f"{amount} items a task, {same}the same for every model; lm-eval {harness}."
+
+
+def _with_rivals(runs: list[Record]) -> list[Record]:
+    """With the committed answers of `full` if all here are of the recipe, as in `beyond`."""
+    scored = [run["parameters"] for run in runs if run["notebook"] == frame.ZERO_SHOT_NOTEBOOK]
+    if not scored or not all(given.get("effort") for given in scored):
+        return runs
+    full = frame.by_model(read_records(reference_dir("full") / "records"))
+    return [*full.get(scored[0]["model"], ()), *runs]
 
 
 def chances(accuracy: pd.DataFrame) -> pd.Series:
@@ -374,12 +381,13 @@ def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
         note = f"{where} {published.DIFFERENT}"
         yield "published_ratios", "", note, published.ratio_table(pruned)
     model = about_model(runs)
+    scored = _with_rivals(runs)
     for metric, how in ("acc", ""), ("acc_norm", " normalised by the answers' length"):
-        if tables := zero_shot_table(runs, metric):
-            note = f"{model} Accuracy{how} ± one standard error over items. {_items_note(runs)}"
+        if tables := zero_shot_table(scored, metric):
+            note = f"{model} Accuracy{how} ± one standard error over items. {_items_note(scored)}"
             accuracy = pd.concat([chances(tables[0]).to_frame().T, tables[0]]).rename_axis("model")
             yield "zero_shot", metric, note, accuracy, tables[1]
-    yield "zero_shot", "paired", f"{model} {caption(paired_table)}", paired_table(runs)
+    yield "zero_shot", "paired", f"{model} {caption(paired_table)}", paired_table(scored)
     yield "weight_update", "", f"{model} {caption(update_table)}", update_table(runs)
     for text, column in ("calibration", "error"), ("held-out", "heldout"):
         note = f"{model} On {text} text. {caption(mask_table)}"
