@@ -59,7 +59,7 @@ def test_a_run_is_reproduced_within_its_tolerance() -> None:
     assert found.reproduced == 0 and "inf" not in "".join(to_lines(found.comparisons))
 
 
-@pytest.mark.parametrize("plan", ["laptop", "full"])
+@pytest.mark.parametrize("plan", ["laptop", "full", "beyond"])
 def test_a_plan_reproduces_itself(plan: str) -> None:
     records = read_records(reference_dir(plan) / "records")
     found = judge(records, records, records)
