@@ -102,7 +102,7 @@ def test_notebooks_are_shown_as_they_ran_here(book: Path) -> None:
     assert "<p>admm-grad-60 of laptop</p>" in page and "IntSlider" not in page
     assert "<p>the static twin</p>" in page
     assert "6 of 7 runs</strong>" in Page(book / "index.html").text
-    assert "shown without outputs" in Page(book / "notebooks" / "05_zero_shot.html").text
+    assert "shown as committed" in Page(book / "notebooks" / "05_zero_shot.html").text
 
 
 def test_the_code_is_documented(book: Path) -> None:

@@ -25,6 +25,7 @@ CONVERGENCE = {
 SCHEDULE = {
     "sparsity": {"one-shot": [0.6, 0.6], "released": [0.6, 0.6], "paper": [0.4, 0.6]},
     "ratio": {"2:4": {"one-shot": 1.0, "released": 0.9, "paper": 0.8}},
+    "mask_steps": 2,
 }
 
 
@@ -69,12 +70,13 @@ def test_perplexity_figure(records: list[dict]) -> None:
 
 def test_figures_of_series() -> None:
     figure = plots.convergence_figure(CONVERGENCE)
-    assert curves(figure)["ρ = 1"] == ([1, 2, 3], [0.3, 0.2, 0.15])
+    assert curves(figure)["ADMM, ρ = 1 (recommended)"] == ([1, 2, 3], [0.3, 0.2, 0.15])
+    assert figure.axes[0].lines[-1].get_xydata().tolist() == [[3, 0.15]]  # the ring
     assert "optimum's error after 3 iterations" in figure.axes[0].get_title()  # 0.15 / 0.149
     assert curves(figure)["no update: 0.4000"][1] == [0.4, 0.4]
     figure = plots.schedule_figure(SCHEDULE)
-    assert curves(figure)["paper"] == ([1, 2], [40.0, 60.0])
-    assert "leaves 80 to 90 % of one-shot's error" in figure.get_suptitle()
+    assert curves(figure)["gradual mask (paper)"] == ([1, 2], [40.0, 60.0])
+    assert "leaves 80 to 90 % of a one-shot mask's error" in figure.get_suptitle()
     table = pd.DataFrame({"step": {0: 1.9, 1: 0.0}, "held": {0: 2.0, 2: 1.5}})
     drawn = curves(pictures.lines_figure(table, xlabel="", ylabel="", marked=2))
     assert drawn["held"] == ([0, 2], [2.0, 1.5]) and drawn["kept"] == ([2], [1.5])

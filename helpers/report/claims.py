@@ -35,7 +35,7 @@ NEARLY = 2  # a ρ that needs at most so many times the iterations of the best o
 ROUNDING = 1e-6  # an excess smaller than this is the rounding of float32
 LEAST_DAMAGE = 0.1  # ln(perplexity / dense); noise is not scaled by less
 REPAIRED = f"{GUIDED} + distil (64)"  # as the recipe does with the effort "balanced"
-NOT_ALONE = "the seconds are of runs that shared the machine: none was timed alone"
+SHARED = ", on a shared machine"  # of seconds: none of the runs was timed alone
 RULES = (
     "A problem is a layer at a sparsity, on one mask by Wanda's score (budget per matrix); what is "
     f"said of layers must be true on {100 * MOST:.0f} % of the problems, on {FEWEST} layers or "
@@ -93,11 +93,10 @@ def _on_nearly_all(
         return untested("an update study (notebook 02)")
     layers = problems["layer"].nunique()
     few = f"; {layers} of the {FEWEST} layers that would decide" if layers < FEWEST else ""
-    shared = "" if alone else f"; {NOT_ALONE}"
     most, middle = math.ceil(MOST * len(problems)), math.floor(MIDDLE * len(problems))
     margin = true.sum() - (most + middle) / 2
     half = (most - middle) / 2 - 0.25  # so that `most` and `middle` themselves decide
-    return Evidence([(margin, UNKNOWN if few or shared else half)], f"{numbers}{few}{shared}")
+    return Evidence([(margin, UNKNOWN if few or not alone else half)], f"{numbers}{few}")
 
 
 def _race(findings: Findings, solvers: Sequence[str], unit: str) -> Evidence:
@@ -115,8 +114,8 @@ def _race(findings: Findings, solvers: Sequence[str], unit: str) -> Evidence:
     race = pd.DataFrame(rows, columns=["layer", "ratio"])
     slower, never = race["ratio"] > 1, (race["ratio"] == math.inf).sum()
     numbers = (
-        f"the rival needs {race['ratio'].median():.2g} times as many {unit} (median); more on "
-        f"{slower.sum()} of {len(race)} problems"
+        f"the rival needs {race['ratio'].median():.2g} times as many {unit} (median)"
+        f"{SHARED if timed.empty else ''}; more on {slower.sum()} of {len(race)} problems"
         f"{f' (on {never} it did not get there)' if never else ''}"
     )
     return _on_nearly_all(race, slower, numbers, alone=not timed.empty)
@@ -330,7 +329,7 @@ def overhead(findings: Findings) -> Evidence:
 def _more_answers(findings: Findings, pairs: Sequence[tuple[str, str]]) -> Evidence:
     """Of each pair (better, worse): the mean difference on the items that all seeds were given."""
     for target, at in findings.scored.query("options == '{}'").groupby("target"):
-        names = {f"{high}, {target} − {low}, {target}": f"{high} − {low}" for high, low in pairs}
+        names = {f"{high}, {target} − {low}, {target}": low for high, low in pairs}
         steps = tables.paired_frame(at["record"])
         steps = steps[steps["pair"].isin(names)].pivot(index=["pair", "seed"], columns="task")
         steps = steps.dropna(axis=1)  # tasks that one run alone was given
@@ -340,12 +339,12 @@ def _more_answers(findings: Findings, pairs: Sequence[tuple[str, str]]) -> Evide
         # seeds share their items, so that the error from the items does not shrink with them
         items = 2 * np.sqrt((steps["error"] ** 2).sum(axis=1)) / len(steps["error"].columns)
         margins, shown = [], []
-        for name, text in names.items():
+        for name, low in names.items():
             step, half = frame.interval(means[name])
             margins.append((step, math.hypot(np.nan_to_num(half), items[name].mean())))
-            shown.append(f"{text} {step:+.3f} ± {margins[-1][1]:.3f}")
+            shown.append(f"{step:+.3f} ± {margins[-1][1]:.3f} against {low}")
         shared = [task for task in TASK_NAMES.values() if task in steps["error"]]
-        numbers = [", ".join(shown), f"mean over {', '.join(shared)}"]
+        numbers = [f"share of questions: {', '.join(shown)}", f"mean over {', '.join(shared)}"]
         return from_seeds(margins, numbers, min(steps.groupby("pair").size()), FEW_SEEDS)
     methods = " and ".join(dict.fromkeys(sum(pairs, ())))
     return untested(f"zero-shot runs of {methods} on the same items")
@@ -354,8 +353,9 @@ def _more_answers(findings: Findings, pairs: Sequence[tuple[str, str]]) -> Evide
 def most_answers(findings: Findings) -> Evidence:
     """ADMM-Grad answers more zero-shot questions than SparseGPT and Wanda.
 
-    The mean over tasks is higher by more than its error: two standard errors over paired items and
-    the interval over seeds, added in quadrature. Table: zero_shot.
+    The share of questions answered rightly, its mean over tasks, is higher by more than its error:
+    two standard errors over paired items and the interval over seeds, added in quadrature. Table:
+    zero_shot.
     """
     return _more_answers(findings, [("admm-grad", "sparsegpt"), ("admm-grad", "wanda")])
 
@@ -419,9 +419,10 @@ def _closes(findings: Findings, name: str, least: float, most: float, needed: bo
     texts = {at: f"{at} closed {with_error(*(100 * np.array(closed[at])))} %" for at in closed}
     for at, ratio in times.items():
         texts[at] += f" in {with_error(*ratio, digits=2)} times the seconds"
-    shown = [*texts.values(), *([] if alone else [NOT_ALONE])]
+        texts[at] += "" if alone else SHARED
     missing = ["70 %"] if needed and "70 %" not in closed else []
-    return from_seeds(margins, shown, len(seeds.loc[SEEDED].dropna()), FEW_SEEDS, missing)
+    seeds = len(seeds.loc[SEEDED].dropna())
+    return from_seeds(margins, [*texts.values()], seeds, FEW_SEEDS, missing)
 
 
 def repair_closes_half(findings: Findings) -> Evidence:

@@ -54,8 +54,7 @@ def lines_figure(
         look = style_of(label, position) | ({"marker": ""} if len(line) > MANY else {})
         ax.plot(line.index, style.above_zero(line), label=in_words(label), **look)
     if marked is not None:
-        ring = {"markersize": 12, "fillstyle": "none", "mew": 1.6, "label": "kept"}
-        ax.plot([marked], [line[marked]], "o", color="black", linestyle="none", **ring)
+        ax.plot([marked], [line[marked]], "o", label="kept", **style.RING)
     set_up(ax, title, log="y", plain=True, whole=10, xlabel=xlabel, ylabel=ylabel)
     style.name_ends(ax)
     return figure
@@ -83,8 +82,7 @@ def solve_figure(
     left.plot(range(1, len(errors) + 1), style.above_zero(errors), **style_of("ADMM") | SMALL)
     style.draw_references(left, {name: value for name, value in references.items() if value > 0})
     if mask_steps:
-        label = "mask still changes"
-        left.axvspan(0.5, mask_steps + 0.5, color="#EEEEEE", zorder=0, label=label)
+        left.axvspan(0.5, mask_steps + 0.5, color="#EEEEEE", zorder=0, label="mask still changes")
     set_up(left, title, log="y", plain=True, whole=8, xlabel="iteration",
            ylabel=style.RELATIVE_ERROR, xlim=(0.5, len(errors) + 0.5),
            legend={"fontsize": 8.5})  # fmt: skip
@@ -125,8 +123,7 @@ def growth_figure(
     for ax, values, look in ((left, percent, "paper"), (middle, errors, "ADMM")):
         ax.plot(range(1, len(values) + 1), values, **style_of(look) | SMALL)
         ax.axvline(iteration, **NOW)
-        circle = {"markersize": 9, "fillstyle": "none", "mew": 1.6}
-        ax.plot([iteration], [values[iteration - 1]], "o", color="black", **circle)
+        ax.plot([iteration], [values[iteration - 1]], "o", **style.RING)
     title = f"{name}\niteration {iteration}: {percent[iteration - 1]:.1f} % pruned".strip()
     set_up(left, title, whole=8, xlabel="iteration", ylabel="sparsity of the mask (%)",
            ylim=(0, 100))  # fmt: skip

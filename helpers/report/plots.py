@@ -16,6 +16,8 @@ from helpers.report.frame import Record, in_words
 from helpers.report.style import set_up, style_of
 
 NEAR = 1.01  # an error at most so many times that of the optimum counts as having arrived
+LABELS = {"one-shot": "one-shot mask", "released": "released code", "paper": "gradual mask (paper)"}
+ONCE = {"markevery": [0], "markersize": 11, "linewidth": 5, "linestyle": "-"}  # below the others
 
 
 def perplexity_figure(records: Iterable[Record]) -> Figure | None:
@@ -40,8 +42,7 @@ def perplexity_figure(records: Iterable[Record]) -> Figure | None:
     top = (cells if refitting.empty else refitting)["perplexity"].max()
     dense = cells.loc[cells["target"] == "dense", "perplexity"].min()
     if pd.notna(dense):
-        look = {"color": style.DENSE, "linestyle": (0, (4, 3)), "linewidth": 1.2}
-        ax.axhline(dense, label=f"Dense {dense:.1f}", **look)
+        ax.axhline(dense, label=f"Dense {dense:.1f}", **style_of("dense") | {"marker": ""})
     lowest = set(shown.loc[shown.groupby("target")["perplexity"].idxmin(), "label"])
     title = "Perplexity of the model after pruning"
     if len(lowest) == 1 < len(methods):
@@ -61,18 +62,21 @@ def convergence_figure(series: Mapping[str, Any]) -> Figure:
     each ρ with its name at its end; other solvers are horizontal lines.
 
     Series "convergence" of notebook 02: "iterations" [n], "error" {curve: [n]}, "references" {name:
-    error}, "layer", "sparsity". The title says when ρ = 1 has arrived at the exact optimum.
+    error}, "layer", "sparsity". ρ = 1, which the paper recommends, is named so; the title and a
+    ring say when it has arrived at the exact optimum.
     """
     figure, ax = style.new_figure(size=(7.0, 4.0))
     for position, (name, values) in enumerate(series["error"].items()):
-        ax.plot(series["iterations"], values, label=name, **style_of(name, position))
+        label = f"ADMM, {name}{' (recommended)' * (name == 'ρ = 1')}"
+        ax.plot(series["iterations"], values, label=label, **style_of(name, position))
     style.draw_references(ax, series["references"])
     optimum = next((e for n, e in series["references"].items() if n.startswith("exact")), 0.0)
     steps = zip(series["iterations"], series["error"].get("ρ = 1", []), strict=False)
-    arrived = next((step for step, error in steps if error <= NEAR * optimum), None)
+    arrived = next((point for point in steps if point[1] <= NEAR * optimum), None)
     title = "ADMM on one fixed mask, for several ρ"
     if arrived:
-        title = f"ADMM (ρ = 1) is within 1 % of the optimum's error after {arrived} iterations"
+        title = f"ADMM (ρ = 1) is within 1 % of the optimum's error after {arrived[0]} iterations"
+        ax.plot(*arrived, "o", **style.RING)
     where = f"{in_words(series['layer'])}, {100 * series['sparsity']:.0f} % set to zero"
     set_up(ax, title, log="y", plain=True, whole=10, xlabel=f"iteration ({where})",
            ylabel=style.RELATIVE_ERROR)  # fmt: skip
@@ -81,31 +85,35 @@ def convergence_figure(series: Mapping[str, Any]) -> Figure:
 
 
 def schedule_figure(series: Mapping[str, Any]) -> Figure:
-    """Left, the sparsity of the mask at each iteration, a line for each schedule; right, the error
-    as a share of the one-shot mask's, a group of bars for each pattern.
+    """Left, the sparsity of an unstructured mask at each iteration, a line for each schedule, with
+    a marker where the mask is chosen; right, the error as a share of the one-shot mask's, a group
+    of bars for each pattern.
 
     The share is averaged (geometrically) over layers. Series "schedule" of notebook 03: "sparsity"
-    {schedule: [n]}, "ratio" {pattern: {schedule: ratio to one-shot}}.
+    {schedule: [n]}, "ratio" {pattern: {schedule: ratio to one-shot}}, "mask_steps". The released
+    code has its full sparsity from the first step on, so its markers lie on the one-shot line.
     """
-    figure, (left, right) = style.new_figure(2, size=(7.0, 3.7))
+    figure, (left, right) = style.new_figure(2, size=(8.4, 3.7))
+    steps = series["mask_steps"]
     for name, values in series["sparsity"].items():
-        percent = 100 * np.asarray(values)
-        left.plot(range(1, len(values) + 1), percent, label=name, **style_of(name))
+        look = style_of(name) | (ONCE if name == "one-shot" else {"markevery": slice(steps)})
+        left.plot(range(1, len(values) + 1), 100 * np.asarray(values), label=LABELS[name], **look)
+    left.axvspan(0.5, steps + 0.5, color="#EEEEEE", zorder=0)
     shares = (100 * pd.DataFrame(series["ratio"])).drop(index="one-shot")
     width = 0.8 / len(shares)
     for position, (name, row) in enumerate(shares.iterrows()):
         places = np.arange(len(row)) + (position - (len(shares) - 1) / 2) * width
         bars = right.bar(places, row, width * 0.95, color=style_of(name)["color"])
         right.bar_label(bars, fmt="%.0f", padding=2, fontsize=9)
-    right.axhline(100, label="one-shot", **style_of("one-shot") | {"marker": ""})
+    right.axhline(100, **style_of("one-shot") | ONCE | {"marker": ""})
     right.set_xticks(range(len(shares.columns)), list(shares.columns))
-    set_up(left, "sparsity of the mask (%)", whole=10, xlabel="iteration", ylim=(0, None))
-    set_up(right, "relative error (% of one-shot's)", ylim=(0, 115))
+    set_up(left, "sparsity (%); a marker: the mask is chosen", whole=10, ylim=(0, 100),
+           xlabel=f"iteration of ADMM (grey: {steps} mask steps)")  # fmt: skip
+    set_up(right, "error of a layer (one-shot mask: 100 %)", ylim=(0, 115))
     style.name_ends(left)
-    style.name_ends(right)
     low, high = shares.min(axis=None), shares.max(axis=None)
-    title = f"Choosing the mask step by step leaves {low:.0f} to {high:.0f} % of one-shot's error"
-    figure.suptitle(title if high < 100 else "Error by schedule of the mask", fontsize=11)
+    title = f"A mask chosen in steps leaves {low:.0f} to {high:.0f} % of a one-shot mask's error"
+    figure.suptitle(title, fontsize=11)
     return figure
 
 

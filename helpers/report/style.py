@@ -49,6 +49,8 @@ LOOKS = {
     "down_proj": ("#6FAFB4", "X", ":"),
 }  # fmt: skip
 KEPT, PRUNED = "#3D4653", "#F4F4F4"
+# around one point of a line
+RING = {"color": "black", "ls": "none", "markersize": 12, "fillstyle": "none", "mew": 1.6}
 RELATIVE_ERROR = "relative error ‖XW − XŴ‖² / ‖XW‖²"
 
 

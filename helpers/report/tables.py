@@ -19,10 +19,9 @@ import numpy as np
 import pandas as pd
 
 from helpers.data.tasks import TASK_TABLE, paired_difference
-from helpers.paths import reference_dir, replace_file
+from helpers.paths import replace_file
 from helpers.report import beyond, frame, published
 from helpers.report.frame import SECONDS, TASK_NAMES, USUAL, Record, about_model, caption, setting
-from helpers.report.records import read_records
 
 SOLVERS = {"none": "no update", "sparsegpt": "SparseGPT", "sgd": "SGD", "adam": "Adam",
            "cg": "conjugate gradients", "admm": "ADMM", "exact": "exact optimum"}  # fmt: skip
@@ -345,15 +344,6 @@ def _items_note(records: list[Record]) -> str:
     return f"{amount} items a task, {same}the same for every model; lm-eval {harness}."
 
 
-def _with_rivals(runs: list[Record]) -> list[Record]:
-    """With the committed answers of `full` if all here are of the recipe, as in `beyond`."""
-    scored = [run["parameters"] for run in runs if run["notebook"] == frame.ZERO_SHOT_NOTEBOOK]
-    if not scored or not all(given.get("effort") for given in scored):
-        return runs
-    full = frame.by_model(read_records(reference_dir("full") / "records"))
-    return [*full.get(scored[0]["model"], ()), *runs]
-
-
 def chances(accuracy: pd.DataFrame) -> pd.Series:
     """What guessing scores on each task of a zero-shot table, and the mean."""
     known = {name: TASK_TABLE[task].chance for task, name in TASK_NAMES.items()}
@@ -381,13 +371,12 @@ def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
         note = f"{where} {published.DIFFERENT}"
         yield "published_ratios", "", note, published.ratio_table(pruned)
     model = about_model(runs)
-    scored = _with_rivals(runs)
     for metric, how in ("acc", ""), ("acc_norm", " normalised by the answers' length"):
-        if tables := zero_shot_table(scored, metric):
-            note = f"{model} Accuracy{how} ± one standard error over items. {_items_note(scored)}"
+        if tables := zero_shot_table(runs, metric):
+            note = f"{model} Accuracy{how} ± one standard error over items. {_items_note(runs)}"
             accuracy = pd.concat([chances(tables[0]).to_frame().T, tables[0]]).rename_axis("model")
             yield "zero_shot", metric, note, accuracy, tables[1]
-    yield "zero_shot", "paired", f"{model} {caption(paired_table)}", paired_table(scored)
+    yield "zero_shot", "paired", f"{model} {caption(paired_table)}", paired_table(runs)
     yield "weight_update", "", f"{model} {caption(update_table)}", update_table(runs)
     for text, column in ("calibration", "error"), ("held-out", "heldout"):
         note = f"{model} On {text} text. {caption(mask_table)}"
