@@ -242,7 +242,7 @@ THREE = {"rho": 3.0, "precondition": True}
         (ENOUGH, [admm(0.009)], [], HOLDS, "within 1 % on 8 of 8"),
         (ENOUGH, [admm(0.02)], [], FAILS, "worst 2 %"),
         (SCALED, [admm(0.1)], pair(EARLY, LATE), HOLDS, "without it on 0 of 8"),
-        (SCALED, [admm(0.1)], pair(EARLY, EARLY), FAILS, "of which 0 need more"),
+        (SCALED, [admm(0.1)], pair(EARLY, EARLY), FAILS, "; 0 need more"),
         # where it does not get there either, it is not what matters
         (SCALED, [admm(0.1)], pair(LATER, LATE), FAILS, "without it on 0 of 8"),
         (ONE_RHO, [admm(0.1)], pair(EARLY, LATE, **THREE), HOLDS, "at most 1 times"),
