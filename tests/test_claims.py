@@ -94,8 +94,8 @@ def test_admm_grad_must_beat_both() -> None:
     assert outcome.verdict == OPEN and "0 of 5 seeds" in outcome.numbers
     assert verdict("ADMM-Grad beats", [*runs, *table("sparsegpt", 25.0)]).verdict == HOLDS
     assert verdict("ADMM-Grad beats", [*runs, *table("sparsegpt", 15.0)]).verdict == FAILS
-    name, peer = "ADMM-Grad is the best method of single", table("alps", 19.0)
-    assert verdict(name, runs).verdict == OPEN and verdict(name, runs + peer).verdict == FAILS
+    name, peer = "ADMM-Grad is the best method of single", table("alps", 18.0)
+    assert [verdict(name, some).verdict for some in (runs, runs + peer)] == [UNTESTED, FAILS]
     name, runs = "ADMM-Grad wins on the paper's own", [*runs, *table("sparsegpt", 25.0)]
     assert verdict(name, runs).verdict == UNTESTED
     assert verdict(name, [run | {"plan": "paper"} for run in runs]).verdict == HOLDS
@@ -144,10 +144,10 @@ def pairs(*solve: tuple[float, float], forward: tuple[float, float] = (80, 80)) 
 
 def test_overhead_takes_three_timed_pairs_and_the_same_passes_for_both() -> None:
     name = "ADMM-Grad takes"
-    # the forward passes, 310 and 80, enter as their median: 292, 290, 288 over 235 of seconds
-    near = pairs((97, 40), (95, 40), (93, 40), forward=(310, 80))
+    # the forward passes, 310 and 80, enter as their median: 291, 290 and 289 over 235
+    near = pairs((96, 40), (95, 40), (94, 40), forward=(310, 80))
     outcome = verdict(name, near)
-    assert outcome.verdict == HOLDS and "1.23 ± 0.02 times" in outcome.numbers
+    assert outcome.verdict == HOLDS and "1.23 ± 0.01 times" in outcome.numbers
     assert "3 timed pairs" in outcome.numbers and "95 s, SparseGPT 40 s" in outcome.numbers
     assert verdict(name, near[:4]).verdict == OPEN  # two pairs
     assert verdict(name, pairs(*[(95, 40)] * 3)).verdict == FAILS  # 175 / 120
