@@ -25,7 +25,7 @@ def dense() -> tuple[nn.Module, Tensor]:
     model, tokenizer = load_model("embedded", device="cpu")
     del model.model.layers[2:]
     model.config.num_hidden_layers = 2
-    return model, calibration_tokens("embedded", tokenizer, sequences=4, length=256)
+    return model, calibration_tokens("embedded", tokenizer, sequences=4, length=128)
 
 
 def test_it_is_short_and_needs_torch_and_transformers_only() -> None:
@@ -53,7 +53,7 @@ def test_masks_and_errors_are_the_packages(method, off, apart, dense, registry) 
         assert error == pytest.approx(layer.error, rel=off), name
         ours = model.model.layers[layer.block].get_submodule(layer.name).weight != 0
         assert (keep != ours).float().mean() <= apart, name
-    expected = perplexity(other, tokens.flatten(), length=256)
+    expected = perplexity(other, tokens.flatten(), length=128)
     assert EXAMPLE.perplexity(other, tokens) == pytest.approx(expected, rel=1e-5)
 
 

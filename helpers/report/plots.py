@@ -107,7 +107,7 @@ def schedule_figure(series: Mapping[str, Any]) -> Figure:
         right.bar_label(bars, fmt="%.0f", padding=2, fontsize=9)
     right.axhline(100, **style_of("one-shot") | ONCE | {"marker": ""})
     right.set_xticks(range(len(shares.columns)), list(shares.columns))
-    set_up(left, "sparsity (%); a marker: the mask is chosen", whole=10, ylim=(0, 100),
+    set_up(left, "sparsity (%), marked where the mask is chosen", whole=10, ylim=(0, 100),
            xlabel=f"iteration of ADMM (grey: {steps} mask steps)")  # fmt: skip
     set_up(right, "error of a layer (one-shot mask: 100 %)", ylim=(0, 115))
     style.name_ends(left)
