@@ -43,7 +43,7 @@ def use_figure(result: Mapping[str, Any]) -> bytes:
         ax.axhline(1, color=DENSE, linestyle="--", linewidth=1, label="Dense")
         set_up(ax, title, xlabel="weights set to zero (%)", ylim=(0, None))
         name_ends(ax)
-    title = "Zeros make a file smaller; products that skip them are faster than dense ones "
+    title = "Zeros make a file smaller; products that skip them are faster than dense ones: "
     title += f"{gains[0]} in reading, {gains[1]} in writing"
     figure.suptitle(title, fontsize=11)
     return to_png(figure)

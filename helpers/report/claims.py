@@ -114,16 +114,9 @@ def _race(findings: Findings, solvers: Sequence[str], unit: str) -> Evidence:
     race = pd.DataFrame(rows, columns=["layer", "ratio"])
     slower, never = race["ratio"] > 1, (race["ratio"] == math.inf).sum()
     numbers = (
-<<<<<<< HEAD
         f"the rival needs {race['ratio'].median():.2g} times as many {unit} (median)"
-        f"{SHARED if timed.empty else ''}; more on {slower.sum()} of {len(race)} problems"
+        f"{SHARED * timed.empty}; more on {slower.sum()} of {len(race)} problems"
         f"{f' (on {never} it did not get there)' if never else ''}"
-=======
-        f"the rival needs {ratio:.2g} times as many {unit} (median){SHARED * timed.empty}; "
-        f"more on {slower.sum()} of {len(race)} problems"
-        f"{f' (on {never} it did not get there)' if never else ''}; to be "
-        f"within 1 % of the optimum ADMM needs {ours:.2g}, the rival {theirs:.2g}"
->>>>>>> main
     )
     return _on_nearly_all(race, slower, numbers, alone=not timed.empty)
 
@@ -326,15 +319,10 @@ def overhead(findings: Findings) -> Evidence:
     ratio, half = frame.interval((common + own) / (common + other))
     size = both["record"].iloc[0]["parameters"]  # it decides how much the passes weigh
     numbers = (
-<<<<<<< HEAD
         f"{with_error(ratio, half, digits=2)} times as long with {size['sequences']} x "
         f"{size['length']} calibration tokens; {len(both)} timed pairs, of {FEW_SEEDS} needed; "
         f"medians: solving and selecting admm-grad {own.median():.0f} s, "
         f"sparsegpt {other.median():.0f} s, beside {common:.0f} s of forward passes and grams"
-=======
-        f"{ratio:.2f} times as long{SHARED * timed.empty}; solving and selecting: admm-grad "
-        f"{own:.0f} s, sparsegpt {other:.0f} s, beside {common:.0f} s of forward passes and grams"
->>>>>>> main
     )
     return Evidence([(1 + TOLERATED - ratio, half if len(both) >= FEW_SEEDS else UNKNOWN)], numbers)
 
