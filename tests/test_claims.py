@@ -145,10 +145,9 @@ def pairs(*solve: tuple[float, float], forward: tuple[float, float] = (80, 80)) 
 def test_overhead_takes_three_timed_pairs_and_the_same_passes_for_both() -> None:
     name = "ADMM-Grad takes"
     # the forward passes, 310 and 80, enter as their median: 291, 290 and 289 over 235
-    near = pairs((96, 40), (95, 40), (94, 40), forward=(310, 80))
-    outcome = verdict(name, near)
-    assert outcome.verdict == HOLDS and "1.23 ± 0.01 times" in outcome.numbers
-    assert "3 timed pairs" in outcome.numbers and "95 s, SparseGPT 40 s" in outcome.numbers
+    outcome = verdict(name, near := pairs((96, 40), (95, 40), (94, 40), forward=(310, 80)))
+    assert outcome.verdict == HOLDS
+    assert re.search("1.23 ± 0.01 times .*; 3 timed pairs.* 95 s, SparseGPT 40", outcome.numbers)
     assert verdict(name, pairs((60, 40), (60, 40))).verdict == OPEN  # two pairs, however equal
     assert verdict(name, pairs(*[(95, 40)] * 3)).verdict == FAILS  # 175 / 120
     assert verdict(name, [run | {"timed": False} for run in near]).verdict == UNTESTED
