@@ -2,6 +2,7 @@
 PLAN ?= laptop
 JOBS ?= auto
 ONLY ?=
+STALE ?=
 BENCH ?=
 SCHEDULER ?=
 PYTHON ?= python3
@@ -23,7 +24,7 @@ $(error this needs Linux, macOS or WSL: on Windows, install WSL and run it there
 endif
 
 # make takes any variable, so that plan=smoke would run the plan laptop without a word
-KNOWN := PLAN JOBS ONLY BENCH SCHEDULER PYTHON PIP_ARGS VENV LAB_ARGS NAME UI_FULL CHROMIUM
+KNOWN := PLAN JOBS ONLY STALE BENCH SCHEDULER PYTHON PIP_ARGS VENV LAB_ARGS NAME UI_FULL CHROMIUM
 GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
 UNKNOWN := $(firstword $(filter-out $(KNOWN) MAKE% PRUNING_% HF_% OMP_% MKL_% CUDA_%,$(GIVEN)))
 ifneq ($(UNKNOWN),)
@@ -37,7 +38,7 @@ endif
 .PHONY: help setup assets reproduce tables book report drawings accept plan lab test test-ui doctor owner test-colab lint bench test-gpu clean
 
 help: ## show this list
-	@echo "make TARGET [PLAN=smoke|laptop|full|beyond|original|t4|paper] [ONLY=glob] [JOBS=n] [SCHEDULER=tcp://host:8786] [BENCH=solver] [NAME=github-name] [PYTHON=python3.12] [PIP_ARGS=...] [LAB_ARGS=--no-browser]"
+	@echo "make TARGET [PLAN=smoke|laptop|full|beyond|original|t4|paper] [ONLY=glob] [STALE=1] [JOBS=n] [SCHEDULER=tcp://host:8786] [BENCH=solver] [NAME=github-name] [PYTHON=python3.12] [PIP_ARGS=...] [LAB_ARGS=--no-browser]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(INSTALLED) ## create .venv and install what is needed
@@ -76,8 +77,8 @@ drawings: $(INSTALLED) ## write docs/drawings again from book/drawings.py
 	@$(PY) -m book.drawings
 
 # of laptop the notebooks too, with the outputs that they had
-accept: $(INSTALLED) ## make the results of a plan here the committed reference
-	@$(RUN) accept $(CHOSEN)
+accept: $(INSTALLED) ## make the results of a plan here the committed reference (STALE=1: beside older ones)
+	@$(RUN) accept $(CHOSEN) $(if $(filter 1,$(STALE)),--stale)
 	@$(if $(filter laptop,$(PLAN)),$(PY) -m book.executed)
 
 plan: $(INSTALLED) ## list the runs of a plan: what is done, what is to do

@@ -108,14 +108,8 @@ def test_layer_gram_is_that_of_the_dense_model_without_dropout(family: str, laye
     assert torch.equal(weight, fam.matrix_of(model.get_submodule(name))) and model.training
 
 
-@pytest.mark.parametrize(
-    ("block", "layer", "words"),
-    [
-        (2, "fc2", ("block", "2", "0 to 1")),
-        (-1, "fc2", ("block", "-1")),
-        (0, "fc3", ("fc3", "fc2")),
-    ],
-)
-def test_a_layer_that_is_not_there(block: int, layer: str, words: tuple, one_line_error) -> None:
-    with one_line_error(BadParameter, *words):
-        replay.layer_problems(fam.build("opt"), fam.random_tokens(2), block, [layer])
+def test_a_layer_that_is_not_there(one_line_error) -> None:
+    model, tokens = fam.build("opt"), fam.random_tokens(2)
+    for block, layer, words in ((2, "fc2", "0 to 1"), (-1, "fc2", "-1"), (0, "fc3", "fc2")):
+        with one_line_error(BadParameter, words):
+            replay.layer_problems(model, tokens, block, [layer])

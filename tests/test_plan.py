@@ -91,7 +91,6 @@ def test_the_record_of_a_timed_run_says_so(project: Project) -> None:
         ("rho: 1e-3", "write 1.0e-3"),
         ("pattern: 2:4", "quotes"),
         ("record_path: x.json", "record_path"),
-        ("preset: auto", "preset"),
         ("rho: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
         ("name: x-{rho}", "parameter 'name'"),
         ('name: "{roh}"\ngrid: {rho: [1.0]}', "'roh'"),

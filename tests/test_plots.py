@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -89,14 +87,6 @@ def test_pictures_of_masks() -> None:
     image = picture.axes[0].get_images()[0].get_array()
     assert image.shape == (10, 20) and (torch.tensor(image.data).bool() == keep[:10, :20]).all()
     assert picture._repr_png_().startswith(b"\x89PNG")  # how Jupyter shows it
-
-
-def test_pyplot_and_its_settings_stay_out() -> None:
-    code = """import sys, matplotlib, helpers.report.plots, helpers.report.style as style
-figure, ax = style.new_figure(size=(1, 1))
-assert not ax.spines["top"].get_visible() and not matplotlib.rcParams["axes.grid"]
-sys.exit("matplotlib.pyplot" in sys.modules)"""
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_files_of_figures(records: list[dict], tmp_path: Path, one_line_error) -> None:

@@ -56,6 +56,14 @@ def test_the_claims_are_those_of_the_committed_records() -> None:
     assert set(shown) < {f"- {verdict}: {claim} ({number})." for claim, verdict, number in rows}
 
 
+def test_it_says_how_many_records_of_its_tables_are_of_earlier_code() -> None:
+    """As `make accept` has counted them, and nothing where there are none."""
+    plans = dict.fromkeys(re.findall(r"results/reference/(\w+)/tables", README))
+    notes = [reference_dir(plan) / "earlier.txt" for plan in plans]
+    said = re.findall(r"\d+ of \d+ records of \w+ are of earlier code, since [^)]+", README)
+    assert said == [note.read_text().splitlines()[0] for note in notes if note.is_file()]
+
+
 def test_it_is_read_in_four_minutes() -> None:
     words = re.sub(r"[|:-]{2,}|\|", " ", README).split()
     assert len(words) <= 900

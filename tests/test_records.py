@@ -31,7 +31,7 @@ def test_round_trip(tmp_path: Path) -> None:
     path = records.write_record(tmp_path / "deep" / "a.json", record)
     assert records.read_record(path) == record
     assert records.read_records(tmp_path / "deep") == [record]
-    assert {"python", "torch", "transformers"} <= set(record["versions"])
+    assert {"python", "torch", "pruning-reproduction"} <= set(record["versions"])
     assert record["platform"]["processor"]  # equal numbers are promised on one kind only
     assert record["parameters"] == {"method": "wanda", "sparsity": 0.5}  # no path of this machine
 
@@ -83,14 +83,11 @@ def test_values_become_plain_or_are_refused(one_line_error) -> None:
 
 
 def test_types_of_parameters(one_line_error) -> None:
-    for good in ((1, float), (None, int, None), (np.float64(2), float)):
+    for good in ((1, float), (None, int, None)):
         records.check_type("a", good[0], good[1:])
     for bad, reason in (
-        (("1e-3", float), "write 1.0e-3"),
-        (("0.5", float), "without quotes"),
         ((True, int), "bool"),
         ((None, float), "NoneType"),
-        ((124, str), "quotes"),
         ((NAN, float), "finite"),
     ):
         with one_line_error(BadParameter, "rho = ", reason):

@@ -189,6 +189,34 @@ def test_what_reproduce_ends_with(project: Project, made: list) -> None:
     assert project.call("reproduce", "--only", "a")[0] == 1
 
 
+def test_accept_remembers_that_a_digit_has_moved(project: Project, made: list) -> None:
+    """Records of earlier code stand until then, and afterwards never: they are made again."""
+
+    def accept(plan: str, name: str, value: float, *more: str) -> str:
+        project.plan = plan
+        project.run_file(f"{name}.yaml")
+        stamped(project, name, value)
+        return "".join(map(str, project.call("accept", *more)))
+
+    accept("laptop", "a", 10.0)
+    accept("full", "a", 10.0)
+    project.result("records/01_work--a.json").unlink()
+    path = project.folder / "reference/full/records/01_work--a.json"
+    record = read_record(path) | {"fingerprint": "earlier"}
+    write_record(path, record)
+    since = record["versions"]["pruning-reproduction"]
+    earlier = f"1 of 1 records of full are of earlier code, since {since}"
+    note = project.folder / "reference/full/earlier.txt"
+    assert f"{earlier}: they stand" in accept("laptop", "a", 10.004), "10.00 as well"
+    for value in (11.0, 11.0, 10.0):
+        assert f"{earlier}: digits have moved" in accept("laptop", "a", value)
+    assert "perplexity: 11.00, reference 10.00" in note.read_text()
+    # others are accepted beside it where one asks for that
+    assert "1 of 2 records are of earlier code" in accept("full", "b", 10.0)
+    assert "1 of 2 records of full" in accept("full", "b", 10.0, "--stale") and note.is_file()
+    assert "full are all of today's code" in accept("full", "a", 10.0) and not note.exists()
+
+
 def test_accept_takes_what_is_there_and_keeps_the_rest(project: Project, made: list) -> None:
     for name in "abc":
         project.run_file(f"{name}.yaml")

@@ -9,7 +9,6 @@ from layers import layer as random_layer
 
 from helpers import study as studies
 from helpers.admm import exact_least_squares
-from helpers.errors import BadParameter
 from helpers.gram import gram_of, relative_error
 from helpers.methods import METHODS
 from helpers.study import mask_study, update_study
@@ -96,12 +95,6 @@ def test_measuring_does_not_count(layer, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(studies.time, "perf_counter", lambda: clock[0])
     study = update_study(*layer, sparsities=(0.5,), iterations=20)
     assert clock[0] > 20 and {row["seconds"] for row in study["update"]} == {0.0}
-
-
-@pytest.mark.parametrize("sparsity", [0.0, 60])
-def test_a_sparsity_that_leaves_nothing_to_study(layer, sparsity: float, one_line_error) -> None:
-    with one_line_error(BadParameter, "sparsity", f"{sparsity:g}"):
-        update_study(*layer, sparsities=(0.5, sparsity))
 
 
 # ---------------------------------------------------------------- mask_study

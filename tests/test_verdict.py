@@ -1,7 +1,10 @@
 """The verdict: records here beside committed ones, on both sides of what is allowed."""
 
 import copy
+import itertools
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +27,7 @@ from helpers.report.verdict import (
 )
 
 Record = dict[str, Any]
-OTHER = {"platform": {"processor": "another"}}
+ONE, OTHER = ({"platform": {"processor": processor}} for processor in ("one", "another"))
 
 
 def run(perplexity: float, seed: int = 0, method: str = "wanda", **asked: Any) -> Record:
@@ -34,7 +37,8 @@ def run(perplexity: float, seed: int = 0, method: str = "wanda", **asked: Any) -
     if method in ("dense", "magnitude"):
         del data["calibration"]
     record = {"notebook": "04", "name": name, "parameters": parameters | asked, "metrics": metrics}
-    return record | {"data": data, "device": "cpu, 1 thread", "versions": {"torch": "2.13"}}
+    made = {"device": "cpu, 1 thread", "versions": {"torch": "2.13"}}
+    return record | made | ONE | {"data": data}
 
 
 def one(record: Record, reference: Record, plan: list[Record] | None = None) -> Verdict:
@@ -44,11 +48,10 @@ def one(record: Record, reference: Record, plan: list[Record] | None = None) -> 
 
 
 def test_a_run_is_reproduced_within_its_tolerance() -> None:
-    reference = [run(10.0), run(10.6, method="b"), run(10.0, method="gone"), run(1.0, method="c")]
-    here = [run(10.0 + SAME, device="cuda"), run(10.0, method="b"), run(1.0, method="c", rho=2.0)]
-    found = judge([*here, run(5.0, method="new")], reference, reference)
-    assert (found.compared, found.reproduced, found.missing) == (3, 1, 1)
-    assert found.without == 2  # c has other parameters, new is not in the reference
+    reference = [run(10.0), run(10.6, method="b"), run(10.0, method="gone")]
+    here = [run(10.0 + SAME), run(10.0, method="b"), run(5.0, method="new")]
+    found = judge(here, reference, reference)
+    assert (found.compared, found.reproduced, found.missing, found.without) == (3, 1, 1, 1)
     lines = to_lines(found.comparisons)
     shown = {line.split()[1]: line for line in lines[1:] if "tokens" not in line}
     assert "-5.66 %" in shown["b-0"] and "OUT" in shown["b-0"]
@@ -60,23 +63,43 @@ def test_a_run_is_reproduced_within_its_tolerance() -> None:
 
 
 @pytest.mark.parametrize("plan", ["laptop", "full", "beyond"])
-def test_a_plan_reproduces_itself(plan: str) -> None:
+def test_committed_records_can_be_judged_on_another_machine(plan: str) -> None:
     records = read_records(reference_dir(plan) / "records")
-    found = judge(records, records, records)
     measuring = [record for record in records if record["notebook"] != "06_tables_and_plots"]
-    assert found.reproduced == found.compared == len(measuring) and found.without == 0
-    assert summary(found).endswith("differences at most 0.00 % (same kind of machine)")
-    few = records if plan == "laptop" else records[::20]  # the same tables, and slow to write
-    assert not any(line for record in few for line in equal_to_printed_digits(record, record))
+    unnamed = [record for record in measuring if not record["platform"].get("processor")]
+    assert all(record["created"] < "2026-11-26T05" for record in unnamed), "all name it since then"
+    some = measuring[:: 1 if plan == "laptop" else 8]
+    found = judge([record | OTHER for record in some], some, records)
+    assert found.reproduced == found.compared == len(some)
+
+
+def test_two_kinds_of_processor_agree_and_are_not_one() -> None:
+    """Cells of `laptop` by one code, the dense model and methods: rounding alone differs."""
+    pair = json.loads(Path(__file__).with_name("two_processors.json").read_text(encoding="utf-8"))
+    made: list[list[Record]] = [[], []]
+    for side, (name, cell) in itertools.product((0, 1), pair["cells"].items()):
+        layers = [
+            {"block": place // 7, "name": place % 7, "error": error}
+            for place, error in enumerate(cell["errors"][side])
+        ]
+        record = run(cell["perplexity"][side], **cell["parameters"])
+        record["platform"] = {"processor": pair["processors"][side]}
+        made[side].append(record | {"name": name, "layers": layers})
+    for here, there in (made, made[::-1]):
+        found = judge(here, there, there)
+        assert found.reproduced == found.compared == len(pair["cells"])
+        found = judge([record | ONE for record in here], [record | ONE for record in there], there)
+        assert found.reproduced == 1, "the dense model"
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({}, "(same kind of machine)"),
-        (OTHER, "(another machine: processor another here, unknown there)"),
+        (OTHER, "(another machine: processor another here, one there)"),
         ({"device": "cpu, 2 threads"}, "(another machine: threads 2 here, 1 there)"),
         ({"versions": {"torch": "2.14"}}, "(another machine: torch 2.14 here, 2.13 there)"),
+        ({"versions": {"torch": "2.13+cpu"}}, "(same kind of machine)"),  # another label
         ({"series": {"batch": 2}}, "(same kind of machine)"),  # not always written
     ],
 )
@@ -85,38 +108,44 @@ def test_the_level_and_why(change: dict, said: str) -> None:
     found = one(run(10.1) | change, reference)
     assert summary(found).endswith(said)
     assert found.reproduced == ("another" in said)  # 1 % apart
+    unknown = one(run(10.0) | {"platform": {}}, reference | {"platform": {}})
+    assert "processor unknown here, unknown there" in summary(unknown)
 
 
-def test_on_another_machine_the_tolerance_comes_from_seeds_of_the_same_run() -> None:
+def test_on_another_machine_the_tolerance_comes_from_seeds_or_the_damage() -> None:
     dense, seeds = run(10.0, method="dense"), [run(20.0), run(21.0, 1), run(20.5, 2)]
 
-    def of(record: Record, *plan: Record) -> tuple[float, str]:
-        return tolerance_of(record, "perplexity", [dense, *plan])
+    def of(record: Record, *plan: Record, what: str = "perplexity") -> tuple[float, str]:
+        return tolerance_of(record, what, [dense, *plan])
+
+    def share(damage: float) -> tuple[float, str]:
+        return pytest.approx(damage**SHARE - 1), "share of the damage"
 
     assert of(run(20.0), *seeds) == (pytest.approx(1 / 20.5), "3 seeds")
-    assert of(run(20.0), run(20.0), run(20.0, 1), run(20.1, 2)) == (FLOOR, "3 seeds")
     assert of(run(20.0), run(1.0), run(9.0, 1), run(9.0, 2)) == (CEILING, "3 seeds")
-    # two seeds, however often, another method or size say nothing: a share of the damage
-    bound = (pytest.approx(2**SHARE - 1), "bound")
-    assert of(run(20.0), *seeds[:2] * 2) == of(run(20.0, method="b"), *seeds) == bound
-    assert of(run(80.0), dense) == (pytest.approx(8**SHARE - 1), "bound")
-    assert of(run(10.1), dense) == (FLOOR, "bound")
-    assert of(run(80.0, windows=3), dense) == (UNKNOWN, "bound")
-    assert of(run(80.0, method="magnitude"), dense) == of(dense) == (ROUNDING, "rounding")
+    # seeds that agree by chance, two seeds, however often, another method: a share of the damage
+    assert of(run(20.0), run(20.0), run(20.0, 1), run(20.1, 2)) == share(2)
+    assert of(run(20.0), *seeds[:2] * 2) == of(run(20.0, method="b"), *seeds) == share(2)
+    assert of(run(80.0)) == share(8) and of(run(1e6)) == (CEILING, "share of the damage")
+    assert of(run(10.1)) == (FLOOR, "bound") and of(run(80.0, windows=3)) == (UNKNOWN, "bound")
+    assert of(run(80.0, method="magnitude")) == of(dense) == (ROUNDING, "rounding")
+    # a run that measures its dense model itself, as those of notebook 08 do
+    values = {"perplexity_layers": 80.0, "perplexity_dense": 20.0, "divergence_after": 1.0}
+    repaired = run(60.0, windows=3)
+    repaired["metrics"] |= {name: metric(value) for name, value in values.items()}
+    assert of(repaired) == share(3) and of(repaired, what="perplexity_layers") == share(4)
+    assert of(repaired, what="perplexity_dense") == (ROUNDING, "rounding")
+    assert of(repaired, what="divergence_after") == (SHARE, "share of the damage")
     own = run(9.0)
     own["metrics"]["perplexity"]["tolerance"] = 0.3
     assert one(run(11.0), own).reproduced == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "here"),
-    [("sparsity", 0.5, 0.5001), ("sparsity", 0.5, 0.5 + 1e-12), ("tokens", 7, 8)],
-)
-def test_exact_metrics_must_be_equal(name: str, value: float, here: float) -> None:
-    reference, other = ({**run(1.0), "metrics": {name: metric(v)}} for v in (value, here))
-    for machine in ({}, OTHER):
-        assert one(reference | machine, reference).reproduced == 1
-        assert one(other | machine, reference).reproduced == 0
+def test_sparsity_and_whole_numbers_must_be_equal_on_any_machine() -> None:
+    reference = run(1.0) | {"metrics": {"sparsity": metric(0.5), "tokens": metric(7)}}
+    for name, other in {"sparsity": 0.5 + 1e-12, "tokens": 8}.items():
+        here = reference | {"metrics": reference["metrics"] | {name: metric(other)}}
+        assert one(here, reference).reproduced == one(here | OTHER, reference).reproduced == 0
 
 
 def layered(*changes: float, method: str = "wanda", mask: str | None = "m") -> Record:
@@ -133,22 +162,25 @@ def layered(*changes: float, method: str = "wanda", mask: str | None = "m") -> R
 @pytest.mark.parametrize(
     ("here", "same", "other"),
     [
-        (layered(1, 1, 1 + SAME / 2), True, True),
-        (layered(1, 1, 1 + 2 * SAME), False, True),  # one layer, though the mean hardly moves
-        (layered(1.5, 1, 1), False, True),  # the median stays
-        (layered(*[1 + 2 * MEDIAN] * 3), False, False),
-        (layered(1, 1), False, True),
-        (layered(1, 1, 1, mask="other"), False, True),
-        (layered(1, 1, 1, mask=None), False, True),
+        (layered(1, 1, 1 + SAME / 2, 1, 1), True, True),
+        (layered(1, 1, 1 + 2 * SAME, 1, 1), False, True),  # one layer: the mean hardly moves
+        (layered(1.0009, 1, 1, 1, 1), True, True),
+        (layered(1.0011, 1, 1, 1, 1), False, False),  # the first block, on any machine
+        (layered(1, 0.981, 1, 1, 1), False, True),
+        (layered(1, 0.979, 1, 1, 1), False, False),
+        (layered(1, 1, 1, 1, 1.9), False, True),
+        (layered(1, 1, 1, 1, 2.1), False, False),
+        (layered(1, 1, *[1 + 2 * MEDIAN] * 3), False, False),
+        (layered(1, 1, 1, 1), False, False),  # one is missing
+        (layered(1, 1, 1, 1, 1, mask="other"), False, True),
+        (layered(1, 1, 1, 1, 1, mask=None), False, True),
         (run(10.0) | {"layers": None}, False, False),
     ],
 )
 def test_layers(here: Record, same: bool, other: bool) -> None:
-    reference = layered(1, 1, 1)
-    assert (one(here, reference).reproduced, one(here | OTHER, reference).reproduced) == (
-        same,
-        other,
-    )
+    reference = layered(1, 1, 1, 1, 1)
+    assert one(here, reference).reproduced == same
+    assert one(here | OTHER, reference).reproduced == other
 
 
 def test_masks_without_calibration_and_tokens_are_equal_on_any_machine() -> None:
@@ -159,14 +191,11 @@ def test_masks_without_calibration_and_tokens_are_equal_on_any_machine() -> None
         assert one(run(10.0) | {"data": data} | OTHER, run(10.0)).reproduced == 0
 
 
-def scored(*answers: int, method: str = "wanda", chosen: bool = True) -> Record:
+def scored(*answers: int, method: str = "wanda") -> Record:
     """A zero-shot run in which the choice 0 is always right."""
     right = [int(answer == 0) for answer in answers]
-    series: dict[str, Any] = {
-        "zero_shot": {"rte": {"items": list(range(len(right))), "acc": right}}
-    }
-    if chosen:
-        series["answers"] = {"rte": list(answers)}
+    zero_shot = {"rte": {"items": list(range(len(right))), "acc": right}}
+    series = {"zero_shot": zero_shot, "answers": {"rte": list(answers)}}
     accuracy = metric(sum(right) / len(right)) | {"tolerance": 0.01}
     return run(1.0, method=method) | {"series": series, "metrics": {"rte_acc": accuracy}}
 
@@ -177,7 +206,6 @@ def test_zero_shot_is_judged_by_answers() -> None:
     # of 100,000 draws about a thousandth has more
     tail = sum(math.comb(60, k) * 0.1**k * 0.9 ** (60 - k) for k in range(most + 1, 61))
     assert tail <= 1e-3 < tail + math.comb(60, most) * 0.1**most * 0.9 ** (60 - most)
-    assert most_turned(60, 0.0) == 0 and most_turned(3500, 0.1) < 420
 
     def verdict(here: Record, there: Record, **machine: Any) -> int:
         return one(here | machine, there).reproduced
@@ -192,10 +220,6 @@ def test_zero_shot_is_judged_by_answers() -> None:
     wrong_key = scored(*reference)
     wrong_key["series"]["zero_shot"]["rte"]["acc"] = [0] * 60
     assert verdict(wrong_key, scored(*reference), **OTHER) == 0
-    # an older record tells right from wrong
-    old = scored(1, *reference[1:], chosen=False)
-    assert verdict(scored(2, *reference[1:]), old) == 1
-    assert verdict(scored(*reference), old) == 0
     assert verdict(run(1.0), scored(*reference), **OTHER) == 0
     # dense: as close on the same machine
     reference, here = run(10.0, method="dense"), run(10.002, method="dense")

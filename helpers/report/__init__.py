@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "agreement": (
-            *("claims_markdown", "notes", "numbers_text", "summary", "to_lines"),
+            *("claims_markdown", "numbers_text", "summary", "to_lines"),
             "write_claims",
         ),
         "beyond": ("pipeline_title",),

@@ -28,6 +28,8 @@ def summary(verdict: Verdict) -> str:
     text = f"{verdict.reproduced} of {verdict.compared} runs reproduced"
     if verdict.missing:
         text += f", {verdict.missing} not run here with this code"
+    if verdict.without:
+        text += f", {verdict.without} more without a committed record"
     if apart := [abs(item.apart) for item in verdict.comparisons if item.apart is not None]:
         text += f", differences at most {100 * max(apart):.2f} %"
     others = [differences for differences in verdict.machines.values() if differences]
@@ -36,13 +38,6 @@ def summary(verdict: Verdict) -> str:
         some = f", but another for {len(others)} of them: {reasons}" if others else ""
         return f"{text} (same kind of machine{some})"
     return f"{text} (another machine: {reasons})" if others else text
-
-
-def notes(verdict: Verdict) -> list[str]:
-    """What the verdict does not cover, a sentence each."""
-    runs = "1 run" if verdict.without == 1 else f"{verdict.without} runs"
-    note = f"no reference for {runs}: none was committed with these parameters and seeds"
-    return [note] if verdict.without else []
 
 
 def to_lines(comparisons: Iterable[Comparison]) -> list[str]:

@@ -24,8 +24,8 @@ Row = Mapping[str, Any]  # of a series
 PRUNE_NOTEBOOK = "04_prune_model"
 ZERO_SHOT_NOTEBOOK = "05_zero_shot"
 # names as people write them
-NAMES = {"wanda": "Wanda", "sparsegpt": "SparseGPT", "admm1": "ADMM1", "admm-grad": "ADMM-Grad",
-         "alps": "ALPS", "owl": "OWL", "besa": "BESA", "csr": "CSR"}  # fmt: skip
+NAMES = {"wanda": "Wanda", "sparsegpt": "SparseGPT", "admm-grad": "ADMM-Grad", "adam": "Adam"}
+NAMES |= {n: n.upper() for n in ("admm", "admm1", "alps", "owl", "besa", "csr", "cg", "sgd")}
 METHOD_ORDER = ("dense", "magnitude", "wanda", "sparsegpt", "admm1", "admm-grad")
 TASK_NAMES = {"boolq": "BoolQ", "rte": "RTE", "hellaswag": "HellaSwag", "winogrande": "WinoGrande",
               "arc_easy": "ARC-e", "arc_challenge": "ARC-c", "openbookqa": "OBQA",

@@ -55,7 +55,7 @@ def lines_figure(
         ax.plot(line.index, style.above_zero(line), label=in_words(label), **look)
     if marked is not None:
         ax.plot([marked], [line[marked]], "o", label="kept", **style.RING)
-    set_up(ax, title, log="y", plain=True, whole=10, xlabel=xlabel, ylabel=ylabel)
+    set_up(ax, in_words(title), log="y", plain=True, whole=10, xlabel=xlabel, ylabel=ylabel)
     style.name_ends(ax)
     return figure
 

@@ -29,10 +29,9 @@ from helpers.paths import replace_file, results_dir, root
 
 # the packages that can change a number
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "lm-eval")
-PACKAGES += ("numpy", "pandas")
+PACKAGES += ("numpy", "pandas", "pruning-reproduction")
 # what decides a number; a change elsewhere in the tree does not make a record "dirty"
 SOURCES = ("helpers", "notebooks", "runs", "pyproject.toml", "constraints.txt")
-EXPONENT_WITHOUT_POINT = re.compile(r"([-+]?\d+)[eE]([-+]?\d+)")
 # notebook and name together are the name of a record's file, and must not lead to another folder
 FileName = Annotated[str, Field(pattern=r"^\w[^/\\\x00-\x1f]{0,99}$")]
 
@@ -173,29 +172,11 @@ def check_type(name: str, value: Any, allowed_types: Iterable[type | None]) -> N
     # type() and not isinstance, because True is an int to isinstance
     if type(value) in types or (type(value) is int and float in types):
         return
-    if not isinstance(value, (bool, NoneType)) and isinstance(value, tuple(types)):
-        return  # of a subclass, such as numpy's float64
     wanted = " or ".join(sorted("None" if kind is NoneType else kind.__name__ for kind in types))
-    raise BadParameter(
-        f"{name} = {value!r} is of type {type(value).__name__}: give {wanted}{_hint(value, types)}"
-    )
-
-
-def _hint(value: Any, types: set[type]) -> str:
-    """What to write instead, for the two ways in which YAML changes a type unnoticed."""
-    if isinstance(value, str) and types & {int, float}:
-        # YAML 1.1 wants a point in a float: 1e-3 is text. It also reads 2:4 as 124, in base 60, and
-        # an unquoted no as False
-        if match := EXPONENT_WITHOUT_POINT.fullmatch(value.strip()):
-            return f" (YAML reads {value} as text: write {match[1]}.0e{int(match[2]):+d})"
-        try:
-            float(value)
-        except ValueError:
-            return ""
-        return f" (write {value.strip()} without quotes)"
-    if str in types and not isinstance(value, (str, dict, list, NoneType)):
-        return ' (YAML reads 2:4 and "no" as other types: put the text in quotes)'
-    return ""
+    # YAML 1.1 wants a point in a float; it reads 2:4 as 124, in base 60, and no as False
+    yaml = " (in YAML write 1.0e-3 for 1e-3, numbers without quotes, 2:4 and no in quotes)"
+    hint = yaml if str in {type(value), *types} else ""
+    raise BadParameter(f"{name} = {value!r} is of type {type(value).__name__}: give {wanted}{hint}")
 
 
 def _plain(value: Any) -> Any:

@@ -141,13 +141,12 @@ def set_up(
         legend: whether there is one, or its arguments.
     """
     with house_style():
-        ax.set(**{f"{axis}scale": "log" for axis in log}, **labels)
-        if title:
-            ax.set_title(title)
+        ax.set(title=title, **{f"{axis}scale": "log" for axis in log}, **labels)
         if whole:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=whole))
-        if plain:  # also between decades, and every tick where it spans less than one
-            digits = "2345" if max(ax.get_ylim()) > 5 * min(ax.get_ylim()) else "123456789"
+        if plain:  # every tick on an axis of less than a decade, some between a few decades
+            span = max(ax.get_ylim()) / min(ax.get_ylim())
+            digits = "123456789" if span <= 5 else "2345" if span < 1e3 else ""
             ax.yaxis.set_major_formatter("{x:.4g}")
             ax.yaxis.set_minor_formatter(lambda y, _: f"{y:.4g}" if f"{y:.0e}"[0] in digits else "")
         if legend:

@@ -15,11 +15,16 @@ from typing import Any
 from helpers import report  # its names are loaded on use: pandas and matplotlib take seconds
 from helpers.errors import RunError
 from helpers.paths import TABLES_NOTEBOOK, reference_dir, replace_file, results_dir
-from helpers.runner.fingerprint import is_done
-from helpers.runner.plan import Run, read_plan
+from helpers.runner.fingerprint import fingerprint, is_done
+from helpers.runner.plan import Run, plan_names, read_plan
 from helpers.runner.schedule import format_seconds, reference_seconds, run_plan, say
 
 Records = dict[str, dict[str, Any]]  # by `Run.id`
+
+
+def measuring(plan: str, only: str | None = None) -> list[Run]:
+    """The runs of a plan without the tables notebook's, which measures nothing of its own."""
+    return [run for run in read_plan(plan, only) if run.notebook != TABLES_NOTEBOOK]
 
 
 def records_here(runs: list[Run]) -> Records:
@@ -65,8 +70,7 @@ def reproduce(options: argparse.Namespace) -> int:
     if options.verb == "run":
         return 0
     write_products(options)
-    measured = [run for run in read_plan(plan, only) if run.notebook != TABLES_NOTEBOOK]
-    say(f"\n{report.numbers_text(records_here(measured).values())}")
+    say(f"\n{report.numbers_text(records_here(measuring(plan, only)).values())}")
     status = give_verdict(options)
     say("next: make book (all of this as a site), make lab (the notebooks, to change and to try)")
     return status
@@ -85,14 +89,9 @@ def write_products(options: argparse.Namespace) -> int:
 
 def verdict_here(plan: str, only: str | None = None) -> Any:
     """The `helpers.report.verdict.Verdict` on the records here that are up to date."""
-    # the tables notebook measures nothing of its own
-    runs = [run for run in read_plan(plan, only) if run.notebook != TABLES_NOTEBOOK]
-    return report.judge(
-        up_to_date(runs).values(),
-        committed(runs).values(),
-        report.read_records(reference_dir(plan) / "records"),
-        {run.notebook: run.defaults for run in runs},
-    )
+    runs = measuring(plan, only)
+    every = report.read_records(reference_dir(plan) / "records")
+    return report.judge(up_to_date(runs).values(), committed(runs).values(), every)
 
 
 def give_verdict(options: argparse.Namespace) -> int:
@@ -101,14 +100,13 @@ def give_verdict(options: argparse.Namespace) -> int:
     Says the verdict and what is apart; every comparison is in results/<plan>/verdict.txt.
     """
     verdict = verdict_here(options.plan, options.only)
-    summary = [report.summary(verdict), *report.notes(verdict)]
+    summary = report.summary(verdict)
     apart = [item for item in verdict.comparisons if not item.within and item.what != "record"]
     if apart:
         say("\n".join(report.to_lines(apart[:12])))
-    path = results_dir(options.plan) / "verdict.txt"
-    lines = [*summary, "", *report.to_lines(verdict.comparisons), ""]
-    replace_file(path, "\n".join(lines))
-    say("\n".join([*summary, f"every comparison: {path}"]))
+    lines = [summary, "", *report.to_lines(verdict.comparisons), ""]
+    path = replace_file(results_dir(options.plan) / "verdict.txt", "\n".join(lines))
+    say(f"{summary}\nevery comparison: {path}")
     return int(verdict.reproduced < verdict.compared)
 
 
@@ -116,8 +114,10 @@ def accept(options: argparse.Namespace) -> int:
     """Make the records that are up to date here the committed reference of their runs.
 
     Runs that were not done here keep the record they have, so that a long plan can be accepted in
-    parts. Tables and figures are made again from all of them. Those of `full` stand as long as no
-    printed digit of `laptop`, made with today's code, has moved: the last line says so.
+    parts; one of earlier code is kept only where --stale allows it. Tables and figures are made
+    again from all of them. The last lines say which plans stand.
+
+    Raises RunError where nothing is up to date here, and for records of earlier code.
     """
     runs, target = read_plan(options.plan), reference_dir(options.plan)
     new = up_to_date(read_plan(options.plan, options.only))
@@ -125,18 +125,50 @@ def accept(options: argparse.Namespace) -> int:
         raise RunError(f"nothing is up to date here: run make reproduce PLAN={options.plan} first")
     old = committed(runs)
     records = old | new
-    shutil.rmtree(target, ignore_errors=True)
+    if (earlier := of_earlier_code(options.plan, records)) and not options.stale:
+        some = (
+            f"{len(earlier)} of {len(records)} records are of earlier code (make plan lists them)"
+        )
+        raise RunError(f"{some}: run them too, or keep them with STALE=1")
+    for folder in ("records", "tables", "figures"):
+        shutil.rmtree(target / folder, ignore_errors=True)
     for key, record in records.items():
         report.write_record(target / "records" / f"{key}.json", record)
     write_tables_and_figures(records, target)
     others = f"kept {len(records) - len(new)}, {len(runs) - len(records)} runs without a record"
     say(f"accepted {len(new)} records into {target}, {others}")
-    if options.plan == "laptop":
-        both = [(new[key], old[key]) for key in sorted(new.keys() & old.keys())]
-        moved = [line for pair in both for line in report.equal_to_printed_digits(*pair)]
-        say(f"printed digits that moved in {len(both)} runs: {'; '.join(moved[:3]) or 'none'}")
-        say(f"the records of full {'must be made again' if moved else 'stand'}")
+    both = [(new[key], old[key]) for key in sorted(new.keys() & old.keys())]
+    moved = [line for pair in both for line in report.equal_to_printed_digits(*pair)]
+    say(f"printed digits that moved in {len(both)} runs: {'; '.join(moved[:3]) or 'none'}")
+    for plan in plan_names():
+        if (reference_dir(plan) / "records").is_dir():
+            say(standing(plan, moved[:3]))
     return 0
+
+
+def of_earlier_code(plan: str, records: Records) -> list[dict[str, Any]]:
+    """Those of a plan's records that today's code has not made, the oldest first."""
+    made = [(records[run.id], fingerprint(run)) for run in measuring(plan) if run.id in records]
+    earlier = [record for record, code in made if record.get("fingerprint") != code]
+    return sorted(earlier, key=lambda record: record["created"])
+
+
+def standing(plan: str, moved: list[str]) -> str:
+    """Whether the committed records of a plan stand, in a line.
+
+    Those of earlier code do until a printed digit has moved, of `laptop` as a rule. How many they
+    are, and what has moved, `moved` and before, is kept beside them until they are made again.
+    """
+    path, records = reference_dir(plan) / "earlier.txt", committed(measuring(plan))
+    earlier = of_earlier_code(plan, records)
+    if not earlier:
+        path.unlink(missing_ok=True)
+        return f"the records of {plan} are all of today's code"
+    since = earlier[0]["versions"].get("pruning-reproduction", "0.9.0 or before")
+    line = f"{len(earlier)} of {len(records)} records of {plan} are of earlier code, since {since}"
+    before = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
+    replace_file(path, "\n".join([line, *before, *moved, ""]))
+    return f"{line}: {'digits have moved, make them again' if before or moved else 'they stand'}"
 
 
 def list_runs(options: argparse.Namespace) -> int:
