@@ -38,7 +38,7 @@ endif
 .PHONY: help setup assets reproduce tables book report drawings accept plan lab test test-ui doctor owner test-colab lint bench test-gpu clean
 
 help: ## show this list
-	@echo "make TARGET [PLAN=smoke|laptop|full|second|original|t4|paper] [ONLY=glob] [STALE=1] [JOBS=n] [SCHEDULER=tcp://host:8786] [BENCH=solver] [NAME=github-name] [PYTHON=python3.12] [PIP_ARGS=...] [LAB_ARGS=--no-browser]"
+	@echo "make TARGET [PLAN=smoke|laptop|full|beyond|second|original|t4|paper] [ONLY=glob] [STALE=1] [JOBS=n] [SCHEDULER=tcp://host:8786] [BENCH=solver] [NAME=github-name] [PYTHON=python3.12] [PIP_ARGS=...] [LAB_ARGS=--no-browser]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(INSTALLED) ## create .venv and install what is needed

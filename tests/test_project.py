@@ -153,7 +153,9 @@ def test_importing_is_light() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize("plan", ["smoke", "laptop", "full", "second", "original", "t4", "paper"])
+@pytest.mark.parametrize(
+    "plan", ["smoke", "laptop", "full", "beyond", "second", "original", "t4", "paper"]
+)
 def test_committed_plans_are_sound(plan: str) -> None:
     runs = read_plan(plan)
     assert runs[-1].notebook == TABLES_NOTEBOOK

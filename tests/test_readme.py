@@ -11,8 +11,8 @@ from helpers.paths import reference_dir, root
 README = (root() / "README.md").read_text(encoding="utf-8")
 
 
-def committed(table: str) -> str:
-    return (reference_dir("full") / "tables" / f"{table}.md").read_text(encoding="utf-8")
+def committed(table: str, plan: str = "full") -> str:
+    return (reference_dir(plan) / "tables" / f"{table}.md").read_text(encoding="utf-8")
 
 
 TABLE = re.compile(r"(?m)(?:^\|.*\n)+")
@@ -31,7 +31,7 @@ def test_the_table_is_that_of_the_committed_records() -> None:
 
 
 def test_the_rows_of_the_recipe_are_those_of_its_tables() -> None:
-    perplexities, _, costs = map(cells_of, TABLE.findall(committed("beyond"))[:3])
+    perplexities, _, costs = map(cells_of, TABLE.findall(committed("beyond", "beyond"))[:3])
     shown = cells_of(TABLE.findall(README)[1])
     steps = ("guide (2), one pass", *(f"guide, one pass + distil ({n})" for n in (64, 240)))
     for step, row in zip(steps, shown.values(), strict=True):

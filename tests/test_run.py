@@ -100,10 +100,12 @@ def test_order_without_notebooks(project: Project, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(schedule, "fingerprint", lambda _: "")
     monkeypatch.setattr(schedule, "wait", wait)
-    runs = [plans.Run("p", "01", name, {}, {}, timed=name.isupper()) for name in "aBcD"]
+    seeds = zip("aBcD", ({}, {"calibration_seed": 1}, {}, {}), strict=True)
+    runs = [plans.Run("p", "01", name, seed, {}, timed=name.isupper()) for name, seed in seeds]
     runs.insert(0, plans.Run("p", plans.TABLES_NOTEBOOK, "t", {}, {}))
     assert schedule._execute(runs, runs, (lambda: 2, submit), project.folder / "token") == []
-    assert together == ["a", "ac", "B", "D", "t"], "timed runs are alone, tables come last"
+    # timed runs are alone and go seed by seed, tables come last
+    assert together == ["a", "ac", "D", "B", "t"]
 
 
 # --- errors --------------------------------------------------------------------------------

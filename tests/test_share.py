@@ -65,7 +65,7 @@ def test_the_card_tells_what_the_record_says(tmp_path: Path, monkeypatch) -> Non
     model, tokenizer = pruned(tmp_path)
     identity = {"name": "owner/model", "revision": "0123abc"}  # of a model of the hub
     monkeypatch.setattr(module, "model_identity", lambda _: identity)
-    record = copy.deepcopy(read_records(reference_dir("full") / "records")[-1])
+    record = copy.deepcopy(read_records(reference_dir("beyond") / "records")[-1])
     record["parameters"]["evaluation"] = "it's $(touch x); `touch x`"  # what a shell would run
     folder = save_pruned(model, tokenizer, tmp_path / "to", record=record)
     card = ModelCard.load(folder / "README.md")

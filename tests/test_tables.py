@@ -32,7 +32,7 @@ def runs() -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("plan", ["laptop", "full"])
+@pytest.mark.parametrize("plan", ["laptop", "full", "beyond"])
 def test_committed_tables_are_what_this_code_makes_of_the_records(
     plan: str, tmp_path: Path
 ) -> None:
@@ -81,16 +81,13 @@ def test_a_row_on_other_windows_stands_in_a_table_with_its_dense_model(runs: lis
     assert "dense model was not run" in sections([*other[:1], *runs])["perplexity"][1].note
 
 
-def test_cost_is_of_unstructured_runs_where_there_are_any(runs: list[dict]) -> None:
-    frame = tables.cost_table(runs)
-    assert frame.loc["admm-grad", "runs"] == 3  # neither N:M nor the variant
-    assert frame.loc["dense", ["prune (s)", "peak memory (GB)"]].tolist() == [10.0, 2.5]
-    for run, seconds in zip(runs[:3], (2.0, 1.0, 90.0), strict=True):  # one of them was disturbed
+def test_cost_is_the_median_over_runs_without_variants(runs: list[dict]) -> None:
+    for run, seconds in zip(runs, (2.0, 1.0, 90.0), strict=False):  # one of them was disturbed
         run["metrics"]["solve_seconds"] = metric(1.0, "s")
         run["metrics"]["selection_seconds"] = metric(seconds, "s")  # as older records have it
     frame = tables.cost_table(runs)
-    assert frame.loc["admm-grad", "solve (s)"] == 3.0
-    assert tables.cost_table(runs[4:6]).loc["admm-grad", "runs"] == 2  # N:M and nothing else
+    assert frame.loc["admm-grad", ["runs", "solve (s)"]].tolist() == [5, 3.0]
+    assert frame.loc["dense", ["prune (s)", "peak memory (GB)"]].tolist() == [10.0, 2.5]
 
 
 def test_variants_are_compared_with_the_same_seeds(runs: list[dict]) -> None:

@@ -57,30 +57,33 @@ def numbers_text(records: Iterable[Record]) -> str:
 
 def claims_markdown(records: Iterable[Record], tables: Path, page: Path | None = None) -> str:
     """The verdicts on the records of one model, each with its main number and a link to its table;
-    then how each was tested, with all numbers.
+    then how each was tested, with all numbers, and which claims these records do not test.
 
-    Of records that decide nothing, only what points another way than the committed ones of the plan
-    `full`. Args: tables, the folder of the tables; page, where links start, by default there too.
+    Of records that decide nothing, only what points another way than the committed ones of `full`
+    and `beyond`. Args: tables, the folder of the tables; page, where links start, by default there.
     """
-    records, page, rows, tested = list(records), page or tables, "", ""
+    records, page, rows, tested, others = list(records), page or tables, "", "", {}
     judged = beside = claim_verdicts(records)
     text = f"{frame.about_model(records)} ± is half of a 95 % interval."
     if not any(one.verdict in (HOLDS, FAILS) for one in judged):
-        full = reference_dir("full")
-        beside = claim_verdicts(read_records(full / "records"))
-        link = os.path.relpath(full / "tables" / "claims.md", page)
+        committed = (reference_dir(plan) / "records" for plan in ("full", "beyond"))
+        beside = claim_verdicts(chain(*map(read_records, committed)))
+        link = os.path.relpath(reference_dir("full") / "tables" / "claims.md", page)
         text += f" These runs are too few to decide a claim: verdicts are [those of full]({link})."
         text += " Shown is where the numbers of these runs point the other way."
     for number, (claim, one, other) in enumerate(zip(CLAIMS, judged, beside, strict=True), start=1):
-        if beside is judged or {one.points, other.points} == {HOLDS, FAILS}:
+        if beside is judged and one.verdict == UNTESTED:
+            others.setdefault(one.numbers.partition(";")[0], []).append(number)
+        elif beside is judged or {one.points, other.points} == {HOLDS, FAILS}:
             how, _, name = frame.caption(claim, paragraph=1).rpartition(" Table: ")
             table = tables / f"{name}md"  # its name ends in a full stop
             link = f"[{table.stem}]({os.path.relpath(table, page)})"
             cells = [one.sentence, f"**{other.verdict}**", one.numbers.partition(";")[0]]
-            cells.append("–" if one.points == UNTESTED else link)
-            rows += f"| {number} | {' | '.join(cells)} |\n"
+            rows += f"| {number} | {' | '.join(cells)} | {link} |\n"
             tested += f"{number}. {how} *{one.numbers}.*\n"
     head = "| # | claim | verdict | number | evidence |\n| --: | :-- | :-- | :-- | :-- |\n"
+    left = "; ".join(f"{', '.join(map(str, of))} ({why})" for why, of in others.items())
+    tested = f"{tested}\nNot tested by these records: {left}.\n" if others else tested
     return f"{text}\n\n{head}{rows or NOTHING}\nHow each was tested. {RULES}\n\n{tested}"
 
 

@@ -62,7 +62,8 @@ def pipeline_frame(records: Iterable[Record]) -> pd.DataFrame:
     memory, the peak in GB; admm_seconds, of ADMM-Grad's layers with two passes, in the same run if
     it prunes so, else the mean of such runs at its target on its kind of machine, of its seed if
     there are any; times, seconds / admm_seconds; closed, the share of ln(perplexity / dense) of
-    plain ADMM-Grad with the same seed and target that is gone. NaN where something was not run.
+    plain ADMM-Grad with the same seed and target that is gone. NaN where something was not run, and
+    once runs were timed alone in the seconds of those that were not.
     """
     layers = frame.run_frame(records, NOTEBOOK, cell=(*frame.CELL, *PLAIN))
     if layers.empty:
@@ -70,21 +71,22 @@ def pipeline_frame(records: Iterable[Record]) -> pd.DataFrame:
     given = [record["parameters"] for record in layers["record"]]
     steps = pd.Series(map(_steps, given), layers.index)
     plain = (layers["label"] == BASE) & ~steps.str.contains("one pass|bfloat16")
+    counted = layers["timed"] | (not layers["timed"].any())
     layers = layers.assign(
         stem=layers["label"] + steps,
         repair=list(map(_repair, given)),
         machine=[f"{(record.get('platform') or {}).get('processor')}, {record['device']}"
                  for record in layers["record"]],
         memory=[record["peak_memory_bytes"] / 1e9 for record in layers["record"]],
-        admm_seconds=layers["prune_seconds"].where(plain),
-        seconds=layers["total_seconds"],
+        admm_seconds=layers["prune_seconds"].where(plain & counted),
+        seconds=layers["total_seconds"].where(counted),
     )  # fmt: skip
     whole = layers[layers["repair"] != ""]
     layers = layers.assign(
         # the peak of a run is that of its repair, if it had one
         memory=layers["memory"].where(layers["repair"] == ""), repair="",
         perplexity=layers["perplexity_layers"], perplexity_web=layers["perplexity_web_layers"],
-        seconds=layers["total_seconds"] - layers["repair_seconds"],
+        seconds=layers["seconds"] - layers["repair_seconds"],
     )  # fmt: skip
     table = pd.concat([layers, whole], ignore_index=True)
     # the shorter repair first: 8 windows before 64

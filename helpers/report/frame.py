@@ -29,7 +29,7 @@ NAMES |= {n: n.upper() for n in ("admm", "admm1", "alps", "owl", "besa", "csr", 
 METHOD_ORDER = ("dense", "magnitude", "wanda", "sparsegpt", "admm1", "admm-grad")
 TASK_NAMES = {"boolq": "BoolQ", "rte": "RTE", "hellaswag": "HellaSwag", "winogrande": "WinoGrande",
               "arc_easy": "ARC-e", "arc_challenge": "ARC-c", "openbookqa": "OBQA",
-              "piqa": "PIQA", "sciq": "SciQ", "lambada_openai": "LAMBADA"}  # fmt: skip
+              "piqa": "PIQA", "sciq": "SciQ", "lambada_openai": "LAMBADA (no breaks)"}  # fmt: skip
 USUAL = {"rho": 1.0, "precondition": True, "damping": 0.1}  # ADMM's defaults
 ENOUGH = 0.01  # an objective this close to its optimum counts as having arrived
 SECONDS = [f"{part}_seconds" for part in ("forward", "solve", "prune", "evaluate")]
@@ -289,8 +289,8 @@ MEASURES = ("excess", "error", "heldout", "iterations", "seconds", "sparsegpt_er
 def problem_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One row for a layer at a sparsity in the update study; what was not run is NaN.
 
-    Columns: layer; timed, whether the run was timed alone; MEASURES; usual, ADMM's curves with its
-    defaults; curves, all of them. ADMM counts with the study's damping.
+    Columns: layer; timed, whether the run was timed alone; MEASURES; curves, all of them. ADMM
+    counts with the study's damping.
     """
     rows = []
     for record in records:
@@ -308,8 +308,8 @@ def problem_frame(records: Iterable[Record]) -> pd.DataFrame:
                 row[name] = cost_to_reach(some, ENOUGH, "iterations") if some else None
             row |= {"rhos": len({curve["rho"] for curve in scaled})}
             row |= {"layer": (given.get("block"), given["layer"])}
-            row |= {"timed": record.get("timed", False), "usual": usual, "curves": curves}
+            row |= {"timed": record.get("timed", False), "curves": curves}
             rows.append(row)
-    columns = ["layer", "timed", *MEASURES, "usual", "curves"]
+    columns = ["layer", "timed", *MEASURES, "curves"]
     types = {"timed": bool} | dict.fromkeys(MEASURES, float)
     return pd.DataFrame(rows, columns=columns).astype(types)

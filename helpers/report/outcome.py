@@ -23,7 +23,6 @@ class Evidence(NamedTuple):
 
     margins: Sequence[Margin]
     numbers: str
-    condition: str = ""  # under which the sentence was tested, where another may turn it
 
 
 def decide(margins: Sequence[Margin]) -> str:

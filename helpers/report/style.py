@@ -116,10 +116,10 @@ def short_error(value: float) -> str:
     return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.2g}"
 
 
-def above_zero(values: Any, unit: float = 1.0) -> np.ndarray:
-    """values / unit; what is zero or below (round-off, a dead input) leaves a gap in a log plot."""
+def above_zero(values: Any) -> np.ndarray:
+    """The values; what is zero or below (round-off, a dead input) leaves a gap in a log plot."""
     values = np.asarray(values, float)
-    return np.where(values > 0, values / (unit if unit > 0 else 1.0), np.nan)
+    return np.where(values > 0, values, np.nan)
 
 
 def set_up(

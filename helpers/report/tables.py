@@ -84,20 +84,18 @@ def perplexity_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFr
 
 
 def cost_table(records: Iterable[Record]) -> pd.DataFrame | None:
-    """Medians over unstructured runs; the seconds of runs that were not timed alone are an order of
-    magnitude: they may have shared the machine. Solve holds the checks of a layer and the measuring
-    of its error, which is all of it for methods without an update; peak memory is the process's,
+    """Medians over runs; the seconds of runs that were not timed alone are an order of magnitude:
+    they may have shared the machine. Solve holds the checks of a layer and the measuring of its
+    error, which is all of it for methods without an update; peak memory is the process's,
     evaluation included.
 
-    The paper's overhead table: no variants, and no N:M runs where a method has others. Medians,
-    since a run that shared the machine with something heavy is an outlier; "forward" holds the
-    grams and the parity gate, "solve" the choice of the mask. None without records.
+    The paper's overhead table, without variants. Medians, since a run that shared the machine with
+    something heavy is an outlier; "forward" holds the grams and the parity gate, "solve" the choice
+    of the mask. None without records.
     """
     runs = frame.prune_frame(records)
     if runs.empty:
         return None
-    unstructured = runs["pattern"] == "unstructured"
-    runs = runs[unstructured | ~unstructured.groupby(runs["label"]).transform("any")]
     runs = runs.assign(memory=[r["peak_memory_bytes"] / 1e9 for r in runs["record"]])
     groups = runs.groupby("label")
     table = groups[SECONDS].median().rename(columns=lambda name: name.replace("_seconds", " (s)"))
@@ -340,8 +338,7 @@ class Section(NamedTuple):
 def _items_note(records: list[Record]) -> str:
     """How many items each task has, whether the same for every model, and by which harness."""
     answers = answer_frame(records)
-    counts = sorted({len(items) for items in answers["items"]})
-    amount = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    amount = " to ".join(sorted({f"{pick(answers['items'].map(len))}" for pick in (min, max)}))
     same = "" if (answers.groupby("task")["items"].nunique() == 1).all() else "not "
     harness = ", ".join(sorted(set(answers["harness"])))
     return f"{amount} items a task, {same}the same for every model; lm-eval {harness}."

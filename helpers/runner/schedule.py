@@ -137,7 +137,8 @@ def _pool(scheduler: str | None, jobs: int, marker: Path) -> Iterator[Any]:
 def _execute(runs: list[Run], todo: list[Run], pool: Any, marker: Path) -> list[tuple[Run, str]]:
     """Execute those of the runs that are to do; return the failures. Ctrl-C stops them all.
 
-    Runs that are timed come after the others, and the tables notebook last: each of them alone.
+    Runs that are timed come after the others, and the tables notebook last: each of them alone. The
+    timed ones go seed by seed, so that those that are compared run in turns.
     """
     slots, submit = pool
     titles = {run.id: f"[{n}/{len(runs)}] {run.id}" for n, run in enumerate(runs, 1)}
@@ -146,7 +147,8 @@ def _execute(runs: list[Run], todo: list[Run], pool: Any, marker: Path) -> list[
     expected = {run.id: reference_seconds(run) or USUAL_SECONDS for run in todo}
     took = ended = 0.0
     alone = {run.id: (run.notebook == TABLES_NOTEBOOK, run.timed) for run in todo}
-    waiting, failures = sorted(todo, key=lambda run: alone[run.id]), []
+    seeds = {run.id: run.timed and run.effective.get("calibration_seed", 0) for run in todo}
+    waiting, failures = sorted(todo, key=lambda run: (alone[run.id], seeds[run.id])), []
     active: dict[Future, tuple[Run, float]] = {}  # with time.monotonic() at its start
     say(f"plan {runs[0].plan}: {len(todo)} of {len(runs)} runs to do, {slots()} at a time")
     try:
