@@ -142,12 +142,12 @@ def set_up(
     """
     with house_style():
         ax.set(**{f"{axis}scale": "log" for axis in log}, **labels)
-        ax.set_title(title)
+        if title:
+            ax.set_title(title)
         if whole:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=whole))
-        if plain:  # also between decades, every tick where it spans less than one, few of many
-            span = max(ax.get_ylim()) / min(ax.get_ylim())
-            digits = "25" if span > 1000 else "2345" if span > 5 else "123456789"
+        if plain:  # also between decades, and every tick where it spans less than one
+            digits = "2345" if max(ax.get_ylim()) > 5 * min(ax.get_ylim()) else "123456789"
             ax.yaxis.set_major_formatter("{x:.4g}")
             ax.yaxis.set_minor_formatter(lambda y, _: f"{y:.4g}" if f"{y:.0e}"[0] in digits else "")
         if legend:
