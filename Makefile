@@ -86,8 +86,9 @@ accept: $(INSTALLED) ## make the results of a plan here the committed reference 
 plan: $(INSTALLED) ## list the runs of a plan: what is done, what is to do
 	@$(RUN) list $(CHOSEN)
 
-# its root is the project's, so that a link from a notebook to ../results opens
-lab: $(INSTALLED) ## open JupyterLab on the notebooks
+# its root is the project's, so that a link from a notebook to ../results opens; after assets, since
+# the first conversion of the model draws bars, which would stay in the outputs of a notebook
+lab: assets ## open JupyterLab on the notebooks
 	@$(PY) -m jupyter lab --ServerApp.root_dir="$(CURDIR)" \
 	  --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(LAB_ARGS)
 

@@ -139,7 +139,8 @@ def main() -> int:
             continue
         with_links(page, "](../", "](../../../")  # a copy lies deeper than its notebook
         source = f"[notebook](../../../notebooks/{notebook}.ipynb)"
-        annotate(page, f"The {source} as it ran: {run.name}, plan {COPIED_PLAN}.")
+        plan = run.effective.get("plan", COPIED_PLAN)  # of whose records it shows the tables
+        annotate(page, f"The {source} as it ran: {run.name}, plan {plan}.")
         replace_file(target, nbformat.writes(page) + "\n")
     sys.stdout.write(f"notebooks with their outputs: {reference_dir('notebooks')}\n")
     return 0

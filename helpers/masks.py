@@ -90,7 +90,7 @@ def check_target(sparsity: float | None, pattern: str | Pattern) -> float:
     pattern = Pattern.parse(pattern)
     if not pattern.grouped:
         if sparsity is None:
-            raise BadParameter("sparsity is missing: unstructured pruning needs a number in [0, 1)")
+            raise BadParameter("sparsity is missing: without an N:M pattern give one, such as 0.6")
         return check_sparsity(sparsity)
     # a tolerance, because 1 − N/M need not be exact in binary: 1 − 2/3 is not the float 1/3
     implied = 1 - pattern.n / pattern.m

@@ -69,7 +69,8 @@ class ColumnStreamer(TextStreamer):
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Called by `put` and `end` with the text that is new."""
         self.text += text
-        self.answer.show(self.prompt, self.text)
+        # a model that has nothing more to say may fill a screen with empty lines
+        self.answer.show(self.prompt, self.text.rstrip())
 
 
 class StopButton(StoppingCriteria):
