@@ -144,10 +144,11 @@ class TaskScore:
     acc: list[int]
     acc_norm: list[int] | None
     answers: list[int]
+    scoring: str  # "each context once", or "stock" as lm-eval does it (`helpers.fast.choices`)
 
     def to_dict(self) -> dict[str, Any]:
         """The score for a record: what stands there under the task's name, without `answers`."""
-        fields = ("version", "size", "items", "acc", "acc_norm")
+        fields = ("version", "size", "items", "acc", "acc_norm", "scoring")
         return {field: getattr(self, field) for field in fields}
 
 
@@ -163,13 +164,14 @@ def zero_shot(
     """Zero-shot accuracy on lm-eval's tasks, scored by lm-eval itself: task → score.
 
     Prompts, choices and metrics are lm-eval's. The same seed gives every model the same items. The
-    model is used where it lies; its mode is as before afterwards.
+    model is used where it lies; its mode is as before afterwards. What an item's choices follow is
+    read once for all of them where the model's cache allows it, which each score says.
 
     Args:
         limit: items of each task; None for the whole split.
         seed: which items.
-        batch: requests in one forward pass, whose logits need 4 · batch · tokens · vocabulary
-            bytes, twice.
+        batch: texts in one forward pass, whose logits need 4 · batch · tokens · vocabulary bytes,
+            twice.
 
     Raises BadParameter, FileError (no data, or another lm-eval), NonFinite.
     """
@@ -179,10 +181,11 @@ def zero_shot(
     shown = io.StringIO()  # progress bars and messages
     with contextlib.redirect_stderr(shown), eval_mode(model):
         import lm_eval
-        from lm_eval.models.huggingface import HFLM
+
+        from helpers.fast.choices import ContextOnce
 
         # a copy of the tokenizer, because lm-eval gives it a padding token
-        harness = HFLM(
+        harness = ContextOnce(
             pretrained=model,
             tokenizer=copy.deepcopy(tokenizer),
             batch_size=batch,
@@ -193,15 +196,16 @@ def zero_shot(
         # not simple_evaluate, which also runs git and other programs to describe the machine
         answer = lm_eval.evaluate(  # its samples hold each item's likelihoods
             lm=harness,
-            task_dict=_harness_tasks(items),
+            task_dict=harness_tasks(items),
             bootstrap_iters=0,  # the standard errors come from the samples
         )
     if cut := [line for line in shown.getvalue().splitlines() if "Truncating" in line]:
         LOG.warning("%d texts are too long for this model: %s", len(cut), cut[0])
     scores = {}
+    scoring = "each context once" if harness.cache else "stock"
     for name in tasks:
         samples = answer["samples"][name]
-        scores[name] = _task_score(name, answer["versions"][name], items[name], samples)
+        scores[name] = _task_score(name, answer["versions"][name], items[name], samples, scoring)
     return scores
 
 
@@ -232,7 +236,7 @@ def zero_shot_examples(tasks: Sequence[str] = TASKS) -> dict[str, list[str]]:
     examples = {}
     with contextlib.redirect_stderr(io.StringIO()):
         first = {name: [0] for name in tasks}
-        for name, task in _harness_tasks(first).items():
+        for name, task in harness_tasks(first).items():
             task.build_all_requests(limit=1)
             texts = [" | ".join(request.args) for request in task.instances]
             right = task.doc_to_text(task.eval_docs[0])
@@ -266,7 +270,7 @@ def zero_shot_metrics(scores: Mapping[str, TaskScore]) -> dict[str, tuple[float,
     return metrics | {"mean_acc": (mean, "1", tolerance)}
 
 
-def _harness_tasks(items: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def harness_tasks(items: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """lm-eval's task objects by name, which hold the chosen items only."""
     import datasets
     import lm_eval.tasks
@@ -301,7 +305,7 @@ def _override(name: str, items: Sequence[int]) -> dict[str, Any]:
 
 
 def _task_score(
-    name: str, version: Any, items: list[int], samples: Sequence[Mapping[str, Any]]
+    name: str, version: Any, items: list[int], samples: Sequence[Mapping[str, Any]], scoring: str
 ) -> TaskScore:
     """The score from lm-eval's samples, which are in the order of the items."""
     answers = []
@@ -319,4 +323,4 @@ def _task_score(
         [int(sample[metric]) for sample in samples] if metric in samples[0] else None
         for metric in ("acc", "acc_norm")
     )
-    return TaskScore(name, version, TASK_TABLE[name].size, items, acc, norm, answers)
+    return TaskScore(name, version, TASK_TABLE[name].size, items, acc, norm, answers, scoring)
