@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from helpers.capture import Progress, check_length, check_tokens, eval_mode, forward, logits_of
 from helpers.data.tasks import TASK_TABLE, TASKS, choose_items, mean_and_error, task_rows
-from helpers.errors import BadParameter, FileError, NonFinite, check_choice, check_whole, first_line
+from helpers.errors import BadParameter, NonFinite, check_choice, check_whole
 from helpers.models import WEIGHT_READER, check_model, device_of, find_blocks, weights_in_memory
 from helpers.replay import Replay
 
@@ -173,7 +173,7 @@ def zero_shot(
         batch: texts in one forward pass, whose logits need 4 · batch · tokens · vocabulary bytes,
             twice.
 
-    Raises BadParameter, FileError (no data, or another lm-eval), NonFinite.
+    Raises BadParameter, FileError (no data), NonFinite.
     """
     check_model(model)
     check_zero_shot(tasks=tasks, limit=limit, seed=seed, batch=batch)
@@ -272,7 +272,6 @@ def zero_shot_metrics(scores: Mapping[str, TaskScore]) -> dict[str, tuple[float,
 
 def harness_tasks(items: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """lm-eval's task objects by name, which hold the chosen items only."""
-    import datasets
     import lm_eval.tasks
 
     definitions = Path(lm_eval.tasks.__file__).parent
@@ -280,14 +279,8 @@ def harness_tasks(items: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     # looking through all of lm-eval's definitions would take seconds
     manager = lm_eval.tasks.TaskManager(include_path=folders, include_defaults=False)
     group = [_override(name, chosen) for name, chosen in items.items()]
-    try:
-        # inside a group, because lm-eval ignores changes of a task at the top level
-        loaded = manager.load([{"group": "zero-shot", "task": group}])["tasks"]
-    except (OSError, ValueError, LookupError, datasets.exceptions.DatasetsError) as error:
-        raise FileError(
-            f"lm-eval could not load {', '.join(items)} ({type(error).__name__}: "
-            f"{first_line(error)}): install the versions that constraints.txt names"
-        ) from error
+    # inside a group, because lm-eval ignores changes of a task at the top level
+    loaded = manager.load([{"group": "zero-shot", "task": group}])["tasks"]
     return {name: loaded[name] for name in items}
 
 

@@ -246,9 +246,10 @@ def _check_numbers(score: Tensor) -> None:
 def keep_largest(rows: Tensor, zeros: int, out: Tensor | None = None) -> Tensor:
     """In each row keep all but the `zeros` smallest; of equal scores the earlier stay.
 
-    With `out`, a tensor of the scores' shape and type, the mask is written there as 1 and 0.
+    Scores are compared as float32, in which methods compute them. With `out`, a tensor of the
+    scores' shape and type, the mask is written there as 1 and 0.
     """
-    return selection.keep_largest(rows, zeros, out)
+    return selection.keep_largest(rows.float(), zeros, out)
 
 
 def keep_largest_by_sorting(rows: Tensor, zeros: int) -> Tensor:

@@ -7,7 +7,8 @@ from tokens to the sum of log-likelihoods, is HFLM's.
 
 No text is padded on the left, since families of models differ in how they treat that. Contexts that
 share a pass are read up to the last token but one of the shortest, and the rest of a context is
-repeated in front of each of its choices. (The last token's logits score a choice's first token.)
+repeated in front of each of its choices. (The last token's logits score a choice's first token.) A
+context with one text after it, or so short that a pass more would cost more, is read with its text.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from torch import Tensor
 
 from helpers.device import attribute
 from helpers.models import cache_of
@@ -70,10 +70,8 @@ class ContextOnce(HFLM):
             cut, given = 0, {}
             if batch[0][0]:
                 cut = len(batch[-1][2]) - 1
-                start = [context[:cut] for _, _, context, _ in batch]
-                begun = torch.tensor(start, device=self.device)
-                output = self.model(begun, use_cache=True, logits_to_keep=1)
-                given[self.cache] = output[self.cache]
+                start = torch.tensor([text[:cut] for *_, text, _ in batch], device=self.device)
+                given[self.cache] = self.model(start, use_cache=True, logits_to_keep=1)[self.cache]
             # in front of its tokens stand two numbers for `_model_call`: the context's row in the
             # cache, and the place of its last token, whose logits are the first that count
             marked = {
@@ -88,7 +86,7 @@ class ContextOnce(HFLM):
         rest = iter(super()._loglikelihood_tokens(others, **options))
         return [answers.get(index) or next(rest) for index in range(len(requests))]
 
-    def _model_call(self, inps: Tensor, **options: Any) -> Tensor:
+    def _model_call(self, inps: torch.Tensor, **options: Any) -> torch.Tensor:
         """Logits (texts, places, vocabulary) of the last places; HFLM counts them from the end."""
         if self.given is None:
             return super()._model_call(inps, **options)

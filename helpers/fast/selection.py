@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def keep_largest(rows: Tensor, zeros: int, out: Tensor | None = None) -> Tensor:
-    """In each row of (rows, n) keep all but the `zeros` smallest; of equal scores the earlier stay.
+    """In each row of (rows, n), float32, keep all but the `zeros` smallest; of equals the earlier.
 
     Returns a boolean mask. With `out`, a tensor of the scores' shape and type, the mask is written
     there as 1 and 0: a CPU multiplies by that several times faster than by booleans.
@@ -44,9 +44,6 @@ def _threshold(rows: Tensor, zeros: int) -> tuple[Tensor, bool]:
 
     On a GPU the latter is not asked, since the host would have to wait for the answer.
     """
-    # the scores of the package's methods are float32; other types take torch's own way
-    if rows.dtype != torch.float32:
-        return rows.kthvalue(zeros, dim=1, keepdim=True).values, True
     if rows.device.type != "cpu":
         return bisect(rows, zeros), True
     # after a partition the entry at that place is the one a sort would put there, smaller and equal
