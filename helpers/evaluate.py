@@ -144,7 +144,7 @@ class TaskScore:
     acc: list[int]
     acc_norm: list[int] | None
     answers: list[int]
-    scoring: str  # "each context once", or "stock" as lm-eval does it (`helpers.fast.choices`)
+    scoring: str = "stock"  # lm-eval's own, or "each context once" (`helpers.fast.choices`)
 
     def to_dict(self) -> dict[str, Any]:
         """The score for a record: what stands there under the task's name, without `answers`."""

@@ -239,8 +239,8 @@ def _check_numbers(score: Tensor) -> None:
         raise NonFinite("score holds NaN: look for a division by zero")
 
 
-# The two selections that do the work. What they answer is defined by the two functions below that
-# sort; what runs is helpers.fast.selection, which answers the same without a sort.
+# The selection that does the work. What it answers is defined by the function below that sorts (for
+# N:M on each group); what runs is helpers.fast.selection, which answers the same without a sort.
 
 
 def keep_largest(rows: Tensor, zeros: int, out: Tensor | None = None) -> Tensor:
@@ -259,9 +259,3 @@ def keep_largest_by_sorting(rows: Tensor, zeros: int) -> Tensor:
     kept = order[:, : rows.shape[1] - zeros]
     # from column numbers (rows, n − zeros) to a mask (rows, n)
     return torch.zeros_like(rows, dtype=torch.bool).scatter_(1, kept, True)
-
-
-def top_nm_by_sorting(score: Tensor, n: int, m: int) -> Tensor:
-    """The definition of `top_nm`: in each group of m, all but m − n fall."""
-    groups = score.reshape(-1, m)  # (d_out · d_in/m, m)
-    return keep_largest_by_sorting(groups, m - n).view(score.shape)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from helpers.fast.selection import bisect, keep_largest, top_nm
-from helpers.masks import keep_largest_by_sorting, top_nm_by_sorting
+from helpers.masks import keep_largest_by_sorting
 
 quick = settings(max_examples=60, deadline=None)
 # few values, so that most scores have equals; and any float32 that is not NaN
@@ -41,7 +41,8 @@ def test_the_largest_without_a_sort(rows, share: float) -> None:
 def test_groups_without_a_sort(n: int, extra: int, groups: int, data) -> None:
     m = n + extra
     score = torch.from_numpy(data.draw(score_rows(st.just(m * groups))))
-    assert torch.equal(top_nm(score, n, m), top_nm_by_sorting(score, n, m))
+    expected = keep_largest_by_sorting(score.reshape(-1, m), m - n).view(score.shape)
+    assert torch.equal(top_nm(score, n, m), expected)
 
 
 def awkward_scores() -> dict[str, torch.Tensor]:
