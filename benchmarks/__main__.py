@@ -19,7 +19,7 @@ from benchmarks.machine import describe
 from helpers.paths import reference_dir, replace_file, results_dir
 
 SCHEMA = 1
-BENCHMARKS = ("solver", "model", "passes", "use", "architecture")
+BENCHMARKS = ("solver", "model", "passes", "zero_shot", "use", "architecture")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from helpers.capture import Progress, check_length, check_tokens, eval_mode, forward, logits_of
 from helpers.data.corpora import with_start
 from helpers.data.tasks import TASK_TABLE, TASKS, choose_items, mean_and_error, task_rows
-from helpers.errors import BadParameter, FileError, NonFinite, check_choice, check_whole, first_line
+from helpers.errors import BadParameter, NonFinite, check_choice, check_whole
 from helpers.models import WEIGHT_READER, check_model, device_of, find_blocks, weights_in_memory
 from helpers.replay import Replay
 
@@ -161,10 +161,11 @@ class TaskScore:
     acc: list[int]
     acc_norm: list[int] | None
     answers: list[int]
+    scoring: str = "stock"  # lm-eval's own, or "each context once" (`helpers.fast.choices`)
 
     def to_dict(self) -> dict[str, Any]:
         """The score for a record: what stands there under the task's name, without `answers`."""
-        fields = ("version", "size", "items", "acc", "acc_norm")
+        fields = ("version", "size", "items", "acc", "acc_norm", "scoring")
         return {field: getattr(self, field) for field in fields}
 
 
@@ -181,15 +182,17 @@ def zero_shot(
 
     Prompts, choices and metrics are lm-eval's. The same seed gives every model the same items. The
     model is used where it lies; its mode is as before afterwards. A text begins with the start
-    token where the tokenizer begins texts with one: lm-eval leaves that to the tokenizer.
+    token where the tokenizer begins texts with one: lm-eval leaves that to the tokenizer. What an
+    item's choices follow is read once for all of them where the model's cache allows it, which each
+    score says.
 
     Args:
         limit: items of each task; None for the whole split.
         seed: which items.
-        batch: requests in one forward pass, whose logits need 4 · batch · tokens · vocabulary
-            bytes, twice.
+        batch: texts in one forward pass, whose logits need 4 · batch · tokens · vocabulary bytes,
+            twice.
 
-    Raises BadParameter, FileError (no data, or another lm-eval), NonFinite.
+    Raises BadParameter, FileError (no data), NonFinite.
     """
     check_model(model)
     check_zero_shot(tasks=tasks, limit=limit, seed=seed, batch=batch)
@@ -197,10 +200,11 @@ def zero_shot(
     shown = io.StringIO()  # progress bars and messages
     with contextlib.redirect_stderr(shown), eval_mode(model):
         import lm_eval
-        from lm_eval.models.huggingface import HFLM
+
+        from helpers.fast.choices import ContextOnce
 
         # a copy of the tokenizer, because lm-eval gives it a padding token
-        harness = HFLM(
+        harness = ContextOnce(
             pretrained=model,
             tokenizer=copy.deepcopy(tokenizer),
             batch_size=batch,
@@ -211,15 +215,16 @@ def zero_shot(
         # not simple_evaluate, which also runs git and other programs to describe the machine
         answer = lm_eval.evaluate(  # its samples hold each item's likelihoods
             lm=harness,
-            task_dict=_harness_tasks(items),
+            task_dict=harness_tasks(items),
             bootstrap_iters=0,  # the standard errors come from the samples
         )
     if cut := [line for line in shown.getvalue().splitlines() if "Truncating" in line]:
         LOG.warning("%d texts are too long for this model: %s", len(cut), cut[0])
     scores = {}
+    scoring = "each context once" if harness.cache else "stock"
     for name in tasks:
         samples = answer["samples"][name]
-        scores[name] = _task_score(name, answer["versions"][name], items[name], samples)
+        scores[name] = _task_score(name, answer["versions"][name], items[name], samples, scoring)
     return scores
 
 
@@ -250,7 +255,7 @@ def zero_shot_examples(tasks: Sequence[str] = TASKS) -> dict[str, list[str]]:
     examples = {}
     with contextlib.redirect_stderr(io.StringIO()):
         first = {name: [0] for name in tasks}
-        for name, task in _harness_tasks(first).items():
+        for name, task in harness_tasks(first).items():
             task.build_all_requests(limit=1)
             texts = [" | ".join(request.args) for request in task.instances]
             right = task.doc_to_text(task.eval_docs[0])
@@ -284,9 +289,8 @@ def zero_shot_metrics(scores: Mapping[str, TaskScore]) -> dict[str, tuple[float,
     return metrics | {"mean_acc": (mean, "1", tolerance)}
 
 
-def _harness_tasks(items: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def harness_tasks(items: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """lm-eval's task objects by name, which hold the chosen items only."""
-    import datasets
     import lm_eval.tasks
 
     definitions = Path(lm_eval.tasks.__file__).parent
@@ -294,14 +298,8 @@ def _harness_tasks(items: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     # looking through all of lm-eval's definitions would take seconds
     manager = lm_eval.tasks.TaskManager(include_path=folders, include_defaults=False)
     group = [_override(name, chosen) for name, chosen in items.items()]
-    try:
-        # inside a group, because lm-eval ignores changes of a task at the top level
-        loaded = manager.load([{"group": "zero-shot", "task": group}])["tasks"]
-    except (OSError, ValueError, LookupError, datasets.exceptions.DatasetsError) as error:
-        raise FileError(
-            f"lm-eval could not load {', '.join(items)} ({type(error).__name__}: "
-            f"{first_line(error)}): install the versions that constraints.txt names"
-        ) from error
+    # inside a group, because lm-eval ignores changes of a task at the top level
+    loaded = manager.load([{"group": "zero-shot", "task": group}])["tasks"]
     return {name: loaded[name] for name in items}
 
 
@@ -319,7 +317,7 @@ def _override(name: str, items: Sequence[int]) -> dict[str, Any]:
 
 
 def _task_score(
-    name: str, version: Any, items: list[int], samples: Sequence[Mapping[str, Any]]
+    name: str, version: Any, items: list[int], samples: Sequence[Mapping[str, Any]], scoring: str
 ) -> TaskScore:
     """The score from lm-eval's samples, which are in the order of the items."""
     answers = []
@@ -337,4 +335,4 @@ def _task_score(
         [int(sample[metric]) for sample in samples] if metric in samples[0] else None
         for metric in ("acc", "acc_norm")
     )
-    return TaskScore(name, version, TASK_TABLE[name].size, items, acc, norm, answers)
+    return TaskScore(name, version, TASK_TABLE[name].size, items, acc, norm, answers, scoring)

@@ -20,6 +20,7 @@ from torch import Tensor
 from helpers.device import check_matrix
 from helpers.errors import BadParameter, NonFinite, check_choice, described
 from helpers.fast import selection
+from helpers.fast.selection import keep_largest
 
 BUDGETS = ("matrix", "output")
 
@@ -206,7 +207,8 @@ def top_k(
         _check_numbers(score)
     # "matrix": one row of d_out · d_in scores, in which all outputs compete. "output": each row on
     # its own, so that no output can lose nearly all of its weights. Either way a view, not a copy
-    rows = score.reshape(1, -1) if budget == "matrix" else score
+    # compared as float32, in which methods compute scores
+    rows = (score.reshape(1, -1) if budget == "matrix" else score).float()
     if out is not None:
         # a view, so that the mask lands in the caller's memory
         out = out.view(rows.shape)
@@ -239,16 +241,8 @@ def _check_numbers(score: Tensor) -> None:
         raise NonFinite("score holds NaN: look for a division by zero")
 
 
-# The two selections that do the work. What they answer is defined by the two functions below that
-# sort; what runs is helpers.fast.selection, which answers the same without a sort.
-
-
-def keep_largest(rows: Tensor, zeros: int, out: Tensor | None = None) -> Tensor:
-    """In each row keep all but the `zeros` smallest; of equal scores the earlier stay.
-
-    With `out`, a tensor of the scores' shape and type, the mask is written there as 1 and 0.
-    """
-    return selection.keep_largest(rows, zeros, out)
+# What `keep_largest` answers (and `top_nm` in each group) is defined by a sort; what runs is
+# helpers.fast.selection, which answers the same without one.
 
 
 def keep_largest_by_sorting(rows: Tensor, zeros: int) -> Tensor:
@@ -258,9 +252,3 @@ def keep_largest_by_sorting(rows: Tensor, zeros: int) -> Tensor:
     kept = order[:, : rows.shape[1] - zeros]
     # from column numbers (rows, n − zeros) to a mask (rows, n)
     return torch.zeros_like(rows, dtype=torch.bool).scatter_(1, kept, True)
-
-
-def top_nm_by_sorting(score: Tensor, n: int, m: int) -> Tensor:
-    """The definition of `top_nm`: in each group of m, all but m − n fall."""
-    groups = score.reshape(-1, m)  # (d_out · d_in/m, m)
-    return keep_largest_by_sorting(groups, m - n).view(score.shape)

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file, logging
 
@@ -29,6 +30,8 @@ INTERRUPTED = "interrupted"
 
 # what a weight has in a file of safetensors, unless it is quantised
 STORED_FLOATS = ("F64", "F32", "F16", "BF16")
+# layers of a cache that hold a key and a value of each position and nothing else
+KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 def load_model(
@@ -238,6 +241,22 @@ def device_of(model: nn.Module) -> torch.device:
     # a model that is read block by block lies on the meta device, which cannot compute
     reader = getattr(model, WEIGHT_READER, None)
     return next(model.parameters()).device if reader is None else reader.device
+
+
+@torch.no_grad()
+def cache_of(model: nn.Module) -> str | None:
+    """The argument by which a model takes the keys and values of earlier tokens, if that is all it
+    keeps of them: also the name under which it returns them. Else None, and for a model whose
+    weights are not in memory, which would read them for each further pass.
+    """
+    if hasattr(model, WEIGHT_READER):
+        return None
+    token = torch.zeros((1, 1), dtype=torch.int64, device=device_of(model))
+    output = model(token, use_cache=True)
+    name = "cache" if "cache" in output else "past_key_values"  # the older name
+    # the state of a recurrence is that of the last token: texts of unlike length cannot share it
+    layers = getattr(output.get(name), "layers", [None])
+    return name if all(type(layer) in KEYS_AND_VALUES for layer in layers) else None
 
 
 def find_blocks(model: nn.Module) -> nn.ModuleList:

@@ -69,13 +69,10 @@ def layer_grams(
                 "others: this model is not supported, choose another"
             )
 
-    def hook(reader: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        # a function for each layer: a lambda in the loop below would see only the last `reader`
-        return lambda layer, args: add(reader, layer, args[0])
-
     with contextlib.ExitStack() as stack:
         for reader, layer in layers.items():
-            stack.enter_context(layer.register_forward_pre_hook(hook(reader)))
+            hook = lambda layer, args, reader=reader: add(reader, layer, args[0])  # noqa: E731
+            stack.enter_context(layer.register_forward_pre_hook(hook))
         # views of the stream, of equal size, since the batch divides the number of sequences
         for rows in stream.split(batch):
             given.clear()  # frees the inputs of the batch before

@@ -1,6 +1,5 @@
-"""Zero-shot scores against likelihoods summed by hand, and against lm-eval's own report."""
+"""Zero-shot scores against likelihoods summed by hand; test_choices.py compares with lm-eval's."""
 
-import json
 import math
 import os
 import socket
@@ -9,11 +8,8 @@ from typing import Any
 
 import datasets
 import huggingface_hub.constants
-import lm_eval
 import pytest
 import torch
-from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 
 from helpers import evaluate
 from helpers.data.tasks import TASKS, mean_and_error, task_rows
@@ -93,6 +89,7 @@ def log_likelihood(model: torch.nn.Module, tokenizer: Any, given: str, asked: st
 def test_choices_are_those_of_sums_by_hand(tiny: tuple, all_scores: dict, task: str) -> None:
     score, rows = all_scores[task], task_rows(task)
     assert (score.acc_norm is not None) == (task in NORMALISED)
+    assert score.scoring == "each context once"
     # otherwise scores that never change would pass
     assert len(score.acc) == len(score.answers) == 8 and set(score.acc) == {0, 1}
     for place, item in enumerate(score.items):
@@ -134,39 +131,6 @@ def test_a_word_is_right_if_the_model_would_write_it(
     score = zero_shot(model, tokenizer, tasks=["lambada_openai"], limit=8)["lambada_openai"]
     assert score.acc == [1] * len(written) + [0] * len(rows)
     assert score.answers == [answer - 1 for answer in score.acc] and score.acc_norm is None
-
-
-# --- against lm-eval -----------------------------------------------------------------------
-
-
-def test_scores_are_those_of_the_stock_task_on_a_file(tiny: tuple, tmp_path: Path) -> None:
-    # The whole split as a JSON file under the stock definition, scored without our code.
-    rows = tmp_path / "rows.json"
-    rows.write_text("\n".join(json.dumps(row) for row in task_rows("openbookqa")))
-    ours = zero_shot(*tiny, tasks=["openbookqa"], limit=12)["openbookqa"]
-    task = dict(task="openbookqa", dataset_path="json", dataset_name=None, training_split=None)
-    task |= dict(dataset_kwargs=dict(data_files={"test": str(rows)}, cache_dir=str(tmp_path)))
-    task |= dict(validation_split=None)
-    model, tokenizer = tiny
-    folder = str(Path(lm_eval.tasks.__file__).parent / "openbookqa")
-    answer = lm_eval.simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1),
-        tasks=[dict(group="stock", task=[task])],
-        num_fewshot=0,
-        samples={"openbookqa": ours.items},
-        task_manager=TaskManager(include_path=folder, include_defaults=False),
-    )
-    samples = answer["samples"]["openbookqa"]
-    assert [int(sample["acc"]) for sample in samples] == ours.acc
-    assert [int(sample["acc_norm"]) for sample in samples] == ours.acc_norm
-    names = ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")
-    report = [answer["results"]["openbookqa"][f"{name},none"] for name in names]
-    assert [*mean_and_error(ours.acc), *mean_and_error(ours.acc_norm)] == pytest.approx(report)
-    assert ours.version == answer["versions"]["openbookqa"]
-    assert ours.size == answer["n-samples"]["openbookqa"]["original"] == 500
-
-
-# --- the same for every model --------------------------------------------------------------
 
 
 # --- no traces ----------------------------------------------------------------------------
@@ -240,7 +204,7 @@ def test_scores_and_metrics_by_hand() -> None:
     # three of four: squares 3 · 1/16 + 9/16 = 3/4, deviation sqrt(1/4), over sqrt(4)
     assert mean_and_error(four.acc) == (0.75, pytest.approx(0.25))
     kept = dict(version=1.0, size=277, items=[1, 5], acc=[0, 0], acc_norm=None)
-    assert none.to_dict() == kept
+    assert none.to_dict() == kept | {"scoring": "stock"}
     metrics = zero_shot_metrics({"arc_easy": four, "rte": none})
     assert list(metrics) == [
         *("arc_easy_acc", "arc_easy_acc_stderr", "arc_easy_acc_norm", "arc_easy_acc_norm_stderr"),

@@ -1,0 +1,90 @@
+"""Zero-shot with each context read once, beside lm-eval's own model, on the same items."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from benchmarks.timing import interleaved, ratio, summary
+from helpers.data.tasks import TASK_TABLE, TASKS, choose_items
+from helpers.evaluate import harness_tasks
+from helpers.fast.choices import ContextOnce
+from helpers.models import device_of, load_model
+
+TARGET = 0.5  # of ours over lm-eval's, all tasks together
+ITEMS, BATCH, ROUNDS = 40, 8, 2
+Answers = list[tuple[float, bool]]  # log-likelihood of a text, and whether it would be written
+
+
+def measure(quick: bool = False) -> dict[str, Any]:
+    """A row for each task and one for all of them: the seconds of both, and how answers differ.
+
+    On one thread, as plans run it.
+    """
+    model, tokenizer = load_model("tiny" if quick else "embedded")
+    options = dict(pretrained=model, batch_size=BATCH, softmax_dtype=torch.float32)
+    harness = {
+        name: kind(tokenizer=copy.deepcopy(tokenizer), **options)
+        for name, kind in (("stock", HFLM), ("ours", ContextOnce))
+    }
+    count, threads = 4 if quick else ITEMS, torch.get_num_threads()
+    items = {task: choose_items(TASK_TABLE[task].size, count, 0) for task in TASKS}
+    torch.set_num_threads(1)
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars
+        rows = [measure_task(name, task, harness) for name, task in harness_tasks(items).items()]
+    torch.set_num_threads(threads)
+    total = {
+        name: np.sum([row["seconds"][name] for row in rows], axis=0).tolist() for name in harness
+    }
+    rows.append({
+        "task": "all",
+        "items": sum(row["items"] for row in rows),
+        "seconds": total,
+        "difference": max(row["difference"] for row in rows),
+        "turned": sum(row["turned"] for row in rows),
+    })  # fmt: skip
+    for row in rows:
+        row["ratio"] = ratio(row["seconds"], "ours", "stock")
+        row["seconds"] = {name: summary(values) for name, values in row["seconds"].items()}
+    return {"rows": rows, "device": device_of(model).type}
+
+
+def measure_task(name: str, task: Any, harness: dict[str, HFLM]) -> dict[str, Any]:
+    """The seconds of each round, the largest difference of a log-likelihood, and turned items."""
+    task.build_all_requests()
+    texts, answers = task.instances, {}
+
+    def score(kind: str) -> None:
+        answers[kind] = harness[kind].loglikelihood(texts)
+
+    runs = {kind: lambda kind=kind: score(kind) for kind in harness}
+    seconds = interleaved(runs, ROUNDS, warm=False, device=harness["stock"].device)
+    pairs = zip(answers["ours"], answers["stock"], strict=True)
+    ours, stock = (chosen(texts, answers[kind]) for kind in ("ours", "stock"))
+    return {
+        "task": name,
+        "items": len(ours),
+        "seconds": seconds,
+        "difference": max(abs(one - other) for (one, _), (other, _) in pairs),
+        "turned": sum(ours[item] != stock[item] for item in ours),
+    }
+
+
+def chosen(texts: Sequence[Any], answers: Answers) -> dict[int, tuple[Any, ...]]:
+    """By item: the likeliest choice, that by its characters, and which would be written."""
+    items: dict[int, list[tuple[float, float, bool]]] = {}
+    for text, (value, written) in zip(texts, answers, strict=True):
+        length = len(text.args[1]) - 1  # without the space in front
+        items.setdefault(text.doc_id, []).append((value, value / length, written))
+    columns = {item: tuple(zip(*rows, strict=True)) for item, rows in items.items()}
+    return {
+        item: (plain.index(max(plain)), by_length.index(max(by_length)), written)
+        for item, (plain, by_length, written) in columns.items()
+    }
