@@ -207,8 +207,9 @@ def top_k(
         _check_numbers(score)
     # "matrix": one row of d_out · d_in scores, in which all outputs compete. "output": each row on
     # its own, so that no output can lose nearly all of its weights. Either way a view, not a copy
-    # compared as float32, in which methods compute scores
-    rows = (score.reshape(1, -1) if budget == "matrix" else score).float()
+    rows = score.reshape(1, -1) if budget == "matrix" else score
+    # the selection is for float32, which holds half precision exactly, and on a CPU for float64
+    rows = rows if rows.dtype == torch.float64 and rows.is_cpu else rows.float()
     if out is not None:
         # a view, so that the mask lands in the caller's memory
         out = out.view(rows.shape)

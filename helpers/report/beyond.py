@@ -24,12 +24,6 @@ PLAIN = {"allocation": "", "guide_sequences": 4, "passes": 2, "repair": "", "rep
          "precision": "float32"}  # fmt: skip
 
 
-def pipeline_name(parameters: Mapping[str, Any]) -> str:
-    """What was done, in its order: "admm-grad, owl, one pass + distil (64)"."""
-    name = frame.in_brackets(frame.method_name(parameters), parameters.get("options"))
-    return name + _steps(parameters) + _repair(parameters)
-
-
 def _steps(parameters: Mapping[str, Any]) -> str:
     """What was done beside the method, without the repair."""
     given = PLAIN | dict(parameters)
@@ -47,11 +41,12 @@ def _repair(parameters: Mapping[str, Any]) -> str:
 
 
 def pipeline_title(parameters: Mapping[str, Any]) -> str:
-    """What a run of notebook 04, 05 or 08 does, and at which target."""
+    """What a run of notebook 04, 05 or 08 does: "admm-grad, owl + distil (64) at 60 %"."""
     if parameters["method"] == "dense":
         return "dense"
     target = frame.target_name(parameters["pattern"], parameters["sparsity"] or 0.0)
-    return f"{pipeline_name(parameters)} at {target}"
+    name = frame.in_brackets(frame.method_name(parameters), parameters.get("options"))
+    return f"{name}{_steps(parameters)}{_repair(parameters)} at {target}"
 
 
 def pipeline_frame(records: Iterable[Record]) -> pd.DataFrame:

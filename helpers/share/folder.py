@@ -118,10 +118,8 @@ def _card(
     Of a model that comes neither from the hub nor with this package it names no base. rows: of its
     table, before the numbers of the record.
     """
-    if embedded := MODELS.get(identity["name"]):
-        base, licence = embedded.hub
-    else:
-        base, licence = identity["name"] if identity["revision"] else None, None
+    dense, revision = identity["name"], identity["revision"]
+    base, licence = MODELS[dense].hub if dense in MODELS else (dense if revision else None, None)
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
