@@ -25,7 +25,7 @@ IMPORTS += ("ipywidgets", "papermill")
 GB = 1e9
 # measured: downloads and the model made from them 0.8 GB, .venv with torch for CPUs 2.2 GB
 CACHE_BYTES, RESULTS_BYTES, SETUP_BYTES = 1 * GB, 0.3 * GB, 2.5 * GB
-RUN_BYTES = 2 * GB  # of RAM, of one run with the embedded model, whose records say 1.7
+RUN_BYTES = 2 * GB  # of RAM, of one run with the embedded model, whose records say 1.9
 PROBE = """
 import importlib, sys
 for name in sys.argv[1:]:

@@ -20,8 +20,8 @@ PRESETS = ("large", "t4")  # files of presets/, the largest first
 AUTO_FRACTION = 0.8  # of a machine's memory that "auto" may take: estimates are no promises
 # the notebook's process without the model: Python, torch and the texts; with CUDA also its
 # libraries, and on the GPU its context
-PROCESS_BYTES, CUDA_PROCESS_BYTES, CUDA_CONTEXT_BYTES = int(0.7e9), int(2.5e9), int(0.6e9)
-# how far an estimate of RAM may exceed what is free: the embedded model takes 1.7 GB, not 3
+PROCESS_BYTES, CUDA_PROCESS_BYTES, CUDA_CONTEXT_BYTES = int(0.8e9), int(2.5e9), int(0.6e9)
+# how far an estimate of RAM may exceed what is free: the embedded model takes 1.9 GB, not 3
 RAM_SLACK = 1.5
 # bytes for each parameter that a notebook holds beside the pruned model: the dense model; what was
 # read back, and a copy in training with its gradient, Adam's moments and a mask
