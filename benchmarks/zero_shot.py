@@ -20,7 +20,6 @@ from helpers.models import device_of, load_model
 
 TARGET = 0.5  # of ours over lm-eval's, all tasks together
 ITEMS, BATCH, ROUNDS = 40, 8, 2
-Answers = list[tuple[float, bool]]  # log-likelihood of a text, and whether it would be written
 
 
 def measure(quick: bool = False) -> dict[str, Any]:
@@ -77,12 +76,15 @@ def measure_task(name: str, task: Any, harness: dict[str, HFLM]) -> dict[str, An
     }
 
 
-def chosen(texts: Sequence[Any], answers: Answers) -> dict[int, tuple[Any, ...]]:
-    """By item: the likeliest choice, that by its characters, and which would be written."""
+def chosen(texts: Sequence[Any], answers: list[tuple[float, bool]]) -> dict[int, tuple[Any, ...]]:
+    """By item: the likeliest choice, that by its characters, and which would be written.
+
+    Of each text the answers have the log-likelihood, and whether the model would write it.
+    """
     items: dict[int, list[tuple[float, float, bool]]] = {}
     for text, (value, written) in zip(texts, answers, strict=True):
-        length = len(text.args[1]) - 1  # without the space in front
-        items.setdefault(text.doc_id, []).append((value, value / length, written))
+        # the characters without the space in front
+        items.setdefault(text.doc_id, []).append((value, value / (len(text.args[1]) - 1), written))
     columns = {item: tuple(zip(*rows, strict=True)) for item, rows in items.items()}
     return {
         item: (plain.index(max(plain)), by_length.index(max(by_length)), written)
