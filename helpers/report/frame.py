@@ -130,7 +130,7 @@ def setting(records: Sequence[Record]) -> str:
     # a record made by hand may lack some of the parameters
     common = defaultdict(lambda: "?", common_parameters(records))
     common |= {key: names.get(common[key], common[key]) for key, names in EMBEDDED.items()}
-    common |= {"all": common["windows"] or "all", "begun": ", after a start token" * begun}
+    common |= {"all": common["windows"] or "all", "begun": ", after a start token" if begun else ""}
     return (
         "Model: {model}. Perplexity on {evaluation}, {all} windows of {window} tokens{begun}. "
         "Calibration on {calibration}, {sequences} x {length} tokens."
