@@ -112,8 +112,8 @@ def _race(findings: Findings, solvers: Sequence[str], unit: str) -> Evidence:
     slower, never = race["ratio"] > 1, (race["ratio"] == math.inf).sum()
     ratio, ours, theirs = race[["ratio", "ours", "theirs"]].astype(float).median()
     numbers = (
-        f"the rival needs {ratio:.2g} times as many {unit} (median){SHARED * timed.empty}; "
-        f"more on {slower.sum()} of {len(race)} problems"
+        f"the rival needs {ratio:.2g} times as many {unit} (median)"
+        f"{SHARED if timed.empty else ''}; more on {slower.sum()} of {len(race)} problems"
         f"{f' (on {never} it did not get there)' if never else ''}; to be "
         f"within 1 % of the optimum ADMM needs {ours:.2g}, the rival {theirs:.2g}"
     )
@@ -244,7 +244,7 @@ def _lower(findings: Findings, pairs: Pairs, needed: Sequence[str], fewest: int)
             margins.append((-mean, half))
             change, error = 100 * math.expm1(mean), 100 * half * math.exp(mean)
             texts.append(f"{column} {with_error(change, error, sign='+')} %")
-            main += [f"{texts[-1].removeprefix(column)} against {other}"] * (column == SEEDED)
+        main += [f"{t.removeprefix(SEEDED)} against {other}" for t in texts if t.startswith(SEEDED)]
         shown += [f"against {other}: {', '.join(texts)}"] if texts else []
     if not margins:
         return untested(f"runs of admm-grad and {' and '.join(pairs)}")
@@ -325,8 +325,9 @@ def overhead(findings: Findings) -> Evidence:
     # the calibration decides how much the passes weigh, and threads how much selecting does
     condition = f"{size['sequences']} x {size['length']} calibration tokens, {record['device']}"
     numbers = (
-        f"{ratio:.2f} times as long{SHARED * timed.empty}; solving and selecting: admm-grad "
-        f"{own:.0f} s, sparsegpt {other:.0f} s, beside {common:.0f} s of forward passes and grams"
+        f"{ratio:.2f} times as long{SHARED if timed.empty else ''}; solving and selecting: "
+        f"admm-grad {own:.0f} s, sparsegpt {other:.0f} s, beside {common:.0f} s of forward passes "
+        "and grams"
     )
     margin = (1 + TOLERATED - ratio, UNKNOWN if timed.empty else 0.0)
     return Evidence([margin], numbers, condition)

@@ -67,7 +67,7 @@ def convergence_figure(series: Mapping[str, Any]) -> Figure:
     """
     figure, ax = style.new_figure(size=(7.0, 4.0))
     for position, (name, values) in enumerate(series["error"].items()):
-        label = f"ADMM, {name}{' (recommended)' * (name == 'ρ = 1')}"
+        label = f"ADMM, {name}{' (recommended)' if name == 'ρ = 1' else ''}"
         ax.plot(series["iterations"], values, label=label, **style_of(name, position))
     style.draw_references(ax, series["references"])
     optimum = next((e for n, e in series["references"].items() if n.startswith("exact")), 0.0)
