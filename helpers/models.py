@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -324,12 +324,16 @@ def layer_key(index: int, name: str) -> str:
     return f"{index}.{name}"
 
 
-def model_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """All layers of a model by `layer_key`, block by block. Raises as `find_layers`."""
+def model_layers(model: nn.Module, ignored: Collection[str] = ()) -> dict[str, nn.Module]:
+    """All layers of a model but those ignored, by `layer_key`, block by block.
+
+    Raises as `find_layers`.
+    """
     return {
-        layer_key(index, name): layer
+        key: layer
         for index, block in enumerate(find_blocks(model))
         for name, layer in find_layers(block, f"block {index}").items()
+        if (key := layer_key(index, name)) not in ignored
     }
 
 

@@ -170,8 +170,7 @@ def check_request(
                 'or use method "magnitude"'
             )
         check_tokens(model, tokens)
-    named = model_layers(model).items()
-    layers = {key: layer for key, layer in named if key not in settings.ignored}
+    layers = model_layers(model, settings.ignored)
     # of all layers: a pattern that does not fit the last one is refused here
     shapes = {key: tuple(read_weight(layer).shape) for key, layer in layers.items()}
     for key, layer in layers.items():

@@ -186,8 +186,7 @@ def surveyed(
     check_model(model)
     check_dense(model, allow_pruned=False)
     check_tokens(model, tokens)
-    named = model_layers(model).items()
-    layers = {key: layer for key, layer in named if key not in ignored}
+    layers = model_layers(model, ignored)
     blocks: list[list[str]] = [[] for _ in find_blocks(model)]
     for key, layer in layers.items():
         index, _, name = key.partition(".")

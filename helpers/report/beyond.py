@@ -145,7 +145,7 @@ def tables_of(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
     groups = frame.by_windows(record for record in records if record["notebook"] == NOTEBOOK)
     caption = frame.caption(perplexity_table)
     for number, runs in enumerate(groups):
-        end = f", other windows {number}" * (number > 0)
+        end = f", other windows {number}" if number else ""
         pipelines, where = pipeline_frame(runs), frame.setting(runs)
         yield end[2:], f"{where} {caption}", *perplexity_table(pipelines, "perplexity")
         common = frame.common_parameters(runs)

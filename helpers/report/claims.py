@@ -115,7 +115,7 @@ def _race(findings: Findings, solvers: Sequence[str], unit: str) -> Evidence:
     slower, never = race["ratio"] > 1, (race["ratio"] == math.inf).sum()
     numbers = (
         f"the rival needs {race['ratio'].median():.2g} times as many {unit} (median)"
-        f"{SHARED * timed.empty}; more on {slower.sum()} of {len(race)} problems"
+        f"{SHARED if timed.empty else ''}; more on {slower.sum()} of {len(race)} problems"
         f"{f' (on {never} it did not get there)' if never else ''}"
     )
     return _on_nearly_all(race, slower, numbers, alone=not timed.empty)
@@ -246,7 +246,7 @@ def _lower(findings: Findings, pairs: Pairs, needed: Sequence[str], fewest: int)
             margins.append((-mean, half))
             change, error = 100 * math.expm1(mean), 100 * half * math.exp(mean)
             texts.append(f"{column} {with_error(change, error, sign='+')} %")
-            main += [f"{texts[-1].removeprefix(column)} against {other}"] * (column == SEEDED)
+        main += [f"{t.removeprefix(SEEDED)} against {other}" for t in texts if t.startswith(SEEDED)]
         shown += [f"against {other}: {', '.join(texts)}"] if texts else []
     if not margins:
         return untested(f"runs of admm-grad and {' and '.join(pairs)}")

@@ -362,7 +362,7 @@ def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
             table, spread = perplexity_table(alike)
             note = f"{setting(alike)} {caption(perplexity_table)}"
             note += "" if "dense" in table.index else " The dense model was not run on these."
-            yield "perplexity", f"other windows {number}" * (number > 0), note, table, spread
+            yield "perplexity", f"other windows {number}" if number else "", note, table, spread
         devices = "; ".join(sorted({record["device"] for record in pruned}))
         timed = sum(record.get("timed", False) for record in pruned)
         note = f"Device: {devices}. {timed} of {len(pruned)} runs were timed alone."

@@ -126,10 +126,10 @@ def accept(options: argparse.Namespace) -> int:
     old = committed(runs)
     records = old | new
     if (earlier := of_earlier_code(options.plan, records)) and not options.stale:
-        some = (
-            f"{len(earlier)} of {len(records)} records are of earlier code (make plan lists them)"
+        raise RunError(
+            f"{len(earlier)} of {len(records)} records are of earlier code (make plan lists them): "
+            "run them too, or keep them with STALE=1"
         )
-        raise RunError(f"{some}: run them too, or keep them with STALE=1")
     for folder in ("records", "tables", "figures"):
         shutil.rmtree(target / folder, ignore_errors=True)
     for key, record in records.items():
