@@ -107,7 +107,8 @@ def style_of(label: str, position: int = 0) -> dict[str, Any]:
     A method with other options has not the look of the method.
     """
     looks = (looks_of[position % len(looks_of)] for looks_of in (COLOURS, MARKERS, DASHES))
-    colour, marker, dash = LOOKS.get(label) or looks
+    # the mean of several, such as "q_proj, k_proj", looks like the first
+    colour, marker, dash = LOOKS.get(label.partition(",")[0]) or looks
     return {"color": colour, "marker": marker, "linestyle": dash}
 
 
