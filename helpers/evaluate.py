@@ -92,8 +92,8 @@ def check_windows(
     """
     check_model(model)
     if isinstance(tokens, Tensor) and tokens.ndim == 2:
-        check_tokens(model, tokens)
-        return tokens[:limit]
+        # windows that are cut already, and begin as they are to begin
+        length, tokens, start_token = tokens.shape[1], tokens.flatten(), False
     check_length(model, check_whole("length", length, least=2))
     if limit is not None:
         check_whole("limit", limit)
