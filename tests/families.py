@@ -188,20 +188,6 @@ def build(name: str = "llama", **changes: object) -> nn.Module:
     return model
 
 
-def let_rotations_depend_on_the_text(model: nn.Module) -> None:
-    """Make a Llama hand its blocks arguments that hold for one text only."""
-    seen, rotary = {}, model.model.rotary_emb.forward
-
-    def note(_: nn.Module, args: tuple, kwargs: dict) -> None:
-        seen["shift"] = (args[0] if args else kwargs["input_ids"]).float()[..., None] / VOCABULARY
-
-    def shifted(*args: object, **kwargs: object) -> tuple[Tensor, ...]:
-        return tuple(part + seen["shift"] for part in rotary(*args, **kwargs))
-
-    model.register_forward_pre_hook(note, with_kwargs=True)
-    model.model.rotary_emb.forward = shifted
-
-
 def random_tokens(sequences: int = 4, length: int = 24, seed: int = 1) -> Tensor:
     """int64 (sequences, length), without the special ids 0 to 2."""
     generator = torch.Generator().manual_seed(seed)

@@ -163,14 +163,6 @@ def test_a_rerun_goes_on_with_the_block_it_was_in(
         assert run(llama, to) == [0] and saved.contents(to) == expected
 
 
-def wanda(weight, gram, *, sparsity, pattern, keep=None):
-    return METHODS["wanda"](weight, gram, sparsity=sparsity, pattern=pattern)
-
-
-def magnitude(weight, gram, *, sparsity, pattern, keep=None):
-    return METHODS["magnitude"](weight, gram, sparsity=sparsity, pattern=pattern)
-
-
 @pytest.mark.usefixtures("registry")
 def test_another_request_is_refused(
     llama: Path, to: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_line_error: Callable
@@ -182,7 +174,7 @@ def test_another_request_is_refused(
             prune_checkpoint(source, to, tokens, **asked | change)
         assert saved.contents(to) == before
 
-    register("by-hand")(wanda)
+    register("by-hand")(METHODS["wanda"].__wrapped__)
     run(llama, to, stop=LAYERS + 1, **asked)
     before = saved.contents(to)
     refused(batch=4)
@@ -200,7 +192,7 @@ def test_another_request_is_refused(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "core_code", lambda **_: code | {"masks.py": "0"})
         refused()
-    register("by-hand")(magnitude)
+    register("by-hand")(METHODS["magnitude"].__wrapped__)
     refused()
 
 

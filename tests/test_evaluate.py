@@ -1,4 +1,4 @@
-"""Perplexity against the models' own loss, and by hand."""
+"""Perplexity against the models' own loss."""
 
 import math
 
@@ -32,20 +32,6 @@ def test_perplexity_is_that_of_the_models_own_loss(family: str, length: int, mon
     model, tokens = fam.build(family), long_text(tokens=115)  # some windows and a remainder
     expected = own_loss_perplexity(model, tokens, length)
     assert perplexity(model, tokens, length=length) == pytest.approx(expected, rel=1e-5)
-
-
-def test_perplexity_by_hand() -> None:
-    # Logits that do not depend on the text: log p of token i is b_i; two windows of three tokens
-    # (7, 5, 6), (5, 8, 5) predict 5, 6 and 8, 5. With p(5) = 1/2, p(6) = 1/4, p(8) = 1/8:
-    # (1/2 · 1/4 · 1/8 · 1/2)^(−1/4) = 128^(1/4).
-    model = fam.build("phi")  # its head has a bias
-    odds = torch.full((fam.VOCABULARY,), (1 - 7 / 8) / (fam.VOCABULARY - 3))
-    odds[5], odds[6], odds[8] = 1 / 2, 1 / 4, 1 / 8
-    with torch.no_grad():
-        model.lm_head.weight.zero_()
-        model.lm_head.bias.copy_(odds.log())
-    tokens = torch.tensor([7, 5, 6, 5, 8, 5, 6])  # the seventh fits no window
-    assert perplexity(model, tokens, length=3) == pytest.approx(128**0.25, rel=1e-5)
 
 
 def test_limit_takes_the_first_windows_and_none_takes_all() -> None:

@@ -7,16 +7,7 @@ import torch
 from layers import outputs_error
 
 from helpers.errors import BadParameter, NonFinite, NotPositiveDefinite
-from helpers.gram import (
-    Gram,
-    cholesky,
-    climb_damping,
-    damp,
-    dead_inputs,
-    gram_of,
-    normalise,
-    relative_error,
-)
+from helpers.gram import Gram, cholesky, climb_damping, damp, gram_of, relative_error
 
 
 def exact_gram(inputs: torch.Tensor) -> torch.Tensor:
@@ -45,25 +36,10 @@ def test_half_precision_inputs_are_summed_in_float32() -> None:
     torch.testing.assert_close(gram.double(), exact_gram(inputs.detach()), rtol=1e-5, atol=0.0)
 
 
-def test_normalised_gram_has_a_unit_diagonal_and_scales_back() -> None:
-    inputs = torch.randn(50, 7) * torch.tensor([1e-3, 1.0, 0.0, 10.0, 100.0, 5.0, 0.2])
-    inputs[:40, 1] = 0  # zero on most tokens is not dead
-    gram = gram_of(inputs)
-    scaled, norms = normalise(gram)
-    dead = torch.arange(7) == 2
-    assert torch.equal(dead_inputs(gram), dead) and norms[2] == 1
-    torch.testing.assert_close(scaled.diagonal(), 1.0 - dead.float())
-    torch.testing.assert_close(scaled * norms[:, None] * norms, gram, rtol=1e-5, atol=1e-6)
-
-
 # ---------------------------------------------------------------- factors
 
 
-def test_the_factor_is_that_of_the_damped_matrix() -> None:
-    matrix = gram_of(torch.randn(60, 7) * 3)
-    lower = cholesky(damp(matrix, 0.25))
-    expected = matrix.double() + 0.25 * matrix.double().diagonal().mean() * torch.eye(7)
-    torch.testing.assert_close((lower @ lower.T).double(), expected, rtol=1e-5, atol=1e-3)
+def test_the_factor_is_that_of_the_first_rung_that_is_enough() -> None:
     # diagonal mean 1 and smallest eigenvalue 1 − 1.05 = −0.05: 0.01 fails, 0.1 is enough
     matrix = torch.tensor([[1.0, 1.05], [1.05, 1.0]])
     lower = climb_damping(0.01, lambda rung: cholesky(damp(matrix, rung)))

@@ -56,24 +56,6 @@ def test_an_answer_is_exactly_what_was_asked_for(name, target, dtype, tied) -> N
     assert all(map(torch.equal, (weight, gram), before))
 
 
-@pytest.mark.parametrize("name", ("wanda", "admm1", "admm-grad"))
-@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
-def test_rescaling_an_input_channel_changes_nothing(name: str, pattern: str) -> None:
-    # x → c·x, w → w/c leaves the function as it is. Magnitude has no such invariance, and
-    # SparseGPT's damping, a multiple of the identity, has not either.
-    inputs, weight = layer()
-    factors = torch.ones(32)
-    factors[5], factors[17] = 32.0, 1 / 16
-    gram, target = gram_of(inputs), dict(sparsity=0.5, pattern=pattern)
-    plain = METHODS[name](weight, gram, **target)
-    scaled = METHODS[name](weight / factors, gram * factors * factors[:, None], **target)
-    assert torch.equal(plain.keep, scaled.keep)
-    torch.testing.assert_close(scaled.weight * factors, plain.weight, rtol=1e-5, atol=1e-6)
-    assert scaled.error == pytest.approx(plain.error, rel=1e-4)
-    by_size = [METHODS["magnitude"](w, None, **target).keep for w in (weight, weight / factors)]
-    assert not torch.equal(*by_size)  # so the test can fail
-
-
 # ---------------------------------------------------------------- magnitude and wanda by hand
 
 
@@ -202,26 +184,19 @@ def test_sparsegpt_climbs_the_ladder_and_never_leaves_by_another_door() -> None:
 # ---------------------------------------------------------------- dead inputs
 
 
-def deaden(inputs: torch.Tensor, weight: torch.Tensor, dead: list[int]) -> list[int]:
-    """Zero inputs on every token, with weights so large that only their gram can prune them.
-
-    Returns the others.
-    """
-    inputs[:, dead] = 0
-    weight[:, dead] = 1e4 * torch.sign(weight[:, dead])
-    return [i for i in range(weight.shape[1]) if i not in dead]
-
-
 @pytest.mark.parametrize("name", [*CALIBRATED, "alps"])
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 def test_dead_inputs_lose_their_weights_first(name: str, pattern: str) -> None:
     inputs, weight = layer()
-    alive = deaden(inputs, weight, [3, 8, 30])  # not two in one group of four
+    dead = [3, 8, 30]  # not two in one group of four
+    inputs[:, dead] = 0
+    weight[:, dead] *= 1e4  # so large that only their gram can prune them
     result = METHODS[name](weight, gram_of(inputs), sparsity=0.5, pattern=pattern)
-    assert result.dead_inputs == 3 and not result.weight[:, [3, 8, 30]].any()
+    assert result.dead_inputs == 3 and not result.weight[:, dead].any()
     assert torch.isfinite(result.weight).all() and 0 <= result.error < 1
     # 3 of 32 inputs are 9.4 %: at 6.25 % only they may lose weights
     result = METHODS[name](weight, gram_of(inputs), sparsity=0.0625)
+    alive = [i for i in range(32) if i not in dead]
     assert result.keep[:, alive].all() and result.error < 1e-4
     torch.testing.assert_close(result.weight[:, alive], weight[:, alive], rtol=1e-3, atol=1e-3)
 

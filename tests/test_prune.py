@@ -10,7 +10,6 @@ import sys
 import families as fam
 import pytest
 import torch
-import transformers as hf
 from layers import objective, outputs_error
 from torch import Tensor, nn
 
@@ -35,7 +34,7 @@ HALF = dict(method="wanda", sparsity=0.5)
 
 
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2", "gemma3", "opt", "falcon", "mpt"])
-def test_all_that_should_be_pruned_is_and_nothing_else(family: str, tmp_path) -> None:
+def test_all_that_should_be_pruned_is_and_nothing_else(family: str) -> None:
     # test_families.py prunes every family with Wanda
     model, tokens = fam.build(family).train(), fam.random_tokens()
     before, parameters = fam.snapshot(model), dict(model.named_parameters())
@@ -61,11 +60,6 @@ def test_all_that_should_be_pruned_is_and_nothing_else(family: str, tmp_path) ->
     calm = fam.build(family)
     prune_model(calm, tokens, method="admm-grad", pattern="4:8")
     assert not fam.changed(model, fam.snapshot(calm))
-    # and saving keeps the zeros
-    calm.save_pretrained(tmp_path)
-    again = hf.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    with torch.no_grad():
-        assert torch.equal(again(tokens).logits, calm(tokens).logits)
 
 
 # ---------------------------------------------------------------- the order of things
@@ -232,15 +226,6 @@ def test_layers_that_are_ignored_stay_dense(passes: int) -> None:
     assert [key for key, error in errors.items() if error is None] == ignored
 
 
-def test_magnitude_never_runs_the_model(monkeypatch) -> None:
-    model = fam.build("gpt2")
-    monkeypatch.setattr(type(model), "forward", None)
-    for block in model.transformer.h:
-        monkeypatch.setattr(block, "forward", None)
-    report = prune_model(model, method="magnitude", sparsity=0.25)
-    assert report.error is report.parity is report.batch is None and report.sparsity == 0.25
-
-
 # ---------------------------------------------------------------- a model that is not dense
 
 USES = (
@@ -402,7 +387,10 @@ def test_weights_that_cannot_be_pruned(kind, one_line_error) -> None:
 def test_a_model_that_fails_the_parity_gate_is_left_alone(refused) -> None:
     # Arguments replayed on the text that they were recorded with would look fine.
     model = fam.build("llama")
-    fam.let_rotations_depend_on_the_text(model)
+    rotary = model.model.rotary_emb.forward
+    model.model.rotary_emb.forward = lambda states, *args, **more: tuple(
+        part + states.sum(-1, keepdim=True) for part in rotary(states, *args, **more)
+    )
     refused(model, fam.random_tokens(), UnsupportedModel, "Llama", **HALF)
 
 
@@ -420,9 +408,6 @@ def test_an_error_in_a_late_layer_names_it(registry, one_line_error) -> None:
     with one_line_error(NotPositiveDefinite, "block 1 self_attn.v_proj"):
         prune_model(fam.build("llama"), fam.random_tokens(), method="test-only", sparsity=0.5)
     assert shapes[0] == (16, 32)  # the options were tried first, on a layer as the smallest
-
-
-# ---------------------------------------------------------------- a sparsity for each layer
 
 
 # ---------------------------------------------------------------- importance of outputs

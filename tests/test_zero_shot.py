@@ -1,17 +1,20 @@
-"""Zero-shot scores against likelihoods summed by hand; test_choices.py compares with lm-eval's."""
+"""Zero-shot scores against likelihoods summed by hand, and against lm-eval's own model."""
 
 import math
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import huggingface_hub.constants
+import lm_eval
 import pytest
 import torch
+from lm_eval.models.huggingface import HFLM
 
-from helpers import evaluate
+from helpers.data.assets import fetch_asset
 from helpers.data.tasks import TASKS, mean_and_error, task_rows
 from helpers.errors import BadParameter, NonFinite
 from helpers.evaluate import (
@@ -21,8 +24,8 @@ from helpers.evaluate import (
     zero_shot_examples,
     zero_shot_metrics,
 )
+from helpers.fast import choices
 from helpers.models import load_model
-from helpers.paths import cache_dir
 
 NORMALISED = ("hellaswag", "arc_easy", "arc_challenge", "openbookqa", "piqa", "sciq")
 
@@ -104,33 +107,43 @@ def test_choices_are_those_of_sums_by_hand(tiny: tuple, all_scores: dict, task: 
             assert score.acc_norm[place] == int(means.index(max(means)) == right)
 
 
-def test_a_word_is_right_if_the_model_would_write_it(
-    tiny: tuple, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, tokenizer = tiny
-    rows = task_rows("lambada_openai")[:40]
-    written = []
-    for row in rows:
-        given = row["text"].rpartition(" ")[0]
-        tokens = torch.tensor([tokenizer(given)["input_ids"]])
-        with torch.no_grad():
-            following = tokenizer.decode(model(tokens).logits[0, -1].argmax())
-        # a word of one token, which is also what the tokenizer makes of the two together
-        word = following.removeprefix(" ")
-        whole = tokenizer(f"{given} {word}")["input_ids"]
-        if following == f" {word}" and word.isalpha() and len(whole) == tokens.shape[1] + 1:
-            written.append({"text": f"{given} {word}"})
-    assert len(written) > 2
-    items = [*written, *rows]
-    monkeypatch.setattr(evaluate, "task_rows", lambda _: items)
-    monkeypatch.setattr(
-        evaluate,
-        "choose_items",
-        lambda _size, _limit, _seed: list(range(len(items))),
+def test_a_word_is_right_if_the_model_would_write_it() -> None:
+    (model, tokenizer), rows = load_model("tiny", device="cpu"), task_rows("lambada_openai")
+    score = zero_shot(model, tokenizer, tasks=["lambada_openai"], limit=20)["lambada_openai"]
+    assert score.acc == [0] * 20 and score.answers == [-1] * 20 and score.acc_norm is None
+    words = [rows[item]["text"].rpartition(" ")[2] for item in score.items]
+    tokens = [tokenizer(f" {word}")["input_ids"] for word in words]
+    whole = next(ids for ids in tokens if len(ids) == 1)  # a model that writes this and no other
+    model.lm_head.register_forward_hook(
+        lambda _layer, _args, logits: logits.index_fill(-1, torch.tensor(whole), 50.0)
     )
-    score = zero_shot(model, tokenizer, tasks=["lambada_openai"], limit=8)["lambada_openai"]
-    assert score.acc == [1] * len(written) + [0] * len(rows)
-    assert score.answers == [answer - 1 for answer in score.acc] and score.acc_norm is None
+    score = zero_shot(model, tokenizer, tasks=["lambada_openai"], limit=20)["lambada_openai"]
+    assert score.acc == [int(ids == whole) for ids in tokens]
+    assert score.answers == [answer - 1 for answer in score.acc]
+
+
+# --- against lm-eval ---------------------------------------------------------------------
+
+
+def test_scores_and_likelihoods_are_those_of_the_stock_model(tiny: tuple, monkeypatch) -> None:
+    # test_choices.py compares token by token; here the tasks' own texts are scored
+    whole, reports = lm_eval.evaluate, []
+    monkeypatch.setattr(
+        lm_eval, "evaluate", lambda **asked: reports.append(whole(**asked)) or reports[-1]
+    )
+    ours = zero_shot(*tiny, limit=4, batch=3)
+    monkeypatch.setattr(choices, "ContextOnce", type("Stock", (HFLM,), {"cache": None}))
+    stock = zero_shot(*tiny, limit=4, batch=3)
+    assert list(ours) == list(TASKS)
+    for task, score in ours.items():
+        assert score == replace(stock[task], scoring="each context once")
+        samples = [report["samples"][task] for report in reports]
+        for one, other in zip(*samples, strict=True):
+            (found, written), (expected, greedy) = (
+                zip(*sample["filtered_resps"], strict=True) for sample in (one, other)
+            )
+            assert written == greedy and found == pytest.approx(expected, abs=1e-4)
+    assert zero_shot_metrics(ours) == zero_shot_metrics(stock)
 
 
 # --- no traces ----------------------------------------------------------------------------
@@ -153,16 +166,19 @@ def test_embedded_rows_need_no_network_and_leave_no_files(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a connection was opened")
 
-    home = tmp_path / "home"
+    # a cache of its own: other processes use the user's meanwhile
+    home, cache = tmp_path / "home", tmp_path / "cache"
     home.mkdir()
+    cache.mkdir()
+    (cache / "assets").symlink_to(fetch_asset("tasks").parent)
+    monkeypatch.setenv("PRUNING_CACHE", str(cache))
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home))
     monkeypatch.chdir(home)
-    files = sorted(os.walk(cache_dir()))
     zero_shot(*tiny, tasks=["hellaswag", "rte"], limit=3)
-    assert list(home.iterdir()) == [] and sorted(os.walk(cache_dir())) == files
+    assert os.listdir(home) == [] and os.listdir(cache) == ["assets"]
     assert capfd.readouterr() == ("", "")
 
 
