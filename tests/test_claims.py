@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from handmade import pruned, scored, update_row, with_series
 
-from helpers.report import claims_markdown
+from helpers.report import agreement, claims_markdown
 from helpers.report.claims import CLAIMS, Judged, claim_verdicts
 from helpers.report.frame import caption
 from helpers.report.outcome import FAILS, HOLDS, OPEN, UNTESTED, decide
@@ -163,6 +163,25 @@ def test_a_page_that_decides_nothing_shows_what_points_the_other_way(tmp_path: P
     assert len(re.findall(r"(?m)^\| \d+ ", page)) == 1 and "| –" not in page
     assert f", {len(CLAIMS)} (needs" in page and "1, 2, 3, 4" in page.rpartition("Not tested")[2]
     assert "| perplexity at 60 %: −9 ± 2 % against ADMM1 | [perplexity](perplexity.md) |" in page
+
+
+def test_a_claim_says_where_the_runs_of_a_second_model_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = DENSE + GRAD + ONE_SHOT
+    for grad, said in ((27.0, "yes: perplexity at 60 %: −10 %"), (33.0, "**no**: perplexity at")):
+        asked = [("dense", "0 %", 20.0), ("admm-grad", "60 %", grad), ("admm1", "60 %", 30.0)]
+        theirs = [pruned(*run, model="embedded-gemma") for run in asked]
+        committed = {"second": theirs}
+        monkeypatch.setattr(
+            agreement, "read_records", lambda folder, of=committed: of.get(folder.parent.name, [])
+        )
+        page = claims_markdown(ours, tmp_path)
+        assert (
+            "| number | on Gemma-3-270M | evidence |\n| --: | :-- | :-- | :-- | :-- | :-- |" in page
+        )
+        assert f"| **holds** | perplexity at 60 %: −9 ± 2 % against ADMM1 | {said}" in page
+        assert "on Gemma-3-270M |" not in claims_markdown(theirs, tmp_path)
 
 
 # ------------------------------------------------------------------ layers

@@ -57,7 +57,8 @@ def numbers_text(records: Iterable[Record]) -> str:
 
 def claims_markdown(records: Iterable[Record], tables: Path, page: Path | None = None) -> str:
     """The verdicts on the records of one model, each with its main number and a link to its table;
-    then how each was tested, with all numbers, and which claims these records do not test.
+    then how each was tested, with all numbers, and which claims these records do not test. A column
+    says where the runs of another model point (`second_model`).
 
     Of records that decide nothing, only what points another way than the committed ones of `full`
     and `beyond`. Args: tables, the folder of the tables; page, where links start, by default there.
@@ -71,6 +72,9 @@ def claims_markdown(records: Iterable[Record], tables: Path, page: Path | None =
         link = os.path.relpath(reference_dir("full") / "tables" / "claims.md", page)
         text += f" These runs are too few to decide a claim: verdicts are [those of full]({link})."
         text += " Shown is where the numbers of these runs point the other way."
+    second, pointers = second_model(records) if beside is judged else ("", [])
+    if second:
+        text += f" The runs on {second} are too few to decide a claim: shown is where they point."
     for number, (claim, one, other) in enumerate(zip(CLAIMS, judged, beside, strict=True), start=1):
         if beside is judged and one.verdict == UNTESTED:
             others.setdefault(one.numbers.partition(";")[0], []).append(number)
@@ -79,12 +83,29 @@ def claims_markdown(records: Iterable[Record], tables: Path, page: Path | None =
             table = tables / f"{name}md"  # its name ends in a full stop
             link = f"[{table.stem}]({os.path.relpath(table, page)})"
             cells = [one.sentence, f"**{other.verdict}**", one.numbers.partition(";")[0]]
+            cells += pointers[number - 1 : number]
             rows += f"| {number} | {' | '.join(cells)} | {link} |\n"
             tested += f"{number}. {how} *{one.numbers}.*\n"
-    head = "| # | claim | verdict | number | evidence |\n| --: | :-- | :-- | :-- | :-- |\n"
+    titles = ["#", "claim", "verdict", "number", *([f"on {second}"] if second else []), "evidence"]
+    head = f"| {' | '.join(titles)} |\n| --: {'| :-- ' * (len(titles) - 1)}|\n"
     left = "; ".join(f"{', '.join(map(str, of))} ({why})" for why, of in others.items())
     tested = f"{tested}\nNot tested by these records: {left}.\n" if others else tested
     return f"{text}\n\n{head}{rows or NOTHING}\nHow each was tested. {RULES}\n\n{tested}"
+
+
+def second_model(records: list[Record]) -> tuple[str, list[str]]:
+    """The model of the plan `second`, and of each claim whether its committed runs point to it.
+
+    With the number; a claim that they do not test has "". Nothing if there are no such records, or
+    these are of that model.
+    """
+    others = read_records(reference_dir("second") / "records")
+    second, here = (frame.about_model(runs).split()[1] for runs in (others, records))
+    if not others or second == here:
+        return "", []
+    words, judged = {HOLDS: "yes: ", FAILS: "**no**: "}, claim_verdicts(others)
+    said = [(words.get(one.points), one.numbers.partition(";")[0]) for one in judged]
+    return second, [word + number if word else "" for word, number in said]
 
 
 def write_claims(records: Iterable[Record], folder: str | os.PathLike[str]) -> list[Path]:
