@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import NoneType
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def test_values_become_plain_or_are_refused(one_line_error) -> None:
 
 
 def test_types_of_parameters(one_line_error) -> None:
-    for good in ((1, float), (None, int, None)):
+    for good in ((1, float), (None, int, NoneType)):
         records.check_type("a", good[0], good[1:])
     for bad, reason in (
         ((True, int), "bool"),

@@ -16,7 +16,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal
@@ -160,13 +160,11 @@ def check_record(record: Any, where: str = "record") -> dict[str, Any]:
     return record
 
 
-def check_type(name: str, value: Any, allowed_types: Iterable[type | None]) -> None:
+def check_type(name: str, value: Any, types: Collection[type]) -> None:
     """Raise BadParameter unless a notebook's parameter has a value of one of the types.
 
-    None stands for its own type. A bool is not an int, an int is accepted for a float, and a float
-    must be finite.
+    A bool is not an int, an int is accepted for a float, and a float must be finite.
     """
-    types = {NoneType if kind is None else kind for kind in allowed_types}
     if isinstance(value, float) and not math.isfinite(value):
         raise BadParameter(f"{name} = {value} is not allowed: give a finite number")
     # type() and not isinstance, because True is an int to isinstance
