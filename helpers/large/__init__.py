@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "checkpoint": ("prune_checkpoint", "prune_on_disk"),
-        "shards": ("write_index", "write_shard", "writing"),
+        "shards": ("write_index", "writing"),
         "streaming": ("load_streamed",),
         "torchrun": ("torchrun_team",),
     },

@@ -71,10 +71,6 @@ class Checkpoint:
                     for name in inside:
                         yield name, file.get_tensor(name)  # mapped: read when it is used
 
-    def shapes(self, names: Iterable[str] | None = None) -> dict[str, tuple[int, ...]]:
-        """Shapes of those of `names` (None: of all tensors) that are there."""
-        return {name: tuple(tensor.shape) for name, tensor in self.tensors(names)}
-
     def read(self, name: str, device: torch.device | str, dtype: torch.dtype) -> Tensor:
         """One tensor in memory of its own; a floating-point one in `dtype`.
 
@@ -136,9 +132,7 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_shard(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_shard(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors to a safetensors file, whole or not at all.
 
     metadata: texts by name, beside the one that says that the tensors are torch's.
@@ -149,7 +143,7 @@ def write_shard(
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         with writing(path):
-            save_file(held, temporary, metadata={"format": "pt", **(metadata or {})})
+            save_file(held, temporary, metadata={"format": "pt", **metadata})
             set_default_mode(temporary)
             # on the disk before the rename: a power cut could leave a new but empty file
             sync(temporary)

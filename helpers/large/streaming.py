@@ -203,7 +203,7 @@ def _slots(
     """
     within = next(f"{name}." for name, module in model.named_modules() if module is blocks)
     prefix = f"{model.base_model_prefix}."
-    shapes, absent = checkpoint.shapes(), []
+    shapes, absent = {name: tensor.shape for name, tensor in checkpoint.tensors()}, []
     slots: dict[int | None, list[Slot]] = {None: [], **{i: [] for i in range(len(blocks))}}
     tensors = model.state_dict(keep_vars=True)
     aliases: dict[int, list[str]] = {}  # all names of each tensor
@@ -216,7 +216,7 @@ def _slots(
         both = [(key, name) for name in names for key in (name, name.removeprefix(prefix))]
         stored = {key: name for key, name in both if key in shapes}
         key = next(iter(stored), None)
-        if key and shapes[key] == tuple(tensor.shape):
+        if key and shapes[key] == tensor.shape:
             copies = dict(checkpoint.tensors(stored)) if len(stored) > 1 else {}
             if any(not torch.equal(copies[key], copy) for copy in copies.values()):
                 # transformers would not tie them; config.json promises that they are one
