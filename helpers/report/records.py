@@ -74,7 +74,6 @@ class RecordModel(pydantic.BaseModel):
 
 def make_record(
     *,
-    parameters: Mapping[str, Any],
     series: Mapping[str, Any] | None = None,
     layers: Iterable[Mapping[str, Any]] | None = None,
     **fields: Any,
@@ -82,7 +81,6 @@ def make_record(
     """The record of one run, ready for `write_record`.
 
     Args:
-        parameters: of the run; `record_path`, where this machine keeps the record, is left out.
         series: curves and rows.
         layers: a row for each pruned layer.
         fields: the other fields of `RecordModel`, from `notebook` to `peak_memory_bytes`.
@@ -92,8 +90,6 @@ def make_record(
     """
     fields |= {
         "schema": 1,
-        # the path would make two records of the same run differ
-        "parameters": {key: value for key, value in parameters.items() if key != "record_path"},
         "series": series,
         "layers": None if layers is None else list(layers),
         "versions": _versions(),
