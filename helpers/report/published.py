@@ -36,17 +36,15 @@ def read_published() -> pd.DataFrame:
     return pd.concat([pd.read_csv(folder / name, dtype=TYPES) for name in FILES], ignore_index=True)
 
 
-def ratio_table(
-    records: Iterable[Record], published: pd.DataFrame | None = None
-) -> pd.DataFrame | None:
+def ratio_table(records: Iterable[Record]) -> pd.DataFrame | None:
     """Perplexities over SparseGPT's and over Wanda's in the same cell: ours, and published ones.
 
     The records are those of one model; a cell of ours is a mean over seeds. A row has the cell
     ("at", its name), the method, the model with the window, the perplexity, the two ratios (NaN
     without the rival) and the source. Magnitude pruning, with ratios in the hundreds, is left
-    out. None without a rival of ours. `published` None reads the committed files.
+    out. None without a rival of ours.
     """
-    theirs = read_published() if published is None else published
+    theirs = read_published()
     theirs = theirs[theirs["metric"] == "wikitext2_ppl"]
     at = [
         frame.target_name(*cell) for cell in zip(theirs["pattern"], theirs["sparsity"], strict=True)
