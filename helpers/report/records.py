@@ -72,26 +72,18 @@ class RecordModel(pydantic.BaseModel):
     created: str
 
 
-def make_record(
-    *,
-    series: Mapping[str, Any] | None = None,
-    layers: Iterable[Mapping[str, Any]] | None = None,
-    **fields: Any,
-) -> dict[str, Any]:
+def make_record(**fields: Any) -> dict[str, Any]:
     """The record of one run, ready for `write_record`.
 
-    Args:
-        series: curves and rows.
-        layers: a row for each pruned layer.
-        fields: the other fields of `RecordModel`, from `notebook` to `peak_memory_bytes`.
+    fields: those of `RecordModel` from `notebook` to `layers`; the last two may be left out:
+    `series`, curves and rows, and `layers`, a row for each pruned layer.
 
     Values of numpy and torch become plain. Raises FileError for a field that is missing, NaN,
     infinity, a metric without unit, or what JSON cannot hold.
     """
+    fields = {"series": None, "layers": None} | fields
     fields |= {
         "schema": 1,
-        "series": series,
-        "layers": None if layers is None else list(layers),
         "versions": _versions(),
         "git": git_state(),
         "platform": {  # no host name
