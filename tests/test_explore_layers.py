@@ -18,8 +18,8 @@ from helpers.errors import Stopped
 from helpers.explore import calibration_explorer, layer_solve_explorer, mask_schedule_explorer
 from helpers.explore.calibration import table_html, text_html
 from helpers.explore.controls import Explorer
-from helpers.explore.source import ModelLayers
-from helpers.gram import relative_error
+from helpers.explore.source import LayerOutputs, ModelLayers
+from helpers.gram import Gram, relative_error
 from helpers.models import find_blocks, find_layers, read_weight
 
 Problem = tuple[Tensor, Tensor]
@@ -38,6 +38,26 @@ def problem() -> Problem:
 def tiny() -> Loaded:
     model, tokenizer = load_model("tiny", device="cpu")
     return model, tokenizer, calibration_tokens("embedded", tokenizer, sequences=3, length=24)
+
+
+class OneLayer:
+    """Instead of the layers of a model: one, of which weight and gram are given."""
+
+    def __init__(self, weight: Tensor, gram: Tensor) -> None:
+        self.part = LayerOutputs("the layer", weight, Gram.of(gram))
+
+    def controls(self, _block: None, _layer: None) -> dict[str, Any]:
+        return {}
+
+    def get(self, _progress: Any) -> LayerOutputs:
+        return self.part
+
+
+@pytest.fixture(autouse=True)
+def one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Explorers take a weight and a gram where they take a model and its tokens."""
+    for name in ("layer", "mask"):
+        monkeypatch.setattr(f"helpers.explore.{name}.ModelLayers", OneLayer)
 
 
 def change(explorer: Explorer, **values: Any) -> bytes:

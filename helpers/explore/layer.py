@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from helpers.admm import exact_least_squares
 from helpers.explore.controls import Explorer, View, Worker, choice, row, slider
-from helpers.explore.source import SCHEDULES, LayerOutputs, Solve, choose_layer
+from helpers.explore.source import SCHEDULES, LayerOutputs, ModelLayers, Solve
 from helpers.gradient_methods import conjugate_gradients
 from helpers.layer import LayerResult
 from helpers.report import short_error, solve_figure
@@ -23,7 +23,7 @@ HINT = (
 
 
 def layer_solve_explorer(
-    network: nn.Module | Tensor,
+    network: nn.Module,
     tokens: Tensor,
     *,
     block: int | None = None,
@@ -40,14 +40,14 @@ def layer_solve_explorer(
     the paper. A block's grams are collected when it is first chosen, which can be stopped.
 
     Args:
-        network, tokens: a model and calibration tokens (sequences, length); or the weight
-            (d_out, d_in) and the gram (d_in, d_in) of one layer.
+        network, tokens: a model and calibration tokens (sequences, length).
         block: where the list of blocks starts, by default at the middle one.
         layer: where the list of layers starts, by default at the block's first.
         sparsity, rho, iterations: where the sliders start.
         damping: of all solves; it has no control.
     """
-    where, get = choose_layer(network, tokens, block, layer)
+    source = ModelLayers(network, tokens)
+    where = source.controls(block, layer)
     how = {
         "schedule": choice(SCHEDULES, "one-shot", "schedule"),
         "sparsity": slider("sparsity", sparsity, 0.05, 0.95, step=0.05),
@@ -60,7 +60,7 @@ def layer_solve_explorer(
 
     def draw(worker: Worker, *, schedule: str, iterations: int, **values: Any) -> View:
         nonlocal last
-        part = get(worker.progress, *(values.pop(name) for name in where))
+        part = source.get(worker.progress, *(values.pop(name) for name in where))
         steps = 0 if schedule == "one-shot" else max(1, round(CHANGING * iterations))
         values |= {"iterations": iterations, "damping": damping}
         solve = part.solve(worker.check, schedule=schedule, mask_steps=steps, **values)

@@ -10,7 +10,7 @@ import ipywidgets
 from torch import Tensor, nn
 
 from helpers.explore.controls import Explorer, View, Worker, choice, row, slider
-from helpers.explore.source import SCHEDULES, LayerOutputs, Solve, choose_layer
+from helpers.explore.source import SCHEDULES, LayerOutputs, ModelLayers, Solve
 from helpers.masks import Pattern
 from helpers.report import growth_figure, short_error
 
@@ -24,7 +24,7 @@ HINT = (
 
 
 def mask_schedule_explorer(
-    network: nn.Module | Tensor,
+    network: nn.Module,
     tokens: Tensor,
     *,
     block: int | None = None,
@@ -38,7 +38,8 @@ def mask_schedule_explorer(
     sparsity. Five iterations on the final mask follow the mask steps; 0 steps is one-shot. The
     explorer starts at the last iteration. Arguments as in `helpers.explore.layer_solve_explorer`.
     """
-    where, get = choose_layer(network, tokens, block, layer)
+    source = ModelLayers(network, tokens)
+    where = source.controls(block, layer)
     last = mask_steps + FINAL_ITERATIONS
     how = {
         "schedule": choice(SCHEDULES, "paper", "schedule"),
@@ -58,7 +59,7 @@ def mask_schedule_explorer(
         return part.solve(check, **settings), once.keeps[0]
 
     def draw(worker: Worker, *, iteration: int, **values: Any) -> View:
-        part = get(worker.progress, *(values.pop(name) for name in where))
+        part = source.get(worker.progress, *(values.pop(name) for name in where))
         solved, one_shot = solve(worker.check, part, **values)
         shown = min(iteration, len(solved.keeps))
         return _view(part.title, Pattern.parse(values["pattern"]), solved, one_shot, shown)

@@ -1,4 +1,4 @@
-"""Where the explorers get a layer's weight and gram from: given, or collected in a model."""
+"""Where the explorers get a layer's weight and gram from: they are collected in a model."""
 
 from __future__ import annotations
 
@@ -166,18 +166,3 @@ class ModelLayers:
             name: LayerOutputs(f"block {block} {name}", read_weight(layer), grams[name])
             for name, layer in layers.items()
         }
-
-
-def choose_layer(
-    network: nn.Module | Tensor, tokens: Tensor, block: int | None, layer: str | None
-) -> tuple[dict[str, ipywidgets.Widget], Callable[..., LayerOutputs]]:
-    """Controls that choose a layer, and get(progress, block, layer), which gives it.
-
-    network, tokens: a model and its calibration tokens, or the weight (d_out, d_in) and the gram
-    (d_in, d_in) of one layer, which needs no controls.
-    """
-    if isinstance(network, Tensor):
-        given = LayerOutputs("the layer", network, Gram.of(tokens))
-        return {}, lambda _progress: given
-    source = ModelLayers(network, tokens)
-    return source.controls(block, layer), source.get
