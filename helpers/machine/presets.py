@@ -40,10 +40,7 @@ def preset_that_fits(memory: Memory) -> str:
     for preset in PRESETS if memory.gpu is not None else ():
         needs = [notebook_memory(*row, gpu=True) for row in read_preset(preset).items()]
         on_gpu, in_ram = map(max, zip(*needs, strict=True))
-        if (
-            on_gpu <= AUTO_FRACTION * memory.gpu_total
-            and in_ram <= AUTO_FRACTION * memory.ram_total
-        ):
+        if max(on_gpu / memory.gpu_total, in_ram / memory.ram_total) <= AUTO_FRACTION:
             return preset
     return ""
 
