@@ -46,9 +46,7 @@ def ratio_table(records: Iterable[Record]) -> pd.DataFrame | None:
     """
     theirs = read_published()
     theirs = theirs[theirs["metric"] == "wikitext2_ppl"]
-    at = [
-        frame.target_name(*cell) for cell in zip(theirs["pattern"], theirs["sparsity"], strict=True)
-    ]
+    at = list(map(frame.target_name, theirs["pattern"], theirs["sparsity"]))
     model = theirs["model"] + ", window " + theirs["window"].map(str)
     source = theirs["source"].str.replace(r" \(as .+\)$", "", regex=True)  # another name
     theirs = theirs.assign(at=at, model=model, source=source)
