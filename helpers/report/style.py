@@ -12,12 +12,11 @@ import io
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -51,22 +50,17 @@ LOOKS = {
 KEPT, PRUNED = "#3D4653", "#F4F4F4"
 # around one point of a line
 RING = {"color": "black", "ls": "none", "markersize": 12, "fillstyle": "none", "mew": 1.6}
+HOUSE = Path(__file__).with_name("house.mplstyle")
 RELATIVE_ERROR = "relative error ‖XW − XŴ‖² / ‖XW‖²"
 
 
 _STYLING = threading.RLock()  # matplotlib's settings are global, and explorers draw in a thread
 
 
-@cache
-def _settings() -> Mapping[str, Any]:
-    path = Path(__file__).with_name("house.mplstyle")
-    return matplotlib.rc_params_from_file(path, use_default_template=False)
-
-
 @contextmanager
 def house_style() -> Iterator[None]:
     """The settings of house.mplstyle within a `with` block, and in one thread at a time."""
-    with _STYLING, matplotlib.rc_context(_settings()):
+    with _STYLING, matplotlib.style.context(HOUSE):
         yield
 
 
