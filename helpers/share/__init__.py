@@ -5,7 +5,7 @@ from helpers import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "folder": ("check_new_folder", "model_card", "save_pruned"),
+        "folder": ("check_new_folder", "save_pruned"),
         "sizes": ("rounded_to_int8", "storage_report"),
     },
 )
