@@ -29,7 +29,7 @@ COPIED = (
     *("README.md", "CHANGES.md", "CONTRIBUTING.md", "docs", "helpers/own"),
     *("results/families.md", "helpers/report/papers", "results/reference/bench"),
 )
-PLANS = ("laptop", "full", "beyond", "original", "smoke", "t4", "paper")
+PLANS = ("laptop", "full", "beyond", "second", "original", "smoke", "t4", "paper")
 # tables and figures, in the order of a plan's page
 PRODUCTS = (
     *("claims", "perplexity", "variants", "zero_shot", "weight_update"),

@@ -54,7 +54,7 @@ def test_a_folder_has_the_shape_of_its_model(tmp_path: Path, one_line_error: Cal
         memory_needed(parameters(dtype="int8"), gpu=True)
 
 
-@pytest.mark.parametrize("plan", ["laptop", "full", "beyond"])
+@pytest.mark.parametrize("plan", ["laptop", "full", "beyond", "second"])
 def test_memory_is_that_of_the_committed_records(plan: str) -> None:
     """Runs that prune are met closely; for tasks and repairs the estimate is an upper bound."""
     for record in read_records(reference_dir(plan) / "records"):

@@ -32,7 +32,7 @@ def runs() -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("plan", ["laptop", "full", "beyond"])
+@pytest.mark.parametrize("plan", ["laptop", "full", "beyond", "second"])
 def test_committed_tables_are_what_this_code_makes_of_the_records(
     plan: str, tmp_path: Path
 ) -> None:

@@ -62,7 +62,7 @@ def test_a_run_is_reproduced_within_its_tolerance() -> None:
     assert found.reproduced == 0 and "inf" not in "".join(to_lines(found.comparisons))
 
 
-@pytest.mark.parametrize("plan", ["laptop", "full", "beyond"])
+@pytest.mark.parametrize("plan", ["laptop", "full", "beyond", "second"])
 def test_committed_records_can_be_judged_on_another_machine(plan: str) -> None:
     records = read_records(reference_dir(plan) / "records")
     measuring = [record for record in records if record["notebook"] != "06_tables_and_plots"]
