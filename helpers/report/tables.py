@@ -338,7 +338,8 @@ class Section(NamedTuple):
 def _items_note(records: list[Record]) -> str:
     """How many items each task has, whether the same for every model, and by which harness."""
     answers = answer_frame(records)
-    amount = " to ".join(sorted({f"{pick(answers['items'].map(len))}" for pick in (min, max)}))
+    sizes = answers["items"].map(len)
+    amount = " to ".join(map(str, sorted({min(sizes), max(sizes)})))
     same = "" if (answers.groupby("task")["items"].nunique() == 1).all() else "not "
     harness = ", ".join(sorted(set(answers["harness"])))
     return f"{amount} items a task, {same}the same for every model; lm-eval {harness}."
