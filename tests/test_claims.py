@@ -168,15 +168,12 @@ def test_a_page_that_decides_nothing_shows_what_points_the_other_way(tmp_path: P
 def test_a_claim_says_where_the_runs_of_a_second_model_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = DENSE + GRAD + ONE_SHOT
     for grad, said in ((27.0, "yes: perplexity at 60 %: −10 %"), (33.0, "**no**: perplexity at")):
         asked = [("dense", "0 %", 20.0), ("admm-grad", "60 %", grad), ("admm1", "60 %", 30.0)]
         theirs = [pruned(*run, model="embedded-gemma") for run in asked]
-        committed = {"second": theirs}
-        monkeypatch.setattr(
-            agreement, "read_records", lambda folder, of=committed: of.get(folder.parent.name, [])
-        )
-        page = claims_markdown(ours, tmp_path)
+        committed = {"second": theirs, "full": [], "beyond": []}
+        monkeypatch.setattr(agreement, "read_records", lambda at, of=committed: of[at.parent.name])
+        page = claims_markdown(DENSE + GRAD + ONE_SHOT, tmp_path)
         assert (
             "| number | on Gemma-3-270M | evidence |\n| --: | :-- | :-- | :-- | :-- | :-- |" in page
         )
