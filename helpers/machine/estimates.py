@@ -21,6 +21,7 @@ FLOAT = 4  # bytes of what a solver works in
 COPIES = {"wanda": 2.5, "sparsegpt": 2.5, "admm-grad": 4.5}
 LONGEST = {"boolq": 1291, "sciq": 600}  # tokens of the longest item; of all other tasks 300
 ALL_TOKENS = 400_000  # of the longest evaluation text
+LOSSES = 128 * 6  # bytes a word of the vocabulary, for the losses of 128 positions; as measured
 
 
 class Shape:
@@ -87,7 +88,9 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
     copies = 8 if size == FLOAT else size + 8  # of the logits: in float32, and their logarithms
     # between two blocks of a streamed model wait all windows
     stream = ALL_TOKENS * shape.width * size if streamed and window else 0
-    peak = outside + stream + window * shape.vocab * copies + shape.activations(window) * size
+    # of a window all logits, and more of the positions whose losses are computed together
+    logits = (window * copies + (LOSSES if window else 0)) * shape.vocab
+    peak = outside + stream + logits + shape.activations(window) * size
     if parameters.get("method", "admm-grad") not in ("dense", "magnitude"):
         length = parameters["length"]
         pruned = parameters["sequences"] * length * shape.width * size

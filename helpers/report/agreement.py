@@ -96,7 +96,7 @@ def claims_markdown(records: Iterable[Record], tables: Path, page: Path | None =
 def second_model(records: list[Record]) -> tuple[str, list[str]]:
     """The model of the plan `second`, and of each claim whether its committed runs point to it.
 
-    With the number; a claim that they do not test has "". Nothing if there are no such records, or
+    With the number; a claim that they do not test has "–". Nothing if there are no such records, or
     these are of that model.
     """
     others = read_records(reference_dir("second") / "records")
@@ -105,7 +105,7 @@ def second_model(records: list[Record]) -> tuple[str, list[str]]:
         return "", []
     words, judged = {HOLDS: "yes: ", FAILS: "**no**: "}, claim_verdicts(others)
     said = [(words.get(one.points), one.numbers.partition(";")[0]) for one in judged]
-    return second, [word + number if word else "" for word, number in said]
+    return second, [word + number if word else "–" for word, number in said]
 
 
 def write_claims(records: Iterable[Record], folder: str | os.PathLike[str]) -> list[Path]:
