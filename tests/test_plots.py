@@ -58,7 +58,9 @@ def test_perplexity_figure(records: list[dict]) -> None:
     assert drawn["ADMM-Grad"] == ([50.0, 60.0], [30.0, 65.0])  # means over seeds
     assert drawn["Dense 17.5"][1] == [17.5, 17.5]
     assert figure.axes[0].get_title() == "Perplexity of the model after pruning"  # both are lowest
-    figure = plots.perplexity_figure([*records, pruned("admm1", "60 %", 66.0)])
+    tied = [*records, pruned("admm1", "50 %", 30.5), pruned("admm1", "60 %", 66.0)]
+    assert "ADMM1 and ADMM-Grad have the" in plots.perplexity_figure(tied).axes[0].get_title()
+    figure = plots.perplexity_figure([*records, pruned("admm1", "60 %", 68.0)])
     assert figure.axes[0].get_title().startswith("ADMM-Grad has the lowest perplexity at every")
     # the axis ends above the methods that refit, and names do not overlap
     assert 80 < figure.axes[0].get_ylim()[1] < 500

@@ -42,8 +42,7 @@ def test_the_rows_of_the_recipe_are_those_of_its_tables() -> None:
         assert row["closed (%)"] == cost["60 %, closed (%)"]
         assert row["seconds / ADMM-Grad's"] == cost["60 %, seconds / ADMM-Grad's"]
         assert row["memory (GB)"] == cost["peak memory (GB)"]
-    alone = cells_of(ours[0])["ADMM-Grad"]["60 %"]
-    assert f"ADMM-Grad alone leaves {alone} (three" in README
+    assert f"ADMM-Grad alone leaves {cells_of(ours[0])['ADMM-Grad']['60 %']} (three" in README
 
 
 def test_its_number_of_families_is_that_of_their_page() -> None:
@@ -68,8 +67,7 @@ def test_it_says_how_many_records_of_its_tables_are_of_earlier_code() -> None:
 
 
 def test_it_is_read_in_four_minutes() -> None:
-    words = re.sub(r"[|:-]{2,}|\|", " ", README).split()
-    assert len(words) <= 900
+    assert len(re.sub(r"[|:-]{2,}|\|", " ", README).split()) <= 900
     blocks = re.findall(r"```\w*\n(.*?)```", README, re.DOTALL)
     assert max(map(len, "\n".join(blocks).splitlines())) <= 80  # GitHub clips longer lines
 

@@ -152,7 +152,7 @@ def tables_of(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
         web = frame.EMBEDDED["calibration"].get(common["calibration"], common["calibration"])
         note = (
             f"{frame.about_model(runs)} Perplexity on {web}, {common['web_windows']} windows of "
-            f"{common['length']} tokens that nothing was fitted to. {caption}"
+            f"{common['length']} tokens that nothing was fitted to, others for each seed. {caption}"
         )
         yield f"web text{end}", note, *perplexity_table(pipelines, "perplexity_web")
         yield f"gain{end}", f"{where} {frame.caption(gain_table)}", gain_table(pipelines)
