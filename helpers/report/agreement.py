@@ -100,12 +100,13 @@ def second_model(records: list[Record]) -> tuple[str, list[str]]:
     these are of that model.
     """
     others = read_records(reference_dir("second") / "records")
-    second, here = (frame.about_model(runs).split()[1] for runs in (others, records))
+    second, here = (frame.common_parameters(runs).get("model") for runs in (others, records))
     if not others or second == here:
         return "", []
     words, judged = {HOLDS: "yes: ", FAILS: "**no**: "}, claim_verdicts(others)
     said = [(words.get(one.points), one.numbers.partition(";")[0]) for one in judged]
-    return second, [word + number if word else "–" for word, number in said]
+    name, _, _ = frame.EMBEDDED["model"][second].partition(" (")  # without how it was converted
+    return name, [word + number if word else "–" for word, number in said]
 
 
 def write_claims(records: Iterable[Record], folder: str | os.PathLike[str]) -> list[Path]:
