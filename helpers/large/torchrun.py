@@ -11,7 +11,7 @@ CPU torchrun gives each process one thread, unless OMP_NUM_THREADS is set.
 
 The same number of processes gives the same bits. With another number the grams are added up in
 another order, and agree to float32 rounding; so do the weights, as long as the masks are the same.
-A mask may differ where two scores are almost equal, and a growing mask (admm-grad) amplifies that
+A mask may differ where two scores are almost equal, and a gradual mask (admm-grad) amplifies that
 from block to block, with the same mean error.
 
 If one process fails, all end within seconds; run the same again to go on. Each error is one line.

@@ -3,7 +3,7 @@
 It has two levels. *On the same kind of machine* (processor, device, threads, and versions of the
 packages that compute) a run repeats itself, so its numbers must agree to SAME, those of each layer
 too, and masks, tokens and answers must be equal. *On another machine* rounding differs. It moves
-weights across a mask's edge, which a growing mask and the blocks that follow amplify. In the first
+weights across a mask's edge, which a gradual mask and the blocks that follow amplify. In the first
 blocks it is still tiny, and a broken solver shows there. So on another machine
 
 - what reads no calibration text (the dense model, magnitude) may differ by ROUNDING, with equal
@@ -16,7 +16,7 @@ blocks it is still tiny, and a broken solver shows there. So on another machine
 The bounds come from committed records that differ in rounding alone: `laptop` on two kinds of
 processor, and it and `full` by two solvers. The largest differences there were 0.05 % of a layer's
 error in block 0, 0.4 % in block 1 and 18 % in a later one, 1.0 % in the median, 1.2 % in the mean
-error, and 2.6 % of the damage; 54 of 700 answers turned under a growing mask, and none of the dense
+error, and 2.6 % of the damage; 54 of 700 answers turned under a gradual mask, and none of the dense
 model's. What moves block 0 by less than LAYERS passes on another machine: of the embedded model a
 step matrix or inputs of layers in half precision, which move it by 0.06 and 0.1 %.
 
