@@ -77,8 +77,8 @@ def expected(notebook: str) -> list[str]:
             names = ("admm-grad-60", "sparsegpt-60", "wanda-60")
             means = [f"{mean_over_seeds(name):.1f}" for name in names]
             names = ("admm-grad-50", "sparsegpt-50", "admm-grad-70", "sparsegpt-70")
-            names += ("admm-grad-2of4", "admm-grad-50")
-            return [*counts, *means, *(f"{pruned(name, plan='full'):.1f}" for name in names)]
+            names += ("alps-50", "alps-60", "admm-grad-2of4", "admm-grad-50")
+            return [*counts, *means, *(f"{mean_over_seeds(name):.1f}" for name in names)]
         case "07":
             own = [value(notebook, "my-method-60", m) for m in ("perplexity", "mean_layer_error")]
             error = pruned("admm1-60", "mean_layer_error")
