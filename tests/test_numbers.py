@@ -74,11 +74,13 @@ def expected(notebook: str) -> list[str]:
             claims = claims_markdown(read_records(folder / "records"), folder / "tables")
             verdicts = ("holds", "does not hold", "not decided here")
             counts = [str(claims.count(f"| **{verdict}** |")) for verdict in verdicts]
-            names = ("admm-grad-60", "sparsegpt-60", "wanda-60")
+            names = ("admm-grad-60", "sparsegpt-60", "wanda-60", "admm-grad-50", "sparsegpt-50",
+                     "admm-grad-70", "sparsegpt-70", "alps-50", "alps-60")  # fmt: skip
             means = [f"{mean_over_seeds(name):.1f}" for name in names]
-            names = ("admm-grad-50", "sparsegpt-50", "admm-grad-70", "sparsegpt-70")
-            names += ("alps-50", "alps-60", "admm-grad-2of4", "admm-grad-50")
-            return [*counts, *means, *(f"{mean_over_seeds(name):.1f}" for name in names)]
+            lower = [percent(1 - mean_over_seeds(f"alps-{at}") / mean_over_seeds(f"admm-grad-{at}"))
+                     for at in (60, 70, 80)]  # fmt: skip
+            two = [f"{mean_over_seeds(f'admm-grad-{at}'):.1f}" for at in ("2of4", 50)]
+            return [*counts, *means, *lower, *two]
         case "07":
             own = [value(notebook, "my-method-60", m) for m in ("perplexity", "mean_layer_error")]
             error = pruned("admm1-60", "mean_layer_error")
