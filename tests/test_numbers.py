@@ -67,9 +67,9 @@ def expected(notebook: str) -> list[str]:
             return [f"{pruned(name):.1f}" for name in (*names, "admm-grad-50", "admm-grad-70")]
         case "05":
             names = ("dense", "admm-grad-50", "sparsegpt-50", "wanda-50")
-            shown = (("mean", 3), ("sciq", 2), ("lambada_openai", 3))
-            return [f"{value(notebook, name, f'{task}_acc', 'full'):.{digits}f}"
-                    for task, digits in shown for name in names]  # fmt: skip
+            shown = [(task, name) for task in ("mean", "sciq", "lambada_openai") for name in names]
+            shown += [("boolq", name) for name in names[:2]]
+            return [f"{value(notebook, name, f'{t}_acc', 'full'):.3f}" for t, name in shown]
         case "06":
             folder = reference_dir("full")
             claims = claims_markdown(read_records(folder / "records"), folder / "tables")

@@ -20,6 +20,7 @@ FLOAT = 4  # bytes of what a solver works in
 # copies of a layer's weight that a method holds at once; the last is that of all other methods
 COPIES = {"wanda": 2.5, "sparsegpt": 2.5, "admm-grad": 4.5}
 LONGEST = {"boolq": 1291, "sciq": 600}  # tokens of the longest item; of all other tasks 300
+CHOICE = 150  # tokens of a text whose logits are computed: its choice, and what it is padded to
 ALL_TOKENS = 400_000  # of the longest evaluation text
 LOSSES = 128 * 6  # bytes a word of the vocabulary, for the losses of 128 positions; as measured
 
@@ -52,7 +53,7 @@ class Shape:
         # of each input of a block, which has a gram: d_in, and d_out of the layers it goes to:
         # q, k, v; o; gate, up; down
         self.inputs = [(width, [heads, kv, kv]), (heads, [width]), (width, [ff, ff]), (ff, [width])]
-        self.vocab = config.vocab_size
+        self.vocab, self.kv = config.vocab_size, kv
         self.block_weights = sum(d_in * sum(outputs) for d_in, outputs in self.inputs)
         # layers, two norms a block, the last norm, embedding and head
         tables = (1 if config.tie_word_embeddings else 2) * self.vocab * width
@@ -81,16 +82,21 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
         in_blocks = size * (shape.block_weights + 2 * shape.width)
         outside = size * shape.vocab * shape.width  # the embedding, or else the head
         model = max(in_blocks, outside)
-    window = max(parameters.get("window", 0), parameters.get("second_window", 0))
+    scored = window = max(parameters.get("window", 0), parameters.get("second_window", 0))
+    kept = 0  # keys and values of contexts, twice, since a pass adds to a copy
     if "tasks" in parameters:
         longest = max((LONGEST.get(task, 300) for task in parameters["tasks"]), default=0)
-        window = parameters["batch"] * min(longest, shape.positions)
+        scored = window = parameters["batch"] * min(longest, shape.positions)
+        if not streamed:  # by helpers.fast.choices, where BoolQ's choices of one token keep nothing
+            scored = min(window, parameters["batch"] * CHOICE)
+            context = parameters["batch"] * min(longest, LONGEST["sciq"])
+            kept = 2 * context * shape.blocks * 2 * shape.kv * size
     copies = 8 if size == FLOAT else size + 8  # of the logits: in float32, and their logarithms
     # between two blocks of a streamed model wait all windows
     stream = ALL_TOKENS * shape.width * size if streamed and window else 0
     # of a window all logits, and more of the positions whose losses are computed together
-    logits = (window * copies + (LOSSES if window else 0)) * shape.vocab
-    peak = outside + stream + logits + shape.activations(window) * size
+    logits = (scored * copies + (LOSSES if window else 0)) * shape.vocab
+    peak = outside + stream + logits + kept + shape.activations(window) * size
     if parameters.get("method", "admm-grad") not in ("dense", "magnitude"):
         length = parameters["length"]
         pruned = parameters["sequences"] * length * shape.width * size
