@@ -89,7 +89,7 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
         scored = window = parameters["batch"] * min(longest, shape.positions)
         if not streamed:  # by helpers.fast.choices, where BoolQ's choices of one token keep nothing
             scored = min(window, parameters["batch"] * CHOICE)
-            context = parameters["batch"] * min(longest, LONGEST["sciq"])
+            context = min(window, parameters["batch"] * LONGEST["sciq"])
             kept = 2 * context * shape.blocks * 2 * shape.kv * size
     copies = 8 if size == FLOAT else size + 8  # of the logits: in float32, and their logarithms
     # between two blocks of a streamed model wait all windows
