@@ -161,7 +161,7 @@ def test_a_page_that_decides_nothing_shows_what_points_the_other_way(tmp_path: P
     # what is decided is shown whole, and what is not tested stands below
     page = claims_markdown(DENSE + GRAD + ONE_SHOT, tmp_path)
     assert len(re.findall(r"(?m)^\| \d+ ", page)) == 1 and "| –" not in page
-    assert f", {len(CLAIMS)} (needs" in page and "1, 2, 3, 4" in page.rpartition("Not tested")[2]
+    assert f" {len(CLAIMS)} (needs" in page and "1, 2, 3, 4" in page.rpartition("Not tested")[2]
     assert "| perplexity at 60 %: −9 ± 2 % against ADMM1 | " in page
 
 

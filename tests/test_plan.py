@@ -137,21 +137,8 @@ def test_the_tables_notebook_is_last_and_names_its_own_plan(project: Project) ->
 # --- the committed plans -------------------------------------------------------------------
 
 
-# the runs of a plan were chosen anew, and its records are of before; once they are made again the
-# test passes for it, and this mark fails until it is taken away
-OLD = pytest.mark.xfail(strict=True, reason="records of before its runs were chosen anew")
-PLANS = ["laptop", "second", "full", pytest.param("beyond", marks=OLD)]
-
-
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", ["laptop", "second", "full", "beyond"])
 def test_plans_are_those_of_the_committed_records(plan: str) -> None:
-    """A record of before a parameter was added meant the parameter's default."""
-    runs = {run.id: run for run in read_plan(plan)}
-    records = {
-        f"{record['notebook']}--{record['name']}": record["parameters"]
-        for record in read_records(reference_dir(plan) / "records")
-    }
-    assert set(runs) == set(records)
-    for key, run in runs.items():
-        since = {name: run.defaults[name] for name in run.effective if name not in records[key]}
-        assert run.effective == since | records[key], key
+    records = read_records(reference_dir(plan) / "records")
+    asked = {f"{record['notebook']}--{record['name']}": record["parameters"] for record in records}
+    assert {run.id: run.effective for run in read_plan(plan)} == asked

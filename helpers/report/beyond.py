@@ -119,25 +119,33 @@ def perplexity_table(pipelines: pd.DataFrame, number: str) -> tuple[pd.DataFrame
     return pd.concat([first, table]).rename_axis("pipeline"), halves
 
 
-def gain_table(pipelines: pd.DataFrame) -> pd.DataFrame:
+def gain_table(pipelines: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Closed: the share of ln(perplexity / dense) after plain ADMM-Grad (same seed and target) that
-    the pipeline removes. Seconds: pruning and repair over those of ADMM-Grad's layers with two
-    passes, in the same run if it prunes so, else in runs on the same kind of machine, of the same
-    seed if there are any. Both are means over seeds. Peak memory is the process's, with the
-    evaluation, the dense model and a copy of the pruned one.
+    the pipeline removes. Seconds: of pruning and repair, the median over seeds, and as a multiple
+    of those of ADMM-Grad's layers with two passes, in the same run if it prunes so, else in runs on
+    the same kind of machine, of the same seed if there are any. Once runs were timed alone, only
+    theirs are shown; else they may have shared the machine. The others are means over seeds; ± is
+    half of Student's 95 % interval. Peak memory is the process's, with the evaluation, the dense
+    model and a copy of the pruned one.
+
+    By pipeline and target, and the `interval` of each number. What was not run has no column.
     """
-    gains, times = (
-        frame.by_target(frame.over_seeds(pipelines, "pipeline", number)["mean"], _rows(pipelines))
-        for number in ("closed", "times")
-    )
-    gains = (100 * gains).round(6) + 0.0  # ADMM-Grad's own is 0, not 1e-9 or −0
-    columns = {}
-    for target in gains:
-        columns[f"{target}, closed (%)"] = gains[target]
-        columns[f"{target}, seconds / ADMM-Grad's"] = times.get(target)
+    # ADMM-Grad's own share is 0, not 1e-9 or −0
+    pipelines = pipelines.assign(closed=(100 * pipelines["closed"]).round(6) + 0.0)
+    names = {"closed": "closed (%)", "seconds": "seconds", "times": "seconds / ADMM-Grad's"}
+    columns, halves = {}, {}
+    for target in sorted(pipelines["target"].unique(), key=frame.column_key):
+        runs = pipelines[pipelines["target"] == target]
+        for number, name in names.items():
+            cells = frame.over_seeds(runs, "pipeline", number).droplevel("target")
+            columns[f"{target}, {name}"], halves[f"{target}, {name}"] = cells["mean"], cells["half"]
+        columns[f"{target}, seconds"] = runs.groupby("pipeline")["seconds"].median()
     groups = pipelines.groupby("pipeline")
     columns |= {"runs": groups.size(), "peak memory (GB)": groups["memory"].max()}
-    return gains.iloc[:, :0].assign(**columns)
+    table = pd.DataFrame(columns).reindex(_rows(pipelines)).rename_axis("pipeline")
+    table = table.dropna(axis=1, how="all")
+    spread = pd.DataFrame(halves).reindex(table.index, columns=table.columns)
+    return table, spread.where(spread > 0.001)  # what all is compared with has none
 
 
 def tables_of(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
@@ -155,4 +163,4 @@ def tables_of(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
             f"{common['length']} tokens that nothing was fitted to, others for each seed. {caption}"
         )
         yield f"web text{end}", note, *perplexity_table(pipelines, "perplexity_web")
-        yield f"gain{end}", f"{where} {frame.caption(gain_table)}", gain_table(pipelines)
+        yield f"gain{end}", f"{where} {frame.caption(gain_table)}", *gain_table(pipelines)

@@ -33,8 +33,6 @@ TASK_NAMES = {"boolq": "BoolQ", "rte": "RTE", "hellaswag": "HellaSwag", "winogra
 USUAL = {"rho": 1.0, "precondition": True, "damping": 0.1}  # ADMM's defaults
 ENOUGH = 0.01  # an objective this close to its optimum counts as having arrived
 SECONDS = [f"{part}_seconds" for part in ("forward", "solve", "prune", "evaluate")]
-# parts of the seconds that older records hold apart
-ONCE_APART = {"forward_seconds": "gram_seconds", "solve_seconds": "selection_seconds"}
 NUMBERS = ["perplexity", "mean_layer_error", *SECONDS]
 FLAGS = ["variant", "usual", "timed"]
 COLUMNS = ["record", "label", "target", "method", "pattern", "options", "seed"]
@@ -193,9 +191,6 @@ def run_frame(
         })  # fmt: skip
     table = pd.DataFrame(rows)
     table = table.reindex(columns=list(dict.fromkeys([*COLUMNS, *FLAGS, *NUMBERS, *table])))
-    for part, apart in ONCE_APART.items():
-        if apart in table:
-            table[part] += table[apart].fillna(0.0)
     return table.astype(dict.fromkeys(FLAGS, bool) | dict.fromkeys(NUMBERS, float))
 
 

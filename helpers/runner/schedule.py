@@ -171,8 +171,9 @@ def _execute(runs: list[Run], todo: list[Run], pool: Any, marker: Path) -> list[
                     failures.append((run, error))
                     run.record_path.unlink(missing_ok=True)  # a failed run has no record
                 if expected:
-                    left = took / ended * sum(expected.values()) / min(slots(), len(expected))
-                    text += f"; about {format_seconds(left)} left"
+                    beside = {key: 1 if any(alone[key]) else slots() for key in expected}
+                    left = sum(each / beside[key] for key, each in expected.items())
+                    text += f"; about {format_seconds(took / ended * left)} left"
                 say(f"{titles[run.id]} {text}")
     finally:
         if active:
