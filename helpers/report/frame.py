@@ -215,13 +215,13 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def over_seeds(runs: pd.DataFrame, row: str, number: str) -> pd.DataFrame:
-    """A number by row and target: "mean" over seeds, and "half" of the `interval` of it.
+    """A number by row and target: "mean" and "median" over seeds, and "half" of the `interval`.
 
     A seed of several records counts once, with their mean; half is NaN for one seed.
     """
     seeds = runs.groupby([row, "target", "seed"], sort=False)[number].mean().dropna()
     cells = seeds.groupby(level=[row, "target"])
-    return cells.agg(mean=pd.Series.mean, half=lambda values: interval(values)[1])
+    return cells.agg(mean="mean", median="median", half=lambda values: interval(values)[1])
 
 
 def by_target(values: pd.Series, rows: Iterable[str]) -> pd.DataFrame:

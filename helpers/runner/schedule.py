@@ -171,8 +171,8 @@ def _execute(runs: list[Run], todo: list[Run], pool: Any, marker: Path) -> list[
                     failures.append((run, error))
                     run.record_path.unlink(missing_ok=True)  # a failed run has no record
                 if expected:
-                    beside = {key: 1 if any(alone[key]) else slots() for key in expected}
-                    left = sum(each / beside[key] for key, each in expected.items())
+                    beside = min(slots(), len(expected))
+                    left = sum(s if any(alone[key]) else s / beside for key, s in expected.items())
                     text += f"; about {format_seconds(took / ended * left)} left"
                 say(f"{titles[run.id]} {text}")
     finally:
