@@ -74,7 +74,7 @@ def test_committed_records_can_be_judged_on_another_machine(plan: str) -> None:
 
 
 def test_two_kinds_of_processor_agree_and_are_not_one() -> None:
-    """Cells of `laptop` by one code, the dense model and methods: rounding alone differs."""
+    """Cells of `laptop` and `second`, each pair by one code: rounding alone differs."""
     pair = json.loads(Path(__file__).with_name("two_processors.json").read_text(encoding="utf-8"))
     made: list[list[Record]] = [[], []]
     for side, (name, cell) in itertools.product((0, 1), pair["cells"].items()):
@@ -89,7 +89,7 @@ def test_two_kinds_of_processor_agree_and_are_not_one() -> None:
         found = judge(here, there, there)
         assert found.reproduced == found.compared == len(pair["cells"])
         found = judge([record | ONE for record in here], [record | ONE for record in there], there)
-        assert found.reproduced == 1, "the dense model"
+        assert found.reproduced == 3, "the dense models"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_the_level_and_why(change: dict, said: str) -> None:
 
 
 def test_on_another_machine_the_tolerance_comes_from_seeds_or_the_damage() -> None:
-    dense, seeds = run(10.0, method="dense"), [run(20.0), run(21.0, 1), run(20.5, 2)]
+    dense, seeds = run(10.0, method="dense"), [run(20.0), run(22.0, 1), run(21.0, 2)]
 
     def of(record: Record, *plan: Record, what: str = "perplexity") -> tuple[float, str]:
         return tolerance_of(record, what, [dense, *plan])
@@ -121,12 +121,12 @@ def test_on_another_machine_the_tolerance_comes_from_seeds_or_the_damage() -> No
     def share(damage: float) -> tuple[float, str]:
         return pytest.approx(damage**SHARE - 1), "share of the damage"
 
-    assert of(run(20.0), *seeds) == (pytest.approx(1 / 20.5), "3 seeds")
+    assert of(run(20.0), *seeds) == (pytest.approx(2 / 21), "3 seeds")
     assert of(run(20.0), run(1.0), run(9.0, 1), run(9.0, 2)) == (CEILING, "3 seeds")
     # seeds that agree by chance, two seeds, however often, another method: a share of the damage
     assert of(run(20.0), run(20.0), run(20.0, 1), run(20.1, 2)) == share(2)
     assert of(run(20.0), *seeds[:2] * 2) == of(run(20.0, method="b"), *seeds) == share(2)
-    assert of(run(80.0)) == share(8) and of(run(1e6)) == (CEILING, "share of the damage")
+    assert of(run(60.0)) == share(6) and of(run(1e6)) == (CEILING, "share of the damage")
     assert of(run(10.1)) == (FLOOR, "bound") and of(run(80.0, windows=3)) == (UNKNOWN, "bound")
     assert of(run(80.0, method="magnitude")) == of(dense) == (ROUNDING, "rounding")
     # a run that measures its dense model itself, as those of notebook 08 do
