@@ -173,12 +173,12 @@ def loop() -> str:
         (46, 78, "Z ← (W + U) ⊙ keep", "copy what the mask keeps, zero elsewhere",
          "(ADMM-Grad first chooses it anew, 15 times)"),
         (146, 60, "U ← U + W − Z", "add up what the mask took away"),
-        (228, 60, "W ← (Ĝ + λI + ρI)⁻¹ ((Ĝ + λI) W₀ + ρ (Z − U))",
+        (228, 60, "W ← (Ĝ + λI + ρI)⁻¹((Ĝ + λI)W₀ + ρ(Z − U))",
          "fit the layer's outputs, near Z − U"),
     ):  # fmt: skip
-        parts += [box(76, y, 312, height, *lines, look=WEIGHTS, bold=True)]
+        parts += [box(70, y, 324, height, *lines, look=WEIGHTS, bold=True)]
     parts += [line((232, a), (232, b)) for a, b in ((28, 44), (124, 144), (206, 226), (288, 310))]
-    parts += [line((76, 258), (52, 258), (52, 85), (74, 85)), text(26, 168, "20", bold=True)]
+    parts += [line((70, 258), (52, 258), (52, 85), (68, 85)), text(26, 168, "20", bold=True)]
     parts += [text(26, 184, "times"), text(232, 326, "result: (W + U) ⊙ keep")]
     return card(340, loop.__doc__, *parts)
 
@@ -252,7 +252,7 @@ def choices() -> str:
         for x, bar, longest in zip((122, 266), bars, (118, 86), strict=True):
             parts += [rect(x, y + 4, bar, 20, DATA if bar == longest else "#D0D0D0")]
     parts += [text(182, 226, "answers “an oven”: right"), text(326, 226, "“a book”: wrong")]
-    parts += [text(200, 254, "bar: how likely the model finds a choice; the longest is its answer")]
+    parts += [text(200, 254, "the longer its bar, the likelier the model finds a choice")]
     parts += [legend(280, (60, WEIGHTS[1], "right choice"), (170, OTHER[1], "wrong choice"),
                      (282, DATA, "answer"))]  # fmt: skip
     return card(294, choices.__doc__, *parts)
