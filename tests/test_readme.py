@@ -50,15 +50,18 @@ def test_the_rows_of_the_recipe_are_those_of_its_tables() -> None:
 
 def test_its_number_of_families_is_that_of_their_page() -> None:
     (families,) = re.findall(r"\[(\d+) families", README)
-    page = (root() / "results" / "families.md").read_text(encoding="utf-8")
-    assert f"## Pruned: {families} families" in page
+    assert f"## Pruned: {families} families" in (root() / "results/families.md").read_text("utf-8")
 
 
 def test_the_claims_are_those_of_the_committed_records() -> None:
-    rows = re.findall(r"(?m)^\| \d+ \| (.+?)\. \| (\*\*.+?\*\*) \| (.+?) \|", committed("claims"))
+    # claim, verdict, number, and for Gemma "yes", "no" or nothing
+    rows = re.findall(r"\d \| (.+?)\. \| \*\*(.+?)\*\* \| (.+?) \| \**(\w*)", committed("claims"))
     shown = re.findall(r"(?m)^- (?:.+\(.+\)\.)$", README)
-    assert len(shown) == 4
-    assert set(shown) < {f"- {verdict}: {claim} ({number})." for claim, verdict, number in rows}
+    assert len(shown) == 4 and set(shown) < {f"- **{b}**: {a} ({c})." for a, b, c, _ in rows}
+    holds, falls = (sum(row[1] == told for row in rows) for told in ("holds", "does not hold"))
+    agree = sum(row[1::2] in (("holds", "yes"), ("does not hold", "no")) for row in rows)
+    said = re.findall(r"\[of (\d+)\].+ (\d+) hold, (\d+) do not; Gemma agrees on (\d+)", README)
+    assert said == [tuple(map(str, (len(rows), holds, falls, agree)))]
 
 
 def test_it_says_how_many_records_of_its_tables_are_of_earlier_code() -> None:

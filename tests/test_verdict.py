@@ -66,8 +66,7 @@ def test_a_run_is_reproduced_within_its_tolerance() -> None:
 def test_committed_records_can_be_judged_on_another_machine(plan: str) -> None:
     records = read_records(reference_dir(plan) / "records")
     measuring = [record for record in records if record["notebook"] != "06_tables_and_plots"]
-    unnamed = [record for record in measuring if not record["platform"].get("processor")]
-    assert all(record["created"] < "2026-11-26T05" for record in unnamed), "all name it since then"
+    assert all(record["platform"]["processor"] for record in measuring)
     some = measuring[:: 1 if plan == "laptop" else 8]
     found = judge([record | OTHER for record in some], some, records)
     assert found.reproduced == found.compared == len(some)
@@ -76,15 +75,14 @@ def test_committed_records_can_be_judged_on_another_machine(plan: str) -> None:
 def test_two_kinds_of_processor_agree_and_are_not_one() -> None:
     """Cells of `laptop` and `second`, each pair by one code: rounding alone differs."""
     pair = json.loads(Path(__file__).with_name("two_processors.json").read_text(encoding="utf-8"))
-    made: list[list[Record]] = [[], []]
+    kinds, made = pair["processors"], ([], [])
     for side, (name, cell) in itertools.product((0, 1), pair["cells"].items()):
         layers = [
             {"block": place // 7, "name": place % 7, "error": error}
             for place, error in enumerate(cell["errors"][side])
         ]
-        record = run(cell["perplexity"][side], **cell["parameters"])
-        record["platform"] = {"processor": pair["processors"][side]}
-        made[side].append(record | {"name": name, "layers": layers})
+        record = run(cell["perplexity"][side], **cell["parameters"]) | {"layers": layers}
+        made[side].append(record | {"name": name, "platform": {"processor": kinds[side]}})
     for here, there in (made, made[::-1]):
         found = judge(here, there, there)
         assert found.reproduced == found.compared == len(pair["cells"])
