@@ -55,6 +55,7 @@ TURNED_BLIND = 0.01  # the same where no calibration text is read
 RARE = 1e-3  # the chance that an honest run is apart in its answers
 ABSOLUTE = 1e-6  # smaller differences are rounding, whatever the value
 ABSOLUTE_SAME = 1e-9  # the same on the same kind of machine
+SUMMED = 1e-13  # of equal numbers: Python 3.12 adds floats more exactly than 3.11
 NOT_JUDGED = ("s", "min", "h", "bytes", "MB", "MiB", "GB", "GiB")
 # what two perplexities must have in common to be compared with one dense model
 MEASURED_ON = ("model", "revision", "evaluation", "window", "windows", "dtype")
@@ -321,7 +322,8 @@ def _number(
     what: str, here: float | None, there: float, tolerance: float, basis: str, same: bool
 ) -> Part:
     apart = _apart(here, there, ABSOLUTE_SAME if same else ABSOLUTE)
-    within = abs(apart) <= tolerance if tolerance else here == there
+    equal = here is not None and math.isclose(here, there, rel_tol=SUMMED)
+    within = abs(apart) <= tolerance if tolerance else equal
     allowed = f"{100 * tolerance:.3g} % ({basis})" if tolerance else "equal"
     finite = apart if math.isfinite(apart) else None
     return what, "missing" if here in (None, math.inf) else here, there, finite, allowed, within
