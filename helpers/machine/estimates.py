@@ -39,7 +39,8 @@ class Shape:
         if name in known:
             config = LlamaConfig(**known[name])
         elif (folder := Path(name).expanduser()).is_dir():  # a name of the hub is not looked up
-            with contextlib.suppress(OSError, ValueError):  # which will be said when it is loaded
+            # what is wrong will be said when it is loaded; TypeError: a list, for transformers 5.15
+            with contextlib.suppress(OSError, ValueError, TypeError):
                 config = AutoConfig.from_pretrained(folder, local_files_only=True)
         if getattr(config, "model_type", None) not in ("llama", "mistral"):
             raise UnsupportedModel(
