@@ -9,7 +9,7 @@ blocks it is still tiny, and a broken solver shows there. So on another machine
 - what reads no calibration text (the dense model, magnitude) may differ by ROUNDING, with equal
   masks;
 - the error of each layer by what LAYERS says of its block, and the median over all by MEDIAN;
-  in block 0 by GUIDED where a guide, which rounds too, has said what to prune;
+  in block 0 by GUIDED where a guide or OWL, which round too, has said what to prune;
 - any other number by FLOOR or, if that is more, by the range over seeds where the plan has three or
   more committed ones of the same run; a perplexity also by SHARE of the damage
   ln(perplexity / dense), which a divergence is; none by more than CEILING.
