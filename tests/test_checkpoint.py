@@ -187,11 +187,12 @@ def test_another_request_is_refused(
     with monkeypatch.context() as patch:
         patch.setattr(importlib.metadata, "version", lambda _: "0.1")
         refused()
-    code = checkpoint.core_code(wings=["large"])
-    assert {"masks.py", "fast/fused.py", "large/checkpoint.py"} < set(code)
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "core_code", lambda **_: code | {"masks.py": "0"})
-        refused()
+    core, wing = checkpoint.core_code(), checkpoint.wing_code("large")
+    assert {"masks.py", "fast/fused.py"} < set(core) and "large/checkpoint.py" in wing
+    for name, code in (("core_code", {"masks.py": "0"}), ("wing_code", {"large/shards.py": "0"})):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, name, lambda *_, code=code: core | wing | code)
+            refused()
     register("by-hand")(METHODS["magnitude"].__wrapped__)
     refused()
 

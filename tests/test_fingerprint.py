@@ -1,6 +1,7 @@
 """What makes a run stale, and what does not: tried on copies of the package and of a notebook."""
 
 import itertools
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,11 @@ import pytest
 import small_project
 from small_project import BODY, PARAMETERS, Project, write_notebook
 
+from helpers.errors import FileError
 from helpers.paths import root
 from helpers.runner import fingerprint as module
 from helpers.runner import plan as plans
-from helpers.runner.fingerprint import code_hash, core_code, fingerprint
+from helpers.runner.fingerprint import code_hash, core_code, equal_to, fingerprint, is_current
 
 project = small_project.project
 
@@ -27,31 +29,78 @@ def test_a_run_is_stale_when_what_decides_its_numbers_changes(
     project.notebook(parameters)
     project.run_file("a.yaml", f"method: mine\npattern: {text}")
     (run,) = plans.read_plan("p")
-    seen = {fingerprint(run)}
+    seen = [fingerprint(run)]
     assert fingerprint(replace(run, name="other")) in seen
     project.notebook(parameters, body="# a comment\n" + BODY)
     (project.folder / "yours.py").write_text("x = 1")
     assert fingerprint(run) in seen
 
-    seen.add(fingerprint(replace(run, parameters=run.parameters | {"rho": 3.0})))
     project.notebook(parameters, body=BODY + "more = 1\n")
-    seen.add(fingerprint(run))
+    seen.append(fingerprint(run))
     text.write_text("two")
-    seen.add(fingerprint(run))
+    seen.append(fingerprint(run))
     (project.folder / "mine.py").write_text("x = 1")
-    seen.add(fingerprint(run))
-    assert len(seen) == 5
+    seen.append(fingerprint(run))
+    seen.append(fingerprint(replace(run, parameters={**run.parameters, "streamed": True})))
+    assert [[*one] for one in seen[2:]] == [
+        ["core", "notebook", "files"],
+        ["core", "notebook", "own", "files"],
+        ["core", "notebook", "large", "own", "files"],
+    ]
+    assert all(one != other for one, other in itertools.combinations(seen, 2))
 
 
-def test_cells_for_colab_and_explorers_do_not_count(project: Project) -> None:
+def test_a_record_is_current_with_the_parameters_and_the_code_of_its_run(project: Project) -> None:
+    project.notebook(PARAMETERS.replace('record_path = ""', 'new = 1  # an int\nrecord_path = ""'))
+    project.run_file("a.yaml", "rho: 2.0")
+    (run,) = plans.read_plan("p")
+    record = {"parameters": run.effective, "fingerprint": fingerprint(run)}
+
+    def current(**changes: object) -> bool:
+        return is_current(record | changes, run, project.folder)
+
+    assert current()
+    # gained since the record was made, with a default
+    assert current(parameters={k: v for k, v in run.effective.items() if k != "new"})
+    assert not current(parameters=run.effective | {"rho": 1.0})
+    assert not current(parameters=run.effective | {"gone": 1})
+    for part in ("core", "notebook", "files"):
+        assert not current(fingerprint=record["fingerprint"] | {part: "another"})
+    assert not current(fingerprint=record["fingerprint"] | {"large": "another"})
+    assert not current(fingerprint="of version 0.9.0") and not current(fingerprint=None)
+
+
+def test_proofs_make_hashes_equal(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = project.folder / "same.json"
+    monkeypatch.setattr(module, "proofs_path", lambda: path)
+    assert equal_to("a") == {"a"}
+    path.write_text(
+        '[{"equal": {"core": ["a", "b"], "01": ["x", "y"]}}, {"equal": {"core": ["c", "b"]}}]'
+    )
+    assert equal_to("a") == equal_to("c") == {"a", "b", "c"} and equal_to("y") == {"x", "y"}
     project.run_file("a.yaml")
     (run,) = plans.read_plan("p")
-    for tag, number in {"colab-setup": 1, "explorer": 1, "other": 2}.items():
+    record = {"parameters": run.effective, "fingerprint": fingerprint(run)}
+    today = record["fingerprint"]["core"]
+    path.write_text(json.dumps([{"equal": {"core": ["earlier", today]}}]))
+    for core, current in {"earlier": True, "another": False}.items():
+        record["fingerprint"] = fingerprint(run) | {"core": core}
+        assert is_current(record, run, project.folder) == current
+    for text in ("{", "[1]", "[{}]"):
+        path.write_text(text)
+        with pytest.raises(FileError, match="same.json cannot be read .* restore it from git"):
+            equal_to("a")
+
+
+def test_cells_that_compute_nothing_do_not_count(project: Project) -> None:
+    project.run_file("a.yaml")
+    (run,) = plans.read_plan("p")
+    for tag, number in {"colab-setup": 1, "explorer": 1, "figure": 1, "other": 2}.items():
         found = set()
         for code in ("x = 1", "x = 2"):
             cells, tags = [PARAMETERS, code], [["parameters"], [tag]]
             write_notebook(project.folder / "notebooks", "01_work", cells, tags)
-            found.add(fingerprint(run))
+            found.add(fingerprint(run)["notebook"])
         assert len(found) == number, tag
 
 
@@ -77,30 +126,30 @@ def package(tmp_path: Path) -> Path:
 
 
 def test_what_leaves_the_core_as_it_is(package: Path) -> None:
-    before = core_code(project=package.parent)
+    before = core_code(package.parent)
     text = (package / "admm.py").read_text(encoding="utf-8")
     text = "# a comment\n" + text.replace('"""', '"""New words. ', 1)
     (package / "admm.py").write_text(text, encoding="utf-8")
-    assert core_code(project=package.parent) == before, "comments and docstrings"
+    assert core_code(package.parent) == before, "comments and docstrings"
     (package / "wing").mkdir()
     for name in ("report/plots.py", "wing/x.py", "own/mine.py", "__init__.py", "__main__.py"):
         (package / name).write_text("x = 1\n")
     (package / "report" / "plots.py").rename(package / "report" / "drawn.py")
-    assert core_code(project=package.parent) == before
+    assert core_code(package.parent) == before
 
 
 def test_what_changes_the_core(package: Path) -> None:
-    seen = [core_code(project=package.parent)]
+    seen = [core_code(package.parent)]
     for name in ("admm.py", "fast/__init__.py", "beyond/new.py", "data/tasks.py", "data/pins.yaml"):
         with open(package / name, "a", encoding="utf-8") as stream:
             stream.write("\nextra = 1\n")
-        seen.append(core_code(project=package.parent))
+        seen.append(core_code(package.parent))
     (package / "masks.py").unlink()
-    seen.append(core_code(project=package.parent))
+    seen.append(core_code(package.parent))
     moves = ["gram.py", "grams.py", "fast/grams.py", "data/grams.py", "report/grams.py", "back.py"]
     for old, new in itertools.pairwise(moves):  # within the core, out of it, and back
         (package / old).rename(package / new)
-        seen.append(core_code(project=package.parent))
+        seen.append(core_code(package.parent))
     assert all(one != other for one, other in itertools.combinations(seen, 2))
 
 
@@ -110,3 +159,29 @@ def test_what_an_error_says_does_not_count_but_that_it_is_raised_does() -> None:
     assert code_hash(source) != code_hash(source.replace("raise", "return"))
     assert code_hash(source) != code_hash(source.replace("if x", "if not x"))
     assert code_hash("%cd x\n") != code_hash("%cd y\n"), "what is not Python counts as it is"
+
+
+def test_a_hash_is_the_same_on_every_python() -> None:
+    """Of all that Python's versions write differently: its syntax trees have other empty fields."""
+    source = """
+@decorated
+class A(B, metaclass=M):
+    x: int = None
+
+    def f(self, a, /, b=1, *c, d=(), **e) -> list[int]:
+        return lambda: [*a, {**e}, -0.0, 1e-7, 2j, b"x", ..., not b]
+
+async def g():
+    async with h() as (i, _), j:
+        yield f"{i!r:>{_}} {{}} " "and" f'{j["k"]}'
+    match i:
+        case [1, *_] | {"a": A(x=None)} if j:
+            global k
+    try:
+        del k
+    except* (E, F) as error:
+        raise
+    else:
+        x[1:, ...] = (y := [z for z in a if z])
+"""
+    assert code_hash(source)[:16] == "c1169356f30d06a4"

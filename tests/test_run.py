@@ -214,7 +214,11 @@ def test_accept_remembers_that_a_digit_has_moved(project: Project, made: list) -
     # others are accepted beside it where one asks for that
     assert "1 of 2 records are of earlier code" in accept("full", "b", 10.0)
     assert "1 of 2 records of full" in accept("full", "b", 10.0, "--stale") and note.is_file()
+    first, second, _ = project.call("list")[1].splitlines()
+    assert first == "to do   01_work--a  1 s  its committed record is of earlier code"
+    assert second == "done    01_work--b  1 s"
     assert "full are all of today's code" in accept("full", "a", 10.0) and not note.exists()
+    assert "2 of 2 committed records are of today's code" in project.call("list")[1]
 
 
 def test_accept_takes_what_is_there_and_keeps_the_rest(project: Project, made: list) -> None:

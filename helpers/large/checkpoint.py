@@ -42,7 +42,7 @@ from helpers.methods import get_method
 from helpers.models import IDENTITY, WEIGHT_READER, find_layers, model_identity, weights_in_memory
 from helpers.paths import cache_dir, replace_file, sha256_file, sync_folder
 from helpers.prune import check_request, check_zeros, ignored_layers
-from helpers.runner import code_hash, core_code
+from helpers.runner import code_hash, core_code, wing_code
 
 # what decides the bits of a weight, beside the core and this package
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
@@ -200,7 +200,7 @@ def request_hash(
         "dtype": str(reader.dtype),
         "device": reader.device.type,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "code": core_code(wings=["large"]),
+        "code": core_code() | wing_code("large"),
     }
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 

@@ -48,7 +48,7 @@ def run_variables(threads: int) -> dict[str, str]:
     }
 
 
-def execute(run: Run, code: str, variables: dict, wanted: Callable[[], bool]) -> str | None:
+def execute(run: Run, code: dict, variables: dict, wanted: Callable[[], bool]) -> str | None:
     """Execute a run, and return its error in one line; None if it is done.
 
     code: its fingerprint, which is not taken here: Python's parser is for one thread at a time.
@@ -91,7 +91,7 @@ def execute(run: Run, code: str, variables: dict, wanted: Callable[[], bool]) ->
     return None
 
 
-def _execute_notebook(run: Run, code: str, kernel: type[AsyncKernelManager]) -> None:
+def _execute_notebook(run: Run, code: dict, kernel: type[AsyncKernelManager]) -> None:
     """Execute the notebook, check what it left, and stamp its record as done."""
     started = time.monotonic()
     stamp = {"plan": run.plan, "notebook": run.notebook, "name": run.name}

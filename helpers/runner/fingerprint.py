@@ -1,33 +1,44 @@
-"""The fingerprint of a run: a hash of what decides its numbers. It says whether a run is done.
+"""The fingerprint of a run: hashes of what decides its numbers, beside its parameters.
 
-That is its parameters, the text files they name, the code of its notebook, the file of its method
-if a user added one (helpers/own), and all of the core: every module directly in helpers/ and in
-its folders `CORE_FOLDERS`, with the pins of what is downloaded. A change in the core makes every
-run stale, a change in another folder (a wing) none. Comments, docstrings, layout and the text of
-errors do not count. Nor do package versions: a record names them.
+    {"core": …, "notebook": …, "files": …}
+
+- core: every module directly in helpers/ and in its folders `CORE_FOLDERS`, with the pins of what
+  is downloaded. Another folder (a wing) decides no number;
+- notebook: the cells of the run's notebook that compute something, not those that only draw;
+- large: the wing helpers/large, for a run with `streamed` (it writes that run's weights);
+- own: the file of its method, if a user added one (helpers/own);
+- files: the text files that its parameters name and, for the tables notebook, all other records.
+
+Comments, docstrings, layout and the text of errors do not count. Nor do package versions: a record
+names them.
+
+A record carries the fingerprint of the code that made it. It is current if its parameters are
+today's, and so is each hash, or one that is proven to compute the same: `make same` writes such
+pairs of hashes to results/reference/same.json.
 """
 
 import ast
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from helpers.errors import FileError
-from helpers.paths import TABLES_NOTEBOOK, own_method_file, root, sha256_file
+from helpers.errors import FileError, first_line
+from helpers.paths import TABLES_NOTEBOOK, own_method_file, reference_dir, root, sha256_file
 from helpers.report import read_record
 from helpers.runner.parameters import code_cells
 from helpers.runner.plan import Run
 
 # folders of helpers/ that decide numbers, as the modules beside them do
 CORE_FOLDERS = ("data", "fast", "beyond")
-# cells that prepare Colab or let a user explore
-SHOW_TAGS = {"colab-setup", "explorer"}
+# cells that prepare Colab, let a user explore, or only draw
+SHOW_TAGS = {"colab-setup", "explorer", "figure"}
 
 
 def is_done(run: Run) -> bool:
-    """Whether the run's record is there and was made by today's code and parameters.
+    """Whether the run's record is there and current.
 
     The record of a run that is to be timed says that it was.
     """
@@ -36,44 +47,86 @@ def is_done(run: Run) -> bool:
     except FileError:
         return False
     alone = record.get("timed", False) or not run.timed
-    return alone and record.get("fingerprint") == fingerprint(run)
+    return alone and is_current(record, run, run.record_path.parent)
 
 
-def fingerprint(run: Run) -> str:
-    """sha256 of all that decides the run's numbers: see the module's docstring.
+def is_current(record: Mapping[str, Any], run: Run, folder: Path) -> bool:
+    """Whether a record has the run's parameters and is of today's code, or of code equal to it.
 
-    For the tables notebook that includes the records of all other notebooks.
+    folder: where the record lies, with those that the tables notebook reads. A parameter that the
+    notebook has gained since counts with its default.
     """
-    code = [source for source, tags in code_cells(run.source_path) if not SHOW_TAGS & tags]
+    since = {name: run.defaults[name] for name in run.effective}
+    made, today = record.get("fingerprint"), fingerprint(run, folder)
+    if since | record["parameters"] != run.effective or not isinstance(made, Mapping):
+        return False
+    alike = (made.get(part) in equal_to(code) for part, code in today.items())
+    return made.keys() == today.keys() and all(alike)
+
+
+def fingerprint(run: Run, folder: Path | None = None) -> dict[str, str]:
+    """The hashes of what decides the run's numbers: see the module's docstring.
+
+    folder: of the records that the tables notebook reads, by default of those made here.
+    """
+    parts = {"core": hash_of(core_code()), "notebook": notebook_hash(run.source_path)}
+    if run.effective.get("streamed"):
+        parts["large"] = hash_of(wing_code("large"))
     own = own_method_file(str(run.effective.get("method", "")))
     if own.is_file():
-        code.append(own.read_text(encoding="utf-8"))
+        parts["own"] = code_hash(own.read_text(encoding="utf-8"))
     named = [root() / value for value in run.effective.values() if isinstance(value, str)]
     files = [path for path in named if path.suffix in (".txt", ".jsonl") and path.is_file()]
     if run.notebook == TABLES_NOTEBOOK:
-        records = sorted(run.record_path.parent.glob("*.json"))
+        records = sorted((folder or run.record_path.parent).glob("*.json"))
         files += [path for path in records if not path.name.startswith(run.notebook)]
-    parts = [json.dumps(run.effective, sort_keys=True), json.dumps(core_code())]
-    parts += [code_hash(source) for source in code] + [sha256_file(path) for path in files]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return parts | {"files": hash_of([sha256_file(path) for path in files])}
 
 
-def core_code(*, wings: Iterable[str] = (), project: Path | None = None) -> dict[str, str]:
-    """The `code_hash` of each module that decides numbers, by its path in helpers/.
+# --- code as hashes -------------------------------------------------------------------------
+
+
+def tree_hashes(project: Path) -> dict[str, str]:
+    """The hashes of a checkout: of its core, of helpers/large, and of each notebook by its name."""
+    hashes = {"core": hash_of(core_code(project)), "large": hash_of(wing_code("large", project))}
+    notebooks = sorted((project / "notebooks").glob("*.ipynb"))
+    return hashes | {path.stem: notebook_hash(path) for path in notebooks}
+
+
+def core_code(project: Path | None = None) -> dict[str, str]:
+    """The `code_hash` of each file that decides numbers, by its path in helpers/.
 
     That is the core: the modules directly in helpers/ and those in `CORE_FOLDERS`, and pins.yaml.
-    `wings` names further folders; project is the root of another project.
+    project: the root of another checkout.
     """
+    # __init__ says where names live, __main__ what is asked; pins.yaml, which texts and models
+    patterns = ("[!_]*.py", "data/pins.yaml", *(f"{folder}/**/*.py" for folder in CORE_FOLDERS))
+    return _code_hashes(project or root(), patterns)
+
+
+def wing_code(folder: str, project: Path | None = None) -> dict[str, str]:
+    """The `code_hash` of each module in a folder of helpers/, by its path there."""
+    return _code_hashes(project or root(), [f"{folder}/**/*.py"])
+
+
+def _code_hashes(project: Path, patterns: Iterable[str]) -> dict[str, str]:
+    package = project / "helpers"
     # asked of the folders at each call, so that no module can drop out by being moved or renamed
-    package = (project or root()) / "helpers"
-    paths = set(package.glob("[!_]*.py"))  # __init__ says where names live, __main__ what they ask
-    paths.add(package / "data" / "pins.yaml")  # which texts, and which models
-    for folder in (*CORE_FOLDERS, *wings):
-        paths.update((package / folder).rglob("*.py"))
+    paths = sorted({path for pattern in patterns for path in package.glob(pattern)})
     return {
         path.relative_to(package).as_posix(): code_hash(path.read_text(encoding="utf-8"))
-        for path in sorted(paths)
+        for path in paths
     }
+
+
+def notebook_hash(path: Path) -> str:
+    """The hash of a notebook's code cells without those of `SHOW_TAGS`."""
+    return hash_of([code_hash(source) for source, tags in code_cells(path) if not SHOW_TAGS & tags])
+
+
+def hash_of(value: Any) -> str:
+    """16 hexadecimal digits that stand for a value of JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=512)
@@ -81,7 +134,7 @@ def code_hash(source: str) -> str:
     """sha256 of Python source, what decides a number in it; of other text as it is.
 
     Left out are comments, docstrings, layout, and what a `raise` says. A cell with %magic lines, as
-    that for Colab, is such other text.
+    that for Colab, is such other text. Equal on every Python.
     """
     try:
         tree = ast.parse(source)
@@ -93,4 +146,61 @@ def code_hash(source: str) -> str:
                 node.body = rest
             case ast.Raise():  # that it raises counts, since what follows is then not run
                 node.exc = node.cause = None
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+            case ast.JoinedStr():  # 3.12 ends the width of f"{x:{width}}" with an empty text
+                node.values = [part for part in node.values if getattr(part, "value", 1) != ""]
+    return hashlib.sha256(_written(tree).encode()).hexdigest()
+
+
+def _written(node: object) -> str:
+    """A syntax tree as text, without its empty fields.
+
+    `ast.dump` writes some of them, and which depends on Python's version: 3.12 added type_params to
+    each function, and 3.13 leaves empty lists out.
+    """
+    if isinstance(node, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
+        return f"{type(node).__name__}({', '.join(f'{n}={_written(v)}' for n, v in fields)})"
+    if isinstance(node, list):
+        return f"[{', '.join(map(_written, node))}]"
+    return repr(node)
+
+
+# --- code that computes the same --------------------------------------------------------------
+
+
+def equal_to(code: str) -> set[str]:
+    """A hash, and those of all code that is proven to compute the same: see `read_proofs`.
+
+    What two proofs say of three trees holds of all three.
+    """
+    pairs = [set(pair) for proof in read_proofs() for pair in proof["equal"].values()]
+    found: set[str] = set()
+    more = {code}
+    while more - found:
+        found |= more
+        more = set().union(*(pair for pair in pairs if pair & found))
+    return found
+
+
+def read_proofs() -> list[dict[str, Any]]:
+    """What `make same` has proven, the oldest first: see `helpers.runner.same`.
+
+    Raises FileError for a file that is no list of proofs.
+    """
+    path = proofs_path()
+    if not path.is_file():
+        return []
+    try:
+        proofs = json.loads(path.read_text(encoding="utf-8"))
+        for proof in proofs:
+            proof["equal"].values()
+        return proofs
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise FileError(
+            f"{path} cannot be read ({first_line(error)}): restore it from git"
+        ) from error
+
+
+def proofs_path() -> Path:
+    """The file of the proofs, which is committed beside the records."""
+    return reference_dir("same.json")

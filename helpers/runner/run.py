@@ -15,7 +15,7 @@ from typing import Any
 from helpers import report  # its names are loaded on use: pandas and matplotlib take seconds
 from helpers.errors import RunError
 from helpers.paths import TABLES_NOTEBOOK, reference_dir, replace_file, results_dir
-from helpers.runner.fingerprint import fingerprint, is_done
+from helpers.runner.fingerprint import is_current, is_done
 from helpers.runner.plan import Run, plan_names, read_plan
 from helpers.runner.schedule import format_seconds, reference_seconds, run_plan, say
 
@@ -148,8 +148,10 @@ def accept(options: argparse.Namespace) -> int:
 
 def of_earlier_code(plan: str, records: Records) -> list[dict[str, Any]]:
     """Those of a plan's records that today's code has not made, the oldest first."""
-    made = [(records[run.id], fingerprint(run)) for run in measuring(plan) if run.id in records]
-    earlier = [record for record, code in made if record.get("fingerprint") != code]
+    made = [(records[run.id], run) for run in measuring(plan) if run.id in records]
+    earlier = [
+        record for record, run in made if not is_current(record, run, run.reference_path.parent)
+    ]
     return sorted(earlier, key=lambda record: record["created"])
 
 
@@ -172,12 +174,24 @@ def standing(plan: str, moved: list[str]) -> str:
 
 
 def list_runs(options: argparse.Namespace) -> int:
-    """Say what a plan holds: done, failed or to do, and how long the committed runs took."""
-    for run in read_plan(options.plan, options.only):
+    """Say what a plan holds: done, failed or to do, and how long the committed runs took.
+
+    The last line counts the committed records that are current.
+    """
+    runs = read_plan(options.plan, options.only)
+    records = committed(runs)
+    current = [
+        run.id
+        for run in runs
+        if run.id in records and is_current(records[run.id], run, run.reference_path.parent)
+    ]
+    for run in runs:
         state = "done" if is_done(run) else "failed" if run.failed_path.is_file() else "to do"
-        seconds = reference_seconds(run)
-        time = "" if seconds is None else f"  {format_seconds(seconds)}"
-        say(f"{state:6}  {run.id}{time}")
+        time = f"  {format_seconds(reference_seconds(run))}" if run.id in records else ""
+        earlier = "  its committed record is of earlier code" if run.id in records else ""
+        say(f"{state:6}  {run.id}{time}{'' if run.id in current else earlier}")
+    if records:
+        say(f"{len(current)} of {len(records)} committed records are of today's code")
     return 0
 
 

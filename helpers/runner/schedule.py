@@ -126,7 +126,7 @@ def _pool(scheduler: str | None, jobs: int, marker: Path) -> Iterator[Any]:
         # one thread, as Dask gives its workers, unless the environment here says otherwise
         variables = run_variables(1)
 
-        def submit(run: Run, code: str) -> Future:
+        def submit(run: Run, code: dict) -> Future:
             resources = {"GPU": 1} if wants_gpu(run) else None
             executor = client.get_executor(pure=False, resources=resources)
             return executor.submit(execute_on_worker, run, code, variables, marker)
@@ -216,7 +216,7 @@ def connect(scheduler: str) -> Any:
     return client
 
 
-def execute_on_worker(run: Run, code: str, variables: dict[str, str], marker: Path) -> str | None:
+def execute_on_worker(run: Run, code: dict, variables: dict, marker: Path) -> str | None:
     """On a worker: what `execute` does, for a runner that has the same code and results folder.
 
     code: the fingerprint that the runner computed. marker: its file in the results folder.
