@@ -97,6 +97,48 @@ def test_notebook_budgets(path: Path) -> None:
     assert len(re.findall(r"(?m)^\s*(?:async )?(?:def|class) ", "\n".join(cells(path)))) <= 1
 
 
+def names(tree: ast.AST, context: type[ast.expr_context]) -> set[str]:
+    found = (node for node in ast.walk(tree) if isinstance(node, ast.Name))
+    return {node.id for node in found if isinstance(node.ctx, context)}
+
+
+def names_read(cell: str) -> set[str]:
+    """The names that a cell reads before it has assigned them itself."""
+    known, read = set(), set()
+    for statement in ast.parse(cell).body:
+        loops = [
+            node for node in ast.walk(statement) if isinstance(node, ast.For | ast.comprehension)
+        ]
+        own = set().union(*(names(loop.target, ast.Store) for loop in loops))
+        read |= names(statement, ast.Load) - own - known
+        known |= names(statement, ast.Store)
+    return read
+
+
+def test_names_that_a_cell_reads() -> None:
+    cell = "a = b\nb = [c for c in d]\nfor e in a:\n    f[e] = b\ng = g + 1\na, h = h, 1"
+    assert names_read(cell) == {"b", "d", "f", "g", "h"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_cell_that_only_draws_leaves_nothing_to_a_cell_that_computes(path: Path) -> None:
+    """So it can be left out of a fingerprint."""
+    drawing, drawn = cells(path, "figure"), set()
+    for cell in cells(path):
+        if cell.startswith("# prepares Google Colab"):
+            continue
+        tree = ast.parse(cell)
+        if cell in drawing:
+            drawn |= names(tree, ast.Store)
+            parts = [n for n in ast.walk(tree) if isinstance(n, ast.Subscript | ast.Attribute)]
+            changed = [part.value for part in parts if isinstance(part.ctx, ast.Store)]
+            assert set().union(*(names(part, ast.Load) for part in changed)) <= drawn
+            assert not re.search(r"(?m)^ *(def|class|import|from|del) ", cell)
+        else:
+            assert not names_read(cell) & drawn
+            drawn -= names(tree, ast.Store)
+
+
 # --- helpers -------------------------------------------------------------------------------
 
 
