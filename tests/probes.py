@@ -1,0 +1,483 @@
+"""Small computations on real data, one for each path by which a number reaches a record.
+
+    python tests/probes.py [--only admm]    # one JSON: name → value
+
+`make same` runs them in two checkouts and compares all values bit for bit: a float is written in
+full, and a tensor as a hash of its bytes. The model is the first two blocks of the embedded one, and
+the text is real. Whoever adds a path to a number adds a probe of it here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import functools
+import hashlib
+import io
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import lm_eval
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+import helpers
+from helpers import capture, evaluate, gradient_methods, masks, study
+from helpers.beyond import recipe, training
+from helpers.data import corpora, tasks
+from helpers.gram import damp, normalise
+from helpers.models import find_blocks
+
+BLOCKS = 2
+DRAW = dict(sequences=8, length=128, seed=0)
+PROBES: dict[str, Callable[[], Any]] = {}
+
+
+def probe(name: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+    """Add a function without arguments to `PROBES`."""
+    return lambda function: PROBES.setdefault(name, function)
+
+
+# --- what they are made of ------------------------------------------------------------------
+
+
+@functools.cache
+def embedded() -> tuple[nn.Module, Any]:
+    """The first blocks of the embedded model, and its tokenizer."""
+    model, tokenizer = helpers.load_model("embedded", device="cpu", dtype="float32")
+    return cut(model, BLOCKS), tokenizer
+
+
+def cut(model: nn.Module, blocks: int) -> nn.Module:
+    """The model with its first blocks alone."""
+    del find_blocks(model)[blocks:]
+    model.config.num_hidden_layers = blocks
+    return model
+
+
+def fresh(blocks: int = BLOCKS) -> nn.Module:
+    """A dense copy, to be pruned."""
+    return cut(copy.deepcopy(embedded()[0]), blocks)
+
+
+@functools.cache
+def tokens(sequences: int = 8, length: int = 128) -> Tensor:
+    """Calibration text."""
+    return helpers.calibration_tokens(
+        "embedded", embedded()[1], sequences=sequences, length=length, seed=0
+    )
+
+
+@functools.cache
+def pages() -> Tensor:
+    """The beginning of the text for perplexity."""
+    return helpers.evaluation_tokens("embedded", embedded()[1])[:4096]
+
+
+@functools.cache
+def problem() -> tuple[Tensor, Tensor, Tensor]:
+    """A layer's weight, its gram, and the gram of other text."""
+    name = "self_attn.k_proj"
+    found = [
+        helpers.layer_problems(embedded()[0], text, 1, [name])[name] for text in tokens().chunk(2)
+    ]
+    return *found[0], found[1][1]
+
+
+class WithStart:
+    """A tokenizer that begins each text with a start token, which the embedded one does not."""
+
+    eos_token_id, start = 2, 1
+
+    def __call__(self, text: str | list, add_special_tokens: bool = True, **more: Any) -> dict:
+        ids = embedded()[1](text, **more)["input_ids"]
+        begin = [self.start] * add_special_tokens
+        return {"input_ids": begin + ids if isinstance(text, str) else [begin + i for i in ids]}
+
+
+def digest(*tensors: Tensor) -> str:
+    """A hash of the tensors' bytes, types and shapes."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def weights_of(model: nn.Module) -> str:
+    return digest(*(parameter for _, parameter in sorted(model.named_parameters())))
+
+
+def described(model: nn.Module, report: Any) -> dict[str, Any]:
+    """A pruned model, and what is reported of it."""
+    fields = ("error", "sparsity", "damping", "dead_inputs", "mask")
+    layers = {
+        f"{layer.block}.{layer.name}": {field: getattr(layer, field) for field in fields}
+        for layer in report.layers
+    }
+    found = {"layers": layers, "weights": weights_of(model), "details": report.details}
+    found |= {name: getattr(report, name) for name in ("error", "sparsity", "parity")}
+    return found | {"perplexity": helpers.perplexity(model, pages(), length=64, limit=2)}
+
+
+def pruned(blocks: int = BLOCKS, **arguments: Any) -> dict[str, Any]:
+    """A copy of the model pruned with these arguments."""
+    model, settings = fresh(blocks), dict(batch=2, progress=False) | arguments
+    text = None if arguments["method"] == "magnitude" else tokens()
+    return described(model, helpers.prune_model(model, text, **settings))
+
+
+# --- text ------------------------------------------------------------------------------------
+
+
+@probe("text/calibration")
+def calibration_text() -> dict[str, Any]:
+    found = {}
+    for name, tokenizer in (("plain", embedded()[1]), ("start token", WithStart())):
+        for seed in (0, 1):
+            drawn = helpers.calibration_tokens("embedded", tokenizer, **DRAW | {"seed": seed})
+            identity = helpers.corpus_identity("embedded", drawn, tokenizer=tokenizer)
+            found[f"{name}, seed {seed}"] = [digest(drawn), identity]
+    return found
+
+
+@probe("text/evaluation")
+def evaluation_text() -> dict[str, Any]:
+    text = helpers.evaluation_tokens("embedded", embedded()[1])
+    begun = corpora.with_start(text[:256].view(2, 128), WithStart.start, "auto")
+    return {"tokens": digest(text), "start": digest(begun)}
+
+
+@probe("text/files")
+def files_of_text() -> dict[str, Any]:
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in {
+            "a.txt": "A text with an end.\r\nIt has two lines. " * 20,
+            "b.jsonl": "".join(f'{{"text": "Document {n} is short."}}\n' for n in range(40)),
+        }.items():
+            path = Path(folder, name)
+            path.write_text(content, encoding="utf-8")
+            drawn = helpers.calibration_tokens(path, embedded()[1], **DRAW | {"length": 16})
+            found[name] = [digest(drawn), helpers.corpus_identity(path, drawn)]
+    return found
+
+
+@probe("text/split")
+def split_text() -> dict[str, Any]:
+    counts = dict(web=2, layers=4, guide=2, repair=3, pool=10, length=32, seed=0)
+    split = recipe.draw_windows("embedded", embedded()[1], **counts)
+    return {name: digest(windows) for name, windows in split._asdict().items()}
+
+
+# --- layers ----------------------------------------------------------------------------------
+
+
+@probe("masks")
+def selections() -> dict[str, Any]:
+    weight, gram, _ = problem()
+    real = weight.abs() * gram.diagonal().sqrt()
+    found = {}
+    for name, score in {"real": real, "ties": (real * 8).round(), "half": real.bfloat16()}.items():
+        for sparsity in (0.0, 0.37, 0.6, 0.999):
+            for budget in masks.BUDGETS:
+                kept = helpers.select(score, sparsity, "unstructured", budget)
+                found[f"{name}, {sparsity}, {budget}"] = masks.mask_hash(kept)
+        for pattern in ("2:4", "4:8"):
+            for sparsity in (0.3, 0.5):
+                kept = helpers.select(score, sparsity, pattern)
+                found[f"{name}, {pattern}, {sparsity}"] = masks.mask_hash(kept)
+    return found
+
+
+@probe("schedules")
+def schedules() -> dict[str, Any]:
+    return {
+        "cubic": [helpers.cubic_schedule(0.6, step, 15) for step in range(17)],
+        "rates": [training.rate_at(step, 64) for step in range(1, 65)],
+        "curve": study.trace_points(200),
+        "windows": {effort: helpers.windows_of(effort) for effort in recipe.EFFORTS},
+    }
+
+
+@probe("layers/gram")
+def grams() -> dict[str, Any]:
+    weight, gram, other = problem()
+    scaled, norms = normalise(gram)
+    pruned_weight = weight * helpers.select(weight.abs(), 0.6, "unstructured")
+    return {
+        "gram": digest(gram, other, helpers.gram_of(weight)),
+        "scaled": digest(scaled, norms, damp(scaled, 0.1)),
+        "error": helpers.relative_error(weight, pruned_weight, gram),
+    }
+
+
+@probe("layers/solvers")
+def solvers() -> dict[str, Any]:
+    """Every update on one mask."""
+    weight, gram, _ = problem()
+    keep = helpers.select(weight.abs() * gram.diagonal().sqrt(), 0.6, "unstructured")
+    given = (weight, gram, keep)
+    adam = dict(optimiser="adam", learning_rate=0.1, iterations=20)
+    found = {
+        "admm": helpers.refit(*given).weight,
+        "admm, no scaling": helpers.refit(*given, precondition=False, rho=3.0).weight,
+        "exact": helpers.exact_least_squares(*given, damping=0.1),
+        "cg": gradient_methods.conjugate_gradients(*given, iterations=20).weight,
+        "adam": gradient_methods.gradient_refit(*given, **adam).weight,
+        "sgd": gradient_methods.gradient_refit(
+            *given, **adam | {"optimiser": "sgd"}, precondition=True
+        ).weight,
+    }
+    for method in ("sparsegpt", "alps"):
+        found[method] = helpers.METHODS[method](*given[:2], keep=keep).weight
+    return {
+        name: [helpers.relative_error(weight, new, gram), digest(new)]
+        for name, new in found.items()
+    }
+
+
+def without_seconds(rows: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+@probe("studies/update")
+def study_of_updates() -> dict[str, Any]:
+    found = study.update_study(*problem(), sparsities=(0.6,), iterations=25)
+    return {name: without_seconds(rows) for name, rows in found.items()}
+
+
+@probe("studies/masks")
+def study_of_masks() -> list[dict[str, Any]]:
+    return without_seconds(study.mask_study(*problem(), sparsities=(0.5, 0.6)))
+
+
+# --- models ----------------------------------------------------------------------------------
+
+GRAD = dict(method="admm-grad", sparsity=0.6)
+FEW = dict(blocks=1, ignore=["*.mlp.*"])  # the four layers of an attention: a second, not six
+for name, arguments in {
+    "admm/grad-60": GRAD,
+    "admm/grad-2of4": dict(method="admm-grad", pattern="2:4", blocks=1),
+    "admm/admm1-60": dict(method="admm1", sparsity=0.6, blocks=1),
+    "admm/admm1-2of4": FEW | dict(method="admm1", pattern="2:4"),
+    "admm/released": FEW | GRAD | dict(schedule="released"),
+    "admm/budget-output": FEW | GRAD | dict(budget="output"),
+    "admm/not-preconditioned": FEW | GRAD | dict(precondition=False),
+    "admm/options": FEW | GRAD | dict(iterations=30, mask_steps=10, rho=2.0, damping=0.05),
+    "methods/magnitude-60": dict(method="magnitude", sparsity=0.6),
+    "methods/magnitude-2of4": FEW | dict(method="magnitude", pattern="2:4"),
+    "methods/magnitude-budget": FEW | dict(method="magnitude", sparsity=0.6, budget="output"),
+    "methods/wanda-60": dict(method="wanda", sparsity=0.6),
+    "methods/wanda-2of4": dict(method="wanda", pattern="2:4", blocks=1),
+    "methods/wanda-budget": FEW | dict(method="wanda", sparsity=0.6, budget="matrix"),
+    "methods/sparsegpt-60": dict(method="sparsegpt", sparsity=0.6),
+    "methods/sparsegpt-2of4": dict(method="sparsegpt", pattern="2:4", blocks=1),
+    # less text than inputs of `down`: a factor needs damping from the ladder
+    "methods/sparsegpt-ladder": dict(method="sparsegpt", sparsity=0.6, damping=0.0, blocks=1),
+    "methods/alps-60": FEW | dict(method="alps", sparsity=0.6),
+    "methods/alps-2of4": FEW | dict(method="alps", pattern="2:4"),
+    "methods/own": FEW | dict(method="wanda-refit", sparsity=0.6),
+    "passes/one": dict(method="wanda", sparsity=0.6, passes=1),
+    "passes/batch": FEW | dict(method="wanda", sparsity=0.6, passes=1, batch=3),
+    "passes/bfloat16": dict(method="wanda", sparsity=0.6, precision="bfloat16", blocks=1),
+    "passes/ignore": dict(method="wanda", sparsity=0.6, ignore=["*.v_proj", "1.mlp.*"]),
+}.items():
+    PROBES[name] = functools.partial(pruned, **arguments)
+
+
+@probe("passes/importance")
+def by_importance() -> dict[str, Any]:
+    """A sparsity for each layer, and an importance for each output."""
+    shapes = {
+        f"0.self_attn.{name}_proj": rows for name, rows in dict(q=576, k=192, v=192, o=576).items()
+    }
+    drawn = torch.Generator().manual_seed(0)
+    return pruned(
+        **FEW,
+        method="admm-grad",
+        sparsity={key: 0.5 + 0.05 * place for place, key in enumerate(shapes)},
+        importance={key: torch.rand(rows, generator=drawn) + 0.5 for key, rows in shapes.items()},
+    )
+
+
+@probe("passes/half")
+def in_half_precision() -> dict[str, Any]:
+    model = fresh(1)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    settings = dict(method="sparsegpt", sparsity=0.6, progress=False)
+    return described(model, helpers.prune_model(model, tokens(), **settings))
+
+
+@probe("streamed")
+def streamed() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        source, new = Path(folder, "dense"), Path(folder, "pruned")
+        with contextlib.redirect_stderr(io.StringIO()):
+            fresh(1).save_pretrained(source)
+            embedded()[1].save_pretrained(source)
+        where = dict(device="cpu", dtype="float32")
+        target = dict(method="wanda", sparsity=0.6, progress=False)
+        report = helpers.prune_checkpoint(source, new, tokens(), **target, **where)
+        model, _ = helpers.load_streamed(new, **where)
+        values = {}
+        for path in sorted(new.glob("*.safetensors")):
+            values |= safetensors.torch.load_file(path)
+        return {
+            "weights": {name: digest(tensor) for name, tensor in sorted(values.items())},
+            "error": report.error,
+            "perplexity": helpers.perplexity(model, pages(), length=64, limit=4),
+        }
+
+
+@probe("capture")
+def replayed() -> dict[str, Any]:
+    model = embedded()[0]
+    calls = capture.capture(model, tokens()[:2])
+    return {
+        "stream": digest(capture.embed(model, tokens(), 2)),
+        "parity": capture.check_parity(model, calls, tokens()[:2].flip(1)),
+        "norms": digest(capture.stream_norms(model, tokens()[:2])),
+        "identity": helpers.model_identity(model),
+    }
+
+
+# --- beyond the layers -----------------------------------------------------------------------
+
+
+@probe("allocation/guide")
+def guided() -> dict[str, Any]:
+    found = helpers.guide(fresh(), tokens()[:2], sparsity=0.6)
+    importance = {key: digest(factors) for key, factors in found.importance.items()}
+    return {"sparsity": found.sparsity, "importance": importance}
+
+
+@probe("allocation/owl")
+def by_outliers() -> dict[str, float]:
+    return helpers.owl(fresh(), tokens(), sparsity=0.6)
+
+
+def distilled(blocks: int = 1, **settings: Any) -> dict[str, Any]:
+    """Three steps from a model that Wanda has pruned, with two windows held out."""
+    model = fresh(blocks)
+    helpers.prune_model(model, tokens(), method="wanda", sparsity=0.6, progress=False)
+    report = helpers.distil(model, fresh(blocks), tokens(5, 32), held_out=2, **settings)
+    found = {name: getattr(report, name) for name in ("losses", "held_out", "kept", "warning")}
+    return found | {"weights": weights_of(model)}
+
+
+PROBES["distil/all"] = functools.partial(distilled, BLOCKS)
+PROBES["distil/norms"] = functools.partial(distilled, parts="norms")
+PROBES["distil/bfloat16"] = functools.partial(distilled, precision="bfloat16")
+# so large a rate that nothing is better than the start, which is then kept
+PROBES["distil/nothing"] = functools.partial(distilled, rate=1.0)
+
+
+def repaired(effort: str, **target: Any) -> dict[str, Any]:
+    model = fresh(1)
+    settings = dict(effort=effort, progress=False, **target)
+    report = helpers.prune_and_repair(model, tokens(72, 16), **settings)
+    return described(model, report) | {"repair": {**report.repair, "seconds": None}}
+
+
+PROBES["recipe/balanced"] = functools.partial(repaired, "balanced", sparsity=0.6)
+PROBES["recipe/2of4"] = functools.partial(repaired, "fast", pattern="2:4", ignore=["*.mlp.*"])
+
+
+# --- evaluation ------------------------------------------------------------------------------
+
+
+@probe("evaluate/perplexity")
+def perplexities() -> dict[str, float]:
+    model, text = embedded()[0], pages()
+    begun = torch.cat([torch.tensor([model.config.bos_token_id]), text])
+    return {
+        "256": helpers.perplexity(model, text, length=256, limit=2),
+        "1024": helpers.perplexity(model, text[:1024], length=1024),
+        "start token": helpers.perplexity(model, begun, length=256, limit=1),
+        "windows": digest(evaluate.check_windows(model, begun, 256, 4)),
+    }
+
+
+@contextlib.contextmanager
+def samples() -> Iterator[dict[str, Any]]:
+    """Keep what lm-eval has found for each item, its log-likelihoods among that."""
+    kept, whole = {}, lm_eval.evaluate
+
+    def look(**options: Any) -> Any:
+        answer = whole(**options)
+        for task, items in answer["samples"].items():
+            kept[task] = [item["filtered_resps"] for item in items]
+        return answer
+
+    with mock.patch.object(lm_eval, "evaluate", look):
+        yield kept
+
+
+def scored(*names: str) -> dict[str, Any]:
+    with samples() as kept:
+        scores = helpers.zero_shot(*embedded(), tasks=list(names), limit=3)
+    texts = evaluate.zero_shot_examples(list(names))
+    return {
+        name: {
+            **score.to_dict(),
+            "answers": score.answers,
+            "likelihoods": kept[name],
+            "text": hashlib.sha256(repr(texts[name]).encode()).hexdigest()[:16],
+        }
+        for name, score in scores.items()
+    }
+
+
+for name in tasks.TASKS:
+    PROBES[f"zero-shot/{name}"] = functools.partial(scored, name)
+
+
+@probe("zero-shot/identity")
+def identity_of_tasks() -> dict[str, Any]:
+    return tasks.tasks_identity()
+
+
+# --- as a script -----------------------------------------------------------------------------
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """A nested value as one level of name → number, text or None."""
+    if isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, list | tuple):
+        parts = enumerate(value)
+    else:
+        return {name: value}
+    return {
+        key: one
+        for part, inner in parts
+        for key, one in flat(inner, f"{name}/{part}" if name else str(part)).items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", default="", help="probes whose name begins so")
+    only = parser.parse_args().only
+    chosen = {name: run for name, run in PROBES.items() if name.startswith(only)}
+    if not chosen:
+        parser.error(f"no probe begins with {only!r}: there are {', '.join(PROBES)}")
+    torch.set_num_threads(1)
+    found = {"package": str(Path(helpers.__file__).parent)}
+    for name, run in chosen.items():
+        torch.manual_seed(0)
+        found |= flat(run(), name)
+    sys.stdout.write(json.dumps(found, indent=0) + "\n")
+
+
+if __name__ == "__main__":
+    main()

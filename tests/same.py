@@ -1,0 +1,295 @@
+"""Does today's code compute what the code of the records computed? Run as a script by `make same`.
+
+    python tests/same.py [--from COMMIT]
+
+Records name the hashes of the code that made them. Where today's hashes are others, the code may
+still compute the same, and that is proven here and not argued: the probes (tests/probes.py) and the
+plan smoke, which runs every notebook, are run in a checkout of the earlier commit and in this one,
+in one environment on this machine, and every value is compared bit for bit. If all are equal, the
+pairs of hashes go to results/reference/same.json, where `helpers.runner` follows them. If one is
+not, nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from probes import flat
+
+from helpers.errors import HelpersError, RunError
+from helpers.machine import THREAD_VARIABLES
+from helpers.paths import TABLES_NOTEBOOK, reference_dir, replace_file, results_dir, root
+from helpers.report import read_records
+from helpers.report.records import SOURCES, processor
+from helpers.report.verdict import COMPUTING, NOT_JUDGED
+from helpers.runner.fingerprint import equal_to, proofs_path, read_proofs, tree_hashes
+from helpers.runner.plan import plan_names
+
+PROBES = "tests/probes.py"
+PLAN = "smoke"
+SHOWN = 12  # differences that are printed
+# of a record, what depends on the machine and the hour, or says which code it was
+UNEQUAL = ("seconds", "created", "git", "versions", "platform", "peak_memory_bytes")
+UNEQUAL += ("fingerprint", "run_seconds", "plan")
+
+
+class Difference(NamedTuple):
+    """A value that is not the same, earlier and today; a missing one is None."""
+
+    name: str
+    earlier: Any
+    today: Any
+
+    def __str__(self) -> str:
+        text = f"{self.name}: {self.earlier!r} earlier, {self.today!r} today"
+        numbers = [v for v in self[1:] if isinstance(v, int | float) and not isinstance(v, bool)]
+        if len(numbers) < 2 or not self.earlier:
+            return text
+        return f"{text}, relative difference {self.today / self.earlier - 1:+.2g}"
+
+
+def main() -> int:
+    """Prove it or say what differs; 0 if the code is equal, 1 if not or if it cannot be told."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--from", dest="commit", metavar="COMMIT", default="")
+    try:
+        return prove(parser.parse_args().commit)
+    except HelpersError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+def prove(wanted: str) -> int:
+    """Compare today's code with that of a commit, by default the one that the records name."""
+    started, records, today = time.monotonic(), committed_records(), tree_hashes(root())
+    if not wanted and not unlike(records, today):
+        say("nothing to prove: the records were made by today's core and notebooks")
+        return 0
+    check_environment(records)
+    head = clean_head()
+    commit = commit_of(wanted) if wanted else earlier_commit(records, today)
+    with worktree(commit) as tree:
+        earlier = tree_hashes(tree)
+        say(f"earlier: {commit[:12]}, today: {head[:12]}; about five minutes on two cores")
+        if not (tree / PROBES).is_file():
+            say(
+                f"{commit[:12]} has no probes of its own: it runs today's, as far as its API allows"
+            )
+        with ThreadPoolExecutor(2) as threads:
+            before, after = threads.map(values_of, (tree, root()), (commit, head))
+    gone, unequal, new = compare(before, after)
+    minutes = f"{(time.monotonic() - started) / 60:.1f} min"
+    if gone or unequal:
+        for difference in [*unequal, *gone][:SHOWN]:
+            say(str(difference))
+        say(
+            f"NOT the same: {len(unequal)} of {len(before)} values differ, {len(gone)} are missing "
+            f"today ({minutes}). The records stay of earlier code until their plans are run again, "
+            "or the change is taken back; nothing was written"
+        )
+        return 1
+    pairs = {name: [code, today[name]] for name, code in earlier.items() if name in today}
+    moved = {name: pair for name, pair in pairs.items() if len(set(pair)) > 1}
+    add_proof(
+        {
+            "from": commit,
+            "to": head,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "processor": processor(),
+            "values": len(before),
+            "equal": moved,
+        }
+    )
+    say(
+        f"the same: {len(before)} values are equal bit for bit ({minutes}); linked in "
+        f"{proofs_path().relative_to(root())}: {', '.join(moved) or 'nothing, as no hash differs'}"
+        + (f"; {len(new)} values are new" if new else "")
+    )
+    return 0
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+# --- what is asked before anything runs ------------------------------------------------------
+
+
+def committed_records() -> list[dict[str, Any]]:
+    """The records of all plans, without those of the tables, which measure nothing."""
+    folders = [reference_dir(plan) / "records" for plan in plan_names()]
+    records = [record for folder in folders for record in read_records(folder)]
+    return [record for record in records if record["notebook"] != TABLES_NOTEBOOK]
+
+
+def hashes_of(record: Mapping[str, Any]) -> dict[str, str]:
+    """The code that a record names, under the names of `tree_hashes`."""
+    made = record.get("fingerprint")
+    parts = made if isinstance(made, Mapping) else {}
+    names = {"core": "core", "large": "large", "notebook": record["notebook"]}
+    return {names[part]: code for part, code in parts.items() if part in names}
+
+
+def unlike(records: list[dict[str, Any]], today: Mapping[str, str]) -> set[str]:
+    """The hashes that records name and today's code does not have, linked or not."""
+    named = [item for record in records for item in hashes_of(record).items()]
+    return {code for name, code in named if today.get(name) != code}
+
+
+def check_environment(records: list[dict[str, Any]]) -> None:
+    """Raise RunError unless the packages that compute are those of the records."""
+    for name in COMPUTING:
+        made = {record["versions"][name].partition("+")[0] for record in records}
+        here = importlib.metadata.version(name).partition("+")[0]
+        if {here} != made:
+            raise RunError(
+                f"{name} is {here} here, and the records were made with {', '.join(sorted(made))}: "
+                "prove it in their environment, which is that of constraints.txt"
+            )
+
+
+def git(*arguments: str) -> str:
+    """What git answers; subprocess.CalledProcessError where it refuses."""
+    command = ["git", "-C", str(root()), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def clean_head() -> str:
+    """The commit of this checkout. Raises RunError if what decides numbers differs from it."""
+    changed = git("status", "--porcelain", "--", *SOURCES, PROBES).splitlines()
+    if changed:
+        raise RunError(
+            f"{changed[0].split()[-1]} differs from the commit: commit your changes first, since "
+            "what is proven is proven of a commit"
+        )
+    return git("rev-parse", "HEAD")
+
+
+def commit_of(name: str) -> str:
+    """The full hash of a commit. Raises RunError."""
+    try:
+        return git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+    except subprocess.CalledProcessError as error:
+        raise RunError(
+            f"FROM = {name!r} is no commit of this repository: give one that git log shows, or "
+            "fetch the whole history"
+        ) from error
+
+
+def earlier_commit(records: list[dict[str, Any]], today: Mapping[str, str]) -> str:
+    """The commit that the records name, or a later one that is proven equal to it.
+
+    That is the newest with probes of its own and other code than today's; and if none has any, the
+    newest that a record names.
+    """
+    made = sorted((record["created"], record["git"]["commit"]) for record in records)
+    candidates = [commit for _, commit in reversed(made)]
+    known = set().union(*(equal_to(code) for code in unlike(records, today)))
+    for proof in reversed(read_proofs()):
+        pairs = proof["equal"].values()
+        other = any(
+            today[name] != pair[1] for name, pair in proof["equal"].items() if name in today
+        )
+        if other and any(known & set(pair) for pair in pairs):
+            candidates.insert(0, proof["to"])
+    for commit in dict.fromkeys(candidates):
+        with contextlib.suppress(subprocess.CalledProcessError):
+            git("cat-file", "-e", f"{commit}:{PROBES}")
+            return commit
+    return commit_of(made[-1][1])
+
+
+# --- two checkouts ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def worktree(commit: str) -> Iterator[Path]:
+    """A checkout of a commit, deleted at the end."""
+    scratch = results_dir("scratch")
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="same-") as folder:
+        tree = Path(folder, commit[:12])
+        git("worktree", "add", "--detach", str(tree), commit)
+        try:
+            yield tree
+        finally:
+            git("worktree", "remove", "--force", str(tree))
+
+
+def values_of(tree: Path, commit: str) -> dict[str, Any]:
+    """The values of a checkout's probes and of its plan smoke. Raises RunError."""
+    own = tree / PROBES
+    with tempfile.TemporaryDirectory() as folder:
+        # one thread: a sum over several has another order on another number of cores
+        variables = os.environ | dict.fromkeys(THREAD_VARIABLES, "1") | {"HF_HUB_OFFLINE": "1"}
+        # first of all places, so that both runs import the package of their own checkout
+        variables |= {"PYTHONPATH": str(tree), "PRUNING_RESULTS": folder, "PRUNING_RUNS": ""}
+
+        def run(*arguments: str) -> str:
+            command = [sys.executable, *arguments]
+            done = subprocess.run(command, cwd=tree, env=variables, capture_output=True, text=True)
+            if done.returncode:
+                lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+                raise RunError(f"{commit[:12]}: {' '.join(arguments)} ended in: {lines[-1]}")
+            return done.stdout
+
+        values = json.loads(run(str(own if own.is_file() else root() / PROBES)))
+        if Path(values.pop("package")) != tree / "helpers":
+            raise RunError(f"the probes of {commit[:12]} imported another checkout's helpers")
+        run("-m", "helpers", "run", "--plan", PLAN, "--jobs", "1")
+        records = read_records(Path(folder, PLAN, "records"))
+    for record in records:
+        if record["git"]["commit"] != commit:
+            raise RunError(f"plan {PLAN} ran {record['git']['commit']} instead of {commit}")
+        name = f"{PLAN}/{record['notebook']}--{record['name']}"
+        values |= flat(without_time(record), name)
+    return values
+
+
+def without_time(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without what two runs of one code need not have in common."""
+
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            timed = value.get("unit") in NOT_JUDGED
+            return {} if timed else {k: cleaned(v) for k, v in value.items() if k != "seconds"}
+        return [cleaned(item) for item in value] if isinstance(value, list) else value
+
+    return cleaned({key: value for key, value in record.items() if key not in UNEQUAL})
+
+
+def compare(
+    earlier: Mapping[str, Any], today: Mapping[str, Any]
+) -> tuple[list[Difference], list[Difference], list[str]]:
+    """What is missing today, what differs, and the names that only today has."""
+    gone = [Difference(name, earlier[name], None) for name in earlier if name not in today]
+    both = [Difference(name, earlier[name], today[name]) for name in earlier if name in today]
+    # as text, which has all digits of a float and tells 1 from 1.0 and 0.0 from -0.0
+    unequal = [item for item in both if json.dumps(item.earlier) != json.dumps(item.today)]
+    return gone, unequal, [name for name in today if name not in earlier]
+
+
+def add_proof(proof: dict[str, Any]) -> None:
+    """Write a proof behind the others; it replaces one of the same two trees."""
+    others = [
+        p for p in read_proofs() if (p["from"], p["equal"]) != (proof["from"], proof["equal"])
+    ]
+    replace_file(proofs_path(), json.dumps([*others, proof], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
