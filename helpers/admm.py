@@ -147,7 +147,7 @@ def admm_grad(
     The layer and the options were checked at a door, `refit` or the registry of methods; the
     answer is checked here. Layers that share a Gram share its factorisation.
     """
-    if mask_steps > iterations:
+    if keep is None and mask_steps > iterations:
         raise BadParameter(
             f"mask_steps {mask_steps!r} is more than the {iterations} iterations: "
             f"give mask_steps from 0 to {iterations}, or more iterations"

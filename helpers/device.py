@@ -109,21 +109,26 @@ def bit_sum(tensor: torch.Tensor) -> int:
 
 
 @contextlib.contextmanager
-def fast_products(device: torch.device | str, fast: bool) -> Iterator[None]:
-    """Inside, a GPU may round the factors of float32 matrix products to TF32 if `fast`, else not.
+def float32_products(device: torch.device | str, *, tf32: bool = False) -> Iterator[None]:
+    """Inside, products of float32 matrices are done in float32, whatever the caller has set.
 
-    On a CPU nothing changes. No synchronisation.
+    With `tf32` a GPU may round their factors to TF32. No synchronisation.
     """
-    if torch.device(device).type != "cuda":
-        yield
+    on_gpu = torch.device(device).type == "cuda"
+    # TF32 has float32's range and 10 bits of mantissa instead of 23: about three digits. A CPU can
+    # be set to round to bfloat16 instead
+    products = torch.backends.cuda.matmul if on_gpu else getattr(torch.backends.mkldnn, "matmul", 0)
+    if hasattr(products, "fp32_precision"):
+        # newer versions of torch refuse the older switches once a caller has used the new one
+        with attribute(products, "fp32_precision", "tf32" if tf32 and on_gpu else "ieee"):
+            yield
         return
-    # TF32 has float32's range and 10 bits of mantissa instead of 23: about three digits
-    products = torch.backends.cuda.matmul
-    # newer versions of torch refuse the older switch once a caller has used the new one
-    new = hasattr(products, "fp32_precision")
-    name, value = ("fp32_precision", "tf32" if fast else "ieee") if new else ("allow_tf32", fast)
-    with attribute(products, name, value):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 and on_gpu else "highest")
+    try:
         yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextlib.contextmanager

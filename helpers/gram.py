@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from helpers.device import all_finite, check_matrix, holds_floats
+from helpers.device import all_finite, check_matrix, float32_products, holds_floats
 from helpers.errors import BadParameter, NonFinite, NotPositiveDefinite, UnsupportedModel, described
 from helpers.fast import panels
 from helpers.precision import exactly
@@ -74,8 +74,8 @@ class Gram:
         # (batch, length, d_in) → (batch · length, d_in): to a gram every token is a row of X.
         # float32 before the product: a sum of squares soon passes float16's largest value, 65504
         rows = inputs.detach().reshape(-1, width).float()
-        # in float32 too where the model's own products are done in bfloat16
-        with exactly(rows.device):
+        # in float32 too where the model's own products are done in bfloat16 or TF32
+        with exactly(rows.device), float32_products(rows.device):
             panels.add_upper(self._sum, rows)  # the lower half follows when the matrix is asked for
         self._mirrored = self._checked = False
         # a factor of the sum as it was before these rows

@@ -63,13 +63,14 @@ class LayerResult:
     """What a method returns for one layer.
 
     weight: (d_out, d_in), zero outside keep. keep: bool, True where a weight stays.
-    error: ‖XW − XŴ‖²/‖XW‖² on the calibration gram, None without a gram.
     damping: the ridge that was used, as a fraction of mean(diag), None if the method has none.
-    dead_inputs: number of inputs that were zero on every calibration token.
+    error: ‖XW − XŴ‖²/‖XW‖² on the calibration gram. dead_inputs: the number of inputs that were
+    zero on every calibration token. Both are filled in where a method is called through METHODS
+    with a gram, and are None elsewhere: after `refit`, for example (see `relative_error`).
     """
 
     weight: Tensor
     keep: Tensor
     error: float | None = None
     damping: float | None = None
-    dead_inputs: int = 0
+    dead_inputs: int | None = None

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from helpers.capture import Progress, eval_mode
 from helpers.device import synchronise
 from helpers.errors import HelpersError
-from helpers.gram import Gram, relative_error
+from helpers.gram import Gram, check_measured, relative_error
 from helpers.layer import LayerResult
 from helpers.masks import Pattern, mask_hash
 from helpers.methods import get_method
@@ -52,7 +52,7 @@ def sparsity_of(sparsity: Sparsity, key: str) -> float | None:
 class LayerReport:
     """What happened to one layer. `error` and `damping` are None where a method has none.
 
-    mask: see `mask_hash`.
+    mask: see `mask_hash`. dead_inputs is 0 too where no gram was read.
     """
 
     block: int
@@ -272,6 +272,9 @@ class Loop:
                 if (grams := next(source, None)) is not None:
                     # a gram is a sum over tokens, so the processes' sums add up to that of all text
                     self.team.sum(grams)
+                    # only now: the text of one process may have missed an expert
+                    for name, gram in grams.items():
+                        check_measured(gram, f"block {index}", name)
             if grams is None:
                 return
             yield grams
@@ -324,7 +327,7 @@ class Loop:
             sparsity=1 - int(result.keep.sum()) / result.keep.numel(),
             error=result.error,
             damping=result.damping,
-            dead_inputs=result.dead_inputs,
+            dead_inputs=result.dead_inputs or 0,
             mask=mask_hash(result.keep),
             seconds=time.perf_counter() - started,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ def locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | No
     if text and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise BadParameter(f"folder {folder} holds no config.json: give a saved model's folder")
+        check_config(folder / "config.json")
         return folder, None
     if text.startswith((".", "/", "~")) or text.count("/") != 1:
         raise BadParameter(
@@ -86,6 +88,17 @@ def locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | No
             f'model {text!r} on the hub needs revision=: a commit hash, or "main" for the newest'
         )
     return text, revision
+
+
+def check_config(path: Path) -> None:
+    """Raise BadParameter unless a config.json is a JSON object: not all of transformers asks."""
+    with contextlib.suppress(OSError, ValueError):  # whoever reads it says what is damaged
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise BadParameter(
+                f"{path} holds a {type(config).__name__} and not an object: give the folder of a "
+                "saved model"
+            )
 
 
 def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple[nn.Module, Any]:

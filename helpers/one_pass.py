@@ -108,7 +108,6 @@ def one_pass(
             if first is None:
                 break
             group = groups[first]
-            check_measured(grams[group], name, first)
             # popped: a gram is freed by whoever takes it, before the batches go on
             yield dict.fromkeys(group, grams.pop(group))
             dense -= set(group)

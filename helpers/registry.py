@@ -25,11 +25,11 @@ from typing import Any
 
 from torch import Tensor
 
-from helpers.device import all_finite, bit_sum
+from helpers.device import all_finite, bit_sum, float32_products
 from helpers.errors import BadParameter, NonFinite, allowed, check_choice, check_options, first_line
 from helpers.gram import Gram, dead_inputs, relative_error
 from helpers.layer import Layer, LayerResult
-from helpers.masks import Pattern, check_keep
+from helpers.masks import BUDGETS, Pattern, check_keep
 from helpers.paths import own_method_file, own_methods_dir
 
 Method = Callable[..., LayerResult]
@@ -37,12 +37,17 @@ Method = Callable[..., LayerResult]
 #: The methods by name, to be called as `METHODS["admm-grad"](weight, gram, sparsity=0.6)`.
 METHODS: dict[str, Method] = {}
 
+ROUNDING = 1e-3  # of a weight
 # what every method is called with; its other parameters are its options
 _COMMON = ("weight", "gram", "sparsity", "pattern", "keep")
 
 
 def register(
-    name: str, *, needs_calibration: bool = True, shares_factor: bool = False
+    name: str,
+    *,
+    needs_calibration: bool = True,
+    shares_factor: bool = False,
+    budget: str = "matrix",
 ) -> Callable[[Method], Method]:
     """Add a method to `METHODS` under `name`; see the module's text for its signature.
 
@@ -51,6 +56,8 @@ def register(
         shares_factor: True gives the function the `helpers.gram.Gram` itself, which layers with the
             same input share, so that it can keep there what it derives from it; others get its
             matrix.
+        budget: where a method that has no option of that name counts its zeros: over the whole
+            "matrix", where half a weight is all that rounding explains, or in each "output".
 
     An option that is annotated, as in `rho: Positive = 1.0`, is checked before the method is
     called (`helpers.errors.check_options`). A name can be registered again, which replaces the
@@ -62,6 +69,8 @@ def register(
 
     def add(function: Method) -> Method:
         _check_registration(name, function)
+        option = inspect.signature(function).parameters.get("budget")
+        counted = option.default if option else check_choice("budget", budget, BUDGETS)
 
         @functools.wraps(function)
         def method(
@@ -84,27 +93,21 @@ def register(
             matrix = None if gram is None else layer.gram.matrix
             # sums over the bits find a change at a fraction of the cost of two copies
             before = _bit_sums(dense, matrix)
-            result = function(
-                dense,
-                # q, k and v read one input: with the Gram itself they share one factorisation
-                layer.gram if shares_factor else matrix,
-                sparsity=layer.sparsity,
-                pattern=layer.pattern,
-                keep=keep,
-                **options,
-            )
+            # q, k and v read one input: with the Gram itself they share one factorisation
+            given = layer.gram if shares_factor else matrix
+            target = dict(sparsity=layer.sparsity, pattern=layer.pattern, keep=keep)
+            with float32_products(weight.device):
+                result = function(dense, given, **target, **options)
             _check_untouched(name, before, _bit_sums(dense, matrix))
-            _check_answer(name, layer, result)
+            _check_answer(name, layer, result, options.get("budget", counted))
             # rounded to the model's type first: the error is that of the weight the model will hold
             new = result.weight.to(weight.dtype)
             if matrix is None:
                 return dataclasses.replace(result, weight=new)
-            return dataclasses.replace(
-                result,
-                weight=new,
-                error=relative_error(weight, new, matrix),
-                dead_inputs=int(dead_inputs(matrix).sum()),
-            )
+            with float32_products(weight.device):
+                error = relative_error(weight, new, matrix)
+            dead = int(dead_inputs(matrix).sum())
+            return dataclasses.replace(result, weight=new, error=error, dead_inputs=dead)
 
         # an attribute of the function, so that the loop can ask before it runs the model
         method.needs_calibration = needs_calibration
@@ -182,8 +185,8 @@ def _check_untouched(name: str, before: dict[str, int], after: dict[str, int]) -
         )
 
 
-def _check_answer(name: str, layer: Layer, result: LayerResult) -> None:
-    """Raise unless a method's answer is what the layer needs."""
+def _check_answer(name: str, layer: Layer, result: LayerResult, budget: str) -> None:
+    """Raise unless a method's answer is what the layer needs. budget: where zeros are counted."""
     if not isinstance(result, LayerResult):
         raise BadParameter(
             f"method {name!r} returned a {type(result).__name__}: return LayerResult(weight, keep)"
@@ -205,12 +208,13 @@ def _check_answer(name: str, layer: Layer, result: LayerResult) -> None:
     except BadParameter as error:
         raise BadParameter(f"method {name!r} returned a wrong mask: {error}") from error
     zeros = keep.numel() - int(keep.sum())
-    # a budget per output rounds once for each
-    if abs(zeros - layer.sparsity * keep.numel()) > (shape[0] + 1) / 2:
+    # each count rounds once, by half a weight at most; ROUNDING is that of the product
+    wanted, counts = layer.sparsity * keep.numel(), 1 if budget == "matrix" else shape[0]
+    if abs(zeros - wanted) > counts / 2 + ROUNDING:
+        hint = "" if budget == "output" else ', or register it with budget="output"'
         raise BadParameter(
-            f"method {name!r} returned sparsity {zeros / keep.numel():.6g} instead of "
-            f"{layer.sparsity:.6g}: select exactly, for example with "
-            "select(score, sparsity, pattern)"
+            f"method {name!r} returned {zeros} zeros instead of {wanted:.0f}: select exactly, for "
+            f"example with select(score, sparsity, pattern){hint}"
         )
     if ((new != 0) & ~keep).any():
         raise BadParameter(f"method {name!r} returned weights outside its mask: multiply by keep")

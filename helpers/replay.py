@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ from helpers.models import device_of, find_blocks, find_layers, read_weight
 from helpers.one_pass import one_pass
 from helpers.precision import products
 
+LOG = logging.getLogger(__name__)
 # tokens in one forward pass: a CPU gains nothing from more, a GPU is filled by them
 BEST_TOKENS = {"cpu": 512, "cuda": 16384}
 
@@ -50,16 +52,27 @@ def layer_grams(
     grams for seven layers. The stream is left as it is.
     Raises UnsupportedModel if a layer saw no input, NonFinite, naming the layer.
     """
+    grams = sum_grams(block, stream, call, batch, name)
+    for reader, gram in grams.items():
+        check_measured(gram, name, reader)
+    return grams
+
+
+def sum_grams(
+    block: nn.Module, stream: Tensor, call: Call, batch: int, name: str
+) -> dict[str, Gram]:
+    """`layer_grams` before it is checked: an expert that this text does not reach has tokens 0."""
     layers = find_layers(block, name)
     groups = call.groups(layers)
-    grams: dict[tuple[str, ...], Gram] = {}
+    grams = {
+        groups[reader]: Gram(read_weight(layer).shape[1], layer.weight.device)
+        for reader, layer in layers.items()
+    }
     given: dict[tuple[str, ...], Tensor] = {}  # the input of each group in this batch
 
     def add(reader: str, layer: nn.Module, inputs: Tensor) -> None:
         group = groups[reader]
         if reader == group[0]:
-            if group not in grams:
-                grams[group] = Gram(read_weight(layer).shape[1], layer.weight.device)
             grams[group].add(inputs)
             given[group] = inputs
         # a Gram that two layers share would otherwise miss, or count twice, one layer's rows
@@ -78,8 +91,6 @@ def layer_grams(
             given.clear()  # frees the inputs of the batch before
             # the output is dropped: the block still has its dense weights
             run_block(block, rows.to(device_of(block)), call)
-    for reader in layers:
-        check_measured(grams.get(groups[reader]), name, reader)
     return {reader: grams[groups[reader]] for reader in layers}
 
 
@@ -121,6 +132,8 @@ def layer_problems(
             if progress:
                 progress(index + 1, block + 1, f"block {index}")
         grams = layer_grams(blocks[block], stream, calls[block], batch, f"block {block}")
+        if progress:
+            progress(block + 1, block + 1, f"block {block}")
     # a copy, so that what is done to it leaves the model alone
     weights = {layer: read_weight(present[layer]).float().clone() for layer in layers}
     return {layer: (weights[layer], grams[layer].matrix) for layer in layers}
@@ -181,6 +194,12 @@ class Replay:
         self.model, self.tokens, self.passes = model, tokens, passes
         self.precision = precision
         self.batch = largest_divisor(len(tokens), batch)
+        if 2 * self.batch < min(batch, len(tokens)):
+            LOG.warning(
+                "%d sequences run %d at a time, since no larger batch up to %d divides their "
+                "number: %d sequences would run faster",
+                *(len(tokens), self.batch, batch, -(-len(tokens) // batch) * batch),
+            )
         self.halved: list[str] = []
         self._calls: list[Call] | None = None
 
@@ -211,9 +230,10 @@ class Replay:
     def grams(self, index: int, stream: Tensor) -> Iterator[dict[str, Gram]]:
         """The grams of a block's layers, which are pruned before the next are asked for.
 
-        With two passes they come all at once (see `layer_grams`), and the block has to run again to
-        `advance`; with one they come in turn, and the stream has passed the block at the end (see
-        `one_pass`). Raises OutOfMemory if all the batches that wait there do not fit in memory.
+        They are not checked yet. With two passes they come all at once (see `sum_grams`), and the
+        block has to run again to `advance`; with one they come in turn, and the stream has passed
+        the block at the end (see `one_pass`). Raises OutOfMemory if all the batches that wait there
+        do not fit in memory.
         """
         block, name = find_blocks(self.model)[index], f"block {index}"
         if self.passes == 1:
@@ -225,7 +245,7 @@ class Replay:
         def measure() -> dict[str, Gram]:
             call = self.calls[index]  # outside: recording is the model's own affair
             with products(self.precision, device_of(block)):
-                return layer_grams(block, stream, call, self.batch, name)
+                return sum_grams(block, stream, call, self.batch, name)
 
         # a second attempt starts with empty grams, so no batch is counted twice
         yield self._tried(name, measure)

@@ -3,8 +3,8 @@
     python tests/probes.py [--only admm]    # one JSON: name → value
 
 `make same` runs them in two checkouts and compares all values bit for bit: a float is written in
-full, and a tensor as a hash of its bytes. The model is the first two blocks of the embedded one, and
-the text is real. Whoever adds a path to a number adds a probe of it here.
+full, and a tensor as a hash of its bytes. The model is the first two blocks of the embedded one,
+and the text is real. Whoever adds a path to a number adds a probe of it here.
 """
 
 from __future__ import annotations
@@ -244,19 +244,14 @@ def solvers() -> dict[str, Any]:
     }
 
 
-def without_seconds(rows: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
-
-
 @probe("studies/update")
 def study_of_updates() -> dict[str, Any]:
-    found = study.update_study(*problem(), sparsities=(0.6,), iterations=25)
-    return {name: without_seconds(rows) for name, rows in found.items()}
+    return study.update_study(*problem(), sparsities=(0.6,), iterations=25)
 
 
 @probe("studies/masks")
 def study_of_masks() -> list[dict[str, Any]]:
-    return without_seconds(study.mask_study(*problem(), sparsities=(0.5, 0.6)))
+    return study.mask_study(*problem(), sparsities=(0.5, 0.6))
 
 
 # --- models ----------------------------------------------------------------------------------
@@ -385,7 +380,7 @@ def repaired(effort: str, **target: Any) -> dict[str, Any]:
     model = fresh(1)
     settings = dict(effort=effort, progress=False, **target)
     report = helpers.prune_and_repair(model, tokens(72, 16), **settings)
-    return described(model, report) | {"repair": {**report.repair, "seconds": None}}
+    return described(model, report)
 
 
 PROBES["recipe/balanced"] = functools.partial(repaired, "balanced", sparsity=0.6)
@@ -450,9 +445,9 @@ def identity_of_tasks() -> dict[str, Any]:
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
-    """A nested value as one level of name → number, text or None."""
+    """A nested value as one level of name → number, text or None; without seconds."""
     if isinstance(value, Mapping):
-        parts = value.items()
+        parts = [(key, inner) for key, inner in value.items() if key != "seconds"]
     elif isinstance(value, list | tuple):
         parts = enumerate(value)
     else:

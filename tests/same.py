@@ -262,14 +262,9 @@ def values_of(tree: Path, commit: str) -> dict[str, Any]:
 
 def without_time(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record without what two runs of one code need not have in common."""
-
-    def cleaned(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            timed = value.get("unit") in NOT_JUDGED
-            return {} if timed else {k: cleaned(v) for k, v in value.items() if k != "seconds"}
-        return [cleaned(item) for item in value] if isinstance(value, list) else value
-
-    return cleaned({key: value for key, value in record.items() if key not in UNEQUAL})
+    kept = {key: value for key, value in record.items() if key not in UNEQUAL}
+    metrics = record["metrics"].items()
+    return kept | {"metrics": {k: m for k, m in metrics if m["unit"] not in NOT_JUDGED}}
 
 
 def compare(

@@ -215,6 +215,17 @@ def test_admm_grad_is_the_papers_loop_with_a_growing_mask(
     assert distance(solved.weight, expected, inputs) < (1e-4 if "precondition" in options else 3e-5)
 
 
+def test_a_mask_that_is_given_needs_no_mask_steps() -> None:
+    inputs, weight = layer()
+    keep = random_keep(weight.shape, 0.6)
+    solved = admm_grad(weight, gram_of(inputs), keep=keep, iterations=10)
+    expected = refit(weight, gram_of(inputs), keep, iterations=10)
+    assert torch.equal(solved.weight, expected.weight)
+    # error and dead inputs are known where a method is called through METHODS, and there alone
+    assert solved.error > 0 and solved.dead_inputs == 0
+    assert expected.error is None and expected.dead_inputs is None
+
+
 # ---------------------------------------------------------------- what the trace sees
 
 

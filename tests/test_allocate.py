@@ -111,6 +111,26 @@ def test_fishers_costs_are_those_of_the_gradients(name: str) -> None:
     assert compared > 5
 
 
+@pytest.mark.parametrize("kind", ["distinct", "ties", "one value", "fewer than parts"])
+def test_levels_are_those_of_a_stable_sort(kind: str) -> None:
+    score = torch.rand(40, 60)
+    score = {"ties": (7 * score).round(), "one value": score * 0, "distinct": score}.get(
+        kind, score[:1]
+    )
+    order = score.flatten().argsort(stable=True)
+    expected = torch.empty(len(order), dtype=torch.uint8)
+    expected[order] = (torch.arange(len(order)) * 100 // len(order)).to(torch.uint8)
+    assert torch.equal(allocate.levels_of(score), expected.view(score.shape))
+
+
+def test_levels_take_no_memory_for_places() -> None:
+    """Nothing larger than the scores is made: places, int64, take 8 bytes a weight."""
+    score = torch.rand(400, 600)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        allocate.levels_of(score)
+    assert max(event.self_cpu_memory_usage for event in profile.events()) <= 4 * score.numel()
+
+
 @pytest.mark.parametrize(("family", "name"), [("llama", "mlp.up_proj"), ("gpt2", "mlp.c_fc")])
 def test_importance_is_the_slope_of_each_output(family: str, name: str) -> None:
     # one layer by hand, from autograd's own gradients of each sequence

@@ -1,5 +1,7 @@
 """Finding what to prune in many tiny families, and replaying their blocks against the models."""
 
+from collections.abc import Iterator
+
 import families as fam
 import pytest
 import torch
@@ -10,6 +12,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from helpers import capture as cap
 from helpers import replay
 from helpers.errors import BadParameter, UnsupportedModel
+from helpers.gram import Gram
+from helpers.loop import Loop, Team
 from helpers.models import find_blocks, find_layers
 
 EVERY = sorted(fam.FAMILIES)
@@ -113,3 +117,47 @@ def test_a_layer_that_is_not_there(one_line_error) -> None:
     for block, layer, words in ((2, "fc2", "0 to 1"), (-1, "fc2", "-1"), (0, "fc3", "fc2")):
         with one_line_error(BadParameter, words):
             replay.layer_problems(model, tokens, block, [layer])
+
+
+def test_the_last_step_of_a_layers_gram_is_reported_too() -> None:
+    steps: list[tuple[int, int]] = []
+    model, tokens = fam.build("opt"), fam.random_tokens(2)
+    replay.layer_problems(model, tokens, 1, ["fc2"], progress=lambda *step: steps.append(step[:2]))
+    assert steps == [(1, 2), (2, 2)]
+
+
+def test_an_odd_number_of_sequences_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """All batches have the size of the recorded one, so it has to divide the sequences."""
+    model = fam.build("opt")
+    for sequences, batch, said in (
+        (127, 32, "128 sequences"),
+        (96, 32, ""),
+        (31, 4, "32 sequences"),
+    ):
+        caplog.clear()
+        replay.Replay(model, fam.random_tokens(sequences), batch)
+        assert bool(said) == bool(caplog.messages) and said in "".join(caplog.messages)
+
+
+class Filled(Team):
+    """The other process of a team, whose text reaches the expert that the text here misses."""
+
+    def sum(self, grams: dict[str, Gram]) -> None:
+        for gram in grams.values():
+            gram.add(torch.ones(3, 4))
+
+
+def test_grams_are_checked_once_they_are_those_of_all_processes(one_line_error) -> None:
+    class Missed(replay.Replay):
+        def grams(self, *_: object) -> Iterator[dict[str, Gram]]:
+            yield {"experts.1": Gram(4)}
+
+    model = fam.build("opt")
+    arguments, text = (
+        dict(sparsity=0.5, pattern="unstructured"),
+        Missed(model, fam.random_tokens(2), 1),
+    )
+    (grams,) = Loop(model, "wanda", arguments, team=Filled()).measure(1, text, None)
+    assert grams["experts.1"].tokens == 3
+    with one_line_error(UnsupportedModel, "block 1 experts.1", "more calibration text"):
+        list(Loop(model, "wanda", arguments).measure(1, text, None))

@@ -263,6 +263,7 @@ def test_a_bad_request_leaves_nothing(
         (dict(tokens=None), ("calibration",)),
         (dict(method="sparsegpt", damping="much"), ("damping", "much")),
         (dict(precision="half"), ("precision", "half")),
+        (dict(method="admm-grad", trace=print), ("option trace", "prune_model")),
         (dict(source=once), ("once are zero already", "allow_pruned=True")),
     ]:
         arguments = dict(WANDA, source=llama, destination=to, tokens=TOKENS) | change

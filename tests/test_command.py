@@ -13,6 +13,7 @@ import helpers
 from helpers import calibration_tokens, evaluation_tokens, load_model, perplexity, prune_model
 from helpers.command import main, model
 from helpers.evaluate import TaskScore
+from helpers.loop import PruneReport
 
 SHORT = "--windows 2 --window 16 --evaluation text.txt"
 ASKED = f"--sparsity 0.5 --save out {SHORT}"
@@ -99,6 +100,13 @@ def test_prune_is_prune_model_in_memory_and_from_file_to_file(command) -> None:
         assert out.endswith(f"perplexity {before:.6g} before, {after:.6g} after\n")
         assert not fam.changed(saved.loaded(Path(to)), fam.snapshot(dense))
         assert AutoTokenizer.from_pretrained(to).get_vocab() == tokenizer.get_vocab()
+
+
+def test_an_error_of_zero_is_a_number(command, monkeypatch) -> None:
+    for method, error, said in (("wanda", 0.0, "error 0\n"), ("magnitude", None, "error nan\n")):
+        monkeypatch.setattr(PruneReport, "error", error)
+        line = f"prune dense {SHORT} --sparsity 0.5 --calibration text.txt --length 4"
+        assert said in command(f"{line} --method {method} --save {method}")[1]
 
 
 def test_effort_and_ignored_layers_are_handed_on(command, monkeypatch) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from helpers.fast.selection import bisect, keep_largest, top_nm
+from helpers.fast.selection import SAMPLE, bisect, keep_largest, narrowed, nth_smallest, top_nm
 from helpers.masks import keep_largest_by_sorting
 
 quick = settings(max_examples=60, deadline=None)
@@ -68,3 +68,33 @@ def test_bisection_finds_what_a_sort_finds(kind: str) -> None:
         assert torch.equal(bisect(rows, zeros), ordered[:, zeros - 1 : zeros])
     signed = torch.cat([rows, -rows], dim=1)
     assert torch.equal(bisect(signed, 3000), signed.sort(dim=1).values[:, 2999:3000])
+
+
+def large_scores() -> dict[str, torch.Tensor]:
+    """Rows so large that the threshold is looked for between bounds, and what misleads a sample."""
+    scores = awkward_scores()
+    size = len(scores["spread"])
+    periodic = torch.zeros(size)
+    periodic[:: size // SAMPLE | 1] = 1.0  # all that is sampled is large
+    sorted_once = scores["spread"].sort().values
+    odd = {"what is sampled is unlike the rest": periodic, "sorted": sorted_once}
+    return scores | odd | {"negative": -scores["spread"], "float64": scores["spread"].double()}
+
+
+@pytest.mark.parametrize("kind", large_scores())
+def test_in_a_large_row_too_without_a_sort(kind: str) -> None:
+    row = large_scores()[kind].view(1, -1)
+    ordered = row.sort(dim=1).values[0]
+    for zeros in (1, 2, 17, 3600, 20_000, 24_001, 39_990, 39_999, 40_000):
+        found, tied = nth_smallest(row[0].numpy(), zeros - 1)
+        assert found == ordered[zeros - 1]
+        assert tied == (zeros < len(ordered) and bool(ordered[zeros] == ordered[zeros - 1]))
+        assert torch.equal(keep_largest(row, zeros), keep_largest_by_sorting(row, zeros))
+
+
+def test_few_scores_are_left_to_select_from() -> None:
+    """Else the search was for nothing: the sample alone leaves 60 thousand of a million."""
+    scores = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0)).abs().numpy()
+    for place in (90_000, 500_000, 600_000, 999_000):
+        between, before = narrowed(scores, place)
+        assert before <= place < before + len(between) and len(between) < 5_000

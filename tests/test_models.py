@@ -82,19 +82,19 @@ def test_a_hub_that_is_not_reached(one_line_error) -> None:
         load_model("owner/name", revision="0" * 40)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "pickle", "config", "empty"])
+@pytest.mark.parametrize("damage", ["truncated", "pickle", "config", "list", "empty"])
 def test_a_damaged_checkpoint(saved: Path, damage: str, one_line_error) -> None:
     weights, config = saved / "model.safetensors", saved / "config.json"
     if damage == "truncated":
         weights.write_bytes(weights.read_bytes()[:-1000])
-    elif damage == "config":
-        config.write_text("{", encoding="utf-8")
+    elif damage in ("config", "list"):
+        config.write_text("{" if damage == "config" else "[1]", encoding="utf-8")
     elif damage == "empty":
         config.unlink()
     else:  # pickles are never loaded
         weights.unlink()
         torch.save(fam.build("gpt2").state_dict(), saved / "pytorch_model.bin")
-    with one_line_error(BadParameter, str(saved)):
+    with one_line_error(BadParameter, str(saved), "holds a list" if damage == "list" else ""):
         load_model(saved)
 
 

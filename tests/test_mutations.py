@@ -220,7 +220,7 @@ def without_start(_: Callable, tokenizer: Letters, text: str) -> Tensor:
 
 schedule = functools.partial(around, admm, "cubic_schedule")
 ridge = functools.partial(around, admm, "add_ridge")
-grams = functools.partial(around, replay, "layer_grams")
+grams = functools.partial(around, replay, "sum_grams")
 sums = functools.partial(around, panels, "add_upper")
 windows = functools.partial(around, evaluate, "check_windows")
 loss = functools.partial(around, evaluate, "_negative_log_likelihood")

@@ -15,7 +15,7 @@ from helpers import METHODS, prune_model
 from helpers import capture as cap
 from helpers.capture import Call
 from helpers.errors import NonFinite, UnsupportedModel
-from helpers.gram import gram_of
+from helpers.gram import check_measured, gram_of
 from helpers.models import find_blocks
 from helpers.one_pass import one_pass
 from helpers.replay import layer_grams
@@ -94,7 +94,9 @@ def test_a_batch_waits_only_where_it_goes() -> None:
 def through(passes: int, block: nn.Module, stream: Tensor, call: Call) -> None:
     """Measure a block's layers in one pass of the text, or in two."""
     if passes == 1:
-        list(one_pass(block, stream, call, 2, "block 0"))
+        for grams in one_pass(block, stream, call, 2, "block 0"):
+            for name, gram in grams.items():  # as the loop over blocks does
+                check_measured(gram, "block 0", name)
     else:
         layer_grams(block, stream, call, 2, "block 0")
         cap.advance(block, stream, call, 2, "block 0")

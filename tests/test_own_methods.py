@@ -1,5 +1,6 @@
 """A user's methods: registered, checked each time they answer, tried out, found in files."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -39,8 +40,12 @@ def masked(weight: torch.Tensor, keep: torch.Tensor, _given: bool = False) -> La
     ("answer", "word"),
     [
         (lambda w, g, half: w, "LayerResult"),
-        (lambda w, g, half: LayerResult(w, half | True), "sparsity"),
-        (lambda w, g, half: masked(w, top_k(w.abs(), 0.1)), "sparsity"),
+        (lambda w, g, half: LayerResult(w, half | True), "0 zeros"),
+        (lambda w, g, half: masked(w, top_k(w.abs(), 0.1)), "select exactly"),
+        (
+            lambda w, g, half: masked(w, select(w.abs(), 0.5 + 1 / w.numel(), "unstructured")),
+            'register it with budget="output"',
+        ),
         (lambda w, g, half: LayerResult(w, half), "outside its mask"),
         (lambda w, g, half: LayerResult(w[:1], half), "shape"),
         (lambda w, g, half: LayerResult(w * half * math.nan, half), "NaN"),
@@ -61,6 +66,31 @@ def test_a_method_cannot_misreport_itself(answer, word, inference, one_line_erro
 
         with one_line_error(HelpersError, "mine", word):
             METHODS["mine"](weight, gram_of(inputs), sparsity=0.5)
+
+
+@pytest.mark.parametrize("budget", ["matrix", "output"])
+def test_a_count_in_each_output_may_round_in_each(budget: str, one_line_error) -> None:
+    """With three outputs of five weights at half, each has 2 or 3 zeros: 6 or 9, and not 8."""
+    zeros = 6
+
+    @register("mine", budget=budget)
+    def mine(weight, gram, *, sparsity, pattern, keep=None):
+        return masked(weight, torch.arange(15).view(3, 5) >= zeros)
+
+    @register("chooses")
+    def chooses(weight, gram, *, sparsity, pattern, keep=None, budget="matrix"):
+        return mine.__wrapped__(weight, gram, sparsity=sparsity, pattern=pattern)
+
+    weight, gram = torch.randn(3, 5), gram_of(torch.randn(20, 5))
+    for zeros, allowed in ((6, True), (9, True), (8, True), (5, False), (10, False)):
+        known = allowed if budget == "output" else zeros == 8
+        for solve in (METHODS["mine"], lambda *a, **k: METHODS["chooses"](*a, **k, budget=budget)):
+            with (
+                contextlib.nullcontext()
+                if known
+                else one_line_error(BadParameter, f"{zeros} zeros")
+            ):
+                solve(weight, gram, sparsity=0.5)
 
 
 @pytest.mark.parametrize(

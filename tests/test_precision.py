@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from helpers import METHODS, prune_model, register
+from helpers.device import float32_products
 from helpers.errors import BadParameter
 from helpers.gram import Gram, gram_of
 
@@ -70,3 +71,29 @@ def test_grams_and_methods_are_in_float32(passes: int, registry) -> None:
 def test_a_model_in_half_precision_has_its_own(one_line_error) -> None:
     with one_line_error(BadParameter, "precision", "float16"):
         prune_model(fam.build().half(), fam.random_tokens(), precision="bfloat16", **SETTINGS)
+
+
+@pytest.mark.parametrize("method", ["sparsegpt", "admm-grad", "alps", "wanda"])
+def test_a_callers_precision_does_not_reach_grams_and_solvers(method: str) -> None:
+    """With "medium" a processor that can rounds the factors of products to bfloat16."""
+    inputs, weight = torch.randn(600, 256), torch.randn(192, 256)
+    expected = METHODS[method](weight, gram_of(inputs), sparsity=0.5)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        rounded = inputs.T @ inputs
+        found = METHODS[method](weight, gram_of(inputs), sparsity=0.5)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(found.weight, expected.weight) and found.error == expected.error
+    if torch.equal(rounded, inputs.T @ inputs):
+        pytest.skip("this processor does its products in float32 whatever is set")
+
+
+def test_tf32_is_for_a_gpu_that_is_asked_for_it() -> None:
+    switches = torch.backends.cuda.matmul
+    before = switches.fp32_precision
+    for tf32, value in ((True, "tf32"), (False, "ieee")):
+        with float32_products("cuda", tf32=tf32):
+            assert switches.fp32_precision == value
+        assert switches.fp32_precision == before

@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import families as fam
@@ -17,6 +19,8 @@ import workers
 from torch import Tensor
 
 from helpers import calibration_tokens, load_model, prune_model
+from helpers.gram import Gram
+from helpers.large import torchrun
 from helpers.large.shards import Checkpoint
 from helpers.paths import root
 
@@ -105,6 +109,46 @@ def test_two_processes_are_as_one(
     _, said = saved.contents(tmp_path / "2")["model-00003-of-00003.safetensors"]
     halved = ["block 1: batch lowered from 3 to 1, out of memory"]  # of process 1
     assert said["result"]["halved"] == (halved if family == "gpt2" else [])
+
+
+def test_an_expert_that_the_text_of_one_process_misses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its two layers share a gram where the text has reached them, and have empty ones elsewhere."""
+    meeting, said, here = threading.Barrier(2, timeout=20), [None, None], threading.local()
+
+    def gather(_: object, value: object) -> list:
+        said[here.rank] = value
+        meeting.wait()
+        everything = list(said)
+        meeting.wait()
+        return everything
+
+    monkeypatch.setattr(torchrun.Processes, "__init__", lambda team: None)
+    monkeypatch.setattr(torchrun.Processes, "gather", gather)
+    monkeypatch.setattr(
+        torchrun.dist, "all_reduce", lambda sums: sums.copy_(sum(gather(None, sums.clone())))
+    )
+    inputs = torch.randn(2, 5, 4)
+
+    def run(rank: int) -> dict[str, Gram]:
+        here.rank = rank
+        grams = {name: Gram(4) for name in ("down", "gate", "up")}
+        if rank == 0:
+            grams["up"] = grams["gate"]
+            grams["gate"].add(inputs[0])
+        grams["down"].add(inputs[rank])
+        torchrun.Processes().sum(grams)
+        return grams
+
+    with ThreadPoolExecutor(2) as threads:
+        results = list(threads.map(run, (0, 1)))
+    for grams in results:
+        for name, rows in {
+            "down": inputs.flatten(0, 1),
+            "gate": inputs[0],
+            "up": inputs[0],
+        }.items():
+            assert grams[name].tokens == len(rows)
+            torch.testing.assert_close(grams[name].matrix, rows.T @ rows)
 
 
 # ---------------------------------------------------------------- however one of them ends

@@ -63,7 +63,7 @@ def command(rank: int, size: int, port: int, folder: str, arguments: list[str]) 
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in where.items()}, MASTER_ADDR="127.0.0.1")
     if rank == 1:
-        replay.layer_grams = without_memory("block 1", 1)
+        replay.sum_grams = without_memory("block 1", 1)
     distributed_c10d._pickler = distributed_c10d._unpickler = None  # nothing travels as a pickle
     torch.set_num_threads(1)
     handle = os.open(Path(folder, f"output-{rank}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -74,8 +74,8 @@ def command(rank: int, size: int, port: int, folder: str, arguments: list[str]) 
 
 
 def without_memory(place: str, limit: int) -> Callable:
-    """A `replay.layer_grams` that lacks memory for more than `limit` sequences in one block."""
-    measure = replay.layer_grams
+    """A `replay.sum_grams` that lacks memory for more than `limit` sequences in one block."""
+    measure = replay.sum_grams
 
     def measured(block, stream, call, batch, name):
         if name == place and batch > limit:

@@ -43,8 +43,8 @@ def prune(options: argparse.Namespace) -> None:
             prune_in_memory = helpers.prune_and_repair if options.effort else helpers.prune_model
             report = prune_in_memory(model, progress=show, **request)
             helpers.save_pruned(model, tokenizer, options.save, pattern=options.pattern)
-    # no error (nan) for a method that reads no text
-    say(f"sparsity {report.sparsity:.4f}, mean layer error {report.error or float('nan'):.4g}")
+    error = float("nan") if report.error is None else report.error  # of a method that reads no text
+    say(f"sparsity {report.sparsity:.4f}, mean layer error {error:.4g}")
     say(f"perplexity {before:.6g} before, {measure(options, model, tokenizer):.6g} after")
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from helpers.device import fast_products
+from helpers.device import float32_products
 
 # A GPU rounds the factors of its products to TF32, except in so many iterations at the end: on one
 # mask these remove the rounding of the iterations before. While the mask still changes, the result
@@ -55,12 +55,14 @@ def admm(
     Memory: three matrices (d_out, d_in) beside W0 and M.
     """
     T = W0  # U = 0, so W + U = W₀
-    constant = torch.addmm(T, T, M, alpha=-2)  # twice the constant: it is halved with T below
+    # twice the constant: it is halved with T below. Its rounding would be in every iteration
+    with float32_products(T.device):
+        constant = torch.addmm(T, T, M, alpha=-2)
     scratch, kept = torch.empty_like(T), torch.ones_like(T)  # the mask as 1 and 0
     for iteration in range(1, iterations + 1):
         choose(iteration, T, scratch, kept)
         # three passes over memory (mul, sub, add) and the product; W, Z and U need twice as many
-        with fast_products(T.device, iteration <= iterations - EXACT_ITERATIONS):
+        with float32_products(T.device, tf32=iteration <= iterations - EXACT_ITERATIONS):
             torch.mul(T, kept, out=scratch)
             # T − 2Z is T where pruned and −T where kept
             torch.sub(T, scratch, alpha=2, out=scratch)  # −V

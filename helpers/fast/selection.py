@@ -4,16 +4,24 @@
 bit. A mask needs no order, only the largest score that falls (the threshold) and a comparison
 with it:
 
-- On a CPU, NumPy's `partition` puts it in its place; it is vectorised where the processor allows
-  that, and many times faster than `torch.kthvalue`.
-- On a GPU, the threshold is found bit by bit (`bisect`), and the host never waits.
+- Over a whole matrix on a CPU: a sample says between which two scores the threshold lies. Counting,
+  which is far cheaper than copying, draws these bounds together, and the few scores that are left
+  between them are selected from (`nth_smallest`).
+- In each row on a CPU: NumPy's `partition`, many times faster than `torch.kthvalue`.
+- On a GPU: the threshold is found bit by bit (`bisect`), and the host never waits.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
+
+SAMPLE = 4096  # scores of a large matrix that the first bounds come from
+NEAR = 1024  # how many scores away from the wanted place a bound is aimed
+SHOTS = 2  # at each of the two bounds
 
 
 def keep_largest(rows: Tensor, zeros: int, out: Tensor | None = None) -> Tensor:
@@ -46,11 +54,68 @@ def _threshold(rows: Tensor, zeros: int) -> tuple[Tensor, bool]:
     """
     if rows.device.type != "cpu":
         return bisect(rows, zeros), True
+    scores = rows.detach().numpy()  # in the tensor's memory
+    if len(rows) == 1:
+        found, tied = nth_smallest(scores[0], zeros - 1)
+        return torch.from_numpy(found.reshape(1, 1)), tied
     # after a partition the entry at that place is the one a sort would put there, smaller and equal
     # ones are before it and larger and equal ones after it; places count from 0
-    parts = np.partition(rows.detach().numpy(), zeros - 1, axis=1)
+    parts = np.partition(scores, zeros - 1, axis=1)
     threshold = parts[:, zeros - 1 : zeros].copy()  # which lets go of the rest
     return torch.from_numpy(threshold), bool((parts[:, zeros:] == threshold).any())
+
+
+def nth_smallest(scores: np.ndarray, place: int) -> tuple[np.ndarray, bool]:
+    """The score (1,) at `place`, from 0, of the sorted order, and whether the next one equals it.
+
+    scores: (n,), any float type, left as they are.
+    """
+    between, rest = scores, place
+    if len(scores) >= 4 * SAMPLE:
+        between, before = narrowed(scores, place)
+        rest = place - before
+        if not 0 <= rest < len(between):  # the sample misled: select from all of them
+            between, rest = scores, place
+    between = np.partition(between, rest)
+    # a partition leaves all that is not smaller behind the place, and equal scores are among that
+    return between[rest : rest + 1].copy(), bool((between[rest + 1 :] == between[rest]).any())
+
+
+def narrowed(scores: np.ndarray, place: int) -> tuple[np.ndarray, int]:
+    """Those of the scores that lie near `place` in sorted order, and how many are below them.
+
+    Equal scores are all among them, or none is.
+    """
+    # an odd stride does not run down a few columns of a matrix only
+    sample = scores[:: len(scores) // SAMPLE | 1].copy()
+    # The number of sampled scores below the place is binomial: four standard deviations on either
+    # side miss it in one case of thousands
+    share = (place + 0.5) / len(scores)
+    margin = 4 * math.sqrt(len(sample) * share * (1 - share)) + 2
+    ends = (int(share * len(sample) - margin), int(share * len(sample) + margin))
+    ends = [min(max(end, 0), len(sample) - 1) for end in ends]
+    sample.partition(ends)
+    low, high = sample[ends]
+    flags = np.empty(len(scores), bool)  # allocated once and written by every count
+
+    def count(bound: np.floating) -> int:
+        """How many scores are not above a bound."""
+        return np.count_nonzero(np.less_equal(scores, bound, out=flags))
+
+    # The place is between the bounds while count_low <= place < count_high. As if the scores there
+    # were spread evenly, aim a little below it and a little above it
+    count_low, count_high = count(low), count(high)
+    for aim in SHOTS * (place - NEAR, place + NEAR):
+        few = count_high - count_low <= 3 * NEAR
+        if few or not count_low < aim < count_high or np.isinf(high):  # protected scores are
+            continue
+        guess = low + (high - low) * scores.dtype.type((aim - count_low) / (count_high - count_low))
+        found = count(guess)
+        if found <= place:
+            low, count_low = guess, found
+        else:
+            high, count_high = guess, found
+    return scores[np.flatnonzero((scores > low) & (scores <= high))], count_low
 
 
 def bisect(rows: Tensor, zeros: int) -> Tensor:

@@ -17,7 +17,7 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.capture import Progress, shown
-from helpers.errors import FileError
+from helpers.errors import BadParameter, FileError
 from helpers.large.shards import (
     COMPANIONS,
     INDEX,
@@ -112,6 +112,7 @@ def prune_checkpoint(
     missing, damaged, changed meanwhile; no disk space to write).
     """
     team = team or Team()
+    check_plain(options)
     model, _ = load_streamed(source, revision=revision, device=device, dtype=dtype)
     reader: WeightReader = getattr(model, WEIGHT_READER)
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
@@ -145,6 +146,18 @@ def prune_checkpoint(
         folder=str(store.folder),
         resumed=resumed,
     )
+
+
+def check_plain(options: Mapping[str, Any]) -> None:
+    """Raise BadParameter for an option that is no value of JSON: shards are told apart by it."""
+    for name, value in options.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise BadParameter(
+                f"option {name} is of type {type(value).__name__}, which cannot be written into "
+                "the shards: give numbers, text, lists or mappings, or use prune_model"
+            ) from error
 
 
 def prune_on_disk(

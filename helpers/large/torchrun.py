@@ -79,10 +79,28 @@ class Processes(Team):
         return tokens[self.rank :: self.size]
 
     def sum(self, grams: dict[str, Gram]) -> None:
-        """Replace each gram by its sum over all processes; one that layers share is summed once."""
-        for gram in {id(gram): gram for _, gram in sorted(grams.items())}.values():
+        """Replace each gram by its sum over all processes; one that layers share is summed once.
+
+        That is, where they share it in all processes: the text of one may have missed an expert,
+        whose layers then have empty grams of their own there.
+        """
+        first = {id(gram): name for name, gram in sorted(grams.items(), reverse=True)}
+        local = {name: [first[id(gram)], gram.tokens] for name, gram in grams.items()}
+        everywhere = self.gather(local)
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for name in sorted(grams):
+            groups.setdefault(tuple(each[name][0] for each in everywhere), []).append(name)
+        taken: set[int] = set()
+        for names in groups.values():
+            gram = grams[names[0]]
+            if id(gram) in taken:  # shared here and not elsewhere
+                gram = Gram.of(gram.matrix.clone())
+            taken.add(id(gram))
+            gram.tokens = sum(each[names[0]][1] for each in everywhere)
+            grams |= dict.fromkeys(names, gram)
+        for names in groups.values():
             with communicating():
-                dist.all_reduce(gram.matrix)
+                dist.all_reduce(grams[names[0]].matrix)
 
     def solve(
         self, layers: dict[str, nn.Module], prune: Callable[[str], LayerReport]

@@ -8,7 +8,7 @@ notebooks/07_your_own_method.ipynb leads through all of it.
 from helpers import LayerResult, refit, register, select
 
 
-@register("wanda-refit")
+@register("wanda-refit", budget="output")
 def wanda_refit(weight, gram, *, sparsity, pattern, keep=None, iterations=20):
     """Keep the largest |W|·‖x‖ in each output, then fit them to the dense layer's outputs."""
     if keep is None:
