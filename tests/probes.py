@@ -36,6 +36,7 @@ from helpers.gram import damp, normalise
 from helpers.models import find_blocks
 
 BLOCKS = 2
+SEQUENCES = 8  # of 128 tokens
 DRAW = dict(sequences=8, length=128, seed=0)
 PROBES: dict[str, Callable[[], Any]] = {}
 
@@ -68,11 +69,10 @@ def fresh(blocks: int = BLOCKS) -> nn.Module:
 
 
 @functools.cache
-def tokens(sequences: int = 8, length: int = 128) -> Tensor:
-    """Calibration text."""
-    return helpers.calibration_tokens(
-        "embedded", embedded()[1], sequences=sequences, length=length, seed=0
-    )
+def tokens(sequences: int = 0, length: int = 128) -> Tensor:
+    """Calibration text, by default of SEQUENCES."""
+    draw = dict(sequences=sequences or SEQUENCES, length=length, seed=0)
+    return helpers.calibration_tokens("embedded", embedded()[1], **draw)
 
 
 @functools.cache
@@ -111,8 +111,15 @@ def digest(*tensors: Tensor) -> str:
     return found.hexdigest()[:16]
 
 
-def weights_of(model: nn.Module) -> str:
-    return digest(*(parameter for _, parameter in sorted(model.named_parameters())))
+def weights_of(model: nn.Module) -> list[Any]:
+    """A hash of the blocks and norms, and the sum of what is outside: that is mostly embedding."""
+    inside, outside = [], 0.0
+    for _, parameter in sorted(model.named_parameters()):
+        if parameter.numel() < 1e7:
+            inside.append(parameter)
+        else:
+            outside += float(parameter.detach().sum(dtype=torch.float64))
+    return [digest(*inside), outside]
 
 
 def described(model: nn.Module, report: Any) -> dict[str, Any]:
@@ -129,7 +136,7 @@ def described(model: nn.Module, report: Any) -> dict[str, Any]:
 
 def pruned(blocks: int = BLOCKS, **arguments: Any) -> dict[str, Any]:
     """A copy of the model pruned with these arguments."""
-    model, settings = fresh(blocks), dict(batch=2, progress=False) | arguments
+    model, settings = fresh(blocks), dict(batch=1, progress=False) | arguments
     text = None if arguments["method"] == "magnitude" else tokens()
     return described(model, helpers.prune_model(model, text, **settings))
 
@@ -166,7 +173,8 @@ def files_of_text() -> dict[str, Any]:
             path = Path(folder, name)
             path.write_text(content, encoding="utf-8")
             drawn = helpers.calibration_tokens(path, embedded()[1], **DRAW | {"length": 16})
-            found[name] = [digest(drawn), helpers.corpus_identity(path, drawn)]
+            whole = helpers.evaluation_tokens(path, WithStart())
+            found[name] = [digest(drawn), digest(whole), helpers.corpus_identity(path, drawn)]
     return found
 
 
@@ -258,10 +266,12 @@ def study_of_masks() -> list[dict[str, Any]]:
 
 GRAD = dict(method="admm-grad", sparsity=0.6)
 FEW = dict(blocks=1, ignore=["*.mlp.*"])  # the four layers of an attention: a second, not six
+NARROW = dict(ignore=["*.mlp.*", "*.q_proj", "*.o_proj"])
 for name, arguments in {
     "admm/grad-60": GRAD,
+    "admm/few": FEW | GRAD,
     "admm/grad-2of4": dict(method="admm-grad", pattern="2:4", blocks=1),
-    "admm/admm1-60": dict(method="admm1", sparsity=0.6, blocks=1),
+    "admm/admm1-60": FEW | dict(method="admm1", sparsity=0.6),
     "admm/admm1-2of4": FEW | dict(method="admm1", pattern="2:4"),
     "admm/released": FEW | GRAD | dict(schedule="released"),
     "admm/budget-output": FEW | GRAD | dict(budget="output"),
@@ -274,11 +284,12 @@ for name, arguments in {
     "methods/wanda-2of4": dict(method="wanda", pattern="2:4", blocks=1),
     "methods/wanda-budget": FEW | dict(method="wanda", sparsity=0.6, budget="matrix"),
     "methods/sparsegpt-60": dict(method="sparsegpt", sparsity=0.6),
+    "methods/sparsegpt-few": FEW | dict(method="sparsegpt", sparsity=0.6),
     "methods/sparsegpt-2of4": dict(method="sparsegpt", pattern="2:4", blocks=1),
     # less text than inputs of `down`: a factor needs damping from the ladder
     "methods/sparsegpt-ladder": dict(method="sparsegpt", sparsity=0.6, damping=0.0, blocks=1),
     "methods/alps-60": FEW | dict(method="alps", sparsity=0.6),
-    "methods/alps-2of4": FEW | dict(method="alps", pattern="2:4"),
+    "methods/alps-2of4": FEW | dict(method="alps", pattern="2:4") | NARROW,
     "methods/own": FEW | dict(method="wanda-refit", sparsity=0.6),
     "passes/one": dict(method="wanda", sparsity=0.6, passes=1),
     "passes/batch": FEW | dict(method="wanda", sparsity=0.6, passes=1, batch=3),
@@ -383,7 +394,9 @@ def repaired(effort: str, **target: Any) -> dict[str, Any]:
     return described(model, report)
 
 
-PROBES["recipe/balanced"] = functools.partial(repaired, "balanced", sparsity=0.6)
+PROBES["recipe/balanced"] = functools.partial(
+    repaired, "balanced", sparsity=0.6, ignore=["*.mlp.*"]
+)
 PROBES["recipe/2of4"] = functools.partial(repaired, "fast", pattern="2:4", ignore=["*.mlp.*"])
 
 

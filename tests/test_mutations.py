@@ -1,35 +1,39 @@
-"""The verdict notices a broken solver, mask, calibration or evaluation.
+"""The verdict notices a broken solver, mask, calibration, allocation, repair or evaluation.
 
-A small Llama is trained on text whose next letter follows from the two before, and pruned as
-notebook 04 does it, by the package as it is and then broken in one place at a time.
+A small Llama is trained on text whose next letter follows from the two before. It is pruned as
+notebooks 04 and 08 do it, by the package as it is and then broken in one place at a time. On
+another machine the records have rounding in them too, as much as two kinds of processor have shown.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 import json
-from collections.abc import Callable, Iterator
+import random
+import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processors
 import pytest
 import torch
-from torch import Tensor, nn
+from mutants import MUTANTS, loop, sums
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from helpers import admm, capture, evaluate, masks, methods, prune, registry, replay, sparsegpt
-from helpers import loop as blocks
+from helpers import evaluate, load_model, prune
+from helpers.beyond import allocate, distil, recipe
 from helpers.data import corpora
 from helpers.errors import HelpersError
-from helpers.fast import fused, panels
-from helpers.gram import Gram
 from helpers.report import judge
 
 LETTERS = "abcdefghijklmnop\n"
 LENGTH, SEQUENCES, WINDOWS = 48, 16, 40
+DRAWS = 8  # of the rounding of another machine
 CELLS = {
+    "zero-shot": {},
     "dense": {},
     "magnitude": dict(method="magnitude", sparsity=0.5),
     "wanda": dict(method="wanda", sparsity=0.6),
@@ -38,9 +42,15 @@ CELLS = {
     "admm1": dict(method="admm1", sparsity=0.6),
     "admm-grad": dict(method="admm-grad", sparsity=0.6),
     "admm-grad-2of4": dict(method="admm-grad", pattern="2:4"),
+    "alps": dict(method="alps", sparsity=0.6),
+    "one-pass": dict(method="admm-grad", sparsity=0.6, passes=1),
+    "owl": dict(method="wanda", sparsity=0.6, allocation="owl"),
+    "guide": dict(method="admm-grad", sparsity=0.6, allocation="guide"),
+    "recipe": dict(method="wanda", sparsity=0.6, allocation="guide", repair="all"),
+    # at such a rate nothing is better than the weights at the start, which are kept
+    "spoilt": dict(method="wanda", sparsity=0.6, repair="all", rate=1.0),
 }
 Record = dict[str, Any]
-Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 # --- the model, the text and a run ---------------------------------------------------------
@@ -74,7 +84,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]
     folder, threads = tmp_path_factory.mktemp("texts"), torch.get_num_threads()
     torch.set_num_threads(1)
     for name, seed in (("calibration", 2), ("evaluation", 3)):
-        lines = [json.dumps({"text": text}) for text in sample(seed, 10, 400)]
+        lines = [json.dumps({"text": text}) for text in sample(seed, 12, 400)]
         (folder / f"{name}.jsonl").write_text("\n".join(lines))
     yield {name: folder / f"{name}.jsonl" for name in ("calibration", "evaluation")}
     torch.set_num_threads(threads)
@@ -82,16 +92,17 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]
 
 @pytest.fixture(scope="module")
 def model(texts: dict[str, Path]) -> nn.Module:
-    """A trained Llama of two blocks, its layers wider than half a block of SparseGPT's."""
+    """A trained Llama of four blocks, its layers wider than half a block of SparseGPT's."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(LETTERS) + 2,
         hidden_size=96,
         intermediate_size=192,
-        num_hidden_layers=2,
+        num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=64,
+        bos_token_id=0,
     )
     network = LlamaForCausalLM(config)
     ids = torch.tensor(Letters()(sample(1, 1, 30_000)[0])["input_ids"])
@@ -111,18 +122,36 @@ def model(texts: dict[str, Path]) -> nn.Module:
 
 def measure(model: nn.Module, texts: dict[str, Path], cell: str) -> Record:
     """The record of one cell, with what the verdict looks at."""
+    if cell == "zero-shot":
+        return zero_shot()
     tokenizer, network, report = Letters(), copy.deepcopy(model), None
     text = corpora.evaluation_tokens(texts["evaluation"], tokenizer)
     data = {"evaluation": corpora.corpus_identity(texts["evaluation"], text)}
+    asked, metrics, tokens = dict(CELLS[cell]), {}, None
     if cell not in ("dense", "magnitude"):
-        draw = dict(sequences=SEQUENCES, length=LENGTH, seed=0)
+        windows = SEQUENCES + (20 if "repair" in asked else 0)
+        draw = dict(sequences=windows, length=LENGTH, seed=0)
         tokens = corpora.calibration_tokens(texts["calibration"], tokenizer, **draw)
         data["calibration"] = corpora.corpus_identity(texts["calibration"], tokens)
-    if cell != "dense":
-        tokens = tokens if "calibration" in data else None
-        report = prune.prune_model(network, tokens, **CELLS[cell])
-    value = evaluate.perplexity(network, text, length=LENGTH, limit=WINDOWS)
-    metrics = {"perplexity": value, "sparsity": report.sparsity if report else 0.0}
+    if "repair" in asked and "allocation" in asked:  # as the recipe does it, with fewer windows
+        settings = dict(effort="balanced", sparsity=asked["sparsity"], method=asked["method"])
+        report = recipe.prune_and_repair(network, tokens, progress=False, **settings)
+        looks = dict(report.repair["held_out"])
+        metrics |= {"divergence_before": looks[0], "divergence_after": looks[report.repair["kept"]]}
+    elif asked:
+        allocation = asked.pop("allocation", "")
+        repair, rate = asked.pop("repair", ""), asked.pop("rate", None)
+        if allocation == "owl":
+            # random layers have few scores of five times the mean
+            asked["sparsity"] = allocate.owl(network, tokens, sparsity=0.6, outliers=2.5)
+        elif allocation:
+            asked |= vars(allocate.guide(network, tokens[:4], sparsity=0.6))
+        text_for_layers = tokens if tokens is None else tokens[:SEQUENCES]
+        report = prune.prune_model(network, text_for_layers, progress=False, **asked)
+        if repair:
+            distil.distil(network, model, tokens[SEQUENCES:], rate=rate)
+    metrics["perplexity"] = evaluate.perplexity(network, text, length=LENGTH, limit=WINDOWS)
+    metrics["sparsity"] = report.sparsity if report else 0.0
     if report and report.error is not None:
         metrics["mean_layer_error"] = report.error
     return {
@@ -136,209 +165,97 @@ def measure(model: nn.Module, texts: dict[str, Path], cell: str) -> Record:
     }
 
 
+def zero_shot() -> Record:
+    """The dense model "tiny" on real questions."""
+    model, tokenizer = load_model("tiny")
+    with torch.no_grad():
+        for weight in model.model.layers.parameters():
+            weight *= 10.0  # what stands before a token then decides what it predicts
+    scores = evaluate.zero_shot(model, tokenizer, tasks=["openbookqa"], limit=40)
+    series = {"zero_shot": {task: score.to_dict() for task, score in scores.items()}}
+    series["answers"] = {task: score.answers for task, score in scores.items()}
+    return {
+        "notebook": "05_zero_shot",
+        "name": "zero-shot",
+        "parameters": {"model": "tiny", "method": "dense"},
+        "metrics": {},
+        "data": {"tasks": {}},
+        "platform": {"processor": "one"},
+        "layers": [],
+        "series": series,
+    }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_steps() -> Iterator[None]:
+    """Of the repair: sixteen instead of 64."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setitem(recipe.EFFORTS, "balanced", recipe.Effort(4, 16))
+        yield
+
+
 @pytest.fixture(scope="module")
 def reference(model: nn.Module, texts: dict[str, Path]) -> dict[str, Record]:
     return {cell: measure(model, texts, cell) for cell in CELLS}
 
 
-def apart(records: list[Record], reference: dict[str, Record], *, same: bool) -> bool:
-    """Whether the verdict on some cells is that one is apart, on the same machine or another."""
-    if not same:
-        records = [record | {"platform": {"processor": "another"}} for record in records]
+def apart(records: list[Record], reference: dict[str, Record]) -> bool:
+    """Whether the verdict on some cells is that one is apart."""
     plan = list(reference.values())
     verdict = judge(records, [reference[record["name"]] for record in records], plan)
     assert verdict.compared == len(records)
     return verdict.reproduced < verdict.compared
 
 
-# --- how it is broken -------------------------------------------------------------------------
-
-
-def around(owner: Any, name: str, change: Callable[..., Any]) -> Patch:
-    """Replace a function by change(function, *its arguments)."""
-
-    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
-        whole = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *args, **more: change(whole, *args, **more))
-
-    return patch
-
-
-def given(owner: Any, name: str, **forced: Any) -> Patch:
-    """Call a function with other values of some keyword arguments."""
-    return around(owner, name, lambda whole, *args, **more: whole(*args, **more | forced))
-
-
-def default(method: str, **forced: Any) -> Patch:
-    """Change what a method does when an option is left out."""
-    options = registry.METHODS[method].__wrapped__.__kwdefaults__
-    return lambda monkeypatch: [monkeypatch.setitem(options, *item) for item in forced.items()]
-
-
-def loop(change: str) -> Patch:
-    """The solver's loop as the paper writes it, with one change; "" for none."""
-
-    def solve(W0: Tensor, M: Tensor, *, iterations: int, choose: Any, trace: Any = None) -> Any:
-        P = M + 0.5 * torch.eye(len(M))  # ρ (G + ρI)⁻¹
-        start = W0.clone()
-        W, U, kept = start.clone(), torch.zeros_like(start), torch.ones_like(start)
-        for t in range(1, iterations + 1):
-            choose(t, W if change == "mask from |W|" else W + U, torch.empty_like(W), kept)
-            Z = (W if change == "Z without U" else W + U) * kept
-            if change != "U not updated":
-                U = U + (0.5 if change == "half of U" else 1.0) * (W - Z)
-            from_ = start * kept if change == "fitted to the pruned weights" else start
-            W = from_ - from_ @ P + (Z - U) @ P
-        return (W + U) * kept, kept.bool()
-
-    return lambda monkeypatch: monkeypatch.setattr(fused, "admm", solve)
-
-
-def dense_stream(whole: Callable, self: blocks.Loop, index: int, replay: Any, stream: Any) -> None:
-    """Later blocks see what the dense model gives."""
-    block, before = copy.deepcopy(self.blocks[index]), stream.clone()
-    whole(self, index, replay, stream)
-    stream.copy_(capture.advance(block, before, replay.calls[index], replay.batch, "block"))
-
-
-def halved_grams(whole: Callable, *args: Any) -> Any:
-    return {name: Gram.of(gram.matrix.half().float()) for name, gram in whole(*args).items()}
-
-
-def one_stays_dense(whole: Callable, layer: nn.Module, weight: Tensor) -> None:
-    if weight.shape != (96, 192):
-        whole(layer, weight)
-
-
-def other_groups(whole: Callable, score: Tensor, sparsity: float, *args: Any, **more: Any) -> Any:
-    return whole(score.T.contiguous(), sparsity, *args, **more).T.contiguous()
-
-
-def without_start(_: Callable, tokenizer: Letters, text: str) -> Tensor:
-    return torch.tensor(tokenizer(text, False)["input_ids"])
-
-
-schedule = functools.partial(around, admm, "cubic_schedule")
-ridge = functools.partial(around, admm, "add_ridge")
-grams = functools.partial(around, replay, "sum_grams")
-sums = functools.partial(around, panels, "add_upper")
-windows = functools.partial(around, evaluate, "check_windows")
-loss = functools.partial(around, evaluate, "_negative_log_likelihood")
-
-# what is broken, the cells that are run for it, and how; f is the function as it was
-MUTANTS: dict[str, tuple[str, Patch]] = {
-    "damping 0": ("admm-grad", ridge(lambda f, matrix, damping: matrix)),
-    "cubic schedule one step ahead": ("admm-grad", schedule(lambda f, s, t, n: f(s, t + 1, n))),
-    "16 iterations": ("admm-grad", given(fused, "admm", iterations=16)),
-    "half the calibration": ("wanda", grams(lambda f, b, s, *args: f(b, s[: len(s) // 2], *args))),
-    "SparseGPT in blocks of 64": ("sparsegpt", given(sparsegpt, "solve", block_size=64)),
-    "magnitude, a budget per output": ("magnitude", default("magnitude", budget="output")),
-    "windows shifted by one token": (
-        "dense admm-grad",
-        windows(lambda f, m, t, *args: f(m, t[1:], *args)),
-    ),
-    # the solver
-    "ρ = 2": ("admm-grad", around(admm, "_factor", lambda f, g, rho, *args: f(g, 2 * rho, *args))),
-    "no preconditioning": (
-        "admm-grad",
-        around(admm, "damped_system", lambda f, g, d, precondition: f(g, d, precondition=False)),
-    ),
-    "damping 0.05": ("admm-grad", ridge(lambda f, matrix, damping: f(matrix, damping / 2))),
-    "19 iterations": ("admm-grad", given(fused, "admm", iterations=19)),
-    "40 iterations": ("admm-grad", given(fused, "admm", iterations=40)),
-    "U not updated": ("admm-grad", loop("U not updated")),
-    "mask from |W|": ("admm-grad", loop("mask from |W|")),
-    "Z without U": ("admm-grad", loop("Z without U")),
-    "half of U": ("admm-grad", loop("half of U")),
-    "fitted to the pruned weights": ("admm-grad", loop("fitted to the pruned weights")),
-    "step matrix in half precision": (
-        "admm-grad",
-        around(fused, "step_matrix", lambda f, *args: f(*args).half().float()),
-    ),
-    "SparseGPT with damping 0.1": ("sparsegpt", given(sparsegpt, "solve", damping=0.1)),
-    "SparseGPT, blocks do not make up for those before": (
-        "sparsegpt",
-        around(sparsegpt, "_prune_columns", lambda f, *args: 0 * f(*args)),
-    ),
-    # masks
-    "the released schedule": ("admm-grad", default("admm-grad", schedule="released")),
-    "a linear schedule": ("admm-grad", schedule(lambda f, s, t, n: s * min(t, n) / n)),
-    "10 mask steps": ("admm-grad", default("admm-grad", mask_steps=10)),
-    "no growing mask": ("admm-grad-2of4", default("admm-grad", mask_steps=0)),
-    "the mask of step 14 is final": ("admm-grad", schedule(lambda f, s, t, n: f(s, min(t, 14), n))),
-    "one weight more falls": (
-        "wanda",
-        around(masks, "keep_largest", lambda f, rows, zeros, *out: f(rows, zeros + 1, *out)),
-    ),
-    "groups along the output": ("wanda-2of4", around(methods, "select", other_groups)),
-    "Wanda, a budget per matrix": ("wanda", default("wanda", budget="matrix")),
-    "ADMM1, a budget per output": ("admm1", default("admm1", budget="output")),
-    # calibration
-    "one token of each sequence missing in the gram": (
-        "wanda admm-grad",
-        around(Gram, "add", lambda f, self, inputs: f(self, inputs[..., 1:, :])),
-    ),
-    "grams in half precision": ("admm-grad", grams(halved_grams)),
-    "inputs in half precision": ("admm-grad", sums(lambda f, s, rows: f(s, rows.half().float()))),
-    "the stream of dense blocks": ("admm-grad", around(blocks.Loop, "one_block", dense_stream)),
-    "the stream stays at the first block": (
-        "admm-grad",
-        around(replay.Replay, "advance", lambda *_: None),
-    ),
-    "another seed": (
-        "wanda",
-        around(corpora, "calibration_tokens", lambda f, *a, seed, **m: f(*a, seed=seed + 1, **m)),
-    ),
-    "documents joined without an end": (
-        "wanda",
-        around(corpora, "_joined", lambda f, texts, _: f(["".join(texts)], Letters())),
-    ),
-    # what is pruned and what is measured
-    "one layer stays dense": ("admm-grad", around(blocks, "write_weight", one_stays_dense)),
-    "the error is not squared": (
-        "wanda",
-        around(registry, "relative_error", lambda f, *args: f(*args) ** 0.5),
-    ),
-    "no start token": ("dense", around(corpora, "_tokenise", without_start)),
-    "a window left out": ("dense", windows(lambda f, m, t, n, limit: f(m, t, n, limit - 1))),
-    "the first prediction left out": (
-        "dense",
-        loss(lambda f, logits, rows: f(logits[:, 1:], rows[:, 1:])),
-    ),
-}
+def elsewhere(records: list[Record], reference: dict[str, Record]) -> list[bool]:
+    """The same on other machines: a verdict for each of DRAWS of their rounding."""
+    dense, verdicts = reference["dense"]["metrics"]["perplexity"]["value"], []
+    for seed in range(DRAWS):
+        draw = random.Random(seed)
+        verdicts.append(apart([processors.rounded(r, dense, draw) for r in records], reference))
+    return verdicts
 
 
 @pytest.fixture(scope="module")
 def noticed(
     model: nn.Module, texts: dict[str, Path], reference: dict[str, Record]
-) -> dict[str, tuple[bool, bool]]:
-    """By mutant: whether the verdict notices it on the same kind of machine, and on another.
+) -> dict[str, tuple[bool, float]]:
+    """By mutant: whether the verdict notices it on the same kind of machine, and on which share of
+    other machines.
 
     A run that ends in an error has no record, and so is not reproduced.
     """
     results = {}
-    for name, (cells, patch) in MUTANTS.items():
+    for name, (cells, _, patch) in MUTANTS.items():
         with pytest.MonkeyPatch.context() as monkeypatch:
             patch(monkeypatch)
             try:
                 records = [measure(model, texts, cell) for cell in cells.split()]
-                results[name] = tuple(apart(records, reference, same=s) for s in (True, False))
             except HelpersError:
-                results[name] = True, True
+                results[name] = True, 1.0
+                continue
+        others = elsewhere(records, reference)
+        results[name] = apart(records, reference), statistics.fmean(others)
     return results
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_what_is_broken_is_noticed(mutant: str, noticed: dict[str, tuple[bool, bool]]) -> None:
+def test_what_is_broken_is_noticed(mutant: str, noticed: dict[str, tuple[bool, float]]) -> None:
     assert noticed[mutant][0]
 
 
-def test_on_another_machine_it_is_noticed_too(noticed: dict[str, tuple[bool, bool]]) -> None:
-    """All of them here. Of the embedded model a step matrix or inputs in half precision pass: they
-    change the errors of its first block as little as rounding may.
+def test_on_another_machine_nine_of_ten_are_noticed(
+    noticed: dict[str, tuple[bool, float]],
+) -> None:
+    """On each of those machines. Two pass: the repair reads as good a text, and of 40 questions no
+    more answers turn than rounding may turn.
     """
-    assert len(noticed) == 41
-    assert [name for name, (_, other) in noticed.items() if not other] == []
+    missed = {name for name, (_, share) in noticed.items() if share < 1}
+    assert missed == {
+        "the repair reads the text of the layers",
+        "all choices follow the first context",
+    }
+    assert len(noticed) == 56 and 10 * len(missed) <= len(noticed)
 
 
 def test_what_is_not_broken_is_reproduced(
@@ -348,10 +265,14 @@ def test_what_is_not_broken_is_reproduced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     again = [measure(model, texts, cell) for cell in CELLS]
-    assert not apart(again, reference, same=True)
+    assert not apart(again, reference)
+    for record in again:
+        assert not any(elsewhere([record], reference)), record["name"]
     # another order of summation, and the loop that the paper writes, differ in rounding alone
     sums(lambda f, s, rows: f(s, rows.flip(0)))(monkeypatch)
     loop("")(monkeypatch)
     rounded = [measure(model, texts, cell) for cell in CELLS]
-    assert rounded[-1]["layers"][0]["error"] != again[-1]["layers"][0]["error"]
-    assert not apart(rounded, reference, same=False)
+    places = [list(CELLS).index(cell) for cell in ("admm-grad", "recipe")]
+    assert all(rounded[at]["layers"] != again[at]["layers"] for at in places)
+    others = [record | {"platform": {"processor": "another"}} for record in rounded]
+    assert not apart(others, reference)

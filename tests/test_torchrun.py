@@ -112,7 +112,7 @@ def test_two_processes_are_as_one(
 
 
 def test_an_expert_that_the_text_of_one_process_misses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its two layers share a gram where the text has reached them, and have empty ones elsewhere."""
+    """Its layers share a gram where the text has reached them, and have empty ones elsewhere."""
     meeting, said, here = threading.Barrier(2, timeout=20), [None, None], threading.local()
 
     def gather(_: object, value: object) -> list:

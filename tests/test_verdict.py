@@ -1,12 +1,10 @@
 """The verdict: records here beside committed ones, on both sides of what is allowed."""
 
 import copy
-import itertools
-import json
 import math
-from pathlib import Path
 from typing import Any
 
+import processors
 import pytest
 from handmade import metric, update_row
 
@@ -20,6 +18,7 @@ from helpers.report.verdict import (
     ROUNDING,
     SAME,
     SHARE,
+    SHARES,
     UNKNOWN,
     Verdict,
     most_turned,
@@ -73,21 +72,14 @@ def test_committed_records_can_be_judged_on_another_machine(plan: str) -> None:
 
 
 def test_two_kinds_of_processor_agree_and_are_not_one() -> None:
-    """Cells of `laptop` and `second`, each pair by one code: rounding alone differs."""
-    pair = json.loads(Path(__file__).with_name("two_processors.json").read_text(encoding="utf-8"))
-    kinds, made = pair["processors"], ([], [])
-    for side, (name, cell) in itertools.product((0, 1), pair["cells"].items()):
-        layers = [
-            {"block": place // 7, "name": place % 7, "error": error}
-            for place, error in enumerate(cell["errors"][side])
-        ]
-        record = run(cell["perplexity"][side], **cell["parameters"]) | {"layers": layers}
-        made[side].append(record | {"name": name, "platform": {"processor": kinds[side]}})
-    for here, there in (made, made[::-1]):
+    plans = processors.records()
+    assert sum(len(here) for here, _ in plans.values()) == 53
+    for here, there in [*plans.values(), *(sides[::-1] for sides in plans.values())]:
         found = judge(here, there, there)
-        assert found.reproduced == found.compared == len(pair["cells"])
+        apart = [item for item in found.comparisons if not item.within]
+        assert found.reproduced == found.compared == len(here), to_lines(apart)
         found = judge([record | ONE for record in here], [record | ONE for record in there], there)
-        assert found.reproduced == 3, "the dense models"
+        assert 0 < found.reproduced < found.compared, "what reads no text, and little else"
 
 
 @pytest.mark.parametrize(
@@ -110,33 +102,71 @@ def test_the_level_and_why(change: dict, said: str) -> None:
     assert "processor unknown here, unknown there" in summary(unknown)
 
 
-def test_on_another_machine_the_tolerance_comes_from_seeds_or_the_damage() -> None:
-    dense, seeds = run(10.0, method="dense"), [run(20.0), run(22.0, 1), run(21.0, 2)]
+def test_on_another_machine_a_perplexity_may_move_by_a_share_of_the_damage() -> None:
+    dense = run(10.0, method="dense")
 
-    def of(record: Record, *plan: Record, what: str = "perplexity") -> tuple[float, str]:
-        return tolerance_of(record, what, [dense, *plan])
+    def of(record: Record, what: str = "perplexity") -> tuple[float, str]:
+        return tolerance_of(record, what, [dense, run(20.0, 1), run(28.0, 2)])
 
-    def share(damage: float) -> tuple[float, str]:
-        return pytest.approx(damage**SHARE - 1), "share of the damage"
+    def share(damage: float, part: float = SHARE) -> tuple[float, str]:
+        return pytest.approx(damage**part - 1), "share of the damage"
 
-    assert of(run(20.0), *seeds) == (pytest.approx(2 / 21), "3 seeds")
-    assert of(run(20.0), run(1.0), run(9.0, 1), run(9.0, 2)) == (CEILING, "3 seeds")
-    # seeds that agree by chance, two seeds, however often, another method: a share of the damage
-    assert of(run(20.0), run(20.0), run(20.0, 1), run(20.1, 2)) == share(2)
-    assert of(run(20.0), *seeds[:2] * 2) == of(run(20.0, method="b"), *seeds) == share(2)
-    assert of(run(60.0)) == share(6) and of(run(1e6)) == (CEILING, "share of the damage")
-    assert of(run(10.1)) == (FLOOR, "bound") and of(run(80.0, windows=3)) == (UNKNOWN, "bound")
+    for method, part in {**SHARES, "alps": SHARE, "mine": SHARE}.items():
+        assert of(run(20.0, method=method)) == share(2, part)
+        # guided or trained, it moves by more
+        for steered in ("effort", "allocation", "repair"):
+            assert of(run(20.0, method=method, **{steered: "x"})) == share(2)
+    assert of(run(1e9, method="alps")) == (CEILING, "share of the damage")
+    assert of(run(10.0)) == (ROUNDING, "share of the damage")
+    assert of(run(80.0, windows=3)) == (UNKNOWN, "bound")
     assert of(run(80.0, method="magnitude")) == of(dense) == (ROUNDING, "rounding")
-    # a run that measures its dense model itself, as those of notebook 08 do
+    # a run that measures its dense model itself, as those of notebook 08 do: by the gap on each
+    # text, since the seeds of the web text have other windows
     values = {"perplexity_layers": 80.0, "perplexity_dense": 20.0, "divergence_after": 1.0}
-    repaired = run(60.0, windows=3)
+    values |= {"perplexity_web": 90.0, "perplexity_web_dense": 30.0}
+    repaired = run(60.0, windows=3, repair="all")
     repaired["metrics"] |= {name: metric(value) for name, value in values.items()}
-    assert of(repaired) == share(3) and of(repaired, what="perplexity_layers") == share(4)
-    assert of(repaired, what="perplexity_dense") == (ROUNDING, "rounding")
-    assert of(repaired, what="divergence_after") == (SHARE, "share of the damage")
+    assert of(repaired) == share(3) and of(repaired, "perplexity_layers") == share(4)
+    assert of(repaired, "perplexity_web") == share(3)
+    assert of(repaired, "perplexity_dense") == (ROUNDING, "rounding")
+    assert of(repaired, "divergence_after") == (SHARE, "share of the damage")
+    # notebook 00: its magnitude row reads no text
+    rows = {"dense": 10.0, "magnitude": 90.0, "wanda": 20.0}.items()
+    tour = run(1.0) | {"metrics": {f"perplexity_{name}": metric(v) for name, v in rows}}
+    assert of(tour, "perplexity_magnitude") == (ROUNDING, "rounding")
+    assert of(tour, "perplexity_wanda") == share(2, SHARES["wanda"])
     own = run(9.0)
     own["metrics"]["perplexity"]["tolerance"] = 0.3
     assert one(run(11.0), own).reproduced == 1
+
+
+def test_on_another_machine_other_numbers_may_move_as_over_seeds() -> None:
+    def errors(*values: float, method: str = "wanda") -> list[Record]:
+        return [
+            run(20.0, seed, method) | {"metrics": {"mean_layer_error": metric(value)}}
+            for seed, value in enumerate(values)
+        ]
+
+    def of(plan: list[Record], also: list[Record] = []) -> tuple[float, str]:  # noqa: B006
+        return tolerance_of(plan[0], "mean_layer_error", [*plan, *also])
+
+    assert of(errors(0.20, 0.22, 0.21)) == (pytest.approx(2 / 21), "3 seeds")
+    assert of(errors(1.0, 9.0, 9.0)) == (CEILING, "3 seeds")
+    # seeds that agree by chance, two seeds, however often, another method
+    assert of(errors(0.2, 0.2, 0.2001)) == (FLOOR, "bound")
+    assert of(errors(0.20, 0.22), errors(0.20, 0.22)) == (FLOOR, "bound")
+    assert of(errors(0.20), errors(0.2, 0.3, 0.4, method="b")) == (FLOOR, "bound")
+
+
+@pytest.mark.parametrize(("change", "near"), [(1.019, True), (1.09, False)])
+def test_a_run_just_outside_a_bound_says_so(change: float, near: bool) -> None:
+    """Of Wanda, at twice the dense perplexity, 1.05 % is allowed."""
+    reference, dense = run(20.0), run(10.0, method="dense")
+    for machine in (ONE, OTHER):
+        found = one(run(20.0 * change) | machine, reference, [reference, dense])
+        (line,) = (line for line in to_lines(found.comparisons) if "OUT" in line)
+        said = "close to the bound: another kind of processor may do that"
+        assert line.endswith(said) == (near and machine == OTHER) and found.reproduced == 0
 
 
 def test_sparsity_and_whole_numbers_must_be_equal_on_any_machine() -> None:
@@ -147,7 +177,7 @@ def test_sparsity_and_whole_numbers_must_be_equal_on_any_machine() -> None:
         assert {one(r, reference).reproduced for r in (here, here | OTHER)} == {new == 0.5 + 1e-15}
 
 
-def layered(*changes: float, method: str = "wanda", mask: str | None = "m") -> Record:
+def layered(*changes: float, method: str = "wanda", mask: str | None = "m", **asked: Any) -> Record:
     """A run of layers whose errors are changed by these factors."""
     layers = [
         {"block": block, "name": "q", "error": 1e-4 * (block + 1) * change, "mask": mask}
@@ -155,7 +185,7 @@ def layered(*changes: float, method: str = "wanda", mask: str | None = "m") -> R
     ]
     if method == "magnitude":
         layers = [layer | {"error": None} for layer in layers]
-    return run(10.0, method=method) | {"layers": layers}
+    return run(10.0, method=method, **asked) | {"layers": layers}
 
 
 @pytest.mark.parametrize(
@@ -164,11 +194,16 @@ def layered(*changes: float, method: str = "wanda", mask: str | None = "m") -> R
         (layered(1, 1, 1 + SAME / 2, 1, 1), True, True),
         (layered(1, 1, 1 + 2 * SAME, 1, 1), False, True),  # one layer: the mean hardly moves
         (layered(1.0009, 1, 1, 1, 1), True, True),
-        (layered(1.0011, 1, 1, 1, 1), False, False),  # the first block, on any machine
+        (layered(1.0014, 1, 1, 1, 1), False, True),  # the first block
+        (layered(1.0016, 1, 1, 1, 1), False, False),
+        (layered(1.0049, 1, 1, 1, 1, allocation="guide"), False, True),
+        (layered(1.0051, 1, 1, 1, 1, effort="fast"), False, False),
         (layered(1, 0.981, 1, 1, 1), False, True),
         (layered(1, 0.979, 1, 1, 1), False, False),
-        (layered(1, 1, 1, 1, 1.9), False, True),
-        (layered(1, 1, 1, 1, 2.1), False, False),
+        (layered(1, 1, 1, 1, 1.14), False, True),
+        (layered(1, 1, 1, 1, 1.16), False, False),
+        (layered(*[1] * 8, 1.49), False, True),
+        (layered(*[1] * 8, 1.51), False, False),
         (layered(1, 1, *[1 + 2 * MEDIAN] * 3), False, False),
         (layered(1, 1, 1, 1), False, False),  # one is missing
         (layered(1, 1, 1, 1, 1, mask="other"), False, True),
@@ -177,7 +212,8 @@ def layered(*changes: float, method: str = "wanda", mask: str | None = "m") -> R
     ],
 )
 def test_layers(here: Record, same: bool, other: bool) -> None:
-    reference = layered(1, 1, 1, 1, 1)
+    blocks = len(here["layers"] or ())
+    reference = layered(*[1] * (9 if blocks == 9 else 5)) | {"parameters": here["parameters"]}
     assert one(here, reference).reproduced == same
     assert one(here | OTHER, reference).reproduced == other
 

@@ -44,7 +44,9 @@ def to_lines(comparisons: Iterable[Comparison]) -> list[str]:
     """The comparisons as aligned lines with a heading; the last column marks what is apart."""
     table = pd.DataFrame(comparisons, columns=Comparison._fields)
     apart = [f"{100 * value:+.2f} %" if pd.notna(value) else "" for value in table["apart"]]
-    marks = ["" if within else "OUT" for within in table.pop("within")]
+    near = "OUT, close to the bound: another kind of processor may do that"
+    state = zip(table.pop("within"), table.pop("close"), strict=True)
+    marks = ["" if within else near if close else "OUT" for within, close in state]
     table = table.assign(apart=apart).assign(**{"": marks})
     return table.to_string(index=False, float_format="{:.5g}".format).splitlines()
 

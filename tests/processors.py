@@ -1,0 +1,87 @@
+"""What another kind of processor does to a record, as runs on two kinds have shown.
+
+two_processors.json holds 53 pairs of records by one code each: of a pair, the parameters, the
+numbers on either side, and how far the error of each layer is apart, in millionths, block by block.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+# for each block of a model of four, blocks of a real one: the verdict has bounds by block
+DEPTHS = ((0, 1), (1, 2), (2, 8), (2, 8))
+
+
+@functools.cache
+def known() -> dict[str, Any]:
+    """The names of the two processors, and the pairs."""
+    return json.loads(Path(__file__).with_name("two_processors.json").read_text(encoding="utf-8"))
+
+
+def records() -> dict[str, tuple[list[Record], list[Record]]]:
+    """By plan, the records of the same runs on either side."""
+    plans: dict[str, tuple[list[Record], list[Record]]] = {}
+    for pair in known()["pairs"]:
+        for side in (0, 1):
+            layers = [
+                {"block": block, "name": name, "error": 1e-2 * (1 if side else 1 + part / 1e6)}
+                for block, parts in enumerate(pair["apart"])
+                for name, part in enumerate(parts)
+            ]
+            metrics = pair["metrics"].items()
+            record = {
+                "notebook": pair["run"].partition("--")[0],
+                "name": pair["run"],
+                "parameters": pair["parameters"],
+                "metrics": {name: {"value": v[side], "unit": "1"} for name, v in metrics},
+                "data": {text: {"tokens": text} for text in pair["data"]},
+                "platform": {"processor": known()["processors"][side]},
+                "layers": layers,
+            }
+            plans.setdefault(pair["plan"], ([], []))[side].append(record)
+    return plans
+
+
+def kind_of(parameters: dict[str, Any]) -> str:
+    """By what a record's rounding goes: its method, or that a guide's gradients round too."""
+    guided = parameters.get("allocation") or parameters.get("effort")
+    return "guided" if guided else parameters["method"]
+
+
+@functools.cache
+def pairs_of(kind: str) -> list[dict[str, Any]]:
+    """The pairs of a kind that have layers."""
+    return [p for p in known()["pairs"] if kind_of(p["parameters"]) == kind and any(p["apart"])]
+
+
+def rounded(record: Record, dense: float, draw: random.Random) -> Record:
+    """The record as another kind of processor could have made it.
+
+    Its layers and its damage ln(perplexity / dense) move as far as those of a pair of the same kind
+    did, each layer as one of that pair's layers at its depth, up or down.
+    """
+    moved = copy.deepcopy(record) | {"platform": {"processor": "another"}}
+    pairs = pairs_of(kind_of(record["parameters"]))
+    if not pairs or not any(layer["error"] for layer in record["layers"]):
+        return moved
+    pair = draw.choice(pairs)
+    for layer in moved["layers"]:
+        first, behind = DEPTHS[layer["block"]]
+        seen = [part for parts in pair["apart"][first:behind] for part in parts if part is not None]
+        layer["error"] *= 1 + draw.choice((-1, 1)) * draw.choice(seen) / 1e6
+    there = [pair["metrics"].get("perplexity"), pair["metrics"].get("mean_layer_error")]
+    share = abs(math.log(there[0][0] / there[0][1])) / math.log(there[0][1] / 15)
+    for name, entry in moved["metrics"].items():
+        if name.startswith("perplexity") and not name.endswith("_dense") and entry["value"] > dense:
+            damage = math.log(entry["value"] / dense)
+            entry["value"] = dense * math.exp(damage * (1 + draw.choice((-1, 1)) * share))
+        elif name == "mean_layer_error" and there[1]:
+            entry["value"] *= there[1][0] / there[1][1]
+    return moved
