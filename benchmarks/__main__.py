@@ -1,7 +1,8 @@
-"""`python -m benchmarks [NAME ...] [--quick] [--out FOLDER]`.
+"""`python -m benchmarks [NAME ...] [--quick] [--out FOLDER] [--page]`.
 
 A benchmark is a module of this package with `measure(quick: bool) -> dict`, named in `BENCHMARKS`,
 and has a section in `report`. What is not named on the command line stays in the record as it was.
+The page says which of them timed earlier code: with --page it is written again from the record.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe
+from benchmarks.machine import TIMED, describe, timed_code
 from helpers.paths import reference_dir, replace_file, results_dir
 
 SCHEMA = 1
-BENCHMARKS = ("solver", "model", "passes", "zero_shot", "use", "architecture")
+BENCHMARKS = tuple(TIMED)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmarks named and write record, page and figure after each."""
     options = parse(arguments)
-    read(options.out)  # fails before the measurement if the record cannot be added to
+    record = read(options.out)  # fails before the measurement if the record cannot be added to
+    if options.page:
+        write(options.out, record)
+        return
     machine = describe()  # once, because the first benchmark is a load to the second
     if machine["warning"]:
         print(f"warning: {machine['warning']}")
@@ -35,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result = importlib.import_module(f"benchmarks.{name}").measure(options.quick)
         seconds = time.perf_counter() - started
         print(f"{name}: {seconds:.0f} s", flush=True)
-        entry = {"machine": machine, "seconds": seconds, "quick": options.quick, "result": result}
+        entry = {"machine": machine, "seconds": seconds, "quick": options.quick}
+        entry |= {"code": timed_code(name), "result": result}
         write(options.out, merge(read(options.out), name, entry))
     print(f"written to {os.path.relpath(options.out)}")
 
@@ -45,6 +50,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--quick", action="store_true", help="a trial in a minute, on toy sizes")
+    parser.add_argument("--page", action="store_true", help="measure nothing, write the page")
     parser.add_argument("--out", type=Path, help="folder of record, page and figure")
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(BENCHMARKS):

@@ -1,20 +1,37 @@
-"""What a measurement was made on: processor, threads, load, versions, commit."""
+"""What a measurement was made on: processor, threads, load, versions, commit, code."""
 
 from __future__ import annotations
 
 import datetime
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from helpers.device import describe_device
+from helpers.paths import root
 from helpers.report.records import git_state, processor
+from helpers.runner import code_hash, hash_of, module_hashes
 
 BUSY = 0.7  # load average per core above which other work disturbs a measurement
 NO_GPU = "no GPU here"
 MEASURED = ("helpers", "benchmarks")
+SHARED = ("problems", "timing")  # by all benchmarks
+MODEL = ("[!_]*.py", "fast/*.py", "beyond/*.py")
+# what each benchmark times, as files of helpers/
+TIMED = {
+    "solver": (
+        *("admm.py", "device.py", "gram.py", "layer.py", "masks.py", "methods.py", "registry.py"),
+        *("fast/fused.py", "fast/selection.py"),
+    ),
+    "model": MODEL,
+    "passes": MODEL,
+    "zero_shot": ("evaluate.py", "data/tasks.py", "fast/choices.py"),
+    "use": ("share/sizes.py",),
+    "architecture": MODEL,
+}
 
 
 def describe() -> dict[str, Any]:
@@ -37,6 +54,17 @@ def describe() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": git and git["commit"][:12] + "+" * git["dirty"],
     }
+
+
+def timed_code(name: str, project: Path | None = None) -> str:
+    """A hash of what a benchmark times and of how it does that.
+
+    Equal results do not make code equally fast: `make same` says nothing of it. project: the root
+    of another checkout.
+    """
+    own = [(project or root()) / "benchmarks" / f"{module}.py" for module in (name, *SHARED)]
+    measuring = [code_hash(path.read_text(encoding="utf-8")) for path in own if path.is_file()]
+    return hash_of([module_hashes(TIMED[name], project), measuring])
 
 
 def busy_warning(load: float | None, cores: int) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks import architecture, model, passes, solver, zero_shot
+from benchmarks.machine import timed_code
 from helpers.report import format_number, interval, to_markdown
 
 Result = Mapping[str, Any]
@@ -21,6 +22,9 @@ file converted back to float32.
 """
 
 
+EARLIER = "**Of earlier code**: what is timed here was changed since."
+
+
 def to_page(record: Mapping[str, Any]) -> str:
     """The whole record in Markdown, a section for each benchmark."""
     parts = [HEAD]
@@ -29,6 +33,8 @@ def to_page(record: Mapping[str, Any]) -> str:
         if entry["quick"]:
             text.append("A quick trial on toy sizes: the numbers mean nothing.")
         text.append(_machine_line(entry["machine"], f"; took {entry['seconds']:.0f} s"))
+        if entry["code"] != timed_code(name):
+            text.append(EARLIER)
         parts.append("\n\n".join([*text, *REPORTERS[name](entry["result"])]).rstrip() + "\n")
     return "\n".join(parts)
 

@@ -46,6 +46,10 @@ UNEQUAL = ("seconds", "created", "git", "versions", "platform", "peak_memory_byt
 UNEQUAL += ("fingerprint", "run_seconds", "plan")
 
 
+class OtherEnvironment(RunError):
+    """The packages that compute are not those of the records."""
+
+
 class Difference(NamedTuple):
     """A value that is not the same, earlier and today; a missing one is None."""
 
@@ -62,14 +66,16 @@ class Difference(NamedTuple):
 
 
 def main() -> int:
-    """Prove it or say what differs; 0 if the code is equal, 1 if not or if it cannot be told."""
+    """Prove it or say what differs; 0 if the code is equal, 1 if not or if it cannot be told, 3 if
+    this environment is not that of the records.
+    """
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--from", dest="commit", metavar="COMMIT", default="")
     try:
         return prove(parser.parse_args().commit)
     except HelpersError as error:
         sys.stderr.write(f"{error}\n")
-        return 1
+        return 3 if isinstance(error, OtherEnvironment) else 1
 
 
 def prove(wanted: str) -> int:
@@ -151,12 +157,12 @@ def unlike(records: list[dict[str, Any]], today: Mapping[str, str]) -> set[str]:
 
 
 def check_environment(records: list[dict[str, Any]]) -> None:
-    """Raise RunError unless the packages that compute are those of the records."""
+    """Raise OtherEnvironment unless the packages that compute are those of the records."""
     for name in COMPUTING:
         made = {record["versions"][name].partition("+")[0] for record in records}
         here = importlib.metadata.version(name).partition("+")[0]
         if {here} != made:
-            raise RunError(
+            raise OtherEnvironment(
                 f"{name} is {here} here, and the records were made with {', '.join(sorted(made))}: "
                 "prove it in their environment, which is that of constraints.txt"
             )

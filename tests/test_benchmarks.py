@@ -1,13 +1,20 @@
 """The benchmarks measure what they say: timing, the published path, the gap that is closed."""
 
+import re
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
 from benchmarks import architecture, problems, published, solver, timing
+from benchmarks.__main__ import read
+from benchmarks.machine import TIMED, timed_code
+from benchmarks.report import EARLIER, to_page
 from helpers.gram import relative_error
+from helpers.paths import reference_dir, root
 from helpers.prune import prune_model
 
 # --- timing --------------------------------------------------------------------------------
@@ -67,6 +74,43 @@ def test_a_different_answer_is_refused() -> None:
         solver.errors_of(weight, new, weight, gram)
     with pytest.raises(ValueError, match="differ"):
         solver.agreement([(0.00100, 0.00102)])
+
+
+# --- what was timed ------------------------------------------------------------------------
+
+
+def test_the_page_says_what_is_of_earlier_code() -> None:
+    """And so does each page that cites it: equal bits do not make code equally fast."""
+    folder = reference_dir("bench")
+    record = read(folder)
+    page = (folder / "bench.md").read_text(encoding="utf-8")
+    assert page == to_page(record), "run python -m benchmarks --page"
+    entries = record["benchmarks"]
+    earlier = {name for name, entry in entries.items() if entry["code"] != timed_code(name)}
+    sections = dict(zip(entries, page.split("\n## ")[1:], strict=True))
+    assert {name for name, text in sections.items() if EARLIER in text} == earlier
+    for path in [*(root() / "notebooks").glob("*.ipynb"), *(root() / "docs").glob("*.md")]:
+        text = path.read_text(encoding="utf-8")
+        for name, behind in re.findall(r"bench\.md(?:#(\w+))?\)(.{0,60})", text):
+            assert name in entries, f"{path.name} does not say which benchmark it cites"
+            assert ("earlier code" in behind) == (name in earlier), f"{path.name} cites {name}"
+
+
+def test_what_is_timed_is_there(tmp_path: Path) -> None:
+    codes = {name: timed_code(name) for name in TIMED}
+    for name in ("helpers", "benchmarks"):
+        shutil.copytree(root() / name, tmp_path / name)
+    assert {name: timed_code(name, tmp_path) for name in TIMED} == codes
+    for file, moved in {
+        "helpers/fast/selection.py": {"solver", "model", "passes", "architecture"},
+        "helpers/report/plots.py": set(),
+        "benchmarks/timing.py": set(TIMED),
+        "benchmarks/zero_shot.py": {"zero_shot"},
+    }.items():
+        (tmp_path / file).write_text("x = 1")
+        found = {name for name in TIMED if timed_code(name, tmp_path) != codes[name]}
+        assert moved == found
+        codes = {name: timed_code(name, tmp_path) for name in TIMED}
 
 
 # --- the repair on another architecture ----------------------------------------------------

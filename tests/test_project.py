@@ -29,22 +29,9 @@ MODULES = sorted(
     if path.stem != "__init__" and path.parent.name != "own"
 )
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
-# lines of code at most, by folder; "helpers" are the modules that lie flat in it and those of data/
-BUDGETS = {
-    ("helpers/*.py", "helpers/data/*.py"): 3200,
-    ("helpers/fast/*.py", "helpers/own/*.py"): 150,
-    ("helpers/beyond/*.py",): 630,
-    ("helpers/report/*.py",): 1780,
-    ("helpers/runner/*.py",): 650,
-    ("helpers/explore/*.py",): 750,
-    ("helpers/large/*.py",): 630,
-    ("helpers/machine/*.py",): 350,
-    ("helpers/share/*.py",): 150,
-    ("helpers/command/*.py",): 121,
-    ("helpers/**/*.py",): 8300,
-    ("tests/**/*.py",): 8000,
-    ("benchmarks/**/*.py", "book/**/*.py"): 1600,
-}
+# tokens of Python at most, by folder, and room for a fix
+BUDGETS = {"helpers": 82_000, "tests": 107_000}
+AIR = 0.03
 MACHINE_PATH = re.compile(r"""(?<![\w.~])/(?:home|Users|root|work|mnt|tmp)/\w""")
 
 
@@ -153,30 +140,28 @@ def test_module_style(path: Path) -> None:
             assert node.end_lineno - begin.lineno < 60, f"{node.name} is too long"
 
 
-def lines_of_code(text: str) -> int:
-    """Lines with code on them: neither blank, nor comment, nor docstring."""
-    layout = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
-    lines: set[int] = set()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type not in (*layout, tokenize.ENDMARKER):
-            lines.update(range(token.start[0], token.end[0] + 1))
+def tokens_of_code(text: str) -> int:
+    """Names, numbers, strings and operators; docstrings and comments, which teach, are free."""
+    free: set[int] = set()
     for node in ast.walk(ast.parse(text)):
         match node:
             case ast.AST(body=[ast.Expr(value=ast.Constant(value=str())) as docstring, *_]):
-                lines -= set(range(docstring.lineno, docstring.end_lineno + 1))
-    return len(lines)
+                free |= set(range(docstring.lineno, docstring.end_lineno + 1))
+    found = tokenize.generate_tokens(io.StringIO(text).readline)
+    counted = (tokenize.NAME, tokenize.NUMBER, tokenize.STRING, tokenize.OP)
+    return sum(token.type in counted and token.start[0] not in free for token in found)
 
 
-def test_lines_of_code_are_counted_without_what_teaches() -> None:
+def test_tokens_of_code_are_counted_without_what_teaches() -> None:
     code = 'def f():\n    """One.\n\n    Two."""\n    # why\n    return (\n        "a # b"\n    )\n'
-    assert lines_of_code(code) == 4
+    assert tokens_of_code(code) == 9
 
 
-@pytest.mark.parametrize("patterns", BUDGETS, ids=" ".join)
-def test_budget(patterns: tuple[str, ...]) -> None:
-    files = [path for pattern in patterns for path in ROOT.glob(pattern)]
-    size = sum(lines_of_code(path.read_text(encoding="utf-8")) for path in files)
-    assert files and size <= BUDGETS[patterns]
+@pytest.mark.parametrize("folder", BUDGETS)
+def test_budget(folder: str) -> None:
+    files = list((ROOT / folder).rglob("*.py"))
+    size = sum(tokens_of_code(path.read_text(encoding="utf-8")) for path in files)
+    assert files and size <= BUDGETS[folder] * (1 + AIR)
 
 
 def test_every_public_name_has_a_caller() -> None:

@@ -101,16 +101,17 @@ def core_code(project: Path | None = None) -> dict[str, str]:
     """
     # __init__ says where names live, __main__ what is asked; pins.yaml, which texts and models
     patterns = ("[!_]*.py", "data/pins.yaml", *(f"{folder}/**/*.py" for folder in CORE_FOLDERS))
-    return _code_hashes(project or root(), patterns)
+    return module_hashes(patterns, project)
 
 
 def wing_code(folder: str, project: Path | None = None) -> dict[str, str]:
     """The `code_hash` of each module in a folder of helpers/, by its path there."""
-    return _code_hashes(project or root(), [f"{folder}/**/*.py"])
+    return module_hashes([f"{folder}/**/*.py"], project)
 
 
-def _code_hashes(project: Path, patterns: Iterable[str]) -> dict[str, str]:
-    package = project / "helpers"
+def module_hashes(patterns: Iterable[str], project: Path | None = None) -> dict[str, str]:
+    """The `code_hash` of each file that a pattern fits, by its path in helpers/."""
+    package = (project or root()) / "helpers"
     # asked of the folders at each call, so that no module can drop out by being moved or renamed
     paths = sorted({path for pattern in patterns for path in package.glob(pattern)})
     return {

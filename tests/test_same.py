@@ -1,0 +1,170 @@
+"""`make same` says what differs, links what does not, and refuses what it cannot judge."""
+
+import contextlib
+import importlib.metadata
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import same
+
+from helpers.paths import reference_dir, root
+from helpers.runner import fingerprint
+from helpers.runner.fingerprint import equal_to, tree_hashes
+from helpers.runner.plan import plan_names
+
+HEAD, RECORDS = "b" * 40, "a" * 40
+TODAY = {"core": "core-b", "large": "large-b", "04": "04-a"}
+EARLIER = {"core": "core-a", "large": "large-a", "04": "04-a"}
+RECORD = {
+    "notebook": "04",
+    "created": "2026",
+    "git": {"commit": RECORDS},
+    "fingerprint": {"core": "core-a", "notebook": "04-a", "files": "-"},
+    "versions": {name: importlib.metadata.version(name) for name in same.COMPUTING},
+}
+
+
+def test_the_records_are_of_todays_code() -> None:
+    """Or of code that is proven to compute the same; of a plan that is known as earlier README
+    says so.
+    """
+    today = tree_hashes(root())
+    for plan in plan_names():
+        folder = reference_dir(plan)
+        for record in same.read_records(folder / "records"):
+            if (folder / "earlier.txt").is_file() or record["notebook"] == same.TABLES_NOTEBOOK:
+                continue
+            for name, code in same.hashes_of(record).items():
+                if code not in equal_to(today[name]):
+                    what = f"the notebook {name}" if name in record["notebook"] else f"the {name}"
+                    pytest.fail(f"{what} is not that of the records: run make same")
+
+
+def test_what_is_compared_and_how_it_is_said() -> None:
+    earlier = {"a": 0.1, "b": "x", "c": 0.0, "d": 1, "e": None, "f": 2.0}
+    gone, unequal, new = same.compare(earlier, earlier | {"g": 1})
+    assert (gone, unequal, new) == ([], [], ["g"])
+    today = {"a": 0.1 + 2**-55, "b": "y", "c": -0.0, "d": 1.0, "e": 0, "g": 1}
+    gone, unequal, new = same.compare(earlier, today)
+    assert [str(item) for item in gone] == ["f: 2.0 earlier, None today"] and new == ["g"]
+    assert [item.name for item in unequal] == ["a", "b", "c", "d", "e"]
+    first = "a: 0.1 earlier, 0.10000000000000003 today, relative difference +2.2e-16"
+    assert str(unequal[0]) == first and str(unequal[1]) == "b: 'x' earlier, 'y' today"
+
+
+def test_of_a_record_all_but_time_and_place_is_compared() -> None:
+    metrics = {"perplexity": {"value": 2.5, "unit": "1"}, "took": {"value": 9, "unit": "s"}}
+    record = dict.fromkeys(same.UNEQUAL, 1) | {"notebook": "04", "metrics": metrics}
+    record |= {"layers": [{"error": 0.5, "seconds": 3.0}], "series": {"batch": 2}}
+    assert same.flat(same.without_time(record), "r") == {
+        "r/notebook": "04",
+        "r/metrics/perplexity/value": 2.5,
+        "r/metrics/perplexity/unit": "1",
+        "r/layers/0/error": 0.5,
+        "r/series/batch": 2,
+    }
+
+
+@pytest.fixture
+def prove(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """`make same` with given values of either checkout: its code and what it says."""
+    state = {"earlier": {"p": 0.5}, "today": {"p": 0.5}, "hashes": TODAY, "records": [RECORD]}
+    state |= {"status": "", "with probes": (), "tree": tmp_path / "earlier"}
+
+    def git(*arguments: str) -> str:
+        if arguments[0] == "status":
+            return state["status"]
+        name = arguments[-1].removesuffix("^{commit}").partition(":")[0]
+        known = {"HEAD": HEAD, HEAD: HEAD, RECORDS: RECORDS}
+        if name not in known or (arguments[0] == "cat-file" and name not in state["with probes"]):
+            raise same.subprocess.CalledProcessError(1, "git")
+        return known[name]
+
+    def hashes(project: Path) -> dict[str, str]:
+        return EARLIER if project == state["tree"] else state["hashes"]
+
+    path = tmp_path / "same.json"
+    for owner in (same, fingerprint):
+        monkeypatch.setattr(owner, "proofs_path", lambda: path)
+    monkeypatch.setattr(same, "root", lambda: tmp_path)
+    monkeypatch.setattr(same, "git", git)
+    monkeypatch.setattr(same, "tree_hashes", hashes)
+    monkeypatch.setattr(same, "committed_records", lambda: state["records"])
+    monkeypatch.setattr(same, "worktree", lambda commit: contextlib.nullcontext(state["tree"]))
+    sides = {state["tree"]: "earlier", tmp_path: "today"}
+    monkeypatch.setattr(same, "values_of", lambda tree, commit: dict(state[sides[tree]]))
+
+    def run(*arguments: str, **changes: Any) -> tuple[int, str]:
+        state.update(changes)
+        monkeypatch.setattr(same.sys, "argv", ["same.py", *arguments])
+        code = same.main()
+        return code, "".join(capsys.readouterr())
+
+    run.path = path
+    return run
+
+
+def test_equal_code_is_linked(prove: Callable) -> None:
+    code, said = prove()
+    assert code == 0 and "1 values are equal bit for bit" in said and "core, large" in said
+    assert f"{RECORDS[:12]} has no probes of its own" in said
+    (proof,) = json.loads(prove.path.read_text())
+    assert (proof["from"], proof["to"], proof["values"]) == (RECORDS, HEAD, 1)
+    assert proof["equal"] == {"core": ["core-a", "core-b"], "large": ["large-a", "large-b"]}
+    assert equal_to("core-b") == {"core-a", "core-b"} and proof["processor"] and proof["date"]
+    # proven again it stands there once, and new values do no harm
+    code, said = prove(today={"p": 0.5, "q": 1})
+    assert code == 0 and "1 values are new" in said and len(json.loads(prove.path.read_text())) == 1
+    # nothing is left where today's code is that of the records
+    code, said = prove(hashes=EARLIER)
+    assert code == 0 and said.startswith("nothing to prove")
+
+
+@pytest.mark.parametrize(("today", "said"), [({"p": 0.75}, "+0.5"), ({}, "None today")])
+def test_other_code_is_not(today: dict, said: str, prove: Callable) -> None:
+    code, text = prove(today=today)
+    assert code == 1 and said in text and "NOT the same" in text and not prove.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes", "words"),
+    [
+        (["--from", "v9"], {}, "FROM = 'v9' is no commit"),
+        ([], dict(status=" M helpers/admm.py"), "helpers/admm.py differs from the commit"),
+        (
+            [],
+            dict(records=[RECORD | {"versions": RECORD["versions"] | {"torch": "1.0"}}]),
+            "the records were made with 1.0",
+        ),
+    ],
+)
+def test_what_cannot_be_judged_is_one_sentence(
+    arguments: list[str], changes: dict, words: str, prove: Callable
+) -> None:
+    code, said = prove(*arguments, **changes)
+    assert (
+        code == (3 if "made with" in words else 1)
+        and words in said
+        and said.count("\n") == 1
+        and not prove.path.exists()
+    )
+
+
+def test_the_earlier_commit_is_one_with_probes(prove: Callable) -> None:
+    """The records' own; else the newest that is proven equal to it and is not today's code."""
+    prove()
+    later = {"core": "core-c", "large": "large-b", "04": "04-a"}
+
+    def commit(of: dict[str, str], *with_probes: str) -> str:
+        prove(**{"with probes": with_probes})
+        return same.earlier_commit([RECORD], of)
+
+    assert commit(later, RECORDS, HEAD) == HEAD
+    assert commit(later, RECORDS) == commit(later) == RECORDS
+    # where today's code is that of the proof, it is proven again from the records
+    assert commit(TODAY, RECORDS, HEAD) == RECORDS
