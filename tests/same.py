@@ -96,6 +96,8 @@ def prove(wanted: str) -> int:
             )
         with ThreadPoolExecutor(2) as threads:
             before, after = threads.map(values_of, (tree, root()), (commit, head))
+    if clean_head() != head:
+        raise RunError("another commit was checked out meanwhile: run make same again")
     gone, unequal, new = compare(before, after)
     minutes = f"{(time.monotonic() - started) / 60:.1f} min"
     if gone or unequal:
