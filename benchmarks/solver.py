@@ -18,7 +18,7 @@ from benchmarks.timing import interleaved, once, ratio, summary
 from helpers import admm
 from helpers.gram import Gram, relative_error
 from helpers.masks import Pattern
-from helpers.registry import METHODS
+from helpers.methods import METHODS
 
 SPARSITY, ITERATIONS = 0.6, 20
 TARGET = 1.35
