@@ -472,6 +472,15 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
     }
 
 
+def code_of(project: Path) -> dict[str, str] | None:
+    """What the checkout itself calls its code; None if it is older than such hashes."""
+    try:
+        from helpers.runner.fingerprint import tree_hashes
+    except ImportError:
+        return None
+    return tree_hashes(project)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default="", help="probes whose name begins so")
@@ -480,7 +489,8 @@ def main() -> None:
     if not chosen:
         parser.error(f"no probe begins with {only!r}: there are {', '.join(PROBES)}")
     torch.set_num_threads(1)
-    found = {"package": str(Path(helpers.__file__).parent)}
+    package = Path(helpers.__file__).parent
+    found = {"package": str(package), "code": code_of(package.parent)}
     for name, run in chosen.items():
         torch.manual_seed(0)
         found |= flat(run(), name)

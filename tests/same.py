@@ -27,8 +27,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from probes import flat
-
 from helpers.errors import HelpersError, RunError
 from helpers.machine import THREAD_VARIABLES
 from helpers.paths import TABLES_NOTEBOOK, reference_dir, replace_file, results_dir, root
@@ -81,14 +79,13 @@ def main() -> int:
 def prove(wanted: str) -> int:
     """Compare today's code with that of a commit, by default the one that the records name."""
     started, records, today = time.monotonic(), committed_records(), tree_hashes(root())
-    if not wanted and not unlike(records, today):
+    if not wanted and not others(records, today):
         say("nothing to prove: the records were made by today's core and notebooks")
         return 0
     check_environment(records)
     head = clean_head()
     commit = commit_of(wanted) if wanted else earlier_commit(records, today)
     with worktree(commit) as tree:
-        earlier = tree_hashes(tree)
         say(f"earlier: {commit[:12]}, today: {head[:12]}; about five minutes on two cores")
         if not (tree / PROBES).is_file():
             say(
@@ -96,6 +93,9 @@ def prove(wanted: str) -> int:
             )
         with ThreadPoolExecutor(2) as threads:
             before, after = threads.map(values_of, (tree, root()), (commit, head))
+        # by the function of its own checkout, since records and proofs name what that says
+        earlier = before.pop("code") or tree_hashes(tree)
+    after.pop("code")
     if clean_head() != head:
         raise RunError("another commit was checked out meanwhile: run make same again")
     gone, unequal, new = compare(before, after)
@@ -109,24 +109,31 @@ def prove(wanted: str) -> int:
             "or the change is taken back; nothing was written"
         )
         return 1
+    say(f"the same: {len(before)} values are equal bit for bit ({minutes})")
+    if new:
+        say(f"{len(new)} values are new, and were not compared")
     pairs = {name: [code, today[name]] for name, code in earlier.items() if name in today}
-    moved = {name: pair for name, pair in pairs.items() if len(set(pair)) > 1}
-    add_proof(
-        {
-            "from": commit,
-            "to": head,
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "processor": processor(),
-            "values": len(before),
-            "equal": moved,
-        }
-    )
-    say(
-        f"the same: {len(before)} values are equal bit for bit ({minutes}); linked in "
-        f"{proofs_path().relative_to(root())}: {', '.join(moved) or 'nothing, as no hash differs'}"
-        + (f"; {len(new)} values are new" if new else "")
-    )
+    link(commit, head, pairs, len(before))
+    if left := others(records, today) - set().union(*map(equal_to, today.values())):
+        say(f"still of other code: records of {', '.join(sorted(left))}; give their commit as FROM")
     return 0
+
+
+def link(commit: str, head: str, pairs: Mapping[str, list[str]], values: int) -> None:
+    """Write a proof behind the others; it replaces one of the same two trees."""
+    moved = {name: pair for name, pair in pairs.items() if len(set(pair)) > 1}
+    proof = {
+        "from": commit,
+        "to": head,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "processor": processor(),
+        "values": values,
+        "equal": moved,
+    }
+    before = [p for p in read_proofs() if (p["from"], p["equal"]) != (commit, moved)]
+    replace_file(proofs_path(), json.dumps([*before, proof], indent=1) + "\n")
+    names = ", ".join(moved) or "nothing, as no hash differs"
+    say(f"linked in {proofs_path().relative_to(root())}: {names}")
 
 
 def say(text: str) -> None:
@@ -152,7 +159,7 @@ def hashes_of(record: Mapping[str, Any]) -> dict[str, str]:
     return {names[part]: code for part, code in parts.items() if part in names}
 
 
-def unlike(records: list[dict[str, Any]], today: Mapping[str, str]) -> set[str]:
+def others(records: list[dict[str, Any]], today: Mapping[str, str]) -> set[str]:
     """The hashes that records name and today's code does not have, linked or not."""
     named = [item for record in records for item in hashes_of(record).items()]
     return {code for name, code in named if today.get(name) != code}
@@ -206,7 +213,7 @@ def earlier_commit(records: list[dict[str, Any]], today: Mapping[str, str]) -> s
     """
     made = sorted((record["created"], record["git"]["commit"]) for record in records)
     candidates = [commit for _, commit in reversed(made)]
-    known = set().union(*(equal_to(code) for code in unlike(records, today)))
+    known = set().union(*(equal_to(code) for code in others(records, today)))
     for proof in reversed(read_proofs()):
         pairs = proof["equal"].values()
         other = any(
@@ -239,7 +246,12 @@ def worktree(commit: str) -> Iterator[Path]:
 
 
 def values_of(tree: Path, commit: str) -> dict[str, Any]:
-    """The values of a checkout's probes and of its plan smoke. Raises RunError."""
+    """The values of a checkout's probes and of its plan smoke, and under "code" its hashes.
+
+    Raises RunError.
+    """
+    from probes import flat  # here, since it loads torch
+
     own = tree / PROBES
     with tempfile.TemporaryDirectory() as folder:
         # one thread: a sum over several has another order on another number of cores
@@ -284,14 +296,6 @@ def compare(
     # as text, which has all digits of a float and tells 1 from 1.0 and 0.0 from -0.0
     unequal = [item for item in both if json.dumps(item.earlier) != json.dumps(item.today)]
     return gone, unequal, [name for name in today if name not in earlier]
-
-
-def add_proof(proof: dict[str, Any]) -> None:
-    """Write a proof behind the others; it replaces one of the same two trees."""
-    others = [
-        p for p in read_proofs() if (p["from"], p["equal"]) != (proof["from"], proof["equal"])
-    ]
-    replace_file(proofs_path(), json.dumps([*others, proof], indent=1) + "\n")
 
 
 if __name__ == "__main__":

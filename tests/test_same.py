@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import same
+from probes import flat
 
 from helpers.paths import reference_dir, root
 from helpers.runner import fingerprint
@@ -59,7 +60,7 @@ def test_of_a_record_all_but_time_and_place_is_compared() -> None:
     metrics = {"perplexity": {"value": 2.5, "unit": "1"}, "took": {"value": 9, "unit": "s"}}
     record = dict.fromkeys(same.UNEQUAL, 1) | {"notebook": "04", "metrics": metrics}
     record |= {"layers": [{"error": 0.5, "seconds": 3.0}], "series": {"batch": 2}}
-    assert same.flat(same.without_time(record), "r") == {
+    assert flat(same.without_time(record), "r") == {
         "r/notebook": "04",
         "r/metrics/perplexity/value": 2.5,
         "r/metrics/perplexity/unit": "1",
@@ -74,7 +75,7 @@ def prove(
 ) -> Callable[..., tuple[int, str]]:
     """`make same` with given values of either checkout: its code and what it says."""
     state = {"earlier": {"p": 0.5}, "today": {"p": 0.5}, "hashes": TODAY, "records": [RECORD]}
-    state |= {"status": "", "with probes": (), "tree": tmp_path / "earlier"}
+    state |= {"status": "", "with probes": (), "own": None, "tree": tmp_path / "earlier"}
 
     def git(*arguments: str) -> str:
         if arguments[0] == "status":
@@ -97,7 +98,9 @@ def prove(
     monkeypatch.setattr(same, "committed_records", lambda: state["records"])
     monkeypatch.setattr(same, "worktree", lambda commit: contextlib.nullcontext(state["tree"]))
     sides = {state["tree"]: "earlier", tmp_path: "today"}
-    monkeypatch.setattr(same, "values_of", lambda tree, commit: dict(state[sides[tree]]))
+    monkeypatch.setattr(
+        same, "values_of", lambda tree, _: state[sides[tree]] | {"code": state["own"]}
+    )
 
     def run(*arguments: str, **changes: Any) -> tuple[int, str]:
         state.update(changes)
@@ -120,6 +123,12 @@ def test_equal_code_is_linked(prove: Callable) -> None:
     # proven again it stands there once, and new values do no harm
     code, said = prove(today={"p": 0.5, "q": 1})
     assert code == 0 and "1 values are new" in said and len(json.loads(prove.path.read_text())) == 1
+    # what the earlier checkout calls its own code counts, and records of other code are named
+    code, said = prove("--from", RECORDS, own={"core": "core-x"})
+    assert code == 0 and json.loads(prove.path.read_text())[1]["equal"]["core"][0] == "core-x"
+    prove.path.unlink()
+    code, said = prove("--from", RECORDS)
+    assert code == 0 and "still of other code: records of core-a;" in said
     # nothing is left where today's code is that of the records
     code, said = prove(hashes=EARLIER)
     assert code == 0 and said.startswith("nothing to prove")
