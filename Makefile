@@ -99,7 +99,7 @@ lab: assets ## open JupyterLab on the notebooks
 
 # two at a time, a file on one side; their kernels compute with one thread each
 test: assets ## run the tests
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # first Colab's own packages, then what it lacks with those held: nothing of Colab's can be replaced
 test-colab: ## run tests and the smoke plan with the versions of Google Colab (python3.13, 6 GB)

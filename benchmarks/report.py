@@ -99,7 +99,7 @@ DIFFERENCES: Columns = {
 
 def solver_report(result: Result) -> list[str]:
     """The solver over its floor."""
-    rows = result["rows"]
+    rows, ratios = result["rows"], _medians(result["rows"], "ratio")
     columns: Columns = {
         "layers (outputs x inputs)": "case",
         "on": lambda r: r["device"] if r["device"] != "cpu" else f"cpu, {r['threads']} thr.",
@@ -115,8 +115,8 @@ def solver_report(result: Result) -> list[str]:
         "The floor is what the algorithm cannot do without: 21 matrix products for each layer "
         "and one Cholesky inverse for the gram that the layers share. Ours is ADMM-Grad with "
         "20 iterations at sparsity 0.6.",
-        f"Ours / floor over all cases: {statistics.fmean(_medians(rows, 'ratio')):.2f} in the mean. "
-        + _verdict("Each", _medians(rows, "ratio"), solver.TARGET),
+        f"Ours / floor over all cases: {statistics.fmean(ratios):.2f} in the mean. "
+        + _verdict("Each", ratios, solver.TARGET),
         "Plans use one thread for each run. The selection of masks uses one thread in any case, "
         "so it weighs more where there are more threads, above all in small layers. Layers that "
         "share an input are solved one after the other, not stacked.",

@@ -1,5 +1,6 @@
 """What the tests share: one thread, no hub, and a check that an error is one useful line."""
 
+import collections
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -49,6 +50,12 @@ def registry() -> Iterator[None]:
     yield
     METHODS.clear()
     METHODS.update(before)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of few tests first: those are the long ones, and no worker is then left with one."""
+    sizes = collections.Counter(item.path for item in items)
+    items.sort(key=lambda item: sizes[item.path])  # stable: a file's tests stay as they are
 
 
 @pytest.fixture(scope="session", autouse=True)

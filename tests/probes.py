@@ -36,7 +36,7 @@ from helpers.gram import damp, normalise
 from helpers.models import find_blocks
 
 BLOCKS = 2
-SEQUENCES = 8  # of 128 tokens
+SEQUENCES, LENGTH = 8, 128  # of calibration text
 DRAW = dict(sequences=8, length=128, seed=0)
 PROBES: dict[str, Callable[[], Any]] = {}
 
@@ -69,9 +69,9 @@ def fresh(blocks: int = BLOCKS) -> nn.Module:
 
 
 @functools.cache
-def tokens(sequences: int = 0, length: int = 128) -> Tensor:
-    """Calibration text, by default of SEQUENCES."""
-    draw = dict(sequences=sequences or SEQUENCES, length=length, seed=0)
+def tokens(sequences: int = 0, length: int = 0) -> Tensor:
+    """Calibration text, by default SEQUENCES of LENGTH."""
+    draw = dict(sequences=sequences or SEQUENCES, length=length or LENGTH, seed=0)
     return helpers.calibration_tokens("embedded", embedded()[1], **draw)
 
 

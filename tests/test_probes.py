@@ -11,7 +11,7 @@ from mutants import MUTANTS
 from helpers.beyond import recipe
 from helpers.errors import HelpersError
 
-probes.SEQUENCES = 2  # enough to see that something is broken
+probes.SEQUENCES, probes.LENGTH = 2, 64  # enough to see that something is broken
 KNOWN: dict[str, dict[str, Any]] = {}  # what a probe says of the package as it is
 
 
