@@ -271,8 +271,9 @@ def test_what_is_not_broken_is_reproduced(
     # another order of summation, and the loop that the paper writes, differ in rounding alone
     sums(lambda f, s, rows: f(s, rows.flip(0)))(monkeypatch)
     loop("")(monkeypatch)
-    rounded = [measure(model, texts, cell) for cell in CELLS]
-    places = [list(CELLS).index(cell) for cell in ("admm-grad", "recipe")]
-    assert all(rounded[at]["layers"] != again[at]["layers"] for at in places)
-    others = [record | {"platform": {"processor": "another"}} for record in rounded]
+    moved = [cell for cell in CELLS if cell != "zero-shot"]
+    rounded = {cell: measure(model, texts, cell) for cell in moved}
+    for cell in ("admm-grad", "recipe"):
+        assert rounded[cell]["layers"] != reference[cell]["layers"]
+    others = [record | {"platform": {"processor": "another"}} for record in rounded.values()]
     assert not apart(others, reference)
