@@ -4,7 +4,8 @@
 
 `make same` runs them in two checkouts and compares all values bit for bit: a float is written in
 full, and a tensor as a hash of its bytes. The model is the first two blocks of the embedded one,
-and the text is real. Whoever adds a path to a number adds a probe of it here.
+and the text is real. Whoever adds a path to a number adds a probe of it here. A probe that is
+changed gets another name: an earlier commit runs its own, and values are compared by their names.
 """
 
 from __future__ import annotations
