@@ -301,11 +301,12 @@ def levels_of(score: Tensor) -> Tensor:
     # NumPy's, since torch's makes the places too
     ordered = torch.from_numpy(np.sort(flat.numpy())) if flat.is_cpu else flat.sort().values
     # the first place of each part from the second on, and the score there
-    places = [-(-len(flat) * part // LEVELS) for part in range(1, LEVELS)]
-    edges = ordered[[place for place in places if place < len(flat)]]
+    places = torch.tensor([-(-len(flat) * part // LEVELS) for part in range(1, LEVELS)])
+    places = places[places < len(flat)].to(flat.device)
+    edges = ordered[places]
     levels = torch.bucketize(flat, edges, right=True, out_int32=True).to(torch.uint8)
-    # scores that equal one at an edge may lie on both sides of it: these go by their position
-    for value in edges.unique():
+    # equal scores that lie on both sides of an edge go by their position; most edges have none
+    for value in edges[ordered[places - 1] == edges].unique():
         start = int(torch.searchsorted(ordered, value))
         ties = (flat == value).nonzero().flatten()
         among = torch.arange(start, start + len(ties), device=flat.device)
