@@ -21,7 +21,9 @@ def main() -> str:
     link.unlink(missing_ok=True)
     link.symlink_to(FOLDER / "helpers")
     importlib.invalidate_caches()
-    importlib.import_module("helpers")  # what is wrong with it is said here, not in a later cell
+    importlib.import_module(
+        "helpers"
+    )  # what is wrong with it is said here, not in a later cell
     return (
         'Ready. In a parameters cell, preset = "auto" takes the largest model that fits this '
         f"machine.\nResults in {FOLDER / 'results'} go when this machine goes: docs/colab.md has "

@@ -26,7 +26,9 @@ BENCHMARKS = tuple(TIMED)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmarks named and write record, page and figure after each."""
     options = parse(arguments)
-    record = read(options.out)  # fails before the measurement if the record cannot be added to
+    record = read(
+        options.out
+    )  # fails before the measurement if the record cannot be added to
     if options.page:
         write(options.out, record)
         return
@@ -49,12 +51,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options; a quick run writes to results/scratch/bench unless --out says otherwise."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
-    parser.add_argument("--quick", action="store_true", help="a trial in a minute, on toy sizes")
-    parser.add_argument("--page", action="store_true", help="measure nothing, write the page")
+    parser.add_argument(
+        "--quick", action="store_true", help="a trial in a minute, on toy sizes"
+    )
+    parser.add_argument(
+        "--page", action="store_true", help="measure nothing, write the page"
+    )
     parser.add_argument("--out", type=Path, help="folder of record, page and figure")
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(BENCHMARKS):
-        parser.error(f"no benchmark {sorted(unknown)}: there are {', '.join(BENCHMARKS)}")
+        parser.error(
+            f"no benchmark {sorted(unknown)}: there are {', '.join(BENCHMARKS)}"
+        )
     if options.out is None:
         quick = results_dir("scratch") / "bench"
         options.out = quick if options.quick else reference_dir("bench")
@@ -64,7 +72,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def merge(record: dict[str, Any], name: str, entry: dict[str, Any]) -> dict[str, Any]:
     """The record with one benchmark's entry replaced, benchmarks in the order of `BENCHMARKS`."""
     entries = {**record["benchmarks"], name: entry}
-    return {**record, "benchmarks": {key: entries[key] for key in BENCHMARKS if key in entries}}
+    return {
+        **record,
+        "benchmarks": {key: entries[key] for key in BENCHMARKS if key in entries},
+    }
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -74,13 +85,18 @@ def read(folder: Path) -> dict[str, Any]:
         return {"schema": SCHEMA, "benchmarks": {}}
     record = json.loads(path.read_text(encoding="utf-8"))
     if record.get("schema") != SCHEMA:
-        raise ValueError(f"{path} has another schema than {SCHEMA}: delete it and measure again")
+        raise ValueError(
+            f"{path} has another schema than {SCHEMA}: delete it and measure again"
+        )
     return record
 
 
 def write(folder: Path, record: Mapping[str, Any]) -> None:
     """Write bench.json, and from what it holds bench.md and the figure of `use`, use.png."""
-    from benchmarks import figure, report  # after the measurement: they load pandas, matplotlib
+    from benchmarks import (
+        figure,
+        report,
+    )  # after the measurement: they load pandas, matplotlib
 
     text = to_json(rounded(record))
     record = json.loads(text)
@@ -106,7 +122,9 @@ def to_json(value: Any, indent: int = 0) -> str:
         return flat
     pad = " " * (indent + 1)
     if isinstance(value, dict):
-        lines = [f"{pad}{json.dumps(k)}: {to_json(v, indent + 1)}" for k, v in value.items()]
+        lines = [
+            f"{pad}{json.dumps(k)}: {to_json(v, indent + 1)}" for k, v in value.items()
+        ]
     else:
         lines = [pad + to_json(item, indent + 1) for item in value]
     ends = "{}" if isinstance(value, dict) else "[]"

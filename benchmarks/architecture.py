@@ -8,6 +8,7 @@ some minutes from Wikipedia articles and task texts; the C4 text is left for cal
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from typing import Any
 
@@ -67,13 +68,21 @@ def measure(quick: bool = False) -> dict[str, Any]:
 
         def measured(network: nn.Module, web: Tensor = web) -> dict[str, float]:
             held_out = {"wiki": unseen_tokens, "web": web.flatten()}
-            return {name: perplexity(network, t, length=LENGTH) for name, t in held_out.items()}
+            return {
+                name: perplexity(network, t, length=LENGTH)
+                for name, t in held_out.items()
+            }
 
-        rows.append({"pipeline": "dense", "sparsity": 0.0, "seed": seed, **measured(model)})
+        rows.append(
+            {"pipeline": "dense", "sparsity": 0.0, "seed": seed, **measured(model)}
+        )
         for sparsity in SPARSITIES[:1] if quick else SPARSITIES:
             for name, (method, effort) in pipelines.items():
                 network = copy.deepcopy(model)
-                seconds = once(lambda: run(network, text, sequences, sparsity, method, effort))  # noqa: B023
+                work = functools.partial(
+                    run, network, text, sequences, sparsity, method, effort
+                )
+                seconds = once(work)
                 rows.append({"pipeline": name, "sparsity": sparsity, "seed": seed,
                              "seconds": seconds} | measured(network))  # fmt: skip
     layers = sum(p.numel() for p in model.transformer.h.parameters())
@@ -81,7 +90,12 @@ def measure(quick: bool = False) -> dict[str, Any]:
 
 
 def run(
-    model: nn.Module, text: Tensor, sequences: int, sparsity: float, method: str, effort: str | None
+    model: nn.Module,
+    text: Tensor,
+    sequences: int,
+    sparsity: float,
+    method: str,
+    effort: str | None,
 ) -> None:
     """Prune the model by a method alone, with two passes, or with the recipe around it."""
     if effort is None:
@@ -105,14 +119,18 @@ def texts() -> tuple[list[str], list[str]]:
 def trained_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE of these documents."""
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(documents, VOCABULARY, special_tokens=[END], show_progress=False)
+    bpe.train_from_iterator(
+        documents, VOCABULARY, special_tokens=[END], show_progress=False
+    )
     return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=END)
 
 
 def joined(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> Tensor:
     """Tokens of all documents, each with an end, int64 (tokens,)."""
     encoded = tokenizer(documents)["input_ids"]
-    return torch.tensor([token for ids in encoded for token in (*ids, tokenizer.eos_token_id)])
+    return torch.tensor(
+        [token for ids in encoded for token in (*ids, tokenizer.eos_token_id)]
+    )
 
 
 def trained_model(tokens: Tensor, steps: int) -> GPT2LMHeadModel:
@@ -123,8 +141,12 @@ def trained_model(tokens: Tensor, steps: int) -> GPT2LMHeadModel:
         torch.manual_seed(0)
         model = GPT2LMHeadModel(config)
     draw = torch.Generator().manual_seed(0)
-    optimiser = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.95), weight_decay=0.1)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_at(step, steps))
+    optimiser = torch.optim.AdamW(
+        model.parameters(), RATE, betas=(0.9, 0.95), weight_decay=0.1
+    )
+    rate = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: rate_at(step, steps)
+    )
     for _ in range(steps):
         starts = torch.randint(len(tokens) - LENGTH, (BATCH,), generator=draw)
         batch = torch.stack([tokens[at : at + LENGTH] for at in starts])

@@ -24,14 +24,23 @@ def use_figure(result: Mapping[str, Any]) -> bytes:
         look = style_of("", index) | {"label": form}
         bytes_.plot(percent, [row["share"][form] for row in sizes], **look)
     measured = [row for row in result["speeds"] if "2:4" not in row["products"]]
-    kinds = dict.fromkeys(row["products"] for row in measured if row["products"] != "dense")
+    kinds = dict.fromkeys(
+        row["products"] for row in measured if row["products"] != "dense"
+    )
     gains = []
     for ax, what in zip(speeds, ("prefill", "generation"), strict=True):
-        dense = {row["sparsity"]: row[what] for row in measured if row["products"] == "dense"}
+        dense = {
+            row["sparsity"]: row[what] for row in measured if row["products"] == "dense"
+        }
         for index, kind in enumerate(kinds):
             rows = [row for row in measured if row["products"] == kind]
-            look = style_of("", index) | {"label": "CSR (skips zeros)" if kind == "csr" else kind}
-            ratios = {100 * row["sparsity"]: row[what] / dense[row["sparsity"]] for row in rows}
+            look = style_of("", index) | {
+                "label": "CSR (skips zeros)" if kind == "csr" else kind
+            }
+            ratios = {
+                100 * row["sparsity"]: row[what] / dense[row["sparsity"]]
+                for row in rows
+            }
             ax.plot(list(ratios), list(ratios.values()), **look)
             if kind == "csr":
                 gain = next((at for at, ratio in ratios.items() if ratio > 1), None)

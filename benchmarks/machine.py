@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from helpers.code_hashes import code_hash, hash_of, module_hashes
 from helpers.device import describe_device
 from helpers.paths import root
 from helpers.report.records import git_state, processor
-from helpers.runner import code_hash, hash_of, module_hashes
 
 BUSY = 0.7  # load average per core above which other work disturbs a measurement
 NO_GPU = "no GPU here"
@@ -23,12 +23,20 @@ MODEL = ("[!_]*.py", "fast/*.py", "beyond/*.py")
 # what each benchmark times, as files of helpers/
 TIMED = {
     "solver": (
-        *("admm.py", "device.py", "gram.py", "layer.py", "masks.py", "methods.py", "registry.py"),
+        *(
+            "admm.py",
+            "device.py",
+            "gram.py",
+            "layer.py",
+            "masks.py",
+            "methods.py",
+            "registry.py",
+        ),
         *("fast/fused.py", "fast/selection.py"),
     ),
     "model": MODEL,
     "passes": MODEL,
-    "zero_shot": ("evaluate.py", "data/tasks.py", "fast/choices.py"),
+    "zero_shot": ("evaluate.py", "data/tasks.py", "scoring.py"),
     "use": ("share/sizes.py",),
     "architecture": MODEL,
 }
@@ -62,8 +70,13 @@ def timed_code(name: str, project: Path | None = None) -> str:
     Equal results do not make code equally fast: `make same` says nothing of it. project: the root
     of another checkout.
     """
-    own = [(project or root()) / "benchmarks" / f"{module}.py" for module in (name, *SHARED)]
-    measuring = [code_hash(path.read_text(encoding="utf-8")) for path in own if path.is_file()]
+    own = [
+        (project or root()) / "benchmarks" / f"{module}.py"
+        for module in (name, *SHARED)
+    ]
+    measuring = [
+        code_hash(path.read_text(encoding="utf-8")) for path in own if path.is_file()
+    ]
     return hash_of([module_hashes(TIMED[name], project), measuring])
 
 

@@ -16,13 +16,13 @@ from benchmarks import published
 from benchmarks.problems import Snapshot, cut_model, random_llama, random_tokens
 from benchmarks.solver import SPARSITY, agreement, errors_of
 from benchmarks.timing import interleaved, ratio, summary
-from helpers.capture import advance, capture, check_parity, embed, run_block
+from helpers.block_grams import layer_grams
+from helpers.blocks import advance, check_parity, embed, record_calls, run_block
 from helpers.data.corpora import calibration_tokens
 from helpers.gram import Gram
 from helpers.models import find_blocks, find_layers, load_model, read_weight
 from helpers.prune import prune_model
 from helpers.registry import METHODS
-from helpers.replay import layer_grams
 
 TARGET, PUBLISHED_TARGET = 1.2, 2.0
 METHOD = "admm-grad"
@@ -49,14 +49,22 @@ def _problems(quick: bool, device: str) -> Any:
     model = random_llama(4, 512, 1408, 8, device=device)
     yield "random Llama, 4 blocks of 512", model, random_tokens(model, 16, 256)
     model = cut_model("embedded", 6, device)
-    tokens = calibration_tokens("embedded", load_model("embedded")[1], sequences=16, length=512)
+    tokens = calibration_tokens(
+        "embedded", load_model("embedded")[1], sequences=16, length=512
+    )
     yield "embedded model, 6 blocks", model, tokens
     if device == "cuda":
         model = random_llama(2, 4096, 11008, 32, device=device, dtype="float16")
-        yield "random Llama, 2 blocks of 4096 (LLaMA-7B)", model, random_tokens(model, 128, 2048)
+        yield (
+            "random Llama, 2 blocks of 4096 (LLaMA-7B)",
+            model,
+            random_tokens(model, 128, 2048),
+        )
 
 
-def measure_model(name: str, model: nn.Module, tokens: Tensor, repeats: int) -> dict[str, Any]:
+def measure_model(
+    name: str, model: nn.Module, tokens: Tensor, repeats: int
+) -> dict[str, Any]:
     """Time `prune_model`, its floor in parts, its gate and the published path, alternating.
 
     tokens: (sequences, length). The model is left as it was. Raises ValueError if the published
@@ -70,7 +78,9 @@ def measure_model(name: str, model: nn.Module, tokens: Tensor, repeats: int) -> 
         "gate": bench.gate,
         "published": bench.published,
     }
-    seconds = interleaved(runs, repeats, warm=False, before=bench.restore, device=bench.device)
+    seconds = interleaved(
+        runs, repeats, warm=False, before=bench.restore, device=bench.device
+    )
     bench.restore()
 
     rounds = zip(seconds["ours"], seconds["gate"], strict=True)
@@ -97,7 +107,7 @@ class Bench:
         self.model, self.tokens = model, tokens
         self.device = next(model.parameters()).device
         self.restore = Snapshot(model).restore
-        calls = capture(model, tokens[:BATCH])
+        calls = record_calls(model, tokens[:BATCH])
         self.blocks = list(zip(find_blocks(model), calls, strict=True))
         self.stream = embed(model, tokens, BATCH)
         # the grams of every block's layers before anything is pruned
@@ -132,7 +142,7 @@ class Bench:
 
     def gate(self) -> None:
         """What `prune_model` does once for a batch: record the arguments, pass the parity gate."""
-        calls = capture(self.model, self.tokens[:BATCH])
+        calls = record_calls(self.model, self.tokens[:BATCH])
         check_parity(self.model, calls, self.tokens[:BATCH].flip(1))
 
     def published(self) -> None:

@@ -30,7 +30,11 @@ def measure(quick: bool = False) -> dict[str, Any]:
     """The seconds of each of `RUNS`, in turns, on some blocks of the embedded model."""
     if quick:
         model = random_llama(2, 64, 128, 4)
-        case, tokens, rounds = "random Llama, 2 blocks of 64", random_tokens(model, 8, 32), 2
+        case, tokens, rounds = (
+            "random Llama, 2 blocks of 64",
+            random_tokens(model, 8, 32),
+            2,
+        )
     else:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model, rounds = cut_model("embedded", 6, device), 3
@@ -41,12 +45,16 @@ def measure(quick: bool = False) -> dict[str, Any]:
 
     def pruning(settings: dict[str, Any]) -> Any:
         # dense again: `restore` has put the weights back
-        return lambda: prune_model(model, tokens, sparsity=SPARSITY, allow_pruned=True, **settings)
+        return lambda: prune_model(
+            model, tokens, sparsity=SPARSITY, allow_pruned=True, **settings
+        )
 
     runs = {name: pruning(settings) for name, settings in RUNS.items()} | {
         "published": bench.published
     }
-    seconds = interleaved(runs, rounds, warm=False, before=bench.restore, device=bench.device)
+    seconds = interleaved(
+        runs, rounds, warm=False, before=bench.restore, device=bench.device
+    )
     bench.restore()
     row = {
         "case": f"{case}, {len(tokens)} x {tokens.shape[1]} tokens",

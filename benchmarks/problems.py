@@ -10,13 +10,17 @@ from helpers.gram import gram_of
 from helpers.models import find_blocks, load_model
 
 
-def random_inputs(tokens: int, width: int, device: str = "cpu", seed: int = 0) -> Tensor:
+def random_inputs(
+    tokens: int, width: int, device: str = "cpu", seed: int = 0
+) -> Tensor:
     """Inputs (tokens, width) that are correlated and of unlike size, as activations are."""
     source = torch.Generator().manual_seed(seed)
     shared = max(1, width // 8)
     factors = torch.randn(tokens, shared, generator=source)
     inputs = torch.randn(tokens, width, generator=source)
-    inputs.addmm_(factors, torch.randn(shared, width, generator=source), alpha=shared**-0.5)
+    inputs.addmm_(
+        factors, torch.randn(shared, width, generator=source), alpha=shared**-0.5
+    )
     return (inputs * torch.randn(width, generator=source).mul_(0.5).exp()).to(device)
 
 
@@ -32,7 +36,13 @@ def random_weight(d_out: int, d_in: int, device: str = "cpu", seed: int = 1) -> 
 
 
 def random_llama(
-    blocks: int, width: int, ff: int, heads: int, *, device: str = "cpu", dtype: str = "float32"
+    blocks: int,
+    width: int,
+    ff: int,
+    heads: int,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> nn.Module:
     """A Llama of random weights with a vocabulary of 1000, in eval mode."""
     config = LlamaConfig(

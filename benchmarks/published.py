@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from helpers.capture import Call, capture, embed, run_block
+from helpers.blocks import Call, embed, record_calls, run_block
 from helpers.models import find_blocks, find_layers, read_weight, write_weight
 
 DAMPING, RHO = 0.1, 1.0
@@ -23,7 +23,12 @@ Done = Callable[[str, Tensor, Tensor, Tensor], None]
 
 
 def solve(
-    weight: Tensor, gram: Tensor, sparsity: float, *, iterations: int = 20, mask_steps: int = 15
+    weight: Tensor,
+    gram: Tensor,
+    sparsity: float,
+    *,
+    iterations: int = 20,
+    mask_steps: int = 15,
 ) -> Tensor:
     """The pruned weight (d_out, d_in) of one layer, from weight (d_out, d_in) and XᵀX.
 
@@ -56,12 +61,14 @@ def largest(scores: Tensor, sparsity: float) -> Tensor:
     return (sizes > ordered[zeros - 1]).float() if zeros else torch.ones_like(sizes)
 
 
-def prune(model: nn.Module, tokens: Tensor, sparsity: float, done: Done | None = None) -> None:
+def prune(
+    model: nn.Module, tokens: Tensor, sparsity: float, done: Done | None = None
+) -> None:
     """Prune a model in place, block by block, with tokens (sequences, length).
 
     A block sees one sequence at a time: once to collect grams, and again when it is pruned.
     """
-    calls = capture(model, tokens[:1])
+    calls = record_calls(model, tokens[:1])
     inputs = [embed(model, row[None], 1) for row in tokens]
     for index, (block, call) in enumerate(zip(find_blocks(model), calls, strict=True)):
         grams = collect(block, inputs, call)
@@ -86,7 +93,9 @@ def collect(block: nn.Module, inputs: list[Tensor], call: Call) -> dict[str, Ten
         return add
 
     layers = find_layers(block)
-    handles = [layer.register_forward_pre_hook(hook_for(n)) for n, layer in layers.items()]
+    handles = [
+        layer.register_forward_pre_hook(hook_for(n)) for n, layer in layers.items()
+    ]
     for sequence in inputs:
         run_block(block, sequence, call)
     for handle in handles:

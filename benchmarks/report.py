@@ -36,7 +36,9 @@ def to_page(record: Mapping[str, Any]) -> str:
         text.append(_machine_line(entry["machine"], f"; took {entry['seconds']:.0f} s"))
         if entry["code"] != timed_code(name):
             text.append(EARLIER)
-        parts.append("\n\n".join([*text, *REPORTERS[name](entry["result"])]).rstrip() + "\n")
+        parts.append(
+            "\n\n".join([*text, *REPORTERS[name](entry["result"])]).rstrip() + "\n"
+        )
     return "\n".join(parts)
 
 
@@ -55,7 +57,10 @@ def _machine_line(machine: Mapping[str, Any], end: str = "") -> str:
 def _table(rows: list[Result], columns: Columns) -> str:
     """A Markdown table; columns map a heading to a key of the rows or to a function of a row."""
     cells = [
-        {head: _cell(what(row) if callable(what) else row[what]) for head, what in columns.items()}
+        {
+            head: _cell(what(row) if callable(what) else row[what])
+            for head, what in columns.items()
+        }
         for row in rows
     ]
     frame = pd.DataFrame(cells, columns=list(columns))
@@ -72,7 +77,9 @@ def _cell(value: Any) -> Any:
 
 def _extremes(key: str) -> Callable[[Result], str]:
     """A column with the smallest and largest of a summary."""
-    return lambda row: f"{format_number(row[key]['min'])} to {format_number(row[key]['max'])}"
+    return lambda row: (
+        f"{format_number(row[key]['min'])} to {format_number(row[key]['max'])}"
+    )
 
 
 def _seconds(name: str) -> Callable[[Result], float]:
@@ -80,7 +87,9 @@ def _seconds(name: str) -> Callable[[Result], float]:
     return lambda row: row["seconds"][name]["median"]
 
 
-def _verdict(what: str, values: list[float], target: float, at_most: bool = True) -> str:
+def _verdict(
+    what: str, values: list[float], target: float, at_most: bool = True
+) -> str:
     """How many of the values reach a target."""
     met = sum(value <= target if at_most else value >= target for value in values)
     bound = "at most" if at_most else "at least"
@@ -92,8 +101,12 @@ def _medians(rows: list[Result], key: str) -> list[float]:
 
 
 DIFFERENCES: Columns = {
-    "mean errors differ by": lambda row: row["difference"] and row["difference"]["mean"],
-    "a layer's by at most": lambda row: row["difference"] and row["difference"]["largest"],
+    "mean errors differ by": lambda row: (
+        row["difference"] and row["difference"]["mean"]
+    ),
+    "a layer's by at most": lambda row: (
+        row["difference"] and row["difference"]["largest"]
+    ),
 }
 
 
@@ -102,7 +115,9 @@ def solver_report(result: Result) -> list[str]:
     rows, ratios = result["rows"], _medians(result["rows"], "ratio")
     columns: Columns = {
         "layers (outputs x inputs)": "case",
-        "on": lambda r: r["device"] if r["device"] != "cpu" else f"cpu, {r['threads']} thr.",
+        "on": lambda r: (
+            r["device"] if r["device"] != "cpu" else f"cpu, {r['threads']} thr."
+        ),
         "ours (s)": _seconds("ours"),
         "floor (s)": _seconds("floor"),
         "ours / floor": "ratio",
@@ -152,7 +167,9 @@ def model_report(result: Result) -> list[str]:
         "time of `prune_model` too, and give its share in it.",
         _verdict("Ratio", _medians(rows, "ratio"), model.TARGET),
         _table(rows, floor),
-        _verdict("Published path / ours", ratios, model.PUBLISHED_TARGET, at_most=False),
+        _verdict(
+            "Published path / ours", ratios, model.PUBLISHED_TARGET, at_most=False
+        ),
         _table(rows, {**path, **DIFFERENCES}),
     ]
 
@@ -193,9 +210,13 @@ def zero_shot_report(result: Result) -> list[str]:
     return [
         f"The embedded model on {result['device']}, with one thread. lm-eval's own model runs a "
         "question again for each of its choices; here the choices go on from what one pass has "
-        "left of it (`helpers/fast/choices.py`). BoolQ, RTE, WinoGrande and LAMBADA have one text "
+        "left of it (`helpers/scoring.py`). BoolQ, RTE, WinoGrande and LAMBADA have one text "
         "to run for each context, and gain only the logits that nobody asks for.",
-        _verdict("Ours / lm-eval's over all tasks", _medians(rows[-1:], "ratio"), zero_shot.TARGET),
+        _verdict(
+            "Ours / lm-eval's over all tasks",
+            _medians(rows[-1:], "ratio"),
+            zero_shot.TARGET,
+        ),
         _table(rows, columns),
     ]
 
@@ -215,8 +236,13 @@ def use_report(result: Result) -> list[str]:
         "without a cache). The dense products do not see the zeros.",
     ]
     for what in ("prefill", "generation"):
-        table = speeds.pivot_table(index="products", columns="sparsity", values=what, sort=False)
-        text += [f"{what.capitalize()}:", to_markdown(table.rename_axis(columns=None)).rstrip()]
+        table = speeds.pivot_table(
+            index="products", columns="sparsity", values=what, sort=False
+        )
+        text += [
+            f"{what.capitalize()}:",
+            to_markdown(table.rename_axis(columns=None)).rstrip(),
+        ]
     return text
 
 
@@ -243,9 +269,14 @@ def architecture_report(result: Result) -> list[str]:
             row = {"pipeline": pipeline}
             for name in ("wiki", "web"):
                 row[name] = _with_interval(draws[name])
-                row[f"{name}, closed (%)"] = 100 * architecture.closed(part, pipeline, name)
+                row[f"{name}, closed (%)"] = 100 * architecture.closed(
+                    part, pipeline, name
+                )
             rows.append(row | {"seconds / ADMM-Grad's": times[pipeline]})
-        text += [f"{100 * sparsity:.0f} %:", _table(rows, {name: name for name in rows[0]})]
+        text += [
+            f"{100 * sparsity:.0f} %:",
+            _table(rows, {name: name for name in rows[0]}),
+        ]
     return text
 
 

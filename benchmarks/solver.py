@@ -35,7 +35,10 @@ CASES: dict[str, list[Shape]] = {
     "4096x4096": [(4096, 4096)],
     "11008x4096": [(11008, 4096)],
 }
-QUICK: dict[str, list[Shape]] = {"96x64": [(96, 64)], "q/k/v of 64": [(64, 64), (32, 64)]}
+QUICK: dict[str, list[Shape]] = {
+    "96x64": [(96, 64)],
+    "q/k/v of 64": [(64, 64), (32, 64)],
+}
 
 
 def measure(quick: bool = False) -> dict[str, Any]:
@@ -79,7 +82,9 @@ def measure_case(
     seconds = interleaved(runs, repeats, warm=small, device=device)
     if small:
         runs = {"published": case.published, "floor": case.floor}
-        published_ratio = ratio(interleaved(runs, 3, device=device), "published", "floor")
+        published_ratio = ratio(
+            interleaved(runs, 3, device=device), "published", "floor"
+        )
     elif layers[0][0] <= LARGE:  # once; the largest layer would take it some minutes
         floor = summary(seconds["floor"])["median"]
         published_ratio = summary([once(case.published, device) / floor])
@@ -101,7 +106,9 @@ class Case:
 
     def __init__(self, layers: list[Shape], device: str) -> None:
         self.gram = random_gram(layers[0][1], device)
-        self.weights = [random_weight(*shape, device, seed) for seed, shape in enumerate(layers, 1)]
+        self.weights = [
+            random_weight(*shape, device, seed) for seed, shape in enumerate(layers, 1)
+        ]
         self.bare = [torch.empty_like(weight) for weight in self.weights]
         self._solved: list[Tensor] = []
         self._plain: list[Tensor] = []
@@ -135,14 +142,18 @@ class Case:
         return agreement([errors_of(*layer, self.gram) for layer in solved])
 
 
-def errors_of(weight: Tensor, ours: Tensor, plain: Tensor, gram: Tensor) -> tuple[float, float]:
+def errors_of(
+    weight: Tensor, ours: Tensor, plain: Tensor, gram: Tensor
+) -> tuple[float, float]:
     """Relative errors of two solutions of a layer; weights are (d_out, d_in).
 
     Raises ValueError if the numbers of zeros differ.
     """
     zeros = [int((solved == 0).sum()) for solved in (ours, plain)]
     if zeros[0] != zeros[1]:
-        raise ValueError(f"our layer has {zeros[0]} zeros and the published path's {zeros[1]}")
+        raise ValueError(
+            f"our layer has {zeros[0]} zeros and the published path's {zeros[1]}"
+        )
     return relative_error(weight, ours, gram), relative_error(weight, plain, gram)
 
 
@@ -157,5 +168,7 @@ def agreement(errors: Sequence[tuple[float, float]]) -> dict[str, float]:
     differences = [abs(ours - plain) / max(ours, plain, 1e-30) for ours, plain in pairs]
     *layers, mean = differences
     if mean > TOLERANCE:
-        raise ValueError(f"our errors and the published path's differ by {mean:.2g} in the mean")
+        raise ValueError(
+            f"our errors and the published path's differ by {mean:.2g} in the mean"
+        )
     return {"mean": mean, "largest": max(layers)}

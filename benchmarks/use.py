@@ -53,8 +53,15 @@ def measure(quick: bool = False) -> dict[str, Any]:
         prune_model(model.half(), method="magnitude", pattern="2:4")
         for products in ("dense", "semi-structured"):
             rates = tokens_per_second(with_products(model, products), tokens)
-            speeds.append({"sparsity": 0.5, "products": f"{products}, 2:4, float16"} | rates)
-    return {"sizes": sizes, "speeds": speeds, "device": device, "threads": torch.get_num_threads()}
+            speeds.append(
+                {"sparsity": 0.5, "products": f"{products}, 2:4, float16"} | rates
+            )
+    return {
+        "sizes": sizes,
+        "speeds": speeds,
+        "device": device,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _problem(quick: bool, device: str) -> tuple[nn.Module, torch.Tensor]:
@@ -73,9 +80,15 @@ def _speeds(model: nn.Module, tokens: torch.Tensor) -> list[dict[str, Any]]:
     """
     sparse = with_products(model, "csr")
     with torch.no_grad():
-        dense, answers = (kind(tokens.to(device_of(model))).logits for kind in (model, sparse))
-    if not torch.allclose(answers, dense, rtol=1e-3, atol=1e-3 * float(dense.abs().max())):
-        raise ValueError("the sparse products differ from the dense ones: nothing is timed")
+        dense, answers = (
+            kind(tokens.to(device_of(model))).logits for kind in (model, sparse)
+        )
+    if not torch.allclose(
+        answers, dense, rtol=1e-3, atol=1e-3 * float(dense.abs().max())
+    ):
+        raise ValueError(
+            "the sparse products differ from the dense ones: nothing is timed"
+        )
     rows = [
         {"products": name} | tokens_per_second(kind, tokens)
         for name, kind in (("dense", model), ("csr", sparse))
@@ -131,7 +144,9 @@ def tokens_per_second(model: nn.Module, tokens: torch.Tensor) -> dict[str, float
     tokens = tokens.to(device)
 
     def seconds(count: int) -> float:
-        options = dict(max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0)
+        options = dict(
+            max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0
+        )
         best = math.inf
         for _ in range(REPEATS):
             started = time.perf_counter()
@@ -142,7 +157,10 @@ def tokens_per_second(model: nn.Module, tokens: torch.Tensor) -> dict[str, float
 
     read, both = seconds(1), seconds(1 + NEW)
     # a clock may see no difference on a model of a few thousand weights
-    return {"prefill": tokens.shape[1] / read, "generation": NEW / max(both - read, 1e-9)}
+    return {
+        "prefill": tokens.shape[1] / read,
+        "generation": NEW / max(both - read, 1e-9),
+    }
 
 
 class _Logits(nn.Module):
@@ -172,11 +190,17 @@ def _openvino(model: nn.Module, tokens: torch.Tensor) -> list[dict[str, Any]]:
         openvino.save_model(converted, path, compress_to_fp16=False)
         core = openvino.Core()
         plain = core.read_model(path)
-        small = nncf.compress_weights(core.read_model(path), mode=nncf.CompressWeightsMode.INT8_SYM)
+        small = nncf.compress_weights(
+            core.read_model(path), mode=nncf.CompressWeightsMode.INT8_SYM
+        )
         for name, kind, options in (
             ("OpenVINO", plain, {}),
             ("OpenVINO, int8", small, {}),
-            ("OpenVINO, int8, sparse", small, {"CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": 0.3}),
+            (
+                "OpenVINO, int8, sparse",
+                small,
+                {"CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": 0.3},
+            ),
         ):
             compiled = core.compile_model(kind, "CPU", options)
             rates = {}

@@ -15,8 +15,8 @@ from lm_eval.models.huggingface import HFLM
 from benchmarks.timing import interleaved, ratio, summary
 from helpers.data.tasks import TASK_TABLE, TASKS, choose_items
 from helpers.evaluate import harness_tasks
-from helpers.fast.choices import ContextOnce
 from helpers.models import device_of, load_model
+from helpers.scoring import ContextOnce
 
 TARGET = 0.5  # of ours over lm-eval's, all tasks together
 ITEMS, BATCH, ROUNDS = 40, 8, 2
@@ -37,10 +37,14 @@ def measure(quick: bool = False) -> dict[str, Any]:
     items = {task: choose_items(TASK_TABLE[task].size, count, 0) for task in TASKS}
     torch.set_num_threads(1)
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars
-        rows = [measure_task(name, task, harness) for name, task in harness_tasks(items).items()]
+        rows = [
+            measure_task(name, task, harness)
+            for name, task in harness_tasks(items).items()
+        ]
     torch.set_num_threads(threads)
     total = {
-        name: np.sum([row["seconds"][name] for row in rows], axis=0).tolist() for name in harness
+        name: np.sum([row["seconds"][name] for row in rows], axis=0).tolist()
+        for name in harness
     }
     rows.append({
         "task": "all",
@@ -51,7 +55,9 @@ def measure(quick: bool = False) -> dict[str, Any]:
     })  # fmt: skip
     for row in rows:
         row["ratio"] = ratio(row["seconds"], "ours", "stock")
-        row["seconds"] = {name: summary(values) for name, values in row["seconds"].items()}
+        row["seconds"] = {
+            name: summary(values) for name, values in row["seconds"].items()
+        }
     return {"rows": rows, "device": device_of(model).type}
 
 
@@ -76,7 +82,9 @@ def measure_task(name: str, task: Any, harness: dict[str, HFLM]) -> dict[str, An
     }
 
 
-def chosen(texts: Sequence[Any], answers: list[tuple[float, bool]]) -> dict[int, tuple[Any, ...]]:
+def chosen(
+    texts: Sequence[Any], answers: list[tuple[float, bool]]
+) -> dict[int, tuple[Any, ...]]:
     """By item: the likeliest choice, that by its characters, and which would be written.
 
     Of each text the answers have the log-likelihood, and whether the model would write it.
@@ -84,7 +92,9 @@ def chosen(texts: Sequence[Any], answers: list[tuple[float, bool]]) -> dict[int,
     items: dict[int, list[tuple[float, float, bool]]] = {}
     for text, (value, written) in zip(texts, answers, strict=True):
         # the characters without the space in front
-        items.setdefault(text.doc_id, []).append((value, value / (len(text.args[1]) - 1), written))
+        items.setdefault(text.doc_id, []).append(
+            (value, value / (len(text.args[1]) - 1), written)
+        )
     columns = {item: tuple(zip(*rows, strict=True)) for item, rows in items.items()}
     return {
         item: (plain.index(max(plain)), by_length.index(max(by_length)), written)

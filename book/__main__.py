@@ -74,7 +74,9 @@ class Sources:
                 return f"[{words}](/notebooks/{path.removeprefix(COPIES).strip('/') or 'index.md'})"
             if path.startswith("helpers/own/"):
                 return f"[{words}](#own-file)"
-            if path.startswith("helpers/"):  # a wing's module is on the page of the wing
+            if path.startswith(
+                "helpers/"
+            ):  # a wing's module is on the page of the wing
                 return f"{{py:mod}}`{words} <{'.'.join(path.removesuffix('.py').split('/')[:2])}>`"
             if (root() / path).is_dir():
                 return words
@@ -87,7 +89,11 @@ class Sources:
     def plan(self, plan: str) -> str:
         """Write the page of a plan, and return its opening: how what was made here agrees."""
         shown = {"Made here": results_dir(plan), "Committed": reference_dir(plan)}
-        shown = {whose: folder for whose, folder in shown.items() if (folder / "tables").is_dir()}
+        shown = {
+            whose: folder
+            for whose, folder in shown.items()
+            if (folder / "tables").is_dir()
+        }
         opening = every = ""
         if (path := results_dir(plan) / "verdict.txt").is_file():
             summary, _, lines = path.read_text(encoding="utf-8").partition("\n\n")
@@ -110,15 +116,25 @@ class Sources:
     def exhibits(self, folder: Path, name: str) -> str:
         """The table of a name as Markdown, and its figure, or one for each model."""
         text = ""
-        copies = "results/" * (folder.parent.name == "reference") + "/".join(folder.parts[-2:])
+        copies = "results/" * (folder.parent.name == "reference") + "/".join(
+            folder.parts[-2:]
+        )
         if (table := folder / "tables" / f"{name}.md").is_file():
             self.copy(table, f"{copies}/tables/{name}.md")
             text = f"```{{include}} /{copies}/tables/{name}.md\n```\n\n"
         for path in sorted((folder / "figures").glob(f"{name}*.png")):
-            alt = figure_alt(path.stem)  # none: a figure of an earlier version, no longer drawn
-            if alt and max((n for n in PRODUCTS if path.stem.startswith(n)), key=len) == name:
+            alt = figure_alt(
+                path.stem
+            )  # none: a figure of an earlier version, no longer drawn
+            if (
+                alt
+                and max((n for n in PRODUCTS if path.stem.startswith(n)), key=len)
+                == name
+            ):
                 self.copy(path, f"{copies}/figures/{path.name}")
-                text += f"```{{figure}} /{copies}/figures/{path.name}\n:alt: {alt}\n```\n\n"
+                text += (
+                    f"```{{figure}} /{copies}/figures/{path.name}\n:alt: {alt}\n```\n\n"
+                )
         return text
 
     def notebooks(self) -> None:
@@ -127,19 +143,28 @@ class Sources:
         The list of them has their numbers, which their titles lack.
         """
         listed = "\n```{toctree}\n:maxdepth: 1\n\n"
-        runs = [run for plan in PLANS if plan in plan_names() for run in read_plan(plan)]
+        runs = [
+            run for plan in PLANS if plan in plan_names() for run in read_plan(plan)
+        ]
         for path in sorted(notebooks_dir().glob("*.ipynb")):
             made = [run for run in runs if run.notebook == path.stem]
             made.sort(key=lambda run: (PLANS.index(run.plan), nearness(run)))
-            found = {run.executed_path: f"Run here: {run.name}, plan {run.plan}." for run in made}
+            found = {
+                run.executed_path: f"Run here: {run.name}, plan {run.plan}."
+                for run in made
+            }
             found |= {copy_path(path.stem): "Not run here: shown as committed."}
             found |= {path: "Not run here: shown without outputs."}
-            pages = ((as_it_ran(path.stem, where), note) for where, note in found.items())
+            pages = (
+                (as_it_ran(path.stem, where), note) for where, note in found.items()
+            )
             page, note = next(pair for pair in pages if pair[0])
             title = page.cells[0].source.partition("\n")[0].removeprefix("# ")
             listed += f"{path.stem[:2]} {title} <{path.stem}>\n"
             self.notebook(page, note, f"notebooks/{path.name}")
-        with (self.folder / "notebooks" / "index.md").open("a", encoding="utf-8") as index:
+        with (self.folder / "notebooks" / "index.md").open(
+            "a", encoding="utf-8"
+        ) as index:
             index.write(listed + "```\n")
 
     def notebook(self, page: NotebookNode, note: str, name: str) -> None:
@@ -151,7 +176,9 @@ class Sources:
                 cell.source = self.localise(cell.source, name)
                 section = (re.findall(r"(?m)^##? (.+)$", cell.source) or [section])[-1]
             else:
-                cell.metadata["mystnb"] = {"image": {"alt": f"Figure of the section: {section}"}}
+                cell.metadata["mystnb"] = {
+                    "image": {"alt": f"Figure of the section: {section}"}
+                }
             for output in cell.get("outputs", []):
                 if text := output.get("data", {}).get("text/markdown"):
                     output.data["text/markdown"] = self.localise(text, name)
@@ -170,7 +197,9 @@ def main() -> int:
         sources.write("agreement.txt", "".join(openings) or NOTHING_RUN)
         lines = (opening.partition("\n\n")[0] for opening in openings)
         sources.write("agreement_line.txt", "\n\n".join(lines) or NOTHING_RUN)
-        links = (f"{{py:obj}}`{name} <{home}>`" for name, home in public_names().items())
+        links = (
+            f"{{py:obj}}`{name} <{home}>`" for name, home in public_names().items()
+        )
         sources.write("public.txt", ", ".join(links) + ".\n")
         sources.notebooks()
         options = ["-q", "-W", "--keep-going", "-c", str(here)]

@@ -12,13 +12,16 @@ from typing import Any
 from sphinx.application import Sphinx
 
 import helpers
-from helpers.runner import CORE_FOLDERS
+from helpers.code_hashes import CORE_FOLDERS
 
 html_title = project = "Pruning a language model and refitting what is left"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon",
               "sphinx.ext.viewcode", "sphinx-mathjax-offline"]  # fmt: skip
 templates_path = ["templates"]
-exclude_patterns = ["**/tables/*", "templates"]  # included by pages; how a module's page is made
+exclude_patterns = [
+    "**/tables/*",
+    "templates",
+]  # included by pages; how a module's page is made
 # the files of tables have no title of their own; a notebook's cell may hold a line with `!`
 suppress_warnings = ["myst.header", "misc.highlighting_failure"]
 
@@ -47,7 +50,9 @@ html_theme_options = {
 html_context = {"default_mode": "auto"}  # dark where the reader's system is
 html_static_path = ["static"]
 html_css_files = ["book.css"]
-html_show_search_summary = False  # would be fetched, which a page from a file may not do
+html_show_search_summary = (
+    False  # would be fetched, which a page from a file may not do
+)
 
 
 @functools.cache
@@ -56,13 +61,17 @@ def public_names() -> dict[str, str]:
     homes = {}
     for name in helpers.__all__:
         # a dict does not know where it was made
-        home = getattr(getattr(helpers, name), "__module__", "helpers.registry").split(".")
+        home = getattr(getattr(helpers, name), "__module__", "helpers.registry").split(
+            "."
+        )
         home = home[: 2 if len(home) > 2 and home[1] not in CORE_FOLDERS else None]
         homes[name] = ".".join([*home, name])
     return homes
 
 
-def to_rst(app: Sphinx, kind: str, name: str, item: Any, options: Any, lines: list[str]) -> None:
+def to_rst(
+    app: Sphinx, kind: str, name: str, item: Any, options: Any, lines: list[str]
+) -> None:
     """Make reStructuredText of a docstring: plain text, in which |W| and x_t are no markup.
 
     What is indented is code, but under "Args:", which is left to napoleon.
@@ -93,9 +102,13 @@ def linked(code: str) -> str:
     return f":py:obj:`{code} <{home}>`" if home else f"`{code}`"
 
 
-def skip(app: Sphinx, kind: str, name: str, item: Any, skipped: bool, options: Any) -> bool | None:
+def skip(
+    app: Sphinx, kind: str, name: str, item: Any, skipped: bool, options: Any
+) -> bool | None:
     """Leave out what a module only passes on from other packages."""
-    return None if getattr(item, "__module__", "helpers").startswith("helpers") else True
+    return (
+        None if getattr(item, "__module__", "helpers").startswith("helpers") else True
+    )
 
 
 def without_checks(app: Sphinx, item: Any, bound: bool) -> None:

@@ -18,10 +18,11 @@ import nbformat
 from nbformat import NotebookNode
 from papermill.translators import PythonTranslator
 
+from helpers.code_hashes import code_hash
 from helpers.errors import HelpersError
 from helpers.explore.controls import WIDGET
 from helpers.paths import notebooks_dir, reference_dir, replace_file
-from helpers.runner import Run, code_hash, is_done, read_plan
+from helpers.runner import Run, is_done, read_plan
 
 COPIED_PLAN = "laptop"
 SETUP, PARAMETERS, INJECTED = "colab-setup", "parameters", "injected-parameters"
@@ -37,7 +38,9 @@ def copy_path(notebook: str) -> Path:
 
 def nearness(run: Run) -> tuple[int, str]:
     """How many of a run's parameters differ from its notebook's defaults, then its name."""
-    return sum(value != run.defaults[key] for key, value in run.effective.items()), run.name
+    return sum(
+        value != run.defaults[key] for key, value in run.effective.items()
+    ), run.name
 
 
 def as_it_ran(notebook: str, path: Path) -> NotebookNode | None:
@@ -54,12 +57,19 @@ def as_it_ran(notebook: str, path: Path) -> NotebookNode | None:
     values: dict[str, Any] = {}
     for cell in ran.values():
         if {PARAMETERS, INJECTED} & tags(cell):
-            values |= {name: ast.literal_eval(node) for name, node in literals(cell.source).items()}
+            values |= {
+                name: ast.literal_eval(node)
+                for name, node in literals(cell.source).items()
+            }
     values["record_path"] = ""  # of the machine that it ran on
     code = [cell for cell in page.cells if cell.cell_type == "code"]
     for number, cell in enumerate(code, start=1):
         before = ran.get(cell.id)
-        if before and PARAMETERS in tags(cell) and literals(cell.source).keys() == values.keys():
+        if (
+            before
+            and PARAMETERS in tags(cell)
+            and literals(cell.source).keys() == values.keys()
+        ):
             cell.source = with_values(cell.source, values)
         elif before is None or code_hash(before.source) != code_hash(cell.source):
             return None
@@ -103,7 +113,9 @@ def with_values(source: str, values: dict[str, Any]) -> str:
         if ast.literal_eval(node) != values[name]:
             start, _, rest = lines[node.lineno - 1].partition(" = ")
             rest = rest.removeprefix(ast.get_source_segment(source, node))
-            lines[node.lineno - 1] = f"{start} = {PythonTranslator.translate(values[name])}{rest}"
+            lines[node.lineno - 1] = (
+                f"{start} = {PythonTranslator.translate(values[name])}{rest}"
+            )
     return "\n".join(lines)
 
 
@@ -135,11 +147,15 @@ def main() -> int:
         target = copy_path(notebook)
         page = as_it_ran(notebook, run.executed_path if is_done(run) else target)
         if page is None:
-            sys.stdout.write(f"{notebook}: {run.name} was not run here with today's code\n")
+            sys.stdout.write(
+                f"{notebook}: {run.name} was not run here with today's code\n"
+            )
             continue
         with_links(page, "](../", "](../../../")  # a copy lies deeper than its notebook
         source = f"[notebook](../../../notebooks/{notebook}.ipynb)"
-        plan = run.effective.get("plan", COPIED_PLAN)  # of whose records it shows the tables
+        plan = run.effective.get(
+            "plan", COPIED_PLAN
+        )  # of whose records it shows the tables
         annotate(page, f"The {source} as it ran: {run.name}, plan {plan}.")
         replace_file(target, nbformat.writes(page) + "\n")
     sys.stdout.write(f"notebooks with their outputs: {reference_dir('notebooks')}\n")

@@ -23,7 +23,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 def largest(score, sparsity):
     """A mask, True where a weight stays: all but the round(sparsity · weights) lowest scores."""
     flat, zeros = score.flatten(), round(sparsity * score.numel())
-    threshold = flat.kthvalue(max(zeros, 1)).values  # one for all outputs, which compete
+    threshold = flat.kthvalue(
+        max(zeros, 1)
+    ).values  # one for all outputs, which compete
     keep = flat > threshold
     ties = (flat == threshold).nonzero().flatten()  # of these the earlier stay
     keep[ties[: len(flat) - zeros - int(keep.sum())]] = True
@@ -45,7 +47,9 @@ def admm(weight, gram, sparsity, mask_steps=15, iterations=20, rho=1.0, damping=
     G, W0 = gram / n.T / n, (weight.T * n).contiguous()
     G.diagonal().add_(damping * G.diagonal().mean())  # a ridge: it pulls towards W₀
     # one inverse for all outputs, masks and iterations: exact least squares takes one an output
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(G + rho * torch.eye(len(G)).to(G)))
+    inverse = torch.cholesky_inverse(
+        torch.linalg.cholesky(G + rho * torch.eye(len(G)).to(G))
+    )
     # W fits the outputs and ignores the mask; Z, its copy, obeys the mask; U adds up the gaps
     # between the two and so pulls them together. W₀ fits best of all, so the loop begins with Z
     W, U, GW0 = W0, torch.zeros_like(W0), G @ W0
@@ -61,7 +65,11 @@ def admm(weight, gram, sparsity, mask_steps=15, iterations=20, rho=1.0, damping=
     return ((W + U) * keep / n).T, keep.T  # Z once more, in the scale of the weights
 
 
-METHODS = {"magnitude": magnitude, "admm1": partial(admm, mask_steps=0), "admm-grad": admm}
+METHODS = {
+    "magnitude": magnitude,
+    "admm1": partial(admm, mask_steps=0),
+    "admm-grad": admm,
+}
 
 
 def relative_error(weight, new, gram):
@@ -82,7 +90,10 @@ def capture(model, windows):
             streams.append(stream)
         runs[block] = lambda stream: block(stream, *others, **kwargs)
 
-    hooks = [b.register_forward_pre_hook(record, with_kwargs=True) for b in model.model.layers]
+    hooks = [
+        b.register_forward_pre_hook(record, with_kwargs=True)
+        for b in model.model.layers
+    ]
     for window in windows:
         model(window[None], use_cache=False)
     for hook in hooks:
@@ -95,7 +106,9 @@ def prune(model, windows, method, sparsity):
     """Prune all linear layers of the blocks, in place; yields each one's name, mask and error."""
     streams, runs = capture(model, windows)
     for index, (block, run) in enumerate(runs.items()):
-        layers = {m: name for name, m in block.named_modules() if isinstance(m, nn.Linear)}
+        layers = {
+            m: name for name, m in block.named_modules() if isinstance(m, nn.Linear)
+        }
         grams = dict.fromkeys(layers, 0.0)
 
         def add(layer, inputs, grams=grams):
@@ -126,25 +139,37 @@ def perplexity(model, windows):
 
 def read_windows(path, tokenizer, device, length=512):
     """The tokens of a text file, cut into (windows, length); what is left at the end is dropped."""
-    ids = torch.tensor(tokenizer(Path(path).read_text(encoding="utf-8"), verbose=False).input_ids)
+    ids = torch.tensor(
+        tokenizer(Path(path).read_text(encoding="utf-8"), verbose=False).input_ids
+    )
     if len(ids) < length:
-        raise SystemExit(f"{path} has {len(ids)} tokens, fewer than {length}: give a longer text")
+        raise SystemExit(
+            f"{path} has {len(ids)} tokens, fewer than {length}: give a longer text"
+        )
     return ids[: len(ids) // length * length].view(-1, length).to(device)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("text", nargs=2, help="files: one to calibrate on, one to evaluate on")
+    parser.add_argument(
+        "text", nargs=2, help="files: one to calibrate on, one to evaluate on"
+    )
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
     parser.add_argument("--method", default="admm-grad", choices=METHODS)
     parser.add_argument("--sparsity", default=0.6, type=float, help="share of zeros")
     given = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(given.model)
-    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).to(device).eval()
+    model = (
+        AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32)
+        .to(device)
+        .eval()
+    )
     windows, text = (read_windows(path, tokenizer, device) for path in given.text)
     windows = windows[:: max(1, len(windows) // 32)][:32]  # from all over the text
     print(f"dense: perplexity {perplexity(model, text):.2f}")
     for name, keep, error in prune(model, windows, given.method, given.sparsity):
         print(f"{name}: {1 - keep.float().mean():.1%} zeros, error {error:.4f}")
-    print(f"{given.method} on {len(windows)} windows: perplexity {perplexity(model, text):.2f}")
+    print(
+        f"{given.method} on {len(windows)} windows: perplexity {perplexity(model, text):.2f}"
+    )

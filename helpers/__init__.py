@@ -11,8 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-if sys.platform == "win32":  # first of all: later something that Windows lacks would be missed
-    raise ImportError("helpers needs Linux, macOS or WSL: on Windows, install WSL and run it there")
+if (
+    sys.platform == "win32"
+):  # first of all: later something that Windows lacks would be missed
+    raise ImportError(
+        "helpers needs Linux, macOS or WSL: on Windows, install WSL and run it there"
+    )
 
 
 def lazy_names(
@@ -37,7 +41,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "admm": ("exact_least_squares", "refit"),
-        "beyond.allocate": ("guide", "owl"),
+        "beyond.allocation": ("guide", "owl"),
         "beyond.distil": ("distil",),
         "beyond.recipe": ("prune_and_repair", "windows_of"),
         "beyond.training": ("keep_masks",),
@@ -52,7 +56,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "models": ("load_model", "masks_of", "model_identity"),
         "prune": ("prune_model",),
         "registry": ("register",),
-        "replay": ("layer_problems",),
+        "block_grams": ("layer_problems",),
         "report.records": ("read_records",),
         "share.folder": ("save_pruned",),
     },

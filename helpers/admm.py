@@ -24,22 +24,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from helpers.device import all_finite
-from helpers.errors import (
-    BadParameter,
+from helpers.errors import BadParameter, NonFinite
+from helpers.fast import fused
+from helpers.gram import (
+    Gram,
+    add_ridge,
+    cholesky,
+    climb_damping,
+    damp,
+    dead_inputs,
+    normalise,
+)
+from helpers.layer import Layer, LayerResult
+from helpers.masks import BUDGETS, Pattern, cubic_schedule, select
+from helpers.options import (
     Count,
     CountFromZero,
-    NonFinite,
     NotNegative,
     Positive,
     Switch,
     check_options,
     one_of,
 )
-from helpers.fast import fused
-from helpers.gram import Gram, add_ridge, cholesky, climb_damping, damp, dead_inputs, normalise
-from helpers.layer import Layer, LayerResult
-from helpers.masks import BUDGETS, Pattern, cubic_schedule, select
+from helpers.tensors import all_finite
 
 # trace(iteration, weight, keep): called after each iteration with the un-scaled masked solution
 Trace = Callable[[int, Tensor, Tensor], None]
@@ -64,7 +71,9 @@ def admm(
     """
     # One inverse, O(d_in³), serves all outputs and iterations, since neither G nor ρ changes. This
     # is what makes ADMM cheap: an iteration is then matrix products only, O(d_out · d_in²)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(G + rho * torch.eye(len(G)).to(G)))
+    inverse = torch.cholesky_inverse(
+        torch.linalg.cholesky(G + rho * torch.eye(len(G)).to(G))
+    )
     # W₀ solves the W step without a mask, so the loop can begin with the Z step
     W, U = W0, torch.zeros_like(W0)
     given = keep is not None
@@ -82,9 +91,13 @@ def admm(
         U = U + W - Z  # add up what the projection removed
         # W step: minimise ½‖X(W − W₀)‖² + ρ/2 ‖W − Z + U‖². Its gradient is 0 where
         #     W (G + ρI) = W₀ G + ρ (Z − U),     the paper's formula transposed
-        W = (W0 @ G + rho * (Z - U)) @ inverse  # refit the outputs, pulled towards Z − U
+        W = (
+            W0 @ G + rho * (Z - U)
+        ) @ inverse  # refit the outputs, pulled towards Z − U
     # one more Z step, so that what is returned obeys the mask
-    return (W + U) * keep, keep  # U is 0 where a weight is kept, so this is W on the mask
+    return (
+        W + U
+    ) * keep, keep  # U is 0 where a weight is kept, so this is W on the mask
 
 
 def refit(
@@ -111,10 +124,14 @@ def refit(
         trace: called after each iteration.
     Raises BadParameter, NonFinite, NotPositiveDefinite.
     """
-    options = dict(rho=rho, iterations=iterations, damping=damping, precondition=precondition)
+    options = dict(
+        rho=rho, iterations=iterations, damping=damping, precondition=precondition
+    )
     check_options(refit, options)
     layer = Layer.of(weight, gram, keep)
-    target = dict(sparsity=layer.sparsity, pattern=layer.pattern, keep=keep, mask_steps=0)
+    target = dict(
+        sparsity=layer.sparsity, pattern=layer.pattern, keep=keep, mask_steps=0
+    )
     return admm_grad(weight, layer.gram, trace=trace, **target, **options)
 
 
@@ -155,7 +172,9 @@ def admm_grad(
     # all that the factored matrix depends on. The mask is not part of it: ADMM inverts one matrix
     # for all masks, where exact least squares needs one for each output
     key = ("admm", rho, damping, precondition)
-    system = gram.derived(key, lambda matrix: _factor(matrix, rho, damping, precondition))
+    system = gram.derived(
+        key, lambda matrix: _factor(matrix, rho, damping, precondition)
+    )
     shortcut = schedule == "released" and not pattern.grouped and budget == "matrix"
 
     def choose(iteration: int, T: Tensor, scratch: Tensor, out: Tensor) -> None:
@@ -185,7 +204,11 @@ def admm_grad(
     # is multiplied by n_j. Conv1D's weight comes as a transposed view, hence `contiguous`
     W0 = (weight.detach().float() * system.norms).contiguous()
     Z, kept = fused.admm(
-        W0, system.M, iterations=iterations, choose=choose, trace=unscaled if trace else None
+        W0,
+        system.M,
+        iterations=iterations,
+        choose=choose,
+        trace=unscaled if trace else None,
     )
     new = Z.div_(system.norms)
     # also what a NaN on the way would have done to the mask ends here

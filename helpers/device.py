@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 
-from helpers.errors import BadParameter, NonFinite, check_choice, described
+from helpers.errors import BadParameter
+from helpers.options import check_choice
 
-PART = 1 << 20  # numbers checked at a time
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-FLOATS = (*DTYPES.values(), torch.float64)  # what torch can compute with on any device
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
@@ -27,7 +30,9 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     if text == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", text):
-        raise BadParameter(f'device {text!r} is unknown: choose "auto", "cpu", "cuda" or "cuda:N"')
+        raise BadParameter(
+            f'device {text!r} is unknown: choose "auto", "cpu", "cuda" or "cuda:N"'
+        )
     # "cuda" alone is device 0
     count = torch.cuda.device_count()
     if text != "cpu" and int(text.partition(":")[2] or 0) >= count:
@@ -37,7 +42,9 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     return torch.device(text)
 
 
-def pick_dtype(name: str | torch.dtype | None, device: torch.device | str) -> torch.dtype:
+def pick_dtype(
+    name: str | torch.dtype | None, device: torch.device | str
+) -> torch.dtype:
     """The dtype called `name`; None is float32 on a CPU and float16 on CUDA.
 
     Raises BadParameter for anything but float32, float16 and bfloat16.
@@ -63,53 +70,10 @@ def synchronise(device: torch.device | str) -> None:
         torch.cuda.synchronize(device)
 
 
-def holds_floats(value: object) -> bool:
-    """Whether a value is a tensor of real floats in memory: not sparse, meta, complex or 8-bit."""
-    dense = isinstance(value, torch.Tensor) and value.layout == torch.strided
-    return dense and value.dtype in FLOATS and not value.is_meta
-
-
-def check_matrix(what: str, value: object) -> None:
-    """Raise BadParameter unless a value is a matrix of floats with one entry or more."""
-    if not holds_floats(value) or value.ndim != 2 or value.numel() == 0:
-        raise BadParameter(
-            f"{what} {described(value)}: give a dense floating-point torch tensor, weight "
-            "(d_out, d_in) and gram (d_in, d_in)"
-        )
-
-
-def check_weight(weight: object) -> None:
-    """Raise BadParameter unless this is a layer's weight (d_out, d_in), NonFinite if not finite."""
-    check_matrix("weight", weight)
-    if not all_finite(weight):
-        raise NonFinite("weight holds NaN or infinity: check the checkpoint it comes from")
-
-
-def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity.
-
-    A part at a time: `torch.isfinite` of a whole one takes more memory than the tensor itself.
-    """
-    if tensor.ndim == 0:
-        return bool(torch.isfinite(tensor))
-    # rows of the first dimension that hold about PART numbers together
-    rows = max(1, PART * len(tensor) // max(1, tensor.numel()))
-    parts = [torch.isfinite(part).all() for part in tensor.split(rows)]
-    # one bool for all parts: each would make the host wait for a GPU
-    return bool(torch.stack(parts).all())
-
-
-def bit_sum(tensor: torch.Tensor) -> int:
-    """The sum of a float32 tensor's bits, read as whole numbers.
-
-    It is exact, so any change of one entry changes it; an exchange of two entries does not.
-    """
-    # whole numbers add up exactly in any order; floats would round, and a small change could vanish
-    return int(tensor.view(torch.int32).sum(dtype=torch.int64))
-
-
 @contextlib.contextmanager
-def float32_products(device: torch.device | str, *, tf32: bool = False) -> Iterator[None]:
+def float32_products(
+    device: torch.device | str, *, tf32: bool = False
+) -> Iterator[None]:
     """Inside, products of float32 matrices are done in float32, whatever the caller has set.
 
     With `tf32` a GPU may round their factors to TF32. No synchronisation.
@@ -117,10 +81,16 @@ def float32_products(device: torch.device | str, *, tf32: bool = False) -> Itera
     on_gpu = torch.device(device).type == "cuda"
     # TF32 has float32's range and 10 bits of mantissa instead of 23: about three digits. A CPU can
     # be set to round to bfloat16 instead
-    products = torch.backends.cuda.matmul if on_gpu else getattr(torch.backends.mkldnn, "matmul", 0)
+    products = (
+        torch.backends.cuda.matmul
+        if on_gpu
+        else getattr(torch.backends.mkldnn, "matmul", 0)
+    )
     if hasattr(products, "fp32_precision"):
         # newer versions of torch refuse the older switches once a caller has used the new one
-        with attribute(products, "fp32_precision", "tf32" if tf32 and on_gpu else "ieee"):
+        with attribute(
+            products, "fp32_precision", "tf32" if tf32 and on_gpu else "ieee"
+        ):
             yield
         return
     before = torch.get_float32_matmul_precision()

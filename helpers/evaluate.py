@@ -17,12 +17,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers.capture import Progress, check_length, check_tokens, eval_mode, forward, logits_of
+from helpers.block_grams import Replay
+from helpers.blocks import eval_mode, forward, logits_of
 from helpers.data.corpora import with_start
-from helpers.data.tasks import TASK_TABLE, TASKS, choose_items, mean_and_error, task_rows
-from helpers.errors import BadParameter, NonFinite, check_choice, check_whole
-from helpers.models import WEIGHT_READER, check_model, device_of, find_blocks, weights_in_memory
-from helpers.replay import Replay
+from helpers.data.tasks import (
+    TASK_TABLE,
+    TASKS,
+    choose_items,
+    mean_and_error,
+    task_rows,
+)
+from helpers.errors import BadParameter, NonFinite
+from helpers.models import (
+    WEIGHT_READER,
+    check_length,
+    check_model,
+    check_tokens,
+    device_of,
+    find_blocks,
+    weights_in_memory,
+)
+from helpers.options import check_choice, check_whole
+from helpers.progress import Progress
 
 LOG = logging.getLogger(__name__)
 POSITIONS = 128  # of a window, whose losses are computed together
@@ -113,7 +129,9 @@ def check_windows(
     return with_start(windows, start if tokens[0] == start else None, start_token)
 
 
-def _streamed_logits(model: nn.Module, windows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _streamed_logits(
+    model: nn.Module, windows: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Each window (1, length) with its logits; each block is read once for all windows."""
     replay = Replay(model, windows, 1)
     stream = replay.embed()
@@ -135,7 +153,9 @@ def _negative_log_likelihood(logits: Tensor, rows: Tensor) -> float:
         # the logits at a position predict the token after it; log-softmax needs float32, because
         # half precision has about three digits for sums over tens of thousands of words
         part, wanted = logits[:, start:stop].float(), targets[:, start + 1 : stop + 1]
-        loss = nn.functional.cross_entropy(part.flatten(0, 1), wanted.flatten(), reduction="sum")
+        loss = nn.functional.cross_entropy(
+            part.flatten(0, 1), wanted.flatten(), reduction="sum"
+        )
         total += loss.item()
     return total
 
@@ -161,7 +181,7 @@ class TaskScore:
     acc: list[int]
     acc_norm: list[int] | None
     answers: list[int]
-    scoring: str = "stock"  # lm-eval's own, or "each context once" (`helpers.fast.choices`)
+    scoring: str = "stock"  # lm-eval's own, or "each context once" (`helpers.scoring`)
 
     def to_dict(self) -> dict[str, Any]:
         """The score for a record: what stands there under the task's name, without `answers`."""
@@ -201,7 +221,7 @@ def zero_shot(
     with contextlib.redirect_stderr(shown), eval_mode(model):
         import lm_eval
 
-        from helpers.fast.choices import ContextOnce
+        from helpers.scoring import ContextOnce
 
         # a copy of the tokenizer, because lm-eval gives it a padding token
         harness = ContextOnce(
@@ -224,11 +244,15 @@ def zero_shot(
     scoring = "each context once" if harness.cache else "stock"
     for name in tasks:
         samples = answer["samples"][name]
-        scores[name] = _task_score(name, answer["versions"][name], items[name], samples, scoring)
+        scores[name] = _task_score(
+            name, answer["versions"][name], items[name], samples, scoring
+        )
     return scores
 
 
-def check_zero_shot(*, tasks: Sequence[str], limit: int | None, seed: int, batch: int) -> None:
+def check_zero_shot(
+    *, tasks: Sequence[str], limit: int | None, seed: int, batch: int
+) -> None:
     """Raise BadParameter if `zero_shot` cannot take these arguments: asked before a long pruning.
 
     A limit is 2 or more: one item has no standard error. A subset is never made smaller.
@@ -259,13 +283,17 @@ def zero_shot_examples(tasks: Sequence[str] = TASKS) -> dict[str, list[str]]:
             task.build_all_requests(limit=1)
             texts = [" | ".join(request.args) for request in task.instances]
             right = task.doc_to_text(task.eval_docs[0])
-            if not isinstance(right, int):  # only WinoGrande's choices differ in what is given
+            if not isinstance(
+                right, int
+            ):  # only WinoGrande's choices differ in what is given
                 right = task.doc_to_target(task.eval_docs[0]) if len(texts) > 1 else 0
             examples[name] = [texts.pop(int(right)), *texts]
     return examples
 
 
-def zero_shot_metrics(scores: Mapping[str, TaskScore]) -> dict[str, tuple[float, str, float]]:
+def zero_shot_metrics(
+    scores: Mapping[str, TaskScore],
+) -> dict[str, tuple[float, str, float]]:
     """A record's metrics: each task's accuracies with their standard errors, and the mean accuracy.
 
     Each is (value, unit, tolerance). The tolerance of an accuracy is one standard error, as a
@@ -273,7 +301,9 @@ def zero_shot_metrics(scores: Mapping[str, TaskScore]) -> dict[str, tuple[float,
     an item.
     """
     metrics = {}
-    accuracies, errors = zip(*(mean_and_error(score.acc) for score in scores.values()), strict=True)
+    accuracies, errors = zip(
+        *(mean_and_error(score.acc) for score in scores.values()), strict=True
+    )
     for name, score in scores.items():
         for key, right in (("acc", score.acc), ("acc_norm", score.acc_norm)):
             if right is not None:
@@ -317,7 +347,11 @@ def _override(name: str, items: Sequence[int]) -> dict[str, Any]:
 
 
 def _task_score(
-    name: str, version: Any, items: list[int], samples: Sequence[Mapping[str, Any]], scoring: str
+    name: str,
+    version: Any,
+    items: list[int],
+    samples: Sequence[Mapping[str, Any]],
+    scoring: str,
 ) -> TaskScore:
     """The score from lm-eval's samples, which are in the order of the items."""
     answers = []
@@ -335,4 +369,6 @@ def _task_score(
         [int(sample[metric]) for sample in samples] if metric in samples[0] else None
         for metric in ("acc", "acc_norm")
     )
-    return TaskScore(name, version, TASK_TABLE[name].size, items, acc, norm, answers, scoring)
+    return TaskScore(
+        name, version, TASK_TABLE[name].size, items, acc, norm, answers, scoring
+    )

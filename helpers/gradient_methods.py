@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from helpers.admm import Trace, damped_system
-from helpers.device import all_finite
-from helpers.errors import Count, NonFinite, NotNegative, Positive, Switch, check_options, one_of
+from helpers.errors import NonFinite
 from helpers.layer import Layer, LayerResult
+from helpers.options import Count, NotNegative, Positive, Switch, check_options, one_of
+from helpers.tensors import all_finite
 
 ADAM_DECAY, ADAM_EPSILON = (0.9, 0.999), 1e-8  # torch's defaults
 MOMENTUM = 0.9  # of "sgd", heavy ball
@@ -51,7 +52,9 @@ class MaskedLeastSquares:
         self.keep, self.damping = keep, damping
         # float16 weights are solved in float32: small steps would otherwise round to nothing
         kind = torch.promote_types(weight.dtype, torch.float32)
-        self.D, self.scale = damped_system(gram.to(kind), damping, precondition=precondition)
+        self.D, self.scale = damped_system(
+            gram.to(kind), damping, precondition=precondition
+        )
         self.dense = weight.detach().to(kind) * self.scale
         self.target = self.dense @ self.D  # the gradient's constant part, computed once
 
@@ -119,7 +122,11 @@ def gradient_refit(
 
 def _adam(like: Tensor, rate: float) -> Step:
     """Adam's update (Kingma & Ba 2015) for weights shaped `like`, in place."""
-    mean, square, root = torch.zeros_like(like), torch.zeros_like(like), torch.empty_like(like)
+    mean, square, root = (
+        torch.zeros_like(like),
+        torch.zeros_like(like),
+        torch.empty_like(like),
+    )
     first, second = ADAM_DECAY
 
     def step(iteration: int, current: Tensor, slope: Tensor) -> None:
@@ -197,7 +204,9 @@ def conjugate_gradients(
         # (d_out, d_in), row i: p A of output i, once its pruned columns are 0
         torch.mm(search, problem.D, out=image)
         image.mul_(problem.keep)
-        length = _ratio(size, _dot(search, image))  # the minimum along the search direction
+        length = _ratio(
+            size, _dot(search, image)
+        )  # the minimum along the search direction
         current.addcmul_(search, length)
         # b − A (x + α p) = residual − α A p: no second product with D
         residual.addcmul_(image, length, value=-1)

@@ -15,10 +15,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from helpers.device import all_finite, check_matrix, float32_products, holds_floats
-from helpers.errors import BadParameter, NonFinite, NotPositiveDefinite, UnsupportedModel, described
+from helpers.device import float32_products
+from helpers.errors import (
+    BadParameter,
+    NonFinite,
+    NotPositiveDefinite,
+    UnsupportedModel,
+    described,
+)
 from helpers.fast import panels
 from helpers.precision import exactly
+from helpers.tensors import all_finite, check_matrix, holds_floats
 
 # relative to the largest entry: a gram that someone else computed is symmetric up to rounding only
 SYMMETRY_TOLERANCE = 1e-4
@@ -76,7 +83,9 @@ class Gram:
         rows = inputs.detach().reshape(-1, width).float()
         # in float32 too where the model's own products are done in bfloat16 or TF32
         with exactly(rows.device), float32_products(rows.device):
-            panels.add_upper(self._sum, rows)  # the lower half follows when the matrix is asked for
+            panels.add_upper(
+                self._sum, rows
+            )  # the lower half follows when the matrix is asked for
         self._mirrored = self._checked = False
         # a factor of the sum as it was before these rows
         self._derived = None
@@ -103,7 +112,9 @@ class Gram:
         So layers with the same input and options are solved with one factorisation.
         """
         if self._derived is None or self._derived[0] != key:
-            self._derived = None  # before the next is made, so that two never lie in memory
+            self._derived = (
+                None  # before the next is made, so that two never lie in memory
+            )
             self._derived = (key, derive(self.matrix))
         return self._derived[1]
 
@@ -111,7 +122,9 @@ class Gram:
 def gram_of(inputs: Tensor) -> Tensor:
     """XᵀX of inputs (..., d_in) in one go, float32 (d_in, d_in). Raises as `Gram.add`."""
     if not holds_floats(inputs) or inputs.ndim == 0:
-        raise BadParameter(f"inputs {described(inputs)}: give floating-point inputs (..., d_in)")
+        raise BadParameter(
+            f"inputs {described(inputs)}: give floating-point inputs (..., d_in)"
+        )
     gram = Gram(inputs.shape[-1], inputs.device)
     gram.add(inputs)
     return gram.matrix
@@ -148,7 +161,9 @@ def check_gram(gram: Tensor, d_in: int) -> None:
         )
     # before symmetry, because every comparison with NaN is false: the test below would let it pass
     if not all_finite(gram):
-        raise NonFinite("gram holds NaN or infinity: check the activations it was summed from")
+        raise NonFinite(
+            "gram holds NaN or infinity: check the activations it was summed from"
+        )
     # a strip of rows against a strip of columns: gram − gramᵀ in one go takes another d_in² numbers
     sizes, gaps = [], []
     for start in range(0, d_in, CHECKED_ROWS):
@@ -158,7 +173,9 @@ def check_gram(gram: Tensor, d_in: int) -> None:
     # one `item` for all strips, since each makes the host wait for a GPU
     largest, lopsided = torch.stack(sizes).max().item(), torch.stack(gaps).max().item()
     if lopsided > SYMMETRY_TOLERANCE * largest:
-        raise BadParameter("gram is not symmetric: give XᵀX, for example from gram_of(inputs)")
+        raise BadParameter(
+            "gram is not symmetric: give XᵀX, for example from gram_of(inputs)"
+        )
     # gram_ii = ‖x_i‖². Asked here, because damping would make a Cholesky factor of such a matrix
     # possible and hide that it is no gram at all
     if gram.diagonal().min() < 0:
@@ -235,7 +252,11 @@ def relative_error(weight: Tensor, new_weight: Tensor, gram: Tensor) -> float:
     nothing to lose: 0. Raises BadParameter for shapes that do not fit, NonFinite where the sums
     overflow float32.
     """
-    for what, matrix in (("weight", weight), ("new_weight", new_weight), ("gram", gram)):
+    for what, matrix in (
+        ("weight", weight),
+        ("new_weight", new_weight),
+        ("gram", gram),
+    ):
         check_matrix(what, matrix)
     if new_weight.shape != weight.shape or gram.shape != (weight.shape[1],) * 2:
         raise BadParameter(
@@ -250,7 +271,9 @@ def relative_error(weight: Tensor, new_weight: Tensor, gram: Tensor) -> float:
         # float32 before the difference, which float16 would round
         change = dense - new.float()
         # row by row tr(A gram Aᵀ), without the d_out × d_out matrix that the trace is of
-        sums.append(torch.stack([(part @ gram).mul_(part).sum() for part in (dense, change)]))
+        sums.append(
+            torch.stack([(part @ gram).mul_(part).sum() for part in (dense, change)])
+        )
     total, lost = torch.stack(sums).sum(0).tolist()
     if not (math.isfinite(total) and math.isfinite(lost)):
         raise NonFinite(

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from helpers.device import check_weight
 from helpers.gram import Gram
 from helpers.masks import Pattern, check_divides, check_keep, check_target
+from helpers.tensors import check_weight
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by

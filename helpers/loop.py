@@ -4,7 +4,7 @@ The grams of a block come from the stream that the already pruned blocks before 
 passes, as in the paper, all layers of a block are measured in one pass over the calibration text
 and then solved; the block runs a second time, with its new weights, to give the stream that enters
 the next one. With one pass the text waits inside the block while its layers are solved in turn
-(`helpers.one_pass`).
+(`helpers.waiting_batches`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers.capture import Progress, eval_mode
+from helpers.block_grams import Replay, best_batch, explain_out_of_memory
+from helpers.blocks import eval_mode
 from helpers.device import synchronise
 from helpers.errors import HelpersError
 from helpers.gram import Gram, check_measured, relative_error
@@ -37,7 +38,7 @@ from helpers.models import (
     weights_in_memory,
     write_weight,
 )
-from helpers.replay import Replay, best_batch, explain_out_of_memory
+from helpers.progress import Progress
 
 # a fraction for all layers, one for each by its `layer_key`, or None where N:M implies it
 Sparsity = float | Mapping[str, float] | None
@@ -109,7 +110,9 @@ class PruneReport:
         """Fraction of pruned weights over all layers together, ignored ones included."""
         # weighted by size: a large layer counts for more than a small one
         sizes = [layer.shape[0] * layer.shape[1] for layer in self.layers]
-        zeros = sum(s * layer.sparsity for s, layer in zip(sizes, self.layers, strict=True))
+        zeros = sum(
+            s * layer.sparsity for s, layer in zip(sizes, self.layers, strict=True)
+        )
         return zeros / sum(sizes)
 
     @property
@@ -124,13 +127,20 @@ class PruneReport:
         """How the pruning went, for the series of a record: what no parameter says, and what a
         recipe did.
         """
-        details = {"batch": self.batch, "halved": list(self.halved), "precision": self.precision}
+        details = {
+            "batch": self.batch,
+            "halved": list(self.halved),
+            "precision": self.precision,
+        }
         special = {"repair": self.repair, "ignored": self.ignored}
         return details | {name: value for name, value in special.items() if value}
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values for a record."""
-        return dataclasses.asdict(self) | {"sparsity": self.sparsity, "error": self.error}
+        return dataclasses.asdict(self) | {
+            "sparsity": self.sparsity,
+            "error": self.error,
+        }
 
 
 # The loop must not import helpers.large, so what that package adds is handed to it: a Store that
@@ -221,7 +231,10 @@ class Loop:
             tokens = self.team.part(tokens)
             with self.timed("forward"):
                 batch = self.settings.batch or best_batch(self.device, tokens.shape[1])
-                how = {"passes": self.settings.passes, "precision": self.settings.precision}
+                how = {
+                    "passes": self.settings.passes,
+                    "precision": self.settings.precision,
+                }
                 replay = Replay(self.model, tokens, batch, **how)
                 # before a weight changes: replayed logits are compared with the model's own
                 self.report.parity = max(self.team.gather(replay.parity()))
@@ -236,7 +249,9 @@ class Loop:
             self.report.batch, self.report.halved = replay.batch, self.halved(replay)
         self.report.seconds = {"total": time.perf_counter() - started, **self.seconds}
 
-    def one_block(self, index: int, replay: Replay | None, stream: Tensor | None) -> None:
+    def one_block(
+        self, index: int, replay: Replay | None, stream: Tensor | None
+    ) -> None:
         """Measure and prune a block unless it is saved, and take the stream through it."""
         saved = self.store.saved(index)
         # a resumed run: the weights are pruned already, but the stream has still to pass them
@@ -264,7 +279,9 @@ class Loop:
         """Where some process had to halve its batch so far: each halves its own."""
         return [where for places in self.team.gather(replay.halved) for where in places]
 
-    def measure(self, index: int, replay: Replay, stream: Tensor) -> Iterator[dict[str, Gram]]:
+    def measure(
+        self, index: int, replay: Replay, stream: Tensor
+    ) -> Iterator[dict[str, Gram]]:
         """The grams of a block's layers over all calibration text, as `Replay.grams` gives them."""
         source = replay.grams(index, stream)
         while True:
@@ -297,7 +314,9 @@ class Loop:
             self.report.layers.append(layer_report)
             if self.settings.progress:
                 done = len(self.report.layers)
-                self.settings.progress(done, self.total, f"block {index} {layer_report.name}")
+                self.settings.progress(
+                    done, self.total, f"block {index} {layer_report.name}"
+                )
 
     def prune_layer(
         self, index: int, name: str, layer: nn.Module, gram: Gram | None
@@ -306,9 +325,7 @@ class Loop:
         started = time.perf_counter()
         # (d_out, d_in), the layer's own memory: the registry refuses a method that writes there
         weight = read_weight(layer)
-        advice = (
-            "use a device with more memory, or prune_checkpoint, which holds one block at a time"
-        )
+        advice = "use a device with more memory, or prune_checkpoint, which holds one block at a time"
         try:
             with explain_out_of_memory("solving this layer", advice):
                 result = self.solve(layer_key(index, name), weight, gram)
@@ -343,7 +360,10 @@ class Loop:
         """
         if key in self.settings.ignored:
             return LayerResult(weight, torch.ones_like(weight, dtype=torch.bool))
-        arguments = {**self.arguments, "sparsity": sparsity_of(self.arguments["sparsity"], key)}
+        arguments = {
+            **self.arguments,
+            "sparsity": sparsity_of(self.arguments["sparsity"], key),
+        }
         if self.settings.importance is None:
             return self.method(weight, gram, **arguments)
         factor = self.settings.importance[key].to(weight.device, torch.float32)[:, None]

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helpers.device import check_matrix
-from helpers.errors import BadParameter, NonFinite, check_choice, described
+from helpers.errors import BadParameter, NonFinite, described
 from helpers.fast import selection
 from helpers.fast.selection import keep_largest
+from helpers.options import check_choice
+from helpers.tensors import check_matrix
 
 BUDGETS = ("matrix", "output")
 
@@ -51,7 +52,9 @@ class Pattern:
             return pattern
         if pattern == "unstructured":
             return cls()
-        match = re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None
+        match = (
+            re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None
+        )
         # N = M would prune nothing, N = 0 everything
         if match and 0 < int(match[1]) < int(match[2]):
             return cls(int(match[1]), int(match[2]))
@@ -91,11 +94,15 @@ def check_target(sparsity: float | None, pattern: str | Pattern) -> float:
     pattern = Pattern.parse(pattern)
     if not pattern.grouped:
         if sparsity is None:
-            raise BadParameter("sparsity is missing: without an N:M pattern give one, such as 0.6")
+            raise BadParameter(
+                "sparsity is missing: without an N:M pattern give one, such as 0.6"
+            )
         return check_sparsity(sparsity)
     # a tolerance, because 1 − N/M need not be exact in binary: 1 − 2/3 is not the float 1/3
     implied = 1 - pattern.n / pattern.m
-    if sparsity is not None and not math.isclose(check_sparsity(sparsity), implied, abs_tol=1e-6):
+    if sparsity is not None and not math.isclose(
+        check_sparsity(sparsity), implied, abs_tol=1e-6
+    ):
         raise BadParameter(
             f"sparsity {sparsity!r} contradicts pattern '{pattern}', which gives {implied:g}: "
             "leave sparsity out or change the pattern"
@@ -143,7 +150,10 @@ def check_keep(
     kept = int(keep.sum())
     if sparsity is not None:
         # whole numbers are compared, since two fractions could differ by rounding alone
-        zeros, wanted = keep.numel() - kept, round(check_target(sparsity, pattern) * keep.numel())
+        zeros, wanted = (
+            keep.numel() - kept,
+            round(check_target(sparsity, pattern) * keep.numel()),
+        )
         if zeros != wanted:
             raise BadParameter(
                 f"keep sets {zeros} weights to zero but sparsity={sparsity!r} asks for {wanted}: "

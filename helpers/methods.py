@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from helpers import admm, sparsegpt
-from helpers.beyond.alps import alps
-from helpers.errors import Count, NotNegative, Positive, Switch, one_of
+from helpers.alps import alps
 from helpers.layer import LayerResult
 from helpers.masks import BUDGETS, select
+from helpers.options import Count, NotNegative, Positive, Switch, one_of
 from helpers.registry import METHODS, get_method, register
 
 # taken from here the registry holds the methods below
@@ -29,7 +29,9 @@ def wanda(weight, gram, *, sparsity, pattern, keep=None, budget: Budget = "outpu
     """Keep the largest |W|·‖x‖ in each output; weights are not updated (Sun et al. 2024)."""
     if keep is None:
         # gram_jj = ‖x_j‖²: the score's column j is multiplied by ‖x_j‖
-        keep = select(weight.abs().mul_(gram.diagonal().sqrt()), sparsity, pattern, budget)
+        keep = select(
+            weight.abs().mul_(gram.diagonal().sqrt()), sparsity, pattern, budget
+        )
     return LayerResult(weight * keep, keep)
 
 
@@ -49,8 +51,12 @@ def admm1(
 ):
     """One mask from |W|·‖x‖, then ADMM on it (the paper's ADMM1)."""
     # without mask steps the mask is chosen once, from |W₀|, which is Wanda's score
-    target = dict(sparsity=sparsity, pattern=pattern, keep=keep, mask_steps=0, budget=budget)
-    options = dict(rho=rho, iterations=iterations, damping=damping, precondition=precondition)
+    target = dict(
+        sparsity=sparsity, pattern=pattern, keep=keep, mask_steps=0, budget=budget
+    )
+    options = dict(
+        rho=rho, iterations=iterations, damping=damping, precondition=precondition
+    )
     return admm.admm_grad(weight, gram, **target, **options)
 
 
@@ -68,7 +74,9 @@ def sparse_gpt(
     """Column by column, later columns making up for earlier ones (Frantar & Alistarh 2023)."""
     options = dict(keep=keep, damping=damping, block_size=block_size)
     # mask and update are one pass: a column's mask depends on the updates of the columns before it
-    new, keep, used = sparsegpt.solve(weight, gram, sparsity=sparsity, pattern=pattern, **options)
+    new, keep, used = sparsegpt.solve(
+        weight, gram, sparsity=sparsity, pattern=pattern, **options
+    )
     return LayerResult(new, keep, damping=used)
 
 

@@ -19,13 +19,22 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file, logging
 
 from helpers.data.assets import MODELS, embedded_model_folder
-from helpers.device import FLOATS, all_finite, pick_device, pick_dtype
-from helpers.errors import BadParameter, NonFinite, UnsupportedModel, described, first_line
+from helpers.device import pick_device, pick_dtype
+from helpers.errors import (
+    BadParameter,
+    NonFinite,
+    UnsupportedModel,
+    described,
+    first_line,
+)
 from helpers.paths import sha256_file
+from helpers.tensors import FLOATS, all_finite
 
 # attributes that a model gets here
 IDENTITY = "pruning_identity"
-WEIGHT_READER = "pruning_weight_reader"  # what reads the weights of a model that is not in memory
+WEIGHT_READER = (
+    "pruning_weight_reader"  # what reads the weights of a model that is not in memory
+)
 STATE = "pruning_state"  # once `prune_model` has changed a weight: INTERRUPTED, or its report
 INTERRUPTED = "interrupted"
 
@@ -75,7 +84,9 @@ def locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | No
     folder = Path(text).expanduser()
     if text and folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise BadParameter(f"folder {folder} holds no config.json: give a saved model's folder")
+            raise BadParameter(
+                f"folder {folder} holds no config.json: give a saved model's folder"
+            )
         check_config(folder / "config.json")
         return folder, None
     if text.startswith((".", "/", "~")) or text.count("/") != 1:
@@ -92,7 +103,9 @@ def locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | No
 
 def check_config(path: Path) -> None:
     """Raise BadParameter unless a config.json is a JSON object: not all of transformers asks."""
-    with contextlib.suppress(OSError, ValueError):  # whoever reads it says what is damaged
+    with contextlib.suppress(
+        OSError, ValueError
+    ):  # whoever reads it says what is damaged
         config = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise BadParameter(
@@ -101,10 +114,16 @@ def check_config(path: Path) -> None:
             )
 
 
-def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+def _load(
+    source: str | Path, revision: str | None, dtype: torch.dtype
+) -> tuple[nn.Module, Any]:
     """Load from a folder or the hub, refusing pickles and remote code."""
     # a folder that lacks a file must fail here, and not become a request to the hub
-    where = {"local_files_only": True} if isinstance(source, Path) else {"revision": revision}
+    where = (
+        {"local_files_only": True}
+        if isinstance(source, Path)
+        else {"revision": revision}
+    )
     common = {**where, "trust_remote_code": False}
     try:
         # first, because for a family that transformers does not know the config's error says so,
@@ -114,12 +133,23 @@ def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple
         # use_safetensors: a pickle (.bin) can run code when it is loaded
         options = {"use_safetensors": True, "output_loading_info": True, **common}
         with no_progress_bars():
-            model, loading = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, **options
+            )
     # HTTPError is the HTTP library's own, which transformers lets through
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, HTTPError) as error:
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        ImportError,
+        SafetensorError,
+        HTTPError,
+    ) as error:
         advice = "check the name, the revision, the network and your access, and run it again"
         if isinstance(source, Path):
-            advice = "give the folder of a complete saved model, with safetensors weights"
+            advice = (
+                "give the folder of a complete saved model, with safetensors weights"
+            )
         raise BadParameter(
             f"model {str(source)!r} cannot be loaded ({first_line(error)}): {advice}"
         ) from error
@@ -135,7 +165,9 @@ def _load(source: str | Path, revision: str | None, dtype: torch.dtype) -> tuple
         if not isinstance(source, Path):
             # in the hub's cache, at the commit that was loaded: "main" may have moved on
             commit = getattr(model.config, "_commit_hash", None) or revision
-            cached = cached_file(source, "config.json", revision=commit, local_files_only=True)
+            cached = cached_file(
+                source, "config.json", revision=commit, local_files_only=True
+            )
             folder = Path(cached).parent
         check_stored_weights(folder)
     return model, tokenizer
@@ -161,7 +193,10 @@ def check_stored_weights(folder: Path) -> None:
     """
     for path in sorted(folder.glob("*.safetensors")):
         # whoever reads the model says what is damaged; this may be a file that it does not read
-        with contextlib.suppress(SafetensorError), safe_open(path, framework="pt") as file:
+        with (
+            contextlib.suppress(SafetensorError),
+            safe_open(path, framework="pt") as file,
+        ):
             # other tensors may be whole numbers, such as the positions in older files
             for name in (name for name in file.keys() if name.endswith("weight")):  # noqa: SIM118
                 kind = file.get_slice(name).get_dtype()
@@ -174,7 +209,9 @@ def check_stored_weights(folder: Path) -> None:
 
 def _tiny_model() -> tuple[nn.Module, Any]:
     """A random 2-block Llama with the embedded tokenizer: the same weights every time."""
-    tokenizer = AutoTokenizer.from_pretrained(embedded_model_folder(), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        embedded_model_folder(), local_files_only=True
+    )
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -219,7 +256,10 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
     """
     check_model(model)
     known = getattr(model, IDENTITY, None)
-    return dict(known or _identity(getattr(model.config, "_name_or_path", "") or "unnamed", model))
+    return dict(
+        known
+        or _identity(getattr(model.config, "_name_or_path", "") or "unnamed", model)
+    )
 
 
 def check_model(model: object, *, half_pruned: bool = False) -> None:
@@ -234,7 +274,57 @@ def check_model(model: object, *, half_pruned: bool = False) -> None:
             "load_model returns"
         )
     if getattr(model, STATE, None) == INTERRUPTED and not half_pruned:
-        raise BadParameter("this model is half pruned, since prune_model was stopped: load it anew")
+        raise BadParameter(
+            "this model is half pruned, since prune_model was stopped: load it anew"
+        )
+
+
+def check_tokens(model: nn.Module, tokens: Tensor, dimensions: int = 2) -> None:
+    """Raise unless tokens are int64 ids of this model's vocabulary, (sequences, length) or
+    (tokens,), and no sequence is longer than the model can take.
+
+    Raises BadParameter (no sequence at all).
+    """
+    shape, source = "(sequences, length)", "calibration_tokens"
+    if dimensions == 1:
+        shape, source = "(tokens,)", "evaluation_tokens"
+    if (
+        not isinstance(tokens, Tensor)
+        or tokens.dtype != torch.int64
+        or tokens.ndim != dimensions
+    ):
+        raise BadParameter(
+            f"tokens {described(tokens)}: give an int64 tensor {shape}, for example from "
+            f"{source}(...)"
+        )
+    if dimensions == 2 and tokens.numel() == 0:
+        raise BadParameter("tokens are empty: give at least one sequence of text")
+    # The embedding's rows, not the tokenizer's length or config.vocab_size: they are what is
+    # indexed. On a GPU a wrong index is an assertion in a kernel, after which no CUDA call works
+    size = model.get_input_embeddings().weight.shape[0]
+    if tokens.numel() and (tokens.min() < 0 or tokens.max() >= size):
+        raise BadParameter(
+            f"token ids range from {int(tokens.min())} to {int(tokens.max())}, but the model's "
+            f"vocabulary is 0 to {size - 1}: use the model's own tokenizer"
+        )
+    if dimensions == 2:
+        check_length(model, tokens.shape[1])
+
+
+def check_length(model: nn.Module, length: int) -> None:
+    """Raise BadParameter if the model cannot take a sequence of that length."""
+    # a model of text and images has a config within its config; and the limit's name differs by
+    # family
+    config = model.config.get_text_config(decoder=True)
+    limits = (
+        getattr(config, name, None)
+        for name in ("max_position_embeddings", "max_seq_len")
+    )
+    longest = next((limit for limit in limits if limit is not None), None)
+    if longest is not None and length > longest:
+        raise BadParameter(
+            f"length {length} is more than the {longest} tokens this model can take: lower it"
+        )
 
 
 def weights_in_memory(
@@ -246,7 +336,9 @@ def weights_in_memory(
     For a model in memory there is nothing to do; others read them (`helpers.large.streaming`).
     """
     reader = getattr(model, WEIGHT_READER, None)
-    return contextlib.nullcontext() if reader is None else reader.weights_in_memory(part)
+    return (
+        contextlib.nullcontext() if reader is None else reader.weights_in_memory(part)
+    )
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -279,7 +371,9 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     """
     kind = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
-        raise UnsupportedModel(f"{kind} is an encoder-decoder: give a decoder-only model")
+        raise UnsupportedModel(
+            f"{kind} is an encoder-decoder: give a decoder-only model"
+        )
     # the config and not a name such as "model.layers", which differs by family
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     lists = [
@@ -317,9 +411,13 @@ def find_layers(block: nn.Module, where: str = "block") -> dict[str, nn.Module]:
             f"{tuple(others[name].shape)} it looks like fused experts, quantised weights, a "
             "convolution or a recurrence; choose a model of linear layers only, such as Llama"
         )
-    layers = {n: m for n, m in block.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+    layers = {
+        n: m for n, m in block.named_modules() if isinstance(m, (nn.Linear, Conv1D))
+    }
     if not layers:
-        raise UnsupportedModel(f"{where} has no linear layer to prune: choose another model")
+        raise UnsupportedModel(
+            f"{where} has no linear layer to prune: choose another model"
+        )
     for name, layer in layers.items():
         weight = layer.weight
         # on the meta device while it is not read: `check_weights` looks at what is in memory
@@ -337,7 +435,9 @@ def layer_key(index: int, name: str) -> str:
     return f"{index}.{name}"
 
 
-def model_layers(model: nn.Module, ignored: Collection[str] = ()) -> dict[str, nn.Module]:
+def model_layers(
+    model: nn.Module, ignored: Collection[str] = ()
+) -> dict[str, nn.Module]:
     """All layers of a model but those ignored, by `layer_key`, block by block.
 
     Raises as `find_layers`.

@@ -32,7 +32,9 @@ def _from_environment(variable: str, default: Path) -> Path:
 
 def cache_dir() -> Path:
     """Folder of pinned downloads and of what is converted from them; may not exist yet."""
-    return _from_environment("PRUNING_CACHE", Path.home() / ".cache" / "pruning-reproduction")
+    return _from_environment(
+        "PRUNING_CACHE", Path.home() / ".cache" / "pruning-reproduction"
+    )
 
 
 def results_dir(plan: str) -> Path:

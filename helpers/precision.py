@@ -9,7 +9,8 @@ import contextlib
 
 import torch
 
-from helpers.errors import BadParameter, check_choice
+from helpers.errors import BadParameter
+from helpers.options import check_choice
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -21,7 +22,9 @@ def products(
     # without the cache, whose copies of the weights in bfloat16 would outlive a step: all later
     # steps would see the weights of the first
     lower = precision == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=lower, cache_enabled=False)
+    return torch.autocast(
+        device.type, torch.bfloat16, enabled=lower, cache_enabled=False
+    )
 
 
 def check_precision(precision: str, dtype: torch.dtype) -> None:

@@ -14,23 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers.capture import Progress, check_tokens, shown
-from helpers.conformance import try_method
-from helpers.device import all_finite
-from helpers.errors import (
-    BadParameter,
-    UnsupportedModel,
-    allowed,
-    check_switch,
-    check_whole,
-    described,
-)
+from helpers.errors import BadParameter, UnsupportedModel, described, join_names
 from helpers.loop import Loop, PruneReport, RunSettings, Sparsity, sparsity_of
 from helpers.masks import Pattern, check_divides, check_target
 from helpers.methods import get_method
-from helpers.models import STATE, check_model, check_weights, device_of, model_layers, read_weight
+from helpers.models import (
+    STATE,
+    check_model,
+    check_tokens,
+    check_weights,
+    device_of,
+    model_layers,
+    read_weight,
+)
+from helpers.options import check_switch, check_whole
 from helpers.precision import check_precision
+from helpers.progress import Progress, as_progress
 from helpers.registry import check_method_options
+from helpers.tensors import all_finite
+from helpers.trial import try_method
 
 DENSE_ZEROS = 0.2  # a dense model's layers hold fewer exact zeros than that
 
@@ -60,7 +62,7 @@ def prune_model(
         sparsity: a fraction, or one for each layer by its name (`helpers.beyond` makes them); left
             out with an N:M pattern.
         passes: of the text through each block. 2 as in the paper; 1 takes less time and more memory
-            (`helpers.one_pass`).
+            (`helpers.waiting_batches`).
         precision: of the products with the text, for a model in float32: "float32" or "bfloat16".
             Grams and solvers are float32 always.
         batch: sequences in one forward pass, by default what suits the device. It is lowered to a
@@ -91,7 +93,9 @@ def prune_model(
     check_model(model, half_pruned=check_switch("allow_pruned", allow_pruned))
     check_dense(model, allow_pruned)
     ignored = ignored_layers(model, ignore)
-    settings = RunSettings(passes, precision, batch, shown(progress), importance, ignored)
+    settings = RunSettings(
+        passes, precision, batch, as_progress(progress), importance, ignored
+    )
     check_request(model, tokens, method, arguments, settings)
     return Loop(model, method, arguments, settings).run(tokens)
 
@@ -137,9 +141,13 @@ def ignored_layers(model: nn.Module, ignore: Collection[str]) -> list[str]:
                 f"ignore {pattern!r} fits no layer of this model: give a list of patterns of names "
                 f"such as {next(iter(keys))!r}"
             )
-    ignored = [key for key in keys if any(fnmatch.fnmatch(key, pattern) for pattern in ignore)]
+    ignored = [
+        key for key in keys if any(fnmatch.fnmatch(key, pattern) for pattern in ignore)
+    ]
     if len(ignored) == len(keys):
-        raise BadParameter(f"ignore {ignore!r} leaves no layer to prune: give fewer patterns")
+        raise BadParameter(
+            f"ignore {ignore!r} leaves no layer to prune: give fewer patterns"
+        )
     return ignored
 
 
@@ -161,7 +169,11 @@ def check_request(
             "prune_model takes no keep=, which fits one layer: call METHODS[method](...) for that"
         )
     pattern = Pattern.parse(arguments["pattern"])
-    options = {name: arguments[name] for name in arguments if name not in ("sparsity", "pattern")}
+    options = {
+        name: arguments[name]
+        for name in arguments
+        if name not in ("sparsity", "pattern")
+    }
     check_method_options(method, options)
     if get_method(method).needs_calibration:
         if tokens is None:
@@ -213,7 +225,9 @@ def check_settings(
             )
 
 
-def check_sparsities(sparsity: Sparsity, pattern: Pattern, layers: Collection[str]) -> None:
+def check_sparsities(
+    sparsity: Sparsity, pattern: Pattern, layers: Collection[str]
+) -> None:
     """Raise BadParameter unless there is an allowed sparsity for each layer, by their names."""
     if not isinstance(sparsity, Mapping):
         check_target(sparsity, pattern)
@@ -226,10 +240,12 @@ def check_sparsities(sparsity: Sparsity, pattern: Pattern, layers: Collection[st
             raise BadParameter(f"layer {name}: {error}") from error
 
 
-def check_names(what: str, given: Mapping[str, object], layers: Collection[str]) -> None:
+def check_names(
+    what: str, given: Mapping[str, object], layers: Collection[str]
+) -> None:
     """Raise BadParameter unless a mapping has an entry for each layer, and no others."""
     if different := given.keys() ^ set(layers):
         raise BadParameter(
-            f"{what} has, or lacks, {allowed(sorted(map(str, different))[:3])}: give one value for "
-            f"all layers, or one for each of the {len(layers)}, from {next(iter(layers))!r} on"
+            f"{what} has, or lacks, {join_names(sorted(map(str, different))[:3])}: give one value "
+            f"for all layers, or one for each of the {len(layers)}, from {next(iter(layers))!r} on"
         )

@@ -8,7 +8,7 @@ with weight (d_out, d_in) and gram (d_in, d_in) in float32 and a parsed pattern.
 door: what goes in is checked there once, and so is the answer (shape, finite, sparsity up to the
 rounding of a budget per output, zero outside `keep`, weight and gram left alone); error and dead
 inputs are computed there, so that a method cannot misreport them. Whether it respects a mask that
-it is given is for `helpers.conformance`. The package's own methods are in `helpers.methods`.
+it is given is for `helpers.trial`. The package's own methods are in `helpers.methods`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from typing import Any
 
 from torch import Tensor
 
-from helpers.device import all_finite, bit_sum, float32_products
-from helpers.errors import BadParameter, NonFinite, allowed, check_choice, check_options, first_line
+from helpers.device import float32_products
+from helpers.errors import BadParameter, NonFinite, first_line, join_names
 from helpers.gram import Gram, dead_inputs, relative_error
 from helpers.layer import Layer, LayerResult
 from helpers.masks import BUDGETS, Pattern, check_keep
+from helpers.options import check_choice, check_options
 from helpers.paths import own_method_file, own_methods_dir
+from helpers.tensors import all_finite, bit_sum
 
 Method = Callable[..., LayerResult]
 
@@ -107,7 +109,9 @@ def register(
             with float32_products(weight.device):
                 error = relative_error(weight, new, matrix)
             dead = int(dead_inputs(matrix).sum())
-            return dataclasses.replace(result, weight=new, error=error, dead_inputs=dead)
+            return dataclasses.replace(
+                result, weight=new, error=error, dead_inputs=dead
+            )
 
         # an attribute of the function, so that the loop can ask before it runs the model
         method.needs_calibration = needs_calibration
@@ -128,9 +132,13 @@ def _check_registration(name: str, function: Method) -> None:
             "dashes between words, such as 'my-method'"
         )
     if name == "dense":
-        raise BadParameter("method name 'dense' stands for the unpruned model: choose another name")
+        raise BadParameter(
+            "method name 'dense' stands for the unpruned model: choose another name"
+        )
     # one module may register its own name again: a module that is reloaded does
-    if _is_ours(name) and METHODS[name].__module__ != getattr(function, "__module__", None):
+    if _is_ours(name) and METHODS[name].__module__ != getattr(
+        function, "__module__", None
+    ):
         raise BadParameter(
             f"method {name!r} is one of the package's own, and tables and figures use that name "
             "for it: choose another name"
@@ -141,7 +149,7 @@ def _check_registration(name: str, function: Method) -> None:
     wanted = ("weight", "gram") if takes_any else _COMMON
     if missing := [parameter for parameter in wanted if parameter not in parameters]:
         raise BadParameter(
-            f"method {name!r} lacks the parameters {allowed(missing)}: define it as "
+            f"method {name!r} lacks the parameters {join_names(missing)}: define it as "
             "(weight, gram, *, sparsity, pattern, keep=None, **options)"
         )
 
@@ -161,14 +169,16 @@ def check_method_options(name: str, options: dict[str, Any]) -> None:
         for option in options:
             if option not in known:
                 raise BadParameter(
-                    f"method {name!r} has no option {option!r}: it takes {allowed(known)}"
+                    f"method {name!r} has no option {option!r}: it takes {join_names(known)}"
                 )
     check_options(function, options)
 
 
 def _bit_sums(weight: Tensor, gram: Tensor | None) -> dict[str, int]:
     """What changes when a method writes into what it was given."""
-    return {"weight": bit_sum(weight)} | ({} if gram is None else {"gram": bit_sum(gram)})
+    return {"weight": bit_sum(weight)} | (
+        {} if gram is None else {"gram": bit_sum(gram)}
+    )
 
 
 def _check_untouched(name: str, before: dict[str, int], after: dict[str, int]) -> None:
@@ -209,7 +219,10 @@ def _check_answer(name: str, layer: Layer, result: LayerResult, budget: str) -> 
         raise BadParameter(f"method {name!r} returned a wrong mask: {error}") from error
     zeros = keep.numel() - int(keep.sum())
     # each count rounds once, by half a weight at most; ROUNDING is that of the product
-    wanted, counts = layer.sparsity * keep.numel(), 1 if budget == "matrix" else shape[0]
+    wanted, counts = (
+        layer.sparsity * keep.numel(),
+        1 if budget == "matrix" else shape[0],
+    )
     if abs(zeros - wanted) > counts / 2 + ROUNDING:
         hint = "" if budget == "output" else ', or register it with budget="output"'
         raise BadParameter(
@@ -217,7 +230,9 @@ def _check_answer(name: str, layer: Layer, result: LayerResult, budget: str) -> 
             f"example with select(score, sparsity, pattern){hint}"
         )
     if ((new != 0) & ~keep).any():
-        raise BadParameter(f"method {name!r} returned weights outside its mask: multiply by keep")
+        raise BadParameter(
+            f"method {name!r} returned weights outside its mask: multiply by keep"
+        )
 
 
 # --- a user's own methods ---------------------------------------------------------------------
@@ -230,7 +245,9 @@ def get_method(name: str) -> Method:
     """
     if name not in METHODS:
         # file names have underscores, methods have dashes: my_method.py registers "my-method"
-        own = {path.stem.replace("_", "-"): path for path in own_methods_dir().glob("*.py")}
+        own = {
+            path.stem.replace("_", "-"): path for path in own_methods_dir().glob("*.py")
+        }
         check_choice("method", name, {*own, *METHODS})
         _load_own(name, own[name])
     elif _is_ours(name) and own_method_file(name).exists():
@@ -248,7 +265,7 @@ def _load_own(name: str, path: Path) -> None:
         # run, not imported: an import would not read the file again after it was corrected
         runpy.run_path(str(path))
         if name not in METHODS:
-            registered = allowed(set(METHODS) - set(before)) or "nothing"
+            registered = join_names(set(METHODS) - set(before)) or "nothing"
             raise BadParameter(f"it registers {registered}: write @register({name!r})")
     except Exception as error:  # a user's file may raise anything
         METHODS.clear()

@@ -11,9 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from helpers.errors import BadParameter, check_real, check_whole
+from helpers.errors import BadParameter
 from helpers.gram import cholesky, climb_damping, damp, dead_inputs
 from helpers.masks import Pattern, keep_largest, top_nm
+from helpers.options import check_real, check_whole
 
 
 def solve(
@@ -54,7 +55,9 @@ def solve(
             # (d_out, block): what pruning each weight would add to the error, from weights already
             # updated. A dead input adds nothing, so its weights fall first. One row: all outputs
             # compete within the block
-            score = ((W[:, block] / R[block, block].diagonal()) ** 2 * alive[block]).reshape(1, -1)
+            score = (
+                (W[:, block] / R[block, block].diagonal()) ** 2 * alive[block]
+            ).reshape(1, -1)
             # counted from the left, so that rounding does not add up over the blocks
             zeros = round(sparsity * rows * stop) - round(sparsity * rows * start)
             chosen[:, block] = keep_largest(score, zeros).view(rows, -1)
@@ -109,7 +112,11 @@ def _inverse_factor(gram: Tensor, damping: float) -> tuple[Tensor, float]:
     def attempt(rung: float) -> tuple[Tensor, float] | None:
         lower = cholesky(damp(H, rung))
         # the inverse of a barely positive matrix need not be positive after rounding
-        R = None if lower is None else cholesky(torch.cholesky_inverse(lower), upper=True)
+        R = (
+            None
+            if lower is None
+            else cholesky(torch.cholesky_inverse(lower), upper=True)
+        )
         return None if R is None else (R, rung)
 
     return climb_damping(damping, attempt)

@@ -55,7 +55,9 @@ def registry() -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files of few tests first: those are the long ones, and no worker is then left with one."""
     sizes = collections.Counter(item.path for item in items)
-    items.sort(key=lambda item: sizes[item.path])  # stable: a file's tests stay as they are
+    items.sort(
+        key=lambda item: sizes[item.path]
+    )  # stable: a file's tests stay as they are
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -197,7 +197,11 @@ def random_tokens(sequences: int = 4, length: int = 24, seed: int = 1) -> Tensor
 def pruned_names(name: str) -> list[str]:
     """Full module names of all layers that pruning must reach, block by block."""
     family = FAMILIES[name]
-    return [f"{family.blocks}.{i}.{layer}" for i in range(family.depth) for layer in family.layers]
+    return [
+        f"{family.blocks}.{i}.{layer}"
+        for i in range(family.depth)
+        for layer in family.layers
+    ]
 
 
 def matrix_of(layer: nn.Module) -> Tensor:
@@ -212,10 +216,16 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 def changed(model: nn.Module, before: dict[str, Tensor]) -> set[str]:
     """State entries whose bits differ from the snapshot."""
-    return {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    return {
+        key
+        for key, value in model.state_dict().items()
+        if not torch.equal(value, before[key])
+    }
 
 
-def inputs_by_hook(model: nn.Module, names: list[str], tokens: Tensor) -> dict[str, Tensor]:
+def inputs_by_hook(
+    model: nn.Module, names: list[str], tokens: Tensor
+) -> dict[str, Tensor]:
     """(tokens, d_in) inputs of named layers in one plain forward pass of the whole model."""
     seen: dict[str, Tensor] = {}
 
@@ -232,4 +242,6 @@ def inputs_by_hook(model: nn.Module, names: list[str], tokens: Tensor) -> dict[s
 
 def hook_count(model: nn.Module) -> int:
     """Forward hooks left on a model."""
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    return sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()
+    )

@@ -39,7 +39,11 @@ def pruned(
     }
     timed = {"prune": 10.0, "evaluate": 4.0} | (seconds or {})
     errors = [
-        {"block": block, "name": name, "error": None if method in BLIND else sparsity * (block + 1)}
+        {
+            "block": block,
+            "name": name,
+            "error": None if method in BLIND else sparsity * (block + 1),
+        }
         for block in range(4)
         for name in ("self_attn.q_proj", "mlp.down_proj")
     ]
@@ -79,7 +83,9 @@ def repaired(
     allocate, prune, repair = seconds if after is not None else (*seconds[:2], 0.0)
     parts = {"allocate": allocate, "prune": prune, "repair": repair}
     metrics = {f"perplexity{end}": metric(value) for end, value in values.items()}
-    metrics |= {f"perplexity_web{end}": metric(2 * value) for end, value in values.items()}
+    metrics |= {
+        f"perplexity_web{end}": metric(2 * value) for end, value in values.items()
+    }
     parts["total"] = sum(parts.values())
     metrics |= {f"{part}_seconds": metric(value, "s") for part, value in parts.items()}
     return record | {"notebook": "08_beyond_the_paper", "metrics": metrics}
@@ -92,8 +98,14 @@ def scored(method: str, **answers: list[int]) -> dict[str, Any]:
     for task, right in answers.items():
         metrics[f"{task}_acc"] = metric(sum(right) / len(right))
         metrics[f"{task}_acc_stderr"] = metric(0.03)
-    series = {task: {"items": list(range(len(a))), "acc": a} for task, a in answers.items()}
-    made = {"notebook": "05_zero_shot", "metrics": metrics, "series": {"zero_shot": series}}
+    series = {
+        task: {"items": list(range(len(a))), "acc": a} for task, a in answers.items()
+    }
+    made = {
+        "notebook": "05_zero_shot",
+        "metrics": metrics,
+        "series": {"zero_shot": series},
+    }
     return record | made | {"versions": {"lm-eval": "0.4.13"}}
 
 
@@ -102,10 +114,17 @@ def with_series(
 ) -> dict[str, Any]:
     """A record of a notebook that has series and nothing else."""
     parameters = {"model": "embedded"} | (given or {})
-    return {"notebook": notebook, "parameters": parameters, "metrics": {}, "series": series}
+    return {
+        "notebook": notebook,
+        "parameters": parameters,
+        "metrics": {},
+        "series": series,
+    }
 
 
-def update_row(solver: str, iterations: int | None = 20, **changes: Any) -> dict[str, Any]:
+def update_row(
+    solver: str, iterations: int | None = 20, **changes: Any
+) -> dict[str, Any]:
     """A row of the update study; ADMM with its defaults unless changed."""
     usual = {"rho": 1.0, "precondition": True, "damping": 0.1, "learning_rate": None}
     row = {"solver": solver, "sparsity": 0.5, "iterations": iterations, "seconds": 1.0}

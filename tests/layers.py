@@ -12,7 +12,9 @@ def layer(
 ) -> tuple[Tensor, Tensor]:
     """Correlated inputs (tokens, d_in) of unequal scale, and a weight (d_out, d_in)."""
     source = torch.Generator().manual_seed(seed)
-    mixing = torch.eye(d_in) + torch.randn(d_in, d_in, generator=source) / math.sqrt(d_in)
+    mixing = torch.eye(d_in) + torch.randn(d_in, d_in, generator=source) / math.sqrt(
+        d_in
+    )
     scales = torch.logspace(-0.5, 0.5, d_in)[torch.randperm(d_in, generator=source)]
     inputs = torch.randn(tokens, d_in, generator=source) @ mixing * scales
     return inputs, torch.randn(d_out, d_in, generator=source)
@@ -29,10 +31,14 @@ def outputs_error(inputs: Tensor, weight: Tensor, new: Tensor) -> float:
     return ((pruned - dense).norm() ** 2 / dense.norm() ** 2).item()
 
 
-def objective(weight: Tensor, new: Tensor, gram: Tensor, damping: float = 0.0) -> Tensor:
+def objective(
+    weight: Tensor, new: Tensor, gram: Tensor, damping: float = 0.0
+) -> Tensor:
     """‖X(W − Ŵ)‖² + damping·‖n ⊙ (W − Ŵ)‖² in float64, from a gram without dead inputs."""
     gram, change = gram.double(), weight.double() - new.double()
-    return torch.trace(change @ (gram + damping * torch.diag(gram.diagonal())) @ change.T)
+    return torch.trace(
+        change @ (gram + damping * torch.diag(gram.diagonal())) @ change.T
+    )
 
 
 def largest(score: np.ndarray, sparsity: float) -> np.ndarray:

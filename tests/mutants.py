@@ -13,11 +13,22 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from helpers import admm, capture, evaluate, masks, methods, registry, replay, sparsegpt
-from helpers import loop as blocks
-from helpers.beyond import allocate, alps, distil, recipe, training
+from helpers import (
+    admm,
+    alps,
+    block_grams,
+    blocks,
+    evaluate,
+    loop,
+    masks,
+    methods,
+    registry,
+    scoring,
+    sparsegpt,
+)
+from helpers.beyond import allocation, distil, recipe, training
 from helpers.data import corpora
-from helpers.fast import choices, fused, panels
+from helpers.fast import fused, panels
 from helpers.gram import Gram
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -38,20 +49,26 @@ def around(owner: Any, name: str, change: Callable[..., Any]) -> Patch:
 
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
         whole = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *args, **more: change(whole, *args, **more))
+        monkeypatch.setattr(
+            owner, name, lambda *args, **more: change(whole, *args, **more)
+        )
 
     return patch
 
 
 def given(owner: Any, name: str, **forced: Any) -> Patch:
     """Call a function with other values of some keyword arguments."""
-    return around(owner, name, lambda whole, *args, **more: whole(*args, **more | forced))
+    return around(
+        owner, name, lambda whole, *args, **more: whole(*args, **more | forced)
+    )
 
 
 def default(function: Callable, **forced: Any) -> Patch:
     """Change what a function does when an option is left out."""
     options = function.__kwdefaults__
-    return lambda monkeypatch: [monkeypatch.setitem(options, *item) for item in forced.items()]
+    return lambda monkeypatch: [
+        monkeypatch.setitem(options, *item) for item in forced.items()
+    ]
 
 
 def constant(owner: Any, name: str, value: Any) -> Patch:
@@ -65,15 +82,19 @@ def method(name: str) -> Callable:
 # --- the changes that are no lambda ----------------------------------------------------------
 
 
-def loop(change: str) -> Patch:
+def solver_loop(change: str) -> Patch:
     """The solver's loop as the paper writes it, with one change; "" for none."""
 
-    def solve(W0: Tensor, M: Tensor, *, iterations: int, choose: Any, trace: Any = None) -> Any:
+    def solve(
+        W0: Tensor, M: Tensor, *, iterations: int, choose: Any, trace: Any = None
+    ) -> Any:
         P = M + 0.5 * torch.eye(len(M))  # ρ (G + ρI)⁻¹
         start = W0.clone()
         W, U, kept = start.clone(), torch.zeros_like(start), torch.ones_like(start)
         for t in range(1, iterations + 1):
-            choose(t, W if change == "mask from |W|" else W + U, torch.empty_like(W), kept)
+            choose(
+                t, W if change == "mask from |W|" else W + U, torch.empty_like(W), kept
+            )
             Z = (W if change == "Z without U" else W + U) * kept
             if change != "U not updated":
                 U = U + (0.5 if change == "half of U" else 1.0) * (W - Z)
@@ -84,15 +105,21 @@ def loop(change: str) -> Patch:
     return constant(fused, "admm", solve)
 
 
-def dense_stream(whole: Callable, self: blocks.Loop, index: int, replay: Any, stream: Any) -> None:
+def dense_stream(
+    whole: Callable, self: loop.Loop, index: int, replay: Any, stream: Any
+) -> None:
     """Later blocks see what the dense model gives."""
     block, before = copy.deepcopy(self.blocks[index]), stream.clone()
     whole(self, index, replay, stream)
-    stream.copy_(capture.advance(block, before, replay.calls[index], replay.batch, "block"))
+    stream.copy_(
+        blocks.advance(block, before, replay.calls[index], replay.batch, "block")
+    )
 
 
 def halved_grams(whole: Callable, *args: Any) -> Any:
-    return {name: Gram.of(gram.matrix.half().float()) for name, gram in whole(*args).items()}
+    return {
+        name: Gram.of(gram.matrix.half().float()) for name, gram in whole(*args).items()
+    }
 
 
 def one_stays_dense(whole: Callable, layer: nn.Module, weight: Tensor) -> None:
@@ -100,7 +127,9 @@ def one_stays_dense(whole: Callable, layer: nn.Module, weight: Tensor) -> None:
         whole(layer, weight)
 
 
-def other_groups(whole: Callable, score: Tensor, sparsity: float, *args: Any, **more: Any) -> Any:
+def other_groups(
+    whole: Callable, score: Tensor, sparsity: float, *args: Any, **more: Any
+) -> Any:
     return whole(score.T.contiguous(), sparsity, *args, **more).T.contiguous()
 
 
@@ -108,10 +137,12 @@ def without_start(_: Callable, tokenizer: Any, text: str) -> Tensor:
     return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def dense_in_one_pass(_: Callable, block: Any, stream: Any, call: Any, batch: int, name: str, *_p):
+def dense_in_one_pass(
+    _: Callable, block: Any, stream: Any, call: Any, batch: int, name: str, *_p
+):
     """All layers of a block are measured before the first is pruned."""
-    yield replay.layer_grams(block, stream, call, batch, name)
-    capture.advance(block, stream, call, batch, name)
+    yield block_grams.layer_grams(block, stream, call, batch, name)
+    blocks.advance(block, stream, call, batch, name)
 
 
 def one_block_for_all(whole: Callable, block: Any, stream: Tensor, *rest: Any) -> Any:
@@ -123,7 +154,7 @@ def one_block_for_all(whole: Callable, block: Any, stream: Tensor, *rest: Any) -
 
 schedule = functools.partial(around, admm, "cubic_schedule")
 ridge = functools.partial(around, admm, "add_ridge")
-grams = functools.partial(around, replay, "sum_grams")
+grams = functools.partial(around, block_grams, "sum_grams")
 sums = functools.partial(around, panels, "add_upper")
 windows = functools.partial(around, evaluate, "check_windows")
 loss = functools.partial(around, evaluate, "_negative_log_likelihood")
@@ -132,16 +163,22 @@ GRAD, FEW = "admm-grad", "admm/few"
 # f is the function as it was
 MUTANTS: dict[str, Mutant] = {
     "damping 0": Mutant(GRAD, FEW, ridge(lambda f, matrix, damping: matrix)),
-    "cubic schedule one step ahead": Mutant(GRAD, FEW, schedule(lambda f, s, t, n: f(s, t + 1, n))),
+    "cubic schedule one step ahead": Mutant(
+        GRAD, FEW, schedule(lambda f, s, t, n: f(s, t + 1, n))
+    ),
     "16 iterations": Mutant(GRAD, FEW, given(fused, "admm", iterations=16)),
     "half the calibration": Mutant(
-        "wanda", "methods/wanda-budget", grams(lambda f, b, s, *args: f(b, s[: len(s) // 2], *args))
+        "wanda",
+        "methods/wanda-budget",
+        grams(lambda f, b, s, *args: f(b, s[: len(s) // 2], *args)),
     ),
     "SparseGPT in blocks of 64": Mutant(
         "sparsegpt", "methods/sparsegpt-few", given(sparsegpt, "solve", block_size=64)
     ),
     "magnitude, a budget per output": Mutant(
-        "magnitude", "methods/magnitude-60", default(method("magnitude"), budget="output")
+        "magnitude",
+        "methods/magnitude-60",
+        default(method("magnitude"), budget="output"),
     ),
     "windows shifted by one token": Mutant(
         "dense admm-grad",
@@ -150,23 +187,35 @@ MUTANTS: dict[str, Mutant] = {
     ),
     # the solver
     "ρ = 2": Mutant(
-        GRAD, FEW, around(admm, "_factor", lambda f, g, rho, *args: f(g, 2 * rho, *args))
+        GRAD,
+        FEW,
+        around(admm, "_factor", lambda f, g, rho, *args: f(g, 2 * rho, *args)),
     ),
     "no preconditioning": Mutant(
         GRAD,
         FEW,
-        around(admm, "damped_system", lambda f, g, d, precondition: f(g, d, precondition=False)),
+        around(
+            admm,
+            "damped_system",
+            lambda f, g, d, precondition: f(g, d, precondition=False),
+        ),
     ),
-    "damping 0.05": Mutant(GRAD, FEW, ridge(lambda f, matrix, damping: f(matrix, damping / 2))),
+    "damping 0.05": Mutant(
+        GRAD, FEW, ridge(lambda f, matrix, damping: f(matrix, damping / 2))
+    ),
     "19 iterations": Mutant(GRAD, FEW, given(fused, "admm", iterations=19)),
     "40 iterations": Mutant(GRAD, FEW, given(fused, "admm", iterations=40)),
-    "U not updated": Mutant(GRAD, FEW, loop("U not updated")),
-    "mask from |W|": Mutant(GRAD, FEW, loop("mask from |W|")),
-    "Z without U": Mutant(GRAD, FEW, loop("Z without U")),
-    "half of U": Mutant(GRAD, FEW, loop("half of U")),
-    "fitted to the pruned weights": Mutant(GRAD, FEW, loop("fitted to the pruned weights")),
+    "U not updated": Mutant(GRAD, FEW, solver_loop("U not updated")),
+    "mask from |W|": Mutant(GRAD, FEW, solver_loop("mask from |W|")),
+    "Z without U": Mutant(GRAD, FEW, solver_loop("Z without U")),
+    "half of U": Mutant(GRAD, FEW, solver_loop("half of U")),
+    "fitted to the pruned weights": Mutant(
+        GRAD, FEW, solver_loop("fitted to the pruned weights")
+    ),
     "step matrix in half precision": Mutant(
-        GRAD, FEW, around(fused, "step_matrix", lambda f, *args: f(*args).half().float())
+        GRAD,
+        FEW,
+        around(fused, "step_matrix", lambda f, *args: f(*args).half().float()),
     ),
     "SparseGPT with damping 0.1": Mutant(
         "sparsegpt", "methods/sparsegpt-few", given(sparsegpt, "solve", damping=0.1)
@@ -183,17 +232,25 @@ MUTANTS: dict[str, Mutant] = {
         "alps", "methods/alps-2of4", constant(alps, "CG_STEPS", 1)
     ),
     # masks
-    "the released schedule": Mutant(GRAD, FEW, default(method(GRAD), schedule="released")),
-    "a linear schedule": Mutant(GRAD, FEW, schedule(lambda f, s, t, n: s * min(t, n) / n)),
+    "the released schedule": Mutant(
+        GRAD, FEW, default(method(GRAD), schedule="released")
+    ),
+    "a linear schedule": Mutant(
+        GRAD, FEW, schedule(lambda f, s, t, n: s * min(t, n) / n)
+    ),
     "10 mask steps": Mutant(GRAD, FEW, default(method(GRAD), mask_steps=10)),
-    "no growing mask": Mutant("admm-grad-2of4", FEW, default(method(GRAD), mask_steps=0)),
+    "no growing mask": Mutant(
+        "admm-grad-2of4", FEW, default(method(GRAD), mask_steps=0)
+    ),
     "the mask of step 14 is final": Mutant(
         GRAD, FEW, schedule(lambda f, s, t, n: f(s, min(t, 14), n))
     ),
     "one weight more is pruned": Mutant(
         "wanda",
         "methods/wanda-60",
-        around(masks, "keep_largest", lambda f, rows, zeros, *out: f(rows, zeros + 1, *out)),
+        around(
+            masks, "keep_largest", lambda f, rows, zeros, *out: f(rows, zeros + 1, *out)
+        ),
     ),
     "groups along the output": Mutant(
         "wanda-2of4", "methods/wanda-2of4", around(methods, "select", other_groups)
@@ -206,46 +263,60 @@ MUTANTS: dict[str, Mutant] = {
     ),
     # calibration
     "one token of each sequence missing in the gram": Mutant(
-        "wanda admm-grad", FEW, around(Gram, "add", lambda f, g, inputs: f(g, inputs[..., 1:, :]))
+        "wanda admm-grad",
+        FEW,
+        around(Gram, "add", lambda f, g, inputs: f(g, inputs[..., 1:, :])),
     ),
     "grams in half precision": Mutant(GRAD, FEW, grams(halved_grams)),
     "inputs in half precision": Mutant(
         GRAD, FEW, sums(lambda f, s, rows: f(s, rows.half().float()))
     ),
     "the stream of dense blocks": Mutant(
-        GRAD, "methods/wanda-60", around(blocks.Loop, "one_block", dense_stream)
+        GRAD, "methods/wanda-60", around(loop.Loop, "one_block", dense_stream)
     ),
     "the stream stays at the first block": Mutant(
-        GRAD, "methods/wanda-60", around(replay.Replay, "advance", lambda *_: None)
+        GRAD, "methods/wanda-60", around(block_grams.Replay, "advance", lambda *_: None)
     ),
     "one pass measures a block before it is pruned": Mutant(
-        "one-pass", "passes/one", around(replay, "one_pass", dense_in_one_pass)
+        "one-pass", "passes/one", around(block_grams, "one_pass", dense_in_one_pass)
     ),
     "one pass leaves the stream behind": Mutant(
-        "one-pass", "passes/one", around(replay, "one_pass", one_block_for_all)
+        "one-pass", "passes/one", around(block_grams, "one_pass", one_block_for_all)
     ),
     "another seed": Mutant(
         "wanda",
         "text/calibration",
-        around(corpora, "calibration_tokens", lambda f, *a, seed, **m: f(*a, seed=seed + 1, **m)),
+        around(
+            corpora,
+            "calibration_tokens",
+            lambda f, *a, seed, **m: f(*a, seed=seed + 1, **m),
+        ),
     ),
     "documents joined without an end": Mutant(
         "wanda",
         "text/calibration",
-        around(corpora, "_joined", lambda f, texts, tokenizer: f(["".join(texts)], tokenizer)),
+        around(
+            corpora,
+            "_joined",
+            lambda f, texts, tokenizer: f(["".join(texts)], tokenizer),
+        ),
     ),
     # what is pruned and what is measured
     "one layer stays dense": Mutant(
-        GRAD, "methods/wanda-60", around(blocks, "write_weight", one_stays_dense)
+        GRAD, "methods/wanda-60", around(loop, "write_weight", one_stays_dense)
     ),
     "the error is not squared": Mutant(
         "wanda",
         "methods/wanda-60",
         around(registry, "relative_error", lambda f, *args: f(*args) ** 0.5),
     ),
-    "no start token": Mutant("dense", "text/files", around(corpora, "_tokenise", without_start)),
+    "no start token": Mutant(
+        "dense", "text/files", around(corpora, "_tokenise", without_start)
+    ),
     "windows do not begin with the start token": Mutant(
-        "dense", "evaluate/perplexity", around(evaluate, "with_start", lambda f, rows, *_: rows)
+        "dense",
+        "evaluate/perplexity",
+        around(evaluate, "with_start", lambda f, rows, *_: rows),
     ),
     "a window left out": Mutant(
         "dense",
@@ -259,22 +330,30 @@ MUTANTS: dict[str, Mutant] = {
     ),
     # beyond the layers
     "the guide's range is a third": Mutant(
-        "guide", "allocation/guide", default(allocate.guide, spread=0.1)
+        "guide", "allocation/guide", default(allocation.guide, spread=0.1)
     ),
     "the guide reads one sequence": Mutant(
         "guide",
         "allocation/guide",
-        around(allocate, "surveyed", lambda f, model, tokens, *rest: f(model, tokens[:1], *rest)),
+        around(
+            allocation,
+            "surveyed",
+            lambda f, model, tokens, *rest: f(model, tokens[:1], *rest),
+        ),
     ),
     "importance without its root": Mutant(
-        "guide", "allocation/guide", constant(allocate, "POWER", 1.0)
+        "guide", "allocation/guide", constant(allocation, "POWER", 1.0)
     ),
-    "OWL spreads half as far": Mutant("owl", "allocation/owl", default(allocate.owl, spread=0.04)),
+    "OWL spreads half as far": Mutant(
+        "owl", "allocation/owl", default(allocation.owl, spread=0.04)
+    ),
     "the repair at twice its rate": Mutant(
         "recipe", "distil/all", default(distil.distil, rate=1.72e-3)
     ),
     "the repair trains pruned weights too": Mutant(
-        "recipe", "distil/all", around(training, "KeptZeros", lambda *_: contextlib.nullcontext())
+        "recipe",
+        "distil/all",
+        around(training, "KeptZeros", lambda *_: contextlib.nullcontext()),
     ),
     "the repair keeps its last weights": Mutant(
         "spoilt", "distil/nothing", around(distil, "restore", lambda *_: None)
@@ -283,18 +362,26 @@ MUTANTS: dict[str, Mutant] = {
         "recipe",
         "recipe/balanced",
         around(
-            recipe, "distil", lambda f, model, dense, text, **m: f(model, dense, text.flip(0), **m)
+            recipe,
+            "distil",
+            lambda f, model, dense, text, **m: f(model, dense, text.flip(0), **m),
         ),
     ),
     # zero-shot
     "likelihoods of the tokens before": Mutant(
         "zero-shot",
         "zero-shot/openbookqa",
-        around(choices.ContextOnce, "_model_call", lambda f, *a, **m: f(*a, **m).roll(1, 1)),
+        around(
+            scoring.ContextOnce, "_model_call", lambda f, *a, **m: f(*a, **m).roll(1, 1)
+        ),
     ),
     "all choices follow the first context": Mutant(
         "zero-shot",
         "zero-shot/openbookqa",
-        around(Cache, "reorder_cache", lambda f, cache, rows: f(cache, torch.zeros_like(rows))),
+        around(
+            Cache,
+            "reorder_cache",
+            lambda f, cache, rows: f(cache, torch.zeros_like(rows)),
+        ),
     ),
 }

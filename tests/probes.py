@@ -30,11 +30,12 @@ import torch
 from torch import Tensor, nn
 
 import helpers
-from helpers import capture, evaluate, gradient_methods, masks, study
+from helpers import blocks, evaluate, gradient_methods, masks
 from helpers.beyond import recipe, training
 from helpers.data import corpora, tasks
 from helpers.gram import damp, normalise
 from helpers.models import find_blocks
+from helpers.studies import mask_rules, updates
 
 BLOCKS = 2
 SEQUENCES, LENGTH = 8, 128  # of calibration text
@@ -87,7 +88,8 @@ def problem() -> tuple[Tensor, Tensor, Tensor]:
     """A layer's weight, its gram, and the gram of other text."""
     name = "self_attn.k_proj"
     found = [
-        helpers.layer_problems(embedded()[0], text, 1, [name])[name] for text in tokens().chunk(2)
+        helpers.layer_problems(embedded()[0], text, 1, [name])[name]
+        for text in tokens().chunk(2)
     ]
     return *found[0], found[1][1]
 
@@ -97,10 +99,16 @@ class WithStart:
 
     eos_token_id, start = 2, 1
 
-    def __call__(self, text: str | list, add_special_tokens: bool = True, **more: Any) -> dict:
+    def __call__(
+        self, text: str | list, add_special_tokens: bool = True, **more: Any
+    ) -> dict:
         ids = embedded()[1](text, **more)["input_ids"]
         begin = [self.start] * add_special_tokens
-        return {"input_ids": begin + ids if isinstance(text, str) else [begin + i for i in ids]}
+        return {
+            "input_ids": begin + ids
+            if isinstance(text, str)
+            else [begin + i for i in ids]
+        }
 
 
 def digest(*tensors: Tensor) -> str:
@@ -108,7 +116,9 @@ def digest(*tensors: Tensor) -> str:
     found = hashlib.sha256()
     for tensor in tensors:
         found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        found.update(
+            tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return found.hexdigest()[:16]
 
 
@@ -127,12 +137,16 @@ def described(model: nn.Module, report: Any) -> dict[str, Any]:
     """A pruned model, and what is reported of it."""
     fields = ("error", "sparsity", "damping", "dead_inputs", "mask")
     layers = {
-        f"{layer.block}.{layer.name}": {field: getattr(layer, field) for field in fields}
+        f"{layer.block}.{layer.name}": {
+            field: getattr(layer, field) for field in fields
+        }
         for layer in report.layers
     }
     found = {"layers": layers, "weights": weights_of(model), "details": report.details}
     found |= {name: getattr(report, name) for name in ("error", "sparsity", "parity")}
-    return found | {"perplexity": helpers.perplexity(model, pages(), length=64, limit=2)}
+    return found | {
+        "perplexity": helpers.perplexity(model, pages(), length=64, limit=2)
+    }
 
 
 def pruned(blocks: int = BLOCKS, **arguments: Any) -> dict[str, Any]:
@@ -153,7 +167,9 @@ def calibration_text() -> dict[str, Any]:
         ("another seed", embedded()[1], 1),
         ("start token", WithStart(), 0),
     ):
-        drawn = helpers.calibration_tokens("embedded", tokenizer, **DRAW | {"seed": seed})
+        drawn = helpers.calibration_tokens(
+            "embedded", tokenizer, **DRAW | {"seed": seed}
+        )
         identity = helpers.corpus_identity("embedded", drawn, tokenizer=tokenizer)
         found[name] = [digest(drawn), identity]
     return found
@@ -172,13 +188,21 @@ def files_of_text() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for name, content in {
             "a.txt": "A text with an end.\r\nIt has two lines. " * 20,
-            "b.jsonl": "".join(f'{{"text": "Document {n} is short."}}\n' for n in range(40)),
+            "b.jsonl": "".join(
+                f'{{"text": "Document {n} is short."}}\n' for n in range(40)
+            ),
         }.items():
             path = Path(folder, name)
             path.write_text(content, encoding="utf-8")
-            drawn = helpers.calibration_tokens(path, embedded()[1], **DRAW | {"length": 16})
+            drawn = helpers.calibration_tokens(
+                path, embedded()[1], **DRAW | {"length": 16}
+            )
             whole = helpers.evaluation_tokens(path, WithStart())
-            found[name] = [digest(drawn), digest(whole), helpers.corpus_identity(path, drawn)]
+            found[name] = [
+                digest(drawn),
+                digest(whole),
+                helpers.corpus_identity(path, drawn),
+            ]
     return found
 
 
@@ -197,7 +221,11 @@ def selections() -> dict[str, Any]:
     weight, gram, _ = problem()
     real = weight.abs() * gram.diagonal().sqrt()
     found = {}
-    for name, score in {"real": real, "ties": (real * 8).round(), "half": real.bfloat16()}.items():
+    for name, score in {
+        "real": real,
+        "ties": (real * 8).round(),
+        "half": real.bfloat16(),
+    }.items():
         for sparsity in (0.0, 0.37, 0.6, 0.999):
             for budget in masks.BUDGETS:
                 kept = helpers.select(score, sparsity, "unstructured", budget)
@@ -214,7 +242,7 @@ def schedules() -> dict[str, Any]:
     return {
         "cubic": [helpers.cubic_schedule(0.6, step, 15) for step in range(17)],
         "rates": [training.rate_at(step, 64) for step in range(1, 65)],
-        "curve": study.trace_points(200),
+        "curve": updates.trace_points(200),
         "windows": {effort: helpers.windows_of(effort) for effort in recipe.EFFORTS},
     }
 
@@ -258,18 +286,20 @@ def solvers() -> dict[str, Any]:
 
 @probe("studies/update")
 def study_of_updates() -> dict[str, Any]:
-    return study.update_study(*problem(), sparsities=(0.6,), iterations=25)
+    return updates.update_study(*problem(), sparsities=(0.6,), iterations=25)
 
 
 @probe("studies/masks")
 def study_of_masks() -> list[dict[str, Any]]:
-    return study.mask_study(*problem(), sparsities=(0.5, 0.6))
+    return mask_rules.mask_study(*problem(), sparsities=(0.5, 0.6))
 
 
 # --- models ----------------------------------------------------------------------------------
 
 GRAD = dict(method="admm-grad", sparsity=0.6)
-FEW = dict(blocks=1, ignore=["*.mlp.*"])  # the four layers of an attention: a second, not six
+FEW = dict(
+    blocks=1, ignore=["*.mlp.*"]
+)  # the four layers of an attention: a second, not six
 NARROW = dict(blocks=1, ignore=["*.mlp.*", "*.q_proj", "*.o_proj"])  # two small ones
 for name, arguments in {
     "admm/grad-60": GRAD,
@@ -280,10 +310,13 @@ for name, arguments in {
     "admm/released": FEW | GRAD | dict(schedule="released"),
     "admm/budget-output": FEW | GRAD | dict(budget="output"),
     "admm/not-preconditioned": FEW | GRAD | dict(precondition=False),
-    "admm/options": FEW | GRAD | dict(iterations=30, mask_steps=10, rho=2.0, damping=0.05),
+    "admm/options": FEW
+    | GRAD
+    | dict(iterations=30, mask_steps=10, rho=2.0, damping=0.05),
     "methods/magnitude-60": dict(method="magnitude", sparsity=0.6),
     "methods/magnitude-2of4": FEW | dict(method="magnitude", pattern="2:4"),
-    "methods/magnitude-budget": FEW | dict(method="magnitude", sparsity=0.6, budget="output"),
+    "methods/magnitude-budget": FEW
+    | dict(method="magnitude", sparsity=0.6, budget="output"),
     "methods/wanda-60": dict(method="wanda", sparsity=0.6),
     "methods/wanda-2of4": dict(method="wanda", pattern="2:4", blocks=1),
     "methods/wanda-budget": FEW | dict(method="wanda", sparsity=0.6, budget="matrix"),
@@ -291,13 +324,17 @@ for name, arguments in {
     "methods/sparsegpt-few": NARROW | dict(method="sparsegpt", sparsity=0.6),
     "methods/sparsegpt-2of4": dict(method="sparsegpt", pattern="2:4", blocks=1),
     # less text than inputs of `down`: a factor needs damping from the ladder
-    "methods/sparsegpt-ladder": dict(method="sparsegpt", sparsity=0.6, damping=0.0, blocks=1),
+    "methods/sparsegpt-ladder": dict(
+        method="sparsegpt", sparsity=0.6, damping=0.0, blocks=1
+    ),
     "methods/alps-60": FEW | dict(method="alps", sparsity=0.6),
     "methods/alps-2of4": NARROW | dict(method="alps", pattern="2:4"),
     "methods/own": FEW | dict(method="wanda-refit", sparsity=0.6),
     "passes/one": dict(method="wanda", sparsity=0.6, passes=1),
     "passes/batch": FEW | dict(method="wanda", sparsity=0.6, passes=1, batch=3),
-    "passes/bfloat16": dict(method="wanda", sparsity=0.6, precision="bfloat16", blocks=1),
+    "passes/bfloat16": dict(
+        method="wanda", sparsity=0.6, precision="bfloat16", blocks=1
+    ),
     "passes/ignore": dict(method="wanda", sparsity=0.6, ignore=["*.v_proj", "1.mlp.*"]),
 }.items():
     PROBES[name] = functools.partial(pruned, **arguments)
@@ -307,14 +344,17 @@ for name, arguments in {
 def by_importance() -> dict[str, Any]:
     """A sparsity for each layer, and an importance for each output."""
     shapes = {
-        f"0.self_attn.{name}_proj": rows for name, rows in dict(q=576, k=192, v=192, o=576).items()
+        f"0.self_attn.{name}_proj": rows
+        for name, rows in dict(q=576, k=192, v=192, o=576).items()
     }
     drawn = torch.Generator().manual_seed(0)
     return pruned(
         **FEW,
         method="admm-grad",
         sparsity={key: 0.5 + 0.05 * place for place, key in enumerate(shapes)},
-        importance={key: torch.rand(rows, generator=drawn) + 0.5 for key, rows in shapes.items()},
+        importance={
+            key: torch.rand(rows, generator=drawn) + 0.5 for key, rows in shapes.items()
+        },
     )
 
 
@@ -342,7 +382,9 @@ def streamed() -> dict[str, Any]:
         for path in sorted(new.glob("*.safetensors")):
             values |= safetensors.torch.load_file(path)
         return {
-            "weights": {name: digest(tensor) for name, tensor in sorted(values.items())},
+            "weights": {
+                name: digest(tensor) for name, tensor in sorted(values.items())
+            },
             "error": report.error,
             "perplexity": helpers.perplexity(model, pages(), length=64, limit=4),
         }
@@ -351,11 +393,11 @@ def streamed() -> dict[str, Any]:
 @probe("capture")
 def replayed() -> dict[str, Any]:
     model = embedded()[0]
-    calls = capture.capture(model, tokens()[:2])
+    calls = blocks.capture(model, tokens()[:2])
     return {
-        "stream": digest(capture.embed(model, tokens(), 2)),
-        "parity": capture.check_parity(model, calls, tokens()[:2].flip(1)),
-        "norms": digest(capture.stream_norms(model, tokens()[:2])),
+        "stream": digest(blocks.embed(model, tokens(), 2)),
+        "parity": blocks.check_parity(model, calls, tokens()[:2].flip(1)),
+        "norms": digest(blocks.stream_norms(model, tokens()[:2])),
         "identity": helpers.model_identity(model),
     }
 
@@ -380,7 +422,10 @@ def distilled(blocks: int = 1, **settings: Any) -> dict[str, Any]:
     model = fresh(blocks)
     helpers.prune_model(model, tokens(), method="wanda", sparsity=0.6, progress=False)
     report = helpers.distil(model, fresh(blocks), tokens(5, 32), held_out=2, **settings)
-    found = {name: getattr(report, name) for name in ("losses", "held_out", "kept", "warning")}
+    found = {
+        name: getattr(report, name)
+        for name in ("losses", "held_out", "kept", "warning")
+    }
     return found | {"weights": weights_of(model)}
 
 
@@ -402,7 +447,9 @@ def repaired(effort: str, **target: Any) -> dict[str, Any]:
 PROBES["recipe/balanced"] = functools.partial(
     repaired, "balanced", sparsity=0.6, ignore=["*.mlp.*"]
 )
-PROBES["recipe/2of4"] = functools.partial(repaired, "fast", pattern="2:4", ignore=["*.mlp.*"])
+PROBES["recipe/2of4"] = functools.partial(
+    repaired, "fast", pattern="2:4", ignore=["*.mlp.*"]
+)
 
 
 # --- evaluation ------------------------------------------------------------------------------

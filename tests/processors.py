@@ -22,7 +22,9 @@ DEPTHS = ((0, 1), (1, 2), (2, 8), (2, 8))
 @functools.cache
 def known() -> dict[str, Any]:
     """The names of the two processors, and the pairs."""
-    return json.loads(Path(__file__).with_name("two_processors.json").read_text(encoding="utf-8"))
+    return json.loads(
+        Path(__file__).with_name("two_processors.json").read_text(encoding="utf-8")
+    )
 
 
 def records() -> dict[str, tuple[list[Record], list[Record]]]:
@@ -31,7 +33,11 @@ def records() -> dict[str, tuple[list[Record], list[Record]]]:
     for pair in known()["pairs"]:
         for side in (0, 1):
             layers = [
-                {"block": block, "name": name, "error": 1e-2 * (1 if side else 1 + part / 1e6)}
+                {
+                    "block": block,
+                    "name": name,
+                    "error": 1e-2 * (1 if side else 1 + part / 1e6),
+                }
                 for block, parts in enumerate(pair["apart"])
                 for name, part in enumerate(parts)
             ]
@@ -40,7 +46,9 @@ def records() -> dict[str, tuple[list[Record], list[Record]]]:
                 "notebook": pair["run"].partition("--")[0],
                 "name": pair["run"],
                 "parameters": pair["parameters"],
-                "metrics": {name: {"value": v[side], "unit": "1"} for name, v in metrics},
+                "metrics": {
+                    name: {"value": v[side], "unit": "1"} for name, v in metrics
+                },
                 "data": {text: {"tokens": text} for text in pair["data"]},
                 "platform": {"processor": known()["processors"][side]},
                 "layers": layers,
@@ -58,7 +66,11 @@ def kind_of(parameters: dict[str, Any]) -> str:
 @functools.cache
 def pairs_of(kind: str) -> list[dict[str, Any]]:
     """The pairs of a kind that have layers."""
-    return [p for p in known()["pairs"] if kind_of(p["parameters"]) == kind and any(p["apart"])]
+    return [
+        p
+        for p in known()["pairs"]
+        if kind_of(p["parameters"]) == kind and any(p["apart"])
+    ]
 
 
 def rounded(record: Record, dense: float, draw: random.Random) -> Record:
@@ -74,14 +86,25 @@ def rounded(record: Record, dense: float, draw: random.Random) -> Record:
     pair = draw.choice(pairs)
     for layer in moved["layers"]:
         first, behind = DEPTHS[layer["block"]]
-        seen = [part for parts in pair["apart"][first:behind] for part in parts if part is not None]
+        seen = [
+            part
+            for parts in pair["apart"][first:behind]
+            for part in parts
+            if part is not None
+        ]
         layer["error"] *= 1 + draw.choice((-1, 1)) * draw.choice(seen) / 1e6
     there = [pair["metrics"].get("perplexity"), pair["metrics"].get("mean_layer_error")]
     share = abs(math.log(there[0][0] / there[0][1])) / math.log(there[0][1] / 15)
     for name, entry in moved["metrics"].items():
-        if name.startswith("perplexity") and not name.endswith("_dense") and entry["value"] > dense:
+        if (
+            name.startswith("perplexity")
+            and not name.endswith("_dense")
+            and entry["value"] > dense
+        ):
             damage = math.log(entry["value"] / dense)
-            entry["value"] = dense * math.exp(damage * (1 + draw.choice((-1, 1)) * share))
+            entry["value"] = dense * math.exp(
+                damage * (1 + draw.choice((-1, 1)) * share)
+            )
         elif name == "mean_layer_error" and there[1]:
             entry["value"] *= there[1][0] / there[1][1]
     return moved

@@ -29,7 +29,13 @@ from typing import Any, NamedTuple
 
 from helpers.errors import HelpersError, RunError
 from helpers.machine import THREAD_VARIABLES
-from helpers.paths import TABLES_NOTEBOOK, reference_dir, replace_file, results_dir, root
+from helpers.paths import (
+    TABLES_NOTEBOOK,
+    reference_dir,
+    replace_file,
+    results_dir,
+    root,
+)
 from helpers.report import read_records
 from helpers.report.records import SOURCES, processor
 from helpers.report.verdict import COMPUTING, NOT_JUDGED
@@ -57,7 +63,11 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         text = f"{self.name}: {self.earlier!r} earlier, {self.today!r} today"
-        numbers = [v for v in self[1:] if isinstance(v, int | float) and not isinstance(v, bool)]
+        numbers = [
+            v
+            for v in self[1:]
+            if isinstance(v, int | float) and not isinstance(v, bool)
+        ]
         if len(numbers) < 2 or not self.earlier:
             return text
         return f"{text}, relative difference {self.today / self.earlier - 1:+.2g}"
@@ -86,7 +96,9 @@ def prove(wanted: str) -> int:
     head = clean_head()
     commit = commit_of(wanted) if wanted else earlier_commit(records, today)
     with worktree(commit) as tree:
-        say(f"earlier: {commit[:12]}, today: {head[:12]}; about five minutes on two cores")
+        say(
+            f"earlier: {commit[:12]}, today: {head[:12]}; about five minutes on two cores"
+        )
         if not (tree / PROBES).is_file():
             say(
                 f"{commit[:12]} has no probes of its own: it runs today's, as far as its API allows"
@@ -112,10 +124,14 @@ def prove(wanted: str) -> int:
     say(f"the same: {len(before)} values are equal bit for bit ({minutes})")
     if new:
         say(f"{len(new)} values are new, and were not compared")
-    pairs = {name: [code, today[name]] for name, code in earlier.items() if name in today}
+    pairs = {
+        name: [code, today[name]] for name, code in earlier.items() if name in today
+    }
     link(commit, head, pairs, len(before))
     if left := others(records, today) - set().union(*map(equal_to, today.values())):
-        say(f"still of other code: records of {', '.join(sorted(left))}; give their commit as FROM")
+        say(
+            f"still of other code: records of {', '.join(sorted(left))}; give their commit as FROM"
+        )
     return 0
 
 
@@ -180,7 +196,9 @@ def check_environment(records: list[dict[str, Any]]) -> None:
 def git(*arguments: str) -> str:
     """What git answers; subprocess.CalledProcessError where it refuses."""
     command = ["git", "-C", str(root()), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def clean_head() -> str:
@@ -217,7 +235,9 @@ def earlier_commit(records: list[dict[str, Any]], today: Mapping[str, str]) -> s
     for proof in reversed(read_proofs()):
         pairs = proof["equal"].values()
         other = any(
-            today[name] != pair[1] for name, pair in proof["equal"].items() if name in today
+            today[name] != pair[1]
+            for name, pair in proof["equal"].items()
+            if name in today
         )
         if other and any(known & set(pair) for pair in pairs):
             candidates.insert(0, proof["to"])
@@ -255,26 +275,40 @@ def values_of(tree: Path, commit: str) -> dict[str, Any]:
     own = tree / PROBES
     with tempfile.TemporaryDirectory() as folder:
         # one thread: a sum over several has another order on another number of cores
-        variables = os.environ | dict.fromkeys(THREAD_VARIABLES, "1") | {"HF_HUB_OFFLINE": "1"}
+        variables = (
+            os.environ | dict.fromkeys(THREAD_VARIABLES, "1") | {"HF_HUB_OFFLINE": "1"}
+        )
         # first of all places, so that both runs import the package of their own checkout
-        variables |= {"PYTHONPATH": str(tree), "PRUNING_RESULTS": folder, "PRUNING_RUNS": ""}
+        variables |= {
+            "PYTHONPATH": str(tree),
+            "PRUNING_RESULTS": folder,
+            "PRUNING_RUNS": "",
+        }
 
         def run(*arguments: str) -> str:
             command = [sys.executable, *arguments]
-            done = subprocess.run(command, cwd=tree, env=variables, capture_output=True, text=True)
+            done = subprocess.run(
+                command, cwd=tree, env=variables, capture_output=True, text=True
+            )
             if done.returncode:
                 lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
-                raise RunError(f"{commit[:12]}: {' '.join(arguments)} ended in: {lines[-1]}")
+                raise RunError(
+                    f"{commit[:12]}: {' '.join(arguments)} ended in: {lines[-1]}"
+                )
             return done.stdout
 
         values = json.loads(run(str(own if own.is_file() else root() / PROBES)))
         if Path(values.pop("package")) != tree / "helpers":
-            raise RunError(f"the probes of {commit[:12]} imported another checkout's helpers")
+            raise RunError(
+                f"the probes of {commit[:12]} imported another checkout's helpers"
+            )
         run("-m", "helpers", "run", "--plan", PLAN, "--jobs", "1")
         records = read_records(Path(folder, PLAN, "records"))
     for record in records:
         if record["git"]["commit"] != commit:
-            raise RunError(f"plan {PLAN} ran {record['git']['commit']} instead of {commit}")
+            raise RunError(
+                f"plan {PLAN} ran {record['git']['commit']} instead of {commit}"
+            )
         name = f"{PLAN}/{record['notebook']}--{record['name']}"
         values |= flat(without_time(record), name)
     return values
@@ -291,10 +325,18 @@ def compare(
     earlier: Mapping[str, Any], today: Mapping[str, Any]
 ) -> tuple[list[Difference], list[Difference], list[str]]:
     """What is missing today, what differs, and the names that only today has."""
-    gone = [Difference(name, earlier[name], None) for name in earlier if name not in today]
-    both = [Difference(name, earlier[name], today[name]) for name in earlier if name in today]
+    gone = [
+        Difference(name, earlier[name], None) for name in earlier if name not in today
+    ]
+    both = [
+        Difference(name, earlier[name], today[name])
+        for name in earlier
+        if name in today
+    ]
     # as text, which has all digits of a float and tells 1 from 1.0 and 0.0 from -0.0
-    unequal = [item for item in both if json.dumps(item.earlier) != json.dumps(item.today)]
+    unequal = [
+        item for item in both if json.dumps(item.earlier) != json.dumps(item.today)
+    ]
     return gone, unequal, [name for name in today if name not in earlier]
 
 

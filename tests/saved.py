@@ -13,7 +13,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 SHARDS = "40KB"  # a block of the tiny Llama
 
 
-def save(folder: Path, family: str = "llama", shards: str = SHARDS, **changes: object) -> Path:
+def save(
+    folder: Path, family: str = "llama", shards: str = SHARDS, **changes: object
+) -> Path:
     """A tiny model of a family as `save_pretrained` writes it, with a tokenizer."""
     fam.build(family, **changes).save_pretrained(folder, max_shard_size=shards)
     tokenizer(folder)
@@ -26,9 +28,13 @@ def tokenizer(folder: Path, *, start: bool = False) -> None:
     tiny = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tiny.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if start:
-        first = processors.TemplateProcessing(single="w1 $A", special_tokens=[("w1", 1)])
+        first = processors.TemplateProcessing(
+            single="w1 $A", special_tokens=[("w1", 1)]
+        )
         tiny.post_processor = first
-    hf.PreTrainedTokenizerFast(tokenizer_object=tiny, unk_token="w0").save_pretrained(folder)
+    hf.PreTrainedTokenizerFast(tokenizer_object=tiny, unk_token="w0").save_pretrained(
+        folder
+    )
 
 
 def loaded(folder: Path, dtype: torch.dtype | str = "auto") -> torch.nn.Module:
@@ -64,7 +70,10 @@ def contents(folder: Path) -> dict[str, object]:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name).tolist() for name in file.keys()}  # noqa: SIM118
-                said = {**file.metadata(), "result": json.loads(file.metadata()["result"])}
+                said = {
+                    **file.metadata(),
+                    "result": json.loads(file.metadata()["result"]),
+                }
             held[path.name] = tensors, timeless(said)
     return held
 

@@ -44,10 +44,14 @@ record = make_record(notebook="x", name="y", parameters=parameters, metrics=metr
 WRITE = "if pattern != 'silent':\n    write_record(record_path, record)"
 
 
-def write_notebook(folder: Path, name: str, cells: list[str], tags: list[list[str]]) -> None:
+def write_notebook(
+    folder: Path, name: str, cells: list[str], tags: list[list[str]]
+) -> None:
     notebook = nbformat.v4.new_notebook()
     for source, labels in zip(cells, tags, strict=True):
-        notebook.cells.append(nbformat.v4.new_code_cell(source, metadata={"tags": labels}))
+        notebook.cells.append(
+            nbformat.v4.new_code_cell(source, metadata={"tags": labels})
+        )
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, folder / f"{name}.ipynb")
 
@@ -72,7 +76,9 @@ class Project:
         assert code == 1 and err.count("\n") == 1, (code, err)
         return err
 
-    def notebook(self, parameters: str, body: str = BODY, name: str = "01_work") -> None:
+    def notebook(
+        self, parameters: str, body: str = BODY, name: str = "01_work"
+    ) -> None:
         cells, tags = [parameters, body, WRITE], [["parameters"], [], []]
         write_notebook(self.folder / "notebooks", name, cells, tags)
 
@@ -86,7 +92,9 @@ class Project:
         return self.folder / "results" / self.plan / name
 
     def files(self) -> list[str]:
-        return sorted(path.name for path in self.result("").rglob("*") if path.is_file())
+        return sorted(
+            path.name for path in self.result("").rglob("*") if path.is_file()
+        )
 
 
 @pytest.fixture
@@ -97,7 +105,9 @@ def project(
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "results"))
     monkeypatch.setattr(plans, "notebooks_dir", lambda: tmp_path / "notebooks")
     for module in (command_line, plans):
-        monkeypatch.setattr(module, "reference_dir", lambda plan: tmp_path / "reference" / plan)
+        monkeypatch.setattr(
+            module, "reference_dir", lambda plan: tmp_path / "reference" / plan
+        )
     return Project(tmp_path, capsys)
 
 
@@ -121,7 +131,11 @@ def wait_for_kernel(*pids: int) -> list[psutil.Process]:
     """All descendants of processes, once a kernel is among them."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        family = [item for pid in pids for item in psutil.Process(pid).children(recursive=True)]
+        family = [
+            item
+            for pid in pids
+            for item in psutil.Process(pid).children(recursive=True)
+        ]
         for item in family:
             with contextlib.suppress(psutil.NoSuchProcess):  # one that has just ended
                 if "ipykernel_launcher" in item.cmdline():

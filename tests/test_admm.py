@@ -45,13 +45,19 @@ def distance(solved: torch.Tensor, expected: np.ndarray, inputs: torch.Tensor) -
     """The largest difference in units of the output, relative to the largest weight there."""
     norms = inputs.double().norm(dim=0).numpy()
     return (
-        np.abs((solved.double().numpy() - expected) * norms).max() / np.abs(expected * norms).max()
+        np.abs((solved.double().numpy() - expected) * norms).max()
+        / np.abs(expected * norms).max()
     )
 
 
 @pytest.mark.parametrize(
     ("damping", "rho", "sparsity", "precondition"),
-    [(0.0, 1.0, 0.3, True), (0.1, 4.0, 0.6, True), (0.7, 1.0, 0.5, True), (0.1, 0.3, 0.5, False)],
+    [
+        (0.0, 1.0, 0.3, True),
+        (0.1, 4.0, 0.6, True),
+        (0.7, 1.0, 0.5, True),
+        (0.1, 0.3, 0.5, False),
+    ],
 )
 def test_many_iterations_reach_the_exact_restricted_optimum(
     damping: float, rho: float, sparsity: float, precondition: bool
@@ -60,7 +66,10 @@ def test_many_iterations_reach_the_exact_restricted_optimum(
     keep = random_keep(weight.shape, sparsity)
     options = dict(rho=rho, damping=damping, precondition=precondition)
     solved = refit(weight, gram_of(inputs), keep, iterations=3000, **options)
-    assert distance(solved.weight, restricted_lstsq(inputs, weight, keep, damping), inputs) < 1e-3
+    assert (
+        distance(solved.weight, restricted_lstsq(inputs, weight, keep, damping), inputs)
+        < 1e-3
+    )
     assert not solved.weight[~keep].any() and solved.damping == damping
     if damping:  # a term that is missing would be seen
         plain = restricted_lstsq(inputs, weight, keep, 0.0)
@@ -71,7 +80,10 @@ def test_many_iterations_reach_the_exact_restricted_optimum(
 def test_exact_least_squares_is_exact(damping: float) -> None:
     inputs, weight = layer(12, 16, 80)
     keep = random_keep(weight.shape, 0.6)
-    keep[0], keep[1] = False, True  # an output with nothing left, and one with everything
+    keep[0], keep[1] = (
+        False,
+        True,
+    )  # an output with nothing left, and one with everything
     gram = inputs.double().T @ inputs.double()
     solved = exact_least_squares(weight.double(), gram, keep, damping=damping)
     expected = restricted_lstsq(inputs, weight, keep, damping)
@@ -86,7 +98,10 @@ def test_exact_least_squares_survives_singular_grams() -> None:
     keep = random_keep(weight.shape)
     solved = exact_least_squares(weight, gram_of(inputs), keep)
     best = torch.from_numpy(restricted_lstsq(inputs, weight, keep, 0.0))
-    assert outputs_error(inputs, weight, solved) <= outputs_error(inputs, weight, best) + 1e-3
+    assert (
+        outputs_error(inputs, weight, solved)
+        <= outputs_error(inputs, weight, best) + 1e-3
+    )
 
 
 # ---------------------------------------------------------------- the paper's loop
@@ -142,7 +157,9 @@ def paper_loop(
 def test_the_loop_to_be_read_is_the_papers(target: str, given: bool, seed: int) -> None:
     inputs, weight = layer(1 + 2 * seed, 8 * (1 + seed % 3), 90, seed)
     groups = tuple(map(int, target.split(":"))) if ":" in target else None
-    options: dict = dict(rho=0.3 + seed / 3, iterations=2 + 3 * seed, mask_steps=3 * seed)
+    options: dict = dict(
+        rho=0.3 + seed / 3, iterations=2 + 3 * seed, mask_steps=3 * seed
+    )
     options = {} if seed == 6 else options  # the paper's
     options["sparsity"] = 0.5 if groups else 0.1 + seed / 8
     if given:
@@ -162,9 +179,14 @@ def test_refit_is_the_papers_loop_on_one_mask(precondition: bool, seed: int) -> 
     inputs, weight = layer(1 + seed, 8 * (1 + seed % 3), 100, seed)
     inputs *= 10.0 ** (3 * (seed % 3 - 1))
     inputs[:, 3] *= seed % 2  # dead, or not
-    keep, gram = random_keep(weight.shape, seed / 11, seed), gram_of(inputs)  # all kept, and none
+    keep, gram = (
+        random_keep(weight.shape, seed / 11, seed),
+        gram_of(inputs),
+    )  # all kept, and none
     options = dict(rho=0.5 + seed / 4, damping=seed / 22, iterations=1 + 2 * seed)
-    expected, _ = paper_loop(weight, gram, keep=keep, precondition=precondition, **options)
+    expected, _ = paper_loop(
+        weight, gram, keep=keep, precondition=precondition, **options
+    )
     solved = refit(weight, gram, keep, precondition=precondition, **options)
     assert torch.equal(solved.keep, keep) and not solved.weight[~keep].any()
     np.testing.assert_allclose(solved.weight.numpy(), expected, rtol=1e-3, atol=1e-3)
@@ -176,7 +198,9 @@ def test_the_defaults_of_refit_are_the_papers() -> None:
     expected, _ = paper_loop(weight, gram, keep=keep)
     assert distance(refit(weight, gram, keep).weight, expected, inputs) < 1e-5
     one_less, _ = paper_loop(weight, gram, keep=keep, iterations=19)
-    assert distance(torch.from_numpy(one_less), expected, inputs) > 1e-4  # which would be seen
+    assert (
+        distance(torch.from_numpy(one_less), expected, inputs) > 1e-4
+    )  # which would be seen
 
 
 @pytest.mark.parametrize(
@@ -194,7 +218,10 @@ def test_the_defaults_of_refit_are_the_papers() -> None:
         # the released code prunes at once where it is unstructured with a budget per matrix only
         (dict(sparsity=0.7, schedule="released"), dict(at_once=True)),
         (dict(pattern="2:4", schedule="released"), dict(sparsity=0.5, groups=(2, 4))),
-        (dict(sparsity=0.7, schedule="released", budget="output"), dict(by_output=True)),
+        (
+            dict(sparsity=0.7, schedule="released", budget="output"),
+            dict(by_output=True),
+        ),
     ],
     ids=str,
 )
@@ -207,12 +234,16 @@ def test_admm_grad_is_the_papers_loop_with_a_growing_mask(
         inputs[:, 5] = 0
         weight[:, 5] *= 100  # so large that only its input can say that it should fall
     gram = gram_of(inputs)
-    shared = {k: v for k, v in options.items() if k not in ("pattern", "schedule", "budget")}
+    shared = {
+        k: v for k, v in options.items() if k not in ("pattern", "schedule", "budget")
+    }
     expected, keep = paper_loop(weight, gram, **shared, **reference)
     solved = admm_grad(weight, gram, **options)
     assert np.array_equal(solved.keep.numpy(), keep)
     assert not dead or not keep[:, 5].any()
-    assert distance(solved.weight, expected, inputs) < (1e-4 if "precondition" in options else 3e-5)
+    assert distance(solved.weight, expected, inputs) < (
+        1e-4 if "precondition" in options else 3e-5
+    )
 
 
 def test_a_mask_that_is_given_needs_no_mask_steps() -> None:
@@ -241,7 +272,11 @@ def test_the_trace_sees_the_schedule() -> None:
     zeros, weights, masks = map(list, zip(*seen.values(), strict=True))
     # by hand for 640 weights: 640·0.6 = 384; t = 1: 384·631/3375 = 71.8;
     # t = 5: 384·19/27 = 270.2; t = 10: 384·26/27 = 369.8
-    assert list(seen) == list(range(1, 21)) and (zeros[0], zeros[4], zeros[9]) == (72, 270, 370)
+    assert list(seen) == list(range(1, 21)) and (zeros[0], zeros[4], zeros[9]) == (
+        72,
+        270,
+        370,
+    )
     assert zeros[14:] == [384] * 6 and zeros == sorted(zeros)
     # the mask stays after the mask steps, and the last one and its weights are the answer
     assert all(torch.equal(mask, solved.keep) for mask in masks[14:])
@@ -251,8 +286,12 @@ def test_the_trace_sees_the_schedule() -> None:
 # ---------------------------------------------------------------- numbers that are too large
 
 
-@pytest.mark.parametrize("solve", [refit, lambda w, g, _: admm_grad(w, g, sparsity=0.5)])
-def test_finite_numbers_whose_products_are_not_give_no_answer(solve, one_line_error) -> None:
+@pytest.mark.parametrize(
+    "solve", [refit, lambda w, g, _: admm_grad(w, g, sparsity=0.5)]
+)
+def test_finite_numbers_whose_products_are_not_give_no_answer(
+    solve, one_line_error
+) -> None:
     inputs, weight = layer()
     with one_line_error(NonFinite, "too large"):
         solve(1e37 * weight, 1e4 * gram_of(inputs), random_keep(weight.shape))
@@ -267,15 +306,21 @@ def test_layers_of_one_input_share_one_factorisation(monkeypatch) -> None:
     matrix, count, factor = gram_of(inputs), [], torch.linalg.cholesky_ex
     alone = [admm_grad(w, matrix, sparsity=0.5).weight for w in (weight, other)]
     monkeypatch.setattr(
-        torch.linalg, "cholesky_ex", lambda *a, **k: (count.append(1), factor(*a, **k))[1]
+        torch.linalg,
+        "cholesky_ex",
+        lambda *a, **k: (count.append(1), factor(*a, **k))[1],
     )
     gram = Gram.of(matrix)
     together = [admm_grad(w, gram, sparsity=0.5).weight for w in (weight, other)]
     assert len(count) == 1 and all(map(torch.equal, alone, together))
     for option in (dict(damping=0.2), dict(rho=2.0), dict(precondition=False)):
         admm_grad(weight, gram, sparsity=0.5)
-        shared = admm_grad(weight, gram, sparsity=0.5, **option).weight  # another system
-        assert torch.equal(shared, admm_grad(weight, matrix, sparsity=0.5, **option).weight)
+        shared = admm_grad(
+            weight, gram, sparsity=0.5, **option
+        ).weight  # another system
+        assert torch.equal(
+            shared, admm_grad(weight, matrix, sparsity=0.5, **option).weight
+        )
     gram.add(inputs)  # with more text it is another gram
     more = admm_grad(weight, gram, sparsity=0.5, precondition=False).weight
     alone = admm_grad(weight, gram.matrix, sparsity=0.5, precondition=False).weight

@@ -9,15 +9,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from helpers import prune_model
-from helpers.beyond import allocate
-from helpers.beyond.allocate import guide, owl, share_out
+from helpers.beyond import allocation
+from helpers.beyond.allocation import guide, owl, share_out
 from helpers.errors import BadParameter, NonFinite
 from helpers.models import find_blocks, find_layers, read_weight
 
 OUTLIERS = 2.5  # tiny random layers have no score of 5 times the mean
 
 
-def shares_of(rule: str, model: nn.Module, tokens: Tensor, **target: object) -> dict[str, float]:
+def shares_of(
+    rule: str, model: nn.Module, tokens: Tensor, **target: object
+) -> dict[str, float]:
     if rule == "owl":
         return owl(model, tokens, outliers=OUTLIERS, **target)
     return guide(model, tokens, **target).sparsity
@@ -32,7 +34,9 @@ def float64(*numbers: float) -> Tensor:
 
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2", "phi"])
 @pytest.mark.parametrize("rule", ["owl", "guide"])
-def test_the_zeros_of_the_pruned_model_are_as_many_as_wanted(family: str, rule: str) -> None:
+def test_the_zeros_of_the_pruned_model_are_as_many_as_wanted(
+    family: str, rule: str
+) -> None:
     model, tokens = fam.build(family), fam.random_tokens()
     # a sparsity that nothing divides, so that every layer's share is rounded
     sparsity, before = 0.6180339, fam.snapshot(model)
@@ -50,11 +54,19 @@ def test_the_zeros_of_the_pruned_model_are_as_many_as_wanted(family: str, rule: 
 
 
 def test_sharing_out_by_hand() -> None:
-    sizes, none, wishes = float64(10, 10, 5), float64(0, 0, 0), float64(0.45, 0.25, 0.35)
+    sizes, none, wishes = (
+        float64(10, 10, 5),
+        float64(0, 0, 0),
+        float64(0.45, 0.25, 0.35),
+    )
     # 4.5 + 2.5 + 1.75 zeros and t = 0.01: of 4.6, 2.6 and 1.8 two are rounded up
     assert share_out(sizes, lambda t: wishes + t, 9, none, sizes - 1) == [4, 3, 2]
     # the second layer may not lose more than 3: the others make up for it
-    assert share_out(sizes, lambda t: wishes + t, 16, none, float64(9, 3, 4)) == [9, 3, 4]
+    assert share_out(sizes, lambda t: wishes + t, 16, none, float64(9, 3, 4)) == [
+        9,
+        3,
+        4,
+    ]
     # a curve that jumps past the number: all layers go the same part of the way
     jump = lambda t: float64(0.2, 0.2, 0.2) if t < 1 else float64(0.8, 0.8, 0.8)  # noqa: E731
     assert share_out(sizes, jump, 12, none, sizes - 1) == [5, 5, 2]
@@ -69,7 +81,9 @@ def test_owl_by_hand() -> None:
     ratios = []
     for index in range(2):
         scores = [
-            (model.get_submodule(name).weight.abs() * inputs[name].norm(dim=0)).flatten()
+            (
+                model.get_submodule(name).weight.abs() * inputs[name].norm(dim=0)
+            ).flatten()
             for name in fam.pruned_names("llama")
             if f"layers.{index}." in name
         ]
@@ -91,8 +105,8 @@ def test_fishers_costs_are_those_of_the_gradients(name: str) -> None:
     for row in tokens:
         loss = model(row[None], labels=row[None]).loss * (len(row) - 1)
         squares += torch.autograd.grad(loss, parameter)[0] ** 2
-    with allocate.surveyed(model, tokens, None) as survey:
-        curve, at = allocate.fisher(survey), list(survey.layers).index(f"1.{name}")
+    with allocation.surveyed(model, tokens, None) as survey:
+        curve, at = allocation.fisher(survey), list(survey.layers).index(f"1.{name}")
     order = survey.score(f"1.{name}").flatten().argsort(stable=True)
     terms = (squares * parameter.detach() ** 2).T.flatten()[order].double()
     # a place of the order belongs to the part place · 100 // places; the cost of a part is never
@@ -114,30 +128,39 @@ def test_fishers_costs_are_those_of_the_gradients(name: str) -> None:
 @pytest.mark.parametrize("kind", ["distinct", "ties", "one value", "fewer than parts"])
 def test_levels_are_those_of_a_stable_sort(kind: str) -> None:
     score = torch.rand(40, 60)
-    score = {"ties": (7 * score).round(), "one value": score * 0, "distinct": score}.get(
-        kind, score[:1]
-    )
+    score = {
+        "ties": (7 * score).round(),
+        "one value": score * 0,
+        "distinct": score,
+    }.get(kind, score[:1])
     order = score.flatten().argsort(stable=True)
     expected = torch.empty(len(order), dtype=torch.uint8)
     expected[order] = (torch.arange(len(order)) * 100 // len(order)).to(torch.uint8)
-    assert torch.equal(allocate.levels_of(score), expected.view(score.shape))
+    assert torch.equal(allocation.levels_of(score), expected.view(score.shape))
 
 
 def test_levels_take_no_memory_for_places() -> None:
     """Nothing larger than the scores is made: places, int64, take 8 bytes a weight."""
     score = torch.rand(400, 600)
     with torch.profiler.profile(profile_memory=True) as profile:
-        allocate.levels_of(score)
-    assert max(event.self_cpu_memory_usage for event in profile.events()) <= 4 * score.numel()
+        allocation.levels_of(score)
+    assert (
+        max(event.self_cpu_memory_usage for event in profile.events())
+        <= 4 * score.numel()
+    )
 
 
-@pytest.mark.parametrize(("family", "name"), [("llama", "mlp.up_proj"), ("gpt2", "mlp.c_fc")])
+@pytest.mark.parametrize(
+    ("family", "name"), [("llama", "mlp.up_proj"), ("gpt2", "mlp.c_fc")]
+)
 def test_importance_is_the_slope_of_each_output(family: str, name: str) -> None:
     # one layer by hand, from autograd's own gradients of each sequence
     model, tokens = fam.build(family), fam.random_tokens(sequences=3)
     layer = find_layers(find_blocks(model)[1])[name]
     inputs, gradients, slopes = [], [], torch.zeros(read_weight(layer).shape[0])
-    hook = layer.register_forward_pre_hook(lambda _l, args: inputs.append(args[0].detach()))
+    hook = layer.register_forward_pre_hook(
+        lambda _l, args: inputs.append(args[0].detach())
+    )
     for row in tokens:
         logits = model(input_ids=row[None]).logits[0, :-1]
         loss = functional.cross_entropy(logits, row[1:], reduction="sum")
@@ -149,7 +172,9 @@ def test_importance_is_the_slope_of_each_output(family: str, name: str) -> None:
         slopes += (gradient / norms).square().mean(1)
     expected = slopes.sqrt().sqrt()  # r to the power 0.5
     importance = guide(model, tokens, sparsity=0.6).importance[f"1.{name}"]
-    torch.testing.assert_close(importance, expected / expected.mean(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        importance, expected / expected.mean(), rtol=1e-3, atol=1e-4
+    )
 
 
 # ---------------------------------------------------------------- the model stays as it was
@@ -191,7 +216,11 @@ def test_the_model_is_left_as_it_was(rule: str, stopped: bool) -> None:
         ("owl", {"outliers": 0}, "outliers 0"),
         ("owl", {"spread": -1}, "spread -1"),
         ("owl", {"sparsity": 60}, "sparsity 60"),
-        ("owl", {"sparsity": 0.9999}, "sparsity 0.9999"),  # no weight would stay in some layer
+        (
+            "owl",
+            {"sparsity": 0.9999},
+            "sparsity 0.9999",
+        ),  # no weight would stay in some layer
         ("guide", {"tokens": None}, "tokens"),
         ("guide", {"tokens": torch.full((2, 1), 5)}, "2 tokens"),
     ],
@@ -204,7 +233,10 @@ def test_bad_requests(rule: str, change: dict, words: str, one_line_error) -> No
 
 def test_models_with_numbers_that_are_not_finite(one_line_error) -> None:
     tokens = fam.random_tokens()
-    for weight, words in (("mlp.down_proj", "block 1"), ("input_layernorm", "1.self_attn.q")):
+    for weight, words in (
+        ("mlp.down_proj", "block 1"),
+        ("input_layernorm", "1.self_attn.q"),
+    ):
         model = fam.build("llama")
         with torch.no_grad():
             model.model.layers[1].get_submodule(weight).weight.fill_(math.nan)

@@ -59,18 +59,26 @@ def plain_alps(
     ],
     ids=str,
 )  # fmt: skip
-def test_the_mask_is_that_of_the_papers_loop(target: dict, groups, options: dict) -> None:
+def test_the_mask_is_that_of_the_papers_loop(
+    target: dict, groups, options: dict
+) -> None:
     inputs, weight = layer(24, 32, 200)
     gram = gram_of(inputs)
     result = METHODS["alps"](weight, gram, **target, **options)
-    expected, made = plain_alps(inputs, weight, target.get("sparsity", 0.5), groups, **options)
+    expected, made = plain_alps(
+        inputs, weight, target.get("sparsity", 0.5), groups, **options
+    )
     assert np.array_equal(result.keep.numpy(), expected)
-    assert made == 7 if options.get("iterations") else made > 20, "the penalty has to rise"
+    assert made == 7 if options.get("iterations") else made > 20, (
+        "the penalty has to rise"
+    )
     norms = inputs.norm(dim=0).double().numpy()
     one_shot = masked(np.abs(weight.double().numpy() * norms), target.get("sparsity", 0.5),
                       groups, False)  # fmt: skip
     assert not np.array_equal(expected, one_shot)  # so the test can fail
     damping = options.get("damping", 0.01)
     solved = exact_least_squares(weight, gram, result.keep, damping=damping)
-    best, reached = (objective(weight, w, gram, damping) for w in (solved, result.weight))
+    best, reached = (
+        objective(weight, w, gram, damping) for w in (solved, result.weight)
+    )
     assert reached <= 1.001 * best and result.damping == damping

@@ -18,7 +18,10 @@ from safetensors.numpy import save_file
 from helpers.data import assets
 from helpers.errors import FileError
 
-WEIGHTS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.float32)}
+WEIGHTS = {
+    "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "b": np.ones(2, np.float32),
+}
 TEXT = b"a small text\n" * 50
 WHEEL = "downloads/small_pack-1.0-py3-none-any.whl"
 ONE = "assets/small-pack-1.0/pack/one.txt"
@@ -30,7 +33,9 @@ def sha256(data: bytes) -> str:
 
 
 def files_below(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def damage(path: Path, content: bytes) -> None:
@@ -52,7 +57,9 @@ def shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     both = one | {"two": ("pack/sub/two.txt", sha256(b"two"))}
     known = {"one": assets.Asset(*pin, one, ""), "both": assets.Asset(*pin, both, "")}
     monkeypatch.setattr(assets, "ASSETS", known)
-    state = SimpleNamespace(cache=cache, calls=[], code=0, stderr="", data=source.read_bytes())
+    state = SimpleNamespace(
+        cache=cache, calls=[], code=0, stderr="", data=source.read_bytes()
+    )
 
     def pip(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         assert {"--no-deps", "--require-hashes", "--only-binary"} < set(command)
@@ -92,11 +99,15 @@ def test_what_is_damaged_is_made_good(
     assert (shop.cache / WHEEL).read_bytes() == shop.data
 
 
-def test_damage_without_wheel_or_network_is_an_error(shop: SimpleNamespace, one_line_error) -> None:
+def test_damage_without_wheel_or_network_is_an_error(
+    shop: SimpleNamespace, one_line_error
+) -> None:
     damage(assets.fetch_asset("one"), b"?")
     (shop.cache / WHEEL).unlink()
     shop.code = 1
-    shop.stderr = "WARNING: Retrying\nERROR: no versions found\nERROR: No matching distribution\n"
+    shop.stderr = (
+        "WARNING: Retrying\nERROR: no versions found\nERROR: No matching distribution\n"
+    )
     shop.data = b"half a whe"
     with one_line_error(FileError, "(no versions found)", "PRUNING_CACHE"):
         assets.fetch_asset("one")
@@ -107,7 +118,9 @@ def test_damage_without_wheel_or_network_is_an_error(shop: SimpleNamespace, one_
 
 
 @pytest.fixture
-def converter(shop: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def converter(
+    shop: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> SimpleNamespace:
     """Stand-in for the conversion, which takes 15 seconds: how often it ran, what it does first."""
     state = SimpleNamespace(runs=0, first=lambda folder: None, write=None)
 
@@ -126,14 +139,18 @@ def converter(shop: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleN
 
     lines = b"a float32 (2, 3)\n" + WEIGHTS["a"].tobytes()
     lines += b"b float32 (2,)\n" + WEIGHTS["b"].tobytes()
-    model = assets.EmbeddedModel(("one", "one"), "joined.gguf", "5" * 64, sha256(lines), (), "")
+    model = assets.EmbeddedModel(
+        ("one", "one"), "joined.gguf", "5" * 64, sha256(lines), (), ""
+    )
     monkeypatch.setattr(assets, "MODELS", {"embedded": model})
     monkeypatch.setattr(assets, "_convert", convert)
     state.write = state.usual = write
     return state
 
 
-def test_the_model_is_converted_once(shop: SimpleNamespace, converter: SimpleNamespace) -> None:
+def test_the_model_is_converted_once(
+    shop: SimpleNamespace, converter: SimpleNamespace
+) -> None:
     folder = assets.embedded_model_folder()
     assert folder == shop.cache / "models/joined-555555555555-float32"
     files = {"model.safetensors", "config.json", "sha256.json"}
@@ -145,7 +162,11 @@ def test_the_model_is_converted_once(shop: SimpleNamespace, converter: SimpleNam
 
 @pytest.mark.parametrize(
     ("file", "content"),
-    [("model.safetensors", b"WEIGHTS"), ("model.safetensors", None), ("sha256.json", b'{"mod')]
+    [
+        ("model.safetensors", b"WEIGHTS"),
+        ("model.safetensors", None),
+        ("sha256.json", b'{"mod'),
+    ]
     + [("config.json", b'{"x": 1}'), ("config.json", None)],
 )
 def test_a_damaged_conversion_is_done_again(
@@ -204,11 +225,17 @@ def test_the_real_conversion_agrees_with_the_gguf_library() -> None:
     except FileError as error:
         pytest.skip(str(error))
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(source).tensors}
-    pairs = {"ffn_down": "mlp.down_proj", "ffn_gate": "mlp.gate_proj", "attn_v": "self_attn.v_proj"}
+    pairs = {
+        "ffn_down": "mlp.down_proj",
+        "ffn_gate": "mlp.gate_proj",
+        "attn_v": "self_attn.v_proj",
+    }
     with safe_open(folder / "model.safetensors", framework="pt") as stored:
         assert {stored.get_slice(name).get_dtype() for name in stored.keys()} == {"F32"}  # noqa: SIM118
         for theirs, ours in pairs.items():
             packed = tensors[f"blk.7.{theirs}.weight"]
-            expected = torch.from_numpy(gguf.dequantize(packed.data, packed.tensor_type))
+            expected = torch.from_numpy(
+                gguf.dequantize(packed.data, packed.tensor_type)
+            )
             found = stored.get_tensor(f"model.layers.7.{ours}.weight")
             assert torch.equal(found, expected.reshape(found.shape))

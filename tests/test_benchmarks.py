@@ -33,14 +33,20 @@ def test_runs_alternate_and_the_warm_up_is_not_counted() -> None:
         return wait
 
     runs = {"a": run("a", 9, 1, 2, 3), "b": run("b", 9, 4, 4, 4)}
-    seconds = timing.interleaved(runs, 3, before=run("-", *[100] * 8), clock=lambda: now)
+    seconds = timing.interleaved(
+        runs, 3, before=run("-", *[100] * 8), clock=lambda: now
+    )
     assert order == "-b-a" + "-a-b" + "-b-a" + "-a-b"
     assert seconds == {"a": [1, 2, 3], "b": [4, 4, 4]}
 
 
 def test_a_ratio_is_taken_within_a_round() -> None:
     # the machine is ten times slower in the second round: the ratio does not see it
-    seconds = {"ours": [3.0, 30.0, 3.0], "products": [1.0, 10.0, 1.0], "inverse": [1.0, 10.0, 0.5]}
+    seconds = {
+        "ours": [3.0, 30.0, 3.0],
+        "products": [1.0, 10.0, 1.0],
+        "inverse": [1.0, 10.0, 0.5],
+    }
     ratio = timing.ratio(seconds, "ours", "products", "inverse")
     assert ratio["median"] == ratio["min"] == 1.5 and ratio["max"] == 2.0
     assert ratio["q3"] == 1.75 and ratio["repeats"] == 3
@@ -54,7 +60,9 @@ def test_the_published_path_prunes_a_model_as_ours_does() -> None:
     tokens = problems.random_tokens(first, 4, 64)
     plain: list[tuple[float, int]] = []
 
-    def done(name: str, weight: torch.Tensor, new: torch.Tensor, gram: torch.Tensor) -> None:
+    def done(
+        name: str, weight: torch.Tensor, new: torch.Tensor, gram: torch.Tensor
+    ) -> None:
         plain.append((relative_error(weight, new, gram), int((new == 0).sum())))
 
     published.prune(first, tokens, 0.6, done)
@@ -86,14 +94,21 @@ def test_the_page_says_what_is_of_earlier_code() -> None:
     page = (folder / "bench.md").read_text(encoding="utf-8")
     assert page == to_page(record), "run python -m benchmarks --page"
     entries = record["benchmarks"]
-    earlier = {name for name, entry in entries.items() if entry["code"] != timed_code(name)}
+    earlier = {
+        name for name, entry in entries.items() if entry["code"] != timed_code(name)
+    }
     sections = dict(zip(entries, page.split("\n## ")[1:], strict=True))
     assert {name for name, text in sections.items() if EARLIER in text} == earlier
-    for path in [*(root() / "notebooks").glob("*.ipynb"), *(root() / "docs").glob("*.md")]:
+    for path in [
+        *(root() / "notebooks").glob("*.ipynb"),
+        *(root() / "docs").glob("*.md"),
+    ]:
         text = path.read_text(encoding="utf-8")
         for name, behind in re.findall(r"bench\.md(?:#(\w+))?\)(.{0,60})", text):
             assert name in entries, f"{path.name} does not say which benchmark it cites"
-            assert ("earlier code" in behind) == (name in earlier), f"{path.name} cites {name}"
+            assert ("earlier code" in behind) == (name in earlier), (
+                f"{path.name} cites {name}"
+            )
 
 
 def test_what_is_timed_is_there(tmp_path: Path) -> None:

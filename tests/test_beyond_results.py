@@ -18,7 +18,9 @@ RUNS = [
     repaired("admm-grad", "60 %", 80.0, 40.0),
     repaired("admm-grad", "60 %", 88.0, 44.0, seed=1),
     repaired("admm-grad", "60 %", 80.0, 60.0, windows=8, seconds=(0.0, 100.0, 30.0)),
-    repaired("admm-grad", "60 %", 75.0, 38.0, allocation="owl", seconds=(10.0, 100.0, 290.0)),
+    repaired(
+        "admm-grad", "60 %", 75.0, 38.0, allocation="owl", seconds=(10.0, 100.0, 290.0)
+    ),
     repaired("sparsegpt", "60 %", 120.0, 50.0, seconds=(0.0, 80.0, 320.0)),
     repaired("admm-grad", "2:4", 90.0, 45.0),
 ]
@@ -40,7 +42,10 @@ def test_rows_are_pipelines_and_columns_targets() -> None:
     assert pd.isna(spread.loc["admm-grad + distil (8)", "60 %"])
     assert pd.isna(table.loc["sparsegpt", "2:4"])
     web, _ = perplexity_table(pipeline_frame(RUNS), "perplexity_web")
-    assert web.loc["admm-grad + distil (64)", "60 %"] == 84.0 and web.loc["dense", "2:4"] == 40.0
+    assert (
+        web.loc["admm-grad + distil (64)", "60 %"] == 84.0
+        and web.loc["dense", "2:4"] == 40.0
+    )
 
 
 def test_gains_are_those_against_admm_grad_of_the_same_seed() -> None:
@@ -56,7 +61,9 @@ def test_gains_are_those_against_admm_grad_of_the_same_seed() -> None:
     times = table["60 %, seconds / ADMM-Grad's"]
     assert times["admm-grad"] == 1.0 and times["admm-grad + distil (64)"] == 4.0
     assert times["admm-grad, owl + distil (64)"] == pytest.approx(4.0)
-    assert times["sparsegpt"] == pytest.approx(0.8)  # in the seconds of ADMM-Grad's own runs
+    assert times["sparsegpt"] == pytest.approx(
+        0.8
+    )  # in the seconds of ADMM-Grad's own runs
     assert table.loc["sparsegpt + distil (64)", "60 %, seconds"] == 400.0
     assert pd.isna(table.loc["admm-grad", "peak memory (GB)"])  # no run ended there
     # once a run was timed alone, the seconds of others do not count
@@ -80,14 +87,20 @@ def test_seconds_are_compared_on_one_kind_of_machine() -> None:
     """A run without a baseline of its own takes those of its target on its kind of machine."""
 
     def there(processor: str, seconds: float, **parameters: Any) -> dict[str, Any]:
-        record = repaired("admm-grad", "60 %", 80.0, seconds=(0.0, seconds, 0.0), **parameters)
+        record = repaired(
+            "admm-grad", "60 %", 80.0, seconds=(0.0, seconds, 0.0), **parameters
+        )
         return record | {"platform": {"processor": processor}}
 
     slow = [there("slow", seconds) for seconds in (90.0, 110.0)]
     slow.append(there("slow", 200.0, seed=1))
-    fast = there("fast", 50.0, allocation="owl")  # ADMM-Grad's layers with two passes, too
+    fast = there(
+        "fast", 50.0, allocation="owl"
+    )  # ADMM-Grad's layers with two passes, too
     once = [there(processor, 40.0, passes=1) for processor in ("slow", "fast", "third")]
-    other = there("fast", 40.0, passes=1, seed=1)  # of another seed, where its own has none
+    other = there(
+        "fast", 40.0, passes=1, seed=1
+    )  # of another seed, where its own has none
     pipelines = pipeline_frame([*slow, fast, *once, other])
     found = pipelines[pipelines["pipeline"] == "admm-grad, one pass"]["times"].tolist()
     assert found[:2] == [0.4, 0.8] and math.isnan(found[2]) and found[3] == 0.8
@@ -97,28 +110,45 @@ def test_seconds_are_compared_on_one_kind_of_machine() -> None:
 
 
 def verdict(sentence: str, records: list[dict]) -> Judged:
-    (judged,) = [one for one in claim_verdicts(records) if one.sentence.startswith(sentence)]
+    (judged,) = [
+        one for one in claim_verdicts(records) if one.sentence.startswith(sentence)
+    ]
     return judged
 
 
-def seeds(after: float, repair: float, windows: int, *changes: float, **more: Any) -> list[dict]:
+def seeds(
+    after: float, repair: float, windows: int, *changes: float, **more: Any
+) -> list[dict]:
     """Three seeds at 60 % and one at 70 %, guided, and plain ADMM-Grad, which has 80, at each.
 
     Changes, in percent, at 60 %, and so many seconds more.
     """
-    cells = [("60 %", seed, change) for seed, change in enumerate(changes or (-1.0, 0.0, 1.0))]
+    cells = [
+        ("60 %", seed, change)
+        for seed, change in enumerate(changes or (-1.0, 0.0, 1.0))
+    ]
     records, layers, guide = [], more.get("layers", 60.0), more.get("guide", 0.0)
-    guided = {"allocation": "guide", "guide_sequences": more.get("read", 4), "passes": 1}
+    guided = {
+        "allocation": "guide",
+        "guide_sequences": more.get("read", 4),
+        "passes": 1,
+    }
     for target, seed, change in [*cells, ("70 %", 0, 0.0)]:
         before, end = (value * (1 + change / 100) for value in (layers, after))
         took = {"seconds": (guide + change, 100.0, repair)}
         method = more.get("method", "admm-grad")
-        records.append(repaired(method, target, before, end, seed, windows, **took, **guided))
+        records.append(
+            repaired(method, target, before, end, seed, windows, **took, **guided)
+        )
         records.append(repaired("admm-grad", target, 80.0, seed=seed))
     return [record | {"timed": True} for record in records]
 
 
-HALF, TENTH, START = "Guide and repair", "A guide of two", "With the same guide and repair"
+HALF, TENTH, START = (
+    "Guide and repair",
+    "A guide of two",
+    "With the same guide and repair",
+)
 TWO = {"layers": 66.0, "read": 2}  # ln(80 / 66) / ln 4 = 13.9 %
 
 
@@ -126,15 +156,35 @@ TWO = {"layers": 66.0, "read": 2}  # ln(80 / 66) / ln 4 = 13.9 %
     ("sentence", "records", "expected", "words"),
     [
         # ln(80 / 38) / ln 4 = 54 %; the deviation of one percent is 0.72 %, times 4.303 / √3
-        (HALF, seeds(38.0, 250.0, 64), HOLDS, "60 % closed 54 ± 2 % in 3.50 ± 0.02 times"),
+        (
+            HALF,
+            seeds(38.0, 250.0, 64),
+            HOLDS,
+            "60 % closed 54 ± 2 % in 3.50 ± 0.02 times",
+        ),
         (HALF, seeds(42.0, 250.0, 64), FAILS, "60 % closed 46 ± 2 %"),
         (HALF, seeds(38.0, 350.0, 64), FAILS, "in 4.50"),
         (HALF, seeds(39.8, 250.0, 64), OPEN, "60 % closed 50"),  # within the noise
-        (HALF, seeds(38.0, 250.0, 64)[:6], OPEN, "not run: 70 %"),  # 70 % is part of the sentence
+        (
+            HALF,
+            seeds(38.0, 250.0, 64)[:6],
+            OPEN,
+            "not run: 70 %",
+        ),  # 70 % is part of the sentence
         (HALF, seeds(38.0, 250.0, 64)[2:], OPEN, "2 of 3 seeds"),
         (HALF, seeds(38.0, 250.0, 8), UNTESTED, "needs"),
-        (HALF, [run | {"timed": False} for run in seeds(38.0, 250.0, 64)], OPEN, "a shared m"),
-        (TENTH, seeds(40.0, 9.0, 64, guide=25.0, **TWO)[:6], HOLDS, "60 % closed 14 ± 2 % in 1.25"),
+        (
+            HALF,
+            [run | {"timed": False} for run in seeds(38.0, 250.0, 64)],
+            OPEN,
+            "a shared m",
+        ),
+        (
+            TENTH,
+            seeds(40.0, 9.0, 64, guide=25.0, **TWO)[:6],
+            HOLDS,
+            "60 % closed 14 ± 2 % in 1.25",
+        ),
         (TENTH, seeds(40.0, 9.0, 64, guide=55.0, **TWO), FAILS, "in 1.55"),
     ],
 )
@@ -147,9 +197,17 @@ def test_what_a_repair_closes(
 
 def test_the_better_start_is_better_after_the_same_repair() -> None:
     ours = seeds(40.0, 250.0, 64)
-    outcome = verdict(START, ours + seeds(44.0, 250.0, 64, -1.0, 0.0, 1.2, method="sparsegpt"))
-    assert outcome.verdict == HOLDS and "60 %: −9 ± 0 % against SparseGPT" in outcome.numbers
-    assert verdict(START, ours + seeds(39.0, 250.0, 64, method="sparsegpt")).verdict == FAILS
+    outcome = verdict(
+        START, ours + seeds(44.0, 250.0, 64, -1.0, 0.0, 1.2, method="sparsegpt")
+    )
+    assert (
+        outcome.verdict == HOLDS
+        and "60 %: −9 ± 0 % against SparseGPT" in outcome.numbers
+    )
+    assert (
+        verdict(START, ours + seeds(39.0, 250.0, 64, method="sparsegpt")).verdict
+        == FAILS
+    )
     noisy = seeds(40.4, 250.0, 64, 2.0, -2.0, 1.0, method="sparsegpt")
     assert verdict(START, ours + noisy).verdict == OPEN
     assert verdict(START, ours).verdict == UNTESTED

@@ -14,14 +14,22 @@ import pytest
 from nbformat.v4 import new_output
 
 from helpers import __all__ as public_names
+from helpers.code_hashes import CORE_FOLDERS
 from helpers.paths import notebooks_dir, reference_dir, root
-from helpers.runner.fingerprint import CORE_FOLDERS
 
-pytest.importorskip("myst_nb", reason="the book's packages are not installed: make setup")
+pytest.importorskip(
+    "myst_nb", reason="the book's packages are not installed: make setup"
+)
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # what a browser fetches by itself, unlike the target of a link
-LOADS = {"img": "src", "script": "src", "iframe": "src", "source": "src", "link": "href"}
+LOADS = {
+    "img": "src",
+    "script": "src",
+    "iframe": "src",
+    "source": "src",
+    "link": "href",
+}
 
 
 class Page(HTMLParser):
@@ -48,7 +56,9 @@ def executed(text: str, path: Path) -> None:
     """Write a notebook as a run leaves it: a table, a picture, a widget, and an explorer."""
     notebook = nbformat.read(notebooks_dir() / "04_prune_model.ipynb", as_version=4)
     (cell,) = (cell for cell in notebook.cells if cell.id == "prune")
-    picture = base64.b64encode((reference_dir("full") / "figures" / "perplexity.png").read_bytes())
+    picture = base64.b64encode(
+        (reference_dir("full") / "figures" / "perplexity.png").read_bytes()
+    )
     for data in (
         {"text/markdown": f"| a |\n|---|\n| {text} |"},
         {"image/png": picture.decode()},
@@ -64,15 +74,24 @@ def executed(text: str, path: Path) -> None:
 def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The book on a machine where a part of two plans was run, and a book was made before."""
     results = tmp_path_factory.mktemp("results")
-    for plan, name in [("laptop", "dense"), ("laptop", "admm-grad-60"), ("smoke", "dense")]:
-        executed(f"{name} of {plan}", results / plan / "runs" / f"04_prune_model--{name}.ipynb")
+    for plan, name in [
+        ("laptop", "dense"),
+        ("laptop", "admm-grad-60"),
+        ("smoke", "dense"),
+    ]:
+        executed(
+            f"{name} of {plan}",
+            results / plan / "runs" / f"04_prune_model--{name}.ipynb",
+        )
     executed("broken", results / "laptop" / "runs" / "05_zero_shot--dense.failed.ipynb")
     (results / "laptop" / "verdict.txt").write_text("6 of 7 runs\n\nx  1.0  1.1\n")
     (results / "book").mkdir()
     (results / "book" / "old.html").touch()
     where = dict(cwd=root(), env=os.environ | {"PRUNING_RESULTS": str(results)})
     command = [sys.executable, "-m", "book"]
-    answer = subprocess.run(command, **where, capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        command, **where, capture_output=True, text=True, check=False
+    )
     assert (answer.returncode, answer.stderr) == (0, "")
     assert answer.stdout == f"the book: {results / 'book' / 'index.html'}\n"
     return results / "book"
@@ -87,14 +106,22 @@ def test_pages_load_nothing_from_the_network_and_links_hold(book: Path) -> None:
         for address in page.loads + page.links:
             parts = urlsplit(address)
             if parts.scheme or parts.netloc:
-                assert address not in page.loads or parts.scheme == "data", f"{path}: {address}"
+                assert address not in page.loads or parts.scheme == "data", (
+                    f"{path}: {address}"
+                )
                 continue
-            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            target = (
+                (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            )
             assert target.is_file(), f"{path}: {address}"
             if parts.fragment and target in pages:
-                assert unquote(parts.fragment) in pages[target].ids, f"{path}: {address}"
+                assert unquote(parts.fragment) in pages[target].ids, (
+                    f"{path}: {address}"
+                )
     for path in book.rglob("*.css"):
-        assert not re.search(r"(url\(|@import)\W*(https?:)?//", path.read_text(encoding="utf-8"))
+        assert not re.search(
+            r"(url\(|@import)\W*(https?:)?//", path.read_text(encoding="utf-8")
+        )
 
 
 def test_notebooks_are_shown_as_they_ran_here(book: Path) -> None:
@@ -112,7 +139,12 @@ def test_the_code_is_documented(book: Path) -> None:
         parts = package.glob("[!_]*.py") if package.name in CORE_FOLDERS else []
         names += [f"{package.name}.{part.stem}" for part in parts] or [package.name]
     for name in names:
-        assert f"module-helpers.{name}" in Page(book / "api" / f"helpers.{name}.html").ids
-    assert "helpers.large.prune_checkpoint" in Page(book / "api" / "helpers.large.html").ids
+        assert (
+            f"module-helpers.{name}" in Page(book / "api" / f"helpers.{name}.html").ids
+        )
+    assert (
+        "helpers.large.prune_checkpoint"
+        in Page(book / "api" / "helpers.large.html").ids
+    )
     linked = {link.rpartition(".")[2] for link in Page(book / "code.html").links}
     assert set(public_names) <= linked, "names that README shows"

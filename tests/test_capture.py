@@ -9,8 +9,8 @@ import transformers as hf
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from helpers import capture as cap
-from helpers import replay
+from helpers import block_grams
+from helpers import blocks as cap
 from helpers.errors import BadParameter, UnsupportedModel
 from helpers.gram import Gram
 from helpers.loop import Loop, Team
@@ -28,7 +28,9 @@ def test_encoder_decoders_and_blockless_models_are_refused(one_line_error) -> No
     with one_line_error(UnsupportedModel, "T5"):
         find_blocks(hf.T5ForConditionalGeneration(hf.T5Config(**sizes)))
     model = fam.build("llama")
-    model.model.layers = nn.ModuleDict({"0": model.model.layers[0], "1": model.model.layers[1]})
+    model.model.layers = nn.ModuleDict(
+        {"0": model.model.layers[0], "1": model.model.layers[1]}
+    )
     with one_line_error(UnsupportedModel, "Llama"):
         find_blocks(model)
 
@@ -42,7 +44,9 @@ def test_a_multimodal_model_is_pruned_in_its_text_part() -> None:
                             text_config=text, image_token_index=96)  # fmt: skip
     model = hf.LlavaForConditionalGeneration(config)
     blocks = find_blocks(model)
-    assert "self_attn.q_proj" in find_layers(blocks[0]) and hasattr(blocks[0].mlp, "gate_proj")
+    assert "self_attn.q_proj" in find_layers(blocks[0]) and hasattr(
+        blocks[0].mlp, "gate_proj"
+    )
 
 
 # ---------------------------------------------------------------- replay
@@ -57,21 +61,27 @@ def test_layers_streams_and_grams_are_the_models_own(family: str) -> None:
     names = [f"{known.blocks}.{index}" for index in range(known.depth)]
     inputs = fam.inputs_by_hook(model, [*names, *fam.pruned_names(family)], tokens)
     # arguments recorded with the first sequences hold for others of the same shape
-    captured = cap.capture(model, tokens[:BATCH])
+    captured = cap.record_calls(model, tokens[:BATCH])
     stream = cap.embed(model, tokens, BATCH)
     for name, block, call in zip(names, blocks, captured, strict=True):
-        torch.testing.assert_close(stream.flatten(0, 1), inputs[name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            stream.flatten(0, 1), inputs[name], rtol=0, atol=1e-6
+        )
         before = stream.clone()
-        grams = replay.layer_grams(block, stream, call, BATCH)
+        grams = block_grams.layer_grams(block, stream, call, BATCH)
         assert set(grams) == set(known.layers) and torch.equal(stream, before)
         # one gram for the layers that read the same input
-        different = {tuple(inputs[f"{name}.{layer}"][0].tolist()) for layer in known.layers}
+        different = {
+            tuple(inputs[f"{name}.{layer}"][0].tolist()) for layer in known.layers
+        }
         assert len({id(gram) for gram in grams.values()}) == len(different)
         for layer, gram in grams.items():
             x = inputs[f"{name}.{layer}"].double()
             assert gram.tokens == len(x) == tokens.numel()
             scale = (x.T @ x).abs().max().item()
-            torch.testing.assert_close(gram.matrix.double(), x.T @ x, rtol=1e-4, atol=1e-5 * scale)
+            torch.testing.assert_close(
+                gram.matrix.double(), x.T @ x, rtol=1e-4, atol=1e-5 * scale
+            )
         cap.advance(block, stream, call, BATCH, name)
     assert not torch.allclose(stream, before, atol=1e-2)  # a block does something
     # what leaves the last block is compared as logits
@@ -82,7 +92,7 @@ def test_layers_streams_and_grams_are_the_models_own(family: str) -> None:
 def test_the_gate_stops_a_model_that_cannot_be_replayed(one_line_error) -> None:
     # Gemma-3 alternates sliding and global attention: swapped arguments must not pass.
     model, tokens = fam.build("gemma3"), fam.random_tokens(BATCH)
-    calls = cap.capture(model, tokens)
+    calls = cap.record_calls(model, tokens)
     with one_line_error(UnsupportedModel, "Gemma3ForCausalLM"):
         cap.check_parity(model, [calls[1], calls[0], *calls[2:]], tokens)
 
@@ -93,7 +103,7 @@ def test_the_stream_may_be_passed_by_name(monkeypatch) -> None:
     by_name = lambda self, states, **others: call(self, **others, hidden_states=states)  # noqa: E731
     monkeypatch.setattr(LlamaDecoderLayer, "__call__", by_name)
     model, tokens = fam.build("llama"), fam.random_tokens(BATCH)
-    stream, calls = cap.first_stream(model, tokens), cap.capture(model, tokens)
+    stream, calls = cap.first_stream(model, tokens), cap.record_calls(model, tokens)
     torch.testing.assert_close(stream, model.model.embed_tokens(tokens))
     assert cap.check_parity(model, calls, tokens.flip(1)) < 1e-6
 
@@ -102,31 +112,43 @@ def test_the_stream_may_be_passed_by_name(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(("family", "layer"), [("opt", "fc2"), ("gpt2", "mlp.c_proj")])
-def test_layer_gram_is_that_of_the_dense_model_without_dropout(family: str, layer: str) -> None:
+def test_layer_gram_is_that_of_the_dense_model_without_dropout(
+    family: str, layer: str
+) -> None:
     model, tokens = fam.build(family), fam.random_tokens(5)
     name = f"{fam.FAMILIES[family].blocks}.1.{layer}"
     x = fam.inputs_by_hook(model, [name], tokens)[name].double()
     model.train()
-    weight, gram = replay.layer_problems(model, tokens, 1, [layer])[layer]
+    weight, gram = block_grams.layer_problems(model, tokens, 1, [layer])[layer]
     torch.testing.assert_close(gram.double(), x.T @ x, rtol=1e-4, atol=1e-3)
-    assert torch.equal(weight, fam.matrix_of(model.get_submodule(name))) and model.training
+    assert (
+        torch.equal(weight, fam.matrix_of(model.get_submodule(name))) and model.training
+    )
 
 
 def test_a_layer_that_is_not_there(one_line_error) -> None:
     model, tokens = fam.build("opt"), fam.random_tokens(2)
-    for block, layer, words in ((2, "fc2", "0 to 1"), (-1, "fc2", "-1"), (0, "fc3", "fc2")):
+    for block, layer, words in (
+        (2, "fc2", "0 to 1"),
+        (-1, "fc2", "-1"),
+        (0, "fc3", "fc2"),
+    ):
         with one_line_error(BadParameter, words):
-            replay.layer_problems(model, tokens, block, [layer])
+            block_grams.layer_problems(model, tokens, block, [layer])
 
 
 def test_the_last_step_of_a_layers_gram_is_reported_too() -> None:
     steps: list[tuple[int, int]] = []
     model, tokens = fam.build("opt"), fam.random_tokens(2)
-    replay.layer_problems(model, tokens, 1, ["fc2"], progress=lambda *step: steps.append(step[:2]))
+    block_grams.layer_problems(
+        model, tokens, 1, ["fc2"], progress=lambda *step: steps.append(step[:2])
+    )
     assert steps == [(1, 2), (2, 2)]
 
 
-def test_an_odd_number_of_sequences_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_odd_number_of_sequences_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """All batches have the size of the recorded one, so it has to divide the sequences."""
     model = fam.build("opt")
     for sequences, batch, said in (
@@ -135,7 +157,7 @@ def test_an_odd_number_of_sequences_is_warned_of(caplog: pytest.LogCaptureFixtur
         (31, 4, "32 sequences"),
     ):
         caplog.clear()
-        replay.Replay(model, fam.random_tokens(sequences), batch)
+        block_grams.Replay(model, fam.random_tokens(sequences), batch)
         assert bool(said) == bool(caplog.messages) and said in "".join(caplog.messages)
 
 
@@ -148,7 +170,7 @@ class Filled(Team):
 
 
 def test_grams_are_checked_once_they_are_those_of_all_processes(one_line_error) -> None:
-    class Missed(replay.Replay):
+    class Missed(block_grams.Replay):
         def grams(self, *_: object) -> Iterator[dict[str, Gram]]:
             yield {"experts.1": Gram(4)}
 

@@ -22,7 +22,14 @@ import workers
 from torch import Tensor
 from workers import TOKENS, WANDA
 
-from helpers import METHODS, load_model, masks_of, prune_checkpoint, prune_model, register
+from helpers import (
+    METHODS,
+    load_model,
+    masks_of,
+    prune_checkpoint,
+    prune_model,
+    register,
+)
 from helpers.errors import BadParameter, FileError
 from helpers.large import checkpoint
 from helpers.large.shards import Checkpoint
@@ -42,11 +49,15 @@ def tmp_path() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of three blocks in shards. Not to be changed."""
-    return saved.save(tmp_path_factory.mktemp("llama") / "source", num_hidden_layers=BLOCKS)
+    return saved.save(
+        tmp_path_factory.mktemp("llama") / "source", num_hidden_layers=BLOCKS
+    )
 
 
 @pytest.fixture(scope="module")
-def expected(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+def expected(
+    llama: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, object]:
     """What a run with WANDA, without interruption, writes."""
     to = tmp_path_factory.mktemp("expected") / "pruned"
     prune_checkpoint(llama, to, TOKENS, **WANDA)
@@ -84,14 +95,21 @@ def run(source: Path, to: Path, *, stop: int = 0, **arguments: object) -> list[i
         ("llama", dict(method="wanda", sparsity=0.5, precision="bfloat16", batch=2)),
         ("gemma3", dict(method="wanda", pattern="2:4", dtype="bfloat16")),
         ("gpt2", dict(method="sparsegpt", sparsity=0.6, batch=1)),
-        ("gpt2", dict(method="magnitude", pattern="2:4", dtype="bfloat16", ignore=["*.c_proj"])),
+        (
+            "gpt2",
+            dict(
+                method="magnitude", pattern="2:4", dtype="bfloat16", ignore=["*.c_proj"]
+            ),
+        ),
     ],
     ids=str,
 )
 def test_weights_and_report_are_those_of_prune_model(
     family: str, how: dict, to: Path, tmp_path: Path
 ) -> None:
-    source = saved.save(tmp_path / "source", family, "1GB" if family == "gpt2" else "20KB")
+    source = saved.save(
+        tmp_path / "source", family, "1GB" if family == "gpt2" else "20KB"
+    )
     before = {path.name: path.read_bytes() for path in source.iterdir()}
     report = prune_checkpoint(source, to, TOKENS, **how)
     dtype = how.pop("dtype", "float32")
@@ -101,7 +119,9 @@ def test_weights_and_report_are_those_of_prune_model(
     assert str(pruned.dtype) == f"torch.{dtype}"
     assert pruned.state_dict().keys() == whole.state_dict().keys()
     assert fam.changed(pruned, fam.snapshot(whole)) == set()
-    assert saved.timeless(report.to_dict()) == saved.timeless(usual.to_dict() | {"resumed": 0})
+    assert saved.timeless(report.to_dict()) == saved.timeless(
+        usual.to_dict() | {"resumed": 0}
+    )
     assert report.layers and report.folder == str(to)
     saved.check_index(to)
     modes = {path.stat().st_mode for path in to.iterdir()}
@@ -112,7 +132,9 @@ def test_weights_and_report_are_those_of_prune_model(
     assert json.loads((to / "config.json").read_text())["dtype"] == dtype
     # a zero is the mask
     zeros = sum(int((~keep).sum()) for keep in masks_of(pruned).values())
-    assert zeros == sum(round(row.sparsity * row.shape[0] * row.shape[1]) for row in report.layers)
+    assert zeros == sum(
+        round(row.sparsity * row.shape[0] * row.shape[1]) for row in report.layers
+    )
 
 
 def test_a_checkpoint_of_the_bare_model_with_a_sparsity_for_each_layer(
@@ -122,10 +144,14 @@ def test_a_checkpoint_of_the_bare_model_with_a_sparsity_for_each_layer(
     whole, source = fam.build("gpt2"), tmp_path / "source"
     whole.transformer.save_pretrained(source)
     names = fam.FAMILIES["gpt2"].layers
-    asked = {f"{i}.{name}": (i + n) / 10 for i in range(2) for n, name in enumerate(names)}
+    asked = {
+        f"{i}.{name}": (i + n) / 10 for i in range(2) for n, name in enumerate(names)
+    }
     run(source, to, stop=len(names) + 1, sparsity=asked)
     with pytest.raises(FileError):
-        prune_checkpoint(source, to, TOKENS, **WANDA | {"sparsity": asked | {f"1.{names[0]}": 0.9}})
+        prune_checkpoint(
+            source, to, TOKENS, **WANDA | {"sparsity": asked | {f"1.{names[0]}": 0.9}}
+        )
     # another order of the same names is the same request
     assert run(source, to, sparsity=dict(reversed(asked.items()))) == [1]
     prune_model(whole, TOKENS, **WANDA | {"sparsity": asked})
@@ -137,7 +163,9 @@ def test_a_checkpoint_of_the_bare_model_with_a_sparsity_for_each_layer(
 
 def test_killed_before_every_durable_operation(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    sizes = dict(hidden_size=8, intermediate_size=8, num_attention_heads=2, vocab_size=97)
+    sizes = dict(
+        hidden_size=8, intermediate_size=8, num_attention_heads=2, vocab_size=97
+    )
     fam.build("llama", **sizes).save_pretrained(source)
     (source / "generation_config.json").unlink()  # each file more is several kills more
     workers.serve()
@@ -153,9 +181,14 @@ def test_a_rerun_goes_on_with_the_block_it_was_in(
     run(llama, to, stop=after)
     whole = after // LAYERS
     assert saved.finished_blocks(to) == set(range(whole))
-    for name in (".tmpUFiVIr", ".model-00002-of-00004.safetensors.77.tmp"):  # of killed writers
+    for name in (
+        ".tmpUFiVIr",
+        ".model-00002-of-00004.safetensors.77.tmp",
+    ):  # of killed writers
         (to / name).write_bytes(b"half a shard")
-    assert run(llama, to) == list(range(whole, BLOCKS)) and saved.contents(to) == expected
+    assert (
+        run(llama, to) == list(range(whole, BLOCKS)) and saved.contents(to) == expected
+    )
     again = prune_checkpoint(llama, to, TOKENS, **WANDA)
     assert again.resumed == BLOCKS and len(again.layers) == BLOCKS * LAYERS
     for change in (Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])):
@@ -165,11 +198,17 @@ def test_a_rerun_goes_on_with_the_block_it_was_in(
 
 @pytest.mark.usefixtures("registry")
 def test_another_request_is_refused(
-    llama: Path, to: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_line_error: Callable
+    llama: Path,
+    to: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    one_line_error: Callable,
 ) -> None:
     asked = dict(method="by-hand", sparsity=0.5, batch=2)
 
-    def refused(source: Path = llama, tokens: Tensor = TOKENS, **change: object) -> None:
+    def refused(
+        source: Path = llama, tokens: Tensor = TOKENS, **change: object
+    ) -> None:
         with one_line_error(FileError, str(to), "another call", "delete that folder"):
             prune_checkpoint(source, to, tokens, **asked | change)
         assert saved.contents(to) == before
@@ -189,7 +228,10 @@ def test_another_request_is_refused(
         refused()
     core, wing = checkpoint.core_code(), checkpoint.wing_code("large")
     assert {"masks.py", "fast/fused.py"} < set(core) and "large/checkpoint.py" in wing
-    for name, code in (("core_code", {"masks.py": "0"}), ("wing_code", {"large/shards.py": "0"})):
+    for name, code in (
+        ("core_code", {"masks.py": "0"}),
+        ("wing_code", {"large/shards.py": "0"}),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, name, lambda *_, code=code: core | wing | code)
             refused()
@@ -220,7 +262,9 @@ def test_two_calls_at_once_never_mix(llama: Path, to: Path, expected: dict) -> N
     assert saved.contents(to) == expected
     shutil.rmtree(to)
     with pytest.raises(FileError, match="another call"):
-        prune_checkpoint(llama, to, TOKENS, progress=meanwhile, **WANDA | {"sparsity": 0.6})
+        prune_checkpoint(
+            llama, to, TOKENS, progress=meanwhile, **WANDA | {"sparsity": 0.6}
+        )
     assert saved.contents(to) == expected
 
 
@@ -231,12 +275,17 @@ def test_a_write_that_breaks_off(
     llama: Path, to: Path, expected: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = OSError(errno.ENOSPC, "disk full")
-    for number, error, kind in ((0, full, FileError), (1, KeyboardInterrupt(), KeyboardInterrupt)):
+    for number, error, kind in (
+        (0, full, FileError),
+        (1, KeyboardInterrupt(), KeyboardInterrupt),
+    ):
         with monkeypatch.context() as patch, pytest.raises(kind, match="disk full|^$"):
             # the parent's entry, a shard, its entry, and then in the next shard
             patch.setattr(os, "fsync", Mock(side_effect=[None] * 3 + [error]))
             prune_checkpoint(llama, to, TOKENS, **WANDA)
-        assert saved.finished_blocks(to) == set(range(number + 1)) and not list(to.glob(".*tmp*"))
+        assert saved.finished_blocks(to) == set(range(number + 1)) and not list(
+            to.glob(".*tmp*")
+        )
     assert run(llama, to) == [2] and saved.contents(to) == expected
 
 

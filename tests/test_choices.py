@@ -5,8 +5,8 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from helpers.fast.choices import ContextOnce
 from helpers.models import WEIGHT_READER, load_model
+from helpers.scoring import ContextOnce
 
 Requests = list[tuple[tuple[str, str], list[int], list[int]]]
 
@@ -37,15 +37,22 @@ def questions(model: torch.nn.Module) -> Requests:
     asked: Requests = []
     for place, length in enumerate((1, 5, 6, 6, 20, 21, 40, 41, 122)):
         context = some(length, seed=length + place)
-        choices = [some(1 + (place + 2 * i) % 6, seed=100 * place + i) for i in range(3)]
-        asked += [(("", ""), context, choice) for choice in [*choices, written(model, context)]]
+        choices = [
+            some(1 + (place + 2 * i) % 6, seed=100 * place + i) for i in range(3)
+        ]
+        asked += [
+            (("", ""), context, choice)
+            for choice in [*choices, written(model, context)]
+        ]
     # two choices that differ in the last token alone; one ending of two contexts; what is too long
     few = [(9, [7]), (9, [8]), (12, [4, 5]), (13, [4, 5])]
     if hasattr(model.config, "max_position_embeddings"):  # 128, which lm-eval knows
         few += [(140, [3]), (140, [6]), (127, [3, 4, 5])]
     for context, choice in few:
         asked.append((("", ""), some(context, seed=context), choice))
-    return asked[::2] + asked[1::2]  # the choices of a context need not lie side by side
+    return (
+        asked[::2] + asked[1::2]
+    )  # the choices of a context need not lie side by side
 
 
 @pytest.mark.parametrize("family", fam.FAMILIES)
@@ -77,9 +84,15 @@ def test_each_context_is_read_once(harness) -> None:
     model.model.embed_tokens.register_forward_pre_hook(
         lambda _, args: passes.append(tuple(args[0].shape))
     )
-    first, second, far, alone, short = (some(length, length) for length in (60, 58, 30, 45, 12))
+    first, second, far, alone, short = (
+        some(length, length) for length in (60, 58, 30, 45, 12)
+    )
     choices = [[3, 4, 5], [6, 7, 8], [9, 9, 9], [2, 3, 4]]
-    asked = [(("", ""), context, tokens) for context in (first, far, second) for tokens in choices]
+    asked = [
+        (("", ""), context, tokens)
+        for context in (first, far, second)
+        for tokens in choices
+    ]
     asked += [(("", ""), alone, [token]) for token in (3, 4)]
     asked += [(("", ""), short, tokens) for tokens in choices[:2]]
     ours._loglikelihood_tokens(asked)

@@ -46,7 +46,9 @@ def table(method: str, value: float, *spread: float) -> list[dict]:
     """Runs at every target; at 60 % with five seeds, off by these factors."""
     runs = [pruned(method, target, value) for target in TARGETS if target != "60 %"]
     factors = enumerate(spread or (1, 1, 1, 1, 1))
-    return runs + [pruned(method, "60 %", value * factor, seed) for seed, factor in factors]
+    return runs + [
+        pruned(method, "60 %", value * factor, seed) for seed, factor in factors
+    ]
 
 
 def without(records: list[dict], **asked: Any) -> list[dict]:
@@ -72,12 +74,28 @@ HARD = [pruned("admm-grad", "80 %", 200.0), pruned("admm1", "80 %", 220.0)]
             "60 % −9 ± 2 %, 70 % −9 ± 5 %, 80 % −9 ± 5 %, 2:4 −9 ± 5 %, 4:8 −9 ± 5 %; 5 s",
         ),
         (without(ALL, sparsity=0.8) + HARD, OPEN, "80 % −9 ± 21 %"),
-        (ALL + ALL, HOLDS, "60 % −9 ± 2 %, 70 % −9 ± 5 %"),  # copies of seeds are no seeds more
-        ([*without(ALL, sparsity=0.7), *table("admm1", 15.0)[1:2], GRAD[1]], FAILS, "70 % +33 ±"),
-        (DENSE + GRAD + table("admm1", 20.2), OPEN, "50 % −1 ± 5 %"),  # within the noise
+        (
+            ALL + ALL,
+            HOLDS,
+            "60 % −9 ± 2 %, 70 % −9 ± 5 %",
+        ),  # copies of seeds are no seeds more
+        (
+            [*without(ALL, sparsity=0.7), *table("admm1", 15.0)[1:2], GRAD[1]],
+            FAILS,
+            "70 % +33 ±",
+        ),
+        (
+            DENSE + GRAD + table("admm1", 20.2),
+            OPEN,
+            "50 % −1 ± 5 %",
+        ),  # within the noise
         (without(ALL, sparsity=0.8), OPEN, "not run: ADMM1 at 80 %"),
         # N:M counts where it was run; other settings do not
-        (without(without(ALL, pattern="2:4"), pattern="4:8"), HOLDS, "80 % −9 ± 5 %; 5"),
+        (
+            without(without(ALL, pattern="2:4"), pattern="4:8"),
+            HOLDS,
+            "80 % −9 ± 5 %; 5",
+        ),
         ([*ALL, pruned("admm-grad", "70 %", 99.0, sequences=4)], HOLDS, "70 % −9"),
     ],
 )
@@ -92,10 +110,17 @@ def test_admm_grad_must_beat_both() -> None:
     runs = DENSE + GRAD + table("wanda", 30.0)
     outcome = verdict("ADMM-Grad beats", runs)
     assert outcome.verdict == OPEN and "0 of 5 seeds" in outcome.numbers
-    assert verdict("ADMM-Grad beats", [*runs, *table("sparsegpt", 25.0)]).verdict == HOLDS
-    assert verdict("ADMM-Grad beats", [*runs, *table("sparsegpt", 15.0)]).verdict == FAILS
+    assert (
+        verdict("ADMM-Grad beats", [*runs, *table("sparsegpt", 25.0)]).verdict == HOLDS
+    )
+    assert (
+        verdict("ADMM-Grad beats", [*runs, *table("sparsegpt", 15.0)]).verdict == FAILS
+    )
     name, peer = "ADMM-Grad is the best method of single", table("alps", 18.0)
-    assert [verdict(name, some).verdict for some in (runs, runs + peer)] == [UNTESTED, FAILS]
+    assert [verdict(name, some).verdict for some in (runs, runs + peer)] == [
+        UNTESTED,
+        FAILS,
+    ]
     name, runs = "ADMM-Grad wins on the paper's own", [*runs, *table("sparsegpt", 25.0)]
     assert verdict(name, runs).verdict == UNTESTED
     assert verdict(name, [run | {"plan": "paper"} for run in runs]).verdict == HOLDS
@@ -128,56 +153,95 @@ CLEAR = (0.04, 0.039, 0.041, 0.04, 0.04)  # deviation 0.000707, times 2.776 / �
 def test_an_option_is_judged_by_its_change_seed_by_seed(
     sentence: str, changes: tuple[float, ...], expected: str, words: str
 ) -> None:
-    options = {"P": {"precondition": False}, "2": {"iterations": 50}, "T": {"schedule": "released"}}
-    outcome = verdict(sentence, changed(changes, range(len(changes)), **options[sentence[0]]))
+    options = {
+        "P": {"precondition": False},
+        "2": {"iterations": 50},
+        "T": {"schedule": "released"},
+    }
+    outcome = verdict(
+        sentence, changed(changes, range(len(changes)), **options[sentence[0]])
+    )
     assert outcome.verdict == expected and words in outcome.numbers, outcome
 
 
-def pairs(*solve: tuple[float, float], forward: tuple[float, float] = (80, 80)) -> list[dict]:
+def pairs(
+    *solve: tuple[float, float], forward: tuple[float, float] = (80, 80)
+) -> list[dict]:
     """Pairs of ADMM-Grad and SparseGPT with these seconds of solving, timed alone, a seed each."""
     runs = []
     for seed, both in enumerate(solve):
-        for method, passes, own in zip(("admm-grad", "sparsegpt"), forward, both, strict=True):
-            runs.append(pruned(method, "50 %", 1.0, seed, {"forward": passes, "solve": own}))
+        for method, passes, own in zip(
+            ("admm-grad", "sparsegpt"), forward, both, strict=True
+        ):
+            runs.append(
+                pruned(method, "50 %", 1.0, seed, {"forward": passes, "solve": own})
+            )
     return [run | {"timed": True} for run in runs]
 
 
 def test_overhead_takes_three_timed_pairs_and_the_same_passes_for_both() -> None:
     name = "ADMM-Grad takes"
     # the forward passes, 310 and 80, enter as their median: 291, 290 and 289 over 235
-    outcome = verdict(name, near := pairs((96, 40), (95, 40), (94, 40), forward=(310, 80)))
+    outcome = verdict(
+        name, near := pairs((96, 40), (95, 40), (94, 40), forward=(310, 80))
+    )
     assert outcome.verdict == HOLDS
-    assert re.search("1.23 ± 0.01 times .*; 3 timed pairs.* 95 s, SparseGPT 40", outcome.numbers)
-    assert verdict(name, pairs((60, 40), (60, 40))).verdict == OPEN  # two pairs, however equal
+    assert re.search(
+        "1.23 ± 0.01 times .*; 3 timed pairs.* 95 s, SparseGPT 40", outcome.numbers
+    )
+    assert (
+        verdict(name, pairs((60, 40), (60, 40))).verdict == OPEN
+    )  # two pairs, however equal
     assert verdict(name, pairs(*[(95, 40)] * 3)).verdict == FAILS  # 175 / 120
     assert verdict(name, [run | {"timed": False} for run in near]).verdict == UNTESTED
 
 
-def test_a_page_that_decides_nothing_shows_what_points_the_other_way(tmp_path: Path) -> None:
+def test_a_page_that_decides_nothing_shows_what_points_the_other_way(
+    tmp_path: Path,
+) -> None:
     page = claims_markdown(pairs((160, 40)), tmp_path / "tables", tmp_path)
     (row,) = re.findall(r"(?m)^\| \d+ .*", page)  # equal perplexities point nowhere
-    assert row.startswith("| 12 | ADMM-Grad takes") and "| **holds** | 2.00 times" in row
-    assert row.endswith(" | [cost](tables/cost.md) |") and "full/tables/claims.md)" in page
+    assert (
+        row.startswith("| 12 | ADMM-Grad takes") and "| **holds** | 2.00 times" in row
+    )
+    assert (
+        row.endswith(" | [cost](tables/cost.md) |") and "full/tables/claims.md)" in page
+    )
     # what is decided is shown whole, and what is not tested stands below
     page = claims_markdown(DENSE + GRAD + ONE_SHOT, tmp_path)
     assert len(re.findall(r"(?m)^\| \d+ ", page)) == 1 and "| –" not in page
-    assert f" {len(CLAIMS)} (needs" in page and "1, 2, 3, 4" in page.rpartition("Not tested")[2]
+    assert (
+        f" {len(CLAIMS)} (needs" in page
+        and "1, 2, 3, 4" in page.rpartition("Not tested")[2]
+    )
     assert "| perplexity at 60 %: −9 ± 2 % against ADMM1 | " in page
 
 
 def test_a_claim_says_where_the_runs_of_a_second_model_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for grad, said in ((27.0, "yes: perplexity at 60 %: −10 %"), (33.0, "**no**: perplexity at")):
-        asked = [("dense", "0 %", 20.0), ("admm-grad", "60 %", grad), ("admm1", "60 %", 30.0)]
+    for grad, said in (
+        (27.0, "yes: perplexity at 60 %: −10 %"),
+        (33.0, "**no**: perplexity at"),
+    ):
+        asked = [
+            ("dense", "0 %", 20.0),
+            ("admm-grad", "60 %", grad),
+            ("admm1", "60 %", 30.0),
+        ]
         theirs = [pruned(*run, model="embedded-gemma") for run in asked]
         committed = {"second": theirs, "full": [], "beyond": []}
-        monkeypatch.setattr(agreement, "read_records", lambda at, of=committed: of[at.parent.name])
+        monkeypatch.setattr(
+            agreement, "read_records", lambda at, of=committed: of[at.parent.name]
+        )
         page = claims_markdown(DENSE + GRAD + ONE_SHOT, tmp_path)
         assert (
-            "| number | on Gemma-3-270M | evidence |\n| --: | :-- | :-- | :-- | :-- | :-- |" in page
+            "| number | on Gemma-3-270M | evidence |\n| --: | :-- | :-- | :-- | :-- | :-- |"
+            in page
         )
-        assert f"| **holds** | perplexity at 60 %: −9 ± 2 % against ADMM1 | {said}" in page
+        assert (
+            f"| **holds** | perplexity at 60 %: −9 ± 2 % against ADMM1 | {said}" in page
+        )
         assert "on Gemma-3-270M |" not in claims_markdown(theirs, tmp_path)
 
 
@@ -190,11 +254,19 @@ def admm(excess: float, iterations: int = 20, **changes: object) -> dict:
 
 def curve(solver: str, *excess: float, **changes: object) -> dict:
     """After 10, 30 and 100 iterations of 0.1 s."""
-    points = {"iterations": [10, 30, 100], "seconds": [1.0, 3.0, 10.0], "excess": list(excess)}
-    return update_row(solver, precondition=False, damping=0.1, rho=1.0) | points | changes
+    points = {
+        "iterations": [10, 30, 100],
+        "seconds": [1.0, 3.0, 10.0],
+        "excess": list(excess),
+    }
+    return (
+        update_row(solver, precondition=False, damping=0.1, rho=1.0) | points | changes
+    )
 
 
-def layers(count: int, rows: list[dict], curves: list[dict] = (), first: int = 0) -> list[dict]:
+def layers(
+    count: int, rows: list[dict], curves: list[dict] = (), first: int = 0
+) -> list[dict]:
     """The same study on so many layers, each timed alone."""
     series = {"update": rows, "curves": list(curves)}
     asked = {"layer": "q", "damping": 0.1}
@@ -208,17 +280,34 @@ SLOW, QUICK = curve("sgd", 0.9, 0.9, 0.05), curve("adam", 0.01, 0.01, 0.01)
 
 def test_race_counts_the_best_rival_and_its_unit() -> None:
     slow, ours = [SLOW, curve("adam", 0.9, 0.9, 0.9)], [admm(0.05, seconds=2.0)]
-    outcome = verdict("ADMM beats gradient methods per iteration", layers(8, ours, slow))
-    assert outcome.verdict == HOLDS and "5 times as many" in outcome.numbers  # 100 for 20
+    outcome = verdict(
+        "ADMM beats gradient methods per iteration", layers(8, ours, slow)
+    )
+    assert (
+        outcome.verdict == HOLDS and "5 times as many" in outcome.numbers
+    )  # 100 for 20
     for unit in ("iteration", "second"):
         # too few layers; of ten, nearly all is 90 %, and half is not
-        for losing, winning, expected in ((7, 0, OPEN), (9, 1, HOLDS), (8, 2, OPEN), (5, 5, FAILS)):
-            mixed = layers(losing, ours, slow) + layers(winning, ours, [QUICK], first=20)
-            assert verdict(f"ADMM beats gradient methods per {unit}", mixed).verdict == expected
+        for losing, winning, expected in (
+            (7, 0, OPEN),
+            (9, 1, HOLDS),
+            (8, 2, OPEN),
+            (5, 5, FAILS),
+        ):
+            mixed = layers(losing, ours, slow) + layers(
+                winning, ours, [QUICK], first=20
+            )
+            assert (
+                verdict(f"ADMM beats gradient methods per {unit}", mixed).verdict
+                == expected
+            )
     # with other runs beside them
     shared = [run | {"timed": False} for run in layers(8, ours, slow)]
     outcome = verdict("ADMM beats gradient methods per second", shared)
-    assert outcome.verdict == OPEN and "seconds (median), on a shared machine;" in outcome.numbers
+    assert (
+        outcome.verdict == OPEN
+        and "seconds (median), on a shared machine;" in outcome.numbers
+    )
     assert verdict("ADMM beats gradient methods per iteration", shared).verdict == HOLDS
 
 
@@ -227,8 +316,14 @@ def test_a_rival_that_was_stopped_early_or_diverged_has_not_been_beaten() -> Non
     never = curve("sgd", 0.9, 0.9, 0.9)  # 100 iterations, 10 s
     outcome = verdict(name, layers(8, [admm(0.05, seconds=9.0)], [never]))
     assert outcome.verdict == HOLDS and "on 8 it did not get there" in outcome.numbers
-    assert verdict(name, layers(8, [admm(0.05, seconds=11.0)], [never])).verdict == UNTESTED
-    gone = curve("adam") | {"iterations": [], "seconds": []}  # no point: infinite at once
+    assert (
+        verdict(name, layers(8, [admm(0.05, seconds=11.0)], [never])).verdict
+        == UNTESTED
+    )
+    gone = curve("adam") | {
+        "iterations": [],
+        "seconds": [],
+    }  # no point: infinite at once
     assert verdict(name, layers(8, [admm(0.05)], [gone])).verdict == UNTESTED
 
 
@@ -242,7 +337,9 @@ FAR = (0.9, 0.005, 0.001)
 BETWEEN = (0.02, 0.00119, 0.001)  # 10 + 20 ln 2 / ln 16.8 = 14.9 iterations to 1 %
 
 
-def pair(scaled: tuple[float, ...], other: tuple[float, ...], **changes: Any) -> list[dict]:
+def pair(
+    scaled: tuple[float, ...], other: tuple[float, ...], **changes: Any
+) -> list[dict]:
     """A curve with preconditioning, and one that differs from it, without it unless changed."""
     return [curve("admm", *scaled, precondition=True), curve("admm", *other, **changes)]
 
@@ -261,10 +358,22 @@ THREE = {"rho": 3.0, "precondition": True}
         (SCALED, [admm(0.1)], pair(LATER, LATE), FAILS, "without it on 0 of 8"),
         (ONE_RHO, [admm(0.1)], pair(EARLY, LATE, **THREE), HOLDS, "at most 1 times"),
         # another is sooner, which one ρ = 1 need not be, but not by more than twice
-        (ONE_RHO, [admm(0.1)], pair(BETWEEN, EARLY, **THREE), HOLDS, "at most 1.5 times"),
+        (
+            ONE_RHO,
+            [admm(0.1)],
+            pair(BETWEEN, EARLY, **THREE),
+            HOLDS,
+            "at most 1.5 times",
+        ),
         # from 0.9 at 10 to 0.005 at 30: 10 + 20 ln(0.9 / 0.01) / ln(0.9 / 0.005) = 27.3
         (ONE_RHO, [admm(0.1)], pair(FAR, EARLY, **THREE), FAILS, "at most 2.7 times"),
-        (ONE_RHO, [admm(0.1)], pair(LATER, LATER, **THREE), FAILS, "on 0 of 8"),  # none gets there
+        (
+            ONE_RHO,
+            [admm(0.1)],
+            pair(LATER, LATER, **THREE),
+            FAILS,
+            "on 0 of 8",
+        ),  # none gets there
         ("On one mask", [admm(0.009), SPARSEGPT], [], HOLDS, "50 % of SparseGPT"),
     ],
 )
@@ -282,7 +391,9 @@ def answers(*right: int, items: int = 100, seed: int = 0) -> list[dict]:
     """Zero-shot runs of wanda, sparsegpt and admm-grad with so many right answers."""
     runs = [
         scored(method, rte=[1] * count + [0] * (items - count))
-        for method, count in zip(("wanda", "sparsegpt", "admm-grad"), right, strict=False)
+        for method, count in zip(
+            ("wanda", "sparsegpt", "admm-grad"), right, strict=False
+        )
     ]
     for run in runs:
         run["parameters"]["calibration_seed"] = seed
@@ -290,7 +401,9 @@ def answers(*right: int, items: int = 100, seed: int = 0) -> list[dict]:
 
 
 def seeds(*scores: tuple[int, ...]) -> list[dict]:
-    return [run for seed, right in enumerate(scores) for run in answers(*right, seed=seed)]
+    return [
+        run for seed, right in enumerate(scores) for run in answers(*right, seed=seed)
+    ]
 
 
 ANSWERS_MORE, SECOND = "ADMM-Grad answers more", "SparseGPT answers more"
@@ -306,9 +419,15 @@ def test_who_answers_more_questions() -> None:
         ((30, 50), UNTESTED, HOLDS),
     ):
         runs = seeds(*[scores] * 3)
-        assert [verdict(name, runs).verdict for name in (ANSWERS_MORE, SECOND)] == [best, second]
+        assert [verdict(name, runs).verdict for name in (ANSWERS_MORE, SECOND)] == [
+            best,
+            second,
+        ]
     outcome = verdict(ANSWERS_MORE, seeds((30, 50, 70), (30, 50, 70)))
     assert outcome.verdict == OPEN and "2 of 3 seeds" in outcome.numbers
     assert outcome.numbers.startswith("share of questions: +0.200 ± ")
     # a step that only some draws of the calibration text take
-    assert verdict(ANSWERS_MORE, seeds((30, 50, 70), (30, 50, 70), (30, 50, 40))).verdict == OPEN
+    assert (
+        verdict(ANSWERS_MORE, seeds((30, 50, 70), (30, 50, 70), (30, 50, 40))).verdict
+        == OPEN
+    )

@@ -40,7 +40,10 @@ def dask(*arguments: str) -> subprocess.Popen:
 def end(*processes: subprocess.Popen | psutil.Process) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            for member in [*psutil.Process(process.pid).children(recursive=True), process]:
+            for member in [
+                *psutil.Process(process.pid).children(recursive=True),
+                process,
+            ]:
                 member.kill()
         process.wait()
 
@@ -53,7 +56,14 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     preload.write_text(PRELOAD)
     common = ["--scheduler-file", file, "--host", "127.0.0.1"]
     processes = [dask("scheduler", *common, "--port", "0")]
-    common += ["--nthreads", "1", "--local-directory", str(folder), "--preload", str(preload)]
+    common += [
+        "--nthreads",
+        "1",
+        "--local-directory",
+        str(folder),
+        "--preload",
+        str(preload),
+    ]
     processes.append(dask("worker", *common, "--name", "gpu", "--resources", "GPU=1"))
     processes.append(dask("worker", *common, "--name", "cpu"))
     try:
@@ -67,7 +77,9 @@ def worker_pids(scheduler: str) -> dict[str, int]:
     """The processes of the two workers by their names, once both are there."""
     with distributed.Client(scheduler_file=scheduler, set_as_default=False) as client:
         client.wait_for_workers(2, timeout=60)
-        return dict(client.run(lambda dask_worker: (dask_worker.name, os.getpid())).values())
+        return dict(
+            client.run(lambda dask_worker: (dask_worker.name, os.getpid())).values()
+        )
 
 
 def test_records_and_failures_are_those_of_local_runs(
@@ -109,7 +121,9 @@ def test_no_kernel_outlives_its_runner_and_a_gpu_has_its_worker(
     if number == signal.SIGTERM:
         assert process.returncode == 130 and "interrupted; " in err
         assert project.files() == [".lock"]
-    assert not psutil.wait_procs(kernels, timeout=10)[1] and worker_pids(scheduler) == pids
+    assert (
+        not psutil.wait_procs(kernels, timeout=10)[1] and worker_pids(scheduler) == pids
+    )
 
 
 @pytest.mark.parametrize("change", ["code", "results"])
@@ -131,17 +145,26 @@ def test_no_scheduler_no_worker_and_no_dask(
 ) -> None:
     monkeypatch.setattr(schedule, "WAIT_SECONDS", 1)
     project.run_file("a.yaml", "pattern: sleep")
-    for wrong in ("tcp://127.0.0.1:1", "htp://127.0.0.1:1", str(project.folder / "none.json")):
+    for wrong in (
+        "tcp://127.0.0.1:1",
+        "htp://127.0.0.1:1",
+        str(project.folder / "none.json"),
+    ):
         error = project.error("run", "--scheduler", wrong)
         assert f"scheduler '{wrong}' cannot be reached" in error
     quick = {"processes": False, "threads_per_worker": 1, "dashboard_address": ":0"}
     with distributed.LocalCluster(n_workers=0, **quick) as local:
-        assert "has no worker" in project.call("run", "--scheduler", local.scheduler_address)[2]
+        assert (
+            "has no worker"
+            in project.call("run", "--scheduler", local.scheduler_address)[2]
+        )
     monkeypatch.setitem(sys.modules, "distributed", None)  # as if it were not installed
     assert "distributed" in project.error("run", "--scheduler", "tcp://127.0.0.1:1")
 
 
-def test_a_scheduler_that_dies_gives_a_sentence(scheduler: str, project: Project) -> None:
+def test_a_scheduler_that_dies_gives_a_sentence(
+    scheduler: str, project: Project
+) -> None:
     process = runner_process(project, "--scheduler", scheduler)
     kernels = wait_for_kernel(*worker_pids(scheduler).values())
     for child in psutil.Process().children():

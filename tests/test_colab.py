@@ -30,10 +30,14 @@ def test_the_first_cell_clones_once_and_sets_up_on_colab_only(tmp_path: Path) ->
 
     assert run_cell() == []  # elsewhere
     clone, *rest = run_cell(COLAB_RELEASE_TAG="r1")
-    assert re.match(r"git clone -q https://github.com/[\w-]+/pruning-reproduction repo", clone)
+    assert re.match(
+        r"git clone -q https://github.com/[\w-]+/pruning-reproduction repo", clone
+    )
     assert rest == run_cell(COLAB_RELEASE_TAG="r1") == ["python repo/colab_setup.py"]
     (tmp_path / "repo").rmdir()
-    replace_file(tmp_path / "git", "#!/bin/sh\nexit 128\n").chmod(0o755)  # there is no such owner
+    replace_file(tmp_path / "git", "#!/bin/sh\nexit 128\n").chmod(
+        0o755
+    )  # there is no such owner
     with pytest.raises(subprocess.CalledProcessError) as caught:
         run_cell(COLAB_RELEASE_TAG="r1")
     (line,) = caught.value.output.splitlines()  # python was not started
@@ -44,7 +48,9 @@ def test_the_script_makes_the_package_visible_to_the_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     commands, done = [], SimpleNamespace(returncode=0)
-    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command) or done)
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, check: commands.append(command) or done
+    )
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     for _ in range(2):  # in a second notebook too
         runpy.run_path(str(root() / "colab_setup.py"), run_name="__main__")

@@ -32,10 +32,18 @@ class WordTokenizer:
         self.seen: list[str] = []
 
     def __call__(
-        self, text: str | list[str], *, add_special_tokens: bool = True, verbose: bool = True
+        self,
+        text: str | list[str],
+        *,
+        add_special_tokens: bool = True,
+        verbose: bool = True,
     ) -> dict[str, Any]:
         if isinstance(text, list):
-            return {"input_ids": [self(one, add_special_tokens=False)["input_ids"] for one in text]}
+            return {
+                "input_ids": [
+                    self(one, add_special_tokens=False)["input_ids"] for one in text
+                ]
+            }
         self.seen.append(text)
         words = [int(word) if word.isdecimal() else 1 for word in text.split()]
         return {"input_ids": [-1] * add_special_tokens + words}
@@ -60,16 +68,22 @@ def text_file(tmp_path: Path) -> Path:
 # ---- sampling
 
 
-def test_windows_of_a_file_do_not_overlap_when_it_is_long_enough(text_file: Path) -> None:
+def test_windows_of_a_file_do_not_overlap_when_it_is_long_enough(
+    text_file: Path,
+) -> None:
     starts = []
     for seed in (*range(20), 0):
-        tokens = calibration_tokens(text_file, WordTokenizer(), sequences=9, length=11, seed=seed)
+        tokens = calibration_tokens(
+            text_file, WordTokenizer(), sequences=9, length=11, seed=seed
+        )
         assert tokens.shape == (9, 11) and tokens.dtype == torch.int64
         # each row runs on in the text, and no token is drawn twice
         assert torch.equal(tokens - tokens[:, :1], torch.arange(11).expand(9, 11))
         assert tokens.unique().numel() == 99
         starts.append(tokens[:, 0].tolist())
-    assert starts[0] == starts[-1] != starts[1] and starts[0] != sorted(starts[0]), "by the seed"
+    assert starts[0] == starts[-1] != starts[1] and starts[0] != sorted(starts[0]), (
+        "by the seed"
+    )
     exact = calibration_tokens(text_file, WordTokenizer(), sequences=10, length=10)
     assert sorted(exact.flatten().tolist()) == list(range(100, 200))
 
@@ -79,7 +93,9 @@ def test_windows_overlap_with_a_warning_when_it_is_not(
 ) -> None:
     tokens = calibration_tokens(text_file, WordTokenizer(), sequences=40, length=90)
     assert tokens.shape == (40, 90) and "overlap" in caplog.text
-    assert set(tokens[:, 0].tolist()) == set(range(100, 111))  # the first and last start included
+    assert set(tokens[:, 0].tolist()) == set(
+        range(100, 111)
+    )  # the first and last start included
 
 
 @pytest.mark.parametrize("end", [END, None])
@@ -88,10 +104,14 @@ def test_documents_are_joined_by_the_end_token(
 ) -> None:
     path = tmp_path / "three.jsonl"
     rows = [{"text": "10 11"}, {"text": " \n"}, {"text": "20 21 22", "url": "x"}]
-    path.write_text("\n\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    path.write_text(
+        "\n\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8"
+    )
     whole = [10, 11, *([] if end is None else [end]), 20, 21, 22]
     # a text of exactly one sequence will do, a shorter one will not
-    tokens = calibration_tokens(path, WordTokenizer(end), sequences=2, length=len(whole))
+    tokens = calibration_tokens(
+        path, WordTokenizer(end), sequences=2, length=len(whole)
+    )
     assert tokens.tolist() == [whole] * 2
     with one_line_error(BadParameter, f"{len(whole)} tokens"):
         calibration_tokens(path, WordTokenizer(end), sequences=1, length=len(whole) + 1)
@@ -114,7 +134,12 @@ def test_documents_are_joined_by_the_end_token(
     ],
 )
 def test_a_bad_text_is_one_line(
-    tmp_path: Path, monkeypatch, source: str, content: bytes | None, words: str, one_line_error
+    tmp_path: Path,
+    monkeypatch,
+    source: str,
+    content: bytes | None,
+    words: str,
+    one_line_error,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if content is not None:
@@ -144,19 +169,25 @@ def test_evaluation_reads_the_whole_file_in_order(tmp_path: Path) -> None:
     assert tokenizer.seen == ["3 1\n2", "one\u2028two\n\nthree"]
 
 
-def test_identity_pins_the_text_and_its_tokens_and_hides_the_folder(text_file: Path) -> None:
+def test_identity_pins_the_text_and_its_tokens_and_hides_the_folder(
+    text_file: Path,
+) -> None:
     sha256 = hashlib.sha256(text_file.read_bytes()).hexdigest()
     assert corpus_identity(text_file) == {"name": "numbers.txt", "sha256": sha256}
     assert corpus_identity("c4")["revision"] == C4.revision
     assert corpus_identity("wikitext2")["dataset"] == "Salesforce/wikitext"
     assert len(corpus_identity("embedded")["sha256"]) == 64
-    assert all(len(hub.revision) == 40 and int(hub.revision, 16) for hub in (C4, WIKITEXT2))
+    assert all(
+        len(hub.revision) == 40 and int(hub.revision, 16) for hub in (C4, WIKITEXT2)
+    )
     # which tokens were used
     one, two = torch.tensor([[1, 2], [3, 4]]), torch.tensor([5, 49151])
     octets = b"".join(number.to_bytes(8, "little") for number in (1, 2, 3, 4, 5, 49151))
     used = {"tokens": hashlib.sha256(octets).hexdigest()[:16]}
     assert corpus_identity("embedded", one, two) == corpus_identity("embedded") | used
-    assert corpus_identity("c4", one.T)["tokens"] != corpus_identity("c4", one)["tokens"]
+    assert (
+        corpus_identity("c4", one.T)["tokens"] != corpus_identity("c4", one)["tokens"]
+    )
 
 
 # ---- the start token
@@ -169,19 +200,38 @@ def test_windows_begin_as_the_tokenizer_begins_a_text(
     saved.tokenizer(tmp_path, start=starts)
     tokenizer, path = AutoTokenizer.from_pretrained(tmp_path), tmp_path / "text.txt"
     path.write_text(" ".join(f"w{2 + n % 90}" for n in range(120)), encoding="utf-8")
-    model, text, draw = fam.build(), evaluation_tokens(path, tokenizer), dict(sequences=6, length=9)
+    model, text, draw = (
+        fam.build(),
+        evaluation_tokens(path, tokenizer),
+        dict(sequences=6, length=9),
+    )
     cut = [calibration_tokens(path, tokenizer, **draw), text[: 13 * 9].view(13, 9)]
     # what the tokenizer makes of the same text without the first word
-    spelled = [[tokenizer(tokenizer.decode(row[1:])).input_ids for row in rows] for rows in cut]
+    spelled = [
+        [tokenizer(tokenizer.decode(row[1:])).input_ids for row in rows] for rows in cut
+    ]
     begun = [torch.tensor(rows) for rows in spelled] if starts else cut
     assert torch.equal(corpora.calibration_tokens(path, tokenizer, **draw), begun[0])
-    pages = {wanted: check_windows(model, text, 9, None, wanted) for wanted in ("auto", False)}
+    pages = {
+        wanted: check_windows(model, text, 9, None, wanted)
+        for wanted in ("auto", False)
+    }
     assert torch.equal(pages["auto"], begun[1]) and torch.equal(pages[False], cut[1])
-    for given, rows in ((text, begun[1]), (pages["auto"], begun[1]), (pages[False], cut[1])):
+    for given, rows in (
+        (text, begun[1]),
+        (pages["auto"], begun[1]),
+        (pages[False], cut[1]),
+    ):
         loss = model(rows, labels=rows).loss.item()
-        assert perplexity(model, given, length=9) == pytest.approx(math.exp(loss), rel=1e-5)
-    known = [corpus_identity(path, rows, tokenizer=tokenizer) for rows in (*begun, cut[0])]
-    assert [one.get("start_token") for one in known] == [1 if starts else None] * 2 + [None]
+        assert perplexity(model, given, length=9) == pytest.approx(
+            math.exp(loss), rel=1e-5
+        )
+    known = [
+        corpus_identity(path, rows, tokenizer=tokenizer) for rows in (*begun, cut[0])
+    ]
+    assert [one.get("start_token") for one in known] == [1 if starts else None] * 2 + [
+        None
+    ]
     for refused in ("yes", *([] if starts else [True])):
         with one_line_error(BadParameter, "start_token", str(refused)):
             calibration_tokens(path, tokenizer, **draw, start_token=refused)
@@ -204,19 +254,28 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     shard = folder / C4.files["train"]
     shard.parent.mkdir(parents=True)
     rows = [
-        {"text": numbers(1000 * n, 1000 * n + size), "timestamp": "2019-04-25T12:57:54Z", "url": ""}
+        {
+            "text": numbers(1000 * n, 1000 * n + size),
+            "timestamp": "2019-04-25T12:57:54Z",
+            "url": "",
+        }
         for n, size in enumerate((3, 20, 5, 30, 12, 13), start=1)
     ]
     with gzip.open(shard, "wt", encoding="utf-8") as stream:
         stream.writelines(json.dumps(row) + "\n" for row in rows)
-    for split, texts in (("train", ["", "1 2", "3 4 5 6"]), ("test", ["= 9 =", "", "10 11"])):
+    for split, texts in (
+        ("train", ["", "1 2", "3 4 5 6"]),
+        ("test", ["= 9 =", "", "10 11"]),
+    ):
         path = folder / WIKITEXT2.files[split]
         path.parent.mkdir(parents=True, exist_ok=True)
         pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
 
     def download(repo: str, file: str, *, repo_type: str, revision: str) -> str:
         assert repo_type == "dataset"
-        assert (repo, revision) in [(text.repo, text.revision) for text in (C4, WIKITEXT2)]
+        assert (repo, revision) in [
+            (text.repo, text.revision) for text in (C4, WIKITEXT2)
+        ]
         return str(folder / file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
@@ -239,9 +298,17 @@ def test_c4_draws_what_the_papers_code_draws(hub: Path, one_line_error) -> None:
         at = random.randint(0, len(encoded) - 13 - 1)
         expected.append(encoded[at : at + 13])
     assert tokens.tolist() == expected
-    tokens = corpora.calibration_tokens("c4", WordTokenizer(), sequences=25, length=13, seed=5)
-    assert tokens.tolist() == [[-1, *row[1:]] for row in expected], "with the start token"
-    assert set((tokens[:, -1] // 1000).tolist()) == {2, 4, 6}  # longer than 13 with the -1
+    tokens = corpora.calibration_tokens(
+        "c4", WordTokenizer(), sequences=25, length=13, seed=5
+    )
+    assert tokens.tolist() == [[-1, *row[1:]] for row in expected], (
+        "with the start token"
+    )
+    assert set((tokens[:, -1] // 1000).tolist()) == {
+        2,
+        4,
+        6,
+    }  # longer than 13 with the -1
     with one_line_error(BadParameter, "none of the 6 documents", "31"):
         calibration_tokens("c4", WordTokenizer(), sequences=1, length=31)
 
@@ -249,7 +316,12 @@ def test_c4_draws_what_the_papers_code_draws(hub: Path, one_line_error) -> None:
 def test_wikitext2_is_read_as_in_the_papers_code(hub: Path, one_line_error) -> None:
     tokens = calibration_tokens("wikitext2", WordTokenizer(), sequences=50, length=3)
     # joined by spaces with one token in front: -1 1 2 3 4 5 6; the papers never draw the last start
-    assert {tuple(row) for row in tokens.tolist()} == {(-1, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5)}
+    assert {tuple(row) for row in tokens.tolist()} == {
+        (-1, 1, 2),
+        (1, 2, 3),
+        (2, 3, 4),
+        (3, 4, 5),
+    }
     with one_line_error(BadParameter, "7 tokens"):
         calibration_tokens("wikitext2", WordTokenizer(), sequences=1, length=8)
     tokenizer = WordTokenizer()
@@ -258,7 +330,9 @@ def test_wikitext2_is_read_as_in_the_papers_code(hub: Path, one_line_error) -> N
     assert tokenizer.seen[:2] == ["= 9 =\n\n\n\n10 11", " 1 2 3 4 5 6"]
 
 
-def test_a_hub_text_that_cannot_be_had_is_one_line(hub: Path, monkeypatch, one_line_error) -> None:
+def test_a_hub_text_that_cannot_be_had_is_one_line(
+    hub: Path, monkeypatch, one_line_error
+) -> None:
     import huggingface_hub
 
     def unreachable(*_: object, **__: object) -> str:
@@ -275,16 +349,27 @@ def test_a_hub_text_that_cannot_be_had_is_one_line(hub: Path, monkeypatch, one_l
 # ---- the embedded texts
 
 
-def test_cleaning_of_the_embedded_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cleaning_of_the_embedded_texts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def page(title: str, body: str) -> str:
         return f'<doc id="1" url="u" title="{title}">\n{title}\n\n{body}\n\n</doc>\n'
 
-    prose, line = "It rained all day. Nobody minded.", "word " * 99 + "last."  # 500 characters
+    prose, line = (
+        "It rained all day. Nobody minded.",
+        "word " * 99 + "last.",
+    )  # 500 characters
     path = tmp_path / "text.utf8"
     monkeypatch.setattr(corpora, "fetch_asset", lambda name: path)
-    path.write_text(f"{prose}\nHome Shop Cart Login {'Menu ' * 60}\n\n {prose} \nYes!\n")
+    path.write_text(
+        f"{prose}\nHome Shop Cart Login {'Menu ' * 60}\n\n {prose} \nYes!\n"
+    )
     assert corpora.c4_documents() == [prose, "Yes!"]
-    pages = page("Long", f"History.\n{line}") + page("x " * 400, "too short") + page("Empty", "")
+    pages = (
+        page("Long", f"History.\n{line}")
+        + page("x " * 400, "too short")
+        + page("Empty", "")
+    )
     path.write_text(pages + page("Just short", line[1:]), encoding="utf-8")
     assert corpora.wiki_articles() == [line]
 

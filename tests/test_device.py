@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from helpers import device
-from helpers.device import all_finite
 from helpers.errors import BadParameter
+from helpers.tensors import all_finite
 
 
 def test_devices_and_dtypes_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,7 +16,11 @@ def test_devices_and_dtypes_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device.pick_device("auto").type == "cuda"
     assert device.pick_device("cuda:1") == torch.device("cuda", 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert device.pick_device() == device.pick_device(torch.device("cpu")) == torch.device("cpu")
+    assert (
+        device.pick_device()
+        == device.pick_device(torch.device("cpu"))
+        == torch.device("cpu")
+    )
     assert device.pick_dtype(None, "cpu") is torch.float32
     assert device.pick_dtype(None, torch.device("cuda", 0)) is torch.float16
     assert device.pick_dtype("bfloat16", "cpu") is torch.bfloat16
@@ -40,4 +44,6 @@ def test_all_finite_looks_at_every_part() -> None:
             spoiled = tensor.clone()
             spoiled.view(-1)[-1] = bad
             assert not all_finite(spoiled)
-    assert all_finite(torch.ones(0, 3)) and not all_finite(torch.full((4, 4), math.inf).T)
+    assert all_finite(torch.ones(0, 3)) and not all_finite(
+        torch.full((4, 4), math.inf).T
+    )

@@ -17,7 +17,9 @@ from helpers.errors import BadParameter, NonFinite, OutOfMemory
 from helpers.models import find_blocks
 
 
-def pair(family: str = "llama", sparsity: float = 0.6) -> tuple[nn.Module, nn.Module, Tensor]:
+def pair(
+    family: str = "llama", sparsity: float = 0.6
+) -> tuple[nn.Module, nn.Module, Tensor]:
     """A model pruned by Wanda, the dense one, and text that the pruning has not seen."""
     dense = fam.build(family)
     with torch.no_grad():  # larger weights: predictions that differ from token to token
@@ -52,8 +54,12 @@ def test_a_step_is_adams() -> None:
     text = tokens[:3]
     distil(model, dense, text, rate=2e-3, vector_rate=3e-3, held_out=1)
     weights = [other.get_submodule(n).weight for n in fam.pruned_names("llama")]
-    shares = {p: 3e-3 for p in other.parameters() if p.ndim == 1} | dict.fromkeys(weights, 2e-3)
-    rates = [share * p[p != 0].square().mean().sqrt().item() for p, share in shares.items()]
+    shares = {p: 3e-3 for p in other.parameters() if p.ndim == 1} | dict.fromkeys(
+        weights, 2e-3
+    )
+    rates = [
+        share * p[p != 0].square().mean().sqrt().item() for p, share in shares.items()
+    ]
     keeps = [w.detach() != 0 for w in weights]
     optimiser = torch.optim.Adam([{"params": [p]} for p in shares], betas=(0.9, 0.98))
     before = divergence(other, dense, text[2:])
@@ -63,14 +69,20 @@ def test_a_step_is_adams() -> None:
         ours = other(input_ids=text[step][None]).logits.log_softmax(-1)[0]
         with torch.no_grad():
             wanted = dense(input_ids=text[step][None]).logits.log_softmax(-1)[0]
-        functional.kl_div(ours, wanted, reduction="batchmean", log_target=True).backward()
+        functional.kl_div(
+            ours, wanted, reduction="batchmean", log_target=True
+        ).backward()
         for weight, keep in zip(weights, keeps, strict=True):
             weight.grad.mul_(keep)
         optimiser.step()
         optimiser.zero_grad()
-    assert divergence(other, dense, text[2:]) < before, "so that the trained weights are kept"
+    assert divergence(other, dense, text[2:]) < before, (
+        "so that the trained weights are kept"
+    )
     for name, parameter in other.named_parameters():
-        torch.testing.assert_close(model.get_parameter(name), parameter, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            model.get_parameter(name), parameter, rtol=1e-4, atol=1e-6
+        )
 
 
 # gradients are the smaller the larger the weights are: with 10,000, Adam's usual epsilon would show
@@ -115,7 +127,9 @@ def test_a_repair_that_does_harm_is_given_up_with_a_warning(caplog) -> None:
     before = fam.snapshot(model)
     # nearly dense, and a rate at which every look is worse than the start
     report = distil(model, dense, tokens, rate=1.0, vector_rate=1.0)
-    assert [step for step, _ in report.held_out] == [0, 6, 12] and len(report.losses) == 12
+    assert [step for step, _ in report.held_out] == [0, 6, 12] and len(
+        report.losses
+    ) == 12
     assert report.kept == 0 and not fam.changed(model, before)
     assert report.warning in caplog.text and "after 12 steps" in report.warning
 
@@ -141,7 +155,10 @@ def test_the_held_out_text_is_not_trained_on() -> None:
     ],
 )
 def test_a_run_that_breaks_off_leaves_the_best_weights(
-    stop: BaseException | None, error: type, words: str | None, monkeypatch: pytest.MonkeyPatch
+    stop: BaseException | None,
+    error: type,
+    words: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, dense, tokens = pair()
     before = fam.snapshot(model)
@@ -166,7 +183,9 @@ def test_the_divergence_is_not_rounded_where_products_are() -> None:
     assert found == exact and torch.equal(slope, same)
 
 
-def test_what_cannot_be_trained_is_refused_before_anything_changes(one_line_error) -> None:
+def test_what_cannot_be_trained_is_refused_before_anything_changes(
+    one_line_error,
+) -> None:
     model, dense, tokens = pair()
     before = fam.snapshot(model)
     for arguments, options, words in (

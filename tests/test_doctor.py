@@ -17,12 +17,40 @@ from helpers.paths import root
     ("check", "code", "said", "error", "state", "words"),
     [
         ("packages", 0, "No broken requirements found.", "", "ok", "no conflict"),
-        ("packages", 1, "transformers 5.0 has requirement tokenizers<1.", "", "note", "tokenizers"),
-        ("packages", 1, "", "No module named pip", "note", "does not work: No module named pip"),
+        (
+            "packages",
+            1,
+            "transformers 5.0 has requirement tokenizers<1.",
+            "",
+            "note",
+            "tokenizers",
+        ),
+        (
+            "packages",
+            1,
+            "",
+            "No module named pip",
+            "note",
+            "does not work: No module named pip",
+        ),
         ("device", 0, "torch\nTesla T4\n", "", "ok", "Tesla T4"),
         ("device", 0, "torch\n\n", "", "note", "torch can use no GPU"),
-        ("device", 1, "numpy\ntorch\n", "x\nOSError: no libc", "fix", "torch does not load: OSE"),
-        ("device", -6, "numpy\ntorch\n", "", "fix", "torch does not load: it ended with code -6"),
+        (
+            "device",
+            1,
+            "numpy\ntorch\n",
+            "x\nOSError: no libc",
+            "fix",
+            "torch does not load: OSE",
+        ),
+        (
+            "device",
+            -6,
+            "numpy\ntorch\n",
+            "",
+            "fix",
+            "torch does not load: it ended with code -6",
+        ),
     ],
 )
 def test_what_programs_say(
@@ -30,7 +58,9 @@ def test_what_programs_say(
 ) -> None:
     done = subprocess.CompletedProcess((), code, said, error)
     monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: done)
-    monkeypatch.setattr("shutil.which", lambda program: program)  # a driver is installed
+    monkeypatch.setattr(
+        "shutil.which", lambda program: program
+    )  # a driver is installed
     finding = getattr(doctor, f"check_{check}")()
     assert finding.state == state and words in finding.answer
 
@@ -39,10 +69,14 @@ def test_the_probe_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of its own, with torch; one that hangs has failed."""
     monkeypatch.setattr("shutil.which", lambda program: None)  # whatever GPU there is
     monkeypatch.setattr(doctor, "IMPORTS", ("json", "no_such_package"))
-    assert "no_such_package does not load: ModuleNotFound" in doctor.check_device().answer
+    assert (
+        "no_such_package does not load: ModuleNotFound" in doctor.check_device().answer
+    )
     monkeypatch.setattr(doctor, "IMPORTS", ("json",))
     assert doctor.check_device().state == "ok"
-    assert "timed out" in doctor.run(sys.executable, "-c", "while 1: pass", seconds=0.2)[1]
+    assert (
+        "timed out" in doctor.run(sys.executable, "-c", "while 1: pass", seconds=0.2)[1]
+    )
 
 
 def test_without_any_package_it_says_what_to_do(tmp_path: Path) -> None:
@@ -52,5 +86,9 @@ def test_without_any_package_it_says_what_to_do(tmp_path: Path) -> None:
         **dict(cwd=root(), env=os.environ | variables | {"PYTHONPATH": ""}),
         **dict(capture_output=True, encoding="utf-8", check=False),
     )
-    assert done.stderr == "" and "without numpy" in done.stdout and "make setup" in done.stdout
+    assert (
+        done.stderr == ""
+        and "without numpy" in done.stdout
+        and "make setup" in done.stdout
+    )
     assert done.returncode == 1 and list(tmp_path.iterdir()) == []

@@ -38,9 +38,15 @@ def test_parameters_are_the_published_counts(model: str, published: int) -> None
     assert Shape(model).parameters == published
 
 
-def test_a_folder_has_the_shape_of_its_model(tmp_path: Path, one_line_error: Callable) -> None:
-    sizes = dict(vocab_size=96, hidden_size=32, intermediate_size=80, num_hidden_layers=3)
-    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2))
+def test_a_folder_has_the_shape_of_its_model(
+    tmp_path: Path, one_line_error: Callable
+) -> None:
+    sizes = dict(
+        vocab_size=96, hidden_size=32, intermediate_size=80, num_hidden_layers=3
+    )
+    model = LlamaForCausalLM(
+        LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)
+    )
     model.save_pretrained(tmp_path)
     shape, blocks = Shape(tmp_path), find_blocks(model)
     layers = [read_weight(layer).shape for layer in find_layers(blocks[0]).values()]
@@ -74,5 +80,7 @@ def test_memory_from_file_to_file_is_what_was_measured(
 ) -> None:
     """On LLaMA-2-7B's shapes, by what a process grew under a limit of its address space."""
     text = dict(method=method, sequences=sequences, length=length, window=0)
-    estimated, _ = memory_needed(parameters(**text, dtype="float32", streamed=True), gpu=False)
+    estimated, _ = memory_needed(
+        parameters(**text, dtype="float32", streamed=True), gpu=False
+    )
     assert 0.85 < measured / estimated < 1.15

@@ -14,7 +14,9 @@ def long_text(tokens: int = 500, seed: int = 4) -> torch.Tensor:
     return fam.random_tokens(1, tokens, seed)[0]
 
 
-def own_loss_perplexity(model: torch.nn.Module, tokens: torch.Tensor, length: int) -> float:
+def own_loss_perplexity(
+    model: torch.nn.Module, tokens: torch.Tensor, length: int
+) -> float:
     """exp of the mean over windows of the model's own shifted loss (all windows are as long)."""
     losses = []
     for start in range(0, len(tokens) - length + 1, length):
@@ -26,10 +28,15 @@ def own_loss_perplexity(model: torch.nn.Module, tokens: torch.Tensor, length: in
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "opt", "bloom", "mpt"])
 @pytest.mark.parametrize("length", [2, 17, 33, 34, 50])
-def test_perplexity_is_that_of_the_models_own_loss(family: str, length: int, monkeypatch) -> None:
+def test_perplexity_is_that_of_the_models_own_loss(
+    family: str, length: int, monkeypatch
+) -> None:
     # 16 positions at a time: one part, exact multiples, and a last part of one position
     monkeypatch.setattr("helpers.evaluate.POSITIONS", 16)
-    model, tokens = fam.build(family), long_text(tokens=115)  # some windows and a remainder
+    model, tokens = (
+        fam.build(family),
+        long_text(tokens=115),
+    )  # some windows and a remainder
     expected = own_loss_perplexity(model, tokens, length)
     assert perplexity(model, tokens, length=length) == pytest.approx(expected, rel=1e-5)
 
@@ -37,7 +44,9 @@ def test_perplexity_is_that_of_the_models_own_loss(family: str, length: int, mon
 def test_limit_takes_the_first_windows_and_none_takes_all() -> None:
     model, tokens = fam.build("llama"), long_text()
     first = own_loss_perplexity(model, tokens[: 3 * 40], 40)
-    assert perplexity(model, tokens, length=40, limit=3) == pytest.approx(first, rel=1e-5)
+    assert perplexity(model, tokens, length=40, limit=3) == pytest.approx(
+        first, rel=1e-5
+    )
     everything = perplexity(model, tokens, length=40)
     assert perplexity(model, tokens, length=40, limit=12) == everything != first
 
@@ -47,7 +56,9 @@ def test_dropout_is_off_and_the_mode_comes_back() -> None:
     expected = perplexity(model, tokens, length=40)
     model.train()
     assert perplexity(model, tokens, length=40) == expected
-    assert model.training and all(parameter.grad is None for parameter in model.parameters())
+    assert model.training and all(
+        parameter.grad is None for parameter in model.parameters()
+    )
 
 
 @pytest.mark.parametrize(

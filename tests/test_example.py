@@ -10,10 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import METHODS, calibration_tokens, load_model, perplexity, prune_model, register
+from helpers import (
+    METHODS,
+    calibration_tokens,
+    load_model,
+    perplexity,
+    prune_model,
+    register,
+)
 from helpers.admm import admm, damped_system
+from helpers.block_grams import layer_problems
 from helpers.paths import root
-from helpers.replay import layer_problems
 
 PATH = root() / "examples" / "admm_pruning.py"
 EXAMPLE = SimpleNamespace(**runpy.run_path(str(PATH)))

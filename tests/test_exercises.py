@@ -19,7 +19,9 @@ from helpers.report.records import read_record
 from helpers.runner.plan import read_plan
 
 NOTEBOOKS = sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))
-SOLUTION = re.compile(r"<details><summary>Solution</summary>\n\n(.*?)\n</details>", re.DOTALL)
+SOLUTION = re.compile(
+    r"<details><summary>Solution</summary>\n\n(.*?)\n</details>", re.DOTALL
+)
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 # metrics that tables, claims and the notebooks' texts are about
 METRICS = {
@@ -76,7 +78,12 @@ def run_cell(code: str, namespace: dict[str, Any]) -> Any:
 def test_three_exercises_with_hidden_solutions(notebook: str) -> None:
     text = exercises(notebook)
     assert re.findall(r"(?m)^\*\*(\d)\. ", text) == ["1", "2", "3"]
-    assert len(SOLUTION.findall(text)) == text.count("<details>") == text.count("</details>") == 3
+    assert (
+        len(SOLUTION.findall(text))
+        == text.count("<details>")
+        == text.count("</details>")
+        == 3
+    )
     assert "```" not in SOLUTION.sub("", text), "code is part of the hidden solution"
 
 
@@ -92,7 +99,11 @@ class Kernel:
         run = next(run for run in runs if run.effective.get("method") != "dense")
         text = folder / "text.txt"
         text.write_bytes((root() / "CHANGES.md").read_bytes())
-        texts = {name: str(text) for name in ("calibration", "evaluation") if name in run.effective}
+        texts = {
+            name: str(text)
+            for name in ("calibration", "evaluation")
+            if name in run.effective
+        }
         self.parameters = run.parameters | texts | changed
         self.notebook, self.names = notebook, {"__name__": "notebook"}
         self.shown: dict[str, Any] = {}  # the value of a cell's last line
@@ -119,7 +130,11 @@ def kernel(
 ) -> Iterator[Kernel]:
     """The notebook of the parameter, after its last cell."""
     # the smoke plan's own records may not be there
-    changed = {"plan": "laptop", "source": "reference"} if request.param == TABLES_NOTEBOOK else {}
+    changed = (
+        {"plan": "laptop", "source": "reference"}
+        if request.param == TABLES_NOTEBOOK
+        else {}
+    )
     registered, folder = dict(METHODS), tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNING_RESULTS", str(folder))
@@ -140,7 +155,9 @@ def test_record(kernel: Kernel) -> None:
     assert set(record["metrics"]) >= set(METRICS[notebook].split())
     assert all(math.isfinite(metric["value"]) for metric in record["metrics"].values())
     assert (record["model"] is None) == (notebook == TABLES_NOTEBOOK)
-    assert all(isinstance(kernel.shown[cell], Figure) for cell in PICTURES.get(notebook, []))
+    assert all(
+        isinstance(kernel.shown[cell], Figure) for cell in PICTURES.get(notebook, [])
+    )
 
 
 @pytest.mark.parametrize("kernel", NOTEBOOKS, indirect=True)

@@ -44,7 +44,9 @@ def held(worker: Worker) -> tuple[Callable[[], None], list[bool]]:
     return lambda: (go.set(), worker.wait(SOON)), ended
 
 
-def test_stop_ends_the_work_at_its_next_step_and_drops_what_waits(worker: Worker) -> None:
+def test_stop_ends_the_work_at_its_next_step_and_drops_what_waits(
+    worker: Worker,
+) -> None:
     (go_on, ended), ran = held(worker), []
     worker.start(lambda: ran.append(1))
     worker.button.click()
@@ -109,9 +111,13 @@ def test_a_picture_stays_until_there_is_a_new_one() -> None:
 
 
 @pytest.mark.parametrize("kind", ["image/png", "text/html"])
-def test_a_twin_is_one_output_in_two_formats(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_twin_is_one_output_in_two_formats(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown: list[dict[str, Any]] = []
-    monkeypatch.setattr("helpers.explore.controls.display", lambda data, raw: shown.append(data))
+    monkeypatch.setattr(
+        "helpers.explore.controls.display", lambda data, raw: shown.append(data)
+    )
     explorer = numbers()
     twin(explorer, explorer.still if kind == "text/html" else explorer.figure)
     (last,) = shown  # a second one would be a second view, in which Play stops

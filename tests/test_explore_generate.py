@@ -42,7 +42,9 @@ def lively(model: nn.Module, seed: int) -> nn.Module:
 def tries(loaded: Loaded) -> TryIt:
     model, tokenizer = loaded
     other = lively(copy.deepcopy(model), 2)
-    return TryIt({"dense": model, "other": other}, tokenizer, prompt=PROMPT, new_tokens=12)
+    return TryIt(
+        {"dense": model, "other": other}, tokenizer, prompt=PROMPT, new_tokens=12
+    )
 
 
 def shown(tries: TryIt) -> list[str]:
@@ -58,18 +60,27 @@ def test_greedy_answers_are_generates(tries: TryIt, chat: bool) -> None:
     ids = tries.tokenizer(PROMPT)["input_ids"]
     if chat:
         message = [{"role": "user", "content": PROMPT}]
-        ids = tries.tokenizer.apply_chat_template(message, add_generation_prompt=True)["input_ids"]
+        ids = tries.tokenizer.apply_chat_template(message, add_generation_prompt=True)[
+            "input_ids"
+        ]
     for text, answer in zip(shown(tries), tries.answers.values(), strict=True):
-        whole = answer.model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0]
+        whole = answer.model.generate(
+            torch.tensor([ids]), max_new_tokens=12, do_sample=False
+        )[0]
         new = whole[len(ids) :] if chat else whole
         assert text == tries.tokenizer.decode(new, skip_special_tokens=True).rstrip()
     assert len(set(shown(tries))) == 2
 
 
-def test_samples_come_again_and_leave_the_kernels_random_numbers_alone(tries: TryIt) -> None:
+def test_samples_come_again_and_leave_the_kernels_random_numbers_alone(
+    tries: TryIt,
+) -> None:
     answers = []
     for temperature, seed in ((0.0, 0), (1.0, 0), (1.0, 0), (1.0, 7)):
-        tries.controls["temperature"].value, tries.controls["seed"].value = temperature, seed
+        tries.controls["temperature"].value, tries.controls["seed"].value = (
+            temperature,
+            seed,
+        )
         before = torch.get_rng_state()
         tries.still  # noqa: B018
         assert torch.equal(torch.get_rng_state(), before)
@@ -79,7 +90,9 @@ def test_samples_come_again_and_leave_the_kernels_random_numbers_alone(tries: Tr
 
 
 def test_what_is_shown_is_escaped(loaded: Loaded) -> None:
-    tries = TryIt({"<i>": loaded[0]}, loaded[1], prompt="<b>bold</b> & <img src=x>", new_tokens=2)
+    tries = TryIt(
+        {"<i>": loaded[0]}, loaded[1], prompt="<b>bold</b> & <img src=x>", new_tokens=2
+    )
     page = tries.still.data
     assert page == tries.answers["<i>"].value
     assert "<b>bold" not in page and "<img" not in page and "<i>" not in page
@@ -103,7 +116,11 @@ def test_stop_keeps_what_was_written(tries: TryIt) -> None:
     tries.worker.wait(60)
     hook.remove()
     assert not tries.worker.running and "stopped" in tries.worker.message.value
-    assert len(calls) == 4 and len(shown(tries)[0]) > len(PROMPT) and shown(tries)[1] == PROMPT
+    assert (
+        len(calls) == 4
+        and len(shown(tries)[0]) > len(PROMPT)
+        and shown(tries)[1] == PROMPT
+    )
     assert tries.still.data.count(PROMPT) == 2, "it can go on"
 
 
@@ -118,7 +135,10 @@ def test_what_cannot_be_answered_is_said(tries: TryIt) -> None:
         tries.controls["prompt"].value = prompt
         with pytest.raises(kind, match=words):
             tries.still  # noqa: B018
-        assert "color" in tries.worker.message.value and words in tries.worker.message.value
+        assert (
+            "color" in tries.worker.message.value
+            and words in tries.worker.message.value
+        )
 
 
 def test_a_copy_is_pruned_and_the_model_stays(
@@ -126,16 +146,25 @@ def test_a_copy_is_pruned_and_the_model_stays(
 ) -> None:
     model, tokenizer = loaded
     before = copy.deepcopy(model.state_dict())
-    tries = TryIt({"dense": model}, tokenizer, tokens=torch.randint(0, 1000, (2, 16)), new_tokens=3)
+    tries = TryIt(
+        {"dense": model},
+        tokenizer,
+        tokens=torch.randint(0, 1000, (2, 16)),
+        new_tokens=3,
+    )
     tries.method.value, tries.target.value = "wanda", "2:4"
     tries.prune_button.click()
     tries.pruning.wait(120)
     assert list(tries.answers) == ["dense", "wanda 2:4"] and tries.pruning.error is None
     for layer in find_layers(find_blocks(tries.answers["wanda 2:4"].model)[1]).values():
         assert (layer.weight != 0).unflatten(1, (-1, 4)).sum(-1).max() == 2
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(
+        torch.equal(before[name], value) for name, value in model.state_dict().items()
+    )
     tries.worker.wait(120)  # all answer again: the new column is not left empty
-    assert len(tries.columns.children) == 2 and min(map(len, shown(tries))) > len(PROMPT)
+    assert len(tries.columns.children) == 2 and min(map(len, shown(tries))) > len(
+        PROMPT
+    )
     monkeypatch.setattr("helpers.explore.generate.ram", lambda: (1000, 2000))
     tries.prune_button.click()
     tries.pruning.wait(120)

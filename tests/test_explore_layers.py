@@ -13,14 +13,19 @@ from torch import Tensor, nn
 
 from helpers import METHODS, calibration_tokens, gram_of, layer_problems, load_model
 from helpers.admm import exact_least_squares
-from helpers.capture import advance, capture, embed, stream_norms
+from helpers.blocks import advance, embed, record_calls
 from helpers.errors import Stopped
-from helpers.explore import calibration_explorer, layer_solve_explorer, mask_schedule_explorer
+from helpers.explore import (
+    calibration_explorer,
+    layer_solve_explorer,
+    mask_schedule_explorer,
+)
 from helpers.explore.calibration import table_html, text_html
 from helpers.explore.controls import Explorer
 from helpers.explore.source import LayerOutputs, ModelLayers
 from helpers.gram import Gram, relative_error
 from helpers.models import find_blocks, find_layers, read_weight
+from helpers.studies import stream_norms
 
 Problem = tuple[Tensor, Tensor]
 Loaded = tuple[nn.Module, Any, Tensor]
@@ -37,7 +42,11 @@ def problem() -> Problem:
 @pytest.fixture(scope="module")
 def tiny() -> Loaded:
     model, tokenizer = load_model("tiny", device="cpu")
-    return model, tokenizer, calibration_tokens("embedded", tokenizer, sequences=3, length=24)
+    return (
+        model,
+        tokenizer,
+        calibration_tokens("embedded", tokenizer, sequences=3, length=24),
+    )
 
 
 class OneLayer:
@@ -78,7 +87,9 @@ def mask_drawn(explorer: Explorer) -> Tensor:
 
 
 @pytest.mark.parametrize("schedule", ["one-shot", "paper", "released"])
-def test_layer_explorer_shows_what_the_method_does(problem: Problem, schedule: str) -> None:
+def test_layer_explorer_shows_what_the_method_does(
+    problem: Problem, schedule: str
+) -> None:
     weight, gram = problem
     explorer = layer_solve_explorer(weight, gram, sparsity=0.5)
     change(explorer, schedule=schedule)
@@ -87,7 +98,9 @@ def test_layer_explorer_shows_what_the_method_does(problem: Problem, schedule: s
     name = "admm1" if schedule == "one-shot" else "admm-grad"
     solved = METHODS[name](weight, gram, sparsity=0.5, **options)
     assert left.get_lines()[0].get_ydata()[-1] == pytest.approx(solved.error, rel=1e-4)
-    assert torch.equal(torch.tensor(right.get_images()[0].get_array().data).bool(), solved.keep)
+    assert torch.equal(
+        torch.tensor(right.get_images()[0].get_array().data).bool(), solved.keep
+    )
     alone = [relative_error(weight[[i]], solved.weight[[i]], gram) for i in range(24)]
     drawn = list(middle.get_lines()[-1].get_ydata())
     assert drawn == pytest.approx(sorted(alone, reverse=True), rel=1e-3)
@@ -105,8 +118,13 @@ def test_the_optimum_is_exact_however_far_admm_is_from_it(
     lines = dict(text.split(": ") for text in texts if ": " in text)
     keep = METHODS["admm1"](weight, gram, sparsity=0.5).keep
     exact = exact_least_squares(weight, gram, keep, damping=damping)
-    for line, other in {"optimum of this mask": exact, "no update": weight * keep}.items():
-        assert float(lines[line]) == pytest.approx(relative_error(weight, other, gram), abs=6e-5)
+    for line, other in {
+        "optimum of this mask": exact,
+        "no update": weight * keep,
+    }.items():
+        assert float(lines[line]) == pytest.approx(
+            relative_error(weight, other, gram), abs=6e-5
+        )
 
 
 # --- the mask ------------------------------------------------------------------------------
@@ -129,7 +147,9 @@ def test_scrubbing_shows_each_iterations_mask_and_solves_nothing(
         assert torch.equal(mask_drawn(explorer).int(), 2 * keep.int() + one_shot.int())
 
 
-def test_a_pattern_decides_sparsity_and_its_groups_are_counted(problem: Problem) -> None:
+def test_a_pattern_decides_sparsity_and_its_groups_are_counted(
+    problem: Problem,
+) -> None:
     explorer = mask_schedule_explorer(*problem, sparsity=0.7)
     change(explorer, pattern="2:4")
     assert explorer.controls["sparsity"].disabled
@@ -186,7 +206,7 @@ def test_a_model_may_change_and_is_left_alone_meanwhile(tiny: Loaded) -> None:
 def test_norms_are_those_of_a_replay(tiny: Loaded) -> None:
     model, _, tokens = tiny
     norms = stream_norms(model, tokens)
-    stream, calls = embed(model, tokens, 3), capture(model, tokens)
+    stream, calls = embed(model, tokens, 3), record_calls(model, tokens)
     assert norms.shape == (3, len(calls) + 1, 24)
     for index, block in enumerate(find_blocks(model)):
         torch.testing.assert_close(norms[:, index], stream.norm(dim=-1))
@@ -215,13 +235,20 @@ def test_another_thread_may_run_the_model_and_a_pass_can_be_ended(tiny: Loaded) 
 
 
 def test_text_is_escaped_and_stands_out_by_more_than_colour() -> None:
-    markup = text_html(["<script>", " a", "&", "\n\n", " ", ""], [1.0, 100.0, 3.0, 1, 1, 1], [1])
+    markup = text_html(
+        ["<script>", " a", "&", "\n\n", " ", ""], [1.0, 100.0, 3.0, 1, 1, 1], [1]
+    )
     assert "<script>" not in markup
     plain = html.unescape(re.sub(r"<sup>1</sup>|<[^>]*>", "", markup))
     assert plain.endswith("<script> a&↵↵\n␣∅")
     _, largest, *_ = re.findall(r"<span.*?</span>", markup)
-    assert all(part in largest for part in ("bold", "underline", "<sup>1</sup>", "100 × median"))
-    assert "a[&lt;b&gt;] c" in table_html(["a", "<b>", " c"], [1.0, 9.0, 4.0], [1, 3.0, 4], [1])
+    assert all(
+        part in largest
+        for part in ("bold", "underline", "<sup>1</sup>", "100 × median")
+    )
+    assert "a[&lt;b&gt;] c" in table_html(
+        ["a", "<b>", " c"], [1.0, 9.0, 4.0], [1, 3.0, 4], [1]
+    )
 
 
 def test_controls_change_text_table_and_picture(
@@ -234,7 +261,9 @@ def test_controls_change_text_table_and_picture(
         explorer.controls[name].value += 1
         assert explorer.still.data != before
         # a sequence is run once
-        monkeypatch.setattr("helpers.explore.calibration.stream_norms", lambda *_: pytest.fail(""))
+        monkeypatch.setattr(
+            "helpers.explore.calibration.stream_norms", lambda *_: pytest.fail("")
+        )
     order = norms[1, 2].argsort(descending=True).tolist()
     cells = re.findall(r"<tr>\s*<td>(\d+)</td>\s*<td>(\d+)</td>", explorer.below.value)
     assert cells == [(str(rank), str(at)) for rank, at in enumerate(order[:8], 1)]

@@ -11,7 +11,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from helpers import prune_model
-from helpers.capture import capture, check_parity
+from helpers.blocks import check_parity, record_calls
 from helpers.errors import UnsupportedModel
 from helpers.models import find_blocks, find_layers
 from helpers.paths import root
@@ -42,7 +42,7 @@ def row(name: str) -> tuple[str, ...]:
     model = fam.build(name)
     layers = find_layers(find_blocks(model)[0])
     tokens = fam.random_tokens(2)
-    difference = check_parity(model, capture(model, tokens), tokens.flip(1))
+    difference = check_parity(model, record_calls(model, tokens), tokens.flip(1))
     wanted = {f"{layer}.weight" for layer in fam.pruned_names(name)}
     before = fam.snapshot(model)
     prune_model(model, fam.random_tokens(), method="wanda", pattern="2:4")
@@ -73,11 +73,17 @@ def page() -> str:
     """results/families.md: the families that are pruned, then those that are refused."""
 
     def markdown(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-        return [f"| {' | '.join(line)} |" for line in (names, [":--"] * len(names), *rows)]
+        return [
+            f"| {' | '.join(line)} |" for line in (names, [":--"] * len(names), *rows)
+        ]
 
-    pruned = markdown((*COLUMNS, "result"), [row(name) for name in sorted(fam.FAMILIES)])
+    pruned = markdown(
+        (*COLUMNS, "result"), [row(name) for name in sorted(fam.FAMILIES)]
+    )
     errors = {name: refusal(name) for name in sorted(fam.REFUSED)}
-    lines = [(name, kind, text.partition(":")[0]) for name, (kind, text) in errors.items()]
+    lines = [
+        (name, kind, text.partition(":")[0]) for name, (kind, text) in errors.items()
+    ]
     refused = markdown(("family", "model", "reason"), lines)
     return "\n".join([HEAD, *pruned, REFUSED_HEAD, *refused]) + "\n"
 
@@ -94,7 +100,9 @@ def test_every_family_is_pruned_faithfully(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(fam.REFUSED))
-def test_a_refusal_names_the_matrix_that_would_stay_dense_and_says_what_to_do(name: str) -> None:
+def test_a_refusal_names_the_matrix_that_would_stay_dense_and_says_what_to_do(
+    name: str,
+) -> None:
     _, error = refusal(name)
     assert fam.REFUSED[name].parameter + " " in error
     assert "choose a model" in error and "\n" not in error

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from helpers.fast.selection import SAMPLE, bisect, keep_largest, narrowed, nth_smallest, top_nm
+from helpers.fast.selection import (
+    SAMPLE,
+    bisect,
+    keep_largest,
+    narrowed,
+    nth_smallest,
+    top_nm,
+)
 from helpers.masks import keep_largest_by_sorting
 
 quick = settings(max_examples=60, deadline=None)
@@ -21,7 +28,9 @@ some_scores = st.one_of(
 def score_rows(columns: st.SearchStrategy[int]) -> st.SearchStrategy:
     """Matrices of scores, (1 to 4, columns)."""
     shapes = st.tuples(st.integers(1, 4), columns)
-    return shapes.flatmap(lambda shape: arrays.arrays("float32", shape, elements=some_scores))
+    return shapes.flatmap(
+        lambda shape: arrays.arrays("float32", shape, elements=some_scores)
+    )
 
 
 @quick
@@ -37,7 +46,12 @@ def test_the_largest_without_a_sort(rows, share: float) -> None:
 
 
 @quick
-@given(n=st.integers(1, 7), extra=st.integers(1, 5), groups=st.integers(1, 4), data=st.data())
+@given(
+    n=st.integers(1, 7),
+    extra=st.integers(1, 5),
+    groups=st.integers(1, 4),
+    data=st.data(),
+)
 def test_groups_without_a_sort(n: int, extra: int, groups: int, data) -> None:
     m = n + extra
     score = torch.from_numpy(data.draw(score_rows(st.just(m * groups))))
@@ -50,7 +64,9 @@ def awkward_scores() -> dict[str, torch.Tensor]:
     size = 40_000
     generator = torch.Generator().manual_seed(5)
     plain = torch.rand(size, generator=generator)
-    spread = torch.exp(20 * torch.randn(size, generator=generator))  # over thirty decades
+    spread = torch.exp(
+        20 * torch.randn(size, generator=generator)
+    )  # over thirty decades
     return {
         "spread": spread,
         "few values": (plain * 5).round(),
@@ -78,7 +94,11 @@ def large_scores() -> dict[str, torch.Tensor]:
     periodic[:: size // SAMPLE | 1] = 1.0  # all that is sampled is large
     sorted_once = scores["spread"].sort().values
     odd = {"what is sampled is unlike the rest": periodic, "sorted": sorted_once}
-    return scores | odd | {"negative": -scores["spread"], "float64": scores["spread"].double()}
+    return (
+        scores
+        | odd
+        | {"negative": -scores["spread"], "float64": scores["spread"].double()}
+    )
 
 
 @pytest.mark.parametrize("kind", large_scores())
@@ -88,13 +108,19 @@ def test_in_a_large_row_too_without_a_sort(kind: str) -> None:
     for zeros in (1, 2, 17, 3600, 20_000, 24_001, 39_990, 39_999, 40_000):
         found, tied = nth_smallest(row[0].numpy(), zeros - 1)
         assert found == ordered[zeros - 1]
-        assert tied == (zeros < len(ordered) and bool(ordered[zeros] == ordered[zeros - 1]))
-        assert torch.equal(keep_largest(row, zeros), keep_largest_by_sorting(row, zeros))
+        assert tied == (
+            zeros < len(ordered) and bool(ordered[zeros] == ordered[zeros - 1])
+        )
+        assert torch.equal(
+            keep_largest(row, zeros), keep_largest_by_sorting(row, zeros)
+        )
 
 
 def test_few_scores_are_left_to_select_from() -> None:
     """Else the search was for nothing: the sample alone leaves 60 thousand of a million."""
-    scores = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0)).abs().numpy()
+    scores = (
+        torch.randn(1_000_000, generator=torch.Generator().manual_seed(0)).abs().numpy()
+    )
     for place in (90_000, 500_000, 600_000, 999_000):
         between, before = narrowed(scores, place)
         assert before <= place < before + len(between) and len(between) < 5_000

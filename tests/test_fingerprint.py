@@ -10,11 +10,12 @@ import pytest
 import small_project
 from small_project import BODY, PARAMETERS, Project, write_notebook
 
+from helpers.code_hashes import code_hash, core_code
 from helpers.errors import FileError
 from helpers.paths import root
 from helpers.runner import fingerprint as module
 from helpers.runner import plan as plans
-from helpers.runner.fingerprint import code_hash, core_code, equal_to, fingerprint, is_current
+from helpers.runner.fingerprint import equal_to, fingerprint, is_current
 
 project = small_project.project
 
@@ -22,7 +23,9 @@ project = small_project.project
 def test_a_run_is_stale_when_what_decides_its_numbers_changes(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "own_method_file", lambda name: project.folder / f"{name}.py")
+    monkeypatch.setattr(
+        module, "own_method_file", lambda name: project.folder / f"{name}.py"
+    )
     text = project.folder / "own.txt"
     text.write_text("one")
     parameters = PARAMETERS + 'method = "wanda"\n'
@@ -41,7 +44,9 @@ def test_a_run_is_stale_when_what_decides_its_numbers_changes(
     seen.append(fingerprint(run))
     (project.folder / "mine.py").write_text("x = 1")
     seen.append(fingerprint(run))
-    seen.append(fingerprint(replace(run, parameters={**run.parameters, "streamed": True})))
+    seen.append(
+        fingerprint(replace(run, parameters={**run.parameters, "streamed": True}))
+    )
     assert [[*one] for one in seen[2:]] == [
         ["core", "notebook", "files"],
         ["core", "notebook", "own", "files"],
@@ -50,8 +55,12 @@ def test_a_run_is_stale_when_what_decides_its_numbers_changes(
     assert all(one != other for one, other in itertools.combinations(seen, 2))
 
 
-def test_a_record_is_current_with_the_parameters_and_the_code_of_its_run(project: Project) -> None:
-    project.notebook(PARAMETERS.replace('record_path = ""', 'new = 1  # an int\nrecord_path = ""'))
+def test_a_record_is_current_with_the_parameters_and_the_code_of_its_run(
+    project: Project,
+) -> None:
+    project.notebook(
+        PARAMETERS.replace('record_path = ""', 'new = 1  # an int\nrecord_path = ""')
+    )
     project.run_file("a.yaml", "rho: 2.0")
     (run,) = plans.read_plan("p")
     record = {"parameters": run.effective, "fingerprint": fingerprint(run)}
@@ -70,14 +79,19 @@ def test_a_record_is_current_with_the_parameters_and_the_code_of_its_run(project
     assert not current(fingerprint="of version 0.9.0") and not current(fingerprint=None)
 
 
-def test_proofs_make_hashes_equal(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proofs_make_hashes_equal(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = project.folder / "same.json"
     monkeypatch.setattr(module, "proofs_path", lambda: path)
     assert equal_to("a") == {"a"}
     path.write_text(
         '[{"equal": {"core": ["a", "b"], "01": ["x", "y"]}}, {"equal": {"core": ["c", "b"]}}]'
     )
-    assert equal_to("a") == equal_to("c") == {"a", "b", "c"} and equal_to("y") == {"x", "y"}
+    assert equal_to("a") == equal_to("c") == {"a", "b", "c"} and equal_to("y") == {
+        "x",
+        "y",
+    }
     project.run_file("a.yaml")
     (run,) = plans.read_plan("p")
     record = {"parameters": run.effective, "fingerprint": fingerprint(run)}
@@ -88,14 +102,21 @@ def test_proofs_make_hashes_equal(project: Project, monkeypatch: pytest.MonkeyPa
         assert is_current(record, run, project.folder) == current
     for text in ("{", "[1]", "[{}]"):
         path.write_text(text)
-        with pytest.raises(FileError, match="same.json cannot be read .* restore it from git"):
+        with pytest.raises(
+            FileError, match="same.json cannot be read .* restore it from git"
+        ):
             equal_to("a")
 
 
 def test_cells_that_compute_nothing_do_not_count(project: Project) -> None:
     project.run_file("a.yaml")
     (run,) = plans.read_plan("p")
-    for tag, number in {"colab-setup": 1, "explorer": 1, "figure": 1, "other": 2}.items():
+    for tag, number in {
+        "colab-setup": 1,
+        "explorer": 1,
+        "figure": 1,
+        "other": 2,
+    }.items():
         found = set()
         for code in ("x = 1", "x = 2"):
             cells, tags = [PARAMETERS, code], [["parameters"], [tag]]
@@ -120,7 +141,9 @@ def test_the_tables_count_the_records_of_the_other_runs(project: Project) -> Non
 def package(tmp_path: Path) -> Path:
     """A copy of helpers/."""
     folder = tmp_path / "helpers"
-    shutil.copytree(root() / "helpers", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        root() / "helpers", folder, ignore=shutil.ignore_patterns("__pycache__")
+    )
     (folder / "beyond").mkdir(exist_ok=True)
     return folder
 
@@ -132,7 +155,13 @@ def test_what_leaves_the_core_as_it_is(package: Path) -> None:
     (package / "admm.py").write_text(text, encoding="utf-8")
     assert core_code(package.parent) == before, "comments and docstrings"
     (package / "wing").mkdir()
-    for name in ("report/plots.py", "wing/x.py", "own/mine.py", "__init__.py", "__main__.py"):
+    for name in (
+        "report/plots.py",
+        "wing/x.py",
+        "own/mine.py",
+        "__init__.py",
+        "__main__.py",
+    ):
         (package / name).write_text("x = 1\n")
     (package / "report" / "plots.py").rename(package / "report" / "drawn.py")
     assert core_code(package.parent) == before
@@ -140,13 +169,26 @@ def test_what_leaves_the_core_as_it_is(package: Path) -> None:
 
 def test_what_changes_the_core(package: Path) -> None:
     seen = [core_code(package.parent)]
-    for name in ("admm.py", "fast/__init__.py", "beyond/new.py", "data/tasks.py", "data/pins.yaml"):
+    for name in (
+        "admm.py",
+        "fast/__init__.py",
+        "beyond/new.py",
+        "data/tasks.py",
+        "data/pins.yaml",
+    ):
         with open(package / name, "a", encoding="utf-8") as stream:
             stream.write("\nextra = 1\n")
         seen.append(core_code(package.parent))
     (package / "masks.py").unlink()
     seen.append(core_code(package.parent))
-    moves = ["gram.py", "grams.py", "fast/grams.py", "data/grams.py", "report/grams.py", "back.py"]
+    moves = [
+        "gram.py",
+        "grams.py",
+        "fast/grams.py",
+        "data/grams.py",
+        "report/grams.py",
+        "back.py",
+    ]
     for old, new in itertools.pairwise(moves):  # within the core, out of it, and back
         (package / old).rename(package / new)
         seen.append(core_code(package.parent))
@@ -155,10 +197,14 @@ def test_what_changes_the_core(package: Path) -> None:
 
 def test_what_an_error_says_does_not_count_but_that_it_is_raised_does() -> None:
     source = 'def f(x):\n    if x:\n        raise ValueError(f"{x} is bad") from x\n    return 1\n'
-    assert code_hash(source) == code_hash(source.replace('ValueError(f"{x} is bad") from x', "Bad"))
+    assert code_hash(source) == code_hash(
+        source.replace('ValueError(f"{x} is bad") from x', "Bad")
+    )
     assert code_hash(source) != code_hash(source.replace("raise", "return"))
     assert code_hash(source) != code_hash(source.replace("if x", "if not x"))
-    assert code_hash("%cd x\n") != code_hash("%cd y\n"), "what is not Python counts as it is"
+    assert code_hash("%cd x\n") != code_hash("%cd y\n"), (
+        "what is not Python counts as it is"
+    )
 
 
 def test_a_hash_is_the_same_on_every_python() -> None:

@@ -47,7 +47,8 @@ def torch_path(
 
 @pytest.mark.parametrize("precondition", [True, False])
 @pytest.mark.parametrize(
-    ("optimiser", "rate", "damping"), [("adam", 0.05, 0.1), ("sgd", 1.0, 0.1), ("sgd", 1.0, 0.0)]
+    ("optimiser", "rate", "damping"),
+    [("adam", 0.05, 0.1), ("sgd", 1.0, 0.1), ("sgd", 1.0, 0.0)],
 )
 def test_every_step_is_torchs_own(
     optimiser: str, rate: float, damping: float, precondition: bool
@@ -70,13 +71,21 @@ def test_conjugate_gradients_finish_in_as_many_steps_as_weights_survive(
     precondition: bool, damping: float
 ) -> None:
     weight, gram, keep = problem()
-    keep[0], keep[1] = False, True  # an output with nothing left, and one that lost nothing
+    keep[0], keep[1] = (
+        False,
+        True,
+    )  # an output with nothing left, and one that lost nothing
     steps = int(keep.sum(1).max())
     expected = exact_least_squares(weight, gram, keep, damping=damping)
     # past the end nothing may break: residuals of 0 are divided by each other
     answers = {
         count: conjugate_gradients(
-            weight, gram, keep, iterations=count, damping=damping, precondition=precondition
+            weight,
+            gram,
+            keep,
+            iterations=count,
+            damping=damping,
+            precondition=precondition,
         ).weight
         for count in (2, steps, 20 * steps)
     }
@@ -87,4 +96,6 @@ def test_conjugate_gradients_finish_in_as_many_steps_as_weights_survive(
 
 def test_a_learning_rate_that_is_too_large(one_line_error) -> None:
     with one_line_error(NonFinite, "sgd", "learning rate"):
-        gradient_refit(*problem(), optimiser="sgd", learning_rate=100.0, iterations=2000)
+        gradient_refit(
+            *problem(), optimiser="sgd", learning_rate=100.0, iterations=2000
+        )

@@ -16,7 +16,9 @@ def exact_gram(inputs: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("d_in", [1, 5, 101])
-def test_gram_adds_up_over_batches_of_any_shape_also_after_it_was_read(d_in: int) -> None:
+def test_gram_adds_up_over_batches_of_any_shape_also_after_it_was_read(
+    d_in: int,
+) -> None:
     inputs = torch.randn(5, 11, d_in)
     gram, tokens = Gram(d_in), 0
     for part in (inputs[:2], inputs[2], inputs[3:].reshape(-1, d_in)):
@@ -33,7 +35,9 @@ def test_half_precision_inputs_are_summed_in_float32() -> None:
     inputs = (30 * torch.ones(4096, 4) + torch.randn(4096, 4)).half().requires_grad_()
     gram = gram_of(inputs)
     assert gram.dtype == torch.float32 and not gram.requires_grad
-    torch.testing.assert_close(gram.double(), exact_gram(inputs.detach()), rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(
+        gram.double(), exact_gram(inputs.detach()), rtol=1e-5, atol=0.0
+    )
 
 
 # ---------------------------------------------------------------- factors
@@ -50,7 +54,9 @@ def test_the_factor_is_that_of_the_first_rung_that_is_enough() -> None:
     ("start", "rungs"),
     [(0.0, [0, 1e-4, 1e-3, 1e-2, 1e-1, 1]), (0.03, [0.03, 0.3, 1]), (2.0, [2.0])],
 )
-def test_the_rungs_of_the_ladder(start: float, rungs: list[float], one_line_error) -> None:
+def test_the_rungs_of_the_ladder(
+    start: float, rungs: list[float], one_line_error
+) -> None:
     tried: list[float] = []
     with one_line_error(NotPositiveDefinite, f"{start:g}", f"{rungs[-1]:g}"):
         climb_damping(start, tried.append)
@@ -66,7 +72,9 @@ def test_relative_error_equals_the_norms_of_the_outputs(monkeypatch) -> None:
     expected = outputs_error(inputs, weight, pruned)
     assert relative_error(weight, pruned, gram) == pytest.approx(expected, rel=1e-4)
     assert relative_error(weight, 0 * weight, gram) == pytest.approx(1.0, rel=1e-5)
-    assert relative_error(weight, 0 * weight, torch.zeros(6, 6)) == 0  # no output to lose
+    assert (
+        relative_error(weight, 0 * weight, torch.zeros(6, 6)) == 0
+    )  # no output to lose
     monkeypatch.setattr("helpers.gram.PRODUCT_SIZE", 12)  # two rows at a time
     assert relative_error(weight, pruned, gram) == pytest.approx(expected, rel=1e-4)
 
@@ -78,8 +86,12 @@ def test_a_small_error_is_not_lost_to_rounding() -> None:
     assert error == pytest.approx(1e-6, rel=1e-2)
 
 
-@pytest.mark.parametrize("left", [0.5, 0.999])  # the error overflows too, or the output only
-def test_an_error_that_overflows_float32_is_not_reported_as_none(left, one_line_error) -> None:
+@pytest.mark.parametrize(
+    "left", [0.5, 0.999]
+)  # the error overflows too, or the output only
+def test_an_error_that_overflows_float32_is_not_reported_as_none(
+    left, one_line_error
+) -> None:
     # Each entry is finite, their sum is not: 0 would be a lie.
     inputs, weight = torch.randn(30, 8), 30 * torch.randn(4, 8)
     with one_line_error(NonFinite, "overflows"):
@@ -114,7 +126,9 @@ def test_a_gram_is_checked_again_when_it_has_changed(one_line_error) -> None:
 
 
 @pytest.mark.parametrize("shape", [(8, 3), (4, 3, 4)])
-def test_inputs_of_another_width_are_not_mixed_up(shape: tuple[int, ...], one_line_error) -> None:
+def test_inputs_of_another_width_are_not_mixed_up(
+    shape: tuple[int, ...], one_line_error
+) -> None:
     # they hold a multiple of six numbers, and could be taken for rows of six
     with one_line_error(BadParameter, "inputs", str(shape)):
         Gram(6).add(torch.randn(shape))

@@ -20,7 +20,9 @@ def pruned(family: str = "llama") -> tuple[nn.Module, dict[str, Tensor]]:
     model = fam.build(family)
     prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.6)
     names = fam.pruned_names(family)
-    return model, {name: model.get_submodule(name).weight.detach() == 0 for name in names}
+    return model, {
+        name: model.get_submodule(name).weight.detach() == 0 for name in names
+    }
 
 
 def moved(model: nn.Module, zeros: dict[str, Tensor]) -> int:
@@ -53,14 +55,18 @@ def test_zeros_stay_with_any_optimiser(name: str) -> None:
     assert moved(plain, zeros) > 0, "so that the masks have done something"
 
 
-def test_it_acts_when_it_is_called_until_it_is_removed(one_line_error: Callable) -> None:
+def test_it_acts_when_it_is_called_until_it_is_removed(
+    one_line_error: Callable,
+) -> None:
     model, zeros = pruned()
     handle = keep_masks(model)
     for kept in (True, False):
         steps(model, lambda layers: torch.optim.SGD(layers, lr=1e-2))
         assert (moved(model, zeros) == 0) == kept
         # else they would count where gradients are clipped by their norm
-        assert kept != any(model.get_submodule(n).weight.grad[z].any() for n, z in zeros.items())
+        assert kept != any(
+            model.get_submodule(n).weight.grad[z].any() for n, z in zeros.items()
+        )
         handle.remove()
     with one_line_error(BadParameter, "prune it first"):
         keep_masks(fam.build())

@@ -37,9 +37,13 @@ UNSTRUCTURED = "unstructured"
         ([[4, 3, 2, 1, 40, 30, 20, 10]], 3 / 8, "2:4", "matrix", ["xx..xxx."]),
     ],
 )
-def test_by_hand(score: list, sparsity: float, pattern: str, budget: str, expected: list) -> None:
+def test_by_hand(
+    score: list, sparsity: float, pattern: str, budget: str, expected: list
+) -> None:
     keep = select(torch.tensor(score).float(), sparsity, pattern, budget)
-    assert ["".join(".x"[kept] for kept in row) for row in keep.int().tolist()] == expected
+    assert [
+        "".join(".x"[kept] for kept in row) for row in keep.int().tolist()
+    ] == expected
 
 
 # ---------------------------------------------------------------- against sorting in numpy
@@ -64,9 +68,13 @@ def test_select_is_exact(rows, n_of_m, share, values, budget, seed) -> None:
     expected = masked(score.numpy(), sparsity, n_of_m, budget == "output")
     assert keep.dtype == torch.bool and np.array_equal(keep.numpy(), expected)
     out = torch.full_like(score, 7)
-    assert select(score, sparsity, pattern, budget, out=out).data_ptr() == out.data_ptr()
+    assert (
+        select(score, sparsity, pattern, budget, out=out).data_ptr() == out.data_ptr()
+    )
     assert torch.equal(out, keep.float()) and torch.equal(score, before)
-    assert n_of_m is None or keep[top_nm(score, n, m)].all()  # which are never pruned on the way
+    assert (
+        n_of_m is None or keep[top_nm(score, n, m)].all()
+    )  # which are never pruned on the way
 
 
 def test_large_matrices_count_exactly() -> None:
@@ -75,10 +83,16 @@ def test_large_matrices_count_exactly() -> None:
     assert int((~top_k(score, 0.5)).sum()) == 4100 * 4100 // 2
 
 
-@pytest.mark.parametrize(("budget", "pattern"), [("matrix", UNSTRUCTURED), ("output", "2:4")])
-def test_a_score_that_is_nan_is_not_ranked(budget: str, pattern: str, one_line_error) -> None:
+@pytest.mark.parametrize(
+    ("budget", "pattern"), [("matrix", UNSTRUCTURED), ("output", "2:4")]
+)
+def test_a_score_that_is_nan_is_not_ranked(
+    budget: str, pattern: str, one_line_error
+) -> None:
     score = torch.rand(3, 8)
-    score[1, 2] = math.nan  # larger and smaller than nothing: another number would be kept
+    score[1, 2] = (
+        math.nan
+    )  # larger and smaller than nothing: another number would be kept
     with one_line_error(NonFinite, "NaN"):
         select(score, 0.5, pattern, budget)
 
@@ -89,8 +103,12 @@ def test_a_score_that_is_nan_is_not_ranked(budget: str, pattern: str, one_line_e
 def test_a_mask_that_is_given(one_line_error) -> None:
     score = layer()[1]
     half, two_of_four = top_k(score, 0.5), top_nm(score, 2, 4)
-    assert check_keep(half, score.shape, 0.5) == check_keep(two_of_four, score.shape, None, "2:4")
-    sparser = two_of_four & (torch.arange(32) > 3)  # fewer than N in a group are allowed
+    assert check_keep(half, score.shape, 0.5) == check_keep(
+        two_of_four, score.shape, None, "2:4"
+    )
+    sparser = two_of_four & (
+        torch.arange(32) > 3
+    )  # fewer than N in a group are allowed
     assert check_keep(sparser, score.shape, None, "2:4") == pytest.approx(0.5 + 2 / 32)
     for keep, sparsity, pattern in (
         (half, 0.5 + 1 / half.numel(), UNSTRUCTURED),  # one weight more

@@ -37,6 +37,10 @@ def test_ram_is_the_containers_or_without_a_limit_the_machines(
     limit_file, used_file, cache = FILES[version]
     (tmp_path / folder).mkdir(parents=True, exist_ok=True)
     (tmp_path / folder / limit_file).write_text(f"{limit}\n")
-    (tmp_path / folder / used_file).write_text(f"{GIB // 2}\n")  # half of it is file cache
+    (tmp_path / folder / used_file).write_text(
+        f"{GIB // 2}\n"
+    )  # half of it is file cache
     (tmp_path / folder / "memory.stat").write_text(f"anon 1\n{cache} {GIB // 4}\n")
-    assert ram() == (GIB - GIB // 2 + GIB // 4, GIB) if limit == GIB else ram()[1] == total
+    assert (
+        ram() == (GIB - GIB // 2 + GIB // 4, GIB) if limit == GIB else ram()[1] == total
+    )

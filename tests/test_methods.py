@@ -37,7 +37,9 @@ def test_an_answer_is_exactly_what_was_asked_for(name, target, dtype, tied) -> N
     weight, gram = weight.to(dtype), gram_of(inputs)
     before = weight.clone(), gram.clone()
     result, again = (METHODS[name](weight, gram, **request) for _ in range(2))
-    assert torch.equal(result.weight, again.weight) and torch.equal(result.keep, again.keep)
+    assert torch.equal(result.weight, again.weight) and torch.equal(
+        result.keep, again.keep
+    )
     assert result.weight.dtype == dtype and not result.weight[~result.keep].any()
     if grouped:
         n, m = map(int, target.split(":"))
@@ -67,7 +69,9 @@ def test_magnitude_by_hand() -> None:
     assert torch.equal(result.weight, expected)
     assert result.error is None and result.damping is None
     by_output = METHODS["magnitude"](weight, None, sparsity=0.5, budget="output").weight
-    assert torch.equal(by_output, torch.tensor([[-6.0, 0.0, 0.0, -1.5], [5.0, -4.0, 0.0, 0.0]]))
+    assert torch.equal(
+        by_output, torch.tensor([[-6.0, 0.0, 0.0, -1.5], [5.0, -4.0, 0.0, 0.0]])
+    )
 
 
 def test_wanda_by_hand() -> None:
@@ -77,23 +81,30 @@ def test_wanda_by_hand() -> None:
     #   row 2: 500, 2.2, 360, 4                -> keeps the first and the third
     gram = torch.diag(torch.tensor([1.0, 4.0, 9.0, 16.0]))
     gram[0, 1] = gram[1, 0] = 0.7  # off the diagonal nothing matters
-    weight = torch.tensor([[5.0, 2.0, 1.0, 0.5], [1.0, 1.0, -1.0, 1.0], [-500.0, 1.1, 120, 1.0]])
+    weight = torch.tensor(
+        [[5.0, 2.0, 1.0, 0.5], [1.0, 1.0, -1.0, 1.0], [-500.0, 1.1, 120, 1.0]]
+    )
     expected = torch.tensor([[5.0, 2.0, 0, 0], [0, 0, -1.0, 1.0], [-500.0, 0, 120, 0]])
     for target in (dict(sparsity=0.5), dict(pattern="2:4")):
         result = METHODS["wanda"](weight, gram, **target)
         assert torch.equal(result.weight, expected) and result.damping is None
     # over the whole matrix three of twelve stay: 500, 360 and 5
     whole = METHODS["wanda"](weight, gram, sparsity=0.75, budget="matrix").weight
-    assert torch.equal(whole, torch.tensor([[5.0, 0, 0, 0], [0, 0, 0, 0], [-500.0, 0, 120, 0]]))
+    assert torch.equal(
+        whole, torch.tensor([[5.0, 0, 0, 0], [0, 0, 0, 0], [-500.0, 0, 120, 0]])
+    )
 
 
 # ---------------------------------------------------------------- ADMM as a method
 
 
 @pytest.mark.parametrize(
-    "option", [{}, {"rho": 3.0}, {"iterations": 16}, {"damping": 0.5}, {"precondition": False}]
+    "option",
+    [{}, {"rho": 3.0}, {"iterations": 16}, {"damping": 0.5}, {"precondition": False}],
 )
-@pytest.mark.parametrize("target", [{"budget": "output"}, {"budget": "matrix"}, {"pattern": "2:4"}])
+@pytest.mark.parametrize(
+    "target", [{"budget": "output"}, {"budget": "matrix"}, {"pattern": "2:4"}]
+)
 def test_admm1_is_a_refit_on_wandas_mask(target: dict, option: dict) -> None:
     inputs, weight = layer()
     weight[0] *= 100
@@ -134,7 +145,10 @@ def direct_obs(
     for j in range(d_in):
         if adaptive and j % chunk == 0:
             stop = min(j + chunk, d_in)
-            rises = [work[:, c] ** 2 / np.linalg.inv(hessian[c:, c:])[0, 0] for c in range(j, stop)]
+            rises = [
+                work[:, c] ** 2 / np.linalg.inv(hessian[c:, c:])[0, 0]
+                for c in range(j, stop)
+            ]
             score, chosen = np.stack(rises, axis=1), np.ones((rows, stop - j), bool)
             if groups:
                 losers = np.argsort(score, axis=1)[:, : groups[1] - groups[0]]
@@ -160,7 +174,8 @@ def test_sparsegpt_is_direct_obs(kind: str, block_size: int, seed: int) -> None:
     d_in = 8 * (seed // 2 + 1) if groups else 5 * seed + 3
     inputs, weight = layer(1 + seed, d_in, 6 * d_in, seed)
     options = dict(
-        block_size=block_size if groups else block_size - 3, damping=(0.01, 0.3)[seed % 2]
+        block_size=block_size if groups else block_size - 3,
+        damping=(0.01, 0.3)[seed % 2],
     )
     keep = random_keep(weight.shape, seed=seed) if kind == "given" else None
     target = dict(keep=keep) if kind == "given" else dict(sparsity=0.15 * seed)
@@ -169,7 +184,10 @@ def test_sparsegpt_is_direct_obs(kind: str, block_size: int, seed: int) -> None:
     )
     target["keep"] = None if keep is None else keep.numpy()
     expected, mask = direct_obs(inputs, weight, groups=groups, **target, **options)
-    assert np.array_equal(result.keep.numpy(), mask) and result.damping == options["damping"]
+    assert (
+        np.array_equal(result.keep.numpy(), mask)
+        and result.damping == options["damping"]
+    )
     np.testing.assert_allclose(result.weight.numpy(), expected, rtol=1e-3, atol=1e-3)
 
 
@@ -177,7 +195,9 @@ def test_sparsegpt_climbs_the_ladder_and_never_leaves_by_another_door() -> None:
     # rank one plus rounding: undamped, either the gram or its inverse cannot be factored
     for _ in range(60):
         gram = gram_of(torch.randn(1, 24).repeat(8, 1) * torch.logspace(-3, 3, 24))
-        result = METHODS["sparsegpt"](torch.randn(6, 24), gram, sparsity=0.5, damping=0.0)
+        result = METHODS["sparsegpt"](
+            torch.randn(6, 24), gram, sparsity=0.5, damping=0.0
+        )
         assert torch.isfinite(result.weight).all() and result.damping > 0
 
 
@@ -198,7 +218,9 @@ def test_dead_inputs_lose_their_weights_first(name: str, pattern: str) -> None:
     result = METHODS[name](weight, gram_of(inputs), sparsity=0.0625)
     alive = [i for i in range(32) if i not in dead]
     assert result.keep[:, alive].all() and result.error < 1e-4
-    torch.testing.assert_close(result.weight[:, alive], weight[:, alive], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        result.weight[:, alive], weight[:, alive], rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", CALIBRATED)
@@ -238,16 +260,33 @@ def test_inputs_as_real_models_have_them(name: str) -> None:
         ("keep", lambda k: k[0], BadParameter, "(32,)"),
     ],
 )  # fmt: skip
-def test_what_is_no_layer(door: str, parameter: str, wrong, error, words, one_line_error) -> None:
+def test_what_is_no_layer(
+    door: str, parameter: str, wrong, error, words, one_line_error
+) -> None:
     inputs, weight = layer()
-    arguments = dict(weight=weight, gram=gram_of(inputs), keep=random_keep(weight.shape))
+    arguments = dict(
+        weight=weight, gram=gram_of(inputs), keep=random_keep(weight.shape)
+    )
     arguments[parameter] = wrong(arguments[parameter])
     others = {"refit": refit, "exact_least_squares": exact_least_squares}
     with one_line_error(error, parameter, words):
         (others.get(door) or METHODS[door])(**arguments)
 
 
-BAD_PATTERNS = ["2:5", "5:4", "4:4", "0:4", "2-4", "2:4:8", "-2:4", ":4", "²:4", "2:4\n", "", None]
+BAD_PATTERNS = [
+    "2:5",
+    "5:4",
+    "4:4",
+    "0:4",
+    "2-4",
+    "2:4:8",
+    "-2:4",
+    ":4",
+    "²:4",
+    "2:4\n",
+    "",
+    None,
+]
 BAD_SPARSITIES = [1.0, -0.1, "half", math.nan, math.inf, True, [0.5], 60, None]
 
 
@@ -268,10 +307,14 @@ BAD_SPARSITIES = [1.0, -0.1, "half", math.nan, math.inf, True, [0.5], 60, None]
         *((name, "itrations", 3) for name in ALL),
     ],
 )  # fmt: skip
-def test_what_no_method_accepts(name: str, parameter: str, value, one_line_error) -> None:
+def test_what_no_method_accepts(
+    name: str, parameter: str, value, one_line_error
+) -> None:
     inputs, weight = layer()
     shown = "missing" if value is None and parameter == "sparsity" else repr(value)
-    with one_line_error(BadParameter, parameter, shown if parameter != "itrations" else name):
+    with one_line_error(
+        BadParameter, parameter, shown if parameter != "itrations" else name
+    ):
         # beside a wrong pattern a sparsity would be refused too
         target = {} if parameter == "pattern" else {"sparsity": 0.5}
         METHODS[name](weight, gram_of(inputs), **target | {parameter: value})

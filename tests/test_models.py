@@ -21,7 +21,9 @@ WEIGHT = "transformer.h.1.mlp.c_fc.weight"
 def saved(tmp_path: Path) -> Path:
     """A tiny GPT-2 with a tokenizer, saved as safetensors."""
     fam.build("gpt2").save_pretrained(tmp_path / "saved")
-    AutoTokenizer.from_pretrained(embedded_model_folder()).save_pretrained(tmp_path / "saved")
+    AutoTokenizer.from_pretrained(embedded_model_folder()).save_pretrained(
+        tmp_path / "saved"
+    )
     return tmp_path / "saved"
 
 
@@ -37,7 +39,11 @@ def test_the_embedded_model_is_a_real_llama() -> None:
     model, tokenizer = load_model("embedded", device="cpu")
     blocks = find_blocks(model)
     assert type(model).__name__ == "LlamaForCausalLM" and len(blocks) == 30
-    assert len(find_layers(blocks[0])) == 7 and model.dtype == torch.float32 and not model.training
+    assert (
+        len(find_layers(blocks[0])) == 7
+        and model.dtype == torch.float32
+        and not model.training
+    )
     prompt = tokenizer("The capital of France is", return_tensors="pt")
     answer = model.generate(**prompt, max_new_tokens=3, do_sample=False)[0]
     assert "Paris" in tokenizer.decode(answer)
@@ -50,7 +56,10 @@ def test_tiny_is_the_same_every_time_and_leaves_the_random_state_alone() -> None
     state = torch.random.get_rng_state()
     (one, _), (two, _) = load_model("tiny"), load_model("tiny")
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(one.parameters(), two.parameters(), strict=True)
+    )
 
 
 def test_a_local_folder_is_known_by_its_content(saved: Path) -> None:
@@ -59,7 +68,10 @@ def test_a_local_folder_is_known_by_its_content(saved: Path) -> None:
     weight = fam.build("gpt2").state_dict()[WEIGHT]
     assert torch.equal(model.state_dict()[WEIGHT], weight.bfloat16())
     identity = model_identity(model)
-    assert identity["architecture"] == "GPT2LMHeadModel" and identity["dtype"] == "bfloat16"
+    assert (
+        identity["architecture"] == "GPT2LMHeadModel"
+        and identity["dtype"] == "bfloat16"
+    )
     assert str(saved.parent) not in str(identity)
     copy = shutil.copytree(saved, saved.parent / "copy")
     assert model_identity(load_model(copy)[0])["sha256"] == identity["sha256"]
@@ -94,7 +106,9 @@ def test_a_damaged_checkpoint(saved: Path, damage: str, one_line_error) -> None:
     else:  # pickles are never loaded
         weights.unlink()
         torch.save(fam.build("gpt2").state_dict(), saved / "pytorch_model.bin")
-    with one_line_error(BadParameter, str(saved), "holds a list" if damage == "list" else ""):
+    with one_line_error(
+        BadParameter, str(saved), "holds a list" if damage == "list" else ""
+    ):
         load_model(saved)
 
 
@@ -106,7 +120,9 @@ def test_a_checkpoint_that_lacks_weights(saved: Path, one_line_error) -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
-def test_quantised_weights_without_their_scales(saved: Path, kind, one_line_error) -> None:
+def test_quantised_weights_without_their_scales(
+    saved: Path, kind, one_line_error
+) -> None:
     # transformers would take the numbers for the weights
     change(saved, torch.ones(32, 128).to(kind))
     with one_line_error(UnsupportedModel, WEIGHT, "unquantised"):

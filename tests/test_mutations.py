@@ -19,12 +19,12 @@ import numpy as np
 import processors
 import pytest
 import torch
-from mutants import MUTANTS, loop, sums
+from mutants import MUTANTS, solver_loop, sums
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from helpers import evaluate, load_model, prune
-from helpers.beyond import allocate, distil, recipe
+from helpers.beyond import distil, recipe
 from helpers.data import corpora
 from helpers.errors import HelpersError
 from helpers.report import judge
@@ -61,10 +61,16 @@ class Letters:
 
     eos_token_id = 1
 
-    def __call__(self, text: str | list, add_special_tokens: bool = True, **_: Any) -> dict:
+    def __call__(
+        self, text: str | list, add_special_tokens: bool = True, **_: Any
+    ) -> dict:
         if isinstance(text, list):
-            return {"input_ids": [self(t, add_special_tokens)["input_ids"] for t in text]}
-        return {"input_ids": [0] * add_special_tokens + [LETTERS.index(c) + 2 for c in text]}
+            return {
+                "input_ids": [self(t, add_special_tokens)["input_ids"] for t in text]
+            }
+        return {
+            "input_ids": [0] * add_special_tokens + [LETTERS.index(c) + 2 for c in text]
+        }
 
 
 def sample(seed: int, documents: int, length: int) -> list[str]:
@@ -133,24 +139,35 @@ def measure(model: nn.Module, texts: dict[str, Path], cell: str) -> Record:
         draw = dict(sequences=windows, length=LENGTH, seed=0)
         tokens = corpora.calibration_tokens(texts["calibration"], tokenizer, **draw)
         data["calibration"] = corpora.corpus_identity(texts["calibration"], tokens)
-    if "repair" in asked and "allocation" in asked:  # as the recipe does it, with fewer windows
-        settings = dict(effort="balanced", sparsity=asked["sparsity"], method=asked["method"])
+    if (
+        "repair" in asked and "allocation" in asked
+    ):  # as the recipe does it, with fewer windows
+        settings = dict(
+            effort="balanced", sparsity=asked["sparsity"], method=asked["method"]
+        )
         report = recipe.prune_and_repair(network, tokens, progress=False, **settings)
         looks = dict(report.repair["held_out"])
-        metrics |= {"divergence_before": looks[0], "divergence_after": looks[report.repair["kept"]]}
+        metrics |= {
+            "divergence_before": looks[0],
+            "divergence_after": looks[report.repair["kept"]],
+        }
     elif asked:
         allocation = asked.pop("allocation", "")
         repair, rate = asked.pop("repair", ""), asked.pop("rate", None)
         if allocation == "owl":
             # random layers have few scores of five times the mean
-            asked["sparsity"] = allocate.owl(network, tokens, sparsity=0.6, outliers=2.5)
+            asked["sparsity"] = allocation.owl(
+                network, tokens, sparsity=0.6, outliers=2.5
+            )
         elif allocation:
-            asked |= vars(allocate.guide(network, tokens[:4], sparsity=0.6))
+            asked |= vars(allocation.guide(network, tokens[:4], sparsity=0.6))
         text_for_layers = tokens if tokens is None else tokens[:SEQUENCES]
         report = prune.prune_model(network, text_for_layers, progress=False, **asked)
         if repair:
             distil.distil(network, model, tokens[SEQUENCES:], rate=rate)
-    metrics["perplexity"] = evaluate.perplexity(network, text, length=LENGTH, limit=WINDOWS)
+    metrics["perplexity"] = evaluate.perplexity(
+        network, text, length=LENGTH, limit=WINDOWS
+    )
     metrics["sparsity"] = report.sparsity if report else 0.0
     if report and report.error is not None:
         metrics["mean_layer_error"] = report.error
@@ -158,7 +175,9 @@ def measure(model: nn.Module, texts: dict[str, Path], cell: str) -> Record:
         "notebook": "04_prune_model",
         "name": cell,
         "parameters": {"model": "small", "method": "dense"} | CELLS[cell],
-        "metrics": {name: {"value": number, "unit": "1"} for name, number in metrics.items()},
+        "metrics": {
+            name: {"value": number, "unit": "1"} for name, number in metrics.items()
+        },
         "data": data,
         "platform": {"processor": "one"},
         "layers": report.to_dict()["layers"] if report else [],
@@ -212,7 +231,9 @@ def elsewhere(records: list[Record], reference: dict[str, Record]) -> list[bool]
     dense, verdicts = reference["dense"]["metrics"]["perplexity"]["value"], []
     for seed in range(DRAWS):
         draw = random.Random(seed)
-        verdicts.append(apart([processors.rounded(r, dense, draw) for r in records], reference))
+        verdicts.append(
+            apart([processors.rounded(r, dense, draw) for r in records], reference)
+        )
     return verdicts
 
 
@@ -240,7 +261,9 @@ def noticed(
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_what_is_broken_is_noticed(mutant: str, noticed: dict[str, tuple[bool, float]]) -> None:
+def test_what_is_broken_is_noticed(
+    mutant: str, noticed: dict[str, tuple[bool, float]]
+) -> None:
     assert noticed[mutant][0]
 
 
@@ -270,10 +293,12 @@ def test_what_is_not_broken_is_reproduced(
         assert not any(elsewhere([record], reference)), record["name"]
     # another order of summation, and the loop that the paper writes, differ in rounding alone
     sums(lambda f, s, rows: f(s, rows.flip(0)))(monkeypatch)
-    loop("")(monkeypatch)
+    solver_loop("")(monkeypatch)
     moved = [cell for cell in CELLS if cell != "zero-shot"]
     rounded = {cell: measure(model, texts, cell) for cell in moved}
     for cell in ("admm-grad", "recipe"):
         assert rounded[cell]["layers"] != reference[cell]["layers"]
-    others = [record | {"platform": {"processor": "another"}} for record in rounded.values()]
+    others = [
+        record | {"platform": {"processor": "another"}} for record in rounded.values()
+    ]
     assert not apart(others, reference)

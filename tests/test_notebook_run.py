@@ -31,7 +31,9 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_notebook(tmp_path, "book", [CELL], [["parameters"]])
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "results"))
     monkeypatch.setattr(notebook, "notebooks_dir", lambda: tmp_path)
-    monkeypatch.setattr(notebook, "check_memory", lambda name, parameters: {"needs": "1 GB"})
+    monkeypatch.setattr(
+        notebook, "check_memory", lambda name, parameters: {"needs": "1 GB"}
+    )
     monkeypatch.setattr(notebook, "choose", lambda *_: {})
 
 
@@ -67,17 +69,30 @@ def test_a_preset_sets_the_notebooks_variables_before_memory_is_checked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def choose(preset: str, name: str, given: dict, defaults: dict) -> dict[str, Any]:
-        assert (preset, name, given["sequences"], defaults["sequences"]) == ("auto", "book", 9, 8)
+        assert (preset, name, given["sequences"], defaults["sequences"]) == (
+            "auto",
+            "book",
+            9,
+            8,
+        )
         return {"model": "larger"}
 
     monkeypatch.setattr(notebook, "choose", choose)
-    monkeypatch.setattr(notebook, "check_memory", lambda name, given: {"for": given["model"]})
+    monkeypatch.setattr(
+        notebook, "check_memory", lambda name, given: {"for": given["model"]}
+    )
     run = open_run("book", values := parameters(preset="auto", sequences=9))
-    assert values["model"] == run.parameters["model"] == run.needs.loc["for"].item() == "larger"
+    assert (
+        values["model"]
+        == run.parameters["model"]
+        == run.needs.loc["for"].item()
+        == "larger"
+    )
 
 
 @pytest.mark.parametrize(
-    ("injected", "sparsity"), [("", None), ("pattern = '2:4'", None), ("sparsity = 0.5", 0.5)]
+    ("injected", "sparsity"),
+    [("", None), ("pattern = '2:4'", None), ("sparsity = 0.5", 0.5)],
 )
 def test_a_pattern_takes_the_place_of_a_sparsity_that_nobody_wrote(
     injected: str, sparsity: float | None
@@ -115,12 +130,21 @@ run = open_run("book", globals())
 """
     cells = [CELL.replace('"tiny"', '""'), patched]
     write_notebook(tmp_path, "book", cells, [["parameters"], []])
-    how = {"kernel_name": "python3", "language": "python", "progress_bar": False, "cwd": root()}
+    how = {
+        "kernel_name": "python3",
+        "language": "python",
+        "progress_bar": False,
+        "cwd": root(),
+    }
     with pytest.raises(PapermillExecutionError, match="'sparsty' is unknown"):
-        papermill.execute_notebook(tmp_path / "book.ipynb", None, {"sparsty": 0.7}, **how)
+        papermill.execute_notebook(
+            tmp_path / "book.ipynb", None, {"sparsty": 0.7}, **how
+        )
 
 
-def test_a_parameter_that_changes_meanwhile_stops_the_record(one_line_error: Any) -> None:
+def test_a_parameter_that_changes_meanwhile_stops_the_record(
+    one_line_error: Any,
+) -> None:
     run = open_run("book", values := parameters())
     values["sparsity"] = 0.7
     with one_line_error(BadParameter, "sparsity", "0.7", "0.5"):

@@ -29,8 +29,19 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results folder of a part of the plan smoke, run from nothing."""
     folder = tmp_path_factory.mktemp("results")
     environment = os.environ | {"PRUNING_RESULTS": str(folder)}
-    command = [sys.executable, "-m", "helpers", "run", "--plan", "smoke", "--only", ONLY]
-    done = subprocess.run(command, env=environment, cwd=root(), capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "helpers",
+        "run",
+        "--plan",
+        "smoke",
+        "--only",
+        ONLY,
+    ]
+    done = subprocess.run(
+        command, env=environment, cwd=root(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return folder / "smoke"
 
@@ -38,7 +49,9 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def outputs(smoke: Path, run: Run) -> list[tuple[str, dict]]:
     """Cell id and output, for every output of an executed notebook."""
     book = json.loads((smoke / "runs" / f"{run.id}.ipynb").read_text(encoding="utf-8"))
-    return [(cell["id"], item) for cell in book["cells"] for item in cell.get("outputs", [])]
+    return [
+        (cell["id"], item) for cell in book["cells"] for item in cell.get("outputs", [])
+    ]
 
 
 def record_of(smoke: Path, name: str) -> dict:
@@ -48,7 +61,9 @@ def record_of(smoke: Path, name: str) -> dict:
 def record_here(folder: Path, **parameters: Any) -> dict:
     """The record of notebook 04, run cell by cell."""
     path = folder / "04_prune_model--here.json"
-    Kernel("04_prune_model", folder, record_path=str(path), **parameters).run("parameters")
+    Kernel("04_prune_model", folder, record_path=str(path), **parameters).run(
+        "parameters"
+    )
     return read_record(path)
 
 
@@ -61,9 +76,17 @@ def test_executed_notebook(smoke: Path, run: Run) -> None:
     shown = outputs(smoke, run)
     pictures = {cell for cell, output in shown if "image/png" in output.get("data", {})}
     errors = run.effective.get("method") not in ("dense", "magnitude")
-    wanted = {"perplexity"} if run.notebook == TABLES_NOTEBOOK else {"depth"} if errors else set()
+    wanted = (
+        {"perplexity"}
+        if run.notebook == TABLES_NOTEBOOK
+        else {"depth"}
+        if errors
+        else set()
+    )
     assert pictures == wanted
-    assert not re.search(r"(Future|Deprecation)Warning: [^\"]*helpers", json.dumps(shown))
+    assert not re.search(
+        r"(Future|Deprecation)Warning: [^\"]*helpers", json.dumps(shown)
+    )
 
 
 def test_dense_and_pruned_rows(smoke: Path, tmp_path: Path) -> None:
@@ -74,7 +97,9 @@ def test_dense_and_pruned_rows(smoke: Path, tmp_path: Path) -> None:
     assert dense["layers"] == [] and dense["metrics"]["sparsity"]["value"] == 0
     assert "mean_layer_error" not in magnitude["metrics"]
     assert "calibration" not in magnitude["data"], "magnitude reads no text"
-    assert len(admm["layers"]) == 2 * 7 and all(layer["error"] < 1 for layer in admm["layers"])
+    assert len(admm["layers"]) == 2 * 7 and all(
+        layer["error"] < 1 for layer in admm["layers"]
+    )
     assert recipe["series"]["repair"] == {"effort": "fast", "guide": 2}
     for record in (magnitude, admm, recipe):
         assert record["metrics"]["sparsity"]["value"] == pytest.approx(0.5, abs=1e-3)
@@ -90,7 +115,11 @@ def test_tables_notebook_writes_tables_and_figures(smoke: Path) -> None:
 def test_a_streamed_model_gives_the_same_record(tmp_path: Path) -> None:
     for part in load_model("tiny"):
         part.save_pretrained(tmp_path / "tiny")
-    parameters = {"model": str(tmp_path / "tiny"), "device": "cpu", "second_window": 128}
+    parameters = {
+        "model": str(tmp_path / "tiny"),
+        "device": "cpu",
+        "second_window": 128,
+    }
     records = [record_here(tmp_path, **parameters, streamed=s) for s in (False, True)]
     for record in records:
         record["metrics"] = {
@@ -116,7 +145,8 @@ def check_copy(path: Path, plan: str) -> None:
     notebook = nbformat.read(notebooks_dir() / path.name, as_version=4)
     cells = [cell for cell in notebook.cells if cell.id != "colab-setup"]
     note = re.search(
-        r"\*The \[notebook\]\(.*\) as it ran: (\S+), plan .*\*\n\n", page.cells[0].source
+        r"\*The \[notebook\]\(.*\) as it ran: (\S+), plan .*\*\n\n",
+        page.cells[0].source,
     )
     (run,) = read_plan(plan, f"{path.stem}/{note[1]}")
     assert [cell.id for cell in page.cells] == [cell.id for cell in cells]
@@ -125,20 +155,28 @@ def check_copy(path: Path, plan: str) -> None:
         text, shown = cell.source, copied.source
         if cell.cell_type == "markdown":
             links = re.findall(r"\]\(([^):#\s]+)\)", shown)
-            assert all((path.parent / link).exists() for link in links) or plan == "smoke"
+            assert (
+                all((path.parent / link).exists() for link in links) or plan == "smoke"
+            )
             text = re.sub(r"\[.*Open in Colab.*\n\n", "", text)
             shown = shown.replace(note[0], "").replace("](../../../", "](../")
         elif cell.id == "parameters":
             exec(shown, values := {})
-            assert {name: values[name] for name in run.defaults} == run.defaults | run.parameters
+            assert {
+                name: values[name] for name in run.defaults
+            } == run.defaults | run.parameters
             text, shown = (re.sub(" = .*?  # ", "", cell) for cell in (text, shown))
         assert (shown, copied.metadata) == (text, cell.metadata)
     assert page.cells[-2].outputs == [], "the record's table"
     outputs = json.dumps([cell.get("outputs") for cell in page.cells])
-    assert "widget-view" not in outputs and "stderr" not in outputs and '"data"' in outputs
+    assert (
+        "widget-view" not in outputs and "stderr" not in outputs and '"data"' in outputs
+    )
 
 
-def test_plan_leaves_copies(smoke: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_plan_leaves_copies(
+    smoke: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(executed, "COPIED_PLAN", "smoke")
     monkeypatch.setattr(executed, "reference_dir", lambda _: tmp_path)
     monkeypatch.setenv("PRUNING_RESULTS", str(smoke.parent))
@@ -152,7 +190,9 @@ def test_plan_leaves_copies(smoke: Path, monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
     made[path] = made[path].replace(b"open_run(", b"opened(")
     path.write_bytes(made[path])
-    assert executed.main() == 0 and all(path.read_bytes() == made[path] for path in made)
+    assert executed.main() == 0 and all(
+        path.read_bytes() == made[path] for path in made
+    )
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)

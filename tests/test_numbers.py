@@ -31,7 +31,9 @@ def pruned(name: str, metric: str = "perplexity", plan: str = "laptop") -> float
 
 def seeds_of(name: str) -> list[str]:
     """The runs of a cell of notebook 04 in the plan full, one a seed."""
-    paths = (reference_dir("full") / "records").glob(f"04_prune_model--{name}-seed?.json")
+    paths = (reference_dir("full") / "records").glob(
+        f"04_prune_model--{name}-seed?.json"
+    )
     return [name, *sorted(path.stem.partition("--")[2] for path in paths)]
 
 
@@ -46,22 +48,46 @@ def percent(fraction: float, digits: int = 0) -> str:
 
 def beyond_the_paper() -> list[str]:
     """Those of notebook 08: perplexities, seconds, shares of the gap, and answers."""
-    full, beyond = (read_records(reference_dir(plan) / "records") for plan in ("full", "beyond"))
-    pipelines, plain, layers = pipeline_frame(beyond), "admm-grad", "admm-grad, guide, one pass"
-    table, gains = perplexity_table(pipelines, "perplexity")[0], gain_table(pipelines)[0]
+    full, beyond = (
+        read_records(reference_dir(plan) / "records") for plan in ("full", "beyond")
+    )
+    pipelines, plain, layers = (
+        pipeline_frame(beyond),
+        "admm-grad",
+        "admm-grad, guide, one pass",
+    )
+    table, gains = (
+        perplexity_table(pipelines, "perplexity")[0],
+        gain_table(pipelines)[0],
+    )
     recipe, at = f"{layers} + distil (64)", "60 %, closed (%)"
     rows = (plain, layers, recipe, "dense", "admm-grad (pool=176, sequences=100)")
     numbers = [f"{table.loc[row, '60 %']:.1f}" for row in rows]
-    same_draw = value("08_beyond_the_paper", "admm-grad-60-plain-seed0", "perplexity", "beyond")
+    same_draw = value(
+        "08_beyond_the_paper", "admm-grad-60-plain-seed0", "perplexity", "beyond"
+    )
     times = [gains.loc[row, "60 %, seconds / ADMM-Grad's"] for row in (layers, recipe)]
     cells = [(recipe, at), (recipe, "70 %, closed (%)"), (layers, at),
              (f"{layers} + distil (8)", at), (f"{plain}, owl", at),
              (f"{plain}, owl", "70 %, closed (%)")]  # fmt: skip
     shares = [percent(gains.loc[cell] / 100) for cell in cells]
     tasks, model = ["mean", "LAMBADA (no breaks)"], "admm-grad + recipe, 50 %"
-    answers = zero_shot_table([*full, *beyond])[0].loc[model, tasks].map("{:.3f}".format)
-    pairs = paired_table([*full, *beyond]).loc[f"{model} − {plain}, 50 %", tasks].str.strip("*")
-    return [*numbers, f"{same_draw:.1f}", *map("{:.2f}".format, times), *shares, *answers, *pairs]
+    answers = (
+        zero_shot_table([*full, *beyond])[0].loc[model, tasks].map("{:.3f}".format)
+    )
+    pairs = (
+        paired_table([*full, *beyond])
+        .loc[f"{model} − {plain}, 50 %", tasks]
+        .str.strip("*")
+    )
+    return [
+        *numbers,
+        f"{same_draw:.1f}",
+        *map("{:.2f}".format, times),
+        *shares,
+        *answers,
+        *pairs,
+    ]
 
 
 def expected(notebook: str) -> list[str]:
@@ -69,34 +95,63 @@ def expected(notebook: str) -> list[str]:
     match notebook[:2]:
         case "00":
             names = ("dense", "admm-grad", "magnitude")
-            return [f"{value(notebook, 'tour', f'perplexity_{n}', 'full'):.0f}" for n in names]
+            return [
+                f"{value(notebook, 'tour', f'perplexity_{n}', 'full'):.0f}"
+                for n in names
+            ]
         case "01":  # massive tokens: entering blocks 12 to 28
             names = ("condition_gate_proj", "largest_input_down_proj")
-            sizes = [f"{round(value(notebook, 'default', name), -2):.0f}" for name in names]
+            sizes = [
+                f"{round(value(notebook, 'default', name), -2):.0f}" for name in names
+            ]
             massive = record(notebook, "default", "laptop")["series"]["massive"]
             first, others = (values[12:29] for values in massive.values())
             return [*sizes, f"{min(first):.0f}", f"{max(others):.1f}"]
         case "02":
             names = ("no_update", "admm", "sparsegpt")
-            errors = [f"{value(notebook, 'default', f'error_{name}'):.3f}" for name in names]
-            return [*errors, percent(value(notebook, "default", "distance_to_optimum"), 1)]
+            errors = [
+                f"{value(notebook, 'default', f'error_{name}'):.3f}" for name in names
+            ]
+            return [
+                *errors,
+                percent(value(notebook, "default", "distance_to_optimum"), 1),
+            ]
         case "03":
-            names = ("paper_unstructured", "released_unstructured", "paper_2:4", "paper_4:8")
+            names = (
+                "paper_unstructured",
+                "released_unstructured",
+                "paper_2:4",
+                "paper_4:8",
+            )
             return [percent(value(notebook, "default", name)) for name in names]
         case "04":
             names = ("admm-grad-60", "sparsegpt-60", "wanda-60", "dense")
-            return [f"{pruned(name):.1f}" for name in (*names, "admm-grad-50", "admm-grad-70")]
+            return [
+                f"{pruned(name):.1f}"
+                for name in (*names, "admm-grad-50", "admm-grad-70")
+            ]
         case "05":
             names = ("dense", "admm-grad-50", "sparsegpt-50", "wanda-50")
-            shown = [(task, name) for task in ("mean", "sciq", "lambada_openai") for name in names]
+            shown = [
+                (task, name)
+                for task in ("mean", "sciq", "lambada_openai")
+                for name in names
+            ]
             shown += [("boolq", name) for name in names[:2]]
-            numbers = [value(notebook, name, f"{task}_acc", "full") for task, name in shown]
+            numbers = [
+                value(notebook, name, f"{task}_acc", "full") for task, name in shown
+            ]
             boolq = [value(notebook, name, "boolq_acc", "full") for name in names]
-            numbers += [(10 * mean - one) / 9 for mean, one in zip(numbers[:4], boolq, strict=True)]
+            numbers += [
+                (10 * mean - one) / 9
+                for mean, one in zip(numbers[:4], boolq, strict=True)
+            ]
             return list(map("{:.3f}".format, numbers))
         case "06":
             folder = reference_dir("full")
-            claims = claims_markdown(read_records(folder / "records"), folder / "tables")
+            claims = claims_markdown(
+                read_records(folder / "records"), folder / "tables"
+            )
             verdicts = ("holds", "does not hold", "not decided here")
             counts = [str(claims.count(f"| **{verdict}** |")) for verdict in verdicts]
             names = ("admm-grad-60", "sparsegpt-60", "wanda-60", "admm-grad-50", "sparsegpt-50",
@@ -107,16 +162,33 @@ def expected(notebook: str) -> list[str]:
             two = [f"{mean_over_seeds(f'admm-grad-{at}'):.1f}" for at in ("2of4", 50)]
             return [*counts, *means, *lower, *two]
         case "07":
-            own = [value(notebook, "my-method-60", m) for m in ("perplexity", "mean_layer_error")]
+            own = [
+                value(notebook, "my-method-60", m)
+                for m in ("perplexity", "mean_layer_error")
+            ]
             error = pruned("admm1-60", "mean_layer_error")
-            rivals = [f"{pruned(f'{name}-60'):.1f}" for name in ("admm1", "admm-grad", "sparsegpt")]
-            return [rivals[0], f"{own[0]:.1f}", f"{own[1]:.4f}", f"{error:.4f}", *rivals[1:]]
+            rivals = [
+                f"{pruned(f'{name}-60'):.1f}"
+                for name in ("admm1", "admm-grad", "sparsegpt")
+            ]
+            return [
+                rivals[0],
+                f"{own[0]:.1f}",
+                f"{own[1]:.4f}",
+                f"{error:.4f}",
+                *rivals[1:],
+            ]
         case "08":
             return beyond_the_paper()
         case "09":
-            bench = json.loads((reference_dir("bench") / "bench.json").read_text(encoding="utf-8"))
+            bench = json.loads(
+                (reference_dir("bench") / "bench.json").read_text(encoding="utf-8")
+            )
             use = bench["benchmarks"]["use"]["result"]
-            share, (dense, csr) = use["sizes"][1]["share"], use["speeds"][5:7]  # at 60 %
+            share, (dense, csr) = (
+                use["sizes"][1]["share"],
+                use["speeds"][5:7],
+            )  # at 60 %
             speeds = [csr[kind] / dense[kind] for kind in ("prefill", "generation")]
             numbers = [share["mask + float16"], share["mask + int8"], *speeds]
             return [f"{number:.2f}" for number in numbers]
@@ -125,7 +197,9 @@ def expected(notebook: str) -> list[str]:
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_bold_numbers_are_those_of_the_records(notebook: str) -> None:
-    book = json.loads((notebooks_dir() / f"{notebook}.ipynb").read_text(encoding="utf-8"))
+    book = json.loads(
+        (notebooks_dir() / f"{notebook}.ipynb").read_text(encoding="utf-8")
+    )
     texts = ["".join(cell["source"]) for cell in book["cells"]]
     (text,) = [text for text in texts if text.startswith("## What to notice")]
     promised = expected(notebook)
@@ -137,7 +211,9 @@ def test_bold_numbers_are_those_of_the_records(notebook: str) -> None:
 def test_layer_error_and_perplexity_disagree_where_06_says_so() -> None:
     pairs = [("admm1-70", "sparsegpt-70"), ("admm1-80", "sparsegpt-80")]
     for one, other in [*pairs, ("admm-grad-60", "admm-grad-60-budget-output")]:
-        assert pruned(one, "mean_layer_error", "full") < pruned(other, "mean_layer_error", "full")
+        assert pruned(one, "mean_layer_error", "full") < pruned(
+            other, "mean_layer_error", "full"
+        )
         assert pruned(one, plan="full") > pruned(other, plan="full")
 
 
@@ -150,13 +226,19 @@ def test_errors_beside_published_ones_as_02_says() -> None:
         assert f"there | {ratios} |" in text
     shares = []
     for sparsity in (50, 60, 70, 80):
-        runs = zip(*(seeds_of(f"{m}-{sparsity}") for m in ("admm-grad", "alps")), strict=True)
+        runs = zip(
+            *(seeds_of(f"{m}-{sparsity}") for m in ("admm-grad", "alps")), strict=True
+        )
         layers = [[record("04_prune_model", name, "full")["layers"][1] for name in pair]
                   for pair in runs]  # fmt: skip
         assert layers[0][0]["name"] == "self_attn.k_proj"
-        shares.append(statistics.fmean(one["error"] / other["error"] for one, other in layers))
+        shares.append(
+            statistics.fmean(one["error"] / other["error"] for one, other in layers)
+        )
     assert f"ALPS, here | – | {' | '.join(map('{:.2f}'.format, shares))} | – |" in text
-    table = (reference_dir("full") / "tables" / "weight_update.md").read_text(encoding="utf-8")
+    table = (reference_dir("full") / "tables" / "weight_update.md").read_text(
+        encoding="utf-8"
+    )
     for row in ("ADMM (ρ = 1) | 20", "exact optimum | –", "exact optimum (damping 0) | –",
                 "ADMM (ρ = 10, not preconditioned) | 20"):  # fmt: skip
         assert table.split(f"| {row} | 12 | ")[1][:6] in text

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from helpers import METHODS, prune_model
-from helpers import capture as cap
-from helpers.capture import Call
+from helpers import blocks as cap
+from helpers.block_grams import layer_grams
+from helpers.blocks import Call
 from helpers.errors import NonFinite, UnsupportedModel
 from helpers.gram import check_measured, gram_of
 from helpers.models import find_blocks
-from helpers.one_pass import one_pass
-from helpers.replay import layer_grams
+from helpers.waiting_batches import one_pass
 
 REQUEST = dict(method="wanda", sparsity=0.5, passes=1, batch=2)
 
@@ -29,7 +29,9 @@ def in_running_order(model: nn.Module, family: str, tokens: Tensor) -> list[str]
 
 
 @pytest.mark.parametrize("family", fam.FAMILIES)
-def test_each_layer_is_fitted_to_what_the_pruned_layers_before_it_give(family: str) -> None:
+def test_each_layer_is_fitted_to_what_the_pruned_layers_before_it_give(
+    family: str,
+) -> None:
     model, tokens = fam.build(family), fam.random_tokens(6)
     by_hand, twice = copy.deepcopy(model), copy.deepcopy(model)
     prune_model(model, tokens, **REQUEST)
@@ -42,9 +44,12 @@ def test_each_layer_is_fitted_to_what_the_pruned_layers_before_it_give(family: s
     prune_model(twice, tokens, **REQUEST | {"passes": 2})
     differ = [0, 0]
     for name in fam.pruned_names(family):
-        ours, *others = (m.get_submodule(name).weight != 0 for m in (model, by_hand, twice))
+        ours, *others = (
+            m.get_submodule(name).weight != 0 for m in (model, by_hand, twice)
+        )
         differ = [
-            sum + int((ours != other).sum()) for sum, other in zip(differ, others, strict=True)
+            sum + int((ours != other).sum())
+            for sum, other in zip(differ, others, strict=True)
         ]
     # summing batch by batch moves the last bits; two passes fit to the layers as they were
     assert 10 * differ[0] < differ[1] > 20
@@ -116,11 +121,15 @@ def through(passes: int, block: nn.Module, stream: Tensor, call: Call) -> None:
     ],
     ids=["idle", "empty", "not shared", "twice"],
 )  # fmt: skip
-def test_a_layer_whose_inputs_are_not_known_is_named(run, words, one_line_error) -> None:
+def test_a_layer_whose_inputs_are_not_known_is_named(
+    run, words, one_line_error
+) -> None:
     block, stream = Steps(run), torch.randn(4, 5, 8)
     before, call = stream.clone(), Call((), {}, inputs=(("layers.0", "layers.1"),))
     for passes in (1, 2):
-        with one_line_error(UnsupportedModel, "block 0", *(words if passes == 1 else words[:1])):
+        with one_line_error(
+            UnsupportedModel, "block 0", *(words if passes == 1 else words[:1])
+        ):
             through(passes, block, stream, call)
     assert torch.equal(stream, before) and fam.hook_count(block) == 0
 
@@ -131,11 +140,16 @@ def test_a_layer_whose_inputs_are_not_known_is_named(run, words, one_line_error)
 @pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize(
     ("place", "named"),
-    [("post_attention_layernorm", "block 0 mlp.gate_proj"), ("mlp.down_proj", "after block 0")],
+    [
+        ("post_attention_layernorm", "block 0 mlp.gate_proj"),
+        ("mlp.down_proj", "after block 0"),
+    ],
 )
-def test_bad_numbers_name_the_layer_or_the_block(passes, place, named, one_line_error) -> None:
+def test_bad_numbers_name_the_layer_or_the_block(
+    passes, place, named, one_line_error
+) -> None:
     model, tokens = fam.build(), fam.random_tokens(2)
-    stream, call = cap.embed(model, tokens, 2), cap.capture(model, tokens)[0]
+    stream, call = cap.embed(model, tokens, 2), cap.record_calls(model, tokens)[0]
     block = find_blocks(model)[0]
     with torch.no_grad():
         block.get_submodule(place).weight.view(-1)[3] = float("inf")

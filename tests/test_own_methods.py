@@ -10,11 +10,11 @@ import torch
 from layers import layer
 
 from helpers import LayerResult, register, select
-from helpers.conformance import check_method
 from helpers.errors import BadParameter, HelpersError
 from helpers.gram import gram_of
 from helpers.masks import top_k
 from helpers.methods import METHODS, get_method
+from helpers.studies import check_method
 
 pytestmark = pytest.mark.usefixtures("registry")
 
@@ -24,12 +24,16 @@ def method_of(answer: Callable) -> Callable:
 
     def method(weight, gram, *, sparsity, pattern, keep=None):
         given = keep is not None
-        return answer(weight, keep if given else select(weight.abs(), sparsity, pattern), given)
+        return answer(
+            weight, keep if given else select(weight.abs(), sparsity, pattern), given
+        )
 
     return method
 
 
-def masked(weight: torch.Tensor, keep: torch.Tensor, _given: bool = False) -> LayerResult:
+def masked(
+    weight: torch.Tensor, keep: torch.Tensor, _given: bool = False
+) -> LayerResult:
     return LayerResult(weight * keep, keep)
 
 
@@ -43,7 +47,9 @@ def masked(weight: torch.Tensor, keep: torch.Tensor, _given: bool = False) -> La
         (lambda w, g, half: LayerResult(w, half | True), "0 zeros"),
         (lambda w, g, half: masked(w, top_k(w.abs(), 0.1)), "select exactly"),
         (
-            lambda w, g, half: masked(w, select(w.abs(), 0.5 + 1 / w.numel(), "unstructured")),
+            lambda w, g, half: masked(
+                w, select(w.abs(), 0.5 + 1 / w.numel(), "unstructured")
+            ),
             'register it with budget="output"',
         ),
         (lambda w, g, half: LayerResult(w, half), "outside its mask"),
@@ -52,11 +58,16 @@ def masked(weight: torch.Tensor, keep: torch.Tensor, _given: bool = False) -> La
         (lambda w, g, half: LayerResult(w * half, half.float()), "mask"),
         # its error would be measured against the weight that it has changed: 0
         (lambda w, g, half: LayerResult(w.mul_(half), half), "changed weight in place"),
-        (lambda w, g, half: masked(w, half & (g.mul_(2).mean() > 0)), "changed gram in place"),
+        (
+            lambda w, g, half: masked(w, half & (g.mul_(2).mean() > 0)),
+            "changed gram in place",
+        ),
     ],
 )
 @pytest.mark.parametrize("inference", [False, True])
-def test_a_method_cannot_misreport_itself(answer, word, inference, one_line_error) -> None:
+def test_a_method_cannot_misreport_itself(
+    answer, word, inference, one_line_error
+) -> None:
     with torch.inference_mode(inference):
         inputs, weight = layer()
 
@@ -84,7 +95,10 @@ def test_a_count_in_each_output_may_round_in_each(budget: str, one_line_error) -
     weight, gram = torch.randn(3, 5), gram_of(torch.randn(20, 5))
     for zeros, allowed in ((6, True), (9, True), (8, True), (5, False), (10, False)):
         known = allowed if budget == "output" else zeros == 8
-        for solve in (METHODS["mine"], lambda *a, **k: METHODS["chooses"](*a, **k, budget=budget)):
+        for solve in (
+            METHODS["mine"],
+            lambda *a, **k: METHODS["chooses"](*a, **k, budget=budget),
+        ):
             with (
                 contextlib.nullcontext()
                 if known
@@ -99,7 +113,11 @@ def test_a_count_in_each_output_may_round_in_each(budget: str, one_line_error) -
         ("short", lambda weight, gram, *, sparsity, pattern: None, ("'short'", "keep")),
         ("My Idea", method_of(masked), ("'My Idea'", "my-method")),
         ("wanda", method_of(masked), ("'wanda'", "another name")),
-        ("dense", method_of(masked), ("'dense'", "another name")),  # the model that is not pruned
+        (
+            "dense",
+            method_of(masked),
+            ("'dense'", "another name"),
+        ),  # the model that is not pruned
     ],
 )
 def test_what_is_not_registered(name: str, function, words, one_line_error) -> None:
@@ -120,11 +138,22 @@ def test_ours_conform(name: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "failed"),
     [
-        (lambda w, keep, given: masked(w, top_k(w.abs(), 0.5) if given else keep), "given is used"),
-        (lambda w, keep, given: masked(w + 1e-3 * torch.rand_like(w), keep), "same answer twice"),
+        (
+            lambda w, keep, given: masked(w, top_k(w.abs(), 0.5) if given else keep),
+            "given is used",
+        ),
+        (
+            lambda w, keep, given: masked(w + 1e-3 * torch.rand_like(w), keep),
+            "same answer twice",
+        ),
         (lambda w, keep, given: masked(0.9 * w, keep), "at sparsity 0"),
         # unstructured whatever the pattern
-        (lambda w, keep, given: masked(w, top_k(w.abs(), 1 - keep.float().mean().item())), "2:4"),
+        (
+            lambda w, keep, given: masked(
+                w, top_k(w.abs(), 1 - keep.float().mean().item())
+            ),
+            "2:4",
+        ),
     ],
     ids=["own mask", "restless", "shrinking", "unstructured"],
 )
@@ -132,7 +161,9 @@ def test_what_does_not_conform_is_named(answer: Callable, failed: str) -> None:
     register("bad")(method_of(answer))
     broken = [rule for rule, problem in check_method("bad").items() if problem]
     assert any(failed in rule for rule in broken)
-    assert len(broken) == (3 if failed == "2:4" else 1)  # 4:8 and the mask that is given too
+    assert len(broken) == (
+        3 if failed == "2:4" else 1
+    )  # 4:8 and the mask that is given too
 
 
 # ---------------------------------------------------------------- files
@@ -167,7 +198,11 @@ def idea(weight, gram, *, sparsity, pattern, keep=None):
     ],
 )
 def test_a_file_that_cannot_be_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, words: list[str], one_line_error
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    words: list[str],
+    one_line_error,
 ) -> None:
     monkeypatch.setattr("helpers.paths.root", lambda: tmp_path)
     folder = tmp_path / "helpers/own"

@@ -37,8 +37,12 @@ def test_replace_file_keeps_the_old_file(
             raise KeyboardInterrupt
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(paths.os, "replace" if failing == "replace" else "fsync", refuse)
-    expected = one_line_error(FileError, "cannot write", str(path), "Read-only file system")
+    monkeypatch.setattr(
+        paths.os, "replace" if failing == "replace" else "fsync", refuse
+    )
+    expected = one_line_error(
+        FileError, "cannot write", str(path), "Read-only file system"
+    )
     with pytest.raises(KeyboardInterrupt) if failing == "interrupt" else expected:
         paths.replace_file(path, "new")
     assert path.read_text() == "old"

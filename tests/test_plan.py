@@ -30,8 +30,12 @@ limit: 7
 """
 
 
-def test_a_run_file_is_one_run_with_the_defaults_that_it_leaves(project: Project) -> None:
-    project.run_file("b.yaml", "rho: 2\noptions: {damping: 1.0e-3}\nlimit: 5\npattern: '2:4'")
+def test_a_run_file_is_one_run_with_the_defaults_that_it_leaves(
+    project: Project,
+) -> None:
+    project.run_file(
+        "b.yaml", "rho: 2\noptions: {damping: 1.0e-3}\nlimit: 5\npattern: '2:4'"
+    )
     project.run_file("a.yaml", "# all defaults\n")
     first, second = read_plan("p")
     assert (first.name, first.parameters) == ("a", {})
@@ -45,14 +49,20 @@ def test_a_run_file_is_one_run_with_the_defaults_that_it_leaves(project: Project
     [
         ("unstructured", "pattern: '2:4'", (None, "2:4")),
         ("unstructured", "pattern: unstructured", (0.6, "unstructured")),
-        ("unstructured", "pattern: '2:4'\nsparsity: 0.6", (0.6, "2:4")),  # both are as written
+        (
+            "unstructured",
+            "pattern: '2:4'\nsparsity: 0.6",
+            (0.6, "2:4"),
+        ),  # both are as written
         ("2:4", "sparsity: 0.6", (0.6, "unstructured")),
     ],
 )
 def test_a_pattern_and_a_sparsity_replace_each_others_default(
     default: str, text: str, expected: tuple, project: Project
 ) -> None:
-    cell = PARAMETERS.replace("unstructured", default) + "sparsity: float | None = 0.6\n"
+    cell = (
+        PARAMETERS.replace("unstructured", default) + "sparsity: float | None = 0.6\n"
+    )
     project.notebook(cell)
     project.run_file("a.yaml", text)
     (run,) = read_plan("p")
@@ -63,12 +73,20 @@ def test_a_grid_stands_for_the_product_of_its_axes(project: Project) -> None:
     project.run_file("any.yaml", GRID)
     project.run_file("plain.yaml")
     runs = {run.name: run.parameters for run in read_plan("p")}
-    names = [f"{a}-{b}-{c}" for a, b, c in itertools.product("ab", ["50", "slow"], ["high", "low"])]
+    names = [
+        f"{a}-{b}-{c}"
+        for a, b, c in itertools.product("ab", ["50", "slow"], ["high", "low"])
+    ]
     assert list(runs) == [*names, "plain"]
     slow = {"steps": 50, "options": {"budget": "output"}}
     assert runs["b-slow-high"] == {"pattern": "b", **slow, "rho": 2.5, "limit": 7}
     assert runs["a-50-low"] == {"pattern": "a", "steps": 5, "rho": 1.0, "limit": 7}
-    for only, number in {"*slow-low": 2, "01_work/plain": 1, "*--plain": 1, "01*": 9}.items():
+    for only, number in {
+        "*slow-low": 2,
+        "01_work/plain": 1,
+        "*--plain": 1,
+        "01*": 9,
+    }.items():
         assert len(read_plan("p", only)) == number
 
 
@@ -81,7 +99,11 @@ def test_the_record_of_a_timed_run_says_so(project: Project) -> None:
     (timed,) = read_plan("p")
     assert fingerprint(timed) == fingerprint(before) and not is_done(timed)
     assert project.call("run")[0] == 0
-    assert is_done(timed) and is_done(before) and read_record(timed.record_path)["timed"] is True
+    assert (
+        is_done(timed)
+        and is_done(before)
+        and read_record(timed.record_path)["timed"] is True
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,7 +113,10 @@ def test_the_record_of_a_timed_run_says_so(project: Project) -> None:
         ("rho: 1e-3", "write 1.0e-3"),
         ("pattern: 2:4", "quotes"),
         ("record_path: x.json", "record_path"),
-        ("rho: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        (
+            "rho: !!python/object/apply:os.getcwd []",
+            "could not determine a constructor",
+        ),
         ("name: x-{rho}", "parameter 'name'"),
         ('name: "{roh}"\ngrid: {rho: [1.0]}', "'roh'"),
         ('name: "{rho}"\ngrid: {rho: 1.0}', "grid cannot be read"),
@@ -104,7 +129,9 @@ def test_the_record_of_a_timed_run_says_so(project: Project) -> None:
 def test_wrong_run_file_is_one_line(text: str, reason: str, project: Project) -> None:
     project.run_file("a.yaml", text)
     err = project.error("run")
-    assert reason in err and "p/01_work/a.yaml" in err and not project.result("").exists()
+    assert (
+        reason in err and "p/01_work/a.yaml" in err and not project.result("").exists()
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,11 +141,15 @@ def test_wrong_run_file_is_one_line(text: str, reason: str, project: Project) ->
         ("sizes = (1, 2)", "sizes ="),
     ],
 )
-def test_notebooks_papermill_would_misread(cell: str, reason: str, project: Project) -> None:
+def test_notebooks_papermill_would_misread(
+    cell: str, reason: str, project: Project
+) -> None:
     project.notebook(PARAMETERS + cell)
     project.run_file("a.yaml")
     assert reason in (error := project.error("run")) and "'name = literal'" in error
-    write_notebook(project.folder / "notebooks", "01_work", ["a = 1"] * 2, [["parameters"]] * 2)
+    write_notebook(
+        project.folder / "notebooks", "01_work", ["a = 1"] * 2, [["parameters"]] * 2
+    )
     assert "2 parameters cells" in project.error("run")
 
 
@@ -140,5 +171,8 @@ def test_the_tables_notebook_is_last_and_names_its_own_plan(project: Project) ->
 @pytest.mark.parametrize("plan", ["laptop", "second", "full", "beyond"])
 def test_plans_are_those_of_the_committed_records(plan: str) -> None:
     records = read_records(reference_dir(plan) / "records")
-    asked = {f"{record['notebook']}--{record['name']}": record["parameters"] for record in records}
+    asked = {
+        f"{record['notebook']}--{record['name']}": record["parameters"]
+        for record in records
+    }
     assert {run.id: run.effective for run in read_plan(plan)} == asked

@@ -38,7 +38,10 @@ def records() -> list[dict]:
         pruned("admm-grad", "2:4", 80.0),
         pruned("dense", "0 %", 17.5),
     ]
-    series = [with_series("02", convergence=CONVERGENCE), with_series("03", schedule=SCHEDULE)]
+    series = [
+        with_series("02", convergence=CONVERGENCE),
+        with_series("03", schedule=SCHEDULE),
+    ]
     return runs + series
 
 
@@ -57,22 +60,35 @@ def test_perplexity_figure(records: list[dict]) -> None:
     assert list(drawn) == ["Magnitude", "ADMM-Grad", "my-method", "Dense 17.5"]
     assert drawn["ADMM-Grad"] == ([50.0, 60.0], [30.0, 65.0])  # means over seeds
     assert drawn["Dense 17.5"][1] == [17.5, 17.5]
-    assert figure.axes[0].get_title() == "Perplexity of the model after pruning"  # both are lowest
+    assert (
+        figure.axes[0].get_title() == "Perplexity of the model after pruning"
+    )  # both are lowest
     tied = [*records, pruned("admm1", "50 %", 30.5), pruned("admm1", "60 %", 66.0)]
-    assert "ADMM1 and ADMM-Grad have the" in plots.perplexity_figure(tied).axes[0].get_title()
+    assert (
+        "ADMM1 and ADMM-Grad have the"
+        in plots.perplexity_figure(tied).axes[0].get_title()
+    )
     figure = plots.perplexity_figure([*records, pruned("admm1", "60 %", 68.0)])
-    assert figure.axes[0].get_title().startswith("ADMM-Grad has the lowest perplexity at every")
+    assert (
+        figure.axes[0]
+        .get_title()
+        .startswith("ADMM-Grad has the lowest perplexity at every")
+    )
     # the axis ends above the methods that refit, and names do not overlap
     assert 80 < figure.axes[0].get_ylim()[1] < 500
     heights = sorted(text.xy[1] for text in figure.axes[0].texts)
-    assert all(high - low >= 0.05 for low, high in zip(heights, heights[1:], strict=False))
+    assert all(
+        high - low >= 0.05 for low, high in zip(heights, heights[1:], strict=False)
+    )
 
 
 def test_figures_of_series() -> None:
     figure = plots.convergence_figure(CONVERGENCE)
     assert curves(figure)["ADMM, ρ = 1 (recommended)"] == ([1, 2, 3], [0.3, 0.2, 0.15])
     assert figure.axes[0].lines[-1].get_xydata().tolist() == [[3, 0.15]]  # the ring
-    assert "optimum's error after 3 iterations" in figure.axes[0].get_title()  # 0.15 / 0.149
+    assert (
+        "optimum's error after 3 iterations" in figure.axes[0].get_title()
+    )  # 0.15 / 0.149
     assert curves(figure)["no update: 0.4000"][1] == [0.4, 0.4]
     figure = plots.schedule_figure(SCHEDULE)
     assert curves(figure)["gradual mask (paper)"] == ([1, 2], [40.0, 60.0])
@@ -87,14 +103,21 @@ def test_pictures_of_masks() -> None:
     keep = torch.rand(100, 300) > 0.5
     picture = pictures.mask_picture(keep, size=10)
     image = picture.axes[0].get_images()[0].get_array()
-    assert image.shape == (10, 20) and (torch.tensor(image.data).bool() == keep[:10, :20]).all()
+    assert (
+        image.shape == (10, 20)
+        and (torch.tensor(image.data).bool() == keep[:10, :20]).all()
+    )
     assert picture._repr_png_().startswith(b"\x89PNG")  # how Jupyter shows it
 
 
 def test_files_of_figures(records: list[dict], tmp_path: Path, one_line_error) -> None:
     assert set(plots.figures(records)) == set(plots.FIGURES)
-    other = pruned("dense", "0 %", 5.6, model="huggyllama/llama-7b")  # models get a figure each
-    assert {"perplexity_embedded", "perplexity_llama-7b"} <= set(plots.figures([*records, other]))
+    other = pruned(
+        "dense", "0 %", 5.6, model="huggyllama/llama-7b"
+    )  # models get a figure each
+    assert {"perplexity_embedded", "perplexity_llama-7b"} <= set(
+        plots.figures([*records, other])
+    )
     assert figure_alt("perplexity_llama-7b") == figure_alt("perplexity") != ""
     assert figure_alt("of nothing known") == ""
     paths = write_figures(records[-1:], tmp_path)

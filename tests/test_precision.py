@@ -37,7 +37,9 @@ def test_layers_are_fitted_to_what_bfloat16_gives(family: str, passes: int) -> N
             inputs = fam.inputs_by_hook(by_hand, group, tokens)
         for name in group:
             weight = fam.matrix_of(by_hand.get_submodule(name)).detach()
-            pruned = METHODS["wanda"](weight.clone(), gram_of(inputs[name]), sparsity=0.5)
+            pruned = METHODS["wanda"](
+                weight.clone(), gram_of(inputs[name]), sparsity=0.5
+            )
             with torch.no_grad():
                 weight.copy_(pruned.weight)
     masks = [
@@ -56,9 +58,15 @@ def test_grams_and_methods_are_in_float32(passes: int, registry) -> None:
     @register("test-only")
     def method(weight, gram, *, sparsity, pattern, keep=None):
         seen.append(torch.is_autocast_enabled("cpu"))
-        return METHODS["wanda"].__wrapped__(weight, gram, sparsity=sparsity, pattern=pattern)
+        return METHODS["wanda"].__wrapped__(
+            weight, gram, sparsity=sparsity, pattern=pattern
+        )
 
-    settings = SETTINGS | {"method": "test-only", "precision": "bfloat16", "passes": passes}
+    settings = SETTINGS | {
+        "method": "test-only",
+        "precision": "bfloat16",
+        "passes": passes,
+    }
     prune_model(fam.build(), fam.random_tokens(), **settings)
     assert len(seen) > 14 and not any(seen) and not torch.is_autocast_enabled("cpu")
     rows = torch.randn(50, 20)
@@ -70,7 +78,9 @@ def test_grams_and_methods_are_in_float32(passes: int, registry) -> None:
 
 def test_a_model_in_half_precision_has_its_own(one_line_error) -> None:
     with one_line_error(BadParameter, "precision", "float16"):
-        prune_model(fam.build().half(), fam.random_tokens(), precision="bfloat16", **SETTINGS)
+        prune_model(
+            fam.build().half(), fam.random_tokens(), precision="bfloat16", **SETTINGS
+        )
 
 
 @pytest.mark.parametrize("method", ["sparsegpt", "admm-grad", "alps", "wanda"])

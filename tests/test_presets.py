@@ -16,7 +16,10 @@ from helpers.report import check_type
 from helpers.runner import read_parameters_cell, read_plan
 
 PRUNE = "04_prune_model"
-CELLS = {path.stem: read_parameters_cell(path) for path in sorted(notebooks_dir().glob("*.ipynb"))}
+CELLS = {
+    path.stem: read_parameters_cell(path)
+    for path in sorted(notebooks_dir().glob("*.ipynb"))
+}
 NOTEBOOKS = [name for name, (values, _) in CELLS.items() if "preset" in values]
 DEFAULTS = CELLS[PRUNE][0]
 
@@ -58,7 +61,9 @@ def test_auto_takes_the_largest_that_fits(here: Callable) -> None:
     machines = (T4, V100, machine(32, 12), machine(3, 60))
     assert [preset_that_fits(there) for there in machines] == ["t4", "large", "t4", ""]
     here(T4)
-    assert choose("auto", PRUNE, DEFAULTS, DEFAULTS) == choose("t4", PRUNE, DEFAULTS, DEFAULTS)
+    assert choose("auto", PRUNE, DEFAULTS, DEFAULTS) == choose(
+        "t4", PRUNE, DEFAULTS, DEFAULTS
+    )
     here(Memory(64 * 10**9, 64 * 10**9))
     assert choose("auto", PRUNE, DEFAULTS | {"model": "tiny"}, DEFAULTS) == {}
 
@@ -77,7 +82,9 @@ def test_what_a_user_changed_stays(one_line_error: Callable) -> None:
         choose("T4", PRUNE, {}, {})
 
 
-def test_memory_is_checked_before_loading(here: Callable, one_line_error: Callable) -> None:
+def test_memory_is_checked_before_loading(
+    here: Callable, one_line_error: Callable
+) -> None:
     given = DEFAULTS | read_preset("t4")[PRUNE]
     here(V100)
     words = check_memory(PRUNE, given)
@@ -92,4 +99,7 @@ def test_memory_is_checked_before_loading(here: Callable, one_line_error: Callab
     here(Memory(16 * 10**9, 16 * 10**9))  # without a GPU all of the model is in RAM
     with one_line_error(OutOfMemory, "RAM", "16 GB"):
         check_memory(PRUNE, DEFAULTS | {"model": "huggyllama/llama-7b"})
-    assert "not known" in check_memory(PRUNE, DEFAULTS | {"model": "someone/something"})["needs"]
+    assert (
+        "not known"
+        in check_memory(PRUNE, DEFAULTS | {"model": "someone/something"})["needs"]
+    )

@@ -17,11 +17,16 @@ KNOWN: dict[str, dict[str, Any]] = {}  # what a probe says of the package as it 
 
 def values(name: str) -> dict[str, Any]:
     """As text, which has all digits of a float."""
-    return {key: json.dumps(v) for key, v in probes.flat(probes.PROBES[name](), name).items()}
+    return {
+        key: json.dumps(v)
+        for key, v in probes.flat(probes.PROBES[name](), name).items()
+    }
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_what_is_broken_moves_its_probe(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_broken_moves_its_probe(
+    mutant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # four steps of the repair instead of 64
     monkeypatch.setitem(recipe.EFFORTS, "balanced", recipe.Effort(2, 4))
     name = MUTANTS[mutant].probe

@@ -47,7 +47,9 @@ def cells(path: Path, tag: str | None = None) -> list[str]:
 
 
 def code_lines(text: str) -> int:
-    return len([line for line in text.splitlines() if line.strip() and line.strip()[0] != "#"])
+    return len(
+        [line for line in text.splitlines() if line.strip() and line.strip()[0] != "#"]
+    )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
@@ -56,13 +58,21 @@ def test_notebook_anatomy(path: Path) -> None:
     assert re.match(r"# .+\?\n", "".join(first["source"])), "the title asks a question"
     opening = "".join(first["source"]).partition("**Why it matters**")[0]
     (words, picture), *_ = re.findall(r"!\[([^\]]+)\]\((\.\./[^)]+)\)", opening)
-    assert len(words.split()) > 8 and (path.parent / picture).is_file(), "a picture, in words too"
-    hidden = [cell for cell in setup if cell["metadata"].get("jupyter") == {"source_hidden": True}]
+    assert len(words.split()) > 8 and (path.parent / picture).is_file(), (
+        "a picture, in words too"
+    )
+    hidden = [
+        cell
+        for cell in setup
+        if cell["metadata"].get("jupyter") == {"source_hidden": True}
+    ]
     assert {"colab-setup", "imports"} <= {cell["id"] for cell in hidden}
     assert all("hide-input" in cell["metadata"]["tags"] for cell in hidden)
     assert last["cell_type"] == "markdown" and ".ipynb)" in "".join(last["source"])
     (parameters,) = cells(path, "parameters")
-    assert all("  # " in line for line in parameters.splitlines()), "a comment is missing"
+    assert all("  # " in line for line in parameters.splitlines()), (
+        "a comment is missing"
+    )
     assert read_parameters_cell(path)[0]["record_path"] == ""
     (record,) = cells(path, "record")
     assert "run.write(" in record and cells(path)[-1] == record
@@ -78,10 +88,17 @@ def test_colab_setup_is_the_same_everywhere() -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook_budgets(path: Path) -> None:
     # the parameters cell grows with the notebook's inputs; explorers need not be read
-    apart = {text for tag in ("parameters", "explorer", "colab-setup") for text in cells(path, tag)}
+    apart = {
+        text
+        for tag in ("parameters", "explorer", "colab-setup")
+        for text in cells(path, tag)
+    }
     sizes = [code_lines(text) for text in cells(path) if text not in apart]
     assert max(sizes) <= 15 and sum(sizes) <= 100
-    assert len(re.findall(r"(?m)^\s*(?:async )?(?:def|class) ", "\n".join(cells(path)))) <= 1
+    assert (
+        len(re.findall(r"(?m)^\s*(?:async )?(?:def|class) ", "\n".join(cells(path))))
+        <= 1
+    )
 
 
 def names(tree: ast.AST, context: type[ast.expr_context]) -> set[str]:
@@ -94,7 +111,9 @@ def names_read(cell: str) -> set[str]:
     known, read = set(), set()
     for statement in ast.parse(cell).body:
         loops = [
-            node for node in ast.walk(statement) if isinstance(node, ast.For | ast.comprehension)
+            node
+            for node in ast.walk(statement)
+            if isinstance(node, ast.For | ast.comprehension)
         ]
         own = set().union(*(names(loop.target, ast.Store) for loop in loops))
         read |= names(statement, ast.Load) - own - known
@@ -103,12 +122,16 @@ def names_read(cell: str) -> set[str]:
 
 
 def test_names_that_a_cell_reads() -> None:
-    cell = "a = b\nb = [c for c in d]\nfor e in a:\n    f[e] = b\ng = g + 1\na, h = h, 1"
+    cell = (
+        "a = b\nb = [c for c in d]\nfor e in a:\n    f[e] = b\ng = g + 1\na, h = h, 1"
+    )
     assert names_read(cell) == {"b", "d", "f", "g", "h"}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_a_cell_that_only_draws_leaves_nothing_to_a_cell_that_computes(path: Path) -> None:
+def test_a_cell_that_only_draws_leaves_nothing_to_a_cell_that_computes(
+    path: Path,
+) -> None:
     """So it can be left out of a fingerprint."""
     drawing, drawn = cells(path, "figure"), set()
     for cell in cells(path):
@@ -117,7 +140,11 @@ def test_a_cell_that_only_draws_leaves_nothing_to_a_cell_that_computes(path: Pat
         tree = ast.parse(cell)
         if cell in drawing:
             drawn |= names(tree, ast.Store)
-            parts = [n for n in ast.walk(tree) if isinstance(n, ast.Subscript | ast.Attribute)]
+            parts = [
+                n
+                for n in ast.walk(tree)
+                if isinstance(n, ast.Subscript | ast.Attribute)
+            ]
             changed = [part.value for part in parts if isinstance(part.ctx, ast.Store)]
             assert set().union(*(names(part, ast.Load) for part in changed)) <= drawn
             assert not re.search(r"(?m)^ *(def|class|import|from|del) ", cell)
@@ -145,7 +172,9 @@ def tokens_of_code(text: str) -> int:
     free: set[int] = set()
     for node in ast.walk(ast.parse(text)):
         match node:
-            case ast.AST(body=[ast.Expr(value=ast.Constant(value=str())) as docstring, *_]):
+            case ast.AST(
+                body=[ast.Expr(value=ast.Constant(value=str())) as docstring, *_]
+            ):
                 free |= set(range(docstring.lineno, docstring.end_lineno + 1))
     found = tokenize.generate_tokens(io.StringIO(text).readline)
     counted = (tokenize.NAME, tokenize.NUMBER, tokenize.STRING, tokenize.OP)
@@ -167,16 +196,20 @@ def test_budget(folder: str) -> None:
 def test_every_public_name_has_a_caller() -> None:
     pages = [*NOTEBOOKS, ROOT / "README.md", *(ROOT / "helpers" / "own").glob("*.py")]
     for folder in ("docs", "book", "benchmarks"):
-        pages += [path for path in (ROOT / folder).rglob("*") if path.suffix in (".md", ".py")]
-    words = set(re.findall(r"\w+", "\n".join(page.read_text(encoding="utf-8") for page in pages)))
+        pages += [
+            path for path in (ROOT / folder).rglob("*") if path.suffix in (".md", ".py")
+        ]
+    words = set(
+        re.findall(
+            r"\w+", "\n".join(page.read_text(encoding="utf-8") for page in pages)
+        )
+    )
     assert set(helpers.__all__) <= words
 
 
 def test_importing_is_light() -> None:
     heavy = {"torch", "pandas", "distributed", "lm_eval", "datasets"}
-    code = (
-        f"import sys, helpers.runner.run, helpers.data.tasks; assert not {heavy} & {{*sys.modules}}"
-    )
+    code = f"import sys, helpers.runner.run, helpers.data.tasks; assert not {heavy} & {{*sys.modules}}"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
@@ -200,7 +233,9 @@ def requirement(line: str) -> tuple[str, str]:
 
 
 def project() -> dict:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]
 
 
 def requirements() -> dict[str, str]:
@@ -215,13 +250,17 @@ def test_environment_yml_is_in_step() -> None:
     python = conda.pop("python")
     assert python == project()["requires-python"] == ">=3.11", "Python is not capped"
     conda.pop("pip")
-    assert conda == {CONDA_NAMES.get(name, name): b for name, b in requirements().items()}
+    assert conda == {
+        CONDA_NAMES.get(name, name): b for name, b in requirements().items()
+    }
     assert {"pip": ["-e ."]} in environment["dependencies"]
 
 
 def test_constraints_pin_what_is_required() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = dict(requirement(line) for line in lines if line and not line.startswith("#"))
+    pins = dict(
+        requirement(line) for line in lines if line and not line.startswith("#")
+    )
     assert set(requirements()) <= set(pins)
     assert pins.pop("torch").startswith(">="), "torch's builds have labels of their own"
     assert all(re.fullmatch(r"==[\w.]+", bounds) for bounds in pins.values())
@@ -229,7 +268,11 @@ def test_constraints_pin_what_is_required() -> None:
 
 def test_imports_are_declared() -> None:
     """What helpers import is in pyproject.toml."""
-    known = {name.replace("-", "_") for name in requirements()} | {"helpers", "yaml", "IPython"}
+    known = {name.replace("-", "_") for name in requirements()} | {
+        "helpers",
+        "yaml",
+        "IPython",
+    }
     known |= {"google"}  # Colab's own
     known |= set(sys.stdlib_module_names)
     for path in MODULES:
@@ -254,9 +297,15 @@ def phony() -> set[str]:
 
 
 def test_make_targets_are_never_committed_files() -> None:
-    targets = set(re.findall(r"(?m)^([\w$()./-]+):(?!=)", makefile())) - {".PHONY", ".NOTPARALLEL"}
+    targets = set(re.findall(r"(?m)^([\w$()./-]+):(?!=)", makefile())) - {
+        ".PHONY",
+        ".NOTPARALLEL",
+    }
     assert targets - phony() == {"$(INSTALLED)", "$(INSTALLED_UI)"}
-    assert "INSTALLED := $(VENV)/" in makefile() and "INSTALLED_UI := $(VENV)/" in makefile()
+    assert (
+        "INSTALLED := $(VENV)/" in makefile()
+        and "INSTALLED_UI := $(VENV)/" in makefile()
+    )
     assert ".venv" in (ROOT / ".gitignore").read_text(encoding="utf-8").split()
 
 
@@ -270,7 +319,9 @@ def make(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[st
     )
 
 
-needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+needs_make = pytest.mark.skipif(
+    shutil.which("make") is None, reason="make is not installed"
+)
 
 
 @needs_make
@@ -303,7 +354,11 @@ def test_make_clean_leaves_what_is_committed(tmp_path: Path) -> None:
     listed = ["git", "-C", str(ROOT), "ls-files", "results"]
     answer = subprocess.run(listed, capture_output=True, text=True, check=False)
     files = answer.stdout.split() or ["results/reference/x", "results/families.md"]
-    made = ["results/laptop/records/a.json", "results/scratch/b.json", "results/book/index.html"]
+    made = [
+        "results/laptop/records/a.json",
+        "results/scratch/b.json",
+        "results/book/index.html",
+    ]
     for name in [*files, *made]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
@@ -318,7 +373,18 @@ def test_no_path_of_a_machine_is_committed() -> None:
     files = [*ROOT.glob("[!.]*.*"), ROOT / "Makefile"]
     for folder in (*folders, ".github", ".ci", "results/reference"):
         files += (ROOT / folder).rglob("*")
-    kinds = {".py", ".ipynb", ".yaml", ".yml", ".json", ".md", ".toml", ".txt", ".csv", ""}
+    kinds = {
+        ".py",
+        ".ipynb",
+        ".yaml",
+        ".yml",
+        ".json",
+        ".md",
+        ".toml",
+        ".txt",
+        ".csv",
+        "",
+    }
     for path in files:
         if path.is_file() and path.suffix in kinds and "__pycache__" not in path.parts:
             found = MACHINE_PATH.search(path.read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ from layers import objective, outputs_error
 from torch import Tensor, nn
 
 from helpers import model_identity, perplexity, prune_model, refit, zero_shot
+from helpers.block_grams import layer_problems
 from helpers.errors import (
     BadParameter,
     NonFinite,
@@ -25,7 +26,6 @@ from helpers.gram import gram_of
 from helpers.masks import select
 from helpers.methods import METHODS, register
 from helpers.models import STATE, model_layers, read_weight
-from helpers.replay import layer_problems
 
 HALF = dict(method="wanda", sparsity=0.5)
 
@@ -33,7 +33,9 @@ HALF = dict(method="wanda", sparsity=0.5)
 # ---------------------------------------------------------------- what changes, what does not
 
 
-@pytest.mark.parametrize("family", ["llama-tied", "gpt2", "gemma3", "opt", "falcon", "mpt"])
+@pytest.mark.parametrize(
+    "family", ["llama-tied", "gpt2", "gemma3", "opt", "falcon", "mpt"]
+)
 def test_all_that_should_be_pruned_is_and_nothing_else(family: str) -> None:
     # test_families.py prunes every family with Wanda
     model, tokens = fam.build(family).train(), fam.random_tokens()
@@ -48,12 +50,16 @@ def test_all_that_should_be_pruned_is_and_nothing_else(family: str) -> None:
         weight = fam.matrix_of(model.get_submodule(name))
         assert ((weight != 0).unflatten(1, (-1, 8)).sum(-1) == 4).all(), name
     prefix = fam.FAMILIES[family].blocks
-    assert {f"{prefix}.{layer.block}.{layer.name}" for layer in report.layers} == set(names)
+    assert {f"{prefix}.{layer.block}.{layer.name}" for layer in report.layers} == set(
+        names
+    )
     # all else about the model, the text and the random state is as it was found
     for name, parameter in model.named_parameters():
         assert parameter is parameters[name] and parameter.requires_grad
         assert parameter.is_leaf and parameter.grad is None
-    assert fam.hook_count(model) == 0 and all(module.training for module in model.modules())
+    assert fam.hook_count(model) == 0 and all(
+        module.training for module in model.modules()
+    )
     assert model.config.to_dict() == config and torch.equal(tokens, given)
     assert torch.equal(torch.get_rng_state(), state)
     # dropout, on in the model that was given, has not reached the statistics
@@ -75,7 +81,9 @@ def test_all_that_should_be_pruned_is_and_nothing_else(family: str) -> None:
         ("mpt", "wanda"),
     ],
 )
-def test_statistics_come_from_the_already_pruned_stream(family: str, method: str) -> None:
+def test_statistics_come_from_the_already_pruned_stream(
+    family: str, method: str
+) -> None:
     # By hand: the whole model runs once for each block; the inputs of that block's layers, all
     # seen in that one pass, prune it; the next pass goes through the pruned block.
     tokens, model = fam.random_tokens(8), fam.build(family)
@@ -96,7 +104,9 @@ def test_statistics_come_from_the_already_pruned_stream(family: str, method: str
             m.get_submodule(name).weight for m in (model, by_hand, dense_stats)
         )
         assert ((ours == 0) == (expected == 0)).float().mean() > 0.995, name
-        torch.testing.assert_close(ours, expected, rtol=1e-2, atol=1e-2 * expected.std().item())
+        torch.testing.assert_close(
+            ours, expected, rtol=1e-2, atol=1e-2 * expected.std().item()
+        )
         differs += int(((ours == 0) != (dense == 0)).sum())
     assert differs > 20  # statistics of the dense model would have given other masks
 
@@ -159,11 +169,17 @@ def test_memory_that_is_not_enough(passes: int, place: str, one_line_error) -> N
 
 def test_the_report_adds_up() -> None:
     model, tokens, seen = fam.build("llama"), fam.random_tokens(), []
-    with torch.no_grad():  # a norm gain of zero kills an input of q, k and v for every token
+    with (
+        torch.no_grad()
+    ):  # a norm gain of zero kills an input of q, k and v for every token
         model.model.layers[1].input_layernorm.weight[[4, 9]] = 0
     dense = copy.deepcopy(model)
     report = prune_model(
-        model, tokens, method="admm-grad", sparsity=0.6, progress=lambda *step: seen.append(step)
+        model,
+        tokens,
+        method="admm-grad",
+        sparsity=0.6,
+        progress=lambda *step: seen.append(step),
     )
     names = [f"block {layer.block} {layer.name}" for layer in report.layers]
     assert seen == [(done, 14, name) for done, name in enumerate(names, 1)]
@@ -173,7 +189,9 @@ def test_the_report_adds_up() -> None:
         fallen = int((weight == 0).sum())
         assert layer.shape == tuple(weight.shape) and layer.damping == 0.1
         assert layer.sparsity == pytest.approx(fallen / weight.numel(), abs=1e-12)
-        assert layer.dead_inputs == 2 * (layer.block == 1 and layer.name in fam.QKVO[:3])
+        assert layer.dead_inputs == 2 * (
+            layer.block == 1 and layer.name in fam.QKVO[:3]
+        )
         bits = "".join("01"[int(kept)] for kept in (weight != 0).flatten())
         octets = bytes(int(bits[at : at + 8], 2) for at in range(0, len(bits), 8))
         assert layer.mask == hashlib.sha256(octets).hexdigest()[:16]
@@ -241,10 +259,16 @@ def test_a_model_is_not_pruned_twice(one_line_error) -> None:
     prune_model(model, tokens, **HALF)
     unmarked = fam.build("llama")  # as it is after saving and loading
     unmarked.load_state_dict(model.state_dict())
-    for pruned, word in ((model, "before"), (copy.deepcopy(model), "before"), (unmarked, "50 %")):
+    for pruned, word in (
+        (model, "before"),
+        (copy.deepcopy(model), "before"),
+        (unmarked, "50 %"),
+    ):
         with one_line_error(BadParameter, word, "allow_pruned=True"):
             prune_model(pruned, tokens, **HALF)
-        report = prune_model(pruned, tokens, method="wanda", sparsity=0.7, allow_pruned=True)
+        report = prune_model(
+            pruned, tokens, method="wanda", sparsity=0.7, allow_pruned=True
+        )
         assert report.sparsity == pytest.approx(0.7, abs=1e-2)
     few = fam.build("llama")  # zeros that a dense model may have
     with torch.no_grad():
@@ -253,7 +277,9 @@ def test_a_model_is_not_pruned_twice(one_line_error) -> None:
 
 
 @pytest.mark.parametrize(("done", "passes"), [(2, 2), (8, 2), (2, 1), (9, 1)])
-def test_a_half_pruned_model_is_of_no_use(done: int, passes: int, one_line_error) -> None:
+def test_a_half_pruned_model_is_of_no_use(
+    done: int, passes: int, one_line_error
+) -> None:
     def stop(layers: int, *_: object) -> None:
         assert torch.is_grad_enabled()  # outside a block nothing has changed
         if layers == done:
@@ -270,7 +296,9 @@ def test_a_half_pruned_model_is_of_no_use(done: int, passes: int, one_line_error
     model_identity(model)
 
 
-@pytest.mark.parametrize("thing", [None, "embedded", nn.Linear(4, 4), (None, None)], ids=str)
+@pytest.mark.parametrize(
+    "thing", [None, "embedded", nn.Linear(4, 4), (None, None)], ids=str
+)
 def test_what_is_no_model(thing: object, one_line_error) -> None:
     for use in USES:
         with one_line_error(BadParameter, type(thing).__name__, "load_model"):
@@ -284,13 +312,19 @@ def test_what_is_no_model(thing: object, one_line_error) -> None:
 def refused(one_line_error):
     """Call prune_model, which must raise an error that says so, and leave the model alone."""
 
-    def call(model: nn.Module, tokens: object, error: type, *words: str, **request: object) -> None:
-        before = {key: value.nan_to_num(7.0) for key, value in fam.snapshot(model).items()}
+    def call(
+        model: nn.Module, tokens: object, error: type, *words: str, **request: object
+    ) -> None:
+        before = {
+            key: value.nan_to_num(7.0) for key, value in fam.snapshot(model).items()
+        }
         hooks = fam.hook_count(model)
         with one_line_error(error, *words):
             prune_model(model, tokens, **request)
         after = model.state_dict()
-        assert all(torch.equal(after[key].nan_to_num(7.0), before[key]) for key in before)
+        assert all(
+            torch.equal(after[key].nan_to_num(7.0), before[key]) for key in before
+        )
         assert fam.hook_count(model) == hooks and not hasattr(model, STATE)
 
     return call
@@ -298,13 +332,19 @@ def refused(one_line_error):
 
 def by_layer(value: float = 0.5, **changes: object) -> dict[str, object]:
     """A value for each layer of the tiny Llama; `up` is that of the first layer, 0.mlp.up_proj."""
-    names = ["0.mlp.up_proj", *(f"{i}.{name}" for i in (0, 1) for name in fam.LLAMA_LAYERS)]
+    names = [
+        "0.mlp.up_proj",
+        *(f"{i}.{name}" for i in (0, 1) for name in fam.LLAMA_LAYERS),
+    ]
     return dict.fromkeys(names, value) | ({names[0]: changes["up"]} if changes else {})
 
 
 def factors(model: nn.Module) -> dict[str, Tensor]:
     """A factor of 1 for each output of each layer."""
-    return {key: torch.ones(len(read_weight(layer))) for key, layer in model_layers(model).items()}
+    return {
+        key: torch.ones(len(read_weight(layer)))
+        for key, layer in model_layers(model).items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -331,9 +371,13 @@ def factors(model: nn.Module) -> dict[str, Tensor]:
         ("importance", by_layer(), "type float"),
     ],
 )  # fmt: skip
-def test_a_bad_request_changes_nothing(parameter: str, value, shown, refused, monkeypatch) -> None:
+def test_a_bad_request_changes_nothing(
+    parameter: str, value, shown, refused, monkeypatch
+) -> None:
     model = fam.build("llama")
-    monkeypatch.setattr(type(model), "forward", None)  # it is refused before the model runs
+    monkeypatch.setattr(
+        type(model), "forward", None
+    )  # it is refused before the model runs
     request = {**HALF, parameter: value}
     refused(model, fam.random_tokens(), BadParameter, parameter, shown, **request)
 
@@ -379,7 +423,11 @@ def test_weights_that_cannot_be_pruned(kind, one_line_error) -> None:
     model = fam.build("llama")
     layer = model.model.layers[1].mlp.up_proj
     layer.weight = nn.Parameter(layer.weight.to(kind), requires_grad=False)
-    words = ("prune_checkpoint",) if kind == "meta" else ("block 1 mlp.up_proj", "float8_e4m3fn")
+    words = (
+        ("prune_checkpoint",)
+        if kind == "meta"
+        else ("block 1 mlp.up_proj", "float8_e4m3fn")
+    )
     with one_line_error(UnsupportedModel, *words):
         prune_model(model, fam.random_tokens(), **HALF)
 
@@ -402,12 +450,19 @@ def test_an_error_in_a_late_layer_names_it(registry, one_line_error) -> None:
         shapes.append(tuple(weight.shape))
         if len(shapes) == 11:
             raise NotPositiveDefinite("gram cannot be factored")
-        return METHODS["wanda"].__wrapped__(weight, gram, sparsity=sparsity, pattern=pattern)
+        return METHODS["wanda"].__wrapped__(
+            weight, gram, sparsity=sparsity, pattern=pattern
+        )
 
     # the tenth layer is the third of block 1
     with one_line_error(NotPositiveDefinite, "block 1 self_attn.v_proj"):
-        prune_model(fam.build("llama"), fam.random_tokens(), method="test-only", sparsity=0.5)
-    assert shapes[0] == (16, 32)  # the options were tried first, on a layer as the smallest
+        prune_model(
+            fam.build("llama"), fam.random_tokens(), method="test-only", sparsity=0.5
+        )
+    assert shapes[0] == (
+        16,
+        32,
+    )  # the options were tried first, on a layer as the smallest
 
 
 # ---------------------------------------------------------------- importance of outputs
@@ -415,18 +470,30 @@ def test_an_error_in_a_late_layer_names_it(registry, one_line_error) -> None:
 
 def test_importance_says_which_weights_stay_and_the_update_is_the_methods() -> None:
     model, tokens = fam.build(), fam.random_tokens()
-    importance = {key: ones + torch.rand(len(ones)) for key, ones in factors(model).items()}
+    importance = {
+        key: ones + torch.rand(len(ones)) for key, ones in factors(model).items()
+    }
     # in block 0, whose inputs are those of the dense model
     name = "self_attn.q_proj"
     weight, gram = layer_problems(model, tokens, 0, [name])[name]
     weight = weight.clone()
-    report = prune_model(model, tokens, method="admm1", sparsity=0.5, importance=importance)
+    report = prune_model(
+        model, tokens, method="admm1", sparsity=0.5, importance=importance
+    )
     pruned = model.model.layers[0].self_attn.q_proj.weight
-    score = weight.abs() * gram.diagonal().sqrt() * importance["0.self_attn.q_proj"][:, None]
+    score = (
+        weight.abs()
+        * gram.diagonal().sqrt()
+        * importance["0.self_attn.q_proj"][:, None]
+    )
     keep = select(score, 0.5, "unstructured", "matrix")
     assert torch.equal(pruned != 0, keep)
-    torch.testing.assert_close(pruned, refit(weight, gram, keep).weight, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        pruned, refit(weight, gram, keep).weight, rtol=1e-3, atol=1e-5
+    )
     # the error is that of the outputs as they are, without their factors
-    (error,) = (line.error for line in report.layers if (line.block, line.name) == (0, name))
+    (error,) = (
+        line.error for line in report.layers if (line.block, line.name) == (0, name)
+    )
     lost = objective(weight, pruned, gram) / objective(weight, 0 * weight, gram)
     assert error == pytest.approx(lost.item(), rel=1e-3)

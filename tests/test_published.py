@@ -27,7 +27,15 @@ def test_ratios_are_of_one_cell_and_one_source(monkeypatch: pytest.MonkeyPatch) 
     assert found.astype(object).where(found.notna(), None).to_numpy().tolist() == [
         ["50 %", "wanda", "here", 50.0, 1.25, None, "here"],
         ["50 %", "admm-grad", "here", 30.0, 0.75, 0.6, "here"],  # the mean of 29 and 31
-        ["50 %", "alps", "LLaMA-2-7B, window 2048", 6.0, None, 0.75, "A"],  # SparseGPT's is of B
+        [
+            "50 %",
+            "alps",
+            "LLaMA-2-7B, window 2048",
+            6.0,
+            None,
+            0.75,
+            "A",
+        ],  # SparseGPT's is of B
         ["2:4", "admm-grad", "here", 60.0, None, 0.75, "here"],
         ["2:4", "alps", "LLaMA-2-7B, window 2048", 9.0, 0.9, None, "A"],
     ]
@@ -35,15 +43,23 @@ def test_ratios_are_of_one_cell_and_one_source(monkeypatch: pytest.MonkeyPatch) 
     assert ratio_table(ours[2:6]) is None and ratio_table([]) is None
     # of the committed files, where the publication has another name for the method
     monkeypatch.undo()
-    found = ratio_table(ours).query("model == 'LLaMA-2-13B, window 4096' and method == 'admm-grad'")
-    assert found.loc["2:4", ["perplexity", "/ sparsegpt"]].round(3).tolist() == [7.78, 0.935]
+    found = ratio_table(ours).query(
+        "model == 'LLaMA-2-13B, window 4096' and method == 'admm-grad'"
+    )
+    assert found.loc["2:4", ["perplexity", "/ sparsegpt"]].round(3).tolist() == [
+        7.78,
+        0.935,
+    ]
 
 
 def test_the_committed_files() -> None:
     table = read_published()
     assert list(table) == list(TYPES) and not table.isna().any(axis=None)
     assert not table.drop(columns="value").duplicated().any()
-    assert table["sparsity"].between(0, 1, inclusive="left").all() and (table["window"] >= 0).all()
+    assert (
+        table["sparsity"].between(0, 1, inclusive="left").all()
+        and (table["window"] >= 0).all()
+    )
     assert np.isfinite(table["value"]).all() and (table["value"] >= 0).all()
     for pattern, sparsity in zip(table["pattern"], table["sparsity"], strict=True):
         check_target(sparsity, pattern)

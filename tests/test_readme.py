@@ -36,31 +36,51 @@ def test_the_rows_of_the_recipe_are_those_of_its_tables() -> None:
     shown = cells_of(TABLE.findall(README)[2]).items()
     for (row, cells), step in zip(shown, steps, strict=True):
         plan, name = "second" if "Gemma" in row else "beyond", f"ADMM-Grad{step}"
-        perplexities, _, costs = map(cells_of, TABLE.findall(committed("beyond", plan))[:3])
+        perplexities, _, costs = map(
+            cells_of, TABLE.findall(committed("beyond", plan))[:3]
+        )
         wanted = {"steps": cells["steps"], "perplexity": perplexities[name]["60 %"]}
         wanted["memory (GB)"] = costs[name]["peak memory (GB)"]
         wanted["closed (%)"] = costs[name]["60 %, closed (%)"]
         # none of the plan second was timed alone
         wanted["seconds"] = "–" if plan == "second" else costs[name]["60 %, seconds"]
         assert cells == wanted
-    for plan, row in (("beyond", "ADMM-Grad + recipe, 50 %"), ("full", "ADMM-Grad, 50 %")):
+    for plan, row in (
+        ("beyond", "ADMM-Grad + recipe, 50 %"),
+        ("full", "ADMM-Grad, 50 %"),
+    ):
         answers = cells_of(TABLE.findall(committed("zero_shot", plan))[0])[row]
-        assert answers["mean"][:5] in README and answers["LAMBADA (no breaks)"][:5] in README
+        assert (
+            answers["mean"][:5] in README
+            and answers["LAMBADA (no breaks)"][:5] in README
+        )
 
 
 def test_its_number_of_families_is_that_of_their_page() -> None:
     (families,) = re.findall(r"\[(\d+) families", README)
-    assert f"## Pruned: {families} families" in (root() / "results/families.md").read_text("utf-8")
+    assert f"## Pruned: {families} families" in (
+        root() / "results/families.md"
+    ).read_text("utf-8")
 
 
 def test_the_claims_are_those_of_the_committed_records() -> None:
     # claim, verdict, number, and for Gemma "yes", "no" or nothing
-    rows = re.findall(r"\d \| (.+?)\. \| \*\*(.+?)\*\* \| (.+?) \| \**(\w*)", committed("claims"))
+    rows = re.findall(
+        r"\d \| (.+?)\. \| \*\*(.+?)\*\* \| (.+?) \| \**(\w*)", committed("claims")
+    )
     shown = re.findall(r"(?m)^- (?:.+\(.+\)\.)$", README)
-    assert len(shown) == 4 and set(shown) < {f"- **{b}**: {a} ({c})." for a, b, c, _ in rows}
-    holds, falls = (sum(row[1] == told for row in rows) for told in ("holds", "does not hold"))
-    agree = sum(row[1::2] in (("holds", "yes"), ("does not hold", "no")) for row in rows)
-    said = re.findall(r"\[of (\d+)\].+ (\d+) hold, (\d+) do not; Gemma agrees on (\d+)", README)
+    assert len(shown) == 4 and set(shown) < {
+        f"- **{b}**: {a} ({c})." for a, b, c, _ in rows
+    }
+    holds, falls = (
+        sum(row[1] == told for row in rows) for told in ("holds", "does not hold")
+    )
+    agree = sum(
+        row[1::2] in (("holds", "yes"), ("does not hold", "no")) for row in rows
+    )
+    said = re.findall(
+        r"\[of (\d+)\].+ (\d+) hold, (\d+) do not; Gemma agrees on (\d+)", README
+    )
     assert said == [tuple(map(str, (len(rows), holds, falls, agree)))]
 
 
@@ -68,19 +88,27 @@ def test_it_says_how_many_records_of_its_tables_are_of_earlier_code() -> None:
     """As `make accept` has counted them, and nothing where there are none."""
     plans = dict.fromkeys(re.findall(r"results/reference/(\w+)/tables", README))
     notes = [reference_dir(plan) / "earlier.txt" for plan in plans]
-    said = re.findall(r"\d+ of \d+ records of \w+ are of earlier code, since [^)]+", README)
-    assert said == [note.read_text().splitlines()[0] for note in notes if note.is_file()]
+    said = re.findall(
+        r"\d+ of \d+ records of \w+ are of earlier code, since [^)]+", README
+    )
+    assert said == [
+        note.read_text().splitlines()[0] for note in notes if note.is_file()
+    ]
 
 
 def test_it_is_read_in_four_minutes() -> None:
     assert len(re.sub(r"[|:-]{2,}|\|", " ", README).split()) <= 900
     blocks = re.findall(r"```\w*\n(.*?)```", README, re.DOTALL)
-    assert max(map(len, "\n".join(blocks).splitlines())) <= 80  # GitHub clips longer lines
+    assert (
+        max(map(len, "\n".join(blocks).splitlines())) <= 80
+    )  # GitHub clips longer lines
 
 
 def test_links_of_every_page_lead_to_files() -> None:
     listed = ["git", "ls-files", "-z", "*.md"]
-    names = subprocess.run(listed, cwd=root(), capture_output=True, text=True, check=True).stdout
+    names = subprocess.run(
+        listed, cwd=root(), capture_output=True, text=True, check=True
+    ).stdout
     dead = []
     for page in filter(None, names.split("\0")):
         folder = root() if page.startswith("book/") else (root() / page).parent
@@ -100,4 +128,6 @@ def test_the_example_runs(
     monkeypatch.chdir(tmp_path)
     code = example.replace('load_model("embedded"', 'load_model("tiny"')
     exec(code.replace("sequences=32", "sequences=2"), {"__name__": "readme"})
-    assert float(capsys.readouterr().out) > 1 and (tmp_path / "my-pruned-model").is_dir()
+    assert (
+        float(capsys.readouterr().out) > 1 and (tmp_path / "my-pruned-model").is_dir()
+    )

@@ -6,22 +6,32 @@ import families as fam
 import pytest
 import torch
 
-from helpers import calibration_tokens, load_model, prune_and_repair, prune_model, windows_of
+from helpers import (
+    calibration_tokens,
+    load_model,
+    prune_and_repair,
+    prune_model,
+    windows_of,
+)
 from helpers.beyond import recipe
-from helpers.beyond.allocate import guide
+from helpers.beyond.allocation import guide
 from helpers.beyond.distil import distil
-from helpers.beyond.recipe import HELD_OUT, Effort, draw_windows, text_needed
+from helpers.beyond.recipe import HELD_OUT, Effort, text_needed
 from helpers.errors import BadParameter, HelpersError
 from helpers.models import STATE
+from helpers.studies import draw_windows
 
 
 @pytest.fixture(autouse=True)
 def small_efforts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "EFFORTS", {"fast": Effort(2, 0), "balanced": Effort(3, 4)})
+    monkeypatch.setattr(
+        recipe, "EFFORTS", {"fast": Effort(2, 0), "balanced": Effort(3, 4)}
+    )
 
 
 @pytest.mark.parametrize(
-    "target", [{"sparsity": 0.6}, {"pattern": "2:4"}, {"sparsity": 0.6, "ignore": ["*.k_proj"]}]
+    "target",
+    [{"sparsity": 0.6}, {"pattern": "2:4"}, {"sparsity": 0.6, "ignore": ["*.k_proj"]}],
 )
 @pytest.mark.parametrize("effort", ["fast", "balanced"])
 def test_the_recipe_is_its_steps(effort: str, target: dict) -> None:
@@ -32,18 +42,29 @@ def test_the_recipe_is_its_steps(effort: str, target: dict) -> None:
     report = prune_and_repair(model, tokens, effort=effort, **target)
     settings = {"method": "admm-grad", "pattern": report.pattern, "passes": 1} | target
     if "sparsity" in target:
-        how = {"ignored": [f"{i}.self_attn.k_proj" for i in (0, 1)]} if "ignore" in target else {}
-        guided = guide(by_hand, tokens[: recipe.EFFORTS[effort].guide], sparsity=0.6, **how)
+        how = (
+            {"ignored": [f"{i}.self_attn.k_proj" for i in (0, 1)]}
+            if "ignore" in target
+            else {}
+        )
+        guided = guide(
+            by_hand, tokens[: recipe.EFFORTS[effort].guide], sparsity=0.6, **how
+        )
         settings |= {"sparsity": guided.sparsity, "importance": guided.importance}
     prune_model(by_hand, tokens[:5], **settings)
     shown = report.to_dict()["repair"]
     if steps:
         repaired = distil(by_hand, dense, tokens[5:], held_out=HELD_OUT)
-        assert shown["losses"] == repaired.losses and shown["warning"] == repaired.warning
+        assert (
+            shown["losses"] == repaired.losses and shown["warning"] == repaired.warning
+        )
     for name, parameter in by_hand.named_parameters():
         assert torch.equal(model.get_parameter(name), parameter), name
     assert getattr(model, STATE) is report and shown["effort"] == effort
-    parts = [report.seconds.get(part, 0.0) for part in ("guide", "forward", "solve", "distil")]
+    parts = [
+        report.seconds.get(part, 0.0)
+        for part in ("guide", "forward", "solve", "distil")
+    ]
     assert report.seconds["total"] >= sum(parts)
     ignored = [layer for layer in report.layers if not layer.sparsity]
     assert len(ignored) == 2 * ("ignore" in target) and len(report.layers) == 14
@@ -95,12 +116,19 @@ def test_the_text_that_a_run_needs(one_line_error) -> None:
 def test_a_longer_repair_sees_what_a_shorter_one_has_seen() -> None:
     tokenizer = load_model("tiny", device="cpu")[1]
     counts = dict(web=2, layers=3, guide=2, pool=9, length=16, seed=1)
-    short, long = (draw_windows("embedded", tokenizer, repair=n, **counts) for n in (2, 5))
+    short, long = (
+        draw_windows("embedded", tokenizer, repair=n, **counts) for n in (2, 5)
+    )
     every = calibration_tokens("embedded", tokenizer, sequences=14, length=16, seed=1)
     assert torch.equal(short.every, every)
     assert torch.equal(torch.cat([long.web, long.layers, long.repair]), every)
-    assert torch.equal(short.web, long.web) and torch.equal(short.guide, long.layers[:2])
+    assert torch.equal(short.web, long.web) and torch.equal(
+        short.guide, long.layers[:2]
+    )
     assert torch.equal(short.repair, long.repair[: 2 + HELD_OUT])
-    for change, words in (({"repair": 6}, "repair_windows 6"), ({"guide": 4}, "guide_sequences 4")):
+    for change, words in (
+        ({"repair": 6}, "repair_windows 6"),
+        ({"guide": 4}, "guide_sequences 4"),
+    ):
         with pytest.raises(HelpersError, match=words):
             draw_windows("embedded", tokenizer, **{"repair": 2} | counts | change)

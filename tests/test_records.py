@@ -33,7 +33,9 @@ def test_round_trip(tmp_path: Path) -> None:
     assert records.read_record(path) == record
     assert records.read_records(tmp_path / "deep") == [record]
     assert {"python", "torch", "pruning-reproduction"} <= set(record["versions"])
-    assert record["platform"]["processor"]  # equal numbers are promised on one kind only
+    assert record["platform"][
+        "processor"
+    ]  # equal numbers are promised on one kind only
 
 
 NAN = float("nan")
@@ -54,7 +56,15 @@ NAN = float("nan")
         ({"series": {"y": [float("inf")]}}, "series.y"),
         *(
             ({field: name}, f"{field} = ")  # a name that leads to another folder
-            for name in ("../../outside", "/etc/passwd", ".hidden", "", "a\\b", "a\nb", "a" * 200)
+            for name in (
+                "../../outside",
+                "/etc/passwd",
+                ".hidden",
+                "",
+                "a\\b",
+                "a\nb",
+                "a" * 200,
+            )
             for field in ("name", "notebook")
         ),
     ],
@@ -77,7 +87,9 @@ def test_values_become_plain_or_are_refused(one_line_error) -> None:
         metrics={"perplexity": {"value": np.float32(2.5), "unit": "1"}},
         series={"curve": {"y": np.arange(3), "z": (1, 2)}},
     )
-    assert json.loads(json.dumps(record))["series"] == {"curve": {"y": [0, 1, 2], "z": [1, 2]}}
+    assert json.loads(json.dumps(record))["series"] == {
+        "curve": {"y": [0, 1, 2], "z": [1, 2]}
+    }
     with one_line_error(FileError, "parameters.x = {1}"):
         a_record(parameters={"x": {1}})
 

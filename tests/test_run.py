@@ -30,22 +30,37 @@ def test_failures_reruns_and_records(project: Project) -> None:
     project.run_file("good.yaml", "rho: 2.5")
     code, out, err = project.call("run", "--jobs", "3")
     assert code == 1
-    assert "01_work--bad: ValueError: rho is too sad [" in err and "second line" not in err
+    assert (
+        "01_work--bad: ValueError: rho is too sad [" in err and "second line" not in err
+    )
     assert "01_work--die: the kernel died: was there enough memory?" in err
     assert "[3/3] 01_work--good done in" in out
     failed = [
-        f"01_work--{name}.{end}" for name in ("bad", "die") for end in ("failed.ipynb", "log")
+        f"01_work--{name}.{end}"
+        for name in ("bad", "die")
+        for end in ("failed.ipynb", "log")
     ]
-    assert project.files() == [".lock", *failed, "01_work--good.ipynb", "01_work--good.json"]
+    assert project.files() == [
+        ".lock",
+        *failed,
+        "01_work--good.ipynb",
+        "01_work--good.json",
+    ]
     path = project.result("records/01_work--good.json")
     record = read_record(path)
     assert record["metrics"]["value"]["value"] == 25.0
-    assert (record["notebook"], record["name"], record["plan"]) == ("01_work", "good", "p")
+    assert (record["notebook"], record["name"], record["plan"]) == (
+        "01_work",
+        "good",
+        "p",
+    )
     assert record["parameters"]["steps"] == 3  # defaults are part of the record
     assert record["data"] == {
         "cwd": str(root()),
         "python": sys.executable,
-        "threads": os.environ.get("OMP_NUM_THREADS", str(max(1, len(schedule.cpus()) // 3))),
+        "threads": os.environ.get(
+            "OMP_NUM_THREADS", str(max(1, len(schedule.cpus()) // 3))
+        ),
     }
 
     # only what failed runs again, and a record without its run file is taken out of the way
@@ -65,7 +80,12 @@ def test_failures_reruns_and_records(project: Project) -> None:
     assert [project.call("run")[::2] for _ in range(2)] == [(0, ""), (0, "")]
     assert not project.result("runs/01_work--bad.failed.ipynb").exists()
     assert path.stat().st_mtime_ns == stamp
-    assert project.call("list")[1].split() == ["done", "01_work--bad", "done", "01_work--good"]
+    assert project.call("list")[1].split() == [
+        "done",
+        "01_work--bad",
+        "done",
+        "01_work--good",
+    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -78,12 +98,16 @@ def test_no_kernel_outlives_its_runner(number: int, project: Project) -> None:
     assert not psutil.wait_procs(kernels, timeout=10)[1]
     if number != signal.SIGKILL:
         assert process.returncode == 130 and err.startswith("interrupted; ")
-        assert err.count("\n") == 1 and project.files() == [".lock"], "nothing half done"
+        assert err.count("\n") == 1 and project.files() == [".lock"], (
+            "nothing half done"
+        )
     with schedule._holding("p"):  # the lock is free at once
         pass
 
 
-def test_order_without_notebooks(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_order_without_notebooks(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two at a time, of which the older always ends first."""
     active, together = {}, []
 
@@ -101,9 +125,15 @@ def test_order_without_notebooks(project: Project, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(schedule, "fingerprint", lambda _: "")
     monkeypatch.setattr(schedule, "wait", wait)
     seeds = zip("aBcD", ({}, {"calibration_seed": 1}, {}, {}), strict=True)
-    runs = [plans.Run("p", "01", name, seed, {}, timed=name.isupper()) for name, seed in seeds]
+    runs = [
+        plans.Run("p", "01", name, seed, {}, timed=name.isupper())
+        for name, seed in seeds
+    ]
     runs.insert(0, plans.Run("p", plans.TABLES_NOTEBOOK, "t", {}, {}))
-    assert schedule._execute(runs, runs, (lambda: 2, submit), project.folder / "token") == []
+    assert (
+        schedule._execute(runs, runs, (lambda: 2, submit), project.folder / "token")
+        == []
+    )
     # timed runs are alone and go seed by seed, tables come last
     assert together == ["a", "ac", "D", "B", "t"]
 
@@ -116,7 +146,9 @@ def test_errors_before_a_run_is_started(project: Project) -> None:
     assert "jobs = '0'" in project.error("run", "--jobs", "0")
     for command in ("tables", "accept"):
         assert "make reproduce PLAN=p" in project.error(command), "no record"
-    assert project.call("list")[0] == 0 and not project.result("").exists(), "who asks writes none"
+    assert project.call("list")[0] == 0 and not project.result("").exists(), (
+        "who asks writes none"
+    )
     (project.folder / "results").write_text("in the way")
     assert str(project.folder / "results") in project.error("run")
 
@@ -125,7 +157,11 @@ def test_errors_before_a_run_is_started(project: Project) -> None:
 
 
 def stamped(
-    project: Project, name: str, value: float, reference: bool = False, **parameters: object
+    project: Project,
+    name: str,
+    value: float,
+    reference: bool = False,
+    **parameters: object,
 ) -> None:
     """Write the record of a run, here or as the committed one."""
     (run,) = plans.read_plan(project.plan, f"01_work/{name}")
@@ -152,7 +188,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
     monkeypatch.setattr(
         command_line.report,
         "write_figures",
-        lambda records, _: seen.append([r["metrics"]["perplexity"]["value"] for r in records]),
+        lambda records, _: seen.append(
+            [r["metrics"]["perplexity"]["value"] for r in records]
+        ),
     )
     return seen
 
@@ -213,15 +251,23 @@ def test_accept_remembers_that_a_digit_has_moved(project: Project, made: list) -
     assert "perplexity: 11.00, reference 10.00" in note.read_text()
     # others are accepted beside it where one asks for that
     assert "1 of 2 records are of earlier code" in accept("full", "b", 10.0)
-    assert "1 of 2 records of full" in accept("full", "b", 10.0, "--stale") and note.is_file()
+    assert (
+        "1 of 2 records of full" in accept("full", "b", 10.0, "--stale")
+        and note.is_file()
+    )
     first, second, _ = project.call("list")[1].splitlines()
     assert first == "to do   01_work--a  1 s  its committed record is of earlier code"
     assert second == "done    01_work--b  1 s"
-    assert "full are all of today's code" in accept("full", "a", 10.0) and not note.exists()
+    assert (
+        "full are all of today's code" in accept("full", "a", 10.0)
+        and not note.exists()
+    )
     assert "2 of 2 committed records are of today's code" in project.call("list")[1]
 
 
-def test_accept_takes_what_is_there_and_keeps_the_rest(project: Project, made: list) -> None:
+def test_accept_takes_what_is_there_and_keeps_the_rest(
+    project: Project, made: list
+) -> None:
     for name in "abc":
         project.run_file(f"{name}.yaml")
     stamped(project, "a", 10.0)
@@ -233,5 +279,8 @@ def test_accept_takes_what_is_there_and_keeps_the_rest(project: Project, made: l
     gone.unlink()
     assert project.call("accept")[0] == 0
     folder = project.folder / "reference/p/records"
-    values = {p.stem: read_record(p)["metrics"]["perplexity"]["value"] for p in folder.iterdir()}
+    values = {
+        p.stem: read_record(p)["metrics"]["perplexity"]["value"]
+        for p in folder.iterdir()
+    }
     assert values == {"01_work--a": 10.0, "01_work--b": 4.0} and made == [[10.0, 4.0]]

@@ -28,12 +28,18 @@ from helpers.share import rounded_to_int8, save_pruned, storage_report
 def pruned(folder: Path, family: str = "llama", **target: Any) -> tuple[nn.Module, Any]:
     """A pruned model with its tokenizer, loaded from a folder."""
     model, tokenizer = load_model(saved.save(folder / "source", family))
-    prune_model(model, fam.random_tokens(), method="wanda", **target or {"sparsity": 0.6})
+    prune_model(
+        model, fam.random_tokens(), method="wanda", **target or {"sparsity": 0.6}
+    )
     return model, tokenizer
 
 
-@pytest.mark.parametrize(("family", "shards"), [("llama-tied", "20KB"), ("gpt2", "1GB")])
-def test_others_load_the_same_model(family: str, shards: str, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("family", "shards"), [("llama-tied", "20KB"), ("gpt2", "1GB")]
+)
+def test_others_load_the_same_model(
+    family: str, shards: str, tmp_path: Path, monkeypatch
+) -> None:
     model, tokenizer = pruned(tmp_path, family, pattern="2:4")
     save = functools.partial(model.save_pretrained, max_shard_size=shards)
     monkeypatch.setattr(model, "save_pretrained", save)
@@ -53,9 +59,13 @@ def test_others_load_the_same_model(family: str, shards: str, tmp_path: Path, mo
         assert row in card.text.splitlines()
 
 
-def test_the_card_of_the_embedded_model_names_the_4_bit_file(tmp_path: Path, monkeypatch) -> None:
+def test_the_card_of_the_embedded_model_names_the_4_bit_file(
+    tmp_path: Path, monkeypatch
+) -> None:
     model, tokenizer = pruned(tmp_path)
-    monkeypatch.setattr(module, "model_identity", lambda _: {"name": "embedded", "revision": None})
+    monkeypatch.setattr(
+        module, "model_identity", lambda _: {"name": "embedded", "revision": None}
+    )
     card = ModelCard.load(save_pruned(model, tokenizer, tmp_path / "to") / "README.md")
     assert "4-bit file of HuggingFaceTB/SmolLM2-135M-Instruct (GGUF, Q4_1)" in card.text
     assert card.data.license == "apache-2.0"
@@ -66,11 +76,15 @@ def test_the_card_tells_what_the_record_says(tmp_path: Path, monkeypatch) -> Non
     identity = {"name": "owner/model", "revision": "0123abc"}  # of a model of the hub
     monkeypatch.setattr(module, "model_identity", lambda _: identity)
     record = copy.deepcopy(read_records(reference_dir("beyond") / "records")[-1])
-    record["parameters"]["evaluation"] = "it's $(touch x); `touch x`"  # what a shell would run
+    record["parameters"]["evaluation"] = (
+        "it's $(touch x); `touch x`"  # what a shell would run
+    )
     folder = save_pruned(model, tokenizer, tmp_path / "to", record=record)
     card = ModelCard.load(folder / "README.md")
     rows = {f"| perplexity | {record['metrics']['perplexity']['value']:.4g} |"}
-    rows |= {f"| {name} | {record['parameters'][name]} |" for name in ("method", "pattern")}
+    rows |= {
+        f"| {name} | {record['parameters'][name]} |" for name in ("method", "pattern")
+    }
     assert rows < set(card.text.splitlines())
     assert record["data"]["calibration"]["package"] in card.text
     assert card.data.base_model == "owner/model" and card.data.license is None
@@ -78,12 +92,19 @@ def test_the_card_tells_what_the_record_says(tmp_path: Path, monkeypatch) -> Non
     # the command for it, as a shell reads it, gives the same parameters
     (line,) = [line for line in card.text.splitlines() if "papermill" in line]
     *command, parameters = shlex.split(line)
-    assert command == ["papermill", f"notebooks/{record['notebook']}.ipynb", "again.ipynb", "-y"]
+    assert command == [
+        "papermill",
+        f"notebooks/{record['notebook']}.ipynb",
+        "again.ipynb",
+        "-y",
+    ]
     assert yaml.safe_load(parameters) == record["parameters"]
     assert json.loads((folder / "record.json").read_text()) == record
 
 
-def test_what_is_refused_leaves_nothing(tmp_path: Path, monkeypatch, one_line_error) -> None:
+def test_what_is_refused_leaves_nothing(
+    tmp_path: Path, monkeypatch, one_line_error
+) -> None:
     model, tokenizer = pruned(tmp_path)
     to, used = tmp_path / "to", tmp_path / "used"
     used.mkdir()
@@ -96,11 +117,15 @@ def test_what_is_refused_leaves_nothing(tmp_path: Path, monkeypatch, one_line_er
     other = copy.deepcopy(model)
     other.lm_head.weight.data[0, 0] += 1
     with monkeypatch.context() as patch:
-        patch.setattr(module.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: other)
+        patch.setattr(
+            module.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: other
+        )
         with one_line_error(UnsupportedModel, "lm_head.weight"):
             save_pruned(model, tokenizer, to)
     with monkeypatch.context() as patch:
-        patch.setattr(tokenizer, "save_pretrained", lambda _: (used / "no" / "such").touch())
+        patch.setattr(
+            tokenizer, "save_pretrained", lambda _: (used / "no" / "such").touch()
+        )
         with one_line_error(FileError, str(to)):
             save_pruned(model, tokenizer, to)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "used"]
@@ -129,9 +154,13 @@ def test_int8_keeps_the_zeros_and_rounds_to_the_nearest() -> None:
     prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.5)
     rounded = rounded_to_int8(model)
     for name in fam.pruned_names("gpt2"):
-        weight, int8 = (fam.matrix_of(m.get_submodule(name)).detach() for m in (model, rounded))
+        weight, int8 = (
+            fam.matrix_of(m.get_submodule(name)).detach() for m in (model, rounded)
+        )
         step = weight.abs().amax(1, keepdim=True) / 127
-        assert (int8[weight == 0] == 0).all() and ((int8 - weight).abs() <= 0.5001 * step).all()
+        assert (int8[weight == 0] == 0).all() and (
+            (int8 - weight).abs() <= 0.5001 * step
+        ).all()
         assert torch.unique((int8 / step).round()).numel() > 50, name
 
 
@@ -140,7 +169,9 @@ def test_the_benchmark_compares_the_answers_of_sparse_products(monkeypatch) -> N
     result = use.measure(quick=True)
     assert {"dense", "csr"} <= {row["products"] for row in result["speeds"]}
     monkeypatch.setattr(
-        use.SparseLinear, "forward", lambda self, x: x.new_zeros(*x.shape[:-1], self.rows)
+        use.SparseLinear,
+        "forward",
+        lambda self, x: x.new_zeros(*x.shape[:-1], self.rows),
     )
     with pytest.raises(ValueError, match="differ"):
         use.measure(quick=True)

@@ -57,7 +57,9 @@ def logits(model: nn.Module, tokens: Tensor) -> Tensor:
 
 def in_memory(model: nn.Module) -> list[str]:
     """Parameters that hold values."""
-    return [name for name, parameter in model.named_parameters() if not parameter.is_meta]
+    return [
+        name for name, parameter in model.named_parameters() if not parameter.is_meta
+    ]
 
 
 def rewrite(folder: Path, name: str, change: Callable[[Tensor], Tensor]) -> None:
@@ -75,10 +77,17 @@ def rewrite(folder: Path, name: str, change: Callable[[Tensor], Tensor]) -> None
 def test_logits_are_those_of_the_loaded_model(family: str, tmp_path: Path) -> None:
     saved.save(tmp_path, family, "30KB")
     tokens = fam.random_tokens(2, 12)
-    whole, streamed = (load(tmp_path, dtype="bfloat16")[0] for load in (load_model, load_streamed))
-    for text in (tokens, tokens.flip(1)):  # nothing of the first call is left in the second
+    whole, streamed = (
+        load(tmp_path, dtype="bfloat16")[0] for load in (load_model, load_streamed)
+    )
+    for text in (
+        tokens,
+        tokens.flip(1),
+    ):  # nothing of the first call is left in the second
         assert torch.equal(logits(streamed, text), logits(whole, text))
-    assert in_memory(streamed) == [] and model_identity(streamed) == model_identity(whole)
+    assert in_memory(streamed) == [] and model_identity(streamed) == model_identity(
+        whole
+    )
     assert not streamed.training
 
 
@@ -93,14 +102,18 @@ def test_a_tied_head_may_be_stored_under_its_own_name_but_not_twice_with_other_v
     for names in (["lm_head.weight"], ["lm_head.weight", "model.embed_tokens.weight"]):
         copies = {name: head.clone() for name in names}
         save_file(tensors | copies, path, metadata={"format": "pt"})
-        assert torch.equal(logits(load_streamed(tmp_path)[0], tokens), logits(model, tokens))
+        assert torch.equal(
+            logits(load_streamed(tmp_path)[0], tokens), logits(model, tokens)
+        )
     copies["lm_head.weight"][3, 3] += 1
     save_file(tensors | copies, path, metadata={"format": "pt"})
     with one_line_error(BadParameter, "differ", "tie_word_embeddings"):
         load_streamed(tmp_path)
 
 
-def test_perplexity_is_that_of_the_loaded_model_in_few_reads(llama: Path, reads: Counter) -> None:
+def test_perplexity_is_that_of_the_loaded_model_in_few_reads(
+    llama: Path, reads: Counter
+) -> None:
     (whole, _), (streamed, _) = load_model(llama), load_streamed(llama)
     text = fam.random_tokens(1, 7 * 16 + 5)[0]
     found, usual = (perplexity(model, text, length=16) for model in (streamed, whole))
@@ -145,8 +158,14 @@ def test_a_call_holds_one_block_at_a_time_and_an_error_none(
 # ---------------------------------------------------------------- files that are wrong
 
 
-def test_a_bad_number_and_another_shape_are_named(spoilt: Path, one_line_error: Callable) -> None:
-    rewrite(spoilt, DOWN, lambda tensor: tensor.index_fill(0, torch.tensor([2]), float("inf")))
+def test_a_bad_number_and_another_shape_are_named(
+    spoilt: Path, one_line_error: Callable
+) -> None:
+    rewrite(
+        spoilt,
+        DOWN,
+        lambda tensor: tensor.index_fill(0, torch.tensor([2]), float("inf")),
+    )
     streamed, _ = load_streamed(spoilt)
     with one_line_error(NonFinite, DOWN):
         logits(streamed, fam.random_tokens())
@@ -156,11 +175,21 @@ def test_a_bad_number_and_another_shape_are_named(spoilt: Path, one_line_error: 
         load_streamed(spoilt)
 
 
-def test_files_that_are_damaged_or_missing(spoilt: Path, one_line_error: Callable) -> None:
-    shard, index = Checkpoint(spoilt).files[DOWN], spoilt / "model.safetensors.index.json"
+def test_files_that_are_damaged_or_missing(
+    spoilt: Path, one_line_error: Callable
+) -> None:
+    shard, index = (
+        Checkpoint(spoilt).files[DOWN],
+        spoilt / "model.safetensors.index.json",
+    )
     outside = shutil.copy(shard, spoilt.parent / "b.safetensors")  # which is never read
     index_outside = json.dumps({"weight_map": {"a": f"../{outside.name}"}})
-    for path, text in [(index, "{"), (index, index_outside), (shard, "cut off"), (shard, None)]:
+    for path, text in [
+        (index, "{"),
+        (index, index_outside),
+        (shard, "cut off"),
+        (shard, None),
+    ]:
         whole = path.read_bytes()
         path.unlink() if text is None else path.write_text(text)
         with one_line_error(FileError, str(spoilt), "sav"):
@@ -172,20 +201,31 @@ def test_files_that_are_damaged_or_missing(spoilt: Path, one_line_error: Callabl
 
 
 def test_a_hub_model_is_fetched_at_its_commit_without_pickles(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_line_error: Callable
+    llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    one_line_error: Callable,
 ) -> None:
     cached = Path(shutil.copytree(llama, tmp_path / "snapshots" / ("c" * 40)))
 
     def download(name: str, *, revision: str, allow_patterns: list[str]) -> str:
         if name == "owner/none":
             raise OSError("404")
-        assert (name, revision) == ("owner/name", "main") and "*.safetensors" in allow_patterns[0]
-        assert not any("bin" in pattern or ".py" in pattern for pattern in allow_patterns)
+        assert (name, revision) == (
+            "owner/name",
+            "main",
+        ) and "*.safetensors" in allow_patterns[0]
+        assert not any(
+            "bin" in pattern or ".py" in pattern for pattern in allow_patterns
+        )
         return str(cached)
 
     monkeypatch.setattr(streaming, "snapshot_download", download)
     streamed, tokenizer = load_streamed("owner/name", revision="main")
     identity = model_identity(streamed)
-    assert (identity["name"], identity["revision"]) == ("owner/name", "c" * 40) and tokenizer
+    assert (identity["name"], identity["revision"]) == (
+        "owner/name",
+        "c" * 40,
+    ) and tokenizer
     with one_line_error(FileError, "owner/none", "404", "kept"):
         load_streamed("owner/none", revision="main")

@@ -7,11 +7,11 @@ import torch
 from layers import largest, objective
 from layers import layer as random_layer
 
-from helpers import study as studies
 from helpers.admm import exact_least_squares
 from helpers.gram import gram_of, relative_error
 from helpers.methods import METHODS
-from helpers.study import mask_study, update_study
+from helpers.studies import mask_study, update_study
+from helpers.studies import updates as studies
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +27,21 @@ def study(layer) -> dict:
 
 
 def pick(study: dict, **wanted: object) -> list[dict]:
-    return [row for row in study["update"] if all(row[k] == v for k, v in wanted.items())]
+    return [
+        row for row in study["update"] if all(row[k] == v for k, v in wanted.items())
+    ]
 
 
 def relative(weight: torch.Tensor, new: torch.Tensor, gram: torch.Tensor) -> float:
     return (objective(weight, new, gram) / objective(weight, 0 * weight, gram)).item()
 
 
-def wanda_keep(weight: torch.Tensor, gram: torch.Tensor, sparsity: float) -> torch.Tensor:
-    return torch.from_numpy(largest((weight.abs() * gram.diagonal().sqrt()).numpy(), sparsity))
+def wanda_keep(
+    weight: torch.Tensor, gram: torch.Tensor, sparsity: float
+) -> torch.Tensor:
+    return torch.from_numpy(
+        largest((weight.abs() * gram.diagonal().sqrt()).numpy(), sparsity)
+    )
 
 
 # ---------------------------------------------------------------- update_study
@@ -78,10 +84,14 @@ def test_a_diverged_curve_is_cut_and_its_rows_are_missing(
 ) -> None:
     monkeypatch.setattr(studies, "LEARNING_RATES", {"adam": (0.01,), "sgd": (1.0, 1e4)})
     study = update_study(*layer, sparsities=(0.5,), iterations=100)
-    fine, cut = (c for c in study["curves"] if c["solver"] == "sgd" and not c["precondition"])
+    fine, cut = (
+        c for c in study["curves"] if c["solver"] == "sgd" and not c["precondition"]
+    )
     assert fine["iterations"][-1] == 100 and 0 < cut["iterations"][-1] < 100
     assert all(map(math.isfinite, cut["error"] + cut["excess"]))
-    assert not pick(study, solver="sgd", precondition=False, learning_rate=1e4, iterations=100)
+    assert not pick(
+        study, solver="sgd", precondition=False, learning_rate=1e4, iterations=100
+    )
 
 
 def test_measuring_does_not_count(layer, monkeypatch: pytest.MonkeyPatch) -> None:

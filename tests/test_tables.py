@@ -38,8 +38,12 @@ def test_committed_tables_are_what_this_code_makes_of_the_records(
 ) -> None:
     records = read_records(reference_dir(plan) / "records")
     folder = reference_dir(plan) / "tables"
-    committed = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("[!.]*")}
-    assert committed.pop("claims.md") == claims_markdown(records, folder)  # links start there
+    committed = {
+        path.name: path.read_text(encoding="utf-8") for path in folder.glob("[!.]*")
+    }
+    assert committed.pop("claims.md") == claims_markdown(
+        records, folder
+    )  # links start there
     paths = write_tables(records, tmp_path)
     assert {path.name: path.read_text(encoding="utf-8") for path in paths} == committed
 
@@ -50,11 +54,18 @@ def test_methods_by_sparsity(runs: list[dict]) -> None:
     rows = ["dense", "magnitude", "wanda", "wanda (sequences=4)", "admm-grad", "new"]
     assert list(frame.index) == rows
     assert (frame.loc["dense"] == 17.7).all()
-    assert frame.loc["admm-grad", "60 %"] == 30.0  # the mean of three seeds and of nothing else
+    assert (
+        frame.loc["admm-grad", "60 %"] == 30.0
+    )  # the mean of three seeds and of nothing else
     assert frame.loc["wanda", "50 %"] == 22.5 and pd.isna(frame.loc["wanda", "60 %"])
-    assert (frame.loc["admm-grad", "2:4"], frame.loc["admm-grad", "4:8"]) == (26.0, 25.0)
+    assert (frame.loc["admm-grad", "2:4"], frame.loc["admm-grad", "4:8"]) == (
+        26.0,
+        25.0,
+    )
     # the deviation is 3, and t of three seeds 4.303
-    assert spread.loc["admm-grad", "60 %"] == pytest.approx(4.303 * 3 / 3**0.5, rel=1e-3)
+    assert spread.loc["admm-grad", "60 %"] == pytest.approx(
+        4.303 * 3 / 3**0.5, rel=1e-3
+    )
     assert spread.notna().sum().sum() == 1
 
 
@@ -72,17 +83,32 @@ def test_a_seed_of_several_records_counts_once() -> None:
     assert spread.loc["admm-grad", "60 %"] == pytest.approx(12.706 * 4.5, rel=1e-3)
 
 
-def test_a_row_on_other_windows_stands_in_a_table_with_its_dense_model(runs: list[dict]) -> None:
-    other = [pruned("admm-grad", "60 %", 20.0, windows=4), pruned("dense", "0 %", 16.0, windows=4)]
+def test_a_row_on_other_windows_stands_in_a_table_with_its_dense_model(
+    runs: list[dict],
+) -> None:
+    other = [
+        pruned("admm-grad", "60 %", 20.0, windows=4),
+        pruned("dense", "0 %", 16.0, windows=4),
+    ]
     first, second = sections([*other, *runs])["perplexity"]
-    assert first.frame.loc["dense", "60 %"] == 17.7 and first.frame.loc["admm-grad", "60 %"] == 30.0
+    assert (
+        first.frame.loc["dense", "60 %"] == 17.7
+        and first.frame.loc["admm-grad", "60 %"] == 30.0
+    )
     assert second.frame["60 %"].to_dict() == {"dense": 16.0, "admm-grad": 20.0}
-    assert ", 4 windows of 512" in second.note and "not run" not in first.note + second.note
-    assert "dense model was not run" in sections([*other[:1], *runs])["perplexity"][1].note
+    assert (
+        ", 4 windows of 512" in second.note
+        and "not run" not in first.note + second.note
+    )
+    assert (
+        "dense model was not run" in sections([*other[:1], *runs])["perplexity"][1].note
+    )
 
 
 def test_cost_is_the_median_over_runs_without_variants(runs: list[dict]) -> None:
-    for run, seconds in zip(runs, (2.0, 1.0, 90.0), strict=False):  # one of them was disturbed
+    for run, seconds in zip(
+        runs, (2.0, 1.0, 90.0), strict=False
+    ):  # one of them was disturbed
         run["metrics"]["solve_seconds"] = metric(seconds + 1.0, "s")
     frame = tables.cost_table(runs)
     assert frame.loc["admm-grad", ["runs", "solve (s)"]].tolist() == [5, 3.0]
@@ -90,8 +116,12 @@ def test_cost_is_the_median_over_runs_without_variants(runs: list[dict]) -> None
 
 
 def test_variants_are_compared_with_the_same_seeds(runs: list[dict]) -> None:
-    runs.append(pruned("admm-grad", "60 %", 36.3, seed=1, options={"schedule": "released"}))
-    runs.append(pruned("admm-grad", "90 %", 99.0, options={"rho": 3.0}))  # no default at 90 %
+    runs.append(
+        pruned("admm-grad", "60 %", 36.3, seed=1, options={"schedule": "released"})
+    )
+    runs.append(
+        pruned("admm-grad", "90 %", 99.0, options={"rho": 3.0})
+    )  # no default at 90 %
     frame = tables.variant_table(runs)
     assert list(frame.index) == ["admm-grad (schedule=released)"]
     row = frame.iloc[0]
@@ -115,11 +145,16 @@ def test_zero_shot_has_the_papers_columns_and_a_mean() -> None:
     assert list(frame.index) == ["dense", "wanda, 50 %"]
     assert frame.loc["dense"].tolist() == [0.5, 0.75, 0.625]
     assert spread.loc["dense", "mean"] == pytest.approx((2 * 0.03**2) ** 0.5 / 2)
-    assert tables.zero_shot_table(runs, "acc_norm") is None and tables.zero_shot_table([]) is None
+    assert (
+        tables.zero_shot_table(runs, "acc_norm") is None
+        and tables.zero_shot_table([]) is None
+    )
     (section, _) = sections(runs)["zero_shot"]
     assert section.frame.loc["chance"].tolist() == [0.5, 0.25, 0.375]
     assert "| chance | 0.500 | 0.250 | 0.375 |\n| Dense | 0.500" in section.markdown
-    assert section.note.endswith("2 to 4 items a task, the same for every model; lm-eval 0.4.13.")
+    assert section.note.endswith(
+        "2 to 4 items a task, the same for every model; lm-eval 0.4.13."
+    )
 
 
 def test_paired_differences_are_of_the_same_items() -> None:
@@ -141,16 +176,22 @@ def test_weight_update_takes_the_best_rate_of_each_problem() -> None:
     fast = update_row("adam", 200, error=0.2, learning_rate=0.01, **rates)
     ours = update_row("admm", error=0.1, heldout=0.2, excess=0.0, sparsity=0.6)
     odd = update_row("admm", error=0.4, precondition=False, sparsity=0.6)
-    early = update_row("admm", 5, error=0.4, rho=3.0, sparsity=0.6)  # only shown after 20
+    early = update_row(
+        "admm", 5, error=0.4, rho=3.0, sparsity=0.6
+    )  # only shown after 20
     none = update_row("none", None, error=0.9, sparsity=0.6)
     where = {"block": 2, "layer": "mlp.up_proj"}
     first = with_series("02", where, update=[slow, fast, ours, odd, early, none])
-    second = with_series("02", where | {"block": 5}, update=[slow, ours | {"error": 0.3}])
+    second = with_series(
+        "02", where | {"block": 5}, update=[slow, ours | {"error": 0.3}]
+    )
     frame = tables.update_table([first, second, {"series": None}])
     other = "ADMM (ρ = 1, not preconditioned)"
     assert list(frame.index) == ["no update", "Adam (best rate)", other, "ADMM (ρ = 1)"]
     assert frame.loc["Adam (best rate)", ["problems", "error"]].tolist() == [2, 0.25]
-    assert frame.loc["ADMM (ρ = 1)", ["error", "held-out"]].tolist() == pytest.approx([0.2, 0.2])
+    assert frame.loc["ADMM (ρ = 1)", ["error", "held-out"]].tolist() == pytest.approx(
+        [0.2, 0.2]
+    )
     assert frame.loc["ADMM (ρ = 1)", "excess, worst (%)"] == 0
     assert tables.update_table([{"series": None}]) is None
 
@@ -165,14 +206,25 @@ def test_mask_rules_are_shares_of_the_default_on_the_same_layer() -> None:
     rows += [row("o", 8.0, mask_steps=0), row("o", 1.0, budget="output")]
     frame = tables.mask_table([with_series("03", ablation=rows)])
     assert frame.loc["default", "50 %"] == pytest.approx(100)
-    assert frame.loc["one-shot mask (no steps)", "50 %"] == pytest.approx(400)  # root of 2 · 8
+    assert frame.loc["one-shot mask (no steps)", "50 %"] == pytest.approx(
+        400
+    )  # root of 2 · 8
     assert frame.loc["budget per output", "50 %"] == pytest.approx(100)
 
 
 def test_a_section_for_each_model(tmp_path: Path) -> None:
-    runs = [pruned("dense", "0 %", value, model=name) for name, value in (("a", 5.0), ("b/c", 4.0))]
+    runs = [
+        pruned("dense", "0 %", value, model=name)
+        for name, value in (("a", 5.0), ("b/c", 4.0))
+    ]
     runs[1]["data"] = {"evaluation": {"start_token": 2}}
     write_tables(runs, tmp_path)
     text = (tmp_path / "perplexity.md").read_text()
-    assert text.count("| Dense |") == 2 and "Model: b/c." in text and "| Dense | 4.00 |" in text
-    assert text.index("Model: b/c.") < text.index(" tokens, after a start token. Calibration")
+    assert (
+        text.count("| Dense |") == 2
+        and "Model: b/c." in text
+        and "| Dense | 4.00 |" in text
+    )
+    assert text.index("Model: b/c.") < text.index(
+        " tokens, after a start token. Calibration"
+    )

@@ -19,7 +19,10 @@ SPLITS = {
     "arc_challenge": ("answerKey", {"A": 266, "B": 311, "C": 310, "D": 285}),
     "openbookqa": ("answerKey", {"A": 138, "B": 126, "C": 132, "D": 104}),
     "piqa": ("label", {0: 910, 1: 928}),
-    "sciq": ("support", {False: 113, True: 887}),  # items without and with a text to read
+    "sciq": (
+        "support",
+        {False: 113, True: 887},
+    ),  # items without and with a text to read
     "lambada_openai": ("text", {True: 5153}),
 }
 # task → an item, and the text of its right choice
@@ -46,7 +49,9 @@ def test_stored_prompts_lose_their_template(task: str) -> None:
     field = "question_stem" if task == "openbookqa" else "question"
     rows = task_rows(task)
     for row in rows:
-        assert not row[field].startswith("Question:") and not row[field].endswith("Answer:")
+        assert not row[field].startswith("Question:") and not row[field].endswith(
+            "Answer:"
+        )
         assert row[field] == row[field].strip()
         assert len(row["choices"]["text"]) == len(row["choices"]["label"])
     item, text = ANSWERS[task]
@@ -59,7 +64,11 @@ def test_stored_prompts_lose_their_template(task: str) -> None:
 
 def test_items_are_sorted_distinct_and_repeatable() -> None:
     items = choose_items(500, 100, 0)
-    assert items == sorted(set(items)) and len(items) == 100 and set(items) <= set(range(500))
+    assert (
+        items == sorted(set(items))
+        and len(items) == 100
+        and set(items) <= set(range(500))
+    )
     assert items == choose_items(500, 100, 0) != choose_items(500, 100, 1)
     # committed records hold these: another draw would make them incomparable
     assert choose_items(500, 4, 0) == [130, 419, 431, 459]

@@ -35,18 +35,36 @@ LENGTH = 16
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A little calibration text: words in an order that does not repeat."""
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(" ".join(f"w{number}" for number in fam.random_tokens(1, 400)[0].tolist()))
+    path.write_text(
+        " ".join(f"w{number}" for number in fam.random_tokens(1, 400)[0].tolist())
+    )
     return path
 
 
 def request(model: Path, to: Path, text: Path, **options: object) -> list[str]:
     """The command line of a run."""
     options = {"batch": 1} | options
-    named = {"save": to, "calibration": text, "length": LENGTH, "sequences": 7, "dtype": "float32"}
+    named = {
+        "save": to,
+        "calibration": text,
+        "length": LENGTH,
+        "sequences": 7,
+        "dtype": "float32",
+    }
     named |= {"method": "admm-grad", "sparsity": 0.6, "pattern": "unstructured"}
     named |= {name: options.pop(name) for name in named.keys() & options.keys()}
-    named |= {"options": json.dumps(options), "evaluation": text, "windows": 1, "window": LENGTH}
-    given = [part for name, v in named.items() if v is not None for part in (f"--{name}", str(v))]
+    named |= {
+        "options": json.dumps(options),
+        "evaluation": text,
+        "windows": 1,
+        "window": LENGTH,
+    }
+    given = [
+        part
+        for name, v in named.items()
+        if v is not None
+        for part in (f"--{name}", str(v))
+    ]
     return ["prune", str(model), "--streamed", *given]
 
 
@@ -62,7 +80,10 @@ def group(size: int, folder: Path, command: list[str]) -> tuple[list[int | None]
     output = folder / f"output-{port}"
     output.mkdir()
     arguments = [(rank, size, port, str(output), command) for rank in range(size)]
-    started = [workers.PROCESSES.Process(target=workers.command, args=each) for each in arguments]
+    started = [
+        workers.PROCESSES.Process(target=workers.command, args=each)
+        for each in arguments
+    ]
     for process in started:
         process.start()
     for process in started:
@@ -102,7 +123,9 @@ def test_two_processes_are_as_one(
     tokens = calibration_tokens(text, tokenizer, sequences=7, length=LENGTH)
     prune_model(whole, tokens, **how | {"batch": 1})
     one, two = whole.state_dict(), weights_of(tmp_path / "2")
-    assert family == "gpt2" or any(not torch.equal(one[name], two[name]) for name in two)
+    assert family == "gpt2" or any(
+        not torch.equal(one[name], two[name]) for name in two
+    )
     for name in two:  # no two scores of a model this small are equal up to rounding
         assert torch.equal(two[name] != 0, one[name] != 0), name
         assert (two[name] - one[name]).abs().max() <= worst, name
@@ -111,9 +134,15 @@ def test_two_processes_are_as_one(
     assert said["result"]["halved"] == (halved if family == "gpt2" else [])
 
 
-def test_an_expert_that_the_text_of_one_process_misses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_expert_that_the_text_of_one_process_misses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Its layers share a gram where the text has reached them, and have empty ones elsewhere."""
-    meeting, said, here = threading.Barrier(2, timeout=20), [None, None], threading.local()
+    meeting, said, here = (
+        threading.Barrier(2, timeout=20),
+        [None, None],
+        threading.local(),
+    )
 
     def gather(_: object, value: object) -> list:
         said[here.rank] = value
@@ -125,7 +154,9 @@ def test_an_expert_that_the_text_of_one_process_misses(monkeypatch: pytest.Monke
     monkeypatch.setattr(torchrun.Processes, "__init__", lambda team: None)
     monkeypatch.setattr(torchrun.Processes, "gather", gather)
     monkeypatch.setattr(
-        torchrun.dist, "all_reduce", lambda sums: sums.copy_(sum(gather(None, sums.clone())))
+        torchrun.dist,
+        "all_reduce",
+        lambda sums: sums.copy_(sum(gather(None, sums.clone()))),
     )
     inputs = torch.randn(2, 5, 4)
 
@@ -163,7 +194,9 @@ def test_killed_failed_and_still_the_same_bits(text: Path, tmp_path: Path) -> No
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node=2", workers.__file__, *asked]
     environment = dict(os.environ, PYTHONPATH=str(root()), OMP_NUM_THREADS="1")
-    killed = subprocess.run(command, capture_output=True, timeout=PATIENCE, env=environment)
+    killed = subprocess.run(
+        command, capture_output=True, timeout=PATIENCE, env=environment
+    )
     assert killed.returncode != 0 and b"SIGKILL" in killed.stderr
     assert saved.finished_blocks(to) == {0}
 
@@ -171,14 +204,20 @@ def test_killed_failed_and_still_the_same_bits(text: Path, tmp_path: Path) -> No
     assert codes == [1, 1] and saved.finished_blocks(to) == {0}
     zero, one = (line for line in output.splitlines() if line.startswith("process"))
     assert one.startswith("process 1: block 1 ") and "Traceback" not in output
-    assert zero.startswith("process 0: another process has ended") and "run this" in zero
+    assert (
+        zero.startswith("process 0: another process has ended") and "run this" in zero
+    )
 
     few = group(2, tmp_path, request(source, tmp_path / "few", text, sequences=1))
-    assert few[0] == [1, 1] and few[1].count("1 sequences are fewer than 2 processes") == 2
+    assert (
+        few[0] == [1, 1] and few[1].count("1 sequences are fewer than 2 processes") == 2
+    )
 
     codes, output = group(2, tmp_path, asked)
     assert codes == [0, 0] and "[7/21]" not in output and "[21/21]" in output, output
     whole = request(source, tmp_path / "whole", text, method="admm1")
     assert group(2, tmp_path, whole)[0] == [0, 0]
     expected = weights_of(tmp_path / "whole")
-    assert all(torch.equal(weight, expected[name]) for name, weight in weights_of(to).items())
+    assert all(
+        torch.equal(weight, expected[name]) for name, weight in weights_of(to).items()
+    )

@@ -26,16 +26,36 @@ from helpers.report.verdict import (
 )
 
 Record = dict[str, Any]
-ONE, OTHER = ({"platform": {"processor": processor}} for processor in ("one", "another"))
+ONE, OTHER = (
+    {"platform": {"processor": processor}} for processor in ("one", "another")
+)
 
 
-def run(perplexity: float, seed: int = 0, method: str = "wanda", **asked: Any) -> Record:
-    parameters = {"method": method, "sparsity": 0.5, "calibration_seed": seed, "device": "cpu"}
-    metrics = {"perplexity": metric(perplexity), "prune_seconds": metric(9 * perplexity, "s")}
-    name, data = f"{method}-{seed}", {"calibration": {"tokens": "c"}, "evaluation": {"tokens": "e"}}
+def run(
+    perplexity: float, seed: int = 0, method: str = "wanda", **asked: Any
+) -> Record:
+    parameters = {
+        "method": method,
+        "sparsity": 0.5,
+        "calibration_seed": seed,
+        "device": "cpu",
+    }
+    metrics = {
+        "perplexity": metric(perplexity),
+        "prune_seconds": metric(9 * perplexity, "s"),
+    }
+    name, data = (
+        f"{method}-{seed}",
+        {"calibration": {"tokens": "c"}, "evaluation": {"tokens": "e"}},
+    )
     if method in ("dense", "magnitude"):
         del data["calibration"]
-    record = {"notebook": "04", "name": name, "parameters": parameters | asked, "metrics": metrics}
+    record = {
+        "notebook": "04",
+        "name": name,
+        "parameters": parameters | asked,
+        "metrics": metrics,
+    }
     made = {"device": "cpu, 1 thread", "versions": {"torch": "2.13"}}
     return record | made | ONE | {"data": data}
 
@@ -50,7 +70,12 @@ def test_a_run_is_reproduced_within_its_tolerance() -> None:
     reference = [run(10.0), run(10.6, method="b"), run(10.0, method="gone")]
     here = [run(10.0 + SAME), run(10.0, method="b"), run(5.0, method="new")]
     found = judge(here, reference, reference)
-    assert (found.compared, found.reproduced, found.missing, found.without) == (3, 1, 1, 1)
+    assert (found.compared, found.reproduced, found.missing, found.without) == (
+        3,
+        1,
+        1,
+        1,
+    )
     lines = to_lines(found.comparisons)
     shown = {line.split()[1]: line for line in lines[1:] if "tokens" not in line}
     assert "-5.66 %" in shown["b-0"] and "OUT" in shown["b-0"]
@@ -64,7 +89,9 @@ def test_a_run_is_reproduced_within_its_tolerance() -> None:
 @pytest.mark.parametrize("plan", ["laptop", "full", "beyond", "second"])
 def test_committed_records_can_be_judged_on_another_machine(plan: str) -> None:
     records = read_records(reference_dir(plan) / "records")
-    measuring = [record for record in records if record["notebook"] != "06_tables_and_plots"]
+    measuring = [
+        record for record in records if record["notebook"] != "06_tables_and_plots"
+    ]
     assert all(record["platform"]["processor"] for record in measuring)
     some = measuring[:: 1 if plan == "laptop" else 8]
     found = judge([record | OTHER for record in some], some, records)
@@ -78,8 +105,12 @@ def test_two_kinds_of_processor_agree_and_are_not_one() -> None:
         found = judge(here, there, there)
         apart = [item for item in found.comparisons if not item.within]
         assert found.reproduced == found.compared == len(here), to_lines(apart)
-        found = judge([record | ONE for record in here], [record | ONE for record in there], there)
-        assert 0 < found.reproduced < found.compared, "what reads no text, and little else"
+        found = judge(
+            [record | ONE for record in here], [record | ONE for record in there], there
+        )
+        assert 0 < found.reproduced < found.compared, (
+            "what reads no text, and little else"
+        )
 
 
 @pytest.mark.parametrize(
@@ -88,8 +119,14 @@ def test_two_kinds_of_processor_agree_and_are_not_one() -> None:
         ({}, "(same kind of machine)"),
         (OTHER, "(another machine: processor another here, one there)"),
         ({"device": "cpu, 2 threads"}, "(another machine: threads 2 here, 1 there)"),
-        ({"versions": {"torch": "2.14"}}, "(another machine: torch 2.14 here, 2.13 there)"),
-        ({"versions": {"torch": "2.13+cpu"}}, "(same kind of machine)"),  # another label
+        (
+            {"versions": {"torch": "2.14"}},
+            "(another machine: torch 2.14 here, 2.13 there)",
+        ),
+        (
+            {"versions": {"torch": "2.13+cpu"}},
+            "(same kind of machine)",
+        ),  # another label
         ({"series": {"batch": 2}}, "(same kind of machine)"),  # not always written
     ],
 )
@@ -122,7 +159,11 @@ def test_on_another_machine_a_perplexity_may_move_by_a_share_of_the_damage() -> 
     assert of(run(80.0, method="magnitude")) == of(dense) == (ROUNDING, "rounding")
     # a run that measures its dense model itself, as those of notebook 08 do: by the gap on each
     # text, since the seeds of the web text have other windows
-    values = {"perplexity_layers": 80.0, "perplexity_dense": 20.0, "divergence_after": 1.0}
+    values = {
+        "perplexity_layers": 80.0,
+        "perplexity_dense": 20.0,
+        "divergence_after": 1.0,
+    }
     values |= {"perplexity_web": 90.0, "perplexity_web_dense": 30.0}
     repaired = run(60.0, windows=3, repair="all")
     repaired["metrics"] |= {name: metric(value) for name, value in values.items()}
@@ -166,21 +207,36 @@ def test_a_run_just_outside_a_bound_says_so(change: float, near: bool) -> None:
         found = one(run(20.0 * change) | machine, reference, [reference, dense])
         (line,) = (line for line in to_lines(found.comparisons) if "OUT" in line)
         said = "close to the bound: another kind of processor may do that"
-        assert line.endswith(said) == (near and machine == OTHER) and found.reproduced == 0
+        assert (
+            line.endswith(said) == (near and machine == OTHER) and found.reproduced == 0
+        )
 
 
 def test_sparsity_and_whole_numbers_must_be_equal_on_any_machine() -> None:
     reference = run(1.0) | {"metrics": {"sparsity": metric(0.5), "tokens": metric(7)}}
     # the second is a sum in another order
-    for name, new in (("sparsity", 0.5 + 1e-12), ("sparsity", 0.5 + 1e-15), ("tokens", 8)):
+    for name, new in (
+        ("sparsity", 0.5 + 1e-12),
+        ("sparsity", 0.5 + 1e-15),
+        ("tokens", 8),
+    ):
         here = reference | {"metrics": reference["metrics"] | {name: metric(new)}}
-        assert {one(r, reference).reproduced for r in (here, here | OTHER)} == {new == 0.5 + 1e-15}
+        assert {one(r, reference).reproduced for r in (here, here | OTHER)} == {
+            new == 0.5 + 1e-15
+        }
 
 
-def layered(*changes: float, method: str = "wanda", mask: str | None = "m", **asked: Any) -> Record:
+def layered(
+    *changes: float, method: str = "wanda", mask: str | None = "m", **asked: Any
+) -> Record:
     """A run of layers whose errors are changed by these factors."""
     layers = [
-        {"block": block, "name": "q", "error": 1e-4 * (block + 1) * change, "mask": mask}
+        {
+            "block": block,
+            "name": "q",
+            "error": 1e-4 * (block + 1) * change,
+            "mask": mask,
+        }
         for block, change in enumerate(changes)
     ]
     if method == "magnitude":
@@ -192,7 +248,11 @@ def layered(*changes: float, method: str = "wanda", mask: str | None = "m", **as
     ("here", "same", "other"),
     [
         (layered(1, 1, 1 + SAME / 2, 1, 1), True, True),
-        (layered(1, 1, 1 + 2 * SAME, 1, 1), False, True),  # one layer: the mean hardly moves
+        (
+            layered(1, 1, 1 + 2 * SAME, 1, 1),
+            False,
+            True,
+        ),  # one layer: the mean hardly moves
         (layered(1.0009, 1, 1, 1, 1), True, True),
         (layered(1.0014, 1, 1, 1, 1), False, True),  # the first block
         (layered(1.0016, 1, 1, 1, 1), False, False),
@@ -213,7 +273,9 @@ def layered(*changes: float, method: str = "wanda", mask: str | None = "m", **as
 )
 def test_layers(here: Record, same: bool, other: bool) -> None:
     blocks = len(here["layers"] or ())
-    reference = layered(*[1] * (9 if blocks == 9 else 5)) | {"parameters": here["parameters"]}
+    reference = layered(*[1] * (9 if blocks == 9 else 5)) | {
+        "parameters": here["parameters"]
+    }
     assert one(here, reference).reproduced == same
     assert one(here | OTHER, reference).reproduced == other
 
@@ -221,7 +283,10 @@ def test_layers(here: Record, same: bool, other: bool) -> None:
 def test_masks_without_calibration_and_tokens_are_equal_on_any_machine() -> None:
     reference = layered(1, 1, method="magnitude")
     assert one(reference | OTHER, reference).reproduced == 1
-    assert one(layered(1, 1, method="magnitude", mask="x") | OTHER, reference).reproduced == 0
+    assert (
+        one(layered(1, 1, method="magnitude", mask="x") | OTHER, reference).reproduced
+        == 0
+    )
     for data in ({"evaluation": {"tokens": "x"}}, {"evaluation": {}}, {}, None):
         assert one(run(10.0) | {"data": data} | OTHER, run(10.0)).reproduced == 0
 
@@ -232,7 +297,10 @@ def scored(*answers: int, method: str = "wanda") -> Record:
     zero_shot = {"rte": {"items": list(range(len(right))), "acc": right}}
     series = {"zero_shot": zero_shot, "answers": {"rte": list(answers)}}
     accuracy = metric(sum(right) / len(right)) | {"tolerance": 0.01}
-    return run(1.0, method=method) | {"series": series, "metrics": {"rte_acc": accuracy}}
+    return run(1.0, method=method) | {
+        "series": series,
+        "metrics": {"rte_acc": accuracy},
+    }
 
 
 def test_zero_shot_is_judged_by_answers() -> None:
@@ -247,7 +315,9 @@ def test_zero_shot_is_judged_by_answers() -> None:
 
     turned = [1] * most + reference[most:]
     assert verdict(scored(*reference), scored(*reference)) == 1
-    assert verdict(scored(2, *reference[1:]), scored(1, *reference[1:])) == 0  # both wrong
+    assert (
+        verdict(scored(2, *reference[1:]), scored(1, *reference[1:])) == 0
+    )  # both wrong
     assert verdict(scored(*turned), scored(*reference), **OTHER) == 1
     assert verdict(scored(*turned, 1), scored(*reference, 0), **OTHER) == 0
     dense = [scored(*answers, method="dense") for answers in (turned, reference)]
@@ -262,7 +332,9 @@ def test_zero_shot_is_judged_by_answers() -> None:
 
 
 def test_series_that_tables_are_made_of_are_compared_on_the_same_machine() -> None:
-    reference, here = ({**run(1.0), "series": {"update": [update_row("cg")]}} for _ in range(2))
+    reference, here = (
+        {**run(1.0), "series": {"update": [update_row("cg")]}} for _ in range(2)
+    )
     here = copy.deepcopy(here)
     here["series"]["update"][0] |= {"seconds": 9.0}
     assert one(here, reference).reproduced == 1

@@ -14,6 +14,7 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from helpers import scoring
 from helpers.data.assets import fetch_asset
 from helpers.data.tasks import TASKS, mean_and_error, task_rows
 from helpers.errors import BadParameter, NonFinite
@@ -24,7 +25,6 @@ from helpers.evaluate import (
     zero_shot_examples,
     zero_shot_metrics,
 )
-from helpers.fast import choices
 from helpers.models import load_model
 
 NORMALISED = ("hellaswag", "arc_easy", "arc_challenge", "openbookqa", "piqa", "sciq")
@@ -53,19 +53,24 @@ def worded(task: str, row: dict) -> tuple[list[tuple[str, str]], int]:
         given, _, word = row["text"].rpartition(" ")
         return [(given, f" {word}")], 0
     if task == "rte":
-        given = f"{row['sentence1']}\nQuestion: {row['sentence2']} True or False?\nAnswer:"
+        given = (
+            f"{row['sentence1']}\nQuestion: {row['sentence2']} True or False?\nAnswer:"
+        )
         return [(given, " True"), (given, " False")], row["label"]
     if task == "winogrande":
         before, after = row["sentence"].split("_")
         options = (row["option1"], row["option2"])
-        return [(before + o, " " + after.strip()) for o in options], int(row["answer"]) - 1
+        return [(before + o, " " + after.strip()) for o in options], int(
+            row["answer"]
+        ) - 1
     if task == "hellaswag":
         given = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}".strip()
         return [(given, f" {ending}") for ending in row["endings"]], int(row["label"])
     if task == "piqa":
-        return [(f"Question: {row['goal']}\nAnswer:", f" {row[s]}") for s in ("sol1", "sol2")], row[
-            "label"
-        ]
+        return [
+            (f"Question: {row['goal']}\nAnswer:", f" {row[s]}")
+            for s in ("sol1", "sol2")
+        ], row["label"]
     if task == "sciq":
         given = f"{row['support'].lstrip()}\nQuestion: {row['question']}\nAnswer:"
         names = ("distractor1", "distractor2", "distractor3", "correct_answer")
@@ -75,7 +80,9 @@ def worded(task: str, row: dict) -> tuple[list[tuple[str, str]], int]:
     return [(given, f" {text}") for text in row["choices"]["text"]], right
 
 
-def log_likelihood(model: torch.nn.Module, tokenizer: Any, given: str, asked: str) -> float:
+def log_likelihood(
+    model: torch.nn.Module, tokenizer: Any, given: str, asked: str
+) -> float:
     """Sum of log p of the tokens of `asked`, which follow `given`."""
     start = len(tokenizer(given)["input_ids"])
     tokens = torch.tensor([tokenizer(given + asked)["input_ids"]])
@@ -89,7 +96,9 @@ def log_likelihood(model: torch.nn.Module, tokenizer: Any, given: str, asked: st
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "lambada_openai"])
-def test_choices_are_those_of_sums_by_hand(tiny: tuple, all_scores: dict, task: str) -> None:
+def test_choices_are_those_of_sums_by_hand(
+    tiny: tuple, all_scores: dict, task: str
+) -> None:
     score, rows = all_scores[task], task_rows(task)
     assert (score.acc_norm is not None) == (task in NORMALISED)
     assert score.scoring == "each context once"
@@ -103,21 +112,34 @@ def test_choices_are_those_of_sums_by_hand(tiny: tuple, all_scores: dict, task: 
         assert score.answers[place] == sums.index(max(sums))
         assert score.acc[place] == int(score.answers[place] == right)
         if score.acc_norm is not None:
-            means = [s / (len(asked) - 1) for s, (_, asked) in zip(sums, pairs, strict=True)]
+            means = [
+                s / (len(asked) - 1) for s, (_, asked) in zip(sums, pairs, strict=True)
+            ]
             assert score.acc_norm[place] == int(means.index(max(means)) == right)
 
 
 def test_a_word_is_right_if_the_model_would_write_it() -> None:
-    (model, tokenizer), rows = load_model("tiny", device="cpu"), task_rows("lambada_openai")
-    score = zero_shot(model, tokenizer, tasks=["lambada_openai"], limit=20)["lambada_openai"]
-    assert score.acc == [0] * 20 and score.answers == [-1] * 20 and score.acc_norm is None
+    (model, tokenizer), rows = (
+        load_model("tiny", device="cpu"),
+        task_rows("lambada_openai"),
+    )
+    score = zero_shot(model, tokenizer, tasks=["lambada_openai"], limit=20)[
+        "lambada_openai"
+    ]
+    assert (
+        score.acc == [0] * 20 and score.answers == [-1] * 20 and score.acc_norm is None
+    )
     words = [rows[item]["text"].rpartition(" ")[2] for item in score.items]
     tokens = [tokenizer(f" {word}")["input_ids"] for word in words]
-    whole = next(ids for ids in tokens if len(ids) == 1)  # a model that writes this and no other
+    whole = next(
+        ids for ids in tokens if len(ids) == 1
+    )  # a model that writes this and no other
     model.lm_head.register_forward_hook(
         lambda _layer, _args, logits: logits.index_fill(-1, torch.tensor(whole), 50.0)
     )
-    score = zero_shot(model, tokenizer, tasks=["lambada_openai"], limit=20)["lambada_openai"]
+    score = zero_shot(model, tokenizer, tasks=["lambada_openai"], limit=20)[
+        "lambada_openai"
+    ]
     assert score.acc == [int(ids == whole) for ids in tokens]
     assert score.answers == [answer - 1 for answer in score.acc]
 
@@ -125,14 +147,18 @@ def test_a_word_is_right_if_the_model_would_write_it() -> None:
 # --- against lm-eval ---------------------------------------------------------------------
 
 
-def test_scores_and_likelihoods_are_those_of_the_stock_model(tiny: tuple, monkeypatch) -> None:
+def test_scores_and_likelihoods_are_those_of_the_stock_model(
+    tiny: tuple, monkeypatch
+) -> None:
     # test_choices.py compares token by token; here the tasks' own texts are scored
     whole, reports = lm_eval.evaluate, []
     monkeypatch.setattr(
-        lm_eval, "evaluate", lambda **asked: reports.append(whole(**asked)) or reports[-1]
+        lm_eval,
+        "evaluate",
+        lambda **asked: reports.append(whole(**asked)) or reports[-1],
     )
     ours = zero_shot(*tiny, limit=4, batch=3)
-    monkeypatch.setattr(choices, "ContextOnce", type("Stock", (HFLM,), {"cache": None}))
+    monkeypatch.setattr(scoring, "ContextOnce", type("Stock", (HFLM,), {"cache": None}))
     stock = zero_shot(*tiny, limit=4, batch=3)
     assert list(ours) == list(TASKS)
     for task, score in ours.items():
@@ -156,8 +182,12 @@ def test_the_model_is_left_as_it_was() -> None:
     tokenizer.pad_token = None
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     zero_shot(model, tokenizer, tasks=["rte"], limit=4)
-    assert model.training and not model.model.norm.training and tokenizer.pad_token is None
-    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert (
+        model.training and not model.model.norm.training and tokenizer.pad_token is None
+    )
+    assert all(
+        torch.equal(value, weights[name]) for name, value in model.state_dict().items()
+    )
 
 
 def test_embedded_rows_need_no_network_and_leave_no_files(
@@ -215,7 +245,9 @@ def test_a_broken_model_has_no_score(one_line_error) -> None:
 
 
 def test_scores_and_metrics_by_hand() -> None:
-    four = TaskScore("arc_easy", 1.0, 2376, [1, 5, 7, 9], [1, 0, 1, 1], [0, 0, 1, 0], [2, 0, 1, 3])
+    four = TaskScore(
+        "arc_easy", 1.0, 2376, [1, 5, 7, 9], [1, 0, 1, 1], [0, 0, 1, 0], [2, 0, 1, 3]
+    )
     none = TaskScore("rte", 1.0, 277, [1, 5], acc=[0, 0], acc_norm=None, answers=[1, 1])
     # three of four: squares 3 · 1/16 + 9/16 = 3/4, deviation sqrt(1/4), over sqrt(4)
     assert mean_and_error(four.acc) == (0.75, pytest.approx(0.25))
@@ -223,7 +255,12 @@ def test_scores_and_metrics_by_hand() -> None:
     assert none.to_dict() == kept | {"scoring": "stock"}
     metrics = zero_shot_metrics({"arc_easy": four, "rte": none})
     assert list(metrics) == [
-        *("arc_easy_acc", "arc_easy_acc_stderr", "arc_easy_acc_norm", "arc_easy_acc_norm_stderr"),
+        *(
+            "arc_easy_acc",
+            "arc_easy_acc_stderr",
+            "arc_easy_acc_norm",
+            "arc_easy_acc_norm_stderr",
+        ),
         *("rte_acc", "rte_acc_stderr", "mean_acc"),
     ]
     third = pytest.approx(1 / 3)
@@ -232,7 +269,9 @@ def test_scores_and_metrics_by_hand() -> None:
     mean, _, tolerance = metrics["mean_acc"]
     assert mean == 0.375
     assert tolerance == pytest.approx(math.sqrt(0.25**2 + 0) / 2 / 0.375)
-    narrow = TaskScore("rte", 1.0, 277, list(range(200)), [1] * 199 + [0], None, [0] * 200)
+    narrow = TaskScore(
+        "rte", 1.0, 277, list(range(200)), [1] * 199 + [0], None, [0] * 200
+    )
     assert zero_shot_metrics({"rte": narrow})["rte_acc"][2] == 0.02
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from helpers import METHODS, register, replay
+from helpers import METHODS, block_grams, register
 from helpers.command import main
 from helpers.errors import NonFinite
 
@@ -52,7 +52,9 @@ def register_all() -> None:
                 if waiting[0].startswith("killed"):
                     os.kill(os.getpid(), signal.SIGKILL)
                 raise NonFinite("made up")
-        return METHODS["admm1"](weight, gram, sparsity=sparsity, pattern=pattern, keep=keep)
+        return METHODS["admm1"](
+            weight, gram, sparsity=sparsity, pattern=pattern, keep=keep
+        )
 
 
 def command(rank: int, size: int, port: int, folder: str, arguments: list[str]) -> None:
@@ -61,12 +63,18 @@ def command(rank: int, size: int, port: int, folder: str, arguments: list[str]) 
     Process 1 has no memory for a batch of two in block 1.
     """
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in where.items()}, MASTER_ADDR="127.0.0.1")
+    os.environ.update(
+        {name: str(value) for name, value in where.items()}, MASTER_ADDR="127.0.0.1"
+    )
     if rank == 1:
-        replay.sum_grams = without_memory("block 1", 1)
-    distributed_c10d._pickler = distributed_c10d._unpickler = None  # nothing travels as a pickle
+        block_grams.sum_grams = without_memory("block 1", 1)
+    distributed_c10d._pickler = distributed_c10d._unpickler = (
+        None  # nothing travels as a pickle
+    )
     torch.set_num_threads(1)
-    handle = os.open(Path(folder, f"output-{rank}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    handle = os.open(
+        Path(folder, f"output-{rank}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    )
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     register_all()
@@ -74,8 +82,8 @@ def command(rank: int, size: int, port: int, folder: str, arguments: list[str]) 
 
 
 def without_memory(place: str, limit: int) -> Callable:
-    """A `replay.sum_grams` that lacks memory for more than `limit` sequences in one block."""
-    measure = replay.sum_grams
+    """A `block_grams.sum_grams` that lacks memory for more than `limit` sequences in one block."""
+    measure = block_grams.sum_grams
 
     def measured(block, stream, call, batch, name):
         if name == place and batch > limit:

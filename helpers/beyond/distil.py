@@ -28,15 +28,19 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from helpers.beyond.training import DECAY, PARTS, rate_at, restore, snapshot, trained
-from helpers.capture import Progress, check_tokens, eval_mode, forward
-from helpers.errors import BadParameter, Count, NonFinite, Positive, check_options, one_of
-from helpers.models import check_model, device_of
+from helpers.block_grams import explain_out_of_memory
+from helpers.blocks import eval_mode, forward
+from helpers.errors import BadParameter, NonFinite
+from helpers.models import check_model, check_tokens, device_of
+from helpers.options import Count, Positive, check_options, one_of
 from helpers.precision import check_precision, exactly, products
+from helpers.progress import Progress
 from helpers.prune import check_dense
-from helpers.replay import explain_out_of_memory
 
 LOG = logging.getLogger(__name__)
-POSITIONS = 8  # of a window, whose distributions are compared together: they stay in the cache
+POSITIONS = (
+    8  # of a window, whose distributions are compared together: they stay in the cache
+)
 # Looks at the held-out windows, after these shares of the steps; the second only if the first has
 # found no better weights than those at the start
 LOOKS = (0.25, 0.5, 1.0)
@@ -109,12 +113,16 @@ def distil(
 
     Raises BadParameter, NonFinite, OutOfMemory.
     """
-    check_options(distil, dict(parts=parts, held_out=held_out, rate=rate, vector_rate=vector_rate))
+    check_options(
+        distil, dict(parts=parts, held_out=held_out, rate=rate, vector_rate=vector_rate)
+    )
     check_precision(precision, torch.float32)
     check_pair(model, dense, tokens, held_out)
     started = time.perf_counter()
     text, unseen = tokens[:-held_out].to(device_of(model)), tokens[-held_out:]
-    advice = 'the pruned model is there as it was; give shorter windows, or parts="norms"'
+    advice = (
+        'the pruned model is there as it was; give shorter windows, or parts="norms"'
+    )
     # dropout off: the dense model is the teacher as it answers, and the pruned one is to answer so
     with (
         eval_mode(model),
@@ -128,7 +136,10 @@ def distil(
         looks, kept, values = [(0, best)], 0, snapshot(rates)
         groups = [{"params": [p], "lr": share * rms(p)} for p, share in rates.items()]
         # fused: one pass over the memory that a plain Adam reads and writes many times
-        losses, optimiser = [], torch.optim.Adam(groups, betas=DECAY, eps=EPSILON, fused=True)
+        losses, optimiser = (
+            [],
+            torch.optim.Adam(groups, betas=DECAY, eps=EPSILON, fused=True),
+        )
         schedule = LambdaLR(optimiser, lambda done: rate_at(done + 1, len(text)))
         looked_at = {math.ceil(share * len(text)) for share in LOOKS}
         try:
@@ -153,14 +164,18 @@ def distil(
     return DistilReport(losses, looks, kept, warning, time.perf_counter() - started)
 
 
-def check_pair(model: nn.Module, dense: nn.Module, tokens: Tensor, held_out: int) -> None:
+def check_pair(
+    model: nn.Module, dense: nn.Module, tokens: Tensor, held_out: int
+) -> None:
     """Raise BadParameter unless one is the other before it was pruned, and the text leaves a step.
 
     A wrong dense model would be learnt without an error.
     """
     check_model(model)
     check_model(dense)
-    shapes, others = ({n: p.shape for n, p in m.named_parameters()} for m in (model, dense))
+    shapes, others = (
+        {n: p.shape for n, p in m.named_parameters()} for m in (model, dense)
+    )
     if model is dense or shapes != others:
         raise BadParameter(
             "model and dense are one model, or differ in their parameters: give the model that was "
@@ -177,7 +192,9 @@ def check_pair(model: nn.Module, dense: nn.Module, tokens: Tensor, held_out: int
 
 def rms(values: Tensor) -> float:
     """The root mean square of the values that are not zero, and 0 if there are none."""
-    return float(values.detach().norm()) / math.sqrt(max(1, int(values.count_nonzero())))
+    return float(values.detach().norm()) / math.sqrt(
+        max(1, int(values.count_nonzero()))
+    )
 
 
 def descend(
@@ -218,9 +235,13 @@ def divergence_and_gradient(logits: Tensor, target: Tensor) -> tuple[float, Tens
     tokens = logits.shape[:-1].numel()
     slope, total = torch.empty_like(logits), logits.new_zeros((), dtype=torch.float64)
     parts = (x.flatten(0, -2).split(POSITIONS) for x in (logits, target, slope))
-    with exactly(logits.device):  # else vecdot, a product, would be done in bfloat16 too
+    with exactly(
+        logits.device
+    ):  # else vecdot, a product, would be done in bfloat16 too
         for rows, wanted, out in zip(*parts, strict=True):
-            log_q, log_p = (torch.log_softmax(x.float(), dim=-1) for x in (rows, wanted))
+            log_q, log_p = (
+                torch.log_softmax(x.float(), dim=-1) for x in (rows, wanted)
+            )
             p = log_p.exp()
             # in place: what takes the time here is the memory, not the arithmetic
             total += torch.linalg.vecdot(p, log_p.sub_(log_q)).sum(dtype=torch.float64)
@@ -232,5 +253,7 @@ def divergence(model: nn.Module, dense: nn.Module, tokens: Tensor) -> float:
     """KL(dense ‖ model) of the next token, in nats, mean over all tokens (windows, length)."""
     total = 0.0
     for window in tokens.split(1):
-        total += divergence_and_gradient(forward(model, window), forward(dense, window))[0]
+        total += divergence_and_gradient(
+            forward(model, window), forward(dense, window)
+        )[0]
     return total / len(tokens)

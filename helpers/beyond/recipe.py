@@ -4,9 +4,9 @@
     report = prune_and_repair(model, tokens, sparsity=0.6, effort="balanced")
 
 1. A backward pass for each of a few sequences says in which layers, and in which outputs of a
-   layer, weights can be spared (`helpers.beyond.allocate.guide`).
+   layer, weights can be spared (`helpers.beyond.allocation.guide`).
 2. ADMM-Grad, or another method of single layers, chooses the masks accordingly and refits what is
-   left. The text runs through each block once (`helpers.one_pass`).
+   left. The text runs through each block once (`helpers.waiting_batches`).
 3. The kept weights of all layers are fitted to the dense model's predictions, on text that the
    pruning has not seen (`helpers.beyond.distil`).
 
@@ -18,23 +18,22 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from helpers.beyond.allocate import guide
-from helpers.beyond.distil import DistilReport, distil
+from helpers.beyond.allocation import guide
+from helpers.beyond.distil import distil
 from helpers.beyond.training import check_float32
-from helpers.capture import Progress, check_tokens, shown
-from helpers.data.corpora import calibration_tokens
-from helpers.errors import BadParameter, check_choice
+from helpers.errors import BadParameter
 from helpers.loop import Loop, PruneReport, RunSettings
 from helpers.masks import Pattern
 from helpers.methods import get_method
-from helpers.models import check_model
+from helpers.models import check_model, check_tokens
+from helpers.options import check_choice
+from helpers.progress import Progress, as_progress
 from helpers.prune import check_dense, check_request, ignored_layers
 
 
@@ -66,10 +65,14 @@ def text_needed(method: str, effort: str, sequences: int) -> int:
     Raises BadParameter.
     """
     if effort and method == "dense":
-        raise BadParameter(f'effort {effort!r} is of a model that is pruned: give effort ""')
+        raise BadParameter(
+            f'effort {effort!r} is of a model that is pruned: give effort ""'
+        )
     if effort:
         return windows_of(effort, sequences)
-    return sequences if method != "dense" and get_method(method).needs_calibration else 0
+    return (
+        sequences if method != "dense" and get_method(method).needs_calibration else 0
+    )
 
 
 def prune_and_repair(
@@ -121,7 +124,7 @@ def prune_and_repair(
     repair_windows = windows_of(effort, 0)
     text, repair_text = tokens.split([len(tokens) - repair_windows, repair_windows])
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
-    progress, ignored = shown(progress), ignored_layers(model, ignore)
+    progress, ignored = as_progress(progress), ignored_layers(model, ignore)
     settings = RunSettings(passes, precision, batch, progress, ignored=ignored)
     # all that the steps would refuse, before the first of them has taken its time
     check_request(model, text, method, arguments, settings)
@@ -145,73 +148,3 @@ def prune_and_repair(
         report.seconds["distil"] = repaired.seconds
     report.seconds["total"] = time.perf_counter() - started
     return report
-
-
-# --- the same steps one at a time (notebook 08) -------------------------------------------------
-
-
-class Windows(NamedTuple):
-    """Windows of calibration text, int64 (windows, length) each; see `draw_windows`."""
-
-    every: Tensor  # all that were drawn
-    web: Tensor  # for evaluation
-    layers: Tensor
-    guide: Tensor  # the first of those for the layers
-    repair: Tensor  # the last HELD_OUT of them are never trained on
-
-
-def draw_windows(
-    source: str | os.PathLike[str],
-    tokenizer: Any,
-    *,
-    web: int,
-    layers: int,
-    guide: int,
-    repair: int,
-    pool: int,
-    length: int,
-    seed: int,
-    start_token: bool | str = "auto",
-) -> Windows:
-    """Draw all text of a run at once, so that its parts do not overlap as long as the text lasts.
-
-    A longer repair sees what a shorter one has seen, in the same order, and more: it takes the
-    first `repair` windows of a pool that has one size in all runs, and holds out those after them.
-    Raises BadParameter and what `calibration_tokens` raises.
-    """
-    if not 1 <= guide <= layers:
-        raise BadParameter(
-            f"guide_sequences {guide} are not among the {layers} sequences for the layers: give "
-            f"1 to {layers}, or more sequences"
-        )
-    if repair < 1 or repair + HELD_OUT > pool:
-        raise BadParameter(
-            f"repair_windows {repair} do not fit a pool of {pool}, with the {HELD_OUT} held out: "
-            f"give 1 to {pool - HELD_OUT}, or a larger pool"
-        )
-    drawn = dict(length=length, seed=seed, start_token=start_token)
-    every = calibration_tokens(source, tokenizer, sequences=web + layers + pool, **drawn)
-    unseen, read, pooled = every.split([web, layers, pool])
-    return Windows(every, unseen, read, read[:guide], pooled[: repair + HELD_OUT])
-
-
-def pipeline_metrics(
-    perplexities: Mapping[str, float],
-    seconds: Mapping[str, float],
-    report: PruneReport,
-    repaired: DistilReport | None,
-    peak_memory: int,
-) -> dict[str, tuple[float, str]]:
-    """The metrics of a run, each with its unit; "total_seconds" leaves out the evaluation."""
-    total = sum(seconds[part] for part in ("allocate", "prune", "repair"))
-    metrics = {name: (value, "1") for name, value in perplexities.items()}
-    metrics |= {f"{part}_seconds": (value, "s") for part, value in seconds.items()}
-    metrics |= {"total_seconds": (total, "s"), "sparsity": (report.sparsity, "1")}
-    metrics["peak_memory"] = (peak_memory, "bytes")
-    if report.error is not None:
-        metrics["mean_layer_error"] = (report.error, "1")
-    if repaired:
-        looks = dict(repaired.held_out)
-        metrics["divergence_before"] = (looks[0], "nats")
-        metrics["divergence_after"] = (looks[repaired.kept], "nats")
-    return metrics

@@ -57,7 +57,9 @@ class KeptZeros(contextlib.ExitStack):
 
         # else they would count in the norm to which gradients are clipped
         def mask_gradient(weight: nn.Parameter) -> None:
-            weight.grad.mul_(keeps[weight].to(weight.device))  # the model may have moved since
+            weight.grad.mul_(
+                keeps[weight].to(weight.device)
+            )  # the model may have moved since
 
         # Most optimisers leave a weight at 0 whose gradient is 0. One that mixes the entries of a
         # matrix, such as Muon, does not
@@ -72,11 +74,15 @@ class KeptZeros(contextlib.ExitStack):
         for weight in weights:
             keeps[weight] = weight.detach() != 0
             if weight.requires_grad:
-                self.callback(weight.register_post_accumulate_grad_hook(mask_gradient).remove)
+                self.callback(
+                    weight.register_post_accumulate_grad_hook(mask_gradient).remove
+                )
 
 
 @contextlib.contextmanager
-def trained(model: nn.Module, parts: str = "all") -> Iterator[tuple[Parameters, Parameters]]:
+def trained(
+    model: nn.Module, parts: str = "all"
+) -> Iterator[tuple[Parameters, Parameters]]:
     """Inside, the pruned layers of a model and its vectors can be trained, or the vectors alone.
 
     Gives the weights of the layers, as their modules store them, and the vectors: the parameters
@@ -123,7 +129,9 @@ def gradients_of(model: nn.Module, wanted: Sequence[nn.Parameter]) -> Iterator[N
     parameters = list(model.parameters())
     before = [(parameter.requires_grad, parameter.grad) for parameter in parameters]
     try:
-        model.zero_grad(set_to_none=True)  # a gradient of the caller's would be added to
+        model.zero_grad(
+            set_to_none=True
+        )  # a gradient of the caller's would be added to
         model.requires_grad_(False)
         for parameter in wanted:
             parameter.requires_grad_(True)

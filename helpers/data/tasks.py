@@ -22,7 +22,9 @@ from typing import Any
 
 from helpers.data.assets import ASSETS, fetch_asset
 
-DUPLICATES_FROM = 1_000_000  # ids from here on repeat the items, to be scored in another way
+DUPLICATES_FROM = (
+    1_000_000  # ids from here on repeat the items, to be scored in another way
+)
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,15 @@ def choose_items(task_size: int, limit: int | None, seed: int) -> list[int]:
     return sorted(order[:limit])
 
 
-def paired_difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+def paired_difference(
+    one: Sequence[float], other: Sequence[float]
+) -> tuple[float, float]:
     """Mean of one − other over the same items, two or more, and its standard error."""
     # var(a − b) = var(a) + var(b) − 2 cov(a, b): two models mostly fail on the same, hard items, so
     # their scores vary together and the difference is known far better than either accuracy
-    return mean_and_error([first - second for first, second in zip(one, other, strict=True)])
+    return mean_and_error(
+        [first - second for first, second in zip(one, other, strict=True)]
+    )
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -115,7 +121,12 @@ def _row(task: str, doc: dict[str, Any]) -> dict[str, Any]:
         passage, _, question = text.rpartition("\nQuestion: ")
         label = int(doc["choices"][doc["gold"]] == "yes")
         question = question.removesuffix("?")
-        return {"passage": passage, "question": question, "label": label, "idx": doc["idx"]}
+        return {
+            "passage": passage,
+            "question": question,
+            "label": label,
+            "idx": doc["idx"],
+        }
     letters = [chr(ord("A") + index) for index in range(len(doc["choices"]))]
     return {
         "question_stem" if task == "openbookqa" else "question": text,

@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 from torch import Tensor, nn
 
-from helpers.capture import stream_norms
 from helpers.explore.controls import Explorer, View, Worker, slider
 from helpers.models import find_blocks
 from helpers.report import block_name, stream_figure
+from helpers.studies import stream_norms
 
 TOP = 8  # tokens in the table
 FULL = 10  # times the median norm, from which a token has the full colour
@@ -81,7 +81,10 @@ def pieces_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
     Decoded alone, a token may lose the space it begins with.
     """
-    pairs = [ids[:1], *([before, here] for before, here in zip(ids, ids[1:], strict=False))]
+    pairs = [
+        ids[:1],
+        *([before, here] for before, here in zip(ids, ids[1:], strict=False)),
+    ]
     options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     alone = tokenizer.batch_decode([[number] for number in ids], **options)
     both = tokenizer.batch_decode(pairs, **options)
@@ -91,7 +94,9 @@ def pieces_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return pieces
 
 
-def text_html(pieces: Sequence[str], ratios: Sequence[float], top: Sequence[int]) -> str:
+def text_html(
+    pieces: Sequence[str], ratios: Sequence[float], top: Sequence[int]
+) -> str:
     """The text as HTML, a span for each token: the farther above the median, the deeper its
     colour; those of `top` are bold, underlined and carry their rank.
 
@@ -118,7 +123,10 @@ def text_html(pieces: Sequence[str], ratios: Sequence[float], top: Sequence[int]
 
 
 def table_html(
-    pieces: Sequence[str], norms: Sequence[float], ratios: Sequence[float], top: Sequence[int]
+    pieces: Sequence[str],
+    norms: Sequence[float],
+    ratios: Sequence[float],
+    top: Sequence[int],
 ) -> str:
     """The largest tokens as an HTML table, with the text around each."""
     rows = [
@@ -129,7 +137,13 @@ def table_html(
             "norm": _number(norms[at]),
             "× median": _number(ratios[at]),
             "context": "".join(
-                [*pieces[max(0, at - 6) : at], "[", pieces[at], "]", *pieces[at + 1 : at + 5]]
+                [
+                    *pieces[max(0, at - 6) : at],
+                    "[",
+                    pieces[at],
+                    "]",
+                    *pieces[at + 1 : at + 5],
+                ]
             ).replace("\n", "↵"),
         }
         for rank, at in enumerate(top, 1)

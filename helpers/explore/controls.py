@@ -21,8 +21,8 @@ import ipywidgets
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
-from helpers.capture import ProgressBar
 from helpers.errors import HelpersError, Stopped
+from helpers.progress import ProgressBar
 from helpers.report import to_png
 
 STOPPED = "stopped: nothing is lost, start again whenever you like"
@@ -47,10 +47,14 @@ class Worker(ipywidgets.HBox):
     """
 
     def __init__(self) -> None:
-        self.bar = ipywidgets.IntProgress(min=0, max=1, layout=ipywidgets.Layout(width="240px"))
+        self.bar = ipywidgets.IntProgress(
+            min=0, max=1, layout=ipywidgets.Layout(width="240px")
+        )
         self.button = ipywidgets.Button(description="Stop", icon="stop")
         # hidden, it keeps its space, so that nothing below moves
-        self.busy = ipywidgets.HBox([self.bar, self.button], layout={"visibility": "hidden"})
+        self.busy = ipywidgets.HBox(
+            [self.bar, self.button], layout={"visibility": "hidden"}
+        )
         self.message = ipywidgets.HTML()
         self.error: Exception | None = None  # that ended the last work
         self._lock = threading.RLock()
@@ -116,13 +120,19 @@ class Worker(ipywidgets.HBox):
                     self.message.value = _line(error) if error else ""
                     self._idle.set()
                     return
-                self._stopping, self._began, self._updated = False, time.monotonic(), 0.0
+                self._stopping, self._began, self._updated = (
+                    False,
+                    time.monotonic(),
+                    0.0,
+                )
             try:
                 work()
                 error = None
             except Exception as caught:
                 error = caught
-                if not isinstance(caught, HelpersError):  # a bug: the log has the rest of it
+                if not isinstance(
+                    caught, HelpersError
+                ):  # a bug: the log has the rest of it
                     logging.getLogger(__name__).exception("an explorer failed")
 
 
@@ -213,7 +223,9 @@ class Explorer(ipywidgets.VBox):
         self._view, self.png = view, png
         # not an Image, which has no words for those who cannot see it; its size is given and it is
         # decoded at once, so that nothing jumps when it is replaced
-        width, height = (round(DPI * inches) for inches in view.figure.get_size_inches())
+        width, height = (
+            round(DPI * inches) for inches in view.figure.get_size_inches()
+        )
         self.picture.value = (
             f'<img alt="{html.escape(view.caption)}" width="{width}" height="{height}" '
             'decoding="sync" style="max-width: 100%; height: auto; display: block" '
@@ -228,7 +240,13 @@ def paragraph(text: str) -> str:
 
 
 def slider(
-    description: str, value: float, low: float, high: float, *, step: float = 1, log: bool = False
+    description: str,
+    value: float,
+    low: float,
+    high: float,
+    *,
+    step: float = 1,
+    log: bool = False,
 ) -> ipywidgets.Widget:
     """A slider of whole numbers, of real ones (step below 1), or of powers of ten (log).
 
@@ -238,14 +256,18 @@ def slider(
     kind = ipywidgets.FloatSlider if step < 1 else ipywidgets.IntSlider
     if log:
         kind, low, high = ipywidgets.FloatLogSlider, math.log10(low), math.log10(high)
-    return kind(value=value, min=low, max=high, step=step, **label_of(description, "290px"))
+    return kind(
+        value=value, min=low, max=high, step=step, **label_of(description, "290px")
+    )
 
 
 def choice(
     options: Sequence[Any], value: Any, description: str, *, width: str = "max-content"
 ) -> ipywidgets.Widget:
     """A drop-down list; an option is a value or a pair of label and value."""
-    return ipywidgets.Dropdown(options=list(options), value=value, **label_of(description, width))
+    return ipywidgets.Dropdown(
+        options=list(options), value=value, **label_of(description, width)
+    )
 
 
 def label_of(description: str, width: str) -> dict[str, Any]:

@@ -23,12 +23,11 @@ from transformers import (
     TextStreamer,
 )
 
-from helpers.capture import check_length
 from helpers.errors import BadParameter, NonFinite, OutOfMemory
 from helpers.explore.controls import Worker, choice, row, slider
 from helpers.machine import ram
 from helpers.methods import METHODS
-from helpers.models import device_of
+from helpers.models import check_length, device_of
 from helpers.prune import prune_model
 
 MOST_TOKENS = 400  # the slider's end
@@ -50,7 +49,9 @@ class Answer(ipywidgets.HTML):
     def show(self, prompt: str, text: str) -> None:
         """Show a text; the prompt that it begins with, if it does, is grey."""
         before = prompt if text.startswith(prompt) else ""
-        label, before, text = map(html.escape, (self.label, before, text.removeprefix(before)))
+        label, before, text = map(
+            html.escape, (self.label, before, text.removeprefix(before))
+        )
         self.value = (
             f'<div style="{COLUMN}"><b>{label}</b><div style="{TEXT}">'
             f'<span style="opacity: 0.65">{before}</span>{text}</div></div>'
@@ -128,11 +129,16 @@ class TryIt(ipywidgets.VBox):
         self.worker, self.pruning = Worker(), Worker()
         self.columns = row(*self.answers.values())
         self.columns.layout.align_items = "flex-start"
-        self.button = ipywidgets.Button(description="Generate", icon="play", button_style="primary")
+        self.button = ipywidgets.Button(
+            description="Generate", icon="play", button_style="primary"
+        )
         self.button.on_click(lambda _button: self.generate())
         self.controls = {
             "prompt": ipywidgets.Textarea(
-                prompt, description="prompt", rows=3, layout={"width": "min(720px, 98%)"}
+                prompt,
+                description="prompt",
+                rows=3,
+                layout={"width": "min(720px, 98%)"},
             ),
             "new_tokens": slider("new tokens", new_tokens, 1, MOST_TOKENS),
             "temperature": slider("temperature", 0.0, 0, 2, step=0.1),
@@ -146,13 +152,19 @@ class TryIt(ipywidgets.VBox):
         }
         # the checkbox beside the button: beside a slider it would be read as a part of it
         field, *others, chat = self.controls.values()
-        super().__init__([field, row(*others), row(self.button, chat, self.worker), self.columns])
+        super().__init__(
+            [field, row(*others), row(self.button, chat, self.worker), self.columns]
+        )
         if tokens is not None:
             self.method = choice(list(METHODS), "admm-grad", "method")
             self.target = choice(list(TARGETS), "60 %", "target")
-            self.prune_button = ipywidgets.Button(description="Prune a copy", icon="scissors")
+            self.prune_button = ipywidgets.Button(
+                description="Prune a copy", icon="scissors"
+            )
             self.prune_button.on_click(lambda _button: self.prune())
-            self.children += (row(self.method, self.target, self.prune_button, self.pruning),)
+            self.children += (
+                row(self.method, self.target, self.prune_button, self.pruning),
+            )
 
     def generate(self) -> None:
         """Let the models answer in a thread, as the button does."""
@@ -164,7 +176,11 @@ class TryIt(ipywidgets.VBox):
 
         The copy has a column of its own; one of the same label is replaced.
         """
-        method, target, progress = self.method.value, self.target.value, self.pruning.progress
+        method, target, progress = (
+            self.method.value,
+            self.target.value,
+            self.pruning.progress,
+        )
         first, label = next(iter(self.answers.values())).model, f"{method} {target}"
 
         def work() -> None:
@@ -176,7 +192,9 @@ class TryIt(ipywidgets.VBox):
                 )
             progress(0, 1, "copying the model")
             pruned = copy.deepcopy(first)
-            prune_model(pruned, self.tokens, method=method, progress=progress, **TARGETS[target])
+            prune_model(
+                pruned, self.tokens, method=method, progress=progress, **TARGETS[target]
+            )
             self.answers[label] = Answer(label, pruned)
             self.columns.children = tuple(self.answers.values())
             self.generate()
@@ -197,20 +215,31 @@ class TryIt(ipywidgets.VBox):
     ) -> None:
         """In the thread: let one model after another write, token by token."""
         if not prompt.strip():
-            raise BadParameter("the prompt is empty: type some words to be continued or answered")
+            raise BadParameter(
+                "the prompt is empty: type some words to be continued or answered"
+            )
         text, answers = prompt, list(self.answers.values())
         if chat:
             text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+                [{"role": "user", "content": prompt}],
+                tokenize=False,
+                add_generation_prompt=True,
             )
         # a template brings its special tokens
-        ids = self.tokenizer(text, return_tensors="pt", add_special_tokens=not chat)["input_ids"]
+        ids = self.tokenizer(text, return_tensors="pt", add_special_tokens=not chat)[
+            "input_ids"
+        ]
         for answer in answers:
             check_length(answer.model, ids.shape[1] + new_tokens)
             answer.show(prompt, "" if chat else prompt)
         choosing: dict[str, Any] = {"do_sample": False}
         if temperature > 0:  # from all tokens, whatever the model's own settings are
-            choosing = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+            choosing = {
+                "do_sample": True,
+                "temperature": temperature,
+                "top_k": 0,
+                "top_p": 1.0,
+            }
         total = len(answers) * new_tokens
         for number, answer in enumerate(answers):
             button = StopButton(self.worker, answer.label, number * new_tokens, total)

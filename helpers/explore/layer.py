@@ -88,7 +88,9 @@ def optimal_error(part: LayerOutputs, result: LayerResult) -> float:
     return part.error(conjugate_gradients(*case, **settings).weight)
 
 
-def _view(part: LayerOutputs, solve: Solve, best: float, words: str, mask_steps: int) -> View:
+def _view(
+    part: LayerOutputs, solve: Solve, best: float, words: str, mask_steps: int
+) -> View:
     """The picture of a solve, and the same in words."""
     keep = solve.result.keep
     bare, hurt = part.weight * keep, part.errors(solve.result.weight)

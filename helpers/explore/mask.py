@@ -50,7 +50,9 @@ def mask_schedule_explorer(
     }
 
     @lru_cache(maxsize=3)  # scrubbing, and going back to a setting, solve nothing
-    def solve(check: Callable[[], None], part: LayerOutputs, **values: Any) -> tuple[Solve, Tensor]:
+    def solve(
+        check: Callable[[], None], part: LayerOutputs, **values: Any
+    ) -> tuple[Solve, Tensor]:
         """The solve, and the one-shot mask of its final sparsity."""
         settings = values | {"iterations": values["mask_steps"] + FINAL_ITERATIONS}
         if values["pattern"] != "unstructured":
@@ -62,7 +64,9 @@ def mask_schedule_explorer(
         part = source.get(worker.progress, *(values.pop(name) for name in where))
         solved, one_shot = solve(worker.check, part, **values)
         shown = min(iteration, len(solved.keeps))
-        return _view(part.title, Pattern.parse(values["pattern"]), solved, one_shot, shown)
+        return _view(
+            part.title, Pattern.parse(values["pattern"]), solved, one_shot, shown
+        )
 
     rows = [
         row(*where.values(), how["schedule"], how["pattern"]),
@@ -75,10 +79,16 @@ def mask_schedule_explorer(
 def _connect(controls: dict[str, ipywidgets.Widget]) -> ipywidgets.Play:
     """The Play button of the iteration, and what one control means for another."""
     iteration, steps = controls["iteration"], controls["mask_steps"]
-    play = ipywidgets.Play(min=1, max=iteration.max, value=iteration.value, interval=INTERVAL)
+    play = ipywidgets.Play(
+        min=1, max=iteration.max, value=iteration.value, interval=INTERVAL
+    )
     # at the end it starts again: pressed there it would only switch itself off
-    setattr(play, "repeat" if hasattr(play, "repeat") else "_repeat", True)  # ipywidgets 8 and 7
-    ipywidgets.jslink((play, "value"), (iteration, "value"))  # in the browser: no round trip
+    setattr(
+        play, "repeat" if hasattr(play, "repeat") else "_repeat", True
+    )  # ipywidgets 8 and 7
+    ipywidgets.jslink(
+        (play, "value"), (iteration, "value")
+    )  # in the browser: no round trip
 
     def follow(_change: Any = None) -> None:
         controls["sparsity"].disabled = controls["pattern"].value != "unstructured"
@@ -94,7 +104,9 @@ def _connect(controls: dict[str, ipywidgets.Widget]) -> ipywidgets.Play:
     return play
 
 
-def _view(title: str, pattern: Pattern, solve: Solve, one_shot: Tensor, iteration: int) -> View:
+def _view(
+    title: str, pattern: Pattern, solve: Solve, one_shot: Tensor, iteration: int
+) -> View:
     """The picture of an iteration, counted from 1, and the same in words."""
     keep = solve.keeps[iteration - 1]
     sparsities = [1 - mask.float().mean().item() for mask in solve.keeps]
@@ -117,5 +129,7 @@ def _view(title: str, pattern: Pattern, solve: Solve, one_shot: Tensor, iteratio
     if pattern.grouped:
         full = keep.unflatten(1, (-1, pattern.m)).sum(-1) == pattern.n
         share = 100 * full.float().mean().item()
-        caption += f" {share:.1f} % of the groups of {pattern.m} keep exactly {pattern.n}."
+        caption += (
+            f" {share:.1f} % of the groups of {pattern.m} keep exactly {pattern.n}."
+        )
     return View(figure, caption)

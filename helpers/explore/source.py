@@ -11,13 +11,14 @@ import ipywidgets
 import torch
 from torch import Tensor, nn
 
-from helpers.capture import Progress, eval_mode
+from helpers.block_grams import Replay, best_batch
+from helpers.blocks import eval_mode
 from helpers.explore.controls import choice
 from helpers.gram import Gram
 from helpers.layer import LayerResult
 from helpers.methods import METHODS
 from helpers.models import device_of, find_blocks, find_layers, read_weight
-from helpers.replay import Replay, best_batch
+from helpers.progress import Progress
 
 # a layer is solved quickly enough to follow a slider up to 1152 outputs of 576 inputs; of a layer
 # with more inputs, as many outputs as make a product of that cost
@@ -59,7 +60,12 @@ class LayerOutputs:
             self.title += f", first {count} of {total} outputs, solved alone"
 
     def solve(
-        self, check: Callable[[], None], *, schedule: str, mask_steps: int, **settings: Any
+        self,
+        check: Callable[[], None],
+        *,
+        schedule: str,
+        mask_steps: int,
+        **settings: Any,
     ) -> Solve:
         """ADMM with a schedule of `SCHEDULES`; "one-shot" takes no mask steps.
 
@@ -87,7 +93,10 @@ class LayerOutputs:
 
     def error(self, new: Tensor) -> float:
         """The relative error of all outputs together, as `helpers.gram.relative_error`."""
-        total, lost = self.sizes.sum().item(), self._energy(self.weight - new).sum().item()
+        total, lost = (
+            self.sizes.sum().item(),
+            self._energy(self.weight - new).sum().item(),
+        )
         return lost / total if total > 0 else 0.0
 
     def _energy(self, rows: Tensor) -> Tensor:
@@ -104,12 +113,16 @@ class ModelLayers:
 
     def __init__(self, model: nn.Module, tokens: Tensor) -> None:
         self.model, self.tokens = model, tokens
-        self._seen: tuple[int, ...] = ()  # the weights' versions, for which the rest is right
+        self._seen: tuple[
+            int, ...
+        ] = ()  # the weights' versions, for which the rest is right
         self._replay: Replay
         self._stream: tuple[int, Tensor] | None = None  # with the block that it enters
         self._layers: dict[int, dict[str, LayerOutputs]] = {}  # of one block
 
-    def controls(self, block: int | None, layer: str | None) -> dict[str, ipywidgets.Widget]:
+    def controls(
+        self, block: int | None, layer: str | None
+    ) -> dict[str, ipywidgets.Widget]:
         """Drop-down lists of blocks and layers, at the middle block's first layer by default."""
         blocks = find_blocks(self.model)
         block = len(blocks) // 2 if block is None else block
@@ -123,7 +136,9 @@ class ModelLayers:
 
         def follow(change: dict[str, Any]) -> None:
             offered, chosen = names(change["new"]), layer_list.value
-            if list(layer_list.options) != offered:  # the blocks of some families differ
+            if (
+                list(layer_list.options) != offered
+            ):  # the blocks of some families differ
                 layer_list.options = offered
                 layer_list.value = chosen if chosen in offered else offered[0]
 
@@ -156,7 +171,9 @@ class ModelLayers:
         steps = block - first + 1
         for index in range(first, block):
             progress(index - first, steps, f"running block {index}")
-            self._stream = None  # should this fail, a part of the stream is of the next block
+            self._stream = (
+                None  # should this fail, a part of the stream is of the next block
+            )
             replay.advance(index, stream)
             self._stream = (index + 1, stream)
         progress(steps - 1, steps, f"grams of block {block}")

@@ -62,7 +62,9 @@ def admm(
     for iteration in range(1, iterations + 1):
         choose(iteration, T, scratch, kept)
         # three passes over memory (mul, sub, add) and the product; W, Z and U need twice as many
-        with float32_products(T.device, tf32=iteration <= iterations - EXACT_ITERATIONS):
+        with float32_products(
+            T.device, tf32=iteration <= iterations - EXACT_ITERATIONS
+        ):
             torch.mul(T, kept, out=scratch)
             # T − 2Z is T where pruned and −T where kept
             torch.sub(T, scratch, alpha=2, out=scratch)  # −V

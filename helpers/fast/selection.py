@@ -78,7 +78,9 @@ def nth_smallest(scores: np.ndarray, place: int) -> tuple[np.ndarray, bool]:
             between, rest = scores, place
     between = np.partition(between, rest)
     # a partition leaves all that is not smaller behind the place, and equal scores are among that
-    return between[rest : rest + 1].copy(), bool((between[rest + 1 :] == between[rest]).any())
+    return between[rest : rest + 1].copy(), bool(
+        (between[rest + 1 :] == between[rest]).any()
+    )
 
 
 def narrowed(scores: np.ndarray, place: int) -> tuple[np.ndarray, int]:
@@ -107,9 +109,13 @@ def narrowed(scores: np.ndarray, place: int) -> tuple[np.ndarray, int]:
     count_low, count_high = count(low), count(high)
     for aim in SHOTS * (place - NEAR, place + NEAR):
         few = count_high - count_low <= 3 * NEAR
-        if few or not count_low < aim < count_high or np.isinf(high):  # protected scores are
+        if (
+            few or not count_low < aim < count_high or np.isinf(high)
+        ):  # protected scores are
             continue
-        guess = low + (high - low) * scores.dtype.type((aim - count_low) / (count_high - count_low))
+        guess = low + (high - low) * scores.dtype.type(
+            (aim - count_low) / (count_high - count_low)
+        )
         found = count(guess)
         if found <= place:
             low, count_low = guess, found

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers.capture import Progress, shown
+from helpers.code_hashes import code_hash, core_code, wing_code
 from helpers.errors import BadParameter, FileError
 from helpers.large.shards import (
     COMPANIONS,
@@ -37,12 +37,26 @@ from helpers.large.shards import (
     writing,
 )
 from helpers.large.streaming import WeightReader, load_streamed
-from helpers.loop import LayerReport, Loop, PruneReport, RunSettings, Sparsity, Store, Team
+from helpers.loop import (
+    LayerReport,
+    Loop,
+    PruneReport,
+    RunSettings,
+    Sparsity,
+    Store,
+    Team,
+)
 from helpers.methods import get_method
-from helpers.models import IDENTITY, WEIGHT_READER, find_layers, model_identity, weights_in_memory
+from helpers.models import (
+    IDENTITY,
+    WEIGHT_READER,
+    find_layers,
+    model_identity,
+    weights_in_memory,
+)
 from helpers.paths import cache_dir, replace_file, sha256_file, sync_folder
+from helpers.progress import Progress, as_progress
 from helpers.prune import check_request, check_zeros, ignored_layers
-from helpers.runner import code_hash, core_code, wing_code
 
 # what decides the bits of a weight, beside the core and this package
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
@@ -61,7 +75,9 @@ class CheckpointReport(PruneReport):
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values for a record."""
         # where the model lies says nothing on another machine
-        return {name: value for name, value in super().to_dict().items() if name != "folder"}
+        return {
+            name: value for name, value in super().to_dict().items() if name != "folder"
+        }
 
     def discard(self) -> None:
         """Delete the pruned model."""
@@ -117,15 +133,21 @@ def prune_checkpoint(
     reader: WeightReader = getattr(model, WEIGHT_READER)
     arguments = dict(options, sparsity=sparsity, pattern=pattern)
     ignored = ignored_layers(model, ignore)
-    settings = RunSettings(passes, precision, batch, shown(progress), ignored=ignored)
+    settings = RunSettings(
+        passes, precision, batch, as_progress(progress), ignored=ignored
+    )
     check_request(model, tokens, method, arguments, settings)
     if not allow_pruned:
-        with weights_in_memory(model, 0):  # one block says it, and the others are on disk
+        with weights_in_memory(
+            model, 0
+        ):  # one block says it, and the others are on disk
             weights = [layer.weight for layer in find_layers(reader.blocks[0]).values()]
             advice = "give the dense model, or allow_pruned=True to prune it further"
             check_zeros(f"the weights of the first block of {source}", weights, advice)
     request = ""
-    if team.rank == 0:  # hashing reads the whole source, for which one process is enough
+    if (
+        team.rank == 0
+    ):  # hashing reads the whole source, for which one process is enough
         request = request_hash(reader, tokens, method, arguments, settings, team.size)
     store = ShardStore(Path(destination).expanduser().absolute(), reader, request, team)
     resumed = sum(result is not None for result in store.results[:-1])
@@ -178,9 +200,16 @@ def prune_on_disk(
         source, tokens, revision, device, dtype, arguments: as for `prune_checkpoint`.
     """
     where = dict(revision=revision, device=device, dtype=dtype)
-    report = prune_checkpoint(source, cache_dir() / "pruned" / name, tokens, **where, **arguments)
-    (dense, _), (pruned, _) = load_streamed(source, **where), load_streamed(report.folder, **where)
-    setattr(pruned, IDENTITY, model_identity(dense))  # a record says which model was pruned
+    report = prune_checkpoint(
+        source, cache_dir() / "pruned" / name, tokens, **where, **arguments
+    )
+    (dense, _), (pruned, _) = (
+        load_streamed(source, **where),
+        load_streamed(report.folder, **where),
+    )
+    setattr(
+        pruned, IDENTITY, model_identity(dense)
+    )  # a record says which model was pruned
     return report, pruned
 
 
@@ -199,7 +228,9 @@ def request_hash(
         digest = hashlib.sha256(str(tuple(tokens.shape)).encode())
         digest.update(tokens.cpu().contiguous().numpy().tobytes())
         calibration = digest.hexdigest()
-    with contextlib.suppress(OSError, TypeError):  # a method of the caller's may have no file
+    with contextlib.suppress(
+        OSError, TypeError
+    ):  # a method of the caller's may have no file
         method_code = code_hash(inspect.getsource(inspect.unwrap(solve)))
     request = {
         "source": {path.name: sha256_file(path) for path in reader.checkpoint.paths},
@@ -225,11 +256,20 @@ class ShardStore(Store):
     blocks; None where there is no shard yet.
     """
 
-    def __init__(self, folder: Path, reader: WeightReader, request: str, team: Team) -> None:
-        self.folder, self.reader, self.request, self.team = folder, reader, request, team
+    def __init__(
+        self, folder: Path, reader: WeightReader, request: str, team: Team
+    ) -> None:
+        self.folder, self.reader, self.request, self.team = (
+            folder,
+            reader,
+            request,
+            team,
+        )
         self.parts = [*range(len(reader.blocks)), None]  # as the reader calls them
         count = len(self.parts)
-        self.names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+        self.names = [
+            f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)
+        ]
         if team.rank == 0:
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -267,7 +307,9 @@ class ShardStore(Store):
     def saved(self, index: int) -> list[LayerReport] | None:
         """The reports of a block that an earlier call has pruned."""
         result = self.results[index]
-        return None if result is None else [layer_report(row) for row in result["layers"]]
+        return (
+            None if result is None else [layer_report(row) for row in result["layers"]]
+        )
 
     def save(self, index: int, layers: list[LayerReport], halved: list[str]) -> None:
         """Write the shard of a pruned block."""
@@ -276,7 +318,9 @@ class ShardStore(Store):
 
     def save_outside(self, report: PruneReport) -> None:
         """Write the last shard: what lies outside the blocks, with what is said of the whole."""
-        result = {name: getattr(report, name) for name in ("seconds", "parity", "batch")}
+        result = {
+            name: getattr(report, name) for name in ("seconds", "parity", "batch")
+        }
         with self.reader.weights_in_memory(None):
             self._write(-1, result | {"halved": self.halved + report.halved})
 
@@ -295,9 +339,13 @@ class ShardStore(Store):
         config.pop("torch_dtype", None)  # its older name
         config["dtype"] = str(reader.dtype).removeprefix("torch.")
         with writing(self.folder):
-            for path in (path for pattern in COMPANIONS for path in source.glob(pattern)):
+            for path in (
+                path for pattern in COMPANIONS for path in source.glob(pattern)
+            ):
                 replace_file(self.folder / path.name, path.read_bytes())
-            replace_file(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
+            replace_file(
+                self.folder / "config.json", json.dumps(config, indent=2) + "\n"
+            )
             write_index(self.folder)
 
 

@@ -25,8 +25,19 @@ from helpers.paths import replace_file, set_default_mode, sync, sync_folder
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # what makes a folder of weights a model
 COMPANIONS = (
-    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
-    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
+    *(
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ),
+    *(
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+    ),
     *("*.model", "tekken.json", "*.jinja", "*.tiktoken"),
 )
 READ_BYTES = 1 << 25  # of a file mapped at once
@@ -48,7 +59,9 @@ class Checkpoint:
             try:
                 files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
                 # only the name: a folder in it could lead out of the model's
-                self.files = {name: self.folder / Path(file).name for name, file in files.items()}
+                self.files = {
+                    name: self.folder / Path(file).name for name, file in files.items()
+                }
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise FileError(
                     f"{index} names no files of weights: save the model again"
@@ -61,7 +74,9 @@ class Checkpoint:
         self.paths = sorted(set(self.files.values()))
         self._stamps = {path: _stamp(path) for path in self.paths}
 
-    def tensors(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    def tensors(
+        self, names: Iterable[str] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) one at a time, file by file: all of them, or those of `names`."""
         wanted = self.files.keys() if names is None else self.files.keys() & set(names)
         for path in self.paths:
@@ -69,7 +84,10 @@ class Checkpoint:
             if inside:
                 with reading(path) as file:
                     for name in inside:
-                        yield name, file.get_tensor(name)  # mapped: read when it is used
+                        yield (
+                            name,
+                            file.get_tensor(name),
+                        )  # mapped: read when it is used
 
     def read(self, name: str, device: torch.device | str, dtype: torch.dtype) -> Tensor:
         """One tensor in memory of its own; a floating-point one in `dtype`.
@@ -94,7 +112,9 @@ class Checkpoint:
         rows = max(1, READ_BYTES // max(1, first.nbytes))
         for start in range(0, shape[0], rows):
             with reading(path) as file:
-                tensor[start : start + rows] = file.get_slice(name)[start : start + rows]
+                tensor[start : start + rows] = file.get_slice(name)[
+                    start : start + rows
+                ]
         return tensor
 
 
@@ -132,7 +152,9 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_shard(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_shard(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
     """Write tensors to a safetensors file, whole or not at all.
 
     metadata: texts by name, beside the one that says that the tensors are torch's.
@@ -140,7 +162,9 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     """
     # a name of this process's own, in case a second one writes the same shard
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    held = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()
+    }
     try:
         with writing(path):
             save_file(held, temporary, metadata={"format": "pt", **metadata})
@@ -170,5 +194,8 @@ def write_index(folder: Path) -> None:
             for name in file.keys():  # noqa: SIM118
                 files[name] = path.name
                 total += file.get_tensor(name).nbytes  # mapped, and not read
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": dict(sorted(files.items())),
+    }
     replace_file(folder / INDEX, json.dumps(index, indent=1) + "\n")

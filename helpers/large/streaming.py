@@ -19,14 +19,23 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HTTPError  # of the HTTP library that the hub's client uses
+from huggingface_hub.errors import (
+    HTTPError,
+)  # of the HTTP library that the hub's client uses
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from helpers.device import all_finite, pick_device, pick_dtype
-from helpers.errors import BadParameter, FileError, NonFinite, UnsupportedModel, first_line
+from helpers.device import pick_device, pick_dtype
+from helpers.errors import (
+    BadParameter,
+    FileError,
+    NonFinite,
+    UnsupportedModel,
+    first_line,
+)
 from helpers.large.shards import COMPANIONS, INDEX, Checkpoint
 from helpers.models import WEIGHT_READER, check_stored_weights, find_blocks, locate
+from helpers.tensors import all_finite
 
 # "model*", because some repositories hold the same weights a second time under another name
 WEIGHTS = "model*.safetensors"
@@ -60,20 +69,32 @@ def load_streamed(
     checkpoint = Checkpoint(path)
     try:
         config = AutoConfig.from_pretrained(path, **LOCAL)
-        if getattr(config, "quantization_config", None):  # they would be read without their scales
+        if getattr(
+            config, "quantization_config", None
+        ):  # they would be read without their scales
             raise UnsupportedModel(
                 f"{path} holds quantised weights: give the unquantised checkpoint"
             )
         check_stored_weights(path)
         if not Path(name).expanduser().is_dir():
             # what a record says of it, as after `load_model`; the hub's cache names by commit
-            config._name_or_path, config._commit_hash = str(name), path.name if revision else None
-        named = any((path / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
+            config._name_or_path, config._commit_hash = (
+                str(name),
+                path.name if revision else None,
+            )
+        named = any(
+            (path / file).is_file()
+            for file in ("tokenizer.json", "tokenizer_config.json")
+        )
         tokenizer = AutoTokenizer.from_pretrained(path, **LOCAL) if named else None
         with init_empty_weights(include_buffers=False):  # buffers are computed
-            model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=kind, trust_remote_code=False
+            )
     except (OSError, ValueError, ImportError, RecursionError) as error:
-        raise BadParameter(f"model {str(path)!r} cannot be built ({first_line(error)})") from error
+        raise BadParameter(
+            f"model {str(path)!r} cannot be built ({first_line(error)})"
+        ) from error
     model.tie_weights()
     for module in model.modules():
         # again, because under the model's dtype some have been rounded on the way
@@ -85,7 +106,9 @@ def load_streamed(
     return model.eval(), tokenizer
 
 
-def checkpoint_folder(name: str | os.PathLike[str], revision: str | None = None) -> Path:
+def checkpoint_folder(
+    name: str | os.PathLike[str], revision: str | None = None
+) -> Path:
     """The folder of safetensors that a model's name stands for.
 
     A hub model is downloaded once, at one commit, into the hub's own cache: weights as safetensors,
@@ -131,7 +154,11 @@ class WeightReader:
     """
 
     def __init__(
-        self, model: nn.Module, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+        self,
+        model: nn.Module,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self.blocks = find_blocks(model)
@@ -140,7 +167,10 @@ class WeightReader:
         for slot in self.slots[None]:
             for module, _ in slot.holders:
                 self._outside.setdefault(module, []).append(slot)
-        for part, module in [*enumerate(self.blocks), *((each, each) for each in self._outside)]:
+        for part, module in [
+            *enumerate(self.blocks),
+            *((each, each) for each in self._outside),
+        ]:
             module.forward = self._reading_first(module.forward, part)
 
     def _reading_first(self, forward: Any, part: int | nn.Module) -> Any:
@@ -160,12 +190,20 @@ class WeightReader:
 
         Raises FileError, and NonFinite, naming the tensor.
         """
-        slots = self._outside.get(part, []) if isinstance(part, nn.Module) else self.slots[part]
+        slots = (
+            self._outside.get(part, [])
+            if isinstance(part, nn.Module)
+            else self.slots[part]
+        )
         read: list[Slot] = []
         try:
             for slot in slots:
-                if getattr(*slot.holders[0]) is slot.empty:  # else it is open further out
-                    read.append(slot)  # first, so that Ctrl-C leaves no tensor in memory
+                if (
+                    getattr(*slot.holders[0]) is slot.empty
+                ):  # else it is open further out
+                    read.append(
+                        slot
+                    )  # first, so that Ctrl-C leaves no tensor in memory
                     slot.put(self._read(slot))
             yield
         finally:
@@ -175,7 +213,9 @@ class WeightReader:
     def _read(self, slot: Slot) -> Tensor:
         tensor = self.checkpoint.read(slot.key, self.device, self.dtype)
         if not isinstance(slot.empty, nn.Parameter):
-            return tensor  # a buffer may well hold infinity: the mask of an attention does
+            return (
+                tensor  # a buffer may well hold infinity: the mask of an attention does
+            )
         if not all_finite(tensor):
             raise NonFinite(
                 f"weight {slot.key} holds NaN or infinity as {self.dtype}: check the checkpoint, "
@@ -190,7 +230,9 @@ class WeightReader:
 
     def tensors(self, index: int | None) -> dict[str, Tensor]:
         """What an open part holds now, by the model's names."""
-        return {slot.name: getattr(*slot.holders[0]).detach() for slot in self.slots[index]}
+        return {
+            slot.name: getattr(*slot.holders[0]).detach() for slot in self.slots[index]
+        }
 
 
 def _slots(
@@ -201,10 +243,15 @@ def _slots(
     Raises BadParameter if the checkpoint lacks a tensor or has one of another shape;
     UnsupportedModel if a block shares a tensor with what lies outside it.
     """
-    within = next(f"{name}." for name, module in model.named_modules() if module is blocks)
+    within = next(
+        f"{name}." for name, module in model.named_modules() if module is blocks
+    )
     prefix = f"{model.base_model_prefix}."
     shapes, absent = {name: tensor.shape for name, tensor in checkpoint.tensors()}, []
-    slots: dict[int | None, list[Slot]] = {None: [], **{i: [] for i in range(len(blocks))}}
+    slots: dict[int | None, list[Slot]] = {
+        None: [],
+        **{i: [] for i in range(len(blocks))},
+    }
     tensors = model.state_dict(keep_vars=True)
     aliases: dict[int, list[str]] = {}  # all names of each tensor
     for name, tensor in tensors.items():
@@ -213,7 +260,9 @@ def _slots(
         tensor = tensors[names[0]]
         # in the checkpoint → in the model; a checkpoint of the bare model lacks the prefix, and a
         # tied tensor may be there several times
-        both = [(key, name) for name in names for key in (name, name.removeprefix(prefix))]
+        both = [
+            (key, name) for name in names for key in (name, name.removeprefix(prefix))
+        ]
         stored = {key: name for key, name in both if key in shapes}
         key = next(iter(stored), None)
         if key and shapes[key] == tensor.shape:
@@ -225,7 +274,9 @@ def _slots(
                     "them: set tie_word_embeddings to false there if the weights are right"
                 )
             parts = {
-                int(name.removeprefix(within).split(".")[0]) if name.startswith(within) else None
+                int(name.removeprefix(within).split(".")[0])
+                if name.startswith(within)
+                else None
                 for name in names
             }
             if len(parts) > 1:  # reading one part would not fill the other
@@ -234,9 +285,13 @@ def _slots(
                     "prune_model"
                 )
             paths = [name.rpartition(".") for name in names]
-            holders = [(model.get_submodule(path), attribute) for path, _, attribute in paths]
+            holders = [
+                (model.get_submodule(path), attribute) for path, _, attribute in paths
+            ]
             slots[parts.pop()].append(Slot(key, stored[key], holders, tensor))
-        elif key or isinstance(tensor, nn.Parameter):  # else a buffer, which the model computes
+        elif key or isinstance(
+            tensor, nn.Parameter
+        ):  # else a buffer, which the model computes
             absent.append(names[0])
     if absent:
         raise BadParameter(

@@ -52,20 +52,30 @@ class Processes(Team):
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.rank, self.size, self.device = dist.get_rank(), dist.get_world_size(), device
+        self.rank, self.size, self.device = (
+            dist.get_rank(),
+            dist.get_world_size(),
+            device,
+        )
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, in every process.
 
         They travel as JSON and not as pickles, which could run code here.
         """
-        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        text = torch.frombuffer(
+            bytearray(json.dumps(value).encode()), dtype=torch.uint8
+        )
         longest = torch.tensor(len(text), device=self.device)
         with communicating():
             dist.all_reduce(longest, dist.ReduceOp.MAX)
             # one length for all: what is decoded as JSON may end in spaces
-            text = nn.functional.pad(text, (0, int(longest) - len(text)), value=ord(" "))
-            texts = [torch.empty_like(text, device=self.device) for _ in range(self.size)]
+            text = nn.functional.pad(
+                text, (0, int(longest) - len(text)), value=ord(" ")
+            )
+            texts = [
+                torch.empty_like(text, device=self.device) for _ in range(self.size)
+            ]
             dist.all_gather(texts, text.to(self.device))
             # inside: on a GPU the work is only queued, and a failure shows in what waits for it
             return [json.loads(each.cpu().numpy().tobytes()) for each in texts]
@@ -89,7 +99,9 @@ class Processes(Team):
         everywhere = self.gather(local)
         groups: dict[tuple[str, ...], list[str]] = {}
         for name in sorted(grams):
-            groups.setdefault(tuple(each[name][0] for each in everywhere), []).append(name)
+            groups.setdefault(tuple(each[name][0] for each in everywhere), []).append(
+                name
+            )
         taken: set[int] = set()
         for names in groups.values():
             gram = grams[names[0]]
@@ -107,10 +119,16 @@ class Processes(Team):
     ) -> Iterator[LayerReport]:
         """Each process prunes every `size`-th layer, then all have every layer, in order."""
         owners = {name: number % self.size for number, name in enumerate(layers)}
-        mine = {name: asdict(prune(name)) for name in layers if owners[name] == self.rank}
-        rows = {name: row for theirs in self.gather(mine) for name, row in theirs.items()}
+        mine = {
+            name: asdict(prune(name)) for name in layers if owners[name] == self.rank
+        }
+        rows = {
+            name: row for theirs in self.gather(mine) for name, row in theirs.items()
+        }
         for name, layer in layers.items():
-            weight = read_weight(layer).contiguous()  # a copy where the layer stores it transposed
+            weight = read_weight(
+                layer
+            ).contiguous()  # a copy where the layer stores it transposed
             with communicating():
                 # as bytes, because not every backend and version knows every dtype
                 dist.broadcast(weight.view(torch.uint8), src=owners[name])
@@ -145,7 +163,9 @@ def torchrun_team(device: str) -> Iterator[tuple[Team, str]]:
         where = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(where)
     with communicating():
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=WAIT)
+        dist.init_process_group(
+            "nccl" if where.type == "cuda" else "gloo", timeout=WAIT
+        )
     yield Processes(where), str(where)
     # not after an error: it could wait for the others, which torchrun is about to stop
     dist.destroy_process_group()

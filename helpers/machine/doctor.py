@@ -20,7 +20,15 @@ from helpers.machine.memory import ram
 from helpers.paths import cache_dir, results_dir, root
 
 OLDEST_PYTHON = (3, 11)
-IMPORTS = ("numpy", "pandas", "psutil", "safetensors", "torch", "transformers", "matplotlib")
+IMPORTS = (
+    "numpy",
+    "pandas",
+    "psutil",
+    "safetensors",
+    "torch",
+    "transformers",
+    "matplotlib",
+)
 IMPORTS += ("ipywidgets", "papermill")
 GB = 1e9
 # measured: downloads and the model made from them 0.8 GB, .venv with torch for CPUs 2.2 GB
@@ -62,14 +70,18 @@ def check_python() -> Finding:
 def check_packages() -> Finding:
     """Whether the packages are there, and what `pip check` says of them."""
     if absent := lacking():
-        return Finding("fix", "packages", f"without {', '.join(absent)}", "run: make setup")
+        return Finding(
+            "fix", "packages", f"without {', '.join(absent)}", "run: make setup"
+        )
     conflicts, failure = run(sys.executable, "-m", "pip", "check")
     if not failure:
         return Finding("ok", "packages", "pip finds no conflict")
     # a note: it may be about packages that the project does not use, and whether ours load is asked
     # below
     answer = "; ".join(conflicts[:3]) or f"pip does not work: {failure}"
-    return Finding("note", "packages", answer, "remove .venv/.installed and run: make setup")
+    return Finding(
+        "note", "packages", answer, "remove .venv/.installed and run: make setup"
+    )
 
 
 def check_device() -> Finding:
@@ -77,14 +89,18 @@ def check_device() -> Finding:
     lines, failure = run(sys.executable, "-c", PROBE, *IMPORTS, seconds=60)
     if failure:
         name = lines[-1] if lines else "Python"  # the last one that was begun
-        todo = "remove the folder .venv and run: make setup (under load, first try again)"
+        todo = (
+            "remove the folder .venv and run: make setup (under load, first try again)"
+        )
         return Finding("fix", "device", f"{name} does not load: {failure}", todo)
     if gpu := lines[-1]:
         return Finding("ok", "device", gpu)
     if not shutil.which("nvidia-smi"):
         return Finding("ok", "device", "no GPU: fine, everything runs on the CPU")
     todo = "install a torch for its driver, or update the driver; the CPU is used meanwhile"
-    return Finding("note", "device", "nvidia-smi is here, and torch can use no GPU", todo)
+    return Finding(
+        "note", "device", "nvidia-smi is here, and torch can use no GPU", todo
+    )
 
 
 def check_memory() -> Finding:
@@ -123,9 +139,13 @@ def check_downloads() -> Finding:
     absent = []
     for asset in ASSETS.values():
         folder = cache_dir() / "assets" / f"{asset.package}-{asset.version}"
-        absent += [path for path, _ in asset.members.values() if not (folder / path).is_file()]
+        absent += [
+            path for path, _ in asset.members.values() if not (folder / path).is_file()
+        ]
     if not absent:
-        return Finding("ok", "downloads", "all files there (make assets compares hashes)")
+        return Finding(
+            "ok", "downloads", "all files there (make assets compares hashes)"
+        )
     todo = "run once with a network: make assets (make reproduce does it too)"
     return Finding("note", "downloads", "not there yet: " + ", ".join(absent), todo)
 
@@ -137,7 +157,9 @@ def run(*command: str, seconds: float = 30) -> tuple[list[str], str]:
         done = subprocess.run(command, timeout=seconds, **options)
     except (OSError, subprocess.TimeoutExpired) as error:
         return [], first_line(error)
-    reasons = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]
+    reasons = done.stderr.strip().splitlines() or [
+        f"it ended with code {done.returncode}"
+    ]
     return done.stdout.splitlines(), reasons[-1] if done.returncode else ""
 
 
@@ -148,7 +170,10 @@ def examine() -> int:
         findings += [check_device(), check_memory(), check_downloads()]
     lines = []
     for state, question, answer, todo in findings:
-        lines += [f"{state:<4}  {question:<9} {answer}", *([f"{'':16}-> {todo}"] if todo else [])]
+        lines += [
+            f"{state:<4}  {question:<9} {answer}",
+            *([f"{'':16}-> {todo}"] if todo else []),
+        ]
     wrong = sum(finding.state == "fix" for finding in findings)
     lines.append(f"{wrong or 'nothing'} to fix; a note is for your information")
     # all at once, so that `head` breaks no pipe

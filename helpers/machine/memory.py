@@ -15,7 +15,12 @@ GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # limit and of what is used, and how much of that is file cache, which the kernel gives back
 FILES = {
     "": ("", "memory.max", "memory.current", "inactive_file"),
-    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    "memory": (
+        "memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
 }
 
 
@@ -45,17 +50,25 @@ def ram() -> tuple[int, int]:
 
     machine = psutil.virtual_memory()
     free, total = machine.available, machine.total
-    lines = OWN_GROUPS.read_text(encoding="utf-8").splitlines() if OWN_GROUPS.exists() else []
+    lines = (
+        OWN_GROUPS.read_text(encoding="utf-8").splitlines()
+        if OWN_GROUPS.exists()
+        else []
+    )
     for _, controllers, path in (line.split(":", 2) for line in lines):
         for version in FILES.keys() & set(controllers.split(",")):
             tree, limit_file, used_file, cache = FILES[version]
             # in a container the path may be the host's, which does not exist here; a parent does
             group = GROUPS / tree / path.lstrip("/")
             for folder in (group, *group.parents):
-                with contextlib.suppress(OSError, ValueError):  # no group; a limit of "max"
+                with contextlib.suppress(
+                    OSError, ValueError
+                ):  # no group; a limit of "max"
                     limit = int((folder / limit_file).read_text())
                     used = int((folder / used_file).read_text())
-                    statistics = dict(line.split() for line in (folder / "memory.stat").open())
+                    statistics = dict(
+                        line.split() for line in (folder / "memory.stat").open()
+                    )
                     used -= int(statistics.get(cache, 0))
                     total, free = min(total, limit), min(free, max(0, limit - used))
     return free, total

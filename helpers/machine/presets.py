@@ -12,15 +12,22 @@ from typing import Any
 
 import yaml
 
-from helpers.errors import BadParameter, OutOfMemory, UnsupportedModel, check_choice
+from helpers.errors import BadParameter, OutOfMemory, UnsupportedModel
 from helpers.machine.estimates import Shape, gigabytes, memory_needed
 from helpers.machine.memory import Memory, free_memory
+from helpers.options import check_choice
 
 PRESETS = ("large", "t4")  # files of presets/, the largest first
-AUTO_FRACTION = 0.8  # of a machine's memory that "auto" may take: estimates are no promises
+AUTO_FRACTION = (
+    0.8  # of a machine's memory that "auto" may take: estimates are no promises
+)
 # the notebook's process without the model: Python, torch and the texts; with CUDA also its
 # libraries, and on the GPU its context
-PROCESS_BYTES, CUDA_PROCESS_BYTES, CUDA_CONTEXT_BYTES = int(0.8e9), int(2.5e9), int(0.6e9)
+PROCESS_BYTES, CUDA_PROCESS_BYTES, CUDA_CONTEXT_BYTES = (
+    int(0.8e9),
+    int(2.5e9),
+    int(0.6e9),
+)
 # how far an estimate of RAM may exceed what is free: the embedded model takes 1.9 GB, not 3
 RAM_SLACK = 1.5
 # bytes for each parameter that a notebook holds beside the pruned model: the dense model; what was
@@ -31,8 +38,14 @@ BESIDE = {"00_start_here": 4, "09_use_it": 4 + 17}
 def read_preset(preset: str) -> dict[str, dict[str, Any]]:
     """notebook → parameters of a preset. Raises BadParameter for an unknown name."""
     check_choice("preset", preset, ["auto", *PRESETS])
-    text = (Path(__file__).parent / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
-    return {name: row for name, row in yaml.safe_load(text).items() if not name.startswith(".")}
+    text = (Path(__file__).parent / "presets" / f"{preset}.yaml").read_text(
+        encoding="utf-8"
+    )
+    return {
+        name: row
+        for name, row in yaml.safe_load(text).items()
+        if not name.startswith(".")
+    }
 
 
 def preset_that_fits(memory: Memory) -> str:
@@ -45,7 +58,9 @@ def preset_that_fits(memory: Memory) -> str:
     return ""
 
 
-def notebook_memory(notebook: str, parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int]:
+def notebook_memory(
+    notebook: str, parameters: Mapping[str, Any], *, gpu: bool
+) -> tuple[int, int]:
     """(bytes on the device, bytes of RAM) that a notebook takes; the same without a GPU.
 
     Raises what `memory_needed` raises.
@@ -77,7 +92,9 @@ def choose(
                 f"preset = {preset!r} chooses the model, and {name} = {given[name]!r} is given as "
                 'well: leave one of them as it was (preset = "")'
             )
-    return {name: value for name, value in values.items() if given[name] == defaults[name]}
+    return {
+        name: value for name, value in values.items() if given[name] == defaults[name]
+    }
 
 
 def check_memory(notebook: str, parameters: Mapping[str, Any]) -> dict[str, str]:
@@ -103,7 +120,9 @@ def check_memory(notebook: str, parameters: Mapping[str, Any]) -> dict[str, str]
     for kind, need, left, slack in kinds:
         needs.append(f"{gigabytes(need)} of {kind}{' (tight)' if need > left else ''}")
         if need > left * slack:
-            names = [n for n in ("sequences", "length", "window", "batch") if n in parameters]
+            names = [
+                n for n in ("sequences", "length", "window", "batch") if n in parameters
+            ]
             raise OutOfMemory(
                 f"{parameters['model']} needs about {gigabytes(need)} of {kind} here and "
                 f"{gigabytes(left)} are free: choose a smaller model or lower "

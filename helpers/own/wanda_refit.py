@@ -12,5 +12,7 @@ from helpers import LayerResult, refit, register, select
 def wanda_refit(weight, gram, *, sparsity, pattern, keep=None, iterations=20):
     """Keep the largest |W|·‖x‖ in each output, then fit them to the dense layer's outputs."""
     if keep is None:
-        keep = select(weight.abs() * gram.diagonal().sqrt(), sparsity, pattern, "output")
+        keep = select(
+            weight.abs() * gram.diagonal().sqrt(), sparsity, pattern, "output"
+        )
     return LayerResult(refit(weight, gram, keep, iterations=iterations).weight, keep)

@@ -11,7 +11,13 @@ __getattr__, __dir__, __all__ = lazy_names(
         ),
         "beyond": ("pipeline_title",),
         "pictures": (
-            *("block_name", "growth_figure", "lines_figure", "mask_picture", "solve_figure"),
+            *(
+                "block_name",
+                "growth_figure",
+                "lines_figure",
+                "mask_picture",
+                "solve_figure",
+            ),
             "stream_figure",
         ),
         "frame": ("interval",),
@@ -20,7 +26,13 @@ __getattr__, __dir__, __all__ = lazy_names(
             *("schedule_figure", "write_figures"),
         ),
         "records": (
-            *("check_record", "check_type", "make_record", "read_record", "read_records"),
+            *(
+                "check_record",
+                "check_type",
+                "make_record",
+                "read_record",
+                "read_records",
+            ),
             "write_record",
         ),
         "style": (

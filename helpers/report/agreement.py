@@ -30,7 +30,9 @@ def summary(verdict: Verdict) -> str:
         text += f", {verdict.missing} not run here with this code"
     if verdict.without:
         text += f", {verdict.without} more without a committed record"
-    if apart := [abs(item.apart) for item in verdict.comparisons if item.apart is not None]:
+    if apart := [
+        abs(item.apart) for item in verdict.comparisons if item.apart is not None
+    ]:
         text += f", differences at most {100 * max(apart):.2f} %"
     others = [differences for differences in verdict.machines.values() if differences]
     reasons = "; ".join(dict.fromkeys(chain(*others)))
@@ -43,7 +45,9 @@ def summary(verdict: Verdict) -> str:
 def to_lines(comparisons: Iterable[Comparison]) -> list[str]:
     """The comparisons as aligned lines with a heading; the last column marks what is apart."""
     table = pd.DataFrame(comparisons, columns=Comparison._fields)
-    apart = [f"{100 * value:+.2f} %" if pd.notna(value) else "" for value in table["apart"]]
+    apart = [
+        f"{100 * value:+.2f} %" if pd.notna(value) else "" for value in table["apart"]
+    ]
     near = "OUT, close to the bound: another kind of processor may do that"
     state = zip(table.pop("within"), table.pop("close"), strict=True)
     marks = ["" if within else near if close else "OUT" for within, close in state]
@@ -57,7 +61,9 @@ def numbers_text(records: Iterable[Record]) -> str:
     return "\n".join(section.markdown for section in shown)
 
 
-def claims_markdown(records: Iterable[Record], tables: Path, page: Path | None = None) -> str:
+def claims_markdown(
+    records: Iterable[Record], tables: Path, page: Path | None = None
+) -> str:
     """The verdicts on the records of one model, each with its main number and a link to its table;
     then how each was tested, with all numbers, and which claims these records do not test. A column
     says where the runs of another model point (`second_model`).
@@ -77,22 +83,37 @@ def claims_markdown(records: Iterable[Record], tables: Path, page: Path | None =
     second, pointers = second_model(records) if beside is judged else ("", [])
     if second:
         text += f" The runs on {second} are too few to decide a claim: shown is where they point."
-    for number, (claim, one, other) in enumerate(zip(CLAIMS, judged, beside, strict=True), start=1):
+    for number, (claim, one, other) in enumerate(
+        zip(CLAIMS, judged, beside, strict=True), start=1
+    ):
         if beside is judged and one.verdict == UNTESTED:
             others.setdefault(one.numbers.partition(";")[0], []).append(number)
         elif beside is judged or {one.points, other.points} == {HOLDS, FAILS}:
             how, _, name = frame.caption(claim, paragraph=1).rpartition(" Table: ")
             table = tables / f"{name}md"  # its name ends in a full stop
             link = f"[{table.stem}]({os.path.relpath(table, page)})"
-            cells = [one.sentence, f"**{other.verdict}**", one.numbers.partition(";")[0]]
+            cells = [
+                one.sentence,
+                f"**{other.verdict}**",
+                one.numbers.partition(";")[0],
+            ]
             cells += pointers[number - 1 : number]
             rows += f"| {number} | {' | '.join(cells)} | {link} |\n"
             tested += f"{number}. {how} *{one.numbers}.*\n"
-    titles = ["#", "claim", "verdict", "number", *([f"on {second}"] if second else []), "evidence"]
+    titles = [
+        "#",
+        "claim",
+        "verdict",
+        "number",
+        *([f"on {second}"] if second else []),
+        "evidence",
+    ]
     head = f"| {' | '.join(titles)} |\n| --: {'| :-- ' * (len(titles) - 1)}|\n"
     left = "; ".join(f"{', '.join(map(str, of))} ({why})" for why, of in others.items())
     tested = f"{tested}\nNot tested by these records: {left}.\n" if others else tested
-    return f"{text}\n\n{head}{rows or NOTHING}\nHow each was tested. {RULES}\n\n{tested}"
+    return (
+        f"{text}\n\n{head}{rows or NOTHING}\nHow each was tested. {RULES}\n\n{tested}"
+    )
 
 
 def second_model(records: list[Record]) -> tuple[str, list[str]]:
@@ -102,16 +123,22 @@ def second_model(records: list[Record]) -> tuple[str, list[str]]:
     these are of that model.
     """
     others = read_records(reference_dir("second") / "records")
-    second, here = (frame.common_parameters(runs).get("model") for runs in (others, records))
+    second, here = (
+        frame.common_parameters(runs).get("model") for runs in (others, records)
+    )
     if not others or second == here:
         return "", []
     words, judged = {HOLDS: "yes: ", FAILS: "**no**: "}, claim_verdicts(others)
     said = [(words.get(one.points), one.numbers.partition(";")[0]) for one in judged]
-    name, _, _ = frame.EMBEDDED["model"][second].partition(" (")  # without how it was converted
+    name, _, _ = frame.EMBEDDED["model"][second].partition(
+        " ("
+    )  # without how it was converted
     return name, [word + number if word else "–" for word, number in said]
 
 
-def write_claims(records: Iterable[Record], folder: str | os.PathLike[str]) -> list[Path]:
+def write_claims(
+    records: Iterable[Record], folder: str | os.PathLike[str]
+) -> list[Path]:
     """Write claims.md into the folder of the tables, a section a model; its path.
 
     Raises FileError.

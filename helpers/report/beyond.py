@@ -28,7 +28,10 @@ def _steps(parameters: Mapping[str, Any]) -> str:
     """What was done beside the method, without the repair."""
     given = PLAIN | dict(parameters)
     text = f", {given['allocation']}" if given["allocation"] else ""
-    if given["allocation"] == "guide" and given["guide_sequences"] != PLAIN["guide_sequences"]:
+    if (
+        given["allocation"] == "guide"
+        and given["guide_sequences"] != PLAIN["guide_sequences"]
+    ):
         text += f" ({given['guide_sequences']})"
     text += ", one pass" if given["passes"] == 1 else ""
     return text if given["precision"] == "float32" else f"{text}, {given['precision']}"
@@ -91,7 +94,11 @@ def pipeline_frame(records: Iterable[Record]) -> pd.DataFrame:
     # of the logarithms, so that several runs of ADMM-Grad with one seed close nothing on average
     logs = np.log(table["perplexity"])
     base = logs.where((table["pipeline"] == BASE) & table["usual"])
-    base = base.groupby([table["target"], table["seed"]]).transform("mean").where(table["usual"])
+    base = (
+        base.groupby([table["target"], table["seed"]])
+        .transform("mean")
+        .where(table["usual"])
+    )
     closed = (base - logs) / (base - np.log(table["perplexity_dense"]))
     own = table["admm_seconds"]
     # of the same seed, since what a claim says of the ratio must hold for the noise in both
@@ -105,7 +112,9 @@ def _rows(pipelines: pd.DataFrame) -> list[str]:
     return list(pipelines.drop_duplicates("pipeline").sort_values("order")["pipeline"])
 
 
-def perplexity_table(pipelines: pd.DataFrame, number: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def perplexity_table(
+    pipelines: pd.DataFrame, number: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Means over seeds of the calibration text; ± is half of Student's 95 % interval of them;
     distil (n) trains the whole model on n windows.
 
@@ -113,7 +122,9 @@ def perplexity_table(pipelines: pd.DataFrame, number: str) -> tuple[pd.DataFrame
     Args: number, "perplexity" or "perplexity_web".
     """
     cells = frame.over_seeds(pipelines, "pipeline", number)
-    table, halves = (frame.by_target(cells[name], _rows(pipelines)) for name in ("mean", "half"))
+    table, halves = (
+        frame.by_target(cells[name], _rows(pipelines)) for name in ("mean", "half")
+    )
     dense = pipelines.loc[pipelines["usual"], f"{number}_dense"].mean()
     first = pd.DataFrame(dense, index=["dense"], columns=table.columns)
     return pd.concat([first, table]).rename_axis("pipeline"), halves
@@ -139,7 +150,10 @@ def gain_table(pipelines: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         runs = pipelines[pipelines["target"] == target]
         for number, name, middle in shown:
             cells = frame.over_seeds(runs, "pipeline", number).droplevel("target")
-            columns[f"{target}, {name}"], halves[f"{target}, {name}"] = cells[middle], cells["half"]
+            columns[f"{target}, {name}"], halves[f"{target}, {name}"] = (
+                cells[middle],
+                cells["half"],
+            )
     groups = pipelines.groupby("pipeline")
     columns |= {"runs": groups.size(), "peak memory (GB)": groups["memory"].max()}
     table = pd.DataFrame(columns).reindex(_rows(pipelines)).rename_axis("pipeline")
@@ -150,17 +164,25 @@ def gain_table(pipelines: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def tables_of(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
     """Which table, its note, itself and its spread, from the records of one model."""
-    groups = frame.by_windows(record for record in records if record["notebook"] == NOTEBOOK)
+    groups = frame.by_windows(
+        record for record in records if record["notebook"] == NOTEBOOK
+    )
     caption = frame.caption(perplexity_table)
     for number, runs in enumerate(groups):
         end = f", other windows {number}" if number else ""
         pipelines, where = pipeline_frame(runs), frame.setting(runs)
         yield end[2:], f"{where} {caption}", *perplexity_table(pipelines, "perplexity")
         common = frame.common_parameters(runs)
-        web = frame.EMBEDDED["calibration"].get(common["calibration"], common["calibration"])
+        web = frame.EMBEDDED["calibration"].get(
+            common["calibration"], common["calibration"]
+        )
         note = (
             f"{frame.about_model(runs)} Perplexity on {web}, {common['web_windows']} windows of "
             f"{common['length']} tokens that nothing was fitted to, others for each seed. {caption}"
         )
         yield f"web text{end}", note, *perplexity_table(pipelines, "perplexity_web")
-        yield f"gain{end}", f"{where} {frame.caption(gain_table)}", *gain_table(pipelines)
+        yield (
+            f"gain{end}",
+            f"{where} {frame.caption(gain_table)}",
+            *gain_table(pipelines),
+        )

@@ -22,12 +22,21 @@ import pandas as pd
 from helpers.report import frame, outcome, tables
 from helpers.report.beyond import BASE, GUIDED, pipeline_frame
 from helpers.report.frame import ENOUGH, TASK_NAMES, Record, cost_to_reach
-from helpers.report.outcome import SEEDED, UNKNOWN, Evidence, from_seeds, untested, with_error
+from helpers.report.outcome import (
+    SEEDED,
+    UNKNOWN,
+    Evidence,
+    from_seeds,
+    untested,
+    with_error,
+)
 
 SPARSITIES = ("50 %", "60 %", "70 %", "80 %")
 SEEDS = 5  # at SEEDED; fewer decide nothing about a model's perplexity
 FEW_SEEDS = 3  # nor about its answers, which items move as much, or about a repair
-MOST = 0.9  # "on nearly all layers": the share of problems on which a claim must be true
+MOST = (
+    0.9  # "on nearly all layers": the share of problems on which a claim must be true
+)
 MIDDLE = 0.5  # up to this share it is not true of nearly all; what lies between decides nothing
 FEWEST = 8  # layers; fewer say nothing about nearly all layers
 TOLERATED = 0.25  # an overhead this much larger still counts as the same
@@ -46,7 +55,9 @@ RULES = (
     f"fewer takes the interval at {SEEDED}, widened for that and, for perplexities, in proportion "
     "to the damage ln(perplexity / dense)."
 )
-Pairs = Mapping[str, Mapping[str, pd.DataFrame]]  # by rival and column, as `Findings.paired`
+Pairs = Mapping[
+    str, Mapping[str, pd.DataFrame]
+]  # by rival and column, as `Findings.paired`
 
 
 class Findings:
@@ -63,20 +74,28 @@ class Findings:
         self.dense = self.pruned.query("method == 'dense'")["perplexity"].mean()
         self.pipelines = pipeline_frame(self.records).query("usual")
 
-    def paired(self, target: str, other: str, timed: bool = False, **options: Any) -> pd.DataFrame:
+    def paired(
+        self, target: str, other: str, timed: bool = False, **options: Any
+    ) -> pd.DataFrame:
         """ADMM-Grad with options and another method at a target, a row for each seed of both.
 
         The columns of the other end in "_". Records of one seed, be they copies or different in
         rounding (another machine, other threads), are one draw of the calibration text: their mean
         counts, and the first is the row's record. timed: only runs that were timed alone.
         """
-        at = self.pruned[(self.pruned["target"] == target) & (self.pruned["timed"] | (not timed))]
+        at = self.pruned[
+            (self.pruned["target"] == target) & (self.pruned["timed"] | (not timed))
+        ]
         sides = []
         for method, changed in (("admm-grad", options), (other, {})):
             runs = at[(at["method"] == method) & (at["options"] == json.dumps(changed))]
             means = runs[frame.NUMBERS].groupby(runs["seed"]).mean()
-            sides.append(means.join(runs.drop_duplicates("seed").set_index("seed")["record"]))
-        return sides[0].merge(sides[1], left_index=True, right_index=True, suffixes=("", "_"))
+            sides.append(
+                means.join(runs.drop_duplicates("seed").set_index("seed")["record"])
+            )
+        return sides[0].merge(
+            sides[1], left_index=True, right_index=True, suffixes=("", "_")
+        )
 
 
 # ------------------------------------------------------------------ the update on a fixed mask
@@ -92,11 +111,17 @@ def _on_nearly_all(
     if problems.empty:
         return untested("an update study (notebook 02)")
     layers = problems["layer"].nunique()
-    few = f"; {layers} of the {FEWEST} layers that would decide" if layers < FEWEST else ""
+    few = (
+        f"; {layers} of the {FEWEST} layers that would decide"
+        if layers < FEWEST
+        else ""
+    )
     most, middle = math.ceil(MOST * len(problems)), math.floor(MIDDLE * len(problems))
     margin = true.sum() - (most + middle) / 2
     half = (most - middle) / 2 - 0.25  # so that `most` and `middle` themselves decide
-    return Evidence([(margin, UNKNOWN if few or not alone else half)], f"{numbers}{few}")
+    return Evidence(
+        [(margin, UNKNOWN if few or not alone else half)], f"{numbers}{few}"
+    )
 
 
 def _race(findings: Findings, solvers: Sequence[str], unit: str) -> Evidence:
@@ -109,7 +134,9 @@ def _race(findings: Findings, solvers: Sequence[str], unit: str) -> Evidence:
         rivals = [c for c in problem["curves"] if c["solver"] in solvers and c[unit]]
         spent = cost_to_reach(rivals, max(problem["excess"], ROUNDING), unit)
         # a rival that was stopped before ADMM's own cost has not been beaten
-        if spent < math.inf or any(curve[unit][-1] >= problem[unit] for curve in rivals):
+        if spent < math.inf or any(
+            curve[unit][-1] >= problem[unit] for curve in rivals
+        ):
             rows.append((problem["layer"], spent / problem[unit]))
     race = pd.DataFrame(rows, columns=["layer", "ratio"])
     slower, never = race["ratio"] > 1, (race["ratio"] == math.inf).sum()
@@ -228,7 +255,9 @@ def one_rho_fits(findings: Findings) -> Evidence:
 # ------------------------------------------------------------------ whole models
 
 
-def _lower(findings: Findings, pairs: Pairs, needed: Sequence[str], fewest: int) -> Evidence:
+def _lower(
+    findings: Findings, pairs: Pairs, needed: Sequence[str], fewest: int
+) -> Evidence:
     """The evidence that ADMM-Grad has lower perplexity than each rival in every column.
 
     A value is the mean ln of the ratio of perplexities over paired seeds. A column with fewer seeds
@@ -237,16 +266,25 @@ def _lower(findings: Findings, pairs: Pairs, needed: Sequence[str], fewest: int)
     """
     margins, shown, main, missing = [], [], [], []
     for other, columns in pairs.items():
-        missing += [f"{other} at {column}" for column in needed if not len(columns[column])]
+        missing += [
+            f"{other} at {column}" for column in needed if not len(columns[column])
+        ]
         columns = {column: both for column, both in columns.items() if len(both)}
-        logs = {c: np.log(both["perplexity"] / both["perplexity_"]) for c, both in columns.items()}
+        logs = {
+            c: np.log(both["perplexity"] / both["perplexity_"])
+            for c, both in columns.items()
+        }
         damages = {c: _damage(findings.dense, both) for c, both in columns.items()}
         texts = []
         for column, (mean, half) in outcome.seeded_intervals(logs, damages).items():
             margins.append((-mean, half))
             change, error = 100 * math.expm1(mean), 100 * half * math.exp(mean)
             texts.append(f"{column} {with_error(change, error, sign='+')} %")
-        main += [f"{t.removeprefix(SEEDED)} against {other}" for t in texts if t.startswith(SEEDED)]
+        main += [
+            f"{t.removeprefix(SEEDED)} against {other}"
+            for t in texts
+            if t.startswith(SEEDED)
+        ]
         shown += [f"against {other}: {', '.join(texts)}"] if texts else []
     if not margins:
         return untested(f"runs of admm-grad and {' and '.join(pairs)}")
@@ -262,7 +300,10 @@ def _damage(dense: float, both: pd.DataFrame) -> float:
 
 
 def _beats(
-    findings: Findings, others: Sequence[str], needed: Sequence[str], wanted: Sequence[str] = ()
+    findings: Findings,
+    others: Sequence[str],
+    needed: Sequence[str],
+    wanted: Sequence[str] = (),
 ) -> Evidence:
     columns = (*needed, *wanted)
     pairs = {other: {c: findings.paired(c, other) for c in columns} for other in others}
@@ -275,16 +316,22 @@ def _option(
     """Whether an option of ADMM-Grad changes perplexity at 60 % by a fraction in these bounds."""
     both = findings.paired(SEEDED, "admm-grad", **options)
     if both.empty:
-        return untested(f"runs of {frame.in_brackets('admm-grad', options)} at {SEEDED}")
+        return untested(
+            f"runs of {frame.in_brackets('admm-grad', options)} at {SEEDED}"
+        )
     here, there = both["perplexity"], both["perplexity_"]
     changes = here / there - 1
     change, half = frame.interval(changes)
-    means = " against ".join(tables.format_number(runs.mean()) for runs in (here, there))
+    means = " against ".join(
+        tables.format_number(runs.mean()) for runs in (here, there)
+    )
     shown = [
         f"perplexity {with_error(100 * change, 100 * half, digits=2, sign='+')} %",
         f"{means}; by seed {', '.join(f'{100 * each:+.2f} %' for each in changes)}",
     ]
-    return from_seeds([(change - least, half), (most - change, half)], shown, len(both), SEEDS)
+    return from_seeds(
+        [(change - least, half), (most - change, half)], shown, len(both), SEEDS
+    )
 
 
 def gradual_mask(findings: Findings) -> Evidence:
@@ -311,7 +358,9 @@ def overhead(findings: Findings) -> Evidence:
     forward passes and grams, the same work for both, enter as their median. More calibration text
     brings the ratio nearer to 1. Table: cost.
     """
-    both = pd.concat([findings.paired(at, "sparsegpt", timed=True) for at in SPARSITIES])
+    both = pd.concat(
+        [findings.paired(at, "sparsegpt", timed=True) for at in SPARSITIES]
+    )
     if both.empty:
         return untested("runs of admm-grad and sparsegpt, timed alone")
     common = pd.concat([both["forward_seconds"], both["forward_seconds_"]]).median()
@@ -324,7 +373,9 @@ def overhead(findings: Findings) -> Evidence:
         f"medians: solving and selecting admm-grad {own.median():.0f} s, "
         f"sparsegpt {other.median():.0f} s, beside {common:.0f} s of forward passes and grams"
     )
-    return Evidence([(1 + TOLERATED - ratio, half if len(both) >= FEW_SEEDS else UNKNOWN)], numbers)
+    return Evidence(
+        [(1 + TOLERATED - ratio, half if len(both) >= FEW_SEEDS else UNKNOWN)], numbers
+    )
 
 
 def _more_answers(findings: Findings, pairs: Sequence[tuple[str, str]]) -> Evidence:
@@ -332,21 +383,30 @@ def _more_answers(findings: Findings, pairs: Sequence[tuple[str, str]]) -> Evide
     for target, at in findings.scored.query("options == '{}'").groupby("target"):
         names = {f"{high}, {target} − {low}, {target}": low for high, low in pairs}
         steps = tables.paired_frame(at["record"])
-        steps = steps[steps["pair"].isin(names)].pivot(index=["pair", "seed"], columns="task")
+        steps = steps[steps["pair"].isin(names)].pivot(
+            index=["pair", "seed"], columns="task"
+        )
         steps = steps.dropna(axis=1)  # tasks that one run alone was given
         if steps.empty or len(steps.index.unique("pair")) < len(pairs):
             continue
         means = steps["difference"].mean(axis=1)
         # seeds share their items, so that the error from the items does not shrink with them
-        items = 2 * np.sqrt((steps["error"] ** 2).sum(axis=1)) / len(steps["error"].columns)
+        items = (
+            2 * np.sqrt((steps["error"] ** 2).sum(axis=1)) / len(steps["error"].columns)
+        )
         margins, shown = [], []
         for name, low in names.items():
             step, half = frame.interval(means[name])
             margins.append((step, math.hypot(np.nan_to_num(half), items[name].mean())))
             shown.append(f"{step:+.3f} ± {margins[-1][1]:.3f} against {low}")
         shared = [task for task in TASK_NAMES.values() if task in steps["error"]]
-        numbers = [f"share of questions: {', '.join(shown)}", f"mean over {', '.join(shared)}"]
-        return from_seeds(margins, numbers, min(steps.groupby("pair").size()), FEW_SEEDS)
+        numbers = [
+            f"share of questions: {', '.join(shown)}",
+            f"mean over {', '.join(shared)}",
+        ]
+        return from_seeds(
+            margins, numbers, min(steps.groupby("pair").size()), FEW_SEEDS
+        )
     methods = " and ".join(dict.fromkeys(sum(pairs, ())))
     return untested(f"zero-shot runs of {methods} on the same items")
 
@@ -383,7 +443,9 @@ def own_models(findings: Findings) -> Evidence:
     Claim 11 on the records of the plan `paper`, each model by itself. Table: perplexity.
     """
     if not any(record.get("plan") == "paper" for record in findings.records):
-        return untested("the plan `paper` on a GPU; published figures are in helpers/report/papers")
+        return untested(
+            "the plan `paper` on a GPU; published figures are in helpers/report/papers"
+        )
     return best_of_all(findings)
 
 
@@ -399,7 +461,9 @@ def best_of_layers(findings: Findings) -> Evidence:
     return _beats(findings, ["alps"], needed=SPARSITIES, wanted=("2:4", "4:8"))
 
 
-def _closes(findings: Findings, name: str, least: float, most: float, needed: bool) -> Evidence:
+def _closes(
+    findings: Findings, name: str, least: float, most: float, needed: bool
+) -> Evidence:
     """A pipeline closes `least` of the gap, as a fraction, in `most` times ADMM-Grad's seconds.
 
     At 60 % and at 70 %, which must have been run if it is `needed`; seconds where they count.
@@ -408,7 +472,10 @@ def _closes(findings: Findings, name: str, least: float, most: float, needed: bo
     seeds = runs.groupby(["target", "seed"])[["closed", "times"]].mean()
     closed, times = (
         outcome.seeded_intervals(
-            {target: each.array for target, each in seeds[number].dropna().groupby("target")}
+            {
+                target: each.array
+                for target, each in seeds[number].dropna().groupby("target")
+            }
         )
         for number in ("closed", "times")
     )
@@ -416,8 +483,13 @@ def _closes(findings: Findings, name: str, least: float, most: float, needed: bo
         return untested(f"runs of {name} at {SEEDED} (notebook 08)")
     alone = runs["timed"].any()
     margins = [(share - least, half) for share, half in closed.values()]
-    margins += [(most - ratio, half if alone else UNKNOWN) for ratio, half in times.values()]
-    texts = {at: f"{at} closed {with_error(*(100 * np.array(closed[at])))} %" for at in closed}
+    margins += [
+        (most - ratio, half if alone else UNKNOWN) for ratio, half in times.values()
+    ]
+    texts = {
+        at: f"{at} closed {with_error(*(100 * np.array(closed[at])))} %"
+        for at in closed
+    }
     for at, ratio in times.items():
         texts[at] += f" in {with_error(*ratio, digits=2)} times the seconds"
         texts[at] += "" if alone else SHARED
@@ -457,16 +529,29 @@ def better_start(findings: Findings) -> Evidence:
     """
     at = findings.pipelines.query("target == @SEEDED")
     values = at.groupby(["pipeline", "seed"])["perplexity"].mean().unstack("pipeline")
-    both = values.reindex(columns=[REPAIRED, REPAIRED.replace(BASE, "sparsegpt")]).dropna()
+    both = values.reindex(
+        columns=[REPAIRED, REPAIRED.replace(BASE, "sparsegpt")]
+    ).dropna()
     if both.empty:
-        return untested("runs of admm-grad and sparsegpt with guide and repair (notebook 08)")
+        return untested(
+            "runs of admm-grad and sparsegpt with guide and repair (notebook 08)"
+        )
     both = both.set_axis(["perplexity", "perplexity_"], axis=1)
     return _lower(findings, {"sparsegpt": {SEEDED: both}}, [SEEDED], FEW_SEEDS)
 
 
 CLAIMS = (
-    *(beats_gradients_per_iteration, beats_gradients_per_second, beats_conjugate_gradients),
-    *(better_update, enough_for_a_layer, enough_for_a_model, preconditioning_of_a_layer),
+    *(
+        beats_gradients_per_iteration,
+        beats_gradients_per_second,
+        beats_conjugate_gradients,
+    ),
+    *(
+        better_update,
+        enough_for_a_layer,
+        enough_for_a_model,
+        preconditioning_of_a_layer,
+    ),
     *(preconditioning_of_a_model, one_rho_fits, gradual_mask, best_of_all, overhead),
     *(most_answers, second_in_answers, released_schedule, own_models),
     *(best_of_layers, repair_closes_half, guide_closes_a_tenth, better_start),
@@ -482,13 +567,19 @@ class Judged(NamedTuple):
     points: str  # what the verdict would be without noise
 
 
-def claim_verdicts(records: Iterable[Record], claims: Sequence = CLAIMS) -> list[Judged]:
+def claim_verdicts(
+    records: Iterable[Record], claims: Sequence = CLAIMS
+) -> list[Judged]:
     """What the records of one model say of each claim, in the order of `claims`."""
     findings, judged = Findings(records), []
     for claim in claims:
         margins, numbers = claim(findings)
         verdict = outcome.decide(margins)
         numbers = re.sub(r"(?<![\w.])-(?=\d)", "−", numbers)  # as wide as a plus
-        points = outcome.decide([(margin, 0.0) for margin, _ in margins if not math.isnan(margin)])
-        judged.append(Judged(frame.caption(claim), verdict, frame.in_words(numbers), points))
+        points = outcome.decide(
+            [(margin, 0.0) for margin, _ in margins if not math.isnan(margin)]
+        )
+        judged.append(
+            Judged(frame.caption(claim), verdict, frame.in_words(numbers), points)
+        )
     return judged

@@ -24,8 +24,15 @@ Row = Mapping[str, Any]  # of a series
 PRUNE_NOTEBOOK = "04_prune_model"
 ZERO_SHOT_NOTEBOOK = "05_zero_shot"
 # names as people write them
-NAMES = {"wanda": "Wanda", "sparsegpt": "SparseGPT", "admm-grad": "ADMM-Grad", "adam": "Adam"}
-NAMES |= {n: n.upper() for n in ("admm", "admm1", "alps", "owl", "besa", "csr", "cg", "sgd")}
+NAMES = {
+    "wanda": "Wanda",
+    "sparsegpt": "SparseGPT",
+    "admm-grad": "ADMM-Grad",
+    "adam": "Adam",
+}
+NAMES |= {
+    n: n.upper() for n in ("admm", "admm1", "alps", "owl", "besa", "csr", "cg", "sgd")
+}
 METHOD_ORDER = ("dense", "magnitude", "wanda", "sparsegpt", "admm1", "admm-grad")
 TASK_NAMES = {"boolq": "BoolQ", "rte": "RTE", "hellaswag": "HellaSwag", "winogrande": "WinoGrande",
               "arc_easy": "ARC-e", "arc_challenge": "ARC-c", "openbookqa": "OBQA",
@@ -46,7 +53,12 @@ EMBEDDED = {"model": {"embedded": f"SmolLM2-135M-Instruct {CONVERTED}",
 CELL = ("method", "effort", "sparsity", "pattern", "options", "device", "calibration_seed",
         "tasks", "limit")  # fmt: skip
 CALIBRATION = ("calibration", "sequences", "length")
-WINDOWS = ("evaluation", "windows", "window", "web_windows")  # what a perplexity is measured on
+WINDOWS = (
+    "evaluation",
+    "windows",
+    "window",
+    "web_windows",
+)  # what a perplexity is measured on
 
 
 def caption(function: Callable[..., Any], paragraph: int = 0) -> str:
@@ -56,7 +68,9 @@ def caption(function: Callable[..., Any], paragraph: int = 0) -> str:
 
 def in_words(label: str) -> str:
     """A label as people write it: "ADMM-Grad, OWL" for "admm-grad, owl"."""
-    label = re.sub(r"\b[a-z]\w*\.(?=[a-z])", "", label)  # self_attn.q_proj: the layer's own name
+    label = re.sub(
+        r"\b[a-z]\w*\.(?=[a-z])", "", label
+    )  # self_attn.q_proj: the layer's own name
     label = re.sub(r"[\w-]+", lambda word: NAMES.get(word[0], word[0]), label)
     return re.sub(r"^(dense|magnitude)\b", lambda word: word[0].capitalize(), label)
 
@@ -113,7 +127,9 @@ def common_parameters(records: Iterable[Record]) -> dict[str, Any]:
         for key, value in record["parameters"].items():
             if key not in CELL:
                 counts[key][json.dumps(value, sort_keys=True)] += 1
-    return {key: json.loads(count.most_common(1)[0][0]) for key, count in counts.items()}
+    return {
+        key: json.loads(count.most_common(1)[0][0]) for key, count in counts.items()
+    }
 
 
 def about_model(records: Iterable[Record]) -> str:
@@ -124,11 +140,18 @@ def about_model(records: Iterable[Record]) -> str:
 
 def setting(records: Sequence[Record]) -> str:
     """One line on the setting that most of these runs of the pruning notebook share."""
-    begun = any("start_token" in (r.get("data") or {}).get("evaluation", ()) for r in records)
+    begun = any(
+        "start_token" in (r.get("data") or {}).get("evaluation", ()) for r in records
+    )
     # a record made by hand may lack some of the parameters
     common = defaultdict(lambda: "?", common_parameters(records))
-    common |= {key: names.get(common[key], common[key]) for key, names in EMBEDDED.items()}
-    common |= {"all": common["windows"] or "all", "begun": ", after a start token" if begun else ""}
+    common |= {
+        key: names.get(common[key], common[key]) for key, names in EMBEDDED.items()
+    }
+    common |= {
+        "all": common["windows"] or "all",
+        "begun": ", after a start token" if begun else "",
+    }
     return (
         "Model: {model}. Perplexity on {evaluation}, {all} windows of {window} tokens{begun}. "
         "Calibration on {calibration}, {sequences} x {length} tokens."
@@ -145,7 +168,9 @@ def method_name(parameters: Mapping[str, Any]) -> str:
     effort = parameters.get("effort")
     if not effort:
         return parameters["method"]
-    return f"{parameters['method']} + {'' if effort == 'balanced' else f'{effort} '}recipe"
+    return (
+        f"{parameters['method']} + {'' if effort == 'balanced' else f'{effort} '}recipe"
+    )
 
 
 def in_brackets(name: str, options: Mapping[str, Any] | None) -> str:
@@ -155,7 +180,9 @@ def in_brackets(name: str, options: Mapping[str, Any] | None) -> str:
 
 
 def run_frame(
-    records: Iterable[Record], notebook: str = PRUNE_NOTEBOOK, cell: Sequence[str] = CELL
+    records: Iterable[Record],
+    notebook: str = PRUNE_NOTEBOOK,
+    cell: Sequence[str] = CELL,
 ) -> pd.DataFrame:
     """The runs of a notebook that prunes or scores, a row each in the order given.
 
@@ -167,7 +194,9 @@ def run_frame(
     """
     runs = [record for record in records if record["notebook"] == notebook]
     common = common_parameters(runs)
-    plain = {method_name(r["parameters"]) for r in runs if not r["parameters"].get("options")}
+    plain = {
+        method_name(r["parameters"]) for r in runs if not r["parameters"].get("options")
+    }
     rows = []
     for record in runs:
         given = record["parameters"]
@@ -190,7 +219,9 @@ def run_frame(
             "timed": record.get("timed", False),
         })  # fmt: skip
     table = pd.DataFrame(rows)
-    table = table.reindex(columns=list(dict.fromkeys([*COLUMNS, *FLAGS, *NUMBERS, *table])))
+    table = table.reindex(
+        columns=list(dict.fromkeys([*COLUMNS, *FLAGS, *NUMBERS, *table]))
+    )
     return table.astype(dict.fromkeys(FLAGS, bool) | dict.fromkeys(NUMBERS, float))
 
 
@@ -221,7 +252,9 @@ def over_seeds(runs: pd.DataFrame, row: str, number: str) -> pd.DataFrame:
     """
     seeds = runs.groupby([row, "target", "seed"], sort=False)[number].mean().dropna()
     cells = seeds.groupby(level=[row, "target"])
-    return cells.agg(mean="mean", median="median", half=lambda values: interval(values)[1])
+    return cells.agg(
+        mean="mean", median="median", half=lambda values: interval(values)[1]
+    )
 
 
 def by_target(values: pd.Series, rows: Iterable[str]) -> pd.DataFrame:
@@ -239,19 +272,25 @@ def with_series(records: Iterable[Record], name: str) -> list[Record]:
 def series_of(records: Iterable[Record], name: str) -> Mapping[str, Any] | None:
     """The series of that name, of the record "default" if it has one, else of the first."""
     having = with_series(records, name)
-    first = min(having, key=lambda record: record.get("name") != "default", default=None)
+    first = min(
+        having, key=lambda record: record.get("name") != "default", default=None
+    )
     return first and first["series"][name]
 
 
 def series_rows(records: Iterable[Record], name: str) -> list[dict[str, Any]]:
     """The rows of a series that is a list, of all records, each with its "record" (a number)."""
     having = enumerate(with_series(records, name))
-    return [row | {"record": number} for number, r in having for row in r["series"][name]]
+    return [
+        row | {"record": number} for number, r in having for row in r["series"][name]
+    ]
 
 
 def matching(rows: Iterable[Row], **wanted: Any) -> list[Row]:
     """The rows of a series that have these values."""
-    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+    return [
+        row for row in rows if all(row[name] == value for name, value in wanted.items())
+    ]
 
 
 def cost_to_reach(curves: Iterable[Row], excess: float, unit: str) -> float:
@@ -292,14 +331,26 @@ def problem_frame(records: Iterable[Record]) -> pd.DataFrame:
         series, given = record.get("series") or {}, record["parameters"]
         admm = {"solver": "admm", "damping": given.get("damping", USUAL["damping"])}
         for sparsity in sorted({row["sparsity"] for row in series.get("update", ())}):
-            update, curves = (matching(series[s], sparsity=sparsity) for s in ("update", "curves"))
-            ended = matching(update, **admm, precondition=True, iterations=20, rho=USUAL["rho"])
+            update, curves = (
+                matching(series[s], sparsity=sparsity) for s in ("update", "curves")
+            )
+            ended = matching(
+                update, **admm, precondition=True, iterations=20, rho=USUAL["rho"]
+            )
             row = {name: ended[-1][name] if ended else None for name in MEASURES[:5]}
             other = next(iter(matching(update, solver="sparsegpt")), {})
-            row |= {f"sparsegpt_{name}": other.get(name) for name in ("error", "heldout")}
-            scaled, unscaled = (matching(curves, **admm, precondition=p) for p in (True, False))
+            row |= {
+                f"sparsegpt_{name}": other.get(name) for name in ("error", "heldout")
+            }
+            scaled, unscaled = (
+                matching(curves, **admm, precondition=p) for p in (True, False)
+            )
             usual = matching(scaled, rho=USUAL["rho"])
-            for name, some in ("scaled", scaled), ("unscaled", unscaled), ("one_rho", usual):
+            for name, some in (
+                ("scaled", scaled),
+                ("unscaled", unscaled),
+                ("one_rho", usual),
+            ):
                 row[name] = cost_to_reach(some, ENOUGH, "iterations") if some else None
             row |= {"rhos": len({curve["rho"] for curve in scaled})}
             row |= {"layer": (given.get("block"), given["layer"])}

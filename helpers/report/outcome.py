@@ -12,7 +12,9 @@ HOLDS, FAILS = "holds", "does not hold"
 OPEN, UNTESTED = "not decided here", "not tested here"
 SEEDED = "60 %"  # the column that is run with several seeds
 UNKNOWN = math.nan  # the half width of what is too little to decide
-Margin = tuple[float, float]  # how far on the claim's side a value is, and half of its interval
+Margin = tuple[
+    float, float
+]  # how far on the claim's side a value is, and half of its interval
 
 
 class Evidence(NamedTuple):

@@ -27,7 +27,9 @@ def _draw_mask(ax: Axes, keep: Any, shape: tuple[int, int], title: str) -> None:
     """The top left corner of a mask; SHARE in the title stands for how much of all is kept."""
     colours = ListedColormap([style.PRUNED, style.KEPT])
     corner = np.asarray(keep.cpu())[: shape[0], : shape[1]]
-    ax.imshow(corner, cmap=colours, vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+    ax.imshow(
+        corner, cmap=colours, vmin=0, vmax=1, interpolation="nearest", aspect="equal"
+    )
     ax.grid(False)
     share = f"{100 * keep.float().mean().item():.0f} % of {' × '.join(map(str, keep.shape))}"
     set_up(ax, title.replace("SHARE", share), xlabel="input", ylabel="output")
@@ -41,7 +43,12 @@ def mask_picture(keep: Any, *, size: int = 48, title: str = "") -> Figure:
 
 
 def lines_figure(
-    table: pd.DataFrame, title: str = "", *, xlabel: str, ylabel: str, marked: Any = None
+    table: pd.DataFrame,
+    title: str = "",
+    *,
+    xlabel: str,
+    ylabel: str,
+    marked: Any = None,
 ) -> Figure:
     """A line for each column of a table against its index, on a log axis, with its name at its end.
 
@@ -55,7 +62,9 @@ def lines_figure(
         ax.plot(line.index, style.above_zero(line), label=in_words(label), **look)
     if marked is not None:
         ax.plot([marked], [line[marked]], "o", label="kept", **style.RING)
-    set_up(ax, in_words(title), log="y", plain=True, whole=10, xlabel=xlabel, ylabel=ylabel)
+    set_up(
+        ax, in_words(title), log="y", plain=True, whole=10, xlabel=xlabel, ylabel=ylabel
+    )
     style.name_ends(ax)
     return figure
 
@@ -79,17 +88,25 @@ def solve_figure(
     figure, (left, middle, right) = style.new_figure(
         3, size=(10.5, 3.9), margins=MARGINS, width_ratios=[1.25, 1.1, 1]
     )
-    left.plot(range(1, len(errors) + 1), style.above_zero(errors), **style_of("ADMM") | SMALL)
-    style.draw_references(left, {name: value for name, value in references.items() if value > 0})
+    left.plot(
+        range(1, len(errors) + 1), style.above_zero(errors), **style_of("ADMM") | SMALL
+    )
+    style.draw_references(
+        left, {name: value for name, value in references.items() if value > 0}
+    )
     if mask_steps:
-        left.axvspan(0.5, mask_steps + 0.5, color="#EEEEEE", zorder=0, label="mask still changes")
+        left.axvspan(
+            0.5, mask_steps + 0.5, color="#EEEEEE", zorder=0, label="mask still changes"
+        )
     set_up(left, title, log="y", plain=True, whole=8, xlabel="iteration",
            ylabel=style.RELATIVE_ERROR, xlim=(0.5, len(errors) + 0.5),
            legend={"fontsize": 8.5})  # fmt: skip
     # the error of every output, the solve's worst first; three are named
     order = np.argsort(-np.asarray(after), kind="stable")
     ranks = range(1, len(order) + 1)
-    bare, solved = (style.above_zero(np.asarray(values)[order]) for values in (before, after))
+    bare, solved = (
+        style.above_zero(np.asarray(values)[order]) for values in (before, after)
+    )
     middle.plot(ranks, bare, ".", color="#999999", markersize=3, label="no update")
     middle.plot(ranks, solved, color=style.ADMM[0], linewidth=2, label="after ADMM")
     set_up(middle, f"hurt most: outputs {', '.join(map(str, order[:3]))}", log="y", plain=True,
@@ -117,14 +134,19 @@ def growth_figure(
     title.
     """
     figure, (left, middle, right) = style.new_figure(
-        3, size=(10.5, 4.3), margins=MARGINS | {"bottom": 0.26}, width_ratios=[1, 1, 1.3]
+        3,
+        size=(10.5, 4.3),
+        margins=MARGINS | {"bottom": 0.26},
+        width_ratios=[1, 1, 1.3],
     )
     percent = [100 * value for value in sparsity]
     for ax, values, look in ((left, percent, "paper"), (middle, errors, "ADMM")):
         ax.plot(range(1, len(values) + 1), values, **style_of(look) | SMALL)
         ax.axvline(iteration, **NOW)
         ax.plot([iteration], [values[iteration - 1]], "o", **style.RING)
-    title = f"{name}\niteration {iteration}: {percent[iteration - 1]:.1f} % pruned".strip()
+    title = (
+        f"{name}\niteration {iteration}: {percent[iteration - 1]:.1f} % pruned".strip()
+    )
     set_up(left, title, whole=8, xlabel="iteration", ylabel="sparsity of the mask (%)",
            ylim=(0, 100))  # fmt: skip
     set_up(middle, f"iteration {iteration}: error {errors[iteration - 1]:.4f}", whole=8,
@@ -140,7 +162,9 @@ def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> 
                "kept here only": style.GRADUAL[0], "kept by both": "#B5BBC4"}  # fmt: skip
     # few groups, each of which can be counted
     rows, columns = (16, 3 * max(8, group)) if group else (40, 60)
-    kind = np.asarray((2 * keep.int() + one_shot.int()).cpu())[:rows, :columns]  # as the colours
+    kind = np.asarray((2 * keep.int() + one_shot.int()).cpu())[
+        :rows, :columns
+    ]  # as the colours
     look = {"cmap": ListedColormap(list(colours.values())), "interpolation": "nearest"}
     ax.imshow(kind, vmin=0, vmax=3, aspect="auto", **look)
     ax.grid(False)
@@ -149,8 +173,16 @@ def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> 
         edges = np.arange(group - 0.5, columns - 1, group)
         ax.vlines(edges, -0.5, rows - 0.5, color="black", linewidth=2)
     moved = 100 * float((keep & ~one_shot).sum()) / max(1, int(keep.sum()))
-    patches = [Patch(facecolor=c, edgecolor="#999999", label=name) for name, c in colours.items()]
-    place = {"fontsize": 8.5, "ncols": 2, "loc": "upper center", "bbox_to_anchor": (0.45, -0.16)}
+    patches = [
+        Patch(facecolor=c, edgecolor="#999999", label=name)
+        for name, c in colours.items()
+    ]
+    place = {
+        "fontsize": 8.5,
+        "ncols": 2,
+        "loc": "upper center",
+        "bbox_to_anchor": (0.45, -0.16),
+    }
     set_up(ax, f"{moved:.1f} % of those kept are not one-shot's",
            legend={"handles": patches, **place}, xlabel="input", ylabel="output")  # fmt: skip
 
@@ -166,13 +198,20 @@ def stream_figure(
     table = np.asarray(norms)
     here, medians = table[block], np.median(table, axis=1)
     figure, (left, right) = style.new_figure(
-        2, size=(10.5, 3.7), margins=MARGINS | {"left": 0.085, "wspace": 0.2}, width_ratios=[1.4, 1]
+        2,
+        size=(10.5, 3.7),
+        margins=MARGINS | {"left": 0.085, "wspace": 0.2},
+        width_ratios=[1.4, 1],
     )
     left.plot(here, color=style.COLOURS[0], linewidth=1)
     left.axhline(medians[block], label="median", **NOW | {"color": style.DENSE})
     for rank, position in enumerate(top, 1):
-        left.plot([position], [here[position]], "o", color=style.COLOURS[1], markersize=5)
-        left.annotate(str(rank), (position, here[position]), (4, 3), textcoords="offset points")
+        left.plot(
+            [position], [here[position]], "o", color=style.COLOURS[1], markersize=5
+        )
+        left.annotate(
+            str(rank), (position, here[position]), (4, 3), textcoords="offset points"
+        )
     right.plot(table.max(axis=1), **style_of("", 1) | SMALL, label="largest token")
     right.plot(medians, **style_of("", 0) | SMALL, label="median token")
     right.axvline(block, **NOW)

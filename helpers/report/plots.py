@@ -15,10 +15,21 @@ from helpers.report import frame, style
 from helpers.report.frame import Record, in_words
 from helpers.report.style import set_up, style_of
 
-NEAR = 1.01  # an error at most so many times that of the optimum counts as having arrived
+NEAR = (
+    1.01  # an error at most so many times that of the optimum counts as having arrived
+)
 TIE = 1.03  # a perplexity at most so many times the lowest is not told from it: seeds move both
-LABELS = {"one-shot": "one-shot mask", "released": "released code", "paper": "gradual mask (paper)"}
-ONCE = {"markevery": [0], "markersize": 11, "linewidth": 5, "linestyle": "-"}  # below the others
+LABELS = {
+    "one-shot": "one-shot mask",
+    "released": "released code",
+    "paper": "gradual mask (paper)",
+}
+ONCE = {
+    "markevery": [0],
+    "markersize": 11,
+    "linewidth": 5,
+    "linestyle": "-",
+}  # below the others
 
 
 def perplexity_figure(records: Iterable[Record]) -> Figure | None:
@@ -43,7 +54,9 @@ def perplexity_figure(records: Iterable[Record]) -> Figure | None:
     top = (cells if refitting.empty else refitting)["perplexity"].max()
     dense = cells.loc[cells["target"] == "dense", "perplexity"].min()
     if pd.notna(dense):
-        ax.axhline(dense, label=f"Dense {dense:.1f}", **style_of("dense") | {"marker": ""})
+        ax.axhline(
+            dense, label=f"Dense {dense:.1f}", **style_of("dense") | {"marker": ""}
+        )
     title = "Perplexity of the model after pruning"
     best = shown.groupby("target")["perplexity"].transform("min")
     near = shown[shown["perplexity"] <= TIE * best].groupby("target")["label"]
@@ -74,7 +87,9 @@ def convergence_figure(series: Mapping[str, Any]) -> Figure:
         label = f"ADMM, {name}{' (recommended)' if name == 'ρ = 1' else ''}"
         ax.plot(series["iterations"], values, label=label, **style_of(name, position))
     style.draw_references(ax, series["references"])
-    optimum = next((e for n, e in series["references"].items() if n.startswith("exact")), 0.0)
+    optimum = next(
+        (e for n, e in series["references"].items() if n.startswith("exact")), 0.0
+    )
     steps = zip(series["iterations"], series["error"].get("ρ = 1", []), strict=False)
     arrived = next((point for point in steps if point[1] <= NEAR * optimum), None)
     title = "ADMM on one fixed mask, for several ρ"
@@ -100,8 +115,15 @@ def schedule_figure(series: Mapping[str, Any]) -> Figure:
     figure, (left, right) = style.new_figure(2, size=(8.4, 3.7))
     steps = series["mask_steps"]
     for name, values in series["sparsity"].items():
-        look = style_of(name) | (ONCE if name == "one-shot" else {"markevery": slice(steps)})
-        left.plot(range(1, len(values) + 1), 100 * np.asarray(values), label=LABELS[name], **look)
+        look = style_of(name) | (
+            ONCE if name == "one-shot" else {"markevery": slice(steps)}
+        )
+        left.plot(
+            range(1, len(values) + 1),
+            100 * np.asarray(values),
+            label=LABELS[name],
+            **look,
+        )
     left.axvspan(0.5, steps + 0.5, color="#EEEEEE", zorder=0)
     shares = (100 * pd.DataFrame(series["ratio"])).drop(index="one-shot")
     width = 0.8 / len(shares)
@@ -149,7 +171,9 @@ def figures(records: Iterable[Record]) -> dict[str, Figure]:
 
 def figure_alt(name: str) -> str:
     """The alternative text of a figure by its name in `figures`; "" for one that is not known."""
-    known = (frame.caption(draw) for kind, draw in FIGURES.items() if name.startswith(kind))
+    known = (
+        frame.caption(draw) for kind, draw in FIGURES.items() if name.startswith(kind)
+    )
     return next(known, "")
 
 

@@ -33,7 +33,9 @@ DIFFERENT = (
 def read_published() -> pd.DataFrame:
     """The numbers of published.csv and paper.csv, in the order of the files."""
     folder = Path(__file__).with_name("papers")
-    return pd.concat([pd.read_csv(folder / name, dtype=TYPES) for name in FILES], ignore_index=True)
+    return pd.concat(
+        [pd.read_csv(folder / name, dtype=TYPES) for name in FILES], ignore_index=True
+    )
 
 
 def ratio_table(records: Iterable[Record]) -> pd.DataFrame | None:
@@ -48,9 +50,15 @@ def ratio_table(records: Iterable[Record]) -> pd.DataFrame | None:
     theirs = theirs[theirs["metric"] == "wikitext2_ppl"]
     at = list(map(frame.target_name, theirs["pattern"], theirs["sparsity"]))
     model = theirs["model"] + ", window " + theirs["window"].map(str)
-    source = theirs["source"].str.replace(r" \(as .+\)$", "", regex=True)  # another name
+    source = theirs["source"].str.replace(
+        r" \(as .+\)$", "", regex=True
+    )  # another name
     theirs = theirs.assign(at=at, model=model, source=source)
-    ours = frame.perplexity_cells(records)["mean"].rename("value").rename_axis(["method", "at"])
+    ours = (
+        frame.perplexity_cells(records)["mean"]
+        .rename("value")
+        .rename_axis(["method", "at"])
+    )
     cells = pd.concat([ours.reset_index().assign(model="here", source="here"), theirs])
     ratios = [f"/ {rival}" for rival in RIVALS]
     for rival, ratio in zip(RIVALS, ratios, strict=True):
@@ -61,7 +69,15 @@ def ratio_table(records: Iterable[Record]) -> pd.DataFrame | None:
     rows = cells[~cells["method"].isin(["dense", "magnitude", "sparsegpt"])]
     rows = rows.dropna(subset=ratios, how="all")
     rows = rows[rows["at"].isin(rows.loc[rows["model"] == "here", "at"])]
-    places = rows["at"].map(frame.column_key), rows["cell"], rows["method"].map(frame.row_key)
+    places = (
+        rows["at"].map(frame.column_key),
+        rows["cell"],
+        rows["method"].map(frame.row_key),
+    )
     rows = rows.assign(order=list(zip(*places, strict=True))).sort_values("order")
     rows = rows.rename(columns={"value": "perplexity"}).set_index("at")
-    return None if rows.empty else rows[["method", "model", "perplexity", *ratios, "source"]]
+    return (
+        None
+        if rows.empty
+        else rows[["method", "model", "perplexity", *ratios, "source"]]
+    )

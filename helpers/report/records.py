@@ -96,7 +96,9 @@ def make_record(**fields: Any) -> dict[str, Any]:
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     order = [field.alias or name for name, field in RecordModel.model_fields.items()]
-    return check_record(_plain({name: fields[name] for name in order if name in fields} | fields))
+    return check_record(
+        _plain({name: fields[name] for name in order if name in fields} | fields)
+    )
 
 
 def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Path:
@@ -117,7 +119,9 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise FileError(f"cannot read record {path}: {error.strerror or error}") from error
+        raise FileError(
+            f"cannot read record {path}: {error.strerror or error}"
+        ) from error
     except (ValueError, RecursionError) as error:
         reason = f"is not JSON ({first_line(error)})"
         raise FileError(f"record {path} {reason}: delete it and run again") from error
@@ -143,8 +147,12 @@ def check_record(record: Any, where: str = "record") -> dict[str, Any]:
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or "all of it"
-        given = "is missing" if first["type"] == "missing" else f"= {first['input']!r:.60}"
-        raise FileError(f"{where}: {field} {given} ({first['msg']}): run again") from error
+        given = (
+            "is missing" if first["type"] == "missing" else f"= {first['input']!r:.60}"
+        )
+        raise FileError(
+            f"{where}: {field} {given} ({first['msg']}): run again"
+        ) from error
     return record
 
 
@@ -158,11 +166,17 @@ def check_type(name: str, value: Any, types: Collection[type]) -> None:
     # type() and not isinstance, because True is an int to isinstance
     if type(value) in types or (type(value) is int and float in types):
         return
-    wanted = " or ".join(sorted("None" if kind is NoneType else kind.__name__ for kind in types))
+    wanted = " or ".join(
+        sorted("None" if kind is NoneType else kind.__name__ for kind in types)
+    )
     # YAML 1.1 wants a point in a float; it reads 2:4 as 124, in base 60, and no as False
-    yaml = " (in YAML write 1.0e-3 for 1e-3, numbers without quotes, 2:4 and no in quotes)"
+    yaml = (
+        " (in YAML write 1.0e-3 for 1e-3, numbers without quotes, 2:4 and no in quotes)"
+    )
     hint = yaml if str in {type(value), *types} else ""
-    raise BadParameter(f"{name} = {value!r} is of type {type(value).__name__}: give {wanted}{hint}")
+    raise BadParameter(
+        f"{name} = {value!r} is of type {type(value).__name__}: give {wanted}{hint}"
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -171,7 +185,9 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return (
+        [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    )
 
 
 def _to_json(record: Mapping[str, Any]) -> str:

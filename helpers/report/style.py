@@ -29,7 +29,10 @@ COLOURS = ("#332288", "#882255", "#000000", "#8B83C4", "#5E8CA8", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
 DENSE = "#555555"  # the dense model, and notes on a figure
-GRADUAL, ONE_SHOT = ("#0072B2", "o", "-"), ("#009E73", "^", "-.")  # which mask ADMM refits
+GRADUAL, ONE_SHOT = (
+    ("#0072B2", "o", "-"),
+    ("#009E73", "^", "-."),
+)  # which mask ADMM refits
 RELEASED, ADMM = ("#56B4E9", "s", "--"), ("#6A2C91", "o", "-")
 # colour, marker and dash
 LOOKS = {
@@ -49,12 +52,20 @@ LOOKS = {
 }  # fmt: skip
 KEPT, PRUNED = "#3D4653", "#F4F4F4"
 # around one point of a line
-RING = {"color": "black", "ls": "none", "markersize": 12, "fillstyle": "none", "mew": 1.6}
+RING = {
+    "color": "black",
+    "ls": "none",
+    "markersize": 12,
+    "fillstyle": "none",
+    "mew": 1.6,
+}
 HOUSE = Path(__file__).with_name("house.mplstyle")
 RELATIVE_ERROR = "relative error ‖XW − XŴ‖² / ‖XW‖²"
 
 
-_STYLING = threading.RLock()  # matplotlib's settings are global, and explorers draw in a thread
+_STYLING = (
+    threading.RLock()
+)  # matplotlib's settings are global, and explorers draw in a thread
 
 
 @contextmanager
@@ -100,7 +111,9 @@ def style_of(label: str, position: int = 0) -> dict[str, Any]:
 
     A method with other options has not the look of the method.
     """
-    looks = (looks_of[position % len(looks_of)] for looks_of in (COLOURS, MARKERS, DASHES))
+    looks = (
+        looks_of[position % len(looks_of)] for looks_of in (COLOURS, MARKERS, DASHES)
+    )
     # the mean of several, such as "q_proj, k_proj", looks like the first
     colour, marker, dash = LOOKS.get(label.partition(",")[0]) or looks
     return {"color": colour, "marker": marker, "linestyle": dash}
@@ -139,11 +152,15 @@ def set_up(
         ax.set(title=title, **{f"{axis}scale": "log" for axis in log}, **labels)
         if whole:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=whole))
-        if plain:  # every tick on an axis of less than a decade, some between a few decades
+        if (
+            plain
+        ):  # every tick on an axis of less than a decade, some between a few decades
             span = max(ax.get_ylim()) / min(ax.get_ylim())
             digits = "123456789" if span <= 5 else "2345" if span < 1e3 else ""
             ax.yaxis.set_major_formatter("{x:.4g}")
-            ax.yaxis.set_minor_formatter(lambda y, _: f"{y:.4g}" if f"{y:.0e}"[0] in digits else "")
+            ax.yaxis.set_minor_formatter(
+                lambda y, _: f"{y:.4g}" if f"{y:.0e}"[0] in digits else ""
+            )
         if legend:
             ax.legend(**({} if legend is True else legend))
 
@@ -161,7 +178,12 @@ def name_ends(ax: Axes) -> None:
         name = f"{'↑ ' if place > 1 else ''}{line.get_label()}"  # off the scale
         place = max(min(place, 0.9), free)
         free = place + 0.07
-        look = {"color": line.get_color(), "fontsize": 9, "fontweight": "bold", "va": "center"}
+        look = {
+            "color": line.get_color(),
+            "fontsize": 9,
+            "fontweight": "bold",
+            "va": "center",
+        }
         ax.annotate(name, (1.01, place), xycoords="axes fraction", **look)
 
 

@@ -21,7 +21,15 @@ import pandas as pd
 from helpers.data.tasks import TASK_TABLE, paired_difference
 from helpers.paths import replace_file
 from helpers.report import beyond, frame, published
-from helpers.report.frame import SECONDS, TASK_NAMES, USUAL, Record, about_model, caption, setting
+from helpers.report.frame import (
+    SECONDS,
+    TASK_NAMES,
+    USUAL,
+    Record,
+    about_model,
+    caption,
+    setting,
+)
 
 SOLVERS = {"none": "no update", "sparsegpt": "SparseGPT", "sgd": "SGD", "adam": "Adam",
            "cg": "conjugate gradients", "admm": "ADMM", "exact": "exact optimum"}  # fmt: skip
@@ -45,7 +53,13 @@ def format_number(value: float | str) -> str:
         return f"{value:.1e}"
     if 0 < size < 1:
         return f"{value:.3f}" if size >= 0.0995 else f"{value:.3g}"
-    return f"{value:.2f}" if size < 100 else f"{value:.1f}" if size < 1000 else f"{value:,.0f}"
+    return (
+        f"{value:.2f}"
+        if size < 100
+        else f"{value:.1f}"
+        if size < 1000
+        else f"{value:,.0f}"
+    )
 
 
 def to_markdown(table: pd.DataFrame, spread: pd.DataFrame | None = None) -> str:
@@ -53,8 +67,13 @@ def to_markdown(table: pd.DataFrame, spread: pd.DataFrame | None = None) -> str:
     cells = table.map(format_number)
     if spread is not None:
         spread = spread.reindex(cells.index)  # rows such as chance have none
-        cells += spread.map(lambda half: "" if pd.isna(half) else f" ± {format_number(half)}")
-    lines = [(table.index.name or "", *table.columns), (":--", *["--:"] * len(table.columns))]
+        cells += spread.map(
+            lambda half: "" if pd.isna(half) else f" ± {format_number(half)}"
+        )
+    lines = [
+        (table.index.name or "", *table.columns),
+        (":--", *["--:"] * len(table.columns)),
+    ]
     lines += cells.itertuples(name=None)
     texts = (" | ".join(map(str, line)) for line in lines)
     return "".join(f"| {frame.in_words(text)} |\n" for text in texts)
@@ -63,7 +82,9 @@ def to_markdown(table: pd.DataFrame, spread: pd.DataFrame | None = None) -> str:
 # ------------------------------------------------------------------ the pruning notebook
 
 
-def perplexity_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+def perplexity_table(
+    records: Iterable[Record],
+) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     """± is half of Student's 95 % interval over seeds of the calibration text, where there are
     several. The choice of evaluation windows is not in it: every cell has the same ones.
 
@@ -98,7 +119,11 @@ def cost_table(records: Iterable[Record]) -> pd.DataFrame | None:
         return None
     runs = runs.assign(memory=[r["peak_memory_bytes"] / 1e9 for r in runs["record"]])
     groups = runs.groupby("label")
-    table = groups[SECONDS].median().rename(columns=lambda name: name.replace("_seconds", " (s)"))
+    table = (
+        groups[SECONDS]
+        .median()
+        .rename(columns=lambda name: name.replace("_seconds", " (s)"))
+    )
     table.insert(0, "runs", groups.size())
     table["peak memory (GB)"] = groups["memory"].max()
     return table.loc[sorted(table.index, key=frame.row_key)].rename_axis("method")
@@ -113,15 +138,24 @@ def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
     cell is left out; None if there is no other.
     """
     runs = frame.run_frame(records)
-    cells = [record["parameters"] | {"options": None, "device": None} for record in runs["record"]]
+    cells = [
+        record["parameters"] | {"options": None, "device": None}
+        for record in runs["record"]
+    ]
     runs["cell"] = [json.dumps(cell, sort_keys=True) for cell in cells]
-    same = runs.groupby(["cell", "label", "target", "variant"], sort=False, as_index=False)
+    same = runs.groupby(
+        ["cell", "label", "target", "variant"], sort=False, as_index=False
+    )
     runs = same["perplexity"].mean()
-    pairs = runs.query("variant").merge(runs.query("not variant"), on="cell", suffixes=("", "_"))
+    pairs = runs.query("variant").merge(
+        runs.query("not variant"), on="cell", suffixes=("", "_")
+    )
     if pairs.empty:
         return None
     pairs["change"] = 100 * (pairs["perplexity"] / pairs["perplexity_"] - 1)
-    pairs = pairs.sort_values("label", key=lambda labels: labels.map(frame.row_key), kind="stable")
+    pairs = pairs.sort_values(
+        "label", key=lambda labels: labels.map(frame.row_key), kind="stable"
+    )
     table = pairs.groupby(["label", "target"], sort=False).agg(**{
         "seeds": ("change", "size"),
         "perplexity": ("perplexity", mean),
@@ -145,7 +179,11 @@ def answer_frame(records: Iterable[Record]) -> pd.DataFrame:
     rows = []
     for run in frame.run_frame(records, frame.ZERO_SHOT_NOTEBOOK).itertuples():
         model = run.label if run.target == "dense" else f"{run.label}, {run.target}"
-        key = (frame.row_key(run.label), model, 0 if run.target == "dense" else run.seed)
+        key = (
+            frame.row_key(run.label),
+            model,
+            0 if run.target == "dense" else run.seed,
+        )
         for task, name in TASK_NAMES.items():
             if task not in run.record["series"]["zero_shot"]:
                 continue
@@ -162,7 +200,9 @@ def answer_frame(records: Iterable[Record]) -> pd.DataFrame:
     columns = ["model", "seed", "task", "items", "right", "acc", "acc_stderr", "acc_norm",
                "acc_norm_stderr", "harness", "order"]  # fmt: skip
     table = pd.DataFrame(rows, columns=columns).sort_values("order")
-    return table.drop_duplicates(["model", "seed", "task"], keep="last", ignore_index=True)
+    return table.drop_duplicates(
+        ["model", "seed", "task"], keep="last", ignore_index=True
+    )
 
 
 def _by_task(
@@ -174,7 +214,9 @@ def _by_task(
     Tasks are taken as independent.
     """
     answers = answers.dropna(subset=value)
-    cells = answers.groupby([rows, "task"], sort=False)[[value, error]].mean().astype(float)
+    cells = (
+        answers.groupby([rows, "task"], sort=False)[[value, error]].mean().astype(float)
+    )
     columns = [name for name in TASK_NAMES.values() if name in set(answers["task"])]
     values, errors = (
         cells[name].unstack().reindex(index=answers[rows].unique(), columns=columns)
@@ -234,7 +276,9 @@ def paired_table(records: Iterable[Record]) -> pd.DataFrame | None:
         return None
     values, errors = _by_task(pairs, "pair", "difference", "error")
     texts = values.map("{:+.3f}".format) + " ± " + errors.map("{:.3f}".format)
-    texts = texts.mask(values.abs() > 2 * errors, "**" + texts + "**").where(values.notna())
+    texts = texts.mask(values.abs() > 2 * errors, "**" + texts + "**").where(
+        values.notna()
+    )
     return texts.rename_axis("difference")
 
 
@@ -272,7 +316,9 @@ def update_table(records: Iterable[Record]) -> pd.DataFrame | None:
         "excess, worst (%)": ("excess", "max"),
         "seconds": ("seconds", mean),
     })  # fmt: skip
-    table.insert(0, "iterations", table.index.get_level_values("iterations").astype("Int64"))
+    table.insert(
+        0, "iterations", table.index.get_level_values("iterations").astype("Int64")
+    )
     labels = [_update_label(*key[1:-1]) for key in table.index]
     return table.set_axis(labels).rename_axis("update")
 
@@ -311,7 +357,9 @@ def mask_table(records: Iterable[Record], text: str = "error") -> pd.DataFrame |
 
 def _mask_label(mask_steps: int, schedule: str, budget: str) -> str:
     """The name of a rule for the mask: whatever is not the default."""
-    steps = {15: "", 0: "one-shot mask (no steps)"}.get(mask_steps, f"{mask_steps} mask steps")
+    steps = {15: "", 0: "one-shot mask (no steps)"}.get(
+        mask_steps, f"{mask_steps} mask steps"
+    )
     details = [steps] if steps else []
     details += [f"{schedule} schedule"] if schedule != "paper" else []
     details += [f"budget per {budget}"] if budget != "matrix" else []
@@ -362,8 +410,18 @@ def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
         for number, alike in enumerate(frame.by_windows(pruned)):
             table, spread = perplexity_table(alike)
             note = f"{setting(alike)} {caption(perplexity_table)}"
-            note += "" if "dense" in table.index else " The dense model was not run on these."
-            yield "perplexity", f"other windows {number}" if number else "", note, table, spread
+            note += (
+                ""
+                if "dense" in table.index
+                else " The dense model was not run on these."
+            )
+            yield (
+                "perplexity",
+                f"other windows {number}" if number else "",
+                note,
+                table,
+                spread,
+            )
         devices = "; ".join(sorted({record["device"] for record in pruned}))
         timed = sum(record.get("timed", False) for record in pruned)
         note = f"Device: {devices}. {timed} of {len(pruned)} runs were timed alone."
@@ -375,7 +433,9 @@ def _tables_of(runs: list[Record]) -> Iterator[tuple[Any, ...]]:
     for metric, how in ("acc", ""), ("acc_norm", " normalised by the answers' length"):
         if tables := zero_shot_table(runs, metric):
             note = f"{model} Accuracy{how} ± one standard error over items. {_items_note(runs)}"
-            accuracy = pd.concat([chances(tables[0]).to_frame().T, tables[0]]).rename_axis("model")
+            accuracy = pd.concat(
+                [chances(tables[0]).to_frame().T, tables[0]]
+            ).rename_axis("model")
             yield "zero_shot", metric, note, accuracy, tables[1]
     yield "zero_shot", "paired", f"{model} {caption(paired_table)}", paired_table(runs)
     yield "weight_update", "", f"{model} {caption(update_table)}", update_table(runs)
@@ -391,16 +451,22 @@ def sections(records: Iterable[Record]) -> dict[str, list[Section]]:
     for model, runs in frame.by_model(records).items():
         for name, which, note, table, *spread in _tables_of(runs):
             if table is not None:
-                made[name].append(Section(f"{model} {which}".strip(), note, table, *spread))
+                made[name].append(
+                    Section(f"{model} {which}".strip(), note, table, *spread)
+                )
     return dict(made)
 
 
-def write_tables(records: Iterable[Record], folder: str | os.PathLike[str]) -> list[Path]:
+def write_tables(
+    records: Iterable[Record], folder: str | os.PathLike[str]
+) -> list[Path]:
     """Write every table of `sections` as NAME.md and return the paths.
 
     Raises FileError if the folder cannot be written.
     """
     return [
-        replace_file(Path(folder) / f"{name}.md", "\n".join(part.markdown for part in parts))
+        replace_file(
+            Path(folder) / f"{name}.md", "\n".join(part.markdown for part in parts)
+        )
         for name, parts in sorted(sections(records).items())
     ]

@@ -51,7 +51,11 @@ SHARES = {"wanda": 0.015, "admm1": 0.005, "sparsegpt": 0.04, "admm-grad": 0.04}
 # by block, of a layer's error; each is for all blocks from there to the next
 LAYERS = {0: 1.5e-3, 1: 2e-2, 2: 0.15, 8: 0.5}
 GUIDED = LAYERS | {0: 5e-3}
-STEERED = ("allocation", "effort", "repair")  # parameters by which a run is guided or trained
+STEERED = (
+    "allocation",
+    "effort",
+    "repair",
+)  # parameters by which a run is guided or trained
 CLOSE = 2.0  # times a bound: another kind of processor may exceed it by so much
 UNKNOWN = 0.05  # of a perplexity whose dense model is not known
 TURNED = 0.10  # the chance that an item's answer turns on another machine
@@ -74,10 +78,14 @@ class Comparison(NamedTuple):
     what: str
     here: float | str
     reference: float | str
-    apart: float | None  # the relative difference of two numbers, with its sign, where finite
+    apart: (
+        float | None
+    )  # the relative difference of two numbers, with its sign, where finite
     allowed: str
     within: bool
-    close: bool = False  # not within, on another machine, and by less than CLOSE times the bound
+    close: bool = (
+        False  # not within, on another machine, and by less than CLOSE times the bound
+    )
 
 
 class Verdict(NamedTuple):
@@ -101,7 +109,11 @@ def judge(
     dense models.
     """
     here, committed = (
-        {record_id(record): record for record in some if record["notebook"] != TABLES_NOTEBOOK}
+        {
+            record_id(record): record
+            for record in some
+            if record["notebook"] != TABLES_NOTEBOOK
+        }
         for some in (records, reference)
     )
     plan = list(plan)
@@ -113,14 +125,20 @@ def judge(
             parts = _compare(here[name], expected, plan, same=not machines[run])
             comparisons += [Comparison(run, *part) for part in parts]
         else:
-            comparisons.append(Comparison(run, "record", "missing", "", None, "", False))
+            comparisons.append(
+                Comparison(run, "record", "missing", "", None, "", False)
+            )
     apart = {item.run for item in comparisons if not item.within}
-    missing, without = (len(a.keys() - b.keys()) for a, b in ((committed, here), (here, committed)))
+    missing, without = (
+        len(a.keys() - b.keys()) for a, b in ((committed, here), (here, committed))
+    )
     reproduced = len(committed) - len(apart)
     return Verdict(comparisons, len(committed), reproduced, missing, without, machines)
 
 
-def same_run(record: Record, reference: Record, defaults: Mapping[str, Any] | None = None) -> bool:
+def same_run(
+    record: Record, reference: Record, defaults: Mapping[str, Any] | None = None
+) -> bool:
     """Whether two records have the same notebook and parameters; the device may differ.
 
     A parameter that the notebook has gained since the reference was made counts there with the
@@ -140,11 +158,19 @@ def machine_differences(record: Record, reference: Record) -> list[str]:
 
     def describe(of: Record) -> dict[str, Any]:
         device, _, threads = of.get("device", "").partition(", ")
-        made = {"processor": (of.get("platform") or {}).get("processor"), "device": device}
+        made = {
+            "processor": (of.get("platform") or {}).get("processor"),
+            "device": device,
+        }
         made["threads"] = threads.partition(" ")[0]
-        made["batch"] = (of.get("series") or {}).get("batch")  # halved where memory ran out
+        made["batch"] = (of.get("series") or {}).get(
+            "batch"
+        )  # halved where memory ran out
         # without the label of a build: 2.13.0+cpu is on a processor what 2.13.0 is
-        versions = {name: text.partition("+")[0] for name, text in of.get("versions", {}).items()}
+        versions = {
+            name: text.partition("+")[0]
+            for name, text in of.get("versions", {}).items()
+        }
         return made | {name: versions.get(name) for name in COMPUTING}
 
     here, there = describe(record), describe(reference)
@@ -155,7 +181,9 @@ def machine_differences(record: Record, reference: Record) -> list[str]:
     ]
 
 
-def tolerance_of(reference: Record, metric: str, plan: Sequence[Record]) -> tuple[float, str]:
+def tolerance_of(
+    reference: Record, metric: str, plan: Sequence[Record]
+) -> tuple[float, str]:
     """How far a metric may be apart on another machine, as a fraction of its value, and why.
 
     Args: plan, the committed records of the plan, with other seeds and the dense model.
@@ -170,10 +198,18 @@ def tolerance_of(reference: Record, metric: str, plan: Sequence[Record]) -> tupl
     if metric.startswith("divergence"):
         return share, "share of the damage"
     if metric.startswith("perplexity"):
-        value, text = reference["metrics"][metric]["value"], metric.removesuffix("_layers")
+        value, text = (
+            reference["metrics"][metric]["value"],
+            metric.removesuffix("_layers"),
+        )
         # of a run that measures it too, as those of notebooks 08 and 00 do
-        dense = [reference["metrics"].get(name) for name in (f"{text}_dense", "perplexity_dense")]
-        dense += [run["metrics"].get(text) for run in plan if _is_dense_of(run, reference)]
+        dense = [
+            reference["metrics"].get(name)
+            for name in (f"{text}_dense", "perplexity_dense")
+        ]
+        dense += [
+            run["metrics"].get(text) for run in plan if _is_dense_of(run, reference)
+        ]
         known = [entry["value"] for entry in dense if entry]
         if not known:
             return UNKNOWN, "bound"
@@ -182,13 +218,17 @@ def tolerance_of(reference: Record, metric: str, plan: Sequence[Record]) -> tupl
     bounds = [(FLOOR, "bound")]
     # of several records of one seed the last counts
     seeds = {
-        json.dumps(_parameters(record), sort_keys=True): record["metrics"][metric]["value"]
+        json.dumps(_parameters(record), sort_keys=True): record["metrics"][metric][
+            "value"
+        ]
         for record in plan
         if metric in record["metrics"] and _but_seeds(record) == _but_seeds(reference)
     }
     if len(seeds) >= FEWEST_SEEDS and sum(seeds.values()):
         spread = max(seeds.values()) - min(seeds.values())
-        bounds.append((spread / abs(statistics.fmean(seeds.values())), f"{len(seeds)} seeds"))
+        bounds.append(
+            (spread / abs(statistics.fmean(seeds.values())), f"{len(seeds)} seeds")
+        )
     tolerance, basis = max(bounds)
     return min(tolerance, CEILING), basis
 
@@ -202,13 +242,17 @@ def _is_dense_of(record: Record, reference: Record) -> bool:
 
 def _parameters(record: Record) -> dict[str, Any]:
     """The parameters that define a run, wherever it runs."""
-    return {key: value for key, value in record["parameters"].items() if key != "device"}
+    return {
+        key: value for key, value in record["parameters"].items() if key != "device"
+    }
 
 
 def _but_seeds(record: Record) -> tuple[str, dict[str, Any]]:
     """The notebook and all parameters but seeds."""
     parameters = _parameters(record).items()
-    return record["notebook"], {key: value for key, value in parameters if "seed" not in key}
+    return record["notebook"], {
+        key: value for key, value in parameters if "seed" not in key
+    }
 
 
 def _blind(record: Record) -> bool:
@@ -229,7 +273,14 @@ def _compare(
     for text, there in (reference.get("data") or {}).items():
         if isinstance(there, Mapping) and "tokens" in there:
             here = ((record.get("data") or {}).get(text) or {}).get("tokens", "missing")
-            yield f"{text} tokens", here, there["tokens"], None, "equal", here == there["tokens"]
+            yield (
+                f"{text} tokens",
+                here,
+                there["tokens"],
+                None,
+                "equal",
+                here == there["tokens"],
+            )
     yield from _layers(record, reference, same)
     if same:
         yield from _series(record, reference)
@@ -263,7 +314,12 @@ def _layers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
         for run in (record, reference)
     )
     apart = [
-        (block, _apart(here.get((block, name), {}).get("error"), layer["error"], ABSOLUTE_SAME))
+        (
+            block,
+            _apart(
+                here.get((block, name), {}).get("error"), layer["error"], ABSOLUTE_SAME
+            ),
+        )
         for (block, name), layer in there.items()
         if layer["error"] is not None
     ]
@@ -271,16 +327,25 @@ def _layers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
     guided = parameters.get("allocation") or parameters.get("effort")
     bounds = {0: SAME} if same else GUIDED if guided else LAYERS
     for first, bound in bounds.items():
-        group = [value for block, value in apart if max(b for b in bounds if b <= block) == first]
+        group = [
+            value
+            for block, value in apart
+            if max(b for b in bounds if b <= block) == first
+        ]
         if group:
-            what, furthest = f"layer error, furthest from block {first}", max(group, key=abs)
+            what, furthest = (
+                f"layer error, furthest from block {first}",
+                max(group, key=abs),
+            )
             yield _number(what, 1 + furthest, 1.0, bound, "bound", same)
     if apart and not same:
         median = statistics.median(value for _, value in apart)
         yield _number("layer error, median", 1 + median, 1.0, MEDIAN, "bound", same)
     masks = {key: layer["mask"] for key, layer in there.items() if layer.get("mask")}
     if masks and (same or _blind(reference)):
-        count = sum(here.get(key, {}).get("mask") != mask for key, mask in masks.items())
+        count = sum(
+            here.get(key, {}).get("mask") != mask for key, mask in masks.items()
+        )
         yield _count("masks", count, len(masks))
 
 
@@ -310,10 +375,16 @@ def _answers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
     def by_item(run: Record) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
         series = run.get("series") or {}
         for task, score in series.get("zero_shot", {}).items():
-            columns = {"right": score["acc"], "answer": series.get("answers", {}).get(task)}
+            columns = {
+                "right": score["acc"],
+                "answer": series.get("answers", {}).get(task),
+            }
             columns["normalised"] = score.get("acc_norm") if same else None
             for place, item in enumerate(score["items"]):
-                yield (task, item), {key: some[place] for key, some in columns.items() if some}
+                yield (
+                    (task, item),
+                    {key: some[place] for key, some in columns.items() if some},
+                )
 
     here, there = dict(by_item(record)), dict(by_item(reference))
     count = sum(
@@ -332,7 +403,12 @@ def most_turned(items: int, share: float) -> int:
 
 
 def _number(
-    what: str, here: float | None, there: float, tolerance: float, basis: str, same: bool
+    what: str,
+    here: float | None,
+    there: float,
+    tolerance: float,
+    basis: str,
+    same: bool,
 ) -> Part:
     apart = _apart(here, there, ABSOLUTE_SAME if same else ABSOLUTE)
     equal = here is not None and math.isclose(here, there, rel_tol=SUMMED)
@@ -384,7 +460,11 @@ def equal_to_printed_digits(record: Record, reference: Record) -> list[str]:
 def _printed(record: Record) -> dict[str, str]:
     """The numbers that tables and pages print, by where they stand, as text."""
     metrics = record["metrics"].items()
-    texts = {name: format_number(m["value"]) for name, m in metrics if m["unit"] not in NOT_JUDGED}
+    texts = {
+        name: format_number(m["value"])
+        for name, m in metrics
+        if m["unit"] not in NOT_JUDGED
+    }
     for section in chain(*sections([record]).values()):
         table = section.frame.filter(regex=r"^(?!.*(second|\(s\)|memory))")
         # an excess is zero at the optimum: below this it is rounding

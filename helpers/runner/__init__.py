@@ -5,10 +5,7 @@ from helpers import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "fingerprint": (
-            *("CORE_FOLDERS", "code_hash", "core_code", "hash_of", "is_done", "module_hashes"),
-            "wing_code",
-        ),
+        "fingerprint": ("is_done",),
         "notebook": ("NotebookRun", "open_run"),
         "parameters": ("read_parameters_cell",),
         "plan": ("Run", "plan_names", "read_plan"),

@@ -48,7 +48,9 @@ def run_variables(threads: int) -> dict[str, str]:
     }
 
 
-def execute(run: Run, code: dict, variables: dict, wanted: Callable[[], bool]) -> str | None:
+def execute(
+    run: Run, code: dict, variables: dict, wanted: Callable[[], bool]
+) -> str | None:
     """Execute a run, and return its error in one line; None if it is done.
 
     code: its fingerprint, which is not taken here: Python's parser is for one thread at a time.
@@ -61,7 +63,9 @@ def execute(run: Run, code: dict, variables: dict, wanted: Callable[[], bool]) -
         """This Python, even where the user has another "python3" kernel, and without a profile."""
 
         def _kernel_spec_manager_default(self) -> kernelspec.KernelSpecManager:
-            return kernelspec.KernelSpecManager(kernel_dirs=[])  # none but the one that runs this
+            return kernelspec.KernelSpecManager(
+                kernel_dirs=[]
+            )  # none but the one that runs this
 
         async def start_kernel(self, **options: Any) -> None:
             self.connection_file = str(Path(folder, "kernel.json"))
@@ -74,7 +78,9 @@ def execute(run: Run, code: dict, variables: dict, wanted: Callable[[], bool]) -
     # what it has to say is in the error
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
     with (
-        tempfile.TemporaryDirectory(prefix="pruning-", ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryDirectory(
+            prefix="pruning-", ignore_cleanup_errors=True
+        ) as folder,
         run.log_path.open("wb") as log,
     ):
         try:
@@ -113,20 +119,28 @@ def _execute_notebook(run: Run, code: dict, kernel: type[AsyncKernelManager]) ->
         status = cell.metadata.get("papermill", {}).get("status")
         is_code = cell.cell_type == "code" and cell.source.strip()
         if is_code and (cell.execution_count is None or status != "completed"):
-            raise RunError(f"cell {number} did not run to its end: was there enough memory?")
+            raise RunError(
+                f"cell {number} did not run to its end: was there enough memory?"
+            )
     if not run.record_path.is_file():
-        raise RunError("the notebook wrote no record: end it with write_record(record_path, …)")
+        raise RunError(
+            "the notebook wrote no record: end it with write_record(record_path, …)"
+        )
     record = read_record(run.record_path)
     for key, value in run.effective.items():
         if key not in record["parameters"] or record["parameters"][key] != value:
-            raise RunError(f"the record does not hold {key} = {value!r}: correct its last cell")
+            raise RunError(
+                f"the record does not hold {key} = {value!r}: correct its last cell"
+            )
     run.failed_path.replace(run.executed_path)
     # last: with a fingerprint the run counts as done
     took = round(time.monotonic() - started, 1)
     write_record(run.record_path, record | stamp | {"run_seconds": took})
 
 
-def _kill_unwanted(pid: int, wanted: Callable[[], bool], ended: threading.Event) -> None:
+def _kill_unwanted(
+    pid: int, wanted: Callable[[], bool], ended: threading.Event
+) -> None:
     """Kill a kernel, and what it has started, when its run is not wanted before it has ended."""
     while not ended.wait(POLL_SECONDS):
         if not wanted():

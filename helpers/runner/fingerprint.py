@@ -4,7 +4,8 @@
 
 - core: every module directly in helpers/ and in its folders `CORE_FOLDERS`, with the pins of what
   is downloaded. Another folder (a wing) decides no number;
-- notebook: the cells of the run's notebook that compute something, not those that only draw;
+- notebook: the cells of the run's notebook that compute something, not those that only draw, and
+  the wing helpers/studies where they import it;
 - large: the wing helpers/large, for a run with `streamed` (it writes that run's weights);
 - own: the file of its method, if a user added one (helpers/own);
 - files: the text files that its parameters name and, for the tables notebook, all other records.
@@ -17,22 +18,24 @@ today's, and so is each hash, or one that is proven to compute the same: `make s
 pairs of hashes to results/reference/same.json.
 """
 
-import ast
-import functools
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from helpers.code_hashes import code_hash, core_code, hash_of, wing_code
 from helpers.errors import FileError, first_line
-from helpers.paths import TABLES_NOTEBOOK, own_method_file, reference_dir, root, sha256_file
+from helpers.paths import (
+    TABLES_NOTEBOOK,
+    own_method_file,
+    reference_dir,
+    root,
+    sha256_file,
+)
 from helpers.report import read_record
 from helpers.runner.parameters import code_cells
 from helpers.runner.plan import Run
 
-# folders of helpers/ that decide numbers, as the modules beside them do
-CORE_FOLDERS = ("data", "fast", "beyond")
 # cells that prepare Colab, let a user explore, or only draw
 SHOW_TAGS = {"colab-setup", "explorer", "figure"}
 
@@ -75,8 +78,12 @@ def fingerprint(run: Run, folder: Path | None = None) -> dict[str, str]:
     own = own_method_file(str(run.effective.get("method", "")))
     if own.is_file():
         parts["own"] = code_hash(own.read_text(encoding="utf-8"))
-    named = [root() / value for value in run.effective.values() if isinstance(value, str)]
-    files = [path for path in named if path.suffix in (".txt", ".jsonl") and path.is_file()]
+    named = [
+        root() / value for value in run.effective.values() if isinstance(value, str)
+    ]
+    files = [
+        path for path in named if path.suffix in (".txt", ".jsonl") and path.is_file()
+    ]
     if run.notebook == TABLES_NOTEBOOK:
         records = sorted((folder or run.record_path.parent).glob("*.json"))
         files += [path for path in records if not path.name.startswith(run.notebook)]
@@ -88,82 +95,21 @@ def fingerprint(run: Run, folder: Path | None = None) -> dict[str, str]:
 
 def tree_hashes(project: Path) -> dict[str, str]:
     """The hashes of a checkout: of its core, of helpers/large, and of each notebook by its name."""
-    hashes = {"core": hash_of(core_code(project)), "large": hash_of(wing_code("large", project))}
+    hashes = {
+        "core": hash_of(core_code(project)),
+        "large": hash_of(wing_code("large", project)),
+    }
     notebooks = sorted((project / "notebooks").glob("*.ipynb"))
     return hashes | {path.stem: notebook_hash(path) for path in notebooks}
 
 
-def core_code(project: Path | None = None) -> dict[str, str]:
-    """The `code_hash` of each file that decides numbers, by its path in helpers/.
-
-    That is the core: the modules directly in helpers/ and those in `CORE_FOLDERS`, and pins.yaml.
-    project: the root of another checkout.
-    """
-    # __init__ says where names live, __main__ what is asked; pins.yaml, which texts and models
-    patterns = ("[!_]*.py", "data/pins.yaml", *(f"{folder}/**/*.py" for folder in CORE_FOLDERS))
-    return module_hashes(patterns, project)
-
-
-def wing_code(folder: str, project: Path | None = None) -> dict[str, str]:
-    """The `code_hash` of each module in a folder of helpers/, by its path there."""
-    return module_hashes([f"{folder}/**/*.py"], project)
-
-
-def module_hashes(patterns: Iterable[str], project: Path | None = None) -> dict[str, str]:
-    """The `code_hash` of each file that a pattern fits, by its path in helpers/."""
-    package = (project or root()) / "helpers"
-    # asked of the folders at each call, so that no module can drop out by being moved or renamed
-    paths = sorted({path for pattern in patterns for path in package.glob(pattern)})
-    return {
-        path.relative_to(package).as_posix(): code_hash(path.read_text(encoding="utf-8"))
-        for path in paths
-    }
-
-
 def notebook_hash(path: Path) -> str:
-    """The hash of a notebook's code cells without those of `SHOW_TAGS`."""
-    return hash_of([code_hash(source) for source, tags in code_cells(path) if not SHOW_TAGS & tags])
-
-
-def hash_of(value: Any) -> str:
-    """16 hexadecimal digits that stand for a value of JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@functools.lru_cache(maxsize=512)
-def code_hash(source: str) -> str:
-    """sha256 of Python source, what decides a number in it; of other text as it is.
-
-    Left out are comments, docstrings, layout, and what a `raise` says. A cell with %magic lines, as
-    that for Colab, is such other text. Equal on every Python.
-    """
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        return hashlib.sha256(source.encode()).hexdigest()
-    for node in ast.walk(tree):
-        match node:
-            case ast.AST(body=[ast.Expr(value=ast.Constant(value=str())), *rest]):
-                node.body = rest
-            case ast.Raise():  # that it raises counts, since what follows is then not run
-                node.exc = node.cause = None
-            case ast.JoinedStr():  # 3.12 ends the width of f"{x:{width}}" with an empty text
-                node.values = [part for part in node.values if getattr(part, "value", 1) != ""]
-    return hashlib.sha256(_written(tree).encode()).hexdigest()
-
-
-def _written(node: object) -> str:
-    """A syntax tree as text, without its empty fields.
-
-    `ast.dump` writes some of them, and which depends on Python's version: 3.12 added type_params to
-    each function, and 3.13 leaves empty lists out.
-    """
-    if isinstance(node, ast.AST):
-        fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
-        return f"{type(node).__name__}({', '.join(f'{n}={_written(v)}' for n, v in fields)})"
-    if isinstance(node, list):
-        return f"[{', '.join(map(_written, node))}]"
-    return repr(node)
+    """The hash of a notebook's code cells without those of `SHOW_TAGS`, and of its studies."""
+    cells = [source for source, tags in code_cells(path) if not SHOW_TAGS & tags]
+    hashes: list[Any] = [code_hash(source) for source in cells]
+    if any("helpers.studies" in source for source in cells):
+        hashes.append(wing_code("studies", path.parent.parent))
+    return hash_of(hashes)
 
 
 # --- code that computes the same --------------------------------------------------------------

@@ -17,8 +17,9 @@ from typing import Any
 import pandas as pd
 
 from helpers.device import describe_device, peak_memory_bytes, pick_device
-from helpers.errors import BadParameter, check_choice
+from helpers.errors import BadParameter
 from helpers.machine import check_memory, choose, prepare_kernel
+from helpers.options import check_choice
 from helpers.paths import notebooks_dir
 from helpers.report import check_type, make_record, write_record
 from helpers.runner.parameters import NOT_RECORDED, effective, read_parameters_cell
@@ -34,12 +35,18 @@ class NotebookRun:
     """
 
     def __init__(
-        self, notebook: str, namespace: Mapping[str, Any], names: Iterable[str], needs: Any
+        self,
+        notebook: str,
+        namespace: Mapping[str, Any],
+        names: Iterable[str],
+        needs: Any,
     ) -> None:
         self._namespace, self._started = namespace, time.perf_counter()
         self._record_path = namespace["record_path"]
         self.notebook, self.needs = notebook, needs
-        self.parameters = {n: copy.deepcopy(namespace[n]) for n in names if n not in NOT_RECORDED}
+        self.parameters = {
+            n: copy.deepcopy(namespace[n]) for n in names if n not in NOT_RECORDED
+        }
         self.device = pick_device(self.parameters.get("device", "cpu"))
         # the runner names a record <notebook>--<name>.json
         self.name = Path(self._record_path).stem.partition("--")[2]
@@ -68,7 +75,10 @@ class NotebookRun:
                     "run was opened: run the notebook again from its parameters cell"
                 )
         keys = ("value", "unit", "tolerance")
-        named = {key: dict(zip(keys, metric, strict=False)) for key, metric in metrics.items()}
+        named = {
+            key: dict(zip(keys, metric, strict=False))
+            for key, metric in metrics.items()
+        }
         return make_record(
             notebook=self.notebook,
             name=self.name or name,
@@ -105,10 +115,14 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
         check_choice("parameter", name, types)
     for name, allowed_types in types.items():
         if name not in namespace:
-            raise BadParameter(f"parameter {name} is not set: run the parameters cell first")
+            raise BadParameter(
+                f"parameter {name} is not set: run the parameters cell first"
+            )
         check_type(name, namespace[name], allowed_types)
     # by papermill, or by hand in the parameters cell
-    written = {n: namespace[n] for n in types if n in injected or namespace[n] != defaults[n]}
+    written = {
+        n: namespace[n] for n in types if n in injected or namespace[n] != defaults[n]
+    }
     namespace.update(effective(defaults, written))
     namespace.update(choose(namespace.get("preset", ""), notebook, namespace, defaults))
     needs = None
@@ -125,7 +139,15 @@ def _injected(namespace: Mapping[str, Any]) -> list[str]:
     sets into a cell that begins with a comment of its own, and IPython keeps the text of each cell
     that has run in `In`.
     """
-    cells = [text for text in namespace.get("In", []) if text.startswith("# Parameters\n")]
-    nodes = ast.walk(ast.parse(cells[-1] if cells else ""))  # the last, after a second try
-    names = [n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-    return [name for name in names if not name.startswith("PAPERMILL_")]  # of --inject-paths
+    cells = [
+        text for text in namespace.get("In", []) if text.startswith("# Parameters\n")
+    ]
+    nodes = ast.walk(
+        ast.parse(cells[-1] if cells else "")
+    )  # the last, after a second try
+    names = [
+        n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+    ]
+    return [
+        name for name in names if not name.startswith("PAPERMILL_")
+    ]  # of --inject-paths

@@ -14,13 +14,22 @@ from typing import Any
 
 from helpers.errors import RunError
 
-TYPE_NAMES = {"int": int, "float": float, "str": str, "bool": bool, "dict": dict, "list": list}
+TYPE_NAMES = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "bool": bool,
+    "dict": dict,
+    "list": list,
+}
 # what no run file may set: the runner sets the first, and the second depends on the machine. A
 # record holds neither, but what a preset has chosen
 NOT_RECORDED = ("record_path", "preset")
 
 
-def effective(defaults: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
+def effective(
+    defaults: Mapping[str, Any], written: Mapping[str, Any]
+) -> dict[str, Any]:
     """The parameters of a record: what somebody wrote, and the defaults of the others.
 
     An N:M pattern implies its sparsity. So one that is written takes the place of a default
@@ -28,7 +37,9 @@ def effective(defaults: Mapping[str, Any], written: Mapping[str, Any]) -> dict[s
     written both stay: only they can contradict each other.
     """
     values = {n: v for n, v in {**defaults, **written}.items() if n not in NOT_RECORDED}
-    if {"sparsity", "pattern"} <= defaults.keys() and values["pattern"] != "unstructured":
+    if {"sparsity", "pattern"} <= defaults.keys() and values[
+        "pattern"
+    ] != "unstructured":
         if "sparsity" not in written:
             values["sparsity"] = None
         elif "pattern" not in written and written["sparsity"] is not None:
@@ -55,7 +66,9 @@ def read_parameters_cell(path: Path) -> tuple[dict[str, Any], dict[str, set[type
     """
     cells = [source for source, tags in code_cells(path) if "parameters" in tags]
     if len(cells) != 1:
-        raise RunError(f"notebook {path.name} has {len(cells)} parameters cells: it needs one")
+        raise RunError(
+            f"notebook {path.name} has {len(cells)} parameters cells: it needs one"
+        )
     defaults, types = {}, {}
     for statement in ast.parse(cells[0]).body:
         try:
@@ -69,9 +82,15 @@ def read_parameters_cell(path: Path) -> tuple[dict[str, Any], dict[str, set[type
                 "'name = literal': move what is derived to the next cell, and use lists"
             ) from error
         # papermill's own reader misses the types of `float | None`
-        annotation = list(ast.walk(getattr(statement, "annotation", None) or ast.Load()))
-        named = {TYPE_NAMES.get(node.id) for node in annotation if isinstance(node, ast.Name)}
-        if any(isinstance(node, ast.Constant) for node in annotation):  # of types only None is one
+        annotation = list(
+            ast.walk(getattr(statement, "annotation", None) or ast.Load())
+        )
+        named = {
+            TYPE_NAMES.get(node.id) for node in annotation if isinstance(node, ast.Name)
+        }
+        if any(
+            isinstance(node, ast.Constant) for node in annotation
+        ):  # of types only None is one
             named.add(NoneType)
         defaults[name], types[name] = value, {type(value), *named} - {None}
     return defaults, types

@@ -30,8 +30,15 @@ from typing import Any
 
 import yaml
 
-from helpers.errors import RunError, check_choice
-from helpers.paths import TABLES_NOTEBOOK, notebooks_dir, reference_dir, results_dir, runs_dir
+from helpers.errors import RunError
+from helpers.options import check_choice
+from helpers.paths import (
+    TABLES_NOTEBOOK,
+    notebooks_dir,
+    reference_dir,
+    results_dir,
+    runs_dir,
+)
 from helpers.report import check_type
 from helpers.runner.parameters import NOT_RECORDED, effective, read_parameters_cell
 
@@ -47,7 +54,9 @@ class Run:
     name: str
     parameters: dict[str, Any]  # from the run file, without record_path
     defaults: dict[str, Any]  # of the notebook's parameters cell
-    timed: bool = False  # alone among the runs of its plan, so that its seconds can be compared
+    timed: bool = (
+        False  # alone among the runs of its plan, so that its seconds can be compared
+    )
 
     @property
     def id(self) -> str:
@@ -65,7 +74,9 @@ class Run:
     source_path = property(lambda run: notebooks_dir() / f"{run.notebook}.ipynb")
     record_path = property(lambda run: run._result("records", ".json"))
     # the committed record
-    reference_path = property(lambda run: reference_dir(run.plan) / "records" / f"{run.id}.json")
+    reference_path = property(
+        lambda run: reference_dir(run.plan) / "records" / f"{run.id}.json"
+    )
     # the notebook after a success; while it runs and after a failure
     executed_path = property(lambda run: run._result("runs", ".ipynb"))
     failed_path = property(lambda run: run._result("runs", ".failed.ipynb"))
@@ -92,7 +103,9 @@ def read_plan(plan: str, only: str | None = None) -> list[Run]:
         where = f"run file {plan}/{path.relative_to(folder).as_posix()}"
         for run in _read_run_file(plan, path, where):
             if run.id in runs:
-                raise RunError(f"{where}: run {run.name} is there already, in this file or another")
+                raise RunError(
+                    f"{where}: run {run.name} is there already, in this file or another"
+                )
             runs[run.id] = run
 
     def matches(run: Run) -> bool:
@@ -101,8 +114,13 @@ def read_plan(plan: str, only: str | None = None) -> list[Run]:
 
     chosen = [run for run in runs.values() if matches(run)]
     if not chosen:
-        raise RunError(f"plan {plan} has no run {only or ''}: make plan PLAN={plan} lists them")
-    return sorted(chosen, key=lambda run: (run.notebook == TABLES_NOTEBOOK, run.notebook, run.name))
+        raise RunError(
+            f"plan {plan} has no run {only or ''}: make plan PLAN={plan} lists them"
+        )
+    return sorted(
+        chosen,
+        key=lambda run: (run.notebook == TABLES_NOTEBOOK, run.notebook, run.name),
+    )
 
 
 def _read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:
@@ -119,16 +137,24 @@ def _read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:
         reason = " ".join(str(error).split())
         raise RunError(f"{where} is not 'parameter: value' a line: {reason}") from error
     timed = bool(values.pop("timed", False))
-    for name, parameters in _expand(values, where) if "grid" in values else [(path.stem, values)]:
+    for name, parameters in (
+        _expand(values, where) if "grid" in values else [(path.stem, values)]
+    ):
         if not RUN_NAME.fullmatch(name):  # it becomes part of file names
-            raise RunError(f"{where}: {name!r} is no name: use up to 100 letters, digits, . _ -")
+            raise RunError(
+                f"{where}: {name!r} is no name: use up to 100 letters, digits, . _ -"
+            )
         for key, value in parameters.items():
-            check_choice(f"{where}, run {name}: parameter", key, types.keys() - set(NOT_RECORDED))
+            check_choice(
+                f"{where}, run {name}: parameter", key, types.keys() - set(NOT_RECORDED)
+            )
             check_type(f"{where}, run {name}: {key}", value, types[key])
         run = Run(plan, notebook, name, parameters, defaults, timed)
         # committed records are read of any plan, those of runs here only of the run's own
         if run.effective.get("source") == "results" and run.effective["plan"] != plan:
-            raise RunError(f"{where}: plan = {run.effective['plan']!r}, but the file is in {plan}")
+            raise RunError(
+                f"{where}: plan = {run.effective['plan']!r}, but the file is in {plan}"
+            )
         yield run
 
 
@@ -142,7 +168,9 @@ def _expand(values: dict[str, Any], where: str) -> Iterator[tuple[str, dict[str,
             parameters = dict(values)
             for _, _, point in points:
                 if twice := parameters.keys() & point.keys():
-                    raise RunError(f"{where}: {min(twice)} is set twice, in the grid or beside it")
+                    raise RunError(
+                        f"{where}: {min(twice)} is set twice, in the grid or beside it"
+                    )
                 parameters |= point
             yield name, parameters
     except (AttributeError, TypeError, LookupError, ValueError) as error:
@@ -154,7 +182,11 @@ def _expand(values: dict[str, Any], where: str) -> Iterator[tuple[str, dict[str,
 
 def _points(axis: str, choices: Any) -> list[tuple[str, str, dict[str, Any]]]:
     """The points of an axis: its name, their labels, and the parameters that each stands for."""
-    items = choices.items() if isinstance(choices, dict) else [(value, value) for value in choices]
+    items = (
+        choices.items()
+        if isinstance(choices, dict)
+        else [(value, value) for value in choices]
+    )
     return [
         (axis, str(label), value if isinstance(value, dict) else {axis: value})
         for label, value in items

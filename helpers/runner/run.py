@@ -12,7 +12,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from helpers import report  # its names are loaded on use: pandas and matplotlib take seconds
+from helpers import (
+    report,
+)  # its names are loaded on use: pandas and matplotlib take seconds
 from helpers.errors import RunError
 from helpers.paths import TABLES_NOTEBOOK, reference_dir, replace_file, results_dir
 from helpers.runner.fingerprint import is_current, is_done
@@ -30,7 +32,9 @@ def measuring(plan: str, only: str | None = None) -> list[Run]:
 def records_here(runs: list[Run]) -> Records:
     """The records of runs on this machine, of whatever code; FileError for a bad one."""
     return {
-        run.id: report.read_record(run.record_path) for run in runs if run.record_path.is_file()
+        run.id: report.read_record(run.record_path)
+        for run in runs
+        if run.record_path.is_file()
     }
 
 
@@ -44,7 +48,11 @@ def committed(runs: list[Run]) -> Records:
     records = {}
     for run in runs:
         here = {"notebook": run.notebook, "parameters": run.effective}
-        there = report.read_record(run.reference_path) if run.reference_path.is_file() else None
+        there = (
+            report.read_record(run.reference_path)
+            if run.reference_path.is_file()
+            else None
+        )
         if there and report.same_run(here, there, run.defaults):
             records[run.id] = there
     return records
@@ -66,24 +74,36 @@ def reproduce(options: argparse.Namespace) -> int:
     for run, error in failures:
         say(f"{run.id}: {error} [{run.failed_path}]", error=True)
     if failures:
-        raise RunError(f"{len(failures)} failed: the same command repeats what is missing")
+        raise RunError(
+            f"{len(failures)} failed: the same command repeats what is missing"
+        )
     if options.verb == "run":
         return 0
     write_products(options)
     say(f"\n{report.numbers_text(records_here(measuring(plan, only)).values())}")
     status = give_verdict(options)
-    say("next: make book (all of this as a site), make lab (the notebooks, to change and to try)")
+    say(
+        "next: make book (all of this as a site), make lab (the notebooks, to change and to try)"
+    )
     return status
 
 
 def write_products(options: argparse.Namespace) -> int:
     """Write tables and figures from the records of a plan."""
-    plan, folder, runs = options.plan, results_dir(options.plan), read_plan(options.plan)
+    plan, folder, runs = (
+        options.plan,
+        results_dir(options.plan),
+        read_plan(options.plan),
+    )
     records = records_here(runs)
     if not records:
-        raise RunError(f"no records in {folder}/records: run make reproduce PLAN={plan} first")
+        raise RunError(
+            f"no records in {folder}/records: run make reproduce PLAN={plan} first"
+        )
     write_tables_and_figures(records, folder)
-    say(f"tables and figures of {len(records)} of {len(runs)} runs: {folder}/tables, figures")
+    say(
+        f"tables and figures of {len(records)} of {len(runs)} runs: {folder}/tables, figures"
+    )
     return 0
 
 
@@ -101,7 +121,11 @@ def give_verdict(options: argparse.Namespace) -> int:
     """
     verdict = verdict_here(options.plan, options.only)
     summary = report.summary(verdict)
-    apart = [item for item in verdict.comparisons if not item.within and item.what != "record"]
+    apart = [
+        item
+        for item in verdict.comparisons
+        if not item.within and item.what != "record"
+    ]
     if apart:
         say("\n".join(report.to_lines(apart[:12])))
     lines = [summary, "", *report.to_lines(verdict.comparisons), ""]
@@ -122,7 +146,9 @@ def accept(options: argparse.Namespace) -> int:
     runs, target = read_plan(options.plan), reference_dir(options.plan)
     new = up_to_date(read_plan(options.plan, options.only))
     if not new:
-        raise RunError(f"nothing is up to date here: run make reproduce PLAN={options.plan} first")
+        raise RunError(
+            f"nothing is up to date here: run make reproduce PLAN={options.plan} first"
+        )
     old = committed(runs)
     records = old | new
     if (earlier := of_earlier_code(options.plan, records)) and not options.stale:
@@ -139,7 +165,9 @@ def accept(options: argparse.Namespace) -> int:
     say(f"accepted {len(new)} records into {target}, {others}")
     both = [(new[key], old[key]) for key in sorted(new.keys() & old.keys())]
     moved = [line for pair in both for line in report.equal_to_printed_digits(*pair)]
-    say(f"printed digits that moved in {len(both)} runs: {'; '.join(moved[:3]) or 'none'}")
+    say(
+        f"printed digits that moved in {len(both)} runs: {'; '.join(moved[:3]) or 'none'}"
+    )
     for plan in plan_names():
         if (reference_dir(plan) / "records").is_dir():
             say(standing(plan, moved[:3]))
@@ -150,7 +178,9 @@ def of_earlier_code(plan: str, records: Records) -> list[dict[str, Any]]:
     """Those of a plan's records that today's code has not made, the oldest first."""
     made = [(records[run.id], run) for run in measuring(plan) if run.id in records]
     earlier = [
-        record for record, run in made if not is_current(record, run, run.reference_path.parent)
+        record
+        for record, run in made
+        if not is_current(record, run, run.reference_path.parent)
     ]
     return sorted(earlier, key=lambda record: record["created"])
 
@@ -183,12 +213,23 @@ def list_runs(options: argparse.Namespace) -> int:
     current = [
         run.id
         for run in runs
-        if run.id in records and is_current(records[run.id], run, run.reference_path.parent)
+        if run.id in records
+        and is_current(records[run.id], run, run.reference_path.parent)
     ]
     for run in runs:
-        state = "done" if is_done(run) else "failed" if run.failed_path.is_file() else "to do"
-        time = f"  {format_seconds(reference_seconds(run))}" if run.id in records else ""
-        earlier = "  its committed record is of earlier code" if run.id in records else ""
+        state = (
+            "done"
+            if is_done(run)
+            else "failed"
+            if run.failed_path.is_file()
+            else "to do"
+        )
+        time = (
+            f"  {format_seconds(reference_seconds(run))}" if run.id in records else ""
+        )
+        earlier = (
+            "  its committed record is of earlier code" if run.id in records else ""
+        )
         say(f"{state:6}  {run.id}{time}{'' if run.id in current else earlier}")
     if records:
         say(f"{len(current)} of {len(records)} committed records are of today's code")

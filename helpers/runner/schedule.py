@@ -59,7 +59,9 @@ def choose_jobs(jobs: str) -> int:
         large = len(cpus()) >= 2 and ram()[1] >= MEMORY_FOR_TWO
         return 2 if large and shutil.which("nvidia-smi") is None else 1
     if not jobs.isdecimal() or int(jobs) < 1:
-        raise RunError(f'jobs = {jobs!r} is not possible: give "auto" or a number from 1')
+        raise RunError(
+            f'jobs = {jobs!r} is not possible: give "auto" or a number from 1'
+        )
     return int(jobs)
 
 
@@ -74,7 +76,9 @@ def _holding(plan: str) -> Iterator[Path]:
         # the system frees it when the runner is killed
         lock = filelock.FileLock(results_dir(plan) / ".lock").acquire(timeout=0)
     except filelock.Timeout as error:
-        raise RunError(f"plan {plan} is being run already: wait, or stop that run") from error
+        raise RunError(
+            f"plan {plan} is being run already: wait, or stop that run"
+        ) from error
     with lock:
         marker = replace_file(results_dir(plan) / ".wanted", "")
         try:
@@ -84,7 +88,11 @@ def _holding(plan: str) -> Iterator[Path]:
 
 
 def run_plan(
-    plan: str, *, jobs: str = "auto", only: str | None = None, scheduler: str | None = None
+    plan: str,
+    *,
+    jobs: str = "auto",
+    only: str | None = None,
+    scheduler: str | None = None,
 ) -> list[tuple[Run, str]]:
     """Execute the runs of a plan that are not done, the tables notebook last; return failures.
 
@@ -95,13 +103,18 @@ def run_plan(
     """
     every_run, runs, slots = read_plan(plan), read_plan(plan, only), choose_jobs(jobs)
     with _holding(plan) as marker:
-        stale, known = results_dir(plan) / "stale", {run.record_path for run in every_run}
+        stale, known = (
+            results_dir(plan) / "stale",
+            {run.record_path for run in every_run},
+        )
         for path in set((results_dir(plan) / "records").glob("*.json")) - known:
             stale.mkdir(exist_ok=True)
             say(f"a record without a run file is now {path.replace(stale / path.name)}")
         todo = [run for run in runs if not is_done(run)]
         if todo:  # a new record changes what the tables notebook shows
-            todo = [run for run in runs if run in todo or run.notebook == TABLES_NOTEBOOK]
+            todo = [
+                run for run in runs if run in todo or run.notebook == TABLES_NOTEBOOK
+            ]
         with _pool(scheduler, slots, marker) as pool:
             return _execute(runs, todo, pool, marker)
 
@@ -134,7 +147,9 @@ def _pool(scheduler: str | None, jobs: int, marker: Path) -> Iterator[Any]:
         yield lambda: max(1, len(client.nthreads())), submit
 
 
-def _execute(runs: list[Run], todo: list[Run], pool: Any, marker: Path) -> list[tuple[Run, str]]:
+def _execute(
+    runs: list[Run], todo: list[Run], pool: Any, marker: Path
+) -> list[tuple[Run, str]]:
     """Execute those of the runs that are to do; return the failures. Ctrl-C stops them all.
 
     Runs that are timed come after the others, and the tables notebook last: each of them alone. The
@@ -147,21 +162,31 @@ def _execute(runs: list[Run], todo: list[Run], pool: Any, marker: Path) -> list[
     expected = {run.id: reference_seconds(run) or USUAL_SECONDS for run in todo}
     took = ended = 0.0
     alone = {run.id: (run.notebook == TABLES_NOTEBOOK, run.timed) for run in todo}
-    seeds = {run.id: run.timed and run.effective.get("calibration_seed", 0) for run in todo}
+    seeds = {
+        run.id: run.timed and run.effective.get("calibration_seed", 0) for run in todo
+    }
     waiting, failures = sorted(todo, key=lambda run: (alone[run.id], seeds[run.id])), []
     active: dict[Future, tuple[Run, float]] = {}  # with time.monotonic() at its start
-    say(f"plan {runs[0].plan}: {len(todo)} of {len(runs)} runs to do, {slots()} at a time")
+    say(
+        f"plan {runs[0].plan}: {len(todo)} of {len(runs)} runs to do, {slots()} at a time"
+    )
     try:
         while waiting or active:
-            while waiting and len(active) < (1 if any(alone[waiting[0].id]) else slots()):
+            while waiting and len(active) < (
+                1 if any(alone[waiting[0].id]) else slots()
+            ):
                 run = waiting.pop(0)
                 say(f"{titles[run.id]} …")
                 active[submit(run, fingerprint(run))] = run, time.monotonic()
             for future in wait(active, return_when=FIRST_COMPLETED).done:
                 if future.cancelled():
-                    raise RunError("the scheduler is gone: start it again and repeat the command")
+                    raise RunError(
+                        "the scheduler is gone: start it again and repeat the command"
+                    )
                 raised = future.exception()  # such as a worker that was lost
-                error = f"{type(raised).__name__}: {raised}" if raised else future.result()
+                error = (
+                    f"{type(raised).__name__}: {raised}" if raised else future.result()
+                )
                 run, started = active.pop(future)
                 seconds = time.monotonic() - started
                 took, ended = took + seconds, ended + expected.pop(run.id)
@@ -169,10 +194,15 @@ def _execute(runs: list[Run], todo: list[Run], pool: Any, marker: Path) -> list[
                 if error is not None:
                     text = f"FAILED: {error}"
                     failures.append((run, error))
-                    run.record_path.unlink(missing_ok=True)  # a failed run has no record
+                    run.record_path.unlink(
+                        missing_ok=True
+                    )  # a failed run has no record
                 if expected:
                     beside = min(slots(), len(expected))
-                    left = sum(s if any(alone[key]) else s / beside for key, s in expected.items())
+                    left = sum(
+                        s if any(alone[key]) else s / beside
+                        for key, s in expected.items()
+                    )
                     text += f"; about {format_seconds(took / ended * left)} left"
                 say(f"{titles[run.id]} {text}")
     finally:
@@ -191,7 +221,9 @@ def _execute(runs: list[Run], todo: list[Run], pool: Any, marker: Path) -> list[
 def wants_gpu(run: Run) -> bool:
     """Whether a run is for a GPU: it says so, or leaves it open in a plan that is for GPUs."""
     device = str(run.effective.get("device", ""))
-    return device.startswith("cuda") or (device == "auto" and run.plan in ("paper", "t4"))
+    return device.startswith("cuda") or (
+        device == "auto" and run.plan in ("paper", "t4")
+    )
 
 
 def connect(scheduler: str) -> Any:
@@ -203,7 +235,9 @@ def connect(scheduler: str) -> Any:
     import distributed  # here: most people have no cluster, and need no Dask
 
     try:
-        where = {"scheduler_file" if scheduler.endswith(".json") else "address": scheduler}
+        where = {
+            "scheduler_file" if scheduler.endswith(".json") else "address": scheduler
+        }
         if "scheduler_file" in where:
             Path(scheduler).stat()  # Dask would wait for the file for ever
         client = distributed.Client(**where, timeout=WAIT_SECONDS, set_as_default=False)
@@ -216,7 +250,9 @@ def connect(scheduler: str) -> Any:
     return client
 
 
-def execute_on_worker(run: Run, code: dict, variables: dict, marker: Path) -> str | None:
+def execute_on_worker(
+    run: Run, code: dict, variables: dict, marker: Path
+) -> str | None:
     """On a worker: what `execute` does, for a runner that has the same code and results folder.
 
     code: the fingerprint that the runner computed. marker: its file in the results folder.

@@ -26,13 +26,25 @@ from transformers import AutoModelForCausalLM
 from helpers.data.assets import MODELS
 from helpers.errors import BadParameter, UnsupportedModel
 from helpers.large import write_index, writing
-from helpers.models import STATE, check_model, model_identity, model_layers, no_progress_bars
+from helpers.models import (
+    STATE,
+    check_model,
+    model_identity,
+    model_layers,
+    no_progress_bars,
+)
 from helpers.paths import replace_file
 from helpers.report import check_record, write_record
 
 RECORD = "record.json"
 # of a record's metrics, those that the card shows
-SHOWN = ("perplexity_dense", "perplexity", "perplexity_web", "mean_layer_error", "mean_acc")
+SHOWN = (
+    "perplexity_dense",
+    "perplexity",
+    "perplexity_web",
+    "mean_layer_error",
+    "mean_acc",
+)
 
 
 def save_pruned(
@@ -62,7 +74,9 @@ def save_pruned(
     if record is not None:
         asked |= check_record(dict(record))["parameters"]
     weights = [layer.weight for layer in model_layers(model).values()]
-    sparsity = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+    sparsity = sum(int((w == 0).sum()) for w in weights) / sum(
+        w.numel() for w in weights
+    )
     if sparsity == 0:
         raise BadParameter("no weight of this model is zero: prune it first")
     folder = check_new_folder(folder)
@@ -72,7 +86,9 @@ def save_pruned(
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         # beside it, because a rename works within one file system only
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder.parent) as scratch:
+        with tempfile.TemporaryDirectory(
+            prefix=".saving-", dir=folder.parent
+        ) as scratch:
             made = Path(scratch, folder.name)
             with no_progress_bars():
                 model.save_pretrained(made)
@@ -90,7 +106,9 @@ def check_new_folder(folder: str | os.PathLike[str]) -> Path:
     """The absolute path of a folder that is new or empty. Raises BadParameter if it is neither."""
     folder = Path(folder).expanduser().resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise BadParameter(f"{folder} is in use already: give a new folder, or empty this one")
+        raise BadParameter(
+            f"{folder} is in use already: give a new folder, or empty this one"
+        )
     return folder
 
 
@@ -119,7 +137,9 @@ def _card(
     table, before the numbers of the record.
     """
     dense, revision = identity["name"], identity["revision"]
-    base, licence = MODELS[dense].hub if dense in MODELS else (dense if revision else None, None)
+    base, licence = (
+        MODELS[dense].hub if dense in MODELS else (dense if revision else None, None)
+    )
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -128,10 +148,14 @@ def _card(
         tags=["pruned"],
     )
     data.tags += [rows["method"]] if "method" in rows else []
-    values: dict[str, Any] = dict(name=name, model=identity["name"], record=record, rows=rows)
+    values: dict[str, Any] = dict(
+        name=name, model=identity["name"], record=record, rows=rows
+    )
     if record is not None:
         parameters, metrics = record["parameters"], record["metrics"]
-        values["numbers"] = {key: metrics[key]["value"] for key in SHOWN if key in metrics}
+        values["numbers"] = {
+            key: metrics[key]["value"] for key in SHOWN if key in metrics
+        }
         notebook = f"notebooks/{record['notebook']}.ipynb"
         # quoted, since a parameter may hold what a shell would run
         command = ["papermill", notebook, "again.ipynb", "-y", json.dumps(parameters)]

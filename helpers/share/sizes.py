@@ -20,7 +20,10 @@ def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     The nearest multiples of the scale, which makes the largest of a row 127; zeros stay zeros.
     """
-    scale = weight.float().abs().amax(1, keepdim=True).clamp(min=torch.finfo().tiny) / LEVELS
+    scale = (
+        weight.float().abs().amax(1, keepdim=True).clamp(min=torch.finfo().tiny)
+        / LEVELS
+    )
     return (weight.float() / scale).round().to(torch.int8), scale
 
 
@@ -42,14 +45,20 @@ def storage_report(model: nn.Module) -> pd.DataFrame:
     kept values are stored. int8 has a float32 scale for each output.
     """
     check_model(model)
-    layers = {layer.weight: read_weight(layer) for layer in model_layers(model).values()}
+    layers = {
+        layer.weight: read_weight(layer) for layer in model_layers(model).values()
+    }
     formats = ("float16", "mask + float16", "int8", "mask + int8")
     sizes = {name: 0 for kind in formats for name in (kind, f"{kind}, zstd")}
-    for parameter in model.parameters():  # each once, though a head may be the embedding
+    for (
+        parameter
+    ) in model.parameters():  # each once, though a head may be the embedding
         half = parameter.detach().half().cpu()
         parts = {kind: [half] for kind in formats}
         if parameter in layers:
-            half = layers[parameter].detach().half().cpu()  # (d_out, d_in), however it is stored
+            half = (
+                layers[parameter].detach().half().cpu()
+            )  # (d_out, d_in), however it is stored
             keep = half != 0
             mask = torch.from_numpy(np.packbits(keep.numpy()))
             integers, scale = to_int8(half)
@@ -63,6 +72,8 @@ def storage_report(model: nn.Module) -> pd.DataFrame:
             for tensor in tensors:
                 raw = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
                 sizes[kind] += len(raw)
-                sizes[f"{kind}, zstd"] += len(pyarrow.compress(raw, codec="zstd", asbytes=True))
+                sizes[f"{kind}, zstd"] += len(
+                    pyarrow.compress(raw, codec="zstd", asbytes=True)
+                )
     table = pd.DataFrame({"bytes": sizes})
     return table.assign(share=table["bytes"] / table["bytes"].iloc[0])

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for the models that all tests share
+sys.path.insert(
+    0, str(Path(__file__).parents[1])
+)  # for the models that all tests share
 
 import families as fam
 import saved
@@ -28,9 +30,12 @@ from helpers.beyond.distil import distil
 from helpers.gram import Gram
 
 pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs CUDA: no NVIDIA GPU is found on this machine"
+    not torch.cuda.is_available(),
+    reason="needs CUDA: no NVIDIA GPU is found on this machine",
 )
-CUDA = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # only looked at, without one
+CUDA = torch.device(
+    "cuda" if torch.cuda.is_available() else "cpu"
+)  # only looked at, without one
 
 
 def problem(d_out: int, d_in: int, tokens: int) -> tuple[torch.Tensor, Gram]:
@@ -44,7 +49,9 @@ def problem(d_out: int, d_in: int, tokens: int) -> tuple[torch.Tensor, Gram]:
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "admm1", "admm-grad"])
-@pytest.mark.parametrize("target", [{"sparsity": 0.6}, {"sparsity": None, "pattern": "2:4"}])
+@pytest.mark.parametrize(
+    "target", [{"sparsity": 0.6}, {"sparsity": None, "pattern": "2:4"}]
+)
 def test_a_layer_is_solved_as_on_the_cpu(method: str, target: dict) -> None:
     weight, gram = problem(192, 128, 2000)
     here = METHODS[method](weight, gram.matrix, **target)
@@ -82,7 +89,9 @@ def test_the_embedded_model_end_to_end(dtype: str) -> None:
     dense = perplexity(model, text, length=1024, limit=4)
     tokens = calibration_tokens("embedded", tokenizer, sequences=8, length=512)
     prune_model(model, tokens, method="admm-grad", sparsity=0.5, passes=1)
-    assert 15 < dense < 22 and dense < perplexity(model, text, length=1024, limit=4) < 60
+    assert (
+        15 < dense < 22 and dense < perplexity(model, text, length=1024, limit=4) < 60
+    )
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

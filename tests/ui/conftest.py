@@ -22,7 +22,12 @@ FULL = os.environ.get("UI_FULL") == "1"
 # run in full, a notebook takes about two minutes on two slow cores
 NOTEBOOK_SECONDS = 900 if FULL else 240
 QUIET = (
-    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-quic"),
+    *(
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-quic",
+    ),
     *("--no-first-run", "--disable-component-update", "--disable-sync"),
 )
 BROWSERS = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
@@ -40,14 +45,18 @@ def browser() -> Iterator[Browser]:
     """
     playwright = pytest.importorskip("playwright.sync_api", reason="run make test-ui")
     given = os.environ.get("CHROMIUM")
-    path = given or next(filter(None, map(shutil.which, BROWSERS)), None)  # None: playwright's own
+    path = given or next(
+        filter(None, map(shutil.which, BROWSERS)), None
+    )  # None: playwright's own
     with playwright.sync_playwright() as driver:
         try:
             chromium = driver.chromium.launch(executable_path=path, args=QUIET)
         except playwright.Error as error:
             if given:
                 raise
-            pytest.skip(f"no browser starts ({str(error).strip().splitlines()[0]}): {HOW}")
+            pytest.skip(
+                f"no browser starts ({str(error).strip().splitlines()[0]}): {HOW}"
+            )
         yield chromium
         chromium.close()
 

@@ -66,7 +66,9 @@ class Book:
             if quiet == beats:
                 return
             self.page.wait_for_timeout(300)
-        raise AssertionError(f"{self.file.name} was not done in {seconds:.0f} s: {state}")
+        raise AssertionError(
+            f"{self.file.name} was not done in {seconds:.0f} s: {state}"
+        )
 
     def save(self) -> dict:
         """Save the notebook, outputs and all, and return it."""
@@ -97,7 +99,9 @@ class Book:
 
 def named(area: Locator, kind: str, label: str) -> Locator:
     """The control of a kind whose label reads so."""
-    text = area.page.locator(".widget-label", has_text=re.compile(rf"^\s*{re.escape(label)}\s*$"))
+    text = area.page.locator(
+        ".widget-label", has_text=re.compile(rf"^\s*{re.escape(label)}\s*$")
+    )
     return area.locator(kind).filter(has=text).first
 
 
@@ -106,7 +110,9 @@ def slide(area: Locator, label: str) -> None:
     slider = named(area, ".widget-slider", label)
     handle = slider.locator(".noUi-handle, .ui-slider-handle")
     handle.scroll_into_view_if_needed()
-    now, top = (float(handle.get_attribute(f"aria-value{end}") or 0) for end in ("now", "max"))
+    now, top = (
+        float(handle.get_attribute(f"aria-value{end}") or 0) for end in ("now", "max")
+    )
     handle.focus()
     area.page.keyboard.press("ArrowLeft" if now >= top else "ArrowRight")
 

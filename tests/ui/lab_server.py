@@ -58,7 +58,9 @@ class Lab:
 
     def _ask(self, method: str, path: str) -> list[dict]:
         headers = {"Authorization": f"token {self.token}"}
-        request = urllib.request.Request(f"{self.url}{path}", method=method, headers=headers)
+        request = urllib.request.Request(
+            f"{self.url}{path}", method=method, headers=headers
+        )
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.loads(answer.read() or b"[]")
 
@@ -93,7 +95,9 @@ def set_parameters(path: Path, values: dict) -> None:
 
 def private_environment(folder: Path) -> dict[str, str]:
     """An environment in which Jupyter and the runs write into `folder` and nowhere else."""
-    variables = {key: value for key, value in os.environ.items() if key != "JUPYTER_TOKEN"}
+    variables = {
+        key: value for key, value in os.environ.items() if key != "JUPYTER_TOKEN"
+    }
     for variable, name in JUPYTER_FOLDERS.items():
         (folder / name).mkdir(parents=True)
         variables[variable] = str(folder / name)
@@ -107,7 +111,10 @@ def private_environment(folder: Path) -> dict[str, str]:
 
 
 def until(
-    ready: Callable[[], Any], seconds: float, failure: str, pause: Callable[..., None] = time.sleep
+    ready: Callable[[], Any],
+    seconds: float,
+    failure: str,
+    pause: Callable[..., None] = time.sleep,
 ) -> Any:
     """What `ready` returns, as soon as that is true; asked ten times a second."""
     end = time.monotonic() + seconds
@@ -119,12 +126,17 @@ def until(
 
 
 @contextlib.contextmanager
-def running(command: list[str], folder: Path, **options: Any) -> Iterator[tuple[dict, Path]]:
+def running(
+    command: list[str], folder: Path, **options: Any
+) -> Iterator[tuple[dict, Path]]:
     """A server started by a command, until the block ends: what it says of itself, and its log."""
     log = folder / "server.log"
 
     def servers() -> list[dict]:
-        return [json.loads(path.read_text()) for path in folder.glob("runtime/jpserver-*.json")]
+        return [
+            json.loads(path.read_text())
+            for path in folder.glob("runtime/jpserver-*.json")
+        ]
 
     def answering() -> dict | None:
         # half written, or not listening yet
@@ -136,7 +148,11 @@ def running(command: list[str], folder: Path, **options: Any) -> Iterator[tuple[
 
     with log.open("w", encoding="utf-8") as sink:
         process = subprocess.Popen(
-            command, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True, **options
+            command,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            **options,
         )
         try:
             yield until(answering, SECONDS, f"JupyterLab did not start: see {log}"), log
@@ -152,8 +168,16 @@ def running(command: list[str], folder: Path, **options: Any) -> Iterator[tuple[
 def lab(folder: Path, *, quick: bool) -> Iterator[Lab]:
     """JupyterLab on a copy of the project, below a folder whose name has spaces."""
     project = project_copy(folder / "a project with spaces", quick=quick)
-    options = ["--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0"]
-    options += [f"--ServerApp.root_dir={project}", "--LabApp.extension_manager=readonly"]
+    options = [
+        "--no-browser",
+        "--allow-root",
+        "--ServerApp.ip=127.0.0.1",
+        "--ServerApp.port=0",
+    ]
+    options += [
+        f"--ServerApp.root_dir={project}",
+        "--LabApp.extension_manager=readonly",
+    ]
     command = [sys.executable, "-m", "jupyter", "lab", *options]
     environment = private_environment(folder)
     with running(command, folder, env=environment, cwd=folder) as (server, _log):

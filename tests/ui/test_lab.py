@@ -46,7 +46,9 @@ def outputs(book: dict) -> Iterator[tuple[str, dict]]:
 
 
 @every_notebook
-def test_runs_from_top_to_bottom(notebook: str, open_notebook: OpenNotebook, watched: Any) -> None:
+def test_runs_from_top_to_bottom(
+    notebook: str, open_notebook: OpenNotebook, watched: Any
+) -> None:
     watched.errors.clear()
     book = open_notebook(notebook)
     saved = book.save()
@@ -66,7 +68,12 @@ def test_everything_is_drawn(notebook: str, open_notebook: OpenNotebook) -> None
     """No widget and no picture stayed blank, and nothing went to the error stream."""
     book = open_notebook(notebook)
     text = book.page.locator(".jp-Notebook").inner_text()
-    for failure in ("Error displaying widget", "Error creating widget", "Loading widget", "[*]"):
+    for failure in (
+        "Error displaying widget",
+        "Error creating widget",
+        "Loading widget",
+        "[*]",
+    ):
         assert failure not in text
     blank = """nodes => nodes.filter(node => node.naturalWidth === 0).map(node => node.alt)"""
     pictures = book.page.locator(".jp-Notebook .jp-OutputArea img")
@@ -79,7 +86,9 @@ def test_everything_is_drawn(notebook: str, open_notebook: OpenNotebook) -> None
 
 
 @pytest.mark.parametrize(("notebook", "operate", "label"), CONTROLS)
-def test_control(notebook: str, operate: Callable, label: str, open_notebook: OpenNotebook) -> None:
+def test_control(
+    notebook: str, operate: Callable, label: str, open_notebook: OpenNotebook
+) -> None:
     area = open_notebook(notebook).output("explorer")
     before = settled(area)
     operate(area, label)
@@ -101,10 +110,14 @@ def test_models_answer(notebook: str, open_notebook: OpenNotebook) -> None:
 
 
 @pytest.mark.parametrize("notebook", ["03_mask_schedule"])
-def test_the_mask_grows_while_it_plays(notebook: str, open_notebook: OpenNotebook) -> None:
+def test_the_mask_grows_while_it_plays(
+    notebook: str, open_notebook: OpenNotebook
+) -> None:
     area = open_notebook(notebook).output("explorer")
     seen = {settled(area)}
-    play, stop = area.locator(".jupyter-widget-play button, .widget-play button").all()[:2]
+    play, stop = area.locator(".jupyter-widget-play button, .widget-play button").all()[
+        :2
+    ]
     play.click()
     for _ in range(100):
         seen.add(shown(area))

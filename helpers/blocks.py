@@ -11,47 +11,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from helpers.device import all_finite
-from helpers.errors import BadParameter, NonFinite, UnsupportedModel, described
+from helpers.errors import NonFinite, UnsupportedModel
 from helpers.models import device_of, find_blocks, find_layers, weights_in_memory
+from helpers.tensors import all_finite
 
 # relative to the largest logit; replay was exact on every supported family in float32
 PARITY_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-
-# progress(steps done, steps in all, name of the one just done)
-Progress = Callable[[int, int, str], None]
-
-
-class ProgressBar(tqdm):
-    """A progress bar whose `show` is what the functions of this package call as `progress`."""
-
-    def show(self, done: int, total: int, name: str) -> None:
-        """`done` of `total` are finished; `name` is the last of them, or what is under way."""
-        if self.total != total:
-            self.bar_format, self.delay = None, 0
-            self.reset(total)
-        self.set_postfix_str(name, refresh=False)
-        self.update(done - self.n)
-
-
-def shown(progress: Progress | bool | None) -> Progress | None:
-    """What is called after each step: a function as it is, for True a bar, for False nothing.
-
-    The bar is drawn in a notebook, and where errors are written to a terminal.
-    """
-    if progress is True:
-        # disable=None is tqdm's word for that; delay, so that what is refused at once leaves none
-        return ProgressBar(disable=None, delay=0.001).show
-    return progress or None
 
 
 @dataclass(frozen=True)
@@ -80,22 +52,24 @@ class Call:
 
 
 # A hook cannot return from the model's forward; an exception is the only way out of it
-class _Captured(Exception):
+class Captured(Exception):
     """Ends a forward pass when enough has been seen."""
 
 
-def capture(model: nn.Module, tokens: Tensor) -> list[Call]:
+def record_calls(model: nn.Module, tokens: Tensor) -> list[Call]:
     """Run the model on tokens (batch, length) and record what its blocks were given.
 
     The arguments hold for every batch of that shape without padding. The run ends after the last
     block.
     """
     calls: list[Call] = []
-    read: list[tuple[str, Tensor]] = []  # what the layers of the running block have been given
+    read: list[
+        tuple[str, Tensor]
+    ] = []  # what the layers of the running block have been given
 
     # every block, because families may alternate masks (full and sliding window) or positions
     def record(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append(_split(block, args, kwargs)[1])
+        calls.append(split_stream(block, args, kwargs)[1])
         read.clear()
 
     def answered(block: nn.Module, _args: Any, output: Any) -> None:
@@ -105,18 +79,20 @@ def capture(model: nn.Module, tokens: Tensor) -> list[Call]:
         read.clear()
         # the head's logits, (batch, length, vocabulary), would be the largest tensor of all
         if block is blocks[-1]:
-            raise _Captured
+            raise Captured
 
     blocks = find_blocks(model)
     with contextlib.ExitStack() as stack:
         for block in blocks:
             # the hooks are removed when the stack closes, after an error too
-            stack.enter_context(block.register_forward_pre_hook(record, with_kwargs=True))
+            stack.enter_context(
+                block.register_forward_pre_hook(record, with_kwargs=True)
+            )
             stack.enter_context(block.register_forward_hook(answered))
             for name, layer in find_layers(block).items():
                 note = lambda _layer, args, name=name: read.append((name, args[0]))  # noqa: E731
                 stack.enter_context(layer.register_forward_pre_hook(note))
-        with contextlib.suppress(_Captured):
+        with contextlib.suppress(Captured):
             forward(model, tokens)
     # a block that is skipped at random or run twice would get another one's arguments
     if len(calls) != len(blocks):
@@ -137,7 +113,9 @@ def _shared(read: Sequence[tuple[str, Tensor]]) -> tuple[tuple[str, ...], ...]:
     return tuple(map(tuple, groups.values()))
 
 
-def _split(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Call]:
+def split_stream(
+    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, Call]:
     """Separate the stream (a block's first argument, however it is passed) from the rest."""
     if args:
         return args[0], Call(tuple(args[1:]), dict(kwargs))
@@ -160,47 +138,6 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def check_tokens(model: nn.Module, tokens: Tensor, dimensions: int = 2) -> None:
-    """Raise unless tokens are int64 ids of this model's vocabulary, (sequences, length) or
-    (tokens,), and no sequence is longer than the model can take.
-
-    Raises BadParameter (no sequence at all).
-    """
-    shape, source = "(sequences, length)", "calibration_tokens"
-    if dimensions == 1:
-        shape, source = "(tokens,)", "evaluation_tokens"
-    if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64 or tokens.ndim != dimensions:
-        raise BadParameter(
-            f"tokens {described(tokens)}: give an int64 tensor {shape}, for example from "
-            f"{source}(...)"
-        )
-    if dimensions == 2 and tokens.numel() == 0:
-        raise BadParameter("tokens are empty: give at least one sequence of text")
-    # The embedding's rows, not the tokenizer's length or config.vocab_size: they are what is
-    # indexed. On a GPU a wrong index is an assertion in a kernel, after which no CUDA call works
-    size = model.get_input_embeddings().weight.shape[0]
-    if tokens.numel() and (tokens.min() < 0 or tokens.max() >= size):
-        raise BadParameter(
-            f"token ids range from {int(tokens.min())} to {int(tokens.max())}, but the model's "
-            f"vocabulary is 0 to {size - 1}: use the model's own tokenizer"
-        )
-    if dimensions == 2:
-        check_length(model, tokens.shape[1])
-
-
-def check_length(model: nn.Module, length: int) -> None:
-    """Raise BadParameter if the model cannot take a sequence of that length."""
-    # a model of text and images has a config within its config; and the limit's name differs by
-    # family
-    config = model.config.get_text_config(decoder=True)
-    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
-    longest = next((limit for limit in limits if limit is not None), None)
-    if longest is not None and length > longest:
-        raise BadParameter(
-            f"length {length} is more than the {longest} tokens this model can take: lower it"
-        )
-
-
 def forward(model: nn.Module, tokens: Tensor) -> Tensor:
     """The model's logits (batch, length, vocabulary) for tokens (batch, length)."""
     with torch.no_grad():
@@ -215,12 +152,15 @@ def first_stream(model: nn.Module, tokens: Tensor) -> Tensor:
     streams: list[Tensor] = []
 
     def stop(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        streams.append(_split(block, args, kwargs)[0])
-        raise _Captured
+        streams.append(split_stream(block, args, kwargs)[0])
+        raise Captured
 
     # the hook ends the pass before the first block runs: only the embedding is paid for
     first = find_blocks(model)[0]
-    with first.register_forward_pre_hook(stop, with_kwargs=True), contextlib.suppress(_Captured):
+    with (
+        first.register_forward_pre_hook(stop, with_kwargs=True),
+        contextlib.suppress(Captured),
+    ):
         forward(model, tokens)
     return streams[0]
 
@@ -252,7 +192,9 @@ def run_block(block: nn.Module, stream: Tensor, call: Call) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def advance(block: nn.Module, stream: Tensor, call: Call, batch: int, name: str) -> Tensor:
+def advance(
+    block: nn.Module, stream: Tensor, call: Call, batch: int, name: str
+) -> Tensor:
     """Replace stream (sequences, length, width) in place by its values after the block.
 
     The stream may be kept on another device than the block. Raises NonFinite, naming the block.
@@ -268,7 +210,9 @@ def advance(block: nn.Module, stream: Tensor, call: Call, batch: int, name: str)
 def check_finite(what: str, numbers: Tensor) -> None:
     """Raise NonFinite if numbers of the running model hold NaN or infinity."""
     if not all_finite(numbers):
-        raise NonFinite(f"{what} hold NaN or infinity: check the weights, or use dtype float32")
+        raise NonFinite(
+            f"{what} hold NaN or infinity: check the weights, or use dtype float32"
+        )
 
 
 def check_parity(model: nn.Module, calls: list[Call], tokens: Tensor) -> float:
@@ -327,7 +271,9 @@ def _forward_and_replay(
     return logits, stream
 
 
-def logits_of(model: nn.Module, tokens: Tensor, stream: Tensor, calls: list[Call]) -> Tensor:
+def logits_of(
+    model: nn.Module, tokens: Tensor, stream: Tensor, calls: list[Call]
+) -> Tensor:
     """The model's logits for tokens (batch, length) whose stream after the last block is known.
 
     No block is run: each hands on the stream. `calls` are those of that shape of tokens.
@@ -355,43 +301,3 @@ def _answering(block: nn.Module, stream: Tensor, call: Call) -> Iterator[None]:
         del block.forward
         if before is not None:
             block.forward = before
-
-
-def stream_norms(
-    model: nn.Module, tokens: Tensor, progress: Progress = lambda *_steps: None
-) -> Tensor:
-    """The norm of each token's stream entering each block, and leaving the last.
-
-    Args: tokens (sequences, length). One forward pass a sequence; progress(done, total, name) is
-    called block by block and may end it by raising. Returns (sequences, blocks + 1, length),
-    float32, on the CPU.
-    Raises BadParameter.
-    """
-    check_tokens(model, tokens)
-    blocks, thread = find_blocks(model), threading.get_ident()
-    norms: list[Tensor] = []
-
-    def see(stream: Tensor) -> None:
-        progress(len(norms), len(tokens) * (len(blocks) + 1), "blocks")
-        # (1, length, width) → (length,). float32, as a sum of squares in float16 can overflow
-        norms.append(stream[0].float().norm(dim=-1).cpu())
-
-    # another thread may run the same model meanwhile: its streams are not ours
-    def entering(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if threading.get_ident() == thread:
-            see(_split(block, args, kwargs)[0])
-
-    def leaving(_block: nn.Module, _args: Any, output: Any) -> None:
-        if threading.get_ident() == thread:
-            see(output[0] if isinstance(output, tuple) else output)
-            raise _Captured
-
-    with eval_mode(model), contextlib.ExitStack() as stack:
-        for block in blocks:
-            stack.enter_context(block.register_forward_pre_hook(entering, with_kwargs=True))
-        stack.enter_context(blocks[-1].register_forward_hook(leaving))
-        for sequence in tokens:
-            with contextlib.suppress(_Captured):
-                forward(model, sequence[None])
-    # (sequences · (blocks + 1), length), in the order in which the hooks were called
-    return torch.stack(norms).unflatten(0, (len(tokens), len(blocks) + 1))

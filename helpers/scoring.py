@@ -43,7 +43,9 @@ class ContextOnce(HFLM):
         self.cache = cache_of(self.model)
 
     @torch.no_grad()
-    def _loglikelihood_tokens(self, requests: list, **options: Any) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(
+        self, requests: list, **options: Any
+    ) -> list[tuple[float, bool]]:
         """For each request log p of its continuation, and whether the model would write that."""
         contexts = defaultdict(lambda: defaultdict(list))
         for index, (_, context, tokens) in enumerate(requests):
@@ -56,13 +58,17 @@ class ContextOnce(HFLM):
             if (len(texts) - 1) * (len(context) - 1) > PASS:
                 items.append((True, len(context), context, sum(texts.values(), [])))
             else:
-                items += [(False, len(context + text), context, texts[text]) for text in texts]
+                items += [
+                    (False, len(context + text), context, texts[text]) for text in texts
+                ]
         batches: list[list[Any]] = [[]]
         for item in sorted(items, reverse=True):
             last = batches[-1]
             # tokens that are padded, or repeated in front of choices
             more = sum(len(indices) * (last[-1][1] - item[1]) for *_, indices in last)
-            if last and (item[0] < last[0][0] or len(last) == self.batch_size or more > PASS):
+            if last and (
+                item[0] < last[0][0] or len(last) == self.batch_size or more > PASS
+            ):
                 batches.append(last := [])
             last.append(item)
         answers = {}
@@ -70,19 +76,29 @@ class ContextOnce(HFLM):
             cut, given = 0, {}
             if batch[0][0]:
                 cut = len(batch[-1][2]) - 1
-                start = torch.tensor([text[:cut] for *_, text, _ in batch], device=self.device)
-                given[self.cache] = self.model(start, use_cache=True, logits_to_keep=1)[self.cache]
+                start = torch.tensor(
+                    [text[:cut] for *_, text, _ in batch], device=self.device
+                )
+                given[self.cache] = self.model(start, use_cache=True, logits_to_keep=1)[
+                    self.cache
+                ]
             # in front of its tokens stand two numbers for `_model_call`: the context's row in the
             # cache, and the place of its last token, whose logits are the first that count
             marked = {
-                i: (("", ""), [row, len(context) - 1 - cut, *context[cut:]], requests[i][2])
+                i: (
+                    ("", ""),
+                    [row, len(context) - 1 - cut, *context[cut:]],
+                    requests[i][2],
+                )
                 for row, (_, _, context, indices) in enumerate(batch)
                 for i in indices
             }
             with attribute(self, "given", given):
                 found = super()._loglikelihood_tokens([*marked.values()], **options)
             answers |= zip(marked, found, strict=True)
-        others = [request for index, request in enumerate(requests) if index not in answers]
+        others = [
+            request for index, request in enumerate(requests) if index not in answers
+        ]
         rest = iter(super()._loglikelihood_tokens(others, **options))
         return [answers.get(index) or next(rest) for index in range(len(requests))]
 
@@ -90,8 +106,13 @@ class ContextOnce(HFLM):
         """Logits (texts, places, vocabulary) of the last places; HFLM counts them from the end."""
         if self.given is None:
             return super()._model_call(inps, **options)
-        tokens, given = inps[:, 2:], copy.deepcopy(self.given)  # the pass adds to the cache
+        tokens, given = (
+            inps[:, 2:],
+            copy.deepcopy(self.given),
+        )  # the pass adds to the cache
         for cache in given.values():
             cache.reorder_cache(inps[:, 0])
         scored = tokens.shape[1] - int(inps[:, 1].min())
-        return self.model(tokens, use_cache=bool(given), logits_to_keep=scored, **given).logits
+        return self.model(
+            tokens, use_cache=bool(given), logits_to_keep=scored, **given
+        ).logits

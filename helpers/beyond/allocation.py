@@ -28,20 +28,23 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from helpers.beyond.training import gradients_of
-from helpers.capture import Progress, capture, check_tokens, eval_mode
-from helpers.device import all_finite
-from helpers.errors import BadParameter, NonFinite, UnsupportedModel, check_real
+from helpers.block_grams import best_batch, explain_out_of_memory
+from helpers.blocks import eval_mode, record_calls
+from helpers.errors import BadParameter, NonFinite, UnsupportedModel
 from helpers.masks import check_sparsity
 from helpers.models import (
     check_model,
+    check_tokens,
     check_weights,
     device_of,
     find_blocks,
     model_layers,
     read_weight,
 )
+from helpers.options import check_real
+from helpers.progress import Progress
 from helpers.prune import check_dense
-from helpers.replay import best_batch, explain_out_of_memory
+from helpers.tensors import all_finite
 
 # t ↦ the sparsity that each layer would have: float64 (layers,), none falling as t grows
 Curve = Callable[[float], Tensor]
@@ -111,7 +114,9 @@ def guide(
     importance = {}
     for key, squares in survey.slopes.items():
         # an output that nothing depends on would get 0, which leaves it no order of its weights
-        factor = squares.clamp(min=float(squares.max()) * LEAST_SLOPE or 1.0) ** (POWER / 2)
+        factor = squares.clamp(min=float(squares.max()) * LEAST_SLOPE or 1.0) ** (
+            POWER / 2
+        )
         importance[key] = factor / factor.mean()
     return Guide(shares, importance)
 
@@ -140,12 +145,21 @@ def owl(
         for keys in survey.blocks:
             size = sum(survey.layers[key].weight.numel() for key in keys)
             # the scores are made twice, so that a block's need not lie in memory together
-            mean = sum(float(survey.score(key).sum(dtype=torch.float64)) for key in keys) / size
-            above = sum(int((survey.score(key) > outliers * mean).sum()) for key in keys)
+            mean = (
+                sum(float(survey.score(key).sum(dtype=torch.float64)) for key in keys)
+                / size
+            )
+            above = sum(
+                int((survey.score(key) > outliers * mean).sum()) for key in keys
+            )
             ratios.append(above / size)
         width = max(ratios) - min(ratios)
         stretch = 2 * spread / width if width > 0 else 0.0
-        each = [ratio for ratio, keys in zip(ratios, survey.blocks, strict=True) for _ in keys]
+        each = [
+            ratio
+            for ratio, keys in zip(ratios, survey.blocks, strict=True)
+            for _ in keys
+        ]
         wishes = sparsity - stretch * torch.tensor(each, dtype=torch.float64)
         # all of them move by t, which does the centring
         return layer_sparsities(survey, lambda t: wishes + t, sparsity, spread)
@@ -177,7 +191,10 @@ class Survey:
 
 @contextlib.contextmanager
 def surveyed(
-    model: nn.Module, tokens: Tensor, progress: Progress | None, ignored: Collection[str] = ()
+    model: nn.Module,
+    tokens: Tensor,
+    progress: Progress | None,
+    ignored: Collection[str] = (),
 ) -> Iterator[Survey]:
     """Run the dense model over the text; inside it is as it was, with dropout off.
 
@@ -219,7 +236,7 @@ def input_norms(
             hook = lambda _layer, args, key=key: add(key, args[0])  # noqa: E731
             stack.enter_context(layer.register_forward_pre_hook(hook))
         for done, rows in enumerate(batches, 1):
-            capture(model, rows)  # ends after the last block: no logits are needed
+            record_calls(model, rows)  # ends after the last block: no logits are needed
             progress(done, len(batches), "calibration text")
     for key in layers:
         if key not in squares:
@@ -245,18 +262,26 @@ def fisher(survey: Survey) -> Curve:
     gives the survey its `slopes`. Raises BadParameter, NonFinite.
     """
     if survey.tokens.shape[1] < 2:
-        raise BadParameter("a guide needs sequences of 2 tokens or more: give longer text")
+        raise BadParameter(
+            "a guide needs sequences of 2 tokens or more: give longer text"
+        )
     levels = {key: levels_of(survey.score(key)) for key in survey.layers}
     costs = {key: torch.zeros(LEVELS, dtype=torch.float64) for key in survey.layers}
 
     def add(key: str, parameter: Tensor) -> None:
-        gradient = parameter.grad.T if isinstance(survey.layers[key], Conv1D) else parameter.grad
+        gradient = (
+            parameter.grad.T
+            if isinstance(survey.layers[key], Conv1D)
+            else parameter.grad
+        )
         # float32 first: such products are below the smallest number of float16
         terms = (gradient.float() * read_weight(survey.layers[key]).float()).square_()
         sums = torch.bincount(levels[key].flatten(), terms.flatten().double(), LEVELS)
         costs[key] += sums.cpu()
         alive = survey.norms[key] > 0
-        slopes = (gradient[:, alive].float() / survey.norms[key][alive]).square_().sum(1)
+        slopes = (
+            (gradient[:, alive].float() / survey.norms[key][alive]).square_().sum(1)
+        )
         slopes /= max(1, int(alive.sum()))
         survey.slopes[key] = survey.slopes.get(key, 0) + slopes
         # freed now: a full set of gradients, as large as the model, never exists
@@ -270,7 +295,11 @@ def fisher(survey: Survey) -> Curve:
             stack.enter_context(weight.register_post_accumulate_grad_hook(hook))
         stack.enter_context(torch.enable_grad())
         for done, row in enumerate(survey.tokens.to(device_of(survey.model)), 1):
-            logits = survey.model(input_ids=row[None], use_cache=False).logits[0, :-1].float()
+            logits = (
+                survey.model(input_ids=row[None], use_cache=False)
+                .logits[0, :-1]
+                .float()
+            )
             # the sum, not the mean: a constant factor is nothing to the answer, but a small
             # gradient vanishes in float16
             functional.cross_entropy(logits, row[1:], reduction="sum").backward()
@@ -278,7 +307,9 @@ def fisher(survey: Survey) -> Curve:
     margins = []
     for key, weight in weights.items():
         if not (costs[key].isfinite().all() and survey.slopes[key].isfinite().all()):
-            raise NonFinite(f"gradients of layer {key} hold NaN or infinity: use dtype float32")
+            raise NonFinite(
+                f"gradients of layer {key} hold NaN or infinity: use dtype float32"
+            )
         # Of one weight in each part. The running maximum takes out the noise: a part is not
         # reached before those below it
         margin = np.maximum.accumulate(costs[key].numpy() / weight.numel())
@@ -299,7 +330,9 @@ def levels_of(score: Tensor) -> Tensor:
     """
     flat = score.flatten()
     # NumPy's, since torch's makes the places too
-    ordered = torch.from_numpy(np.sort(flat.numpy())) if flat.is_cpu else flat.sort().values
+    ordered = (
+        torch.from_numpy(np.sort(flat.numpy())) if flat.is_cpu else flat.sort().values
+    )
     # the first place of each part from the second on, and the score there
     places = torch.tensor([-(-len(flat) * part // LEVELS) for part in range(1, LEVELS)])
     places = places[places < len(flat)].to(flat.device)
@@ -337,11 +370,14 @@ def layer_sparsities(
     counts = share_out(weights, curve, total, low, high)
     # count/size is the nearest float, and size times that lies so near count that it rounds to it
     return {
-        key: count / size for key, count, size in zip(survey.layers, counts, sizes, strict=True)
+        key: count / size
+        for key, count, size in zip(survey.layers, counts, sizes, strict=True)
     }
 
 
-def share_out(sizes: Tensor, curve: Curve, total: int, low: Tensor, high: Tensor) -> list[int]:
+def share_out(
+    sizes: Tensor, curve: Curve, total: int, low: Tensor, high: Tensor
+) -> list[int]:
     """The zeros of each layer, `total` in all.
 
     Args:
@@ -357,7 +393,9 @@ def share_out(sizes: Tensor, curve: Curve, total: int, low: Tensor, high: Tensor
     below, above = -FARTHEST, FARTHEST
     for _ in range(HALVINGS):
         middle = (below + above) / 2
-        below, above = (middle, above) if zeros(middle).sum() < total else (below, middle)
+        below, above = (
+            (middle, above) if zeros(middle).sum() < total else (below, middle)
+        )
     # where a curve jumps, no t gives that many: a mixture of the two sides of the jump does
     few, many = zeros(below), zeros(above)
     gap = float(many.sum() - few.sum())

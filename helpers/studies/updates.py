@@ -19,13 +19,12 @@ from torch import Tensor
 
 from helpers import sparsegpt
 from helpers.admm import exact_least_squares, refit
-from helpers.capture import Progress
 from helpers.device import synchronise
 from helpers.errors import BadParameter, NonFinite
 from helpers.gradient_methods import conjugate_gradients, gradient_refit
 from helpers.gram import damp, normalise, relative_error
-from helpers.masks import Pattern, check_sparsity, check_target, select
-from helpers.methods import METHODS
+from helpers.masks import Pattern, check_sparsity, select
+from helpers.progress import Progress
 
 DIRECT_ITERATIONS = 50  # of ADMM and conjugate gradients, which need few
 RHOS = (0.1, 0.3, 1.0, 3.0, 10.0)  # around the paper's 1
@@ -35,9 +34,6 @@ LEARNING_RATES = {"adam": (0.03, 0.1, 0.3), "sgd": (1.0, 2.0, 3.5)}
 EVERY_ITERATION_TO = 20
 POINTS_A_DECADE = 8
 ADMM_ROWS = (5, 10, 20, 50)
-
-MASK_DEFAULT = {"mask_steps": 15, "schedule": "paper", "budget": "matrix"}
-MASK_STEPS = (0, 5, 10, 15)
 
 
 def update_study(
@@ -70,7 +66,9 @@ def update_study(
     """
     for sparsity in sparsities:
         if check_sparsity(sparsity) == 0:
-            raise BadParameter("sparsity 0 leaves nothing to update: give numbers in (0, 1)")
+            raise BadParameter(
+                "sparsity 0 leaves nothing to update: give numbers in (0, 1)"
+            )
     study: dict[str, list[dict[str, Any]]] = {"update": [], "curves": []}
     variants = _variants(damping)
     total = len(sparsities) * len(variants)
@@ -84,7 +82,11 @@ def update_study(
             study["update"] += rows
             study["curves"].append(curve)
             if progress:
-                progress(len(study["curves"]), total, f"{settings['solver']} at {sparsity:.0%}")
+                progress(
+                    len(study["curves"]),
+                    total,
+                    f"{settings['solver']} at {sparsity:.0%}",
+                )
     return study
 
 
@@ -98,13 +100,19 @@ def _variants(damping: float) -> list[dict[str, Any]]:
     """The settings of every solver with iterations; ADMM's options are changed one at a time."""
     # with the paper's scaling of inputs to unit norm, and without it
     scaled, plain = ({"damping": damping, "precondition": on} for on in (True, False))
-    variants = [_settings("admm", rho=rho, **base) for base in (scaled, plain) for rho in RHOS]
+    variants = [
+        _settings("admm", rho=rho, **base) for base in (scaled, plain) for rho in RHOS
+    ]
     if damping != LIGHT_DAMPING:
-        variants.append(_settings("admm", rho=1.0, precondition=True, damping=LIGHT_DAMPING))
+        variants.append(
+            _settings("admm", rho=1.0, precondition=True, damping=LIGHT_DAMPING)
+        )
     variants += [_settings("cg", **base) for base in (scaled, plain)]
     for solver, rates in LEARNING_RATES.items():
         for base in (plain, scaled):
-            variants += [_settings(solver, learning_rate=rate, **base) for rate in rates]
+            variants += [
+                _settings(solver, learning_rate=rate, **base) for rate in rates
+            ]
     return variants
 
 
@@ -123,13 +131,20 @@ class _Case:
     """One layer at one sparsity: its mask, its optimum, and how far a weight is from it."""
 
     def __init__(
-        self, weight: Tensor, gram: Tensor, heldout: Tensor, sparsity: float, damping: float
+        self,
+        weight: Tensor,
+        gram: Tensor,
+        heldout: Tensor,
+        sparsity: float,
+        damping: float,
     ) -> None:
         self.weight, self.gram, self.heldout = weight, gram, heldout
         self.sparsity, self.damping = float(sparsity), damping
         # Wanda's score |W|·‖x‖, since gram_ii = ‖x_i‖²: one mask for all solvers, which then differ
         # in their updates only
-        self.keep = select(weight.abs() * gram.diagonal().sqrt(), sparsity, "unstructured")
+        self.keep = select(
+            weight.abs() * gram.diagonal().sqrt(), sparsity, "unstructured"
+        )
         # All solvers minimise f(Ŵ) = tr((Ŵ − W) D (Ŵ − W)ᵀ) with D = gram + diag(ridge). The
         # damping is added to the diagonal of the gram of inputs of unit norm; with inputs as they
         # are that is n_i² times as much for input i
@@ -139,7 +154,9 @@ class _Case:
         self.total = _inner(weight @ gram, weight)
         # f*, the least of any Ŵ on this mask; in float64, since every excess is relative to it
         optimum, self.optimum_seconds = self.timed(
-            lambda: exact_least_squares(weight.double(), gram, self.keep, damping=damping)
+            lambda: exact_least_squares(
+                weight.double(), gram, self.keep, damping=damping
+            )
         )
         change = weight.double() - optimum
         image = change @ gram.double() + change * self.ridge.double()
@@ -175,7 +192,11 @@ class _Case:
         return {"error": max(0.0, error), "excess": max(0.0, excess)}
 
     def row(
-        self, settings: dict[str, Any], iteration: int | None, new: Tensor, seconds: float
+        self,
+        settings: dict[str, Any],
+        iteration: int | None,
+        new: Tensor,
+        seconds: float,
     ) -> dict[str, Any]:
         """One row of "update"."""
         measured = self.measure(new)
@@ -195,15 +216,23 @@ class _Case:
         # the two ends of the scale are the masked weight without an update and the optimum
         rows = [self.row(_settings("none"), None, weight * keep, 0.0)]
         # the solver itself: the registry's checks and error would count as its time
-        options = dict(sparsity=self.sparsity, keep=keep, damping=LIGHT_DAMPING, block_size=128)
-        solve = functools.partial(sparsegpt.solve, weight, gram, pattern=Pattern(), **options)
+        options = dict(
+            sparsity=self.sparsity, keep=keep, damping=LIGHT_DAMPING, block_size=128
+        )
+        solve = functools.partial(
+            sparsegpt.solve, weight, gram, pattern=Pattern(), **options
+        )
         (new, _, used), seconds = self.timed(solve)
         rows.append(self.row(_settings("sparsegpt", damping=used), None, new, seconds))
         settings = _settings("exact", damping=self.damping)
         rows.append(self.row(settings, None, self.optimum, self.optimum_seconds))
         for other in sorted({LIGHT_DAMPING, 0.0} - {self.damping}, reverse=True):
-            solve = functools.partial(exact_least_squares, weight, gram, keep, damping=other)
-            rows.append(self.row(_settings("exact", damping=other), None, *self.timed(solve)))
+            solve = functools.partial(
+                exact_least_squares, weight, gram, keep, damping=other
+            )
+            rows.append(
+                self.row(_settings("exact", damping=other), None, *self.timed(solve))
+            )
         return rows
 
     def run(
@@ -212,7 +241,9 @@ class _Case:
         """Solve once with `last` iterations: the rows, and the curve, of a solver with settings."""
         solver = settings["solver"]
         # fewer rows than points: a row also has the error on other text, which costs a product
-        early = ADMM_ROWS if solver == "admm" else (20,)  # 20: what the paper gives ADMM
+        early = (
+            ADMM_ROWS if solver == "admm" else (20,)
+        )  # 20: what the paper gives ADMM
         rows_at = {at for at in early if at <= last} | {last}
         # one run gives all rows: what a solver has after 20 of 200 iterations is what 20 would give
         points = rows_at.union(trace_points(last))
@@ -239,11 +270,20 @@ class _Case:
 
         # conjugate gradients and ADMM have no learning rate; the optimisers share one function
         solvers = {"admm": refit, "cg": conjugate_gradients}
-        solve = solvers.get(solver) or functools.partial(gradient_refit, optimiser=solver)
+        solve = solvers.get(solver) or functools.partial(
+            gradient_refit, optimiser=solver
+        )
         options = {k: v for k, v in settings.items() if k != "solver" and v is not None}
         started = self.now()
         try:
-            solve(self.weight, self.gram, self.keep, iterations=last, trace=trace, **options)
+            solve(
+                self.weight,
+                self.gram,
+                self.keep,
+                iterations=last,
+                trace=trace,
+                **options,
+            )
         except NonFinite:
             # only a learning rate can be too large; elsewhere it would be a mistake of ours
             if settings["learning_rate"] is None:
@@ -255,47 +295,3 @@ def _inner(left: Tensor, right: Tensor) -> float:
     """tr(left rightᵀ), the sum of the products of the entries."""
     # up to 10⁷ terms of both signs: in float32 the rounding of the sum would hide a small excess
     return (left * right).sum(dtype=torch.float64).item()
-
-
-def mask_study(
-    weight: Tensor,
-    gram: Tensor,
-    heldout: Tensor,
-    *,
-    sparsities: Sequence[float] = (0.5, 0.6, 0.7, 0.8),
-    patterns: Sequence[str] = ("unstructured", "2:4", "4:8"),
-    iterations: int = 20,
-    progress: Progress | None = None,
-) -> list[dict[str, Any]]:
-    """ADMM-Grad on one layer with one of its mask rules changed at a time.
-
-    The default is the paper's: 15 mask steps, the cubic schedule, a budget per matrix. Changed
-    are the mask steps (0, 5, 10; 0 is ADMM1) and, for unstructured pruning, the schedule
-    ("released") and the budget ("output"); the released code's schedule for N:M is the paper's.
-    `sparsities` are those of unstructured pruning, N:M implies its own. progress is called after
-    each solve.
-
-    Returns rows with "error" and "heldout", ‖XW − XŴ‖²/‖XW‖² on the calibration gram and on the
-    gram of other text. Shapes as in `update_study`; raises what "admm-grad" raises, such as
-    BadParameter for fewer than 15 iterations.
-    """
-    cases = []
-    for pattern in patterns:
-        grouped = Pattern.parse(pattern).grouped
-        changes: list[dict[str, Any]] = [{"mask_steps": steps} for steps in MASK_STEPS]
-        if not grouped:
-            changes += [{"schedule": "released"}, {"budget": "output"}]
-        for sparsity in [check_target(None, pattern)] if grouped else sparsities:
-            target = {"pattern": pattern, "sparsity": float(sparsity)}
-            cases += [(target, {**MASK_DEFAULT, **change}) for change in changes]
-    rows = []
-    for target, rules in cases:
-        settings = {**rules, "iterations": iterations}
-        solved = METHODS["admm-grad"](weight, gram, **target, **settings)
-        # on text that neither mask nor weights have seen: a budget or schedule may fit the
-        # calibration text better and other text worse
-        other = relative_error(weight, solved.weight, heldout)
-        rows.append({**target, **settings, "error": solved.error, "heldout": other})
-        if progress:
-            progress(len(rows), len(cases), f"{target['pattern']} at {target['sparsity']:.0%}")
-    return rows

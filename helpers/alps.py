@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from helpers.admm import damped_system
-from helpers.errors import Count, NotNegative, Positive, one_of
 from helpers.gradient_methods import conjugate_gradients
 from helpers.gram import Gram, dead_inputs
 from helpers.layer import LayerResult
 from helpers.masks import BUDGETS, Pattern, select
+from helpers.options import Count, NotNegative, Positive, one_of
 
 CG_STEPS = 10  # of conjugate gradients on the final mask
 EVERY = 3  # iterations from one look at the mask to the next
@@ -79,14 +79,21 @@ def alps(
             # inputs of unit norm: |T| is Wanda's score, and a dead input's weights fall first
             return select(T.abs() * G.alive, sparsity, pattern, budget)
 
-        start, keep = mask_search(weight * G.norms, G, choose, rho=rho, iterations=iterations)
+        start, keep = mask_search(
+            weight * G.norms, G, choose, rho=rho, iterations=iterations
+        )
         start /= G.norms
     settings = dict(iterations=CG_STEPS, damping=damping, start=start)
     return conjugate_gradients(weight, gram.matrix, keep, **settings)
 
 
 def mask_search(
-    W0: Tensor, G: _Eigen, choose: Callable[[Tensor], Tensor], *, rho: float, iterations: int
+    W0: Tensor,
+    G: _Eigen,
+    choose: Callable[[Tensor], Tensor],
+    *,
+    rho: float,
+    iterations: int,
 ) -> tuple[Tensor, Tensor]:
     """Z (d_out, d_in), in scaled inputs as W0 is, and its mask, once that is stable.
 

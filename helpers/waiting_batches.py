@@ -20,7 +20,7 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
-from helpers.capture import Call, check_finite, run_block
+from helpers.blocks import Call, check_finite, run_block
 from helpers.errors import UnsupportedModel
 from helpers.gram import Gram, check_measured
 from helpers.models import device_of, find_layers, read_weight
@@ -40,7 +40,9 @@ class Batch(greenlet):
 
     def run(self) -> None:
         """The block, which is left whenever `wait` is called inside it."""
-        self.answer = run_block(self.block, self.rows.to(device_of(self.block)), self.call)
+        self.answer = run_block(
+            self.block, self.rows.to(device_of(self.block)), self.call
+        )
         self.layer = None
 
     def wait(self, layer: str, group: tuple[str, ...], inputs: Tensor) -> None:
@@ -78,7 +80,10 @@ def one_pass(
             return
         if layer in dense:
             if group not in grams:
-                width, device = read_weight(layers[layer]).shape[1], layers[layer].weight.device
+                width, device = (
+                    read_weight(layers[layer]).shape[1],
+                    layers[layer].weight.device,
+                )
                 grams[group] = Gram(width, device)
             grams[group].add(inputs)
             here.wait(layer, group, inputs)

@@ -10,29 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers.capture import (
+from helpers.blocks import (
     Call,
-    Progress,
     advance,
-    capture,
     check_parity,
-    check_tokens,
     embed,
     eval_mode,
+    record_calls,
     run_block,
 )
-from helpers.errors import (
-    BadParameter,
-    OutOfMemory,
-    UnsupportedModel,
-    check_choice,
-    check_whole,
-    first_line,
-)
+from helpers.errors import BadParameter, OutOfMemory, UnsupportedModel, first_line
 from helpers.gram import Gram, check_measured
-from helpers.models import device_of, find_blocks, find_layers, read_weight
-from helpers.one_pass import one_pass
+from helpers.models import (
+    check_tokens,
+    device_of,
+    find_blocks,
+    find_layers,
+    read_weight,
+)
+from helpers.options import check_choice, check_whole
 from helpers.precision import products
+from helpers.progress import Progress
+from helpers.waiting_batches import one_pass
 
 LOG = logging.getLogger(__name__)
 # tokens in one forward pass: a CPU gains nothing from more, a GPU is filled by them
@@ -116,7 +115,9 @@ def layer_problems(
     """
     blocks = find_blocks(model)
     if check_whole("block", block, least=0) >= len(blocks):
-        raise BadParameter(f"block {block!r} does not exist: give 0 to {len(blocks) - 1}")
+        raise BadParameter(
+            f"block {block!r} does not exist: give 0 to {len(blocks) - 1}"
+        )
     present = find_layers(blocks[block], f"block {block}")
     for layer in layers:
         check_choice("layer", layer, present)
@@ -125,13 +126,15 @@ def layer_problems(
     batch = largest_divisor(len(tokens), batch)
     with eval_mode(model):
         # no layer is pruned here: the stream is the dense model's
-        calls = capture(model, tokens[:batch])
+        calls = record_calls(model, tokens[:batch])
         stream = embed(model, tokens, batch)
         for index in range(block):
             advance(blocks[index], stream, calls[index], batch, f"block {index}")
             if progress:
                 progress(index + 1, block + 1, f"block {index}")
-        grams = layer_grams(blocks[block], stream, calls[block], batch, f"block {block}")
+        grams = layer_grams(
+            blocks[block], stream, calls[block], batch, f"block {block}"
+        )
         if progress:
             progress(block + 1, block + 1, f"block {block}")
     # a copy, so that what is done to it leaves the model alone
@@ -140,7 +143,7 @@ def layer_problems(
 
 
 def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of `number` up to `limit`: batches of one size replay one capture.
+    """The largest divisor of `number` up to `limit`: batches of one size replay one recording.
 
     Raises BadParameter unless `limit` is a whole number of at least 1.
     """
@@ -170,7 +173,9 @@ def explain_out_of_memory(what: str, advice: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        raise OutOfMemory(f"{what}: out of memory ({first_line(error)}): {advice}") from error
+        raise OutOfMemory(
+            f"{what}: out of memory ({first_line(error)}): {advice}"
+        ) from error
 
 
 class Replay:
@@ -209,7 +214,8 @@ class Replay:
         # recorded when first needed, and again after a halving
         if self._calls is None:
             self._calls = self._tried(
-                "recording arguments", lambda: capture(self.model, self.tokens[: self.batch])
+                "recording arguments",
+                lambda: record_calls(self.model, self.tokens[: self.batch]),
             )
         return self._calls
 
@@ -219,13 +225,17 @@ class Replay:
         def check() -> float:
             # reversed text has the same shape, positions and mask but another content: it exposes
             # arguments that depend on the tokens
-            return check_parity(self.model, self.calls, self.tokens[: self.batch].flip(1))
+            return check_parity(
+                self.model, self.calls, self.tokens[: self.batch].flip(1)
+            )
 
         return self._tried("the parity gate", check)
 
     def embed(self) -> Tensor:
         """The stream of all tokens as it enters block 0."""
-        return self._tried("embedding", lambda: embed(self.model, self.tokens, self.batch))
+        return self._tried(
+            "embedding", lambda: embed(self.model, self.tokens, self.batch)
+        )
 
     def grams(self, index: int, stream: Tensor) -> Iterator[dict[str, Gram]]:
         """The grams of a block's layers, which are pruned before the next are asked for.
@@ -238,8 +248,12 @@ class Replay:
         block, name = find_blocks(self.model)[index], f"block {index}"
         if self.passes == 1:
             call = self.calls[index]
-            with explain_out_of_memory(f"{name}, in which all text waits", "give passes=2"):
-                yield from one_pass(block, stream, call, self.batch, name, self.precision)
+            with explain_out_of_memory(
+                f"{name}, in which all text waits", "give passes=2"
+            ):
+                yield from one_pass(
+                    block, stream, call, self.batch, name, self.precision
+                )
             return
 
         def measure() -> dict[str, Gram]:
@@ -289,5 +303,7 @@ class Replay:
             )
         # a divisor of the batch before, so that rows not yet done make up whole batches
         smaller = largest_divisor(self.batch, self.batch // 2)
-        self.halved.append(f"{where}: batch lowered from {self.batch} to {smaller}, out of memory")
+        self.halved.append(
+            f"{where}: batch lowered from {self.batch} to {smaller}, out of memory"
+        )
         self.batch, self._calls = smaller, None

@@ -1,4 +1,4 @@
-"""What a method has to do beyond an answer of the right form, tried out on a small layer."""
+"""Behavioural checks of a pruning method on a small random layer, for notebook 07."""
 
 from __future__ import annotations
 
@@ -6,25 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from helpers.errors import HelpersError
 from helpers.gram import gram_of
 from helpers.layer import LayerResult
-from helpers.masks import Pattern
 from helpers.methods import get_method
-
-TRIAL = 128  # outputs, and about as many inputs, of the layer on which `prune_model` tries options
-
-
-def random_layer(outputs: int, inputs: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """A weight (outputs, inputs), and correlated inputs (tokens, inputs): the same every time."""
-    source = torch.Generator().manual_seed(0)
-    # the second factor correlates the inputs, as real ones are
-    given = torch.randn(tokens, inputs, generator=source) @ torch.randn(
-        inputs, inputs, generator=source
-    )
-    return torch.randn(outputs, inputs, generator=source), given
+from helpers.trial import random_layer
 
 
 def check_method(name: str) -> dict[str, str]:
@@ -58,13 +45,21 @@ def check_method(name: str) -> dict[str, str]:
 
     def repeats() -> str:
         same = torch.equal(solve(sparsity=0.5).weight, solve(sparsity=0.5).weight)
-        return "" if same else "two runs differ: draw random numbers from a seeded generator"
+        return (
+            ""
+            if same
+            else "two runs differ: draw random numbers from a seeded generator"
+        )
 
     def leaves_dense() -> str:
         # the tolerance is for a solver's rounding; a dead input's weights may change
         new = solve(sparsity=0.0).weight
         close = torch.allclose(new[:, alive], dense[:, alive], rtol=1e-2, atol=1e-2)
-        return "" if close else "it changed weights at sparsity 0, where the dense ones are best"
+        return (
+            ""
+            if close
+            else "it changed weights at sparsity 0, where the dense ones are best"
+        )
 
     trials: dict[str, Callable[[], str]] = {
         "an exact answer for unstructured 50 %": lambda: answers(sparsity=0.5),
@@ -81,20 +76,3 @@ def check_method(name: str) -> dict[str, str]:
         except HelpersError as error:
             problems[what] = str(error)
     return problems
-
-
-def try_method(
-    name: str, arguments: dict[str, Any], shape: tuple[int, int], device: torch.device
-) -> None:
-    """Solve a random layer of that shape, or of TRIAL outputs and about as many inputs if it is
-    larger, so that a bad value of an option is refused by the method before a model changes.
-    """
-    rows, width = (min(size, TRIAL) for size in shape)
-    if shape[1] > TRIAL and (m := Pattern.parse(arguments["pattern"]).m):
-        width = max(1, TRIAL // m) * m  # whole groups
-    weight, inputs = random_layer(rows, width, 4 * width)
-    method = get_method(name)
-    gram = gram_of(inputs).to(device) if method.needs_calibration else None
-    # a method may draw random numbers, and the caller's must not depend on this trial
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
-        method(weight.to(device), gram, **arguments)

@@ -1,0 +1,33 @@
+"""Progress of long work: a bar, or a function that the caller gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tqdm.auto import tqdm
+
+# progress(steps done, steps in all, name of the one just done)
+Progress = Callable[[int, int, str], None]
+
+
+class ProgressBar(tqdm):
+    """A progress bar whose `show` is what the functions of this package call as `progress`."""
+
+    def show(self, done: int, total: int, name: str) -> None:
+        """`done` of `total` are finished; `name` is the last of them, or what is under way."""
+        if self.total != total:
+            self.bar_format, self.delay = None, 0
+            self.reset(total)
+        self.set_postfix_str(name, refresh=False)
+        self.update(done - self.n)
+
+
+def as_progress(progress: Progress | bool | None) -> Progress | None:
+    """What is called after each step: a function as it is, for True a bar, for False nothing.
+
+    The bar is drawn in a notebook, and where errors are written to a terminal.
+    """
+    if progress is True:
+        # disable=None is tqdm's word for that; delay, so that what is refused at once leaves none
+        return ProgressBar(disable=None, delay=0.001).show
+    return progress or None

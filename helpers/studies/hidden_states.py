@@ -1,0 +1,58 @@
+"""Norms of the hidden states (the stream) between the blocks of a model, for notebook 01."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from helpers.blocks import Captured, eval_mode, forward, split_stream
+from helpers.models import check_tokens, find_blocks
+from helpers.progress import Progress
+
+
+def stream_norms(
+    model: nn.Module, tokens: Tensor, progress: Progress = lambda *_steps: None
+) -> Tensor:
+    """The norm of each token's stream entering each block, and leaving the last.
+
+    Args: tokens (sequences, length). One forward pass a sequence; progress(done, total, name) is
+    called block by block and may end it by raising. Returns (sequences, blocks + 1, length),
+    float32, on the CPU.
+    Raises BadParameter.
+    """
+    check_tokens(model, tokens)
+    blocks, thread = find_blocks(model), threading.get_ident()
+    norms: list[Tensor] = []
+
+    def see(stream: Tensor) -> None:
+        progress(len(norms), len(tokens) * (len(blocks) + 1), "blocks")
+        # (1, length, width) → (length,). float32, as a sum of squares in float16 can overflow
+        norms.append(stream[0].float().norm(dim=-1).cpu())
+
+    # another thread may run the same model meanwhile: its streams are not ours
+    def entering(
+        block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        if threading.get_ident() == thread:
+            see(split_stream(block, args, kwargs)[0])
+
+    def leaving(_block: nn.Module, _args: Any, output: Any) -> None:
+        if threading.get_ident() == thread:
+            see(output[0] if isinstance(output, tuple) else output)
+            raise Captured
+
+    with eval_mode(model), contextlib.ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(
+                block.register_forward_pre_hook(entering, with_kwargs=True)
+            )
+        stack.enter_context(blocks[-1].register_forward_hook(leaving))
+        for sequence in tokens:
+            with contextlib.suppress(Captured):
+                forward(model, sequence[None])
+    # (sequences · (blocks + 1), length), in the order in which the hooks were called
+    return torch.stack(norms).unflatten(0, (len(tokens), len(blocks) + 1))
