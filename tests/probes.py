@@ -35,7 +35,7 @@ from helpers.beyond import recipe, training
 from helpers.data import corpora, tasks
 from helpers.gram import damp, normalise
 from helpers.models import find_blocks
-from helpers.studies import mask_rules, updates
+from helpers.studies import hidden_states, mask_rules, updates
 
 BLOCKS = 2
 SEQUENCES, LENGTH = 8, 128  # of calibration text
@@ -393,11 +393,11 @@ def streamed() -> dict[str, Any]:
 @probe("capture")
 def replayed() -> dict[str, Any]:
     model = embedded()[0]
-    calls = blocks.capture(model, tokens()[:2])
+    calls = blocks.record_calls(model, tokens()[:2])
     return {
         "stream": digest(blocks.embed(model, tokens(), 2)),
         "parity": blocks.check_parity(model, calls, tokens()[:2].flip(1)),
-        "norms": digest(blocks.stream_norms(model, tokens()[:2])),
+        "norms": digest(hidden_states.stream_norms(model, tokens()[:2])),
         "identity": helpers.model_identity(model),
     }
 
