@@ -36,7 +36,7 @@ from helpers.gram import (
     normalise,
 )
 from helpers.layer import Layer, LayerResult
-from helpers.masks import BUDGETS, Pattern, cubic_schedule, select
+from helpers.masks import BUDGETS, Pattern, choose_mask, cubic_schedule, select
 from helpers.options import (
     Count,
     CountFromZero,
@@ -91,13 +91,11 @@ def admm(
         U = U + W - Z  # add up what the projection removed
         # W step: minimise ½‖X(W − W₀)‖² + ρ/2 ‖W − Z + U‖². Its gradient is 0 where
         #     W (G + ρI) = W₀ G + ρ (Z − U),     the paper's formula transposed
-        W = (
-            W0 @ G + rho * (Z - U)
-        ) @ inverse  # refit the outputs, pulled towards Z − U
+        # refit the outputs, pulled towards Z − U
+        W = (W0 @ G + rho * (Z - U)) @ inverse
     # one more Z step, so that what is returned obeys the mask
-    return (
-        W + U
-    ) * keep, keep  # U is 0 where a weight is kept, so this is W on the mask
+    # U is 0 where a weight is kept, so this is W on the mask
+    return (W + U) * keep, keep
 
 
 def refit(
@@ -194,7 +192,7 @@ def admm_grad(
             score.mul_(system.importance)
         one_shot = shortcut or mask_steps == 0
         now = sparsity if one_shot else cubic_schedule(sparsity, iteration, mask_steps)
-        select(score, now, pattern, budget, out=out)
+        choose_mask(score, now, pattern, budget, out=out)
 
     def unscaled(iteration: int, Z: Tensor, kept: Tensor) -> None:
         # Z was made for the trace alone, so it may be changed in place

@@ -30,7 +30,7 @@ from helpers.models import (
 )
 from helpers.options import check_choice, check_whole
 from helpers.precision import products
-from helpers.progress import Progress
+from helpers.progress import Progress, as_progress
 from helpers.waiting_batches import one_pass
 
 LOG = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def layer_problems(
     layers: Sequence[str],
     *,
     batch: int = 4,
-    progress: Progress | None = None,
+    progress: Progress | bool = False,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Layers of one block of the dense model, with their grams, from one pass over the text.
 
@@ -108,7 +108,8 @@ def layer_problems(
         tokens: (sequences, length).
         block: from 0.
         layers: their names, such as ["self_attn.q_proj"].
-        progress: called after each block that the text has passed.
+        progress: True for a bar, False for none, or a function called after each block that the
+            text has passed: progress(done, total, name).
 
     Returns {layer: (weight (d_out, d_in), gram (d_in, d_in))}; layers that read the same input
     share a gram. Raises BadParameter if there is no such block or layer.
@@ -122,6 +123,7 @@ def layer_problems(
     for layer in layers:
         check_choice("layer", layer, present)
     check_tokens(model, tokens)
+    progress = as_progress(progress)
     # recorded arguments such as a mask fit one batch size only
     batch = largest_divisor(len(tokens), batch)
     with eval_mode(model):

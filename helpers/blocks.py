@@ -63,9 +63,8 @@ def record_calls(model: nn.Module, tokens: Tensor) -> list[Call]:
     block.
     """
     calls: list[Call] = []
-    read: list[
-        tuple[str, Tensor]
-    ] = []  # what the layers of the running block have been given
+    # what the layers of the running block have been given
+    read: list[tuple[str, Tensor]] = []
 
     # every block, because families may alternate masks (full and sliding window) or positions
     def record(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -38,7 +38,7 @@ from helpers.models import (
     weights_in_memory,
 )
 from helpers.options import check_choice, check_whole
-from helpers.progress import Progress
+from helpers.progress import Progress, as_progress
 
 LOG = logging.getLogger(__name__)
 POSITIONS = 128  # of a window, whose losses are computed together
@@ -51,7 +51,7 @@ def perplexity(
     *,
     length: int = 2048,
     limit: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool = False,
 ) -> float:
     """exp of the mean negative log-likelihood of the next token, in windows that do not overlap.
 
@@ -66,11 +66,13 @@ def perplexity(
         tokens: int64 (tokens,), see `evaluation_tokens`; or windows (windows, length), as
             `check_windows` gives them, which are taken as they are.
         limit: use only the first `limit` windows; None for all.
-        progress: called after each window.
+        progress: True for a bar, False for none, or a function called after each window:
+            progress(done, total, name).
 
     Raises BadParameter (less text than `limit` windows), NonFinite.
     """
     windows = check_windows(model, tokens, length, limit)
+    progress = as_progress(progress)
     with eval_mode(model):
         if hasattr(model, WEIGHT_READER):
             pairs = _streamed_logits(model, windows)
@@ -183,6 +185,16 @@ class TaskScore:
     answers: list[int]
     scoring: str = "stock"  # lm-eval's own, or "each context once" (`helpers.scoring`)
 
+    @property
+    def accuracy(self) -> float:
+        """The share of items whose choice by `acc` is right."""
+        return mean_and_error(self.acc)[0]
+
+    @property
+    def stderr(self) -> float:
+        """The standard error of `accuracy`."""
+        return mean_and_error(self.acc)[1]
+
     def to_dict(self) -> dict[str, Any]:
         """The score for a record: what stands there under the task's name, without `answers`."""
         fields = ("version", "size", "items", "acc", "acc_norm", "scoring")
@@ -283,9 +295,8 @@ def zero_shot_examples(tasks: Sequence[str] = TASKS) -> dict[str, list[str]]:
             task.build_all_requests(limit=1)
             texts = [" | ".join(request.args) for request in task.instances]
             right = task.doc_to_text(task.eval_docs[0])
-            if not isinstance(
-                right, int
-            ):  # only WinoGrande's choices differ in what is given
+            # only WinoGrande's choices differ in what is given
+            if not isinstance(right, int):
                 right = task.doc_to_target(task.eval_docs[0]) if len(texts) > 1 else 0
             examples[name] = [texts.pop(int(right)), *texts]
     return examples

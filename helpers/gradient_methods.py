@@ -204,9 +204,8 @@ def conjugate_gradients(
         # (d_out, d_in), row i: p A of output i, once its pruned columns are 0
         torch.mm(search, problem.D, out=image)
         image.mul_(problem.keep)
-        length = _ratio(
-            size, _dot(search, image)
-        )  # the minimum along the search direction
+        # the minimum along the search direction
+        length = _ratio(size, _dot(search, image))
         current.addcmul_(search, length)
         # b − A (x + α p) = residual − α A p: no second product with D
         residual.addcmul_(image, length, value=-1)

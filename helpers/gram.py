@@ -83,9 +83,8 @@ class Gram:
         rows = inputs.detach().reshape(-1, width).float()
         # in float32 too where the model's own products are done in bfloat16 or TF32
         with exactly(rows.device), float32_products(rows.device):
-            panels.add_upper(
-                self._sum, rows
-            )  # the lower half follows when the matrix is asked for
+            # the lower half follows when the matrix is asked for
+            panels.add_upper(self._sum, rows)
         self._mirrored = self._checked = False
         # a factor of the sum as it was before these rows
         self._derived = None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from helpers.gram import Gram
-from helpers.masks import Pattern, check_divides, check_keep, check_target
+from helpers.masks import Pattern, check_divides, check_keep, target_sparsity
 from helpers.tensors import check_weight
 
 
@@ -49,7 +49,7 @@ class Layer:
         check_weight(weight)
         pattern = Pattern.parse(pattern)
         if keep is None:
-            sparsity = check_target(sparsity, pattern)
+            sparsity = target_sparsity(sparsity, pattern)
         else:
             sparsity = check_keep(keep, weight.shape, sparsity, pattern)
         check_divides(pattern, weight.shape[1])

@@ -103,9 +103,8 @@ def locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | No
 
 def check_config(path: Path) -> None:
     """Raise BadParameter unless a config.json is a JSON object: not all of transformers asks."""
-    with contextlib.suppress(
-        OSError, ValueError
-    ):  # whoever reads it says what is damaged
+    # whoever reads it says what is damaged
+    with contextlib.suppress(OSError, ValueError):
         config = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise BadParameter(

@@ -106,10 +106,11 @@ class ContextOnce(HFLM):
         """Logits (texts, places, vocabulary) of the last places; HFLM counts them from the end."""
         if self.given is None:
             return super()._model_call(inps, **options)
+        # the pass adds to the cache
         tokens, given = (
             inps[:, 2:],
             copy.deepcopy(self.given),
-        )  # the pass adds to the cache
+        )
         for cache in given.values():
             cache.reorder_cache(inps[:, 0])
         scored = tokens.shape[1] - int(inps[:, 1].min())

@@ -272,7 +272,7 @@ MUTANTS: dict[str, Mutant] = {
         GRAD, FEW, sums(lambda f, s, rows: f(s, rows.half().float()))
     ),
     "the stream of dense blocks": Mutant(
-        GRAD, "methods/wanda-60", around(loop.Loop, "one_block", dense_stream)
+        GRAD, "methods/wanda-60", around(loop.Loop, "prune_block", dense_stream)
     ),
     "the stream stays at the first block": Mutant(
         GRAD, "methods/wanda-60", around(block_grams.Replay, "advance", lambda *_: None)

@@ -362,7 +362,7 @@ def factors(model: nn.Module) -> dict[str, Tensor]:
         ("batch", 0, "0"), ("batch", "4", "'4'"), ("allow_pruned", "yes", "'yes'"),
         ("keep", torch.ones(32, 32), "METHODS"), ("damping", 0.1, "wanda"),
         ("budget", "row", "'row'"),
-        ("ignore", ["0.*", "*.dwn_proj"], "'*.dwn_proj' fits no layer"),
+        ("ignore", ["0.*", "*.dwn_proj"], "'*.dwn_proj' matches no layer"),
         ("ignore", ["0.*", "1.*"], "leaves no layer"),
         ("importance", {"9.mlp": torch.ones(1)}, "0.mlp.down_proj"),
         ("importance", by_layer(up=torch.zeros(64)), "above 0"),

@@ -42,14 +42,8 @@ def test_the_recipe_is_its_steps(effort: str, target: dict) -> None:
     report = prune_and_repair(model, tokens, effort=effort, **target)
     settings = {"method": "admm-grad", "pattern": report.pattern, "passes": 1} | target
     if "sparsity" in target:
-        how = (
-            {"ignored": [f"{i}.self_attn.k_proj" for i in (0, 1)]}
-            if "ignore" in target
-            else {}
-        )
-        guided = guide(
-            by_hand, tokens[: recipe.EFFORTS[effort].guide], sparsity=0.6, **how
-        )
+        text = tokens[: recipe.EFFORTS[effort].guide]
+        guided = guide(by_hand, text, sparsity=0.6, ignore=target.get("ignore", ()))
         settings |= {"sparsity": guided.sparsity, "importance": guided.importance}
     prune_model(by_hand, tokens[:5], **settings)
     shown = report.to_dict()["repair"]

@@ -42,8 +42,8 @@ from helpers.models import (
     read_weight,
 )
 from helpers.options import check_real
-from helpers.progress import Progress
-from helpers.prune import check_dense
+from helpers.progress import Progress, as_progress
+from helpers.prune import check_dense, ignored_layers
 from helpers.tensors import all_finite
 
 # t ↦ the sparsity that each layer would have: float64 (layers,), none falling as t grows
@@ -74,8 +74,8 @@ def guide(
     *,
     sparsity: float,
     spread: float = 0.3,
-    progress: Progress | None = None,
-    ignored: Collection[str] = (),
+    progress: Progress | bool = False,
+    ignore: Collection[str] = (),
 ) -> Guide:
     """In which layers, and in which outputs of a layer, weights can be spared most cheaply.
 
@@ -96,8 +96,9 @@ def guide(
             a backward pass.
         sparsity: of all layers together.
         spread: how far a layer's sparsity may lie from that, to one weight.
-        progress: progress(done, total, name), called after each batch of text and backward pass.
-        ignored: layers that stay dense, by their `layer_key`: they have no part in any of this.
+        progress: True for a bar, False for none, or a function called after each batch of text and
+            backward pass: progress(done, total, name).
+        ignore: layers that stay dense, as for `prune_model`: they have no part in any of this.
 
     The layers' zeros, round(value · weights) each, add up to round(sparsity · all weights), and
     still do after `prune_model` with a mask budget per "matrix". The model is left bit for bit as
@@ -109,7 +110,7 @@ def guide(
     """
     check_sparsity(sparsity)
     check_real("spread", spread)
-    with surveyed(model, tokens, progress, ignored) as survey:
+    with surveyed(model, tokens, progress, ignore) as survey:
         shares = layer_sparsities(survey, fisher(survey), sparsity, spread)
     importance = {}
     for key, squares in survey.slopes.items():
@@ -128,7 +129,8 @@ def owl(
     sparsity: float,
     spread: float = 0.08,
     outliers: float = 5.0,
-    progress: Progress | None = None,
+    progress: Progress | bool = False,
+    ignore: Collection[str] = (),
 ) -> dict[str, float]:
     """The sparsity of each layer by its `layer_key`: blocks with more outliers lose less.
 
@@ -140,7 +142,7 @@ def owl(
     check_sparsity(sparsity)
     check_real("spread", spread)
     check_real("outliers", outliers, above=0)
-    with surveyed(model, tokens, progress) as survey:
+    with surveyed(model, tokens, progress, ignore) as survey:
         ratios = []
         for keys in survey.blocks:
             size = sum(survey.layers[key].weight.numel() for key in keys)
@@ -193,8 +195,8 @@ class Survey:
 def surveyed(
     model: nn.Module,
     tokens: Tensor,
-    progress: Progress | None,
-    ignored: Collection[str] = (),
+    progress: Progress | bool = False,
+    ignore: Collection[str] = (),
 ) -> Iterator[Survey]:
     """Run the dense model over the text; inside it is as it was, with dropout off.
 
@@ -203,13 +205,13 @@ def surveyed(
     check_model(model)
     check_dense(model, allow_pruned=False)
     check_tokens(model, tokens)
-    layers = model_layers(model, ignored)
+    layers = model_layers(model, ignored_layers(model, ignore))
     blocks: list[list[str]] = [[] for _ in find_blocks(model)]
     for key, layer in layers.items():
         index, _, name = key.partition(".")
         check_weights(f"block {index} {name}", layer)
         blocks[int(index)].append(key)
-    progress = progress or (lambda *_step: None)
+    progress = as_progress(progress) or (lambda *_step: None)
     doing, advice = "looking for where weights can be spared", "give shorter sequences"
     # dropout off: its random zeros would enter the norms
     with eval_mode(model), explain_out_of_memory(doing, advice):

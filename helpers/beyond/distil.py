@@ -34,7 +34,7 @@ from helpers.errors import BadParameter, NonFinite
 from helpers.models import check_model, check_tokens, device_of
 from helpers.options import Count, Positive, check_options, one_of
 from helpers.precision import check_precision, exactly, products
-from helpers.progress import Progress
+from helpers.progress import Progress, as_progress
 from helpers.prune import check_dense
 
 LOG = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def distil(
     vector_rate: Positive = 4e-4,
     held_out: Count = 4,
     precision: str = "float32",
-    progress: Progress | None = None,
+    progress: Progress | bool = False,
 ) -> DistilReport:
     """Train the kept weights of a pruned model to predict what the dense model predicts, in place.
 
@@ -100,7 +100,8 @@ def distil(
         rate, vector_rate: Adam's, for weights and vectors, as shares of the rms of each matrix
             (without its zeros) and each vector. What is zero as a whole stays so.
         precision: of the products, "float32" or "bfloat16".
-        progress: called after each step.
+        progress: True for a bar, False for none, or a function called after each step:
+            progress(done, total, name).
 
     The held-out windows are looked at before, after a quarter of the steps, and at the end, in
     float32; the model ends with the best weights seen, after an error too, so it is never worse
@@ -118,6 +119,7 @@ def distil(
     )
     check_precision(precision, torch.float32)
     check_pair(model, dense, tokens, held_out)
+    progress = as_progress(progress)
     started = time.perf_counter()
     text, unseen = tokens[:-held_out].to(device_of(model)), tokens[-held_out:]
     advice = (
@@ -235,9 +237,8 @@ def divergence_and_gradient(logits: Tensor, target: Tensor) -> tuple[float, Tens
     tokens = logits.shape[:-1].numel()
     slope, total = torch.empty_like(logits), logits.new_zeros((), dtype=torch.float64)
     parts = (x.flatten(0, -2).split(POSITIONS) for x in (logits, target, slope))
-    with exactly(
-        logits.device
-    ):  # else vecdot, a product, would be done in bfloat16 too
+    # else vecdot, a product, would be done in bfloat16 too
+    with exactly(logits.device):
         for rows, wanted, out in zip(*parts, strict=True):
             log_q, log_p = (
                 torch.log_softmax(x.float(), dim=-1) for x in (rows, wanted)

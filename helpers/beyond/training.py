@@ -57,9 +57,8 @@ class KeptZeros(contextlib.ExitStack):
 
         # else they would count in the norm to which gradients are clipped
         def mask_gradient(weight: nn.Parameter) -> None:
-            weight.grad.mul_(
-                keeps[weight].to(weight.device)
-            )  # the model may have moved since
+            # the model may have moved since
+            weight.grad.mul_(keeps[weight].to(weight.device))
 
         # Most optimisers leave a weight at 0 whose gradient is 0. One that mixes the entries of a
         # matrix, such as Muon, does not
@@ -129,9 +128,8 @@ def gradients_of(model: nn.Module, wanted: Sequence[nn.Parameter]) -> Iterator[N
     parameters = list(model.parameters())
     before = [(parameter.requires_grad, parameter.grad) for parameter in parameters]
     try:
-        model.zero_grad(
-            set_to_none=True
-        )  # a gradient of the caller's would be added to
+        # a gradient of the caller's would be added to
+        model.zero_grad(set_to_none=True)
         model.requires_grad_(False)
         for parameter in wanted:
             parameter.requires_grad_(True)

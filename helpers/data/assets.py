@@ -71,9 +71,8 @@ _PINS = yaml.safe_load(
     Path(__file__).with_name("pins.yaml").read_text(encoding="utf-8")
 )
 ASSETS = {name: Asset(**pins) for name, pins in _PINS["assets"].items()}
-PARTS = {
-    name: Asset(**pins) for name, pins in _PINS["parts"].items()
-}  # fetched when asked for
+# fetched when asked for
+PARTS = {name: Asset(**pins) for name, pins in _PINS["parts"].items()}
 MODELS = {name: EmbeddedModel(**pins) for name, pins in _PINS["models"].items()}
 
 
@@ -127,9 +126,8 @@ def embedded_model_folder(name: str = "embedded") -> Path:
                         f"the conversion of model {name!r} gave other weights than the pinned "
                         "ones: install the versions that constraints.txt names"
                     )
-                if not is_converted(
-                    folder, name
-                ):  # another process may have been quicker
+                # another process may have been quicker
+                if not is_converted(folder, name):
                     shutil.rmtree(folder, ignore_errors=True)
                     os.replace(scratch / folder.name, folder)
     return folder

@@ -119,9 +119,8 @@ def _windows_of_stream(
             "a longer text or a smaller length"
         )
     if source == "wikitext2":
-        last = max(
-            len(stream) - length - 1, 0
-        )  # the published code never draws the last start
+        # the published code never draws the last start
+        last = max(len(stream) - length - 1, 0)
         # randint includes both ends
         offsets = [draw.randint(0, last) for _ in range(sequences)]
     else:
@@ -199,9 +198,8 @@ def corpus_identity(
         identity = {"name": Path(source).name, "sha256": sha256}
     digest = hashlib.sha256()
     for ids in tokens:
-        digest.update(
-            ids.cpu().numpy().astype("<i8").tobytes()
-        )  # the same on every machine
+        # the same on every machine
+        digest.update(ids.cpu().numpy().astype("<i8").tobytes())
     start = None if tokenizer is None else start_of(tokenizer)
     if start is not None and all((ids[:, 0] == start).all() for ids in tokens):
         identity["start_token"] = start

@@ -109,9 +109,8 @@ def narrowed(scores: np.ndarray, place: int) -> tuple[np.ndarray, int]:
     count_low, count_high = count(low), count(high)
     for aim in SHOTS * (place - NEAR, place + NEAR):
         few = count_high - count_low <= 3 * NEAR
-        if (
-            few or not count_low < aim < count_high or np.isinf(high)
-        ):  # protected scores are
+        # protected scores are
+        if few or not count_low < aim < count_high or np.isinf(high):
             continue
         guess = low + (high - low) * scores.dtype.type(
             (aim - count_low) / (count_high - count_low)

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from helpers.gram import relative_error
-from helpers.masks import Pattern, check_target
+from helpers.masks import Pattern, target_sparsity
 from helpers.methods import METHODS
-from helpers.progress import Progress
+from helpers.progress import Progress, as_progress
 
 MASK_DEFAULT = {"mask_steps": 15, "schedule": "paper", "budget": "matrix"}
 MASK_STEPS = (0, 5, 10, 15)
@@ -24,7 +24,7 @@ def mask_study(
     sparsities: Sequence[float] = (0.5, 0.6, 0.7, 0.8),
     patterns: Sequence[str] = ("unstructured", "2:4", "4:8"),
     iterations: int = 20,
-    progress: Progress | None = None,
+    progress: Progress | bool = False,
 ) -> list[dict[str, Any]]:
     """ADMM-Grad on one layer with one of its mask rules changed at a time.
 
@@ -38,13 +38,14 @@ def mask_study(
     gram of other text. Shapes as in `update_study`; raises what "admm-grad" raises, such as
     BadParameter for fewer than 15 iterations.
     """
+    progress = as_progress(progress)
     cases = []
     for pattern in patterns:
         grouped = Pattern.parse(pattern).grouped
         changes: list[dict[str, Any]] = [{"mask_steps": steps} for steps in MASK_STEPS]
         if not grouped:
             changes += [{"schedule": "released"}, {"budget": "output"}]
-        for sparsity in [check_target(None, pattern)] if grouped else sparsities:
+        for sparsity in [target_sparsity(None, pattern)] if grouped else sparsities:
             target = {"pattern": pattern, "sparsity": float(sparsity)}
             cases += [(target, {**MASK_DEFAULT, **change}) for change in changes]
     rows = []

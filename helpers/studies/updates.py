@@ -24,7 +24,7 @@ from helpers.errors import BadParameter, NonFinite
 from helpers.gradient_methods import conjugate_gradients, gradient_refit
 from helpers.gram import damp, normalise, relative_error
 from helpers.masks import Pattern, check_sparsity, select
-from helpers.progress import Progress
+from helpers.progress import Progress, as_progress
 
 DIRECT_ITERATIONS = 50  # of ADMM and conjugate gradients, which need few
 RHOS = (0.1, 0.3, 1.0, 3.0, 10.0)  # around the paper's 1
@@ -44,7 +44,7 @@ def update_study(
     sparsities: Sequence[float] = (0.5, 0.6, 0.7, 0.8),
     iterations: int = 200,
     damping: float = 0.1,
-    progress: Progress | None = None,
+    progress: Progress | bool = False,
 ) -> dict[str, list[dict[str, Any]]]:
     """Every weight update on the same masks of one layer, by Wanda's score in the whole matrix.
 
@@ -54,7 +54,7 @@ def update_study(
         iterations: of the gradient methods; ADMM and conjugate gradients stop at 50.
         damping: of all solvers but where a row says otherwise, and of the objective f that "excess"
             measures.
-        progress: called after each solver.
+        progress: True for a bar, False for none, or a function called after each solver.
 
     Returns "update", a row for a solver, its settings and an iteration: "error" and "heldout" are
     ‖XW − XŴ‖²/‖XW‖² on either gram; "excess" is (f − f*)/f*, f* of exact least squares; "seconds"
@@ -69,6 +69,7 @@ def update_study(
             raise BadParameter(
                 "sparsity 0 leaves nothing to update: give numbers in (0, 1)"
             )
+    progress = as_progress(progress)
     study: dict[str, list[dict[str, Any]]] = {"update": [], "curves": []}
     variants = _variants(damping)
     total = len(sparsities) * len(variants)
@@ -241,9 +242,8 @@ class _Case:
         """Solve once with `last` iterations: the rows, and the curve, of a solver with settings."""
         solver = settings["solver"]
         # fewer rows than points: a row also has the error on other text, which costs a product
-        early = (
-            ADMM_ROWS if solver == "admm" else (20,)
-        )  # 20: what the paper gives ADMM
+        # 20: what the paper gives ADMM
+        early = ADMM_ROWS if solver == "admm" else (20,)
         rows_at = {at for at in early if at <= last} | {last}
         # one run gives all rows: what a solver has after 20 of 200 iterations is what 20 would give
         points = rows_at.union(trace_points(last))
