@@ -43,7 +43,7 @@ from helpers.options import (
     NotNegative,
     Positive,
     Switch,
-    check_options,
+    checks_options,
     one_of,
 )
 from helpers.tensors import all_finite
@@ -76,11 +76,11 @@ def admm(
     )
     # W₀ solves the W step without a mask, so the loop can begin with the Z step
     W, U = W0, torch.zeros_like(W0)
-    given = keep is not None
+    fixed = keep is not None
     for t in range(1, iterations + 1):
-        # ADMM-Grad: the mask is chosen anew, with more zeros each time, and stays for the last
+        # ADMM-Grad: a new mask is chosen, with more zeros each time, and stays for the last
         # iterations. The inputs have unit norm, so |W + U| is Wanda's score |W|·‖x‖.
-        if not given and t <= max(mask_steps, 1):
+        if not fixed and t <= max(mask_steps, 1):
             now = cubic_schedule(sparsity, t, mask_steps) if mask_steps else sparsity
             keep = select((W + U).abs(), now, pattern)
         # Z step: minimise ‖W + U − Z‖² over Z with the mask. The entries are independent, so the
@@ -98,6 +98,7 @@ def admm(
     return (W + U) * keep, keep
 
 
+@checks_options
 def refit(
     weight: Tensor,
     gram: Tensor | Gram,
@@ -122,15 +123,20 @@ def refit(
         trace: called after each iteration.
     Raises BadParameter, NonFinite, NotPositiveDefinite.
     """
-    options = dict(
-        rho=rho, iterations=iterations, damping=damping, precondition=precondition
-    )
-    check_options(refit, options)
     layer = Layer.of(weight, gram, keep)
-    target = dict(
-        sparsity=layer.sparsity, pattern=layer.pattern, keep=keep, mask_steps=0
+    return admm_grad(
+        weight,
+        layer.gram,
+        sparsity=layer.sparsity,
+        pattern=layer.pattern,
+        keep=keep,
+        rho=rho,
+        iterations=iterations,
+        mask_steps=0,
+        damping=damping,
+        precondition=precondition,
+        trace=trace,
     )
-    return admm_grad(weight, layer.gram, trace=trace, **target, **options)
 
 
 def admm_grad(
@@ -152,15 +158,15 @@ def admm_grad(
     """`admm` as it is run: ADMM with a gradual mask (the paper's ADMM-Grad).
 
     With `keep` it runs on that mask. Otherwise in each of the first `mask_steps` iterations `keep`
-    is chosen anew from |W + U| at the sparsity of the cubic schedule; the remaining iterations
+    is chosen again from |W + U| at the sparsity of the cubic schedule; the remaining iterations
     refit on the final mask. `schedule="released"` does what the published code does instead of what
     the paper says: unstructured pruning with a budget per matrix selects at the full target
     sparsity in every mask step (its other paths follow the cubic schedule, and so do ours). With
     `mask_steps=0` the mask is chosen once from the dense weights (that is `admm1`).
     trace(iteration, weight, keep) is called after each iteration.
 
-    The layer and the options were checked at a door, `refit` or the registry of methods; the
-    answer is checked here. Layers that share a Gram share its factorisation.
+    Layer and options are trusted: `refit` and the registry of methods check them. The result is
+    checked here. Layers that share a Gram share its factorisation.
     """
     if keep is None and mask_steps > iterations:
         raise BadParameter(
@@ -240,7 +246,7 @@ def _factor(gram: Tensor, rho: float, damping: float, precondition: bool) -> _Sy
     """
 
     def attempt(rung: float) -> _System | None:
-        # made anew on each rung, since the rung before has written into its own copy
+        # computed again on each rung, since the rung before has written into its own copy
         shifted, norms = damped_system(gram.float(), rung, precondition=precondition)
         shifted.diagonal().add_(rho)
         lower = cholesky(shifted)
@@ -251,7 +257,7 @@ def _factor(gram: Tensor, rho: float, damping: float, precondition: bool) -> _Sy
         # damping and ρ keep G + ρI well conditioned, and one product is quicker than two solves
         M = fused.step_matrix(torch.cholesky_inverse(lower), rho)
         # a score is in units of the output: without preconditioning it has to be scaled; and
-        # a dead input's weights, whose score is 0, fall first
+        # a dead input's weights, whose score is 0, are pruned first
         # (|s·w| · n/s = |n·w|, which is Wanda's)
         importance = None if precondition else normalise(gram)[1] / norms
         # `normalise` gives a dead input the norm 1, so its |w| would compete with real scores
@@ -289,6 +295,7 @@ def damped_system(
     return damped.mul_(norms).mul_(norms[:, None] / typical), typical.sqrt()
 
 
+@checks_options
 def exact_least_squares(
     weight: Tensor, gram: Tensor, keep: Tensor, *, damping: NotNegative = 0.0
 ) -> Tensor:
@@ -299,7 +306,6 @@ def exact_least_squares(
     solution of least norm. Cost: for each output, one dense solve of the size of its support.
     Returns (d_out, d_in) in the weight's type. Raises the same errors as `refit`.
     """
-    check_options(exact_least_squares, {"damping": damping})
     Layer.of(weight, gram, keep)
     # from the gram as it was given, and float64: the reference has to be far more exact than the
     # solvers it judges

@@ -56,10 +56,10 @@ def load_model(
     Args: name, one of "embedded" (SmolLM2-135M-Instruct, no account needed), "embedded-gemma"
     (Gemma-3-270M, fetched when it is first loaded, under its own terms: see NOTICE), "tiny" (random
     weights, for tests), a local folder, or a hub id; revision, needed for a hub id: a commit
-    hash, or "main" for whatever is newest (the resolved commit is recorded); device "auto",
+    hash, or "main" for the newest (the resolved commit is recorded); device "auto",
     "cpu", "cuda" …; dtype, by default float32 on CPU and float16 on a GPU.
-    Raises BadParameter, FileError, BadParameter, UnsupportedModel (quantised weights without the
-    configuration that says how).
+    Raises BadParameter, FileError, and UnsupportedModel for quantised weights without the
+    configuration that says how.
     """
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
@@ -102,8 +102,8 @@ def locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | No
 
 
 def check_config(path: Path) -> None:
-    """Raise BadParameter unless a config.json is a JSON object: not all of transformers asks."""
-    # whoever reads it says what is damaged
+    """Raise BadParameter unless a config.json is a JSON object (transformers may not check)."""
+    # a damaged file is reported by the code that reads it
     with contextlib.suppress(OSError, ValueError):
         config = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
@@ -174,24 +174,24 @@ def _load(
 
 @contextlib.contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Inside, transformers draws no bar of its own, which would stray through a notebook."""
-    shown = logging.is_progress_bar_enabled()
+    """Keep transformers from drawing a bar of its own, which would stray through a notebook."""
+    enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             logging.enable_progress_bar()
 
 
 def check_stored_weights(folder: Path) -> None:
     """Raise UnsupportedModel if a folder's safetensors hold weights that are not plain floats.
 
-    To be asked where config.json has no quantisation: transformers then reads such numbers as
-    they are, without their scales.
+    For a config.json without quantisation: transformers then reads such numbers as they are,
+    without their scales.
     """
     for path in sorted(folder.glob("*.safetensors")):
-        # whoever reads the model says what is damaged; this may be a file that it does not read
+        # a damaged file is reported when the model is read; this may be one that it does not read
         with (
             contextlib.suppress(SafetensorError),
             safe_open(path, framework="pt") as file,
@@ -248,9 +248,9 @@ def _identity(name: str | Path, model: nn.Module) -> dict[str, Any]:
 
 
 def model_identity(model: nn.Module) -> dict[str, Any]:
-    """What a record says of the model: name, revision or sha256, architecture, size, dtype.
+    """The model's entry in a record: name, revision or sha256, architecture, size, dtype.
 
-    For a model that `load_model` did not load the name is its config's `_name_or_path`.
+    A model that `load_model` did not load has its config's `_name_or_path` as its name.
     Raises BadParameter like `check_model`.
     """
     check_model(model)
@@ -262,19 +262,19 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
 
 
 def check_model(model: object, *, half_pruned: bool = False) -> None:
-    """Raise BadParameter for what is no model, and for a model that is half pruned.
+    """Raise BadParameter for what is no causal language model, and for a half-pruned one.
 
-    Half pruned is one in which `prune_model` was stopped, by an error or by hand: its numbers
+    A model is half pruned where `prune_model` was stopped, by an error or by hand: its numbers
     belong to no method. With `half_pruned` it passes.
     """
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise BadParameter(
-            f"a {type(model).__name__} is no language model: give the first of the two values that "
-            "load_model returns"
+            f"expected a causal language model (the first value that load_model returns), got a "
+            f"{type(model).__name__}"
         )
     if getattr(model, STATE, None) == INTERRUPTED and not half_pruned:
         raise BadParameter(
-            "this model is half pruned, since prune_model was stopped: load it anew"
+            "pruning of this model was interrupted: load the dense model again"
         )
 
 
@@ -329,10 +329,10 @@ def check_length(model: nn.Module, length: int) -> None:
 def weights_in_memory(
     model: nn.Module, part: int | nn.Module | None = None
 ) -> contextlib.AbstractContextManager[Any]:
-    """Inside, a part of a model holds its weights: a block by its number, a module outside the
-    blocks, or all modules outside the blocks (None).
+    """Context manager: hold the weights of a part of a model in memory.
 
-    For a model in memory there is nothing to do; others read them (`helpers.large.streaming`).
+    part: a block by its number, a module outside the blocks, or None for all of those. A model in
+    memory has them already; a streamed one reads them (`helpers.large.streaming`).
     """
     reader = getattr(model, WEIGHT_READER, None)
     return (
@@ -341,7 +341,7 @@ def weights_in_memory(
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model computes, or where a block lies."""
+    """The device on which a model, or one of its blocks, computes."""
     # a model that is read block by block lies on the meta device, which cannot compute
     reader = getattr(model, WEIGHT_READER, None)
     return next(model.parameters()).device if reader is None else reader.device
@@ -349,9 +349,10 @@ def device_of(model: nn.Module) -> torch.device:
 
 @torch.no_grad()
 def cache_of(model: nn.Module) -> str | None:
-    """The argument by which a model takes the keys and values of earlier tokens, if that is all it
-    keeps of them: also the name under which it returns them. Else None, and for a model whose
-    weights are not in memory, which would read them for each further pass.
+    """The name of a model's key-value cache, as argument and output; None if it cannot be shared.
+
+    It cannot where a model keeps more of earlier tokens than keys and values, or where its weights
+    are not in memory and would be read again for each pass.
     """
     if hasattr(model, WEIGHT_READER):
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ def given(owner: Any, name: str, **forced: Any) -> Patch:
 
 def default(function: Callable, **forced: Any) -> Patch:
     """Change what a function does when an option is left out."""
-    options = function.__kwdefaults__
+    options = inspect.unwrap(function).__kwdefaults__
     return lambda monkeypatch: [
         monkeypatch.setitem(options, *item) for item in forced.items()
     ]

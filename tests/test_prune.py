@@ -290,7 +290,7 @@ def test_a_half_pruned_model_is_of_no_use(
         prune_model(model, tokens, progress=stop, passes=passes, **HALF)
     assert fam.hook_count(model) == 0 and model.training and torch.is_grad_enabled()
     for use in USES:
-        with one_line_error(BadParameter, "half pruned"):
+        with one_line_error(BadParameter, "interrupted", "load the dense model"):
             use(model)
     prune_model(model, tokens, **HALF, allow_pruned=True)
     model_identity(model)
