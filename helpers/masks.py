@@ -1,4 +1,4 @@
-"""Which weights stay: patterns, top-k, N:M groups, the cubic sparsity schedule.
+"""Masks: patterns, top-k, N:M groups and the cubic sparsity schedule.
 
 A score is a (d_out, d_in) tensor; `keep` is boolean of the same shape, True where the weight
 stays. Every selection is exact: the number of zeros is round(sparsity · weights), counted over the

@@ -27,7 +27,7 @@ def check_choice(
     choices = list(choices)
     if isinstance(value, str) and value in choices:
         return value
-    # a typing mistake is the usual cause: "wnada" is answered with "wanda"
+    # a typing mistake is the usual cause: for "wnada" the message suggests "wanda"
     near = difflib.get_close_matches(str(value), choices, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise error(
