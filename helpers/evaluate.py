@@ -29,12 +29,12 @@ from helpers.data.tasks import (
 )
 from helpers.errors import BadParameter, NonFinite
 from helpers.models import (
-    WEIGHT_READER,
     check_length,
     check_model,
     check_tokens,
     device_of,
     find_blocks,
+    state_of,
     weights_in_memory,
 )
 from helpers.options import check_choice, check_whole
@@ -74,7 +74,7 @@ def perplexity(
     windows = check_windows(model, tokens, length, limit)
     progress = as_progress(progress)
     with eval_mode(model):
-        if hasattr(model, WEIGHT_READER):
+        if state_of(model).reader is not None:
             pairs = _streamed_logits(model, windows)
         else:
             pairs = ((window, forward(model, window)) for window in windows.split(1))

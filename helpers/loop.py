@@ -29,13 +29,12 @@ from helpers.layer import LayerResult
 from helpers.masks import mask_hash
 from helpers.methods import get_method
 from helpers.models import (
-    INTERRUPTED,
-    STATE,
     device_of,
     find_blocks,
     find_layers,
     layer_key,
     read_weight,
+    set_state,
     weights_in_memory,
     write_weight,
 )
@@ -231,7 +230,7 @@ class Loop:
             self.report.batch = replay.batch
             self.report.halved = self.halved(replay)
         self.report.seconds = {"total": time.perf_counter() - started, **self.seconds}
-        setattr(self.model, STATE, self.report)
+        set_state(self.model, interrupted=False, report=self.report)
         return self.report
 
     def replay(self) -> Replay:
@@ -326,7 +325,7 @@ class Loop:
             # popped, so that a gram and its factor are freed with the last layer that reads them
             result = self.solve(layer_key(index, name), weight, grams.pop(name))
             # from here on the model is neither dense nor pruned, if an error ends the loop
-            setattr(self.model, STATE, INTERRUPTED)
+            set_state(self.model, interrupted=True)
             # in place: the module stays the one that the model, its hooks and tied weights refer to
             write_weight(layers[name], result.weight)
         return LayerReport(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +32,38 @@ from helpers.errors import (
 from helpers.paths import sha256_file
 from helpers.tensors import FLOATS, all_finite
 
-# attributes that a model gets here
-IDENTITY = "pruning_identity"
-WEIGHT_READER = (
-    "pruning_weight_reader"  # what reads the weights of a model that is not in memory
-)
-STATE = "pruning_state"  # once `prune_model` has changed a weight: INTERRUPTED, or its report
-INTERRUPTED = "interrupted"
+# the attribute by which a model carries its `PruningState`
+STATE = "pruning_state"
 
 # what a weight has in a file of safetensors, unless it is quantised
 STORED_FLOATS = ("F64", "F32", "F16", "BF16")
 # layers of a cache that hold a key and a value of each position and nothing else
 KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+@dataclass(frozen=True)
+class PruningState:
+    """What this package has to remember of a model, as long as the model exists.
+
+    identity: see `model_identity`, as `load_model` found it. reader: reads the weights of a model
+    that is not in memory (`helpers.large.streaming`). interrupted: `prune_model` has changed a
+    weight and has not finished. report: that of `prune_model`, once it has.
+    """
+
+    identity: dict[str, Any] | None = None
+    reader: Any = None
+    interrupted: bool = False
+    report: Any = None
+
+
+def state_of(model: nn.Module) -> PruningState:
+    """The state of a model; that of a model which was loaded elsewhere is empty."""
+    return getattr(model, STATE, PruningState())
+
+
+def set_state(model: nn.Module, **changes: Any) -> None:
+    """Change some fields of a model's state."""
+    setattr(model, STATE, dataclasses.replace(state_of(model), **changes))
 
 
 def load_model(
@@ -72,7 +94,7 @@ def load_model(
         model, tokenizer = _load(*locate(name, revision), kind)
     # only moved: a cast would round the frequencies of the position embedding, which are float32
     model.to(device=where).eval()
-    setattr(model, IDENTITY, _identity(name, model))
+    set_state(model, identity=_identity(name, model))
     return model, tokenizer
 
 
@@ -254,11 +276,11 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
     Raises BadParameter like `check_model`.
     """
     check_model(model)
-    known = getattr(model, IDENTITY, None)
-    return dict(
-        known
-        or _identity(getattr(model.config, "_name_or_path", "") or "unnamed", model)
-    )
+    known = state_of(model).identity
+    if known is None:
+        name = getattr(model.config, "_name_or_path", "")
+        known = _identity(name or "unnamed", model)
+    return dict(known)
 
 
 def check_model(model: object, *, half_pruned: bool = False) -> None:
@@ -272,7 +294,7 @@ def check_model(model: object, *, half_pruned: bool = False) -> None:
             f"expected a causal language model (the first value that load_model returns), got a "
             f"{type(model).__name__}"
         )
-    if getattr(model, STATE, None) == INTERRUPTED and not half_pruned:
+    if state_of(model).interrupted and not half_pruned:
         raise BadParameter(
             "pruning of this model was interrupted: load the dense model again"
         )
@@ -334,16 +356,16 @@ def weights_in_memory(
     part: a block by its number, a module outside the blocks, or None for all of those. A model in
     memory has them already; a streamed one reads them (`helpers.large.streaming`).
     """
-    reader = getattr(model, WEIGHT_READER, None)
-    return (
-        contextlib.nullcontext() if reader is None else reader.weights_in_memory(part)
-    )
+    reader = state_of(model).reader
+    if reader is None:
+        return contextlib.nullcontext()
+    return reader.weights_in_memory(part)
 
 
 def device_of(model: nn.Module) -> torch.device:
     """The device on which a model, or one of its blocks, computes."""
     # a model that is read block by block lies on the meta device, which cannot compute
-    reader = getattr(model, WEIGHT_READER, None)
+    reader = state_of(model).reader
     return next(model.parameters()).device if reader is None else reader.device
 
 
@@ -354,7 +376,7 @@ def cache_of(model: nn.Module) -> str | None:
     It cannot where a model keeps more of earlier tokens than keys and values, or where its weights
     are not in memory and would be read again for each pass.
     """
-    if hasattr(model, WEIGHT_READER):
+    if state_of(model).reader is not None:
         return None
     token = torch.zeros((1, 1), dtype=torch.int64, device=device_of(model))
     output = model(token, use_cache=True)

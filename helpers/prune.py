@@ -19,13 +19,13 @@ from helpers.loop import Loop, PruneReport, Request
 from helpers.masks import Pattern, check_divides, target_sparsity
 from helpers.methods import get_method
 from helpers.models import (
-    STATE,
     check_model,
     check_tokens,
     check_weights,
     device_of,
     model_layers,
     read_weight,
+    state_of,
 )
 from helpers.options import check_switch, check_whole
 from helpers.precision import check_precision
@@ -121,7 +121,7 @@ def check_dense(model: nn.Module, allow_pruned: bool) -> None:
     if allow_pruned:
         return
     again = "load the dense model again, or give allow_pruned=True to prune it further"
-    if isinstance(getattr(model, STATE, None), PruneReport):
+    if state_of(model).report is not None:
         raise BadParameter(f"prune_model has pruned this model before: {again}")
     # a model pruned elsewhere, or saved and loaded, has no mark
     check_zeros("the model's weights", weights, again)

@@ -25,7 +25,7 @@ from helpers.errors import (
 from helpers.gram import gram_of
 from helpers.masks import select
 from helpers.methods import METHODS, register
-from helpers.models import STATE, model_layers, read_weight
+from helpers.models import PruningState, model_layers, read_weight, state_of
 
 HALF = dict(method="wanda", sparsity=0.5)
 
@@ -155,7 +155,7 @@ def test_the_batch_is_halved_where_memory_runs_out(
 @pytest.mark.parametrize(("passes", "place"), [(1, "block 1"), (2, "one sequence")])
 def test_memory_that_is_not_enough(passes: int, place: str, one_line_error) -> None:
     def fail(*_: object) -> None:
-        if model.__dict__.get(STATE):  # once block 0 is pruned
+        if state_of(model).interrupted:  # once block 0 is pruned
             raise MemoryError
 
     model = fam.build()
@@ -325,7 +325,7 @@ def refused(one_line_error):
         assert all(
             torch.equal(after[key].nan_to_num(7.0), before[key]) for key in before
         )
-        assert fam.hook_count(model) == hooks and not hasattr(model, STATE)
+        assert fam.hook_count(model) == hooks and state_of(model) == PruningState()
 
     return call
 

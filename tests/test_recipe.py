@@ -18,7 +18,7 @@ from helpers.beyond.allocation import guide
 from helpers.beyond.distil import distil
 from helpers.beyond.recipe import HELD_OUT, Effort, text_needed
 from helpers.errors import BadParameter, HelpersError
-from helpers.models import STATE
+from helpers.models import state_of
 from helpers.studies import draw_windows
 
 
@@ -54,7 +54,7 @@ def test_the_recipe_is_its_steps(effort: str, target: dict) -> None:
         )
     for name, parameter in by_hand.named_parameters():
         assert torch.equal(model.get_parameter(name), parameter), name
-    assert getattr(model, STATE) is report and shown["effort"] == effort
+    assert state_of(model).report is report and shown["effort"] == effort
     parts = [
         report.seconds.get(part, 0.0)
         for part in ("guide", "forward", "solve", "distil")

@@ -41,10 +41,10 @@ from helpers.loop import LayerReport, Loop, PruneReport, Request, Store, Team
 from helpers.masks import Pattern
 from helpers.methods import get_method
 from helpers.models import (
-    IDENTITY,
-    WEIGHT_READER,
     find_layers,
     model_identity,
+    set_state,
+    state_of,
     weights_in_memory,
 )
 from helpers.paths import cache_dir, replace_file, sha256_file, sync_folder
@@ -124,7 +124,7 @@ def prune_checkpoint(
     team = team or Team()
     check_plain(options)
     model, _ = load_streamed(source, revision=revision, device=device, dtype=dtype)
-    reader: WeightReader = getattr(model, WEIGHT_READER)
+    reader: WeightReader = state_of(model).reader
     request = Request(
         tokens=tokens,
         target=Target(method, sparsity, Pattern.parse(pattern), options),
@@ -200,12 +200,10 @@ def prune_on_disk(
     report = prune_checkpoint(
         source, cache_dir() / "pruned" / name, tokens, **where, **arguments
     )
-    (dense, _), (pruned, _) = (
-        load_streamed(source, **where),
-        load_streamed(report.folder, **where),
-    )
+    dense, _ = load_streamed(source, **where)
+    pruned, _ = load_streamed(report.folder, **where)
     # a record says which model was pruned
-    setattr(pruned, IDENTITY, model_identity(dense))
+    set_state(pruned, identity=model_identity(dense))
     return report, pruned
 
 

@@ -27,11 +27,11 @@ from helpers.data.assets import MODELS
 from helpers.errors import BadParameter, UnsupportedModel
 from helpers.large import write_index, writing
 from helpers.models import (
-    STATE,
     check_model,
     model_identity,
     model_layers,
     no_progress_bars,
+    state_of,
 )
 from helpers.paths import replace_file
 from helpers.report import check_record, write_record
@@ -69,7 +69,7 @@ def save_pruned(
     """
     check_model(model)
     # what pruned this model here, by the names of a record's parameters
-    report = getattr(model, STATE, None)
+    report = state_of(model).report
     asked = {"pattern": pattern} | (vars(report) if report else {})
     if record is not None:
         asked |= check_record(dict(record))["parameters"]
