@@ -63,7 +63,7 @@ def admm(
     iterations: int = 20,
     mask_steps: int = 15,
 ) -> tuple[Tensor, Tensor]:
-    """The paper's algorithm, to be read: returns Z, which is zero outside the mask, and the mask.
+    """The paper's algorithm, written to be read; returns Z, zero outside the mask, and the mask.
 
     Args: W0 (d_out, d_in), the dense weights with each column multiplied by the norm of its input;
     G (d_in, d_in), the gram of inputs of unit norm, damped. `damped_system` gives both scales.
@@ -155,7 +155,7 @@ def admm_grad(
     precondition: Switch = True,
     trace: Trace | None = None,
 ) -> LayerResult:
-    """`admm` as it is run: ADMM with a gradual mask (the paper's ADMM-Grad).
+    """ADMM with a gradual mask (the paper's ADMM-Grad): `admm` in its fast form.
 
     With `keep` it runs on that mask. Otherwise in each of the first `mask_steps` iterations `keep`
     is chosen again from |W + U| at the sparsity of the cubic schedule; the remaining iterations
@@ -226,7 +226,7 @@ def admm_grad(
 
 @dataclass(frozen=True)
 class _System:
-    """What all layers that read one input share.
+    """The factored matrix of a gram, shared by all layers that read its input.
 
     M: see `helpers.fast.fused`; norms: the factor from weights to the solver's coordinates,
     (d_in,) or (); damping: the one that was used; importance: what |W + U| is multiplied by to

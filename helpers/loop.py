@@ -44,7 +44,7 @@ from helpers.target import Target
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What happened to one layer. `error` and `damping` are None where a method has none.
+    """The result of one layer. `error` and `damping` are None where a method has none.
 
     mask: see `mask_hash`. dead_inputs is 0 too where no gram was read.
     """
@@ -62,7 +62,7 @@ class LayerReport:
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
 class Request:
-    """What `prune_model` was called with, beside the model; see there for each.
+    """The arguments of `prune_model`, parsed; see there for each.
 
     ignored: the layers that stay dense, by their `layer_key`.
     """
@@ -79,7 +79,7 @@ class Request:
 
 @dataclass
 class PruneReport:
-    """What `prune_model` did, layer by layer and in all.
+    """The result of `prune_model`, layer by layer and in total.
 
     `seconds` holds "total" and its parts, "forward" (of the text, with its grams) and "solve".
     `batch` is the sequences in one forward pass at the end, and `halved` says where it had to be
@@ -149,14 +149,14 @@ class Store:
         return None
 
     def save(self, index: int, layers: list[LayerReport], halved: list[str]) -> None:
-        """Save a pruned block, whose weights are open, with the reports of its layers.
+        """Save a pruned block, whose weights are in memory, with the reports of its layers.
 
         halved: where the batch had to be halved so far.
         """
 
 
 class Team:
-    """Processes that prune one model together. This one has a single member.
+    """Processes that prune one model together; this default is a single process.
 
     rank: the number of this process, from 0, which is the one that writes; size: how many.
     """
@@ -177,13 +177,13 @@ class Team:
     def solve(
         self, layers: dict[str, nn.Module], prune: Callable[[str], LayerReport]
     ) -> Iterator[LayerReport]:
-        """Prune the layers of a block, each by some process, and give their reports in turn."""
+        """Prune the layers of a block, each in one of the processes; yield reports in order."""
         for name in layers:
             yield prune(name)
 
 
 class Loop:
-    """One run over a model's blocks, with the clock of its parts and the report as it grows."""
+    """Prunes a model block by block, and collects the report and the seconds of its parts."""
 
     def __init__(
         self,
@@ -234,7 +234,7 @@ class Loop:
         return self.report
 
     def replay(self) -> Replay:
-        """The blocks, ready to run on the calibration text; replayed logits equal the model's."""
+        """Set up the replay of the blocks on the calibration text, and check its parity."""
         # each process runs its own part of the text through the whole model
         tokens = self.team.part(self.request.tokens)
         replay = Replay(
@@ -300,7 +300,7 @@ class Loop:
             yield grams
 
     def halved(self, replay: Replay) -> list[str]:
-        """Where some process had to halve its batch so far: each halves its own."""
+        """Where any of the processes had to halve its batch so far."""
         return [where for places in self.team.gather(replay.halved) for where in places]
 
     def add(self, layer_report: LayerReport) -> None:

@@ -129,7 +129,7 @@ def register(
 
 
 def _check_registration(name: str, function: Method) -> None:
-    """Raise BadParameter unless the function may be called that, and called as a method is."""
+    """Raise BadParameter unless name and signature are those of a method."""
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise BadParameter(
             f"method name {name!r} is not allowed: use lower-case letters and digits, with single "
@@ -164,7 +164,7 @@ def _is_ours(name: str) -> bool:
 
 
 def check_method_options(name: str, options: dict[str, Any]) -> None:
-    """Raise BadParameter if the method takes no option of that name, or not with that value."""
+    """Raise BadParameter for an option that the method does not have, or a value it refuses."""
     # __wrapped__ is the function itself; the wrapper around it takes any option
     function = get_method(name).__wrapped__
     parameters = inspect.signature(function).parameters.values()

@@ -54,7 +54,7 @@ EPSILON = 1e-15
 
 @dataclass
 class DistilReport:
-    """What `distil` did.
+    """The result of `distil`.
 
     losses: the divergence on the window of each step, before it; held_out: (step, divergence on the
     held-out windows), from step 0, where nothing is trained yet; kept: the step whose weights the

@@ -1,4 +1,4 @@
-"""Notebook 03's question: how does the mask of ADMM-Grad have to grow?"""
+"""Notebook 03's question: how should the mask of ADMM-Grad grow?"""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""The studies of single layers: how fast a weight update converges, and what the mask rules do.
+"""Notebook 02's question: how fast does a weight update converge on a fixed mask?
 
-The paper says that on a fixed mask a few cheap iterations of ADMM reach what gradient methods need
-hundreds for, and that weights should go gradually while ADMM runs. `update_study` and
-`mask_study` test both on the calibration gram and on the gram of other text, and return plain rows
-for a record.
+The paper says that a few cheap iterations of ADMM reach what gradient methods need hundreds for.
+`update_study` compares the solvers on the calibration gram and on the gram of other text.
 """
 
 from __future__ import annotations
@@ -165,12 +163,12 @@ class _Case:
         self.optimum = optimum.float()
 
     def now(self) -> float:
-        """Seconds on a clock, read when the GPU has done its work."""
+        """Read a clock, in seconds, once the GPU has finished its work."""
         synchronise(self.weight.device)
         return time.perf_counter()
 
     def timed(self, solve: Callable[[], Any]) -> tuple[Any, float]:
-        """What a solver returns, and its seconds."""
+        """Call a solver; return its result and the seconds it took."""
         started = self.now()
         # Python evaluates a tuple from the left, so the clock is read again after the solve
         return solve(), self.now() - started
