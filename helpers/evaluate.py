@@ -28,13 +28,13 @@ from helpers.data.tasks import (
     task_rows,
 )
 from helpers.errors import BadParameter, NonFinite
+from helpers.model_state import state_of
 from helpers.models import (
     check_length,
     check_model,
     check_tokens,
     device_of,
     find_blocks,
-    state_of,
     weights_in_memory,
 )
 from helpers.options import check_choice, check_whole

@@ -28,13 +28,13 @@ from helpers.gram import Gram, check_measured, relative_error
 from helpers.layer import LayerResult
 from helpers.masks import mask_hash
 from helpers.methods import get_method
+from helpers.model_state import set_state
 from helpers.models import (
     device_of,
     find_blocks,
     find_layers,
     layer_key,
     read_weight,
-    set_state,
     weights_in_memory,
     write_weight,
 )

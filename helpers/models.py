@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,41 +27,14 @@ from helpers.errors import (
     described,
     first_line,
 )
+from helpers.model_state import set_state, state_of
 from helpers.paths import sha256_file
 from helpers.tensors import FLOATS, all_finite
-
-# the attribute by which a model carries its `PruningState`
-STATE = "pruning_state"
 
 # what a weight has in a file of safetensors, unless it is quantised
 STORED_FLOATS = ("F64", "F32", "F16", "BF16")
 # layers of a cache that hold a key and a value of each position and nothing else
 KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer)
-
-
-@dataclass(frozen=True)
-class PruningState:
-    """What this package has to remember of a model, as long as the model exists.
-
-    identity: see `model_identity`, as `load_model` found it. reader: reads the weights of a model
-    that is not in memory (`helpers.large.streaming`). interrupted: `prune_model` has changed a
-    weight and has not finished. report: that of `prune_model`, once it has.
-    """
-
-    identity: dict[str, Any] | None = None
-    reader: Any = None
-    interrupted: bool = False
-    report: Any = None
-
-
-def state_of(model: nn.Module) -> PruningState:
-    """The state of a model; that of a model which was loaded elsewhere is empty."""
-    return getattr(model, STATE, PruningState())
-
-
-def set_state(model: nn.Module, **changes: Any) -> None:
-    """Change some fields of a model's state."""
-    setattr(model, STATE, dataclasses.replace(state_of(model), **changes))
 
 
 def load_model(

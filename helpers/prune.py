@@ -18,6 +18,7 @@ from helpers.errors import BadParameter, UnsupportedModel, described, join_names
 from helpers.loop import Loop, PruneReport, Request
 from helpers.masks import Pattern, check_divides, target_sparsity
 from helpers.methods import get_method
+from helpers.model_state import state_of
 from helpers.models import (
     check_model,
     check_tokens,
@@ -25,7 +26,6 @@ from helpers.models import (
     device_of,
     model_layers,
     read_weight,
-    state_of,
 )
 from helpers.options import check_switch, check_whole
 from helpers.precision import check_precision

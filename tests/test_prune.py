@@ -25,7 +25,8 @@ from helpers.errors import (
 from helpers.gram import gram_of
 from helpers.masks import select
 from helpers.methods import METHODS, register
-from helpers.models import PruningState, model_layers, read_weight, state_of
+from helpers.model_state import PruningState, state_of
+from helpers.models import model_layers, read_weight
 
 HALF = dict(method="wanda", sparsity=0.5)
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from helpers.models import load_model, set_state
+from helpers.model_state import set_state
+from helpers.models import load_model
 from helpers.scoring import ContextOnce
 
 Requests = list[tuple[tuple[str, str], list[int], list[int]]]

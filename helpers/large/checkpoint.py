@@ -40,13 +40,8 @@ from helpers.large.streaming import WeightReader, load_streamed
 from helpers.loop import LayerReport, Loop, PruneReport, Request, Store, Team
 from helpers.masks import Pattern
 from helpers.methods import get_method
-from helpers.models import (
-    find_layers,
-    model_identity,
-    set_state,
-    state_of,
-    weights_in_memory,
-)
+from helpers.model_state import set_state, state_of
+from helpers.models import find_layers, model_identity, weights_in_memory
 from helpers.paths import cache_dir, replace_file, sha256_file, sync_folder
 from helpers.progress import Progress, as_progress
 from helpers.prune import check_request, check_zeros, ignored_layers

@@ -34,7 +34,8 @@ from helpers.errors import (
     first_line,
 )
 from helpers.large.shards import COMPANIONS, INDEX, Checkpoint
-from helpers.models import check_stored_weights, find_blocks, locate, set_state
+from helpers.model_state import set_state
+from helpers.models import check_stored_weights, find_blocks, locate
 from helpers.tensors import all_finite
 
 # "model*", because some repositories hold the same weights a second time under another name

@@ -26,13 +26,8 @@ from transformers import AutoModelForCausalLM
 from helpers.data.assets import MODELS
 from helpers.errors import BadParameter, UnsupportedModel
 from helpers.large import write_index, writing
-from helpers.models import (
-    check_model,
-    model_identity,
-    model_layers,
-    no_progress_bars,
-    state_of,
-)
+from helpers.model_state import state_of
+from helpers.models import check_model, model_identity, model_layers, no_progress_bars
 from helpers.paths import replace_file
 from helpers.report import check_record, write_record
 
