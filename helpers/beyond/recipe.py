@@ -107,7 +107,7 @@ def prune_and_repair(
 
     The repair needs a model in float32. All arguments are checked before a weight changes.
     The report's `repair` says what was done; its seconds have "guide" and "distil" too.
-    Memory: a second model beside what `prune_model` and `distil` need.
+    Memory: a second model, in addition to what `prune_model` and `distil` need.
 
     Raises what `guide`, `prune_model` and `distil` raise.
     """

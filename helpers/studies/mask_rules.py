@@ -46,20 +46,31 @@ def mask_study(
         if not grouped:
             changes += [{"schedule": "released"}, {"budget": "output"}]
         for sparsity in [target_sparsity(None, pattern)] if grouped else sparsities:
-            target = {"pattern": pattern, "sparsity": float(sparsity)}
-            cases += [(target, {**MASK_DEFAULT, **change}) for change in changes]
+            for change in changes:
+                cases.append((pattern, float(sparsity), MASK_DEFAULT | change))
     rows = []
-    for target, rules in cases:
-        settings = {**rules, "iterations": iterations}
-        solved = METHODS["admm-grad"](weight, gram, **target, **settings)
+    for pattern, sparsity, rules in cases:
+        solved = METHODS["admm-grad"](
+            weight,
+            gram,
+            sparsity=sparsity,
+            pattern=pattern,
+            iterations=iterations,
+            **rules,
+        )
         # on text that neither mask nor weights have seen: a budget or schedule may fit the
         # calibration text better and other text worse
         other = relative_error(weight, solved.weight, heldout)
-        rows.append({**target, **settings, "error": solved.error, "heldout": other})
+        rows.append(
+            {
+                "pattern": pattern,
+                "sparsity": sparsity,
+                **rules,
+                "iterations": iterations,
+                "error": solved.error,
+                "heldout": other,
+            }
+        )
         if progress:
-            progress(
-                len(rows),
-                len(cases),
-                f"{target['pattern']} at {target['sparsity']:.0%}",
-            )
+            progress(len(rows), len(cases), f"{pattern} at {sparsity:.0%}")
     return rows
