@@ -89,29 +89,47 @@ def update_study(
     return study
 
 
-def _settings(solver: str, **given: Any) -> dict[str, Any]:
+def _settings(
+    solver: str,
+    *,
+    rho: float | None = None,
+    precondition: bool | None = None,
+    damping: float | None = None,
+    learning_rate: float | None = None,
+) -> dict[str, Any]:
     """A solver and its settings in the order of the rows; None where it has no such setting."""
-    names = ("rho", "precondition", "damping", "learning_rate")
-    return {"solver": solver, **{name: given.get(name) for name in names}}
+    return {
+        "solver": solver,
+        "rho": rho,
+        "precondition": precondition,
+        "damping": damping,
+        "learning_rate": learning_rate,
+    }
 
 
 def _variants(damping: float) -> list[dict[str, Any]]:
     """The settings of every solver with iterations; ADMM's options are changed one at a time."""
+    variants = []
     # with the paper's scaling of inputs to unit norm, and without it
-    scaled, plain = ({"damping": damping, "precondition": on} for on in (True, False))
-    variants = [
-        _settings("admm", rho=rho, **base) for base in (scaled, plain) for rho in RHOS
-    ]
+    for scaled in (True, False):
+        for rho in RHOS:
+            variants.append(
+                _settings("admm", rho=rho, precondition=scaled, damping=damping)
+            )
     if damping != LIGHT_DAMPING:
         variants.append(
             _settings("admm", rho=1.0, precondition=True, damping=LIGHT_DAMPING)
         )
-    variants += [_settings("cg", **base) for base in (scaled, plain)]
+    for scaled in (True, False):
+        variants.append(_settings("cg", precondition=scaled, damping=damping))
     for solver, rates in LEARNING_RATES.items():
-        for base in (plain, scaled):
-            variants += [
-                _settings(solver, learning_rate=rate, **base) for rate in rates
-            ]
+        for scaled in (False, True):
+            for rate in rates:
+                variants.append(
+                    _settings(
+                        solver, precondition=scaled, damping=damping, learning_rate=rate
+                    )
+                )
     return variants
 
 
