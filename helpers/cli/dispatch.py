@@ -1,0 +1,77 @@
+"""Do what a command line says; a failure is one line.
+
+Only the standard library is imported at the top: `--help` answers at once, and `doctor` works
+before anything is installed.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from helpers import machine, runner  # their names are loaded on use
+from helpers.cli.parser import PLAN_VERBS, make_parser
+from helpers.errors import HelpersError, first_line
+from helpers.options import check_choice
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code. Wrong arguments and --help raise SystemExit."""
+    options = make_parser().parse_args(arguments)
+    try:
+        return dispatch(options)
+    except ModuleNotFoundError as error:
+        code, line = 1, f"{first_line(error)}: run make setup"
+    except (HelpersError, OSError) as error:
+        code, line = 1, first_line(error)
+    except KeyboardInterrupt:
+        code, line = 130, "interrupted; the same command goes on with what is missing"
+    rank = os.environ.get("RANK")  # of a process that torchrun has started
+    # in one write, so that lines of several processes do not mix
+    sys.stderr.write(f"{line}\n" if rank is None else f"process {rank}: {line}\n")
+    return code
+
+
+def dispatch(options: argparse.Namespace) -> int:
+    """Call the function of the verb and return the exit code."""
+    if options.verb in PLAN_VERBS:
+        # end on SIGTERM as on Ctrl-C, so that kernels are stopped too
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    match options.verb:
+        case "prune":
+            from helpers.cli.prune import prune  # here, since it loads torch
+
+            prune(options)
+        case "evaluate":
+            from helpers.cli.prune import evaluate
+
+            evaluate(options)
+        case "run":
+            runner.run_plan(options.plan, options.only, options.jobs, options.scheduler)
+        case "reproduce":
+            return runner.reproduce(
+                options.plan, options.only, options.jobs, options.scheduler
+            )
+        case "tables":
+            runner.tables(options.plan)
+        case "accept":
+            runner.accept(options.plan, options.only, options.stale)
+        case "list":
+            runner.list_runs(options.plan, options.only)
+        case "doctor":
+            return machine.examine()
+        case "assets":
+            fetch_assets(options.names)
+    return 0
+
+
+def fetch_assets(names: Sequence[str]) -> None:
+    """Download assets and embedded models (by default all that are not optional); print where."""
+    from helpers.data.assets import ASSETS, MODELS, embedded_model_folder, fetch_asset
+
+    known = ASSETS | MODELS
+    for name in names or (*ASSETS, "embedded"):
+        check_choice("asset", name, known)
+        path = embedded_model_folder(name) if name in MODELS else fetch_asset(name)
+        sys.stdout.write(f"{name}: {path}\n  {known[name].note}\n")
