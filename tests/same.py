@@ -39,7 +39,7 @@ from helpers.paths import (
 from helpers.report import read_records
 from helpers.report.records import SOURCES, processor
 from helpers.report.verdict import COMPUTING, NOT_JUDGED
-from helpers.runner.fingerprint import equal_to, proofs_path, read_proofs, tree_hashes
+from helpers.runner.fingerprint import equal_hashes, proofs_path, read_proofs, tree_hashes
 from helpers.runner.plan import plan_names
 
 PROBES = "tests/probes.py"
@@ -128,7 +128,7 @@ def prove(wanted: str) -> int:
         name: [code, today[name]] for name, code in earlier.items() if name in today
     }
     link(commit, head, pairs, len(before))
-    if left := others(records, today) - set().union(*map(equal_to, today.values())):
+    if left := others(records, today) - set().union(*map(equal_hashes, today.values())):
         say(
             f"still of other code: records of {', '.join(sorted(left))}; give their commit as FROM"
         )
@@ -231,7 +231,7 @@ def earlier_commit(records: list[dict[str, Any]], today: Mapping[str, str]) -> s
     """
     made = sorted((record["created"], record["git"]["commit"]) for record in records)
     candidates = [commit for _, commit in reversed(made)]
-    known = set().union(*(equal_to(code) for code in others(records, today)))
+    known = set().union(*(equal_hashes(code) for code in others(records, today)))
     for proof in reversed(read_proofs()):
         pairs = proof["equal"].values()
         other = any(

@@ -10,10 +10,10 @@ import nbformat
 import psutil
 import pytest
 
-from helpers.command import main
+from helpers.cli import main
 from helpers.paths import root
 from helpers.runner import plan as plans
-from helpers.runner import run as command_line
+from helpers.runner import commands
 
 PARAMETERS = """\
 rho = 1.0  # a float
@@ -104,7 +104,7 @@ def project(
     monkeypatch.setenv("PRUNING_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "results"))
     monkeypatch.setattr(plans, "notebooks_dir", lambda: tmp_path / "notebooks")
-    for module in (command_line, plans):
+    for module in (commands, plans):
         monkeypatch.setattr(
             module, "reference_dir", lambda plan: tmp_path / "reference" / plan
         )
@@ -115,7 +115,7 @@ def runner_process(project: Project, *arguments: str) -> subprocess.Popen:
     """A runner in a process of its own, on a plan of one run that sleeps."""
     project.run_file("slow.yaml", "pattern: sleep")
     start = (
-        "import pathlib, signal, sys; from helpers.command import main;"
+        "import pathlib, signal, sys; from helpers.cli import main;"
         "from helpers.runner import plan;"
         # a shell starts background jobs with Ctrl-C ignored, and these tests may run in one
         "signal.signal(signal.SIGINT, signal.default_int_handler);"

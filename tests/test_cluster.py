@@ -18,7 +18,7 @@ from small_project import Project, runner_process, wait_for_kernel
 from helpers.paths import root
 from helpers.report.records import read_record
 from helpers.runner import plan as plans
-from helpers.runner import schedule
+from helpers.runner import cluster, schedule
 
 distributed = pytest.importorskip("distributed")
 project = small_project.project
@@ -102,7 +102,7 @@ def test_records_and_failures_are_those_of_local_runs(
 
 def test_which_runs_want_a_gpu() -> None:
     def wants(plan: str, device: str) -> bool:
-        return schedule.wants_gpu(plans.Run(plan, "01", "a", {"device": device}, {}))
+        return cluster.wants_gpu(plans.Run(plan, "01", "a", {"device": device}, {}))
 
     assert wants("laptop", "cuda") and wants("p", "cuda:1") and wants("t4", "auto")
     assert not wants("laptop", "auto") and not wants("paper", "cpu")
@@ -143,7 +143,7 @@ def test_a_worker_without_the_runners_code_or_results(
 def test_no_scheduler_no_worker_and_no_dask(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schedule, "WAIT_SECONDS", 1)
+    monkeypatch.setattr(cluster, "WAIT_SECONDS", 1)
     project.run_file("a.yaml", "pattern: sleep")
     for wrong in (
         "tcp://127.0.0.1:1",

@@ -15,7 +15,7 @@ from helpers.errors import FileError
 from helpers.paths import root
 from helpers.runner import fingerprint as module
 from helpers.runner import plan as plans
-from helpers.runner.fingerprint import equal_to, fingerprint, is_current
+from helpers.runner.fingerprint import equal_hashes, fingerprint, is_current
 
 project = small_project.project
 
@@ -84,11 +84,11 @@ def test_proofs_make_hashes_equal(
 ) -> None:
     path = project.folder / "same.json"
     monkeypatch.setattr(module, "proofs_path", lambda: path)
-    assert equal_to("a") == {"a"}
+    assert equal_hashes("a") == {"a"}
     path.write_text(
         '[{"equal": {"core": ["a", "b"], "01": ["x", "y"]}}, {"equal": {"core": ["c", "b"]}}]'
     )
-    assert equal_to("a") == equal_to("c") == {"a", "b", "c"} and equal_to("y") == {
+    assert equal_hashes("a") == equal_hashes("c") == {"a", "b", "c"} and equal_hashes("y") == {
         "x",
         "y",
     }
@@ -105,7 +105,7 @@ def test_proofs_make_hashes_equal(
         with pytest.raises(
             FileError, match="same.json cannot be read .* restore it from git"
         ):
-            equal_to("a")
+            equal_hashes("a")
 
 
 def test_cells_that_compute_nothing_do_not_count(project: Project) -> None:

@@ -14,7 +14,7 @@ from small_project import Project, runner_process, wait_for_kernel
 from helpers.paths import root
 from helpers.report.records import make_record, read_record, write_record
 from helpers.runner import plan as plans
-from helpers.runner import run as command_line
+from helpers.runner import commands
 from helpers.runner import schedule
 from helpers.runner.fingerprint import fingerprint
 
@@ -72,7 +72,7 @@ def test_failures_reruns_and_records(project: Project) -> None:
     code, out, err = project.call("run")
     assert code == 1 and "2 of 3 runs to do" in out
     assert "the notebook wrote no record" in err
-    assert "the record does not hold pattern = 'forget'" in err
+    assert "recorded pattern = None instead of 'forget'" in err
     assert project.result("stale/01_work--gone.json").is_file()
 
     forget.unlink()
@@ -101,7 +101,7 @@ def test_no_kernel_outlives_its_runner(number: int, project: Project) -> None:
         assert err.count("\n") == 1 and project.files() == [".lock"], (
             "nothing half done"
         )
-    with schedule._holding("p"):  # the lock is free at once
+    with schedule.lock_plan("p"):  # the lock is free at once
         pass
 
 
@@ -130,10 +130,8 @@ def test_order_without_notebooks(
         for name, seed in seeds
     ]
     runs.insert(0, plans.Run("p", plans.TABLES_NOTEBOOK, "t", {}, {}))
-    assert (
-        schedule._execute(runs, runs, (lambda: 2, submit), project.folder / "token")
-        == []
-    )
+    marker = project.folder / "marker"
+    assert schedule.execute_runs(runs, runs, submit, lambda: 2, marker) == []
     # timed runs are alone and go seed by seed, tables come last
     assert together == ["a", "ac", "D", "B", "t"]
 
@@ -184,9 +182,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
     """Instead of tables and figures: the perplexities of the records they would be made of."""
     seen: list[list[float]] = []
     for name in ("write_tables", "write_claims"):
-        monkeypatch.setattr(command_line.report, name, lambda records, _: None)
+        monkeypatch.setattr(commands.report, name, lambda records, _: None)
     monkeypatch.setattr(
-        command_line.report,
+        commands.report,
         "write_figures",
         lambda records, _: seen.append(
             [r["metrics"]["perplexity"]["value"] for r in records]
@@ -197,7 +195,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
 
 def test_what_the_verdict_counts(project: Project) -> None:
     def counts() -> tuple[int, int]:
-        verdict = command_line.verdict_here("p")
+        verdict = commands.write_verdict("p")
         return verdict.reproduced, verdict.compared
 
     for name in "abc":

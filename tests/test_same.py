@@ -13,7 +13,7 @@ from probes import flat
 
 from helpers.paths import reference_dir, root
 from helpers.runner import fingerprint
-from helpers.runner.fingerprint import equal_to, tree_hashes
+from helpers.runner.fingerprint import equal_hashes, tree_hashes
 from helpers.runner.plan import plan_names
 
 HEAD, RECORDS = "b" * 40, "a" * 40
@@ -41,7 +41,7 @@ def test_the_records_are_of_todays_code() -> None:
             ] == same.TABLES_NOTEBOOK:
                 continue
             for name, code in same.hashes_of(record).items():
-                if code not in equal_to(today[name]):
+                if code not in equal_hashes(today[name]):
                     what = (
                         f"the notebook {name}"
                         if name in record["notebook"]
@@ -150,7 +150,7 @@ def test_equal_code_is_linked(prove: Callable) -> None:
         "large": ["large-a", "large-b"],
     }
     assert (
-        equal_to("core-b") == {"core-a", "core-b"}
+        equal_hashes("core-b") == {"core-a", "core-b"}
         and proof["processor"]
         and proof["date"]
     )

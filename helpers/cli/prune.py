@@ -7,8 +7,8 @@ from typing import Any
 
 import helpers
 from helpers import large, share
-from helpers.block_grams import explain_out_of_memory
 from helpers.beyond.recipe import text_needed
+from helpers.block_grams import explain_out_of_memory
 from helpers.errors import BadParameter
 from helpers.evaluate import zero_shot_metrics
 from helpers.loop import PruneReport

@@ -119,9 +119,8 @@ def accept(plan: str, only: str | None, stale: bool) -> None:
     for key in both:
         moved += report.equal_to_printed_digits(new[key], old[key])
     del moved[3:]
-    write_line(
-        f"values that changed at printed precision in {len(both)} runs: {'; '.join(moved) or 'none'}"
-    )
+    text = "; ".join(moved) or "none"
+    write_line(f"values that changed at printed precision in {len(both)} runs: {text}")
     for each in plan_names():
         if (reference_dir(each) / "records").is_dir():
             write_line(note_earlier_code(each, moved))

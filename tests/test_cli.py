@@ -17,7 +17,7 @@ from helpers import (
     perplexity,
     prune_model,
 )
-from helpers.command import main, model
+from helpers.cli import main, prune
 from helpers.evaluate import TaskScore
 from helpers.loop import PruneReport
 
@@ -104,7 +104,7 @@ def test_what_is_raised_is_one_line(raised, code, words, command, monkeypatch) -
     def load(*_: object) -> None:
         raise raised
 
-    monkeypatch.setattr(model, "load", load)
+    monkeypatch.setattr(prune, "load", load)
     answered, out, error = command("evaluate tiny")
     assert (
         (answered, out) == (code, "")
