@@ -62,17 +62,17 @@ def test_what_programs_say(
         "shutil.which", lambda program: program
     )  # a driver is installed
     finding = getattr(doctor, f"check_{check}")()
-    assert finding.state == state and words in finding.answer
+    assert finding.state == state and words in finding.text
 
 
 def test_the_probe_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of its own, with torch; one that hangs has failed."""
     monkeypatch.setattr("shutil.which", lambda program: None)  # whatever GPU there is
-    monkeypatch.setattr(doctor, "IMPORTS", ("json", "no_such_package"))
+    monkeypatch.setattr(doctor, "PACKAGES", ("json", "no_such_package"))
     assert (
-        "no_such_package does not load: ModuleNotFound" in doctor.check_device().answer
+        "no_such_package does not load: ModuleNotFound" in doctor.check_device().text
     )
-    monkeypatch.setattr(doctor, "IMPORTS", ("json",))
+    monkeypatch.setattr(doctor, "PACKAGES", ("json",))
     assert doctor.check_device().state == "ok"
     assert (
         "timed out" in doctor.run(sys.executable, "-c", "while 1: pass", seconds=0.2)[1]

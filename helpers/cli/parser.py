@@ -39,7 +39,6 @@ def make_parser() -> argparse.ArgumentParser:
         "sparsity, the mean layer error, and the perplexity before and after.",
     )
     add_pruning(prune)
-    add_calibration(prune)
     add_model(prune)
     evaluate = verbs.add_parser(
         "evaluate",
@@ -47,10 +46,15 @@ def make_parser() -> argparse.ArgumentParser:
         usage="%(prog)s MODEL [option ...]",
         description="Print the perplexity of a model and, with --tasks, its zero-shot accuracy.",
     )
-    add_tasks(evaluate)
+    group = evaluate.add_argument_group("zero-shot tasks")
+    text = "such as piqa rte"
+    group.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help=text)
+    text = "items of each task (default: all)"
+    group.add_argument("--limit", type=int, metavar="N", help=text)
     add_model(evaluate)
     for name, text in PLAN_VERBS.items():
-        add_plan(verbs.add_parser(name, help=text, description=f"{text.capitalize()}."))
+        verb = verbs.add_parser(name, help=text, description=f"{text.capitalize()}.")
+        add_plan(verb, name)
     verbs.add_parser(
         "doctor",
         help="look for what is missing or broken",
@@ -71,53 +75,57 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_option(group: Any, name: str, default: Any, text: str, **how: Any) -> None:
+    """Add an option of the type of its default, which the help names."""
+    text += f" (default: {default})"
+    group.add_argument(name, type=type(default), default=default, help=text, **how)
+
+
 def add_pruning(verb: argparse.ArgumentParser) -> None:
-    """Add the options that say how layers are pruned."""
-    option = verb.add_argument_group("pruning").add_argument
-    option(
+    """Add the options that say how layers are pruned, and the calibration text."""
+    group = verb.add_argument_group("pruning")
+    group.add_argument(
         "--save", required=True, metavar="FOLDER", help="new folder of the pruned model"
     )
-    option(
-        "--method",
-        default="admm-grad",
-        help="layer-wise pruning method (default: %(default)s)",
-    )
-    option(
+    add_option(group, "--method", "admm-grad", "layer-wise pruning method")
+    group.add_argument(
         "--sparsity",
         type=float,
         metavar="FRACTION",
         help="fraction of weights set to zero, such as 0.6; an N:M pattern implies it",
     )
-    option(
-        "--pattern",
-        default="unstructured",
-        help="N:M keeps N of every M inputs (default: %(default)s)",
-    )
-    option(
+    add_option(group, "--pattern", "unstructured", "N:M keeps N of every M inputs")
+    group.add_argument(
         "--effort",
         metavar="PRESET",
         help="fast: allocate sparsity from gradients; balanced and long: also distil the dense "
         "model into the kept weights",
     )
-    option(
+    group.add_argument(
         "--ignore",
         nargs="+",
         default=(),
         metavar="PATTERN",
         help='layers to keep dense, such as "*.down_proj"',
     )
-    option(
+    group.add_argument(
         "--allow-pruned",
         action="store_true",
         help="accept a model that is pruned already",
     )
-    option(
+    group.add_argument(
         "--options",
         type=json_object,
         default="{}",
         metavar="JSON",
         help="further arguments of prune_model and the method, such as '{\"iterations\": 30}'",
     )
+    group = verb.add_argument_group("calibration")
+    text = "embedded, c4, wikitext2 or a text file"
+    add_option(group, "--calibration", "embedded", text, metavar="TEXT")
+    add_option(group, "--sequences", 32, "calibration sequences", metavar="N")
+    add_option(group, "--length", 512, "tokens in each sequence", metavar="N")
+    add_option(group, "--seed", 0, "random seed that draws the sequences", metavar="N")
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -125,120 +133,46 @@ def json_object(text: str) -> dict[str, Any]:
     return dict(json.loads(text))
 
 
-def add_calibration(verb: argparse.ArgumentParser) -> None:
-    """Add the options that choose the calibration text."""
-    option = verb.add_argument_group("calibration").add_argument
-    option(
-        "--calibration",
-        default="embedded",
-        metavar="TEXT",
-        help="embedded, c4, wikitext2 or a text file (default: %(default)s)",
-    )
-    option(
-        "--sequences",
-        type=int,
-        default=32,
-        metavar="N",
-        help="calibration sequences (default: %(default)s)",
-    )
-    option(
-        "--length",
-        type=int,
-        default=512,
-        metavar="N",
-        help="tokens in each sequence (default: %(default)s)",
-    )
-    option(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="random seed that draws the sequences (default: %(default)s)",
-    )
-
-
-def add_tasks(verb: argparse.ArgumentParser) -> None:
-    """Add the options of zero-shot tasks."""
-    option = verb.add_argument_group("zero-shot tasks").add_argument
-    option("--tasks", nargs="+", default=[], metavar="TASK", help="such as piqa rte")
-    option("--limit", type=int, metavar="N", help="items of each task (default: all)")
-
-
 def add_model(verb: argparse.ArgumentParser) -> None:
     """Add the model, and the text on which its perplexity is measured."""
-    option = verb.add_argument_group("model").add_argument
-    option(
+    group = verb.add_argument_group("model")
+    group.add_argument(
         "model",
         metavar="MODEL",
         help="embedded, a folder, or a Hugging Face id with --revision",
     )
-    option(
+    group.add_argument(
         "--revision",
         metavar="COMMIT",
         help="commit hash of a Hugging Face model, or main for the newest",
     )
-    option(
+    group.add_argument(
         "--streamed",
         action="store_true",
         help="hold one block in memory at a time, for a model larger than memory",
     )
-    option(
-        "--device",
-        default="auto",
-        help="auto, cpu, cuda or cuda:N (default: %(default)s)",
-    )
-    option(
+    add_option(group, "--device", "auto", "auto, cpu, cuda or cuda:N")
+    group.add_argument(
         "--dtype",
         help="float32, bfloat16 or float16 (default: float16 on a GPU, else float32)",
     )
-    option = verb.add_argument_group("perplexity").add_argument
-    option(
-        "--evaluation",
-        default="embedded",
-        metavar="TEXT",
-        help="embedded, wikitext2 or a text file (default: %(default)s)",
-    )
-    option(
-        "--windows",
-        type=int,
-        default=12,
-        metavar="N",
-        help="evaluation windows (default: %(default)s)",
-    )
-    option(
-        "--window",
-        type=int,
-        default=1024,
-        metavar="N",
-        help="tokens in each window (default: %(default)s)",
-    )
+    group = verb.add_argument_group("perplexity")
+    text = "embedded, wikitext2 or a text file"
+    add_option(group, "--evaluation", "embedded", text, metavar="TEXT")
+    add_option(group, "--windows", 12, "evaluation windows", metavar="N")
+    add_option(group, "--window", 1024, "tokens in each window", metavar="N")
 
 
-def add_plan(verb: argparse.ArgumentParser) -> None:
+def add_plan(verb: argparse.ArgumentParser, name: str) -> None:
     """Add the options of a verb in `PLAN_VERBS`."""
-    option, name = verb.add_argument, verb.prog.split()[-1]
-    option("--plan", default="laptop", help="folder in runs/ (default: %(default)s)")
+    add_option(verb, "--plan", "laptop", "folder in runs/")
     if name != "tables":
-        option(
-            "--only",
-            metavar="GLOB",
-            help="only the runs whose notebook or name matches",
-        )
+        text = "only the runs whose notebook or name matches"
+        verb.add_argument("--only", metavar="GLOB", help=text)
     if name == "accept":
-        option(
-            "--stale",
-            action="store_true",
-            help="keep committed records of earlier code too",
-        )
+        text = "keep committed records of earlier code too"
+        verb.add_argument("--stale", action="store_true", help=text)
     if name in ("reproduce", "run"):
-        option(
-            "--jobs",
-            default="auto",
-            metavar="N",
-            help="runs at the same time (default: %(default)s)",
-        )
-        option(
-            "--scheduler",
-            metavar="ADDRESS",
-            help="address or file of a Dask scheduler, to run on its cluster",
-        )
+        add_option(verb, "--jobs", "auto", "runs at the same time", metavar="N")
+        text = "address or file of a Dask scheduler, to run on its cluster"
+        verb.add_argument("--scheduler", metavar="ADDRESS", help=text)

@@ -34,7 +34,7 @@ def prune(options: argparse.Namespace) -> None:
                 seed=options.seed,
             )
         before = measure(options, model, tokenizer)
-        report = prune_as_told(options, model, tokens, team)
+        report = call_prune_function(options, model, tokens, team)
         if options.streamed:
             model, _ = load(options, options.save)
         else:
@@ -68,7 +68,7 @@ def check_pruning(options: argparse.Namespace) -> None:
     check_target(options.sparsity, options.pattern)
 
 
-def prune_as_told(
+def call_prune_function(
     options: argparse.Namespace, model: Any, tokens: Any, team: Any
 ) -> PruneReport:
     """Prune from file to file, by the recipe of an effort, or with `prune_model`."""

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-# of a process's control groups, by their controllers ("" in version 2): the tree, the files of the
-# limit and of what is used, and how much of that is file cache, which the kernel gives back
+# by the controller of a control group ("" in version 2): its tree, the files with its limit and with
+# what is used, and the statistic of file cache in that, which the kernel gives back
 FILES = {
     "": ("", "memory.max", "memory.current", "inactive_file"),
     "memory": (
         "memory",
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-        "total_inactive_file",
+        *("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ),
 }
 
@@ -36,7 +34,7 @@ class Memory:
 
 
 def free_memory() -> Memory:
-    """What is free now, of RAM and on the first GPU; loads torch to ask for the latter."""
+    """RAM and memory of the first GPU that are free now; loads torch to ask for the latter."""
     import torch
 
     if not torch.cuda.is_available():
@@ -49,26 +47,24 @@ def ram() -> tuple[int, int]:
     import psutil  # here, since the doctor imports this module before anything is installed
 
     machine = psutil.virtual_memory()
-    free, total = machine.available, machine.total
-    lines = (
-        OWN_GROUPS.read_text(encoding="utf-8").splitlines()
-        if OWN_GROUPS.exists()
-        else []
-    )
-    for _, controllers, path in (line.split(":", 2) for line in lines):
+    free = machine.available
+    total = machine.total
+    if not OWN_GROUPS.exists():
+        return free, total
+    for line in OWN_GROUPS.read_text(encoding="utf-8").splitlines():
+        _, controllers, path = line.split(":", 2)
         for version in FILES.keys() & set(controllers.split(",")):
             tree, limit_file, used_file, cache = FILES[version]
             # in a container the path may be the host's, which does not exist here; a parent does
             group = GROUPS / tree / path.lstrip("/")
             for folder in (group, *group.parents):
-                with contextlib.suppress(
-                    OSError, ValueError
-                ):  # no group; a limit of "max"
+                # no group; a limit of "max"
+                with contextlib.suppress(OSError, ValueError):
                     limit = int((folder / limit_file).read_text())
                     used = int((folder / used_file).read_text())
-                    statistics = dict(
-                        line.split() for line in (folder / "memory.stat").open()
-                    )
+                    words = (folder / "memory.stat").read_text().split()
+                    statistics = dict(zip(words[::2], words[1::2], strict=True))
                     used -= int(statistics.get(cache, 0))
-                    total, free = min(total, limit), min(free, max(0, limit - used))
+                    total = min(total, limit)
+                    free = min(free, max(0, limit - used))
     return free, total
