@@ -21,7 +21,8 @@ from helpers.paths import cache_dir, results_dir, root
 
 OLDEST_PYTHON = (3, 11)
 PACKAGES = (
-    "numpy pandas psutil safetensors torch transformers matplotlib ipywidgets papermill"
+    *("numpy", "pandas", "psutil", "safetensors", "torch", "transformers"),
+    *("matplotlib", "ipywidgets", "papermill"),
 )
 GB = 1e9
 # measured: downloads and the model made from them 0.8 GB, .venv with torch for CPUs 2.2 GB

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-# by the controller of a control group ("" in version 2): its tree, the files with its limit and with
-# what is used, and the statistic of file cache in that, which the kernel gives back
+# by the controller of a control group ("" in version 2): its tree, the files that hold its limit
+# and what is used, and the statistic of file cache in that, which the kernel gives back
 FILES = {
     "": ("", "memory.max", "memory.current", "inactive_file"),
     "memory": (
@@ -62,9 +62,8 @@ def ram() -> tuple[int, int]:
                 with contextlib.suppress(OSError, ValueError):
                     limit = int((folder / limit_file).read_text())
                     used = int((folder / used_file).read_text())
-                    words = (folder / "memory.stat").read_text().split()
-                    statistics = dict(zip(words[::2], words[1::2], strict=True))
-                    used -= int(statistics.get(cache, 0))
+                    rows = (folder / "memory.stat").read_text().splitlines()
+                    used -= int(dict(row.split() for row in rows).get(cache, 0))
                     total = min(total, limit)
                     free = min(free, max(0, limit - used))
     return free, total
