@@ -11,14 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-# by the controller of a control group ("" in version 2): its tree, the files that hold its limit
-# and what is used, and the statistic of file cache in that, which the kernel gives back
+# by controller, which is a folder ("" in version 2): the files that hold a group's limit and
+# what is used, and the statistic of file cache in that, which the kernel gives back
 FILES = {
-    "": ("", "memory.max", "memory.current", "inactive_file"),
-    "memory": (
-        "memory",
-        *("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ),
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
 
 
@@ -53,10 +50,10 @@ def ram() -> tuple[int, int]:
         return free, total
     for line in OWN_GROUPS.read_text(encoding="utf-8").splitlines():
         _, controllers, path = line.split(":", 2)
-        for version in FILES.keys() & set(controllers.split(",")):
-            tree, limit_file, used_file, cache = FILES[version]
+        for controller in FILES.keys() & set(controllers.split(",")):
+            limit_file, used_file, cache = FILES[controller]
             # in a container the path may be the host's, which does not exist here; a parent does
-            group = GROUPS / tree / path.lstrip("/")
+            group = GROUPS / controller / path.lstrip("/")
             for folder in (group, *group.parents):
                 # no group; a limit of "max"
                 with contextlib.suppress(OSError, ValueError):
