@@ -28,7 +28,7 @@ from helpers.paths import root
 def test_what_programs_answer(
     monkeypatch: pytest.MonkeyPatch, *, check, code, said, error, state, words
 ) -> None:
-    done = subprocess.CompletedProcess((), code, said, error)
+    done = subprocess.CompletedProcess("", code, said, error)
     monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: done)
     monkeypatch.setattr("shutil.which", lambda name: name)  # a driver is installed
     finding = getattr(doctor, f"check_{check}")()

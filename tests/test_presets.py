@@ -103,7 +103,7 @@ def test_memory_is_checked_before_loading(
         needs()
     here(WITHOUT_GPU)  # then all of the model is in RAM
     with one_line_error(OutOfMemory, "RAM", "16 GB"):
-        needs(model="huggyllama/llama-7b")
+        needs(model="huggyllama/llama-7b", dtype="float32")
     assert "not known" in needs(model="someone/something")
     with one_line_error(BadParameter, "effort", "'lnog'", "'long'"):
         needs(effort="lnog")
