@@ -39,7 +39,12 @@ from helpers.paths import (
 from helpers.report import read_records
 from helpers.report.records import SOURCES, processor
 from helpers.report.verdict import COMPUTING, NOT_JUDGED
-from helpers.runner.fingerprint import equal_hashes, proofs_path, read_proofs, tree_hashes
+from helpers.runner.fingerprint import (
+    equal_hashes,
+    proofs_path,
+    read_proofs,
+    tree_hashes,
+)
 from helpers.runner.plan import plan_names
 
 PROBES = "tests/probes.py"
