@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
 import os
 import subprocess
 import sys
@@ -57,3 +60,15 @@ def test_it_runs_without_any_package(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (1, "") and "numpy" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_python_that_is_too_old_can_read_what_the_doctor_loads() -> None:
+    code = "import sys; from helpers.cli import main; main(['doctor']); print(*sys.modules)"
+    command = [sys.executable, "-S", "-c", code]
+    output = subprocess.check_output(command, cwd=root(), encoding="utf-8")
+    modules = [name for name in output.split() if name.startswith("helpers.")]
+    assert {"helpers.cli.parser", "helpers.machine.doctor"} <= set(modules)
+    for name in modules:
+        source = inspect.getsource(importlib.import_module(name))
+        ast.parse(source, feature_version=(3, 9))
+        assert "def " not in source or "from __future__ import annotations" in source

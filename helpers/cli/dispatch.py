@@ -1,8 +1,10 @@
 """Do what a command line says; a failure is one line.
 
 Only the standard library is imported at the top: `--help` answers at once, and `doctor` works
-before anything is installed.
+before anything is installed, and with a Python that is too old.
 """
+
+from __future__ import annotations
 
 import argparse
 import os
@@ -38,31 +40,30 @@ def dispatch(options: argparse.Namespace) -> int:
     if options.verb in PLAN_VERBS:
         # end on SIGTERM as on Ctrl-C, so that kernels are stopped too
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    match options.verb:
-        case "prune":
-            from helpers.cli.prune import prune  # here, since it loads torch
+    if options.verb == "prune":
+        from helpers.cli.prune import prune  # here, since it loads torch
 
-            prune(options)
-        case "evaluate":
-            from helpers.cli.prune import evaluate
+        prune(options)
+    elif options.verb == "evaluate":
+        from helpers.cli.prune import evaluate
 
-            evaluate(options)
-        case "run":
-            runner.run_plan(options.plan, options.only, options.jobs, options.scheduler)
-        case "reproduce":
-            return runner.reproduce(
-                options.plan, options.only, options.jobs, options.scheduler
-            )
-        case "tables":
-            runner.tables(options.plan)
-        case "accept":
-            runner.accept(options.plan, options.only, options.stale)
-        case "list":
-            runner.list_runs(options.plan, options.only)
-        case "doctor":
-            return machine.examine()
-        case "assets":
-            fetch_assets(options.names)
+        evaluate(options)
+    elif options.verb == "run":
+        runner.run_plan(options.plan, options.only, options.jobs, options.scheduler)
+    elif options.verb == "reproduce":
+        return runner.reproduce(
+            options.plan, options.only, options.jobs, options.scheduler
+        )
+    elif options.verb == "tables":
+        runner.tables(options.plan)
+    elif options.verb == "accept":
+        runner.accept(options.plan, options.only, options.stale)
+    elif options.verb == "list":
+        runner.list_runs(options.plan, options.only)
+    elif options.verb == "doctor":
+        return machine.examine()
+    else:
+        fetch_assets(options.names)
     return 0
 
 

@@ -3,6 +3,8 @@
 What a value may be is checked by the function that takes it, not here.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 from typing import Any, NoReturn
@@ -46,11 +48,9 @@ def make_parser() -> argparse.ArgumentParser:
         usage="%(prog)s MODEL [option ...]",
         description="Print the perplexity of a model and, with --tasks, its zero-shot accuracy.",
     )
-    group = evaluate.add_argument_group("zero-shot tasks")
-    text = "such as piqa rte"
-    group.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help=text)
-    text = "items of each task (default: all)"
-    group.add_argument("--limit", type=int, metavar="N", help=text)
+    option = evaluate.add_argument_group("zero-shot tasks").add_argument
+    option("--tasks", nargs="+", default=[], metavar="TASK", help="such as piqa rte")
+    option("--limit", type=int, metavar="N", help="items of each task (default: all)")
     add_model(evaluate)
     for name, text in PLAN_VERBS.items():
         verb = verbs.add_parser(name, help=text, description=f"{text.capitalize()}.")
@@ -75,57 +75,81 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_option(group: Any, name: str, default: Any, text: str, **how: Any) -> None:
-    """Add an option of the type of its default, which the help names."""
-    text += f" (default: {default})"
-    group.add_argument(name, type=type(default), default=default, help=text, **how)
-
-
 def add_pruning(verb: argparse.ArgumentParser) -> None:
     """Add the options that say how layers are pruned, and the calibration text."""
-    group = verb.add_argument_group("pruning")
-    group.add_argument(
+    option = verb.add_argument_group("pruning").add_argument
+    option(
         "--save", required=True, metavar="FOLDER", help="new folder of the pruned model"
     )
-    add_option(group, "--method", "admm-grad", "layer-wise pruning method")
-    group.add_argument(
+    option(
+        "--method",
+        default="admm-grad",
+        help="layer-wise pruning method (default: %(default)s)",
+    )
+    option(
         "--sparsity",
         type=float,
         metavar="FRACTION",
         help="fraction of weights set to zero, such as 0.6; an N:M pattern implies it",
     )
-    add_option(group, "--pattern", "unstructured", "N:M keeps N of every M inputs")
-    group.add_argument(
+    option(
+        "--pattern",
+        default="unstructured",
+        help="N:M keeps N of every M inputs (default: %(default)s)",
+    )
+    option(
         "--effort",
         metavar="PRESET",
         help="fast: allocate sparsity from gradients; balanced and long: also distil the dense "
         "model into the kept weights",
     )
-    group.add_argument(
+    option(
         "--ignore",
         nargs="+",
         default=(),
         metavar="PATTERN",
         help='layers to keep dense, such as "*.down_proj"',
     )
-    group.add_argument(
+    option(
         "--allow-pruned",
         action="store_true",
         help="accept a model that is pruned already",
     )
-    group.add_argument(
+    option(
         "--options",
         type=json_object,
         default="{}",
         metavar="JSON",
         help="further arguments of prune_model and the method, such as '{\"iterations\": 30}'",
     )
-    group = verb.add_argument_group("calibration")
-    text = "embedded, c4, wikitext2 or a text file"
-    add_option(group, "--calibration", "embedded", text, metavar="TEXT")
-    add_option(group, "--sequences", 32, "calibration sequences", metavar="N")
-    add_option(group, "--length", 512, "tokens in each sequence", metavar="N")
-    add_option(group, "--seed", 0, "random seed that draws the sequences", metavar="N")
+    option = verb.add_argument_group("calibration").add_argument
+    option(
+        "--calibration",
+        default="embedded",
+        metavar="TEXT",
+        help="embedded, c4, wikitext2 or a text file (default: %(default)s)",
+    )
+    option(
+        "--sequences",
+        type=int,
+        default=32,
+        metavar="N",
+        help="calibration sequences (default: %(default)s)",
+    )
+    option(
+        "--length",
+        type=int,
+        default=512,
+        metavar="N",
+        help="tokens in each sequence (default: %(default)s)",
+    )
+    option(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="random seed that draws the sequences (default: %(default)s)",
+    )
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -135,44 +159,75 @@ def json_object(text: str) -> dict[str, Any]:
 
 def add_model(verb: argparse.ArgumentParser) -> None:
     """Add the model, and the text on which its perplexity is measured."""
-    group = verb.add_argument_group("model")
-    group.add_argument(
+    option = verb.add_argument_group("model").add_argument
+    option(
         "model",
         metavar="MODEL",
         help="embedded, a folder, or a Hugging Face id with --revision",
     )
-    group.add_argument(
+    option(
         "--revision",
         metavar="COMMIT",
         help="commit hash of a Hugging Face model, or main for the newest",
     )
-    group.add_argument(
+    option(
         "--streamed",
         action="store_true",
         help="hold one block in memory at a time, for a model larger than memory",
     )
-    add_option(group, "--device", "auto", "auto, cpu, cuda or cuda:N")
-    group.add_argument(
+    option(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda or cuda:N (default: %(default)s)",
+    )
+    option(
         "--dtype",
         help="float32, bfloat16 or float16 (default: float16 on a GPU, else float32)",
     )
-    group = verb.add_argument_group("perplexity")
-    text = "embedded, wikitext2 or a text file"
-    add_option(group, "--evaluation", "embedded", text, metavar="TEXT")
-    add_option(group, "--windows", 12, "evaluation windows", metavar="N")
-    add_option(group, "--window", 1024, "tokens in each window", metavar="N")
+    option = verb.add_argument_group("perplexity").add_argument
+    option(
+        "--evaluation",
+        default="embedded",
+        metavar="TEXT",
+        help="embedded, wikitext2 or a text file (default: %(default)s)",
+    )
+    option(
+        "--windows",
+        type=int,
+        default=12,
+        metavar="N",
+        help="evaluation windows (default: %(default)s)",
+    )
+    option(
+        "--window",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="tokens in each window (default: %(default)s)",
+    )
 
 
 def add_plan(verb: argparse.ArgumentParser, name: str) -> None:
     """Add the options of a verb in `PLAN_VERBS`."""
-    add_option(verb, "--plan", "laptop", "folder in runs/")
+    option = verb.add_argument
+    option("--plan", default="laptop", help="folder in runs/ (default: %(default)s)")
     if name != "tables":
-        text = "only the runs whose notebook or name matches"
-        verb.add_argument("--only", metavar="GLOB", help=text)
+        option("--only", metavar="GLOB", help="runs whose notebook or name matches")
     if name == "accept":
-        text = "keep committed records of earlier code too"
-        verb.add_argument("--stale", action="store_true", help=text)
+        option(
+            "--stale",
+            action="store_true",
+            help="keep committed records of earlier code too",
+        )
     if name in ("reproduce", "run"):
-        add_option(verb, "--jobs", "auto", "runs at the same time", metavar="N")
-        text = "address or file of a Dask scheduler, to run on its cluster"
-        verb.add_argument("--scheduler", metavar="ADDRESS", help=text)
+        option(
+            "--jobs",
+            default="auto",
+            metavar="N",
+            help="runs at the same time (default: %(default)s)",
+        )
+        option(
+            "--scheduler",
+            metavar="ADDRESS",
+            help="address or file of a Dask scheduler, to run on its cluster",
+        )

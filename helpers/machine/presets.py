@@ -22,9 +22,9 @@ PRESETS = ("large", "t4")  # files of presets/, the largest first
 AUTO_FRACTION = 0.8
 # the notebook's process without the model: Python, torch and the texts; with CUDA also its
 # libraries, and on the GPU its context
-PROCESS_BYTES = int(0.8e9)
-CUDA_PROCESS_BYTES = int(2.5e9)
-CUDA_CONTEXT_BYTES = int(0.6e9)
+PROCESS_BYTES = 800_000_000
+CUDA_PROCESS_BYTES = 2_500_000_000
+CUDA_CONTEXT_BYTES = 600_000_000
 # how far an estimate of RAM may exceed what is free: the embedded model takes 1.9 GB, not 3
 RAM_SLACK = 1.5
 # more bytes for each parameter of a model: the dense model; what was read back, and a copy in

@@ -166,16 +166,12 @@ class UniqueKeyLoader(yaml.SafeLoader):
     """YAML that refuses a key written twice, of which others keep the last value."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        """Compose a mapping, and raise MarkedYAMLError if a key is there twice."""
+        """Compose a mapping, and raise YAMLError if a key is there twice."""
         node = super().compose_mapping_node(anchor)
-        seen = []
-        for key, _ in node.value:
-            if (key.tag, key.value) in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key.value!r} is written twice",
-                    problem_mark=key.start_mark,
-                )
-            seen.append((key.tag, key.value))
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key!r} is written twice")
         return node
 
 
@@ -186,31 +182,20 @@ def expand_grid(
     grid = values.pop("grid")
     template = str(values.pop("name", ""))
     try:
-        axes = [axis_points(str(axis), choices) for axis, choices in grid.items()]
-        for points in itertools.product(*axes):
-            name = template.format_map({axis: label for axis, label, _ in points})
+        for labels in itertools.product(*grid.values()):
+            point = dict(zip(grid, labels, strict=True))
             parameters = dict(values)
-            for _, _, point in points:
-                if twice := parameters.keys() & point.keys():
+            for axis, label in point.items():
+                value = grid[axis][label] if isinstance(grid[axis], dict) else label
+                added = value if isinstance(value, dict) else {axis: value}
+                if twice := parameters.keys() & added.keys():
                     raise RunError(
                         f"{where}: {min(twice)} is set twice, in the grid or outside it"
                     )
-                parameters |= point
-            yield name, parameters
+                parameters |= added
+            yield template.format_map(point), parameters
     except (AttributeError, TypeError, LookupError, ValueError) as error:
         raise RunError(
             f"{where}: its grid cannot be read ({error!r}): write a list or a mapping of values "
             "for each axis, and name the axes in name"
         ) from error
-
-
-def axis_points(axis: str, choices: Any) -> list[tuple[str, str, dict[str, Any]]]:
-    """The points of an axis: its name, the point's label, and the parameters that it sets."""
-    if isinstance(choices, dict):
-        labelled = choices.items()
-    else:
-        labelled = [(value, value) for value in choices]
-    return [
-        (axis, str(label), value if isinstance(value, dict) else {axis: value})
-        for label, value in labelled
-    ]

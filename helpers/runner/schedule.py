@@ -30,9 +30,7 @@ USUAL_SECONDS = 60.0  # of a run without a committed record
 STOP_SECONDS = 15.0  # for runs to end after Ctrl-C
 
 
-def run_plan(
-    plan: str, only: str | None = None, jobs: str = "auto", scheduler: str | None = None
-) -> None:
+def run_plan(plan: str, only: str | None, jobs: str, scheduler: str | None) -> None:
     """Execute the runs of a plan that are not done, the tables notebook last.
 
     Records without a run are moved to `results/<plan>/stale/`, or tables would count them.
