@@ -162,7 +162,7 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-# --- what is asked before anything runs ------------------------------------------------------
+# --- what is checked before anything runs ----------------------------------------------------
 
 
 def committed_records() -> list[dict[str, Any]]:

@@ -21,14 +21,16 @@ from helpers.options import check_choice
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code. Wrong arguments and --help raise SystemExit."""
     options = make_parser().parse_args(arguments)
+    code = 1
     try:
         return dispatch(options)
     except ModuleNotFoundError as error:
-        code, line = 1, f"{first_line(error)}: run make setup"
+        line = f"{first_line(error)}: run make setup"
     except (HelpersError, OSError) as error:
-        code, line = 1, first_line(error)
+        line = first_line(error)
     except KeyboardInterrupt:
-        code, line = 130, "interrupted; the same command goes on with what is missing"
+        code = 130
+        line = "interrupted; the same command goes on with what is missing"
     rank = os.environ.get("RANK")  # of a process that torchrun has started
     # in one write, so that lines of several processes do not mix
     sys.stderr.write(f"{line}\n" if rank is None else f"process {rank}: {line}\n")

@@ -41,6 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
         "sparsity, the mean layer error, and the perplexity before and after.",
     )
     add_pruning(prune)
+    add_calibration(prune)
     add_model(prune)
     evaluate = verbs.add_parser(
         "evaluate",
@@ -76,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def add_pruning(verb: argparse.ArgumentParser) -> None:
-    """Add the options that say how layers are pruned, and the calibration text."""
+    """Add the options that say how layers are pruned."""
     option = verb.add_argument_group("pruning").add_argument
     option(
         "--save", required=True, metavar="FOLDER", help="new folder of the pruned model"
@@ -122,6 +123,15 @@ def add_pruning(verb: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="further arguments of prune_model and the method, such as '{\"iterations\": 30}'",
     )
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Named arguments from a JSON object."""
+    return dict(json.loads(text))
+
+
+def add_calibration(verb: argparse.ArgumentParser) -> None:
+    """Add the options that choose the calibration text."""
     option = verb.add_argument_group("calibration").add_argument
     option(
         "--calibration",
@@ -150,11 +160,6 @@ def add_pruning(verb: argparse.ArgumentParser) -> None:
         metavar="N",
         help="random seed that draws the sequences (default: %(default)s)",
     )
-
-
-def json_object(text: str) -> dict[str, Any]:
-    """Named arguments from a JSON object."""
-    return dict(json.loads(text))
 
 
 def add_model(verb: argparse.ArgumentParser) -> None:

@@ -199,7 +199,7 @@ def records_of_earlier_code(runs: Iterable[Run], records: Records) -> Records:
 def note_earlier_code(plan: str, moved: list[str]) -> str:
     """Keep a note of how many committed records of a plan are of earlier code, and return it.
 
-    The note, earlier.txt beside the records, goes once there are none. It also lists the values
+    The note, earlier.txt next to the records, goes once there are none. It also lists the values
     that have moved (`moved`, and earlier ones): until one has, in `laptop` as a rule, records of
     earlier code stand.
     """
