@@ -76,8 +76,9 @@ def test_what_a_user_changed_stays(one_line_error: Callable) -> None:
     assert "sequences" not in chosen and chosen["length"] == 2048
     assert chosen["model"].startswith("TinyLlama")
     for name in ("model", "revision"):
+        given = DEFAULTS | {name: "tiny"}
         with one_line_error(BadParameter, "preset", name):
-            choose("t4", PRUNE, DEFAULTS | {name: "tiny"}, DEFAULTS)
+            choose("t4", PRUNE, given, DEFAULTS)
     with one_line_error(BadParameter, TABLES, PRUNE):
         choose("t4", TABLES, {}, {})
     with one_line_error(BadParameter, "'T4'", "auto, large, t4"):

@@ -108,13 +108,15 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
         text = parameters["sequences"] * length * shape.width * size
         # the parity gate, which compares logits
         gate = (4 * length * shape.vocab + shape.activations(length)) * size
-        blocks = in_blocks + text + block_work(shape, size, parameters)
-        peak = max(peak, outside + text, outside + gate, blocks)
+        work = text + block_work(shape, size, parameters)
+        peak = max(peak, outside + max(text, gate), in_blocks + work)
     if trains:
         # a mask, a gradient, Adam's two moments and the best values; a window's logits
         peak += 17 * shape.blocks * shape.block_weights
         peak += 12 * parameters["length"] * shape.vocab
-    return (peak, model) if gpu else (peak, peak)
+    if gpu:
+        return peak, model
+    return peak, peak
 
 
 def scoring_work(shape: Shape, size: int, parameters: Mapping[str, Any]) -> int:
@@ -136,10 +138,14 @@ def scoring_work(shape: Shape, size: int, parameters: Mapping[str, Any]) -> int:
     if not window:
         return 0
     # logits as the model gives them, in float32, and their logarithms; float32 needs no second copy
-    copies = 2 * FLOAT if size == FLOAT else size + 2 * FLOAT
+    copies = 2 * FLOAT
+    if size != FLOAT:
+        copies += size
     logits = (scored * copies + LOSSES) * shape.vocab
     # between two blocks of a streamed model wait the hidden states of all windows
-    waiting = ALL_TOKENS * shape.width * size if streamed else 0
+    waiting = 0
+    if streamed:
+        waiting = ALL_TOKENS * shape.width * size
     return waiting + logits + contexts + shape.activations(window) * size
 
 
@@ -169,4 +175,6 @@ def block_work(shape: Shape, size: int, parameters: Mapping[str, Any]) -> int:
 
 def gigabytes(size: float) -> str:
     """Bytes for people: one decimal below 10 GB, none above."""
-    return f"{size / 1e9:.1f} GB" if size < 9.95e9 else f"{size / 1e9:.0f} GB"
+    if size < 9.95e9:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e9:.0f} GB"

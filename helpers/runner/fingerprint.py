@@ -115,10 +115,14 @@ def equal_hashes(code: str) -> set[str]:
 
     Proofs chain: if A equals B and B equals C, then A equals C.
     """
-    pairs = [set(pair) for proof in read_proofs() for pair in proof["equal"].values()]
-    found = {code}
-    while more := set().union(*(pair for pair in pairs if pair & found)) - found:
-        found |= more
+    pairs: list[set[str]] = []
+    for proof in read_proofs():
+        pairs += map(set, proof["equal"].values())
+    found: set[str] = set()
+    more = {code}
+    while more != found:
+        found = more
+        more = found.union(*(pair for pair in pairs if pair & found))
     return found
 
 
