@@ -80,7 +80,7 @@ drawings: $(INSTALLED) ## write docs/drawings again from book/drawings.py
 	@$(PY) -m book.drawings
 
 # of laptop the notebooks too, with the outputs that they had
-accept: $(INSTALLED) ## make the results of a plan here the committed reference (STALE=1: beside older ones)
+accept: $(INSTALLED) ## make the results of a plan here the committed reference (STALE=1: keep older ones too)
 	@$(RUN) accept $(CHOSEN) $(if $(filter 1,$(STALE)),--stale)
 	@$(if $(filter laptop,$(PLAN)),$(PY) -m book.executed)
 

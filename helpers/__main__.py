@@ -1,8 +1,8 @@
-"""`python -m helpers VERB`, the command line: see `helpers.command`."""
+"""`python -m helpers VERB`: the command line, see `helpers.cli`."""
 
 import sys
 
-from helpers.command import main
+from helpers.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -39,7 +39,12 @@ from helpers.paths import (
 from helpers.report import read_records
 from helpers.report.records import SOURCES, processor
 from helpers.report.verdict import COMPUTING, NOT_JUDGED
-from helpers.runner.fingerprint import equal_to, proofs_path, read_proofs, tree_hashes
+from helpers.runner.fingerprint import (
+    equal_hashes,
+    proofs_path,
+    read_proofs,
+    tree_hashes,
+)
 from helpers.runner.plan import plan_names
 
 PROBES = "tests/probes.py"
@@ -128,7 +133,7 @@ def prove(wanted: str) -> int:
         name: [code, today[name]] for name, code in earlier.items() if name in today
     }
     link(commit, head, pairs, len(before))
-    if left := others(records, today) - set().union(*map(equal_to, today.values())):
+    if left := others(records, today) - set().union(*map(equal_hashes, today.values())):
         say(
             f"still of other code: records of {', '.join(sorted(left))}; give their commit as FROM"
         )
@@ -157,7 +162,7 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-# --- what is asked before anything runs ------------------------------------------------------
+# --- what is checked before anything runs ----------------------------------------------------
 
 
 def committed_records() -> list[dict[str, Any]]:
@@ -231,7 +236,7 @@ def earlier_commit(records: list[dict[str, Any]], today: Mapping[str, str]) -> s
     """
     made = sorted((record["created"], record["git"]["commit"]) for record in records)
     candidates = [commit for _, commit in reversed(made)]
-    known = set().union(*(equal_to(code) for code in others(records, today)))
+    known = set().union(*(equal_hashes(code) for code in others(records, today)))
     for proof in reversed(read_proofs()):
         pairs = proof["equal"].values()
         other = any(

@@ -10,10 +10,10 @@ import nbformat
 import psutil
 import pytest
 
-from helpers.command import main
+from helpers.cli import main
 from helpers.paths import root
+from helpers.runner import commands
 from helpers.runner import plan as plans
-from helpers.runner import run as command_line
 
 PARAMETERS = """\
 rho = 1.0  # a float
@@ -49,18 +49,19 @@ def write_notebook(
 ) -> None:
     notebook = nbformat.v4.new_notebook()
     for source, labels in zip(cells, tags, strict=True):
-        notebook.cells.append(
-            nbformat.v4.new_code_cell(source, metadata={"tags": labels})
-        )
+        cell = nbformat.v4.new_code_cell(source, metadata={"tags": labels})
+        notebook.cells.append(cell)
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, folder / f"{name}.ipynb")
 
 
 class Project:
-    """What the tests write into the project, and what a command answers."""
+    """Writes notebooks and run files, and runs commands on them."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.folder, self.plan, self._capsys = folder, "p", capsys
+        self.folder = folder
+        self.plan = "p"
+        self._capsys = capsys
         self.notebook(PARAMETERS)
 
     def call(self, *arguments: str) -> tuple[int, str, str]:
@@ -92,9 +93,8 @@ class Project:
         return self.folder / "results" / self.plan / name
 
     def files(self) -> list[str]:
-        return sorted(
-            path.name for path in self.result("").rglob("*") if path.is_file()
-        )
+        paths = self.result("").rglob("*")
+        return sorted(path.name for path in paths if path.is_file())
 
 
 @pytest.fixture
@@ -104,10 +104,9 @@ def project(
     monkeypatch.setenv("PRUNING_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "results"))
     monkeypatch.setattr(plans, "notebooks_dir", lambda: tmp_path / "notebooks")
-    for module in (command_line, plans):
-        monkeypatch.setattr(
-            module, "reference_dir", lambda plan: tmp_path / "reference" / plan
-        )
+    reference = tmp_path / "reference"
+    for module in (commands, plans):
+        monkeypatch.setattr(module, "reference_dir", lambda plan: reference / plan)
     return Project(tmp_path, capsys)
 
 
@@ -115,7 +114,7 @@ def runner_process(project: Project, *arguments: str) -> subprocess.Popen:
     """A runner in a process of its own, on a plan of one run that sleeps."""
     project.run_file("slow.yaml", "pattern: sleep")
     start = (
-        "import pathlib, signal, sys; from helpers.command import main;"
+        "import pathlib, signal, sys; from helpers.cli import main;"
         "from helpers.runner import plan;"
         # a shell starts background jobs with Ctrl-C ignored, and these tests may run in one
         "signal.signal(signal.SIGINT, signal.default_int_handler);"
@@ -131,11 +130,9 @@ def wait_for_kernel(*pids: int) -> list[psutil.Process]:
     """All descendants of processes, once a kernel is among them."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        family = [
-            item
-            for pid in pids
-            for item in psutil.Process(pid).children(recursive=True)
-        ]
+        family: list[psutil.Process] = []
+        for pid in pids:
+            family += psutil.Process(pid).children(recursive=True)
         for item in family:
             with contextlib.suppress(psutil.NoSuchProcess):  # one that has just ended
                 if "ipykernel_launcher" in item.cmdline():

@@ -17,8 +17,8 @@ from small_project import Project, runner_process, wait_for_kernel
 
 from helpers.paths import root
 from helpers.report.records import read_record
+from helpers.runner import cluster, schedule
 from helpers.runner import plan as plans
-from helpers.runner import schedule
 
 distributed = pytest.importorskip("distributed")
 project = small_project.project
@@ -31,19 +31,17 @@ plan.notebooks_dir = lambda: pathlib.Path(os.environ["PRUNING_RUNS"]).parent / "
 """
 
 
-def dask(*arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "dask", *arguments, "--no-dashboard"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, cwd=root(), **quiet)
+def dask(arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "dask", *arguments.split(), "--no-dashboard"]
+    null = subprocess.DEVNULL
+    return subprocess.Popen(command, cwd=root(), stdout=null, stderr=null)
 
 
 def end(*processes: subprocess.Popen | psutil.Process) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            for member in [
-                *psutil.Process(process.pid).children(recursive=True),
-                process,
-            ]:
+            children = psutil.Process(process.pid).children(recursive=True)
+            for member in (*children, process):
                 member.kill()
         process.wait()
 
@@ -52,20 +50,18 @@ def end(*processes: subprocess.Popen | psutil.Process) -> None:
 def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The file of a scheduler with two workers, "gpu" and "cpu". The last test ends it."""
     folder = tmp_path_factory.mktemp("dask")
-    file, preload = str(folder / "scheduler.json"), folder / "preload.py"
+    file = f"{folder}/scheduler.json"
+    preload = folder / "preload.py"
     preload.write_text(PRELOAD)
-    common = ["--scheduler-file", file, "--host", "127.0.0.1"]
-    processes = [dask("scheduler", *common, "--port", "0")]
-    common += [
-        "--nthreads",
-        "1",
-        "--local-directory",
-        str(folder),
-        "--preload",
-        str(preload),
+    common = f"--scheduler-file {file} --host 127.0.0.1"
+    worker = (
+        f"worker {common} --nthreads 1 --local-directory {folder} --preload {preload}"
+    )
+    processes = [
+        dask(f"scheduler {common} --port 0"),
+        dask(f"{worker} --name gpu --resources GPU=1"),
+        dask(f"{worker} --name cpu"),
     ]
-    processes.append(dask("worker", *common, "--name", "gpu", "--resources", "GPU=1"))
-    processes.append(dask("worker", *common, "--name", "cpu"))
     try:
         worker_pids(file)
         yield file
@@ -77,9 +73,8 @@ def worker_pids(scheduler: str) -> dict[str, int]:
     """The processes of the two workers by their names, once both are there."""
     with distributed.Client(scheduler_file=scheduler, set_as_default=False) as client:
         client.wait_for_workers(2, timeout=60)
-        return dict(
-            client.run(lambda dask_worker: (dask_worker.name, os.getpid())).values()
-        )
+        answers = client.run(lambda dask_worker: (dask_worker.name, os.getpid()))
+        return dict(answers.values())
 
 
 def test_records_and_failures_are_those_of_local_runs(
@@ -102,7 +97,7 @@ def test_records_and_failures_are_those_of_local_runs(
 
 def test_which_runs_want_a_gpu() -> None:
     def wants(plan: str, device: str) -> bool:
-        return schedule.wants_gpu(plans.Run(plan, "01", "a", {"device": device}, {}))
+        return cluster.wants_gpu(plans.Run(plan, "01", "a", {"device": device}, {}))
 
     assert wants("laptop", "cuda") and wants("p", "cuda:1") and wants("t4", "auto")
     assert not wants("laptop", "auto") and not wants("paper", "cpu")
@@ -121,9 +116,8 @@ def test_no_kernel_outlives_its_runner_and_a_gpu_has_its_worker(
     if number == signal.SIGTERM:
         assert process.returncode == 130 and "interrupted; " in err
         assert project.files() == [".lock"]
-    assert (
-        not psutil.wait_procs(kernels, timeout=10)[1] and worker_pids(scheduler) == pids
-    )
+    assert not psutil.wait_procs(kernels, timeout=10)[1]
+    assert worker_pids(scheduler) == pids
 
 
 @pytest.mark.parametrize("change", ["code", "results"])
@@ -143,21 +137,17 @@ def test_a_worker_without_the_runners_code_or_results(
 def test_no_scheduler_no_worker_and_no_dask(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schedule, "WAIT_SECONDS", 1)
+    monkeypatch.setattr(cluster, "WAIT_SECONDS", 1)
     project.run_file("a.yaml", "pattern: sleep")
-    for wrong in (
-        "tcp://127.0.0.1:1",
-        "htp://127.0.0.1:1",
-        str(project.folder / "none.json"),
-    ):
+    missing = str(project.folder / "none.json")
+    for wrong in ("tcp://127.0.0.1:1", "htp://127.0.0.1:1", missing):
         error = project.error("run", "--scheduler", wrong)
         assert f"scheduler '{wrong}' cannot be reached" in error
-    quick = {"processes": False, "threads_per_worker": 1, "dashboard_address": ":0"}
-    with distributed.LocalCluster(n_workers=0, **quick) as local:
-        assert (
-            "has no worker"
-            in project.call("run", "--scheduler", local.scheduler_address)[2]
-        )
+    with distributed.LocalCluster(
+        n_workers=0, processes=False, threads_per_worker=1, dashboard_address=":0"
+    ) as local:
+        _, _, err = project.call("run", "--scheduler", local.scheduler_address)
+        assert "has no worker" in err
     monkeypatch.setitem(sys.modules, "distributed", None)  # as if it were not installed
     assert "distributed" in project.error("run", "--scheduler", "tcp://127.0.0.1:1")
 

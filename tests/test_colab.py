@@ -22,11 +22,14 @@ def test_the_first_cell_clones_once_and_sets_up_on_colab_only(tmp_path: Path) ->
         script = f'#!/bin/sh\necho {name} "$@"\n{work}\n'
         replace_file(tmp_path / name, script).chmod(0o755)
 
+    line = tour[0].replace("\n!", "\n").replace("/content", str(tmp_path))
+
     def run_cell(**variables: str) -> list[str]:
-        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", **variables}
-        options = dict(shell=True, env=environment, text=True, stderr=subprocess.STDOUT)
-        line = tour[0].replace("\n!", "\n").replace("/content", str(tmp_path))
-        return subprocess.check_output(line, **options).splitlines()
+        variables["PATH"] = f"{tmp_path}:/usr/bin:/bin"
+        output = subprocess.check_output(
+            line, shell=True, env=variables, text=True, stderr=subprocess.STDOUT
+        )
+        return output.splitlines()
 
     assert run_cell() == []  # elsewhere
     clone, *rest = run_cell(COLAB_RELEASE_TAG="r1")
@@ -35,22 +38,25 @@ def test_the_first_cell_clones_once_and_sets_up_on_colab_only(tmp_path: Path) ->
     )
     assert rest == run_cell(COLAB_RELEASE_TAG="r1") == ["python repo/colab_setup.py"]
     (tmp_path / "repo").rmdir()
-    replace_file(tmp_path / "git", "#!/bin/sh\nexit 128\n").chmod(
-        0o755
-    )  # there is no such owner
+    # there is no such owner
+    replace_file(tmp_path / "git", "#!/bin/sh\nexit 128\n").chmod(0o755)
     with pytest.raises(subprocess.CalledProcessError) as caught:
         run_cell(COLAB_RELEASE_TAG="r1")
-    (line,) = caught.value.output.splitlines()  # python was not started
-    assert line.startswith("Put your GitHub name")
+    (said,) = caught.value.output.splitlines()  # python was not started
+    assert said.startswith("Put your GitHub name")
 
 
 def test_the_script_makes_the_package_visible_to_the_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    commands, done = [], SimpleNamespace(returncode=0)
-    monkeypatch.setattr(
-        subprocess, "run", lambda command, check: commands.append(command) or done
-    )
+    commands = []
+    done = SimpleNamespace(returncode=0)
+
+    def run(command: list[str], check: bool) -> SimpleNamespace:
+        commands.append(command)
+        return done
+
+    monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     for _ in range(2):  # in a second notebook too
         runpy.run_path(str(root() / "colab_setup.py"), run_name="__main__")

@@ -29,8 +29,9 @@ PUBLISHED = {
 
 def parameters(**changes: Any) -> dict[str, Any]:
     """Those of a run of notebook 04 that count here, by the paper's protocol."""
-    text = dict(sequences=128, length=2048, window=2048, windows=40)
-    return dict(model=SEVEN, method="admm-grad", dtype="float16", **text) | changes
+    values = dict(model=SEVEN, method="admm-grad", dtype="float16")
+    values |= dict(sequences=128, length=2048, window=2048, windows=40)
+    return values | changes
 
 
 @pytest.mark.parametrize(("model", "published"), PUBLISHED.items())
@@ -41,15 +42,19 @@ def test_parameters_are_the_published_counts(model: str, published: int) -> None
 def test_a_folder_has_the_shape_of_its_model(
     tmp_path: Path, one_line_error: Callable
 ) -> None:
-    sizes = dict(
-        vocab_size=96, hidden_size=32, intermediate_size=80, num_hidden_layers=3
+    config = LlamaConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=80,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
     )
-    model = LlamaForCausalLM(
-        LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)
-    )
+    model = LlamaForCausalLM(config)
     model.save_pretrained(tmp_path)
-    shape, blocks = Shape(tmp_path), find_blocks(model)
-    layers = [read_weight(layer).shape for layer in find_layers(blocks[0]).values()]
+    shape = Shape(tmp_path)
+    block = find_blocks(model)[0]
+    layers = [read_weight(layer).shape for layer in find_layers(block).values()]
     assert [(d_out, d_in) for d_in, outs in shape.inputs for d_out in outs] == layers
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     for text in ("[1]", "{}", '{"model_type": "gpt2", "n_embd": 8}'):

@@ -29,18 +29,19 @@ FILES = {
 def test_ram_is_the_containers_or_without_a_limit_the_machines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, version, line, folder, limit
 ) -> None:
+    groups = tmp_path / "own"
     monkeypatch.setattr(memory, "GROUPS", tmp_path)
-    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(memory, "OWN_GROUPS", groups)
     total = psutil.virtual_memory().total
     assert ram()[1] == total  # no control groups, as on macOS
-    (tmp_path / "own").write_text(f"3:cpu:/x\n{line}\n")
+    groups.write_text(f"3:cpu:/x\n{line}\n")
     limit_file, used_file, cache = FILES[version]
-    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-    (tmp_path / folder / limit_file).write_text(f"{limit}\n")
-    (tmp_path / folder / used_file).write_text(
-        f"{GIB // 2}\n"
-    )  # half of it is file cache
-    (tmp_path / folder / "memory.stat").write_text(f"anon 1\n{cache} {GIB // 4}\n")
-    assert (
-        ram() == (GIB - GIB // 2 + GIB // 4, GIB) if limit == GIB else ram()[1] == total
-    )
+    group = tmp_path / folder
+    group.mkdir(parents=True, exist_ok=True)
+    (group / limit_file).write_text(f"{limit}\n")
+    (group / used_file).write_text(f"{GIB // 2}\n")  # half of it is file cache
+    (group / "memory.stat").write_text(f"anon 1\n{cache} {GIB // 4}\n")
+    if limit == GIB:
+        assert ram() == (GIB * 3 // 4, GIB)
+    else:
+        assert ram()[1] == total

@@ -44,24 +44,19 @@ def parameters(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_record_holds_every_parameter_of_the_cell() -> None:
-    run = open_run("book", parameters(sparsity=None, extra=1))
+    values = parameters(sparsity=None, extra=1)
+    run = open_run("book", values)
     contents = {"seeds": {"calibration": 3}, "layers": [{"layer": "q"}]}
     metrics = {"perplexity": (7.5, "1"), "acc": (0.5, "1", 0.1)}
-    shown = run.write(metrics, name="by-hand", **contents)
+    table = run.write(metrics, name="by-hand", **contents)
     record = read_record(results_dir("scratch") / "records/book--by-hand.json")
-    assert record["parameters"] == {
-        "model": "tiny",
-        "sparsity": None,
-        "pattern": "unstructured",
-        "options": {"iterations": 20},
-        "sequences": 8,
-        "device": "cpu",
-    }
+    names = ["model", "sparsity", "pattern", "options", "sequences", "device"]
+    assert record["parameters"] == {name: values[name] for name in names}
     assert record["metrics"]["acc"] == {"value": 0.5, "unit": "1", "tolerance": 0.1}
     assert (record["notebook"], record["name"]) == ("book", "by-hand")
     assert {key: record[key] for key in contents} == contents and record["data"] is None
     assert record["seconds"] > 0 and record["peak_memory_bytes"] > 1e6
-    assert shown.loc["perplexity", "value"] == 7.5
+    assert table.loc["perplexity", "value"] == 7.5
     assert run.needs["this machine"].to_dict() == {"needs": "1 GB"}
 
 
@@ -69,12 +64,8 @@ def test_a_preset_sets_the_notebooks_variables_before_memory_is_checked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def choose(preset: str, name: str, given: dict, defaults: dict) -> dict[str, Any]:
-        assert (preset, name, given["sequences"], defaults["sequences"]) == (
-            "auto",
-            "book",
-            9,
-            8,
-        )
+        assert (preset, name) == ("auto", "book")
+        assert given["sequences"] == 9 and defaults["sequences"] == 8
         return {"model": "larger"}
 
     monkeypatch.setattr(notebook, "choose", choose)
@@ -82,12 +73,8 @@ def test_a_preset_sets_the_notebooks_variables_before_memory_is_checked(
         notebook, "check_memory", lambda name, given: {"for": given["model"]}
     )
     run = open_run("book", values := parameters(preset="auto", sequences=9))
-    assert (
-        values["model"]
-        == run.parameters["model"]
-        == run.needs.loc["for"].item()
-        == "larger"
-    )
+    assert values["model"] == run.parameters["model"] == "larger"
+    assert run.needs.loc["for"].item() == "larger"
 
 
 @pytest.mark.parametrize(
@@ -103,15 +90,14 @@ def test_a_pattern_takes_the_place_of_a_sparsity_that_nobody_wrote(
     assert values["pattern"] == run.parameters["pattern"] == "2:4"
 
 
-def test_what_the_notebooks_door_refuses(one_line_error: Any) -> None:
+def test_what_open_run_refuses(one_line_error: Any) -> None:
     injected = ["# Parameters\nsparsty = 0.7\n"]  # as papermill does, which only warns
-    for changes, words in [
-        ({"sequences": "8"}, ("sequences", "'8'")),
-        ({"device": "gpu"}, ("device", "'gpu'")),
-        ({"In": injected}, ("sparsty", "sparsity")),
-    ]:
-        with one_line_error(BadParameter, *words):
-            open_run("book", parameters(**changes))
+    with one_line_error(BadParameter, "sequences", "'8'"):
+        open_run("book", parameters(sequences="8"))
+    with one_line_error(BadParameter, "device", "'gpu'"):
+        open_run("book", parameters(device="gpu"))
+    with one_line_error(BadParameter, "sparsty", "sparsity"):
+        open_run("book", parameters(In=injected))
     # the right name, after a first try in the same kernel, and with what --inject-paths adds
     injected.append('# Parameters\nsparsity = 0.7\nPAPERMILL_OUTPUT_PATH = "a.ipynb"\n')
     values = parameters(In=injected, sparsity=0.7)
@@ -130,15 +116,15 @@ run = open_run("book", globals())
 """
     cells = [CELL.replace('"tiny"', '""'), patched]
     write_notebook(tmp_path, "book", cells, [["parameters"], []])
-    how = {
-        "kernel_name": "python3",
-        "language": "python",
-        "progress_bar": False,
-        "cwd": root(),
-    }
     with pytest.raises(PapermillExecutionError, match="'sparsty' is unknown"):
         papermill.execute_notebook(
-            tmp_path / "book.ipynb", None, {"sparsty": 0.7}, **how
+            tmp_path / "book.ipynb",
+            None,
+            {"sparsty": 0.7},
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            cwd=root(),
         )
 
 

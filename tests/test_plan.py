@@ -1,4 +1,4 @@
-"""Run files and the runs they stand for; the committed plans, t4 and paper on a tiny model."""
+"""Run files and the runs they stand for; the committed plans are those of the records."""
 
 import itertools
 
@@ -13,7 +13,7 @@ from helpers.runner.fingerprint import fingerprint, is_done
 from helpers.runner.plan import read_plan
 
 project = small_project.project
-PRUNE, TABLES = "04_prune_model", "06_tables_and_plots"
+TABLES = "06_tables_and_plots"
 
 
 # --- run files and notebooks ---------------------------------------------------------------
@@ -33,9 +33,8 @@ limit: 7
 def test_a_run_file_is_one_run_with_the_defaults_that_it_leaves(
     project: Project,
 ) -> None:
-    project.run_file(
-        "b.yaml", "rho: 2\noptions: {damping: 1.0e-3}\nlimit: 5\npattern: '2:4'"
-    )
+    text = "rho: 2\noptions: {damping: 1.0e-3}\nlimit: 5\npattern: '2:4'"
+    project.run_file("b.yaml", text)
     project.run_file("a.yaml", "# all defaults\n")
     first, second = read_plan("p")
     assert (first.name, first.parameters) == ("a", {})
@@ -49,21 +48,16 @@ def test_a_run_file_is_one_run_with_the_defaults_that_it_leaves(
     [
         ("unstructured", "pattern: '2:4'", (None, "2:4")),
         ("unstructured", "pattern: unstructured", (0.6, "unstructured")),
-        (
-            "unstructured",
-            "pattern: '2:4'\nsparsity: 0.6",
-            (0.6, "2:4"),
-        ),  # both are as written
+        # both are as written
+        ("unstructured", "pattern: '2:4'\nsparsity: 0.6", (0.6, "2:4")),
         ("2:4", "sparsity: 0.6", (0.6, "unstructured")),
     ],
 )
 def test_a_pattern_and_a_sparsity_replace_each_others_default(
     default: str, text: str, expected: tuple, project: Project
 ) -> None:
-    cell = (
-        PARAMETERS.replace("unstructured", default) + "sparsity: float | None = 0.6\n"
-    )
-    project.notebook(cell)
+    cell = PARAMETERS.replace("unstructured", default)
+    project.notebook(cell + "sparsity: float | None = 0.6\n")
     project.run_file("a.yaml", text)
     (run,) = read_plan("p")
     assert (run.effective["sparsity"], run.effective["pattern"]) == expected
@@ -81,13 +75,8 @@ def test_a_grid_stands_for_the_product_of_its_axes(project: Project) -> None:
     slow = {"steps": 50, "options": {"budget": "output"}}
     assert runs["b-slow-high"] == {"pattern": "b", **slow, "rho": 2.5, "limit": 7}
     assert runs["a-50-low"] == {"pattern": "a", "steps": 5, "rho": 1.0, "limit": 7}
-    for only, number in {
-        "*slow-low": 2,
-        "01_work/plain": 1,
-        "*--plain": 1,
-        "01*": 9,
-    }.items():
-        assert len(read_plan("p", only)) == number
+    numbers = {"*slow-low": 2, "01_work/plain": 1, "*--plain": 1, "01*": 9}
+    assert {only: len(read_plan("p", only)) for only in numbers} == numbers
 
 
 def test_the_record_of_a_timed_run_says_so(project: Project) -> None:
@@ -99,11 +88,8 @@ def test_the_record_of_a_timed_run_says_so(project: Project) -> None:
     (timed,) = read_plan("p")
     assert fingerprint(timed) == fingerprint(before) and not is_done(timed)
     assert project.call("run")[0] == 0
-    assert (
-        is_done(timed)
-        and is_done(before)
-        and read_record(timed.record_path)["timed"] is True
-    )
+    assert is_done(timed) and is_done(before)
+    assert read_record(timed.record_path)["timed"] is True
 
 
 @pytest.mark.parametrize(
@@ -123,33 +109,26 @@ def test_the_record_of_a_timed_run_says_so(project: Project) -> None:
         ('name: "{rho}"\ngrid: {rho: [1.0, 1.0]}', "run 1.0 is there already"),
         (f'name: "{"x" * 101}{{rho}}"\ngrid: {{rho: [1]}}', "up to 100 letters"),
         ('name: "{rho}"\ngrid: {rho: [1.0]}\nrho: 2.0', "rho is set twice"),
+        ("rho: 1.0\nsteps: 2\nrho: 2.0", "'rho' is written twice"),
+        ('name: "{a}"\ngrid: {a: {x: {rho: 1.0}, x: {rho: 2.0}}}', "'x' is written"),
         ('name: "{a}"\ngrid: {a: {x: {rho: high}}}', "run x: rho = 'high'"),
     ],
 )
 def test_wrong_run_file_is_one_line(text: str, reason: str, project: Project) -> None:
     project.run_file("a.yaml", text)
     err = project.error("run")
-    assert (
-        reason in err and "p/01_work/a.yaml" in err and not project.result("").exists()
-    )
+    assert reason in err and "p/01_work/a.yaml" in err
+    assert not project.result("").exists()
 
 
-@pytest.mark.parametrize(
-    ("cell", "reason"),
-    [
-        ("total = 2 * rho", "total = 2"),
-        ("sizes = (1, 2)", "sizes ="),
-    ],
-)
-def test_notebooks_papermill_would_misread(
-    cell: str, reason: str, project: Project
-) -> None:
+@pytest.mark.parametrize("cell", ["total = 2 * rho", "sizes = (1, 2)", "a = b = 1"])
+def test_notebooks_papermill_would_misread(cell: str, project: Project) -> None:
     project.notebook(PARAMETERS + cell)
     project.run_file("a.yaml")
-    assert reason in (error := project.error("run")) and "'name = literal'" in error
-    write_notebook(
-        project.folder / "notebooks", "01_work", ["a = 1"] * 2, [["parameters"]] * 2
-    )
+    error = project.error("run")
+    assert repr(cell) in error and "'name = literal'" in error
+    folder = project.folder / "notebooks"
+    write_notebook(folder, "01_work", ["a = 1"] * 2, [["parameters"]] * 2)
     assert "2 parameters cells" in project.error("run")
 
 
@@ -171,8 +150,7 @@ def test_the_tables_notebook_is_last_and_names_its_own_plan(project: Project) ->
 @pytest.mark.parametrize("plan", ["laptop", "second", "full", "beyond"])
 def test_plans_are_those_of_the_committed_records(plan: str) -> None:
     records = read_records(reference_dir(plan) / "records")
-    asked = {
-        f"{record['notebook']}--{record['name']}": record["parameters"]
-        for record in records
-    }
-    assert {run.id: run.effective for run in read_plan(plan)} == asked
+    ids = [f"{record['notebook']}--{record['name']}" for record in records]
+    recorded = [record["parameters"] for record in records]
+    runs = {run.id: run.effective for run in read_plan(plan)}
+    assert runs == dict(zip(ids, recorded, strict=True))

@@ -15,22 +15,22 @@ from helpers.paths import notebooks_dir
 from helpers.report import check_type
 from helpers.runner import read_parameters_cell, read_plan
 
-PRUNE = "04_prune_model"
-CELLS = {
-    path.stem: read_parameters_cell(path)
-    for path in sorted(notebooks_dir().glob("*.ipynb"))
-}
-NOTEBOOKS = [name for name, (values, _) in CELLS.items() if "preset" in values]
+PRUNE, TABLES = "04_prune_model", "06_tables_and_plots"
+PATHS = sorted(notebooks_dir().glob("*.ipynb"))
+CELLS = {path.stem: read_parameters_cell(path) for path in PATHS}
 DEFAULTS = CELLS[PRUNE][0]
 
 
 def machine(gpu_gigabytes: int, ram_gigabytes: int) -> Memory:
     """An idle machine with a GPU."""
-    gpu, ram = gpu_gigabytes * 10**9, ram_gigabytes * 10**9
+    gpu = gpu_gigabytes * 10**9
+    ram = ram_gigabytes * 10**9
     return Memory(ram, ram, "a GPU", gpu, gpu)
 
 
-T4, V100 = machine(15, 12), machine(32, 60)  # a T4 as Colab gives it
+T4 = machine(15, 12)  # as Colab gives it
+V100 = machine(32, 60)
+WITHOUT_GPU = Memory(16 * 10**9, 16 * 10**9)
 
 
 @pytest.fixture
@@ -43,28 +43,30 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[Memory], None]:
 def test_presets_fit_are_parameters_and_are_pinned_as_in_the_plans(
     preset: str, there: Memory
 ) -> None:
-    runs = [run.effective for plan in ("t4", "paper") for run in read_plan(plan, "04*")]
-    pinned = {run["model"]: run["revision"] for run in runs}
+    runs = read_plan("t4", "04*") + read_plan("paper", "04*")
+    pinned = {run.effective["model"]: run.effective["revision"] for run in runs}
     rows = read_preset(preset)
-    assert list(rows) == NOTEBOOKS
+    assert list(rows) == [name for name in CELLS if "preset" in CELLS[name][0]]
     for notebook, row in rows.items():
         values, types = CELLS[notebook]
         for name, value in row.items():
             check_type(name, value, types[name])
         assert pinned[row["model"]] == row["revision"]
         on_gpu, in_ram = notebook_memory(notebook, values | row, gpu=True)
-        assert on_gpu <= 0.8 * there.gpu_total and in_ram <= 0.8 * there.ram_total
+        assert on_gpu <= 0.8 * there.gpu_total
+        assert in_ram <= 0.8 * there.ram_total
 
 
 def test_auto_takes_the_largest_that_fits(here: Callable) -> None:
+    assert preset_that_fits(T4) == "t4"
+    assert preset_that_fits(V100) == "large"
     # weights pass through RAM: 13.5 GB of llama-7b would kill the kernel while loading
-    machines = (T4, V100, machine(32, 12), machine(3, 60))
-    assert [preset_that_fits(there) for there in machines] == ["t4", "large", "t4", ""]
+    assert preset_that_fits(machine(32, 12)) == "t4"
+    assert preset_that_fits(machine(3, 60)) == ""
     here(T4)
-    assert choose("auto", PRUNE, DEFAULTS, DEFAULTS) == choose(
-        "t4", PRUNE, DEFAULTS, DEFAULTS
-    )
-    here(Memory(64 * 10**9, 64 * 10**9))
+    t4 = choose("t4", PRUNE, DEFAULTS, DEFAULTS)
+    assert choose("auto", PRUNE, DEFAULTS, DEFAULTS) == t4
+    here(WITHOUT_GPU)
     assert choose("auto", PRUNE, DEFAULTS | {"model": "tiny"}, DEFAULTS) == {}
 
 
@@ -73,11 +75,12 @@ def test_what_a_user_changed_stays(one_line_error: Callable) -> None:
     chosen = choose("t4", PRUNE, DEFAULTS | {"sequences": 5}, DEFAULTS)
     assert "sequences" not in chosen and chosen["length"] == 2048
     assert chosen["model"].startswith("TinyLlama")
-    for change in ({"model": "tiny"}, {"revision": "main"}):
-        with one_line_error(BadParameter, "preset", next(iter(change))):
-            choose("t4", PRUNE, DEFAULTS | change, DEFAULTS)
-    with one_line_error(BadParameter, "06_tables_and_plots", PRUNE):
-        choose("t4", "06_tables_and_plots", {}, {})
+    for name in ("model", "revision"):
+        given = DEFAULTS | {name: "tiny"}
+        with one_line_error(BadParameter, "preset", name):
+            choose("t4", PRUNE, given, DEFAULTS)
+    with one_line_error(BadParameter, TABLES, PRUNE):
+        choose("t4", TABLES, {}, {})
     with one_line_error(BadParameter, "'T4'", "auto, large, t4"):
         choose("T4", PRUNE, {}, {})
 
@@ -85,21 +88,23 @@ def test_what_a_user_changed_stays(one_line_error: Callable) -> None:
 def test_memory_is_checked_before_loading(
     here: Callable, one_line_error: Callable
 ) -> None:
-    given = DEFAULTS | read_preset("t4")[PRUNE]
+    def needs(**changes: str) -> str:
+        return check_memory(PRUNE, parameters | changes)["needs"]
+
+    parameters = DEFAULTS | read_preset("t4")[PRUNE]
     here(V100)
-    words = check_memory(PRUNE, given)
-    assert "GPU memory" in words["needs"] and "32 GB of 32 GB" in words["free on a GPU"]
+    assert "GPU memory" in needs()
+    assert check_memory(PRUNE, parameters)["free on a GPU"] == "32 GB of 32 GB"
     here(dataclasses.replace(V100, gpu_free=2 * 10**9))
     with one_line_error(OutOfMemory, "TinyLlama", "GPU memory", "2.0 GB", "sequences"):
-        check_memory(PRUNE, given)
-    assert "GPU memory" not in check_memory(PRUNE, given | {"device": "cpu"})["needs"]
+        needs()
+    assert "GPU memory" not in needs(device="cpu")
     here(dataclasses.replace(V100, ram_free=10**9))
     with one_line_error(OutOfMemory, "RAM", "1.0 GB"):
-        check_memory(PRUNE, given)
-    here(Memory(16 * 10**9, 16 * 10**9))  # without a GPU all of the model is in RAM
+        needs()
+    here(WITHOUT_GPU)  # then all of the model is in RAM
     with one_line_error(OutOfMemory, "RAM", "16 GB"):
-        check_memory(PRUNE, DEFAULTS | {"model": "huggyllama/llama-7b"})
-    assert (
-        "not known"
-        in check_memory(PRUNE, DEFAULTS | {"model": "someone/something"})["needs"]
-    )
+        needs(model="huggyllama/llama-7b", dtype="float32")
+    assert "not known" in needs(model="someone/something")
+    with one_line_error(BadParameter, "effort", "'lnog'", "'long'"):
+        needs(effort="lnog")

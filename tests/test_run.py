@@ -13,9 +13,8 @@ from small_project import Project, runner_process, wait_for_kernel
 
 from helpers.paths import root
 from helpers.report.records import make_record, read_record, write_record
+from helpers.runner import commands, schedule
 from helpers.runner import plan as plans
-from helpers.runner import run as command_line
-from helpers.runner import schedule
 from helpers.runner.fingerprint import fingerprint
 
 project = small_project.project
@@ -30,37 +29,23 @@ def test_failures_reruns_and_records(project: Project) -> None:
     project.run_file("good.yaml", "rho: 2.5")
     code, out, err = project.call("run", "--jobs", "3")
     assert code == 1
-    assert (
-        "01_work--bad: ValueError: rho is too sad [" in err and "second line" not in err
-    )
+    assert "01_work--bad: ValueError: rho is too sad [" in err
+    assert "second line" not in err
     assert "01_work--die: the kernel died: was there enough memory?" in err
     assert "[3/3] 01_work--good done in" in out
-    failed = [
-        f"01_work--{name}.{end}"
-        for name in ("bad", "die")
-        for end in ("failed.ipynb", "log")
-    ]
-    assert project.files() == [
-        ".lock",
-        *failed,
-        "01_work--good.ipynb",
-        "01_work--good.json",
-    ]
+    files = "bad.failed.ipynb bad.log die.failed.ipynb die.log good.ipynb good.json"
+    assert project.files() == [".lock", *(f"01_work--{f}" for f in files.split())]
     path = project.result("records/01_work--good.json")
     record = read_record(path)
     assert record["metrics"]["value"]["value"] == 25.0
-    assert (record["notebook"], record["name"], record["plan"]) == (
-        "01_work",
-        "good",
-        "p",
-    )
+    named = [record[key] for key in ("notebook", "name", "plan")]
+    assert named == ["01_work", "good", "p"]
     assert record["parameters"]["steps"] == 3  # defaults are part of the record
+    threads = max(1, len(schedule.cpus()) // 3)
     assert record["data"] == {
         "cwd": str(root()),
         "python": sys.executable,
-        "threads": os.environ.get(
-            "OMP_NUM_THREADS", str(max(1, len(schedule.cpus()) // 3))
-        ),
+        "threads": os.environ.get("OMP_NUM_THREADS", str(threads)),
     }
 
     # only what failed runs again, and a record without its run file is taken out of the way
@@ -72,7 +57,7 @@ def test_failures_reruns_and_records(project: Project) -> None:
     code, out, err = project.call("run")
     assert code == 1 and "2 of 3 runs to do" in out
     assert "the notebook wrote no record" in err
-    assert "the record does not hold pattern = 'forget'" in err
+    assert "recorded pattern = None instead of 'forget'" in err
     assert project.result("stale/01_work--gone.json").is_file()
 
     forget.unlink()
@@ -80,12 +65,8 @@ def test_failures_reruns_and_records(project: Project) -> None:
     assert [project.call("run")[::2] for _ in range(2)] == [(0, ""), (0, "")]
     assert not project.result("runs/01_work--bad.failed.ipynb").exists()
     assert path.stat().st_mtime_ns == stamp
-    assert project.call("list")[1].split() == [
-        "done",
-        "01_work--bad",
-        "done",
-        "01_work--good",
-    ]
+    listed = "done    01_work--bad\ndone    01_work--good\n"
+    assert project.call("list")[1] == listed
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -98,10 +79,9 @@ def test_no_kernel_outlives_its_runner(number: int, project: Project) -> None:
     assert not psutil.wait_procs(kernels, timeout=10)[1]
     if number != signal.SIGKILL:
         assert process.returncode == 130 and err.startswith("interrupted; ")
-        assert err.count("\n") == 1 and project.files() == [".lock"], (
-            "nothing half done"
-        )
-    with schedule._holding("p"):  # the lock is free at once
+        assert err.count("\n") == 1
+        assert project.files() == [".lock"], "nothing half done"
+    with schedule.lock_plan("p"):  # the lock is free at once
         pass
 
 
@@ -109,10 +89,12 @@ def test_order_without_notebooks(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two at a time, of which the older always ends first."""
-    active, together = {}, []
+    active: dict[Future, str] = {}
+    together = []
 
     def submit(run: plans.Run, _: str) -> Future:
-        active[future := Future()] = run.name
+        future = Future()
+        active[future] = run.name
         together.append("".join(active.values()))
         return future
 
@@ -124,16 +106,12 @@ def test_order_without_notebooks(
 
     monkeypatch.setattr(schedule, "fingerprint", lambda _: "")
     monkeypatch.setattr(schedule, "wait", wait)
-    seeds = zip("aBcD", ({}, {"calibration_seed": 1}, {}, {}), strict=True)
-    runs = [
-        plans.Run("p", "01", name, seed, {}, timed=name.isupper())
-        for name, seed in seeds
-    ]
-    runs.insert(0, plans.Run("p", plans.TABLES_NOTEBOOK, "t", {}, {}))
-    assert (
-        schedule._execute(runs, runs, (lambda: 2, submit), project.folder / "token")
-        == []
-    )
+    runs = [plans.Run("p", plans.TABLES_NOTEBOOK, "t", {}, {})]
+    for name in "aBcD":
+        seed = {"calibration_seed": 1} if name == "B" else {}
+        runs.append(plans.Run("p", "01", name, seed, {}, timed=name.isupper()))
+    marker = project.folder / "marker"
+    assert schedule.execute_runs(runs, runs, submit, lambda: 2, marker) == []
     # timed runs are alone and go seed by seed, tables come last
     assert together == ["a", "ac", "D", "B", "t"]
 
@@ -146,9 +124,8 @@ def test_errors_before_a_run_is_started(project: Project) -> None:
     assert "jobs = '0'" in project.error("run", "--jobs", "0")
     for command in ("tables", "accept"):
         assert "make reproduce PLAN=p" in project.error(command), "no record"
-    assert project.call("list")[0] == 0 and not project.result("").exists(), (
-        "who asks writes none"
-    )
+    assert project.call("list")[0] == 0
+    assert not project.result("").exists(), "nothing is written"
     (project.folder / "results").write_text("in the way")
     assert str(project.folder / "results") in project.error("run")
 
@@ -165,15 +142,20 @@ def stamped(
 ) -> None:
     """Write the record of a run, here or as the committed one."""
     (run,) = plans.read_plan(project.plan, f"01_work/{name}")
-    metrics = {"perplexity": {"value": value, "unit": "1"}}
-    metrics["prune_seconds"] = {"value": value, "unit": "s"}
     record = make_record(
         notebook=run.notebook,
         name=name,
         parameters=run.effective | parameters,
-        metrics=metrics,
-        **{"model": None, "data": None, "seeds": {}, "device": "cpu"},
-        **{"seconds": 1.0, "peak_memory_bytes": 1},
+        metrics={
+            "perplexity": {"value": value, "unit": "1"},
+            "prune_seconds": {"value": value, "unit": "s"},
+        },
+        model=None,
+        data=None,
+        seeds={},
+        device="cpu",
+        seconds=1.0,
+        peak_memory_bytes=1,
     )
     path = run.reference_path if reference else run.record_path
     write_record(path, record | {"fingerprint": fingerprint(run)})
@@ -183,21 +165,19 @@ def stamped(
 def made(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
     """Instead of tables and figures: the perplexities of the records they would be made of."""
     seen: list[list[float]] = []
+
+    def write_figures(records: list, _: object) -> None:
+        seen.append([each["metrics"]["perplexity"]["value"] for each in records])
+
     for name in ("write_tables", "write_claims"):
-        monkeypatch.setattr(command_line.report, name, lambda records, _: None)
-    monkeypatch.setattr(
-        command_line.report,
-        "write_figures",
-        lambda records, _: seen.append(
-            [r["metrics"]["perplexity"]["value"] for r in records]
-        ),
-    )
+        monkeypatch.setattr(commands.report, name, lambda records, _: None)
+    monkeypatch.setattr(commands.report, "write_figures", write_figures)
     return seen
 
 
 def test_what_the_verdict_counts(project: Project) -> None:
     def counts() -> tuple[int, int]:
-        verdict = command_line.verdict_here("p")
+        verdict = commands.write_verdict("p")
         return verdict.reproduced, verdict.compared
 
     for name in "abc":
@@ -249,19 +229,15 @@ def test_accept_remembers_that_a_digit_has_moved(project: Project, made: list) -
     for value in (11.0, 11.0, 10.0):
         assert f"{earlier}: digits have moved" in accept("laptop", "a", value)
     assert "perplexity: 11.00, reference 10.00" in note.read_text()
-    # others are accepted beside it where one asks for that
+    # others are accepted next to it on request
     assert "1 of 2 records are of earlier code" in accept("full", "b", 10.0)
-    assert (
-        "1 of 2 records of full" in accept("full", "b", 10.0, "--stale")
-        and note.is_file()
-    )
+    assert "1 of 2 records of full" in accept("full", "b", 10.0, "--stale")
+    assert note.is_file()
     first, second, _ = project.call("list")[1].splitlines()
     assert first == "to do   01_work--a  1 s  its committed record is of earlier code"
     assert second == "done    01_work--b  1 s"
-    assert (
-        "full are all of today's code" in accept("full", "a", 10.0)
-        and not note.exists()
-    )
+    assert "full are all of today's code" in accept("full", "a", 10.0)
+    assert not note.exists()
     assert "2 of 2 committed records are of today's code" in project.call("list")[1]
 
 
@@ -279,8 +255,7 @@ def test_accept_takes_what_is_there_and_keeps_the_rest(
     gone.unlink()
     assert project.call("accept")[0] == 0
     folder = project.folder / "reference/p/records"
-    values = {
-        p.stem: read_record(p)["metrics"]["perplexity"]["value"]
-        for p in folder.iterdir()
-    }
+    values = {}
+    for path in folder.iterdir():
+        values[path.stem] = read_record(path)["metrics"]["perplexity"]["value"]
     assert values == {"01_work--a": 10.0, "01_work--b": 4.0} and made == [[10.0, 4.0]]

@@ -18,11 +18,11 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from helpers import METHODS, block_grams, register
-from helpers.command import main
+from helpers.cli import main
 from helpers.errors import NonFinite
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["workers", "kills", "helpers.command.model"])
+PROCESSES.set_forkserver_preload(["workers", "kills", "helpers.cli.prune"])
 TOKENS = fam.random_tokens(4, 16)
 WANDA = dict(method="wanda", sparsity=0.5, batch=2)
 calls = -1  # the method is tried once before the first layer

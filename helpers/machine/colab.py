@@ -19,14 +19,14 @@ def prepare_kernel() -> None:
     if "google.colab" not in sys.modules:
         return
     for name in WATCHED:
-        loaded, installed = sys.modules.get(name), importlib.metadata.version(name)
+        if name not in sys.modules:
+            continue
+        loaded = sys.modules[name].__version__
+        installed = importlib.metadata.version(name)
         # the label of a build, as in 2.9.0+cu128, is not always in both
-        if (
-            loaded
-            and loaded.__version__.partition("+")[0] != installed.partition("+")[0]
-        ):
+        if loaded.partition("+")[0] != installed.partition("+")[0]:
             raise RunError(
-                f"{name} {loaded.__version__} is loaded and pip has installed {installed}: choose "
+                f"{name} {loaded} is loaded and pip has installed {installed}: choose "
                 "Runtime > Restart session, then run the notebook from its first cell"
             )
     from google.colab import output

@@ -1,7 +1,7 @@
-"""`make doctor`: looks for what can stop a run, and says what to do.
+"""`make doctor`: look for what can stop a run, and say what to do.
 
-It works before a set-up too: only the standard library is imported at the top, and the packages are
-loaded in a process of their own.
+It works before anything is installed: only the standard library is imported at the top, and the
+packages are loaded in another process.
 """
 
 from __future__ import annotations
@@ -20,16 +20,10 @@ from helpers.machine.memory import ram
 from helpers.paths import cache_dir, results_dir, root
 
 OLDEST_PYTHON = (3, 11)
-IMPORTS = (
-    "numpy",
-    "pandas",
-    "psutil",
-    "safetensors",
-    "torch",
-    "transformers",
-    "matplotlib",
+PACKAGES = (
+    *("numpy", "pandas", "psutil", "safetensors", "torch", "transformers"),
+    *("matplotlib", "ipywidgets", "papermill"),
 )
-IMPORTS += ("ipywidgets", "papermill")
 GB = 1e9
 # measured: downloads and the model made from them 0.8 GB, .venv with torch for CPUs 2.2 GB
 CACHE_BYTES, RESULTS_BYTES, SETUP_BYTES = 1 * GB, 0.3 * GB, 2.5 * GB
@@ -45,17 +39,34 @@ print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")
 
 
 class Finding(NamedTuple):
-    """The answer to a question, and what to do unless it is good."""
+    """What a check has found, and what to do unless it is good."""
 
     state: str  # "ok", "note" or "fix"
-    question: str
-    answer: str
-    todo: str = ""
+    subject: str
+    text: str
+    advice: str = ""
 
 
-def lacking() -> list[str]:
+def examine() -> int:
+    """Print the findings; the exit code is 1 if something must be fixed."""
+    findings = [check_python(), check_packages(), *check_disk()]
+    if not missing_packages():  # the others need the packages
+        findings += [check_device(), check_memory(), check_downloads()]
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.state:<4}  {finding.subject:<9} {finding.text}")
+        if finding.advice:
+            lines.append(f"{'':16}-> {finding.advice}")
+    wrong = sum(finding.state == "fix" for finding in findings)
+    lines.append(f"{wrong or 'nothing'} to fix; a note is for your information")
+    # all at once, so that `head` breaks no pipe
+    sys.stdout.write("\n".join(lines) + "\n")
+    return min(wrong, 1)
+
+
+def missing_packages() -> list[str]:
     """The packages that this Python does not find; they are not loaded."""
-    return [name for name in IMPORTS if importlib.util.find_spec(name) is None]
+    return [name for name in PACKAGES if not importlib.util.find_spec(name)]
 
 
 def check_python() -> Finding:
@@ -63,119 +74,106 @@ def check_python() -> Finding:
     version = platform.python_version()
     if sys.version_info[:2] >= OLDEST_PYTHON:
         return Finding("ok", "python", version)
-    todo = "install one and name it: make setup PYTHON=python3.12"
-    return Finding("fix", "python", f"{version}, and 3.11 or newer is needed", todo)
+    advice = "install one and name it: make setup PYTHON=python3.12"
+    return Finding("fix", "python", f"{version}, and 3.11 or newer is needed", advice)
 
 
 def check_packages() -> Finding:
     """Whether the packages are there, and what `pip check` says of them."""
-    if absent := lacking():
-        return Finding(
-            "fix", "packages", f"without {', '.join(absent)}", "run: make setup"
-        )
-    conflicts, failure = run(sys.executable, "-m", "pip", "check")
+    if missing := missing_packages():
+        text = f"without {', '.join(missing)}"
+        return Finding("fix", "packages", text, "run: make setup")
+    lines, failure = run(sys.executable, "-m", "pip", "check")
     if not failure:
         return Finding("ok", "packages", "pip finds no conflict")
-    # a note: it may be about packages that the project does not use, and whether ours load is asked
-    # below
-    answer = "; ".join(conflicts[:3]) or f"pip does not work: {failure}"
-    return Finding(
-        "note", "packages", answer, "remove .venv/.installed and run: make setup"
-    )
+    # only a note: it may be about packages that the project does not use, and `check_device` finds
+    # out whether ours load
+    text = "; ".join(lines[:3]) or f"pip does not work: {failure}"
+    advice = "remove .venv/.installed and run: make setup"
+    return Finding("note", "packages", text, advice)
 
 
 def check_device() -> Finding:
     """Whether the packages load, and whether torch can use a GPU that is there."""
-    lines, failure = run(sys.executable, "-c", PROBE, *IMPORTS, seconds=60)
+    lines, failure = run(sys.executable, "-c", PROBE, *PACKAGES, seconds=60)
     if failure:
         name = lines[-1] if lines else "Python"  # the last one that was begun
-        todo = (
+        text = f"{name} does not load: {failure}"
+        advice = (
             "remove the folder .venv and run: make setup (under load, first try again)"
         )
-        return Finding("fix", "device", f"{name} does not load: {failure}", todo)
+        return Finding("fix", "device", text, advice)
     if gpu := lines[-1]:
         return Finding("ok", "device", gpu)
     if not shutil.which("nvidia-smi"):
         return Finding("ok", "device", "no GPU: fine, everything runs on the CPU")
-    todo = "install a torch for its driver, or update the driver; the CPU is used meanwhile"
-    return Finding(
-        "note", "device", "nvidia-smi is here, and torch can use no GPU", todo
-    )
+    text = "nvidia-smi is here, and torch can use no GPU"
+    advice = "install a torch for its driver, or update the driver; the CPU is used meanwhile"
+    return Finding("note", "device", text, advice)
 
 
 def check_memory() -> Finding:
     """RAM that is free, of the machine or its container."""
     free, total = ram()
-    answer = f"{free / GB:.1f} of {total / GB:.1f} GB free"
+    text = f"{free / GB:.1f} of {total / GB:.1f} GB free"
     if free >= RUN_BYTES:
-        return Finding("ok", "memory", answer)
-    todo = "close other programs, or try PLAN=smoke, which takes less"
-    return Finding("fix", "memory", f"{answer}: a run takes about 2 GB", todo)
+        return Finding("ok", "memory", text)
+    advice = "close other programs, or try PLAN=smoke, which takes less"
+    return Finding("fix", "memory", f"{text}: a run takes about 2 GB", advice)
 
 
 def check_disk() -> Iterator[Finding]:
     """Space and rights where downloads, results and, before the set-up, the packages go."""
     cached = (cache_dir() / "models").exists()  # the last that is put there
-    for folder, need, other in (
+    for folder, need, move in (
         (cache_dir(), 0 if cached else CACHE_BYTES, "set PRUNING_CACHE to"),
         (results_dir(""), RESULTS_BYTES, "set PRUNING_RESULTS to"),
-        (root(), SETUP_BYTES if lacking() else 0, "move the project to"),
+        (root(), SETUP_BYTES if missing_packages() else 0, "move the project to"),
     ):
         there = next(place for place in (folder, *folder.parents) if place.exists())
         free = shutil.disk_usage(there).free
-        answer, todo = f"{free / GB:.1f} GB free in {folder}", ""
+        text = f"{free / GB:.1f} GB free in {folder}"
+        elsewhere = f"or {move} a folder on another disk"
         if not (there.is_dir() and os.access(there, os.W_OK)):
-            answer, todo = f"{folder} cannot be written", "make it writable"
+            text, advice = (
+                f"{folder} cannot be written",
+                f"make it writable, {elsewhere}",
+            )
+            yield Finding("fix", "disk", text, advice)
         elif free < need:
-            answer, todo = f"{answer}, {need / GB:.1f} GB are needed", "make space"
-        todo = todo and f"{todo}, or {other} a folder on another disk"
-        yield Finding("fix" if todo else "ok", "disk", answer, todo)
+            text += f", {need / GB:.1f} GB are needed"
+            yield Finding("fix", "disk", text, f"make space, {elsewhere}")
+        else:
+            yield Finding("ok", "disk", text)
 
 
 def check_downloads() -> Finding:
     """Whether the pinned downloads are there; `make assets` compares their hashes too."""
     from helpers.data.assets import ASSETS  # here, because it needs packages
 
-    absent = []
+    missing = []
     for asset in ASSETS.values():
         folder = cache_dir() / "assets" / f"{asset.package}-{asset.version}"
-        absent += [
-            path for path, _ in asset.members.values() if not (folder / path).is_file()
-        ]
-    if not absent:
-        return Finding(
-            "ok", "downloads", "all files there (make assets compares hashes)"
-        )
-    todo = "run once with a network: make assets (make reproduce does it too)"
-    return Finding("note", "downloads", "not there yet: " + ", ".join(absent), todo)
+        paths = [path for path, _ in asset.members.values()]
+        missing += [path for path in paths if not (folder / path).is_file()]
+    if not missing:
+        text = "all files there (make assets compares hashes)"
+        return Finding("ok", "downloads", text)
+    text = f"not there yet: {', '.join(missing)}"
+    advice = "run once with a network: make assets (make reproduce does it too)"
+    return Finding("note", "downloads", text, advice)
 
 
 def run(*command: str, seconds: float = 30) -> tuple[list[str], str]:
     """The lines that a program prints, and why it failed or did not end in time ("" if not)."""
-    options = dict(capture_output=True, text=True, errors="replace", check=False)
     try:
-        done = subprocess.run(command, timeout=seconds, **options)
+        done = subprocess.run(
+            command, timeout=seconds, capture_output=True, text=True, errors="replace"
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return [], first_line(error)
-    reasons = done.stderr.strip().splitlines() or [
-        f"it ended with code {done.returncode}"
-    ]
-    return done.stdout.splitlines(), reasons[-1] if done.returncode else ""
-
-
-def examine() -> int:
-    """Show the findings; the exit code is 1 if something must be fixed."""
-    findings = [check_python(), check_packages(), *check_disk()]
-    if not lacking():  # the others need the packages
-        findings += [check_device(), check_memory(), check_downloads()]
-    lines = []
-    for state, question, answer, todo in findings:
-        lines += [
-            f"{state:<4}  {question:<9} {answer}",
-            *([f"{'':16}-> {todo}"] if todo else []),
-        ]
-    wrong = sum(finding.state == "fix" for finding in findings)
-    lines.append(f"{wrong or 'nothing'} to fix; a note is for your information")
-    # all at once, so that `head` breaks no pipe
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 1 if wrong else 0
+    failure = ""
+    if done.returncode:
+        errors = done.stderr.strip().splitlines()
+        failure = errors[-1] if errors else f"it ended with code {done.returncode}"
+    return done.stdout.splitlines(), failure

@@ -11,16 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-# of a process's control groups, by their controllers ("" in version 2): the tree, the files of the
-# limit and of what is used, and how much of that is file cache, which the kernel gives back
+# by controller, which is a folder ("" in version 2): the files that hold a group's limit and
+# what is used, and the statistic of file cache in that, which the kernel gives back
 FILES = {
-    "": ("", "memory.max", "memory.current", "inactive_file"),
-    "memory": (
-        "memory",
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-        "total_inactive_file",
-    ),
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
 
 
@@ -36,7 +31,7 @@ class Memory:
 
 
 def free_memory() -> Memory:
-    """What is free now, of RAM and on the first GPU; loads torch to ask for the latter."""
+    """RAM and memory of the first GPU that are free now; loads torch to ask for the latter."""
     import torch
 
     if not torch.cuda.is_available():
@@ -49,26 +44,23 @@ def ram() -> tuple[int, int]:
     import psutil  # here, since the doctor imports this module before anything is installed
 
     machine = psutil.virtual_memory()
-    free, total = machine.available, machine.total
-    lines = (
-        OWN_GROUPS.read_text(encoding="utf-8").splitlines()
-        if OWN_GROUPS.exists()
-        else []
-    )
-    for _, controllers, path in (line.split(":", 2) for line in lines):
-        for version in FILES.keys() & set(controllers.split(",")):
-            tree, limit_file, used_file, cache = FILES[version]
+    free = machine.available
+    total = machine.total
+    if not OWN_GROUPS.exists():
+        return free, total
+    for line in OWN_GROUPS.read_text(encoding="utf-8").splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller in FILES.keys() & set(controllers.split(",")):
+            limit_file, used_file, cache = FILES[controller]
             # in a container the path may be the host's, which does not exist here; a parent does
-            group = GROUPS / tree / path.lstrip("/")
+            group = GROUPS / controller / path.lstrip("/")
             for folder in (group, *group.parents):
-                with contextlib.suppress(
-                    OSError, ValueError
-                ):  # no group; a limit of "max"
+                # no group; a limit of "max"
+                with contextlib.suppress(OSError, ValueError):
                     limit = int((folder / limit_file).read_text())
                     used = int((folder / used_file).read_text())
-                    statistics = dict(
-                        line.split() for line in (folder / "memory.stat").open()
-                    )
-                    used -= int(statistics.get(cache, 0))
-                    total, free = min(total, limit), min(free, max(0, limit - used))
+                    rows = (folder / "memory.stat").read_text().splitlines()
+                    used -= int(dict(row.split() for row in rows).get(cache, 0))
+                    total = min(total, limit)
+                    free = min(free, max(0, limit - used))
     return free, total

@@ -1,12 +1,12 @@
 """Execute one run: its notebook through papermill, in a kernel that ends when its runner ends.
 
-A thread of the runner calls `execute`, or a worker of a Dask cluster (`helpers.runner.schedule`). A
-kernel that dies, as where memory runs out, costs one run.
+A thread of the runner calls `execute`, or a worker of a Dask cluster. A kernel that dies, as where
+memory runs out, costs one run.
 
-papermill is guarded here. The working directory is the project's root, the notebook executes into
-NAME.failed.ipynb, every cell must have run, and the record must be about the parameters that were
-given. Only then is the notebook renamed and the record stamped with the run's fingerprint, which
-is what makes a run count as done.
+What papermill does not check is checked here. The working directory is the project's root, the
+notebook executes into NAME.failed.ipynb, every cell must have run, and the record must be about the
+parameters that were given. Only then is the notebook renamed, and the run's fingerprint added to
+the record, which makes the run count as done.
 """
 
 import contextlib
@@ -35,17 +35,22 @@ POLL_SECONDS = 0.1
 
 
 def run_variables(threads: int) -> dict[str, str]:
-    """The environment of a run: the runner's folders, and the threads that it may use.
+    """The environment of a run: the runner's folders, and how many threads it may use.
 
     A number of threads that is set where the runner was started is kept.
     """
-    folders = {"CACHE": cache_dir(), "RESULTS": results_dir(""), "RUNS": runs_dir("")}
-    return {
-        **{name: os.environ.get(name) or str(threads) for name in THREAD_VARIABLES},
-        **{f"PRUNING_{name}": str(path) for name, path in folders.items()},
-        **{"MPLBACKEND": "", "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
-        **{"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"},
+    variables = {
+        "PRUNING_CACHE": str(cache_dir()),
+        "PRUNING_RESULTS": str(results_dir("")),
+        "PRUNING_RUNS": str(runs_dir("")),
+        "MPLBACKEND": "",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "PYTHONHASHSEED": "0",
+        "TOKENIZERS_PARALLELISM": "false",
     }
+    for name in THREAD_VARIABLES:
+        variables[name] = os.environ.get(name) or str(threads)
+    return variables
 
 
 def execute(
@@ -54,8 +59,7 @@ def execute(
     """Execute a run, and return its error in one line; None if it is done.
 
     code: its fingerprint, which is not taken here: Python's parser is for one thread at a time.
-    variables: of `run_variables`.
-    Its kernel is killed once the run is not `wanted` any more.
+    variables: of `run_variables`. wanted: the kernel is killed once this is False.
     """
     ended = threading.Event()
 
@@ -63,17 +67,16 @@ def execute(
         """This Python, even where the user has another "python3" kernel, and without a profile."""
 
         def _kernel_spec_manager_default(self) -> kernelspec.KernelSpecManager:
-            return kernelspec.KernelSpecManager(
-                kernel_dirs=[]
-            )  # none but the one that runs this
+            # without folders it finds only the kernel of the Python that runs this
+            return kernelspec.KernelSpecManager(kernel_dirs=[])
 
         async def start_kernel(self, **options: Any) -> None:
             self.connection_file = str(Path(folder, "kernel.json"))
-            options |= {"cwd": str(root()), "stdout": log, "stderr": log}
-            options["env"] = os.environ | variables | {"IPYTHONDIR": folder}
+            environment = os.environ | variables | {"IPYTHONDIR": folder}
+            options |= dict(cwd=str(root()), env=environment, stdout=log, stderr=log)
             await super().start_kernel(**options)
-            watch = (self.provisioner.pid, wanted, ended)
-            threading.Thread(target=_kill_unwanted, args=watch, daemon=True).start()
+            watched = (self.provisioner.pid, wanted, ended)
+            threading.Thread(target=kill_unwanted, args=watched, daemon=True).start()
 
     # what it has to say is in the error
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
@@ -84,7 +87,7 @@ def execute(
         run.log_path.open("wb") as log,
     ):
         try:
-            _execute_notebook(run, code, Kernel)
+            execute_notebook(run, code, Kernel)
         except PapermillExecutionError as error:
             return f"{error.ename}: {error.evalue}".splitlines()[0][:400]
         except DeadKernelError:
@@ -97,17 +100,15 @@ def execute(
     return None
 
 
-def _execute_notebook(run: Run, code: dict, kernel: type[AsyncKernelManager]) -> None:
-    """Execute the notebook, check what it left, and stamp its record as done."""
+def execute_notebook(run: Run, code: dict, kernel: type[AsyncKernelManager]) -> None:
+    """Execute a run's notebook, check its cells and its record, and mark the run as done."""
     started = time.monotonic()
-    stamp = {"plan": run.plan, "notebook": run.notebook, "name": run.name}
-    stamp |= {"fingerprint": code} | ({"timed": True} if run.timed else {})
     for path in (run.record_path, run.executed_path, run.failed_path):
         path.unlink(missing_ok=True)  # an earlier run's could pass for new
     notebook = papermill.execute_notebook(
         run.source_path,
         run.failed_path,
-        parameters={**run.parameters, "record_path": str(run.record_path)},
+        parameters=run.parameters | {"record_path": str(run.record_path)},
         kernel_name="python3",
         language="python",
         progress_bar=False,
@@ -116,9 +117,10 @@ def _execute_notebook(run: Run, code: dict, kernel: type[AsyncKernelManager]) ->
     )
     # papermill calls a run whose kernel was killed "completed" too
     for number, cell in enumerate(notebook.cells, start=1):
+        if cell.cell_type != "code" or not cell.source.strip():
+            continue
         status = cell.metadata.get("papermill", {}).get("status")
-        is_code = cell.cell_type == "code" and cell.source.strip()
-        if is_code and (cell.execution_count is None or status != "completed"):
+        if cell.execution_count is None or status != "completed":
             raise RunError(
                 f"cell {number} did not run to its end: was there enough memory?"
             )
@@ -127,21 +129,25 @@ def _execute_notebook(run: Run, code: dict, kernel: type[AsyncKernelManager]) ->
             "the notebook wrote no record: end it with write_record(record_path, …)"
         )
     record = read_record(run.record_path)
+    recorded = record["parameters"]
     for key, value in run.effective.items():
-        if key not in record["parameters"] or record["parameters"][key] != value:
+        if key not in recorded or recorded[key] != value:
             raise RunError(
-                f"the record does not hold {key} = {value!r}: correct its last cell"
+                f"the notebook recorded {key} = {recorded.get(key)!r} instead of {value!r}: fix "
+                "the cell that writes its record"
             )
+    record |= {"plan": run.plan, "notebook": run.notebook, "name": run.name}
+    record["fingerprint"] = code
+    if run.timed:
+        record["timed"] = True
+    record["run_seconds"] = round(time.monotonic() - started, 1)
     run.failed_path.replace(run.executed_path)
     # last: with a fingerprint the run counts as done
-    took = round(time.monotonic() - started, 1)
-    write_record(run.record_path, record | stamp | {"run_seconds": took})
+    write_record(run.record_path, record)
 
 
-def _kill_unwanted(
-    pid: int, wanted: Callable[[], bool], ended: threading.Event
-) -> None:
-    """Kill a kernel, and what it has started, when its run is not wanted before it has ended."""
+def kill_unwanted(pid: int, wanted: Callable[[], bool], ended: threading.Event) -> None:
+    """Kill a kernel, and what it has started, if its run is no longer wanted before it ends."""
     while not ended.wait(POLL_SECONDS):
         if not wanted():
             with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,8 @@
-"""The fingerprint of a run: hashes of what decides its numbers, beside its parameters.
+"""The fingerprint of a run: hashes of the code and files that decide its numbers.
+
+A record carries the fingerprint of the code that made it. It is current if its parameters are
+today's and each hash is today's too, or is proven to be of code that computes the same: `make same`
+writes such pairs of hashes to results/reference/same.json.
 
     {"core": …, "notebook": …, "files": …}
 
@@ -12,10 +16,6 @@
 
 Comments, docstrings, layout and the text of errors do not count. Nor do package versions: a record
 names them.
-
-A record carries the fingerprint of the code that made it. It is current if its parameters are
-today's, and so is each hash, or one that is proven to compute the same: `make same` writes such
-pairs of hashes to results/reference/same.json.
 """
 
 import json
@@ -36,21 +36,19 @@ from helpers.report import read_record
 from helpers.runner.parameters import code_cells
 from helpers.runner.plan import Run
 
-# cells that prepare Colab, let a user explore, or only draw
-SHOW_TAGS = {"colab-setup", "explorer", "figure"}
+# of cells that prepare Colab, let a user explore, or only draw
+UNCOUNTED_TAGS = {"colab-setup", "explorer", "figure"}
 
 
 def is_done(run: Run) -> bool:
-    """Whether the run's record is there and current.
-
-    The record of a run that is to be timed says that it was.
-    """
+    """Whether the run has a current record on this machine; if it is timed, a timed one."""
     try:
         record = read_record(run.record_path)
     except FileError:
         return False
-    alone = record.get("timed", False) or not run.timed
-    return alone and is_current(record, run, run.record_path.parent)
+    if run.timed and not record.get("timed"):
+        return False
+    return is_current(record, run, run.record_path.parent)
 
 
 def is_current(record: Mapping[str, Any], run: Run, folder: Path) -> bool:
@@ -59,12 +57,14 @@ def is_current(record: Mapping[str, Any], run: Run, folder: Path) -> bool:
     folder: where the record lies, with those that the tables notebook reads. A parameter that the
     notebook has gained since counts with its default.
     """
-    since = {name: run.defaults[name] for name in run.effective}
-    made, today = record.get("fingerprint"), fingerprint(run, folder)
-    if since | record["parameters"] != run.effective or not isinstance(made, Mapping):
+    gained = {name: run.defaults[name] for name in run.effective}
+    if gained | record["parameters"] != run.effective:
         return False
-    alike = (made.get(part) in equal_to(code) for part, code in today.items())
-    return made.keys() == today.keys() and all(alike)
+    recorded = record.get("fingerprint")
+    today = fingerprint(run, folder)
+    if not isinstance(recorded, Mapping) or recorded.keys() != today.keys():
+        return False
+    return all(recorded[part] in equal_hashes(code) for part, code in today.items())
 
 
 def fingerprint(run: Run, folder: Path | None = None) -> dict[str, str]:
@@ -75,22 +75,16 @@ def fingerprint(run: Run, folder: Path | None = None) -> dict[str, str]:
     parts = {"core": hash_of(core_code()), "notebook": notebook_hash(run.source_path)}
     if run.effective.get("streamed"):
         parts["large"] = hash_of(wing_code("large"))
-    own = own_method_file(str(run.effective.get("method", "")))
-    if own.is_file():
-        parts["own"] = code_hash(own.read_text(encoding="utf-8"))
-    named = [
-        root() / value for value in run.effective.values() if isinstance(value, str)
-    ]
-    files = [
-        path for path in named if path.suffix in (".txt", ".jsonl") and path.is_file()
-    ]
+    method = own_method_file(str(run.effective.get("method", "")))
+    if method.is_file():
+        parts["own"] = code_hash(method.read_text(encoding="utf-8"))
+    texts = [value for value in run.effective.values() if isinstance(value, str)]
+    files = [root() / text for text in texts if text.endswith((".txt", ".jsonl"))]
     if run.notebook == TABLES_NOTEBOOK:
-        records = sorted((folder or run.record_path.parent).glob("*.json"))
-        files += [path for path in records if not path.name.startswith(run.notebook)]
-    return parts | {"files": hash_of([sha256_file(path) for path in files])}
-
-
-# --- code as hashes -------------------------------------------------------------------------
+        records = (folder or run.record_path.parent).glob("*.json")
+        files += sorted(p for p in records if not p.name.startswith(run.notebook))
+    parts["files"] = hash_of([sha256_file(path) for path in files if path.is_file()])
+    return parts
 
 
 def tree_hashes(project: Path) -> dict[str, str]:
@@ -99,38 +93,41 @@ def tree_hashes(project: Path) -> dict[str, str]:
         "core": hash_of(core_code(project)),
         "large": hash_of(wing_code("large", project)),
     }
-    notebooks = sorted((project / "notebooks").glob("*.ipynb"))
-    return hashes | {path.stem: notebook_hash(path) for path in notebooks}
+    for path in sorted((project / "notebooks").glob("*.ipynb")):
+        hashes[path.stem] = notebook_hash(path)
+    return hashes
 
 
 def notebook_hash(path: Path) -> str:
-    """The hash of a notebook's code cells without those of `SHOW_TAGS`, and of its studies."""
-    cells = [source for source, tags in code_cells(path) if not SHOW_TAGS & tags]
+    """The hash of a notebook's computing cells, and of helpers/studies where they import it."""
+    cells = [source for source, tags in code_cells(path) if not UNCOUNTED_TAGS & tags]
     hashes: list[Any] = [code_hash(source) for source in cells]
     if any("helpers.studies" in source for source in cells):
         hashes.append(wing_code("studies", path.parent.parent))
     return hash_of(hashes)
 
 
-# --- code that computes the same --------------------------------------------------------------
+# --- code that is proven to compute the same --------------------------------------------------
 
 
-def equal_to(code: str) -> set[str]:
-    """A hash, and those of all code that is proven to compute the same: see `read_proofs`.
+def equal_hashes(code: str) -> set[str]:
+    """A hash, and those of all code that is proven to compute the same.
 
-    What two proofs say of three trees holds of all three.
+    Proofs chain: if A equals B and B equals C, then A equals C.
     """
-    pairs = [set(pair) for proof in read_proofs() for pair in proof["equal"].values()]
+    pairs: list[set[str]] = []
+    for proof in read_proofs():
+        pairs += map(set, proof["equal"].values())
     found: set[str] = set()
     more = {code}
-    while more - found:
-        found |= more
-        more = set().union(*(pair for pair in pairs if pair & found))
+    while more != found:
+        found = more
+        more = found.union(*(pair for pair in pairs if pair & found))
     return found
 
 
 def read_proofs() -> list[dict[str, Any]]:
-    """What `make same` has proven, the oldest first: see `helpers.runner.same`.
+    """The proofs that `make same` has written, the oldest first.
 
     Raises FileError for a file that is no list of proofs.
     """
@@ -149,5 +146,5 @@ def read_proofs() -> list[dict[str, Any]]:
 
 
 def proofs_path() -> Path:
-    """The file of the proofs, which is committed beside the records."""
+    """The file of the proofs, which is committed next to the records."""
     return reference_dir("same.json")

@@ -22,15 +22,19 @@ from helpers.machine import check_memory, choose, prepare_kernel
 from helpers.options import check_choice
 from helpers.paths import notebooks_dir
 from helpers.report import check_type, make_record, write_record
-from helpers.runner.parameters import NOT_RECORDED, effective, read_parameters_cell
+from helpers.runner.parameters import (
+    NOT_RECORDED,
+    effective_parameters,
+    read_parameters_cell,
+)
 
 
 class NotebookRun:
-    """An opened notebook; see `open_run`.
+    """A notebook's run, from its parameters to its record; `open_run` makes it.
 
     parameters: name → value, as the record will hold them (without `record_path` and `preset`)
     device: where it computes; the CPU if the notebook has no `device` parameter
-    needs: estimated and free memory, to be shown; None if it loads no model
+    needs: estimated and free memory, as a table to show; None if it loads no model
     name: the run's name if the runner has set `record_path`, else ""
     """
 
@@ -39,13 +43,17 @@ class NotebookRun:
         notebook: str,
         namespace: Mapping[str, Any],
         names: Iterable[str],
-        needs: Any,
+        needs: pd.DataFrame | None,
     ) -> None:
-        self._namespace, self._started = namespace, time.perf_counter()
+        self._started = time.perf_counter()
+        self._namespace = namespace
         self._record_path = namespace["record_path"]
-        self.notebook, self.needs = notebook, needs
+        self.notebook = notebook
+        self.needs = needs
         self.parameters = {
-            n: copy.deepcopy(namespace[n]) for n in names if n not in NOT_RECORDED
+            name: copy.deepcopy(namespace[name])
+            for name in names
+            if name not in NOT_RECORDED
         }
         self.device = pick_device(self.parameters.get("device", "cpu"))
         # the runner names a record <notebook>--<name>.json
@@ -69,10 +77,11 @@ class NotebookRun:
         the run was opened: the results could belong to either value.
         """
         for parameter, value in self.parameters.items():
-            if self._namespace.get(parameter) != value:
+            now = self._namespace.get(parameter)
+            if now != value:
                 raise BadParameter(
-                    f"{parameter} is {self._namespace.get(parameter)!r} and was {value!r} when the "
-                    "run was opened: run the notebook again from its parameters cell"
+                    f"{parameter} is {now!r} and was {value!r} when the run was opened: run the "
+                    "notebook again from its parameters cell"
                 )
         keys = ("value", "unit", "tolerance")
         named = {
@@ -98,32 +107,32 @@ class NotebookRun:
 
 
 def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
-    """Check a notebook's parameters and start its clock; to be called before a model is loaded.
+    """Check a notebook's parameters and start its clock; call it before a model is loaded.
 
     notebook: the name of a file in notebooks/; the names, types and defaults of the parameters are
     those of its saved parameters cell. namespace: `globals()`, which holds their values. The
     parameters that `preset` chooses are written back into it, and where an N:M pattern is given, by
     papermill or by hand, the default sparsity is None there.
+
     Raises BadParameter for a parameter that is missing, of a wrong type or at odds with the preset,
-    and for a name given to papermill that is not a parameter,
-    OutOfMemory if the run does not fit this machine, and RunError on Colab if the kernel has to be
-    restarted first.
+    and for a name given to papermill that is not a parameter; OutOfMemory if the run does not fit
+    this machine; and RunError on Colab if the kernel has to be restarted first.
     """
     prepare_kernel()
     defaults, types = read_parameters_cell(notebooks_dir() / f"{notebook}.ipynb")
-    for name in (injected := _injected(namespace)):
+    injected = injected_names(namespace)
+    for name in injected:
         check_choice("parameter", name, types)
-    for name, allowed_types in types.items():
+    written = {}  # by papermill, or by hand in the parameters cell
+    for name, default in defaults.items():
         if name not in namespace:
             raise BadParameter(
                 f"parameter {name} is not set: run the parameters cell first"
             )
-        check_type(name, namespace[name], allowed_types)
-    # by papermill, or by hand in the parameters cell
-    written = {
-        n: namespace[n] for n in types if n in injected or namespace[n] != defaults[n]
-    }
-    namespace.update(effective(defaults, written))
+        check_type(name, namespace[name], types[name])
+        if name in injected or namespace[name] != default:
+            written[name] = namespace[name]
+    namespace.update(effective_parameters(defaults, written))
     namespace.update(choose(namespace.get("preset", ""), notebook, namespace, defaults))
     needs = None
     if "model" in defaults:
@@ -132,22 +141,22 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
     return NotebookRun(notebook, namespace, defaults, needs)
 
 
-def _injected(namespace: Mapping[str, Any]) -> list[str]:
+def injected_names(namespace: Mapping[str, Any]) -> set[str]:
     """The names that papermill has set, with `-p` or from Python.
 
     papermill itself only warns of a name that the parameters cell does not have. It puts what it
     sets into a cell that begins with a comment of its own, and IPython keeps the text of each cell
     that has run in `In`.
     """
-    cells = [
-        text for text in namespace.get("In", []) if text.startswith("# Parameters\n")
-    ]
-    nodes = ast.walk(
-        ast.parse(cells[-1] if cells else "")
-    )  # the last, after a second try
-    names = [
-        n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-    ]
-    return [
-        name for name in names if not name.startswith("PAPERMILL_")
-    ]  # of --inject-paths
+    cells = namespace.get("In", [])
+    injected = [text for text in cells if text.startswith("# Parameters\n")]
+    if not injected:
+        return set()
+    nodes = ast.walk(ast.parse(injected[-1]))  # the last, after a second try
+    return {
+        node.id
+        for node in nodes
+        if isinstance(node, ast.Name)
+        and isinstance(node.ctx, ast.Store)
+        and not node.id.startswith("PAPERMILL_")  # of --inject-paths
+    }

@@ -7,6 +7,7 @@ cell before anything starts.
 
 import ast
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
@@ -14,32 +15,28 @@ from typing import Any
 
 from helpers.errors import RunError
 
-TYPE_NAMES = {
-    "int": int,
-    "float": float,
-    "str": str,
-    "bool": bool,
-    "dict": dict,
-    "list": list,
-}
-# what no run file may set: the runner sets the first, and the second depends on the machine. A
-# record holds neither, but what a preset has chosen
+# by the words of an annotation
+TYPES = {kind.__name__: kind for kind in (int, float, str, bool, dict, list)}
+TYPES["None"] = NoneType
+# not set by run files and not in records: the runner sets the first, and the second depends on the
+# machine (a record holds what it has chosen)
 NOT_RECORDED = ("record_path", "preset")
 
 
-def effective(
+def effective_parameters(
     defaults: Mapping[str, Any], written: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The parameters of a record: what somebody wrote, and the defaults of the others.
+    """The parameters of a record: the values that were written, and the defaults of the others.
 
-    An N:M pattern implies its sparsity. So one that is written takes the place of a default
-    sparsity, and a sparsity that is written the place of a default N:M pattern. Where both are
-    written both stay: only they can contradict each other.
+    An N:M pattern implies its sparsity. So a pattern that is written replaces a default sparsity,
+    and a sparsity that is written replaces a default N:M pattern. Where both are written both stay:
+    only they can contradict each other.
     """
-    values = {n: v for n, v in {**defaults, **written}.items() if n not in NOT_RECORDED}
-    if {"sparsity", "pattern"} <= defaults.keys() and values[
-        "pattern"
-    ] != "unstructured":
+    values = {**defaults, **written}
+    for name in NOT_RECORDED:
+        values.pop(name, None)
+    grouped = values.get("pattern", "unstructured") != "unstructured"
+    if "sparsity" in defaults and grouped:
         if "sparsity" not in written:
             values["sparsity"] = None
         elif "pattern" not in written and written["sparsity"] is not None:
@@ -60,9 +57,9 @@ def code_cells(path: Path) -> list[tuple[str, set[str]]]:
 def read_parameters_cell(path: Path) -> tuple[dict[str, Any], dict[str, set[type]]]:
     """Defaults of a notebook's parameters, and the types that each accepts.
 
-    Raises RunError unless there is exactly one `parameters` cell of literals. A derived value there
-    would keep the default's result, because papermill injects the parameters after that cell, and
-    turns a tuple into text.
+    Raises RunError unless there is exactly one `parameters` cell, of literals. A derived value
+    there would keep the default's result, because papermill injects the parameters after that cell,
+    and turns a tuple into text.
     """
     cells = [source for source, tags in code_cells(path) if "parameters" in tags]
     if len(cells) != 1:
@@ -72,25 +69,29 @@ def read_parameters_cell(path: Path) -> tuple[dict[str, Any], dict[str, set[type
     defaults, types = {}, {}
     for statement in ast.parse(cells[0]).body:
         try:
-            (target,) = getattr(statement, "targets", None) or [statement.target]
-            name, value = target.id, ast.literal_eval(statement.value)
-            if isinstance(value, (tuple, set, bytes, complex)):
-                raise ValueError("not in YAML")
-        except (AttributeError, ValueError, TypeError) as error:
+            name, value = read_literal(statement)
+        except (ValueError, TypeError) as error:
             raise RunError(
                 f"notebook {path.name}: {ast.unparse(statement)!r} in the parameters cell is not "
                 "'name = literal': move what is derived to the next cell, and use lists"
             ) from error
+        defaults[name] = value
+        types[name] = {type(value)}
         # papermill's own reader misses the types of `float | None`
-        annotation = list(
-            ast.walk(getattr(statement, "annotation", None) or ast.Load())
-        )
-        named = {
-            TYPE_NAMES.get(node.id) for node in annotation if isinstance(node, ast.Name)
-        }
-        if any(
-            isinstance(node, ast.Constant) for node in annotation
-        ):  # of types only None is one
-            named.add(NoneType)
-        defaults[name], types[name] = value, {type(value), *named} - {None}
+        if isinstance(statement, ast.AnnAssign):
+            words = re.findall(r"\w+", ast.unparse(statement.annotation))
+            types[name] |= {TYPES[word] for word in words if word in TYPES}
     return defaults, types
+
+
+def read_literal(statement: ast.stmt) -> tuple[str, Any]:
+    """Name and value of `name = literal`. Raises ValueError or TypeError for anything else."""
+    match statement:
+        case (
+            ast.Assign(targets=[ast.Name(id=name)], value=node)
+            | ast.AnnAssign(target=ast.Name(id=name), value=node)
+        ):
+            value = ast.literal_eval(node)
+            if not isinstance(value, (tuple, set, bytes, complex)):  # YAML has none
+                return name, value
+    raise ValueError

@@ -2,8 +2,8 @@
 
 A plan is a folder `runs/<plan>/<notebook>/`. A run file `NAME.yaml` in it maps parameters of the
 notebook to values and is one run, called NAME; what it leaves out has the notebook's default, and
-with an N:M pattern no sparsity (see `helpers.runner.parameters.effective`). With a `grid` it stands
-for the product of the grid's axes, one run for each combination:
+with an N:M pattern no sparsity (see `helpers.runner.parameters.effective_parameters`). With a
+`grid` it stands for the product of the grid's axes, one run for each combination:
 
     name: "{method}-{target}"
     grid:
@@ -14,10 +14,11 @@ for the product of the grid's axes, one run for each combination:
       block: {early: 2, late: 27}          # labels, and values of the parameter `block`
     sequences: 32                          # the same in all runs
 
+The labels of the axes make a run's name; a list's values are their own labels. A parameter is set
+once, and no two runs of a plan share a name.
+
 With `timed: true` the runner executes each of a file's runs alone among the runs of its plan, and
-their records say so; another plan, or another program, is yours to keep away. The labels of its
-axes make a run's name; a list's values are their own labels. A parameter is set once, and no two
-runs of a plan share a name.
+their records say so; another plan, or another program, is yours to keep away.
 """
 
 import fnmatch
@@ -40,7 +41,11 @@ from helpers.paths import (
     runs_dir,
 )
 from helpers.report import check_type
-from helpers.runner.parameters import NOT_RECORDED, effective, read_parameters_cell
+from helpers.runner.parameters import (
+    NOT_RECORDED,
+    effective_parameters,
+    read_parameters_cell,
+)
 
 RUN_NAME = re.compile(r"\w[\w.-]{0,99}")  # no longer than a record's name may be
 
@@ -54,9 +59,7 @@ class Run:
     name: str
     parameters: dict[str, Any]  # from the run file, without record_path
     defaults: dict[str, Any]  # of the notebook's parameters cell
-    timed: bool = (
-        False  # alone among the runs of its plan, so that its seconds can be compared
-    )
+    timed: bool = False  # alone among the runs of its plan, so that seconds compare
 
     @property
     def id(self) -> str:
@@ -66,7 +69,7 @@ class Run:
     @property
     def effective(self) -> dict[str, Any]:
         """The parameters of its record: all that the notebook will see, but for NOT_RECORDED."""
-        return effective(self.defaults, self.parameters)
+        return effective_parameters(self.defaults, self.parameters)
 
     def _result(self, folder: str, ending: str) -> Path:
         return results_dir(self.plan) / folder / f"{self.id}{ending}"
@@ -101,18 +104,17 @@ def read_plan(plan: str, only: str | None = None) -> list[Run]:
     runs: dict[str, Run] = {}
     for path in sorted(folder.rglob("[!.]*.*")):
         where = f"run file {plan}/{path.relative_to(folder).as_posix()}"
-        for run in _read_run_file(plan, path, where):
+        for run in read_run_file(plan, path, where):
             if run.id in runs:
                 raise RunError(
                     f"{where}: run {run.name} is there already, in this file or another"
                 )
             runs[run.id] = run
-
-    def matches(run: Run) -> bool:
+    chosen = []
+    for run in runs.values():
         names = (run.notebook, run.name, run.id, f"{run.notebook}/{run.name}")
-        return only is None or bool(fnmatch.filter(names, only))
-
-    chosen = [run for run in runs.values() if matches(run)]
+        if only is None or fnmatch.filter(names, only):
+            chosen.append(run)
     if not chosen:
         raise RunError(
             f"plan {plan} has no run {only or ''}: make plan PLAN={plan} lists them"
@@ -123,8 +125,11 @@ def read_plan(plan: str, only: str | None = None) -> list[Run]:
     )
 
 
-def _read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:
-    """The runs that a run file stands for, checked against its notebook; RunError, with `where`."""
+def read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:
+    """The runs that a run file stands for, checked against its notebook.
+
+    Raises RunError or BadParameter, whose text begins with `where`.
+    """
     parts = path.relative_to(runs_dir(plan)).parts
     if len(parts) != 2 or path.suffix != ".yaml":
         raise RunError(f"{where} is out of place: the path is PLAN/NOTEBOOK/NAME.yaml")
@@ -132,22 +137,21 @@ def _read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:
     notebook = check_choice(f"{where}: notebook", parts[0], notebooks, RunError)
     defaults, types = read_parameters_cell(notebooks_dir() / f"{notebook}.ipynb")
     try:
-        values = dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        values = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
+        values = dict(values or {})
     except (ValueError, TypeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{where} is not 'parameter: value' a line: {reason}") from error
     timed = bool(values.pop("timed", False))
-    for name, parameters in (
-        _expand(values, where) if "grid" in values else [(path.stem, values)]
-    ):
+    named = expand_grid(values, where) if "grid" in values else [(path.stem, values)]
+    for name, parameters in named:
         if not RUN_NAME.fullmatch(name):  # it becomes part of file names
             raise RunError(
                 f"{where}: {name!r} is no name: use up to 100 letters, digits, . _ -"
             )
         for key, value in parameters.items():
-            check_choice(
-                f"{where}, run {name}: parameter", key, types.keys() - set(NOT_RECORDED)
-            )
+            allowed = types.keys() - set(NOT_RECORDED)
+            check_choice(f"{where}, run {name}: parameter", key, allowed)
             check_type(f"{where}, run {name}: {key}", value, types[key])
         run = Run(plan, notebook, name, parameters, defaults, timed)
         # committed records are read of any plan, those of runs here only of the run's own
@@ -158,36 +162,40 @@ def _read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:
         yield run
 
 
-def _expand(values: dict[str, Any], where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and parameters of each run of a grid."""
-    grid, template = values.pop("grid"), str(values.pop("name", ""))
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML that refuses a key written twice, of which others keep the last value."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Compose a mapping, and raise YAMLError if a key is there twice."""
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key!r} is written twice")
+        return node
+
+
+def expand_grid(
+    values: dict[str, Any], where: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and parameters of each run of a grid. Raises RunError."""
+    grid = values.pop("grid")
+    template = str(values.pop("name", ""))
     try:
-        axes = [_points(str(axis), choices) for axis, choices in grid.items()]
-        for points in itertools.product(*axes):
-            name = template.format_map({axis: label for axis, label, _ in points})
+        for labels in itertools.product(*grid.values()):
+            point = dict(zip(grid, labels, strict=True))
             parameters = dict(values)
-            for _, _, point in points:
-                if twice := parameters.keys() & point.keys():
+            for axis, label in point.items():
+                value = grid[axis][label] if isinstance(grid[axis], dict) else label
+                added = value if isinstance(value, dict) else {axis: value}
+                if twice := parameters.keys() & added.keys():
                     raise RunError(
-                        f"{where}: {min(twice)} is set twice, in the grid or beside it"
+                        f"{where}: {min(twice)} is set twice, in the grid or outside it"
                     )
-                parameters |= point
-            yield name, parameters
+                parameters |= added
+            yield template.format_map(point), parameters
     except (AttributeError, TypeError, LookupError, ValueError) as error:
         raise RunError(
             f"{where}: its grid cannot be read ({error!r}): write a list or a mapping of values "
             "for each axis, and name the axes in name"
         ) from error
-
-
-def _points(axis: str, choices: Any) -> list[tuple[str, str, dict[str, Any]]]:
-    """The points of an axis: its name, their labels, and the parameters that each stands for."""
-    items = (
-        choices.items()
-        if isinstance(choices, dict)
-        else [(value, value) for value in choices]
-    )
-    return [
-        (axis, str(label), value if isinstance(value, dict) else {axis: value})
-        for label, value in items
-    ]

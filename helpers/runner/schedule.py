@@ -1,27 +1,26 @@
-"""Execute the runs of a plan that are not done, side by side, and say how far it is.
+"""Run a plan: execute its runs that are not done, several at a time, and print the progress.
 
-By default two runs go side by side where there are two cores, 8 GB of memory and no GPU to share;
-the cores are divided between them through OMP_NUM_THREADS and its relatives. With the address of a
-Dask scheduler the same function goes to its workers instead (docs/cluster.md).
+By default two runs go at a time where there are two cores, 8 GB of memory and no GPU to share; the
+cores are divided between them through OMP_NUM_THREADS and its relatives. With the address of a Dask
+scheduler the runs go to its workers instead (`helpers.runner.cluster`).
 """
 
 import contextlib
-import functools
-import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import filelock
 
-from helpers.errors import RunError, first_line
+from helpers.errors import RunError
 from helpers.machine import cpus, ram
 from helpers.paths import TABLES_NOTEBOOK, replace_file, results_dir
 from helpers.report import read_record
+from helpers.runner.cluster import dask_pool
 from helpers.runner.execute import execute, run_variables
 from helpers.runner.fingerprint import fingerprint, is_done
 from helpers.runner.plan import Run, read_plan
@@ -29,29 +28,41 @@ from helpers.runner.plan import Run, read_plan
 MEMORY_FOR_TWO = 7.5e9  # bytes; what a machine sold with 8 GB reports
 USUAL_SECONDS = 60.0  # of a run without a committed record
 STOP_SECONDS = 15.0  # for runs to end after Ctrl-C
-WAIT_SECONDS = 30  # for a scheduler, and for its first worker
 
 
-def say(text: str, *, error: bool = False) -> None:
-    """Write a line to standard output or error, at once."""
-    stream = sys.stderr if error else sys.stdout
-    stream.write(text + "\n")
-    stream.flush()
+def run_plan(plan: str, only: str | None, jobs: str, scheduler: str | None) -> None:
+    """Execute the runs of a plan that are not done, the tables notebook last.
+
+    Records without a run are moved to `results/<plan>/stale/`, or tables would count them.
+
+    Raises RunError for a wrong plan or run file and for a cluster that cannot be reached before any
+    run is started, and at the end if a run has failed.
+    """
+    known = {run.record_path for run in read_plan(plan)}
+    runs = read_plan(plan, only)
+    number = number_of_jobs(jobs)
+    with lock_plan(plan) as marker:
+        for path in set((results_dir(plan) / "records").glob("*.json")) - known:
+            moved = results_dir(plan) / "stale" / path.name
+            moved.parent.mkdir(exist_ok=True)
+            write_line(f"a record without a run file is now {path.replace(moved)}")
+        todo = [run for run in runs if not is_done(run)]
+        if todo:  # a new record changes what the tables notebook shows
+            tables = [run for run in runs if run.notebook == TABLES_NOTEBOOK]
+            todo += [run for run in tables if run not in todo]
+        pool = dask_pool(scheduler, marker) if scheduler else local_pool(number, marker)
+        with pool as (submit, slots):
+            failures = execute_runs(runs, todo, submit, slots, marker)
+    for run, error in failures:
+        write_line(f"{run.id}: {error} [{run.failed_path}]", error=True)
+    if failures:
+        raise RunError(
+            f"{len(failures)} failed: the same command repeats what is missing"
+        )
 
 
-def format_seconds(seconds: float) -> str:
-    """A duration for people: "41 s", "12 min"."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-
-
-def reference_seconds(run: Run) -> float | None:
-    """How long the committed run took, if there is one."""
-    record = read_record(run.reference_path) if run.reference_path.is_file() else {}
-    return record.get("run_seconds", record.get("seconds"))
-
-
-def choose_jobs(jobs: str) -> int:
-    """How many runs go side by side: a number, or "auto" (see the module's docstring).
+def number_of_jobs(jobs: str) -> int:
+    """How many runs go at a time: a number, or "auto" (see the module's docstring).
 
     Raises RunError for anything else.
     """
@@ -66,145 +77,97 @@ def choose_jobs(jobs: str) -> int:
 
 
 @contextlib.contextmanager
-def _holding(plan: str) -> Iterator[Path]:
-    """Lock a plan for one runner. Gives a marker file: its runs stop when that is deleted.
+def lock_plan(plan: str) -> Iterator[Path]:
+    """Lock a plan for one runner, and give a marker file: its runs stop when that is deleted.
 
-    Raises RunError if another runner holds it, and OSError if its folder cannot be written.
+    Raises RunError if another runner has locked it, and OSError if its folder cannot be written.
     """
-    (results_dir(plan) / "runs").mkdir(parents=True, exist_ok=True)
+    folder = results_dir(plan)
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
     try:
         # the system frees it when the runner is killed
-        lock = filelock.FileLock(results_dir(plan) / ".lock").acquire(timeout=0)
+        lock = filelock.FileLock(folder / ".lock").acquire(timeout=0)
     except filelock.Timeout as error:
         raise RunError(
             f"plan {plan} is being run already: wait, or stop that run"
         ) from error
     with lock:
-        marker = replace_file(results_dir(plan) / ".wanted", "")
+        marker = replace_file(folder / ".wanted", "")
         try:
             yield marker
         finally:
             marker.unlink(missing_ok=True)
 
 
-def run_plan(
-    plan: str,
-    *,
-    jobs: str = "auto",
-    only: str | None = None,
-    scheduler: str | None = None,
-) -> list[tuple[Run, str]]:
-    """Execute the runs of a plan that are not done, the tables notebook last; return failures.
-
-    Records without a run are moved to `results/<plan>/stale/`, or tables would count them.
-
-    Raises RunError for a wrong plan or run file, and for a cluster that cannot be reached, before
-    anything is started.
-    """
-    every_run, runs, slots = read_plan(plan), read_plan(plan, only), choose_jobs(jobs)
-    with _holding(plan) as marker:
-        stale, known = (
-            results_dir(plan) / "stale",
-            {run.record_path for run in every_run},
-        )
-        for path in set((results_dir(plan) / "records").glob("*.json")) - known:
-            stale.mkdir(exist_ok=True)
-            say(f"a record without a run file is now {path.replace(stale / path.name)}")
-        todo = [run for run in runs if not is_done(run)]
-        if todo:  # a new record changes what the tables notebook shows
-            todo = [
-                run for run in runs if run in todo or run.notebook == TABLES_NOTEBOOK
-            ]
-        with _pool(scheduler, slots, marker) as pool:
-            return _execute(runs, todo, pool, marker)
-
-
 @contextlib.contextmanager
-def _pool(scheduler: str | None, jobs: int, marker: Path) -> Iterator[Any]:
-    """Two functions: how many runs can go side by side now, and what starts one, here or on a Dask
-    cluster, and gives its Future.
+def local_pool(jobs: int, marker: Path) -> Iterator[Any]:
+    """What starts a run, given with its fingerprint, and how many runs can go at a time.
 
-    What starts a run takes the run and its fingerprint.
-
-    Here a thread waits for each kernel. Dask's LocalCluster would do the same in two more
-    processes, and needs eight seconds before the first run starts.
+    A thread waits for each kernel. Dask's LocalCluster would do the same in two more processes, and
+    needs eight seconds before the first run starts.
     """
-    if not scheduler:
-        variables = run_variables(max(1, len(cpus()) // jobs))
-        with ThreadPoolExecutor(jobs) as threads:
-            start = functools.partial(threads.submit, execute)
-            yield lambda: jobs, lambda *job: start(*job, variables, marker.is_file)
-        return
-    with connect(scheduler) as client:
-        # one thread, as Dask gives its workers, unless the environment here says otherwise
-        variables = run_variables(1)
+    variables = run_variables(max(1, len(cpus()) // jobs))
 
-        def submit(run: Run, code: dict) -> Future:
-            resources = {"GPU": 1} if wants_gpu(run) else None
-            executor = client.get_executor(pure=False, resources=resources)
-            return executor.submit(execute_on_worker, run, code, variables, marker)
+    def submit(run: Run, code: dict) -> Future:
+        return threads.submit(execute, run, code, variables, marker.is_file)
 
-        yield lambda: max(1, len(client.nthreads())), submit
+    with ThreadPoolExecutor(jobs) as threads:
+        yield submit, lambda: jobs
 
 
-def _execute(
-    runs: list[Run], todo: list[Run], pool: Any, marker: Path
+def execute_runs(
+    runs: list[Run],
+    todo: list[Run],
+    submit: Callable[[Run, dict], Future],
+    slots: Callable[[], int],
+    marker: Path,
 ) -> list[tuple[Run, str]]:
-    """Execute those of the runs that are to do; return the failures. Ctrl-C stops them all.
+    """Execute the runs in `todo`, and return those that failed with their errors.
 
-    Runs that are timed come after the others, and the tables notebook last: each of them alone. The
-    timed ones go seed by seed, so that those that are compared run in turns.
+    Timed runs come after the others and the tables notebook last, each of them alone. The timed
+    ones go seed by seed, so that those that are compared run in turns. Ctrl-C stops them all.
+    submit: starts a run, given with its fingerprint. slots: how many can go at a time now.
     """
-    slots, submit = pool
     titles = {run.id: f"[{n}/{len(runs)}] {run.id}" for n, run in enumerate(runs, 1)}
-    # expected seconds of each run that has not ended, and those of all that have, which here
-    # took `took`
+    # expected seconds of each run that has not ended; the sum of those that have, which here took
+    # `taken` seconds
     expected = {run.id: reference_seconds(run) or USUAL_SECONDS for run in todo}
-    took = ended = 0.0
-    alone = {run.id: (run.notebook == TABLES_NOTEBOOK, run.timed) for run in todo}
-    seeds = {
-        run.id: run.timed and run.effective.get("calibration_seed", 0) for run in todo
-    }
-    waiting, failures = sorted(todo, key=lambda run: (alone[run.id], seeds[run.id])), []
+    taken = ended = 0.0
+    waiting = sorted(todo, key=place_in_order)
+    alone = {run.id for run in todo if any(place_in_order(run)[:2])}
     active: dict[Future, tuple[Run, float]] = {}  # with time.monotonic() at its start
-    say(
+    failures: list[tuple[Run, str]] = []
+
+    def limit(key: str) -> int:
+        return 1 if key in alone else slots()
+
+    write_line(
         f"plan {runs[0].plan}: {len(todo)} of {len(runs)} runs to do, {slots()} at a time"
     )
     try:
         while waiting or active:
-            while waiting and len(active) < (
-                1 if any(alone[waiting[0].id]) else slots()
-            ):
+            while waiting and len(active) < limit(waiting[0].id):
                 run = waiting.pop(0)
-                say(f"{titles[run.id]} …")
-                active[submit(run, fingerprint(run))] = run, time.monotonic()
+                write_line(f"{titles[run.id]} …")
+                active[submit(run, fingerprint(run))] = (run, time.monotonic())
             for future in wait(active, return_when=FIRST_COMPLETED).done:
-                if future.cancelled():
-                    raise RunError(
-                        "the scheduler is gone: start it again and repeat the command"
-                    )
-                raised = future.exception()  # such as a worker that was lost
-                error = (
-                    f"{type(raised).__name__}: {raised}" if raised else future.result()
-                )
+                error = error_of(future)
                 run, started = active.pop(future)
                 seconds = time.monotonic() - started
-                took, ended = took + seconds, ended + expected.pop(run.id)
+                taken += seconds
+                ended += expected.pop(run.id)
                 text = f"done in {format_seconds(seconds)}"
                 if error is not None:
                     text = f"FAILED: {error}"
                     failures.append((run, error))
-                    run.record_path.unlink(
-                        missing_ok=True
-                    )  # a failed run has no record
+                    run.record_path.unlink(missing_ok=True)  # it may be half written
                 if expected:
-                    beside = min(slots(), len(expected))
                     left = sum(
-                        s if any(alone[key]) else s / beside
+                        s / min(limit(key), len(expected))
                         for key, s in expected.items()
                     )
-                    text += f"; about {format_seconds(took / ended * left)} left"
-                say(f"{titles[run.id]} {text}")
+                    text += f"; about {format_seconds(taken / ended * left)} left"
+                write_line(f"{titles[run.id]} {text}")
     finally:
         if active:
             marker.unlink(missing_ok=True)
@@ -215,59 +178,36 @@ def _execute(
     return failures
 
 
-# --- on a Dask cluster: docs/cluster.md -----------------------------------------------------
+def place_in_order(run: Run) -> tuple[bool, bool, int]:
+    """Whether it is the tables notebook's, whether it is timed, and its seed if so."""
+    seed = run.effective.get("calibration_seed", 0) if run.timed else 0
+    return run.notebook == TABLES_NOTEBOOK, run.timed, seed
 
 
-def wants_gpu(run: Run) -> bool:
-    """Whether a run is for a GPU: it says so, or leaves it open in a plan that is for GPUs."""
-    device = str(run.effective.get("device", ""))
-    return device.startswith("cuda") or (
-        device == "auto" and run.plan in ("paper", "t4")
-    )
+def error_of(future: Future) -> str | None:
+    """The error of a run in one line; None if it is done. Raises RunError for a lost scheduler."""
+    if future.cancelled():
+        raise RunError("the scheduler is gone: start it again and repeat the command")
+    if raised := future.exception():  # such as a worker that was lost
+        return f"{type(raised).__name__}: {raised}"
+    return future.result()
 
 
-def connect(scheduler: str) -> Any:
-    """The `distributed.Client` of a scheduler that has a worker.
-
-    scheduler: an address, or a file of `dask scheduler --scheduler-file`.
-    Raises RunError if it cannot be reached, or no worker joins it.
-    """
-    import distributed  # here: most people have no cluster, and need no Dask
-
-    try:
-        where = {
-            "scheduler_file" if scheduler.endswith(".json") else "address": scheduler
-        }
-        if "scheduler_file" in where:
-            Path(scheduler).stat()  # Dask would wait for the file for ever
-        client = distributed.Client(**where, timeout=WAIT_SECONDS, set_as_default=False)
-        client.wait_for_workers(1, timeout=WAIT_SECONDS)
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"scheduler {scheduler!r} cannot be reached, or has no worker ({first_line(error)}): "
-            "start them, and give the address, such as tcp://host:8786, or the --scheduler-file"
-        ) from error
-    return client
+def reference_seconds(run: Run) -> float | None:
+    """How long the committed run took, if there is one."""
+    if not run.reference_path.is_file():
+        return None
+    record = read_record(run.reference_path)
+    return record.get("run_seconds", record.get("seconds"))
 
 
-def execute_on_worker(
-    run: Run, code: dict, variables: dict, marker: Path
-) -> str | None:
-    """On a worker: what `execute` does, for a runner that has the same code and results folder.
+def format_seconds(seconds: float) -> str:
+    """A duration such as "41 s" or "12 min"."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
-    code: the fingerprint that the runner computed. marker: its file in the results folder.
-    """
-    import distributed
 
-    worker = distributed.get_worker()
-    key = worker.get_current_task()
-    os.environ.update(variables)  # it has one thread, so no other run
-    if not marker.is_file() or fingerprint(run) != code:
-        return f"worker {worker.address} has other code or another results folder than the runner"
-
-    def wanted() -> bool:
-        # if the runner was killed, Dask drops its tasks
-        task = worker.state.tasks.get(key)
-        return marker.is_file() and task is not None and task.state != "cancelled"
-
-    return execute(run, code, variables, wanted)
+def write_line(text: str, *, error: bool = False) -> None:
+    """Write a line to standard output or error, at once."""
+    stream = sys.stderr if error else sys.stdout
+    stream.write(text + "\n")
+    stream.flush()

@@ -10,19 +10,15 @@ import torch
 from transformers import AutoTokenizer
 
 import helpers
-from helpers import (
-    calibration_tokens,
-    evaluation_tokens,
-    load_model,
-    perplexity,
-    prune_model,
-)
-from helpers.command import main, model
+from helpers import calibration_tokens, evaluation_tokens, load_model, perplexity
+from helpers.cli import main, prune
+from helpers.cli.parser import PLAN_VERBS
 from helpers.evaluate import TaskScore
 from helpers.loop import PruneReport
 
 SHORT = "--windows 2 --window 16 --evaluation text.txt"
-ASKED = f"--sparsity 0.5 --save out {SHORT}"
+HALF = f"--sparsity 0.5 --save out {SHORT}"
+WINDOWS = dict(length=16, limit=2)
 
 
 @pytest.fixture
@@ -46,35 +42,28 @@ def command(
     return call
 
 
+@pytest.mark.parametrize("verb", ["", "prune", "evaluate", "doctor", *PLAN_VERBS])
+def test_help_fits_a_terminal(verb: str, command, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, error = command(f"{verb} --help")
+    assert (code, error) == (0, "") and out.startswith("usage: python -m helpers")
+    assert max(map(len, out.splitlines())) <= 80
+
+
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [
         ("", 2, "required: VERB: see python -m helpers --help"),
-        (
-            "prune tiny --sparsity 0.5",
-            2,
-            "required: --save: see python -m helpers prune --help",
-        ),
-        (
-            f"prune tiny {ASKED} --options 3",
-            2,
-            "--options: invalid json_object value: '3'",
-        ),
-        (f"prune tiny {ASKED} --sparsity 60", 1, "for 60.0 % write 0.6"),
-        (f"prune tiny {ASKED} --method wnada", 1, "did you mean 'wanda'?"),
-        (
-            f"prune tiny {ASKED} --effort fast --streamed",
-            1,
-            "leave out --streamed, or --effort",
-        ),
-        (f"prune tiny {ASKED} --save dense", 1, "dense is in use already"),
-        (f'prune tiny {ASKED} --options {{"seed":1}}', 1, "give it as --seed"),
-        (f"prune owner/name {ASKED} --streamed", 1, "needs revision="),
-        (
-            f"prune dense {ASKED} --window 129",
-            1,
-            "length 129 is more than the 128 tokens",
-        ),
+        ("prune x --sparsity 0.5", 2, "--save: see python -m helpers prune --help"),
+        (f"prune tiny {HALF} --options 3", 2, "--options: invalid json_object"),
+        (f"prune tiny {HALF} --sparsity 60", 1, "for 60.0 % write 0.6"),
+        (f"prune tiny {HALF} --method wnada", 1, "did you mean 'wanda'?"),
+        (f"prune tiny {HALF} --effort fast --streamed", 1, "leave out --streamed"),
+        (f"prune tiny {HALF} --effort fast --allow-pruned", 1, "a dense model"),
+        (f"prune tiny {HALF} --save dense", 1, "dense is in use already"),
+        (f'prune tiny {HALF} --options {{"seed":1}}', 1, "give it as --seed"),
+        (f"prune owner/name {HALF} --streamed", 1, "needs revision="),
+        (f"prune dense {HALF} --window 129", 1, "more than the 128 tokens"),
         (f"evaluate tiny --tasks rtee {SHORT}", 1, "did you mean 'rte'?"),
         (f"evaluate tiny --limit 5 {SHORT}", 1, "give a list of tasks"),
         ("list --plan lapotp", 1, "did you mean 'laptop'?"),
@@ -93,44 +82,36 @@ def test_a_mistake_is_one_line(line: str, code: int, words: str, command) -> Non
         (KeyboardInterrupt(), 130, "interrupted; the same command goes on"),
         (ModuleNotFoundError("No module named 'x'"), 1, "No module named 'x'"),
         (OSError(28, "No space left on device"), 1, "[Errno 28] No space left"),
-        (
-            torch.OutOfMemoryError("CUDA out of memory.\nMore"),
-            1,
-            "evaluate: out of memory (CUDA",
-        ),
+        (torch.OutOfMemoryError("CUDA full.\nMore"), 1, "evaluate: out of memory"),
     ],
 )
 def test_what_is_raised_is_one_line(raised, code, words, command, monkeypatch) -> None:
     def load(*_: object) -> None:
         raise raised
 
-    monkeypatch.setattr(model, "load", load)
+    monkeypatch.setattr(prune, "load", load)
     answered, out, error = command("evaluate tiny")
-    assert (
-        (answered, out) == (code, "")
-        and error.startswith(words)
-        and error.count("\n") == 1
-    )
+    assert (answered, out) == (code, "") and error.count("\n") == 1
+    assert error.startswith(words)
     monkeypatch.setenv("RANK", "3")
     assert command("evaluate tiny")[2] == f"process 3: {error}"
-    assert "process 3: processes of torchrun" in command(f"prune tiny {ASKED}")[2]
+    assert "process 3: processes of torchrun" in command(f"prune tiny {HALF}")[2]
 
 
 def test_prune_is_prune_model_in_memory_and_from_file_to_file(command) -> None:
     dense, tokenizer = load_model("dense")
-    windows = dict(length=16, limit=2)
-    before = perplexity(
-        dense, text := evaluation_tokens("text.txt", tokenizer), **windows
-    )
+    text = evaluation_tokens("text.txt", tokenizer)
+    before = perplexity(dense, text, **WINDOWS)
     tokens = calibration_tokens("text.txt", tokenizer, sequences=4, length=24, seed=3)
-    report = prune_model(dense, tokens, method="admm1", pattern="2:4", iterations=3)
-    after = perplexity(dense, text, **windows)
-    asked = f"prune dense {SHORT} --calibration text.txt --sequences 4"
-    asked += " --length 24 --seed 3 --method admm1 --pattern 2:4 --options"
+    report = helpers.prune_model(
+        dense, tokens, method="admm1", pattern="2:4", iterations=3
+    )
+    after = perplexity(dense, text, **WINDOWS)
+    line = f"prune dense {SHORT} --calibration text.txt --sequences 4 --length 24"
+    line += " --seed 3 --method admm1 --pattern 2:4 --options"
+    options = json.dumps({"iterations": 3})
     for to, streamed in {"one": "--streamed", "two": "--dtype=float32"}.items():
-        code, out, error = command(
-            asked, json.dumps({"iterations": 3}), "--save", to, streamed
-        )
+        code, out, error = command(line, options, "--save", to, streamed)
         assert (code, error) == (0, "") and "[14/14] block 1 mlp.down_proj\n" in out
         assert f"\nsparsity 0.5000, mean layer error {report.error:.4g}\n" in out
         assert out.endswith(f"perplexity {before:.6g} before, {after:.6g} after\n")
@@ -138,39 +119,46 @@ def test_prune_is_prune_model_in_memory_and_from_file_to_file(command) -> None:
         assert AutoTokenizer.from_pretrained(to).get_vocab() == tokenizer.get_vocab()
 
 
+@pytest.mark.parametrize("streamed", ["", "--streamed"])
+def test_a_pruned_model_is_pruned_further_on_request_only(streamed, command) -> None:
+    line = f"{SHORT} --method magnitude {streamed}"
+    assert command(f"prune dense --save once --sparsity 0.5 {line}")[0] == 0
+    again = f"prune once --save twice --sparsity 0.75 {line}"
+    code, _, error = command(again)
+    assert code == 1 and "zero already" in error
+    code, out, _ = command(f"{again} --allow-pruned")
+    assert code == 0 and "sparsity 0.7500" in out
+
+
 def test_an_error_of_zero_is_a_number(command, monkeypatch) -> None:
-    for method, error, said in (
-        ("wanda", 0.0, "error 0\n"),
-        ("magnitude", None, "error nan\n"),
-    ):
+    line = f"prune dense {SHORT} --sparsity 0.5 --calibration text.txt --length 4"
+    for method, error, said in (("wanda", 0.0, "0"), ("magnitude", None, "nan")):
         monkeypatch.setattr(PruneReport, "error", error)
-        line = f"prune dense {SHORT} --sparsity 0.5 --calibration text.txt --length 4"
-        assert said in command(f"{line} --method {method} --save {method}")[1]
+        out = command(f"{line} --method {method} --save {method}")[1]
+        assert f"error {said}\n" in out
 
 
-def test_effort_and_ignored_layers_are_handed_on(command, monkeypatch) -> None:
-    asked: dict[str, object] = {}
+def test_effort_and_ignored_layers_are_passed_on(command, monkeypatch) -> None:
+    passed: dict[str, object] = {}
 
     def recipe(network: object, **arguments: object) -> object:
-        asked.update(arguments)
-        return prune_model(network, method="magnitude", sparsity=0.5)
+        passed.update(arguments)
+        return helpers.prune_model(network, method="magnitude", sparsity=0.5)
 
     monkeypatch.setattr(helpers, "prune_and_repair", recipe)
-    line = f"prune dense {ASKED} --calibration text.txt --length 4"
+    line = f"prune dense {HALF} --calibration text.txt --length 4"
     assert command(f"{line} --effort fast --ignore 0.* *.down_proj")[0] == 0
-    assert asked["effort"] == "fast" and asked["ignore"] == ["0.*", "*.down_proj"]
-    assert asked["tokens"].shape == (32, 4) and asked["sparsity"] == 0.5
+    assert passed["effort"] == "fast" and passed["ignore"] == ["0.*", "*.down_proj"]
+    assert passed["tokens"].shape == (32, 4) and passed["sparsity"] == 0.5
 
 
 def test_evaluate_is_perplexity_and_zero_shot(command, monkeypatch) -> None:
     score = TaskScore("rte", 1, 277, [0, 1, 2, 3], [1, 0, 1, 1], None, [0] * 4)
-    monkeypatch.setattr(
-        helpers, "zero_shot", lambda *_, tasks, limit: {tasks[0]: score}
-    )
+    scores = {"rte": score}
+    monkeypatch.setattr(helpers, "zero_shot", lambda *_, tasks, limit: scores)
     dense, tokenizer = load_model("dense")
-    value = perplexity(
-        dense, evaluation_tokens("text.txt", tokenizer), length=16, limit=2
-    )
+    text = evaluation_tokens("text.txt", tokenizer)
+    value = perplexity(dense, text, **WINDOWS)
     for line in ("", "--streamed", "--tasks rte --limit 4"):
         code, out, error = command(f"evaluate dense {SHORT} {line}")
         assert (code, error) == (0, "") and out.startswith(f"perplexity {value:.6g}\n")

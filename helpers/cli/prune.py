@@ -1,0 +1,140 @@
+"""The verbs `prune` and `evaluate`, through the public functions of `helpers`."""
+
+import argparse
+import os
+import sys
+from typing import Any
+
+import helpers
+from helpers import large, share
+from helpers.beyond.recipe import text_needed
+from helpers.block_grams import explain_out_of_memory
+from helpers.errors import BadParameter
+from helpers.evaluate import zero_shot_metrics
+from helpers.loop import PruneReport
+from helpers.masks import check_target
+
+OUT_OF_MEMORY_ADVICE = "try --streamed, or a smaller --window"
+
+
+@explain_out_of_memory("prune", OUT_OF_MEMORY_ADVICE)
+def prune(options: argparse.Namespace) -> None:
+    """Prune a model into a folder; print sparsity, error, and perplexity before and after."""
+    check_pruning(options)
+    windows = text_needed(options.method, options.effort, options.sequences)
+    with large.torchrun_team(options.device) as (team, options.device):
+        model, tokenizer = load(options, options.model)
+        tokens = None
+        if windows:
+            tokens = helpers.calibration_tokens(
+                options.calibration,
+                tokenizer,
+                sequences=windows,
+                length=options.length,
+                seed=options.seed,
+            )
+        before = measure(options, model, tokenizer)
+        report = call_prune_function(options, model, tokens, team)
+        if options.streamed:
+            model, _ = load(options, options.save)
+        else:
+            helpers.save_pruned(model, tokenizer, options.save, pattern=options.pattern)
+    # the error of a method that reads no text is None
+    error = float("nan") if report.error is None else report.error
+    write_line(f"sparsity {report.sparsity:.4f}, mean layer error {error:.4g}")
+    after = measure(options, model, tokenizer)
+    write_line(f"perplexity {before:.6g} before, {after:.6g} after")
+
+
+def check_pruning(options: argparse.Namespace) -> None:
+    """Raise BadParameter for what can be refused before the model is loaded."""
+    if options.effort and options.streamed:
+        raise BadParameter(
+            "--effort needs the model in memory: leave out --streamed, or --effort"
+        )
+    if options.effort and options.allow_pruned:
+        raise BadParameter(
+            "--effort needs a dense model: leave out --allow-pruned, or --effort"
+        )
+    if "RANK" in os.environ and not options.streamed:
+        raise BadParameter(
+            "processes of torchrun prune from file to file: add --streamed"
+        )
+    if both := vars(options).keys() & options.options.keys():
+        flag = f"--{min(both).replace('_', '-')}"
+        raise BadParameter(f"--options holds {min(both)}: give it as {flag}")
+    if not options.streamed:  # which goes on in a folder that an earlier call has begun
+        share.check_new_folder(options.save)
+    check_target(options.sparsity, options.pattern)
+
+
+def call_prune_function(
+    options: argparse.Namespace, model: Any, tokens: Any, team: Any
+) -> PruneReport:
+    """Prune from file to file, by the recipe of an effort, or with `prune_model`."""
+    shared = dict(
+        tokens=tokens,
+        method=options.method,
+        sparsity=options.sparsity,
+        pattern=options.pattern,
+        ignore=options.ignore,
+        progress=write_progress,
+        **options.options,
+    )
+    if options.effort:
+        return helpers.prune_and_repair(model, effort=options.effort, **shared)
+    shared["allow_pruned"] = options.allow_pruned
+    if not options.streamed:
+        return helpers.prune_model(model, **shared)
+    return helpers.prune_checkpoint(
+        options.model,
+        options.save,
+        revision=options.revision,
+        device=options.device,
+        dtype=options.dtype,
+        team=team,
+        **shared,
+    )
+
+
+@explain_out_of_memory("evaluate", OUT_OF_MEMORY_ADVICE)
+def evaluate(options: argparse.Namespace) -> None:
+    """Print the perplexity of a model, and its scores on zero-shot tasks."""
+    model, tokenizer = load(options, options.model)
+    write_line(f"perplexity {measure(options, model, tokenizer):.6g}")
+    if options.tasks or options.limit is not None:
+        scores = helpers.zero_shot(
+            model, tokenizer, tasks=options.tasks, limit=options.limit
+        )
+        for name, (value, *_) in zero_shot_metrics(scores).items():
+            write_line(f"{name} {value:.4f}")
+
+
+def load(options: argparse.Namespace, name: str) -> tuple[Any, Any]:
+    """A model and its tokenizer; `name` is the model given, or the folder of its pruned copy."""
+    loader = helpers.load_streamed if options.streamed else helpers.load_model
+    model, tokenizer = loader(
+        name, revision=options.revision, device=options.device, dtype=options.dtype
+    )
+    if tokenizer is None:
+        raise BadParameter(f"{name} holds no tokenizer: put its files into that folder")
+    return model, tokenizer
+
+
+def measure(options: argparse.Namespace, model: Any, tokenizer: Any) -> float:
+    """Perplexity on the evaluation windows."""
+    text = helpers.evaluation_tokens(options.evaluation, tokenizer)
+    return helpers.perplexity(model, text, length=options.window, limit=options.windows)
+
+
+def write_progress(done: int, total: int, name: str) -> None:
+    """Write a line at each twentieth of a part, so that a log stays short."""
+    if done * 20 // total > (done - 1) * 20 // total:
+        write_line(f"[{done}/{total}] {name}")
+
+
+def write_line(text: str) -> None:
+    """Write a line to standard output at once; of torchrun's processes only the first does."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()

@@ -1,0 +1,228 @@
+"""The verbs of plans: reproduce, tables, accept and list; `helpers.runner.schedule` has `run`.
+
+`reproduce` ends with the numbers, a verdict on them in one line and what to do next. Every
+comparison is in results/<plan>/verdict.txt.
+"""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from helpers import report  # its names are loaded on use: pandas takes seconds
+from helpers.errors import RunError
+from helpers.paths import TABLES_NOTEBOOK, reference_dir, replace_file, results_dir
+from helpers.runner.fingerprint import is_current, is_done
+from helpers.runner.plan import Run, plan_names, read_plan
+from helpers.runner.schedule import (
+    format_seconds,
+    reference_seconds,
+    run_plan,
+    write_line,
+)
+
+Records = dict[str, dict[str, Any]]  # by `Run.id`
+
+
+# --- verbs ------------------------------------------------------------------------------------
+
+
+def reproduce(plan: str, only: str | None, jobs: str, scheduler: str | None) -> int:
+    """Run a plan, write its tables and figures, and compare; 1 if a result is not reproduced."""
+    run_plan(plan, only, jobs, scheduler)
+    tables(plan)
+    records = local_records(without_tables(read_plan(plan, only)))
+    write_line(f"\n{report.numbers_text(records.values())}")
+    verdict = write_verdict(plan, only)
+    write_line(
+        "next: make book (all of this as a site), make lab (the notebooks, to change and to try)"
+    )
+    return int(verdict.reproduced < verdict.compared)
+
+
+def tables(plan: str) -> None:
+    """Write tables and figures of the records on this machine."""
+    folder = results_dir(plan)
+    runs = read_plan(plan)
+    records = local_records(runs)
+    if not records:
+        raise RunError(
+            f"no records in {folder}/records: run make reproduce PLAN={plan} first"
+        )
+    write_tables_and_figures(records, folder)
+    write_line(
+        f"tables and figures of {len(records)} of {len(runs)} runs: {folder}/tables, figures"
+    )
+
+
+def write_verdict(plan: str, only: str | None = None) -> Any:
+    """Compare the current records on this machine with the committed ones of the same runs.
+
+    Prints the verdict and what differs, writes every comparison to results/<plan>/verdict.txt, and
+    returns the `helpers.report.verdict.Verdict`.
+    """
+    runs = without_tables(read_plan(plan, only))
+    verdict = report.judge(
+        current_records(runs).values(),
+        committed_records(runs).values(),
+        report.read_records(reference_dir(plan) / "records"),
+    )
+    differing = [
+        item
+        for item in verdict.comparisons
+        if not item.within and item.what != "record"
+    ]
+    if differing:
+        write_line("\n".join(report.to_lines(differing[:12])))
+    summary = report.summary(verdict)
+    lines = [summary, "", *report.to_lines(verdict.comparisons), ""]
+    path = replace_file(results_dir(plan) / "verdict.txt", "\n".join(lines))
+    write_line(f"{summary}\nevery comparison: {path}")
+    return verdict
+
+
+def accept(plan: str, only: str | None, stale: bool) -> None:
+    """Make the current records on this machine the committed reference of their runs.
+
+    Other runs keep the record they have, so that a long plan can be accepted in parts; records of
+    earlier code are kept only with `stale`. Tables and figures are made again from all of them. The
+    last lines say of which plans records are of earlier code.
+
+    Raises RunError if no record on this machine is current, and for records of earlier code.
+    """
+    runs = read_plan(plan)
+    new = current_records(read_plan(plan, only))
+    if not new:
+        raise RunError(
+            f"nothing is up to date here: run make reproduce PLAN={plan} first"
+        )
+    old = committed_records(runs)
+    records = old | new
+    earlier = records_of_earlier_code(without_tables(runs), records)
+    if earlier and not stale:
+        raise RunError(
+            f"{len(earlier)} of {len(records)} records are of earlier code (make plan lists them): "
+            "run them too, or keep them with STALE=1"
+        )
+    target = reference_dir(plan)
+    for folder in ("records", "tables", "figures"):
+        shutil.rmtree(target / folder, ignore_errors=True)
+    for key, record in records.items():
+        report.write_record(target / "records" / f"{key}.json", record)
+    write_tables_and_figures(records, target)
+    write_line(
+        f"accepted {len(new)} records into {target}, kept {len(records) - len(new)}, "
+        f"{len(runs) - len(records)} runs without a record"
+    )
+    both = sorted(new.keys() & old.keys())
+    moved = []
+    for key in both:
+        moved += report.equal_to_printed_digits(new[key], old[key])
+    del moved[3:]
+    text = "; ".join(moved) or "none"
+    write_line(f"values that changed at printed precision in {len(both)} runs: {text}")
+    for each in plan_names():
+        if (reference_dir(each) / "records").is_dir():
+            write_line(note_earlier_code(each, moved))
+
+
+def list_runs(plan: str, only: str | None) -> None:
+    """Print the runs of a plan: done, failed or to do, and how long the committed runs took.
+
+    The last line counts the committed records that are of today's code.
+    """
+    runs = read_plan(plan, only)
+    records = committed_records(runs)
+    earlier = records_of_earlier_code(runs, records)
+    for run in runs:
+        state = "to do "
+        if is_done(run):
+            state = "done  "
+        elif run.failed_path.is_file():
+            state = "failed"
+        line = f"{state}  {run.id}"
+        if run.id in records:
+            line += f"  {format_seconds(reference_seconds(run))}"
+        if run.id in earlier:
+            line += "  its committed record is of earlier code"
+        write_line(line)
+    if records:
+        today = len(records) - len(earlier)
+        write_line(f"{today} of {len(records)} committed records are of today's code")
+
+
+# --- records ----------------------------------------------------------------------------------
+
+
+def without_tables(runs: Iterable[Run]) -> list[Run]:
+    """Those of the runs that measure something: all but the tables notebook's."""
+    return [run for run in runs if run.notebook != TABLES_NOTEBOOK]
+
+
+def local_records(runs: Iterable[Run]) -> Records:
+    """The records of runs on this machine, current or not. Raises FileError for a bad one."""
+    return {
+        run.id: report.read_record(run.record_path)
+        for run in runs
+        if run.record_path.is_file()
+    }
+
+
+def current_records(runs: Iterable[Run]) -> Records:
+    """Those of `local_records` that were made with today's code and parameters."""
+    return local_records(run for run in runs if is_done(run))
+
+
+def committed_records(runs: Iterable[Run]) -> Records:
+    """The committed records of those runs that still have a record's parameters."""
+    records = {}
+    for run in runs:
+        if not run.reference_path.is_file():
+            continue
+        committed = report.read_record(run.reference_path)
+        today = {"notebook": run.notebook, "parameters": run.effective}
+        if report.same_run(today, committed, run.defaults):
+            records[run.id] = committed
+    return records
+
+
+def records_of_earlier_code(runs: Iterable[Run], records: Records) -> Records:
+    """Those of the runs' records that today's code has not made."""
+    return {
+        run.id: records[run.id]
+        for run in runs
+        if run.id in records
+        and not is_current(records[run.id], run, run.reference_path.parent)
+    }
+
+
+def note_earlier_code(plan: str, moved: list[str]) -> str:
+    """Keep a note of how many committed records of a plan are of earlier code, and return it.
+
+    The note, earlier.txt next to the records, goes once there are none. It also lists the values
+    that have moved (`moved`, and earlier ones): until one has, in `laptop` as a rule, records of
+    earlier code stand.
+    """
+    path = reference_dir(plan) / "earlier.txt"
+    runs = without_tables(read_plan(plan))
+    records = committed_records(runs)
+    earlier = records_of_earlier_code(runs, records)
+    if not earlier:
+        path.unlink(missing_ok=True)
+        return f"the records of {plan} are all of today's code"
+    oldest = min(earlier.values(), key=lambda record: record["created"])
+    since = oldest["versions"].get("pruning-reproduction", "0.9.0 or before")
+    line = f"{len(earlier)} of {len(records)} records of {plan} are of earlier code, since {since}"
+    if path.is_file():
+        moved = path.read_text(encoding="utf-8").splitlines()[1:] + moved
+    replace_file(path, "\n".join([line, *moved, ""]))
+    return f"{line}: {'digits have moved, make them again' if moved else 'they stand'}"
+
+
+def write_tables_and_figures(records: Records, folder: Path) -> None:
+    """Write the tables and figures of records. No model is loaded."""
+    # in the order of their files, as `read_records` has them: a sum's last digit depends on it
+    ordered = [records[key] for key in sorted(records, key="{}.json".format)]
+    report.write_tables(ordered, folder / "tables")
+    report.write_claims(ordered, folder / "tables")
+    report.write_figures(ordered, folder / "figures")
