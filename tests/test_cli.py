@@ -162,4 +162,4 @@ def test_evaluate_is_perplexity_and_zero_shot(command, monkeypatch) -> None:
     for line in ("", "--streamed", "--tasks rte --limit 4"):
         code, out, error = command(f"evaluate dense {SHORT} {line}")
         assert (code, error) == (0, "") and out.startswith(f"perplexity {value:.6g}\n")
-        assert ("rte_acc 0.7500\n" in out) == ("rte" in line)
+        assert ("rte: accuracy 0.7500" in out) == ("rte" in line)

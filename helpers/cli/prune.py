@@ -10,9 +10,8 @@ from helpers import large, share
 from helpers.beyond.recipe import text_needed
 from helpers.block_grams import explain_out_of_memory
 from helpers.errors import BadParameter
-from helpers.evaluate import zero_shot_metrics
 from helpers.loop import PruneReport
-from helpers.masks import check_target
+from helpers.masks import target_sparsity
 
 OUT_OF_MEMORY_ADVICE = "try --streamed, or a smaller --window"
 
@@ -65,7 +64,7 @@ def check_pruning(options: argparse.Namespace) -> None:
         raise BadParameter(f"--options holds {min(both)}: give it as {flag}")
     if not options.streamed:  # which goes on in a folder that an earlier call has begun
         share.check_new_folder(options.save)
-    check_target(options.sparsity, options.pattern)
+    target_sparsity(options.sparsity, options.pattern)
 
 
 def call_prune_function(
@@ -106,8 +105,9 @@ def evaluate(options: argparse.Namespace) -> None:
         scores = helpers.zero_shot(
             model, tokenizer, tasks=options.tasks, limit=options.limit
         )
-        for name, (value, *_) in zero_shot_metrics(scores).items():
-            write_line(f"{name} {value:.4f}")
+        for name, score in scores.items():
+            line = f"{name}: accuracy {score.accuracy:.4f}, stderr {score.stderr:.4f}"
+            write_line(line)
 
 
 def load(options: argparse.Namespace, name: str) -> tuple[Any, Any]:
