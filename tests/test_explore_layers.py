@@ -22,9 +22,9 @@ from helpers.explore import (
 )
 from helpers.explore.calibration import table_html, text_html
 from helpers.explore.controls import Explorer
-from helpers.explore.source import LayerOutputs, ModelLayers
-from helpers.gram import Gram, relative_error
-from helpers.models import find_blocks, find_layers, read_weight
+from helpers.explore.problem import LayerProblem
+from helpers.gram import relative_error
+from helpers.models import find_blocks
 from helpers.studies import stream_norms
 
 Problem = tuple[Tensor, Tensor]
@@ -42,31 +42,8 @@ def problem() -> Problem:
 @pytest.fixture(scope="module")
 def tiny() -> Loaded:
     model, tokenizer = load_model("tiny", device="cpu")
-    return (
-        model,
-        tokenizer,
-        calibration_tokens("embedded", tokenizer, sequences=3, length=24),
-    )
-
-
-class OneLayer:
-    """Instead of the layers of a model: one, of which weight and gram are given."""
-
-    def __init__(self, weight: Tensor, gram: Tensor) -> None:
-        self.part = LayerOutputs("the layer", weight, Gram.of(gram))
-
-    def controls(self, _block: None, _layer: None) -> dict[str, Any]:
-        return {}
-
-    def get(self, _progress: Any) -> LayerOutputs:
-        return self.part
-
-
-@pytest.fixture(autouse=True)
-def one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Explorers take a weight and a gram where they take a model and its tokens."""
-    for name in ("layer", "mask"):
-        monkeypatch.setattr(f"helpers.explore.{name}.ModelLayers", OneLayer)
+    tokens = calibration_tokens("embedded", tokenizer, sequences=3, length=24)
+    return model, tokenizer, tokens
 
 
 def change(explorer: Explorer, **values: Any) -> bytes:
@@ -91,19 +68,19 @@ def test_layer_explorer_shows_what_the_method_does(
     problem: Problem, schedule: str
 ) -> None:
     weight, gram = problem
-    explorer = layer_solve_explorer(weight, gram, sparsity=0.5)
+    explorer = layer_solve_explorer({"layer": problem}, sparsity=0.5)
     change(explorer, schedule=schedule)
-    left, middle, right = explorer.figure.axes
-    options = {} if schedule == "one-shot" else {"schedule": schedule, "mask_steps": 15}
-    name = "admm1" if schedule == "one-shot" else "admm-grad"
-    solved = METHODS[name](weight, gram, sparsity=0.5, **options)
-    assert left.get_lines()[0].get_ydata()[-1] == pytest.approx(solved.error, rel=1e-4)
-    assert torch.equal(
-        torch.tensor(right.get_images()[0].get_array().data).bool(), solved.keep
-    )
-    alone = [relative_error(weight[[i]], solved.weight[[i]], gram) for i in range(24)]
-    drawn = list(middle.get_lines()[-1].get_ydata())
-    assert drawn == pytest.approx(sorted(alone, reverse=True), rel=1e-3)
+    if schedule == "one-shot":
+        solved = METHODS["admm1"](weight, gram, sparsity=0.5)
+    else:
+        solved = METHODS["admm-grad"](weight, gram, sparsity=0.5, schedule=schedule)
+    by_iteration, by_output, _mask = explorer.figure.axes
+    curve = by_iteration.get_lines()[0].get_ydata()
+    assert curve[-1] == pytest.approx(solved.error, rel=1e-4)
+    assert torch.equal(mask_drawn(explorer).bool(), solved.keep)
+    errors = [relative_error(weight[[i]], solved.weight[[i]], gram) for i in range(24)]
+    drawn = list(by_output.get_lines()[-1].get_ydata())
+    assert drawn == pytest.approx(sorted(errors, reverse=True), rel=1e-3)
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.01, 0.1])
@@ -112,19 +89,41 @@ def test_the_optimum_is_exact_however_far_admm_is_from_it(
     problem: Problem, rho: float, damping: float
 ) -> None:
     weight, gram = problem
-    settings = dict(rho=rho, damping=damping, iterations=3)
-    explorer = layer_solve_explorer(weight, gram, sparsity=0.5, **settings)
+    explorer = layer_solve_explorer(
+        {"layer": problem}, sparsity=0.5, rho=rho, damping=damping, iterations=3
+    )
     _, texts = explorer.figure.axes[0].get_legend_handles_labels()
-    lines = dict(text.split(": ") for text in texts if ": " in text)
+    drawn = dict(text.split(": ") for text in texts if ": " in text)
     keep = METHODS["admm1"](weight, gram, sparsity=0.5).keep
     exact = exact_least_squares(weight, gram, keep, damping=damping)
-    for line, other in {
-        "optimum of this mask": exact,
-        "no update": weight * keep,
-    }.items():
-        assert float(lines[line]) == pytest.approx(
-            relative_error(weight, other, gram), abs=6e-5
-        )
+    for label, other in (
+        ("optimum of this mask", exact),
+        ("no update", weight * keep),
+    ):
+        error = relative_error(weight, other, gram)
+        assert float(drawn[label]) == pytest.approx(error, abs=6e-5)
+
+
+def test_the_list_has_the_layers_of_a_block(tiny: Loaded) -> None:
+    model, _, tokens = tiny
+    problems = layer_problems(model, tokens, 1, ["mlp.up_proj", "mlp.down_proj"])
+    explorer = layer_solve_explorer(problems, layer="mlp.down_proj")
+    for name in ("mlp.down_proj", "mlp.up_proj"):
+        change(explorer, layer=name)
+        solved = METHODS["admm1"](*problems[name], sparsity=0.6)
+        assert explorer.figure.axes[0].get_title().startswith(name)
+        curve = explorer.figure.axes[0].get_lines()[0].get_ydata()
+        assert curve[-1] == pytest.approx(solved.error, rel=1e-3)
+
+
+def test_of_a_large_layer_the_first_outputs_are_solved_alone(
+    monkeypatch: pytest.MonkeyPatch, problem: Problem
+) -> None:
+    weight, gram = problem
+    monkeypatch.setattr("helpers.explore.problem.LEAST_OUTPUTS", 4)
+    monkeypatch.setattr("helpers.explore.problem.MOST_MULTIPLICATIONS", 5 * 16**2)
+    part = LayerProblem("layer", weight, gram)
+    assert torch.equal(part.weight, weight[:5]) and "first 5 of 24" in part.title
 
 
 # --- the mask ------------------------------------------------------------------------------
@@ -134,13 +133,13 @@ def test_scrubbing_shows_each_iterations_mask_and_solves_nothing(
     problem: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weight, gram = problem
-    explorer = mask_schedule_explorer(weight, gram, sparsity=0.6)
+    explorer = mask_schedule_explorer({"layer": problem}, sparsity=0.6)
     change(explorer)
     masks: list[Tensor] = []
     trace = lambda _i, _w, keep: masks.append(keep.clone())  # noqa: E731
     METHODS["admm-grad"](weight, gram, sparsity=0.6, trace=trace)
     one_shot = METHODS["admm1"](weight, gram, sparsity=0.6).keep
-    monkeypatch.setattr("helpers.explore.source.METHODS", None)
+    monkeypatch.setattr("helpers.explore.problem.METHODS", None)
     for iteration in (20, 1, 8):
         change(explorer, iteration=iteration)
         keep = masks[iteration - 1]
@@ -150,54 +149,11 @@ def test_scrubbing_shows_each_iterations_mask_and_solves_nothing(
 def test_a_pattern_decides_sparsity_and_its_groups_are_counted(
     problem: Problem,
 ) -> None:
-    explorer = mask_schedule_explorer(*problem, sparsity=0.7)
+    explorer = mask_schedule_explorer({"layer": problem}, sparsity=0.7)
     change(explorer, pattern="2:4")
     assert explorer.controls["sparsity"].disabled
     assert ((mask_drawn(explorer) >= 2).unflatten(1, (-1, 4)).sum(-1) == 2).all()
     assert "100.0 % of the groups of 4 keep exactly 2" in explorer.view.caption
-
-
-# --- layers of a model ---------------------------------------------------------------------
-
-
-def collect(source: ModelLayers, block: int, layer: str = "mlp.up_proj") -> list[str]:
-    """The steps that it takes to get a layer, whose gram must be that of `layer_problems`."""
-    steps: list[str] = []
-    part = source.get(lambda _done, _total, name: steps.append(name), block, layer)
-    weight, gram = layer_problems(source.model, source.tokens, block, [layer])[layer]
-    assert torch.equal(part.weight, weight)
-    torch.testing.assert_close(part.gram.matrix, gram, rtol=1e-4, atol=1e-4)
-    return steps
-
-
-def test_grams_are_the_models_and_a_later_block_goes_on(tiny: Loaded) -> None:
-    source = ModelLayers(tiny[0], tiny[2])
-
-    def stop(_done: int, _total: int, name: str) -> None:
-        if name == "grams of block 1":
-            raise Stopped("stopped")
-
-    assert collect(source, 0) == ["embedding the text", "grams of block 0"]
-    assert collect(source, 0, "mlp.down_proj") == []
-    with pytest.raises(Stopped):
-        source.get(stop, 1, "mlp.up_proj")
-    assert collect(source, 1) == ["grams of block 1"], "it goes on where it was stopped"
-    assert collect(source, 0) == ["embedding the text", "grams of block 0"]
-
-
-def test_a_model_may_change_and_is_left_alone_meanwhile(tiny: Loaded) -> None:
-    model, tokens = load_model("tiny", device="cpu")[0].train(), tiny[2]
-    source = ModelLayers(model, tokens)
-
-    def undisturbed(*_step: Any) -> None:
-        for module in model.modules():
-            assert module.training and not module._forward_pre_hooks
-
-    source.get(undisturbed, 1, "mlp.up_proj")
-    assert collect(source, 1) == []
-    with torch.no_grad():
-        read_weight(find_layers(find_blocks(model)[0])["mlp.down_proj"]).mul_(3)
-    assert collect(source, 1)[0] == "embedding the text"
 
 
 # --- the calibration text ----------------------------------------------------------------
@@ -235,20 +191,16 @@ def test_another_thread_may_run_the_model_and_a_pass_can_be_ended(tiny: Loaded) 
 
 
 def test_text_is_escaped_and_stands_out_by_more_than_colour() -> None:
-    markup = text_html(
-        ["<script>", " a", "&", "\n\n", " ", ""], [1.0, 100.0, 3.0, 1, 1, 1], [1]
-    )
+    texts = ["<script>", " a", "&", "\n\n", " ", ""]
+    markup = text_html(texts, [1.0, 100.0, 3.0, 1, 1, 1], [1])
     assert "<script>" not in markup
     plain = html.unescape(re.sub(r"<sup>1</sup>|<[^>]*>", "", markup))
     assert plain.endswith("<script> a&↵↵\n␣∅")
     _, largest, *_ = re.findall(r"<span.*?</span>", markup)
-    assert all(
-        part in largest
-        for part in ("bold", "underline", "<sup>1</sup>", "100 × median")
-    )
-    assert "a[&lt;b&gt;] c" in table_html(
-        ["a", "<b>", " c"], [1.0, 9.0, 4.0], [1, 3.0, 4], [1]
-    )
+    for part in ("bold", "underline", "<sup>1</sup>", "100 × median"):
+        assert part in largest
+    table = table_html(["a", "<b>", " c"], [1.0, 9.0, 4.0], [1, 3.0, 4], [1])
+    assert "a[&lt;b&gt;] c" in table
 
 
 def test_controls_change_text_table_and_picture(
@@ -261,8 +213,9 @@ def test_controls_change_text_table_and_picture(
         explorer.controls[name].value += 1
         assert explorer.still.data != before
         # a sequence is run once
+        stream_norms_again = lambda *_: pytest.fail("")  # noqa: E731
         monkeypatch.setattr(
-            "helpers.explore.calibration.stream_norms", lambda *_: pytest.fail("")
+            "helpers.explore.calibration.stream_norms", stream_norms_again
         )
     order = norms[1, 2].argsort(descending=True).tolist()
     cells = re.findall(r"<tr>\s*<td>(\d+)</td>\s*<td>(\d+)</td>", explorer.below.value)

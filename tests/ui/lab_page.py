@@ -141,7 +141,7 @@ def settled(area: Locator, seconds: float = 60, other: str | None = None) -> str
     while time.monotonic() < end:
         area.page.wait_for_timeout(500)
         last, before = shown(area), last
-        working = area.locator(".widget-hprogress:visible").count()
+        working = area.locator(".jupyter-button:visible", has_text="Stop").count()
         if last == before != other and not working:
             return last
     raise AssertionError(f"nothing new came to rest in {seconds:.0f} s")

@@ -25,7 +25,7 @@ SLIDERS = {
     "03_mask_schedule": ("sparsity", "mask steps", "iteration"),
 }
 DROPDOWNS = {
-    "02_admm_layer_solve": ("block", "layer", "schedule"),
+    "02_admm_layer_solve": ("layer", "schedule"),
     "03_mask_schedule": ("layer", "schedule", "pattern"),
 }
 CONTROLS = [
