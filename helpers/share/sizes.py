@@ -23,8 +23,8 @@ def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     The nearest multiples of the scale, which makes the largest of a row 127; zeros stay zeros.
     """
     weight = weight.float()
-    largest = weight.abs().amax(1, keepdim=True).clamp(min=torch.finfo().tiny)
-    scale = largest / LEVELS
+    largest = weight.abs().amax(1, keepdim=True)
+    scale = largest.clamp(min=torch.finfo().tiny) / LEVELS
     return (weight / scale).round().to(torch.int8), scale
 
 
