@@ -1,17 +1,13 @@
 """Explorer of models: what it shows is what the model's own `generate` writes."""
 
-from __future__ import annotations
-
 import copy
 import html
 import math
 import re
 import threading
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from helpers import load_model
 from helpers.errors import BadParameter, NonFinite, OutOfMemory
@@ -19,16 +15,15 @@ from helpers.explore import TryIt
 from helpers.models import find_blocks, find_layers
 
 PROMPT = "The capital of France is"
-Loaded = tuple[nn.Module, Any]
 
 
 @pytest.fixture(scope="module")
-def loaded() -> Loaded:
+def loaded():
     model, tokenizer = load_model("tiny", device="cpu")
     return lively(model, 1), tokenizer
 
 
-def lively(model: nn.Module, seed: int) -> nn.Module:
+def lively(model, seed):
     """The model with larger weights: as it is made it repeats the prompt's last token for ever."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -39,30 +34,28 @@ def lively(model: nn.Module, seed: int) -> nn.Module:
 
 
 @pytest.fixture
-def tries(loaded: Loaded) -> TryIt:
+def tries(loaded):
     model, tokenizer = loaded
     other = lively(copy.deepcopy(model), 2)
-    return TryIt(
-        {"dense": model, "other": other}, tokenizer, prompt=PROMPT, new_tokens=12
-    )
+    models = {"dense": model, "other": other}
+    return TryIt(models, tokenizer, prompt=PROMPT, new_tokens=12)
 
 
-def shown(tries: TryIt) -> list[str]:
+def shown(tries):
     """The text in each column, with the prompt and without the label."""
     texts = [answer.value.partition("</b>")[2] for answer in tries.answers.values()]
     return [html.unescape(re.sub(r"<[^>]*>", "", text)) for text in texts]
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_greedy_answers_are_generates(tries: TryIt, chat: bool) -> None:
+def test_greedy_answers_are_generates(tries, chat):
     tries.controls["chat"].value = chat
     tries.still  # noqa: B018 - waits for the answers
     ids = tries.tokenizer(PROMPT)["input_ids"]
     if chat:
         message = [{"role": "user", "content": PROMPT}]
-        ids = tries.tokenizer.apply_chat_template(message, add_generation_prompt=True)[
-            "input_ids"
-        ]
+        chat_ids = tries.tokenizer.apply_chat_template
+        ids = chat_ids(message, add_generation_prompt=True)["input_ids"]
     for text, answer in zip(shown(tries), tries.answers.values(), strict=True):
         whole = answer.model.generate(
             torch.tensor([ids]), max_new_tokens=12, do_sample=False
@@ -73,8 +66,8 @@ def test_greedy_answers_are_generates(tries: TryIt, chat: bool) -> None:
 
 
 def test_samples_come_again_and_leave_the_kernels_random_numbers_alone(
-    tries: TryIt,
-) -> None:
+    tries,
+):
     answers = []
     for temperature, seed in ((0.0, 0), (1.0, 0), (1.0, 0), (1.0, 7)):
         tries.controls["temperature"].value, tries.controls["seed"].value = (
@@ -89,7 +82,7 @@ def test_samples_come_again_and_leave_the_kernels_random_numbers_alone(
     assert first == again != greedy and other not in (first, greedy)
 
 
-def test_what_is_shown_is_escaped(loaded: Loaded) -> None:
+def test_what_is_shown_is_escaped(loaded):
     tries = TryIt(
         {"<i>": loaded[0]}, loaded[1], prompt="<b>bold</b> & <img src=x>", new_tokens=2
     )
@@ -99,10 +92,10 @@ def test_what_is_shown_is_escaped(loaded: Loaded) -> None:
     assert "&lt;b&gt;bold&lt;/b&gt; &amp; &lt;img src=x&gt;" in page
 
 
-def test_stop_keeps_what_was_written(tries: TryIt) -> None:
+def test_stop_keeps_what_was_written(tries):
     reached, go_on, calls = threading.Event(), threading.Event(), []
 
-    def pause(*_: Any) -> None:
+    def pause(*_):
         calls.append(1)
         if len(calls) == 4:
             reached.set()
@@ -124,7 +117,7 @@ def test_stop_keeps_what_was_written(tries: TryIt) -> None:
     assert tries.still.data.count(PROMPT) == 2, "it can go on"
 
 
-def test_what_cannot_be_answered_is_said(tries: TryIt) -> None:
+def test_what_cannot_be_answered_is_said(tries):
     block = find_blocks(tries.answers["other"].model)[0]
     find_layers(block)["mlp.up_proj"].weight.data[0] = math.nan
     for prompt, kind, words in (
@@ -141,9 +134,7 @@ def test_what_cannot_be_answered_is_said(tries: TryIt) -> None:
         )
 
 
-def test_a_copy_is_pruned_and_the_model_stays(
-    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_is_pruned_and_the_model_stays(loaded, monkeypatch):
     model, tokenizer = loaded
     before = copy.deepcopy(model.state_dict())
     tries = TryIt(
