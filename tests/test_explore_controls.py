@@ -104,13 +104,13 @@ def test_a_picture_stays_until_there_is_a_new_one():
 
 @pytest.mark.parametrize("kind", ["image/png", "text/html"])
 def test_a_twin_is_one_output_in_two_formats(kind, monkeypatch):
-    shown = []
+    displayed = []
     monkeypatch.setattr(
-        "helpers.explore.controls.display", lambda data, raw: shown.append(data)
+        "helpers.explore.controls.display", lambda data, raw: displayed.append(data)
     )
     explorer = numbers()
     twin(explorer, explorer.still if kind == "text/html" else explorer.figure)
-    (last,) = shown  # a second one would be a second view, in which Play stops
+    (last,) = displayed  # a second one would be a second view, in which Play stops
     assert set(last) == {WIDGET, kind} and last[WIDGET]["model_id"] == explorer.model_id
     if kind == "image/png":
         assert base64.b64decode(last[kind]) == explorer.png

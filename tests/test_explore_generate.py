@@ -41,7 +41,7 @@ def tries(loaded):
     return TryIt(models, tokenizer, prompt=PROMPT, new_tokens=12)
 
 
-def shown(tries):
+def column_texts(tries):
     """The text in each column, with the prompt and without the label."""
     texts = [answer.value.partition("</b>")[2] for answer in tries.answers.values()]
     return [html.unescape(re.sub(r"<[^>]*>", "", text)) for text in texts]
@@ -56,13 +56,13 @@ def test_greedy_answers_are_generates(tries, chat):
         message = [{"role": "user", "content": PROMPT}]
         chat_ids = tries.tokenizer.apply_chat_template
         ids = chat_ids(message, add_generation_prompt=True)["input_ids"]
-    for text, answer in zip(shown(tries), tries.answers.values(), strict=True):
+    for text, answer in zip(column_texts(tries), tries.answers.values(), strict=True):
         whole = answer.model.generate(
             torch.tensor([ids]), max_new_tokens=12, do_sample=False
         )[0]
         new = whole[len(ids) :] if chat else whole
         assert text == tries.tokenizer.decode(new, skip_special_tokens=True).rstrip()
-    assert len(set(shown(tries))) == 2
+    assert len(set(column_texts(tries))) == 2
 
 
 def test_samples_come_again_and_leave_the_kernels_random_numbers_alone(
@@ -77,7 +77,7 @@ def test_samples_come_again_and_leave_the_kernels_random_numbers_alone(
         before = torch.get_rng_state()
         tries.still  # noqa: B018
         assert torch.equal(torch.get_rng_state(), before)
-        answers.append(shown(tries))
+        answers.append(column_texts(tries))
     greedy, first, again, other = answers
     assert first == again != greedy and other not in (first, greedy)
 
@@ -109,11 +109,10 @@ def test_stop_keeps_what_was_written(tries):
     tries.worker.wait(60)
     hook.remove()
     assert not tries.worker.running and "stopped" in tries.worker.message.value
-    assert (
-        len(calls) == 4
-        and len(shown(tries)[0]) > len(PROMPT)
-        and shown(tries)[1] == PROMPT
-    )
+    assert len(calls) == 4
+    dense, other = column_texts(tries)
+    assert len(dense) > len(PROMPT)
+    assert other == PROMPT
     assert tries.still.data.count(PROMPT) == 2, "it can go on"
 
 
@@ -137,25 +136,23 @@ def test_what_cannot_be_answered_is_said(tries):
 def test_a_copy_is_pruned_and_the_model_stays(loaded, monkeypatch):
     model, tokenizer = loaded
     before = copy.deepcopy(model.state_dict())
-    tries = TryIt(
-        {"dense": model},
-        tokenizer,
-        tokens=torch.randint(0, 1000, (2, 16)),
-        new_tokens=3,
-    )
-    tries.method.value, tries.target.value = "wanda", "2:4"
+    tokens = torch.randint(0, 1000, (2, 16))
+    tries = TryIt({"dense": model}, tokenizer, tokens=tokens, new_tokens=3)
+    tries.method.value = "wanda"
+    tries.target.value = "2:4"
     tries.prune_button.click()
     tries.pruning.wait(120)
-    assert list(tries.answers) == ["dense", "wanda 2:4"] and tries.pruning.error is None
-    for layer in find_layers(find_blocks(tries.answers["wanda 2:4"].model)[1]).values():
+    assert tries.pruning.error is None
+    assert list(tries.answers) == ["dense", "wanda 2:4"]
+    pruned = tries.answers["wanda 2:4"].model
+    for layer in find_layers(find_blocks(pruned)[1]).values():
         assert (layer.weight != 0).unflatten(1, (-1, 4)).sum(-1).max() == 2
-    assert all(
-        torch.equal(before[name], value) for name, value in model.state_dict().items()
-    )
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(before[name], tensor)
     tries.worker.wait(120)  # all answer again: the new column is not left empty
-    assert len(tries.columns.children) == 2 and min(map(len, shown(tries))) > len(
-        PROMPT
-    )
+    assert len(tries.columns.children) == 2
+    for text in column_texts(tries):
+        assert len(text) > len(PROMPT)
     monkeypatch.setattr("helpers.explore.generate.ram", lambda: (1000, 2000))
     tries.prune_button.click()
     tries.pruning.wait(120)

@@ -48,12 +48,14 @@ def change(explorer, **values):
 
 def line(explorer, column, number=0):
     """The heights of a line in one of the picture's plots."""
-    return list(explorer.figure.axes[column].get_lines()[number].get_ydata())
+    lines = explorer.figure.axes[column].get_lines()
+    return list(lines[number].get_ydata())
 
 
 def mask_drawn(explorer):
     """The numbers of the mask's picture: colours by weight."""
-    return torch.tensor(explorer.figure.axes[2].get_images()[0].get_array().data)
+    (image,) = explorer.figure.axes[2].get_images()
+    return torch.tensor(image.get_array().data)
 
 
 # --- the solve -----------------------------------------------------------------------------
@@ -83,7 +85,11 @@ def test_layer_explorer_shows_what_the_method_does(problem, schedule):
 def test_the_optimum_is_exact_however_far_admm_is_from_it(problem, rho, damping):
     weight, gram = problem
     explorer = layer_solve_explorer(
-        {"layer": problem}, sparsity=0.5, rho=rho, damping=damping, iterations=3
+        {"layer": problem},
+        sparsity=0.5,
+        rho=rho,
+        damping=damping,
+        iterations=3,
     )
     _, texts = explorer.figure.axes[0].get_legend_handles_labels()
     drawn = dict(text.split(": ") for text in texts if ": " in text)
@@ -141,7 +147,8 @@ def test_a_pattern_decides_sparsity_and_its_groups_are_counted(problem):
     change(explorer, pattern="2:4")
     assert explorer.controls["sparsity"].disabled
     keep = mask_drawn(explorer) >= 2
-    assert (keep.unflatten(1, (-1, 4)).sum(-1) == 2).all()
+    kept = keep.unflatten(1, (-1, 4)).sum(-1)
+    assert (kept == 2).all()
     assert "100.0 % of the groups of 4 keep exactly 2" in explorer.view.caption
 
 
@@ -154,10 +161,11 @@ def test_norms_are_those_of_a_replay(tiny):
     stream = embed(model, tokens, 3)
     calls = record_calls(model, tokens)
     assert norms.shape == (3, len(calls) + 1, 24)
-    for index, block in enumerate(find_blocks(model)):
-        torch.testing.assert_close(norms[:, index], stream.norm(dim=-1))
-        advance(block, stream, calls[index], 3, "block")
-    torch.testing.assert_close(norms[:, -1], stream.norm(dim=-1))
+    expected = [stream.norm(dim=-1)]
+    for call, block in zip(calls, find_blocks(model), strict=True):
+        advance(block, stream, call, 3, "block")
+        expected.append(stream.norm(dim=-1))
+    torch.testing.assert_close(norms, torch.stack(expected, 1))
 
 
 def test_another_thread_may_run_the_model_and_a_pass_can_be_ended(tiny):
@@ -189,7 +197,8 @@ def test_text_is_escaped_and_stands_out_by_more_than_colour():
     largest = re.findall(r"<span.*?</span>", markup)[1]
     for part in ("bold", "underline", "<sup>1</sup>", "100 × median"):
         assert part in largest
-    table = table_html(["a", "<b>", " c"], [1.0, 9.0, 4.0], [1, 3.0, 4], [1])
+    numbers = [1.0, 9.0, 4.0]
+    table = table_html(["a", "<b>", " c"], numbers, numbers, [1])
     assert "a[&lt;b&gt;] c" in table
 
 
@@ -203,8 +212,10 @@ def test_controls_change_text_table_and_picture(tiny, monkeypatch):
         assert explorer.still.data != before
         # a sequence is run once
         monkeypatch.setattr("helpers.explore.calibration.stream_norms", None)
-    order = norms[1, 2].argsort(descending=True).tolist()
-    cells = re.findall(r"<tr>\s*<td>(\d+)</td>\s*<td>(\d+)</td>", explorer.below.value)
-    assert cells == [(str(rank), str(at)) for rank, at in enumerate(order[:8], 1)]
-    assert line(explorer, 0) == pytest.approx(norms[1, 2].tolist())
+    chosen = norms[1, 2]
+    row = r"<tr>\s*<td>\d+</td>\s*<td>(\d+)</td>"
+    positions = re.findall(row, explorer.below.value)
+    largest = chosen.argsort(descending=True)[:8]
+    assert positions == list(map(str, largest.tolist()))
+    assert line(explorer, 0) == pytest.approx(chosen.tolist())
     assert line(explorer, 1) == pytest.approx(norms[1].amax(-1).tolist())

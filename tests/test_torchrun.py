@@ -53,7 +53,10 @@ def request(model, to, text, **options):
     }
     method_options = {"batch": 1}
     for name, value in options.items():
-        (named if name in named else method_options)[name] = value
+        if name in named:
+            named[name] = value
+        else:
+            method_options[name] = value
     command = ["prune", str(model), "--streamed"]
     command += ["--options", json.dumps(method_options)]
     for name, value in named.items():
@@ -84,7 +87,8 @@ def group(size, folder, command):
     codes = [process.exitcode for process in started]  # None where one hangs
     for process in started:
         process.kill()
-    return codes, "".join(path.read_text() for path in sorted(output.iterdir()))
+    texts = [path.read_text() for path in sorted(output.iterdir())]
+    return codes, "".join(texts)
 
 
 def weights_of(folder):
@@ -175,17 +179,17 @@ def test_killed_failed_and_still_the_same_bits(text, tmp_path):
     orders = tmp_path / "orders"
     # process 1 solves three layers in a block: both end in block 1
     orders.write_text("killed 4\nraises 1")
-    asked = request(source, to, text, method="obedient", orders=str(orders))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node=2", workers.__file__, *asked]
+    command = request(source, to, text, method="obedient", orders=str(orders))
+    torchrun_command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun_command += ["--nproc-per-node=2", workers.__file__, *command]
     environment = dict(os.environ, PYTHONPATH=str(root()), OMP_NUM_THREADS="1")
     killed = subprocess.run(
-        command, capture_output=True, timeout=PATIENCE, env=environment
+        torchrun_command, capture_output=True, timeout=PATIENCE, env=environment
     )
     assert killed.returncode != 0 and b"SIGKILL" in killed.stderr
     assert saved.finished_blocks(to) == {0}
 
-    codes, output = group(2, tmp_path, asked)
+    codes, output = group(2, tmp_path, command)
     assert codes == [1, 1] and saved.finished_blocks(to) == {0}
     zero, one = (line for line in output.splitlines() if line.startswith("process"))
     assert one.startswith("process 1: block 1 ") and "Traceback" not in output
@@ -197,11 +201,10 @@ def test_killed_failed_and_still_the_same_bits(text, tmp_path):
     assert codes == [1, 1]
     assert output.count("1 sequences are fewer than 2 processes") == 2
 
-    codes, output = group(2, tmp_path, asked)
+    codes, output = group(2, tmp_path, command)
     assert codes == [0, 0] and "[7/21]" not in output and "[21/21]" in output, output
     whole = request(source, tmp_path / "whole", text, method="admm1")
     assert group(2, tmp_path, whole)[0] == [0, 0]
     expected = weights_of(tmp_path / "whole")
-    assert all(
-        torch.equal(weight, expected[name]) for name, weight in weights_of(to).items()
-    )
+    for name, weight in weights_of(to).items():
+        assert torch.equal(weight, expected[name])

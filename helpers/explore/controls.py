@@ -1,4 +1,4 @@
-"""What every explorer is made of: controls, one picture, and one thread that can be stopped.
+"""The parts of an explorer: controls, a picture, and a thread that draws it and can be stopped.
 
 Plain ipywidgets (7.7 on Colab, 8 elsewhere). The picture is a PNG that is drawn in the kernel, so
 no matplotlib backend for widgets is needed. To write an explorer of your own: make some controls,
@@ -146,7 +146,7 @@ def error_line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class View:
-    """What an explorer shows for one setting of its controls.
+    """The output of an explorer for one setting of its controls.
 
     caption: the picture in words, plain text, which is also its alternative text.
     markup: HTML below it.

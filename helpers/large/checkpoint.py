@@ -58,7 +58,7 @@ from helpers.paths import cache_dir, replace_file, sha256_file, sync_folder
 from helpers.progress import Progress, as_progress
 from helpers.prune import check_request, check_zeros, ignored_layers
 
-# what decides the bits of a weight, beside the core and this package
+# whose versions decide the bits of a weight, like the code of the core and of this package
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
 
 

@@ -89,7 +89,7 @@ class Checkpoint:
     def read(self, name: str, device: torch.device | str, dtype: torch.dtype) -> Tensor:
         """One tensor in memory of its own; a floating-point one in `dtype`.
 
-        The file is opened anew for a few rows at a time: its mapped pages count as this process's
+        The file is opened again for every few rows: its mapped pages count as this process's
         memory, and so next to none of them are there with the tensor.
         Raises FileError if the file has changed since the checkpoint was opened.
         """
@@ -129,7 +129,7 @@ def reading(path: Path) -> Iterator[Any]:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written or replaced; empty for one that is not there."""
+    """A file's size, time and number, which change when it is replaced; empty if it is absent."""
     if not path.exists():
         return ()
     status = path.stat()

@@ -54,7 +54,7 @@ def load_streamed(
     """Load a model whose weights are read from files as they are needed, and its tokenizer.
 
     Use it as any model in eval mode: a call reads each block once, and `perplexity` reads each a
-    few times whatever the length of the text. Its weights cannot be changed.
+    few times however long the text is. Its weights cannot be changed.
 
     Args:
         name: "embedded", a folder that `save_pretrained` wrote, or a hub id (see
@@ -141,7 +141,7 @@ class Slot:
 
     @property
     def tensor(self) -> Tensor:
-        """What the modules hold now."""
+        """The tensor that the modules hold now."""
         module, attribute = self.holders[0]
         return getattr(module, attribute)
 

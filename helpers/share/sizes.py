@@ -1,4 +1,4 @@
-"""What storing a pruned model takes, with formats that use its zeros and formats that do not."""
+"""The bytes of a pruned model on disk, in formats that use its zeros and formats that do not."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ A new explorer needs its controls in SLIDERS and DROPDOWNS.
 """
 
 import pytest
-from lab_page import choose, named, settled, shown, slide
+from lab_page import choose, content, named, settled, slide
 
 from helpers.paths import root
 
@@ -52,7 +52,7 @@ def test_runs_from_top_to_bottom(notebook, open_notebook, watched):
     assert errors == []
     code = [cell for cell in saved["cells"] if cell["cell_type"] == "code"]
     assert [cell["id"] for cell in code if cell["execution_count"] is None] == []
-    assert watched.errors == [], "JavaScript errors in the page"
+    assert watched.errors == []
 
 
 @every_notebook
@@ -103,12 +103,11 @@ def test_models_answer(notebook, open_notebook):
 def test_the_mask_grows_while_it_plays(notebook, open_notebook):
     area = open_notebook(notebook).output("explorer")
     seen = {settled(area)}
-    play, stop = area.locator(".jupyter-widget-play button, .widget-play button").all()[
-        :2
-    ]
+    buttons = area.locator(".jupyter-widget-play button, .widget-play button").all()
+    play, stop = buttons[:2]
     play.click()
     for _ in range(100):
-        seen.add(shown(area))
+        seen.add(content(area))
         if len(seen) > 3:
             break
         area.page.wait_for_timeout(100)
