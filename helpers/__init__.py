@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-if (
-    sys.platform == "win32"
-):  # first of all: later something that Windows lacks would be missed
+# first of all: later something that Windows lacks would be missed
+if sys.platform == "win32":
     raise ImportError(
         "helpers needs Linux, macOS or WSL: on Windows, install WSL and run it there"
     )

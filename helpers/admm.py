@@ -36,14 +36,14 @@ from helpers.gram import (
     normalise,
 )
 from helpers.layer import Layer, LayerResult
-from helpers.masks import BUDGETS, Pattern, cubic_schedule, select
+from helpers.masks import BUDGETS, Pattern, choose_mask, cubic_schedule, select
 from helpers.options import (
     Count,
     CountFromZero,
     NotNegative,
     Positive,
     Switch,
-    check_options,
+    checks_options,
     one_of,
 )
 from helpers.tensors import all_finite
@@ -63,7 +63,7 @@ def admm(
     iterations: int = 20,
     mask_steps: int = 15,
 ) -> tuple[Tensor, Tensor]:
-    """The paper's algorithm, to be read: returns Z, which is zero outside the mask, and the mask.
+    """The paper's algorithm, written to be read; returns Z, zero outside the mask, and the mask.
 
     Args: W0 (d_out, d_in), the dense weights with each column multiplied by the norm of its input;
     G (d_in, d_in), the gram of inputs of unit norm, damped. `damped_system` gives both scales.
@@ -76,11 +76,11 @@ def admm(
     )
     # W₀ solves the W step without a mask, so the loop can begin with the Z step
     W, U = W0, torch.zeros_like(W0)
-    given = keep is not None
+    fixed = keep is not None
     for t in range(1, iterations + 1):
-        # ADMM-Grad: the mask is chosen anew, with more zeros each time, and stays for the last
+        # ADMM-Grad: a new mask is chosen, with more zeros each time, and stays for the last
         # iterations. The inputs have unit norm, so |W + U| is Wanda's score |W|·‖x‖.
-        if not given and t <= max(mask_steps, 1):
+        if not fixed and t <= max(mask_steps, 1):
             now = cubic_schedule(sparsity, t, mask_steps) if mask_steps else sparsity
             keep = select((W + U).abs(), now, pattern)
         # Z step: minimise ‖W + U − Z‖² over Z with the mask. The entries are independent, so the
@@ -91,15 +91,14 @@ def admm(
         U = U + W - Z  # add up what the projection removed
         # W step: minimise ½‖X(W − W₀)‖² + ρ/2 ‖W − Z + U‖². Its gradient is 0 where
         #     W (G + ρI) = W₀ G + ρ (Z − U),     the paper's formula transposed
-        W = (
-            W0 @ G + rho * (Z - U)
-        ) @ inverse  # refit the outputs, pulled towards Z − U
+        # refit the outputs, pulled towards Z − U
+        W = (W0 @ G + rho * (Z - U)) @ inverse
     # one more Z step, so that what is returned obeys the mask
-    return (
-        W + U
-    ) * keep, keep  # U is 0 where a weight is kept, so this is W on the mask
+    # U is 0 where a weight is kept, so this is W on the mask
+    return (W + U) * keep, keep
 
 
+@checks_options
 def refit(
     weight: Tensor,
     gram: Tensor | Gram,
@@ -124,15 +123,20 @@ def refit(
         trace: called after each iteration.
     Raises BadParameter, NonFinite, NotPositiveDefinite.
     """
-    options = dict(
-        rho=rho, iterations=iterations, damping=damping, precondition=precondition
-    )
-    check_options(refit, options)
     layer = Layer.of(weight, gram, keep)
-    target = dict(
-        sparsity=layer.sparsity, pattern=layer.pattern, keep=keep, mask_steps=0
+    return admm_grad(
+        weight,
+        layer.gram,
+        sparsity=layer.sparsity,
+        pattern=layer.pattern,
+        keep=keep,
+        rho=rho,
+        iterations=iterations,
+        mask_steps=0,
+        damping=damping,
+        precondition=precondition,
+        trace=trace,
     )
-    return admm_grad(weight, layer.gram, trace=trace, **target, **options)
 
 
 def admm_grad(
@@ -151,18 +155,18 @@ def admm_grad(
     precondition: Switch = True,
     trace: Trace | None = None,
 ) -> LayerResult:
-    """`admm` as it is run: ADMM with a gradual mask (the paper's ADMM-Grad).
+    """ADMM with a gradual mask (the paper's ADMM-Grad): `admm` in its fast form.
 
     With `keep` it runs on that mask. Otherwise in each of the first `mask_steps` iterations `keep`
-    is chosen anew from |W + U| at the sparsity of the cubic schedule; the remaining iterations
+    is chosen again from |W + U| at the sparsity of the cubic schedule; the remaining iterations
     refit on the final mask. `schedule="released"` does what the published code does instead of what
     the paper says: unstructured pruning with a budget per matrix selects at the full target
     sparsity in every mask step (its other paths follow the cubic schedule, and so do ours). With
     `mask_steps=0` the mask is chosen once from the dense weights (that is `admm1`).
     trace(iteration, weight, keep) is called after each iteration.
 
-    The layer and the options were checked at a door, `refit` or the registry of methods; the
-    answer is checked here. Layers that share a Gram share its factorisation.
+    Layer and options are trusted: `refit` and the registry of methods check them. The result is
+    checked here. Layers that share a Gram share its factorisation.
     """
     if keep is None and mask_steps > iterations:
         raise BadParameter(
@@ -194,7 +198,7 @@ def admm_grad(
             score.mul_(system.importance)
         one_shot = shortcut or mask_steps == 0
         now = sparsity if one_shot else cubic_schedule(sparsity, iteration, mask_steps)
-        select(score, now, pattern, budget, out=out)
+        choose_mask(score, now, pattern, budget, out=out)
 
     def unscaled(iteration: int, Z: Tensor, kept: Tensor) -> None:
         # Z was made for the trace alone, so it may be changed in place
@@ -222,7 +226,7 @@ def admm_grad(
 
 @dataclass(frozen=True)
 class _System:
-    """What all layers that read one input share.
+    """The factored matrix of a gram, shared by all layers that read its input.
 
     M: see `helpers.fast.fused`; norms: the factor from weights to the solver's coordinates,
     (d_in,) or (); damping: the one that was used; importance: what |W + U| is multiplied by to
@@ -242,7 +246,7 @@ def _factor(gram: Tensor, rho: float, damping: float, precondition: bool) -> _Sy
     """
 
     def attempt(rung: float) -> _System | None:
-        # made anew on each rung, since the rung before has written into its own copy
+        # computed again on each rung, since the rung before has written into its own copy
         shifted, norms = damped_system(gram.float(), rung, precondition=precondition)
         shifted.diagonal().add_(rho)
         lower = cholesky(shifted)
@@ -253,7 +257,7 @@ def _factor(gram: Tensor, rho: float, damping: float, precondition: bool) -> _Sy
         # damping and ρ keep G + ρI well conditioned, and one product is quicker than two solves
         M = fused.step_matrix(torch.cholesky_inverse(lower), rho)
         # a score is in units of the output: without preconditioning it has to be scaled; and
-        # a dead input's weights, whose score is 0, fall first
+        # a dead input's weights, whose score is 0, are pruned first
         # (|s·w| · n/s = |n·w|, which is Wanda's)
         importance = None if precondition else normalise(gram)[1] / norms
         # `normalise` gives a dead input the norm 1, so its |w| would compete with real scores
@@ -291,6 +295,7 @@ def damped_system(
     return damped.mul_(norms).mul_(norms[:, None] / typical), typical.sqrt()
 
 
+@checks_options
 def exact_least_squares(
     weight: Tensor, gram: Tensor, keep: Tensor, *, damping: NotNegative = 0.0
 ) -> Tensor:
@@ -301,7 +306,6 @@ def exact_least_squares(
     solution of least norm. Cost: for each output, one dense solve of the size of its support.
     Returns (d_out, d_in) in the weight's type. Raises the same errors as `refit`.
     """
-    check_options(exact_least_squares, {"damping": damping})
     Layer.of(weight, gram, keep)
     # from the gram as it was given, and float64: the reference has to be far more exact than the
     # solvers it judges

@@ -20,7 +20,7 @@ from helpers.admm import damped_system
 from helpers.gradient_methods import conjugate_gradients
 from helpers.gram import Gram, dead_inputs
 from helpers.layer import LayerResult
-from helpers.masks import BUDGETS, Pattern, select
+from helpers.masks import BUDGETS, Pattern, choose_mask
 from helpers.options import Count, NotNegative, Positive, one_of
 
 CG_STEPS = 10  # of conjugate gradients on the final mask
@@ -76,15 +76,21 @@ def alps(
         G = gram.derived(("alps", damping), lambda matrix: eigen(matrix, damping))
 
         def choose(T: Tensor) -> Tensor:
-            # inputs of unit norm: |T| is Wanda's score, and a dead input's weights fall first
-            return select(T.abs() * G.alive, sparsity, pattern, budget)
+            # inputs of unit norm: |T| is Wanda's score, and a dead input's weights are pruned first
+            return choose_mask(T.abs() * G.alive, sparsity, pattern, budget)
 
         start, keep = mask_search(
             weight * G.norms, G, choose, rho=rho, iterations=iterations
         )
         start /= G.norms
-    settings = dict(iterations=CG_STEPS, damping=damping, start=start)
-    return conjugate_gradients(weight, gram.matrix, keep, **settings)
+    return conjugate_gradients(
+        weight,
+        gram.matrix,
+        keep,
+        iterations=CG_STEPS,
+        damping=damping,
+        start=start,
+    )
 
 
 def mask_search(
@@ -98,11 +104,13 @@ def mask_search(
     """Z (d_out, d_in), in scaled inputs as W0 is, and its mask, once that is stable.
 
     choose: the mask of T = W + V/ρ. V is the dual variable itself and not, as in `helpers.admm`,
-    divided by ρ: that would have to be scaled anew each time ρ rises.
+    divided by ρ, which would have to be rescaled each time ρ rises.
     """
     fit = (W0 @ G.vectors) * G.values  # W₀ G, in the eigenvectors' coordinates
     before = choose(W0)
-    keep, Z, V = before, W0 * before, torch.zeros_like(W0)
+    keep = before
+    Z = W0 * before
+    V = torch.zeros_like(W0)
     for iteration in range(1, iterations + 1):
         # W step: W (G + ρI) = W₀ G + ρ Z − V
         W = ((fit + (rho * Z - V) @ G.vectors) / (G.values + rho)) @ G.vectors.T
@@ -115,6 +123,7 @@ def mask_search(
         changed = int((keep ^ before).sum())
         if not changed:
             break
-        share, before = changed / max(1, int(keep.sum())), keep
+        share = changed / max(1, int(keep.sum()))
+        before = keep
         rho *= next(factor for least, factor in RISES if share >= least)
     return Z, keep

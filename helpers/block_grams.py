@@ -1,4 +1,4 @@
-"""Take calibration text through the blocks, batch by batch, and sum the grams of layers' inputs."""
+"""Gram matrices of the layers of a block, summed over calibration text batch by batch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from helpers.models import (
 )
 from helpers.options import check_choice, check_whole
 from helpers.precision import products
-from helpers.progress import Progress
+from helpers.progress import Progress, as_progress
 from helpers.waiting_batches import one_pass
 
 LOG = logging.getLogger(__name__)
@@ -60,22 +60,24 @@ def layer_grams(
 def sum_grams(
     block: nn.Module, stream: Tensor, call: Call, batch: int, name: str
 ) -> dict[str, Gram]:
-    """`layer_grams` before it is checked: an expert that this text does not reach has tokens 0."""
+    """`layer_grams` without its checks: an expert that this text does not reach has 0 tokens."""
     layers = find_layers(block, name)
     groups = call.groups(layers)
     grams = {
         groups[reader]: Gram(read_weight(layer).shape[1], layer.weight.device)
         for reader, layer in layers.items()
     }
-    given: dict[tuple[str, ...], Tensor] = {}  # the input of each group in this batch
+    inputs_of: dict[
+        tuple[str, ...], Tensor
+    ] = {}  # the input of each group in this batch
 
     def add(reader: str, layer: nn.Module, inputs: Tensor) -> None:
         group = groups[reader]
         if reader == group[0]:
             grams[group].add(inputs)
-            given[group] = inputs
+            inputs_of[group] = inputs
         # a Gram that two layers share would otherwise miss, or count twice, one layer's rows
-        elif given.get(group) is not inputs:
+        elif inputs_of.get(group) is not inputs:
             raise UnsupportedModel(
                 f"{name} {reader} shares its input with {group[0]} in some batches but not in "
                 "others: this model is not supported, choose another"
@@ -87,7 +89,7 @@ def sum_grams(
             stack.enter_context(layer.register_forward_pre_hook(hook))
         # views of the stream, of equal size, since the batch divides the number of sequences
         for rows in stream.split(batch):
-            given.clear()  # frees the inputs of the batch before
+            inputs_of.clear()  # frees the inputs of the batch before
             # the output is dropped: the block still has its dense weights
             run_block(block, rows.to(device_of(block)), call)
     return {reader: grams[groups[reader]] for reader in layers}
@@ -100,7 +102,7 @@ def layer_problems(
     layers: Sequence[str],
     *,
     batch: int = 4,
-    progress: Progress | None = None,
+    progress: Progress | bool = False,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Layers of one block of the dense model, with their grams, from one pass over the text.
 
@@ -108,7 +110,8 @@ def layer_problems(
         tokens: (sequences, length).
         block: from 0.
         layers: their names, such as ["self_attn.q_proj"].
-        progress: called after each block that the text has passed.
+        progress: True for a bar, False for none, or a function called after each block that the
+            text has passed: progress(done, total, name).
 
     Returns {layer: (weight (d_out, d_in), gram (d_in, d_in))}; layers that read the same input
     share a gram. Raises BadParameter if there is no such block or layer.
@@ -122,6 +125,7 @@ def layer_problems(
     for layer in layers:
         check_choice("layer", layer, present)
     check_tokens(model, tokens)
+    progress = as_progress(progress)
     # recorded arguments such as a mask fit one batch size only
     batch = largest_divisor(len(tokens), batch)
     with eval_mode(model):
@@ -143,12 +147,13 @@ def layer_problems(
 
 
 def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of `number` up to `limit`: batches of one size replay one recording.
+    """The largest divisor of `number` up to `limit`, so that all batches have one size.
 
     Raises BadParameter unless `limit` is a whole number of at least 1.
     """
     check_whole("batch", limit)
-    return next(d for d in range(max(1, min(limit, number)), 0, -1) if number % d == 0)
+    divisors = (d for d in range(min(limit, number), 0, -1) if number % d == 0)
+    return next(divisors, 1)
 
 
 def best_batch(device: torch.device | str, length: int) -> int:
@@ -157,7 +162,7 @@ def best_batch(device: torch.device | str, length: int) -> int:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of a GPU or of the machine, was not enough."""
+    """Whether an error says that memory, of a GPU or of the machine, ran out."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     # torch has no class of its own for the CPU, nor for the workspace of CUDA's libraries
@@ -167,7 +172,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explain_out_of_memory(what: str, advice: str) -> Iterator[None]:
-    """Inside, a lack of memory raises OutOfMemory, which says where and what to do."""
+    """Re-raise an out-of-memory error as OutOfMemory, with where it happened and advice."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -179,9 +184,9 @@ def explain_out_of_memory(what: str, advice: str) -> Iterator[None]:
 
 
 class Replay:
-    """Blocks run over a stream in batches, with arguments recorded for batches of that size.
+    """Run blocks over a stream in batches, with arguments recorded for batches of that size.
 
-    Where memory runs out the batch is halved, the arguments are recorded anew, and the work goes
+    Where memory runs out the batch is halved, the arguments are recorded again, and the work goes
     on with the rows that were not done; `halved` says where. Rounding may differ after that.
     passes: of the text through a block that is pruned, 1 or 2; see `grams`. precision: of the
     blocks' products, "float32" (the model's own) or "bfloat16".
@@ -238,12 +243,12 @@ class Replay:
         )
 
     def grams(self, index: int, stream: Tensor) -> Iterator[dict[str, Gram]]:
-        """The grams of a block's layers, which are pruned before the next are asked for.
+        """Yield the grams of a block's layers; prune those layers before taking the next.
 
         They are not checked yet. With two passes they come all at once (see `sum_grams`), and the
-        block has to run again to `advance`; with one they come in turn, and the stream has passed
-        the block at the end (see `one_pass`). Raises OutOfMemory if all the batches that wait there
-        do not fit in memory.
+        block has to run again to `advance`; with one they come layer by layer, and at the end the
+        stream has passed the block (see `one_pass`). Raises OutOfMemory if all the batches that
+        wait in the block do not fit in memory.
         """
         block, name = find_blocks(self.model)[index], f"block {index}"
         if self.passes == 1:
@@ -281,7 +286,7 @@ class Replay:
             done += self._tried(name, one_batch)
 
     def _tried(self, where: str, work: Callable[[], Any]) -> Any:
-        """The work's answer, with half the batch as often as memory runs out.
+        """Return work(), halving the batch as often as memory runs out.
 
         Raises OutOfMemory if one sequence at a time is too many.
         """

@@ -1,4 +1,4 @@
-"""Run one decoder block with the arguments the model itself gave it.
+"""Record what a model gives its decoder blocks, run a block alone, compare with the model.
 
 Families and versions differ in what they hand to a block (masks, positions, caches, and in
 some families something else for each block). So nothing is named here: the arguments of every
@@ -28,7 +28,7 @@ PARITY_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one block, apart from the stream itself, and what it returns beside it.
+    """The recorded arguments and outputs of one block, without the stream (the hidden states).
 
     rest: the other outputs of a block that returns a tuple, None if it returns the stream alone.
     inputs: the layers in the order in which they run, those together that read the same input; in
@@ -41,7 +41,7 @@ class Call:
     inputs: tuple[tuple[str, ...], ...] = ()
 
     def groups(self, layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        """For each of these layers, those of them that read its input, itself among them."""
+        """For each of these layers, all of them that read the same input, itself included."""
         layers = list(layers)
         # an expert that the recorded batch has not reached is a group of its own
         groups = {layer: (layer,) for layer in layers}
@@ -53,7 +53,7 @@ class Call:
 
 # A hook cannot return from the model's forward; an exception is the only way out of it
 class Captured(Exception):
-    """Ends a forward pass when enough has been seen."""
+    """Raised by a hook to end a forward pass early."""
 
 
 def record_calls(model: nn.Module, tokens: Tensor) -> list[Call]:
@@ -63,9 +63,8 @@ def record_calls(model: nn.Module, tokens: Tensor) -> list[Call]:
     block.
     """
     calls: list[Call] = []
-    read: list[
-        tuple[str, Tensor]
-    ] = []  # what the layers of the running block have been given
+    # inputs of the layers of the running block
+    read: list[tuple[str, Tensor]] = []
 
     # every block, because families may alternate masks (full and sliding window) or positions
     def record(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -104,10 +103,10 @@ def record_calls(model: nn.Module, tokens: Tensor) -> list[Call]:
 
 
 def _shared(read: Sequence[tuple[str, Tensor]]) -> tuple[tuple[str, ...], ...]:
-    """Names by the tensor that they read, in the order of the first of them."""
+    """Group layer names by the tensor that they read, in the order of each first name."""
     groups: dict[int, list[str]] = {}
     for name, tensor in read:
-        # The very same tensor, whatever a family calls its layers. Its address says so, since all
+        # The very same tensor, in any family's names. Its address says so, since all
         # of them are still in memory
         groups.setdefault(id(tensor), []).append(name)
     return tuple(map(tuple, groups.values()))
@@ -116,7 +115,7 @@ def _shared(read: Sequence[tuple[str, Tensor]]) -> tuple[tuple[str, ...], ...]:
 def split_stream(
     block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Tensor, Call]:
-    """Separate the stream (a block's first argument, however it is passed) from the rest."""
+    """Separate the stream (a block's first argument, positional or not) from the rest."""
     if args:
         return args[0], Call(tuple(args[1:]), dict(kwargs))
     # called by keyword: the name of the stream differs by family, its position does not
@@ -127,7 +126,7 @@ def split_stream(
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off; each module's mode is restored whatever happens."""
+    """Put the model in eval mode, and restore each module's mode, after an error too."""
     # one by one: model.train() at the end would also switch on modules that the caller had in eval
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -216,9 +215,9 @@ def check_finite(what: str, numbers: Tensor) -> None:
 
 
 def check_parity(model: nn.Module, calls: list[Call], tokens: Tensor) -> float:
-    """Replay the blocks on tokens of the captured shape and compare with the model's logits.
+    """Replay the blocks on tokens of the recorded shape and compare with the model's logits.
 
-    Give other tokens than those of the capture, so that an argument that depends on the text
+    Give other tokens than those of the recording, so that an argument that depends on the text
     is caught too. Returns the largest difference relative to the largest logit.
     Raises UnsupportedModel, and NonFinite where the dense model itself breaks down.
     """
@@ -288,7 +287,7 @@ def logits_of(
 
 @contextlib.contextmanager
 def _answering(block: nn.Module, stream: Tensor, call: Call) -> Iterator[None]:
-    """Let a block answer `stream` whatever it is given, without running it."""
+    """Replace a block's forward by one that returns `stream` without running the block."""
     # a model that unpacks a tuple must get one
     answer = stream if call.rest is None else (stream, *call.rest)
     # nn.Module calls self.forward, and an attribute of the instance hides the class's method. Some

@@ -17,7 +17,7 @@ from typing import Any
 
 from helpers.paths import root
 
-# folders of helpers/ that decide numbers, as the modules beside them do
+# folders of helpers/ that decide numbers, like the modules directly in helpers/
 CORE_FOLDERS = ("data", "fast", "beyond")
 
 
@@ -27,7 +27,7 @@ def core_code(project: Path | None = None) -> dict[str, str]:
     That is the core: the modules directly in helpers/ and those in `CORE_FOLDERS`, and pins.yaml.
     project: the root of another checkout.
     """
-    # __init__ says where names live, __main__ what is asked; pins.yaml, which texts and models
+    # __init__ and __main__ decide no number; pins.yaml says which texts and models are used
     patterns = (
         "[!_]*.py",
         "data/pins.yaml",
@@ -46,7 +46,7 @@ def module_hashes(
 ) -> dict[str, str]:
     """The `code_hash` of each file that a pattern fits, by its path in helpers/."""
     package = (project or root()) / "helpers"
-    # asked of the folders at each call, so that no module can drop out by being moved or renamed
+    # the folders are listed at each call, so that a moved or renamed module cannot drop out
     paths = sorted({path for pattern in patterns for path in package.glob(pattern)})
     return {
         path.relative_to(package).as_posix(): code_hash(

@@ -1,4 +1,4 @@
-"""The only place that knows devices, dtypes, threads and peak memory."""
+"""Devices, dtypes, threads and peak memory, which only this module knows about."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def synchronise(device: torch.device | str) -> None:
 def float32_products(
     device: torch.device | str, *, tf32: bool = False
 ) -> Iterator[None]:
-    """Inside, products of float32 matrices are done in float32, whatever the caller has set.
+    """Compute float32 matmuls in float32, even if the caller has allowed less.
 
-    With `tf32` a GPU may round their factors to TF32. No synchronisation.
+    With `tf32` a GPU may round the factors to TF32. No synchronisation.
     """
     on_gpu = torch.device(device).type == "cuda"
     # TF32 has float32's range and 10 bits of mantissa instead of 23: about three digits. A CPU can
@@ -103,7 +103,7 @@ def float32_products(
 
 @contextlib.contextmanager
 def attribute(holder: Any, name: str, value: Any) -> Iterator[None]:
-    """Inside, an attribute of `holder`, such as a library's switch, has another value."""
+    """Temporarily set an attribute of `holder`, such as a library's switch."""
     # restored after an error too, since the switch holds for the whole process
     before = getattr(holder, name)
     setattr(holder, name, value)

@@ -50,7 +50,7 @@ def first_line(error: BaseException) -> str:
 
 
 def described(value: object) -> str:
-    """What a message says of a value that is not the tensor it should be."""
+    """Describe a value that is not the tensor it should be, for a message."""
     if not hasattr(value, "dtype"):
         return f"is of type {type(value).__name__}"
     text = f"has dtype {value.dtype} and shape {tuple(value.shape)}"
@@ -61,7 +61,7 @@ def described(value: object) -> str:
 
 
 def join_names(names: Iterable[object]) -> str:
-    """The names in sorted order, joined for a message."""
+    """Join names in sorted order, for a message."""
     return ", ".join(sorted(str(name) for name in names))
 
 

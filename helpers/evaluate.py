@@ -1,4 +1,4 @@
-"""What a model can do: perplexity over fixed windows, and zero-shot accuracy through lm-eval."""
+"""Evaluation: perplexity over fixed windows, and zero-shot accuracy through lm-eval."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from helpers.data.tasks import (
     task_rows,
 )
 from helpers.errors import BadParameter, NonFinite
+from helpers.model_state import state_of
 from helpers.models import (
-    WEIGHT_READER,
     check_length,
     check_model,
     check_tokens,
@@ -38,7 +38,7 @@ from helpers.models import (
     weights_in_memory,
 )
 from helpers.options import check_choice, check_whole
-from helpers.progress import Progress
+from helpers.progress import Progress, as_progress
 
 LOG = logging.getLogger(__name__)
 POSITIONS = 128  # of a window, whose losses are computed together
@@ -51,13 +51,13 @@ def perplexity(
     *,
     length: int = 2048,
     limit: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool = False,
 ) -> float:
     """exp of the mean negative log-likelihood of the next token, in windows that do not overlap.
 
     A window of `length` tokens predicts its tokens 2 … length; text after the last whole window is
-    not used. Windows begin with the start token where the text does (`helpers.data.corpora`). This
-    is the papers' token perplexity, not lm-eval's word perplexity.
+    not used. Windows begin with the start token (BOS) where the text does (`helpers.data.corpora`).
+    This is the papers' token perplexity, not lm-eval's word perplexity.
 
     A model whose blocks are read one at a time (`load_streamed`) runs each block on all windows; it
     holds their activations, windows · length · width · (size of dtype) bytes.
@@ -66,13 +66,15 @@ def perplexity(
         tokens: int64 (tokens,), see `evaluation_tokens`; or windows (windows, length), as
             `check_windows` gives them, which are taken as they are.
         limit: use only the first `limit` windows; None for all.
-        progress: called after each window.
+        progress: True for a bar, False for none, or a function called after each window:
+            progress(done, total, name).
 
     Raises BadParameter (less text than `limit` windows), NonFinite.
     """
     windows = check_windows(model, tokens, length, limit)
+    progress = as_progress(progress)
     with eval_mode(model):
-        if hasattr(model, WEIGHT_READER):
+        if state_of(model).reader is not None:
             pairs = _streamed_logits(model, windows)
         else:
             pairs = ((window, forward(model, window)) for window in windows.split(1))
@@ -100,16 +102,18 @@ def check_windows(
     limit: int | None,
     start_token: bool | str = "auto",
 ) -> Tensor:
-    """The first `limit` windows (windows, length) of tokens (tokens,), all for None.
+    """Cut tokens (tokens,) into the first `limit` windows (windows, length), or all for None.
 
-    start_token: "auto", they begin with the model's start token where the tokens do; True, the same
-    or BadParameter; False, windows as cut. Raises what `perplexity` raises for them, so that a
-    notebook can ask before a long pruning.
+    start_token: "auto", windows begin with the model's start token (BOS) where the tokens do; True,
+    the same or BadParameter; False, windows as cut. Raises what `perplexity` raises for them, so
+    that a notebook finds out before a long pruning.
     """
     check_model(model)
     if isinstance(tokens, Tensor) and tokens.ndim == 2:
         # windows that are cut already, and begin as they are to begin
-        length, tokens, start_token = tokens.shape[1], tokens.flatten(), False
+        length = tokens.shape[1]
+        tokens = tokens.flatten()
+        start_token = False
     check_length(model, check_whole("length", length, least=2))
     if limit is not None:
         check_whole("limit", limit)
@@ -117,8 +121,8 @@ def check_windows(
     available = len(tokens) // length
     if available < (limit or 1):
         raise BadParameter(
-            f"{len(tokens)} tokens hold {available} windows of {length}, not the {limit or 1} "
-            "asked for: lower limit or length, or give more text"
+            f"{len(tokens)} tokens hold {available} windows of {length}, and {limit or 1} are "
+            "wanted: lower limit or length, or give more text"
         )
     # Windows do not overlap, so each token is scored once. Overlapping ones would give the scored
     # tokens more context and a lower perplexity, which could not be compared with the papers'.
@@ -152,7 +156,8 @@ def _negative_log_likelihood(logits: Tensor, rows: Tensor) -> float:
         stop = min(start + POSITIONS, rows.shape[1] - 1)
         # the logits at a position predict the token after it; log-softmax needs float32, because
         # half precision has about three digits for sums over tens of thousands of words
-        part, wanted = logits[:, start:stop].float(), targets[:, start + 1 : stop + 1]
+        part = logits[:, start:stop].float()
+        wanted = targets[:, start + 1 : stop + 1]
         loss = nn.functional.cross_entropy(
             part.flatten(0, 1), wanted.flatten(), reduction="sum"
         )
@@ -162,12 +167,12 @@ def _negative_log_likelihood(logits: Tensor, rows: Tensor) -> float:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """The score of a model on one task, item by item: 1 where its choice is the right one.
+    """A model's answers to one task, item by item: 1 where its choice is the right one.
 
-    The model chooses what has the highest log likelihood for `acc`, and the highest log likelihood
-    a character for `acc_norm` (None for a task without it). `answers` holds what it chose for
-    `acc`, an index into the item's choices. An item with no choices, as LAMBADA's, is right where
-    the model would write its answer itself, token by token; its answer is then 0, and -1 elsewhere.
+    The model's choice has the highest log-likelihood (`acc`), or the highest log-likelihood per
+    character (`acc_norm`, None for a task without it). `answers` holds the choices of `acc`,
+    indices into the item's choices. An item without choices, as LAMBADA's, is right where greedy
+    decoding gives its answer; `answers` is then 0, and -1 elsewhere.
     """
 
     # Why acc_norm: log p of a choice is a sum over its tokens, each at most 0, so a long choice
@@ -182,6 +187,16 @@ class TaskScore:
     acc_norm: list[int] | None
     answers: list[int]
     scoring: str = "stock"  # lm-eval's own, or "each context once" (`helpers.scoring`)
+
+    @property
+    def accuracy(self) -> float:
+        """The share of items whose choice by `acc` is right."""
+        return mean_and_error(self.acc)[0]
+
+    @property
+    def stderr(self) -> float:
+        """The standard error of `accuracy`."""
+        return mean_and_error(self.acc)[1]
 
     def to_dict(self) -> dict[str, Any]:
         """The score for a record: what stands there under the task's name, without `answers`."""
@@ -201,14 +216,14 @@ def zero_shot(
     """Zero-shot accuracy on lm-eval's tasks, scored by lm-eval itself: task → score.
 
     Prompts, choices and metrics are lm-eval's. The same seed gives every model the same items. The
-    model is used where it lies; its mode is as before afterwards. A text begins with the start
-    token where the tokenizer begins texts with one: lm-eval leaves that to the tokenizer. What an
-    item's choices follow is read once for all of them where the model's cache allows it, which each
-    score says.
+    model is used on its device, and its mode is restored. A text begins with the start token (BOS)
+    where the tokenizer begins texts with one: lm-eval leaves that to the tokenizer. The context
+    that an item's choices share is read once where the model's cache allows it; each score's
+    `scoring` says whether it was.
 
     Args:
         limit: items of each task; None for the whole split.
-        seed: which items.
+        seed: of the choice of items.
         batch: texts in one forward pass, whose logits need 4 · batch · tokens · vocabulary bytes,
             twice.
 
@@ -217,8 +232,8 @@ def zero_shot(
     check_model(model)
     check_zero_shot(tasks=tasks, limit=limit, seed=seed, batch=batch)
     items = {name: choose_items(TASK_TABLE[name].size, limit, seed) for name in tasks}
-    shown = io.StringIO()  # progress bars and messages
-    with contextlib.redirect_stderr(shown), eval_mode(model):
+    messages = io.StringIO()  # and lm-eval's progress bars
+    with contextlib.redirect_stderr(messages), eval_mode(model):
         import lm_eval
 
         from helpers.scoring import ContextOnce
@@ -238,7 +253,9 @@ def zero_shot(
             task_dict=harness_tasks(items),
             bootstrap_iters=0,  # the standard errors come from the samples
         )
-    if cut := [line for line in shown.getvalue().splitlines() if "Truncating" in line]:
+    if cut := [
+        line for line in messages.getvalue().splitlines() if "Truncating" in line
+    ]:
         LOG.warning("%d texts are too long for this model: %s", len(cut), cut[0])
     scores = {}
     scoring = "each context once" if harness.cache else "stock"
@@ -253,7 +270,7 @@ def zero_shot(
 def check_zero_shot(
     *, tasks: Sequence[str], limit: int | None, seed: int, batch: int
 ) -> None:
-    """Raise BadParameter if `zero_shot` cannot take these arguments: asked before a long pruning.
+    """Raise BadParameter if `zero_shot` cannot take these arguments, before a long pruning.
 
     A limit is 2 or more: one item has no standard error. A subset is never made smaller.
     """
@@ -272,8 +289,8 @@ def check_zero_shot(
 def zero_shot_examples(tasks: Sequence[str] = TASKS) -> dict[str, list[str]]:
     """The first item of each task as lm-eval words it: a text for each choice, the right one first.
 
-    In a text, " | " divides what the model is given from the continuation whose likelihood counts.
-    Raises what `zero_shot` raises for its tasks, so that a notebook can ask before a long pruning.
+    In a text, " | " divides the context from the continuation whose likelihood counts.
+    Raises what `zero_shot` raises for its tasks.
     """
     check_zero_shot(tasks=tasks, limit=None, seed=0, batch=1)
     examples = {}
@@ -283,9 +300,8 @@ def zero_shot_examples(tasks: Sequence[str] = TASKS) -> dict[str, list[str]]:
             task.build_all_requests(limit=1)
             texts = [" | ".join(request.args) for request in task.instances]
             right = task.doc_to_text(task.eval_docs[0])
-            if not isinstance(
-                right, int
-            ):  # only WinoGrande's choices differ in what is given
+            # only WinoGrande's choices differ in what is given
+            if not isinstance(right, int):
                 right = task.doc_to_target(task.eval_docs[0]) if len(texts) > 1 else 0
             examples[name] = [texts.pop(int(right)), *texts]
     return examples
@@ -294,29 +310,28 @@ def zero_shot_examples(tasks: Sequence[str] = TASKS) -> dict[str, list[str]]:
 def zero_shot_metrics(
     scores: Mapping[str, TaskScore],
 ) -> dict[str, tuple[float, str, float]]:
-    """A record's metrics: each task's accuracies with their standard errors, and the mean accuracy.
+    """Metrics for a record: each task's accuracies with standard errors, and the mean accuracy.
 
     Each is (value, unit, tolerance). The tolerance of an accuracy is one standard error, as a
     fraction of it: rounding may decide whether a weight at the mask's edge stays, and that may turn
     an item.
     """
     metrics = {}
-    accuracies, errors = zip(
-        *(mean_and_error(score.acc) for score in scores.values()), strict=True
-    )
     for name, score in scores.items():
         for key, right in (("acc", score.acc), ("acc_norm", score.acc_norm)):
-            if right is not None:
-                value, error = mean_and_error(right)
-                tolerance = max(0.02, error / value) if value else 0.02
-                metrics[f"{name}_{key}"] = (value, "1", tolerance)
-                metrics[f"{name}_{key}_stderr"] = (error, "1", 0.5)
-    mean = statistics.fmean(accuracies)
+            if right is None:
+                continue
+            value, error = mean_and_error(right)
+            tolerance = max(0.02, error / value) if value else 0.02
+            metrics[f"{name}_{key}"] = (value, "1", tolerance)
+            metrics[f"{name}_{key}_stderr"] = (error, "1", 0.5)
+    mean = statistics.fmean(score.accuracy for score in scores.values())
     # the mean is a sum over tasks divided by their number k, and the variances of independent
     # estimates add: sqrt(Σ stderr²)/k
-    error = math.hypot(*errors) / len(scores)
+    error = math.hypot(*(score.stderr for score in scores.values())) / len(scores)
     tolerance = error / mean if mean else 0.0
-    return metrics | {"mean_acc": (mean, "1", tolerance)}
+    metrics["mean_acc"] = (mean, "1", tolerance)
+    return metrics
 
 
 def harness_tasks(items: Mapping[str, Sequence[int]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the paper compares ADMM with on a fixed mask: gradient methods and conjugate gradients.
+"""The paper's baselines on a fixed mask: gradient methods and conjugate gradients.
 
 All of them minimise the objective of `helpers.admm.refit`,
 f(Ŵ) = tr((Ŵ − W) D (Ŵ − W)ᵀ) with Ŵ zero outside `keep`, D as in `damped_system`, and all start
@@ -17,7 +17,7 @@ from torch import Tensor
 from helpers.admm import Trace, damped_system
 from helpers.errors import NonFinite
 from helpers.layer import Layer, LayerResult
-from helpers.options import Count, NotNegative, Positive, Switch, check_options, one_of
+from helpers.options import Count, NotNegative, Positive, Switch, checks_options, one_of
 from helpers.tensors import all_finite
 
 ADAM_DECAY, ADAM_EPSILON = (0.9, 0.999), 1e-8  # torch's defaults
@@ -73,6 +73,7 @@ class MaskedLeastSquares:
         return LayerResult(current / self.scale, self.keep, damping=self.damping)
 
 
+@checks_options
 def gradient_refit(
     weight: Tensor,
     gram: Tensor,
@@ -98,14 +99,11 @@ def gradient_refit(
             of 2 D. It stays finite for a learning rate below 2 (1 + MOMENTUM).
     Raises BadParameter, and NonFinite if it diverged.
     """
-    numbers = dict(learning_rate=learning_rate, iterations=iterations)
-    settings = dict(damping=damping, precondition=precondition)
-    check_options(gradient_refit, {"optimiser": optimiser, **numbers, **settings})
-    problem = MaskedLeastSquares(weight, gram, keep, **settings)
+    problem = MaskedLeastSquares(weight, gram, keep, damping, precondition)
     # the masked weight: what is left without any update
     current = problem.dense * keep
     if optimiser == "adam":
-        # Adam's steps have the size of its rate whatever the slope, so it is measured in weights
+        # Adam's steps have the size of its rate for any slope, so it is measured in weights
         typical = (current.square().sum() / keep.sum().clamp(min=1)).sqrt().item()
         step = _adam(current, learning_rate * typical)
     else:
@@ -122,11 +120,9 @@ def gradient_refit(
 
 def _adam(like: Tensor, rate: float) -> Step:
     """Adam's update (Kingma & Ba 2015) for weights shaped `like`, in place."""
-    mean, square, root = (
-        torch.zeros_like(like),
-        torch.zeros_like(like),
-        torch.empty_like(like),
-    )
+    mean = torch.zeros_like(like)
+    square = torch.zeros_like(like)
+    root = torch.empty_like(like)
     first, second = ADAM_DECAY
 
     def step(iteration: int, current: Tensor, slope: Tensor) -> None:
@@ -168,6 +164,7 @@ def _curvature(D: Tensor) -> float:
     return 2 * vector.norm().item()
 
 
+@checks_options
 def conjugate_gradients(
     weight: Tensor,
     gram: Tensor,
@@ -187,9 +184,7 @@ def conjugate_gradients(
     the support, by default the masked weight.
     Arguments otherwise as in `helpers.admm.refit`. Raises BadParameter, NonFinite.
     """
-    settings = dict(damping=damping, precondition=precondition)
-    check_options(conjugate_gradients, {"iterations": iterations, **settings})
-    problem = MaskedLeastSquares(weight, gram, keep, **settings)
+    problem = MaskedLeastSquares(weight, gram, keep, damping, precondition)
     current = problem.dense * keep
     if start is not None:
         current = start.to(current.dtype) * problem.scale * keep
@@ -204,9 +199,8 @@ def conjugate_gradients(
         # (d_out, d_in), row i: p A of output i, once its pruned columns are 0
         torch.mm(search, problem.D, out=image)
         image.mul_(problem.keep)
-        length = _ratio(
-            size, _dot(search, image)
-        )  # the minimum along the search direction
+        # the minimum along the search direction
+        length = _ratio(size, _dot(search, image))
         current.addcmul_(search, length)
         # b − A (x + α p) = residual − α A p: no second product with D
         residual.addcmul_(image, length, value=-1)

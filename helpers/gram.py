@@ -1,7 +1,7 @@
-"""The gram XᵀX of a layer's inputs: accumulate, check, normalise, damp, factor.
+"""The Gram matrix XᵀX of a layer's inputs: accumulate, check, normalise, damp, factor.
 
-A gram is (d_in, d_in), float32, summed over calibration tokens and not averaged. It is all
-that the layer-wise problem min ‖XW − XŴ‖² needs to know about the data:
+A gram (the H of SparseGPT) is (d_in, d_in), float32, summed over calibration tokens and not
+averaged. It is all that the layer-wise problem min ‖XW − XŴ‖² needs to know about the data:
 
     ‖XW − XŴ‖² = tr((W − Ŵ)ᵀ XᵀX (W − Ŵ)).
 """
@@ -43,7 +43,7 @@ class Gram:
     """
 
     def __init__(self, d_in: int, device: torch.device | str = "cpu") -> None:
-        # float32 whatever the model's dtype: the sum over 10⁵ tokens is factored later, and half
+        # float32 in a model of any dtype: the sum over 10⁵ tokens is factored later, and half
         # precision has too few digits for that
         self._sum = torch.zeros(d_in, d_in, dtype=torch.float32, device=device)
         # an empty sum is symmetric and finite: there is nothing to mirror or to check yet
@@ -83,9 +83,8 @@ class Gram:
         rows = inputs.detach().reshape(-1, width).float()
         # in float32 too where the model's own products are done in bfloat16 or TF32
         with exactly(rows.device), float32_products(rows.device):
-            panels.add_upper(
-                self._sum, rows
-            )  # the lower half follows when the matrix is asked for
+            # `matrix` fills in the lower half
+            panels.add_upper(self._sum, rows)
         self._mirrored = self._checked = False
         # a factor of the sum as it was before these rows
         self._derived = None
@@ -107,14 +106,13 @@ class Gram:
         return self
 
     def derived(self, key: Hashable, derive: Callable[[Tensor], Answer]) -> Answer:
-        """derive(matrix), remembered under `key` until another key is asked for.
+        """derive(matrix), remembered under `key` until it is called with another key.
 
         So layers with the same input and options are solved with one factorisation.
         """
         if self._derived is None or self._derived[0] != key:
-            self._derived = (
-                None  # before the next is made, so that two never lie in memory
-            )
+            # before the next is made, so that two never lie in memory
+            self._derived = None
             self._derived = (key, derive(self.matrix))
         return self._derived[1]
 
@@ -171,12 +169,13 @@ def check_gram(gram: Tensor, d_in: int) -> None:
         sizes.append(gram[part].abs().max())
         gaps.append((gram[part] - gram[:, part].T).abs_().max())
     # one `item` for all strips, since each makes the host wait for a GPU
-    largest, lopsided = torch.stack(sizes).max().item(), torch.stack(gaps).max().item()
+    largest = torch.stack(sizes).max().item()
+    lopsided = torch.stack(gaps).max().item()
     if lopsided > SYMMETRY_TOLERANCE * largest:
         raise BadParameter(
             "gram is not symmetric: give XᵀX, for example from gram_of(inputs)"
         )
-    # gram_ii = ‖x_i‖². Asked here, because damping would make a Cholesky factor of such a matrix
+    # gram_ii = ‖x_i‖². Checked here, because damping would make a Cholesky factor of such a matrix
     # possible and hide that it is no gram at all
     if gram.diagonal().min() < 0:
         raise NotPositiveDefinite(
@@ -225,7 +224,7 @@ def cholesky(matrix: Tensor, *, upper: bool = False) -> Tensor | None:
 
 
 def climb_damping(damping: float, factor: Callable[[float], Answer | None]) -> Answer:
-    """factor(rung) for the first damping that gives one: the one asked for, then up the ladder.
+    """factor(rung) for the first damping that works: the given one, then up the ladder.
 
     Each rung is ten times the one before it (from 0: 1e-4), the last is 1. The damping that was
     used must be recorded, so it has to be part of the answer.

@@ -1,8 +1,8 @@
-"""One layer's problem and its answer: what every method, solver and study of a layer is about.
+"""The problem of one layer, and a method's result for it.
 
 The problem is to minimise ‖XW − XŴ‖² over Ŵ that is zero outside a mask, which is given or still to
-be chosen. `Layer.of` is the door: weight, gram, mask and target are checked there once, and whoever
-is handed a `Layer` trusts it.
+be chosen. `Layer.of` checks weight, gram, mask and target once; code that takes a `Layer` trusts
+it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from helpers.gram import Gram
-from helpers.masks import Pattern, check_divides, check_keep, check_target
+from helpers.masks import Pattern, check_divides, check_keep, target_sparsity
 from helpers.tensors import check_weight
 
 
@@ -41,15 +41,15 @@ class Layer:
         sparsity: float | None = None,
         pattern: str | Pattern = "unstructured",
     ) -> Layer:
-        """The layer, once its parts are known to fit: a mask, or a target for one.
+        """Make a layer of parts that fit: a mask, or a sparsity and pattern to choose one by.
 
-        A gram that is a `Gram` is looked at only once, however many layers share it.
+        A gram that is a `Gram` is checked only once, however many layers share it.
         Raises BadParameter, NonFinite, NotPositiveDefinite.
         """
         check_weight(weight)
         pattern = Pattern.parse(pattern)
         if keep is None:
-            sparsity = check_target(sparsity, pattern)
+            sparsity = target_sparsity(sparsity, pattern)
         else:
             sparsity = check_keep(keep, weight.shape, sparsity, pattern)
         check_divides(pattern, weight.shape[1])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,11 +26,10 @@ from helpers.device import synchronise
 from helpers.errors import HelpersError
 from helpers.gram import Gram, check_measured, relative_error
 from helpers.layer import LayerResult
-from helpers.masks import Pattern, mask_hash
+from helpers.masks import mask_hash
 from helpers.methods import get_method
+from helpers.model_state import set_state
 from helpers.models import (
-    INTERRUPTED,
-    STATE,
     device_of,
     find_blocks,
     find_layers,
@@ -39,19 +39,12 @@ from helpers.models import (
     write_weight,
 )
 from helpers.progress import Progress
-
-# a fraction for all layers, one for each by its `layer_key`, or None where N:M implies it
-Sparsity = float | Mapping[str, float] | None
-
-
-def sparsity_of(sparsity: Sparsity, key: str) -> float | None:
-    """The sparsity of one layer."""
-    return sparsity[key] if isinstance(sparsity, Mapping) else sparsity
+from helpers.target import Target
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What happened to one layer. `error` and `damping` are None where a method has none.
+    """The result of one layer. `error` and `damping` are None where a method has none.
 
     mask: see `mask_hash`. dead_inputs is 0 too where no gram was read.
     """
@@ -67,13 +60,15 @@ class LayerReport:
     mask: str
 
 
-@dataclass(frozen=True)
-class RunSettings:
-    """How the layers of a model are pruned, whatever the method; see `prune_model` for each.
+@dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
+class Request:
+    """The arguments of `prune_model`, parsed; see there for each.
 
     ignored: the layers that stay dense, by their `layer_key`.
     """
 
+    tokens: Tensor | None
+    target: Target
     passes: int = 2
     precision: str = "float32"
     batch: int | None = None
@@ -84,14 +79,14 @@ class RunSettings:
 
 @dataclass
 class PruneReport:
-    """What `prune_model` did, layer by layer and in all.
+    """The result of `prune_model`, layer by layer and in total.
 
     `seconds` holds "total" and its parts, "forward" (of the text, with its grams) and "solve".
     `batch` is the sequences in one forward pass at the end, and `halved` says where it had to be
     halved because memory ran out. `precision` is that of the products with the text. `repair` says
     what a recipe did after the layers. `parity` is the largest relative difference between
-    replayed and own logits, before pruning. `ignored` names the layers that were to stay dense;
-    they have a row too, with sparsity 0 and no error.
+    replayed and own logits, before pruning. `ignored` names the layers that stay dense; they have a
+    row too, with sparsity 0 and no error.
     """
 
     method: str
@@ -124,9 +119,7 @@ class PruneReport:
 
     @property
     def details(self) -> dict[str, Any]:
-        """How the pruning went, for the series of a record: what no parameter says, and what a
-        recipe did.
-        """
+        """Run details for a record that are not parameters, and what a recipe did."""
         details = {
             "batch": self.batch,
             "halved": list(self.halved),
@@ -143,10 +136,10 @@ class PruneReport:
         }
 
 
-# The loop must not import helpers.large, so what that package adds is handed to it: a Store that
-# saves pruned blocks and resumes, and a Team of processes. These two classes are the plain case
+# The loop must not import helpers.large, so what that package adds is passed in: a Store that saves
+# pruned blocks and resumes, and a Team of processes. These two classes do neither
 class Store:
-    """Where pruned blocks go. This one leaves them in the model."""
+    """Destination of pruned blocks. This default leaves them in the model."""
 
     def saved(self, index: int) -> list[LayerReport] | None:
         """The layers of a block that an earlier run has pruned and saved, else None.
@@ -156,14 +149,14 @@ class Store:
         return None
 
     def save(self, index: int, layers: list[LayerReport], halved: list[str]) -> None:
-        """Save a pruned block, whose weights are open, with the reports of its layers.
+        """Save a pruned block, whose weights are in memory, with the reports of its layers.
 
         halved: where the batch had to be halved so far.
         """
 
 
 class Team:
-    """Processes that prune one model together. This one has a single member.
+    """Processes that prune one model together; this default is a single process.
 
     rank: the number of this process, from 0, which is the one that writes; size: how many.
     """
@@ -184,72 +177,77 @@ class Team:
     def solve(
         self, layers: dict[str, nn.Module], prune: Callable[[str], LayerReport]
     ) -> Iterator[LayerReport]:
-        """Prune the layers of a block, each by some process, and give their reports in turn."""
+        """Prune the layers of a block, each in one of the processes; yield reports in order."""
         for name in layers:
             yield prune(name)
 
 
 class Loop:
-    """One run over a model's blocks, with the clock of its parts and the report as it grows."""
+    """Prunes a model block by block, and collects the report and the seconds of its parts."""
 
     def __init__(
         self,
         model: nn.Module,
-        method: str,
-        arguments: dict[str, Any],
-        settings: RunSettings = RunSettings(),
+        request: Request,
         *,
         store: Store | None = None,
         team: Team | None = None,
     ) -> None:
-        pattern = Pattern.parse(arguments["pattern"])
-        # the pattern is parsed once, here, and not for every layer
-        self.model, self.arguments = model, {**arguments, "pattern": pattern}
-        self.method, self.settings = get_method(method), settings
-        self.report = PruneReport(method, str(pattern), precision=settings.precision)
-        self.report.ignored += settings.ignored
-        self.store, self.team = store or Store(), team or Team()
+        self.model = model
+        self.request = request
+        self.method = get_method(request.target.method)
+        self.report = PruneReport(
+            method=request.target.method,
+            pattern=str(request.target.pattern),
+            precision=request.precision,
+            ignored=list(request.ignored),
+        )
+        self.store = store or Store()
+        self.team = team or Team()
         self.blocks = find_blocks(model)
         self.total = sum(len(find_layers(block)) for block in self.blocks)
         self.device = device_of(model)
         self.seconds = {"forward": 0.0, "solve": 0.0}
 
-    def run(self, tokens: Tensor | None) -> PruneReport:
+    def run(self) -> PruneReport:
         """Prune every block that is not saved; the model runs if the method reads tokens."""
-        # dropout off: its random zeros would enter the grams
-        with eval_mode(self.model):
-            self.every_block(tokens)
-        setattr(self.model, STATE, self.report)
-        return self.report
-
-    def every_block(self, tokens: Tensor | None) -> None:
-        """Measure the stream's start, and take block by block."""
         started = time.perf_counter()
         replay = stream = None
-        if self.method.needs_calibration:
-            # each process runs its own part of the text through the whole model
-            tokens = self.team.part(tokens)
-            with self.timed("forward"):
-                batch = self.settings.batch or best_batch(self.device, tokens.shape[1])
-                how = {
-                    "passes": self.settings.passes,
-                    "precision": self.settings.precision,
-                }
-                replay = Replay(self.model, tokens, batch, **how)
-                # before a weight changes: replayed logits are compared with the model's own
-                self.report.parity = max(self.team.gather(replay.parity()))
-                # One stream for the whole loop, overwritten block by block: (sequences, length,
-                # width). Keeping every block's would take as many times that as there are blocks
-                stream = replay.embed()
-        for index in range(len(self.blocks)):
-            # a model that is read block by block holds this block's weights only inside
-            with weights_in_memory(self.model, index):
-                self.one_block(index, replay, stream)
+        # dropout off: its random zeros would enter the grams
+        with eval_mode(self.model):
+            if self.method.needs_calibration:
+                with self.timed("forward"):
+                    replay = self.replay()
+                    # One stream for the whole loop, overwritten block by block: (sequences,
+                    # length, width). Keeping every block's would take as many times that as there
+                    # are blocks
+                    stream = replay.embed()
+            for index in range(len(self.blocks)):
+                # a model that is read block by block holds this block's weights only here
+                with weights_in_memory(self.model, index):
+                    self.prune_block(index, replay, stream)
         if replay:
-            self.report.batch, self.report.halved = replay.batch, self.halved(replay)
+            self.report.batch = replay.batch
+            self.report.halved = self.halved(replay)
         self.report.seconds = {"total": time.perf_counter() - started, **self.seconds}
+        set_state(self.model, interrupted=False, report=self.report)
+        return self.report
 
-    def one_block(
+    def replay(self) -> Replay:
+        """Set up the replay of the blocks on the calibration text, and check its parity."""
+        # each process runs its own part of the text through the whole model
+        tokens = self.team.part(self.request.tokens)
+        replay = Replay(
+            self.model,
+            tokens,
+            self.request.batch or best_batch(self.device, tokens.shape[1]),
+            passes=self.request.passes,
+            precision=self.request.precision,
+        )
+        self.report.parity = max(self.team.gather(replay.parity()))
+        return replay
+
+    def prune_block(
         self, index: int, replay: Replay | None, stream: Tensor | None
     ) -> None:
         """Measure and prune a block unless it is saved, and take the stream through it."""
@@ -259,83 +257,77 @@ class Loop:
             self.report.layers += saved
         else:
             before = len(self.report.layers)
-            if replay:
-                # closed after an error too: batches of text may be waiting inside the block
-                with contextlib.closing(self.measure(index, replay, stream)) as stages:
-                    for grams in stages:
-                        self.prune_block(index, grams)
-            else:
-                self.prune_block(index, None)
+            # by name, in the order of the block's definition
+            layers = find_layers(self.blocks[index], f"block {index}")
+            # closed after an error too: batches of text may be waiting inside the block
+            with contextlib.closing(self.grams(index, replay, stream)) as stages:
+                for grams in stages:
+                    ready = {name: layers[name] for name in layers if name in grams}
+                    prune = functools.partial(self.prune_layer, index, ready, grams)
+                    # a generator: each layer is solved, reported and freed before the next
+                    for layer_report in self.team.solve(ready, prune):
+                        self.add(layer_report)
             halved = self.halved(replay) if replay else []
             self.store.save(index, self.report.layers[before:], halved)
         # With the pruned weights, so later layers are fitted to inputs they will really get. One
         # pass has done that already, and nothing reads the stream after the last block
-        behind = saved is not None or self.settings.passes == 2
+        behind = saved is not None or self.request.passes == 2
         if replay and behind and index + 1 < len(self.blocks):
             with self.timed("forward"):
                 replay.advance(index, stream)
 
-    def halved(self, replay: Replay) -> list[str]:
-        """Where some process had to halve its batch so far: each halves its own."""
-        return [where for places in self.team.gather(replay.halved) for where in places]
+    def grams(
+        self, index: int, replay: Replay | None, stream: Tensor | None
+    ) -> Iterator[dict[str, Gram | None]]:
+        """The layers of a block that can be pruned now, with their grams, until there are no more.
 
-    def measure(
-        self, index: int, replay: Replay, stream: Tensor
-    ) -> Iterator[dict[str, Gram]]:
-        """The grams of a block's layers over all calibration text, as `Replay.grams` gives them."""
-        source = replay.grams(index, stream)
+        The grams are of all calibration text, and None for a method that reads none.
+        """
+        if replay is None:
+            yield dict.fromkeys(find_layers(self.blocks[index]))
+            return
+        stages = replay.grams(index, stream)
         while True:
             with self.timed("forward"):
-                if (grams := next(source, None)) is not None:
-                    # a gram is a sum over tokens, so the processes' sums add up to that of all text
-                    self.team.sum(grams)
-                    # only now: the text of one process may have missed an expert
-                    for name, gram in grams.items():
-                        check_measured(gram, f"block {index}", name)
-            if grams is None:
-                return
+                grams = next(stages, None)
+                if grams is None:
+                    return
+                # a gram is a sum over tokens, so the processes' sums add up to that of all text
+                self.team.sum(grams)
+                # only now: the text of one process may have missed an expert
+                for name, gram in grams.items():
+                    check_measured(gram, f"block {index}", name)
             yield grams
 
-    def prune_block(self, index: int, grams: dict[str, Gram] | None) -> None:
-        """Solve and overwrite the layers of a block that have a gram, or without grams all."""
-        # by name, in the order of the block's definition: layers that share a gram come together
-        layers = find_layers(self.blocks[index], f"block {index}")
-        if grams is not None:
-            layers = {name: layer for name, layer in layers.items() if name in grams}
+    def halved(self, replay: Replay) -> list[str]:
+        """Where any of the processes had to halve its batch so far."""
+        return [where for places in self.team.gather(replay.halved) for where in places]
 
-        def prune(name: str) -> LayerReport:
-            # popped, so that a gram and its factor are freed with the last layer that reads them
-            gram = grams.pop(name) if grams else None
-            with self.timed("solve"):
-                return self.prune_layer(index, name, layers[name], gram)
-
-        # a generator: each layer is solved, reported and freed before the next is taken up
-        for layer_report in self.team.solve(layers, prune):
-            self.report.layers.append(layer_report)
-            if self.settings.progress:
-                done = len(self.report.layers)
-                self.settings.progress(
-                    done, self.total, f"block {index} {layer_report.name}"
-                )
+    def add(self, layer_report: LayerReport) -> None:
+        """Report a layer, and say how far the run is."""
+        self.report.layers.append(layer_report)
+        if self.request.progress:
+            name = f"block {layer_report.block} {layer_report.name}"
+            self.request.progress(len(self.report.layers), self.total, name)
 
     def prune_layer(
-        self, index: int, name: str, layer: nn.Module, gram: Gram | None
+        self,
+        index: int,
+        layers: dict[str, nn.Module],
+        grams: dict[str, Gram | None],
+        name: str,
     ) -> LayerReport:
-        """Solve and overwrite one layer."""
+        """Solve and overwrite one of a block's layers, and take its gram out of `grams`."""
         started = time.perf_counter()
         # (d_out, d_in), the layer's own memory: the registry refuses a method that writes there
-        weight = read_weight(layer)
-        advice = "use a device with more memory, or prune_checkpoint, which holds one block at a time"
-        try:
-            with explain_out_of_memory("solving this layer", advice):
-                result = self.solve(layer_key(index, name), weight, gram)
-        except HelpersError as error:
-            # the same class, so that a caller can catch it as before, and now with the layer's name
-            raise type(error)(f"block {index} {name}: {error}") from error
-        # from here on the model is neither dense nor pruned, whatever ends the loop
-        setattr(self.model, STATE, INTERRUPTED)
-        # in place: the module stays the one that the model, its hooks and tied weights refer to
-        write_weight(layer, result.weight)
+        weight = read_weight(layers[name])
+        with self.timed("solve"), explain_errors(f"block {index} {name}"):
+            # popped, so that a gram and its factor are freed with the last layer that reads them
+            result = self.solve(layer_key(index, name), weight, grams.pop(name))
+            # from here on the model is neither dense nor pruned, if an error ends the loop
+            set_state(self.model, interrupted=True)
+            # in place: the module stays the one that the model, its hooks and tied weights refer to
+            write_weight(layers[name], result.weight)
         return LayerReport(
             block=index,
             name=name,
@@ -358,16 +350,22 @@ class Loop:
 
         A layer that is ignored stays as it is.
         """
-        if key in self.settings.ignored:
+        if key in self.request.ignored:
             return LayerResult(weight, torch.ones_like(weight, dtype=torch.bool))
-        arguments = {
-            **self.arguments,
-            "sparsity": sparsity_of(self.arguments["sparsity"], key),
-        }
-        if self.settings.importance is None:
-            return self.method(weight, gram, **arguments)
-        factor = self.settings.importance[key].to(weight.device, torch.float32)[:, None]
-        result = self.method(weight.float() * factor, gram, **arguments)
+        factor = None
+        if self.request.importance is not None:
+            factor = self.request.importance[key].to(weight.device, torch.float32)
+            factor = factor[:, None]
+        target = self.request.target.of_layer(key)
+        result = self.method(
+            weight if factor is None else weight.float() * factor,
+            gram,
+            sparsity=target.sparsity,
+            pattern=target.pattern,
+            **target.options,
+        )
+        if factor is None:
+            return result
         new = (result.weight / factor).to(weight.dtype)
         # measured for the weighted outputs: measured again for the outputs as they are
         error = None if gram is None else relative_error(weight, new, gram.matrix)
@@ -375,9 +373,24 @@ class Loop:
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
-        """Add the seconds spent inside to self.seconds[what]."""
+        """Add the seconds that the block of the `with` takes to self.seconds[what]."""
         started = time.perf_counter()
         # no `finally`: an error ends the run, and nobody reads its seconds
         yield
         synchronise(self.device)
         self.seconds[what] += time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def explain_errors(where: str) -> Iterator[None]:
+    """Put the name of a layer in front of an error that solving it raises.
+
+    An error of memory becomes OutOfMemory, with advice.
+    """
+    advice = "use a device with more memory, or prune_checkpoint, which holds one block at a time"
+    try:
+        with explain_out_of_memory("solving this layer", advice):
+            yield
+    except HelpersError as error:
+        # the same class, so that a caller can catch it as before
+        raise type(error)(f"{where}: {error}") from error

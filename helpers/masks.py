@@ -1,4 +1,4 @@
-"""Which weights stay: patterns, top-k, N:M groups, the cubic sparsity schedule.
+"""Masks: patterns, top-k, N:M groups and the cubic sparsity schedule.
 
 A score is a (d_out, d_in) tensor; `keep` is boolean of the same shape, True where the weight
 stays. Every selection is exact: the number of zeros is round(sparsity · weights), counted over the
@@ -26,7 +26,7 @@ from helpers.tensors import check_matrix
 BUDGETS = ("matrix", "output")
 
 
-# --- what is asked for: pattern and sparsity ------------------------------------------------
+# --- the target: pattern and sparsity --------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ def check_sparsity(sparsity: object) -> float:
     )
 
 
-def check_target(sparsity: float | None, pattern: str | Pattern) -> float:
-    """The final sparsity that `sparsity` and `pattern` ask for together.
+def target_sparsity(sparsity: float | None, pattern: str | Pattern) -> float:
+    """Resolve the target sparsity from `sparsity` and `pattern`.
 
-    With N:M the sparsity is 1 − N/M and may be left out.
+    With N:M it is 1 − N/M, and `sparsity` may be left out.
     Raises BadParameter.
     """
     pattern = Pattern.parse(pattern)
@@ -126,7 +126,7 @@ def check_keep(
     sparsity: float | None = None,
     pattern: str | Pattern = "unstructured",
 ) -> float:
-    """The sparsity of a mask given by the caller, after checking that it fits what was asked.
+    """Check a mask that the caller gives against the target, and return its sparsity.
 
     Raises BadParameter if it is not boolean, has another shape, keeps more than N in a group of M,
     or contradicts a given `sparsity` (by more than half a weight).
@@ -150,13 +150,11 @@ def check_keep(
     kept = int(keep.sum())
     if sparsity is not None:
         # whole numbers are compared, since two fractions could differ by rounding alone
-        zeros, wanted = (
-            keep.numel() - kept,
-            round(check_target(sparsity, pattern) * keep.numel()),
-        )
+        zeros = keep.numel() - kept
+        wanted = round(target_sparsity(sparsity, pattern) * keep.numel())
         if zeros != wanted:
             raise BadParameter(
-                f"keep sets {zeros} weights to zero but sparsity={sparsity!r} asks for {wanted}: "
+                f"keep sets {zeros} weights to zero but sparsity={sparsity!r} means {wanted}: "
                 "leave sparsity out when you give a mask"
             )
     return 1 - kept / keep.numel()
@@ -171,55 +169,63 @@ def mask_hash(keep: Tensor) -> str:
 
 
 def select(
-    score: Tensor,
-    sparsity: float,
-    pattern: str | Pattern,
-    budget: str = "matrix",
-    out: Tensor | None = None,
+    score: Tensor, sparsity: float, pattern: str | Pattern, budget: str = "matrix"
 ) -> Tensor:
-    """The mask at `sparsity` on the way to `pattern`.
+    """The mask with `sparsity` zeros where the score (d_out, d_in) is smallest.
 
-    Unstructured: top-k. N:M: the top N of each group always stay and the rest fall by the given
-    sparsity, so that at 1 − N/M each group holds exactly N. With `out`, a tensor of the score's
-    shape and type, the mask is written there as 1 and 0.
-    Raises BadParameter, and NonFinite for NaN (not asked with `out`).
+    `budget` says where zeros are counted: over the whole "matrix" or in each "output". An N:M
+    pattern at a sparsity below 1 − N/M is one on its way there, see `choose_mask`.
+    Raises BadParameter, and NonFinite for NaN.
     """
     check_choice("budget", budget, BUDGETS)
     check_sparsity(sparsity)
-    pattern = Pattern.parse(pattern)
     check_matrix("score", score)
-    if not pattern.grouped:
-        return top_k(score, sparsity, budget, out)
-    if out is None:
-        _check_numbers(score)
+    pattern = Pattern.parse(pattern)
     check_divides(pattern, score.shape[1])
-    # The paper's schedule for N:M. A protected weight, whose score is made infinite, never falls:
-    # below the sparsity 1 − N/M there are fewer zeros to place than unprotected weights. On the way
-    # a group may hold any number of weights from N to M
+    _check_numbers(score)
+    return choose_mask(score, sparsity, pattern, budget)
+
+
+def top_k(score: Tensor, sparsity: float, budget: str = "matrix") -> Tensor:
+    """Keep the largest scores, wherever they lie: `select` without a pattern."""
+    return select(score, sparsity, Pattern(), budget)
+
+
+def choose_mask(
+    score: Tensor,
+    sparsity: float,
+    pattern: Pattern,
+    budget: str = "matrix",
+    out: Tensor | None = None,
+) -> Tensor:
+    """`select` without its checks, for a solver that chooses a mask in each iteration.
+
+    Unstructured: all but round(sparsity · n) weights stay. N:M: the top N of each group stay, and
+    the others are pruned by the sparsity, so that at 1 − N/M each group holds exactly N. With
+    `out`, a tensor of the score's shape and type, the mask is written there as 1 and 0.
+    """
+    if not pattern.grouped:
+        return _keep_fraction(score, sparsity, budget, out)
+    # The paper's schedule for N:M. A protected weight, whose score is made infinite, is never
+    # pruned: below the sparsity 1 − N/M there are fewer zeros to place than unprotected weights.
+    # On the way a group may hold any number of weights from N to M
     protected = selection.top_nm(score, pattern.n, pattern.m)
     # at the target what is protected is the mask; a second selection would find the same
     if sparsity >= 1 - pattern.n / pattern.m:
         return protected if out is None else out.copy_(protected)
-    return top_k(score.masked_fill(protected, math.inf), sparsity, budget, out)
+    return _keep_fraction(score.masked_fill(protected, math.inf), sparsity, budget, out)
 
 
-def top_k(
-    score: Tensor, sparsity: float, budget: str = "matrix", out: Tensor | None = None
+def _keep_fraction(
+    score: Tensor, sparsity: float, budget: str, out: Tensor | None
 ) -> Tensor:
-    """Keep the largest scores, with round(sparsity · n) zeros; `out` as in `select`.
-
-    `budget` says where the zeros are counted: over the whole "matrix" or in each "output" row.
-    Raises as `select`.
-    """
-    check_choice("budget", budget, BUDGETS)
-    check_sparsity(sparsity)
-    if out is None:
-        _check_numbers(score)
+    """Keep the largest scores, with round(sparsity · n) zeros in the matrix or in each output."""
     # "matrix": one row of d_out · d_in scores, in which all outputs compete. "output": each row on
     # its own, so that no output can lose nearly all of its weights. Either way a view, not a copy
     rows = score.reshape(1, -1) if budget == "matrix" else score
     # the selection is for float32, which holds half precision exactly, and on a CPU for float64
-    rows = rows if rows.dtype == torch.float64 and rows.is_cpu else rows.float()
+    if not (rows.dtype == torch.float64 and rows.is_cpu):
+        rows = rows.float()
     if out is not None:
         # a view, so that the mask lands in the caller's memory
         out = out.view(rows.shape)
@@ -243,11 +249,7 @@ def top_nm(score: Tensor, n: int, m: int) -> Tensor:
 
 
 def _check_numbers(score: Tensor) -> None:
-    """Raise NonFinite if a score is NaN, which compares false with every threshold.
-
-    Solvers, which give `out`, choose many times and check their answer instead: looking at each
-    score would make the host wait for a GPU each time.
-    """
+    """Raise NonFinite if a score is NaN, which compares false with every threshold."""
     if score.isnan().any():
         raise NonFinite("score holds NaN: look for a division by zero")
 

@@ -1,4 +1,4 @@
-"""The package's layer methods, each behind the door of `helpers.registry`."""
+"""The package's layer methods, registered in `METHODS` (`helpers.registry`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from helpers.masks import BUDGETS, select
 from helpers.options import Count, NotNegative, Positive, Switch, one_of
 from helpers.registry import METHODS, get_method, register
 
-# taken from here the registry holds the methods below
+# import METHODS from here: this module is what fills it
 __all__ = ["METHODS", "get_method", "register"]
 
 Budget = one_of(*BUDGETS)
@@ -51,13 +51,19 @@ def admm1(
 ):
     """One mask from |W|·‖x‖, then ADMM on it (the paper's ADMM1)."""
     # without mask steps the mask is chosen once, from |W₀|, which is Wanda's score
-    target = dict(
-        sparsity=sparsity, pattern=pattern, keep=keep, mask_steps=0, budget=budget
+    return admm.admm_grad(
+        weight,
+        gram,
+        sparsity=sparsity,
+        pattern=pattern,
+        keep=keep,
+        rho=rho,
+        iterations=iterations,
+        mask_steps=0,
+        damping=damping,
+        budget=budget,
+        precondition=precondition,
     )
-    options = dict(
-        rho=rho, iterations=iterations, damping=damping, precondition=precondition
-    )
-    return admm.admm_grad(weight, gram, **target, **options)
 
 
 @register("sparsegpt")
@@ -72,14 +78,19 @@ def sparse_gpt(
     block_size: Count = 128,
 ):
     """Column by column, later columns making up for earlier ones (Frantar & Alistarh 2023)."""
-    options = dict(keep=keep, damping=damping, block_size=block_size)
     # mask and update are one pass: a column's mask depends on the updates of the columns before it
     new, keep, used = sparsegpt.solve(
-        weight, gram, sparsity=sparsity, pattern=pattern, **options
+        weight,
+        gram,
+        sparsity=sparsity,
+        pattern=pattern,
+        keep=keep,
+        damping=damping,
+        block_size=block_size,
     )
     return LayerResult(new, keep, damping=used)
 
 
 admm_grad = register("admm-grad", shares_factor=True)(admm.admm_grad)
-# a peer of ADMM-Grad
+# a baseline that is not in the paper
 register("alps", shares_factor=True)(alps)

@@ -27,16 +27,9 @@ from helpers.errors import (
     described,
     first_line,
 )
+from helpers.model_state import set_state, state_of
 from helpers.paths import sha256_file
 from helpers.tensors import FLOATS, all_finite
-
-# attributes that a model gets here
-IDENTITY = "pruning_identity"
-WEIGHT_READER = (
-    "pruning_weight_reader"  # what reads the weights of a model that is not in memory
-)
-STATE = "pruning_state"  # once `prune_model` has changed a weight: INTERRUPTED, or its report
-INTERRUPTED = "interrupted"
 
 # what a weight has in a file of safetensors, unless it is quantised
 STORED_FLOATS = ("F64", "F32", "F16", "BF16")
@@ -56,10 +49,10 @@ def load_model(
     Args: name, one of "embedded" (SmolLM2-135M-Instruct, no account needed), "embedded-gemma"
     (Gemma-3-270M, fetched when it is first loaded, under its own terms: see NOTICE), "tiny" (random
     weights, for tests), a local folder, or a hub id; revision, needed for a hub id: a commit
-    hash, or "main" for whatever is newest (the resolved commit is recorded); device "auto",
+    hash, or "main" for the newest (the resolved commit is recorded); device "auto",
     "cpu", "cuda" …; dtype, by default float32 on CPU and float16 on a GPU.
-    Raises BadParameter, FileError, BadParameter, UnsupportedModel (quantised weights without the
-    configuration that says how).
+    Raises BadParameter, FileError, and UnsupportedModel for quantised weights without the
+    configuration that says how.
     """
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
@@ -72,7 +65,7 @@ def load_model(
         model, tokenizer = _load(*locate(name, revision), kind)
     # only moved: a cast would round the frequencies of the position embedding, which are float32
     model.to(device=where).eval()
-    setattr(model, IDENTITY, _identity(name, model))
+    set_state(model, identity=_identity(name, model))
     return model, tokenizer
 
 
@@ -102,10 +95,9 @@ def locate(name: str | Path, revision: str | None) -> tuple[str | Path, str | No
 
 
 def check_config(path: Path) -> None:
-    """Raise BadParameter unless a config.json is a JSON object: not all of transformers asks."""
-    with contextlib.suppress(
-        OSError, ValueError
-    ):  # whoever reads it says what is damaged
+    """Raise BadParameter unless a config.json is a JSON object (transformers may not check)."""
+    # a damaged file is reported by the code that reads it
+    with contextlib.suppress(OSError, ValueError):
         config = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise BadParameter(
@@ -175,24 +167,24 @@ def _load(
 
 @contextlib.contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Inside, transformers draws no bar of its own, which would stray through a notebook."""
-    shown = logging.is_progress_bar_enabled()
+    """Keep transformers from drawing a bar of its own, which would stray through a notebook."""
+    enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             logging.enable_progress_bar()
 
 
 def check_stored_weights(folder: Path) -> None:
     """Raise UnsupportedModel if a folder's safetensors hold weights that are not plain floats.
 
-    To be asked where config.json has no quantisation: transformers then reads such numbers as
-    they are, without their scales.
+    For a config.json without quantisation: transformers then reads such numbers as they are,
+    without their scales.
     """
     for path in sorted(folder.glob("*.safetensors")):
-        # whoever reads the model says what is damaged; this may be a file that it does not read
+        # a damaged file is reported when the model is read; this may be one that it does not read
         with (
             contextlib.suppress(SafetensorError),
             safe_open(path, framework="pt") as file,
@@ -249,33 +241,33 @@ def _identity(name: str | Path, model: nn.Module) -> dict[str, Any]:
 
 
 def model_identity(model: nn.Module) -> dict[str, Any]:
-    """What a record says of the model: name, revision or sha256, architecture, size, dtype.
+    """The model's entry in a record: name, revision or sha256, architecture, size, dtype.
 
-    For a model that `load_model` did not load the name is its config's `_name_or_path`.
+    A model that `load_model` did not load has its config's `_name_or_path` as its name.
     Raises BadParameter like `check_model`.
     """
     check_model(model)
-    known = getattr(model, IDENTITY, None)
-    return dict(
-        known
-        or _identity(getattr(model.config, "_name_or_path", "") or "unnamed", model)
-    )
+    known = state_of(model).identity
+    if known is None:
+        name = getattr(model.config, "_name_or_path", "")
+        known = _identity(name or "unnamed", model)
+    return dict(known)
 
 
 def check_model(model: object, *, half_pruned: bool = False) -> None:
-    """Raise BadParameter for what is no model, and for a model that is half pruned.
+    """Raise BadParameter for what is no causal language model, and for a half-pruned one.
 
-    Half pruned is one in which `prune_model` was stopped, by an error or by hand: its numbers
+    A model is half pruned where `prune_model` was stopped, by an error or by hand: its numbers
     belong to no method. With `half_pruned` it passes.
     """
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise BadParameter(
-            f"a {type(model).__name__} is no language model: give the first of the two values that "
-            "load_model returns"
+            f"expected a causal language model (the first value that load_model returns), got a "
+            f"{type(model).__name__}"
         )
-    if getattr(model, STATE, None) == INTERRUPTED and not half_pruned:
+    if state_of(model).interrupted and not half_pruned:
         raise BadParameter(
-            "this model is half pruned, since prune_model was stopped: load it anew"
+            "pruning of this model was interrupted: load the dense model again"
         )
 
 
@@ -330,31 +322,32 @@ def check_length(model: nn.Module, length: int) -> None:
 def weights_in_memory(
     model: nn.Module, part: int | nn.Module | None = None
 ) -> contextlib.AbstractContextManager[Any]:
-    """Inside, a part of a model holds its weights: a block by its number, a module outside the
-    blocks, or all modules outside the blocks (None).
+    """Context manager: hold the weights of a part of a model in memory.
 
-    For a model in memory there is nothing to do; others read them (`helpers.large.streaming`).
+    part: a block by its number, a module outside the blocks, or None for all of those. A model in
+    memory has them already; a streamed one reads them (`helpers.large.streaming`).
     """
-    reader = getattr(model, WEIGHT_READER, None)
-    return (
-        contextlib.nullcontext() if reader is None else reader.weights_in_memory(part)
-    )
+    reader = state_of(model).reader
+    if reader is None:
+        return contextlib.nullcontext()
+    return reader.weights_in_memory(part)
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model computes, or where a block lies."""
+    """The device on which a model, or one of its blocks, computes."""
     # a model that is read block by block lies on the meta device, which cannot compute
-    reader = getattr(model, WEIGHT_READER, None)
+    reader = state_of(model).reader
     return next(model.parameters()).device if reader is None else reader.device
 
 
 @torch.no_grad()
 def cache_of(model: nn.Module) -> str | None:
-    """The argument by which a model takes the keys and values of earlier tokens, if that is all it
-    keeps of them: also the name under which it returns them. Else None, and for a model whose
-    weights are not in memory, which would read them for each further pass.
+    """The name of a model's key-value cache, as argument and output; None if it cannot be shared.
+
+    It cannot where a model keeps more of earlier tokens than keys and values, or where its weights
+    are not in memory and would be read again for each pass.
     """
-    if hasattr(model, WEIGHT_READER):
+    if state_of(model).reader is not None:
         return None
     token = torch.zeros((1, 1), dtype=torch.int64, device=device_of(model))
     output = model(token, use_cache=True)

@@ -12,7 +12,7 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from helpers.errors import BadParameter, HelpersError, join_names
 
@@ -27,7 +27,7 @@ def check_choice(
     choices = list(choices)
     if isinstance(value, str) and value in choices:
         return value
-    # a typing mistake is the usual cause: "wnada" is answered with "wanda"
+    # a typing mistake is the usual cause: for "wnada" the message suggests "wanda"
     near = difflib.get_close_matches(str(value), choices, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise error(
@@ -68,6 +68,8 @@ def check_real(what: str, value: object, *, above: float | None = None) -> float
 
 # --- options whose annotation says what they may be -------------------------------------------
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 Positive = Annotated[float, functools.partial(check_real, above=0)]
 NotNegative = Annotated[float, check_real]
 Count = Annotated[int, check_whole]
@@ -78,6 +80,17 @@ Switch = Annotated[bool, check_switch]
 def one_of(*choices: str) -> Any:
     """The annotation of an option that is one of these words."""
     return Annotated[str, functools.partial(check_choice, choices=choices)]
+
+
+def checks_options(function: Function) -> Function:
+    """Decorator: check the keyword arguments of each call by their annotations."""
+
+    @functools.wraps(function)
+    def checked(*arguments: Any, **options: Any) -> Any:
+        check_options(function, options)
+        return function(*arguments, **options)
+
+    return checked
 
 
 def check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:

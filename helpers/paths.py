@@ -1,4 +1,4 @@
-"""The only place that knows where folders are, and how files are hashed and replaced safely.
+"""Where folders are, and how files are hashed and replaced safely.
 
 Three environment variables move things: `PRUNING_CACHE` (downloads), `PRUNING_RESULTS`
 (what runs write) and `PRUNING_RUNS` (run files). They are read at each call, not at import.
@@ -25,9 +25,9 @@ def root() -> Path:
 
 def _from_environment(variable: str, default: Path) -> Path:
     """The folder that an environment variable names (empty counts as unset), else `default`."""
-    given = os.environ.get(variable, "").strip()
+    value = os.environ.get(variable, "").strip()
     # absolute, because a notebook's kernel may be started in another folder
-    return Path(given).expanduser().absolute() if given else default
+    return Path(value).expanduser().absolute() if value else default
 
 
 def cache_dir() -> Path:

@@ -1,6 +1,6 @@
-"""In which precision a model's products are done: in float32, or in bfloat16 when asked for.
+"""Autocast for forward passes: a model's matmuls in float32 or in bfloat16.
 
-Weights stay in float32, and so do the stream, the grams and all that a method does.
+Weights stay in float32, and so do the hidden states between blocks, the grams and the solvers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PRECISIONS = ("float32", "bfloat16")
 def products(
     precision: str, device: torch.device
 ) -> contextlib.AbstractContextManager[torch.autocast]:
-    """Inside, matrix products are done in a precision of PRECISIONS."""
+    """Context manager: compute matmuls in one of PRECISIONS."""
     # without the cache, whose copies of the weights in bfloat16 would outlive a step: all later
     # steps would see the weights of the first
     lower = precision == "bfloat16"
@@ -28,7 +28,7 @@ def products(
 
 
 def check_precision(precision: str, dtype: torch.dtype) -> None:
-    """Raise BadParameter unless a model whose weights have that type can have that precision."""
+    """Raise BadParameter unless weights of this dtype can be used in this precision."""
     check_choice("precision", precision, PRECISIONS)
     if precision == "bfloat16" and dtype != torch.float32:
         raise BadParameter(
@@ -37,5 +37,5 @@ def check_precision(precision: str, dtype: torch.dtype) -> None:
 
 
 def exactly(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Inside, products are done in the precision of their factors, whatever holds outside."""
+    """Context manager: compute matmuls in the precision of their factors, without autocast."""
     return torch.autocast(device.type, enabled=False)

@@ -22,10 +22,10 @@ class ProgressBar(tqdm):
         self.update(done - self.n)
 
 
-def as_progress(progress: Progress | bool | None) -> Progress | None:
-    """What is called after each step: a function as it is, for True a bar, for False nothing.
+def as_progress(progress: Progress | bool) -> Progress | None:
+    """Resolve the argument `progress`: True → a bar, False → None, a function → itself.
 
-    The bar is drawn in a notebook, and where errors are written to a terminal.
+    The bar is drawn in a notebook, and in a terminal that shows what is written to stderr.
     """
     if progress is True:
         # disable=None is tqdm's word for that; delay, so that what is refused at once leaves none

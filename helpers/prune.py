@@ -1,7 +1,7 @@
-"""`prune_model`: all layers of a model, and everything that is checked before the first one.
+"""`prune_model`: prune all layers of a model in place.
 
-The loop over blocks is in `helpers.loop`. Whatever can be refused is refused before a weight
-changes, and a parity gate compares the replayed blocks with the model's own logits.
+All arguments are checked before a weight changes, and a parity gate compares the replayed blocks
+with the model's own logits. The loop over blocks is in `helpers.loop`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from helpers.errors import BadParameter, UnsupportedModel, described, join_names
-from helpers.loop import Loop, PruneReport, RunSettings, Sparsity, sparsity_of
-from helpers.masks import Pattern, check_divides, check_target
+from helpers.loop import Loop, PruneReport, Request
+from helpers.masks import Pattern, check_divides, target_sparsity
 from helpers.methods import get_method
+from helpers.model_state import state_of
 from helpers.models import (
-    STATE,
     check_model,
     check_tokens,
     check_weights,
@@ -31,8 +31,9 @@ from helpers.options import check_switch, check_whole
 from helpers.precision import check_precision
 from helpers.progress import Progress, as_progress
 from helpers.registry import check_method_options
+from helpers.target import Sparsity, Target
 from helpers.tensors import all_finite
-from helpers.trial import try_method
+from helpers.trial import try_target
 
 DENSE_ZEROS = 0.2  # a dense model's layers hold fewer exact zeros than that
 
@@ -53,14 +54,14 @@ def prune_model(
     allow_pruned: bool = False,
     **options: Any,
 ) -> PruneReport:
-    """Prune all linear layers of the decoder blocks, in place: see the module's text for how.
+    """Prune all linear layers of the decoder blocks, in place.
 
     Args:
         tokens: int64 (sequences, length). A method that needs no calibration never reads them; its
             report then holds no errors.
         method: a name in `METHODS`, or of a file in helpers/own.
-        sparsity: a fraction, or one for each layer by its name (`helpers.beyond` makes them); left
-            out with an N:M pattern.
+        sparsity: the fraction of weights set to zero, or one for each layer by its name
+            (`helpers.beyond.allocation` makes them); left out with an N:M pattern.
         passes: of the text through each block. 2 as in the paper; 1 takes less time and more memory
             (`helpers.waiting_batches`).
         precision: of the products with the text, for a model in float32: "float32" or "bfloat16".
@@ -89,15 +90,20 @@ def prune_model(
 
     Raises BadParameter, UnsupportedModel, NonFinite, NotPositiveDefinite, OutOfMemory.
     """
-    arguments = dict(options, sparsity=sparsity, pattern=pattern)
     check_model(model, half_pruned=check_switch("allow_pruned", allow_pruned))
     check_dense(model, allow_pruned)
-    ignored = ignored_layers(model, ignore)
-    settings = RunSettings(
-        passes, precision, batch, as_progress(progress), importance, ignored
+    request = Request(
+        tokens=tokens,
+        target=Target(method, sparsity, Pattern.parse(pattern), options),
+        passes=passes,
+        precision=precision,
+        batch=batch,
+        progress=as_progress(progress),
+        importance=importance,
+        ignored=ignored_layers(model, ignore),
     )
-    check_request(model, tokens, method, arguments, settings)
-    return Loop(model, method, arguments, settings).run(tokens)
+    check_request(model, request)
+    return Loop(model, request).run()
 
 
 def check_dense(model: nn.Module, allow_pruned: bool) -> None:
@@ -115,14 +121,14 @@ def check_dense(model: nn.Module, allow_pruned: bool) -> None:
     if allow_pruned:
         return
     again = "load the dense model again, or give allow_pruned=True to prune it further"
-    if isinstance(getattr(model, STATE, None), PruneReport):
+    if state_of(model).report is not None:
         raise BadParameter(f"prune_model has pruned this model before: {again}")
     # a model pruned elsewhere, or saved and loaded, has no mark
     check_zeros("the model's weights", weights, again)
 
 
 def check_zeros(what: str, weights: Sequence[Tensor], advice: str) -> None:
-    """Raise BadParameter if so many entries are zero that somebody must have pruned them."""
+    """Raise BadParameter if the share of zeros shows that the model is already pruned."""
     kept = sum(int(weight.count_nonzero()) for weight in weights)
     share = 1 - kept / sum(map(Tensor.numel, weights))
     if share >= DENSE_ZEROS:
@@ -130,16 +136,16 @@ def check_zeros(what: str, weights: Sequence[Tensor], advice: str) -> None:
 
 
 def ignored_layers(model: nn.Module, ignore: Collection[str]) -> list[str]:
-    """The layers that a pattern fits (as in a shell), by their `layer_key`.
+    """The layers whose `layer_key` matches one of the shell patterns in `ignore`.
 
-    Raises BadParameter for a pattern that fits none, and if they fit all.
+    Raises BadParameter for a pattern that matches none, and if they match all.
     """
     keys = model_layers(model)
     for pattern in ignore:
         if not fnmatch.filter(keys, pattern):
             raise BadParameter(
-                f"ignore {pattern!r} fits no layer of this model: give a list of patterns of names "
-                f"such as {next(iter(keys))!r}"
+                f"ignore {pattern!r} matches no layer of this model: give a list of patterns of "
+                f"names such as {next(iter(keys))!r}"
             )
     ignored = [
         key for key in keys if any(fnmatch.fnmatch(key, pattern) for pattern in ignore)
@@ -151,69 +157,57 @@ def ignored_layers(model: nn.Module, ignore: Collection[str]) -> list[str]:
     return ignored
 
 
-def check_request(
-    model: nn.Module,
-    tokens: Tensor | None,
-    method: str,
-    arguments: dict[str, Any],
-    settings: RunSettings,
-) -> None:
+def check_request(model: nn.Module, request: Request) -> None:
     """Raise for everything that can be refused before a weight changes.
 
-    `arguments` are the method's. Of weights on the meta device only the shapes are looked at.
+    Of weights on the meta device only the shapes are looked at.
+    Raises BadParameter, UnsupportedModel, NonFinite, NotPositiveDefinite.
     """
-    # All of this is asked before anything runs: an error in the last block would otherwise come
-    # after hours and leave a model that is half pruned
-    if "keep" in arguments:
+    # Before anything runs: an error in the last block would otherwise come after hours and leave a
+    # model that is half pruned
+    target = request.target
+    if "keep" in target.options:
         raise BadParameter(
             "prune_model takes no keep=, which fits one layer: call METHODS[method](...) for that"
         )
-    pattern = Pattern.parse(arguments["pattern"])
-    options = {
-        name: arguments[name]
-        for name in arguments
-        if name not in ("sparsity", "pattern")
-    }
-    check_method_options(method, options)
-    if get_method(method).needs_calibration:
-        if tokens is None:
+    check_method_options(target.method, target.options)
+    if get_method(target.method).needs_calibration:
+        if request.tokens is None:
             raise BadParameter(
-                f"method {method!r} needs calibration tokens: give calibration_tokens(...), "
+                f"method {target.method!r} needs calibration tokens: give calibration_tokens(...), "
                 'or use method "magnitude"'
             )
-        check_tokens(model, tokens)
-    layers = model_layers(model, settings.ignored)
+        check_tokens(model, request.tokens)
+    layers = model_layers(model, request.ignored)
     # of all layers: a pattern that does not fit the last one is refused here
     shapes = {key: tuple(read_weight(layer).shape) for key, layer in layers.items()}
     for key, layer in layers.items():
-        check_divides(pattern, shapes[key][1])
+        check_divides(target.pattern, shapes[key][1])
         # on the meta device there are shapes only; such a weight is checked when it is read
         if not layer.weight.is_meta:
             index, _, name = key.partition(".")
             check_weights(f"block {index} {name}", layer)
-    check_sparsities(arguments["sparsity"], pattern, shapes)
-    check_settings(model, settings, shapes)
+    check_sparsities(target, shapes)
+    if request.batch is not None:
+        check_whole("batch", request.batch)
+    if check_whole("passes", request.passes) > 2:
+        raise BadParameter(f"passes {request.passes!r} is not allowed: give 1 or 2")
+    check_precision(request.precision, next(model.parameters()).dtype)
+    if request.importance is not None:
+        check_importance(request.importance, shapes)
     smallest = min(shapes, key=lambda key: math.prod(shapes[key]))
-    trial = {**arguments, "sparsity": sparsity_of(arguments["sparsity"], smallest)}
-    try_method(method, trial, shapes[smallest], device_of(model))
+    try_target(target.of_layer(smallest), shapes[smallest], device_of(model))
 
 
-def check_settings(
-    model: nn.Module, settings: RunSettings, shapes: Mapping[str, tuple[int, int]]
+def check_importance(
+    importance: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]]
 ) -> None:
-    """Raise BadParameter for a setting that is not allowed. shapes: of the layers by their names.
+    """Raise BadParameter unless each layer has a factor above 0 for each of its outputs.
 
-    Importance is a factor > 0 for each output of each layer.
+    shapes: (d_out, d_in) of the layers by their names.
     """
-    if settings.batch is not None:
-        check_whole("batch", settings.batch)
-    if check_whole("passes", settings.passes) > 2:
-        raise BadParameter(f"passes {settings.passes!r} is not allowed: give 1 or 2")
-    check_precision(settings.precision, next(model.parameters()).dtype)
-    if settings.importance is None:
-        return
-    check_names("importance", settings.importance, shapes)
-    for name, factors in settings.importance.items():
+    check_names("importance", importance, shapes)
+    for name, factors in importance.items():
         rows = shapes[name][0]
         fits = isinstance(factors, Tensor) and factors.shape == (rows,)
         # in float32, in which they are used: there the smallest numbers of float64 are 0
@@ -225,27 +219,28 @@ def check_settings(
             )
 
 
-def check_sparsities(
-    sparsity: Sparsity, pattern: Pattern, layers: Collection[str]
-) -> None:
+def check_sparsities(target: Target, layers: Collection[str]) -> None:
     """Raise BadParameter unless there is an allowed sparsity for each layer, by their names."""
-    if not isinstance(sparsity, Mapping):
-        check_target(sparsity, pattern)
+    if not isinstance(target.sparsity, Mapping):
+        target_sparsity(target.sparsity, target.pattern)
         return
-    check_names("sparsity", sparsity, layers)
-    for name, value in sparsity.items():
+    check_names("sparsity", target.sparsity, layers)
+    for name, value in target.sparsity.items():
         try:
-            check_target(value, pattern)
+            target_sparsity(value, target.pattern)
         except BadParameter as error:
             raise BadParameter(f"layer {name}: {error}") from error
 
 
 def check_names(
-    what: str, given: Mapping[str, object], layers: Collection[str]
+    what: str, mapping: Mapping[str, object], layers: Collection[str]
 ) -> None:
     """Raise BadParameter unless a mapping has an entry for each layer, and no others."""
-    if different := given.keys() ^ set(layers):
+    unexpected = sorted(map(str, mapping.keys() - set(layers)))[:3]
+    missing = sorted(set(layers) - mapping.keys())[:3]
+    if unexpected or missing:
         raise BadParameter(
-            f"{what} has, or lacks, {join_names(sorted(map(str, different))[:3])}: give one value "
-            f"for all layers, or one for each of the {len(layers)}, from {next(iter(layers))!r} on"
+            f"{what} keys do not match the layers: unexpected [{join_names(unexpected)}], missing "
+            f"[{join_names(missing)}]; give one value for all, or one for each of the "
+            f"{len(layers)} layers, such as {next(iter(layers))!r}"
         )

@@ -4,11 +4,10 @@ A method is a function
 
     method(weight, gram, *, sparsity, pattern, keep=None, **options) -> LayerResult
 
-with weight (d_out, d_in) and gram (d_in, d_in) in float32 and a parsed pattern. `register` is the
-door: what goes in is checked there once, and so is the answer (shape, finite, sparsity up to the
-rounding of a budget per output, zero outside `keep`, weight and gram left alone); error and dead
-inputs are computed there, so that a method cannot misreport them. Whether it respects a mask that
-it is given is for `helpers.trial`. The package's own methods are in `helpers.methods`.
+with weight (d_out, d_in) and gram (d_in, d_in) in float32 and a parsed pattern. `register` wraps
+it in checks of its arguments and of its result (shape, finite, sparsity up to the rounding of a
+budget per output, zero outside `keep`, weight and gram unchanged). It also computes error and dead
+inputs, so that a method cannot misreport them. The package's own methods are in `helpers.methods`.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def register(
             "matrix", where half a weight is all that rounding explains, or in each "output".
 
     An option that is annotated, as in `rho: Positive = 1.0`, is checked before the method is
-    called (`helpers.errors.check_options`). A name can be registered again, which replaces the
+    called (`helpers.options.check_options`). A name can be registered again, which replaces the
     method, so that a notebook cell may be run twice.
 
     Raises BadParameter for a function that cannot be called as a method, and for a name that is
@@ -95,11 +94,16 @@ def register(
             matrix = None if gram is None else layer.gram.matrix
             # sums over the bits find a change at a fraction of the cost of two copies
             before = _bit_sums(dense, matrix)
-            # q, k and v read one input: with the Gram itself they share one factorisation
-            given = layer.gram if shares_factor else matrix
-            target = dict(sparsity=layer.sparsity, pattern=layer.pattern, keep=keep)
             with float32_products(weight.device):
-                result = function(dense, given, **target, **options)
+                result = function(
+                    dense,
+                    # q, k and v read one input: with the Gram itself they share one factorisation
+                    layer.gram if shares_factor else matrix,
+                    sparsity=layer.sparsity,
+                    pattern=layer.pattern,
+                    keep=keep,
+                    **options,
+                )
             _check_untouched(name, before, _bit_sums(dense, matrix))
             _check_answer(name, layer, result, options.get("budget", counted))
             # rounded to the model's type first: the error is that of the weight the model will hold
@@ -113,7 +117,7 @@ def register(
                 result, weight=new, error=error, dead_inputs=dead
             )
 
-        # an attribute of the function, so that the loop can ask before it runs the model
+        # an attribute of the function, which the block loop reads before it runs the model
         method.needs_calibration = needs_calibration
         METHODS[name] = method
         return method
@@ -121,11 +125,11 @@ def register(
     return add
 
 
-# --- the door: what goes in and what comes out ------------------------------------------------
+# --- checks of a method, its arguments and its result -----------------------------------------
 
 
 def _check_registration(name: str, function: Method) -> None:
-    """Raise BadParameter unless the function may be called that, and called as a method is."""
+    """Raise BadParameter unless name and signature are those of a method."""
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise BadParameter(
             f"method name {name!r} is not allowed: use lower-case letters and digits, with single "
@@ -144,7 +148,7 @@ def _check_registration(name: str, function: Method) -> None:
             "for it: choose another name"
         )
     parameters = inspect.signature(function).parameters
-    # **options takes whatever is passed by keyword; weight and gram are passed by position
+    # **options takes any keyword; weight and gram are passed by position
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     wanted = ("weight", "gram") if takes_any else _COMMON
     if missing := [parameter for parameter in wanted if parameter not in parameters]:
@@ -160,7 +164,7 @@ def _is_ours(name: str) -> bool:
 
 
 def check_method_options(name: str, options: dict[str, Any]) -> None:
-    """Raise BadParameter if the method takes no option of that name, or not with that value."""
+    """Raise BadParameter for an option that the method does not have, or a value it refuses."""
     # __wrapped__ is the function itself; the wrapper around it takes any option
     function = get_method(name).__wrapped__
     parameters = inspect.signature(function).parameters.values()
@@ -175,7 +179,7 @@ def check_method_options(name: str, options: dict[str, Any]) -> None:
 
 
 def _bit_sums(weight: Tensor, gram: Tensor | None) -> dict[str, int]:
-    """What changes when a method writes into what it was given."""
+    """Checksums of a method's arguments, which show whether it has written into them."""
     return {"weight": bit_sum(weight)} | (
         {} if gram is None else {"gram": bit_sum(gram)}
     )
@@ -196,7 +200,7 @@ def _check_untouched(name: str, before: dict[str, int], after: dict[str, int]) -
 
 
 def _check_answer(name: str, layer: Layer, result: LayerResult, budget: str) -> None:
-    """Raise unless a method's answer is what the layer needs. budget: where zeros are counted."""
+    """Raise unless a method's result fits its layer. budget: where zeros are counted."""
     if not isinstance(result, LayerResult):
         raise BadParameter(
             f"method {name!r} returned a {type(result).__name__}: return LayerResult(weight, keep)"
@@ -219,10 +223,8 @@ def _check_answer(name: str, layer: Layer, result: LayerResult, budget: str) -> 
         raise BadParameter(f"method {name!r} returned a wrong mask: {error}") from error
     zeros = keep.numel() - int(keep.sum())
     # each count rounds once, by half a weight at most; ROUNDING is that of the product
-    wanted, counts = (
-        layer.sparsity * keep.numel(),
-        1 if budget == "matrix" else shape[0],
-    )
+    wanted = layer.sparsity * keep.numel()
+    counts = 1 if budget == "matrix" else shape[0]
     if abs(zeros - wanted) > counts / 2 + ROUNDING:
         hint = "" if budget == "output" else ', or register it with budget="output"'
         raise BadParameter(

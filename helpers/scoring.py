@@ -1,9 +1,9 @@
-"""A question is read once, and each of its choices from there.
+"""Zero-shot scoring that reads the context of an item's choices once.
 
-lm-eval's own model (`HFLM`) runs a question again for each of its choices. Here one forward pass
-reads what all of them follow (their context) and keeps each block's keys and values; the choices go
-on from there. Logits over the vocabulary are computed only from where a choice is scored. All else,
-from tokens to the sum of log-likelihoods, is HFLM's.
+lm-eval's own model (`HFLM`) runs the context again for each choice. Here one forward pass reads the
+context and keeps each block's keys and values; the choices go on from there. Logits over the
+vocabulary are computed only where a choice is scored. The rest, from tokens to the sum of
+log-likelihoods, is HFLM's.
 
 No text is padded on the left, since families of models differ in how they treat that. Contexts that
 share a pass are read up to the last token but one of the shortest, and the rest of a context is
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -28,15 +28,28 @@ from helpers.models import cache_of
 PASS = 48
 
 
+class Item(NamedTuple):
+    """A context with the continuations that are scored in one pass after it.
+
+    once: whether the context is read by itself. length: of the tokens that a pass reads. requests:
+    indices of those that this item answers.
+    """
+
+    once: bool
+    length: int
+    context: tuple[int, ...]
+    requests: list[int]
+
+
 class ContextOnce(HFLM):
     """lm-eval's model, with the same log-likelihoods up to rounding.
 
-    All is left to HFLM for a model whose cache cannot be shared (`helpers.models.cache_of`), and so
-    is a text that is too long for the model, which HFLM cuts and reports.
+    HFLM alone scores a model whose cache cannot be shared (`helpers.models.cache_of`), and a text
+    that is too long for the model, which it cuts and reports.
     """
 
-    # what the model is given beside its tokens; None where HFLM works alone
-    given: dict[str, Any] | None = None
+    # the cache that a pass starts from, by the model's argument; None where HFLM works alone
+    start: dict[str, Any] | None = None
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -47,53 +60,21 @@ class ContextOnce(HFLM):
         self, requests: list, **options: Any
     ) -> list[tuple[float, bool]]:
         """For each request log p of its continuation, and whether the model would write that."""
-        contexts = defaultdict(lambda: defaultdict(list))
-        for index, (_, context, tokens) in enumerate(requests):
-            if self.cache and len(context) + len(tokens) < self.max_length:
-                # the last token is predicted and not read: choices of one token are one text
-                contexts[tuple(context)][tuple(tokens[:-1])].append(index)
-        # is the context read by itself, the length that counts in a pass, the context, its requests
-        items = []
-        for context, texts in contexts.items():
-            if (len(texts) - 1) * (len(context) - 1) > PASS:
-                items.append((True, len(context), context, sum(texts.values(), [])))
-            else:
-                items += [
-                    (False, len(context + text), context, texts[text]) for text in texts
-                ]
-        batches: list[list[Any]] = [[]]
-        for item in sorted(items, reverse=True):
-            last = batches[-1]
-            # tokens that are padded, or repeated in front of choices
-            more = sum(len(indices) * (last[-1][1] - item[1]) for *_, indices in last)
-            if last and (
-                item[0] < last[0][0] or len(last) == self.batch_size or more > PASS
-            ):
-                batches.append(last := [])
-            last.append(item)
-        answers = {}
-        for batch in filter(None, batches):
-            cut, given = 0, {}
-            if batch[0][0]:
-                cut = len(batch[-1][2]) - 1
-                start = torch.tensor(
-                    [text[:cut] for *_, text, _ in batch], device=self.device
-                )
-                given[self.cache] = self.model(start, use_cache=True, logits_to_keep=1)[
-                    self.cache
-                ]
+        answers: dict[int, tuple[float, bool]] = {}
+        for batch in self._batches(self._items(requests)):
+            cut = 0  # tokens of each context that the cache holds
+            start = {}
+            if batch[0].once:
+                cut = len(batch[-1].context) - 1
+                start = self._read([item.context[:cut] for item in batch])
             # in front of its tokens stand two numbers for `_model_call`: the context's row in the
             # cache, and the place of its last token, whose logits are the first that count
-            marked = {
-                i: (
-                    ("", ""),
-                    [row, len(context) - 1 - cut, *context[cut:]],
-                    requests[i][2],
-                )
-                for row, (_, _, context, indices) in enumerate(batch)
-                for i in indices
-            }
-            with attribute(self, "given", given):
+            marked = {}
+            for row, item in enumerate(batch):
+                rest = [row, len(item.context) - 1 - cut, *item.context[cut:]]
+                for index in item.requests:
+                    marked[index] = (("", ""), rest, requests[index][2])
+            with attribute(self, "start", start):
                 found = super()._loglikelihood_tokens([*marked.values()], **options)
             answers |= zip(marked, found, strict=True)
         others = [
@@ -102,17 +83,58 @@ class ContextOnce(HFLM):
         rest = iter(super()._loglikelihood_tokens(others, **options))
         return [answers.get(index) or next(rest) for index in range(len(requests))]
 
+    def _items(self, requests: list) -> list[Item]:
+        """The requests by their context, without texts that are too long for the model."""
+        contexts = defaultdict(lambda: defaultdict(list))
+        for index, (_, context, tokens) in enumerate(requests):
+            if self.cache and len(context) + len(tokens) < self.max_length:
+                # the last token is predicted and not read: choices of one token are one text
+                contexts[tuple(context)][tuple(tokens[:-1])].append(index)
+        items = []
+        for context, texts in contexts.items():
+            saved = (len(texts) - 1) * (len(context) - 1)
+            if saved > PASS:
+                every = [index for indices in texts.values() for index in indices]
+                items.append(Item(True, len(context), context, every))
+                continue
+            for text, indices in texts.items():
+                items.append(Item(False, len(context + text), context, indices))
+        return items
+
+    def _batches(self, items: list[Item]) -> list[list[Item]]:
+        """Items of like length together, each batch for one pass."""
+        batches: list[list[Item]] = []
+        for item in sorted(items, reverse=True):
+            last = batches[-1] if batches else []
+            # tokens that are padded, or repeated in front of choices
+            more = sum(
+                len(other.requests) * (last[-1].length - item.length) for other in last
+            )
+            fits = last and item.once == last[0].once and len(last) < self.batch_size
+            if fits and more <= PASS:
+                last.append(item)
+            else:
+                batches.append([item])
+        return batches
+
+    def _read(self, contexts: list[tuple[int, ...]]) -> dict[str, Any]:
+        """The model's cache after contexts of one length."""
+        tokens = torch.tensor(contexts, device=self.device)
+        output = self.model(tokens, use_cache=True, logits_to_keep=1)
+        return {self.cache: output[self.cache]}
+
     def _model_call(self, inps: torch.Tensor, **options: Any) -> torch.Tensor:
         """Logits (texts, places, vocabulary) of the last places; HFLM counts them from the end."""
-        if self.given is None:
+        if self.start is None:
             return super()._model_call(inps, **options)
-        tokens, given = (
-            inps[:, 2:],
-            copy.deepcopy(self.given),
-        )  # the pass adds to the cache
-        for cache in given.values():
-            cache.reorder_cache(inps[:, 0])
-        scored = tokens.shape[1] - int(inps[:, 1].min())
-        return self.model(
-            tokens, use_cache=bool(given), logits_to_keep=scored, **given
-        ).logits
+        rows, places, tokens = inps[:, 0], inps[:, 1], inps[:, 2:]
+        start = copy.deepcopy(self.start)  # the pass adds to the cache
+        for cache in start.values():
+            cache.reorder_cache(rows)
+        output = self.model(
+            tokens,
+            use_cache=bool(start),
+            logits_to_keep=tokens.shape[1] - int(places.min()),
+            **start,
+        )
+        return output.logits

@@ -53,8 +53,8 @@ def solve(
             chosen[:, block] = keep[:, block]
         elif not pattern.grouped:
             # (d_out, block): what pruning each weight would add to the error, from weights already
-            # updated. A dead input adds nothing, so its weights fall first. One row: all outputs
-            # compete within the block
+            # updated. A dead input adds nothing, so its weights are pruned first. One row: all
+            # outputs compete within the block
             score = (
                 (W[:, block] / R[block, block].diagonal()) ** 2 * alive[block]
             ).reshape(1, -1)

@@ -1,9 +1,9 @@
-"""Take calibration text through a block once, while its layers are pruned one after the other.
+"""One pass: calibration text waits inside a block while its layers are pruned one by one.
 
-A batch of text runs until it comes to a layer that is not pruned yet, and waits there. When all
-batches have come as far, the gram of that layer's input is complete: the layer is pruned, and the
-batches go on. So no product is made twice, each layer is fitted to inputs that it will really get
-from the pruned layers before it ("true sequential"), and what leaves the block is already the
+A batch of text runs until it reaches a layer that is not pruned yet, and waits there. When all
+batches have reached it, the gram of that layer's input is complete: the layer is pruned, and the
+batches go on. So no product is computed twice, each layer is fitted to inputs that it will really
+get from the pruned layers before it ("true sequential"), and what leaves the block is already the
 stream of the pruned block.
 
 A block is ordinary code that knows nothing of this. A greenlet runs it on a stack of its own, which
@@ -28,14 +28,14 @@ from helpers.precision import products
 
 
 class Batch(greenlet):
-    """One batch on its way through a block. `switch` lets it run to where it has to wait."""
+    """A batch inside a block. `switch` runs it to the next layer that is not pruned yet."""
 
     def __init__(self, block: nn.Module, rows: Tensor, call: Call) -> None:
         super().__init__()
         self.block, self.rows, self.call = block, rows, call
         self.layer: str | None = None  # where it waits
-        # what it waited with, by group of layers; weakly, so that nothing lives longer by it
-        self.given: dict[tuple[str, ...], weakref.ref[Tensor]] = {}
+        # the inputs of layers where it waited, by group; weakly, so that they can be freed
+        self.inputs: dict[tuple[str, ...], weakref.ref[Tensor]] = {}
         self.answer: Tensor | None = None
 
     def run(self) -> None:
@@ -47,7 +47,7 @@ class Batch(greenlet):
 
     def wait(self, layer: str, group: tuple[str, ...], inputs: Tensor) -> None:
         """Leave the block, and come back when the layer is pruned."""
-        self.layer, self.given[group] = layer, weakref.ref(inputs)
+        self.layer, self.inputs[group] = layer, weakref.ref(inputs)
         self.parent.switch()
 
 
@@ -59,12 +59,12 @@ def one_pass(
     name: str,
     precision: str = "float32",
 ) -> Iterator[dict[str, Gram]]:
-    """The grams of layers that can be pruned now, time after time, until all are.
+    """Yield the grams of the layers that can be pruned next, until all are pruned.
 
-    Whoever takes them prunes these layers before asking for the next. Layers that read the same
-    input share a Gram and come together, as `call.inputs` says. At the end the stream (sequences,
-    length, width) has been replaced by its values after the block; if an error or the caller ends
-    it before, the stream is as it was. precision: of the block's products, see `helpers.precision`.
+    The caller prunes these layers before it takes the next. Layers that read the same input share
+    a Gram and come together, as `call.inputs` says. At the end the stream (sequences, length,
+    width) has been replaced by its values after the block; if an error or the caller ends it
+    before, the stream is unchanged. precision: of the block's products, see `helpers.precision`.
 
     Memory: what a block holds between two layers, for all batches at once. In Llama that is most
     at the last layer: sequences · length · (ff + 2 · width) numbers.
@@ -76,7 +76,7 @@ def one_pass(
 
     def arrive(layer: str, inputs: Tensor) -> None:
         here, group = getcurrent(), groups[layer]
-        if not isinstance(here, Batch):  # somebody else runs the block meanwhile
+        if not isinstance(here, Batch):  # not called from a batch of this pass
             return
         if layer in dense:
             if group not in grams:
@@ -88,7 +88,7 @@ def one_pass(
             grams[group].add(inputs)
             here.wait(layer, group, inputs)
         # a layer whose rows are not in its gram would have been fitted to other text than it gets
-        elif group not in here.given or here.given[group]() is not inputs:
+        elif group not in here.inputs or here.inputs[group]() is not inputs:
             raise UnsupportedModel(
                 f"{name} {layer} is not given what {group[0]} was, or not in all batches: prune "
                 "this model with passes=2"
@@ -113,7 +113,7 @@ def one_pass(
             if first is None:
                 break
             group = groups[first]
-            # popped: a gram is freed by whoever takes it, before the batches go on
+            # popped: the caller frees a gram before the batches go on
             yield dict.fromkeys(group, grams.pop(group))
             dense -= set(group)
     for layer in layers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ def given(owner: Any, name: str, **forced: Any) -> Patch:
 
 def default(function: Callable, **forced: Any) -> Patch:
     """Change what a function does when an option is left out."""
-    options = function.__kwdefaults__
+    options = inspect.unwrap(function).__kwdefaults__
     return lambda monkeypatch: [
         monkeypatch.setitem(options, *item) for item in forced.items()
     ]
@@ -272,7 +273,7 @@ MUTANTS: dict[str, Mutant] = {
         GRAD, FEW, sums(lambda f, s, rows: f(s, rows.half().float()))
     ),
     "the stream of dense blocks": Mutant(
-        GRAD, "methods/wanda-60", around(loop.Loop, "one_block", dense_stream)
+        GRAD, "methods/wanda-60", around(loop.Loop, "prune_block", dense_stream)
     ),
     "the stream stays at the first block": Mutant(
         GRAD, "methods/wanda-60", around(block_grams.Replay, "advance", lambda *_: None)

@@ -35,7 +35,7 @@ from helpers.beyond import recipe, training
 from helpers.data import corpora, tasks
 from helpers.gram import damp, normalise
 from helpers.models import find_blocks
-from helpers.studies import hidden_states, mask_rules, updates
+from helpers.studies import hidden_states, mask_rules, pipelines, updates
 
 BLOCKS = 2
 SEQUENCES, LENGTH = 8, 128  # of calibration text
@@ -209,7 +209,7 @@ def files_of_text() -> dict[str, Any]:
 @probe("text/split")
 def split_text() -> dict[str, Any]:
     counts = dict(web=2, layers=4, guide=2, repair=3, pool=10, length=32, seed=0)
-    split = recipe.draw_windows("embedded", embedded()[1], **counts)
+    split = pipelines.draw_windows("embedded", embedded()[1], **counts)
     return {name: digest(windows) for name, windows in split._asdict().items()}
 
 

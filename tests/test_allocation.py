@@ -53,6 +53,19 @@ def test_the_zeros_of_the_pruned_model_are_as_many_as_wanted(
     assert zeros == round(sparsity * total)
 
 
+@pytest.mark.parametrize("rule", ["owl", "guide"])
+def test_an_allocation_is_for_the_layers_that_prune_model_prunes(rule: str) -> None:
+    """The patterns of `ignore` mean the same layers in both."""
+    model, tokens = fam.build(), fam.random_tokens()
+    ignore = ["0.*", "1.*.q_proj"]
+    shares = shares_of(rule, model, tokens, sparsity=0.6, ignore=ignore)
+    report = prune_model(
+        model, tokens, method="wanda", sparsity=shares, ignore=ignore, progress=False
+    )
+    assert len(report.ignored) == 8
+    assert not shares.keys() & set(report.ignored)
+
+
 def test_sharing_out_by_hand() -> None:
     sizes, none, wishes = (
         float64(10, 10, 5),
@@ -105,7 +118,7 @@ def test_fishers_costs_are_those_of_the_gradients(name: str) -> None:
     for row in tokens:
         loss = model(row[None], labels=row[None]).loss * (len(row) - 1)
         squares += torch.autograd.grad(loss, parameter)[0] ** 2
-    with allocation.surveyed(model, tokens, None) as survey:
+    with allocation.surveyed(model, tokens) as survey:
         curve, at = allocation.fisher(survey), list(survey.layers).index(f"1.{name}")
     order = survey.score(f"1.{name}").flatten().argsort(stable=True)
     terms = (squares * parameter.detach() ** 2).T.flatten()[order].double()

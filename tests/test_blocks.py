@@ -13,8 +13,9 @@ from helpers import block_grams
 from helpers import blocks as cap
 from helpers.errors import BadParameter, UnsupportedModel
 from helpers.gram import Gram
-from helpers.loop import Loop, Team
+from helpers.loop import Loop, Request, Team
 from helpers.models import find_blocks, find_layers
+from helpers.target import Target
 
 EVERY = sorted(fam.FAMILIES)
 BATCH = 2
@@ -175,11 +176,9 @@ def test_grams_are_checked_once_they_are_those_of_all_processes(one_line_error) 
             yield {"experts.1": Gram(4)}
 
     model = fam.build("opt")
-    arguments, text = (
-        dict(sparsity=0.5, pattern="unstructured"),
-        Missed(model, fam.random_tokens(2), 1),
-    )
-    (grams,) = Loop(model, "wanda", arguments, team=Filled()).measure(1, text, None)
+    text = Missed(model, fam.random_tokens(2), 1)
+    request = Request(tokens=text.tokens, target=Target("wanda", 0.5))
+    (grams,) = Loop(model, request, team=Filled()).grams(1, text, None)
     assert grams["experts.1"].tokens == 3
     with one_line_error(UnsupportedModel, "block 1 experts.1", "more calibration text"):
-        list(Loop(model, "wanda", arguments).measure(1, text, None))
+        list(Loop(model, request).grams(1, text, None))

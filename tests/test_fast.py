@@ -12,8 +12,8 @@ from helpers.fast.selection import (
     SAMPLE,
     bisect,
     keep_largest,
-    narrowed,
     nth_smallest,
+    scores_near,
     top_nm,
 )
 from helpers.masks import keep_largest_by_sorting
@@ -122,5 +122,5 @@ def test_few_scores_are_left_to_select_from() -> None:
         torch.randn(1_000_000, generator=torch.Generator().manual_seed(0)).abs().numpy()
     )
     for place in (90_000, 500_000, 600_000, 999_000):
-        between, before = narrowed(scores, place)
+        between, before = scores_near(scores, place)
         assert before <= place < before + len(between) and len(between) < 5_000

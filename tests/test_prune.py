@@ -25,7 +25,8 @@ from helpers.errors import (
 from helpers.gram import gram_of
 from helpers.masks import select
 from helpers.methods import METHODS, register
-from helpers.models import STATE, model_layers, read_weight
+from helpers.model_state import PruningState, state_of
+from helpers.models import model_layers, read_weight
 
 HALF = dict(method="wanda", sparsity=0.5)
 
@@ -155,7 +156,7 @@ def test_the_batch_is_halved_where_memory_runs_out(
 @pytest.mark.parametrize(("passes", "place"), [(1, "block 1"), (2, "one sequence")])
 def test_memory_that_is_not_enough(passes: int, place: str, one_line_error) -> None:
     def fail(*_: object) -> None:
-        if model.__dict__.get(STATE):  # once block 0 is pruned
+        if state_of(model).interrupted:  # once block 0 is pruned
             raise MemoryError
 
     model = fam.build()
@@ -290,7 +291,7 @@ def test_a_half_pruned_model_is_of_no_use(
         prune_model(model, tokens, progress=stop, passes=passes, **HALF)
     assert fam.hook_count(model) == 0 and model.training and torch.is_grad_enabled()
     for use in USES:
-        with one_line_error(BadParameter, "half pruned"):
+        with one_line_error(BadParameter, "interrupted", "load the dense model"):
             use(model)
     prune_model(model, tokens, **HALF, allow_pruned=True)
     model_identity(model)
@@ -325,7 +326,7 @@ def refused(one_line_error):
         assert all(
             torch.equal(after[key].nan_to_num(7.0), before[key]) for key in before
         )
-        assert fam.hook_count(model) == hooks and not hasattr(model, STATE)
+        assert fam.hook_count(model) == hooks and state_of(model) == PruningState()
 
     return call
 
@@ -362,7 +363,7 @@ def factors(model: nn.Module) -> dict[str, Tensor]:
         ("batch", 0, "0"), ("batch", "4", "'4'"), ("allow_pruned", "yes", "'yes'"),
         ("keep", torch.ones(32, 32), "METHODS"), ("damping", 0.1, "wanda"),
         ("budget", "row", "'row'"),
-        ("ignore", ["0.*", "*.dwn_proj"], "'*.dwn_proj' fits no layer"),
+        ("ignore", ["0.*", "*.dwn_proj"], "'*.dwn_proj' matches no layer"),
         ("ignore", ["0.*", "1.*"], "leaves no layer"),
         ("importance", {"9.mlp": torch.ones(1)}, "0.mlp.down_proj"),
         ("importance", by_layer(up=torch.zeros(64)), "above 0"),

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from handmade import pruned
 
-from helpers.masks import check_target
+from helpers.masks import target_sparsity
 from helpers.report import published
 from helpers.report.published import TYPES, ratio_table, read_published
 
@@ -62,4 +62,4 @@ def test_the_committed_files() -> None:
     )
     assert np.isfinite(table["value"]).all() and (table["value"] >= 0).all()
     for pattern, sparsity in zip(table["pattern"], table["sparsity"], strict=True):
-        check_target(sparsity, pattern)
+        target_sparsity(sparsity, pattern)

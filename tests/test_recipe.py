@@ -18,7 +18,7 @@ from helpers.beyond.allocation import guide
 from helpers.beyond.distil import distil
 from helpers.beyond.recipe import HELD_OUT, Effort, text_needed
 from helpers.errors import BadParameter, HelpersError
-from helpers.models import STATE
+from helpers.model_state import state_of
 from helpers.studies import draw_windows
 
 
@@ -42,14 +42,8 @@ def test_the_recipe_is_its_steps(effort: str, target: dict) -> None:
     report = prune_and_repair(model, tokens, effort=effort, **target)
     settings = {"method": "admm-grad", "pattern": report.pattern, "passes": 1} | target
     if "sparsity" in target:
-        how = (
-            {"ignored": [f"{i}.self_attn.k_proj" for i in (0, 1)]}
-            if "ignore" in target
-            else {}
-        )
-        guided = guide(
-            by_hand, tokens[: recipe.EFFORTS[effort].guide], sparsity=0.6, **how
-        )
+        text = tokens[: recipe.EFFORTS[effort].guide]
+        guided = guide(by_hand, text, sparsity=0.6, ignore=target.get("ignore", ()))
         settings |= {"sparsity": guided.sparsity, "importance": guided.importance}
     prune_model(by_hand, tokens[:5], **settings)
     shown = report.to_dict()["repair"]
@@ -60,7 +54,7 @@ def test_the_recipe_is_its_steps(effort: str, target: dict) -> None:
         )
     for name, parameter in by_hand.named_parameters():
         assert torch.equal(model.get_parameter(name), parameter), name
-    assert getattr(model, STATE) is report and shown["effort"] == effort
+    assert state_of(model).report is report and shown["effort"] == effort
     parts = [
         report.seconds.get(part, 0.0)
         for part in ("guide", "forward", "solve", "distil")

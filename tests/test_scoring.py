@@ -5,7 +5,8 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from helpers.models import WEIGHT_READER, load_model
+from helpers.model_state import set_state
+from helpers.models import load_model
 from helpers.scoring import ContextOnce
 
 Requests = list[tuple[tuple[str, str], list[int], list[int]]]
@@ -71,7 +72,7 @@ def test_likelihoods_are_those_of_the_stock_model(family: str, harness) -> None:
 def test_what_cannot_be_shared_is_left_to_the_stock_model(family: str, harness) -> None:
     model = fam.build(family)
     if family == "llama":  # one that reads its weights from files
-        setattr(model, WEIGHT_READER, object())
+        set_state(model, reader=object())
     asked = questions(model)
     ours, stock = (harness(kind, model) for kind in (ContextOnce, HFLM))
     assert ours.cache is None

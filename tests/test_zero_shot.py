@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 
 from helpers import scoring
 from helpers.data.assets import fetch_asset
-from helpers.data.tasks import TASKS, mean_and_error, task_rows
+from helpers.data.tasks import TASKS, task_rows
 from helpers.errors import BadParameter, NonFinite
 from helpers.evaluate import (
     TaskScore,
@@ -250,7 +250,8 @@ def test_scores_and_metrics_by_hand() -> None:
     )
     none = TaskScore("rte", 1.0, 277, [1, 5], acc=[0, 0], acc_norm=None, answers=[1, 1])
     # three of four: squares 3 · 1/16 + 9/16 = 3/4, deviation sqrt(1/4), over sqrt(4)
-    assert mean_and_error(four.acc) == (0.75, pytest.approx(0.25))
+    assert four.accuracy == 0.75
+    assert four.stderr == pytest.approx(0.25)
     kept = dict(version=1.0, size=277, items=[1, 5], acc=[0, 0], acc_norm=None)
     assert none.to_dict() == kept | {"scoring": "stock"}
     metrics = zero_shot_metrics({"arc_easy": four, "rte": none})

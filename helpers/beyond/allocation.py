@@ -1,4 +1,4 @@
-"""Where a model can lose its weights: one number of zeros shared out between its layers.
+"""Non-uniform sparsity: distribute a global budget of zeros over the layers of a model.
 
     shares = owl(model, tokens, sparsity=0.6)
     prune_model(model, tokens, method="admm-grad", sparsity=shares)
@@ -7,12 +7,12 @@ The paper gives every layer the same sparsity, but layers differ in how much the
 rules decide it from calibration text alone:
 
     owl      blocks with more outlying scores lose less (Yin et al. 2024, arXiv 2310.05175)
-    guide    squared gradients say what the loss of the weights below a threshold would cost, and
-             which outputs of a layer matter most
+    guide    squared gradients (the diagonal of the Fisher matrix) estimate what pruning below a
+             threshold costs, and which outputs of a layer matter most
 
 A rule gives a curve: the sparsity of every layer as a function of one number t, growing with it.
-`share_out` looks for the t at which the zeros of all layers add up to the number wanted, exact to
-the weight. An N:M pattern gives every layer the same sparsity, so there is nothing to share out.
+`share_out` looks for the t at which the zeros of all layers add up to the budget, exact to the
+weight. An N:M pattern gives every layer the same sparsity, so there is nothing to distribute.
 """
 
 from __future__ import annotations
@@ -37,16 +37,15 @@ from helpers.models import (
     check_tokens,
     check_weights,
     device_of,
-    find_blocks,
     model_layers,
     read_weight,
 )
 from helpers.options import check_real
-from helpers.progress import Progress
-from helpers.prune import check_dense
+from helpers.progress import Progress, as_progress
+from helpers.prune import check_dense, ignored_layers
 from helpers.tensors import all_finite
 
-# t ↦ the sparsity that each layer would have: float64 (layers,), none falling as t grows
+# t ↦ the sparsity that each layer would have: float64 (layers,), never decreasing in t
 Curve = Callable[[float], Tensor]
 
 FARTHEST = 700.0  # |t| at the ends of the search: exp(700) is still a float
@@ -58,7 +57,7 @@ POWER = 0.5  # of an output's slope in its importance: see `guide`
 
 @dataclass(frozen=True)
 class Guide:
-    """What the gradients of a dense model on calibration text say, for `prune_model`.
+    """Sparsity and importance from the gradients of a dense model, for `prune_model`.
 
     sparsity: of each layer, by its `layer_key`. importance: of each output of each layer, float32
     (d_out,) with a mean of 1.
@@ -74,10 +73,10 @@ def guide(
     *,
     sparsity: float,
     spread: float = 0.3,
-    progress: Progress | None = None,
-    ignored: Collection[str] = (),
+    progress: Progress | bool = False,
+    ignore: Collection[str] = (),
 ) -> Guide:
-    """In which layers, and in which outputs of a layer, weights can be spared most cheaply.
+    """Per-layer sparsities and per-output importance from squared gradients.
 
         guided = guide(model, tokens[:8], sparsity=0.6)
         prune_model(model, tokens, method="admm-grad", sparsity=guided.sparsity,
@@ -95,9 +94,10 @@ def guide(
         tokens: int64 (sequences, length), calibration text. A few sequences are enough: each costs
             a backward pass.
         sparsity: of all layers together.
-        spread: how far a layer's sparsity may lie from that, to one weight.
-        progress: progress(done, total, name), called after each batch of text and backward pass.
-        ignored: layers that stay dense, by their `layer_key`: they have no part in any of this.
+        spread: how far the sparsity of a layer may lie from that, to one weight.
+        progress: True for a bar, False for none, or a function called after each batch of text and
+            backward pass: progress(done, total, name).
+        ignore: layers that stay dense, as for `prune_model`: they have no part in any of this.
 
     The layers' zeros, round(value · weights) each, add up to round(sparsity · all weights), and
     still do after `prune_model` with a mask budget per "matrix". The model is left bit for bit as
@@ -109,7 +109,7 @@ def guide(
     """
     check_sparsity(sparsity)
     check_real("spread", spread)
-    with surveyed(model, tokens, progress, ignored) as survey:
+    with surveyed(model, tokens, progress, ignore) as survey:
         shares = layer_sparsities(survey, fisher(survey), sparsity, spread)
     importance = {}
     for key, squares in survey.slopes.items():
@@ -128,41 +128,38 @@ def owl(
     sparsity: float,
     spread: float = 0.08,
     outliers: float = 5.0,
-    progress: Progress | None = None,
+    progress: Progress | bool = False,
+    ignore: Collection[str] = (),
 ) -> dict[str, float]:
-    """The sparsity of each layer by its `layer_key`: blocks with more outliers lose less.
+    """Per-layer sparsities by outliers (OWL): blocks with more outlying scores lose less.
 
     A block's ratio is the share of its scores |W|·‖x‖ above `outliers` (M) times their mean over
-    the block. The ratios are stretched to a width of 2 · `spread` (lambda), turned round and
-    centred. As the paper (Yin et al. 2024) says, and unlike its code, no block then leaves the
-    range sparsity ± spread. It needs no gradients; else as `guide`.
+    the block. The ratios are scaled to a width of 2 · `spread` (lambda), negated and centred. As
+    the paper (Yin et al. 2024) says, and unlike its code, no block then leaves the range sparsity
+    ± spread. It needs no gradients; arguments and errors otherwise as for `guide`.
     """
     check_sparsity(sparsity)
     check_real("spread", spread)
     check_real("outliers", outliers, above=0)
-    with surveyed(model, tokens, progress) as survey:
-        ratios = []
+    with surveyed(model, tokens, progress, ignore) as survey:
+        ratios = []  # of each layer that of its block
         for keys in survey.blocks:
-            size = sum(survey.layers[key].weight.numel() for key in keys)
-            # the scores are made twice, so that a block's need not lie in memory together
-            mean = (
-                sum(float(survey.score(key).sum(dtype=torch.float64)) for key in keys)
-                / size
-            )
-            above = sum(
-                int((survey.score(key) > outliers * mean).sum()) for key in keys
-            )
-            ratios.append(above / size)
+            ratios += [outlier_share(survey, keys, outliers)] * len(keys)
         width = max(ratios) - min(ratios)
         stretch = 2 * spread / width if width > 0 else 0.0
-        each = [
-            ratio
-            for ratio, keys in zip(ratios, survey.blocks, strict=True)
-            for _ in keys
-        ]
-        wishes = sparsity - stretch * torch.tensor(each, dtype=torch.float64)
+        wishes = sparsity - stretch * torch.tensor(ratios, dtype=torch.float64)
         # all of them move by t, which does the centring
         return layer_sparsities(survey, lambda t: wishes + t, sparsity, spread)
+
+
+def outlier_share(survey: Survey, keys: list[str], outliers: float) -> float:
+    """The share of a block's scores above `outliers` times their mean."""
+    size = sum(survey.layers[key].weight.numel() for key in keys)
+    # the scores are computed twice, so that a block's need not be in memory together
+    sums = [float(survey.score(key).sum(dtype=torch.float64)) for key in keys]
+    mean = sum(sums) / size
+    above = [int((survey.score(key) > outliers * mean).sum()) for key in keys]
+    return sum(above) / size
 
 
 # --- what the dense model shows -----------------------------------------------------------------
@@ -170,7 +167,7 @@ def owl(
 
 @dataclass(frozen=True)
 class Survey:
-    """What a pass of the dense model over the text shows of its layers, by `layer_key`.
+    """Statistics of the dense model's layers on the calibration text, by `layer_key`.
 
     blocks: the keys of each block. norms: ‖x_j‖ of a layer's inputs over all tokens, float32
     (d_in,). slopes: squared, of the loss by each output, float32 (d_out,), once `fisher` has run.
@@ -193,28 +190,29 @@ class Survey:
 def surveyed(
     model: nn.Module,
     tokens: Tensor,
-    progress: Progress | None,
-    ignored: Collection[str] = (),
+    progress: Progress | bool = False,
+    ignore: Collection[str] = (),
 ) -> Iterator[Survey]:
-    """Run the dense model over the text; inside it is as it was, with dropout off.
+    """Context manager: the input norms of the dense model's layers, with dropout off meanwhile.
 
     Raises BadParameter, UnsupportedModel, NonFinite, OutOfMemory.
     """
     check_model(model)
     check_dense(model, allow_pruned=False)
     check_tokens(model, tokens)
-    layers = model_layers(model, ignored)
-    blocks: list[list[str]] = [[] for _ in find_blocks(model)]
+    layers = model_layers(model, ignored_layers(model, ignore))
+    blocks: dict[str, list[str]] = {}
     for key, layer in layers.items():
         index, _, name = key.partition(".")
         check_weights(f"block {index} {name}", layer)
-        blocks[int(index)].append(key)
-    progress = progress or (lambda *_step: None)
-    doing, advice = "looking for where weights can be spared", "give shorter sequences"
+        blocks.setdefault(index, []).append(key)
+    progress = as_progress(progress) or (lambda *_step: None)
+    doing = "allocating sparsity"
+    advice = "give shorter sequences"
     # dropout off: its random zeros would enter the norms
     with eval_mode(model), explain_out_of_memory(doing, advice):
         norms = input_norms(model, tokens, layers, progress)
-        yield Survey(model, tokens, layers, blocks, norms, {}, progress)
+        yield Survey(model, tokens, layers, list(blocks.values()), norms, {}, progress)
 
 
 def input_norms(
@@ -223,11 +221,11 @@ def input_norms(
     """‖x_j‖ of each layer's inputs over the text, float32 (d_in,), by `layer_key`."""
     squares: dict[str, Tensor] = {}
 
-    def add(key: str, given: Tensor) -> None:
-        # float32 first: in float16 the square of 256 is infinite already
-        if not given.numel():  # an expert that no token of this batch has reached
+    def add(key: str, inputs: Tensor) -> None:
+        if not inputs.numel():  # an expert that no token of this batch has reached
             return
-        added = given.detach().flatten(0, -2).float().square().sum(0)
+        # float32 first: in float16 the square of 256 is infinite already
+        added = inputs.detach().flatten(0, -2).float().square().sum(0)
         squares[key] = squares[key] + added if key in squares else added
 
     batches = tokens.split(best_batch(device_of(model), tokens.shape[1]))
@@ -253,11 +251,11 @@ def input_norms(
 
 
 def fisher(survey: Survey) -> Curve:
-    """Make what the next weight costs, by its squared gradient, equal for all layers.
+    """Sparsities at which pruning the next weight costs the same in all layers.
 
     Near the dense model the expected increase of the loss without weight w is proportional to
     g²·w², with g² the squared gradient of a sequence's loss, summed over sequences (the diagonal of
-    the empirical Fisher matrix). The weights of a layer fall in the order of |W|·‖x‖; the cost is
+    the empirical Fisher matrix). The weights of a layer are pruned in order of |W|·‖x‖; the cost is
     summed in each of LEVELS parts of that order. One backward pass for each sequence, which also
     gives the survey its `slopes`. Raises BadParameter, NonFinite.
     """
@@ -269,11 +267,9 @@ def fisher(survey: Survey) -> Curve:
     costs = {key: torch.zeros(LEVELS, dtype=torch.float64) for key in survey.layers}
 
     def add(key: str, parameter: Tensor) -> None:
-        gradient = (
-            parameter.grad.T
-            if isinstance(survey.layers[key], Conv1D)
-            else parameter.grad
-        )
+        gradient = parameter.grad
+        if isinstance(survey.layers[key], Conv1D):
+            gradient = gradient.T
         # float32 first: such products are below the smallest number of float16
         terms = (gradient.float() * read_weight(survey.layers[key]).float()).square_()
         sums = torch.bincount(levels[key].flatten(), terms.flatten().double(), LEVELS)
@@ -323,10 +319,10 @@ def fisher(survey: Survey) -> Curve:
 
 
 def levels_of(score: Tensor) -> Tensor:
-    """In which of LEVELS equal parts of its order a score lies, uint8, smallest first.
+    """Which of LEVELS equal parts of the sorted scores each score is in, uint8, smallest first.
 
-    A stable sort would say it: place i of n is in part i · LEVELS // n. Its places, int64, would be
-    the largest thing in memory; the sorted scores are enough.
+    A stable sort says it: place i of n is in part i · LEVELS // n. Its places, int64, would be the
+    largest thing in memory; the sorted scores are enough.
     """
     flat = score.flatten()
     # NumPy's, since torch's makes the places too
@@ -378,12 +374,12 @@ def layer_sparsities(
 def share_out(
     sizes: Tensor, curve: Curve, total: int, low: Tensor, high: Tensor
 ) -> list[int]:
-    """The zeros of each layer, `total` in all.
+    """The number of zeros of each layer, `total` in all.
 
     Args:
         sizes: weights of each layer.
         low, high: the fewest and the most zeros of each layer.
-    All float64 (layers,). A value differs from the curve's, kept between low and high, by less
+    All float64 (layers,). A number differs from the curve's, clamped between low and high, by less
     than 1.
     """
 
@@ -393,13 +389,16 @@ def share_out(
     below, above = -FARTHEST, FARTHEST
     for _ in range(HALVINGS):
         middle = (below + above) / 2
-        below, above = (
-            (middle, above) if zeros(middle).sum() < total else (below, middle)
-        )
+        if zeros(middle).sum() < total:
+            below = middle
+        else:
+            above = middle
     # where a curve jumps, no t gives that many: a mixture of the two sides of the jump does
     few, many = zeros(below), zeros(above)
     gap = float(many.sum() - few.sum())
-    mixture = min(1.0, max(0.0, (total - float(few.sum())) / gap)) if gap > 0 else 0.0
+    mixture = 0.0
+    if gap > 0:
+        mixture = min(1.0, max(0.0, (total - float(few.sum())) / gap))
     wanted = few + mixture * (many - few)
     # The largest remainder: all are rounded down, and the zeros that are then missing, fewer than
     # there are layers, go where rounding took most; of equal ones to the earlier

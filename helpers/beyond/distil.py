@@ -1,8 +1,8 @@
-"""Repair a pruned model as a whole: fit its predictions to those of the dense model.
+"""Distillation (the repair): train the kept weights to predict as the dense model does.
 
 The paper minimises the error of each layer by itself. What is left lies between the layers: their
-errors add up in the stream, and only the logits say which of them matter. `distil` trains the kept
-weights of all layers together, on a fixed mask, to minimise
+errors add up in the hidden states, and only the logits say which of them matter. `distil` trains
+the kept weights of all layers together, on a fixed mask, to minimise
 
     KL(dense ‖ pruned) = Σ p log(p/q),    averaged over tokens,
 
@@ -10,7 +10,7 @@ with p and q the two models' distributions of the next token. Many small steps a
 few large ones, so each step reads one window of text, and no window is read twice.
 
 Models differ in the size of their weights, by a factor of five and more, and Adam moves a weight by
-about its rate in each step whatever the gradient's size. So rates are relative: a matrix or vector
+about its rate in each step for any size of the gradient. So rates are relative: a matrix or vector
 moves by a share of the rms of its own values.
 """
 
@@ -32,15 +32,14 @@ from helpers.block_grams import explain_out_of_memory
 from helpers.blocks import eval_mode, forward
 from helpers.errors import BadParameter, NonFinite
 from helpers.models import check_model, check_tokens, device_of
-from helpers.options import Count, Positive, check_options, one_of
+from helpers.options import Count, Positive, checks_options, one_of
 from helpers.precision import check_precision, exactly, products
-from helpers.progress import Progress
+from helpers.progress import Progress, as_progress
 from helpers.prune import check_dense
 
 LOG = logging.getLogger(__name__)
-POSITIONS = (
-    8  # of a window, whose distributions are compared together: they stay in the cache
-)
+# of a window, whose distributions are compared together: so few stay in the processor's cache
+POSITIONS = 8
 # Looks at the held-out windows, after these shares of the steps; the second only if the first has
 # found no better weights than those at the start
 LOOKS = (0.25, 0.5, 1.0)
@@ -55,7 +54,7 @@ EPSILON = 1e-15
 
 @dataclass
 class DistilReport:
-    """What `distil` did.
+    """The result of `distil`.
 
     losses: the divergence on the window of each step, before it; held_out: (step, divergence on the
     held-out windows), from step 0, where nothing is trained yet; kept: the step whose weights the
@@ -74,6 +73,7 @@ class DistilReport:
         return dataclasses.asdict(self)
 
 
+@checks_options
 def distil(
     model: nn.Module,
     dense: nn.Module,
@@ -84,7 +84,7 @@ def distil(
     vector_rate: Positive = 4e-4,
     held_out: Count = 4,
     precision: str = "float32",
-    progress: Progress | None = None,
+    progress: Progress | bool = False,
 ) -> DistilReport:
     """Train the kept weights of a pruned model to predict what the dense model predicts, in place.
 
@@ -95,12 +95,13 @@ def distil(
         model: the pruned one, in float32.
         dense: the same model before that, in float32.
         tokens: int64 (windows, length). The last `held_out` windows are never trained on, the
-            others once, in turn: their number is the effort.
+            others once each: their number sets the cost.
         parts: "all", or "norms" for the vectors alone, which needs next to no memory.
         rate, vector_rate: Adam's, for weights and vectors, as shares of the rms of each matrix
             (without its zeros) and each vector. What is zero as a whole stays so.
         precision: of the products, "float32" or "bfloat16".
-        progress: called after each step.
+        progress: True for a bar, False for none, or a function called after each step:
+            progress(done, total, name).
 
     The held-out windows are looked at before, after a quarter of the steps, and at the end, in
     float32; the model ends with the best weights seen, after an error too, so it is never worse
@@ -113,17 +114,13 @@ def distil(
 
     Raises BadParameter, NonFinite, OutOfMemory.
     """
-    check_options(
-        distil, dict(parts=parts, held_out=held_out, rate=rate, vector_rate=vector_rate)
-    )
     check_precision(precision, torch.float32)
     check_pair(model, dense, tokens, held_out)
+    progress = as_progress(progress)
     started = time.perf_counter()
     text, unseen = tokens[:-held_out].to(device_of(model)), tokens[-held_out:]
-    advice = (
-        'the pruned model is there as it was; give shorter windows, or parts="norms"'
-    )
-    # dropout off: the dense model is the teacher as it answers, and the pruned one is to answer so
+    advice = 'the pruned model is unchanged; give shorter windows, or parts="norms"'
+    # dropout off: the teacher's own answers, and those that the pruned model is used for
     with (
         eval_mode(model),
         eval_mode(dense),
@@ -133,13 +130,13 @@ def distil(
         # the rate of each parameter, as a share of its rms
         rates = dict.fromkeys(weights, rate) | dict.fromkeys(vectors, vector_rate)
         best = divergence(model, dense, unseen)
-        looks, kept, values = [(0, best)], 0, snapshot(rates)
+        looks = [(0, best)]
+        kept = 0
+        values = snapshot(rates)
         groups = [{"params": [p], "lr": share * rms(p)} for p, share in rates.items()]
         # fused: one pass over the memory that a plain Adam reads and writes many times
-        losses, optimiser = (
-            [],
-            torch.optim.Adam(groups, betas=DECAY, eps=EPSILON, fused=True),
-        )
+        optimiser = torch.optim.Adam(groups, betas=DECAY, eps=EPSILON, fused=True)
+        losses = []
         schedule = LambdaLR(optimiser, lambda done: rate_at(done + 1, len(text)))
         looked_at = {math.ceil(share * len(text)) for share in LOOKS}
         try:
@@ -159,7 +156,10 @@ def distil(
             # also after an error, or Ctrl-C: no model is left half trained
             if kept != len(text):
                 restore(rates, values)
-    if warning := "" if kept else NOTHING_KEPT.format(best, *reversed(looks[-1])):
+    warning = ""
+    if not kept:
+        step, last = looks[-1]
+        warning = NOTHING_KEPT.format(best, last, step)
         LOG.warning(warning)
     return DistilReport(losses, looks, kept, warning, time.perf_counter() - started)
 
@@ -167,15 +167,14 @@ def distil(
 def check_pair(
     model: nn.Module, dense: nn.Module, tokens: Tensor, held_out: int
 ) -> None:
-    """Raise BadParameter unless one is the other before it was pruned, and the text leaves a step.
+    """Raise BadParameter unless `dense` is a model like `model`, and the text is enough for a step.
 
     A wrong dense model would be learnt without an error.
     """
     check_model(model)
     check_model(dense)
-    shapes, others = (
-        {n: p.shape for n, p in m.named_parameters()} for m in (model, dense)
-    )
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    others = {name: p.shape for name, p in dense.named_parameters()}
     if model is dense or shapes != others:
         raise BadParameter(
             "model and dense are one model, or differ in their parameters: give the model that was "
@@ -233,15 +232,14 @@ def divergence_and_gradient(logits: Tensor, target: Tensor) -> tuple[float, Tens
     `logits`.
     """
     tokens = logits.shape[:-1].numel()
-    slope, total = torch.empty_like(logits), logits.new_zeros((), dtype=torch.float64)
+    slope = torch.empty_like(logits)
+    total = logits.new_zeros((), dtype=torch.float64)
     parts = (x.flatten(0, -2).split(POSITIONS) for x in (logits, target, slope))
-    with exactly(
-        logits.device
-    ):  # else vecdot, a product, would be done in bfloat16 too
+    # else vecdot, a product, would be done in bfloat16 too
+    with exactly(logits.device):
         for rows, wanted, out in zip(*parts, strict=True):
-            log_q, log_p = (
-                torch.log_softmax(x.float(), dim=-1) for x in (rows, wanted)
-            )
+            log_q = torch.log_softmax(rows.float(), dim=-1)
+            log_p = torch.log_softmax(wanted.float(), dim=-1)
             p = log_p.exp()
             # in place: what takes the time here is the memory, not the arithmetic
             total += torch.linalg.vecdot(p, log_p.sub_(log_q)).sum(dtype=torch.float64)

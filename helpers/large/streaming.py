@@ -35,7 +35,8 @@ from helpers.errors import (
     first_line,
 )
 from helpers.large.shards import COMPANIONS, INDEX, Checkpoint
-from helpers.models import WEIGHT_READER, check_stored_weights, find_blocks, locate
+from helpers.model_state import set_state
+from helpers.models import check_stored_weights, find_blocks, locate
 from helpers.tensors import all_finite
 
 # "model*", because some repositories hold the same weights a second time under another name
@@ -99,7 +100,7 @@ def load_streamed(
             model._init_weights(module)
         for buffer_name, buffer in module._buffers.items():
             module._buffers[buffer_name] = None if buffer is None else buffer.to(where)
-    setattr(model, WEIGHT_READER, WeightReader(model, checkpoint, where, kind))
+    set_state(model, reader=WeightReader(model, checkpoint, where, kind))
     return model.eval(), tokenizer
 
 

@@ -26,13 +26,8 @@ from transformers import AutoModelForCausalLM
 from helpers.data.assets import MODELS
 from helpers.errors import BadParameter, UnsupportedModel
 from helpers.large import write_index, writing
-from helpers.models import (
-    STATE,
-    check_model,
-    model_identity,
-    model_layers,
-    no_progress_bars,
-)
+from helpers.model_state import state_of
+from helpers.models import check_model, model_identity, model_layers, no_progress_bars
 from helpers.paths import replace_file
 from helpers.report import check_record, write_record
 
@@ -69,7 +64,7 @@ def save_pruned(
     """
     check_model(model)
     facts = {"pattern": pattern}
-    report = getattr(model, STATE, None)  # what pruned this model here
+    report = state_of(model).report  # of what pruned this model here
     if report is not None:
         facts |= vars(report)
     if record is not None:

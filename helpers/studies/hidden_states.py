@@ -11,25 +11,30 @@ from torch import Tensor, nn
 
 from helpers.blocks import Captured, eval_mode, forward, split_stream
 from helpers.models import check_tokens, find_blocks
-from helpers.progress import Progress
+from helpers.progress import Progress, as_progress
 
 
 def stream_norms(
-    model: nn.Module, tokens: Tensor, progress: Progress = lambda *_steps: None
+    model: nn.Module, tokens: Tensor, progress: Progress | bool = False
 ) -> Tensor:
-    """The norm of each token's stream entering each block, and leaving the last.
+    """The norm of each token's hidden state entering each block, and leaving the last.
 
-    Args: tokens (sequences, length). One forward pass a sequence; progress(done, total, name) is
-    called block by block and may end it by raising. Returns (sequences, blocks + 1, length),
-    float32, on the CPU.
+    One forward pass for each of tokens (sequences, length). Returns (sequences, blocks + 1,
+    length), float32, on the CPU.
+
+    progress: True for a bar, False for none, or a function called block by block, which may end
+    the work by raising: progress(done, total, name).
     Raises BadParameter.
     """
     check_tokens(model, tokens)
-    blocks, thread = find_blocks(model), threading.get_ident()
+    progress = as_progress(progress)
+    blocks = find_blocks(model)
+    thread = threading.get_ident()
     norms: list[Tensor] = []
 
     def see(stream: Tensor) -> None:
-        progress(len(norms), len(tokens) * (len(blocks) + 1), "blocks")
+        if progress:
+            progress(len(norms), len(tokens) * (len(blocks) + 1), "blocks")
         # (1, length, width) → (length,). float32, as a sum of squares in float16 can overflow
         norms.append(stream[0].float().norm(dim=-1).cpu())
 

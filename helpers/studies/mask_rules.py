@@ -1,4 +1,4 @@
-"""Notebook 03's question: how does the mask of ADMM-Grad have to grow?"""
+"""Notebook 03's question: how should the mask of ADMM-Grad grow?"""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from helpers.gram import relative_error
-from helpers.masks import Pattern, check_target
+from helpers.masks import Pattern, target_sparsity
 from helpers.methods import METHODS
-from helpers.progress import Progress
+from helpers.progress import Progress, as_progress
 
 MASK_DEFAULT = {"mask_steps": 15, "schedule": "paper", "budget": "matrix"}
 MASK_STEPS = (0, 5, 10, 15)
@@ -24,7 +24,7 @@ def mask_study(
     sparsities: Sequence[float] = (0.5, 0.6, 0.7, 0.8),
     patterns: Sequence[str] = ("unstructured", "2:4", "4:8"),
     iterations: int = 20,
-    progress: Progress | None = None,
+    progress: Progress | bool = False,
 ) -> list[dict[str, Any]]:
     """ADMM-Grad on one layer with one of its mask rules changed at a time.
 
@@ -38,27 +38,39 @@ def mask_study(
     gram of other text. Shapes as in `update_study`; raises what "admm-grad" raises, such as
     BadParameter for fewer than 15 iterations.
     """
+    progress = as_progress(progress)
     cases = []
     for pattern in patterns:
         grouped = Pattern.parse(pattern).grouped
         changes: list[dict[str, Any]] = [{"mask_steps": steps} for steps in MASK_STEPS]
         if not grouped:
             changes += [{"schedule": "released"}, {"budget": "output"}]
-        for sparsity in [check_target(None, pattern)] if grouped else sparsities:
-            target = {"pattern": pattern, "sparsity": float(sparsity)}
-            cases += [(target, {**MASK_DEFAULT, **change}) for change in changes]
+        for sparsity in [target_sparsity(None, pattern)] if grouped else sparsities:
+            for change in changes:
+                cases.append((pattern, float(sparsity), MASK_DEFAULT | change))
     rows = []
-    for target, rules in cases:
-        settings = {**rules, "iterations": iterations}
-        solved = METHODS["admm-grad"](weight, gram, **target, **settings)
+    for pattern, sparsity, rules in cases:
+        solved = METHODS["admm-grad"](
+            weight,
+            gram,
+            sparsity=sparsity,
+            pattern=pattern,
+            iterations=iterations,
+            **rules,
+        )
         # on text that neither mask nor weights have seen: a budget or schedule may fit the
         # calibration text better and other text worse
         other = relative_error(weight, solved.weight, heldout)
-        rows.append({**target, **settings, "error": solved.error, "heldout": other})
+        rows.append(
+            {
+                "pattern": pattern,
+                "sparsity": sparsity,
+                **rules,
+                "iterations": iterations,
+                "error": solved.error,
+                "heldout": other,
+            }
+        )
         if progress:
-            progress(
-                len(rows),
-                len(cases),
-                f"{target['pattern']} at {target['sparsity']:.0%}",
-            )
+            progress(len(rows), len(cases), f"{pattern} at {sparsity:.0%}")
     return rows

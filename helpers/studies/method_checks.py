@@ -15,12 +15,12 @@ from helpers.trial import random_layer
 
 
 def check_method(name: str) -> dict[str, str]:
-    """What a method has to do → why it does not, "" where it does, on a layer of 24 x 32 weights.
+    """Check the behaviour of a registered method on a layer of 24 x 32 weights.
 
-    Beside what the registry checks of each answer: that a given mask is used, that the same
-    question gets the same answer, and that a layer which loses no weight stays as it is. A method
-    that raises a HelpersError fails what was being tried; another error is raised.
-    Raises BadParameter for a method that does not exist.
+    Returns each requirement with the reason why the method fails it, "" where it passes: the
+    registry's checks of a result hold, a mask that is passed is used, the same arguments give the
+    same result, and at sparsity 0 the weights stay. A HelpersError counts as failing; any other
+    error is raised. Raises BadParameter for a method that does not exist.
     """
     method = get_method(name)
     # eight tokens an input, so only the dead input makes the gram singular

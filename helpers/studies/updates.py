@@ -1,9 +1,7 @@
-"""The studies of single layers: how fast a weight update converges, and what the mask rules do.
+"""Notebook 02's question: how fast does a weight update converge on a fixed mask?
 
-The paper says that on a fixed mask a few cheap iterations of ADMM reach what gradient methods need
-hundreds for, and that weights should go gradually while ADMM runs. `update_study` and
-`mask_study` test both on the calibration gram and on the gram of other text, and return plain rows
-for a record.
+The paper says that a few cheap iterations of ADMM reach what gradient methods need hundreds for.
+`update_study` compares the solvers on the calibration gram and on the gram of other text.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from helpers.errors import BadParameter, NonFinite
 from helpers.gradient_methods import conjugate_gradients, gradient_refit
 from helpers.gram import damp, normalise, relative_error
 from helpers.masks import Pattern, check_sparsity, select
-from helpers.progress import Progress
+from helpers.progress import Progress, as_progress
 
 DIRECT_ITERATIONS = 50  # of ADMM and conjugate gradients, which need few
 RHOS = (0.1, 0.3, 1.0, 3.0, 10.0)  # around the paper's 1
@@ -44,7 +42,7 @@ def update_study(
     sparsities: Sequence[float] = (0.5, 0.6, 0.7, 0.8),
     iterations: int = 200,
     damping: float = 0.1,
-    progress: Progress | None = None,
+    progress: Progress | bool = False,
 ) -> dict[str, list[dict[str, Any]]]:
     """Every weight update on the same masks of one layer, by Wanda's score in the whole matrix.
 
@@ -54,7 +52,7 @@ def update_study(
         iterations: of the gradient methods; ADMM and conjugate gradients stop at 50.
         damping: of all solvers but where a row says otherwise, and of the objective f that "excess"
             measures.
-        progress: called after each solver.
+        progress: True for a bar, False for none, or a function called after each solver.
 
     Returns "update", a row for a solver, its settings and an iteration: "error" and "heldout" are
     ‖XW − XŴ‖²/‖XW‖² on either gram; "excess" is (f − f*)/f*, f* of exact least squares; "seconds"
@@ -69,6 +67,7 @@ def update_study(
             raise BadParameter(
                 "sparsity 0 leaves nothing to update: give numbers in (0, 1)"
             )
+    progress = as_progress(progress)
     study: dict[str, list[dict[str, Any]]] = {"update": [], "curves": []}
     variants = _variants(damping)
     total = len(sparsities) * len(variants)
@@ -90,29 +89,47 @@ def update_study(
     return study
 
 
-def _settings(solver: str, **given: Any) -> dict[str, Any]:
+def _settings(
+    solver: str,
+    *,
+    rho: float | None = None,
+    precondition: bool | None = None,
+    damping: float | None = None,
+    learning_rate: float | None = None,
+) -> dict[str, Any]:
     """A solver and its settings in the order of the rows; None where it has no such setting."""
-    names = ("rho", "precondition", "damping", "learning_rate")
-    return {"solver": solver, **{name: given.get(name) for name in names}}
+    return {
+        "solver": solver,
+        "rho": rho,
+        "precondition": precondition,
+        "damping": damping,
+        "learning_rate": learning_rate,
+    }
 
 
 def _variants(damping: float) -> list[dict[str, Any]]:
     """The settings of every solver with iterations; ADMM's options are changed one at a time."""
+    variants = []
     # with the paper's scaling of inputs to unit norm, and without it
-    scaled, plain = ({"damping": damping, "precondition": on} for on in (True, False))
-    variants = [
-        _settings("admm", rho=rho, **base) for base in (scaled, plain) for rho in RHOS
-    ]
+    for scaled in (True, False):
+        for rho in RHOS:
+            variants.append(
+                _settings("admm", rho=rho, precondition=scaled, damping=damping)
+            )
     if damping != LIGHT_DAMPING:
         variants.append(
             _settings("admm", rho=1.0, precondition=True, damping=LIGHT_DAMPING)
         )
-    variants += [_settings("cg", **base) for base in (scaled, plain)]
+    for scaled in (True, False):
+        variants.append(_settings("cg", precondition=scaled, damping=damping))
     for solver, rates in LEARNING_RATES.items():
-        for base in (plain, scaled):
-            variants += [
-                _settings(solver, learning_rate=rate, **base) for rate in rates
-            ]
+        for scaled in (False, True):
+            for rate in rates:
+                variants.append(
+                    _settings(
+                        solver, precondition=scaled, damping=damping, learning_rate=rate
+                    )
+                )
     return variants
 
 
@@ -164,12 +181,12 @@ class _Case:
         self.optimum = optimum.float()
 
     def now(self) -> float:
-        """Seconds on a clock, read when the GPU has done its work."""
+        """Read a clock, in seconds, once the GPU has finished its work."""
         synchronise(self.weight.device)
         return time.perf_counter()
 
     def timed(self, solve: Callable[[], Any]) -> tuple[Any, float]:
-        """What a solver returns, and its seconds."""
+        """Call a solver; return its result and the seconds it took."""
         started = self.now()
         # Python evaluates a tuple from the left, so the clock is read again after the solve
         return solve(), self.now() - started
@@ -241,9 +258,8 @@ class _Case:
         """Solve once with `last` iterations: the rows, and the curve, of a solver with settings."""
         solver = settings["solver"]
         # fewer rows than points: a row also has the error on other text, which costs a product
-        early = (
-            ADMM_ROWS if solver == "admm" else (20,)
-        )  # 20: what the paper gives ADMM
+        # 20: what the paper gives ADMM
+        early = ADMM_ROWS if solver == "admm" else (20,)
         rows_at = {at for at in early if at <= last} | {last}
         # one run gives all rows: what a solver has after 20 of 200 iterations is what 20 would give
         points = rows_at.union(trace_points(last))
