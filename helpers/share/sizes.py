@@ -64,7 +64,8 @@ def storage_report(model: nn.Module) -> pd.DataFrame:
                 sizes[kind] += len(raw)
                 sizes[f"{kind}, zstd"] += len(compressed)
     table = pd.DataFrame({"bytes": sizes})
-    return table.assign(share=table["bytes"] / table["bytes"].iloc[0])
+    table["share"] = table["bytes"] / sizes["float16"]
+    return table
 
 
 def _formats(weight: Tensor) -> dict[str, list[Tensor]]:
