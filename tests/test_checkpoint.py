@@ -209,7 +209,7 @@ def test_another_request_is_refused(
     def refused(
         source: Path = llama, tokens: Tensor = TOKENS, **change: object
     ) -> None:
-        with one_line_error(FileError, str(to), "another call", "delete that folder"):
+        with one_line_error(FileError, str(to), "different run", "delete that folder"):
             prune_checkpoint(source, to, tokens, **asked | change)
         assert saved.contents(to) == before
 
@@ -261,7 +261,7 @@ def test_two_calls_at_once_never_mix(llama: Path, to: Path, expected: dict) -> N
     prune_checkpoint(llama, to, TOKENS, progress=meanwhile, **WANDA)
     assert saved.contents(to) == expected
     shutil.rmtree(to)
-    with pytest.raises(FileError, match="another call"):
+    with pytest.raises(FileError, match="different run"):
         prune_checkpoint(
             llama, to, TOKENS, progress=meanwhile, **WANDA | {"sparsity": 0.6}
         )

@@ -1,11 +1,7 @@
 """The worker: one request at a time, stopped, failing, replaced; and the explorer around it."""
 
-from __future__ import annotations
-
 import base64
 import threading
-from collections.abc import Callable
-from typing import Any
 
 import ipywidgets
 import pytest
@@ -19,21 +15,21 @@ SOON = 10.0  # seconds after which a test has failed
 
 
 @pytest.fixture
-def worker() -> Worker:
+def worker():
     return Worker()
 
 
-def run(worker: Worker, work: Callable[[], object]) -> None:
+def run(worker, work):
     worker.start(work)
     worker.wait(SOON)
     assert not worker.running
 
 
-def held(worker: Worker) -> tuple[Callable[[], None], list[bool]]:
+def held(worker):
     """Start work that goes on when the function returned is called; the list says if it ended."""
     begun, go, ended = threading.Event(), threading.Event(), []
 
-    def work() -> None:
+    def work():
         begun.set()
         assert go.wait(SOON)
         worker.progress(1, 2, "half")
@@ -45,8 +41,8 @@ def held(worker: Worker) -> tuple[Callable[[], None], list[bool]]:
 
 
 def test_stop_ends_the_work_at_its_next_step_and_drops_what_waits(
-    worker: Worker,
-) -> None:
+    worker,
+):
     (go_on, ended), ran = held(worker), []
     worker.start(lambda: ran.append(1))
     worker.button.click()
@@ -57,9 +53,7 @@ def test_stop_ends_the_work_at_its_next_step_and_drops_what_waits(
 
 
 @pytest.mark.parametrize("patience", [60.0, 0.0])
-def test_of_many_requests_the_last_is_run(
-    worker: Worker, patience: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_many_requests_the_last_is_run(worker, patience, monkeypatch):
     monkeypatch.setattr("helpers.explore.controls.PATIENCE", patience)
     (go_on, ended), ran = held(worker), []
     for number in range(20):
@@ -70,10 +64,8 @@ def test_of_many_requests_the_last_is_run(
     assert ran == [19] and ended == [True] * (patience > 0) and worker.error is None
 
 
-def test_errors_and_bugs_are_one_red_line_until_the_next_request(
-    worker: Worker, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse() -> None:
+def test_errors_and_bugs_are_one_red_line_until_the_next_request(worker, caplog):
+    def refuse():
         raise BadParameter("rho < 0 is not allowed")
 
     run(worker, refuse)
@@ -85,10 +77,10 @@ def test_errors_and_bugs_are_one_red_line_until_the_next_request(
     assert worker.message.value == "" and worker.error is None
 
 
-def numbers(number: int = 0) -> Explorer:
+def numbers(number=0):
     """An explorer of one number, which cannot show 13."""
 
-    def draw(_worker: Worker, number: int) -> View:
+    def draw(_worker, number):
         if number == 13:
             raise BadParameter("13 is not allowed: give another number")
         figure = Figure(figsize=(1, 1))
@@ -98,7 +90,7 @@ def numbers(number: int = 0) -> Explorer:
     return Explorer({"number": ipywidgets.IntSlider(value=number, max=1000)}, draw)
 
 
-def test_a_picture_stays_until_there_is_a_new_one() -> None:
+def test_a_picture_stays_until_there_is_a_new_one():
     explorer, pictures = numbers(), []
     for number in (0, 13, 7):
         explorer.controls["number"].value = number
@@ -111,16 +103,14 @@ def test_a_picture_stays_until_there_is_a_new_one() -> None:
 
 
 @pytest.mark.parametrize("kind", ["image/png", "text/html"])
-def test_a_twin_is_one_output_in_two_formats(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown: list[dict[str, Any]] = []
+def test_a_twin_is_one_output_in_two_formats(kind, monkeypatch):
+    displayed = []
     monkeypatch.setattr(
-        "helpers.explore.controls.display", lambda data, raw: shown.append(data)
+        "helpers.explore.controls.display", lambda data, raw: displayed.append(data)
     )
     explorer = numbers()
     twin(explorer, explorer.still if kind == "text/html" else explorer.figure)
-    (last,) = shown  # a second one would be a second view, in which Play stops
+    (last,) = displayed  # a second one would be a second view, in which Play stops
     assert set(last) == {WIDGET, kind} and last[WIDGET]["model_id"] == explorer.model_id
     if kind == "image/png":
         assert base64.b64decode(last[kind]) == explorer.png

@@ -1,15 +1,11 @@
 """Explorers of layers, masks and text: drive the controls as a user would, read the picture."""
 
-from __future__ import annotations
-
 import html
 import re
 import threading
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from helpers import METHODS, calibration_tokens, gram_of, layer_problems, load_model
 from helpers.admm import exact_least_squares
@@ -21,18 +17,14 @@ from helpers.explore import (
     mask_schedule_explorer,
 )
 from helpers.explore.calibration import table_html, text_html
-from helpers.explore.controls import Explorer
-from helpers.explore.source import LayerOutputs, ModelLayers
-from helpers.gram import Gram, relative_error
-from helpers.models import find_blocks, find_layers, read_weight
+from helpers.explore.problem import LayerProblem
+from helpers.gram import relative_error
+from helpers.models import find_blocks
 from helpers.studies import stream_norms
-
-Problem = tuple[Tensor, Tensor]
-Loaded = tuple[nn.Module, Any, Tensor]
 
 
 @pytest.fixture(scope="module")
-def problem() -> Problem:
+def problem():
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(16, 16, generator=generator)
     inputs = torch.randn(200, 16, generator=generator) @ mixing
@@ -40,185 +32,147 @@ def problem() -> Problem:
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Loaded:
+def tiny():
     model, tokenizer = load_model("tiny", device="cpu")
-    return (
-        model,
-        tokenizer,
-        calibration_tokens("embedded", tokenizer, sequences=3, length=24),
-    )
+    tokens = calibration_tokens("embedded", tokenizer, sequences=3, length=24)
+    return model, tokenizer, tokens
 
 
-class OneLayer:
-    """Instead of the layers of a model: one, of which weight and gram are given."""
-
-    def __init__(self, weight: Tensor, gram: Tensor) -> None:
-        self.part = LayerOutputs("the layer", weight, Gram.of(gram))
-
-    def controls(self, _block: None, _layer: None) -> dict[str, Any]:
-        return {}
-
-    def get(self, _progress: Any) -> LayerOutputs:
-        return self.part
-
-
-@pytest.fixture(autouse=True)
-def one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Explorers take a weight and a gram where they take a model and its tokens."""
-    for name in ("layer", "mask"):
-        monkeypatch.setattr(f"helpers.explore.{name}.ModelLayers", OneLayer)
-
-
-def change(explorer: Explorer, **values: Any) -> bytes:
-    """The picture after the controls were set."""
+def change(explorer, **values):
+    """Set controls and wait for the picture."""
     for name, value in values.items():
         explorer.controls[name].value = value
     explorer.worker.wait(30)
     assert explorer.worker.message.value == ""
-    return explorer.png
 
 
-def mask_drawn(explorer: Explorer) -> Tensor:
+def line(explorer, column, number=0):
+    """The heights of a line in one of the picture's plots."""
+    lines = explorer.figure.axes[column].get_lines()
+    return list(lines[number].get_ydata())
+
+
+def mask_drawn(explorer):
     """The numbers of the mask's picture: colours by weight."""
-    return torch.tensor(explorer.figure.axes[2].get_images()[0].get_array().data)
+    (image,) = explorer.figure.axes[2].get_images()
+    return torch.tensor(image.get_array().data)
 
 
 # --- the solve -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("schedule", ["one-shot", "paper", "released"])
-def test_layer_explorer_shows_what_the_method_does(
-    problem: Problem, schedule: str
-) -> None:
+def test_layer_explorer_shows_what_the_method_does(problem, schedule):
     weight, gram = problem
-    explorer = layer_solve_explorer(weight, gram, sparsity=0.5)
+    explorer = layer_solve_explorer({"layer": problem}, sparsity=0.5)
     change(explorer, schedule=schedule)
-    left, middle, right = explorer.figure.axes
-    options = {} if schedule == "one-shot" else {"schedule": schedule, "mask_steps": 15}
-    name = "admm1" if schedule == "one-shot" else "admm-grad"
-    solved = METHODS[name](weight, gram, sparsity=0.5, **options)
-    assert left.get_lines()[0].get_ydata()[-1] == pytest.approx(solved.error, rel=1e-4)
-    assert torch.equal(
-        torch.tensor(right.get_images()[0].get_array().data).bool(), solved.keep
-    )
-    alone = [relative_error(weight[[i]], solved.weight[[i]], gram) for i in range(24)]
-    drawn = list(middle.get_lines()[-1].get_ydata())
-    assert drawn == pytest.approx(sorted(alone, reverse=True), rel=1e-3)
+    if schedule == "one-shot":
+        solved = METHODS["admm1"](weight, gram, sparsity=0.5)
+    else:
+        solved = METHODS["admm-grad"](weight, gram, sparsity=0.5, schedule=schedule)
+    assert line(explorer, 0)[-1] == pytest.approx(solved.error, rel=1e-4)
+    assert torch.equal(mask_drawn(explorer).bool(), solved.keep)
+    errors = [
+        relative_error(weight[[output]], solved.weight[[output]], gram)
+        for output in range(len(weight))
+    ]
+    expected = sorted(errors, reverse=True)
+    assert line(explorer, 1, -1) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.01, 0.1])
 @pytest.mark.parametrize("rho", [0.01, 1.0, 100.0])
-def test_the_optimum_is_exact_however_far_admm_is_from_it(
-    problem: Problem, rho: float, damping: float
-) -> None:
+def test_the_optimum_is_exact_however_far_admm_is_from_it(problem, rho, damping):
     weight, gram = problem
-    settings = dict(rho=rho, damping=damping, iterations=3)
-    explorer = layer_solve_explorer(weight, gram, sparsity=0.5, **settings)
+    explorer = layer_solve_explorer(
+        {"layer": problem},
+        sparsity=0.5,
+        rho=rho,
+        damping=damping,
+        iterations=3,
+    )
     _, texts = explorer.figure.axes[0].get_legend_handles_labels()
-    lines = dict(text.split(": ") for text in texts if ": " in text)
+    drawn = dict(text.split(": ") for text in texts if ": " in text)
     keep = METHODS["admm1"](weight, gram, sparsity=0.5).keep
-    exact = exact_least_squares(weight, gram, keep, damping=damping)
-    for line, other in {
-        "optimum of this mask": exact,
-        "no update": weight * keep,
-    }.items():
-        assert float(lines[line]) == pytest.approx(
-            relative_error(weight, other, gram), abs=6e-5
-        )
+    optimum = exact_least_squares(weight, gram, keep, damping=damping)
+    expected = {"optimum of this mask": optimum, "no update": weight * keep}
+    for label, other in expected.items():
+        error = relative_error(weight, other, gram)
+        assert float(drawn[label]) == pytest.approx(error, abs=6e-5)
+
+
+def test_the_list_has_the_layers_of_a_block(tiny):
+    model, _, tokens = tiny
+    problems = layer_problems(model, tokens, 1, ["mlp.up_proj", "mlp.down_proj"])
+    explorer = layer_solve_explorer(problems, layer="mlp.down_proj")
+    for name in ("mlp.down_proj", "mlp.up_proj"):
+        change(explorer, layer=name)
+        solved = METHODS["admm1"](*problems[name], sparsity=0.6)
+        assert explorer.figure.axes[0].get_title().startswith(name)
+        assert line(explorer, 0)[-1] == pytest.approx(solved.error, rel=1e-3)
+
+
+def test_of_a_large_layer_the_first_outputs_are_solved_alone(monkeypatch, problem):
+    weight, gram = problem
+    monkeypatch.setattr("helpers.explore.problem.LEAST_OUTPUTS", 4)
+    monkeypatch.setattr("helpers.explore.problem.MOST_MULTIPLICATIONS", 5 * 16**2)
+    part = LayerProblem("layer", weight, gram)
+    assert torch.equal(part.weight, weight[:5])
+    assert "first 5 of 24" in part.title
 
 
 # --- the mask ------------------------------------------------------------------------------
 
 
-def test_scrubbing_shows_each_iterations_mask_and_solves_nothing(
-    problem: Problem, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scrubbing_shows_each_iterations_mask_and_solves_nothing(problem, monkeypatch):
     weight, gram = problem
-    explorer = mask_schedule_explorer(weight, gram, sparsity=0.6)
+    explorer = mask_schedule_explorer({"layer": problem}, sparsity=0.6)
     change(explorer)
-    masks: list[Tensor] = []
-    trace = lambda _i, _w, keep: masks.append(keep.clone())  # noqa: E731
+    masks = []
+
+    def trace(_iteration, _weight, keep):
+        masks.append(keep.clone())
+
     METHODS["admm-grad"](weight, gram, sparsity=0.6, trace=trace)
     one_shot = METHODS["admm1"](weight, gram, sparsity=0.6).keep
-    monkeypatch.setattr("helpers.explore.source.METHODS", None)
+    monkeypatch.setattr("helpers.explore.problem.METHODS", None)
     for iteration in (20, 1, 8):
         change(explorer, iteration=iteration)
-        keep = masks[iteration - 1]
-        assert torch.equal(mask_drawn(explorer).int(), 2 * keep.int() + one_shot.int())
+        colours = 2 * masks[iteration - 1].int() + one_shot.int()
+        assert torch.equal(mask_drawn(explorer).int(), colours)
 
 
-def test_a_pattern_decides_sparsity_and_its_groups_are_counted(
-    problem: Problem,
-) -> None:
-    explorer = mask_schedule_explorer(*problem, sparsity=0.7)
+def test_a_pattern_decides_sparsity_and_its_groups_are_counted(problem):
+    explorer = mask_schedule_explorer({"layer": problem}, sparsity=0.7)
     change(explorer, pattern="2:4")
     assert explorer.controls["sparsity"].disabled
-    assert ((mask_drawn(explorer) >= 2).unflatten(1, (-1, 4)).sum(-1) == 2).all()
+    keep = mask_drawn(explorer) >= 2
+    kept = keep.unflatten(1, (-1, 4)).sum(-1)
+    assert (kept == 2).all()
     assert "100.0 % of the groups of 4 keep exactly 2" in explorer.view.caption
-
-
-# --- layers of a model ---------------------------------------------------------------------
-
-
-def collect(source: ModelLayers, block: int, layer: str = "mlp.up_proj") -> list[str]:
-    """The steps that it takes to get a layer, whose gram must be that of `layer_problems`."""
-    steps: list[str] = []
-    part = source.get(lambda _done, _total, name: steps.append(name), block, layer)
-    weight, gram = layer_problems(source.model, source.tokens, block, [layer])[layer]
-    assert torch.equal(part.weight, weight)
-    torch.testing.assert_close(part.gram.matrix, gram, rtol=1e-4, atol=1e-4)
-    return steps
-
-
-def test_grams_are_the_models_and_a_later_block_goes_on(tiny: Loaded) -> None:
-    source = ModelLayers(tiny[0], tiny[2])
-
-    def stop(_done: int, _total: int, name: str) -> None:
-        if name == "grams of block 1":
-            raise Stopped("stopped")
-
-    assert collect(source, 0) == ["embedding the text", "grams of block 0"]
-    assert collect(source, 0, "mlp.down_proj") == []
-    with pytest.raises(Stopped):
-        source.get(stop, 1, "mlp.up_proj")
-    assert collect(source, 1) == ["grams of block 1"], "it goes on where it was stopped"
-    assert collect(source, 0) == ["embedding the text", "grams of block 0"]
-
-
-def test_a_model_may_change_and_is_left_alone_meanwhile(tiny: Loaded) -> None:
-    model, tokens = load_model("tiny", device="cpu")[0].train(), tiny[2]
-    source = ModelLayers(model, tokens)
-
-    def undisturbed(*_step: Any) -> None:
-        for module in model.modules():
-            assert module.training and not module._forward_pre_hooks
-
-    source.get(undisturbed, 1, "mlp.up_proj")
-    assert collect(source, 1) == []
-    with torch.no_grad():
-        read_weight(find_layers(find_blocks(model)[0])["mlp.down_proj"]).mul_(3)
-    assert collect(source, 1)[0] == "embedding the text"
 
 
 # --- the calibration text ----------------------------------------------------------------
 
 
-def test_norms_are_those_of_a_replay(tiny: Loaded) -> None:
+def test_norms_are_those_of_a_replay(tiny):
     model, _, tokens = tiny
     norms = stream_norms(model, tokens)
-    stream, calls = embed(model, tokens, 3), record_calls(model, tokens)
+    stream = embed(model, tokens, 3)
+    calls = record_calls(model, tokens)
     assert norms.shape == (3, len(calls) + 1, 24)
-    for index, block in enumerate(find_blocks(model)):
-        torch.testing.assert_close(norms[:, index], stream.norm(dim=-1))
-        advance(block, stream, calls[index], 3, "block")
-    torch.testing.assert_close(norms[:, -1], stream.norm(dim=-1))
+    expected = [stream.norm(dim=-1)]
+    for call, block in zip(calls, find_blocks(model), strict=True):
+        advance(block, stream, call, 3, "block")
+        expected.append(stream.norm(dim=-1))
+    torch.testing.assert_close(norms, torch.stack(expected, 1))
 
 
-def test_another_thread_may_run_the_model_and_a_pass_can_be_ended(tiny: Loaded) -> None:
+def test_another_thread_may_run_the_model_and_a_pass_can_be_ended(tiny):
     model, _, tokens = tiny
     expected = stream_norms(model, tokens)
 
-    def progress(done: int, _total: int, _name: str) -> None:
+    def progress(done, _total, _name):
         thread = threading.Thread(target=lambda: model(tokens[:, :5]))
         thread.start()
         thread.join()
@@ -234,39 +188,34 @@ def test_another_thread_may_run_the_model_and_a_pass_can_be_ended(tiny: Loaded) 
         assert not module._forward_pre_hooks and not module._forward_hooks
 
 
-def test_text_is_escaped_and_stands_out_by_more_than_colour() -> None:
-    markup = text_html(
-        ["<script>", " a", "&", "\n\n", " ", ""], [1.0, 100.0, 3.0, 1, 1, 1], [1]
-    )
+def test_text_is_escaped_and_stands_out_by_more_than_colour():
+    texts = ["<script>", " a", "&", "\n\n", " ", ""]
+    markup = text_html(texts, [1.0, 100.0, 3.0, 1, 1, 1], [1])
     assert "<script>" not in markup
     plain = html.unescape(re.sub(r"<sup>1</sup>|<[^>]*>", "", markup))
     assert plain.endswith("<script> a&↵↵\n␣∅")
-    _, largest, *_ = re.findall(r"<span.*?</span>", markup)
-    assert all(
-        part in largest
-        for part in ("bold", "underline", "<sup>1</sup>", "100 × median")
-    )
-    assert "a[&lt;b&gt;] c" in table_html(
-        ["a", "<b>", " c"], [1.0, 9.0, 4.0], [1, 3.0, 4], [1]
-    )
+    largest = re.findall(r"<span.*?</span>", markup)[1]
+    for part in ("bold", "underline", "<sup>1</sup>", "100 × median"):
+        assert part in largest
+    numbers = [1.0, 9.0, 4.0]
+    table = table_html(["a", "<b>", " c"], numbers, numbers, [1])
+    assert "a[&lt;b&gt;] c" in table
 
 
-def test_controls_change_text_table_and_picture(
-    tiny: Loaded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    norms = stream_norms(tiny[0], tiny[2])
+def test_controls_change_text_table_and_picture(tiny, monkeypatch):
+    model, _, tokens = tiny
+    norms = stream_norms(model, tokens)
     explorer = calibration_explorer(*tiny, block=1)
     for name in ("sequence", "block"):
         before = explorer.still.data
         explorer.controls[name].value += 1
         assert explorer.still.data != before
         # a sequence is run once
-        monkeypatch.setattr(
-            "helpers.explore.calibration.stream_norms", lambda *_: pytest.fail("")
-        )
-    order = norms[1, 2].argsort(descending=True).tolist()
-    cells = re.findall(r"<tr>\s*<td>(\d+)</td>\s*<td>(\d+)</td>", explorer.below.value)
-    assert cells == [(str(rank), str(at)) for rank, at in enumerate(order[:8], 1)]
-    here, largest = (ax.get_lines()[0].get_ydata() for ax in explorer.figure.axes)
-    assert list(here) == pytest.approx(norms[1, 2].tolist())
-    assert list(largest) == pytest.approx(norms[1].max(-1).values.tolist())
+        monkeypatch.setattr("helpers.explore.calibration.stream_norms", None)
+    chosen = norms[1, 2]
+    row = r"<tr>\s*<td>\d+</td>\s*<td>(\d+)</td>"
+    positions = re.findall(row, explorer.below.value)
+    largest = chosen.argsort(descending=True)[:8]
+    assert positions == list(map(str, largest.tolist()))
+    assert line(explorer, 0) == pytest.approx(chosen.tolist())
+    assert line(explorer, 1) == pytest.approx(norms[1].amax(-1).tolist())

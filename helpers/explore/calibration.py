@@ -6,6 +6,7 @@ import html
 import math
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
@@ -16,16 +17,17 @@ from helpers.models import find_blocks
 from helpers.report import block_name, stream_figure
 from helpers.studies import stream_norms
 
-TOP = 8  # tokens in the table
-FULL = 10  # times the median norm, from which a token has the full colour
+TABLE_ROWS = 8
+FULL_COLOUR = 10  # times the median norm
 HINT = (
-    "The calibration text: the larger the norm of a token's stream as it enters the block, the "
-    "deeper its colour. Look at which tokens stand out, at which blocks that begins and ends, and "
-    "whether these tokens mean anything."
+    "The calibration text: the larger the norm of a token's hidden state as it enters the block, "
+    "the deeper its colour. Look at which tokens stand out, at which blocks that begins and ends, "
+    "and whether these tokens mean anything."
 )
 LEGEND = (
-    f"No colour: the median norm or less. Full colour: {FULL} times the median or more. The tokens "
-    "in the table are bold, underlined and numbered. ␣ is a space on its own, ↵ the end of a line."
+    f"No colour: the median norm or less. Full colour: {FULL_COLOUR} times the median or more. The "
+    "tokens in the table are bold, underlined and numbered. ␣ is a space on its own, ↵ the end of "
+    "a line."
 )
 VISIBLE = str.maketrans({"\n": "↵", "\r": "␍", "\t": "⇥", " ": "␣"})
 TEXT_STYLE = (
@@ -37,14 +39,15 @@ TEXT_STYLE = (
 def calibration_explorer(
     model: nn.Module, tokenizer: Any, tokens: Tensor, *, block: int
 ) -> Explorer:
-    """Read the calibration text sequence by sequence; see which tokens' streams are massive.
+    """Read the calibration text by sequence; see which tokens have massive hidden states.
 
     A sequence's norms are computed when it is first chosen, by one forward pass, which can be
     stopped. `still` is the static twin.
 
     Args:
         model, tokenizer, tokens: a model, its tokenizer and calibration tokens (sequences, length).
-        block: where the slider starts; the number of blocks stands for the stream after the last.
+        block: where the slider starts; the number of blocks stands for the hidden states after
+            the last.
     """
     controls = {
         "sequence": slider("sequence", 0, 0, len(tokens) - 1),
@@ -53,69 +56,71 @@ def calibration_explorer(
 
     @cache
     def read(worker: Worker, sequence: int) -> tuple[Tensor, list[str]]:
-        norms = stream_norms(model, tokens[sequence : sequence + 1], worker.progress)[0]
-        return norms, pieces_of(tokenizer, tokens[sequence].tolist())
+        norms = stream_norms(model, tokens[[sequence]], worker.progress)[0]
+        return norms, token_texts(tokenizer, tokens[sequence].tolist())
 
     def draw(worker: Worker, *, sequence: int, block: int) -> View:
-        norms, pieces = read(worker, sequence)
+        norms, texts = read(worker, sequence)
         here = norms[block]
         ratios = (here / here.median().clamp(min=1e-30)).tolist()
-        largest = here.argsort(descending=True, stable=True)[:TOP].tolist()
+        order = here.argsort(descending=True, stable=True)
+        largest = order[:TABLE_ROWS].tolist()
         first = largest[0]
         caption = (
             f"Sequence {sequence}, {block_name(block, len(norms))}: the token with the largest "
-            f"stream is {pieces[first].translate(VISIBLE)!r} at position {first}, with "
-            f"{_number(ratios[first])} times the median norm. More than {FULL} times the median: "
-            f"{sum(r > FULL for r in ratios)} of {len(ratios)} tokens."
+            f"hidden state is {texts[first].translate(VISIBLE)!r} at position {first}, with "
+            f"{_number(ratios[first])} times the median norm. More than {FULL_COLOUR} times the "
+            f"median: {sum(r > FULL_COLOUR for r in ratios)} of {len(ratios)} tokens."
         )
-        text = text_html(pieces, ratios, largest)
-        table = table_html(pieces, here.tolist(), ratios, largest)
+        text = text_html(texts, ratios, largest)
+        table = table_html(texts, here.tolist(), ratios, largest)
         figure = stream_figure(norms.numpy(), block, largest, sequence=sequence)
         return View(figure, caption, text + table)
 
     return Explorer(controls, draw, hint=HINT)
 
 
-def pieces_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The text that each token adds to the one before it; a part of a character shows as �.
 
     Decoded alone, a token may lose the space it begins with.
     """
-    pairs = [
-        ids[:1],
-        *([before, here] for before, here in zip(ids, ids[1:], strict=False)),
-    ]
-    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-    alone = tokenizer.batch_decode([[number] for number in ids], **options)
-    both = tokenizer.batch_decode(pairs, **options)
-    pieces = alone[:1]
-    for before, single, pair in zip(alone, alone[1:], both[1:], strict=False):
-        pieces.append(pair[len(before) :] if pair.startswith(before) else single)
-    return pieces
+
+    def decode(groups: list[list[int]]) -> list[str]:
+        return tokenizer.batch_decode(
+            groups, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+
+    alone = decode([[number] for number in ids])
+    pairs = decode([list(pair) for pair in pairwise(ids)])
+    texts = alone[:1]
+    for before, single, pair in zip(alone, alone[1:], pairs, strict=False):
+        texts.append(pair[len(before) :] if pair.startswith(before) else single)
+    return texts
 
 
-def text_html(
-    pieces: Sequence[str], ratios: Sequence[float], top: Sequence[int]
-) -> str:
-    """The text as HTML, a span for each token: the farther above the median, the deeper its
-    colour; those of `top` are bold, underlined and carry their rank.
+def text_html(texts: Sequence[str], ratios: Sequence[float], top: Sequence[int]) -> str:
+    """The text as HTML, each token the deeper in colour the farther its norm is above the median.
 
-    The colour is half transparent under the page's own text colour, so it is legible on white
-    and on black.
+    Those of `top` are bold, underlined and carry their rank. The colour is half transparent under
+    the page's own text colour, so it is legible on white and on black.
     """
     ranks = {position: rank for rank, position in enumerate(top, 1)}
     spans = []
-    for position, (piece, ratio) in enumerate(zip(pieces, ratios, strict=True)):
-        plain = piece.strip() and "\n" not in piece
-        text = html.escape(piece if plain else piece.translate(VISIBLE)) or "∅"
-        depth = 0.55 * min(1.0, max(0.0, math.log(max(ratio, 1e-30)) / math.log(FULL)))
-        style = f"background: rgba(230,120,0,{depth:.2f})"
+    for position, (text, ratio) in enumerate(zip(texts, ratios, strict=True)):
+        visible = text
+        if not text.strip() or "\n" in text:
+            visible = text.translate(VISIBLE)
+        label = html.escape(visible) or "∅"
+        depth = math.log(max(ratio, 1)) / math.log(FULL_COLOUR)
+        style = f"background: rgba(230,120,0,{0.55 * min(1, depth):.2f})"
         if position in ranks:
             style += "; font-weight: bold; text-decoration: underline 2px"
-            text += f"<sup>{ranks[position]}</sup>"
+            label += f"<sup>{ranks[position]}</sup>"
         title = f"position {position}: {_number(ratio)} × median"
-        line_end = "\n" if "\n" in piece else ""
-        spans.append(f'<span title="{title}" style="{style}">{text}</span>{line_end}')
+        spans.append(f'<span title="{title}" style="{style}">{label}</span>')
+        if "\n" in text:
+            spans.append("\n")
     return (
         f'<p style="line-height: 1.4">{LEGEND}</p><div tabindex="0" role="region" '
         f'aria-label="calibration text" style="{TEXT_STYLE}">{"".join(spans)}</div>'
@@ -123,31 +128,27 @@ def text_html(
 
 
 def table_html(
-    pieces: Sequence[str],
+    texts: Sequence[str],
     norms: Sequence[float],
     ratios: Sequence[float],
     top: Sequence[int],
 ) -> str:
     """The largest tokens as an HTML table, with the text around each."""
-    rows = [
-        {
-            "rank": rank,
-            "position": at,
-            "token": pieces[at].translate(VISIBLE),
-            "norm": _number(norms[at]),
-            "× median": _number(ratios[at]),
-            "context": "".join(
-                [
-                    *pieces[max(0, at - 6) : at],
-                    "[",
-                    pieces[at],
-                    "]",
-                    *pieces[at + 1 : at + 5],
-                ]
-            ).replace("\n", "↵"),
-        }
-        for rank, at in enumerate(top, 1)
-    ]
+    rows = []
+    for rank, position in enumerate(top, 1):
+        before = "".join(texts[max(0, position - 6) : position])
+        after = "".join(texts[position + 1 : position + 5])
+        context = f"{before}[{texts[position]}]{after}"
+        rows.append(
+            {
+                "rank": rank,
+                "position": position,
+                "token": texts[position].translate(VISIBLE),
+                "norm": _number(norms[position]),
+                "× median": _number(ratios[position]),
+                "context": context.replace("\n", "↵"),
+            }
+        )
     with pd.option_context("display.max_colwidth", None):
         return pd.DataFrame(rows).to_html(index=False, border=0, justify="left")
 

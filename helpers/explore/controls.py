@@ -1,4 +1,4 @@
-"""What every explorer is made of: controls, one picture, and one thread that can be stopped.
+"""The parts of an explorer: controls, a picture, and a thread that draws it and can be stopped.
 
 Plain ipywidgets (7.7 on Colab, 8 elsewhere). The picture is a PNG that is drawn in the kernel, so
 no matplotlib backend for widgets is needed. To write an explorer of your own: make some controls,
@@ -13,7 +13,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,9 @@ from helpers.progress import ProgressBar
 from helpers.report import to_png
 
 STOPPED = "stopped: nothing is lost, start again whenever you like"
-BETWEEN = 0.05  # seconds between two updates of the bar: the browser has to draw each
+BAR_INTERVAL = (
+    0.05  # seconds between two updates of the bar: the browser has to draw each
+)
 PATIENCE = 1.0  # seconds that work may go on although a newer request waits
 DPI = 90
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -47,14 +49,11 @@ class Worker(ipywidgets.HBox):
     """
 
     def __init__(self) -> None:
-        self.bar = ipywidgets.IntProgress(
-            min=0, max=1, layout=ipywidgets.Layout(width="240px")
-        )
+        self.bar = ipywidgets.IntProgress(min=0, max=1, layout={"width": "240px"})
         self.button = ipywidgets.Button(description="Stop", icon="stop")
+        self.busy = ipywidgets.HBox([self.bar, self.button])
         # hidden, it keeps its space, so that nothing below moves
-        self.busy = ipywidgets.HBox(
-            [self.bar, self.button], layout={"visibility": "hidden"}
-        )
+        self.busy.layout.visibility = "hidden"
         self.message = ipywidgets.HTML()
         self.error: Exception | None = None  # that ended the last work
         self._lock = threading.RLock()
@@ -62,7 +61,8 @@ class Worker(ipywidgets.HBox):
         self._idle.set()
         self._waiting: Callable[[], None] | None = None
         self._stopping = False
-        self._began = self._updated = 0.0
+        self._began = 0.0
+        self._bar_updated = 0.0
         super().__init__([self.busy, self.message])
         self.button.on_click(lambda _button: self.stop())
 
@@ -80,11 +80,12 @@ class Worker(ipywidgets.HBox):
                 threading.Thread(target=self._run, daemon=True).start()
 
     def stop(self) -> None:
-        """Ask the work to end at its next step, and drop the request that waits."""
+        """End the work at its next step, and drop the request that waits."""
         with self._lock:
             self._waiting = None
             if self.running:
-                self._stopping, self.message.value = True, "stopping at the next step"
+                self._stopping = True
+                self.message.value = "stopping at the next step"
 
     def wait(self, seconds: float | None = None) -> None:
         """Return when all work has ended, or after so many seconds."""
@@ -97,16 +98,16 @@ class Worker(ipywidgets.HBox):
             raise Stopped(STOPPED)
 
     def progress(self, done: int, total: int, name: str) -> None:
-        """Show how far the work has come; name is what is under way. Raises Stopped if it should
-        end.
-        """
+        """Show how far the work has come and what is under way; raise Stopped if it should end."""
         self.check()
         now = time.monotonic()
-        if done < total and now - self._updated < BETWEEN:
+        if done < total and now - self._bar_updated < BAR_INTERVAL:
             return
         with self._lock:
-            self._updated, self.busy.layout.visibility = now, "visible"
-            self.bar.max, self.bar.value = max(1, total), done
+            self._bar_updated = now
+            self.busy.layout.visibility = "visible"
+            self.bar.max = max(1, total)
+            self.bar.value = done
             self.message.value = html.escape(f"{done} of {total}: {name}")
 
     def _run(self) -> None:
@@ -114,29 +115,28 @@ class Worker(ipywidgets.HBox):
         error: Exception | None = None
         while True:
             with self._lock:
-                work, self._waiting = self._waiting, None
+                work = self._waiting
+                self._waiting = None
                 if work is None:
-                    self.error, self.busy.layout.visibility = error, "hidden"
-                    self.message.value = _line(error) if error else ""
+                    self.error = error
+                    self.busy.layout.visibility = "hidden"
+                    self.message.value = error_line(error) if error else ""
                     self._idle.set()
                     return
-                self._stopping, self._began, self._updated = (
-                    False,
-                    time.monotonic(),
-                    0.0,
-                )
+                self._stopping = False
+                self._began = time.monotonic()
+                self._bar_updated = 0.0
+            error = None
             try:
                 work()
-                error = None
-            except Exception as caught:
+            except HelpersError as caught:
                 error = caught
-                if not isinstance(
-                    caught, HelpersError
-                ):  # a bug: the log has the rest of it
-                    logging.getLogger(__name__).exception("an explorer failed")
+            except Exception as caught:  # a bug: the log has the rest of it
+                error = caught
+                logging.getLogger(__name__).exception("an explorer failed")
 
 
-def _line(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """An error as one line of HTML: red unless the user pressed Stop, read by screen readers."""
     if isinstance(error, Stopped):
         return STOPPED
@@ -146,10 +146,10 @@ def _line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class View:
-    """What an explorer shows for one setting of its controls.
+    """The output of an explorer for one setting of its controls.
 
-    caption: the picture in words, plain text, which is also its alternative text; markup: HTML
-    below it.
+    caption: the picture in words, plain text, which is also its alternative text.
+    markup: HTML below it.
     """
 
     figure: Figure
@@ -179,15 +179,17 @@ class Explorer(ipywidgets.VBox):
         rows: Sequence[ipywidgets.Widget] | None = None,
         hint: str = "",
     ) -> None:
-        self.controls, self.draw = dict(controls), draw
+        self.controls = controls
+        self.draw = draw
         self.worker = Worker()
-        self.picture, self.below = ipywidgets.HTML(), ipywidgets.HTML()
+        self.picture = ipywidgets.HTML()
+        self.below = ipywidgets.HTML()
         self.png = b""  # the picture's bytes
         self._view: View | None = None
-        rows = [row(*self.controls.values())] if rows is None else rows
-        above = [ipywidgets.HTML(paragraph(hint)), *rows]
-        super().__init__([*above, self.worker, self.picture, self.below])
-        for control in self.controls.values():
+        rows = rows or [row(*controls.values())]
+        hint_line = ipywidgets.HTML(paragraph(hint))
+        super().__init__([hint_line, *rows, self.worker, self.picture, self.below])
+        for control in controls.values():
             control.observe(self.refresh, names="value")
         self.refresh()
 
@@ -198,7 +200,7 @@ class Explorer(ipywidgets.VBox):
 
     @property
     def view(self) -> View:
-        """What is shown, once it is up to date. If there never was a picture, raises why."""
+        """The latest view, once no work runs. Raises what failed if there never was one."""
         self.worker.wait()
         if self._view is None:
             raise self.worker.error or Stopped(STOPPED)
@@ -220,14 +222,13 @@ class Explorer(ipywidgets.VBox):
         view = self.draw(self.worker, **values)
         with _DRAWING:
             png = to_png(view.figure, dpi=DPI)
-        self._view, self.png = view, png
+        self._view = view
+        self.png = png
         # not an Image, which has no words for those who cannot see it; its size is given and it is
         # decoded at once, so that nothing jumps when it is replaced
-        width, height = (
-            round(DPI * inches) for inches in view.figure.get_size_inches()
-        )
+        width, height = DPI * view.figure.get_size_inches()
         self.picture.value = (
-            f'<img alt="{html.escape(view.caption)}" width="{width}" height="{height}" '
+            f'<img alt="{html.escape(view.caption)}" width="{width:.0f}" height="{height:.0f}" '
             'decoding="sync" style="max-width: 100%; height: auto; display: block" '
             f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'
         )
@@ -252,25 +253,24 @@ def slider(
 
     A value outside of its range widens it: ipywidgets would silently change the value.
     """
-    low, high = min(low, value), max(high, value)
+    low = min(low, value)
+    high = max(high, value)
     kind = ipywidgets.FloatSlider if step < 1 else ipywidgets.IntSlider
     if log:
-        kind, low, high = ipywidgets.FloatLogSlider, math.log10(low), math.log10(high)
-    return kind(
-        value=value, min=low, max=high, step=step, **label_of(description, "290px")
-    )
+        kind = ipywidgets.FloatLogSlider
+        low = math.log10(low)
+        high = math.log10(high)
+    label = labelled(description, "290px")
+    return kind(value=value, min=low, max=high, step=step, **label)
 
 
-def choice(
-    options: Sequence[Any], value: Any, description: str, *, width: str = "max-content"
-) -> ipywidgets.Widget:
+def choice(options: Iterable[Any], value: Any, description: str) -> ipywidgets.Widget:
     """A drop-down list; an option is a value or a pair of label and value."""
-    return ipywidgets.Dropdown(
-        options=list(options), value=value, **label_of(description, width)
-    )
+    label = labelled(description, "max-content")
+    return ipywidgets.Dropdown(options=list(options), value=value, **label)
 
 
-def label_of(description: str, width: str) -> dict[str, Any]:
+def labelled(description: str, width: str) -> dict[str, Any]:
     """Arguments of a widget whose label is as wide as its text."""
     layout = {"width": width, "max_width": "98%", "margin": "2px 12px 2px 2px"}
     style = {"description_width": "initial"}
@@ -295,10 +295,12 @@ def twin(explorer: ipywidgets.Widget, figure: Figure | HTML) -> None:
     A notebook keeps an output in several formats. JupyterLab and Colab, which have a kernel, show
     the widget; the book and GitHub, which have none, show the figure.
     """
-    view = {"version_major": 2, "version_minor": 0, "model_id": explorer.model_id}
+    widget = {"version_major": 2, "version_minor": 0, "model_id": explorer.model_id}
+    formats: dict[str, Any] = {WIDGET: widget}
     if isinstance(figure, HTML):
-        still = {"text/html": figure.data}
+        formats["text/html"] = figure.data
     else:
-        still = {"image/png": base64.b64encode(to_png(figure, dpi=DPI)).decode()}
+        png = to_png(figure, dpi=DPI)
+        formats["image/png"] = base64.b64encode(png).decode()
     # at once: an output that is updated is drawn again, and the Play button of a second view stops
-    display({WIDGET: view, **still}, raw=True)
+    display(formats, raw=True)

@@ -15,24 +15,22 @@ import ipywidgets
 import torch
 from IPython.display import HTML
 from torch import Tensor, nn
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TextStreamer,
-)
+from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer
 
 from helpers.errors import BadParameter, NonFinite, OutOfMemory
 from helpers.explore.controls import Worker, choice, row, slider
 from helpers.machine import ram
 from helpers.methods import METHODS
 from helpers.models import check_length, device_of
+from helpers.progress import Progress
 from helpers.prune import prune_model
 
 MOST_TOKENS = 400  # the slider's end
-TARGETS = {f"{percent} %": {"sparsity": percent / 100} for percent in range(20, 95, 10)}
-TARGETS |= {pattern: {"pattern": pattern} for pattern in ("2:4", "4:8")}
+# by label: sparsity and pattern
+TARGETS: dict[str, tuple[float | None, str]] = {
+    f"{percent} %": (percent / 100, "unstructured") for percent in range(20, 95, 10)
+}
+TARGETS |= {"2:4": (None, "2:4"), "4:8": (None, "4:8")}
 COLUMN = "border-left: 3px solid var(--jp-border-color1, #bdbdbd); padding-left: 10px"
 TEXT = "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.45"
 
@@ -43,29 +41,53 @@ class Answer(ipywidgets.HTML):
     def __init__(self, label: str, model: nn.Module) -> None:
         layout = {"flex": "1 1 280px", "min_width": "0", "margin": "6px 12px 0 0"}
         super().__init__(layout=layout)
-        self.label, self.model = label, model
+        self.label = label
+        self.model = model
         self.show("", "")
 
     def show(self, prompt: str, text: str) -> None:
         """Show a text; the prompt that it begins with, if it does, is grey."""
-        before = prompt if text.startswith(prompt) else ""
-        label, before, text = map(
-            html.escape, (self.label, before, text.removeprefix(before))
-        )
+        grey = prompt if text.startswith(prompt) else ""
+        written = text.removeprefix(grey)
         self.value = (
-            f'<div style="{COLUMN}"><b>{label}</b><div style="{TEXT}">'
-            f'<span style="opacity: 0.65">{before}</span>{text}</div></div>'
+            f'<div style="{COLUMN}"><b>{html.escape(self.label)}</b><div style="{TEXT}">'
+            f'<span style="opacity: 0.65">{html.escape(grey)}</span>{html.escape(written)}'
+            "</div></div>"
         )
 
 
 class ColumnStreamer(TextStreamer):
-    """Shows in a model's column what `generate` has written so far."""
+    """Shows in a model's column what `generate` has written so far.
 
-    def __init__(self, tokenizer: Any, answer: Answer, prompt: str, chat: bool) -> None:
+    progress(done, total, name) is called after each token, and ends `generate` by raising.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        answer: Answer,
+        prompt: str,
+        chat: bool,
+        *,
+        progress: Progress,
+        done: int,
+        total: int,
+    ) -> None:
         # without a template the prompt is decoded with the answer, which alone could lose its
         # first space
         super().__init__(tokenizer, skip_prompt=chat, skip_special_tokens=True)
-        self.answer, self.prompt, self.text = answer, prompt, ""
+        self.answer = answer
+        self.prompt = prompt
+        self.text = ""
+        self.progress = progress
+        self.done = done
+        self.total = total
+
+    def put(self, value: Tensor) -> None:
+        """Called by `generate` with the prompt, then with each new token."""
+        super().put(value)
+        self.progress(self.done, self.total, f"{self.answer.label} is writing")
+        self.done += 1
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Called by `put` and `end` with the text that is new."""
@@ -74,27 +96,14 @@ class ColumnStreamer(TextStreamer):
         self.answer.show(self.prompt, self.text.rstrip())
 
 
-class StopButton(StoppingCriteria):
-    """After each token: shows how far the models have come; once Stop was pressed, ends them."""
+class RefuseNaN(LogitsProcessor):
+    """Raises NonFinite for NaN, which `generate` would take for a score.
 
-    def __init__(self, worker: Worker, label: str, done: int, total: int) -> None:
-        self.worker, self.label, self.done, self.total = worker, label, done, total
-
-    def __call__(self, ids: Tensor, _scores: Any, **_options: Any) -> Tensor:
-        """For each of the sequences (1, length) whether it ends here. Raises Stopped."""
-        self.done += 1
-        # by raising, so that no other model begins
-        self.worker.progress(self.done, self.total, f"{self.label} is writing")
-        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-
-
-class OnlyFinite(LogitsProcessor):
-    """Refuses NaN, of which `generate` would choose a token; sampled on a GPU it ends the kernel's
-    use of it.
+    Sampled on a GPU it would make the GPU unusable for the kernel.
     """
 
     def __call__(self, _ids: Tensor, logits: Tensor) -> Tensor:
-        """The logits (1, vocabulary) as they are. Raises NonFinite."""
+        """The logits (1, vocabulary) as they are."""
         if not math.isfinite(logits.max()):  # NaN is the largest of any
             raise NonFinite(
                 "a model gives NaN or infinity instead of logits: load it as float32, or prune it "
@@ -125,46 +134,47 @@ class TryIt(ipywidgets.VBox):
         tokens: Tensor | None = None,
     ) -> None:
         self.answers = {label: Answer(label, model) for label, model in models.items()}
-        self.tokenizer, self.tokens = tokenizer, tokens
-        self.worker, self.pruning = Worker(), Worker()
+        self.tokenizer = tokenizer
+        self.tokens = tokens
+        self.worker = Worker()
         self.columns = row(*self.answers.values())
         self.columns.layout.align_items = "flex-start"
         self.button = ipywidgets.Button(
             description="Generate", icon="play", button_style="primary"
         )
         self.button.on_click(lambda _button: self.generate())
-        self.controls = {
-            "prompt": ipywidgets.Textarea(
-                prompt,
-                description="prompt",
-                rows=3,
-                layout={"width": "min(720px, 98%)"},
-            ),
+        field = ipywidgets.Textarea(
+            prompt, description="prompt", rows=3, layout={"width": "min(720px, 98%)"}
+        )
+        chat = ipywidgets.Checkbox(
+            description="as a chat message",
+            indent=False,
+            disabled=not getattr(tokenizer, "chat_template", None),
+            layout={"width": "auto", "margin": "2px 12px"},
+        )
+        sliders = {
             "new_tokens": slider("new tokens", new_tokens, 1, MOST_TOKENS),
             "temperature": slider("temperature", 0.0, 0, 2, step=0.1),
             "seed": ipywidgets.BoundedIntText(0, max=2**31 - 1, description="seed"),
-            "chat": ipywidgets.Checkbox(
-                description="as a chat message",
-                indent=False,
-                disabled=not getattr(tokenizer, "chat_template", None),
-                layout={"width": "auto", "margin": "2px 12px"},
-            ),
         }
-        # the checkbox beside the button: beside a slider it would be read as a part of it
-        field, *others, chat = self.controls.values()
-        super().__init__(
-            [field, row(*others), row(self.button, chat, self.worker), self.columns]
-        )
+        self.controls = {"prompt": field, **sliders, "chat": chat}
+        # the checkbox next to the button: next to a slider it would be read as a part of it
+        buttons = row(self.button, chat, self.worker)
+        super().__init__([field, row(*sliders.values()), buttons, self.columns])
         if tokens is not None:
-            self.method = choice(list(METHODS), "admm-grad", "method")
-            self.target = choice(list(TARGETS), "60 %", "target")
-            self.prune_button = ipywidgets.Button(
-                description="Prune a copy", icon="scissors"
-            )
-            self.prune_button.on_click(lambda _button: self.prune())
-            self.children += (
-                row(self.method, self.target, self.prune_button, self.pruning),
-            )
+            self._add_pruning()
+
+    def _add_pruning(self) -> None:
+        """Add the controls that prune a copy."""
+        self.pruning = Worker()
+        self.method = choice(METHODS, "admm-grad", "method")
+        self.target = choice(TARGETS, "60 %", "target")
+        self.prune_button = ipywidgets.Button(
+            description="Prune a copy", icon="scissors"
+        )
+        self.prune_button.on_click(lambda _button: self.prune())
+        controls = row(self.method, self.target, self.prune_button, self.pruning)
+        self.children += (controls,)
 
     def generate(self) -> None:
         """Let the models answer in a thread, as the button does."""
@@ -176,24 +186,28 @@ class TryIt(ipywidgets.VBox):
 
         The copy has a column of its own; one of the same label is replaced.
         """
-        method, target, progress = (
-            self.method.value,
-            self.target.value,
-            self.pruning.progress,
-        )
-        first, label = next(iter(self.answers.values())).model, f"{method} {target}"
+        method = self.method.value
+        label = f"{method} {self.target.value}"
+        sparsity, pattern = TARGETS[self.target.value]
+        first = next(iter(self.answers.values())).model
 
         def work() -> None:
-            size, (free, _) = sum(p.nbytes for p in first.parameters()), ram()
+            size = sum(parameter.nbytes for parameter in first.parameters())
+            free, _ = ram()
             if device_of(first).type == "cpu" and free < 2 * size:
                 raise OutOfMemory(
                     f"a copy takes {size / 1e9:.1f} GB and its pruning as much, {free / 1e9:.1f} "
                     "GB are free: close other kernels"
                 )
-            progress(0, 1, "copying the model")
+            self.pruning.progress(0, 1, "copying the model")
             pruned = copy.deepcopy(first)
             prune_model(
-                pruned, self.tokens, method=method, progress=progress, **TARGETS[target]
+                pruned,
+                self.tokens,
+                method=method,
+                sparsity=sparsity,
+                pattern=pattern,
+                progress=self.pruning.progress,
             )
             self.answers[label] = Answer(label, pruned)
             self.columns.children = tuple(self.answers.values())
@@ -218,42 +232,46 @@ class TryIt(ipywidgets.VBox):
             raise BadParameter(
                 "the prompt is empty: type some words to be continued or answered"
             )
-        text, answers = prompt, list(self.answers.values())
-        if chat:
-            text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}],
-                tokenize=False,
-                add_generation_prompt=True,
-            )
+        text = self._chat_text(prompt) if chat else prompt
         # a template brings its special tokens
-        ids = self.tokenizer(text, return_tensors="pt", add_special_tokens=not chat)[
-            "input_ids"
-        ]
+        encoded = self.tokenizer(text, return_tensors="pt", add_special_tokens=not chat)
+        ids = encoded["input_ids"]
+        answers = list(self.answers.values())
         for answer in answers:
             check_length(answer.model, ids.shape[1] + new_tokens)
             answer.show(prompt, "" if chat else prompt)
-        choosing: dict[str, Any] = {"do_sample": False}
-        if temperature > 0:  # from all tokens, whatever the model's own settings are
-            choosing = {
-                "do_sample": True,
-                "temperature": temperature,
-                "top_k": 0,
-                "top_p": 1.0,
-            }
-        total = len(answers) * new_tokens
+        sampling: dict[str, Any] = {"do_sample": False}
+        if temperature > 0:
+            # from all tokens, even if the model's own settings say otherwise
+            sampling = {"do_sample": True, "temperature": temperature}
+            sampling |= {"top_k": 0, "top_p": 1.0}
         for number, answer in enumerate(answers):
-            button = StopButton(self.worker, answer.label, number * new_tokens, total)
-            given = ids.to(device_of(answer.model))
+            inputs = ids.to(device_of(answer.model))
+            streamer = ColumnStreamer(
+                self.tokenizer,
+                answer,
+                prompt,
+                chat,
+                progress=self.worker.progress,  # Stop: no other model begins
+                done=number * new_tokens,
+                total=len(answers) * new_tokens,
+            )
             # the random numbers of what else runs in this kernel go on as if nothing had been drawn
             with torch.random.fork_rng(range(torch.cuda.device_count())):
                 torch.manual_seed(seed)
                 answer.model.generate(
-                    given,
-                    attention_mask=torch.ones_like(given),
-                    streamer=ColumnStreamer(self.tokenizer, answer, prompt, chat),
-                    stopping_criteria=StoppingCriteriaList([button]),
-                    logits_processor=LogitsProcessorList([OnlyFinite()]),
+                    inputs,
+                    attention_mask=torch.ones_like(inputs),
+                    streamer=streamer,
+                    logits_processor=LogitsProcessorList([RefuseNaN()]),
                     max_new_tokens=new_tokens,
                     pad_token_id=self.tokenizer.eos_token_id,
-                    **choosing,
+                    **sampling,
                 )
+
+    def _chat_text(self, prompt: str) -> str:
+        """The prompt as a message in the tokenizer's template."""
+        message = {"role": "user", "content": prompt}
+        return self.tokenizer.apply_chat_template(
+            [message], tokenize=False, add_generation_prompt=True
+        )

@@ -7,10 +7,10 @@ from functools import lru_cache
 from typing import Any
 
 import ipywidgets
-from torch import Tensor, nn
+from torch import Tensor
 
 from helpers.explore.controls import Explorer, View, Worker, choice, row, slider
-from helpers.explore.source import SCHEDULES, LayerOutputs, ModelLayers, Solve
+from helpers.explore.problem import SCHEDULES, LayerProblem, Problems, Solution
 from helpers.masks import Pattern
 from helpers.report import growth_figure, short_error
 
@@ -24,24 +24,22 @@ HINT = (
 
 
 def mask_schedule_explorer(
-    network: nn.Module,
-    tokens: Tensor,
+    problems: Problems,
     *,
-    block: int | None = None,
     layer: str | None = None,
     sparsity: float = 0.6,
     mask_steps: int = 15,
 ) -> Explorer:
     """Choose schedule, pattern, sparsity and mask steps; watch the weights disappear.
 
-    The mask of the iteration shown is drawn with its difference to the one-shot mask of the final
+    The mask of an iteration is drawn with its difference to the one-shot mask of the final
     sparsity. Five iterations on the final mask follow the mask steps; 0 steps is one-shot. The
     explorer starts at the last iteration. Arguments as in `helpers.explore.layer_solve_explorer`.
     """
-    source = ModelLayers(network, tokens)
-    where = source.controls(block, layer)
+    layers = {name: LayerProblem(name, *problem) for name, problem in problems.items()}
     last = mask_steps + FINAL_ITERATIONS
-    how = {
+    controls = {
+        "layer": choice(layers, layer or next(iter(layers)), "layer"),
         "schedule": choice(SCHEDULES, "paper", "schedule"),
         "pattern": choice(["unstructured", "2:4", "4:8"], "unstructured", "pattern"),
         "sparsity": slider("sparsity", sparsity, 0.05, 0.95, step=0.05),
@@ -49,52 +47,52 @@ def mask_schedule_explorer(
         "iteration": slider("iteration", last, 1, last),
     }
 
-    @lru_cache(maxsize=3)  # scrubbing, and going back to a setting, solve nothing
+    @lru_cache(maxsize=3)  # dragging the iteration, or going back, solves nothing
     def solve(
-        check: Callable[[], None], part: LayerOutputs, **values: Any
-    ) -> tuple[Solve, Tensor]:
-        """The solve, and the one-shot mask of its final sparsity."""
-        settings = values | {"iterations": values["mask_steps"] + FINAL_ITERATIONS}
-        if values["pattern"] != "unstructured":
-            settings["sparsity"] = None
-        once = part.solve(check, **settings | {"schedule": "one-shot", "iterations": 1})
-        return part.solve(check, **settings), once.keeps[0]
-
-    def draw(worker: Worker, *, iteration: int, **values: Any) -> View:
-        part = source.get(worker.progress, *(values.pop(name) for name in where))
-        solved, one_shot = solve(worker.check, part, **values)
-        shown = min(iteration, len(solved.keeps))
-        return _view(
-            part.title, Pattern.parse(values["pattern"]), solved, one_shot, shown
+        check: Callable[[], None], layer: str, mask_steps: int, **settings: Any
+    ) -> tuple[Solution, Tensor]:
+        """The solution, and the one-shot mask of its final sparsity."""
+        problem = layers[layer]
+        last = mask_steps + FINAL_ITERATIONS
+        solution = problem.solve(
+            check, mask_steps=mask_steps, iterations=last, **settings
         )
+        settings["schedule"] = "one-shot"
+        one_shot = problem.solve(check, iterations=1, **settings)
+        return solution, one_shot.keeps[0]
+
+    def draw(worker: Worker, *, layer: str, iteration: int, **settings: Any) -> View:
+        solution, one_shot = solve(worker.check, layer, **settings)
+        pattern = Pattern.parse(settings["pattern"])
+        iteration = min(iteration, len(solution.keeps))
+        return _view(layers[layer].title, pattern, solution, one_shot, iteration)
 
     rows = [
-        row(*where.values(), how["schedule"], how["pattern"]),
-        row(how["sparsity"], how["mask_steps"]),
-        row(_connect(how), how["iteration"]),
+        row(controls["layer"], controls["schedule"], controls["pattern"]),
+        row(controls["sparsity"], controls["mask_steps"]),
+        row(_play_button(controls), controls["iteration"]),
     ]
-    return Explorer(where | how, draw, rows=rows, hint=HINT)
+    return Explorer(controls, draw, rows=rows, hint=HINT)
 
 
-def _connect(controls: dict[str, ipywidgets.Widget]) -> ipywidgets.Play:
-    """The Play button of the iteration, and what one control means for another."""
-    iteration, steps = controls["iteration"], controls["mask_steps"]
+def _play_button(controls: dict[str, ipywidgets.Widget]) -> ipywidgets.Play:
+    """A button that plays the iterations, whose range follows the other controls."""
+    iteration = controls["iteration"]
+    mask_steps = controls["mask_steps"]
     play = ipywidgets.Play(
         min=1, max=iteration.max, value=iteration.value, interval=INTERVAL
     )
     # at the end it starts again: pressed there it would only switch itself off
-    setattr(
-        play, "repeat" if hasattr(play, "repeat") else "_repeat", True
-    )  # ipywidgets 8 and 7
-    ipywidgets.jslink(
-        (play, "value"), (iteration, "value")
-    )  # in the browser: no round trip
+    repeat = "repeat" if hasattr(play, "repeat") else "_repeat"  # ipywidgets 8 and 7
+    setattr(play, repeat, True)
+    # linked in the browser: no round trip
+    ipywidgets.jslink((play, "value"), (iteration, "value"))
 
     def follow(_change: Any = None) -> None:
         controls["sparsity"].disabled = controls["pattern"].value != "unstructured"
-        steps.disabled = controls["schedule"].value == "one-shot"
+        mask_steps.disabled = controls["schedule"].value == "one-shot"
         at_end = iteration.value == iteration.max
-        play.max = iteration.max = steps.value + FINAL_ITERATIONS
+        play.max = iteration.max = mask_steps.value + FINAL_ITERATIONS
         if at_end:
             iteration.value = iteration.max
 
@@ -105,31 +103,30 @@ def _connect(controls: dict[str, ipywidgets.Widget]) -> ipywidgets.Play:
 
 
 def _view(
-    title: str, pattern: Pattern, solve: Solve, one_shot: Tensor, iteration: int
+    title: str, pattern: Pattern, solution: Solution, one_shot: Tensor, iteration: int
 ) -> View:
     """The picture of an iteration, counted from 1, and the same in words."""
-    keep = solve.keeps[iteration - 1]
-    sparsities = [1 - mask.float().mean().item() for mask in solve.keeps]
+    keep = solution.keeps[iteration - 1]
+    sparsities = [1 - mask.float().mean().item() for mask in solution.keeps]
     figure = growth_figure(
         sparsities,
-        solve.errors,
+        solution.errors,
         keep,
         one_shot,
         iteration=iteration,
         group=pattern.m,
         name=title,
     )
-    gone = int((one_shot & ~keep).sum()) / max(1, int(one_shot.sum()))
+    removed = int((one_shot & ~keep).sum()) / max(1, int(one_shot.sum()))
     caption = (
-        f"Iteration {iteration} of {len(solve.keeps)}: "
+        f"Iteration {iteration} of {len(solution.keeps)}: "
         f"{100 * sparsities[iteration - 1]:.1f} % pruned, error "
-        f"{short_error(solve.errors[iteration - 1])}. Of the weights that the one-shot mask keeps "
-        f"{100 * gone:.1f} % are removed here."
+        f"{short_error(solution.errors[iteration - 1])}. Of the weights that the one-shot mask "
+        f"keeps {100 * removed:.1f} % are removed here."
     )
     if pattern.grouped:
-        full = keep.unflatten(1, (-1, pattern.m)).sum(-1) == pattern.n
-        share = 100 * full.float().mean().item()
-        caption += (
-            f" {share:.1f} % of the groups of {pattern.m} keep exactly {pattern.n}."
-        )
+        kept = keep.unflatten(1, (-1, pattern.m)).sum(-1)
+        share = 100 * (kept == pattern.n).float().mean().item()
+        caption += f" {share:.1f} % of the groups of {pattern.m} keep exactly "
+        caption += f"{pattern.n}."
     return View(figure, caption)

@@ -1,10 +1,10 @@
 """`prune_checkpoint`: prune a model larger than memory, file to file, and never lose a block.
 
 One block is in memory at a time. A pruned block becomes a shard of the new checkpoint, written
-whole or not at all, which also says what was asked for (as a hash) and what came of it. Whatever
-ends the process, the same call goes on with the block it was in, and the weights are bit for bit
-those of an uninterrupted call (unless memory ran out in one of them and the batch was halved: then
-to rounding). The index, without which no program takes the shards for a model, is written last.
+whole or not at all, with a hash of the request and the report of its layers. However the process
+ends, the same call goes on with the block it was in, and the weights are bit for bit those of an
+uninterrupted call (unless memory ran out in one of them and the batch was halved: then to
+rounding). The index, without which no program takes the shards for a model, is written last.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from helpers.progress import Progress, as_progress
 from helpers.prune import check_request, check_zeros, ignored_layers
 from helpers.target import Sparsity, Target
 
-# what decides the bits of a weight, beside the core and this package
+# whose versions decide the bits of a weight, like the code of the core and of this package
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
 
 
@@ -63,10 +63,9 @@ class CheckpointReport(PruneReport):
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values for a record."""
-        # where the model lies says nothing on another machine
-        return {
-            name: value for name, value in super().to_dict().items() if name != "folder"
-        }
+        values = super().to_dict()
+        del values["folder"]  # where the model lies says nothing on another machine
+        return values
 
     def discard(self) -> None:
         """Delete the pruned model."""
@@ -100,7 +99,7 @@ def prune_checkpoint(
 
     Interrupted, the same call goes on after the blocks that are done. A folder with the result of
     another call (another method, text, source or version) is never written to: delete it to start
-    anew. The disk needs room for the new checkpoint. Memory holds one block, its grams, the stream
+    again. The disk needs room for the new checkpoint. Memory holds one block, its grams, the stream
     and what the solver takes for one layer (see `prune_model`).
 
     Args:
@@ -163,7 +162,7 @@ def prune_checkpoint(
 
 
 def check_plain(options: Mapping[str, Any]) -> None:
-    """Raise BadParameter for an option that is no value of JSON: shards are told apart by it."""
+    """Raise BadParameter for an option that is no JSON value, since the request is hashed."""
     for name, value in options.items():
         try:
             json.dumps(value)
@@ -238,25 +237,24 @@ def request_hash(reader: WeightReader, request: Request, processes: int) -> str:
 
 
 class ShardStore(Store):
-    """Pruned blocks become shards of a checkpoint. Process 0 writes, and all know what is written.
+    """Saves pruned blocks as shards of a checkpoint. Process 0 writes; all know what is written.
 
-    results: what the shards say, block by block, and at the end that of what lies outside the
-    blocks; None where there is no shard yet.
+    request: the `request_hash` that every shard carries. results: of each block's shard, and at
+    the end of the shard with all that lies outside the blocks; None where there is no shard yet.
     """
 
     def __init__(
         self, folder: Path, reader: WeightReader, request: str, team: Team
     ) -> None:
-        self.folder, self.reader, self.request, self.team = (
-            folder,
-            reader,
-            request,
-            team,
-        )
+        self.folder = folder
+        self.reader = reader
+        self.request = request
+        self.team = team
         self.parts = [*range(len(reader.blocks)), None]  # as the reader calls them
         count = len(self.parts)
         self.names = [
-            f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)
+            f"model-{number:05d}-of-{count:05d}.safetensors"
+            for number in range(1, count + 1)
         ]
         if team.rank == 0:
             with writing(folder):
@@ -271,7 +269,7 @@ class ShardStore(Store):
                 self.halved = result["halved"]
 
     def _read(self) -> list[dict[str, Any] | None]:
-        """What the shards of this request in the folder say.
+        """The results in the folder's shards, which are all of this request.
 
         Raises FileError if the folder holds anything else.
         """
@@ -283,9 +281,9 @@ class ShardStore(Store):
         others = any(each.get("request") != self.request for each in metadata.values())
         if others or (not metadata and any(self.folder.glob("[!.]*"))):
             raise FileError(
-                f"{self.folder} holds other files, or what another call has pruned (its method, "
-                "options, text, source, package versions or code differ): choose another "
-                "destination, or delete that folder to start anew"
+                f"{self.folder} was written by a different run (method, options, text, source, "
+                "package versions or code differ) or holds other files: choose another "
+                "destination, or delete that folder to start again"
             )
         return [
             json.loads(metadata[name]["result"]) if name in metadata else None
@@ -295,9 +293,9 @@ class ShardStore(Store):
     def saved(self, index: int) -> list[LayerReport] | None:
         """The reports of a block that an earlier call has pruned."""
         result = self.results[index]
-        return (
-            None if result is None else [layer_report(row) for row in result["layers"]]
-        )
+        if result is None:
+            return None
+        return [layer_report(row) for row in result["layers"]]
 
     def save(self, index: int, layers: list[LayerReport], halved: list[str]) -> None:
         """Write the shard of a pruned block."""
@@ -305,12 +303,15 @@ class ShardStore(Store):
         self._write(index, {"layers": rows, "halved": self.halved + halved})
 
     def save_outside(self, report: PruneReport) -> None:
-        """Write the last shard: what lies outside the blocks, with what is said of the whole."""
+        """Write the last shard: what lies outside the blocks, and facts about the whole run."""
         result = {
-            name: getattr(report, name) for name in ("seconds", "parity", "batch")
+            "seconds": report.seconds,
+            "parity": report.parity,
+            "batch": report.batch,
+            "halved": self.halved + report.halved,
         }
         with self.reader.weights_in_memory(None):
-            self._write(-1, result | {"halved": self.halved + report.halved})
+            self._write(-1, result)
 
     def _write(self, number: int, result: dict[str, Any]) -> None:
         self.results[number] = result
@@ -327,13 +328,11 @@ class ShardStore(Store):
         config.pop("torch_dtype", None)  # its older name
         config["dtype"] = str(reader.dtype).removeprefix("torch.")
         with writing(self.folder):
-            for path in (
-                path for pattern in COMPANIONS for path in source.glob(pattern)
-            ):
-                replace_file(self.folder / path.name, path.read_bytes())
-            replace_file(
-                self.folder / "config.json", json.dumps(config, indent=2) + "\n"
-            )
+            for pattern in COMPANIONS:
+                for path in source.glob(pattern):
+                    replace_file(self.folder / path.name, path.read_bytes())
+            text = json.dumps(config, indent=2) + "\n"
+            replace_file(self.folder / "config.json", text)
             write_index(self.folder)
 
 

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,23 @@ from torch import Tensor
 from helpers.errors import FileError, first_line
 from helpers.paths import replace_file, set_default_mode, sync, sync_folder
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-# what makes a folder of weights a model
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+# what makes a folder of weights a model: configuration and tokenizer
 COMPANIONS = (
-    *(
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ),
-    *(
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "vocab.txt",
-        "merges.txt",
-    ),
-    *("*.model", "tekken.json", "*.jinja", "*.tiktoken"),
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "tekken.json",
+    "*.jinja",
+    "*.tiktoken",
 )
 READ_BYTES = 1 << 25  # of a file mapped at once
 
@@ -51,21 +51,13 @@ class Checkpoint:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        single, index = self.folder / SINGLE, self.folder / INDEX
+        single = self.folder / SINGLE
+        index = self.folder / INDEX
         if single.is_file():  # transformers too takes it where both are there
             with reading(single) as file:
                 self.files = dict.fromkeys(file.keys(), single)
         elif index.is_file():
-            try:
-                files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-                # only the name: a folder in it could lead out of the model's
-                self.files = {
-                    name: self.folder / Path(file).name for name, file in files.items()
-                }
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
-                raise FileError(
-                    f"{index} names no files of weights: save the model again"
-                ) from error
+            self.files = self._read_index(index)
         else:
             raise FileError(
                 f"folder {self.folder} holds neither {SINGLE} nor {INDEX}: give a folder that "
@@ -74,26 +66,31 @@ class Checkpoint:
         self.paths = sorted(set(self.files.values()))
         self._stamps = {path: _stamp(path) for path in self.paths}
 
-    def tensors(
-        self, names: Iterable[str] | None = None
-    ) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) one at a time, file by file: all of them, or those of `names`."""
-        wanted = self.files.keys() if names is None else self.files.keys() & set(names)
-        for path in self.paths:
-            inside = sorted(name for name in wanted if self.files[name] == path)
-            if inside:
-                with reading(path) as file:
-                    for name in inside:
-                        yield (
-                            name,
-                            file.get_tensor(name),
-                        )  # mapped: read when it is used
+    def _read_index(self, index: Path) -> dict[str, Path]:
+        try:
+            files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            # only the name: a folder in it could lead out of the model's
+            return {name: self.folder / Path(file).name for name, file in files.items()}
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise FileError(
+                f"{index} has no valid weight_map: save the model again"
+            ) from error
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, from the head of its file."""
+        with reading(self.files[name]) as file:
+            return tuple(file.get_slice(name).get_shape())
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor as it is stored, mapped: read from the file when it is used."""
+        with reading(self.files[name]) as file:
+            return file.get_tensor(name)
 
     def read(self, name: str, device: torch.device | str, dtype: torch.dtype) -> Tensor:
         """One tensor in memory of its own; a floating-point one in `dtype`.
 
-        The file is opened anew for a few rows at a time: its mapped pages count as this process's
-        memory, and so next to none of them are there beside the tensor.
+        The file is opened again for every few rows: its mapped pages count as this process's
+        memory, and so next to none of them are there with the tensor.
         Raises FileError if the file has changed since the checkpoint was opened.
         """
         path = self.files[name]
@@ -102,25 +99,23 @@ class Checkpoint:
                 f"{path} has changed since this run began to read it: restore it and run again"
             )
         with reading(path) as file:
-            part = file.get_slice(name)
-            shape = part.get_shape()
-            first = part[:1] if shape else file.get_tensor(name)
+            shape = file.get_slice(name).get_shape()
+            first = file.get_slice(name)[:1] if shape else file.get_tensor(name)
         kind = dtype if first.is_floating_point() else first.dtype
         tensor = torch.empty(shape, dtype=kind, device=device)
         if not shape:
             return tensor.copy_(first)
         rows = max(1, READ_BYTES // max(1, first.nbytes))
         for start in range(0, shape[0], rows):
+            part = slice(start, start + rows)
             with reading(path) as file:
-                tensor[start : start + rows] = file.get_slice(name)[
-                    start : start + rows
-                ]
+                tensor[part] = file.get_slice(name)[part]
         return tensor
 
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[Any]:
-    """A safetensors file, opened lazily. Raises FileError for whatever is wrong with it."""
+    """Open a safetensors file without reading its tensors. Raises FileError if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -134,9 +129,11 @@ def reading(path: Path) -> Iterator[Any]:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written or replaced; empty for one that is not there."""
-    status = path.stat() if path.exists() else None
-    return (status.st_size, status.st_mtime_ns, status.st_ino) if status else ()
+    """A file's size, time and number, which change when it is replaced; empty if it is absent."""
+    if not path.exists():
+        return ()
+    status = path.stat()
+    return (status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 @contextlib.contextmanager
@@ -157,17 +154,17 @@ def write_shard(
 ) -> None:
     """Write tensors to a safetensors file, whole or not at all.
 
-    metadata: texts by name, beside the one that says that the tensors are torch's.
+    metadata: texts by name, written next to the one that says that the tensors are torch's.
     Raises FileError, and leaves no partial file, if the disk is full or not writable.
     """
     # a name of this process's own, in case a second one writes the same shard
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    held = {
+    on_cpu = {
         name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()
     }
     try:
         with writing(path):
-            save_file(held, temporary, metadata={"format": "pt", **metadata})
+            save_file(on_cpu, temporary, metadata={"format": "pt", **metadata})
             set_default_mode(temporary)
             # on the disk before the rename: a power cut could leave a new but empty file
             sync(temporary)
@@ -188,7 +185,8 @@ def write_index(folder: Path) -> None:
 
     Raises FileError.
     """
-    files, total = {}, 0
+    files = {}
+    total = 0
     for path in folder.glob("*.safetensors"):
         with reading(path) as file:
             for name in file.keys():  # noqa: SIM118

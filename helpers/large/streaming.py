@@ -2,7 +2,7 @@
 
 `load_streamed` builds a model without weights. Each block reads its own when it is called and
 drops them afterwards, and so does each module outside the blocks, so the model can be called like
-any other. A loop that works block by block opens a block for as long as it needs it
+any other. A loop that works block by block keeps a block in memory for as long as it needs it
 (`models.weights_in_memory`), and so reads each only once.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     HTTPError,
-)  # of the HTTP library that the hub's client uses
+)  # of the HTTP library the hub's client uses
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -40,6 +41,7 @@ from helpers.tensors import all_finite
 
 # "model*", because some repositories hold the same weights a second time under another name
 WEIGHTS = "model*.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -50,10 +52,10 @@ def load_streamed(
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
 ) -> tuple[nn.Module, Any]:
-    """A model whose weights are read from files as they are needed, with its tokenizer.
+    """Load a model whose weights are read from files as they are needed, and its tokenizer.
 
     Use it as any model in eval mode: a call reads each block once, and `perplexity` reads each a
-    few times whatever the length of the text. Its weights cannot be changed.
+    few times however long the text is. Its weights cannot be changed.
 
     Args:
         name: "embedded", a folder that `save_pretrained` wrote, or a hub id (see
@@ -70,24 +72,19 @@ def load_streamed(
     checkpoint = Checkpoint(path)
     try:
         config = AutoConfig.from_pretrained(path, **LOCAL)
-        if getattr(
-            config, "quantization_config", None
-        ):  # they would be read without their scales
+        # they would be read without their scales
+        if getattr(config, "quantization_config", None):
             raise UnsupportedModel(
                 f"{path} holds quantised weights: give the unquantised checkpoint"
             )
         check_stored_weights(path)
         if not Path(name).expanduser().is_dir():
             # what a record says of it, as after `load_model`; the hub's cache names by commit
-            config._name_or_path, config._commit_hash = (
-                str(name),
-                path.name if revision else None,
-            )
-        named = any(
-            (path / file).is_file()
-            for file in ("tokenizer.json", "tokenizer_config.json")
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path, **LOCAL) if named else None
+            config._name_or_path = str(name)
+            config._commit_hash = path.name if revision else None
+        tokenizer = None
+        if any((path / file).is_file() for file in TOKENIZER_FILES):
+            tokenizer = AutoTokenizer.from_pretrained(path, **LOCAL)
         with init_empty_weights(include_buffers=False):  # buffers are computed
             model = AutoModelForCausalLM.from_config(
                 config, dtype=kind, trust_remote_code=False
@@ -134,7 +131,8 @@ class Slot:
     """A tensor of the checkpoint and the modules that hold it.
 
     key: its name in the checkpoint; name: in the model. They differ where a checkpoint of the bare
-    model leaves out the first part. empty: what the modules hold while the tensor is not read.
+    model leaves out the first part. holders: modules, with the attribute's name; several for tied
+    tensors. empty: what the modules hold while the tensor is not in memory.
     """
 
     key: str
@@ -142,16 +140,23 @@ class Slot:
     holders: list[tuple[nn.Module, str]]
     empty: Tensor
 
+    @property
+    def tensor(self) -> Tensor:
+        """The tensor that the modules hold now."""
+        module, attribute = self.holders[0]
+        return getattr(module, attribute)
+
     def put(self, tensor: Tensor) -> None:
         """Let all modules of the slot hold one tensor."""
-        for module, name in self.holders:
-            setattr(module, name, tensor)
+        for module, attribute in self.holders:
+            setattr(module, attribute, tensor)
 
 
 class WeightReader:
     """Reads a model's weights when they are needed, and drops them afterwards.
 
-    slots: those of each block by its number, and under None all that lies outside the blocks.
+    slots: those of each block by its number, of each module outside the blocks, and under None
+    all that lies outside.
     """
 
     def __init__(
@@ -161,50 +166,44 @@ class WeightReader:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
+        self.checkpoint = checkpoint
+        self.device = device
+        self.dtype = dtype
         self.blocks = find_blocks(model)
         self.slots = _slots(model, self.blocks, checkpoint)
-        self._outside: dict[nn.Module, list[Slot]] = {}
+        outside = defaultdict(list)
         for slot in self.slots[None]:
             for module, _ in slot.holders:
-                self._outside.setdefault(module, []).append(slot)
-        for part, module in [
-            *enumerate(self.blocks),
-            *((each, each) for each in self._outside),
-        ]:
-            module.forward = self._reading_first(module.forward, part)
+                outside[module].append(slot)
+        self.slots |= outside
+        for module in outside:
+            self._read_when_called(module, module)
+        for index, block in enumerate(self.blocks):
+            self._read_when_called(block, index)
 
-    def _reading_first(self, forward: Any, part: int | nn.Module) -> Any:
-        """The forward of a part, which opens it."""
+    def _read_when_called(self, module: nn.Module, part: int | nn.Module) -> None:
+        """Keep a part's weights in memory for as long as its forward runs."""
+        forward = module.forward
 
         @functools.wraps(forward)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             with self.weights_in_memory(part):
                 return forward(*args, **kwargs)
 
-        return wrapped
+        module.forward = wrapped
 
     @contextlib.contextmanager
     def weights_in_memory(self, part: int | nn.Module | None) -> Iterator[None]:
-        """Inside, a part holds its weights: a block by its number, a module that lies outside the
-        blocks, or all of those (None).
+        """Keep the weights of a part in memory: those of a block by its number, of a module that
+        lies outside the blocks, or of all of those (None).
 
         Raises FileError, and NonFinite, naming the tensor.
         """
-        slots = (
-            self._outside.get(part, [])
-            if isinstance(part, nn.Module)
-            else self.slots[part]
-        )
         read: list[Slot] = []
         try:
-            for slot in slots:
-                if (
-                    getattr(*slot.holders[0]) is slot.empty
-                ):  # else it is open further out
-                    read.append(
-                        slot
-                    )  # first, so that Ctrl-C leaves no tensor in memory
+            for slot in self.slots.get(part, []):  # a module may have no weights
+                if slot.tensor is slot.empty:  # else an outer call keeps it in memory
+                    read.append(slot)  # first, so that Ctrl-C leaves no tensor behind
                     slot.put(self._read(slot))
             yield
         finally:
@@ -213,10 +212,9 @@ class WeightReader:
 
     def _read(self, slot: Slot) -> Tensor:
         tensor = self.checkpoint.read(slot.key, self.device, self.dtype)
+        # a buffer may well hold infinity: the mask of an attention does
         if not isinstance(slot.empty, nn.Parameter):
-            return (
-                tensor  # a buffer may well hold infinity: the mask of an attention does
-            )
+            return tensor
         if not all_finite(tensor):
             raise NonFinite(
                 f"weight {slot.key} holds NaN or infinity as {self.dtype}: check the checkpoint, "
@@ -225,74 +223,54 @@ class WeightReader:
         return nn.Parameter(tensor, requires_grad=False)
 
     def redirect(self, index: int, path: Path) -> None:
-        """From now on read a block, which is not open, from another file by the model's names."""
+        """Read a block, not in memory now, from another file by the model's names from now on."""
         self.slots[index] = [replace(slot, key=slot.name) for slot in self.slots[index]]
-        self.checkpoint.files |= {slot.name: path for slot in self.slots[index]}
+        for slot in self.slots[index]:
+            self.checkpoint.files[slot.name] = path
 
     def tensors(self, index: int | None) -> dict[str, Tensor]:
-        """What an open part holds now, by the model's names."""
-        return {
-            slot.name: getattr(*slot.holders[0]).detach() for slot in self.slots[index]
-        }
+        """The tensors of a part that is in memory, by the model's names."""
+        return {slot.name: slot.tensor.detach() for slot in self.slots[index]}
 
 
 def _slots(
     model: nn.Module, blocks: nn.ModuleList, checkpoint: Checkpoint
-) -> dict[int | None, list[Slot]]:
+) -> dict[Any, list[Slot]]:
     """The slots of each block and, under None, of all that lies outside.
 
     Raises BadParameter if the checkpoint lacks a tensor or has one of another shape;
     UnsupportedModel if a block shares a tensor with what lies outside it.
     """
-    within = next(
-        f"{name}." for name, module in model.named_modules() if module is blocks
-    )
-    prefix = f"{model.base_model_prefix}."
-    shapes, absent = {name: tensor.shape for name, tensor in checkpoint.tensors()}, []
-    slots: dict[int | None, list[Slot]] = {
-        None: [],
-        **{i: [] for i in range(len(blocks))},
-    }
-    tensors = model.state_dict(keep_vars=True)
-    aliases: dict[int, list[str]] = {}  # all names of each tensor
-    for name, tensor in tensors.items():
-        aliases.setdefault(id(tensor), []).append(name)
-    for names in aliases.values():
-        tensor = tensors[names[0]]
+    inside = next(name for name, module in model.named_modules() if module is blocks)
+    bare = f"{model.base_model_prefix}."
+    # the head of every file is read here: one that is damaged or missing is found before the work
+    shapes = {name: checkpoint.shape(name) for name in checkpoint.files}
+    slots = defaultdict(list)
+    aliases = defaultdict(list)  # all names of each tensor
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        aliases[tensor].append(name)
+    absent = []
+    for tensor, names in aliases.items():
         # in the checkpoint → in the model; a checkpoint of the bare model lacks the prefix, and a
         # tied tensor may be there several times
-        both = [
-            (key, name) for name in names for key in (name, name.removeprefix(prefix))
-        ]
-        stored = {key: name for key, name in both if key in shapes}
-        key = next(iter(stored), None)
-        if key and shapes[key] == tensor.shape:
-            copies = dict(checkpoint.tensors(stored)) if len(stored) > 1 else {}
-            if any(not torch.equal(copies[key], copy) for copy in copies.values()):
-                # transformers would not tie them; config.json promises that they are one
-                raise BadParameter(
-                    f"{' and '.join(stored)} in {checkpoint.folder} differ, and config.json ties "
-                    "them: set tie_word_embeddings to false there if the weights are right"
-                )
-            parts = {
-                int(name.removeprefix(within).split(".")[0])
-                if name.startswith(within)
-                else None
-                for name in names
-            }
+        stored = {}
+        for name in names:
+            stored |= {name: name, name.removeprefix(bare): name}
+        keys = [key for key in stored if key in shapes]
+        if keys and shapes[keys[0]] == tensor.shape:
+            check_copies(checkpoint, keys)
+            parts = {_block_of(name, f"{inside}.") for name in names}
             if len(parts) > 1:  # reading one part would not fill the other
                 raise UnsupportedModel(
-                    f"{' and '.join(names)} are one tensor in two blocks: use load_model and "
-                    "prune_model"
+                    f"{' and '.join(names)} are one tensor, which does not belong to one block "
+                    "alone: use load_model and prune_model"
                 )
             paths = [name.rpartition(".") for name in names]
-            holders = [
-                (model.get_submodule(path), attribute) for path, _, attribute in paths
-            ]
-            slots[parts.pop()].append(Slot(key, stored[key], holders, tensor))
-        elif key or isinstance(
-            tensor, nn.Parameter
-        ):  # else a buffer, which the model computes
+            holders = [(model.get_submodule(path), last) for path, _, last in paths]
+            slot = Slot(keys[0], stored[keys[0]], holders, tensor)
+            slots[parts.pop()].append(slot)
+        # else a buffer, which the model computes
+        elif keys or isinstance(tensor, nn.Parameter):
             absent.append(names[0])
     if absent:
         raise BadParameter(
@@ -301,3 +279,23 @@ def _slots(
             "files and cannot be read block by block; try load_model and prune_model"
         )
     return slots
+
+
+def check_copies(checkpoint: Checkpoint, keys: list[str]) -> None:
+    """Raise BadParameter if tensors that the model ties differ in the checkpoint.
+
+    transformers would not tie them; config.json promises that they are one.
+    """
+    for key in keys[1:]:
+        if not torch.equal(checkpoint.tensor(keys[0]), checkpoint.tensor(key)):
+            raise BadParameter(
+                f"{keys[0]} and {key} in {checkpoint.folder} differ, and config.json ties them: "
+                "set tie_word_embeddings to false there if the weights are right"
+            )
+
+
+def _block_of(name: str, blocks: str) -> int | None:
+    """The number of the block that a tensor's name lies in; blocks: the prefix of them all."""
+    if not name.startswith(blocks):
+        return None
+    return int(name.removeprefix(blocks).partition(".")[0])

@@ -3,9 +3,9 @@
     torchrun --standalone --nproc-per-node 2 -m helpers prune embedded --sparsity 0.6 \\
         --streamed --save results/pruned
 
-Each process takes its part of the calibration sequences through the blocks. The grams of a block
-are summed over all; its layers are dealt out, and each solved layer is sent to every process. So
-all hold the same pruned block when the stream moves on. Process 0 writes: see
+Each process takes its part of the calibration sequences through the blocks. The Gram matrices of a
+block are summed over all; its layers are dealt out, and each solved layer is sent to every process.
+So all hold the same pruned block when the hidden states move on. Process 0 writes: see
 `helpers.large.checkpoint`. All must see the same folders; on GPUs each process uses its own. On a
 CPU torchrun gives each process one thread, unless OMP_NUM_THREADS is set.
 
@@ -47,37 +47,30 @@ WAIT = timedelta(hours=2)  # for the slowest layer of a large model
 class Processes(Team):
     """The processes of one `torch.distributed` group, which is set up already.
 
-    Whatever is called here is called by all of them, in the same order. Raises RunError if
-    another process has ended meanwhile.
+    All of them make the same calls, in the same order. Raises RunError if another process has
+    ended meanwhile.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.rank, self.size, self.device = (
-            dist.get_rank(),
-            dist.get_world_size(),
-            device,
-        )
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+        self.device = device
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, in every process.
 
         They travel as JSON and not as pickles, which could run code here.
         """
-        text = torch.frombuffer(
-            bytearray(json.dumps(value).encode()), dtype=torch.uint8
-        )
+        text = json.dumps(value).encode()
         longest = torch.tensor(len(text), device=self.device)
         with communicating():
             dist.all_reduce(longest, dist.ReduceOp.MAX)
             # one length for all: what is decoded as JSON may end in spaces
-            text = nn.functional.pad(
-                text, (0, int(longest) - len(text)), value=ord(" ")
-            )
-            texts = [
-                torch.empty_like(text, device=self.device) for _ in range(self.size)
-            ]
-            dist.all_gather(texts, text.to(self.device))
-            # inside: on a GPU the work is only queued, and a failure shows in what waits for it
+            padded = bytearray(text.ljust(int(longest)))
+            own = torch.frombuffer(padded, dtype=torch.uint8).to(self.device)
+            texts = [torch.empty_like(own) for _ in range(self.size)]
+            dist.all_gather(texts, own)
+            # in this block: on a GPU the work is only queued, and a failure shows when it is read
             return [json.loads(each.cpu().numpy().tobytes()) for each in texts]
 
     def part(self, tokens: Tensor) -> Tensor:
@@ -99,9 +92,8 @@ class Processes(Team):
         everywhere = self.gather(local)
         groups: dict[tuple[str, ...], list[str]] = {}
         for name in sorted(grams):
-            groups.setdefault(tuple(each[name][0] for each in everywhere), []).append(
-                name
-            )
+            sharing = tuple(each[name][0] for each in everywhere)
+            groups.setdefault(sharing, []).append(name)
         taken: set[int] = set()
         for names in groups.values():
             gram = grams[names[0]]
@@ -119,16 +111,16 @@ class Processes(Team):
     ) -> Iterator[LayerReport]:
         """Each process prunes every `size`-th layer, then all have every layer, in order."""
         owners = {name: number % self.size for number, name in enumerate(layers)}
-        mine = {
-            name: asdict(prune(name)) for name in layers if owners[name] == self.rank
-        }
-        rows = {
-            name: row for theirs in self.gather(mine) for name, row in theirs.items()
-        }
+        own = {}
+        for name, owner in owners.items():
+            if owner == self.rank:
+                own[name] = asdict(prune(name))
+        rows = {}
+        for reports in self.gather(own):
+            rows |= reports
         for name, layer in layers.items():
-            weight = read_weight(
-                layer
-            ).contiguous()  # a copy where the layer stores it transposed
+            # a copy where the layer stores it transposed
+            weight = read_weight(layer).contiguous()
             with communicating():
                 # as bytes, because not every backend and version knows every dtype
                 dist.broadcast(weight.view(torch.uint8), src=owners[name])
@@ -138,7 +130,7 @@ class Processes(Team):
 
 @contextlib.contextmanager
 def communicating() -> Iterator[None]:
-    """Inside, processes wait for one another. Raises RunError if one of them has ended."""
+    """Raise RunError if another process has ended while this one waits for it."""
     try:
         yield
     except RuntimeError as error:  # all that gloo and nccl raise
@@ -152,20 +144,21 @@ def communicating() -> Iterator[None]:
 def torchrun_team(device: str) -> Iterator[tuple[Team, str]]:
     """The processes that torchrun has started, or this one alone, and the device of this one.
 
-    device: as for `load_model`. Of GPUs each process of a machine has its own, whatever its number.
+    device: as for `load_model`. Each process of a machine gets a GPU of its own, so a number in
+    "cuda:1" does not matter.
     Raises BadParameter if there are fewer GPUs than processes.
     """
     if "RANK" not in os.environ:
         yield Team(), device
         return
     where = pick_device(device)
+    backend = "gloo"
     if where.type == "cuda":
         where = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(where)
+        backend = "nccl"
     with communicating():
-        dist.init_process_group(
-            "nccl" if where.type == "cuda" else "gloo", timeout=WAIT
-        )
+        dist.init_process_group(backend, timeout=WAIT)
     yield Processes(where), str(where)
     # not after an error: it could wait for the others, which torchrun is about to stop
     dist.destroy_process_group()

@@ -9,10 +9,19 @@ from helpers import LayerResult, refit, register, select
 
 
 @register("wanda-refit", budget="output")
-def wanda_refit(weight, gram, *, sparsity, pattern, keep=None, iterations=20):
+def wanda_refit(
+    weight,
+    gram,
+    *,
+    sparsity,
+    pattern,
+    keep=None,
+    iterations=20,
+):
     """Keep the largest |W|·‖x‖ in each output, then fit them to the dense layer's outputs."""
     if keep is None:
-        keep = select(
-            weight.abs() * gram.diagonal().sqrt(), sparsity, pattern, "output"
-        )
-    return LayerResult(refit(weight, gram, keep, iterations=iterations).weight, keep)
+        input_norms = gram.diagonal().sqrt()
+        scores = weight.abs() * input_norms
+        keep = select(scores, sparsity, pattern, "output")
+    fitted = refit(weight, gram, keep, iterations=iterations)
+    return LayerResult(fitted.weight, keep)

@@ -1,4 +1,4 @@
-"""A pruned model to keep and to share: as a folder, and what storing it takes."""
+"""Save a pruned model as a folder that others can load, and compare storage formats."""
 
 from helpers import lazy_names
 

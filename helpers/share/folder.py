@@ -3,8 +3,8 @@
     save_pruned(model, tokenizer, "my-model", record=record)
     AutoModelForCausalLM.from_pretrained("my-model")  # needs nothing of this package
 
-Beside the model and its tokenizer lie the record of the run that pruned it and README.md, a model
-card as the Hugging Face Hub shows it. There is no file of masks: a weight that is zero was pruned.
+The folder also has the record of the run that pruned the model and README.md, a model card as the
+Hugging Face Hub shows it. There is no file of masks: a weight that is zero was pruned.
 There always is an index of the tensors' files, which some programs take for a list of what to read.
 """
 
@@ -32,8 +32,8 @@ from helpers.paths import replace_file
 from helpers.report import check_record, write_record
 
 RECORD = "record.json"
-# of a record's metrics, those that the card shows
-SHOWN = (
+# of a record's metrics, those in the card's table
+CARD_METRICS = (
     "perplexity_dense",
     "perplexity",
     "perplexity_web",
@@ -63,37 +63,34 @@ def save_pruned(
     saved.
     """
     check_model(model)
-    # what pruned this model here, by the names of a record's parameters
-    report = state_of(model).report
-    asked = {"pattern": pattern} | (vars(report) if report else {})
+    facts = {"pattern": pattern}
+    report = state_of(model).report  # of what pruned this model here
+    if report is not None:
+        facts |= vars(report)
     if record is not None:
-        asked |= check_record(dict(record))["parameters"]
+        facts |= check_record(dict(record))["parameters"]
     weights = [layer.weight for layer in model_layers(model).values()]
-    sparsity = sum(int((w == 0).sum()) for w in weights) / sum(
-        w.numel() for w in weights
-    )
-    if sparsity == 0:
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    if zeros == 0:
         raise BadParameter("no weight of this model is zero: prune it first")
+    facts["sparsity"] = f"{100 * zeros / sum(map(torch.numel, weights)):.1f} %"
     folder = check_new_folder(folder)
-    rows = {name: asked[name] for name in ("method", "pattern") if name in asked}
-    rows["sparsity"] = f"{100 * sparsity:.1f} %"
-    card = _card(folder.name, model_identity(model), record, rows)
+    card = _card(folder.name, model_identity(model), record, facts)
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # beside it, because a rename works within one file system only
-        with tempfile.TemporaryDirectory(
-            prefix=".saving-", dir=folder.parent
-        ) as scratch:
-            made = Path(scratch, folder.name)
+        # in the same parent, because a rename works within one file system only
+        scratch = tempfile.TemporaryDirectory(prefix=".saving-", dir=folder.parent)
+        with scratch as parent:
+            unfinished = Path(parent, folder.name)
             with no_progress_bars():
-                model.save_pretrained(made)
-            write_index(made)
-            tokenizer.save_pretrained(made)
-            replace_file(made / "README.md", card)
+                model.save_pretrained(unfinished)
+            write_index(unfinished)
+            tokenizer.save_pretrained(unfinished)
+            replace_file(unfinished / "README.md", card)
             if record is not None:
-                write_record(made / RECORD, record)
-            check_same(model, made)
-            os.replace(made, folder)
+                write_record(unfinished / RECORD, record)
+            check_same(model, unfinished)
+            os.replace(unfinished, folder)
     return folder
 
 
@@ -108,12 +105,13 @@ def check_new_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 def check_same(model: nn.Module, folder: Path) -> None:
-    """Load a saved model as anybody would; raise UnsupportedModel unless every bit is there."""
+    """Load a saved model with transformers; raise UnsupportedModel unless every bit is there."""
     dtype = next(model.parameters()).dtype
     with no_progress_bars():
-        again = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).state_dict()
+        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    tensors = loaded.state_dict()
     for name, tensor in model.state_dict().items():
-        if name not in again or not torch.equal(again[name], tensor.cpu()):
+        if name not in tensors or not torch.equal(tensors[name], tensor.cpu()):
             raise UnsupportedModel(
                 f"transformers does not load {name} as it was saved, so others would get another "
                 "model: choose another version of transformers, or another model"
@@ -124,17 +122,19 @@ def _card(
     name: str,
     identity: Mapping[str, Any],
     record: Mapping[str, Any] | None,
-    rows: Mapping[str, str],
+    facts: Mapping[str, str],
 ) -> str:
     """The card of a pruned model: what the hub reads in front, what people read below.
 
-    Of a model that comes neither from the hub nor with this package it names no base. rows: of its
-    table, before the numbers of the record.
+    A model that comes neither from the hub nor with this package gets no base model. facts: its
+    method, if that is known, pattern and sparsity.
     """
-    dense, revision = identity["name"], identity["revision"]
-    base, licence = (
-        MODELS[dense].hub if dense in MODELS else (dense if revision else None, None)
-    )
+    dense = identity["name"]
+    base = licence = None
+    if dense in MODELS:
+        base, licence = MODELS[dense].hub
+    elif identity["revision"]:
+        base = dense
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -142,18 +142,25 @@ def _card(
         base_model=base,
         tags=["pruned"],
     )
-    data.tags += [rows["method"]] if "method" in rows else []
-    values: dict[str, Any] = dict(
-        name=name, model=identity["name"], record=record, rows=rows
-    )
+    if "method" in facts:
+        data.tags.append(facts["method"])
+    numbers = {}
+    command: list[str] = []
     if record is not None:
-        parameters, metrics = record["parameters"], record["metrics"]
-        values["numbers"] = {
-            key: metrics[key]["value"] for key in SHOWN if key in metrics
-        }
+        metrics = record["metrics"]
+        names = [name for name in CARD_METRICS if name in metrics]
+        numbers = {name: metrics[name]["value"] for name in names}
         notebook = f"notebooks/{record['notebook']}.ipynb"
-        # quoted, since a parameter may hold what a shell would run
-        command = ["papermill", notebook, "again.ipynb", "-y", json.dumps(parameters)]
-        values["command"] = shlex.join(command)
-    template = Path(__file__).parent / "card.md"
-    return str(ModelCard.from_template(data, template_path=str(template), **values))
+        parameters = json.dumps(record["parameters"])
+        command = ["papermill", notebook, "again.ipynb", "-y", parameters]
+    card = ModelCard.from_template(
+        data,
+        template_path=str(Path(__file__).parent / "card.md"),
+        name=name,
+        model=dense,
+        record=record,
+        facts=facts,
+        numbers=numbers,
+        command=shlex.join(command),  # a parameter may hold what a shell would run
+    )
+    return str(card)

@@ -1,8 +1,9 @@
-"""What storing a pruned model takes, with formats that use its zeros and formats that do not."""
+"""The bytes of a pruned model on disk, in formats that use its zeros and formats that do not."""
 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from helpers.models import check_model, model_layers, read_weight, write_weight
 
+FORMATS = ("float16", "mask + float16", "int8", "mask + int8")
 LEVELS = 127  # of int8 on either side of zero
 
 
@@ -20,11 +22,10 @@ def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     The nearest multiples of the scale, which makes the largest of a row 127; zeros stay zeros.
     """
-    scale = (
-        weight.float().abs().amax(1, keepdim=True).clamp(min=torch.finfo().tiny)
-        / LEVELS
-    )
-    return (weight.float() / scale).round().to(torch.int8), scale
+    weight = weight.float()
+    largest = weight.abs().amax(1, keepdim=True)
+    scale = largest.clamp(min=torch.finfo().tiny) / LEVELS
+    return (weight / scale).round().to(torch.int8), scale
 
 
 def rounded_to_int8(model: nn.Module) -> nn.Module:
@@ -40,40 +41,41 @@ def rounded_to_int8(model: nn.Module) -> nn.Module:
 def storage_report(model: nn.Module) -> pd.DataFrame:
     """The bytes that a model takes in several formats, and their share of dense float16.
 
-    Layers are stored as the row's name says; whatever is not a layer in float16 always. "zstd" is
-    what that compressor makes of the bytes; a mask takes a bit for each weight, and then only the
-    kept values are stored. int8 has a float32 scale for each output.
+    Layers are stored as the row's name says, all else in float16. "zstd" is what that compressor
+    makes of the bytes; a mask takes a bit for each weight, and then only the kept values are
+    stored. int8 has a float32 scale for each output.
     """
     check_model(model)
-    layers = {
-        layer.weight: read_weight(layer) for layer in model_layers(model).values()
-    }
-    formats = ("float16", "mask + float16", "int8", "mask + int8")
-    sizes = {name: 0 for kind in formats for name in (kind, f"{kind}, zstd")}
-    for (
-        parameter
-    ) in model.parameters():  # each once, though a head may be the embedding
-        half = parameter.detach().half().cpu()
-        parts = {kind: [half] for kind in formats}
+    layers = {}
+    for layer in model_layers(model).values():
+        layers[layer.weight] = read_weight(layer)
+    sizes: Counter[str] = Counter()
+    # each parameter once, though a head may be the embedding
+    for parameter in model.parameters():
         if parameter in layers:
-            half = (
-                layers[parameter].detach().half().cpu()
-            )  # (d_out, d_in), however it is stored
-            keep = half != 0
-            mask = torch.from_numpy(np.packbits(keep.numpy()))
-            integers, scale = to_int8(half)
-            parts = {
-                "float16": [half],
-                "mask + float16": [mask, half[keep]],
-                "int8": [integers, scale],
-                "mask + int8": [mask, integers[keep], scale],
-            }
+            parts = _formats(layers[parameter].detach().half().cpu())
+        else:
+            parts = dict.fromkeys(FORMATS, [parameter.detach().half().cpu()])
         for kind, tensors in parts.items():
             for tensor in tensors:
-                raw = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+                flat = tensor.contiguous().view(-1)
+                raw = flat.view(torch.uint8).numpy().tobytes()
+                compressed = pyarrow.compress(raw, codec="zstd", asbytes=True)
                 sizes[kind] += len(raw)
-                sizes[f"{kind}, zstd"] += len(
-                    pyarrow.compress(raw, codec="zstd", asbytes=True)
-                )
+                sizes[f"{kind}, zstd"] += len(compressed)
     table = pd.DataFrame({"bytes": sizes})
-    return table.assign(share=table["bytes"] / table["bytes"].iloc[0])
+    table["share"] = table["bytes"] / sizes["float16"]
+    return table
+
+
+def _formats(weight: Tensor) -> dict[str, list[Tensor]]:
+    """The tensors that each format stores of a weight (d_out, d_in) in float16."""
+    keep = weight != 0
+    mask = torch.from_numpy(np.packbits(keep.numpy()))
+    integers, scale = to_int8(weight)
+    return {
+        "float16": [weight],
+        "mask + float16": [mask, weight[keep]],
+        "int8": [integers, scale],
+        "mask + int8": [mask, integers[keep], scale],
+    }

@@ -1,4 +1,4 @@
-"""What the tests in the browser share: a browser that stays on this machine, and a JupyterLab.
+"""Fixtures of the tests in the browser: a browser that stays on this machine, and a JupyterLab.
 
 Fixtures live as long as a module: two modules may not hold playwright at the same time.
 """
@@ -15,21 +15,23 @@ import lab_server
 import pytest
 from lab_page import WINDOW, Book
 
+from helpers.errors import first_line
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 FULL = os.environ.get("UI_FULL") == "1"
 # run in full, a notebook takes about two minutes on two slow cores
 NOTEBOOK_SECONDS = 900 if FULL else 240
-QUIET = (
-    *(
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--disable-quic",
-    ),
-    *("--no-first-run", "--disable-component-update", "--disable-sync"),
-)
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-component-update",
+    "--disable-sync",
+]
 BROWSERS = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
 HOW = (
     "install chromium (Debian: apt-get install chromium), or run "
@@ -44,28 +46,28 @@ def browser() -> Iterator[Browser]:
     One that CHROMIUM names must start.
     """
     playwright = pytest.importorskip("playwright.sync_api", reason="run make test-ui")
-    given = os.environ.get("CHROMIUM")
-    path = given or next(
-        filter(None, map(shutil.which, BROWSERS)), None
-    )  # None: playwright's own
+    named = os.environ.get("CHROMIUM")
+    installed = filter(None, map(shutil.which, BROWSERS))
+    path = named or next(installed, None)  # None: playwright's own
     with playwright.sync_playwright() as driver:
         try:
             chromium = driver.chromium.launch(executable_path=path, args=QUIET)
         except playwright.Error as error:
-            if given:
+            if named:
                 raise
-            pytest.skip(
-                f"no browser starts ({str(error).strip().splitlines()[0]}): {HOW}"
-            )
+            pytest.skip(f"no browser starts ({first_line(error)}): {HOW}")
         yield chromium
         chromium.close()
 
 
 class Watched:
-    """A window of the browser that can reach this machine only, and what it asked for."""
+    """A window of the browser that can reach this machine only.
+
+    outside: the addresses of other machines that its pages requested; errors: of their scripts.
+    """
 
     def __init__(self, browser: Browser) -> None:
-        self.strayed: list[str] = []
+        self.outside: list[str] = []
         self.errors: list[str] = []
         self.context = browser.new_context(viewport=WINDOW)
         self.context.route("**/*", self._answer)
@@ -73,33 +75,34 @@ class Watched:
     def page(self) -> Any:
         """A new tab."""
         page = self.context.new_page()
-        page.on("websocket", lambda socket: self._outside(socket.url))
+        page.on("websocket", lambda socket: self._is_outside(socket.url))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         return page
 
     def _answer(self, route: Any) -> None:
-        if self._outside(route.request.url):
+        if self._is_outside(route.request.url):
             route.abort()
         else:
             route.continue_()
 
-    def _outside(self, url: str) -> bool:
-        """Whether an address is outside; noted if it is."""
+    def _is_outside(self, url: str) -> bool:
+        """Whether an address is of another machine; keep it if it is."""
         parts = urlsplit(url)
-        local = parts.hostname in ("127.0.0.1", "localhost")
-        outside = not local and parts.scheme not in ("blob", "data", "about")
-        if outside:
-            self.strayed.append(url)
-        return outside
+        if parts.hostname in ("127.0.0.1", "localhost"):
+            return False
+        if parts.scheme in ("blob", "data", "about"):
+            return False
+        self.outside.append(url)
+        return True
 
 
 @pytest.fixture(scope="module")
 def watched(browser: Browser) -> Iterator[Watched]:
-    """A window; the tests of a module fail if it asked for anything outside of this machine."""
+    """A window; the tests of a module fail if it requested anything of another machine."""
     window = Watched(browser)
     yield window
     window.context.close()
-    assert window.strayed == [], "the pages asked for something outside of this machine"
+    assert window.outside == []
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +133,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All tests of one notebook after one another, because it is opened and run once."""
 
     def place(item: pytest.Item) -> tuple[str, str]:
-        callspec = getattr(item, "callspec", None)
-        name = callspec.params.get("notebook") if callspec else ""
-        return (str(item.path), name if isinstance(name, str) else "")
+        if not hasattr(item, "callspec"):
+            return str(item.path), ""
+        return str(item.path), item.callspec.params.get("notebook", "")
 
     items.sort(key=place)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 KERNEL_SECONDS = 60
 WINDOW = {"width": 1280, "height": 1000}
-# what an explorer shows beside its controls: text, and pictures, whose bytes are in the page
-SHOWN = """area => {
+# what an explorer shows apart from its controls: text, and pictures, whose bytes are in the page
+CONTENT = """area => {
   const rest = area.cloneNode(true);
   const controls = '.widget-slider, .widget-dropdown, .widget-checkbox, .widget-textarea,' +
     '.widget-text, .jupyter-button, .widget-hprogress, .widget-play';
@@ -36,7 +36,9 @@ class Book:
     """A notebook that is open in a page of JupyterLab."""
 
     def __init__(self, page: Page, lab: Lab, path: str) -> None:
-        self.page, self.lab, self.file = page, lab, lab.project / path
+        self.page = page
+        self.lab = lab
+        self.file = lab.project / path
         page.goto(lab.address(path, workspace=Path(path).stem))
         page.wait_for_selector(".jp-Notebook .jp-RenderedMarkdown h1")
         self.wait_idle(KERNEL_SECONDS, beats=3)
@@ -58,7 +60,9 @@ class Book:
 
     def wait_idle(self, seconds: float, *, beats: int) -> None:
         """Wait until kernel and cells have been at rest for some beats of 0.3 seconds."""
-        end, quiet, state = time.monotonic() + seconds, 0, []
+        end = time.monotonic() + seconds
+        quiet = 0
+        state = []
         while time.monotonic() < end:
             state = self.page.evaluate(STATE)
             busy = state[0] != "idle" or any("*" in prompt for prompt in state[1:])
@@ -88,7 +92,7 @@ class Book:
         self.page.wait_for_timeout(1000 * seconds)
 
     def output(self, name: str) -> Locator:
-        """What the cell with this id shows."""
+        """The output area of the cell with this id."""
         names = [cell["id"] for cell in self.read()["cells"]]
         cell = self.page.locator(".jp-Notebook .jp-Cell").nth(names.index(name))
         return cell.locator(".jp-Cell-outputArea")
@@ -99,9 +103,8 @@ class Book:
 
 def named(area: Locator, kind: str, label: str) -> Locator:
     """The control of a kind whose label reads so."""
-    text = area.page.locator(
-        ".widget-label", has_text=re.compile(rf"^\s*{re.escape(label)}\s*$")
-    )
+    whole = re.compile(rf"^\s*{re.escape(label)}\s*$")
+    text = area.page.locator(".widget-label", has_text=whole)
     return area.locator(kind).filter(has=text).first
 
 
@@ -110,9 +113,8 @@ def slide(area: Locator, label: str) -> None:
     slider = named(area, ".widget-slider", label)
     handle = slider.locator(".noUi-handle, .ui-slider-handle")
     handle.scroll_into_view_if_needed()
-    now, top = (
-        float(handle.get_attribute(f"aria-value{end}") or 0) for end in ("now", "max")
-    )
+    now = float(handle.get_attribute("aria-valuenow") or 0)
+    top = float(handle.get_attribute("aria-valuemax") or 0)
     handle.focus()
     area.page.keyboard.press("ArrowLeft" if now >= top else "ArrowRight")
 
@@ -120,28 +122,30 @@ def slide(area: Locator, label: str) -> None:
 def choose(area: Locator, label: str) -> None:
     """Choose the next entry of a dropdown by the keyboard, or at its end the one before."""
     select = named(area, ".widget-dropdown", label).locator("select")
-    now, count = select.evaluate("node => [node.selectedIndex, node.options.length]")
+    at_end = select.evaluate("node => node.selectedIndex === node.options.length - 1")
     select.focus()
     # Space opens the list; without that Lab takes an arrow as "go to the next cell"
-    for key in ("Space", "ArrowUp" if now == count - 1 else "ArrowDown", "Enter"):
+    for key in ("Space", "ArrowUp" if at_end else "ArrowDown", "Enter"):
         area.page.keyboard.press(key)
 
 
-def shown(area: Locator) -> str:
-    """What an explorer shows beside its controls, as text that can be compared."""
-    return area.evaluate(SHOWN)
+def content(area: Locator) -> str:
+    """What an explorer shows apart from its controls, as text that can be compared."""
+    return area.evaluate(CONTENT)
 
 
 def settled(area: Locator, seconds: float = 60, other: str | None = None) -> str:
-    """What is shown once it has stayed the same for half a second, and no work is running.
+    """An explorer's content once it has stayed the same for half a second and no work runs.
 
     With `other`, once it is also something else than that.
     """
-    end, last = time.monotonic() + seconds, shown(area)
+    end = time.monotonic() + seconds
+    last = content(area)
     while time.monotonic() < end:
         area.page.wait_for_timeout(500)
-        last, before = shown(area), last
-        working = area.locator(".widget-hprogress:visible").count()
+        before = last
+        last = content(area)
+        working = area.locator(".jupyter-button:visible", has_text="Stop").count()
         if last == before != other and not working:
             return last
     raise AssertionError(f"nothing new came to rest in {seconds:.0f} s")

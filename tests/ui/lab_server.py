@@ -95,9 +95,8 @@ def set_parameters(path: Path, values: dict) -> None:
 
 def private_environment(folder: Path) -> dict[str, str]:
     """An environment in which Jupyter and the runs write into `folder` and nowhere else."""
-    variables = {
-        key: value for key, value in os.environ.items() if key != "JUPYTER_TOKEN"
-    }
+    variables = dict(os.environ)
+    variables.pop("JUPYTER_TOKEN", None)
     for variable, name in JUPYTER_FOLDERS.items():
         (folder / name).mkdir(parents=True)
         variables[variable] = str(folder / name)
@@ -105,9 +104,10 @@ def private_environment(folder: Path) -> dict[str, str]:
         path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values), encoding="utf-8")
-    # this project's helpers, also where its .venv is another clone's
-    here = {"PRUNING_RESULTS": str(folder / "results"), "PYTHONPATH": str(root())}
-    return variables | here | {"HF_HUB_OFFLINE": "1"}
+    variables["PRUNING_RESULTS"] = str(folder / "results")
+    variables["PYTHONPATH"] = str(root())  # where .venv is another clone's
+    variables["HF_HUB_OFFLINE"] = "1"
+    return variables
 
 
 def until(
@@ -116,7 +116,7 @@ def until(
     failure: str,
     pause: Callable[..., None] = time.sleep,
 ) -> Any:
-    """What `ready` returns, as soon as that is true; asked ten times a second."""
+    """What `ready` returns, as soon as that is true; called ten times a second."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := ready():
@@ -133,10 +133,8 @@ def running(
     log = folder / "server.log"
 
     def servers() -> list[dict]:
-        return [
-            json.loads(path.read_text())
-            for path in folder.glob("runtime/jpserver-*.json")
-        ]
+        files = folder.glob("runtime/jpserver-*.json")
+        return [json.loads(path.read_text()) for path in files]
 
     def answering() -> dict | None:
         # half written, or not listening yet
@@ -168,17 +166,15 @@ def running(
 def lab(folder: Path, *, quick: bool) -> Iterator[Lab]:
     """JupyterLab on a copy of the project, below a folder whose name has spaces."""
     project = project_copy(folder / "a project with spaces", quick=quick)
-    options = [
+    command = [
+        *(sys.executable, "-m", "jupyter", "lab"),
         "--no-browser",
         "--allow-root",
         "--ServerApp.ip=127.0.0.1",
         "--ServerApp.port=0",
-    ]
-    options += [
         f"--ServerApp.root_dir={project}",
         "--LabApp.extension_manager=readonly",
     ]
-    command = [sys.executable, "-m", "jupyter", "lab", *options]
     environment = private_environment(folder)
     with running(command, folder, env=environment, cwd=folder) as (server, _log):
         yield Lab(server["url"], server["token"], project)

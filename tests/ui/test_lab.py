@@ -4,19 +4,13 @@ The notebooks are copies with the parameters of the plan smoke; UI_FULL=1 leaves
 A new explorer needs its controls in SLIDERS and DROPDOWNS.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
-from typing import Any
-
 import pytest
-from lab_page import Book, choose, named, settled, shown, slide
+from lab_page import choose, content, named, settled, slide
 
 from helpers.paths import root
 
 NOTEBOOKS = sorted(path.stem for path in (root() / "notebooks").glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS)
-OpenNotebook = Callable[[str], Book]
 
 # the controls of each explorer, by their labels
 SLIDERS = {
@@ -25,7 +19,7 @@ SLIDERS = {
     "03_mask_schedule": ("sparsity", "mask steps", "iteration"),
 }
 DROPDOWNS = {
-    "02_admm_layer_solve": ("block", "layer", "schedule"),
+    "02_admm_layer_solve": ("layer", "schedule"),
     "03_mask_schedule": ("layer", "schedule", "pattern"),
 }
 CONTROLS = [
@@ -39,16 +33,14 @@ CONTROLS = [
 # --- every notebook ------------------------------------------------------------------------
 
 
-def outputs(book: dict) -> Iterator[tuple[str, dict]]:
+def outputs(book):
     for cell in book["cells"]:
         for output in cell.get("outputs", []):
             yield cell["id"], output
 
 
 @every_notebook
-def test_runs_from_top_to_bottom(
-    notebook: str, open_notebook: OpenNotebook, watched: Any
-) -> None:
+def test_runs_from_top_to_bottom(notebook, open_notebook, watched):
     watched.errors.clear()
     book = open_notebook(notebook)
     saved = book.save()
@@ -60,11 +52,11 @@ def test_runs_from_top_to_bottom(
     assert errors == []
     code = [cell for cell in saved["cells"] if cell["cell_type"] == "code"]
     assert [cell["id"] for cell in code if cell["execution_count"] is None] == []
-    assert watched.errors == [], "JavaScript errors in the page"
+    assert watched.errors == []
 
 
 @every_notebook
-def test_everything_is_drawn(notebook: str, open_notebook: OpenNotebook) -> None:
+def test_everything_is_drawn(notebook, open_notebook):
     """No widget and no picture stayed blank, and nothing went to the error stream."""
     book = open_notebook(notebook)
     text = book.page.locator(".jp-Notebook").inner_text()
@@ -86,9 +78,7 @@ def test_everything_is_drawn(notebook: str, open_notebook: OpenNotebook) -> None
 
 
 @pytest.mark.parametrize(("notebook", "operate", "label"), CONTROLS)
-def test_control(
-    notebook: str, operate: Callable, label: str, open_notebook: OpenNotebook
-) -> None:
+def test_control(notebook, operate, label, open_notebook):
     area = open_notebook(notebook).output("explorer")
     before = settled(area)
     operate(area, label)
@@ -96,7 +86,7 @@ def test_control(
 
 
 @pytest.mark.parametrize("notebook", ["00_start_here"])
-def test_models_answer(notebook: str, open_notebook: OpenNotebook) -> None:
+def test_models_answer(notebook, open_notebook):
     area = open_notebook(notebook).output("explorer")
     before = settled(area)
     field = named(area, ".widget-textarea", "prompt").locator("textarea")
@@ -110,17 +100,14 @@ def test_models_answer(notebook: str, open_notebook: OpenNotebook) -> None:
 
 
 @pytest.mark.parametrize("notebook", ["03_mask_schedule"])
-def test_the_mask_grows_while_it_plays(
-    notebook: str, open_notebook: OpenNotebook
-) -> None:
+def test_the_mask_grows_while_it_plays(notebook, open_notebook):
     area = open_notebook(notebook).output("explorer")
     seen = {settled(area)}
-    play, stop = area.locator(".jupyter-widget-play button, .widget-play button").all()[
-        :2
-    ]
+    buttons = area.locator(".jupyter-widget-play button, .widget-play button").all()
+    play, stop = buttons[:2]
     play.click()
     for _ in range(100):
-        seen.add(shown(area))
+        seen.add(content(area))
         if len(seen) > 3:
             break
         area.page.wait_for_timeout(100)
