@@ -210,8 +210,8 @@ def zero_shot_report(result: Result) -> list[str]:
     return [
         f"The embedded model on {result['device']}, with one thread. lm-eval's own model runs a "
         "question again for each of its choices; here the choices continue from the keys and "
-        "values of one pass over it (`helpers/scoring.py`). BoolQ, RTE, WinoGrande and LAMBADA have "
-        "one text to run for each context, and save only logits that are not needed.",
+        "values of one pass over it (`helpers/scoring.py`). BoolQ, RTE, WinoGrande and LAMBADA "
+        "have one text to run for each context, and save only logits that are not needed.",
         _verdict(
             "Ours / lm-eval's over all tasks",
             _medians(rows[-1:], "ratio"),
