@@ -26,9 +26,8 @@ BENCHMARKS = tuple(TIMED)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the named benchmarks, and write record, page and figure after each."""
     options = parse(arguments)
-    record = read(
-        options.out
-    )  # fails before the measurement if the record cannot be added to
+    # fails before the measurement if the record cannot be added to
+    record = read(options.out)
     if options.page:
         write(options.out, record)
         return
@@ -93,10 +92,8 @@ def read(folder: Path) -> dict[str, Any]:
 
 def write(folder: Path, record: Mapping[str, Any]) -> None:
     """Write bench.json, and from it bench.md and the figure of `use`, use.png."""
-    from benchmarks import (
-        figure,
-        report,
-    )  # after the measurement: they load pandas, matplotlib
+    # imported after the measurement: they load pandas and matplotlib
+    from benchmarks import figure, report
 
     text = to_json(rounded(record))
     record = json.loads(text)

@@ -1,11 +1,10 @@
 """The paper in one file: prune a language model with ADMM-Grad, and refit the weights that stay.
 
 Boža, "Fast and Effective Weight Update for Pruned Large Language Models", TMLR 2024
-(arXiv 2401.02938). You need torch, transformers 5 and two plain text files:
+(arXiv 2401.02938). ADMM is the alternating direction method of multipliers, ADMM-Grad is ADMM with
+a gradual mask. You need torch, transformers 5 and two plain text files:
 
     python examples/admm_pruning.py calibration.txt evaluation.txt --sparsity 0.6
-
-ADMM is the alternating direction method of multipliers; ADMM-Grad is ADMM with a gradual mask.
 
 Each linear layer is a problem of its own. Let X (tokens, d_in) be its inputs on calibration text
 and W₀ (d_in, d_out) its dense weights. We look for weights Ŵ, a given share of them zero, that
@@ -144,7 +143,7 @@ def perplexity(model, windows):
 
 
 def read_windows(path, tokenizer, device, length=512):
-    """Tokenise a text file and cut it into (windows, length); an incomplete last window is dropped."""
+    """Tokenise a text file and cut it into (windows, length), without what is left at the end."""
     ids = torch.tensor(
         tokenizer(Path(path).read_text(encoding="utf-8"), verbose=False).input_ids
     )
