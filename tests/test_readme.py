@@ -79,9 +79,7 @@ def test_the_claims_are_those_of_the_committed_records() -> None:
         verdicts.count("holds"),
         verdicts.count("does not hold"),
         verdicts.count("not decided here"),
-        sum(
-            row[1::2] in (("holds", "yes"), ("does not hold", "no")) for row in rows
-        ),
+        sum(row[1::2] in (("holds", "yes"), ("does not hold", "no")) for row in rows),
     ]
     (said,) = re.findall(
         r"\[(\d+) claims\].+\((\d+) from the paper\): (\d+) hold, (\d+) do not, "
