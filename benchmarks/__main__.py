@@ -1,8 +1,8 @@
 """`python -m benchmarks [NAME ...] [--quick] [--out FOLDER] [--page]`.
 
 A benchmark is a module of this package with `measure(quick: bool) -> dict`, named in `BENCHMARKS`,
-and has a section in `report`. What is not named on the command line stays in the record as it was.
-The page says which of them timed earlier code: with --page it is written again from the record.
+and has a section in `report`. Benchmarks that are not named on the command line keep their entry in
+the record. The page says which of them timed earlier code; --page writes it again from the record.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ BENCHMARKS = tuple(TIMED)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the benchmarks named and write record, page and figure after each."""
+    """Run the named benchmarks, and write record, page and figure after each."""
     options = parse(arguments)
-    record = read(
-        options.out
-    )  # fails before the measurement if the record cannot be added to
+    # fails before the measurement if the record cannot be added to
+    record = read(options.out)
     if options.page:
         write(options.out, record)
         return
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options; a quick run writes to results/scratch/bench unless --out says otherwise."""
+    """Parse the command line; a quick run writes to results/scratch/bench by default."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument(
@@ -70,7 +69,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def merge(record: dict[str, Any], name: str, entry: dict[str, Any]) -> dict[str, Any]:
-    """The record with one benchmark's entry replaced, benchmarks in the order of `BENCHMARKS`."""
+    """Replace one benchmark's entry in the record; benchmarks in the order of `BENCHMARKS`."""
     entries = {**record["benchmarks"], name: entry}
     return {
         **record,
@@ -79,7 +78,7 @@ def merge(record: dict[str, Any], name: str, entry: dict[str, Any]) -> dict[str,
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The record in a folder, or an empty one. Raises ValueError for another schema's."""
+    """Read the record in a folder, or make an empty one. Raises ValueError for another schema."""
     path = folder / "bench.json"
     if not path.is_file():
         return {"schema": SCHEMA, "benchmarks": {}}
@@ -92,11 +91,9 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def write(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write bench.json, and from what it holds bench.md and the figure of `use`, use.png."""
-    from benchmarks import (
-        figure,
-        report,
-    )  # after the measurement: they load pandas, matplotlib
+    """Write bench.json, and from it bench.md and the figure of `use`, use.png."""
+    # imported after the measurement: they load pandas and matplotlib
+    from benchmarks import figure, report
 
     text = to_json(rounded(record))
     record = json.loads(text)
@@ -107,7 +104,7 @@ def write(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def rounded(value: Any) -> Any:
-    """The value with every float cut to four significant digits, so that the record is short."""
+    """Round every float to four significant digits, so that the record is short."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, Mapping):
@@ -116,7 +113,7 @@ def rounded(value: Any) -> Any:
 
 
 def to_json(value: Any, indent: int = 0) -> str:
-    """JSON in which what fits into a line stands in a line."""
+    """Write JSON with each value on one line where it fits."""
     flat = json.dumps(value, allow_nan=False, ensure_ascii=False)
     if len(flat) + indent <= 120 or not isinstance(value, (dict, list)):
         return flat

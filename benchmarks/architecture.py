@@ -1,8 +1,8 @@
-"""The recipe on a model that nothing here was tuned on: a small GPT-2, trained for this.
+"""The recipe (allocation, pruning, distillation) on a model without any tuning: a small GPT-2.
 
-The embedded model is a Llama. A GPT-2 has learned positions, LayerNorms with biases, a GELU in the
-place of a gate, q, k and v in one layer, and stores its weights transposed. This one learns for
-some minutes from Wikipedia articles and task texts; the C4 text is left for calibration and repair.
+The embedded model is a Llama. A GPT-2 has learned positions, LayerNorms with biases, a GELU instead
+of a gate, q, k and v in one layer, and stores its weights transposed. This one is trained for some
+minutes on Wikipedia articles and task texts; the C4 text is for calibration and distillation.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from helpers.precision import products
 from helpers.prune import prune_model
 
 VOCABULARY, LENGTH, BATCH = 8192, 256, 8
-# so small that little of it can be spared: of six blocks of 320, trained on a third of the text,
-# 60 % could go at no cost
+# small, so that pruning hurts: of six blocks of 320, trained on a third of the text, 60 % could be
+# pruned at no cost
 SIZES = {"n_embd": 192, "n_layer": 4, "n_head": 3}
 STEPS, RATE, WARM_UP = 4800, 2e-3, 200  # of AdamW, a batch each
 PRECISION = "bfloat16"  # of the products while it learns
 UNSEEN = 10  # one article in so many is kept for evaluation
 SPARSITIES, SEEDS, SEQUENCES, WEB = (0.6, 0.7, 0.8), 3, 32, 32
 END = "<end>"
-# name: the method, and the effort of the recipe around it; None, the method alone
+# name: the method, and the effort (budget preset) of the recipe; None for the method alone
 PIPELINES: dict[str, tuple[str, str | None]] = {
     "wanda": ("wanda", None),
     "sparsegpt": ("sparsegpt", None),
@@ -49,7 +49,7 @@ PIPELINES: dict[str, tuple[str, str | None]] = {
 
 
 def measure(quick: bool = False) -> dict[str, Any]:
-    """Perplexity on two texts, and seconds, of each pipeline; a row for each of them."""
+    """Measure each pipeline's perplexity on two texts, and its seconds; a row for each."""
     learned, unseen = texts()
     pipelines, sequences = PIPELINES, SEQUENCES
     if quick:
@@ -64,29 +64,29 @@ def measure(quick: bool = False) -> dict[str, Any]:
         windows = calibration_tokens(
             "embedded", tokenizer, sequences=needed, length=LENGTH, seed=seed
         )
-        web, text = windows[:WEB], windows[WEB:]
-
-        def measured(network: nn.Module, web: Tensor = web) -> dict[str, float]:
-            held_out = {"wiki": unseen_tokens, "web": web.flatten()}
-            return {
-                name: perplexity(network, t, length=LENGTH)
-                for name, t in held_out.items()
-            }
-
-        rows.append(
-            {"pipeline": "dense", "sparsity": 0.0, "seed": seed, **measured(model)}
-        )
+        web = windows[:WEB].flatten()
+        text = windows[WEB:]
+        row = {"pipeline": "dense", "sparsity": 0.0, "seed": seed}
+        rows.append(row | perplexities(model, unseen_tokens, web))
         for sparsity in SPARSITIES[:1] if quick else SPARSITIES:
             for name, (method, effort) in pipelines.items():
                 network = copy.deepcopy(model)
                 work = functools.partial(
                     run, network, text, sequences, sparsity, method, effort
                 )
-                seconds = once(work)
-                rows.append({"pipeline": name, "sparsity": sparsity, "seed": seed,
-                             "seconds": seconds} | measured(network))  # fmt: skip
+                row = {"pipeline": name, "sparsity": sparsity, "seed": seed}
+                row["seconds"] = once(work)
+                rows.append(row | perplexities(network, unseen_tokens, web))
     layers = sum(p.numel() for p in model.transformer.h.parameters())
     return {"runs": rows, "layers": layers, "tokens": STEPS * BATCH * LENGTH}
+
+
+def perplexities(model: nn.Module, wiki: Tensor, web: Tensor) -> dict[str, float]:
+    """Measure the perplexity on both texts, each int64 (tokens,)."""
+    return {
+        "wiki": perplexity(model, wiki, length=LENGTH),
+        "web": perplexity(model, web, length=LENGTH),
+    }
 
 
 def run(
@@ -106,7 +106,7 @@ def run(
 
 
 def texts() -> tuple[list[str], list[str]]:
-    """What the model learns from, and the articles on which it is measured."""
+    """Load the texts that the model is trained on, and the articles on which it is measured."""
     articles = wiki_articles()
     learned = [text for index, text in enumerate(articles) if index % UNSEEN]
     learned += sorted({row["passage"] for row in task_rows("boolq")})
@@ -117,7 +117,7 @@ def texts() -> tuple[list[str], list[str]]:
 
 
 def trained_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of these documents."""
+    """Train a byte-level BPE on documents."""
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
         documents, VOCABULARY, special_tokens=[END], show_progress=False
@@ -126,7 +126,7 @@ def trained_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
 
 
 def joined(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> Tensor:
-    """Tokens of all documents, each with an end, int64 (tokens,)."""
+    """Tokenise all documents, each with an end token, to int64 (tokens,)."""
     encoded = tokenizer(documents)["input_ids"]
     return torch.tensor(
         [token for ids in encoded for token in (*ids, tokenizer.eos_token_id)]
@@ -134,7 +134,7 @@ def joined(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> Tensor:
 
 
 def trained_model(tokens: Tensor, steps: int) -> GPT2LMHeadModel:
-    """A GPT-2 that has learned to predict a text (tokens,), from windows drawn at random."""
+    """Train a GPT-2 on a text (tokens,), in windows drawn at random."""
     config = GPT2Config(vocab_size=VOCABULARY, n_positions=LENGTH, bos_token_id=0, eos_token_id=0,
                         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **SIZES)  # fmt: skip
     with torch.random.fork_rng(devices=[]):
@@ -162,12 +162,12 @@ def trained_model(tokens: Tensor, steps: int) -> GPT2LMHeadModel:
 
 
 def rate_at(step: int, steps: int) -> float:
-    """A linear warm-up, then a cosine to zero."""
+    """Learning rate schedule: a linear warm-up, then a cosine to zero."""
     return min(1.0, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 def closed(runs: pd.DataFrame, pipeline: str, text: str) -> float:
-    """The share of ln(perplexity / dense) after ADMM-Grad that is gone, mean over seeds.
+    """Share of ADMM-Grad's ln(perplexity / dense) that a pipeline removes, mean over seeds.
 
     runs: those at one sparsity, and of the dense model.
     """

@@ -1,4 +1,4 @@
-"""The figure of what zeros buy: a pure function of the benchmark's result."""
+"""The figure of size and speed against sparsity: a pure function of the benchmark's result."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ STORED = ("float16, zstd", "mask + float16", "int8, zstd", "mask + int8")
 
 
 def use_figure(result: Mapping[str, Any]) -> bytes:
-    """A PNG: left, bytes over those of dense float16; then tokens a second over dense products.
+    """Draw a PNG: bytes over dense float16, then tokens a second over dense matmuls, by sparsity.
 
-    Each against sparsity; what is above the line of the dense model at the right has gained. The
-    title says from which sparsity on the products that skip zeros (CSR) have.
+    In the two panels of speed a point above 1 is a gain. The title says from which sparsity on
+    matmuls that skip zeros (CSR) gain.
     """
     figure, axes = new_figure(3, size=(11.0, 3.4))
     bytes_, *speeds = axes

@@ -1,4 +1,4 @@
-"""What a measurement was made on: processor, threads, load, versions, commit, code."""
+"""The machine and code of a measurement: processor, threads, load, versions, commit, hashes."""
 
 from __future__ import annotations
 
@@ -43,11 +43,12 @@ TIMED = {
 
 
 def describe() -> dict[str, Any]:
-    """The machine and its state before a measurement, as plain values; no host name.
+    """Describe the machine and its state before a measurement, in plain values; no host name.
 
     "commit" ends with "+" if what is measured was changed since.
     """
-    cores, git = os.cpu_count() or 1, git_state(MEASURED)
+    cores = os.cpu_count() or 1
+    git = git_state(MEASURED)
     # processes that ran or waited over the last minute
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     return {
@@ -65,10 +66,10 @@ def describe() -> dict[str, Any]:
 
 
 def timed_code(name: str, project: Path | None = None) -> str:
-    """A hash of what a benchmark times and of how it does that.
+    """Hash the code that a benchmark times, and the code that times it.
 
-    Equal results do not make code equally fast: `make same` says nothing of it. project: the root
-    of another checkout.
+    Code with equal results need not be equally fast, so `make same` does not cover this. project:
+    the root of another checkout.
     """
     own = [
         (project or root()) / "benchmarks" / f"{module}.py"
@@ -81,7 +82,7 @@ def timed_code(name: str, project: Path | None = None) -> str:
 
 
 def busy_warning(load: float | None, cores: int) -> str | None:
-    """A sentence if the load average leaves too little of the machine, else None."""
+    """Warn, in a sentence, if other work keeps the machine busy; else None."""
     if load is None or load <= BUSY * cores:
         return None
     return f"load average {load:.2f} on {cores} cores before the start: seconds are not to be used"

@@ -1,8 +1,8 @@
 """A whole model's pruning over what it cannot avoid: two forward passes and the solver.
 
 `prune_model` runs each block twice, for grams and with its new weights, and solves each layer.
-Here both are also timed bare: the model's own blocks over the stream twice without hooks, and the
-method on grams that are there already.
+Here both are also timed bare: the model's own blocks over the stream (hidden states) twice without
+hooks, and the method on ready grams (Gram matrices).
 """
 
 from __future__ import annotations
@@ -30,18 +30,21 @@ BATCH = 1  # prune_model's own default
 
 
 def measure(quick: bool = False) -> dict[str, Any]:
-    """A row for each model, see `measure_model`.
+    """Measure each model (a row, see `measure_model`), on the CPU and on a GPU if there is one.
 
-    With a GPU the same on it, with a block of LLaMA-7B's shapes besides.
+    On a GPU also two blocks of LLaMA-7B's shapes.
     """
     repeats = 1 if quick else 3
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    problems = (problem for device in devices for problem in _problems(quick, device))
-    return {"rows": [measure_model(*problem, repeats=repeats) for problem in problems]}
+    rows = []
+    for device in devices:
+        for name, model, tokens in _problems(quick, device):
+            rows.append(measure_model(name, model, tokens, repeats))
+    return {"rows": rows}
 
 
 def _problems(quick: bool, device: str) -> Any:
-    """(name, model, tokens), one after the other so that only one is in memory."""
+    """Yield (name, model, tokens), one after the other so that only one is in memory."""
     if quick:
         model = random_llama(2, 64, 128, 4, device=device)
         yield "random Llama, 2 blocks of 64", model, random_tokens(model, 8, 32)
@@ -104,7 +107,8 @@ class Bench:
     """A model with its tokens (sequences, length), and what is timed on it."""
 
     def __init__(self, model: nn.Module, tokens: Tensor) -> None:
-        self.model, self.tokens = model, tokens
+        self.model = model
+        self.tokens = tokens
         self.device = next(model.parameters()).device
         self.restore = Snapshot(model).restore
         calls = record_calls(model, tokens[:BATCH])
@@ -118,13 +122,18 @@ class Bench:
             advance(block, stream, call, BATCH, f"block {index}")
 
     def ours(self) -> None:
-        """`prune_model`, as anyone calls it."""
-        # it is dense again: `restore` has put the weights back
-        how = dict(method=METHOD, sparsity=SPARSITY, batch=BATCH, allow_pruned=True)
-        prune_model(self.model, self.tokens, **how)
+        """Call `prune_model`, as a user does."""
+        prune_model(
+            self.model,
+            self.tokens,
+            method=METHOD,
+            sparsity=SPARSITY,
+            batch=BATCH,
+            allow_pruned=True,  # it is dense again: `restore` has put the weights back
+        )
 
     def forward_twice(self) -> None:
-        """The stream through all blocks, twice, in batches and without hooks."""
+        """Run the stream through all blocks, twice, in batches and without hooks."""
         for _ in range(2):
             stream = self.stream.clone()
             for block, call in self.blocks:
@@ -132,7 +141,7 @@ class Bench:
                     rows.copy_(run_block(block, rows, call))
 
     def solver(self) -> None:
-        """The method on every layer, from grams that are there already."""
+        """Run the method on every layer, from ready grams."""
         for (block, _), grams in zip(self.blocks, self.grams, strict=True):
             # new ones, which no earlier round has factored; layers with one input share one
             fresh = {id(gram): Gram.of(gram.matrix) for gram in grams.values()}
@@ -141,20 +150,20 @@ class Bench:
                 METHODS[METHOD](read_weight(layer), gram, sparsity=SPARSITY)
 
     def gate(self) -> None:
-        """What `prune_model` does once for a batch: record the arguments, pass the parity gate."""
+        """Do what `prune_model` does once for a batch: record the arguments, check parity."""
         calls = record_calls(self.model, self.tokens[:BATCH])
         check_parity(self.model, calls, self.tokens[:BATCH].flip(1))
 
     def published(self) -> None:
-        """The whole model by the published path."""
+        """Prune the whole model by the published path."""
         published.prune(self.model, self.tokens, SPARSITY)
 
     def difference(self) -> dict[str, float]:
-        """How far our errors are from the published path's, see `benchmarks.solver.agreement`.
+        """Compare our errors with the published path's, see `benchmarks.solver.agreement`.
 
-        Both solve each layer from the published path's weight and gram of two sequences: further
-        down, rounding alone gives the layers of two runs other inputs. Raises ValueError if they
-        disagree.
+        Both solve each layer from the published path's weight and gram of two sequences: in deeper
+        blocks, rounding alone would give the layers of two runs different inputs. Raises ValueError
+        if they disagree.
         """
         errors: list[tuple[float, float]] = []
 

@@ -1,4 +1,4 @@
-"""One pass of the calibration text against two, beside Wanda with two and the published path."""
+"""One pass of the calibration text compared with two, with Wanda and with the published path."""
 
 from __future__ import annotations
 
@@ -27,19 +27,18 @@ RUNS = {
 
 
 def measure(quick: bool = False) -> dict[str, Any]:
-    """The seconds of each of `RUNS`, in turns, on some blocks of the embedded model."""
+    """Time each of `RUNS`, in turns, on some blocks of the embedded model."""
     if quick:
         model = random_llama(2, 64, 128, 4)
-        case, tokens, rounds = (
-            "random Llama, 2 blocks of 64",
-            random_tokens(model, 8, 32),
-            2,
-        )
+        case = "random Llama, 2 blocks of 64"
+        tokens = random_tokens(model, 8, 32)
+        rounds = 2
     else:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, rounds = cut_model("embedded", 6, device), 3
-        text = dict(sequences=32, length=512)
-        tokens = calibration_tokens("embedded", load_model("embedded")[1], **text)
+        model = cut_model("embedded", 6, device)
+        rounds = 3
+        _, tokenizer = load_model("embedded")
+        tokens = calibration_tokens("embedded", tokenizer, sequences=32, length=512)
         case = "embedded model, 6 blocks"
     bench = Bench(model, tokens)
 

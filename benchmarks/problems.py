@@ -1,4 +1,4 @@
-"""What is measured on: random layers with correlated inputs, random and cut models."""
+"""Problems to benchmark: random layers with correlated inputs, random and truncated models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from helpers.models import find_blocks, load_model
 def random_inputs(
     tokens: int, width: int, device: str = "cpu", seed: int = 0
 ) -> Tensor:
-    """Inputs (tokens, width) that are correlated and of unlike size, as activations are."""
+    """Draw inputs (tokens, width) that are correlated and of unequal size, as activations are."""
     source = torch.Generator().manual_seed(seed)
     shared = max(1, width // 8)
     factors = torch.randn(tokens, shared, generator=source)
@@ -25,12 +25,12 @@ def random_inputs(
 
 
 def random_gram(width: int, device: str = "cpu", seed: int = 0) -> Tensor:
-    """The gram (width, width) of twice as many correlated tokens as there are inputs."""
+    """Gram matrix (width, width) of twice as many correlated tokens as there are inputs."""
     return gram_of(random_inputs(2 * width, width, device, seed))
 
 
 def random_weight(d_out: int, d_in: int, device: str = "cpu", seed: int = 1) -> Tensor:
-    """A dense weight (d_out, d_in)."""
+    """Draw a dense weight (d_out, d_in)."""
     source = torch.Generator().manual_seed(seed)
     return torch.randn(d_out, d_in, generator=source).mul_(d_in**-0.5).to(device)
 
@@ -44,7 +44,7 @@ def random_llama(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> nn.Module:
-    """A Llama of random weights with a vocabulary of 1000, in eval mode."""
+    """Make a Llama with random weights and a vocabulary of 1000, in eval mode."""
     config = LlamaConfig(
         vocab_size=1000,
         hidden_size=width,
@@ -61,7 +61,7 @@ def random_llama(
 
 
 def cut_model(name: str, blocks: int, device: str = "cpu") -> nn.Module:
-    """The first blocks of a model that `load_model` knows."""
+    """Load a model by its name for `load_model`, and keep its first blocks."""
     model, _ = load_model(name, device=device)
     del find_blocks(model)[blocks:]
     model.config.num_hidden_layers = blocks
@@ -69,14 +69,14 @@ def cut_model(name: str, blocks: int, device: str = "cpu") -> nn.Module:
 
 
 def random_tokens(model: nn.Module, sequences: int, length: int) -> Tensor:
-    """Tokens (sequences, length) of any kind: what they say does not change the cost."""
+    """Draw random tokens (sequences, length): the cost does not depend on the text."""
     source = torch.Generator().manual_seed(0)
     size = model.get_input_embeddings().weight.shape[0]
     return torch.randint(size, (sequences, length), generator=source)
 
 
 class Snapshot:
-    """The weights of a model's blocks, to be put back after a measurement has changed them."""
+    """A copy of the weights of a model's blocks, to restore after a measurement."""
 
     def __init__(self, model: nn.Module) -> None:
         blocks = find_blocks(model)

@@ -1,6 +1,6 @@
-"""The path of the published code, written plainly from the paper's description.
+"""The method as the published code computes it, written plainly from the paper's description.
 
-It is what `prune_model` is measured against, and is slow where the plain way is slow: a gram for
+`prune_model` is compared with it. It is slow where the plain way is slow: a gram (Gram matrix) for
 every layer even if q, k and v read one input, an inverse for every layer, a sort of the whole
 matrix in each mask step, a new tensor for each intermediate result, and one sequence at a time.
 Matrices are laid out as the paper writes them, (d_in, d_out).
@@ -30,7 +30,7 @@ def solve(
     iterations: int = 20,
     mask_steps: int = 15,
 ) -> Tensor:
-    """The pruned weight (d_out, d_in) of one layer, from weight (d_out, d_in) and XᵀX.
+    """Prune one layer, from its weight (d_out, d_in) and XᵀX; the new weight (d_out, d_in).
 
     There must be no dead input.
     """
@@ -54,11 +54,13 @@ def solve(
 
 
 def largest(scores: Tensor, sparsity: float) -> Tensor:
-    """1 where |score| is among the largest, 0 for round(sparsity · n) others, by sorting all."""
+    """Select by sorting: 1 where |score| is among the largest, 0 for round(sparsity · n) others."""
     sizes = torch.abs(scores)
     ordered = torch.sort(sizes.flatten())[0]
     zeros = round(sparsity * len(ordered))
-    return (sizes > ordered[zeros - 1]).float() if zeros else torch.ones_like(sizes)
+    if zeros == 0:
+        return torch.ones_like(sizes)
+    return (sizes > ordered[zeros - 1]).float()
 
 
 def prune(
@@ -66,7 +68,7 @@ def prune(
 ) -> None:
     """Prune a model in place, block by block, with tokens (sequences, length).
 
-    A block sees one sequence at a time: once to collect grams, and again when it is pruned.
+    A block reads one sequence at a time: once to collect grams, and again when it is pruned.
     """
     calls = record_calls(model, tokens[:1])
     inputs = [embed(model, row[None], 1) for row in tokens]
@@ -82,7 +84,7 @@ def prune(
 
 
 def collect(block: nn.Module, inputs: list[Tensor], call: Call) -> dict[str, Tensor]:
-    """XᵀX of each layer's inputs by a hook on each, while the block runs over the sequences."""
+    """Collect XᵀX of each layer's inputs by hooks, while the block runs over the sequences."""
     grams: dict[str, Tensor] = {}
 
     def hook_for(name: str) -> Callable[..., None]:

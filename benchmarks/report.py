@@ -27,7 +27,7 @@ EARLIER = "**Of earlier code**: what is timed here was changed since."
 
 
 def to_page(record: Mapping[str, Any]) -> str:
-    """The whole record in Markdown, a section for each benchmark."""
+    """Write the whole record in Markdown, a section for each benchmark."""
     parts = [HEAD]
     for name, entry in record["benchmarks"].items():
         text = [f"## {name}"]
@@ -43,7 +43,7 @@ def to_page(record: Mapping[str, Any]) -> str:
 
 
 def _machine_line(machine: Mapping[str, Any], end: str = "") -> str:
-    """One line on where and when, and the warning if the machine was busy."""
+    """Describe machine and date in one line, with the warning if the machine was busy."""
     load, threads = machine["load"], machine["threads"]
     warning = f" **Warning: {machine['warning']}.**" if machine["warning"] else ""
     return (
@@ -55,7 +55,7 @@ def _machine_line(machine: Mapping[str, Any], end: str = "") -> str:
 
 
 def _table(rows: list[Result], columns: Columns) -> str:
-    """A Markdown table; columns map a heading to a key of the rows or to a function of a row."""
+    """Make a Markdown table; columns map a heading to a key of the rows or a function of a row."""
     cells = [
         {
             head: _cell(what(row) if callable(what) else row[what])
@@ -68,7 +68,7 @@ def _table(rows: list[Result], columns: Columns) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """A summary as its median and quartiles, anything else as it is."""
+    """Format a summary as its median and quartiles; return anything else unchanged."""
     if not isinstance(value, dict):
         return value
     middle, *ends = (format_number(value[name]) for name in ("median", "q1", "q3"))
@@ -76,21 +76,21 @@ def _cell(value: Any) -> Any:
 
 
 def _extremes(key: str) -> Callable[[Result], str]:
-    """A column with the smallest and largest of a summary."""
+    """Column with the minimum and maximum of a summary."""
     return lambda row: (
         f"{format_number(row[key]['min'])} to {format_number(row[key]['max'])}"
     )
 
 
 def _seconds(name: str) -> Callable[[Result], float]:
-    """A column with the median seconds of one of the things that were timed."""
+    """Column with the median seconds of one timed run."""
     return lambda row: row["seconds"][name]["median"]
 
 
 def _verdict(
     what: str, values: list[float], target: float, at_most: bool = True
 ) -> str:
-    """How many of the values reach a target."""
+    """Say how many of the values reach a target."""
     met = sum(value <= target if at_most else value >= target for value in values)
     bound = "at most" if at_most else "at least"
     return f"{what}: target {bound} {target:g}, met in {met} of {len(values)}."
@@ -111,7 +111,7 @@ DIFFERENCES: Columns = {
 
 
 def solver_report(result: Result) -> list[str]:
-    """The solver over its floor."""
+    """Section on the solver over its floor."""
     rows, ratios = result["rows"], _medians(result["rows"], "ratio")
     columns: Columns = {
         "layers (outputs x inputs)": "case",
@@ -127,9 +127,9 @@ def solver_report(result: Result) -> list[str]:
         "published path / floor": "published",
     }
     return [
-        "The floor is what the algorithm cannot do without: 21 matrix products for each layer "
-        "and one Cholesky inverse for the gram that the layers share. Ours is ADMM-Grad with "
-        "20 iterations at sparsity 0.6.",
+        "The floor is the work that the algorithm cannot avoid: 21 matmuls for each layer "
+        "and one Cholesky inverse for the gram (Gram matrix) that the layers share. Ours is "
+        "ADMM-Grad with 20 iterations at sparsity 0.6.",
         f"Ours / floor over all cases: {statistics.fmean(ratios):.2f} in the mean. "
         + _verdict("Each", ratios, solver.TARGET),
         "Plans use one thread for each run. The selection of masks uses one thread in any case, "
@@ -140,7 +140,7 @@ def solver_report(result: Result) -> list[str]:
 
 
 def model_report(result: Result) -> list[str]:
-    """Pruning over two forward passes and the solver; the published path."""
+    """Section on pruning over two forward passes and the solver, and on the published path."""
     rows = result["rows"]
     floor: Columns = {
         "model": lambda r: f"{r['case']}, {r['sequences']} x {r['length']} tokens",
@@ -175,7 +175,7 @@ def model_report(result: Result) -> list[str]:
 
 
 def passes_report(result: Result) -> list[str]:
-    """One pass over two, over Wanda, and the published path over one."""
+    """Section on one pass over two, over Wanda, and on the published path over one pass."""
     rows = result["rows"]
     columns: Columns = {"model": "case", "on": "device"}
     columns |= {f"{name} (s)": _seconds(name) for name in (*passes.RUNS, "published")}
@@ -187,7 +187,7 @@ def passes_report(result: Result) -> list[str]:
     }
     return [
         "With one pass the text waits inside a block while its layers are pruned, so that no "
-        "product is made twice. Only the products with the text are in bfloat16, not the solver.",
+        "matmul is computed twice. Only forward passes are in bfloat16, not the solver.",
         _verdict("ADMM-Grad with one pass / Wanda with two", _medians(rows, "one over wanda"),
                  passes.TARGET),
         _verdict("The same in bfloat16", _medians(rows, "lower over wanda"), passes.TARGET),
@@ -196,7 +196,7 @@ def passes_report(result: Result) -> list[str]:
 
 
 def zero_shot_report(result: Result) -> list[str]:
-    """Each context read once over lm-eval's own model, task by task."""
+    """Section on reading each context once, over lm-eval's own model, task by task."""
     rows = result["rows"]
     columns: Columns = {
         "task": "task",
@@ -209,9 +209,9 @@ def zero_shot_report(result: Result) -> list[str]:
     }
     return [
         f"The embedded model on {result['device']}, with one thread. lm-eval's own model runs a "
-        "question again for each of its choices; here the choices go on from what one pass has "
-        "left of it (`helpers/scoring.py`). BoolQ, RTE, WinoGrande and LAMBADA have one text "
-        "to run for each context, and gain only the logits that nobody asks for.",
+        "question again for each of its choices; here the choices continue from the keys and "
+        "values of one pass over it (`helpers/scoring.py`). BoolQ, RTE, WinoGrande and LAMBADA "
+        "have one text to run for each context, and save only logits that are not needed.",
         _verdict(
             "Ours / lm-eval's over all tasks",
             _medians(rows[-1:], "ratio"),
@@ -222,18 +222,18 @@ def zero_shot_report(result: Result) -> list[str]:
 
 
 def use_report(result: Result) -> list[str]:
-    """Bytes and tokens a second, by sparsity."""
+    """Section on bytes and tokens a second, by sparsity."""
     sizes = [{"sparsity": row["sparsity"], **row["share"]} for row in result["sizes"]]
     speeds = pd.DataFrame(result["speeds"])
     speeds["sparsity"] = [f"{100 * sparsity:.0f} %" for sparsity in speeds["sparsity"]]
     text = [
         f"Bytes over those of dense float16 ({result['sizes'][0]['dense']:,}), embedding included. "
-        "A mask takes a bit for each weight, and only kept values are stored beside it; zstd "
+        "A mask takes a bit for each weight, and with it only kept values are stored; zstd "
         "compresses the same bytes.",
         _table(sizes, {name: name for name in sizes[0]}),
         f"Tokens a second at batch 1 on {result['device']}, float32 unless stated. "
         "Prefill reads a text; generation writes one token after the other (OpenVINO: one token "
-        "without a cache). The dense products do not see the zeros.",
+        "without a cache). Dense matmuls do not skip zeros.",
     ]
     for what in ("prefill", "generation"):
         table = speeds.pivot_table(
@@ -247,17 +247,17 @@ def use_report(result: Result) -> list[str]:
 
 
 def architecture_report(result: Result) -> list[str]:
-    """Perplexity on both texts, the closed share of the gap, and seconds, by sparsity."""
+    """Section on perplexity on both texts, share of the gap closed, and seconds, by sparsity."""
     runs = pd.DataFrame(result["runs"])
     seeds = runs["seed"].nunique()
     text = [
         f"A GPT-2 with {result['layers']:,} parameters in its blocks, trained here on "
-        f"{result['tokens']:,} tokens of Wikipedia and of task texts, in place of the embedded "
-        "Llama: nothing of the recipe was chosen on it. Perplexity on Wikipedia articles that it "
-        f"has not seen, and on C4 text; means of {seeds} draws of the calibration text, ± half of "
-        "Student's 95 % interval. Closed: the share of ln(perplexity / dense) after ADMM-Grad of "
-        "the same draw that is gone. Seconds are relative to those of ADMM-Grad with two passes in "
-        "the same draw; medians.",
+        f"{result['tokens']:,} tokens of Wikipedia and of task texts, instead of the embedded "
+        "Llama: the recipe was not tuned on it. Perplexity on Wikipedia articles that it "
+        f"has not seen, and on C4 text; means of {seeds} calibration seeds, ± half of "
+        "Student's 95 % interval. Closed: the share of ln(perplexity / dense) after ADMM-Grad "
+        "with the same seed that is removed. Seconds are relative to ADMM-Grad with two passes and "
+        "the same seed; medians.",
     ]
     dense = runs[runs["sparsity"] == 0]
     for sparsity, pruned in runs[runs["sparsity"] > 0].groupby("sparsity"):

@@ -1,7 +1,7 @@
-"""The solver's time over its floor: the products and the factorisation that it cannot avoid.
+"""The solver's time over its floor: the matmuls and the factorisation that it cannot avoid.
 
-The floor of a layer (d_out, d_in) is 21 products with a (d_in, d_in) matrix, one an iteration and
-one for the constant term; layers that share a gram need one Cholesky inverse between them.
+The floor of a layer (d_out, d_in) is 21 matmuls with a (d_in, d_in) matrix, one an iteration and
+one for the constant term; layers that share a gram (Gram matrix) share one Cholesky inverse.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ QUICK: dict[str, list[Shape]] = {
 
 
 def measure(quick: bool = False) -> dict[str, Any]:
-    """A row for each case, see `measure_case`; with a GPU the cases are measured on it too.
+    """Measure each case (a row, see `measure_case`), on the CPU and on a GPU if there is one.
 
     Raises ValueError if two solvers disagree.
     """
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    rows, most = [], torch.get_num_threads()
+    rows = []
+    most = torch.get_num_threads()
     for device in devices:
         for name, layers in (QUICK if quick else CASES).items():
             # on a CPU a small layer is also measured with one thread, as plans run it
@@ -60,9 +61,15 @@ def measure(quick: bool = False) -> dict[str, Any]:
 
 
 def admm_grad(weight: Tensor, gram: Tensor | Gram) -> Tensor:
-    """ADMM-Grad's weight for a layer (d_out, d_in), without the checks of the registry."""
-    target = dict(sparsity=SPARSITY, pattern=Pattern())
-    return admm.admm_grad(weight, Gram.of(gram), iterations=ITERATIONS, **target).weight
+    """Prune a layer (d_out, d_in) by ADMM-Grad without the registry's checks; its new weight."""
+    solved = admm.admm_grad(
+        weight,
+        Gram.of(gram),
+        sparsity=SPARSITY,
+        pattern=Pattern(),
+        iterations=ITERATIONS,
+    )
+    return solved.weight
 
 
 def measure_case(
@@ -74,8 +81,11 @@ def measure_case(
     """
     # on a slow core a 4096-wide solve takes half a minute: it is not warmed up and runs twice only
     small = layers[0][1] < LARGE or device == "cuda"
-    repeats = 3 if quick else 15 if small else 2
-    case, published_ratio = Case(layers, device), None
+    repeats = 15 if small else 2
+    if quick:
+        repeats = 3
+    case = Case(layers, device)
+    published_ratio = None
     runs: dict[str, Callable[[], Any]] = {"ours": case.ours, "floor": case.floor}
     if small:
         runs["method"] = case.method
@@ -114,22 +124,22 @@ class Case:
         self._plain: list[Tensor] = []
 
     def ours(self) -> None:
-        """The layers by `admm_grad`, one after the other, their factorisation shared."""
+        """Solve the layers by `admm_grad`, one after the other, with a shared factorisation."""
         gram = Gram.of(self.gram)
         self._solved = [admm_grad(weight, gram) for weight in self.weights]
 
     def method(self) -> None:
-        """The same through METHODS, which checks the answer and measures its error."""
+        """Solve them through METHODS, which checks the result and measures its error."""
         gram = Gram.of(self.gram)
         for weight in self.weights:
             METHODS["admm-grad"](weight, gram, sparsity=SPARSITY)
 
     def published(self) -> None:
-        """The same by the published path."""
+        """Solve them by the published path."""
         self._plain = [published.solve(w, self.gram, SPARSITY) for w in self.weights]
 
     def floor(self) -> None:
-        """The bare products of all layers and one factorisation."""
+        """Compute the bare matmuls of all layers and one factorisation."""
         lower = torch.linalg.cholesky(self.gram)
         inverse = torch.cholesky_inverse(lower)
         for weight, out in zip(self.weights, self.bare, strict=True):
@@ -137,7 +147,7 @@ class Case:
                 torch.mm(weight, inverse, out=out)
 
     def difference(self) -> dict[str, float]:
-        """How far our errors are from the published path's, see `agreement`."""
+        """Compare our errors with the published path's, see `agreement`."""
         solved = zip(self.weights, self._solved, self._plain, strict=True)
         return agreement([errors_of(*layer, self.gram) for layer in solved])
 
@@ -145,30 +155,37 @@ class Case:
 def errors_of(
     weight: Tensor, ours: Tensor, plain: Tensor, gram: Tensor
 ) -> tuple[float, float]:
-    """Relative errors of two solutions of a layer; weights are (d_out, d_in).
+    """Measure the relative errors of two solutions of a layer; weights are (d_out, d_in).
 
     Raises ValueError if the numbers of zeros differ.
     """
-    zeros = [int((solved == 0).sum()) for solved in (ours, plain)]
-    if zeros[0] != zeros[1]:
+    own_zeros = int((ours == 0).sum())
+    plain_zeros = int((plain == 0).sum())
+    if own_zeros != plain_zeros:
         raise ValueError(
-            f"our layer has {zeros[0]} zeros and the published path's {zeros[1]}"
+            f"our layer has {own_zeros} zeros and the published path's {plain_zeros}"
         )
     return relative_error(weight, ours, gram), relative_error(weight, plain, gram)
 
 
 def agreement(errors: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """Relative difference of two paths' errors: of their means, and the largest of a layer.
+    """Compare two paths' errors: the relative difference of their means, and a layer's largest.
 
-    errors: (ours, published) of each layer. A mask that is chosen anew 15 times is not continuous:
-    rounding alone exchanges up to a thousandth of the weights, which a small layer shows and the
-    mean does not. Raises ValueError if the means differ by more than TOLERANCE.
+    errors: (ours, published) of each layer. A mask that is chosen 15 times is not continuous in the
+    inputs: rounding alone exchanges up to a thousandth of the weights, which a small layer shows
+    and the mean does not. Raises ValueError if the means differ by more than TOLERANCE.
     """
-    pairs = [*errors, tuple(map(sum, zip(*errors, strict=True)))]
-    differences = [abs(ours - plain) / max(ours, plain, 1e-30) for ours, plain in pairs]
-    *layers, mean = differences
+    layers = [relative_difference(ours, plain) for ours, plain in errors]
+    ours_sum = sum(ours for ours, _ in errors)
+    plain_sum = sum(plain for _, plain in errors)
+    mean = relative_difference(ours_sum, plain_sum)
     if mean > TOLERANCE:
         raise ValueError(
             f"our errors and the published path's differ by {mean:.2g} in the mean"
         )
     return {"mean": mean, "largest": max(layers)}
+
+
+def relative_difference(one: float, other: float) -> float:
+    """Difference of two errors, relative to the larger."""
+    return abs(one - other) / max(one, other, 1e-30)

@@ -28,9 +28,9 @@ def interleaved(
 ) -> dict[Name, list[float]]:
     """Seconds of each run in each of `repeats` rounds, by name.
 
-    Every second round goes backwards (A B, B A, …), so that what follows what evens out.
+    Every second round goes backwards (A B, B A, …), so that effects of the order cancel.
     `warm` runs each once before, untimed; `before` is called, untimed, before every run; on a
-    GPU the clock is read only when the device has done its work.
+    GPU the clock is read only after the device has finished.
     """
     seconds: dict[Name, list[float]] = {name: [] for name in runs}
     for round_ in range(-1 if warm else 0, repeats):
@@ -49,7 +49,7 @@ def once(
     device: torch.device | str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Seconds of one call, the device's work included."""
+    """Measure the seconds of one call, the device's work included."""
     synchronise(device)
     started = clock()
     run()
@@ -58,7 +58,7 @@ def once(
 
 
 def summary(values: Sequence[float]) -> dict[str, float | int]:
-    """Median, quartiles, extremes and number of some measurements."""
+    """Summarise measurements: median, quartiles, extremes and their number."""
     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
     return {
         "median": float(middle),
@@ -73,7 +73,7 @@ def summary(values: Sequence[float]) -> dict[str, float | int]:
 def ratio(
     seconds: Mapping[Name, Sequence[float]], above: Name, *below: Name
 ) -> dict[str, float | int]:
-    """Summary of above/(sum of below), a ratio for each round."""
+    """Summarise above / (sum of below), one ratio for each round."""
     bottoms = zip(*(seconds[name] for name in below), strict=True)
     pairs = zip(seconds[above], bottoms, strict=True)
     return summary([top / sum(bottom) for top, bottom in pairs])

@@ -1,6 +1,6 @@
-"""What zeros buy: bytes by format, and tokens a second by kind of product.
+"""Bytes of a pruned model by format, and tokens a second by kind of matmul.
 
-torch's own sparse products are measured ("csr" for any zeros, "semi-structured" for 2:4 on a GPU).
+torch's own sparse matmuls are measured ("csr" for any zeros, "semi-structured" for 2:4 on a GPU).
 
 OpenVINO is measured where it is installed (`pip install openvino nncf`): as it is, with the layers'
 weights in int8, and with those stored without their zeros, if the processor has what it needs.
@@ -35,9 +35,9 @@ REPEATS = 3
 
 
 def measure(quick: bool = False) -> dict[str, Any]:
-    """Bytes for each sparsity, and speed for each sparsity and kind of product.
+    """Measure bytes at each sparsity, and speed at each sparsity with each kind of matmul.
 
-    Magnitude pruning, since only the place and number of zeros counts here.
+    By magnitude pruning, since only the place and number of zeros matters here.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sizes, speeds = [], []
@@ -65,7 +65,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
 
 
 def _problem(quick: bool, device: str) -> tuple[nn.Module, torch.Tensor]:
-    """A dense model and the text that it reads."""
+    """Load a dense model and the text that it reads."""
     if quick:
         model = random_llama(2, 64, 128, 4, device=device)
         return model, random_tokens(model, 1, 32)
@@ -74,9 +74,9 @@ def _problem(quick: bool, device: str) -> tuple[nn.Module, torch.Tensor]:
 
 
 def _speeds(model: nn.Module, tokens: torch.Tensor) -> list[dict[str, Any]]:
-    """Tokens a second of each kind of product that this machine has.
+    """Measure tokens a second with each kind of matmul that this machine has.
 
-    Raises ValueError if the sparse products give other answers than the dense ones.
+    Raises ValueError if the sparse matmuls give other answers than the dense ones.
     """
     sparse = with_products(model, "csr")
     with torch.no_grad():
@@ -120,12 +120,12 @@ class SparseLinear(nn.Module):
 
 
 def has_semi_structured(device: torch.device) -> bool:
-    """Whether a device has products for two of four: NVIDIA's from the A100's generation on."""
+    """Whether a device has 2:4 matmuls: NVIDIA's from the A100's generation on."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def with_products(model: nn.Module, products: str) -> nn.Module:
-    """A copy of a model whose layers multiply "dense", as "csr" or "semi-structured"."""
+    """Copy a model so that its layers multiply "dense", as "csr" or "semi-structured"."""
     changed = copy.deepcopy(model)
     layers = set(model_layers(changed).values()) if products != "dense" else set()
     for module in list(changed.modules()):
@@ -136,7 +136,7 @@ def with_products(model: nn.Module, products: str) -> nn.Module:
 
 
 def tokens_per_second(model: nn.Module, tokens: torch.Tensor) -> dict[str, float]:
-    """How fast a model reads a text (1, length) ("prefill") and how fast it writes ("generation").
+    """Measure how fast a model reads a text (1, length) ("prefill") and writes ("generation").
 
     NEW tokens are written after a first one, which comes with the reading. The best of REPEATS.
     """
@@ -144,18 +144,23 @@ def tokens_per_second(model: nn.Module, tokens: torch.Tensor) -> dict[str, float
     tokens = tokens.to(device)
 
     def seconds(count: int) -> float:
-        options = dict(
-            max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0
-        )
         best = math.inf
         for _ in range(REPEATS):
             started = time.perf_counter()
-            model.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
+            model.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=count,
+                min_new_tokens=count,
+                do_sample=False,
+                pad_token_id=0,
+            )
             synchronise(device)
             best = min(best, time.perf_counter() - started)
         return best
 
-    read, both = seconds(1), seconds(1 + NEW)
+    read = seconds(1)
+    both = seconds(1 + NEW)
     # a clock may see no difference on a model of a few thousand weights
     return {
         "prefill": tokens.shape[1] / read,
@@ -164,7 +169,7 @@ def tokens_per_second(model: nn.Module, tokens: torch.Tensor) -> dict[str, float
 
 
 class _Logits(nn.Module):
-    """A model as a function of tokens to logits, which is what OpenVINO converts."""
+    """A model as a function from tokens to logits, for OpenVINO to convert."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -178,7 +183,7 @@ class _Logits(nn.Module):
 
 
 def _openvino(model: nn.Module, tokens: torch.Tensor) -> list[dict[str, Any]]:
-    """Reading a text, and one token without a cache, which is what bounds writing from above."""
+    """Measure reading a text, and one token without a cache, an upper bound for writing."""
     import nncf
     import openvino
 

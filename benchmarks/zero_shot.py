@@ -1,4 +1,4 @@
-"""Zero-shot with each context read once, beside lm-eval's own model, on the same items."""
+"""Zero-shot scoring with each context read once, compared with lm-eval's own on the same items."""
 
 from __future__ import annotations
 
@@ -23,17 +23,21 @@ ITEMS, BATCH, ROUNDS = 40, 8, 2
 
 
 def measure(quick: bool = False) -> dict[str, Any]:
-    """A row for each task and one for all of them: the seconds of both, and how answers differ.
+    """Time both on each task and on all tasks together, and compare their answers; a row for each.
 
     On one thread, as plans run it.
     """
     model, tokenizer = load_model("tiny" if quick else "embedded")
-    options = dict(pretrained=model, batch_size=BATCH, softmax_dtype=torch.float32)
-    harness = {
-        name: kind(tokenizer=copy.deepcopy(tokenizer), **options)
-        for name, kind in (("stock", HFLM), ("ours", ContextOnce))
-    }
-    count, threads = 4 if quick else ITEMS, torch.get_num_threads()
+    harness = {}
+    for name, kind in (("stock", HFLM), ("ours", ContextOnce)):
+        harness[name] = kind(
+            pretrained=model,
+            tokenizer=copy.deepcopy(tokenizer),
+            batch_size=BATCH,
+            softmax_dtype=torch.float32,
+        )
+    count = 4 if quick else ITEMS
+    threads = torch.get_num_threads()
     items = {task: choose_items(TASK_TABLE[task].size, count, 0) for task in TASKS}
     torch.set_num_threads(1)
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars
@@ -62,9 +66,10 @@ def measure(quick: bool = False) -> dict[str, Any]:
 
 
 def measure_task(name: str, task: Any, harness: dict[str, HFLM]) -> dict[str, Any]:
-    """The seconds of each round, the largest difference of a log-likelihood, and turned items."""
+    """Measure seconds by round, the largest difference of a log-likelihood, and turned items."""
     task.build_all_requests()
-    texts, answers = task.instances, {}
+    texts = task.instances
+    answers = {}
 
     def score(kind: str) -> None:
         answers[kind] = harness[kind].loglikelihood(texts)
@@ -72,7 +77,8 @@ def measure_task(name: str, task: Any, harness: dict[str, HFLM]) -> dict[str, An
     runs = {kind: lambda kind=kind: score(kind) for kind in harness}
     seconds = interleaved(runs, ROUNDS, warm=False, device=harness["stock"].device)
     pairs = zip(answers["ours"], answers["stock"], strict=True)
-    ours, stock = (chosen(texts, answers[kind]) for kind in ("ours", "stock"))
+    ours = chosen(texts, answers["ours"])
+    stock = chosen(texts, answers["stock"])
     return {
         "task": name,
         "items": len(ours),
@@ -85,9 +91,9 @@ def measure_task(name: str, task: Any, harness: dict[str, HFLM]) -> dict[str, An
 def chosen(
     texts: Sequence[Any], answers: list[tuple[float, bool]]
 ) -> dict[int, tuple[Any, ...]]:
-    """By item: the likeliest choice, that by its characters, and which would be written.
+    """By item: the likeliest choice, the likeliest by length, and whether each would be written.
 
-    Of each text the answers have the log-likelihood, and whether the model would write it.
+    answers: of each text the log-likelihood, and whether the model would write it.
     """
     items: dict[int, list[tuple[float, float, bool]]] = {}
     for text, (value, written) in zip(texts, answers, strict=True):

@@ -1,8 +1,8 @@
 """Write the book, results/book/index.html: `python -m book`.
 
-Its pages are gathered in a temporary folder laid out as the project is, so that the links between
-them hold, and Sphinx makes HTML of them. Nothing is computed: tables and figures are the committed
-ones and those made here, and a notebook is shown as it ran here, else as it is committed.
+The pages are copied to a temporary folder with the layout of the project, so that links between
+them work, and Sphinx makes HTML of them. Nothing is computed: tables and figures are the committed
+ones and those made here, and a notebook is shown as it ran here, or else as it is committed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PRODUCT = re.compile(r"results/(?:reference/)?(\w+)/(?:tables|figures)(?:/(\w+)\
 
 
 class Sources:
-    """The pages, in a folder that mirrors the project."""
+    """The pages of the book, in a folder that mirrors the project."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -53,7 +53,7 @@ class Sources:
         (self.folder / name).write_text(text, encoding="utf-8")
 
     def copy(self, source: Path, name: str) -> None:
-        """Copy a file, or a folder with all that it holds."""
+        """Copy a file, or a folder with its contents."""
         for path in (path for path in (source, *source.rglob("*")) if path.is_file()):
             target = self.folder / name / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ class Sources:
                 self.write(page, self.localise(path.read_text(encoding="utf-8"), page))
 
     def localise(self, text: str, page: str) -> str:
-        """The Markdown of a page, its links leading to pages of the book or to copies of files."""
+        """Rewrite the links of a page of Markdown, to pages of the book or to copies of files."""
 
         def link(match: re.Match[str]) -> str:
             words, target = match.groups()
@@ -74,10 +74,10 @@ class Sources:
                 return f"[{words}](/notebooks/{path.removeprefix(COPIES).strip('/') or 'index.md'})"
             if path.startswith("helpers/own/"):
                 return f"[{words}](#own-file)"
-            if path.startswith(
-                "helpers/"
-            ):  # a wing's module is on the page of the wing
-                return f"{{py:mod}}`{words} <{'.'.join(path.removesuffix('.py').split('/')[:2])}>`"
+            if path.startswith("helpers/"):
+                # a wing's module is on the page of the wing
+                module = ".".join(path.removesuffix(".py").split("/")[:2])
+                return f"{{py:mod}}`{words} <{module}>`"
             if (root() / path).is_dir():
                 return words
             if Path(path).suffix not in (".md", ".ipynb"):
@@ -87,13 +87,11 @@ class Sources:
         return LINK.sub(link, text)
 
     def plan(self, plan: str) -> str:
-        """Write the page of a plan, and return its opening: how what was made here agrees."""
+        """Write the page of a plan, and return its opening: the verdict on what was made here."""
         shown = {"Made here": results_dir(plan), "Committed": reference_dir(plan)}
-        shown = {
-            whose: folder
-            for whose, folder in shown.items()
-            if (folder / "tables").is_dir()
-        }
+        for whose, folder in list(shown.items()):
+            if not (folder / "tables").is_dir():
+                del shown[whose]
         opening = every = ""
         if (path := results_dir(plan) / "verdict.txt").is_file():
             summary, _, lines = path.read_text(encoding="utf-8").partition("\n\n")
@@ -114,23 +112,20 @@ class Sources:
         return opening
 
     def exhibits(self, folder: Path, name: str) -> str:
-        """The table of a name as Markdown, and its figure, or one for each model."""
+        """Include a table by its name, and its figure, or one for each model; Markdown."""
         text = ""
-        copies = "results/" * (folder.parent.name == "reference") + "/".join(
-            folder.parts[-2:]
-        )
+        copies = "/".join(folder.parts[-2:])
+        if folder.parent.name == "reference":
+            copies = f"results/{copies}"
         if (table := folder / "tables" / f"{name}.md").is_file():
             self.copy(table, f"{copies}/tables/{name}.md")
             text = f"```{{include}} /{copies}/tables/{name}.md\n```\n\n"
         for path in sorted((folder / "figures").glob(f"{name}*.png")):
-            alt = figure_alt(
-                path.stem
-            )  # none: a figure of an earlier version, no longer drawn
-            if (
-                alt
-                and max((n for n in PRODUCTS if path.stem.startswith(n)), key=len)
-                == name
-            ):
+            alt = figure_alt(path.stem)
+            if not alt:  # a figure of an earlier version, no longer drawn
+                continue
+            names = [name for name in PRODUCTS if path.stem.startswith(name)]
+            if max(names, key=len) == name:
                 self.copy(path, f"{copies}/figures/{path.name}")
                 text += (
                     f"```{{figure}} /{copies}/figures/{path.name}\n:alt: {alt}\n```\n\n"
@@ -138,9 +133,9 @@ class Sources:
         return text
 
     def notebooks(self) -> None:
-        """A page for each notebook: from a run here, from its committed copy, or without outputs.
+        """Write a page for each notebook: from a run here, its committed copy, or without outputs.
 
-        The list of them has their numbers, which their titles lack.
+        The list of notebooks has their numbers, which their titles lack.
         """
         listed = "\n```{toctree}\n:maxdepth: 1\n\n"
         runs = [
@@ -155,20 +150,19 @@ class Sources:
             }
             found |= {copy_path(path.stem): "Not run here: shown as committed."}
             found |= {path: "Not run here: shown without outputs."}
-            pages = (
-                (as_it_ran(path.stem, where), note) for where, note in found.items()
-            )
-            page, note = next(pair for pair in pages if pair[0])
+            for where, note in found.items():
+                if page := as_it_ran(path.stem, where):
+                    self.notebook(page, note, f"notebooks/{path.name}")
+                    break
             title = page.cells[0].source.partition("\n")[0].removeprefix("# ")
             listed += f"{path.stem[:2]} {title} <{path.stem}>\n"
-            self.notebook(page, note, f"notebooks/{path.name}")
         with (self.folder / "notebooks" / "index.md").open(
             "a", encoding="utf-8"
         ) as index:
             index.write(listed + "```\n")
 
     def notebook(self, page: NotebookNode, note: str, name: str) -> None:
-        """Write a notebook's page, its links leading into the book, its pictures with words."""
+        """Write a notebook's page, with links into the book and a text for each picture."""
         annotate(page, note)
         section = ""
         for cell in page.cells:
@@ -187,9 +181,11 @@ class Sources:
 
 def main() -> int:
     """Write the book; returns Sphinx's exit code. If it is not 0, an earlier book stays."""
-    here, target = Path(__file__).resolve().parent, results_dir("book")
+    here = Path(__file__).resolve().parent
+    target = results_dir("book")
     with tempfile.TemporaryDirectory() as scratch:
-        sources, made = Sources(Path(scratch, "pages")), Path(scratch, "html")
+        sources = Sources(Path(scratch, "pages"))
+        made = Path(scratch, "html")
         sources.copy(here, "")
         for name in COPIED:
             sources.copy(root() / name, name)

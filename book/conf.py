@@ -15,13 +15,17 @@ import helpers
 from helpers.code_hashes import CORE_FOLDERS
 
 html_title = project = "Pruning a language model and refitting what is left"
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon",
-              "sphinx.ext.viewcode", "sphinx-mathjax-offline"]  # fmt: skip
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx-mathjax-offline",
+]
 templates_path = ["templates"]
-exclude_patterns = [
-    "**/tables/*",
-    "templates",
-]  # included by pages; how a module's page is made
+# pages include tables; templates make the pages of modules
+exclude_patterns = ["**/tables/*", "templates"]
 # the files of tables have no title of their own; a notebook's cell may hold a line with `!`
 suppress_warnings = ["myst.header", "misc.highlighting_failure"]
 
@@ -50,21 +54,20 @@ html_theme_options = {
 html_context = {"default_mode": "auto"}  # dark where the reader's system is
 html_static_path = ["static"]
 html_css_files = ["book.css"]
-html_show_search_summary = (
-    False  # would be fetched, which a page from a file may not do
-)
+# a summary would be fetched, which a page from a file may not do
+html_show_search_summary = False
 
 
 @functools.cache
 def public_names() -> dict[str, str]:
-    """Where the names that `helpers` offers are documented: a wing's on the page of its package."""
+    """Map each public name to the page that documents it: a wing's is that of its package."""
     homes = {}
     for name in helpers.__all__:
-        # a dict does not know where it was made
-        home = getattr(getattr(helpers, name), "__module__", "helpers.registry").split(
-            "."
-        )
-        home = home[: 2 if len(home) > 2 and home[1] not in CORE_FOLDERS else None]
+        # METHODS is a dict, which does not know its module
+        module = getattr(getattr(helpers, name), "__module__", "helpers.registry")
+        home = module.split(".")
+        if len(home) > 2 and home[1] not in CORE_FOLDERS:
+            home = home[:2]
         homes[name] = ".".join([*home, name])
     return homes
 
@@ -74,7 +77,7 @@ def to_rst(
 ) -> None:
     """Make reStructuredText of a docstring: plain text, in which |W| and x_t are no markup.
 
-    What is indented is code, but under "Args:", which is left to napoleon.
+    Indented lines are code, except below "Args:", which napoleon handles.
     """
     made: list[str] = []
     section = False
@@ -97,7 +100,7 @@ def to_rst(
 
 
 def linked(code: str) -> str:
-    """Code in a docstring; a public name, or one with its module, leads to its documentation."""
+    """Link code in a docstring to its documentation if it is a public or a full name."""
     home = public_names().get(code, code if code.startswith("helpers.") else None)
     return f":py:obj:`{code} <{home}>`" if home else f"`{code}`"
 
@@ -105,14 +108,14 @@ def linked(code: str) -> str:
 def skip(
     app: Sphinx, kind: str, name: str, item: Any, skipped: bool, options: Any
 ) -> bool | None:
-    """Leave out what a module only passes on from other packages."""
-    return (
-        None if getattr(item, "__module__", "helpers").startswith("helpers") else True
-    )
+    """Leave out names that a module imports from other packages."""
+    if getattr(item, "__module__", "helpers").startswith("helpers"):
+        return None
+    return True
 
 
 def without_checks(app: Sphinx, item: Any, bound: bool) -> None:
-    """Take the checks of options, which their types carry, out of a function's annotations."""
+    """Remove the checks of options, which their types carry, from a function's annotations."""
     # a name may be unknown where the function of a class was made by `dataclass`
     with contextlib.suppress(NameError):
         if inspect.isfunction(item):
@@ -120,7 +123,7 @@ def without_checks(app: Sphinx, item: Any, bound: bool) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Called by Sphinx."""
+    """Connect the functions above to Sphinx, which calls this."""
     app.connect("autodoc-process-docstring", to_rst, priority=400)  # before napoleon
     app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-before-process-signature", without_checks)

@@ -2,25 +2,24 @@
 
 They are plain SVG, the same bytes on every machine, on a white card that also suits a dark page.
 A drawing is 400 units wide, a little more than a phone, and its text is at least 13 units high.
-`DRAWINGS` has a function for each, which returns the SVG; its docstring says what one sees.
+`DRAWINGS` lists a function for each.
 """
 
 from __future__ import annotations
 
 import html
 import random
-from collections.abc import Callable
 
 from helpers.paths import root
 
-INK, GREY, DATA = "#222222", "#8C8C8C", "#7B3FA0"  # DATA: measured on text
+INK, GREY, PALE = "#222222", "#8C8C8C", "#D0D0D0"
+DATA = "#7B3FA0"  # measured on text
 LIME = "#5F9612"  # weights that are worked on; the colour of no method (helpers/report/style.py)
 KEPT, PRUNED = "#3D4653", "#F4F4F4"  # as masks are in helpers/report/style.py
-WEIGHTS, MEASURED, OTHER = (
-    (LIME, "#EDF5DF"),
-    (DATA, "#F1E7F7"),
-    (GREY, "#F2F2F2"),
-)  # edge, fill
+# looks of a box: edge, fill
+WEIGHTS = (LIME, "#EDF5DF")
+MEASURED = (DATA, "#F1E7F7")
+OTHER = (GREY, "#F2F2F2")
 SCORES = (  # of a small layer, chosen so that its groups of four are of unequal importance
     (91, 84, 62, 77, 58, 23, 16, 41),
     (15, 64, 12, 29, 87, 95, 68, 52),
@@ -29,337 +28,410 @@ SCORES = (  # of a small layer, chosen so that its groups of four are of unequal
 )
 
 
-def tag(name: str, content: str = "", **attributes: object) -> str:
-    """An element; numbers with one decimal at most, _ in an attribute's name for -."""
+def element(name: str, content: str = "", **attributes: object) -> str:
+    """Write an SVG element; numbers have one decimal at most, _ in an attribute's name is -."""
     shown = ""
     for key, value in attributes.items():
-        value = f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else value
+        if isinstance(value, float):
+            value = f"{value:.1f}".removesuffix(".0")
         shown += f' {key.replace("_", "-")}="{value}"'
     return f"<{name}{shown}>{content}</{name}>"
 
 
-def card(height: int, about: str | None, *parts: str) -> str:
-    """A whole SVG file: its parts on a white card; `about` says in words what they show."""
-    tip = tag("path", d="M0 0 8 4 0 8z", fill=INK)
-    size = dict(markerWidth=7, markerHeight=7)
-    tip = tag(
-        "marker",
-        tip,
-        id="tip",
-        viewBox="0 0 8 8",
-        refX=7,
-        refY=4,
-        orient="auto",
-        **size,
-    )
-    title = tag("title", html.escape(" ".join((about or "").split())))
-    inner = "\n".join(
-        ["", title, tip, rect(0, 0, 400, height, "#FFFFFF", rx=8), *parts, ""]
-    )
-    size = dict(width=440, height=round(1.1 * height), viewBox=f"0 0 400 {height}")
-    look = dict(role="img", font_family="Helvetica, Arial, sans-serif")
-    return tag("svg", inner, xmlns="http://www.w3.org/2000/svg", **size, **look) + "\n"
+class Drawing:
+    """Shapes on a white card, in the order in which they are added.
 
+    about: what the drawing shows, for readers who do not see it.
+    """
 
-def text(x: float, y: float, words: str, *, bold: bool = False, **look: object) -> str:
-    """Words around x, on the line y."""
-    look = {"font_size": 13, "fill": INK, "text_anchor": "middle", **look}
-    look |= {"font_weight": "bold"} if bold else {}
-    return tag("text", html.escape(words), x=x, y=y, **look)
+    def __init__(self, about: str) -> None:
+        self.about = " ".join(about.split())
+        self.parts: list[str] = []
 
+    def add(self, name: str, **attributes: object) -> None:
+        """Add an element without content."""
+        self.parts.append(element(name, **attributes))
 
-def rect(
-    x: float, y: float, width: float, height: float, fill: str, **look: object
-) -> str:
-    """A rectangle: an entry of a matrix, an outline, a bar."""
-    return tag("rect", x=x, y=y, width=width, height=height, fill=fill, **look)
+    def text(
+        self,
+        x: float,
+        y: float,
+        words: str,
+        *,
+        size: int = 13,
+        fill: str = INK,
+        anchor: str = "middle",
+        **look: object,
+    ) -> None:
+        """Add words around x, on the line y."""
+        content = html.escape(words)
+        place = {"x": x, "y": y, "font_size": size, "fill": fill, "text_anchor": anchor}
+        self.parts.append(element("text", content, **place, **look))
 
+    def heading(self, x: float, y: float, words: str, size: int = 13) -> None:
+        """Add bold words around x, on the line y."""
+        self.text(x, y, words, size=size, font_weight="bold")
 
-def box(
-    x: float, y: float, width: float, height: float, *lines: str,
-    look: tuple[str, str] = OTHER, bold: bool = False,
-) -> str:  # fmt: skip
-    """A box with lines of text in its middle; `bold`, whether the first of them is a heading."""
-    edge, fill = look
-    parts = [rect(x, y, width, height, fill, rx=5, stroke=edge, stroke_width=1.5)]
-    first = y + height / 2 + 4.5 - 9 * (len(lines) - 1)
-    for number, words in enumerate(lines):
-        parts += [
-            text(x + width / 2, first + 18 * number, words, bold=bold and not number)
-        ]
-    return "\n".join(parts)
+    def rect(
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        fill: str,
+        **look: object,
+    ) -> None:
+        """Add a rectangle: an entry of a matrix, an outline, a bar."""
+        self.add("rect", x=x, y=y, width=width, height=height, fill=fill, **look)
 
+    def box(
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        *lines: str,
+        look: tuple[str, str] = OTHER,
+        bold: bool = False,
+    ) -> None:
+        """Add a box with lines of text in its middle, the first of them a heading if `bold`."""
+        edge, fill = look
+        self.rect(x, y, width, height, fill, rx=5, stroke=edge, stroke_width=1.5)
+        middle = x + width / 2
+        at = y + height / 2 + 4.5 - 9 * (len(lines) - 1)
+        for words in lines:
+            if bold and words is lines[0]:
+                self.heading(middle, at, words)
+            else:
+                self.text(middle, at, words)
+            at += 18
 
-def line(*points: tuple[float, float], colour: str = INK, tip: bool = True) -> str:
-    """A line through points, with an arrow's tip at its end."""
-    path = " ".join(f"{x:g},{y:g}" for x, y in points)
-    look = {"marker_end": "url(#tip)"} if tip else {}
-    return tag(
-        "polyline", points=path, fill="none", stroke=colour, stroke_width=1.5, **look
-    )
+    def line(
+        self, *points: tuple[float, float], colour: str = INK, arrow: bool = True
+    ) -> None:
+        """Add a line through points, with an arrowhead at its end."""
+        path = " ".join(f"{x:g},{y:g}" for x, y in points)
+        look = {"fill": "none", "stroke": colour, "stroke_width": 1.5}
+        if arrow:
+            look["marker_end"] = "url(#tip)"
+        self.add("polyline", points=path, **look)
 
+    def arrows(self, x: float, *ends: tuple[float, float]) -> None:
+        """Add vertical arrows at x, from one y to another."""
+        for start, end in ends:
+            self.line((x, start), (x, end))
 
-def legend(y: float, *entries: tuple[float, str, str]) -> str:
-    """Coloured squares with their meaning, each at an x."""
-    squares = [rect(x, y - 11, 13, 13, colour, stroke=GREY) for x, colour, _ in entries]
-    return "\n".join(
-        squares + [text(x + 19, y, w, text_anchor="start") for x, _, w in entries]
-    )
+    def legend(self, y: float, *entries: tuple[float, str, str]) -> None:
+        """Add coloured squares with their meaning: x, colour, words."""
+        for x, colour, _ in entries:
+            self.rect(x, y - 11, 13, 13, colour, stroke=GREY)
+        for x, _, words in entries:
+            self.text(x + 19, y, words, anchor="start")
+
+    def svg(self, height: int) -> str:
+        """Write the whole file, a card of this height."""
+        tip = element(
+            "marker",
+            element("path", d="M0 0 8 4 0 8z", fill=INK),
+            id="tip",
+            viewBox="0 0 8 8",
+            refX=7,
+            refY=4,
+            orient="auto",
+            markerWidth=7,
+            markerHeight=7,
+        )
+        title = element("title", html.escape(self.about))
+        card = element("rect", x=0, y=0, width=400, height=height, fill="#FFFFFF", rx=8)
+        whole = element(
+            "svg",
+            "\n".join(["", title, tip, card, *self.parts, ""]),
+            xmlns="http://www.w3.org/2000/svg",
+            width=440,
+            height=round(1.1 * height),
+            viewBox=f"0 0 400 {height}",
+            role="img",
+            font_family="Helvetica, Arial, sans-serif",
+        )
+        return whole + "\n"
 
 
 def block() -> str:
-    """A decoder block from top to bottom: a norm, the layers q, k and v, attention, the layer o,
-    a sum; then a norm, the layers gate and up, their product, the layer down, a sum. A gram is
-    collected at four places: before q, k and v together, before o, before gate and up together,
-    and before down."""
-    parts = [
-        text(155, 22, "the stream enters the block"),
-        box(105, 48, 100, 26, "norm"),
-    ]
-    for x, y, width, layer in ((62, 104, 58, "q_proj"), (126, 104, 58, "k_proj"),
-                               (190, 104, 58, "v_proj"), (105, 216, 100, "o_proj"),
-                               (66, 356, 86, "gate_proj"), (158, 356, 86, "up_proj"),
-                               (105, 468, 100, "down_proj")):  # fmt: skip
-        parts += [box(x, y, width, 30, layer, look=WEIGHTS)]
-    parts += [box(85, 160, 140, 26, "attention"), box(105, 300, 100, 26, "norm")]
-    parts += [box(85, 412, 140, 26, "SiLU(gate) × up")]
-    arrows = [
-        (28, 46),
-        (74, 102),
-        (134, 158),
-        (186, 214),
-        (246, 263),
-        (280, 298),
-        (326, 354),
-    ]
-    arrows += [(386, 410), (438, 466), (498, 515), (532, 548)]
-    parts += [line((155, start), (155, end)) for start, end in arrows]
-    for y, before in (
-        (272, 38),
-        (524, 288),
-    ):  # a sum, and the stream on its way around to it
-        parts += [line((155, before), (30, before), (30, y), (145, y))]
-        parts += [
-            tag("circle", cx=155, cy=y, r=8, fill="none", stroke=INK),
-            text(155, y + 5, "+"),
-        ]
-    for y, layers in (
-        (86, "q, k and v"),
-        (200, "o"),
-        (340, "gate and up"),
-        (452, "down"),
-    ):
-        parts += [line((155, y), (249, y), colour=DATA, tip=False)]
-        parts += [tag("circle", cx=155, cy=y, r=4, fill=DATA)]
-        parts += [box(249, y - 14, 144, 28, f"gram of {layers}", look=MEASURED)]
-    parts += [text(155, 564, "the stream leaves the block")]
-    parts += [legend(592, (12, WEIGHTS[1], "pruned"), (92, OTHER[1], "left as it is"),
-                     (210, MEASURED[1], "measured on the text"))]  # fmt: skip
-    return card(606, block.__doc__, *parts)
+    """Draw a decoder block, its seven layers, and where their four Gram matrices are collected."""
+    drawing = Drawing("""
+        A decoder block from top to bottom: a norm, the layers q, k and v, attention, the layer o,
+        a sum; then a norm, the layers gate and up, their product, the layer down, a sum. A gram
+        (Gram matrix) is collected at four places: before q, k and v together, before o, before gate
+        and up together, and before down.""")
+    drawing.text(155, 22, "the stream enters the block")
+    drawing.box(105, 48, 100, 26, "norm")
+    drawing.box(62, 104, 58, 30, "q_proj", look=WEIGHTS)
+    drawing.box(126, 104, 58, 30, "k_proj", look=WEIGHTS)
+    drawing.box(190, 104, 58, 30, "v_proj", look=WEIGHTS)
+    drawing.box(105, 216, 100, 30, "o_proj", look=WEIGHTS)
+    drawing.box(66, 356, 86, 30, "gate_proj", look=WEIGHTS)
+    drawing.box(158, 356, 86, 30, "up_proj", look=WEIGHTS)
+    drawing.box(105, 468, 100, 30, "down_proj", look=WEIGHTS)
+    drawing.box(85, 160, 140, 26, "attention")
+    drawing.box(105, 300, 100, 26, "norm")
+    drawing.box(85, 412, 140, 26, "SiLU(gate) × up")
+    drawing.arrows(155, (28, 46), (74, 102), (134, 158), (186, 214), (246, 263))
+    drawing.arrows(155, (280, 298), (326, 354), (386, 410), (438, 466), (498, 515))
+    drawing.arrows(155, (532, 548))
+    for y, before in ((272, 38), (524, 288)):
+        # a sum, and the stream on its way around to it
+        drawing.line((155, before), (30, before), (30, y), (145, y))
+        drawing.add("circle", cx=155, cy=y, r=8, fill="none", stroke=INK)
+        drawing.text(155, y + 5, "+")
+    places = {86: "q, k and v", 200: "o", 340: "gate and up", 452: "down"}
+    for y, layers in places.items():
+        drawing.line((155, y), (249, y), colour=DATA, arrow=False)
+        drawing.add("circle", cx=155, cy=y, r=4, fill=DATA)
+        drawing.box(249, y - 14, 144, 28, f"gram of {layers}", look=MEASURED)
+    drawing.text(155, 564, "the stream leaves the block")
+    drawing.legend(
+        592,
+        (12, WEIGHTS[1], "pruned"),
+        (92, OTHER[1], "left as it is"),
+        (210, MEASURED[1], "measured on the text"),
+    )
+    return drawing.svg(606)
 
 
 def gram() -> str:
-    """The gram G is the product of X transposed, inputs by tokens, and X, tokens by inputs. Row j
-    of the one and column k of the other give its entry (j, k). It has inputs by inputs entries,
-    however many tokens there are."""
-    draw, tokens, inputs, j, k = random.Random(3), 9, 4, 1, 2
-    X = [[draw.random() for _ in range(inputs)] for _ in range(tokens)]
-    G = [
-        [sum(row[a] * row[b] for row in X) for b in range(inputs)]
-        for a in range(inputs)
-    ]
+    """Draw the Gram matrix G = XᵀX as a product."""
+    drawing = Drawing("""
+        The gram (Gram matrix) G is the product of X transposed, inputs by tokens, and X, tokens by
+        inputs. Row j of the one and column k of the other give its entry (j, k). It has inputs by
+        inputs entries, however many tokens there are.""")
+    draw = random.Random(3)
+    tokens, inputs = range(9), range(4)
+    X = [[draw.random() for _ in inputs] for _ in tokens]
+    G = [[sum(row[a] * row[b] for row in X) for b in inputs] for a in inputs]
     most = max(map(max, G))
-    parts = [text(166, 114, "·", font_size=22), text(262, 114, "=", font_size=20)]
-    for t, row in enumerate(X):
-        for i, value in enumerate(row):
-            look = dict(fill=DATA, fill_opacity=round(value, 2), stroke="#FFFFFF")
-            parts += [rect(12 + 16 * t, 76 + 16 * i, 16, 16, **look)]
-            parts += [rect(176 + 16 * i, 36 + 16 * t, 16, 16, **look)]
-    for a, row in enumerate(G):
-        for b, value in enumerate(row):
-            look = dict(
-                fill=DATA, fill_opacity=round(value / most, 2), stroke="#FFFFFF"
-            )
-            parts += [rect(284 + 26 * b, 56 + 26 * a, 26, 26, **look)]
-    for place in ((12, 76 + 16 * j, 144, 16), (176 + 16 * k, 36, 16, 144),
-                  (284 + 26 * k, 56 + 26 * j, 26, 26)):  # fmt: skip
-        parts += [rect(*place, "none", stroke=INK, stroke_width=2.5)]
-    for x, name, shape in ((84, "Xᵀ", "inputs × tokens"), (208, "X", "tokens × inputs"),
-                           (336, "G = XᵀX", "inputs × inputs")):  # fmt: skip
-        parts += [text(x, 22, name, font_size=15, bold=True), text(x, 202, shape)]
-    parts += [text(200, 230, "An entry sums one input times another over all tokens.")]
-    parts += [text(200, 248, "However long the text is, G keeps its size.")]
-    return card(262, gram.__doc__, *parts)
+    drawing.text(166, 114, "·", size=22)
+    drawing.text(262, 114, "=", size=20)
+
+    def entry(x: float, y: float, side: float, value: float) -> None:
+        shade = round(value, 2)
+        drawing.rect(x, y, side, side, DATA, fill_opacity=shade, stroke="#FFFFFF")
+
+    for t in tokens:
+        for i in inputs:
+            entry(12 + 16 * t, 76 + 16 * i, 16, X[t][i])
+            entry(176 + 16 * i, 36 + 16 * t, 16, X[t][i])
+    for a in inputs:
+        for b in inputs:
+            entry(284 + 26 * b, 56 + 26 * a, 26, G[a][b] / most)
+    # outlines: row 1 of the first, column 2 of the second, and their entry of the third
+    for place in ((12, 92, 144, 16), (208, 36, 16, 144), (336, 82, 26, 26)):
+        drawing.rect(*place, "none", stroke=INK, stroke_width=2.5)
+    for x, name, shape in (
+        (84, "Xᵀ", "inputs × tokens"),
+        (208, "X", "tokens × inputs"),
+        (336, "G = XᵀX", "inputs × inputs"),
+    ):
+        drawing.heading(x, 22, name, size=15)
+        drawing.text(x, 202, shape)
+    drawing.text(200, 230, "An entry sums one input times another over all tokens.")
+    drawing.text(200, 248, "However long the text is, G keeps its size.")
+    return drawing.svg(262)
 
 
 def mask() -> str:
-    """Two masks of the same layer of 4 outputs and 8 inputs, each keeping 16 of 32 weights.
-    Unstructured: the 16 largest scores, wherever they are. 2:4: the 2 largest scores in every
-    group of 4 neighbours along the input."""
+    """Draw two masks of one layer, unstructured and 2:4."""
+    drawing = Drawing("""
+        Two masks of the same layer of 4 outputs and 8 inputs, each keeping 16 of 32 weights.
+        Unstructured: the 16 largest scores, wherever they are. 2:4: the 2 largest scores in every
+        group of 4 neighbours along the input.""")
+    drawing.heading(98, 22, "unstructured, 50 %")
+    drawing.heading(298, 22, "2:4")
+
+    def entry(x: float, y: float, score: int, kept: bool) -> None:
+        fill, ink = PRUNED, "#6A6A6A"
+        if kept:
+            fill, ink = KEPT, "#FFFFFF"
+        drawing.rect(x, y, 22, 22, fill, stroke=PALE)
+        drawing.text(x + 11, y + 15.5, str(score), fill=ink)
+
     half = sorted(score for row in SCORES for score in row)[16]
-    parts = [
-        text(98, 22, "unstructured, 50 %", bold=True),
-        text(298, 22, "2:4", bold=True),
-    ]
     for i, row in enumerate(SCORES):
+        y = 34 + 22 * i
         for j, score in enumerate(row):
-            second = sorted(row[j // 4 * 4 : j // 4 * 4 + 4])[2]
-            for x, kept in ((10 + 22 * j, score >= half),
-                            (206 + 22 * j + 8 * (j // 4), score >= second)):  # fmt: skip
-                fill, ink = (KEPT, "#FFFFFF") if kept else (PRUNED, "#6A6A6A")
-                parts += [rect(x, 34 + 22 * i, 22, 22, fill, stroke="#D0D0D0")]
-                parts += [text(x + 11, 49.5 + 22 * i, str(score), fill=ink)]
-    parts += [rect(302, 34, 88, 22, "none", stroke=LIME, stroke_width=3)]
-    parts += [text(98, 142, "the 16 largest of 32 scores")]
-    parts += [text(298, 142, "the 2 largest of every 4")]
-    parts += [legend(168, (115, KEPT, "kept"), (195, PRUNED, "set to zero"))]
-    return card(182, mask.__doc__, *parts)
+            group = j // 4
+            second = sorted(row[4 * group : 4 * group + 4])[2]
+            entry(10 + 22 * j, y, score, score >= half)
+            entry(206 + 22 * j + 8 * group, y, score, score >= second)
+    drawing.rect(302, 34, 88, 22, "none", stroke=LIME, stroke_width=3)
+    drawing.text(98, 142, "the 16 largest of 32 scores")
+    drawing.text(298, 142, "the 2 largest of every 4")
+    drawing.legend(168, (115, KEPT, "kept"), (195, PRUNED, "set to zero"))
+    return drawing.svg(182)
 
 
 def loop() -> str:
-    """The loop of ADMM. It starts with W, the dense weights, and U = 0. Each of 20 iterations has
-    three steps: Z is W + U where the mask keeps a weight and zero elsewhere; U adds up W − Z; W
-    fits the layer's outputs while staying near Z − U. The result is W + U on the mask. ADMM-Grad
-    chooses the mask anew at the beginning of the first 15 iterations."""
-    parts = [text(232, 22, "start: W = W₀, the dense weights, and U = 0")]
-    for y, height, *lines in (
-        (46, 78, "Z ← (W + U) ⊙ keep", "copy what the mask keeps, zero elsewhere",
-         "(ADMM-Grad first chooses it anew, 15 times)"),
-        (146, 60, "U ← U + W − Z", "add up what the mask took away"),
-        (228, 60, "W ← (Ĝ + λI + ρI)⁻¹((Ĝ + λI)W₀ + ρ(Z − U))",
-         "fit the layer's outputs, near Z − U"),
-    ):  # fmt: skip
-        parts += [box(70, y, 324, height, *lines, look=WEIGHTS, bold=True)]
-    parts += [
-        line((232, a), (232, b))
-        for a, b in ((28, 44), (124, 144), (206, 226), (288, 310))
-    ]
-    parts += [
-        line((70, 258), (52, 258), (52, 85), (68, 85)),
-        text(26, 168, "20", bold=True),
-    ]
-    parts += [text(26, 184, "times"), text(232, 326, "result: (W + U) ⊙ keep")]
-    return card(340, loop.__doc__, *parts)
+    """Draw the loop of ADMM."""
+    drawing = Drawing("""
+        The loop of ADMM. It starts with W, the dense weights, and U = 0. Each of 20 iterations has
+        three steps: Z is W + U where the mask keeps a weight and zero elsewhere; U adds up W − Z; W
+        fits the layer's outputs while staying near Z − U. The result is W + U on the mask.
+        ADMM-Grad chooses a new mask at the beginning of each of the first 15 iterations.""")
+    drawing.text(232, 22, "start: W = W₀, the dense weights, and U = 0")
+
+    def step(y: float, height: float, *lines: str) -> None:
+        drawing.box(70, y, 324, height, *lines, look=WEIGHTS, bold=True)
+
+    step(
+        46,
+        78,
+        "Z ← (W + U) ⊙ keep",
+        "copy what the mask keeps, zero elsewhere",
+        "(ADMM-Grad first chooses a new mask, 15 times)",
+    )
+    step(146, 60, "U ← U + W − Z", "add up what the mask took away")
+    step(
+        228,
+        60,
+        "W ← (Ĝ + λI + ρI)⁻¹((Ĝ + λI)W₀ + ρ(Z − U))",
+        "fit the layer's outputs, near Z − U",
+    )
+    drawing.arrows(232, (28, 44), (124, 144), (206, 226), (288, 310))
+    drawing.line((70, 258), (52, 258), (52, 85), (68, 85))
+    drawing.heading(26, 168, "20")
+    drawing.text(26, 184, "times")
+    drawing.text(232, 326, "result: (W + U) ⊙ keep")
+    return drawing.svg(340)
 
 
 def growth() -> str:
-    """Sparsity over the 15 mask steps of ADMM-Grad, rising quickly at first and then slowly to
-    60 %. Below, the mask of a small layer at steps 1, 4, 9 and 15: weights disappear, and a few
-    that were dropped come back because the mask is chosen anew."""
-    draw, shown, final = random.Random(22), (1, 4, 9, 15), 0.6
+    """Draw the sparsity at each mask step, and the mask at four of them."""
+    drawing = Drawing("""
+        Sparsity over the 15 mask steps of ADMM-Grad, rising quickly at first and then slowly to
+        60 %. Below, the mask of a small layer at steps 1, 4, 9 and 15: weights disappear, and a few
+        that were pruned come back because a new mask is chosen in each step.""")
+    draw = random.Random(22)
+    shown, final = (1, 4, 9, 15), 0.6
     start = [draw.random() for _ in range(64)]
     drift = [draw.random() - 0.5 for _ in start]  # scores change while weights do
-    parts, before = [text(100, 22, "sparsity at each mask step")], [True] * 64
+    before = [True] * 64
+    drawing.text(100, 22, "sparsity at each mask step")
     for t in range(1, 16):
         now = final - final * (1 - t / 15) ** 3
-        x, height = 16 + 24.6 * (t - 1), 90 * now / final
-        parts += [rect(x, 122 - height, 20, height, GREY if t in shown else "#D0D0D0")]
+        x = 16 + 24.6 * (t - 1)
+        height = 90 * now / final
+        drawing.rect(x, 122 - height, 20, height, GREY if t in shown else PALE)
         if t not in shown:
             continue
-        scores = [a + t / 15 * b for a, b in zip(start, drift, strict=True)]
-        keep = [score >= sorted(scores)[round(64 * now)] for score in scores]
         left = 16 + 96 * shown.index(t)
-        parts += [
-            text(x + 10, 137, str(t)),
-            text(left + 40, 164, f"step {t}", bold=True),
-        ]
-        parts += [text(left + 40, 270, f"{100 * now:.0f} % zero")]
-        for place, (kept, was) in enumerate(zip(keep, before, strict=True)):
-            fill = PRUNED if not kept else KEPT if was else LIME
+        drawing.text(x + 10, 137, str(t))
+        drawing.heading(left + 40, 164, f"step {t}")
+        drawing.text(left + 40, 270, f"{100 * now:.0f} % zero")
+        scores = [a + t / 15 * b for a, b in zip(start, drift, strict=True)]
+        threshold = sorted(scores)[round(64 * now)]
+        for place, score in enumerate(scores):
+            fill = PRUNED
+            if score >= threshold:
+                fill = KEPT if before[place] else LIME
             i, j = divmod(place, 8)
-            parts += [rect(left + 10 * j, 172 + 10 * i, 10, 10, fill, stroke="#D0D0D0")]
-        before = keep
-    meanings = (
+            drawing.rect(left + 10 * j, 172 + 10 * i, 10, 10, fill, stroke=PALE)
+        before = [score >= threshold for score in scores]
+    drawing.legend(
+        298,
         (60, KEPT, "kept"),
         (135, PRUNED, "set to zero"),
         (250, LIME, "came back"),
     )
-    return card(312, growth.__doc__, *parts, legend(298, *meanings))
+    return drawing.svg(312)
 
 
 def pipeline() -> str:
-    """The whole pipeline from top to bottom. A dense model and calibration text go in. For each
-    block, first to last: replay the block and collect the grams of its layers; choose each
-    layer's mask and update its weights; replay the pruned block, whose outputs enter the next.
-    The pruned model is measured on other text and on tasks, each run leaves a record, and tables,
-    figures and claims are made from the records."""
-    parts = [box(30, 12, 160, 30, "dense model", look=WEIGHTS)]
-    parts += [box(210, 12, 160, 30, "calibration text", look=MEASURED)]
-    parts += [rect(10, 64, 380, 230, "none", rx=8, stroke=GREY, stroke_dasharray="5 4")]
-    parts += [text(215, 84, "for each block, first to last", bold=True)]
-    for y, height, look, *lines in (
-        (
-            96,
-            48,
-            MEASURED,
-            "replay the block on the text:",
-            "collect the grams of its layers",
-        ),
-        (
-            162,
-            48,
-            WEIGHTS,
-            "for each layer: choose the mask",
-            "and update the weights that stay",
-        ),
-        (
-            228,
-            48,
-            OTHER,
-            "replay the pruned block: its outputs",
-            "are the next block's inputs",
-        ),
-        (312, 30, WEIGHTS, "pruned model"),
-        (360, 30, MEASURED, "perplexity on other text, zero-shot tasks"),
-        (408, 30, OTHER, "a record of each run"),
-        (456, 30, OTHER, "tables, figures, claims"),
-    ):
-        parts += [box(66, y, 300, height, *lines, look=look)]
-    parts += [line((66, 252), (38, 252), (38, 120), (64, 120))]
-    arrows = [(144, 160), (210, 226), (276, 310), (342, 358), (390, 406), (438, 454)]
-    parts += [line((216, start), (216, end)) for start, end in arrows]
-    parts += [line((x, 42), (x, 62)) for x in (110, 290)]
-    return card(500, pipeline.__doc__, *parts)
+    """Draw how a model is pruned and measured."""
+    drawing = Drawing("""
+        The whole pipeline from top to bottom. A dense model and calibration text go in. For each
+        block, first to last: replay the block and collect the grams (Gram matrices) of its layers;
+        choose each layer's mask and update its weights; replay the pruned block, whose outputs
+        enter the next. The pruned model is measured on other text and on tasks, each run leaves a
+        record, and tables, figures and claims are made from the records.""")
+    drawing.box(30, 12, 160, 30, "dense model", look=WEIGHTS)
+    drawing.box(210, 12, 160, 30, "calibration text", look=MEASURED)
+    drawing.rect(10, 64, 380, 230, "none", rx=8, stroke=GREY, stroke_dasharray="5 4")
+    drawing.heading(215, 84, "for each block, first to last")
+
+    def step(y: float, look: tuple[str, str], *lines: str) -> None:
+        drawing.box(66, y, 300, 12 + 18 * len(lines), *lines, look=look)
+
+    step(
+        96,
+        MEASURED,
+        "replay the block on the text:",
+        "collect the grams of its layers",
+    )
+    step(
+        162,
+        WEIGHTS,
+        "for each layer: choose the mask",
+        "and update the weights that stay",
+    )
+    step(
+        228,
+        OTHER,
+        "replay the pruned block: its outputs",
+        "are the next block's inputs",
+    )
+    step(312, WEIGHTS, "pruned model")
+    step(360, MEASURED, "perplexity on other text, zero-shot tasks")
+    step(408, OTHER, "a record of each run")
+    step(456, OTHER, "tables, figures, claims")
+    drawing.line((66, 252), (38, 252), (38, 120), (64, 120))
+    drawing.arrows(216, (144, 160), (210, 226), (276, 310))
+    drawing.arrows(216, (342, 358), (390, 406), (438, 454))
+    drawing.arrows(110, (42, 62))
+    drawing.arrows(290, (42, 62))
+    return drawing.svg(500)
 
 
 def choices() -> str:
-    """A question with four choices. A bar for each choice says how likely a model finds it, and the
-    longest is the model's answer. The dense model finds the right choice the most likely, the
-    pruned model a wrong one. Nothing is generated."""
-    parts = [text(200, 24, "Bread is baked in …", bold=True)]
-    parts += [text(182, 52, "dense model"), text(326, 52, "pruned model")]
-    for row, (words, *bars) in enumerate(
-        (
-            ("an oven", 118, 62),
-            ("a lake", 14, 20),
-            ("a book", 24, 86),
-            ("a forest", 40, 48),
-        )
+    """Draw how a model answers a multiple-choice question."""
+    drawing = Drawing("""
+        A question with four choices. A bar for each choice says how likely a model finds it, and
+        the longest is the model's answer. The dense model finds the right choice the most likely,
+        the pruned model a wrong one. Nothing is generated.""")
+    drawing.heading(200, 24, "Bread is baked in …")
+    drawing.text(182, 52, "dense model")
+    drawing.text(326, 52, "pruned model")
+
+    def bar(x: float, y: float, length: float, longest: float) -> None:
+        drawing.rect(x, y, length, 20, DATA if length == longest else PALE)
+
+    y = 62
+    for words, dense, pruned in (
+        ("an oven", 118, 62),
+        ("a lake", 14, 20),
+        ("a book", 24, 86),
+        ("a forest", 40, 48),
     ):
-        y = 62 + 36 * row
-        parts += [box(10, y, 100, 28, words, look=OTHER if row else WEIGHTS)]
-        for x, bar, longest in zip((122, 266), bars, (118, 86), strict=True):
-            parts += [rect(x, y + 4, bar, 20, DATA if bar == longest else "#D0D0D0")]
-    parts += [
-        text(182, 226, "answers “an oven”: right"),
-        text(326, 226, "“a book”: wrong"),
-    ]
-    parts += [
-        text(200, 254, "the longer its bar, the likelier the model finds a choice")
-    ]
-    parts += [legend(280, (60, WEIGHTS[1], "right choice"), (170, OTHER[1], "wrong choice"),
-                     (282, DATA, "answer"))]  # fmt: skip
-    return card(294, choices.__doc__, *parts)
+        drawing.box(10, y, 100, 28, words, look=WEIGHTS if y == 62 else OTHER)
+        bar(122, y + 4, dense, longest=118)
+        bar(266, y + 4, pruned, longest=86)
+        y += 36
+    drawing.text(182, 226, "answers “an oven”: right")
+    drawing.text(326, 226, "“a book”: wrong")
+    drawing.text(200, 254, "the longer its bar, the likelier the model finds a choice")
+    drawing.legend(
+        280,
+        (60, WEIGHTS[1], "right choice"),
+        (170, OTHER[1], "wrong choice"),
+        (282, DATA, "answer"),
+    )
+    return drawing.svg(294)
 
 
-DRAWINGS: dict[str, Callable[[], str]] = {
-    drawing.__name__: drawing
-    for drawing in (block, gram, mask, loop, growth, pipeline, choices)
-}
+DRAWINGS = (block, gram, mask, loop, growth, pipeline, choices)
 
 
 if __name__ == "__main__":
-    for name, draw in DRAWINGS.items():
-        path = root() / "docs" / "drawings" / f"{name}.svg"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(draw(), encoding="utf-8")
+    folder = root() / "docs" / "drawings"
+    folder.mkdir(exist_ok=True)
+    for drawing in DRAWINGS:
+        path = folder / f"{drawing.__name__}.svg"
+        path.write_text(drawing(), encoding="utf-8")

@@ -1,9 +1,9 @@
-"""Notebooks with the outputs of a run, to be read without a kernel: `python -m book.executed`.
+"""Notebooks with the outputs of a run, to read without a kernel: `python -m book.executed`.
 
-The text and code of such a page are today's; only outputs, and the values in its parameters cell,
+Text and code of such a page are today's; only its outputs, and the values in its parameters cell,
 come from the run. A run of other code gives no page. The command, a part of `make accept`, writes
 results/reference/notebooks: of each notebook the run of the plan laptop that is nearest to its
-defaults. The book shows runs that were made here, and those copies of the others.
+defaults. The book shows runs that were made here, and those copies of the other notebooks.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ from helpers.runner import Run, is_done, read_plan
 
 COPIED_PLAN = "laptop"
 SETUP, PARAMETERS, INJECTED = "colab-setup", "parameters", "injected-parameters"
-# a record's table has all its digits; a hidden cell says how much memory was free on its machine
+# outputs that are left out: a record's table with all digits, and the free memory of a machine
 UNSHOWN = {"record", "hide-input"}
 BADGE = re.compile(r"\[.*\]\(https://colab\.research[^)]*\)\n*")
 
 
 def copy_path(notebook: str) -> Path:
-    """The committed copy of a notebook with the outputs of a run."""
+    """Path of the committed copy of a notebook with the outputs of a run."""
     return reference_dir("notebooks") / f"{notebook}.ipynb"
 
 
 def nearness(run: Run) -> tuple[int, str]:
-    """How many of a run's parameters differ from its notebook's defaults, then its name."""
-    return sum(
-        value != run.defaults[key] for key, value in run.effective.items()
-    ), run.name
+    """Sort key of a run: how many parameters differ from its notebook's defaults, then its name."""
+    changed = [
+        key for key, value in run.effective.items() if value != run.defaults[key]
+    ]
+    return len(changed), run.name
 
 
 def as_it_ran(notebook: str, path: Path) -> NotebookNode | None:
-    """A notebook with the outputs in `path`: an execution of it, one of its copies, or its source.
+    """Give a notebook the outputs in `path`: of an execution, of a copy, or none (its source).
 
     Returns None if there is no such file, or if its code, comments aside, is not today's.
     """
@@ -82,7 +83,7 @@ def as_it_ran(notebook: str, path: Path) -> NotebookNode | None:
 
 
 def still(outputs: list[NotebookNode]) -> list[NotebookNode]:
-    """What a page without a kernel can show: of an explorer its static twin, of a bar nothing."""
+    """Keep what a page without a kernel can show: static twins of explorers, and no bars."""
     shown = []
     for output in outputs:
         data = output.get("data", {})
@@ -96,18 +97,18 @@ def still(outputs: list[NotebookNode]) -> list[NotebookNode]:
 
 
 def tags(cell: NotebookNode) -> set[str]:
-    """The tags of a cell."""
+    """Tags of a cell."""
     return set(cell.metadata.get("tags", []))
 
 
 def literals(source: str) -> dict[str, ast.expr]:
-    """The names in a cell of parameters, and the expressions of their values."""
+    """Parse a parameters cell: names, and the expressions of their values."""
     found = ast.parse(source).body
     return {(getattr(s, "target", None) or s.targets[0]).id: s.value for s in found}
 
 
 def with_values(source: str, values: dict[str, Any]) -> str:
-    """The parameters cell with other values: names, types and comments stay."""
+    """Change the values in a parameters cell; names, types and comments stay."""
     lines = source.splitlines()
     for name, node in literals(source).items():
         if ast.literal_eval(node) != values[name]:
@@ -120,7 +121,7 @@ def with_values(source: str, values: dict[str, Any]) -> str:
 
 
 def with_links(page: NotebookNode, old: str, new: str) -> NotebookNode:
-    """A page whose links begin otherwise, in its text and in what its cells show."""
+    """Replace the beginning of links, in a page's text and in its outputs."""
     for cell in page.cells:
         if cell.cell_type == "markdown":
             cell.source = cell.source.replace(old, new)
@@ -131,7 +132,7 @@ def with_links(page: NotebookNode, old: str, new: str) -> NotebookNode:
 
 
 def annotate(page: NotebookNode, note: str) -> None:
-    """Put a line below the title of a page."""
+    """Insert a line below the title of a page."""
     title, _, rest = page.cells[0].source.partition("\n")
     page.cells[0].source = f"{title}\n\n*{note}*\n{rest}"
 
@@ -139,7 +140,7 @@ def annotate(page: NotebookNode, note: str) -> None:
 def main() -> int:
     """Write a copy of each notebook, from its run here if that is up to date, else from its copy.
 
-    So a copy follows the text of its notebook, and is left alone once the code has changed.
+    So a copy follows the text of its notebook, and stays as it is once the code has changed.
     """
     runs = sorted(read_plan(COPIED_PLAN), key=nearness)
     for notebook in sorted({run.notebook for run in runs}):
@@ -153,9 +154,8 @@ def main() -> int:
             continue
         with_links(page, "](../", "](../../../")  # a copy lies deeper than its notebook
         source = f"[notebook](../../../notebooks/{notebook}.ipynb)"
-        plan = run.effective.get(
-            "plan", COPIED_PLAN
-        )  # of whose records it shows the tables
+        # notebook 06 shows the tables of another plan's records
+        plan = run.effective.get("plan", COPIED_PLAN)
         annotate(page, f"The {source} as it ran: {run.name}, plan {plan}.")
         replace_file(target, nbformat.writes(page) + "\n")
     sys.stdout.write(f"notebooks with their outputs: {reference_dir('notebooks')}\n")

@@ -1,14 +1,16 @@
 """The paper in one file: prune a language model with ADMM-Grad, and refit the weights that stay.
 
 Boža, "Fast and Effective Weight Update for Pruned Large Language Models", TMLR 2024
-(arXiv 2401.02938). You need torch, transformers 5 and two plain text files:
+(arXiv 2401.02938). ADMM is the alternating direction method of multipliers, ADMM-Grad is ADMM with
+a gradual mask. You need torch, transformers 5 and two plain text files:
 
     python examples/admm_pruning.py calibration.txt evaluation.txt --sparsity 0.6
 
 Each linear layer is a problem of its own. Let X (tokens, d_in) be its inputs on calibration text
 and W₀ (d_in, d_out) its dense weights. We look for weights Ŵ, a given share of them zero, that
-minimise ‖XW₀ − XŴ‖². All this needs of X is the gram XᵀX (d_in, d_in). Left out: N:M patterns, half
-precision, and models that do not fit in memory or are not built like Llama, Mistral or Qwen.
+minimise ‖XW₀ − XŴ‖². X enters only through its Gram matrix XᵀX (d_in, d_in), the `gram`. Left out:
+N:M patterns, half precision, and models that do not fit in memory or are not built like Llama,
+Mistral or Qwen.
 """
 
 import argparse
@@ -21,25 +23,25 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def largest(score, sparsity):
-    """A mask, True where a weight stays: all but the round(sparsity · weights) lowest scores."""
+    """Select a mask, True where a weight is kept: all but the round(sparsity · n) lowest scores."""
     flat, zeros = score.flatten(), round(sparsity * score.numel())
     threshold = flat.kthvalue(
         max(zeros, 1)
     ).values  # one for all outputs, which compete
     keep = flat > threshold
-    ties = (flat == threshold).nonzero().flatten()  # of these the earlier stay
+    ties = (flat == threshold).nonzero().flatten()  # of these the first are kept
     keep[ties[: len(flat) - zeros - int(keep.sum())]] = True
     return keep.view_as(score)
 
 
 def magnitude(weight, gram, sparsity):
-    """What the others are compared with: the largest |W| stay, as they are."""
+    """The simplest baseline: keep the largest |W|, unchanged."""
     keep = largest(weight.abs(), sparsity)
     return weight * keep, keep
 
 
 def admm(weight, gram, sparsity, mask_steps=15, iterations=20, rho=1.0, damping=0.1):
-    """ADMM-Grad, or with mask_steps=0 ADMM1: the pruned weight (d_out, d_in) and its mask."""
+    """Prune a layer by ADMM-Grad, or with mask_steps=0 by ADMM1: new weight (d_out, d_in), mask."""
     # Inputs of unit norm n let one rho suit all layers: XW = (X/n)(nW). G then holds cosines, and
     # |nW| is Wanda's score. A dead input, zero on every token, has no norm to divide by
     alive = gram.diagonal()[:, None] > 0  # (d_in, 1)
@@ -79,11 +81,14 @@ def relative_error(weight, new, gram):
 
 
 def capture(model, windows):
-    """What enters block 0, (1, length, width) for each window, and a way to run each block."""
+    """Record the hidden states that enter block 0, (1, length, width) for each window.
+
+    Returns them, and for each block a function that runs it on hidden states.
+    """
     streams, runs = [], {}
 
-    # Attention masks and positions differ from model to model, so none is made here: what the model
-    # itself gives its blocks is recorded and given again, the same for every window
+    # Attention masks and positions differ from model to model, so none is made here: the arguments
+    # that the model itself passes to its blocks are recorded and used again for every window
     def record(block, args, kwargs):
         stream, *others = args
         if block is model.model.layers[0]:
@@ -103,7 +108,7 @@ def capture(model, windows):
 
 @torch.no_grad()
 def prune(model, windows, method, sparsity):
-    """Prune all linear layers of the blocks, in place; yields each one's name, mask and error."""
+    """Prune all linear layers of the blocks, in place; yield the name, mask and error of each."""
     streams, runs = capture(model, windows)
     for index, (block, run) in enumerate(runs.items()):
         layers = {
@@ -115,7 +120,7 @@ def prune(model, windows, method, sparsity):
             X = inputs[0].flatten(0, 1)  # (tokens, d_in)
             grams[layer] = grams[layer] + X.T @ X
 
-        # the text passes the block with its dense weights, which gives the grams of all its layers,
+        # the text runs through the dense block, which gives the grams of all its layers,
         hooks = [layer.register_forward_pre_hook(add) for layer in layers]
         for stream in streams:
             run(stream)
@@ -126,19 +131,19 @@ def prune(model, windows, method, sparsity):
             error = relative_error(layer.weight, new, grams[layer])
             layer.weight.copy_(new)
             yield f"{index}.{name}", keep, error
-        # and with its pruned ones, so that the next block is fitted to inputs it will really get
+        # then through the pruned block, so that the next one is fitted to inputs it will really get
         streams = [run(stream) for stream in streams]
 
 
 @torch.no_grad()
 def perplexity(model, windows):
-    """exp of the mean loss of the next token; each window stands alone."""
+    """exp of the mean loss of the next token; each window is read without the text before it."""
     losses = [model(w[None], labels=w[None], use_cache=False).loss for w in windows]
     return torch.stack(losses).mean().exp().item()
 
 
 def read_windows(path, tokenizer, device, length=512):
-    """The tokens of a text file, cut into (windows, length); what is left at the end is dropped."""
+    """Tokenise a text file and cut it into (windows, length), without what is left at the end."""
     ids = torch.tensor(
         tokenizer(Path(path).read_text(encoding="utf-8"), verbose=False).input_ids
     )

@@ -40,7 +40,7 @@ METRICS = {
 # notebook → cells that show a picture
 PICTURES = {
     "00_start_here": ["mask"],
-    "02_admm_layer_solve": ["mask", "convergence", "study"],
+    "02_admm_layer_solve": ["mask", "convergence", "race"],
     "03_mask_schedule": ["schedule"],
     "07_your_own_method": ["picture"],
     "08_beyond_the_paper": ["curve"],

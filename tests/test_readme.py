@@ -72,16 +72,21 @@ def test_the_claims_are_those_of_the_committed_records() -> None:
     assert len(shown) == 4 and set(shown) < {
         f"- **{b}**: {a} ({c})." for a, b, c, _ in rows
     }
-    holds, falls = (
-        sum(row[1] == told for row in rows) for told in ("holds", "does not hold")
+    verdicts = [row[1] for row in rows]
+    counts = [
+        len(rows),
+        sum("not in the paper" not in row[0] for row in rows),
+        verdicts.count("holds"),
+        verdicts.count("does not hold"),
+        verdicts.count("not decided here"),
+        sum(row[1::2] in (("holds", "yes"), ("does not hold", "no")) for row in rows),
+    ]
+    (said,) = re.findall(
+        r"\[(\d+) claims\].+\((\d+) from the paper\): (\d+) hold, (\d+) do not, "
+        r"(\d+) are undecided\.\sGemma-3 agrees on (\d+)",
+        README,
     )
-    agree = sum(
-        row[1::2] in (("holds", "yes"), ("does not hold", "no")) for row in rows
-    )
-    said = re.findall(
-        r"\[of (\d+)\].+ (\d+) hold, (\d+) do not; Gemma agrees on (\d+)", README
-    )
-    assert said == [tuple(map(str, (len(rows), holds, falls, agree)))]
+    assert list(map(int, said)) == counts
 
 
 def test_it_says_how_many_records_of_its_tables_are_of_earlier_code() -> None:
@@ -97,7 +102,7 @@ def test_it_says_how_many_records_of_its_tables_are_of_earlier_code() -> None:
 
 
 def test_it_is_read_in_four_minutes() -> None:
-    assert len(re.sub(r"[|:-]{2,}|\|", " ", README).split()) <= 900
+    assert len(re.sub(r"[|:-]{2,}|\|", " ", README).split()) <= 940
     blocks = re.findall(r"```\w*\n(.*?)```", README, re.DOTALL)
     assert (
         max(map(len, "\n".join(blocks).splitlines())) <= 80
