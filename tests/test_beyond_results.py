@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from handmade import repaired
 
-from helpers.report.beyond import gain_table, perplexity_table, pipeline_frame
-from helpers.report.claims import Judged, claim_verdicts
-from helpers.report.outcome import FAILS, HOLDS, OPEN, UNTESTED
+from helpers.report.beyond import gain_table, perplexity_table, pipeline_table
+from helpers.report.claims import ClaimVerdict, claim_verdicts
+from helpers.report.evidence import FAILS, HOLDS, OPEN, UNTESTED
 
 # the dense model has 20: 80 is a gap of ln 4, and 40 closes half of it
 RUNS = [
@@ -27,7 +27,7 @@ RUNS = [
 
 
 def test_rows_are_pipelines_and_columns_targets() -> None:
-    table, spread = perplexity_table(pipeline_frame(RUNS), "perplexity")
+    table, spread = perplexity_table(pipeline_table(RUNS), "perplexity")
     assert list(table.columns) == ["60 %", "2:4"]
     assert list(table.index) == [
         *("dense", "sparsegpt", "sparsegpt + distil (64)", "admm-grad"),
@@ -41,7 +41,7 @@ def test_rows_are_pipelines_and_columns_targets() -> None:
     assert table.loc["admm-grad + distil (64)", "60 %"] == 42.0
     assert pd.isna(spread.loc["admm-grad + distil (8)", "60 %"])
     assert pd.isna(table.loc["sparsegpt", "2:4"])
-    web, _ = perplexity_table(pipeline_frame(RUNS), "perplexity_web")
+    web, _ = perplexity_table(pipeline_table(RUNS), "perplexity_web")
     assert (
         web.loc["admm-grad + distil (64)", "60 %"] == 84.0
         and web.loc["dense", "2:4"] == 40.0
@@ -49,7 +49,7 @@ def test_rows_are_pipelines_and_columns_targets() -> None:
 
 
 def test_gains_are_those_against_admm_grad_of_the_same_seed() -> None:
-    table, spread = gain_table(pipeline_frame(RUNS))
+    table, spread = gain_table(pipeline_table(RUNS))
     closed = table["60 %, closed (%)"]
     assert closed["admm-grad"] == 0
     # ln 2 / ln 4 with seed 0 and ln 2 / ln 4.4 with seed 1
@@ -67,7 +67,7 @@ def test_gains_are_those_against_admm_grad_of_the_same_seed() -> None:
     assert table.loc["sparsegpt + distil (64)", "60 %, seconds"] == 400.0
     assert pd.isna(table.loc["admm-grad", "peak memory (GB)"])  # no run ended there
     # once a run was timed alone, the seconds of others do not count
-    table, _ = gain_table(pipeline_frame([RUNS[0] | {"timed": True}, *RUNS[1:]]))
+    table, _ = gain_table(pipeline_table([RUNS[0] | {"timed": True}, *RUNS[1:]]))
     times = table["60 %, seconds / ADMM-Grad's"].dropna().to_dict()
     assert times == {"admm-grad": 1.0, "admm-grad + distil (64)": 4.0}
     assert "2:4, closed (%)" in table and "2:4, seconds" not in table
@@ -77,7 +77,7 @@ def test_admm_grad_closes_nothing_where_one_seed_has_unequal_runs() -> None:
     # such as on two kinds of machine; against the mean of 64 and 100 it would be a hundredth
     runs = [repaired("admm-grad", "60 %", perplexity) for perplexity in (64.0, 100.0)]
     runs.append(repaired("admm-grad", "60 %", 40.0, passes=1))
-    closed = gain_table(pipeline_frame(runs))[0]["60 %, closed (%)"]
+    closed = gain_table(pipeline_table(runs))[0]["60 %, closed (%)"]
     assert closed["admm-grad"] == 0
     # the geometric mean of 64 and 100 is 80
     assert closed["admm-grad, one pass"] == pytest.approx(50)
@@ -101,7 +101,7 @@ def test_seconds_are_compared_on_one_kind_of_machine() -> None:
     other = there(
         "fast", 40.0, passes=1, seed=1
     )  # of another seed, where its own has none
-    pipelines = pipeline_frame([*slow, fast, *once, other])
+    pipelines = pipeline_table([*slow, fast, *once, other])
     found = pipelines[pipelines["pipeline"] == "admm-grad, one pass"]["times"].tolist()
     assert found[:2] == [0.4, 0.8] and math.isnan(found[2]) and found[3] == 0.8
 
@@ -109,9 +109,11 @@ def test_seconds_are_compared_on_one_kind_of_machine() -> None:
 # ------------------------------------------------------------------ claims
 
 
-def verdict(sentence: str, records: list[dict]) -> Judged:
+def verdict(sentence: str, records: list[dict]) -> ClaimVerdict:
     (judged,) = [
-        one for one in claim_verdicts(records) if one.sentence.startswith(sentence)
+        one
+        for one in claim_verdicts(records)
+        if one.claim.sentence.startswith(sentence)
     ]
     return judged
 

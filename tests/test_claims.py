@@ -7,17 +7,16 @@ from typing import Any
 import pytest
 from handmade import pruned, scored, update_row, with_series
 
-from helpers.report import agreement, claims_markdown
-from helpers.report.claims import CLAIMS, Judged, claim_verdicts
-from helpers.report.frame import caption
-from helpers.report.outcome import FAILS, HOLDS, OPEN, UNTESTED, decide
+from helpers.report import claims_markdown, claims_page
+from helpers.report.claims import CLAIMS, ClaimVerdict, claim_verdicts
+from helpers.report.evidence import FAILS, HOLDS, OPEN, UNTESTED, decide
 
 TARGETS = ("50 %", "60 %", "70 %", "80 %", "2:4", "4:8")
 
 
-def verdict(sentence: str, records: list[dict]) -> Judged:
+def verdict(sentence: str, records: list[dict]) -> ClaimVerdict:
     """What is said of the one claim whose sentence begins so."""
-    (claim,) = [claim for claim in CLAIMS if caption(claim).startswith(sentence)]
+    (claim,) = [claim for claim in CLAIMS if claim.sentence.startswith(sentence)]
     (judged,) = claim_verdicts(records, [claim])
     return judged
 
@@ -232,7 +231,7 @@ def test_a_claim_says_where_the_runs_of_a_second_model_point(
         theirs = [pruned(*run, model="embedded-gemma") for run in asked]
         committed = {"second": theirs, "full": [], "beyond": []}
         monkeypatch.setattr(
-            agreement, "read_records", lambda at, of=committed: of[at.parent.name]
+            claims_page, "read_records", lambda at, of=committed: of[at.parent.name]
         )
         page = claims_markdown(DENSE + GRAD + ONE_SHOT, tmp_path)
         assert (

@@ -9,7 +9,7 @@ import pytest
 from handmade import metric, update_row
 
 from helpers.paths import reference_dir
-from helpers.report import equal_to_printed_digits, judge, summary, to_lines
+from helpers.report import comparison_lines, judge, printed_differences, verdict_line
 from helpers.report.records import read_records
 from helpers.report.verdict import (
     CEILING,
@@ -76,14 +76,18 @@ def test_a_run_is_reproduced_within_its_tolerance() -> None:
         1,
         1,
     )
-    lines = to_lines(found.comparisons)
+    lines = comparison_lines(found.comparisons)
     shown = {line.split()[1]: line for line in lines[1:] if "tokens" not in line}
     assert "-5.66 %" in shown["b-0"] and "OUT" in shown["b-0"]
-    assert "1 of 3 runs reproduced" in summary(found) and "5.66 %" in summary(found)
+    assert "1 of 3 runs reproduced" in verdict_line(found) and "5.66 %" in verdict_line(
+        found
+    )
     # from zero, and from a number that is missing, no difference in percent can be said
     broken = run(0.0) | {"metrics": {"perplexity": metric(0.0), "new": metric(1.0)}}
     found = one(run(1.0), broken)
-    assert found.reproduced == 0 and "inf" not in "".join(to_lines(found.comparisons))
+    assert found.reproduced == 0 and "inf" not in "".join(
+        comparison_lines(found.comparisons)
+    )
 
 
 @pytest.mark.parametrize("plan", ["laptop", "full", "beyond", "second"])
@@ -104,7 +108,7 @@ def test_two_kinds_of_processor_agree_and_are_not_one() -> None:
     for here, there in [*plans.values(), *(sides[::-1] for sides in plans.values())]:
         found = judge(here, there, there)
         apart = [item for item in found.comparisons if not item.within]
-        assert found.reproduced == found.compared == len(here), to_lines(apart)
+        assert found.reproduced == found.compared == len(here), comparison_lines(apart)
         found = judge(
             [record | ONE for record in here], [record | ONE for record in there], there
         )
@@ -133,10 +137,10 @@ def test_two_kinds_of_processor_agree_and_are_not_one() -> None:
 def test_the_level_and_why(change: dict, said: str) -> None:
     reference = run(10.0)
     found = one(run(10.1) | change, reference)
-    assert summary(found).endswith(said)
+    assert verdict_line(found).endswith(said)
     assert found.reproduced == ("another" in said)  # 1 % apart
     unknown = one(run(10.0) | {"platform": {}}, reference | {"platform": {}})
-    assert "processor unknown here, unknown there" in summary(unknown)
+    assert "processor unknown here, unknown there" in verdict_line(unknown)
 
 
 def test_on_another_machine_a_perplexity_may_move_by_a_share_of_the_damage() -> None:
@@ -205,7 +209,9 @@ def test_a_run_just_outside_a_bound_says_so(change: float, near: bool) -> None:
     reference, dense = run(20.0), run(10.0, method="dense")
     for machine in (ONE, OTHER):
         found = one(run(20.0 * change) | machine, reference, [reference, dense])
-        (line,) = (line for line in to_lines(found.comparisons) if "OUT" in line)
+        (line,) = (
+            line for line in comparison_lines(found.comparisons) if "OUT" in line
+        )
         said = "close to the bound: another kind of processor may do that"
         assert (
             line.endswith(said) == (near and machine == OTHER) and found.reproduced == 0
@@ -344,7 +350,7 @@ def test_series_that_tables_are_made_of_are_compared_on_the_same_machine() -> No
         assert one(here | OTHER, reference).reproduced == 1
 
 
-def test_equal_to_printed_digits() -> None:
+def test_printed_digits() -> None:
     reference = run(66.156308, model="m")
     reference["series"] = {
         "update": [update_row("admm", excess=2e-7, error=0.0412345)],
@@ -355,9 +361,9 @@ def test_equal_to_printed_digits() -> None:
     here["metrics"]["prune_seconds"]["value"] = 1.0
     here["series"]["curves"][0]["error"][0] = 0.2  # drawn, not printed
     here["series"]["update"][0] |= {"seconds": 9.0, "excess": 5e-7, "error": 0.0412349}
-    assert equal_to_printed_digits(here, reference) == []
+    assert printed_differences(here, reference) == []
     here["metrics"]["perplexity"]["value"] = 66.1452
     here["series"]["update"][0] |= {"excess": 5e-5, "error": 0.04135}
-    lines = equal_to_printed_digits(here, reference)
+    lines = printed_differences(here, reference)
     for part in ("perplexity: 66.15, reference 66.16", "excess", "error"):
         assert any(part in line for line in lines), lines

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from helpers.explore.controls import Explorer, View, Worker, slider
 from helpers.models import find_blocks
-from helpers.report import block_name, stream_figure
+from helpers.report import block_name, hidden_states_figure
 from helpers.studies import stream_norms
 
 TOP = 8  # tokens in the table
@@ -70,7 +70,7 @@ def calibration_explorer(
         )
         text = text_html(pieces, ratios, largest)
         table = table_html(pieces, here.tolist(), ratios, largest)
-        figure = stream_figure(norms.numpy(), block, largest, sequence=sequence)
+        figure = hidden_states_figure(norms.numpy(), block, largest, sequence=sequence)
         return View(figure, caption, text + table)
 
     return Explorer(controls, draw, hint=HINT)

@@ -80,7 +80,7 @@ def reproduce(options: argparse.Namespace) -> int:
     if options.verb == "run":
         return 0
     write_products(options)
-    say(f"\n{report.numbers_text(records_here(measuring(plan, only)).values())}")
+    say(f"\n{report.perplexity_markdown(records_here(measuring(plan, only)).values())}")
     status = give_verdict(options)
     say(
         "next: make book (all of this as a site), make lab (the notebooks, to change and to try)"
@@ -120,15 +120,15 @@ def give_verdict(options: argparse.Namespace) -> int:
     Says the verdict and what is apart; every comparison is in results/<plan>/verdict.txt.
     """
     verdict = verdict_here(options.plan, options.only)
-    summary = report.summary(verdict)
+    summary = report.verdict_line(verdict)
     apart = [
         item
         for item in verdict.comparisons
         if not item.within and item.what != "record"
     ]
     if apart:
-        say("\n".join(report.to_lines(apart[:12])))
-    lines = [summary, "", *report.to_lines(verdict.comparisons), ""]
+        say("\n".join(report.comparison_lines(apart[:12])))
+    lines = [summary, "", *report.comparison_lines(verdict.comparisons), ""]
     path = replace_file(results_dir(options.plan) / "verdict.txt", "\n".join(lines))
     say(f"{summary}\nevery comparison: {path}")
     return int(verdict.reproduced < verdict.compared)
@@ -164,7 +164,7 @@ def accept(options: argparse.Namespace) -> int:
     others = f"kept {len(records) - len(new)}, {len(runs) - len(records)} runs without a record"
     say(f"accepted {len(new)} records into {target}, {others}")
     both = [(new[key], old[key]) for key in sorted(new.keys() & old.keys())]
-    moved = [line for pair in both for line in report.equal_to_printed_digits(*pair)]
+    moved = [line for pair in both for line in report.printed_differences(*pair)]
     say(
         f"printed digits that moved in {len(both)} runs: {'; '.join(moved[:3]) or 'none'}"
     )

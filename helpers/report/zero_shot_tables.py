@@ -1,0 +1,165 @@
+"""Tables of the zero-shot notebook: accuracy by task, and paired differences of models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pandas as pd
+
+from helpers.data.tasks import TASK_TABLE, paired_difference
+from helpers.report.labels import TASK_NAMES, row_key
+from helpers.report.markdown import Table
+from helpers.report.records import Record
+from helpers.report.runs_table import ZERO_SHOT_NOTEBOOK, model_sentence, runs_table
+
+ACCURACIES = ["acc", "acc_stderr", "acc_norm", "acc_norm_stderr"]
+
+
+def answer_table(records: Iterable[Record]) -> pd.DataFrame:
+    """The answers of the zero-shot runs, a row for each model, seed and task.
+
+    Columns: model, its row in the tables; seed, 0 for the dense model; task, by the paper's name;
+    items; right, whether the answer to each was; ACCURACIES; harness, lm-eval's version. In the
+    order of the methods and of the paper's tasks; of several runs the one with most items counts.
+    """
+    rows = []
+    for run in runs_table(records, ZERO_SHOT_NOTEBOOK).itertuples():
+        model = f"{run.label}, {run.target}"
+        seed = run.seed
+        if run.target == "dense":
+            model = run.label
+            seed = 0
+        scores = run.record["series"]["zero_shot"]
+        for place, (task, name) in enumerate(TASK_NAMES.items()):
+            if task in scores:
+                items = tuple(scores[task]["items"])
+                row = {
+                    "model": model,
+                    "seed": seed,
+                    "task": name,
+                    "items": items,
+                    "right": scores[task]["acc"],
+                    "harness": run.record["versions"]["lm-eval"],
+                    "order": (row_key(run.label), model, seed, place, len(items)),
+                }
+                for accuracy in ACCURACIES:
+                    metric = run.record["metrics"].get(f"{task}_{accuracy}", {})
+                    row[accuracy] = metric.get("value")
+                rows.append(row)
+    key = ["model", "seed", "task"]
+    columns = [*key, "items", "right", "harness", "order", *ACCURACIES]
+    table = pd.DataFrame(rows, columns=columns).sort_values("order")
+    return table.drop_duplicates(key, keep="last", ignore_index=True)
+
+
+def paired_differences(records: Iterable[Record]) -> pd.DataFrame:
+    """Differences in acc between each two models on the same items of a task, with the same seed.
+
+    Columns: pair ("second − first"), seed, task, difference, and its standard error.
+    """
+    answers = answer_table(records).reset_index()
+    pairs = answers.merge(answers, on=["task", "items"], suffixes=("_1", "_2"))
+    pairs = pairs.sort_values(["index_1", "index_2"])
+    # the dense model, which comes first, is paired with every seed
+    alike = (pairs["seed_1"] == pairs["seed_2"]) | (pairs["model_1"] == "dense")
+    apart = pairs["model_1"] != pairs["model_2"]
+    pairs = pairs[alike & apart & (pairs["index_1"] < pairs["index_2"])]
+    differences = list(map(paired_difference, pairs["right_2"], pairs["right_1"]))
+    table = pd.DataFrame(differences, pairs.index, ["difference", "error"], float)
+    names = pairs["model_2"] + " − " + pairs["model_1"]
+    return table.assign(pair=names, seed=pairs["seed_2"], task=pairs["task"])
+
+
+def _by_task(
+    rows: pd.DataFrame, row: str, value: str, error: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Values and standard errors by row and task, with their mean over tasks in the last column.
+
+    All seeds have the same items, so the error from the items does not shrink: it is their mean.
+    Tasks are taken as independent.
+    """
+    rows = rows.dropna(subset=value)
+    cells = rows.groupby([row, "task"], sort=False)[[value, error]].mean()
+    wide = cells.astype(float).unstack().reindex(index=rows[row].unique())
+    tasks = [name for name in TASK_NAMES.values() if name in set(rows["task"])]
+    values = wide[value][tasks].rename_axis(columns=None)
+    errors = wide[error][tasks].rename_axis(columns=None)
+    counts = values.notna().sum(axis=1)
+    values["mean"] = values.mean(axis=1)
+    errors["mean"] = np.sqrt((errors**2).sum(axis=1)) / counts
+    return values, errors
+
+
+def accuracy_table(
+    records: Iterable[Record], metric: str = "acc"
+) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """Accuracy and its standard error, in the paper's columns with a mean; None without records.
+
+    A row is the mean over seeds of the calibration text. `metric` is "acc" or, for tasks that have
+    it, "acc_norm" (normalised by the answers' length).
+    """
+    answers = answer_table(records)
+    if answers[metric].isna().all():
+        return None
+    values, errors = _by_task(answers, "model", metric, f"{metric}_stderr")
+    # a mean over fewer tasks than the other rows have could not be compared with theirs
+    complete = values.notna().all(axis=1)
+    values["mean"] = values["mean"].where(complete)
+    errors["mean"] = errors["mean"].where(complete)
+    return values, errors
+
+
+PAIRED_CAPTION = (
+    "Paired differences in accuracy on the same items. ± is one standard error over items here; "
+    "bold where they exceed two, which one in twenty would by chance. Means are over the tasks of "
+    "a row."
+)
+
+
+def paired_table(records: Iterable[Record]) -> pd.DataFrame | None:
+    """`paired_differences` as text, "difference ± standard error", means over seeds.
+
+    None without a pair.
+    """
+    pairs = paired_differences(records)
+    if pairs.empty:
+        return None
+    values, errors = _by_task(pairs, "pair", "difference", "error")
+    texts = values.map("{:+.3f}".format) + " ± " + errors.map("{:.3f}".format)
+    texts = texts.mask(values.abs() > 2 * errors, "**" + texts + "**")
+    return texts.where(values.notna()).rename_axis("difference")
+
+
+def chance_accuracy(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """The row of what guessing scores on each task of an accuracy table, and the mean."""
+    known = {name: TASK_TABLE[task].chance for task, name in TASK_NAMES.items()}
+    chance = pd.Series(known, name="chance").reindex(accuracy.columns)
+    return chance.fillna({"mean": chance.mean()}).to_frame().T
+
+
+def _items_note(records: Iterable[Record]) -> str:
+    """How many items each task has, whether the same for every model, and by which harness."""
+    answers = answer_table(records)
+    sizes = answers["items"].map(len)
+    amount = " to ".join(map(str, sorted({min(sizes), max(sizes)})))
+    same = "the same"
+    if (answers.groupby("task")["items"].nunique() > 1).any():
+        same = "not the same"
+    harness = ", ".join(sorted(set(answers["harness"])))
+    return f"{amount} items a task, {same} for every model; lm-eval {harness}."
+
+
+def zero_shot_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
+    """The tables of the zero-shot notebook, by name, of the records of one model."""
+    model = model_sentence(records)
+    for metric, how in ("acc", ""), ("acc_norm", " normalised by the answers' length"):
+        accuracies = accuracy_table(records, metric)
+        if accuracies:
+            table, errors = accuracies
+            table = pd.concat([chance_accuracy(table), table]).rename_axis("model")
+            note = f"{model} Accuracy{how} ± one standard error over items. {_items_note(records)}"
+            yield "zero_shot", Table(metric, note, table, errors)
+    pairs = paired_table(records)
+    if pairs is not None:
+        yield "zero_shot", Table("paired", f"{model} {PAIRED_CAPTION}", pairs)
