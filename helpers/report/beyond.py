@@ -5,10 +5,8 @@ into the kept weights), and the repaired model. So the row of "admm-grad" comes 
 starts with it, and both rows of a run are of the same seed.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,7 @@ from helpers.report.labels import (
     with_options,
 )
 from helpers.report.markdown import Table
-from helpers.report.records import Record
+from helpers.report.records import Records
 from helpers.report.runs_table import (
     CELL,
     by_target,
@@ -82,7 +80,7 @@ def pipeline_title(parameters: Mapping[str, Any]) -> str:
     )
 
 
-def pipeline_table(records: Iterable[Record]) -> pd.DataFrame:
+def pipeline_table(records: Records) -> pd.DataFrame:
     """The pipelines of notebook 08: a row for the layers of each run, one for the repaired model.
 
     Columns: those of `runs_table`, where perplexity, perplexity_web and memory are those of the
@@ -96,32 +94,35 @@ def pipeline_table(records: Iterable[Record]) -> pd.DataFrame:
     runs = runs_table(records, NOTEBOOK, cell=(*CELL, *PIPELINE))
     if runs.empty:
         return runs.assign(pipeline="", closed=math.nan, times=math.nan)
-    parameters = [record["parameters"] for record in runs["record"]]
-    steps = pd.Series(map(_allocation_and_passes, parameters), runs.index)
-    counted = runs["timed"] | (not runs["timed"].any())
-    two_passes = ~steps.str.contains("one pass|bfloat16")
-    runs = runs.assign(
-        stem=runs["label"] + steps,
-        repair=list(map(_repair, parameters)),
-        seconds=runs["total_seconds"].where(counted),
-        admm_seconds=runs["prune_seconds"].where(
-            counted & two_passes & (runs["label"] == BASE)
-        ),
-    )
-    repaired = runs[runs["repair"] != ""]
-    layers = runs.assign(
-        repair="",
-        perplexity=runs["perplexity_layers"],
-        perplexity_web=runs["perplexity_web_layers"],
-        seconds=runs["seconds"] - runs["repair_seconds"],
-        # the peak of a run is that of its repair, if it had one
-        memory=runs["memory"].where(runs["repair"] == ""),
-    )
-    table = pd.concat([layers, repaired], ignore_index=True)
-    table["pipeline"] = table["stem"] + table["repair"]
-    # the shorter repair first: 8 windows before 64
-    keys = (table["method"].map(row_key), table["stem"], table["repair"].str.len())
-    table["order"] = list(zip(*keys, strict=True))
+    any_timed = runs["timed"].any()
+    rows = []
+    for run in runs.to_dict("records"):
+        parameters = run["record"]["parameters"]
+        steps = _allocation_and_passes(parameters)
+        repair = _repair(parameters)
+        name = run["label"] + steps
+        order = (row_key(run["method"]), name)
+        run["seconds"] = run["total_seconds"]
+        run["admm_seconds"] = run["prune_seconds"]
+        if any_timed and not run["timed"]:
+            run["seconds"] = run["admm_seconds"] = math.nan
+        if run["label"] != BASE or "one pass" in steps or "bfloat16" in steps:
+            run["admm_seconds"] = math.nan
+        layers = {
+            "pipeline": name,
+            "order": (*order, 0),
+            "perplexity": run["perplexity_layers"],
+            "perplexity_web": run["perplexity_web_layers"],
+            "seconds": run["seconds"] - run["repair_seconds"],
+        }
+        if repair:
+            layers["memory"] = math.nan  # the peak of a run is that of its repair
+        rows.append(run | layers)
+        if repair:
+            # the shorter repair first: 8 windows before 64
+            repaired = {"pipeline": name + repair, "order": (*order, len(repair))}
+            rows.append(run | repaired)
+    table = pd.DataFrame(rows)
     # ADMM-Grad's seconds of the same seed if possible: a claim on the ratio must hold for the
     # noise of both
     own = table["admm_seconds"]
@@ -162,13 +163,13 @@ def perplexity_table(
 
 
 GAIN_CAPTION = (
-    "Closed: the share of ln(perplexity / dense) after plain ADMM-Grad (same seed and target) that "
-    "the pipeline removes. Seconds: of pruning and repair, the median over seeds, and as a multiple "
-    "of those of ADMM-Grad's layers with two passes, in the same run if it prunes so, else in runs "
-    "on the same kind of machine, of the same seed if there are any. Once runs were timed alone, "
-    "only theirs are shown; else they may have shared the machine. The others are means over seeds; "
-    "± is half of Student's 95 % interval. Peak memory is the process's, with the evaluation, the "
-    "dense model and a copy of the pruned one."
+    "Closed: the share of ln(perplexity / dense) after plain ADMM-Grad (same seed and target) "
+    "that the pipeline removes. Seconds: of pruning and repair, the median over seeds, and as a "
+    "multiple of those of ADMM-Grad's layers with two passes, in the same run if it prunes so, "
+    "else in runs on the same kind of machine, of the same seed if there are any. Once runs were "
+    "timed alone, only theirs are shown; else they may have shared the machine. The others are "
+    "means over seeds; ± is half of Student's 95 % interval. Peak memory is the process's, with "
+    "the evaluation, the dense model and a copy of the pruned one."
 )
 
 
@@ -203,23 +204,23 @@ def gain_table(pipelines: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return table, spread.where(spread > 0.001)  # what all is compared with has none
 
 
-def beyond_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
+def beyond_tables(records: Records) -> Iterator[tuple[str, Table]]:
     """The tables of notebook 08, by name, of the records of one model."""
     for number, runs in enumerate(by_windows(of_notebook(records, NOTEBOOK))):
         windows = f"other windows {number}" if number else ""
+        end = f", {windows}" if number else ""
         pipelines = pipeline_table(runs)
         setting = setting_sentences(runs)
         note = f"{setting} {PERPLEXITY_CAPTION}"
         yield "beyond", Table(windows, note, *perplexity_table(pipelines, "perplexity"))
         common = common_parameters(runs)
+        text = full_name("calibration", common["calibration"])
         note = (
-            f"{model_sentence(runs)} Perplexity on "
-            f"{full_name('calibration', common['calibration'])}, {common['web_windows']} windows of "
+            f"{model_sentence(runs)} Perplexity on {text}, {common['web_windows']} windows of "
             f"{common['length']} tokens that nothing was fitted to, others for each seed. "
             f"{PERPLEXITY_CAPTION}"
         )
-        web = ", ".join(filter(None, ["web text", windows]))
-        yield "beyond", Table(web, note, *perplexity_table(pipelines, "perplexity_web"))
-        gain = ", ".join(filter(None, ["gain", windows]))
-        table, spread = gain_table(pipelines)
-        yield "beyond", Table(gain, f"{setting} {GAIN_CAPTION}", table, spread)
+        web = perplexity_table(pipelines, "perplexity_web")
+        yield "beyond", Table(f"web text{end}", note, *web)
+        note = f"{setting} {GAIN_CAPTION}"
+        yield "beyond", Table(f"gain{end}", note, *gain_table(pipelines))

@@ -1,6 +1,4 @@
-"""Claims that go beyond the paper: sparsity allocation by gradients, and distillation afterwards."""
-
-from __future__ import annotations
+"""Claims that go beyond the paper: sparsity allocation by gradients, and distillation."""
 
 import pandas as pd
 

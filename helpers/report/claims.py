@@ -5,11 +5,9 @@ Without the records that a test needs the verdict is "not tested here". With too
 within the noise it is "not decided here". See `helpers.report.evidence`.
 """
 
-from __future__ import annotations
-
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from helpers.report.beyond_claims import BEYOND_CLAIMS
@@ -18,7 +16,7 @@ from helpers.report.labels import display_name
 from helpers.report.layer_claims import FEWEST_LAYERS, LAYER_CLAIMS, MIDDLE, MOST
 from helpers.report.model_claims import FEW_SEEDS, MODEL_CLAIMS, SEEDS
 from helpers.report.model_results import ModelResults
-from helpers.report.records import Record
+from helpers.report.records import Records
 
 CLAIMS = sorted([*LAYER_CLAIMS, *MODEL_CLAIMS, *BEYOND_CLAIMS])  # by their numbers
 RULES = (
@@ -48,7 +46,7 @@ class ClaimVerdict(NamedTuple):
 
 
 def claim_verdicts(
-    records: Iterable[Record], claims: Sequence[Claim] = CLAIMS
+    records: Records, claims: Sequence[Claim] = CLAIMS
 ) -> list[ClaimVerdict]:
     """What the records of one model say of each claim, in the order of `claims`."""
     results = ModelResults(records)

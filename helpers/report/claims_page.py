@@ -1,16 +1,13 @@
 """The page of claims: verdicts on the records of a plan, with the numbers that they rest on."""
 
-from __future__ import annotations
-
 import os
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 
 from helpers.paths import reference_dir, replace_file
 from helpers.report.claims import RULES, claim_verdicts
 from helpers.report.evidence import FAILS, HOLDS, UNTESTED
-from helpers.report.records import Record, read_records
+from helpers.report.records import Record, Records, read_records
 from helpers.report.runs_table import (
     by_model,
     common_parameters,
@@ -21,9 +18,7 @@ from helpers.report.runs_table import (
 NO_DISAGREEMENT = "| – | nothing | – | – | – |"
 
 
-def claims_markdown(
-    records: Iterable[Record], tables: Path, page: Path | None = None
-) -> str:
+def claims_markdown(records: Records, tables: Path, page: Path | None = None) -> str:
     """The verdicts on the records of one model, each with its main number and a link to its table.
 
     Then how each was tested, with all numbers, and which claims these records do not test. A column
@@ -41,7 +36,10 @@ def claims_markdown(
         printed = verdicts
         second, pointers = _second_model(records)
         if second:
-            text += f" The runs on {second} are too few to decide a claim: shown is where they point."
+            text += (
+                f" The runs on {second} are too few to decide a claim: shown is where they "
+                "point."
+            )
     else:
         printed = claim_verdicts(_committed("full") + _committed("beyond"))
         link = os.path.relpath(reference_dir("full") / "tables" / "claims.md", page)
@@ -103,9 +101,7 @@ def _second_model(records: list[Record]) -> tuple[str, dict[int, str]]:
     return name, pointers
 
 
-def write_claims(
-    records: Iterable[Record], folder: str | os.PathLike[str]
-) -> list[Path]:
+def write_claims(records: Records, folder: str | os.PathLike[str]) -> list[Path]:
     """Write claims.md, a section for each model, into the folder of the tables; return its path.
 
     Raises FileError if the folder cannot be written.

@@ -1,7 +1,5 @@
 """How a claim is decided: margins with half intervals, and one rule for all of them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Names of methods, tasks, rows and columns, and the order in which tables show them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

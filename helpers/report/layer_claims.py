@@ -1,7 +1,5 @@
 """Claims about the weight update of a layer on a fixed mask (notebook 02)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -90,8 +88,8 @@ def _twenty_iterations_suffice(results: ModelResults) -> Evidence:
     within = solved["excess"] <= ENOUGH
     percent = 100 * solved["excess"]
     numbers = (
-        f"at worst {percent.max():.2g} % above the optimum; median {percent.median():.2g} %; within "
-        f"1 % on {within.sum()} of {len(solved)} problems"
+        f"at worst {percent.max():.2g} % above the optimum; median {percent.median():.2g} %; "
+        f"within 1 % on {within.sum()} of {len(solved)} problems"
     )
     return _on_nearly_all(solved, within, numbers)
 

@@ -1,15 +1,13 @@
 """Tables of the layer studies of notebooks 02 and 03: weight updates, and rules for the mask."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
 from helpers.report.labels import column_key, target_name
 from helpers.report.markdown import Table
-from helpers.report.records import Record
+from helpers.report.records import Records
 from helpers.report.runs_table import model_sentence, series_table
 
 SOLVERS = {
@@ -32,7 +30,7 @@ UPDATE_CAPTION = (
 )
 
 
-def update_table(records: Iterable[Record]) -> pd.DataFrame | None:
+def update_table(records: Records) -> pd.DataFrame | None:
     """Errors and seconds of each solver, means over problems; None without the series "update".
 
     ADMM with other settings than its defaults has a row after 20 iterations only.
@@ -52,15 +50,11 @@ def update_table(records: Iterable[Record]) -> pd.DataFrame | None:
     own = (best["solver"] == "none") | (best["damping"] == ADMM_DEFAULTS["damping"])
     best["excess"] = 100 * best["excess"].where(own)
     groups = best.groupby(["rank", "solver", *settings], dropna=False)
-    columns = {
-        "problems": groups.size(),
-        "error": groups["error"].mean(),
-        "held-out": groups["heldout"].mean(),
-        "excess, mean (%)": groups["excess"].mean(),
-        "excess, worst (%)": groups["excess"].max(),
-        "seconds": groups["seconds"].mean(),
-    }
-    table = pd.DataFrame(columns)
+    table = groups[["error", "heldout", "excess", "seconds"]].mean()
+    table.insert(0, "problems", groups.size())
+    table.insert(4, "excess, worst (%)", groups["excess"].max())
+    names = {"heldout": "held-out", "excess": "excess, mean (%)"}
+    table = table.rename(columns=names)
     iterations = table.index.get_level_values("iterations").astype("Int64")
     table.insert(0, "iterations", iterations)
     labels = [_update_label(*key[1:-1]) for key in table.index]
@@ -90,8 +84,8 @@ MASK_CAPTION = (
 )
 
 
-def mask_table(records: Iterable[Record], text: str = "error") -> pd.DataFrame | None:
-    """The error of each rule for the mask, in percent of the default's on the same layer, by target.
+def mask_table(records: Records, text: str = "error") -> pd.DataFrame | None:
+    """The error of each rule for the mask, in percent of the default's on the same layer.
 
     A geometric mean over layers, on calibration text ("error") or on held-out text ("heldout").
     None without the series "ablation".
@@ -124,7 +118,7 @@ def _mask_label(mask_steps: int, schedule: str, budget: str) -> str:
     return ", ".join(details) or DEFAULT_MASK
 
 
-def layer_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
+def layer_tables(records: Records) -> Iterator[tuple[str, Table]]:
     """The tables of the layer studies, by name, of the records of one model."""
     model = model_sentence(records)
     updates = update_table(records)

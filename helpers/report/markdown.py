@@ -1,7 +1,5 @@
 """Tables with their notes, and how numbers are printed in Markdown."""
 
-from __future__ import annotations
-
 from numbers import Integral
 from typing import NamedTuple
 
@@ -34,16 +32,17 @@ def to_markdown(table: pd.DataFrame, spread: pd.DataFrame | None = None) -> str:
     """The table in Markdown, with display names, numbers to the right, and "± spread" if any."""
     cells = table.map(format_number)
     if spread is not None:
-        halves = spread.map(
-            lambda half: f" ± {format_number(half)}", na_action="ignore"
-        )
-        # rows such as chance have none
-        cells += halves.reindex(cells.index).fillna("")
+        spread = spread.reindex(cells.index)  # rows such as chance have none
+        cells += spread.map(_plus_minus)
     width = len(table.columns)
     rows = [[table.index.name or "", *table.columns], [":--", *["--:"] * width]]
     rows += cells.itertuples(name=None)
     lines = [display_name(" | ".join(map(str, row))) for row in rows]
     return "".join(f"| {line} |\n" for line in lines)
+
+
+def _plus_minus(half: float) -> str:
+    return "" if pd.isna(half) else f" ± {format_number(half)}"
 
 
 class Table(NamedTuple):

@@ -1,7 +1,5 @@
 """Claims about pruned models: perplexity, seconds, and answers to zero-shot questions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -106,7 +104,7 @@ def _option_changes_perplexity(
     below: float = math.inf,
     **options: Any,
 ) -> Evidence:
-    """The evidence that an option of ADMM-Grad changes perplexity at 60 % by a fraction in bounds."""
+    """The evidence that an option of ADMM-Grad changes perplexity at 60 % within bounds."""
     both = results.paired(SEEDED, "admm-grad", **options)
     if both.empty:
         return untested(f"runs of {with_options('admm-grad', options)} at {SEEDED}")
@@ -147,7 +145,7 @@ def _as_fast_as_sparsegpt(results: ModelResults) -> Evidence:
 
 
 def _more_answers(results: ModelResults, better: str, worse: Sequence[str]) -> Evidence:
-    """The evidence that one method answers more questions than others, on the items of all seeds."""
+    """The evidence that one method answers more questions than others, on the same items."""
     for target, runs in results.scored.query("options == '{}'").groupby("target"):
         pairs = {f"{better}, {target} − {low}, {target}": low for low in worse}
         steps = paired_differences(runs["record"])

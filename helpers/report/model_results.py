@@ -1,7 +1,5 @@
 """The records of one model as the tests of claims need them."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -11,7 +9,7 @@ import pandas as pd
 
 from helpers.report.beyond import pipeline_table
 from helpers.report.layer_tables import ADMM_DEFAULTS
-from helpers.report.records import Record
+from helpers.report.records import Records
 from helpers.report.runs_table import (
     NUMBERS,
     PRUNE_NOTEBOOK,
@@ -34,7 +32,7 @@ PROBLEM_NUMBERS = (
 class ModelResults:
     """Pruning runs, zero-shot runs, layer problems and pipelines, in the most frequent setting."""
 
-    def __init__(self, records: Iterable[Record]) -> None:
+    def __init__(self, records: Records) -> None:
         self.records = list(records)
         self.pruned = runs_table(self.records, PRUNE_NOTEBOOK).query("usual")
         self.scored = runs_table(self.records, ZERO_SHOT_NOTEBOOK).query("usual")
@@ -66,7 +64,7 @@ def _by_seed(runs: pd.DataFrame, method: str, options: Row) -> pd.DataFrame:
     return seeds[NUMBERS].mean().join(seeds["record"].first())
 
 
-def layer_problems(records: Iterable[Record]) -> pd.DataFrame:
+def layer_problems(records: Records) -> pd.DataFrame:
     """A row for each layer and sparsity of the update study; what was not run is NaN.
 
     Columns: layer; timed, whether the run was timed alone; curves, all of them; ADMM_NUMBERS, of
@@ -101,7 +99,7 @@ def layer_problems(records: Iterable[Record]) -> pd.DataFrame:
                 row["sparsegpt_heldout"] = ended["heldout"]
             rows.append(row)
     table = pd.DataFrame(rows, columns=["layer", "timed", "curves", *PROBLEM_NUMBERS])
-    return table.astype({"timed": bool} | dict.fromkeys(PROBLEM_NUMBERS, float))
+    return table.astype(dict.fromkeys(PROBLEM_NUMBERS, float))
 
 
 def _matching(rows: Iterable[Row], **values: Any) -> list[Row]:
@@ -110,7 +108,7 @@ def _matching(rows: Iterable[Row], **values: Any) -> list[Row]:
 
 
 def _iterations_to_optimum(curves: list[Row]) -> float:
-    """The least iterations to within 1 % of the optimum: infinite if none arrives, NaN if none is."""
+    """The least iterations to within 1 % of the optimum: inf if none is, NaN if not run."""
     return cost_to_reach(curves, ENOUGH, "iterations") if curves else math.nan
 
 

@@ -1,7 +1,5 @@
 """Figures of one layer, mask or run, which notebooks and explorers draw while a user looks."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,8 +61,7 @@ def lines_figure(
     set_up_axes(
         ax,
         display_name(title),
-        log="y",
-        plain=True,
+        log=True,
         whole=10,
         xlabel=xlabel,
         ylabel=ylabel,
@@ -89,7 +86,7 @@ def _kept_share(keep: Any) -> str:
 
 def _draw_mask(ax: Axes, keep: Any, title: str) -> None:
     ax.imshow(
-        keep.cpu(),
+        np.asarray(keep.cpu()),
         cmap=ListedColormap([PRUNED, KEPT]),
         vmin=0,
         vmax=1,
@@ -119,7 +116,22 @@ def solve_figure(
     figure, (left, middle, right) = new_figure(
         3, size=(10.5, 3.9), margins=MARGINS, width_ratios=[1.25, 1.1, 1]
     )
-    _draw_errors(left, errors, references, mask_steps, title)
+    iterations = range(1, len(errors) + 1)
+    left.plot(iterations, above_zero(errors), markersize=4, **line_style("ADMM"))
+    draw_references(left, {name: v for name, v in references.items() if v > 0})
+    if mask_steps:
+        steps = (0.5, mask_steps + 0.5)
+        left.axvspan(*steps, color="#EEEEEE", zorder=0, label="mask still changes")
+    set_up_axes(
+        left,
+        title,
+        log=True,
+        whole=8,
+        xlabel="iteration",
+        ylabel=RELATIVE_ERROR,
+        xlim=(0.5, len(errors) + 0.5),
+        legend={"fontsize": 8.5},
+    )
     # the error of every output, the solve's worst first; three are named
     order = np.argsort(-np.asarray(after), kind="stable")
     ranks = range(1, len(order) + 1)
@@ -130,43 +142,13 @@ def solve_figure(
     set_up_axes(
         middle,
         f"hurt most: outputs {', '.join(map(str, order[:3]))}",
-        log="y",
-        plain=True,
+        log=True,
         legend={"fontsize": 8.5, "loc": "best", "markerscale": 3},
         xlabel="output, most hurt first",
         ylabel="relative error of an output",
     )
     _draw_mask(right, keep[:48, :48], f"kept (dark): {_kept_share(keep)}")
     return figure
-
-
-def _draw_errors(
-    ax: Axes,
-    errors: Sequence[float],
-    references: Mapping[str, float],
-    mask_steps: int,
-    title: str,
-) -> None:
-    """The error of a solve by iteration, with horizontal lines to compare it with."""
-    iterations = range(1, len(errors) + 1)
-    ax.plot(iterations, above_zero(errors), markersize=4, **line_style("ADMM"))
-    positive = {name: value for name, value in references.items() if value > 0}
-    draw_references(ax, positive)
-    if mask_steps:
-        ax.axvspan(
-            0.5, mask_steps + 0.5, color="#EEEEEE", zorder=0, label="mask still changes"
-        )
-    set_up_axes(
-        ax,
-        title,
-        log="y",
-        plain=True,
-        whole=8,
-        xlabel="iteration",
-        ylabel=RELATIVE_ERROR,
-        xlim=(0.5, len(errors) + 0.5),
-        legend={"fontsize": 8.5},
-    )
 
 
 def gradual_mask_figure(
@@ -234,7 +216,8 @@ def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> 
     rows, columns = 40, 60
     if group:  # few groups, each of which can be counted
         rows, columns = 16, 3 * max(8, group)
-    kinds = (2 * keep.int() + one_shot.int())[:rows, :columns].cpu()  # as the colours
+    kinds = np.asarray((2 * keep.int() + one_shot.int()).cpu())  # as the colours
+    kinds = kinds[:rows, :columns]
     ax.imshow(
         kinds,
         cmap=ListedColormap(list(colours.values())),
@@ -289,9 +272,8 @@ def hidden_states_figure(
     set_up_axes(
         left,
         f"sequence {sequence}, {block_name(block, len(table))}",
-        log="y",
-        plain=True,
-        legend=True,
+        log=True,
+        legend={},
         xlabel="position in the sequence",
         ylabel="norm of a token's stream",
     )
@@ -303,10 +285,9 @@ def hidden_states_figure(
     set_up_axes(
         right,
         f"largest is {ratio:.3g} × the median here",
-        log="y",
-        plain=True,
+        log=True,
         whole=10,
-        legend=True,
+        legend={},
         xlabel="entering block (the last: leaving them all)",
     )
     return figure

@@ -1,19 +1,16 @@
 """The figures of a plan as pure functions of its records and of the series that they hold."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from helpers.paths import replace_file
 from helpers.report.labels import display_name, row_key
-from helpers.report.records import Record
+from helpers.report.records import Records
 from helpers.report.runs_table import by_model, perplexity_cells, with_series
 from helpers.report.style import (
     RELATIVE_ERROR,
@@ -53,7 +50,7 @@ ALTERNATIVE_TEXTS = {
 }
 
 
-def perplexity_figure(records: Iterable[Record]) -> Figure | None:
+def perplexity_figure(records: Records) -> Figure | None:
     """Perplexity on a log scale against sparsity, a line for each method of notebook 04.
 
     The records are of one model; None without any. Points are means over seeds, as in the table.
@@ -80,8 +77,7 @@ def perplexity_figure(records: Iterable[Record]) -> Figure | None:
     set_up_axes(
         ax,
         _perplexity_title(points),
-        log="y",
-        plain=True,
+        log=True,
         xlabel="weights set to zero (%)",
         ylabel="perplexity (log scale, lower is better)",
         xticks=sparsity.unique(),
@@ -130,15 +126,15 @@ def convergence_figure(series: Mapping[str, Any]) -> Figure:
     recommended = series["error"].get("ρ = 1", [])
     for iteration, error in zip(iterations, recommended, strict=False):
         if error <= NEAR * optimum:
-            title = f"ADMM (ρ = 1) is within 1 % of the optimum's error after {iteration} iterations"
+            where = f"within 1 % of the optimum's error after {iteration} iterations"
+            title = f"ADMM (ρ = 1) is {where}"
             draw_ring(ax, iteration, error)
             break
     layer = display_name(series["layer"])
     set_up_axes(
         ax,
         title,
-        log="y",
-        plain=True,
+        log=True,
         whole=10,
         xlabel=f"iteration ({layer}, {100 * series['sparsity']:.0f} % set to zero)",
         ylabel=RELATIVE_ERROR,
@@ -176,7 +172,14 @@ def schedule_figure(series: Mapping[str, Any]) -> Figure:
     )
     label_line_ends(left)
     shares = (100 * pd.DataFrame(series["ratio"])).drop(index="one-shot")
-    _draw_bars(right, shares)
+    width = 0.8 / len(shares)
+    for position, (name, row) in enumerate(shares.iterrows()):
+        places = np.arange(len(row)) + (position - (len(shares) - 1) / 2) * width
+        bars = right.bar(places, row, width * 0.95, color=line_style(name)["color"])
+        right.bar_label(bars, fmt="%.0f", padding=2, fontsize=9)
+    right.axhline(100, color=line_style("one-shot")["color"], linewidth=5)
+    right.set_xticks(range(len(shares.columns)), shares.columns)
+    set_up_axes(right, "error of a layer (one-shot mask: 100 %)", ylim=(0, 115))
     low = shares.min(axis=None)
     high = shares.max(axis=None)
     title = f"A mask chosen in steps leaves {low:.0f} to {high:.0f} % of a one-shot mask's error"
@@ -184,22 +187,10 @@ def schedule_figure(series: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _draw_bars(ax: Axes, shares: pd.DataFrame) -> None:
-    """A group of bars for each column, with a bar for each row."""
-    width = 0.8 / len(shares)
-    for position, (name, row) in enumerate(shares.iterrows()):
-        places = np.arange(len(row)) + (position - (len(shares) - 1) / 2) * width
-        bars = ax.bar(places, row, width * 0.95, color=line_style(name)["color"])
-        ax.bar_label(bars, fmt="%.0f", padding=2, fontsize=9)
-    ax.axhline(100, color=line_style("one-shot")["color"], linewidth=5)
-    ax.set_xticks(range(len(shares.columns)), list(shares.columns))
-    set_up_axes(ax, "error of a layer (one-shot mask: 100 %)", ylim=(0, 115))
-
-
 # ------------------------------------------------------------------ all figures of a plan
 
 
-def all_figures(records: Iterable[Record]) -> dict[str, Figure]:
+def all_figures(records: Records) -> dict[str, Figure]:
     """Every figure that the records allow, by file name without its ending.
 
     Where there are several models, each has its own, with the model in their names.
@@ -218,7 +209,7 @@ def all_figures(records: Iterable[Record]) -> dict[str, Figure]:
     return figures
 
 
-def _main_series(records: Iterable[Record], name: str) -> Mapping[str, Any] | None:
+def _main_series(records: Records, name: str) -> Mapping[str, Any] | None:
     """The series of that name, of the record "default" if it has one, else of the first."""
     having = with_series(records, name)
     having.sort(key=lambda record: record.get("name") != "default")
@@ -233,7 +224,7 @@ def figure_alt(name: str) -> str:
     return ""
 
 
-def write_figures(records: Iterable[Record], folder: str | Path) -> list[Path]:
+def write_figures(records: Records, folder: str | Path) -> list[Path]:
     """Draw every figure that the records allow into `folder`, as PNG (150 dpi).
 
     Returns the paths written. Raises FileError when the folder cannot be written.

@@ -4,15 +4,12 @@
 papers and repositories, and paper.csv, for the paper's own tables; a test checks them.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from helpers.report.labels import column_key, row_key, target_name
-from helpers.report.records import Record
+from helpers.report.records import Records
 from helpers.report.runs_table import perplexity_cells
 
 FILES = ("published.csv", "paper.csv")
@@ -45,7 +42,7 @@ def read_published() -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def ratio_table(records: Iterable[Record]) -> pd.DataFrame | None:
+def ratio_table(records: Records) -> pd.DataFrame | None:
     """Perplexities over SparseGPT's and over Wanda's in the same cell: ours, and published ones.
 
     The records are those of one model; a cell of ours is a mean over seeds. A row is named by its
@@ -62,23 +59,20 @@ def ratio_table(records: Iterable[Record]) -> pd.DataFrame | None:
     )
     ours = perplexity_cells(records)["mean"].rename("value")
     ours = ours.rename_axis(["method", "at"]).reset_index()
-    cells = pd.concat([ours.assign(model="here", source="here"), theirs])
-    keys = [cells[name] for name in CELL]
+    ours = ours.assign(model="here", source="here")
+    cells = pd.concat([ours, theirs], ignore_index=True)
+    numbers = cells.groupby(CELL, sort=False).ngroup()
     for rival, ratio in zip(RIVALS, RATIOS, strict=True):
         values = cells["value"].where(cells["method"] == rival)
-        rivals = values.groupby(keys).transform("first")
+        rivals = values.groupby(numbers).transform("first")
         cells[ratio] = (cells["value"] / rivals).where(cells["method"] != rival)
-    places = zip(
-        cells["at"].map(column_key),
-        cells.groupby(CELL, sort=False).ngroup(),
-        cells["method"].map(row_key),
-        strict=True,
-    )
-    cells = cells.assign(order=list(places)).sort_values("order")
+    places = (cells["at"].map(column_key), numbers, cells["method"].map(row_key))
+    cells["order"] = list(zip(*places, strict=True))
     cells = cells[~cells["method"].isin(["dense", "magnitude", "sparsegpt"])]
     cells = cells.dropna(subset=RATIOS, how="all")
     cells = cells[cells["at"].isin(cells.loc[cells["model"] == "here", "at"])]
     if cells.empty:
         return None
-    table = cells.rename(columns={"value": "perplexity"}).set_index("at")
+    table = cells.sort_values("order").rename(columns={"value": "perplexity"})
+    table = table.set_index("at")
     return table[["method", "model", "perplexity", *RATIOS, "source"]]

@@ -5,8 +5,6 @@ parameters, metrics with units, seeds, identity of model and data, versions, wal
 memory, device and git commit.
 """
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import importlib.metadata
@@ -28,6 +26,7 @@ from helpers.errors import BadParameter, FileError, first_line
 from helpers.paths import replace_file, results_dir, root
 
 Record = Mapping[str, Any]
+Records = Iterable[Record]
 # the packages that can change a number
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "lm-eval")
 PACKAGES += ("numpy", "pandas", "pruning-reproduction")

@@ -5,18 +5,16 @@ with the difference, so that no mean mixes two settings. A run of a method with 
 its defaults is a variant, and is compared with the defaults in a table of its own.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 from scipy import stats
 
 from helpers.report.labels import column_key, method_name, target_name, with_options
-from helpers.report.records import Record
+from helpers.report.records import Record, Records
 
 PRUNE_NOTEBOOK = "04_prune_model"
 ZERO_SHOT_NOTEBOOK = "05_zero_shot"
@@ -52,12 +50,12 @@ EMBEDDED = {
 # ------------------------------------------------------------------ groups of records
 
 
-def of_notebook(records: Iterable[Record], notebook: str) -> list[Record]:
+def of_notebook(records: Records, notebook: str) -> list[Record]:
     """The records of a notebook."""
     return [record for record in records if record["notebook"] == notebook]
 
 
-def by_model(records: Iterable[Record]) -> dict[str, list[Record]]:
+def by_model(records: Records) -> dict[str, list[Record]]:
     """The records of each model, without those that have none."""
     models: dict[str, list[Record]] = defaultdict(list)
     for record in records:
@@ -66,7 +64,7 @@ def by_model(records: Iterable[Record]) -> dict[str, list[Record]]:
     return dict(models)
 
 
-def by_windows(records: Iterable[Record]) -> list[list[Record]]:
+def by_windows(records: Records) -> list[list[Record]]:
     """The records of each set of evaluation windows, the largest group first.
 
     Perplexities on different windows cannot be compared.
@@ -78,12 +76,12 @@ def by_windows(records: Iterable[Record]) -> list[list[Record]]:
     return sorted(groups.values(), key=len, reverse=True)
 
 
-def with_series(records: Iterable[Record], name: str) -> list[Record]:
+def with_series(records: Records, name: str) -> list[Record]:
     """The records that have the series of that name."""
     return [record for record in records if name in (record.get("series") or {})]
 
 
-def series_table(records: Iterable[Record], name: str) -> pd.DataFrame:
+def series_table(records: Records, name: str) -> pd.DataFrame:
     """The rows of a series that is a list, of all records, each with the number of its "record"."""
     rows = []
     for number, record in enumerate(with_series(records, name)):
@@ -94,7 +92,7 @@ def series_table(records: Iterable[Record], name: str) -> pd.DataFrame:
 # ------------------------------------------------------------------ the setting they share
 
 
-def common_parameters(records: Iterable[Record]) -> dict[str, Any]:
+def common_parameters(records: Records) -> dict[str, Any]:
     """The most frequent value of each parameter that is part of the setting."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
@@ -109,12 +107,12 @@ def full_name(parameter: str, value: Any) -> Any:
     return EMBEDDED[parameter].get(value, value)
 
 
-def model_sentence(records: Iterable[Record]) -> str:
+def model_sentence(records: Records) -> str:
     """A sentence that names the model of these runs."""
     return f"Model: {full_name('model', common_parameters(records).get('model'))}."
 
 
-def setting_sentences(records: Iterable[Record]) -> str:
+def setting_sentences(records: Records) -> str:
     """The model, the texts and their sizes that most of these pruning runs share."""
     records = list(records)
     # a record made by hand may lack some of the parameters
@@ -136,7 +134,7 @@ def setting_sentences(records: Iterable[Record]) -> str:
 
 
 def runs_table(
-    records: Iterable[Record],
+    records: Records,
     notebook: str = PRUNE_NOTEBOOK,
     cell: Sequence[str] = CELL,
 ) -> pd.DataFrame:
@@ -151,10 +149,11 @@ def runs_table(
     """
     runs = of_notebook(records, notebook)
     common = common_parameters(runs)
-    all_parameters = [run["parameters"] for run in runs]
-    plain = {method_name(some) for some in all_parameters if not some.get("options")}
+    without_options = [run for run in runs if not run["parameters"].get("options")]
+    plain = {method_name(run["parameters"]) for run in without_options}
     rows = []
-    for run, parameters in zip(runs, all_parameters, strict=True):
+    for run in runs:
+        parameters = run["parameters"]
         method = method_name(parameters)
         options = parameters.get("options") or {}
         target = "dense"
@@ -192,7 +191,7 @@ def processor_of(record: Record) -> str | None:
     return (record.get("platform") or {}).get("processor")
 
 
-def perplexity_cells(records: Iterable[Record]) -> pd.DataFrame:
+def perplexity_cells(records: Records) -> pd.DataFrame:
     """`over_seeds` of the perplexities of notebook 04, on the windows that most runs share.
 
     Without variants.

@@ -6,8 +6,6 @@ means one thing in all figures. Methods have Okabe and Ito's, which colour-blind
 apart; markers and dashes differ too, for print in grey.
 """
 
-from __future__ import annotations
-
 import io
 import threading
 from collections.abc import Iterator, Mapping
@@ -136,48 +134,40 @@ def above_zero(values: Any) -> np.ndarray:
 
 def set_up_axes(
     ax: Axes,
-    title: str = "",
+    title: str,
     *,
-    log: str = "",
-    plain: bool = False,
+    log: bool = False,
     whole: int = 0,
-    legend: bool | Mapping[str, Any] = False,
+    legend: Mapping[str, Any] | None = None,
     **labels: Any,
 ) -> None:
-    """What every panel needs: a title, labels and limits (`Axes.set`), log axes, ticks, a legend.
+    """What every panel needs: a title, labels and limits (`Axes.set`), ticks, a legend.
 
     Args:
-        log: "x", "y" or "xy".
-        plain: whether the y axis, a log one, has plain numbers.
+        log: whether the y axis is a log one, with plain numbers.
         whole: the most intervals of the x axis between ticks at whole numbers.
-        legend: whether there is one, or its arguments.
+        legend: its arguments; None for no legend.
     """
     with house_style():
-        ax.set(title=title, **{f"{axis}scale": "log" for axis in log}, **labels)
+        if log:
+            ax.set_yscale("log")
+        ax.set(title=title, **labels)
         if whole:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=whole))
-        if plain:
-            _plain_numbers(ax)
-        if legend is True:
-            ax.legend()
-        elif legend:
+        if log:
+            # every tick if it spans less than a decade, some if a few decades
+            low, high = ax.get_ylim()
+            digits = ""
+            if high <= 5 * low:
+                digits = "123456789"
+            elif high < 1e3 * low:
+                digits = "2345"
+            ax.yaxis.set_major_formatter("{x:.4g}")
+            ax.yaxis.set_minor_formatter(
+                lambda y, _: f"{y:.4g}" if f"{y:.0e}"[0] in digits else ""
+            )
+        if legend is not None:
             ax.legend(**legend)
-
-
-def _plain_numbers(ax: Axes) -> None:
-    """Label a log y axis: every tick if it spans less than a decade, some if a few decades."""
-    span = max(ax.get_ylim()) / min(ax.get_ylim())
-    digits = ""
-    if span <= 5:
-        digits = "123456789"
-    elif span < 1e3:
-        digits = "2345"
-
-    def minor_label(y: float, _: int) -> str:
-        return f"{y:.4g}" if f"{y:.0e}"[0] in digits else ""
-
-    ax.yaxis.set_major_formatter("{x:.4g}")
-    ax.yaxis.set_minor_formatter(minor_label)
 
 
 def label_line_ends(ax: Axes) -> None:
@@ -210,23 +200,19 @@ def label_line_ends(ax: Axes) -> None:
 
 def draw_references(ax: Axes, references: Mapping[str, float]) -> None:
     """Horizontal lines, with names and values for the legend."""
-    for (name, value), dash in zip(references.items(), cycle(DASHES[1:]), strict=False):
-        look = LOOKS.get(name.partition(" (")[0])
-        colour = look[0] if look else "black"
-        label = f"{display_name(name)}: {short_error(value)}"
-        ax.axhline(value, color=colour, linestyle=dash, linewidth=1.2, label=label)
+    dashes = cycle(DASHES[1:])
+    for name, value in references.items():
+        colour, *_ = LOOKS.get(name.partition(" (")[0], ["black"])
+        ax.axhline(
+            value,
+            color=colour,
+            linestyle=next(dashes),
+            linewidth=1.2,
+            label=f"{display_name(name)}: {short_error(value)}",
+        )
 
 
 def draw_ring(ax: Axes, x: float, y: float, label: str | None = None) -> None:
     """Ring one point of a line."""
-    ax.plot(
-        [x],
-        [y],
-        "o",
-        color="black",
-        linestyle="none",
-        markersize=12,
-        fillstyle="none",
-        markeredgewidth=1.6,
-        label=label,
-    )
+    look = {"color": "none", "markeredgecolor": "black", "markeredgewidth": 1.6}
+    ax.plot([x], [y], "o", markersize=12, label=label, **look)

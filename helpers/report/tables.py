@@ -3,13 +3,11 @@
 A cell is the mean over seeds; `helpers.report.runs_table` says which records share a cell.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +18,7 @@ from helpers.report.labels import row_key
 from helpers.report.layer_tables import layer_tables
 from helpers.report.markdown import Table
 from helpers.report.published import RATIO_CAPTION, ratio_table
-from helpers.report.records import Record
+from helpers.report.records import Records
 from helpers.report.runs_table import (
     PRUNE_NOTEBOOK,
     SECONDS,
@@ -43,7 +41,7 @@ PERPLEXITY_CAPTION = (
 )
 
 
-def perplexity_table(records: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def perplexity_table(records: Records) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Perplexity, methods by sparsity and pattern, and half of its confidence interval.
 
     The dense model has the same number in every column. NaN: no run, or the interval of one seed.
@@ -66,7 +64,7 @@ COST_CAPTION = (
 )
 
 
-def cost_table(records: Iterable[Record]) -> pd.DataFrame:
+def cost_table(records: Records) -> pd.DataFrame:
     """The paper's overhead table: seconds of each part by method, and peak memory.
 
     Medians, since a run that shared the machine with something heavy is an outlier. "forward" holds
@@ -86,7 +84,7 @@ VARIANTS_CAPTION = (
 )
 
 
-def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
+def variant_table(records: Records) -> pd.DataFrame | None:
     """Perplexity with other options against the defaults on the same seeds, by variant and target.
 
     Several records of one run count once, with their mean. A variant whose cell has no run of the
@@ -108,19 +106,14 @@ def variant_table(records: Iterable[Record]) -> pd.DataFrame | None:
     pairs["change"] = 100 * (pairs["perplexity"] / pairs["perplexity_default"] - 1)
     order = pairs["label"].map(row_key).argsort(kind="stable")
     groups = pairs.iloc[order].groupby(["label", "target"], sort=False)
-    intervals = groups["change"].agg(lambda changes: confidence_interval(changes)[1])
-    columns = {
-        "seeds": groups.size(),
-        "perplexity": groups["perplexity"].mean(),
-        "default": groups["perplexity_default"].mean(),
-        "change (%)": groups["change"].mean(),
-        "± (%)": intervals,
-    }
-    table = pd.DataFrame(columns).rename_axis(index=["variant", "at"])
-    return table.reset_index("at")
+    table = groups[["perplexity", "perplexity_default", "change"]].mean()
+    table.columns = ["perplexity", "default", "change (%)"]
+    table.insert(0, "seeds", groups.size())
+    table["± (%)"] = groups["change"].agg(lambda some: confidence_interval(some)[1])
+    return table.rename_axis(index=["variant", "at"]).reset_index("at")
 
 
-def pruning_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
+def pruning_tables(records: Records) -> Iterator[tuple[str, Table]]:
     """The tables of the pruning notebook, by name, of the records of one model."""
     runs = of_notebook(records, PRUNE_NOTEBOOK)
     if not runs:
@@ -148,7 +141,7 @@ def pruning_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
 # ------------------------------------------------------------------ all tables of a plan
 
 
-def all_tables(records: Iterable[Record]) -> dict[str, list[Table]]:
+def all_tables(records: Records) -> dict[str, list[Table]]:
     """Every table that the records allow, by name: a list, since each model has its own.
 
     `all_tables(records)["perplexity"][0].frame` is a DataFrame.
@@ -162,15 +155,13 @@ def all_tables(records: Iterable[Record]) -> dict[str, list[Table]]:
     return dict(tables)
 
 
-def perplexity_markdown(records: Iterable[Record]) -> str:
+def perplexity_markdown(records: Records) -> str:
     """The tables of perplexities in Markdown, "" without any."""
     tables = all_tables(records).get("perplexity", [])
     return "\n".join(table.markdown for table in tables)
 
 
-def write_tables(
-    records: Iterable[Record], folder: str | os.PathLike[str]
-) -> list[Path]:
+def write_tables(records: Records, folder: str | os.PathLike[str]) -> list[Path]:
     """Write every table of `all_tables` as NAME.md and return the paths.
 
     Raises FileError if the folder cannot be written.

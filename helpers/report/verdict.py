@@ -29,21 +29,18 @@ equal; times and memory are not judged. What a committed record lacks is not com
 another seed is another run: it has no reference.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
 from scipy import stats
 
-from helpers.paths import TABLES_NOTEBOOK
 from helpers.report.markdown import format_number
-from helpers.report.records import Record, record_id
+from helpers.report.records import Record, Records, record_id
 from helpers.report.runs_table import processor_of
 from helpers.report.tables import all_tables
 
@@ -100,17 +97,15 @@ class Verdict(NamedTuple):
     machines: dict[str, list[str]]  # by run: what differs between the two machines
 
 
-def judge(
-    records: Iterable[Record], reference: Iterable[Record], plan: Iterable[Record]
-) -> Verdict:
+def judge(records: Records, reference: Records, plan: Records) -> Verdict:
     """Compare the records made here with the committed records of the same runs (`same_run`).
 
     A committed run that has no record here counts as compared and not reproduced, a record without
     a committed one as without. `plan` are all committed records of the plan, for its seeds and
     dense models.
     """
-    here = _measuring_runs(records)
-    committed = _measuring_runs(reference)
+    here = {record_id(record): record for record in records}
+    committed = {record_id(record): record for record in reference}
     plan = list(plan)
     comparisons, machines = [], {}
     for name, expected in committed.items():
@@ -130,11 +125,6 @@ def judge(
         without=len(here.keys() - committed.keys()),
         machines=machines,
     )
-
-
-def _measuring_runs(records: Iterable[Record]) -> dict[str, Record]:
-    """The records by run, without the tables notebook's, which measures nothing of its own."""
-    return {record_id(r): r for r in records if r["notebook"] != TABLES_NOTEBOOK}
 
 
 def same_run(
@@ -157,14 +147,13 @@ def machine_differences(record: Record, reference: Record) -> list[str]:
     What one of them does not name is not compared, except the processor: an unknown one equals no
     other.
     """
-    here = _machine(record)
-    there = _machine(reference)
     differences = []
-    for key in here:
-        known = here[key] and there[key]
-        if here[key] != there[key] if known else key == "processor":
+    there = _machine(reference)
+    for key, here in _machine(record).items():
+        unknown = not (here and there[key])
+        if key == "processor" if unknown else here != there[key]:
             differences.append(
-                f"{key} {here[key] or 'unknown'} here, {there[key] or 'unknown'} there"
+                f"{key} {here or 'unknown'} here, {there[key] or 'unknown'} there"
             )
     return differences
 
@@ -176,9 +165,7 @@ def _machine(record: Record) -> dict[str, Any]:
         "processor": processor_of(record),
         "device": device,
         "threads": threads.partition(" ")[0],
-        "batch": (record.get("series") or {}).get(
-            "batch"
-        ),  # halved where memory ran out
+        "batch": _series(record).get("batch"),  # halved where memory ran out
     }
     for name in COMPUTING:
         # without the label of a build: 2.13.0+cpu is on a processor what 2.13.0 is
@@ -253,6 +240,10 @@ def _parameters(record: Record) -> dict[str, Any]:
     return {key: value for key, value in parameters if key != "device"}
 
 
+def _series(record: Record) -> Mapping[str, Any]:
+    return record.get("series") or {}
+
+
 def _but_seeds(record: Record) -> tuple[str, dict[str, Any]]:
     """The notebook and all parameters but seeds."""
     parameters = _parameters(record).items()
@@ -278,33 +269,35 @@ def _compare(
     yield from _tokens(record, reference)
     yield from _layers(record, reference, same)
     if same:
-        yield from _series(record, reference)
+        yield from _rows(record, reference)
     yield from _answers(record, reference, same)
 
 
 def _metrics(
     record: Record, reference: Record, plan: Sequence[Record], same: bool
 ) -> Iterator[Part]:
-    by_item = "zero_shot" in (reference.get("series") or {})
+    by_item = "zero_shot" in _series(reference)
     for metric, entry in reference["metrics"].items():
         # accuracies, which carry a tolerance, are judged by their items
-        if entry["unit"] in NOT_JUDGED or (by_item and "tolerance" in entry):
-            continue
-        if "tolerance" in entry:
-            tolerance = float(entry["tolerance"])
-            basis = "its own"
-        elif metric == "sparsity" or isinstance(entry["value"], int):
-            tolerance = 0.0
-            basis = ""
-        elif same and not _blind(reference):
-            tolerance = SAME
-            basis = "same machine"
-        else:
-            tolerance, basis = tolerance_of(reference, metric, plan)
-            if same:
-                tolerance = min(tolerance, SAME)
-        here = record["metrics"].get(metric, {}).get("value")
-        yield _number(metric, here, entry["value"], tolerance, basis, same)
+        if entry["unit"] not in NOT_JUDGED and not (by_item and "tolerance" in entry):
+            tolerance, basis = _tolerance(reference, metric, plan, same)
+            here = record["metrics"].get(metric, {}).get("value")
+            yield _number(metric, here, entry["value"], tolerance, basis, same)
+
+
+def _tolerance(
+    reference: Record, metric: str, plan: Sequence[Record], same: bool
+) -> tuple[float, str]:
+    """How far a metric may be apart, as a fraction, and why; 0 where it must be equal."""
+    entry = reference["metrics"][metric]
+    if "tolerance" in entry:
+        return float(entry["tolerance"]), "its own"
+    if metric == "sparsity" or isinstance(entry["value"], int):
+        return 0.0, ""
+    if same and not _blind(reference):
+        return SAME, "same machine"
+    tolerance, basis = tolerance_of(reference, metric, plan)
+    return min(tolerance, SAME) if same else tolerance, basis
 
 
 def _tokens(record: Record, reference: Record) -> Iterator[Part]:
@@ -317,8 +310,7 @@ def _tokens(record: Record, reference: Record) -> Iterator[Part]:
 
 
 def _layers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
-    here = _layers_by_name(record)
-    there = _layers_by_name(reference)
+    here = {(row["block"], row["name"]): row for row in record.get("layers") or ()}
     parameters = reference["parameters"]
     bounds = LAYERS
     if parameters.get("allocation") or parameters.get("effort"):
@@ -326,11 +318,15 @@ def _layers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
     if same:
         bounds = {0: SAME}
     groups = defaultdict(list)
-    for (block, name), layer in there.items():
+    masks = []
+    for layer in reference.get("layers") or ():
+        ours = here.get((layer["block"], layer["name"]), {})
         if layer["error"] is not None:
-            error = here.get((block, name), {}).get("error")
-            first = max(start for start in bounds if start <= block)
-            groups[first].append(_apart(error, layer["error"], ABSOLUTE_SAME))
+            first = max(block for block in bounds if block <= layer["block"])
+            apart = _apart(ours.get("error"), layer["error"], ABSOLUTE_SAME)
+            groups[first].append(apart)
+        if layer.get("mask"):
+            masks.append(ours.get("mask") != layer["mask"])
     for first in sorted(groups):
         what = f"layer error, furthest from block {first}"
         furthest = 1 + max(groups[first], key=abs)
@@ -338,33 +334,24 @@ def _layers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
     if groups and not same:
         median = 1 + statistics.median(chain(*groups.values()))
         yield _number("layer error, median", median, 1.0, MEDIAN, "bound", same)
-    masks = {key: layer["mask"] for key, layer in there.items() if layer.get("mask")}
     if masks and (same or _blind(reference)):
-        differing = [
-            key for key in masks if here.get(key, {}).get("mask") != masks[key]
-        ]
-        yield _count("masks", len(differing), len(masks))
+        yield _count("masks", masks)
 
 
-def _layers_by_name(record: Record) -> dict[tuple[int, str], Mapping[str, Any]]:
-    layers = record.get("layers") or ()
-    return {(layer["block"], layer["name"]): layer for layer in layers}
-
-
-def _series(record: Record, reference: Record) -> Iterator[Part]:
+def _rows(record: Record, reference: Record) -> Iterator[Part]:
     """The numbers and texts in the rows that tables are made of."""
-    here = _series_values(record)
-    there = _series_values(reference)
+    here = _row_values(record)
+    there = _row_values(reference)
     if there:
-        count = sum(_differ(here.get(key), value) for key, value in there.items())
-        yield _count("numbers in series", count, len(there))
+        differing = [_differ(here.get(key), there[key]) for key in there]
+        yield _count("numbers in series", differing)
 
 
-def _series_values(record: Record) -> dict[tuple[str, int, str], Any]:
+def _row_values(record: Record) -> dict[tuple[str, int, str], Any]:
     """The values of those rows, without seconds, by series, row and column."""
     values = {}
     for name in ROWS:
-        for place, row in enumerate((record.get("series") or {}).get(name) or ()):
+        for place, row in enumerate(_series(record).get(name) or ()):
             for column, value in row.items():
                 if column != "seconds" and value is not None:
                     values[name, place, column] = value
@@ -376,31 +363,29 @@ def _answers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
 
     On the same kind of machine also whether the choice by length-normalised likelihood was right.
     """
-    kinds = ("right", "answer", "normalised") if same else ("right", "answer")
-    here = _answers_by_item(record)
-    there = _answers_by_item(reference)
-    if not there:
-        return
-    count = 0
-    for item, known in there.items():
+    here = _answers_by_item(record, same)
+    differing = []
+    for item, known in _answers_by_item(reference, same).items():
         ours = here.get(item, {})
-        count += any(ours.get(kind) != known[kind] for kind in kinds if kind in known)
+        differing.append(any(ours.get(kind) != known[kind] for kind in known))
     most = 0
     if not same:
         turned = TURNED_BLIND if _blind(reference) else TURNED
-        most = most_turned(len(there), turned)
-    yield _count("answers", count, len(there), most)
+        most = most_turned(len(differing), turned)
+    if differing:
+        yield _count("answers", differing, most)
 
 
-def _answers_by_item(record: Record) -> dict[tuple[str, int], dict[str, Any]]:
+def _answers_by_item(
+    record: Record, normalised: bool
+) -> dict[tuple[str, int], dict[str, Any]]:
     """What is known of the answer to each item of each task."""
-    series = record.get("series") or {}
     found = {}
-    for task, score in series.get("zero_shot", {}).items():
+    for task, score in _series(record).get("zero_shot", {}).items():
         kinds = {
             "right": score["acc"],
-            "answer": series.get("answers", {}).get(task),
-            "normalised": score.get("acc_norm"),
+            "answer": _series(record).get("answers", {}).get(task),
+            "normalised": normalised and score.get("acc_norm"),
         }
         for place, item in enumerate(score["items"]):
             known = {kind: some[place] for kind, some in kinds.items() if some}
@@ -434,7 +419,9 @@ def _number(
     return what, printed, there, finite, allowed, within, close
 
 
-def _count(what: str, count: int, total: int, most: int = 0) -> Part:
+def _count(what: str, differing: Sequence[bool], most: int = 0) -> Part:
+    count = sum(differing)
+    total = len(differing)
     allowed = f"{most} of {total}" if most else "equal"
     return what, f"{count} of {total} differ", "", None, allowed, count <= most
 

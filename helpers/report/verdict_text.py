@@ -1,7 +1,5 @@
 """The verdict in words: one line, and every comparison."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from itertools import chain
 

@@ -1,8 +1,7 @@
 """Tables of the zero-shot notebook: accuracy by task, and paired differences of models."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -10,50 +9,49 @@ import pandas as pd
 from helpers.data.tasks import TASK_TABLE, paired_difference
 from helpers.report.labels import TASK_NAMES, row_key
 from helpers.report.markdown import Table
-from helpers.report.records import Record
+from helpers.report.records import Records
 from helpers.report.runs_table import ZERO_SHOT_NOTEBOOK, model_sentence, runs_table
 
 ACCURACIES = ["acc", "acc_stderr", "acc_norm", "acc_norm_stderr"]
 
 
-def answer_table(records: Iterable[Record]) -> pd.DataFrame:
+def answer_table(records: Records) -> pd.DataFrame:
     """The answers of the zero-shot runs, a row for each model, seed and task.
 
     Columns: model, its row in the tables; seed, 0 for the dense model; task, by the paper's name;
     items; right, whether the answer to each was; ACCURACIES; harness, lm-eval's version. In the
     order of the methods and of the paper's tasks; of several runs the one with most items counts.
     """
+    key = ["model", "seed", "task"]
     rows = []
     for run in runs_table(records, ZERO_SHOT_NOTEBOOK).itertuples():
-        model = f"{run.label}, {run.target}"
-        seed = run.seed
-        if run.target == "dense":
-            model = run.label
-            seed = 0
-        scores = run.record["series"]["zero_shot"]
-        for place, (task, name) in enumerate(TASK_NAMES.items()):
-            if task in scores:
-                items = tuple(scores[task]["items"])
-                row = {
-                    "model": model,
-                    "seed": seed,
-                    "task": name,
-                    "items": items,
-                    "right": scores[task]["acc"],
-                    "harness": run.record["versions"]["lm-eval"],
-                    "order": (row_key(run.label), model, seed, place, len(items)),
-                }
-                for accuracy in ACCURACIES:
-                    metric = run.record["metrics"].get(f"{task}_{accuracy}", {})
-                    row[accuracy] = metric.get("value")
-                rows.append(row)
-    key = ["model", "seed", "task"]
-    columns = [*key, "items", "right", "harness", "order", *ACCURACIES]
-    table = pd.DataFrame(rows, columns=columns).sort_values("order")
+        is_dense = run.target == "dense"
+        for task, score in run.record["series"]["zero_shot"].items():
+            row = {
+                "label": run.label,
+                "model": run.label if is_dense else f"{run.label}, {run.target}",
+                "seed": 0 if is_dense else run.seed,
+                "task": TASK_NAMES[task],
+                "items": tuple(score["items"]),
+                "right": score["acc"],
+                "harness": run.record["versions"]["lm-eval"],
+            }
+            for name in ACCURACIES:
+                row[name] = getattr(run, f"{task}_{name}", math.nan)
+            rows.append(row)
+    # of several runs the one with most items is the last
+    rows.sort(
+        key=lambda row: (
+            *(row_key(row["label"]), row["model"], row["seed"]),
+            len(row["items"]),
+        )
+    )
+    columns = [*key, "items", "right", "harness", *ACCURACIES]
+    table = pd.DataFrame(rows, columns=columns)
     return table.drop_duplicates(key, keep="last", ignore_index=True)
 
 
-def paired_differences(records: Iterable[Record]) -> pd.DataFrame:
+def paired_differences(records: Records) -> pd.DataFrame:
     """Differences in acc between each two models on the same items of a task, with the same seed.
 
     Columns: pair ("second − first"), seed, task, difference, and its standard error.
@@ -92,7 +90,7 @@ def _by_task(
 
 
 def accuracy_table(
-    records: Iterable[Record], metric: str = "acc"
+    records: Records, metric: str = "acc"
 ) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     """Accuracy and its standard error, in the paper's columns with a mean; None without records.
 
@@ -117,7 +115,7 @@ PAIRED_CAPTION = (
 )
 
 
-def paired_table(records: Iterable[Record]) -> pd.DataFrame | None:
+def paired_table(records: Records) -> pd.DataFrame | None:
     """`paired_differences` as text, "difference ± standard error", means over seeds.
 
     None without a pair.
@@ -138,7 +136,7 @@ def chance_accuracy(accuracy: pd.DataFrame) -> pd.DataFrame:
     return chance.fillna({"mean": chance.mean()}).to_frame().T
 
 
-def _items_note(records: Iterable[Record]) -> str:
+def _items_note(records: Records) -> str:
     """How many items each task has, whether the same for every model, and by which harness."""
     answers = answer_table(records)
     sizes = answers["items"].map(len)
@@ -150,7 +148,7 @@ def _items_note(records: Iterable[Record]) -> str:
     return f"{amount} items a task, {same} for every model; lm-eval {harness}."
 
 
-def zero_shot_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
+def zero_shot_tables(records: Records) -> Iterator[tuple[str, Table]]:
     """The tables of the zero-shot notebook, by name, of the records of one model."""
     model = model_sentence(records)
     for metric, how in ("acc", ""), ("acc_norm", " normalised by the answers' length"):
