@@ -122,6 +122,8 @@ def test_files_of_figures(records: list[dict], tmp_path: Path, one_line_error) -
     assert figure_alt("of nothing known") == ""
     paths = write_figures(records[-1:], tmp_path)
     assert [path.name for path in paths] == ["schedule.png"]
+    plots.all_figures(records)["schedule"].savefig(tmp_path / "schedule.svg")
+    assert (tmp_path / "schedule.svg").read_text("utf-8").startswith("<?xml")
     before = paths[0].read_bytes()
     write_figures(records[-1:], tmp_path)
     assert before == paths[0].read_bytes()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from handmade import metric, pruned, scored, update_row, with_series
 
-from helpers.paths import reference_dir
+from helpers.paths import reference_dir, root
 from helpers.report import claims_markdown, layer_tables, tables, write_tables
 from helpers.report import zero_shot_tables as zero_shot
 from helpers.report.records import read_records
@@ -47,6 +49,28 @@ def test_committed_tables_are_what_this_code_makes_of_the_records(
     )  # links start there
     paths = write_tables(records, tmp_path)
     assert {path.name: path.read_text(encoding="utf-8") for path in paths} == committed
+
+
+def test_tables_and_claims_need_no_docstrings(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from helpers.report import read_records, write_claims, write_tables\n"
+        "reference, folder = map(Path, sys.argv[1:])\n"
+        "records = read_records(reference / 'records')\n"
+        "write_tables(records, folder), write_claims(records, folder)"
+    )
+    reference = reference_dir("beyond")
+    command = [sys.executable, "-OO", "-c", code, reference, tmp_path]
+    subprocess.run(command, cwd=root(), check=True)
+    for path in (reference / "tables").glob("*.md"):
+        assert (tmp_path / path.name).read_text("utf-8") == path.read_text("utf-8")
+
+
+def test_a_table_is_one_line_from_csv(tmp_path: Path) -> None:
+    runs = [pruned("wanda", "50 %", 22.5), pruned("dense", "0 %", 17.5)]
+    all_tables(runs)["perplexity"][0].frame.to_csv(tmp_path / "perplexity.csv")
+    text = (tmp_path / "perplexity.csv").read_text()
+    assert text == "method,50 %\ndense,17.5\nwanda,22.5\n"
 
 
 def test_methods_by_sparsity(runs: list[dict]) -> None:
