@@ -157,7 +157,7 @@ def perplexity_table(
     """
     cells = over_seeds(pipelines, "pipeline", number)
     means, halves = by_target(cells, _names_in_order(pipelines))
-    dense = pipelines.loc[pipelines["usual"], f"{number}_dense"].mean()
+    dense = pipelines.query("usual")[f"{number}_dense"].mean()
     first = pd.DataFrame(dense, index=["dense"], columns=means.columns)
     return pd.concat([first, means]).rename_axis("pipeline"), halves
 
@@ -189,7 +189,7 @@ def gain_table(pipelines: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     columns = {}
     halves = {}
     for target in sorted(pipelines["target"].unique(), key=column_key):
-        runs = pipelines[pipelines["target"] == target]
+        runs = pipelines.query("target == @target")
         for number, name, average in numbers:
             cells = over_seeds(runs, "pipeline", number).droplevel("target")
             columns[f"{target}, {name}"] = cells[average]

@@ -27,8 +27,9 @@ def _closes(
 
     At 60 % and at 70 %, which must have been run if it is `needed`; seconds where they count.
     """
-    runs = results.pipelines.query("pipeline == @pipeline")
-    runs = runs[runs["target"].isin([SEEDED, "70 %"])]
+    runs = results.pipelines.query(
+        "pipeline == @pipeline and target in [@SEEDED, '70 %']"
+    )
     seeds = runs.groupby(["target", "seed"])[["closed", "times"]].mean()
     closed = _intervals(seeds["closed"])
     if SEEDED not in closed:

@@ -19,7 +19,7 @@ SOLVERS = {
     "admm": "ADMM",
     "exact": "exact optimum",
 }
-ADMM_DEFAULTS = {"rho": 1.0, "precondition": True, "damping": 0.1}
+DAMPING = 0.1  # ADMM's default
 DEFAULT_MASK = "default"
 
 UPDATE_CAPTION = (
@@ -38,16 +38,18 @@ def update_table(records: Records) -> pd.DataFrame | None:
     rows = series_table(records, "update")
     if rows.empty:
         return None
-    usual = (rows[list(ADMM_DEFAULTS)] == pd.Series(ADMM_DEFAULTS)).all(axis=1)
-    rows = rows[(rows["solver"] != "admm") | usual | (rows["iterations"] == 20)]
+    rows = rows.query(
+        "solver != 'admm' or iterations == 20"
+        " or (rho == 1 and precondition == True and damping == @DAMPING)"
+    ).copy()
     # None where a solver has no such setting
     settings = ["precondition", "damping", "rho", "iterations"]
-    rows = rows.assign(rank=rows["solver"].map(list(SOLVERS).index))
+    rows["rank"] = rows["solver"].map(list(SOLVERS).index)
     rows[settings] = rows[settings].astype(float)
     problems = rows.groupby(["rank", *settings, "record", "sparsity"], dropna=False)
     best = rows.loc[problems["excess"].idxmin().sort_index()]
     # the excess is of the damped objective: it says nothing of solvers of another one
-    own = (best["solver"] == "none") | (best["damping"] == ADMM_DEFAULTS["damping"])
+    own = best.eval("solver == 'none' or damping == @DAMPING")
     best["excess"] = 100 * best["excess"].where(own)
     groups = best.groupby(["rank", "solver", *settings], dropna=False)
     table = groups[["error", "heldout", "excess", "seconds"]].mean()
@@ -72,7 +74,7 @@ def _update_label(solver: str, precondition: float, damping: float, rho: float) 
         details.append("preconditioned")
     if precondition == 0 and solver in ("admm", "cg"):
         details.append("not preconditioned")
-    if solver != "sparsegpt" and damping >= 0 and damping != ADMM_DEFAULTS["damping"]:
+    if solver != "sparsegpt" and damping >= 0 and damping != DAMPING:
         details.append(f"damping {damping:g}")
     name = SOLVERS[solver]
     return f"{name} ({', '.join(details)})" if details else name
@@ -94,8 +96,10 @@ def mask_table(records: Records, text: str = "error") -> pd.DataFrame | None:
     if rules.empty:
         return None
     rules["target"] = list(map(target_name, rules["pattern"], rules["sparsity"]))
-    kinds = (rules["mask_steps"], rules["schedule"], rules["budget"])
-    rules["rule"] = list(map(_mask_label, *kinds))
+    rules["rule"] = [
+        _mask_label(rule.mask_steps, rule.schedule, rule.budget)
+        for rule in rules.itertuples()
+    ]
     problem = ["record", "block", "layer", "target"]
     errors = rules.pivot_table(index=problem, columns="rule", values=text)
     logs = np.log(errors.div(errors[DEFAULT_MASK], axis=0))
@@ -121,11 +125,8 @@ def _mask_label(mask_steps: int, schedule: str, budget: str) -> str:
 def layer_tables(records: Records) -> Iterator[tuple[str, Table]]:
     """The tables of the layer studies, by name, of the records of one model."""
     model = model_sentence(records)
-    updates = update_table(records)
-    if updates is not None:
-        yield "weight_update", Table("", f"{model} {UPDATE_CAPTION}", updates)
+    note = f"{model} {UPDATE_CAPTION}"
+    yield "weight_update", Table("", note, update_table(records))
     for text, column in ("calibration", "error"), ("held-out", "heldout"):
-        masks = mask_table(records, column)
-        if masks is not None:
-            note = f"{model} On {text} text. {MASK_CAPTION}"
-            yield "mask", Table(text, note, masks)
+        note = f"{model} On {text} text. {MASK_CAPTION}"
+        yield "mask", Table(text, note, mask_table(records, column))

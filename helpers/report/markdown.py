@@ -46,11 +46,14 @@ def _plus_minus(half: float) -> str:
 
 
 class Table(NamedTuple):
-    """A table with a note in front of it; `about` tells the tables of one name apart."""
+    """A table with a note in front of it; its frame is None where the records do not allow it.
+
+    `about` tells the tables of one name apart.
+    """
 
     about: str
     note: str
-    frame: pd.DataFrame
+    frame: pd.DataFrame | None
     spread: pd.DataFrame | None = None
 
     @property

@@ -50,7 +50,8 @@ def lower_perplexity(
         for column, runs in columns.items():
             if not runs.empty:
                 logs[column] = np.log(runs["perplexity"] / runs["perplexity_"])
-                damages[column] = _damage(results.dense, runs)
+                damage = np.log(runs[["perplexity", "perplexity_"]] / results.dense)
+                damages[column] = np.maximum(damage.to_numpy().mean(), LEAST_DAMAGE)
         changes = []
         for column, (mean, half) in seeded_intervals(logs, damages).items():
             margins.append((-mean, half))
@@ -67,12 +68,6 @@ def lower_perplexity(
         details.insert(0, f"perplexity at {SEEDED}: {', '.join(main)}")
     seeds = min(len(columns[SEEDED]) for columns in pairs.values())
     return from_seeds(margins, details, seeds, fewest, missing)
-
-
-def _damage(dense: float, runs: pd.DataFrame) -> float:
-    """ln(perplexity / dense), the mean of two methods and their seeds; NaN without a dense run."""
-    logs = np.log(runs[["perplexity", "perplexity_"]] / dense)
-    return np.maximum(logs.to_numpy().mean(), LEAST_DAMAGE)
 
 
 def _better_than(

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from helpers.report.beyond import pipeline_table
-from helpers.report.layer_tables import ADMM_DEFAULTS
+from helpers.report.layer_tables import DAMPING
 from helpers.report.records import Records
 from helpers.report.runs_table import (
     NUMBERS,
@@ -49,18 +49,18 @@ class ModelResults:
         rounding (another machine, other threads), are one sample of the calibration text: their
         mean counts, and the first is the row's record. timed: only runs that were timed alone.
         """
-        runs = self.pruned[self.pruned["target"] == target]
+        runs = self.pruned.query("target == @target")
         if timed:
-            runs = runs[runs["timed"]]
-        ours = _by_seed(runs, "admm-grad", options)
-        theirs = _by_seed(runs, other, {})
+            runs = runs.query("timed")
+        ours = _by_seed(runs, "admm-grad", json.dumps(options))
+        theirs = _by_seed(runs, other, "{}")
         return ours.merge(theirs, on="seed", suffixes=("", "_"))
 
 
-def _by_seed(runs: pd.DataFrame, method: str, options: Row) -> pd.DataFrame:
+def _by_seed(runs: pd.DataFrame, method: str, options: str) -> pd.DataFrame:
     """Means over the records of each seed of a method with these options, and the first record."""
-    wanted = (runs["method"] == method) & (runs["options"] == json.dumps(options))
-    seeds = runs[wanted].groupby("seed")
+    runs = runs.query("method == @method and options == @options")
+    seeds = runs.groupby("seed")
     return seeds[NUMBERS].mean().join(seeds["record"].first())
 
 
@@ -75,10 +75,11 @@ def layer_problems(records: Records) -> pd.DataFrame:
     rows = []
     for record in with_series(records, "update"):
         parameters = record["parameters"]
-        damping = parameters.get("damping", ADMM_DEFAULTS["damping"])
-        for sparsity in sorted({row["sparsity"] for row in record["series"]["update"]}):
-            updates = _matching(record["series"]["update"], sparsity=sparsity)
-            curves = _matching(record["series"]["curves"], sparsity=sparsity)
+        damping = parameters.get("damping", DAMPING)
+        series = record["series"]
+        for sparsity in sorted({row["sparsity"] for row in series["update"]}):
+            updates = _matching(series["update"], sparsity=sparsity)
+            curves = _matching(series["curves"], sparsity=sparsity)
             admm = _matching(curves, solver="admm", damping=damping)
             scaled = _matching(admm, precondition=True)
             unscaled = _matching(admm, precondition=False)
@@ -98,7 +99,8 @@ def layer_problems(records: Records) -> pd.DataFrame:
                 row["sparsegpt_error"] = ended["error"]
                 row["sparsegpt_heldout"] = ended["heldout"]
             rows.append(row)
-    table = pd.DataFrame(rows, columns=["layer", "timed", "curves", *PROBLEM_NUMBERS])
+    columns = ["layer", "timed", "curves", *PROBLEM_NUMBERS]
+    table = pd.DataFrame(rows, columns=columns)
     return table.astype(dict.fromkeys(PROBLEM_NUMBERS, float))
 
 
@@ -125,7 +127,8 @@ def cost_to_reach(curves: Iterable[Row], excess: float, unit: str) -> float:
             if reached <= excess:
                 if before and min(excess, reached) > 0:
                     start, high = before
-                    share = math.log(high / excess) / math.log(high / reached)
+                    share = math.log(high / excess)
+                    share /= math.log(high / reached)
                     cost = start + share * (cost - start)
                 least = min(least, cost)
                 break

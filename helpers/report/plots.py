@@ -61,16 +61,16 @@ def perplexity_figure(records: Records) -> Figure | None:
     if cells.empty:
         return None
     figure, ax = new_figure(size=(7.0, 4.4))
-    points = cells[cells["target"].str.endswith(" %")]
+    points = cells.query("target.str.endswith(' %')")
     sparsity = points["target"].str.rstrip(" %").astype(float)
     points = points.assign(sparsity=sparsity).sort_values("sparsity")
     for position, label in enumerate(sorted(set(points["label"]), key=row_key)):
-        line = points[points["label"] == label]
+        line = points.query("label == @label")
         look = line_style(label, position)
         ax.plot(line["sparsity"], line["perplexity"], label=display_name(label), **look)
-    refitting = cells[~cells["label"].isin(["dense", "magnitude", "wanda"])]
+    refitting = cells.query("label not in ['dense', 'magnitude', 'wanda']")
     top = (cells if refitting.empty else refitting)["perplexity"].max()
-    dense = cells.loc[cells["target"] == "dense", "perplexity"].min()
+    dense = cells.query("target == 'dense'")["perplexity"].min()
     if pd.notna(dense):
         look = line_style("dense") | {"marker": ""}
         ax.axhline(dense, label=f"Dense {dense:.1f}", **look)

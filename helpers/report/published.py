@@ -66,13 +66,16 @@ def ratio_table(records: Records) -> pd.DataFrame | None:
         values = cells["value"].where(cells["method"] == rival)
         rivals = values.groupby(numbers).transform("first")
         cells[ratio] = (cells["value"] / rivals).where(cells["method"] != rival)
-    places = (cells["at"].map(column_key), numbers, cells["method"].map(row_key))
-    cells["order"] = list(zip(*places, strict=True))
-    cells = cells[~cells["method"].isin(["dense", "magnitude", "sparsegpt"])]
+    cells["order"] = [
+        (column_key(cell.at), number, row_key(cell.method))
+        for cell, number in zip(cells.itertuples(), numbers, strict=True)
+    ]
+    cells = cells.query("method not in ['dense', 'magnitude', 'sparsegpt']")
     cells = cells.dropna(subset=RATIOS, how="all")
-    cells = cells[cells["at"].isin(cells.loc[cells["model"] == "here", "at"])]
+    ours = cells.query("model == 'here'")
+    cells = cells[cells["at"].isin(ours["at"])]
     if cells.empty:
         return None
-    table = cells.sort_values("order").rename(columns={"value": "perplexity"})
-    table = table.set_index("at")
+    table = cells.sort_values("order").set_index("at")
+    table = table.rename(columns={"value": "perplexity"})
     return table[["method", "model", "perplexity", *RATIOS, "source"]]

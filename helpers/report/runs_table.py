@@ -23,7 +23,8 @@ SECONDS = ["forward_seconds", "solve_seconds", "prune_seconds", "evaluate_second
 NUMBERS = ["perplexity", *SECONDS]
 FLAGS = ["variant", "usual", "timed"]
 COLUMNS = [
-    *("record", "label", "target", "method", "options", "seed", "machine", "memory"),
+    *("record", "label", "target", "method"),
+    *("options", "seed", "machine", "memory"),
     *FLAGS,
     *NUMBERS,
 ]
@@ -117,10 +118,10 @@ def setting_sentences(records: Records) -> str:
     records = list(records)
     # a record made by hand may lack some of the parameters
     common = defaultdict(lambda: "?", common_parameters(records))
-    evaluated = [(record.get("data") or {}).get("evaluation", {}) for record in records]
     start = ""
-    if any("start_token" in identity for identity in evaluated):
-        start = ", after a start token"
+    for record in records:
+        if "start_token" in (record.get("data") or {}).get("evaluation", ()):
+            start = ", after a start token"
     return (
         f"{model_sentence(records)} Perplexity on "
         f"{full_name('evaluation', common['evaluation'])}, {common['windows'] or 'all'} windows "
@@ -182,8 +183,10 @@ def runs_table(
         }
         rows.append(metrics | row)
     table = pd.DataFrame(rows)
-    table = table.reindex(columns=list(dict.fromkeys([*COLUMNS, *table])))
-    return table.astype(dict.fromkeys(FLAGS, bool) | dict.fromkeys(NUMBERS, float))
+    missing = [name for name in COLUMNS if name not in table]
+    table = table.reindex(columns=[*table, *missing])
+    types = dict.fromkeys(FLAGS, bool) | dict.fromkeys(NUMBERS, float)
+    return table.astype(types)
 
 
 def processor_of(record: Record) -> str | None:
@@ -207,7 +210,8 @@ def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
     This is what ± means in every table, unless its caption says otherwise.
     """
     draws = pd.Series(list(values), dtype=float)
-    return draws.mean(), stats.t.ppf(0.975, len(draws) - 1) * draws.sem()
+    errors = stats.t.ppf(0.975, len(draws) - 1)  # in half an interval
+    return draws.mean(), errors * draws.sem()
 
 
 def over_seeds(runs: pd.DataFrame, row: str, number: str) -> pd.DataFrame:
@@ -215,8 +219,8 @@ def over_seeds(runs: pd.DataFrame, row: str, number: str) -> pd.DataFrame:
 
     Several records of one seed count once, with their mean. See `confidence_interval`.
     """
-    seeds = runs.groupby([row, "target", "seed"], sort=False)[number].mean().dropna()
-    cells = seeds.groupby(level=[row, "target"])
+    seeds = runs.groupby([row, "target", "seed"], sort=False)[number].mean()
+    cells = seeds.dropna().groupby(level=[row, "target"])
     return cells.agg(
         mean="mean",
         median="median",

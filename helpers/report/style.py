@@ -111,13 +111,10 @@ def line_style(label: str, position: int = 0) -> dict[str, str]:
     A method with other options does not look like the method.
     """
     # the mean of several, such as "q_proj, k_proj", looks like the first
-    name = label.partition(",")[0]
-    if name in LOOKS:
-        colour, marker, dash = LOOKS[name]
-    else:
-        colour = COLOURS[position % len(COLOURS)]
-        marker = MARKERS[position % len(MARKERS)]
-        dash = DASHES[position % len(DASHES)]
+    look = LOOKS.get(label.partition(",")[0])
+    if look is None:
+        look = [some[position % len(some)] for some in (COLOURS, MARKERS, DASHES)]
+    colour, marker, dash = look
     return {"color": colour, "marker": marker, "linestyle": dash}
 
 

@@ -130,12 +130,8 @@ def pruning_tables(records: Records) -> Iterator[tuple[str, Table]]:
     timed = sum(run.get("timed", False) for run in runs)
     where = f"Device: {devices}. {timed} of {len(runs)} runs were timed alone."
     yield "cost", Table("", f"{setting} {where} {COST_CAPTION}", cost_table(runs))
-    variants = variant_table(runs)
-    if variants is not None:
-        yield "variants", Table("", f"{setting} {VARIANTS_CAPTION}", variants)
-    ratios = ratio_table(runs)
-    if ratios is not None:
-        yield "published_ratios", Table("", f"{setting} {RATIO_CAPTION}", ratios)
+    yield "variants", Table("", f"{setting} {VARIANTS_CAPTION}", variant_table(runs))
+    yield "published_ratios", Table("", f"{setting} {RATIO_CAPTION}", ratio_table(runs))
 
 
 # ------------------------------------------------------------------ all tables of a plan
@@ -150,8 +146,9 @@ def all_tables(records: Records) -> dict[str, list[Table]]:
     for model, runs in by_model(records).items():
         for kind in (pruning_tables, zero_shot_tables, layer_tables, beyond_tables):
             for name, table in kind(runs):
-                about = f"{model} {table.about}".strip()
-                tables[name].append(table._replace(about=about))
+                if table.frame is not None:
+                    about = f"{model} {table.about}".strip()
+                    tables[name].append(table._replace(about=about))
     return dict(tables)
 
 

@@ -50,7 +50,12 @@ FLOOR = 0.02
 CEILING = 0.15
 FEWEST_SEEDS = 3
 SHARE = 0.075
-SHARES = {"wanda": 0.015, "admm1": 0.005, "sparsegpt": 0.04, "admm-grad": 0.04}
+SHARES = {
+    "wanda": 0.015,
+    "admm1": 0.005,
+    "sparsegpt": 0.04,
+    "admm-grad": 0.04,
+}
 MEDIAN = 0.02
 # by block, of a layer's error; each is for all blocks from there to the next
 LAYERS = {0: 1.5e-3, 1: 2e-2, 2: 0.15, 8: 0.5}
@@ -62,7 +67,7 @@ UNKNOWN = 0.05  # of a perplexity whose dense model is not known
 TURNED = 0.10  # the chance that an item's answer turns on another machine
 TURNED_BLIND = 0.01  # the same where no calibration text is read
 RARE = 1e-3  # the chance that an honest run is apart in its answers
-ABSOLUTE = 1e-6  # smaller differences are rounding, whatever the value
+ABSOLUTE = 1e-6  # smaller differences are rounding, however small the value
 ABSOLUTE_SAME = 1e-9  # the same on the same kind of machine
 SUMMED = 1e-13  # of equal numbers: Python 3.12 adds floats more exactly than 3.11
 NOT_JUDGED = ("s", "min", "h", "bytes", "MB", "MiB", "GB", "GiB")
@@ -184,7 +189,7 @@ def tolerance_of(
     Args: plan, the committed records of the plan, with other seeds and the dense model.
     """
     parameters = reference["parameters"]
-    # notebook 00 has a perplexity of its dense model and one of magnitude, beside its method's
+    # notebook 00 measures its dense model and magnitude too
     blind = _blind(reference) or metric.endswith(("_dense", "_magnitude"))
     if blind and parameters.get("dtype", "float32") == "float32":
         return ROUNDING, "rounding"
@@ -200,19 +205,18 @@ def tolerance_of(
         damage = math.log(reference["metrics"][metric]["value"] / dense)
         tolerance = max(ROUNDING, math.expm1(share * damage))
         return min(tolerance, CEILING), "share of the damage"
-    # of several records of one seed the last counts
-    seeds = {
-        json.dumps(_parameters(record), sort_keys=True): record["metrics"][metric][
-            "value"
-        ]
-        for record in plan
-        if metric in record["metrics"] and _but_seeds(record) == _but_seeds(reference)
-    }
-    if len(seeds) >= FEWEST_SEEDS and sum(seeds.values()):
-        spread = max(seeds.values()) - min(seeds.values())
-        spread /= abs(statistics.fmean(seeds.values()))
+    seeds = {}
+    for run in plan:
+        if metric in run["metrics"] and _but_seeds(run) == _but_seeds(reference):
+            # of several records of one seed the last counts
+            seed = json.dumps(_parameters(run), sort_keys=True)
+            seeds[seed] = run["metrics"][metric]["value"]
+    values = list(seeds.values())
+    if len(values) >= FEWEST_SEEDS and sum(values):
+        spread = max(values) - min(values)
+        spread /= abs(statistics.fmean(values))
         if spread > FLOOR:
-            return min(spread, CEILING), f"{len(seeds)} seeds"
+            return min(spread, CEILING), f"{len(values)} seeds"
     return FLOOR, "bound"
 
 
@@ -301,16 +305,19 @@ def _tolerance(
 
 
 def _tokens(record: Record, reference: Record) -> Iterator[Part]:
-    for text, identity in (reference.get("data") or {}).items():
+    there = reference.get("data") or {}
+    here = record.get("data") or {}
+    for text, identity in there.items():
         if isinstance(identity, Mapping) and "tokens" in identity:
-            ours = (record.get("data") or {}).get(text) or {}
-            here = ours.get("tokens", "missing")
-            there = identity["tokens"]
-            yield f"{text} tokens", here, there, None, "equal", here == there
+            tokens = (here.get(text) or {}).get("tokens", "missing")
+            expected = identity["tokens"]
+            yield f"{text} tokens", tokens, expected, None, "equal", tokens == expected
 
 
 def _layers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
-    here = {(row["block"], row["name"]): row for row in record.get("layers") or ()}
+    here = {}
+    for layer in record.get("layers") or ():
+        here[layer["block"], layer["name"]] = layer
     parameters = reference["parameters"]
     bounds = LAYERS
     if parameters.get("allocation") or parameters.get("effort"):

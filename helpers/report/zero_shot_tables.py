@@ -58,15 +58,23 @@ def paired_differences(records: Records) -> pd.DataFrame:
     """
     answers = answer_table(records).reset_index()
     pairs = answers.merge(answers, on=["task", "items"], suffixes=("_1", "_2"))
-    pairs = pairs.sort_values(["index_1", "index_2"])
     # the dense model, which comes first, is paired with every seed
-    alike = (pairs["seed_1"] == pairs["seed_2"]) | (pairs["model_1"] == "dense")
-    apart = pairs["model_1"] != pairs["model_2"]
-    pairs = pairs[alike & apart & (pairs["index_1"] < pairs["index_2"])]
-    differences = list(map(paired_difference, pairs["right_2"], pairs["right_1"]))
-    table = pd.DataFrame(differences, pairs.index, ["difference", "error"], float)
-    names = pairs["model_2"] + " − " + pairs["model_1"]
-    return table.assign(pair=names, seed=pairs["seed_2"], task=pairs["task"])
+    pairs = pairs.query(
+        "index_1 < index_2 and model_1 != model_2"
+        " and (seed_1 == seed_2 or model_1 == 'dense')"
+    )
+    rows = []
+    for pair in pairs.sort_values(["index_1", "index_2"]).itertuples():
+        difference, error = paired_difference(pair.right_2, pair.right_1)
+        row = {
+            "pair": f"{pair.model_2} − {pair.model_1}",
+            "seed": pair.seed_2,
+            "task": pair.task,
+            "difference": difference,
+            "error": error,
+        }
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["pair", "seed", "task", "difference", "error"])
 
 
 def _by_task(
@@ -78,14 +86,17 @@ def _by_task(
     Tasks are taken as independent.
     """
     rows = rows.dropna(subset=value)
-    cells = rows.groupby([row, "task"], sort=False)[[value, error]].mean()
-    wide = cells.astype(float).unstack().reindex(index=rows[row].unique())
-    tasks = [name for name in TASK_NAMES.values() if name in set(rows["task"])]
+    means = rows.groupby([row, "task"], sort=False)[[value, error]].mean()
+    wide = means.astype(float).unstack()
+    wide = wide.reindex(index=rows[row].unique())
+    known = set(rows["task"])
+    tasks = [name for name in TASK_NAMES.values() if name in known]
     values = wide[value][tasks].rename_axis(columns=None)
     errors = wide[error][tasks].rename_axis(columns=None)
     counts = values.notna().sum(axis=1)
     values["mean"] = values.mean(axis=1)
-    errors["mean"] = np.sqrt((errors**2).sum(axis=1)) / counts
+    squares = (errors**2).sum(axis=1)
+    errors["mean"] = np.sqrt(squares) / counts
     return values, errors
 
 
@@ -124,15 +135,20 @@ def paired_table(records: Records) -> pd.DataFrame | None:
     if pairs.empty:
         return None
     values, errors = _by_task(pairs, "pair", "difference", "error")
-    texts = values.map("{:+.3f}".format) + " ± " + errors.map("{:.3f}".format)
-    texts = texts.mask(values.abs() > 2 * errors, "**" + texts + "**")
+    texts = values.map("{:+.3f}".format)
+    texts += " ± " + errors.map("{:.3f}".format)
+    bold = values.abs() > 2 * errors
+    texts = texts.mask(bold, "**" + texts + "**")
     return texts.where(values.notna()).rename_axis("difference")
 
 
 def chance_accuracy(accuracy: pd.DataFrame) -> pd.DataFrame:
     """The row of what guessing scores on each task of an accuracy table, and the mean."""
-    known = {name: TASK_TABLE[task].chance for task, name in TASK_NAMES.items()}
-    chance = pd.Series(known, name="chance").reindex(accuracy.columns)
+    known = {}
+    for task, name in TASK_NAMES.items():
+        known[name] = TASK_TABLE[task].chance
+    chance = pd.Series(known, name="chance")
+    chance = chance.reindex(accuracy.columns)
     return chance.fillna({"mean": chance.mean()}).to_frame().T
 
 
@@ -140,7 +156,9 @@ def _items_note(records: Records) -> str:
     """How many items each task has, whether the same for every model, and by which harness."""
     answers = answer_table(records)
     sizes = answers["items"].map(len)
-    amount = " to ".join(map(str, sorted({min(sizes), max(sizes)})))
+    amount = str(min(sizes))
+    if min(sizes) < max(sizes):
+        amount += f" to {max(sizes)}"
     same = "the same"
     if (answers.groupby("task")["items"].nunique() > 1).any():
         same = "not the same"
@@ -158,6 +176,5 @@ def zero_shot_tables(records: Records) -> Iterator[tuple[str, Table]]:
             table = pd.concat([chance_accuracy(table), table]).rename_axis("model")
             note = f"{model} Accuracy{how} ± one standard error over items. {_items_note(records)}"
             yield "zero_shot", Table(metric, note, table, errors)
-    pairs = paired_table(records)
-    if pairs is not None:
-        yield "zero_shot", Table("paired", f"{model} {PAIRED_CAPTION}", pairs)
+    note = f"{model} {PAIRED_CAPTION}"
+    yield "zero_shot", Table("paired", note, paired_table(records))
