@@ -7,10 +7,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from handmade import repaired
+from handmade import check_claim, repaired
 
 from helpers.report.beyond import gain_table, perplexity_table, pipeline_table
-from helpers.report.claims import ClaimVerdict, claim_verdicts
 from helpers.report.evidence import FAILS, HOLDS, OPEN, UNTESTED
 
 # the dense model has 20: 80 is a gap of ln 4, and 40 closes half of it
@@ -109,15 +108,6 @@ def test_seconds_are_compared_on_one_kind_of_machine() -> None:
 # ------------------------------------------------------------------ claims
 
 
-def verdict(sentence: str, records: list[dict]) -> ClaimVerdict:
-    (judged,) = [
-        one
-        for one in claim_verdicts(records)
-        if one.claim.sentence.startswith(sentence)
-    ]
-    return judged
-
-
 def seeds(
     after: float, repair: float, windows: int, *changes: float, **more: Any
 ) -> list[dict]:
@@ -125,24 +115,25 @@ def seeds(
 
     Changes, in percent, at 60 %, and so many seconds more.
     """
-    cells = [
-        ("60 %", seed, change)
-        for seed, change in enumerate(changes or (-1.0, 0.0, 1.0))
-    ]
-    records, layers, guide = [], more.get("layers", 60.0), more.get("guide", 0.0)
-    guided = {
-        "allocation": "guide",
-        "guide_sequences": more.get("read", 4),
-        "passes": 1,
-    }
+    changes = changes or (-1.0, 0.0, 1.0)
+    method = more.get("method", "admm-grad")
+    records = []
+    cells = [("60 %", seed, change) for seed, change in enumerate(changes)]
     for target, seed, change in [*cells, ("70 %", 0, 0.0)]:
-        before, end = (value * (1 + change / 100) for value in (layers, after))
-        took = {"seconds": (guide + change, 100.0, repair)}
-        method = more.get("method", "admm-grad")
-        records.append(
-            repaired(method, target, before, end, seed, windows, **took, **guided)
+        factor = 1 + change / 100
+        guided = repaired(
+            method,
+            target,
+            more.get("layers", 60.0) * factor,
+            after * factor,
+            seed,
+            windows,
+            seconds=(more.get("guide", 0.0) + change, 100.0, repair),
+            allocation="guide",
+            guide_sequences=more.get("read", 4),
+            passes=1,
         )
-        records.append(repaired("admm-grad", target, 80.0, seed=seed))
+        records += [guided, repaired("admm-grad", target, 80.0, seed=seed)]
     return [record | {"timed": True} for record in records]
 
 
@@ -193,23 +184,15 @@ TWO = {"layers": 66.0, "read": 2}  # ln(80 / 66) / ln 4 = 13.9 %
 def test_what_a_repair_closes(
     sentence: str, records: list[dict], expected: str, words: str
 ) -> None:
-    outcome = verdict(sentence, records)
-    assert outcome.verdict == expected and words in outcome.numbers, outcome
+    check_claim(sentence, records, expected, words)
 
 
 def test_the_better_start_is_better_after_the_same_repair() -> None:
     ours = seeds(40.0, 250.0, 64)
-    outcome = verdict(
-        START, ours + seeds(44.0, 250.0, 64, -1.0, 0.0, 1.2, method="sparsegpt")
-    )
-    assert (
-        outcome.verdict == HOLDS
-        and "60 %: −9 ± 0 % against SparseGPT" in outcome.numbers
-    )
-    assert (
-        verdict(START, ours + seeds(39.0, 250.0, 64, method="sparsegpt")).verdict
-        == FAILS
-    )
-    noisy = seeds(40.4, 250.0, 64, 2.0, -2.0, 1.0, method="sparsegpt")
-    assert verdict(START, ours + noisy).verdict == OPEN
-    assert verdict(START, ours).verdict == UNTESTED
+    check_claim(START, ours, UNTESTED)
+    theirs = seeds(44.0, 250.0, 64, -1.0, 0.0, 1.2, method="sparsegpt")
+    check_claim(START, ours + theirs, HOLDS, "60 %: −9 ± 0 % against SparseGPT")
+    theirs = seeds(39.0, 250.0, 64, method="sparsegpt")
+    check_claim(START, ours + theirs, FAILS)
+    theirs = seeds(40.4, 250.0, 64, 2.0, -2.0, 1.0, method="sparsegpt")
+    check_claim(START, ours + theirs, OPEN)
