@@ -140,8 +140,10 @@ def test_the_level_and_why(change: dict, said: str) -> None:
 def test_on_another_machine_a_perplexity_may_move_by_a_share_of_the_damage() -> None:
     dense = run(10.0, method="dense")
 
-    def of(record: Record, what: str = "perplexity") -> tuple[float, str]:
-        return tolerance_of(record, what, [dense, run(20.0, 1), run(28.0, 2)])
+    plan = [dense, run(20.0, 1), run(28.0, 2)]
+
+    def of(record: Record, metric: str = "perplexity") -> tuple[float, str]:
+        return tolerance_of(record, metric, plan)
 
     def share(damage: float, part: float = SHARE) -> tuple[float, str]:
         return pytest.approx(damage**part - 1), "share of the damage"
@@ -157,21 +159,25 @@ def test_on_another_machine_a_perplexity_may_move_by_a_share_of_the_damage() -> 
     assert of(run(80.0, method="magnitude")) == of(dense) == (ROUNDING, "rounding")
     # a run that measures its dense model itself, as those of notebook 08 do: by the gap on each
     # text, since the seeds of the web text have other windows
-    values = {
-        "perplexity_layers": 80.0,
-        "perplexity_dense": 20.0,
-        "divergence_after": 1.0,
-    }
-    values |= {"perplexity_web": 90.0, "perplexity_web_dense": 30.0}
     repaired = run(60.0, windows=3, repair="all")
-    repaired["metrics"] |= {name: metric(value) for name, value in values.items()}
-    assert of(repaired) == share(3) and of(repaired, "perplexity_layers") == share(4)
-    assert of(repaired, "perplexity_web") == share(3)
+    repaired["metrics"] |= {
+        "perplexity_layers": metric(80.0),
+        "perplexity_dense": metric(20.0),
+        "perplexity_web": metric(90.0),
+        "perplexity_web_dense": metric(30.0),
+        "divergence_after": metric(1.0),
+    }
+    assert of(repaired) == of(repaired, "perplexity_web") == share(3)
+    assert of(repaired, "perplexity_layers") == share(4)
     assert of(repaired, "perplexity_dense") == (ROUNDING, "rounding")
     assert of(repaired, "divergence_after") == (SHARE, "share of the damage")
     # notebook 00: its magnitude row reads no text
-    rows = {"dense": 10.0, "magnitude": 90.0, "wanda": 20.0}.items()
-    tour = run(1.0) | {"metrics": {f"perplexity_{name}": metric(v) for name, v in rows}}
+    tour = run(1.0)
+    tour["metrics"] = {
+        "perplexity_dense": metric(10.0),
+        "perplexity_magnitude": metric(90.0),
+        "perplexity_wanda": metric(20.0),
+    }
     assert of(tour, "perplexity_magnitude") == (ROUNDING, "rounding")
     assert of(tour, "perplexity_wanda") == share(2, SHARES["wanda"])
     own = run(9.0)
@@ -181,20 +187,20 @@ def test_on_another_machine_a_perplexity_may_move_by_a_share_of_the_damage() -> 
 
 def test_on_another_machine_other_numbers_may_move_as_over_seeds() -> None:
     def errors(*values: float, method: str = "wanda") -> list[Record]:
-        return [
-            run(20.0, seed, method) | {"metrics": {"mean_layer_error": metric(value)}}
-            for seed, value in enumerate(values)
-        ]
+        runs = [run(20.0, seed, method) for seed in range(len(values))]
+        for record, value in zip(runs, values, strict=True):
+            record["metrics"] = {"mean_layer_error": metric(value)}
+        return runs
 
-    def of(plan: list[Record], also: list[Record] = []) -> tuple[float, str]:  # noqa: B006
-        return tolerance_of(plan[0], "mean_layer_error", [*plan, *also])
+    def of(*plan: Record) -> tuple[float, str]:
+        return tolerance_of(plan[0], "mean_layer_error", plan)
 
-    assert of(errors(0.20, 0.22, 0.21)) == (pytest.approx(2 / 21), "3 seeds")
-    assert of(errors(1.0, 9.0, 9.0)) == (CEILING, "3 seeds")
+    assert of(*errors(0.20, 0.22, 0.21)) == (pytest.approx(2 / 21), "3 seeds")
+    assert of(*errors(1.0, 9.0, 9.0)) == (CEILING, "3 seeds")
     # seeds that agree by chance, two seeds, however often, another method
-    assert of(errors(0.2, 0.2, 0.2001)) == (FLOOR, "bound")
-    assert of(errors(0.20, 0.22), errors(0.20, 0.22)) == (FLOOR, "bound")
-    assert of(errors(0.20), errors(0.2, 0.3, 0.4, method="b")) == (FLOOR, "bound")
+    assert of(*errors(0.2, 0.2, 0.2001)) == (FLOOR, "bound")
+    assert of(*2 * errors(0.20, 0.22)) == (FLOOR, "bound")
+    assert of(*errors(0.20), *errors(0.2, 0.3, 0.4, method="b")) == (FLOOR, "bound")
 
 
 @pytest.mark.parametrize(("change", "near"), [(1.019, True), (1.09, False)])
