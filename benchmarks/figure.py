@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from helpers.report import DENSE, name_ends, new_figure, set_up, style_of, to_png
+from helpers.report import (
+    DENSE_COLOUR,
+    label_line_ends,
+    line_style,
+    new_figure,
+    set_up_axes,
+    to_png,
+)
 
 STORED = ("float16, zstd", "mask + float16", "int8, zstd", "mask + int8")
 
@@ -21,7 +28,7 @@ def use_figure(result: Mapping[str, Any]) -> bytes:
     sizes = result["sizes"]
     percent = [100 * row["sparsity"] for row in sizes]
     for index, form in enumerate(STORED):
-        look = style_of("", index) | {"label": form}
+        look = line_style("", index) | {"label": form}
         bytes_.plot(percent, [row["share"][form] for row in sizes], **look)
     measured = [row for row in result["speeds"] if "2:4" not in row["products"]]
     kinds = dict.fromkeys(
@@ -34,7 +41,7 @@ def use_figure(result: Mapping[str, Any]) -> bytes:
         }
         for index, kind in enumerate(kinds):
             rows = [row for row in measured if row["products"] == kind]
-            look = style_of("", index) | {
+            look = line_style("", index) | {
                 "label": "CSR (skips zeros)" if kind == "csr" else kind
             }
             ratios = {
@@ -49,9 +56,9 @@ def use_figure(result: Mapping[str, Any]) -> bytes:
               "tokens a second, reading the prompt (prefill)\n(dense float32 = 1)",
               "tokens a second, writing new text (generation)\n(dense float32 = 1)")  # fmt: skip
     for ax, title in zip(axes, titles, strict=True):
-        ax.axhline(1, color=DENSE, linestyle="--", linewidth=1, label="Dense")
-        set_up(ax, title, xlabel="weights set to zero (%)", ylim=(0, None))
-        name_ends(ax)
+        ax.axhline(1, color=DENSE_COLOUR, linestyle="--", linewidth=1, label="Dense")
+        set_up_axes(ax, title, xlabel="weights set to zero (%)", ylim=(0, None))
+        label_line_ends(ax)
     title = "Zeros make a file smaller; products that skip them are faster than dense ones: "
     title += f"{gains[0]} in reading, {gains[1]} in writing"
     figure.suptitle(title, fontsize=11)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from helpers.report.claims import CLAIMS, claim_verdicts
+
 SETTING = {
     "model": "embedded",
     "calibration": "embedded",
@@ -132,3 +134,14 @@ def update_row(
     row.setdefault("error", row.get("excess", 0.1))
     row.setdefault("excess", row["error"])
     return {"heldout": row["error"]} | row
+
+
+def check_claim(
+    sentence: str, records: list[dict[str, Any]], expected: str, *words: str
+) -> None:
+    """The records must give this verdict on the claim that begins so, with these words in it."""
+    (claim,) = [claim for claim in CLAIMS if claim.sentence.startswith(sentence)]
+    (outcome,) = claim_verdicts(records, [claim])
+    assert outcome.verdict == expected, outcome
+    for text in words:
+        assert text in outcome.numbers, outcome

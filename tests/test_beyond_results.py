@@ -7,11 +7,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from handmade import repaired
+from handmade import check_claim, repaired
 
-from helpers.report.beyond import gain_table, perplexity_table, pipeline_frame
-from helpers.report.claims import Judged, claim_verdicts
-from helpers.report.outcome import FAILS, HOLDS, OPEN, UNTESTED
+from helpers.report.beyond import gain_table, perplexity_table, pipeline_table
+from helpers.report.evidence import FAILS, HOLDS, OPEN, UNTESTED
 
 # the dense model has 20: 80 is a gap of ln 4, and 40 closes half of it
 RUNS = [
@@ -27,7 +26,7 @@ RUNS = [
 
 
 def test_rows_are_pipelines_and_columns_targets() -> None:
-    table, spread = perplexity_table(pipeline_frame(RUNS), "perplexity")
+    table, spread = perplexity_table(pipeline_table(RUNS), "perplexity")
     assert list(table.columns) == ["60 %", "2:4"]
     assert list(table.index) == [
         *("dense", "sparsegpt", "sparsegpt + distil (64)", "admm-grad"),
@@ -41,7 +40,7 @@ def test_rows_are_pipelines_and_columns_targets() -> None:
     assert table.loc["admm-grad + distil (64)", "60 %"] == 42.0
     assert pd.isna(spread.loc["admm-grad + distil (8)", "60 %"])
     assert pd.isna(table.loc["sparsegpt", "2:4"])
-    web, _ = perplexity_table(pipeline_frame(RUNS), "perplexity_web")
+    web, _ = perplexity_table(pipeline_table(RUNS), "perplexity_web")
     assert (
         web.loc["admm-grad + distil (64)", "60 %"] == 84.0
         and web.loc["dense", "2:4"] == 40.0
@@ -49,7 +48,7 @@ def test_rows_are_pipelines_and_columns_targets() -> None:
 
 
 def test_gains_are_those_against_admm_grad_of_the_same_seed() -> None:
-    table, spread = gain_table(pipeline_frame(RUNS))
+    table, spread = gain_table(pipeline_table(RUNS))
     closed = table["60 %, closed (%)"]
     assert closed["admm-grad"] == 0
     # ln 2 / ln 4 with seed 0 and ln 2 / ln 4.4 with seed 1
@@ -67,7 +66,7 @@ def test_gains_are_those_against_admm_grad_of_the_same_seed() -> None:
     assert table.loc["sparsegpt + distil (64)", "60 %, seconds"] == 400.0
     assert pd.isna(table.loc["admm-grad", "peak memory (GB)"])  # no run ended there
     # once a run was timed alone, the seconds of others do not count
-    table, _ = gain_table(pipeline_frame([RUNS[0] | {"timed": True}, *RUNS[1:]]))
+    table, _ = gain_table(pipeline_table([RUNS[0] | {"timed": True}, *RUNS[1:]]))
     times = table["60 %, seconds / ADMM-Grad's"].dropna().to_dict()
     assert times == {"admm-grad": 1.0, "admm-grad + distil (64)": 4.0}
     assert "2:4, closed (%)" in table and "2:4, seconds" not in table
@@ -77,7 +76,7 @@ def test_admm_grad_closes_nothing_where_one_seed_has_unequal_runs() -> None:
     # such as on two kinds of machine; against the mean of 64 and 100 it would be a hundredth
     runs = [repaired("admm-grad", "60 %", perplexity) for perplexity in (64.0, 100.0)]
     runs.append(repaired("admm-grad", "60 %", 40.0, passes=1))
-    closed = gain_table(pipeline_frame(runs))[0]["60 %, closed (%)"]
+    closed = gain_table(pipeline_table(runs))[0]["60 %, closed (%)"]
     assert closed["admm-grad"] == 0
     # the geometric mean of 64 and 100 is 80
     assert closed["admm-grad, one pass"] == pytest.approx(50)
@@ -101,19 +100,12 @@ def test_seconds_are_compared_on_one_kind_of_machine() -> None:
     other = there(
         "fast", 40.0, passes=1, seed=1
     )  # of another seed, where its own has none
-    pipelines = pipeline_frame([*slow, fast, *once, other])
+    pipelines = pipeline_table([*slow, fast, *once, other])
     found = pipelines[pipelines["pipeline"] == "admm-grad, one pass"]["times"].tolist()
     assert found[:2] == [0.4, 0.8] and math.isnan(found[2]) and found[3] == 0.8
 
 
 # ------------------------------------------------------------------ claims
-
-
-def verdict(sentence: str, records: list[dict]) -> Judged:
-    (judged,) = [
-        one for one in claim_verdicts(records) if one.sentence.startswith(sentence)
-    ]
-    return judged
 
 
 def seeds(
@@ -123,24 +115,25 @@ def seeds(
 
     Changes, in percent, at 60 %, and so many seconds more.
     """
-    cells = [
-        ("60 %", seed, change)
-        for seed, change in enumerate(changes or (-1.0, 0.0, 1.0))
-    ]
-    records, layers, guide = [], more.get("layers", 60.0), more.get("guide", 0.0)
-    guided = {
-        "allocation": "guide",
-        "guide_sequences": more.get("read", 4),
-        "passes": 1,
-    }
+    changes = changes or (-1.0, 0.0, 1.0)
+    method = more.get("method", "admm-grad")
+    records = []
+    cells = [("60 %", seed, change) for seed, change in enumerate(changes)]
     for target, seed, change in [*cells, ("70 %", 0, 0.0)]:
-        before, end = (value * (1 + change / 100) for value in (layers, after))
-        took = {"seconds": (guide + change, 100.0, repair)}
-        method = more.get("method", "admm-grad")
-        records.append(
-            repaired(method, target, before, end, seed, windows, **took, **guided)
+        factor = 1 + change / 100
+        guided = repaired(
+            method,
+            target,
+            more.get("layers", 60.0) * factor,
+            after * factor,
+            seed,
+            windows,
+            seconds=(more.get("guide", 0.0) + change, 100.0, repair),
+            allocation="guide",
+            guide_sequences=more.get("read", 4),
+            passes=1,
         )
-        records.append(repaired("admm-grad", target, 80.0, seed=seed))
+        records += [guided, repaired("admm-grad", target, 80.0, seed=seed)]
     return [record | {"timed": True} for record in records]
 
 
@@ -191,23 +184,15 @@ TWO = {"layers": 66.0, "read": 2}  # ln(80 / 66) / ln 4 = 13.9 %
 def test_what_a_repair_closes(
     sentence: str, records: list[dict], expected: str, words: str
 ) -> None:
-    outcome = verdict(sentence, records)
-    assert outcome.verdict == expected and words in outcome.numbers, outcome
+    check_claim(sentence, records, expected, words)
 
 
 def test_the_better_start_is_better_after_the_same_repair() -> None:
     ours = seeds(40.0, 250.0, 64)
-    outcome = verdict(
-        START, ours + seeds(44.0, 250.0, 64, -1.0, 0.0, 1.2, method="sparsegpt")
-    )
-    assert (
-        outcome.verdict == HOLDS
-        and "60 %: −9 ± 0 % against SparseGPT" in outcome.numbers
-    )
-    assert (
-        verdict(START, ours + seeds(39.0, 250.0, 64, method="sparsegpt")).verdict
-        == FAILS
-    )
-    noisy = seeds(40.4, 250.0, 64, 2.0, -2.0, 1.0, method="sparsegpt")
-    assert verdict(START, ours + noisy).verdict == OPEN
-    assert verdict(START, ours).verdict == UNTESTED
+    check_claim(START, ours, UNTESTED)
+    theirs = seeds(44.0, 250.0, 64, -1.0, 0.0, 1.2, method="sparsegpt")
+    check_claim(START, ours + theirs, HOLDS, "60 %: −9 ± 0 % against SparseGPT")
+    theirs = seeds(39.0, 250.0, 64, method="sparsegpt")
+    check_claim(START, ours + theirs, FAILS)
+    theirs = seeds(40.4, 250.0, 64, 2.0, -2.0, 1.0, method="sparsegpt")
+    check_claim(START, ours + theirs, OPEN)

@@ -5,21 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from handmade import pruned, scored, update_row, with_series
+from handmade import check_claim, pruned, scored, update_row, with_series
 
-from helpers.report import agreement, claims_markdown
-from helpers.report.claims import CLAIMS, Judged, claim_verdicts
-from helpers.report.frame import caption
-from helpers.report.outcome import FAILS, HOLDS, OPEN, UNTESTED, decide
+from helpers.report import claims_markdown, claims_page
+from helpers.report.claims import CLAIMS
+from helpers.report.evidence import FAILS, HOLDS, OPEN, UNTESTED, decide
 
 TARGETS = ("50 %", "60 %", "70 %", "80 %", "2:4", "4:8")
-
-
-def verdict(sentence: str, records: list[dict]) -> Judged:
-    """What is said of the one claim whose sentence begins so."""
-    (claim,) = [claim for claim in CLAIMS if caption(claim).startswith(sentence)]
-    (judged,) = claim_verdicts(records, [claim])
-    return judged
 
 
 def test_one_rule_decides_on_margins_and_half_widths() -> None:
@@ -51,9 +43,9 @@ def table(method: str, value: float, *spread: float) -> list[dict]:
     ]
 
 
-def without(records: list[dict], **asked: Any) -> list[dict]:
-    """The records that do not ask for this."""
-    return [r for r in records if not asked.items() <= r["parameters"].items()]
+def without(records: list[dict], **values: Any) -> list[dict]:
+    """The records that do not have these parameters."""
+    return [r for r in records if not values.items() <= r["parameters"].items()]
 
 
 # ln(20 / 22) = −0.095; over seeds a deviation of 0.02, so 2.776 · 0.02 / √5 = 0.0248 at 60 %, and
@@ -102,28 +94,21 @@ HARD = [pruned("admm-grad", "80 %", 200.0), pruned("admm1", "80 %", 220.0)]
 def test_the_gradual_mask_must_win_every_column(
     records: list[dict], expected: str, words: str
 ) -> None:
-    outcome = verdict("The gradual mask", records)
-    assert outcome.verdict == expected and words in outcome.numbers, outcome
+    check_claim("The gradual mask", records, expected, words)
 
 
 def test_admm_grad_must_beat_both() -> None:
     runs = DENSE + GRAD + table("wanda", 30.0)
-    outcome = verdict("ADMM-Grad beats", runs)
-    assert outcome.verdict == OPEN and "0 of 5 seeds" in outcome.numbers
-    assert (
-        verdict("ADMM-Grad beats", [*runs, *table("sparsegpt", 25.0)]).verdict == HOLDS
-    )
-    assert (
-        verdict("ADMM-Grad beats", [*runs, *table("sparsegpt", 15.0)]).verdict == FAILS
-    )
-    name, peer = "ADMM-Grad is the best method of single", table("alps", 18.0)
-    assert [verdict(name, some).verdict for some in (runs, runs + peer)] == [
-        UNTESTED,
-        FAILS,
-    ]
-    name, runs = "ADMM-Grad wins on the paper's own", [*runs, *table("sparsegpt", 25.0)]
-    assert verdict(name, runs).verdict == UNTESTED
-    assert verdict(name, [run | {"plan": "paper"} for run in runs]).verdict == HOLDS
+    check_claim("ADMM-Grad beats", runs, OPEN, "0 of 5 seeds")
+    check_claim("ADMM-Grad beats", runs + table("sparsegpt", 15.0), FAILS)
+    both = runs + table("sparsegpt", 25.0)
+    check_claim("ADMM-Grad beats", both, HOLDS)
+    check_claim("ADMM-Grad wins on the paper's own", both, UNTESTED)
+    of_the_paper = [run | {"plan": "paper"} for run in both]
+    check_claim("ADMM-Grad wins on the paper's own", of_the_paper, HOLDS)
+    best = "ADMM-Grad is the best method of single"
+    check_claim(best, runs, UNTESTED)
+    check_claim(best, runs + table("alps", 18.0), FAILS)
 
 
 def changed(changes: tuple[float, ...], seeds: range, **options: object) -> list[dict]:
@@ -158,10 +143,8 @@ def test_an_option_is_judged_by_its_change_seed_by_seed(
         "2": {"iterations": 50},
         "T": {"schedule": "released"},
     }
-    outcome = verdict(
-        sentence, changed(changes, range(len(changes)), **options[sentence[0]])
-    )
-    assert outcome.verdict == expected and words in outcome.numbers, outcome
+    runs = changed(changes, range(len(changes)), **options[sentence[0]])
+    check_claim(sentence, runs, expected, words)
 
 
 def pairs(
@@ -182,18 +165,12 @@ def pairs(
 def test_overhead_takes_three_timed_pairs_and_the_same_passes_for_both() -> None:
     name = "ADMM-Grad takes"
     # the forward passes, 310 and 80, enter as their median: 291, 290 and 289 over 235
-    outcome = verdict(
-        name, near := pairs((96, 40), (95, 40), (94, 40), forward=(310, 80))
-    )
-    assert outcome.verdict == HOLDS
-    assert re.search(
-        "1.23 ± 0.01 times .*; 3 timed pairs.* 95 s, SparseGPT 40", outcome.numbers
-    )
-    assert (
-        verdict(name, pairs((60, 40), (60, 40))).verdict == OPEN
-    )  # two pairs, however equal
-    assert verdict(name, pairs(*[(95, 40)] * 3)).verdict == FAILS  # 175 / 120
-    assert verdict(name, [run | {"timed": False} for run in near]).verdict == UNTESTED
+    near = pairs((96, 40), (95, 40), (94, 40), forward=(310, 80))
+    words = ("1.23 ± 0.01 times ", "; 3 timed pairs", " 95 s, SparseGPT 40")
+    check_claim(name, near, HOLDS, *words)
+    check_claim(name, pairs((60, 40), (60, 40)), OPEN)  # two pairs, however equal
+    check_claim(name, pairs(*[(95, 40)] * 3), FAILS)  # 175 / 120
+    check_claim(name, [run | {"timed": False} for run in near], UNTESTED)
 
 
 def test_a_page_that_decides_nothing_shows_what_points_the_other_way(
@@ -224,15 +201,14 @@ def test_a_claim_says_where_the_runs_of_a_second_model_point(
         (27.0, "yes: perplexity at 60 %: −10 %"),
         (33.0, "**no**: perplexity at"),
     ):
-        asked = [
-            ("dense", "0 %", 20.0),
-            ("admm-grad", "60 %", grad),
-            ("admm1", "60 %", 30.0),
+        theirs = [
+            pruned("dense", "0 %", 20.0, model="embedded-gemma"),
+            pruned("admm-grad", "60 %", grad, model="embedded-gemma"),
+            pruned("admm1", "60 %", 30.0, model="embedded-gemma"),
         ]
-        theirs = [pruned(*run, model="embedded-gemma") for run in asked]
         committed = {"second": theirs, "full": [], "beyond": []}
         monkeypatch.setattr(
-            agreement, "read_records", lambda at, of=committed: of[at.parent.name]
+            claims_page, "read_records", lambda at, of=committed: of[at.parent.name]
         )
         page = claims_markdown(DENSE + GRAD + ONE_SHOT, tmp_path)
         assert (
@@ -269,24 +245,27 @@ def layers(
 ) -> list[dict]:
     """The same study on so many layers, each timed alone."""
     series = {"update": rows, "curves": list(curves)}
-    asked = {"layer": "q", "damping": 0.1}
     blocks = range(first, first + count)
-    runs = [with_series("02", asked | {"block": block}, **series) for block in blocks]
-    return [run | {"timed": True} for run in runs]
+    return [
+        with_series("02", {"layer": "q", "damping": 0.1, "block": block}, **series)
+        | {"timed": True}
+        for block in blocks
+    ]
 
 
 SLOW, QUICK = curve("sgd", 0.9, 0.9, 0.05), curve("adam", 0.01, 0.01, 0.01)
 
 
+PER_ITERATION = "ADMM beats gradient methods per iteration"
+PER_SECOND = "ADMM beats gradient methods per second"
+
+
 def test_race_counts_the_best_rival_and_its_unit() -> None:
-    slow, ours = [SLOW, curve("adam", 0.9, 0.9, 0.9)], [admm(0.05, seconds=2.0)]
-    outcome = verdict(
-        "ADMM beats gradient methods per iteration", layers(8, ours, slow)
-    )
-    assert (
-        outcome.verdict == HOLDS and "5 times as many" in outcome.numbers
-    )  # 100 for 20
-    for unit in ("iteration", "second"):
+    slow = [SLOW, curve("adam", 0.9, 0.9, 0.9)]
+    ours = [admm(0.05, seconds=2.0)]
+    # 100 for 20
+    check_claim(PER_ITERATION, layers(8, ours, slow), HOLDS, "5 times as many")
+    for name in (PER_ITERATION, PER_SECOND):
         # too few layers; of ten, nearly all is 90 %, and half is not
         for losing, winning, expected in (
             (7, 0, OPEN),
@@ -294,37 +273,23 @@ def test_race_counts_the_best_rival_and_its_unit() -> None:
             (8, 2, OPEN),
             (5, 5, FAILS),
         ):
-            mixed = layers(losing, ours, slow) + layers(
-                winning, ours, [QUICK], first=20
-            )
-            assert (
-                verdict(f"ADMM beats gradient methods per {unit}", mixed).verdict
-                == expected
-            )
+            quick = layers(winning, ours, [QUICK], first=20)
+            check_claim(name, layers(losing, ours, slow) + quick, expected)
     # with other runs beside them
     shared = [run | {"timed": False} for run in layers(8, ours, slow)]
-    outcome = verdict("ADMM beats gradient methods per second", shared)
-    assert (
-        outcome.verdict == OPEN
-        and "seconds (median), on a shared machine;" in outcome.numbers
-    )
-    assert verdict("ADMM beats gradient methods per iteration", shared).verdict == HOLDS
+    check_claim(PER_SECOND, shared, OPEN, "seconds (median), on a shared machine;")
+    check_claim(PER_ITERATION, shared, HOLDS)
 
 
 def test_a_rival_that_was_stopped_early_or_diverged_has_not_been_beaten() -> None:
-    name = "ADMM beats gradient methods per second"
     never = curve("sgd", 0.9, 0.9, 0.9)  # 100 iterations, 10 s
-    outcome = verdict(name, layers(8, [admm(0.05, seconds=9.0)], [never]))
-    assert outcome.verdict == HOLDS and "on 8 it did not get there" in outcome.numbers
-    assert (
-        verdict(name, layers(8, [admm(0.05, seconds=11.0)], [never])).verdict
-        == UNTESTED
-    )
-    gone = curve("adam") | {
-        "iterations": [],
-        "seconds": [],
-    }  # no point: infinite at once
-    assert verdict(name, layers(8, [admm(0.05)], [gone])).verdict == UNTESTED
+    slower = layers(8, [admm(0.05, seconds=9.0)], [never])
+    check_claim(PER_SECOND, slower, HOLDS, "on 8 it did not get there")
+    stopped = layers(8, [admm(0.05, seconds=11.0)], [never])
+    check_claim(PER_SECOND, stopped, UNTESTED)
+    # no point: infinite at once
+    gone = curve("adam") | {"iterations": [], "seconds": []}
+    check_claim(PER_SECOND, layers(8, [admm(0.05)], [gone]), UNTESTED)
 
 
 ENOUGH, ONE_RHO = "20 iterations are enough for a layer.", "One ρ"
@@ -380,8 +345,7 @@ THREE = {"rho": 3.0, "precondition": True}
 def test_claims_about_layers(
     sentence: str, rows: list[dict], curves: list[dict], expected: str, words: str
 ) -> None:
-    outcome = verdict(sentence, layers(8, rows, curves))
-    assert outcome.verdict == expected and words in outcome.numbers
+    check_claim(sentence, layers(8, rows, curves), expected, words)
 
 
 # ------------------------------------------------------------------ zero-shot and the page
@@ -419,15 +383,11 @@ def test_who_answers_more_questions() -> None:
         ((30, 50), UNTESTED, HOLDS),
     ):
         runs = seeds(*[scores] * 3)
-        assert [verdict(name, runs).verdict for name in (ANSWERS_MORE, SECOND)] == [
-            best,
-            second,
-        ]
-    outcome = verdict(ANSWERS_MORE, seeds((30, 50, 70), (30, 50, 70)))
-    assert outcome.verdict == OPEN and "2 of 3 seeds" in outcome.numbers
-    assert outcome.numbers.startswith("share of questions: +0.200 ± ")
-    # a step that only some draws of the calibration text take
-    assert (
-        verdict(ANSWERS_MORE, seeds((30, 50, 70), (30, 50, 70), (30, 50, 40))).verdict
-        == OPEN
+        check_claim(ANSWERS_MORE, runs, best)
+        check_claim(SECOND, runs, second)
+    two = seeds((30, 50, 70), (30, 50, 70))
+    check_claim(
+        ANSWERS_MORE, two, OPEN, "2 of 3 seeds", "share of questions: +0.200 ± "
     )
+    # a step that only some draws of the calibration text take
+    check_claim(ANSWERS_MORE, seeds((30, 50, 70), (30, 50, 70), (30, 50, 40)), OPEN)

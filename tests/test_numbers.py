@@ -8,10 +8,10 @@ import pytest
 
 from helpers.paths import notebooks_dir, reference_dir
 from helpers.report import claims_markdown
-from helpers.report.beyond import gain_table, perplexity_table, pipeline_frame
+from helpers.report.beyond import gain_table, perplexity_table, pipeline_table
 from helpers.report.published import read_published
 from helpers.report.records import read_record, read_records
-from helpers.report.tables import paired_table, zero_shot_table
+from helpers.report.zero_shot_tables import accuracy_table, paired_table
 
 NOTEBOOKS = sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))
 NUMBER = re.compile(r"\*\*([-+]?[\d.,]+(?: %| ± [\d.]+)?)\*\*")
@@ -52,7 +52,7 @@ def beyond_the_paper() -> list[str]:
         read_records(reference_dir(plan) / "records") for plan in ("full", "beyond")
     )
     pipelines, plain, layers = (
-        pipeline_frame(beyond),
+        pipeline_table(beyond),
         "admm-grad",
         "admm-grad, guide, one pass",
     )
@@ -72,9 +72,7 @@ def beyond_the_paper() -> list[str]:
              (f"{plain}, owl", "70 %, closed (%)")]  # fmt: skip
     shares = [percent(gains.loc[cell] / 100) for cell in cells]
     tasks, model = ["mean", "LAMBADA (no breaks)"], "admm-grad + recipe, 50 %"
-    answers = (
-        zero_shot_table([*full, *beyond])[0].loc[model, tasks].map("{:.3f}".format)
-    )
+    answers = accuracy_table([*full, *beyond])[0].loc[model, tasks].map("{:.3f}".format)
     pairs = (
         paired_table([*full, *beyond])
         .loc[f"{model} − {plain}, 50 %", tasks]

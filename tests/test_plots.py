@@ -11,7 +11,7 @@ from handmade import pruned, with_series
 from matplotlib.figure import Figure
 
 from helpers.errors import FileError
-from helpers.report import figure_alt, pictures, plots, write_figures
+from helpers.report import figure_alt, notebook_figures, plots, write_figures
 
 CONVERGENCE = {
     "iterations": [1, 2, 3],
@@ -94,14 +94,14 @@ def test_figures_of_series() -> None:
     assert curves(figure)["gradual mask (paper)"] == ([1, 2], [40.0, 60.0])
     assert "leaves 80 to 90 % of a one-shot mask's error" in figure.get_suptitle()
     table = pd.DataFrame({"step": {0: 1.9, 1: 0.0}, "held": {0: 2.0, 2: 1.5}})
-    drawn = curves(pictures.lines_figure(table, xlabel="", ylabel="", marked=2))
+    drawn = curves(notebook_figures.lines_figure(table, xlabel="", ylabel="", marked=2))
     assert drawn["held"] == ([0, 2], [2.0, 1.5]) and drawn["kept"] == ([2], [1.5])
     assert pd.isna(drawn["step"][1][1])  # a gap where a log axis has no value
 
 
 def test_pictures_of_masks() -> None:
     keep = torch.rand(100, 300) > 0.5
-    picture = pictures.mask_picture(keep, size=10)
+    picture = notebook_figures.mask_figure(keep, size=10)
     image = picture.axes[0].get_images()[0].get_array()
     assert (
         image.shape == (10, 20)
@@ -111,17 +111,19 @@ def test_pictures_of_masks() -> None:
 
 
 def test_files_of_figures(records: list[dict], tmp_path: Path, one_line_error) -> None:
-    assert set(plots.figures(records)) == set(plots.FIGURES)
+    assert set(plots.all_figures(records)) == set(plots.ALTERNATIVE_TEXTS)
     other = pruned(
         "dense", "0 %", 5.6, model="huggyllama/llama-7b"
     )  # models get a figure each
     assert {"perplexity_embedded", "perplexity_llama-7b"} <= set(
-        plots.figures([*records, other])
+        plots.all_figures([*records, other])
     )
     assert figure_alt("perplexity_llama-7b") == figure_alt("perplexity") != ""
     assert figure_alt("of nothing known") == ""
     paths = write_figures(records[-1:], tmp_path)
     assert [path.name for path in paths] == ["schedule.png"]
+    plots.all_figures(records)["schedule"].savefig(tmp_path / "schedule.svg")
+    assert (tmp_path / "schedule.svg").read_text("utf-8").startswith("<?xml")
     before = paths[0].read_bytes()
     write_figures(records[-1:], tmp_path)
     assert before == paths[0].read_bytes()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from handmade import metric, pruned, scored, update_row, with_series
 
-from helpers.paths import reference_dir
-from helpers.report import claims_markdown, tables, write_tables
+from helpers.paths import reference_dir, root
+from helpers.report import claims_markdown, layer_tables, tables, write_tables
+from helpers.report import zero_shot_tables as zero_shot
 from helpers.report.records import read_records
-from helpers.report.tables import sections
+from helpers.report.tables import all_tables
 
 
 @pytest.fixture
@@ -48,6 +51,28 @@ def test_committed_tables_are_what_this_code_makes_of_the_records(
     assert {path.name: path.read_text(encoding="utf-8") for path in paths} == committed
 
 
+def test_tables_and_claims_need_no_docstrings(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from helpers.report import read_records, write_claims, write_tables\n"
+        "reference, folder = map(Path, sys.argv[1:])\n"
+        "records = read_records(reference / 'records')\n"
+        "write_tables(records, folder), write_claims(records, folder)"
+    )
+    reference = reference_dir("beyond")
+    command = [sys.executable, "-OO", "-c", code, reference, tmp_path]
+    subprocess.run(command, cwd=root(), check=True)
+    for path in (reference / "tables").glob("*.md"):
+        assert (tmp_path / path.name).read_text("utf-8") == path.read_text("utf-8")
+
+
+def test_a_table_is_one_line_from_csv(tmp_path: Path) -> None:
+    runs = [pruned("wanda", "50 %", 22.5), pruned("dense", "0 %", 17.5)]
+    all_tables(runs)["perplexity"][0].frame.to_csv(tmp_path / "perplexity.csv")
+    text = (tmp_path / "perplexity.csv").read_text()
+    assert text == "method,50 %\ndense,17.5\nwanda,22.5\n"
+
+
 def test_methods_by_sparsity(runs: list[dict]) -> None:
     frame, spread = tables.perplexity_table(runs)
     assert list(frame.columns) == ["50 %", "60 %", "2:4", "4:8"]
@@ -70,15 +95,21 @@ def test_methods_by_sparsity(runs: list[dict]) -> None:
 
 
 def test_a_seed_of_several_records_counts_once() -> None:
-    changed = {"options": {"schedule": "released"}}
-    runs = [pruned("admm-grad", "60 %", value) for value in (30.0, 32.0)]
-    runs += [pruned("admm-grad", "60 %", value, **changed) for value in (32.0, 36.2)]
-    assert pd.isna(tables.perplexity_table(runs)[1].loc["admm-grad", "60 %"])
+    released = {"schedule": "released"}
+    runs = [
+        pruned("admm-grad", "60 %", 30.0),
+        pruned("admm-grad", "60 %", 32.0),
+        pruned("admm-grad", "60 %", 32.0, options=released),
+        pruned("admm-grad", "60 %", 36.2, options=released),
+    ]
+    _, spread = tables.perplexity_table(runs)
+    assert pd.isna(spread.loc["admm-grad", "60 %"])
     row = tables.variant_table(runs).iloc[0]
     assert row["seeds"] == 1 and pd.isna(row["± (%)"])
     assert row["change (%)"] == pytest.approx(10.0)  # 34.1 against 31
-    runs.append(pruned("admm-grad", "60 %", 40.0, seed=1))
-    table, spread = tables.perplexity_table(runs)
+    table, spread = tables.perplexity_table(
+        [*runs, pruned("admm-grad", "60 %", 40.0, seed=1)]
+    )
     assert table.loc["admm-grad", "60 %"] == 35.5
     assert spread.loc["admm-grad", "60 %"] == pytest.approx(12.706 * 4.5, rel=1e-3)
 
@@ -86,23 +117,15 @@ def test_a_seed_of_several_records_counts_once() -> None:
 def test_a_row_on_other_windows_stands_in_a_table_with_its_dense_model(
     runs: list[dict],
 ) -> None:
-    other = [
-        pruned("admm-grad", "60 %", 20.0, windows=4),
-        pruned("dense", "0 %", 16.0, windows=4),
-    ]
-    first, second = sections([*other, *runs])["perplexity"]
-    assert (
-        first.frame.loc["dense", "60 %"] == 17.7
-        and first.frame.loc["admm-grad", "60 %"] == 30.0
-    )
+    ours = pruned("admm-grad", "60 %", 20.0, windows=4)
+    dense = pruned("dense", "0 %", 16.0, windows=4)
+    first, second = all_tables([ours, dense, *runs])["perplexity"]
+    assert first.frame["60 %"][["dense", "admm-grad"]].tolist() == [17.7, 30.0]
     assert second.frame["60 %"].to_dict() == {"dense": 16.0, "admm-grad": 20.0}
-    assert (
-        ", 4 windows of 512" in second.note
-        and "not run" not in first.note + second.note
-    )
-    assert (
-        "dense model was not run" in sections([*other[:1], *runs])["perplexity"][1].note
-    )
+    assert ", 4 windows of 512" in second.note
+    assert "not run" not in first.note + second.note
+    _, second = all_tables([ours, *runs])["perplexity"]
+    assert "dense model was not run" in second.note
 
 
 def test_cost_is_the_median_over_runs_without_variants(runs: list[dict]) -> None:
@@ -140,16 +163,16 @@ def test_zero_shot_has_the_papers_columns_and_a_mean() -> None:
         scored("wanda", arc_easy=[1, 0, 0, 0], rte=[1, 1]),
         scored("dense", arc_easy=[1, 1, 1, 0], rte=[1, 0]),
     ]
-    frame, spread = tables.zero_shot_table(runs)
+    frame, spread = zero_shot.accuracy_table(runs)
     assert list(frame.columns) == ["RTE", "ARC-e", "mean"]  # the paper's order
     assert list(frame.index) == ["dense", "wanda, 50 %"]
     assert frame.loc["dense"].tolist() == [0.5, 0.75, 0.625]
     assert spread.loc["dense", "mean"] == pytest.approx((2 * 0.03**2) ** 0.5 / 2)
     assert (
-        tables.zero_shot_table(runs, "acc_norm") is None
-        and tables.zero_shot_table([]) is None
+        zero_shot.accuracy_table(runs, "acc_norm") is None
+        and zero_shot.accuracy_table([]) is None
     )
-    (section, _) = sections(runs)["zero_shot"]
+    (section, _) = all_tables(runs)["zero_shot"]
     assert section.frame.loc["chance"].tolist() == [0.5, 0.25, 0.375]
     assert "| chance | 0.500 | 0.250 | 0.375 |\n| Dense | 0.500" in section.markdown
     assert section.note.endswith(
@@ -162,12 +185,12 @@ def test_paired_differences_are_of_the_same_items() -> None:
         scored("dense", arc_easy=[1, 1, 1, 0] * 10, rte=[1, 0]),
         scored("wanda", arc_easy=[1, 0, 0, 0] * 10, rte=[1, 0]),
     ]
-    row = tables.paired_table(runs).loc["wanda, 50 % − dense"]
+    row = zero_shot.paired_table(runs).loc["wanda, 50 % − dense"]
     # differences 0, −1, −1, 0: mean −0.5, deviation 0.5064, over the root of 40
     assert row["ARC-e"] == "**-0.500 ± 0.080**" and row["RTE"] == "+0.000 ± 0.000"
     for task in runs[1]["series"]["zero_shot"].values():
         task["items"] = [number + 100 for number in task["items"]]
-    assert tables.paired_table(runs) is None
+    assert zero_shot.paired_table(runs) is None
 
 
 def test_weight_update_takes_the_best_rate_of_each_problem() -> None:
@@ -185,7 +208,7 @@ def test_weight_update_takes_the_best_rate_of_each_problem() -> None:
     second = with_series(
         "02", where | {"block": 5}, update=[slow, ours | {"error": 0.3}]
     )
-    frame = tables.update_table([first, second, {"series": None}])
+    frame = layer_tables.update_table([first, second, {"series": None}])
     other = "ADMM (ρ = 1, not preconditioned)"
     assert list(frame.index) == ["no update", "Adam (best rate)", other, "ADMM (ρ = 1)"]
     assert frame.loc["Adam (best rate)", ["problems", "error"]].tolist() == [2, 0.25]
@@ -193,7 +216,7 @@ def test_weight_update_takes_the_best_rate_of_each_problem() -> None:
         [0.2, 0.2]
     )
     assert frame.loc["ADMM (ρ = 1)", "excess, worst (%)"] == 0
-    assert tables.update_table([{"series": None}]) is None
+    assert layer_tables.update_table([{"series": None}]) is None
 
 
 def test_mask_rules_are_shares_of_the_default_on_the_same_layer() -> None:
@@ -204,27 +227,22 @@ def test_mask_rules_are_shares_of_the_default_on_the_same_layer() -> None:
 
     rows = [row("q", 0.1), row("q", 0.2, mask_steps=0), row("o", 1.0)]
     rows += [row("o", 8.0, mask_steps=0), row("o", 1.0, budget="output")]
-    frame = tables.mask_table([with_series("03", ablation=rows)])
-    assert frame.loc["default", "50 %"] == pytest.approx(100)
-    assert frame.loc["one-shot mask (no steps)", "50 %"] == pytest.approx(
-        400
-    )  # root of 2 · 8
-    assert frame.loc["budget per output", "50 %"] == pytest.approx(100)
+    frame = layer_tables.mask_table([with_series("03", ablation=rows)])
+    assert frame["50 %"].to_dict() == {
+        "default": pytest.approx(100),
+        "one-shot mask (no steps)": pytest.approx(400),  # root of 2 · 8
+        "budget per output": pytest.approx(100),
+    }
 
 
-def test_a_section_for_each_model(tmp_path: Path) -> None:
+def test_each_model_has_its_table(tmp_path: Path) -> None:
     runs = [
-        pruned("dense", "0 %", value, model=name)
-        for name, value in (("a", 5.0), ("b/c", 4.0))
+        pruned("dense", "0 %", 5.0, model="a"),
+        pruned("dense", "0 %", 4.0, model="b/c"),
     ]
     runs[1]["data"] = {"evaluation": {"start_token": 2}}
     write_tables(runs, tmp_path)
-    text = (tmp_path / "perplexity.md").read_text()
-    assert (
-        text.count("| Dense |") == 2
-        and "Model: b/c." in text
-        and "| Dense | 4.00 |" in text
-    )
-    assert text.index("Model: b/c.") < text.index(
-        " tokens, after a start token. Calibration"
-    )
+    first, second = (tmp_path / "perplexity.md").read_text().split("\nModel: ")
+    assert "| Dense | 5.00 |" in first and "start token" not in first
+    assert second.startswith("b/c.") and "| Dense | 4.00 |" in second
+    assert " tokens, after a start token. Calibration" in second

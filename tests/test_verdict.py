@@ -9,7 +9,7 @@ import pytest
 from handmade import metric, update_row
 
 from helpers.paths import reference_dir
-from helpers.report import equal_to_printed_digits, judge, summary, to_lines
+from helpers.report import comparison_lines, judge, printed_differences, verdict_line
 from helpers.report.records import read_records
 from helpers.report.verdict import (
     CEILING,
@@ -26,38 +26,30 @@ from helpers.report.verdict import (
 )
 
 Record = dict[str, Any]
-ONE, OTHER = (
-    {"platform": {"processor": processor}} for processor in ("one", "another")
-)
+ONE = {"platform": {"processor": "one"}}
+OTHER = {"platform": {"processor": "another"}}
 
 
 def run(
-    perplexity: float, seed: int = 0, method: str = "wanda", **asked: Any
+    perplexity: float, seed: int = 0, method: str = "wanda", **parameters: Any
 ) -> Record:
-    parameters = {
-        "method": method,
-        "sparsity": 0.5,
-        "calibration_seed": seed,
-        "device": "cpu",
-    }
-    metrics = {
-        "perplexity": metric(perplexity),
-        "prune_seconds": metric(9 * perplexity, "s"),
-    }
-    name, data = (
-        f"{method}-{seed}",
-        {"calibration": {"tokens": "c"}, "evaluation": {"tokens": "e"}},
-    )
-    if method in ("dense", "magnitude"):
-        del data["calibration"]
-    record = {
+    """A record of notebook 04, without calibration text where the method reads none."""
+    usual = {"method": method, "sparsity": 0.5, "calibration_seed": seed}
+    data = {"evaluation": {"tokens": "e"}}
+    if method not in ("dense", "magnitude"):
+        data["calibration"] = {"tokens": "c"}
+    return ONE | {
         "notebook": "04",
-        "name": name,
-        "parameters": parameters | asked,
-        "metrics": metrics,
+        "name": f"{method}-{seed}",
+        "parameters": usual | {"device": "cpu"} | parameters,
+        "metrics": {
+            "perplexity": metric(perplexity),
+            "prune_seconds": metric(9 * perplexity, "s"),
+        },
+        "device": "cpu, 1 thread",
+        "versions": {"torch": "2.13"},
+        "data": data,
     }
-    made = {"device": "cpu, 1 thread", "versions": {"torch": "2.13"}}
-    return record | made | ONE | {"data": data}
 
 
 def one(record: Record, reference: Record, plan: list[Record] | None = None) -> Verdict:
@@ -76,14 +68,22 @@ def test_a_run_is_reproduced_within_its_tolerance() -> None:
         1,
         1,
     )
-    lines = to_lines(found.comparisons)
-    shown = {line.split()[1]: line for line in lines[1:] if "tokens" not in line}
-    assert "-5.66 %" in shown["b-0"] and "OUT" in shown["b-0"]
-    assert "1 of 3 runs reproduced" in summary(found) and "5.66 %" in summary(found)
+    (apart,) = (
+        item
+        for item in found.comparisons
+        if "b-0 perplexity" in f"{item.run} {item.what}"
+    )
+    assert apart.apart == pytest.approx(-0.6 / 10.6) and not apart.within
+    assert "1 of 3 runs reproduced" in verdict_line(found)
+    assert any(
+        "-5.66 %" in line and "OUT" in line for line in comparison_lines([apart])
+    )
     # from zero, and from a number that is missing, no difference in percent can be said
     broken = run(0.0) | {"metrics": {"perplexity": metric(0.0), "new": metric(1.0)}}
     found = one(run(1.0), broken)
-    assert found.reproduced == 0 and "inf" not in "".join(to_lines(found.comparisons))
+    assert found.reproduced == 0 and "inf" not in "".join(
+        comparison_lines(found.comparisons)
+    )
 
 
 @pytest.mark.parametrize("plan", ["laptop", "full", "beyond", "second"])
@@ -104,13 +104,11 @@ def test_two_kinds_of_processor_agree_and_are_not_one() -> None:
     for here, there in [*plans.values(), *(sides[::-1] for sides in plans.values())]:
         found = judge(here, there, there)
         apart = [item for item in found.comparisons if not item.within]
-        assert found.reproduced == found.compared == len(here), to_lines(apart)
-        found = judge(
-            [record | ONE for record in here], [record | ONE for record in there], there
-        )
-        assert 0 < found.reproduced < found.compared, (
-            "what reads no text, and little else"
-        )
+        assert found.reproduced == found.compared == len(here), comparison_lines(apart)
+        here = [record | ONE for record in here]
+        found = judge(here, [record | ONE for record in there], there)
+        # what reads no text, and little else
+        assert 0 < found.reproduced < found.compared
 
 
 @pytest.mark.parametrize(
@@ -133,17 +131,19 @@ def test_two_kinds_of_processor_agree_and_are_not_one() -> None:
 def test_the_level_and_why(change: dict, said: str) -> None:
     reference = run(10.0)
     found = one(run(10.1) | change, reference)
-    assert summary(found).endswith(said)
+    assert verdict_line(found).endswith(said)
     assert found.reproduced == ("another" in said)  # 1 % apart
     unknown = one(run(10.0) | {"platform": {}}, reference | {"platform": {}})
-    assert "processor unknown here, unknown there" in summary(unknown)
+    assert "processor unknown here, unknown there" in verdict_line(unknown)
 
 
 def test_on_another_machine_a_perplexity_may_move_by_a_share_of_the_damage() -> None:
     dense = run(10.0, method="dense")
 
-    def of(record: Record, what: str = "perplexity") -> tuple[float, str]:
-        return tolerance_of(record, what, [dense, run(20.0, 1), run(28.0, 2)])
+    plan = [dense, run(20.0, 1), run(28.0, 2)]
+
+    def of(record: Record, metric: str = "perplexity") -> tuple[float, str]:
+        return tolerance_of(record, metric, plan)
 
     def share(damage: float, part: float = SHARE) -> tuple[float, str]:
         return pytest.approx(damage**part - 1), "share of the damage"
@@ -159,21 +159,25 @@ def test_on_another_machine_a_perplexity_may_move_by_a_share_of_the_damage() -> 
     assert of(run(80.0, method="magnitude")) == of(dense) == (ROUNDING, "rounding")
     # a run that measures its dense model itself, as those of notebook 08 do: by the gap on each
     # text, since the seeds of the web text have other windows
-    values = {
-        "perplexity_layers": 80.0,
-        "perplexity_dense": 20.0,
-        "divergence_after": 1.0,
-    }
-    values |= {"perplexity_web": 90.0, "perplexity_web_dense": 30.0}
     repaired = run(60.0, windows=3, repair="all")
-    repaired["metrics"] |= {name: metric(value) for name, value in values.items()}
-    assert of(repaired) == share(3) and of(repaired, "perplexity_layers") == share(4)
-    assert of(repaired, "perplexity_web") == share(3)
+    repaired["metrics"] |= {
+        "perplexity_layers": metric(80.0),
+        "perplexity_dense": metric(20.0),
+        "perplexity_web": metric(90.0),
+        "perplexity_web_dense": metric(30.0),
+        "divergence_after": metric(1.0),
+    }
+    assert of(repaired) == of(repaired, "perplexity_web") == share(3)
+    assert of(repaired, "perplexity_layers") == share(4)
     assert of(repaired, "perplexity_dense") == (ROUNDING, "rounding")
     assert of(repaired, "divergence_after") == (SHARE, "share of the damage")
     # notebook 00: its magnitude row reads no text
-    rows = {"dense": 10.0, "magnitude": 90.0, "wanda": 20.0}.items()
-    tour = run(1.0) | {"metrics": {f"perplexity_{name}": metric(v) for name, v in rows}}
+    tour = run(1.0)
+    tour["metrics"] = {
+        "perplexity_dense": metric(10.0),
+        "perplexity_magnitude": metric(90.0),
+        "perplexity_wanda": metric(20.0),
+    }
     assert of(tour, "perplexity_magnitude") == (ROUNDING, "rounding")
     assert of(tour, "perplexity_wanda") == share(2, SHARES["wanda"])
     own = run(9.0)
@@ -183,33 +187,33 @@ def test_on_another_machine_a_perplexity_may_move_by_a_share_of_the_damage() -> 
 
 def test_on_another_machine_other_numbers_may_move_as_over_seeds() -> None:
     def errors(*values: float, method: str = "wanda") -> list[Record]:
-        return [
-            run(20.0, seed, method) | {"metrics": {"mean_layer_error": metric(value)}}
-            for seed, value in enumerate(values)
-        ]
+        runs = [run(20.0, seed, method) for seed in range(len(values))]
+        for record, value in zip(runs, values, strict=True):
+            record["metrics"] = {"mean_layer_error": metric(value)}
+        return runs
 
-    def of(plan: list[Record], also: list[Record] = []) -> tuple[float, str]:  # noqa: B006
-        return tolerance_of(plan[0], "mean_layer_error", [*plan, *also])
+    def of(*plan: Record) -> tuple[float, str]:
+        return tolerance_of(plan[0], "mean_layer_error", plan)
 
-    assert of(errors(0.20, 0.22, 0.21)) == (pytest.approx(2 / 21), "3 seeds")
-    assert of(errors(1.0, 9.0, 9.0)) == (CEILING, "3 seeds")
+    assert of(*errors(0.20, 0.22, 0.21)) == (pytest.approx(2 / 21), "3 seeds")
+    assert of(*errors(1.0, 9.0, 9.0)) == (CEILING, "3 seeds")
     # seeds that agree by chance, two seeds, however often, another method
-    assert of(errors(0.2, 0.2, 0.2001)) == (FLOOR, "bound")
-    assert of(errors(0.20, 0.22), errors(0.20, 0.22)) == (FLOOR, "bound")
-    assert of(errors(0.20), errors(0.2, 0.3, 0.4, method="b")) == (FLOOR, "bound")
+    assert of(*errors(0.2, 0.2, 0.2001)) == (FLOOR, "bound")
+    assert of(*2 * errors(0.20, 0.22)) == (FLOOR, "bound")
+    assert of(*errors(0.20), *errors(0.2, 0.3, 0.4, method="b")) == (FLOOR, "bound")
 
 
 @pytest.mark.parametrize(("change", "near"), [(1.019, True), (1.09, False)])
 def test_a_run_just_outside_a_bound_says_so(change: float, near: bool) -> None:
     """Of Wanda, at twice the dense perplexity, 1.05 % is allowed."""
-    reference, dense = run(20.0), run(10.0, method="dense")
+    reference = run(20.0)
+    plan = [reference, run(10.0, method="dense")]
     for machine in (ONE, OTHER):
-        found = one(run(20.0 * change) | machine, reference, [reference, dense])
-        (line,) = (line for line in to_lines(found.comparisons) if "OUT" in line)
-        said = "close to the bound: another kind of processor may do that"
-        assert (
-            line.endswith(said) == (near and machine == OTHER) and found.reproduced == 0
-        )
+        found = one(run(20.0 * change) | machine, reference, plan)
+        (apart,) = (item for item in found.comparisons if not item.within)
+        assert apart.close == (near and machine == OTHER)
+        (line,) = comparison_lines([apart])[1:]
+        assert ("close to the bound" in line) == apart.close
 
 
 def test_sparsity_and_whole_numbers_must_be_equal_on_any_machine() -> None:
@@ -227,21 +231,14 @@ def test_sparsity_and_whole_numbers_must_be_equal_on_any_machine() -> None:
 
 
 def layered(
-    *changes: float, method: str = "wanda", mask: str | None = "m", **asked: Any
+    *changes: float, method: str = "wanda", mask: str | None = "m", **parameters: Any
 ) -> Record:
     """A run of layers whose errors are changed by these factors."""
-    layers = [
-        {
-            "block": block,
-            "name": "q",
-            "error": 1e-4 * (block + 1) * change,
-            "mask": mask,
-        }
-        for block, change in enumerate(changes)
-    ]
-    if method == "magnitude":
-        layers = [layer | {"error": None} for layer in layers]
-    return run(10.0, method=method, **asked) | {"layers": layers}
+    layers = []
+    for block, change in enumerate(changes):
+        error = None if method == "magnitude" else 1e-4 * (block + 1) * change
+        layers.append({"block": block, "name": "q", "error": error, "mask": mask})
+    return run(10.0, method=method, **parameters) | {"layers": layers}
 
 
 @pytest.mark.parametrize(
@@ -272,10 +269,8 @@ def layered(
     ],
 )
 def test_layers(here: Record, same: bool, other: bool) -> None:
-    blocks = len(here["layers"] or ())
-    reference = layered(*[1] * (9 if blocks == 9 else 5)) | {
-        "parameters": here["parameters"]
-    }
+    blocks = 9 if len(here["layers"] or ()) == 9 else 5
+    reference = layered(*[1] * blocks) | {"parameters": here["parameters"]}
     assert one(here, reference).reproduced == same
     assert one(here | OTHER, reference).reproduced == other
 
@@ -283,10 +278,8 @@ def test_layers(here: Record, same: bool, other: bool) -> None:
 def test_masks_without_calibration_and_tokens_are_equal_on_any_machine() -> None:
     reference = layered(1, 1, method="magnitude")
     assert one(reference | OTHER, reference).reproduced == 1
-    assert (
-        one(layered(1, 1, method="magnitude", mask="x") | OTHER, reference).reproduced
-        == 0
-    )
+    other = layered(1, 1, method="magnitude", mask="x")
+    assert one(other | OTHER, reference).reproduced == 0
     for data in ({"evaluation": {"tokens": "x"}}, {"evaluation": {}}, {}, None):
         assert one(run(10.0) | {"data": data} | OTHER, run(10.0)).reproduced == 0
 
@@ -294,11 +287,12 @@ def test_masks_without_calibration_and_tokens_are_equal_on_any_machine() -> None
 def scored(*answers: int, method: str = "wanda") -> Record:
     """A zero-shot run in which the choice 0 is always right."""
     right = [int(answer == 0) for answer in answers]
-    zero_shot = {"rte": {"items": list(range(len(right))), "acc": right}}
-    series = {"zero_shot": zero_shot, "answers": {"rte": list(answers)}}
     accuracy = metric(sum(right) / len(right)) | {"tolerance": 0.01}
     return run(1.0, method=method) | {
-        "series": series,
+        "series": {
+            "zero_shot": {"rte": {"items": list(range(len(right))), "acc": right}},
+            "answers": {"rte": list(answers)},
+        },
         "metrics": {"rte_acc": accuracy},
     }
 
@@ -332,19 +326,17 @@ def test_zero_shot_is_judged_by_answers() -> None:
 
 
 def test_series_that_tables_are_made_of_are_compared_on_the_same_machine() -> None:
-    reference, here = (
-        {**run(1.0), "series": {"update": [update_row("cg")]}} for _ in range(2)
-    )
-    here = copy.deepcopy(here)
-    here["series"]["update"][0] |= {"seconds": 9.0}
+    reference = run(1.0) | {"series": {"update": [update_row("cg")]}}
+    here = copy.deepcopy(reference)
+    here["series"]["update"][0]["seconds"] = 9.0
     assert one(here, reference).reproduced == 1
     for error in (0.1002, "many", None):
-        here["series"]["update"][0] |= {"error": error}
+        here["series"]["update"][0]["error"] = error
         assert one(here, reference).reproduced == 0
         assert one(here | OTHER, reference).reproduced == 1
 
 
-def test_equal_to_printed_digits() -> None:
+def test_printed_digits() -> None:
     reference = run(66.156308, model="m")
     reference["series"] = {
         "update": [update_row("admm", excess=2e-7, error=0.0412345)],
@@ -355,9 +347,9 @@ def test_equal_to_printed_digits() -> None:
     here["metrics"]["prune_seconds"]["value"] = 1.0
     here["series"]["curves"][0]["error"][0] = 0.2  # drawn, not printed
     here["series"]["update"][0] |= {"seconds": 9.0, "excess": 5e-7, "error": 0.0412349}
-    assert equal_to_printed_digits(here, reference) == []
+    assert printed_differences(here, reference) == []
     here["metrics"]["perplexity"]["value"] = 66.1452
     here["series"]["update"][0] |= {"excess": 5e-5, "error": 0.04135}
-    lines = equal_to_printed_digits(here, reference)
+    lines = printed_differences(here, reference)
     for part in ("perplexity: 66.15, reference 66.16", "excess", "error"):
         assert any(part in line for line in lines), lines

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from helpers.explore.controls import Explorer, View, Worker, slider
 from helpers.models import find_blocks
-from helpers.report import block_name, stream_figure
+from helpers.report import block_name, hidden_states_figure
 from helpers.studies import stream_norms
 
 TABLE_ROWS = 8
@@ -74,7 +74,7 @@ def calibration_explorer(
         )
         text = text_html(texts, ratios, largest)
         table = table_html(texts, here.tolist(), ratios, largest)
-        figure = stream_figure(norms.numpy(), block, largest, sequence=sequence)
+        figure = hidden_states_figure(norms.numpy(), block, largest, sequence=sequence)
         return View(figure, caption, text + table)
 
     return Explorer(controls, draw, hint=HINT)

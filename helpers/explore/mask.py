@@ -12,7 +12,7 @@ from torch import Tensor
 from helpers.explore.controls import Explorer, View, Worker, choice, row, slider
 from helpers.explore.problem import SCHEDULES, LayerProblem, Problems, Solution
 from helpers.masks import Pattern
-from helpers.report import growth_figure, short_error
+from helpers.report import gradual_mask_figure, short_error
 
 FINAL_ITERATIONS = 5  # on the final mask, as in the paper
 INTERVAL = 500  # milliseconds between two iterations that are played
@@ -108,7 +108,7 @@ def _view(
     """The picture of an iteration, counted from 1, and the same in words."""
     keep = solution.keeps[iteration - 1]
     sparsities = [1 - mask.float().mean().item() for mask in solution.keeps]
-    figure = growth_figure(
+    figure = gradual_mask_figure(
         sparsities,
         solution.errors,
         keep,

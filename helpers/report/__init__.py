@@ -5,41 +5,28 @@ from helpers import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "agreement": (
-            *("claims_markdown", "numbers_text", "summary", "to_lines"),
-            "write_claims",
-        ),
         "beyond": ("pipeline_title",),
-        "pictures": (
-            *(
-                "block_name",
-                "growth_figure",
-                "lines_figure",
-                "mask_picture",
-                "solve_figure",
-            ),
-            "stream_figure",
+        "claims_page": ("claims_markdown", "write_claims"),
+        "markdown": ("format_number", "to_markdown"),
+        "notebook_figures": (
+            *("block_name", "gradual_mask_figure", "hidden_states_figure"),
+            *("lines_figure", "mask_figure", "solve_figure"),
         ),
-        "frame": ("interval",),
         "plots": (
-            *("convergence_figure", "figure_alt", "figures", "perplexity_figure"),
+            *("all_figures", "convergence_figure", "figure_alt", "perplexity_figure"),
             *("schedule_figure", "write_figures"),
         ),
         "records": (
-            *(
-                "check_record",
-                "check_type",
-                "make_record",
-                "read_record",
-                "read_records",
-            ),
-            "write_record",
+            *("check_record", "check_type", "make_record", "read_record"),
+            *("read_records", "write_record"),
         ),
+        "runs_table": ("confidence_interval",),
         "style": (
-            *("DENSE", "name_ends", "new_figure", "set_up", "short_error", "style_of"),
-            "to_png",
+            *("DENSE_COLOUR", "label_line_ends", "line_style", "new_figure"),
+            *("set_up_axes", "short_error", "to_png"),
         ),
-        "tables": ("format_number", "sections", "to_markdown", "write_tables"),
-        "verdict": ("equal_to_printed_digits", "judge", "same_run"),
+        "tables": ("all_tables", "perplexity_markdown", "write_tables"),
+        "verdict": ("judge", "printed_differences", "same_run"),
+        "verdict_text": ("comparison_lines", "verdict_line"),
     },
 )

@@ -5,8 +5,6 @@ parameters, metrics with units, seeds, identity of model and data, versions, wal
 memory, device and git commit.
 """
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import importlib.metadata
@@ -27,6 +25,8 @@ from pydantic import ConfigDict, Field, JsonValue
 from helpers.errors import BadParameter, FileError, first_line
 from helpers.paths import replace_file, results_dir, root
 
+Record = Mapping[str, Any]
+Records = Iterable[Record]
 # the packages that can change a number
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "lm-eval")
 PACKAGES += ("numpy", "pandas", "pruning-reproduction")
@@ -101,6 +101,11 @@ def make_record(**fields: Any) -> dict[str, Any]:
     )
 
 
+def record_id(record: Record) -> str:
+    """The id of the run that a record is of: `<notebook>--<name>`."""
+    return f"{record['notebook']}--{record['name']}"
+
+
 def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Path:
     """Write a record whole or not at all; "" puts it into results/scratch/records/.
 
@@ -109,7 +114,7 @@ def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Pat
     text = _to_json(check_record(_plain(record)))
     if not os.fspath(path):
         folder = results_dir("scratch") / "records"
-        path = folder / f"{record['notebook']}--{record['name']}.json"
+        path = folder / f"{record_id(record)}.json"
     return replace_file(path, text)
 
 
@@ -203,7 +208,7 @@ def _to_json(record: Mapping[str, Any]) -> str:
 
 
 def processor() -> str:
-    """The kind of processor: its kernels decide the last bits, and so which weights fall."""
+    """The kind of processor: its kernels decide the last bits, and so which weights are pruned."""
     known: dict[str, str] = {}
     with contextlib.suppress(OSError):  # there is such a file on Linux only
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")

@@ -1,12 +1,10 @@
-"""How every figure looks: colours, words, markers, axes, and how it becomes a file.
+"""How every figure looks: colours, markers, axes and their labels, and how it becomes a file.
 
 Every figure is a `matplotlib.figure.Figure` of its own: pyplot and its global state are never
 touched, so nothing needs closing. Lines, grids and fonts are those of house.mplstyle. A colour
 means one thing in all figures. Methods have Okabe and Ito's, which colour-blind users can tell
 apart; markers and dashes differ too, for print in grey.
 """
-
-from __future__ import annotations
 
 import io
 import threading
@@ -22,55 +20,56 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from helpers.report.frame import in_words
+from helpers.report.labels import display_name
 
 # of curves that have no look of their own: a user's methods, variants, benchmarks
 COLOURS = ("#332288", "#882255", "#000000", "#8B83C4", "#5E8CA8", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
-DENSE = "#555555"  # the dense model, and notes on a figure
-GRADUAL, ONE_SHOT = (
-    ("#0072B2", "o", "-"),
-    ("#009E73", "^", "-."),
-)  # which mask ADMM refits
-RELEASED, ADMM = ("#56B4E9", "s", "--"), ("#6A2C91", "o", "-")
-# colour, marker and dash
+DENSE_COLOUR = "#555555"  # the dense model, and notes on a figure
+KEPT = "#3D4653"
+PRUNED = "#F4F4F4"
+# colour, marker and dash: which mask ADMM refits, and ADMM on a fixed one
+GRADUAL = ("#0072B2", "o", "-")
+ONE_SHOT = ("#009E73", "^", "-.")
+RELEASED = ("#56B4E9", "s", "--")
+ADMM = ("#6A2C91", "o", "-")
 LOOKS = {
     # methods, and the schedules of a mask
-    "dense": (DENSE, "o", "--"), "magnitude": ("#CC79A7", "D", ":"), "wanda": ("#E69F00", "v", "-"),
-    "sparsegpt": ("#D55E00", "s", "--"), "admm1": ONE_SHOT, "admm-grad": GRADUAL,
-    "one-shot": ONE_SHOT, "paper": GRADUAL, "released": RELEASED,
+    "dense": (DENSE_COLOUR, "o", "--"),
+    "magnitude": ("#CC79A7", "D", ":"),
+    "wanda": ("#E69F00", "v", "-"),
+    "sparsegpt": ("#D55E00", "s", "--"),
+    "admm1": ONE_SHOT,
+    "admm-grad": GRADUAL,
+    "one-shot": ONE_SHOT,
+    "paper": GRADUAL,
+    "released": RELEASED,
     # ADMM on one fixed mask, with each ρ
-    "ADMM": ADMM, "ρ = 1": ADMM, "ρ = 0.1": ("#C9A6DF", "v", ":"),
-    "ρ = 0.3": ("#9C63BF", "^", "-."), "ρ = 3": ("#421A5C", "s", "-."),
+    "ADMM": ADMM,
+    "ρ = 1": ADMM,
+    "ρ = 0.1": ("#C9A6DF", "v", ":"),
+    "ρ = 0.3": ("#9C63BF", "^", "-."),
+    "ρ = 3": ("#421A5C", "s", "-."),
     "ρ = 10": ("#12061B", "D", ":"),
     # layers: attention in browns, the feed-forward part in blue-greens
-    "q_proj": ("#4A2C0F", "o", "-"), "k_proj": ("#7D5226", "s", "--"),
-    "v_proj": ("#B07D4B", "^", "-."), "o_proj": ("#C9A27A", "D", "--"),
-    "gate_proj": ("#123B3F", "v", "-."), "up_proj": ("#2F6F75", "P", "--"),
+    "q_proj": ("#4A2C0F", "o", "-"),
+    "k_proj": ("#7D5226", "s", "--"),
+    "v_proj": ("#B07D4B", "^", "-."),
+    "o_proj": ("#C9A27A", "D", "--"),
+    "gate_proj": ("#123B3F", "v", "-."),
+    "up_proj": ("#2F6F75", "P", "--"),
     "down_proj": ("#6FAFB4", "X", ":"),
-}  # fmt: skip
-KEPT, PRUNED = "#3D4653", "#F4F4F4"
-# around one point of a line
-RING = {
-    "color": "black",
-    "ls": "none",
-    "markersize": 12,
-    "fillstyle": "none",
-    "mew": 1.6,
 }
-HOUSE = Path(__file__).with_name("house.mplstyle")
 RELATIVE_ERROR = "relative error ‖XW − XŴ‖² / ‖XW‖²"
-
-
-_STYLING = (
-    threading.RLock()
-)  # matplotlib's settings are global, and explorers draw in a thread
+HOUSE = Path(__file__).with_name("house.mplstyle")
+# matplotlib's settings are global, and explorers draw in a thread
+_STYLING = threading.RLock()
 
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """The settings of house.mplstyle within a `with` block, and in one thread at a time."""
+    """Apply the settings of house.mplstyle within a `with` block, in one thread at a time."""
     with _STYLING, matplotlib.style.context(HOUSE):
         yield
 
@@ -106,16 +105,16 @@ def new_figure(
         return figure, figure.subplots(1, columns, gridspec_kw=margins, **layout)
 
 
-def style_of(label: str, position: int = 0) -> dict[str, Any]:
-    """Colour, marker and dash of what has a look of its own in every figure, or of the n-th curve.
+def line_style(label: str, position: int = 0) -> dict[str, str]:
+    """Colour, marker and dash of a label that has them in every figure, or of the n-th curve.
 
-    A method with other options has not the look of the method.
+    A method with other options does not look like the method.
     """
-    looks = (
-        looks_of[position % len(looks_of)] for looks_of in (COLOURS, MARKERS, DASHES)
-    )
     # the mean of several, such as "q_proj, k_proj", looks like the first
-    colour, marker, dash = LOOKS.get(label.partition(",")[0]) or looks
+    look = LOOKS.get(label.partition(",")[0])
+    if look is None:
+        look = [some[position % len(some)] for some in (COLOURS, MARKERS, DASHES)]
+    colour, marker, dash = look
     return {"color": colour, "marker": marker, "linestyle": dash}
 
 
@@ -130,66 +129,87 @@ def above_zero(values: Any) -> np.ndarray:
     return np.where(values > 0, values, np.nan)
 
 
-def set_up(
+def set_up_axes(
     ax: Axes,
-    title: str = "",
+    title: str,
     *,
-    log: str = "",
-    plain: bool = False,
+    log: bool = False,
     whole: int = 0,
-    legend: bool | Mapping[str, Any] = False,
+    legend: Mapping[str, Any] | None = None,
     **labels: Any,
 ) -> None:
-    """What every panel needs: a title, labels and limits (`Axes.set`), log axes, ticks, a legend.
+    """What every panel needs: a title, labels and limits (`Axes.set`), ticks, a legend.
 
     Args:
-        log: "x", "y" or "xy".
-        plain: whether the y axis, a log one, has plain numbers.
+        log: whether the y axis is a log one, with plain numbers.
         whole: the most intervals of the x axis between ticks at whole numbers.
-        legend: whether there is one, or its arguments.
+        legend: its arguments; None for no legend.
     """
     with house_style():
-        ax.set(title=title, **{f"{axis}scale": "log" for axis in log}, **labels)
+        if log:
+            ax.set_yscale("log")
+        ax.set(title=title, **labels)
         if whole:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=whole))
-        if (
-            plain
-        ):  # every tick on an axis of less than a decade, some between a few decades
-            span = max(ax.get_ylim()) / min(ax.get_ylim())
-            digits = "123456789" if span <= 5 else "2345" if span < 1e3 else ""
+        if log:
+            # every tick if it spans less than a decade, some if a few decades
+            low, high = ax.get_ylim()
+            digits = ""
+            if high <= 5 * low:
+                digits = "123456789"
+            elif high < 1e3 * low:
+                digits = "2345"
             ax.yaxis.set_major_formatter("{x:.4g}")
             ax.yaxis.set_minor_formatter(
                 lambda y, _: f"{y:.4g}" if f"{y:.0e}"[0] in digits else ""
             )
-        if legend:
-            ax.legend(**({} if legend is True else legend))
+        if legend is not None:
+            ax.legend(**legend)
 
 
-def name_ends(ax: Axes) -> None:
+def label_line_ends(ax: Axes) -> None:
     """The name of each line at its right end instead of a legend, above those it would overlap."""
     low, _ = ax.get_ylim()  # settles the limits
-    to_axes, free, ends = ax.transScale + ax.transLimits, 0.0, {}
+    to_axes = ax.transScale + ax.transLimits
+    ends = {}
     for line in ax.lines:
         finite = [y for y in line.get_ydata(orig=False) if np.isfinite(y)]
         if finite and line.get_linestyle() != "None":
             ends[line] = finite[-1]
-    for line, end in sorted(ends.items(), key=lambda item: item[1]):
-        place = to_axes.transform((1, max(end, low)))[1]
-        name = f"{'↑ ' if place > 1 else ''}{line.get_label()}"  # off the scale
+    free = 0.0
+    for line in sorted(ends, key=ends.get):
+        _, place = to_axes.transform((1, max(ends[line], low)))
+        name = line.get_label()
+        if place > 1:
+            name = f"↑ {name}"  # off the scale
         place = max(min(place, 0.9), free)
         free = place + 0.07
-        look = {
-            "color": line.get_color(),
-            "fontsize": 9,
-            "fontweight": "bold",
-            "va": "center",
-        }
-        ax.annotate(name, (1.01, place), xycoords="axes fraction", **look)
+        ax.annotate(
+            name,
+            (1.01, place),
+            xycoords="axes fraction",
+            color=line.get_color(),
+            fontsize=9,
+            fontweight="bold",
+            va="center",
+        )
 
 
 def draw_references(ax: Axes, references: Mapping[str, float]) -> None:
     """Horizontal lines, with names and values for the legend."""
-    for (name, value), dash in zip(references.items(), cycle(DASHES[1:]), strict=False):
-        colour = LOOKS.get(name.partition(" (")[0], ("black",))[0]
-        label = f"{in_words(name)}: {short_error(value)}"
-        ax.axhline(value, color=colour, linestyle=dash, linewidth=1.2, label=label)
+    dashes = cycle(DASHES[1:])
+    for name, value in references.items():
+        colour, *_ = LOOKS.get(name.partition(" (")[0], ["black"])
+        ax.axhline(
+            value,
+            color=colour,
+            linestyle=next(dashes),
+            linewidth=1.2,
+            label=f"{display_name(name)}: {short_error(value)}",
+        )
+
+
+def draw_ring(ax: Axes, x: float, y: float, label: str | None = None) -> None:
+    """Ring one point of a line."""
+    look = {"color": "none", "markeredgecolor": "black", "markeredgewidth": 1.6}
+    ax.plot([x], [y], "o", markersize=12, label=label, **look)

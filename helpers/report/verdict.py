@@ -1,4 +1,4 @@
-"""The verdict: what was measured here beside the committed record of the same run.
+"""The verdict: what was measured here, compared with the committed record of the same run.
 
 It has two levels. *On the same kind of machine* (processor, device, threads, and versions of the
 packages that compute) a run repeats itself, so its numbers must agree to SAME, those of each layer
@@ -9,9 +9,9 @@ blocks it is still tiny, and a broken solver shows there. So on another machine
 - what reads no calibration text (the dense model, magnitude) may differ by ROUNDING, with equal
   masks;
 - the error of each layer by what LAYERS says of its block, and the median over all by MEDIAN;
-  in block 0 by GUIDED where a guide or OWL, which round too, has said what to prune;
+  in block 0 by GUIDED where gradients or OWL, which round too, have chosen the sparsities;
 - a perplexity by a share of the damage ln(perplexity / dense), as a divergence, which is a damage:
-  SHARES by method, SHARE for all others and for whatever is guided or trained;
+  SHARES by method, SHARE for all others and for every run that is guided or trained;
 - any other number by FLOOR or, if that is more, by the range over seeds where the plan has three or
   more committed ones of the same run; no number by more than CEILING.
 
@@ -29,39 +29,45 @@ equal; times and memory are not judged. What a committed record lacks is not com
 another seed is another run: it has no reference.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
 from scipy import stats
 
-from helpers.paths import TABLES_NOTEBOOK
-from helpers.report.frame import Record, record_id
-from helpers.report.tables import format_number, sections
+from helpers.report.markdown import format_number
+from helpers.report.records import Record, Records, record_id
+from helpers.report.runs_table import processor_of
+from helpers.report.tables import all_tables
 
-SAME, ROUNDING = 1e-3, 1e-4
-FLOOR, CEILING, FEWEST_SEEDS = 0.02, 0.15, 3
-SHARE, MEDIAN = 0.075, 0.02
-SHARES = {"wanda": 0.015, "admm1": 0.005, "sparsegpt": 0.04, "admm-grad": 0.04}
+SAME = 1e-3
+ROUNDING = 1e-4
+FLOOR = 0.02
+CEILING = 0.15
+FEWEST_SEEDS = 3
+SHARE = 0.075
+SHARES = {
+    "wanda": 0.015,
+    "admm1": 0.005,
+    "sparsegpt": 0.04,
+    "admm-grad": 0.04,
+}
+MEDIAN = 0.02
 # by block, of a layer's error; each is for all blocks from there to the next
 LAYERS = {0: 1.5e-3, 1: 2e-2, 2: 0.15, 8: 0.5}
 GUIDED = LAYERS | {0: 5e-3}
-STEERED = (
-    "allocation",
-    "effort",
-    "repair",
-)  # parameters by which a run is guided or trained
+# parameters by which a run is guided or trained
+STEERED = ("allocation", "effort", "repair")
 CLOSE = 2.0  # times a bound: another kind of processor may exceed it by so much
 UNKNOWN = 0.05  # of a perplexity whose dense model is not known
 TURNED = 0.10  # the chance that an item's answer turns on another machine
 TURNED_BLIND = 0.01  # the same where no calibration text is read
 RARE = 1e-3  # the chance that an honest run is apart in its answers
-ABSOLUTE = 1e-6  # smaller differences are rounding, whatever the value
+ABSOLUTE = 1e-6  # smaller differences are rounding, however small the value
 ABSOLUTE_SAME = 1e-9  # the same on the same kind of machine
 SUMMED = 1e-13  # of equal numbers: Python 3.12 adds floats more exactly than 3.11
 NOT_JUDGED = ("s", "min", "h", "bytes", "MB", "MiB", "GB", "GiB")
@@ -72,20 +78,17 @@ COMPUTING = ("torch", "transformers", "tokenizers", "numpy", "lm-eval")  # packa
 
 
 class Comparison(NamedTuple):
-    """One number or property of one run: here and in the reference, and what was allowed."""
+    """One number or property of one run, here and in the reference, and its tolerance."""
 
     run: str
     what: str
     here: float | str
     reference: float | str
-    apart: (
-        float | None
-    )  # the relative difference of two numbers, with its sign, where finite
+    apart: float | None  # the signed relative difference of two numbers, where finite
     allowed: str
     within: bool
-    close: bool = (
-        False  # not within, on another machine, and by less than CLOSE times the bound
-    )
+    # not within, on another machine, and by less than CLOSE times the bound
+    close: bool = False
 
 
 class Verdict(NamedTuple):
@@ -99,23 +102,15 @@ class Verdict(NamedTuple):
     machines: dict[str, list[str]]  # by run: what differs between the two machines
 
 
-def judge(
-    records: Iterable[Record], reference: Iterable[Record], plan: Iterable[Record]
-) -> Verdict:
-    """What was measured here beside the committed records of the same runs (see `same_run`).
+def judge(records: Records, reference: Records, plan: Records) -> Verdict:
+    """Compare the records made here with the committed records of the same runs (`same_run`).
 
     A committed run that has no record here counts as compared and not reproduced, a record without
     a committed one as without. `plan` are all committed records of the plan, for its seeds and
     dense models.
     """
-    here, committed = (
-        {
-            record_id(record): record
-            for record in some
-            if record["notebook"] != TABLES_NOTEBOOK
-        }
-        for some in (records, reference)
-    )
+    here = {record_id(record): record for record in records}
+    committed = {record_id(record): record for record in reference}
     plan = list(plan)
     comparisons, machines = [], {}
     for name, expected in committed.items():
@@ -123,17 +118,18 @@ def judge(
         if name in here:
             machines[run] = machine_differences(here[name], expected)
             parts = _compare(here[name], expected, plan, same=not machines[run])
-            comparisons += [Comparison(run, *part) for part in parts]
         else:
-            comparisons.append(
-                Comparison(run, "record", "missing", "", None, "", False)
-            )
+            parts = [("record", "missing", "", None, "", False)]
+        comparisons += [Comparison(run, *part) for part in parts]
     apart = {item.run for item in comparisons if not item.within}
-    missing, without = (
-        len(a.keys() - b.keys()) for a, b in ((committed, here), (here, committed))
+    return Verdict(
+        comparisons,
+        compared=len(committed),
+        reproduced=len(committed) - len(apart),
+        missing=len(committed.keys() - here.keys()),
+        without=len(here.keys() - committed.keys()),
+        machines=machines,
     )
-    reproduced = len(committed) - len(apart)
-    return Verdict(comparisons, len(committed), reproduced, missing, without, machines)
 
 
 def same_run(
@@ -144,41 +140,45 @@ def same_run(
     A parameter that the notebook has gained since the reference was made counts there with the
     value in `defaults`.
     """
-    here, there = _parameters(record), _parameters(reference)
-    since = {key: value for key, value in (defaults or {}).items() if key in here}
-    return record["notebook"] == reference["notebook"] and here == since | there
+    here = _parameters(record)
+    there = _parameters(reference)
+    gained = {key: value for key, value in (defaults or {}).items() if key in here}
+    return record["notebook"] == reference["notebook"] and here == gained | there
 
 
 def machine_differences(record: Record, reference: Record) -> list[str]:
     """What may make two records round differently: empty on the same kind of machine.
 
-    What one of them does not name is not compared, but for the processor: an unknown one equals no
+    What one of them does not name is not compared, except the processor: an unknown one equals no
     other.
     """
+    differences = []
+    there = _machine(reference)
+    for key, here in _machine(record).items():
+        unknown = not (here and there[key])
+        if key == "processor" if unknown else here != there[key]:
+            differences.append(
+                f"{key} {here or 'unknown'} here, {there[key] or 'unknown'} there"
+            )
+    return differences
 
-    def describe(of: Record) -> dict[str, Any]:
-        device, _, threads = of.get("device", "").partition(", ")
-        made = {
-            "processor": (of.get("platform") or {}).get("processor"),
-            "device": device,
-        }
-        made["threads"] = threads.partition(" ")[0]
-        made["batch"] = (of.get("series") or {}).get(
-            "batch"
-        )  # halved where memory ran out
+
+def _machine(record: Record) -> dict[str, Any]:
+    """What decides how a record was rounded; None or "" for what it does not name."""
+    device, _, threads = record.get("device", "").partition(", ")
+    machine = {
+        "processor": processor_of(record),
+        "device": device,
+        "threads": threads.partition(" ")[0],
+        "batch": _series(record).get("batch"),  # halved where memory ran out
+    }
+    for name in COMPUTING:
         # without the label of a build: 2.13.0+cpu is on a processor what 2.13.0 is
-        versions = {
-            name: text.partition("+")[0]
-            for name, text in of.get("versions", {}).items()
-        }
-        return made | {name: versions.get(name) for name in COMPUTING}
+        machine[name] = record.get("versions", {}).get(name, "").partition("+")[0]
+    return machine
 
-    here, there = describe(record), describe(reference)
-    return [
-        f"{key} {here[key] or 'unknown'} here, {there[key] or 'unknown'} there"
-        for key in here
-        if (here[key] != there[key] if here[key] and there[key] else key == "processor")
-    ]
+
+# ------------------------------------------------------------------ tolerances
 
 
 def tolerance_of(
@@ -189,70 +189,70 @@ def tolerance_of(
     Args: plan, the committed records of the plan, with other seeds and the dense model.
     """
     parameters = reference["parameters"]
-    # notebook 00 has a perplexity of its dense model and one of magnitude, beside its method's
+    # notebook 00 measures its dense model and magnitude too
     blind = _blind(reference) or metric.endswith(("_dense", "_magnitude"))
     if blind and parameters.get("dtype", "float32") == "float32":
         return ROUNDING, "rounding"
-    steered = any(parameters.get(name) for name in STEERED)
-    share = SHARE if steered else SHARES.get(parameters.get("method", ""), SHARE)
+    share = SHARES.get(parameters.get("method", ""), SHARE)
+    if any(parameters.get(name) for name in STEERED):
+        share = SHARE
     if metric.startswith("divergence"):
         return share, "share of the damage"
     if metric.startswith("perplexity"):
-        value, text = (
-            reference["metrics"][metric]["value"],
-            metric.removesuffix("_layers"),
-        )
-        # of a run that measures it too, as those of notebooks 08 and 00 do
-        dense = [
-            reference["metrics"].get(name)
-            for name in (f"{text}_dense", "perplexity_dense")
-        ]
-        dense += [
-            run["metrics"].get(text) for run in plan if _is_dense_of(run, reference)
-        ]
-        known = [entry["value"] for entry in dense if entry]
-        if not known:
+        dense = _dense_perplexity(reference, metric, plan)
+        if dense is None:
             return UNKNOWN, "bound"
-        tolerance = max(ROUNDING, math.expm1(share * math.log(value / known[0])))
+        damage = math.log(reference["metrics"][metric]["value"] / dense)
+        tolerance = max(ROUNDING, math.expm1(share * damage))
         return min(tolerance, CEILING), "share of the damage"
-    bounds = [(FLOOR, "bound")]
-    # of several records of one seed the last counts
-    seeds = {
-        json.dumps(_parameters(record), sort_keys=True): record["metrics"][metric][
-            "value"
-        ]
-        for record in plan
-        if metric in record["metrics"] and _but_seeds(record) == _but_seeds(reference)
-    }
-    if len(seeds) >= FEWEST_SEEDS and sum(seeds.values()):
-        spread = max(seeds.values()) - min(seeds.values())
-        bounds.append(
-            (spread / abs(statistics.fmean(seeds.values())), f"{len(seeds)} seeds")
-        )
-    tolerance, basis = max(bounds)
-    return min(tolerance, CEILING), basis
+    seeds = {}
+    for run in plan:
+        if metric in run["metrics"] and _but_seeds(run) == _but_seeds(reference):
+            # of several records of one seed the last counts
+            seed = json.dumps(_parameters(run), sort_keys=True)
+            seeds[seed] = run["metrics"][metric]["value"]
+    values = list(seeds.values())
+    if len(values) >= FEWEST_SEEDS and sum(values):
+        spread = max(values) - min(values)
+        spread /= abs(statistics.fmean(values))
+        if spread > FLOOR:
+            return min(spread, CEILING), f"{len(values)} seeds"
+    return FLOOR, "bound"
 
 
-def _is_dense_of(record: Record, reference: Record) -> bool:
-    """Whether a run is of the dense model, measured on the same text."""
-    here, there = record["parameters"], reference["parameters"]
-    alike = all(here.get(name) == there.get(name) for name in MEASURED_ON)
-    return alike and here.get("method") == "dense"
+def _dense_perplexity(
+    reference: Record, metric: str, plan: Sequence[Record]
+) -> float | None:
+    """The dense model's perplexity on the text of a metric; None if no record has it."""
+    text = metric.removesuffix("_layers")
+    # of a run that measures it too, as those of notebooks 08 and 00 do
+    for name in (f"{text}_dense", "perplexity_dense"):
+        if name in reference["metrics"]:
+            return reference["metrics"][name]["value"]
+    measured_on = [reference["parameters"].get(name) for name in MEASURED_ON]
+    for record in plan:
+        parameters = record["parameters"]
+        alike = [parameters.get(name) for name in MEASURED_ON] == measured_on
+        if alike and parameters.get("method") == "dense" and text in record["metrics"]:
+            return record["metrics"][text]["value"]
+    return None
 
 
 def _parameters(record: Record) -> dict[str, Any]:
-    """The parameters that define a run, wherever it runs."""
-    return {
-        key: value for key, value in record["parameters"].items() if key != "device"
-    }
+    """The parameters that define a run, on whichever device it runs."""
+    parameters = record["parameters"].items()
+    return {key: value for key, value in parameters if key != "device"}
+
+
+def _series(record: Record) -> Mapping[str, Any]:
+    return record.get("series") or {}
 
 
 def _but_seeds(record: Record) -> tuple[str, dict[str, Any]]:
     """The notebook and all parameters but seeds."""
     parameters = _parameters(record).items()
-    return record["notebook"], {
-        key: value for key, value in parameters if "seed" not in key
-    }
+    kept = {key: value for key, value in parameters if "seed" not in key}
+    return record["notebook"], kept
 
 
 def _blind(record: Record) -> bool:
@@ -270,100 +270,99 @@ def _compare(
 ) -> Iterator[Part]:
     """The comparisons of one run; `same`: on the same kind of machine."""
     yield from _metrics(record, reference, plan, same)
-    for text, there in (reference.get("data") or {}).items():
-        if isinstance(there, Mapping) and "tokens" in there:
-            here = ((record.get("data") or {}).get(text) or {}).get("tokens", "missing")
-            yield (
-                f"{text} tokens",
-                here,
-                there["tokens"],
-                None,
-                "equal",
-                here == there["tokens"],
-            )
+    yield from _tokens(record, reference)
     yield from _layers(record, reference, same)
     if same:
-        yield from _series(record, reference)
+        yield from _rows(record, reference)
     yield from _answers(record, reference, same)
 
 
 def _metrics(
     record: Record, reference: Record, plan: Sequence[Record], same: bool
 ) -> Iterator[Part]:
-    by_item = "zero_shot" in (reference.get("series") or {})
+    by_item = "zero_shot" in _series(reference)
     for metric, entry in reference["metrics"].items():
         # accuracies, which carry a tolerance, are judged by their items
-        if entry["unit"] in NOT_JUDGED or (by_item and "tolerance" in entry):
-            continue
-        if "tolerance" in entry:
-            tolerance, basis = float(entry["tolerance"]), "its own"
-        elif metric == "sparsity" or isinstance(entry["value"], int):
-            tolerance, basis = 0.0, ""
-        elif same and not _blind(reference):
-            tolerance, basis = SAME, "same machine"
-        else:
-            tolerance, basis = tolerance_of(reference, metric, plan)
-            tolerance = min(tolerance, SAME) if same else tolerance
-        here = record["metrics"].get(metric, {}).get("value")
-        yield _number(metric, here, entry["value"], tolerance, basis, same)
+        if entry["unit"] not in NOT_JUDGED and not (by_item and "tolerance" in entry):
+            tolerance, basis = _tolerance(reference, metric, plan, same)
+            here = record["metrics"].get(metric, {}).get("value")
+            yield _number(metric, here, entry["value"], tolerance, basis, same)
+
+
+def _tolerance(
+    reference: Record, metric: str, plan: Sequence[Record], same: bool
+) -> tuple[float, str]:
+    """How far a metric may be apart, as a fraction, and why; 0 where it must be equal."""
+    entry = reference["metrics"][metric]
+    if "tolerance" in entry:
+        return float(entry["tolerance"]), "its own"
+    if metric == "sparsity" or isinstance(entry["value"], int):
+        return 0.0, ""
+    if same and not _blind(reference):
+        return SAME, "same machine"
+    tolerance, basis = tolerance_of(reference, metric, plan)
+    return min(tolerance, SAME) if same else tolerance, basis
+
+
+def _tokens(record: Record, reference: Record) -> Iterator[Part]:
+    there = reference.get("data") or {}
+    here = record.get("data") or {}
+    for text, identity in there.items():
+        if isinstance(identity, Mapping) and "tokens" in identity:
+            tokens = (here.get(text) or {}).get("tokens", "missing")
+            expected = identity["tokens"]
+            yield f"{text} tokens", tokens, expected, None, "equal", tokens == expected
 
 
 def _layers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
-    here, there = (
-        {(layer["block"], layer["name"]): layer for layer in run.get("layers") or ()}
-        for run in (record, reference)
-    )
-    apart = [
-        (
-            block,
-            _apart(
-                here.get((block, name), {}).get("error"), layer["error"], ABSOLUTE_SAME
-            ),
-        )
-        for (block, name), layer in there.items()
-        if layer["error"] is not None
-    ]
+    here = {}
+    for layer in record.get("layers") or ():
+        here[layer["block"], layer["name"]] = layer
     parameters = reference["parameters"]
-    guided = parameters.get("allocation") or parameters.get("effort")
-    bounds = {0: SAME} if same else GUIDED if guided else LAYERS
-    for first, bound in bounds.items():
-        group = [
-            value
-            for block, value in apart
-            if max(b for b in bounds if b <= block) == first
-        ]
-        if group:
-            what, furthest = (
-                f"layer error, furthest from block {first}",
-                max(group, key=abs),
-            )
-            yield _number(what, 1 + furthest, 1.0, bound, "bound", same)
-    if apart and not same:
-        median = statistics.median(value for _, value in apart)
-        yield _number("layer error, median", 1 + median, 1.0, MEDIAN, "bound", same)
-    masks = {key: layer["mask"] for key, layer in there.items() if layer.get("mask")}
+    bounds = LAYERS
+    if parameters.get("allocation") or parameters.get("effort"):
+        bounds = GUIDED
+    if same:
+        bounds = {0: SAME}
+    groups = defaultdict(list)
+    masks = []
+    for layer in reference.get("layers") or ():
+        ours = here.get((layer["block"], layer["name"]), {})
+        if layer["error"] is not None:
+            first = max(block for block in bounds if block <= layer["block"])
+            apart = _apart(ours.get("error"), layer["error"], ABSOLUTE_SAME)
+            groups[first].append(apart)
+        if layer.get("mask"):
+            masks.append(ours.get("mask") != layer["mask"])
+    for first in sorted(groups):
+        what = f"layer error, furthest from block {first}"
+        furthest = 1 + max(groups[first], key=abs)
+        yield _number(what, furthest, 1.0, bounds[first], "bound", same)
+    if groups and not same:
+        median = 1 + statistics.median(chain(*groups.values()))
+        yield _number("layer error, median", median, 1.0, MEDIAN, "bound", same)
     if masks and (same or _blind(reference)):
-        count = sum(
-            here.get(key, {}).get("mask") != mask for key, mask in masks.items()
-        )
-        yield _count("masks", count, len(masks))
+        yield _count("masks", masks)
 
 
-def _series(record: Record, reference: Record) -> Iterator[Part]:
+def _rows(record: Record, reference: Record) -> Iterator[Part]:
     """The numbers and texts in the rows that tables are made of."""
-    here, there = (
-        {
-            (name, place, column): value
-            for name in ROWS
-            for place, row in enumerate((run.get("series") or {}).get(name) or ())
-            for column, value in row.items()
-            if column != "seconds" and value is not None
-        }
-        for run in (record, reference)
-    )
+    here = _row_values(record)
+    there = _row_values(reference)
     if there:
-        count = sum(_differ(here.get(key), value) for key, value in there.items())
-        yield _count("numbers in series", count, len(there))
+        differing = [_differ(here.get(key), there[key]) for key in there]
+        yield _count("numbers in series", differing)
+
+
+def _row_values(record: Record) -> dict[tuple[str, int, str], Any]:
+    """The values of those rows, without seconds, by series, row and column."""
+    values = {}
+    for name in ROWS:
+        for place, row in enumerate(_series(record).get(name) or ()):
+            for column, value in row.items():
+                if column != "seconds" and value is not None:
+                    values[name, place, column] = value
+    return values
 
 
 def _answers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
@@ -371,30 +370,34 @@ def _answers(record: Record, reference: Record, same: bool) -> Iterator[Part]:
 
     On the same kind of machine also whether the choice by length-normalised likelihood was right.
     """
-
-    def by_item(run: Record) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
-        series = run.get("series") or {}
-        for task, score in series.get("zero_shot", {}).items():
-            columns = {
-                "right": score["acc"],
-                "answer": series.get("answers", {}).get(task),
-            }
-            columns["normalised"] = score.get("acc_norm") if same else None
-            for place, item in enumerate(score["items"]):
-                yield (
-                    (task, item),
-                    {key: some[place] for key, some in columns.items() if some},
-                )
-
-    here, there = dict(by_item(record)), dict(by_item(reference))
-    count = sum(
-        any(here.get(item, {}).get(key) != value for key, value in known.items())
-        for item, known in there.items()
-    )
-    if there:
+    here = _answers_by_item(record, same)
+    differing = []
+    for item, known in _answers_by_item(reference, same).items():
+        ours = here.get(item, {})
+        differing.append(any(ours.get(kind) != known[kind] for kind in known))
+    most = 0
+    if not same:
         turned = TURNED_BLIND if _blind(reference) else TURNED
-        most = 0 if same else most_turned(len(there), turned)
-        yield _count("answers", count, len(there), most)
+        most = most_turned(len(differing), turned)
+    if differing:
+        yield _count("answers", differing, most)
+
+
+def _answers_by_item(
+    record: Record, normalised: bool
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """What is known of the answer to each item of each task."""
+    found = {}
+    for task, score in _series(record).get("zero_shot", {}).items():
+        kinds = {
+            "right": score["acc"],
+            "answer": _series(record).get("answers", {}).get(task),
+            "normalised": normalised and score.get("acc_norm"),
+        }
+        for place, item in enumerate(score["items"]):
+            known = {kind: some[place] for kind, some in kinds.items() if some}
+            found[task, item] = known
+    return found
 
 
 def most_turned(items: int, share: float) -> int:
@@ -411,16 +414,21 @@ def _number(
     same: bool,
 ) -> Part:
     apart = _apart(here, there, ABSOLUTE_SAME if same else ABSOLUTE)
-    equal = here is not None and math.isclose(here, there, rel_tol=SUMMED)
-    within = abs(apart) <= tolerance if tolerance else equal
-    allowed = f"{100 * tolerance:.3g} % ({basis})" if tolerance else "equal"
-    finite = apart if math.isfinite(apart) else None
+    if tolerance:
+        allowed = f"{100 * tolerance:.3g} % ({basis})"
+        within = abs(apart) <= tolerance
+    else:
+        allowed = "equal"
+        within = here is not None and math.isclose(here, there, rel_tol=SUMMED)
     close = not same and not within and abs(apart) < CLOSE * tolerance
-    here = "missing" if here in (None, math.inf) else here
-    return what, here, there, finite, allowed, within, close
+    finite = apart if math.isfinite(apart) else None
+    printed = "missing" if here in (None, math.inf) else here
+    return what, printed, there, finite, allowed, within, close
 
 
-def _count(what: str, count: int, total: int, most: int = 0) -> Part:
+def _count(what: str, differing: Sequence[bool], most: int = 0) -> Part:
+    count = sum(differing)
+    total = len(differing)
     allowed = f"{most} of {total}" if most else "equal"
     return what, f"{count} of {total} differ", "", None, allowed, count <= most
 
@@ -444,31 +452,32 @@ def _differ(here: Any, there: Any) -> bool:
 # ------------------------------------------------------------------ printed digits
 
 
-def equal_to_printed_digits(record: Record, reference: Record) -> list[str]:
-    """The lines that differ between what is printed of two records of a run: their numbers, and
-    the tables that each alone would give, without seconds and memory.
+def printed_differences(record: Record, reference: Record) -> list[str]:
+    """The lines that differ between what is printed of two records of a run.
+
+    That is their numbers, and the tables that each alone would give, without seconds and memory.
     """
-    here, there = _printed(record), _printed(reference)
-    return [
-        f"{record_id(reference)} {name}: {here.get(name, 'missing')}, reference "
-        f"{there.get(name, 'missing')}"
-        for name in sorted(here.keys() | there.keys())
-        if here.get(name) != there.get(name)
-    ]
+    here = _printed(record)
+    there = _printed(reference)
+    lines = []
+    for name in sorted(here.keys() | there.keys()):
+        one = here.get(name, "missing")
+        other = there.get(name, "missing")
+        if one != other:
+            lines.append(f"{record_id(reference)} {name}: {one}, reference {other}")
+    return lines
 
 
 def _printed(record: Record) -> dict[str, str]:
-    """The numbers that tables and pages print, by where they stand, as text."""
-    metrics = record["metrics"].items()
-    texts = {
-        name: format_number(m["value"])
-        for name, m in metrics
-        if m["unit"] not in NOT_JUDGED
-    }
-    for section in chain(*sections([record]).values()):
-        table = section.frame.filter(regex=r"^(?!.*(second|\(s\)|memory))")
+    """The numbers that tables and pages print, as text, by where they are printed."""
+    texts = {}
+    for name, metric in record["metrics"].items():
+        if metric["unit"] not in NOT_JUDGED:
+            texts[name] = format_number(metric["value"])
+    for table in chain(*all_tables([record]).values()):
+        frame = table.frame.filter(regex=r"^(?!.*(second|\(s\)|memory))")
         # an excess is zero at the optimum: below this it is rounding
-        table = table.round({name: 4 for name in table if name.startswith("excess")})
-        for (row, column), value in table.stack().items():
-            texts[f"{section.about} {row}, {column}"] = format_number(value)
+        frame = frame.round({name: 4 for name in frame if name.startswith("excess")})
+        for (row, column), value in frame.stack().items():
+            texts[f"{table.about} {row}, {column}"] = format_number(value)
     return texts

@@ -32,7 +32,7 @@ def reproduce(plan: str, only: str | None, jobs: str, scheduler: str | None) -> 
     run_plan(plan, only, jobs, scheduler)
     tables(plan)
     records = local_records(without_tables(read_plan(plan, only)))
-    write_line(f"\n{report.numbers_text(records.values())}")
+    write_line(f"\n{report.perplexity_markdown(records.values())}")
     verdict = write_verdict(plan, only)
     write_line(
         "next: make book (all of this as a site), make lab (the notebooks, to change and to try)"
@@ -73,9 +73,9 @@ def write_verdict(plan: str, only: str | None = None) -> Any:
         if not item.within and item.what != "record"
     ]
     if differing:
-        write_line("\n".join(report.to_lines(differing[:12])))
-    summary = report.summary(verdict)
-    lines = [summary, "", *report.to_lines(verdict.comparisons), ""]
+        write_line("\n".join(report.comparison_lines(differing[:12])))
+    summary = report.verdict_line(verdict)
+    lines = [summary, "", *report.comparison_lines(verdict.comparisons), ""]
     path = replace_file(results_dir(plan) / "verdict.txt", "\n".join(lines))
     write_line(f"{summary}\nevery comparison: {path}")
     return verdict
@@ -117,7 +117,7 @@ def accept(plan: str, only: str | None, stale: bool) -> None:
     both = sorted(new.keys() & old.keys())
     moved = []
     for key in both:
-        moved += report.equal_to_printed_digits(new[key], old[key])
+        moved += report.printed_differences(new[key], old[key])
     del moved[3:]
     text = "; ".join(moved) or "none"
     write_line(f"values that changed at printed precision in {len(both)} runs: {text}")

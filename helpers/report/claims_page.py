@@ -1,0 +1,111 @@
+"""The page of claims: verdicts on the records of a plan, with the numbers that they rest on."""
+
+import os
+from collections import defaultdict
+from pathlib import Path
+
+from helpers.paths import reference_dir, replace_file
+from helpers.report.claims import RULES, claim_verdicts
+from helpers.report.evidence import FAILS, HOLDS, UNTESTED
+from helpers.report.records import Record, Records, read_records
+from helpers.report.runs_table import (
+    by_model,
+    common_parameters,
+    full_name,
+    model_sentence,
+)
+
+NO_DISAGREEMENT = "| – | nothing | – | – | – |"
+
+
+def claims_markdown(records: Records, tables: Path, page: Path | None = None) -> str:
+    """The verdicts on the records of one model, each with its main number and a link to its table.
+
+    Then how each was tested, with all numbers, and which claims these records do not test. A column
+    says where the runs of another model point (`_second_model`). Of records that decide nothing,
+    only what points another way than the committed ones of `full` and `beyond`.
+    Args: tables, the folder of the tables; page, where links start, by default there.
+    """
+    records = list(records)
+    page = page or tables
+    verdicts = claim_verdicts(records)
+    decided = any(own.verdict in (HOLDS, FAILS) for own in verdicts)
+    text = f"{model_sentence(records)} ± is half of a 95 % interval."
+    second = ""
+    if decided:
+        printed = verdicts
+        second, pointers = _second_model(records)
+        if second:
+            text += (
+                f" The runs on {second} are too few to decide a claim: shown is where they "
+                "point."
+            )
+    else:
+        printed = claim_verdicts(_committed("full") + _committed("beyond"))
+        link = os.path.relpath(reference_dir("full") / "tables" / "claims.md", page)
+        text += (
+            f" These runs are too few to decide a claim: verdicts are [those of full]({link})."
+            " Shown is where the numbers of these runs point the other way."
+        )
+    rows, tests = [], []
+    untested = defaultdict(list)
+    for own, other in zip(verdicts, printed, strict=True):
+        number, sentence, how, name, _ = own.claim
+        if decided and own.verdict == UNTESTED:
+            untested[own.main_number].append(str(number))
+        elif decided or {own.points, other.points} == {HOLDS, FAILS}:
+            row = [str(number), sentence, f"**{other.verdict}**", own.main_number]
+            if second:
+                row.append(pointers[number])
+            link = os.path.relpath(tables / f"{name}.md", page)
+            rows.append(f"| {' | '.join([*row, f'[{name}]({link})'])} |")
+            tests.append(f"{number}. {how} *{own.numbers}.*")
+    heads = ["#", "claim", "verdict", "number", "evidence"]
+    if second:
+        heads.insert(4, f"on {second}")
+    lines = [
+        *(text, "", f"| {' | '.join(heads)} |"),
+        f"| --: {'| :-- ' * (len(heads) - 1)}|",
+        *(rows or [NO_DISAGREEMENT]),
+        *("", f"How each was tested. {RULES}", "", *tests),
+    ]
+    if untested:
+        parts = [f"{', '.join(numbers)} ({why})" for why, numbers in untested.items()]
+        lines += ["", f"Not tested by these records: {'; '.join(parts)}."]
+    return "\n".join(lines) + "\n"
+
+
+def _committed(plan: str) -> list[Record]:
+    """The committed records of a plan."""
+    return read_records(reference_dir(plan) / "records")
+
+
+def _second_model(records: list[Record]) -> tuple[str, dict[int, str]]:
+    """The model of the plan `second`, and by claim whether its committed runs point to it.
+
+    With the number; "–" for a claim that they do not test. ("", {}) if there are no such records,
+    or `records` are of that model.
+    """
+    others = _committed("second")
+    model = common_parameters(others).get("model")
+    if not others or model == common_parameters(records).get("model"):
+        return "", {}
+    pointers = {}
+    for other in claim_verdicts(others):
+        directions = {HOLDS: "yes: ", FAILS: "**no**: "}
+        pointer = "–"
+        if other.points in directions:
+            pointer = directions[other.points] + other.main_number
+        pointers[other.claim.number] = pointer
+    name, _, _ = full_name("model", model).partition(" (")
+    return name, pointers
+
+
+def write_claims(records: Records, folder: str | os.PathLike[str]) -> list[Path]:
+    """Write claims.md, a section for each model, into the folder of the tables; return its path.
+
+    Raises FileError if the folder cannot be written.
+    """
+    texts = [claims_markdown(runs, Path(folder)) for runs in by_model(records).values()]
+    path = Path(folder) / "claims.md"
+    return [replace_file(path, "\n".join(texts))] if texts else []

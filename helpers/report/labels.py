@@ -1,0 +1,82 @@
+"""Names of methods, tasks, rows and columns, and the order in which tables show them."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+METHOD_NAMES = {
+    "wanda": "Wanda",
+    "sparsegpt": "SparseGPT",
+    "admm": "ADMM",
+    "admm1": "ADMM1",
+    "admm-grad": "ADMM-Grad",
+    "alps": "ALPS",
+    "owl": "OWL",
+    "besa": "BESA",
+    "csr": "CSR",
+    "cg": "CG",
+    "sgd": "SGD",
+    "adam": "Adam",
+}
+METHOD_ORDER = ("dense", "magnitude", "wanda", "sparsegpt", "admm1", "admm-grad")
+TASK_NAMES = {
+    "boolq": "BoolQ",
+    "rte": "RTE",
+    "hellaswag": "HellaSwag",
+    "winogrande": "WinoGrande",
+    "arc_easy": "ARC-e",
+    "arc_challenge": "ARC-c",
+    "openbookqa": "OBQA",
+    "piqa": "PIQA",
+    "sciq": "SciQ",
+    "lambada_openai": "LAMBADA (no breaks)",
+}
+
+
+def display_name(label: str) -> str:
+    """A label as tables and figures print it: "ADMM-Grad, OWL" for "admm-grad, owl"."""
+    # self_attn.q_proj: the layer's own name
+    label = re.sub(r"\b[a-z]\w*\.(?=[a-z])", "", label)
+    label = re.sub(r"[\w-]+", lambda word: METHOD_NAMES.get(word[0], word[0]), label)
+    return re.sub(r"^(dense|magnitude)\b", lambda word: word[0].capitalize(), label)
+
+
+def target_name(pattern: str, sparsity: float) -> str:
+    """The column of a target: "60 %" for unstructured sparsity, "2:4" for a pattern."""
+    return f"{100 * sparsity:.4g} %" if pattern == "unstructured" else pattern
+
+
+def method_name(parameters: Mapping[str, Any]) -> str:
+    """The method of a run, with the recipe that its effort names: "admm-grad + recipe"."""
+    method = parameters["method"]
+    match parameters.get("effort"):
+        case None | "":
+            return method
+        case "balanced":
+            return f"{method} + recipe"
+        case effort:
+            return f"{method} + {effort} recipe"
+
+
+def with_options(name: str, options: Mapping[str, Any]) -> str:
+    """A name followed by its options: "admm-grad (iterations=50)"."""
+    details = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
+    return f"{name} ({details})" if details else name
+
+
+def row_key(label: str) -> tuple[int, str]:
+    """Sort key of rows: methods in the paper's order, each before its variants, others last."""
+    method = label.partition(" ")[0]
+    if method in METHOD_ORDER:
+        return METHOD_ORDER.index(method), label
+    return len(METHOD_ORDER), label
+
+
+def column_key(column: str) -> tuple[float, ...]:
+    """Sort key of columns: dense, then sparsities, then N:M patterns by the size of a group."""
+    if column == "dense":
+        return (0,)
+    if ":" in column:
+        kept, group = map(int, column.split(":"))
+        return 2, group, kept
+    return 1, float(column.split()[0])

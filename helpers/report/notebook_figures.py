@@ -1,0 +1,298 @@
+"""Figures of one layer, mask or run, which notebooks and explorers draw while a user looks."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from helpers.report.labels import display_name
+from helpers.report.style import (
+    ADMM,
+    COLOURS,
+    DENSE_COLOUR,
+    GRADUAL,
+    KEPT,
+    ONE_SHOT,
+    PRUNED,
+    RELATIVE_ERROR,
+    above_zero,
+    draw_references,
+    draw_ring,
+    label_line_ends,
+    line_style,
+    new_figure,
+    set_up_axes,
+)
+
+# explorers redraw while a slider is dragged: nothing may jump, and laying out takes time
+MARGINS = {"left": 0.08, "right": 0.985, "top": 0.86, "bottom": 0.2, "wspace": 0.36}
+# the line at the iteration or block that a slider has chosen
+CHOSEN = {"color": "black", "linewidth": 1, "linestyle": (0, (4, 2))}
+MANY = 60  # points of a line; more are drawn without markers
+
+
+def lines_figure(
+    table: pd.DataFrame,
+    title: str = "",
+    *,
+    xlabel: str,
+    ylabel: str,
+    marked: Any = None,
+) -> Figure:
+    """A line for each column of a table against its index, on a log axis, with its name at its end.
+
+    NaN is passed over; what is zero or below leaves a gap.
+    Args: marked, the place on the x axis where the last column is ringed.
+    """
+    figure, ax = new_figure(size=(7.0, 4.2))
+    for position, label in enumerate(table):
+        values = table[label].dropna()
+        look = line_style(label, position)
+        if len(values) > MANY:
+            look["marker"] = ""
+        ax.plot(values.index, above_zero(values), label=display_name(label), **look)
+    if marked is not None:
+        draw_ring(ax, marked, values[marked], label="kept")
+    set_up_axes(
+        ax,
+        display_name(title),
+        log=True,
+        whole=10,
+        xlabel=xlabel,
+        ylabel=ylabel,
+    )
+    label_line_ends(ax)
+    return figure
+
+
+def mask_figure(keep: Any, *, size: int = 48, title: str = "") -> Figure:
+    """The corner of a mask, `size` outputs by twice as many inputs; kept weights are dark."""
+    figure, ax = new_figure(size=(6.4, 3.6))
+    title = title or f"kept weights (dark), {_kept_share(keep)}"
+    _draw_mask(ax, keep[:size, : 2 * size], title)
+    return figure
+
+
+def _kept_share(keep: Any) -> str:
+    """How much of a mask is kept: "50 % of 64 × 64"."""
+    share = 100 * keep.float().mean().item()
+    return f"{share:.0f} % of {' × '.join(map(str, keep.shape))}"
+
+
+def _draw_mask(ax: Axes, keep: Any, title: str) -> None:
+    ax.imshow(
+        np.asarray(keep.cpu()),
+        cmap=ListedColormap([PRUNED, KEPT]),
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+        aspect="equal",
+    )
+    ax.grid(False)
+    set_up_axes(ax, title, xlabel="input", ylabel="output")
+
+
+def solve_figure(
+    errors: Sequence[float],
+    keep: Any,
+    *,
+    references: Mapping[str, float],
+    before: Sequence[float],
+    after: Sequence[float],
+    title: str,
+    mask_steps: int,
+) -> Figure:
+    """One solve: its error by iteration and by output, and the corner of the mask it ended with.
+
+    Args: errors, the relative error after each iteration, the first `mask_steps` of which chose
+    a new mask; references, horizontal lines {name: error}; before and after, the relative error of
+    each output without an update and after the solve.
+    """
+    figure, (left, middle, right) = new_figure(
+        3, size=(10.5, 3.9), margins=MARGINS, width_ratios=[1.25, 1.1, 1]
+    )
+    iterations = range(1, len(errors) + 1)
+    left.plot(iterations, above_zero(errors), markersize=4, **line_style("ADMM"))
+    draw_references(left, {name: v for name, v in references.items() if v > 0})
+    if mask_steps:
+        steps = (0.5, mask_steps + 0.5)
+        left.axvspan(*steps, color="#EEEEEE", zorder=0, label="mask still changes")
+    set_up_axes(
+        left,
+        title,
+        log=True,
+        whole=8,
+        xlabel="iteration",
+        ylabel=RELATIVE_ERROR,
+        xlim=(0.5, len(errors) + 0.5),
+        legend={"fontsize": 8.5},
+    )
+    # the error of every output, the solve's worst first; three are named
+    order = np.argsort(-np.asarray(after), kind="stable")
+    ranks = range(1, len(order) + 1)
+    unsolved = above_zero(np.asarray(before)[order])
+    solved = above_zero(np.asarray(after)[order])
+    middle.plot(ranks, unsolved, ".", color="#999999", markersize=3, label="no update")
+    middle.plot(ranks, solved, color=ADMM[0], linewidth=2, label="after ADMM")
+    set_up_axes(
+        middle,
+        f"hurt most: outputs {', '.join(map(str, order[:3]))}",
+        log=True,
+        legend={"fontsize": 8.5, "loc": "best", "markerscale": 3},
+        xlabel="output, most hurt first",
+        ylabel="relative error of an output",
+    )
+    _draw_mask(right, keep[:48, :48], f"kept (dark): {_kept_share(keep)}")
+    return figure
+
+
+def gradual_mask_figure(
+    sparsity: Sequence[float],
+    errors: Sequence[float],
+    keep: Any,
+    one_shot: Any,
+    *,
+    iteration: int,
+    group: int | None = None,
+    name: str = "",
+) -> Figure:
+    """One gradual solve at one of its iterations: sparsity, error, and the mask against one-shot's.
+
+    Args: sparsity and errors, one number an iteration; iteration, the one shown, from 1; keep,
+    the mask then, and one_shot, the one-shot mask of the final sparsity, both (d_out, d_in), of
+    which the top left corner is drawn; group, the M of an N:M pattern; name, the layer's, for the
+    title.
+    """
+    figure, (left, middle, right) = new_figure(
+        3,
+        size=(10.5, 4.3),
+        margins=MARGINS | {"bottom": 0.26},
+        width_ratios=[1, 1, 1.3],
+    )
+    percent = [100 * value for value in sparsity]
+    _draw_history(left, percent, iteration, "paper")
+    _draw_history(middle, errors, iteration, "ADMM")
+    title = f"{name}\niteration {iteration}: {percent[iteration - 1]:.1f} % pruned"
+    set_up_axes(
+        left,
+        title.strip(),
+        whole=8,
+        xlabel="iteration",
+        ylabel="sparsity of the mask (%)",
+        ylim=(0, 100),
+    )
+    set_up_axes(
+        middle,
+        f"iteration {iteration}: error {errors[iteration - 1]:.4f}",
+        whole=8,
+        xlabel="iteration",
+        ylabel=RELATIVE_ERROR,
+        ylim=(0, 1.08 * max(errors) or 1),
+    )
+    _draw_mask_change(right, keep, one_shot, group)
+    return figure
+
+
+def _draw_history(ax: Axes, values: Sequence[float], iteration: int, look: str) -> None:
+    """A number by iteration, with a line and a ring at one of them."""
+    ax.plot(range(1, len(values) + 1), values, markersize=4, **line_style(look))
+    ax.axvline(iteration, **CHOSEN)
+    draw_ring(ax, iteration, values[iteration - 1])
+
+
+def _draw_mask_change(ax: Axes, keep: Any, one_shot: Any, group: int | None) -> None:
+    """Kept by both, by neither, or by one of two masks, with the share that moved."""
+    colours = {
+        "pruned by both": PRUNED,
+        "kept by one-shot only": ONE_SHOT[0],
+        "kept here only": GRADUAL[0],
+        "kept by both": "#B5BBC4",
+    }
+    rows, columns = 40, 60
+    if group:  # few groups, each of which can be counted
+        rows, columns = 16, 3 * max(8, group)
+    kinds = np.asarray((2 * keep.int() + one_shot.int()).cpu())  # as the colours
+    kinds = kinds[:rows, :columns]
+    ax.imshow(
+        kinds,
+        cmap=ListedColormap(list(colours.values())),
+        vmin=0,
+        vmax=3,
+        interpolation="nearest",
+        aspect="auto",
+    )
+    ax.grid(False)
+    if group:  # lines between groups of M along the input
+        outputs, inputs = kinds.shape
+        edges = np.arange(group - 0.5, inputs - 1, group)
+        ax.vlines(edges, -0.5, outputs - 0.5, color="black", linewidth=2)
+    moved = 100 * float((keep & ~one_shot).sum()) / max(1, int(keep.sum()))
+    legend = {
+        "handles": [
+            Patch(facecolor=colour, edgecolor="#999999", label=name)
+            for name, colour in colours.items()
+        ],
+        "fontsize": 8.5,
+        "ncols": 2,
+        "loc": "upper center",
+        "bbox_to_anchor": (0.45, -0.16),
+    }
+    title = f"{moved:.1f} % of those kept are not one-shot's"
+    set_up_axes(ax, title, legend=legend, xlabel="input", ylabel="output")
+
+
+def hidden_states_figure(
+    norms: Sequence[Sequence[float]], block: int, top: Sequence[int], *, sequence: int
+) -> Figure:
+    """The norms of one sequence's hidden states: by position at one block, and by block.
+
+    Args: norms, (blocks + 1, tokens): entering each block, and leaving the last; block, the one
+    shown; top, positions of its largest tokens, largest first; sequence, its number for the title.
+    """
+    table = np.asarray(norms)
+    here = table[block]
+    medians = np.median(table, axis=1)
+    figure, (left, right) = new_figure(
+        2,
+        size=(10.5, 3.7),
+        margins=MARGINS | {"left": 0.085, "wspace": 0.2},
+        width_ratios=[1.4, 1],
+    )
+    left.plot(here, color=COLOURS[0], linewidth=1)
+    left.axhline(medians[block], label="median", **CHOSEN | {"color": DENSE_COLOUR})
+    for rank, position in enumerate(top, 1):
+        point = (position, here[position])
+        left.plot(*point, "o", color=COLOURS[1], markersize=5)
+        left.annotate(str(rank), point, (4, 3), textcoords="offset points")
+    set_up_axes(
+        left,
+        f"sequence {sequence}, {block_name(block, len(table))}",
+        log=True,
+        legend={},
+        xlabel="position in the sequence",
+        ylabel="norm of a token's stream",
+    )
+    largest = line_style("", 1)
+    right.plot(table.max(axis=1), markersize=4, label="largest token", **largest)
+    right.plot(medians, markersize=4, label="median token", **line_style("", 0))
+    right.axvline(block, **CHOSEN)
+    ratio = here.max() / max(medians[block], 1e-30)
+    set_up_axes(
+        right,
+        f"largest is {ratio:.3g} × the median here",
+        log=True,
+        whole=10,
+        legend={},
+        xlabel="entering block (the last: leaving them all)",
+    )
+    return figure
+
+
+def block_name(block: int, places: int) -> str:
+    """Where the hidden states are on their way: `places` is one more than there are blocks."""
+    return f"entering block {block}" if block < places - 1 else "leaving the last block"

@@ -1,0 +1,53 @@
+"""The verdict in words: one line, and every comparison."""
+
+from collections.abc import Iterable
+from itertools import chain
+
+import pandas as pd
+
+from helpers.report.verdict import Comparison, Verdict
+
+
+def verdict_line(verdict: Verdict) -> str:
+    """How many runs agree, how closely, and on which kind of machine."""
+    if not verdict.compared:
+        return "nothing to compare: these runs have no committed record"
+    text = f"{verdict.reproduced} of {verdict.compared} runs reproduced"
+    if verdict.missing:
+        text += f", {verdict.missing} not run here with this code"
+    if verdict.without:
+        text += f", {verdict.without} more without a committed record"
+    known = [item.apart for item in verdict.comparisons if item.apart is not None]
+    if known:
+        text += f", differences at most {100 * max(map(abs, known)):.2f} %"
+    others = [differences for differences in verdict.machines.values() if differences]
+    reasons = "; ".join(dict.fromkeys(chain(*others)))
+    if not verdict.machines:
+        return text
+    if not others:
+        return f"{text} (same kind of machine)"
+    if len(others) < len(verdict.machines):
+        return f"{text} (same kind of machine, but another for {len(others)} of them: {reasons})"
+    return f"{text} (another machine: {reasons})"
+
+
+def comparison_lines(comparisons: Iterable[Comparison]) -> list[str]:
+    """The comparisons as aligned lines with a heading; the last column marks what is apart."""
+    comparisons = list(comparisons)
+    table = pd.DataFrame(comparisons, columns=Comparison._fields)
+    table = table.drop(columns=["within", "close"])
+    table["apart"] = [_percent(item.apart) for item in comparisons]
+    table[""] = [_mark(item) for item in comparisons]
+    return table.to_string(index=False, float_format="{:.5g}".format).splitlines()
+
+
+def _percent(apart: float | None) -> str:
+    return "" if apart is None else f"{100 * apart:+.2f} %"
+
+
+def _mark(comparison: Comparison) -> str:
+    if comparison.within:
+        return ""
+    if comparison.close:
+        return "OUT, close to the bound: another kind of processor may do that"
+    return "OUT"
