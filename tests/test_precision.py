@@ -25,28 +25,13 @@ def test_layers_are_fitted_to_what_bfloat16_gives(family: str, passes: int) -> N
     by_hand, exact = copy.deepcopy(model), copy.deepcopy(model)
     prune_model(model, tokens, passes=passes, precision="bfloat16", **SETTINGS)
     prune_model(exact, tokens, passes=passes, **SETTINGS)
-    names = fam.pruned_names(family)
-    width = len(fam.FAMILIES[family].layers)
-    with autocast():  # the model's own pass
-        order = list(fam.inputs_by_hook(by_hand, names, tokens))
-    groups = [[name] for name in order]
-    if passes == 2:
-        groups = [names[start : start + width] for start in range(0, len(names), width)]
-    for group in groups:
-        with autocast():
-            inputs = fam.inputs_by_hook(by_hand, group, tokens)
-        for name in group:
-            weight = fam.matrix_of(by_hand.get_submodule(name)).detach()
-            pruned = METHODS["wanda"](
-                weight.clone(), gram_of(inputs[name]), sparsity=0.5
-            )
-            with torch.no_grad():
-                weight.copy_(pruned.weight)
-    masks = [
-        torch.cat([(m.get_submodule(name).weight != 0).flatten() for name in names])
-        for m in (model, by_hand, exact)
-    ]
-    near, far = ((masks[0] == other).float().mean().item() for other in masks[1:])
+    groups = fam.blocks_of(family)
+    if passes == 1:  # each layer after those that the model calls before it
+        names = fam.pruned_names(family)
+        groups = [[name] for name in fam.inputs_by_hook(by_hand, names, tokens)]
+    fam.prune_by_hand(by_hand, groups, tokens, forward=autocast)
+    masks = [fam.kept(m, family) for m in (model, by_hand, exact)]
+    near, far = ((masks[0] == other).float().mean() for other in masks[1:])
     assert near > 0.995 and near > far
     assert all(p.dtype == torch.float32 for p in model.parameters())
 

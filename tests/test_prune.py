@@ -87,35 +87,20 @@ def test_statistics_come_from_the_already_pruned_stream(
     # By hand: the whole model runs once for each block; the inputs of that block's layers, all
     # seen in that one pass, prune it; the next pass goes through the pruned block.
     tokens, model = fam.random_tokens(8), fam.build(family)
-    by_hand, dense_stats = copy.deepcopy(model), copy.deepcopy(model)
-    names, width = fam.pruned_names(family), len(fam.FAMILIES[family].layers)
-    all_dense = fam.inputs_by_hook(dense_stats, names, tokens)
-    for start in range(0, len(names), width):
-        part = names[start : start + width]
-        inputs = fam.inputs_by_hook(by_hand, part, tokens)
-        for name in part:
-            _prune_one(by_hand.get_submodule(name), inputs[name], method)
-            _prune_one(dense_stats.get_submodule(name), all_dense[name], method)
+    by_hand, from_dense = copy.deepcopy(model), copy.deepcopy(model)
+    names = fam.pruned_names(family)
+    fam.prune_by_hand(by_hand, fam.blocks_of(family), tokens, method)
+    fam.prune_by_hand(from_dense, [names], tokens, method)
     report = prune_model(model, tokens, method=method, sparsity=0.5, batch=3)
     assert report.batch == 2 and not report.halved  # the largest divisor of 8
-    differs = 0
     for name in names:
-        ours, expected, dense = (
-            m.get_submodule(name).weight for m in (model, by_hand, dense_stats)
-        )
-        assert ((ours == 0) == (expected == 0)).float().mean() > 0.995, name
-        torch.testing.assert_close(
-            ours, expected, rtol=1e-2, atol=1e-2 * expected.std().item()
-        )
-        differs += int(((ours == 0) != (dense == 0)).sum())
-    assert differs > 20  # statistics of the dense model would have given other masks
-
-
-def _prune_one(layer: nn.Module, inputs: Tensor, method: str) -> None:
-    weight = fam.matrix_of(layer).detach()
-    result = METHODS[method](weight.clone(), gram_of(inputs), sparsity=0.5)
-    with torch.no_grad():
-        weight.copy_(result.weight)
+        ours, expected = (m.get_submodule(name).weight for m in (model, by_hand))
+        atol = 1e-2 * expected.std().item()
+        torch.testing.assert_close(ours, expected, rtol=1e-2, atol=atol)
+    masks = [fam.kept(m, family) for m in (model, by_hand, from_dense)]
+    assert (masks[0] == masks[1]).float().mean() > 0.995
+    # statistics of the dense model would have given other masks
+    assert (masks[0] != masks[2]).sum() > 20
 
 
 # calls of block 0 with 8 sequences in batches of 4: 0 arguments, 1 to 4 gate, 5 and 6 embedding,
@@ -147,9 +132,8 @@ def test_the_batch_is_halved_where_memory_runs_out(
     assert len(report.halved) == 1 and where in report.halved[0] and report.batch == 2
     assert fam.hook_count(model) == 1  # the one above
     prune_model(expected, tokens, batch=2, **HALF)
-    for name in fam.pruned_names("bloom"):
-        ours, wanted = (m.get_submodule(name).weight for m in (model, expected))
-        assert ((ours == 0) == (wanted == 0)).float().mean() > 0.999, name
+    same = fam.kept(model, "bloom") == fam.kept(expected, "bloom")
+    assert same.float().mean() > 0.999
 
 
 @pytest.mark.parametrize(("passes", "place"), [(1, "block 1"), (2, "one sequence")])
