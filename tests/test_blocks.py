@@ -23,7 +23,7 @@ BATCH = 2
 # ---------------------------------------------------------------- models
 
 
-def test_encoder_decoders_and_blockless_models_are_refused(one_line_error) -> None:
+def test_encoder_decoders_and_blockless_models_are_refused(one_line_error):
     sizes = dict(vocab_size=97, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=2)
     with one_line_error(UnsupportedModel, "T5"):
         find_blocks(hf.T5ForConditionalGeneration(hf.T5Config(**sizes)))
@@ -35,7 +35,7 @@ def test_encoder_decoders_and_blockless_models_are_refused(one_line_error) -> No
         find_blocks(model)
 
 
-def test_a_multimodal_model_is_pruned_in_its_text_part() -> None:
+def test_a_multimodal_model_is_pruned_in_its_text_part():
     # Both towers are two blocks deep: only the config says which is the language model's.
     text = fam.FAMILIES["llama"].config().to_dict()
     vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2,
@@ -53,7 +53,7 @@ def test_a_multimodal_model_is_pruned_in_its_text_part() -> None:
 
 
 @pytest.mark.parametrize("family", EVERY)
-def test_layers_streams_and_grams_are_the_models_own(family: str) -> None:
+def test_layers_streams_and_grams_are_the_models_own(family):
     """The layers are those listed by hand; streams and inputs those of one plain forward pass."""
     model, tokens = fam.build(family), fam.random_tokens(4)
     known, blocks = fam.FAMILIES[family], find_blocks(model)
@@ -89,7 +89,7 @@ def test_layers_streams_and_grams_are_the_models_own(family: str) -> None:
     assert fam.hook_count(model) == 0
 
 
-def test_the_gate_stops_a_model_that_cannot_be_replayed(one_line_error) -> None:
+def test_the_gate_stops_a_model_that_cannot_be_replayed(one_line_error):
     # Gemma-3 alternates sliding and global attention: swapped arguments must not pass.
     model, tokens = fam.build("gemma3"), fam.random_tokens(BATCH)
     calls = cap.record_calls(model, tokens)
@@ -97,7 +97,7 @@ def test_the_gate_stops_a_model_that_cannot_be_replayed(one_line_error) -> None:
         cap.check_parity(model, [calls[1], calls[0], *calls[2:]], tokens)
 
 
-def test_the_stream_may_be_passed_by_name(monkeypatch) -> None:
+def test_the_stream_may_be_passed_by_name(monkeypatch):
     # no family above does; which do differs between versions of transformers
     call = LlamaDecoderLayer.__call__
     by_name = lambda self, states, **others: call(self, **others, hidden_states=states)  # noqa: E731
@@ -111,10 +111,8 @@ def test_the_stream_may_be_passed_by_name(monkeypatch) -> None:
 # ---------------------------------------------------------------- grams
 
 
-@pytest.mark.parametrize(("family", "layer"), [("opt", "fc2"), ("gpt2", "mlp.c_proj")])
-def test_layer_gram_is_that_of_the_dense_model_without_dropout(
-    family: str, layer: str
-) -> None:
+@pytest.mark.parametrize("family, layer", [("opt", "fc2"), ("gpt2", "mlp.c_proj")])
+def test_layer_gram_is_that_of_the_dense_model_without_dropout(family, layer):
     model, tokens = fam.build(family), fam.random_tokens(5)
     name = f"{fam.FAMILIES[family].blocks}.1.{layer}"
     x = fam.inputs_by_hook(model, [name], tokens)[name].double()
@@ -126,7 +124,7 @@ def test_layer_gram_is_that_of_the_dense_model_without_dropout(
     )
 
 
-def test_a_layer_that_is_not_there(one_line_error) -> None:
+def test_a_layer_that_is_not_there(one_line_error):
     model, tokens = fam.build("opt"), fam.random_tokens(2)
     for block, layer, words in (
         (2, "fc2", "0 to 1"),
@@ -137,7 +135,7 @@ def test_a_layer_that_is_not_there(one_line_error) -> None:
             block_grams.layer_problems(model, tokens, block, [layer])
 
 
-def test_the_last_step_of_a_layers_gram_is_reported_too() -> None:
+def test_the_last_step_of_a_layers_gram_is_reported_too():
     steps: list[tuple[int, int]] = []
     model, tokens = fam.build("opt"), fam.random_tokens(2)
     block_grams.layer_problems(
@@ -146,9 +144,7 @@ def test_the_last_step_of_a_layers_gram_is_reported_too() -> None:
     assert steps == [(1, 2), (2, 2)]
 
 
-def test_an_odd_number_of_sequences_is_warned_of(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_an_odd_number_of_sequences_is_warned_of(caplog):
     """All batches have the size of the recorded one, so it has to divide the sequences."""
     model = fam.build("opt")
     for sequences, batch, said in (
@@ -169,7 +165,7 @@ class Filled(Team):
             gram.add(torch.ones(3, 4))
 
 
-def test_grams_are_checked_once_they_are_those_of_all_processes(one_line_error) -> None:
+def test_grams_are_checked_once_they_are_those_of_all_processes(one_line_error):
     class Missed(block_grams.Replay):
         def grams(self, *_: object) -> Iterator[dict[str, Gram]]:
             yield {"experts.1": Gram(4)}

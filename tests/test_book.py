@@ -97,7 +97,7 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return results / "book"
 
 
-def test_pages_load_nothing_from_the_network_and_links_hold(book: Path) -> None:
+def test_pages_load_nothing_from_the_network_and_links_hold(book):
     written = [path for path in book.rglob("*.html") if "_static" not in path.parts]
     pages = {path.resolve(): Page(path) for path in written}
     assert len(pages) > 50
@@ -124,7 +124,7 @@ def test_pages_load_nothing_from_the_network_and_links_hold(book: Path) -> None:
         )
 
 
-def test_notebooks_are_shown_as_they_ran_here(book: Path) -> None:
+def test_notebooks_are_shown_as_they_ran_here(book):
     page = Page(book / "notebooks" / "04_prune_model.html").text
     assert "<p>admm-grad-60 of laptop</p>" in page and "IntSlider" not in page
     assert "<p>the static twin</p>" in page
@@ -132,7 +132,7 @@ def test_notebooks_are_shown_as_they_ran_here(book: Path) -> None:
     assert "shown as committed" in Page(book / "notebooks" / "05_zero_shot.html").text
 
 
-def test_the_code_is_documented(book: Path) -> None:
+def test_the_code_is_documented(book):
     helpers = root() / "helpers"
     names = [path.stem for path in helpers.glob("[!_]*.py")]
     for package in (path.parent for path in helpers.glob("*/__init__.py")):

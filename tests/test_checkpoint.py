@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
@@ -88,7 +88,7 @@ def run(source: Path, to: Path, *, stop: int = 0, **arguments: object) -> list[i
 
 
 @pytest.mark.parametrize(
-    ("family", "how"),
+    "family, how",
     [
         ("llama-tied", dict(method="admm-grad", sparsity=0.5, batch=2)),
         ("llama-tied", dict(method="admm1", sparsity=0.6, passes=1)),
@@ -104,9 +104,7 @@ def run(source: Path, to: Path, *, stop: int = 0, **arguments: object) -> list[i
     ],
     ids=str,
 )
-def test_weights_and_report_are_those_of_prune_model(
-    family: str, how: dict, to: Path, tmp_path: Path
-) -> None:
+def test_weights_and_report_are_those_of_prune_model(family, how, to, tmp_path):
     source = saved.save(
         tmp_path / "source", family, "1GB" if family == "gpt2" else "20KB"
     )
@@ -137,9 +135,7 @@ def test_weights_and_report_are_those_of_prune_model(
     )
 
 
-def test_a_checkpoint_of_the_bare_model_with_a_sparsity_for_each_layer(
-    tmp_path: Path, to: Path
-) -> None:
+def test_a_checkpoint_of_the_bare_model_with_a_sparsity_for_each_layer(tmp_path, to):
     # its names lack the first part; the blocks' shards have the model's names
     whole, source = fam.build("gpt2"), tmp_path / "source"
     whole.transformer.save_pretrained(source)
@@ -161,7 +157,7 @@ def test_a_checkpoint_of_the_bare_model_with_a_sparsity_for_each_layer(
 # ---------------------------------------------------------------- killed, and going on
 
 
-def test_killed_before_every_durable_operation(tmp_path: Path) -> None:
+def test_killed_before_every_durable_operation(tmp_path):
     source = tmp_path / "source"
     sizes = dict(
         hidden_size=8, intermediate_size=8, num_attention_heads=2, vocab_size=97
@@ -175,9 +171,7 @@ def test_killed_before_every_durable_operation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("after", [1, LAYERS + 1])
-def test_a_rerun_goes_on_with_the_block_it_was_in(
-    llama: Path, to: Path, expected: dict, after: int
-) -> None:
+def test_a_rerun_goes_on_with_the_block_it_was_in(llama, to, expected, after):
     run(llama, to, stop=after)
     whole = after // LAYERS
     assert saved.finished_blocks(to) == set(range(whole))
@@ -197,13 +191,7 @@ def test_a_rerun_goes_on_with_the_block_it_was_in(
 
 
 @pytest.mark.usefixtures("registry")
-def test_another_request_is_refused(
-    llama: Path,
-    to: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    one_line_error: Callable,
-) -> None:
+def test_another_request_is_refused(llama, to, tmp_path, monkeypatch, one_line_error):
     asked = dict(method="by-hand", sparsity=0.5, batch=2)
 
     def refused(
@@ -242,7 +230,7 @@ def test_another_request_is_refused(
 # ---------------------------------------------------------------- folders
 
 
-def test_a_folder_of_something_else_is_never_touched(llama: Path, to: Path) -> None:
+def test_a_folder_of_something_else_is_never_touched(llama, to):
     to.mkdir()
     (to / "thesis.txt").write_text("years of work")
     before = {path.name: path.read_bytes() for path in llama.iterdir()}
@@ -253,7 +241,7 @@ def test_a_folder_of_something_else_is_never_touched(llama: Path, to: Path) -> N
     assert [path.read_text() for path in to.iterdir()] == ["years of work"]
 
 
-def test_two_calls_at_once_never_mix(llama: Path, to: Path, expected: dict) -> None:
+def test_two_calls_at_once_never_mix(llama, to, expected):
     def meanwhile(done: int, *_: object) -> None:
         if done == 1:  # the same is welcome, another is not written over
             prune_checkpoint(llama, to, TOKENS, **WANDA)
@@ -271,9 +259,7 @@ def test_two_calls_at_once_never_mix(llama: Path, to: Path, expected: dict) -> N
 # ---------------------------------------------------------------- what ends a run
 
 
-def test_a_write_that_breaks_off(
-    llama: Path, to: Path, expected: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_breaks_off(llama, to, expected, monkeypatch):
     full = OSError(errno.ENOSPC, "disk full")
     for number, error, kind in (
         (0, full, FileError),
@@ -289,7 +275,7 @@ def test_a_write_that_breaks_off(
     assert run(llama, to) == [2] and saved.contents(to) == expected
 
 
-def test_a_source_that_changes_meanwhile(llama: Path, to: Path, tmp_path: Path) -> None:
+def test_a_source_that_changes_meanwhile(llama, to, tmp_path):
     source = Path(shutil.copytree(llama, tmp_path / "source"))
     path = Checkpoint(source).files[DOWN]
 
@@ -302,9 +288,7 @@ def test_a_source_that_changes_meanwhile(llama: Path, to: Path, tmp_path: Path) 
     assert saved.finished_blocks(to) == {0, 1}
 
 
-def test_a_bad_request_leaves_nothing(
-    llama: Path, to: Path, tmp_path: Path, one_line_error: Callable
-) -> None:
+def test_a_bad_request_leaves_nothing(llama, to, tmp_path, one_line_error):
     once = tmp_path / "once"
     prune_checkpoint(llama, once, TOKENS, **WANDA)
     for change, words in [

@@ -68,9 +68,7 @@ def text_file(tmp_path: Path) -> Path:
 # ---- sampling
 
 
-def test_windows_of_a_file_do_not_overlap_when_it_is_long_enough(
-    text_file: Path,
-) -> None:
+def test_windows_of_a_file_do_not_overlap_when_it_is_long_enough(text_file):
     starts = []
     for seed in (*range(20), 0):
         tokens = calibration_tokens(
@@ -88,9 +86,7 @@ def test_windows_of_a_file_do_not_overlap_when_it_is_long_enough(
     assert sorted(exact.flatten().tolist()) == list(range(100, 200))
 
 
-def test_windows_overlap_with_a_warning_when_it_is_not(
-    text_file: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_windows_overlap_with_a_warning_when_it_is_not(text_file, caplog):
     tokens = calibration_tokens(text_file, WordTokenizer(), sequences=40, length=90)
     assert tokens.shape == (40, 90) and "overlap" in caplog.text
     assert set(tokens[:, 0].tolist()) == set(
@@ -99,9 +95,7 @@ def test_windows_overlap_with_a_warning_when_it_is_not(
 
 
 @pytest.mark.parametrize("end", [END, None])
-def test_documents_are_joined_by_the_end_token(
-    tmp_path: Path, end: int | None, one_line_error
-) -> None:
+def test_documents_are_joined_by_the_end_token(tmp_path, end, one_line_error):
     path = tmp_path / "three.jsonl"
     rows = [{"text": "10 11"}, {"text": " \n"}, {"text": "20 21 22", "url": "x"}]
     path.write_text(
@@ -121,7 +115,7 @@ def test_documents_are_joined_by_the_end_token(
 
 
 @pytest.mark.parametrize(
-    ("source", "content", "words"),
+    "source, content, words",
     [
         ("wikitex2", None, "'wikitex2' 'wikitext2'"),
         ("notes.pdf", None, "'notes.pdf' .jsonl"),
@@ -134,13 +128,8 @@ def test_documents_are_joined_by_the_end_token(
     ],
 )
 def test_a_bad_text_is_one_line(
-    tmp_path: Path,
-    monkeypatch,
-    source: str,
-    content: bytes | None,
-    words: str,
-    one_line_error,
-) -> None:
+    tmp_path, monkeypatch, source, content, words, one_line_error
+):
     monkeypatch.chdir(tmp_path)
     if content is not None:
         Path(source).write_bytes(content)
@@ -150,7 +139,7 @@ def test_a_bad_text_is_one_line(
 
 
 @pytest.mark.parametrize("wrong", [{"sequences": 0}, {"length": 2.0}, {"seed": -1}])
-def test_a_bad_number_is_one_line(text_file: Path, wrong: dict, one_line_error) -> None:
+def test_a_bad_number_is_one_line(text_file, wrong, one_line_error):
     ((name, value),) = wrong.items()
     with one_line_error(BadParameter, name, str(value)):
         calibration_tokens(text_file, WordTokenizer(), **wrong)
@@ -159,7 +148,7 @@ def test_a_bad_number_is_one_line(text_file: Path, wrong: dict, one_line_error) 
 # ---- evaluation of files, identity
 
 
-def test_evaluation_reads_the_whole_file_in_order(tmp_path: Path) -> None:
+def test_evaluation_reads_the_whole_file_in_order(tmp_path):
     path, tokenizer = tmp_path / "text.txt", WordTokenizer()
     path.write_bytes(b"\xef\xbb\xbf3 1\r\n2")  # as Windows' Notepad saves it
     assert evaluation_tokens(path, tokenizer).tolist() == [-1, 3, 1, 2]
@@ -169,9 +158,7 @@ def test_evaluation_reads_the_whole_file_in_order(tmp_path: Path) -> None:
     assert tokenizer.seen == ["3 1\n2", "one\u2028two\n\nthree"]
 
 
-def test_identity_pins_the_text_and_its_tokens_and_hides_the_folder(
-    text_file: Path,
-) -> None:
+def test_identity_pins_the_text_and_its_tokens_and_hides_the_folder(text_file):
     sha256 = hashlib.sha256(text_file.read_bytes()).hexdigest()
     assert corpus_identity(text_file) == {"name": "numbers.txt", "sha256": sha256}
     assert corpus_identity("c4")["revision"] == C4.revision
@@ -194,9 +181,7 @@ def test_identity_pins_the_text_and_its_tokens_and_hides_the_folder(
 
 
 @pytest.mark.parametrize("starts", [True, False])
-def test_windows_begin_as_the_tokenizer_begins_a_text(
-    tmp_path: Path, starts: bool, one_line_error
-) -> None:
+def test_windows_begin_as_the_tokenizer_begins_a_text(tmp_path, starts, one_line_error):
     saved.tokenizer(tmp_path, start=starts)
     tokenizer, path = AutoTokenizer.from_pretrained(tmp_path), tmp_path / "text.txt"
     path.write_text(" ".join(f"w{2 + n % 90}" for n in range(120)), encoding="utf-8")
@@ -282,7 +267,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return folder
 
 
-def test_c4_draws_what_the_papers_code_draws(hub: Path, one_line_error) -> None:
+def test_c4_draws_what_the_papers_code_draws(hub, one_line_error):
     tokens = calibration_tokens("c4", WordTokenizer(), sequences=25, length=13, seed=5)
     with gzip.open(hub / C4.files["train"], "rt", encoding="utf-8") as stream:
         texts = [json.loads(line)["text"] for line in stream]
@@ -313,7 +298,7 @@ def test_c4_draws_what_the_papers_code_draws(hub: Path, one_line_error) -> None:
         calibration_tokens("c4", WordTokenizer(), sequences=1, length=31)
 
 
-def test_wikitext2_is_read_as_in_the_papers_code(hub: Path, one_line_error) -> None:
+def test_wikitext2_is_read_as_in_the_papers_code(hub, one_line_error):
     tokens = calibration_tokens("wikitext2", WordTokenizer(), sequences=50, length=3)
     # joined by spaces with one token in front: -1 1 2 3 4 5 6; the papers never draw the last start
     assert {tuple(row) for row in tokens.tolist()} == {
@@ -330,9 +315,7 @@ def test_wikitext2_is_read_as_in_the_papers_code(hub: Path, one_line_error) -> N
     assert tokenizer.seen[:2] == ["= 9 =\n\n\n\n10 11", " 1 2 3 4 5 6"]
 
 
-def test_a_hub_text_that_cannot_be_had_is_one_line(
-    hub: Path, monkeypatch, one_line_error
-) -> None:
+def test_a_hub_text_that_cannot_be_had_is_one_line(hub, monkeypatch, one_line_error):
     import huggingface_hub
 
     def unreachable(*_: object, **__: object) -> str:
@@ -349,9 +332,7 @@ def test_a_hub_text_that_cannot_be_had_is_one_line(
 # ---- the embedded texts
 
 
-def test_cleaning_of_the_embedded_texts(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_cleaning_of_the_embedded_texts(monkeypatch, tmp_path):
     def page(title: str, body: str) -> str:
         return f'<doc id="1" url="u" title="{title}">\n{title}\n\n{body}\n\n</doc>\n'
 
@@ -374,7 +355,7 @@ def test_cleaning_of_the_embedded_texts(
     assert corpora.wiki_articles() == [line]
 
 
-def test_the_embedded_texts_themselves() -> None:
+def test_the_embedded_texts_themselves():
     """On the real files, which a first `make` has fetched; offline and uncached, skipped."""
     try:
         documents, articles = corpora.c4_documents(), corpora.wiki_articles()

@@ -31,7 +31,7 @@ def pair(
     return model, dense, fam.random_tokens(sequences=28, seed=7)
 
 
-def test_divergence_and_gradient_are_autograds() -> None:
+def test_divergence_and_gradient_are_autograds():
     logits = torch.randn(2, 40, 50, dtype=torch.float64, requires_grad=True)
     target = 3 * torch.randn(2, 40, 50, dtype=torch.float64)
     loss, slope = divergence_and_gradient(logits.detach(), target)
@@ -46,7 +46,7 @@ def test_divergence_and_gradient_are_autograds() -> None:
     torch.testing.assert_close(slope, logits.grad, rtol=1e-5, atol=1e-9)
 
 
-def test_a_step_is_adams() -> None:
+def test_a_step_is_adams():
     # two steps by hand: torch's own loss, one mask on the gradient, plain Adam, and a rate for each
     # parameter by the size of what is not zero in it
     model, dense, tokens = pair()
@@ -87,7 +87,7 @@ def test_a_step_is_adams() -> None:
 
 # gradients are the smaller the larger the weights are: with 10,000, Adam's usual epsilon would show
 @pytest.mark.parametrize("factor", [5, 10_000])
-def test_the_course_does_not_depend_on_the_size_of_weights(factor: float) -> None:
+def test_the_course_does_not_depend_on_the_size_of_weights(factor):
     model, dense, tokens = pair()
     report = distil(copy.deepcopy(model), dense, tokens)
     with torch.no_grad():  # the same functions: a norm takes the factor
@@ -102,7 +102,7 @@ def test_the_course_does_not_depend_on_the_size_of_weights(factor: float) -> Non
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "falcon"])
-def test_the_divergence_on_unseen_text_falls_and_zeros_stay(family: str) -> None:
+def test_the_divergence_on_unseen_text_falls_and_zeros_stay(family):
     model, dense, tokens = pair(family)
     before, teacher = fam.snapshot(model), fam.snapshot(dense)
     unseen = fam.random_tokens(sequences=6, seed=11)
@@ -122,7 +122,7 @@ def test_the_divergence_on_unseen_text_falls_and_zeros_stay(family: str) -> None
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
-def test_a_repair_that_does_harm_is_given_up_with_a_warning(caplog) -> None:
+def test_a_repair_that_does_harm_is_given_up_with_a_warning(caplog):
     model, dense, tokens = pair(sparsity=0.05)
     before = fam.snapshot(model)
     # nearly dense, and a rate at which every look is worse than the start
@@ -134,7 +134,7 @@ def test_a_repair_that_does_harm_is_given_up_with_a_warning(caplog) -> None:
     assert report.warning in caplog.text and "after 12 steps" in report.warning
 
 
-def test_the_held_out_text_is_not_trained_on() -> None:
+def test_the_held_out_text_is_not_trained_on():
     model, dense, tokens = pair()
     changed = tokens.clone()
     changed[-4:] = fam.random_tokens(seed=99)
@@ -143,7 +143,7 @@ def test_the_held_out_text_is_not_trained_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stop", "error", "words"),
+    "stop, error, words",
     [
         (KeyboardInterrupt(), KeyboardInterrupt, None),
         (
@@ -154,12 +154,7 @@ def test_the_held_out_text_is_not_trained_on() -> None:
         (None, NonFinite, "smaller rate"),  # the first step makes every weight infinite
     ],
 )
-def test_a_run_that_breaks_off_leaves_the_best_weights(
-    stop: BaseException | None,
-    error: type,
-    words: str | None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_run_that_breaks_off_leaves_the_best_weights(stop, error, words, monkeypatch):
     model, dense, tokens = pair()
     before = fam.snapshot(model)
     if stop is None:
@@ -175,7 +170,7 @@ def test_a_run_that_breaks_off_leaves_the_best_weights(
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
-def test_the_divergence_is_not_rounded_where_products_are() -> None:
+def test_the_divergence_is_not_rounded_where_products_are():
     logits, target = (torch.randn(1, 16, 50) for _ in range(2))
     exact, slope = divergence_and_gradient(logits, target)
     with precision.products("bfloat16", torch.device("cpu")):
@@ -183,9 +178,7 @@ def test_the_divergence_is_not_rounded_where_products_are() -> None:
     assert found == exact and torch.equal(slope, same)
 
 
-def test_what_cannot_be_trained_is_refused_before_anything_changes(
-    one_line_error,
-) -> None:
+def test_what_cannot_be_trained_is_refused_before_anything_changes(one_line_error):
     model, dense, tokens = pair()
     before = fam.snapshot(model)
     for arguments, options, words in (
@@ -204,7 +197,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_changes(
     assert not fam.changed(model, before)
 
 
-def test_the_rate_rises_then_falls_to_zero() -> None:
+def test_the_rate_rises_then_falls_to_zero():
     rates = [training.rate_at(step, 20) for step in range(1, 21)]
     assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])  # 15 % of 20
     assert rates[3:] == sorted(rates[3:], reverse=True) and 0 < rates[-1] < 0.01

@@ -28,9 +28,7 @@ def own_loss_perplexity(
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "opt", "bloom", "mpt"])
 @pytest.mark.parametrize("length", [2, 17, 33, 34, 50])
-def test_perplexity_is_that_of_the_models_own_loss(
-    family: str, length: int, monkeypatch
-) -> None:
+def test_perplexity_is_that_of_the_models_own_loss(family, length, monkeypatch):
     # 16 positions at a time: one part, exact multiples, and a last part of one position
     monkeypatch.setattr("helpers.evaluate.POSITIONS", 16)
     model, tokens = (
@@ -41,7 +39,7 @@ def test_perplexity_is_that_of_the_models_own_loss(
     assert perplexity(model, tokens, length=length) == pytest.approx(expected, rel=1e-5)
 
 
-def test_limit_takes_the_first_windows_and_none_takes_all() -> None:
+def test_limit_takes_the_first_windows_and_none_takes_all():
     model, tokens = fam.build("llama"), long_text()
     first = own_loss_perplexity(model, tokens[: 3 * 40], 40)
     assert perplexity(model, tokens, length=40, limit=3) == pytest.approx(
@@ -51,7 +49,7 @@ def test_limit_takes_the_first_windows_and_none_takes_all() -> None:
     assert perplexity(model, tokens, length=40, limit=12) == everything != first
 
 
-def test_dropout_is_off_and_the_mode_comes_back() -> None:
+def test_dropout_is_off_and_the_mode_comes_back():
     model, tokens = fam.build("opt"), long_text()
     expected = perplexity(model, tokens, length=40)
     model.train()
@@ -62,7 +60,7 @@ def test_dropout_is_off_and_the_mode_comes_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "wrong", "words"),
+    "tokens, wrong, words",
     [
         (500, {"length": 1}, "length 1"),
         (500, {"length": 129}, "length 129 128"),  # positions of the model
@@ -72,16 +70,14 @@ def test_dropout_is_off_and_the_mode_comes_back() -> None:
         (100, {"limit": 3}, "100 3"),
     ],
 )
-def test_what_does_not_fit_is_one_line(
-    tokens: int, wrong: dict, words: str, one_line_error
-) -> None:
+def test_what_does_not_fit_is_one_line(tokens, wrong, words, one_line_error):
     model = fam.build("mpt")  # its config names the limit otherwise than others
     with one_line_error(BadParameter, *words.split()):
         perplexity(model, long_text(tokens), **{"length": 40} | wrong)
 
 
 @pytest.mark.parametrize("value", [math.nan, 1e5])
-def test_a_broken_model_has_no_perplexity(value: float, one_line_error) -> None:
+def test_a_broken_model_has_no_perplexity(value, one_line_error):
     model = fam.build("llama")
     with torch.no_grad():
         # of 1e5: a mean loss above 709 overflows exp, which must not be an OverflowError

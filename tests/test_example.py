@@ -35,7 +35,7 @@ def dense() -> tuple[nn.Module, Tensor]:
     return model, calibration_tokens("embedded", tokenizer, sequences=4, length=128)
 
 
-def test_it_is_short_and_needs_torch_and_transformers_only() -> None:
+def test_it_is_short_and_needs_torch_and_transformers_only():
     text = PATH.read_text(encoding="utf-8")
     imported = set(re.findall(r"(?m)^ *(?:import|from) (\w+)", text))
     assert imported - sys.stdlib_module_names == {"torch", "transformers"}
@@ -45,10 +45,10 @@ def test_it_is_short_and_needs_torch_and_transformers_only() -> None:
 # With one mask only rounding differs. ADMM-Grad chooses its mask 15 times, and what rounding
 # moves across a threshold moves other weights later: there the test after this one is exact
 @pytest.mark.parametrize(
-    ("method", "off", "apart"),
+    "method, off, apart",
     [("magnitude", 1e-6, 0), ("admm1", 1e-5, 1e-5), ("admm-grad", 1e-2, 0.06)],
 )
-def test_masks_and_errors_are_the_packages(method, off, apart, dense, registry) -> None:
+def test_masks_and_errors_are_the_packages(method, off, apart, dense, registry):
     (model, tokens), other = copy.deepcopy(dense), copy.deepcopy(dense[0])
     # the package's magnitude reads no text, and so has no errors: here it does
     register("on-text")(METHODS["magnitude"].__wrapped__)
@@ -65,7 +65,7 @@ def test_masks_and_errors_are_the_packages(method, off, apart, dense, registry) 
 
 
 @pytest.mark.parametrize("mask_steps", [0, 15])
-def test_in_float64_the_solver_is_the_packages(dense, mask_steps: int) -> None:
+def test_in_float64_the_solver_is_the_packages(dense, mask_steps):
     name = "self_attn.v_proj"
     weight, gram = (part.double() for part in layer_problems(*dense, 0, [name])[name])
     gram[7], gram[:, 7], weight[:, 7] = 0, 0, 0  # a dead input

@@ -75,7 +75,7 @@ def run_cell(code: str, namespace: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
-def test_three_exercises_with_hidden_solutions(notebook: str) -> None:
+def test_three_exercises_with_hidden_solutions(notebook):
     text = exercises(notebook)
     assert re.findall(r"(?m)^\*\*(\d)\. ", text) == ["1", "2", "3"]
     assert (
@@ -146,7 +146,7 @@ def kernel(
 
 
 @pytest.mark.parametrize("kernel", NOTEBOOKS, indirect=True)
-def test_record(kernel: Kernel) -> None:
+def test_record(kernel):
     notebook = kernel.notebook
     (path,) = (results_dir("scratch") / "records").glob(f"{notebook}--*.json")
     record = read_record(path)
@@ -161,7 +161,7 @@ def test_record(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("kernel", NOTEBOOKS, indirect=True)
-def test_solutions_run(kernel: Kernel, capsys: pytest.CaptureFixture) -> None:
+def test_solutions_run(kernel, capsys):
     for code in CODE.findall(exercises(kernel.notebook)):
         capsys.readouterr()
         shown = run_cell(code, kernel.names)
@@ -169,7 +169,7 @@ def test_solutions_run(kernel: Kernel, capsys: pytest.CaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("kernel", PRUNES, indirect=True)
-def test_after_a_failure_nothing_is_left_to_record(kernel: Kernel) -> None:
+def test_after_a_failure_nothing_is_left_to_record(kernel):
     """A record holds the right numbers, or there is none."""
     records = results_dir("scratch") / "records"
     assert list(records.iterdir())

@@ -88,21 +88,19 @@ def page() -> str:
     return "\n".join([HEAD, *pruned, REFUSED_HEAD, *refused]) + "\n"
 
 
-def test_the_committed_page_is_what_the_models_give() -> None:
+def test_the_committed_page_is_what_the_models_give():
     committed = (root() / "results" / "families.md").read_text(encoding="utf-8")
     assert page() == committed, f"families.md is stale: {AGAIN}"
 
 
 @pytest.mark.parametrize("name", sorted(fam.FAMILIES))
-def test_every_family_is_pruned_faithfully(name: str) -> None:
+def test_every_family_is_pruned_faithfully(name):
     count = len(fam.pruned_names(name))
     assert row(name)[-2:] == ("exact", f"pruned {count} of {count}")
 
 
 @pytest.mark.parametrize("name", sorted(fam.REFUSED))
-def test_a_refusal_names_the_matrix_that_would_stay_dense_and_says_what_to_do(
-    name: str,
-) -> None:
+def test_a_refusal_names_the_matrix_that_would_stay_dense_and_says_what_to_do(name):
     _, error = refusal(name)
     assert fam.REFUSED[name].parameter + " " in error
     assert "choose a model" in error and "\n" not in error

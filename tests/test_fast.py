@@ -35,7 +35,7 @@ def score_rows(columns: st.SearchStrategy[int]) -> st.SearchStrategy:
 
 @quick
 @given(rows=score_rows(st.integers(1, 40)), share=st.floats(0, 1))
-def test_the_largest_without_a_sort(rows, share: float) -> None:
+def test_the_largest_without_a_sort(rows, share):
     rows, zeros = torch.from_numpy(rows), round(share * rows.shape[1])
     expected = keep_largest_by_sorting(rows, zeros)
     keep = keep_largest(rows, zeros)
@@ -52,7 +52,7 @@ def test_the_largest_without_a_sort(rows, share: float) -> None:
     groups=st.integers(1, 4),
     data=st.data(),
 )
-def test_groups_without_a_sort(n: int, extra: int, groups: int, data) -> None:
+def test_groups_without_a_sort(n, extra, groups, data):
     m = n + extra
     score = torch.from_numpy(data.draw(score_rows(st.just(m * groups))))
     expected = keep_largest_by_sorting(score.reshape(-1, m), m - n).view(score.shape)
@@ -77,7 +77,7 @@ def awkward_scores() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", awkward_scores())
-def test_bisection_finds_what_a_sort_finds(kind: str) -> None:
+def test_bisection_finds_what_a_sort_finds(kind):
     rows = awkward_scores()[kind].view(4, 10_000)
     ordered = rows.sort(dim=1).values
     for zeros in (1, 17, 5000, 9999, 10_000):
@@ -102,7 +102,7 @@ def large_scores() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", large_scores())
-def test_in_a_large_row_too_without_a_sort(kind: str) -> None:
+def test_in_a_large_row_too_without_a_sort(kind):
     row = large_scores()[kind].view(1, -1)
     ordered = row.sort(dim=1).values[0]
     for zeros in (1, 2, 17, 3600, 20_000, 24_001, 39_990, 39_999, 40_000):
@@ -116,7 +116,7 @@ def test_in_a_large_row_too_without_a_sort(kind: str) -> None:
         )
 
 
-def test_few_scores_are_left_to_select_from() -> None:
+def test_few_scores_are_left_to_select_from():
     """Else the search was for nothing: the sample alone leaves 60 thousand of a million."""
     scores = (
         torch.randn(1_000_000, generator=torch.Generator().manual_seed(0)).abs().numpy()

@@ -47,12 +47,10 @@ def torch_path(
 
 @pytest.mark.parametrize("precondition", [True, False])
 @pytest.mark.parametrize(
-    ("optimiser", "rate", "damping"),
+    "optimiser, rate, damping",
     [("adam", 0.05, 0.1), ("sgd", 1.0, 0.1), ("sgd", 1.0, 0.0)],
 )
-def test_every_step_is_torchs_own(
-    optimiser: str, rate: float, damping: float, precondition: bool
-) -> None:
+def test_every_step_is_torchs_own(optimiser, rate, damping, precondition):
     (weight, gram, keep), seen = problem(), []
     options = dict(optimiser=optimiser, learning_rate=rate, precondition=precondition)
     options |= dict(damping=damping, trace=lambda _, new, __: seen.append(new.clone()))
@@ -66,10 +64,10 @@ def test_every_step_is_torchs_own(
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize(("precondition", "damping"), [(True, 0.1), (False, 0.0)])
+@pytest.mark.parametrize("precondition, damping", [(True, 0.1), (False, 0.0)])
 def test_conjugate_gradients_finish_in_as_many_steps_as_weights_survive(
-    precondition: bool, damping: float
-) -> None:
+    precondition, damping
+):
     weight, gram, keep = problem()
     keep[0], keep[1] = (
         False,
@@ -94,7 +92,7 @@ def test_conjugate_gradients_finish_in_as_many_steps_as_weights_survive(
     assert not torch.allclose(answers[2], expected, rtol=1e-2)
 
 
-def test_a_learning_rate_that_is_too_large(one_line_error) -> None:
+def test_a_learning_rate_that_is_too_large(one_line_error):
     with one_line_error(NonFinite, "sgd", "learning rate"):
         gradient_refit(
             *problem(), optimiser="sgd", learning_rate=100.0, iterations=2000

@@ -42,7 +42,7 @@ def steps(model: nn.Module, make: Callable, count: int = 3) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
-def test_zeros_stay_with_any_optimiser(name: str) -> None:
+def test_zeros_stay_with_any_optimiser(name):
     kind = getattr(torch.optim, name, None)
     if kind is None:
         pytest.skip(f"this torch has no {name}")
@@ -55,9 +55,7 @@ def test_zeros_stay_with_any_optimiser(name: str) -> None:
     assert moved(plain, zeros) > 0, "so that the masks have done something"
 
 
-def test_it_acts_when_it_is_called_until_it_is_removed(
-    one_line_error: Callable,
-) -> None:
+def test_it_acts_when_it_is_called_until_it_is_removed(one_line_error):
     model, zeros = pruned()
     handle = keep_masks(model)
     for kept in (True, False):
@@ -73,7 +71,7 @@ def test_it_acts_when_it_is_called_until_it_is_removed(
 
 
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2"])
-def test_zeros_stay_with_the_trainer_of_transformers(family: str, tmp_path) -> None:
+def test_zeros_stay_with_the_trainer_of_transformers(family, tmp_path):
     model, zeros = pruned(family)
     before = fam.snapshot(model)
     asked = TrainingArguments(

@@ -18,7 +18,7 @@ UNSTRUCTURED = "unstructured"
 
 
 @pytest.mark.parametrize(
-    ("score", "sparsity", "pattern", "budget", "expected"),
+    "score, sparsity, pattern, budget, expected",
     [
         # half of 8 is 4 zeros; the four lowest scores 1, 2, 3, 4 are the whole first row
         ([[1, 3, 2, 4], [8, 6, 5, 7]], 0.5, UNSTRUCTURED, "matrix", ["....", "xxxx"]),
@@ -37,9 +37,7 @@ UNSTRUCTURED = "unstructured"
         ([[4, 3, 2, 1, 40, 30, 20, 10]], 3 / 8, "2:4", "matrix", ["xx..xxx."]),
     ],
 )
-def test_by_hand(
-    score: list, sparsity: float, pattern: str, budget: str, expected: list
-) -> None:
+def test_by_hand(score, sparsity, pattern, budget, expected):
     keep = select(torch.tensor(score).float(), sparsity, pattern, budget)
     assert [
         "".join(".x"[kept] for kept in row) for row in keep.int().tolist()
@@ -58,7 +56,7 @@ def test_by_hand(
     budget=st.sampled_from(["matrix", "output"]),
     seed=st.integers(0, 99),
 )
-def test_select_is_exact(rows, n_of_m, share, values, budget, seed) -> None:
+def test_select_is_exact(rows, n_of_m, share, values, budget, seed):
     n, m = n_of_m or (1, 8)
     source = torch.Generator().manual_seed(seed)
     score = torch.randint(values, (rows, 3 * m), generator=source).float()
@@ -77,18 +75,16 @@ def test_select_is_exact(rows, n_of_m, share, values, budget, seed) -> None:
     )  # which are never pruned on the way
 
 
-def test_large_matrices_count_exactly() -> None:
+def test_large_matrices_count_exactly():
     # Beyond 2^24 entries a float32 count would round; torch.quantile refuses such inputs too.
     score = torch.rand(4100, 4100)
     assert int((~top_k(score, 0.5)).sum()) == 4100 * 4100 // 2
 
 
 @pytest.mark.parametrize(
-    ("budget", "pattern"), [("matrix", UNSTRUCTURED), ("output", "2:4")]
+    "budget, pattern", [("matrix", UNSTRUCTURED), ("output", "2:4")]
 )
-def test_a_score_that_is_nan_is_not_ranked(
-    budget: str, pattern: str, one_line_error
-) -> None:
+def test_a_score_that_is_nan_is_not_ranked(budget, pattern, one_line_error):
     score = torch.rand(3, 8)
     score[1, 2] = (
         math.nan
@@ -100,7 +96,7 @@ def test_a_score_that_is_nan_is_not_ranked(
 # ---------------------------------------------------------------- sparsity and pattern
 
 
-def test_a_mask_that_is_given(one_line_error) -> None:
+def test_a_mask_that_is_given(one_line_error):
     score = layer()[1]
     half, two_of_four = top_k(score, 0.5), top_nm(score, 2, 4)
     assert check_keep(half, score.shape, 0.5) == check_keep(

@@ -28,7 +28,7 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("target", [0.0, 0.37, 0.95, "2:4", "4:8", "1:4", "5:8"])
 @pytest.mark.parametrize("name", ALL)
-def test_an_answer_is_exactly_what_was_asked_for(name, target, dtype, tied) -> None:
+def test_an_answer_is_exactly_what_was_asked_for(name, target, dtype, tied):
     grouped = isinstance(target, str)
     request = dict(pattern=target) if grouped else dict(sparsity=target)
     inputs, weight = layer(9, 24)
@@ -61,7 +61,7 @@ def test_an_answer_is_exactly_what_was_asked_for(name, target, dtype, tied) -> N
 # ---------------------------------------------------------------- magnitude and wanda by hand
 
 
-def test_magnitude_by_hand() -> None:
+def test_magnitude_by_hand():
     # |W| sorted: 0.5, 1, 1.5, 2 | 3, 4, 5, 6; half of eight go, over the whole matrix.
     weight = torch.tensor([[-6.0, 0.5, 1.0, -1.5], [5.0, -4.0, 3.0, 2.0]])
     result = METHODS["magnitude"](weight, sparsity=0.5)
@@ -74,7 +74,7 @@ def test_magnitude_by_hand() -> None:
     )
 
 
-def test_wanda_by_hand() -> None:
+def test_wanda_by_hand():
     # Norms of the inputs are 1, 2, 3, 4 (diagonal 1, 4, 9, 16). Scores |W|·norm:
     #   row 0: 5, 2·2 = 4, 1·3 = 3, 0.5·4 = 2  -> keeps the first two
     #   row 1: 1, 2, 3, 4                      -> keeps the last two
@@ -105,7 +105,7 @@ def test_wanda_by_hand() -> None:
 @pytest.mark.parametrize(
     "target", [{"budget": "output"}, {"budget": "matrix"}, {"pattern": "2:4"}]
 )
-def test_admm1_is_a_refit_on_wandas_mask(target: dict, option: dict) -> None:
+def test_admm1_is_a_refit_on_wandas_mask(target, option):
     inputs, weight = layer()
     weight[0] *= 100
     gram, target = gram_of(inputs), dict(sparsity=0.5, **target)
@@ -169,7 +169,7 @@ def direct_obs(
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("block_size", [8, 16, 128])
 @pytest.mark.parametrize("kind", ["given", "unstructured", "2:4", "4:8", "1:4"])
-def test_sparsegpt_is_direct_obs(kind: str, block_size: int, seed: int) -> None:
+def test_sparsegpt_is_direct_obs(kind, block_size, seed):
     groups = tuple(map(int, kind.split(":"))) if ":" in kind else None
     d_in = 8 * (seed // 2 + 1) if groups else 5 * seed + 3
     inputs, weight = layer(1 + seed, d_in, 6 * d_in, seed)
@@ -191,7 +191,7 @@ def test_sparsegpt_is_direct_obs(kind: str, block_size: int, seed: int) -> None:
     np.testing.assert_allclose(result.weight.numpy(), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_sparsegpt_climbs_the_ladder_and_never_leaves_by_another_door() -> None:
+def test_sparsegpt_climbs_the_ladder_and_never_leaves_by_another_door():
     # rank one plus rounding: undamped, either the gram or its inverse cannot be factored
     for _ in range(60):
         gram = gram_of(torch.randn(1, 24).repeat(8, 1) * torch.logspace(-3, 3, 24))
@@ -206,7 +206,7 @@ def test_sparsegpt_climbs_the_ladder_and_never_leaves_by_another_door() -> None:
 
 @pytest.mark.parametrize("name", [*CALIBRATED, "alps"])
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
-def test_dead_inputs_lose_their_weights_first(name: str, pattern: str) -> None:
+def test_dead_inputs_lose_their_weights_first(name, pattern):
     inputs, weight = layer()
     dead = [3, 8, 30]  # not two in one group of four
     inputs[:, dead] = 0
@@ -224,7 +224,7 @@ def test_dead_inputs_lose_their_weights_first(name: str, pattern: str) -> None:
 
 
 @pytest.mark.parametrize("name", CALIBRATED)
-def test_inputs_as_real_models_have_them(name: str) -> None:
+def test_inputs_as_real_models_have_them(name):
     inputs, weight = layer()
     seldom, massive = inputs.clone(), inputs.clone()
     seldom[1:, 4], seldom[::2, 5] = 0, 0
@@ -243,7 +243,7 @@ def test_inputs_as_real_models_have_them(name: str) -> None:
 
 @pytest.mark.parametrize("door", [*ALL, "refit", "exact_least_squares"])
 @pytest.mark.parametrize(
-    ("parameter", "wrong", "error", "words"),
+    "parameter, wrong, error, words",
     [
         ("weight", lambda w: w.masked_fill(w == w.max(), math.nan), NonFinite, ""),
         ("weight", lambda w: w[0], BadParameter, "(32,)"),
@@ -260,9 +260,7 @@ def test_inputs_as_real_models_have_them(name: str) -> None:
         ("keep", lambda k: k[0], BadParameter, "(32,)"),
     ],
 )  # fmt: skip
-def test_what_is_no_layer(
-    door: str, parameter: str, wrong, error, words, one_line_error
-) -> None:
+def test_what_is_no_layer(door, parameter, wrong, error, words, one_line_error):
     inputs, weight = layer()
     arguments = dict(
         weight=weight, gram=gram_of(inputs), keep=random_keep(weight.shape)
@@ -291,7 +289,7 @@ BAD_SPARSITIES = [1.0, -0.1, "half", math.nan, math.inf, True, [0.5], 60, None]
 
 
 @pytest.mark.parametrize(
-    ("name", "parameter", "value"),
+    "name, parameter, value",
     [
         *(("wanda", "sparsity", value) for value in BAD_SPARSITIES),
         *(("magnitude", "pattern", value) for value in BAD_PATTERNS),
@@ -307,9 +305,7 @@ BAD_SPARSITIES = [1.0, -0.1, "half", math.nan, math.inf, True, [0.5], 60, None]
         *((name, "itrations", 3) for name in ALL),
     ],
 )  # fmt: skip
-def test_what_no_method_accepts(
-    name: str, parameter: str, value, one_line_error
-) -> None:
+def test_what_no_method_accepts(name, parameter, value, one_line_error):
     inputs, weight = layer()
     shown = "missing" if value is None and parameter == "sparsity" else repr(value)
     with one_line_error(
@@ -320,7 +316,7 @@ def test_what_no_method_accepts(
         METHODS[name](weight, gram_of(inputs), **target | {parameter: value})
 
 
-def test_requests_that_contradict_themselves(one_line_error) -> None:
+def test_requests_that_contradict_themselves(one_line_error):
     inputs, weight = layer()
     gram, keep = gram_of(inputs), random_keep(weight.shape)
     for words, request in (

@@ -35,7 +35,7 @@ def change(folder: Path, weight: torch.Tensor | None) -> None:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_the_embedded_model_is_a_real_llama() -> None:
+def test_the_embedded_model_is_a_real_llama():
     model, tokenizer = load_model("embedded", device="cpu")
     blocks = find_blocks(model)
     assert type(model).__name__ == "LlamaForCausalLM" and len(blocks) == 30
@@ -52,7 +52,7 @@ def test_the_embedded_model_is_a_real_llama() -> None:
     assert identity["sha256"] == MODELS["embedded"].sha256
 
 
-def test_tiny_is_the_same_every_time_and_leaves_the_random_state_alone() -> None:
+def test_tiny_is_the_same_every_time_and_leaves_the_random_state_alone():
     state = torch.random.get_rng_state()
     (one, _), (two, _) = load_model("tiny"), load_model("tiny")
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -62,7 +62,7 @@ def test_tiny_is_the_same_every_time_and_leaves_the_random_state_alone() -> None
     )
 
 
-def test_a_local_folder_is_known_by_its_content(saved: Path) -> None:
+def test_a_local_folder_is_known_by_its_content(saved):
     model, tokenizer = load_model(saved, dtype="bfloat16")
     assert model.dtype == torch.bfloat16 and tokenizer("a").input_ids
     weight = fam.build("gpt2").state_dict()[WEIGHT]
@@ -80,22 +80,22 @@ def test_a_local_folder_is_known_by_its_content(saved: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"),
+    "name, hint",
     [("embeded", '"embedded"'), ("./nowhere", "folder"), ("a/b/c", "owner/name"), (3, "embedded"),
      ("owner/name", "revision="), ("", '"embedded"')],
 )  # fmt: skip
-def test_unknown_names(name: object, hint: str, one_line_error) -> None:
+def test_unknown_names(name, hint, one_line_error):
     with one_line_error(BadParameter, str(name), hint):
         load_model(name)
 
 
-def test_a_hub_that_is_not_reached(one_line_error) -> None:
+def test_a_hub_that_is_not_reached(one_line_error):
     with one_line_error(BadParameter, "owner/name", "network"):
         load_model("owner/name", revision="0" * 40)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "pickle", "config", "list", "empty"])
-def test_a_damaged_checkpoint(saved: Path, damage: str, one_line_error) -> None:
+def test_a_damaged_checkpoint(saved, damage, one_line_error):
     weights, config = saved / "model.safetensors", saved / "config.json"
     if damage == "truncated":
         weights.write_bytes(weights.read_bytes()[:-1000])
@@ -112,7 +112,7 @@ def test_a_damaged_checkpoint(saved: Path, damage: str, one_line_error) -> None:
         load_model(saved)
 
 
-def test_a_checkpoint_that_lacks_weights(saved: Path, one_line_error) -> None:
+def test_a_checkpoint_that_lacks_weights(saved, one_line_error):
     # transformers would fill them with random numbers and only print a report
     change(saved, None)
     with one_line_error(BadParameter, "lacks 1", "h.1.mlp.c_fc.weight"):
@@ -120,9 +120,7 @@ def test_a_checkpoint_that_lacks_weights(saved: Path, one_line_error) -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
-def test_quantised_weights_without_their_scales(
-    saved: Path, kind, one_line_error
-) -> None:
+def test_quantised_weights_without_their_scales(saved, kind, one_line_error):
     # transformers would take the numbers for the weights
     change(saved, torch.ones(32, 128).to(kind))
     with one_line_error(UnsupportedModel, WEIGHT, "unquantised"):

@@ -261,15 +261,11 @@ def noticed(
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_what_is_broken_is_noticed(
-    mutant: str, noticed: dict[str, tuple[bool, float]]
-) -> None:
+def test_what_is_broken_is_noticed(mutant, noticed):
     assert noticed[mutant][0]
 
 
-def test_on_another_machine_nine_of_ten_are_noticed(
-    noticed: dict[str, tuple[bool, float]],
-) -> None:
+def test_on_another_machine_nine_of_ten_are_noticed(noticed):
     """On each of those machines. Two pass: the repair reads as good a text, and of 40 questions no
     more answers turn than rounding may turn.
     """
@@ -281,12 +277,7 @@ def test_on_another_machine_nine_of_ten_are_noticed(
     assert len(noticed) == 56 and 10 * len(missed) <= len(noticed)
 
 
-def test_what_is_not_broken_is_reproduced(
-    model: nn.Module,
-    texts: dict[str, Path],
-    reference: dict[str, Record],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_is_not_broken_is_reproduced(model, texts, reference, monkeypatch):
     again = [measure(model, texts, cell) for cell in CELLS]
     assert not apart(again, reference)
     for record in again:

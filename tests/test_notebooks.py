@@ -67,12 +67,12 @@ def record_here(folder: Path, **parameters: Any) -> dict:
     return read_record(path)
 
 
-def test_the_plan_runs_every_notebook() -> None:
+def test_the_plan_runs_every_notebook():
     assert {run.notebook for run in read_plan("smoke")} == set(NOTEBOOKS)
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.id)
-def test_executed_notebook(smoke: Path, run: Run) -> None:
+def test_executed_notebook(smoke, run):
     shown = outputs(smoke, run)
     pictures = {cell for cell, output in shown if "image/png" in output.get("data", {})}
     errors = run.effective.get("method") not in ("dense", "magnitude")
@@ -89,7 +89,7 @@ def test_executed_notebook(smoke: Path, run: Run) -> None:
     )
 
 
-def test_dense_and_pruned_rows(smoke: Path, tmp_path: Path) -> None:
+def test_dense_and_pruned_rows(smoke, tmp_path):
     dense = record_of(smoke, "04_prune_model--dense")
     admm = record_of(smoke, "04_prune_model--admm-grad-50")
     magnitude = record_here(tmp_path, method="magnitude")
@@ -105,14 +105,14 @@ def test_dense_and_pruned_rows(smoke: Path, tmp_path: Path) -> None:
         assert record["metrics"]["sparsity"]["value"] == pytest.approx(0.5, abs=1e-3)
 
 
-def test_tables_notebook_writes_tables_and_figures(smoke: Path) -> None:
+def test_tables_notebook_writes_tables_and_figures(smoke):
     for name in ("perplexity", "claims", "cost"):
         text = (smoke / f"tables/{name}.md").read_text(encoding="utf-8")
         assert text.count("\n| ") > 2, f"{name} has no rows"
     assert (smoke / "figures/perplexity.png").exists()
 
 
-def test_a_streamed_model_gives_the_same_record(tmp_path: Path) -> None:
+def test_a_streamed_model_gives_the_same_record(tmp_path):
     for part in load_model("tiny"):
         part.save_pretrained(tmp_path / "tiny")
     parameters = {
@@ -174,9 +174,7 @@ def check_copy(path: Path, plan: str) -> None:
     )
 
 
-def test_plan_leaves_copies(
-    smoke: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_plan_leaves_copies(smoke, monkeypatch, tmp_path):
     monkeypatch.setattr(executed, "COPIED_PLAN", "smoke")
     monkeypatch.setattr(executed, "reference_dir", lambda _: tmp_path)
     monkeypatch.setenv("PRUNING_RESULTS", str(smoke.parent))
@@ -196,7 +194,7 @@ def test_plan_leaves_copies(
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
-def test_committed_copy(notebook: str) -> None:
+def test_committed_copy(notebook):
     """Where only text has changed since, `python -m book.executed` brings the copy up to date."""
     check_copy(path := executed.copy_path(notebook), "laptop")
     assert path.stat().st_size < 400_000

@@ -3,7 +3,6 @@
 import contextlib
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -41,7 +40,7 @@ def masked(
 
 
 @pytest.mark.parametrize(
-    ("answer", "word"),
+    "answer, word",
     [
         (lambda w, g, half: w, "LayerResult"),
         (lambda w, g, half: LayerResult(w, half | True), "0 zeros"),
@@ -65,9 +64,7 @@ def masked(
     ],
 )
 @pytest.mark.parametrize("inference", [False, True])
-def test_a_method_cannot_misreport_itself(
-    answer, word, inference, one_line_error
-) -> None:
+def test_a_method_cannot_misreport_itself(answer, word, inference, one_line_error):
     with torch.inference_mode(inference):
         inputs, weight = layer()
 
@@ -80,7 +77,7 @@ def test_a_method_cannot_misreport_itself(
 
 
 @pytest.mark.parametrize("budget", ["matrix", "output"])
-def test_a_count_in_each_output_may_round_in_each(budget: str, one_line_error) -> None:
+def test_a_count_in_each_output_may_round_in_each(budget, one_line_error):
     """With three outputs of five weights at half, each has 2 or 3 zeros: 6 or 9, and not 8."""
     zeros = 6
 
@@ -108,7 +105,7 @@ def test_a_count_in_each_output_may_round_in_each(budget: str, one_line_error) -
 
 
 @pytest.mark.parametrize(
-    ("name", "function", "words"),
+    "name, function, words",
     [
         ("short", lambda weight, gram, *, sparsity, pattern: None, ("'short'", "keep")),
         ("My Idea", method_of(masked), ("'My Idea'", "my-method")),
@@ -120,7 +117,7 @@ def test_a_count_in_each_output_may_round_in_each(budget: str, one_line_error) -
         ),  # the model that is not pruned
     ],
 )
-def test_what_is_not_registered(name: str, function, words, one_line_error) -> None:
+def test_what_is_not_registered(name, function, words, one_line_error):
     before = dict(METHODS)
     with one_line_error(BadParameter, *words):
         register(name)(function)
@@ -131,12 +128,12 @@ def test_what_is_not_registered(name: str, function, words, one_line_error) -> N
 
 
 @pytest.mark.parametrize("name", [*METHODS, "wanda-refit"])
-def test_ours_conform(name: str) -> None:
+def test_ours_conform(name):
     assert set(check_method(name).values()) == {""}
 
 
 @pytest.mark.parametrize(
-    ("answer", "failed"),
+    "answer, failed",
     [
         (
             lambda w, keep, given: masked(w, top_k(w.abs(), 0.5) if given else keep),
@@ -157,7 +154,7 @@ def test_ours_conform(name: str) -> None:
     ],
     ids=["own mask", "restless", "shrinking", "unstructured"],
 )
-def test_what_does_not_conform_is_named(answer: Callable, failed: str) -> None:
+def test_what_does_not_conform_is_named(answer, failed):
     register("bad")(method_of(answer))
     broken = [rule for rule, problem in check_method("bad").items() if problem]
     assert any(failed in rule for rule in broken)
@@ -169,7 +166,7 @@ def test_what_does_not_conform_is_named(answer: Callable, failed: str) -> None:
 # ---------------------------------------------------------------- files
 
 
-def test_a_file_adds_its_method() -> None:
+def test_a_file_adds_its_method():
     METHODS.pop("wanda-refit", None)
     inputs, weight = layer()
     gram = torch.diag(gram_of(inputs).diagonal())
@@ -188,7 +185,7 @@ def idea(weight, gram, *, sparsity, pattern, keep=None):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    "text, words",
     [
         ("x = 1\n", ["my_idea.py", "'my-idea'"]),
         (METHOD.format("other"), ["registers other", "'my-idea'"]),
@@ -197,13 +194,7 @@ def idea(weight, gram, *, sparsity, pattern, keep=None):
         (METHOD.format("wanda"), ["line 3: BadParameter", "package's own"]),
     ],
 )
-def test_a_file_that_cannot_be_used(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    text: str,
-    words: list[str],
-    one_line_error,
-) -> None:
+def test_a_file_that_cannot_be_used(tmp_path, monkeypatch, text, words, one_line_error):
     monkeypatch.setattr("helpers.paths.root", lambda: tmp_path)
     folder = tmp_path / "helpers/own"
     folder.mkdir(parents=True)

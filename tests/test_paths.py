@@ -3,7 +3,6 @@
 import hashlib
 import os
 import stat
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,7 @@ from helpers import paths
 from helpers.errors import FileError
 
 
-def test_replace_file_makes_folders_and_replaces(tmp_path: Path) -> None:
+def test_replace_file_makes_folders_and_replaces(tmp_path):
     path = tmp_path / "new" / "folder" / "file.json"
     assert paths.replace_file(path, "één\n") == path
     assert path.read_bytes() == "één\n".encode()
@@ -27,8 +26,8 @@ def test_replace_file_makes_folders_and_replaces(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("failing", ["replace", "interrupt"])
 def test_replace_file_keeps_the_old_file(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failing: str, one_line_error
-) -> None:
+    monkeypatch, tmp_path, failing, one_line_error
+):
     path = tmp_path / "record.json"
     path.write_text("old")
 

@@ -20,7 +20,7 @@ def autocast() -> torch.autocast:
 
 @pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_layers_are_fitted_to_what_bfloat16_gives(family: str, passes: int) -> None:
+def test_layers_are_fitted_to_what_bfloat16_gives(family, passes):
     tokens, model = fam.random_tokens(8), fam.build(family)
     by_hand, exact = copy.deepcopy(model), copy.deepcopy(model)
     prune_model(model, tokens, passes=passes, precision="bfloat16", **SETTINGS)
@@ -37,7 +37,7 @@ def test_layers_are_fitted_to_what_bfloat16_gives(family: str, passes: int) -> N
 
 
 @pytest.mark.parametrize("passes", [1, 2])
-def test_grams_and_methods_are_in_float32(passes: int, registry) -> None:
+def test_grams_and_methods_are_in_float32(passes, registry):
     seen: list[bool] = []
 
     @register("test-only")
@@ -61,7 +61,7 @@ def test_grams_and_methods_are_in_float32(passes: int, registry) -> None:
     torch.testing.assert_close(gram.matrix, rows.T @ rows)
 
 
-def test_a_model_in_half_precision_has_its_own(one_line_error) -> None:
+def test_a_model_in_half_precision_has_its_own(one_line_error):
     with one_line_error(BadParameter, "precision", "float16"):
         prune_model(
             fam.build().half(), fam.random_tokens(), precision="bfloat16", **SETTINGS
@@ -69,7 +69,7 @@ def test_a_model_in_half_precision_has_its_own(one_line_error) -> None:
 
 
 @pytest.mark.parametrize("method", ["sparsegpt", "admm-grad", "alps", "wanda"])
-def test_a_callers_precision_does_not_reach_grams_and_solvers(method: str) -> None:
+def test_a_callers_precision_does_not_reach_grams_and_solvers(method):
     """With "medium" a processor that can rounds the factors of products to bfloat16."""
     inputs, weight = torch.randn(600, 256), torch.randn(192, 256)
     expected = METHODS[method](weight, gram_of(inputs), sparsity=0.5)
@@ -85,7 +85,7 @@ def test_a_callers_precision_does_not_reach_grams_and_solvers(method: str) -> No
         pytest.skip("this processor does its products in float32 whatever is set")
 
 
-def test_tf32_is_for_a_gpu_that_is_asked_for_it() -> None:
+def test_tf32_is_for_a_gpu_that_is_asked_for_it():
     switches = torch.backends.cuda.matmul
     before = switches.fp32_precision
     for tf32, value in ((True, "tf32"), (False, "ieee")):

@@ -24,9 +24,7 @@ def values(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_what_is_broken_moves_its_probe(
-    mutant: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_broken_moves_its_probe(mutant, monkeypatch):
     # four steps of the repair instead of 64
     monkeypatch.setitem(recipe.EFFORTS, "balanced", recipe.Effort(2, 4))
     name = MUTANTS[mutant].probe

@@ -53,7 +53,7 @@ def code_lines(text: str) -> int:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_notebook_anatomy(path: Path) -> None:
+def test_notebook_anatomy(path):
     first, *setup, last = json.loads(path.read_text(encoding="utf-8"))["cells"]
     assert re.match(r"# .+\?\n", "".join(first["source"])), "the title asks a question"
     opening = "".join(first["source"]).partition("**Why it matters**")[0]
@@ -79,14 +79,14 @@ def test_notebook_anatomy(path: Path) -> None:
     assert f'open_run("{path.stem}", globals())' in "".join(cells(path)[2:4])
 
 
-def test_colab_setup_is_the_same_everywhere() -> None:
+def test_colab_setup_is_the_same_everywhere():
     ((setup,),) = {tuple(cells(path, "colab-setup")) for path in NOTEBOOKS}
     # JupyterLab shows the first line of a folded cell whole, and as wide as it is
     assert re.match(r'# .{9,60}\n!test -z "\$COLAB_RELEASE_TAG" \|\| \(', setup)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_notebook_budgets(path: Path) -> None:
+def test_notebook_budgets(path):
     # the parameters cell grows with the notebook's inputs; explorers need not be read
     apart = {
         text
@@ -121,7 +121,7 @@ def names_read(cell: str) -> set[str]:
     return read
 
 
-def test_names_that_a_cell_reads() -> None:
+def test_names_that_a_cell_reads():
     cell = (
         "a = b\nb = [c for c in d]\nfor e in a:\n    f[e] = b\ng = g + 1\na, h = h, 1"
     )
@@ -129,9 +129,7 @@ def test_names_that_a_cell_reads() -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_a_cell_that_only_draws_leaves_nothing_to_a_cell_that_computes(
-    path: Path,
-) -> None:
+def test_a_cell_that_only_draws_leaves_nothing_to_a_cell_that_computes(path):
     """So it can be left out of a fingerprint."""
     drawing, drawn = cells(path, "figure"), set()
     for cell in cells(path):
@@ -157,7 +155,7 @@ def test_a_cell_that_only_draws_leaves_nothing_to_a_cell_that_computes(
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
-def test_module_style(path: Path) -> None:
+def test_module_style(path):
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 500
     assert "cuda:0" not in text and not re.search(r"trust_remote_code\s*=\s*True", text)
@@ -181,19 +179,19 @@ def tokens_of_code(text: str) -> int:
     return sum(token.type in counted and token.start[0] not in free for token in found)
 
 
-def test_tokens_of_code_are_counted_without_what_teaches() -> None:
+def test_tokens_of_code_are_counted_without_what_teaches():
     code = 'def f():\n    """One.\n\n    Two."""\n    # why\n    return (\n        "a # b"\n    )\n'
     assert tokens_of_code(code) == 9
 
 
 @pytest.mark.parametrize("folder", BUDGETS)
-def test_budget(folder: str) -> None:
+def test_budget(folder):
     files = list((ROOT / folder).rglob("*.py"))
     size = sum(tokens_of_code(path.read_text(encoding="utf-8")) for path in files)
     assert files and size <= BUDGETS[folder] * (1 + AIR)
 
 
-def test_every_public_name_has_a_caller() -> None:
+def test_every_public_name_has_a_caller():
     pages = [*NOTEBOOKS, ROOT / "README.md", *(ROOT / "helpers" / "own").glob("*.py")]
     for folder in ("docs", "book", "benchmarks"):
         pages += [
@@ -207,7 +205,7 @@ def test_every_public_name_has_a_caller() -> None:
     assert set(helpers.__all__) <= words
 
 
-def test_importing_is_light() -> None:
+def test_importing_is_light():
     heavy = {"torch", "pandas", "distributed", "lm_eval", "datasets"}
     modules = "sys, helpers.runner.run, helpers.data.tasks"
     code = f"import {modules}; assert not {heavy} & {{*sys.modules}}"
@@ -217,7 +215,7 @@ def test_importing_is_light() -> None:
 @pytest.mark.parametrize(
     "plan", ["smoke", "laptop", "full", "beyond", "second", "original", "t4", "paper"]
 )
-def test_committed_plans_are_sound(plan: str) -> None:
+def test_committed_plans_are_sound(plan):
     runs = read_plan(plan)
     assert runs[-1].notebook == TABLES_NOTEBOOK
     asked = [json.dumps([run.notebook, run.effective], sort_keys=True) for run in runs]
@@ -244,7 +242,7 @@ def requirements() -> dict[str, str]:
     return dict(requirement(line) for line in lines)
 
 
-def test_environment_yml_is_in_step() -> None:
+def test_environment_yml_is_in_step():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     listed = [line for line in environment["dependencies"] if isinstance(line, str)]
     conda = dict(requirement(line) for line in listed)
@@ -257,7 +255,7 @@ def test_environment_yml_is_in_step() -> None:
     assert {"pip": ["-e ."]} in environment["dependencies"]
 
 
-def test_constraints_pin_what_is_required() -> None:
+def test_constraints_pin_what_is_required():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(
         requirement(line) for line in lines if line and not line.startswith("#")
@@ -267,7 +265,7 @@ def test_constraints_pin_what_is_required() -> None:
     assert all(re.fullmatch(r"==[\w.]+", bounds) for bounds in pins.values())
 
 
-def test_imports_are_declared() -> None:
+def test_imports_are_declared():
     """What helpers import is in pyproject.toml."""
     known = {name.replace("-", "_") for name in requirements()} | {
         "helpers",
@@ -297,7 +295,7 @@ def phony() -> set[str]:
     return set(re.search(r"(?m)^\.PHONY: (.*)$", makefile())[1].split())
 
 
-def test_make_targets_are_never_committed_files() -> None:
+def test_make_targets_are_never_committed_files():
     targets = set(re.findall(r"(?m)^([\w$()./-]+):(?!=)", makefile())) - {
         ".PHONY",
         ".NOTPARALLEL",
@@ -326,7 +324,7 @@ needs_make = pytest.mark.skipif(
 
 
 @needs_make
-def test_make_help_is_the_default_and_lists_every_target() -> None:
+def test_make_help_is_the_default_and_lists_every_target():
     answer = make()
     shown = {line.split()[0] for line in answer.stdout.splitlines()[1:]}
     assert answer.returncode == 0 and shown == phony()
@@ -334,7 +332,7 @@ def test_make_help_is_the_default_and_lists_every_target() -> None:
 
 @needs_make
 @pytest.mark.parametrize(
-    ("given", "words"),
+    "given, words",
     [
         (["reproduce", "plan=smoke"], "plan is unknown: did you mean PLAN?"),
         (["list", "ONYL=05*"], "ONYL is unknown: did you mean ONLY?"),
@@ -345,13 +343,13 @@ def test_make_help_is_the_default_and_lists_every_target() -> None:
     ],
     ids=str,
 )
-def test_make_refuses_what_it_does_not_know(given: list[str], words: str) -> None:
+def test_make_refuses_what_it_does_not_know(given, words):
     answer = make("-n" if given[0] != "owner" else "owner", *given)
     assert answer.returncode == 2 and words in answer.stderr and not answer.stdout
 
 
 @needs_make
-def test_make_clean_leaves_what_is_committed(tmp_path: Path) -> None:
+def test_make_clean_leaves_what_is_committed(tmp_path):
     listed = ["git", "-C", str(ROOT), "ls-files", "results"]
     answer = subprocess.run(listed, capture_output=True, text=True, check=False)
     files = answer.stdout.split() or ["results/reference/x", "results/families.md"]
@@ -369,7 +367,7 @@ def test_make_clean_leaves_what_is_committed(tmp_path: Path) -> None:
     assert not any((tmp_path / name).exists() for name in made)
 
 
-def test_no_path_of_a_machine_is_committed() -> None:
+def test_no_path_of_a_machine_is_committed():
     folders = ("helpers", "benchmarks", "examples", "notebooks", "runs", "docs", "book")
     files = [*ROOT.glob("[!.]*.*"), ROOT / "Makefile"]
     for folder in (*folders, ".github", ".ci", "results/reference"):

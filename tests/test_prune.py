@@ -22,7 +22,6 @@ from helpers.errors import (
     OutOfMemory,
     UnsupportedModel,
 )
-from helpers.gram import gram_of
 from helpers.masks import select
 from helpers.methods import METHODS, register
 from helpers.models import STATE, model_layers, read_weight
@@ -36,7 +35,7 @@ HALF = dict(method="wanda", sparsity=0.5)
 @pytest.mark.parametrize(
     "family", ["llama-tied", "gpt2", "gemma3", "opt", "falcon", "mpt"]
 )
-def test_all_that_should_be_pruned_is_and_nothing_else(family: str) -> None:
+def test_all_that_should_be_pruned_is_and_nothing_else(family):
     # test_families.py prunes every family with Wanda
     model, tokens = fam.build(family).train(), fam.random_tokens()
     before, parameters = fam.snapshot(model), dict(model.named_parameters())
@@ -72,7 +71,7 @@ def test_all_that_should_be_pruned_is_and_nothing_else(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "method"),
+    "family, method",
     [
         ("llama", "admm1"),
         ("gpt2", "admm1"),
@@ -81,9 +80,7 @@ def test_all_that_should_be_pruned_is_and_nothing_else(family: str) -> None:
         ("mpt", "wanda"),
     ],
 )
-def test_statistics_come_from_the_already_pruned_stream(
-    family: str, method: str
-) -> None:
+def test_statistics_come_from_the_already_pruned_stream(family, method):
     # By hand: the whole model runs once for each block; the inputs of that block's layers, all
     # seen in that one pass, prune it; the next pass goes through the pruned block.
     tokens, model = fam.random_tokens(8), fam.build(family)
@@ -106,7 +103,7 @@ def test_statistics_come_from_the_already_pruned_stream(
 # calls of block 0 with 8 sequences in batches of 4: 0 arguments, 1 to 4 gate, 5 and 6 embedding,
 # 7 and 8 grams, 9 and 10 the second pass
 @pytest.mark.parametrize(
-    ("fails_at", "where", "error"),
+    "fails_at, where, error",
     [
         (0, "recording arguments", MemoryError()),
         (4, "the parity gate", torch.OutOfMemoryError("CUDA")),
@@ -116,9 +113,7 @@ def test_statistics_come_from_the_already_pruned_stream(
         (10, "block 0", RuntimeError("can't allocate memory")),
     ],
 )
-def test_the_batch_is_halved_where_memory_runs_out(
-    fails_at: int, where: str, error: Exception
-) -> None:
+def test_the_batch_is_halved_where_memory_runs_out(fails_at, where, error):
     # Bloom's blocks are given a bias for each sequence: arguments must be recorded anew.
     tokens, calls = fam.random_tokens(8), iter(range(10**6))
     model, expected = fam.build("bloom"), fam.build("bloom")
@@ -136,8 +131,8 @@ def test_the_batch_is_halved_where_memory_runs_out(
     assert same.float().mean() > 0.999
 
 
-@pytest.mark.parametrize(("passes", "place"), [(1, "block 1"), (2, "one sequence")])
-def test_memory_that_is_not_enough(passes: int, place: str, one_line_error) -> None:
+@pytest.mark.parametrize("passes, place", [(1, "block 1"), (2, "one sequence")])
+def test_memory_that_is_not_enough(passes, place, one_line_error):
     def fail(*_: object) -> None:
         if model.__dict__.get(STATE):  # once block 0 is pruned
             raise MemoryError
@@ -151,7 +146,7 @@ def test_memory_that_is_not_enough(passes: int, place: str, one_line_error) -> N
 # ---------------------------------------------------------------- the report
 
 
-def test_the_report_adds_up() -> None:
+def test_the_report_adds_up():
     model, tokens, seen = fam.build("llama"), fam.random_tokens(), []
     with (
         torch.no_grad()
@@ -196,7 +191,7 @@ def test_the_report_adds_up() -> None:
     assert set(plain) == {*vars(report), "sparsity", "error"}
 
 
-def test_a_bar_is_drawn_where_somebody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_is_drawn_where_somebody_looks(monkeypatch):
     drawn = []
     for terminal, progress in ((True, True), (True, False), (False, True)):
         monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
@@ -208,7 +203,7 @@ def test_a_bar_is_drawn_where_somebody_looks(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("passes", [1, 2])
-def test_layers_that_are_ignored_stay_dense(passes: int) -> None:
+def test_layers_that_are_ignored_stay_dense(passes):
     model, tokens = fam.build(), fam.random_tokens()
     other, before = copy.deepcopy(model), fam.snapshot(model)
     ignored = ["0.mlp.down_proj", "1.self_attn.q_proj", "1.mlp.down_proj"]
@@ -238,7 +233,7 @@ USES = (
 )
 
 
-def test_a_model_is_not_pruned_twice(one_line_error) -> None:
+def test_a_model_is_not_pruned_twice(one_line_error):
     model, tokens = fam.build("llama"), fam.random_tokens()
     prune_model(model, tokens, **HALF)
     unmarked = fam.build("llama")  # as it is after saving and loading
@@ -260,10 +255,8 @@ def test_a_model_is_not_pruned_twice(one_line_error) -> None:
     prune_model(few, tokens, **HALF)
 
 
-@pytest.mark.parametrize(("done", "passes"), [(2, 2), (8, 2), (2, 1), (9, 1)])
-def test_a_half_pruned_model_is_of_no_use(
-    done: int, passes: int, one_line_error
-) -> None:
+@pytest.mark.parametrize("done, passes", [(2, 2), (8, 2), (2, 1), (9, 1)])
+def test_a_half_pruned_model_is_of_no_use(done, passes, one_line_error):
     def stop(layers: int, *_: object) -> None:
         assert torch.is_grad_enabled()  # outside a block nothing has changed
         if layers == done:
@@ -283,7 +276,7 @@ def test_a_half_pruned_model_is_of_no_use(
 @pytest.mark.parametrize(
     "thing", [None, "embedded", nn.Linear(4, 4), (None, None)], ids=str
 )
-def test_what_is_no_model(thing: object, one_line_error) -> None:
+def test_what_is_no_model(thing, one_line_error):
     for use in USES:
         with one_line_error(BadParameter, type(thing).__name__, "load_model"):
             use(thing)
@@ -332,7 +325,7 @@ def factors(model: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("parameter", "value", "shown"),
+    "parameter, value, shown",
     [
         ("method", "wnada", "'wnada'"), ("method", None, "None"),
         ("sparsity", None, "missing"), ("sparsity", 60, "60"),
@@ -355,9 +348,7 @@ def factors(model: nn.Module) -> dict[str, Tensor]:
         ("importance", by_layer(), "type float"),
     ],
 )  # fmt: skip
-def test_a_bad_request_changes_nothing(
-    parameter: str, value, shown, refused, monkeypatch
-) -> None:
+def test_a_bad_request_changes_nothing(parameter, value, shown, refused, monkeypatch):
     model = fam.build("llama")
     monkeypatch.setattr(
         type(model), "forward", None
@@ -370,18 +361,18 @@ GOOD = fam.random_tokens()
 
 
 @pytest.mark.parametrize(
-    ("tokens", "words"),
+    "tokens, words",
     [(None, ("wanda", "calibration")), (GOOD[0], ("(24,)",)), (GOOD.float(), ("float32",)),
      (GOOD[:0], ("empty",)), (GOOD.tolist(), ("list",)), (GOOD + 90, ("vocabulary",)),
      (GOOD - 50, ("vocabulary",)), (fam.random_tokens(2, 200), ("200", "128"))],
     ids=str,
 )  # fmt: skip
-def test_text_that_is_none_of_the_models(tokens, words, refused) -> None:
+def test_text_that_is_none_of_the_models(tokens, words, refused):
     refused(fam.build("llama"), tokens, BadParameter, *words, **HALF)
 
 
 @pytest.mark.parametrize(
-    ("place", "named"),
+    "place, named",
     [
         ("model.layers.1.mlp.up_proj", "block 1 mlp.up_proj"),
         ("model.embed_tokens", "entering block 0"),
@@ -390,7 +381,7 @@ def test_text_that_is_none_of_the_models(tokens, words, refused) -> None:
         ("one token", "entering block 0"),
     ],
 )
-def test_bad_numbers_stop_the_run(place: str, named: str, refused) -> None:
+def test_bad_numbers_stop_the_run(place, named, refused):
     model, tokens = fam.build("llama"), fam.random_tokens()
     with torch.no_grad():
         if place == "one token":  # of the last sequence, which the gate does not see
@@ -403,7 +394,7 @@ def test_bad_numbers_stop_the_run(place: str, named: str, refused) -> None:
 
 
 @pytest.mark.parametrize("kind", ["meta", torch.float8_e4m3fn])
-def test_weights_that_cannot_be_pruned(kind, one_line_error) -> None:
+def test_weights_that_cannot_be_pruned(kind, one_line_error):
     model = fam.build("llama")
     layer = model.model.layers[1].mlp.up_proj
     layer.weight = nn.Parameter(layer.weight.to(kind), requires_grad=False)
@@ -416,7 +407,7 @@ def test_weights_that_cannot_be_pruned(kind, one_line_error) -> None:
         prune_model(model, fam.random_tokens(), **HALF)
 
 
-def test_a_model_that_fails_the_parity_gate_is_left_alone(refused) -> None:
+def test_a_model_that_fails_the_parity_gate_is_left_alone(refused):
     # Arguments replayed on the text that they were recorded with would look fine.
     model = fam.build("llama")
     rotary = model.model.rotary_emb.forward
@@ -426,7 +417,7 @@ def test_a_model_that_fails_the_parity_gate_is_left_alone(refused) -> None:
     refused(model, fam.random_tokens(), UnsupportedModel, "Llama", **HALF)
 
 
-def test_an_error_in_a_late_layer_names_it(registry, one_line_error) -> None:
+def test_an_error_in_a_late_layer_names_it(registry, one_line_error):
     shapes: list[tuple] = []
 
     @register("test-only")
@@ -452,7 +443,7 @@ def test_an_error_in_a_late_layer_names_it(registry, one_line_error) -> None:
 # ---------------------------------------------------------------- importance of outputs
 
 
-def test_importance_says_which_weights_stay_and_the_update_is_the_methods() -> None:
+def test_importance_says_which_weights_stay_and_the_update_is_the_methods():
     model, tokens = fam.build(), fam.random_tokens()
     importance = {
         key: ones + torch.rand(len(ones)) for key, ones in factors(model).items()

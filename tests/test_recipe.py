@@ -34,7 +34,7 @@ def small_efforts(monkeypatch: pytest.MonkeyPatch) -> None:
     [{"sparsity": 0.6}, {"pattern": "2:4"}, {"sparsity": 0.6, "ignore": ["*.k_proj"]}],
 )
 @pytest.mark.parametrize("effort", ["fast", "balanced"])
-def test_the_recipe_is_its_steps(effort: str, target: dict) -> None:
+def test_the_recipe_is_its_steps(effort, target):
     dense = fam.build()
     model, by_hand = copy.deepcopy(dense), copy.deepcopy(dense)
     steps = recipe.EFFORTS[effort].repair
@@ -74,7 +74,7 @@ def test_the_recipe_is_its_steps(effort: str, target: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    "change, words",
     [
         ({"tokens": slice(1, None)}, "9 windows"),
         ({"tokens": slice(0)}, "empty"),
@@ -90,8 +90,8 @@ def test_the_recipe_is_its_steps(effort: str, target: dict) -> None:
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_runs(
-    change: dict, words: str, one_line_error
-) -> None:
+    change, words, one_line_error
+):
     change, tokens = dict(change), fam.random_tokens(sequences=1 + 4 + HELD_OUT)
     model = fam.build().to(change.pop("dtype", torch.float32))
     model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
@@ -102,7 +102,7 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(
     assert not fam.changed(model, before)
 
 
-def test_the_text_that_a_run_needs(one_line_error) -> None:
+def test_the_text_that_a_run_needs(one_line_error):
     assert windows_of("fast") == 32 and windows_of("balanced", 8) == 8 + 4 + HELD_OUT
     assert text_needed("magnitude", "", 8) == text_needed("dense", "", 8) == 0
     assert text_needed("admm-grad", "", 8) == 8
@@ -113,7 +113,7 @@ def test_the_text_that_a_run_needs(one_line_error) -> None:
         text_needed("admmgrad", "", 8)
 
 
-def test_a_longer_repair_sees_what_a_shorter_one_has_seen() -> None:
+def test_a_longer_repair_sees_what_a_shorter_one_has_seen():
     tokenizer = load_model("tiny", device="cpu")[1]
     counts = dict(web=2, layers=3, guide=2, pool=9, length=16, seed=1)
     short, long = (

@@ -56,7 +56,7 @@ def questions(model: torch.nn.Module) -> Requests:
 
 
 @pytest.mark.parametrize("family", fam.FAMILIES)
-def test_likelihoods_are_those_of_the_stock_model(family: str, harness) -> None:
+def test_likelihoods_are_those_of_the_stock_model(family, harness):
     model = fam.build(family)
     asked = questions(model)
     ours, stock = (harness(kind, model) for kind in (ContextOnce, HFLM))
@@ -68,7 +68,7 @@ def test_likelihoods_are_those_of_the_stock_model(family: str, harness) -> None:
 
 
 @pytest.mark.parametrize("family", ["mamba", "lfm2", "llama"])
-def test_what_cannot_be_shared_is_left_to_the_stock_model(family: str, harness) -> None:
+def test_what_cannot_be_shared_is_left_to_the_stock_model(family, harness):
     model = fam.build(family)
     if family == "llama":  # one that reads its weights from files
         setattr(model, WEIGHT_READER, object())
@@ -78,7 +78,7 @@ def test_what_cannot_be_shared_is_left_to_the_stock_model(family: str, harness) 
     assert ours._loglikelihood_tokens(asked) == stock._loglikelihood_tokens(asked)
 
 
-def test_each_context_is_read_once(harness) -> None:
+def test_each_context_is_read_once(harness):
     model, passes = fam.build("llama"), []
     ours = harness(ContextOnce, model)
     model.model.embed_tokens.register_forward_pre_hook(

@@ -47,7 +47,7 @@ def wanda_keep(
 # ---------------------------------------------------------------- update_study
 
 
-def test_numbers_are_those_of_the_definitions(layer, study: dict) -> None:
+def test_numbers_are_those_of_the_definitions(layer, study):
     weight, gram, heldout = layer
     keep = wanda_keep(weight, gram, 0.7)
     best = exact_least_squares(weight.double(), gram.double(), keep, damping=0.1)
@@ -67,7 +67,7 @@ def test_numbers_are_those_of_the_definitions(layer, study: dict) -> None:
     assert row["excess"] < 1e-6 and row["heldout"] != row["error"]
 
 
-def test_nothing_is_below_the_optimum_and_admm_arrives(study: dict) -> None:
+def test_nothing_is_below_the_optimum_and_admm_arrives(study):
     assert all(row["excess"] >= 0 for row in study["update"])
     for sparsity in (0.5, 0.7):
         (none,) = pick(study, sparsity=sparsity, solver="none")
@@ -79,9 +79,7 @@ def test_nothing_is_below_the_optimum_and_admm_arrives(study: dict) -> None:
         assert other["excess"] > 10 * end["excess"]
 
 
-def test_a_diverged_curve_is_cut_and_its_rows_are_missing(
-    layer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_diverged_curve_is_cut_and_its_rows_are_missing(layer, monkeypatch):
     monkeypatch.setattr(studies, "LEARNING_RATES", {"adam": (0.01,), "sgd": (1.0, 1e4)})
     study = update_study(*layer, sparsities=(0.5,), iterations=100)
     fine, cut = (
@@ -94,7 +92,7 @@ def test_a_diverged_curve_is_cut_and_its_rows_are_missing(
     )
 
 
-def test_measuring_does_not_count(layer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measuring_does_not_count(layer, monkeypatch):
     clock = [0.0]  # which goes on while a weight is measured, and at no other time
 
     def slow(*arguments: torch.Tensor) -> float:
@@ -110,7 +108,7 @@ def test_measuring_does_not_count(layer, monkeypatch: pytest.MonkeyPatch) -> Non
 # ---------------------------------------------------------------- mask_study
 
 
-def test_mask_study_changes_one_rule_at_a_time(layer) -> None:
+def test_mask_study_changes_one_rule_at_a_time(layer):
     weight, gram, heldout = layer
     rows = mask_study(*layer, sparsities=(0.5, 0.7), patterns=("unstructured", "2:4"))
     names = ("pattern", "sparsity", "mask_steps", "schedule", "budget")

@@ -34,7 +34,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_whole_split_without_duplicates(task: str) -> None:
+def test_whole_split_without_duplicates(task):
     key, labels = SPLITS[task]
     rows, size = task_rows(task), sum(labels.values())
     assert len(rows) == size == tasks.TASK_TABLE[task].size
@@ -45,7 +45,7 @@ def test_whole_split_without_duplicates(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", ANSWERS)
-def test_stored_prompts_lose_their_template(task: str) -> None:
+def test_stored_prompts_lose_their_template(task):
     field = "question_stem" if task == "openbookqa" else "question"
     rows = task_rows(task)
     for row in rows:
@@ -62,7 +62,7 @@ def test_stored_prompts_lose_their_template(task: str) -> None:
 # --- subsets -------------------------------------------------------------------------------
 
 
-def test_items_are_sorted_distinct_and_repeatable() -> None:
+def test_items_are_sorted_distinct_and_repeatable():
     items = choose_items(500, 100, 0)
     assert (
         items == sorted(set(items))
@@ -79,7 +79,7 @@ def test_items_are_sorted_distinct_and_repeatable() -> None:
 # --- differences --------------------------------------------------------------------------
 
 
-def test_paired_difference_by_hand() -> None:
+def test_paired_difference_by_hand():
     # differences 0, 1, 0, 1: mean 1/2, sum of squares 4 · 1/4, deviation sqrt(1/3), over sqrt(4)
     difference, error = paired_difference([1, 1, 0, 1], [1, 0, 0, 0])
     assert (difference, error) == (0.5, pytest.approx(math.sqrt(1 / 3) / 2))

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import METHODS, prune_model
 from helpers import blocks as cap
+from helpers import prune_model
 from helpers.block_grams import layer_grams
 from helpers.blocks import Call
 from helpers.errors import NonFinite, UnsupportedModel
@@ -24,9 +24,7 @@ REQUEST = dict(method="wanda", sparsity=0.5, passes=1, batch=2)
 
 
 @pytest.mark.parametrize("family", fam.FAMILIES)
-def test_each_layer_is_fitted_to_what_the_pruned_layers_before_it_give(
-    family: str,
-) -> None:
+def test_each_layer_is_fitted_to_what_the_pruned_layers_before_it_give(family):
     model, tokens = fam.build(family), fam.random_tokens(6)
     by_hand, twice = copy.deepcopy(model), copy.deepcopy(model)
     prune_model(model, tokens, **REQUEST)
@@ -62,7 +60,7 @@ def halves(layers: nn.ModuleList, x: Tensor) -> Tensor:
     return out
 
 
-def test_a_batch_waits_only_where_it_goes() -> None:
+def test_a_batch_waits_only_where_it_goes():
     # sequences in turn, so that each batch reaches one expert only
     block, stream = Steps(halves), torch.randn(4, 5, 8)
     stream[:, 0, 0] = torch.tensor([-1.0, 1.0, -1.0, 1.0])
@@ -93,7 +91,7 @@ def through(passes: int, block: nn.Module, stream: Tensor, call: Call) -> None:
 
 
 @pytest.mark.parametrize(
-    ("run", "words"),
+    "run, words",
     [
         # experts without tokens: not called, or called with no rows
         (lambda layers, x: layers[0](x) + layers[1](x), ["layers.2", "more calibration"]),
@@ -106,9 +104,7 @@ def through(passes: int, block: nn.Module, stream: Tensor, call: Call) -> None:
     ],
     ids=["idle", "empty", "not shared", "twice"],
 )  # fmt: skip
-def test_a_layer_whose_inputs_are_not_known_is_named(
-    run, words, one_line_error
-) -> None:
+def test_a_layer_whose_inputs_are_not_known_is_named(run, words, one_line_error):
     block, stream = Steps(run), torch.randn(4, 5, 8)
     before, call = stream.clone(), Call((), {}, inputs=(("layers.0", "layers.1"),))
     for passes in (1, 2):
@@ -124,15 +120,13 @@ def test_a_layer_whose_inputs_are_not_known_is_named(
 
 @pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize(
-    ("place", "named"),
+    "place, named",
     [
         ("post_attention_layernorm", "block 0 mlp.gate_proj"),
         ("mlp.down_proj", "after block 0"),
     ],
 )
-def test_bad_numbers_name_the_layer_or_the_block(
-    passes, place, named, one_line_error
-) -> None:
+def test_bad_numbers_name_the_layer_or_the_block(passes, place, named, one_line_error):
     model, tokens = fam.build(), fam.random_tokens(2)
     stream, call = cap.embed(model, tokens, 2), cap.record_calls(model, tokens)[0]
     block = find_blocks(model)[0]

@@ -4,7 +4,6 @@ import math
 import os
 import socket
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -96,9 +95,7 @@ def log_likelihood(
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "lambada_openai"])
-def test_choices_are_those_of_sums_by_hand(
-    tiny: tuple, all_scores: dict, task: str
-) -> None:
+def test_choices_are_those_of_sums_by_hand(tiny, all_scores, task):
     score, rows = all_scores[task], task_rows(task)
     assert (score.acc_norm is not None) == (task in NORMALISED)
     assert score.scoring == "each context once"
@@ -118,7 +115,7 @@ def test_choices_are_those_of_sums_by_hand(
             assert score.acc_norm[place] == int(means.index(max(means)) == right)
 
 
-def test_a_word_is_right_if_the_model_would_write_it() -> None:
+def test_a_word_is_right_if_the_model_would_write_it():
     (model, tokenizer), rows = (
         load_model("tiny", device="cpu"),
         task_rows("lambada_openai"),
@@ -147,9 +144,7 @@ def test_a_word_is_right_if_the_model_would_write_it() -> None:
 # --- against lm-eval ---------------------------------------------------------------------
 
 
-def test_scores_and_likelihoods_are_those_of_the_stock_model(
-    tiny: tuple, monkeypatch
-) -> None:
+def test_scores_and_likelihoods_are_those_of_the_stock_model(tiny, monkeypatch):
     # test_choices.py compares token by token; here the tasks' own texts are scored
     whole, reports = lm_eval.evaluate, []
     monkeypatch.setattr(
@@ -175,7 +170,7 @@ def test_scores_and_likelihoods_are_those_of_the_stock_model(
 # --- no traces ----------------------------------------------------------------------------
 
 
-def test_the_model_is_left_as_it_was() -> None:
+def test_the_model_is_left_as_it_was():
     model, tokenizer = load_model("tiny", device="cpu")
     model.train()
     model.model.norm.eval()
@@ -191,8 +186,8 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_embedded_rows_need_no_network_and_leave_no_files(
-    tiny: tuple, monkeypatch, tmp_path: Path, capfd
-) -> None:
+    tiny, monkeypatch, tmp_path, capfd
+):
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a connection was opened")
 
@@ -216,7 +211,7 @@ def test_embedded_rows_need_no_network_and_leave_no_files(
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    "wrong, words",
     [
         (dict(tasks=[]), "tasks []"),
         (dict(tasks="boolq"), "tasks 'boolq'"),
@@ -228,12 +223,12 @@ def test_embedded_rows_need_no_network_and_leave_no_files(
         (dict(batch="auto"), "batch 'auto'"),
     ],
 )
-def test_bad_arguments(wrong: dict, words: str, one_line_error) -> None:
+def test_bad_arguments(wrong, words, one_line_error):
     with one_line_error(BadParameter, *words.split()):
         check_zero_shot(**dict(tasks=TASKS, limit=None, seed=0, batch=1) | wrong)
 
 
-def test_a_broken_model_has_no_score(one_line_error) -> None:
+def test_a_broken_model_has_no_score(one_line_error):
     model, tokenizer = load_model("tiny", device="cpu")
     with torch.no_grad():
         model.model.norm.weight[3] = float("nan")
@@ -244,7 +239,7 @@ def test_a_broken_model_has_no_score(one_line_error) -> None:
 # --- what a record and a reader get --------------------------------------------------------
 
 
-def test_scores_and_metrics_by_hand() -> None:
+def test_scores_and_metrics_by_hand():
     four = TaskScore(
         "arc_easy", 1.0, 2376, [1, 5, 7, 9], [1, 0, 1, 1], [0, 0, 1, 0], [2, 0, 1, 3]
     )
@@ -275,7 +270,7 @@ def test_scores_and_metrics_by_hand() -> None:
     assert zero_shot_metrics({"rte": narrow})["rte_acc"][2] == 0.02
 
 
-def test_examples_begin_with_the_right_choice() -> None:
+def test_examples_begin_with_the_right_choice():
     examples = zero_shot_examples()
     assert tuple(examples) == TASKS
     for task, texts in examples.items():

@@ -52,7 +52,7 @@ def problem(d_out: int, d_in: int, tokens: int) -> tuple[torch.Tensor, Gram]:
 @pytest.mark.parametrize(
     "target", [{"sparsity": 0.6}, {"sparsity": None, "pattern": "2:4"}]
 )
-def test_a_layer_is_solved_as_on_the_cpu(method: str, target: dict) -> None:
+def test_a_layer_is_solved_as_on_the_cpu(method, target):
     weight, gram = problem(192, 128, 2000)
     here = METHODS[method](weight, gram.matrix, **target)
     there = METHODS[method](weight.cpu(), gram.matrix.cpu(), **target)
@@ -61,7 +61,7 @@ def test_a_layer_is_solved_as_on_the_cpu(method: str, target: dict) -> None:
 
 
 @pytest.mark.parametrize("passes", [1, 2])
-def test_a_model_is_pruned_as_on_the_cpu(passes: int) -> None:
+def test_a_model_is_pruned_as_on_the_cpu(passes):
     model, tokens = fam.build("llama"), fam.random_tokens(8)
     there = copy.deepcopy(model).to(CUDA)
     for one in (model, there):
@@ -70,7 +70,7 @@ def test_a_model_is_pruned_as_on_the_cpu(passes: int) -> None:
     assert same.float().mean() > 0.99
 
 
-def test_file_to_file_is_as_in_memory(tmp_path: Path) -> None:
+def test_file_to_file_is_as_in_memory(tmp_path):
     source = saved.save(tmp_path / "source")
     tokens = fam.random_tokens(8)
     request = dict(method="admm1", sparsity=0.6, batch=2)
@@ -82,7 +82,7 @@ def test_file_to_file_is_as_in_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_the_embedded_model_end_to_end(dtype: str) -> None:
+def test_the_embedded_model_end_to_end(dtype):
     model, tokenizer = load_model("embedded", device="cuda", dtype=dtype)
     text = evaluation_tokens("embedded", tokenizer)
     dense = perplexity(model, text, length=1024, limit=4)
@@ -94,7 +94,7 @@ def test_the_embedded_model_end_to_end(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_repair_in_either_precision(precision: str) -> None:
+def test_the_repair_in_either_precision(precision):
     dense = fam.build("llama").to(CUDA)
     model, text = copy.deepcopy(dense), fam.random_tokens(20).to(CUDA)
     prune_model(model, text[:4], method="wanda", sparsity=0.6, precision=precision)
