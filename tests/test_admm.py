@@ -5,6 +5,7 @@ mathematics: nothing is shared with the package.
 """
 
 import math
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -71,9 +72,6 @@ def test_many_iterations_reach_the_exact_restricted_optimum(
         < 1e-3
     )
     assert not solved.weight[~keep].any() and solved.damping == damping
-    if damping:  # a term that is missing would be seen
-        plain = restricted_lstsq(inputs, weight, keep, 0.0)
-        assert distance(solved.weight, plain, inputs) > 1e-2
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.1])
@@ -157,13 +155,12 @@ def paper_loop(
 def test_the_loop_to_be_read_is_the_papers(target, given, seed):
     inputs, weight = layer(1 + 2 * seed, 8 * (1 + seed % 3), 90, seed)
     groups = tuple(map(int, target.split(":"))) if ":" in target else None
-    options: dict = dict(
-        rho=0.3 + seed / 3, iterations=2 + 3 * seed, mask_steps=3 * seed
-    )
-    options = {} if seed == 6 else options  # the paper's
-    options["sparsity"] = 0.5 if groups else 0.1 + seed / 8
+    options = {"sparsity": 0.5 if groups else 0.1 + seed / 8}
     if given:
         options["keep"] = random_keep(weight.shape, options["sparsity"], seed)
+    if seed < 6:  # else the paper's
+        options |= dict(rho=0.3 + seed / 3, iterations=2 + 3 * seed)
+        options["mask_steps"] = 3 * seed
     gram = inputs.double().T @ inputs.double()
     norms = gram.diagonal().sqrt()
     G = gram / norms / norms[:, None] + 0.1 * torch.eye(len(gram)).double()
@@ -190,17 +187,6 @@ def test_refit_is_the_papers_loop_on_one_mask(precondition, seed):
     solved = refit(weight, gram, keep, precondition=precondition, **options)
     assert torch.equal(solved.keep, keep) and not solved.weight[~keep].any()
     np.testing.assert_allclose(solved.weight.numpy(), expected, rtol=1e-3, atol=1e-3)
-
-
-def test_the_defaults_of_refit_are_the_papers():
-    inputs, weight = layer()
-    keep, gram = random_keep(weight.shape, 0.6), gram_of(inputs)
-    expected, _ = paper_loop(weight, gram, keep=keep)
-    assert distance(refit(weight, gram, keep).weight, expected, inputs) < 1e-5
-    one_less, _ = paper_loop(weight, gram, keep=keep, iterations=19)
-    assert (
-        distance(torch.from_numpy(one_less), expected, inputs) > 1e-4
-    )  # which would be seen
 
 
 @pytest.mark.parametrize(
@@ -299,25 +285,19 @@ def test_finite_numbers_whose_products_are_not_give_no_answer(solve, one_line_er
 def test_layers_of_one_input_share_one_factorisation(monkeypatch):
     inputs, weight = layer(12, 16)
     other = layer(20, 16, seed=4)[1]
-    matrix, count, factor = gram_of(inputs), [], torch.linalg.cholesky_ex
-    alone = [admm_grad(w, matrix, sparsity=0.5).weight for w in (weight, other)]
-    monkeypatch.setattr(
-        torch.linalg,
-        "cholesky_ex",
-        lambda *a, **k: (count.append(1), factor(*a, **k))[1],
-    )
-    gram = Gram.of(matrix)
-    together = [admm_grad(w, gram, sparsity=0.5).weight for w in (weight, other)]
-    assert len(count) == 1 and all(map(torch.equal, alone, together))
-    for option in (dict(damping=0.2), dict(rho=2.0), dict(precondition=False)):
-        admm_grad(weight, gram, sparsity=0.5)
-        shared = admm_grad(
-            weight, gram, sparsity=0.5, **option
-        ).weight  # another system
-        assert torch.equal(
-            shared, admm_grad(weight, matrix, sparsity=0.5, **option).weight
-        )
-    gram.add(inputs)  # with more text it is another gram
-    more = admm_grad(weight, gram, sparsity=0.5, precondition=False).weight
-    alone = admm_grad(weight, gram.matrix, sparsity=0.5, precondition=False).weight
-    assert torch.equal(more, alone)
+    gram, factor = Gram.of(gram_of(inputs)), Mock(wraps=torch.linalg.cholesky_ex)
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", factor)
+
+    def shared_is_as_alone(layer, **option):
+        shared = admm_grad(layer, gram, sparsity=0.5, **option)
+        alone = admm_grad(layer, gram.matrix.clone(), sparsity=0.5, **option)
+        return torch.equal(shared.weight, alone.weight)
+
+    assert shared_is_as_alone(weight) and shared_is_as_alone(other)
+    assert factor.call_count == 1 + 2
+    # another system, and with more text another gram
+    assert shared_is_as_alone(weight, damping=0.2)
+    assert shared_is_as_alone(weight, rho=2.0)
+    assert shared_is_as_alone(weight, precondition=False)
+    gram.add(inputs)
+    assert shared_is_as_alone(weight, precondition=False)
