@@ -25,6 +25,11 @@ def random_keep(shape: torch.Size, sparsity: float = 0.5, seed: int = 3) -> Tens
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) >= sparsity
 
 
+def drawn(keep: Tensor) -> str:
+    """A mask as text, "x" where it keeps, a word for each output."""
+    return " ".join("".join(".x"[kept] for kept in row) for row in keep.int())
+
+
 def outputs_error(inputs: Tensor, weight: Tensor, new: Tensor) -> float:
     """‖XW − XŴ‖²/‖XW‖² from the outputs themselves."""
     dense, pruned = (inputs.double() @ w.double().T for w in (weight, new))
