@@ -22,9 +22,7 @@ admm_grad = METHODS["admm-grad"]
 # ---------------------------------------------------------------- exact least squares
 
 
-def restricted_lstsq(
-    inputs: torch.Tensor, weight: torch.Tensor, keep: torch.Tensor, damping: float
-) -> np.ndarray:
+def restricted_lstsq(inputs, weight, keep, damping):
     """min ‖X(w − ŵ)‖² + damping·‖n ⊙ (w − ŵ)‖², ŵ zero outside keep, one output at a time.
 
     In inputs scaled to unit norm n the damped gram is G + damping·mean(diag G)·I with
@@ -42,7 +40,7 @@ def restricted_lstsq(
     return solved
 
 
-def distance(solved: torch.Tensor, expected: np.ndarray, inputs: torch.Tensor) -> float:
+def distance(solved, expected, inputs):
     """The largest difference in units of the output, relative to the largest weight there."""
     norms = inputs.double().norm(dim=0).numpy()
     return (
@@ -106,20 +104,20 @@ def test_exact_least_squares_survives_singular_grams():
 
 
 def paper_loop(
-    weight: torch.Tensor,
-    gram: torch.Tensor,
+    weight,
+    gram,
     *,
-    keep: torch.Tensor | None = None,
-    sparsity: float = 0.0,
-    groups: tuple[int, int] | None = None,
-    at_once: bool = False,
-    by_output: bool = False,
-    rho: float = 1.0,
-    damping: float = 0.1,
-    iterations: int = 20,
-    mask_steps: int = 15,
-    precondition: bool = True,
-) -> tuple[np.ndarray, np.ndarray]:
+    keep=None,
+    sparsity=0.0,
+    groups=None,
+    at_once=False,
+    by_output=False,
+    rho=1.0,
+    damping=0.1,
+    iterations=20,
+    mask_steps=15,
+    precondition=True,
+):
     """The loop with W, Z, U of shape (d_in, d_out), as the paper has them; (Z, keep) transposed.
 
     at_once: each mask step selects at the final sparsity, as the released code does.
@@ -246,9 +244,9 @@ def test_a_mask_that_is_given_needs_no_mask_steps():
 
 def test_the_trace_sees_the_schedule():
     inputs, weight = layer(20, 32, 160)
-    seen: dict[int, tuple] = {}
+    seen = {}
 
-    def trace(iteration: int, solution: torch.Tensor, keep: torch.Tensor) -> None:
+    def trace(iteration, solution, keep):
         assert not solution[~keep].any()
         seen[iteration] = int((~keep).sum()), solution.clone(), keep.clone()
 

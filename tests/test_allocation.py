@@ -6,7 +6,6 @@ import math
 import families as fam
 import pytest
 import torch
-from torch import Tensor, nn
 from torch.nn import functional
 
 from helpers import prune_model
@@ -17,15 +16,13 @@ from helpers.errors import BadParameter, NonFinite
 OUTLIERS = 2.5  # tiny random layers have no score of 5 times the mean
 
 
-def shares_of(
-    rule: str, model: nn.Module, tokens: Tensor, **target: object
-) -> dict[str, float]:
+def shares_of(rule, model, tokens, **target):
     if rule == "owl":
         return owl(model, tokens, outliers=OUTLIERS, **target)
     return guide(model, tokens, **target).sparsity
 
 
-def float64(*numbers: float) -> Tensor:
+def float64(*numbers):
     return torch.tensor(numbers, dtype=torch.float64)
 
 
@@ -52,7 +49,7 @@ def test_the_zeros_of_the_pruned_model_are_as_many_as_wanted(family, rule):
 def test_sharing_out_by_hand():
     sizes, none = float64(10, 10, 5), float64(0, 0, 0)
 
-    def curve(t: float) -> Tensor:
+    def curve(t):
         return float64(0.45, 0.25, 0.35) + t
 
     # 4.5 + 2.5 + 1.75 zeros and t = 0.01: of 4.6, 2.6 and 1.8 two are rounded up
@@ -61,7 +58,7 @@ def test_sharing_out_by_hand():
     most = float64(9, 3, 4)
     assert share_out(sizes, curve, 16, none, most) == most.tolist()
 
-    def jump(t: float) -> Tensor:
+    def jump(t):
         return none + (0.2 if t < 1 else 0.8)
 
     # past the number: all layers go the same part of the way
@@ -175,7 +172,7 @@ def test_the_model_is_left_as_it_was(rule, stopped):
     kept.grad = torch.ones_like(kept)
     state = torch.get_rng_state()
 
-    def step(_done: int, _total: int, name: str) -> None:
+    def step(_done, _total, name):
         if stopped and (name != "calibration text" or rule == "owl"):
             raise KeyboardInterrupt
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from layers import layer, masked, objective
 
 from helpers.admm import exact_least_squares
@@ -13,14 +12,8 @@ from helpers.methods import METHODS
 
 
 def plain_alps(
-    inputs: torch.Tensor,
-    weight: torch.Tensor,
-    sparsity: float,
-    groups: tuple[int, int] | None = None,
-    rho: float = 0.1,
-    iterations: int = 300,
-    damping: float = 0.01,
-) -> tuple[np.ndarray, int]:
+    inputs, weight, sparsity, groups=None, rho=0.1, iterations=300, damping=0.01
+):
     """The mask (d_out, d_in) and the iterations made; W, D and V are (d_in, d_out) as in the paper.
 
     Each iteration solves with H + ρI anew; no eigenvectors.
@@ -31,7 +24,7 @@ def plain_alps(
     H = x.T @ x + damping * np.eye(len(norms))
     dense = (weight.double().numpy() * norms).T
 
-    def project(point: np.ndarray) -> np.ndarray:
+    def project(point):
         return masked(np.abs(point.T), sparsity, groups, False).T
 
     support = project(dense)

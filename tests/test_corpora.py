@@ -6,7 +6,6 @@ import json
 import math
 import random
 from pathlib import Path
-from typing import Any
 
 import families as fam
 import pytest
@@ -27,17 +26,11 @@ END = 7
 class WordTokenizer:
     """One token a word, numbers as themselves; -1 in front when special tokens are asked for."""
 
-    def __init__(self, eos_token_id: int | None = END) -> None:
+    def __init__(self, eos_token_id=END):
         self.eos_token_id = eos_token_id
-        self.seen: list[str] = []
+        self.seen = []
 
-    def __call__(
-        self,
-        text: str | list[str],
-        *,
-        add_special_tokens: bool = True,
-        verbose: bool = True,
-    ) -> dict[str, Any]:
+    def __call__(self, text, *, add_special_tokens=True, verbose=True):
         if isinstance(text, list):
             return {
                 "input_ids": [
@@ -49,17 +42,17 @@ class WordTokenizer:
         return {"input_ids": [-1] * add_special_tokens + words}
 
 
-def calibration_tokens(*given: Any, **draw: Any) -> torch.Tensor:
+def calibration_tokens(*given, **draw):
     """Windows as the text is cut, as in the papers, unless something else is asked for."""
     return corpora.calibration_tokens(*given, **{"start_token": False} | draw)
 
 
-def numbers(first: int, last: int) -> str:
+def numbers(first, last):
     return " ".join(str(number) for number in range(first, last))
 
 
 @pytest.fixture
-def text_file(tmp_path: Path) -> Path:
+def text_file(tmp_path):
     path = tmp_path / "numbers.txt"
     path.write_text(numbers(100, 200), encoding="utf-8")
     return path
@@ -228,7 +221,7 @@ def test_windows_begin_as_the_tokenizer_begins_a_text(tmp_path, starts, one_line
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def hub(monkeypatch, tmp_path):
     """A folder with files as on the hub, which are found instead of a download."""
     import huggingface_hub
     import pyarrow
@@ -256,7 +249,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
 
-    def download(repo: str, file: str, *, repo_type: str, revision: str) -> str:
+    def download(repo, file, *, repo_type, revision):
         assert repo_type == "dataset"
         assert (repo, revision) in [
             (text.repo, text.revision) for text in (C4, WIKITEXT2)
@@ -318,7 +311,7 @@ def test_wikitext2_is_read_as_in_the_papers_code(hub, one_line_error):
 def test_a_hub_text_that_cannot_be_had_is_one_line(hub, monkeypatch, one_line_error):
     import huggingface_hub
 
-    def unreachable(*_: object, **__: object) -> str:
+    def unreachable(*_, **__):
         raise ConnectionError("no route\nto host")
 
     (hub / WIKITEXT2.files["test"]).write_bytes(b"not parquet")
@@ -333,7 +326,7 @@ def test_a_hub_text_that_cannot_be_had_is_one_line(hub, monkeypatch, one_line_er
 
 
 def test_cleaning_of_the_embedded_texts(monkeypatch, tmp_path):
-    def page(title: str, body: str) -> str:
+    def page(title, body):
         return f'<doc id="1" url="u" title="{title}">\n{title}\n\n{body}\n\n</doc>\n'
 
     prose, line = (

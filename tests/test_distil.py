@@ -6,7 +6,6 @@ import math
 import families as fam
 import pytest
 import torch
-from torch import Tensor, nn
 from torch.nn import functional
 
 from helpers import precision, prune_model
@@ -17,9 +16,7 @@ from helpers.errors import BadParameter, NonFinite, OutOfMemory
 from helpers.models import find_blocks
 
 
-def pair(
-    family: str = "llama", sparsity: float = 0.6
-) -> tuple[nn.Module, nn.Module, Tensor]:
+def pair(family="llama", sparsity=0.6):
     """A model pruned by Wanda, the dense one, and text that the pruning has not seen."""
     dense = fam.build(family)
     with torch.no_grad():  # larger weights: predictions that differ from token to token
@@ -160,7 +157,7 @@ def test_a_run_that_breaks_off_leaves_the_best_weights(stop, error, words, monke
     if stop is None:
         monkeypatch.setattr(module, "rate_at", lambda _step, _steps: math.inf)
 
-    def progress(step: int, _total: int, _name: str) -> None:
+    def progress(step, _total, _name):
         if stop and step == 3:
             raise stop
 

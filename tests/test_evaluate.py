@@ -10,13 +10,11 @@ from helpers import perplexity
 from helpers.errors import BadParameter, NonFinite
 
 
-def long_text(tokens: int = 500, seed: int = 4) -> torch.Tensor:
+def long_text(tokens=500, seed=4):
     return fam.random_tokens(1, tokens, seed)[0]
 
 
-def own_loss_perplexity(
-    model: torch.nn.Module, tokens: torch.Tensor, length: int
-) -> float:
+def own_loss_perplexity(model, tokens, length):
     """exp of the mean over windows of the model's own shifted loss (all windows are as long)."""
     losses = []
     for start in range(0, len(tokens) - length + 1, length):

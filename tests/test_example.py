@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from helpers import (
     METHODS,
@@ -27,7 +26,7 @@ EXAMPLE = SimpleNamespace(**runpy.run_path(str(PATH)))
 
 
 @pytest.fixture(scope="module")
-def dense() -> tuple[nn.Module, Tensor]:
+def dense():
     """The first two blocks of the embedded model, and a little text."""
     model, tokenizer = load_model("embedded", device="cpu")
     del model.model.layers[2:]

@@ -5,9 +5,6 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
@@ -55,18 +52,18 @@ PRUNES = {
 }
 
 
-def cells_of(notebook: str) -> list[dict]:
+def cells_of(notebook):
     path = notebooks_dir() / f"{notebook}.ipynb"
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     return [cell | {"source": "".join(cell["source"])} for cell in cells]
 
 
-def exercises(notebook: str) -> str:
+def exercises(notebook):
     (cell,) = [cell for cell in cells_of(notebook) if cell["id"] == "exercises"]
     return cell["source"]
 
 
-def run_cell(code: str, namespace: dict[str, Any]) -> Any:
+def run_cell(code, namespace):
     """Run a cell; the value of its last line, if that is an expression."""
     tree = ast.parse(code)
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
@@ -94,7 +91,7 @@ class Kernel:
     texts are the project's own, which are tokenised sooner than the embedded ones.
     """
 
-    def __init__(self, notebook: str, folder: Path, **changed: Any) -> None:
+    def __init__(self, notebook, folder, **changed):
         runs = [run for run in read_plan("smoke") if run.notebook == notebook]
         run = next(run for run in runs if run.effective.get("method") != "dense")
         text = folder / "text.txt"
@@ -106,7 +103,7 @@ class Kernel:
         }
         self.parameters = run.parameters | texts | changed
         self.notebook, self.names = notebook, {"__name__": "notebook"}
-        self.shown: dict[str, Any] = {}  # the value of a cell's last line
+        self.shown = {}  # the value of a cell's last line
         self.code = {
             cell["id"]: cell["source"]
             for cell in cells_of(notebook)
@@ -114,7 +111,7 @@ class Kernel:
             and not {"colab-setup", "explorer"} & set(cell["metadata"].get("tags", []))
         }
 
-    def run(self, first: str, last: str = "record", *, anyway: bool = False) -> None:
+    def run(self, first, last="record", *, anyway=False):
         """Run the cells from one to another; `anyway` also after one that fails."""
         order = list(self.code)
         for cell in order[order.index(first) : order.index(last) + 1]:
@@ -125,9 +122,7 @@ class Kernel:
 
 
 @pytest.fixture(scope="module")
-def kernel(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Kernel]:
+def kernel(request, tmp_path_factory):
     """The notebook of the parameter, after its last cell."""
     # the smoke plan's own records may not be there
     changed = (
@@ -176,7 +171,7 @@ def test_after_a_failure_nothing_is_left_to_record(kernel):
     for record in records.iterdir():
         record.unlink()
 
-    def fail(*_: Any, **__: Any) -> None:
+    def fail(*_, **__):
         raise BadParameter("out of patience")
 
     cell = PRUNES[kernel.notebook]

@@ -37,7 +37,7 @@ COLUMNS = ("family", "model", "layer", "layers in a block", "replay")
 
 
 @functools.cache
-def row(name: str) -> tuple[str, ...]:
+def row(name):
     """A line of the page: what kind of model the family is, and what became of it."""
     model = fam.build(name)
     layers = find_layers(find_blocks(model)[0])
@@ -59,7 +59,7 @@ def row(name: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def refusal(name: str) -> tuple[str, str]:
+def refusal(name):
     """Name and error of a model that is refused; its weights are as before."""
     model = fam.build(name)
     before = fam.snapshot(model)
@@ -69,10 +69,10 @@ def refusal(name: str) -> tuple[str, str]:
     return type(model).__name__, str(caught.value)
 
 
-def page() -> str:
+def page():
     """results/families.md: the families that are pruned, then those that are refused."""
 
-    def markdown(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    def markdown(names, rows):
         return [
             f"| {' | '.join(line)} |" for line in (names, [":--"] * len(names), *rows)
         ]

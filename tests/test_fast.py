@@ -25,7 +25,7 @@ some_scores = st.one_of(
 )
 
 
-def score_rows(columns: st.SearchStrategy[int]) -> st.SearchStrategy:
+def score_rows(columns):
     """Matrices of scores, (1 to 4, columns)."""
     shapes = st.tuples(st.integers(1, 4), columns)
     return shapes.flatmap(
@@ -59,7 +59,7 @@ def test_groups_without_a_sort(n, extra, groups, data):
     assert torch.equal(top_nm(score, n, m), expected)
 
 
-def awkward_scores() -> dict[str, torch.Tensor]:
+def awkward_scores():
     """Of the kinds on which a search for a threshold goes wrong."""
     size = 40_000
     generator = torch.Generator().manual_seed(5)
@@ -86,7 +86,7 @@ def test_bisection_finds_what_a_sort_finds(kind):
     assert torch.equal(bisect(signed, 3000), signed.sort(dim=1).values[:, 2999:3000])
 
 
-def large_scores() -> dict[str, torch.Tensor]:
+def large_scores():
     """Rows so large that the threshold is looked for between bounds, and what misleads a sample."""
     scores = awkward_scores()
     size = len(scores["spread"])

@@ -11,15 +11,13 @@ from helpers.errors import NonFinite
 from helpers.gradient_methods import conjugate_gradients, gradient_refit
 
 
-def problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def problem():
     """Weight (6, 12), gram of correlated inputs of unequal scale, and a mask; all float64."""
     inputs, weight = (tensor.double() for tensor in layer(6, 12, 60))
     return weight, inputs.T @ inputs, random_keep(weight.shape)
 
 
-def torch_path(
-    optimiser: str, rate: float, steps: int, precondition: bool, damping: float = 0.1
-) -> list[torch.Tensor]:
+def torch_path(optimiser, rate, steps, precondition, damping=0.1):
     """The weights after each step of torch's own optimiser on autograd's gradient.
 
     The parameter is scaled by n or, without preconditioning, by the root of mean(n²).

@@ -10,7 +10,7 @@ from helpers.errors import BadParameter, NonFinite, NotPositiveDefinite
 from helpers.gram import Gram, cholesky, climb_damping, damp, gram_of, relative_error
 
 
-def exact_gram(inputs: torch.Tensor) -> torch.Tensor:
+def exact_gram(inputs):
     rows = inputs.double().reshape(-1, inputs.shape[-1])
     return rows.T @ rows
 
@@ -53,7 +53,7 @@ def test_the_factor_is_that_of_the_first_rung_that_is_enough():
     [(0.0, [0, 1e-4, 1e-3, 1e-2, 1e-1, 1]), (0.03, [0.03, 0.3, 1]), (2.0, [2.0])],
 )
 def test_the_rungs_of_the_ladder(start, rungs, one_line_error):
-    tried: list[float] = []
+    tried = []
     with one_line_error(NotPositiveDefinite, f"{start:g}", f"{rungs[-1]:g}"):
         climb_damping(start, tried.append)
     assert tried == pytest.approx(rungs)

@@ -1,12 +1,10 @@
 """Zeros that stay zeros, whatever trains the model."""
 
 import copy
-from collections.abc import Callable
 
 import families as fam
 import pytest
 import torch
-from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from helpers import keep_masks, prune_model
@@ -15,7 +13,7 @@ from helpers.errors import BadParameter
 OPTIMISERS = ("SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "NAdam", "Rprop", "Muon")
 
 
-def pruned(family: str = "llama") -> tuple[nn.Module, dict[str, Tensor]]:
+def pruned(family="llama"):
     """A model at 60 %, and where each layer is zero."""
     model = fam.build(family)
     prune_model(model, fam.random_tokens(), method="wanda", sparsity=0.6)
@@ -25,13 +23,13 @@ def pruned(family: str = "llama") -> tuple[nn.Module, dict[str, Tensor]]:
     }
 
 
-def moved(model: nn.Module, zeros: dict[str, Tensor]) -> int:
+def moved(model, zeros):
     """How many of the zeros are not zero any more."""
     weights = {name: model.get_submodule(name).weight for name in zeros}
     return sum(int((weights[name][zeros[name]] != 0).sum()) for name in zeros)
 
 
-def steps(model: nn.Module, make: Callable, count: int = 3) -> None:
+def steps(model, make, count=3):
     """A few steps of an optimiser on the language model's own loss."""
     layers = [p for p in model.model.layers.parameters() if p.ndim == 2]
     optimiser = make(layers)

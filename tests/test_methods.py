@@ -112,15 +112,15 @@ def test_admm1_is_a_refit_on_wandas_mask(target, option):
 
 
 def direct_obs(
-    inputs: torch.Tensor,
-    weight: torch.Tensor,
+    inputs,
+    weight,
     *,
-    keep: np.ndarray | None = None,
-    sparsity: float = 0.5,
-    block_size: int = 128,
-    groups: tuple[int, int] | None = None,
-    damping: float = 0.01,
-) -> tuple[np.ndarray, np.ndarray]:
+    keep=None,
+    sparsity=0.5,
+    block_size=128,
+    groups=None,
+    damping=0.01,
+):
     """Column by column; the mask is given, or chosen at the start of each block or group.
 
     A deleted weight w_j = −δ_j raises δᵀHδ least over the later δ_r at H_rr δ_r = H_rj w_j: a

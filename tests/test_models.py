@@ -1,7 +1,6 @@
 """Loading: the names that work, what a record says of them, and every way to get it wrong."""
 
 import shutil
-from pathlib import Path
 
 import families as fam
 import pytest
@@ -18,7 +17,7 @@ WEIGHT = "transformer.h.1.mlp.c_fc.weight"
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Path:
+def saved(tmp_path):
     """A tiny GPT-2 with a tokenizer, saved as safetensors."""
     fam.build("gpt2").save_pretrained(tmp_path / "saved")
     AutoTokenizer.from_pretrained(embedded_model_folder()).save_pretrained(
@@ -27,7 +26,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "saved"
 
 
-def change(folder: Path, weight: torch.Tensor | None) -> None:
+def change(folder, weight):
     """Store another weight in a saved model, or none."""
     state = load_file(folder / "model.safetensors")
     state.pop(WEIGHT)

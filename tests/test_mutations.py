@@ -11,8 +11,6 @@ import copy
 import json
 import random
 import statistics
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,6 @@ import processors
 import pytest
 import torch
 from mutants import MUTANTS, solver_loop, sums
-from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from helpers import evaluate, load_model, prune
@@ -63,9 +60,7 @@ class Letters:
 
     eos_token_id = 1
 
-    def __call__(
-        self, text: str | list, add_special_tokens: bool = True, **_: Any
-    ) -> dict:
+    def __call__(self, text, add_special_tokens=True, **_):
         if isinstance(text, list):
             return {
                 "input_ids": [self(t, add_special_tokens)["input_ids"] for t in text]
@@ -75,7 +70,7 @@ class Letters:
         }
 
 
-def sample(seed: int, documents: int, length: int) -> list[str]:
+def sample(seed, documents, length):
     """Documents in which one of three letters follows each pair of letters."""
     table = np.random.default_rng(0).integers(16, size=(16, 16, 3))
     source, texts = np.random.default_rng(seed), []
@@ -88,7 +83,7 @@ def sample(seed: int, documents: int, length: int) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+def texts(tmp_path_factory):
     folder, threads = tmp_path_factory.mktemp("texts"), torch.get_num_threads()
     torch.set_num_threads(1)
     for name, seed in (("calibration", 2), ("evaluation", 3)):
@@ -99,7 +94,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]
 
 
 @pytest.fixture(scope="module")
-def model(texts: dict[str, Path]) -> nn.Module:
+def model(texts):
     """A trained Llama of four blocks, its layers wider than half a block of SparseGPT's."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -128,7 +123,7 @@ def model(texts: dict[str, Path]) -> nn.Module:
     return network.eval()
 
 
-def record_of(cell: str, **fields: Any) -> Record:
+def record_of(cell, **fields):
     made = {
         "notebook": "04_prune_model",
         "name": cell,
@@ -141,7 +136,7 @@ def record_of(cell: str, **fields: Any) -> Record:
     return made | fields
 
 
-def measure(model: nn.Module, texts: dict[str, Path], cell: str) -> Record:
+def measure(model, texts, cell):
     """The record of one cell, with what the verdict looks at."""
     if cell == "zero-shot":
         return zero_shot()
@@ -174,15 +169,7 @@ def measure(model: nn.Module, texts: dict[str, Path], cell: str) -> Record:
     return record_of(cell, metrics=values, data=data, layers=layers)
 
 
-def pruned(
-    network: nn.Module,
-    dense: nn.Module,
-    tokens: Tensor,
-    allocation: str = "",
-    repair: str = "",
-    rate: float | None = None,
-    **asked: Any,
-) -> Any:
+def pruned(network, dense, tokens, allocation="", repair="", rate=None, **asked):
     """Prune as notebook 08 does it, with fewer windows; what is reported."""
     asked["progress"] = False
     text = tokens[:SEQUENCES]  # for the layers
@@ -200,7 +187,7 @@ def pruned(
     return report
 
 
-def zero_shot() -> Record:
+def zero_shot():
     """The dense model "tiny" on real questions."""
     model, tokenizer = load_model("tiny")
     with torch.no_grad():
@@ -215,7 +202,7 @@ def zero_shot() -> Record:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_steps() -> Iterator[None]:
+def few_steps():
     """Of the repair: sixteen instead of 64."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setitem(recipe.EFFORTS, "balanced", recipe.Effort(4, 16))
@@ -223,11 +210,11 @@ def few_steps() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def reference(model: nn.Module, texts: dict[str, Path]) -> dict[str, Record]:
+def reference(model, texts):
     return {cell: measure(model, texts, cell) for cell in CELLS}
 
 
-def apart(records: list[Record], reference: dict[str, Record]) -> bool:
+def apart(records, reference):
     """Whether the verdict on some cells is that one is apart."""
     plan = list(reference.values())
     verdict = judge(records, [reference[record["name"]] for record in records], plan)
@@ -235,7 +222,7 @@ def apart(records: list[Record], reference: dict[str, Record]) -> bool:
     return verdict.reproduced < verdict.compared
 
 
-def elsewhere(records: list[Record], reference: dict[str, Record]) -> list[bool]:
+def elsewhere(records, reference):
     """The same on other machines: a verdict for each of DRAWS of their rounding."""
     dense, verdicts = reference["dense"]["metrics"]["perplexity"]["value"], []
     for seed in range(DRAWS):
@@ -247,9 +234,7 @@ def elsewhere(records: list[Record], reference: dict[str, Record]) -> list[bool]
 
 
 @pytest.fixture(scope="module")
-def noticed(
-    model: nn.Module, texts: dict[str, Path], reference: dict[str, Record]
-) -> dict[str, tuple[bool, float]]:
+def noticed(model, texts, reference):
     """By mutant: whether the verdict notices it on the same kind of machine, and on which share of
     other machines.
 

@@ -5,8 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import nbformat
 import pytest
@@ -16,7 +14,7 @@ from book import executed
 from helpers import load_model
 from helpers.paths import TABLES_NOTEBOOK, cache_dir, notebooks_dir, root
 from helpers.report.records import read_record
-from helpers.runner.plan import Run, read_plan
+from helpers.runner.plan import read_plan
 
 # the others are run cell by cell in test_exercises, and all in a browser
 ONLY = "0[46]*--[adt]*"  # ADMM-Grad, dense, tables
@@ -25,7 +23,7 @@ NOTEBOOKS = sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))
 
 
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smoke(tmp_path_factory):
     """The results folder of a part of the plan smoke, run from nothing."""
     folder = tmp_path_factory.mktemp("results")
     environment = os.environ | {"PRUNING_RESULTS": str(folder)}
@@ -46,7 +44,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "smoke"
 
 
-def outputs(smoke: Path, run: Run) -> list[tuple[str, dict]]:
+def outputs(smoke, run):
     """Cell id and output, for every output of an executed notebook."""
     book = json.loads((smoke / "runs" / f"{run.id}.ipynb").read_text(encoding="utf-8"))
     return [
@@ -54,11 +52,11 @@ def outputs(smoke: Path, run: Run) -> list[tuple[str, dict]]:
     ]
 
 
-def record_of(smoke: Path, name: str) -> dict:
+def record_of(smoke, name):
     return read_record(smoke / "records" / f"{name}.json")
 
 
-def record_here(folder: Path, **parameters: Any) -> dict:
+def record_here(folder, **parameters):
     """The record of notebook 04, run cell by cell."""
     path = folder / "04_prune_model--here.json"
     Kernel("04_prune_model", folder, record_path=str(path), **parameters).run(
@@ -139,7 +137,7 @@ def test_a_streamed_model_gives_the_same_record(tmp_path):
 # --- copies with outputs, made by `make accept` ------------------------------------------------
 
 
-def check_copy(path: Path, plan: str) -> None:
+def check_copy(path, plan):
     """A copy has its notebook's cells, the values and outputs of a run, and links that hold."""
     page = nbformat.read(path, as_version=4)
     notebook = nbformat.read(notebooks_dir() / path.name, as_version=4)

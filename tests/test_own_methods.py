@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from helpers.studies import check_method
 pytestmark = pytest.mark.usefixtures("registry")
 
 
-def method_of(answer: Callable) -> Callable:
+def method_of(answer):
     """A method that gives answer(weight, keep, given), with the mask given or one done right."""
 
     def method(weight, gram, *, sparsity, pattern, keep=None):
@@ -30,9 +29,7 @@ def method_of(answer: Callable) -> Callable:
     return method
 
 
-def masked(
-    weight: torch.Tensor, keep: torch.Tensor, _given: bool = False
-) -> LayerResult:
+def masked(weight, keep, _given=False):
     return LayerResult(weight * keep, keep)
 
 

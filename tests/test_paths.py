@@ -31,7 +31,7 @@ def test_replace_file_keeps_the_old_file(
     path = tmp_path / "record.json"
     path.write_text("old")
 
-    def refuse(*arguments: object) -> None:
+    def refuse(*arguments):
         if failing == "interrupt":
             raise KeyboardInterrupt
         raise OSError(30, "Read-only file system")

@@ -14,7 +14,7 @@ from helpers.gram import Gram, gram_of
 SETTINGS = dict(method="wanda", sparsity=0.5, batch=2)
 
 
-def autocast() -> torch.autocast:
+def autocast():
     return torch.autocast("cpu", torch.bfloat16)
 
 
@@ -38,7 +38,7 @@ def test_layers_are_fitted_to_what_bfloat16_gives(family, passes):
 
 @pytest.mark.parametrize("passes", [1, 2])
 def test_grams_and_methods_are_in_float32(passes, registry):
-    seen: list[bool] = []
+    seen = []
 
     @register("test-only")
     def method(weight, gram, *, sparsity, pattern, keep=None):

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-from typing import Any
 
 import probes
 import pytest
@@ -12,10 +11,10 @@ from helpers.beyond import recipe
 from helpers.errors import HelpersError
 
 probes.SEQUENCES, probes.LENGTH = 2, 64  # enough to see that something is broken
-KNOWN: dict[str, dict[str, Any]] = {}  # what a probe says of the package as it is
+KNOWN = {}  # what a probe says of the package as it is
 
 
-def values(name: str) -> dict[str, Any]:
+def values(name):
     """As text, which has all digits of a float."""
     return {
         key: json.dumps(v)

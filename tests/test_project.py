@@ -10,8 +10,6 @@ import subprocess
 import sys
 import tokenize
 import tomllib
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import yaml
@@ -39,11 +37,11 @@ MACHINE_PATH = re.compile(r"""(?<![\w.~])/(?:home|Users|root|work|mnt|tmp)/\w"""
 # --- notebooks -----------------------------------------------------------------------------
 
 
-def read_cells(path: Path) -> list[dict]:
+def read_cells(path):
     return json.loads(path.read_text(encoding="utf-8"))["cells"]
 
 
-def cells(path: Path, tag: str = "") -> list[str]:
+def cells(path, tag=""):
     """The text of a notebook's code cells, or of those with a tag."""
     return [
         "".join(cell["source"])
@@ -53,7 +51,7 @@ def cells(path: Path, tag: str = "") -> list[str]:
     ]
 
 
-def code_lines(text: str) -> int:
+def code_lines(text):
     return len(
         [line for line in text.splitlines() if line.strip() and line.strip()[0] != "#"]
     )
@@ -105,12 +103,12 @@ def test_notebook_budgets(path):
     )
 
 
-def names(tree: ast.AST, context: type[ast.expr_context]) -> set[str]:
+def names(tree, context):
     found = (node for node in ast.walk(tree) if isinstance(node, ast.Name))
     return {node.id for node in found if isinstance(node.ctx, context)}
 
 
-def names_read(cell: str) -> set[str]:
+def names_read(cell):
     """The names that a cell reads before it has assigned them itself."""
     known, read = set(), set()
     for statement in ast.parse(cell).body:
@@ -162,7 +160,7 @@ def test_module_style(path):
             assert node.end_lineno - begin.lineno < 60, f"{node.name} is too long"
 
 
-def tokens_of_code(text: str) -> int:
+def tokens_of_code(text):
     """Names, numbers, strings and operators; docstrings and comments, which teach, are free."""
     free = set()
     for node in ast.walk(ast.parse(text)):
@@ -181,7 +179,7 @@ def test_budget(folder):
     assert files and size <= BUDGETS[folder] * (1 + AIR)
 
 
-def code_of_users() -> Iterator[str]:
+def code_of_users():
     """What calls the package: cells, Python on pages, examples, benchmarks, own methods."""
     pages = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("book/*.md")]
     texts = [page.read_text(encoding="utf-8") for page in pages]
@@ -226,19 +224,19 @@ def test_committed_plans_are_sound(plan):
 # --- environments --------------------------------------------------------------------------
 
 
-def requirement(line: str) -> tuple[str, str]:
+def requirement(line):
     """Name and range of a requirement."""
     name, bounds = re.fullmatch(r"([A-Za-z0-9._-]+)\s*(.*)", line).groups()
     return name.lower().replace("_", "-"), bounds.replace(" ", "")
 
 
-def project() -> dict:
+def project():
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
         "project"
     ]
 
 
-def requirements() -> dict[str, str]:
+def requirements():
     lines = project()["dependencies"] + project()["optional-dependencies"]["dev"]
     return dict(requirement(line) for line in lines)
 
@@ -284,11 +282,11 @@ def test_imports_are_declared():
 # --- make, CI and what is committed --------------------------------------------------------
 
 
-def makefile() -> str:
+def makefile():
     return (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
-def phony() -> set[str]:
+def phony():
     return set(re.search(r"(?m)^\.PHONY: (.*)$", makefile())[1].split())
 
 
@@ -299,7 +297,7 @@ def test_make_targets_are_never_committed_files():
     assert targets - phony() == files | {".PHONY", ".NOTPARALLEL"}
 
 
-def make(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def make(*arguments, folder=ROOT):
     return subprocess.run(
         ["make", "--no-print-directory", "-C", str(folder), *arguments],
         capture_output=True,
@@ -347,7 +345,7 @@ def test_make_owner_writes_the_name_everywhere(tmp_path):
     files = [path for path in tmp_path.rglob("*.*") if path.is_file()]
     address = re.compile(rb"(?:github(?:\.com)?|/gh)/([\w-]+)/pruning-reproduction")
 
-    def owners() -> list[bytes]:
+    def owners():
         return address.findall(b"".join(path.read_bytes() for path in files))
 
     count = len(owners())

@@ -11,7 +11,7 @@ import families as fam
 import pytest
 import torch
 from layers import objective, outputs_error
-from torch import Tensor, nn
+from torch import nn
 
 from helpers import model_identity, perplexity, prune_model, refit, zero_shot
 from helpers.block_grams import layer_problems
@@ -118,7 +118,7 @@ def test_the_batch_is_halved_where_memory_runs_out(fails_at, where, error):
     tokens, calls = fam.random_tokens(8), iter(range(10**6))
     model, expected = fam.build("bloom"), fam.build("bloom")
 
-    def fail(_block: nn.Module, _args: object) -> None:
+    def fail(_block, _args):
         if next(calls) == fails_at:
             raise error
 
@@ -133,7 +133,7 @@ def test_the_batch_is_halved_where_memory_runs_out(fails_at, where, error):
 
 @pytest.mark.parametrize("passes, place", [(1, "block 1"), (2, "one sequence")])
 def test_memory_that_is_not_enough(passes, place, one_line_error):
-    def fail(*_: object) -> None:
+    def fail(*_):
         if model.__dict__.get(STATE):  # once block 0 is pruned
             raise MemoryError
 
@@ -257,7 +257,7 @@ def test_a_model_is_not_pruned_twice(one_line_error):
 
 @pytest.mark.parametrize("done, passes", [(2, 2), (8, 2), (2, 1), (9, 1)])
 def test_a_half_pruned_model_is_of_no_use(done, passes, one_line_error):
-    def stop(layers: int, *_: object) -> None:
+    def stop(layers, *_):
         assert torch.is_grad_enabled()  # outside a block nothing has changed
         if layers == done:
             raise KeyboardInterrupt
@@ -289,9 +289,7 @@ def test_what_is_no_model(thing, one_line_error):
 def refused(one_line_error):
     """Call prune_model, which must raise an error that says so, and leave the model alone."""
 
-    def call(
-        model: nn.Module, tokens: object, error: type, *words: str, **request: object
-    ) -> None:
+    def call(model, tokens, error, *words, **request):
         before = {
             key: value.nan_to_num(7.0) for key, value in fam.snapshot(model).items()
         }
@@ -307,7 +305,7 @@ def refused(one_line_error):
     return call
 
 
-def by_layer(value: float = 0.5, **changes: object) -> dict[str, object]:
+def by_layer(value=0.5, **changes):
     """A value for each layer of the tiny Llama; `up` is that of the first layer, 0.mlp.up_proj."""
     names = [
         "0.mlp.up_proj",
@@ -316,7 +314,7 @@ def by_layer(value: float = 0.5, **changes: object) -> dict[str, object]:
     return dict.fromkeys(names, value) | ({names[0]: changes["up"]} if changes else {})
 
 
-def factors(model: nn.Module) -> dict[str, Tensor]:
+def factors(model):
     """A factor of 1 for each output of each layer."""
     return {
         key: torch.ones(len(read_weight(layer)))
@@ -418,7 +416,7 @@ def test_a_model_that_fails_the_parity_gate_is_left_alone(refused):
 
 
 def test_an_error_in_a_late_layer_names_it(registry, one_line_error):
-    shapes: list[tuple] = []
+    shapes = []
 
     @register("test-only")
     def fails_late(weight, gram, *, sparsity, pattern, keep=None):

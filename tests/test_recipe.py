@@ -23,7 +23,7 @@ from helpers.studies import draw_windows
 
 
 @pytest.fixture(autouse=True)
-def small_efforts(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_efforts(monkeypatch):
     monkeypatch.setattr(
         recipe, "EFFORTS", {"fast": Effort(2, 0), "balanced": Effort(3, 4)}
     )

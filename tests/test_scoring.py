@@ -19,11 +19,11 @@ def harness():
     return lambda kind, model: kind(pretrained=model, **options)
 
 
-def some(length: int, seed: int) -> list[int]:
+def some(length, seed):
     return fam.random_tokens(1, length, seed)[0].tolist()
 
 
-def written(model: torch.nn.Module, context: list[int]) -> list[int]:
+def written(model, context):
     """The three tokens that the model would write."""
     tokens = list(context)
     for _ in range(3):
@@ -32,9 +32,9 @@ def written(model: torch.nn.Module, context: list[int]) -> list[int]:
     return tokens[-3:]
 
 
-def questions(model: torch.nn.Module) -> Requests:
+def questions(model):
     """Choices of one to six tokens after contexts of one token to more than a window or a model."""
-    asked: Requests = []
+    asked = []
     for place, length in enumerate((1, 5, 6, 6, 20, 21, 40, 41, 122)):
         context = some(length, seed=length + place)
         choices = [

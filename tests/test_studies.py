@@ -15,30 +15,28 @@ from helpers.studies import updates as studies
 
 
 @pytest.fixture(scope="module")
-def layer() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def layer():
     """A weight, and grams of two texts."""
     inputs, weight = random_layer(24, 32, tokens=240)
     return weight, *map(gram_of, inputs.split(120))
 
 
 @pytest.fixture(scope="module")
-def study(layer) -> dict:
+def study(layer):
     return update_study(*layer, sparsities=(0.5, 0.7), iterations=60)
 
 
-def pick(study: dict, **wanted: object) -> list[dict]:
+def pick(study, **wanted):
     return [
         row for row in study["update"] if all(row[k] == v for k, v in wanted.items())
     ]
 
 
-def relative(weight: torch.Tensor, new: torch.Tensor, gram: torch.Tensor) -> float:
+def relative(weight, new, gram):
     return (objective(weight, new, gram) / objective(weight, 0 * weight, gram)).item()
 
 
-def wanda_keep(
-    weight: torch.Tensor, gram: torch.Tensor, sparsity: float
-) -> torch.Tensor:
+def wanda_keep(weight, gram, sparsity):
     return torch.from_numpy(
         largest((weight.abs() * gram.diagonal().sqrt()).numpy(), sparsity)
     )
@@ -95,7 +93,7 @@ def test_a_diverged_curve_is_cut_and_its_rows_are_missing(layer, monkeypatch):
 def test_measuring_does_not_count(layer, monkeypatch):
     clock = [0.0]  # which goes on while a weight is measured, and at no other time
 
-    def slow(*arguments: torch.Tensor) -> float:
+    def slow(*arguments):
         clock[0] += 1.0
         return relative_error(*arguments)
 

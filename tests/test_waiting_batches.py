@@ -4,12 +4,11 @@ And what is refused in a block, however often the text passes it.
 """
 
 import copy
-from collections.abc import Callable
 
 import families as fam
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from helpers import blocks as cap
 from helpers import prune_model
@@ -41,16 +40,16 @@ def test_each_layer_is_fitted_to_what_the_pruned_layers_before_it_give(family):
 class Steps(nn.Module):
     """A block whose forward pass is a function of its layers and its input."""
 
-    def __init__(self, run: Callable, layers: int = 4) -> None:
+    def __init__(self, run, layers=4):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(layers))
         self.run = run
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.run(self.layers, x)
 
 
-def halves(layers: nn.ModuleList, x: Tensor) -> Tensor:
+def halves(layers, x):
     """Two experts of two layers, of which a sequence takes the one that its sign says."""
     chosen = x[:, 0, 0] > 0
     out = x.clone()
@@ -79,7 +78,7 @@ def test_a_batch_waits_only_where_it_goes():
     torch.testing.assert_close(stream, expected(before).detach())
 
 
-def through(passes: int, block: nn.Module, stream: Tensor, call: Call) -> None:
+def through(passes, block, stream, call):
     """Measure a block's layers in one pass of the text, or in two."""
     if passes == 1:
         for grams in one_pass(block, stream, call, 2, "block 0"):

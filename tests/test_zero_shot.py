@@ -4,7 +4,6 @@ import math
 import os
 import socket
 from dataclasses import replace
-from typing import Any
 
 import datasets
 import huggingface_hub.constants
@@ -30,12 +29,12 @@ NORMALISED = ("hellaswag", "arc_easy", "arc_challenge", "openbookqa", "piqa", "s
 
 
 @pytest.fixture(scope="module")
-def tiny() -> tuple[torch.nn.Module, Any]:
+def tiny():
     return load_model("tiny", device="cpu")
 
 
 @pytest.fixture(scope="module")
-def all_scores(tiny: tuple) -> dict[str, TaskScore]:
+def all_scores(tiny):
     """All tasks, eight items each."""
     return zero_shot(*tiny, limit=8, batch=4)
 
@@ -43,7 +42,7 @@ def all_scores(tiny: tuple) -> dict[str, TaskScore]:
 # --- against sums by hand ------------------------------------------------------------------
 
 
-def worded(task: str, row: dict) -> tuple[list[tuple[str, str]], int]:
+def worded(task, row):
     """(given, asked) for each choice and the right one, written down from lm-eval's YAML files."""
     if task == "boolq":
         given = f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:"
@@ -79,9 +78,7 @@ def worded(task: str, row: dict) -> tuple[list[tuple[str, str]], int]:
     return [(given, f" {text}") for text in row["choices"]["text"]], right
 
 
-def log_likelihood(
-    model: torch.nn.Module, tokenizer: Any, given: str, asked: str
-) -> float:
+def log_likelihood(model, tokenizer, given, asked):
     """Sum of log p of the tokens of `asked`, which follow `given`."""
     start = len(tokenizer(given)["input_ids"])
     tokens = torch.tensor([tokenizer(given + asked)["input_ids"]])
@@ -188,7 +185,7 @@ def test_the_model_is_left_as_it_was():
 def test_embedded_rows_need_no_network_and_leave_no_files(
     tiny, monkeypatch, tmp_path, capfd
 ):
-    def refuse(*_: Any, **__: Any) -> None:
+    def refuse(*_, **__):
         raise AssertionError("a connection was opened")
 
     # a cache of its own: other processes use the user's meanwhile

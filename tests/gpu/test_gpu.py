@@ -38,7 +38,7 @@ CUDA = torch.device(
 )  # only looked at, without one
 
 
-def problem(d_out: int, d_in: int, tokens: int) -> tuple[torch.Tensor, Gram]:
+def problem(d_out, d_in, tokens):
     """A random weight and the gram of correlated inputs, on the GPU."""
     source = torch.Generator(CUDA).manual_seed(0)
     inputs = torch.randn(tokens, d_in, generator=source, device=CUDA)
