@@ -1,6 +1,5 @@
 """Finding what to prune in many tiny families, and replaying their blocks against the models."""
 
-
 import families as fam
 import pytest
 import torch

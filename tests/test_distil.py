@@ -28,16 +28,17 @@ def pair(family="llama", sparsity=0.6):
     return model, dense, fam.random_tokens(sequences=28, seed=7)
 
 
+def plain_divergence(logits, target):
+    """torch's own KL of the targets' distributions from those of the logits, a mean over tokens."""
+    ours, wanted = (each.log_softmax(-1).flatten(0, 1) for each in (logits, target))
+    return functional.kl_div(ours, wanted, reduction="batchmean", log_target=True)
+
+
 def test_divergence_and_gradient_are_autograds():
     logits = torch.randn(2, 40, 50, dtype=torch.float64, requires_grad=True)
     target = 3 * torch.randn(2, 40, 50, dtype=torch.float64)
     loss, slope = divergence_and_gradient(logits.detach(), target)
-    plain = functional.kl_div(
-        logits.log_softmax(-1).flatten(0, 1),
-        target.log_softmax(-1).flatten(0, 1),
-        reduction="batchmean",
-        log_target=True,
-    )
+    plain = plain_divergence(logits, target)
     plain.backward()
     assert loss == pytest.approx(plain.item(), rel=1e-6)
     torch.testing.assert_close(slope, logits.grad, rtol=1e-5, atol=1e-9)
@@ -63,12 +64,8 @@ def test_a_step_is_adams():
     for step, scale in ((0, 1.0), (1, (1 + math.cos(math.pi / 2)) / 2)):
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * scale
-        ours = other(input_ids=text[step][None]).logits.log_softmax(-1)[0]
-        with torch.no_grad():
-            wanted = dense(input_ids=text[step][None]).logits.log_softmax(-1)[0]
-        functional.kl_div(
-            ours, wanted, reduction="batchmean", log_target=True
-        ).backward()
+        row = text[step][None]
+        plain_divergence(other(row).logits, dense(row).logits.detach()).backward()
         for weight, keep in zip(weights, keeps, strict=True):
             weight.grad.mul_(keep)
         optimiser.step()
@@ -117,6 +114,15 @@ def test_the_divergence_on_unseen_text_falls_and_zeros_stay(family):
     assert all(model.get_parameter(name).ndim == 1 for name in moved - weights)
     assert not fam.changed(dense, teacher)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_norms_alone_leave_the_weights():
+    model, dense, tokens = pair()
+    before, start = fam.snapshot(model), divergence(model, dense, tokens[-4:])
+    distil(model, dense, tokens, parts="norms", vector_rate=1e-2)
+    moved = fam.changed(model, before)
+    assert moved and all(model.get_parameter(name).ndim == 1 for name in moved)
+    assert divergence(model, dense, tokens[-4:]) < start
 
 
 def test_a_repair_that_does_harm_is_given_up_with_a_warning(caplog):

@@ -40,8 +40,21 @@ def test_whole_split_without_duplicates(task):
     assert len(rows) == size == tasks.TASK_TABLE[task].size
     repeated = 2 if task == "lambada_openai" else 0  # two passages are there twice
     assert len({json.dumps(row, sort_keys=True) for row in rows}) == size - repeated
-    filled = key in ("support", "text")
-    assert Counter(bool(row[key]) if filled else row[key] for row in rows) == labels
+    found = [row[key] for row in rows]
+    if key in ("support", "text"):
+        found = map(bool, found)
+    assert Counter(found) == labels
+
+
+def test_boolq_is_superglues():
+    rows = task_rows("boolq")
+    assert [row["idx"] for row in rows] == list(range(3270))
+    assert rows[0]["question"] == "does ethanol take more energy make that produces"
+    assert rows[0]["passage"].startswith("Ethanol fuel -- All biomass goes through")
+    assert rows[0]["passage"].endswith("much less petroleum than producing gasoline.")
+    for row in rows:  # lm-eval's template adds these
+        assert not row["question"].endswith("?") and "\n" not in row["question"]
+        assert "\nQuestion: " not in row["passage"]
 
 
 @pytest.mark.parametrize("task", ANSWERS)

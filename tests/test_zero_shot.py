@@ -1,18 +1,16 @@
-"""Zero-shot scores against likelihoods summed by hand, and against lm-eval's own model."""
+"""Zero-shot scores against likelihoods summed by hand; test_scoring.py compares with lm-eval's."""
 
 import math
 import os
 import socket
-from dataclasses import replace
 
 import datasets
+import families as fam
 import huggingface_hub.constants
 import lm_eval
 import pytest
 import torch
-from lm_eval.models.huggingface import HFLM
 
-from helpers import scoring
 from helpers.data.assets import fetch_asset
 from helpers.data.tasks import TASKS, mean_and_error, task_rows
 from helpers.errors import BadParameter, NonFinite
@@ -106,62 +104,52 @@ def test_choices_are_those_of_sums_by_hand(tiny, all_scores, task):
         assert score.answers[place] == sums.index(max(sums))
         assert score.acc[place] == int(score.answers[place] == right)
         if score.acc_norm is not None:
-            means = [
-                s / (len(asked) - 1) for s, (_, asked) in zip(sums, pairs, strict=True)
-            ]
+            lengths = [len(asked) - 1 for _, asked in pairs]
+            means = [s / n for s, n in zip(sums, lengths, strict=True)]
             assert score.acc_norm[place] == int(means.index(max(means)) == right)
 
 
 def test_a_word_is_right_if_the_model_would_write_it():
-    (model, tokenizer), rows = (
-        load_model("tiny", device="cpu"),
-        task_rows("lambada_openai"),
-    )
-    score = zero_shot(model, tokenizer, tasks=["lambada_openai"], limit=20)[
-        "lambada_openai"
-    ]
-    assert (
-        score.acc == [0] * 20 and score.answers == [-1] * 20 and score.acc_norm is None
-    )
+    model, tokenizer = load_model("tiny", device="cpu")
+    task = "lambada_openai"
+    score = zero_shot(model, tokenizer, tasks=[task], limit=20)[task]
+    assert (score.acc, score.answers) == ([0] * 20, [-1] * 20)
+    assert score.acc_norm is None
+    rows = task_rows(task)
     words = [rows[item]["text"].rpartition(" ")[2] for item in score.items]
     tokens = [tokenizer(f" {word}")["input_ids"] for word in words]
-    whole = next(
-        ids for ids in tokens if len(ids) == 1
-    )  # a model that writes this and no other
+    # a model that writes this and no other
+    whole = next(ids for ids in tokens if len(ids) == 1)
     model.lm_head.register_forward_hook(
         lambda _layer, _args, logits: logits.index_fill(-1, torch.tensor(whole), 50.0)
     )
-    score = zero_shot(model, tokenizer, tasks=["lambada_openai"], limit=20)[
-        "lambada_openai"
-    ]
+    score = zero_shot(model, tokenizer, tasks=[task], limit=20)[task]
     assert score.acc == [int(ids == whole) for ids in tokens]
     assert score.answers == [answer - 1 for answer in score.acc]
 
 
-# --- against lm-eval ---------------------------------------------------------------------
+# --- what decides nothing ----------------------------------------------------------------
 
 
-def test_scores_and_likelihoods_are_those_of_the_stock_model(tiny, monkeypatch):
-    # test_choices.py compares token by token; here the tasks' own texts are scored
-    whole, reports = lm_eval.evaluate, []
-    monkeypatch.setattr(
-        lm_eval,
-        "evaluate",
-        lambda **asked: reports.append(whole(**asked)) or reports[-1],
-    )
-    ours = zero_shot(*tiny, limit=4, batch=3)
-    monkeypatch.setattr(scoring, "ContextOnce", type("Stock", (HFLM,), {"cache": None}))
-    stock = zero_shot(*tiny, limit=4, batch=3)
-    assert list(ours) == list(TASKS)
-    for task, score in ours.items():
-        assert score == replace(stock[task], scoring="each context once")
-        samples = [report["samples"][task] for report in reports]
-        for one, other in zip(*samples, strict=True):
-            (found, written), (expected, greedy) = (
-                zip(*sample["filtered_resps"], strict=True) for sample in (one, other)
-            )
-            assert written == greedy and found == pytest.approx(expected, abs=1e-4)
-    assert zero_shot_metrics(ours) == zero_shot_metrics(stock)
+def test_batch_company_and_repetition_change_nothing(tiny, all_scores):
+    names = ["winogrande", "openbookqa"]
+    scores = zero_shot(*tiny, tasks=names, limit=8, batch=7)
+    assert list(scores.items()) == [(name, all_scores[name]) for name in names]
+
+
+def test_half_precision_is_summed_in_float32(monkeypatch):
+    model, tokenizer = load_model("tiny", device="cpu", dtype="bfloat16")
+    evaluate, samples = lm_eval.evaluate, []
+
+    def look(**asked):
+        answer = evaluate(**asked)
+        samples.extend(answer["samples"]["openbookqa"])
+        return answer
+
+    monkeypatch.setattr(lm_eval, "evaluate", look)
+    zero_shot(model, tokenizer, tasks=["openbookqa"], limit=8)
+    seen = torch.tensor([sample["filtered_resps"] for sample in samples])[..., 0]
+    assert not torch.equal(seen, seen.bfloat16().float())
 
 
 # --- no traces ----------------------------------------------------------------------------
@@ -172,14 +160,10 @@ def test_the_model_is_left_as_it_was():
     model.train()
     model.model.norm.eval()
     tokenizer.pad_token = None
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    before = fam.snapshot(model)
     zero_shot(model, tokenizer, tasks=["rte"], limit=4)
-    assert (
-        model.training and not model.model.norm.training and tokenizer.pad_token is None
-    )
-    assert all(
-        torch.equal(value, weights[name]) for name, value in model.state_dict().items()
-    )
+    assert model.training and not model.model.norm.training
+    assert tokenizer.pad_token is None and not fam.changed(model, before)
 
 
 def test_embedded_rows_need_no_network_and_leave_no_files(
