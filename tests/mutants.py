@@ -9,11 +9,10 @@ import contextlib
 import copy
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from helpers import (
@@ -47,10 +46,10 @@ class Mutant(NamedTuple):
     patch: Patch
 
 
-def around(owner: Any, name: str, change: Callable[..., Any]) -> Patch:
+def around(owner, name, change):
     """Replace a function by change(function, *its arguments)."""
 
-    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def patch(monkeypatch):
         whole = getattr(owner, name)
         monkeypatch.setattr(
             owner, name, lambda *args, **more: change(whole, *args, **more)
@@ -59,14 +58,14 @@ def around(owner: Any, name: str, change: Callable[..., Any]) -> Patch:
     return patch
 
 
-def given(owner: Any, name: str, **forced: Any) -> Patch:
+def given(owner, name, **forced):
     """Call a function with other values of some keyword arguments."""
     return around(
         owner, name, lambda whole, *args, **more: whole(*args, **more | forced)
     )
 
 
-def default(function: Callable, **forced: Any) -> Patch:
+def default(function, **forced):
     """Change what a function does when an option is left out."""
     options = function.__kwdefaults__
     return lambda monkeypatch: [
@@ -74,23 +73,21 @@ def default(function: Callable, **forced: Any) -> Patch:
     ]
 
 
-def constant(owner: Any, name: str, value: Any) -> Patch:
+def constant(owner, name, value):
     return lambda monkeypatch: monkeypatch.setattr(owner, name, value)
 
 
-def method(name: str) -> Callable:
+def method(name):
     return registry.METHODS[name].__wrapped__
 
 
 # --- the changes that are no lambda ----------------------------------------------------------
 
 
-def solver_loop(change: str) -> Patch:
+def solver_loop(change):
     """The solver's loop as the paper writes it, with one change; "" for none."""
 
-    def solve(
-        W0: Tensor, M: Tensor, *, iterations: int, choose: Any, trace: Any = None
-    ) -> Any:
+    def solve(W0, M, *, iterations, choose, trace=None):
         P = M + 0.5 * torch.eye(len(M))  # ρ (G + ρI)⁻¹
         start = W0.clone()
         W, U, kept = start.clone(), torch.zeros_like(start), torch.ones_like(start)
@@ -108,9 +105,7 @@ def solver_loop(change: str) -> Patch:
     return constant(fused, "admm", solve)
 
 
-def dense_stream(
-    whole: Callable, self: loop.Loop, index: int, replay: Any, stream: Any
-) -> None:
+def dense_stream(whole, self, index, replay, stream):
     """Later blocks see what the dense model gives."""
     block, before = copy.deepcopy(self.blocks[index]), stream.clone()
     whole(self, index, replay, stream)
@@ -119,36 +114,32 @@ def dense_stream(
     )
 
 
-def halved_grams(whole: Callable, *args: Any) -> Any:
+def halved_grams(whole, *args):
     return {
         name: Gram.of(gram.matrix.half().float()) for name, gram in whole(*args).items()
     }
 
 
-def one_stays_dense(whole: Callable, layer: nn.Module, weight: Tensor) -> None:
+def one_stays_dense(whole, layer, weight):
     if weight.shape[1] not in (192, 1536):  # inputs of `down`
         whole(layer, weight)
 
 
-def other_groups(
-    whole: Callable, score: Tensor, sparsity: float, *args: Any, **more: Any
-) -> Any:
+def other_groups(whole, score, sparsity, *args, **more):
     return whole(score.T.contiguous(), sparsity, *args, **more).T.contiguous()
 
 
-def without_start(_: Callable, tokenizer: Any, text: str) -> Tensor:
+def without_start(_, tokenizer, text):
     return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def dense_in_one_pass(
-    _: Callable, block: Any, stream: Any, call: Any, batch: int, name: str, *_p
-):
+def dense_in_one_pass(_, block, stream, call, batch, name, *_p):
     """All layers of a block are measured before the first is pruned."""
     yield block_grams.layer_grams(block, stream, call, batch, name)
     blocks.advance(block, stream, call, batch, name)
 
 
-def one_block_for_all(whole: Callable, block: Any, stream: Tensor, *rest: Any) -> Any:
+def one_block_for_all(whole, block, stream, *rest):
     """The text that waits in a block leaves it as it came."""
     before = stream.clone()
     yield from whole(block, stream, *rest)
@@ -162,7 +153,7 @@ windows = functools.partial(around, evaluate, "check_windows")
 GRAD, FEW = "admm-grad", "admm/few"
 
 # cells of test_mutations.py and the probe → mutants; f is the function as it was
-GROUPS: dict[tuple[str, str], dict[str, Patch]] = {
+GROUPS = {
     (GRAD, FEW): {
         "cubic schedule one step ahead": schedule(lambda f, s, t, n: f(s, t + 1, n)),
         "ρ = 2": around(admm, "_factor", lambda f, g, rho, *args: f(g, 2 * rho, *args)),

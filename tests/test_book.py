@@ -21,14 +21,6 @@ pytest.importorskip(
 )
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-# what a browser fetches by itself, unlike the target of a link
-LOADS = {
-    "img": "src",
-    "script": "src",
-    "iframe": "src",
-    "source": "src",
-    "link": "href",
-}
 
 
 class Page(HTMLParser):
@@ -43,12 +35,11 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         found = dict(attrs)
         self.ids.add(found.get("id"))
-        if LOADS.get(tag) in found:
-            self.loads.append(found[LOADS[tag]])
-        if tag == "a" and "href" in found:
-            self.links.append(found["href"])
+        address = found.get("src") or found.get("href")
+        if address:  # what is no link a browser fetches by itself
+            (self.links if tag == "a" else self.loads).append(address)
         if tag == "img" and not found.get("alt"):
-            self.silent.append(found["src"])
+            self.silent.append(address)
 
 
 def executed(text, path):
