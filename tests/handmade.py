@@ -1,6 +1,5 @@
 """Records written by hand, so that every number of a table or a claim can be checked by eye."""
 
-from typing import Any
 
 SETTING = {
     "model": "embedded",
@@ -14,7 +13,7 @@ SETTING = {
 BLIND = ("dense", "magnitude")  # methods that read no calibration text
 
 
-def metric(value: float, unit: str = "1") -> dict[str, Any]:
+def metric(value: float, unit: str = "1"):
     return {"value": value, "unit": unit}
 
 
@@ -24,8 +23,8 @@ def pruned(
     perplexity: float,
     seed: int = 0,
     seconds: dict[str, float] | None = None,
-    **parameters: Any,
-) -> dict[str, Any]:
+    **parameters,
+):
     """A record of notebook 04 at "60 %" or "2:4", with seconds of parts by their names."""
     sparsity = 0.5 if ":" in target else float(target.rstrip(" %")) / 100
     settings = {
@@ -69,8 +68,8 @@ def repaired(
     seed: int = 0,
     windows: int = 64,
     seconds: tuple[float, float, float] = (0.0, 100.0, 300.0),
-    **parameters: Any,
-) -> dict[str, Any]:
+    **parameters,
+):
     """A record of notebook 08: perplexity of the layers alone and, unless None, after the repair.
 
     On web text all is twice that; the dense model has 20. seconds: to allocate, to prune, and of
@@ -91,7 +90,7 @@ def repaired(
     return record | {"notebook": "08_beyond_the_paper", "metrics": metrics}
 
 
-def scored(method: str, **answers: list[int]) -> dict[str, Any]:
+def scored(method: str, **answers: list[int]):
     """A record of notebook 05 with these answers by task, each with a standard error of 0.03."""
     record = pruned(method, "50 %", 0.0)
     metrics = {}
@@ -109,9 +108,7 @@ def scored(method: str, **answers: list[int]) -> dict[str, Any]:
     return record | made | {"versions": {"lm-eval": "0.4.13"}}
 
 
-def with_series(
-    notebook: str, given: dict[str, Any] | None = None, **series: Any
-) -> dict[str, Any]:
+def with_series(notebook: str, given: dict | None = None, **series):
     """A record of a notebook that has series and nothing else."""
     parameters = {"model": "embedded"} | (given or {})
     return {
@@ -122,9 +119,7 @@ def with_series(
     }
 
 
-def update_row(
-    solver: str, iterations: int | None = 20, **changes: Any
-) -> dict[str, Any]:
+def update_row(solver: str, iterations: int | None = 20, **changes):
     """A row of the update study; ADMM with its defaults unless changed."""
     usual = {"rho": 1.0, "precondition": True, "damping": 0.1, "learning_rate": None}
     row = {"solver": solver, "sparsity": 0.5, "iterations": iterations, "seconds": 1.0}

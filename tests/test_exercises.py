@@ -5,6 +5,7 @@ import contextlib
 import json
 import math
 import re
+import shutil
 
 import pytest
 from matplotlib.figure import Figure
@@ -75,12 +76,7 @@ def run_cell(code, namespace):
 def test_three_exercises_with_hidden_solutions(notebook):
     text = exercises(notebook)
     assert re.findall(r"(?m)^\*\*(\d)\. ", text) == ["1", "2", "3"]
-    assert (
-        len(SOLUTION.findall(text))
-        == text.count("<details>")
-        == text.count("</details>")
-        == 3
-    )
+    assert len(SOLUTION.findall(text)) == text.count("<details>") == 3
     assert "```" not in SOLUTION.sub("", text), "code is part of the hidden solution"
 
 
@@ -94,14 +90,9 @@ class Kernel:
     def __init__(self, notebook, folder, **changed):
         runs = [run for run in read_plan("smoke") if run.notebook == notebook]
         run = next(run for run in runs if run.effective.get("method") != "dense")
-        text = folder / "text.txt"
-        text.write_bytes((root() / "CHANGES.md").read_bytes())
-        texts = {
-            name: str(text)
-            for name in ("calibration", "evaluation")
-            if name in run.effective
-        }
-        self.parameters = run.parameters | texts | changed
+        text = shutil.copy(root() / "CHANGES.md", folder / "text.txt")
+        named = {"calibration", "evaluation"} & set(run.effective)
+        self.parameters = run.parameters | dict.fromkeys(named, str(text)) | changed
         self.notebook, self.names = notebook, {"__name__": "notebook"}
         self.shown = {}  # the value of a cell's last line
         self.code = {
@@ -115,7 +106,7 @@ class Kernel:
         """Run the cells from one to another; `anyway` also after one that fails."""
         order = list(self.code)
         for cell in order[order.index(first) : order.index(last) + 1]:
-            with contextlib.suppress(Exception) if anyway else contextlib.nullcontext():
+            with contextlib.suppress(Exception if anyway else ()):
                 self.shown[cell] = run_cell(self.code[cell], self.names)
             if cell == "parameters":
                 self.names.update(self.parameters)
@@ -124,12 +115,11 @@ class Kernel:
 @pytest.fixture(scope="module")
 def kernel(request, tmp_path_factory):
     """The notebook of the parameter, after its last cell."""
-    # the smoke plan's own records may not be there
-    changed = (
-        {"plan": "laptop", "source": "reference"}
-        if request.param == TABLES_NOTEBOOK
-        else {}
-    )
+    changed = {}
+    if (
+        request.param == TABLES_NOTEBOOK
+    ):  # the smoke plan's own records may not be there
+        changed = {"plan": "laptop", "source": "reference"}
     registered, folder = dict(METHODS), tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNING_RESULTS", str(folder))
@@ -150,9 +140,8 @@ def test_record(kernel):
     assert set(record["metrics"]) >= set(METRICS[notebook].split())
     assert all(math.isfinite(metric["value"]) for metric in record["metrics"].values())
     assert (record["model"] is None) == (notebook == TABLES_NOTEBOOK)
-    assert all(
-        isinstance(kernel.shown[cell], Figure) for cell in PICTURES.get(notebook, [])
-    )
+    for cell in PICTURES.get(notebook, []):
+        assert isinstance(kernel.shown[cell], Figure)
 
 
 @pytest.mark.parametrize("kernel", NOTEBOOKS, indirect=True)

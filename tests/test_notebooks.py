@@ -27,7 +27,11 @@ def smoke(tmp_path_factory):
     """The results folder of a part of the plan smoke, run from nothing."""
     folder = tmp_path_factory.mktemp("results")
     environment = os.environ | {"PRUNING_RESULTS": str(folder)}
-    command = [sys.executable, *["-m", "helpers", "run", "--plan", "smoke", "--only"], ONLY]
+    command = [
+        sys.executable,
+        *["-m", "helpers", "run", "--plan", "smoke", "--only"],
+        ONLY,
+    ]
     done = subprocess.run(
         command, env=environment, cwd=root(), capture_output=True, text=True
     )
