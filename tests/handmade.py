@@ -1,6 +1,5 @@
 """Records written by hand, so that every number of a table or a claim can be checked by eye."""
 
-
 SETTING = {
     "model": "embedded",
     "calibration": "embedded",
