@@ -54,16 +54,21 @@ def largest(score: np.ndarray, sparsity: float) -> np.ndarray:
     return keep.reshape(score.shape)
 
 
+def groups_of(pattern: str) -> tuple[int, int] | None:
+    """N and M of "N:M", None of "unstructured"."""
+    return tuple(map(int, pattern.split(":"))) if ":" in pattern else None
+
+
 def masked(
-    score: np.ndarray, sparsity: float, groups: tuple[int, int] | None, by_output: bool
+    score: np.ndarray, sparsity: float, pattern: str, budget: str = "matrix"
 ) -> np.ndarray:
     """The mask of scores (d_out, d_in) on the way to N of M neighbours, or unstructured."""
-    if groups:
+    if groups := groups_of(pattern):
         n, m = groups
         members = score.copy().reshape(-1, m)
         top = np.argsort(-members, axis=1, kind="stable")[:, :n]
         np.put_along_axis(members, top, np.inf, axis=1)
         score = members.reshape(score.shape)
-    if by_output:
+    if budget == "output":
         return np.stack([largest(row, sparsity) for row in score])
     return largest(score, sparsity)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layers import drawn, layer, masked
+from layers import drawn, groups_of, layer, masked
 
 from helpers.errors import BadParameter, NonFinite
 from helpers.masks import check_keep, select, top_k, top_nm
@@ -48,29 +48,26 @@ def test_by_hand(scores, sparsity, pattern, budget, expected):
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(1, 9),
-    n_of_m=st.sampled_from([None, (1, 2), (2, 4), (2, 3), (4, 8), (5, 8)]),
+    pattern=st.sampled_from([UNSTRUCTURED, "1:2", "2:4", "2:3", "4:8", "5:8"]),
     share=st.floats(0, 1),
     values=st.sampled_from([1, 3, 1000]),  # all tied, many tied, few tied
     budget=st.sampled_from(["matrix", "output"]),
     seed=st.integers(0, 99),
 )
-def test_select_is_exact(rows, n_of_m, share, values, budget, seed):
-    n, m = n_of_m or (1, 8)
+def test_select_is_exact(rows, pattern, share, values, budget, seed):
+    n, m = groups_of(pattern) or (0, 8)
     source = torch.Generator().manual_seed(seed)
     score = torch.randint(values, (rows, 3 * m), generator=source).float()
-    before, pattern = score.clone(), f"{n}:{m}" if n_of_m else UNSTRUCTURED
-    sparsity = share * (1 - n / m) if n_of_m else 0.99 * share
+    before, sparsity = score.clone(), share * min(1 - n / m, 0.99)
     keep = select(score, sparsity, pattern, budget)
-    expected = masked(score.numpy(), sparsity, n_of_m, budget == "output")
+    expected = masked(score.numpy(), sparsity, pattern, budget)
     assert keep.dtype == torch.bool and np.array_equal(keep.numpy(), expected)
     out = torch.full_like(score, 7)
-    assert (
-        select(score, sparsity, pattern, budget, out=out).data_ptr() == out.data_ptr()
-    )
+    found = select(score, sparsity, pattern, budget, out=out)
+    assert found.data_ptr() == out.data_ptr()
     assert torch.equal(out, keep.float()) and torch.equal(score, before)
-    assert (
-        n_of_m is None or keep[top_nm(score, n, m)].all()
-    )  # which are never pruned on the way
+    if n:  # which are never pruned on the way
+        assert keep[top_nm(score, n, m)].all()
 
 
 def test_large_matrices_count_exactly():

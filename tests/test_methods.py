@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from layers import drawn, layer, outputs_error, random_keep
+from layers import drawn, groups_of, layer, outputs_error, random_keep
 
 from helpers.admm import exact_least_squares, refit
 from helpers.errors import BadParameter, NonFinite, NotPositiveDefinite
@@ -117,8 +117,8 @@ def direct_obs(
     *,
     keep=None,
     sparsity=0.5,
+    pattern="unstructured",
     block_size=128,
-    groups=None,
     damping=0.01,
 ):
     """Column by column; the mask is given, or chosen at the start of each block or group.
@@ -130,54 +130,51 @@ def direct_obs(
     hessian = x.T @ x
     hessian += damping * np.diag(hessian).mean() * np.eye(len(hessian))
     rows, d_in = work.shape
-    adaptive, keep = keep is None, np.ones(work.shape, bool) if keep is None else keep
-    chunk = groups[1] if groups else block_size
+    groups, chunk = groups_of(pattern), block_size
+    if groups:
+        chunk = groups[1]
+    mask = np.ones(work.shape, bool) if keep is None else keep.numpy()
     for j in range(d_in):
-        if adaptive and j % chunk == 0:
+        if keep is None and j % chunk == 0:
             stop = min(j + chunk, d_in)
-            rises = [
-                work[:, c] ** 2 / np.linalg.inv(hessian[c:, c:])[0, 0]
-                for c in range(j, stop)
-            ]
-            score, chosen = np.stack(rises, axis=1), np.ones((rows, stop - j), bool)
+            inverses = [np.linalg.inv(hessian[c:, c:])[0, 0] for c in range(j, stop)]
+            score, chosen = work[:, j:stop] ** 2 / inverses, mask[:, j:stop]
             if groups:
                 losers = np.argsort(score, axis=1)[:, : groups[1] - groups[0]]
                 np.put_along_axis(chosen, losers, False, axis=1)
             else:
                 zeros = round(sparsity * rows * stop) - round(sparsity * rows * j)
-                chosen.reshape(-1)[np.argsort(score, axis=None)[:zeros]] = False
-            keep[:, j:stop] = chosen
+                losers = np.argsort(score, axis=None)[:zeros]
+                chosen[np.unravel_index(losers, score.shape)] = False
         later = slice(j + 1, None)
-        for row in range(rows) if j + 1 < d_in else ():
-            if not keep[row, j]:
+        for row in range(rows):
+            if not mask[row, j]:
                 answer = np.linalg.solve(hessian[later, later], hessian[later, j])
                 work[row, later] += answer * work[row, j]
-        work[~keep[:, j], j] = 0.0
-    return work, keep
+        work[~mask[:, j], j] = 0.0
+    return work, mask
 
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("block_size", [8, 16, 128])
 @pytest.mark.parametrize("kind", ["given", "unstructured", "2:4", "4:8", "1:4"])
 def test_sparsegpt_is_direct_obs(kind, block_size, seed):
-    groups = tuple(map(int, kind.split(":"))) if ":" in kind else None
-    d_in = 8 * (seed // 2 + 1) if groups else 5 * seed + 3
+    d_in = 8 * (seed // 2 + 1)
+    options = dict(block_size=block_size, damping=0.3 if seed % 2 else 0.01)
+    if groups_of(kind):
+        options["pattern"] = kind
+    else:
+        d_in = 5 * seed + 3
+        options["block_size"] -= 3
     inputs, weight = layer(1 + seed, d_in, 6 * d_in, seed)
-    options = dict(
-        block_size=block_size if groups else block_size - 3,
-        damping=(0.01, 0.3)[seed % 2],
-    )
-    keep = random_keep(weight.shape, seed=seed) if kind == "given" else None
-    target = dict(keep=keep) if kind == "given" else dict(sparsity=0.15 * seed)
-    result = METHODS["sparsegpt"](
-        weight, gram_of(inputs), **dict(pattern=kind) if groups else target, **options
-    )
-    target["keep"] = None if keep is None else keep.numpy()
-    expected, mask = direct_obs(inputs, weight, groups=groups, **target, **options)
-    assert (
-        np.array_equal(result.keep.numpy(), mask)
-        and result.damping == options["damping"]
-    )
+    if kind == "given":
+        options["keep"] = random_keep(weight.shape, seed=seed)
+    elif kind == "unstructured":
+        options["sparsity"] = 0.15 * seed
+    result = METHODS["sparsegpt"](weight, gram_of(inputs), **options)
+    expected, mask = direct_obs(inputs, weight, **options)
+    assert np.array_equal(result.keep.numpy(), mask)
+    assert result.damping == options["damping"]
     np.testing.assert_allclose(result.weight.numpy(), expected, rtol=1e-3, atol=1e-3)
 
 
