@@ -67,31 +67,18 @@ def test_conjugate_gradients_finish_in_as_many_steps_as_weights_survive(
     precondition, damping
 ):
     weight, gram, keep = problem()
-    keep[0], keep[1] = (
-        False,
-        True,
-    )  # an output with nothing left, and one that lost nothing
-    steps = int(keep.sum(1).max())
+    keep[0], keep[1] = False, True  # an output with nothing left, one that lost nothing
+    options = dict(damping=damping, precondition=precondition)
     expected = exact_least_squares(weight, gram, keep, damping=damping)
+    steps = int(keep.sum(1).max())
     # past the end nothing may break: residuals of 0 are divided by each other
-    answers = {
-        count: conjugate_gradients(
-            weight,
-            gram,
-            keep,
-            iterations=count,
-            damping=damping,
-            precondition=precondition,
-        ).weight
-        for count in (2, steps, 20 * steps)
-    }
-    for count in (steps, 20 * steps):
-        torch.testing.assert_close(answers[count], expected, rtol=1e-6, atol=1e-8)
-    assert not torch.allclose(answers[2], expected, rtol=1e-2)
+    for iterations in (steps, 20 * steps):
+        options["iterations"] = iterations
+        found = conjugate_gradients(weight, gram, keep, **options).weight
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
 
 
 def test_a_learning_rate_that_is_too_large(one_line_error):
+    options = dict(optimiser="sgd", learning_rate=100.0, iterations=2000)
     with one_line_error(NonFinite, "sgd", "learning rate"):
-        gradient_refit(
-            *problem(), optimiser="sgd", learning_rate=100.0, iterations=2000
-        )
+        gradient_refit(*problem(), **options)

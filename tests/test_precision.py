@@ -47,12 +47,8 @@ def test_grams_and_methods_are_in_float32(passes, registry):
             weight, gram, sparsity=sparsity, pattern=pattern
         )
 
-    settings = SETTINGS | {
-        "method": "test-only",
-        "precision": "bfloat16",
-        "passes": passes,
-    }
-    prune_model(fam.build(), fam.random_tokens(), **settings)
+    settings = SETTINGS | dict(method="test-only", passes=passes)
+    prune_model(fam.build(), fam.random_tokens(), precision="bfloat16", **settings)
     assert len(seen) > 14 and not any(seen) and not torch.is_autocast_enabled("cpu")
     rows = torch.randn(50, 20)
     gram = Gram(20)
@@ -62,10 +58,9 @@ def test_grams_and_methods_are_in_float32(passes, registry):
 
 
 def test_a_model_in_half_precision_has_its_own(one_line_error):
+    model = fam.build().half()
     with one_line_error(BadParameter, "precision", "float16"):
-        prune_model(
-            fam.build().half(), fam.random_tokens(), precision="bfloat16", **SETTINGS
-        )
+        prune_model(model, fam.random_tokens(), precision="bfloat16", **SETTINGS)
 
 
 @pytest.mark.parametrize("method", ["sparsegpt", "admm-grad", "alps", "wanda"])
