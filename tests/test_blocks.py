@@ -26,9 +26,7 @@ def test_encoder_decoders_and_blockless_models_are_refused(one_line_error):
     with one_line_error(UnsupportedModel, "T5"):
         find_blocks(hf.T5ForConditionalGeneration(hf.T5Config(**sizes)))
     model = fam.build("llama")
-    model.model.layers = nn.ModuleDict(
-        {"0": model.model.layers[0], "1": model.model.layers[1]}
-    )
+    model.model.layers = nn.ModuleDict({"0": model.model.layers[0]})
     with one_line_error(UnsupportedModel, "Llama"):
         find_blocks(model)
 
@@ -42,9 +40,7 @@ def test_a_multimodal_model_is_pruned_in_its_text_part():
                             text_config=text, image_token_index=96)  # fmt: skip
     model = hf.LlavaForConditionalGeneration(config)
     blocks = find_blocks(model)
-    assert "self_attn.q_proj" in find_layers(blocks[0]) and hasattr(
-        blocks[0].mlp, "gate_proj"
-    )
+    assert "mlp.gate_proj" in find_layers(blocks[0])
 
 
 # ---------------------------------------------------------------- replay
@@ -62,9 +58,8 @@ def test_layers_streams_and_grams_are_the_models_own(family):
     captured = cap.record_calls(model, tokens[:BATCH])
     stream = cap.embed(model, tokens, BATCH)
     for name, block, call in zip(names, blocks, captured, strict=True):
-        torch.testing.assert_close(
-            stream.flatten(0, 1), inputs[name], rtol=0, atol=1e-6
-        )
+        entering = stream.flatten(0, 1)
+        torch.testing.assert_close(entering, inputs[name], rtol=0, atol=1e-6)
         before = stream.clone()
         grams = block_grams.layer_grams(block, stream, call, BATCH)
         assert set(grams) == set(known.layers) and torch.equal(stream, before)
@@ -76,10 +71,9 @@ def test_layers_streams_and_grams_are_the_models_own(family):
         for layer, gram in grams.items():
             x = inputs[f"{name}.{layer}"].double()
             assert gram.tokens == len(x) == tokens.numel()
-            scale = (x.T @ x).abs().max().item()
-            torch.testing.assert_close(
-                gram.matrix.double(), x.T @ x, rtol=1e-4, atol=1e-5 * scale
-            )
+            found, expected = gram.matrix.double(), x.T @ x
+            atol = 1e-5 * expected.abs().max().item()
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=atol)
         cap.advance(block, stream, call, BATCH, name)
     assert not torch.allclose(stream, before, atol=1e-2)  # a block does something
     # what leaves the last block is compared as logits

@@ -17,23 +17,7 @@ from helpers.models import find_blocks, find_layers
 from helpers.paths import root
 
 AGAIN = "python tests/test_families.py > results/families.md"
-HEAD = f"""# Families
-
-Tests compute this page from a tiny random model of each family; the columns describe those models.
-`{AGAIN}` writes it again.
-
-## Pruned: {len({family.kind for family in fam.FAMILIES.values()})} families
-
-Each model was pruned to 2:4 by Wanda; LLaMA appears twice, with and without its own output head.
-*Replay* compares the model's own logits with those of its blocks run one by one. *Result* counts
-the layers that changed, out of a list written by hand, and names anything else that changed.
-"""
-REFUSED_HEAD = f"""
-## Refused: {len(fam.REFUSED)} families
-
-Some of their weights belong to no linear layer and would stay dense. The model is left unchanged.
-"""
-COLUMNS = ("family", "model", "layer", "layers in a block", "replay")
+COLUMNS = ("family", "model", "layer", "layers in a block", "replay", "result")
 
 
 @functools.cache
@@ -69,23 +53,37 @@ def refusal(name):
     return type(model).__name__, str(caught.value)
 
 
+def markdown(*rows):
+    head, *rest = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([head, "|" + " :-- |" * len(rows[0]), *rest])
+
+
 def page():
     """results/families.md: the families that are pruned, then those that are refused."""
+    pruned = [row(name) for name in sorted(fam.FAMILIES)]
+    refused = []
+    for name in sorted(fam.REFUSED):
+        kind, error = refusal(name)
+        refused.append((name, kind, error.partition(":")[0]))
+    return f"""# Families
 
-    def markdown(names, rows):
-        return [
-            f"| {' | '.join(line)} |" for line in (names, [":--"] * len(names), *rows)
-        ]
+Tests compute this page from a tiny random model of each family; the columns describe those models.
+`{AGAIN}` writes it again.
 
-    pruned = markdown(
-        (*COLUMNS, "result"), [row(name) for name in sorted(fam.FAMILIES)]
-    )
-    errors = {name: refusal(name) for name in sorted(fam.REFUSED)}
-    lines = [
-        (name, kind, text.partition(":")[0]) for name, (kind, text) in errors.items()
-    ]
-    refused = markdown(("family", "model", "reason"), lines)
-    return "\n".join([HEAD, *pruned, REFUSED_HEAD, *refused]) + "\n"
+## Pruned: {len({family.kind for family in fam.FAMILIES.values()})} families
+
+Each model was pruned to 2:4 by Wanda; LLaMA appears twice, with and without its own output head.
+*Replay* compares the model's own logits with those of its blocks run one by one. *Result* counts
+the layers that changed, out of a list written by hand, and names anything else that changed.
+
+{markdown(COLUMNS, *pruned)}
+
+## Refused: {len(refused)} families
+
+Some of their weights belong to no linear layer and would stay dense. The model is left unchanged.
+
+{markdown(("family", "model", "reason"), *refused)}
+"""
 
 
 def test_the_committed_page_is_what_the_models_give():

@@ -86,9 +86,8 @@ def test_dense_and_pruned_rows(smoke, tmp_path):
     assert dense["layers"] == [] and dense["metrics"]["sparsity"]["value"] == 0
     assert "mean_layer_error" not in magnitude["metrics"]
     assert "calibration" not in magnitude["data"], "magnitude reads no text"
-    assert len(admm["layers"]) == 2 * 7 and all(
-        layer["error"] < 1 for layer in admm["layers"]
-    )
+    assert len(admm["layers"]) == 2 * 7
+    assert max(layer["error"] for layer in admm["layers"]) < 1
     assert recipe["series"]["repair"] == {"effort": "fast", "guide": 2}
     for record in (magnitude, admm, recipe):
         assert record["metrics"]["sparsity"]["value"] == pytest.approx(0.5, abs=1e-3)
@@ -138,24 +137,21 @@ def check_copy(path, plan):
         page.cells[0].source,
     )
     (run,) = read_plan(plan, f"{path.stem}/{note[1]}")
-    assert [cell.id for cell in page.cells] == [cell.id for cell in cells]
     assert page.metadata == notebook.metadata
     for copied, cell in zip(page.cells, cells, strict=True):
+        assert (copied.id, copied.metadata) == (cell.id, cell.metadata)
         text, shown = cell.source, copied.source
         if cell.cell_type == "markdown":
-            links = re.findall(r"\]\(([^):#\s]+)\)", shown)
-            assert (
-                all((path.parent / link).exists() for link in links) or plan == "smoke"
-            )
+            if plan != "smoke":
+                for link in re.findall(r"\]\(([^):#\s]+)\)", shown):
+                    assert (path.parent / link).exists()
             text = re.sub(r"\[.*Open in Colab.*\n\n", "", text)
             shown = shown.replace(note[0], "").replace("](../../../", "](../")
         elif cell.id == "parameters":
             exec(shown, values := {})
-            assert {
-                name: values[name] for name in run.defaults
-            } == run.defaults | run.parameters
+            assert values.items() >= (run.defaults | run.parameters).items()
             text, shown = (re.sub(" = .*?  # ", "", cell) for cell in (text, shown))
-        assert (shown, copied.metadata) == (text, cell.metadata)
+        assert shown == text
     assert page.cells[-2].outputs == [], "the record's table"
     outputs = json.dumps([cell.get("outputs") for cell in page.cells])
     assert '"data"' in outputs
@@ -176,9 +172,8 @@ def test_plan_leaves_copies(smoke, monkeypatch, tmp_path):
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
     made[path] = made[path].replace(b"open_run(", b"opened(")
     path.write_bytes(made[path])
-    assert executed.main() == 0 and all(
-        path.read_bytes() == made[path] for path in made
-    )
+    assert executed.main() == 0
+    assert {path: path.read_bytes() for path in made} == made
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
