@@ -46,6 +46,11 @@ def objective(
     )
 
 
+def relative_objective(weight: Tensor, new: Tensor, gram: Tensor) -> float:
+    """The objective as a share of that of no weights at all."""
+    return (objective(weight, new, gram) / objective(weight, 0 * weight, gram)).item()
+
+
 def largest(score: np.ndarray, sparsity: float) -> np.ndarray:
     """The mask without the smallest scores; of equal ones the earlier stay."""
     order = np.argsort(-score, axis=None, kind="stable")

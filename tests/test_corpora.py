@@ -43,9 +43,16 @@ class WordTokenizer:
         return {"input_ids": [-1] * add_special_tokens + words}
 
 
-def calibration_tokens(*given, **draw):
+def drawn(source, sequences, length, seed=0, tokenizer=None, **start):
     """Windows as the text is cut, as in the papers, unless something else is asked for."""
-    return corpora.calibration_tokens(*given, **{"start_token": False} | draw)
+    return corpora.calibration_tokens(
+        source,
+        tokenizer or WordTokenizer(),
+        sequences=sequences,
+        length=length,
+        seed=seed,
+        **{"start_token": False} | start,
+    )
 
 
 def numbers(first, last):
@@ -65,44 +72,37 @@ def text_file(tmp_path):
 def test_windows_of_a_file_do_not_overlap_when_it_is_long_enough(text_file):
     starts = []
     for seed in (*range(20), 0):
-        tokens = calibration_tokens(
-            text_file, WordTokenizer(), sequences=9, length=11, seed=seed
-        )
+        tokens = drawn(text_file, 9, 11, seed)
         assert tokens.shape == (9, 11) and tokens.dtype == torch.int64
         # each row runs on in the text, and no token is drawn twice
         assert torch.equal(tokens - tokens[:, :1], torch.arange(11).expand(9, 11))
         assert tokens.unique().numel() == 99
         starts.append(tokens[:, 0].tolist())
-    assert starts[0] == starts[-1] != starts[1] and starts[0] != sorted(starts[0]), (
-        "by the seed"
-    )
-    exact = calibration_tokens(text_file, WordTokenizer(), sequences=10, length=10)
+    assert starts[0] == starts[-1] != starts[1], "by the seed"
+    assert starts[0] != sorted(starts[0])
+    exact = drawn(text_file, 10, 10)
     assert sorted(exact.flatten().tolist()) == list(range(100, 200))
 
 
 def test_windows_overlap_with_a_warning_when_it_is_not(text_file, caplog):
-    tokens = calibration_tokens(text_file, WordTokenizer(), sequences=40, length=90)
+    tokens = drawn(text_file, 40, 90)
     assert tokens.shape == (40, 90) and "overlap" in caplog.text
-    assert set(tokens[:, 0].tolist()) == set(
-        range(100, 111)
-    )  # the first and last start included
+    # the first and last start included
+    assert set(tokens[:, 0].tolist()) == set(range(100, 111))
 
 
 @pytest.mark.parametrize("end", [END, None])
 def test_documents_are_joined_by_the_end_token(tmp_path, end, one_line_error):
     path = tmp_path / "three.jsonl"
     rows = [{"text": "10 11"}, {"text": " \n"}, {"text": "20 21 22", "url": "x"}]
-    path.write_text(
-        "\n\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8"
-    )
-    whole = [10, 11, *([] if end is None else [end]), 20, 21, 22]
+    path.write_text("\n\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    whole = [word for word in (10, 11, end, 20, 21, 22) if word]
+    tokenizer, length = WordTokenizer(end), len(whole)
     # a text of exactly one sequence will do, a shorter one will not
-    tokens = calibration_tokens(
-        path, WordTokenizer(end), sequences=2, length=len(whole)
-    )
+    tokens = drawn(path, 2, length, tokenizer=tokenizer)
     assert tokens.tolist() == [whole] * 2
-    with one_line_error(BadParameter, f"{len(whole)} tokens"):
-        calibration_tokens(path, WordTokenizer(end), sequences=1, length=len(whole) + 1)
+    with one_line_error(BadParameter, f"{length} tokens"):
+        drawn(path, 1, length + 1, tokenizer=tokenizer)
 
 
 # ---- bad input
@@ -127,7 +127,7 @@ def test_a_bad_text_is_one_line(
     monkeypatch.chdir(tmp_path)
     if content is not None:
         Path(source).write_bytes(content)
-    for read in (calibration_tokens, evaluation_tokens):
+    for read in (corpora.calibration_tokens, evaluation_tokens):
         with one_line_error(BadParameter, *words.split()):
             read(source, WordTokenizer())
 
@@ -136,7 +136,7 @@ def test_a_bad_text_is_one_line(
 def test_a_bad_number_is_one_line(text_file, wrong, one_line_error):
     ((name, value),) = wrong.items()
     with one_line_error(BadParameter, name, str(value)):
-        calibration_tokens(text_file, WordTokenizer(), **wrong)
+        drawn(text_file, **dict(sequences=1, length=9) | wrong)
 
 
 # ---- evaluation of files, identity
@@ -175,13 +175,10 @@ def test_windows_begin_as_the_tokenizer_begins_a_text(tmp_path, starts, one_line
     saved.tokenizer(tmp_path, start=starts)
     tokenizer, path = AutoTokenizer.from_pretrained(tmp_path), tmp_path / "text.txt"
     path.write_text(" ".join(f"w{2 + n % 90}" for n in range(120)), encoding="utf-8")
-    model, draw = fam.build(), dict(sequences=6, length=9)
-    text = evaluation_tokens(path, tokenizer)
+    model, text = fam.build(), evaluation_tokens(path, tokenizer)
 
-    def drawn(start_token):
-        return corpora.calibration_tokens(
-            path, tokenizer, **draw, start_token=start_token
-        )
+    def windows_drawn(start_token):
+        return drawn(path, 6, 9, tokenizer=tokenizer, start_token=start_token)
 
     def windows(start_token):
         return check_windows(model, text, 9, None, start_token)
@@ -195,7 +192,7 @@ def test_windows_begin_as_the_tokenizer_begins_a_text(tmp_path, starts, one_line
 
     cut = text[: 13 * 9].view(13, 9)
     assert torch.equal(windows(False), cut)
-    for find in (drawn, windows):
+    for find in (windows_drawn, windows):
         assert torch.equal(find("auto"), begun(find(False)))
         with one_line_error(BadParameter, "start_token", "yes"):
             find("yes")
@@ -206,7 +203,11 @@ def test_windows_begin_as_the_tokenizer_begins_a_text(tmp_path, starts, one_line
         expected = math.exp(model(rows, labels=rows).loss.item())
         found = perplexity(model, given, length=9)
         assert found == pytest.approx(expected, rel=1e-5)
-    for rows, known in ((drawn("auto"), starts), (begun(cut), starts), (cut, False)):
+    for rows, known in (
+        (windows_drawn("auto"), starts),
+        (begun(cut), starts),
+        (cut, False),
+    ):
         identity = corpus_identity(path, rows, tokenizer=tokenizer)
         assert identity.get("start_token") == (1 if known else None)
 
@@ -225,29 +226,19 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "cache"))
     shard = folder / C4.files["train"]
     shard.parent.mkdir(parents=True)
-    rows = [
-        {
-            "text": numbers(1000 * n, 1000 * n + size),
-            "timestamp": "2019-04-25T12:57:54Z",
-            "url": "",
-        }
-        for n, size in enumerate((3, 20, 5, 30, 12, 13), start=1)
-    ]
     with gzip.open(shard, "wt", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row) + "\n" for row in rows)
-    for split, texts in (
-        ("train", ["", "1 2", "3 4 5 6"]),
-        ("test", ["= 9 =", "", "10 11"]),
-    ):
+        for n, size in enumerate((3, 20, 5, 30, 12, 13), start=1):
+            row = {"text": numbers(1000 * n, 1000 * n + size), "url": ""}
+            stream.write(json.dumps(row) + "\n")
+    splits = {"train": ["", "1 2", "3 4 5 6"], "test": ["= 9 =", "", "10 11"]}
+    for split, texts in splits.items():
         path = folder / WIKITEXT2.files[split]
         path.parent.mkdir(parents=True, exist_ok=True)
         pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
 
     def download(repo, file, *, repo_type, revision):
-        assert repo_type == "dataset"
-        assert (repo, revision) in [
-            (text.repo, text.revision) for text in (C4, WIKITEXT2)
-        ]
+        (text,) = (text for text in (C4, WIKITEXT2) if text.repo == repo)
+        assert (repo_type, revision) == ("dataset", text.revision)
         return str(folder / file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
@@ -255,7 +246,7 @@ def hub(monkeypatch, tmp_path):
 
 
 def test_c4_draws_what_the_papers_code_draws(hub, one_line_error):
-    tokens = calibration_tokens("c4", WordTokenizer(), sequences=25, length=13, seed=5)
+    tokens = drawn("c4", 25, 13, seed=5)
     with gzip.open(hub / C4.files["train"], "rt", encoding="utf-8") as stream:
         texts = [json.loads(line)["text"] for line in stream]
     # the published loop, with the global generator as it is used there
@@ -270,35 +261,23 @@ def test_c4_draws_what_the_papers_code_draws(hub, one_line_error):
         at = random.randint(0, len(encoded) - 13 - 1)
         expected.append(encoded[at : at + 13])
     assert tokens.tolist() == expected
-    tokens = corpora.calibration_tokens(
-        "c4", WordTokenizer(), sequences=25, length=13, seed=5
-    )
-    assert tokens.tolist() == [[-1, *row[1:]] for row in expected], (
-        "with the start token"
-    )
-    assert set((tokens[:, -1] // 1000).tolist()) == {
-        2,
-        4,
-        6,
-    }  # longer than 13 with the -1
+    begun = drawn("c4", 25, 13, seed=5, start_token="auto")
+    assert begun.tolist() == [[-1, *row[1:]] for row in expected]
+    # longer than 13 with the -1
+    assert set((tokens[:, -1] // 1000).tolist()) == {2, 4, 6}
     with one_line_error(BadParameter, "none of the 6 documents", "31"):
-        calibration_tokens("c4", WordTokenizer(), sequences=1, length=31)
+        drawn("c4", 1, 31)
 
 
 def test_wikitext2_is_read_as_in_the_papers_code(hub, one_line_error):
-    tokens = calibration_tokens("wikitext2", WordTokenizer(), sequences=50, length=3)
-    # joined by spaces with one token in front: -1 1 2 3 4 5 6; the papers never draw the last start
-    assert {tuple(row) for row in tokens.tolist()} == {
-        (-1, 1, 2),
-        (1, 2, 3),
-        (2, 3, 4),
-        (3, 4, 5),
-    }
-    with one_line_error(BadParameter, "7 tokens"):
-        calibration_tokens("wikitext2", WordTokenizer(), sequences=1, length=8)
     tokenizer = WordTokenizer()
+    # joined by spaces with one token in front: -1 1 2 3 4 5 6; the papers never draw the last start
+    starts = drawn("wikitext2", 50, 3).unique(dim=0)
+    assert starts.tolist() == [[-1, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 5]]
+    with one_line_error(BadParameter, "7 tokens"):
+        drawn("wikitext2", 1, 8)
     assert evaluation_tokens("wikitext2", tokenizer).tolist() == [-1, 1, 9, 1, 10, 11]
-    calibration_tokens("wikitext2", tokenizer, sequences=1, length=1)
+    drawn("wikitext2", 1, 1, tokenizer=tokenizer)
     assert tokenizer.seen[:2] == ["= 9 =\n\n\n\n10 11", " 1 2 3 4 5 6"]
 
 
@@ -313,7 +292,7 @@ def test_a_hub_text_that_cannot_be_had_is_one_line(hub, monkeypatch, one_line_er
         evaluation_tokens("wikitext2", WordTokenizer())
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
     with one_line_error(FileError, "allenai/c4", "no route"):
-        calibration_tokens("c4", WordTokenizer())
+        drawn("c4", 1, 9)
 
 
 # ---- the embedded texts
@@ -323,22 +302,17 @@ def test_cleaning_of_the_embedded_texts(monkeypatch, tmp_path):
     def page(title, body):
         return f'<doc id="1" url="u" title="{title}">\n{title}\n\n{body}\n\n</doc>\n'
 
-    prose, line = (
-        "It rained all day. Nobody minded.",
-        "word " * 99 + "last.",
-    )  # 500 characters
+    prose = "It rained all day. Nobody minded."
+    line = "word " * 99 + "last."  # 500 characters
     path = tmp_path / "text.utf8"
     monkeypatch.setattr(corpora, "fetch_asset", lambda name: path)
     path.write_text(
         f"{prose}\nHome Shop Cart Login {'Menu ' * 60}\n\n {prose} \nYes!\n"
     )
     assert corpora.c4_documents() == [prose, "Yes!"]
-    pages = (
-        page("Long", f"History.\n{line}")
-        + page("x " * 400, "too short")
-        + page("Empty", "")
-    )
-    path.write_text(pages + page("Just short", line[1:]), encoding="utf-8")
+    pages = [page("Long", f"History.\n{line}"), page("x " * 400, "too short")]
+    pages += [page("Empty", ""), page("Just short", line[1:])]
+    path.write_text("".join(pages), encoding="utf-8")
     assert corpora.wiki_articles() == [line]
 
 

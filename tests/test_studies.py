@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from layers import largest, objective
 from layers import layer as random_layer
+from layers import masked, objective, relative_objective
 
 from helpers.admm import exact_least_squares
 from helpers.gram import gram_of, relative_error
@@ -32,22 +32,21 @@ def pick(study, **wanted):
     ]
 
 
-def relative(weight, new, gram):
-    return (objective(weight, new, gram) / objective(weight, 0 * weight, gram)).item()
-
-
-def wanda_keep(weight, gram, sparsity):
-    return torch.from_numpy(
-        largest((weight.abs() * gram.diagonal().sqrt()).numpy(), sparsity)
-    )
+def check(row, new, layer):
+    """A row holds the errors of these weights on both texts."""
+    weight, gram, heldout = layer
+    for name, matrix in (("error", gram), ("heldout", heldout)):
+        expected = relative_objective(weight, new, matrix)
+        assert row[name] == pytest.approx(expected, rel=1e-4)
 
 
 # ---------------------------------------------------------------- update_study
 
 
 def test_numbers_are_those_of_the_definitions(layer, study):
-    weight, gram, heldout = layer
-    keep = wanda_keep(weight, gram, 0.7)
+    weight, gram, _ = layer
+    score = weight.abs() * gram.diagonal().sqrt()
+    keep = torch.from_numpy(masked(score.numpy(), 0.7, "unstructured"))
     best = exact_least_squares(weight.double(), gram.double(), keep, damping=0.1)
     floor = objective(weight, best, gram, 0.1)
     answers = {
@@ -57,8 +56,7 @@ def test_numbers_are_those_of_the_definitions(layer, study):
     }
     for (solver, damping), new in answers.items():
         (row,) = pick(study, sparsity=0.7, solver=solver, damping=damping)
-        assert row["error"] == pytest.approx(relative(weight, new, gram), rel=1e-4)
-        assert row["heldout"] == pytest.approx(relative(weight, new, heldout), rel=1e-4)
+        check(row, new, layer)
         above = (objective(weight, new, gram, 0.1) / floor - 1).item()
         assert row["excess"] == pytest.approx(above, rel=1e-3)
     (row,) = pick(study, sparsity=0.7, solver="exact", damping=0.1)
@@ -80,14 +78,12 @@ def test_nothing_is_below_the_optimum_and_admm_arrives(study):
 def test_a_diverged_curve_is_cut_and_its_rows_are_missing(layer, monkeypatch):
     monkeypatch.setattr(studies, "LEARNING_RATES", {"adam": (0.01,), "sgd": (1.0, 1e4)})
     study = update_study(*layer, sparsities=(0.5,), iterations=100)
-    fine, cut = (
-        c for c in study["curves"] if c["solver"] == "sgd" and not c["precondition"]
-    )
+    curves = [c for c in study["curves"] if c["solver"] == "sgd"]
+    fine, cut = (c for c in curves if not c["precondition"])
     assert fine["iterations"][-1] == 100 and 0 < cut["iterations"][-1] < 100
     assert all(map(math.isfinite, cut["error"] + cut["excess"]))
-    assert not pick(
-        study, solver="sgd", precondition=False, learning_rate=1e4, iterations=100
-    )
+    last = dict(solver="sgd", precondition=False, learning_rate=1e4, iterations=100)
+    assert not pick(study, **last)
 
 
 def test_measuring_does_not_count(layer, monkeypatch):
@@ -107,7 +103,7 @@ def test_measuring_does_not_count(layer, monkeypatch):
 
 
 def test_mask_study_changes_one_rule_at_a_time(layer):
-    weight, gram, heldout = layer
+    weight, gram, _ = layer
     rows = mask_study(*layer, sparsities=(0.5, 0.7), patterns=("unstructured", "2:4"))
     names = ("pattern", "sparsity", "mask_steps", "schedule", "budget")
     steps = [(n, "paper", "matrix") for n in (0, 5, 10, 15)]
@@ -119,7 +115,5 @@ def test_mask_study_changes_one_rule_at_a_time(layer):
     ]
     for row in rows:
         options = {k: v for k, v in row.items() if k not in ("error", "heldout")}
-        new = METHODS["admm-grad"](weight, gram, **options).weight
-        assert row["error"] == pytest.approx(relative(weight, new, gram), rel=1e-4)
-        assert row["heldout"] == pytest.approx(relative(weight, new, heldout), rel=1e-4)
+        check(row, METHODS["admm-grad"](weight, gram, **options).weight, layer)
     assert len({row["error"] for row in rows}) == len(rows), "every rule has an effect"
