@@ -40,7 +40,8 @@ def objective(
     weight: Tensor, new: Tensor, gram: Tensor, damping: float = 0.0
 ) -> Tensor:
     """‖X(W − Ŵ)‖² + damping·‖n ⊙ (W − Ŵ)‖² in float64, from a gram without dead inputs."""
-    gram, change = gram.double(), weight.double() - new.double()
+    gram = gram.double()
+    change = weight.double() - new.double()
     return torch.trace(
         change @ (gram + damping * torch.diag(gram.diagonal())) @ change.T
     )

@@ -90,7 +90,9 @@ def solver_loop(change):
     def solve(W0, M, *, iterations, choose, trace=None):
         P = M + 0.5 * torch.eye(len(M))  # ρ (G + ρI)⁻¹
         start = W0.clone()
-        W, U, kept = start.clone(), torch.zeros_like(start), torch.ones_like(start)
+        W = start.clone()
+        U = torch.zeros_like(start)
+        kept = torch.ones_like(start)
         for t in range(1, iterations + 1):
             choose(
                 t, W if change == "mask from |W|" else W + U, torch.empty_like(W), kept
@@ -107,7 +109,8 @@ def solver_loop(change):
 
 def dense_stream(whole, self, index, replay, stream):
     """Later blocks see what the dense model gives."""
-    block, before = copy.deepcopy(self.blocks[index]), stream.clone()
+    block = copy.deepcopy(self.blocks[index])
+    before = stream.clone()
     whole(self, index, replay, stream)
     stream.copy_(
         blocks.advance(block, before, replay.calls[index], replay.batch, "block")
@@ -150,7 +153,8 @@ schedule = functools.partial(around, admm, "cubic_schedule")
 grams = functools.partial(around, block_grams, "sum_grams")
 sums = functools.partial(around, panels, "add_upper")
 windows = functools.partial(around, evaluate, "check_windows")
-GRAD, FEW = "admm-grad", "admm/few"
+GRAD = "admm-grad"
+FEW = "admm/few"
 
 # cells of test_mutations.py and the probe → mutants; f is the function as it was
 GROUPS = {

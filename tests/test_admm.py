@@ -29,7 +29,9 @@ def restricted_lstsq(inputs, weight, keep, damping):
     diag G = 1; in the original units that ridge weighs input i by n_i². It is written here as
     extra rows sqrt(damping)·diag(n) of X, and solved by numpy's lstsq on X itself, not on XᵀX.
     """
-    x, w, kept = inputs.double().numpy(), weight.double().numpy(), keep.numpy()
+    x = inputs.double().numpy()
+    w = weight.double().numpy()
+    kept = keep.numpy()
     norms = np.sqrt((x**2).sum(0))
     stacked = np.vstack([x, math.sqrt(damping) * np.diag(norms)])
     solved = np.zeros_like(w)
@@ -72,7 +74,9 @@ def test_many_iterations_reach_the_exact_restricted_optimum(
 def test_exact_least_squares_is_exact(damping):
     inputs, weight = layer(12, 16, 80)
     keep = random_keep(weight.shape, 0.6)
-    keep[0], keep[1] = False, True  # an output with nothing left, one with everything
+    # an output with nothing left, one with everything
+    keep[0] = False
+    keep[1] = True
     gram = inputs.double().T @ inputs.double()
     solved = exact_least_squares(weight.double(), gram, keep, damping=damping)
     expected = restricted_lstsq(inputs, weight, keep, damping)
@@ -114,7 +118,8 @@ def paper_loop(
         sparsity = 0.75
     # the released code prunes at once where it is unstructured with a budget per matrix only
     released = (schedule, pattern, budget) == ("released", "unstructured", "matrix")
-    w, g = weight.double().numpy(), gram.double().numpy()
+    w = weight.double().numpy()
+    g = gram.double().numpy()
     alive = np.diag(g) > 0
     n = np.where(alive, np.sqrt(np.diag(g)), 1.0)
     G = g / np.outer(n, n)
@@ -124,7 +129,8 @@ def paper_loop(
         scale = np.full(len(n), math.sqrt((n[alive] ** 2).mean()))
         G = np.diag(n) @ G @ np.diag(n) / scale[0] ** 2
     W0 = W = scale[:, None] * w.T
-    U, inverse = np.zeros_like(W), np.linalg.inv(G + rho * np.eye(len(n)))
+    U = np.zeros_like(W)
+    inverse = np.linalg.inv(G + rho * np.eye(len(n)))
     for t in range(1, iterations + 1):
         if keep is not None:
             now = keep.numpy().T
@@ -263,7 +269,8 @@ def test_finite_numbers_whose_products_are_not_give_no_answer(solve, one_line_er
 def test_layers_of_one_input_share_one_factorisation(monkeypatch):
     inputs, weight = layer(12, 16)
     other = layer(20, 16, seed=4)[1]
-    gram, factor = Gram.of(gram_of(inputs)), Mock(wraps=torch.linalg.cholesky_ex)
+    gram = Gram.of(gram_of(inputs))
+    factor = Mock(wraps=torch.linalg.cholesky_ex)
     monkeypatch.setattr(torch.linalg, "cholesky_ex", factor)
 
     def shared_is_as_alone(layer, **option):

@@ -32,9 +32,11 @@ def float64(*numbers):
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2", "phi"])
 @pytest.mark.parametrize("rule", ["owl", "guide"])
 def test_the_zeros_of_the_pruned_model_are_as_many_as_wanted(family, rule):
-    model, tokens = fam.build(family), fam.random_tokens()
+    model = fam.build(family)
+    tokens = fam.random_tokens()
     # a sparsity that nothing divides, so that every layer's share is rounded
-    sparsity, before = 0.6180339, fam.snapshot(model)
+    sparsity = 0.6180339
+    before = fam.snapshot(model)
     shares = shares_of(rule, model, tokens, sparsity=sparsity, spread=0.1)
     assert not fam.changed(model, before) and len(set(shares.values())) > 1
     prune_model(model, tokens, method="admm1", sparsity=shares, iterations=2)
@@ -47,7 +49,8 @@ def test_the_zeros_of_the_pruned_model_are_as_many_as_wanted(family, rule):
 
 
 def test_sharing_out_by_hand():
-    sizes, none = float64(10, 10, 5), float64(0, 0, 0)
+    sizes = float64(10, 10, 5)
+    none = float64(0, 0, 0)
 
     def curve(t):
         return float64(0.45, 0.25, 0.35) + t
@@ -69,7 +72,8 @@ def test_sharing_out_by_hand():
 
 
 def test_owl_by_hand():
-    model, tokens = fam.build("llama"), fam.random_tokens()
+    model = fam.build("llama")
+    tokens = fam.random_tokens()
     inputs = fam.inputs_by_hook(model, fam.pruned_names("llama"), tokens)
     ratios = []
     for names in fam.blocks_of("llama"):
@@ -87,19 +91,22 @@ def test_owl_by_hand():
 # a matrix of 32 · 32 too, whose transpose has the same shape
 @pytest.mark.parametrize("name", ["mlp.c_fc", "attn.c_proj"])
 def test_fishers_costs_are_those_of_the_gradients(name):
-    model, tokens = fam.build("gpt2"), fam.random_tokens(3)
+    model = fam.build("gpt2")
+    tokens = fam.random_tokens(3)
     parameter = model.transformer.h[1].get_submodule(name).weight
     squares = torch.zeros_like(parameter)
     for row in tokens:
         loss = model(row[None], labels=row[None]).loss * (len(row) - 1)
         squares += torch.autograd.grad(loss, parameter)[0] ** 2
     with allocation.surveyed(model, tokens, None) as survey:
-        curve, at = allocation.fisher(survey), list(survey.layers).index(f"1.{name}")
+        curve = allocation.fisher(survey)
+        at = list(survey.layers).index(f"1.{name}")
     order = survey.score(f"1.{name}").flatten().argsort(stable=True)
     terms = (squares * parameter.detach() ** 2).T.flatten()[order].double()
     # a place of the order belongs to the part place · 100 // places; the cost of a part is never
     # below that of the parts before it
-    logs, compared = [], 0
+    logs = []
+    compared = 0
     for part in range(100):
         members = [i for i in range(len(order)) if i * 100 // len(order) == part]
         log = math.log(terms[members].sum().item() / len(order))
@@ -142,10 +149,12 @@ def test_levels_take_no_memory_for_places():
 )
 def test_importance_is_the_slope_of_each_output(family, name):
     # one layer by hand, from autograd's own gradients of each sequence
-    model, tokens = fam.build(family), fam.random_tokens(sequences=3)
+    model = fam.build(family)
+    tokens = fam.random_tokens(sequences=3)
     path = f"{fam.FAMILIES[family].blocks}.1.{name}"
     norms = fam.inputs_by_hook(model, [path], tokens)[path].norm(dim=0)
-    weight, slopes = model.get_submodule(path).weight, 0
+    weight = model.get_submodule(path).weight
+    slopes = 0
     for row in tokens:
         logits = model(input_ids=row[None]).logits[0, :-1]
         loss = functional.cross_entropy(logits, row[1:], reduction="sum")
@@ -165,9 +174,11 @@ def test_importance_is_the_slope_of_each_output(family, name):
 @pytest.mark.parametrize("rule", ["owl", "guide"])
 @pytest.mark.parametrize("stopped", [False, True])
 def test_the_model_is_left_as_it_was(rule, stopped):
-    model, tokens = fam.build("gpt2").train(), fam.random_tokens()
+    model = fam.build("gpt2").train()
+    tokens = fam.random_tokens()
     before = fam.snapshot(model)
-    frozen, kept = model.transformer.wpe.weight, model.transformer.h[0].mlp.c_fc.weight
+    frozen = model.transformer.wpe.weight
+    kept = model.transformer.h[0].mlp.c_fc.weight
     frozen.requires_grad_(False)
     kept.grad = torch.ones_like(kept)
     state = torch.get_rng_state()

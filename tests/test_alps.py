@@ -34,14 +34,17 @@ def plain_alps(
         return masked(np.abs(point.T), sparsity, pattern).T
 
     support = project(dense)
-    D, V, old = dense * support, np.zeros_like(dense), support
+    D = dense * support
+    V = np.zeros_like(dense)
+    old = support
     for t in range(1, iterations + 1):
         W = np.linalg.solve(H + rho * np.eye(len(H)), H @ dense - V + rho * D)
         support = project(W + V / rho)
         D = (W + V / rho) * support
         V = V + rho * (W - D)
         if t % 3 == 0:
-            change, k = int((support != old).sum()), int(support.sum())
+            change = int((support != old).sum())
+            k = int(support.sum())
             if change == 0:
                 break
             rho *= 1.3 if change >= 0.1 * k else 1.2 if change >= 0.005 * k else 1.1

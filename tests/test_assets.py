@@ -204,7 +204,8 @@ def test_the_real_conversion_agrees_with_the_gguf_library():
     from safetensors import safe_open
 
     try:
-        folder, source = assets.embedded_model_folder(), assets.fetch_asset("model")
+        folder = assets.embedded_model_folder()
+        source = assets.fetch_asset("model")
     except FileError as error:
         pytest.skip(str(error))
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(source).tensors}

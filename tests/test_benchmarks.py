@@ -17,14 +17,17 @@ from helpers.prune import prune_model
 
 
 def test_runs_alternate_and_the_warm_up_is_not_counted():
-    now, order = 0, ""  # of a clock that only these runs move on
+    # of a clock that only these runs move on
+    now = 0
+    order = ""
 
     def run(name, *seconds):
         left = iter(seconds)
 
         def wait():
             nonlocal now, order
-            now, order = now + next(left), order + name
+            now = now + next(left)
+            order = order + name
 
         return wait
 
@@ -63,7 +66,8 @@ def test_the_published_path_prunes_a_model_as_ours_does():
 
 
 def test_a_different_answer_is_refused():
-    weight, gram = problems.random_weight(8, 8), problems.random_gram(8)
+    weight = problems.random_weight(8, 8)
+    gram = problems.random_gram(8)
     new = solver.admm_grad(weight, gram)
     same = solver.errors_of(weight, new, new.clone(), gram)
     assert solver.agreement([same]) == {"mean": 0, "largest": 0}

@@ -49,8 +49,10 @@ def test_a_multimodal_model_is_pruned_in_its_text_part():
 @pytest.mark.parametrize("family", EVERY)
 def test_layers_streams_and_grams_are_the_models_own(family):
     """The layers are those listed by hand; streams and inputs those of one plain forward pass."""
-    model, tokens = fam.build(family), fam.random_tokens(4)
-    known, blocks = fam.FAMILIES[family], find_blocks(model)
+    model = fam.build(family)
+    tokens = fam.random_tokens(4)
+    known = fam.FAMILIES[family]
+    blocks = find_blocks(model)
     assert blocks is model.get_submodule(known.blocks) and len(blocks) == known.depth
     names = [f"{known.blocks}.{index}" for index in range(known.depth)]
     inputs = fam.inputs_by_hook(model, [*names, *fam.pruned_names(family)], tokens)
@@ -71,7 +73,8 @@ def test_layers_streams_and_grams_are_the_models_own(family):
         for layer, gram in grams.items():
             x = inputs[f"{name}.{layer}"].double()
             assert gram.tokens == len(x) == tokens.numel()
-            found, expected = gram.matrix.double(), x.T @ x
+            found = gram.matrix.double()
+            expected = x.T @ x
             atol = 1e-5 * expected.abs().max().item()
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=atol)
         cap.advance(block, stream, call, BATCH, name)
@@ -86,8 +89,10 @@ def test_the_stream_may_be_passed_by_name(monkeypatch):
     call = LlamaDecoderLayer.__call__
     by_name = lambda self, states, **others: call(self, **others, hidden_states=states)  # noqa: E731
     monkeypatch.setattr(LlamaDecoderLayer, "__call__", by_name)
-    model, tokens = fam.build("llama"), fam.random_tokens(BATCH)
-    stream, calls = cap.first_stream(model, tokens), cap.record_calls(model, tokens)
+    model = fam.build("llama")
+    tokens = fam.random_tokens(BATCH)
+    stream = cap.first_stream(model, tokens)
+    calls = cap.record_calls(model, tokens)
     torch.testing.assert_close(stream, model.model.embed_tokens(tokens))
     assert cap.check_parity(model, calls, tokens.flip(1)) < 1e-6
 
@@ -97,7 +102,8 @@ def test_the_stream_may_be_passed_by_name(monkeypatch):
 
 @pytest.mark.parametrize("family, layer", [("opt", "fc2"), ("gpt2", "mlp.c_proj")])
 def test_layer_gram_is_that_of_the_dense_model_without_dropout(family, layer):
-    model, tokens = fam.build(family), fam.random_tokens(5)
+    model = fam.build(family)
+    tokens = fam.random_tokens(5)
     name = f"{fam.FAMILIES[family].blocks}.1.{layer}"
     x = fam.inputs_by_hook(model, [name], tokens)[name].double()
     model.train()
@@ -109,7 +115,8 @@ def test_layer_gram_is_that_of_the_dense_model_without_dropout(family, layer):
 
 
 def test_a_layer_that_is_not_there(one_line_error):
-    model, tokens = fam.build("opt"), fam.random_tokens(2)
+    model = fam.build("opt")
+    tokens = fam.random_tokens(2)
     for block, layer, words in (
         (2, "fc2", "0 to 1"),
         (-1, "fc2", "-1"),
@@ -121,7 +128,8 @@ def test_a_layer_that_is_not_there(one_line_error):
 
 def test_the_last_step_of_a_layers_gram_is_reported_too():
     steps = []
-    model, tokens = fam.build("opt"), fam.random_tokens(2)
+    model = fam.build("opt")
+    tokens = fam.random_tokens(2)
     block_grams.layer_problems(
         model, tokens, 1, ["fc2"], progress=lambda *step: steps.append(step[:2])
     )
@@ -155,10 +163,8 @@ def test_grams_are_checked_once_they_are_those_of_all_processes(one_line_error):
             yield {"experts.1": Gram(4)}
 
     model = fam.build("opt")
-    arguments, text = (
-        dict(sparsity=0.5, pattern="unstructured"),
-        Missed(model, fam.random_tokens(2), 1),
-    )
+    arguments = dict(sparsity=0.5, pattern="unstructured")
+    text = Missed(model, fam.random_tokens(2), 1)
     (grams,) = Loop(model, "wanda", arguments, team=Filled()).measure(1, text, None)
     assert grams["experts.1"].tokens == 3
     with one_line_error(UnsupportedModel, "block 1 experts.1", "more calibration text"):

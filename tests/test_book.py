@@ -28,7 +28,10 @@ class Page(HTMLParser):
 
     def __init__(self, path):
         super().__init__()
-        self.loads, self.links, self.ids, self.silent = [], [], set(), []
+        self.loads = []
+        self.links = []
+        self.ids = set()
+        self.silent = []
         self.text = path.read_text(encoding="utf-8")
         self.feed(self.text)
 

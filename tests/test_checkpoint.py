@@ -33,7 +33,8 @@ from helpers.large import checkpoint
 from helpers.large.shards import Checkpoint
 from helpers.models import model_layers
 
-BLOCKS, LAYERS = 3, 7
+BLOCKS = 3
+LAYERS = 7
 DOWN = "model.layers.2.mlp.down_proj.weight"
 
 
@@ -129,7 +130,8 @@ def test_weights_and_report_are_those_of_prune_model(family, how, to, tmp_path):
 
 def test_a_checkpoint_of_the_bare_model_with_a_sparsity_for_each_layer(tmp_path, to):
     # its names lack the first part; the blocks' shards have the model's names
-    whole, source = fam.build("gpt2"), tmp_path / "source"
+    whole = fam.build("gpt2")
+    source = tmp_path / "source"
     whole.transformer.save_pretrained(source)
     shares = {key: place / 10 for place, key in enumerate(model_layers(whole))}
     run(source, to, stop=len(shares) // 2 + 1, sparsity=shares)
@@ -194,7 +196,8 @@ def test_another_request_is_refused(llama, to, tmp_path, monkeypatch, one_line_e
     with monkeypatch.context() as patch:
         patch.setattr(importlib.metadata, "version", lambda _: "0.1")
         refused()
-    core, wing = checkpoint.core_code(), checkpoint.wing_code("large")
+    core = checkpoint.core_code()
+    wing = checkpoint.wing_code("large")
     assert "fast/fused.py" in core and "large/checkpoint.py" in wing
     for name, code in (
         ("core_code", core | {"masks.py": "0"}),

@@ -20,7 +20,8 @@ from helpers.data.corpora import HUB_TEXTS, corpus_identity, evaluation_tokens
 from helpers.errors import BadParameter, FileError
 from helpers.evaluate import check_windows
 
-C4, WIKITEXT2 = HUB_TEXTS["c4"], HUB_TEXTS["wikitext2"]
+C4 = HUB_TEXTS["c4"]
+WIKITEXT2 = HUB_TEXTS["wikitext2"]
 END = 7
 
 
@@ -97,7 +98,8 @@ def test_documents_are_joined_by_the_end_token(tmp_path, end, one_line_error):
     rows = [{"text": "10 11"}, {"text": " \n"}, {"text": "20 21 22", "url": "x"}]
     path.write_text("\n\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
     whole = [word for word in (10, 11, end, 20, 21, 22) if word]
-    tokenizer, length = WordTokenizer(end), len(whole)
+    tokenizer = WordTokenizer(end)
+    length = len(whole)
     # a text of exactly one sequence will do, a shorter one will not
     tokens = drawn(path, 2, length, tokenizer=tokenizer)
     assert tokens.tolist() == [whole] * 2
@@ -143,7 +145,8 @@ def test_a_bad_number_is_one_line(text_file, wrong, one_line_error):
 
 
 def test_evaluation_reads_the_whole_file_in_order(tmp_path):
-    path, tokenizer = tmp_path / "text.txt", WordTokenizer()
+    path = tmp_path / "text.txt"
+    tokenizer = WordTokenizer()
     path.write_bytes(b"\xef\xbb\xbf3 1\r\n2")  # as Windows' Notepad saves it
     assert evaluation_tokens(path, tokenizer).tolist() == [-1, 3, 1, 2]
     path = tmp_path / "rows.jsonl"
@@ -160,7 +163,8 @@ def test_identity_pins_the_text_and_its_tokens_and_hides_the_folder(text_file):
     for name in ("c4", "wikitext2"):
         assert re.fullmatch(r"[0-9a-f]{40}", corpus_identity(name)["revision"])
     # which tokens were used
-    one, two = torch.tensor([[1, 2], [3, 4]]), torch.tensor([5, 49151])
+    one = torch.tensor([[1, 2], [3, 4]])
+    two = torch.tensor([5, 49151])
     octets = b"".join(number.to_bytes(8, "little") for number in (1, 2, 3, 4, 5, 49151))
     used = {"tokens": hashlib.sha256(octets).hexdigest()[:16]}
     assert corpus_identity("embedded", one, two) == corpus_identity("embedded") | used
@@ -173,9 +177,11 @@ def test_identity_pins_the_text_and_its_tokens_and_hides_the_folder(text_file):
 @pytest.mark.parametrize("starts", [True, False])
 def test_windows_begin_as_the_tokenizer_begins_a_text(tmp_path, starts, one_line_error):
     saved.tokenizer(tmp_path, start=starts)
-    tokenizer, path = AutoTokenizer.from_pretrained(tmp_path), tmp_path / "text.txt"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    path = tmp_path / "text.txt"
     path.write_text(" ".join(f"w{2 + n % 90}" for n in range(120)), encoding="utf-8")
-    model, text = fam.build(), evaluation_tokens(path, tokenizer)
+    model = fam.build()
+    text = evaluation_tokens(path, tokenizer)
 
     def windows_drawn(start_token):
         return drawn(path, 6, 9, tokenizer=tokenizer, start_token=start_token)
@@ -319,7 +325,8 @@ def test_cleaning_of_the_embedded_texts(monkeypatch, tmp_path):
 def test_the_embedded_texts_themselves():
     """On the real files, which a first `make` has fetched; offline and uncached, skipped."""
     try:
-        documents, articles = corpora.c4_documents(), corpora.wiki_articles()
+        documents = corpora.c4_documents()
+        articles = corpora.wiki_articles()
     except FileError as error:
         pytest.skip(str(error))
     assert len(documents) == len(set(documents)) == 568

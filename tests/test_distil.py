@@ -98,7 +98,8 @@ def test_the_course_does_not_depend_on_the_size_of_weights(factor):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "falcon"])
 def test_the_divergence_on_unseen_text_falls_and_zeros_stay(family):
     model, dense, tokens = pair(family)
-    before, teacher = fam.snapshot(model), fam.snapshot(dense)
+    before = fam.snapshot(model)
+    teacher = fam.snapshot(dense)
     unseen = fam.random_tokens(sequences=6, seed=11)
     start = divergence(model, dense, unseen)
     report = distil(model, dense, tokens, rate=1e-2, vector_rate=1e-2)
@@ -118,7 +119,8 @@ def test_the_divergence_on_unseen_text_falls_and_zeros_stay(family):
 
 def test_norms_alone_leave_the_weights():
     model, dense, tokens = pair()
-    before, start = fam.snapshot(model), divergence(model, dense, tokens[-4:])
+    before = fam.snapshot(model)
+    start = divergence(model, dense, tokens[-4:])
     distil(model, dense, tokens, parts="norms", vector_rate=1e-2)
     moved = fam.changed(model, before)
     assert moved and all(model.get_parameter(name).ndim == 1 for name in moved)

@@ -29,16 +29,16 @@ def own_loss_perplexity(model, tokens, length):
 def test_perplexity_is_that_of_the_models_own_loss(family, length, monkeypatch):
     # 16 positions at a time: one part, exact multiples, and a last part of one position
     monkeypatch.setattr("helpers.evaluate.POSITIONS", 16)
-    model, tokens = (
-        fam.build(family),
-        long_text(tokens=115),
-    )  # some windows and a remainder
+    # some windows and a remainder
+    model = fam.build(family)
+    tokens = long_text(tokens=115)
     expected = own_loss_perplexity(model, tokens, length)
     assert perplexity(model, tokens, length=length) == pytest.approx(expected, rel=1e-5)
 
 
 def test_limit_takes_the_first_windows_and_none_takes_all():
-    model, tokens = fam.build("llama"), long_text()
+    model = fam.build("llama")
+    tokens = long_text()
     first = own_loss_perplexity(model, tokens[: 3 * 40], 40)
     assert perplexity(model, tokens, length=40, limit=3) == pytest.approx(
         first, rel=1e-5
@@ -48,7 +48,8 @@ def test_limit_takes_the_first_windows_and_none_takes_all():
 
 
 def test_dropout_is_off_and_the_mode_comes_back():
-    model, tokens = fam.build("opt"), long_text()
+    model = fam.build("opt")
+    tokens = long_text()
     expected = perplexity(model, tokens, length=40)
     model.train()
     assert perplexity(model, tokens, length=40) == expected

@@ -48,7 +48,8 @@ def test_it_is_short_and_needs_torch_and_transformers_only():
     [("magnitude", 1e-6, 0), ("admm1", 1e-5, 1e-5), ("admm-grad", 1e-2, 0.06)],
 )
 def test_masks_and_errors_are_the_packages(method, off, apart, dense, registry):
-    (model, tokens), other = copy.deepcopy(dense), copy.deepcopy(dense[0])
+    (model, tokens) = copy.deepcopy(dense)
+    other = copy.deepcopy(dense[0])
     # the package's magnitude reads no text, and so has no errors: here it does
     register("on-text")(METHODS["magnitude"].__wrapped__)
     named = "on-text" if method == "magnitude" else method
@@ -67,7 +68,10 @@ def test_masks_and_errors_are_the_packages(method, off, apart, dense, registry):
 def test_in_float64_the_solver_is_the_packages(dense, mask_steps):
     name = "self_attn.v_proj"
     weight, gram = (part.double() for part in layer_problems(*dense, 0, [name])[name])
-    gram[7], gram[:, 7], weight[:, 7] = 0, 0, 0  # a dead input
+    # a dead input
+    gram[7] = 0
+    gram[:, 7] = 0
+    weight[:, 7] = 0
     G, n = damped_system(gram, 0.1)
     Z, keep = admm(weight * n, G, sparsity=0.6, mask_steps=mask_steps)
     weight[:, 7] = 100.0  # however large its weights are, they fall first

@@ -93,7 +93,8 @@ class Kernel:
         text = shutil.copy(root() / "CHANGES.md", folder / "text.txt")
         named = {"calibration", "evaluation"} & set(run.effective)
         self.parameters = run.parameters | dict.fromkeys(named, str(text)) | changed
-        self.notebook, self.names = notebook, {"__name__": "notebook"}
+        self.notebook = notebook
+        self.names = {"__name__": "notebook"}
         self.shown = {}  # the value of a cell's last line
         self.code = {
             cell["id"]: cell["source"]
@@ -120,7 +121,8 @@ def kernel(request, tmp_path_factory):
         request.param == TABLES_NOTEBOOK
     ):  # the smoke plan's own records may not be there
         changed = {"plan": "laptop", "source": "reference"}
-    registered, folder = dict(METHODS), tmp_path_factory.mktemp("results")
+    registered = dict(METHODS)
+    folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNING_RESULTS", str(folder))
         notebook = Kernel(request.param, folder, **changed)

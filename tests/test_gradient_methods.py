@@ -49,7 +49,8 @@ def torch_path(optimiser, rate, steps, precondition, damping=0.1):
     [("adam", 0.05, 0.1), ("sgd", 1.0, 0.1), ("sgd", 1.0, 0.0)],
 )
 def test_every_step_is_torchs_own(optimiser, rate, damping, precondition):
-    (weight, gram, keep), seen = problem(), []
+    (weight, gram, keep) = problem()
+    seen = []
     options = dict(optimiser=optimiser, learning_rate=rate, precondition=precondition)
     options |= dict(damping=damping, trace=lambda _, new, __: seen.append(new.clone()))
     solved = gradient_refit(weight, gram, keep, iterations=30, **options)
@@ -67,7 +68,9 @@ def test_conjugate_gradients_finish_in_as_many_steps_as_weights_survive(
     precondition, damping
 ):
     weight, gram, keep = problem()
-    keep[0], keep[1] = False, True  # an output with nothing left, one that lost nothing
+    # an output with nothing left, one that lost nothing
+    keep[0] = False
+    keep[1] = True
     options = dict(damping=damping, precondition=precondition)
     expected = exact_least_squares(weight, gram, keep, damping=damping)
     steps = int(keep.sum(1).max())

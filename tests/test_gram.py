@@ -18,7 +18,8 @@ def exact_gram(inputs):
 @pytest.mark.parametrize("d_in", [1, 5, 101])
 def test_gram_adds_up_over_batches_of_any_shape_also_after_it_was_read(d_in):
     inputs = torch.randn(5, 11, d_in)
-    gram, tokens = Gram(d_in), 0
+    gram = Gram(d_in)
+    tokens = 0
     for part in (inputs[:2], inputs[2], inputs[3:].reshape(-1, d_in)):
         gram.add(part)
         tokens += part.numel() // d_in
@@ -63,8 +64,10 @@ def test_the_rungs_of_the_ladder(start, rungs, one_line_error):
 
 
 def test_relative_error_equals_the_norms_of_the_outputs(monkeypatch):
-    inputs, weight = torch.randn(40, 6), torch.randn(5, 6)
-    pruned, gram = weight * (torch.rand(5, 6) > 0.5), gram_of(inputs)
+    inputs = torch.randn(40, 6)
+    weight = torch.randn(5, 6)
+    pruned = weight * (torch.rand(5, 6) > 0.5)
+    gram = gram_of(inputs)
     expected = outputs_error(inputs, weight, pruned)
     assert relative_error(weight, pruned, gram) == pytest.approx(expected, rel=1e-4)
     assert relative_error(weight, 0 * weight, gram) == pytest.approx(1.0, rel=1e-5)
@@ -77,7 +80,8 @@ def test_relative_error_equals_the_norms_of_the_outputs(monkeypatch):
 
 def test_a_small_error_is_not_lost_to_rounding():
     # Ŵ = 0.999·W: the error is exactly 1e-6, of the size that float32 differences lose.
-    inputs, weight = torch.randn(300, 32) + 3, torch.randn(16, 32)
+    inputs = torch.randn(300, 32) + 3
+    weight = torch.randn(16, 32)
     error = relative_error(weight.double(), 0.999 * weight.double(), gram_of(inputs))
     assert error == pytest.approx(1e-6, rel=1e-2)
 
@@ -87,7 +91,8 @@ def test_a_small_error_is_not_lost_to_rounding():
 )  # the error overflows too, or the output only
 def test_an_error_that_overflows_float32_is_not_reported_as_none(left, one_line_error):
     # Each entry is finite, their sum is not: 0 would be a lie.
-    inputs, weight = torch.randn(30, 8), 30 * torch.randn(4, 8)
+    inputs = torch.randn(30, 8)
+    weight = 30 * torch.randn(4, 8)
     with one_line_error(NonFinite, "overflows"):
         relative_error(weight, left * weight, 1e35 * gram_of(inputs))
 

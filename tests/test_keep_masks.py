@@ -36,7 +36,8 @@ def test_zeros_stay_with_any_optimiser(name):
     if kind is None:
         pytest.skip(f"this torch has no {name}")
     model, kept = pruned()
-    plain, before = copy.deepcopy(model), fam.snapshot(model)
+    plain = copy.deepcopy(model)
+    before = fam.snapshot(model)
     with keep_masks(model):
         steps(model, kind)
     assert torch.equal(fam.kept(model, "llama"), kept)

@@ -58,7 +58,8 @@ def test_select_is_exact(rows, pattern, share, values, budget, seed):
     n, m = groups_of(pattern) or (0, 8)
     source = torch.Generator().manual_seed(seed)
     score = torch.randint(values, (rows, 3 * m), generator=source).float()
-    before, sparsity = score.clone(), share * min(1 - n / m, 0.99)
+    before = score.clone()
+    sparsity = share * min(1 - n / m, 0.99)
     keep = select(score, sparsity, pattern, budget)
     expected = masked(score.numpy(), sparsity, pattern, budget)
     assert keep.dtype == torch.bool and np.array_equal(keep.numpy(), expected)
@@ -93,7 +94,8 @@ def test_a_score_that_is_nan_is_not_ranked(budget, pattern, one_line_error):
 
 def test_a_mask_that_is_given(one_line_error):
     score = layer()[1]
-    half, two_of_four = top_k(score, 0.5), top_nm(score, 2, 4)
+    half = top_k(score, 0.5)
+    two_of_four = top_nm(score, 2, 4)
     assert check_keep(half, score.shape, 0.5) == check_keep(
         two_of_four, score.shape, None, "2:4"
     )

@@ -28,8 +28,10 @@ CALIBRATED = ALL[1:]
 def test_an_answer_is_exactly_what_was_asked_for(name, target, dtype, tied):
     inputs, weight = layer(9, 24)
     if tied:  # all scores are equal
-        inputs, weight = 10 * torch.eye(24), torch.ones_like(weight)
-    weight, gram = weight.to(getattr(torch, dtype)), gram_of(inputs)
+        inputs = 10 * torch.eye(24)
+        weight = torch.ones_like(weight)
+    weight = weight.to(getattr(torch, dtype))
+    gram = gram_of(inputs)
     before = weight.clone(), gram.clone()
     if isinstance(target, str):
         n, m = map(int, target.split(":"))
@@ -98,7 +100,8 @@ def test_wanda_by_hand():
 def test_admm1_is_a_refit_on_wandas_mask(target, option):
     inputs, weight = layer()
     weight[0] *= 100
-    gram, target = gram_of(inputs), dict(sparsity=0.5, **target)
+    gram = gram_of(inputs)
+    target = dict(sparsity=0.5, **target)
     keep = METHODS["wanda"](weight, gram, **target).keep
     result = METHODS["admm1"](weight, gram, **target, **option)
     assert torch.equal(result.keep, keep)
@@ -126,11 +129,13 @@ def direct_obs(
     A deleted weight w_j = −δ_j raises δᵀHδ least over the later δ_r at H_rr δ_r = H_rj w_j: a
     small linear system, no inverse and no factor. Its score is that rise, w_j²/[H_{j:,j:}⁻¹]₀₀.
     """
-    x, work = inputs.double().numpy(), weight.double().numpy().copy()
+    x = inputs.double().numpy()
+    work = weight.double().numpy().copy()
     hessian = x.T @ x
     hessian += damping * np.diag(hessian).mean() * np.eye(len(hessian))
     rows, d_in = work.shape
-    groups, chunk = groups_of(pattern), block_size
+    groups = groups_of(pattern)
+    chunk = block_size
     if groups:
         chunk = groups[1]
     mask = np.ones(work.shape, bool) if keep is None else keep.numpy()
@@ -138,7 +143,8 @@ def direct_obs(
         if keep is None and j % chunk == 0:
             stop = min(j + chunk, d_in)
             inverses = [np.linalg.inv(hessian[c:, c:])[0, 0] for c in range(j, stop)]
-            score, chosen = work[:, j:stop] ** 2 / inverses, mask[:, j:stop]
+            score = work[:, j:stop] ** 2 / inverses
+            chosen = mask[:, j:stop]
             if groups:
                 losers = np.argsort(score, axis=1)[:, : groups[1] - groups[0]]
                 np.put_along_axis(chosen, losers, False, axis=1)
@@ -213,8 +219,10 @@ def test_dead_inputs_lose_their_weights_first(name, pattern):
 @pytest.mark.parametrize("name", CALIBRATED)
 def test_inputs_as_real_models_have_them(name):
     inputs, weight = layer()
-    seldom, massive = inputs.clone(), inputs.clone()
-    seldom[1:, 4], seldom[::2, 5] = 0, 0
+    seldom = inputs.clone()
+    massive = inputs.clone()
+    seldom[1:, 4] = 0
+    seldom[::2, 5] = 0
     massive[:, 7] *= 3000
     # all dead; inputs that are seldom there; one far larger than the rest; fewer tokens than inputs
     for case, dead in ((0 * inputs, 32), (seldom, 0), (massive, 0), (inputs[:5], 0)):
@@ -305,7 +313,8 @@ def test_what_no_method_accepts(name, parameter, value, one_line_error):
 
 def test_requests_that_contradict_themselves(one_line_error):
     inputs, weight = layer()
-    gram, keep = gram_of(inputs), random_keep(weight.shape)
+    gram = gram_of(inputs)
+    keep = random_keep(weight.shape)
     for words, request in (
         (("sparsity", "0.6", "2:4"), dict(sparsity=0.6, pattern="2:4")),
         (("keep", "0.6"), dict(keep=keep, sparsity=0.6)),

@@ -49,7 +49,8 @@ def test_the_embedded_model_is_a_real_llama():
 
 def test_tiny_is_the_same_every_time_and_leaves_the_random_state_alone():
     state = torch.random.get_rng_state()
-    (one, _), (two, _) = load_model("tiny"), load_model("tiny")
+    (one, _) = load_model("tiny")
+    (two, _) = load_model("tiny")
     assert torch.equal(torch.random.get_rng_state(), state)
     assert not fam.changed(one, fam.snapshot(two))
 
@@ -86,7 +87,8 @@ def test_a_hub_that_is_not_reached(one_line_error):
 
 @pytest.mark.parametrize("damage", ["truncated", "pickle", "config", "list", "empty"])
 def test_a_damaged_checkpoint(saved, damage, one_line_error):
-    weights, config = saved / "model.safetensors", saved / "config.json"
+    weights = saved / "model.safetensors"
+    config = saved / "config.json"
     word = ""
     if damage == "truncated":
         weights.write_bytes(weights.read_bytes()[:-1000])

@@ -28,8 +28,11 @@ from helpers.errors import HelpersError
 from helpers.report import judge
 
 LETTERS = "abcdefghijklmnop\n"
-LENGTH, WINDOWS = 48, 40
-SEQUENCES, REPAIR = 16, 20  # for the layers, and for the repair
+LENGTH = 48
+WINDOWS = 40
+# for the layers, and for the repair
+SEQUENCES = 16
+REPAIR = 20
 DRAWS = 8  # of the rounding of another machine
 CELLS = {
     "zero-shot": {},
@@ -73,7 +76,8 @@ class Letters:
 def sample(seed, documents, length):
     """Documents in which one of three letters follows each pair of letters."""
     table = np.random.default_rng(0).integers(16, size=(16, 16, 3))
-    source, texts = np.random.default_rng(seed), []
+    source = np.random.default_rng(seed)
+    texts = []
     for _ in range(documents):
         text = [0, 1]
         for choice in source.choice(3, size=length, p=(0.7, 0.2, 0.1)):
@@ -84,7 +88,8 @@ def sample(seed, documents, length):
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
-    folder, threads = tmp_path_factory.mktemp("texts"), torch.get_num_threads()
+    folder = tmp_path_factory.mktemp("texts")
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for name, seed in (("calibration", 2), ("evaluation", 3)):
         lines = [json.dumps({"text": text}) for text in sample(seed, 12, 400)]
@@ -140,10 +145,12 @@ def measure(model, texts, cell):
     """The record of one cell, with what the verdict looks at."""
     if cell == "zero-shot":
         return zero_shot()
-    tokenizer, network = Letters(), copy.deepcopy(model)
+    tokenizer = Letters()
+    network = copy.deepcopy(model)
     text = corpora.evaluation_tokens(texts["evaluation"], tokenizer)
     data = {"evaluation": corpora.corpus_identity(texts["evaluation"], text)}
-    report, metrics = None, {}
+    report = None
+    metrics = {}
     if cell == "magnitude":
         report = prune.prune_model(network, None, progress=False, **CELLS[cell])
     elif cell != "dense":
@@ -224,7 +231,8 @@ def apart(records, reference):
 
 def elsewhere(records, reference):
     """The same on other machines: a verdict for each of DRAWS of their rounding."""
-    dense, verdicts = reference["dense"]["metrics"]["perplexity"]["value"], []
+    dense = reference["dense"]["metrics"]["perplexity"]["value"]
+    verdicts = []
     for seed in range(DRAWS):
         draw = random.Random(seed)
         verdicts.append(

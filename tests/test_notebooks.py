@@ -140,7 +140,8 @@ def check_copy(path, plan):
     assert page.metadata == notebook.metadata
     for copied, cell in zip(page.cells, cells, strict=True):
         assert (copied.id, copied.metadata) == (cell.id, cell.metadata)
-        text, shown = cell.source, copied.source
+        text = cell.source
+        shown = copied.source
         if cell.cell_type == "markdown":
             if plan != "smoke":
                 for link in re.findall(r"\]\(([^):#\s]+)\)", shown):

@@ -87,7 +87,8 @@ def test_a_count_in_each_output_may_round_in_each(budget, zeros, one_line_error)
 
     register("mine", budget=budget)(mine)
     register("chooses")(chooses)
-    weight, gram = torch.randn(3, 5), gram_of(torch.randn(20, 5))
+    weight = torch.randn(3, 5)
+    gram = gram_of(torch.randn(20, 5))
     for name, options in (("mine", {}), ("chooses", {"budget": budget})):
         expected = one_line_error(BadParameter, f"{zeros} zeros")
         if zeros == 8 or (budget == "output" and 6 <= zeros <= 9):

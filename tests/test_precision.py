@@ -21,8 +21,10 @@ def autocast():
 @pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_layers_are_fitted_to_what_bfloat16_gives(family, passes):
-    tokens, model = fam.random_tokens(8), fam.build(family)
-    by_hand, exact = copy.deepcopy(model), copy.deepcopy(model)
+    tokens = fam.random_tokens(8)
+    model = fam.build(family)
+    by_hand = copy.deepcopy(model)
+    exact = copy.deepcopy(model)
     prune_model(model, tokens, passes=passes, precision="bfloat16", **SETTINGS)
     prune_model(exact, tokens, passes=passes, **SETTINGS)
     groups = fam.blocks_of(family)
@@ -66,7 +68,8 @@ def test_a_model_in_half_precision_has_its_own(one_line_error):
 @pytest.mark.parametrize("method", ["sparsegpt", "admm-grad", "alps", "wanda"])
 def test_a_callers_precision_does_not_reach_grams_and_solvers(method):
     """With "medium" a processor that can rounds the factors of products to bfloat16."""
-    inputs, weight = torch.randn(600, 256), torch.randn(192, 256)
+    inputs = torch.randn(600, 256)
+    weight = torch.randn(192, 256)
     expected = METHODS[method](weight, gram_of(inputs), sparsity=0.5)
     torch.set_float32_matmul_precision("medium")
     try:

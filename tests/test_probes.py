@@ -10,7 +10,9 @@ from mutants import MUTANTS
 from helpers.beyond import recipe
 from helpers.errors import HelpersError
 
-probes.SEQUENCES, probes.LENGTH = 2, 64  # enough to see that something is broken
+# enough to see that something is broken
+probes.SEQUENCES = 2
+probes.LENGTH = 64
 KNOWN = {}  # what a probe says of the package as it is
 
 

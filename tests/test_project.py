@@ -110,7 +110,8 @@ def names(tree, context):
 
 def names_read(cell):
     """The names that a cell reads before it has assigned them itself."""
-    known, read = set(), set()
+    known = set()
+    read = set()
     for statement in ast.parse(cell).body:
         loops = [
             node
@@ -126,7 +127,8 @@ def names_read(cell):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_a_cell_that_only_draws_leaves_nothing_to_a_cell_that_computes(path):
     """So it can be left out of a fingerprint."""
-    drawing, drawn = cells(path, "figure"), set()
+    drawing = cells(path, "figure")
+    drawn = set()
     for cell in cells(path):
         if cell.startswith("# prepares Google Colab"):
             continue

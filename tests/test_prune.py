@@ -38,9 +38,12 @@ HALF = dict(method="wanda", sparsity=0.5)
 )
 def test_all_that_should_be_pruned_is_and_nothing_else(family):
     # test_families.py prunes every family with Wanda
-    model, tokens = fam.build(family).train(), fam.random_tokens()
-    before, parameters = fam.snapshot(model), dict(model.named_parameters())
-    config, given = copy.deepcopy(model.config.to_dict()), tokens.clone()
+    model = fam.build(family).train()
+    tokens = fam.random_tokens()
+    before = fam.snapshot(model)
+    parameters = dict(model.named_parameters())
+    config = copy.deepcopy(model.config.to_dict())
+    given = tokens.clone()
     state = torch.get_rng_state()
     report = prune_model(model, tokens, method="admm-grad", pattern="4:8")
     names = fam.pruned_names(family)
@@ -82,8 +85,10 @@ def test_all_that_should_be_pruned_is_and_nothing_else(family):
 def test_statistics_come_from_the_already_pruned_stream(family, method):
     # By hand: the whole model runs once for each block; the inputs of that block's layers, all
     # seen in that one pass, prune it; the next pass goes through the pruned block.
-    tokens, model = fam.random_tokens(8), fam.build(family)
-    by_hand, from_dense = copy.deepcopy(model), copy.deepcopy(model)
+    tokens = fam.random_tokens(8)
+    model = fam.build(family)
+    by_hand = copy.deepcopy(model)
+    from_dense = copy.deepcopy(model)
     names = fam.pruned_names(family)
     fam.prune_by_hand(by_hand, fam.blocks_of(family), tokens, method)
     fam.prune_by_hand(from_dense, [names], tokens, method)
@@ -114,8 +119,10 @@ def test_statistics_come_from_the_already_pruned_stream(family, method):
 )
 def test_the_batch_is_halved_where_memory_runs_out(fails_at, where, error):
     # Bloom's blocks are given a bias for each sequence: arguments must be recorded anew.
-    tokens, calls = fam.random_tokens(8), iter(range(10**6))
-    model, expected = fam.build("bloom"), fam.build("bloom")
+    tokens = fam.random_tokens(8)
+    calls = iter(range(10**6))
+    model = fam.build("bloom")
+    expected = fam.build("bloom")
 
     def fail(_block, _args):
         if next(calls) == fails_at:
@@ -146,7 +153,9 @@ def test_memory_that_is_not_enough(passes, place, one_line_error):
 
 
 def test_the_report_adds_up():
-    model, tokens, seen = fam.build("llama"), fam.random_tokens(), []
+    model = fam.build("llama")
+    tokens = fam.random_tokens()
+    seen = []
     # a norm gain of zero kills an input of q, k and v for every token
     with torch.no_grad():
         model.model.layers[1].input_layernorm.weight[[4, 9]] = 0
@@ -192,8 +201,10 @@ def test_a_bar_is_drawn_where_somebody_looks(monkeypatch):
 
 @pytest.mark.parametrize("passes", [1, 2])
 def test_layers_that_are_ignored_stay_dense(passes):
-    model, tokens = fam.build(), fam.random_tokens()
-    other, before = copy.deepcopy(model), fam.snapshot(model)
+    model = fam.build()
+    tokens = fam.random_tokens()
+    other = copy.deepcopy(model)
+    before = fam.snapshot(model)
     ignored = ["0.mlp.down_proj", "1.self_attn.q_proj", "1.mlp.down_proj"]
     how = {"method": "wanda", "passes": passes}
     patterns = ["*.down_proj", "1.*.q_proj"]
@@ -222,7 +233,8 @@ USES = (
 
 
 def test_a_model_is_not_pruned_twice(one_line_error):
-    model, tokens = fam.build("llama"), fam.random_tokens()
+    model = fam.build("llama")
+    tokens = fam.random_tokens()
     prune_model(model, tokens, **HALF)
     unmarked = fam.build("llama")  # as it is after saving and loading
     unmarked.load_state_dict(model.state_dict())
@@ -250,7 +262,8 @@ def test_a_half_pruned_model_is_of_no_use(done, passes, one_line_error):
         if layers == done:
             raise KeyboardInterrupt
 
-    model, tokens = fam.build("llama").train(), fam.random_tokens()
+    model = fam.build("llama").train()
+    tokens = fam.random_tokens()
     with pytest.raises(KeyboardInterrupt):
         prune_model(model, tokens, progress=stop, passes=passes, **HALF)
     assert fam.hook_count(model) == 0 and model.training and torch.is_grad_enabled()
@@ -366,7 +379,8 @@ def test_text_that_is_none_of_the_models(tokens, words, refused):
     ],
 )
 def test_bad_numbers_stop_the_run(place, named, refused):
-    model, tokens = fam.build("llama"), fam.random_tokens()
+    model = fam.build("llama")
+    tokens = fam.random_tokens()
     with torch.no_grad():
         if place == "one token":  # of the last sequence, which the gate does not see
             tokens[tokens == 50] = 51
@@ -428,7 +442,8 @@ def test_an_error_in_a_late_layer_names_it(registry, one_line_error):
 
 
 def test_importance_says_which_weights_stay_and_the_update_is_the_methods():
-    model, tokens = fam.build(), fam.random_tokens()
+    model = fam.build()
+    tokens = fam.random_tokens()
     importance = {
         key: ones + torch.rand(len(ones)) for key, ones in factors(model).items()
     }

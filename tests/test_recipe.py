@@ -36,7 +36,8 @@ def small_efforts(monkeypatch):
 @pytest.mark.parametrize("effort", ["fast", "balanced"])
 def test_the_recipe_is_its_steps(effort, target):
     dense = fam.build()
-    model, by_hand = copy.deepcopy(dense), copy.deepcopy(dense)
+    model = copy.deepcopy(dense)
+    by_hand = copy.deepcopy(dense)
     tokens = fam.random_tokens(sequences=windows_of(effort, 5))
     report = prune_and_repair(model, tokens, effort=effort, **target)
     settings = {"method": "admm-grad", "pattern": report.pattern, "passes": 1} | target
@@ -79,7 +80,8 @@ def test_the_recipe_is_its_steps(effort, target):
 def test_what_cannot_be_done_is_refused_before_anything_runs(
     change, words, one_line_error
 ):
-    change, tokens = dict(change), fam.random_tokens(sequences=1 + 4 + HELD_OUT)
+    change = dict(change)
+    tokens = fam.random_tokens(sequences=1 + 4 + HELD_OUT)
     model = fam.build().to(change.pop("dtype", torch.float32))
     model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
     before = fam.snapshot(model)

@@ -56,7 +56,8 @@ def questions(model):
 @pytest.mark.parametrize("family", fam.FAMILIES)
 def test_likelihoods_are_those_of_the_stock_model(family, harness):
     model = fam.build(family)
-    asked, ours = questions(model), harness(model)
+    asked = questions(model)
+    ours = harness(model)
     answers, greedy = zip(*ours._loglikelihood_tokens(asked), strict=True)
     stock = harness(model, HFLM)._loglikelihood_tokens(asked)
     expected, written = zip(*stock, strict=True)
@@ -69,13 +70,15 @@ def test_what_cannot_be_shared_is_left_to_the_stock_model(family, harness):
     model = fam.build(family)
     if family == "llama":  # one that reads its weights from files
         setattr(model, WEIGHT_READER, object())
-    asked, ours = questions(model), harness(model)
+    asked = questions(model)
+    ours = harness(model)
     stock = harness(model, HFLM)._loglikelihood_tokens(asked)
     assert ours.cache is None and ours._loglikelihood_tokens(asked) == stock
 
 
 def test_each_context_is_read_once(harness):
-    model, passes = fam.build("llama"), []
+    model = fam.build("llama")
+    passes = []
     ours = harness(model)
     model.model.embed_tokens.register_forward_pre_hook(
         lambda _, args: passes.append(tuple(args[0].shape))

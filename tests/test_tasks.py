@@ -36,7 +36,8 @@ ANSWERS = {
 @pytest.mark.parametrize("task", TASKS)
 def test_whole_split_without_duplicates(task):
     key, labels = SPLITS[task]
-    rows, size = task_rows(task), sum(labels.values())
+    rows = task_rows(task)
+    size = sum(labels.values())
     assert len(rows) == size == tasks.TASK_TABLE[task].size
     repeated = 2 if task == "lambada_openai" else 0  # two passages are there twice
     assert len({json.dumps(row, sort_keys=True) for row in rows}) == size - repeated
@@ -98,5 +99,6 @@ def test_paired_difference_by_hand():
     assert (difference, error) == (0.5, pytest.approx(math.sqrt(1 / 3) / 2))
     assert paired_difference([1, 0, 0, 0], [1, 1, 0, 1]) == (-0.5, pytest.approx(error))
     # one item in 100 apart: each accuracy alone has an error of 0.05, the pair of 0.01
-    one, other = [1] * 51 + [0] * 49, [1] * 50 + [0] * 50
+    one = [1] * 51 + [0] * 49
+    other = [1] * 50 + [0] * 50
     assert paired_difference(one, other) == (pytest.approx(0.01), pytest.approx(0.01))

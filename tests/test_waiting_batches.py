@@ -24,8 +24,10 @@ REQUEST = dict(method="wanda", sparsity=0.5, passes=1, batch=2)
 
 @pytest.mark.parametrize("family", fam.FAMILIES)
 def test_each_layer_is_fitted_to_what_the_pruned_layers_before_it_give(family):
-    model, tokens = fam.build(family), fam.random_tokens(6)
-    by_hand, twice = copy.deepcopy(model), copy.deepcopy(model)
+    model = fam.build(family)
+    tokens = fam.random_tokens(6)
+    by_hand = copy.deepcopy(model)
+    twice = copy.deepcopy(model)
     prune_model(model, tokens, **REQUEST)
     # a whole run for each layer, in the order in which the model calls them
     order = fam.inputs_by_hook(by_hand, fam.pruned_names(family), tokens)
@@ -61,9 +63,12 @@ def halves(layers, x):
 
 def test_a_batch_waits_only_where_it_goes():
     # sequences in turn, so that each batch reaches one expert only
-    block, stream = Steps(halves), torch.randn(4, 5, 8)
+    block = Steps(halves)
+    stream = torch.randn(4, 5, 8)
     stream[:, 0, 0] = torch.tensor([-1.0, 1.0, -1.0, 1.0])
-    expected, before, order = copy.deepcopy(block), stream.clone(), []
+    expected = copy.deepcopy(block)
+    before = stream.clone()
+    order = []
     for grams in one_pass(block, stream, Call((), {}), 1, "block 0"):
         ((name, gram),) = grams.items()
         order.append(name)
@@ -104,8 +109,10 @@ def through(passes, block, stream, call):
     ids=["idle", "empty", "not shared", "twice"],
 )  # fmt: skip
 def test_a_layer_whose_inputs_are_not_known_is_named(run, words, one_line_error):
-    block, stream = Steps(run), torch.randn(4, 5, 8)
-    before, call = stream.clone(), Call((), {}, inputs=(("layers.0", "layers.1"),))
+    block = Steps(run)
+    stream = torch.randn(4, 5, 8)
+    before = stream.clone()
+    call = Call((), {}, inputs=(("layers.0", "layers.1"),))
     with one_line_error(UnsupportedModel, "block 0", *words):
         through(1, block, stream, call)
     with one_line_error(UnsupportedModel, "block 0", words[0]):
@@ -125,8 +132,10 @@ def test_a_layer_whose_inputs_are_not_known_is_named(run, words, one_line_error)
     ],
 )
 def test_bad_numbers_name_the_layer_or_the_block(passes, place, named, one_line_error):
-    model, tokens = fam.build(), fam.random_tokens(2)
-    stream, call = cap.embed(model, tokens, 2), cap.record_calls(model, tokens)[0]
+    model = fam.build()
+    tokens = fam.random_tokens(2)
+    stream = cap.embed(model, tokens, 2)
+    call = cap.record_calls(model, tokens)[0]
     block = find_blocks(model)[0]
     with torch.no_grad():
         block.get_submodule(place).weight.view(-1)[3] = float("inf")

@@ -91,7 +91,8 @@ def log_likelihood(model, tokenizer, given, asked):
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "lambada_openai"])
 def test_choices_are_those_of_sums_by_hand(tiny, all_scores, task):
-    score, rows = all_scores[task], task_rows(task)
+    score = all_scores[task]
+    rows = task_rows(task)
     assert (score.acc_norm is not None) == (task in NORMALISED)
     assert score.scoring == "each context once"
     # otherwise scores that never change would pass
@@ -139,7 +140,8 @@ def test_batch_company_and_repetition_change_nothing(tiny, all_scores):
 
 def test_half_precision_is_summed_in_float32(monkeypatch):
     model, tokenizer = load_model("tiny", device="cpu", dtype="bfloat16")
-    evaluate, samples = lm_eval.evaluate, []
+    evaluate = lm_eval.evaluate
+    samples = []
 
     def look(**asked):
         answer = evaluate(**asked)
@@ -173,7 +175,8 @@ def test_embedded_rows_need_no_network_and_leave_no_files(
         raise AssertionError("a connection was opened")
 
     # a cache of its own: other processes use the user's meanwhile
-    home, cache = tmp_path / "home", tmp_path / "cache"
+    home = tmp_path / "home"
+    cache = tmp_path / "cache"
     home.mkdir()
     cache.mkdir()
     (cache / "assets").symlink_to(fetch_asset("tasks").parent)

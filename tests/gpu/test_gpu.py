@@ -62,7 +62,8 @@ def test_a_layer_is_solved_as_on_the_cpu(method, target):
 
 @pytest.mark.parametrize("passes", [1, 2])
 def test_a_model_is_pruned_as_on_the_cpu(passes):
-    model, tokens = fam.build("llama"), fam.random_tokens(8)
+    model = fam.build("llama")
+    tokens = fam.random_tokens(8)
     there = copy.deepcopy(model).to(CUDA)
     for one in (model, there):
         prune_model(one, tokens, method="admm-grad", sparsity=0.6, passes=passes)
@@ -96,7 +97,8 @@ def test_the_embedded_model_end_to_end(dtype):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_repair_in_either_precision(precision):
     dense = fam.build("llama").to(CUDA)
-    model, text = copy.deepcopy(dense), fam.random_tokens(20).to(CUDA)
+    model = copy.deepcopy(dense)
+    text = fam.random_tokens(20).to(CUDA)
     prune_model(model, text[:4], method="wanda", sparsity=0.6, precision=precision)
     report = distil(model, dense, text[4:], rate=1e-3, held_out=4, precision=precision)
     assert report.held_out[-1][1] <= report.held_out[0][1]
