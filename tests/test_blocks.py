@@ -53,7 +53,8 @@ def test_layers_streams_and_grams_are_the_models_own(family):
     tokens = fam.random_tokens(4)
     known = fam.FAMILIES[family]
     blocks = find_blocks(model)
-    assert blocks is model.get_submodule(known.blocks) and len(blocks) == known.depth
+    assert blocks is model.get_submodule(known.blocks)
+    assert len(blocks) == known.depth
     names = [f"{known.blocks}.{index}" for index in range(known.depth)]
     inputs = fam.inputs_by_hook(model, [*names, *fam.pruned_names(family)], tokens)
     # arguments recorded with the first sequences hold for others of the same shape
@@ -64,7 +65,8 @@ def test_layers_streams_and_grams_are_the_models_own(family):
         torch.testing.assert_close(entering, inputs[name], rtol=0, atol=1e-6)
         before = stream.clone()
         grams = block_grams.layer_grams(block, stream, call, BATCH)
-        assert set(grams) == set(known.layers) and torch.equal(stream, before)
+        assert set(grams) == set(known.layers)
+        assert torch.equal(stream, before)
         # one gram for the layers that read the same input
         different = {
             tuple(inputs[f"{name}.{layer}"][0].tolist()) for layer in known.layers
@@ -109,9 +111,8 @@ def test_layer_gram_is_that_of_the_dense_model_without_dropout(family, layer):
     model.train()
     weight, gram = block_grams.layer_problems(model, tokens, 1, [layer])[layer]
     torch.testing.assert_close(gram.double(), x.T @ x, rtol=1e-4, atol=1e-3)
-    assert (
-        torch.equal(weight, fam.matrix_of(model.get_submodule(name))) and model.training
-    )
+    assert torch.equal(weight, fam.matrix_of(model.get_submodule(name)))
+    assert model.training
 
 
 def test_a_layer_that_is_not_there(one_line_error):
@@ -146,7 +147,8 @@ def test_an_odd_number_of_sequences_is_warned_of(caplog):
     ):
         caplog.clear()
         block_grams.Replay(model, fam.random_tokens(sequences), batch)
-        assert bool(said) == bool(caplog.messages) and said in "".join(caplog.messages)
+        assert bool(said) == bool(caplog.messages)
+        assert said in "".join(caplog.messages)
 
 
 class Filled(Team):

@@ -115,7 +115,8 @@ def test_weights_and_report_are_those_of_prune_model(family, how, to, tmp_path):
     assert fam.changed(pruned, fam.snapshot(whole)) == set()
     described = usual.to_dict() | {"resumed": 0}
     assert saved.timeless(report.to_dict()) == saved.timeless(described)
-    assert report.layers and report.folder == str(to)
+    assert report.layers
+    assert report.folder == str(to)
     saved.check_index(to)
     modes = {path.stat().st_mode for path in to.iterdir()}
     assert modes == {(source / "config.json").stat().st_mode}  # that of any new file
@@ -154,7 +155,8 @@ def test_killed_before_every_durable_operation(tmp_path):
     workers.serve()
     with ProcessPoolExecutor(1, workers.PROCESSES) as pool:
         finished = pool.submit(kills.before_each_operation, source, tmp_path).result()
-    assert len(finished) > 25 and set(finished) == {0, 1, 2}
+    assert len(finished) > 25
+    assert set(finished) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("after", [1, LAYERS + 1])
@@ -168,10 +170,12 @@ def test_a_rerun_goes_on_with_the_block_it_was_in(llama, to, expected, after):
     assert run(llama, to) == list(range(whole, BLOCKS))
     assert saved.contents(to) == expected
     again = prune_checkpoint(llama, to, TOKENS, **WANDA)
-    assert again.resumed == BLOCKS and len(again.layers) == BLOCKS * LAYERS
+    assert again.resumed == BLOCKS
+    assert len(again.layers) == BLOCKS * LAYERS
     for change in (Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])):
         change(to / "model-00001-of-00004.safetensors")  # lost, or cut off
-        assert run(llama, to) == [0] and saved.contents(to) == expected
+        assert run(llama, to) == [0]
+        assert saved.contents(to) == expected
 
 
 @pytest.mark.usefixtures("registry")
@@ -198,7 +202,8 @@ def test_another_request_is_refused(llama, to, tmp_path, monkeypatch, one_line_e
         refused()
     core = checkpoint.core_code()
     wing = checkpoint.wing_code("large")
-    assert "fast/fused.py" in core and "large/checkpoint.py" in wing
+    assert "fast/fused.py" in core
+    assert "large/checkpoint.py" in wing
     for name, code in (
         ("core_code", core | {"masks.py": "0"}),
         ("wing_code", wing | {"large/shards.py": "0"}),
@@ -220,7 +225,8 @@ def test_a_folder_of_something_else_is_never_touched(llama, to):
     for destination in (to, to / "thesis.txt", llama, llama.parent):
         with pytest.raises(FileError, match=str(destination)):
             prune_checkpoint(llama, destination, TOKENS, **WANDA)
-    assert files(llama) == before and files(to) == {"thesis.txt": b"years of work"}
+    assert files(llama) == before
+    assert files(to) == {"thesis.txt": b"years of work"}
 
 
 def test_two_calls_at_once_never_mix(llama, to, expected):
@@ -251,10 +257,10 @@ def test_a_write_that_breaks_off(llama, to, expected, monkeypatch):
             # the parent's entry, a shard, its entry, and then in the next shard
             patch.setattr(os, "fsync", Mock(side_effect=[None] * 3 + [error]))
             prune_checkpoint(llama, to, TOKENS, **WANDA)
-        assert saved.finished_blocks(to) == set(range(number + 1)) and not list(
-            to.glob(".*tmp*")
-        )
-    assert run(llama, to) == [2] and saved.contents(to) == expected
+        assert saved.finished_blocks(to) == set(range(number + 1))
+        assert not list(to.glob(".*tmp*"))
+    assert run(llama, to) == [2]
+    assert saved.contents(to) == expected
 
 
 def test_a_source_that_changes_meanwhile(llama, to, tmp_path):

@@ -74,7 +74,8 @@ def test_windows_of_a_file_do_not_overlap_when_it_is_long_enough(text_file):
     starts = []
     for seed in (*range(20), 0):
         tokens = drawn(text_file, 9, 11, seed)
-        assert tokens.shape == (9, 11) and tokens.dtype == torch.int64
+        assert tokens.shape == (9, 11)
+        assert tokens.dtype == torch.int64
         # each row runs on in the text, and no token is drawn twice
         assert torch.equal(tokens - tokens[:, :1], torch.arange(11).expand(9, 11))
         assert tokens.unique().numel() == 99
@@ -87,7 +88,8 @@ def test_windows_of_a_file_do_not_overlap_when_it_is_long_enough(text_file):
 
 def test_windows_overlap_with_a_warning_when_it_is_not(text_file, caplog):
     tokens = drawn(text_file, 40, 90)
-    assert tokens.shape == (40, 90) and "overlap" in caplog.text
+    assert tokens.shape == (40, 90)
+    assert "overlap" in caplog.text
     # the first and last start included
     assert set(tokens[:, 0].tolist()) == set(range(100, 111))
 
@@ -331,5 +333,6 @@ def test_the_embedded_texts_themselves():
         pytest.skip(str(error))
     assert len(documents) == len(set(documents)) == 568
     assert 1_260_000 < sum(map(len, documents)) < 1_280_000
-    assert len(articles) == 517 and min(map(len, articles)) >= 500
+    assert len(articles) == 517
+    assert min(map(len, articles)) >= 500
     assert not any("<doc" in text or "</doc" in text for text in articles)

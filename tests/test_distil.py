@@ -104,7 +104,8 @@ def test_the_divergence_on_unseen_text_falls_and_zeros_stay(family):
     start = divergence(model, dense, unseen)
     report = distil(model, dense, tokens, rate=1e-2, vector_rate=1e-2)
     assert divergence(model, dense, unseen) < 0.9 * start
-    assert len(report.losses) == 24 and not report.warning
+    assert len(report.losses) == 24
+    assert not report.warning
     assert [step for step, _ in report.held_out] == [0, 6, 24]
     weights = {f"{name}.weight" for name in fam.pruned_names(family)}
     for name in weights:
@@ -123,7 +124,8 @@ def test_norms_alone_leave_the_weights():
     start = divergence(model, dense, tokens[-4:])
     distil(model, dense, tokens, parts="norms", vector_rate=1e-2)
     moved = fam.changed(model, before)
-    assert moved and all(model.get_parameter(name).ndim == 1 for name in moved)
+    assert moved
+    assert all(model.get_parameter(name).ndim == 1 for name in moved)
     assert divergence(model, dense, tokens[-4:]) < start
 
 
@@ -132,11 +134,12 @@ def test_a_repair_that_does_harm_is_given_up_with_a_warning(caplog):
     before = fam.snapshot(model)
     # nearly dense, and a rate at which every look is worse than the start
     report = distil(model, dense, tokens, rate=1.0, vector_rate=1.0)
-    assert [step for step, _ in report.held_out] == [0, 6, 12] and len(
-        report.losses
-    ) == 12
-    assert report.kept == 0 and not fam.changed(model, before)
-    assert report.warning in caplog.text and "after 12 steps" in report.warning
+    assert [step for step, _ in report.held_out] == [0, 6, 12]
+    assert len(report.losses) == 12
+    assert report.kept == 0
+    assert not fam.changed(model, before)
+    assert report.warning in caplog.text
+    assert "after 12 steps" in report.warning
 
 
 def test_the_held_out_text_is_not_trained_on():
@@ -144,7 +147,8 @@ def test_the_held_out_text_is_not_trained_on():
     changed = tokens.clone()
     changed[-4:] = fam.random_tokens(seed=99)
     first, second = (distil(copy.deepcopy(model), dense, t) for t in (tokens, changed))
-    assert first.losses == second.losses and first.held_out != second.held_out
+    assert first.losses == second.losses
+    assert first.held_out != second.held_out
 
 
 @pytest.mark.parametrize(
@@ -180,7 +184,8 @@ def test_the_divergence_is_not_rounded_where_products_are():
     exact, slope = divergence_and_gradient(logits, target)
     with precision.products("bfloat16", torch.device("cpu")):
         found, same = divergence_and_gradient(logits, target)
-    assert found == exact and torch.equal(slope, same)
+    assert found == exact
+    assert torch.equal(slope, same)
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_changes(one_line_error):
@@ -205,5 +210,6 @@ def test_what_cannot_be_trained_is_refused_before_anything_changes(one_line_erro
 def test_the_rate_rises_then_falls_to_zero():
     rates = [training.rate_at(step, 20) for step in range(1, 21)]
     assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])  # 15 % of 20
-    assert rates[3:] == sorted(rates[3:], reverse=True) and 0 < rates[-1] < 0.01
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert 0 < rates[-1] < 0.01
     assert training.rate_at(1, 1) == 1.0

@@ -53,9 +53,8 @@ def test_dropout_is_off_and_the_mode_comes_back():
     expected = perplexity(model, tokens, length=40)
     model.train()
     assert perplexity(model, tokens, length=40) == expected
-    assert model.training and all(
-        parameter.grad is None for parameter in model.parameters()
-    )
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(

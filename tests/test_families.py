@@ -101,7 +101,8 @@ def test_every_family_is_pruned_faithfully(name):
 def test_a_refusal_names_the_matrix_that_would_stay_dense_and_says_what_to_do(name):
     _, error = refusal(name)
     assert fam.REFUSED[name].parameter + " " in error
-    assert "choose a model" in error and "\n" not in error
+    assert "choose a model" in error
+    assert "\n" not in error
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def test_the_largest_without_a_sort(rows, share):
     rows, zeros = torch.from_numpy(rows), round(share * rows.shape[1])
     expected = keep_largest_by_sorting(rows, zeros)
     keep = keep_largest(rows, zeros)
-    assert keep.dtype == expected.dtype == torch.bool and torch.equal(keep, expected)
+    assert keep.dtype == expected.dtype == torch.bool
+    assert torch.equal(keep, expected)
     out = torch.full_like(rows, 7)
     assert keep_largest(rows, zeros, out) is out
     assert torch.equal(out, expected.float())
@@ -123,4 +124,5 @@ def test_few_scores_are_left_to_select_from():
     )
     for place in (90_000, 500_000, 600_000, 999_000):
         between, before = narrowed(scores, place)
-        assert before <= place < before + len(between) and len(between) < 5_000
+        assert before <= place < before + len(between)
+        assert len(between) < 5_000

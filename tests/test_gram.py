@@ -26,14 +26,16 @@ def test_gram_adds_up_over_batches_of_any_shape_also_after_it_was_read(d_in):
         expected = exact_gram(inputs.reshape(-1, d_in)[:tokens])
         torch.testing.assert_close(gram.matrix.double(), expected, rtol=1e-5, atol=1e-4)
         assert torch.equal(gram.matrix, gram.matrix.T)
-    assert gram.tokens == 55 and gram.matrix.dtype == torch.float32
+    assert gram.tokens == 55
+    assert gram.matrix.dtype == torch.float32
 
 
 def test_half_precision_inputs_are_summed_in_float32():
     # 4096 tokens of about 30² each: float16 would overflow at 65504.
     inputs = (30 * torch.ones(4096, 4) + torch.randn(4096, 4)).half().requires_grad_()
     gram = gram_of(inputs)
-    assert gram.dtype == torch.float32 and not gram.requires_grad
+    assert gram.dtype == torch.float32
+    assert not gram.requires_grad
     torch.testing.assert_close(
         gram.double(), exact_gram(inputs.detach()), rtol=1e-5, atol=0.0
     )

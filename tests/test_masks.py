@@ -62,11 +62,13 @@ def test_select_is_exact(rows, pattern, share, values, budget, seed):
     sparsity = share * min(1 - n / m, 0.99)
     keep = select(score, sparsity, pattern, budget)
     expected = masked(score.numpy(), sparsity, pattern, budget)
-    assert keep.dtype == torch.bool and np.array_equal(keep.numpy(), expected)
+    assert keep.dtype == torch.bool
+    assert np.array_equal(keep.numpy(), expected)
     out = torch.full_like(score, 7)
     found = select(score, sparsity, pattern, budget, out=out)
     assert found.data_ptr() == out.data_ptr()
-    assert torch.equal(out, keep.float()) and torch.equal(score, before)
+    assert torch.equal(out, keep.float())
+    assert torch.equal(score, before)
     if n:  # which are never pruned on the way
         assert keep[top_nm(score, n, m)].all()
 

@@ -36,14 +36,17 @@ def change(folder, weight):
 def test_the_embedded_model_is_a_real_llama():
     model, tokenizer = load_model("embedded", device="cpu")
     blocks = find_blocks(model)
-    assert type(model).__name__ == "LlamaForCausalLM" and len(blocks) == 30
-    assert len(find_layers(blocks[0])) == 7 and not model.training
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert len(blocks) == 30
+    assert len(find_layers(blocks[0])) == 7
+    assert not model.training
     assert model.dtype == torch.float32
     prompt = tokenizer("The capital of France is", return_tensors="pt")
     answer = model.generate(**prompt, max_new_tokens=3, do_sample=False)[0]
     assert "Paris" in tokenizer.decode(answer)
     identity = model_identity(model)
-    assert identity["name"] == "embedded" and identity["parameters"] == 134_515_008
+    assert identity["name"] == "embedded"
+    assert identity["parameters"] == 134_515_008
     assert identity["sha256"] == MODELS["embedded"].sha256
 
 
@@ -57,7 +60,8 @@ def test_tiny_is_the_same_every_time_and_leaves_the_random_state_alone():
 
 def test_a_local_folder_is_known_by_its_content(saved):
     model, tokenizer = load_model(saved, dtype="bfloat16")
-    assert model.dtype == torch.bfloat16 and tokenizer("a").input_ids
+    assert model.dtype == torch.bfloat16
+    assert tokenizer("a").input_ids
     weight = fam.build("gpt2").state_dict()[WEIGHT]
     assert torch.equal(model.state_dict()[WEIGHT], weight.bfloat16())
     identity = model_identity(model)

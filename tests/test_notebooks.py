@@ -83,7 +83,8 @@ def test_dense_and_pruned_rows(smoke, tmp_path):
     admm = record_of(smoke, "04_prune_model--admm-grad-50")
     magnitude = record_here(tmp_path, method="magnitude")
     recipe = record_here(tmp_path, effort="fast", sequences=4)
-    assert dense["layers"] == [] and dense["metrics"]["sparsity"]["value"] == 0
+    assert dense["layers"] == []
+    assert dense["metrics"]["sparsity"]["value"] == 0
     assert "mean_layer_error" not in magnitude["metrics"]
     assert "calibration" not in magnitude["data"], "magnitude reads no text"
     assert len(admm["layers"]) == 2 * 7
@@ -156,7 +157,8 @@ def check_copy(path, plan):
     assert page.cells[-2].outputs == [], "the record's table"
     outputs = json.dumps([cell.get("outputs") for cell in page.cells])
     assert '"data"' in outputs
-    assert "widget-view" not in outputs and "stderr" not in outputs
+    assert "widget-view" not in outputs
+    assert "stderr" not in outputs
 
 
 def test_plan_leaves_copies(smoke, monkeypatch, tmp_path):

@@ -34,7 +34,8 @@ def test_layers_are_fitted_to_what_bfloat16_gives(family, passes):
     fam.prune_by_hand(by_hand, groups, tokens, forward=autocast)
     masks = [fam.kept(m, family) for m in (model, by_hand, exact)]
     near, far = ((masks[0] == other).float().mean() for other in masks[1:])
-    assert near > 0.995 and near > far
+    assert near > 0.995
+    assert near > far
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
@@ -51,7 +52,9 @@ def test_grams_and_methods_are_in_float32(passes, registry):
 
     settings = SETTINGS | dict(method="test-only", passes=passes)
     prune_model(fam.build(), fam.random_tokens(), precision="bfloat16", **settings)
-    assert len(seen) > 14 and not any(seen) and not torch.is_autocast_enabled("cpu")
+    assert len(seen) > 14
+    assert not any(seen)
+    assert not torch.is_autocast_enabled("cpu")
     rows = torch.randn(50, 20)
     gram = Gram(20)
     with autocast():
@@ -78,7 +81,8 @@ def test_a_callers_precision_does_not_reach_grams_and_solvers(method):
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert torch.equal(found.weight, expected.weight) and found.error == expected.error
+    assert torch.equal(found.weight, expected.weight)
+    assert found.error == expected.error
     if torch.equal(rounded, inputs.T @ inputs):
         pytest.skip("this processor does its products in float32 whatever is set")
 

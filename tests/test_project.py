@@ -62,7 +62,8 @@ def test_notebook_anatomy(path):
     first, *setup, last = read_cells(path)
     assert first["source"][0].endswith("?\n"), "the title asks a question"
     pictures = re.findall(r"!\[.{30,}\]\((\.\./[^)]+)\)", "".join(first["source"]))
-    assert all((path.parent / picture).is_file() for picture in pictures) and pictures
+    assert all((path.parent / picture).is_file() for picture in pictures)
+    assert pictures
     hidden = {
         cell["id"]
         for cell in setup
@@ -70,14 +71,16 @@ def test_notebook_anatomy(path):
         and "hide-input" in cell["metadata"]["tags"]
     }
     assert {"colab-setup", "imports"} <= hidden
-    assert last["cell_type"] == "markdown" and ".ipynb)" in "".join(last["source"])
+    assert last["cell_type"] == "markdown"
+    assert ".ipynb)" in "".join(last["source"])
     (parameters,) = cells(path, "parameters")
     assert all("  # " in line for line in parameters.splitlines()), (
         "a comment is missing"
     )
     assert read_parameters_cell(path)[0]["record_path"] == ""
     (record,) = cells(path, "record")
-    assert "run.write(" in record and cells(path)[-1] == record
+    assert "run.write(" in record
+    assert cells(path)[-1] == record
     assert f'open_run("{path.stem}", globals())' in "".join(cells(path)[2:4])
 
 
@@ -96,7 +99,8 @@ def test_notebook_budgets(path):
         for text in cells(path, tag)
     }
     sizes = [code_lines(text) for text in cells(path) if text not in apart]
-    assert max(sizes) <= 15 and sum(sizes) <= 100
+    assert max(sizes) <= 15
+    assert sum(sizes) <= 100
     assert (
         len(re.findall(r"(?m)^\s*(?:async )?(?:def|class) ", "\n".join(cells(path))))
         <= 1
@@ -155,7 +159,8 @@ def test_a_cell_that_only_draws_leaves_nothing_to_a_cell_that_computes(path):
 def test_module_style(path):
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 500
-    assert "cuda:0" not in text and not re.search(r"trust_remote_code\s*=\s*True", text)
+    assert "cuda:0" not in text
+    assert not re.search(r"trust_remote_code\s*=\s*True", text)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             begin = node.body[bool(ast.get_docstring(node)) and len(node.body) > 1]
@@ -178,7 +183,8 @@ def tokens_of_code(text):
 def test_budget(folder):
     files = list((ROOT / folder).rglob("*.py"))
     size = sum(tokens_of_code(path.read_text(encoding="utf-8")) for path in files)
-    assert files and size <= BUDGETS[folder] * (1 + AIR)
+    assert files
+    assert size <= BUDGETS[folder] * (1 + AIR)
 
 
 def code_of_users():
@@ -318,7 +324,8 @@ needs_make = pytest.mark.skipif(
 def test_make_help_is_the_default_and_lists_every_target():
     answer = make()
     shown = {line.split()[0] for line in answer.stdout.splitlines()[1:]}
-    assert answer.returncode == 0 and shown == phony()
+    assert answer.returncode == 0
+    assert shown == phony()
 
 
 @needs_make
@@ -335,7 +342,9 @@ def test_make_help_is_the_default_and_lists_every_target():
 )
 def test_make_refuses_what_it_does_not_know(given, words):
     answer = make(*given)
-    assert answer.returncode == 2 and words in answer.stderr and not answer.stdout
+    assert answer.returncode == 2
+    assert words in answer.stderr
+    assert not answer.stdout
 
 
 @needs_make

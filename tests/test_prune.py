@@ -56,12 +56,14 @@ def test_all_that_should_be_pruned_is_and_nothing_else(family):
     assert sorted(map(keys.format, report.layers)) == sorted(names)
     # all else about the model, the text and the random state is as it was found
     for name, parameter in model.named_parameters():
-        assert parameter is parameters[name] and parameter.requires_grad
-        assert parameter.is_leaf and parameter.grad is None
-    assert fam.hook_count(model) == 0 and all(
-        module.training for module in model.modules()
-    )
-    assert model.config.to_dict() == config and torch.equal(tokens, given)
+        assert parameter is parameters[name]
+        assert parameter.requires_grad
+        assert parameter.is_leaf
+        assert parameter.grad is None
+    assert fam.hook_count(model) == 0
+    assert all(module.training for module in model.modules())
+    assert model.config.to_dict() == config
+    assert torch.equal(tokens, given)
     assert torch.equal(torch.get_rng_state(), state)
     # dropout, on in the model that was given, has not reached the statistics
     calm = fam.build(family)
@@ -93,7 +95,9 @@ def test_statistics_come_from_the_already_pruned_stream(family, method):
     fam.prune_by_hand(by_hand, fam.blocks_of(family), tokens, method)
     fam.prune_by_hand(from_dense, [names], tokens, method)
     report = prune_model(model, tokens, method=method, sparsity=0.5, batch=3)
-    assert report.batch == 2 and not report.halved  # the largest divisor of 8
+    # the largest divisor of 8
+    assert report.batch == 2
+    assert not report.halved
     for name in names:
         ours, expected = (m.get_submodule(name).weight for m in (model, by_hand))
         atol = 1e-2 * expected.std().item()
@@ -130,7 +134,9 @@ def test_the_batch_is_halved_where_memory_runs_out(fails_at, where, error):
 
     model.transformer.h[0].register_forward_pre_hook(fail)
     report = prune_model(model, tokens, batch=4, **HALF)
-    assert len(report.halved) == 1 and where in report.halved[0] and report.batch == 2
+    assert len(report.halved) == 1
+    assert where in report.halved[0]
+    assert report.batch == 2
     assert fam.hook_count(model) == 1  # the one above
     prune_model(expected, tokens, batch=2, **HALF)
     same = fam.kept(model, "bloom") == fam.kept(expected, "bloom")
@@ -170,7 +176,8 @@ def test_the_report_adds_up():
     assert seen == [(done, 14, name) for done, name in enumerate(names, 1)]
     for layer in report.layers:
         weight = model.get_submodule(f"model.layers.{layer.block}.{layer.name}").weight
-        assert layer.shape == tuple(weight.shape) and layer.damping == 0.1
+        assert layer.shape == tuple(weight.shape)
+        assert layer.damping == 0.1
         assert layer.sparsity == (weight == 0).double().mean()
         dead = layer.block == 1 and layer.name in fam.QKVO[:3]
         assert layer.dead_inputs == 2 * dead
@@ -179,10 +186,12 @@ def test_the_report_adds_up():
     zeros = (~fam.kept(model, "llama")).double()
     assert report.sparsity == pytest.approx(zeros.mean().item(), abs=1e-12)
     mean = sum(layer.error for layer in report.layers) / len(report.layers)
-    assert report.error == pytest.approx(mean) and 0 <= report.parity < 1e-6
+    assert report.error == pytest.approx(mean)
+    assert 0 <= report.parity < 1e-6
     spent = report.seconds
     assert set(spent) == {"total", "forward", "solve"}
-    assert min(spent.values()) > 0 and 2 * spent["total"] >= sum(spent.values())
+    assert min(spent.values()) > 0
+    assert 2 * spent["total"] >= sum(spent.values())
     plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert set(plain) == {*vars(report), "sparsity", "error"}
 
@@ -217,7 +226,8 @@ def test_layers_that_are_ignored_stay_dense(passes):
     names = {f"{name}.weight" for name in fam.pruned_names("llama")}
     assert fam.changed(model, before) == names - dense
     assert report.ignored == report.details["ignored"] == ignored
-    assert report.sparsity == expected.sparsity and "ignored" not in expected.details
+    assert report.sparsity == expected.sparsity
+    assert "ignored" not in expected.details
     errors = {f"{row.block}.{row.name}": row.error for row in report.layers}
     assert [key for key, error in errors.items() if error is None] == ignored
 
@@ -266,7 +276,9 @@ def test_a_half_pruned_model_is_of_no_use(done, passes, one_line_error):
     tokens = fam.random_tokens()
     with pytest.raises(KeyboardInterrupt):
         prune_model(model, tokens, progress=stop, passes=passes, **HALF)
-    assert fam.hook_count(model) == 0 and model.training and torch.is_grad_enabled()
+    assert fam.hook_count(model) == 0
+    assert model.training
+    assert torch.is_grad_enabled()
     for use in USES:
         with one_line_error(BadParameter, "half pruned"):
             use(model)
@@ -299,7 +311,8 @@ def refused(one_line_error):
             prune_model(model, tokens, **request)
         for key, value in model.state_dict().items():
             assert torch.equal(value.nan_to_num(7.0), before[key])
-        assert fam.hook_count(model) == hooks and not hasattr(model, STATE)
+        assert fam.hook_count(model) == hooks
+        assert not hasattr(model, STATE)
 
     return call
 

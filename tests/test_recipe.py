@@ -54,7 +54,8 @@ def test_the_recipe_is_its_steps(effort, target):
         assert shown["losses"] == repaired.losses
         assert shown["warning"] == repaired.warning
     assert not fam.changed(model, fam.snapshot(by_hand))
-    assert getattr(model, STATE) is report and shown["effort"] == effort
+    assert getattr(model, STATE) is report
+    assert shown["effort"] == effort
     total = report.seconds.pop("total")
     assert total >= sum(report.seconds.values())
     layers = {f"{layer.block}.{layer.name}": layer for layer in report.layers}
@@ -92,7 +93,8 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(
 
 
 def test_the_text_that_a_run_needs(one_line_error):
-    assert windows_of("fast") == 32 and windows_of("balanced", 8) == 8 + 4 + HELD_OUT
+    assert windows_of("fast") == 32
+    assert windows_of("balanced", 8) == 8 + 4 + HELD_OUT
     assert text_needed("magnitude", "", 8) == text_needed("dense", "", 8) == 0
     assert text_needed("admm-grad", "", 8) == 8
     assert text_needed("magnitude", "balanced", 8) == 8 + 4 + HELD_OUT
@@ -111,9 +113,8 @@ def test_a_longer_repair_sees_what_a_shorter_one_has_seen():
     every = calibration_tokens("embedded", tokenizer, sequences=14, length=16, seed=1)
     assert torch.equal(short.every, every)
     assert torch.equal(torch.cat([long.web, long.layers, long.repair]), every)
-    assert torch.equal(short.web, long.web) and torch.equal(
-        short.guide, long.layers[:2]
-    )
+    assert torch.equal(short.web, long.web)
+    assert torch.equal(short.guide, long.layers[:2])
     assert torch.equal(short.repair, long.repair[: 2 + HELD_OUT])
     for change, words in (
         ({"repair": 6}, "repair_windows 6"),

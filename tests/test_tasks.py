@@ -54,7 +54,8 @@ def test_boolq_is_superglues():
     assert rows[0]["passage"].startswith("Ethanol fuel -- All biomass goes through")
     assert rows[0]["passage"].endswith("much less petroleum than producing gasoline.")
     for row in rows:  # lm-eval's template adds these
-        assert not row["question"].endswith("?") and "\n" not in row["question"]
+        assert not row["question"].endswith("?")
+        assert "\n" not in row["question"]
         assert "\nQuestion: " not in row["passage"]
 
 
@@ -63,9 +64,8 @@ def test_stored_prompts_lose_their_template(task):
     field = "question_stem" if task == "openbookqa" else "question"
     rows = task_rows(task)
     for row in rows:
-        assert not row[field].startswith("Question:") and not row[field].endswith(
-            "Answer:"
-        )
+        assert not row[field].startswith("Question:")
+        assert not row[field].endswith("Answer:")
         assert row[field] == row[field].strip()
         assert len(row["choices"]["text"]) == len(row["choices"]["label"])
     item, text = ANSWERS[task]
@@ -78,11 +78,9 @@ def test_stored_prompts_lose_their_template(task):
 
 def test_items_are_sorted_distinct_and_repeatable():
     items = choose_items(500, 100, 0)
-    assert (
-        items == sorted(set(items))
-        and len(items) == 100
-        and set(items) <= set(range(500))
-    )
+    assert items == sorted(set(items))
+    assert len(items) == 100
+    assert set(items) <= set(range(500))
     assert items == choose_items(500, 100, 0) != choose_items(500, 100, 1)
     # committed records hold these: another draw would make them incomparable
     assert choose_items(500, 4, 0) == [130, 419, 431, 459]

@@ -96,7 +96,8 @@ def test_choices_are_those_of_sums_by_hand(tiny, all_scores, task):
     assert (score.acc_norm is not None) == (task in NORMALISED)
     assert score.scoring == "each context once"
     # otherwise scores that never change would pass
-    assert len(score.acc) == len(score.answers) == 8 and set(score.acc) == {0, 1}
+    assert len(score.acc) == len(score.answers) == 8
+    assert set(score.acc) == {0, 1}
     for place, item in enumerate(score.items):
         pairs, right = worded(task, rows[item])
         if task == "hellaswag" and any("[" in text for pair in pairs for text in pair):
@@ -164,8 +165,10 @@ def test_the_model_is_left_as_it_was():
     tokenizer.pad_token = None
     before = fam.snapshot(model)
     zero_shot(model, tokenizer, tasks=["rte"], limit=4)
-    assert model.training and not model.model.norm.training
-    assert tokenizer.pad_token is None and not fam.changed(model, before)
+    assert model.training
+    assert not model.model.norm.training
+    assert tokenizer.pad_token is None
+    assert not fam.changed(model, before)
 
 
 def test_embedded_rows_need_no_network_and_leave_no_files(
@@ -187,7 +190,8 @@ def test_embedded_rows_need_no_network_and_leave_no_files(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home))
     monkeypatch.chdir(home)
     zero_shot(*tiny, tasks=["hellaswag", "rte"], limit=3)
-    assert os.listdir(home) == [] and os.listdir(cache) == ["assets"]
+    assert os.listdir(home) == []
+    assert os.listdir(cache) == ["assets"]
     assert capfd.readouterr() == ("", "")
 
 
