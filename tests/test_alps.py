@@ -22,7 +22,7 @@ def plain_alps(
 ):
     """The mask (d_out, d_in) and the iterations made; W, D and V are (d_in, d_out) as in the paper.
 
-    Each iteration solves with H + ρI anew; no eigenvectors.
+    Each iteration solves with H + ρI; no eigenvectors.
     """
     x = inputs.double().numpy()
     norms = np.sqrt((x**2).sum(0))

@@ -40,7 +40,7 @@ def files_below(folder):
 
 def damage(path, content):
     path.write_bytes(content)
-    os.utime(path, ns=(1, 1))  # whatever the clock's resolution, the time differs
+    os.utime(path, ns=(1, 1))  # however coarse the clock, the time differs
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_changed_weights_are_not_believed_with_their_hash(converter, one_line_er
     converter.write(folder, WEIGHTS | {"lm_head.weight": WEIGHTS["a"]})
     assert assets.is_converted(folder, "embedded")
     zeroed = WEIGHTS | {"a": 0 * WEIGHTS["a"]}
-    converter.write(folder, zeroed)  # its hash stands beside it
+    converter.write(folder, zeroed)  # with its hash
     assert not assets.is_converted(folder, "embedded")
     assert assets.embedded_model_folder() == folder
     assert converter.runs == 2

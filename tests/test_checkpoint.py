@@ -180,15 +180,15 @@ def test_a_rerun_goes_on_with_the_block_it_was_in(llama, to, expected, after):
 
 @pytest.mark.usefixtures("registry")
 def test_another_request_is_refused(llama, to, tmp_path, monkeypatch, one_line_error):
-    asked = dict(method="by-hand", sparsity=0.5, batch=2)
+    request = dict(method="by-hand", sparsity=0.5, batch=2)
 
     def refused(source=llama, tokens=TOKENS, **change):
         with one_line_error(FileError, str(to), "another call", "delete that folder"):
-            prune_checkpoint(source, to, tokens, **asked | change)
+            prune_checkpoint(source, to, tokens, **request | change)
         assert saved.contents(to) == before
 
     register("by-hand")(METHODS["wanda"].__wrapped__)
-    run(llama, to, stop=LAYERS + 1, **asked)
+    run(llama, to, stop=LAYERS + 1, **request)
     before = saved.contents(to)
     refused(batch=4)
     refused(ignore=["*.down_proj"])

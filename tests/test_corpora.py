@@ -26,7 +26,7 @@ END = 7
 
 
 class WordTokenizer:
-    """One token a word, numbers as themselves; -1 in front when special tokens are asked for."""
+    """One token a word, numbers as themselves; -1 in front for special tokens."""
 
     def __init__(self, eos_token_id=END):
         self.eos_token_id = eos_token_id
@@ -45,7 +45,7 @@ class WordTokenizer:
 
 
 def drawn(source, sequences, length, seed=0, tokenizer=None, **start):
-    """Windows as the text is cut, as in the papers, unless something else is asked for."""
+    """Windows as the text is cut, as in the papers, unless something else is given."""
     return corpora.calibration_tokens(
         source,
         tokenizer or WordTokenizer(),

@@ -74,7 +74,7 @@ def test_in_float64_the_solver_is_the_packages(dense, mask_steps):
     weight[:, 7] = 0
     G, n = damped_system(gram, 0.1)
     Z, keep = admm(weight * n, G, sparsity=0.6, mask_steps=mask_steps)
-    weight[:, 7] = 100.0  # however large its weights are, they fall first
+    weight[:, 7] = 100.0  # however large its weights are, they are pruned first
     new, mask = EXAMPLE.admm(weight, gram, 0.6, mask_steps)
     assert torch.equal(mask, keep)
     torch.testing.assert_close(new, Z / n, rtol=1e-9, atol=1e-12)

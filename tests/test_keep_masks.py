@@ -1,4 +1,4 @@
-"""Zeros that stay zeros, whatever trains the model."""
+"""Zeros stay zeros under any training."""
 
 import copy
 
@@ -65,12 +65,12 @@ def test_it_acts_when_it_is_called_until_it_is_removed(one_line_error):
 def test_zeros_stay_with_the_trainer_of_transformers(family, tmp_path):
     model, kept = pruned(family)
     before = fam.snapshot(model)
-    asked = TrainingArguments(
+    settings = TrainingArguments(
         output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=2, use_cpu=True,
         learning_rate=1e-2, weight_decay=0.1, save_strategy="no", report_to=[], disable_tqdm=True,
     )  # fmt: skip
     rows = [{"input_ids": row, "labels": row} for row in fam.random_tokens(8)]
     with keep_masks(model):
-        Trainer(model=model, args=asked, train_dataset=rows).train()
+        Trainer(model=model, args=settings, train_dataset=rows).train()
     assert torch.equal(fam.kept(model, family), kept)
     assert fam.changed(model, before)

@@ -1,7 +1,8 @@
-"""Every layer method: hand examples, direct OBS, dead inputs, the layer's door."""
+"""Every layer method: hand examples, direct OBS, dead inputs, what is refused."""
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -186,7 +187,7 @@ def test_sparsegpt_is_direct_obs(kind, block_size, seed):
     np.testing.assert_allclose(result.weight.numpy(), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_sparsegpt_climbs_the_ladder_and_never_leaves_by_another_door():
+def test_sparsegpt_climbs_the_ladder_of_damping():
     # rank one plus rounding: undamped, either the gram or its inverse cannot be factored
     for _ in range(60):
         gram = gram_of(torch.randn(1, 24).repeat(8, 1) * torch.logspace(-3, 3, 24))
@@ -240,10 +241,10 @@ def test_inputs_as_real_models_have_them(name):
             assert result.error < (0.1 if case is massive else 1)
 
 
-# ---------------------------------------------------------------- the layer's door
+# ---------------------------------------------------------------- what is refused
 
 
-@pytest.mark.parametrize("door", [*ALL, "refit", "exact_least_squares"])
+@pytest.mark.parametrize("entry", [*ALL, "refit", "exact_least_squares"])
 @pytest.mark.parametrize(
     "parameter, wrong, error, words",
     [
@@ -262,7 +263,7 @@ def test_inputs_as_real_models_have_them(name):
         ("keep", lambda k: k[0], BadParameter, "(32,)"),
     ],
 )  # fmt: skip
-def test_what_is_no_layer(door, parameter, wrong, error, words, one_line_error):
+def test_what_is_no_layer(entry, parameter, wrong, error, words, one_line_error):
     inputs, weight = layer()
     arguments = dict(
         weight=weight, gram=gram_of(inputs), keep=random_keep(weight.shape)
@@ -270,52 +271,47 @@ def test_what_is_no_layer(door, parameter, wrong, error, words, one_line_error):
     arguments[parameter] = wrong(arguments[parameter])
     others = {"refit": refit, "exact_least_squares": exact_least_squares}
     with one_line_error(error, parameter, words):
-        (others.get(door) or METHODS[door])(**arguments)
+        (others.get(entry) or METHODS[entry])(**arguments)
 
 
-BAD_PATTERNS = [
-    "2:5",
-    "5:4",
-    "4:4",
-    "0:4",
-    "2-4",
-    "2:4:8",
-    "-2:4",
-    ":4",
-    "²:4",
-    "2:4\n",
-    "",
-    None,
-]
-BAD_SPARSITIES = [1.0, -0.1, "half", math.nan, math.inf, True, [0.5], 60, None]
+WRONG = {
+    ("wanda", "sparsity"): [1.0, -0.1, "half", math.nan, math.inf, True, [0.5], 60],
+    ("magnitude", "pattern"): ["2:5", "5:4", "4:4", "0:4", "2-4", "2:4:8", "-2:4"],
+    ("wanda", "pattern"): [":4", "²:4", "2:4\n", "", None],
+    ("admm-grad", "rho"): [0, -1.0, math.nan, "1"],
+    ("admm1", "iterations"): [0, 20.5, "20", True],
+    ("admm-grad", "damping"): [-0.1, math.inf, "0.1", None],
+    ("admm-grad", "mask_steps"): [-1, 21, 1.5],
+    ("admm-grad", "schedule"): ["papr", None],
+    ("admm1", "precondition"): [1, "no"],
+    ("sparsegpt", "block_size"): [0, 2.5, "128"],
+    ("sparsegpt", "damping"): [-0.1, math.nan],
+}
 
 
-@pytest.mark.parametrize(
-    "name, parameter, value",
-    [
-        *(("wanda", "sparsity", value) for value in BAD_SPARSITIES),
-        *(("magnitude", "pattern", value) for value in BAD_PATTERNS),
-        *(("admm-grad", "rho", value) for value in (0, -1.0, math.nan, "1")),
-        *(("admm1", "iterations", value) for value in (0, 20.5, "20", True)),
-        *(("admm-grad", "damping", value) for value in (-0.1, math.inf, "0.1", None)),
-        *(("admm-grad", "mask_steps", value) for value in (-1, 21, 1.5)),
-        *(("admm-grad", "schedule", value) for value in ("papr", None)),
-        *((name, "budget", "rowz") for name in ALL if name != "sparsegpt"),
-        *(("admm1", "precondition", value) for value in (1, "no")),
-        *(("sparsegpt", "block_size", value) for value in (0, 2.5, "128")),
-        *(("sparsegpt", "damping", value) for value in (-0.1, math.nan)),
-        *((name, "itrations", 3) for name in ALL),
-    ],
-)  # fmt: skip
-def test_what_no_method_accepts(name, parameter, value, one_line_error):
+@pytest.mark.parametrize("name, parameter", WRONG)
+def test_what_no_method_accepts(name, parameter, one_line_error):
     inputs, weight = layer()
-    shown = "missing" if value is None and parameter == "sparsity" else repr(value)
+    for value in WRONG[name, parameter]:
+        request = {"sparsity": 0.5, parameter: value}
+        if parameter == "pattern":  # with a wrong one a sparsity would be refused too
+            del request["sparsity"]
+        with one_line_error(BadParameter, parameter, repr(value)):
+            METHODS[name](weight, gram_of(inputs), **request)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_no_option_accepts(name, one_line_error):
+    inputs, weight = layer()
+    method = functools.partial(METHODS[name], weight, gram_of(inputs))
+    with one_line_error(BadParameter, "sparsity", "missing"):
+        method(sparsity=None)
+    with one_line_error(BadParameter, "itrations", name):
+        method(sparsity=0.5, itrations=3)
     with one_line_error(
-        BadParameter, parameter, shown if parameter != "itrations" else name
+        BadParameter, "budget", name if name == "sparsegpt" else "rowz"
     ):
-        # beside a wrong pattern a sparsity would be refused too
-        target = {} if parameter == "pattern" else {"sparsity": 0.5}
-        METHODS[name](weight, gram_of(inputs), **target | {parameter: value})
+        method(sparsity=0.5, budget="rowz")
 
 
 def test_requests_that_contradict_themselves(one_line_error):

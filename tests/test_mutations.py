@@ -176,19 +176,19 @@ def measure(model, texts, cell):
     return record_of(cell, metrics=values, data=data, layers=layers)
 
 
-def pruned(network, dense, tokens, allocation="", repair="", rate=None, **asked):
+def pruned(network, dense, tokens, allocation="", repair="", rate=None, **settings):
     """Prune as notebook 08 does it, with fewer windows; what is reported."""
-    asked["progress"] = False
+    settings["progress"] = False
     text = tokens[:SEQUENCES]  # for the layers
     if allocation and repair:
-        return recipe.prune_and_repair(network, tokens, effort="balanced", **asked)
+        return recipe.prune_and_repair(network, tokens, effort="balanced", **settings)
     if allocation == "owl":
         # random layers have few scores of five times the mean
         shares = allocate.owl(network, text, sparsity=0.6, outliers=2.5)
-        asked["sparsity"] = shares
+        settings["sparsity"] = shares
     elif allocation == "guide":
-        asked |= vars(allocate.guide(network, text[:4], sparsity=0.6))
-    report = prune.prune_model(network, text, **asked)
+        settings |= vars(allocate.guide(network, text[:4], sparsity=0.6))
+    report = prune.prune_model(network, text, **settings)
     if repair:
         distil.distil(network, dense, tokens[SEQUENCES:], rate=rate)
     return report

@@ -134,7 +134,7 @@ def test_ours_conform(name):
             "same answer twice",
         ),
         (lambda w, keep, given: masked(0.9 * w, keep), "at sparsity 0"),
-        # unstructured whatever the pattern
+        # unstructured, for any pattern
         (
             lambda w, keep, given: masked(
                 w, top_k(w.abs(), 1 - keep.float().mean().item())

@@ -84,7 +84,7 @@ def test_a_callers_precision_does_not_reach_grams_and_solvers(method):
     assert torch.equal(found.weight, expected.weight)
     assert found.error == expected.error
     if torch.equal(rounded, inputs.T @ inputs):
-        pytest.skip("this processor does its products in float32 whatever is set")
+        pytest.skip("this processor does its products in float32 with any setting")
 
 
 def test_tf32_is_for_a_gpu_that_is_asked_for_it():

@@ -225,8 +225,10 @@ def test_importing_is_light():
 def test_committed_plans_are_sound(plan):
     runs = read_plan(plan)
     assert runs[-1].notebook == TABLES_NOTEBOOK
-    asked = [json.dumps([run.notebook, run.effective], sort_keys=True) for run in runs]
-    assert len(set(asked)) == len(asked), "two run files ask for the same run"
+    requests = [
+        json.dumps([run.notebook, run.effective], sort_keys=True) for run in runs
+    ]
+    assert len(set(requests)) == len(requests), "two run files ask for the same run"
 
 
 # --- environments --------------------------------------------------------------------------

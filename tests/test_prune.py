@@ -122,7 +122,7 @@ def test_statistics_come_from_the_already_pruned_stream(family, method):
     ],
 )
 def test_the_batch_is_halved_where_memory_runs_out(fails_at, where, error):
-    # Bloom's blocks are given a bias for each sequence: arguments must be recorded anew.
+    # Bloom's blocks are given a bias for each sequence: arguments must be recorded again.
     tokens = fam.random_tokens(8)
     calls = iter(range(10**6))
     model = fam.build("bloom")
@@ -295,7 +295,7 @@ def test_what_is_no_model(thing, one_line_error):
             use(thing)
 
 
-# ---------------------------------------------------------------- the model's door
+# ---------------------------------------------------------------- what is refused
 
 
 @pytest.fixture

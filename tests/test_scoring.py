@@ -36,33 +36,33 @@ def requests(context, *choices):
 
 def questions(model):
     """Choices of one to six tokens after contexts of one token to more than a window or a model."""
-    asked = []
+    items = []
     for place, length in enumerate((1, 5, 6, 6, 20, 21, 40, 41, 122)):
         context = some(length, seed=length + place)
         for i in range(3):
             choice = some(1 + (place + 2 * i) % 6, seed=100 * place + i)
-            asked += requests(context, choice)
-        asked += requests(context, written(model, context))
+            items += requests(context, choice)
+        items += requests(context, written(model, context))
     # two choices that differ in the last token alone; one ending of two contexts; what is too long
-    asked += requests(some(9, 9), [7], [8])
-    asked += requests(some(12, 12), [4, 5]) + requests(some(13, 13), [4, 5])
+    items += requests(some(9, 9), [7], [8])
+    items += requests(some(12, 12), [4, 5]) + requests(some(13, 13), [4, 5])
     if hasattr(model.config, "max_position_embeddings"):  # 128, which lm-eval knows
-        asked += requests(some(140, 140), [3], [6])
-        asked += requests(some(127, 127), [3, 4, 5])
+        items += requests(some(140, 140), [3], [6])
+        items += requests(some(127, 127), [3, 4, 5])
     # the choices of a context need not lie side by side
-    return asked[::2] + asked[1::2]
+    return items[::2] + items[1::2]
 
 
 @pytest.mark.parametrize("family", fam.FAMILIES)
 def test_likelihoods_are_those_of_the_stock_model(family, harness):
     model = fam.build(family)
-    asked = questions(model)
+    items = questions(model)
     ours = harness(model)
-    answers, greedy = zip(*ours._loglikelihood_tokens(asked), strict=True)
-    stock = harness(model, HFLM)._loglikelihood_tokens(asked)
+    answers, greedy = zip(*ours._loglikelihood_tokens(items), strict=True)
+    stock = harness(model, HFLM)._loglikelihood_tokens(items)
     expected, written = zip(*stock, strict=True)
     assert ours.cache
-    assert 4 < sum(written) < len(asked) / 2
+    assert 4 < sum(written) < len(items) / 2
     assert greedy == written
     assert answers == pytest.approx(expected, abs=1e-4)
 
@@ -72,11 +72,11 @@ def test_what_cannot_be_shared_is_left_to_the_stock_model(family, harness):
     model = fam.build(family)
     if family == "llama":  # one that reads its weights from files
         setattr(model, WEIGHT_READER, object())
-    asked = questions(model)
+    items = questions(model)
     ours = harness(model)
-    stock = harness(model, HFLM)._loglikelihood_tokens(asked)
+    stock = harness(model, HFLM)._loglikelihood_tokens(items)
     assert ours.cache is None
-    assert ours._loglikelihood_tokens(asked) == stock
+    assert ours._loglikelihood_tokens(items) == stock
 
 
 def test_each_context_is_read_once(harness):
@@ -87,11 +87,11 @@ def test_each_context_is_read_once(harness):
         lambda _, args: passes.append(tuple(args[0].shape))
     )
     choices = [[3, 4, 5], [6, 7, 8], [9, 9, 9], [2, 3, 4]]
-    asked = []
+    items = []
     for length in (60, 30, 58):
-        asked += requests(some(length, length), *choices)
-    asked += requests(some(45, 45), [3], [4]) + requests(some(12, 12), *choices[:2])
-    ours._loglikelihood_tokens(asked)
+        items += requests(some(length, length), *choices)
+    items += requests(some(45, 45), [3], [4]) + requests(some(12, 12), *choices[:2])
+    ours._loglikelihood_tokens(items)
     # 57 tokens of two contexts, and what is left of each with two tokens of its choices; 29 of a
     # far shorter one; one text for two choices of a token; and two that are not worth a pass more
     assert passes[:4] == [(2, 57), (3, 5), (3, 5), (2, 3)]

@@ -1,4 +1,4 @@
-"""One pass of the text through each block: against a model that is run anew for every layer.
+"""One pass of the text through each block: against a model that is run once for every layer.
 
 And what is refused in a block, however often the text passes it.
 """

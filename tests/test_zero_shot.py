@@ -41,7 +41,7 @@ def all_scores(tiny):
 
 
 def worded(task, row):
-    """(given, asked) for each choice and the right one, written down from lm-eval's YAML files."""
+    """(context, continuation) for each choice and the right one, as in lm-eval's YAML files."""
     if task == "boolq":
         given = f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:"
         return [(given, " no"), (given, " yes")], row["label"]
@@ -76,10 +76,10 @@ def worded(task, row):
     return [(given, f" {text}") for text in row["choices"]["text"]], right
 
 
-def log_likelihood(model, tokenizer, given, asked):
-    """Sum of log p of the tokens of `asked`, which follow `given`."""
-    start = len(tokenizer(given)["input_ids"])
-    tokens = torch.tensor([tokenizer(given + asked)["input_ids"]])
+def log_likelihood(model, tokenizer, context, continuation):
+    """Sum of log p of the tokens of `continuation`, which follow `context`."""
+    start = len(tokenizer(context)["input_ids"])
+    tokens = torch.tensor([tokenizer(context + continuation)["input_ids"]])
     with torch.no_grad():
         logits = model(tokens).logits[0].double()
     total = 0.0
@@ -102,11 +102,14 @@ def test_choices_are_those_of_sums_by_hand(tiny, all_scores, task):
         pairs, right = worded(task, rows[item])
         if task == "hellaswag" and any("[" in text for pair in pairs for text in pair):
             continue  # lm-eval takes out WikiHow's marks
-        sums = [log_likelihood(*tiny, given, asked) for given, asked in pairs]
+        sums = [
+            log_likelihood(*tiny, context, continuation)
+            for context, continuation in pairs
+        ]
         assert score.answers[place] == sums.index(max(sums))
         assert score.acc[place] == int(score.answers[place] == right)
         if score.acc_norm is not None:
-            lengths = [len(asked) - 1 for _, asked in pairs]
+            lengths = [len(choice) - 1 for _, choice in pairs]
             means = [s / n for s, n in zip(sums, lengths, strict=True)]
             assert score.acc_norm[place] == int(means.index(max(means)) == right)
 
@@ -144,8 +147,8 @@ def test_half_precision_is_summed_in_float32(monkeypatch):
     evaluate = lm_eval.evaluate
     samples = []
 
-    def look(**asked):
-        answer = evaluate(**asked)
+    def look(**options):
+        answer = evaluate(**options)
         samples.extend(answer["samples"]["openbookqa"])
         return answer
 
