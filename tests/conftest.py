@@ -1,4 +1,7 @@
-"""What the tests share: one thread, no hub, and a check that an error is one useful line."""
+"""What the tests share: one thread, no hub, and a check that an error is one useful line.
+
+Test files carry no annotations: pytest supplies arguments by name. Modules that they share do.
+"""
 
 import collections
 import os

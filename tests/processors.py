@@ -31,26 +31,24 @@ def records() -> dict[str, tuple[list[Record], list[Record]]]:
     """By plan, the records of the same runs on either side."""
     plans: dict[str, tuple[list[Record], list[Record]]] = {}
     for pair in known()["pairs"]:
-        for side in (0, 1):
-            layers = [
-                {
-                    "block": block,
-                    "name": name,
-                    "error": 1e-2 * (1 if side else 1 + part / 1e6),
-                }
-                for block, parts in enumerate(pair["apart"])
-                for name, part in enumerate(parts)
-            ]
-            metrics = pair["metrics"].items()
+        for side, processor in enumerate(known()["processors"]):
+            layers = []
+            for block, parts in enumerate(pair["apart"]):
+                for name, part in enumerate(parts):
+                    error = 1e-2
+                    if not side:
+                        error *= 1 + part / 1e6
+                    layers.append({"block": block, "name": name, "error": error})
+            metrics = {}
+            for name, values in pair["metrics"].items():
+                metrics[name] = {"value": values[side], "unit": "1"}
             record = {
                 "notebook": pair["run"].partition("--")[0],
                 "name": pair["run"],
                 "parameters": pair["parameters"],
-                "metrics": {
-                    name: {"value": v[side], "unit": "1"} for name, v in metrics
-                },
+                "metrics": metrics,
                 "data": {text: {"tokens": text} for text in pair["data"]},
-                "platform": {"processor": known()["processors"][side]},
+                "platform": {"processor": processor},
                 "layers": layers,
             }
             plans.setdefault(pair["plan"], ([], []))[side].append(record)

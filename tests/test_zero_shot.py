@@ -1,6 +1,5 @@
 """Zero-shot scores against likelihoods summed by hand; test_scoring.py compares with lm-eval's."""
 
-import math
 import os
 import socket
 
@@ -231,33 +230,23 @@ def test_a_broken_model_has_no_score(one_line_error):
 
 
 def test_scores_and_metrics_by_hand():
-    four = TaskScore(
-        "arc_easy", 1.0, 2376, [1, 5, 7, 9], [1, 0, 1, 1], [0, 0, 1, 0], [2, 0, 1, 3]
-    )
-    none = TaskScore("rte", 1.0, 277, [1, 5], acc=[0, 0], acc_norm=None, answers=[1, 1])
+    answers = ([1, 0, 1, 1], [0, 0, 1, 0], [2, 0, 1, 3])
+    four = TaskScore("arc_easy", 1.0, 2376, [1, 5, 7, 9], *answers)
+    none = TaskScore("rte", 1.0, 277, [1, 5], [0, 0], None, [1, 1])
     # three of four: squares 3 · 1/16 + 9/16 = 3/4, deviation sqrt(1/4), over sqrt(4)
     assert mean_and_error(four.acc) == (0.75, pytest.approx(0.25))
     kept = dict(version=1.0, size=277, items=[1, 5], acc=[0, 0], acc_norm=None)
     assert none.to_dict() == kept | {"scoring": "stock"}
     metrics = zero_shot_metrics({"arc_easy": four, "rte": none})
-    assert list(metrics) == [
-        *(
-            "arc_easy_acc",
-            "arc_easy_acc_stderr",
-            "arc_easy_acc_norm",
-            "arc_easy_acc_norm_stderr",
-        ),
-        *("rte_acc", "rte_acc_stderr", "mean_acc"),
-    ]
-    third = pytest.approx(1 / 3)
-    assert metrics["arc_easy_acc"] == (0.75, "1", third)
-    assert metrics["rte_acc"] == (0.0, "1", 0.02)
-    mean, _, tolerance = metrics["mean_acc"]
-    assert mean == 0.375
-    assert tolerance == pytest.approx(math.sqrt(0.25**2 + 0) / 2 / 0.375)
-    narrow = TaskScore(
-        "rte", 1.0, 277, list(range(200)), [1] * 199 + [0], None, [0] * 200
+    names = (
+        "arc_easy_acc arc_easy_acc_stderr arc_easy_acc_norm arc_easy_acc_norm_stderr"
     )
+    assert list(metrics) == f"{names} rte_acc rte_acc_stderr mean_acc".split()
+    assert metrics["arc_easy_acc"] == (0.75, "1", pytest.approx(1 / 3))
+    assert metrics["rte_acc"] == (0.0, "1", 0.02)
+    # sqrt(0.25² + 0²) over two tasks, as a share of the mean
+    assert metrics["mean_acc"] == (0.375, "1", pytest.approx(0.125 / 0.375))
+    narrow = TaskScore("rte", 1.0, 277, [*range(200)], [1] * 199 + [0], None, [0] * 200)
     assert zero_shot_metrics({"rte": narrow})["rte_acc"][2] == 0.02
 
 
