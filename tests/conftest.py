@@ -1,4 +1,7 @@
-"""What the tests share: one thread, no hub, and a check that an error is one useful line."""
+"""What the tests share: one thread, no hub, and a check that an error is one useful line.
+
+Test files carry no annotations: pytest supplies arguments by name. Modules that they share do.
+"""
 
 import collections
 import os
@@ -36,7 +39,8 @@ def one_line_error() -> Callable:
             yield
         assert isinstance(caught.value, HelpersError)
         message = str(caught.value)
-        assert message.strip() and "\n" not in message
+        assert message.strip()
+        assert "\n" not in message
         for word in words:
             assert word in message, f"{word!r} is not in {message!r}"
 

@@ -4,6 +4,7 @@ The lists are written from the architectures' papers and source, not from `helpe
 are the independent answer to "which layers should have been pruned?".
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from helpers import METHODS, gram_of
 
 VOCABULARY = 97
 SHORT_WINDOW = 8  # sliding attention windows, shorter than the test sequences
@@ -194,14 +197,18 @@ def random_tokens(sequences: int = 4, length: int = 24, seed: int = 1) -> Tensor
     return torch.randint(3, VOCABULARY, (sequences, length), generator=generator)
 
 
-def pruned_names(name: str) -> list[str]:
-    """Full module names of all layers that pruning must reach, block by block."""
+def blocks_of(name: str) -> list[list[str]]:
+    """Full module names of the layers that pruning must reach, a list for each block."""
     family = FAMILIES[name]
     return [
-        f"{family.blocks}.{i}.{layer}"
+        [f"{family.blocks}.{i}.{layer}" for layer in family.layers]
         for i in range(family.depth)
-        for layer in family.layers
     ]
+
+
+def pruned_names(name: str) -> list[str]:
+    """The same in one list."""
+    return sum(blocks_of(name), [])
 
 
 def matrix_of(layer: nn.Module) -> Tensor:
@@ -238,6 +245,30 @@ def inputs_by_hook(
     for handle in handles:
         handle.remove()
     return seen
+
+
+def prune_by_hand(
+    model: nn.Module,
+    groups: list[list[str]],
+    tokens: Tensor,
+    method: str = "wanda",
+    forward: Callable = contextlib.nullcontext,
+) -> None:
+    """Prune groups of layers to half, each after a whole run of the model, inside `forward()`."""
+    for group in groups:
+        with forward():
+            inputs = inputs_by_hook(model, group, tokens)
+        for name in group:
+            weight = matrix_of(model.get_submodule(name)).detach()
+            gram = gram_of(inputs[name])
+            with torch.no_grad():
+                weight.copy_(METHODS[method](weight.clone(), gram, sparsity=0.5).weight)
+
+
+def kept(model: nn.Module, name: str) -> Tensor:
+    """Where the weights that pruning must reach are not zero, all layers in one row."""
+    layers = map(model.get_submodule, pruned_names(name))
+    return torch.cat([layer.weight.flatten() != 0 for layer in layers])
 
 
 def hook_count(model: nn.Module) -> int:

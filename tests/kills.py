@@ -30,7 +30,8 @@ def attempt(source: Path, to: Path, last: int = 0) -> bool:
 
     No finished block may be lost or solved again. Returns whether the child was killed.
     """
-    before, log = saved.finished_blocks(to), to.with_name("log")
+    before = saved.finished_blocks(to)
+    log = to.with_name("log")
     log.unlink(missing_ok=True)
     child = os.fork()
     if not child:
@@ -83,10 +84,12 @@ def before_each_operation(source: Path, folder: Path) -> list[int]:
     """
     torch.set_num_threads(1)
     Replay.parity = lambda _self: 0.0
-    to, finished = folder / "pruned", []
+    to = folder / "pruned"
+    finished = []
     # what torch and transformers load at first use is loaded here, not in each fork
     checkpoint.prune_checkpoint(source, to, TOKENS, **WANDA)
-    expected, built = saved.contents(to), checkpoint.load_streamed(source)
+    expected = saved.contents(to)
+    built = checkpoint.load_streamed(source)
     gc.freeze()  # a fork that collects garbage copies every page
     # each fork has a copy of its own
     checkpoint.load_streamed = lambda *_args, **_kwargs: built

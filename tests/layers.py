@@ -25,6 +25,11 @@ def random_keep(shape: torch.Size, sparsity: float = 0.5, seed: int = 3) -> Tens
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) >= sparsity
 
 
+def drawn(keep: Tensor) -> str:
+    """A mask as text, "x" where it keeps, a word for each output."""
+    return " ".join("".join(".x"[kept] for kept in row) for row in keep.int())
+
+
 def outputs_error(inputs: Tensor, weight: Tensor, new: Tensor) -> float:
     """‖XW − XŴ‖²/‖XW‖² from the outputs themselves."""
     dense, pruned = (inputs.double() @ w.double().T for w in (weight, new))
@@ -35,10 +40,16 @@ def objective(
     weight: Tensor, new: Tensor, gram: Tensor, damping: float = 0.0
 ) -> Tensor:
     """‖X(W − Ŵ)‖² + damping·‖n ⊙ (W − Ŵ)‖² in float64, from a gram without dead inputs."""
-    gram, change = gram.double(), weight.double() - new.double()
+    gram = gram.double()
+    change = weight.double() - new.double()
     return torch.trace(
         change @ (gram + damping * torch.diag(gram.diagonal())) @ change.T
     )
+
+
+def relative_objective(weight: Tensor, new: Tensor, gram: Tensor) -> float:
+    """The objective as a share of that of no weights at all."""
+    return (objective(weight, new, gram) / objective(weight, 0 * weight, gram)).item()
 
 
 def largest(score: np.ndarray, sparsity: float) -> np.ndarray:
@@ -49,16 +60,21 @@ def largest(score: np.ndarray, sparsity: float) -> np.ndarray:
     return keep.reshape(score.shape)
 
 
+def groups_of(pattern: str) -> tuple[int, int] | None:
+    """N and M of "N:M", None of "unstructured"."""
+    return tuple(map(int, pattern.split(":"))) if ":" in pattern else None
+
+
 def masked(
-    score: np.ndarray, sparsity: float, groups: tuple[int, int] | None, by_output: bool
+    score: np.ndarray, sparsity: float, pattern: str, budget: str = "matrix"
 ) -> np.ndarray:
     """The mask of scores (d_out, d_in) on the way to N of M neighbours, or unstructured."""
-    if groups:
+    if groups := groups_of(pattern):
         n, m = groups
         members = score.copy().reshape(-1, m)
         top = np.argsort(-members, axis=1, kind="stable")[:, :n]
         np.put_along_axis(members, top, np.inf, axis=1)
         score = members.reshape(score.shape)
-    if by_output:
+    if budget == "output":
         return np.stack([largest(row, sparsity) for row in score])
     return largest(score, sparsity)

@@ -1,4 +1,7 @@
-"""Ways to break the package, in one place at a time: the verdict and the probes notice them."""
+"""Ways to break the package, in one place at a time: the verdict and the probes notice them.
+
+Of mutants that differ in degree, such as 19, 16 or 40 iterations, only the smallest is here.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,10 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from helpers import (
@@ -45,10 +47,10 @@ class Mutant(NamedTuple):
     patch: Patch
 
 
-def around(owner: Any, name: str, change: Callable[..., Any]) -> Patch:
+def around(owner, name, change):
     """Replace a function by change(function, *its arguments)."""
 
-    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def patch(monkeypatch):
         whole = getattr(owner, name)
         monkeypatch.setattr(
             owner, name, lambda *args, **more: change(whole, *args, **more)
@@ -57,14 +59,14 @@ def around(owner: Any, name: str, change: Callable[..., Any]) -> Patch:
     return patch
 
 
-def given(owner: Any, name: str, **forced: Any) -> Patch:
+def given(owner, name, **forced):
     """Call a function with other values of some keyword arguments."""
     return around(
         owner, name, lambda whole, *args, **more: whole(*args, **more | forced)
     )
 
 
-def default(function: Callable, **forced: Any) -> Patch:
+def default(function, **forced):
     """Change what a function does when an option is left out."""
     options = inspect.unwrap(function).__kwdefaults__
     return lambda monkeypatch: [
@@ -72,26 +74,26 @@ def default(function: Callable, **forced: Any) -> Patch:
     ]
 
 
-def constant(owner: Any, name: str, value: Any) -> Patch:
+def constant(owner, name, value):
     return lambda monkeypatch: monkeypatch.setattr(owner, name, value)
 
 
-def method(name: str) -> Callable:
+def method(name):
     return registry.METHODS[name].__wrapped__
 
 
 # --- the changes that are no lambda ----------------------------------------------------------
 
 
-def solver_loop(change: str) -> Patch:
+def solver_loop(change):
     """The solver's loop as the paper writes it, with one change; "" for none."""
 
-    def solve(
-        W0: Tensor, M: Tensor, *, iterations: int, choose: Any, trace: Any = None
-    ) -> Any:
+    def solve(W0, M, *, iterations, choose, trace=None):
         P = M + 0.5 * torch.eye(len(M))  # ρ (G + ρI)⁻¹
         start = W0.clone()
-        W, U, kept = start.clone(), torch.zeros_like(start), torch.ones_like(start)
+        W = start.clone()
+        U = torch.zeros_like(start)
+        kept = torch.ones_like(start)
         for t in range(1, iterations + 1):
             choose(
                 t, W if change == "mask from |W|" else W + U, torch.empty_like(W), kept
@@ -106,47 +108,42 @@ def solver_loop(change: str) -> Patch:
     return constant(fused, "admm", solve)
 
 
-def dense_stream(
-    whole: Callable, self: loop.Loop, index: int, replay: Any, stream: Any
-) -> None:
+def dense_stream(whole, self, index, replay, stream):
     """Later blocks see what the dense model gives."""
-    block, before = copy.deepcopy(self.blocks[index]), stream.clone()
+    block = copy.deepcopy(self.blocks[index])
+    before = stream.clone()
     whole(self, index, replay, stream)
     stream.copy_(
         blocks.advance(block, before, replay.calls[index], replay.batch, "block")
     )
 
 
-def halved_grams(whole: Callable, *args: Any) -> Any:
+def halved_grams(whole, *args):
     return {
         name: Gram.of(gram.matrix.half().float()) for name, gram in whole(*args).items()
     }
 
 
-def one_stays_dense(whole: Callable, layer: nn.Module, weight: Tensor) -> None:
+def one_stays_dense(whole, layer, weight):
     if weight.shape[1] not in (192, 1536):  # inputs of `down`
         whole(layer, weight)
 
 
-def other_groups(
-    whole: Callable, score: Tensor, sparsity: float, *args: Any, **more: Any
-) -> Any:
+def other_groups(whole, score, sparsity, *args, **more):
     return whole(score.T.contiguous(), sparsity, *args, **more).T.contiguous()
 
 
-def without_start(_: Callable, tokenizer: Any, text: str) -> Tensor:
+def without_start(_, tokenizer, text):
     return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def dense_in_one_pass(
-    _: Callable, block: Any, stream: Any, call: Any, batch: int, name: str, *_p
-):
+def dense_in_one_pass(_, block, stream, call, batch, name, *_p):
     """All layers of a block are measured before the first is pruned."""
     yield block_grams.layer_grams(block, stream, call, batch, name)
     blocks.advance(block, stream, call, batch, name)
 
 
-def one_block_for_all(whole: Callable, block: Any, stream: Tensor, *rest: Any) -> Any:
+def one_block_for_all(whole, block, stream, *rest):
     """The text that waits in a block leaves it as it came."""
     before = stream.clone()
     yield from whole(block, stream, *rest)
@@ -154,235 +151,177 @@ def one_block_for_all(whole: Callable, block: Any, stream: Tensor, *rest: Any) -
 
 
 schedule = functools.partial(around, admm, "cubic_schedule")
-ridge = functools.partial(around, admm, "add_ridge")
 grams = functools.partial(around, block_grams, "sum_grams")
 sums = functools.partial(around, panels, "add_upper")
 windows = functools.partial(around, evaluate, "check_windows")
-loss = functools.partial(around, evaluate, "_negative_log_likelihood")
-GRAD, FEW = "admm-grad", "admm/few"
+GRAD = "admm-grad"
+FEW = "admm/few"
 
-# f is the function as it was
-MUTANTS: dict[str, Mutant] = {
-    "damping 0": Mutant(GRAD, FEW, ridge(lambda f, matrix, damping: matrix)),
-    "cubic schedule one step ahead": Mutant(
-        GRAD, FEW, schedule(lambda f, s, t, n: f(s, t + 1, n))
-    ),
-    "16 iterations": Mutant(GRAD, FEW, given(fused, "admm", iterations=16)),
-    "half the calibration": Mutant(
-        "wanda",
-        "methods/wanda-budget",
-        grams(lambda f, b, s, *args: f(b, s[: len(s) // 2], *args)),
-    ),
-    "SparseGPT in blocks of 64": Mutant(
-        "sparsegpt", "methods/sparsegpt-few", given(sparsegpt, "solve", block_size=64)
-    ),
-    "magnitude, a budget per output": Mutant(
-        "magnitude",
-        "methods/magnitude-60",
-        default(method("magnitude"), budget="output"),
-    ),
-    "windows shifted by one token": Mutant(
-        "dense admm-grad",
-        "evaluate/perplexity",
-        windows(lambda f, m, t, *args: f(m, t[1:], *args)),
-    ),
-    # the solver
-    "ρ = 2": Mutant(
-        GRAD,
-        FEW,
-        around(admm, "_factor", lambda f, g, rho, *args: f(g, 2 * rho, *args)),
-    ),
-    "no preconditioning": Mutant(
-        GRAD,
-        FEW,
-        around(
+# cells of test_mutations.py and the probe → mutants; f is the function as it was
+GROUPS = {
+    (GRAD, FEW): {
+        "cubic schedule one step ahead": schedule(lambda f, s, t, n: f(s, t + 1, n)),
+        "ρ = 2": around(admm, "_factor", lambda f, g, rho, *args: f(g, 2 * rho, *args)),
+        "no preconditioning": around(
             admm,
             "damped_system",
             lambda f, g, d, precondition: f(g, d, precondition=False),
         ),
-    ),
-    "damping 0.05": Mutant(
-        GRAD, FEW, ridge(lambda f, matrix, damping: f(matrix, damping / 2))
-    ),
-    "19 iterations": Mutant(GRAD, FEW, given(fused, "admm", iterations=19)),
-    "40 iterations": Mutant(GRAD, FEW, given(fused, "admm", iterations=40)),
-    "U not updated": Mutant(GRAD, FEW, solver_loop("U not updated")),
-    "mask from |W|": Mutant(GRAD, FEW, solver_loop("mask from |W|")),
-    "Z without U": Mutant(GRAD, FEW, solver_loop("Z without U")),
-    "half of U": Mutant(GRAD, FEW, solver_loop("half of U")),
-    "fitted to the pruned weights": Mutant(
-        GRAD, FEW, solver_loop("fitted to the pruned weights")
-    ),
-    "step matrix in half precision": Mutant(
-        GRAD,
-        FEW,
-        around(fused, "step_matrix", lambda f, *args: f(*args).half().float()),
-    ),
-    "SparseGPT with damping 0.1": Mutant(
-        "sparsegpt", "methods/sparsegpt-few", given(sparsegpt, "solve", damping=0.1)
-    ),
-    "SparseGPT, blocks do not make up for those before": Mutant(
-        "sparsegpt",
-        "methods/sparsegpt-few",
-        around(sparsegpt, "_prune_columns", lambda f, *args: 0 * f(*args)),
-    ),
-    "ALPS begins with another ρ": Mutant(
-        "alps", "methods/alps-2of4", default(method("alps"), rho=0.5)
-    ),
-    "ALPS without conjugate gradients": Mutant(
-        "alps", "methods/alps-2of4", constant(alps, "CG_STEPS", 1)
-    ),
-    # masks
-    "the released schedule": Mutant(
-        GRAD, FEW, default(method(GRAD), schedule="released")
-    ),
-    "a linear schedule": Mutant(
-        GRAD, FEW, schedule(lambda f, s, t, n: s * min(t, n) / n)
-    ),
-    "10 mask steps": Mutant(GRAD, FEW, default(method(GRAD), mask_steps=10)),
-    "no growing mask": Mutant(
-        "admm-grad-2of4", FEW, default(method(GRAD), mask_steps=0)
-    ),
-    "the mask of step 14 is final": Mutant(
-        GRAD, FEW, schedule(lambda f, s, t, n: f(s, min(t, 14), n))
-    ),
-    "one weight more is pruned": Mutant(
-        "wanda",
-        "methods/wanda-60",
-        around(
+        "damping 0.05": around(
+            admm, "add_ridge", lambda f, matrix, damping: f(matrix, damping / 2)
+        ),
+        "damping 0": around(admm, "add_ridge", lambda f, matrix, damping: matrix),
+        "16 iterations": given(fused, "admm", iterations=16),
+        "19 iterations": given(fused, "admm", iterations=19),
+        "40 iterations": given(fused, "admm", iterations=40),
+        "U not updated": solver_loop("U not updated"),
+        "mask from |W|": solver_loop("mask from |W|"),
+        "Z without U": solver_loop("Z without U"),
+        "half of U": solver_loop("half of U"),
+        "fitted to the pruned weights": solver_loop("fitted to the pruned weights"),
+        "step matrix in half precision": around(
+            fused, "step_matrix", lambda f, *args: f(*args).half().float()
+        ),
+        "the released schedule": default(method(GRAD), schedule="released"),
+        "a linear schedule": schedule(lambda f, s, t, n: s * min(t, n) / n),
+        "10 mask steps": default(method(GRAD), mask_steps=10),
+        "the mask of step 14 is final": schedule(
+            lambda f, s, t, n: f(s, min(t, 14), n)
+        ),
+        "grams in half precision": grams(halved_grams),
+        "inputs in half precision": sums(lambda f, s, rows: f(s, rows.half().float())),
+    },
+    ("wanda", "methods/wanda-budget"): {
+        "half the calibration": grams(
+            lambda f, b, s, *args: f(b, s[: len(s) // 2], *args)
+        ),
+    },
+    ("sparsegpt", "methods/sparsegpt-few"): {
+        "SparseGPT in blocks of 64": given(sparsegpt, "solve", block_size=64),
+        "SparseGPT with damping 0.1": given(sparsegpt, "solve", damping=0.1),
+        "SparseGPT, blocks do not make up for those before": around(
+            sparsegpt, "_prune_columns", lambda f, *args: 0 * f(*args)
+        ),
+    },
+    ("magnitude", "methods/magnitude-60"): {
+        "magnitude, a budget per output": default(method("magnitude"), budget="output"),
+    },
+    ("dense admm-grad", "evaluate/perplexity"): {
+        "windows shifted by one token": windows(
+            lambda f, m, t, *args: f(m, t[1:], *args)
+        ),
+    },
+    ("alps", "methods/alps-2of4"): {
+        "ALPS begins with another ρ": default(method("alps"), rho=0.5),
+        "ALPS without conjugate gradients": constant(alps, "CG_STEPS", 1),
+    },
+    ("admm-grad-2of4", FEW): {
+        "no growing mask": default(method(GRAD), mask_steps=0),
+    },
+    ("wanda", "methods/wanda-60"): {
+        "one weight more is pruned": around(
             masks, "keep_largest", lambda f, rows, zeros, *out: f(rows, zeros + 1, *out)
         ),
-    ),
-    "groups along the output": Mutant(
-        "wanda-2of4", "methods/wanda-2of4", around(methods, "select", other_groups)
-    ),
-    "Wanda, a budget per matrix": Mutant(
-        "wanda", "methods/wanda-60", default(method("wanda"), budget="matrix")
-    ),
-    "ADMM1, a budget per output": Mutant(
-        "admm1", "admm/admm1-60", default(method("admm1"), budget="output")
-    ),
-    # calibration
-    "one token of each sequence missing in the gram": Mutant(
-        "wanda admm-grad",
-        FEW,
-        around(Gram, "add", lambda f, g, inputs: f(g, inputs[..., 1:, :])),
-    ),
-    "grams in half precision": Mutant(GRAD, FEW, grams(halved_grams)),
-    "inputs in half precision": Mutant(
-        GRAD, FEW, sums(lambda f, s, rows: f(s, rows.half().float()))
-    ),
-    "the stream of dense blocks": Mutant(
-        GRAD, "methods/wanda-60", around(loop.Loop, "prune_block", dense_stream)
-    ),
-    "the stream stays at the first block": Mutant(
-        GRAD, "methods/wanda-60", around(block_grams.Replay, "advance", lambda *_: None)
-    ),
-    "one pass measures a block before it is pruned": Mutant(
-        "one-pass", "passes/one", around(block_grams, "one_pass", dense_in_one_pass)
-    ),
-    "one pass leaves the stream behind": Mutant(
-        "one-pass", "passes/one", around(block_grams, "one_pass", one_block_for_all)
-    ),
-    "another seed": Mutant(
-        "wanda",
-        "text/calibration",
-        around(
+        "Wanda, a budget per matrix": default(method("wanda"), budget="matrix"),
+        "the error is not squared": around(
+            registry, "relative_error", lambda f, *args: f(*args) ** 0.5
+        ),
+    },
+    ("wanda-2of4", "methods/wanda-2of4"): {
+        "groups along the output": around(methods, "select", other_groups),
+    },
+    ("admm1", "admm/admm1-60"): {
+        "ADMM1, a budget per output": default(method("admm1"), budget="output"),
+    },
+    ("wanda admm-grad", FEW): {
+        "one token of each sequence missing in the gram": around(
+            Gram, "add", lambda f, g, inputs: f(g, inputs[..., 1:, :])
+        ),
+    },
+    (GRAD, "methods/wanda-60"): {
+        "the stream of dense blocks": around(loop.Loop, "one_block", dense_stream),
+        "the stream stays at the first block": around(
+            block_grams.Replay, "advance", lambda *_: None
+        ),
+        "one layer stays dense": around(loop, "write_weight", one_stays_dense),
+    },
+    ("one-pass", "passes/one"): {
+        "one pass measures a block before it is pruned": around(
+            block_grams, "one_pass", dense_in_one_pass
+        ),
+        "one pass leaves the stream behind": around(
+            block_grams, "one_pass", one_block_for_all
+        ),
+    },
+    ("wanda", "text/calibration"): {
+        "another seed": around(
             corpora,
             "calibration_tokens",
             lambda f, *a, seed, **m: f(*a, seed=seed + 1, **m),
         ),
-    ),
-    "documents joined without an end": Mutant(
-        "wanda",
-        "text/calibration",
-        around(
+        "documents joined without an end": around(
             corpora,
             "_joined",
             lambda f, texts, tokenizer: f(["".join(texts)], tokenizer),
         ),
-    ),
-    # what is pruned and what is measured
-    "one layer stays dense": Mutant(
-        GRAD, "methods/wanda-60", around(loop, "write_weight", one_stays_dense)
-    ),
-    "the error is not squared": Mutant(
-        "wanda",
-        "methods/wanda-60",
-        around(registry, "relative_error", lambda f, *args: f(*args) ** 0.5),
-    ),
-    "no start token": Mutant(
-        "dense", "text/files", around(corpora, "_tokenise", without_start)
-    ),
-    "windows do not begin with the start token": Mutant(
-        "dense",
-        "evaluate/perplexity",
-        around(evaluate, "with_start", lambda f, rows, *_: rows),
-    ),
-    "a window left out": Mutant(
-        "dense",
-        "evaluate/perplexity",
-        windows(lambda f, m, t, n, most: f(m, t, n, most and most - 1)),
-    ),
-    "the first prediction left out": Mutant(
-        "dense",
-        "evaluate/perplexity",
-        loss(lambda f, logits, rows: f(logits[:, 1:], rows[:, 1:])),
-    ),
-    # beyond the layers
-    "the guide's range is a third": Mutant(
-        "guide", "allocation/guide", default(allocation.guide, spread=0.1)
-    ),
-    "the guide reads one sequence": Mutant(
-        "guide",
-        "allocation/guide",
-        around(
+    },
+    ("dense", "text/files"): {
+        "no start token": around(corpora, "_tokenise", without_start),
+    },
+    ("dense", "evaluate/perplexity"): {
+        "windows do not begin with the start token": around(
+            evaluate, "with_start", lambda f, rows, *_: rows
+        ),
+        "a window left out": windows(
+            lambda f, m, t, n, most: f(m, t, n, most and most - 1)
+        ),
+        "the first prediction left out": around(
+            evaluate,
+            "_negative_log_likelihood",
+            lambda f, logits, rows: f(logits[:, 1:], rows[:, 1:]),
+        ),
+    },
+    ("guide", "allocation/guide"): {
+        "the guide's range is a third": default(allocation.guide, spread=0.1),
+        "the guide reads one sequence": around(
             allocation,
             "surveyed",
             lambda f, model, tokens, *rest: f(model, tokens[:1], *rest),
         ),
-    ),
-    "importance without its root": Mutant(
-        "guide", "allocation/guide", constant(allocation, "POWER", 1.0)
-    ),
-    "OWL spreads half as far": Mutant(
-        "owl", "allocation/owl", default(allocation.owl, spread=0.04)
-    ),
-    "the repair at twice its rate": Mutant(
-        "recipe", "distil/all", default(distil.distil, rate=1.72e-3)
-    ),
-    "the repair trains pruned weights too": Mutant(
-        "recipe",
-        "distil/all",
-        around(training, "KeptZeros", lambda *_: contextlib.nullcontext()),
-    ),
-    "the repair keeps its last weights": Mutant(
-        "spoilt", "distil/nothing", around(distil, "restore", lambda *_: None)
-    ),
-    "the repair reads the text of the layers": Mutant(
-        "recipe",
-        "recipe/balanced",
-        around(
+        "importance without its root": constant(allocation, "POWER", 1.0),
+    },
+    ("owl", "allocation/owl"): {
+        "OWL spreads half as far": default(allocation.owl, spread=0.04),
+    },
+    ("recipe", "distil/all"): {
+        "the repair at twice its rate": default(distil.distil, rate=1.72e-3),
+        "the repair trains pruned weights too": around(
+            training, "KeptZeros", lambda *_: contextlib.nullcontext()
+        ),
+    },
+    ("spoilt", "distil/nothing"): {
+        "the repair keeps its last weights": around(distil, "restore", lambda *_: None),
+    },
+    ("recipe", "recipe/balanced"): {
+        "the repair reads the text of the layers": around(
             recipe,
             "distil",
             lambda f, model, dense, text, **m: f(model, dense, text.flip(0), **m),
         ),
-    ),
-    # zero-shot
-    "likelihoods of the tokens before": Mutant(
-        "zero-shot",
-        "zero-shot/openbookqa",
-        around(
+    },
+    ("zero-shot", "zero-shot/openbookqa"): {
+        "likelihoods of the tokens before": around(
             scoring.ContextOnce, "_model_call", lambda f, *a, **m: f(*a, **m).roll(1, 1)
         ),
-    ),
-    "all choices follow the first context": Mutant(
-        "zero-shot",
-        "zero-shot/openbookqa",
-        around(
+        "all choices follow the first context": around(
             Cache,
             "reorder_cache",
             lambda f, cache, rows: f(cache, torch.zeros_like(rows)),
         ),
-    ),
+    },
+}
+MUTANTS = {
+    name: Mutant(*place, patch)
+    for place, patches in GROUPS.items()
+    for name, patch in patches.items()
 }

@@ -35,7 +35,7 @@ from helpers.beyond import recipe, training
 from helpers.data import corpora, tasks
 from helpers.gram import damp, normalise
 from helpers.models import find_blocks
-from helpers.studies import hidden_states, mask_rules, pipelines, updates
+from helpers.studies import draw_windows, hidden_states, mask_rules, updates
 
 BLOCKS = 2
 SEQUENCES, LENGTH = 8, 128  # of calibration text
@@ -100,7 +100,7 @@ class WithStart:
     eos_token_id, start = 2, 1
 
     def __call__(
-        self, text: str | list, add_special_tokens: bool = True, **more: Any
+        self, text: str | list, add_special_tokens: bool = True, **more
     ) -> dict:
         ids = embedded()[1](text, **more)["input_ids"]
         begin = [self.start] * add_special_tokens
@@ -122,7 +122,7 @@ def digest(*tensors: Tensor) -> str:
     return found.hexdigest()[:16]
 
 
-def weights_of(model: nn.Module) -> list[Any]:
+def weights_of(model: nn.Module):
     """A hash of the blocks and norms, and the sum of what is outside: that is mostly embedding."""
     inside, outside = [], 0.0
     for _, parameter in sorted(model.named_parameters()):
@@ -133,7 +133,7 @@ def weights_of(model: nn.Module) -> list[Any]:
     return [digest(*inside), outside]
 
 
-def described(model: nn.Module, report: Any) -> dict[str, Any]:
+def described(model: nn.Module, report):
     """A pruned model, and what is reported of it."""
     fields = ("error", "sparsity", "damping", "dead_inputs", "mask")
     layers = {
@@ -149,7 +149,7 @@ def described(model: nn.Module, report: Any) -> dict[str, Any]:
     }
 
 
-def pruned(blocks: int = BLOCKS, **arguments: Any) -> dict[str, Any]:
+def pruned(blocks: int = BLOCKS, **arguments):
     """A copy of the model pruned with these arguments."""
     model, settings = fresh(blocks), dict(batch=1, progress=False) | arguments
     text = None if arguments["method"] == "magnitude" else tokens()
@@ -160,7 +160,7 @@ def pruned(blocks: int = BLOCKS, **arguments: Any) -> dict[str, Any]:
 
 
 @probe("text/calibration")
-def calibration_text() -> dict[str, Any]:
+def calibration_text():
     found = {}
     for name, tokenizer, seed in (
         ("plain", embedded()[1], 0),
@@ -176,14 +176,14 @@ def calibration_text() -> dict[str, Any]:
 
 
 @probe("text/evaluation")
-def evaluation_text() -> dict[str, Any]:
+def evaluation_text():
     text = helpers.evaluation_tokens("embedded", embedded()[1])
     begun = corpora.with_start(text[:256].view(2, 128), WithStart.start, "auto")
     return {"tokens": digest(text), "start": digest(begun)}
 
 
 @probe("text/files")
-def files_of_text() -> dict[str, Any]:
+def files_of_text():
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, content in {
@@ -207,9 +207,9 @@ def files_of_text() -> dict[str, Any]:
 
 
 @probe("text/split")
-def split_text() -> dict[str, Any]:
+def split_text():
     counts = dict(web=2, layers=4, guide=2, repair=3, pool=10, length=32, seed=0)
-    split = pipelines.draw_windows("embedded", embedded()[1], **counts)
+    split = draw_windows("embedded", embedded()[1], **counts)
     return {name: digest(windows) for name, windows in split._asdict().items()}
 
 
@@ -217,7 +217,7 @@ def split_text() -> dict[str, Any]:
 
 
 @probe("masks")
-def selections() -> dict[str, Any]:
+def selections():
     weight, gram, _ = problem()
     real = weight.abs() * gram.diagonal().sqrt()
     found = {}
@@ -238,7 +238,7 @@ def selections() -> dict[str, Any]:
 
 
 @probe("schedules")
-def schedules() -> dict[str, Any]:
+def schedules():
     return {
         "cubic": [helpers.cubic_schedule(0.6, step, 15) for step in range(17)],
         "rates": [training.rate_at(step, 64) for step in range(1, 65)],
@@ -248,7 +248,7 @@ def schedules() -> dict[str, Any]:
 
 
 @probe("layers/gram")
-def grams() -> dict[str, Any]:
+def grams():
     weight, gram, other = problem()
     scaled, norms = normalise(gram)
     pruned_weight = weight * helpers.select(weight.abs(), 0.6, "unstructured")
@@ -260,7 +260,7 @@ def grams() -> dict[str, Any]:
 
 
 @probe("layers/solvers")
-def solvers() -> dict[str, Any]:
+def solvers():
     """Every update on one mask."""
     weight, gram, _ = problem()
     keep = helpers.select(weight.abs() * gram.diagonal().sqrt(), 0.6, "unstructured")
@@ -285,12 +285,12 @@ def solvers() -> dict[str, Any]:
 
 
 @probe("studies/update")
-def study_of_updates() -> dict[str, Any]:
+def study_of_updates():
     return updates.update_study(*problem(), sparsities=(0.6,), iterations=25)
 
 
 @probe("studies/masks")
-def study_of_masks() -> list[dict[str, Any]]:
+def study_of_masks():
     return mask_rules.mask_study(*problem(), sparsities=(0.5, 0.6))
 
 
@@ -341,7 +341,7 @@ for name, arguments in {
 
 
 @probe("passes/importance")
-def by_importance() -> dict[str, Any]:
+def by_importance():
     """A sparsity for each layer, and an importance for each output."""
     shapes = {
         f"0.self_attn.{name}_proj": rows
@@ -359,7 +359,7 @@ def by_importance() -> dict[str, Any]:
 
 
 @probe("passes/half")
-def in_half_precision() -> dict[str, Any]:
+def in_half_precision():
     model = fresh(1)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
@@ -368,7 +368,7 @@ def in_half_precision() -> dict[str, Any]:
 
 
 @probe("streamed")
-def streamed() -> dict[str, Any]:
+def streamed():
     with tempfile.TemporaryDirectory() as folder:
         source, new = Path(folder, "dense"), Path(folder, "pruned")
         with contextlib.redirect_stderr(io.StringIO()):
@@ -391,7 +391,7 @@ def streamed() -> dict[str, Any]:
 
 
 @probe("capture")
-def replayed() -> dict[str, Any]:
+def replayed():
     model = embedded()[0]
     calls = blocks.record_calls(model, tokens()[:2])
     return {
@@ -406,18 +406,18 @@ def replayed() -> dict[str, Any]:
 
 
 @probe("allocation/guide")
-def guided() -> dict[str, Any]:
+def guided():
     found = helpers.guide(fresh(), tokens()[:2], sparsity=0.6)
     importance = {key: digest(factors) for key, factors in found.importance.items()}
     return {"sparsity": found.sparsity, "importance": importance}
 
 
 @probe("allocation/owl")
-def by_outliers() -> dict[str, float]:
+def by_outliers():
     return helpers.owl(fresh(), tokens(), sparsity=0.6)
 
 
-def distilled(blocks: int = 1, **settings: Any) -> dict[str, Any]:
+def distilled(blocks: int = 1, **settings):
     """Three steps from a model that Wanda has pruned, with two windows held out."""
     model = fresh(blocks)
     helpers.prune_model(model, tokens(), method="wanda", sparsity=0.6, progress=False)
@@ -437,7 +437,7 @@ PROBES["distil/bfloat16"] = functools.partial(distilled, precision="bfloat16")
 PROBES["distil/nothing"] = functools.partial(distilled, rate=1.0)
 
 
-def repaired(effort: str, **target: Any) -> dict[str, Any]:
+def repaired(effort: str, **target):
     model = fresh(1)
     settings = dict(effort=effort, progress=False, **target)
     report = helpers.prune_and_repair(model, tokens(72, 16), **settings)
@@ -456,7 +456,7 @@ PROBES["recipe/2of4"] = functools.partial(
 
 
 @probe("evaluate/perplexity")
-def perplexities() -> dict[str, float]:
+def perplexities():
     model, text = embedded()[0], pages()
     begun = torch.cat([torch.tensor([model.config.bos_token_id]), text])
     return {
@@ -472,7 +472,7 @@ def samples() -> Iterator[dict[str, Any]]:
     """Keep what lm-eval has found for each item, its log-likelihoods among that."""
     kept, whole = {}, lm_eval.evaluate
 
-    def look(**options: Any) -> Any:
+    def look(**options):
         answer = whole(**options)
         for task, items in answer["samples"].items():
             kept[task] = [item["filtered_resps"] for item in items]
@@ -482,7 +482,7 @@ def samples() -> Iterator[dict[str, Any]]:
         yield kept
 
 
-def scored(*names: str) -> dict[str, Any]:
+def scored(*names: str):
     with samples() as kept:
         scores = helpers.zero_shot(*embedded(), tasks=list(names), limit=3)
     texts = evaluate.zero_shot_examples(list(names))
@@ -502,7 +502,7 @@ for name in tasks.TASKS:
 
 
 @probe("zero-shot/identity")
-def identity_of_tasks() -> dict[str, Any]:
+def identity_of_tasks():
     return tasks.tasks_identity()
 
 

@@ -31,26 +31,24 @@ def records() -> dict[str, tuple[list[Record], list[Record]]]:
     """By plan, the records of the same runs on either side."""
     plans: dict[str, tuple[list[Record], list[Record]]] = {}
     for pair in known()["pairs"]:
-        for side in (0, 1):
-            layers = [
-                {
-                    "block": block,
-                    "name": name,
-                    "error": 1e-2 * (1 if side else 1 + part / 1e6),
-                }
-                for block, parts in enumerate(pair["apart"])
-                for name, part in enumerate(parts)
-            ]
-            metrics = pair["metrics"].items()
+        for side, processor in enumerate(known()["processors"]):
+            layers = []
+            for block, parts in enumerate(pair["apart"]):
+                for name, part in enumerate(parts):
+                    error = 1e-2
+                    if not side:
+                        error *= 1 + part / 1e6
+                    layers.append({"block": block, "name": name, "error": error})
+            metrics = {}
+            for name, values in pair["metrics"].items():
+                metrics[name] = {"value": values[side], "unit": "1"}
             record = {
                 "notebook": pair["run"].partition("--")[0],
                 "name": pair["run"],
                 "parameters": pair["parameters"],
-                "metrics": {
-                    name: {"value": v[side], "unit": "1"} for name, v in metrics
-                },
+                "metrics": metrics,
                 "data": {text: {"tokens": text} for text in pair["data"]},
-                "platform": {"processor": known()["processors"][side]},
+                "platform": {"processor": processor},
                 "layers": layers,
             }
             plans.setdefault(pair["plan"], ([], []))[side].append(record)
@@ -85,26 +83,17 @@ def rounded(record: Record, dense: float, draw: random.Random) -> Record:
         return moved
     pair = draw.choice(pairs)
     for layer in moved["layers"]:
-        first, behind = DEPTHS[layer["block"]]
-        seen = [
-            part
-            for parts in pair["apart"][first:behind]
-            for part in parts
-            if part is not None
-        ]
+        blocks = pair["apart"][slice(*DEPTHS[layer["block"]])]
+        seen = [part for parts in blocks for part in parts if part is not None]
         layer["error"] *= 1 + draw.choice((-1, 1)) * draw.choice(seen) / 1e6
-    there = [pair["metrics"].get("perplexity"), pair["metrics"].get("mean_layer_error")]
-    share = abs(math.log(there[0][0] / there[0][1])) / math.log(there[0][1] / 15)
+    one, other = pair["metrics"]["perplexity"]
+    share = abs(math.log(one / other)) / math.log(other / 15)
     for name, entry in moved["metrics"].items():
-        if (
-            name.startswith("perplexity")
-            and not name.endswith("_dense")
-            and entry["value"] > dense
-        ):
+        if name == "perplexity" and entry["value"] > dense:
             damage = math.log(entry["value"] / dense)
-            entry["value"] = dense * math.exp(
-                damage * (1 + draw.choice((-1, 1)) * share)
-            )
-        elif name == "mean_layer_error" and there[1]:
-            entry["value"] *= there[1][0] / there[1][1]
+            damage *= 1 + draw.choice((-1, 1)) * share
+            entry["value"] = dense * math.exp(damage)
+        elif name == "mean_layer_error" and name in pair["metrics"]:
+            one, other = pair["metrics"][name]
+            entry["value"] *= one / other
     return moved

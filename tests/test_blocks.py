@@ -1,7 +1,5 @@
 """Finding what to prune in many tiny families, and replaying their blocks against the models."""
 
-from collections.abc import Iterator
-
 import families as fam
 import pytest
 import torch
@@ -24,19 +22,17 @@ BATCH = 2
 # ---------------------------------------------------------------- models
 
 
-def test_encoder_decoders_and_blockless_models_are_refused(one_line_error) -> None:
+def test_encoder_decoders_and_blockless_models_are_refused(one_line_error):
     sizes = dict(vocab_size=97, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=2)
     with one_line_error(UnsupportedModel, "T5"):
         find_blocks(hf.T5ForConditionalGeneration(hf.T5Config(**sizes)))
     model = fam.build("llama")
-    model.model.layers = nn.ModuleDict(
-        {"0": model.model.layers[0], "1": model.model.layers[1]}
-    )
+    model.model.layers = nn.ModuleDict({"0": model.model.layers[0]})
     with one_line_error(UnsupportedModel, "Llama"):
         find_blocks(model)
 
 
-def test_a_multimodal_model_is_pruned_in_its_text_part() -> None:
+def test_a_multimodal_model_is_pruned_in_its_text_part():
     # Both towers are two blocks deep: only the config says which is the language model's.
     text = fam.FAMILIES["llama"].config().to_dict()
     vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2,
@@ -45,32 +41,33 @@ def test_a_multimodal_model_is_pruned_in_its_text_part() -> None:
                             text_config=text, image_token_index=96)  # fmt: skip
     model = hf.LlavaForConditionalGeneration(config)
     blocks = find_blocks(model)
-    assert "self_attn.q_proj" in find_layers(blocks[0]) and hasattr(
-        blocks[0].mlp, "gate_proj"
-    )
+    assert "mlp.gate_proj" in find_layers(blocks[0])
 
 
 # ---------------------------------------------------------------- replay
 
 
 @pytest.mark.parametrize("family", EVERY)
-def test_layers_streams_and_grams_are_the_models_own(family: str) -> None:
+def test_layers_streams_and_grams_are_the_models_own(family):
     """The layers are those listed by hand; streams and inputs those of one plain forward pass."""
-    model, tokens = fam.build(family), fam.random_tokens(4)
-    known, blocks = fam.FAMILIES[family], find_blocks(model)
-    assert blocks is model.get_submodule(known.blocks) and len(blocks) == known.depth
+    model = fam.build(family)
+    tokens = fam.random_tokens(4)
+    known = fam.FAMILIES[family]
+    blocks = find_blocks(model)
+    assert blocks is model.get_submodule(known.blocks)
+    assert len(blocks) == known.depth
     names = [f"{known.blocks}.{index}" for index in range(known.depth)]
     inputs = fam.inputs_by_hook(model, [*names, *fam.pruned_names(family)], tokens)
     # arguments recorded with the first sequences hold for others of the same shape
     captured = cap.record_calls(model, tokens[:BATCH])
     stream = cap.embed(model, tokens, BATCH)
     for name, block, call in zip(names, blocks, captured, strict=True):
-        torch.testing.assert_close(
-            stream.flatten(0, 1), inputs[name], rtol=0, atol=1e-6
-        )
+        entering = stream.flatten(0, 1)
+        torch.testing.assert_close(entering, inputs[name], rtol=0, atol=1e-6)
         before = stream.clone()
         grams = block_grams.layer_grams(block, stream, call, BATCH)
-        assert set(grams) == set(known.layers) and torch.equal(stream, before)
+        assert set(grams) == set(known.layers)
+        assert torch.equal(stream, before)
         # one gram for the layers that read the same input
         different = {
             tuple(inputs[f"{name}.{layer}"][0].tolist()) for layer in known.layers
@@ -79,10 +76,10 @@ def test_layers_streams_and_grams_are_the_models_own(family: str) -> None:
         for layer, gram in grams.items():
             x = inputs[f"{name}.{layer}"].double()
             assert gram.tokens == len(x) == tokens.numel()
-            scale = (x.T @ x).abs().max().item()
-            torch.testing.assert_close(
-                gram.matrix.double(), x.T @ x, rtol=1e-4, atol=1e-5 * scale
-            )
+            found = gram.matrix.double()
+            expected = x.T @ x
+            atol = 1e-5 * expected.abs().max().item()
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=atol)
         cap.advance(block, stream, call, BATCH, name)
     assert not torch.allclose(stream, before, atol=1e-2)  # a block does something
     # what leaves the last block is compared as logits
@@ -90,21 +87,15 @@ def test_layers_streams_and_grams_are_the_models_own(family: str) -> None:
     assert fam.hook_count(model) == 0
 
 
-def test_the_gate_stops_a_model_that_cannot_be_replayed(one_line_error) -> None:
-    # Gemma-3 alternates sliding and global attention: swapped arguments must not pass.
-    model, tokens = fam.build("gemma3"), fam.random_tokens(BATCH)
-    calls = cap.record_calls(model, tokens)
-    with one_line_error(UnsupportedModel, "Gemma3ForCausalLM"):
-        cap.check_parity(model, [calls[1], calls[0], *calls[2:]], tokens)
-
-
-def test_the_stream_may_be_passed_by_name(monkeypatch) -> None:
+def test_the_stream_may_be_passed_by_name(monkeypatch):
     # no family above does; which do differs between versions of transformers
     call = LlamaDecoderLayer.__call__
     by_name = lambda self, states, **others: call(self, **others, hidden_states=states)  # noqa: E731
     monkeypatch.setattr(LlamaDecoderLayer, "__call__", by_name)
-    model, tokens = fam.build("llama"), fam.random_tokens(BATCH)
-    stream, calls = cap.first_stream(model, tokens), cap.record_calls(model, tokens)
+    model = fam.build("llama")
+    tokens = fam.random_tokens(BATCH)
+    stream = cap.first_stream(model, tokens)
+    calls = cap.record_calls(model, tokens)
     torch.testing.assert_close(stream, model.model.embed_tokens(tokens))
     assert cap.check_parity(model, calls, tokens.flip(1)) < 1e-6
 
@@ -112,23 +103,22 @@ def test_the_stream_may_be_passed_by_name(monkeypatch) -> None:
 # ---------------------------------------------------------------- grams
 
 
-@pytest.mark.parametrize(("family", "layer"), [("opt", "fc2"), ("gpt2", "mlp.c_proj")])
-def test_layer_gram_is_that_of_the_dense_model_without_dropout(
-    family: str, layer: str
-) -> None:
-    model, tokens = fam.build(family), fam.random_tokens(5)
+@pytest.mark.parametrize("family, layer", [("opt", "fc2"), ("gpt2", "mlp.c_proj")])
+def test_layer_gram_is_that_of_the_dense_model_without_dropout(family, layer):
+    model = fam.build(family)
+    tokens = fam.random_tokens(5)
     name = f"{fam.FAMILIES[family].blocks}.1.{layer}"
     x = fam.inputs_by_hook(model, [name], tokens)[name].double()
     model.train()
     weight, gram = block_grams.layer_problems(model, tokens, 1, [layer])[layer]
     torch.testing.assert_close(gram.double(), x.T @ x, rtol=1e-4, atol=1e-3)
-    assert (
-        torch.equal(weight, fam.matrix_of(model.get_submodule(name))) and model.training
-    )
+    assert torch.equal(weight, fam.matrix_of(model.get_submodule(name)))
+    assert model.training
 
 
-def test_a_layer_that_is_not_there(one_line_error) -> None:
-    model, tokens = fam.build("opt"), fam.random_tokens(2)
+def test_a_layer_that_is_not_there(one_line_error):
+    model = fam.build("opt")
+    tokens = fam.random_tokens(2)
     for block, layer, words in (
         (2, "fc2", "0 to 1"),
         (-1, "fc2", "-1"),
@@ -138,18 +128,17 @@ def test_a_layer_that_is_not_there(one_line_error) -> None:
             block_grams.layer_problems(model, tokens, block, [layer])
 
 
-def test_the_last_step_of_a_layers_gram_is_reported_too() -> None:
-    steps: list[tuple[int, int]] = []
-    model, tokens = fam.build("opt"), fam.random_tokens(2)
+def test_the_last_step_of_a_layers_gram_is_reported_too():
+    steps = []
+    model = fam.build("opt")
+    tokens = fam.random_tokens(2)
     block_grams.layer_problems(
         model, tokens, 1, ["fc2"], progress=lambda *step: steps.append(step[:2])
     )
     assert steps == [(1, 2), (2, 2)]
 
 
-def test_an_odd_number_of_sequences_is_warned_of(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_an_odd_number_of_sequences_is_warned_of(caplog):
     """All batches have the size of the recorded one, so it has to divide the sequences."""
     model = fam.build("opt")
     for sequences, batch, said in (
@@ -159,20 +148,21 @@ def test_an_odd_number_of_sequences_is_warned_of(
     ):
         caplog.clear()
         block_grams.Replay(model, fam.random_tokens(sequences), batch)
-        assert bool(said) == bool(caplog.messages) and said in "".join(caplog.messages)
+        assert bool(said) == bool(caplog.messages)
+        assert said in "".join(caplog.messages)
 
 
 class Filled(Team):
     """The other process of a team, whose text reaches the expert that the text here misses."""
 
-    def sum(self, grams: dict[str, Gram]) -> None:
+    def sum(self, grams):
         for gram in grams.values():
             gram.add(torch.ones(3, 4))
 
 
-def test_grams_are_checked_once_they_are_those_of_all_processes(one_line_error) -> None:
+def test_grams_are_checked_once_they_are_those_of_all_processes(one_line_error):
     class Missed(block_grams.Replay):
-        def grams(self, *_: object) -> Iterator[dict[str, Gram]]:
+        def grams(self, *_):
             yield {"experts.1": Gram(4)}
 
     model = fam.build("opt")

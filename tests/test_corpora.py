@@ -5,8 +5,8 @@ import hashlib
 import json
 import math
 import random
+import re
 from pathlib import Path
-from typing import Any
 
 import families as fam
 import pytest
@@ -20,24 +20,19 @@ from helpers.data.corpora import HUB_TEXTS, corpus_identity, evaluation_tokens
 from helpers.errors import BadParameter, FileError
 from helpers.evaluate import check_windows
 
-C4, WIKITEXT2 = HUB_TEXTS["c4"], HUB_TEXTS["wikitext2"]
+C4 = HUB_TEXTS["c4"]
+WIKITEXT2 = HUB_TEXTS["wikitext2"]
 END = 7
 
 
 class WordTokenizer:
-    """One token a word, numbers as themselves; -1 in front when special tokens are asked for."""
+    """One token a word, numbers as themselves; -1 in front for special tokens."""
 
-    def __init__(self, eos_token_id: int | None = END) -> None:
+    def __init__(self, eos_token_id=END):
         self.eos_token_id = eos_token_id
-        self.seen: list[str] = []
+        self.seen = []
 
-    def __call__(
-        self,
-        text: str | list[str],
-        *,
-        add_special_tokens: bool = True,
-        verbose: bool = True,
-    ) -> dict[str, Any]:
+    def __call__(self, text, *, add_special_tokens=True, verbose=True):
         if isinstance(text, list):
             return {
                 "input_ids": [
@@ -49,17 +44,24 @@ class WordTokenizer:
         return {"input_ids": [-1] * add_special_tokens + words}
 
 
-def calibration_tokens(*given: Any, **draw: Any) -> torch.Tensor:
-    """Windows as the text is cut, as in the papers, unless something else is asked for."""
-    return corpora.calibration_tokens(*given, **{"start_token": False} | draw)
+def drawn(source, sequences, length, seed=0, tokenizer=None, **start):
+    """Windows as the text is cut, as in the papers, unless something else is given."""
+    return corpora.calibration_tokens(
+        source,
+        tokenizer or WordTokenizer(),
+        sequences=sequences,
+        length=length,
+        seed=seed,
+        **{"start_token": False} | start,
+    )
 
 
-def numbers(first: int, last: int) -> str:
+def numbers(first, last):
     return " ".join(str(number) for number in range(first, last))
 
 
 @pytest.fixture
-def text_file(tmp_path: Path) -> Path:
+def text_file(tmp_path):
     path = tmp_path / "numbers.txt"
     path.write_text(numbers(100, 200), encoding="utf-8")
     return path
@@ -68,60 +70,50 @@ def text_file(tmp_path: Path) -> Path:
 # ---- sampling
 
 
-def test_windows_of_a_file_do_not_overlap_when_it_is_long_enough(
-    text_file: Path,
-) -> None:
+def test_windows_of_a_file_do_not_overlap_when_it_is_long_enough(text_file):
     starts = []
     for seed in (*range(20), 0):
-        tokens = calibration_tokens(
-            text_file, WordTokenizer(), sequences=9, length=11, seed=seed
-        )
-        assert tokens.shape == (9, 11) and tokens.dtype == torch.int64
+        tokens = drawn(text_file, 9, 11, seed)
+        assert tokens.shape == (9, 11)
+        assert tokens.dtype == torch.int64
         # each row runs on in the text, and no token is drawn twice
         assert torch.equal(tokens - tokens[:, :1], torch.arange(11).expand(9, 11))
         assert tokens.unique().numel() == 99
         starts.append(tokens[:, 0].tolist())
-    assert starts[0] == starts[-1] != starts[1] and starts[0] != sorted(starts[0]), (
-        "by the seed"
-    )
-    exact = calibration_tokens(text_file, WordTokenizer(), sequences=10, length=10)
+    assert starts[0] == starts[-1] != starts[1], "by the seed"
+    assert starts[0] != sorted(starts[0])
+    exact = drawn(text_file, 10, 10)
     assert sorted(exact.flatten().tolist()) == list(range(100, 200))
 
 
-def test_windows_overlap_with_a_warning_when_it_is_not(
-    text_file: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    tokens = calibration_tokens(text_file, WordTokenizer(), sequences=40, length=90)
-    assert tokens.shape == (40, 90) and "overlap" in caplog.text
-    assert set(tokens[:, 0].tolist()) == set(
-        range(100, 111)
-    )  # the first and last start included
+def test_windows_overlap_with_a_warning_when_it_is_not(text_file, caplog):
+    tokens = drawn(text_file, 40, 90)
+    assert tokens.shape == (40, 90)
+    assert "overlap" in caplog.text
+    # the first and last start included
+    assert set(tokens[:, 0].tolist()) == set(range(100, 111))
 
 
 @pytest.mark.parametrize("end", [END, None])
-def test_documents_are_joined_by_the_end_token(
-    tmp_path: Path, end: int | None, one_line_error
-) -> None:
+def test_documents_are_joined_by_the_end_token(tmp_path, end, one_line_error):
     path = tmp_path / "three.jsonl"
     rows = [{"text": "10 11"}, {"text": " \n"}, {"text": "20 21 22", "url": "x"}]
-    path.write_text(
-        "\n\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8"
-    )
-    whole = [10, 11, *([] if end is None else [end]), 20, 21, 22]
+    path.write_text("\n\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    whole = [word for word in (10, 11, end, 20, 21, 22) if word]
+    tokenizer = WordTokenizer(end)
+    length = len(whole)
     # a text of exactly one sequence will do, a shorter one will not
-    tokens = calibration_tokens(
-        path, WordTokenizer(end), sequences=2, length=len(whole)
-    )
+    tokens = drawn(path, 2, length, tokenizer=tokenizer)
     assert tokens.tolist() == [whole] * 2
-    with one_line_error(BadParameter, f"{len(whole)} tokens"):
-        calibration_tokens(path, WordTokenizer(end), sequences=1, length=len(whole) + 1)
+    with one_line_error(BadParameter, f"{length} tokens"):
+        drawn(path, 1, length + 1, tokenizer=tokenizer)
 
 
 # ---- bad input
 
 
 @pytest.mark.parametrize(
-    ("source", "content", "words"),
+    "source, content, words",
     [
         ("wikitex2", None, "'wikitex2' 'wikitext2'"),
         ("notes.pdf", None, "'notes.pdf' .jsonl"),
@@ -134,33 +126,29 @@ def test_documents_are_joined_by_the_end_token(
     ],
 )
 def test_a_bad_text_is_one_line(
-    tmp_path: Path,
-    monkeypatch,
-    source: str,
-    content: bytes | None,
-    words: str,
-    one_line_error,
-) -> None:
+    tmp_path, monkeypatch, source, content, words, one_line_error
+):
     monkeypatch.chdir(tmp_path)
     if content is not None:
         Path(source).write_bytes(content)
-    for read in (calibration_tokens, evaluation_tokens):
+    for read in (corpora.calibration_tokens, evaluation_tokens):
         with one_line_error(BadParameter, *words.split()):
             read(source, WordTokenizer())
 
 
 @pytest.mark.parametrize("wrong", [{"sequences": 0}, {"length": 2.0}, {"seed": -1}])
-def test_a_bad_number_is_one_line(text_file: Path, wrong: dict, one_line_error) -> None:
+def test_a_bad_number_is_one_line(text_file, wrong, one_line_error):
     ((name, value),) = wrong.items()
     with one_line_error(BadParameter, name, str(value)):
-        calibration_tokens(text_file, WordTokenizer(), **wrong)
+        drawn(text_file, **dict(sequences=1, length=9) | wrong)
 
 
 # ---- evaluation of files, identity
 
 
-def test_evaluation_reads_the_whole_file_in_order(tmp_path: Path) -> None:
-    path, tokenizer = tmp_path / "text.txt", WordTokenizer()
+def test_evaluation_reads_the_whole_file_in_order(tmp_path):
+    path = tmp_path / "text.txt"
+    tokenizer = WordTokenizer()
     path.write_bytes(b"\xef\xbb\xbf3 1\r\n2")  # as Windows' Notepad saves it
     assert evaluation_tokens(path, tokenizer).tolist() == [-1, 3, 1, 2]
     path = tmp_path / "rows.jsonl"
@@ -169,81 +157,74 @@ def test_evaluation_reads_the_whole_file_in_order(tmp_path: Path) -> None:
     assert tokenizer.seen == ["3 1\n2", "one\u2028two\n\nthree"]
 
 
-def test_identity_pins_the_text_and_its_tokens_and_hides_the_folder(
-    text_file: Path,
-) -> None:
+def test_identity_pins_the_text_and_its_tokens_and_hides_the_folder(text_file):
     sha256 = hashlib.sha256(text_file.read_bytes()).hexdigest()
     assert corpus_identity(text_file) == {"name": "numbers.txt", "sha256": sha256}
-    assert corpus_identity("c4")["revision"] == C4.revision
     assert corpus_identity("wikitext2")["dataset"] == "Salesforce/wikitext"
     assert len(corpus_identity("embedded")["sha256"]) == 64
-    assert all(
-        len(hub.revision) == 40 and int(hub.revision, 16) for hub in (C4, WIKITEXT2)
-    )
+    for name in ("c4", "wikitext2"):
+        assert re.fullmatch(r"[0-9a-f]{40}", corpus_identity(name)["revision"])
     # which tokens were used
-    one, two = torch.tensor([[1, 2], [3, 4]]), torch.tensor([5, 49151])
+    one = torch.tensor([[1, 2], [3, 4]])
+    two = torch.tensor([5, 49151])
     octets = b"".join(number.to_bytes(8, "little") for number in (1, 2, 3, 4, 5, 49151))
     used = {"tokens": hashlib.sha256(octets).hexdigest()[:16]}
     assert corpus_identity("embedded", one, two) == corpus_identity("embedded") | used
-    assert (
-        corpus_identity("c4", one.T)["tokens"] != corpus_identity("c4", one)["tokens"]
-    )
+    assert corpus_identity("c4", one.T) != corpus_identity("c4", one)
 
 
 # ---- the start token
 
 
 @pytest.mark.parametrize("starts", [True, False])
-def test_windows_begin_as_the_tokenizer_begins_a_text(
-    tmp_path: Path, starts: bool, one_line_error
-) -> None:
+def test_windows_begin_as_the_tokenizer_begins_a_text(tmp_path, starts, one_line_error):
     saved.tokenizer(tmp_path, start=starts)
-    tokenizer, path = AutoTokenizer.from_pretrained(tmp_path), tmp_path / "text.txt"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    path = tmp_path / "text.txt"
     path.write_text(" ".join(f"w{2 + n % 90}" for n in range(120)), encoding="utf-8")
-    model, text, draw = (
-        fam.build(),
-        evaluation_tokens(path, tokenizer),
-        dict(sequences=6, length=9),
-    )
-    cut = [calibration_tokens(path, tokenizer, **draw), text[: 13 * 9].view(13, 9)]
-    # what the tokenizer makes of the same text without the first word
-    spelled = [
-        [tokenizer(tokenizer.decode(row[1:])).input_ids for row in rows] for rows in cut
-    ]
-    begun = [torch.tensor(rows) for rows in spelled] if starts else cut
-    assert torch.equal(corpora.calibration_tokens(path, tokenizer, **draw), begun[0])
-    pages = {
-        wanted: check_windows(model, text, 9, None, wanted)
-        for wanted in ("auto", False)
-    }
-    assert torch.equal(pages["auto"], begun[1]) and torch.equal(pages[False], cut[1])
-    for given, rows in (
-        (text, begun[1]),
-        (pages["auto"], begun[1]),
-        (pages[False], cut[1]),
+    model = fam.build()
+    text = evaluation_tokens(path, tokenizer)
+
+    def windows_drawn(start_token):
+        return drawn(path, 6, 9, tokenizer=tokenizer, start_token=start_token)
+
+    def windows(start_token):
+        return check_windows(model, text, 9, None, start_token)
+
+    def begun(rows):
+        """What the tokenizer makes of the same text without the first word."""
+        if not starts:
+            return rows
+        texts = [tokenizer.decode(row[1:]) for row in rows]
+        return torch.tensor([tokenizer(text).input_ids for text in texts])
+
+    cut = text[: 13 * 9].view(13, 9)
+    assert torch.equal(windows(False), cut)
+    for find in (windows_drawn, windows):
+        assert torch.equal(find("auto"), begun(find(False)))
+        with one_line_error(BadParameter, "start_token", "yes"):
+            find("yes")
+        if not starts:
+            with one_line_error(BadParameter, "start_token", "True"):
+                find(True)
+    for given, rows in ((text, begun(cut)), (windows("auto"), begun(cut)), (cut, cut)):
+        expected = math.exp(model(rows, labels=rows).loss.item())
+        found = perplexity(model, given, length=9)
+        assert found == pytest.approx(expected, rel=1e-5)
+    for rows, known in (
+        (windows_drawn("auto"), starts),
+        (begun(cut), starts),
+        (cut, False),
     ):
-        loss = model(rows, labels=rows).loss.item()
-        assert perplexity(model, given, length=9) == pytest.approx(
-            math.exp(loss), rel=1e-5
-        )
-    known = [
-        corpus_identity(path, rows, tokenizer=tokenizer) for rows in (*begun, cut[0])
-    ]
-    assert [one.get("start_token") for one in known] == [1 if starts else None] * 2 + [
-        None
-    ]
-    for refused in ("yes", *([] if starts else [True])):
-        with one_line_error(BadParameter, "start_token", str(refused)):
-            calibration_tokens(path, tokenizer, **draw, start_token=refused)
-        with one_line_error(BadParameter, "start_token", str(refused)):
-            check_windows(model, text, 9, None, refused)
+        identity = corpus_identity(path, rows, tokenizer=tokenizer)
+        assert identity.get("start_token") == (1 if known else None)
 
 
 # ---- the papers' own texts, through local files of the same schema
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def hub(monkeypatch, tmp_path):
     """A folder with files as on the hub, which are found instead of a download."""
     import huggingface_hub
     import pyarrow
@@ -253,37 +234,27 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "cache"))
     shard = folder / C4.files["train"]
     shard.parent.mkdir(parents=True)
-    rows = [
-        {
-            "text": numbers(1000 * n, 1000 * n + size),
-            "timestamp": "2019-04-25T12:57:54Z",
-            "url": "",
-        }
-        for n, size in enumerate((3, 20, 5, 30, 12, 13), start=1)
-    ]
     with gzip.open(shard, "wt", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row) + "\n" for row in rows)
-    for split, texts in (
-        ("train", ["", "1 2", "3 4 5 6"]),
-        ("test", ["= 9 =", "", "10 11"]),
-    ):
+        for n, size in enumerate((3, 20, 5, 30, 12, 13), start=1):
+            row = {"text": numbers(1000 * n, 1000 * n + size), "url": ""}
+            stream.write(json.dumps(row) + "\n")
+    splits = {"train": ["", "1 2", "3 4 5 6"], "test": ["= 9 =", "", "10 11"]}
+    for split, texts in splits.items():
         path = folder / WIKITEXT2.files[split]
         path.parent.mkdir(parents=True, exist_ok=True)
         pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
 
-    def download(repo: str, file: str, *, repo_type: str, revision: str) -> str:
-        assert repo_type == "dataset"
-        assert (repo, revision) in [
-            (text.repo, text.revision) for text in (C4, WIKITEXT2)
-        ]
+    def download(repo, file, *, repo_type, revision):
+        (text,) = (text for text in (C4, WIKITEXT2) if text.repo == repo)
+        assert (repo_type, revision) == ("dataset", text.revision)
         return str(folder / file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     return folder
 
 
-def test_c4_draws_what_the_papers_code_draws(hub: Path, one_line_error) -> None:
-    tokens = calibration_tokens("c4", WordTokenizer(), sequences=25, length=13, seed=5)
+def test_c4_draws_what_the_papers_code_draws(hub, one_line_error):
+    tokens = drawn("c4", 25, 13, seed=5)
     with gzip.open(hub / C4.files["train"], "rt", encoding="utf-8") as stream:
         texts = [json.loads(line)["text"] for line in stream]
     # the published loop, with the global generator as it is used there
@@ -298,44 +269,30 @@ def test_c4_draws_what_the_papers_code_draws(hub: Path, one_line_error) -> None:
         at = random.randint(0, len(encoded) - 13 - 1)
         expected.append(encoded[at : at + 13])
     assert tokens.tolist() == expected
-    tokens = corpora.calibration_tokens(
-        "c4", WordTokenizer(), sequences=25, length=13, seed=5
-    )
-    assert tokens.tolist() == [[-1, *row[1:]] for row in expected], (
-        "with the start token"
-    )
-    assert set((tokens[:, -1] // 1000).tolist()) == {
-        2,
-        4,
-        6,
-    }  # longer than 13 with the -1
+    begun = drawn("c4", 25, 13, seed=5, start_token="auto")
+    assert begun.tolist() == [[-1, *row[1:]] for row in expected]
+    # longer than 13 with the -1
+    assert set((tokens[:, -1] // 1000).tolist()) == {2, 4, 6}
     with one_line_error(BadParameter, "none of the 6 documents", "31"):
-        calibration_tokens("c4", WordTokenizer(), sequences=1, length=31)
+        drawn("c4", 1, 31)
 
 
-def test_wikitext2_is_read_as_in_the_papers_code(hub: Path, one_line_error) -> None:
-    tokens = calibration_tokens("wikitext2", WordTokenizer(), sequences=50, length=3)
-    # joined by spaces with one token in front: -1 1 2 3 4 5 6; the papers never draw the last start
-    assert {tuple(row) for row in tokens.tolist()} == {
-        (-1, 1, 2),
-        (1, 2, 3),
-        (2, 3, 4),
-        (3, 4, 5),
-    }
-    with one_line_error(BadParameter, "7 tokens"):
-        calibration_tokens("wikitext2", WordTokenizer(), sequences=1, length=8)
+def test_wikitext2_is_read_as_in_the_papers_code(hub, one_line_error):
     tokenizer = WordTokenizer()
+    # joined by spaces with one token in front: -1 1 2 3 4 5 6; the papers never draw the last start
+    starts = drawn("wikitext2", 50, 3).unique(dim=0)
+    assert starts.tolist() == [[-1, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 5]]
+    with one_line_error(BadParameter, "7 tokens"):
+        drawn("wikitext2", 1, 8)
     assert evaluation_tokens("wikitext2", tokenizer).tolist() == [-1, 1, 9, 1, 10, 11]
-    calibration_tokens("wikitext2", tokenizer, sequences=1, length=1)
+    drawn("wikitext2", 1, 1, tokenizer=tokenizer)
     assert tokenizer.seen[:2] == ["= 9 =\n\n\n\n10 11", " 1 2 3 4 5 6"]
 
 
-def test_a_hub_text_that_cannot_be_had_is_one_line(
-    hub: Path, monkeypatch, one_line_error
-) -> None:
+def test_a_hub_text_that_cannot_be_had_is_one_line(hub, monkeypatch, one_line_error):
     import huggingface_hub
 
-    def unreachable(*_: object, **__: object) -> str:
+    def unreachable(*_, **__):
         raise ConnectionError("no route\nto host")
 
     (hub / WIKITEXT2.files["test"]).write_bytes(b"not parquet")
@@ -343,44 +300,39 @@ def test_a_hub_text_that_cannot_be_had_is_one_line(
         evaluation_tokens("wikitext2", WordTokenizer())
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
     with one_line_error(FileError, "allenai/c4", "no route"):
-        calibration_tokens("c4", WordTokenizer())
+        drawn("c4", 1, 9)
 
 
 # ---- the embedded texts
 
 
-def test_cleaning_of_the_embedded_texts(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def page(title: str, body: str) -> str:
+def test_cleaning_of_the_embedded_texts(monkeypatch, tmp_path):
+    def page(title, body):
         return f'<doc id="1" url="u" title="{title}">\n{title}\n\n{body}\n\n</doc>\n'
 
-    prose, line = (
-        "It rained all day. Nobody minded.",
-        "word " * 99 + "last.",
-    )  # 500 characters
+    prose = "It rained all day. Nobody minded."
+    line = "word " * 99 + "last."  # 500 characters
     path = tmp_path / "text.utf8"
     monkeypatch.setattr(corpora, "fetch_asset", lambda name: path)
     path.write_text(
         f"{prose}\nHome Shop Cart Login {'Menu ' * 60}\n\n {prose} \nYes!\n"
     )
     assert corpora.c4_documents() == [prose, "Yes!"]
-    pages = (
-        page("Long", f"History.\n{line}")
-        + page("x " * 400, "too short")
-        + page("Empty", "")
-    )
-    path.write_text(pages + page("Just short", line[1:]), encoding="utf-8")
+    pages = [page("Long", f"History.\n{line}"), page("x " * 400, "too short")]
+    pages += [page("Empty", ""), page("Just short", line[1:])]
+    path.write_text("".join(pages), encoding="utf-8")
     assert corpora.wiki_articles() == [line]
 
 
-def test_the_embedded_texts_themselves() -> None:
+def test_the_embedded_texts_themselves():
     """On the real files, which a first `make` has fetched; offline and uncached, skipped."""
     try:
-        documents, articles = corpora.c4_documents(), corpora.wiki_articles()
+        documents = corpora.c4_documents()
+        articles = corpora.wiki_articles()
     except FileError as error:
         pytest.skip(str(error))
     assert len(documents) == len(set(documents)) == 568
     assert 1_260_000 < sum(map(len, documents)) < 1_280_000
-    assert len(articles) == 517 and min(map(len, articles)) >= 500
+    assert len(articles) == 517
+    assert min(map(len, articles)) >= 500
     assert not any("<doc" in text or "</doc" in text for text in articles)

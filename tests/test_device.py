@@ -10,7 +10,7 @@ from helpers.errors import BadParameter
 from helpers.tensors import all_finite
 
 
-def test_devices_and_dtypes_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_and_dtypes_by_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert device.pick_device("auto").type == "cuda"
@@ -27,16 +27,16 @@ def test_devices_and_dtypes_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "allowed"),
+    "name, allowed",
     [("cuda:2", "2"), ("gpu", '"auto"'), ("cuda:", '"auto"'), ("cpu:1", '"auto"')],
 )
-def test_a_device_that_is_not_there(name, allowed, one_line_error, monkeypatch) -> None:
+def test_a_device_that_is_not_there(name, allowed, one_line_error, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with one_line_error(BadParameter, "device", name, allowed):
         device.pick_device(name)
 
 
-def test_all_finite_looks_at_every_part() -> None:
+def test_all_finite_looks_at_every_part():
     for shape in ((), (5,), (3000, 1000), (2, 2_000_000)):
         tensor = torch.ones(shape)
         assert all_finite(tensor)
@@ -44,6 +44,5 @@ def test_all_finite_looks_at_every_part() -> None:
             spoiled = tensor.clone()
             spoiled.view(-1)[-1] = bad
             assert not all_finite(spoiled)
-    assert all_finite(torch.ones(0, 3)) and not all_finite(
-        torch.full((4, 4), math.inf).T
-    )
+    assert all_finite(torch.ones(0, 3))
+    assert not all_finite(torch.full((4, 4), math.inf).T)

@@ -6,7 +6,6 @@ import math
 import families as fam
 import pytest
 import torch
-from torch import Tensor, nn
 from torch.nn import functional
 
 from helpers import precision, prune_model
@@ -17,9 +16,7 @@ from helpers.errors import BadParameter, NonFinite, OutOfMemory
 from helpers.models import find_blocks
 
 
-def pair(
-    family: str = "llama", sparsity: float = 0.6
-) -> tuple[nn.Module, nn.Module, Tensor]:
+def pair(family="llama", sparsity=0.6):
     """A model pruned by Wanda, the dense one, and text that the pruning has not seen."""
     dense = fam.build(family)
     with torch.no_grad():  # larger weights: predictions that differ from token to token
@@ -31,22 +28,23 @@ def pair(
     return model, dense, fam.random_tokens(sequences=28, seed=7)
 
 
-def test_divergence_and_gradient_are_autograds() -> None:
+def plain_divergence(logits, target):
+    """torch's own KL of the targets' distributions from those of the logits, a mean over tokens."""
+    ours, wanted = (each.log_softmax(-1).flatten(0, 1) for each in (logits, target))
+    return functional.kl_div(ours, wanted, reduction="batchmean", log_target=True)
+
+
+def test_divergence_and_gradient_are_autograds():
     logits = torch.randn(2, 40, 50, dtype=torch.float64, requires_grad=True)
     target = 3 * torch.randn(2, 40, 50, dtype=torch.float64)
     loss, slope = divergence_and_gradient(logits.detach(), target)
-    plain = functional.kl_div(
-        logits.log_softmax(-1).flatten(0, 1),
-        target.log_softmax(-1).flatten(0, 1),
-        reduction="batchmean",
-        log_target=True,
-    )
+    plain = plain_divergence(logits, target)
     plain.backward()
     assert loss == pytest.approx(plain.item(), rel=1e-6)
     torch.testing.assert_close(slope, logits.grad, rtol=1e-5, atol=1e-9)
 
 
-def test_a_step_is_adams() -> None:
+def test_a_step_is_adams():
     # two steps by hand: torch's own loss, one mask on the gradient, plain Adam, and a rate for each
     # parameter by the size of what is not zero in it
     model, dense, tokens = pair()
@@ -66,12 +64,8 @@ def test_a_step_is_adams() -> None:
     for step, scale in ((0, 1.0), (1, (1 + math.cos(math.pi / 2)) / 2)):
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * scale
-        ours = other(input_ids=text[step][None]).logits.log_softmax(-1)[0]
-        with torch.no_grad():
-            wanted = dense(input_ids=text[step][None]).logits.log_softmax(-1)[0]
-        functional.kl_div(
-            ours, wanted, reduction="batchmean", log_target=True
-        ).backward()
+        row = text[step][None]
+        plain_divergence(other(row).logits, dense(row).logits.detach()).backward()
         for weight, keep in zip(weights, keeps, strict=True):
             weight.grad.mul_(keep)
         optimiser.step()
@@ -87,7 +81,7 @@ def test_a_step_is_adams() -> None:
 
 # gradients are the smaller the larger the weights are: with 10,000, Adam's usual epsilon would show
 @pytest.mark.parametrize("factor", [5, 10_000])
-def test_the_course_does_not_depend_on_the_size_of_weights(factor: float) -> None:
+def test_the_course_does_not_depend_on_the_size_of_weights(factor):
     model, dense, tokens = pair()
     report = distil(copy.deepcopy(model), dense, tokens)
     with torch.no_grad():  # the same functions: a norm takes the factor
@@ -102,14 +96,16 @@ def test_the_course_does_not_depend_on_the_size_of_weights(factor: float) -> Non
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "falcon"])
-def test_the_divergence_on_unseen_text_falls_and_zeros_stay(family: str) -> None:
+def test_the_divergence_on_unseen_text_falls_and_zeros_stay(family):
     model, dense, tokens = pair(family)
-    before, teacher = fam.snapshot(model), fam.snapshot(dense)
+    before = fam.snapshot(model)
+    teacher = fam.snapshot(dense)
     unseen = fam.random_tokens(sequences=6, seed=11)
     start = divergence(model, dense, unseen)
     report = distil(model, dense, tokens, rate=1e-2, vector_rate=1e-2)
     assert divergence(model, dense, unseen) < 0.9 * start
-    assert len(report.losses) == 24 and not report.warning
+    assert len(report.losses) == 24
+    assert not report.warning
     assert [step for step, _ in report.held_out] == [0, 6, 24]
     weights = {f"{name}.weight" for name in fam.pruned_names(family)}
     for name in weights:
@@ -122,28 +118,41 @@ def test_the_divergence_on_unseen_text_falls_and_zeros_stay(family: str) -> None
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
-def test_a_repair_that_does_harm_is_given_up_with_a_warning(caplog) -> None:
+def test_norms_alone_leave_the_weights():
+    model, dense, tokens = pair()
+    before = fam.snapshot(model)
+    start = divergence(model, dense, tokens[-4:])
+    distil(model, dense, tokens, parts="norms", vector_rate=1e-2)
+    moved = fam.changed(model, before)
+    assert moved
+    assert all(model.get_parameter(name).ndim == 1 for name in moved)
+    assert divergence(model, dense, tokens[-4:]) < start
+
+
+def test_a_repair_that_does_harm_is_given_up_with_a_warning(caplog):
     model, dense, tokens = pair(sparsity=0.05)
     before = fam.snapshot(model)
     # nearly dense, and a rate at which every look is worse than the start
     report = distil(model, dense, tokens, rate=1.0, vector_rate=1.0)
-    assert [step for step, _ in report.held_out] == [0, 6, 12] and len(
-        report.losses
-    ) == 12
-    assert report.kept == 0 and not fam.changed(model, before)
-    assert report.warning in caplog.text and "after 12 steps" in report.warning
+    assert [step for step, _ in report.held_out] == [0, 6, 12]
+    assert len(report.losses) == 12
+    assert report.kept == 0
+    assert not fam.changed(model, before)
+    assert report.warning in caplog.text
+    assert "after 12 steps" in report.warning
 
 
-def test_the_held_out_text_is_not_trained_on() -> None:
+def test_the_held_out_text_is_not_trained_on():
     model, dense, tokens = pair()
     changed = tokens.clone()
     changed[-4:] = fam.random_tokens(seed=99)
     first, second = (distil(copy.deepcopy(model), dense, t) for t in (tokens, changed))
-    assert first.losses == second.losses and first.held_out != second.held_out
+    assert first.losses == second.losses
+    assert first.held_out != second.held_out
 
 
 @pytest.mark.parametrize(
-    ("stop", "error", "words"),
+    "stop, error, words",
     [
         (KeyboardInterrupt(), KeyboardInterrupt, None),
         (
@@ -154,18 +163,13 @@ def test_the_held_out_text_is_not_trained_on() -> None:
         (None, NonFinite, "smaller rate"),  # the first step makes every weight infinite
     ],
 )
-def test_a_run_that_breaks_off_leaves_the_best_weights(
-    stop: BaseException | None,
-    error: type,
-    words: str | None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_run_that_breaks_off_leaves_the_best_weights(stop, error, words, monkeypatch):
     model, dense, tokens = pair()
     before = fam.snapshot(model)
     if stop is None:
         monkeypatch.setattr(module, "rate_at", lambda _step, _steps: math.inf)
 
-    def progress(step: int, _total: int, _name: str) -> None:
+    def progress(step, _total, _name):
         if stop and step == 3:
             raise stop
 
@@ -175,17 +179,16 @@ def test_a_run_that_breaks_off_leaves_the_best_weights(
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
-def test_the_divergence_is_not_rounded_where_products_are() -> None:
+def test_the_divergence_is_not_rounded_where_products_are():
     logits, target = (torch.randn(1, 16, 50) for _ in range(2))
     exact, slope = divergence_and_gradient(logits, target)
     with precision.products("bfloat16", torch.device("cpu")):
         found, same = divergence_and_gradient(logits, target)
-    assert found == exact and torch.equal(slope, same)
+    assert found == exact
+    assert torch.equal(slope, same)
 
 
-def test_what_cannot_be_trained_is_refused_before_anything_changes(
-    one_line_error,
-) -> None:
+def test_what_cannot_be_trained_is_refused_before_anything_changes(one_line_error):
     model, dense, tokens = pair()
     before = fam.snapshot(model)
     for arguments, options, words in (
@@ -204,8 +207,9 @@ def test_what_cannot_be_trained_is_refused_before_anything_changes(
     assert not fam.changed(model, before)
 
 
-def test_the_rate_rises_then_falls_to_zero() -> None:
+def test_the_rate_rises_then_falls_to_zero():
     rates = [training.rate_at(step, 20) for step in range(1, 21)]
     assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])  # 15 % of 20
-    assert rates[3:] == sorted(rates[3:], reverse=True) and 0 < rates[-1] < 0.01
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert 0 < rates[-1] < 0.01
     assert training.rate_at(1, 1) == 1.0

@@ -10,13 +10,11 @@ from helpers import perplexity
 from helpers.errors import BadParameter, NonFinite
 
 
-def long_text(tokens: int = 500, seed: int = 4) -> torch.Tensor:
+def long_text(tokens=500, seed=4):
     return fam.random_tokens(1, tokens, seed)[0]
 
 
-def own_loss_perplexity(
-    model: torch.nn.Module, tokens: torch.Tensor, length: int
-) -> float:
+def own_loss_perplexity(model, tokens, length):
     """exp of the mean over windows of the model's own shifted loss (all windows are as long)."""
     losses = []
     for start in range(0, len(tokens) - length + 1, length):
@@ -28,21 +26,19 @@ def own_loss_perplexity(
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "opt", "bloom", "mpt"])
 @pytest.mark.parametrize("length", [2, 17, 33, 34, 50])
-def test_perplexity_is_that_of_the_models_own_loss(
-    family: str, length: int, monkeypatch
-) -> None:
+def test_perplexity_is_that_of_the_models_own_loss(family, length, monkeypatch):
     # 16 positions at a time: one part, exact multiples, and a last part of one position
     monkeypatch.setattr("helpers.evaluate.POSITIONS", 16)
-    model, tokens = (
-        fam.build(family),
-        long_text(tokens=115),
-    )  # some windows and a remainder
+    # some windows and a remainder
+    model = fam.build(family)
+    tokens = long_text(tokens=115)
     expected = own_loss_perplexity(model, tokens, length)
     assert perplexity(model, tokens, length=length) == pytest.approx(expected, rel=1e-5)
 
 
-def test_limit_takes_the_first_windows_and_none_takes_all() -> None:
-    model, tokens = fam.build("llama"), long_text()
+def test_limit_takes_the_first_windows_and_none_takes_all():
+    model = fam.build("llama")
+    tokens = long_text()
     first = own_loss_perplexity(model, tokens[: 3 * 40], 40)
     assert perplexity(model, tokens, length=40, limit=3) == pytest.approx(
         first, rel=1e-5
@@ -51,18 +47,18 @@ def test_limit_takes_the_first_windows_and_none_takes_all() -> None:
     assert perplexity(model, tokens, length=40, limit=12) == everything != first
 
 
-def test_dropout_is_off_and_the_mode_comes_back() -> None:
-    model, tokens = fam.build("opt"), long_text()
+def test_dropout_is_off_and_the_mode_comes_back():
+    model = fam.build("opt")
+    tokens = long_text()
     expected = perplexity(model, tokens, length=40)
     model.train()
     assert perplexity(model, tokens, length=40) == expected
-    assert model.training and all(
-        parameter.grad is None for parameter in model.parameters()
-    )
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(
-    ("tokens", "wrong", "words"),
+    "tokens, wrong, words",
     [
         (500, {"length": 1}, "length 1"),
         (500, {"length": 129}, "length 129 128"),  # positions of the model
@@ -72,16 +68,14 @@ def test_dropout_is_off_and_the_mode_comes_back() -> None:
         (100, {"limit": 3}, "100 3"),
     ],
 )
-def test_what_does_not_fit_is_one_line(
-    tokens: int, wrong: dict, words: str, one_line_error
-) -> None:
+def test_what_does_not_fit_is_one_line(tokens, wrong, words, one_line_error):
     model = fam.build("mpt")  # its config names the limit otherwise than others
     with one_line_error(BadParameter, *words.split()):
         perplexity(model, long_text(tokens), **{"length": 40} | wrong)
 
 
 @pytest.mark.parametrize("value", [math.nan, 1e5])
-def test_a_broken_model_has_no_perplexity(value: float, one_line_error) -> None:
+def test_a_broken_model_has_no_perplexity(value, one_line_error):
     model = fam.build("llama")
     with torch.no_grad():
         # of 1e5: a mean loss above 709 overflows exp, which must not be an OverflowError

@@ -5,9 +5,7 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+import shutil
 
 import pytest
 from matplotlib.figure import Figure
@@ -55,18 +53,18 @@ PRUNES = {
 }
 
 
-def cells_of(notebook: str) -> list[dict]:
+def cells_of(notebook):
     path = notebooks_dir() / f"{notebook}.ipynb"
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     return [cell | {"source": "".join(cell["source"])} for cell in cells]
 
 
-def exercises(notebook: str) -> str:
+def exercises(notebook):
     (cell,) = [cell for cell in cells_of(notebook) if cell["id"] == "exercises"]
     return cell["source"]
 
 
-def run_cell(code: str, namespace: dict[str, Any]) -> Any:
+def run_cell(code, namespace):
     """Run a cell; the value of its last line, if that is an expression."""
     tree = ast.parse(code)
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
@@ -75,15 +73,10 @@ def run_cell(code: str, namespace: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
-def test_three_exercises_with_hidden_solutions(notebook: str) -> None:
+def test_three_exercises_with_hidden_solutions(notebook):
     text = exercises(notebook)
     assert re.findall(r"(?m)^\*\*(\d)\. ", text) == ["1", "2", "3"]
-    assert (
-        len(SOLUTION.findall(text))
-        == text.count("<details>")
-        == text.count("</details>")
-        == 3
-    )
+    assert len(SOLUTION.findall(text)) == text.count("<details>") == 3
     assert "```" not in SOLUTION.sub("", text), "code is part of the hidden solution"
 
 
@@ -94,19 +87,15 @@ class Kernel:
     texts are the project's own, which are tokenised sooner than the embedded ones.
     """
 
-    def __init__(self, notebook: str, folder: Path, **changed: Any) -> None:
+    def __init__(self, notebook, folder, **changed):
         runs = [run for run in read_plan("smoke") if run.notebook == notebook]
         run = next(run for run in runs if run.effective.get("method") != "dense")
-        text = folder / "text.txt"
-        text.write_bytes((root() / "CHANGES.md").read_bytes())
-        texts = {
-            name: str(text)
-            for name in ("calibration", "evaluation")
-            if name in run.effective
-        }
-        self.parameters = run.parameters | texts | changed
-        self.notebook, self.names = notebook, {"__name__": "notebook"}
-        self.shown: dict[str, Any] = {}  # the value of a cell's last line
+        text = shutil.copy(root() / "CHANGES.md", folder / "text.txt")
+        named = {"calibration", "evaluation"} & set(run.effective)
+        self.parameters = run.parameters | dict.fromkeys(named, str(text)) | changed
+        self.notebook = notebook
+        self.names = {"__name__": "notebook"}
+        self.shown = {}  # the value of a cell's last line
         self.code = {
             cell["id"]: cell["source"]
             for cell in cells_of(notebook)
@@ -114,28 +103,26 @@ class Kernel:
             and not {"colab-setup", "explorer"} & set(cell["metadata"].get("tags", []))
         }
 
-    def run(self, first: str, last: str = "record", *, anyway: bool = False) -> None:
+    def run(self, first, last="record", *, anyway=False):
         """Run the cells from one to another; `anyway` also after one that fails."""
         order = list(self.code)
         for cell in order[order.index(first) : order.index(last) + 1]:
-            with contextlib.suppress(Exception) if anyway else contextlib.nullcontext():
+            with contextlib.suppress(Exception if anyway else ()):
                 self.shown[cell] = run_cell(self.code[cell], self.names)
             if cell == "parameters":
                 self.names.update(self.parameters)
 
 
 @pytest.fixture(scope="module")
-def kernel(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Kernel]:
+def kernel(request, tmp_path_factory):
     """The notebook of the parameter, after its last cell."""
-    # the smoke plan's own records may not be there
-    changed = (
-        {"plan": "laptop", "source": "reference"}
-        if request.param == TABLES_NOTEBOOK
-        else {}
-    )
-    registered, folder = dict(METHODS), tmp_path_factory.mktemp("results")
+    changed = {}
+    if (
+        request.param == TABLES_NOTEBOOK
+    ):  # the smoke plan's own records may not be there
+        changed = {"plan": "laptop", "source": "reference"}
+    registered = dict(METHODS)
+    folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNING_RESULTS", str(folder))
         notebook = Kernel(request.param, folder, **changed)
@@ -146,7 +133,7 @@ def kernel(
 
 
 @pytest.mark.parametrize("kernel", NOTEBOOKS, indirect=True)
-def test_record(kernel: Kernel) -> None:
+def test_record(kernel):
     notebook = kernel.notebook
     (path,) = (results_dir("scratch") / "records").glob(f"{notebook}--*.json")
     record = read_record(path)
@@ -155,13 +142,12 @@ def test_record(kernel: Kernel) -> None:
     assert set(record["metrics"]) >= set(METRICS[notebook].split())
     assert all(math.isfinite(metric["value"]) for metric in record["metrics"].values())
     assert (record["model"] is None) == (notebook == TABLES_NOTEBOOK)
-    assert all(
-        isinstance(kernel.shown[cell], Figure) for cell in PICTURES.get(notebook, [])
-    )
+    for cell in PICTURES.get(notebook, []):
+        assert isinstance(kernel.shown[cell], Figure)
 
 
 @pytest.mark.parametrize("kernel", NOTEBOOKS, indirect=True)
-def test_solutions_run(kernel: Kernel, capsys: pytest.CaptureFixture) -> None:
+def test_solutions_run(kernel, capsys):
     for code in CODE.findall(exercises(kernel.notebook)):
         capsys.readouterr()
         shown = run_cell(code, kernel.names)
@@ -169,14 +155,14 @@ def test_solutions_run(kernel: Kernel, capsys: pytest.CaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("kernel", PRUNES, indirect=True)
-def test_after_a_failure_nothing_is_left_to_record(kernel: Kernel) -> None:
+def test_after_a_failure_nothing_is_left_to_record(kernel):
     """A record holds the right numbers, or there is none."""
     records = results_dir("scratch") / "records"
     assert list(records.iterdir())
     for record in records.iterdir():
         record.unlink()
 
-    def fail(*_: Any, **__: Any) -> None:
+    def fail(*_, **__):
         raise BadParameter("out of patience")
 
     cell = PRUNES[kernel.notebook]

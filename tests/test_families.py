@@ -17,27 +17,11 @@ from helpers.models import find_blocks, find_layers
 from helpers.paths import root
 
 AGAIN = "python tests/test_families.py > results/families.md"
-HEAD = f"""# Families
-
-Tests compute this page from a tiny random model of each family; the columns describe those models.
-`{AGAIN}` writes it again.
-
-## Pruned: {len({family.kind for family in fam.FAMILIES.values()})} families
-
-Each model was pruned to 2:4 by Wanda; LLaMA appears twice, with and without its own output head.
-*Replay* compares the model's own logits with those of its blocks run one by one. *Result* counts
-the layers that changed, out of a list written by hand, and names anything else that changed.
-"""
-REFUSED_HEAD = f"""
-## Refused: {len(fam.REFUSED)} families
-
-Some of their weights belong to no linear layer and would stay dense. The model is left unchanged.
-"""
-COLUMNS = ("family", "model", "layer", "layers in a block", "replay")
+COLUMNS = ("family", "model", "layer", "layers in a block", "replay", "result")
 
 
 @functools.cache
-def row(name: str) -> tuple[str, ...]:
+def row(name):
     """A line of the page: what kind of model the family is, and what became of it."""
     model = fam.build(name)
     layers = find_layers(find_blocks(model)[0])
@@ -59,7 +43,7 @@ def row(name: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def refusal(name: str) -> tuple[str, str]:
+def refusal(name):
     """Name and error of a model that is refused; its weights are as before."""
     model = fam.build(name)
     before = fam.snapshot(model)
@@ -69,43 +53,56 @@ def refusal(name: str) -> tuple[str, str]:
     return type(model).__name__, str(caught.value)
 
 
-def page() -> str:
+def markdown(*rows):
+    head, *rest = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([head, "|" + " :-- |" * len(rows[0]), *rest])
+
+
+def page():
     """results/families.md: the families that are pruned, then those that are refused."""
+    pruned = [row(name) for name in sorted(fam.FAMILIES)]
+    refused = []
+    for name in sorted(fam.REFUSED):
+        kind, error = refusal(name)
+        refused.append((name, kind, error.partition(":")[0]))
+    return f"""# Families
 
-    def markdown(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-        return [
-            f"| {' | '.join(line)} |" for line in (names, [":--"] * len(names), *rows)
-        ]
+Tests compute this page from a tiny random model of each family; the columns describe those models.
+`{AGAIN}` writes it again.
 
-    pruned = markdown(
-        (*COLUMNS, "result"), [row(name) for name in sorted(fam.FAMILIES)]
-    )
-    errors = {name: refusal(name) for name in sorted(fam.REFUSED)}
-    lines = [
-        (name, kind, text.partition(":")[0]) for name, (kind, text) in errors.items()
-    ]
-    refused = markdown(("family", "model", "reason"), lines)
-    return "\n".join([HEAD, *pruned, REFUSED_HEAD, *refused]) + "\n"
+## Pruned: {len({family.kind for family in fam.FAMILIES.values()})} families
+
+Each model was pruned to 2:4 by Wanda; LLaMA appears twice, with and without its own output head.
+*Replay* compares the model's own logits with those of its blocks run one by one. *Result* counts
+the layers that changed, out of a list written by hand, and names anything else that changed.
+
+{markdown(COLUMNS, *pruned)}
+
+## Refused: {len(refused)} families
+
+Some of their weights belong to no linear layer and would stay dense. The model is left unchanged.
+
+{markdown(("family", "model", "reason"), *refused)}
+"""
 
 
-def test_the_committed_page_is_what_the_models_give() -> None:
+def test_the_committed_page_is_what_the_models_give():
     committed = (root() / "results" / "families.md").read_text(encoding="utf-8")
     assert page() == committed, f"families.md is stale: {AGAIN}"
 
 
 @pytest.mark.parametrize("name", sorted(fam.FAMILIES))
-def test_every_family_is_pruned_faithfully(name: str) -> None:
+def test_every_family_is_pruned_faithfully(name):
     count = len(fam.pruned_names(name))
     assert row(name)[-2:] == ("exact", f"pruned {count} of {count}")
 
 
 @pytest.mark.parametrize("name", sorted(fam.REFUSED))
-def test_a_refusal_names_the_matrix_that_would_stay_dense_and_says_what_to_do(
-    name: str,
-) -> None:
+def test_a_refusal_names_the_matrix_that_would_stay_dense_and_says_what_to_do(name):
     _, error = refusal(name)
     assert fam.REFUSED[name].parameter + " " in error
-    assert "choose a model" in error and "\n" not in error
+    assert "choose a model" in error
+    assert "\n" not in error
 
 
 if __name__ == "__main__":

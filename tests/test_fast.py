@@ -25,7 +25,7 @@ some_scores = st.one_of(
 )
 
 
-def score_rows(columns: st.SearchStrategy[int]) -> st.SearchStrategy:
+def score_rows(columns):
     """Matrices of scores, (1 to 4, columns)."""
     shapes = st.tuples(st.integers(1, 4), columns)
     return shapes.flatmap(
@@ -35,11 +35,12 @@ def score_rows(columns: st.SearchStrategy[int]) -> st.SearchStrategy:
 
 @quick
 @given(rows=score_rows(st.integers(1, 40)), share=st.floats(0, 1))
-def test_the_largest_without_a_sort(rows, share: float) -> None:
+def test_the_largest_without_a_sort(rows, share):
     rows, zeros = torch.from_numpy(rows), round(share * rows.shape[1])
     expected = keep_largest_by_sorting(rows, zeros)
     keep = keep_largest(rows, zeros)
-    assert keep.dtype == expected.dtype == torch.bool and torch.equal(keep, expected)
+    assert keep.dtype == expected.dtype == torch.bool
+    assert torch.equal(keep, expected)
     out = torch.full_like(rows, 7)
     assert keep_largest(rows, zeros, out) is out
     assert torch.equal(out, expected.float())
@@ -52,14 +53,14 @@ def test_the_largest_without_a_sort(rows, share: float) -> None:
     groups=st.integers(1, 4),
     data=st.data(),
 )
-def test_groups_without_a_sort(n: int, extra: int, groups: int, data) -> None:
+def test_groups_without_a_sort(n, extra, groups, data):
     m = n + extra
     score = torch.from_numpy(data.draw(score_rows(st.just(m * groups))))
     expected = keep_largest_by_sorting(score.reshape(-1, m), m - n).view(score.shape)
     assert torch.equal(top_nm(score, n, m), expected)
 
 
-def awkward_scores() -> dict[str, torch.Tensor]:
+def awkward_scores():
     """Of the kinds on which a search for a threshold goes wrong."""
     size = 40_000
     generator = torch.Generator().manual_seed(5)
@@ -77,7 +78,7 @@ def awkward_scores() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", awkward_scores())
-def test_bisection_finds_what_a_sort_finds(kind: str) -> None:
+def test_bisection_finds_what_a_sort_finds(kind):
     rows = awkward_scores()[kind].view(4, 10_000)
     ordered = rows.sort(dim=1).values
     for zeros in (1, 17, 5000, 9999, 10_000):
@@ -86,7 +87,7 @@ def test_bisection_finds_what_a_sort_finds(kind: str) -> None:
     assert torch.equal(bisect(signed, 3000), signed.sort(dim=1).values[:, 2999:3000])
 
 
-def large_scores() -> dict[str, torch.Tensor]:
+def large_scores():
     """Rows so large that the threshold is looked for between bounds, and what misleads a sample."""
     scores = awkward_scores()
     size = len(scores["spread"])
@@ -102,7 +103,7 @@ def large_scores() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", large_scores())
-def test_in_a_large_row_too_without_a_sort(kind: str) -> None:
+def test_in_a_large_row_too_without_a_sort(kind):
     row = large_scores()[kind].view(1, -1)
     ordered = row.sort(dim=1).values[0]
     for zeros in (1, 2, 17, 3600, 20_000, 24_001, 39_990, 39_999, 40_000):
@@ -116,11 +117,12 @@ def test_in_a_large_row_too_without_a_sort(kind: str) -> None:
         )
 
 
-def test_few_scores_are_left_to_select_from() -> None:
+def test_few_scores_are_left_to_select_from():
     """Else the search was for nothing: the sample alone leaves 60 thousand of a million."""
     scores = (
         torch.randn(1_000_000, generator=torch.Generator().manual_seed(0)).abs().numpy()
     )
     for place in (90_000, 500_000, 600_000, 999_000):
         between, before = scores_near(scores, place)
-        assert before <= place < before + len(between) and len(between) < 5_000
+        assert before <= place < before + len(between)
+        assert len(between) < 5_000

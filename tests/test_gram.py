@@ -10,31 +10,32 @@ from helpers.errors import BadParameter, NonFinite, NotPositiveDefinite
 from helpers.gram import Gram, cholesky, climb_damping, damp, gram_of, relative_error
 
 
-def exact_gram(inputs: torch.Tensor) -> torch.Tensor:
+def exact_gram(inputs):
     rows = inputs.double().reshape(-1, inputs.shape[-1])
     return rows.T @ rows
 
 
 @pytest.mark.parametrize("d_in", [1, 5, 101])
-def test_gram_adds_up_over_batches_of_any_shape_also_after_it_was_read(
-    d_in: int,
-) -> None:
+def test_gram_adds_up_over_batches_of_any_shape_also_after_it_was_read(d_in):
     inputs = torch.randn(5, 11, d_in)
-    gram, tokens = Gram(d_in), 0
+    gram = Gram(d_in)
+    tokens = 0
     for part in (inputs[:2], inputs[2], inputs[3:].reshape(-1, d_in)):
         gram.add(part)
         tokens += part.numel() // d_in
         expected = exact_gram(inputs.reshape(-1, d_in)[:tokens])
         torch.testing.assert_close(gram.matrix.double(), expected, rtol=1e-5, atol=1e-4)
         assert torch.equal(gram.matrix, gram.matrix.T)
-    assert gram.tokens == 55 and gram.matrix.dtype == torch.float32
+    assert gram.tokens == 55
+    assert gram.matrix.dtype == torch.float32
 
 
-def test_half_precision_inputs_are_summed_in_float32() -> None:
+def test_half_precision_inputs_are_summed_in_float32():
     # 4096 tokens of about 30² each: float16 would overflow at 65504.
     inputs = (30 * torch.ones(4096, 4) + torch.randn(4096, 4)).half().requires_grad_()
     gram = gram_of(inputs)
-    assert gram.dtype == torch.float32 and not gram.requires_grad
+    assert gram.dtype == torch.float32
+    assert not gram.requires_grad
     torch.testing.assert_close(
         gram.double(), exact_gram(inputs.detach()), rtol=1e-5, atol=0.0
     )
@@ -43,7 +44,7 @@ def test_half_precision_inputs_are_summed_in_float32() -> None:
 # ---------------------------------------------------------------- factors
 
 
-def test_the_factor_is_that_of_the_first_rung_that_is_enough() -> None:
+def test_the_factor_is_that_of_the_first_rung_that_is_enough():
     # diagonal mean 1 and smallest eigenvalue 1 − 1.05 = −0.05: 0.01 fails, 0.1 is enough
     matrix = torch.tensor([[1.0, 1.05], [1.05, 1.0]])
     lower = climb_damping(0.01, lambda rung: cholesky(damp(matrix, rung)))
@@ -51,13 +52,11 @@ def test_the_factor_is_that_of_the_first_rung_that_is_enough() -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "rungs"),
+    "start, rungs",
     [(0.0, [0, 1e-4, 1e-3, 1e-2, 1e-1, 1]), (0.03, [0.03, 0.3, 1]), (2.0, [2.0])],
 )
-def test_the_rungs_of_the_ladder(
-    start: float, rungs: list[float], one_line_error
-) -> None:
-    tried: list[float] = []
+def test_the_rungs_of_the_ladder(start, rungs, one_line_error):
+    tried = []
     with one_line_error(NotPositiveDefinite, f"{start:g}", f"{rungs[-1]:g}"):
         climb_damping(start, tried.append)
     assert tried == pytest.approx(rungs)
@@ -66,9 +65,11 @@ def test_the_rungs_of_the_ladder(
 # ---------------------------------------------------------------- the error of a layer
 
 
-def test_relative_error_equals_the_norms_of_the_outputs(monkeypatch) -> None:
-    inputs, weight = torch.randn(40, 6), torch.randn(5, 6)
-    pruned, gram = weight * (torch.rand(5, 6) > 0.5), gram_of(inputs)
+def test_relative_error_equals_the_norms_of_the_outputs(monkeypatch):
+    inputs = torch.randn(40, 6)
+    weight = torch.randn(5, 6)
+    pruned = weight * (torch.rand(5, 6) > 0.5)
+    gram = gram_of(inputs)
     expected = outputs_error(inputs, weight, pruned)
     assert relative_error(weight, pruned, gram) == pytest.approx(expected, rel=1e-4)
     assert relative_error(weight, 0 * weight, gram) == pytest.approx(1.0, rel=1e-5)
@@ -79,9 +80,10 @@ def test_relative_error_equals_the_norms_of_the_outputs(monkeypatch) -> None:
     assert relative_error(weight, pruned, gram) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_small_error_is_not_lost_to_rounding() -> None:
+def test_a_small_error_is_not_lost_to_rounding():
     # Ŵ = 0.999·W: the error is exactly 1e-6, of the size that float32 differences lose.
-    inputs, weight = torch.randn(300, 32) + 3, torch.randn(16, 32)
+    inputs = torch.randn(300, 32) + 3
+    weight = torch.randn(16, 32)
     error = relative_error(weight.double(), 0.999 * weight.double(), gram_of(inputs))
     assert error == pytest.approx(1e-6, rel=1e-2)
 
@@ -89,11 +91,10 @@ def test_a_small_error_is_not_lost_to_rounding() -> None:
 @pytest.mark.parametrize(
     "left", [0.5, 0.999]
 )  # the error overflows too, or the output only
-def test_an_error_that_overflows_float32_is_not_reported_as_none(
-    left, one_line_error
-) -> None:
+def test_an_error_that_overflows_float32_is_not_reported_as_none(left, one_line_error):
     # Each entry is finite, their sum is not: 0 would be a lie.
-    inputs, weight = torch.randn(30, 8), 30 * torch.randn(4, 8)
+    inputs = torch.randn(30, 8)
+    weight = 30 * torch.randn(4, 8)
     with one_line_error(NonFinite, "overflows"):
         relative_error(weight, left * weight, 1e35 * gram_of(inputs))
 
@@ -101,7 +102,7 @@ def test_an_error_that_overflows_float32_is_not_reported_as_none(
 # ---------------------------------------------------------------- what is no gram
 
 
-def test_what_is_no_gram(one_line_error) -> None:
+def test_what_is_no_gram(one_line_error):
     good = gram_of(torch.randn(900, 1100) * 50)  # looked at some rows at a time
     good[0, 1] *= 1 + 1e-6  # rounding is no asymmetry
     assert Gram.of(good).checked(1100).matrix is good
@@ -117,7 +118,7 @@ def test_what_is_no_gram(one_line_error) -> None:
             Gram.of(bad).checked(1100)
 
 
-def test_a_gram_is_checked_again_when_it_has_changed(one_line_error) -> None:
+def test_a_gram_is_checked_again_when_it_has_changed(one_line_error):
     gram = Gram.of(gram_of(torch.randn(9, 4)))
     assert gram.checked(4) is gram.checked(4) is Gram.of(gram)
     gram.add(torch.full((1, 4), math.inf))
@@ -126,9 +127,7 @@ def test_a_gram_is_checked_again_when_it_has_changed(one_line_error) -> None:
 
 
 @pytest.mark.parametrize("shape", [(8, 3), (4, 3, 4)])
-def test_inputs_of_another_width_are_not_mixed_up(
-    shape: tuple[int, ...], one_line_error
-) -> None:
+def test_inputs_of_another_width_are_not_mixed_up(shape, one_line_error):
     # they hold a multiple of six numbers, and could be taken for rows of six
     with one_line_error(BadParameter, "inputs", str(shape)):
         Gram(6).add(torch.randn(shape))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layers import layer, masked
+from layers import drawn, groups_of, layer, masked
 
 from helpers.errors import BadParameter, NonFinite
 from helpers.masks import Pattern, check_keep, choose_mask, select, top_k, top_nm
@@ -18,32 +18,28 @@ UNSTRUCTURED = "unstructured"
 
 
 @pytest.mark.parametrize(
-    ("score", "sparsity", "pattern", "budget", "expected"),
+    "scores, sparsity, pattern, budget, expected",
     [
         # half of 8 is 4 zeros; the four lowest scores 1, 2, 3, 4 are the whole first row
-        ([[1, 3, 2, 4], [8, 6, 5, 7]], 0.5, UNSTRUCTURED, "matrix", ["....", "xxxx"]),
+        ("1324 8657", 0.5, UNSTRUCTURED, "matrix", ".... xxxx"),
         # two zeros a row: 1 and 2 in the first, 5 and 6 in the second
-        ([[1, 3, 2, 4], [8, 6, 5, 7]], 0.5, UNSTRUCTURED, "output", [".x.x", "x..x"]),
+        ("1324 8657", 0.5, UNSTRUCTURED, "output", ".x.x x..x"),
         # of equal scores the earlier stay
-        ([[1, 1, 1, 1], [1, 1, 1, 1]], 0.5, UNSTRUCTURED, "matrix", ["xxxx", "...."]),
+        ("1111 1111", 0.5, UNSTRUCTURED, "matrix", "xxxx ...."),
         # the four largest of eight are the first four; 2:4 has to keep two in each half
         # (the published code's 4:8 mode silently gives 2:4)
-        ([[8, 7, 6, 5, 1, 2, 3, 4]], 0.5, "4:8", "matrix", ["xxxx...."]),
-        ([[8, 7, 6, 5, 1, 2, 3, 4]], 0.5, "2:4", "matrix", ["xx....xx"]),
+        ("87651234", 0.5, "4:8", "matrix", "xxxx...."),
+        ("87651234", 0.5, "2:4", "matrix", "xx....xx"),
         # groups run along the inputs: down the columns every score is equal
-        ([[4, 3, 2, 1]] * 4, 0.5, "2:4", "matrix", ["xx.."] * 4),
-        # on the way to 2:4, three zeros of eight: the top two of each group, 4, 3 and 40, 30, are
-        # protected; of the others 1, 2 and 10 go. Without protection 3 would have gone, not 10
-        ([[4, 3, 2, 1, 40, 30, 20, 10]], 3 / 8, "2:4", "matrix", ["xx..xxx."]),
+        ("4321 4321 4321 4321", 0.5, "2:4", "matrix", "xx.. xx.. xx.. xx.."),
+        # on the way to 2:4, three zeros of eight: the top two of each group, 4, 3 and 8, 7, are
+        # protected; of the others 1, 2 and 5 go. Without protection 3 would have gone, not 5
+        ("43218765", 3 / 8, "2:4", "matrix", "xx..xxx."),
     ],
 )
-def test_by_hand(
-    score: list, sparsity: float, pattern: str, budget: str, expected: list
-) -> None:
-    keep = select(torch.tensor(score).float(), sparsity, pattern, budget)
-    assert [
-        "".join(".x"[kept] for kept in row) for row in keep.int().tolist()
-    ] == expected
+def test_by_hand(scores, sparsity, pattern, budget, expected):
+    rows = [[float(digit) for digit in row] for row in scores.split()]
+    assert drawn(select(torch.tensor(rows), sparsity, pattern, budget)) == expected
 
 
 # ---------------------------------------------------------------- against sorting in numpy
@@ -52,43 +48,42 @@ def test_by_hand(
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(1, 9),
-    n_of_m=st.sampled_from([None, (1, 2), (2, 4), (2, 3), (4, 8), (5, 8)]),
+    pattern=st.sampled_from([UNSTRUCTURED, "1:2", "2:4", "2:3", "4:8", "5:8"]),
     share=st.floats(0, 1),
     values=st.sampled_from([1, 3, 1000]),  # all tied, many tied, few tied
     budget=st.sampled_from(["matrix", "output"]),
     seed=st.integers(0, 99),
 )
-def test_select_is_exact(rows, n_of_m, share, values, budget, seed) -> None:
-    n, m = n_of_m or (1, 8)
+def test_select_is_exact(rows, pattern, share, values, budget, seed):
+    n, m = groups_of(pattern) or (0, 8)
     source = torch.Generator().manual_seed(seed)
     score = torch.randint(values, (rows, 3 * m), generator=source).float()
-    before, pattern = score.clone(), f"{n}:{m}" if n_of_m else UNSTRUCTURED
-    sparsity = share * (1 - n / m) if n_of_m else 0.99 * share
+    before = score.clone()
+    sparsity = share * min(1 - n / m, 0.99)
     keep = select(score, sparsity, pattern, budget)
-    expected = masked(score.numpy(), sparsity, n_of_m, budget == "output")
-    assert keep.dtype == torch.bool and np.array_equal(keep.numpy(), expected)
+    expected = masked(score.numpy(), sparsity, pattern, budget)
+    assert keep.dtype == torch.bool
+    assert np.array_equal(keep.numpy(), expected)
     out = torch.full_like(score, 7)
     target = Pattern.parse(pattern)
-    written = choose_mask(score, sparsity, target, budget, out=out)
-    assert written.data_ptr() == out.data_ptr()
-    assert torch.equal(out, keep.float()) and torch.equal(score, before)
-    assert (
-        n_of_m is None or keep[top_nm(score, n, m)].all()
-    )  # which are never pruned on the way
+    found = choose_mask(score, sparsity, target, budget, out=out)
+    assert found.data_ptr() == out.data_ptr()
+    assert torch.equal(out, keep.float())
+    assert torch.equal(score, before)
+    if n:  # which are never pruned on the way
+        assert keep[top_nm(score, n, m)].all()
 
 
-def test_large_matrices_count_exactly() -> None:
+def test_large_matrices_count_exactly():
     # Beyond 2^24 entries a float32 count would round; torch.quantile refuses such inputs too.
     score = torch.rand(4100, 4100)
     assert int((~top_k(score, 0.5)).sum()) == 4100 * 4100 // 2
 
 
 @pytest.mark.parametrize(
-    ("budget", "pattern"), [("matrix", UNSTRUCTURED), ("output", "2:4")]
+    "budget, pattern", [("matrix", UNSTRUCTURED), ("output", "2:4")]
 )
-def test_a_score_that_is_nan_is_not_ranked(
-    budget: str, pattern: str, one_line_error
-) -> None:
+def test_a_score_that_is_nan_is_not_ranked(budget, pattern, one_line_error):
     score = torch.rand(3, 8)
     score[1, 2] = (
         math.nan
@@ -100,9 +95,10 @@ def test_a_score_that_is_nan_is_not_ranked(
 # ---------------------------------------------------------------- sparsity and pattern
 
 
-def test_a_mask_that_is_given(one_line_error) -> None:
+def test_a_mask_that_is_given(one_line_error):
     score = layer()[1]
-    half, two_of_four = top_k(score, 0.5), top_nm(score, 2, 4)
+    half = top_k(score, 0.5)
+    two_of_four = top_nm(score, 2, 4)
     assert check_keep(half, score.shape, 0.5) == check_keep(
         two_of_four, score.shape, None, "2:4"
     )

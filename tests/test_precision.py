@@ -14,46 +14,34 @@ from helpers.gram import Gram, gram_of
 SETTINGS = dict(method="wanda", sparsity=0.5, batch=2)
 
 
-def autocast() -> torch.autocast:
+def autocast():
     return torch.autocast("cpu", torch.bfloat16)
 
 
 @pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_layers_are_fitted_to_what_bfloat16_gives(family: str, passes: int) -> None:
-    tokens, model = fam.random_tokens(8), fam.build(family)
-    by_hand, exact = copy.deepcopy(model), copy.deepcopy(model)
+def test_layers_are_fitted_to_what_bfloat16_gives(family, passes):
+    tokens = fam.random_tokens(8)
+    model = fam.build(family)
+    by_hand = copy.deepcopy(model)
+    exact = copy.deepcopy(model)
     prune_model(model, tokens, passes=passes, precision="bfloat16", **SETTINGS)
     prune_model(exact, tokens, passes=passes, **SETTINGS)
-    names = fam.pruned_names(family)
-    width = len(fam.FAMILIES[family].layers)
-    with autocast():  # the model's own pass
-        order = list(fam.inputs_by_hook(by_hand, names, tokens))
-    groups = [[name] for name in order]
-    if passes == 2:
-        groups = [names[start : start + width] for start in range(0, len(names), width)]
-    for group in groups:
-        with autocast():
-            inputs = fam.inputs_by_hook(by_hand, group, tokens)
-        for name in group:
-            weight = fam.matrix_of(by_hand.get_submodule(name)).detach()
-            pruned = METHODS["wanda"](
-                weight.clone(), gram_of(inputs[name]), sparsity=0.5
-            )
-            with torch.no_grad():
-                weight.copy_(pruned.weight)
-    masks = [
-        torch.cat([(m.get_submodule(name).weight != 0).flatten() for name in names])
-        for m in (model, by_hand, exact)
-    ]
-    near, far = ((masks[0] == other).float().mean().item() for other in masks[1:])
-    assert near > 0.995 and near > far
+    groups = fam.blocks_of(family)
+    if passes == 1:  # each layer after those that the model calls before it
+        names = fam.pruned_names(family)
+        groups = [[name] for name in fam.inputs_by_hook(by_hand, names, tokens)]
+    fam.prune_by_hand(by_hand, groups, tokens, forward=autocast)
+    masks = [fam.kept(m, family) for m in (model, by_hand, exact)]
+    near, far = ((masks[0] == other).float().mean() for other in masks[1:])
+    assert near > 0.995
+    assert near > far
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
 @pytest.mark.parametrize("passes", [1, 2])
-def test_grams_and_methods_are_in_float32(passes: int, registry) -> None:
-    seen: list[bool] = []
+def test_grams_and_methods_are_in_float32(passes, registry):
+    seen = []
 
     @register("test-only")
     def method(weight, gram, *, sparsity, pattern, keep=None):
@@ -62,13 +50,11 @@ def test_grams_and_methods_are_in_float32(passes: int, registry) -> None:
             weight, gram, sparsity=sparsity, pattern=pattern
         )
 
-    settings = SETTINGS | {
-        "method": "test-only",
-        "precision": "bfloat16",
-        "passes": passes,
-    }
-    prune_model(fam.build(), fam.random_tokens(), **settings)
-    assert len(seen) > 14 and not any(seen) and not torch.is_autocast_enabled("cpu")
+    settings = SETTINGS | dict(method="test-only", passes=passes)
+    prune_model(fam.build(), fam.random_tokens(), precision="bfloat16", **settings)
+    assert len(seen) > 14
+    assert not any(seen)
+    assert not torch.is_autocast_enabled("cpu")
     rows = torch.randn(50, 20)
     gram = Gram(20)
     with autocast():
@@ -76,17 +62,17 @@ def test_grams_and_methods_are_in_float32(passes: int, registry) -> None:
     torch.testing.assert_close(gram.matrix, rows.T @ rows)
 
 
-def test_a_model_in_half_precision_has_its_own(one_line_error) -> None:
+def test_a_model_in_half_precision_has_its_own(one_line_error):
+    model = fam.build().half()
     with one_line_error(BadParameter, "precision", "float16"):
-        prune_model(
-            fam.build().half(), fam.random_tokens(), precision="bfloat16", **SETTINGS
-        )
+        prune_model(model, fam.random_tokens(), precision="bfloat16", **SETTINGS)
 
 
 @pytest.mark.parametrize("method", ["sparsegpt", "admm-grad", "alps", "wanda"])
-def test_a_callers_precision_does_not_reach_grams_and_solvers(method: str) -> None:
+def test_a_callers_precision_does_not_reach_grams_and_solvers(method):
     """With "medium" a processor that can rounds the factors of products to bfloat16."""
-    inputs, weight = torch.randn(600, 256), torch.randn(192, 256)
+    inputs = torch.randn(600, 256)
+    weight = torch.randn(192, 256)
     expected = METHODS[method](weight, gram_of(inputs), sparsity=0.5)
     torch.set_float32_matmul_precision("medium")
     try:
@@ -95,12 +81,13 @@ def test_a_callers_precision_does_not_reach_grams_and_solvers(method: str) -> No
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert torch.equal(found.weight, expected.weight) and found.error == expected.error
+    assert torch.equal(found.weight, expected.weight)
+    assert found.error == expected.error
     if torch.equal(rounded, inputs.T @ inputs):
-        pytest.skip("this processor does its products in float32 whatever is set")
+        pytest.skip("this processor does its products in float32 with any setting")
 
 
-def test_tf32_is_for_a_gpu_that_is_asked_for_it() -> None:
+def test_tf32_is_for_a_gpu_that_is_asked_for_it():
     switches = torch.backends.cuda.matmul
     before = switches.fp32_precision
     for tf32, value in ((True, "tf32"), (False, "ieee")):

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-from typing import Any
 
 import probes
 import pytest
@@ -11,11 +10,13 @@ from mutants import MUTANTS
 from helpers.beyond import recipe
 from helpers.errors import HelpersError
 
-probes.SEQUENCES, probes.LENGTH = 2, 64  # enough to see that something is broken
-KNOWN: dict[str, dict[str, Any]] = {}  # what a probe says of the package as it is
+# enough to see that something is broken
+probes.SEQUENCES = 2
+probes.LENGTH = 64
+KNOWN = {}  # what a probe says of the package as it is
 
 
-def values(name: str) -> dict[str, Any]:
+def values(name):
     """As text, which has all digits of a float."""
     return {
         key: json.dumps(v)
@@ -24,9 +25,7 @@ def values(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_what_is_broken_moves_its_probe(
-    mutant: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_broken_moves_its_probe(mutant, monkeypatch):
     # four steps of the repair instead of 64
     monkeypatch.setitem(recipe.EFFORTS, "balanced", recipe.Effort(2, 4))
     name = MUTANTS[mutant].probe

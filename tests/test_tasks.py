@@ -34,24 +34,38 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_whole_split_without_duplicates(task: str) -> None:
+def test_whole_split_without_duplicates(task):
     key, labels = SPLITS[task]
-    rows, size = task_rows(task), sum(labels.values())
+    rows = task_rows(task)
+    size = sum(labels.values())
     assert len(rows) == size == tasks.TASK_TABLE[task].size
     repeated = 2 if task == "lambada_openai" else 0  # two passages are there twice
     assert len({json.dumps(row, sort_keys=True) for row in rows}) == size - repeated
-    filled = key in ("support", "text")
-    assert Counter(bool(row[key]) if filled else row[key] for row in rows) == labels
+    found = [row[key] for row in rows]
+    if key in ("support", "text"):
+        found = map(bool, found)
+    assert Counter(found) == labels
+
+
+def test_boolq_is_superglues():
+    rows = task_rows("boolq")
+    assert [row["idx"] for row in rows] == list(range(3270))
+    assert rows[0]["question"] == "does ethanol take more energy make that produces"
+    assert rows[0]["passage"].startswith("Ethanol fuel -- All biomass goes through")
+    assert rows[0]["passage"].endswith("much less petroleum than producing gasoline.")
+    for row in rows:  # lm-eval's template adds these
+        assert not row["question"].endswith("?")
+        assert "\n" not in row["question"]
+        assert "\nQuestion: " not in row["passage"]
 
 
 @pytest.mark.parametrize("task", ANSWERS)
-def test_stored_prompts_lose_their_template(task: str) -> None:
+def test_stored_prompts_lose_their_template(task):
     field = "question_stem" if task == "openbookqa" else "question"
     rows = task_rows(task)
     for row in rows:
-        assert not row[field].startswith("Question:") and not row[field].endswith(
-            "Answer:"
-        )
+        assert not row[field].startswith("Question:")
+        assert not row[field].endswith("Answer:")
         assert row[field] == row[field].strip()
         assert len(row["choices"]["text"]) == len(row["choices"]["label"])
     item, text = ANSWERS[task]
@@ -62,13 +76,11 @@ def test_stored_prompts_lose_their_template(task: str) -> None:
 # --- subsets -------------------------------------------------------------------------------
 
 
-def test_items_are_sorted_distinct_and_repeatable() -> None:
+def test_items_are_sorted_distinct_and_repeatable():
     items = choose_items(500, 100, 0)
-    assert (
-        items == sorted(set(items))
-        and len(items) == 100
-        and set(items) <= set(range(500))
-    )
+    assert items == sorted(set(items))
+    assert len(items) == 100
+    assert set(items) <= set(range(500))
     assert items == choose_items(500, 100, 0) != choose_items(500, 100, 1)
     # committed records hold these: another draw would make them incomparable
     assert choose_items(500, 4, 0) == [130, 419, 431, 459]
@@ -79,11 +91,12 @@ def test_items_are_sorted_distinct_and_repeatable() -> None:
 # --- differences --------------------------------------------------------------------------
 
 
-def test_paired_difference_by_hand() -> None:
+def test_paired_difference_by_hand():
     # differences 0, 1, 0, 1: mean 1/2, sum of squares 4 · 1/4, deviation sqrt(1/3), over sqrt(4)
     difference, error = paired_difference([1, 1, 0, 1], [1, 0, 0, 0])
     assert (difference, error) == (0.5, pytest.approx(math.sqrt(1 / 3) / 2))
     assert paired_difference([1, 0, 0, 0], [1, 1, 0, 1]) == (-0.5, pytest.approx(error))
     # one item in 100 apart: each accuracy alone has an error of 0.05, the pair of 0.01
-    one, other = [1] * 51 + [0] * 49, [1] * 50 + [0] * 50
+    one = [1] * 51 + [0] * 49
+    other = [1] * 50 + [0] * 50
     assert paired_difference(one, other) == (pytest.approx(0.01), pytest.approx(0.01))

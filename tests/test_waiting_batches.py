@@ -1,18 +1,17 @@
-"""One pass of the text through each block: against a model that is run anew for every layer.
+"""One pass of the text through each block: against a model that is run once for every layer.
 
 And what is refused in a block, however often the text passes it.
 """
 
 import copy
-from collections.abc import Callable
 
 import families as fam
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from helpers import METHODS, prune_model
 from helpers import blocks as cap
+from helpers import prune_model
 from helpers.block_grams import layer_grams
 from helpers.blocks import Call
 from helpers.errors import NonFinite, UnsupportedModel
@@ -23,51 +22,36 @@ from helpers.waiting_batches import one_pass
 REQUEST = dict(method="wanda", sparsity=0.5, passes=1, batch=2)
 
 
-def in_running_order(model: nn.Module, family: str, tokens: Tensor) -> list[str]:
-    """The names of a model's layers in the order in which it calls them."""
-    return list(fam.inputs_by_hook(model, fam.pruned_names(family), tokens))
-
-
 @pytest.mark.parametrize("family", fam.FAMILIES)
-def test_each_layer_is_fitted_to_what_the_pruned_layers_before_it_give(
-    family: str,
-) -> None:
-    model, tokens = fam.build(family), fam.random_tokens(6)
-    by_hand, twice = copy.deepcopy(model), copy.deepcopy(model)
+def test_each_layer_is_fitted_to_what_the_pruned_layers_before_it_give(family):
+    model = fam.build(family)
+    tokens = fam.random_tokens(6)
+    by_hand = copy.deepcopy(model)
+    twice = copy.deepcopy(model)
     prune_model(model, tokens, **REQUEST)
-    for name in in_running_order(by_hand, family, tokens):
-        # a whole run of the model for this layer alone, with all before it pruned
-        weight = fam.matrix_of(by_hand.get_submodule(name)).detach()
-        gram = gram_of(fam.inputs_by_hook(by_hand, [name], tokens)[name])
-        with torch.no_grad():
-            weight.copy_(METHODS["wanda"](weight.clone(), gram, sparsity=0.5).weight)
+    # a whole run for each layer, in the order in which the model calls them
+    order = fam.inputs_by_hook(by_hand, fam.pruned_names(family), tokens)
+    fam.prune_by_hand(by_hand, [[name] for name in order], tokens)
     prune_model(twice, tokens, **REQUEST | {"passes": 2})
-    differ = [0, 0]
-    for name in fam.pruned_names(family):
-        ours, *others = (
-            m.get_submodule(name).weight != 0 for m in (model, by_hand, twice)
-        )
-        differ = [
-            sum + int((ours != other).sum())
-            for sum, other in zip(differ, others, strict=True)
-        ]
+    masks = [fam.kept(m, family) for m in (model, by_hand, twice)]
+    near, far = (int((masks[0] != other).sum()) for other in masks[1:])
     # summing batch by batch moves the last bits; two passes fit to the layers as they were
-    assert 10 * differ[0] < differ[1] > 20
+    assert 10 * near < far > 20
 
 
 class Steps(nn.Module):
     """A block whose forward pass is a function of its layers and its input."""
 
-    def __init__(self, run: Callable, layers: int = 4) -> None:
+    def __init__(self, run, layers=4):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(layers))
         self.run = run
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.run(self.layers, x)
 
 
-def halves(layers: nn.ModuleList, x: Tensor) -> Tensor:
+def halves(layers, x):
     """Two experts of two layers, of which a sequence takes the one that its sign says."""
     chosen = x[:, 0, 0] > 0
     out = x.clone()
@@ -77,11 +61,14 @@ def halves(layers: nn.ModuleList, x: Tensor) -> Tensor:
     return out
 
 
-def test_a_batch_waits_only_where_it_goes() -> None:
+def test_a_batch_waits_only_where_it_goes():
     # sequences in turn, so that each batch reaches one expert only
-    block, stream = Steps(halves), torch.randn(4, 5, 8)
+    block = Steps(halves)
+    stream = torch.randn(4, 5, 8)
     stream[:, 0, 0] = torch.tensor([-1.0, 1.0, -1.0, 1.0])
-    expected, before, order = copy.deepcopy(block), stream.clone(), []
+    expected = copy.deepcopy(block)
+    before = stream.clone()
+    order = []
     for grams in one_pass(block, stream, Call((), {}), 1, "block 0"):
         ((name, gram),) = grams.items()
         order.append(name)
@@ -96,7 +83,7 @@ def test_a_batch_waits_only_where_it_goes() -> None:
     torch.testing.assert_close(stream, expected(before).detach())
 
 
-def through(passes: int, block: nn.Module, stream: Tensor, call: Call) -> None:
+def through(passes, block, stream, call):
     """Measure a block's layers in one pass of the text, or in two."""
     if passes == 1:
         for grams in one_pass(block, stream, call, 2, "block 0"):
@@ -108,7 +95,7 @@ def through(passes: int, block: nn.Module, stream: Tensor, call: Call) -> None:
 
 
 @pytest.mark.parametrize(
-    ("run", "words"),
+    "run, words",
     [
         # experts without tokens: not called, or called with no rows
         (lambda layers, x: layers[0](x) + layers[1](x), ["layers.2", "more calibration"]),
@@ -121,17 +108,17 @@ def through(passes: int, block: nn.Module, stream: Tensor, call: Call) -> None:
     ],
     ids=["idle", "empty", "not shared", "twice"],
 )  # fmt: skip
-def test_a_layer_whose_inputs_are_not_known_is_named(
-    run, words, one_line_error
-) -> None:
-    block, stream = Steps(run), torch.randn(4, 5, 8)
-    before, call = stream.clone(), Call((), {}, inputs=(("layers.0", "layers.1"),))
-    for passes in (1, 2):
-        with one_line_error(
-            UnsupportedModel, "block 0", *(words if passes == 1 else words[:1])
-        ):
-            through(passes, block, stream, call)
-    assert torch.equal(stream, before) and fam.hook_count(block) == 0
+def test_a_layer_whose_inputs_are_not_known_is_named(run, words, one_line_error):
+    block = Steps(run)
+    stream = torch.randn(4, 5, 8)
+    before = stream.clone()
+    call = Call((), {}, inputs=(("layers.0", "layers.1"),))
+    with one_line_error(UnsupportedModel, "block 0", *words):
+        through(1, block, stream, call)
+    with one_line_error(UnsupportedModel, "block 0", words[0]):
+        through(2, block, stream, call)
+    assert torch.equal(stream, before)
+    assert fam.hook_count(block) == 0
 
 
 # ---------------------------------------------------------------- what goes wrong
@@ -139,17 +126,17 @@ def test_a_layer_whose_inputs_are_not_known_is_named(
 
 @pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize(
-    ("place", "named"),
+    "place, named",
     [
         ("post_attention_layernorm", "block 0 mlp.gate_proj"),
         ("mlp.down_proj", "after block 0"),
     ],
 )
-def test_bad_numbers_name_the_layer_or_the_block(
-    passes, place, named, one_line_error
-) -> None:
-    model, tokens = fam.build(), fam.random_tokens(2)
-    stream, call = cap.embed(model, tokens, 2), cap.record_calls(model, tokens)[0]
+def test_bad_numbers_name_the_layer_or_the_block(passes, place, named, one_line_error):
+    model = fam.build()
+    tokens = fam.random_tokens(2)
+    stream = cap.embed(model, tokens, 2)
+    call = cap.record_calls(model, tokens)[0]
     block = find_blocks(model)[0]
     with torch.no_grad():
         block.get_submodule(place).weight.view(-1)[3] = float("inf")

@@ -1,20 +1,15 @@
-"""Zero-shot scores against likelihoods summed by hand, and against lm-eval's own model."""
+"""Zero-shot scores against likelihoods summed by hand; test_scoring.py compares with lm-eval's."""
 
-import math
 import os
 import socket
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import datasets
+import families as fam
 import huggingface_hub.constants
 import lm_eval
 import pytest
 import torch
-from lm_eval.models.huggingface import HFLM
 
-from helpers import scoring
 from helpers.data.assets import fetch_asset
 from helpers.data.tasks import TASKS, task_rows
 from helpers.errors import BadParameter, NonFinite
@@ -31,12 +26,12 @@ NORMALISED = ("hellaswag", "arc_easy", "arc_challenge", "openbookqa", "piqa", "s
 
 
 @pytest.fixture(scope="module")
-def tiny() -> tuple[torch.nn.Module, Any]:
+def tiny():
     return load_model("tiny", device="cpu")
 
 
 @pytest.fixture(scope="module")
-def all_scores(tiny: tuple) -> dict[str, TaskScore]:
+def all_scores(tiny):
     """All tasks, eight items each."""
     return zero_shot(*tiny, limit=8, batch=4)
 
@@ -44,8 +39,8 @@ def all_scores(tiny: tuple) -> dict[str, TaskScore]:
 # --- against sums by hand ------------------------------------------------------------------
 
 
-def worded(task: str, row: dict) -> tuple[list[tuple[str, str]], int]:
-    """(given, asked) for each choice and the right one, written down from lm-eval's YAML files."""
+def worded(task, row):
+    """(context, continuation) for each choice and the right one, as in lm-eval's YAML files."""
     if task == "boolq":
         given = f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:"
         return [(given, " no"), (given, " yes")], row["label"]
@@ -80,12 +75,10 @@ def worded(task: str, row: dict) -> tuple[list[tuple[str, str]], int]:
     return [(given, f" {text}") for text in row["choices"]["text"]], right
 
 
-def log_likelihood(
-    model: torch.nn.Module, tokenizer: Any, given: str, asked: str
-) -> float:
-    """Sum of log p of the tokens of `asked`, which follow `given`."""
-    start = len(tokenizer(given)["input_ids"])
-    tokens = torch.tensor([tokenizer(given + asked)["input_ids"]])
+def log_likelihood(model, tokenizer, context, continuation):
+    """Sum of log p of the tokens of `continuation`, which follow `context`."""
+    start = len(tokenizer(context)["input_ids"])
+    tokens = torch.tensor([tokenizer(context + continuation)["input_ids"]])
     with torch.no_grad():
         logits = model(tokens).logits[0].double()
     total = 0.0
@@ -96,108 +89,99 @@ def log_likelihood(
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "lambada_openai"])
-def test_choices_are_those_of_sums_by_hand(
-    tiny: tuple, all_scores: dict, task: str
-) -> None:
-    score, rows = all_scores[task], task_rows(task)
+def test_choices_are_those_of_sums_by_hand(tiny, all_scores, task):
+    score = all_scores[task]
+    rows = task_rows(task)
     assert (score.acc_norm is not None) == (task in NORMALISED)
     assert score.scoring == "each context once"
     # otherwise scores that never change would pass
-    assert len(score.acc) == len(score.answers) == 8 and set(score.acc) == {0, 1}
+    assert len(score.acc) == len(score.answers) == 8
+    assert set(score.acc) == {0, 1}
     for place, item in enumerate(score.items):
         pairs, right = worded(task, rows[item])
         if task == "hellaswag" and any("[" in text for pair in pairs for text in pair):
             continue  # lm-eval takes out WikiHow's marks
-        sums = [log_likelihood(*tiny, given, asked) for given, asked in pairs]
+        sums = [
+            log_likelihood(*tiny, context, continuation)
+            for context, continuation in pairs
+        ]
         assert score.answers[place] == sums.index(max(sums))
         assert score.acc[place] == int(score.answers[place] == right)
         if score.acc_norm is not None:
-            means = [
-                s / (len(asked) - 1) for s, (_, asked) in zip(sums, pairs, strict=True)
-            ]
+            lengths = [len(choice) - 1 for _, choice in pairs]
+            means = [s / n for s, n in zip(sums, lengths, strict=True)]
             assert score.acc_norm[place] == int(means.index(max(means)) == right)
 
 
-def test_a_word_is_right_if_the_model_would_write_it() -> None:
-    (model, tokenizer), rows = (
-        load_model("tiny", device="cpu"),
-        task_rows("lambada_openai"),
-    )
-    score = zero_shot(model, tokenizer, tasks=["lambada_openai"], limit=20)[
-        "lambada_openai"
-    ]
-    assert (
-        score.acc == [0] * 20 and score.answers == [-1] * 20 and score.acc_norm is None
-    )
+def test_a_word_is_right_if_the_model_would_write_it():
+    model, tokenizer = load_model("tiny", device="cpu")
+    task = "lambada_openai"
+    score = zero_shot(model, tokenizer, tasks=[task], limit=20)[task]
+    assert (score.acc, score.answers) == ([0] * 20, [-1] * 20)
+    assert score.acc_norm is None
+    rows = task_rows(task)
     words = [rows[item]["text"].rpartition(" ")[2] for item in score.items]
     tokens = [tokenizer(f" {word}")["input_ids"] for word in words]
-    whole = next(
-        ids for ids in tokens if len(ids) == 1
-    )  # a model that writes this and no other
+    # a model that writes this and no other
+    whole = next(ids for ids in tokens if len(ids) == 1)
     model.lm_head.register_forward_hook(
         lambda _layer, _args, logits: logits.index_fill(-1, torch.tensor(whole), 50.0)
     )
-    score = zero_shot(model, tokenizer, tasks=["lambada_openai"], limit=20)[
-        "lambada_openai"
-    ]
+    score = zero_shot(model, tokenizer, tasks=[task], limit=20)[task]
     assert score.acc == [int(ids == whole) for ids in tokens]
     assert score.answers == [answer - 1 for answer in score.acc]
 
 
-# --- against lm-eval ---------------------------------------------------------------------
+# --- what decides nothing ----------------------------------------------------------------
 
 
-def test_scores_and_likelihoods_are_those_of_the_stock_model(
-    tiny: tuple, monkeypatch
-) -> None:
-    # test_choices.py compares token by token; here the tasks' own texts are scored
-    whole, reports = lm_eval.evaluate, []
-    monkeypatch.setattr(
-        lm_eval,
-        "evaluate",
-        lambda **asked: reports.append(whole(**asked)) or reports[-1],
-    )
-    ours = zero_shot(*tiny, limit=4, batch=3)
-    monkeypatch.setattr(scoring, "ContextOnce", type("Stock", (HFLM,), {"cache": None}))
-    stock = zero_shot(*tiny, limit=4, batch=3)
-    assert list(ours) == list(TASKS)
-    for task, score in ours.items():
-        assert score == replace(stock[task], scoring="each context once")
-        samples = [report["samples"][task] for report in reports]
-        for one, other in zip(*samples, strict=True):
-            (found, written), (expected, greedy) = (
-                zip(*sample["filtered_resps"], strict=True) for sample in (one, other)
-            )
-            assert written == greedy and found == pytest.approx(expected, abs=1e-4)
-    assert zero_shot_metrics(ours) == zero_shot_metrics(stock)
+def test_batch_company_and_repetition_change_nothing(tiny, all_scores):
+    names = ["winogrande", "openbookqa"]
+    scores = zero_shot(*tiny, tasks=names, limit=8, batch=7)
+    assert list(scores.items()) == [(name, all_scores[name]) for name in names]
+
+
+def test_half_precision_is_summed_in_float32(monkeypatch):
+    model, tokenizer = load_model("tiny", device="cpu", dtype="bfloat16")
+    evaluate = lm_eval.evaluate
+    samples = []
+
+    def look(**options):
+        answer = evaluate(**options)
+        samples.extend(answer["samples"]["openbookqa"])
+        return answer
+
+    monkeypatch.setattr(lm_eval, "evaluate", look)
+    zero_shot(model, tokenizer, tasks=["openbookqa"], limit=8)
+    seen = torch.tensor([sample["filtered_resps"] for sample in samples])[..., 0]
+    assert not torch.equal(seen, seen.bfloat16().float())
 
 
 # --- no traces ----------------------------------------------------------------------------
 
 
-def test_the_model_is_left_as_it_was() -> None:
+def test_the_model_is_left_as_it_was():
     model, tokenizer = load_model("tiny", device="cpu")
     model.train()
     model.model.norm.eval()
     tokenizer.pad_token = None
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    before = fam.snapshot(model)
     zero_shot(model, tokenizer, tasks=["rte"], limit=4)
-    assert (
-        model.training and not model.model.norm.training and tokenizer.pad_token is None
-    )
-    assert all(
-        torch.equal(value, weights[name]) for name, value in model.state_dict().items()
-    )
+    assert model.training
+    assert not model.model.norm.training
+    assert tokenizer.pad_token is None
+    assert not fam.changed(model, before)
 
 
 def test_embedded_rows_need_no_network_and_leave_no_files(
-    tiny: tuple, monkeypatch, tmp_path: Path, capfd
-) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
+    tiny, monkeypatch, tmp_path, capfd
+):
+    def refuse(*_, **__):
         raise AssertionError("a connection was opened")
 
     # a cache of its own: other processes use the user's meanwhile
-    home, cache = tmp_path / "home", tmp_path / "cache"
+    home = tmp_path / "home"
+    cache = tmp_path / "cache"
     home.mkdir()
     cache.mkdir()
     (cache / "assets").symlink_to(fetch_asset("tasks").parent)
@@ -208,7 +192,8 @@ def test_embedded_rows_need_no_network_and_leave_no_files(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home))
     monkeypatch.chdir(home)
     zero_shot(*tiny, tasks=["hellaswag", "rte"], limit=3)
-    assert os.listdir(home) == [] and os.listdir(cache) == ["assets"]
+    assert os.listdir(home) == []
+    assert os.listdir(cache) == ["assets"]
     assert capfd.readouterr() == ("", "")
 
 
@@ -216,7 +201,7 @@ def test_embedded_rows_need_no_network_and_leave_no_files(
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    "wrong, words",
     [
         (dict(tasks=[]), "tasks []"),
         (dict(tasks="boolq"), "tasks 'boolq'"),
@@ -228,12 +213,12 @@ def test_embedded_rows_need_no_network_and_leave_no_files(
         (dict(batch="auto"), "batch 'auto'"),
     ],
 )
-def test_bad_arguments(wrong: dict, words: str, one_line_error) -> None:
+def test_bad_arguments(wrong, words, one_line_error):
     with one_line_error(BadParameter, *words.split()):
         check_zero_shot(**dict(tasks=TASKS, limit=None, seed=0, batch=1) | wrong)
 
 
-def test_a_broken_model_has_no_score(one_line_error) -> None:
+def test_a_broken_model_has_no_score(one_line_error):
     model, tokenizer = load_model("tiny", device="cpu")
     with torch.no_grad():
         model.model.norm.weight[3] = float("nan")
@@ -244,39 +229,29 @@ def test_a_broken_model_has_no_score(one_line_error) -> None:
 # --- what a record and a reader get --------------------------------------------------------
 
 
-def test_scores_and_metrics_by_hand() -> None:
-    four = TaskScore(
-        "arc_easy", 1.0, 2376, [1, 5, 7, 9], [1, 0, 1, 1], [0, 0, 1, 0], [2, 0, 1, 3]
-    )
-    none = TaskScore("rte", 1.0, 277, [1, 5], acc=[0, 0], acc_norm=None, answers=[1, 1])
+def test_scores_and_metrics_by_hand():
+    answers = ([1, 0, 1, 1], [0, 0, 1, 0], [2, 0, 1, 3])
+    four = TaskScore("arc_easy", 1.0, 2376, [1, 5, 7, 9], *answers)
+    none = TaskScore("rte", 1.0, 277, [1, 5], [0, 0], None, [1, 1])
     # three of four: squares 3 · 1/16 + 9/16 = 3/4, deviation sqrt(1/4), over sqrt(4)
     assert four.accuracy == 0.75
     assert four.stderr == pytest.approx(0.25)
     kept = dict(version=1.0, size=277, items=[1, 5], acc=[0, 0], acc_norm=None)
     assert none.to_dict() == kept | {"scoring": "stock"}
     metrics = zero_shot_metrics({"arc_easy": four, "rte": none})
-    assert list(metrics) == [
-        *(
-            "arc_easy_acc",
-            "arc_easy_acc_stderr",
-            "arc_easy_acc_norm",
-            "arc_easy_acc_norm_stderr",
-        ),
-        *("rte_acc", "rte_acc_stderr", "mean_acc"),
-    ]
-    third = pytest.approx(1 / 3)
-    assert metrics["arc_easy_acc"] == (0.75, "1", third)
-    assert metrics["rte_acc"] == (0.0, "1", 0.02)
-    mean, _, tolerance = metrics["mean_acc"]
-    assert mean == 0.375
-    assert tolerance == pytest.approx(math.sqrt(0.25**2 + 0) / 2 / 0.375)
-    narrow = TaskScore(
-        "rte", 1.0, 277, list(range(200)), [1] * 199 + [0], None, [0] * 200
+    names = (
+        "arc_easy_acc arc_easy_acc_stderr arc_easy_acc_norm arc_easy_acc_norm_stderr"
     )
+    assert list(metrics) == f"{names} rte_acc rte_acc_stderr mean_acc".split()
+    assert metrics["arc_easy_acc"] == (0.75, "1", pytest.approx(1 / 3))
+    assert metrics["rte_acc"] == (0.0, "1", 0.02)
+    # sqrt(0.25² + 0²) over two tasks, as a share of the mean
+    assert metrics["mean_acc"] == (0.375, "1", pytest.approx(0.125 / 0.375))
+    narrow = TaskScore("rte", 1.0, 277, [*range(200)], [1] * 199 + [0], None, [0] * 200)
     assert zero_shot_metrics({"rte": narrow})["rte_acc"][2] == 0.02
 
 
-def test_examples_begin_with_the_right_choice() -> None:
+def test_examples_begin_with_the_right_choice():
     examples = zero_shot_examples()
     assert tuple(examples) == TASKS
     for task, texts in examples.items():

@@ -38,7 +38,7 @@ CUDA = torch.device(
 )  # only looked at, without one
 
 
-def problem(d_out: int, d_in: int, tokens: int) -> tuple[torch.Tensor, Gram]:
+def problem(d_out, d_in, tokens):
     """A random weight and the gram of correlated inputs, on the GPU."""
     source = torch.Generator(CUDA).manual_seed(0)
     inputs = torch.randn(tokens, d_in, generator=source, device=CUDA)
@@ -52,7 +52,7 @@ def problem(d_out: int, d_in: int, tokens: int) -> tuple[torch.Tensor, Gram]:
 @pytest.mark.parametrize(
     "target", [{"sparsity": 0.6}, {"sparsity": None, "pattern": "2:4"}]
 )
-def test_a_layer_is_solved_as_on_the_cpu(method: str, target: dict) -> None:
+def test_a_layer_is_solved_as_on_the_cpu(method, target):
     weight, gram = problem(192, 128, 2000)
     here = METHODS[method](weight, gram.matrix, **target)
     there = METHODS[method](weight.cpu(), gram.matrix.cpu(), **target)
@@ -61,17 +61,17 @@ def test_a_layer_is_solved_as_on_the_cpu(method: str, target: dict) -> None:
 
 
 @pytest.mark.parametrize("passes", [1, 2])
-def test_a_model_is_pruned_as_on_the_cpu(passes: int) -> None:
-    model, tokens = fam.build("llama"), fam.random_tokens(8)
+def test_a_model_is_pruned_as_on_the_cpu(passes):
+    model = fam.build("llama")
+    tokens = fam.random_tokens(8)
     there = copy.deepcopy(model).to(CUDA)
     for one in (model, there):
         prune_model(one, tokens, method="admm-grad", sparsity=0.6, passes=passes)
-    for name in fam.pruned_names("llama"):
-        ours, wanted = (m.get_submodule(name).weight.cpu() != 0 for m in (there, model))
-        assert (ours == wanted).float().mean() > 0.99, name
+    same = fam.kept(there, "llama").cpu() == fam.kept(model, "llama")
+    assert same.float().mean() > 0.99
 
 
-def test_file_to_file_is_as_in_memory(tmp_path: Path) -> None:
+def test_file_to_file_is_as_in_memory(tmp_path):
     source = saved.save(tmp_path / "source")
     tokens = fam.random_tokens(8)
     request = dict(method="admm1", sparsity=0.6, batch=2)
@@ -83,21 +83,21 @@ def test_file_to_file_is_as_in_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_the_embedded_model_end_to_end(dtype: str) -> None:
+def test_the_embedded_model_end_to_end(dtype):
     model, tokenizer = load_model("embedded", device="cuda", dtype=dtype)
     text = evaluation_tokens("embedded", tokenizer)
     dense = perplexity(model, text, length=1024, limit=4)
     tokens = calibration_tokens("embedded", tokenizer, sequences=8, length=512)
     prune_model(model, tokens, method="admm-grad", sparsity=0.5, passes=1)
-    assert (
-        15 < dense < 22 and dense < perplexity(model, text, length=1024, limit=4) < 60
-    )
+    assert 15 < dense < 22
+    assert dense < perplexity(model, text, length=1024, limit=4) < 60
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_repair_in_either_precision(precision: str) -> None:
+def test_the_repair_in_either_precision(precision):
     dense = fam.build("llama").to(CUDA)
-    model, text = copy.deepcopy(dense), fam.random_tokens(20).to(CUDA)
+    model = copy.deepcopy(dense)
+    text = fam.random_tokens(20).to(CUDA)
     prune_model(model, text[:4], method="wanda", sparsity=0.6, precision=precision)
     report = distil(model, dense, text[4:], rate=1e-3, held_out=4, precision=precision)
     assert report.held_out[-1][1] <= report.held_out[0][1]
