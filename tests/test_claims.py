@@ -1,8 +1,6 @@
 """Claims: hand-written records on both sides of every test, so that a verdict can be foreseen."""
 
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
 from handmade import check_claim, pruned, scored, update_row, with_series
@@ -14,7 +12,7 @@ from helpers.report.evidence import FAILS, HOLDS, OPEN, UNTESTED, decide
 TARGETS = ("50 %", "60 %", "70 %", "80 %", "2:4", "4:8")
 
 
-def test_one_rule_decides_on_margins_and_half_widths() -> None:
+def test_one_rule_decides_on_margins_and_half_widths():
     nan = float("nan")
     for margins, expected in (
         ([], UNTESTED),
@@ -34,7 +32,7 @@ def test_one_rule_decides_on_margins_and_half_widths() -> None:
 DENSE = [pruned("dense", "0 %", 10.0)]
 
 
-def table(method: str, value: float, *spread: float) -> list[dict]:
+def table(method, value, *spread):
     """Runs at every target; at 60 % with five seeds, off by these factors."""
     runs = [pruned(method, target, value) for target in TARGETS if target != "60 %"]
     factors = enumerate(spread or (1, 1, 1, 1, 1))
@@ -43,7 +41,7 @@ def table(method: str, value: float, *spread: float) -> list[dict]:
     ]
 
 
-def without(records: list[dict], **values: Any) -> list[dict]:
+def without(records, **values):
     """The records that do not have these parameters."""
     return [r for r in records if not values.items() <= r["parameters"].items()]
 
@@ -51,14 +49,15 @@ def without(records: list[dict], **values: Any) -> list[dict]:
 # ln(20 / 22) = −0.095; over seeds a deviation of 0.02, so 2.776 · 0.02 / √5 = 0.0248 at 60 %, and
 # √5 times that in a column of one seed
 FACTORS = (0.98, 0.98, 1, 1.02, 1.02)
-GRAD, ONE_SHOT = table("admm-grad", 20.0, *FACTORS), table("admm1", 22.0)
+GRAD = table("admm-grad", 20.0, *FACTORS)
+ONE_SHOT = table("admm1", 22.0)
 ALL = DENSE + GRAD + ONE_SHOT
 # ln(ppl / 10) at 80 % is (ln 20 + ln 22) / (ln 2 + ln 2.2) = 4.11 times that at 60 %
 HARD = [pruned("admm-grad", "80 %", 200.0), pruned("admm1", "80 %", 220.0)]
 
 
 @pytest.mark.parametrize(
-    ("records", "expected", "words"),
+    "records, expected, words",
     [
         (
             ALL,
@@ -91,13 +90,11 @@ HARD = [pruned("admm-grad", "80 %", 200.0), pruned("admm1", "80 %", 220.0)]
         ([*ALL, pruned("admm-grad", "70 %", 99.0, sequences=4)], HOLDS, "70 % −9"),
     ],
 )
-def test_the_gradual_mask_must_win_every_column(
-    records: list[dict], expected: str, words: str
-) -> None:
+def test_the_gradual_mask_must_win_every_column(records, expected, words):
     check_claim("The gradual mask", records, expected, words)
 
 
-def test_admm_grad_must_beat_both() -> None:
+def test_admm_grad_must_beat_both():
     runs = DENSE + GRAD + table("wanda", 30.0)
     check_claim("ADMM-Grad beats", runs, OPEN, "0 of 5 seeds")
     check_claim("ADMM-Grad beats", runs + table("sparsegpt", 15.0), FAILS)
@@ -111,7 +108,7 @@ def test_admm_grad_must_beat_both() -> None:
     check_claim(best, runs + table("alps", 18.0), FAILS)
 
 
-def changed(changes: tuple[float, ...], seeds: range, **options: object) -> list[dict]:
+def changed(changes, seeds, **options):
     """Runs of ADMM-Grad at 60 % with its defaults, and with options that change perplexity so."""
     runs = []
     for seed, change in zip(seeds, changes, strict=True):
@@ -125,7 +122,7 @@ CLEAR = (0.04, 0.039, 0.041, 0.04, 0.04)  # deviation 0.000707, times 2.776 / �
 
 
 @pytest.mark.parametrize(
-    ("sentence", "changes", "expected", "words"),
+    "sentence, changes, expected, words",
     [
         ("Preconditioning matters", CLEAR, HOLDS, "+4.00 ± 0.09 %"),
         # two standard errors are 1.4 %, and three seeds would have decided; t is 4.3
@@ -136,8 +133,8 @@ CLEAR = (0.04, 0.039, 0.041, 0.04, 0.04)  # deviation 0.000707, times 2.776 / �
     ],
 )
 def test_an_option_is_judged_by_its_change_seed_by_seed(
-    sentence: str, changes: tuple[float, ...], expected: str, words: str
-) -> None:
+    sentence, changes, expected, words
+):
     options = {
         "P": {"precondition": False},
         "2": {"iterations": 50},
@@ -147,9 +144,7 @@ def test_an_option_is_judged_by_its_change_seed_by_seed(
     check_claim(sentence, runs, expected, words)
 
 
-def pairs(
-    *solve: tuple[float, float], forward: tuple[float, float] = (80, 80)
-) -> list[dict]:
+def pairs(*solve, forward=(80, 80)):
     """Pairs of ADMM-Grad and SparseGPT with these seconds of solving, timed alone, a seed each."""
     runs = []
     for seed, both in enumerate(solve):
@@ -162,7 +157,7 @@ def pairs(
     return [run | {"timed": True} for run in runs]
 
 
-def test_overhead_takes_three_timed_pairs_and_the_same_passes_for_both() -> None:
+def test_overhead_takes_three_timed_pairs_and_the_same_passes_for_both():
     name = "ADMM-Grad takes"
     # the forward passes, 310 and 80, enter as their median: 291, 290 and 289 over 235
     near = pairs((96, 40), (95, 40), (94, 40), forward=(310, 80))
@@ -173,30 +168,23 @@ def test_overhead_takes_three_timed_pairs_and_the_same_passes_for_both() -> None
     check_claim(name, [run | {"timed": False} for run in near], UNTESTED)
 
 
-def test_a_page_that_decides_nothing_shows_what_points_the_other_way(
-    tmp_path: Path,
-) -> None:
+def test_a_page_that_decides_nothing_shows_what_points_the_other_way(tmp_path):
     page = claims_markdown(pairs((160, 40)), tmp_path / "tables", tmp_path)
     (row,) = re.findall(r"(?m)^\| \d+ .*", page)  # equal perplexities point nowhere
-    assert (
-        row.startswith("| 12 | ADMM-Grad takes") and "| **holds** | 2.00 times" in row
-    )
-    assert (
-        row.endswith(" | [cost](tables/cost.md) |") and "full/tables/claims.md)" in page
-    )
+    assert row.startswith("| 12 | ADMM-Grad takes")
+    assert "| **holds** | 2.00 times" in row
+    assert row.endswith(" | [cost](tables/cost.md) |")
+    assert "full/tables/claims.md)" in page
     # what is decided is shown whole, and what is not tested stands below
     page = claims_markdown(DENSE + GRAD + ONE_SHOT, tmp_path)
-    assert len(re.findall(r"(?m)^\| \d+ ", page)) == 1 and "| –" not in page
-    assert (
-        f" {len(CLAIMS)} (needs" in page
-        and "1, 2, 3, 4" in page.rpartition("Not tested")[2]
-    )
+    assert len(re.findall(r"(?m)^\| \d+ ", page)) == 1
+    assert "| –" not in page
+    assert f" {len(CLAIMS)} (needs" in page
+    assert "1, 2, 3, 4" in page.rpartition("Not tested")[2]
     assert "| perplexity at 60 %: −9 ± 2 % against ADMM1 | " in page
 
 
-def test_a_claim_says_where_the_runs_of_a_second_model_point(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_claim_says_where_the_runs_of_a_second_model_point(tmp_path, monkeypatch):
     for grad, said in (
         (27.0, "yes: perplexity at 60 %: −10 %"),
         (33.0, "**no**: perplexity at"),
@@ -224,11 +212,11 @@ def test_a_claim_says_where_the_runs_of_a_second_model_point(
 # ------------------------------------------------------------------ layers
 
 
-def admm(excess: float, iterations: int = 20, **changes: object) -> dict:
+def admm(excess, iterations=20, **changes):
     return update_row("admm", iterations, excess=excess, **changes)
 
 
-def curve(solver: str, *excess: float, **changes: object) -> dict:
+def curve(solver, *excess, **changes):
     """After 10, 30 and 100 iterations of 0.1 s."""
     points = {
         "iterations": [10, 30, 100],
@@ -240,9 +228,7 @@ def curve(solver: str, *excess: float, **changes: object) -> dict:
     )
 
 
-def layers(
-    count: int, rows: list[dict], curves: list[dict] = (), first: int = 0
-) -> list[dict]:
+def layers(count, rows, curves=(), first=0):
     """The same study on so many layers, each timed alone."""
     series = {"update": rows, "curves": list(curves)}
     blocks = range(first, first + count)
@@ -253,14 +239,15 @@ def layers(
     ]
 
 
-SLOW, QUICK = curve("sgd", 0.9, 0.9, 0.05), curve("adam", 0.01, 0.01, 0.01)
+SLOW = curve("sgd", 0.9, 0.9, 0.05)
+QUICK = curve("adam", 0.01, 0.01, 0.01)
 
 
 PER_ITERATION = "ADMM beats gradient methods per iteration"
 PER_SECOND = "ADMM beats gradient methods per second"
 
 
-def test_race_counts_the_best_rival_and_its_unit() -> None:
+def test_race_counts_the_best_rival_and_its_unit():
     slow = [SLOW, curve("adam", 0.9, 0.9, 0.9)]
     ours = [admm(0.05, seconds=2.0)]
     # 100 for 20
@@ -281,7 +268,7 @@ def test_race_counts_the_best_rival_and_its_unit() -> None:
     check_claim(PER_ITERATION, shared, HOLDS)
 
 
-def test_a_rival_that_was_stopped_early_or_diverged_has_not_been_beaten() -> None:
+def test_a_rival_that_was_stopped_early_or_diverged_has_not_been_beaten():
     never = curve("sgd", 0.9, 0.9, 0.9)  # 100 iterations, 10 s
     slower = layers(8, [admm(0.05, seconds=9.0)], [never])
     check_claim(PER_SECOND, slower, HOLDS, "on 8 it did not get there")
@@ -292,9 +279,12 @@ def test_a_rival_that_was_stopped_early_or_diverged_has_not_been_beaten() -> Non
     check_claim(PER_SECOND, layers(8, [admm(0.05)], [gone]), UNTESTED)
 
 
-ENOUGH, ONE_RHO = "20 iterations are enough for a layer.", "One ρ"
+ENOUGH = "20 iterations are enough for a layer."
+ONE_RHO = "One ρ"
 SCALED = "20 iterations are enough for a layer only with"
-EARLY, LATE, LATER = (0.005, 0.005, 0.005), (0.5, 0.005, 0.001), (0.9, 0.5, 0.3)
+EARLY = (0.005, 0.005, 0.005)
+LATE = (0.5, 0.005, 0.001)
+LATER = (0.9, 0.5, 0.3)
 SPARSEGPT = update_row("sparsegpt", None, error=0.018)
 
 
@@ -302,9 +292,7 @@ FAR = (0.9, 0.005, 0.001)
 BETWEEN = (0.02, 0.00119, 0.001)  # 10 + 20 ln 2 / ln 16.8 = 14.9 iterations to 1 %
 
 
-def pair(
-    scaled: tuple[float, ...], other: tuple[float, ...], **changes: Any
-) -> list[dict]:
+def pair(scaled, other, **changes):
     """A curve with preconditioning, and one that differs from it, without it unless changed."""
     return [curve("admm", *scaled, precondition=True), curve("admm", *other, **changes)]
 
@@ -313,7 +301,7 @@ THREE = {"rho": 3.0, "precondition": True}
 
 
 @pytest.mark.parametrize(
-    ("sentence", "rows", "curves", "expected", "words"),
+    "sentence, rows, curves, expected, words",
     [
         (ENOUGH, [admm(0.009)], [], HOLDS, "within 1 % on 8 of 8"),
         (ENOUGH, [admm(0.02)], [], FAILS, "worst 2 %"),
@@ -342,16 +330,14 @@ THREE = {"rho": 3.0, "precondition": True}
         ("On one mask", [admm(0.009), SPARSEGPT], [], HOLDS, "50 % of SparseGPT"),
     ],
 )
-def test_claims_about_layers(
-    sentence: str, rows: list[dict], curves: list[dict], expected: str, words: str
-) -> None:
+def test_claims_about_layers(sentence, rows, curves, expected, words):
     check_claim(sentence, layers(8, rows, curves), expected, words)
 
 
 # ------------------------------------------------------------------ zero-shot and the page
 
 
-def answers(*right: int, items: int = 100, seed: int = 0) -> list[dict]:
+def answers(*right, items=100, seed=0):
     """Zero-shot runs of wanda, sparsegpt and admm-grad with so many right answers."""
     runs = [
         scored(method, rte=[1] * count + [0] * (items - count))
@@ -364,16 +350,17 @@ def answers(*right: int, items: int = 100, seed: int = 0) -> list[dict]:
     return runs
 
 
-def seeds(*scores: tuple[int, ...]) -> list[dict]:
+def seeds(*scores):
     return [
         run for seed, right in enumerate(scores) for run in answers(*right, seed=seed)
     ]
 
 
-ANSWERS_MORE, SECOND = "ADMM-Grad answers more", "SparseGPT answers more"
+ANSWERS_MORE = "ADMM-Grad answers more"
+SECOND = "SparseGPT answers more"
 
 
-def test_who_answers_more_questions() -> None:
+def test_who_answers_more_questions():
     for scores, best, second in (
         ((30, 50, 70), HOLDS, HOLDS),  # each step is 20 ± 4
         ((50, 50, 70), HOLDS, OPEN),

@@ -17,19 +17,19 @@ NOTEBOOKS = sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))
 NUMBER = re.compile(r"\*\*([-+]?[\d.,]+(?: %| ± [\d.]+)?)\*\*")
 
 
-def record(notebook: str, name: str, plan: str) -> dict:
+def record(notebook, name, plan):
     return read_record(reference_dir(plan) / "records" / f"{notebook}--{name}.json")
 
 
-def value(notebook: str, name: str, metric: str, plan: str = "laptop") -> float:
+def value(notebook, name, metric, plan="laptop"):
     return record(notebook, name, plan)["metrics"][metric]["value"]
 
 
-def pruned(name: str, metric: str = "perplexity", plan: str = "laptop") -> float:
+def pruned(name, metric="perplexity", plan="laptop"):
     return value("04_prune_model", name, metric, plan)
 
 
-def seeds_of(name: str) -> list[str]:
+def seeds_of(name):
     """The runs of a cell of notebook 04 in the plan full, one a seed."""
     paths = (reference_dir("full") / "records").glob(
         f"04_prune_model--{name}-seed?.json"
@@ -37,30 +37,27 @@ def seeds_of(name: str) -> list[str]:
     return [name, *sorted(path.stem.partition("--")[2] for path in paths)]
 
 
-def mean_over_seeds(name: str) -> float:
+def mean_over_seeds(name):
     """The mean perplexity of such a cell."""
     return statistics.fmean(pruned(each, plan="full") for each in seeds_of(name))
 
 
-def percent(fraction: float, digits: int = 0) -> str:
+def percent(fraction, digits=0):
     return f"{100 * fraction:.{digits}f} %"
 
 
-def beyond_the_paper() -> list[str]:
+def beyond_the_paper():
     """Those of notebook 08: perplexities, seconds, shares of the gap, and answers."""
     full, beyond = (
         read_records(reference_dir(plan) / "records") for plan in ("full", "beyond")
     )
-    pipelines, plain, layers = (
-        pipeline_table(beyond),
-        "admm-grad",
-        "admm-grad, guide, one pass",
-    )
-    table, gains = (
-        perplexity_table(pipelines, "perplexity")[0],
-        gain_table(pipelines)[0],
-    )
-    recipe, at = f"{layers} + distil (64)", "60 %, closed (%)"
+    pipelines = pipeline_table(beyond)
+    plain = "admm-grad"
+    layers = "admm-grad, guide, one pass"
+    table = perplexity_table(pipelines, "perplexity")[0]
+    gains = gain_table(pipelines)[0]
+    recipe = f"{layers} + distil (64)"
+    at = "60 %, closed (%)"
     rows = (plain, layers, recipe, "dense", "admm-grad (pool=176, sequences=100)")
     numbers = [f"{table.loc[row, '60 %']:.1f}" for row in rows]
     same_draw = value(
@@ -71,7 +68,8 @@ def beyond_the_paper() -> list[str]:
              (f"{layers} + distil (8)", at), (f"{plain}, owl", at),
              (f"{plain}, owl", "70 %, closed (%)")]  # fmt: skip
     shares = [percent(gains.loc[cell] / 100) for cell in cells]
-    tasks, model = ["mean", "LAMBADA (no breaks)"], "admm-grad + recipe, 50 %"
+    tasks = ["mean", "LAMBADA (no breaks)"]
+    model = "admm-grad + recipe, 50 %"
     answers = accuracy_table([*full, *beyond])[0].loc[model, tasks].map("{:.3f}".format)
     pairs = (
         paired_table([*full, *beyond])
@@ -88,7 +86,7 @@ def beyond_the_paper() -> list[str]:
     ]
 
 
-def expected(notebook: str) -> list[str]:
+def expected(notebook):
     """The bold numbers of a notebook's "What to notice", in the order of its text."""
     match notebook[:2]:
         case "00":
@@ -183,10 +181,9 @@ def expected(notebook: str) -> list[str]:
                 (reference_dir("bench") / "bench.json").read_text(encoding="utf-8")
             )
             use = bench["benchmarks"]["use"]["result"]
-            share, (dense, csr) = (
-                use["sizes"][1]["share"],
-                use["speeds"][5:7],
-            )  # at 60 %
+            # at 60 %
+            share = use["sizes"][1]["share"]
+            (dense, csr) = use["speeds"][5:7]
             speeds = [csr[kind] / dense[kind] for kind in ("prefill", "generation")]
             numbers = [share["mask + float16"], share["mask + int8"], *speeds]
             return [f"{number:.2f}" for number in numbers]
@@ -194,7 +191,7 @@ def expected(notebook: str) -> list[str]:
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
-def test_bold_numbers_are_those_of_the_records(notebook: str) -> None:
+def test_bold_numbers_are_those_of_the_records(notebook):
     book = json.loads(
         (notebooks_dir() / f"{notebook}.ipynb").read_text(encoding="utf-8")
     )
@@ -206,7 +203,7 @@ def test_bold_numbers_are_those_of_the_records(notebook: str) -> None:
     assert set(NUMBER.findall("\n".join(texts))) <= set(promised)
 
 
-def test_layer_error_and_perplexity_disagree_where_06_says_so() -> None:
+def test_layer_error_and_perplexity_disagree_where_06_says_so():
     pairs = [("admm1-70", "sparsegpt-70"), ("admm1-80", "sparsegpt-80")]
     for one, other in [*pairs, ("admm-grad-60", "admm-grad-60-budget-output")]:
         assert pruned(one, "mean_layer_error", "full") < pruned(
@@ -215,7 +212,7 @@ def test_layer_error_and_perplexity_disagree_where_06_says_so() -> None:
         assert pruned(one, plan="full") > pruned(other, plan="full")
 
 
-def test_errors_beside_published_ones_as_02_says() -> None:
+def test_errors_beside_published_ones_as_02_says():
     text = (notebooks_dir() / "02_admm_layer_solve.ipynb").read_text(encoding="utf-8")
     theirs = read_published().query("metric == 'relative_layer_error'")
     theirs = theirs.pivot(index="sparsity", columns="method", values="value")

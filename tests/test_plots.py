@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pandas as pd
 import pytest
 import torch
 from handmade import pruned, with_series
-from matplotlib.figure import Figure
 
 from helpers.errors import FileError
 from helpers.report import figure_alt, notebook_figures, plots, write_figures
@@ -28,7 +25,7 @@ SCHEDULE = {
 
 
 @pytest.fixture
-def records() -> list[dict]:
+def records():
     runs = [
         pruned("admm-grad", "50 %", 30.0),
         pruned("admm-grad", "60 %", 60.0),
@@ -45,7 +42,7 @@ def records() -> list[dict]:
     return runs + series
 
 
-def curves(figure: Figure, panel: int = 0) -> dict[str, tuple[list, list]]:
+def curves(figure, panel=0):
     """Label to (x, y) of a panel's labelled lines."""
     return {
         str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata()))
@@ -54,7 +51,7 @@ def curves(figure: Figure, panel: int = 0) -> dict[str, tuple[list, list]]:
     }
 
 
-def test_perplexity_figure(records: list[dict]) -> None:
+def test_perplexity_figure(records):
     figure = plots.perplexity_figure([*records, pruned("my-method", "60 %", 64.5)])
     drawn = curves(figure)
     assert list(drawn) == ["Magnitude", "ADMM-Grad", "my-method", "Dense 17.5"]
@@ -82,7 +79,7 @@ def test_perplexity_figure(records: list[dict]) -> None:
     )
 
 
-def test_figures_of_series() -> None:
+def test_figures_of_series():
     figure = plots.convergence_figure(CONVERGENCE)
     assert curves(figure)["ADMM, ρ = 1 (recommended)"] == ([1, 2, 3], [0.3, 0.2, 0.15])
     assert figure.axes[0].lines[-1].get_xydata().tolist() == [[3, 0.15]]  # the ring
@@ -95,22 +92,21 @@ def test_figures_of_series() -> None:
     assert "leaves 80 to 90 % of a one-shot mask's error" in figure.get_suptitle()
     table = pd.DataFrame({"step": {0: 1.9, 1: 0.0}, "held": {0: 2.0, 2: 1.5}})
     drawn = curves(notebook_figures.lines_figure(table, xlabel="", ylabel="", marked=2))
-    assert drawn["held"] == ([0, 2], [2.0, 1.5]) and drawn["kept"] == ([2], [1.5])
+    assert drawn["held"] == ([0, 2], [2.0, 1.5])
+    assert drawn["kept"] == ([2], [1.5])
     assert pd.isna(drawn["step"][1][1])  # a gap where a log axis has no value
 
 
-def test_pictures_of_masks() -> None:
+def test_pictures_of_masks():
     keep = torch.rand(100, 300) > 0.5
     picture = notebook_figures.mask_figure(keep, size=10)
     image = picture.axes[0].get_images()[0].get_array()
-    assert (
-        image.shape == (10, 20)
-        and (torch.tensor(image.data).bool() == keep[:10, :20]).all()
-    )
+    assert image.shape == (10, 20)
+    assert (torch.tensor(image.data).bool() == keep[:10, :20]).all()
     assert picture._repr_png_().startswith(b"\x89PNG")  # how Jupyter shows it
 
 
-def test_files_of_figures(records: list[dict], tmp_path: Path, one_line_error) -> None:
+def test_files_of_figures(records, tmp_path, one_line_error):
     assert set(plots.all_figures(records)) == set(plots.ALTERNATIVE_TEXTS)
     other = pruned(
         "dense", "0 %", 5.6, model="huggyllama/llama-7b"

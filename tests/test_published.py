@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-import pytest
 from handmade import pruned
 
 from helpers.masks import target_sparsity
@@ -10,7 +9,7 @@ from helpers.report import published
 from helpers.report.published import TYPES, ratio_table, read_published
 
 
-def test_ratios_are_of_one_cell_and_one_source(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ratios_are_of_one_cell_and_one_source(monkeypatch):
     ppl = "wikitext2_ppl,2048"
     theirs = [f"wanda,unstructured,0.5,{ppl},8.0,A", f"alps,unstructured,0.5,{ppl},6.0,A",
               f"sparsegpt,unstructured,0.5,{ppl},5.0,B", f"alps,2:4,0.5,{ppl},9.0,A",
@@ -40,7 +39,8 @@ def test_ratios_are_of_one_cell_and_one_source(monkeypatch: pytest.MonkeyPatch) 
         ["2:4", "alps", "LLaMA-2-7B, window 2048", 9.0, 0.9, None, "A"],
     ]
     assert list(found.columns[4:6]) == ["/ sparsegpt", "/ wanda"]
-    assert ratio_table(ours[2:6]) is None and ratio_table([]) is None
+    assert ratio_table(ours[2:6]) is None
+    assert ratio_table([]) is None
     # of the committed files, where the publication has another name for the method
     monkeypatch.undo()
     found = ratio_table(ours).query(
@@ -52,14 +52,14 @@ def test_ratios_are_of_one_cell_and_one_source(monkeypatch: pytest.MonkeyPatch) 
     ]
 
 
-def test_the_committed_files() -> None:
+def test_the_committed_files():
     table = read_published()
-    assert list(table) == list(TYPES) and not table.isna().any(axis=None)
+    assert list(table) == list(TYPES)
+    assert not table.isna().any(axis=None)
     assert not table.drop(columns="value").duplicated().any()
-    assert (
-        table["sparsity"].between(0, 1, inclusive="left").all()
-        and (table["window"] >= 0).all()
-    )
-    assert np.isfinite(table["value"]).all() and (table["value"] >= 0).all()
+    assert table["sparsity"].between(0, 1, inclusive="left").all()
+    assert (table["window"] >= 0).all()
+    assert np.isfinite(table["value"]).all()
+    assert (table["value"] >= 0).all()
     for pattern, sparsity in zip(table["pattern"], table["sparsity"], strict=True):
         target_sparsity(sparsity, pattern)

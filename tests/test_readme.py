@@ -2,40 +2,39 @@
 
 import re
 import subprocess
-from pathlib import Path
-
-import pytest
 
 from helpers.paths import reference_dir, root
 
 README = (root() / "README.md").read_text(encoding="utf-8")
 
 
-def committed(table: str, plan: str = "full") -> str:
+def committed(table, plan="full"):
     return (reference_dir(plan) / "tables" / f"{table}.md").read_text(encoding="utf-8")
 
 
 TABLE = re.compile(r"(?m)(?:^\|.*\n)+")
 
 
-def cells_of(table: str) -> dict[str, dict[str, str]]:
+def cells_of(table):
     """A table in Markdown: row → column → cell."""
     head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.split("\n")
                       if line)  # fmt: skip
     return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
 
 
-def test_the_table_is_that_of_the_committed_records() -> None:
+def test_the_table_is_that_of_the_committed_records():
     for plan in ("full", "second"):
         found = TABLE.findall(committed("perplexity", plan))
-        assert len(found[0].splitlines()) > 5 and found[0] in README
+        assert len(found[0].splitlines()) > 5
+        assert found[0] in README
 
 
-def test_the_rows_of_the_recipe_are_those_of_its_tables() -> None:
+def test_the_rows_of_the_recipe_are_those_of_its_tables():
     steps = ("", ", guide (2), one pass", *[", guide, one pass + distil (64)"] * 2)
     shown = cells_of(TABLE.findall(README)[2]).items()
     for (row, cells), step in zip(shown, steps, strict=True):
-        plan, name = "second" if "Gemma" in row else "beyond", f"ADMM-Grad{step}"
+        plan = "second" if "Gemma" in row else "beyond"
+        name = f"ADMM-Grad{step}"
         perplexities, _, costs = map(
             cells_of, TABLE.findall(committed("beyond", plan))[:3]
         )
@@ -50,28 +49,25 @@ def test_the_rows_of_the_recipe_are_those_of_its_tables() -> None:
         ("full", "ADMM-Grad, 50 %"),
     ):
         answers = cells_of(TABLE.findall(committed("zero_shot", plan))[0])[row]
-        assert (
-            answers["mean"][:5] in README
-            and answers["LAMBADA (no breaks)"][:5] in README
-        )
+        assert answers["mean"][:5] in README
+        assert answers["LAMBADA (no breaks)"][:5] in README
 
 
-def test_its_number_of_families_is_that_of_their_page() -> None:
+def test_its_number_of_families_is_that_of_their_page():
     (families,) = re.findall(r"\[(\d+) families", README)
     assert f"## Pruned: {families} families" in (
         root() / "results/families.md"
     ).read_text("utf-8")
 
 
-def test_the_claims_are_those_of_the_committed_records() -> None:
+def test_the_claims_are_those_of_the_committed_records():
     # claim, verdict, number, and for Gemma "yes", "no" or nothing
     rows = re.findall(
         r"\d \| (.+?)\. \| \*\*(.+?)\*\* \| (.+?) \| \**(\w*)", committed("claims")
     )
     shown = re.findall(r"(?m)^- (?:.+\(.+\)\.)$", README)
-    assert len(shown) == 4 and set(shown) < {
-        f"- **{b}**: {a} ({c})." for a, b, c, _ in rows
-    }
+    assert len(shown) == 4
+    assert set(shown) < {f"- **{b}**: {a} ({c})." for a, b, c, _ in rows}
     verdicts = [row[1] for row in rows]
     counts = [
         len(rows),
@@ -89,7 +85,7 @@ def test_the_claims_are_those_of_the_committed_records() -> None:
     assert list(map(int, said)) == counts
 
 
-def test_it_says_how_many_records_of_its_tables_are_of_earlier_code() -> None:
+def test_it_says_how_many_records_of_its_tables_are_of_earlier_code():
     """As `make accept` has counted them, and nothing where there are none."""
     plans = dict.fromkeys(re.findall(r"results/reference/(\w+)/tables", README))
     notes = [reference_dir(plan) / "earlier.txt" for plan in plans]
@@ -101,7 +97,7 @@ def test_it_says_how_many_records_of_its_tables_are_of_earlier_code() -> None:
     ]
 
 
-def test_it_is_read_in_four_minutes() -> None:
+def test_it_is_read_in_four_minutes():
     assert len(re.sub(r"[|:-]{2,}|\|", " ", README).split()) <= 940
     blocks = re.findall(r"```\w*\n(.*?)```", README, re.DOTALL)
     assert (
@@ -109,7 +105,7 @@ def test_it_is_read_in_four_minutes() -> None:
     )  # GitHub clips longer lines
 
 
-def test_links_of_every_page_lead_to_files() -> None:
+def test_links_of_every_page_lead_to_files():
     listed = ["git", "ls-files", "-z", "*.md"]
     names = subprocess.run(
         listed, cwd=root(), capture_output=True, text=True, check=True
@@ -122,17 +118,15 @@ def test_links_of_every_page_lead_to_files() -> None:
             # a page of the book stands in the root once the book is made
             if not ((folder / link).exists() or (root() / "book" / link).exists()):
                 dead.append((page, link))
-    assert dead == [] and "README.md" in names
+    assert dead == []
+    assert "README.md" in names
 
 
-def test_the_example_runs(
-    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_example_runs(capsys, monkeypatch, tmp_path):
     # the same lines on the tiny model: a name that moved, or a changed signature, breaks this
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     code = example.replace('load_model("embedded"', 'load_model("tiny"')
     exec(code.replace("sequences=32", "sequences=2"), {"__name__": "readme"})
-    assert (
-        float(capsys.readouterr().out) > 1 and (tmp_path / "my-pruned-model").is_dir()
-    )
+    assert float(capsys.readouterr().out) > 1
+    assert (tmp_path / "my-pruned-model").is_dir()

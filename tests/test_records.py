@@ -1,7 +1,6 @@
 """Records: what goes in comes out, and what would mislead a table is refused in one line."""
 
 import json
-from pathlib import Path
 from types import NoneType
 
 import numpy as np
@@ -11,7 +10,7 @@ from helpers.errors import BadParameter, FileError
 from helpers.report import records
 
 
-def a_record(**changes: object) -> dict:
+def a_record(**changes):
     fields = dict(
         notebook="04_prune_model",
         name="wanda-50",
@@ -27,7 +26,7 @@ def a_record(**changes: object) -> dict:
     return records.make_record(**(fields | changes))
 
 
-def test_round_trip(tmp_path: Path) -> None:
+def test_round_trip(tmp_path):
     record = a_record(layers=[{"block": 0, "error": 0.25}, {"block": 1, "error": None}])
     path = records.write_record(tmp_path / "deep" / "a.json", record)
     assert records.read_record(path) == record
@@ -42,7 +41,7 @@ NAN = float("nan")
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    "change, reason",
     [
         ('{"schema": 1', "not JSON"),
         ("{}", "schema is missing"),
@@ -70,8 +69,8 @@ NAN = float("nan")
     ],
 )
 def test_a_bad_record_is_neither_read_nor_written(
-    change: str | dict, reason: str, tmp_path: Path, one_line_error
-) -> None:
+    change, reason, tmp_path, one_line_error
+):
     text = change if isinstance(change, str) else json.dumps(a_record() | change)
     (tmp_path / "bad.json").write_text(text)
     with one_line_error(FileError, "bad.json", reason):
@@ -82,7 +81,7 @@ def test_a_bad_record_is_neither_read_nor_written(
     assert [path.name for path in tmp_path.iterdir()] == ["bad.json"]
 
 
-def test_values_become_plain_or_are_refused(one_line_error) -> None:
+def test_values_become_plain_or_are_refused(one_line_error):
     record = a_record(
         metrics={"perplexity": {"value": np.float32(2.5), "unit": "1"}},
         series={"curve": {"y": np.arange(3), "z": (1, 2)}},
@@ -94,7 +93,7 @@ def test_values_become_plain_or_are_refused(one_line_error) -> None:
         a_record(parameters={"x": {1}})
 
 
-def test_types_of_parameters(one_line_error) -> None:
+def test_types_of_parameters(one_line_error):
     for good in ((1, float), (None, int, NoneType)):
         records.check_type("a", good[0], good[1:])
     for bad, reason in (

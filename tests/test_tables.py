@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -18,7 +17,7 @@ from helpers.report.tables import all_tables
 
 
 @pytest.fixture
-def runs() -> list[dict]:
+def runs():
     return [
         pruned("admm-grad", "60 %", 30.0),
         pruned("admm-grad", "60 %", 33.0, seed=1),
@@ -36,9 +35,7 @@ def runs() -> list[dict]:
 
 
 @pytest.mark.parametrize("plan", ["laptop", "full", "beyond", "second"])
-def test_committed_tables_are_what_this_code_makes_of_the_records(
-    plan: str, tmp_path: Path
-) -> None:
+def test_committed_tables_are_what_this_code_makes_of_the_records(plan, tmp_path):
     records = read_records(reference_dir(plan) / "records")
     folder = reference_dir(plan) / "tables"
     committed = {
@@ -51,7 +48,7 @@ def test_committed_tables_are_what_this_code_makes_of_the_records(
     assert {path.name: path.read_text(encoding="utf-8") for path in paths} == committed
 
 
-def test_tables_and_claims_need_no_docstrings(tmp_path: Path) -> None:
+def test_tables_and_claims_need_no_docstrings(tmp_path):
     code = (
         "import sys; from pathlib import Path\n"
         "from helpers.report import read_records, write_claims, write_tables\n"
@@ -66,14 +63,14 @@ def test_tables_and_claims_need_no_docstrings(tmp_path: Path) -> None:
         assert (tmp_path / path.name).read_text("utf-8") == path.read_text("utf-8")
 
 
-def test_a_table_is_one_line_from_csv(tmp_path: Path) -> None:
+def test_a_table_is_one_line_from_csv(tmp_path):
     runs = [pruned("wanda", "50 %", 22.5), pruned("dense", "0 %", 17.5)]
     all_tables(runs)["perplexity"][0].frame.to_csv(tmp_path / "perplexity.csv")
     text = (tmp_path / "perplexity.csv").read_text()
     assert text == "method,50 %\ndense,17.5\nwanda,22.5\n"
 
 
-def test_methods_by_sparsity(runs: list[dict]) -> None:
+def test_methods_by_sparsity(runs):
     frame, spread = tables.perplexity_table(runs)
     assert list(frame.columns) == ["50 %", "60 %", "2:4", "4:8"]
     rows = ["dense", "magnitude", "wanda", "wanda (sequences=4)", "admm-grad", "new"]
@@ -82,7 +79,8 @@ def test_methods_by_sparsity(runs: list[dict]) -> None:
     assert (
         frame.loc["admm-grad", "60 %"] == 30.0
     )  # the mean of three seeds and of nothing else
-    assert frame.loc["wanda", "50 %"] == 22.5 and pd.isna(frame.loc["wanda", "60 %"])
+    assert frame.loc["wanda", "50 %"] == 22.5
+    assert pd.isna(frame.loc["wanda", "60 %"])
     assert (frame.loc["admm-grad", "2:4"], frame.loc["admm-grad", "4:8"]) == (
         26.0,
         25.0,
@@ -94,7 +92,7 @@ def test_methods_by_sparsity(runs: list[dict]) -> None:
     assert spread.notna().sum().sum() == 1
 
 
-def test_a_seed_of_several_records_counts_once() -> None:
+def test_a_seed_of_several_records_counts_once():
     released = {"schedule": "released"}
     runs = [
         pruned("admm-grad", "60 %", 30.0),
@@ -105,7 +103,8 @@ def test_a_seed_of_several_records_counts_once() -> None:
     _, spread = tables.perplexity_table(runs)
     assert pd.isna(spread.loc["admm-grad", "60 %"])
     row = tables.variant_table(runs).iloc[0]
-    assert row["seeds"] == 1 and pd.isna(row["± (%)"])
+    assert row["seeds"] == 1
+    assert pd.isna(row["± (%)"])
     assert row["change (%)"] == pytest.approx(10.0)  # 34.1 against 31
     table, spread = tables.perplexity_table(
         [*runs, pruned("admm-grad", "60 %", 40.0, seed=1)]
@@ -114,9 +113,7 @@ def test_a_seed_of_several_records_counts_once() -> None:
     assert spread.loc["admm-grad", "60 %"] == pytest.approx(12.706 * 4.5, rel=1e-3)
 
 
-def test_a_row_on_other_windows_stands_in_a_table_with_its_dense_model(
-    runs: list[dict],
-) -> None:
+def test_a_row_on_other_windows_stands_in_a_table_with_its_dense_model(runs):
     ours = pruned("admm-grad", "60 %", 20.0, windows=4)
     dense = pruned("dense", "0 %", 16.0, windows=4)
     first, second = all_tables([ours, dense, *runs])["perplexity"]
@@ -128,7 +125,7 @@ def test_a_row_on_other_windows_stands_in_a_table_with_its_dense_model(
     assert "dense model was not run" in second.note
 
 
-def test_cost_is_the_median_over_runs_without_variants(runs: list[dict]) -> None:
+def test_cost_is_the_median_over_runs_without_variants(runs):
     for run, seconds in zip(
         runs, (2.0, 1.0, 90.0), strict=False
     ):  # one of them was disturbed
@@ -138,7 +135,7 @@ def test_cost_is_the_median_over_runs_without_variants(runs: list[dict]) -> None
     assert frame.loc["dense", ["prune (s)", "peak memory (GB)"]].tolist() == [10.0, 2.5]
 
 
-def test_variants_are_compared_with_the_same_seeds(runs: list[dict]) -> None:
+def test_variants_are_compared_with_the_same_seeds(runs):
     runs.append(
         pruned("admm-grad", "60 %", 36.3, seed=1, options={"schedule": "released"})
     )
@@ -158,7 +155,7 @@ def test_variants_are_compared_with_the_same_seeds(runs: list[dict]) -> None:
     assert tables.variant_table(runs[:3]) is None
 
 
-def test_zero_shot_has_the_papers_columns_and_a_mean() -> None:
+def test_zero_shot_has_the_papers_columns_and_a_mean():
     runs = [
         scored("wanda", arc_easy=[1, 0, 0, 0], rte=[1, 1]),
         scored("dense", arc_easy=[1, 1, 1, 0], rte=[1, 0]),
@@ -168,10 +165,8 @@ def test_zero_shot_has_the_papers_columns_and_a_mean() -> None:
     assert list(frame.index) == ["dense", "wanda, 50 %"]
     assert frame.loc["dense"].tolist() == [0.5, 0.75, 0.625]
     assert spread.loc["dense", "mean"] == pytest.approx((2 * 0.03**2) ** 0.5 / 2)
-    assert (
-        zero_shot.accuracy_table(runs, "acc_norm") is None
-        and zero_shot.accuracy_table([]) is None
-    )
+    assert zero_shot.accuracy_table(runs, "acc_norm") is None
+    assert zero_shot.accuracy_table([]) is None
     (section, _) = all_tables(runs)["zero_shot"]
     assert section.frame.loc["chance"].tolist() == [0.5, 0.25, 0.375]
     assert "| chance | 0.500 | 0.250 | 0.375 |\n| Dense | 0.500" in section.markdown
@@ -180,20 +175,21 @@ def test_zero_shot_has_the_papers_columns_and_a_mean() -> None:
     )
 
 
-def test_paired_differences_are_of_the_same_items() -> None:
+def test_paired_differences_are_of_the_same_items():
     runs = [
         scored("dense", arc_easy=[1, 1, 1, 0] * 10, rte=[1, 0]),
         scored("wanda", arc_easy=[1, 0, 0, 0] * 10, rte=[1, 0]),
     ]
     row = zero_shot.paired_table(runs).loc["wanda, 50 % − dense"]
     # differences 0, −1, −1, 0: mean −0.5, deviation 0.5064, over the root of 40
-    assert row["ARC-e"] == "**-0.500 ± 0.080**" and row["RTE"] == "+0.000 ± 0.000"
+    assert row["ARC-e"] == "**-0.500 ± 0.080**"
+    assert row["RTE"] == "+0.000 ± 0.000"
     for task in runs[1]["series"]["zero_shot"].values():
         task["items"] = [number + 100 for number in task["items"]]
     assert zero_shot.paired_table(runs) is None
 
 
-def test_weight_update_takes_the_best_rate_of_each_problem() -> None:
+def test_weight_update_takes_the_best_rate_of_each_problem():
     rates = {"precondition": False, "damping": 0.1, "sparsity": 0.6}
     slow = update_row("adam", 200, error=0.3, learning_rate=0.1, **rates)
     fast = update_row("adam", 200, error=0.2, learning_rate=0.01, **rates)
@@ -219,8 +215,8 @@ def test_weight_update_takes_the_best_rate_of_each_problem() -> None:
     assert layer_tables.update_table([{"series": None}]) is None
 
 
-def test_mask_rules_are_shares_of_the_default_on_the_same_layer() -> None:
-    def row(layer: str, error: float, **changes: object) -> dict:
+def test_mask_rules_are_shares_of_the_default_on_the_same_layer():
+    def row(layer, error, **changes):
         asked = {"mask_steps": 15, "schedule": "paper", "budget": "matrix"} | changes
         where = {"block": 2, "layer": layer, "pattern": "unstructured", "sparsity": 0.5}
         return asked | where | {"error": error, "heldout": error}
@@ -235,7 +231,7 @@ def test_mask_rules_are_shares_of_the_default_on_the_same_layer() -> None:
     }
 
 
-def test_each_model_has_its_table(tmp_path: Path) -> None:
+def test_each_model_has_its_table(tmp_path):
     runs = [
         pruned("dense", "0 %", 5.0, model="a"),
         pruned("dense", "0 %", 4.0, model="b/c"),
@@ -243,6 +239,8 @@ def test_each_model_has_its_table(tmp_path: Path) -> None:
     runs[1]["data"] = {"evaluation": {"start_token": 2}}
     write_tables(runs, tmp_path)
     first, second = (tmp_path / "perplexity.md").read_text().split("\nModel: ")
-    assert "| Dense | 5.00 |" in first and "start token" not in first
-    assert second.startswith("b/c.") and "| Dense | 4.00 |" in second
+    assert "| Dense | 5.00 |" in first
+    assert "start token" not in first
+    assert second.startswith("b/c.")
+    assert "| Dense | 4.00 |" in second
     assert " tokens, after a start token. Calibration" in second

@@ -20,7 +20,6 @@ from helpers.report.verdict import (
     SHARE,
     SHARES,
     UNKNOWN,
-    Verdict,
     most_turned,
     tolerance_of,
 )
@@ -30,9 +29,7 @@ ONE = {"platform": {"processor": "one"}}
 OTHER = {"platform": {"processor": "another"}}
 
 
-def run(
-    perplexity: float, seed: int = 0, method: str = "wanda", **parameters: Any
-) -> Record:
+def run(perplexity, seed=0, method="wanda", **parameters):
     """A record of notebook 04, without calibration text where the method reads none."""
     usual = {"method": method, "sparsity": 0.5, "calibration_seed": seed}
     data = {"evaluation": {"tokens": "e"}}
@@ -52,13 +49,13 @@ def run(
     }
 
 
-def one(record: Record, reference: Record, plan: list[Record] | None = None) -> Verdict:
+def one(record, reference, plan=None):
     found = judge([record], [reference], plan or [reference])
     assert found.compared == 1
     return found
 
 
-def test_a_run_is_reproduced_within_its_tolerance() -> None:
+def test_a_run_is_reproduced_within_its_tolerance():
     reference = [run(10.0), run(10.6, method="b"), run(10.0, method="gone")]
     here = [run(10.0 + SAME), run(10.0, method="b"), run(5.0, method="new")]
     found = judge(here, reference, reference)
@@ -73,7 +70,8 @@ def test_a_run_is_reproduced_within_its_tolerance() -> None:
         for item in found.comparisons
         if "b-0 perplexity" in f"{item.run} {item.what}"
     )
-    assert apart.apart == pytest.approx(-0.6 / 10.6) and not apart.within
+    assert apart.apart == pytest.approx(-0.6 / 10.6)
+    assert not apart.within
     assert "1 of 3 runs reproduced" in verdict_line(found)
     assert any(
         "-5.66 %" in line and "OUT" in line for line in comparison_lines([apart])
@@ -81,13 +79,12 @@ def test_a_run_is_reproduced_within_its_tolerance() -> None:
     # from zero, and from a number that is missing, no difference in percent can be said
     broken = run(0.0) | {"metrics": {"perplexity": metric(0.0), "new": metric(1.0)}}
     found = one(run(1.0), broken)
-    assert found.reproduced == 0 and "inf" not in "".join(
-        comparison_lines(found.comparisons)
-    )
+    assert found.reproduced == 0
+    assert "inf" not in "".join(comparison_lines(found.comparisons))
 
 
 @pytest.mark.parametrize("plan", ["laptop", "full", "beyond", "second"])
-def test_committed_records_can_be_judged_on_another_machine(plan: str) -> None:
+def test_committed_records_can_be_judged_on_another_machine(plan):
     records = read_records(reference_dir(plan) / "records")
     measuring = [
         record for record in records if record["notebook"] != "06_tables_and_plots"
@@ -98,7 +95,7 @@ def test_committed_records_can_be_judged_on_another_machine(plan: str) -> None:
     assert found.reproduced == found.compared == len(some)
 
 
-def test_two_kinds_of_processor_agree_and_are_not_one() -> None:
+def test_two_kinds_of_processor_agree_and_are_not_one():
     plans = processors.records()
     assert sum(len(here) for here, _ in plans.values()) == 53
     for here, there in [*plans.values(), *(sides[::-1] for sides in plans.values())]:
@@ -112,7 +109,7 @@ def test_two_kinds_of_processor_agree_and_are_not_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    "change, said",
     [
         ({}, "(same kind of machine)"),
         (OTHER, "(another machine: processor another here, one there)"),
@@ -128,7 +125,7 @@ def test_two_kinds_of_processor_agree_and_are_not_one() -> None:
         ({"series": {"batch": 2}}, "(same kind of machine)"),  # not always written
     ],
 )
-def test_the_level_and_why(change: dict, said: str) -> None:
+def test_the_level_and_why(change, said):
     reference = run(10.0)
     found = one(run(10.1) | change, reference)
     assert verdict_line(found).endswith(said)
@@ -137,15 +134,15 @@ def test_the_level_and_why(change: dict, said: str) -> None:
     assert "processor unknown here, unknown there" in verdict_line(unknown)
 
 
-def test_on_another_machine_a_perplexity_may_move_by_a_share_of_the_damage() -> None:
+def test_on_another_machine_a_perplexity_may_move_by_a_share_of_the_damage():
     dense = run(10.0, method="dense")
 
     plan = [dense, run(20.0, 1), run(28.0, 2)]
 
-    def of(record: Record, metric: str = "perplexity") -> tuple[float, str]:
+    def of(record, metric="perplexity"):
         return tolerance_of(record, metric, plan)
 
-    def share(damage: float, part: float = SHARE) -> tuple[float, str]:
+    def share(damage, part=SHARE):
         return pytest.approx(damage**part - 1), "share of the damage"
 
     for method, part in {**SHARES, "alps": SHARE, "mine": SHARE}.items():
@@ -185,14 +182,14 @@ def test_on_another_machine_a_perplexity_may_move_by_a_share_of_the_damage() -> 
     assert one(run(11.0), own).reproduced == 1
 
 
-def test_on_another_machine_other_numbers_may_move_as_over_seeds() -> None:
-    def errors(*values: float, method: str = "wanda") -> list[Record]:
+def test_on_another_machine_other_numbers_may_move_as_over_seeds():
+    def errors(*values, method="wanda"):
         runs = [run(20.0, seed, method) for seed in range(len(values))]
         for record, value in zip(runs, values, strict=True):
             record["metrics"] = {"mean_layer_error": metric(value)}
         return runs
 
-    def of(*plan: Record) -> tuple[float, str]:
+    def of(*plan):
         return tolerance_of(plan[0], "mean_layer_error", plan)
 
     assert of(*errors(0.20, 0.22, 0.21)) == (pytest.approx(2 / 21), "3 seeds")
@@ -203,8 +200,8 @@ def test_on_another_machine_other_numbers_may_move_as_over_seeds() -> None:
     assert of(*errors(0.20), *errors(0.2, 0.3, 0.4, method="b")) == (FLOOR, "bound")
 
 
-@pytest.mark.parametrize(("change", "near"), [(1.019, True), (1.09, False)])
-def test_a_run_just_outside_a_bound_says_so(change: float, near: bool) -> None:
+@pytest.mark.parametrize("change, near", [(1.019, True), (1.09, False)])
+def test_a_run_just_outside_a_bound_says_so(change, near):
     """Of Wanda, at twice the dense perplexity, 1.05 % is allowed."""
     reference = run(20.0)
     plan = [reference, run(10.0, method="dense")]
@@ -216,7 +213,7 @@ def test_a_run_just_outside_a_bound_says_so(change: float, near: bool) -> None:
         assert ("close to the bound" in line) == apart.close
 
 
-def test_sparsity_and_whole_numbers_must_be_equal_on_any_machine() -> None:
+def test_sparsity_and_whole_numbers_must_be_equal_on_any_machine():
     reference = run(1.0) | {"metrics": {"sparsity": metric(0.5), "tokens": metric(7)}}
     # the second is a sum in another order
     for name, new in (
@@ -230,9 +227,7 @@ def test_sparsity_and_whole_numbers_must_be_equal_on_any_machine() -> None:
         }
 
 
-def layered(
-    *changes: float, method: str = "wanda", mask: str | None = "m", **parameters: Any
-) -> Record:
+def layered(*changes, method="wanda", mask="m", **parameters):
     """A run of layers whose errors are changed by these factors."""
     layers = []
     for block, change in enumerate(changes):
@@ -242,7 +237,7 @@ def layered(
 
 
 @pytest.mark.parametrize(
-    ("here", "same", "other"),
+    "here, same, other",
     [
         (layered(1, 1, 1 + SAME / 2, 1, 1), True, True),
         (
@@ -268,14 +263,14 @@ def layered(
         (run(10.0) | {"layers": None}, False, False),
     ],
 )
-def test_layers(here: Record, same: bool, other: bool) -> None:
+def test_layers(here, same, other):
     blocks = 9 if len(here["layers"] or ()) == 9 else 5
     reference = layered(*[1] * blocks) | {"parameters": here["parameters"]}
     assert one(here, reference).reproduced == same
     assert one(here | OTHER, reference).reproduced == other
 
 
-def test_masks_without_calibration_and_tokens_are_equal_on_any_machine() -> None:
+def test_masks_without_calibration_and_tokens_are_equal_on_any_machine():
     reference = layered(1, 1, method="magnitude")
     assert one(reference | OTHER, reference).reproduced == 1
     other = layered(1, 1, method="magnitude", mask="x")
@@ -284,7 +279,7 @@ def test_masks_without_calibration_and_tokens_are_equal_on_any_machine() -> None
         assert one(run(10.0) | {"data": data} | OTHER, run(10.0)).reproduced == 0
 
 
-def scored(*answers: int, method: str = "wanda") -> Record:
+def scored(*answers, method="wanda"):
     """A zero-shot run in which the choice 0 is always right."""
     right = [int(answer == 0) for answer in answers]
     accuracy = metric(sum(right) / len(right)) | {"tolerance": 0.01}
@@ -297,14 +292,15 @@ def scored(*answers: int, method: str = "wanda") -> Record:
     }
 
 
-def test_zero_shot_is_judged_by_answers() -> None:
-    reference, most = [0] * 60, most_turned(60, 0.1)
+def test_zero_shot_is_judged_by_answers():
+    reference = [0] * 60
+    most = most_turned(60, 0.1)
     assert 10 <= most <= 16
     # of 100,000 draws about a thousandth has more
     tail = sum(math.comb(60, k) * 0.1**k * 0.9 ** (60 - k) for k in range(most + 1, 61))
     assert tail <= 1e-3 < tail + math.comb(60, most) * 0.1**most * 0.9 ** (60 - most)
 
-    def verdict(here: Record, there: Record, **machine: Any) -> int:
+    def verdict(here, there, **machine):
         return one(here | machine, there).reproduced
 
     turned = [1] * most + reference[most:]
@@ -321,11 +317,12 @@ def test_zero_shot_is_judged_by_answers() -> None:
     assert verdict(wrong_key, scored(*reference), **OTHER) == 0
     assert verdict(run(1.0), scored(*reference), **OTHER) == 0
     # dense: as close on the same machine
-    reference, here = run(10.0, method="dense"), run(10.002, method="dense")
+    reference = run(10.0, method="dense")
+    here = run(10.002, method="dense")
     assert verdict(here, reference) == verdict(here, reference, **OTHER) == 0
 
 
-def test_series_that_tables_are_made_of_are_compared_on_the_same_machine() -> None:
+def test_series_that_tables_are_made_of_are_compared_on_the_same_machine():
     reference = run(1.0) | {"series": {"update": [update_row("cg")]}}
     here = copy.deepcopy(reference)
     here["series"]["update"][0]["seconds"] = 9.0
@@ -336,7 +333,7 @@ def test_series_that_tables_are_made_of_are_compared_on_the_same_machine() -> No
         assert one(here | OTHER, reference).reproduced == 1
 
 
-def test_printed_digits() -> None:
+def test_printed_digits():
     reference = run(66.156308, model="m")
     reference["series"] = {
         "update": [update_row("admm", excess=2e-7, error=0.0412345)],
