@@ -239,7 +239,7 @@ GROUPS = {
         ),
     },
     (GRAD, "methods/wanda-60"): {
-        "the stream of dense blocks": around(loop.Loop, "one_block", dense_stream),
+        "the stream of dense blocks": around(loop.Loop, "prune_block", dense_stream),
         "the stream stays at the first block": around(
             block_grams.Replay, "advance", lambda *_: None
         ),
