@@ -22,16 +22,14 @@ WINDOWS = dict(length=16, limit=2)
 
 
 @pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def command(tmp_path, monkeypatch, capsys):
     """What a line answers, as exit code, output and errors, in a folder with a model and a text."""
     monkeypatch.chdir(tmp_path)
     saved.save(Path("dense"))
     words = fam.random_tokens(1, 400)[0].tolist()
     Path("text.txt").write_text(" ".join(f"w{number}" for number in words))
 
-    def call(line: str, *more: str) -> tuple[int, str, str]:
+    def call(line, *more):
         capsys.readouterr()  # what transformers has shown before
         try:
             code = main([*line.split(), *more])
@@ -43,15 +41,16 @@ def command(
 
 
 @pytest.mark.parametrize("verb", ["", "prune", "evaluate", "doctor", *PLAN_VERBS])
-def test_help_fits_a_terminal(verb: str, command, monkeypatch) -> None:
+def test_help_fits_a_terminal(verb, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     code, out, error = command(f"{verb} --help")
-    assert (code, error) == (0, "") and out.startswith("usage: python -m helpers")
+    assert (code, error) == (0, "")
+    assert out.startswith("usage: python -m helpers")
     assert max(map(len, out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
-    ("line", "code", "words"),
+    "line, code, words",
     [
         ("", 2, "required: VERB: see python -m helpers --help"),
         ("prune x --sparsity 0.5", 2, "--save: see python -m helpers prune --help"),
@@ -70,14 +69,14 @@ def test_help_fits_a_terminal(verb: str, command, monkeypatch) -> None:
         ("assets modle", 1, "did you mean 'model'?"),
     ],
 )
-def test_a_mistake_is_one_line(line: str, code: int, words: str, command) -> None:
+def test_a_mistake_is_one_line(line, code, words, command):
     answered, _, error = command(line)
     assert answered == code and words in error and error.count("\n") == 1, error
     assert not Path("out").exists()
 
 
 @pytest.mark.parametrize(
-    ("raised", "code", "words"),
+    "raised, code, words",
     [
         (KeyboardInterrupt(), 130, "interrupted; the same command goes on"),
         (ModuleNotFoundError("No module named 'x'"), 1, "No module named 'x'"),
@@ -85,20 +84,21 @@ def test_a_mistake_is_one_line(line: str, code: int, words: str, command) -> Non
         (torch.OutOfMemoryError("CUDA full.\nMore"), 1, "evaluate: out of memory"),
     ],
 )
-def test_what_is_raised_is_one_line(raised, code, words, command, monkeypatch) -> None:
-    def load(*_: object) -> None:
+def test_what_is_raised_is_one_line(raised, code, words, command, monkeypatch):
+    def load(*_):
         raise raised
 
     monkeypatch.setattr(prune, "load", load)
     answered, out, error = command("evaluate tiny")
-    assert (answered, out) == (code, "") and error.count("\n") == 1
+    assert (answered, out) == (code, "")
+    assert error.count("\n") == 1
     assert error.startswith(words)
     monkeypatch.setenv("RANK", "3")
     assert command("evaluate tiny")[2] == f"process 3: {error}"
     assert "process 3: processes of torchrun" in command(f"prune tiny {HALF}")[2]
 
 
-def test_prune_is_prune_model_in_memory_and_from_file_to_file(command) -> None:
+def test_prune_is_prune_model_in_memory_and_from_file_to_file(command):
     dense, tokenizer = load_model("dense")
     text = evaluation_tokens("text.txt", tokenizer)
     before = perplexity(dense, text, **WINDOWS)
@@ -112,7 +112,8 @@ def test_prune_is_prune_model_in_memory_and_from_file_to_file(command) -> None:
     options = json.dumps({"iterations": 3})
     for to, streamed in {"one": "--streamed", "two": "--dtype=float32"}.items():
         code, out, error = command(line, options, "--save", to, streamed)
-        assert (code, error) == (0, "") and "[14/14] block 1 mlp.down_proj\n" in out
+        assert (code, error) == (0, "")
+        assert "[14/14] block 1 mlp.down_proj\n" in out
         assert f"\nsparsity 0.5000, mean layer error {report.error:.4g}\n" in out
         assert out.endswith(f"perplexity {before:.6g} before, {after:.6g} after\n")
         assert not fam.changed(saved.loaded(Path(to)), fam.snapshot(dense))
@@ -120,17 +121,19 @@ def test_prune_is_prune_model_in_memory_and_from_file_to_file(command) -> None:
 
 
 @pytest.mark.parametrize("streamed", ["", "--streamed"])
-def test_a_pruned_model_is_pruned_further_on_request_only(streamed, command) -> None:
+def test_a_pruned_model_is_pruned_further_on_request_only(streamed, command):
     line = f"{SHORT} --method magnitude {streamed}"
     assert command(f"prune dense --save once --sparsity 0.5 {line}")[0] == 0
     again = f"prune once --save twice --sparsity 0.75 {line}"
     code, _, error = command(again)
-    assert code == 1 and "zero already" in error
+    assert code == 1
+    assert "zero already" in error
     code, out, _ = command(f"{again} --allow-pruned")
-    assert code == 0 and "sparsity 0.7500" in out
+    assert code == 0
+    assert "sparsity 0.7500" in out
 
 
-def test_an_error_of_zero_is_a_number(command, monkeypatch) -> None:
+def test_an_error_of_zero_is_a_number(command, monkeypatch):
     line = f"prune dense {SHORT} --sparsity 0.5 --calibration text.txt --length 4"
     for method, error, said in (("wanda", 0.0, "0"), ("magnitude", None, "nan")):
         monkeypatch.setattr(PruneReport, "error", error)
@@ -138,21 +141,23 @@ def test_an_error_of_zero_is_a_number(command, monkeypatch) -> None:
         assert f"error {said}\n" in out
 
 
-def test_effort_and_ignored_layers_are_passed_on(command, monkeypatch) -> None:
-    passed: dict[str, object] = {}
+def test_effort_and_ignored_layers_are_passed_on(command, monkeypatch):
+    passed = {}
 
-    def recipe(network: object, **arguments: object) -> object:
+    def recipe(network, **arguments):
         passed.update(arguments)
         return helpers.prune_model(network, method="magnitude", sparsity=0.5)
 
     monkeypatch.setattr(helpers, "prune_and_repair", recipe)
     line = f"prune dense {HALF} --calibration text.txt --length 4"
     assert command(f"{line} --effort fast --ignore 0.* *.down_proj")[0] == 0
-    assert passed["effort"] == "fast" and passed["ignore"] == ["0.*", "*.down_proj"]
-    assert passed["tokens"].shape == (32, 4) and passed["sparsity"] == 0.5
+    assert passed["effort"] == "fast"
+    assert passed["ignore"] == ["0.*", "*.down_proj"]
+    assert passed["tokens"].shape == (32, 4)
+    assert passed["sparsity"] == 0.5
 
 
-def test_evaluate_is_perplexity_and_zero_shot(command, monkeypatch) -> None:
+def test_evaluate_is_perplexity_and_zero_shot(command, monkeypatch):
     score = TaskScore("rte", 1, 277, [0, 1, 2, 3], [1, 0, 1, 1], None, [0] * 4)
     scores = {"rte": score}
     monkeypatch.setattr(helpers, "zero_shot", lambda *_, tasks, limit: scores)
@@ -161,5 +166,6 @@ def test_evaluate_is_perplexity_and_zero_shot(command, monkeypatch) -> None:
     value = perplexity(dense, text, **WINDOWS)
     for line in ("", "--streamed", "--tasks rte --limit 4"):
         code, out, error = command(f"evaluate dense {SHORT} {line}")
-        assert (code, error) == (0, "") and out.startswith(f"perplexity {value:.6g}\n")
+        assert (code, error) == (0, "")
+        assert out.startswith(f"perplexity {value:.6g}\n")
         assert ("rte: accuracy 0.7500" in out) == ("rte" in line)

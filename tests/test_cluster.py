@@ -8,12 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import psutil
 import pytest
 import small_project
-from small_project import Project, runner_process, wait_for_kernel
+from small_project import runner_process, wait_for_kernel
 
 from helpers.paths import root
 from helpers.report.records import read_record
@@ -31,13 +30,13 @@ plan.notebooks_dir = lambda: pathlib.Path(os.environ["PRUNING_RUNS"]).parent / "
 """
 
 
-def dask(arguments: str) -> subprocess.Popen:
+def dask(arguments):
     command = [sys.executable, "-m", "dask", *arguments.split(), "--no-dashboard"]
     null = subprocess.DEVNULL
     return subprocess.Popen(command, cwd=root(), stdout=null, stderr=null)
 
 
-def end(*processes: subprocess.Popen | psutil.Process) -> None:
+def end(*processes):
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             children = psutil.Process(process.pid).children(recursive=True)
@@ -47,7 +46,7 @@ def end(*processes: subprocess.Popen | psutil.Process) -> None:
 
 
 @pytest.fixture(scope="module")
-def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def scheduler(tmp_path_factory):
     """The file of a scheduler with two workers, "gpu" and "cpu". The last test ends it."""
     folder = tmp_path_factory.mktemp("dask")
     file = f"{folder}/scheduler.json"
@@ -69,7 +68,7 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         end(*processes)
 
 
-def worker_pids(scheduler: str) -> dict[str, int]:
+def worker_pids(scheduler):
     """The processes of the two workers by their names, once both are there."""
     with distributed.Client(scheduler_file=scheduler, set_as_default=False) as client:
         client.wait_for_workers(2, timeout=60)
@@ -77,9 +76,7 @@ def worker_pids(scheduler: str) -> dict[str, int]:
         return dict(answers.values())
 
 
-def test_records_and_failures_are_those_of_local_runs(
-    scheduler: str, project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_records_and_failures_are_those_of_local_runs(scheduler, project, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")  # Dask sets it to 1 in its workers
     project.run_file("b.yaml", "pattern: fail")
     project.run_file("c.yaml", "rho: 2.5")
@@ -87,26 +84,32 @@ def test_records_and_failures_are_those_of_local_runs(
     for where in (["--jobs", "2"], ["--scheduler", scheduler]):
         monkeypatch.setenv("PRUNING_RESULTS", str(project.folder / where[0]))
         code, out, err = project.call("run", *where)
-        assert code == 1 and "01_work--b: ValueError: rho is too sad [" in err
-        assert "2 of 2 runs to do, 2 at a time" in out and "01_work--c done in" in out
+        assert code == 1
+        assert "01_work--b: ValueError: rho is too sad [" in err
+        assert "2 of 2 runs to do, 2 at a time" in out
+        assert "01_work--c done in" in out
         records.append(read_record(plans.read_plan("p", "c")[0].record_path))
     for record in records:
         del record["created"], record["seconds"], record["run_seconds"]
-    assert records[0] == records[1] and records[0]["data"]["threads"] == "7"
+    assert records[0] == records[1]
+    assert records[0]["data"]["threads"] == "7"
 
 
-def test_which_runs_want_a_gpu() -> None:
-    def wants(plan: str, device: str) -> bool:
+def test_which_runs_want_a_gpu():
+    def wants(plan, device):
         return cluster.wants_gpu(plans.Run(plan, "01", "a", {"device": device}, {}))
 
-    assert wants("laptop", "cuda") and wants("p", "cuda:1") and wants("t4", "auto")
-    assert not wants("laptop", "auto") and not wants("paper", "cpu")
+    assert wants("laptop", "cuda")
+    assert wants("p", "cuda:1")
+    assert wants("t4", "auto")
+    assert not wants("laptop", "auto")
+    assert not wants("paper", "cpu")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_no_kernel_outlives_its_runner_and_a_gpu_has_its_worker(
-    number: int, scheduler: str, project: Project
-) -> None:
+    number, scheduler, project
+):
     project.notebook(small_project.PARAMETERS + 'device = "cuda"\n')
     pids = worker_pids(scheduler)
     process = runner_process(project, "--scheduler", scheduler)
@@ -114,7 +117,8 @@ def test_no_kernel_outlives_its_runner_and_a_gpu_has_its_worker(
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     if number == signal.SIGTERM:
-        assert process.returncode == 130 and "interrupted; " in err
+        assert process.returncode == 130
+        assert "interrupted; " in err
         assert project.files() == [".lock"]
     assert not psutil.wait_procs(kernels, timeout=10)[1]
     assert worker_pids(scheduler) == pids
@@ -122,21 +126,20 @@ def test_no_kernel_outlives_its_runner_and_a_gpu_has_its_worker(
 
 @pytest.mark.parametrize("change", ["code", "results"])
 def test_a_worker_without_the_runners_code_or_results(
-    change: str, scheduler: str, project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    change, scheduler, project, monkeypatch
+):
     project.run_file("a.yaml")
     if change == "code":
         monkeypatch.setattr(schedule, "fingerprint", lambda _: "of other code")
     else:
         monkeypatch.setattr(schedule, "replace_file", lambda path, _: path)
     code, _, err = project.call("run", "--scheduler", scheduler)
-    assert code == 1 and "has other code or another results folder" in err
+    assert code == 1
+    assert "has other code or another results folder" in err
     assert not project.result("records/01_work--a.json").exists()
 
 
-def test_no_scheduler_no_worker_and_no_dask(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_scheduler_no_worker_and_no_dask(project, monkeypatch):
     monkeypatch.setattr(cluster, "WAIT_SECONDS", 1)
     project.run_file("a.yaml", "pattern: sleep")
     missing = str(project.folder / "none.json")
@@ -152,14 +155,13 @@ def test_no_scheduler_no_worker_and_no_dask(
     assert "distributed" in project.error("run", "--scheduler", "tcp://127.0.0.1:1")
 
 
-def test_a_scheduler_that_dies_gives_a_sentence(
-    scheduler: str, project: Project
-) -> None:
+def test_a_scheduler_that_dies_gives_a_sentence(scheduler, project):
     process = runner_process(project, "--scheduler", scheduler)
     kernels = wait_for_kernel(*worker_pids(scheduler).values())
     for child in psutil.Process().children():
         if {"scheduler", scheduler} <= set(child.cmdline()):
             end(child)
     _, err = process.communicate(timeout=90)
-    assert process.returncode == 1 and "the scheduler is gone" in err
+    assert process.returncode == 1
+    assert "the scheduler is gone" in err
     assert not psutil.wait_procs(kernels, timeout=10)[1]

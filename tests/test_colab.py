@@ -6,7 +6,6 @@ import re
 import runpy
 import subprocess
 import sysconfig
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +14,7 @@ from helpers.paths import notebooks_dir, replace_file, root
 from helpers.runner.parameters import code_cells
 
 
-def test_the_first_cell_clones_once_and_sets_up_on_colab_only(tmp_path: Path) -> None:
+def test_the_first_cell_clones_once_and_sets_up_on_colab_only(tmp_path):
     """The cell's command in a shell whose git and python print their arguments."""
     (tour, *_) = code_cells(notebooks_dir() / "00_start_here.ipynb")
     for name, work in (("git", "mkdir repo"), ("python", ":")):
@@ -24,7 +23,7 @@ def test_the_first_cell_clones_once_and_sets_up_on_colab_only(tmp_path: Path) ->
 
     line = tour[0].replace("\n!", "\n").replace("/content", str(tmp_path))
 
-    def run_cell(**variables: str) -> list[str]:
+    def run_cell(**variables):
         variables["PATH"] = f"{tmp_path}:/usr/bin:/bin"
         output = subprocess.check_output(
             line, shell=True, env=variables, text=True, stderr=subprocess.STDOUT
@@ -47,12 +46,12 @@ def test_the_first_cell_clones_once_and_sets_up_on_colab_only(tmp_path: Path) ->
 
 
 def test_the_script_makes_the_package_visible_to_the_kernel(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+    tmp_path, monkeypatch, capsys
+):
     commands = []
     done = SimpleNamespace(returncode=0)
 
-    def run(command: list[str], check: bool) -> SimpleNamespace:
+    def run(command, check):
         commands.append(command)
         return done
 

@@ -8,7 +8,6 @@ import inspect
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +16,7 @@ from helpers.paths import root
 
 
 @pytest.mark.parametrize(
-    ("check", "code", "said", "error", "state", "words"),
+    "check, code, said, error, state, words",
     [
         ("packages", 0, "No broken requirements found.", "", "ok", ""),
         ("packages", 1, "a needs tokenizers<1.", "", "note", "tokenizers<1."),
@@ -28,17 +27,16 @@ from helpers.paths import root
         ("device", -6, "numpy\ntorch\n", "", "fix", "-6"),
     ],
 )
-def test_what_programs_answer(
-    monkeypatch: pytest.MonkeyPatch, *, check, code, said, error, state, words
-) -> None:
+def test_what_programs_answer(monkeypatch, *, check, code, said, error, state, words):
     done = subprocess.CompletedProcess("", code, said, error)
     monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: done)
     monkeypatch.setattr("shutil.which", lambda name: name)  # a driver is installed
     finding = getattr(doctor, f"check_{check}")()
-    assert finding.state == state and words in finding.text
+    assert finding.state == state
+    assert words in finding.text
 
 
-def test_the_probe_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_probe_runs_here(monkeypatch):
     """In a process of its own, with torch; one that hangs has failed."""
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr(doctor, "PACKAGES", ("json", "no_such_package"))
@@ -49,7 +47,7 @@ def test_the_probe_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "timed out" in doctor.run(*endless, seconds=0.2)[1]
 
 
-def test_it_runs_without_any_package(tmp_path: Path) -> None:
+def test_it_runs_without_any_package(tmp_path):
     variables = {"PRUNING_CACHE": str(tmp_path), "PRUNING_RESULTS": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-S", "-m", "helpers", "doctor"],  # -S: no site-packages
@@ -58,11 +56,12 @@ def test_it_runs_without_any_package(tmp_path: Path) -> None:
         capture_output=True,
         encoding="utf-8",
     )
-    assert (done.returncode, done.stderr) == (1, "") and "numpy" in done.stdout
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "numpy" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_python_that_is_too_old_can_read_what_the_doctor_loads() -> None:
+def test_a_python_that_is_too_old_can_read_what_the_doctor_loads():
     code = "import sys; from helpers.cli import main; main(['doctor']); print(*sys.modules)"
     command = [sys.executable, "-S", "-c", code]
     output = subprocess.check_output(command, cwd=root(), encoding="utf-8")

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -27,21 +23,19 @@ PUBLISHED = {
 }
 
 
-def parameters(**changes: Any) -> dict[str, Any]:
+def parameters(**changes):
     """Those of a run of notebook 04 that count here, by the paper's protocol."""
     values = dict(model=SEVEN, method="admm-grad", dtype="float16")
     values |= dict(sequences=128, length=2048, window=2048, windows=40)
     return values | changes
 
 
-@pytest.mark.parametrize(("model", "published"), PUBLISHED.items())
-def test_parameters_are_the_published_counts(model: str, published: int) -> None:
+@pytest.mark.parametrize("model, published", PUBLISHED.items())
+def test_parameters_are_the_published_counts(model, published):
     assert Shape(model).parameters == published
 
 
-def test_a_folder_has_the_shape_of_its_model(
-    tmp_path: Path, one_line_error: Callable
-) -> None:
+def test_a_folder_has_the_shape_of_its_model(tmp_path, one_line_error):
     config = LlamaConfig(
         vocab_size=96,
         hidden_size=32,
@@ -66,10 +60,11 @@ def test_a_folder_has_the_shape_of_its_model(
 
 
 @pytest.mark.parametrize("plan", ["laptop", "full", "beyond", "second"])
-def test_memory_is_that_of_the_committed_records(plan: str) -> None:
+def test_memory_is_that_of_the_committed_records(plan):
     """Runs that prune are met closely; for tasks and repairs the estimate is an upper bound."""
     for record in read_records(reference_dir(plan) / "records"):
-        notebook, given = record["notebook"], record["parameters"]
+        notebook = record["notebook"]
+        given = record["parameters"]
         if "method" in given:
             estimated, _ = notebook_memory(notebook, given, gpu=False)
             most = 1.6 if notebook[:2] in ("05", "08") else 1.1
@@ -77,12 +72,12 @@ def test_memory_is_that_of_the_committed_records(plan: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "sequences", "length", "measured"),
+    "method, sequences, length, measured",
     [("admm-grad", 4, 512, 3_227_365_376), ("wanda", 2, 256, 2_059_792_384)],
 )
 def test_memory_from_file_to_file_is_what_was_measured(
-    method: str, sequences: int, length: int, measured: int
-) -> None:
+    method, sequences, length, measured
+):
     """On LLaMA-2-7B's shapes, by what a process grew under a limit of its address space."""
     text = dict(method=method, sequences=sequences, length=length, window=0)
     estimated, _ = memory_needed(

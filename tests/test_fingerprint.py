@@ -4,11 +4,10 @@ import itertools
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import small_project
-from small_project import BODY, PARAMETERS, Project, write_notebook
+from small_project import BODY, PARAMETERS, write_notebook
 
 from helpers.code_hashes import code_hash, core_code
 from helpers.errors import FileError
@@ -20,9 +19,7 @@ from helpers.runner.fingerprint import equal_hashes, fingerprint, is_current
 project = small_project.project
 
 
-def test_a_run_is_stale_when_what_decides_its_numbers_changes(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_stale_when_what_decides_its_numbers_changes(project, monkeypatch):
     own = project.folder
     monkeypatch.setattr(module, "own_method_file", lambda name: own / f"{name}.py")
     text = project.folder / "own.txt"
@@ -53,15 +50,13 @@ def test_a_run_is_stale_when_what_decides_its_numbers_changes(
     assert all(one != other for one, other in itertools.combinations(seen, 2))
 
 
-def test_a_record_is_current_with_the_parameters_and_the_code_of_its_run(
-    project: Project,
-) -> None:
+def test_a_record_is_current_with_the_parameters_and_the_code_of_its_run(project):
     project.notebook(PARAMETERS + "new = 1  # an int\n")
     project.run_file("a.yaml", "rho: 2.0")
     (run,) = plans.read_plan("p")
     record = {"parameters": run.effective, "fingerprint": fingerprint(run)}
 
-    def current(**changes: object) -> bool:
+    def current(**changes):
         return is_current(record | changes, run, project.folder)
 
     assert current()
@@ -72,12 +67,11 @@ def test_a_record_is_current_with_the_parameters_and_the_code_of_its_run(
     for part in ("core", "notebook", "files"):
         assert not current(fingerprint=record["fingerprint"] | {part: "another"})
     assert not current(fingerprint=record["fingerprint"] | {"large": "another"})
-    assert not current(fingerprint="of version 0.9.0") and not current(fingerprint=None)
+    assert not current(fingerprint="of version 0.9.0")
+    assert not current(fingerprint=None)
 
 
-def test_proofs_make_hashes_equal(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_proofs_make_hashes_equal(project, monkeypatch):
     path = project.folder / "same.json"
     monkeypatch.setattr(module, "proofs_path", lambda: path)
     assert equal_hashes("a") == {"a"}
@@ -102,20 +96,21 @@ def test_proofs_make_hashes_equal(
             equal_hashes("a")
 
 
-def test_cells_that_compute_nothing_do_not_count(project: Project) -> None:
+def test_cells_that_compute_nothing_do_not_count(project):
     project.run_file("a.yaml")
     (run,) = plans.read_plan("p")
     numbers = {"colab-setup": 1, "explorer": 1, "figure": 1, "other": 2}
     for tag, number in numbers.items():
         found = set()
         for code in ("x = 1", "x = 2"):
-            cells, tags = [PARAMETERS, code], [["parameters"], [tag]]
+            cells = [PARAMETERS, code]
+            tags = [["parameters"], [tag]]
             write_notebook(project.folder / "notebooks", "01_work", cells, tags)
             found.add(fingerprint(run)["notebook"])
         assert len(found) == number, tag
 
 
-def test_the_tables_count_the_records_of_the_other_runs(project: Project) -> None:
+def test_the_tables_count_the_records_of_the_other_runs(project):
     project.notebook(PARAMETERS, name=plans.TABLES_NOTEBOOK)
     project.run_file("a.yaml", notebook=plans.TABLES_NOTEBOOK)
     (run,) = plans.read_plan("p")
@@ -128,7 +123,7 @@ def test_the_tables_count_the_records_of_the_other_runs(project: Project) -> Non
 
 
 @pytest.fixture
-def package(tmp_path: Path) -> Path:
+def package(tmp_path):
     """A copy of helpers/."""
     folder = tmp_path / "helpers"
     shutil.copytree(
@@ -138,7 +133,7 @@ def package(tmp_path: Path) -> Path:
     return folder
 
 
-def test_what_leaves_the_core_as_it_is(package: Path) -> None:
+def test_what_leaves_the_core_as_it_is(package):
     before = core_code(package.parent)
     text = (package / "admm.py").read_text(encoding="utf-8")
     text = "# a comment\n" + text.replace('"""', '"""New words. ', 1)
@@ -152,7 +147,7 @@ def test_what_leaves_the_core_as_it_is(package: Path) -> None:
     assert core_code(package.parent) == before
 
 
-def test_what_changes_the_core(package: Path) -> None:
+def test_what_changes_the_core(package):
     seen = [core_code(package.parent)]
     core = ["admm.py", "fast/__init__.py", "beyond/new.py"]
     for name in (*core, "data/tasks.py", "data/pins.yaml"):
@@ -169,7 +164,7 @@ def test_what_changes_the_core(package: Path) -> None:
     assert all(one != other for one, other in itertools.combinations(seen, 2))
 
 
-def test_what_an_error_says_does_not_count_but_that_it_is_raised_does() -> None:
+def test_what_an_error_says_does_not_count_but_that_it_is_raised_does():
     source = 'def f(x):\n    if x:\n        raise ValueError(f"{x} is bad") from x\n    return 1\n'
     other = source.replace('ValueError(f"{x} is bad") from x', "Bad")
     assert code_hash(source) == code_hash(other)
@@ -179,7 +174,7 @@ def test_what_an_error_says_does_not_count_but_that_it_is_raised_does() -> None:
     assert code_hash("%cd x\n") != code_hash("%cd y\n")
 
 
-def test_a_hash_is_the_same_on_every_python() -> None:
+def test_a_hash_is_the_same_on_every_python():
     """Of all that Python's versions write differently: its syntax trees have other empty fields."""
     source = """
 @decorated

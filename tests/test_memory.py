@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import psutil
 import pytest
 
@@ -18,7 +16,7 @@ FILES = {
 
 @pytest.mark.parametrize("limit", [GIB, "max"])
 @pytest.mark.parametrize(
-    ("version", "line", "folder"),
+    "version, line, folder",
     [
         (2, "0::/jobs/one", "jobs/one"),
         (2, "0::/jobs/one", "jobs"),  # the group around it
@@ -27,8 +25,8 @@ FILES = {
     ],
 )
 def test_ram_is_the_containers_or_without_a_limit_the_machines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, version, line, folder, limit
-) -> None:
+    tmp_path, monkeypatch, *, version, line, folder, limit
+):
     groups = tmp_path / "own"
     monkeypatch.setattr(memory, "GROUPS", tmp_path)
     monkeypatch.setattr(memory, "OWN_GROUPS", groups)

@@ -1,8 +1,5 @@
 """What opens a notebook's run and writes its record, on notebooks of a few parameters."""
 
-from pathlib import Path
-from typing import Any
-
 import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
@@ -26,7 +23,7 @@ record_path = ""
 
 
 @pytest.fixture(autouse=True)
-def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def book(tmp_path, monkeypatch):
     """A notebook "book" with a parameters cell, whose memory and presets are not looked up."""
     write_notebook(tmp_path, "book", [CELL], [["parameters"]])
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "results"))
@@ -37,13 +34,13 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notebook, "choose", lambda *_: {})
 
 
-def parameters(**changes: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {}
+def parameters(**changes):
+    values = {}
     exec(CELL, values)
     return values | changes
 
 
-def test_a_record_holds_every_parameter_of_the_cell() -> None:
+def test_a_record_holds_every_parameter_of_the_cell():
     values = parameters(sparsity=None, extra=1)
     run = open_run("book", values)
     contents = {"seeds": {"calibration": 3}, "layers": [{"layer": "q"}]}
@@ -54,18 +51,19 @@ def test_a_record_holds_every_parameter_of_the_cell() -> None:
     assert record["parameters"] == {name: values[name] for name in names}
     assert record["metrics"]["acc"] == {"value": 0.5, "unit": "1", "tolerance": 0.1}
     assert (record["notebook"], record["name"]) == ("book", "by-hand")
-    assert {key: record[key] for key in contents} == contents and record["data"] is None
-    assert record["seconds"] > 0 and record["peak_memory_bytes"] > 1e6
+    assert {key: record[key] for key in contents} == contents
+    assert record["data"] is None
+    assert record["seconds"] > 0
+    assert record["peak_memory_bytes"] > 1e6
     assert table.loc["perplexity", "value"] == 7.5
     assert run.needs["this machine"].to_dict() == {"needs": "1 GB"}
 
 
-def test_a_preset_sets_the_notebooks_variables_before_memory_is_checked(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def choose(preset: str, name: str, given: dict, defaults: dict) -> dict[str, Any]:
+def test_a_preset_sets_the_notebooks_variables_before_memory_is_checked(monkeypatch):
+    def choose(preset, name, given, defaults):
         assert (preset, name) == ("auto", "book")
-        assert given["sequences"] == 9 and defaults["sequences"] == 8
+        assert given["sequences"] == 9
+        assert defaults["sequences"] == 8
         return {"model": "larger"}
 
     monkeypatch.setattr(notebook, "choose", choose)
@@ -78,19 +76,17 @@ def test_a_preset_sets_the_notebooks_variables_before_memory_is_checked(
 
 
 @pytest.mark.parametrize(
-    ("injected", "sparsity"),
+    "injected, sparsity",
     [("", None), ("pattern = '2:4'", None), ("sparsity = 0.5", 0.5)],
 )
-def test_a_pattern_takes_the_place_of_a_sparsity_that_nobody_wrote(
-    injected: str, sparsity: float | None
-) -> None:
+def test_a_pattern_takes_the_place_of_a_sparsity_that_nobody_wrote(injected, sparsity):
     values = parameters(pattern="2:4", In=[f"# Parameters\n{injected}\n"])
     run = open_run("book", values)
     assert values["sparsity"] == run.parameters["sparsity"] == sparsity
     assert values["pattern"] == run.parameters["pattern"] == "2:4"
 
 
-def test_what_open_run_refuses(one_line_error: Any) -> None:
+def test_what_open_run_refuses(one_line_error):
     injected = ["# Parameters\nsparsty = 0.7\n"]  # as papermill does, which only warns
     with one_line_error(BadParameter, "sequences", "'8'"):
         open_run("book", parameters(sequences="8"))
@@ -107,7 +103,7 @@ def test_what_open_run_refuses(one_line_error: Any) -> None:
         open_run("book", values)
 
 
-def test_a_misspelt_name_given_to_papermill_stops_the_notebook(tmp_path: Path) -> None:
+def test_a_misspelt_name_given_to_papermill_stops_the_notebook(tmp_path):
     patched = f"""
 from pathlib import Path
 from helpers.runner import notebook, open_run
@@ -128,9 +124,7 @@ run = open_run("book", globals())
         )
 
 
-def test_a_parameter_that_changes_meanwhile_stops_the_record(
-    one_line_error: Any,
-) -> None:
+def test_a_parameter_that_changes_meanwhile_stops_the_record(one_line_error):
     run = open_run("book", values := parameters())
     values["sparsity"] = 0.7
     with one_line_error(BadParameter, "sparsity", "0.7", "0.5"):

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import small_project
-from small_project import PARAMETERS, Project, write_notebook
+from small_project import PARAMETERS, write_notebook
 
 from helpers.errors import RunError
 from helpers.paths import reference_dir
@@ -30,9 +30,7 @@ limit: 7
 """
 
 
-def test_a_run_file_is_one_run_with_the_defaults_that_it_leaves(
-    project: Project,
-) -> None:
+def test_a_run_file_is_one_run_with_the_defaults_that_it_leaves(project):
     text = "rho: 2\noptions: {damping: 1.0e-3}\nlimit: 5\npattern: '2:4'"
     project.run_file("b.yaml", text)
     project.run_file("a.yaml", "# all defaults\n")
@@ -40,11 +38,12 @@ def test_a_run_file_is_one_run_with_the_defaults_that_it_leaves(
     assert (first.name, first.parameters) == ("a", {})
     expected = {"rho": 2, "options": {"damping": 0.001}, "limit": 5, "pattern": "2:4"}
     assert second.parameters == expected
-    assert second.effective["steps"] == 3 and "record_path" not in second.effective
+    assert second.effective["steps"] == 3
+    assert "record_path" not in second.effective
 
 
 @pytest.mark.parametrize(
-    ("default", "text", "expected"),
+    "default, text, expected",
     [
         ("unstructured", "pattern: '2:4'", (None, "2:4")),
         ("unstructured", "pattern: unstructured", (0.6, "unstructured")),
@@ -54,8 +53,8 @@ def test_a_run_file_is_one_run_with_the_defaults_that_it_leaves(
     ],
 )
 def test_a_pattern_and_a_sparsity_replace_each_others_default(
-    default: str, text: str, expected: tuple, project: Project
-) -> None:
+    default, text, expected, project
+):
     cell = PARAMETERS.replace("unstructured", default)
     project.notebook(cell + "sparsity: float | None = 0.6\n")
     project.run_file("a.yaml", text)
@@ -63,7 +62,7 @@ def test_a_pattern_and_a_sparsity_replace_each_others_default(
     assert (run.effective["sparsity"], run.effective["pattern"]) == expected
 
 
-def test_a_grid_stands_for_the_product_of_its_axes(project: Project) -> None:
+def test_a_grid_stands_for_the_product_of_its_axes(project):
     project.run_file("any.yaml", GRID)
     project.run_file("plain.yaml")
     runs = {run.name: run.parameters for run in read_plan("p")}
@@ -79,21 +78,24 @@ def test_a_grid_stands_for_the_product_of_its_axes(project: Project) -> None:
     assert {only: len(read_plan("p", only)) for only in numbers} == numbers
 
 
-def test_the_record_of_a_timed_run_says_so(project: Project) -> None:
+def test_the_record_of_a_timed_run_says_so(project):
     project.run_file("a.yaml")
     assert project.call("run")[0] == 0
     (before,) = read_plan("p")
-    assert is_done(before) and "timed" not in read_record(before.record_path)
+    assert is_done(before)
+    assert "timed" not in read_record(before.record_path)
     project.run_file("a.yaml", "timed: true")
     (timed,) = read_plan("p")
-    assert fingerprint(timed) == fingerprint(before) and not is_done(timed)
+    assert fingerprint(timed) == fingerprint(before)
+    assert not is_done(timed)
     assert project.call("run")[0] == 0
-    assert is_done(timed) and is_done(before)
+    assert is_done(timed)
+    assert is_done(before)
     assert read_record(timed.record_path)["timed"] is True
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    "text, reason",
     [
         ("roh: 0.5", "did you mean 'rho'"),
         ("rho: 1e-3", "write 1.0e-3"),
@@ -114,25 +116,27 @@ def test_the_record_of_a_timed_run_says_so(project: Project) -> None:
         ('name: "{a}"\ngrid: {a: {x: {rho: high}}}', "run x: rho = 'high'"),
     ],
 )
-def test_wrong_run_file_is_one_line(text: str, reason: str, project: Project) -> None:
+def test_wrong_run_file_is_one_line(text, reason, project):
     project.run_file("a.yaml", text)
     err = project.error("run")
-    assert reason in err and "p/01_work/a.yaml" in err
+    assert reason in err
+    assert "p/01_work/a.yaml" in err
     assert not project.result("").exists()
 
 
 @pytest.mark.parametrize("cell", ["total = 2 * rho", "sizes = (1, 2)", "a = b = 1"])
-def test_notebooks_papermill_would_misread(cell: str, project: Project) -> None:
+def test_notebooks_papermill_would_misread(cell, project):
     project.notebook(PARAMETERS + cell)
     project.run_file("a.yaml")
     error = project.error("run")
-    assert repr(cell) in error and "'name = literal'" in error
+    assert repr(cell) in error
+    assert "'name = literal'" in error
     folder = project.folder / "notebooks"
     write_notebook(folder, "01_work", ["a = 1"] * 2, [["parameters"]] * 2)
     assert "2 parameters cells" in project.error("run")
 
 
-def test_the_tables_notebook_is_last_and_names_its_own_plan(project: Project) -> None:
+def test_the_tables_notebook_is_last_and_names_its_own_plan(project):
     for name in (TABLES, "10_late"):
         project.notebook(PARAMETERS + 'plan = "p"\nsource = "results"\n', name=name)
         project.run_file("a.yaml", notebook=name)
@@ -148,7 +152,7 @@ def test_the_tables_notebook_is_last_and_names_its_own_plan(project: Project) ->
 
 
 @pytest.mark.parametrize("plan", ["laptop", "second", "full", "beyond"])
-def test_plans_are_those_of_the_committed_records(plan: str) -> None:
+def test_plans_are_those_of_the_committed_records(plan):
     records = read_records(reference_dir(plan) / "records")
     ids = [f"{record['notebook']}--{record['name']}" for record in records]
     recorded = [record["parameters"] for record in records]

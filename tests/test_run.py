@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import small_project
-from small_project import Project, runner_process, wait_for_kernel
+from small_project import runner_process, wait_for_kernel
 
 from helpers.paths import root
 from helpers.report.records import make_record, read_record, write_record
@@ -23,7 +23,7 @@ project = small_project.project
 # --- running (these start kernels) ---------------------------------------------------------
 
 
-def test_failures_reruns_and_records(project: Project) -> None:
+def test_failures_reruns_and_records(project):
     project.run_file("bad.yaml", "pattern: fail")
     project.run_file("die.yaml", "pattern: die")
     project.run_file("good.yaml", "rho: 2.5")
@@ -55,7 +55,8 @@ def test_failures_reruns_and_records(project: Project) -> None:
     forget = project.run_file("forget.yaml", "pattern: forget")
     write_record(project.result("records/01_work--gone.json"), record)
     code, out, err = project.call("run")
-    assert code == 1 and "2 of 3 runs to do" in out
+    assert code == 1
+    assert "2 of 3 runs to do" in out
     assert "the notebook wrote no record" in err
     assert "recorded pattern = None instead of 'forget'" in err
     assert project.result("stale/01_work--gone.json").is_file()
@@ -70,7 +71,7 @@ def test_failures_reruns_and_records(project: Project) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_no_kernel_outlives_its_runner(number: int, project: Project) -> None:
+def test_no_kernel_outlives_its_runner(number, project):
     process = runner_process(project)
     kernels = wait_for_kernel(process.pid)
     assert "plan p is being run already" in project.error("run")
@@ -78,27 +79,26 @@ def test_no_kernel_outlives_its_runner(number: int, project: Project) -> None:
     _, err = process.communicate(timeout=30)
     assert not psutil.wait_procs(kernels, timeout=10)[1]
     if number != signal.SIGKILL:
-        assert process.returncode == 130 and err.startswith("interrupted; ")
+        assert process.returncode == 130
+        assert err.startswith("interrupted; ")
         assert err.count("\n") == 1
         assert project.files() == [".lock"], "nothing half done"
     with schedule.lock_plan("p"):  # the lock is free at once
         pass
 
 
-def test_order_without_notebooks(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_order_without_notebooks(project, monkeypatch):
     """Two at a time, of which the older always ends first."""
-    active: dict[Future, str] = {}
+    active = {}
     together = []
 
-    def submit(run: plans.Run, _: str) -> Future:
+    def submit(run, _):
         future = Future()
         active[future] = run.name
         together.append("".join(active.values()))
         return future
 
-    def wait(*_: object, **__: str) -> SimpleNamespace:
+    def wait(*_, **__):
         oldest = next(iter(active))
         del active[oldest]
         oldest.set_result(None)
@@ -119,7 +119,7 @@ def test_order_without_notebooks(
 # --- errors --------------------------------------------------------------------------------
 
 
-def test_errors_before_a_run_is_started(project: Project) -> None:
+def test_errors_before_a_run_is_started(project):
     project.run_file("a.yaml")
     assert "jobs = '0'" in project.error("run", "--jobs", "0")
     for command in ("tables", "accept"):
@@ -133,13 +133,7 @@ def test_errors_before_a_run_is_started(project: Project) -> None:
 # --- tables, verdict, accept, list ---------------------------------------------------------
 
 
-def stamped(
-    project: Project,
-    name: str,
-    value: float,
-    reference: bool = False,
-    **parameters: object,
-) -> None:
+def stamped(project, name, value, reference=False, **parameters):
     """Write the record of a run, here or as the committed one."""
     (run,) = plans.read_plan(project.plan, f"01_work/{name}")
     record = make_record(
@@ -162,11 +156,11 @@ def stamped(
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
+def made(monkeypatch):
     """Instead of tables and figures: the perplexities of the records they would be made of."""
-    seen: list[list[float]] = []
+    seen = []
 
-    def write_figures(records: list, _: object) -> None:
+    def write_figures(records, _):
         seen.append([each["metrics"]["perplexity"]["value"] for each in records])
 
     for name in ("write_tables", "write_claims"):
@@ -175,8 +169,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
     return seen
 
 
-def test_what_the_verdict_counts(project: Project) -> None:
-    def counts() -> tuple[int, int]:
+def test_what_the_verdict_counts(project):
+    def counts():
         verdict = commands.write_verdict("p")
         return verdict.reproduced, verdict.compared
 
@@ -194,7 +188,7 @@ def test_what_the_verdict_counts(project: Project) -> None:
     assert counts() == (0, 2)
 
 
-def test_what_reproduce_ends_with(project: Project, made: list) -> None:
+def test_what_reproduce_ends_with(project, made):
     # named so that the order of files, in which sums are made, is not that of runs
     for name, value in {"a": 10.0, "a-b": 20.0}.items():
         project.run_file(f"{name}.yaml")
@@ -202,15 +196,16 @@ def test_what_reproduce_ends_with(project: Project, made: list) -> None:
         stamped(project, name, value, True)
     code, out, err = project.call("reproduce", "--only", "a")
     assert (code, err) == (0, "")
-    assert "1 of 1 runs reproduced" in out and made == [[20.0, 10.0]]
+    assert "1 of 1 runs reproduced" in out
+    assert made == [[20.0, 10.0]]
     stamped(project, "a", 11.0)
     assert project.call("reproduce", "--only", "a")[0] == 1
 
 
-def test_accept_remembers_that_a_digit_has_moved(project: Project, made: list) -> None:
+def test_accept_remembers_that_a_digit_has_moved(project, made):
     """Records of earlier code stand until then, and afterwards never: they are made again."""
 
-    def accept(plan: str, name: str, value: float, *more: str) -> str:
+    def accept(plan, name, value, *more):
         project.plan = plan
         project.run_file(f"{name}.yaml")
         stamped(project, name, value)
@@ -241,9 +236,7 @@ def test_accept_remembers_that_a_digit_has_moved(project: Project, made: list) -
     assert "2 of 2 committed records are of today's code" in project.call("list")[1]
 
 
-def test_accept_takes_what_is_there_and_keeps_the_rest(
-    project: Project, made: list
-) -> None:
+def test_accept_takes_what_is_there_and_keeps_the_rest(project, made):
     for name in "abc":
         project.run_file(f"{name}.yaml")
     stamped(project, "a", 10.0)
@@ -258,4 +251,5 @@ def test_accept_takes_what_is_there_and_keeps_the_rest(
     values = {}
     for path in folder.iterdir():
         values[path.stem] = read_record(path)["metrics"]["perplexity"]["value"]
-    assert values == {"01_work--a": 10.0, "01_work--b": 4.0} and made == [[10.0, 4.0]]
+    assert values == {"01_work--a": 10.0, "01_work--b": 4.0}
+    assert made == [[10.0, 4.0]]

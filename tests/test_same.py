@@ -3,9 +3,6 @@
 import contextlib
 import importlib.metadata
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import same
@@ -16,7 +13,8 @@ from helpers.runner import fingerprint
 from helpers.runner.fingerprint import equal_hashes, tree_hashes
 from helpers.runner.plan import plan_names
 
-HEAD, RECORDS = "b" * 40, "a" * 40
+HEAD = "b" * 40
+RECORDS = "a" * 40
 TODAY = {"core": "core-b", "large": "large-b", "04": "04-a"}
 EARLIER = {"core": "core-a", "large": "large-a", "04": "04-a"}
 RECORD = {
@@ -28,7 +26,7 @@ RECORD = {
 }
 
 
-def test_the_records_are_of_todays_code() -> None:
+def test_the_records_are_of_todays_code():
     """Or of code that is proven to compute the same; of a plan that is known as earlier README
     says so.
     """
@@ -45,7 +43,7 @@ def test_the_records_are_of_todays_code() -> None:
                 assert current, f"{name} is not that of the records: run make same"
 
 
-def test_what_is_compared_and_how_it_is_said() -> None:
+def test_what_is_compared_and_how_it_is_said():
     earlier = {"a": 0.1, "b": "x", "c": 0.0, "d": 1, "e": None, "f": 2.0}
     gone, unequal, new = same.compare(earlier, earlier | {"g": 1})
     assert (gone, unequal, new) == ([], [], ["g"])
@@ -55,10 +53,11 @@ def test_what_is_compared_and_how_it_is_said() -> None:
     assert new == ["g"]
     assert [item.name for item in unequal] == ["a", "b", "c", "d", "e"]
     first = "a: 0.1 earlier, 0.10000000000000003 today, relative difference +2.2e-16"
-    assert str(unequal[0]) == first and str(unequal[1]) == "b: 'x' earlier, 'y' today"
+    assert str(unequal[0]) == first
+    assert str(unequal[1]) == "b: 'x' earlier, 'y' today"
 
 
-def test_of_a_record_all_but_time_and_place_is_compared() -> None:
+def test_of_a_record_all_but_time_and_place_is_compared():
     record = dict.fromkeys(same.UNEQUAL, 1) | {
         "notebook": "04",
         "metrics": {
@@ -78,9 +77,7 @@ def test_of_a_record_all_but_time_and_place_is_compared() -> None:
 
 
 @pytest.fixture
-def prove(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str]]:
+def prove(monkeypatch, tmp_path, capsys):
     """`make same` with given values of either checkout: its code and what it says."""
     tree = tmp_path / "earlier"
     state = {
@@ -93,7 +90,7 @@ def prove(
         "own": None,
     }
 
-    def git(*arguments: str) -> str:
+    def git(*arguments):
         if arguments[0] == "status":
             return state["status"]
         name = arguments[-1].removesuffix("^{commit}").partition(":")[0]
@@ -103,10 +100,10 @@ def prove(
             raise same.subprocess.CalledProcessError(1, "git")
         return known[name]
 
-    def hashes(project: Path) -> dict[str, str]:
+    def hashes(project):
         return EARLIER if project == tree else state["hashes"]
 
-    def values_of(project: Path, _: str) -> dict[str, Any]:
+    def values_of(project, _):
         side = "earlier" if project == tree else "today"
         return state[side] | {"code": state["own"]}
 
@@ -120,7 +117,7 @@ def prove(
     monkeypatch.setattr(same, "worktree", lambda _: contextlib.nullcontext(tree))
     monkeypatch.setattr(same, "values_of", values_of)
 
-    def run(*arguments: str, **changes: Any) -> tuple[int, str]:
+    def run(*arguments, **changes):
         state.update(changes)
         monkeypatch.setattr(same.sys, "argv", ["same.py", *arguments])
         code = same.main()
@@ -130,41 +127,47 @@ def prove(
     return run
 
 
-def test_equal_code_is_linked(prove: Callable) -> None:
+def test_equal_code_is_linked(prove):
     code, said = prove()
-    assert code == 0 and "1 values are equal bit for bit" in said
-    assert "core, large" in said and f"{RECORDS[:12]} has no probes of its own" in said
+    assert code == 0
+    assert "1 values are equal bit for bit" in said
+    assert "core, large" in said
+    assert f"{RECORDS[:12]} has no probes of its own" in said
     (proof,) = json.loads(prove.path.read_text())
     assert (proof["from"], proof["to"], proof["values"]) == (RECORDS, HEAD, 1)
     assert proof["equal"] == {
         "core": ["core-a", "core-b"],
         "large": ["large-a", "large-b"],
     }
-    assert (
-        equal_hashes("core-b") == {"core-a", "core-b"}
-        and proof["processor"]
-        and proof["date"]
-    )
+    assert equal_hashes("core-b") == {"core-a", "core-b"}
+    assert proof["processor"]
+    assert proof["date"]
     # proven again it stands there once, and new values do no harm
     code, said = prove(today={"p": 0.5, "q": 1})
-    assert code == 0 and "1 values are new" in said
+    assert code == 0
+    assert "1 values are new" in said
     assert len(json.loads(prove.path.read_text())) == 1
     # what the earlier checkout calls its own code counts, and records of other code are named
     code, said = prove("--from", RECORDS, own={"core": "core-x"})
     _, proof = json.loads(prove.path.read_text())
-    assert code == 0 and proof["equal"]["core"][0] == "core-x"
+    assert code == 0
+    assert proof["equal"]["core"][0] == "core-x"
     prove.path.unlink()
     code, said = prove("--from", RECORDS)
-    assert code == 0 and "still of other code: records of core-a;" in said
+    assert code == 0
+    assert "still of other code: records of core-a;" in said
     # nothing is left where today's code is that of the records
     code, said = prove(hashes=EARLIER)
-    assert code == 0 and said.startswith("nothing to prove")
+    assert code == 0
+    assert said.startswith("nothing to prove")
 
 
-@pytest.mark.parametrize(("today", "said"), [({"p": 0.75}, "+0.5"), ({}, "None today")])
-def test_other_code_is_not(today: dict, said: str, prove: Callable) -> None:
+@pytest.mark.parametrize("today, said", [({"p": 0.75}, "+0.5"), ({}, "None today")])
+def test_other_code_is_not(today, said, prove):
     code, text = prove(today=today)
-    assert code == 1 and said in text and "NOT the same" in text
+    assert code == 1
+    assert said in text
+    assert "NOT the same" in text
     assert not prove.path.exists()
 
 
@@ -172,27 +175,27 @@ OTHER_TORCH = RECORD | {"versions": RECORD["versions"] | {"torch": "1.0"}}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "changes", "code", "words"),
+    "arguments, changes, code, words",
     [
         (["--from", "v9"], {}, 1, "FROM = 'v9' is no commit"),
         ([], {"status": " M helpers/admm.py"}, 1, "admm.py differs from the commit"),
         ([], {"records": [OTHER_TORCH]}, 3, "the records were made with 1.0"),
     ],
 )
-def test_what_cannot_be_judged_is_one_sentence(
-    arguments: list[str], changes: dict, code: int, words: str, prove: Callable
-) -> None:
+def test_what_cannot_be_judged_is_one_sentence(arguments, changes, code, words, prove):
     answered, said = prove(*arguments, **changes)
-    assert answered == code and words in said and said.count("\n") == 1
+    assert answered == code
+    assert words in said
+    assert said.count("\n") == 1
     assert not prove.path.exists()
 
 
-def test_the_earlier_commit_is_one_with_probes(prove: Callable) -> None:
+def test_the_earlier_commit_is_one_with_probes(prove):
     """The records' own; else the newest that is proven equal to it and is not today's code."""
     prove()
     later = {"core": "core-c", "large": "large-b", "04": "04-a"}
 
-    def commit(of: dict[str, str], *with_probes: str) -> str:
+    def commit(of, *with_probes):
         prove(**{"with probes": with_probes})
         return same.earlier_commit([RECORD], of)
 
