@@ -6,7 +6,6 @@ Test files carry no annotations: pytest supplies arguments by name. Modules that
 import collections
 import os
 import signal
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,7 +19,7 @@ from helpers.methods import METHODS
 
 
 @pytest.fixture(autouse=True)
-def _quiet_and_repeatable() -> Iterator[None]:
+def _quiet_and_repeatable():
     """Same seed, same single thread in every test: results do not depend on the order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -30,11 +29,11 @@ def _quiet_and_repeatable() -> Iterator[None]:
 
 
 @pytest.fixture
-def one_line_error() -> Callable:
+def one_line_error():
     """`with one_line_error(BadParameter, "5:4"):` the error is ours, one line, and says so much."""
 
     @contextmanager
-    def expect(kind: type[HelpersError] | tuple, *words: str) -> Iterator[None]:
+    def expect(kind, *words):
         with pytest.raises(kind) as caught:
             yield
         assert isinstance(caught.value, HelpersError)
@@ -48,7 +47,7 @@ def one_line_error() -> Callable:
 
 
 @pytest.fixture
-def registry() -> Iterator[None]:
+def registry():
     """Methods that a test registers are taken out again."""
     before = dict(METHODS)
     yield
@@ -56,7 +55,7 @@ def registry() -> Iterator[None]:
     METHODS.update(before)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     """Files of few tests first: those are the long ones, and no worker is then left with one."""
     sizes = collections.Counter(item.path for item in items)
     items.sort(
@@ -65,7 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def ctrl_c_counts() -> None:
+def ctrl_c_counts():
     """Ctrl-C is heard, also where tests run in the background of a shell, which ignores it there.
 
     A process that was started so would hand the deafness on to those that it starts.

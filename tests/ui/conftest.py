@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import lab_server
@@ -18,7 +17,7 @@ from lab_page import WINDOW, Book
 from helpers.errors import first_line
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    pass
 
 FULL = os.environ.get("UI_FULL") == "1"
 # run in full, a notebook takes about two minutes on two slow cores
@@ -40,7 +39,7 @@ HOW = (
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser():
     """Chromium without a window; where none starts, the tests are skipped and say why.
 
     One that CHROMIUM names must start.
@@ -66,26 +65,26 @@ class Watched:
     outside: the addresses of other machines that its pages requested; errors: of their scripts.
     """
 
-    def __init__(self, browser: Browser) -> None:
-        self.outside: list[str] = []
-        self.errors: list[str] = []
+    def __init__(self, browser):
+        self.outside = []
+        self.errors = []
         self.context = browser.new_context(viewport=WINDOW)
         self.context.route("**/*", self._answer)
 
-    def page(self) -> Any:
+    def page(self):
         """A new tab."""
         page = self.context.new_page()
         page.on("websocket", lambda socket: self._is_outside(socket.url))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         return page
 
-    def _answer(self, route: Any) -> None:
+    def _answer(self, route):
         if self._is_outside(route.request.url):
             route.abort()
         else:
             route.continue_()
 
-    def _is_outside(self, url: str) -> bool:
+    def _is_outside(self, url):
         """Whether an address is of another machine; keep it if it is."""
         parts = urlsplit(url)
         if parts.hostname in ("127.0.0.1", "localhost"):
@@ -97,7 +96,7 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def watched(browser: Browser) -> Iterator[Watched]:
+def watched(browser):
     """A window; the tests of a module fail if it requested anything of another machine."""
     window = Watched(browser)
     yield window
@@ -106,17 +105,15 @@ def watched(browser: Browser) -> Iterator[Watched]:
 
 
 @pytest.fixture(scope="module")
-def open_notebook(
-    watched: Watched, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[str], Book]]:
+def open_notebook(watched, tmp_path_factory):
     """`open_notebook(name)`: a notebook that was run from top to bottom; one is open at a time.
 
     In a JupyterLab on a copy of the project, with the parameters of the plan smoke.
     """
-    books: dict[str, Book] = {}
+    books = {}
     with lab_server.lab(tmp_path_factory.mktemp("lab"), quick=not FULL) as lab:
 
-        def run(name: str) -> Book:
+        def run(name):
             if name not in books:
                 if books:
                     books.popitem()[1].page.close()
@@ -129,10 +126,10 @@ def open_notebook(
         lab.end_kernels()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     """All tests of one notebook after one another, because it is opened and run once."""
 
-    def place(item: pytest.Item) -> tuple[str, str]:
+    def place(item):
         if not hasattr(item, "callspec"):
             return str(item.path), ""
         return str(item.path), item.callspec.params.get("notebook", "")
