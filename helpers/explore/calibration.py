@@ -1,11 +1,9 @@
 """Explorer of the calibration text: which tokens carry the massive activations?"""
 
-from __future__ import annotations
-
 import html
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -85,12 +83,7 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
     Decoded alone, a token may lose the space it begins with.
     """
-
-    def decode(groups: list[list[int]]) -> list[str]:
-        return tokenizer.batch_decode(
-            groups, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-
+    decode = partial(tokenizer.batch_decode, clean_up_tokenization_spaces=False)
     alone = decode([[number] for number in ids])
     pairs = decode([list(pair) for pair in pairwise(ids)])
     texts = alone[:1]

@@ -5,8 +5,6 @@ no matplotlib backend for widgets is needed. To write an explorer of your own: m
 write a function that turns their values into a `View`, and give both to `Explorer`.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import logging
@@ -51,15 +49,15 @@ class Worker(ipywidgets.HBox):
     def __init__(self) -> None:
         self.bar = ipywidgets.IntProgress(min=0, max=1, layout={"width": "240px"})
         self.button = ipywidgets.Button(description="Stop", icon="stop")
-        self.busy = ipywidgets.HBox([self.bar, self.button])
         # hidden, it keeps its space, so that nothing below moves
-        self.busy.layout.visibility = "hidden"
+        hidden = {"visibility": "hidden"}
+        self.busy = ipywidgets.HBox([self.bar, self.button], layout=hidden)
         self.message = ipywidgets.HTML()
-        self.error: Exception | None = None  # that ended the last work
+        self.error = None  # that ended the last work
         self._lock = threading.RLock()
         self._idle = threading.Event()
         self._idle.set()
-        self._waiting: Callable[[], None] | None = None
+        self._waiting = None
         self._stopping = False
         self._began = 0.0
         self._bar_updated = 0.0
@@ -112,7 +110,7 @@ class Worker(ipywidgets.HBox):
 
     def _run(self) -> None:
         """The thread: one request after another, until none waits."""
-        error: Exception | None = None
+        error = None
         while True:
             with self._lock:
                 work = self._waiting
@@ -184,8 +182,7 @@ class Explorer(ipywidgets.VBox):
         self.worker = Worker()
         self.picture = ipywidgets.HTML()
         self.below = ipywidgets.HTML()
-        self.png = b""  # the picture's bytes
-        self._view: View | None = None
+        self._view = None
         rows = rows or [row(*controls.values())]
         hint_line = ipywidgets.HTML(paragraph(hint))
         super().__init__([hint_line, *rows, self.worker, self.picture, self.below])
@@ -223,7 +220,6 @@ class Explorer(ipywidgets.VBox):
         with _DRAWING:
             png = to_png(view.figure, dpi=DPI)
         self._view = view
-        self.png = png
         # not an Image, which has no words for those who cannot see it; its size is given and it is
         # decoded at once, so that nothing jumps when it is replaced
         width, height = DPI * view.figure.get_size_inches()
@@ -260,14 +256,16 @@ def slider(
         kind = ipywidgets.FloatLogSlider
         low = math.log10(low)
         high = math.log10(high)
-    label = labelled(description, "290px")
-    return kind(value=value, min=low, max=high, step=step, **label)
+    return kind(
+        value=value, min=low, max=high, step=step, **labelled(description, "290px")
+    )
 
 
 def choice(options: Iterable[Any], value: Any, description: str) -> ipywidgets.Widget:
     """A drop-down list; an option is a value or a pair of label and value."""
-    label = labelled(description, "max-content")
-    return ipywidgets.Dropdown(options=list(options), value=value, **label)
+    return ipywidgets.Dropdown(
+        options=list(options), value=value, **labelled(description, "max-content")
+    )
 
 
 def labelled(description: str, width: str) -> dict[str, Any]:
@@ -279,7 +277,7 @@ def labelled(description: str, width: str) -> dict[str, Any]:
 
 def row(*widgets: ipywidgets.Widget) -> ipywidgets.Box:
     """Widgets side by side, on several lines where the page is narrow."""
-    layout = {"display": "flex", "flex_flow": "row wrap", "align_items": "center"}
+    layout = {"flex_flow": "row wrap", "align_items": "center"}
     return ipywidgets.Box(list(widgets), layout=layout)
 
 
@@ -295,8 +293,7 @@ def twin(explorer: ipywidgets.Widget, figure: Figure | HTML) -> None:
     A notebook keeps an output in several formats. JupyterLab and Colab, which have a kernel, show
     the widget; the book and GitHub, which have none, show the figure.
     """
-    widget = {"version_major": 2, "version_minor": 0, "model_id": explorer.model_id}
-    formats: dict[str, Any] = {WIDGET: widget}
+    formats = {WIDGET: explorer.get_view_spec()}
     if isinstance(figure, HTML):
         formats["text/html"] = figure.data
     else:

@@ -3,8 +3,6 @@
 The models write one after another, in a thread that can be stopped, by their own `generate`.
 """
 
-from __future__ import annotations
-
 import copy
 import html
 import math
@@ -27,7 +25,7 @@ from helpers.prune import prune_model
 
 MOST_TOKENS = 400  # the slider's end
 # by label: sparsity and pattern
-TARGETS: dict[str, tuple[float | None, str]] = {
+TARGETS = {
     f"{percent} %": (percent / 100, "unstructured") for percent in range(20, 95, 10)
 }
 TARGETS |= {"2:4": (None, "2:4"), "4:8": (None, "4:8")}
@@ -192,7 +190,7 @@ class TryIt(ipywidgets.VBox):
         first = next(iter(self.answers.values())).model
 
         def work() -> None:
-            size = sum(parameter.nbytes for parameter in first.parameters())
+            size = first.get_memory_footprint()
             free, _ = ram()
             if device_of(first).type == "cpu" and free < 2 * size:
                 raise OutOfMemory(
@@ -232,7 +230,12 @@ class TryIt(ipywidgets.VBox):
             raise BadParameter(
                 "the prompt is empty: type some words to be continued or answered"
             )
-        text = self._chat_text(prompt) if chat else prompt
+        text = prompt
+        if chat:
+            message = {"role": "user", "content": prompt}
+            text = self.tokenizer.apply_chat_template(
+                [message], tokenize=False, add_generation_prompt=True
+            )
         # a template brings its special tokens
         encoded = self.tokenizer(text, return_tensors="pt", add_special_tokens=not chat)
         ids = encoded["input_ids"]
@@ -240,11 +243,10 @@ class TryIt(ipywidgets.VBox):
         for answer in answers:
             check_length(answer.model, ids.shape[1] + new_tokens)
             answer.show(prompt, "" if chat else prompt)
-        sampling: dict[str, Any] = {"do_sample": False}
+        sampling = {"do_sample": temperature > 0}
         if temperature > 0:
             # from all tokens, even if the model's own settings say otherwise
-            sampling = {"do_sample": True, "temperature": temperature}
-            sampling |= {"top_k": 0, "top_p": 1.0}
+            sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
         for number, answer in enumerate(answers):
             inputs = ids.to(device_of(answer.model))
             streamer = ColumnStreamer(
@@ -268,10 +270,3 @@ class TryIt(ipywidgets.VBox):
                     pad_token_id=self.tokenizer.eos_token_id,
                     **sampling,
                 )
-
-    def _chat_text(self, prompt: str) -> str:
-        """The prompt as a message in the tokenizer's template."""
-        message = {"role": "user", "content": prompt}
-        return self.tokenizer.apply_chat_template(
-            [message], tokenize=False, add_generation_prompt=True
-        )

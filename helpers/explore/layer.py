@@ -1,7 +1,5 @@
 """Explorer of one layer's solve: the curve, the optimum, which outputs are hurt, and the mask."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from helpers.admm import exact_least_squares
@@ -50,7 +48,7 @@ def layer_solve_explorer(
         "iterations": slider("iterations", iterations, 1, 60),
     }
     # the optimum's error by layer, damping and mask: another rho may leave all of these as they are
-    optima: dict[tuple[str, float, str], float] = {}
+    optima = {}
 
     def draw(worker: Worker, *, layer: str, **settings: Any) -> View:
         problem = layers[layer]

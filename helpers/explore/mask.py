@@ -1,7 +1,5 @@
 """Explorer of a gradual mask: go through the iterations and watch which weights are removed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any

@@ -1,7 +1,5 @@
 """A layer's problem, cut down until ADMM solves it as quickly as a slider moves."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helpers.gram import Gram
+from helpers.gram import Gram, relative_error
 from helpers.layer import LayerResult
 from helpers.methods import METHODS
 
@@ -70,8 +68,8 @@ class LayerProblem:
         check() is called after each iteration and may raise to stop. sparsity: of the
         unstructured pattern. settings: of "admm-grad".
         """
-        errors: list[float] = []
-        keeps: list[Tensor] = []
+        errors = []
+        keeps = []
 
         def trace(_iteration: int, weight: Tensor, keep: Tensor) -> None:
             check()
@@ -99,10 +97,8 @@ class LayerProblem:
         return torch.where(self.squared_norms > 0, lost / self.squared_norms, 0.0)
 
     def error(self, new: Tensor) -> float:
-        """The relative error of all outputs together, as `helpers.gram.relative_error`."""
-        total = self.squared_norms.sum().item()
-        lost = self._squared_norms(self.weight - new).sum().item()
-        return lost / total if total > 0 else 0.0
+        """‖XW − XŴ‖² / ‖XW‖², of all outputs together."""
+        return relative_error(self.weight, new, self.gram.matrix)
 
     def _squared_norms(self, rows: Tensor) -> Tensor:
         return (rows @ self.gram.matrix).mul_(rows).sum(1).clamp_(min=0)

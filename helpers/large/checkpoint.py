@@ -7,8 +7,6 @@ uninterrupted call (unless memory ran out in one of them and the batch was halve
 rounding). The index, without which no program takes the shards for a model, is written last.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib
@@ -118,7 +116,7 @@ def prune_checkpoint(
     team = team or Team()
     check_plain(options)
     model, _ = load_streamed(source, revision=revision, device=device, dtype=dtype)
-    reader: WeightReader = state_of(model).reader
+    reader = state_of(model).reader
     request = Request(
         tokens=tokens,
         target=Target(method, sparsity, Pattern.parse(pattern), options),
@@ -262,7 +260,7 @@ class ShardStore(Store):
                 sync_folder(folder.parent)
                 delete_unfinished(folder)
         self.results = team.gather(self._read() if team.rank == 0 else None)[0]
-        self.halved: list[str] = []  # where earlier calls had to halve the batch
+        self.halved = []  # where earlier calls had to halve the batch
         for index, result in enumerate(self.results[:-1]):
             if result is not None:
                 reader.redirect(index, folder / self.names[index])

@@ -4,8 +4,6 @@ Reading opens a file only briefly, so that a checkpoint may be much larger than 
 whole or not at all: a temporary file, synced to disk, then renamed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

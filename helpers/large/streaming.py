@@ -6,8 +6,6 @@ any other. A loop that works block by block keeps a block in memory for as long 
 (`models.weights_in_memory`), and so reads each only once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os
@@ -199,7 +197,7 @@ class WeightReader:
 
         Raises FileError, and NonFinite, naming the tensor.
         """
-        read: list[Slot] = []
+        read = []
         try:
             for slot in self.slots.get(part, []):  # a module may have no weights
                 if slot.tensor is slot.empty:  # else an outer call keeps it in memory

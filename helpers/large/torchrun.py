@@ -20,8 +20,6 @@ run code: use it only in a network where you trust every machine. What the proce
 tensors and JSON.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -90,11 +88,11 @@ class Processes(Team):
         first = {id(gram): name for name, gram in sorted(grams.items(), reverse=True)}
         local = {name: [first[id(gram)], gram.tokens] for name, gram in grams.items()}
         everywhere = self.gather(local)
-        groups: dict[tuple[str, ...], list[str]] = {}
+        groups = {}
         for name in sorted(grams):
             sharing = tuple(each[name][0] for each in everywhere)
             groups.setdefault(sharing, []).append(name)
-        taken: set[int] = set()
+        taken = set()
         for names in groups.values():
             gram = grams[names[0]]
             if id(gram) in taken:  # shared here and not elsewhere

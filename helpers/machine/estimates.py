@@ -3,8 +3,6 @@
 It is counted from the shapes of the model's layers, phase by phase; the largest phase is the peak.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Mapping

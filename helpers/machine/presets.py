@@ -4,8 +4,6 @@ A notebook's defaults run the embedded model on a CPU; a preset replaces them wh
 one. What a notebook takes is estimated (`helpers.machine.estimates`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -101,7 +101,7 @@ def tree_hashes(project: Path) -> dict[str, str]:
 def notebook_hash(path: Path) -> str:
     """The hash of a notebook's computing cells, and of helpers/studies where they import it."""
     cells = [source for source, tags in code_cells(path) if not UNCOUNTED_TAGS & tags]
-    hashes: list[Any] = [code_hash(source) for source in cells]
+    hashes = [code_hash(source) for source in cells]
     if any("helpers.studies" in source for source in cells):
         hashes.append(wing_code("studies", path.parent.parent))
     return hash_of(hashes)
@@ -115,10 +115,10 @@ def equal_hashes(code: str) -> set[str]:
 
     Proofs chain: if A equals B and B equals C, then A equals C.
     """
-    pairs: list[set[str]] = []
+    pairs = []
     for proof in read_proofs():
         pairs += map(set, proof["equal"].values())
-    found: set[str] = set()
+    found = set()
     more = {code}
     while more != found:
         found = more

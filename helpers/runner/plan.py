@@ -101,7 +101,7 @@ def read_plan(plan: str, only: str | None = None) -> list[Run]:
     RunError or BadParameter for a run file that is wrong.
     """
     folder = runs_dir(check_choice("plan", plan, plan_names(), RunError))
-    runs: dict[str, Run] = {}
+    runs = {}
     for path in sorted(folder.rglob("[!.]*.*")):
         where = f"run file {plan}/{path.relative_to(folder).as_posix()}"
         for run in read_run_file(plan, path, where):

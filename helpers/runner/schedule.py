@@ -135,8 +135,8 @@ def execute_runs(
     taken = ended = 0.0
     waiting = sorted(todo, key=place_in_order)
     alone = {run.id for run in todo if any(place_in_order(run)[:2])}
-    active: dict[Future, tuple[Run, float]] = {}  # with time.monotonic() at its start
-    failures: list[tuple[Run, str]] = []
+    active = {}  # future → (run, time.monotonic() at its start)
+    failures = []
 
     def limit(key: str) -> int:
         return 1 if key in alone else slots()

@@ -8,8 +8,6 @@ Hugging Face Hub shows it. There is no file of masks: a weight that is zero was 
 There always is an index of the tensors' files, which some programs take for a list of what to read.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shlex
@@ -145,7 +143,7 @@ def _card(
     if "method" in facts:
         data.tags.append(facts["method"])
     numbers = {}
-    command: list[str] = []
+    command = []
     if record is not None:
         metrics = record["metrics"]
         names = [name for name in CARD_METRICS if name in metrics]

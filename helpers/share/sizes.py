@@ -1,7 +1,5 @@
 """The bytes of a pruned model on disk, in formats that use its zeros and formats that do not."""
 
-from __future__ import annotations
-
 import copy
 from collections import Counter
 
@@ -49,7 +47,7 @@ def storage_report(model: nn.Module) -> pd.DataFrame:
     layers = {}
     for layer in model_layers(model).values():
         layers[layer.weight] = read_weight(layer)
-    sizes: Counter[str] = Counter()
+    sizes = Counter()
     # each parameter once, though a head may be the embedding
     for parameter in model.parameters():
         if parameter in layers:
