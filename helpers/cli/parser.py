@@ -217,7 +217,12 @@ def add_plan(verb: argparse.ArgumentParser, name: str) -> None:
     option = verb.add_argument
     option("--plan", default="laptop", help="folder in runs/ (default: %(default)s)")
     if name != "tables":
-        option("--only", metavar="GLOB", help="runs whose notebook or name matches")
+        option(
+            "--only",
+            default="*",
+            metavar="GLOB",
+            help="runs whose notebook or name matches (default: all)",
+        )
     if name == "accept":
         option(
             "--stale",

@@ -9,11 +9,9 @@ rounding). The index, without which no program takes the shards for a model, is 
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
 import inspect
 import json
-import os
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers.code_hashes import code_hash, core_code, wing_code
+from helpers.code_hashes import code_hash, core_code, hash_of, wing_code
 from helpers.errors import BadParameter, FileError
 from helpers.large.shards import (
     COMPANIONS,
@@ -71,8 +69,8 @@ class CheckpointReport(PruneReport):
 
 
 def prune_checkpoint(
-    source: str | os.PathLike[str],
-    destination: str | os.PathLike[str],
+    source: str | Path,
+    destination: str | Path,
     tokens: Tensor | None = None,
     *,
     method: str,
@@ -133,17 +131,13 @@ def prune_checkpoint(
             weights = [layer.weight for layer in find_layers(reader.blocks[0]).values()]
             advice = "give the dense model, or allow_pruned=True to prune it further"
             check_zeros(f"the weights of the first block of {source}", weights, advice)
-    identity = ""
-    # hashing reads the whole source, for which one process is enough
-    if team.rank == 0:
-        identity = request_hash(reader, request, team.size)
     folder = Path(destination).expanduser().absolute()
-    store = ShardStore(folder, reader, identity, team)
+    store = ShardStore(folder, reader, request, team)
     resumed = sum(result is not None for result in store.results[:-1])
     if None in store.results:
         report = Loop(model, request, store=store, team=team).run()
         store.save_outside(report)
-    if team.rank == 0 and not (store.folder / INDEX).is_file():
+    if team.rank == 0 and not (folder / INDEX).is_file():
         store.complete()
     team.gather(None)  # no process goes on to a model that is not complete
     *blocks, outside = store.results
@@ -153,8 +147,8 @@ def prune_checkpoint(
         layers=[layer_report(row) for result in blocks for row in result["layers"]],
         **outside,
         precision=precision,
-        ignored=list(request.ignored),
-        folder=str(store.folder),
+        ignored=request.ignored,
+        folder=str(folder),
         resumed=resumed,
     )
 
@@ -172,7 +166,7 @@ def check_plain(options: Mapping[str, Any]) -> None:
 
 
 def prune_on_disk(
-    source: str | os.PathLike[str],
+    source: str | Path,
     name: str,
     tokens: Tensor | None = None,
     *,
@@ -200,15 +194,11 @@ def prune_on_disk(
 
 
 def request_hash(reader: WeightReader, request: Request, processes: int) -> str:
-    """sha256 of all that decides the bits of the result: only shards that carry it are kept."""
-    target = request.target
-    tokens = request.tokens
-    solve = get_method(target.method)
+    """Hash of all that decides the bits of the result: only shards that carry it are kept."""
+    solve = get_method(request.target.method)
     calibration = method_code = None
     if solve.needs_calibration:  # else the tokens are never read
-        digest = hashlib.sha256(str(tuple(tokens.shape)).encode())
-        digest.update(tokens.cpu().contiguous().numpy().tobytes())
-        calibration = digest.hexdigest()
+        calibration = hash_of(request.tokens.tolist())
     # a method of the caller's may have no file
     with contextlib.suppress(OSError, TypeError):
         method_code = code_hash(inspect.getsource(inspect.unwrap(solve)))
@@ -216,11 +206,8 @@ def request_hash(reader: WeightReader, request: Request, processes: int) -> str:
         "source": {path.name: sha256_file(path) for path in reader.checkpoint.paths},
         "configuration": sha256_file(reader.checkpoint.folder / "config.json"),
         "calibration": calibration,
-        "method": target.method,
+        "target": dataclasses.asdict(request.target),
         "method_code": method_code,
-        "sparsity": target.sparsity,
-        "pattern": str(target.pattern),
-        "options": target.options,
         "passes": request.passes,
         "precision": request.precision,
         "batch": request.batch,
@@ -231,22 +218,21 @@ def request_hash(reader: WeightReader, request: Request, processes: int) -> str:
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "code": core_code() | wing_code("large"),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return hash_of(parts)
 
 
 class ShardStore(Store):
     """Saves pruned blocks as shards of a checkpoint. Process 0 writes; all know what is written.
 
-    request: the `request_hash` that every shard carries. results: of each block's shard, and at
+    Every shard carries the `request_hash` of the request. results: of each block's shard, and at
     the end of the shard with all that lies outside the blocks; None where there is no shard yet.
     """
 
     def __init__(
-        self, folder: Path, reader: WeightReader, request: str, team: Team
+        self, folder: Path, reader: WeightReader, request: Request, team: Team
     ) -> None:
         self.folder = folder
         self.reader = reader
-        self.request = request
         self.team = team
         self.parts = [*range(len(reader.blocks)), None]  # as the reader calls them
         count = len(self.parts)
@@ -254,12 +240,16 @@ class ShardStore(Store):
             f"model-{number:05d}-of-{count:05d}.safetensors"
             for number in range(1, count + 1)
         ]
+        results = None
         if team.rank == 0:
+            # hashing reads the whole source, for which one process is enough
+            self.hash = request_hash(reader, request, team.size)
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 sync_folder(folder.parent)
                 delete_unfinished(folder)
-        self.results = team.gather(self._read() if team.rank == 0 else None)[0]
+            results = self._read()
+        self.results = team.gather(results)[0]
         self.halved = []  # where earlier calls had to halve the batch
         for index, result in enumerate(self.results[:-1]):
             if result is not None:
@@ -276,7 +266,7 @@ class ShardStore(Store):
             # one that is damaged is written again
             with contextlib.suppress(FileError), reading(path) as file:
                 metadata[path.name] = file.metadata() or {}
-        others = any(each.get("request") != self.request for each in metadata.values())
+        others = any(each.get("request") != self.hash for each in metadata.values())
         if others or (not metadata and any(self.folder.glob("[!.]*"))):
             raise FileError(
                 f"{self.folder} was written by a different run (method, options, text, source, "
@@ -316,7 +306,7 @@ class ShardStore(Store):
         if self.team.rank == 0:
             self._read()  # another call may have begun here meanwhile
             tensors = self.reader.tensors(self.parts[number])
-            metadata = {"request": self.request, "result": json.dumps(result)}
+            metadata = {"request": self.hash, "result": json.dumps(result)}
             write_shard(self.folder / self.names[number], tensors, metadata)
 
     def complete(self) -> None:
@@ -336,4 +326,4 @@ class ShardStore(Store):
 
 def layer_report(row: dict[str, Any]) -> LayerReport:
     """A layer's report from its JSON."""
-    return LayerReport(**{**row, "shape": tuple(row["shape"])})
+    return LayerReport(**row | {"shape": tuple(row["shape"])})

@@ -157,9 +157,7 @@ def write_shard(
     """
     # a name of this process's own, in case a second one writes the same shard
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    on_cpu = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()
-    }
+    on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     try:
         with writing(path):
             save_file(on_cpu, temporary, metadata={"format": "pt", **metadata})

@@ -8,7 +8,6 @@ any other. A loop that works block by block keeps a block in memory for as long 
 
 import contextlib
 import functools
-import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -44,7 +43,7 @@ LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
 def load_streamed(
-    name: str | os.PathLike[str],
+    name: str | Path,
     *,
     revision: str | None = None,
     device: str = "auto",
@@ -102,9 +101,7 @@ def load_streamed(
     return model.eval(), tokenizer
 
 
-def checkpoint_folder(
-    name: str | os.PathLike[str], revision: str | None = None
-) -> Path:
+def checkpoint_folder(name: str | Path, revision: str | None = None) -> Path:
     """The folder of safetensors that a model's name stands for.
 
     A hub model is downloaded once, at one commit, into the hub's own cache: weights as safetensors,

@@ -21,13 +21,22 @@ from helpers.paths import cache_dir, results_dir, root
 
 OLDEST_PYTHON = (3, 11)
 PACKAGES = (
-    *("numpy", "pandas", "psutil", "safetensors", "torch", "transformers"),
-    *("matplotlib", "ipywidgets", "papermill"),
+    "numpy",
+    "pandas",
+    "psutil",
+    "safetensors",
+    "torch",
+    "transformers",
+    "matplotlib",
+    "ipywidgets",
+    "papermill",
 )
 GB = 1e9
 # measured: downloads and the model made from them 0.8 GB, .venv with torch for CPUs 2.2 GB
-CACHE_BYTES, RESULTS_BYTES, SETUP_BYTES = 1 * GB, 0.3 * GB, 2.5 * GB
-RUN_BYTES = 2 * GB  # of RAM, of one run with the embedded model, whose records say 1.9
+CACHE_BYTES = 1e9
+RESULTS_BYTES = 0.3e9
+SETUP_BYTES = 2.5e9
+RUN_BYTES = 2e9  # of RAM, of one run with the embedded model, whose records say 1.9
 PROBE = """
 import importlib, sys
 for name in sys.argv[1:]:
@@ -74,15 +83,18 @@ def check_python() -> Finding:
     version = platform.python_version()
     if sys.version_info[:2] >= OLDEST_PYTHON:
         return Finding("ok", "python", version)
-    advice = "install one and name it: make setup PYTHON=python3.12"
-    return Finding("fix", "python", f"{version}, and 3.11 or newer is needed", advice)
+    text = f"{version}, and 3.11 or newer is needed"
+    return Finding(
+        "fix", "python", text, "install one and name it: make setup PYTHON=python3.12"
+    )
 
 
 def check_packages() -> Finding:
     """Whether the packages are there, and what `pip check` says of them."""
     if missing := missing_packages():
-        text = f"without {', '.join(missing)}"
-        return Finding("fix", "packages", text, "run: make setup")
+        return Finding(
+            "fix", "packages", f"without {', '.join(missing)}", "run: make setup"
+        )
     lines, failure = run(sys.executable, "-m", "pip", "check")
     if not failure:
         return Finding("ok", "packages", "pip finds no conflict")
@@ -135,11 +147,8 @@ def check_disk() -> Iterator[Finding]:
         text = f"{free / GB:.1f} GB free in {folder}"
         elsewhere = f"or {move} a folder on another disk"
         if not (there.is_dir() and os.access(there, os.W_OK)):
-            text, advice = (
-                f"{folder} cannot be written",
-                f"make it writable, {elsewhere}",
-            )
-            yield Finding("fix", "disk", text, advice)
+            text = f"{folder} cannot be written"
+            yield Finding("fix", "disk", text, f"make it writable, {elsewhere}")
         elif free < need:
             text += f", {need / GB:.1f} GB are needed"
             yield Finding("fix", "disk", text, f"make space, {elsewhere}")
@@ -154,11 +163,13 @@ def check_downloads() -> Finding:
     missing = []
     for asset in ASSETS.values():
         folder = cache_dir() / "assets" / f"{asset.package}-{asset.version}"
-        paths = [path for path, _ in asset.members.values()]
-        missing += [path for path in paths if not (folder / path).is_file()]
+        for path, _ in asset.members.values():
+            if not (folder / path).is_file():
+                missing.append(path)
     if not missing:
-        text = "all files there (make assets compares hashes)"
-        return Finding("ok", "downloads", text)
+        return Finding(
+            "ok", "downloads", "all files there (make assets compares hashes)"
+        )
     text = f"not there yet: {', '.join(missing)}"
     advice = "run once with a network: make assets (make reproduce does it too)"
     return Finding("note", "downloads", text, advice)

@@ -4,7 +4,6 @@ It is counted from the shapes of the model's layers, phase by phase; the largest
 """
 
 import contextlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from helpers.options import check_choice
 
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 FLOAT = 4  # bytes of a number of what a solver works in
-# copies of a layer's weight that a method holds at once; the last is that of all other methods
-COPIES = {"wanda": 2.5, "sparsegpt": 2.5, "admm-grad": 4.5}
+# copies of a layer's weight that a method holds at once; else 4.5
+COPIES = {"wanda": 2.5, "sparsegpt": 2.5}
 LONGEST = {"boolq": 1291, "sciq": 600}  # tokens of a task's longest item; else 300
 CHOICE = 150  # tokens of a text whose logits are computed: its choice, and what it is padded to
 ALL_TOKENS = 400_000  # of the longest evaluation text
@@ -34,10 +33,10 @@ class Shape:
     Raises UnsupportedModel for any other model.
     """
 
-    def __init__(self, model: str | os.PathLike[str]) -> None:
+    def __init__(self, model: str | Path) -> None:
         from transformers import AutoConfig, LlamaConfig  # here: it takes seconds
 
-        name = os.fspath(model)
+        name = str(model)
         folder = Path(name).expanduser()
         shapes = Path(__file__).with_name("shapes.yaml").read_text(encoding="utf-8")
         known = yaml.safe_load(shapes)
@@ -79,8 +78,8 @@ class Shape:
         return tokens * (3 * self.ff + 6 * self.width)
 
 
-def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int]:
-    """(bytes on the device, bytes of RAM) of a run's model and work; the same without a GPU.
+def memory_needed(parameters: Mapping[str, Any]) -> tuple[int, int]:
+    """(bytes of a run's model and work on its device, bytes of what it loads through RAM).
 
     What a process takes before it has a model is not counted. A method that is not known here, such
     as one of the user's own, counts as admm-grad, which takes the most.
@@ -112,9 +111,7 @@ def memory_needed(parameters: Mapping[str, Any], *, gpu: bool) -> tuple[int, int
         # a mask, a gradient, Adam's two moments and the best values; a window's logits
         peak += 17 * shape.blocks * shape.block_weights
         peak += 12 * parameters["length"] * shape.vocab
-    if gpu:
-        return peak, model
-    return peak, peak
+    return peak, model
 
 
 def scoring_work(shape: Shape, size: int, parameters: Mapping[str, Any]) -> int:
@@ -162,7 +159,7 @@ def block_work(shape: Shape, size: int, parameters: Mapping[str, Any]) -> int:
     peak = max(held) + shape.activations(length) * size
     for index, (d_in, outputs) in enumerate(shape.inputs):
         layer = FLOAT * max(outputs) * d_in
-        work = COPIES.get(method, COPIES["admm-grad"]) * layer
+        work = COPIES.get(method, 4.5) * layer
         if method != "wanda":  # one more copy of the gram to solve, four to factor it
             work = max(work + grams[index], 4 * grams[index])
         if size != FLOAT:

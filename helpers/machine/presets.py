@@ -59,7 +59,7 @@ def notebook_memory(
 
     Raises what `memory_needed` raises.
     """
-    on_device, in_ram = memory_needed(parameters, gpu=gpu)
+    on_device, in_ram = memory_needed(parameters)
     on_device += EXTRA_BYTES.get(notebook, 0) * Shape(parameters["model"]).parameters
     if gpu:
         return on_device + CUDA_CONTEXT_BYTES, in_ram + CUDA_PROCESS_BYTES

@@ -17,7 +17,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import papermill
@@ -71,9 +70,9 @@ def execute(
             return kernelspec.KernelSpecManager(kernel_dirs=[])
 
         async def start_kernel(self, **options: Any) -> None:
-            self.connection_file = str(Path(folder, "kernel.json"))
+            self.connection_file = f"{folder}/kernel.json"
             environment = os.environ | variables | {"IPYTHONDIR": folder}
-            options |= dict(cwd=str(root()), env=environment, stdout=log, stderr=log)
+            options |= dict(cwd=root(), env=environment, stdout=log, stderr=log)
             await super().start_kernel(**options)
             watched = (self.provisioner.pid, wanted, ended)
             threading.Thread(target=kill_unwanted, args=watched, daemon=True).start()
@@ -131,7 +130,7 @@ def execute_notebook(run: Run, code: dict, kernel: type[AsyncKernelManager]) -> 
     record = read_record(run.record_path)
     recorded = record["parameters"]
     for key, value in run.effective.items():
-        if key not in recorded or recorded[key] != value:
+        if (key, value) not in recorded.items():
             raise RunError(
                 f"the notebook recorded {key} = {recorded.get(key)!r} instead of {value!r}: fix "
                 "the cell that writes its record"

@@ -92,7 +92,7 @@ def plan_names() -> list[str]:
     return sorted(entry.name for entry in runs_dir("").glob("*") if entry.is_dir())
 
 
-def read_plan(plan: str, only: str | None = None) -> list[Run]:
+def read_plan(plan: str, only: str = "*") -> list[Run]:
     """The runs of a plan, ordered by notebook and name with the tables notebook last.
 
     `only` is a pattern such as "04*" or "*wanda*", matched with notebook, name and both.
@@ -113,11 +113,11 @@ def read_plan(plan: str, only: str | None = None) -> list[Run]:
     chosen = []
     for run in runs.values():
         names = (run.notebook, run.name, run.id, f"{run.notebook}/{run.name}")
-        if only is None or fnmatch.filter(names, only):
+        if fnmatch.filter(names, only):
             chosen.append(run)
     if not chosen:
         raise RunError(
-            f"plan {plan} has no run {only or ''}: make plan PLAN={plan} lists them"
+            f"plan {plan} has no run {only}: make plan PLAN={plan} lists them"
         )
     return sorted(
         chosen,
@@ -137,8 +137,8 @@ def read_run_file(plan: str, path: Path, where: str) -> Iterator[Run]:
     notebook = check_choice(f"{where}: notebook", parts[0], notebooks, RunError)
     defaults, types = read_parameters_cell(notebooks_dir() / f"{notebook}.ipynb")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
-        values = dict(values or {})
+        text = path.read_text(encoding="utf-8")
+        values = dict(yaml.load(text, UniqueKeyLoader) or {})
     except (ValueError, TypeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{where} is not 'parameter: value' a line: {reason}") from error

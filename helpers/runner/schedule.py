@@ -30,7 +30,7 @@ USUAL_SECONDS = 60.0  # of a run without a committed record
 STOP_SECONDS = 15.0  # for runs to end after Ctrl-C
 
 
-def run_plan(plan: str, only: str | None, jobs: str, scheduler: str | None) -> None:
+def run_plan(plan: str, only: str, jobs: str, scheduler: str | None) -> None:
     """Execute the runs of a plan that are not done, the tables notebook last.
 
     Records without a run are moved to `results/<plan>/stale/`, or tables would count them.
@@ -48,13 +48,16 @@ def run_plan(plan: str, only: str | None, jobs: str, scheduler: str | None) -> N
             write_line(f"a record without a run file is now {path.replace(moved)}")
         todo = [run for run in runs if not is_done(run)]
         if todo:  # a new record changes what the tables notebook shows
-            tables = [run for run in runs if run.notebook == TABLES_NOTEBOOK]
-            todo += [run for run in tables if run not in todo]
+            todo += [
+                run
+                for run in runs
+                if run.notebook == TABLES_NOTEBOOK and run not in todo
+            ]
         pool = dask_pool(scheduler, marker) if scheduler else local_pool(number, marker)
         with pool as (submit, slots):
             failures = execute_runs(runs, todo, submit, slots, marker)
     for run, error in failures:
-        write_line(f"{run.id}: {error} [{run.failed_path}]", error=True)
+        sys.stderr.write(f"{run.id}: {error} [{run.failed_path}]\n")
     if failures:
         raise RunError(
             f"{len(failures)} failed: the same command repeats what is missing"
@@ -206,8 +209,7 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-def write_line(text: str, *, error: bool = False) -> None:
-    """Write a line to standard output or error, at once."""
-    stream = sys.stderr if error else sys.stdout
-    stream.write(text + "\n")
-    stream.flush()
+def write_line(text: str) -> None:
+    """Write a line to standard output at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

@@ -44,9 +44,9 @@ def storage_report(model: nn.Module) -> pd.DataFrame:
     stored. int8 has a float32 scale for each output.
     """
     check_model(model)
-    layers = {}
-    for layer in model_layers(model).values():
-        layers[layer.weight] = read_weight(layer)
+    layers = {
+        layer.weight: read_weight(layer) for layer in model_layers(model).values()
+    }
     sizes = Counter()
     # each parameter once, though a head may be the embedding
     for parameter in model.parameters():
