@@ -71,7 +71,7 @@ def test_memory_is_that_of_the_committed_records(plan: str) -> None:
     for record in read_records(reference_dir(plan) / "records"):
         notebook, given = record["notebook"], record["parameters"]
         if "method" in given:
-            estimated, _ = notebook_memory(notebook, given, gpu=False)
+            _, estimated = notebook_memory(notebook, given, gpu=False)
             most = 1.6 if notebook[:2] in ("05", "08") else 1.1
             assert 0.9 < estimated / record["peak_memory_bytes"] < most, record["name"]
 

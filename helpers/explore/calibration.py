@@ -61,8 +61,7 @@ def calibration_explorer(
         norms, texts = read(worker, sequence)
         here = norms[block]
         ratios = (here / here.median().clamp(min=1e-30)).tolist()
-        order = here.argsort(descending=True, stable=True)
-        largest = order[:TABLE_ROWS].tolist()
+        largest = here.argsort(descending=True, stable=True)[:TABLE_ROWS].tolist()
         first = largest[0]
         caption = (
             f"Sequence {sequence}, {block_name(block, len(norms))}: the token with the largest "

@@ -24,9 +24,8 @@ from helpers.progress import ProgressBar
 from helpers.report import to_png
 
 STOPPED = "stopped: nothing is lost, start again whenever you like"
-BAR_INTERVAL = (
-    0.05  # seconds between two updates of the bar: the browser has to draw each
-)
+# seconds between two updates of the bar: the browser has to draw each
+BAR_INTERVAL = 0.05
 PATIENCE = 1.0  # seconds that work may go on although a newer request waits
 DPI = 90
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -47,7 +46,7 @@ class Worker(ipywidgets.HBox):
     """
 
     def __init__(self) -> None:
-        self.bar = ipywidgets.IntProgress(min=0, max=1, layout={"width": "240px"})
+        self.bar = ipywidgets.IntProgress(layout={"width": "240px"})
         self.button = ipywidgets.Button(description="Stop", icon="stop")
         # hidden, it keeps its space, so that nothing below moves
         hidden = {"visibility": "hidden"}
@@ -103,9 +102,9 @@ class Worker(ipywidgets.HBox):
             return
         with self._lock:
             self._bar_updated = now
-            self.busy.layout.visibility = "visible"
             self.bar.max = max(1, total)
             self.bar.value = done
+            self.busy.layout.visibility = "visible"
             self.message.value = html.escape(f"{done} of {total}: {name}")
 
     def _run(self) -> None:

@@ -37,8 +37,9 @@ class Answer(ipywidgets.HTML):
     """One model's column: its label, the prompt that it continues, and what it has written."""
 
     def __init__(self, label: str, model: nn.Module) -> None:
-        layout = {"flex": "1 1 280px", "min_width": "0", "margin": "6px 12px 0 0"}
-        super().__init__(layout=layout)
+        super().__init__(
+            layout={"flex": "1 1 280px", "min_width": "0", "margin": "6px 12px 0 0"}
+        )
         self.label = label
         self.model = model
         self.show("", "")
@@ -147,7 +148,7 @@ class TryIt(ipywidgets.VBox):
         chat = ipywidgets.Checkbox(
             description="as a chat message",
             indent=False,
-            disabled=not getattr(tokenizer, "chat_template", None),
+            disabled=not tokenizer.chat_template,
             layout={"width": "auto", "margin": "2px 12px"},
         )
         sliders = {

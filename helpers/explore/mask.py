@@ -24,7 +24,6 @@ HINT = (
 def mask_schedule_explorer(
     problems: Problems,
     *,
-    layer: str | None = None,
     sparsity: float = 0.6,
     mask_steps: int = 15,
 ) -> Explorer:
@@ -37,7 +36,7 @@ def mask_schedule_explorer(
     layers = {name: LayerProblem(name, *problem) for name, problem in problems.items()}
     last = mask_steps + FINAL_ITERATIONS
     controls = {
-        "layer": choice(layers, layer or next(iter(layers)), "layer"),
+        "layer": choice(layers, next(iter(layers)), "layer"),
         "schedule": choice(SCHEDULES, "paper", "schedule"),
         "pattern": choice(["unstructured", "2:4", "4:8"], "unstructured", "pattern"),
         "sparsity": slider("sparsity", sparsity, 0.05, 0.95, step=0.05),

@@ -26,7 +26,6 @@ from helpers.errors import BadParameter, FileError
 from helpers.large.shards import (
     COMPANIONS,
     INDEX,
-    delete_unfinished,
     reading,
     write_index,
     write_shard,
@@ -247,7 +246,9 @@ class ShardStore(Store):
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 sync_folder(folder.parent)
-                delete_unfinished(folder)
+                # what a killed writer has left: our temporary files, and those of safetensors
+                for path in (*folder.glob(".*.tmp"), *folder.glob(".tmp*")):
+                    path.unlink(missing_ok=True)
             results = self._read()
         self.results = team.gather(results)[0]
         self.halved = []  # where earlier calls had to halve the batch
@@ -311,16 +312,16 @@ class ShardStore(Store):
 
     def complete(self) -> None:
         """Add what makes the shards a model: tokenizer, configuration and, last, the index."""
-        reader, source = self.reader, self.reader.checkpoint.folder
-        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        source = self.reader.checkpoint.folder
+        config = json.loads((source / "config.json").read_bytes())
         config.pop("torch_dtype", None)  # its older name
-        config["dtype"] = str(reader.dtype).removeprefix("torch.")
+        config["dtype"] = str(self.reader.dtype).removeprefix("torch.")
         with writing(self.folder):
             for pattern in COMPANIONS:
                 for path in source.glob(pattern):
                     replace_file(self.folder / path.name, path.read_bytes())
-            text = json.dumps(config, indent=2) + "\n"
-            replace_file(self.folder / "config.json", text)
+            text = json.dumps(config, indent=2)
+            replace_file(self.folder / "config.json", f"{text}\n")
             write_index(self.folder)
 
 

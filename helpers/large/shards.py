@@ -55,7 +55,16 @@ class Checkpoint:
             with reading(single) as file:
                 self.files = dict.fromkeys(file.keys(), single)
         elif index.is_file():
-            self.files = self._read_index(index)
+            try:
+                files = json.loads(index.read_bytes())["weight_map"]
+                # only the name: a folder in it could lead out of the model's
+                self.files = {
+                    name: self.folder / Path(file).name for name, file in files.items()
+                }
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise FileError(
+                    f"{index} has no valid weight_map: save the model again"
+                ) from error
         else:
             raise FileError(
                 f"folder {self.folder} holds neither {SINGLE} nor {INDEX}: give a folder that "
@@ -63,16 +72,6 @@ class Checkpoint:
             )
         self.paths = sorted(set(self.files.values()))
         self._stamps = {path: _stamp(path) for path in self.paths}
-
-    def _read_index(self, index: Path) -> dict[str, Path]:
-        try:
-            files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            # only the name: a folder in it could lead out of the model's
-            return {name: self.folder / Path(file).name for name, file in files.items()}
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise FileError(
-                f"{index} has no valid weight_map: save the model again"
-            ) from error
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from the head of its file."""
@@ -170,12 +169,6 @@ def write_shard(
         temporary.unlink(missing_ok=True)  # also after Ctrl-C
 
 
-def delete_unfinished(folder: Path) -> None:
-    """Delete what a killed writer has left: our temporary files, and those of safetensors."""
-    for path in (*folder.glob(".*.tmp"), *folder.glob(".tmp*")):
-        path.unlink(missing_ok=True)
-
-
 def write_index(folder: Path) -> None:
     """Write the index that makes a folder's shards a checkpoint: each tensor's file, and all bytes.
 
@@ -188,8 +181,6 @@ def write_index(folder: Path) -> None:
             for name in file.keys():  # noqa: SIM118
                 files[name] = path.name
                 total += file.get_tensor(name).nbytes  # mapped, and not read
-    index = {
-        "metadata": {"total_size": total},
-        "weight_map": dict(sorted(files.items())),
-    }
-    replace_file(folder / INDEX, json.dumps(index, indent=1) + "\n")
+    index = {"metadata": {"total_size": total}, "weight_map": files}
+    text = json.dumps(index, indent=1, sort_keys=True)
+    replace_file(folder / INDEX, f"{text}\n")

@@ -50,9 +50,9 @@ print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")
 class Finding(NamedTuple):
     """What a check has found, and what to do unless it is good."""
 
-    state: str  # "ok", "note" or "fix"
     subject: str
     text: str
+    state: str = "ok"  # or "note" or "fix"
     advice: str = ""
 
 
@@ -82,10 +82,10 @@ def check_python() -> Finding:
     """Whether the version is new enough."""
     version = platform.python_version()
     if sys.version_info[:2] >= OLDEST_PYTHON:
-        return Finding("ok", "python", version)
+        return Finding("python", version)
     text = f"{version}, and 3.11 or newer is needed"
     return Finding(
-        "fix", "python", text, "install one and name it: make setup PYTHON=python3.12"
+        "python", text, "fix", "install one and name it: make setup PYTHON=python3.12"
     )
 
 
@@ -93,16 +93,16 @@ def check_packages() -> Finding:
     """Whether the packages are there, and what `pip check` says of them."""
     if missing := missing_packages():
         return Finding(
-            "fix", "packages", f"without {', '.join(missing)}", "run: make setup"
+            "packages", f"without {', '.join(missing)}", "fix", "run: make setup"
         )
     lines, failure = run(sys.executable, "-m", "pip", "check")
     if not failure:
-        return Finding("ok", "packages", "pip finds no conflict")
+        return Finding("packages", "pip finds no conflict")
     # only a note: it may be about packages that the project does not use, and `check_device` finds
     # out whether ours load
     text = "; ".join(lines[:3]) or f"pip does not work: {failure}"
     advice = "remove .venv/.installed and run: make setup"
-    return Finding("note", "packages", text, advice)
+    return Finding("packages", text, "note", advice)
 
 
 def check_device() -> Finding:
@@ -114,14 +114,14 @@ def check_device() -> Finding:
         advice = (
             "remove the folder .venv and run: make setup (under load, first try again)"
         )
-        return Finding("fix", "device", text, advice)
+        return Finding("device", text, "fix", advice)
     if gpu := lines[-1]:
-        return Finding("ok", "device", gpu)
+        return Finding("device", gpu)
     if not shutil.which("nvidia-smi"):
-        return Finding("ok", "device", "no GPU: fine, everything runs on the CPU")
+        return Finding("device", "no GPU: fine, everything runs on the CPU")
     text = "nvidia-smi is here, and torch can use no GPU"
     advice = "install a torch for its driver, or update the driver; the CPU is used meanwhile"
-    return Finding("note", "device", text, advice)
+    return Finding("device", text, "note", advice)
 
 
 def check_memory() -> Finding:
@@ -129,9 +129,9 @@ def check_memory() -> Finding:
     free, total = ram()
     text = f"{free / GB:.1f} of {total / GB:.1f} GB free"
     if free >= RUN_BYTES:
-        return Finding("ok", "memory", text)
+        return Finding("memory", text)
     advice = "close other programs, or try PLAN=smoke, which takes less"
-    return Finding("fix", "memory", f"{text}: a run takes about 2 GB", advice)
+    return Finding("memory", f"{text}: a run takes about 2 GB", "fix", advice)
 
 
 def check_disk() -> Iterator[Finding]:
@@ -148,12 +148,12 @@ def check_disk() -> Iterator[Finding]:
         elsewhere = f"or {move} a folder on another disk"
         if not (there.is_dir() and os.access(there, os.W_OK)):
             text = f"{folder} cannot be written"
-            yield Finding("fix", "disk", text, f"make it writable, {elsewhere}")
+            yield Finding("disk", text, "fix", f"make it writable, {elsewhere}")
         elif free < need:
             text += f", {need / GB:.1f} GB are needed"
-            yield Finding("fix", "disk", text, f"make space, {elsewhere}")
+            yield Finding("disk", text, "fix", f"make space, {elsewhere}")
         else:
-            yield Finding("ok", "disk", text)
+            yield Finding("disk", text)
 
 
 def check_downloads() -> Finding:
@@ -167,12 +167,10 @@ def check_downloads() -> Finding:
             if not (folder / path).is_file():
                 missing.append(path)
     if not missing:
-        return Finding(
-            "ok", "downloads", "all files there (make assets compares hashes)"
-        )
+        return Finding("downloads", "all files there (make assets compares hashes)")
     text = f"not there yet: {', '.join(missing)}"
     advice = "run once with a network: make assets (make reproduce does it too)"
-    return Finding("note", "downloads", text, advice)
+    return Finding("downloads", text, "note", advice)
 
 
 def run(*command: str, seconds: float = 30) -> tuple[list[str], str]:

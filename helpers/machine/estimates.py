@@ -14,6 +14,8 @@ from helpers.beyond.recipe import windows_of
 from helpers.errors import UnsupportedModel
 from helpers.options import check_choice
 
+Parameters = Mapping[str, Any]  # of a notebook, by their names
+
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 FLOAT = 4  # bytes of a number of what a solver works in
 # copies of a layer's weight that a method holds at once; else 4.5
@@ -38,8 +40,7 @@ class Shape:
 
         name = str(model)
         folder = Path(name).expanduser()
-        shapes = Path(__file__).with_name("shapes.yaml").read_text(encoding="utf-8")
-        known = yaml.safe_load(shapes)
+        known = yaml.safe_load(Path(__file__).with_name("shapes.yaml").read_bytes())
         config = None
         if name in known:
             config = LlamaConfig(**known[name])
@@ -78,7 +79,7 @@ class Shape:
         return tokens * (3 * self.ff + 6 * self.width)
 
 
-def memory_needed(parameters: Mapping[str, Any]) -> tuple[int, int]:
+def memory_needed(parameters: Parameters) -> tuple[int, int]:
     """(bytes of a run's model and work on its device, bytes of what it loads through RAM).
 
     What a process takes before it has a model is not counted. A method that is not known here, such
@@ -114,7 +115,7 @@ def memory_needed(parameters: Mapping[str, Any]) -> tuple[int, int]:
     return peak, model
 
 
-def scoring_work(shape: Shape, size: int, parameters: Mapping[str, Any]) -> int:
+def scoring_work(shape: Shape, size: int, parameters: Parameters) -> int:
     """Bytes to measure perplexity or to score tasks, without the model."""
     streamed = parameters.get("streamed")
     window = max(parameters.get("window", 0), parameters.get("second_window", 0))
@@ -144,7 +145,7 @@ def scoring_work(shape: Shape, size: int, parameters: Mapping[str, Any]) -> int:
     return waiting + logits + contexts + shape.activations(window) * size
 
 
-def block_work(shape: Shape, size: int, parameters: Mapping[str, Any]) -> int:
+def block_work(shape: Shape, size: int, parameters: Parameters) -> int:
     """Bytes to measure a block's Gram matrices and to solve its layers, the larger of the two."""
     method = parameters.get("method", "admm-grad")
     length = parameters["length"]

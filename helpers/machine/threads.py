@@ -13,8 +13,8 @@ THREAD_VARIABLES = (
 )
 
 
-def cpus() -> list[int]:
-    """The numbers of the cores that this process may use."""
+def cpus() -> int:
+    """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -78,8 +78,11 @@ def fingerprint(run: Run, folder: Path | None = None) -> dict[str, str]:
     method = own_method_file(str(run.effective.get("method", "")))
     if method.is_file():
         parts["own"] = code_hash(method.read_text(encoding="utf-8"))
-    texts = [value for value in run.effective.values() if isinstance(value, str)]
-    files = [root() / text for text in texts if text.endswith((".txt", ".jsonl"))]
+    files = [
+        root() / value
+        for value in run.effective.values()
+        if isinstance(value, str) and value.endswith((".txt", ".jsonl"))
+    ]
     if run.notebook == TABLES_NOTEBOOK:
         records = (folder or run.record_path.parent).glob("*.json")
         files += sorted(p for p in records if not p.name.startswith(run.notebook))
@@ -135,7 +138,7 @@ def read_proofs() -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        proofs = json.loads(path.read_text(encoding="utf-8"))
+        proofs = json.loads(path.read_bytes())
         for proof in proofs:
             proof["equal"].values()
         return proofs

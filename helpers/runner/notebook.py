@@ -10,7 +10,7 @@ A notebook names each parameter once, in its parameters cell:
 import ast
 import copy
 import time
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,7 @@ from helpers.machine import check_memory, choose, prepare_kernel
 from helpers.options import check_choice
 from helpers.paths import notebooks_dir
 from helpers.report import check_type, make_record, write_record
-from helpers.runner.parameters import (
-    NOT_RECORDED,
-    effective_parameters,
-    read_parameters_cell,
-)
+from helpers.runner.parameters import effective_parameters, read_parameters_cell
 
 
 class NotebookRun:
@@ -42,7 +38,7 @@ class NotebookRun:
         self,
         notebook: str,
         namespace: Mapping[str, Any],
-        names: Iterable[str],
+        parameters: Mapping[str, Any],
         needs: pd.DataFrame | None,
     ) -> None:
         self._started = time.perf_counter()
@@ -50,11 +46,7 @@ class NotebookRun:
         self._record_path = namespace["record_path"]
         self.notebook = notebook
         self.needs = needs
-        self.parameters = {
-            name: copy.deepcopy(namespace[name])
-            for name in names
-            if name not in NOT_RECORDED
-        }
+        self.parameters = copy.deepcopy(parameters)
         self.device = pick_device(self.parameters.get("device", "cpu"))
         # the runner names a record <notebook>--<name>.json
         self.name = Path(self._record_path).stem.partition("--")[2]
@@ -132,13 +124,15 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
         check_type(name, namespace[name], types[name])
         if name in injected or namespace[name] != default:
             written[name] = namespace[name]
-    namespace.update(effective_parameters(defaults, written))
-    namespace.update(choose(namespace.get("preset", ""), notebook, namespace, defaults))
+    parameters = effective_parameters(defaults, written)
+    preset = namespace.get("preset", "")
+    parameters |= choose(preset, notebook, parameters, defaults)
+    namespace.update(parameters)
     needs = None
-    if "model" in defaults:
-        words = check_memory(notebook, {name: namespace[name] for name in defaults})
+    if "model" in parameters:
+        words = check_memory(notebook, parameters)
         needs = pd.Series(words, name="this machine").to_frame()
-    return NotebookRun(notebook, namespace, defaults, needs)
+    return NotebookRun(notebook, namespace, parameters, needs)
 
 
 def injected_names(namespace: Mapping[str, Any]) -> set[str]:

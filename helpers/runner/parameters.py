@@ -8,12 +8,13 @@ cell before anything starts.
 import ast
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
 from helpers.errors import RunError
+
+Parameters = dict[str, Any]  # of a notebook, by their names
 
 # by the words of an annotation
 TYPES = {kind.__name__: kind for kind in (int, float, str, bool, dict, list)}
@@ -23,9 +24,7 @@ TYPES["None"] = NoneType
 NOT_RECORDED = ("record_path", "preset")
 
 
-def effective_parameters(
-    defaults: Mapping[str, Any], written: Mapping[str, Any]
-) -> dict[str, Any]:
+def effective_parameters(defaults: Parameters, written: Parameters) -> Parameters:
     """The parameters of a record: the values that were written, and the defaults of the others.
 
     An N:M pattern implies its sparsity. So a pattern that is written replaces a default sparsity,
@@ -46,7 +45,7 @@ def effective_parameters(
 
 def code_cells(path: Path) -> list[tuple[str, set[str]]]:
     """Source and tags of each code cell of a notebook."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    cells = json.loads(path.read_bytes())["cells"]
     return [
         ("".join(cell["source"]), set(cell["metadata"].get("tags", [])))
         for cell in cells
@@ -54,7 +53,7 @@ def code_cells(path: Path) -> list[tuple[str, set[str]]]:
     ]
 
 
-def read_parameters_cell(path: Path) -> tuple[dict[str, Any], dict[str, set[type]]]:
+def read_parameters_cell(path: Path) -> tuple[Parameters, dict[str, set[type]]]:
     """Defaults of a notebook's parameters, and the types that each accepts.
 
     Raises RunError unless there is exactly one `parameters` cell, of literals. A derived value

@@ -70,7 +70,7 @@ def number_of_jobs(jobs: str) -> int:
     Raises RunError for anything else.
     """
     if jobs == "auto":
-        large = len(cpus()) >= 2 and ram()[1] >= MEMORY_FOR_TWO
+        large = cpus() >= 2 and ram()[1] >= MEMORY_FOR_TWO
         return 2 if large and shutil.which("nvidia-smi") is None else 1
     if not jobs.isdecimal() or int(jobs) < 1:
         raise RunError(
@@ -109,7 +109,7 @@ def local_pool(jobs: int, marker: Path) -> Iterator[Any]:
     A thread waits for each kernel. Dask's LocalCluster would do the same in two more processes, and
     needs eight seconds before the first run starts.
     """
-    variables = run_variables(max(1, len(cpus()) // jobs))
+    variables = run_variables(max(1, cpus() // jobs))
 
     def submit(run: Run, code: dict) -> Future:
         return threads.submit(execute, run, code, variables, marker.is_file)

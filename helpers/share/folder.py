@@ -94,7 +94,7 @@ def save_pruned(
 def check_new_folder(folder: str | Path) -> Path:
     """The absolute path of a folder that is new or empty. Raises BadParameter if it is neither."""
     folder = Path(folder).expanduser().resolve()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if folder.is_file() or any(folder.glob("*")):
         raise BadParameter(
             f"{folder} is in use already: give a new folder, or empty this one"
         )
