@@ -29,10 +29,9 @@ PLAN_FUNCTIONS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code. Wrong arguments and --help raise SystemExit."""
-    options = make_parser().parse_args(arguments)
     code = 1
     try:
-        return dispatch(options)
+        return dispatch(make_parser().parse_args(arguments))
     except ModuleNotFoundError as error:
         line = f"{first_line(error)}: run make setup"
     except (HelpersError, OSError) as error:

@@ -69,10 +69,10 @@ def calibration_explorer(
             f"{_number(ratios[first])} times the median norm. More than {FULL_COLOUR} times the "
             f"median: {sum(r > FULL_COLOUR for r in ratios)} of {len(ratios)} tokens."
         )
-        text = text_html(texts, ratios, largest)
-        table = table_html(texts, here.tolist(), ratios, largest)
+        markup = text_html(texts, ratios, largest)
+        markup += table_html(texts, here.tolist(), ratios, largest)
         figure = stream_figure(norms.numpy(), block, largest, sequence=sequence)
-        return View(figure, caption, text + table)
+        return View(figure, caption, markup)
 
     return Explorer(controls, draw, hint=HINT)
 
@@ -104,7 +104,7 @@ def text_html(texts: Sequence[str], ratios: Sequence[float], top: Sequence[int])
         if not text.strip() or "\n" in text:
             visible = text.translate(VISIBLE)
         label = html.escape(visible) or "∅"
-        depth = math.log(max(ratio, 1)) / math.log(FULL_COLOUR)
+        depth = math.log(max(ratio, 1), FULL_COLOUR)
         style = f"background: rgba(230,120,0,{0.55 * min(1, depth):.2f})"
         if position in ranks:
             style += "; font-weight: bold; text-decoration: underline 2px"

@@ -19,7 +19,7 @@ import ipywidgets
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
-from helpers.errors import HelpersError, Stopped
+from helpers.errors import HelpersError, Stopped, first_line
 from helpers.progress import ProgressBar
 from helpers.report import to_png
 
@@ -137,7 +137,7 @@ def error_line(error: Exception) -> str:
     """An error as one line of HTML: red unless the user pressed Stop, read by screen readers."""
     if isinstance(error, Stopped):
         return STOPPED
-    text = html.escape(str(error) or type(error).__name__)
+    text = html.escape(first_line(error))
     return f'<span role="alert" style="{RED}">{text}</span>'
 
 
@@ -269,15 +269,17 @@ def choice(options: Iterable[Any], value: Any, description: str) -> ipywidgets.W
 
 def labelled(description: str, width: str) -> dict[str, Any]:
     """Arguments of a widget whose label is as wide as its text."""
-    layout = {"width": width, "max_width": "98%", "margin": "2px 12px 2px 2px"}
-    style = {"description_width": "initial"}
-    return {"description": description, "style": style, "layout": layout}
+    return {
+        "description": description,
+        "style": {"description_width": "initial"},
+        "layout": {"width": width, "max_width": "98%", "margin": "2px 12px 2px 2px"},
+    }
 
 
 def row(*widgets: ipywidgets.Widget) -> ipywidgets.Box:
     """Widgets side by side, on several lines where the page is narrow."""
     layout = {"flex_flow": "row wrap", "align_items": "center"}
-    return ipywidgets.Box(list(widgets), layout=layout)
+    return ipywidgets.Box(widgets, layout=layout)
 
 
 def progress_bar(title: str, unit: str = "layer") -> ProgressBar:
@@ -296,7 +298,6 @@ def twin(explorer: ipywidgets.Widget, figure: Figure | HTML) -> None:
     if isinstance(figure, HTML):
         formats["text/html"] = figure.data
     else:
-        png = to_png(figure, dpi=DPI)
-        formats["image/png"] = base64.b64encode(png).decode()
+        formats["image/png"] = base64.b64encode(to_png(figure, dpi=DPI)).decode()
     # at once: an output that is updated is drawn again, and the Play button of a second view stops
     display(formats, raw=True)

@@ -5,7 +5,6 @@ The models write one after another, in a thread that can be stopped, by their ow
 
 import copy
 import html
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,7 +102,7 @@ class RefuseNaN(LogitsProcessor):
 
     def __call__(self, _ids: Tensor, logits: Tensor) -> Tensor:
         """The logits (1, vocabulary) as they are."""
-        if not math.isfinite(logits.max()):  # NaN is the largest of any
+        if not logits.max().isfinite():  # NaN is the largest of any
             raise NonFinite(
                 "a model gives NaN or infinity instead of logits: load it as float32, or prune it "
                 "less"
@@ -172,8 +171,9 @@ class TryIt(ipywidgets.VBox):
             description="Prune a copy", icon="scissors"
         )
         self.prune_button.on_click(lambda _button: self.prune())
-        controls = row(self.method, self.target, self.prune_button, self.pruning)
-        self.children += (controls,)
+        self.children += (
+            row(self.method, self.target, self.prune_button, self.pruning),
+        )
 
     def generate(self) -> None:
         """Let the models answer in a thread, as the button does."""
@@ -238,8 +238,9 @@ class TryIt(ipywidgets.VBox):
                 [message], tokenize=False, add_generation_prompt=True
             )
         # a template brings its special tokens
-        encoded = self.tokenizer(text, return_tensors="pt", add_special_tokens=not chat)
-        ids = encoded["input_ids"]
+        ids = self.tokenizer.encode(
+            text, return_tensors="pt", add_special_tokens=not chat
+        )
         answers = list(self.answers.values())
         for answer in answers:
             check_length(answer.model, ids.shape[1] + new_tokens)

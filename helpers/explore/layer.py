@@ -65,9 +65,11 @@ def layer_solve_explorer(
             title += f", damping {used:g} (with less the gram cannot be factored)"
         return _view(problem, solution, optima[key], title)
 
-    lists = row(controls["layer"], controls["schedule"])
-    sliders = row(controls["sparsity"], controls["rho"], controls["iterations"])
-    return Explorer(controls, draw, rows=[lists, sliders], hint=HINT)
+    rows = [
+        row(controls["layer"], controls["schedule"]),
+        row(controls["sparsity"], controls["rho"], controls["iterations"]),
+    ]
+    return Explorer(controls, draw, rows=rows, hint=HINT)
 
 
 def optimal_error(problem: LayerProblem, result: LayerResult) -> float:

@@ -50,9 +50,11 @@ def mask_schedule_explorer(
     ) -> tuple[Solution, Tensor]:
         """The solution, and the one-shot mask of its final sparsity."""
         problem = layers[layer]
-        last = mask_steps + FINAL_ITERATIONS
         solution = problem.solve(
-            check, mask_steps=mask_steps, iterations=last, **settings
+            check,
+            mask_steps=mask_steps,
+            iterations=mask_steps + FINAL_ITERATIONS,
+            **settings,
         )
         settings["schedule"] = "one-shot"
         one_shot = problem.solve(check, iterations=1, **settings)
@@ -114,7 +116,7 @@ def _view(
         group=pattern.m,
         name=title,
     )
-    removed = int((one_shot & ~keep).sum()) / max(1, int(one_shot.sum()))
+    removed = 1 - keep[one_shot].float().mean().item()
     caption = (
         f"Iteration {iteration} of {len(solution.keeps)}: "
         f"{100 * sparsities[iteration - 1]:.1f} % pruned, error "

@@ -14,7 +14,6 @@ import inspect
 import json
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ from helpers.target import Sparsity, Target
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
 
 
-@dataclass
+@dataclasses.dataclass
 class CheckpointReport(PruneReport):
     """A `PruneReport` of the whole model; `seconds`, `parity` and `batch` are of the last call.
 
@@ -132,7 +131,6 @@ def prune_checkpoint(
             check_zeros(f"the weights of the first block of {source}", weights, advice)
     folder = Path(destination).expanduser().absolute()
     store = ShardStore(folder, reader, request, team)
-    resumed = sum(result is not None for result in store.results[:-1])
     if None in store.results:
         report = Loop(model, request, store=store, team=team).run()
         store.save_outside(report)
@@ -148,7 +146,7 @@ def prune_checkpoint(
         precision=precision,
         ignored=request.ignored,
         folder=str(folder),
-        resumed=resumed,
+        resumed=store.resumed,
     )
 
 
@@ -251,10 +249,12 @@ class ShardStore(Store):
                     path.unlink(missing_ok=True)
             results = self._read()
         self.results = team.gather(results)[0]
-        self.halved = []  # where earlier calls had to halve the batch
+        self.resumed = 0  # blocks that earlier calls have pruned
+        self.halved = []  # where they had to halve the batch
         for index, result in enumerate(self.results[:-1]):
             if result is not None:
                 reader.redirect(index, folder / self.names[index])
+                self.resumed += 1
                 self.halved = result["halved"]
 
     def _read(self) -> list[dict[str, Any] | None]:

@@ -83,7 +83,7 @@ class Checkpoint:
         with reading(self.files[name]) as file:
             return file.get_tensor(name)
 
-    def read(self, name: str, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    def read(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
         """One tensor in memory of its own; a floating-point one in `dtype`.
 
         The file is opened again for every few rows: its mapped pages count as this process's
@@ -130,7 +130,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
     if not path.exists():
         return ()
     status = path.stat()
-    return (status.st_size, status.st_mtime_ns, status.st_ino)
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 @contextlib.contextmanager

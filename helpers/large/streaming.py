@@ -262,8 +262,7 @@ def _slots(
                 )
             paths = [name.rpartition(".") for name in names]
             holders = [(model.get_submodule(path), last) for path, _, last in paths]
-            slot = Slot(keys[0], stored[keys[0]], holders, tensor)
-            slots[parts.pop()].append(slot)
+            slots[parts.pop()].append(Slot(keys[0], stored[keys[0]], holders, tensor))
         # else a buffer, which the model computes
         elif keys or isinstance(tensor, nn.Parameter):
             absent.append(names[0])

@@ -97,8 +97,9 @@ def check_memory(notebook: str, parameters: Parameters) -> dict[str, str]:
     free = free_memory()
     words = {"free RAM": f"{gigabytes(free.ram_free)} of {gigabytes(free.ram_total)}"}
     if free.gpu is not None:
-        total = gigabytes(free.gpu_total)
-        words[f"free on {free.gpu}"] = f"{gigabytes(free.gpu_free)} of {total}"
+        words[f"free on {free.gpu}"] = (
+            f"{gigabytes(free.gpu_free)} of {gigabytes(free.gpu_total)}"
+        )
     on_gpu = free.gpu is not None and parameters["device"] != "cpu"
     try:
         on_device, in_ram = notebook_memory(notebook, parameters, gpu=on_gpu)

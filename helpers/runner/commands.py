@@ -147,8 +147,9 @@ def list_runs(plan: str, only: str) -> None:
             line += "  its committed record is of earlier code"
         write_line(line)
     if records:
-        today = len(records) - len(earlier)
-        write_line(f"{today} of {len(records)} committed records are of today's code")
+        write_line(
+            f"{len(records) - len(earlier)} of {len(records)} committed records are of today's code"
+        )
 
 
 # --- records ----------------------------------------------------------------------------------

@@ -74,8 +74,11 @@ def execute(
             environment = os.environ | variables | {"IPYTHONDIR": folder}
             options |= dict(cwd=root(), env=environment, stdout=log, stderr=log)
             await super().start_kernel(**options)
-            watched = (self.provisioner.pid, wanted, ended)
-            threading.Thread(target=kill_unwanted, args=watched, daemon=True).start()
+            threading.Thread(
+                target=kill_unwanted,
+                args=(self.provisioner.pid, wanted, ended),
+                daemon=True,
+            ).start()
 
     # what it has to say is in the error
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
@@ -118,7 +121,7 @@ def execute_notebook(run: Run, code: dict, kernel: type[AsyncKernelManager]) -> 
     for number, cell in enumerate(notebook.cells, start=1):
         if cell.cell_type != "code" or not cell.source.strip():
             continue
-        status = cell.metadata.get("papermill", {}).get("status")
+        status = cell.metadata["papermill"]["status"]
         if cell.execution_count is None or status != "completed":
             raise RunError(
                 f"cell {number} did not run to its end: was there enough memory?"

@@ -75,7 +75,7 @@ def fingerprint(run: Run, folder: Path | None = None) -> dict[str, str]:
     parts = {"core": hash_of(core_code()), "notebook": notebook_hash(run.source_path)}
     if run.effective.get("streamed"):
         parts["large"] = hash_of(wing_code("large"))
-    method = own_method_file(str(run.effective.get("method", "")))
+    method = own_method_file(run.effective.get("method", ""))
     if method.is_file():
         parts["own"] = code_hash(method.read_text(encoding="utf-8"))
     files = [

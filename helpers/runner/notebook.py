@@ -130,8 +130,7 @@ def open_run(notebook: str, namespace: MutableMapping[str, Any]) -> NotebookRun:
     namespace.update(parameters)
     needs = None
     if "model" in parameters:
-        words = check_memory(notebook, parameters)
-        needs = pd.Series(words, name="this machine").to_frame()
+        needs = pd.DataFrame({"this machine": check_memory(notebook, parameters)})
     return NotebookRun(notebook, namespace, parameters, needs)
 
 
@@ -142,14 +141,14 @@ def injected_names(namespace: Mapping[str, Any]) -> set[str]:
     sets into a cell that begins with a comment of its own, and IPython keeps the text of each cell
     that has run in `In`.
     """
-    cells = namespace.get("In", [])
-    injected = [text for text in cells if text.startswith("# Parameters\n")]
+    injected = [
+        text for text in namespace.get("In", []) if text.startswith("# Parameters\n")
+    ]
     if not injected:
         return set()
-    nodes = ast.walk(ast.parse(injected[-1]))  # the last, after a second try
     return {
         node.id
-        for node in nodes
+        for node in ast.walk(ast.parse(injected[-1]))  # the last, after a second try
         if isinstance(node, ast.Name)
         and isinstance(node.ctx, ast.Store)
         and not node.id.startswith("PAPERMILL_")  # of --inject-paths

@@ -31,7 +31,7 @@ def effective_parameters(defaults: Parameters, written: Parameters) -> Parameter
     and a sparsity that is written replaces a default N:M pattern. Where both are written both stay:
     only they can contradict each other.
     """
-    values = {**defaults, **written}
+    values = defaults | written
     for name in NOT_RECORDED:
         values.pop(name, None)
     grouped = values.get("pattern", "unstructured") != "unstructured"
@@ -45,10 +45,9 @@ def effective_parameters(defaults: Parameters, written: Parameters) -> Parameter
 
 def code_cells(path: Path) -> list[tuple[str, set[str]]]:
     """Source and tags of each code cell of a notebook."""
-    cells = json.loads(path.read_bytes())["cells"]
     return [
         ("".join(cell["source"]), set(cell["metadata"].get("tags", [])))
-        for cell in cells
+        for cell in json.loads(path.read_bytes())["cells"]
         if cell["cell_type"] == "code"
     ]
 
@@ -65,7 +64,8 @@ def read_parameters_cell(path: Path) -> tuple[Parameters, dict[str, set[type]]]:
         raise RunError(
             f"notebook {path.name} has {len(cells)} parameters cells: it needs one"
         )
-    defaults, types = {}, {}
+    defaults = {}
+    types = {}
     for statement in ast.parse(cells[0]).body:
         try:
             name, value = read_literal(statement)

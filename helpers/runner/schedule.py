@@ -134,7 +134,7 @@ def execute_runs(
     titles = {run.id: f"[{n}/{len(runs)}] {run.id}" for n, run in enumerate(runs, 1)}
     # expected seconds of each run that has not ended; the sum of those that have, which here took
     # `taken` seconds
-    expected = {run.id: reference_seconds(run) or USUAL_SECONDS for run in todo}
+    expected = {run.id: reference_seconds(run) for run in todo}
     taken = ended = 0.0
     waiting = sorted(todo, key=place_in_order)
     alone = {run.id for run in todo if any(place_in_order(run)[:2])}
@@ -196,12 +196,12 @@ def error_of(future: Future) -> str | None:
     return future.result()
 
 
-def reference_seconds(run: Run) -> float | None:
-    """How long the committed run took, if there is one."""
+def reference_seconds(run: Run) -> float:
+    """How long the committed run took; `USUAL_SECONDS` if there is none."""
     if not run.reference_path.is_file():
-        return None
+        return USUAL_SECONDS
     record = read_record(run.reference_path)
-    return record.get("run_seconds", record.get("seconds"))
+    return record.get("run_seconds", record["seconds"])
 
 
 def format_seconds(seconds: float) -> str:

@@ -76,8 +76,9 @@ def save_pruned(
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         # in the same parent, because a rename works within one file system only
-        scratch = tempfile.TemporaryDirectory(prefix=".saving-", dir=folder.parent)
-        with scratch as parent:
+        with tempfile.TemporaryDirectory(
+            prefix=".saving-", dir=folder.parent
+        ) as parent:
             unfinished = Path(parent, folder.name)
             with no_progress_bars():
                 model.save_pretrained(unfinished)

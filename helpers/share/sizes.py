@@ -21,8 +21,7 @@ def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     The nearest multiples of the scale, which makes the largest of a row 127; zeros stay zeros.
     """
     weight = weight.float()
-    largest = weight.abs().amax(1, keepdim=True)
-    scale = largest.clamp(min=torch.finfo().tiny) / LEVELS
+    scale = weight.abs().amax(1, keepdim=True).clamp(min=torch.finfo().tiny) / LEVELS
     return (weight / scale).round().to(torch.int8), scale
 
 
@@ -56,8 +55,7 @@ def storage_report(model: nn.Module) -> pd.DataFrame:
             parts = dict.fromkeys(FORMATS, [parameter.detach().half().cpu()])
         for kind, tensors in parts.items():
             for tensor in tensors:
-                flat = tensor.contiguous().view(-1)
-                raw = flat.view(torch.uint8).numpy().tobytes()
+                raw = tensor.numpy().tobytes()
                 compressed = pyarrow.compress(raw, codec="zstd", asbytes=True)
                 sizes[kind] += len(raw)
                 sizes[f"{kind}, zstd"] += len(compressed)
