@@ -12,8 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ipywidgets
 from IPython.display import HTML, display
@@ -141,8 +140,7 @@ def error_line(error: Exception) -> str:
     return f'<span role="alert" style="{RED}">{text}</span>'
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """The output of an explorer for one setting of its controls.
 
     caption: the picture in words, plain text, which is also its alternative text.

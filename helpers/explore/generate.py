@@ -41,11 +41,12 @@ class Answer(ipywidgets.HTML):
         )
         self.label = label
         self.model = model
-        self.show("", "")
+        self.prompt = ""
+        self.show("")
 
-    def show(self, prompt: str, text: str) -> None:
+    def show(self, text: str) -> None:
         """Show a text; the prompt that it begins with, if it does, is grey."""
-        grey = prompt if text.startswith(prompt) else ""
+        grey = self.prompt if text.startswith(self.prompt) else ""
         written = text.removeprefix(grey)
         self.value = (
             f'<div style="{COLUMN}"><b>{html.escape(self.label)}</b><div style="{TEXT}">'
@@ -64,7 +65,6 @@ class ColumnStreamer(TextStreamer):
         self,
         tokenizer: Any,
         answer: Answer,
-        prompt: str,
         chat: bool,
         *,
         progress: Progress,
@@ -75,7 +75,6 @@ class ColumnStreamer(TextStreamer):
         # first space
         super().__init__(tokenizer, skip_prompt=chat, skip_special_tokens=True)
         self.answer = answer
-        self.prompt = prompt
         self.text = ""
         self.progress = progress
         self.done = done
@@ -91,7 +90,7 @@ class ColumnStreamer(TextStreamer):
         """Called by `put` and `end` with the text that is new."""
         self.text += text
         # a model that has nothing more to say may fill a screen with empty lines
-        self.answer.show(self.prompt, self.text.rstrip())
+        self.answer.show(self.text.rstrip())
 
 
 class RefuseNaN(LogitsProcessor):
@@ -244,7 +243,8 @@ class TryIt(ipywidgets.VBox):
         answers = list(self.answers.values())
         for answer in answers:
             check_length(answer.model, ids.shape[1] + new_tokens)
-            answer.show(prompt, "" if chat else prompt)
+            answer.prompt = prompt
+            answer.show("" if chat else prompt)
         sampling = {"do_sample": temperature > 0}
         if temperature > 0:
             # from all tokens, even if the model's own settings say otherwise
@@ -254,7 +254,6 @@ class TryIt(ipywidgets.VBox):
             streamer = ColumnStreamer(
                 self.tokenizer,
                 answer,
-                prompt,
                 chat,
                 progress=self.worker.progress,  # Stop: no other model begins
                 done=number * new_tokens,

@@ -1,8 +1,7 @@
 """A layer's problem, cut down until ADMM solves it as quickly as a slider moves."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,8 +24,7 @@ SCHEDULES = [
 ]
 
 
-@dataclass(frozen=True)
-class Solution:
+class Solution(NamedTuple):
     """A layer solved by ADMM, with error and mask after each iteration."""
 
     result: LayerResult

@@ -35,7 +35,7 @@ from helpers.loop import LayerReport, Loop, PruneReport, Request, Store, Team
 from helpers.masks import Pattern
 from helpers.methods import get_method
 from helpers.model_state import set_state, state_of
-from helpers.models import find_layers, model_identity, weights_in_memory
+from helpers.models import find_layers, model_identity
 from helpers.paths import cache_dir, replace_file, sha256_file, sync_folder
 from helpers.progress import Progress, as_progress
 from helpers.prune import check_request, check_zeros, ignored_layers
@@ -125,7 +125,7 @@ def prune_checkpoint(
     check_request(model, request)
     if not allow_pruned:
         # one block says it, and the others are on disk
-        with weights_in_memory(model, 0):
+        with reader.weights_in_memory(0):
             weights = [layer.weight for layer in find_layers(reader.blocks[0]).values()]
             advice = "give the dense model, or allow_pruned=True to prune it further"
             check_zeros(f"the weights of the first block of {source}", weights, advice)

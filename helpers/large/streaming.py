@@ -223,7 +223,7 @@ class WeightReader:
 
     def tensors(self, index: int | None) -> dict[str, Tensor]:
         """The tensors of a part that is in memory, by the model's names."""
-        return {slot.name: slot.tensor.detach() for slot in self.slots[index]}
+        return {slot.name: slot.tensor for slot in self.slots[index]}
 
 
 def _slots(

@@ -31,7 +31,6 @@ PACKAGES = (
     "ipywidgets",
     "papermill",
 )
-GB = 1e9
 # measured: downloads and the model made from them 0.8 GB, .venv with torch for CPUs 2.2 GB
 CACHE_BYTES = 1e9
 RESULTS_BYTES = 0.3e9
@@ -127,7 +126,7 @@ def check_device() -> Finding:
 def check_memory() -> Finding:
     """RAM that is free, of the machine or its container."""
     free, total = ram()
-    text = f"{free / GB:.1f} of {total / GB:.1f} GB free"
+    text = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
     if free >= RUN_BYTES:
         return Finding("memory", text)
     advice = "close other programs, or try PLAN=smoke, which takes less"
@@ -144,13 +143,13 @@ def check_disk() -> Iterator[Finding]:
     ):
         there = next(place for place in (folder, *folder.parents) if place.exists())
         free = shutil.disk_usage(there).free
-        text = f"{free / GB:.1f} GB free in {folder}"
+        text = f"{free / 1e9:.1f} GB free in {folder}"
         elsewhere = f"or {move} a folder on another disk"
         if not (there.is_dir() and os.access(there, os.W_OK)):
             text = f"{folder} cannot be written"
             yield Finding("disk", text, "fix", f"make it writable, {elsewhere}")
         elif free < need:
-            text += f", {need / GB:.1f} GB are needed"
+            text += f", {need / 1e9:.1f} GB are needed"
             yield Finding("disk", text, "fix", f"make space, {elsewhere}")
         else:
             yield Finding("disk", text)

@@ -137,7 +137,7 @@ def execute_runs(
     expected = {run.id: reference_seconds(run) for run in todo}
     taken = ended = 0.0
     waiting = sorted(todo, key=place_in_order)
-    alone = {run.id for run in todo if any(place_in_order(run)[:2])}
+    alone = {run.id for run in todo if run.timed or run.notebook == TABLES_NOTEBOOK}
     active = {}  # future → (run, time.monotonic() at its start)
     failures = []
 

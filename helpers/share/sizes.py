@@ -49,10 +49,10 @@ def storage_report(model: nn.Module) -> pd.DataFrame:
     sizes = Counter()
     # each parameter once, though a head may be the embedding
     for parameter in model.parameters():
+        half = layers.get(parameter, parameter).detach().half().cpu()
+        parts = dict.fromkeys(FORMATS, [half])
         if parameter in layers:
-            parts = _formats(layers[parameter].detach().half().cpu())
-        else:
-            parts = dict.fromkeys(FORMATS, [parameter.detach().half().cpu()])
+            parts = _formats(half)
         for kind, tensors in parts.items():
             for tensor in tensors:
                 raw = tensor.numpy().tobytes()
