@@ -22,7 +22,11 @@ from helpers.machine import check_memory, choose, prepare_kernel
 from helpers.options import check_choice
 from helpers.paths import notebooks_dir
 from helpers.report import check_type, make_record, write_record
-from helpers.runner.parameters import effective_parameters, read_parameters_cell
+from helpers.runner.parameters import (
+    Parameters,
+    effective_parameters,
+    read_parameters_cell,
+)
 
 
 class NotebookRun:
@@ -38,7 +42,7 @@ class NotebookRun:
         self,
         notebook: str,
         namespace: Mapping[str, Any],
-        parameters: Mapping[str, Any],
+        parameters: Parameters,
         needs: pd.DataFrame | None,
     ) -> None:
         self._started = time.perf_counter()
